@@ -1,0 +1,299 @@
+package kernel
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netlink"
+)
+
+// A snapshot is the kernel at one moment, as far as netyard's objects go.
+type snapshot struct {
+	k      *Kernel
+	links  map[string]netlink.Link
+	addrs  map[int][]netlink.Addr
+	routes map[int][]netlink.Route
+	// noTable: a table of the ruleset is not there at all.
+	noTable    bool
+	elements   map[SetName]map[string]string
+	dockerUser []dockerUser
+}
+
+func (k *Kernel) snapshot() (*snapshot, error) {
+	s := &snapshot{k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{}}
+	links, err := retry(k.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		s.links[l.Attrs().Name] = l
+	}
+	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		s.addrs[a.LinkIndex] = append(s.addrs[a.LinkIndex], a)
+	}
+	routes, err := retry(func() ([]netlink.Route, error) { return k.nl.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		s.routes[r.LinkIndex] = append(s.routes[r.LinkIndex], r)
+	}
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	s.elements, s.noTable = k.fw.dumpElements()
+	s.dockerUser, err = k.fw.dockerUserChains()
+	return s, err
+}
+
+// A Stray is something of netyard's in the kernel that nobody wants.
+type Stray struct {
+	Text   string
+	remove func() error
+}
+
+// Remove takes the stray away.
+func (s Stray) Remove() error { return s.remove() }
+
+// A Fault is something that is not as wanted: one of the objects, by its index, or the ruleset itself (-1).
+type Fault struct {
+	Object int
+	Text   string
+}
+
+// Audit compares what is wanted with what is there: faults are wanted things that are missing or different, in words;
+// strays are things of netyard's nobody wants.
+func (k *Kernel) Audit(wanted []Object) (faults []Fault, strays []Stray, err error) {
+	s, err := k.snapshot()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, text := range k.fw.auditRules() {
+		faults = append(faults, Fault{-1, text})
+	}
+	seen := map[string]bool{}
+	for i, o := range wanted {
+		for _, text := range o.check(s) {
+			if !seen[text] { // several networks want the same of the host
+				seen[text] = true
+				faults = append(faults, Fault{i, text})
+			}
+		}
+	}
+	for b := range ownBypasses() {
+		for _, text := range b.check(s) {
+			faults = append(faults, Fault{-1, text})
+		}
+	}
+	return faults, append(s.strayLinks(wanted), s.strayElements(wanted)...), nil
+}
+
+// Has says for each alias of netyard's whether a link carries it.
+func (k *Kernel) Has() (map[string]bool, error) {
+	links, err := retry(k.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	has := map[string]bool{}
+	for _, l := range links {
+		if a := l.Attrs().Alias; strings.HasPrefix(a, AliasPrefix) {
+			has[a] = true
+		}
+	}
+	return has, nil
+}
+
+func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
+	want := map[string]bool{}
+	for _, o := range wanted {
+		switch o := o.(type) {
+		case Bridge:
+			want[o.Name] = true
+		case Veth:
+			want[o.Name], want[o.Peer] = true, true
+		}
+	}
+	for name, l := range s.links {
+		a := l.Attrs()
+		if want[name] || !strings.HasPrefix(a.Alias, AliasPrefix) && !OwnName(name) {
+			continue
+		}
+		strays = append(strays, Stray{Text: "link " + name, remove: func() error {
+			if a.Alias != "" {
+				return s.k.deleteLink(name, a.Alias)
+			}
+			return s.k.deleteLink(name, AliasPrefix)
+		}})
+	}
+	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
+	return strays
+}
+
+func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
+	want := map[SetName]map[string]bool{}
+	for _, o := range wanted {
+		if e, ok := o.(Element); ok {
+			if want[e.Set] == nil {
+				want[e.Set] = map[string]bool{}
+			}
+			want[e.Set][e.key] = true
+		}
+	}
+	for set, keys := range s.elements {
+		if set == foreign {
+			continue // kept by the watcher, from the links
+		}
+		for key := range keys {
+			if !want[set][key] {
+				strays = append(strays, Stray{
+					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key), set),
+					remove: func() error { return s.k.fw.discard(elementID{set, key}) },
+				})
+			}
+		}
+	}
+	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
+	return strays
+}
+
+func showKey(set SetName, key string) string {
+	if set == NAT4 || set == NAT6 {
+		addr, _ := netip.AddrFromSlice([]byte(key))
+		return addr.String()
+	}
+	var names []string
+	for len(key) >= len(ifName("")) {
+		names = append(names, strings.TrimRight(key[:len(ifName(""))], "\x00"))
+		key = key[len(ifName("")):]
+	}
+	return strings.Join(names, " . ")
+}
+
+// discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put in.
+func (f *firewall) discard(id elementID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.want, id)
+	return f.load()
+}
+
+// dumpElements reads every set, as the end of each element by its key; none says that the table, or a set of it, is not there.
+func (f *firewall) dumpElements() (all map[SetName]map[string]string, none bool) {
+	all = map[SetName]map[string]string{}
+	for _, spec := range setSpecs() {
+		set, err := f.conn.GetSetByName(tables()[0], string(spec.name))
+		if err != nil {
+			return all, true
+		}
+		elements, err := f.conn.GetSetElements(set)
+		if err != nil {
+			return all, true
+		}
+		all[spec.name] = pairUp(elements)
+	}
+	return all, false
+}
+
+// pairUp joins the two elements that the kernel makes of an interval.
+func pairUp(elements []nftables.SetElement) map[string]string {
+	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
+		if c := bytes.Compare(a.Key, b.Key); c != 0 {
+			return c
+		}
+		if a.IntervalEnd == b.IntervalEnd {
+			return 0
+		}
+		if a.IntervalEnd { // one interval ends where the next begins
+			return -1
+		}
+		return 1
+	})
+	all := map[string]string{}
+	for i, e := range elements {
+		switch {
+		case e.IntervalEnd:
+		case i+1 < len(elements) && elements[i+1].IntervalEnd:
+			all[string(e.Key)] = string(elements[i+1].Key)
+		default:
+			all[string(e.Key)] = ""
+		}
+	}
+	return all
+}
+
+// dumpRules reads the comments of the rules of each chain of the tables, in order.
+func (f *firewall) dumpRules() map[string][]string {
+	all := map[string][]string{}
+	for _, t := range tables() {
+		chains, err := f.conn.ListChainsOfTableFamily(t.Family)
+		if err != nil {
+			continue
+		}
+		for _, c := range chains {
+			if c.Table.Name != t.Name {
+				continue
+			}
+			rules, err := f.conn.GetRules(t, c)
+			if err != nil {
+				continue
+			}
+			texts := []string{}
+			for _, r := range rules {
+				text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+				texts = append(texts, text)
+			}
+			all[chainKey(t, c.Name)] = texts
+		}
+	}
+	return all
+}
+
+func chainKey(t *nftables.Table, chain string) string {
+	family := "inet"
+	if t.Family == nftables.TableFamilyBridge {
+		family = "bridge"
+	}
+	return family + " " + t.Name + " " + chain
+}
+
+// auditRules compares the rules with the ruleset.
+func (f *firewall) auditRules() (faults []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.loaded {
+		return []string{"the ruleset is not loaded"}
+	}
+	have, ts := f.dumpRules(), tables()
+	for i, chains := range [][]chainSpec{inetChains(f.sets, f.guard), bridgeChains()} {
+		for _, c := range chains {
+			key := chainKey(ts[i], c.name)
+			got, ok := have[key]
+			if !ok {
+				faults = append(faults, "nftables chain "+key+" is missing")
+				continue
+			}
+			var want []string
+			for _, r := range c.rules {
+				want = append(want, r.comment)
+				if !slices.Contains(got, r.comment) {
+					faults = append(faults, fmt.Sprintf("nftables rule %q of chain %s is missing", r.comment, key))
+				}
+			}
+			for _, text := range got {
+				if !slices.Contains(want, text) {
+					faults = append(faults, fmt.Sprintf("nftables rule %q of chain %s is not netyard's", text, key))
+				}
+			}
+		}
+	}
+	return faults
+}

@@ -1,0 +1,212 @@
+package kernel
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	dockerUserChain = "DOCKER-USER"
+	bypassComment   = "netyard"
+)
+
+// A Bypass is a rule in Docker's DOCKER-USER chain that keeps Docker's FORWARD policy DROP off packets of netyard's
+// networks: an accept in a table of our own cannot override it, and with br_netfilter it even cuts what stays on one bridge.
+// What netyard forbids is dropped in its own table all the same. The rules go in front of the chain's final RETURN, so
+// that what the admin put there comes first.
+type Bypass struct {
+	// In and Out are interface names; "" is any, a final + stands for any ending (iptables(8)).
+	In, Out string
+	// Network is whose rule it is; empty for the two that let every bridge of netyard's naming through.
+	Network string
+}
+
+// bypasses that are always there: the bridges netyard names itself.
+func ownBypasses() map[Bypass]bool {
+	return map[Bypass]bool{{In: BridgePrefix + "+"}: true, {Out: BridgePrefix + "+"}: true}
+}
+
+// comment marks the rule as netyard's and says of which network.
+func (b Bypass) comment() string { return strings.TrimSpace(bypassComment + " " + b.Network) }
+
+// String reads like iptables-save.
+func (b Bypass) String() string {
+	s := "rule -A " + dockerUserChain
+	if b.In != "" {
+		s += " -i " + b.In
+	}
+	if b.Out != "" {
+		s += " -o " + b.Out
+	}
+	return s + " -j ACCEPT"
+}
+
+func (b Bypass) ensure(k *Kernel) error {
+	k.fw.mu.Lock()
+	k.fw.bypass[b] = true
+	k.fw.mu.Unlock()
+	k.poke()
+	return k.syncDockerUser()
+}
+
+func (b Bypass) remove(k *Kernel) error {
+	k.fw.mu.Lock()
+	delete(k.fw.bypass, b)
+	k.fw.mu.Unlock()
+	k.poke()
+	return k.syncDockerUser()
+}
+
+func (b Bypass) check(s *snapshot) []string {
+	var faults []string
+	for _, have := range s.dockerUser {
+		if !slices.Contains(have.bypasses, b) {
+			faults = append(faults, fmt.Sprintf("%s (%s) is missing", b, have.family))
+		}
+	}
+	return faults
+}
+
+// syncDockerUser makes the DOCKER-USER chains hold just the rules wanted. Where Docker has made none there is nothing to do:
+// the watcher calls again when it does.
+func (k *Kernel) syncDockerUser() error {
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	chains, err := k.fw.dockerUserChains()
+	if err != nil {
+		return err
+	}
+	for _, c := range chains {
+		if err := k.fw.syncDockerUser(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A dockerUser is one family's DOCKER-USER chain as it is.
+type dockerUser struct {
+	family   string
+	chain    *nftables.Chain
+	rules    []*nftables.Rule
+	bypasses []Bypass // of netyard's, in the order of their rules
+	ours     []*nftables.Rule
+}
+
+func (f *firewall) dockerUserChains() (all []dockerUser, err error) {
+	for _, v := range []struct {
+		family nftables.TableFamily
+		name   string
+	}{{nftables.TableFamilyIPv4, "IPv4"}, {nftables.TableFamilyIPv6, "IPv6"}} {
+		chains, err := f.conn.ListChainsOfTableFamily(v.family)
+		if err != nil {
+			return nil, fmt.Errorf("find chain %s: %w", dockerUserChain, err)
+		}
+		at := slices.IndexFunc(chains, func(c *nftables.Chain) bool { return c.Name == dockerUserChain && c.Table.Name == "filter" })
+		if at < 0 {
+			continue
+		}
+		table, chain := chains[at].Table, chains[at]
+		d := dockerUser{family: v.name, chain: chain}
+		if d.rules, err = f.conn.GetRules(table, chain); err != nil {
+			return nil, fmt.Errorf("list chain %s: %w", dockerUserChain, err)
+		}
+		for _, r := range d.rules {
+			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			if owner, network, _ := strings.Cut(text, " "); owner == bypassComment {
+				b := parseBypass(r.Exprs)
+				b.Network = network
+				d.ours, d.bypasses = append(d.ours, r), append(d.bypasses, b)
+			}
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+func (f *firewall) syncDockerUser(d dockerUser) error {
+	changed := false
+	for i, b := range d.bypasses {
+		if !f.bypass[b] || slices.Contains(d.bypasses[:i], b) {
+			changed = true
+			if err := f.conn.DelRule(d.ours[i]); err != nil {
+				return fmt.Errorf("delete %s: %w", b, err)
+			}
+		}
+	}
+	var before uint64
+	if n := len(d.rules); n > 0 && isReturn(d.rules[n-1]) {
+		before = d.rules[n-1].Handle
+	}
+	for b := range f.bypass {
+		if slices.Contains(d.bypasses, b) {
+			continue
+		}
+		changed = true
+		r := &nftables.Rule{Table: d.chain.Table, Chain: d.chain, Exprs: b.exprs(), UserData: comment(b.comment()), Position: before}
+		if before != 0 {
+			f.conn.InsertRule(r)
+		} else {
+			f.conn.AddRule(r)
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return f.flush("update chain " + dockerUserChain)
+}
+
+// exprs is the rule as iptables-nft writes it, so that iptables can show it.
+func (b Bypass) exprs() []expr.Any {
+	var es []expr.Any
+	for key, name := range map[expr.MetaKey]string{expr.MetaKeyIIFNAME: b.In, expr.MetaKeyOIFNAME: b.Out} {
+		if prefix, wild := strings.CutSuffix(name, "+"); wild {
+			es = append(es, ifNamePrefix(key, prefix)...)
+		} else if name != "" {
+			es = append(es, ifNamePrefix(key, ifName(name))...)
+		}
+	}
+	return append(es, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})
+}
+
+func parseBypass(exprs []expr.Any) (b Bypass) {
+	var key expr.MetaKey
+	for _, e := range exprs {
+		switch e := e.(type) {
+		case *expr.Meta:
+			key = e.Key
+		case *expr.Cmp:
+			name := strings.TrimRight(string(e.Data), "\x00")
+			if len(e.Data) < unix.IFNAMSIZ {
+				name += "+"
+			}
+			switch key {
+			case expr.MetaKeyIIFNAME:
+				b.In = name
+			case expr.MetaKeyOIFNAME:
+				b.Out = name
+			}
+		}
+	}
+	return b
+}
+
+// isReturn says whether a rule is a plain RETURN, the end Docker gives the chain.
+func isReturn(r *nftables.Rule) bool {
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Counter:
+		case *expr.Verdict:
+			return e.Kind == expr.VerdictReturn
+		default:
+			return false
+		}
+	}
+	return false
+}

@@ -1,0 +1,274 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/mdlayher/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// netfilterBuffer holds a batch that loads the ruleset with ten thousands of elements.
+const netfilterBuffer = 8 << 20
+
+// An Element is one element of a set of the ruleset.
+type Element struct {
+	Set  SetName
+	text string
+	// key and end are as the kernel has them; end, behind the last address, is empty but for intervals.
+	key, end string
+}
+
+// InterfaceIn is the element that puts an interface, or a pair of them, into a set.
+func InterfaceIn(set SetName, names ...string) Element {
+	var key strings.Builder
+	for _, n := range names {
+		key.WriteString(ifName(n))
+	}
+	return Element{Set: set, text: strings.Join(names, " . "), key: key.String()}
+}
+
+// SubnetIn is the element that puts the addresses of a subnet into a set.
+func SubnetIn(set SetName, p netip.Prefix) Element {
+	first := p.Masked().Addr()
+	return Element{Set: set, text: p.Masked().String(), key: string(first.AsSlice()), end: string(behind(p))}
+}
+
+// An elementID tells one element from another: those of a set do not overlap, so where one begins is enough.
+type elementID struct {
+	set SetName
+	key string
+}
+
+func (e Element) id() elementID { return elementID{e.Set, e.key} }
+
+// String names the element and its set.
+func (e Element) String() string { return fmt.Sprintf("element { %s } of set %s", e.text, e.Set) }
+
+func (e Element) ensure(k *Kernel) error { return k.fw.add([]Element{e}) }
+func (e Element) remove(k *Kernel) error { return k.fw.remove([]Element{e}) }
+
+func (e Element) check(s *snapshot) []string {
+	if _, ok := s.elements[e.Set][e.key]; ok || s.noTable {
+		return nil // that the table is missing is said once
+	}
+	return []string{e.String() + " is missing"}
+}
+
+// behind is the first address after a prefix's last one; all zeros when there is none, which the kernel takes for the end.
+func behind(p netip.Prefix) []byte {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits() - 1; i >= 0; i-- {
+		bit := byte(1) << (7 - i%8)
+		b[i/8] ^= bit
+		if b[i/8]&bit != 0 {
+			break
+		}
+	}
+	return b
+}
+
+func ifName(n string) string { return n + strings.Repeat("\x00", unix.IFNAMSIZ-len(n)) }
+
+// A firewall keeps the table. It is write-only: what ought to be there is in memory, and the kernel is never asked but to
+// be compared with it.
+type firewall struct {
+	mu     sync.Mutex
+	conn   *nftables.Conn
+	sets   setBook
+	want   map[elementID]Element
+	bypass map[Bypass]bool
+	// loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
+	// replaces the old table by the new in one transaction and no packet sees anything in between.
+	loaded bool
+	// guard: this host forwards only because netyard told it to, so netyard sees to it that it does so for nobody else.
+	guard guards
+}
+
+// guards are the families netyard turned forwarding on for.
+type guards struct{ v4, v6 bool }
+
+func openFirewall(ns netns.NsHandle) (*firewall, error) {
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(ns)), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetReadBuffer(netfilterBuffer), c.SetWriteBuffer(netfilterBuffer))
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	return &firewall{conn: conn, want: map[elementID]Element{}, bypass: ownBypasses()}, nil
+}
+
+func (f *firewall) close() error { return f.conn.CloseLasting() }
+
+// LoadFirewall puts the ruleset and every element wanted so far into the kernel, in one transaction.
+func (k *Kernel) LoadFirewall() error {
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	k.fw.recallGuards()
+	return k.fw.load()
+}
+
+// AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted.
+func (k *Kernel) AdoptFirewall() error {
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	have, _ := k.fw.dumpElements()
+	for set, keys := range have {
+		for key, end := range keys {
+			e := Element{Set: set, text: showKey(set, key), key: key, end: end}
+			k.fw.want[e.id()] = e
+		}
+	}
+	k.fw.recallGuards()
+	return k.fw.load()
+}
+
+// UnloadFirewall takes the tables out of the kernel.
+func (k *Kernel) UnloadFirewall() error {
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	k.fw.loaded = false
+	for _, t := range tables() {
+		k.fw.conn.AddTable(t) // or deleting it would fail where it is not
+		k.fw.conn.DelTable(t)
+	}
+	return k.fw.flush("unload ruleset")
+}
+
+func tables() []*nftables.Table {
+	return []*nftables.Table{
+		{Family: nftables.TableFamilyINet, Name: tableName},
+		{Family: nftables.TableFamilyBridge, Name: tableName},
+	}
+}
+
+// load replaces the tables by new ones, whatever they were.
+func (f *firewall) load() error {
+	ts := tables()
+	for _, t := range ts {
+		f.conn.AddTable(t)
+		f.conn.DelTable(t)
+		f.conn.AddTable(t)
+	}
+	f.sets = setBook{}
+	for i, spec := range setSpecs() {
+		set := &nftables.Set{
+			Table: ts[0], Name: string(spec.name), ID: uint32(i + 1), KeyType: spec.key, //nolint:gosec // a handful
+			Concatenation: spec.concat, Interval: spec.interval,
+		}
+		if !spec.interval {
+			set.KeyByteOrder = binaryutil.NativeEndian // interface names, or nft would show them backwards
+		}
+		if err := f.conn.AddSet(set, nil); err != nil {
+			return fmt.Errorf("declare set %s: %w", spec.name, err)
+		}
+		f.sets[spec.name] = set
+	}
+	if err := f.change(slices.Collect(maps.Values(f.want)), f.conn.SetAddElements); err != nil {
+		return err
+	}
+	f.addChains(ts[0], inetChains(f.sets, f.guard))
+	f.addChains(ts[1], bridgeChains())
+	if err := f.flush("load ruleset"); err != nil {
+		return err
+	}
+	f.loaded = true
+	return nil
+}
+
+func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {
+	for _, spec := range chains {
+		policy := nftables.ChainPolicyAccept
+		c := f.conn.AddChain(&nftables.Chain{
+			Table: t, Name: spec.name, Type: spec.kind, Hooknum: spec.hook, Priority: spec.priority, Policy: &policy,
+		})
+		for _, r := range spec.rules {
+			f.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: r.exprs, UserData: comment(r.comment)})
+		}
+	}
+}
+
+func (f *firewall) flush(act string) error {
+	if err := f.conn.Flush(); err != nil {
+		return fmt.Errorf("%s: %w", act, err)
+	}
+	return nil
+}
+
+// add puts elements into their sets, all or none.
+func (f *firewall) add(elements []Element) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var fresh []Element
+	for _, e := range elements {
+		if _, ok := f.want[e.id()]; !ok {
+			fresh = append(fresh, e)
+			f.want[e.id()] = e
+		}
+	}
+	if !f.loaded || len(fresh) == 0 {
+		return nil
+	}
+	err := f.change(fresh, f.conn.SetAddElements)
+	if err == nil {
+		err = f.flush("add " + fresh[0].String())
+	}
+	if errors.Is(err, unix.ENOENT) { // somebody took the table away
+		err = f.load()
+	}
+	if err != nil {
+		for _, e := range fresh {
+			delete(f.want, e.id())
+		}
+	}
+	return err
+}
+
+// remove takes elements out of their sets.
+func (f *firewall) remove(elements []Element) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var gone []Element
+	for _, e := range elements {
+		if _, ok := f.want[e.id()]; ok {
+			gone = append(gone, e)
+			delete(f.want, e.id())
+		}
+	}
+	if !f.loaded || len(gone) == 0 {
+		return nil
+	}
+	err := f.change(gone, f.conn.SetDeleteElements)
+	if err == nil {
+		err = f.flush("remove " + gone[0].String())
+	}
+	if errors.Is(err, unix.ENOENT) {
+		err = f.load()
+	}
+	return err
+}
+
+// change queues an operation on elements, set by set.
+func (f *firewall) change(elements []Element, op func(*nftables.Set, []nftables.SetElement) error) error {
+	bySet := map[SetName][]nftables.SetElement{}
+	for _, e := range elements {
+		bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key)})
+		if e.end != "" {
+			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.end), IntervalEnd: true})
+		}
+	}
+	for _, set := range slices.Sorted(maps.Keys(bySet)) {
+		if err := op(f.sets[set], bySet[set]); err != nil {
+			return fmt.Errorf("encode elements of set %s: %w", set, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+// Package kernel is the only part of netyard that talks to the Linux kernel's network: links, addresses, routes,
+// sysctls and nftables. What it makes is described by Objects: plain data that can be made, removed and compared
+// with what is there, each idempotently. Everything it makes says in its name or alias whose it is.
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// netlinkTimeout bounds one exchange with the kernel, so that no request of an engine can hang on it for long.
+	netlinkTimeout = 5 * time.Second
+
+	// RouteProtocol marks the routes netyard puts in (rtnetlink(7), rtm_protocol); it is not in iproute2's rt_protos.
+	RouteProtocol = 78
+)
+
+// ErrForeign says that an object of the wanted name is there and belongs to someone else.
+var ErrForeign = errors.New("is not netyard's")
+
+// A Kernel is the network side of one network namespace.
+type Kernel struct {
+	log *slog.Logger
+	nl  *netlink.Handle
+	fw  *firewall
+	// ns is where sysctls are set; closed (-1) when it is the process's own namespace.
+	ns netns.NsHandle
+	// subscribeNS is ns, or the namespace the Kernel was opened in.
+	subscribeNS netns.NsHandle
+	// poked makes the watcher look.
+	poked chan struct{}
+}
+
+// Open returns the Kernel of the namespace the process is in.
+func Open(log *slog.Logger) (*Kernel, error) {
+	ns, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("open own network namespace: %w", err)
+	}
+	return open(log, ns, netns.None())
+}
+
+// OpenAt returns the Kernel of the namespace behind an open descriptor, which the caller keeps.
+func OpenAt(log *slog.Logger, fd int) (*Kernel, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("keep network namespace: %w", err)
+	}
+	return open(log, netns.NsHandle(dup), netns.NsHandle(dup))
+}
+
+func open(log *slog.Logger, ns, sysctls netns.NsHandle) (*Kernel, error) {
+	nl, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	if err := nl.SetSocketTimeout(netlinkTimeout); err != nil {
+		return nil, fmt.Errorf("bound netlink's waits: %w", err)
+	}
+	fw, err := openFirewall(ns)
+	if err != nil {
+		nl.Close()
+		return nil, err
+	}
+	return &Kernel{log: log, nl: nl, fw: fw, ns: sysctls, subscribeNS: ns, poked: make(chan struct{}, 1)}, nil
+}
+
+// Close gives up the sockets; what was made stays.
+func (k *Kernel) Close() error {
+	k.nl.Close()
+	return errors.Join(k.fw.close(), k.subscribeNS.Close())
+}
+
+// An Object is one thing netyard wants to be in the kernel.
+type Object interface {
+	fmt.Stringer
+	// ensure makes the object be there as described.
+	ensure(k *Kernel) error
+	// remove undoes ensure; it never touches what netyard did not make.
+	remove(k *Kernel) error
+	// check says in words what is wrong with the object, nothing when it is as described.
+	check(s *snapshot) []string
+}
+
+// Ensure makes all objects be there, in order. It stops at the first it cannot make.
+func (k *Kernel) Ensure(ctx context.Context, objects ...Object) error {
+	var elements []Element
+	for _, o := range objects {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("make %s: %w", o, err)
+		}
+		if e, ok := o.(Element); ok { // one transaction for all of them, at the end: links come first
+			elements = append(elements, e)
+			continue
+		}
+		if err := o.ensure(k); err != nil {
+			return err
+		}
+	}
+	if len(elements) > 0 {
+		return k.fw.add(elements)
+	}
+	return nil
+}
+
+// Remove undoes Ensure, last object first. It goes on after an error and returns them all.
+func (k *Kernel) Remove(objects ...Object) error {
+	var errs []error
+	var elements []Element
+	for _, o := range objects {
+		if e, ok := o.(Element); ok {
+			elements = append(elements, e)
+		}
+	}
+	if len(elements) > 0 {
+		errs = append(errs, k.fw.remove(elements))
+	}
+	for i := len(objects) - 1; i >= 0; i-- {
+		if _, ok := objects[i].(Element); !ok {
+			errs = append(errs, objects[i].remove(k))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// retry repeats a dump that the kernel says was interrupted by a change (NLM_F_DUMP_INTR).
+func retry[T any](dump func() (T, error)) (v T, err error) {
+	const tries = 10
+	for range tries {
+		if v, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
+			return v, err
+		}
+	}
+	return v, err
+}
+
+// A Sysctl is the wanted value of a setting below /proc/sys. Once set it stays: others may have come to rely on it.
+type Sysctl struct {
+	Path  []string // "net", "ipv4", "ip_forward"
+	Value string
+	// Optional: a kernel without this setting is as good as one where it has the value.
+	Optional bool
+}
+
+func (s Sysctl) file() string { return filepath.Join(append([]string{"/proc/sys"}, s.Path...)...) }
+
+// String names the setting as sysctl(8) does.
+func (s Sysctl) String() string { return "sysctl " + strings.Join(s.Path, ".") + "=" + s.Value }
+
+func (s Sysctl) ensure(k *Kernel) error {
+	got, err := k.readSysctl(s.file())
+	if err == nil && got == s.Value {
+		return nil
+	}
+	if err == nil {
+		err = k.inside(func() error { return os.WriteFile(s.file(), []byte(s.Value), 0o644) })
+	}
+	if errors.Is(err, os.ErrNotExist) && s.Optional {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("set %s: %w", s, err)
+	}
+	return nil
+}
+
+func (Sysctl) remove(*Kernel) error { return nil }
+
+func (s Sysctl) check(snap *snapshot) []string {
+	got, err := snap.k.readSysctl(s.file())
+	if (err != nil && s.Optional) || (err == nil && got == s.Value) {
+		return nil
+	}
+	if err != nil {
+		return []string{fmt.Sprintf("%s: %v", s, err)}
+	}
+	return []string{fmt.Sprintf("%s: it is %s", s, got)}
+}
+
+func (k *Kernel) readSysctl(file string) (string, error) {
+	var raw []byte
+	err := k.inside(func() (err error) {
+		raw, err = os.ReadFile(file)
+		return err
+	})
+	return strings.TrimSpace(string(raw)), err
+}
+
+// inside runs f in the Kernel's namespace. /proc/sys/net shows the namespace of the thread that opens it, so a thread
+// has to move; it is thrown away afterwards, since one that could not move back would be a trap for others.
+func (k *Kernel) inside(f func() error) error {
+	if !k.ns.IsOpen() {
+		return f()
+	}
+	return Inside(int(k.ns), f)
+}
+
+// Inside runs f on a thread inside the network namespace behind fd.
+func Inside(fd int, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := netns.Set(netns.NsHandle(fd)); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

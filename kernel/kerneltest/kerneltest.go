@@ -1,0 +1,142 @@
+// Package kerneltest gives tests a network namespace of their own: a real kernel, empty but for lo, gone with the test.
+package kerneltest
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netns"
+
+	"netyard/kernel"
+)
+
+// A Host is a network namespace and the Kernel of it.
+type Host struct {
+	*kernel.Kernel
+	ns netns.NsHandle
+}
+
+// New makes a namespace. The test has to run as root, or in a user namespace (unshare -rn).
+func New(t testing.TB) *Host {
+	t.Helper()
+	ns := newNS(t)
+	h := &Host{ns: ns}
+	h.Sh(t, "ip link set lo up")
+	h.Reopen(t)
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Errorf("close kernel: %v", err)
+		}
+	})
+	return h
+}
+
+// Reopen gives the namespace a Kernel without memory, as a daemon that starts again has it. The old one is left to its end.
+func (h *Host) Reopen(t testing.TB) {
+	t.Helper()
+	k, err := kernel.OpenAt(slog.New(slog.NewTextHandler(testWriter{t}, nil)), int(h.ns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Kernel != nil {
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.Kernel = k
+}
+
+func newNS(t testing.TB) netns.NsHandle {
+	t.Helper()
+	type result struct {
+		ns  netns.NsHandle
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine, inside the new namespace
+		ns, err := netns.New()
+		done <- result{ns, err}
+	}()
+	r := <-done
+	if r.err != nil {
+		t.Fatalf("make a network namespace (this test needs root): %v", r.err)
+	}
+	t.Cleanup(func() { _ = r.ns.Close() })
+	return r.ns
+}
+
+// Peer makes another namespace joined to this one by a cable: link name on this side, eth0 on the other.
+func (h *Host) Peer(t testing.TB, name string) *Host {
+	t.Helper()
+	p := New(t)
+	h.Sh(t, fmt.Sprintf("ip link add %s type veth peer name eth0 netns /proc/%d/fd/%d && ip link set %s up", name, os.Getpid(), int(p.ns), name))
+	p.Sh(t, "ip link set eth0 up")
+	return p
+}
+
+// Take moves a link of the host into this namespace and calls it eth0, as an engine does with a sandbox's.
+func (h *Host) Take(t testing.TB, from *Host, link string, cmds ...string) {
+	t.Helper()
+	from.Sh(t, fmt.Sprintf("ip link set %s netns /proc/%d/fd/%d", link, os.Getpid(), int(h.ns)))
+	h.Sh(t, "ip link set "+link+" name eth0 && ip link set eth0 up")
+	for _, c := range cmds {
+		h.Sh(t, c)
+	}
+}
+
+// Sh runs a shell command inside and returns what it printed; a failure ends the test.
+func (h *Host) Sh(t testing.TB, cmd string) string {
+	t.Helper()
+	out, err := h.TrySh(cmd)
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+	return out
+}
+
+// TrySh is Sh for commands that may fail.
+func (h *Host) TrySh(cmd string) (string, error) {
+	var out bytes.Buffer
+	err := kernel.Inside(int(h.ns), func() error {
+		c := exec.Command("sh", "-c", cmd)
+		c.Stdout, c.Stderr = &out, &out
+		return c.Run()
+	})
+	return strings.TrimSpace(out.String()), err
+}
+
+// Dump is everything a test could leave behind: links, addresses, routes, rules and nftables, without what changes by itself.
+func (h *Host) Dump(t testing.TB) string {
+	t.Helper()
+	return Normal(h.Sh(t, "ip -d -o link; ip -o addr; ip route show table all; ip -6 route show table all; ip rule; nft list ruleset; bridge fdb show | grep -v permanent || true"))
+}
+
+var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change)_timer\s+\S+|linkdown|tso_max_(size|segs) \d+`)
+
+// Normal drops from a dump what differs between two looks at the same state: numbers of links, counters, timers.
+func Normal(dump string) string {
+	lines := strings.Split(dump, "\n")
+	for i, l := range lines {
+		lines[i] = strings.Join(strings.Fields(volatile.ReplaceAllString(l, "")), " ")
+	}
+	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return l == "" }), "\n")
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", bytes.TrimSpace(p))
+	return len(p), nil
+}
+
+// Do runs f on a thread inside the namespace.
+func (h *Host) Do(f func() error) error { return kernel.Inside(int(h.ns), f) }

@@ -1,0 +1,338 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// AliasPrefix begins the alias of every link netyard makes: netyard:<network>[:<endpoint>].
+	AliasPrefix = "netyard:"
+
+	// The names of links begin like this and go on with the beginning of the network's or endpoint's id.
+	BridgePrefix = "nyb-"
+	VethPrefix   = "nyv-"
+	PeerPrefix   = "nyp-"
+
+	maxName = unix.IFNAMSIZ - 1
+)
+
+// Name is the name of the link of that prefix which belongs to id.
+func Name(prefix, id string) string {
+	if n := maxName - len(prefix); len(id) > n {
+		id = id[:n]
+	}
+	return prefix + id
+}
+
+// Alias is the alias of a link of that network, and of that endpoint if there is one.
+func Alias(network, endpoint string) string {
+	if endpoint == "" {
+		return AliasPrefix + network
+	}
+	return AliasPrefix + network + ":" + endpoint
+}
+
+// ParseAlias takes an alias apart; ok is false when it is not one of netyard's.
+func ParseAlias(alias string) (network, endpoint string, ok bool) {
+	rest, ok := strings.CutPrefix(alias, AliasPrefix)
+	network, endpoint, _ = strings.Cut(rest, ":")
+	return network, endpoint, ok && network != ""
+}
+
+// A Bridge is a bridge of netyard's own.
+type Bridge struct {
+	Name, Alias string
+	MTU         int
+	MAC         net.HardwareAddr // fixed, or it would follow the ports' as they come and go
+	IPv6        bool
+}
+
+// String names the link.
+func (b Bridge) String() string { return "bridge " + b.Name }
+
+func (b Bridge) ensure(k *Kernel) error {
+	link, err := k.link(b.Name)
+	if err != nil {
+		return err
+	}
+	if link != nil && link.Attrs().Alias != b.Alias {
+		return fmt.Errorf("create %s: a link of that name exists and %w", b, ErrForeign)
+	}
+	if link == nil {
+		if link, err = b.create(k); err != nil {
+			return fmt.Errorf("create %s: %w", b, err)
+		}
+	}
+	if err := b.tune(k); err != nil {
+		return err
+	}
+	if a := link.Attrs(); a.MTU != b.MTU {
+		if err := k.nl.LinkSetMTU(link, b.MTU); err != nil {
+			return fmt.Errorf("set MTU %d on %s: %w", b.MTU, b, err)
+		}
+	}
+	if err := k.nl.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", b, err)
+	}
+	return nil
+}
+
+// create makes the link under a name of netyard's, marks it and only then gives it the wanted name: a crash in between
+// leaves nothing that could be taken for somebody else's.
+func (b Bridge) create(k *Kernel) (netlink.Link, error) {
+	_, id, _ := strings.Cut(b.Alias, ":")
+	attrs := netlink.NewLinkAttrs()
+	// Not the MTU: only one that is set later counts as set, and does not follow the ports' (br_change_mtu, net/bridge/br_device.c).
+	attrs.Name, attrs.HardwareAddr = Name(BridgePrefix, id), b.MAC
+	if err := k.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	link, err := k.nl.LinkByName(attrs.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.nl.LinkSetAlias(link, b.Alias); err != nil {
+		return nil, err
+	}
+	if attrs.Name != b.Name {
+		if err := k.nl.LinkSetName(link, b.Name); err != nil {
+			return nil, errors.Join(err, k.nl.LinkDel(link))
+		}
+		return k.nl.LinkByName(b.Name)
+	}
+	return link, nil
+}
+
+// tune sets what has to be so before the bridge is up: containers are not believed when they play the router.
+func (b Bridge) tune(k *Kernel) error {
+	for _, s := range b.sysctls() {
+		if err := s.ensure(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b Bridge) sysctls() []Sysctl {
+	v4 := func(name, value string) Sysctl {
+		return Sysctl{Path: []string{"net", "ipv4", "conf", b.Name, name}, Value: value}
+	}
+	v6 := func(name, value string) Sysctl {
+		return Sysctl{Path: []string{"net", "ipv6", "conf", b.Name, name}, Value: value, Optional: true}
+	}
+	disabled := "1"
+	if b.IPv6 {
+		disabled = "0"
+	}
+	return []Sysctl{
+		v4("accept_redirects", "0"), v4("accept_source_route", "0"),
+		v6("accept_ra", "0"), v6("accept_redirects", "0"), v6("disable_ipv6", disabled),
+	}
+}
+
+func (b Bridge) remove(k *Kernel) error { return k.deleteLink(b.Name, b.Alias) }
+
+func (b Bridge) check(s *snapshot) []string {
+	link := s.links[b.Name]
+	if link == nil {
+		return []string{b.String() + " is missing"}
+	}
+	var faults []string
+	a := link.Attrs()
+	if a.Alias != b.Alias {
+		return []string{fmt.Sprintf("%s %v", b, ErrForeign)}
+	}
+	if a.Flags&net.FlagUp == 0 {
+		faults = append(faults, b.String()+" is down")
+	}
+	if a.MTU != b.MTU {
+		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", b, a.MTU, b.MTU))
+	}
+	for _, sysctl := range b.sysctls() {
+		faults = append(faults, sysctl.check(s)...)
+	}
+	return faults
+}
+
+// A Veth is a pair of which one end is a port of a bridge and the other waits to be moved into a sandbox.
+type Veth struct {
+	Name, Peer, Alias string
+	Master            string
+	MTU               int
+	MAC               net.HardwareAddr // of the peer
+	Isolated          bool             // reaches no other isolated port of the bridge
+}
+
+// String names the end that stays on the host.
+func (v Veth) String() string { return "link " + v.Name }
+
+func (v Veth) ensure(k *Kernel) error {
+	master, err := k.nl.LinkByName(v.Master)
+	if err != nil {
+		return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+	}
+	link, err := k.link(v.Name)
+	if err != nil {
+		return err
+	}
+	if link == nil {
+		if link, err = v.create(k, master.Attrs().Index); err != nil {
+			return fmt.Errorf("create %s: %w", v, err)
+		}
+	}
+	if a := link.Attrs(); a.Alias != v.Alias {
+		if err := k.nl.LinkSetAlias(link, v.Alias); err != nil {
+			return fmt.Errorf("mark %s: %w", v, err)
+		}
+	}
+	if a := link.Attrs(); a.MasterIndex != master.Attrs().Index {
+		if err := k.nl.LinkSetMaster(link, master); err != nil {
+			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+		}
+	}
+	if v.Isolated {
+		if err := k.nl.LinkSetIsolated(link, true); err != nil {
+			return fmt.Errorf("isolate %s: %w", v, err)
+		}
+	}
+	// The port needs no address of its own; without one it neither speaks nor listens to IPv6.
+	if err := v.noIPv6().ensure(k); err != nil {
+		return err
+	}
+	if err := k.nl.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", v, err)
+	}
+	return nil
+}
+
+func (v Veth) create(k *Kernel, master int) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Name, v.MTU, master
+	if len(v.MAC) == 6 {
+		// A bridge takes the lowest address among its ports' for its own: this end's must be none of them.
+		attrs.HardwareAddr = append(net.HardwareAddr{0xfe}, v.MAC[1:]...)
+	}
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU)} //nolint:gosec // an MTU
+	if err := k.nl.LinkAdd(veth); err != nil {
+		return nil, err
+	}
+	return k.nl.LinkByName(v.Name)
+}
+
+func (v Veth) noIPv6() Sysctl {
+	return Sysctl{Path: []string{"net", "ipv6", "conf", v.Name, "disable_ipv6"}, Value: "1", Optional: true}
+}
+
+func (v Veth) remove(k *Kernel) error { return k.deleteLink(v.Name, v.Alias) }
+
+func (v Veth) check(s *snapshot) []string {
+	link := s.links[v.Name]
+	if link == nil {
+		return []string{v.String() + " is missing"}
+	}
+	var faults []string
+	a := link.Attrs()
+	if a.Alias != v.Alias {
+		faults = append(faults, v.String()+" does not carry its alias")
+	}
+	if master := s.links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
+		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))
+	}
+	if a.Flags&net.FlagUp == 0 {
+		faults = append(faults, v.String()+" is down")
+	}
+	if a.MTU != v.MTU {
+		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
+	}
+	if p := a.Protinfo; v.Isolated && p != nil && !p.Isolated {
+		faults = append(faults, v.String()+" is not isolated")
+	}
+	return faults
+}
+
+// A HostBridge is a bridge that belongs to the host's owner: netyard plugs ports into it and changes nothing.
+type HostBridge struct{ Name string }
+
+// String names the link.
+func (b HostBridge) String() string { return "host's bridge " + b.Name }
+
+func (b HostBridge) ensure(k *Kernel) error {
+	link, err := k.link(b.Name)
+	if err != nil {
+		return err
+	}
+	if link == nil {
+		return fmt.Errorf("attach to bridge %s: %w", b.Name, unix.ENODEV)
+	}
+	if link.Type() != "bridge" {
+		return fmt.Errorf("attach to bridge %s: it is a %s", b.Name, link.Type())
+	}
+	return nil
+}
+
+func (HostBridge) remove(*Kernel) error { return nil }
+
+func (b HostBridge) check(s *snapshot) []string {
+	if link := s.links[b.Name]; link == nil || link.Type() != "bridge" {
+		return []string{b.String() + " is missing"}
+	}
+	return nil
+}
+
+// link finds a link by name; nil when there is none.
+func (k *Kernel) link(name string) (netlink.Link, error) {
+	link, err := k.nl.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil //nolint:nilnil // nothing there is an answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find link %s: %w", name, err)
+	}
+	return link, nil
+}
+
+// deleteLink removes a link if it is there and netyard's: it carries the alias, or none yet and a name of netyard's.
+func (k *Kernel) deleteLink(name, alias string) error {
+	link, err := k.link(name)
+	if err != nil || link == nil {
+		return err
+	}
+	if a := link.Attrs().Alias; a != alias && (a != "" || !OwnName(name)) {
+		return nil
+	}
+	if err := k.nl.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete link %s: %w", name, err)
+	}
+	return nil
+}
+
+// OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits.
+func OwnName(name string) bool {
+	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix} {
+		if id, ok := strings.CutPrefix(name, p); ok {
+			return len(name) == maxName && strings.Trim(id, "0123456789abcdef") == ""
+		}
+	}
+	return false
+}
+
+// A LinkInfo is what a mode has to know of a link it did not make.
+type LinkInfo struct {
+	Kind, Alias string
+	MTU         int
+}
+
+// FindLink looks a link up by name; ok is false when there is none.
+func (k *Kernel) FindLink(name string) (info LinkInfo, ok bool, err error) {
+	link, err := k.link(name)
+	if err != nil || link == nil {
+		return LinkInfo{}, false, err
+	}
+	return LinkInfo{Kind: link.Type(), Alias: link.Attrs().Alias, MTU: link.Attrs().MTU}, true, nil
+}

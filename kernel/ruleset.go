@@ -1,0 +1,218 @@
+package kernel
+
+import (
+	"net"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// The ruleset is static: these rules are loaded once, atomically, and never change. What varies are the elements of the
+// sets they look into, so that a packet costs the same whatever the number of networks.
+const (
+	tableName = "netyard"
+
+	guardComment4 = "this host routes IPv4 for containers only"
+	guardComment6 = "this host routes IPv6 for containers only"
+
+	// Bridges has the bridge of each network.
+	Bridges SetName = "bridges"
+	// Internal has those of them that have no way out.
+	Internal SetName = "internal"
+	// Talk has the pairs of bridges that may talk; (b, b) lets the containers of b reach each other.
+	Talk SetName = "talk"
+	// NAT4 and NAT6 have the subnets that leave masqueraded.
+	NAT4 SetName = "nat4"
+	NAT6 SetName = "nat6"
+	// foreign has the bridges of other managers of containers, found by watching the links.
+	foreign SetName = "foreign"
+)
+
+// A SetName is the name of a set of the ruleset.
+type SetName string
+
+// A setSpec is how a set is declared.
+type setSpec struct {
+	name     SetName
+	key      nftables.SetDatatype
+	concat   bool
+	interval bool
+}
+
+func setSpecs() []setSpec {
+	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
+	return []setSpec{
+		{name: Bridges, key: nftables.TypeIFName},
+		{name: Internal, key: nftables.TypeIFName},
+		{name: foreign, key: nftables.TypeIFName},
+		{name: Talk, key: pair, concat: true},
+		{name: NAT4, key: nftables.TypeIPAddr, interval: true},
+		{name: NAT6, key: nftables.TypeIP6Addr, interval: true},
+	}
+}
+
+// A chainSpec is a base chain and its rules.
+type chainSpec struct {
+	name     string
+	kind     nftables.ChainType
+	hook     *nftables.ChainHook
+	priority *nftables.ChainPriority
+	rules    []ruleSpec
+}
+
+// A ruleSpec is one rule; its comment is how people and doctor tell it.
+type ruleSpec struct {
+	comment string
+	exprs   []expr.Any
+}
+
+// inetChains decides about routed packets. An accept here does not override a drop elsewhere, and the other way round:
+// Docker's own FORWARD policy is met in DOCKER-USER (dockeruser.go).
+func inetChains(b setBook, guard guards) []chainSpec {
+	forward := []ruleSpec{
+		{"containers of one network", rule(b.ifPair(Talk), accept())},
+		{"answers", rule(established(), accept())},
+		{"internal networks have no way out", rule(b.iif(Internal, false), drop())},
+		{"nor in", rule(b.oif(Internal, false), drop())},
+		{"networks are apart", rule(b.iif(Bridges, false), b.oif(Bridges, false), drop())},
+		{"and apart from other managers' networks", rule(b.iif(Bridges, false), b.oif(foreign, false), drop())},
+		{"nothing else comes in", rule(b.oif(Bridges, false), drop())},
+	}
+	if guard.v4 {
+		forward = append(forward, ruleSpec{guardComment4, rule(nfproto(unix.NFPROTO_IPV4), b.between(), drop())})
+	}
+	if guard.v6 {
+		forward = append(forward, ruleSpec{guardComment6, rule(nfproto(unix.NFPROTO_IPV6), b.between(), drop())})
+	}
+	return []chainSpec{
+		{
+			name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
+			priority: nftables.ChainPriorityFilter, rules: forward,
+		},
+		{
+			name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
+			priority: nftables.ChainPriorityNATSource, rules: []ruleSpec{
+				{"leave with the host's address", rule(b.saddr4(NAT4), b.oif(Bridges, true), masquerade())},
+				{"leave with the host's address, IPv6", rule(b.saddr6(NAT6), b.oif(Bridges, true), masquerade())},
+			},
+		},
+	}
+}
+
+// bridgeChains decides about frames: a container does not get to play the router for its neighbours or for the host
+// (CVE-2020-13401). The ports are known by the beginning of their names, so this needs no elements at all.
+func bridgeChains() []chainSpec {
+	const (
+		icmp6RouterAdvert, icmp6Redirect = 134, 137 // RFC 4861
+		icmpRedirect                     = 5        // RFC 792
+	)
+	fromPort := ifNamePrefix(expr.MetaKeyIIFNAME, VethPrefix)
+	return []chainSpec{{
+		name: "guard", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
+		priority: nftables.ChainPriorityFilter, rules: []ruleSpec{
+			{"no router advertisements from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMPV6, icmp6RouterAdvert), drop())},
+			{"no IPv6 redirects from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMPV6, icmp6Redirect), drop())},
+			{"no redirects from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
+		},
+	}}
+}
+
+// A setBook finds the sets that rules look into.
+type setBook map[SetName]*nftables.Set
+
+func rule(parts ...[]expr.Any) (all []expr.Any) {
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	return all
+}
+
+func (b setBook) lookup(set SetName, invert bool) expr.Any {
+	return &expr.Lookup{SourceRegister: 1, SetName: b[set].Name, SetID: b[set].ID, Invert: invert}
+}
+
+func (b setBook) iif(set SetName, invert bool) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, b.lookup(set, invert)}
+}
+
+func (b setBook) oif(set SetName, invert bool) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, b.lookup(set, invert)}
+}
+
+// between matches what is forwarded for no container at all, neither netyard's nor another manager's.
+func (b setBook) between() []expr.Any {
+	return rule(b.iif(Bridges, true), b.iif(foreign, true), b.oif(foreign, true))
+}
+
+// ifPair looks up incoming and outgoing interface together: a 16-byte register each, side by side.
+func (b setBook) ifPair(set SetName) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2},
+		b.lookup(set, false),
+	}
+}
+
+func (b setBook) saddr4(set SetName) []expr.Any {
+	const offset = 12 // RFC 791
+	return append(nfproto(unix.NFPROTO_IPV4),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv4len}, b.lookup(set, false))
+}
+
+func (b setBook) saddr6(set SetName) []expr.Any {
+	const offset = 8 // RFC 8200
+	return append(nfproto(unix.NFPROTO_IPV6),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv6len}, b.lookup(set, false))
+}
+
+func nfproto(family byte) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+	}
+}
+
+func icmpType(proto, kind byte) []expr.Any {
+	etherType := []byte{0x08, 0x00}
+	if proto == unix.IPPROTO_ICMPV6 {
+		etherType = []byte{0x86, 0xdd}
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: etherType},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{kind}},
+	}
+}
+
+// ifNamePrefix matches names that begin so: a comparison shorter than the name, as nft and iptables write a wildcard.
+func ifNamePrefix(key expr.MetaKey, prefix string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(prefix)},
+	}
+}
+
+func established() []expr.Any {
+	const zero = "\x00\x00\x00\x00"
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4, Xor: []byte(zero),
+			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte(zero)},
+	}
+}
+
+func accept() []expr.Any     { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
+func drop() []expr.Any       { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
+func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
+
+// comment is the user data that nft and iptables show as a rule's comment.
+func comment(text string) []byte { return userdata.AppendString(nil, userdata.TypeComment, text) }

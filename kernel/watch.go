@@ -1,0 +1,162 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// settle is how long a burst of changes may last before netyard looks at what came of it.
+	settle = 20 * time.Millisecond
+	// sweep is how often it looks without having been told of a change.
+	sweep = time.Minute
+)
+
+// foreignBridge matches the bridges that other managers of containers and machines make: Docker, podman, CNI, nerdctl,
+// libvirt, LXC, LXD and Incus. A bridge of the host's owner, such as br-lan, is not among them.
+var foreignBridge = regexp.MustCompile(`^(docker0|docker_gwbridge|br-[0-9a-f]{12}|(podman|cni|nerdctl|virbr|lxcbr|lxdbr|incusbr)[0-9a-z-]*)$`)
+
+// Watch follows changes of links and of nftables until ctx ends: it keeps the set of other managers' bridges, puts the
+// bypasses into DOCKER-USER when Docker makes that chain, and loads the ruleset anew when somebody took it away.
+func (k *Kernel) Watch(ctx context.Context) error {
+	links := make(chan netlink.LinkUpdate, 64)
+	ns := k.subscribeNS
+	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{
+		Namespace:     &ns,
+		ErrorCallback: func(err error) { k.log.Debug("watch links", "err", err) },
+	})
+	if err != nil {
+		return fmt.Errorf("watch links: %w", err)
+	}
+	tables, err := k.watchTables(ctx)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(sweep)
+	defer tick.Stop()
+	var timer <-chan time.Time
+	k.tidy()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-links:
+			if !ok {
+				links = nil // the subscription ended; the sweep goes on
+			}
+			timer = orSoon(timer)
+		case <-tables:
+			timer = orSoon(timer)
+		case <-k.poked:
+			timer = orSoon(timer)
+		case <-tick.C:
+			k.tidy()
+		case <-timer:
+			timer = nil
+			k.tidy()
+		}
+	}
+}
+
+// poke asks the watcher to look soon.
+func (k *Kernel) poke() {
+	select {
+	case k.poked <- struct{}{}:
+	default:
+	}
+}
+
+func orSoon(timer <-chan time.Time) <-chan time.Time {
+	if timer != nil {
+		return timer
+	}
+	return time.After(settle)
+}
+
+// watchTables tells of every change of nftables. What changed is not of interest: netyard looks for itself.
+func (k *Kernel) watchTables(ctx context.Context) (<-chan struct{}, error) {
+	sock, err := nl.SubscribeAt(k.subscribeNS, k.subscribeNS, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return nil, fmt.Errorf("watch nftables: %w", err)
+	}
+	changed := make(chan struct{}, 1)
+	go func() {
+		<-ctx.Done()
+		sock.Close()
+	}()
+	go func() {
+		for ctx.Err() == nil {
+			// An overrun of the socket's buffer is a change like any other.
+			if _, _, err := sock.Receive(); err != nil && ctx.Err() != nil {
+				return
+			}
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+			time.Sleep(time.Millisecond) // a failing socket must not take a core
+		}
+	}()
+	return changed, nil
+}
+
+// tidy is the watcher's look at the kernel.
+func (k *Kernel) tidy() {
+	for _, f := range []func() error{k.fw.restoreTables, k.syncForeign, k.syncDockerUser, k.syncLegacyDockerUser} {
+		if err := f(); err != nil {
+			k.log.Warn("tidy up the firewall", "err", err)
+		}
+	}
+}
+
+// restoreTables loads the ruleset again when a table of it is gone.
+func (f *firewall) restoreTables() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.loaded {
+		return nil
+	}
+	for _, t := range tables() {
+		found, err := f.conn.ListTableOfFamily(t.Name, t.Family)
+		if err != nil || found == nil {
+			return f.load()
+		}
+	}
+	return nil
+}
+
+// syncForeign makes the set of foreign bridges what the links say.
+func (k *Kernel) syncForeign() error {
+	links, err := retry(k.nl.LinkList)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	have := map[elementID]bool{}
+	var fresh, gone []Element
+	for _, l := range links {
+		if a := l.Attrs(); l.Type() == "bridge" && foreignBridge.MatchString(a.Name) {
+			if _, _, ours := ParseAlias(a.Alias); !ours {
+				e := InterfaceIn(foreign, a.Name)
+				have[e.id()], fresh = true, append(fresh, e)
+			}
+		}
+	}
+	k.fw.mu.Lock()
+	for id, e := range k.fw.want {
+		if e.Set == foreign && !have[id] {
+			gone = append(gone, e)
+		}
+	}
+	k.fw.mu.Unlock()
+	if err := k.fw.remove(gone); err != nil {
+		return err
+	}
+	return k.fw.add(fresh)
+}
+

@@ -1,0 +1,16 @@
+// Package all lists every mode. A new mode is a folder and a line here.
+package all
+
+import (
+	"netyard/modes"
+	"netyard/modes/bridge"
+	"netyard/modes/none"
+)
+
+// Modes is the table of modes by name.
+func Modes() map[string]modes.New {
+	return map[string]modes.New{
+		"bridge": bridge.New,
+		"none":   none.New,
+	}
+}

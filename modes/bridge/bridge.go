@@ -1,0 +1,224 @@
+// Package bridge is the mode of a bridge per network: the host is its gateway, what leaves takes the host's address, and
+// nothing comes in uninvited. On a bridge that belongs to the host's owner it only plugs containers in.
+package bridge
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"netyard/kernel"
+	"netyard/modes"
+)
+
+const (
+	// minIPv6MTU is the least an IPv6 link must carry (RFC 8200, section 5).
+	minIPv6MTU = 1280
+
+	// settledOwner is the key under which it is kept whose the bridge is.
+	settledOwner = "bridge_owner"
+	ownerHost    = "host"
+	settledMTU   = "mtu"
+)
+
+type mode struct{ k *kernel.Kernel }
+
+// New makes the mode.
+func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel}, nil }
+
+func (mode) Check(n modes.Network) error {
+	for _, s := range n.Subnets {
+		if s.Pool.Addr().Is6() && n.OptInt("mtu") < minIPv6MTU {
+			return fmt.Errorf("%w: mtu=%d: IPv6 needs at least %d", modes.ErrOption, n.OptInt("mtu"), minIPv6MTU)
+		}
+		if s.Gateway.IsValid() && !s.Pool.Contains(s.Gateway.Addr()) {
+			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
+		}
+	}
+	if name := n.Opt("bridge"); strings.HasPrefix(name, kernel.VethPrefix) || strings.HasPrefix(name, kernel.PeerPrefix) {
+		return fmt.Errorf("%w: bridge=%s: names that begin with %s or %s are netyard's own", modes.ErrOption, name, kernel.VethPrefix, kernel.PeerPrefix)
+	}
+	return nil
+}
+
+// Settle decides whose the bridge is: one that is there already and is not netyard's stays its owner's for good.
+func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, error) {
+	name := name(n)
+	link, exists, err := m.k.FindLink(name)
+	if err != nil || !exists || link.Alias == kernel.Alias(n.ID, "") {
+		return nil, err
+	}
+	if other, _, ours := kernel.ParseAlias(link.Alias); ours {
+		return nil, fmt.Errorf("%w: bridge=%s: it is the bridge of netyard's network %s", modes.ErrOption, name, modes.Short(other))
+	}
+	if link.Kind != "bridge" {
+		return nil, fmt.Errorf("%w: bridge=%s: that link is not a bridge but a %s", modes.ErrOption, name, link.Kind)
+	}
+	if mtu, given := n.Options["mtu"]; given && n.OptInt("mtu") != link.MTU {
+		return nil, fmt.Errorf("%w: mtu=%s: the host's bridge %s has %d, which netyard does not change", modes.ErrOption, mtu, name, link.MTU)
+	}
+	return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, nil
+}
+
+// mtu is what the links of a network carry. A port with less than a host's bridge has would lower the bridge's.
+func mtu(n modes.Network) int {
+	if i, err := strconv.Atoi(n.Settled[settledMTU]); err == nil {
+		return i
+	}
+	return n.OptInt("mtu")
+}
+
+func hostOwned(n modes.Network) bool { return n.Settled[settledOwner] == ownerHost }
+
+func name(n modes.Network) string {
+	if b := n.Opt("bridge"); b != "" {
+		return b
+	}
+	return kernel.Name(kernel.BridgePrefix, n.ID)
+}
+
+func (m mode) Up(ctx context.Context, n modes.Network) error {
+	if !hostOwned(n) {
+		for _, s := range n.Subnets {
+			link, other, err := m.k.Occupant(s.Pool, name(n))
+			if err != nil {
+				return err
+			}
+			if link != "" && s.Gateway.IsValid() {
+				return fmt.Errorf("subnet %s overlaps %s on the host's link %s", s.Pool, other, link)
+			}
+		}
+	}
+	return m.k.Ensure(ctx, networkObjects(n)...)
+}
+
+func (m mode) Down(_ context.Context, n modes.Network) error { return m.k.Remove(networkObjects(n)...) }
+
+func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
+	if err := m.k.Ensure(ctx, veth(n, e)); err != nil {
+		return modes.Link{}, err
+	}
+	l := modes.Link{
+		SrcName: kernel.Name(kernel.PeerPrefix, e.ID), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: gateways(n, e),
+	}
+	if e.IfName != "" {
+		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
+	}
+	return l, nil
+}
+
+func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
+	return m.k.Remove(veth(n, e))
+}
+
+func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
+	objects := networkObjects(n)
+	for _, e := range es {
+		objects = append(objects, veth(n, e))
+	}
+	return objects
+}
+
+// MAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
+func (mode) MAC(_ modes.Network, e modes.Endpoint) string {
+	for _, a := range e.Addrs {
+		if a.Addr().Is4() {
+			return net.HardwareAddr(append([]byte{0x02, 0x42}, a.Addr().AsSlice()...)).String()
+		}
+	}
+	return localMAC(e.ID).String()
+}
+
+// localMAC is a locally administered unicast address that belongs to an id (IEEE 802, 48-bit).
+func localMAC(id string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(id))
+	return append(net.HardwareAddr{0x02}, sum[:5]...)
+}
+
+// gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has none:
+// the engine would install it.
+func gateways(n modes.Network, e modes.Endpoint) (gws []netip.Addr) {
+	if n.Internal {
+		return nil
+	}
+	for _, a := range e.Addrs {
+		for _, s := range n.Subnets {
+			if s.Pool.Contains(a.Addr()) && s.Gateway.IsValid() {
+				gws = append(gws, s.Gateway.Addr())
+				break
+			}
+		}
+	}
+	return gws
+}
+
+func networkObjects(n modes.Network) []kernel.Object {
+	br := name(n)
+	if hostOwned(n) {
+		return []kernel.Object{kernel.HostBridge{Name: br}, kernel.Bypass{In: br, Out: br, Network: modes.Short(n.ID)}}
+	}
+	var objects []kernel.Object
+	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: localMAC(n.ID)}
+	if !n.Internal {
+		objects = append(objects, forwarding(n)...)
+	}
+	var rest []kernel.Object
+	for _, s := range n.Subnets {
+		v6 := s.Pool.Addr().Is6()
+		bridge.IPv6 = bridge.IPv6 || v6
+		if s.Gateway.IsValid() && (v6 || !n.OptBool("inhibit_ipv4")) {
+			rest = append(rest, kernel.Addr{Link: br, Prefix: s.Gateway})
+		}
+		if nat := natSet(v6); !n.Internal && n.OptBool("masquerade") && s.Pool.Bits() > 0 {
+			rest = append(rest, kernel.SubnetIn(nat, s.Pool))
+		}
+	}
+	objects = append(append(objects, bridge), rest...)
+	if n.Opt("bridge") != "" {
+		objects = append(objects, kernel.Bypass{In: br, Network: modes.Short(n.ID)}, kernel.Bypass{Out: br, Network: modes.Short(n.ID)})
+	}
+	objects = append(objects, kernel.InterfaceIn(kernel.Bridges, br))
+	if n.Internal {
+		objects = append(objects, kernel.InterfaceIn(kernel.Internal, br))
+	}
+	if n.OptBool("icc") {
+		objects = append(objects, kernel.InterfaceIn(kernel.Talk, br, br))
+	}
+	return objects
+}
+
+func natSet(v6 bool) kernel.SetName {
+	if v6 {
+		return kernel.NAT6
+	}
+	return kernel.NAT4
+}
+
+func forwarding(n modes.Network) (objects []kernel.Object) {
+	var v4, v6 bool
+	for _, s := range n.Subnets {
+		v4, v6 = v4 || s.Pool.Addr().Is4(), v6 || s.Pool.Addr().Is6()
+	}
+	if v4 {
+		objects = append(objects, kernel.Forwarding{})
+	}
+	if v6 {
+		objects = append(objects, kernel.Forwarding{IPv6: true})
+	}
+	return objects
+}
+
+func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil {
+		mac = localMAC(e.ID)
+	}
+	return kernel.Veth{
+		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID),
+		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"),
+	}
+}

@@ -1,0 +1,162 @@
+// Package modes says what a network mode is: the contract, the desired state it acts on, and the table of options.
+// Each mode lives in a folder of its own.
+package modes
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"netyard/kernel"
+)
+
+// A Network is the desired state of one network. It is what the store keeps.
+type Network struct {
+	ID   string
+	Name string `json:",omitempty"` // as the engine calls it; known only after the engine was asked
+	Mode string
+	// Subnets are in the order the engine gave them.
+	Subnets  []Subnet          `json:",omitempty"`
+	Options  map[string]string `json:",omitempty"` // canonical names, see Resolve
+	// Settled is what the mode decided when the network was created, see Settler.
+	Settled  map[string]string `json:",omitempty"`
+	Internal bool              `json:",omitempty"` // no way out
+	IPv6     bool              `json:",omitempty"`
+	Phase    Phase
+	Created  time.Time
+}
+
+// A Subnet is one address range of a network. Gateway is the host's own address in it; invalid when there is none.
+type Subnet struct {
+	Pool    netip.Prefix
+	Gateway netip.Prefix            `json:",omitzero"`
+	Aux     map[string]netip.Prefix `json:",omitempty"`
+	Space   string                  `json:",omitempty"` // the IPAM's address space
+}
+
+// An Endpoint is the desired state of one sandbox's place in a network.
+type Endpoint struct {
+	ID        string
+	NetworkID string
+	// Sandbox is the path of the sandbox's network namespace; empty until the endpoint is joined.
+	Sandbox string            `json:",omitempty"`
+	Addrs   []netip.Prefix    `json:",omitempty"`
+	MAC     string            `json:",omitempty"`
+	Options map[string]string `json:",omitempty"` // canonical names
+	IfName  string            `json:",omitempty"` // the name asked for inside the sandbox
+	Phase   Phase
+	Created time.Time
+	Joined  time.Time `json:",omitzero"`
+	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
+	BootID string `json:",omitempty"`
+	// Container is who the endpoint belongs to, found out in the background.
+	Container Container `json:",omitzero"`
+}
+
+// A Container is the owner of an endpoint as its engine knows it.
+type Container struct {
+	Engine string `json:",omitempty"`
+	ID     string `json:",omitempty"`
+	Name   string `json:",omitempty"`
+	Image  string `json:",omitempty"`
+	PID    int    `json:",omitempty"`
+}
+
+// A Phase says how far a change got; Restore settles those that are not Ready.
+type Phase uint8
+
+// The phases, in the order a record goes through them.
+const (
+	Pending  Phase = iota // recorded; the kernel may or may not match
+	Ready                 // the caller may have been told that it exists
+	Deleting              // the caller will be told that it is gone
+)
+
+// String is how a phase reads in tables and logs.
+func (p Phase) String() string {
+	switch p {
+	case Pending:
+		return "pending"
+	case Ready:
+		return "ready"
+	case Deleting:
+		return "deleting"
+	}
+	return "unknown"
+}
+
+// A Link says what must be done inside the sandbox. The zero Link: nothing.
+type Link struct {
+	SrcName   string // the interface to move in; empty when there is none
+	DstPrefix string // its name inside is this and a number
+	DstName   string // its whole name inside, for engines that can
+	MTU       int
+	Gateways  []netip.Addr
+	Routes    []Route
+}
+
+// A Route is one static route inside the sandbox; an invalid Via means that Dst is on the link.
+type Route struct {
+	Dst netip.Prefix
+	Via netip.Addr
+}
+
+// Mode makes the host match desired state. Check and Objects are pure. The rest are idempotent:
+// twice is once, and undoing what is not there is not an error.
+type Mode interface {
+	// Check refuses a network this mode cannot be; the error names the option or field.
+	Check(n Network) error
+	Up(ctx context.Context, n Network) error
+	Down(ctx context.Context, n Network) error
+	Attach(ctx context.Context, n Network, e Endpoint) (Link, error)
+	Detach(ctx context.Context, n Network, e Endpoint) error
+	// Objects lists what Up and the Attaches of es leave in the kernel: doctor and gc compare it with what is there.
+	Objects(n Network, es []Endpoint) []kernel.Object
+}
+
+// A Settler is a Mode that decides something once, by what the host is like when a network is created; the decision goes
+// into Settled and stays, whatever the host is like later.
+type Settler interface {
+	Settle(ctx context.Context, n Network) (map[string]string, error)
+}
+
+// A MACer is a Mode whose links have a hardware address of their own.
+type MACer interface {
+	// MAC is the address of an endpoint for which none was asked.
+	MAC(n Network, e Endpoint) string
+}
+
+// A Runner is a Mode with work of its own to do, such as watching peers.
+type Runner interface {
+	Run(ctx context.Context) error
+}
+
+// Env is what a mode is given.
+type Env struct {
+	Log    *slog.Logger
+	Kernel *kernel.Kernel
+}
+
+// New makes a Mode.
+type New func(Env) (Mode, error)
+
+// Equal says whether two requests for a network ask for the same thing, whatever became of them since.
+func (n Network) Equal(m Network) bool {
+	return n.ID == m.ID && n.Mode == m.Mode && n.Internal == m.Internal && n.IPv6 == m.IPv6 &&
+		maps.Equal(n.Options, m.Options) &&
+		slices.EqualFunc(n.Subnets, m.Subnets, func(a, b Subnet) bool {
+			return a.Pool == b.Pool && a.Gateway == b.Gateway && maps.Equal(a.Aux, b.Aux)
+		})
+}
+
+// Short is the beginning of an id, as people see it and as names of kernel objects carry it.
+func Short(id string) string {
+	const n = 12
+	if len(id) > n {
+		return id[:n]
+	}
+	return id
+}

@@ -1,0 +1,104 @@
+// Package modetest is the contract of a mode as one test that every mode passes.
+package modetest
+
+import (
+	"log/slog"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+)
+
+// A Case is one network and an endpoint of it, in a mode.
+type Case struct {
+	New      modes.New
+	Network  modes.Network
+	Endpoint modes.Endpoint
+	// Setup prepares the host; nil for nothing.
+	Setup func(t *testing.T, h *kerneltest.Host)
+}
+
+// Run checks the contract on a kernel of its own.
+func Run(t *testing.T, c Case) {
+	t.Helper()
+	h := kerneltest.New(t)
+	// What stays for good when a network first needs it is not the mode's to take back.
+	h.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+	if c.Setup != nil {
+		c.Setup(t, h)
+	}
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := c.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: h.Kernel})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, e := c.Network, c.Endpoint
+	before := h.Dump(t)
+	must(t, "Check", m.Check(n))
+	if s, ok := m.(modes.Settler); ok {
+		n.Settled, err = s.Settle(t.Context(), n)
+		must(t, "Settle", err)
+	}
+	same(t, "Check and Settle touched the kernel", before, h.Dump(t))
+
+	must(t, "Detach of what is not there", m.Detach(t.Context(), n, e))
+	must(t, "Down of what is not there", m.Down(t.Context(), n))
+	same(t, "undoing what is not there changed something", before, h.Dump(t))
+
+	must(t, "Up", m.Up(t.Context(), n))
+	up := h.Dump(t)
+	audit(t, h, m, n)
+	must(t, "Up again", m.Up(t.Context(), n))
+	same(t, "Up twice is not once", up, h.Dump(t))
+
+	link, err := m.Attach(t.Context(), n, e)
+	must(t, "Attach", err)
+	attached := h.Dump(t)
+	audit(t, h, m, n, e)
+	again, err := m.Attach(t.Context(), n, e)
+	must(t, "Attach again", err)
+	if d := cmp.Diff(link, again, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
+		t.Errorf("Attach twice gives two links:\n%s", d)
+	}
+	same(t, "Attach twice is not once", attached, h.Dump(t))
+
+	must(t, "Detach", m.Detach(t.Context(), n, e))
+	must(t, "Detach again", m.Detach(t.Context(), n, e))
+	same(t, "Detach left something", up, h.Dump(t))
+	must(t, "Down", m.Down(t.Context(), n))
+	must(t, "Down again", m.Down(t.Context(), n))
+	same(t, "Down left something", before, h.Dump(t))
+}
+
+// audit wants the objects the mode speaks of to be there, and no others of netyard's.
+func audit(t *testing.T, h *kerneltest.Host, m modes.Mode, n modes.Network, es ...modes.Endpoint) {
+	t.Helper()
+	faults, strays, err := h.Audit(m.Objects(n, es))
+	must(t, "Audit", err)
+	for _, f := range faults {
+		t.Errorf("a fault where all is well: %s", f.Text)
+	}
+	for _, s := range strays {
+		t.Errorf("a stray where all is wanted: %s", s.Text)
+	}
+}
+
+func must(t *testing.T, act string, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%s: %v", act, err)
+	}
+}
+
+func same(t *testing.T, complaint, want, got string) {
+	t.Helper()
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("%s:\n%s", complaint, d)
+	}
+}

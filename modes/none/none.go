@@ -1,0 +1,23 @@
+// Package none is the mode of containers with nothing but loopback.
+package none
+
+import (
+	"context"
+
+	"netyard/kernel"
+	"netyard/modes"
+)
+
+type mode struct{}
+
+// New makes the mode.
+func New(modes.Env) (modes.Mode, error) { return mode{}, nil }
+
+func (mode) Check(modes.Network) error                                   { return nil }
+func (mode) Up(context.Context, modes.Network) error                     { return nil }
+func (mode) Down(context.Context, modes.Network) error                   { return nil }
+func (mode) Detach(context.Context, modes.Network, modes.Endpoint) error { return nil }
+func (mode) Attach(context.Context, modes.Network, modes.Endpoint) (modes.Link, error) {
+	return modes.Link{}, nil
+}
+func (mode) Objects(modes.Network, []modes.Endpoint) []kernel.Object { return nil }

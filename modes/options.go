@@ -1,0 +1,184 @@
+package modes
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/xrash/smetrics"
+)
+
+// A Kind is the type of an option's value.
+type Kind uint8
+
+// The kinds of value an option can have.
+const (
+	String Kind = iota
+	Bool
+	Int
+	Enum
+	IfName
+)
+
+// An Option is one line of the table: what can be said with -o NAME=VALUE.
+type Option struct {
+	Name    string
+	Docker  []string // the keys of Docker's built-in drivers that mean the same
+	Modes   []string // the modes that know it; nil: every mode
+	Kind    Kind
+	Default string
+	Values  []string // of an Enum
+	Min     int      // of an Int
+	Max     int      // of an Int
+	Help    string
+}
+
+// ErrOption is at the root of every refusal of an option.
+var ErrOption = errors.New("bad option")
+
+// Options is the table of network options, by name.
+func Options() []Option {
+	return []Option{
+		{Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, Modes: []string{"bridge"}, Kind: IfName,
+			Help: "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted"},
+		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge"}, Kind: IfName, Default: "eth",
+			Help: "beginning of the interface's name inside the container"},
+		{Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
+			Help: "containers of the network reach each other"},
+		{Name: "inhibit_ipv4", Docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Help: "do not put the IPv4 gateway's address on the bridge"},
+		{Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
+			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6"},
+		{Name: "mode", Kind: Enum, Values: []string{"bridge", "none"}, Default: "bridge",
+			Help: "the network's mode; for the driver name netyard, the others say it in their name"},
+		{Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
+			Help: "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)"},
+	}
+}
+
+// Resolve turns what the user typed into canonical option names for a mode. It refuses, by name and before anything is
+// touched, what is unknown (naming the nearest known one), ill-typed, of another mode, or said twice with two values.
+func Resolve(mode string, given map[string]string) (map[string]string, error) {
+	return resolve(Options(), mode, given)
+}
+
+func resolve(table []Option, mode string, given map[string]string) (map[string]string, error) {
+	out := make(map[string]string, len(given))
+	from := make(map[string]string, len(given))
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		o, err := find(table, mode, key)
+		if err != nil {
+			return nil, err
+		}
+		v, err := o.parse(key, given[key])
+		if err != nil {
+			return nil, err
+		}
+		if old, ok := out[o.Name]; ok && old != v {
+			return nil, fmt.Errorf("%w: %s=%s contradicts %s=%s", ErrOption, key, given[key], from[o.Name], given[from[o.Name]])
+		}
+		out[o.Name], from[o.Name] = v, key
+	}
+	return out, nil
+}
+
+func find(table []Option, mode, key string) (Option, error) {
+	var known []string
+	for _, o := range table {
+		names := append([]string{o.Name}, o.Docker...)
+		of := o.Modes == nil || slices.Contains(o.Modes, mode)
+		if slices.Contains(names, key) {
+			if !of {
+				return o, fmt.Errorf("%w: %s is not an option of mode %s, but of %s", ErrOption, key, mode, strings.Join(o.Modes, ", "))
+			}
+			return o, nil
+		}
+		if of {
+			known = append(known, names...)
+		}
+	}
+	if near := nearest(key, known); near != "" {
+		return Option{}, fmt.Errorf("%w: unknown option %s for mode %s; did you mean %s?", ErrOption, key, mode, near)
+	}
+	return Option{}, fmt.Errorf("%w: unknown option %s for mode %s", ErrOption, key, mode)
+}
+
+// parse checks a value and brings it to its one spelling.
+func (o Option) parse(key, v string) (string, error) {
+	bad := func(want string) error { return fmt.Errorf("%w: %s=%s: want %s", ErrOption, key, v, want) }
+	switch o.Kind {
+	case Bool:
+		b, err := strconv.ParseBool(v)
+		if err != nil {
+			return "", bad("true or false")
+		}
+		return strconv.FormatBool(b), nil
+	case Int:
+		i, err := strconv.Atoi(v)
+		if err != nil || i < o.Min || i > o.Max {
+			return "", bad(fmt.Sprintf("a number from %d to %d", o.Min, o.Max))
+		}
+		return strconv.Itoa(i), nil
+	case Enum:
+		if !slices.Contains(o.Values, v) {
+			return "", bad("one of " + strings.Join(o.Values, ", "))
+		}
+	case IfName:
+		if !ValidIfName(v) {
+			return "", bad("an interface name: 1 to 15 letters, digits, dots, dashes or underscores")
+		}
+	case String:
+	}
+	return v, nil
+}
+
+// ValidIfName says whether the kernel and every tool take name for an interface (dev_valid_name, net/core/dev.c, and stricter).
+func ValidIfName(name string) bool {
+	if name == "" || len(name) > 15 || name == "." || name == ".." || name == "all" || name == "default" {
+		return false
+	}
+	for _, c := range name {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return name[0] != '-'
+}
+
+// Opt is the value of an option of the network: what was given, or the table's default.
+func (n Network) Opt(name string) string {
+	if v, ok := n.Options[name]; ok {
+		return v
+	}
+	for _, o := range Options() {
+		if o.Name == name {
+			return o.Default
+		}
+	}
+	return ""
+}
+
+// OptBool is Opt for a Bool.
+func (n Network) OptBool(name string) bool { return n.Opt(name) == "true" }
+
+// OptInt is Opt for an Int.
+func (n Network) OptInt(name string) int {
+	i, _ := strconv.Atoi(n.Opt(name)) // Resolve let only numbers in
+	return i
+}
+
+// nearest is the known name that a typing error most likely meant; empty when none is close.
+func nearest(key string, known []string) string {
+	best, dist := "", len(key)/3+2
+	for _, k := range known {
+		if d := smetrics.WagnerFischer(key, k, 1, 1, 1); d < dist {
+			best, dist = k, d
+		}
+	}
+	return best
+}
