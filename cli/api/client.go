@@ -1,0 +1,125 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+
+	"netyard/yard"
+)
+
+// ErrNoDaemon says that nobody answers on the admin socket.
+var ErrNoDaemon = errors.New("the netyard daemon is not running")
+
+// StatusError is a refusal by the daemon.
+type StatusError struct {
+	Status  int
+	Message string
+}
+
+// Error is what the daemon said.
+func (e *StatusError) Error() string { return e.Message }
+
+// A Client speaks to the daemon.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient makes the client of the daemon on that socket.
+func NewClient(socket string) *Client {
+	var d net.Dialer
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
+	}}}
+}
+
+func do[A any](ctx context.Context, c *Client, method, path string, q any) (a A, err error) {
+	var body bytes.Buffer
+	if q != nil {
+		if err := json.NewEncoder(&body).Encode(q); err != nil {
+			return a, fmt.Errorf("encode request: %w", err)
+		}
+	}
+	r, err := http.NewRequestWithContext(ctx, method, "http://netyard"+path, &body)
+	if err != nil {
+		return a, fmt.Errorf("make request: %w", err)
+	}
+	w, err := c.http.Do(r)
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+		return a, fmt.Errorf("%w (no answer on %s); start it with: systemctl start netyard, or netyard serve", ErrNoDaemon, c.socket)
+	}
+	if err != nil {
+		return a, fmt.Errorf("ask the daemon: %w", err)
+	}
+	defer w.Body.Close() //nolint:errcheck // read only
+	if w.StatusCode != http.StatusOK {
+		f := failure{Error: w.Status}
+		_ = json.NewDecoder(w.Body).Decode(&f) // the status says it otherwise
+		return a, &StatusError{Status: w.StatusCode, Message: f.Error}
+	}
+	if err := json.NewDecoder(w.Body).Decode(&a); err != nil {
+		return a, fmt.Errorf("decode the daemon's answer: %w", err)
+	}
+	return a, nil
+}
+
+// Version says what answers.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	return do[Version](ctx, c, http.MethodGet, "/v1/version", nil)
+}
+
+// Networks lists all networks.
+func (c *Client) Networks(ctx context.Context) ([]Network, error) {
+	return do[[]Network](ctx, c, http.MethodGet, "/v1/networks", nil)
+}
+
+// Network finds one by name, id or the beginning of its id.
+func (c *Client) Network(ctx context.Context, ref string) (Network, error) {
+	return do[Network](ctx, c, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil)
+}
+
+// Endpoints lists all endpoints.
+func (c *Client) Endpoints(ctx context.Context) ([]Endpoint, error) {
+	return do[[]Endpoint](ctx, c, http.MethodGet, "/v1/endpoints", nil)
+}
+
+// Endpoint finds one by id, the beginning of its id, or its container's name.
+func (c *Client) Endpoint(ctx context.Context, ref string) (Endpoint, error) {
+	return do[Endpoint](ctx, c, http.MethodGet, "/v1/endpoints/"+url.PathEscape(ref), nil)
+}
+
+// Leases lists all leases of netyard's own IPAM.
+func (c *Client) Leases(ctx context.Context) ([]Lease, error) {
+	return do[[]Lease](ctx, c, http.MethodGet, "/v1/leases", nil)
+}
+
+// Reserve keeps an address for whoever asks for it by address, or for the container called q.Name.
+func (c *Client) Reserve(ctx context.Context, q LeaseRequest) (LeaseRequest, error) {
+	return do[LeaseRequest](ctx, c, http.MethodPost, "/v1/leases/reserve", q)
+}
+
+// Release drops a lease that nobody has.
+func (c *Client) Release(ctx context.Context, q LeaseRequest) (LeaseRequest, error) {
+	return do[LeaseRequest](ctx, c, http.MethodPost, "/v1/leases/release", q)
+}
+
+// Doctor compares records, kernel and engines.
+func (c *Client) Doctor(ctx context.Context) ([]yard.Finding, error) {
+	return do[[]yard.Finding](ctx, c, http.MethodGet, "/v1/doctor", nil)
+}
+
+// GC removes what nobody wants, or says what it would remove.
+func (c *Client) GC(ctx context.Context, dryRun bool) ([]yard.Finding, error) {
+	path := "/v1/gc"
+	if dryRun {
+		path += "?dry_run=1"
+	}
+	return do[[]yard.Finding](ctx, c, http.MethodPost, path, nil)
+}

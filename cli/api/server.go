@@ -1,0 +1,268 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/yard"
+)
+
+// adminTime bounds an admin's request. It may ask an engine, which a request of an engine must never do.
+const adminTime = 30 * time.Second
+
+// censusTime is how long doctor and gc wait for an engine before they go on without it.
+const censusTime = 5 * time.Second
+
+// A Server answers the admin.
+type Server struct {
+	Yard    *yard.Yard
+	Log     *slog.Logger
+	Version string
+	// Census asks the engines; nil when there is none to ask.
+	Census func(context.Context) (yard.Census, error)
+}
+
+// Handler answers requests on the admin socket.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, f func(context.Context, *http.Request) (any, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, f) })
+	}
+	handle("GET /v1/version", s.version)
+	handle("GET /v1/networks", s.networks)
+	handle("GET /v1/networks/{ref}", s.network)
+	handle("GET /v1/endpoints", s.endpoints)
+	handle("GET /v1/endpoints/{ref}", s.endpoint)
+	handle("GET /v1/leases", s.leases)
+	handle("POST /v1/leases/reserve", s.reserve)
+	handle("POST /v1/leases/release", s.release)
+	handle("GET /v1/doctor", s.doctor)
+	handle("POST /v1/gc", s.gc)
+	return mux
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, f func(context.Context, *http.Request) (any, error)) {
+	ctx, cancel := context.WithTimeout(r.Context(), adminTime)
+	defer cancel()
+	v, err := f(ctx, r)
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		s.Log.Debug("admin request failed", "path", r.URL.Path, "err", err)
+		w.WriteHeader(status(err))
+		v = failure{err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(v) // a client that went away reads nothing
+}
+
+func status(err error) int {
+	switch {
+	case errors.Is(err, yard.ErrNotFound), errors.Is(err, ipam.ErrNotFound):
+		return http.StatusNotFound
+	case errors.Is(err, yard.ErrInUse), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
+		return http.StatusConflict
+	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid):
+		return http.StatusBadRequest
+	}
+	return http.StatusInternalServerError
+}
+
+var errBadRequest = errors.New("bad request")
+
+func (s *Server) version(context.Context, *http.Request) (any, error) {
+	return Version{Version: s.Version, PID: os.Getpid()}, nil
+}
+
+func (s *Server) networks(context.Context, *http.Request) (any, error) {
+	ns, err := s.Yard.Networks()
+	if err != nil {
+		return nil, err
+	}
+	es, err := s.Yard.Endpoints()
+	if err != nil {
+		return nil, err
+	}
+	count := map[string]int{}
+	for _, e := range es {
+		count[e.NetworkID]++
+	}
+	views := []Network{}
+	for _, n := range ns {
+		views = append(views, networkView(n, count[n.ID]))
+	}
+	return views, nil
+}
+
+func (s *Server) network(_ context.Context, r *http.Request) (any, error) {
+	n, err := s.Yard.FindNetwork(r.PathValue("ref"))
+	if err != nil {
+		return nil, err
+	}
+	es, err := s.Yard.Endpoints()
+	if err != nil {
+		return nil, err
+	}
+	count := 0
+	for _, e := range es {
+		if e.NetworkID == n.ID {
+			count++
+		}
+	}
+	v := networkView(n, count)
+	v.Objects, err = s.Yard.Objects(n)
+	return v, err
+}
+
+func (s *Server) endpoints(context.Context, *http.Request) (any, error) {
+	es, err := s.Yard.Endpoints()
+	if err != nil {
+		return nil, err
+	}
+	ns, err := s.Yard.Networks()
+	if err != nil {
+		return nil, err
+	}
+	byID := map[string]modes.Network{}
+	for _, n := range ns {
+		byID[n.ID] = n
+	}
+	views := []Endpoint{}
+	for _, e := range es {
+		views = append(views, s.view(e, byID[e.NetworkID]))
+	}
+	return views, nil
+}
+
+func (s *Server) view(e modes.Endpoint, n modes.Network) Endpoint {
+	return endpointView(e, n, s.Yard.State(e), s.Yard.HostLink(n, e))
+}
+
+func (s *Server) endpoint(_ context.Context, r *http.Request) (any, error) {
+	e, err := s.Yard.FindEndpoint(r.PathValue("ref"))
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.Yard.Network(e.NetworkID)
+	if err != nil {
+		return nil, err
+	}
+	return s.view(e, n), nil
+}
+
+func (s *Server) leases(context.Context, *http.Request) (any, error) {
+	ls, ps, err := s.Yard.Leases()
+	if err != nil {
+		return nil, err
+	}
+	ns, err := s.Yard.Networks()
+	if err != nil {
+		return nil, err
+	}
+	name := map[string]string{}
+	for _, n := range ns {
+		name[n.ID] = n.Name
+		if n.Name == "" {
+			name[n.ID] = modes.Short(n.ID)
+		}
+	}
+	network := map[string]string{}
+	for _, p := range ps {
+		network[p.ID] = name[p.Network]
+	}
+	views := []Lease{}
+	for _, l := range ls {
+		views = append(views, leaseView(l, network[l.Pool]))
+	}
+	return views, nil
+}
+
+// lease reads a request for an address; a pool that is not named is the one the address is in.
+func (s *Server) lease(r *http.Request) (q LeaseRequest, a netip.Addr, err error) {
+	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&q); err != nil {
+		return q, a, fmt.Errorf("%w: %w", errBadRequest, err)
+	}
+	if a, err = netip.ParseAddr(q.Address); err != nil {
+		return q, a, fmt.Errorf("%w: address %q: %w", errBadRequest, q.Address, err)
+	}
+	if q.Pool != "" {
+		return q, a, nil
+	}
+	_, pools, err := s.Yard.Leases()
+	if err != nil {
+		return q, a, err
+	}
+	var in []string
+	for _, p := range pools {
+		if p.Subnet.Contains(a) {
+			in = append(in, p.ID)
+		}
+	}
+	switch len(in) {
+	case 0:
+		return q, a, fmt.Errorf("%w: no pool of netyard's has address %s", errBadRequest, a)
+	case 1:
+		q.Pool = in[0]
+		return q, a, nil
+	}
+	return q, a, fmt.Errorf("%w: address %s is in the pools %s: say which", errBadRequest, a, strings.Join(in, ", "))
+}
+
+func (s *Server) reserve(_ context.Context, r *http.Request) (any, error) {
+	q, a, err := s.lease(r)
+	if err != nil {
+		return nil, err
+	}
+	return q, s.Yard.Reserve(q.Pool, a, q.Name)
+}
+
+func (s *Server) release(_ context.Context, r *http.Request) (any, error) {
+	q, a, err := s.lease(r)
+	if err != nil {
+		return nil, err
+	}
+	return q, s.Yard.Forget(q.Pool, a)
+}
+
+// census asks the engines; without an answer the comparison goes on without them.
+func (s *Server) census(ctx context.Context) *yard.Census {
+	if s.Census == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, censusTime)
+	defer cancel()
+	c, err := s.Census(ctx)
+	if err != nil {
+		s.Log.Debug("compare without the engine", "err", err)
+		return nil
+	}
+	return &c
+}
+
+func (s *Server) doctor(ctx context.Context, _ *http.Request) (any, error) {
+	found, err := s.Yard.Audit(ctx, s.census(ctx))
+	return some(found), err
+}
+
+func (s *Server) gc(ctx context.Context, r *http.Request) (any, error) {
+	dry := r.URL.Query().Get("dry_run") != ""
+	found, err := s.Yard.GC(ctx, s.census(ctx), dry)
+	return some(found), err
+}
+
+// some makes an empty list an empty list in JSON, not null.
+func some(found []yard.Finding) []yard.Finding {
+	if found == nil {
+		return []yard.Finding{}
+	}
+	return found
+}

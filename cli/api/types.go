@@ -1,0 +1,127 @@
+// Package api is the daemon's admin socket: HTTP and JSON on a unix socket that only root may use. The client half is what the
+// CLI and the CNI plugin speak.
+package api
+
+import (
+	"time"
+
+	"netyard/ipam"
+	"netyard/modes"
+)
+
+// Version says what answers.
+type Version struct {
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
+}
+
+// A Network is a network as the admin sees it.
+type Network struct {
+	ID        string            `json:"id"`
+	Name      string            `json:"name"`
+	Mode      string            `json:"mode"`
+	State     string            `json:"state"`
+	Internal  bool              `json:"internal"`
+	Subnets   []Subnet          `json:"subnets"`
+	Options   map[string]string `json:"options,omitempty"`
+	Settled   map[string]string `json:"settled,omitempty"`
+	Endpoints int               `json:"endpoints"`
+	Created   time.Time         `json:"created"`
+	// Objects are what the network has in the kernel, in words.
+	Objects []string `json:"objects,omitempty"`
+}
+
+// A Subnet is an address range of a network.
+type Subnet struct {
+	Pool    string            `json:"pool"`
+	Gateway string            `json:"gateway,omitempty"`
+	Aux     map[string]string `json:"aux,omitempty"`
+	IPAM    string            `json:"ipam"`
+}
+
+// An Endpoint is a row of netyard ps.
+type Endpoint struct {
+	ID          string            `json:"id"`
+	Container   string            `json:"container"`
+	ContainerID string            `json:"container_id"`
+	Image       string            `json:"image,omitempty"`
+	PID         int               `json:"pid,omitempty"`
+	Engine      string            `json:"engine"`
+	Network     string            `json:"network"`
+	NetworkID   string            `json:"network_id"`
+	Mode        string            `json:"mode"`
+	Addresses   []string          `json:"addresses"`
+	MAC         string            `json:"mac"`
+	Interface   string            `json:"interface"`
+	Ports       []string          `json:"ports"`
+	State       string            `json:"state"`
+	Sandbox     string            `json:"sandbox,omitempty"`
+	Options     map[string]string `json:"options,omitempty"`
+	Created     time.Time         `json:"created"`
+	Joined      time.Time         `json:"joined,omitzero"`
+}
+
+// A Lease is an address of netyard's own IPAM that is not free.
+type Lease struct {
+	Pool    string    `json:"pool"`
+	Address string    `json:"address"`
+	Network string    `json:"network"`
+	Kind    string    `json:"kind"`
+	State   string    `json:"state"`
+	Name    string    `json:"name,omitempty"`
+	MAC     string    `json:"mac,omitempty"`
+	Since   time.Time `json:"since"`
+}
+
+// A LeaseRequest says which address of which pool to reserve or release. Pool may be empty when the address says enough.
+type LeaseRequest struct {
+	Pool    string `json:"pool"`
+	Address string `json:"address"`
+	Name    string `json:"name,omitempty"`
+}
+
+// failure is how an error is said.
+type failure struct {
+	Error string `json:"error"`
+}
+
+func networkView(n modes.Network, endpoints int) Network {
+	v := Network{
+		ID: n.ID, Name: n.Name, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal, Options: n.Options, Settled: n.Settled,
+		Endpoints: endpoints, Created: n.Created, Subnets: []Subnet{},
+	}
+	for _, s := range n.Subnets {
+		sub := Subnet{Pool: s.Pool.String(), IPAM: s.Space}
+		if s.Gateway.IsValid() {
+			sub.Gateway = s.Gateway.Addr().String()
+		}
+		for name, a := range s.Aux {
+			if sub.Aux == nil {
+				sub.Aux = map[string]string{}
+			}
+			sub.Aux[name] = a.Addr().String()
+		}
+		v.Subnets = append(v.Subnets, sub)
+	}
+	return v
+}
+
+func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) Endpoint {
+	v := Endpoint{
+		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image, PID: e.Container.PID,
+		Engine: e.Container.Engine, Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
+		State: state, Sandbox: e.Sandbox, Options: e.Options, Created: e.Created, Joined: e.Joined,
+		Addresses: []string{}, Ports: []string{},
+	}
+	for _, a := range e.Addrs {
+		v.Addresses = append(v.Addresses, a.String())
+	}
+	return v
+}
+
+func leaseView(l ipam.Lease, network string) Lease {
+	return Lease{
+		Pool: l.Pool, Address: l.Addr.String(), Network: network, Kind: string(l.Kind), State: string(l.State),
+		Name: l.Name, MAC: l.MAC, Since: l.Since,
+	}
+}

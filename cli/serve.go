@@ -1,0 +1,261 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/urfave/cli/v2"
+	"go.yaml.in/yaml/v3"
+	"golang.org/x/sync/errgroup"
+
+	"netyard/cli/api"
+	"netyard/driver"
+	"netyard/engines"
+	"netyard/ipam"
+	"netyard/kernel"
+	"netyard/modes"
+	"netyard/modes/all"
+	"netyard/store"
+	"netyard/yard"
+)
+
+const (
+	socketName = "netyard.sock"
+	dbName     = "netyard.db"
+
+	// goodbye is how long requests that are under way may take to end when the daemon is told to.
+	goodbye = 10 * time.Second
+)
+
+func serveCommand() *cli.Command {
+	return &cli.Command{
+		Name: "serve", Usage: "run the daemon", Flags: serveFlags(),
+		Action: func(c *cli.Context) error {
+			cfg, err := loadConfig(c)
+			if err != nil {
+				return err
+			}
+			if c.Bool("check") {
+				return printConfig(c.App.Writer, cfg)
+			}
+			log, err := cfg.logger(c.App.ErrWriter)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(c.Context, syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			return serve(ctx, cfg, log, c.App.Version)
+		},
+	}
+}
+
+func printConfig(w io.Writer, cfg Config) error {
+	raw, err := yaml.Marshal(cfg)
+	if err != nil {
+		return fmt.Errorf("print configuration: %w", err)
+	}
+	_, err = w.Write(raw)
+	return err
+}
+
+// serve wires the daemon together. The order matters: the database first, since only one daemon may have it; then the sockets, so
+// that engines wait instead of failing; then the host is made to match the records; then the answers.
+func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (err error) {
+	st, err := openStore(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	doors, admin, err := listenAll(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	k, err := kernel.Open(log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, k.Close()) }()
+	docker := engines.NewDocker(cfg.DockerHost, log)
+	y, err := newYard(cfg, log, st, k, docker.Poke)
+	if err != nil {
+		return err
+	}
+	docker.Yard = y
+	if err := restore(ctx, y, st, log); err != nil {
+		return err
+	}
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return k.Watch(ctx) })
+	tasks.Go(func() error { return y.Run(ctx) })
+	server := &api.Server{Yard: y, Log: log, Version: version}
+	if cfg.DockerHost != "" {
+		server.Census = docker.Census
+		tasks.Go(func() error { return docker.Run(ctx) })
+	}
+	serveOn(ctx, tasks, admin, server.Handler())
+	for _, d := range doors {
+		d.Yard, d.Log, d.Greeted = y, log, docker.Poke
+		serveOn(ctx, tasks, d.listener, d.Handler())
+	}
+	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir, "admin", filepath.Join(cfg.RunDir, socketName))
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // nobody to notify is no error
+	return tasks.Wait()
+}
+
+func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the program: %w", err)
+	}
+	return store.Open(ctx, store.Config{Path: filepath.Join(cfg.StateDir, dbName), Verify: store.VerifyIn(exe, verifyName)})
+}
+
+func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logger) error {
+	if st.Damaged != "" {
+		log.Error("the database was damaged; it is set aside and rebuilt from the kernel and the engine", "aside", st.Damaged)
+		if err := y.LostRecords(); err != nil {
+			return err
+		}
+	}
+	start := time.Now()
+	if err := y.Restore(ctx, y.Rebuilding()); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	log.Info("the host matches the records", "took", time.Since(start))
+	return nil
+}
+
+func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, changed func()) (*yard.Yard, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read boot id: %w", err)
+	}
+	id, err := machineID(cfg)
+	if err != nil {
+		return nil, err
+	}
+	bases, err := cfg.bases()
+	if err != nil {
+		return nil, err
+	}
+	ula, err := cfg.ula(id)
+	if err != nil {
+		return nil, err
+	}
+	table := map[string]modes.Mode{}
+	for name, newMode := range all.Modes() {
+		if !slices.Contains(cfg.Modes, name) {
+			continue
+		}
+		if table[name], err = newMode(modes.Env{Log: log, Kernel: k}); err != nil {
+			return nil, fmt.Errorf("start mode %s: %w", name, err)
+		}
+	}
+	return yard.New(yard.Config{
+		Log: log, Store: st, Kernel: k, Modes: table, BootID: strings.TrimSpace(string(boot)), Changed: changed, Step: failpoint(),
+		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),
+	}), nil
+}
+
+// cooldown says none as ipam does: there 0 is the default.
+func cooldown(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
+}
+
+// machineID is what the host's IPv6 prefix is made from: machine-id(5), or, on a host without, one that is kept with the state.
+func machineID(cfg Config) (string, error) {
+	raw, err := os.ReadFile("/etc/machine-id")
+	if id := strings.TrimSpace(string(raw)); err == nil && id != "" {
+		return id, nil
+	}
+	file := filepath.Join(cfg.StateDir, "machine-id")
+	if raw, err := os.ReadFile(file); err == nil {
+		return strings.TrimSpace(string(raw)), nil
+	}
+	fresh, err := os.ReadFile("/proc/sys/kernel/random/uuid")
+	if err == nil {
+		err = os.WriteFile(file, fresh, 0o600)
+	}
+	if err != nil {
+		return "", fmt.Errorf("make a machine id: %w", err)
+	}
+	return strings.TrimSpace(string(fresh)), nil
+}
+
+// A door is a plugin's socket and what is behind it.
+type door struct {
+	driver.Door
+	listener net.Listener
+}
+
+// listenAll opens every socket, or none.
+func listenAll(ctx context.Context, cfg Config) (doors []*door, admin net.Listener, err error) {
+	s, err := newSockets()
+	if err != nil {
+		return nil, nil, err
+	}
+	var open []net.Listener
+	defer func() {
+		if err != nil {
+			for _, l := range open {
+				err = errors.Join(err, l.Close())
+			}
+		}
+	}()
+	if admin, err = s.listen(ctx, filepath.Join(cfg.RunDir, socketName), 0o700); err != nil {
+		return nil, nil, err
+	}
+	open = append(open, admin)
+	table := all.Modes()
+	for name := range table {
+		if !slices.Contains(cfg.Modes, name) {
+			delete(table, name)
+		}
+	}
+	for name, mode := range driver.Modes(table) {
+		l, err := s.listen(ctx, filepath.Join(cfg.PluginDir, name+".sock"), 0o755)
+		if err != nil {
+			return nil, nil, errors.Join(err)
+		}
+		open = append(open, l)
+		doors = append(doors, &door{Door: driver.Door{Name: name, Mode: mode}, listener: l})
+	}
+	return doors, admin, nil
+}
+
+// serveOn answers on a socket until ctx ends, and then lets what is under way come to its end.
+func serveOn(ctx context.Context, tasks *errgroup.Group, l net.Listener, h http.Handler) {
+	const headerTime = 10 * time.Second
+	s := &http.Server{Handler: h, ReadHeaderTimeout: headerTime}
+	tasks.Go(func() error {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
+	tasks.Go(func() error {
+		<-ctx.Done()
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+		defer cancel()
+		if err := s.Shutdown(bye); err != nil {
+			return errors.Join(fmt.Errorf("stop serving on %s: %w", l.Addr(), err), s.Close())
+		}
+		return nil
+	})
+}

@@ -1,0 +1,79 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+)
+
+// sockets makes the daemon's sockets, or takes them from systemd when it was started by one of them (sd_listen_fds(3)).
+type sockets struct {
+	activated map[string]net.Listener // by path
+}
+
+func newSockets() (sockets, error) {
+	ls, err := activation.Listeners()
+	if err != nil {
+		return sockets{}, fmt.Errorf("take sockets from systemd: %w", err)
+	}
+	s := sockets{activated: map[string]net.Listener{}}
+	for _, l := range ls {
+		if l != nil {
+			s.activated[l.Addr().String()] = l
+		}
+	}
+	return s, nil
+}
+
+// listen opens a socket that only root may use. A file that a dead daemon left is replaced; a live daemon's never.
+func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (net.Listener, error) {
+	if l, ok := s.activated[path]; ok {
+		return l, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
+		return nil, fmt.Errorf("create socket directory: %w", err)
+	}
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
+	}
+	old := syscall.Umask(0o177) // or for a moment others could connect
+	defer syscall.Umask(old)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func removeStale(ctx context.Context, path string) error {
+	st, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for an old socket: %w", err)
+	}
+	if st.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("listen on %s: a file that is not a socket is in the way", path)
+	}
+	const answerTime = time.Second
+	c, err := (&net.Dialer{Timeout: answerTime}).DialContext(ctx, "unix", path)
+	if err == nil {
+		return errors.Join(fmt.Errorf("listen on %s: another daemon answers there", path), c.Close())
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("listen on %s: is the socket there anybody's? %w", path, err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("remove stale socket: %w", err)
+	}
+	return nil
+}

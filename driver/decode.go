@@ -1,0 +1,207 @@
+package driver
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/docker/go-plugins-helpers/network"
+
+	"netyard/modes"
+)
+
+// The keys of libnetwork (moby, libnetwork/netlabel/labels.go).
+const (
+	labelGeneric  = "com.docker.network.generic"
+	labelInternal = "com.docker.network.internal"
+	labelIPv6     = "com.docker.network.enable_ipv6"
+	labelPortMap  = "com.docker.network.portmap"
+	labelIfName   = "com.docker.network.endpoint.ifname"
+	labelEngine   = "com.docker.network."
+)
+
+// options finds the mode and the -o options among what an engine sends with a network.
+func (d *Door) options(sent map[string]any) (mode string, opts map[string]string, err error) {
+	given := map[string]string{}
+	generic, _ := sent[labelGeneric].(map[string]any)
+	for k, v := range generic {
+		s, ok := v.(string)
+		if !ok {
+			return "", nil, fmt.Errorf("%w: %s: want text, not %T", modes.ErrOption, k, v)
+		}
+		given[k] = s
+	}
+	return Resolve(d.Mode, given)
+}
+
+// Resolve finds the mode of a network that came in by a door of that mode, and its options under their canonical names.
+func Resolve(doorMode string, given map[string]string) (mode string, opts map[string]string, err error) {
+	mode = doorMode
+	if said, ok := given["mode"]; ok && mode != "" && said != mode {
+		return "", nil, fmt.Errorf("%w: mode=%s: the driver netyard-%s has networks of mode %s only; use -d netyard", modes.ErrOption, said, mode, mode)
+	} else if mode == "" && ok {
+		mode = said
+	}
+	if mode == "" {
+		mode = defaultMode
+	}
+	opts, err = modes.Resolve(mode, given)
+	delete(opts, "mode")
+	return mode, opts, err
+}
+
+func (d *Door) network(q createNetwork) (n modes.Network, err error) {
+	n.ID = q.NetworkID
+	if n.Mode, n.Options, err = d.options(q.Options); err != nil {
+		return n, err
+	}
+	n.Internal, _ = q.Options[labelInternal].(bool)
+	n.IPv6, _ = q.Options[labelIPv6].(bool)
+	for _, data := range slices.Concat(q.IPv4Data, q.IPv6Data) {
+		if data == nil {
+			return n, errors.New("IPv4Data or IPv6Data: an entry is empty")
+		}
+		s, err := subnet(*data)
+		if err != nil {
+			return n, err
+		}
+		if s.Pool.Bits() > 0 { // 0.0.0.0/0 is how the null IPAM says that there are no addresses
+			n.Subnets = append(n.Subnets, s)
+		}
+	}
+	return n, nil
+}
+
+func subnet(data network.IPAMData) (s modes.Subnet, err error) {
+	s.Space = data.AddressSpace
+	if s.Pool, err = netip.ParsePrefix(data.Pool); err != nil {
+		return s, fmt.Errorf("subnet %q: %w", data.Pool, err)
+	}
+	s.Pool = s.Pool.Masked()
+	if data.Gateway != "" {
+		if s.Gateway, err = netip.ParsePrefix(data.Gateway); err != nil {
+			return s, fmt.Errorf("gateway %q: %w", data.Gateway, err)
+		}
+	}
+	for name, v := range data.AuxAddresses {
+		text, _ := v.(string)
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return s, fmt.Errorf("aux-address %s=%q: %w", name, text, err)
+		}
+		if s.Aux == nil {
+			s.Aux = map[string]netip.Prefix{}
+		}
+		s.Aux[name] = p
+	}
+	return s, nil
+}
+
+// numberedZero matches the names an engine can give: it numbers a prefix, from 0 up, and a plugin only tells the prefix.
+var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
+
+func endpoint(q createEndpoint) (e modes.Endpoint, err error) {
+	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Options: map[string]string{}}
+	if q.Interface != nil {
+		for field, text := range map[string]string{"Address": q.Interface.Address, "AddressIPv6": q.Interface.AddressIPv6} {
+			if text == "" {
+				continue
+			}
+			p, err := netip.ParsePrefix(text)
+			if err != nil {
+				return e, fmt.Errorf("%s %q: %w", field, text, err)
+			}
+			if p.Bits() > 0 {
+				e.Addrs = append(e.Addrs, p)
+			}
+		}
+		slices.SortFunc(e.Addrs, netip.Prefix.Compare)
+		if e.MAC = q.Interface.MacAddress; e.MAC != "" {
+			mac, err := net.ParseMAC(e.MAC)
+			if err != nil {
+				return e, fmt.Errorf("mac-address %q: %w", e.MAC, err)
+			}
+			e.MAC = mac.String()
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(q.Options)) {
+		if !strings.HasPrefix(key, labelEngine) {
+			return e, fmt.Errorf("%w: unknown endpoint option %s", modes.ErrOption, key)
+		}
+	}
+	if e.IfName, _ = q.Options[labelIfName].(string); e.IfName != "" {
+		if !modes.ValidIfName(e.IfName) || !numberedZero.MatchString(e.IfName) {
+			return e, fmt.Errorf("%w: %s=%s: a plugin can only have names of letters that end in 0, such as wan0", modes.ErrOption, labelIfName, e.IfName)
+		}
+	}
+	return e, nil
+}
+
+// A port is one published port as libnetwork has it (moby, libnetwork/types.PortBinding).
+type port struct {
+	Proto       uint8
+	IP          string
+	Port        uint16
+	HostIP      string
+	HostPort    uint16
+	HostPortEnd uint16
+}
+
+// String is how -p says it.
+func (p port) String() string {
+	protos := map[uint8]string{6: "tcp", 17: "udp", 132: "sctp"}
+	host := ""
+	if p.HostIP != "" {
+		host = p.HostIP + ":"
+	}
+	if p.HostPort != 0 {
+		host += fmt.Sprintf("%d:", p.HostPort)
+	}
+	return fmt.Sprintf("%s%d/%s", host, p.Port, protos[p.Proto])
+}
+
+func portMap(options map[string]any) (ports []port, err error) {
+	v, ok := options[labelPortMap]
+	if !ok || v == nil {
+		return nil, nil
+	}
+	raw, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(raw, &ports)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", labelPortMap, err)
+	}
+	return ports, nil
+}
+
+// joined is a link in an engine's words. The gateway service would give the container a second interface, on docker_gwbridge,
+// whenever no network of its has a gateway: never for ours.
+func joined(l modes.Link) joinAnswer {
+	a := joinAnswer{DisableGatewayService: true}
+	if l.SrcName != "" {
+		a.InterfaceName = &interfaceName{SrcName: l.SrcName, DstPrefix: l.DstPrefix, DstName: l.DstName}
+	}
+	for _, gw := range l.Gateways {
+		switch {
+		case gw.Is4() && a.Gateway == "":
+			a.Gateway = gw.String()
+		case gw.Is6() && a.GatewayIPv6 == "":
+			a.GatewayIPv6 = gw.String()
+		}
+	}
+	for _, r := range l.Routes {
+		s := staticRoute{Destination: r.Dst.String(), RouteType: 1}
+		if r.Via.IsValid() {
+			s.RouteType, s.NextHop = 0, r.Via.String()
+		}
+		a.StaticRoutes = append(a.StaticRoutes, s)
+	}
+	return a
+}

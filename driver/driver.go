@@ -1,0 +1,144 @@
+// Package driver is Docker's door: the protocol of libnetwork's remote network drivers and IPAM drivers. One Door is one
+// plugin name; all of them lead to the same yard.
+package driver
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"netyard/modes"
+	"netyard/yard"
+)
+
+// A Door is one plugin name, as in docker network create -d NAME.
+type Door struct {
+	// Name is the plugin's name: "netyard", whose networks say their mode themselves, or "netyard-MODE".
+	Name string
+	// Mode is the mode of every network that comes in here; empty: the option mode says it.
+	Mode string
+	Yard *yard.Yard
+	Log  *slog.Logger
+	// Greeted is called when an engine makes itself known, as it does when it starts.
+	Greeted func()
+}
+
+const defaultMode = "bridge"
+
+// Handler answers an engine.
+func (d *Door) Handler() http.Handler {
+	mux := http.NewServeMux()
+	log := d.Log.With("driver", d.Name)
+	mux.Handle("/Plugin.Activate", answer(func() any {
+		d.Greeted()
+		return map[string][]string{"Implements": {"NetworkDriver", "IpamDriver"}}
+	}))
+	n := func(verb string, h http.Handler) { mux.Handle("/NetworkDriver."+verb, h) }
+	n("GetCapabilities", answer(d.capabilities))
+	n("GwAllocCheck", call(log, "GwAllocCheck", d.gwAllocCheck))
+	n("AllocateNetwork", call(log, "AllocateNetwork", d.allocateNetwork))
+	n("FreeNetwork", call(log, "FreeNetwork", nothing[freeNetwork]))
+	n("CreateNetwork", call(log, "CreateNetwork", d.createNetwork))
+	n("DeleteNetwork", call(log, "DeleteNetwork", d.deleteNetwork))
+	n("CreateEndpoint", call(log, "CreateEndpoint", d.createEndpoint))
+	n("DeleteEndpoint", call(log, "DeleteEndpoint", d.deleteEndpoint))
+	n("EndpointOperInfo", call(log, "EndpointOperInfo", operInfoAnswer))
+	n("Join", call(log, "Join", d.join))
+	n("Leave", call(log, "Leave", d.leave))
+	n("ProgramExternalConnectivity", call(log, "ProgramExternalConnectivity", d.program))
+	n("RevokeExternalConnectivity", call(log, "RevokeExternalConnectivity", nothing[revoke]))
+	n("DiscoverNew", call(log, "DiscoverNew", nothing[discovery]))
+	n("DiscoverDelete", call(log, "DiscoverDelete", nothing[discovery]))
+	d.handleIPAM(mux, log)
+	return mux
+}
+
+// nothing is a verb with nothing to do.
+func nothing[Q request](context.Context, Q) (empty, error) { return empty{}, nil }
+
+func (d *Door) capabilities() capabilities {
+	d.Greeted()
+	return capabilities{Scope: "local", ConnectivityScope: "local", GwAllocChecker: true}
+}
+
+func (d *Door) gwAllocCheck(_ context.Context, q gwAllocCheck) (gwAllocAnswer, error) {
+	mode, _, err := d.options(q.Options)
+	if err != nil {
+		return gwAllocAnswer{}, err
+	}
+	skip := mode == "none"
+	return gwAllocAnswer{SkipIPv4: skip, SkipIPv6: skip}, nil
+}
+
+// allocateNetwork is only sent by a swarm's manager to drivers of global scope, which netyard never says to be.
+func (*Door) allocateNetwork(context.Context, allocate) (empty, error) {
+	return empty{}, fmt.Errorf("netyard's networks are local to their host; a swarm can use them with --config-only and --config-from")
+}
+
+func (d *Door) createNetwork(ctx context.Context, q createNetwork) (empty, error) {
+	n, err := d.network(q)
+	if err != nil {
+		return empty{}, err
+	}
+	return empty{}, d.Yard.CreateNetwork(ctx, n)
+}
+
+func (d *Door) deleteNetwork(ctx context.Context, q deleteNetwork) (empty, error) {
+	return empty{}, d.Yard.DeleteNetwork(ctx, q.NetworkID)
+}
+
+func (d *Door) createEndpoint(ctx context.Context, q createEndpoint) (endpointAnswer, error) {
+	e, err := endpoint(q)
+	if err != nil {
+		return endpointAnswer{}, err
+	}
+	given := e.MAC
+	if e, err = d.Yard.CreateEndpoint(ctx, e); err != nil {
+		return endpointAnswer{}, err
+	}
+	a := endpointAnswer{Interface: &interfaceAnswer{}}
+	if given == "" {
+		a.Interface.MacAddress = e.MAC
+	}
+	return a, nil
+}
+
+func (d *Door) deleteEndpoint(ctx context.Context, q deleteEndpoint) (empty, error) {
+	return empty{}, d.Yard.DeleteEndpoint(ctx, q.NetworkID, q.EndpointID)
+}
+
+// operInfoAnswer tells nothing: engines ask often and show it to nobody.
+func operInfoAnswer(context.Context, operInfo) (infoAnswer, error) {
+	return infoAnswer{Value: map[string]any{}}, nil
+}
+
+func (d *Door) join(ctx context.Context, q join) (joinAnswer, error) {
+	_, link, err := d.Yard.Join(ctx, q.NetworkID, q.EndpointID, q.SandboxKey)
+	if err != nil {
+		return joinAnswer{}, err
+	}
+	return joined(link), nil
+}
+
+func (d *Door) leave(ctx context.Context, q leave) (empty, error) {
+	return empty{}, d.Yard.Leave(ctx, q.NetworkID, q.EndpointID)
+}
+
+// program is sent for the endpoint that has the container's default route, with the ports to publish.
+func (d *Door) program(_ context.Context, q program) (empty, error) {
+	ports, err := portMap(q.Options)
+	if err != nil || len(ports) == 0 {
+		return empty{}, err
+	}
+	return empty{}, fmt.Errorf("publish %s: netyard's networks do not publish ports yet; leave -p and -P out", ports[0])
+}
+
+// Modes lists the doors there are for a table of modes: the one that asks, and one a mode.
+func Modes(table map[string]modes.New) map[string]string {
+	doors := map[string]string{"netyard": ""}
+	for m := range table {
+		doors["netyard-"+m] = m
+	}
+	return doors
+}

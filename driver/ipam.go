@@ -1,0 +1,113 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/netip"
+	"slices"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/yard"
+)
+
+// The keys of libnetwork's IPAM (moby, libnetwork/ipamapi/labels.go, netlabel/labels.go).
+const (
+	labelRequestType = "RequestAddressType"
+	labelGateway     = "com.docker.network.gateway"
+	labelMAC         = "com.docker.network.endpoint.macaddress"
+	labelName        = "com.docker.network.endpoint.name"
+
+	// optParent is netyard's own --ipam-opt: the same subnet may be in use on several parents.
+	optParent = "parent"
+)
+
+func (d *Door) handleIPAM(mux *http.ServeMux, log *slog.Logger) {
+	i := func(verb string, h http.Handler) { mux.Handle("/IpamDriver."+verb, h) }
+	i("GetCapabilities", answer(func() ipamCapabilities { return ipamCapabilities{} }))
+	i("GetDefaultAddressSpaces", answer(func() addressSpaces {
+		return addressSpaces{LocalDefaultAddressSpace: yard.Space, GlobalDefaultAddressSpace: yard.Space}
+	}))
+	i("RequestPool", call(log, "RequestPool", d.requestPool))
+	i("ReleasePool", call(log, "ReleasePool", d.releasePool))
+	i("RequestAddress", call(log, "RequestAddress", d.requestAddress))
+	i("ReleaseAddress", call(log, "ReleaseAddress", d.releaseAddress))
+}
+
+func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, error) {
+	r, err := PoolRequest(q.Pool, q.SubPool, q.Options)
+	if err != nil {
+		return poolAnswer{}, err
+	}
+	r.V6 = q.V6
+	if d.Mode == "none" && !r.Subnet.IsValid() {
+		p := ipam.NullPool(q.V6)
+		return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String(), Data: map[string]string{labelGateway: p.Subnet.String()}}, nil
+	}
+	p, err := d.Yard.RequestPool(ctx, r)
+	if err != nil {
+		return poolAnswer{}, err
+	}
+	return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String()}, nil
+}
+
+// PoolRequest reads what docker network create's --subnet, --ip-range and --ipam-opt say.
+func PoolRequest(subnet, ipRange string, opts map[string]string) (r ipam.PoolRequest, err error) {
+	if subnet != "" {
+		if r.Subnet, err = netip.ParsePrefix(subnet); err != nil {
+			return r, fmt.Errorf("subnet %q: %w", subnet, err)
+		}
+	}
+	if ipRange != "" {
+		if r.Range, err = netip.ParsePrefix(ipRange); err != nil {
+			return r, fmt.Errorf("ip-range %q: %w", ipRange, err)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(opts)) {
+		if k != optParent {
+			return r, fmt.Errorf("%w: unknown --ipam-opt %s; there is only %s", modes.ErrOption, k, optParent)
+		}
+		if !modes.ValidIfName(opts[k]) {
+			return r, fmt.Errorf("%w: --ipam-opt %s=%s: want an interface name", modes.ErrOption, k, opts[k])
+		}
+		r.Domain = opts[k]
+	}
+	return r, nil
+}
+
+func (d *Door) releasePool(ctx context.Context, q releasePool) (empty, error) {
+	return empty{}, d.Yard.ReleasePool(ctx, q.PoolID)
+}
+
+func (d *Door) requestAddress(ctx context.Context, q requestAddress) (addressAnswer, error) {
+	for _, v6 := range []bool{false, true} {
+		if p := ipam.NullPool(v6); q.PoolID == p.ID {
+			return addressAnswer{Address: p.Subnet.String()}, nil
+		}
+	}
+	r := ipam.AddressRequest{
+		Pool: q.PoolID, Gateway: q.Options[labelRequestType] == labelGateway, Name: q.Options[labelName], MAC: q.Options[labelMAC],
+	}
+	if q.Address != "" {
+		var err error
+		if r.Addr, err = netip.ParseAddr(q.Address); err != nil {
+			return addressAnswer{}, fmt.Errorf("address %q: %w", q.Address, err)
+		}
+	}
+	a, err := d.Yard.RequestAddress(ctx, r)
+	if err != nil {
+		return addressAnswer{}, err
+	}
+	return addressAnswer{Address: a.String()}, nil
+}
+
+func (d *Door) releaseAddress(ctx context.Context, q releaseAddress) (empty, error) {
+	a, err := netip.ParseAddr(q.Address)
+	if err != nil {
+		return empty{}, fmt.Errorf("address %q: %w", q.Address, err)
+	}
+	return empty{}, d.Yard.ReleaseAddress(ctx, q.PoolID, a)
+}

@@ -1,0 +1,128 @@
+package driver
+
+import (
+	"github.com/docker/go-plugins-helpers/ipam"
+	"github.com/docker/go-plugins-helpers/network"
+)
+
+// The requests are those of docker/go-plugins-helpers; the answers are our own where its lack what newer engines read.
+type (
+	createNetwork  struct{ network.CreateNetworkRequest }
+	deleteNetwork  struct{ network.DeleteNetworkRequest }
+	createEndpoint struct{ network.CreateEndpointRequest }
+	deleteEndpoint struct{ network.DeleteEndpointRequest }
+	join           struct{ network.JoinRequest }
+	leave          struct{ network.LeaveRequest }
+	operInfo       struct{ network.InfoRequest }
+	program        struct {
+		network.ProgramExternalConnectivityRequest
+	}
+	revoke struct {
+		network.RevokeExternalConnectivityRequest
+	}
+	allocate       struct{ network.AllocateNetworkRequest }
+	freeNetwork    struct{ network.FreeNetworkRequest }
+	discovery      struct{ network.DiscoveryNotification }
+	requestPool    struct{ ipam.RequestPoolRequest }
+	releasePool    struct{ ipam.ReleasePoolRequest }
+	requestAddress struct{ ipam.RequestAddressRequest }
+	releaseAddress struct{ ipam.ReleaseAddressRequest }
+
+	// gwAllocCheck asks, from engine 28.0 on, whether the network needs a gateway's address.
+	gwAllocCheck struct{ Options map[string]any }
+)
+
+func firstMissing(fields ...string) string {
+	for i := 0; i < len(fields); i += 2 {
+		if fields[i+1] == "" {
+			return fields[i]
+		}
+	}
+	return ""
+}
+
+func endpointMissing(network, endpoint string) string {
+	return firstMissing("NetworkID", network, "EndpointID", endpoint)
+}
+
+func (q createNetwork) missing() string  { return firstMissing("NetworkID", q.NetworkID) }
+func (q deleteNetwork) missing() string  { return firstMissing("NetworkID", q.NetworkID) }
+func (q createEndpoint) missing() string { return endpointMissing(q.NetworkID, q.EndpointID) }
+func (q deleteEndpoint) missing() string { return endpointMissing(q.NetworkID, q.EndpointID) }
+func (q leave) missing() string          { return endpointMissing(q.NetworkID, q.EndpointID) }
+func (q operInfo) missing() string       { return endpointMissing(q.NetworkID, q.EndpointID) }
+func (q program) missing() string        { return endpointMissing(q.NetworkID, q.EndpointID) }
+func (q revoke) missing() string         { return endpointMissing(q.NetworkID, q.EndpointID) }
+func (q allocate) missing() string       { return firstMissing("NetworkID", q.NetworkID) }
+func (q freeNetwork) missing() string    { return firstMissing("NetworkID", q.NetworkID) }
+func (q releasePool) missing() string    { return firstMissing("PoolID", q.PoolID) }
+func (q requestAddress) missing() string { return firstMissing("PoolID", q.PoolID) }
+func (discovery) missing() string        { return "" }
+func (gwAllocCheck) missing() string     { return "" }
+func (q requestPool) missing() string    { return firstMissing("AddressSpace", q.AddressSpace) }
+func (q releaseAddress) missing() string {
+	return firstMissing("PoolID", q.PoolID, "Address", q.Address)
+}
+
+func (q join) missing() string {
+	return firstMissing("NetworkID", q.NetworkID, "EndpointID", q.EndpointID, "SandboxKey", q.SandboxKey)
+}
+
+type capabilities struct {
+	Scope             string
+	ConnectivityScope string
+	GwAllocChecker    bool
+}
+
+type gwAllocAnswer struct{ SkipIPv4, SkipIPv6 bool }
+
+type endpointAnswer struct{ Interface *interfaceAnswer }
+
+// interfaceAnswer has only what the request left empty: an engine refuses to have its own values changed.
+type interfaceAnswer struct {
+	MacAddress string `json:",omitempty"`
+}
+
+type infoAnswer struct{ Value map[string]any }
+
+type joinAnswer struct {
+	InterfaceName         *interfaceName `json:",omitempty"`
+	Gateway               string         `json:",omitempty"`
+	GatewayIPv6           string         `json:",omitempty"`
+	StaticRoutes          []staticRoute  `json:",omitempty"`
+	DisableGatewayService bool
+}
+
+// interfaceName has DstName for engines that honour it (moby/moby#52866); the others number DstPrefix.
+type interfaceName struct {
+	SrcName   string
+	DstPrefix string
+	DstName   string `json:",omitempty"`
+}
+
+type staticRoute struct {
+	Destination string
+	RouteType   int // 0: by NextHop, 1: on the link
+	NextHop     string
+}
+
+type ipamCapabilities struct {
+	RequiresMACAddress    bool
+	RequiresRequestReplay bool
+}
+
+type addressSpaces struct {
+	LocalDefaultAddressSpace  string
+	GlobalDefaultAddressSpace string
+}
+
+type poolAnswer struct {
+	PoolID string
+	Pool   string
+	Data   map[string]string
+}
+
+type addressAnswer struct {
+	Address string
+	Data    map[string]string
+}

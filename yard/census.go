@@ -1,0 +1,212 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+)
+
+// A Census is all an engine has to do with netyard, at one moment. It is complete, or it is not made.
+type Census struct {
+	Engine string
+	// Networks are the engine's networks of netyard's drivers, by id.
+	Networks map[string]SeenNetwork
+	// Endpoints are those of running containers, by id.
+	Endpoints map[string]SeenEndpoint
+	// Wanted are the addresses that containers, also stopped ones, ask for by name, see WantedKey.
+	Wanted map[string]bool
+}
+
+// A SeenNetwork is a network as its engine has it: enough to make its record again.
+type SeenNetwork struct {
+	Name    string
+	Network modes.Network // without what only netyard knows
+	// Pools are what its own IPAM was asked for, one a subnet, if that is netyard.
+	Pools []ipam.PoolRequest
+}
+
+func (s SeenNetwork) there() bool { return s.Name != "" }
+
+// A SeenEndpoint is an endpoint as its engine has it.
+type SeenEndpoint struct {
+	NetworkID string
+	Container modes.Container
+	Sandbox   string
+	MAC       string
+	Addrs     []netip.Prefix
+}
+
+// WantedKey is how Census.Wanted names an address.
+func WantedKey(network string, a netip.Addr) string { return claimKey(network, a) }
+
+// Reconcile takes over what an engine knows better, and drops what it has forgotten: a thing has to be missing twice, and to
+// be older than the grace period, since an engine shows an endpoint later than it tells netyard of it.
+func (y *Yard) Reconcile(ctx context.Context, c Census) error {
+	if err := y.takeNames(c); err != nil {
+		return err
+	}
+	es, err := y.Endpoints()
+	if err != nil {
+		return err
+	}
+	now := y.c.Now()
+	var errs []error
+	round := y.suspects.begin()
+	for _, e := range es {
+		if _, ok := c.Endpoints[e.ID]; ok || e.Phase != modes.Ready || now.Sub(e.Created) < y.c.Grace || now.Sub(e.Joined) < y.c.Grace {
+			continue
+		}
+		if round.again("endpoint " + e.ID) {
+			errs = append(errs, y.Bury(ctx, e.NetworkID, e.ID))
+		}
+	}
+	errs = append(errs, y.reapLeases(ctx, round), y.reapHeld(c, round))
+	y.suspects.end(round)
+	return errors.Join(errs...)
+}
+
+// takeNames writes down the names of networks and who the endpoints belong to.
+func (y *Yard) takeNames(c Census) error {
+	ns, err := y.Networks()
+	if err != nil {
+		return err
+	}
+	es, err := y.Endpoints()
+	if err != nil {
+		return err
+	}
+	for _, n := range ns {
+		if s, ok := c.Networks[n.ID]; !ok || s.Name == n.Name {
+			continue
+		}
+		err := y.c.Store.Update(func(tx store.Tx) error {
+			n, err := getNetwork(tx, n.ID)
+			if err != nil {
+				return nil //nolint:nilerr // it went meanwhile
+			}
+			n.Name = c.Networks[n.ID].Name
+			return networks.Put(tx, n.ID, n)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, e := range es {
+		if s, ok := c.Endpoints[e.ID]; ok && s.Container.ID != "" {
+			if err := y.Identify(e.NetworkID, e.ID, s.Container); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Identify writes down who an endpoint belongs to. What is not known this time stays as it was known before.
+func (y *Yard) Identify(network, id string, who modes.Container) error {
+	e, err := y.Endpoint(network, id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if merged := merge(e.Container, who); err != nil || merged == e.Container {
+		return err
+	}
+	return y.c.Store.Update(func(tx store.Tx) error {
+		e, err := getEndpoint(tx, network, id)
+		if err != nil {
+			return nil //nolint:nilerr // it went meanwhile
+		}
+		e.Container = merge(e.Container, who)
+		return putEndpoint(tx, e)
+	})
+}
+
+func merge(old, fresh modes.Container) modes.Container {
+	if fresh.ID != "" && fresh.ID != old.ID {
+		return fresh
+	}
+	for _, f := range []struct{ to, from *string }{
+		{&old.Engine, &fresh.Engine}, {&old.ID, &fresh.ID}, {&old.Name, &fresh.Name}, {&old.Image, &fresh.Image},
+	} {
+		if *f.from != "" {
+			*f.to = *f.from
+		}
+	}
+	if fresh.PID != 0 {
+		old.PID = fresh.PID
+	}
+	return old
+}
+
+// reapLeases gives back the leases of networks' pools that no endpoint ever claimed: their request was answered, and the
+// endpoint that was to follow was never made.
+func (y *Yard) reapLeases(ctx context.Context, round *round) error {
+	leases, err := y.orphanLeases(y.c.Grace)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if round.again("lease " + l.Pool + " " + l.Addr.String()) {
+			y.c.Log.Info("release a lease without an endpoint", "pool", l.Pool, "address", l.Addr)
+			if err := y.ReleaseAddress(ctx, l.Pool, l.Addr); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// reapHeld frees the static addresses that no container, running or stopped, asks for any more.
+func (y *Yard) reapHeld(c Census, round *round) error {
+	leases, pools, err := y.Leases()
+	if err != nil {
+		return err
+	}
+	network := map[string]string{}
+	for _, p := range pools {
+		network[p.ID] = p.Network
+	}
+	for _, l := range leases {
+		if l.State != ipam.StateHeld || c.Wanted[WantedKey(network[l.Pool], l.Addr)] || y.c.Now().Sub(l.Freed) < y.c.Grace {
+			continue
+		}
+		if round.again("held " + l.Pool + " " + l.Addr.String()) {
+			if err := y.Forget(l.Pool, l.Addr); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// suspects remembers what was missing the last time.
+type suspects struct {
+	mu   sync.Mutex
+	last map[string]bool
+}
+
+// A round is one look; what it finds missing and the last one did not is only suspected.
+type round struct {
+	last, now map[string]bool
+}
+
+func (s *suspects) begin() *round {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &round{last: s.last, now: map[string]bool{}}
+}
+
+func (r *round) again(what string) bool {
+	r.now[what] = true
+	return r.last[what]
+}
+
+func (s *suspects) end(r *round) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = r.now
+}

@@ -1,0 +1,218 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"netyard/modes"
+	"netyard/store"
+)
+
+// CreateEndpoint records an endpoint; the kernel is touched when it is joined. The answer has the MAC it will have.
+func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endpoint, error) {
+	release, err := y.locks.hold(ctx, e.NetworkID, true)
+	if err != nil {
+		return e, err
+	}
+	defer release()
+	err = y.update("endpoint recorded", func(tx store.Tx) error {
+		n, err := getNetwork(tx, e.NetworkID)
+		if err != nil {
+			return err
+		}
+		if n.Phase != modes.Ready {
+			return fmt.Errorf("network %s is being created or deleted", modes.Short(n.ID))
+		}
+		m, err := y.mode(n.Mode)
+		if err != nil {
+			return err
+		}
+		if macer, ok := m.(modes.MACer); ok && e.MAC == "" {
+			e.MAC = macer.MAC(n, e)
+		}
+		old, err := getEndpoint(tx, e.NetworkID, e.ID)
+		if err == nil && old.Phase != modes.Deleting {
+			if old.MAC == e.MAC && slices.Equal(old.Addrs, e.Addrs) {
+				e = old
+				return nil
+			}
+			return fmt.Errorf("endpoint %s: %w and is different", modes.Short(e.ID), ErrExists)
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		e.Phase, e.Created = modes.Ready, y.c.Now()
+		return putEndpoint(tx, e)
+	})
+	return e, err
+}
+
+// Join makes the endpoint's link for a sandbox and says what to do inside. Joining the same sandbox again is success.
+func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Network, modes.Link, error) {
+	release, err := y.hold(ctx, network, id)
+	if err != nil {
+		return modes.Network{}, modes.Link{}, err
+	}
+	defer release()
+	var n modes.Network
+	var e modes.Endpoint
+	err = y.update("endpoint joining", func(tx store.Tx) (err error) {
+		if n, err = getNetwork(tx, network); err != nil {
+			return err
+		}
+		if e, err = getEndpoint(tx, network, id); err != nil {
+			return err
+		}
+		if n.Phase != modes.Ready || e.Phase == modes.Deleting {
+			return fmt.Errorf("endpoint %s is being deleted", modes.Short(id))
+		}
+		if e.Sandbox != "" && e.Sandbox != sandbox {
+			return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(id), ErrInUse, e.Sandbox)
+		}
+		e.Phase, e.Sandbox, e.BootID = modes.Pending, sandbox, y.c.BootID
+		return putEndpoint(tx, e)
+	})
+	if err != nil {
+		return n, modes.Link{}, err
+	}
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return n, modes.Link{}, err
+	}
+	link, err := y.attach(ctx, m, n, e)
+	if err != nil {
+		return n, link, errors.Join(err, y.unjoin(context.WithoutCancel(ctx), m, n, e))
+	}
+	y.c.Changed()
+	return n, link, nil
+}
+
+func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
+	link, err := m.Attach(ctx, n, e)
+	if err != nil {
+		return link, err
+	}
+	y.c.Step("after endpoint attached")
+	if err := ctx.Err(); err != nil {
+		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
+	}
+	e.Phase, e.Joined = modes.Ready, y.c.Now()
+	return link, y.update("endpoint ready", func(tx store.Tx) error { return putEndpoint(tx, e) })
+}
+
+// unjoin takes an endpoint back to what it was before Join.
+func (y *Yard) unjoin(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+	if err := m.Detach(ctx, n, e); err != nil {
+		return err
+	}
+	return y.update("endpoint unjoined", func(tx store.Tx) error { return putEndpoint(tx, left(e)) })
+}
+
+func left(e modes.Endpoint) modes.Endpoint {
+	e.Phase, e.Sandbox, e.BootID = modes.Ready, "", ""
+	return e
+}
+
+// Leave records that the sandbox has done with the endpoint. The link stays until DeleteEndpoint: the engine is about to
+// move it back. An unknown endpoint has left.
+func (y *Yard) Leave(ctx context.Context, network, id string) error {
+	release, err := y.hold(ctx, network, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return y.update("endpoint left", func(tx store.Tx) error {
+		e, err := getEndpoint(tx, network, id)
+		if errors.Is(err, ErrNotFound) || err == nil && e.Phase == modes.Deleting {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return putEndpoint(tx, left(e))
+	})
+}
+
+// DeleteEndpoint records that the endpoint is to go and answers; taking its link away costs the kernel tens of milliseconds
+// that the caller need not wait for. An unknown endpoint is gone.
+func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
+	release, err := y.hold(ctx, network, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	found := false
+	err = y.update("endpoint deleting", func(tx store.Tx) error {
+		e, err := getEndpoint(tx, network, id)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		found = true
+		e.Phase = modes.Deleting
+		return putEndpoint(tx, e)
+	})
+	if err != nil || !found {
+		return err
+	}
+	y.c.Background(func() {
+		if err := y.finish(network, id); err != nil {
+			y.c.Log.Error("take an endpoint's link away", "network", network, "endpoint", id, "err", err)
+		}
+	})
+	y.c.Changed()
+	return nil
+}
+
+// finish takes away the link of an endpoint that is Deleting, and forgets it.
+func (y *Yard) finish(network, id string) error {
+	ctx := context.Background() // nobody waits for this
+	release, err := y.hold(ctx, network, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	e, err := y.Endpoint(network, id)
+	if errors.Is(err, ErrNotFound) || err == nil && e.Phase != modes.Deleting {
+		return nil // the network took it with it, or it was made anew
+	}
+	if err != nil {
+		return err
+	}
+	n, err := y.Network(network)
+	if err != nil {
+		return err
+	}
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return err
+	}
+	return y.forget(ctx, m, n, e)
+}
+
+// forget takes an endpoint's link away and then its record.
+func (y *Yard) forget(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+	y.c.Step("before endpoint detached")
+	if err := m.Detach(ctx, n, e); err != nil {
+		return err
+	}
+	return y.update("endpoint gone", func(tx store.Tx) error { return eraseEndpoint(tx, e) })
+}
+
+// hold takes an endpoint for one's own and shares its network.
+func (y *Yard) hold(ctx context.Context, network, id string) (func(), error) {
+	releaseNetwork, err := y.locks.hold(ctx, network, true)
+	if err != nil {
+		return nil, err
+	}
+	release, err := y.locks.hold(ctx, endpointKey(network, id), false)
+	if err != nil {
+		releaseNetwork()
+		return nil, err
+	}
+	return func() { release(); releaseNetwork() }, nil
+}

@@ -1,0 +1,162 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+)
+
+// CreateNetwork records n, brings it up, and undoes both if it cannot. A network of the same id that is the same is success:
+// the caller may have died before it heard of it.
+func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return err
+	}
+	if err := m.Check(n); err != nil {
+		return err
+	}
+	release, err := y.locks.hold(ctx, n.ID, false)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if done, err := y.settleFormer(ctx, n); done || err != nil {
+		return err
+	}
+	if s, ok := m.(modes.Settler); ok {
+		if n.Settled, err = s.Settle(ctx, n); err != nil {
+			return err
+		}
+	}
+	n.Phase, n.Created = modes.Pending, y.c.Now()
+	if err := y.update("network recorded", func(tx store.Tx) error { return y.putNew(tx, n) }); err != nil {
+		return err
+	}
+	if err := y.up(ctx, m, n); err != nil {
+		return errors.Join(err, y.drop(context.WithoutCancel(ctx), m, n))
+	}
+	y.c.Log.Info("network is up", "network", n.ID, "mode", n.Mode)
+	return nil
+}
+
+func (y *Yard) up(ctx context.Context, m modes.Mode, n modes.Network) error {
+	if err := m.Up(ctx, n); err != nil {
+		return err
+	}
+	y.c.Step("after network up")
+	if err := ctx.Err(); err != nil { // the caller went away and will not send a delete
+		return fmt.Errorf("create network %s: %w", modes.Short(n.ID), err)
+	}
+	n.Phase = modes.Ready
+	return y.update("network ready", func(tx store.Tx) error { return networks.Put(tx, n.ID, n) })
+}
+
+// settleFormer looks at a network of the same id: done when it is what is asked for; an unfinished one is taken away.
+func (y *Yard) settleFormer(ctx context.Context, n modes.Network) (done bool, err error) {
+	old, err := y.Network(n.ID)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case old.Phase == modes.Ready && old.Equal(n):
+		return true, nil
+	case old.Phase == modes.Ready:
+		return false, fmt.Errorf("network %s: %w and is different", modes.Short(n.ID), ErrExists)
+	}
+	m, err := y.mode(old.Mode)
+	if err != nil {
+		return false, err
+	}
+	return false, y.drop(ctx, m, old)
+}
+
+// putNew records a network and makes the pools that its subnets came from its own.
+func (y *Yard) putNew(tx store.Tx, n modes.Network) error {
+	for _, s := range n.Subnets {
+		if s.Space != Space {
+			continue
+		}
+		if err := y.c.IPAM.BindPool(tx, s.Pool, n.ID); err != nil {
+			return fmt.Errorf("take pool %s for network %s: %w", s.Pool, modes.Short(n.ID), err)
+		}
+	}
+	return networks.Put(tx, n.ID, n)
+}
+
+// DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone.
+func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
+	release, err := y.locks.hold(ctx, id, false)
+	if err != nil {
+		return err
+	}
+	defer release()
+	n, err := y.Network(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return err
+	}
+	n.Phase = modes.Deleting
+	if err := y.update("network deleting", func(tx store.Tx) error { return networks.Put(tx, id, n) }); err != nil {
+		return err
+	}
+	if err := y.drop(context.WithoutCancel(ctx), m, n); err != nil {
+		return err
+	}
+	y.c.Log.Info("network is gone", "network", id, "mode", n.Mode)
+	return nil
+}
+
+// drop takes down a network with all its endpoints and forgets it. The caller holds its lock.
+func (y *Yard) drop(ctx context.Context, m modes.Mode, n modes.Network) error {
+	es, err := y.endpointsOf(n.ID)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if err := m.Detach(ctx, n, e); err != nil {
+			return err
+		}
+	}
+	if err := m.Down(ctx, n); err != nil {
+		return fmt.Errorf("take down network %s: %w", modes.Short(n.ID), err)
+	}
+	y.c.Step("after network down")
+	return y.update("network gone", func(tx store.Tx) error { return y.erase(tx, n, es) })
+}
+
+// erase forgets a network, its endpoints and its pools: Docker has given the pools back before, unless it could not.
+func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
+	for _, e := range es {
+		if err := eraseEndpoint(tx, e); err != nil {
+			return err
+		}
+	}
+	for _, s := range n.Subnets {
+		if s.Space != Space {
+			continue
+		}
+		p, err := y.c.IPAM.PoolOf(tx, s.Pool, n.ID)
+		if errors.Is(err, ipam.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := y.c.IPAM.ReleasePool(tx, p.ID); err != nil {
+			return err
+		}
+	}
+	return networks.Delete(tx, n.ID)
+}

@@ -1,0 +1,188 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"netyard/kernel"
+	"netyard/modes"
+	"netyard/store"
+)
+
+// Restore makes the host match the records after a restart, a crash or a reboot, and takes away what is netyard's and in
+// no record. Nothing it does disturbs a flow that goes on: what is there as it should be is left alone, and the ruleset is
+// replaced in one transaction.
+//
+// keepStrays leaves the unknown alone: after the records were lost they are rebuilt from what is there.
+func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
+	ns, err := y.Networks()
+	if err != nil {
+		return err
+	}
+	links, err := y.c.Kernel.Has()
+	if err != nil {
+		return err
+	}
+	for _, n := range ns {
+		if err := y.restoreNetwork(ctx, n, links); err != nil {
+			y.c.Log.Error("restore a network", "network", n.ID, "mode", n.Mode, "err", err)
+		}
+	}
+	if keepStrays {
+		err = y.c.Kernel.AdoptFirewall()
+	} else {
+		err = y.c.Kernel.LoadFirewall()
+	}
+	if err != nil || keepStrays {
+		return err
+	}
+	return y.prune(ctx)
+}
+
+func (y *Yard) restoreNetwork(ctx context.Context, n modes.Network, links map[string]bool) error {
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return err
+	}
+	if n.Phase != modes.Ready { // nobody was told that it exists, or somebody was told that it is gone
+		return y.drop(ctx, m, n)
+	}
+	es, err := y.endpointsOf(n.ID)
+	if err != nil {
+		return err
+	}
+	errs := []error{m.Up(ctx, n)}
+	for _, e := range es {
+		if err := y.restoreEndpoint(ctx, m, n, e, links); err != nil {
+			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (y *Yard) restoreEndpoint(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint, links map[string]bool) error {
+	switch {
+	case e.Phase == modes.Deleting:
+		return y.forget(ctx, m, n, e)
+	case e.Phase == modes.Pending: // its Join was never answered
+		return y.unjoin(ctx, m, n, e)
+	case e.Sandbox == "": // its engine may be about to join it
+		return nil
+	case y.dead(e):
+		return y.bury(ctx, m, n, e)
+	case links[kernel.Alias(n.ID, e.ID)]:
+		_, err := m.Attach(ctx, n, e)
+		return err
+	}
+	// A link cannot be put back into a sandbox that is running; doctor says that it is missing.
+	return nil
+}
+
+// dead says whether an endpoint's sandbox provably is no more.
+func (y *Yard) dead(e modes.Endpoint) bool {
+	if e.Sandbox == "" {
+		return false
+	}
+	if e.BootID != y.c.BootID {
+		return true
+	}
+	_, err := os.Stat(e.Sandbox)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	_, err = os.Stat(filepath.Dir(e.Sandbox)) // without the folder, netyard does not see the sandboxes at all
+	return err == nil
+}
+
+// bury drops an endpoint whose engine will not speak of it again, with its leases.
+func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+	y.c.Log.Info("drop an endpoint whose sandbox is gone", "network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
+	if err := m.Detach(ctx, n, e); err != nil {
+		return err
+	}
+	return y.update("endpoint buried", func(tx store.Tx) error {
+		if err := eraseEndpoint(tx, e); err != nil {
+			return err
+		}
+		return y.releaseLeases(tx, n, e)
+	})
+}
+
+func (y *Yard) releaseLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
+	for _, a := range e.Addrs {
+		for _, s := range n.Subnets {
+			if s.Space != Space || !s.Pool.Contains(a.Addr()) {
+				continue
+			}
+			p, err := y.c.IPAM.PoolOf(tx, s.Pool, n.ID)
+			if errors.Is(err, store.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := y.c.IPAM.ReleaseAddress(tx, p.ID, a.Addr()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// prune takes away what is netyard's in the kernel and in no record.
+func (y *Yard) prune(ctx context.Context) error {
+	w, err := y.wanted()
+	if err != nil {
+		return err
+	}
+	_, strays, err := y.c.Kernel.Audit(w.objects)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range strays {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		y.c.Log.Info("remove a stray", "object", s.Text)
+		errs = append(errs, s.Remove())
+	}
+	return errors.Join(errs...)
+}
+
+// wanted is all the records ask of the kernel, and which network each object is for.
+type wanted struct {
+	objects  []kernel.Object
+	networks []modes.Network // of the object of the same index
+}
+
+func (y *Yard) wanted() (w wanted, err error) {
+	ns, err := y.Networks()
+	if err != nil {
+		return w, err
+	}
+	for _, n := range ns {
+		m, err := y.mode(n.Mode)
+		if err != nil || n.Phase == modes.Deleting {
+			continue
+		}
+		es, err := y.endpointsOf(n.ID)
+		if err != nil {
+			return w, err
+		}
+		var joined []modes.Endpoint
+		for _, e := range es {
+			if e.Sandbox != "" || e.Phase == modes.Deleting { // those are on their way out
+				joined = append(joined, e)
+			}
+		}
+		for _, o := range m.Objects(n, joined) {
+			w.objects, w.networks = append(w.objects, o), append(w.networks, n)
+		}
+	}
+	return w, nil
+}

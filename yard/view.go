@@ -1,0 +1,52 @@
+package yard
+
+import (
+	"netyard/kernel"
+	"netyard/modes"
+)
+
+// State is how an endpoint is doing, in a word.
+func (y *Yard) State(e modes.Endpoint) string {
+	switch {
+	case e.Phase == modes.Deleting:
+		return "leaving"
+	case e.Phase == modes.Pending:
+		return "joining"
+	case e.Sandbox == "":
+		return "created"
+	case y.dead(e):
+		return "dead"
+	}
+	return "up"
+}
+
+// HostLink is the name of the endpoint's interface on the host; empty when it has none.
+func (y *Yard) HostLink(n modes.Network, e modes.Endpoint) string {
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return ""
+	}
+	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
+		if v, ok := o.(kernel.Veth); ok {
+			return v.Name
+		}
+	}
+	return ""
+}
+
+// Objects says in words what a network and its endpoints have in the kernel.
+func (y *Yard) Objects(n modes.Network) ([]string, error) {
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return nil, err
+	}
+	es, err := y.endpointsOf(n.ID)
+	if err != nil {
+		return nil, err
+	}
+	words := []string{}
+	for _, o := range m.Objects(n, es) {
+		words = append(words, o.String())
+	}
+	return words, nil
+}

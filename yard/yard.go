@@ -1,0 +1,109 @@
+// Package yard owns the life of networks and endpoints. It records what is wanted, asks the mode to make it so, and
+// records that it is; after a crash the records say what is left to do. It compares the records with the kernel and with
+// the engines, and settles the difference.
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"netyard/ipam"
+	"netyard/kernel"
+	"netyard/modes"
+	"netyard/store"
+)
+
+// Space is the address space of netyard's own IPAM: a subnet that carries it has a pool here.
+const Space = "netyard"
+
+var (
+	// ErrNotFound says that there is no such network or endpoint.
+	ErrNotFound = errors.New("not found")
+	// ErrExists says that another of the same id is there.
+	ErrExists = errors.New("exists already")
+	// ErrInUse says that something still needs it.
+	ErrInUse = errors.New("in use")
+)
+
+// Config is all a Yard needs.
+type Config struct {
+	Log    *slog.Logger
+	Store  *store.Store
+	Kernel *kernel.Kernel
+	IPAM   *ipam.IPAM
+	Modes  map[string]modes.Mode
+	// BootID tells one life of the host's kernel from the next.
+	BootID string
+	// Grace is how old an orphan has to be before it is dropped; default 60 s.
+	Grace time.Duration
+	Now   func() time.Time
+	// Step is called between any two steps of a change, with the step's name. Crash tests stop the world in it.
+	Step func(name string)
+	// Background runs work that no caller waits for; default: one after the other in a goroutine of Run.
+	Background func(func())
+	// Changed is called when an endpoint came or went.
+	Changed func()
+}
+
+// A Yard is the networks and endpoints of one host.
+type Yard struct {
+	c        Config
+	locks    locks
+	work     chan func()
+	suspects suspects
+}
+
+// New makes a Yard; Restore it before use.
+func New(c Config) *Yard {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Step == nil {
+		c.Step = func(string) {}
+	}
+	if c.Changed == nil {
+		c.Changed = func() {}
+	}
+	if c.Grace == 0 {
+		c.Grace = time.Minute
+	}
+	const backlog = 1 << 16 // more endpoints than a host can have
+	y := &Yard{c: c, work: make(chan func(), backlog)}
+	if y.c.Background == nil {
+		y.c.Background = func(f func()) { y.work <- f }
+	}
+	return y
+}
+
+// Run does the background work until ctx ends; what is left then is done by the next Restore.
+func (y *Yard) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case f := <-y.work:
+			f()
+		}
+	}
+}
+
+func (y *Yard) mode(name string) (modes.Mode, error) {
+	m, ok := y.c.Modes[name]
+	if !ok {
+		return nil, fmt.Errorf("mode %q: %w", name, ErrNotFound)
+	}
+	return m, nil
+}
+
+// update changes the records and lets a crash test in before and after.
+func (y *Yard) update(step string, fn func(store.Tx) error) error {
+	y.c.Step("before " + step)
+	if err := y.c.Store.Update(fn); err != nil {
+		return err
+	}
+	y.c.Step("after " + step)
+	return nil
+}
