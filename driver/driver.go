@@ -4,6 +4,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -67,7 +68,7 @@ func (d *Door) gwAllocCheck(_ context.Context, q gwAllocCheck) (gwAllocAnswer, e
 	if err != nil {
 		return gwAllocAnswer{}, err
 	}
-	skip := mode == "none"
+	skip := d.Yard.Addressless(mode)
 	return gwAllocAnswer{SkipIPv4: skip, SkipIPv6: skip}, nil
 }
 
@@ -92,6 +93,15 @@ func (d *Door) createEndpoint(ctx context.Context, q createEndpoint) (endpointAn
 	e, err := endpoint(q)
 	if err != nil {
 		return endpointAnswer{}, err
+	}
+	n, err := d.Yard.Network(e.NetworkID)
+	if err != nil {
+		return endpointAnswer{}, d.hint(err)
+	}
+	if d.Yard.Addressless(n.Mode) { // no gateway, so program will never be sent
+		if err := refusePorts(q.Options, "a network of mode "+n.Mode+" has no addresses to publish them on"); err != nil {
+			return endpointAnswer{}, err
+		}
 	}
 	given := e.MAC
 	if e, err = d.Yard.CreateEndpoint(ctx, e); err != nil {
@@ -126,12 +136,27 @@ func (d *Door) leave(ctx context.Context, q leave) (empty, error) {
 }
 
 // program is sent for the endpoint that has the container's default route, with the ports to publish.
-func (d *Door) program(_ context.Context, q program) (empty, error) {
-	ports, err := portMap(q.Options)
+func (*Door) program(_ context.Context, q program) (empty, error) {
+	return empty{}, refusePorts(q.Options, "netyard's networks do not publish ports yet")
+}
+
+func refusePorts(options map[string]any, why string) error {
+	ports, err := portMap(options)
 	if err != nil || len(ports) == 0 {
-		return empty{}, err
+		return err
 	}
-	return empty{}, fmt.Errorf("publish %s: netyard's networks do not publish ports yet; leave -p and -P out", ports[0])
+	return fmt.Errorf("publish %s: %s; leave -p and -P out", ports[0], why)
+}
+
+// hint says what to do about a network that netyard should know.
+func (d *Door) hint(err error) error {
+	if !errors.Is(err, yard.ErrNotFound) {
+		return err
+	}
+	if d.Yard.Rebuilding() {
+		return fmt.Errorf("%w: netyard lost its records and is rebuilding them; try again in a moment", err)
+	}
+	return fmt.Errorf("%w in netyard's records; if its state was lost, remove the network and create it again", err)
 }
 
 // Modes lists the doors there are for a table of modes: the one that asks, and one a mode.

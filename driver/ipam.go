@@ -43,7 +43,7 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 		return poolAnswer{}, err
 	}
 	r.V6 = q.V6
-	if d.Mode == "none" && !r.Subnet.IsValid() {
+	if d.Yard.Addressless(d.Mode) && !r.Subnet.IsValid() {
 		p := ipam.NullPool(q.V6)
 		return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String(), Data: map[string]string{labelGateway: p.Subnet.String()}}, nil
 	}

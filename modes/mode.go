@@ -129,6 +129,9 @@ type MACer interface {
 	MAC(n Network, e Endpoint) string
 }
 
+// An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
+type Addressless interface{ Addressless() }
+
 // A Runner is a Mode with work of its own to do, such as watching peers.
 type Runner interface {
 	Run(ctx context.Context) error

@@ -39,7 +39,7 @@ func (y *Yard) Audit(ctx context.Context, census *Census) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	faults, strays, err := y.c.Kernel.Audit(w.objects)
+	faults, strays, err := y.c.Kernel.Audit(w.objects, w.passing...)
 	if err != nil {
 		return nil, err
 	}

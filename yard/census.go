@@ -18,6 +18,8 @@ type Census struct {
 	Networks map[string]SeenNetwork
 	// Endpoints are those of running containers, by id.
 	Endpoints map[string]SeenEndpoint
+	// Pools are the subnets of all networks whose IPAM is netyard's, whatever their driver.
+	Pools map[netip.Prefix]bool
 	// Wanted are the addresses that containers, also stopped ones, ask for by name, see WantedKey.
 	Wanted map[string]bool
 }
@@ -65,7 +67,7 @@ func (y *Yard) Reconcile(ctx context.Context, c Census) error {
 			errs = append(errs, y.Bury(ctx, e.NetworkID, e.ID))
 		}
 	}
-	errs = append(errs, y.reapLeases(ctx, round), y.reapHeld(c, round))
+	errs = append(errs, y.reapLeases(ctx, round), y.reapHeld(c, round), y.reapPools(ctx, c, round))
 	y.suspects.end(round)
 	return errors.Join(errs...)
 }
@@ -176,6 +178,27 @@ func (y *Yard) reapHeld(c Census, round *round) error {
 		}
 		if round.again("held " + l.Pool + " " + l.Addr.String()) {
 			if err := y.Forget(l.Pool, l.Addr); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// reapPools gives back the pools that no network has and the engine knows nothing of: their request was answered, and the
+// network that was to follow was never made.
+func (y *Yard) reapPools(ctx context.Context, c Census, round *round) error {
+	_, pools, err := y.Leases()
+	if err != nil {
+		return err
+	}
+	for _, p := range pools {
+		if p.Network != "" || c.Pools[p.Subnet] || y.c.Now().Sub(p.Created) < y.c.Grace {
+			continue
+		}
+		if round.again("pool " + p.ID) {
+			y.c.Log.Info("release a pool without a network", "pool", p.ID)
+			if err := y.ReleasePool(ctx, p.ID); err != nil {
 				return err
 			}
 		}

@@ -138,12 +138,26 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 // DeleteEndpoint records that the endpoint is to go and answers; taking its link away costs the kernel tens of milliseconds
 // that the caller need not wait for. An unknown endpoint is gone.
 func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
-	release, err := y.hold(ctx, network, id)
-	if err != nil {
+	found, err := y.condemn(ctx, network, id)
+	if err != nil || !found {
 		return err
 	}
+	y.c.Background(func() {
+		if err := y.finish(network, id); err != nil {
+			y.c.Log.Error("take an endpoint's link away", "network", network, "endpoint", id, "err", err)
+		}
+	})
+	y.c.Changed()
+	return nil
+}
+
+// condemn records that an endpoint is to go.
+func (y *Yard) condemn(ctx context.Context, network, id string) (found bool, err error) {
+	release, err := y.hold(ctx, network, id)
+	if err != nil {
+		return false, err
+	}
 	defer release()
-	found := false
 	err = y.update("endpoint deleting", func(tx store.Tx) error {
 		e, err := getEndpoint(tx, network, id)
 		if errors.Is(err, ErrNotFound) {
@@ -156,16 +170,7 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 		e.Phase = modes.Deleting
 		return putEndpoint(tx, e)
 	})
-	if err != nil || !found {
-		return err
-	}
-	y.c.Background(func() {
-		if err := y.finish(network, id); err != nil {
-			y.c.Log.Error("take an endpoint's link away", "network", network, "endpoint", id, "err", err)
-		}
-	})
-	y.c.Changed()
-	return nil
+	return found, err
 }
 
 // finish takes away the link of an endpoint that is Deleting, and forgets it.

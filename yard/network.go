@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"netyard/ipam"
 	"netyard/modes"
@@ -136,7 +137,8 @@ func (y *Yard) drop(ctx context.Context, m modes.Mode, n modes.Network) error {
 	return y.update("network gone", func(tx store.Tx) error { return y.erase(tx, n, es) })
 }
 
-// erase forgets a network, its endpoints and its pools: Docker has given the pools back before, unless it could not.
+// erase forgets a network, its endpoints and its pools. An engine has given the pools of a network it deletes back already, unless
+// it could not; those of a network that came to nothing it will still give back.
 func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 	for _, e := range es {
 		if err := eraseEndpoint(tx, e); err != nil {
@@ -147,16 +149,24 @@ func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 		if s.Space != Space {
 			continue
 		}
-		p, err := y.c.IPAM.PoolOf(tx, s.Pool, n.ID)
-		if errors.Is(err, ipam.ErrNotFound) {
-			continue
+		give := y.releasePool
+		if n.Phase == modes.Pending {
+			give = y.c.IPAM.UnbindPool
 		}
-		if err != nil {
-			return err
-		}
-		if err := y.c.IPAM.ReleasePool(tx, p.ID); err != nil {
+		if err := give(tx, s.Pool, n.ID); err != nil {
 			return err
 		}
 	}
 	return networks.Delete(tx, n.ID)
+}
+
+func (y *Yard) releasePool(tx store.Tx, subnet netip.Prefix, network string) error {
+	p, err := y.c.IPAM.PoolOf(tx, subnet, network)
+	if errors.Is(err, ipam.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return y.c.IPAM.ReleasePool(tx, p.ID)
 }

@@ -139,7 +139,7 @@ func (y *Yard) prune(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, strays, err := y.c.Kernel.Audit(w.objects)
+	_, strays, err := y.c.Kernel.Audit(w.objects, w.passing...)
 	if err != nil {
 		return err
 	}
@@ -154,10 +154,12 @@ func (y *Yard) prune(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// wanted is all the records ask of the kernel, and which network each object is for.
+// wanted is all the records ask of the kernel.
 type wanted struct {
 	objects  []kernel.Object
 	networks []modes.Network // of the object of the same index
+	// passing are objects that are on their way in or out: there or not, neither is wrong.
+	passing []kernel.Object
 }
 
 func (y *Yard) wanted() (w wanted, err error) {
@@ -167,7 +169,7 @@ func (y *Yard) wanted() (w wanted, err error) {
 	}
 	for _, n := range ns {
 		m, err := y.mode(n.Mode)
-		if err != nil || n.Phase == modes.Deleting {
+		if err != nil {
 			continue
 		}
 		es, err := y.endpointsOf(n.ID)
@@ -176,9 +178,13 @@ func (y *Yard) wanted() (w wanted, err error) {
 		}
 		var joined []modes.Endpoint
 		for _, e := range es {
-			if e.Sandbox != "" || e.Phase == modes.Deleting { // those are on their way out
+			if e.Phase == modes.Ready && e.Sandbox != "" {
 				joined = append(joined, e)
 			}
+		}
+		w.passing = append(w.passing, m.Objects(n, es)...)
+		if n.Phase != modes.Ready {
+			continue
 		}
 		for _, o := range m.Objects(n, joined) {
 			w.objects, w.networks = append(w.objects, o), append(w.networks, n)

@@ -50,3 +50,9 @@ func (y *Yard) Objects(n modes.Network) ([]string, error) {
 	}
 	return words, nil
 }
+
+// Addressless says whether the endpoints of a mode have no addresses at all.
+func (y *Yard) Addressless(mode string) bool {
+	_, yes := y.c.Modes[mode].(modes.Addressless)
+	return yes
+}

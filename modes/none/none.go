@@ -20,4 +20,8 @@ func (mode) Detach(context.Context, modes.Network, modes.Endpoint) error { retur
 func (mode) Attach(context.Context, modes.Network, modes.Endpoint) (modes.Link, error) {
 	return modes.Link{}, nil
 }
+
+// Addressless: there is nothing an address could be on.
+func (mode) Addressless() {}
+
 func (mode) Objects(modes.Network, []modes.Endpoint) []kernel.Object { return nil }

@@ -1,0 +1,381 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/ipam"
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+	"netyard/modes/bridge"
+	"netyard/store"
+)
+
+const (
+	netID = "aaaaaaaaaaaa0001"
+	epID  = "eeeeeeeeeeee0001"
+	space = "netyard"
+)
+
+// A rig is a yard on a real kernel, that can be pulled the plug of and started again.
+type rig struct {
+	t    *testing.T
+	host *kerneltest.Host
+	path string
+	boot string
+	now  time.Time
+	step func(string)
+	st   *store.Store
+	*Yard
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, host: kerneltest.New(t), path: filepath.Join(t.TempDir(), "db"), boot: "boot-1", now: time.Unix(1e9, 0)}
+	r.host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1")
+	r.start(false)
+	t.Cleanup(func() { _ = r.st.Close() })
+	return r
+}
+
+// start makes a yard as a daemon does that has just been started.
+func (r *rig) start(keepStrays bool) {
+	r.t.Helper()
+	var err error
+	if r.st != nil {
+		_ = r.st.Close()
+		r.host.Reopen(r.t)
+	}
+	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path}); err != nil {
+		r.t.Fatal(err)
+	}
+	m, err := bridge.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.step = func(string) {}
+	r.Yard = New(Config{
+		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot,
+		IPAM:  ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
+		Modes: map[string]modes.Mode{"bridge": m}, Now: func() time.Time { return r.now },
+		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
+	})
+	if err := r.Restore(r.t.Context(), keepStrays); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// errPulled is how a change ends whose process died.
+var errPulled = errors.New("the plug was pulled")
+
+// pull runs f and dies at step number at; the steps gone through are returned.
+func (r *rig) pull(at int, f func() error) (steps []string, err error) {
+	r.step = func(s string) {
+		steps = append(steps, s)
+		if len(steps) == at {
+			panic(errPulled)
+		}
+	}
+	defer func() {
+		r.step = func(string) {}
+		if p := recover(); p == errPulled {
+			err = errPulled
+		} else if p != nil {
+			panic(p)
+		}
+	}()
+	return steps, f()
+}
+
+func (r *rig) network() modes.Network {
+	return modes.Network{ID: netID, Mode: "bridge", Subnets: []modes.Subnet{{
+		Pool: netip.MustParsePrefix("10.9.0.0/24"), Gateway: netip.MustParsePrefix("10.9.0.1/24"), Space: space,
+	}}}
+}
+
+// life is everything an engine asks for in the life of a network and a container, a call each.
+func (r *rig) life() []func(context.Context) error {
+	var addr netip.Prefix
+	return []func(context.Context) error{
+		func(ctx context.Context) error {
+			_, err := r.RequestPool(ctx, ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := r.RequestAddress(ctx, ipam.AddressRequest{Pool: "10.9.0.0/24", Gateway: true})
+			if errors.Is(err, ipam.ErrTaken) {
+				return nil
+			}
+			return err
+		},
+		func(ctx context.Context) error { return r.CreateNetwork(ctx, r.network()) },
+		func(ctx context.Context) (err error) {
+			addr, err = r.RequestAddress(ctx, ipam.AddressRequest{Pool: "10.9.0.0/24"})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := r.CreateEndpoint(ctx, modes.Endpoint{ID: epID, NetworkID: netID, Addrs: []netip.Prefix{addr}})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, _, err := r.Join(ctx, netID, epID, "/proc/self/ns/net")
+			return err
+		},
+		func(ctx context.Context) error { return r.Leave(ctx, netID, epID) },
+		func(ctx context.Context) error { return r.DeleteEndpoint(ctx, netID, epID) },
+		func(ctx context.Context) error { return r.ReleaseAddress(ctx, "10.9.0.0/24", addr.Addr()) },
+		func(ctx context.Context) error { return r.ReleaseAddress(ctx, "10.9.0.0/24", netip.MustParseAddr("10.9.0.1")) },
+		func(ctx context.Context) error { return r.ReleasePool(ctx, "10.9.0.0/24") },
+		func(ctx context.Context) error { return r.DeleteNetwork(ctx, netID) },
+	}
+}
+
+// healthy wants records and kernel to agree.
+func (r *rig) healthy(when string) {
+	r.t.Helper()
+	found, err := r.Audit(r.t.Context(), nil)
+	if err != nil {
+		r.t.Fatalf("%s: %v", when, err)
+	}
+	for _, f := range found {
+		r.t.Errorf("%s: %s: %s", when, f.Kind, f.Text)
+	}
+}
+
+// TestCrashAnywhere pulls the plug at every step of every call, starts again, and wants record and kernel to agree, what was
+// answered to be kept, and the same call to succeed when it is sent again.
+func TestCrashAnywhere(t *testing.T) {
+	t.Parallel()
+	total := 0
+	for at := 1; ; at++ {
+		r := newRig(t)
+		before := r.host.Dump(t)
+		calls := r.life()
+		died := false
+		steps := 0
+		for i, call := range calls {
+			done, err := r.pull(at-steps, func() error { return call(t.Context()) })
+			if err != nil && !errors.Is(err, errPulled) {
+				t.Fatalf("call %d: %v", i, err)
+			}
+			steps += len(done)
+			if err == nil {
+				continue
+			}
+			when := fmt.Sprintf("call %d, step %q", i, done[len(done)-1])
+			died = true
+			r.start(false)
+			r.healthy(when)
+			if err := call(t.Context()); err != nil {
+				t.Errorf("%s: sent again: %v", when, err)
+			}
+			r.healthy(when + ", sent again")
+			steps = -1 << 30 // once is enough
+		}
+		r.healthy("at the end")
+		if after := r.host.Dump(t); after != before {
+			t.Errorf("at the end something is left:\n%s", after)
+		}
+		if left := r.leftovers(); left != "" {
+			t.Errorf("at the end records are left: %s", left)
+		}
+		if !died {
+			break
+		}
+		total = at
+	}
+	const atLeast = 25
+	if total < atLeast {
+		t.Errorf("only %d steps to die at, want at least %d", total, atLeast)
+	}
+	t.Logf("%d steps", total)
+}
+
+func (r *rig) leftovers() string {
+	r.t.Helper()
+	var left []string
+	ns, err := r.Networks()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	es, err := r.Endpoints()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ls, ps, err := r.Leases()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for what, n := range map[string]int{"networks": len(ns), "endpoints": len(es), "leases": len(ls), "pools": len(ps)} {
+		if n > 0 {
+			left = append(left, fmt.Sprintf("%d %s", n, what))
+		}
+	}
+	err = r.st.View(func(tx store.Tx) error {
+		left = append(left, claims.Keys(tx, "")...)
+		return nil
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	slices.Sort(left)
+	return strings.Join(left, ", ")
+}
+
+// TestReboot: another boot's sandboxes are dead, their endpoints and addresses go; the network stays.
+func TestReboot(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, call := range r.life()[:6] {
+		if err := call(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.boot = "boot-2"
+	r.host.Sh(t, "ip link del "+kernel.Name(kernel.VethPrefix, epID)+"; ip link del "+kernel.Name(kernel.BridgePrefix, netID))
+	r.start(false)
+	r.healthy("after a reboot")
+	if es, _ := r.Endpoints(); len(es) != 0 {
+		t.Errorf("endpoints of the last boot are left: %v", es)
+	}
+	if ns, _ := r.Networks(); len(ns) != 1 {
+		t.Errorf("the network is lost: %v", ns)
+	}
+	ls, _, err := r.Leases()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range ls {
+		if l.Kind == ipam.KindDynamic && l.State == ipam.StateActive {
+			t.Errorf("lease %s of the last boot is active", l.Addr)
+		}
+	}
+}
+
+// TestRestartKeepsFlows: a daemon that starts again leaves links and rules as they are.
+func TestRestartKeepsFlows(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, call := range r.life()[:6] {
+		if err := call(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := r.host.Dump(t)
+	r.start(false)
+	if after := r.host.Dump(t); after != before {
+		t.Errorf("a restart changed the kernel:\n%s\n%s", before, after)
+	}
+	r.healthy("after a restart")
+}
+
+// TestDoctor plants faults one by one; each is named, and gc removes the strays and nothing else.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	br, veth := kernel.Name(kernel.BridgePrefix, netID), kernel.Name(kernel.VethPrefix, epID)
+	stray := kernel.Name(kernel.BridgePrefix, "dddddddddddd")
+	faults := map[string]struct{ cmd, want string }{
+		"link":         {"ip link del " + veth, "link " + veth + " is missing"},
+		"bridge":       {"ip link del " + br, "bridge " + br + " is missing"},
+		"down":         {"ip link set " + br + " down", "bridge " + br + " is down"},
+		"port":         {"ip link set " + veth + " nomaster", "link " + veth + " is not a port of bridge " + br},
+		"port down":    {"ip link set " + veth + " down", "link " + veth + " is down"},
+		"MTU":          {"ip link set " + br + " mtu 1300", br + " has MTU 1300 instead of 1500"},
+		"address":      {"ip addr del 10.9.0.1/24 dev " + br, "address 10.9.0.1/24 on " + br + " is missing"},
+		"route":        {"ip route del 10.9.0.0/24 dev " + br, "route 10.9.0.0/24 on " + br + " is missing"},
+		"element":      {"nft delete element inet netyard nat4 { 10.9.0.0/24 }", "element { 10.9.0.0/24 } of set nat4 is missing"},
+		"rule":         {"nft flush chain inet netyard forward", `rule "networks are apart" of chain inet netyard forward is missing`},
+		"table":        {"nft delete table inet netyard", "chain inet netyard forward is missing"},
+		"foreign rule": {"nft add rule inet netyard forward accept", `rule "" of chain inet netyard forward is not netyard's`},
+		"forwarding":   {"sysctl -qw net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward=1: it is 0"},
+		"sysctl":       {"sysctl -qw net.ipv4.conf." + br + ".accept_redirects=1", "accept_redirects=0: it is 1"},
+	}
+	strays := map[string]struct{ cmd, want string }{
+		"stray link":    {"ip link add " + stray + " type bridge", "link " + stray + " belongs to no network"},
+		"stray alias":   {"ip link add odd type bridge && ip link set odd alias netyard:ffff", "link odd belongs to no network"},
+		"stray element": {"nft add element inet netyard bridges { lost }", "element { lost } of set bridges belongs to no network"},
+	}
+	for _, name := range slices.Sorted(maps.Keys(faults)) {
+		t.Run(name, func(t *testing.T) {
+			r := r6(t)
+			r.host.Sh(t, faults[name].cmd)
+			r.finds(faults[name].want)
+			r.start(false) // a restart repairs what can be repaired without the container's help
+			if name != "link" {
+				r.healthy("after a restart")
+			}
+		})
+	}
+	for _, name := range slices.Sorted(maps.Keys(strays)) {
+		t.Run(name, func(t *testing.T) {
+			r := r6(t)
+			r.host.Sh(t, "ip link add mine type bridge")
+			before := r.host.Dump(t)
+			r.host.Sh(t, strays[name].cmd)
+			r.finds(strays[name].want)
+			dry, err := r.GC(t.Context(), nil, true)
+			if err != nil || len(dry) != 1 {
+				t.Fatalf("dry run: %v %v", dry, err)
+			}
+			r.finds(strays[name].want)
+			if _, err := r.GC(t.Context(), nil, false); err != nil {
+				t.Fatal(err)
+			}
+			r.healthy("after gc")
+			if after := r.host.Dump(t); after != before {
+				t.Errorf("gc did not remove just the stray:\n%s\n%s", before, after)
+			}
+		})
+	}
+	t.Run("lease", func(t *testing.T) {
+		r := r6(t)
+		if _, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: "10.9.0.0/24"}); err != nil {
+			t.Fatal(err)
+		}
+		r.now = r.now.Add(time.Minute)
+		r.finds("lease 10.9.0.3 of pool 10.9.0.0/24 belongs to no endpoint")
+		if _, err := r.GC(t.Context(), nil, false); err != nil {
+			t.Fatal(err)
+		}
+		r.healthy("after gc")
+	})
+}
+
+// r6 is a rig with a network and a container that has joined it.
+func r6(t *testing.T) *rig {
+	t.Helper()
+	r := newRig(t)
+	for _, call := range r.life()[:6] {
+		if err := call(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.healthy("before the fault")
+	return r
+}
+
+func (r *rig) finds(want string) {
+	r.t.Helper()
+	found, err := r.Audit(r.t.Context(), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var all []string
+	for _, f := range found {
+		if strings.Contains(f.Text, want) {
+			return
+		}
+		all = append(all, f.Text)
+	}
+	r.t.Errorf("doctor does not say %q; it says %q", want, all)
+}
