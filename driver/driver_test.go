@@ -1,0 +1,370 @@
+package driver_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"netyard/driver"
+	"netyard/ipam"
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+	"netyard/modes/all"
+	"netyard/store"
+	"netyard/yard"
+)
+
+// An engine speaks to a door as dockerd does, on a real socket.
+type engine struct {
+	tb      testing.TB
+	client  *http.Client
+	host    *kerneltest.Host
+	yard    *yard.Yard
+	greeted atomic.Int32
+}
+
+func newEngine(tb testing.TB, mode string) *engine {
+	tb.Helper()
+	e := &engine{tb: tb, host: kerneltest.New(tb)}
+	e.host.Sh(tb, "sysctl -qw net.ipv4.ip_forward=1")
+	if err := e.host.LoadFirewall(); err != nil {
+		tb.Fatal(err)
+	}
+	st, err := store.Open(tb.Context(), store.Config{Path: filepath.Join(tb.TempDir(), "db")})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	table := map[string]modes.Mode{}
+	for name, newMode := range all.Modes() {
+		if table[name], err = newMode(modes.Env{Log: log, Kernel: e.host.Kernel}); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	e.yard = yard.New(yard.Config{
+		Log: log, Store: st, Kernel: e.host.Kernel, Modes: table, BootID: "b",
+		IPAM: ipam.New(ipam.Config{ULA: ipam.HostULA("test")}),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = e.yard.Run(ctx) }()
+	d := &driver.Door{Name: "netyard", Mode: mode, Yard: e.yard, Log: log, Greeted: func() { e.greeted.Add(1) }}
+	sock := filepath.Join(tb.TempDir(), "s")
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s := &http.Server{Handler: d.Handler()}
+	go func() { _ = s.Serve(l) }()
+	e.client = &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", sock) }}}
+	tb.Cleanup(func() { _ = s.Close(); cancel(); <-done; _ = st.Close() })
+	return e
+}
+
+func (e *engine) post(verb, body string) (int, map[string]any) {
+	e.tb.Helper()
+	r, err := e.client.Post("http://x/"+verb, "application/json", strings.NewReader(body))
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	defer r.Body.Close()
+	raw, err := io.ReadAll(r.Body)
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	var v map[string]any
+	if err := json.Unmarshal(raw, &v); err != nil {
+		e.tb.Fatalf("%s: %q: %v", verb, raw, err)
+	}
+	return r.StatusCode, v
+}
+
+// ok wants a verb to succeed.
+func (e *engine) ok(verb, body string) map[string]any {
+	e.tb.Helper()
+	status, v := e.post(verb, body)
+	if status != http.StatusOK || v["Err"] != nil {
+		e.tb.Fatalf("%s %s: %d %v", verb, body, status, v)
+	}
+	return v
+}
+
+// refused wants a verb to fail, with the same words under both keys.
+func (e *engine) refused(verb, body, want string) {
+	e.tb.Helper()
+	_, v := e.post(verb, body)
+	text, _ := v["Err"].(string)
+	if v["Err"] != v["Error"] || !strings.Contains(text, want) || text == "" {
+		e.tb.Errorf("%s %s: %v, want %q under Err and Error", verb, body, v, want)
+	}
+	if strings.Contains(text, "\n") {
+		e.tb.Errorf("%s: the error has more than one line: %q", verb, text)
+	}
+}
+
+func (e *engine) state() string {
+	e.tb.Helper()
+	ns, err := e.yard.Networks()
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	es, err := e.yard.Endpoints()
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	ls, ps, err := e.yard.Leases()
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	return fmt.Sprintf("%d networks %d endpoints %d leases %d pools\n%s", len(ns), len(es), len(ls), len(ps), e.host.Dump(e.tb))
+}
+
+const (
+	create   = `{"NetworkID":"aaaaaaaaaaaa01","Options":{"com.docker.network.generic":{%s},"com.docker.network.enable_ipv6":false},"IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"10.9.0.0/24","Gateway":"10.9.0.1/24","AuxAddresses":{"r":"10.9.0.9/24"}}],"IPv6Data":[]}`
+	endpoint = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Interface":{"Address":"10.9.0.2/24","AddressIPv6":"","MacAddress":""},"Options":{}}`
+	ids      = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01"}`
+	join     = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","SandboxKey":"/run/docker/netns/5","Options":null}`
+)
+
+func plain() string { return fmt.Sprintf(create, "") }
+
+func TestLife(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	before := e.state()
+	if v := e.ok("Plugin.Activate", ""); fmt.Sprint(v["Implements"]) != "[NetworkDriver IpamDriver]" {
+		t.Errorf("Activate: %v", v)
+	}
+	if v := e.ok("NetworkDriver.GetCapabilities", ""); v["Scope"] != "local" || v["GwAllocChecker"] != true {
+		t.Errorf("GetCapabilities: %v", v)
+	}
+	if e.greeted.Load() != 2 {
+		t.Errorf("greeted %d times", e.greeted.Load())
+	}
+	for range 2 { // every verb is one that may come twice
+		e.ok("NetworkDriver.CreateNetwork", plain())
+	}
+	first := e.ok("NetworkDriver.CreateEndpoint", endpoint)
+	if fmt.Sprint(first) != "map[Interface:map[MacAddress:02:42:0a:09:00:02]]" {
+		t.Errorf("CreateEndpoint: %v", first)
+	}
+	e.ok("NetworkDriver.CreateEndpoint", endpoint)
+	for range 2 {
+		j := e.ok("NetworkDriver.Join", join)
+		want := "map[DisableGatewayService:true Gateway:10.9.0.1 InterfaceName:map[DstPrefix:eth SrcName:nyp-eeeeeeeeeee]]"
+		if fmt.Sprint(j) != want {
+			t.Errorf("Join: %v, want %s", j, want)
+		}
+		e.ok("NetworkDriver.ProgramExternalConnectivity", ids)
+		e.ok("NetworkDriver.EndpointOperInfo", ids)
+	}
+	e.host.Sh(t, "ip link show nyp-eeeeeeeeeee && ip link show master nyb-aaaaaaaaaaa | grep nyv-eeeeeeeeeee")
+	for range 2 {
+		e.ok("NetworkDriver.RevokeExternalConnectivity", ids)
+		e.ok("NetworkDriver.Leave", ids)
+		e.ok("NetworkDriver.DeleteEndpoint", ids)
+	}
+	for range 2 {
+		e.ok("NetworkDriver.DeleteNetwork", ids)
+	}
+	if after := e.state(); after != before {
+		t.Errorf("something is left:\n%s", after)
+	}
+}
+
+func TestUnknown(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "")
+	before := e.state()
+	for _, verb := range []string{"Leave", "DeleteEndpoint", "DeleteNetwork", "RevokeExternalConnectivity", "FreeNetwork", "DiscoverNew", "DiscoverDelete"} {
+		e.ok("NetworkDriver."+verb, ids)
+	}
+	e.ok("IpamDriver.ReleasePool", `{"PoolID":"10.9.0.0/24"}`)
+	e.ok("IpamDriver.ReleaseAddress", `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2"}`)
+	e.refused("NetworkDriver.CreateEndpoint", endpoint, "network aaaaaaaaaaaa: not found")
+	e.refused("NetworkDriver.Join", join, "network aaaaaaaaaaaa: not found")
+	e.refused("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/24","Address":"","Options":{}}`, "pool 10.9.0.0/24")
+	e.refused("NetworkDriver.AllocateNetwork", ids, "swarm")
+	if after := e.state(); after != before {
+		t.Errorf("a call about nothing changed something:\n%s", after)
+	}
+}
+
+// TestDamagedBody: a call that an engine sent again comes without its body, and must not be taken for one of zeros.
+func TestDamagedBody(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	e.ok("NetworkDriver.CreateNetwork", plain())
+	e.ok("NetworkDriver.CreateEndpoint", endpoint)
+	before := e.state()
+	bodies := map[string]string{
+		"NetworkDriver.CreateNetwork": plain(), "NetworkDriver.CreateEndpoint": endpoint, "NetworkDriver.Join": join,
+		"NetworkDriver.Leave": ids, "NetworkDriver.DeleteEndpoint": ids, "NetworkDriver.DeleteNetwork": ids,
+		"NetworkDriver.ProgramExternalConnectivity": ids, "NetworkDriver.GwAllocCheck": `{"Options":{}}`,
+		"IpamDriver.RequestPool": `{"AddressSpace":"netyard"}`, "IpamDriver.RequestAddress": `{"PoolID":"x"}`,
+		"IpamDriver.ReleasePool": `{"PoolID":"x"}`, "IpamDriver.ReleaseAddress": `{"PoolID":"x","Address":"10.0.0.1"}`,
+	}
+	for verb, whole := range bodies {
+		for name, body := range map[string]string{"empty": "", "truncated": whole[:len(whole)-2], "trailing": whole + "{}", "not an object": "[]"} {
+			if status, v := e.post(verb, body); status != http.StatusBadRequest || v["Err"] == "" {
+				t.Errorf("%s with a %s body: %d %v", verb, name, status, v)
+			}
+		}
+		if verb != "NetworkDriver.GwAllocCheck" {
+			if status, _ := e.post(verb, "{}"); status != http.StatusBadRequest {
+				t.Errorf("%s without any field: %d", verb, status)
+			}
+		}
+	}
+	if after := e.state(); after != before {
+		t.Errorf("a damaged call changed something:\n%s", after)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	before := e.state()
+	for opts, want := range map[string]string{
+		`"mode":"nosuch"`:         "mode=nosuch",
+		`"mode":"none"`:           "netyard-bridge has networks of mode bridge only",
+		`"parent":"eth0"`:         "unknown option parent",
+		`"mtuu":"1400"`:           "did you mean mtu?",
+		`"mtu":"abc"`:             "mtu=abc: want a number",
+		`"mtu":1400`:              "mtu: want text",
+		`"icc":"perhaps"`:         "icc=perhaps: want true or false",
+		`"bridge":"a/b"`:          "bridge=a/b: want an interface name",
+		`"bridge":"nyv-x"`:        "netyard's own",
+		`"mtu":"1400","com.docker.network.driver.mtu":"1500"`: "contradicts",
+	} {
+		e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, opts), want)
+	}
+	e.refused("NetworkDriver.CreateNetwork", strings.Replace(plain(), "10.9.0.0/24", "10.9.0.0", 1), `subnet "10.9.0.0"`)
+	e.refused("NetworkDriver.CreateNetwork", strings.Replace(plain(), "10.9.0.1/24", "10.8.0.1/24", 1), "gateway 10.8.0.1 is not in subnet")
+	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/33"}`, "subnet")
+	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/24","SubPool":"10.8.0.0/25"}`, "ip-range")
+	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Options":{"scope":"x"}}`, "--ipam-opt scope")
+	if after := e.state(); after != before {
+		t.Errorf("a refusal changed something:\n%s", after)
+	}
+	e.ok("NetworkDriver.CreateNetwork", plain())
+	for body, want := range map[string]string{
+		strings.Replace(endpoint, `"MacAddress":""`, `"MacAddress":"nope"`, 1):                                              `mac-address "nope"`,
+		strings.Replace(endpoint, `"Options":{}`, `"Options":{"rat":"1mbit"}`, 1):                                           "unknown endpoint option rat",
+		strings.Replace(endpoint, `"Options":{}`, `"Options":{"com.docker.network.endpoint.ifname":"wan1"}`, 1):             "end in 0",
+		strings.Replace(endpoint, `"Address":"10.9.0.2/24"`, `"Address":"10.9.0.2"`, 1):                                     `Address "10.9.0.2"`,
+	} {
+		e.refused("NetworkDriver.CreateEndpoint", body, want)
+	}
+	e.ok("NetworkDriver.CreateEndpoint", endpoint)
+	e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2", "10.9.0.3", 1), "exists already and is different")
+	e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"icc":"false"`), "exists already and is different")
+	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"IP":"","Port":80,"HostIP":"","HostPort":8080,"HostPortEnd":8080}]}}`, "publish 8080:80/tcp")
+}
+
+func TestInterfaceName(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	e.ok("NetworkDriver.CreateNetwork", plain())
+	e.ok("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, `"Options":{}`, `"Options":{"com.docker.network.endpoint.ifname":"wan0"}`, 1))
+	j := e.ok("NetworkDriver.Join", join)
+	if got := fmt.Sprint(j["InterfaceName"]); got != "map[DstName:wan0 DstPrefix:wan SrcName:nyp-eeeeeeeeeee]" {
+		t.Errorf("InterfaceName %s", got)
+	}
+}
+
+func TestNone(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "none")
+	if v := e.ok("NetworkDriver.GwAllocCheck", `{"Options":{}}`); v["SkipIPv4"] != true || v["SkipIPv6"] != true {
+		t.Errorf("GwAllocCheck: %v", v)
+	}
+	p := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard"}`)
+	if p["Pool"] != "0.0.0.0/0" {
+		t.Errorf("RequestPool: %v", p)
+	}
+	e.ok("NetworkDriver.CreateNetwork", `{"NetworkID":"aaaaaaaaaaaa01","IPv4Data":[{"AddressSpace":"null","Pool":"0.0.0.0/0"}]}`)
+	if v := e.ok("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2/24", "", 1)); fmt.Sprint(v) != "map[Interface:map[]]" {
+		t.Errorf("CreateEndpoint: %v", v)
+	}
+	if v := e.ok("NetworkDriver.Join", join); fmt.Sprint(v) != "map[DisableGatewayService:true]" {
+		t.Errorf("Join: %v", v)
+	}
+}
+
+// TestIPAM goes the way of docker network create with --ipam-driver netyard.
+func TestIPAM(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "")
+	address := func(pool, more string) string {
+		return e.ok("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,%s}`, pool, more))["Address"].(string)
+	}
+	pool := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/29","SubPool":"","Options":{},"V6":false}`)
+	id := pool["PoolID"].(string)
+	if a := address(id, `"Address":"","Options":{"RequestAddressType":"com.docker.network.gateway"}`); a != "10.9.0.1/29" {
+		t.Errorf("gateway %s", a)
+	}
+	if a := address(id, `"Address":"10.9.0.6","Options":{}`); a != "10.9.0.6/29" {
+		t.Errorf("aux %s", a)
+	}
+	second := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.1.0/29"}`)["PoolID"].(string)
+	body := `{"NetworkID":"aaaaaaaaaaaa01","Options":{},"IPv4Data":[{"AddressSpace":"netyard","Pool":"10.9.0.0/29","Gateway":"10.9.0.1/29"},{"AddressSpace":"netyard","Pool":"10.9.1.0/29","Gateway":"10.9.1.1/29"}]}`
+	e.ok("NetworkDriver.CreateNetwork", body)
+	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/28"}`, "subnet 10.9.0.0/28 overlaps pool 10.9.0.0/29")
+	e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/28","Options":{"parent":"eth0.10"}}`)
+	for _, want := range []string{"10.9.0.2/29", "10.9.0.3/29", "10.9.0.4/29", "10.9.0.5/29"} {
+		if a := address(id, `"Address":"","Options":{}`); a != want {
+			t.Errorf("got %s, want %s", a, want)
+		}
+	}
+	// The engine asks the first pool only; when that is full, the network's other one gives.
+	if a := address(id, `"Address":"","Options":{}`); a != "10.9.1.2/29" && a != "10.9.1.1/29" {
+		t.Errorf("from the sibling %s", a)
+	}
+	e.refused("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/29","Address":"10.9.0.3","Options":{}}`, "10.9.0.3")
+	_ = second
+
+	v6 := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","V6":true}`)
+	if p := v6["Pool"].(string); !strings.HasPrefix(p, "fd") || !strings.HasSuffix(p, "/64") {
+		t.Errorf("IPv6 pool %s", p)
+	}
+}
+
+// TestLateRelease: an engine that gives back, late, the address of an endpoint of long ago does not take it from the one that
+// has it now.
+func TestLateRelease(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/24"}`)
+	e.ok("NetworkDriver.CreateNetwork", strings.Replace(plain(), "LocalDefault", "netyard", 1))
+	e.ok("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2"}`)
+	e.ok("NetworkDriver.CreateEndpoint", endpoint)
+	e.ok("IpamDriver.ReleaseAddress", `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2"}`)
+	e.refused("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2"}`, "taken")
+	e.ok("NetworkDriver.DeleteEndpoint", ids)
+	e.ok("IpamDriver.ReleaseAddress", `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2"}`)
+	e.ok("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2"}`)
+}
+
+// TestManyNetworks: 300 networks without a subnet, none over a route or another's.
+func TestManyNetworks(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	e.host.Sh(t, "ip link add vpn type bridge && ip link set vpn up && ip addr add 10.224.7.1/24 dev vpn && ip route add 10.225.0.0/16 dev vpn")
+	seen := map[string]bool{}
+	for range 300 {
+		p := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard"}`)["Pool"].(string)
+		if seen[p] || p == "10.224.7.0/24" || strings.HasPrefix(p, "10.225.") {
+			t.Fatalf("pool %s", p)
+		}
+		seen[p] = true
+	}
+}
