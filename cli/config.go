@@ -54,11 +54,12 @@ func defaults() Config {
 
 func serveFlags() []cli.Flag {
 	d := defaults()
-	str := func(name, usage, value string) cli.Flag { return &cli.StringFlag{Name: name, Usage: usage, DefaultText: value} }
+	str := func(name, usage, value string) cli.Flag {
+		return &cli.StringFlag{Name: name, Usage: usage, DefaultText: value}
+	}
 	return []cli.Flag{
 		str("config", "configuration `FILE` (YAML; the keys are these flags with _ for -)", defaultConfig+", if it is there"),
 		str("state-dir", "`DIR` of the database", d.StateDir),
-		str("run-dir", "`DIR` of the admin socket", d.RunDir),
 		str("plugin-dir", "`DIR` where Docker looks for plugins' sockets", d.PluginDir),
 		str("docker-host", "`ADDRESS` of the Docker engine, asked in the background for containers' names; empty: never", d.DockerHost),
 		str("containerd-address", "`SOCKET` of containerd; kept for the CNI door, which this version does not have", d.ContainerdAddress),

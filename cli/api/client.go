@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
+	"time"
 
 	"netyard/yard"
 )
@@ -26,6 +27,9 @@ type StatusError struct {
 // Error is what the daemon said.
 func (e *StatusError) Error() string { return e.Message }
 
+// patience is how much longer the client waits than a daemon that works needs at most: one that hangs must not hang a cron job too.
+const patience = 5 * time.Second
+
 // A Client speaks to the daemon.
 type Client struct {
 	socket string
@@ -35,9 +39,12 @@ type Client struct {
 // NewClient makes the client of the daemon on that socket.
 func NewClient(socket string) *Client {
 	var d net.Dialer
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
-	}}}
+	return &Client{socket: socket, http: &http.Client{
+		Timeout: adminTime + patience,
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
+		},
+	}}
 }
 
 func do[A any](ctx context.Context, c *Client, method, path string, q any) (a A, err error) {

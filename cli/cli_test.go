@@ -1,0 +1,231 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"netyard/cli/api"
+	"netyard/yard"
+)
+
+// TestMain lets scripts call netyard; TEST_WIDTH is how wide its terminal is.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"netyard": func() {
+		width, _ := strconv.Atoi(os.Getenv("TEST_WIDTH"))
+		p := Program{Version: "v1.2.3", Stdout: os.Stdout, Stderr: os.Stderr, Width: width}
+		os.Exit(p.Run(context.Background(), os.Args))
+	}})
+}
+
+// TestScripts runs testdata/*.txtar. Beside testscript's own commands there are: daemon NAME, which starts the fake daemon of that
+// name (see worlds), and exit CODE netyard …, which runs netyard and checks its exit code.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata",
+		UpdateScripts: os.Getenv("UPDATE") != "",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("NETYARD_RUN_DIR", filepath.Join(e.WorkDir, "run"))
+			e.Setenv("TZ", "UTC")
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // or with -race every command takes a second more
+			return os.Mkdir(filepath.Join(e.WorkDir, "run"), 0o700)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"daemon": startDaemon, "exit": exitWith},
+	})
+}
+
+func exitWith(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exit CODE command…")
+	}
+	got, status := 0, &exec.ExitError{}
+	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &status) {
+		got = status.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if args[0] != strconv.Itoa(got) {
+		ts.Fatalf("exit code %d, not %s", got, args[0])
+	}
+}
+
+// A world is what a fake daemon knows.
+type world struct {
+	networks  []api.Network
+	endpoints []api.Endpoint
+	leases    []api.Lease
+	findings  []yard.Finding
+	broken    bool // every request fails
+}
+
+func worlds() map[string]world {
+	return map[string]world{
+		"busy":    {networks: someNetworks(), endpoints: someEndpoints(), leases: someLeases(), findings: someFindings()},
+		"empty":   {networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, findings: []yard.Finding{}},
+		"broken":  {broken: true},
+		"hostile": {endpoints: []api.Endpoint{{ID: id("e9"), Container: "a\x1b[31mb\nc", Network: "$(reboot)", State: "up"}}},
+	}
+}
+
+func id(start string) string { return start + strings.Repeat("0", 64-len(start)) }
+
+func someNetworks() []api.Network {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	return []api.Network{
+		{
+			ID: id("aa11"), Name: "web", Mode: "bridge", State: "ready", Endpoints: 2, Created: at,
+			Subnets: []api.Subnet{{Pool: "10.224.0.0/24", Gateway: "10.224.0.1"}, {Pool: "fd00:1::/64", Gateway: "fd00:1::1"}},
+			Options: map[string]string{"mtu": "1400"},
+			Objects: []string{"bridge nyb-aa1100000000", "address 10.224.0.1/24 on nyb-aa1100000000"},
+		},
+		{ID: id("bb22"), Mode: "none", State: "pending", Internal: true, Subnets: []api.Subnet{}, Created: at},
+		{ID: id("cc33"), Name: "backend", Mode: "bridge", State: "ready", Endpoints: 2, Created: at, Subnets: []api.Subnet{{Pool: "10.224.1.0/24"}}},
+	}
+}
+
+func someEndpoints() []api.Endpoint {
+	at := time.Date(2026, 3, 1, 12, 30, 0, 0, time.UTC)
+	return []api.Endpoint{
+		{
+			ID: id("e1"), Container: "shop-frontend-1", ContainerID: id("c1"), Image: "nginx:1.27", PID: 4711, Engine: "docker",
+			Network: "web", NetworkID: id("aa11"), Mode: "bridge", Addresses: []string{"10.224.0.2/24", "fd00:1::2/64"},
+			MAC: "02:42:0a:e0:00:02", Interface: "nyv-e10000000000", Ports: []string{"0.0.0.0:8080->80/tcp", "[::]:8080->80/tcp"},
+			State: "up", Sandbox: "/var/run/docker/netns/c1c1c1c1c1c1", Created: at, Joined: at.Add(time.Second),
+		},
+		{
+			ID: id("e2"), ContainerID: id("c2"), Engine: "docker", Network: "web", NetworkID: id("aa11"), Mode: "bridge",
+			Addresses: []string{"10.224.0.3/24"}, MAC: "02:42:0a:e0:00:03", Interface: "nyv-e20000000000", Ports: []string{}, State: "dead", Created: at,
+		},
+		{
+			ID: id("e3"), NetworkID: id("bb22"), Mode: "none", Addresses: []string{}, Ports: []string{}, State: "created", Created: at,
+		},
+		{
+			ID: id("e5"), Container: "worker", Engine: "docker", Network: "backend", NetworkID: id("cc33"), Mode: "bridge",
+			Addresses: []string{"10.224.1.10/24"}, MAC: "02:42:0a:e0:01:0a", Interface: "nyv-e50000000000", Ports: []string{}, State: "up", Created: at,
+		},
+		{
+			ID: id("e4"), Container: "db", Engine: "docker", Network: "backend", NetworkID: id("cc33"), Mode: "bridge",
+			Addresses: []string{"10.224.1.9/24"}, MAC: "02:42:0a:e0:01:09", Interface: "nyv-e40000000000", Ports: []string{}, State: "up", Created: at,
+		},
+	}
+}
+
+func someLeases() []api.Lease {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	return []api.Lease{
+		{Pool: "10.224.0.0/24", Address: "10.224.0.10", Network: "web", Kind: "dynamic", State: "active", MAC: "02:42:0a:e0:00:0a", Since: at},
+		{Pool: "10.224.0.0/24", Address: "10.224.0.9", Network: "web", Kind: "static", State: "held", Name: "db", MAC: "02:42:0a:e0:00:09", Since: at},
+		{Pool: "10.224.0.0/24", Address: "10.224.0.1", Network: "web", Kind: "gateway", State: "active", Since: at},
+		{Pool: "10.20.0.0/16", Address: "10.20.0.7", Kind: "reserved", State: "reserved", Since: at},
+	}
+}
+
+func someFindings() []yard.Finding {
+	return []yard.Finding{
+		{Kind: yard.StrayK, Text: "link nyv-dead00000000 belongs to no network or endpoint", Removable: true},
+		{Kind: yard.Orphan, Network: "backend", Text: "endpoint e40000000000 (db): its sandbox /var/run/docker/netns/x is gone", Removable: true},
+		{Kind: yard.Fault, Network: "web", Text: "bridge nyb-aa1100000000 is missing"},
+	}
+}
+
+// startDaemon serves a world on the script's admin socket until the script ends, and writes down the requests in the file requests.
+func startDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: daemon WORLD")
+	}
+	w, ok := worlds()[args[0]]
+	if !ok {
+		ts.Fatalf("there is no world %s", args[0])
+	}
+	l, err := net.Listen("unix", filepath.Join(ts.Getenv("NETYARD_RUN_DIR"), socketName))
+	ts.Check(err)
+	s := &http.Server{Handler: &notebook{next: w.handler(), file: ts.MkAbs("requests")}, ReadHeaderTimeout: time.Minute}
+	done := make(chan struct{})
+	go func() { _ = s.Serve(l); close(done) }()
+	ts.Defer(func() { _ = s.Close(); <-done })
+}
+
+// A notebook writes down what is asked.
+type notebook struct {
+	next http.Handler
+	file string
+	mu   sync.Mutex
+}
+
+func (n *notebook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(strings.NewReader(string(body)))
+	if f, err := os.OpenFile(n.file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err == nil {
+		_, _ = fmt.Fprintln(f, strings.TrimSpace(r.Method+" "+r.URL.String()+" "+string(body)))
+		_ = f.Close()
+	}
+	n.next.ServeHTTP(w, r)
+}
+
+func (w world) handler() http.Handler {
+	mux := http.NewServeMux()
+	answer := func(pattern string, f func(r *http.Request) (any, int)) {
+		mux.HandleFunc(pattern, func(rw http.ResponseWriter, r *http.Request) {
+			v, status := f(r)
+			if w.broken {
+				v, status = map[string]string{"error": "read the database: disk on fire\nlook out"}, http.StatusInternalServerError
+			}
+			rw.WriteHeader(status)
+			_ = json.NewEncoder(rw).Encode(v)
+		})
+	}
+	always := func(v any) func(*http.Request) (any, int) {
+		return func(*http.Request) (any, int) { return v, http.StatusOK }
+	}
+	answer("GET /v1/version", always(api.Version{Version: "v1.2.2", PID: 4242}))
+	answer("GET /v1/networks", always(w.networks))
+	answer("GET /v1/endpoints", always(w.endpoints))
+	answer("GET /v1/leases", always(w.leases))
+	answer("GET /v1/doctor", always(w.findings))
+	answer("GET /v1/networks/{ref}", func(r *http.Request) (any, int) {
+		return find("network", r, w.networks, func(n api.Network) []string { return []string{n.ID, n.Name} })
+	})
+	answer("GET /v1/endpoints/{ref}", func(r *http.Request) (any, int) {
+		return find("endpoint", r, w.endpoints, func(e api.Endpoint) []string { return []string{e.ID, e.Container} })
+	})
+	answer("POST /v1/gc", always(slices.DeleteFunc(slices.Clone(w.findings), func(f yard.Finding) bool { return !f.Removable })))
+	answer("POST /v1/leases/{verb}", func(r *http.Request) (any, int) {
+		var q api.LeaseRequest
+		_ = json.NewDecoder(r.Body).Decode(&q)
+		if q.Address == "10.224.0.1" {
+			return map[string]string{"error": "address 10.224.0.1 of pool 10.224.0.0/24: in use as gateway"}, http.StatusConflict
+		}
+		if q.Pool == "" {
+			q.Pool = "10.224.0.0/24"
+		}
+		return q, http.StatusOK
+	})
+	return mux
+}
+
+func find[T any](kind string, r *http.Request, all []T, names func(T) []string) (any, int) {
+	for _, v := range all {
+		if slices.Contains(names(v), r.PathValue("ref")) {
+			return v, http.StatusOK
+		}
+	}
+	return map[string]string{"error": fmt.Sprintf("%s %q: not found", kind, r.PathValue("ref"))}, http.StatusNotFound
+}

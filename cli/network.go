@@ -1,0 +1,67 @@
+package cli
+
+import (
+	"cmp"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"netyard/cli/api"
+)
+
+func (p Program) networkCommand() *cli.Command {
+	return &cli.Command{
+		Name: "network", Usage: "look at networks",
+		Subcommands: []*cli.Command{
+			p.networkList(),
+			inspectCommand(&cli.Command{
+				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and what it has in the kernel",
+				Description:  "It is found by name, id or the beginning of its id.",
+				BashComplete: complete(networkNames),
+			}, func(c *cli.Context, ref string) (api.Network, error) { return client(c).Network(c.Context, ref) }),
+		},
+	}
+}
+
+func (p Program) networkList() *cli.Command {
+	return list[api.Network]{
+		fetch: func(c *cli.Context) ([]api.Network, error) { return client(c).Networks(c.Context) },
+		order: func(a, b api.Network) int { return cmp.Compare(cmp.Or(a.Name, a.ID), cmp.Or(b.Name, b.ID)) },
+		id:    func(n api.Network) string { return n.ID },
+		columns: func(id shortener) []column[api.Network] {
+			return []column[api.Network]{
+				{head: "ID", fit: fit{goes: 1}, cell: func(n api.Network) string { return id(n.ID) }},
+				{head: "NAME", cell: func(n api.Network) string { return cmp.Or(n.Name, id(n.ID)) }},
+				{head: "MODE", fit: fit{goes: 5}, cell: func(n api.Network) string { return n.Mode }},
+				{head: "SUBNETS", fit: fit{goes: 6}, cell: subnets},
+				{head: "INTERNAL", fit: fit{goes: 2}, cell: func(n api.Network) string { return yesNo(n.Internal) }},
+				{head: "ENDPOINTS", fit: fit{goes: 3}, cell: func(n api.Network) string { return strconv.Itoa(n.Endpoints) }},
+				{head: "STATE", fit: fit{goes: 4}, cell: func(n api.Network) string { return n.State }},
+			}
+		},
+	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list networks"})
+}
+
+func subnets(n api.Network) string {
+	var pools []string
+	for _, s := range n.Subnets {
+		pools = append(pools, s.Pool)
+	}
+	return strings.Join(pools, ", ")
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func networkNames(c *cli.Context) (names []string) {
+	ns, _ := client(c).Networks(c.Context) // no daemon, no names
+	for _, n := range ns {
+		names = append(names, cmp.Or(n.Name, n.ID))
+	}
+	return names
+}

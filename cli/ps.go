@@ -1,0 +1,52 @@
+package cli
+
+import (
+	"cmp"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"netyard/cli/api"
+)
+
+func (p Program) psCommand() *cli.Command {
+	return list[api.Endpoint]{
+		fetch: func(c *cli.Context) ([]api.Endpoint, error) { return client(c).Endpoints(c.Context) },
+		order: byNetwork,
+		id:    func(e api.Endpoint) string { return e.ID },
+		columns: func(id shortener) []column[api.Endpoint] {
+			return []column[api.Endpoint]{
+				{head: "CONTAINER", cell: func(e api.Endpoint) string { return containerOf(e, id) }},
+				{head: "ENGINE", fit: fit{goes: 2}, cell: func(e api.Endpoint) string { return e.Engine }},
+				{head: "NETWORK", fit: fit{goes: 8}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
+				{head: "MODE", fit: fit{goes: 4}, cell: func(e api.Endpoint) string { return e.Mode }},
+				{head: "ADDRESS", fit: fit{goes: 7}, cell: func(e api.Endpoint) string { return strings.Join(e.Addresses, ", ") }},
+				{head: "MAC", fit: fit{goes: 1}, cell: func(e api.Endpoint) string { return e.MAC }},
+				{head: "INTERFACE", fit: fit{goes: 3}, cell: func(e api.Endpoint) string { return e.Interface }},
+				{head: "PORTS", fit: fit{goes: 5, min: 12}, cell: func(e api.Endpoint) string { return strings.Join(e.Ports, ", ") }},
+				{head: "STATE", fit: fit{goes: 6}, cell: func(e api.Endpoint) string { return e.State }},
+			}
+		},
+	}.command(p.Width, &cli.Command{
+		Name: "ps", Aliases: []string{"ls"}, Usage: "list what is in the networks: containers, addresses, interfaces, ports",
+	})
+}
+
+// byNetwork is the order of netyard ps: by network, then by container.
+func byNetwork(a, b api.Endpoint) int {
+	whole := func(id string) string { return id }
+	return cmp.Or(
+		cmp.Compare(networkOf(a, whole), networkOf(b, whole)),
+		cmp.Compare(containerOf(a, whole), containerOf(b, whole)),
+		cmp.Compare(a.ID, b.ID),
+	)
+}
+
+// containerOf names the container, or gives the best id there is: before the engine was asked that is the endpoint's.
+func containerOf(e api.Endpoint, id shortener) string {
+	return cmp.Or(e.Container, id(e.ContainerID), id(e.ID))
+}
+
+func networkOf(e api.Endpoint, id shortener) string {
+	return cmp.Or(e.Network, id(e.NetworkID))
+}
