@@ -25,7 +25,7 @@ func (b Bucket[T]) Put(tx Tx, key string, v T) error {
 	if err != nil {
 		return fmt.Errorf("encode %s %s: %w", b.Name, key, err)
 	}
-	if err := bk.Put([]byte(key), seal(p)); err != nil {
+	if err := bk.Put([]byte(key), seal([]byte(key), p)); err != nil {
 		return fmt.Errorf("write %s %s: %w", b.Name, key, err)
 	}
 	return nil
@@ -100,7 +100,7 @@ func (b Bucket[T]) Keys(tx Tx, prefix string) (keys []string) {
 }
 
 func (b Bucket[T]) decode(key string, raw []byte) (v T, err error) {
-	p, err := unseal(raw)
+	p, err := unseal([]byte(key), raw)
 	if err == nil {
 		err = json.Unmarshal(p, &v)
 	}
@@ -113,18 +113,22 @@ func (b Bucket[T]) decode(key string, raw []byte) (v T, err error) {
 // sumLen is a CRC-32C in hexadecimal and the space behind it: a file stays readable to a person.
 const sumLen = 9
 
-func checksum(p []byte) uint32 { return crc32.Checksum(p, crc32.MakeTable(crc32.Castagnoli)) }
-
-func seal(p []byte) []byte {
-	return append(fmt.Appendf(make([]byte, 0, sumLen+len(p)), "%08x ", checksum(p)), p...)
+// checksum is over the key as well: a value under a key that is not its own is as wrong as one that was altered.
+func checksum(key, p []byte) uint32 {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	return crc32.Update(crc32.Checksum(key, table), table, p)
 }
 
-func unseal(raw []byte) ([]byte, error) {
+func seal(key, p []byte) []byte {
+	return append(fmt.Appendf(make([]byte, 0, sumLen+len(p)), "%08x ", checksum(key, p)), p...)
+}
+
+func unseal(key, raw []byte) ([]byte, error) {
 	if len(raw) < sumLen {
 		return nil, fmt.Errorf("%d bytes: %w", len(raw), ErrDamaged)
 	}
 	want, err := strconv.ParseUint(string(raw[:sumLen-1]), 16, 32)
-	if p := raw[sumLen:]; err == nil && checksum(p) == uint32(want) {
+	if p := raw[sumLen:]; err == nil && checksum(key, p) == uint32(want) {
 		return p, nil
 	}
 	return nil, fmt.Errorf("checksum: %w", ErrDamaged)

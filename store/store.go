@@ -1,7 +1,7 @@
 // Package store keeps records in one bbolt file. It knows nothing of networks.
 //
-// A value is JSON behind its CRC-32C, so that a page which a disk or a stray write altered is noticed
-// when it is read and never taken for a record.
+// A value is JSON behind the CRC-32C of its key and itself, so that a page which a disk or a stray write altered
+// is noticed when it is read and never taken for a record.
 package store
 
 import (
@@ -122,17 +122,28 @@ func (s *Store) migrate() error {
 		if err != nil {
 			return fmt.Errorf("create bucket %s: %w", metaBucket, err)
 		}
-		if raw := b.Get([]byte(schemaKey)); raw != nil {
-			v, err := strconv.Atoi(string(raw))
-			if err != nil {
-				return fmt.Errorf("read schema version %q: %w", raw, ErrDamaged)
-			}
-			if v > Schema {
-				return fmt.Errorf("open %s: schema %d: %w (this one knows %d)", s.db.Path(), v, ErrSchema, Schema)
-			}
+		v, err := schemaOf(b)
+		if err != nil {
+			return err
+		}
+		if v > Schema {
+			return fmt.Errorf("open %s: schema %d: %w (this one knows %d)", s.db.Path(), v, ErrSchema, Schema)
 		}
 		return b.Put([]byte(schemaKey), []byte(strconv.Itoa(Schema)))
 	})
+}
+
+// schemaOf reads the version of the records; 0 when there is none yet.
+func schemaOf(meta *bbolt.Bucket) (int, error) {
+	raw := meta.Get([]byte(schemaKey))
+	if raw == nil {
+		return 0, nil
+	}
+	v, err := strconv.Atoi(string(raw))
+	if err != nil {
+		return 0, fmt.Errorf("read schema version %q: %w", raw, ErrDamaged)
+	}
+	return v, nil
 }
 
 // View reads a consistent picture of the file.

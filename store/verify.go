@@ -44,10 +44,11 @@ func Verify(path string) error {
 		}
 		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
 			if string(name) == metaBucket {
-				return nil
+				_, err := schemaOf(b)
+				return err
 			}
 			return b.ForEach(func(k, raw []byte) error {
-				if _, err := unseal(raw); err != nil {
+				if _, err := unseal(k, raw); err != nil {
 					return fmt.Errorf("%s %q: %w", name, k, err)
 				}
 				return nil
@@ -72,10 +73,23 @@ func VerifyIn(argv ...string) func(ctx context.Context, path string) error {
 			return fmt.Errorf("verify %s: %w", path, err)
 		case exit.ExitCode() == ExitLocked:
 			return fmt.Errorf("verify %s: %w", path, ErrLocked)
+		case toldToStop(exit.ProcessState):
+			return fmt.Errorf("verify %s: %w", path, exit)
 		}
 		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 		return fmt.Errorf("verify %s: %w: %s", path, ErrDamaged, line)
 	}
+}
+
+// toldToStop says whether a process was ended from outside, as a service manager ends all of a service's:
+// that says nothing of the file.
+func toldToStop(p *os.ProcessState) bool {
+	st, ok := p.Sys().(syscall.WaitStatus)
+	if !ok || !st.Signaled() {
+		return false
+	}
+	sig := st.Signal()
+	return sig == syscall.SIGTERM || sig == syscall.SIGINT || sig == syscall.SIGHUP
 }
 
 // ExitCode is what a process that ran Verify ends with.

@@ -1,0 +1,277 @@
+package ipam
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"netyard/store"
+)
+
+const (
+	// windowBits bounds the addresses that dynamic ones are looked for among: all of an IPv4 pool, a corner of a /64.
+	windowBits = 32
+	// namesKept is how many releases back a pool remembers who had which address. Names can be random and are without
+	// number, so that something must bound them.
+	namesKept = 4096
+	keySep    = "|"
+)
+
+// A cursor is where a pool's counting stands.
+type cursor struct {
+	Next     uint64 `json:"next"`     // the offset that the next dynamic address is looked for from
+	Released uint64 `json:"released"` // how many named addresses were given up, ever
+}
+
+// A lastAddr is the address that a name had when it last gave one up.
+type lastAddr struct {
+	Addr    netip.Addr `json:"addr"`
+	Release uint64     `json:"release"`
+}
+
+// Keys begin with the pool's ID. The numbers in them have a fixed width, so that their order is the numbers'.
+var (
+	wordBucket        = store.Bucket[uint64]{Name: "ipam-words"}            // pool|level|index: see addrSet
+	cursorBucket      = store.Bucket[cursor]{Name: "ipam-cursors"}          // pool
+	coolingBucket     = store.Bucket[netip.Addr]{Name: "ipam-cooling"}      // pool|freed|address
+	macBucket         = store.Bucket[netip.Addr]{Name: "ipam-macs"}         // pool|MAC of an active lease
+	reservationBucket = store.Bucket[netip.Addr]{Name: "ipam-reservations"} // pool|name that it is reserved for
+	nameBucket        = store.Bucket[lastAddr]{Name: "ipam-names"}          // pool|name
+	releaseBucket     = store.Bucket[string]{Name: "ipam-releases"}         // pool|number of the release: the name
+)
+
+func addrKey(pool string, a netip.Addr) string {
+	b := a.As16()
+	return pool + keySep + hex.EncodeToString(b[:])
+}
+
+func numberKey(pool string, n uint64) string { return fmt.Sprintf("%s%s%016x", pool, keySep, n) }
+
+// bare is a in its own family and without a zone.
+func bare(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// find is Get for a record that need not be there.
+func find[T any](tx store.Tx, b store.Bucket[T], key string) (v T, found bool, err error) {
+	v, err = b.Get(tx, key)
+	if errors.Is(err, ErrNotFound) {
+		return v, false, nil
+	}
+	return v, err == nil, err
+}
+
+// A book is a pool's part of the file: its leases, and what is kept to find them or a free address without a search.
+// It counts addresses by their offset from origin. Leases outside the window have no offset, and are only leases.
+type book struct {
+	tx     store.Tx
+	pool   Pool
+	now    time.Time
+	cool   time.Duration
+	origin netip.Addr
+	used   addrSet // the offsets that have leases
+}
+
+func (m *IPAM) book(tx store.Tx, p Pool) book {
+	// The window follows a range that is too far up its subnet to be seen from there.
+	seen := p.Subnet
+	if p.Range.IsValid() && distance(p.Subnet.Addr(), p.Range.Addr(), 0) >= 1<<windowBits {
+		seen = p.Range
+	}
+	size := uint64(1) << min(hostBits(seen), windowBits)
+	return book{
+		tx: tx, pool: p, now: m.c.Now(), cool: m.c.Cooldown,
+		origin: seen.Addr(), used: newAddrSet(poolWords{tx, p.ID}, size),
+	}
+}
+
+// poolWords keeps a pool's words in the file.
+type poolWords struct {
+	tx   store.Tx
+	pool string
+}
+
+func (w poolWords) key(level int, index uint64) string {
+	return fmt.Sprintf("%s%s%d%s%08x", w.pool, keySep, level, keySep, index)
+}
+
+func (w poolWords) get(level int, index uint64) (uint64, error) {
+	word, _, err := find(w.tx, wordBucket, w.key(level, index))
+	return word, err
+}
+
+func (w poolWords) put(level int, index, word uint64) error {
+	if word == 0 {
+		return wordBucket.Delete(w.tx, w.key(level, index))
+	}
+	return wordBucket.Put(w.tx, w.key(level, index), word)
+}
+
+// usable says whether a host of the subnet can have a.
+func (b book) usable(a netip.Addr) bool {
+	subnet := b.pool.Subnet
+	if hostBits(subnet) <= 1 {
+		return true // RFC 3021 and RFC 6164: both ends of a point-to-point link
+	}
+	if a == subnet.Addr() {
+		return false // IPv4: the network; IPv6: the subnet-router anycast address, RFC 4291, 2.6.1
+	}
+	return a.Is6() || a != add(subnet.Addr(), 1<<hostBits(subnet)-1, 0)
+}
+
+// fits fails when a cannot be leased from this pool.
+func (b book) fits(a netip.Addr) error {
+	if a = bare(a); !b.pool.Subnet.Contains(a) {
+		return fmt.Errorf("%w: outside subnet %s", ErrInvalid, b.pool.Subnet)
+	}
+	if !b.usable(a) {
+		return fmt.Errorf("%w: the network's own address or its broadcast", ErrInvalid)
+	}
+	return nil
+}
+
+// lease returns the lease of a; of a free address one without a state.
+func (b book) lease(a netip.Addr) (Lease, error) {
+	a = bare(a)
+	l, found, err := find(b.tx, leaseBucket, addrKey(b.pool.ID, a))
+	if !found {
+		l = Lease{Pool: b.pool.ID, Addr: a}
+	}
+	return l, err
+}
+
+// replace records that to is now what from was.
+func (b book) replace(from, to Lease) error {
+	return errors.Join(b.unindex(from), b.index(to), leaseBucket.Put(b.tx, addrKey(b.pool.ID, to.Addr), to),
+		b.mark(to.Addr, addrSet.add))
+}
+
+// free ends a lease.
+func (b book) free(l Lease) error {
+	return errors.Join(b.unindex(l), leaseBucket.Delete(b.tx, addrKey(b.pool.ID, l.Addr)), b.mark(l.Addr, addrSet.remove))
+}
+
+// mark changes the set of used offsets, if a is within the window.
+func (b book) mark(a netip.Addr, change func(addrSet, uint64) error) error {
+	if a.Less(b.origin) {
+		return nil
+	}
+	if i := distance(b.origin, a, 0); i < b.used.size {
+		return change(b.used, i)
+	}
+	return nil
+}
+
+func (b book) coolingKey(l Lease) string {
+	return addrKey(numberKey(b.pool.ID, uint64(l.Freed.UnixNano())), l.Addr)
+}
+
+// index makes l found by what it may be looked for by.
+func (b book) index(l Lease) error {
+	var errs []error
+	if l.State == StateCooling {
+		errs = append(errs, coolingBucket.Put(b.tx, b.coolingKey(l), l.Addr))
+	}
+	if l.State == StateActive && l.MAC != "" {
+		errs = append(errs, macBucket.Put(b.tx, b.pool.ID+keySep+l.MAC, l.Addr))
+	}
+	if l.ReservedFor != "" {
+		errs = append(errs, reservationBucket.Put(b.tx, b.pool.ID+keySep+l.ReservedFor, l.Addr))
+	}
+	return errors.Join(errs...)
+}
+
+// unindex undoes index.
+func (b book) unindex(l Lease) error {
+	var errs []error
+	if l.State == StateCooling {
+		errs = append(errs, coolingBucket.Delete(b.tx, b.coolingKey(l)))
+	}
+	if l.State == StateActive && l.MAC != "" {
+		errs = append(errs, b.unlink(macBucket, l.MAC, l.Addr))
+	}
+	if l.ReservedFor != "" {
+		errs = append(errs, b.unlink(reservationBucket, l.ReservedFor, l.Addr))
+	}
+	return errors.Join(errs...)
+}
+
+// unlink drops what is under name, unless that is not a: two leases can have one MAC, and the index has the later one.
+func (b book) unlink(from store.Bucket[netip.Addr], name string, a netip.Addr) error {
+	key := b.pool.ID + keySep + name
+	if got, found, err := find(b.tx, from, key); err != nil || !found || got != a {
+		return err
+	}
+	return from.Delete(b.tx, key)
+}
+
+// remember notes that the lease's holder had its address, and forgets who gave one up namesKept releases ago.
+func (b book) remember(l Lease) error {
+	c, _, err := find(b.tx, cursorBucket, b.pool.ID)
+	if err != nil {
+		return err
+	}
+	c.Released++
+	err = errors.Join(
+		cursorBucket.Put(b.tx, b.pool.ID, c),
+		nameBucket.Put(b.tx, b.pool.ID+keySep+l.Name, lastAddr{Addr: l.Addr, Release: c.Released}),
+		releaseBucket.Put(b.tx, numberKey(b.pool.ID, c.Released), l.Name),
+	)
+	if err != nil || c.Released <= namesKept {
+		return err
+	}
+	old := numberKey(b.pool.ID, c.Released-namesKept)
+	name, found, err := find(b.tx, releaseBucket, old)
+	if err != nil || !found {
+		return err
+	}
+	last, found, err := find(b.tx, nameBucket, b.pool.ID+keySep+name)
+	if err == nil && found && last.Release == c.Released-namesKept {
+		err = nameBucket.Delete(b.tx, b.pool.ID+keySep+name)
+	}
+	return errors.Join(err, releaseBucket.Delete(b.tx, old))
+}
+
+// hasEndpoints says whether a container has an address of the pool.
+func (b book) hasEndpoints() (bool, error) {
+	found := false
+	err := leaseBucket.Each(b.tx, b.pool.ID+keySep, func(_ string, l Lease) error {
+		if l.State == StateActive && (l.Kind == KindStatic || l.Kind == KindDynamic) {
+			found = true
+			return store.ErrStop
+		}
+		return nil
+	})
+	return found, err
+}
+
+// clear frees what is not reserved.
+func (b book) clear() error {
+	ls, err := leaseBucket.List(b.tx, b.pool.ID+keySep)
+	for _, l := range ls {
+		if err == nil && !l.Reserved {
+			err = b.free(l)
+		}
+	}
+	return err
+}
+
+// erase drops all that is recorded under the pool.
+func (b book) erase() error {
+	prefix := b.pool.ID + keySep
+	return errors.Join(
+		cursorBucket.Delete(b.tx, b.pool.ID),
+		eraseAll(b.tx, leaseBucket, prefix), eraseAll(b.tx, wordBucket, prefix), eraseAll(b.tx, coolingBucket, prefix),
+		eraseAll(b.tx, macBucket, prefix), eraseAll(b.tx, reservationBucket, prefix),
+		eraseAll(b.tx, nameBucket, prefix), eraseAll(b.tx, releaseBucket, prefix),
+	)
+}
+
+func eraseAll[T any](tx store.Tx, b store.Bucket[T], prefix string) error {
+	for _, key := range b.Keys(tx, prefix) {
+		if err := b.Delete(tx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
