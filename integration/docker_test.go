@@ -1,0 +1,228 @@
+package integration
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"netyard/integration/lab"
+)
+
+// TestBridge is the main job: containers of a real engine on netyard's networks.
+func TestBridge(t *testing.T) {
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		for _, create := range []string{
+			"-d netyard-bridge",
+			"-d netyard -o mode=bridge",
+			"-d netyard --ipam-driver netyard",
+			"-d netyard-bridge --ipam-driver netyard-bridge --subnet 10.NN.0.0/24 --ip-range 10.NN.0.128/25 --gateway 10.NN.0.254",
+		} {
+			t.Run(create, func(t *testing.T) {
+				h.Use(t)
+				before := h.Snapshot()
+				h.Docker("network create", strings.ReplaceAll(create, "NN", "77"), "a")
+				h.Docker("network create", strings.ReplaceAll(create, "NN", "78"), "b")
+				h.Docker("network create --internal", strings.ReplaceAll(create, "NN", "79"), "in")
+				h.Run("c1", "--network a")
+				h.Run("c2", "--network a --network-alias second")
+				h.Run("c3", "--network b")
+				h.Run("c4", "--network in")
+				h.Run("c5", "--network in")
+				for _, peer := range []string{"c2", "second", "c2.a", h.Addr("c2", "a"), h.Outside.IP} {
+					h.Ping("c1", peer)
+				}
+				h.Ping("c4", "c5")
+				h.PingFail("c3", h.Addr("c1", "a"))
+				if out := h.ExecErr("c4", "ping -c 1 -W 1 "+h.Outside.IP); !strings.Contains(out, "unreachable") {
+					t.Errorf("a container on an internal network has a route out: %s", out)
+				}
+				// Nor does a route help, if a container gets itself one.
+				h.In("c4").Tool("ip route add default via", h.Docker("network inspect -f '{{(index .IPAM.Config 0).Gateway}}' in"))
+				h.PingFail("c4", h.Outside.IP)
+				h.PingFail("c4", h.Addr("c1", "a"))
+				h.PingFail("c1", h.Addr("c4", "in"))
+				for _, network := range []string{"tcp", "udp"} {
+					server := h.Outside.Listen(network, h.Outside.IP+":7")
+					has(t, h.In("c1").Dial(network, server.Addr), h.IP+":") // it comes with the host's address
+				}
+				// With a route of its own, the outside still does not get in, nor the inside of an internal network out.
+				h.Outside.Sh("ip route add 10.64.0.0/10 via", h.IP, "&& ip route add 172.16.0.0/12 via", h.IP, "&& ip route add 192.168.0.0/16 via", h.IP)
+				h.In("c1").Listen("tcp", ":80")
+				h.Outside.DialFail("tcp", h.Addr("c1", "a")+":80")
+				h.Outside.Sh("ip route del 10.64.0.0/10 && ip route del 172.16.0.0/12 && ip route del 192.168.0.0/16")
+				if links := h.Exec("c4", "ls /sys/class/net"); strings.Join(strings.Fields(links), " ") != "eth0 lo" {
+					t.Errorf("a container on an internal network has the links %q", links)
+				}
+				healthy(t, h)
+				h.RemoveAll()
+				h.SameAs(before)
+			})
+		}
+	})
+}
+
+func TestIPv6(t *testing.T) {
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.77.0.0/24 --subnet fd77::/64 both")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.78.0.0/24 --subnet fd78::/64 other")
+		h.Run("c1", "--network both")
+		h.Run("c2", "--network both --ip 10.77.0.77 --ip6 fd77::77")
+		h.Run("c3", "--network other")
+		if a, a6 := h.Addr("c2", "both"), h.Addr6("c2", "both"); a != "10.77.0.77" || a6 != "fd77::77" {
+			t.Errorf("asked for 10.77.0.77 and fd77::77, got %s and %s", a, a6)
+		}
+		h.Ping("c1", "fd77::77")
+		h.Ping("c1", h.Outside.IP6)
+		h.Ping("c1", h.Outside.IP)
+		h.PingFail("c3", "fd77::77")
+		server := h.Outside.Listen("tcp", "["+h.Outside.IP6+"]:7")
+		has(t, h.In("c1").Dial("tcp", server.Addr), h.IP6)
+		healthy(t, h)
+	})
+	h := host(t, lab.Engine285) // the only one of them with networks of IPv6 alone, and subnets of its own for it
+	h.Docker("network create -d netyard-bridge --ipv4=false --ipv6 --subnet fd79::/64 six")
+	h.Docker("network create -d netyard --ipam-driver netyard --ipv6 ula")
+	h.Run("c1", "--network six")
+	h.Run("c2", "--network six")
+	h.Run("c3", "--network ula")
+	h.Ping("c1", h.Addr6("c2", "six"))
+	h.Ping("c1", h.Outside.IP6)
+	if a := h.Addr6("c3", "ula"); !strings.HasPrefix(a, "fd") {
+		t.Errorf("IPv6 address %q without a subnet, want one of the host's own block", a)
+	}
+	h.Ping("c3", h.Outside.IP6)
+	healthy(t, h)
+}
+
+// TestCompose goes through what docker compose does: several networks, connect and disconnect while it runs, restart, rm.
+func TestCompose(t *testing.T) {
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		before := h.Snapshot()
+		h.Docker("network create -d netyard-bridge front")
+		h.Docker("network create -d netyard-bridge --internal back")
+		h.Docker("network create -d bridge theirs")
+		h.Docker("create --name web --network front busybox sleep 1d")
+		h.Docker("network connect --alias app back web")
+		h.Docker("start web")
+		h.Run("db", "--network back")
+		h.Ping("db", "app")
+		h.Ping("web", "db")
+		h.Ping("web", h.Outside.IP) // the default route is the front's
+		h.PingFail("db", h.Outside.IP)
+		h.Docker("network disconnect back web")
+		h.PingFail("db", h.Addr("web", "front"))
+		h.Docker("network connect back web")
+		h.Ping("web", "db")
+		h.Docker("network connect theirs web")
+		h.Docker("network disconnect front web")
+		h.Ping("web", h.Outside.IP) // now over Docker's own
+		h.Docker("network connect front web")
+		h.Docker("network disconnect theirs web")
+		h.Ping("web", h.Outside.IP)
+		h.Docker("restart -t 0 web db")
+		h.Ping("web", "db")
+		h.Ping("web", h.Outside.IP)
+		h.Docker("stop -t 0 web")
+		h.Docker("start web")
+		h.Ping("web", "db")
+		healthy(t, h)
+		h.Docker("rm -f web db")
+		h.Docker("network rm front back theirs")
+		h.SameAs(before)
+	})
+}
+
+func TestOptions(t *testing.T) {
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard-bridge -o com.docker.network.driver.mtu=1400 -o com.docker.network.bridge.name=web0 -o com.docker.network.container_iface_prefix=net named")
+		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.enable_icc=false apart")
+		h.Run("c1", "--network named --mac-address 02:11:22:33:44:55")
+		has(t, h.Exec("c1", "cat /sys/class/net/net0/mtu"), "1400")
+		has(t, h.Exec("c1", "cat /sys/class/net/net0/address"), "02:11:22:33:44:55")
+		has(t, h.Sh("ip -d link show web0"), "mtu 1400")
+		h.Ping("c1", h.Outside.IP)
+		h.Run("c2", "--network apart")
+		h.Run("c3", "--network apart")
+		h.PingFail("c2", "c3")
+		h.Ping("c2", h.Outside.IP)
+
+		// The host's own bridge, with the LAN's gateway on it.
+		h.Sh("ip link add lan0 address 02:00:00:00:00:99 type bridge && ip link set lan0 up && ip addr add 10.80.0.1/24 dev lan0")
+		look := func() string {
+			return h.Tool("ip -o -4 addr show dev lan0; ip -o link show dev lan0 | grep -o 'mtu [0-9]*\\|ether [0-9a-f:]*'")
+		}
+		before := look()
+		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.name=lan0 --subnet 10.80.0.0/24 --gateway 10.80.0.1 lan")
+		h.Run("c4", "--network lan")
+		h.Run("c5", "--network lan")
+		h.Ping("c4", "c5")
+		h.Ping("c4", "10.80.0.1")
+		healthy(t, h)
+		h.Docker("rm -f c4 c5")
+		h.Docker("network rm lan")
+		if after := look(); after != before {
+			t.Errorf("the host's bridge was altered:\n%s\n%s", before, after)
+		}
+		h.Sh("ip link del lan0")
+	})
+}
+
+func TestNone(t *testing.T) {
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		for i, create := range []string{"-d netyard-none --ipam-driver netyard-none", "-d netyard-none --ipam-driver null", "-d netyard-none", "-d netyard -o mode=none --ipam-driver null"} {
+			name := fmt.Sprintf("n%d", i)
+			h.Docker("network create", create, name)
+			h.Run("c"+name, "--network "+name)
+			if links := h.Exec("c"+name, "ls /sys/class/net"); links != "lo" {
+				t.Errorf("%s: a container has the links %q", create, links)
+			}
+			if out := h.DockerErr("run --rm -p 8080:80 --network", name, "busybox sleep 1"); !strings.Contains(out, "publish 8080:80/tcp") {
+				t.Errorf("%s: -p: %s", create, out)
+			}
+		}
+		eventually(t, "ps shows them by name", func() bool {
+			out := h.Sh("netyard ps")
+			return strings.Contains(out, "cn0") && strings.Contains(out, "cn3") && strings.Count(out, "none") == 4
+		})
+		healthy(t, h)
+	})
+}
+
+// TestRefusals: each a one-line error that names the thing, and nothing changed.
+func TestRefusals(t *testing.T) {
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard-bridge --ipam-driver netyard --subnet 10.77.0.0/24 a")
+		before := h.Snapshot()
+		for cmd, want := range map[string]string{
+			"network create -d netyard-bridge -o mode=nosuch x":                               "mode=nosuch",
+			"network create -d netyard -o mode=nosuch x":                                      "mode=nosuch: want one of bridge, none",
+			"network create -d netyard-bridge -o parent=eth0 x":                               "unknown option parent",
+			"network create -d netyard-bridge -o com.docker.network.driver.mtu=abc x":         "com.docker.network.driver.mtu=abc",
+			"network create -d netyard-bridge -o com.docker.network.bridge.enable_ic=false x": "did you mean com.docker.network.bridge.enable_icc?",
+			"network create -d netyard-bridge --ipam-driver netyard --subnet 10.77.0.0/16 x":  "subnet 10.77.0.0/16 overlaps pool 10.77.0.0/24",
+			"network create -d netyard-bridge --subnet 203.0.113.0/25 x":                      "overlaps 203.0.113.0/24 on the host's link eth0",
+			"network create -d netyard-bridge --ipam-driver netyard --ipam-opt color=blue x":  "--ipam-opt color",
+			"network create -d netyard-bridge -o com.docker.network.bridge.name=eth0 x":       "eth0: that link is not a bridge",
+			"run --rm --network a -p 8080:80 busybox sleep 1":                                 "publish 8080:80/tcp: netyard's networks do not publish ports yet",
+			"run --rm --network a --ip 10.77.1.1 busybox sleep 1":                             "10.77.1.1",
+		} {
+			out := h.DockerErr(cmd)
+			has(t, out, want)
+			if lines := strings.Count(strings.TrimSpace(strings.Split(out, "\n\nRun 'docker")[0]), "\n"); lines > 0 && !strings.HasPrefix(out, "docker:") {
+				t.Errorf("%s: more than one line: %q", cmd, out)
+			}
+		}
+		if out, err := h.TrySh("netyard serve --state-dir", h.Dir+"/state", "--run-dir /run/other --plugin-dir /run/other 2>&1"); err == nil {
+			t.Error("a second daemon started on the same state")
+		} else {
+			has(t, out, "in use by process")
+		}
+		h.SameAs(before)
+	})
+}

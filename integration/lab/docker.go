@@ -1,0 +1,157 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Docker runs a docker command line, with a shell's quotes, and returns what it printed; the test fails if the command
+// does. The words of cmd are joined by spaces: h.Docker("network rm", name).
+func (h *Host) Docker(cmd ...string) string {
+	t := h.report.TB()
+	t.Helper()
+	out, err := h.TryDocker(cmd...)
+	if err != nil {
+		t.Fatalf("%s# docker %s\n%v", h.Name, strings.Join(cmd, " "), err)
+	}
+	return out
+}
+
+// DockerErr runs a docker command line that must fail, and returns what it complained.
+func (h *Host) DockerErr(cmd ...string) string {
+	t := h.report.TB()
+	t.Helper()
+	out, err := h.TryDocker(cmd...)
+	if err == nil {
+		t.Fatalf("%s# docker %s\nsucceeded and must not: %s", h.Name, strings.Join(cmd, " "), out)
+	}
+	return err.Error()
+}
+
+// TryDocker runs a docker command line, and may be called from any goroutine. The error is what it complained.
+func (h *Host) TryDocker(cmd ...string) (string, error) {
+	t := h.report.TB()
+	t.Helper()
+	line := "docker " + strings.Join(cmd, " ")
+	t.Logf("%s# %s", h.Name, line)
+	return run("/bin/sh", []string{"-c", line}, h.client, startHere)
+}
+
+// client is the environment of a docker command: this machine's client, the host's engine.
+func (h *Host) client(c *exec.Cmd) {
+	c.Env = append(c.Environ(), "DOCKER_HOST=unix://"+filepath.Join(h.Dir, "docker.sock"),
+		"DOCKER_CONFIG="+filepath.Join(h.Dir, "client"), "DOCKER_CLI_HINTS=false")
+}
+
+// Run starts a container in the background: docker run -d --name NAME FLAGS busybox CMD. Without cmd it sleeps.
+func (h *Host) Run(name, flags string, cmd ...string) {
+	h.report.TB().Helper()
+	if len(cmd) == 0 {
+		cmd = []string{"sleep 1d"}
+	}
+	h.Docker("run -d --name", name, flags, Image, strings.Join(cmd, " "))
+}
+
+// Exec runs a shell command in a container and returns what it printed; the test fails if the command does.
+func (h *Host) Exec(container string, cmd ...string) string {
+	t := h.report.TB()
+	t.Helper()
+	out, err := h.TryExec(container, cmd...)
+	if err != nil {
+		t.Fatalf("%s# %s\n%v", container, strings.Join(cmd, " "), err)
+	}
+	return out
+}
+
+// ExecErr runs a shell command in a container that must fail, and returns what it complained.
+func (h *Host) ExecErr(container string, cmd ...string) string {
+	t := h.report.TB()
+	t.Helper()
+	out, err := h.TryExec(container, cmd...)
+	if err == nil {
+		t.Fatalf("%s# %s\nsucceeded and must not: %s", container, strings.Join(cmd, " "), out)
+	}
+	return err.Error()
+}
+
+// TryExec runs a shell command in a container. The error is what it complained.
+func (h *Host) TryExec(container string, cmd ...string) (string, error) {
+	return run("docker", []string{"exec", container, "sh", "-c", strings.Join(cmd, " ")}, h.client, startHere)
+}
+
+// Ping fails the test if the container does not get an answer from target, a name or an address, soon.
+func (h *Host) Ping(container, target string) {
+	t := h.report.TB()
+	t.Helper()
+	err := within(reachTime, func() error {
+		_, err := h.TryExec(container, "ping -c 1 -W 1", target)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s must reach %s: %v", container, target, err)
+	}
+}
+
+// PingFail fails the test if the container gets an answer from target. A name must be known all the same: that nobody
+// knows it proves nothing.
+func (h *Host) PingFail(container, target string) {
+	t := h.report.TB()
+	t.Helper()
+	out, err := h.TryExec(container, "ping -c 2 -i 0.2 -W 1", target)
+	switch {
+	case err == nil:
+		t.Fatalf("%s must not reach %s:\n%s", container, target, out)
+	case !strings.Contains(err.Error(), "packet loss"):
+		t.Fatalf("%s cannot even try to reach %s: %v", container, target, err)
+	}
+}
+
+// In is the network namespace of a running container.
+func (h *Host) In(container string) *Net {
+	t := h.report.TB()
+	t.Helper()
+	pid := h.Docker("inspect -f '{{.State.Pid}}'", container)
+	if pid == "0" {
+		t.Fatalf("%s is not running", container)
+	}
+	path := h.Inside(fmt.Sprintf("/proc/%s/ns/net", pid))
+	return &Net{report: h.report, name: container, node: h.Node, space: func() (space, error) {
+		return openNet(path, unix.CLONE_NEWNET)
+	}}
+}
+
+// Addr is the container's IPv4 address on a network.
+func (h *Host) Addr(container, network string) string {
+	h.report.TB().Helper()
+	return h.Docker(fmt.Sprintf(`inspect -f '{{(index .NetworkSettings.Networks %q).IPAddress}}' %s`, network, container))
+}
+
+// Addr6 is the container's IPv6 address on a network.
+func (h *Host) Addr6(container, network string) string {
+	h.report.TB().Helper()
+	return h.Docker(fmt.Sprintf(`inspect -f '{{(index .NetworkSettings.Networks %q).GlobalIPv6Address}}' %s`, network, container))
+}
+
+// RemoveAll removes all containers and all networks that are not Docker's own.
+func (h *Host) RemoveAll() {
+	t := h.report.TB()
+	t.Helper()
+	err := errors.Join(h.remove("ps -aq", "rm -fv"), h.remove("network ls -q --filter type=custom", "network rm"))
+	if err != nil {
+		t.Fatalf("remove everything from %s: %v", h.Name, err)
+	}
+}
+
+func (h *Host) remove(list, verb string) error {
+	out, err := h.TryDocker(list)
+	if err != nil || out == "" {
+		return err
+	}
+	_, err = h.TryDocker(verb, strings.ReplaceAll(out, "\n", " "))
+	return err
+}

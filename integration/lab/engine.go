@@ -1,0 +1,123 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// An Engine is a version of Docker.
+type Engine string
+
+// The engines that tests run on. 20.10 is this machine's own: of Debian 12. The others are in roots that
+// scripts/engines makes.
+const (
+	Engine2010 Engine = "20.10"
+	Engine261  Engine = "26.1"
+	Engine285  Engine = "28.5"
+)
+
+// suite is the Debian release that has the engine.
+func (e Engine) suite() string {
+	return map[Engine]string{Engine261: "trixie", Engine285: "forky"}[e]
+}
+
+// root is the directory that the engine's system is in.
+func (e Engine) root() string {
+	if e == Engine2010 {
+		return "/"
+	}
+	return filepath.Join(cacheDir(), "engines", e.suite())
+}
+
+// need skips the test if the engine is not on this machine.
+func (e Engine) need(t testing.TB) {
+	t.Helper()
+	switch {
+	case e == Engine2010:
+		if _, err := os.Stat("/usr/sbin/dockerd"); err != nil {
+			Skip(t, "no engine 20.10: apt-get install docker.io on Debian 12 makes it")
+		}
+	case e.suite() == "":
+		t.Fatalf("lab: there is no engine %q: 20.10, 26.1 and 28.5 are known", string(e))
+	default:
+		if _, err := os.Stat(filepath.Join(e.root(), ".ready")); err != nil {
+			Skip(t, fmt.Sprintf("no engine %s in %s: scripts/engines %s makes it", e, e.root(), e.suite()))
+		}
+	}
+}
+
+// Engines runs the test once on each engine: on the oldest and the newest, or those that NETYARD_ENGINES names
+// ("20.10,26.1,28.5").
+func Engines(t *testing.T, test func(t *testing.T, e Engine)) {
+	t.Helper()
+	engines := []Engine{Engine2010, Engine285}
+	if names := os.Getenv("NETYARD_ENGINES"); names != "" {
+		engines = nil
+		for name := range strings.SplitSeq(names, ",") {
+			engines = append(engines, Engine(strings.TrimSpace(name)))
+		}
+	}
+	for _, e := range engines {
+		t.Run("engine="+string(e), func(t *testing.T) { test(t, e) })
+	}
+}
+
+// cacheDir is where things are kept that are dear to make.
+func cacheDir() string {
+	if dir := os.Getenv("NETYARD_CACHE"); dir != "" {
+		return dir
+	}
+	return "/var/cache/netyard"
+}
+
+// needRoot fails the test if it cannot make namespaces, or skips it in a -short run.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if testing.Short() {
+		Skip(t, "only root can make the hosts of this test")
+	}
+	t.Fatal("only root can make the hosts of this test; go test -short skips it")
+}
+
+// dockerd declares the engine of a node.
+func dockerd(n *Node, args []string) *Service {
+	s := n.Service("dockerd",
+		"dockerd", "-H", "unix://"+filepath.Join(n.Dir, "docker.sock"), "-H", "unix:///run/docker.sock",
+		"--config-file", filepath.Join(n.Dir, "daemon.json"), // not this machine's
+		"--data-root", filepath.Join(n.Dir, "docker"), "--storage-driver", "overlay2",
+		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"+filepath.Base(n.Dir))
+	s.Args = args
+	s.ready = func() error { return answers(filepath.Join(n.Dir, "docker.sock"), "/_ping") }
+	return s
+}
+
+// answers asks for a page at a Unix socket; any page will do.
+func answers(socket, page string) error {
+	client := http.Client{
+		Timeout: 5 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			},
+		},
+	}
+	resp, err := client.Get("http://lab" + page)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}

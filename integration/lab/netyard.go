@@ -1,0 +1,104 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// build is a constant that takes long to find out.
+var build = sync.OnceValues(buildNetyard)
+
+// Build returns the netyard program under test, with the race detector and the failpoints in it. It is built once a
+// run from the module that the test belongs to, unless NETYARD_BIN names one that is there already.
+func Build(t testing.TB) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatalf("build netyard: %v", err)
+	}
+	return path
+}
+
+func buildNetyard() (string, error) {
+	if path := os.Getenv("NETYARD_BIN"); path != "" {
+		return filepath.Abs(path)
+	}
+	mod, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w", err)
+	}
+	dir := filepath.Join(cacheDir(), "bin")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	// The tests of several packages run at the same time.
+	lock, err := os.Create(filepath.Join(dir, ".lock"))
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "netyard")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-race", "-tags", "failpoint", "-o", path, "netyard")
+	cmd.Dir = filepath.Dir(strings.TrimSpace(string(mod)))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// A Daemon is the netyard daemon of a host.
+type Daemon struct {
+	*Service
+	// Program is the binary that Start runs; empty: the one that Build makes.
+	Program string
+}
+
+// Start starts the daemon and waits until it answers. Arguments are added to its command line, this time and later.
+func (d *Daemon) Start(args ...string) {
+	t := d.node.report.TB()
+	t.Helper()
+	d.Launch(args...)
+	d.WaitReady()
+}
+
+// Launch starts the daemon and does not wait until it answers.
+func (d *Daemon) Launch(args ...string) {
+	t := d.node.report.TB()
+	t.Helper()
+	program := d.Program
+	if program == "" {
+		program = Build(t)
+	}
+	if err := place(program, filepath.Join(d.node.Dir, "bin", "netyard")); err != nil {
+		t.Fatalf("put netyard on %s: %v", d.node.Name, err)
+	}
+	d.Args = append(d.Args, args...)
+	d.Service.Launch()
+}
+
+// Restart is Stop and Start.
+func (d *Daemon) Restart() {
+	t := d.node.report.TB()
+	t.Helper()
+	d.Stop()
+	d.Start()
+}
+
+// netyard declares the daemon of a node.
+func netyard(n *Node) *Daemon {
+	s := n.Service("netyard",
+		"netyard", "serve", "--state-dir", filepath.Join(n.Dir, "state"), "--run-dir", "/run/netyard",
+		"--plugin-dir", "/run/docker/plugins", "--docker-host", "unix://"+filepath.Join(n.Dir, "docker.sock"))
+	s.ready = func() error { return answers(n.Inside("/run/netyard/netyard.sock"), "/") }
+	return &Daemon{Service: s}
+}

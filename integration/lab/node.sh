@@ -1,0 +1,44 @@
+# The first process of a node. It begins in fresh namespaces, builds the node's own view of the disk, and ends as
+# the init that reaps the node's orphans. Its standard input is a pipe that the test holds: when the test goes away,
+# however that happens, cat reads end-of-file, the init ends, and the kernel kills whatever is left in the node.
+#
+# ROOT: the system to run. DIR: the node's directory, the same path inside and out. NAME: its host name.
+# File descriptor 3: closed after "ready" has been written to it.
+set -eu
+new=$DIR/root
+
+mount --make-rprivate /
+mount --rbind "$ROOT" "$new"
+mount -t proc proc "$new/proc"
+mount -t sysfs sysfs "$new/sys" # shows the interfaces of the namespace it is mounted from
+mount --rbind /sys/fs/cgroup "$new/sys/fs/cgroup"
+mount --rbind /dev "$new/dev"
+# What the node writes to its disk stays its own, and is there again after a power loss.
+for d in etc opt var/lib; do
+	mkdir -p "$DIR/disk/$d" "$DIR/disk/.work/$d"
+	mount -t overlay -o "lowerdir=$new/$d,upperdir=$DIR/disk/$d,workdir=$DIR/disk/.work/$d" overlay "$new/$d"
+done
+for d in run tmp var/tmp; do
+	mount -t tmpfs tmpfs "$new/$d"
+done
+mkdir -p "$new/run/lock" "$new$DIR"
+mount --bind "$DIR" "$new$DIR"
+mount --bind "$DIR/boot_id" "$new/proc/sys/kernel/random/boot_id"
+
+# pivot_root, not chroot: runc cannot pivot_root inside a chroot.
+cd "$new"
+pivot_root . .
+umount -l .
+cd /
+mount --make-rshared / # as on a host with systemd
+
+hostname "$NAME"
+echo "127.0.0.1 localhost $NAME" >/etc/hosts
+rm -f /etc/resolv.conf
+[ -z "$DNS" ] || echo "nameserver $DNS" >/etc/resolv.conf
+ip link set lo up
+[ ! -e /proc/sys/net/bridge ] || for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do echo "$BRIDGE_NF" >"$f"; done
+
+echo ready >&3
+exec 3>&-
+exec tini -- cat
