@@ -169,9 +169,15 @@ func (d *Docker) Census(ctx context.Context) (yard.Census, error) {
 		return yard.Census{}, fmt.Errorf("list networks: %w", err)
 	}
 	census := yard.Census{
-		Engine: dockerName, Networks: map[string]yard.SeenNetwork{}, Endpoints: map[string]yard.SeenEndpoint{}, Wanted: map[string]bool{},
+		Engine: dockerName, Networks: map[string]yard.SeenNetwork{}, Endpoints: map[string]yard.SeenEndpoint{},
+		Pools: map[netip.Prefix]bool{}, Wanted: map[string]bool{},
 	}
 	for _, n := range networks.Items {
+		if _, own := doorMode(n.IPAM.Driver); own {
+			for _, c := range n.IPAM.Config {
+				census.Pools[c.Subnet.Masked()] = true
+			}
+		}
 		if mode, ok := doorMode(n.Driver); ok {
 			census.Networks[n.ID] = d.seenNetwork(mode, n.Network)
 		}

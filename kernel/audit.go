@@ -71,8 +71,8 @@ type Fault struct {
 }
 
 // Audit compares what is wanted with what is there: faults are wanted things that are missing or different, in words;
-// strays are things of netyard's nobody wants.
-func (k *Kernel) Audit(wanted []Object) (faults []Fault, strays []Stray, err error) {
+// strays are things of netyard's nobody wants. What is passing is neither, whether it is there or not.
+func (k *Kernel) Audit(wanted []Object, passing ...Object) (faults []Fault, strays []Stray, err error) {
 	s, err := k.snapshot()
 	if err != nil {
 		return nil, nil, err
@@ -94,7 +94,8 @@ func (k *Kernel) Audit(wanted []Object) (faults []Fault, strays []Stray, err err
 			faults = append(faults, Fault{-1, text})
 		}
 	}
-	return faults, append(s.strayLinks(wanted), s.strayElements(wanted)...), nil
+	known := slices.Concat(wanted, passing)
+	return faults, append(s.strayLinks(known), s.strayElements(known)...), nil
 }
 
 // Has says for each alias of netyard's whether a link carries it.

@@ -228,6 +228,9 @@ func serve(args []string) int {
 	if os.Getenv("NETYARD_FAILPOINT") != "" {
 		return 3
 	}
+	// Before anybody can see it: whoever sees the socket may send a signal.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	for _, path := range []string{"/run/netyard/netyard.sock", "/run/docker/plugins/netyard.sock"} {
 		os.MkdirAll(filepath.Dir(path), 0o755)
 		os.Remove(path)
@@ -238,8 +241,6 @@ func serve(args []string) int {
 		}
 		go http.Serve(l, http.NotFoundHandler())
 	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	var file *os.File
 	for {
 		switch <-signals {
