@@ -2,6 +2,8 @@ package cli
 
 import (
 	"cmp"
+	"errors"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -20,8 +22,8 @@ func (p Program) doctorCommand() *cli.Command {
 				{cell: func(f yard.Finding) string { return f.Text }},
 			}
 		},
-		verdict: func(n int) error {
-			if n > 0 {
+		verdict: func(found []yard.Finding) error {
+			if len(found) > 0 {
 				return errFindings
 			}
 			return nil
@@ -55,6 +57,12 @@ func (p Program) gcCommand() *cli.Command {
 				{cell: func(r removal) string { return r.Text }},
 			}
 		},
+		verdict: func(rows []removal) error {
+			if slices.ContainsFunc(rows, func(r removal) bool { return r.Error != "" }) {
+				return errors.New("not everything could be removed")
+			}
+			return nil
+		},
 	}.command(0, &cli.Command{
 		Name: "gc", Usage: "remove what nobody wants and say what it was",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "only say what it would be"}},
@@ -70,7 +78,11 @@ func collect(c *cli.Context) (rows []removal, err error) {
 	}
 	found, err := client(c).GC(c.Context, dry)
 	for _, f := range found {
-		rows = append(rows, removal{f, verb})
+		r := removal{f, verb}
+		if f.Error != "" {
+			r.verb, r.Text = "could not remove", f.Text+": "+f.Error
+		}
+		rows = append(rows, r)
 	}
 	return rows, err
 }

@@ -24,7 +24,7 @@ type list[R any] struct {
 	columns func(id shortener) []column[R]
 	id      func(R) string    // for --quiet; nil: there are no ids
 	bare    bool              // no line of heads
-	verdict func(n int) error // what the command ends with, by the number of rows; nil: success
+	verdict func(rows []T) error // what the command ends with, by the number of rows; nil: success
 }
 
 // A shortener shows an id as people see it.
@@ -72,7 +72,7 @@ func (l list[R]) command(width int, cmd *cli.Command) *cli.Command {
 		if err := l.print(c, tmpl, rows, width); err != nil || l.verdict == nil {
 			return err
 		}
-		return l.verdict(len(rows))
+		return l.verdict(rows)
 	}
 	return cmd
 }

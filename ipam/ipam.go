@@ -38,8 +38,10 @@ type Base struct {
 }
 
 // DefaultBases is 10.224.0.0/12 in slices of /24: 4096 pools, clear of the engine's own 172.16.0.0/12 and 192.168.0.0/16.
+// Behind it is the far end of the engine's block, for hosts with a route to all of 10.0.0.0/8.
 func DefaultBases() []Base {
-	return []Base{{Prefix: netip.MustParsePrefix("10.224.0.0/12"), Size: 24}}
+	const size = 24
+	return []Base{{Prefix: netip.MustParsePrefix("10.224.0.0/12"), Size: size}, {Prefix: netip.MustParsePrefix("172.30.0.0/15"), Size: size}}
 }
 
 // Config is what an IPAM works by. The zero value is usable, except that it has no IPv6 to cut from.

@@ -36,6 +36,9 @@ type PoolRequest struct {
 	Domain string
 	// V6 asks for IPv6 where no Subnet does.
 	V6 bool
+	// Abandoned is when callers that asked earlier and made no network had all died. A pool that one of them took is free for
+	// who asks for the same; a later one is somebody's who is about to make a network. Zero: any such pool is free.
+	Abandoned time.Time
 	// Busy is what a pool without Subnet must keep clear of: the host's routes and resolvers. Default routes do not count.
 	Busy []netip.Prefix
 }
@@ -61,7 +64,7 @@ func poolID(subnet netip.Prefix, domain string) string {
 // RequestPool records the pool that r asks for.
 //
 // Who asks again for exactly the pool that no network has yet gets it again, without what the first caller took of it:
-// that caller died before it made its network.
+// that caller died before it made its network, see Abandoned.
 func (m *IPAM) RequestPool(tx store.Tx, r PoolRequest) (Pool, error) {
 	all, err := m.Pools(tx)
 	if err != nil {
@@ -74,7 +77,7 @@ func (m *IPAM) RequestPool(tx store.Tx, r PoolRequest) (Pool, error) {
 	case r.Subnet.IsValid():
 		p.Subnet, p.Range, err = explicitSubnet(r)
 		if err == nil {
-			err = m.admit(tx, p, all)
+			err = m.admit(tx, p, r.Abandoned, all)
 		}
 	case r.Range.IsValid():
 		err = fmt.Errorf("ip-range %s: %w: needs a subnet", r.Range, ErrInvalid)
@@ -108,13 +111,14 @@ func explicitSubnet(r PoolRequest) (subnet, part netip.Prefix, err error) {
 }
 
 // admit fails when a pool of p's domain is in p's way, and clears p's own remains away.
-func (m *IPAM) admit(tx store.Tx, p Pool, all []Pool) error {
+func (m *IPAM) admit(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error {
 	for _, other := range all {
 		if other.Domain != p.Domain || !other.Subnet.Overlaps(p.Subnet) {
 			continue
 		}
 		overlap := fmt.Errorf("subnet %s %w %s", p.Subnet, ErrOverlap, other.ID)
-		if other.Subnet != p.Subnet || other.Range != p.Range || other.Network != "" {
+		if other.Subnet != p.Subnet || other.Range != p.Range || other.Network != "" ||
+			!abandoned.IsZero() && other.Created.After(abandoned) {
 			return overlap
 		}
 		b := m.book(tx, other)

@@ -66,6 +66,7 @@ func (y *Yard) RequestPool(ctx context.Context, r ipam.PoolRequest) (p ipam.Pool
 	if err := ctx.Err(); err != nil {
 		return p, err
 	}
+	r.Abandoned = y.started
 	err = y.update("pool recorded", func(tx store.Tx) error {
 		p, err = y.c.IPAM.RequestPool(tx, r)
 		return err

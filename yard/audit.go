@@ -20,6 +20,9 @@ type Finding struct {
 	// Removable: gc takes it away.
 	Removable bool `json:"removable"`
 
+	// Error is why gc could not.
+	Error string `json:"error,omitempty"`
+
 	remove func(context.Context) error
 }
 
@@ -101,6 +104,18 @@ func (y *Yard) auditRecords(_ context.Context, census *Census) (out []Finding, e
 			})
 		}
 	}
+	if census != nil {
+		pools, err := y.orphanPools(*census, young)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range pools {
+			out = append(out, Finding{
+				Kind: Orphan, Text: "pool " + p.ID + " belongs to no network", Removable: true,
+				remove: func(ctx context.Context) error { return y.ReleasePool(ctx, p.ID) },
+			})
+		}
+	}
 	leases, err := y.orphanLeases(young)
 	for _, l := range leases {
 		out = append(out, Finding{
@@ -168,7 +183,6 @@ func (y *Yard) GC(ctx context.Context, census *Census, dryRun bool) ([]Finding, 
 		return nil, err
 	}
 	var done []Finding
-	var errs []error
 	for _, f := range all {
 		if !f.Removable {
 			continue
@@ -176,13 +190,15 @@ func (y *Yard) GC(ctx context.Context, census *Census, dryRun bool) ([]Finding, 
 		if !dryRun {
 			y.c.Log.Info("collect garbage", "kind", f.Kind, "object", f.Text)
 			if err := f.remove(ctx); err != nil {
-				errs = append(errs, fmt.Errorf("remove %s: %w", f.Text, err))
-				continue
+				f.Error = err.Error()
 			}
 		}
 		done = append(done, f)
 	}
-	return done, errors.Join(errs...)
+	if !dryRun && y.Rebuilding() { // the admin has decided about what the lost records would have said
+		return done, y.RecordsRebuilt()
+	}
+	return done, nil
 }
 
 // Bury drops an endpoint without its engine having asked for it, with its link and leases.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"time"
 
 	"netyard/ipam"
 	"netyard/modes"
@@ -185,17 +186,13 @@ func (y *Yard) reapHeld(c Census, round *round) error {
 	return nil
 }
 
-// reapPools gives back the pools that no network has and the engine knows nothing of: their request was answered, and the
-// network that was to follow was never made.
+// reapPools gives back the pools whose network was never made.
 func (y *Yard) reapPools(ctx context.Context, c Census, round *round) error {
-	_, pools, err := y.Leases()
+	pools, err := y.orphanPools(c, y.c.Grace)
 	if err != nil {
 		return err
 	}
 	for _, p := range pools {
-		if p.Network != "" || c.Pools[p.Subnet] || y.c.Now().Sub(p.Created) < y.c.Grace {
-			continue
-		}
 		if round.again("pool " + p.ID) {
 			y.c.Log.Info("release a pool without a network", "pool", p.ID)
 			if err := y.ReleasePool(ctx, p.ID); err != nil {
@@ -204,6 +201,21 @@ func (y *Yard) reapPools(ctx context.Context, c Census, round *round) error {
 		}
 	}
 	return nil
+}
+
+// orphanPools are the pools older than age that no network has and the engine knows nothing of: their request was answered,
+// and the network that was to follow was never made.
+func (y *Yard) orphanPools(c Census, age time.Duration) (out []ipam.Pool, err error) {
+	_, pools, err := y.Leases()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range pools {
+		if p.Network == "" && !c.Pools[p.Subnet] && y.c.Now().Sub(p.Created) >= age {
+			out = append(out, p)
+		}
+	}
+	return out, nil
 }
 
 // suspects remembers what was missing the last time.

@@ -64,6 +64,7 @@ func (r *rig) start(keepStrays bool) {
 		r.t.Fatal(err)
 	}
 	r.step = func(string) {}
+	r.now = r.now.Add(time.Second)
 	r.Yard = New(Config{
 		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot,
 		IPAM:  ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),

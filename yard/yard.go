@@ -54,6 +54,7 @@ type Yard struct {
 	locks    locks
 	work     chan func()
 	suspects suspects
+	started  time.Time
 }
 
 // New makes a Yard; Restore it before use.
@@ -71,7 +72,7 @@ func New(c Config) *Yard {
 		c.Grace = time.Minute
 	}
 	const backlog = 1 << 16 // more endpoints than a host can have
-	y := &Yard{c: c, work: make(chan func(), backlog)}
+	y := &Yard{c: c, work: make(chan func(), backlog), started: c.Now()}
 	if y.c.Background == nil {
 		y.c.Background = func(f func()) { y.work <- f }
 	}
