@@ -24,7 +24,7 @@ type list[R any] struct {
 	columns func(id shortener) []column[R]
 	id      func(R) string    // for --quiet; nil: there are no ids
 	bare    bool              // no line of heads
-	verdict func(rows []T) error // what the command ends with, by the number of rows; nil: success
+	verdict func(rows []R) error // what the command ends with; nil: success
 }
 
 // A shortener shows an id as people see it.
