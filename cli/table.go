@@ -22,8 +22,8 @@ type list[R any] struct {
 	fetch   func(c *cli.Context) ([]R, error)
 	order   func(a, b R) int
 	columns func(id shortener) []column[R]
-	id      func(R) string    // for --quiet; nil: there are no ids
-	bare    bool              // no line of heads
+	id      func(R) string       // for --quiet; nil: there are no ids
+	bare    bool                 // no line of heads
 	verdict func(rows []R) error // what the command ends with; nil: success
 }
 

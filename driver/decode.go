@@ -26,6 +26,9 @@ const (
 	labelEngine   = "com.docker.network."
 )
 
+// Engine is the name of the engine behind this door.
+const Engine = "docker"
+
 // options finds the mode and the -o options among what an engine sends with a network.
 func (d *Door) options(sent map[string]any) (mode string, opts map[string]string, err error) {
 	given := map[string]string{}
@@ -57,7 +60,7 @@ func Resolve(doorMode string, given map[string]string) (mode string, opts map[st
 }
 
 func (d *Door) network(q createNetwork) (n modes.Network, err error) {
-	n.ID = q.NetworkID
+	n.ID, n.Engine = q.NetworkID, Engine
 	if n.Mode, n.Options, err = d.options(q.Options); err != nil {
 		return n, err
 	}
@@ -107,7 +110,7 @@ func subnet(data network.IPAMData) (s modes.Subnet, err error) {
 var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 
 func endpoint(q createEndpoint) (e modes.Endpoint, err error) {
-	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Options: map[string]string{}}
+	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Options: map[string]string{}, Container: modes.Container{Engine: Engine}}
 	if q.Interface != nil {
 		for field, text := range map[string]string{"Address": q.Interface.Address, "AddressIPv6": q.Interface.AddressIPv6} {
 			if text == "" {

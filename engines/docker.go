@@ -20,8 +20,6 @@ import (
 )
 
 const (
-	dockerName = "docker"
-
 	// answerTime is how long an engine may take to answer; a booting one does not answer at all.
 	answerTime = 10 * time.Second
 	// often is the pause between two looks at an engine nobody poked at.
@@ -108,7 +106,7 @@ func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
 		}
 	}
 	if err := d.Yard.Reconcile(ctx, c); err != nil {
-		return true, fmt.Errorf("reconcile with %s: %w", dockerName, err)
+		return true, fmt.Errorf("reconcile with %s: %w", driver.Engine, err)
 	}
 	return d.bySandbox(), nil
 }
@@ -121,7 +119,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 	}
 	var open []modes.Endpoint
 	for _, e := range es {
-		if e.Sandbox != "" && e.Phase == modes.Ready && (e.Container.PID == 0 || e.Container.Name == "") {
+		if e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "") {
 			open = append(open, e)
 		}
 	}
@@ -169,7 +167,7 @@ func (d *Docker) Census(ctx context.Context) (yard.Census, error) {
 		return yard.Census{}, fmt.Errorf("list networks: %w", err)
 	}
 	census := yard.Census{
-		Engine: dockerName, Networks: map[string]yard.SeenNetwork{}, Endpoints: map[string]yard.SeenEndpoint{},
+		Engine: driver.Engine, Networks: map[string]yard.SeenNetwork{}, Endpoints: map[string]yard.SeenEndpoint{},
 		Pools: map[netip.Prefix]bool{}, Wanted: map[string]bool{},
 	}
 	for _, n := range networks.Items {
@@ -203,7 +201,7 @@ func doorMode(name string) (mode string, ok bool) {
 }
 
 func (d *Docker) seenNetwork(door string, n network.Network) yard.SeenNetwork {
-	s := yard.SeenNetwork{Name: n.Name, Network: modes.Network{ID: n.ID, Name: n.Name, Internal: n.Internal, IPv6: n.EnableIPv6}}
+	s := yard.SeenNetwork{Name: n.Name, Network: modes.Network{ID: n.ID, Name: n.Name, Engine: driver.Engine, Internal: n.Internal, IPv6: n.EnableIPv6}}
 	var err error
 	if s.Network.Mode, s.Network.Options, err = driver.Resolve(door, n.Options); err != nil {
 		d.Log.Warn("the engine has a network that netyard would refuse", "network", n.Name, "err", err)
@@ -243,7 +241,7 @@ func addEndpoint(c *yard.Census, item container.Summary, s *network.EndpointSett
 	if s.EndpointID == "" { // it does not run
 		return
 	}
-	who := modes.Container{Engine: dockerName, ID: item.ID, Image: item.Image}
+	who := modes.Container{Engine: driver.Engine, ID: item.ID, Image: item.Image}
 	if len(item.Names) > 0 {
 		who.Name = strings.TrimPrefix(item.Names[0], "/")
 	}

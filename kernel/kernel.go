@@ -211,12 +211,27 @@ func (k *Kernel) inside(f func() error) error {
 func Inside(fd int, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The process's first thread does not end with its goroutine: it would stay inside for good, and /proc/self with it.
+			// While this goroutine holds it, the next one is on another.
+			defer runtime.UnlockOSThread()
+			done <- Inside(fd, f)
+			return
+		}
 		if err := netns.Set(netns.NsHandle(fd)); err != nil {
 			done <- fmt.Errorf("enter network namespace: %w", err)
 			return
 		}
-		done <- f()
+		done <- f() // and the thread, still locked, ends with the goroutine
 	}()
 	return <-done
+}
+
+// IsNamespace says whether there is a namespace behind a path (nsfs, fs/nsfs.c): an engine leaves the plain file that one was
+// mounted on behind.
+func IsNamespace(path string) bool {
+	var st unix.Statfs_t
+	err := unix.Statfs(path, &st)
+	return err == nil && st.Type == unix.NSFS_MAGIC
 }

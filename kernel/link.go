@@ -336,3 +336,17 @@ func (k *Kernel) FindLink(name string) (info LinkInfo, ok bool, err error) {
 	}
 	return LinkInfo{Kind: link.Type(), Alias: link.Attrs().Alias, MTU: link.Attrs().MTU}, true, nil
 }
+
+// Plugged says whether a sandbox has the inner end of an endpoint's link: the outer one is here, and the inner one is not.
+func (k *Kernel) Plugged(o Object) (bool, error) {
+	v, ok := o.(Veth)
+	if !ok {
+		return false, nil
+	}
+	outer, err := k.link(v.Name)
+	if err != nil || outer == nil {
+		return false, err
+	}
+	inner, err := k.link(v.Peer)
+	return inner == nil, err
+}

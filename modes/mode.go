@@ -17,6 +17,8 @@ import (
 type Network struct {
 	ID   string
 	Name string `json:",omitempty"` // as the engine calls it; known only after the engine was asked
+	// Engine is who asked for the network, and so who is asked whether it still wants it.
+	Engine string `json:",omitempty"`
 	Mode string
 	// Subnets are in the order the engine gave them.
 	Subnets  []Subnet          `json:",omitempty"`
@@ -50,6 +52,8 @@ type Endpoint struct {
 	Phase   Phase
 	Created time.Time
 	Joined  time.Time `json:",omitzero"`
+	// Seen says that the namespace has been seen behind Sandbox: only then does its absence say anything.
+	Seen bool `json:",omitempty"`
 	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
 	BootID string `json:",omitempty"`
 	// Container is who the endpoint belongs to, found out in the background.

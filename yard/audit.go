@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"netyard/ipam"
@@ -60,7 +61,7 @@ func (y *Yard) Audit(ctx context.Context, census *Census) ([]Finding, error) {
 			remove: func(context.Context) error { return s.Remove() },
 		})
 	}
-	records, err := y.auditRecords(ctx, census)
+	records, err := y.auditRecords(census)
 	return append(out, records...), err
 }
 
@@ -71,8 +72,8 @@ func label(n modes.Network) string {
 	return modes.Short(n.ID)
 }
 
-// auditRecords finds endpoints without a sandbox and leases without an endpoint.
-func (y *Yard) auditRecords(_ context.Context, census *Census) (out []Finding, err error) {
+// auditRecords finds the records that have lost their owner, and what an engine has that is not in the records.
+func (y *Yard) auditRecords(census *Census) (out []Finding, err error) {
 	ns, err := y.Networks()
 	if err != nil {
 		return nil, err
@@ -80,15 +81,10 @@ func (y *Yard) auditRecords(_ context.Context, census *Census) (out []Finding, e
 	known := map[string]modes.Network{}
 	for _, n := range ns {
 		known[n.ID] = n
-		if census != nil && n.Phase == modes.Ready && y.old(n.Created) && !census.Networks[n.ID].there() {
-			out = append(out, Finding{Kind: Orphan, Network: label(n), Text: "network " + label(n) + " is not known to " + census.Engine})
-		}
 	}
 	if census != nil {
-		for id, s := range census.Networks {
-			if _, ok := known[id]; !ok {
-				out = append(out, Finding{Kind: Fault, Network: s.Name, Text: fmt.Sprintf("network %s of %s is not in netyard's records", s.Name, census.Engine)})
-			}
+		if out, err = y.auditNetworks(known, *census); err != nil {
+			return nil, err
 		}
 	}
 	es, err := y.Endpoints()
@@ -96,25 +92,15 @@ func (y *Yard) auditRecords(_ context.Context, census *Census) (out []Finding, e
 		return nil, err
 	}
 	for _, e := range es {
-		if text := y.orphaned(e, census); text != "" {
-			out = append(out, Finding{
-				Kind: Orphan, Network: label(known[e.NetworkID]), Removable: true,
-				Text:   fmt.Sprintf("endpoint %s (%s): %s", modes.Short(e.ID), e.Container.Name, text),
-				remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
-			})
+		text, removable := y.orphaned(e, census, young)
+		if text == "" {
+			continue
 		}
-	}
-	if census != nil {
-		pools, err := y.orphanPools(*census, young)
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range pools {
-			out = append(out, Finding{
-				Kind: Orphan, Text: "pool " + p.ID + " belongs to no network", Removable: true,
-				remove: func(ctx context.Context) error { return y.ReleasePool(ctx, p.ID) },
-			})
-		}
+		out = append(out, Finding{
+			Kind: Orphan, Network: label(known[e.NetworkID]), Removable: removable,
+			Text:   strings.TrimSuffix(fmt.Sprintf("endpoint %s (%s)", modes.Short(e.ID), e.Container.Name), " ()") + ": " + text,
+			remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
+		})
 	}
 	leases, err := y.orphanLeases(young)
 	for _, l := range leases {
@@ -126,23 +112,62 @@ func (y *Yard) auditRecords(_ context.Context, census *Census) (out []Finding, e
 	return out, err
 }
 
-func (y *Yard) old(t time.Time) bool { return y.c.Now().Sub(t) > young }
+// auditNetworks compares networks and pools with an engine's.
+func (y *Yard) auditNetworks(known map[string]modes.Network, c Census) (out []Finding, err error) {
+	for id, s := range c.Networks {
+		if _, ok := known[id]; !ok {
+			out = append(out, Finding{Kind: Fault, Network: s.Name, Text: fmt.Sprintf("network %s of %s is not in netyard's records", s.Name, c.Engine)})
+		}
+	}
+	lost, err := y.orphanNetworks(c, young)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range lost {
+		out = append(out, Finding{
+			Kind: Orphan, Network: label(n), Text: fmt.Sprintf("network %s is not known to %s", label(n), c.Engine), Removable: true,
+			remove: func(ctx context.Context) error { return y.DeleteNetwork(ctx, n.ID) },
+		})
+	}
+	pools, err := y.orphanPools(c, young)
+	for _, p := range pools {
+		out = append(out, Finding{
+			Kind: Orphan, Text: "pool " + p.ID + " belongs to no network", Removable: true,
+			remove: func(ctx context.Context) error { return y.ReleasePool(ctx, p.ID) },
+		})
+	}
+	return out, err
+}
 
-// orphaned says why an endpoint has lost its owner; empty when it has not.
-func (y *Yard) orphaned(e modes.Endpoint, census *Census) string {
-	if e.Phase != modes.Ready || !y.old(e.Created) {
-		return ""
+// orphaned says why an endpoint of at least that age has lost its owner, empty when it has not; it is removable if no sandbox has
+// its link.
+func (y *Yard) orphaned(e modes.Endpoint, c *Census, age time.Duration) (reason string, removable bool) {
+	now := y.c.Now()
+	if e.Phase != modes.Ready || now.Sub(e.Created) < age {
+		return "", false
 	}
 	if y.dead(e) {
-		return "its sandbox " + e.Sandbox + " is gone"
+		return "its sandbox " + e.Sandbox + " is gone", true
 	}
-	if census == nil || !y.old(e.Joined) {
-		return ""
+	if c == nil || e.Container.Engine != c.Engine || now.Sub(e.Joined) < age {
+		return "", false
 	}
-	if _, ok := census.Endpoints[e.ID]; !ok {
-		return "no container of " + census.Engine + " has it"
+	if _, ok := c.Endpoints[e.ID]; ok {
+		return "", false
 	}
-	return ""
+	reason = "no container of " + c.Engine + " has it"
+	n, err := y.Network(e.NetworkID)
+	if err != nil {
+		return reason, false
+	}
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return reason, false
+	}
+	if free, err := y.unplugged(m, n, e); err != nil || !free {
+		return reason + ", but some sandbox has its link", false
+	}
+	return reason, true
 }
 
 // orphanLeases are the active leases of networks' pools that no endpoint claims and that are older than age.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"netyard/ipam"
+	"netyard/kernel"
 	"netyard/modes"
 	"netyard/store"
 )
@@ -33,8 +34,6 @@ type SeenNetwork struct {
 	Pools []ipam.PoolRequest
 }
 
-func (s SeenNetwork) there() bool { return s.Name != "" }
-
 // A SeenEndpoint is an endpoint as its engine has it.
 type SeenEndpoint struct {
 	NetworkID string
@@ -47,30 +46,71 @@ type SeenEndpoint struct {
 // WantedKey is how Census.Wanted names an address.
 func WantedKey(network string, a netip.Addr) string { return claimKey(network, a) }
 
-// Reconcile takes over what an engine knows better, and drops what it has forgotten: a thing has to be missing twice, and to
-// be older than the grace period, since an engine shows an endpoint later than it tells netyard of it.
+// Reconcile takes over what an engine knows better, and drops what it has forgotten: a thing has to be missing twice, to be
+// older than the grace period, since an engine shows a thing later than it tells netyard of it, and to be in nobody's use, in case
+// that this is not the engine whose it is.
 func (y *Yard) Reconcile(ctx context.Context, c Census) error {
 	if err := y.takeNames(c); err != nil {
 		return err
 	}
+	round := y.suspects.begin()
+	defer y.suspects.end(round)
+	return errors.Join(y.reapEndpoints(ctx, c, round), y.reapNetworks(ctx, c, round),
+		y.reapLeases(ctx, round), y.reapHeld(c, round), y.reapPools(ctx, c, round))
+}
+
+// reapEndpoints drops the endpoints that the engine has forgotten.
+func (y *Yard) reapEndpoints(ctx context.Context, c Census, round *round) error {
 	es, err := y.Endpoints()
 	if err != nil {
 		return err
 	}
-	now := y.c.Now()
 	var errs []error
-	round := y.suspects.begin()
 	for _, e := range es {
-		if _, ok := c.Endpoints[e.ID]; ok || e.Phase != modes.Ready || now.Sub(e.Created) < y.c.Grace || now.Sub(e.Joined) < y.c.Grace {
+		reason, removable := y.orphaned(e, &c, y.c.Grace)
+		if reason == "" || !removable || !round.again("endpoint "+e.ID) {
 			continue
 		}
-		if round.again("endpoint " + e.ID) {
-			errs = append(errs, y.Bury(ctx, e.NetworkID, e.ID))
+		errs = append(errs, y.Bury(ctx, e.NetworkID, e.ID))
+	}
+	return errors.Join(errs...)
+}
+
+// reapNetworks drops the networks that the engine has forgotten, or never heard the answer about.
+func (y *Yard) reapNetworks(ctx context.Context, c Census, round *round) error {
+	ns, err := y.orphanNetworks(c, y.c.Grace)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range ns {
+		if round.again("network " + n.ID) {
+			y.c.Log.Info("drop a network that its engine does not know", "network", n.ID, "engine", n.Engine)
+			errs = append(errs, y.DeleteNetwork(ctx, n.ID))
 		}
 	}
-	errs = append(errs, y.reapLeases(ctx, round), y.reapHeld(c, round), y.reapPools(ctx, c, round))
-	y.suspects.end(round)
 	return errors.Join(errs...)
+}
+
+// orphanNetworks are the engine's networks of at least that age which it does not know, and which nobody is on.
+func (y *Yard) orphanNetworks(c Census, age time.Duration) (out []modes.Network, err error) {
+	ns, err := y.Networks()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range ns {
+		if _, known := c.Networks[n.ID]; known || n.Engine != c.Engine || n.Phase != modes.Ready || y.c.Now().Sub(n.Created) < age {
+			continue
+		}
+		es, err := y.endpointsOf(n.ID)
+		if err != nil {
+			return nil, err
+		}
+		if len(es) == 0 {
+			out = append(out, n)
+		}
+	}
+	return out, nil
 }
 
 // takeNames writes down the names of networks and who the endpoints belong to.
@@ -115,16 +155,18 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
-	if merged := merge(e.Container, who); err != nil || merged == e.Container {
+	seen := e.Seen || kernel.IsNamespace(e.Sandbox)
+	if merged := merge(e.Container, who); err != nil || merged == e.Container && seen == e.Seen {
 		return err
 	}
 	return y.c.Store.Update(func(tx store.Tx) error {
-		e, err := getEndpoint(tx, network, id)
+		now, err := getEndpoint(tx, network, id)
 		if err != nil {
 			return nil //nolint:nilerr // it went meanwhile
 		}
-		e.Container = merge(e.Container, who)
-		return putEndpoint(tx, e)
+		now.Container = merge(now.Container, who)
+		now.Seen = now.Seen || seen && now.Sandbox == e.Sandbox
+		return putEndpoint(tx, now)
 	})
 }
 

@@ -135,7 +135,9 @@ func (r *rig) life() []func(context.Context) error {
 		func(ctx context.Context) error { return r.Leave(ctx, netID, epID) },
 		func(ctx context.Context) error { return r.DeleteEndpoint(ctx, netID, epID) },
 		func(ctx context.Context) error { return r.ReleaseAddress(ctx, "10.9.0.0/24", addr.Addr()) },
-		func(ctx context.Context) error { return r.ReleaseAddress(ctx, "10.9.0.0/24", netip.MustParseAddr("10.9.0.1")) },
+		func(ctx context.Context) error {
+			return r.ReleaseAddress(ctx, "10.9.0.0/24", netip.MustParseAddr("10.9.0.1"))
+		},
 		func(ctx context.Context) error { return r.ReleasePool(ctx, "10.9.0.0/24") },
 		func(ctx context.Context) error { return r.DeleteNetwork(ctx, netID) },
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"netyard/kernel"
 	"netyard/modes"
 	"netyard/store"
 )
@@ -98,7 +99,7 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	if err := ctx.Err(); err != nil {
 		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
 	}
-	e.Phase, e.Joined = modes.Ready, y.c.Now()
+	e.Phase, e.Joined, e.Seen = modes.Ready, y.c.Now(), kernel.IsNamespace(e.Sandbox)
 	return link, y.update("endpoint ready", func(tx store.Tx) error { return putEndpoint(tx, e) })
 }
 
@@ -111,7 +112,7 @@ func (y *Yard) unjoin(ctx context.Context, m modes.Mode, n modes.Network, e mode
 }
 
 func left(e modes.Endpoint) modes.Endpoint {
-	e.Phase, e.Sandbox, e.BootID = modes.Ready, "", ""
+	e.Phase, e.Sandbox, e.BootID, e.Seen = modes.Ready, "", "", false
 	return e
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"netyard/ipam"
+	"netyard/kernel"
 	"netyard/modes"
 	"netyard/store"
 )
@@ -114,6 +115,7 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 	e := modes.Endpoint{
 		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Phase: modes.Ready,
 		Created: y.c.Now(), Joined: y.c.Now(), BootID: y.c.BootID, Container: s.Container,
+		Seen: kernel.IsNamespace(s.Sandbox),
 	}
 	err = y.c.Store.Update(func(tx store.Tx) error {
 		if _, err := getEndpoint(tx, n.ID, id); err == nil {

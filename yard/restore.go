@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"netyard/kernel"
 	"netyard/modes"
@@ -84,18 +81,20 @@ func (y *Yard) restoreEndpoint(ctx context.Context, m modes.Mode, n modes.Networ
 
 // dead says whether an endpoint's sandbox provably is no more.
 func (y *Yard) dead(e modes.Endpoint) bool {
-	if e.Sandbox == "" {
-		return false
+	return e.Sandbox != "" && (e.BootID != y.c.BootID || e.Seen && !kernel.IsNamespace(e.Sandbox))
+}
+
+// unplugged says whether no sandbox has an endpoint's link, so that nobody would miss it.
+func (y *Yard) unplugged(m modes.Mode, n modes.Network, e modes.Endpoint) (bool, error) {
+	if y.dead(e) {
+		return true, nil
 	}
-	if e.BootID != y.c.BootID {
-		return true
+	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
+		if plugged, err := y.c.Kernel.Plugged(o); plugged || err != nil {
+			return false, err
+		}
 	}
-	_, err := os.Stat(e.Sandbox)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return false
-	}
-	_, err = os.Stat(filepath.Dir(e.Sandbox)) // without the folder, netyard does not see the sandboxes at all
-	return err == nil
+	return true, nil
 }
 
 // bury drops an endpoint whose engine will not speak of it again, with its leases.

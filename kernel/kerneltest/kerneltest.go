@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -56,22 +55,20 @@ func (h *Host) Reopen(t testing.TB) {
 
 func newNS(t testing.TB) netns.NsHandle {
 	t.Helper()
-	type result struct {
-		ns  netns.NsHandle
-		err error
+	var ns netns.NsHandle
+	self, err := netns.Get()
+	if err == nil {
+		err = kernel.Inside(int(self), func() (err error) { // on a thread that is thrown away
+			ns, err = netns.New()
+			return err
+		})
+		_ = self.Close()
 	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // the thread ends with the goroutine, inside the new namespace
-		ns, err := netns.New()
-		done <- result{ns, err}
-	}()
-	r := <-done
-	if r.err != nil {
-		t.Fatalf("make a network namespace (this test needs root): %v", r.err)
+	if err != nil {
+		t.Fatalf("make a network namespace (this test needs root): %v", err)
 	}
-	t.Cleanup(func() { _ = r.ns.Close() })
-	return r.ns
+	t.Cleanup(func() { _ = ns.Close() })
+	return ns
 }
 
 // Peer makes another namespace joined to this one by a cable: link name on this side, eth0 on the other.

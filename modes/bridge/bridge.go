@@ -99,7 +99,7 @@ func (m mode) Up(ctx context.Context, n modes.Network) error {
 func (m mode) Down(_ context.Context, n modes.Network) error { return m.k.Remove(networkObjects(n)...) }
 
 func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
-	if err := m.k.Ensure(ctx, veth(n, e)); err != nil {
+	if err := m.k.Ensure(ctx, endpointObjects(n, e)...); err != nil {
 		return modes.Link{}, err
 	}
 	l := modes.Link{
@@ -118,9 +118,19 @@ func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
 	objects := networkObjects(n)
 	for _, e := range es {
-		objects = append(objects, veth(n, e))
+		objects = append(objects, endpointObjects(n, e)...)
 	}
 	return objects
+}
+
+// endpointObjects are the link and, while anybody is there who needs it, forwarding: not with the network already, since at boot
+// an engine that starts after netyard and finds forwarding on would not guard its own networks (moby, FORWARD policy DROP).
+func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
+	var objects []kernel.Object
+	if !n.Internal && !hostOwned(n) {
+		objects = forwarding(n)
+	}
+	return append(objects, veth(n, e))
 }
 
 // MAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
@@ -163,9 +173,6 @@ func networkObjects(n modes.Network) []kernel.Object {
 	}
 	var objects []kernel.Object
 	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: localMAC(n.ID)}
-	if !n.Internal {
-		objects = append(objects, forwarding(n)...)
-	}
 	var rest []kernel.Object
 	for _, s := range n.Subnets {
 		v6 := s.Pool.Addr().Is6()

@@ -1,0 +1,300 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"netyard/integration/lab"
+)
+
+// steps are where a daemon can die in the life of a network and a container: see yard's Step. The test fails if one of them
+// is never come by.
+func steps() []string {
+	var all []string
+	for _, s := range []string{
+		"pool recorded", "address recorded", "network recorded", "network ready", "endpoint recorded", "endpoint joining",
+		"endpoint ready", "endpoint left", "endpoint deleting", "endpoint gone", "address released", "pool released",
+		"network deleting", "network gone",
+	} {
+		all = append(all, "before "+s, "after "+s)
+	}
+	return append(all, "after network up", "after endpoint attached", "before endpoint detached", "after network down")
+}
+
+// TestKillAnywhere kills the daemon at each step while an engine works with it, as a supervisor starts it again, and wants
+// record, kernel and engine to agree afterwards, and the next container to be as if nothing had happened.
+func TestKillAnywhere(t *testing.T) {
+	t.Parallel()
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := lab.New(t, e)
+		failpoint := filepath.Join(h.Dir, "failpoint")
+		h.Netyard.Env = append(h.Netyard.Env, "NETYARD_FAILPOINT="+failpoint)
+		h.Netyard.Start()
+		before := h.Snapshot()
+		for _, step := range steps() {
+			t.Run(step, func(t *testing.T) {
+				h.Use(t)
+				if err := os.WriteFile(failpoint, []byte(step), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				supervised(t, h,
+					"network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 net",
+					"run -d --name c1 --network net busybox sleep 1d",
+					"rm -f c1",
+					"network rm net",
+				)
+				if _, err := os.Stat(failpoint); err == nil {
+					t.Fatal("the daemon never came by this step")
+				}
+				_, _ = h.TryDocker("rm -f c1")
+				_, _ = h.TryDocker("network rm net")
+				time.Sleep(settling)
+				t.Logf("gc: %s", h.Sh("netyard gc"))
+				healthy(t, h)
+				h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 net")
+				h.Docker("run --rm --network net busybox ping -c 1 10.77.0.1")
+				h.Docker("network rm net")
+				h.SameAs(before)
+			})
+		}
+	})
+}
+
+// settling is how long a thing has to be left alone before doctor and gc take it for an orphan.
+const settling = 5500 * time.Millisecond
+
+// supervised runs docker commands, and starts netyard again whenever it dies; the commands may fail.
+func supervised(t *testing.T, h *lab.Host, cmds ...string) {
+	t.Helper()
+	for _, cmd := range cmds {
+		done := make(chan string, 1)
+		go func() {
+			out, err := h.TryDocker(cmd)
+			done <- fmt.Sprint(out, err)
+		}()
+		for running := true; running; {
+			select {
+			case out := <-done:
+				t.Logf("docker %s: %s", cmd, out)
+				running = false
+			case <-time.After(20 * time.Millisecond):
+			}
+			if !h.Netyard.Running() {
+				h.Netyard.Start()
+			}
+		}
+	}
+}
+
+// TestChurn: 200 containers in a row and 40 at once, and then everything is as it was.
+func TestChurn(t *testing.T) {
+	t.Parallel()
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard a")
+		h.Docker("network create -d netyard-bridge b")
+		h.Docker("run --rm --network a busybox hostname") // what an engine only does once
+		time.Sleep(time.Second)                           // the bridges notice that nobody is left on them
+		before := h.Snapshot()
+		var mu sync.Mutex
+		seen := map[string]bool{}
+		for range 200 {
+			a := h.Docker("run --rm --network a busybox hostname -i")
+			if seen[a] {
+				t.Errorf("address %s came again before it had cooled down", a)
+			}
+			seen[a] = true
+		}
+		var wg sync.WaitGroup
+		atOnce := map[string]string{}
+		for i := range 40 {
+			wg.Go(func() {
+				network, name := []string{"a", "b"}[i%2], fmt.Sprintf("p%d", i)
+				if _, err := h.TryDocker("run -d --name", name, "--network", network, "busybox sleep 1d"); err != nil {
+					t.Error(err)
+					return
+				}
+				out, err := h.TryDocker("inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}'", name)
+				mu.Lock()
+				defer mu.Unlock()
+				if other, taken := atOnce[out]; taken || err != nil || out == "" {
+					t.Errorf("address %q of %s: %v; taken by %q", out, name, err, other)
+				}
+				atOnce[out] = name
+			})
+		}
+		wg.Wait()
+		healthy(t, h)
+		if rows := len(ps(t, h)); rows != 40 {
+			t.Errorf("ps shows %d endpoints, want 40", rows)
+		}
+		h.Docker("rm -f", strings.Join(slices.Sorted(valuesOf(atOnce)), " "))
+		h.SameAs(before)
+		leases := h.Sh("netyard lease ls --format '{{.Kind}} {{.State}}'")
+		if strings.Contains(leases, "dynamic active") {
+			t.Errorf("leases are left:\n%s", leases)
+		}
+	})
+}
+
+func valuesOf(m map[string]string) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for _, v := range m {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+// TestRestartUnderTraffic: flows go on while netyard restarts, however it ends, and docker ps answers without it.
+func TestRestartUnderTraffic(t *testing.T) {
+	t.Parallel()
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard a")
+		h.Run("c1", "--network a")
+		h.Run("c2", "--network a")
+		h.Ping("c1", h.Outside.IP)
+		// A ping of its own for each path, the NATed one too; slow enough to span the restarts, and bounded.
+		const slow = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); ping -c 1 -W 1 %s >/dev/null || echo lost; usleep 5000; done"
+		result := make(chan string, 2)
+		for _, target := range []string{h.Addr("c2", "a"), h.Outside.IP} {
+			go func() {
+				out, err := h.TryExec("c1", fmt.Sprintf(slow, target))
+				result <- fmt.Sprint(out, err)
+			}()
+		}
+		for range 3 {
+			h.Netyard.Restart()
+			h.Netyard.Kill()
+			start := time.Now()
+			h.Docker("ps")
+			t.Logf("docker ps took %s with netyard dead", time.Since(start))
+			h.Netyard.Start()
+		}
+		for range 2 {
+			if out := <-result; out != "<nil>" {
+				t.Errorf("pings were lost: %s", out)
+			}
+		}
+		healthy(t, h)
+		h.Docker("restart -t 0 c1")
+		h.Ping("c1", "c2")
+		healthy(t, h)
+	})
+}
+
+// TestEngineRestarts: containers of restart=always come back with their networks however the engine ended, and nothing leaks.
+func TestEngineRestarts(t *testing.T) {
+	t.Parallel()
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard own")
+		h.Docker("network create -d netyard-bridge theirs")
+		h.Run("c1", "--restart=always --network own")
+		h.Run("c2", "--restart=always --network theirs")
+		h.Run("c3", "--network own")
+		working := func(when string) {
+			t.Helper()
+			eventually(t, "the containers run "+when, func() bool {
+				out, err := h.TryDocker("inspect -f '{{.State.Running}}' c1 c2")
+				return err == nil && !strings.Contains(out, "false")
+			})
+			h.Ping("c1", h.Outside.IP)
+			h.Ping("c2", h.Outside.IP)
+			time.Sleep(settling)
+			t.Logf("%s: gc: %s", when, h.Sh("netyard gc"))
+			healthy(t, h)
+			if rows := ps(t, h); len(rows) != 2 {
+				t.Errorf("%s: ps shows %d endpoints, want 2: %+v", when, len(rows), rows)
+			}
+		}
+		h.Docker("rm -f c3")
+		h.Dockerd.Restart()
+		working("after a restart of dockerd")
+		h.Dockerd.Kill()
+		h.Dockerd.Start()
+		working("after a kill -9 of dockerd")
+		h.PowerLoss()
+		h.Boot()
+		working("after a power loss")
+		// netyard comes late: the engine tries for a while, and its API must not wait for ever.
+		h.Dockerd.Stop()
+		h.Netyard.Stop()
+		h.Dockerd.Launch()
+		time.Sleep(2 * time.Second)
+		h.Netyard.Start()
+		h.Dockerd.WaitReady()
+		working("after dockerd booted without netyard")
+	})
+}
+
+// TestLiveRestore: containers that outlive their engine keep their networks.
+func TestLiveRestore(t *testing.T) {
+	t.Parallel()
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e, lab.DockerdArgs("--live-restore"))
+		h.Docker("network create -d netyard --ipam-driver netyard a")
+		h.Docker("network create -d netyard-bridge b")
+		h.Run("c1", "--network a")
+		h.Run("c2", "--network a")
+		h.Run("c3", "--network b")
+		h.Dockerd.Restart()
+		h.Dockerd.Kill()
+		h.Netyard.Kill()
+		h.Netyard.Start()
+		h.Dockerd.Start()
+		h.Ping("c1", "c2")
+		h.Ping("c3", h.Outside.IP)
+		healthy(t, h)
+		h.Docker("network connect b c1")
+		h.Ping("c1", "c3")
+		h.Docker("network disconnect b c1")
+		h.Docker("rm -f c1 c2 c3")
+		healthy(t, h)
+	})
+}
+
+// TestDamagedState: random pages of the database are overwritten; netyard says so, rebuilds it, and nobody notices.
+func TestDamagedState(t *testing.T) {
+	t.Parallel()
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 own")
+		h.Docker("network create -d netyard-bridge --internal theirs")
+		h.Docker("network create -d netyard-none --ipam-driver null nothing")
+		h.Run("c1", "--network own")
+		h.Run("c2", "--network own --ip 10.77.0.50")
+		h.Run("c3", "--network theirs")
+		h.Run("c4", "--network theirs")
+		h.Run("c5", "--network nothing")
+		eventually(t, "all containers have names", func() bool { return strings.Count(h.Sh("netyard ps --format '{{.Container}}'"), "c") == 5 })
+		was := h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'")
+		for round := range 5 {
+			h.Netyard.Stop()
+			h.Sh(fmt.Sprintf("cd %s/state && size=$(stat -c %%s netyard.db) && for i in 1 2 3; do dd if=/dev/urandom of=netyard.db bs=4096 count=1 conv=notrunc seek=$(( ($RANDOM$(date +%%N | tail -c 4) + i*%d) %% (size/4096) )) 2>/dev/null; done", h.Dir, round+7))
+			h.Netyard.Start()
+			h.Ping("c1", "10.77.0.50")
+			h.Ping("c3", "c4")
+			healthy(t, h)
+			eventually(t, "the records are as they were", func() bool {
+				return h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'") == was
+			})
+		}
+		has(t, h.Netyard.Log(), "the database was damaged")
+		has(t, h.Netyard.Log(), "the records are rebuilt")
+		has(t, h.DockerErr("run --rm --network own --ip 10.77.0.50 busybox sleep 1"), "10.77.0.50")
+		h.Run("c6", "--network own")
+		h.Ping("c6", "c1")
+		h.Docker("rm -f c1 c2 c3 c4 c5 c6")
+		h.Docker("network rm own theirs nothing")
+		healthy(t, h)
+	})
+}
