@@ -10,8 +10,7 @@ import (
 
 // TestBridge is the main job: containers of a real engine on netyard's networks.
 func TestBridge(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		for _, create := range []string{
 			"-d netyard-bridge",
@@ -71,8 +70,7 @@ func host6(t *testing.T, e lab.Engine) *lab.Host {
 }
 
 func TestIPv6(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.77.0.0/24 --subnet fd77::/64 both")
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.78.0.0/24 --subnet fd78::/64 other")
@@ -115,8 +113,7 @@ func noRoute(t *testing.T, h *lab.Host, container string) {
 
 // TestCompose goes through what docker compose does: several networks, connect and disconnect while it runs, restart, rm.
 func TestCompose(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		before := h.Snapshot()
 		h.Docker("network create -d netyard-bridge front")
@@ -154,8 +151,7 @@ func TestCompose(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		h.Docker("network create -d netyard-bridge -o com.docker.network.driver.mtu=1400 -o com.docker.network.bridge.name=web0 -o com.docker.network.container_iface_prefix=net named")
 		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.enable_icc=false apart")
@@ -195,8 +191,7 @@ func TestOptions(t *testing.T) {
 }
 
 func TestNone(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		for i, create := range []string{"-d netyard-none --ipam-driver netyard-none", "-d netyard-none --ipam-driver null", "-d netyard-none", "-d netyard -o mode=none --ipam-driver null"} {
 			name := fmt.Sprintf("n%d", i)
@@ -219,8 +214,7 @@ func TestNone(t *testing.T) {
 
 // TestRefusals: each a one-line error that names the thing, and nothing changed.
 func TestRefusals(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		h.Docker("network create -d netyard-bridge --ipam-driver netyard --subnet 10.77.0.0/24 a")
 		before := h.Snapshot()

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,8 +31,7 @@ func steps() []string {
 // TestKillAnywhere kills the daemon at each step while an engine works with it, as a supervisor starts it again, and wants
 // record, kernel and engine to agree afterwards, and the next container to be as if nothing had happened.
 func TestKillAnywhere(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
 		failpoint := filepath.Join(h.Dir, "failpoint")
 		h.Netyard.Env = append(h.Netyard.Env, "NETYARD_FAILPOINT="+failpoint)
@@ -94,8 +94,7 @@ func supervised(t *testing.T, h *lab.Host, cmds ...string) {
 
 // TestChurn: 200 containers in a row and 40 at once, and then everything is as it was.
 func TestChurn(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		h.Docker("network create -d netyard --ipam-driver netyard a")
 		h.Docker("network create -d netyard-bridge b")
@@ -155,8 +154,7 @@ func valuesOf(m map[string]string) func(yield func(string) bool) {
 
 // TestRestartUnderTraffic: flows go on while netyard restarts, however it ends, and docker ps answers without it.
 func TestRestartUnderTraffic(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		h.Docker("network create -d netyard --ipam-driver netyard a")
 		h.Run("c1", "--network a")
@@ -193,8 +191,7 @@ func TestRestartUnderTraffic(t *testing.T) {
 
 // TestEngineRestarts: containers of restart=always come back with their networks however the engine ended, and nothing leaks.
 func TestEngineRestarts(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		h.Docker("network create -d netyard --ipam-driver netyard own")
 		h.Docker("network create -d netyard-bridge theirs")
@@ -238,8 +235,7 @@ func TestEngineRestarts(t *testing.T) {
 
 // TestLiveRestore: containers that outlive their engine keep their networks.
 func TestLiveRestore(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e, lab.DockerdArgs("--live-restore"))
 		h.Docker("network create -d netyard --ipam-driver netyard a")
 		h.Docker("network create -d netyard-bridge b")
@@ -264,8 +260,7 @@ func TestLiveRestore(t *testing.T) {
 
 // TestDamagedState: random pages of the database are overwritten; netyard says so, rebuilds it, and nobody notices.
 func TestDamagedState(t *testing.T) {
-	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 own")
 		h.Docker("network create -d netyard-bridge --internal theirs")
@@ -279,7 +274,7 @@ func TestDamagedState(t *testing.T) {
 		was := h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'")
 		for round := range 5 {
 			h.Netyard.Stop()
-			h.Sh(fmt.Sprintf("cd %s/state && size=$(stat -c %%s netyard.db) && for i in 1 2 3; do dd if=/dev/urandom of=netyard.db bs=4096 count=1 conv=notrunc seek=$(( ($RANDOM$(date +%%N | tail -c 4) + i*%d) %% (size/4096) )) 2>/dev/null; done", h.Dir, round+7))
+			overwritePages(t, filepath.Join(h.Dir, "state", "netyard.db"), uint64(round))
 			h.Netyard.Start()
 			h.Ping("c1", "10.77.0.50")
 			h.Ping("c3", "c4")
@@ -297,4 +292,29 @@ func TestDamagedState(t *testing.T) {
 		h.Docker("network rm own theirs nothing")
 		healthy(t, h)
 	})
+}
+
+// overwritePages writes noise over some pages of a file, the same ones for the same seed.
+func overwritePages(t *testing.T, file string, seed uint64) {
+	t.Helper()
+	const page, pages = 4096, 3
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(seed, seed))
+	for range pages {
+		noise := make([]byte, page)
+		for i := range noise {
+			noise[i] = byte(r.Uint32())
+		}
+		if _, err := f.WriteAt(noise, r.Int64N(st.Size()/page)*page); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -14,6 +14,16 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
+// engines runs a test on each engine, all of them at once.
+func engines(t *testing.T, test func(t *testing.T, e lab.Engine)) {
+	t.Helper()
+	t.Parallel()
+	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+		t.Parallel()
+		test(t, e)
+	})
+}
+
 // host boots a host with the engine and netyard on it.
 func host(t *testing.T, e lab.Engine, opts ...lab.Option) *lab.Host {
 	t.Helper()
