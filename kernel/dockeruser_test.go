@@ -1,0 +1,167 @@
+package kernel_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// eventually waits for the watcher.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("in vain waited until %s", what)
+		}
+	}
+}
+
+const ownRules = `-A DOCKER-USER -i nyb-+ -m comment --comment netyard -j ACCEPT
+-A DOCKER-USER -o nyb-+ -m comment --comment netyard -j ACCEPT`
+
+// TestDockerUser: the rules come when Docker makes its chain, whatever interface it speaks, go in front of its final RETURN and
+// behind the admin's, come back after a flush, and are gone with their network.
+func TestDockerUser(t *testing.T) {
+	t.Parallel()
+	for _, iptables := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+		t.Run(iptables, func(t *testing.T) {
+			t.Parallel()
+			h := kerneltest.New(t)
+			if err := h.LoadFirewall(); err != nil {
+				t.Fatal(err)
+			}
+			go func() { _ = h.Watch(t.Context()) }()
+			rules := func() string {
+				out, _ := h.TrySh(iptables + " -S DOCKER-USER | grep -v ^-N")
+				return out
+			}
+			sorted := func() string { return h.Sh(t, iptables+" -S DOCKER-USER | grep nyb- | sort") }
+			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN")
+			poke := kernel.Bypass{In: "web0", Network: "aaaaaaaaaaaa"} // the old interface tells nobody that it changed
+			if err := h.Ensure(t.Context(), poke); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the rules are there", func() bool { return strings.Count(rules(), "ACCEPT") == 3 })
+			lines := strings.Split(rules(), "\n")
+			if !strings.Contains(lines[0], "DROP") || lines[len(lines)-1] != "-A DOCKER-USER -j RETURN" {
+				t.Errorf("not between the admin's rule and the end:\n%s", rules())
+			}
+			if got := sorted(); got != ownRules {
+				t.Errorf("got\n%s\nwant\n%s", got, ownRules)
+			}
+			if err := h.Remove(poke); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the network's rule is gone", func() bool { return !strings.Contains(rules(), "web0") })
+			if strings.Contains(iptables, "nft") {
+				h.Sh(t, iptables+" -F DOCKER-USER")
+				eventually(t, "the rules are back after a flush", func() bool { return strings.Count(rules(), "ACCEPT") == 2 })
+			}
+		})
+	}
+}
+
+// TestFlushRuleset: what somebody flushed is back at once, elements and all.
+func TestFlushRuleset(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Ensure(t.Context(), elements()...); err != nil {
+		t.Fatal(err)
+	}
+	before := h.Sh(t, "nft list ruleset")
+	go func() { _ = h.Watch(t.Context()) }()
+	for _, cmd := range []string{"nft flush ruleset", "nft delete table inet netyard", "nft delete table bridge netyard"} {
+		h.Sh(t, cmd)
+		eventually(t, "the ruleset is back after "+cmd, func() bool { return h.Sh(t, "nft list ruleset") == before })
+	}
+	h.Sh(t, "nft flush ruleset")
+	more := kernel.InterfaceIn(kernel.Bridges, "nyb-c")
+	if err := h.Ensure(t.Context(), more); err != nil { // in the moment before the watcher has seen it
+		t.Errorf("add an element to a table that is gone: %v", err)
+	}
+	if err := h.Remove(more); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the ruleset is back", func() bool { return h.Sh(t, "nft list ruleset") == before })
+}
+
+// TestForwardingGuard: where netyard turned forwarding on, the host routes for its containers and for nobody else; a daemon that
+// starts again remembers.
+func TestForwardingGuard(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	left, right := h.Peer(t, "left"), h.Peer(t, "right")
+	h.Sh(t, "ip addr add 10.1.0.1/24 dev left && ip addr add 10.2.0.1/24 dev right")
+	left.Sh(t, "ip addr add 10.1.0.2/24 dev eth0 && ip route add default via 10.1.0.1")
+	right.Sh(t, "ip addr add 10.2.0.2/24 dev eth0 && ip route add default via 10.2.0.1")
+	h.Sh(t, "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []kernel.Forwarding{{}, {IPv6: true}} {
+		if err := h.Ensure(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := h.Sh(t, "sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding"); got != "1\n1" {
+		t.Errorf("forwarding is %q", got)
+	}
+	passes := func() bool {
+		_, err := left.TrySh("ping -c1 -W1 10.2.0.2")
+		return err == nil
+	}
+	if passes() {
+		t.Error("the host has become a router for everybody")
+	}
+	h.Reopen(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if passes() {
+		t.Error("after a restart the host is a router for everybody")
+	}
+	// Where the admin turned it on, that is the admin's business.
+	if err := h.UnloadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	h.Reopen(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Ensure(t.Context(), kernel.Forwarding{}); err != nil {
+		t.Fatal(err)
+	}
+	if !passes() {
+		t.Error("netyard stopped the admin's own routing")
+	}
+}
+
+// TestAdoptFirewall: without records, what the kernel has stays as it is.
+func TestAdoptFirewall(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Ensure(t.Context(), elements()...); err != nil {
+		t.Fatal(err)
+	}
+	before := h.Sh(t, "nft list ruleset")
+	h.Reopen(t)
+	if err := h.AdoptFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.Sh(t, "nft list ruleset"); got != before {
+		t.Errorf("adopting changed the ruleset:\n%s\n%s", before, got)
+	}
+	if err := h.Remove(elements()...); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "ruleset-empty.nft", h.Sh(t, "nft list ruleset"))
+}
