@@ -67,7 +67,7 @@ func (r residents) of(sandbox string) (modes.Container, bool) {
 }
 
 // hexID is a container's id as every engine writes it into the names of control groups.
-var hexID = regexp.MustCompile(`[/-]([0-9a-f]{64})(?:\.scope)?(?:\n|$)`)
+var hexID = regexp.MustCompile(`[/-]([0-9a-f]{64})(?:\.scope)?(?:/|\n|$)`)
 
 // containerID finds the id in a process's /proc/PID/cgroup (cgroups(7)); empty when it is in no container.
 func containerID(cgroups string) string {

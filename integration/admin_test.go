@@ -1,0 +1,159 @@
+package integration
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"netyard/cli/api"
+	"netyard/integration/lab"
+)
+
+// TestAgree: netyard ps says of every container what docker network inspect says.
+func TestAgree(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host6(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard a")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.77.0.0/24 --subnet fd77::/64 b")
+		h.Docker("network create -d netyard-none --ipam-driver null c")
+		h.Run("c1", "--network a")
+		h.Run("c2", "--network a")
+		h.Run("c3", "--network b --ip 10.77.0.33")
+		h.Run("c4", "--network c")
+		h.Docker("network connect b c1")
+		agree := func() bool {
+			got, want := shown(t, h), inspected(t, h, "a", "b", "c")
+			if !slices.Equal(got, want) {
+				t.Logf("netyard:\n%s\ndocker:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+			return slices.Equal(got, want)
+		}
+		eventually(t, "netyard and docker agree", agree)
+		h.Docker("restart -t 0 c1")
+		h.Docker("rename c3 renamed")
+		h.Run("c5", "--network b")
+		eventually(t, "netyard and docker agree again", agree)
+		healthy(t, h)
+	})
+}
+
+// shown is what netyard ps says, a line an endpoint.
+func shown(t *testing.T, h *lab.Host) (lines []string) {
+	t.Helper()
+	for _, r := range ps(t, h) {
+		mac := r.MAC
+		if len(r.Addresses) == 0 {
+			mac = ""
+		}
+		lines = append(lines, fmt.Sprint(r.Network, r.Container, r.ContainerID, r.ID, mac, r.Addresses, r.State, r.Engine, r.PID))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// inspected is the same from docker.
+func inspected(t *testing.T, h *lab.Host, networks ...string) (lines []string) {
+	t.Helper()
+	type network struct {
+		Containers map[string]struct{ Name, EndpointID, MacAddress, IPv4Address, IPv6Address string }
+	}
+	for _, name := range networks {
+		for _, n := range parse[[]network](t, h.Docker("network inspect", name)) {
+			for id, c := range n.Containers {
+				addrs := slices.DeleteFunc([]string{c.IPv4Address, c.IPv6Address}, func(a string) bool { return a == "" })
+				pid := strings.TrimSpace(h.Docker("inspect -f '{{.State.Pid}}'", c.Name))
+				lines = append(lines, fmt.Sprint(name, c.Name, id, c.EndpointID, c.MacAddress, addrs, "up", "docker", pid))
+			}
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// TestWithoutAPI: an engine whose API does not answer is served all the same, and its containers are known by their ids.
+func TestWithoutAPI(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := lab.New(t, e)
+		h.Netyard.Start("--docker-host", "unix:///run/nobody.sock")
+		h.Docker("network create -d netyard --ipam-driver netyard a")
+		h.Run("c1", "--network a")
+		h.Run("c2", "--network a")
+		h.Ping("c1", "c2")
+		want := h.Docker("inspect -f '{{.Id}} {{.State.Pid}}' c1 c2")
+		eventually(t, "the containers are known", func() bool {
+			rows := ps(t, h)
+			return len(rows) == 2 && !slices.ContainsFunc(rows, func(r api.Endpoint) bool {
+				return !strings.Contains(want, fmt.Sprintf("%s %d", r.ContainerID, r.PID)) || r.ContainerID == ""
+			})
+		})
+		healthy(t, h)
+		h.Docker("rm -f c1 c2")
+		h.Docker("network rm a")
+		healthy(t, h)
+	})
+}
+
+// TestDoctor plants a few faults on a host with an engine; the rest are planted in yard's tests.
+func TestDoctor(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 web")
+		h.Run("c1", "--network web")
+		h.Run("c2", "--network web")
+		eventually(t, "ps shows the names", func() bool { return strings.Contains(h.Sh("netyard ps"), "c2") })
+		healthy(t, h)
+		veth := h.Sh("netyard endpoint inspect c2 --format '{{.Interface}}'")
+		bridge := h.Sh("netyard ps --format '{{.NetworkID}}'")[:11]
+		for cmd, want := range map[string]string{
+			"ip addr del 10.77.0.1/24 dev nyb-" + bridge: "address 10.77.0.1/24 on nyb-" + bridge + " is missing",
+			"ip link set " + veth + " nomaster":          "link " + veth + " is not a port of bridge nyb-" + bridge,
+			"iptables -D DOCKER-USER -i nyb-+ -m comment --comment netyard -j ACCEPT; iptables -A DOCKER-USER -j DROP": "",
+			"ip link add nyb-0123456789a type bridge": "stray  -    link nyb-0123456789a belongs to no network or endpoint",
+		} {
+			h.Sh(cmd)
+			out, err := h.TrySh("netyard doctor")
+			if want == "" { // put right by the watcher before doctor can look
+				h.Sh("iptables -D DOCKER-USER -j DROP")
+				eventually(t, "the rule is back", func() bool { return strings.Contains(h.Sh("iptables -S DOCKER-USER"), "-i nyb-+") })
+				continue
+			}
+			if err == nil {
+				t.Errorf("%s: doctor ends with success", cmd)
+			}
+			has(t, strings.Join(strings.Fields(out), " "), strings.Join(strings.Fields(want), " "))
+		}
+		has(t, h.Sh("netyard gc --dry-run"), "would remove  stray  -  link nyb-0123456789a")
+		has(t, h.Sh("netyard gc"), "removed  stray  -  link nyb-0123456789a")
+		h.Netyard.Restart() // puts right what is missing
+		healthy(t, h)
+		h.Ping("c1", "c2")
+	})
+}
+
+// TestReserve: an address asked for by hand stays its stopped container's, and a reserved one nobody's.
+func TestReserve(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/29 small")
+		h.Run("fixed", "--network small --ip 10.77.0.3")
+		h.Docker("stop -t 0 fixed")
+		h.Sh("netyard lease reserve 10.77.0.4")
+		has(t, h.Sh("netyard lease ls"), "10.77.0.4")
+		for i := range 3 { // .2, .5 and .6 are left
+			h.Run(fmt.Sprintf("c%d", i), "--network small")
+		}
+		has(t, h.DockerErr("run --rm --network small busybox sleep 1"), "10.77.0.0/29")
+		h.Docker("start fixed")
+		if a := h.Addr("fixed", "small"); a != "10.77.0.3" {
+			t.Errorf("the address is %s", a)
+		}
+		h.Sh("netyard lease release 10.77.0.4")
+		h.Run("c4", "--network small")
+		if a := h.Addr("c4", "small"); a != "10.77.0.4" {
+			t.Errorf("the address is %s", a)
+		}
+		has(t, h.ShErr("netyard lease release 10.77.0.4"), "in use")
+		healthy(t, h)
+	})
+}
