@@ -10,54 +10,60 @@ import (
 
 // TestBridge is the main job: containers of a real engine on netyard's networks.
 func TestBridge(t *testing.T) {
-	engines(t, func(t *testing.T, e lab.Engine) {
-		h := host(t, e)
-		for _, create := range []string{
-			"-d netyard-bridge",
-			"-d netyard -o mode=bridge",
-			"-d netyard --ipam-driver netyard",
-			"-d netyard-bridge --ipam-driver netyard-bridge --subnet 10.NN.0.0/24 --ip-range 10.NN.0.128/25 --gateway 10.NN.0.254",
-		} {
-			t.Run(create, func(t *testing.T) {
-				h.Use(t)
-				before := h.Snapshot()
-				h.Docker("network create", strings.ReplaceAll(create, "NN", "77"), "a")
-				h.Docker("network create", strings.ReplaceAll(create, "NN", "78"), "b")
-				h.Docker("network create --internal", strings.ReplaceAll(create, "NN", "79"), "in")
-				h.Run("c1", "--network a")
-				h.Run("c2", "--network a --network-alias second")
-				h.Run("c3", "--network b")
-				h.Run("c4", "--network in")
-				h.Run("c5", "--network in")
-				for _, peer := range []string{"c2", "second", "c2.a", h.Addr("c2", "a"), h.Outside.IP} {
-					h.Ping("c1", peer)
-				}
-				h.Ping("c4", "c5")
-				h.PingFail("c3", h.Addr("c1", "a"))
-				noRoute(t, h, "c4")
-				// Nor does a route help, if a container gets itself one.
-				h.In("c4").Tool("ip route add default via", h.Docker("network inspect -f '{{(index .IPAM.Config 0).Gateway}}' in"))
-				h.PingFail("c4", h.Outside.IP)
-				h.PingFail("c4", h.Addr("c1", "a"))
-				h.PingFail("c1", h.Addr("c4", "in"))
-				for _, network := range []string{"tcp", "udp"} {
-					server := h.Outside.Listen(network, h.Outside.IP+":7")
-					has(t, h.In("c1").Dial(network, server.Addr), h.IP+":") // it comes with the host's address
-				}
-				// With a route of its own, the outside still does not get in, nor the inside of an internal network out.
-				h.Outside.Sh("ip route add 10.64.0.0/10 via", h.IP, "&& ip route add 172.16.0.0/12 via", h.IP, "&& ip route add 192.168.0.0/16 via", h.IP)
-				h.In("c1").Listen("tcp", ":80")
-				h.Outside.DialFail("tcp", h.Addr("c1", "a")+":80")
-				h.Outside.Sh("ip route del 10.64.0.0/10 && ip route del 172.16.0.0/12 && ip route del 192.168.0.0/16")
-				if links := h.Exec("c4", "ls /sys/class/net"); strings.Join(strings.Fields(links), " ") != "eth0 lo" {
-					t.Errorf("a container on an internal network has the links %q", links)
-				}
-				healthy(t, h)
-				h.RemoveAll()
-				h.SameAs(before)
-			})
-		}
+	engines(t, bridgeWorks)
+	t.Run("engine=26.1", func(t *testing.T) {
+		t.Parallel()
+		bridgeWorks(t, lab.Engine261)
 	})
+}
+
+func bridgeWorks(t *testing.T, e lab.Engine) {
+	h := host(t, e)
+	for _, create := range []string{
+		"-d netyard-bridge",
+		"-d netyard -o mode=bridge",
+		"-d netyard --ipam-driver netyard",
+		"-d netyard-bridge --ipam-driver netyard-bridge --subnet 10.NN.0.0/24 --ip-range 10.NN.0.128/25 --gateway 10.NN.0.254",
+	} {
+		t.Run(create, func(t *testing.T) {
+			h.Use(t)
+			before := h.Snapshot()
+			h.Docker("network create", strings.ReplaceAll(create, "NN", "77"), "a")
+			h.Docker("network create", strings.ReplaceAll(create, "NN", "78"), "b")
+			h.Docker("network create --internal", strings.ReplaceAll(create, "NN", "79"), "in")
+			h.Run("c1", "--network a")
+			h.Run("c2", "--network a --network-alias second")
+			h.Run("c3", "--network b")
+			h.Run("c4", "--network in")
+			h.Run("c5", "--network in")
+			for _, peer := range []string{"c2", "second", "c2.a", h.Addr("c2", "a"), h.Outside.IP} {
+				h.Ping("c1", peer)
+			}
+			h.Ping("c4", "c5")
+			h.PingFail("c3", h.Addr("c1", "a"))
+			noRoute(t, h, "c4")
+			// Nor does a route help, if a container gets itself one.
+			h.In("c4").Tool("ip route add default via", h.Docker("network inspect -f '{{(index .IPAM.Config 0).Gateway}}' in"))
+			h.PingFail("c4", h.Outside.IP)
+			h.PingFail("c4", h.Addr("c1", "a"))
+			h.PingFail("c1", h.Addr("c4", "in"))
+			for _, network := range []string{"tcp", "udp"} {
+				server := h.Outside.Listen(network, h.Outside.IP+":7")
+				has(t, h.In("c1").Dial(network, server.Addr), h.IP+":") // it comes with the host's address
+			}
+			// With a route of its own, the outside still does not get in, nor the inside of an internal network out.
+			h.Outside.Sh("ip route add 10.64.0.0/10 via", h.IP, "&& ip route add 172.16.0.0/12 via", h.IP, "&& ip route add 192.168.0.0/16 via", h.IP)
+			h.In("c1").Listen("tcp", ":80")
+			h.Outside.DialFail("tcp", h.Addr("c1", "a")+":80")
+			h.Outside.Sh("ip route del 10.64.0.0/10 && ip route del 172.16.0.0/12 && ip route del 192.168.0.0/16")
+			if links := h.Exec("c4", "ls /sys/class/net"); strings.Join(strings.Fields(links), " ") != "eth0 lo" {
+				t.Errorf("a container on an internal network has the links %q", links)
+			}
+			healthy(t, h)
+			h.RemoveAll()
+			h.SameAs(before)
+		})
+	}
 }
 
 // host6 is a host that forwards IPv6 already: what netyard does where it does not stays for good (kernel.Forwarding).
@@ -131,6 +137,12 @@ func TestCompose(t *testing.T) {
 		h.ExecErr("db", "ping -c 1 -W 1 app") // nobody knows the name any more
 		h.Docker("network connect back web")
 		h.Ping("web", "db")
+		h.Run("f1", "--network front")
+		h.Run("t1", "--network theirs")
+		h.PingFail("f1", h.Addr("t1", "theirs")) // Docker's own networks are apart from netyard's
+		h.PingFail("t1", h.Addr("f1", "front"))
+		h.Ping("t1", h.Outside.IP)
+		h.Docker("rm -f f1 t1")
 		h.Docker("network connect theirs web")
 		h.Docker("network disconnect front web")
 		h.Ping("web", h.Outside.IP) // now over Docker's own
@@ -241,6 +253,15 @@ func TestRefusals(t *testing.T) {
 			t.Error("a second daemon started on the same state")
 		} else {
 			has(t, out, "in use by process")
+		}
+		if out, err := h.TrySh("netyard serve --state-dir /run/other --run-dir /run/other --plugin-dir /run/docker/plugins 2>&1"); err == nil {
+			t.Error("a second daemon took the first one's sockets")
+		} else {
+			has(t, out, "another daemon answers there")
+		}
+		h.Sh("rm -rf /run/other")
+		if modes := h.Sh("stat -c %a /run/netyard /run/netyard/netyard.sock /run/docker/plugins/netyard.sock /run/docker/plugins/netyard-bridge.sock"); modes != "700\n600\n600\n600" {
+			t.Errorf("modes of the sockets: %q", modes)
 		}
 		h.SameAs(before)
 	})

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"netyard/cli/api"
 	"netyard/integration/lab"
 )
 
@@ -101,6 +102,13 @@ func TestChurn(t *testing.T) {
 		h.Docker("run --rm --network a busybox hostname") // what an engine only does once
 		time.Sleep(time.Second)                           // the bridges notice that nobody is left on them
 		before := h.Snapshot()
+		// An engine keeps its connections, each of which is a socket and a goroutine.
+		goroutines := func() int {
+			v := parse[struct{ Daemon api.Version }](t, h.Sh("netyard version --json"))
+			sockets := strings.Count(h.Sh(fmt.Sprintf("ls -l /proc/%d/fd", v.Daemon.PID)), "socket:")
+			return v.Daemon.Goroutines - sockets
+		}
+		busy := goroutines()
 		var mu sync.Mutex
 		seen := map[string]bool{}
 		for range 200 {
@@ -135,6 +143,7 @@ func TestChurn(t *testing.T) {
 		}
 		h.Docker("rm -f", strings.Join(slices.Sorted(valuesOf(atOnce)), " "))
 		h.SameAs(before)
+		eventually(t, "the daemon has as few goroutines as before", func() bool { return goroutines() <= busy })
 		leases := h.Sh("netyard lease ls --format '{{.Kind}} {{.State}}'")
 		if strings.Contains(leases, "dynamic active") {
 			t.Errorf("leases are left:\n%s", leases)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -80,7 +81,7 @@ func status(err error) int {
 var errBadRequest = errors.New("bad request")
 
 func (s *Server) version(context.Context, *http.Request) (any, error) {
-	return Version{Version: s.Version, PID: os.Getpid()}, nil
+	return Version{Version: s.Version, PID: os.Getpid(), Goroutines: runtime.NumGoroutine()}, nil
 }
 
 func (s *Server) networks(context.Context, *http.Request) (any, error) {

@@ -13,6 +13,8 @@ import (
 type Version struct {
 	Version string `json:"version"`
 	PID     int    `json:"pid"`
+	// Goroutines tells a leak: it is the same whenever nothing goes on.
+	Goroutines int `json:"goroutines"`
 }
 
 // A Network is a network as the admin sees it.

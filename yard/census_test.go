@@ -1,0 +1,187 @@
+package yard
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/ipam"
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+)
+
+// census is what an engine says that knows the network and nothing else.
+func census() Census {
+	return Census{
+		Engine: "docker", Networks: map[string]SeenNetwork{netID: {Name: "web"}}, Endpoints: map[string]SeenEndpoint{},
+		Pools: map[netip.Prefix]bool{netip.MustParsePrefix("10.9.0.0/24"): true}, Wanted: map[string]bool{},
+	}
+}
+
+// looks lets the engine be asked again and again, a minute apart.
+func (r *rig) looks(times int, c Census) {
+	r.t.Helper()
+	for range times {
+		r.now = r.now.Add(time.Minute + time.Second)
+		if err := r.Reconcile(r.t.Context(), c); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// joined is a rig with a network of Docker's and a container on it, whose link is in a sandbox if plugged.
+func joined(t *testing.T, plugged bool) *rig {
+	t.Helper()
+	r := newRig(t)
+	calls := r.life()
+	calls[2] = nil
+	n := r.network()
+	n.Engine = "docker"
+	for i, call := range calls[:5] {
+		var err error
+		if i == 2 {
+			err = r.CreateNetwork(t.Context(), n)
+		} else {
+			err = call(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	e, err := r.Endpoint(netID, epID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Container.Engine = "docker"
+	if err := r.Identify(netID, epID, e.Container); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.Join(t.Context(), netID, epID, "/proc/self/ns/net"); err != nil {
+		t.Fatal(err)
+	}
+	if plugged {
+		kerneltest.New(t).Take(t, r.host, kernel.Name(kernel.PeerPrefix, epID))
+	}
+	return r
+}
+
+// TestReaper: what an engine has forgotten goes, at the second look, and not before the grace period.
+func TestReaper(t *testing.T) {
+	t.Parallel()
+	t.Run("endpoint", func(t *testing.T) {
+		r := joined(t, false)
+		if err := r.Reconcile(t.Context(), census()); err != nil { // young
+			t.Fatal(err)
+		}
+		r.looks(1, census())
+		if es, _ := r.Endpoints(); len(es) != 1 {
+			t.Fatal("an endpoint was dropped at the first look")
+		}
+		r.looks(1, census())
+		if es, _ := r.Endpoints(); len(es) != 0 {
+			t.Error("an endpoint that nobody has is still there")
+		}
+		r.healthy("after the reaper")
+	})
+	t.Run("endpoint that comes back", func(t *testing.T) {
+		r := joined(t, false)
+		known := census()
+		known.Endpoints[epID] = SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c", Name: "web1"}}
+		r.looks(1, census())
+		r.looks(1, known)
+		r.looks(1, census())
+		es, _ := r.Endpoints()
+		if len(es) != 1 || es[0].Container.Name != "web1" {
+			t.Errorf("endpoints %+v, want one of web1", es)
+		}
+	})
+	t.Run("endpoint with its link in a sandbox", func(t *testing.T) {
+		r := joined(t, true)
+		r.looks(5, census())
+		if es, _ := r.Endpoints(); len(es) != 1 {
+			t.Error("a running container lost its link on an engine's word")
+		}
+		r.findsWith(census(), "no container of docker has it, but some sandbox has its link", false)
+	})
+	t.Run("network", func(t *testing.T) {
+		r := joined(t, false)
+		c := census()
+		c.Networks = map[string]SeenNetwork{}
+		r.looks(1, c)
+		if ns, _ := r.Networks(); len(ns) != 1 {
+			t.Fatal("a network with an endpoint was dropped")
+		}
+		r.findsWith(c, "endpoint eeeeeeeeeeee: no container of docker has it", true)
+		r.looks(4, c)
+		if left := r.leftovers(); left != "" {
+			t.Errorf("left: %s", left)
+		}
+		r.healthy("after the reaper")
+	})
+	t.Run("network of another engine", func(t *testing.T) {
+		r := joined(t, false)
+		c := census()
+		c.Engine, c.Networks = "podman", map[string]SeenNetwork{}
+		r.looks(5, c)
+		if ns, _ := r.Networks(); len(ns) != 1 {
+			t.Error("an engine's word about another's network was believed")
+		}
+	})
+	t.Run("lease, held address and pool", func(t *testing.T) {
+		r := joined(t, false)
+		c := census()
+		c.Endpoints[epID] = SeenEndpoint{NetworkID: netID}
+		static := netip.MustParseAddr("10.9.0.77")
+		kept := netip.MustParseAddr("10.9.0.78")
+		c.Wanted[WantedKey(netID, kept)] = true
+		for _, a := range []netip.Addr{static, kept} {
+			if _, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: a}); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.ReleaseAddress(t.Context(), "10.9.0.0/24", a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: "10.9.0.0/24"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.RequestPool(t.Context(), ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}); err != nil {
+			t.Fatal(err)
+		}
+		r.now = r.now.Add(10 * time.Second)
+		r.findsWith(c, "pool 10.10.0.0/24 belongs to no network", true)
+		r.looks(3, c)
+		ls, ps, err := r.Leases()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, l := range ls {
+			if l.State != ipam.StateCooling {
+				got = append(got, l.Addr.String()+" "+string(l.State))
+			}
+		}
+		if want := "10.9.0.1 active, 10.9.0.2 active, 10.9.0.78 held"; strings.Join(got, ", ") != want {
+			t.Errorf("leases %q, want %q", got, want)
+		}
+		if len(ps) != 1 {
+			t.Errorf("pools %v", ps)
+		}
+	})
+}
+
+func (r *rig) findsWith(c Census, want string, removable bool) {
+	r.t.Helper()
+	found, err := r.Audit(r.t.Context(), &c)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, f := range found {
+		if strings.Contains(f.Text, want) && f.Removable == removable {
+			return
+		}
+	}
+	r.t.Errorf("doctor does not say %q; it says %+v", want, found)
+}
