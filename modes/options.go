@@ -44,10 +44,10 @@ func Options() []Option {
 	return []Option{
 		{Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, Modes: []string{"bridge"}, Kind: IfName,
 			Help: "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted"},
-		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge"}, Kind: IfName, Default: "eth",
-			Help: "beginning of the interface's name inside the container"},
 		{Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
 			Help: "containers of the network reach each other"},
+		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge"}, Kind: IfName, Default: "eth",
+			Help: "beginning of the interface's name inside the container"},
 		{Name: "inhibit_ipv4", Docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, Modes: []string{"bridge"}, Kind: Bool, Default: "false",
 			Help: "do not put the IPv4 gateway's address on the bridge"},
 		{Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",

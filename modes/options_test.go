@@ -1,0 +1,92 @@
+package modes
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestTable: the table agrees with itself.
+func TestTable(t *testing.T) {
+	t.Parallel()
+	seen := map[string]string{}
+	var names []string
+	for _, o := range Options() {
+		names = append(names, o.Name)
+		if o.Help == "" {
+			t.Errorf("%s has no help", o.Name)
+		}
+		if o.Default != "" {
+			if v, err := o.parse(o.Name, o.Default); err != nil || v != o.Default {
+				t.Errorf("%s: its own default %q: %q %v", o.Name, o.Default, v, err)
+			}
+		}
+		for _, key := range append([]string{o.Name}, o.Docker...) {
+			if other, taken := seen[key]; taken {
+				t.Errorf("%s is said to mean %s and %s", key, other, o.Name)
+			}
+			seen[key] = o.Name
+		}
+	}
+	if !slices.IsSorted(names) {
+		t.Errorf("the table is not in order: %v", names)
+	}
+}
+
+func TestResolve(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		mode      string
+		given     map[string]string
+		want      map[string]string
+		complaint string
+	}{
+		"nothing":         {"bridge", nil, map[string]string{}, ""},
+		"Docker's keys":   {"bridge", map[string]string{"com.docker.network.driver.mtu": "1400", "com.docker.network.bridge.enable_icc": "0"}, map[string]string{"mtu": "1400", "icc": "false"}, ""},
+		"said twice":      {"bridge", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1400"}, map[string]string{"mtu": "1400"}, ""},
+		"contradiction":   {"bridge", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1500"}, nil, "mtu=1400 contradicts com.docker.network.driver.mtu=1500"},
+		"typing error":    {"bridge", map[string]string{"masquerde": "false"}, nil, "unknown option masquerde for mode bridge; did you mean masquerade?"},
+		"nothing like it": {"bridge", map[string]string{"colour": "blue"}, nil, "unknown option colour for mode bridge"},
+		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge"},
+		"too small":       {"bridge", map[string]string{"mtu": "67"}, nil, "mtu=67: want a number from 68 to 65535"},
+		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, none"},
+		"long name":       {"bridge", map[string]string{"bridge": "sixteen-letters-"}, nil, "bridge=sixteen-letters-: want an interface name"},
+	} {
+		got, err := Resolve(c.mode, c.given)
+		if c.complaint != "" {
+			if !errors.Is(err, ErrOption) || !strings.Contains(err.Error(), c.complaint) || strings.HasSuffix(c.complaint, "bridge") && strings.Contains(err.Error(), "did you mean") {
+				t.Errorf("%s: %v, want %q", name, err, c.complaint)
+			}
+			continue
+		}
+		if err != nil || !maps.Equal(got, c.want) {
+			t.Errorf("%s: %v %s", name, err, cmp.Diff(c.want, got))
+		}
+	}
+}
+
+func FuzzResolve(f *testing.F) {
+	f.Add("mtu", "1400", "com.docker.network.driver.mtu", "1500")
+	f.Add("icc", "true", "bridge", "br0")
+	f.Add("mod", "", "", "x")
+	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
+		got, err := Resolve("bridge", map[string]string{k1: v1, k2: v2})
+		if err != nil {
+			if !errors.Is(err, ErrOption) {
+				t.Errorf("%v is no refusal of an option", err)
+			}
+			return
+		}
+		again, err := Resolve("bridge", got)
+		if err != nil || !maps.Equal(got, again) {
+			t.Errorf("canonical options are not: %v %v %v", got, again, err)
+		}
+		if b := got["bridge"]; b != "" && !ValidIfName(b) {
+			t.Errorf("bridge %q", b)
+		}
+	})
+}
