@@ -106,7 +106,7 @@ func commandOf(commands []*cli.Command, name string) *cli.Command {
 }
 
 // prepare gives every command what all of them have: a check of its arguments, and errors instead of pages of help.
-func prepare(path string, global []cli.Flag, commands []*cli.Command) {
+func prepare(path string, commands []*cli.Command) {
 	for _, c := range commands {
 		name := path + " " + c.Name
 		c.OnUsageError, c.HideHelpCommand = flagError, true
@@ -117,7 +117,7 @@ func prepare(path string, global []cli.Flag, commands []*cli.Command) {
 		}
 		if len(c.Subcommands) > 0 {
 			c.Action, c.UsageText = wantCommand, name+" COMMAND"
-			prepare(name, global, c.Subcommands)
+			prepare(name, c.Subcommands)
 			continue
 		}
 		c.UsageText = strings.TrimSpace(name + " [OPTIONS] " + c.ArgsUsage)

@@ -91,7 +91,7 @@ func (p Program) app() *cli.App {
 		OnUsageError:   flagError,
 		ExitErrHandler: func(*cli.Context, error) {}, // or urfave prints errors and exits by itself
 	}
-	prepare(app.Name, app.Flags, app.Commands)
+	prepare(app.Name, app.Commands)
 	return app
 }
 

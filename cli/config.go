@@ -66,7 +66,7 @@ func serveFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "modes", Usage: "`MODES` to offer", DefaultText: strings.Join(d.Modes, ",")},
 		str("log-level", "debug, info, warn or error", d.LogLevel),
 		str("log-format", "text or json", d.LogFormat),
-		&cli.StringSliceFlag{Name: "pools", Usage: "`BASE:SIZE` blocks that networks without --subnet are cut from", DefaultText: "10.224.0.0/12:24"},
+		&cli.StringSliceFlag{Name: "pools", Usage: "`BASE:SIZE` blocks that networks without --subnet are cut from", DefaultText: defaultPools()},
 		str("ipv6-pool", "the `PREFIX` (/48) that IPv6 networks without --subnet are cut from", "one of the host's own, from its machine id"),
 		&cli.DurationFlag{Name: "cooldown", Usage: "how long a freed address rests before it is handed out again", DefaultText: d.Cooldown.String()},
 		&cli.BoolFlag{Name: "check", Usage: "check the configuration, print it and exit"},
@@ -104,6 +104,14 @@ func loadConfig(c *cli.Context) (Config, error) {
 		cfg.Cooldown = c.Duration("cooldown")
 	}
 	return cfg, cfg.check()
+}
+
+func defaultPools() string {
+	var words []string
+	for _, b := range ipam.DefaultBases() {
+		words = append(words, fmt.Sprintf("%s:%d", b.Prefix, b.Size))
+	}
+	return strings.Join(words, ",")
 }
 
 func cmpOr(s, or string) string {
@@ -147,6 +155,9 @@ func (cfg *Config) check() error {
 	}
 	if _, err := cfg.bases(); err != nil {
 		return err
+	}
+	if cfg.DockerHost != "" && !strings.Contains(cfg.DockerHost, "://") {
+		return fmt.Errorf("docker_host: %q has no scheme, as unix:///var/run/docker.sock", cfg.DockerHost)
 	}
 	if cfg.Cooldown < 0 {
 		return fmt.Errorf("cooldown: %s is less than nothing", cfg.Cooldown)

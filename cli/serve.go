@@ -79,6 +79,11 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
+	if st.Fresh { // what it ought to know an engine may: ask, before anything is taken for a stray
+		if err := yard.LostRecords(st); err != nil {
+			return err
+		}
+	}
 	doors, admin, err := listenAll(ctx, cfg)
 	if err != nil {
 		return err
@@ -126,9 +131,6 @@ func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logger) error {
 	if st.Damaged != "" {
 		log.Error("the database was damaged; it is set aside and rebuilt from the kernel and the engine", "aside", st.Damaged)
-		if err := y.LostRecords(); err != nil {
-			return err
-		}
 	}
 	start := time.Now()
 	if err := y.Restore(ctx, y.Rebuilding()); err != nil {
@@ -156,16 +158,13 @@ func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, ch
 		return nil, err
 	}
 	table := map[string]modes.Mode{}
-	for name, newMode := range all.Modes() {
-		if !slices.Contains(cfg.Modes, name) {
-			continue
-		}
+	for name, newMode := range all.Modes() { // those not offered too: networks of theirs may be there
 		if table[name], err = newMode(modes.Env{Log: log, Kernel: k}); err != nil {
 			return nil, fmt.Errorf("start mode %s: %w", name, err)
 		}
 	}
 	return yard.New(yard.Config{
-		Log: log, Store: st, Kernel: k, Modes: table, BootID: strings.TrimSpace(string(boot)), Changed: changed, Step: failpoint(),
+		Log: log, Store: st, Kernel: k, Modes: table, Offered: cfg.Modes, BootID: strings.TrimSpace(string(boot)), Changed: changed, Step: failpoint(),
 		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),
 	}), nil
 }
@@ -228,10 +227,15 @@ func listenAll(ctx context.Context, cfg Config) (doors []*door, admin net.Listen
 			delete(table, name)
 		}
 	}
+	defer func() {
+		if unused := s.unused(); err == nil && len(unused) > 0 {
+			err = fmt.Errorf("systemd handed over sockets that nobody would answer on: %s; is a mode missing in the configuration?", strings.Join(unused, ", "))
+		}
+	}()
 	for name, mode := range driver.Modes(table) {
 		l, err := s.listen(ctx, filepath.Join(cfg.PluginDir, name+".sock"), 0o755)
 		if err != nil {
-			return nil, nil, errors.Join(err)
+			return nil, nil, err
 		}
 		open = append(open, l)
 		doors = append(doors, &door{Door: driver.Door{Name: name, Mode: mode}, listener: l})

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -33,9 +35,13 @@ func newSockets() (sockets, error) {
 	return s, nil
 }
 
+// unused are the sockets of systemd's that were not asked for. An engine that connects to one would wait for ever.
+func (s sockets) unused() []string { return slices.Sorted(maps.Keys(s.activated)) }
+
 // listen opens a socket that only root may use. A file that a dead daemon left is replaced; a live daemon's never.
 func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (net.Listener, error) {
 	if l, ok := s.activated[path]; ok {
+		delete(s.activated, path)
 		return l, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {

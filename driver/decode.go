@@ -14,6 +14,7 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 
 	"netyard/modes"
+	"netyard/yard"
 )
 
 // The keys of libnetwork (moby, libnetwork/netlabel/labels.go).
@@ -26,9 +27,6 @@ const (
 	labelEngine   = "com.docker.network."
 )
 
-// Engine is the name of the engine behind this door.
-const Engine = "docker"
-
 // options finds the mode and the -o options among what an engine sends with a network.
 func (d *Door) options(sent map[string]any) (mode string, opts map[string]string, err error) {
 	given := map[string]string{}
@@ -40,27 +38,11 @@ func (d *Door) options(sent map[string]any) (mode string, opts map[string]string
 		}
 		given[k] = s
 	}
-	return Resolve(d.Mode, given)
-}
-
-// Resolve finds the mode of a network that came in by a door of that mode, and its options under their canonical names.
-func Resolve(doorMode string, given map[string]string) (mode string, opts map[string]string, err error) {
-	mode = doorMode
-	if said, ok := given["mode"]; ok && mode != "" && said != mode {
-		return "", nil, fmt.Errorf("%w: mode=%s: the driver netyard-%s has networks of mode %s only; use -d netyard", modes.ErrOption, said, mode, mode)
-	} else if mode == "" && ok {
-		mode = said
-	}
-	if mode == "" {
-		mode = defaultMode
-	}
-	opts, err = modes.Resolve(mode, given)
-	delete(opts, "mode")
-	return mode, opts, err
+	return yard.Resolve(d.Mode, given)
 }
 
 func (d *Door) network(q createNetwork) (n modes.Network, err error) {
-	n.ID, n.Engine = q.NetworkID, Engine
+	n.ID, n.Engine = q.NetworkID, yard.Docker
 	if n.Mode, n.Options, err = d.options(q.Options); err != nil {
 		return n, err
 	}
@@ -110,7 +92,7 @@ func subnet(data network.IPAMData) (s modes.Subnet, err error) {
 var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 
 func endpoint(q createEndpoint) (e modes.Endpoint, err error) {
-	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Options: map[string]string{}, Container: modes.Container{Engine: Engine}}
+	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Container: modes.Container{Engine: yard.Docker}}
 	if q.Interface != nil {
 		for field, text := range map[string]string{"Address": q.Interface.Address, "AddressIPv6": q.Interface.AddressIPv6} {
 			if text == "" {

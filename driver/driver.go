@@ -25,8 +25,6 @@ type Door struct {
 	Greeted func()
 }
 
-const defaultMode = "bridge"
-
 // Handler answers an engine.
 func (d *Door) Handler() http.Handler {
 	mux := http.NewServeMux()

@@ -234,15 +234,15 @@ func TestBadInput(t *testing.T) {
 	e := newEngine(t, "bridge")
 	before := e.state()
 	for opts, want := range map[string]string{
-		`"mode":"nosuch"`:         "mode=nosuch",
-		`"mode":"none"`:           "netyard-bridge has networks of mode bridge only",
-		`"parent":"eth0"`:         "unknown option parent",
-		`"mtuu":"1400"`:           "did you mean mtu?",
-		`"mtu":"abc"`:             "mtu=abc: want a number",
-		`"mtu":1400`:              "mtu: want text",
-		`"icc":"perhaps"`:         "icc=perhaps: want true or false",
-		`"bridge":"a/b"`:          "bridge=a/b: want an interface name",
-		`"bridge":"nyv-x"`:        "netyard's own",
+		`"mode":"nosuch"`:  "mode=nosuch",
+		`"mode":"none"`:    "netyard-bridge has networks of mode bridge only",
+		`"parent":"eth0"`:  "unknown option parent",
+		`"mtuu":"1400"`:    "did you mean mtu?",
+		`"mtu":"abc"`:      "mtu=abc: want a number",
+		`"mtu":1400`:       "mtu: want text",
+		`"icc":"perhaps"`:  "icc=perhaps: want true or false",
+		`"bridge":"a/b"`:   "bridge=a/b: want an interface name",
+		`"bridge":"nyv-x"`: "netyard's own",
 		`"mtu":"1400","com.docker.network.driver.mtu":"1500"`: "contradicts",
 	} {
 		e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, opts), want)
@@ -257,10 +257,10 @@ func TestBadInput(t *testing.T) {
 	}
 	e.ok("NetworkDriver.CreateNetwork", plain())
 	for body, want := range map[string]string{
-		strings.Replace(endpoint, `"MacAddress":""`, `"MacAddress":"nope"`, 1):                                              `mac-address "nope"`,
-		strings.Replace(endpoint, `"Options":{}`, `"Options":{"rat":"1mbit"}`, 1):                                           "unknown endpoint option rat",
-		strings.Replace(endpoint, `"Options":{}`, `"Options":{"com.docker.network.endpoint.ifname":"wan1"}`, 1):             "end in 0",
-		strings.Replace(endpoint, `"Address":"10.9.0.2/24"`, `"Address":"10.9.0.2"`, 1):                                     `Address "10.9.0.2"`,
+		strings.Replace(endpoint, `"MacAddress":""`, `"MacAddress":"nope"`, 1):                                  `mac-address "nope"`,
+		strings.Replace(endpoint, `"Options":{}`, `"Options":{"rat":"1mbit"}`, 1):                               "unknown endpoint option rat",
+		strings.Replace(endpoint, `"Options":{}`, `"Options":{"com.docker.network.endpoint.ifname":"wan1"}`, 1): "end in 0",
+		strings.Replace(endpoint, `"Address":"10.9.0.2/24"`, `"Address":"10.9.0.2"`, 1):                         `Address "10.9.0.2"`,
 	} {
 		e.refused("NetworkDriver.CreateEndpoint", body, want)
 	}

@@ -3,6 +3,8 @@ package driver
 import (
 	"bytes"
 	"testing"
+
+	"netyard/yard"
 )
 
 // fuzz feeds a decoder with bodies; what it lets through has what the verb needs.
@@ -80,7 +82,7 @@ func FuzzRequestPool(f *testing.F) {
 		if err != nil {
 			return
 		}
-		r, err := PoolRequest(q.Pool, q.SubPool, q.Options)
+		r, err := yard.PoolRequest(q.Pool, q.SubPool, q.Options)
 		if err == nil && q.Pool != "" && !r.Subnet.IsValid() {
 			t.Errorf("%q: %+v", body, r)
 		}
@@ -94,10 +96,15 @@ func FuzzLeave(f *testing.F)          { fuzz[leave](f, `{"NetworkID":"a","Endpoi
 func FuzzProgram(f *testing.F)        { fuzz[program](f, `{"NetworkID":"a","EndpointID":"b","Options":{}}`) }
 func FuzzDeleteNetwork(f *testing.F)  { fuzz[deleteNetwork](f, `{"NetworkID":"a"}`) }
 func FuzzDeleteEndpoint(f *testing.F) { fuzz[deleteEndpoint](f, `{"NetworkID":"a","EndpointID":"b"}`) }
-func FuzzGwAllocCheck(f *testing.F)   { fuzz[gwAllocCheck](f, `{"Options":{"com.docker.network.generic":{}}}`) }
+
+func FuzzGwAllocCheck(f *testing.F) {
+	fuzz[gwAllocCheck](f, `{"Options":{"com.docker.network.generic":{}}}`)
+}
+
 func FuzzRequestAddress(f *testing.F) {
 	fuzz[requestAddress](f, `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2","Options":{}}`)
 }
+
 func FuzzReleaseAddress(f *testing.F) {
 	fuzz[releaseAddress](f, `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2"}`)
 }

@@ -4,13 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/netip"
-	"slices"
 
 	"netyard/ipam"
-	"netyard/modes"
 	"netyard/yard"
 )
 
@@ -20,9 +17,6 @@ const (
 	labelGateway     = "com.docker.network.gateway"
 	labelMAC         = "com.docker.network.endpoint.macaddress"
 	labelName        = "com.docker.network.endpoint.name"
-
-	// optParent is netyard's own --ipam-opt: the same subnet may be in use on several parents.
-	optParent = "parent"
 )
 
 func (d *Door) handleIPAM(mux *http.ServeMux, log *slog.Logger) {
@@ -38,7 +32,7 @@ func (d *Door) handleIPAM(mux *http.ServeMux, log *slog.Logger) {
 }
 
 func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, error) {
-	r, err := PoolRequest(q.Pool, q.SubPool, q.Options)
+	r, err := yard.PoolRequest(q.Pool, q.SubPool, q.Options)
 	if err != nil {
 		return poolAnswer{}, err
 	}
@@ -52,30 +46,6 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 		return poolAnswer{}, err
 	}
 	return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String()}, nil
-}
-
-// PoolRequest reads what docker network create's --subnet, --ip-range and --ipam-opt say.
-func PoolRequest(subnet, ipRange string, opts map[string]string) (r ipam.PoolRequest, err error) {
-	if subnet != "" {
-		if r.Subnet, err = netip.ParsePrefix(subnet); err != nil {
-			return r, fmt.Errorf("subnet %q: %w", subnet, err)
-		}
-	}
-	if ipRange != "" {
-		if r.Range, err = netip.ParsePrefix(ipRange); err != nil {
-			return r, fmt.Errorf("ip-range %q: %w", ipRange, err)
-		}
-	}
-	for _, k := range slices.Sorted(maps.Keys(opts)) {
-		if k != optParent {
-			return r, fmt.Errorf("%w: unknown --ipam-opt %s; there is only %s", modes.ErrOption, k, optParent)
-		}
-		if !modes.ValidIfName(opts[k]) {
-			return r, fmt.Errorf("%w: --ipam-opt %s=%s: want an interface name", modes.ErrOption, k, opts[k])
-		}
-		r.Domain = opts[k]
-	}
-	return r, nil
 }
 
 func (d *Door) releasePool(ctx context.Context, q releasePool) (empty, error) {

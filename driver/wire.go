@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/sdk"
@@ -47,7 +48,8 @@ func call[Q request, A any](log *slog.Logger, verb string, do func(context.Conte
 		a, err := do(ctx, q)
 		if err != nil {
 			log.Warn("request failed", "verb", verb, "took", time.Since(start), "err", err)
-			reply(w, http.StatusOK, failure{Err: err.Error(), Error: err.Error()})
+			text := strings.ReplaceAll(err.Error(), "\n", "; ") // one line: people see it behind the engine's own words
+			reply(w, http.StatusOK, failure{Err: text, Error: text})
 			return
 		}
 		log.Debug("request done", "verb", verb, "took", time.Since(start))

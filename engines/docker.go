@@ -10,11 +10,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 
-	"netyard/driver"
 	"netyard/modes"
 	"netyard/yard"
 )
@@ -106,7 +106,7 @@ func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
 		}
 	}
 	if err := d.Yard.Reconcile(ctx, c); err != nil {
-		return true, fmt.Errorf("reconcile with %s: %w", driver.Engine, err)
+		return true, fmt.Errorf("reconcile with %s: %w", yard.Docker, err)
 	}
 	return d.bySandbox(), nil
 }
@@ -167,7 +167,7 @@ func (d *Docker) Census(ctx context.Context) (yard.Census, error) {
 		return yard.Census{}, fmt.Errorf("list networks: %w", err)
 	}
 	census := yard.Census{
-		Engine: driver.Engine, Networks: map[string]yard.SeenNetwork{}, Endpoints: map[string]yard.SeenEndpoint{},
+		Engine: yard.Docker, Networks: map[string]yard.SeenNetwork{}, Endpoints: map[string]yard.SeenEndpoint{},
 		Pools: map[netip.Prefix]bool{}, Wanted: map[string]bool{},
 	}
 	for _, n := range networks.Items {
@@ -201,9 +201,9 @@ func doorMode(name string) (mode string, ok bool) {
 }
 
 func (d *Docker) seenNetwork(door string, n network.Network) yard.SeenNetwork {
-	s := yard.SeenNetwork{Name: n.Name, Network: modes.Network{ID: n.ID, Name: n.Name, Engine: driver.Engine, Internal: n.Internal, IPv6: n.EnableIPv6}}
+	s := yard.SeenNetwork{Name: n.Name, Network: modes.Network{ID: n.ID, Name: n.Name, Engine: yard.Docker, Internal: n.Internal, IPv6: n.EnableIPv6}}
 	var err error
-	if s.Network.Mode, s.Network.Options, err = driver.Resolve(door, n.Options); err != nil {
+	if s.Network.Mode, s.Network.Options, err = yard.Resolve(door, n.Options); err != nil {
 		d.Log.Warn("the engine has a network that netyard would refuse", "network", n.Name, "err", err)
 	}
 	_, own := doorMode(n.IPAM.Driver)
@@ -215,9 +215,15 @@ func (d *Docker) seenNetwork(door string, n network.Network) yard.SeenNetwork {
 		if c.Gateway.IsValid() {
 			sub.Gateway = netip.PrefixFrom(c.Gateway, c.Subnet.Bits())
 		}
+		for name, a := range c.AuxAddress {
+			if sub.Aux == nil {
+				sub.Aux = map[string]netip.Prefix{}
+			}
+			sub.Aux[name] = netip.PrefixFrom(a, c.Subnet.Bits())
+		}
 		if own {
 			sub.Space = yard.Space
-			if r, err := driver.PoolRequest(c.Subnet.String(), "", n.IPAM.Options); err == nil {
+			if r, err := yard.PoolRequest(c.Subnet.String(), "", n.IPAM.Options); err == nil {
 				r.Range = c.IPRange
 				s.Pools = append(s.Pools, r)
 			}
@@ -241,13 +247,18 @@ func addEndpoint(c *yard.Census, item container.Summary, s *network.EndpointSett
 	if s.EndpointID == "" { // it does not run
 		return
 	}
-	who := modes.Container{Engine: driver.Engine, ID: item.ID, Image: item.Image}
+	who := modes.Container{Engine: yard.Docker, ID: item.ID, Image: item.Image}
 	if len(item.Names) > 0 {
 		who.Name = strings.TrimPrefix(item.Names[0], "/")
 	}
 	e := yard.SeenEndpoint{NetworkID: s.NetworkID, Container: who, MAC: s.MacAddress.String()}
 	if s.IPAddress.IsValid() {
 		e.Addrs = append(e.Addrs, netip.PrefixFrom(s.IPAddress, s.IPPrefixLen))
+	}
+	for _, gw := range []netip.Addr{s.Gateway, s.IPv6Gateway} {
+		if gw.IsValid() {
+			e.Gateways = append(e.Gateways, gw)
+		}
 	}
 	if s.GlobalIPv6Address.IsValid() {
 		e.Addrs = append(e.Addrs, netip.PrefixFrom(s.GlobalIPv6Address, s.GlobalIPv6PrefixLen))
@@ -266,6 +277,10 @@ func (d *Docker) fillSandboxes(ctx context.Context, census *yard.Census) error {
 	defer c.Close() //nolint:errcheck // nothing is written
 	for id, e := range census.Endpoints {
 		got, err := c.ContainerInspect(ctx, e.Container.ID, client.ContainerInspectOptions{})
+		if errdefs.IsNotFound(err) { // it went meanwhile
+			delete(census.Endpoints, id)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("inspect container %s: %w", e.Container.Name, err)
 		}

@@ -271,7 +271,8 @@ func TestLiveRestore(t *testing.T) {
 func TestDamagedState(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
-		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 own")
+		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 --aux-address router=10.77.0.9 own")
+		h.Docker("network create -d netyard --ipam-driver netyard auto")
 		h.Docker("network create -d netyard-bridge --internal theirs")
 		h.Docker("network create -d netyard-none --ipam-driver null nothing")
 		h.Run("c1", "--network own")
@@ -283,9 +284,17 @@ func TestDamagedState(t *testing.T) {
 		was := h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'")
 		for round := range 5 {
 			h.Netyard.Stop()
-			overwritePages(t, filepath.Join(h.Dir, "state", "netyard.db"), uint64(round))
+			file := filepath.Join(h.Dir, "state", "netyard.db")
+			if round == 4 { // not damaged, but gone
+				if err := os.Remove(file); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				overwritePages(t, file, uint64(round))
+			}
 			h.Netyard.Start()
 			h.Ping("c1", "10.77.0.50")
+			h.Ping("c1", h.Outside.IP)
 			h.Ping("c3", "c4")
 			healthy(t, h)
 			eventually(t, "the records are as they were", func() bool {
@@ -297,8 +306,12 @@ func TestDamagedState(t *testing.T) {
 		has(t, h.DockerErr("run --rm --network own --ip 10.77.0.50 busybox sleep 1"), "10.77.0.50")
 		h.Run("c6", "--network own")
 		h.Ping("c6", "c1")
-		h.Docker("rm -f c1 c2 c3 c4 c5 c6")
-		h.Docker("network rm own theirs nothing")
+		h.Ping("c6", h.Outside.IP) // the gateway, which the engine had chosen itself, is known again
+		h.Run("c7", "--network auto")
+		h.Ping("c7", h.Outside.IP)
+		has(t, h.DockerErr("run --rm --network own --ip 10.77.0.9 busybox sleep 1"), "10.77.0.9") // an aux address
+		h.Docker("rm -f c1 c2 c3 c4 c5 c6 c7")
+		h.Docker("network rm own auto theirs nothing")
 		healthy(t, h)
 	})
 }

@@ -12,7 +12,9 @@ import (
 
 // An Addr is an address of the host on a link, and with it the route to its subnet.
 type Addr struct {
-	Link   string
+	Link string
+	// Alias is what the link has to carry for the address to be taken away again.
+	Alias  string
 	Prefix netip.Prefix
 }
 
@@ -51,7 +53,7 @@ func (a Addr) ensure(k *Kernel) error {
 
 func (a Addr) remove(k *Kernel) error {
 	link, err := k.link(a.Link)
-	if err != nil || link == nil {
+	if err != nil || link == nil || link.Attrs().Alias != a.Alias {
 		return err
 	}
 	err = k.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(a.Prefix)})
@@ -137,6 +139,20 @@ func family(a netip.Addr) int {
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// HostAddr is the host's own address in a subnet.
+func (k *Kernel) HostAddr(subnet netip.Prefix) (netip.Prefix, bool, error) {
+	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, family(subnet.Addr())) })
+	if err != nil {
+		return netip.Prefix{}, false, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if p := prefixOf(a.IPNet); p.IsValid() && p.Masked() == subnet.Masked() {
+			return p, true, nil
+		}
+	}
+	return netip.Prefix{}, false, nil
 }
 
 func prefixOf(n *net.IPNet) netip.Prefix {

@@ -57,8 +57,10 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 
 // A Stray is something of netyard's in the kernel that nobody wants.
 type Stray struct {
-	Text   string
-	remove func() error
+	Text string
+	// Network is whose it was, if it says so.
+	Network string
+	remove  func() error
 }
 
 // Remove takes the stray away.
@@ -70,19 +72,29 @@ type Fault struct {
 	Text   string
 }
 
-// Audit compares what is wanted with what is there: faults are wanted things that are missing or different, in words;
-// strays are things of netyard's nobody wants. What is passing is neither, whether it is there or not.
-func (k *Kernel) Audit(wanted []Object, passing ...Object) (faults []Fault, strays []Stray, err error) {
+// Snapshot looks at the kernel, to be compared with what is wanted.
+func (k *Kernel) Snapshot() (*Snapshot, error) {
 	s, err := k.snapshot()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	for _, text := range k.fw.auditRules() {
+	return &Snapshot{s: s, rules: k.fw.auditRules()}, nil
+}
+
+// A Snapshot is the kernel at one moment.
+type Snapshot struct {
+	s     *snapshot
+	rules []string
+}
+
+// Faults are the wanted things that are missing or different, in words.
+func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
+	for _, text := range s.rules {
 		faults = append(faults, Fault{-1, text})
 	}
 	seen := map[string]bool{}
 	for i, o := range wanted {
-		for _, text := range o.check(s) {
+		for _, text := range o.check(s.s) {
 			if !seen[text] { // several networks want the same of the host
 				seen[text] = true
 				faults = append(faults, Fault{i, text})
@@ -90,12 +102,16 @@ func (k *Kernel) Audit(wanted []Object, passing ...Object) (faults []Fault, stra
 		}
 	}
 	for b := range ownBypasses() {
-		for _, text := range b.check(s) {
+		for _, text := range b.check(s.s) {
 			faults = append(faults, Fault{-1, text})
 		}
 	}
-	known := slices.Concat(wanted, passing)
-	return faults, append(s.strayLinks(known), s.strayElements(known)...), nil
+	return faults
+}
+
+// Strays are the things of netyard's that are none of the known ones.
+func (s *Snapshot) Strays(known []Object) []Stray {
+	return append(s.s.strayLinks(known), s.s.strayElements(known)...)
 }
 
 // Has says for each alias of netyard's whether a link carries it.
@@ -128,7 +144,11 @@ func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
 		if want[name] || !strings.HasPrefix(a.Alias, AliasPrefix) && !OwnName(name) {
 			continue
 		}
-		strays = append(strays, Stray{Text: "link " + name, remove: func() error {
+		if id, inner := strings.CutPrefix(name, PeerPrefix); inner && s.links[VethPrefix+id] != nil {
+			continue // it shares the outer end's fate
+		}
+		network, _, _ := ParseAlias(a.Alias)
+		strays = append(strays, Stray{Text: "link " + name, Network: network, remove: func() error {
 			if a.Alias != "" {
 				return s.k.deleteLink(name, a.Alias)
 			}
@@ -150,7 +170,7 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 		}
 	}
 	for set, keys := range s.elements {
-		if set == foreign {
+		if set == foreign || set == same {
 			continue // kept by the watcher, from the links
 		}
 		for key := range keys {
@@ -183,6 +203,9 @@ func showKey(set SetName, key string) string {
 func (f *firewall) discard(id elementID) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if w := f.want[id]; w != nil && len(w.owners) > 0 {
+		return nil // somebody came to want it meanwhile
+	}
 	delete(f.want, id)
 	return f.load()
 }
@@ -190,6 +213,7 @@ func (f *firewall) discard(id elementID) error {
 // dumpElements reads every set, as the end of each element by its key; none says that the table, or a set of it, is not there.
 func (f *firewall) dumpElements() (all map[SetName]map[string]string, none bool) {
 	all = map[SetName]map[string]string{}
+	f.bound()
 	for _, spec := range setSpecs() {
 		set, err := f.conn.GetSetByName(tables()[0], string(spec.name))
 		if err != nil {
@@ -234,6 +258,7 @@ func pairUp(elements []nftables.SetElement) map[string]string {
 // dumpRules reads the comments of the rules of each chain of the tables, in order.
 func (f *firewall) dumpRules() map[string][]string {
 	all := map[string][]string{}
+	f.bound()
 	for _, t := range tables() {
 		chains, err := f.conn.ListChainsOfTableFamily(t.Family)
 		if err != nil {
@@ -267,9 +292,14 @@ func chainKey(t *nftables.Table, chain string) string {
 }
 
 // auditRules compares the rules with the ruleset.
-func (f *firewall) auditRules() (faults []string) {
+func (f *firewall) auditRules() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.ruleFaults()
+}
+
+// ruleFaults is auditRules for who holds the lock.
+func (f *firewall) ruleFaults() (faults []string) {
 	if !f.loaded {
 		return []string{"the ruleset is not loaded"}
 	}

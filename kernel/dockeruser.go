@@ -97,9 +97,11 @@ type dockerUser struct {
 	rules    []*nftables.Rule
 	bypasses []Bypass // of netyard's, in the order of their rules
 	ours     []*nftables.Rule
+	end      *nftables.Rule // the plain RETURN that ends the chain, wherever Docker put it; nil: none
 }
 
 func (f *firewall) dockerUserChains() (all []dockerUser, err error) {
+	f.bound()
 	for _, v := range []struct {
 		family nftables.TableFamily
 		name   string
@@ -118,10 +120,16 @@ func (f *firewall) dockerUserChains() (all []dockerUser, err error) {
 			return nil, fmt.Errorf("list chain %s: %w", dockerUserChain, err)
 		}
 		for _, r := range d.rules {
+			if d.end == nil && isReturn(r) {
+				d.end = r
+			}
 			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 			if owner, network, _ := strings.Cut(text, " "); owner == bypassComment {
 				b := parseBypass(r.Exprs)
 				b.Network = network
+				if d.end != nil { // Docker ended the chain while netyard looked: a rule that nothing comes to
+					b = Bypass{}
+				}
 				d.ours, d.bypasses = append(d.ours, r), append(d.bypasses, b)
 			}
 		}
@@ -141,8 +149,8 @@ func (f *firewall) syncDockerUser(d dockerUser) error {
 		}
 	}
 	var before uint64
-	if n := len(d.rules); n > 0 && isReturn(d.rules[n-1]) {
-		before = d.rules[n-1].Handle
+	if d.end != nil {
+		before = d.end.Handle
 	}
 	for b := range f.bypass {
 		if slices.Contains(d.bypasses, b) {

@@ -33,13 +33,13 @@ func TestDockerUser(t *testing.T) {
 			if err := h.LoadFirewall(); err != nil {
 				t.Fatal(err)
 			}
-			go func() { _ = h.Watch(t.Context()) }()
 			rules := func() string {
 				out, _ := h.TrySh(iptables + " -S DOCKER-USER | grep -v ^-N")
 				return out
 			}
 			sorted := func() string { return h.Sh(t, iptables+" -S DOCKER-USER | grep nyb- | sort") }
 			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN")
+			go func() { _ = h.Watch(t.Context()) }()
 			poke := kernel.Bypass{In: "web0", Network: "aaaaaaaaaaaa"} // the old interface tells nobody that it changed
 			if err := h.Ensure(t.Context(), poke); err != nil {
 				t.Fatal(err)
@@ -76,7 +76,8 @@ func TestFlushRuleset(t *testing.T) {
 	}
 	before := h.Sh(t, "nft list ruleset")
 	go func() { _ = h.Watch(t.Context()) }()
-	for _, cmd := range []string{"nft flush ruleset", "nft delete table inet netyard", "nft delete table bridge netyard"} {
+	for _, cmd := range []string{"nft flush ruleset", "nft delete table inet netyard", "nft delete table bridge netyard",
+		"nft flush chain inet netyard forward", "nft delete element inet netyard bridges { nyb-a }"} {
 		h.Sh(t, cmd)
 		eventually(t, "the ruleset is back after "+cmd, func() bool { return h.Sh(t, "nft list ruleset") == before })
 	}
@@ -139,6 +140,27 @@ func TestForwardingGuard(t *testing.T) {
 	}
 	if !passes() {
 		t.Error("netyard stopped the admin's own routing")
+	}
+}
+
+// TestGuardSparesBridges: what stays on a bridge of the host's owner is not forwarded, though br_netfilter shows it as if it were.
+func TestGuardSparesBridges(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.Sh(t, "ip link add lan0 type bridge && ip link set lan0 up && sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.ipv4.ip_forward=0")
+	a, b := h.Peer(t, "pa"), h.Peer(t, "pb")
+	h.Sh(t, "ip link set pa master lan0 && ip link set pb master lan0")
+	a.Sh(t, "ip addr add 10.1.0.1/24 dev eth0")
+	b.Sh(t, "ip addr add 10.1.0.2/24 dev eth0")
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Ensure(t.Context(), kernel.Forwarding{}); err != nil {
+		t.Fatal(err)
+	}
+	a.Sh(t, "ping -c2 -W2 10.1.0.2")
+	if !strings.Contains(h.Sh(t, "nft list ruleset"), "this host routes IPv4 for containers only") {
+		t.Error("there is no guard to spare anything")
 	}
 }
 

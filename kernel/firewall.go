@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -21,8 +22,10 @@ const netfilterBuffer = 8 << 20
 
 // An Element is one element of a set of the ruleset.
 type Element struct {
-	Set  SetName
-	text string
+	Set SetName
+	// Network is who wants the element; it goes with the last that does.
+	Network string
+	text    string
 	// key and end are as the kernel has them; end, behind the last address, is empty but for intervals.
 	key, end string
 }
@@ -49,6 +52,18 @@ type elementID struct {
 }
 
 func (e Element) id() elementID { return elementID{e.Set, e.key} }
+
+// For is the element as that network's wish.
+func (e Element) For(network string) Element {
+	e.Network = network
+	return e
+}
+
+// A wish is an element that ought to be there, and for whom. One that was found there has nobody.
+type wish struct {
+	Element
+	owners map[string]bool
+}
 
 // String names the element and its set.
 func (e Element) String() string { return fmt.Sprintf("element { %s } of set %s", e.text, e.Set) }
@@ -83,8 +98,9 @@ func ifName(n string) string { return n + strings.Repeat("\x00", unix.IFNAMSIZ-l
 type firewall struct {
 	mu     sync.Mutex
 	conn   *nftables.Conn
+	sock   *netlink.Conn // the socket below conn
 	sets   setBook
-	want   map[elementID]Element
+	want   map[elementID]*wish
 	bypass map[Bypass]bool
 	// loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
 	// replaces the old table by the new in one transaction and no packet sees anything in between.
@@ -97,19 +113,25 @@ type firewall struct {
 type guards struct{ v4, v6 bool }
 
 func openFirewall(ns netns.NsHandle) (*firewall, error) {
+	f := &firewall{want: map[elementID]*wish{}, bypass: ownBypasses()}
 	conn, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(ns)), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		f.sock = c
 		return errors.Join(c.SetReadBuffer(netfilterBuffer), c.SetWriteBuffer(netfilterBuffer))
 	}))
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	return &firewall{conn: conn, want: map[elementID]Element{}, bypass: ownBypasses()}, nil
+	f.conn = conn
+	return f, nil
 }
 
 func (f *firewall) close() error { return f.conn.CloseLasting() }
 
 // LoadFirewall puts the ruleset and every element wanted so far into the kernel, in one transaction.
 func (k *Kernel) LoadFirewall() error {
+	if err := k.syncBridges(); err != nil {
+		return err
+	}
 	k.fw.mu.Lock()
 	defer k.fw.mu.Unlock()
 	k.fw.recallGuards()
@@ -118,13 +140,18 @@ func (k *Kernel) LoadFirewall() error {
 
 // AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted.
 func (k *Kernel) AdoptFirewall() error {
+	if err := k.syncBridges(); err != nil {
+		return err
+	}
 	k.fw.mu.Lock()
 	defer k.fw.mu.Unlock()
 	have, _ := k.fw.dumpElements()
 	for set, keys := range have {
 		for key, end := range keys {
 			e := Element{Set: set, text: showKey(set, key), key: key, end: end}
-			k.fw.want[e.id()] = e
+			if k.fw.want[e.id()] == nil {
+				k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
+			}
 		}
 	}
 	k.fw.recallGuards()
@@ -172,7 +199,7 @@ func (f *firewall) load() error {
 		}
 		f.sets[spec.name] = set
 	}
-	if err := f.change(slices.Collect(maps.Values(f.want)), f.conn.SetAddElements); err != nil {
+	if err := f.change(f.wanted(), f.conn.SetAddElements); err != nil {
 		return err
 	}
 	f.addChains(ts[0], inetChains(f.sets, f.guard))
@@ -197,10 +224,16 @@ func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {
 }
 
 func (f *firewall) flush(act string) error {
+	f.bound()
 	if err := f.conn.Flush(); err != nil {
 		return fmt.Errorf("%s: %w", act, err)
 	}
 	return nil
+}
+
+// bound gives the exchanges that follow a time to end: the kernel answers at once, or something is wrong.
+func (f *firewall) bound() {
+	_ = f.sock.SetDeadline(time.Now().Add(netlinkTimeout)) // only a closed socket refuses, and says so itself
 }
 
 // add puts elements into their sets, all or none.
@@ -209,10 +242,13 @@ func (f *firewall) add(elements []Element) error {
 	defer f.mu.Unlock()
 	var fresh []Element
 	for _, e := range elements {
-		if _, ok := f.want[e.id()]; !ok {
+		w := f.want[e.id()]
+		if w == nil {
+			w = &wish{Element: e, owners: map[string]bool{}}
+			f.want[e.id()] = w
 			fresh = append(fresh, e)
-			f.want[e.id()] = e
 		}
+		w.owners[e.Network] = true
 	}
 	if !f.loaded || len(fresh) == 0 {
 		return nil
@@ -238,7 +274,12 @@ func (f *firewall) remove(elements []Element) error {
 	defer f.mu.Unlock()
 	var gone []Element
 	for _, e := range elements {
-		if _, ok := f.want[e.id()]; ok {
+		w := f.want[e.id()]
+		if w == nil {
+			continue
+		}
+		delete(w.owners, e.Network)
+		if len(w.owners) == 0 {
 			gone = append(gone, e)
 			delete(f.want, e.id())
 		}
@@ -254,6 +295,13 @@ func (f *firewall) remove(elements []Element) error {
 		err = f.load()
 	}
 	return err
+}
+
+func (f *firewall) wanted() (all []Element) {
+	for _, w := range f.want {
+		all = append(all, w.Element)
+	}
+	return all
 }
 
 // change queues an operation on elements, set by set.

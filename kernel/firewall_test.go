@@ -73,8 +73,12 @@ func TestRuleset(t *testing.T) {
 	if got := h.Sh(t, "nft list ruleset"); got != full {
 		t.Errorf("a fresh load differs from the sum of changes:\n%s", cmp.Diff(full, got))
 	}
-	if faults, strays, err := h.Audit(elements()); err != nil || len(faults)+len(strays) > 0 {
-		t.Errorf("audit of what is as wanted: %v %v %v", faults, strays, err)
+	snap, err := h.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if faults, strays := snap.Faults(elements()), snap.Strays(elements()); len(faults)+len(strays) > 0 {
+		t.Errorf("audit of what is as wanted: %v %v", faults, strays)
 	}
 
 	if err := h.Remove(elements()...); err != nil {

@@ -74,10 +74,14 @@ func (k *Kernel) guardForward(ipv6 bool) error {
 		return nil
 	}
 	*flag = true
-	if !k.fw.loaded {
+	if !k.fw.loaded { // nothing is forwarded for anybody before the first load either: Restore loads before it attaches
 		return nil
 	}
-	return k.fw.load()
+	if err := k.fw.load(); err != nil {
+		*flag = false
+		return err
+	}
+	return nil
 }
 
 // recallGuards reads from the table in the kernel, left by an earlier process, which guards it had.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -54,8 +55,14 @@ func (k *Kernel) syncLegacy(program string, bypasses []Bypass) error {
 	var have []string
 	last := 0
 	for i, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		if last > 0 && ownLegacy(line) { // Docker ended the chain while netyard looked: a rule that nothing comes to
+			if _, err := k.run(program, "-w", "3", "-D", dockerUserChain, strconv.Itoa(i)); err != nil {
+				return err
+			}
+			return k.syncLegacy(program, bypasses)
+		}
 		have = append(have, line)
-		if line == "-A "+dockerUserChain+" -j RETURN" {
+		if line == "-A "+dockerUserChain+" -j RETURN" && last == 0 {
 			last = i // -N is line 0, so rules count from 1 as iptables does
 		}
 	}
@@ -66,7 +73,7 @@ func (k *Kernel) syncLegacy(program string, bypasses []Bypass) error {
 		}
 		args := append([]string{"-w", "3", "-A", dockerUserChain}, spec...)
 		if last > 0 {
-			args = append([]string{"-w", "3", "-I", dockerUserChain, fmt.Sprint(last)}, spec...)
+			args = append([]string{"-w", "3", "-I", dockerUserChain, strconv.Itoa(last)}, spec...)
 		}
 		if _, err := k.run(program, args...); err != nil {
 			return err
@@ -82,7 +89,7 @@ func (k *Kernel) dropLegacy(program string, bypasses []Bypass, have []string) er
 		want = append(want, b.legacyLine())
 	}
 	for _, line := range have {
-		if !strings.Contains(line, "--comment "+bypassComment+" ") && !strings.Contains(line, `--comment "`+bypassComment+" ") || slices.Contains(want, line) {
+		if !ownLegacy(line) || slices.Contains(want, line) {
 			continue
 		}
 		args := append([]string{"-w", "3", "-D"}, splitLegacy(line)[1:]...)
@@ -91,6 +98,11 @@ func (k *Kernel) dropLegacy(program string, bypasses []Bypass, have []string) er
 		}
 	}
 	return nil
+}
+
+// ownLegacy says whether a line of iptables -S is a rule of netyard's.
+func ownLegacy(line string) bool {
+	return strings.Contains(line, "--comment "+bypassComment+" ") || strings.Contains(line, `--comment "`+bypassComment+" ")
 }
 
 func (b Bypass) legacyArgs() []string {

@@ -186,7 +186,9 @@ func (v Veth) ensure(k *Kernel) error {
 			return fmt.Errorf("create %s: %w", v, err)
 		}
 	}
-	if a := link.Attrs(); a.Alias != v.Alias {
+	if a := link.Attrs(); a.Alias != "" && a.Alias != v.Alias {
+		return fmt.Errorf("create %s: a link of that name exists and %w", v, ErrForeign)
+	} else if a.Alias == "" {
 		if err := k.nl.LinkSetAlias(link, v.Alias); err != nil {
 			return fmt.Errorf("mark %s: %w", v, err)
 		}

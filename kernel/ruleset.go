@@ -29,6 +29,8 @@ const (
 	NAT6 SetName = "nat6"
 	// foreign has the bridges of other managers of containers, found by watching the links.
 	foreign SetName = "foreign"
+	// same has the pairs (b, b) of all bridges that are not netyard's: with br_netfilter what stays on one passes the forward hook.
+	same SetName = "same"
 )
 
 // A SetName is the name of a set of the ruleset.
@@ -49,6 +51,7 @@ func setSpecs() []setSpec {
 		{name: Internal, key: nftables.TypeIFName},
 		{name: foreign, key: nftables.TypeIFName},
 		{name: Talk, key: pair, concat: true},
+		{name: same, key: pair, concat: true},
 		{name: NAT4, key: nftables.TypeIPAddr, interval: true},
 		{name: NAT6, key: nftables.TypeIP6Addr, interval: true},
 	}
@@ -73,7 +76,7 @@ type ruleSpec struct {
 // Docker's own FORWARD policy is met in DOCKER-USER (dockeruser.go).
 func inetChains(b setBook, guard guards) []chainSpec {
 	forward := []ruleSpec{
-		{"containers of one network", rule(b.ifPair(Talk), accept())},
+		{"containers of one network", rule(b.ifPair(Talk, false), accept())},
 		{"answers", rule(established(), accept())},
 		{"internal networks have no way out", rule(b.iif(Internal, false), drop())},
 		{"nor in", rule(b.oif(Internal, false), drop())},
@@ -144,15 +147,15 @@ func (b setBook) oif(set SetName, invert bool) []expr.Any {
 
 // between matches what is forwarded for no container at all, neither netyard's nor another manager's.
 func (b setBook) between() []expr.Any {
-	return rule(b.iif(Bridges, true), b.iif(foreign, true), b.oif(foreign, true))
+	return rule(b.iif(Bridges, true), b.iif(foreign, true), b.oif(foreign, true), b.ifPair(same, true))
 }
 
 // ifPair looks up incoming and outgoing interface together: a 16-byte register each, side by side.
-func (b setBook) ifPair(set SetName) []expr.Any {
+func (b setBook) ifPair(set SetName, invert bool) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2},
-		b.lookup(set, false),
+		b.lookup(set, invert),
 	}
 }
 

@@ -25,14 +25,9 @@ var foreignBridge = regexp.MustCompile(`^(docker0|docker_gwbridge|br-[0-9a-f]{12
 // Watch follows changes of links and of nftables until ctx ends: it keeps the set of other managers' bridges, puts the
 // bypasses into DOCKER-USER when Docker makes that chain, and loads the ruleset anew when somebody took it away.
 func (k *Kernel) Watch(ctx context.Context) error {
-	links := make(chan netlink.LinkUpdate, 64)
-	ns := k.subscribeNS
-	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{
-		Namespace:     &ns,
-		ErrorCallback: func(err error) { k.log.Debug("watch links", "err", err) },
-	})
+	links, err := k.watchLinks(ctx)
 	if err != nil {
-		return fmt.Errorf("watch links: %w", err)
+		return err
 	}
 	tables, err := k.watchTables(ctx)
 	if err != nil {
@@ -47,8 +42,10 @@ func (k *Kernel) Watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case _, ok := <-links:
-			if !ok {
-				links = nil // the subscription ended; the sweep goes on
+			if !ok { // more came at once than the socket holds
+				if links, err = k.watchLinks(ctx); err != nil {
+					return err
+				}
 			}
 			timer = orSoon(timer)
 		case <-tables:
@@ -77,6 +74,19 @@ func orSoon(timer <-chan time.Time) <-chan time.Time {
 		return timer
 	}
 	return time.After(settle)
+}
+
+func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, error) {
+	links := make(chan netlink.LinkUpdate, 64)
+	ns := k.subscribeNS
+	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{
+		Namespace: &ns, ReceiveBufferSize: netfilterBuffer, ReceiveBufferForceSize: true,
+		ErrorCallback: func(err error) { k.log.Debug("watch links", "err", err) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watch links: %w", err)
+	}
+	return links, nil
 }
 
 // watchTables tells of every change of nftables. What changed is not of interest: netyard looks for itself.
@@ -108,31 +118,34 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan struct{}, error) {
 
 // tidy is the watcher's look at the kernel.
 func (k *Kernel) tidy() {
-	for _, f := range []func() error{k.fw.restoreTables, k.syncForeign, k.syncDockerUser, k.syncLegacyDockerUser} {
+	for _, f := range []func() error{k.fw.restoreTables, k.syncBridges, k.syncDockerUser, k.syncLegacyDockerUser} {
 		if err := f(); err != nil {
 			k.log.Warn("tidy up the firewall", "err", err)
 		}
 	}
 }
 
-// restoreTables loads the ruleset again when a table of it is gone.
+// restoreTables loads the ruleset again when a rule or an element of it is gone.
 func (f *firewall) restoreTables() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.loaded {
 		return nil
 	}
-	for _, t := range tables() {
-		found, err := f.conn.ListTableOfFamily(t.Name, t.Family)
-		if err != nil || found == nil {
+	if len(f.ruleFaults()) > 0 {
+		return f.load()
+	}
+	have, _ := f.dumpElements()
+	for id := range f.want {
+		if _, ok := have[id.set][id.key]; !ok {
 			return f.load()
 		}
 	}
 	return nil
 }
 
-// syncForeign makes the set of foreign bridges what the links say.
-func (k *Kernel) syncForeign() error {
+// syncBridges makes the sets of the host's other bridges what the links say.
+func (k *Kernel) syncBridges() error {
 	links, err := retry(k.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
@@ -140,17 +153,22 @@ func (k *Kernel) syncForeign() error {
 	have := map[elementID]bool{}
 	var fresh, gone []Element
 	for _, l := range links {
-		if a := l.Attrs(); l.Type() == "bridge" && foreignBridge.MatchString(a.Name) {
-			if _, _, ours := ParseAlias(a.Alias); !ours {
-				e := InterfaceIn(foreign, a.Name)
-				have[e.id()], fresh = true, append(fresh, e)
-			}
+		a := l.Attrs()
+		if _, _, ours := ParseAlias(a.Alias); ours || l.Type() != "bridge" {
+			continue
+		}
+		wants := []Element{InterfaceIn(same, a.Name, a.Name)}
+		if foreignBridge.MatchString(a.Name) {
+			wants = append(wants, InterfaceIn(foreign, a.Name))
+		}
+		for _, e := range wants {
+			have[e.id()], fresh = true, append(fresh, e)
 		}
 	}
 	k.fw.mu.Lock()
-	for id, e := range k.fw.want {
-		if e.Set == foreign && !have[id] {
-			gone = append(gone, e)
+	for id, w := range k.fw.want {
+		if (id.set == foreign || id.set == same) && !have[id] {
+			gone = append(gone, w.Element)
 		}
 	}
 	k.fw.mu.Unlock()
@@ -159,4 +177,3 @@ func (k *Kernel) syncForeign() error {
 	}
 	return k.fw.add(fresh)
 }
-

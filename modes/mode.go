@@ -19,16 +19,17 @@ type Network struct {
 	Name string `json:",omitempty"` // as the engine calls it; known only after the engine was asked
 	// Engine is who asked for the network, and so who is asked whether it still wants it.
 	Engine string `json:",omitempty"`
-	Mode string
+	Mode   string
 	// Subnets are in the order the engine gave them.
-	Subnets  []Subnet          `json:",omitempty"`
-	Options  map[string]string `json:",omitempty"` // canonical names, see Resolve
+	Subnets []Subnet          `json:",omitempty"`
+	Options map[string]string `json:",omitempty"` // canonical names, see Resolve
 	// Settled is what the mode decided when the network was created, see Settler.
 	Settled  map[string]string `json:",omitempty"`
 	Internal bool              `json:",omitempty"` // no way out
 	IPv6     bool              `json:",omitempty"`
 	Phase    Phase
 	Created  time.Time
+	Turned   time.Time `json:",omitzero"` // when Phase became what it is, while that is not Ready
 }
 
 // A Subnet is one address range of a network. Gateway is the host's own address in it; invalid when there is none.
@@ -44,14 +45,14 @@ type Endpoint struct {
 	ID        string
 	NetworkID string
 	// Sandbox is the path of the sandbox's network namespace; empty until the endpoint is joined.
-	Sandbox string            `json:",omitempty"`
-	Addrs   []netip.Prefix    `json:",omitempty"`
-	MAC     string            `json:",omitempty"`
-	Options map[string]string `json:",omitempty"` // canonical names
-	IfName  string            `json:",omitempty"` // the name asked for inside the sandbox
+	Sandbox string         `json:",omitempty"`
+	Addrs   []netip.Prefix `json:",omitempty"`
+	MAC     string         `json:",omitempty"`
+	IfName  string         `json:",omitempty"` // the name asked for inside the sandbox
 	Phase   Phase
 	Created time.Time
 	Joined  time.Time `json:",omitzero"`
+	Turned  time.Time `json:",omitzero"` // when Phase became what it is, while that is not Ready
 	// Seen says that the namespace has been seen behind Sandbox: only then does its absence say anything.
 	Seen bool `json:",omitempty"`
 	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
@@ -135,11 +136,6 @@ type MACer interface {
 
 // An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
 type Addressless interface{ Addressless() }
-
-// A Runner is a Mode with work of its own to do, such as watching peers.
-type Runner interface {
-	Run(ctx context.Context) error
-}
 
 // Env is what a mode is given.
 type Env struct {

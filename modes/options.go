@@ -32,7 +32,7 @@ type Option struct {
 	Default string
 	Values  []string // of an Enum
 	Min     int      // of an Int
-	Max     int      // of an Int
+	Max     int      // of an Int, or of an IfName's letters; 0: as many as the kernel takes
 	Help    string
 }
 
@@ -42,20 +42,32 @@ var ErrOption = errors.New("bad option")
 // Options is the table of network options, by name.
 func Options() []Option {
 	return []Option{
-		{Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, Modes: []string{"bridge"}, Kind: IfName,
-			Help: "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted"},
-		{Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
-			Help: "containers of the network reach each other"},
-		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge"}, Kind: IfName, Default: "eth",
+		{
+			Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, Modes: []string{"bridge"}, Kind: IfName,
+			Help: "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
+		},
+		{
+			Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
+			Help: "containers of the network reach each other",
+		},
+		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
 			Help: "beginning of the interface's name inside the container"},
-		{Name: "inhibit_ipv4", Docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, Modes: []string{"bridge"}, Kind: Bool, Default: "false",
-			Help: "do not put the IPv4 gateway's address on the bridge"},
-		{Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
-			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6"},
-		{Name: "mode", Kind: Enum, Values: []string{"bridge", "none"}, Default: "bridge",
-			Help: "the network's mode; for the driver name netyard, the others say it in their name"},
-		{Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
-			Help: "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)"},
+		{
+			Name: "inhibit_ipv4", Docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Help: "do not put the IPv4 gateway's address on the bridge",
+		},
+		{
+			Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
+			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6",
+		},
+		{
+			Name: "mode", Kind: Enum, Values: []string{"bridge", "none"}, Default: "bridge",
+			Help: "the network's mode; for the driver name netyard, the others say it in their name",
+		},
+		{
+			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
+			Help: "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)",
+		},
 	}
 }
 
@@ -127,17 +139,23 @@ func (o Option) parse(key, v string) (string, error) {
 			return "", bad("one of " + strings.Join(o.Values, ", "))
 		}
 	case IfName:
-		if !ValidIfName(v) {
-			return "", bad("an interface name: 1 to 15 letters, digits, dots, dashes or underscores")
+		most := o.Max
+		if most == 0 {
+			most = maxIfName
+		}
+		if !ValidIfName(v) || len(v) > most {
+			return "", bad(fmt.Sprintf("an interface name: 1 to %d letters, digits, dots, dashes or underscores", most))
 		}
 	case String:
 	}
 	return v, nil
 }
 
+const maxIfName = 15
+
 // ValidIfName says whether the kernel and every tool take name for an interface (dev_valid_name, net/core/dev.c, and stricter).
 func ValidIfName(name string) bool {
-	if name == "" || len(name) > 15 || name == "." || name == ".." || name == "all" || name == "default" {
+	if name == "" || len(name) > maxIfName || name == "." || name == ".." || name == "all" || name == "default" {
 		return false
 	}
 	for _, c := range name {

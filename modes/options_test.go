@@ -54,6 +54,7 @@ func TestResolve(t *testing.T) {
 		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge"},
 		"too small":       {"bridge", map[string]string{"mtu": "67"}, nil, "mtu=67: want a number from 68 to 65535"},
 		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, none"},
+		"long prefix":     {"bridge", map[string]string{"iface_prefix": "abcdefghijklmn"}, nil, "iface_prefix=abcdefghijklmn: want an interface name: 1 to 13"},
 		"long name":       {"bridge", map[string]string{"bridge": "sixteen-letters-"}, nil, "bridge=sixteen-letters-: want an interface name"},
 	} {
 		got, err := Resolve(c.mode, c.given)

@@ -44,6 +44,8 @@ type Store struct {
 	db *bbolt.DB
 	// Damaged is where a file that could not be trusted was moved to; empty when the file was sound.
 	Damaged string
+	// Fresh: there was no file, or an empty one.
+	Fresh bool
 }
 
 // A Tx is a transaction: everything it wrote is there, or nothing is.
@@ -122,6 +124,7 @@ func (s *Store) migrate() error {
 		if err != nil {
 			return fmt.Errorf("create bucket %s: %w", metaBucket, err)
 		}
+		s.Fresh = b.Get([]byte(schemaKey)) == nil
 		v, err := schemaOf(b)
 		if err != nil {
 			return err

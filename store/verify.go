@@ -19,6 +19,7 @@ import (
 const (
 	ExitSound  = 0
 	ExitLocked = 3
+	ExitUnsure = 4 // it could not be examined
 )
 
 // Verify reads the whole file: the structure of its pages, the free list and each value's checksum.
@@ -27,6 +28,9 @@ func Verify(path string) error {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, ReadOnly: true})
 	if errors.Is(err, berrors.ErrTimeout) {
 		return fmt.Errorf("open %s: %w", path, ErrLocked)
+	}
+	if errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.EACCES) {
+		return fmt.Errorf("open %s: %w", path, err) // which says nothing about the file
 	}
 	if err != nil {
 		return fmt.Errorf("open %s: %w: %w", path, ErrDamaged, err)
@@ -77,6 +81,9 @@ func VerifyIn(argv ...string) func(ctx context.Context, path string) error {
 			return fmt.Errorf("verify %s: %w", path, exit)
 		}
 		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		if exit.ExitCode() == ExitUnsure {
+			return fmt.Errorf("verify %s: %s", path, line)
+		}
 		return fmt.Errorf("verify %s: %w: %s", path, ErrDamaged, line)
 	}
 }
@@ -99,8 +106,10 @@ func ExitCode(err error) int {
 		return ExitSound
 	case errors.Is(err, ErrLocked):
 		return ExitLocked
+	case errors.Is(err, ErrDamaged):
+		return 1
 	}
-	return 1
+	return ExitUnsure
 }
 
 // lockHolder finds who holds the file's lock (proc(5), /proc/locks); 0 when it cannot be told.

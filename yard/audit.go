@@ -39,21 +39,9 @@ const young = 5 * time.Second
 
 // Audit compares the records with the kernel and, when the engines could be asked, with them. A healthy host has no findings.
 func (y *Yard) Audit(ctx context.Context, census *Census) ([]Finding, error) {
-	w, err := y.wanted()
+	out, strays, err := y.compare()
 	if err != nil {
 		return nil, err
-	}
-	faults, strays, err := y.c.Kernel.Audit(w.objects, w.passing...)
-	if err != nil {
-		return nil, err
-	}
-	var out []Finding
-	for _, f := range faults {
-		finding := Finding{Kind: Fault, Text: f.Text}
-		if f.Object >= 0 {
-			finding.Network = label(w.networks[f.Object])
-		}
-		out = append(out, finding)
 	}
 	for _, s := range strays {
 		out = append(out, Finding{
@@ -87,11 +75,25 @@ func (y *Yard) auditRecords(census *Census) (out []Finding, err error) {
 			return nil, err
 		}
 	}
+	for _, n := range ns {
+		if y.stuck(n.Phase, n.Turned, young) {
+			out = append(out, Finding{
+				Kind: Fault, Network: label(n), Text: fmt.Sprintf("network %s is stuck %s", label(n), n.Phase), Removable: true,
+				remove: func(ctx context.Context) error { return y.DeleteNetwork(ctx, n.ID) },
+			})
+		}
+	}
 	es, err := y.Endpoints()
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range es {
+		if y.stuck(e.Phase, e.Turned, young) {
+			out = append(out, Finding{
+				Kind: Fault, Network: label(known[e.NetworkID]), Text: fmt.Sprintf("endpoint %s is stuck %s", modes.Short(e.ID), e.Phase), Removable: true,
+				remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
+			})
+		}
 		text, removable := y.orphaned(e, census, young)
 		if text == "" {
 			continue
@@ -168,6 +170,39 @@ func (y *Yard) orphaned(e modes.Endpoint, c *Census, age time.Duration) (reason 
 		return reason + ", but some sandbox has its link", false
 	}
 	return reason, true
+}
+
+// stuck says whether a change has not come to its end for that long.
+func (y *Yard) stuck(p modes.Phase, since time.Time, age time.Duration) bool {
+	return p != modes.Ready && y.c.Now().Sub(since) >= age
+}
+
+// retry takes up again the changes that failed half-way: the kernel may have had its reasons then.
+func (y *Yard) retry(ctx context.Context) {
+	ns, err := y.Networks()
+	if err != nil {
+		y.c.Log.Error("look for unfinished changes", "err", err)
+		return
+	}
+	es, err := y.Endpoints()
+	if err != nil {
+		y.c.Log.Error("look for unfinished changes", "err", err)
+		return
+	}
+	for _, e := range es {
+		if y.stuck(e.Phase, e.Turned, y.c.Grace) {
+			if err := y.Bury(ctx, e.NetworkID, e.ID); err != nil {
+				y.c.Log.Error("take an endpoint's link away", "network", e.NetworkID, "endpoint", e.ID, "err", err)
+			}
+		}
+	}
+	for _, n := range ns {
+		if y.stuck(n.Phase, n.Turned, y.c.Grace) {
+			if err := y.DeleteNetwork(ctx, n.ID); err != nil {
+				y.c.Log.Error("take a network down", "network", n.ID, "err", err)
+			}
+		}
+	}
 }
 
 // orphanLeases are the active leases of networks' pools that no endpoint claims and that are older than age.

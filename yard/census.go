@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +42,7 @@ type SeenEndpoint struct {
 	Sandbox   string
 	MAC       string
 	Addrs     []netip.Prefix
+	Gateways  []netip.Addr
 }
 
 // WantedKey is how Census.Wanted names an address.
@@ -82,6 +84,10 @@ func (y *Yard) reapNetworks(ctx context.Context, c Census, round *round) error {
 	if err != nil {
 		return err
 	}
+	known, err := y.knows(c)
+	if err != nil || !known {
+		return err
+	}
 	var errs []error
 	for _, n := range ns {
 		if round.again("network " + n.ID) {
@@ -90,6 +96,16 @@ func (y *Yard) reapNetworks(ctx context.Context, c Census, round *round) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// knows says whether the engine has any network that is on record: one that has none may be another engine than the one that sends
+// the requests, and its silence says nothing. The admin can still have the orphans collected.
+func (y *Yard) knows(c Census) (bool, error) {
+	ns, err := y.Networks()
+	return slices.ContainsFunc(ns, func(n modes.Network) bool {
+		_, ok := c.Networks[n.ID]
+		return ok
+	}), err
 }
 
 // orphanNetworks are the engine's networks of at least that age which it does not know, and which nobody is on.

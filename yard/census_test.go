@@ -107,15 +107,30 @@ func TestReaper(t *testing.T) {
 	})
 	t.Run("network", func(t *testing.T) {
 		r := joined(t, false)
+		other := r.network()
+		other.ID, other.Engine, other.Subnets = "bbbbbbbbbbbb0002", "docker", nil
+		if err := r.CreateNetwork(t.Context(), other); err != nil {
+			t.Fatal(err)
+		}
 		c := census()
 		c.Networks = map[string]SeenNetwork{}
+		r.looks(6, c)
+		if ns, _ := r.Networks(); len(ns) != 2 {
+			t.Fatal("the word of an engine that has none of the networks was believed")
+		}
+		r.findsWith(c, "network bbbbbbbbbbbb is not known to docker", true)
+		r = joined(t, false)
+		if err := r.CreateNetwork(t.Context(), other); err != nil {
+			t.Fatal(err)
+		}
+		c.Networks[other.ID] = SeenNetwork{Name: "other"}
 		r.looks(1, c)
-		if ns, _ := r.Networks(); len(ns) != 1 {
+		if ns, _ := r.Networks(); len(ns) != 2 {
 			t.Fatal("a network with an endpoint was dropped")
 		}
 		r.findsWith(c, "endpoint eeeeeeeeeeee: no container of docker has it", true)
 		r.looks(4, c)
-		if left := r.leftovers(); left != "" {
+		if left := r.leftovers(); left != "1 networks" {
 			t.Errorf("left: %s", left)
 		}
 		r.healthy("after the reaper")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"netyard/kernel"
 	"netyard/modes"
@@ -45,6 +46,11 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 			return err
 		}
 		e.Phase, e.Created = modes.Ready, y.c.Now()
+		for _, a := range e.Addrs { // a reaper may have taken the lease for an orphan's while the engine was busy
+			if err := y.keepLease(tx, n, a.Addr(), e); err != nil {
+				return err
+			}
+		}
 		return putEndpoint(tx, e)
 	})
 	return e, err
@@ -52,6 +58,7 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 
 // Join makes the endpoint's link for a sandbox and says what to do inside. Joining the same sandbox again is success.
 func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Network, modes.Link, error) {
+	start := y.c.Now()
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
 		return modes.Network{}, modes.Link{}, err
@@ -72,7 +79,7 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 		if e.Sandbox != "" && e.Sandbox != sandbox {
 			return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(id), ErrInUse, e.Sandbox)
 		}
-		e.Phase, e.Sandbox, e.BootID = modes.Pending, sandbox, y.c.BootID
+		e.Phase, e.Turned, e.Sandbox, e.BootID = modes.Pending, y.c.Now(), sandbox, y.c.BootID
 		return putEndpoint(tx, e)
 	})
 	if err != nil {
@@ -86,6 +93,7 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 	if err != nil {
 		return n, link, errors.Join(err, y.unjoin(context.WithoutCancel(ctx), m, n, e))
 	}
+	y.c.Log.Info("endpoint joined", "network", network, "endpoint", id, "mode", n.Mode, "took", y.c.Now().Sub(start))
 	y.c.Changed()
 	return n, link, nil
 }
@@ -99,7 +107,7 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	if err := ctx.Err(); err != nil {
 		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
 	}
-	e.Phase, e.Joined, e.Seen = modes.Ready, y.c.Now(), kernel.IsNamespace(e.Sandbox)
+	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.c.Now(), kernel.IsNamespace(e.Sandbox)
 	return link, y.update("endpoint ready", func(tx store.Tx) error { return putEndpoint(tx, e) })
 }
 
@@ -112,7 +120,7 @@ func (y *Yard) unjoin(ctx context.Context, m modes.Mode, n modes.Network, e mode
 }
 
 func left(e modes.Endpoint) modes.Endpoint {
-	e.Phase, e.Sandbox, e.BootID, e.Seen = modes.Ready, "", "", false
+	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen = modes.Ready, time.Time{}, "", "", false
 	return e
 }
 
@@ -168,7 +176,7 @@ func (y *Yard) condemn(ctx context.Context, network, id string) (found bool, err
 			return err
 		}
 		found = true
-		e.Phase = modes.Deleting
+		e.Phase, e.Turned = modes.Deleting, y.c.Now()
 		return putEndpoint(tx, e)
 	})
 	return found, err

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"netyard/ipam"
 	"netyard/modes"
@@ -17,6 +19,9 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	m, err := y.mode(n.Mode)
 	if err != nil {
 		return err
+	}
+	if y.c.Offered != nil && !slices.Contains(y.c.Offered, n.Mode) {
+		return fmt.Errorf("%w: mode=%s is not offered by this daemon's configuration", modes.ErrOption, n.Mode)
 	}
 	if err := m.Check(n); err != nil {
 		return err
@@ -34,7 +39,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 			return err
 		}
 	}
-	n.Phase, n.Created = modes.Pending, y.c.Now()
+	n.Phase, n.Created, n.Turned = modes.Pending, y.c.Now(), y.c.Now()
 	if err := y.update("network recorded", func(tx store.Tx) error { return y.putNew(tx, n) }); err != nil {
 		return err
 	}
@@ -53,7 +58,7 @@ func (y *Yard) up(ctx context.Context, m modes.Mode, n modes.Network) error {
 	if err := ctx.Err(); err != nil { // the caller went away and will not send a delete
 		return fmt.Errorf("create network %s: %w", modes.Short(n.ID), err)
 	}
-	n.Phase = modes.Ready
+	n.Phase, n.Turned = modes.Ready, time.Time{}
 	return y.update("network ready", func(tx store.Tx) error { return networks.Put(tx, n.ID, n) })
 }
 
@@ -108,7 +113,7 @@ func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	n.Phase = modes.Deleting
+	n.Phase, n.Turned = modes.Deleting, y.c.Now()
 	if err := y.update("network deleting", func(tx store.Tx) error { return networks.Put(tx, id, n) }); err != nil {
 		return err
 	}

@@ -20,8 +20,8 @@ var flags = store.Bucket[bool]{Name: "flags"}
 const flagRebuilding = "rebuilding"
 
 // LostRecords notes that the records were lost. Until they are rebuilt nothing unknown is taken for a stray.
-func (y *Yard) LostRecords() error {
-	return y.c.Store.Update(func(tx store.Tx) error { return flags.Put(tx, flagRebuilding, true) })
+func LostRecords(st *store.Store) error {
+	return st.Update(func(tx store.Tx) error { return flags.Put(tx, flagRebuilding, true) })
 }
 
 // Rebuilding says whether lost records are still to be made again.
@@ -57,72 +57,122 @@ func (y *Yard) RecordsRebuilt() error {
 	return y.c.Store.Update(func(tx store.Tx) error { return flags.Delete(tx, flagRebuilding) })
 }
 
+// adoptNetwork makes the record of a network that its engine has. Whatever goes wrong, nothing is taken down: containers run on it.
 func (y *Yard) adoptNetwork(ctx context.Context, s SeenNetwork, c Census) error {
-	n := s.Network
-	m, err := y.mode(n.Mode)
+	m, err := y.mode(s.Network.Mode)
 	if err != nil {
 		return err
 	}
-	err = y.c.Store.Update(func(tx store.Tx) error {
+	release, err := y.locks.hold(ctx, s.Network.ID, false)
+	if err != nil {
+		return err
+	}
+	defer release()
+	n, err := y.Network(s.Network.ID)
+	if errors.Is(err, ErrNotFound) {
+		n, err = y.adoptRecord(ctx, m, s, c)
+	}
+	if err != nil {
+		return err
+	}
+	links, err := y.c.Kernel.Has()
+	if err != nil {
+		return err
+	}
+	errs := []error{m.Up(ctx, n)}
+	for id, e := range c.Endpoints {
+		if e.NetworkID != n.ID {
+			continue
+		}
+		if err := y.adoptEndpoint(ctx, m, n, id, e, links); err != nil {
+			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(id), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (y *Yard) adoptRecord(ctx context.Context, m modes.Mode, s SeenNetwork, c Census) (n modes.Network, err error) {
+	n = s.Network
+	if err := y.fillGateways(&n, c); err != nil {
+		return n, err
+	}
+	if settler, ok := m.(modes.Settler); ok {
+		if n.Settled, err = settler.Settle(ctx, n); err != nil {
+			return n, err
+		}
+	}
+	n.Phase, n.Created = modes.Ready, y.c.Now()
+	return n, y.c.Store.Update(func(tx store.Tx) error {
 		for _, r := range s.Pools {
 			if err := y.adoptPool(tx, n, r); err != nil {
 				return err
 			}
 		}
-		return nil
+		return y.putNew(tx, n)
 	})
-	if err != nil {
-		return err
-	}
-	if err := y.CreateNetwork(ctx, n); err != nil {
-		return err
-	}
-	for id, e := range c.Endpoints {
-		if e.NetworkID != n.ID {
+}
+
+// fillGateways finds the gateways that the engine chose itself, which it does not tell: the host has them on the bridge, or a
+// container has its default route there.
+func (y *Yard) fillGateways(n *modes.Network, c Census) error {
+	for i, s := range n.Subnets {
+		if s.Gateway.IsValid() {
 			continue
 		}
-		if err := y.adoptEndpoint(ctx, m, n, id, e); err != nil {
-			return fmt.Errorf("endpoint %s: %w", modes.Short(id), err)
+		gw, found, err := y.c.Kernel.HostAddr(s.Pool)
+		if err != nil {
+			return err
+		}
+		for _, e := range c.Endpoints {
+			for _, a := range e.Gateways {
+				if !found && e.NetworkID == n.ID && s.Pool.Contains(a) {
+					gw, found = netip.PrefixFrom(a, s.Pool.Bits()), true
+				}
+			}
+		}
+		if found {
+			n.Subnets[i].Gateway = gw
 		}
 	}
 	return nil
 }
 
 func (y *Yard) adoptPool(tx store.Tx, n modes.Network, r ipam.PoolRequest) error {
-	if _, err := y.c.IPAM.PoolOf(tx, r.Subnet.Masked(), n.ID); err == nil {
-		return nil // a rebuild that was interrupted had come so far
-	}
 	p, err := y.c.IPAM.RequestPool(tx, r)
 	if err != nil {
 		return err
 	}
 	for _, s := range n.Subnets {
-		if s.Pool != p.Subnet || !s.Gateway.IsValid() {
+		if s.Pool != p.Subnet {
 			continue
 		}
-		if _, err := y.c.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: s.Gateway.Addr(), Gateway: true}); err != nil {
-			return err
+		if s.Gateway.IsValid() {
+			if _, err := y.c.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: s.Gateway.Addr(), Gateway: true}); err != nil {
+				return err
+			}
+		}
+		for _, a := range s.Aux {
+			if _, err := y.c.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a.Addr()}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network, id string, s SeenEndpoint) error {
-	n, err := y.Network(n.ID)
-	if err != nil {
-		return err
-	}
+func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network, id string, s SeenEndpoint, links map[string]bool) error {
 	e := modes.Endpoint{
 		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Phase: modes.Ready,
 		Created: y.c.Now(), Joined: y.c.Now(), BootID: y.c.BootID, Container: s.Container,
 		Seen: kernel.IsNamespace(s.Sandbox),
 	}
-	err = y.c.Store.Update(func(tx store.Tx) error {
-		if _, err := getEndpoint(tx, n.ID, id); err == nil {
+	err := y.c.Store.Update(func(tx store.Tx) error {
+		if known, err := getEndpoint(tx, n.ID, id); err == nil {
+			e = known
 			return nil
 		}
 		for _, a := range e.Addrs {
-			if err := y.adoptLease(tx, n, a.Addr(), e); err != nil {
+			if err := y.keepLease(tx, n, a.Addr(), e); err != nil {
 				return err
 			}
 		}
@@ -131,26 +181,26 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 	if err != nil {
 		return err
 	}
-	links, err := y.c.Kernel.Has()
-	if err != nil {
-		return err
-	}
 	return y.restoreEndpoint(ctx, m, n, e, links)
 }
 
-func (y *Yard) adoptLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.Endpoint) error {
+// keepLease sees to it that the address of an endpoint is leased, if it is one of netyard's own IPAM.
+func (y *Yard) keepLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.Endpoint) error {
 	for _, s := range n.Subnets {
 		if s.Space != Space || !s.Pool.Contains(a) {
 			continue
 		}
 		p, err := y.c.IPAM.PoolOf(tx, s.Pool, n.ID)
+		if errors.Is(err, ipam.ErrNotFound) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		_, err = y.c.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a, Name: e.Container.Name})
-		if errors.Is(err, ipam.ErrTaken) {
+		if l, err := y.c.IPAM.LeaseAt(tx, p.ID, a); err == nil && l.State == ipam.StateActive {
 			return nil
 		}
+		_, err = y.c.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a, Name: e.Container.Name})
 		return err
 	}
 	return nil

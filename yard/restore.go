@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"netyard/kernel"
 	"netyard/modes"
@@ -24,6 +25,9 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 	if err != nil {
 		return err
 	}
+	if err := y.collect(ctx); err != nil {
+		return err
+	}
 	for _, n := range ns {
 		if err := y.restoreNetwork(ctx, n, links); err != nil {
 			y.c.Log.Error("restore a network", "network", n.ID, "mode", n.Mode, "err", err)
@@ -38,6 +42,23 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 		return err
 	}
 	return y.prune(ctx)
+}
+
+// collect tells the firewall of every element on record before it is loaded, so that a network which cannot be brought up is
+// isolated all the same.
+func (y *Yard) collect(ctx context.Context) error {
+	w, err := y.wanted()
+	if err != nil {
+		return err
+	}
+	for _, o := range w.objects {
+		if e, ok := o.(kernel.Element); ok {
+			if err := y.c.Kernel.Ensure(ctx, e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (y *Yard) restoreNetwork(ctx context.Context, n modes.Network, links map[string]bool) error {
@@ -113,6 +134,9 @@ func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 
 func (y *Yard) releaseLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	for _, a := range e.Addrs {
+		if taken, err := claimed(tx, n.ID, a.Addr()); err != nil || taken {
+			return err
+		}
 		for _, s := range n.Subnets {
 			if s.Space != Space || !s.Pool.Contains(a.Addr()) {
 				continue
@@ -134,11 +158,7 @@ func (y *Yard) releaseLeases(tx store.Tx, n modes.Network, e modes.Endpoint) err
 
 // prune takes away what is netyard's in the kernel and in no record.
 func (y *Yard) prune(ctx context.Context) error {
-	w, err := y.wanted()
-	if err != nil {
-		return err
-	}
-	_, strays, err := y.c.Kernel.Audit(w.objects, w.passing...)
+	_, strays, err := y.compare()
 	if err != nil {
 		return err
 	}
@@ -153,12 +173,51 @@ func (y *Yard) prune(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// compare holds the kernel against the records as they were before the look at it and as they are after: only what was wanted all
+// the time can be missing, and only what was wanted at no time is a stray.
+func (y *Yard) compare() (faults []Finding, strays []kernel.Stray, err error) {
+	before, err := y.wanted()
+	if err != nil {
+		return nil, nil, err
+	}
+	snap, err := y.c.Kernel.Snapshot()
+	if err != nil {
+		return nil, nil, err
+	}
+	after, err := y.wanted()
+	if err != nil {
+		return nil, nil, err
+	}
+	still := map[string]bool{}
+	for _, o := range after.objects {
+		still[o.String()] = true
+	}
+	for _, f := range snap.Faults(before.objects) {
+		finding := Finding{Kind: Fault, Text: f.Text}
+		if f.Object >= 0 {
+			if !still[before.objects[f.Object].String()] {
+				continue
+			}
+			finding.Network = label(before.networks[f.Object])
+		}
+		faults = append(faults, finding)
+	}
+	for _, s := range snap.Strays(slices.Concat(before.objects, before.passing, after.objects, after.passing)) {
+		if !after.foreign[s.Network] {
+			strays = append(strays, s)
+		}
+	}
+	return faults, strays, nil
+}
+
 // wanted is all the records ask of the kernel.
 type wanted struct {
 	objects  []kernel.Object
 	networks []modes.Network // of the object of the same index
 	// passing are objects that are on their way in or out: there or not, neither is wrong.
 	passing []kernel.Object
+	// foreign are the networks of modes that this daemon does not know: what they have in the kernel is nobody's to judge.
+	foreign map[string]bool
 }
 
 func (y *Yard) wanted() (w wanted, err error) {
@@ -166,9 +225,11 @@ func (y *Yard) wanted() (w wanted, err error) {
 	if err != nil {
 		return w, err
 	}
+	w.foreign = map[string]bool{}
 	for _, n := range ns {
 		m, err := y.mode(n.Mode)
 		if err != nil {
+			w.foreign[n.ID] = true
 			continue
 		}
 		es, err := y.endpointsOf(n.ID)

@@ -35,6 +35,8 @@ type Config struct {
 	Kernel *kernel.Kernel
 	IPAM   *ipam.IPAM
 	Modes  map[string]modes.Mode
+	// Offered says which modes new networks may have; nil: all.
+	Offered []string
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
 	// Grace is how old an orphan has to be before it is dropped; default 60 s.
@@ -81,12 +83,16 @@ func New(c Config) *Yard {
 
 // Run does the background work until ctx ends; what is left then is done by the next Restore.
 func (y *Yard) Run(ctx context.Context) error {
+	tick := time.NewTicker(y.c.Grace)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case f := <-y.work:
 			f()
+		case <-tick.C:
+			y.retry(ctx)
 		}
 	}
 }

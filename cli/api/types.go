@@ -43,24 +43,23 @@ type Subnet struct {
 
 // An Endpoint is a row of netyard ps.
 type Endpoint struct {
-	ID          string            `json:"id"`
-	Container   string            `json:"container"`
-	ContainerID string            `json:"container_id"`
-	Image       string            `json:"image,omitempty"`
-	PID         int               `json:"pid,omitempty"`
-	Engine      string            `json:"engine"`
-	Network     string            `json:"network"`
-	NetworkID   string            `json:"network_id"`
-	Mode        string            `json:"mode"`
-	Addresses   []string          `json:"addresses"`
-	MAC         string            `json:"mac"`
-	Interface   string            `json:"interface"`
-	Ports       []string          `json:"ports"`
-	State       string            `json:"state"`
-	Sandbox     string            `json:"sandbox,omitempty"`
-	Options     map[string]string `json:"options,omitempty"`
-	Created     time.Time         `json:"created"`
-	Joined      time.Time         `json:"joined,omitzero"`
+	ID          string    `json:"id"`
+	Container   string    `json:"container"`
+	ContainerID string    `json:"container_id"`
+	Image       string    `json:"image,omitempty"`
+	PID         int       `json:"pid,omitempty"`
+	Engine      string    `json:"engine"`
+	Network     string    `json:"network"`
+	NetworkID   string    `json:"network_id"`
+	Mode        string    `json:"mode"`
+	Addresses   []string  `json:"addresses"`
+	MAC         string    `json:"mac"`
+	Interface   string    `json:"interface"`
+	Ports       []string  `json:"ports"`
+	State       string    `json:"state"`
+	Sandbox     string    `json:"sandbox,omitempty"`
+	Created     time.Time `json:"created"`
+	Joined      time.Time `json:"joined,omitzero"`
 }
 
 // A Lease is an address of netyard's own IPAM that is not free.
@@ -112,7 +111,7 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	v := Endpoint{
 		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image, PID: e.Container.PID,
 		Engine: e.Container.Engine, Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
-		State: state, Sandbox: e.Sandbox, Options: e.Options, Created: e.Created, Joined: e.Joined,
+		State: state, Sandbox: e.Sandbox, Created: e.Created, Joined: e.Joined,
 		Addresses: []string{}, Ports: []string{},
 	}
 	for _, a := range e.Addrs {

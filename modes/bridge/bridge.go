@@ -49,8 +49,11 @@ func (mode) Check(n modes.Network) error {
 func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, error) {
 	name := name(n)
 	link, exists, err := m.k.FindLink(name)
-	if err != nil || !exists || link.Alias == kernel.Alias(n.ID, "") {
+	if err != nil || link.Alias == kernel.Alias(n.ID, "") {
 		return nil, err
+	}
+	if !exists {
+		return nil, m.apart(n)
 	}
 	if other, _, ours := kernel.ParseAlias(link.Alias); ours {
 		return nil, fmt.Errorf("%w: bridge=%s: it is the bridge of netyard's network %s", modes.ErrOption, name, modes.Short(other))
@@ -62,6 +65,21 @@ func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, err
 		return nil, fmt.Errorf("%w: mtu=%s: the host's bridge %s has %d, which netyard does not change", modes.ErrOption, mtu, name, link.MTU)
 	}
 	return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, nil
+}
+
+// apart refuses a subnet that the host has an address in: its routes could not tell the two apart. Only here: what is on record has
+// to come up again whatever the host has got since.
+func (m mode) apart(n modes.Network) error {
+	for _, s := range n.Subnets {
+		link, other, err := m.k.Occupant(s.Pool, name(n))
+		if err != nil {
+			return err
+		}
+		if link != "" && s.Gateway.IsValid() {
+			return fmt.Errorf("subnet %s overlaps %s on the host's link %s", s.Pool, other, link)
+		}
+	}
+	return nil
 }
 
 // mtu is what the links of a network carry. A port with less than a host's bridge has would lower the bridge's.
@@ -82,17 +100,6 @@ func name(n modes.Network) string {
 }
 
 func (m mode) Up(ctx context.Context, n modes.Network) error {
-	if !hostOwned(n) {
-		for _, s := range n.Subnets {
-			link, other, err := m.k.Occupant(s.Pool, name(n))
-			if err != nil {
-				return err
-			}
-			if link != "" && s.Gateway.IsValid() {
-				return fmt.Errorf("subnet %s overlaps %s on the host's link %s", s.Pool, other, link)
-			}
-		}
-	}
 	return m.k.Ensure(ctx, networkObjects(n)...)
 }
 
@@ -178,22 +185,22 @@ func networkObjects(n modes.Network) []kernel.Object {
 		v6 := s.Pool.Addr().Is6()
 		bridge.IPv6 = bridge.IPv6 || v6
 		if s.Gateway.IsValid() && (v6 || !n.OptBool("inhibit_ipv4")) {
-			rest = append(rest, kernel.Addr{Link: br, Prefix: s.Gateway})
+			rest = append(rest, kernel.Addr{Link: br, Alias: bridge.Alias, Prefix: s.Gateway})
 		}
 		if nat := natSet(v6); !n.Internal && n.OptBool("masquerade") && s.Pool.Bits() > 0 {
-			rest = append(rest, kernel.SubnetIn(nat, s.Pool))
+			rest = append(rest, kernel.SubnetIn(nat, s.Pool).For(n.ID))
 		}
 	}
 	objects = append(append(objects, bridge), rest...)
 	if n.Opt("bridge") != "" {
 		objects = append(objects, kernel.Bypass{In: br, Network: modes.Short(n.ID)}, kernel.Bypass{Out: br, Network: modes.Short(n.ID)})
 	}
-	objects = append(objects, kernel.InterfaceIn(kernel.Bridges, br))
+	objects = append(objects, kernel.InterfaceIn(kernel.Bridges, br).For(n.ID))
 	if n.Internal {
-		objects = append(objects, kernel.InterfaceIn(kernel.Internal, br))
+		objects = append(objects, kernel.InterfaceIn(kernel.Internal, br).For(n.ID))
 	}
 	if n.OptBool("icc") {
-		objects = append(objects, kernel.InterfaceIn(kernel.Talk, br, br))
+		objects = append(objects, kernel.InterfaceIn(kernel.Talk, br, br).For(n.ID))
 	}
 	return objects
 }

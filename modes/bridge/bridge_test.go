@@ -223,7 +223,9 @@ func TestRouterAdvertisement(t *testing.T) {
 	rogue := l.run(a, "e1e1e1e1e1e1", "10.9.0.2/24", "fd09::2/64")
 	victim := l.run(a, "e2e2e2e2e2e2", "10.9.0.3/24", "fd09::3/64")
 	victim.Sh(t, "sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.autoconf=1")
-	seen := func(h *kerneltest.Host) string { return h.Sh(t, "nft list chain inet probe in | grep -o 'packets [0-9]*'") }
+	seen := func(h *kerneltest.Host) string {
+		return h.Sh(t, "nft list chain inet probe in | grep -o 'packets [0-9]*'")
+	}
 	const probe = "nft add table inet probe; nft 'add chain inet probe in { type filter hook input priority 0; }'; nft 'add rule inet probe in icmpv6 type nd-router-advert counter'"
 	victim.Sh(t, probe)
 	l.host.Sh(t, probe)
@@ -259,9 +261,6 @@ func TestRefusals(t *testing.T) {
 		err := l.mode.Check(c.n)
 		if err == nil {
 			c.n.Settled, err = l.mode.(modes.Settler).Settle(t.Context(), c.n)
-		}
-		if err == nil {
-			err = l.mode.Up(t.Context(), c.n)
 		}
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)

@@ -79,12 +79,12 @@ func Run(t *testing.T, c Case) {
 // audit wants the objects the mode speaks of to be there, and no others of netyard's.
 func audit(t *testing.T, h *kerneltest.Host, m modes.Mode, n modes.Network, es ...modes.Endpoint) {
 	t.Helper()
-	faults, strays, err := h.Audit(m.Objects(n, es))
-	must(t, "Audit", err)
-	for _, f := range faults {
+	snap, err := h.Snapshot()
+	must(t, "Snapshot", err)
+	for _, f := range snap.Faults(m.Objects(n, es)) {
 		t.Errorf("a fault where all is well: %s", f.Text)
 	}
-	for _, s := range strays {
+	for _, s := range snap.Strays(m.Objects(n, es)) {
 		t.Errorf("a stray where all is wanted: %s", s.Text)
 	}
 }
