@@ -18,6 +18,7 @@ func TestBridge(t *testing.T) {
 }
 
 func bridgeWorks(t *testing.T, e lab.Engine) {
+	t.Helper()
 	h := host(t, e)
 	for _, create := range []string{
 		"-d netyard-bridge",

@@ -44,6 +44,7 @@ func (r *rig) pair(tx store.Tx, pool string) error {
 
 // benchPool makes a /16 of which so much is used.
 func benchPool(b *testing.B, percent int) (*rig, string) {
+	b.Helper()
 	r := newRig(b, Config{})
 	pool := r.subnet("10.7.0.0/16", "n")
 	for left := (1<<16 - 2) * percent / 100; left > 0; {

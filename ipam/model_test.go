@@ -202,14 +202,15 @@ func (p *poolModel) forget(a netip.Addr, err error) error {
 		return expect(err, ErrNotFound)
 	case StateActive:
 		return expect(err, ErrInUse)
+	default:
+		p.drop(a)
+		return err
 	}
-	p.drop(a)
-	return err
 }
 
 func expect(err, want error) error {
 	if !errors.Is(err, want) {
-		return fmt.Errorf("error is %w, want a %q", err, want)
+		return fmt.Errorf("error is %w, want %w", err, want)
 	}
 	return nil
 }

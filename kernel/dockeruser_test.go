@@ -76,8 +76,10 @@ func TestFlushRuleset(t *testing.T) {
 	}
 	before := h.Sh(t, "nft list ruleset")
 	go func() { _ = h.Watch(t.Context()) }()
-	for _, cmd := range []string{"nft flush ruleset", "nft delete table inet netyard", "nft delete table bridge netyard",
-		"nft flush chain inet netyard forward", "nft delete element inet netyard bridges { nyb-a }"} {
+	for _, cmd := range []string{
+		"nft flush ruleset", "nft delete table inet netyard", "nft delete table bridge netyard",
+		"nft flush chain inet netyard forward", "nft delete element inet netyard bridges { nyb-a }",
+	} {
 		h.Sh(t, cmd)
 		eventually(t, "the ruleset is back after "+cmd, func() bool { return h.Sh(t, "nft list ruleset") == before })
 	}

@@ -14,10 +14,12 @@ const (
 	// AliasPrefix begins the alias of every link netyard makes: netyard:<network>[:<endpoint>].
 	AliasPrefix = "netyard:"
 
-	// The names of links begin like this and go on with the beginning of the network's or endpoint's id.
+	// BridgePrefix begins the names of bridges; they go on with the beginning of the network's id.
 	BridgePrefix = "nyb-"
-	VethPrefix   = "nyv-"
-	PeerPrefix   = "nyp-"
+	// VethPrefix begins the names of endpoints' outer links; they go on with the beginning of the endpoint's id.
+	VethPrefix = "nyv-"
+	// PeerPrefix begins the names of the inner ones, while they are outside.
+	PeerPrefix = "nyp-"
 
 	maxName = unix.IFNAMSIZ - 1
 )

@@ -12,8 +12,6 @@ import (
 )
 
 // claims says which endpoint of a network has an address, so that neither a late release nor a reaper takes it away.
-//
-//nolint:gochecknoglobals // the layout of the file
 var claims = store.Bucket[string]{Name: "claims"}
 
 func claimKey(network string, a netip.Addr) string { return network + "/" + a.String() }

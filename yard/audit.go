@@ -38,7 +38,7 @@ const (
 const young = 5 * time.Second
 
 // Audit compares the records with the kernel and, when the engines could be asked, with them. A healthy host has no findings.
-func (y *Yard) Audit(ctx context.Context, census *Census) ([]Finding, error) {
+func (y *Yard) Audit(_ context.Context, census *Census) ([]Finding, error) {
 	out, strays, err := y.compare()
 	if err != nil {
 		return nil, err
@@ -268,18 +268,10 @@ func (y *Yard) Bury(ctx context.Context, network, id string) error {
 		return err
 	}
 	defer release()
-	e, err := y.Endpoint(network, id)
+	m, n, e, err := y.whole(network, id)
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	n, err := y.Network(network)
-	if err != nil {
-		return err
-	}
-	m, err := y.mode(n.Mode)
 	if err != nil {
 		return err
 	}

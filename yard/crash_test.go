@@ -43,13 +43,13 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, host: kerneltest.New(t), path: filepath.Join(t.TempDir(), "db"), boot: "boot-1", now: time.Unix(1e9, 0)}
 	r.host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1")
-	r.start(false)
+	r.start()
 	t.Cleanup(func() { _ = r.st.Close() })
 	return r
 }
 
 // start makes a yard as a daemon does that has just been started.
-func (r *rig) start(keepStrays bool) {
+func (r *rig) start() {
 	r.t.Helper()
 	var err error
 	if r.st != nil {
@@ -71,7 +71,7 @@ func (r *rig) start(keepStrays bool) {
 		Modes: map[string]modes.Mode{"bridge": m}, Now: func() time.Time { return r.now },
 		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
 	})
-	if err := r.Restore(r.t.Context(), keepStrays); err != nil {
+	if err := r.Restore(r.t.Context(), false); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -89,7 +89,7 @@ func (r *rig) pull(at int, f func() error) (steps []string, err error) {
 	}
 	defer func() {
 		r.step = func(string) {}
-		if p := recover(); p == errPulled {
+		if p := recover(); p == any(errPulled) {
 			err = errPulled
 		} else if p != nil {
 			panic(p)
@@ -177,7 +177,7 @@ func TestCrashAnywhere(t *testing.T) {
 			}
 			when := fmt.Sprintf("call %d, step %q", i, done[len(done)-1])
 			died = true
-			r.start(false)
+			r.start()
 			r.healthy(when)
 			if err := call(t.Context()); err != nil {
 				t.Errorf("%s: sent again: %v", when, err)
@@ -246,7 +246,7 @@ func TestReboot(t *testing.T) {
 	}
 	r.boot = "boot-2"
 	r.host.Sh(t, "ip link del "+kernel.Name(kernel.VethPrefix, epID)+"; ip link del "+kernel.Name(kernel.BridgePrefix, netID))
-	r.start(false)
+	r.start()
 	r.healthy("after a reboot")
 	if es, _ := r.Endpoints(); len(es) != 0 {
 		t.Errorf("endpoints of the last boot are left: %v", es)
@@ -275,7 +275,7 @@ func TestRestartKeepsFlows(t *testing.T) {
 		}
 	}
 	before := r.host.Dump(t)
-	r.start(false)
+	r.start()
 	if after := r.host.Dump(t); after != before {
 		t.Errorf("a restart changed the kernel:\n%s\n%s", before, after)
 	}
@@ -313,7 +313,7 @@ func TestDoctor(t *testing.T) {
 			r := r6(t)
 			r.host.Sh(t, faults[name].cmd)
 			r.finds(faults[name].want)
-			r.start(false) // a restart repairs what can be repaired without the container's help
+			r.start() // a restart repairs what can be repaired without the container's help
 			if name != "link" {
 				r.healthy("after a restart")
 			}

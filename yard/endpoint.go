@@ -151,7 +151,7 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	if err != nil || !found {
 		return err
 	}
-	y.c.Background(func() {
+	y.c.Background(func() { //nolint:contextcheck // the caller does not wait for it
 		if err := y.finish(network, id); err != nil {
 			y.c.Log.Error("take an endpoint's link away", "network", network, "endpoint", id, "err", err)
 		}
@@ -190,22 +190,26 @@ func (y *Yard) finish(network, id string) error {
 		return err
 	}
 	defer release()
-	e, err := y.Endpoint(network, id)
+	m, n, e, err := y.whole(network, id)
 	if errors.Is(err, ErrNotFound) || err == nil && e.Phase != modes.Deleting {
 		return nil // the network took it with it, or it was made anew
 	}
 	if err != nil {
 		return err
 	}
-	n, err := y.Network(network)
-	if err != nil {
-		return err
-	}
-	m, err := y.mode(n.Mode)
-	if err != nil {
-		return err
-	}
 	return y.forget(ctx, m, n, e)
+}
+
+// whole is an endpoint with its network and the network's mode.
+func (y *Yard) whole(network, id string) (m modes.Mode, n modes.Network, e modes.Endpoint, err error) {
+	if e, err = y.Endpoint(network, id); err != nil {
+		return nil, n, e, err
+	}
+	if n, err = y.Network(network); err != nil {
+		return nil, n, e, err
+	}
+	m, err = y.mode(n.Mode)
+	return m, n, e, err
 }
 
 // forget takes an endpoint's link away and then its record.

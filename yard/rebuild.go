@@ -13,8 +13,6 @@ import (
 )
 
 // flags are things to remember that are of no network.
-//
-//nolint:gochecknoglobals // the layout of the file
 var flags = store.Bucket[bool]{Name: "flags"}
 
 const flagRebuilding = "rebuilding"

@@ -9,7 +9,6 @@ import (
 	"netyard/store"
 )
 
-//nolint:gochecknoglobals // the layout of the file
 var (
 	networks  = store.Bucket[modes.Network]{Name: "networks"}
 	endpoints = store.Bucket[modes.Endpoint]{Name: "endpoints"}

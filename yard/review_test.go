@@ -38,7 +38,7 @@ func TestRestartBesideOverlap(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
 	r.host.Sh(t, "ip link add lan0 type bridge && ip link set lan0 up && ip addr add 10.9.0.77/16 dev lan0")
-	r.start(false)
+	r.start()
 	r.healthy("after a restart")
 	if rules := r.host.Sh(t, "nft list set inet netyard bridges"); !strings.Contains(rules, "nyb-aaaaaaaaaaa") {
 		t.Errorf("the network is not isolated: %s", rules)

@@ -103,6 +103,7 @@ func New(t testing.TB, e Engine, opts ...Option) *Host {
 // host must say so: it would fail its parent otherwise, in the wrong goroutine. The subtests of one host cannot be
 // parallel.
 func (h *Host) Use(t testing.TB) {
+	t.Helper()
 	h.report.lend(t)
 	if lan := h.Outside.report; lan != h.report {
 		lan.lend(t)

@@ -70,6 +70,7 @@ func (r *reporter) TB() testing.TB {
 
 // lend gives the reports to t until t ends.
 func (r *reporter) lend(t testing.TB) {
+	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before := r.tb
