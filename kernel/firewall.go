@@ -133,18 +133,15 @@ func (k *Kernel) LoadFirewall() error {
 		return err
 	}
 	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
 	k.fw.recallGuards()
-	return k.fw.load()
+	err := k.fw.load()
+	k.fw.mu.Unlock()
+	return errors.Join(err, k.syncDockerUser())
 }
 
 // AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted.
 func (k *Kernel) AdoptFirewall() error {
-	if err := k.syncBridges(); err != nil {
-		return err
-	}
 	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
 	have, _ := k.fw.dumpElements()
 	for set, keys := range have {
 		for key, end := range keys {
@@ -154,8 +151,8 @@ func (k *Kernel) AdoptFirewall() error {
 			}
 		}
 	}
-	k.fw.recallGuards()
-	return k.fw.load()
+	k.fw.mu.Unlock()
+	return k.LoadFirewall()
 }
 
 // UnloadFirewall takes the tables out of the kernel.
