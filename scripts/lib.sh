@@ -6,7 +6,7 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 export HOME=${HOME:-/root} # Go keeps its caches there
 
-bold= plain=
+bold='' plain=''
 if [[ -t 1 ]]; then bold=$'\e[1m' plain=$'\e[0m'; fi
 
 heading() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
@@ -66,10 +66,15 @@ load_modules() {
 forget_firewall() {
 	nft delete table inet netyard 2>/dev/null || true
 	nft delete table bridge netyard 2>/dev/null || true
-	local family handle
+	local family handle rule
 	for family in ip ip6; do
 		for handle in $(nft -a list chain "$family" filter DOCKER-USER 2>/dev/null | sed -n 's/.*"netyard.*# handle //p'); do
 			nft delete rule "$family" filter DOCKER-USER handle "$handle"
+		done
+		# Where Docker speaks legacy iptables; just to ask would make the tables.
+		grep -qs filter "/proc/net/${family}_tables_names" || continue
+		"${family}tables-legacy" -S DOCKER-USER 2>/dev/null | sed -nE 's/^-A (.*--comment "?netyard\b)/-D \1/p' | while read -r rule; do
+			xargs "${family}tables-legacy" -w <<<"$rule"
 		done
 	done
 }
