@@ -91,7 +91,8 @@ func subnet(data network.IPAMData) (s modes.Subnet, err error) {
 // numberedZero matches the names an engine can give: it numbers a prefix, from 0 up, and a plugin only tells the prefix.
 var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 
-func endpoint(q createEndpoint) (e modes.Endpoint, err error) {
+// endpoint reads what an engine says of an endpoint of a network of that mode.
+func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
 	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Container: modes.Container{Engine: yard.Docker}}
 	if q.Interface != nil {
 		for field, text := range map[string]string{"Address": q.Interface.Address, "AddressIPv6": q.Interface.AddressIPv6} {
@@ -115,10 +116,19 @@ func endpoint(q createEndpoint) (e modes.Endpoint, err error) {
 			e.MAC = mac.String()
 		}
 	}
+	given := map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(q.Options)) {
-		if !strings.HasPrefix(key, labelEngine) {
-			return e, fmt.Errorf("%w: unknown endpoint option %s", modes.ErrOption, key)
+		if strings.HasPrefix(key, labelEngine) {
+			continue
 		}
+		text, ok := q.Options[key].(string)
+		if !ok {
+			return e, fmt.Errorf("%w: %s: want text, not %T", modes.ErrOption, key, q.Options[key])
+		}
+		given[key] = text
+	}
+	if e.Options, err = modes.ResolveEndpoint(mode, given); err != nil {
+		return e, err
 	}
 	if e.IfName, _ = q.Options[labelIfName].(string); e.IfName != "" {
 		if !modes.ValidIfName(e.IfName) || !numberedZero.MatchString(e.IfName) {

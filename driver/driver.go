@@ -88,13 +88,13 @@ func (d *Door) deleteNetwork(ctx context.Context, q deleteNetwork) (empty, error
 }
 
 func (d *Door) createEndpoint(ctx context.Context, q createEndpoint) (endpointAnswer, error) {
-	e, err := endpoint(q)
-	if err != nil {
-		return endpointAnswer{}, err
-	}
-	n, err := d.Yard.Network(e.NetworkID)
+	n, err := d.Yard.Network(q.NetworkID)
 	if err != nil {
 		return endpointAnswer{}, d.hint(err)
+	}
+	e, err := endpoint(q, n.Mode)
+	if err != nil {
+		return endpointAnswer{}, err
 	}
 	if d.Yard.Addressless(n.Mode) { // no gateway, so program will never be sent
 		if err := refusePorts(q.Options, "a network of mode "+n.Mode+" has no addresses to publish them on"); err != nil {

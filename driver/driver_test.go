@@ -258,7 +258,7 @@ func TestBadInput(t *testing.T) {
 	e.ok("NetworkDriver.CreateNetwork", plain())
 	for body, want := range map[string]string{
 		strings.Replace(endpoint, `"MacAddress":""`, `"MacAddress":"nope"`, 1):                                  `mac-address "nope"`,
-		strings.Replace(endpoint, `"Options":{}`, `"Options":{"rat":"1mbit"}`, 1):                               "unknown endpoint option rat",
+		strings.Replace(endpoint, `"Options":{}`, `"Options":{"rat":"1mbit"}`, 1):                               "unknown option rat",
 		strings.Replace(endpoint, `"Options":{}`, `"Options":{"com.docker.network.endpoint.ifname":"wan1"}`, 1): "end in 0",
 		strings.Replace(endpoint, `"Address":"10.9.0.2/24"`, `"Address":"10.9.0.2"`, 1):                         `Address "10.9.0.2"`,
 	} {

@@ -57,7 +57,7 @@ func FuzzCreateEndpoint(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if e, err := endpoint(q); err == nil {
+		if e, err := endpoint(q, "bridge"); err == nil {
 			for _, a := range e.Addrs {
 				if !a.IsValid() || a.Bits() == 0 {
 					t.Errorf("%q: address %v", body, a)

@@ -4,10 +4,13 @@ package modes
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"netyard/kernel"
@@ -49,6 +52,10 @@ type Endpoint struct {
 	Addrs   []netip.Prefix `json:",omitempty"`
 	MAC     string         `json:",omitempty"`
 	IfName  string         `json:",omitempty"` // the name asked for inside the sandbox
+	// Options are what was said for this endpoint alone; canonical names, see ResolveEndpoint.
+	Options map[string]string `json:",omitempty"`
+	// Ports are published while the endpoint has them: an engine gives and takes them as the default route moves.
+	Ports   []Port `json:",omitempty"`
 	Phase   Phase
 	Created time.Time
 	Joined  time.Time `json:",omitzero"`
@@ -59,6 +66,32 @@ type Endpoint struct {
 	BootID string `json:",omitempty"`
 	// Container is who the endpoint belongs to, found out in the background.
 	Container Container `json:",omitzero"`
+}
+
+// A Port is one published port, or a range of them: what the host gets on HostIP at HostPort and the Count-1 ports behind it goes
+// to ContainerPort and those behind that.
+type Port struct {
+	Proto string // tcp, udp, sctp
+	// HostIP is the host's address; the unspecified one of a family stands for all of that family, an invalid one for all of both.
+	HostIP        netip.Addr `json:",omitzero"`
+	HostPort      uint16
+	ContainerPort uint16
+	Count         uint16
+}
+
+// String reads like docker ps: 0.0.0.0:8080->80/tcp.
+func (p Port) String() string {
+	span := func(first uint16) string {
+		if p.Count <= 1 {
+			return strconv.Itoa(int(first))
+		}
+		return fmt.Sprintf("%d-%d", first, first+p.Count-1)
+	}
+	host := "*"
+	if p.HostIP.IsValid() {
+		host = p.HostIP.String()
+	}
+	return net.JoinHostPort(host, span(p.HostPort)) + "->" + span(p.ContainerPort) + "/" + p.Proto
 }
 
 // A Container is the owner of an endpoint as its engine knows it.

@@ -25,15 +25,17 @@ const (
 
 // An Option is one line of the table: what can be said with -o NAME=VALUE.
 type Option struct {
-	Name    string
-	Docker  []string // the keys of Docker's built-in drivers that mean the same
-	Modes   []string // the modes that know it; nil: every mode
-	Kind    Kind
-	Default string
-	Values  []string // of an Enum
-	Min     int      // of an Int
-	Max     int      // of an Int, or of an IfName's letters; 0: as many as the kernel takes
-	Help    string
+	Name   string
+	Docker []string // the keys of Docker's built-in drivers that mean the same
+	Modes  []string // the modes that know it; nil: every mode
+	// Endpoint: it can also be said for one endpoint, which then goes before what its network says.
+	Endpoint bool
+	Kind     Kind
+	Default  string
+	Values   []string // of an Enum
+	Min      int      // of an Int
+	Max      int      // of an Int, or of an IfName's letters; 0: as many as the kernel takes
+	Help     string
 }
 
 // ErrOption is at the root of every refusal of an option.
@@ -75,6 +77,21 @@ func Options() []Option {
 // touched, what is unknown (naming the nearest known one), ill-typed, of another mode, or said twice with two values.
 func Resolve(mode string, given map[string]string) (map[string]string, error) {
 	return resolve(Options(), mode, given)
+}
+
+// ResolveEndpoint is Resolve for what was said for one endpoint: docker network connect --driver-opt, and driver_opts of compose.
+func ResolveEndpoint(mode string, given map[string]string) (map[string]string, error) {
+	var table []Option
+	for _, o := range Options() {
+		if o.Endpoint {
+			table = append(table, o)
+		}
+	}
+	opts, err := resolve(table, mode, given)
+	if err != nil {
+		return nil, fmt.Errorf("endpoint: %w", err)
+	}
+	return opts, nil
 }
 
 func resolve(table []Option, mode string, given map[string]string) (map[string]string, error) {
@@ -179,6 +196,14 @@ func (n Network) Opt(name string) string {
 		}
 	}
 	return ""
+}
+
+// EndpointOpt is the value of an option for one endpoint: its own, or else the network's.
+func (n Network) EndpointOpt(e Endpoint, name string) string {
+	if v, ok := e.Options[name]; ok {
+		return v
+	}
+	return n.Opt(name)
 }
 
 // OptBool is Opt for a Bool.
