@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -21,7 +22,7 @@ type snapshot struct {
 	routes map[int][]netlink.Route
 	// noTable: a table of the ruleset is not there at all.
 	noTable    bool
-	elements   map[SetName]map[string]string
+	elements   map[SetName]map[string]content
 	dockerUser []dockerUser
 }
 
@@ -78,7 +79,11 @@ func (k *Kernel) Snapshot() (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Snapshot{s: s, rules: k.fw.auditRules()}, nil
+	loops, err := k.loopFaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Snapshot{s: s, rules: append(k.fw.auditRules(), loops...)}, nil
 }
 
 // A Snapshot is the kernel at one moment.
@@ -186,17 +191,38 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 	return strays
 }
 
+// showKey reads a key as nft prints it, field by field; each takes whole 32-bit registers.
 func showKey(set SetName, key string) string {
-	if set == NAT4 || set == NAT6 {
-		addr, _ := netip.AddrFromSlice([]byte(key))
+	const register = 4
+	at := slices.IndexFunc(setSpecs(), func(s setSpec) bool { return s.name == set })
+	if at < 0 {
+		return fmt.Sprintf("%x", key)
+	}
+	var words []string
+	for _, field := range fieldsOf(setSpecs()[at].key) {
+		size := int(field.Bytes)
+		if len(key) < size {
+			break
+		}
+		words = append(words, showField(field, key[:size]))
+		key = key[min(len(key), (size+register-1)/register*register):]
+	}
+	return strings.Join(words, " . ")
+}
+
+func showField(field nftables.SetDatatype, v string) string {
+	switch field {
+	case nftables.TypeIPAddr, nftables.TypeIP6Addr:
+		addr, _ := netip.AddrFromSlice([]byte(v))
 		return addr.String()
+	case nftables.TypeInetProto:
+		return protoName(v[0])
+	case nftables.TypeInetService:
+		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
+	case nftables.TypeIFName:
+		return strings.TrimRight(v, "\x00")
 	}
-	var names []string
-	for len(key) >= len(ifName("")) {
-		names = append(names, strings.TrimRight(key[:len(ifName(""))], "\x00"))
-		key = key[len(ifName("")):]
-	}
-	return strings.Join(names, " . ")
+	return fmt.Sprintf("%x", v)
 }
 
 // discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put in.
@@ -210,14 +236,17 @@ func (f *firewall) discard(id elementID) error {
 	return f.load()
 }
 
-// dumpElements reads every set, as the end of each element by its key; none says that the table, or a set of it, is not there.
-func (f *firewall) dumpElements() (all map[SetName]map[string]string, none bool) {
-	all = map[SetName]map[string]string{}
+// dumpElements reads every set that netyard fills; none says that the table, or a set of it, is not there.
+func (f *firewall) dumpElements() (all map[SetName]map[string]content, none bool) {
+	all = map[SetName]map[string]content{}
 	f.bound()
 	for _, spec := range setSpecs() {
 		set, err := f.conn.GetSetByName(tables()[0], string(spec.name))
 		if err != nil {
 			return all, true
+		}
+		if spec.life > 0 {
+			continue
 		}
 		elements, err := f.conn.GetSetElements(set)
 		if err != nil {
@@ -228,8 +257,8 @@ func (f *firewall) dumpElements() (all map[SetName]map[string]string, none bool)
 	return all, false
 }
 
-// pairUp joins the two elements that the kernel makes of an interval.
-func pairUp(elements []nftables.SetElement) map[string]string {
+// pairUp joins the two elements that the kernel makes of an interval of one field.
+func pairUp(elements []nftables.SetElement) map[string]content {
 	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
 		if c := bytes.Compare(a.Key, b.Key); c != 0 {
 			return c
@@ -242,15 +271,16 @@ func pairUp(elements []nftables.SetElement) map[string]string {
 		}
 		return 1
 	})
-	all := map[string]string{}
+	all := map[string]content{}
 	for i, e := range elements {
+		c := content{val: string(e.Val), end: string(e.KeyEnd)}
 		switch {
 		case e.IntervalEnd:
-		case i+1 < len(elements) && elements[i+1].IntervalEnd:
-			all[string(e.Key)] = string(elements[i+1].Key)
-		default:
-			all[string(e.Key)] = ""
+			continue
+		case c.end == "" && i+1 < len(elements) && elements[i+1].IntervalEnd:
+			c.end = string(elements[i+1].Key)
 		}
+		all[string(e.Key)] = c
 	}
 	return all
 }

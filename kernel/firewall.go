@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/mdlayher/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -23,11 +22,20 @@ const netfilterBuffer = 8 << 20
 // An Element is one element of a set of the ruleset.
 type Element struct {
 	Set SetName
-	// Network is who wants the element; it goes with the last that does.
-	Network string
-	text    string
-	// key and end are as the kernel has them; end, behind the last address, is empty but for intervals.
-	key, end string
+	// Owner is who wants the element; it goes with the last that does.
+	Owner string
+	text  string
+	// key is as the kernel has it.
+	key string
+	content
+}
+
+// A content is what there is to an element beside its key.
+type content struct {
+	// end is that of an interval: behind the last address, or in a set of several fields the last of each. Empty for all others.
+	end string
+	// val is what the element of a map maps to.
+	val string
 }
 
 // InterfaceIn is the element that puts an interface, or a pair of them, into a set.
@@ -42,7 +50,7 @@ func InterfaceIn(set SetName, names ...string) Element {
 // SubnetIn is the element that puts the addresses of a subnet into a set.
 func SubnetIn(set SetName, p netip.Prefix) Element {
 	first := p.Masked().Addr()
-	return Element{Set: set, text: p.Masked().String(), key: string(first.AsSlice()), end: string(behind(p))}
+	return Element{Set: set, text: p.Masked().String(), key: string(first.AsSlice()), content: content{end: string(behind(p))}}
 }
 
 // An elementID tells one element from another: those of a set do not overlap, so where one begins is enough.
@@ -53,9 +61,9 @@ type elementID struct {
 
 func (e Element) id() elementID { return elementID{e.Set, e.key} }
 
-// For is the element as that network's wish.
-func (e Element) For(network string) Element {
-	e.Network = network
+// For is the element as that owner's wish.
+func (e Element) For(owner string) Element {
+	e.Owner = owner
 	return e
 }
 
@@ -72,10 +80,16 @@ func (e Element) ensure(k *Kernel) error { return k.fw.add([]Element{e}) }
 func (e Element) remove(k *Kernel) error { return k.fw.remove([]Element{e}) }
 
 func (e Element) check(s *snapshot) []string {
-	if _, ok := s.elements[e.Set][e.key]; ok || s.noTable {
+	have, ok := s.elements[e.Set][e.key]
+	switch {
+	case s.noTable:
 		return nil // that the table is missing is said once
+	case !ok:
+		return []string{e.String() + " is missing"}
+	case have != e.content:
+		return []string{e.String() + " is not as it should be"}
 	}
-	return []string{e.String() + " is missing"}
+	return nil
 }
 
 // behind is the first address after a prefix's last one; all zeros when there is none, which the kernel takes for the end.
@@ -132,6 +146,9 @@ func (k *Kernel) LoadFirewall() error {
 	if err := k.syncBridges(); err != nil {
 		return err
 	}
+	if err := k.ensureLoopRoutes(); err != nil {
+		return err
+	}
 	k.fw.mu.Lock()
 	k.fw.recallGuards()
 	err := k.fw.load()
@@ -144,8 +161,8 @@ func (k *Kernel) AdoptFirewall() error {
 	k.fw.mu.Lock()
 	have, _ := k.fw.dumpElements()
 	for set, keys := range have {
-		for key, end := range keys {
-			e := Element{Set: set, text: showKey(set, key), key: key, end: end}
+		for key, c := range keys {
+			e := Element{Set: set, text: showKey(set, key), key: key, content: c}
 			if k.fw.want[e.id()] == nil {
 				k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
 			}
@@ -155,8 +172,11 @@ func (k *Kernel) AdoptFirewall() error {
 	return k.LoadFirewall()
 }
 
-// UnloadFirewall takes the tables out of the kernel.
+// UnloadFirewall takes the tables, and the routes that go with them, out of the kernel.
 func (k *Kernel) UnloadFirewall() error {
+	if err := k.removeLoopRoutes(); err != nil {
+		return err
+	}
 	k.fw.mu.Lock()
 	defer k.fw.mu.Unlock()
 	k.fw.loaded = false
@@ -184,13 +204,7 @@ func (f *firewall) load() error {
 	}
 	f.sets = setBook{}
 	for i, spec := range setSpecs() {
-		set := &nftables.Set{
-			Table: ts[0], Name: string(spec.name), ID: uint32(i + 1), KeyType: spec.key, //nolint:gosec // a handful
-			Concatenation: spec.concat, Interval: spec.interval,
-		}
-		if !spec.interval {
-			set.KeyByteOrder = binaryutil.NativeEndian // interface names, or nft would show them backwards
-		}
+		set := spec.set(ts[0], uint32(i+1)) //nolint:gosec // a handful
 		if err := f.conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("declare set %s: %w", spec.name, err)
 		}
@@ -210,10 +224,12 @@ func (f *firewall) load() error {
 
 func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {
 	for _, spec := range chains {
-		policy := nftables.ChainPolicyAccept
-		c := f.conn.AddChain(&nftables.Chain{
-			Table: t, Name: spec.name, Type: spec.kind, Hooknum: spec.hook, Priority: spec.priority, Policy: &policy,
-		})
+		chain := &nftables.Chain{Table: t, Name: spec.name}
+		if spec.hook != nil {
+			policy := nftables.ChainPolicyAccept
+			chain.Type, chain.Hooknum, chain.Priority, chain.Policy = spec.kind, spec.hook, spec.priority, &policy
+		}
+		c := f.conn.AddChain(chain)
 		for _, r := range spec.rules {
 			f.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: r.exprs, UserData: comment(r.comment)})
 		}
@@ -237,6 +253,11 @@ func (f *firewall) bound() {
 func (f *firewall) add(elements []Element) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, e := range elements {
+		if w := f.want[e.id()]; w != nil && w.content != e.content {
+			return fmt.Errorf("add %s: there is one of that key, %s", e, w.Element)
+		}
+	}
 	var fresh []Element
 	for _, e := range elements {
 		w := f.want[e.id()]
@@ -245,7 +266,7 @@ func (f *firewall) add(elements []Element) error {
 			f.want[e.id()] = w
 			fresh = append(fresh, e)
 		}
-		w.owners[e.Network] = true
+		w.owners[e.Owner] = true
 	}
 	if !f.loaded || len(fresh) == 0 {
 		return nil
@@ -275,7 +296,7 @@ func (f *firewall) remove(elements []Element) error {
 		if w == nil {
 			continue
 		}
-		delete(w.owners, e.Network)
+		delete(w.owners, e.Owner)
 		if len(w.owners) == 0 {
 			gone = append(gone, e)
 			delete(f.want, e.id())
@@ -305,15 +326,25 @@ func (f *firewall) wanted() (all []Element) {
 func (f *firewall) change(elements []Element, op func(*nftables.Set, []nftables.SetElement) error) error {
 	bySet := map[SetName][]nftables.SetElement{}
 	for _, e := range elements {
-		bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key)})
-		if e.end != "" {
+		one := nftables.SetElement{Key: []byte(e.key), Val: []byte(e.val)}
+		if f.sets[e.Set].Concatenation {
+			one.KeyEnd = []byte(e.end)
+		}
+		bySet[e.Set] = append(bySet[e.Set], one)
+		if e.end != "" && one.KeyEnd == nil {
 			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.end), IntervalEnd: true})
 		}
 	}
 	for _, set := range slices.Sorted(maps.Keys(bySet)) {
-		if err := op(f.sets[set], bySet[set]); err != nil {
-			return fmt.Errorf("encode elements of set %s: %w", set, err)
+		for some := range slices.Chunk(bySet[set], chunk) {
+			if err := op(f.sets[set], some); err != nil {
+				return fmt.Errorf("encode elements of set %s: %w", set, err)
+			}
 		}
 	}
 	return nil
 }
+
+// chunk is how many elements one message carries. They are one attribute, which has 16 bits for its length; even, since the two
+// that make an interval must not be torn apart.
+const chunk = 256

@@ -117,6 +117,9 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	for _, a := range e.Addrs {
 		v.Addresses = append(v.Addresses, a.String())
 	}
+	for _, p := range e.Ports {
+		v.Ports = append(v.Ports, p.String())
+	}
 	return v
 }
 

@@ -119,7 +119,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(veth(n, e))
+	return m.k.Remove(append(ports(e), veth(n, e))...)
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -137,8 +137,35 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	return append(objects, veth(n, e))
+	return append(append(objects, veth(n, e)), ports(e)...)
 }
+
+// ports are the elements that give ports of the host to an endpoint.
+func ports(e modes.Endpoint) (objects []kernel.Object) {
+	for _, p := range e.Ports {
+		for _, a := range e.Addrs {
+			if a.Addr().Is4() != p.HostIP.Is4() {
+				continue
+			}
+			pub := kernel.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: a.Addr(), ToPort: p.ContainerPort}
+			for _, el := range pub.Elements() {
+				objects = append(objects, el.For(e.ID))
+			}
+			break
+		}
+	}
+	return objects
+}
+
+// Publishes: containers on a bridge of the host's owner are on the LAN themselves.
+func (mode) Publishes(n modes.Network) error {
+	if hostOwned(n) {
+		return fmt.Errorf("containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
+	}
+	return nil
+}
+
+func (mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
 
 // MAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
 func (mode) MAC(_ modes.Network, e modes.Endpoint) string {
@@ -195,7 +222,13 @@ func networkObjects(n modes.Network) []kernel.Object {
 	if n.Opt("bridge") != "" {
 		objects = append(objects, kernel.Bypass{In: br, Network: modes.Short(n.ID)}, kernel.Bypass{Out: br, Network: modes.Short(n.ID)})
 	}
-	objects = append(objects, kernel.InterfaceIn(kernel.Bridges, br).For(n.ID))
+	objects = append(objects, kernel.InterfaceIn(kernel.Bridges, br).For(n.ID), kernel.InterfaceIn(kernel.Own, br, br).For(n.ID))
+	if n.Opt("publish_from") != "" {
+		subnets, interfaces := n.OptSources("publish_from")
+		for _, el := range kernel.ClosedBut(br, subnets, interfaces) {
+			objects = append(objects, el.For(n.ID))
+		}
+	}
 	if n.Internal {
 		objects = append(objects, kernel.InterfaceIn(kernel.Internal, br).For(n.ID))
 	}
@@ -233,6 +266,6 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	}
 	return kernel.Veth{
 		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID),
-		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"),
+		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"), Hairpin: len(e.Ports) > 0,
 	}
 }
