@@ -196,9 +196,22 @@ func (n *Net) DialFail(network, addr string) {
 
 // TryDial tries once. The address must be a number: names are looked up elsewhere.
 func (n *Net) TryDial(network, addr string) (string, error) {
+	return n.try(&net.Dialer{Timeout: silenceTime}, network, addr)
+}
+
+// TryDialFrom is TryDial from a port of the caller's choice.
+func (n *Net) TryDialFrom(port int, network, addr string) (string, error) {
+	d := &net.Dialer{Timeout: silenceTime, LocalAddr: &net.TCPAddr{Port: port}}
+	if strings.HasPrefix(network, "udp") {
+		d.LocalAddr = &net.UDPAddr{Port: port}
+	}
+	return n.try(d, network, addr)
+}
+
+func (n *Net) try(d *net.Dialer, network, addr string) (string, error) {
 	var conn net.Conn
 	err := n.do(func() (err error) {
-		conn, err = (&net.Dialer{Timeout: silenceTime}).Dial(network, addr)
+		conn, err = d.Dial(network, addr)
 		return err
 	})
 	if err != nil {
