@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -126,7 +125,7 @@ func (b *flowBook) lookup(dst netip.Addr, port uint16) (to netip.Addr, toPort ui
 		if c, found := b.want[id]; found {
 			size := len(dst.AsSlice())
 			to, _ = netip.AddrFromSlice([]byte(c.val[:size]))
-			return to, binary.BigEndian.Uint16([]byte(c.val[size:])), true
+			return to, portOf(c.val[size:]), true
 		}
 	}
 	full := string(dst.AsSlice()) + key

@@ -54,6 +54,19 @@ func offLoopback(a netip.Addr) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
+// ontoLoopback undoes offLoopback.
+func ontoLoopback(a netip.Addr) netip.Addr {
+	switch {
+	case a == loop6():
+		return netip.IPv6Loopback()
+	case !loop4().Contains(a):
+		return a
+	}
+	b := a.As4()
+	b[0] = loopbackOctet
+	return netip.AddrFrom4(b)
+}
+
 func loopElement(proto string, first, count uint16) Element {
 	if count == 1 {
 		return Element{Set: loop, text: fmt.Sprintf("%s . %d", proto, first), key: portKey(proto, first)}

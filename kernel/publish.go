@@ -3,6 +3,7 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -87,6 +88,50 @@ func (p Publication) Elements() (all []Element) {
 	}
 	return all
 }
+
+// Published are the publications that the ruleset has: where records were lost, that is where they can be read.
+func (k *Kernel) Published() (all []Publication) {
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	for _, w := range k.fw.want {
+		if p, ok := publicationOf(w.Element); ok {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// publicationOf reads an element of one of the maps back.
+func publicationOf(e Element) (p Publication, ok bool) {
+	size := net.IPv4len
+	switch e.Set {
+	case toOne6, toAny6, toRange6:
+		size = net.IPv6len
+	case toOne4, toAny4, toRange4:
+	default:
+		return p, false
+	}
+	p.Count, p.Host = 1, netip.IPv4Unspecified()
+	if size == net.IPv6len {
+		p.Host = netip.IPv6Unspecified()
+	}
+	port := e.key
+	if e.Set != toAny4 && e.Set != toAny6 {
+		host, _ := netip.AddrFromSlice([]byte(e.key[:size]))
+		p.Host, port = ontoLoopback(host), e.key[size:]
+	}
+	p.Proto, p.Port = protoName(port[0]), portOf(port[4:])
+	p.To, _ = netip.AddrFromSlice([]byte(e.val[:size]))
+	p.ToPort = p.Port
+	if e.Set == toRange4 || e.Set == toRange6 {
+		p.Count = portOf(e.end[size+4:]) - p.Port + 1
+	} else {
+		p.ToPort = portOf(e.val[size:])
+	}
+	return p, true
+}
+
+func portOf(register string) uint16 { return binary.BigEndian.Uint16([]byte(register)) }
 
 func showHost(a netip.Addr) string {
 	if a.IsUnspecified() {

@@ -58,6 +58,9 @@ func (n *Net) do(f func() error) error {
 	return s.do(f)
 }
 
+// Do calls f on a thread that is in the network namespace: sockets that f makes are there.
+func (n *Net) Do(f func() error) error { return n.do(f) }
+
 // A Server tells each client the address that it sees the client come from.
 type Server struct {
 	// Addr is what it listens on.
