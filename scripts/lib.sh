@@ -68,10 +68,12 @@ load_modules() {
 	done
 }
 
-# forget_firewall removes what a netyard leaves for the next one to find: its tables, and its rules in DOCKER-USER.
+# forget_firewall removes what a netyard leaves for the next one to find: its tables and local routes, and its rules in DOCKER-USER.
 forget_firewall() {
 	nft delete table inet netyard 2>/dev/null || true
 	nft delete table bridge netyard 2>/dev/null || true
+	ip -4 route flush table local proto 78 2>/dev/null || true # what stands for loopback, docs/ports.md
+	ip -6 route flush table local proto 78 2>/dev/null || true
 	local family handle rule
 	for family in ip ip6; do
 		for handle in $(nft -a list chain "$family" filter DOCKER-USER 2>/dev/null | sed -n 's/.*"netyard.*# handle //p'); do
