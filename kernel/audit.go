@@ -3,7 +3,6 @@ package kernel
 import (
 	"bytes"
 	"fmt"
-	"net/netip"
 	"slices"
 	"sort"
 	"strings"
@@ -173,10 +172,10 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 		if set == foreign || set == same {
 			continue // kept by the watcher, from the links
 		}
-		for key := range keys {
+		for key, end := range keys {
 			if !want[set][key] {
 				strays = append(strays, Stray{
-					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key), set),
+					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key, end), set),
 					remove: func() error { return s.k.fw.discard(elementID{set, key}) },
 				})
 			}
@@ -184,19 +183,6 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 	}
 	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
 	return strays
-}
-
-func showKey(set SetName, key string) string {
-	if set == NAT4 || set == NAT6 {
-		addr, _ := netip.AddrFromSlice([]byte(key))
-		return addr.String()
-	}
-	var names []string
-	for len(key) >= len(ifName("")) {
-		names = append(names, strings.TrimRight(key[:len(ifName(""))], "\x00"))
-		key = key[len(ifName("")):]
-	}
-	return strings.Join(names, " . ")
 }
 
 // discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put in.
@@ -214,8 +200,8 @@ func (f *firewall) discard(id elementID) error {
 func (f *firewall) dumpElements() (all map[SetName]map[string]string, none bool) {
 	all = map[SetName]map[string]string{}
 	f.bound()
-	for _, spec := range setSpecs() {
-		set, err := f.conn.GetSetByName(tables()[0], string(spec.name))
+	for _, spec := range allSets() {
+		set, err := f.conn.GetSetByName(spec.table(), string(spec.name))
 		if err != nil {
 			return all, true
 		}
@@ -223,9 +209,22 @@ func (f *firewall) dumpElements() (all map[SetName]map[string]string, none bool)
 		if err != nil {
 			return all, true
 		}
-		all[spec.name] = pairUp(elements)
+		if spec.concat {
+			all[spec.name] = wholes(elements)
+		} else {
+			all[spec.name] = pairUp(elements)
+		}
 	}
 	return all, false
+}
+
+// wholes are the elements of a concatenation: the kernel has both ends of an interval in one.
+func wholes(elements []nftables.SetElement) map[string]string {
+	all := map[string]string{}
+	for _, e := range elements {
+		all[string(e.Key)] = string(e.KeyEnd)
+	}
+	return all
 }
 
 // pairUp joins the two elements that the kernel makes of an interval.
@@ -304,7 +303,7 @@ func (f *firewall) ruleFaults() (faults []string) {
 		return []string{"the ruleset is not loaded"}
 	}
 	have, ts := f.dumpRules(), tables()
-	for i, chains := range [][]chainSpec{inetChains(f.sets, f.guard), bridgeChains()} {
+	for i, chains := range f.chains() {
 		for _, c := range chains {
 			key := chainKey(ts[i], c.name)
 			got, ok := have[key]

@@ -20,14 +20,23 @@ import (
 // netfilterBuffer holds a batch that loads the ruleset with ten thousands of elements.
 const netfilterBuffer = 8 << 20
 
+// elementsPerMessage keeps a list of elements below the 64 KiB that a netlink attribute can be long (struct nlattr); it is even, so
+// that both ends of an interval stay together.
+const elementsPerMessage = 400
+
 // An Element is one element of a set of the ruleset.
 type Element struct {
 	Set SetName
 	// Network is who wants the element; it goes with the last that does.
 	Network string
 	text    string
-	// key and end are as the kernel has them; end, behind the last address, is empty but for intervals.
+	// key and end are as the kernel has them; end is empty but for intervals: behind the last address, or, of a concatenation, the
+	// last of each part.
 	key, end string
+}
+
+func newElement(set SetName, key, end string) Element {
+	return Element{Set: set, text: showKey(set, key, end), key: key, end: end}
 }
 
 // InterfaceIn is the element that puts an interface, or a pair of them, into a set.
@@ -105,6 +114,8 @@ type firewall struct {
 	// loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
 	// replaces the old table by the new in one transaction and no packet sees anything in between.
 	loaded bool
+	// conntrack: this kernel follows connections between ports of a bridge (nf_conntrack_bridge).
+	conntrack bool
 	// guard: this host forwards only because netyard told it to, so netyard sees to it that it does so for nobody else.
 	guard guards
 }
@@ -122,6 +133,7 @@ func openFirewall(ns netns.NsHandle) (*firewall, error) {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
 	f.conn = conn
+	f.conntrack = f.probeConntrack()
 	return f, nil
 }
 
@@ -145,7 +157,7 @@ func (k *Kernel) AdoptFirewall() error {
 	have, _ := k.fw.dumpElements()
 	for set, keys := range have {
 		for key, end := range keys {
-			e := Element{Set: set, text: showKey(set, key), key: key, end: end}
+			e := Element{Set: set, text: showKey(set, key, end), key: key, end: end}
 			if k.fw.want[e.id()] == nil {
 				k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
 			}
@@ -183,9 +195,9 @@ func (f *firewall) load() error {
 		f.conn.AddTable(t)
 	}
 	f.sets = setBook{}
-	for i, spec := range setSpecs() {
+	for i, spec := range allSets() {
 		set := &nftables.Set{
-			Table: ts[0], Name: string(spec.name), ID: uint32(i + 1), KeyType: spec.key, //nolint:gosec // a handful
+			Table: spec.table(), Name: string(spec.name), ID: uint32(i + 1), KeyType: spec.key, //nolint:gosec // a handful
 			Concatenation: spec.concat, Interval: spec.interval,
 		}
 		if !spec.interval {
@@ -199,8 +211,9 @@ func (f *firewall) load() error {
 	if err := f.change(f.wanted(), f.conn.SetAddElements); err != nil {
 		return err
 	}
-	f.addChains(ts[0], inetChains(f.sets, f.guard))
-	f.addChains(ts[1], bridgeChains())
+	for i, chains := range f.chains() {
+		f.addChains(ts[i], chains)
+	}
 	if err := f.flush("load ruleset"); err != nil {
 		return err
 	}
@@ -208,14 +221,24 @@ func (f *firewall) load() error {
 	return nil
 }
 
+// chains are those of each of the tables.
+func (f *firewall) chains() [][]chainSpec {
+	return [][]chainSpec{append(inetChains(f.sets, f.guard), policyChains(f.sets)...), bridgeChains(f.sets, f.conntrack)}
+}
+
 func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {
-	for _, spec := range chains {
-		policy := nftables.ChainPolicyAccept
-		c := f.conn.AddChain(&nftables.Chain{
-			Table: t, Name: spec.name, Type: spec.kind, Hooknum: spec.hook, Priority: spec.priority, Policy: &policy,
-		})
+	accept := nftables.ChainPolicyAccept
+	var made []*nftables.Chain
+	for _, spec := range chains { // all of them first: rules jump from one to another
+		c := &nftables.Chain{Table: t, Name: spec.name}
+		if spec.hook != nil {
+			c.Type, c.Hooknum, c.Priority, c.Policy = spec.kind, spec.hook, spec.priority, &accept
+		}
+		made = append(made, f.conn.AddChain(c))
+	}
+	for i, spec := range chains {
 		for _, r := range spec.rules {
-			f.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: r.exprs, UserData: comment(r.comment)})
+			f.conn.AddRule(&nftables.Rule{Table: t, Chain: made[i], Exprs: r.exprs, UserData: comment(r.comment)})
 		}
 	}
 }
@@ -305,14 +328,20 @@ func (f *firewall) wanted() (all []Element) {
 func (f *firewall) change(elements []Element, op func(*nftables.Set, []nftables.SetElement) error) error {
 	bySet := map[SetName][]nftables.SetElement{}
 	for _, e := range elements {
-		bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key)})
-		if e.end != "" {
-			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.end), IntervalEnd: true})
+		switch {
+		case e.end != "" && f.sets[e.Set].Concatenation:
+			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key), KeyEnd: []byte(e.end)})
+		case e.end != "":
+			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key)}, nftables.SetElement{Key: []byte(e.end), IntervalEnd: true})
+		default:
+			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key)})
 		}
 	}
 	for _, set := range slices.Sorted(maps.Keys(bySet)) {
-		if err := op(f.sets[set], bySet[set]); err != nil {
-			return fmt.Errorf("encode elements of set %s: %w", set, err)
+		for chunk := range slices.Chunk(bySet[set], elementsPerMessage) {
+			if err := op(f.sets[set], chunk); err != nil {
+				return fmt.Errorf("encode elements of set %s: %w", set, err)
+			}
 		}
 	}
 	return nil

@@ -45,6 +45,10 @@ var ErrOption = errors.New("bad option")
 func Options() []Option {
 	return []Option{
 		{
+			Name: "antispoof", Modes: []string{"bridge"}, Endpoint: true, Kind: Bool, Default: "true",
+			Help: "containers send only from the addresses they were given, and play no DHCP server",
+		},
+		{
 			Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, Modes: []string{"bridge"}, Kind: IfName,
 			Help: "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
 		},

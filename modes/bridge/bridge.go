@@ -119,7 +119,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(veth(n, e))
+	return m.k.Remove(append(guard(n, e).Objects(), veth(n, e))...)
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -137,7 +137,19 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	return append(objects, veth(n, e))
+	v := veth(n, e)
+	return append(append(objects, v), guard(n, e).Objects()...)
+}
+
+// guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, so
+// there it is the hardware address alone.
+func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
+	v := veth(n, e)
+	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC, Open: n.EndpointOpt(e, "antispoof") != "true", LAN: hostOwned(n)}
+	for _, a := range e.Addrs {
+		g.Addrs = append(g.Addrs, a.Addr())
+	}
+	return g
 }
 
 // MAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
