@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -58,15 +59,6 @@ func policySets() []setSpec {
 		}
 	}
 	return sets
-}
-
-func isPolicySet(set SetName) bool {
-	for _, s := range policySets() {
-		if s.name == set {
-			return true
-		}
-	}
-	return false
 }
 
 // A Subject is an address of an endpoint that policy decides about.
@@ -140,16 +132,18 @@ func (Passage) key(a netip.Addr, proto uint8, port uint16) string {
 // they are to be. Before the ruleset is loaded they are only collected.
 func (k *Kernel) Enforce(ctx context.Context, objects []Object) error {
 	wanted := map[elementID]Element{}
+	var rest []Object
 	for _, o := range objects {
 		if e, ok := o.(Element); ok {
 			wanted[e.id()] = e
-			continue
-		}
-		if err := k.Ensure(ctx, o); err != nil {
-			return err
+		} else if !slices.Contains(rest, o) {
+			rest = append(rest, o)
 		}
 	}
-	return k.fw.replace(wanted)
+	if err := k.fw.replace(wanted); err != nil {
+		return err
+	}
+	return k.Ensure(ctx, rest...)
 }
 
 // replace exchanges the elements of policy.

@@ -30,6 +30,9 @@ type mode struct{ k *kernel.Kernel }
 // New makes the mode.
 func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel}, nil }
 
+// Policed says that every packet of an endpoint is bridged or routed by the host.
+func (mode) Policed() {}
+
 func (mode) Check(n modes.Network) error {
 	for _, s := range n.Subnets {
 		if s.Pool.Addr().Is6() && n.OptInt("mtu") < minIPv6MTU {
