@@ -200,8 +200,8 @@ func (f *firewall) load() error {
 			Table: spec.table(), Name: string(spec.name), ID: uint32(i + 1), KeyType: spec.key, //nolint:gosec // a handful
 			Concatenation: spec.concat, Interval: spec.interval,
 		}
-		if !spec.interval {
-			set.KeyByteOrder = binaryutil.NativeEndian // interface names, or nft would show them backwards
+		if strings.HasPrefix(spec.key.Name, nftables.TypeIFName.Name) {
+			set.KeyByteOrder = binaryutil.NativeEndian // or nft would show them backwards
 		}
 		if err := f.conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("declare set %s: %w", spec.name, err)
