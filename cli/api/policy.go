@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 
 	"go.yaml.in/yaml/v3"
 
@@ -51,6 +52,7 @@ func policyView(s yard.PolicyState) (Policy, error) {
 	for _, e := range s.Endpoints {
 		v.Endpoints = append(v.Endpoints, cmp.Or(e.Container.Name, modes.Short(e.ID)))
 	}
+	slices.Sort(v.Endpoints)
 	return v, nil
 }
 
