@@ -140,6 +140,9 @@ func (k *Kernel) Enforce(ctx context.Context, objects []Object) error {
 			rest = append(rest, o)
 		}
 	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("enforce policy: %w", err)
+	}
 	if err := k.fw.replace(wanted); err != nil {
 		return err
 	}
