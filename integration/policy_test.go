@@ -96,8 +96,13 @@ func TestPolicy(t *testing.T) {
 				from *lab.Net
 				to   string
 			}{
-				{proxy, at("app1", "81")}, {proxy, at6("app1", "81")}, {app1, at("app2", "80")}, {app1, at6("app2", "80")}, {app2, at("app1", "80")},
-				{app1, h.Outside.IP + ":8"}, {app1, "[" + h.Outside.IP6 + "]:8"},
+				{proxy, at("app1", "81")},
+				{proxy, at6("app1", "81")},
+				{app1, at("app2", "80")},
+				{app1, at6("app2", "80")},
+				{app2, at("app1", "80")},
+				{app1, h.Outside.IP + ":8"},
+				{app1, "[" + h.Outside.IP6 + "]:8"},
 			} {
 				c.from.DialFail("tcp", c.to)
 			}

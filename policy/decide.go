@@ -112,7 +112,7 @@ func (d *decider) spans(r Rule, deny, v6 bool) []span {
 		}
 		return []span{{r.CIDR.Masked().Addr(), lastOf(r.CIDR.Prefix)}}
 	}
-	if r.Selector.IsZero() {
+	if r.IsZero() {
 		return []span{everything(v6)}
 	}
 	key := fmt.Sprint(r.Selector, deny, v6)
@@ -125,7 +125,7 @@ func (d *decider) spans(r Rule, deny, v6 bool) []span {
 	}
 	var spans []span
 	for _, e := range d.endpoints {
-		if e.Gone || r.Selector.matches(e) < least {
+		if e.Gone || r.matches(e) < least {
 			continue
 		}
 		for _, a := range e.Addrs {

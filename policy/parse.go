@@ -141,7 +141,7 @@ func rules(name string, to *[]Rule) func(*yaml.Node) error {
 		}
 		for _, item := range n.Content {
 			var r Rule
-			f := r.Selector.fields(name)
+			f := r.fields(name)
 			f["cidr"] = text(name+".cidr", new(string), func(v string) (err error) {
 				r.CIDR, err = parsePrefix(v)
 				return err
@@ -153,7 +153,7 @@ func rules(name string, to *[]Rule) func(*yaml.Node) error {
 			if err := f.read(item, name); err != nil {
 				return err
 			}
-			if r.CIDR.IsValid() && !r.Selector.IsZero() {
+			if r.CIDR.IsValid() && !r.IsZero() {
 				return at(item, "%s: cidr excludes network, container and labels: two rules say both", name)
 			}
 			*to = append(*to, r)

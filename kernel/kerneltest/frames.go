@@ -169,7 +169,7 @@ func SendFrames(link string, frames []Frame) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // nothing is lost
 	for _, f := range frames {
 		if _, err := unix.Write(fd, f.Raw); err != nil {
 			return err

@@ -155,7 +155,7 @@ func TestPolicy(t *testing.T) {
 			} {
 				l.connects(c.from, c.to, c.want)
 			}
-			around(t, l, proxy, app1)
+			around(t, proxy, app1)
 			if err := l.host.Enforce(t.Context(), nil); err != nil {
 				t.Fatal(err)
 			}
@@ -166,7 +166,7 @@ func TestPolicy(t *testing.T) {
 }
 
 // around sends broadcasts, to everybody and to one, which no policy by address is about.
-func around(t *testing.T, l lab, from, to *kerneltest.Host) {
+func around(t *testing.T, from, to *kerneltest.Host) {
 	t.Helper()
 	self, victim := station(t, from, "10.9.0.2", "fd09::2"), station(t, to, "10.9.0.3", "fd09::3")
 	var frames []kerneltest.Frame
