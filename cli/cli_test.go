@@ -70,14 +70,15 @@ type world struct {
 	networks  []api.Network
 	endpoints []api.Endpoint
 	leases    []api.Lease
+	ports     []api.Port
 	findings  []yard.Finding
 	broken    bool // every request fails
 }
 
 func worlds() map[string]world {
 	return map[string]world{
-		"busy":    {networks: someNetworks(), endpoints: someEndpoints(), leases: someLeases(), findings: someFindings()},
-		"empty":   {networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, findings: []yard.Finding{}},
+		"busy":    {networks: someNetworks(), endpoints: someEndpoints(), leases: someLeases(), ports: somePorts(), findings: someFindings()},
+		"empty":   {networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, ports: []api.Port{}, findings: []yard.Finding{}},
 		"broken":  {broken: true},
 		"hostile": {endpoints: []api.Endpoint{{ID: id("e9"), Container: "a\x1b[31mb\nc", Network: "$(reboot)", State: "up"}}},
 	}
@@ -133,6 +134,27 @@ func someLeases() []api.Lease {
 		{Pool: "10.224.0.0/24", Address: "10.224.0.9", Network: "web", Kind: "static", State: "held", Name: "db", MAC: "02:42:0a:e0:00:09", Since: at},
 		{Pool: "10.224.0.0/24", Address: "10.224.0.1", Network: "web", Kind: "gateway", State: "active", Since: at},
 		{Pool: "10.20.0.0/16", Address: "10.20.0.7", Kind: "reserved", State: "reserved", Since: at},
+	}
+}
+
+func somePorts() []api.Port {
+	return []api.Port{
+		{
+			Proto: "udp", HostIP: "0.0.0.0", HostPort: 10000, HostPortEnd: 19999, Address: "10.224.1.10", Port: 10000, PortEnd: 19999,
+			Container: "worker", Engine: "docker", Network: "backend",
+		},
+		{
+			Proto: "tcp", HostIP: "::", HostPort: 8080, HostPortEnd: 8080, Address: "fd00:1::2", Port: 80, PortEnd: 80,
+			Container: "shop-frontend-1", Engine: "docker", Network: "web",
+		},
+		{
+			Proto: "tcp", HostIP: "0.0.0.0", HostPort: 8080, HostPortEnd: 8080, Address: "10.224.0.2", Port: 80, PortEnd: 80,
+			Container: "shop-frontend-1", Engine: "docker", Network: "web",
+		},
+		{
+			Proto: "tcp", HostIP: "127.0.0.1", HostPort: 5432, HostPortEnd: 5432, Address: "10.224.1.9", Port: 5432, PortEnd: 5432,
+			EndpointID: id("e4"), NetworkID: id("cc33"),
+		},
 	}
 }
 
@@ -199,6 +221,7 @@ func (w world) handler() http.Handler {
 	answer("GET /v1/networks", always(w.networks))
 	answer("GET /v1/endpoints", always(w.endpoints))
 	answer("GET /v1/leases", always(w.leases))
+	answer("GET /v1/ports", always(w.ports))
 	answer("GET /v1/doctor", always(w.findings))
 	policies(answer)
 	answer("GET /v1/networks/{ref}", func(r *http.Request) (any, int) {

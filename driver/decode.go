@@ -148,17 +148,37 @@ type port struct {
 	HostPortEnd uint16
 }
 
-// String is how -p says it.
-func (p port) String() string {
-	protos := map[uint8]string{6: "tcp", 17: "udp", 132: "sctp"}
-	host := ""
+// ask is the port in netyard's words.
+func (p port) ask() (a yard.Ask, err error) {
+	a = yard.Ask{ContainerPort: p.Port, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd}
+	if a.Proto = map[uint8]string{protoTCP: "tcp", protoUDP: "udp", protoSCTP: "sctp"}[p.Proto]; a.Proto == "" {
+		return a, fmt.Errorf("%s: protocol %d of port %d is none of tcp, udp, sctp", labelPortMap, p.Proto, p.Port)
+	}
 	if p.HostIP != "" {
-		host = p.HostIP + ":"
+		if a.HostIP, err = netip.ParseAddr(p.HostIP); err != nil {
+			return a, fmt.Errorf("publish %s: %w", p.HostIP, err)
+		}
+		a.HostIP = a.HostIP.Unmap()
 	}
-	if p.HostPort != 0 {
-		host += fmt.Sprintf("%d:", p.HostPort)
+	return a, nil
+}
+
+// IP protocol numbers (IANA).
+const (
+	protoTCP  = 6
+	protoUDP  = 17
+	protoSCTP = 132
+)
+
+func asked(ports []port) (asks []yard.Ask, err error) {
+	for _, p := range ports {
+		a, err := p.ask()
+		if err != nil {
+			return nil, err
+		}
+		asks = append(asks, a)
 	}
-	return fmt.Sprintf("%s%d/%s", host, p.Port, protos[p.Proto])
+	return asks, nil
 }
 
 func portMap(options map[string]any) (ports []port, err error) {

@@ -46,7 +46,7 @@ func (d *Door) Handler() http.Handler {
 	n("Join", call(log, "Join", d.join))
 	n("Leave", call(log, "Leave", d.leave))
 	n("ProgramExternalConnectivity", call(log, "ProgramExternalConnectivity", d.program))
-	n("RevokeExternalConnectivity", call(log, "RevokeExternalConnectivity", nothing[revoke]))
+	n("RevokeExternalConnectivity", call(log, "RevokeExternalConnectivity", d.revoke))
 	n("DiscoverNew", call(log, "DiscoverNew", nothing[discovery]))
 	n("DiscoverDelete", call(log, "DiscoverDelete", nothing[discovery]))
 	d.handleIPAM(mux, log)
@@ -133,9 +133,22 @@ func (d *Door) leave(ctx context.Context, q leave) (empty, error) {
 	return empty{}, d.Yard.Leave(ctx, q.NetworkID, q.EndpointID)
 }
 
-// program is sent for the endpoint that has the container's default route, with the ports to publish.
-func (*Door) program(_ context.Context, q program) (empty, error) {
-	return empty{}, refusePorts(q.Options, "netyard's networks do not publish ports yet")
+// program is sent for the endpoint that has the container's default route, with the ports to publish. Engine 29 may send it twice.
+func (d *Door) program(ctx context.Context, q program) (empty, error) {
+	ports, err := portMap(q.Options)
+	if err != nil {
+		return empty{}, err
+	}
+	asks, err := asked(ports)
+	if err != nil {
+		return empty{}, err
+	}
+	_, err = d.Yard.Publish(ctx, q.NetworkID, q.EndpointID, asks)
+	return empty{}, err
+}
+
+func (d *Door) revoke(ctx context.Context, q revoke) (empty, error) {
+	return empty{}, d.Yard.Withdraw(ctx, q.NetworkID, q.EndpointID)
 }
 
 func refusePorts(options map[string]any, why string) error {
@@ -143,7 +156,11 @@ func refusePorts(options map[string]any, why string) error {
 	if err != nil || len(ports) == 0 {
 		return err
 	}
-	return fmt.Errorf("publish %s: %s; leave -p and -P out", ports[0], why)
+	first, err := ports[0].ask()
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("publish %s: %s; leave -p and -P out", first, why)
 }
 
 // hint says what to do about a network that netyard should know.

@@ -267,7 +267,10 @@ func TestBadInput(t *testing.T) {
 	e.ok("NetworkDriver.CreateEndpoint", endpoint)
 	e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2", "10.9.0.3", 1), "exists already and is different")
 	e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"icc":"false"`), "exists already and is different")
-	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"IP":"","Port":80,"HostIP":"","HostPort":8080,"HostPortEnd":8080}]}}`, "publish 8080:80/tcp")
+	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"192.0.2.7","HostPort":8080,"HostPortEnd":8080}]}}`, "publish 192.0.2.7:8080:80/tcp: 192.0.2.7 is not an address of this host")
+	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"::","HostPort":8080,"HostPortEnd":8080}]}}`, "publish [::]:8080:80/tcp: the container has no IPv6 address")
+	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"web","HostPort":8080}]}}`, "publish web")
+	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":1,"Port":80}]}}`, "protocol 1 of port 80 is none of tcp, udp, sctp")
 }
 
 func TestInterfaceName(t *testing.T) {

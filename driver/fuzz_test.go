@@ -65,9 +65,13 @@ func FuzzCreateEndpoint(f *testing.F) {
 			}
 		}
 		ports, err := portMap(q.Options)
-		for _, p := range ports {
-			if err == nil && p.String() == "" {
-				t.Errorf("%q: a port without a name", body)
+		if err != nil {
+			return
+		}
+		asks, err := asked(ports)
+		for _, a := range asks {
+			if err == nil && a.Proto == "" {
+				t.Errorf("%q: a port without a protocol", body)
 			}
 		}
 	})

@@ -241,7 +241,7 @@ func TestRefusals(t *testing.T) {
 			"network create -d netyard-bridge --subnet 203.0.113.0/25 x":                      "overlaps 203.0.113.0/24 on the host's link eth0",
 			"network create -d netyard-bridge --ipam-driver netyard --ipam-opt color=blue x":  "--ipam-opt color",
 			"network create -d netyard-bridge -o com.docker.network.bridge.name=eth0 x":       "eth0: that link is not a bridge",
-			"run --rm --network a -p 8080:80 busybox sleep 1":                                 "publish 8080:80/tcp: netyard's networks do not publish ports yet",
+			"run --rm --network a -p 192.0.2.7:8080:80 busybox sleep 1":                       "publish 192.0.2.7:8080:80/tcp: 192.0.2.7 is not an address of this host",
 			"run --rm --network a --ip 10.77.1.1 busybox sleep 1":                             "10.77.1.1",
 		} {
 			out := h.DockerErr(cmd)

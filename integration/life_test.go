@@ -21,50 +21,63 @@ func steps() []string {
 	var all []string
 	for _, s := range []string{
 		"pool recorded", "address recorded", "network recorded", "network ready", "endpoint recorded", "endpoint joining",
-		"endpoint ready", "endpoint left", "endpoint deleting", "endpoint gone", "address released", "pool released",
+		"endpoint ready", "ports recorded", "endpoint left", "endpoint deleting", "endpoint gone", "address released", "pool released",
 		"network deleting", "network gone",
 	} {
 		all = append(all, "before "+s, "after "+s)
 	}
-	return append(all, "after network up", "after endpoint attached", "before endpoint detached", "after network down")
+	return append(all, "after network up", "after endpoint attached", "after ports published", "after ports withdrawn",
+		"before endpoint detached", "after network down")
 }
 
 // TestKillAnywhere kills the daemon at each step while an engine works with it, as a supervisor starts it again, and wants
 // record, kernel and engine to agree afterwards, and the next container to be as if nothing had happened.
 func TestKillAnywhere(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
-		h := lab.New(t, e)
-		failpoint := filepath.Join(h.Dir, "failpoint")
-		h.Netyard.Env = append(h.Netyard.Env, "NETYARD_FAILPOINT="+failpoint)
-		h.Netyard.Start()
-		before := h.Snapshot()
-		for _, step := range steps() {
-			t.Run(step, func(t *testing.T) {
-				h.Use(t)
-				if err := os.WriteFile(failpoint, []byte(step), 0o600); err != nil {
-					t.Fatal(err)
-				}
-				supervised(t, h,
-					"network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 net",
-					"run -d --name c1 --network net busybox sleep 1d",
-					"rm -f c1",
-					"network rm net",
-				)
-				if _, err := os.Stat(failpoint); err == nil {
-					t.Fatal("the daemon never came by this step")
-				}
-				_, _ = h.TryDocker("rm -f c1")
-				_, _ = h.TryDocker("network rm net")
-				time.Sleep(settling)
-				t.Logf("gc: %s", h.Sh("netyard gc"))
-				healthy(t, h)
-				h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 net")
-				h.Docker("run --rm --network net busybox ping -c 1 10.77.0.1")
-				h.Docker("network rm net")
-				h.SameAs(before)
+		const hosts = 3 // it mostly waits
+		all := steps()
+		for i := range hosts {
+			t.Run(fmt.Sprint("host ", i+1), func(t *testing.T) {
+				t.Parallel()
+				killAt(t, e, all[i*len(all)/hosts:(i+1)*len(all)/hosts])
 			})
 		}
 	})
+}
+
+func killAt(t *testing.T, e lab.Engine, steps []string) {
+	t.Helper()
+	h := lab.New(t, e)
+	failpoint := filepath.Join(h.Dir, "failpoint")
+	h.Netyard.Env = append(h.Netyard.Env, "NETYARD_FAILPOINT="+failpoint)
+	h.Netyard.Start()
+	before := h.Snapshot()
+	for _, step := range steps {
+		t.Run(step, func(t *testing.T) {
+			h.Use(t)
+			if err := os.WriteFile(failpoint, []byte(step), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			supervised(t, h,
+				"network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 net",
+				"run -d --name c1 --network net -p 8080:80 busybox sleep 1d",
+				"rm -f c1",
+				"network rm net",
+			)
+			if _, err := os.Stat(failpoint); err == nil {
+				t.Fatal("the daemon never came by this step")
+			}
+			_, _ = h.TryDocker("rm -f c1")
+			_, _ = h.TryDocker("network rm net")
+			time.Sleep(settling)
+			t.Logf("gc: %s", h.Sh("netyard gc"))
+			healthy(t, h)
+			h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 net")
+			h.Docker("run --rm --network net -p 8080:80 busybox ping -c 1 10.77.0.1")
+			h.Docker("network rm net")
+			h.SameAs(before)
+		})
+	}
 }
 
 // settling is how long a thing has to be left alone before doctor and gc take it for an orphan.

@@ -110,15 +110,15 @@ func guardChains(b setBook) []chainSpec {
 		}},
 		{name: "ipv4", rules: []ruleSpec{
 			{"no redirects", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
-			{"no DHCP servers", rule(udp(0, dhcpServer), drop())},
+			{"no DHCP servers", rule(udpPort(0, dhcpServer), drop())},
 			{"own address", rule(b.portKey(Addrs4, false, expr.PayloadBaseNetworkHeader, 12, 4), back())},
 			{"the LAN gives addresses", rule(lan, back())},
-			{"DHCP clients have none yet", rule(zero(12, 4), udp(0, dhcpClient), udp(2, dhcpServer), back())},
+			{"DHCP clients have none yet", rule(zero(12, 4), udpPort(0, dhcpClient), udpPort(2, dhcpServer), back())},
 			{"no other source", drop()},
 		}},
 		{name: "ipv6", rules: append([]ruleSpec{
 			{"neighbour discovery", rule(l4proto(unix.IPPROTO_ICMPV6), jump("nd"))},
-			{"no DHCPv6 servers", rule(udp(0, dhcp6Server), drop())},
+			{"no DHCPv6 servers", rule(udpPort(0, dhcp6Server), drop())},
 			{"own address, IPv6", rule(b.portKey(Addrs6, false, expr.PayloadBaseNetworkHeader, 8, 16), back())},
 			{"the LAN gives addresses, IPv6", rule(lan, back())},
 		}, unspecified()...)},
@@ -217,20 +217,9 @@ func etherType(t uint16) []expr.Any {
 	}
 }
 
-func l4proto(p byte) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}},
-	}
-}
-
-// udp matches a port of UDP: the source's at offset 0, the destination's at 2.
-func udp(offset uint32, port uint16) []expr.Any {
-	return rule(l4proto(unix.IPPROTO_UDP), payload(expr.PayloadBaseTransportHeader, offset, string([]byte{byte(port >> 8), byte(port)}), expr.CmpOpEq))
-}
-
-func jump(chain string) []expr.Any {
-	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+// udpPort matches a port of UDP: the source's at offset 0, the destination's at 2.
+func udpPort(offset uint32, port uint16) []expr.Any {
+	return rule(udp(), payload(expr.PayloadBaseTransportHeader, offset, string([]byte{byte(port >> 8), byte(port)}), expr.CmpOpEq))
 }
 
 func goTo(chain string) []expr.Any {

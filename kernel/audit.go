@@ -3,8 +3,11 @@ package kernel
 import (
 	"bytes"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -20,7 +23,7 @@ type snapshot struct {
 	routes map[int][]netlink.Route
 	// noTable: a table of the ruleset is not there at all.
 	noTable    bool
-	elements   map[SetName]map[string]string
+	elements   map[SetName]map[string]content
 	dockerUser []dockerUser
 }
 
@@ -77,7 +80,11 @@ func (k *Kernel) Snapshot() (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Snapshot{s: s, rules: k.fw.auditRules()}, nil
+	loops, err := k.loopFaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Snapshot{s: s, rules: append(k.fw.auditRules(), loops...)}, nil
 }
 
 // A Snapshot is the kernel at one moment.
@@ -172,10 +179,10 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 		if set == foreign || set == same {
 			continue // kept by the watcher, from the links
 		}
-		for key, end := range keys {
+		for key, c := range keys {
 			if !want[set][key] {
 				strays = append(strays, Stray{
-					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key, end), set),
+					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key, c.end), set),
 					remove: func() error { return s.k.fw.discard(elementID{set, key}) },
 				})
 			}
@@ -183,6 +190,23 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 	}
 	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
 	return strays
+}
+
+func showField(field nftables.SetDatatype, v string) string {
+	switch field {
+	case nftables.TypeIPAddr, nftables.TypeIP6Addr:
+		addr, _ := netip.AddrFromSlice([]byte(v))
+		return addr.String()
+	case nftables.TypeInetProto:
+		return protoName(v[0])
+	case nftables.TypeInetService:
+		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
+	case nftables.TypeIFName:
+		return strings.TrimRight(v, "\x00")
+	case nftables.TypeEtherAddr:
+		return net.HardwareAddr(v).String()
+	}
+	return fmt.Sprintf("%x", v)
 }
 
 // discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put in.
@@ -196,39 +220,29 @@ func (f *firewall) discard(id elementID) error {
 	return f.load()
 }
 
-// dumpElements reads every set, as the end of each element by its key; none says that the table, or a set of it, is not there.
-func (f *firewall) dumpElements() (all map[SetName]map[string]string, none bool) {
-	all = map[SetName]map[string]string{}
+// dumpElements reads every set that netyard fills; none says that the table, or a set of it, is not there.
+func (f *firewall) dumpElements() (all map[SetName]map[string]content, none bool) {
+	all = map[SetName]map[string]content{}
 	f.bound()
 	for _, spec := range allSets() {
 		set, err := f.conn.GetSetByName(spec.table(), string(spec.name))
 		if err != nil {
 			return all, true
 		}
+		if spec.life > 0 {
+			continue
+		}
 		elements, err := f.conn.GetSetElements(set)
 		if err != nil {
 			return all, true
 		}
-		if spec.concat {
-			all[spec.name] = wholes(elements)
-		} else {
-			all[spec.name] = pairUp(elements)
-		}
+		all[spec.name] = pairUp(elements)
 	}
 	return all, false
 }
 
-// wholes are the elements of a concatenation: the kernel has both ends of an interval in one.
-func wholes(elements []nftables.SetElement) map[string]string {
-	all := map[string]string{}
-	for _, e := range elements {
-		all[string(e.Key)] = string(e.KeyEnd)
-	}
-	return all
-}
-
-// pairUp joins the two elements that the kernel makes of an interval.
-func pairUp(elements []nftables.SetElement) map[string]string {
+// pairUp joins the two elements that the kernel makes of an interval of one field.
+func pairUp(elements []nftables.SetElement) map[string]content {
 	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
 		if c := bytes.Compare(a.Key, b.Key); c != 0 {
 			return c
@@ -241,15 +255,16 @@ func pairUp(elements []nftables.SetElement) map[string]string {
 		}
 		return 1
 	})
-	all := map[string]string{}
+	all := map[string]content{}
 	for i, e := range elements {
+		c := content{val: string(e.Val), end: string(e.KeyEnd)}
 		switch {
 		case e.IntervalEnd:
-		case i+1 < len(elements) && elements[i+1].IntervalEnd:
-			all[string(e.Key)] = string(elements[i+1].Key)
-		default:
-			all[string(e.Key)] = ""
+			continue
+		case c.end == "" && i+1 < len(elements) && elements[i+1].IntervalEnd:
+			c.end = string(elements[i+1].Key)
 		}
+		all[string(e.Key)] = c
 	}
 	return all
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/mdlayher/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -20,23 +19,27 @@ import (
 // netfilterBuffer holds a batch that loads the ruleset with ten thousands of elements.
 const netfilterBuffer = 8 << 20
 
-// elementsPerMessage keeps a list of elements below the 64 KiB that a netlink attribute can be long (struct nlattr); it is even, so
-// that both ends of an interval stay together.
-const elementsPerMessage = 400
-
 // An Element is one element of a set of the ruleset.
 type Element struct {
 	Set SetName
-	// Network is who wants the element; it goes with the last that does.
-	Network string
-	text    string
-	// key and end are as the kernel has them; end is empty but for intervals: behind the last address, or, of a concatenation, the
-	// last of each part.
-	key, end string
+	// Owner is who wants the element; it goes with the last that does.
+	Owner string
+	text  string
+	// key is as the kernel has it.
+	key string
+	content
+}
+
+// A content is what there is to an element beside its key.
+type content struct {
+	// end is that of an interval: behind the last address, or in a set of several fields the last of each. Empty for all others.
+	end string
+	// val is what the element of a map maps to.
+	val string
 }
 
 func newElement(set SetName, key, end string) Element {
-	return Element{Set: set, text: showKey(set, key, end), key: key, end: end}
+	return Element{Set: set, text: showKey(set, key, end), key: key, content: content{end: end}}
 }
 
 // InterfaceIn is the element that puts an interface, or a pair of them, into a set.
@@ -51,7 +54,7 @@ func InterfaceIn(set SetName, names ...string) Element {
 // SubnetIn is the element that puts the addresses of a subnet into a set.
 func SubnetIn(set SetName, p netip.Prefix) Element {
 	first := p.Masked().Addr()
-	return Element{Set: set, text: p.Masked().String(), key: string(first.AsSlice()), end: string(behind(p))}
+	return Element{Set: set, text: p.Masked().String(), key: string(first.AsSlice()), content: content{end: string(behind(p))}}
 }
 
 // An elementID tells one element from another: those of a set do not overlap, so where one begins is enough.
@@ -62,9 +65,9 @@ type elementID struct {
 
 func (e Element) id() elementID { return elementID{e.Set, e.key} }
 
-// For is the element as that network's wish.
-func (e Element) For(network string) Element {
-	e.Network = network
+// For is the element as that owner's wish.
+func (e Element) For(owner string) Element {
+	e.Owner = owner
 	return e
 }
 
@@ -81,10 +84,16 @@ func (e Element) ensure(k *Kernel) error { return k.fw.add([]Element{e}) }
 func (e Element) remove(k *Kernel) error { return k.fw.remove([]Element{e}) }
 
 func (e Element) check(s *snapshot) []string {
-	if _, ok := s.elements[e.Set][e.key]; ok || s.noTable {
+	have, ok := s.elements[e.Set][e.key]
+	switch {
+	case s.noTable:
 		return nil // that the table is missing is said once
+	case !ok:
+		return []string{e.String() + " is missing"}
+	case have != e.content:
+		return []string{e.String() + " is not as it should be"}
 	}
-	return []string{e.String() + " is missing"}
+	return nil
 }
 
 // behind is the first address after a prefix's last one; all zeros when there is none, which the kernel takes for the end.
@@ -144,6 +153,9 @@ func (k *Kernel) LoadFirewall() error {
 	if err := k.syncBridges(); err != nil {
 		return err
 	}
+	if err := k.ensureLoopRoutes(); err != nil {
+		return err
+	}
 	k.fw.mu.Lock()
 	k.fw.recallGuards()
 	err := k.fw.load()
@@ -156,8 +168,8 @@ func (k *Kernel) AdoptFirewall() error {
 	k.fw.mu.Lock()
 	have, _ := k.fw.dumpElements()
 	for set, keys := range have {
-		for key, end := range keys {
-			e := Element{Set: set, text: showKey(set, key, end), key: key, end: end}
+		for key, c := range keys {
+			e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
 			if k.fw.want[e.id()] == nil {
 				k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
 			}
@@ -167,8 +179,11 @@ func (k *Kernel) AdoptFirewall() error {
 	return k.LoadFirewall()
 }
 
-// UnloadFirewall takes the tables out of the kernel.
+// UnloadFirewall takes the tables, and the routes that go with them, out of the kernel.
 func (k *Kernel) UnloadFirewall() error {
+	if err := k.removeLoopRoutes(); err != nil {
+		return err
+	}
 	k.fw.mu.Lock()
 	defer k.fw.mu.Unlock()
 	k.fw.loaded = false
@@ -196,13 +211,7 @@ func (f *firewall) load() error {
 	}
 	f.sets = setBook{}
 	for i, spec := range allSets() {
-		set := &nftables.Set{
-			Table: spec.table(), Name: string(spec.name), ID: uint32(i + 1), KeyType: spec.key, //nolint:gosec // a handful
-			Concatenation: spec.concat, Interval: spec.interval,
-		}
-		if strings.HasPrefix(spec.key.Name, nftables.TypeIFName.Name) {
-			set.KeyByteOrder = binaryutil.NativeEndian // or nft would show them backwards
-		}
+		set := spec.set(spec.table(), uint32(i+1)) //nolint:gosec // a handful
 		if err := f.conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("declare set %s: %w", spec.name, err)
 		}
@@ -260,6 +269,11 @@ func (f *firewall) bound() {
 func (f *firewall) add(elements []Element) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, e := range elements {
+		if w := f.want[e.id()]; w != nil && w.content != e.content {
+			return fmt.Errorf("add %s: there is one of that key, %s", e, w.Element)
+		}
+	}
 	var fresh []Element
 	for _, e := range elements {
 		w := f.want[e.id()]
@@ -268,7 +282,7 @@ func (f *firewall) add(elements []Element) error {
 			f.want[e.id()] = w
 			fresh = append(fresh, e)
 		}
-		w.owners[e.Network] = true
+		w.owners[e.Owner] = true
 	}
 	if !f.loaded || len(fresh) == 0 {
 		return nil
@@ -298,7 +312,7 @@ func (f *firewall) remove(elements []Element) error {
 		if w == nil {
 			continue
 		}
-		delete(w.owners, e.Network)
+		delete(w.owners, e.Owner)
 		if len(w.owners) == 0 {
 			gone = append(gone, e)
 			delete(f.want, e.id())
@@ -328,21 +342,25 @@ func (f *firewall) wanted() (all []Element) {
 func (f *firewall) change(elements []Element, op func(*nftables.Set, []nftables.SetElement) error) error {
 	bySet := map[SetName][]nftables.SetElement{}
 	for _, e := range elements {
-		switch {
-		case e.end != "" && f.sets[e.Set].Concatenation:
-			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key), KeyEnd: []byte(e.end)})
-		case e.end != "":
-			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key)}, nftables.SetElement{Key: []byte(e.end), IntervalEnd: true})
-		default:
-			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.key)})
+		one := nftables.SetElement{Key: []byte(e.key), Val: []byte(e.val)}
+		if f.sets[e.Set].Concatenation {
+			one.KeyEnd = []byte(e.end)
+		}
+		bySet[e.Set] = append(bySet[e.Set], one)
+		if e.end != "" && one.KeyEnd == nil {
+			bySet[e.Set] = append(bySet[e.Set], nftables.SetElement{Key: []byte(e.end), IntervalEnd: true})
 		}
 	}
 	for _, set := range slices.Sorted(maps.Keys(bySet)) {
-		for chunk := range slices.Chunk(bySet[set], elementsPerMessage) {
-			if err := op(f.sets[set], chunk); err != nil {
+		for some := range slices.Chunk(bySet[set], chunk) {
+			if err := op(f.sets[set], some); err != nil {
 				return fmt.Errorf("encode elements of set %s: %w", set, err)
 			}
 		}
 	}
 	return nil
 }
+
+// chunk is how many elements one message carries. They are one attribute, which has 16 bits for its length; even, since the two
+// that make an interval must not be torn apart.
+const chunk = 256

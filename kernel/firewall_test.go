@@ -48,13 +48,34 @@ func golden(t *testing.T, name, got string) {
 }
 
 func elements() []kernel.Object {
-	return []kernel.Object{
+	web, web6 := netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd00:1::2")
+	var published []kernel.Object
+	for _, p := range []kernel.Publication{
+		{Proto: "tcp", Host: netip.IPv4Unspecified(), Port: 8080, Count: 1, To: web, ToPort: 80},
+		{Proto: "tcp", Host: netip.IPv6Unspecified(), Port: 8080, Count: 1, To: web6, ToPort: 80},
+		{Proto: "udp", Host: netip.MustParseAddr("127.0.0.1"), Port: 53, Count: 1, To: web, ToPort: 53},
+		{Proto: "tcp", Host: netip.IPv6Loopback(), Port: 443, Count: 1, To: web6, ToPort: 443},
+		{Proto: "sctp", Host: netip.MustParseAddr("192.0.2.1"), Port: 7000, Count: 2, To: web, ToPort: 8000},
+		{Proto: "udp", Host: netip.IPv4Unspecified(), Port: 10000, Count: 10000, To: web, ToPort: 10000},
+		{Proto: "udp", Host: netip.MustParseAddr("2001:db8::1"), Port: 10000, Count: 10000, To: web6, ToPort: 10000},
+	} {
+		for _, e := range p.Elements() {
+			published = append(published, e)
+		}
+	}
+	for _, e := range kernel.ClosedBut("nyb-a", []netip.Prefix{
+		netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32"),
+	}, []string{"eth1"}) {
+		published = append(published, e)
+	}
+	return append(published,
 		kernel.InterfaceIn(kernel.Bridges, "nyb-a"), kernel.InterfaceIn(kernel.Bridges, "nyb-b"),
+		kernel.InterfaceIn(kernel.Own, "nyb-a", "nyb-a"), kernel.InterfaceIn(kernel.Own, "nyb-b", "nyb-b"),
 		kernel.InterfaceIn(kernel.Internal, "nyb-b"), kernel.InterfaceIn(kernel.Talk, "nyb-a", "nyb-a"),
 		kernel.SubnetIn(kernel.NAT4, netip.MustParsePrefix("10.1.0.0/24")),
 		kernel.SubnetIn(kernel.NAT4, netip.MustParsePrefix("10.1.1.0/24")),
 		kernel.SubnetIn(kernel.NAT6, netip.MustParsePrefix("fd00:1::/64")),
-	}
+	)
 }
 
 func TestRuleset(t *testing.T) {

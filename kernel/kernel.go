@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -41,6 +42,8 @@ type Kernel struct {
 	subscribeNS netns.NsHandle
 	// poked makes the watcher look.
 	poked chan struct{}
+	// stale says that flows may be known that are no longer so: the watcher looks through them.
+	stale atomic.Bool
 }
 
 // Open returns the Kernel of the namespace the process is in.
@@ -110,6 +113,7 @@ func (k *Kernel) Ensure(ctx context.Context, objects ...Object) error {
 		}
 	}
 	if len(elements) > 0 {
+		defer k.staleFlows(elements)
 		return k.fw.add(elements)
 	}
 	return nil
@@ -126,6 +130,7 @@ func (k *Kernel) Remove(objects ...Object) error {
 	}
 	if len(elements) > 0 {
 		errs = append(errs, k.fw.remove(elements))
+		k.staleFlows(elements)
 	}
 	for i := len(objects) - 1; i >= 0; i-- {
 		if _, ok := objects[i].(Element); !ok {

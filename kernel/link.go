@@ -169,6 +169,9 @@ type Veth struct {
 	MTU               int
 	MAC               net.HardwareAddr // of the peer
 	Isolated          bool             // reaches no other isolated port of the bridge
+	// Hairpin: the bridge may send back what came from here. Where br_netfilter is on, it translates what a container sends to its
+	// own published port before the host routes it, and the frame never leaves the bridge (br_nf_pre_routing_finish, net/bridge).
+	Hairpin bool
 }
 
 // String names the end that stays on the host.
@@ -183,7 +186,8 @@ func (v Veth) ensure(k *Kernel) error {
 	if err != nil {
 		return err
 	}
-	if link == nil {
+	fresh := link == nil
+	if fresh {
 		if link, err = v.create(k, master.Attrs().Index); err != nil {
 			return fmt.Errorf("create %s: %w", v, err)
 		}
@@ -203,6 +207,11 @@ func (v Veth) ensure(k *Kernel) error {
 	if v.Isolated {
 		if err := k.nl.LinkSetIsolated(link, true); err != nil {
 			return fmt.Errorf("isolate %s: %w", v, err)
+		}
+	}
+	if v.Hairpin || !fresh {
+		if err := k.nl.LinkSetHairpin(link, v.Hairpin); err != nil {
+			return fmt.Errorf("set hairpin of %s: %w", v, err)
 		}
 	}
 	// The port needs no address of its own; without one it neither speaks nor listens to IPv6.
@@ -256,6 +265,9 @@ func (v Veth) check(s *snapshot) []string {
 	}
 	if p := a.Protinfo; v.Isolated && p != nil && !p.Isolated {
 		faults = append(faults, v.String()+" is not isolated")
+	}
+	if p := a.Protinfo; v.Hairpin && p != nil && !p.Hairpin {
+		faults = append(faults, v.String()+" does not send back what is for itself")
 	}
 	return faults
 }

@@ -155,13 +155,13 @@ func (f *firewall) replace(wanted map[elementID]Element) error {
 	defer f.mu.Unlock()
 	var fresh, gone []Element
 	for id, w := range f.want {
-		if e, keep := wanted[id]; w.owners[policyOwner] && (!keep || e.end != w.end) {
+		if e, keep := wanted[id]; w.owners[policyOwner] && (!keep || e.content != w.content) {
 			gone = append(gone, w.Element)
 		}
 	}
 	for id, e := range wanted {
 		switch w := f.want[id]; {
-		case w == nil || w.end != e.end:
+		case w == nil || w.content != e.content:
 			fresh = append(fresh, e)
 		default:
 			w.owners[policyOwner] = true // one that was adopted

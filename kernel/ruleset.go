@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"net"
+	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -27,6 +29,8 @@ const (
 	// NAT4 and NAT6 have the subnets that leave masqueraded.
 	NAT4 SetName = "nat4"
 	NAT6 SetName = "nat6"
+	// Own has the pairs (b, b) of netyard's bridges.
+	Own SetName = "own"
 	// foreign has the bridges of other managers of containers, found by watching the links.
 	foreign SetName = "foreign"
 	// same has the pairs (b, b) of all bridges that are not netyard's: with br_netfilter what stays on one passes the forward hook.
@@ -36,18 +40,46 @@ const (
 // A SetName is the name of a set of the ruleset.
 type SetName string
 
-// A setSpec is how a set is declared.
+// A setSpec is how a set is declared; one with data is a map.
 type setSpec struct {
 	name     SetName
 	key      nftables.SetDatatype
 	concat   bool
 	interval bool
 	bridge   bool // in the bridge table
+	data     nftables.SetDatatype
+	// life is how long an element stays that the rules themselves put in; 0: netyard puts them in.
+	life time.Duration
+}
+
+func (s setSpec) set(t *nftables.Table, id uint32) *nftables.Set {
+	set := &nftables.Set{
+		Table: t, Name: string(s.name), ID: id, KeyType: s.key, Concatenation: s.concat, Interval: s.interval,
+		DataType: s.data, IsMap: s.data.Bytes > 0,
+	}
+	if s.life > 0 {
+		const most = 1 << 16
+		set.HasTimeout, set.Dynamic, set.Timeout, set.Size = true, true, s.life, most
+	}
+	for _, field := range fieldsOf(s.key) {
+		if field == nftables.TypeIFName { // or nft would show them backwards
+			set.KeyByteOrder = binaryutil.NativeEndian
+		}
+	}
+	return set
+}
+
+// fieldsOf takes a concatenation apart.
+func fieldsOf(key nftables.SetDatatype) []nftables.SetDatatype {
+	if many := nftables.ConcatSetTypeElements(key); len(many) > 0 {
+		return many
+	}
+	return []nftables.SetDatatype{key}
 }
 
 func setSpecs() []setSpec {
 	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
-	return []setSpec{
+	return slices.Concat(publishSets(), loopbackSets(), []setSpec{
 		{name: Bridges, key: nftables.TypeIFName},
 		{name: Internal, key: nftables.TypeIFName},
 		{name: foreign, key: nftables.TypeIFName},
@@ -55,7 +87,8 @@ func setSpecs() []setSpec {
 		{name: same, key: pair, concat: true},
 		{name: NAT4, key: nftables.TypeIPAddr, interval: true},
 		{name: NAT6, key: nftables.TypeIP6Addr, interval: true},
-	}
+		{name: Own, key: pair, concat: true},
+	})
 }
 
 // A chainSpec is a chain and its rules; without a hook it is one that others jump to.
@@ -81,6 +114,11 @@ func inetChains(b setBook, guard guards) []chainSpec {
 		{"answers", rule(established(), accept())},
 		{"internal networks have no way out", rule(b.iif(Internal, false), drop())},
 		{"nor in", rule(b.oif(Internal, false), drop())},
+		{"published ports, to whom the network says", rule(dnatted(), b.ifPair(fromIf, false), accept())},
+		{"and IPv4 addresses it says", rule(dnatted(), b.oifSaddr4(from4), accept())},
+		{"and IPv6 addresses it says", rule(dnatted(), b.oifSaddr6(from6), accept())},
+		{"published ports of such networks, to nobody else", rule(dnatted(), b.oif(limited, false), drop())},
+		{"published ports, to everybody", rule(dnatted(), b.oif(Bridges, false), accept())},
 		{"networks are apart", rule(b.iif(Bridges, false), b.oif(Bridges, false), drop())},
 		{"and apart from other managers' networks", rule(b.iif(Bridges, false), b.oif(foreign, false), drop())},
 		{"nothing else comes in", rule(b.oif(Bridges, false), drop())},
@@ -91,7 +129,7 @@ func inetChains(b setBook, guard guards) []chainSpec {
 	if guard.v6 {
 		forward = append(forward, ruleSpec{guardComment6, rule(nfproto(unix.NFPROTO_IPV6), b.between(), drop())})
 	}
-	return []chainSpec{
+	return slices.Concat(publishChains(b), loopbackChains(b), []chainSpec{
 		{
 			name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
 			priority: nftables.ChainPriorityFilter, rules: forward,
@@ -99,11 +137,16 @@ func inetChains(b setBook, guard guards) []chainSpec {
 		{
 			name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
 			priority: nftables.ChainPriorityNATSource, rules: []ruleSpec{
+				{"a neighbour's answer comes back by way of the host", rule(dnatted(), b.ifPair(Own, false), masquerade())},
+				{"and so does its own", rule(b.addrPair(self4, v4Loop()), masquerade())},
+				{"and its own, IPv6", rule(b.addrPair(self6, v6Loop()), masquerade())},
+				{"so does the answer to loopback", rule(loopSource4(), b.oif(Bridges, false), masquerade())},
+				{"and IPv6 loopback", rule(loopSource6(), b.oif(Bridges, false), masquerade())},
 				{"leave with the host's address", rule(b.saddr4(NAT4), b.oif(Bridges, true), masquerade())},
 				{"leave with the host's address, IPv6", rule(b.saddr6(NAT6), b.oif(Bridges, true), masquerade())},
 			},
 		},
-	}
+	})
 }
 
 // bridgeChains decides about frames, wherever they go. A container also does not get to play the router for its neighbours or for

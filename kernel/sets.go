@@ -1,10 +1,7 @@
 package kernel
 
 import (
-	"encoding/binary"
-	"net"
-	"net/netip"
-	"strconv"
+	"fmt"
 	"strings"
 
 	"github.com/google/nftables"
@@ -32,47 +29,31 @@ func specOf(set SetName) (setSpec, bool) {
 	return setSpec{}, false
 }
 
-// showKey says an element in words, part by part as nft does. Without end, or where end is the same, it is a single value.
+// showKey reads an element as nft prints it, field by field; each takes whole 32-bit registers.
 func showKey(set SetName, key, end string) string {
+	const register = 4
 	spec, ok := specOf(set)
 	if !ok {
-		return strconv.Quote(key)
+		return fmt.Sprintf("%x", key)
 	}
 	if !spec.concat {
 		end = "" // it is behind the interval, and where that begins is enough
 	}
-	const register = 4
-	var parts []string
-	for _, t := range nftables.ConcatSetTypeElements(spec.key) {
-		n := int(t.Bytes)
-		size := (n + register - 1) / register * register
-		if len(key) < n {
+	var words []string
+	for _, field := range fieldsOf(spec.key) {
+		size := int(field.Bytes)
+		if len(key) < size {
 			break
 		}
-		part := showValue(t, key[:n])
-		if len(end) >= n {
-			if last := showValue(t, end[:n]); last != part {
-				part += "-" + last
+		word, whole := showField(field, key[:size]), (size+register-1)/register*register
+		if len(end) >= size {
+			if last := showField(field, end[:size]); last != word {
+				word += "-" + last
 			}
-			end = end[min(size, len(end)):]
+			end = end[min(len(end), whole):]
 		}
-		parts = append(parts, part)
-		key = key[min(size, len(key)):]
+		words = append(words, word)
+		key = key[min(len(key), whole):]
 	}
-	return strings.Join(parts, " . ")
-}
-
-func showValue(t nftables.SetDatatype, v string) string {
-	switch t.Name {
-	case nftables.TypeIPAddr.Name, nftables.TypeIP6Addr.Name:
-		a, _ := netip.AddrFromSlice([]byte(v))
-		return a.String()
-	case nftables.TypeEtherAddr.Name:
-		return net.HardwareAddr(v).String()
-	case nftables.TypeInetProto.Name:
-		return strconv.Itoa(int(v[0]))
-	case nftables.TypeInetService.Name:
-		return strconv.Itoa(int(binary.BigEndian.Uint16([]byte(v))))
-	}
-	return strings.TrimRight(v, "\x00")
+	return strings.Join(words, " . ")
 }

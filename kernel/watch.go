@@ -53,6 +53,7 @@ func (k *Kernel) Watch(ctx context.Context) error {
 		case <-k.poked:
 			timer = orSoon(timer)
 		case <-tick.C:
+			k.stale.Store(true)
 			k.tidy()
 		case <-timer:
 			timer = nil
@@ -118,7 +119,7 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan struct{}, error) {
 
 // tidy is the watcher's look at the kernel.
 func (k *Kernel) tidy() {
-	for _, f := range []func() error{k.fw.restoreTables, k.syncBridges, k.syncDockerUser, k.syncLegacyDockerUser} {
+	for _, f := range []func() error{k.fw.restoreTables, k.ensureLoopRoutes, k.syncBridges, k.syncDockerUser, k.syncLegacyDockerUser, k.freshenFlows} {
 		if err := f(); err != nil {
 			k.log.Warn("tidy up the firewall", "err", err)
 		}
@@ -136,8 +137,8 @@ func (f *firewall) restoreTables() error {
 		return f.load()
 	}
 	have, _ := f.dumpElements()
-	for id := range f.want {
-		if _, ok := have[id.set][id.key]; !ok {
+	for id, w := range f.want {
+		if c, ok := have[id.set][id.key]; !ok || c != w.content {
 			return f.load()
 		}
 	}

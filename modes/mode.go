@@ -72,8 +72,8 @@ type Endpoint struct {
 // to ContainerPort and those behind that.
 type Port struct {
 	Proto string // tcp, udp, sctp
-	// HostIP is the host's address; the unspecified one of a family stands for all of that family, an invalid one for all of both.
-	HostIP        netip.Addr `json:",omitzero"`
+	// HostIP is the host's address; the unspecified one of a family stands for all of that family.
+	HostIP        netip.Addr
 	HostPort      uint16
 	ContainerPort uint16
 	Count         uint16
@@ -87,11 +87,7 @@ func (p Port) String() string {
 		}
 		return fmt.Sprintf("%d-%d", first, first+p.Count-1)
 	}
-	host := "*"
-	if p.HostIP.IsValid() {
-		host = p.HostIP.String()
-	}
-	return net.JoinHostPort(host, span(p.HostPort)) + "->" + span(p.ContainerPort) + "/" + p.Proto
+	return net.JoinHostPort(p.HostIP.String(), span(p.HostPort)) + "->" + span(p.ContainerPort) + "/" + p.Proto
 }
 
 // A Container is the owner of an endpoint as its engine knows it.
@@ -180,6 +176,14 @@ type Policed interface{ Policed() }
 
 // An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
 type Addressless interface{ Addressless() }
+
+// A Publisher is a Mode that can give ports of the host to its endpoints.
+type Publisher interface {
+	// Publishes says why a network cannot have ports published; nil when it can.
+	Publishes(n Network) error
+	// Binds are the host's addresses that ports are published on for which none was asked; none: all of them.
+	Binds(n Network) []netip.Addr
+}
 
 // Env is what a mode is given.
 type Env struct {

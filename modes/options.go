@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,8 @@ const (
 	Int
 	Enum
 	IfName
+	Addrs   // addresses, with commas between them
+	Sources // subnets and names of interfaces, with commas between them
 )
 
 // An Option is one line of the table: what can be said with -o NAME=VALUE.
@@ -49,6 +52,10 @@ func Options() []Option {
 			Help: "containers send only from the addresses they were given, and play no DHCP server",
 		},
 		{
+			Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"}, Modes: []string{"bridge"}, Kind: Addrs,
+			Help: "addresses of the host that ports are published on for which -p names none; all of them unless said otherwise",
+		},
+		{
 			Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, Modes: []string{"bridge"}, Kind: IfName,
 			Help: "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
 		},
@@ -73,6 +80,10 @@ func Options() []Option {
 		{
 			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
 			Help: "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)",
+		},
+		{
+			Name: "publish_from", Modes: []string{"bridge"}, Kind: Sources,
+			Help: "who reaches published ports: subnets, or interfaces that packets come in by; everybody unless said otherwise. The host itself always does",
 		},
 	}
 }
@@ -167,9 +178,62 @@ func (o Option) parse(key, v string) (string, error) {
 		if !ValidIfName(v) || len(v) > most {
 			return "", bad(fmt.Sprintf("an interface name: 1 to %d letters, digits, dots, dashes or underscores", most))
 		}
+	case Addrs:
+		return parseList(v, bad("addresses of the host, with commas between them"), func(one string) (string, bool) {
+			a, err := netip.ParseAddr(one)
+			return a.String(), err == nil && a.Zone() == ""
+		})
+	case Sources:
+		return parseList(v, bad("subnets or names of interfaces, with commas between them"), source)
 	case String:
 	}
 	return v, nil
+}
+
+// parseList brings each of the things between commas to its one spelling.
+func parseList(v string, bad error, parse func(string) (string, bool)) (string, error) {
+	var out []string
+	for one := range strings.SplitSeq(v, ",") {
+		text, ok := parse(strings.TrimSpace(one))
+		if !ok {
+			return "", bad
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, ","), nil
+}
+
+// source reads a subnet, an address, or the name of an interface.
+func source(v string) (string, bool) {
+	if p, err := netip.ParsePrefix(v); err == nil {
+		return p.Masked().String(), true
+	}
+	if a, err := netip.ParseAddr(v); err == nil && a.Zone() == "" {
+		return netip.PrefixFrom(a, a.BitLen()).String(), true
+	}
+	return v, ValidIfName(v) && !strings.Contains(v, "/")
+}
+
+// OptAddrs is Opt for Addrs.
+func (n Network) OptAddrs(name string) (all []netip.Addr) {
+	for one := range strings.SplitSeq(n.Opt(name), ",") {
+		if a, err := netip.ParseAddr(one); err == nil {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// OptSources is Opt for Sources.
+func (n Network) OptSources(name string) (subnets []netip.Prefix, interfaces []string) {
+	for one := range strings.SplitSeq(n.Opt(name), ",") {
+		if p, err := netip.ParsePrefix(one); err == nil {
+			subnets = append(subnets, p)
+		} else if one != "" {
+			interfaces = append(interfaces, one)
+		}
+	}
+	return subnets, interfaces
 }
 
 const maxIfName = 15

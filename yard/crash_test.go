@@ -132,6 +132,14 @@ func (r *rig) life() []func(context.Context) error {
 			_, _, err := r.Join(ctx, netID, epID, "/proc/self/ns/net")
 			return err
 		},
+		func(ctx context.Context) error {
+			_, err := r.Publish(ctx, netID, epID, []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}, {Proto: "udp", ContainerPort: 53}})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := r.Publish(ctx, netID, epID, []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8081}})
+			return err
+		},
 		func(ctx context.Context) error { return r.Leave(ctx, netID, epID) },
 		func(ctx context.Context) error { return r.DeleteEndpoint(ctx, netID, epID) },
 		func(ctx context.Context) error { return r.ReleaseAddress(ctx, "10.9.0.0/24", addr.Addr()) },
@@ -226,6 +234,7 @@ func (r *rig) leftovers() string {
 	}
 	err = r.st.View(func(tx store.Tx) error {
 		left = append(left, claims.Keys(tx, "")...)
+		left = append(left, portClaims.Keys(tx, "")...)
 		return nil
 	})
 	if err != nil {

@@ -123,19 +123,20 @@ func (y *Yard) unjoin(ctx context.Context, m modes.Mode, n modes.Network, e mode
 }
 
 func left(e modes.Endpoint) modes.Endpoint {
-	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen = modes.Ready, time.Time{}, "", "", false
+	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen, e.Ports = modes.Ready, time.Time{}, "", "", false, nil
 	return e
 }
 
-// Leave records that the sandbox has done with the endpoint. The link stays until DeleteEndpoint: the engine is about to
-// move it back. An unknown endpoint has left.
+// Leave records that the sandbox has done with the endpoint, and takes its ports away: an engine does not always say that first.
+// The link stays until DeleteEndpoint: the engine is about to move it back. An unknown endpoint has left.
 func (y *Yard) Leave(ctx context.Context, network, id string) error {
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
 		return err
 	}
 	defer release()
-	return y.update("endpoint left", func(tx store.Tx) error {
+	var was modes.Endpoint
+	err = y.update("endpoint left", func(tx store.Tx) error {
 		e, err := getEndpoint(tx, network, id)
 		if errors.Is(err, ErrNotFound) || err == nil && e.Phase == modes.Deleting {
 			return nil
@@ -143,15 +144,41 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 		if err != nil {
 			return err
 		}
+		was = e
 		return putEndpoint(tx, left(e))
 	})
+	if err != nil {
+		return err
+	}
+	return y.withdraw(ctx, was)
+}
+
+// withdraw takes the ports of an endpoint out of the kernel.
+func (y *Yard) withdraw(ctx context.Context, was modes.Endpoint) error {
+	if len(was.Ports) == 0 {
+		return nil
+	}
+	n, err := y.Network(was.NetworkID)
+	if err != nil {
+		return err
+	}
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return err
+	}
+	is := was
+	is.Ports, is.Sandbox = nil, ""
+	return y.program(ctx, m, n, was, is)
 }
 
 // DeleteEndpoint records that the endpoint is to go and answers; taking its link away costs the kernel tens of milliseconds
 // that the caller need not wait for. An unknown endpoint is gone.
 func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
-	found, err := y.condemn(ctx, network, id)
+	was, found, err := y.condemn(ctx, network, id)
 	if err != nil || !found {
+		return err
+	}
+	if err := y.withdraw(ctx, was); err != nil {
 		return err
 	}
 	y.c.Background(func() { //nolint:contextcheck // the caller does not wait for it
@@ -164,14 +191,14 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 }
 
 // condemn records that an endpoint is to go.
-func (y *Yard) condemn(ctx context.Context, network, id string) (found bool, err error) {
+func (y *Yard) condemn(ctx context.Context, network, id string) (e modes.Endpoint, found bool, err error) {
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
-		return false, err
+		return e, false, err
 	}
 	defer release()
 	err = y.update("endpoint deleting", func(tx store.Tx) error {
-		e, err := getEndpoint(tx, network, id)
+		e, err = getEndpoint(tx, network, id)
 		if errors.Is(err, ErrNotFound) {
 			return nil
 		}
@@ -182,7 +209,7 @@ func (y *Yard) condemn(ctx context.Context, network, id string) (found bool, err
 		e.Phase, e.Turned = modes.Deleting, y.c.Now()
 		return putEndpoint(tx, e)
 	})
-	return found, err
+	return e, found, err
 }
 
 // finish takes away the link of an endpoint that is Deleting, and forgets it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"netyard/ipam"
 	"netyard/kernel"
@@ -162,7 +163,7 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 	e := modes.Endpoint{
 		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Phase: modes.Ready,
 		Created: y.c.Now(), Joined: y.c.Now(), BootID: y.c.BootID, Container: s.Container,
-		Seen: kernel.IsNamespace(s.Sandbox),
+		Seen: kernel.IsNamespace(s.Sandbox), Ports: y.foundPorts(s.Addrs),
 	}
 	err := y.c.Store.Update(func(tx store.Tx) error {
 		if known, err := getEndpoint(tx, n.ID, id); err == nil {
@@ -180,6 +181,17 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 		return err
 	}
 	return y.restoreEndpoint(ctx, m, n, e, links)
+}
+
+// foundPorts are the ports that the kernel goes on giving to a container with these addresses.
+func (y *Yard) foundPorts(addrs []netip.Prefix) (ports []modes.Port) {
+	for _, p := range y.c.Kernel.Published() {
+		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.To }) {
+			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count})
+		}
+	}
+	slices.SortFunc(ports, comparePorts)
+	return join(ports)
 }
 
 // keepLease sees to it that the address of an endpoint is leased, if it is one of netyard's own IPAM.

@@ -103,12 +103,18 @@ func putEndpoint(tx store.Tx, e modes.Endpoint) error {
 	if err := setClaims(tx, e); err != nil {
 		return err
 	}
+	if err := setPortClaims(tx, e); err != nil {
+		return err
+	}
 	return endpoints.Put(tx, endpointKey(e.NetworkID, e.ID), e)
 }
 
 func eraseEndpoint(tx store.Tx, e modes.Endpoint) error {
 	e.Phase = modes.Deleting
 	if err := setClaims(tx, e); err != nil {
+		return err
+	}
+	if err := setPortClaims(tx, e); err != nil {
 		return err
 	}
 	return endpoints.Delete(tx, endpointKey(e.NetworkID, e.ID))

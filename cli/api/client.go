@@ -97,6 +97,11 @@ func (c *Client) Endpoints(ctx context.Context) ([]Endpoint, error) {
 	return do[[]Endpoint](ctx, c, http.MethodGet, "/v1/endpoints", nil)
 }
 
+// Ports lists all published ports.
+func (c *Client) Ports(ctx context.Context) ([]Port, error) {
+	return do[[]Port](ctx, c, http.MethodGet, "/v1/ports", nil)
+}
+
 // Endpoint finds one by id, the beginning of its id, or its container's name.
 func (c *Client) Endpoint(ctx context.Context, ref string) (Endpoint, error) {
 	return do[Endpoint](ctx, c, http.MethodGet, "/v1/endpoints/"+url.PathEscape(ref), nil)

@@ -46,6 +46,7 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/networks/{ref}", s.network)
 	handle("GET /v1/endpoints", s.endpoints)
 	handle("GET /v1/endpoints/{ref}", s.endpoint)
+	handle("GET /v1/ports", s.ports)
 	handle("GET /v1/leases", s.leases)
 	handle("POST /v1/leases/reserve", s.reserve)
 	handle("POST /v1/leases/release", s.release)
@@ -130,23 +131,35 @@ func (s *Server) network(_ context.Context, r *http.Request) (any, error) {
 }
 
 func (s *Server) endpoints(context.Context, *http.Request) (any, error) {
+	views := []Endpoint{}
+	err := s.each(func(e modes.Endpoint, n modes.Network) { views = append(views, s.view(e, n)) })
+	return views, err
+}
+
+func (s *Server) ports(context.Context, *http.Request) (any, error) {
+	views := []Port{}
+	err := s.each(func(e modes.Endpoint, n modes.Network) { views = append(views, portViews(e, n)...) })
+	return views, err
+}
+
+// each calls show for every endpoint and its network.
+func (s *Server) each(show func(modes.Endpoint, modes.Network)) error {
 	es, err := s.Yard.Endpoints()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ns, err := s.Yard.Networks()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	byID := map[string]modes.Network{}
 	for _, n := range ns {
 		byID[n.ID] = n
 	}
-	views := []Endpoint{}
 	for _, e := range es {
-		views = append(views, s.view(e, byID[e.NetworkID]))
+		show(e, byID[e.NetworkID])
 	}
-	return views, nil
+	return nil
 }
 
 func (s *Server) view(e modes.Endpoint, n modes.Network) Endpoint {

@@ -62,6 +62,24 @@ type Endpoint struct {
 	Joined      time.Time `json:"joined,omitzero"`
 }
 
+// A Port is a published port, or a range of them: a row of netyard ports.
+type Port struct {
+	Proto       string `json:"proto"`
+	HostIP      string `json:"host_ip"`
+	HostPort    int    `json:"host_port"`
+	HostPortEnd int    `json:"host_port_end"`
+	// Address and Port are the container's; PortEnd is the last of a range.
+	Address     string `json:"address"`
+	Port        int    `json:"port"`
+	PortEnd     int    `json:"port_end"`
+	Container   string `json:"container"`
+	ContainerID string `json:"container_id"`
+	EndpointID  string `json:"endpoint_id"`
+	Engine      string `json:"engine"`
+	Network     string `json:"network"`
+	NetworkID   string `json:"network_id"`
+}
+
 // A Lease is an address of netyard's own IPAM that is not free.
 type Lease struct {
 	Pool    string    `json:"pool"`
@@ -117,7 +135,29 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	for _, a := range e.Addrs {
 		v.Addresses = append(v.Addresses, a.String())
 	}
+	for _, p := range e.Ports {
+		v.Ports = append(v.Ports, p.String())
+	}
 	return v
+}
+
+func portViews(e modes.Endpoint, n modes.Network) (views []Port) {
+	for _, p := range e.Ports {
+		v := Port{
+			Proto: p.Proto, HostIP: p.HostIP.String(), HostPort: int(p.HostPort), HostPortEnd: int(p.HostPort) + int(p.Count) - 1,
+			Port: int(p.ContainerPort), PortEnd: int(p.ContainerPort) + int(p.Count) - 1,
+			Container: e.Container.Name, ContainerID: e.Container.ID, EndpointID: e.ID, Engine: e.Container.Engine,
+			Network: n.Name, NetworkID: n.ID,
+		}
+		for _, a := range e.Addrs {
+			if a.Addr().Is4() == p.HostIP.Is4() {
+				v.Address = a.Addr().String()
+				break
+			}
+		}
+		views = append(views, v)
+	}
+	return views
 }
 
 func leaseView(l ipam.Lease, network string) Lease {

@@ -147,6 +147,15 @@ func (h *Host) RemoveAll() {
 	}
 }
 
+// RemoveContainers removes every container.
+func (h *Host) RemoveContainers() {
+	t := h.report.TB()
+	t.Helper()
+	if err := h.remove("ps -aq", "rm -fv"); err != nil {
+		t.Fatalf("remove every container from %s: %v", h.Name, err)
+	}
+}
+
 func (h *Host) remove(list, verb string) error {
 	out, err := h.TryDocker(list)
 	if err != nil || out == "" {

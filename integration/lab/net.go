@@ -58,6 +58,9 @@ func (n *Net) do(f func() error) error {
 	return s.do(f)
 }
 
+// Do calls f on a thread that is in the network namespace: sockets that f makes are there.
+func (n *Net) Do(f func() error) error { return n.do(f) }
+
 // A Server tells each client the address that it sees the client come from.
 type Server struct {
 	// Addr is what it listens on.
@@ -196,9 +199,22 @@ func (n *Net) DialFail(network, addr string) {
 
 // TryDial tries once. The address must be a number: names are looked up elsewhere.
 func (n *Net) TryDial(network, addr string) (string, error) {
+	return n.try(&net.Dialer{Timeout: silenceTime}, network, addr)
+}
+
+// TryDialFrom is TryDial from a port of the caller's choice.
+func (n *Net) TryDialFrom(port int, network, addr string) (string, error) {
+	d := &net.Dialer{Timeout: silenceTime, LocalAddr: &net.TCPAddr{Port: port}}
+	if strings.HasPrefix(network, "udp") {
+		d.LocalAddr = &net.UDPAddr{Port: port}
+	}
+	return n.try(d, network, addr)
+}
+
+func (n *Net) try(d *net.Dialer, network, addr string) (string, error) {
 	var conn net.Conn
 	err := n.do(func() (err error) {
-		conn, err = (&net.Dialer{Timeout: silenceTime}).Dial(network, addr)
+		conn, err = d.Dial(network, addr)
 		return err
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -122,7 +123,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(append(guard(n, e).Objects(), veth(n, e))...)
+	return m.k.Remove(append(slices.Concat(ports(e), guard(n, e).Objects()), veth(n, e))...)
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -140,8 +141,7 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	v := veth(n, e)
-	return append(append(objects, v), guard(n, e).Objects()...)
+	return slices.Concat(objects, []kernel.Object{veth(n, e)}, guard(n, e).Objects(), ports(e))
 }
 
 // guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, so
@@ -154,6 +154,33 @@ func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
 	}
 	return g
 }
+
+// ports are the elements that give ports of the host to an endpoint.
+func ports(e modes.Endpoint) (objects []kernel.Object) {
+	for _, p := range e.Ports {
+		for _, a := range e.Addrs {
+			if a.Addr().Is4() != p.HostIP.Is4() {
+				continue
+			}
+			pub := kernel.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: a.Addr(), ToPort: p.ContainerPort}
+			for _, el := range pub.Elements() {
+				objects = append(objects, el.For(e.ID))
+			}
+			break
+		}
+	}
+	return objects
+}
+
+// Publishes: containers on a bridge of the host's owner are on the LAN themselves.
+func (mode) Publishes(n modes.Network) error {
+	if hostOwned(n) {
+		return fmt.Errorf("containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
+	}
+	return nil
+}
+
+func (mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
 
 // MAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
 func (mode) MAC(_ modes.Network, e modes.Endpoint) string {
@@ -210,7 +237,13 @@ func networkObjects(n modes.Network) []kernel.Object {
 	if n.Opt("bridge") != "" {
 		objects = append(objects, kernel.Bypass{In: br, Network: modes.Short(n.ID)}, kernel.Bypass{Out: br, Network: modes.Short(n.ID)})
 	}
-	objects = append(objects, kernel.InterfaceIn(kernel.Bridges, br).For(n.ID))
+	objects = append(objects, kernel.InterfaceIn(kernel.Bridges, br).For(n.ID), kernel.InterfaceIn(kernel.Own, br, br).For(n.ID))
+	if n.Opt("publish_from") != "" {
+		subnets, interfaces := n.OptSources("publish_from")
+		for _, el := range kernel.ClosedBut(br, subnets, interfaces) {
+			objects = append(objects, el.For(n.ID))
+		}
+	}
 	if n.Internal {
 		objects = append(objects, kernel.InterfaceIn(kernel.Internal, br).For(n.ID))
 	}
@@ -248,6 +281,6 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	}
 	return kernel.Veth{
 		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID),
-		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"),
+		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"), Hairpin: len(e.Ports) > 0,
 	}
 }

@@ -1,0 +1,281 @@
+package integration
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/cli/api"
+	"netyard/integration/lab"
+)
+
+func ports(t *testing.T, h *lab.Host) []api.Port {
+	t.Helper()
+	return parse[[]api.Port](t, h.Sh("netyard ports --json"))
+}
+
+// TestPorts: ranges, ports that nobody chose, ports that somebody has, and ports that follow the default route.
+func TestPorts(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard-bridge --subnet 10.70.0.0/24 mid")
+		ranges(t, h)
+		anyPort(t, h)
+		taken(t, h)
+		following(t, h)
+		healthy(t, h)
+	})
+}
+
+// ranges: a range is one element; one that is shifted maps port by port; no process forwards anything.
+func ranges(t *testing.T, h *lab.Host) {
+	t.Helper()
+	h.Run("big", "--network mid -p 10000-19999:10000-19999 -p 10000-19999:10000-19999/udp -p 7000-7004:8000-8004")
+	if rows := ports(t, h); len(rows) != 3 {
+		t.Errorf("ports shows %d rows for three ranges: %v", len(rows), rows)
+	}
+	elements := h.Tool("nft list map inet netyard to_range4")
+	if strings.Count(elements, "10000-19999") != 2 {
+		t.Errorf("two ranges are not one element each:\n%s", elements)
+	}
+	if out, _ := h.TrySh("pgrep -x docker-proxy"); out != "" {
+		t.Errorf("there are processes for ports: %s", out)
+	}
+	for _, port := range []int{10000, 15432, 19999} {
+		h.In("big").Listen("tcp", fmt.Sprint(":", port))
+		h.In("big").Listen("udp", fmt.Sprint(":", port))
+		for _, proto := range []string{"tcp", "udp"} {
+			from := h.Outside.Dial(proto, fmt.Sprint(h.IP, ":", port))
+			if !strings.HasPrefix(from, h.Outside.IP+":") {
+				t.Errorf("the container sees %s of a client at %s", from, h.Outside.IP)
+			}
+			h.Net.Dial(proto, fmt.Sprint("127.0.0.1:", port))
+		}
+	}
+	for i := range 5 {
+		s := h.In("big").Listen("tcp", fmt.Sprint(":", 8000+i))
+		h.Outside.Dial("tcp", fmt.Sprint(h.IP, ":", 7000+i))
+		if len(s.Seen()) != 1 {
+			t.Errorf("port %d was seen %d times at port %d", 7000+i, len(s.Seen()), 8000+i)
+		}
+	}
+	h.Outside.DialFail("tcp", h.IP+":7005")
+	h.Outside.DialFail("tcp", h.IP+":20000")
+	h.Docker("rm -f big")
+	if rows := ports(t, h); len(rows) != 0 {
+		t.Errorf("ports are left: %v", rows)
+	}
+	h.Outside.DialFail("tcp", h.IP+":10000")
+}
+
+// anyPort: a port of netyard's choice is shown, and is another one for each container.
+func anyPort(t *testing.T, h *lab.Host) {
+	t.Helper()
+	h.Run("any", "--network mid -p 80 --expose 81 -P")
+	h.Run("some", "--network mid -p 9000-9001:80")
+	h.Run("other", "--network mid -p 9000-9001:80")
+	seen := map[int]bool{}
+	for _, p := range ports(t, h) {
+		for port := p.HostPort; port <= p.HostPortEnd; port++ {
+			if seen[port] {
+				t.Errorf("port %d was given twice: %v", port, ports(t, h))
+			}
+			seen[port] = true
+		}
+	}
+	if len(seen) != 4 || !seen[9000] || !seen[9001] {
+		t.Errorf("the ports chosen are %v", ports(t, h))
+	}
+	for _, name := range []string{"any", "some", "other"} {
+		h.In(name).Listen("tcp", ":80")
+	}
+	h.In("any").Listen("tcp", ":81")
+	for port := range seen {
+		h.Outside.Dial("tcp", fmt.Sprint(h.IP, ":", port))
+	}
+	out := h.DockerErr("run -d --name third --network mid -p 9000-9001:80 busybox sleep 1d")
+	has(t, out, "publish 0.0.0.0:9000-9001:80/tcp: no port from 9000 to 9001 of the host is free")
+	h.Docker("rm -f any some other third")
+}
+
+// taken: who has a port already is named, whoever it is, and nothing is left of the attempt.
+func taken(t *testing.T, h *lab.Host) {
+	t.Helper()
+	h.Run("owner", "--network mid -p 8080:80")
+	eventually(t, "ps knows the owner", func() bool { return strings.Contains(h.Sh("netyard ps"), "owner") })
+	h.Sh("nc -l -p 8081 127.0.0.1 >/dev/null 2>&1 &")
+	h.Docker("run -d --name docks -p 8082:80 busybox sleep 1d")
+	time.Sleep(2 * time.Second) // its link gets an address by itself
+	before := h.Snapshot()
+	for flag, want := range map[string]string{
+		"-p 8080:80":                     "port 8080/tcp of the host is published by container owner of docker on network mid",
+		"-p 127.0.0.1:8080:80":           "published by container owner",
+		"-p 8000-8100:8000-8100":         "publish 0.0.0.0:8000:8000/tcp: in use: port 8080/tcp of the host is published by container owner",
+		"-p 8081:80":                     "port 8081/tcp of the host is in use by process nc (pid ",
+		"-p 8082:80":                     "port 8082/tcp of the host is in use by process docker-proxy",
+		"-p 8083:80 -p 203.0.113.99:1:1": "203.0.113.99 is not an address of this host",
+		"-p [::1]:8084:80":               "the container has no IPv6 address",
+	} {
+		out := h.DockerErr("run --rm --network mid", flag, "busybox sleep 1")
+		has(t, out, want)
+	}
+	h.Docker("run --rm --network mid -p 8080:80/udp busybox true") // another protocol is another port
+	h.Docker("run --rm --network mid -p", h.IP+":8081:80", "busybox true")
+	h.SameAs(before)
+	h.Sh("kill $(pidof nc)")
+	h.Docker("rm -f owner docks")
+	h.Docker("run --rm --network mid -p 8080:80 -p 8082:80 busybox true")
+}
+
+// following: the ports are where the default route is.
+func following(t *testing.T, h *lab.Host) {
+	t.Helper()
+	h.Docker("network create -d netyard-bridge --subnet 10.69.0.0/24 aaa")
+	h.Run("roamer", "--network mid -p 8090:80")
+	h.In("roamer").Listen("tcp", ":80")
+	at := func() string {
+		rows := ports(t, h)
+		if len(rows) != 1 {
+			return fmt.Sprint(rows)
+		}
+		return rows[0].Address
+	}
+	in := func(subnet string) bool {
+		a, err := netip.ParseAddr(at())
+		return err == nil && netip.MustParsePrefix(subnet).Contains(a)
+	}
+	h.Docker("network connect aaa roamer")
+	h.Outside.Dial("tcp", h.IP+":8090")
+	if !in("10.69.0.0/24") {
+		t.Errorf("after connect: the port is at %s", at())
+	}
+	h.Docker("network disconnect aaa roamer")
+	h.Outside.Dial("tcp", h.IP+":8090")
+	if !in("10.70.0.0/24") {
+		t.Errorf("after disconnect: the port is at %s", at())
+	}
+	h.Docker("restart -t 0 roamer")
+	h.In("roamer").Listen("tcp", ":80")
+	h.Outside.Dial("tcp", h.IP+":8090")
+	h.Docker("rm -f roamer")
+	h.Docker("network rm aaa")
+}
+
+// TestPublishedSafely: loopback is the host's own, what passes through passes through, and who is not named gets nothing.
+func TestPublishedSafely(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := lab.New(t, e)
+		h.Sh("sysctl -qw net.ipv4.ip_forward=1")
+		h.Netyard.Start()
+		h.Docker("network create -d netyard-bridge --subnet 10.70.0.0/24 a")
+		h.Run("web", "--network a -p 127.0.0.1:8000:80 -p 8001:80 -p 127.0.0.1:8000:80/udp")
+		seen := h.In("web").Listen("tcp", ":80")
+		h.In("web").Listen("udp", ":80")
+		h.Net.Dial("tcp", "127.0.0.1:8000")
+		h.Net.Dial("udp", "127.0.0.1:8000")
+		before := len(seen.Seen())
+
+		// The outside takes the host for the way to its loopback, by every name that it has.
+		h.Outside.Sh(`sysctl -qw net.ipv4.conf.all.route_localnet=1
+			ip route del local 127.0.0.1 table local; ip route del local 127.0.0.0/8 table local
+			ip route add 127.0.0.1 via`, h.IP, `dev lan src`, h.Outside.IP, `
+			ip route add 247.0.0.0/8 via`, h.IP, `
+			ip route add 10.70.0.0/24 via`, h.IP)
+		attack := func(when string) {
+			for _, proto := range []string{"tcp", "udp"} {
+				for _, at := range []string{"127.0.0.1:8000", "247.0.0.1:8000", h.IP + ":8000", h.Addr("web", "a") + ":80"} {
+					reach(t, when+": outside to "+proto+" "+at, h.Outside.Net, proto, at, false)
+				}
+			}
+		}
+		attack("at first")
+		h.Netyard.Stop()
+		attack("without the daemon")
+		h.Netyard.Start()
+		attack("after a restart")
+		if got := len(seen.Seen()); got != before {
+			t.Errorf("the container saw %d connections that it must not see: %v", got-before, seen.Seen()[before:])
+		}
+		if got := h.Sh("cat /proc/sys/net/ipv4/conf/*/route_localnet | sort -u"); got != "0" {
+			t.Errorf("route_localnet is %s", got)
+		}
+		passing(t, h)
+		healthy(t, h)
+	})
+}
+
+// passing: a packet for another machine is not for the host, whatever its port.
+func passing(t *testing.T, h *lab.Host) {
+	t.Helper()
+	behind := lab.NewLAN(t, netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:51::/64"))
+	iface := behind.Plug(h.Node)
+	h.Sh("iptables -I DOCKER-USER -o", iface, "-j ACCEPT; iptables -I DOCKER-USER -i", iface, "-j ACCEPT")
+	h.Outside.Sh("ip route add 198.51.100.0/24 via", h.IP)
+	behind.Outside.Sh("ip route add default via 198.51.100.2")
+	behind.Outside.Listen("tcp", behind.Outside.IP+":8001")
+	from := h.Outside.Dial("tcp", behind.Outside.IP+":8001")
+	if !strings.HasPrefix(from, h.Outside.IP+":") {
+		t.Errorf("the machine behind the host sees %s", from)
+	}
+	h.Sh("iptables -D DOCKER-USER -o", iface, "-j ACCEPT; iptables -D DOCKER-USER -i", iface, "-j ACCEPT")
+	h.Sh("ip link del", iface)
+}
+
+// TestPublishFrom: published ports are for whom the network says.
+func TestPublishFrom(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		other := h.LAN.Node("other")
+		h.Docker("network create -d netyard-bridge -o publish_from=" + h.Outside.IP + " one")
+		h.Docker("network create -d netyard-bridge -o publish_from=eth0 card")
+		h.Docker("network create -d netyard-bridge -o publish_from=eth7,192.0.2.0/24 nobody")
+		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.host_binding_ipv4=127.0.0.1 mine")
+		for i, network := range []string{"one", "card", "nobody", "mine"} {
+			h.Run(network, fmt.Sprintf("--network %s -p %d:80", network, 8000+i))
+			h.In(network).Listen("tcp", ":80")
+		}
+		try := func(from *lab.Net, port int, want bool) {
+			t.Helper()
+			at := fmt.Sprint(h.IP, ":", port)
+			reach(t, at, from, "tcp", at, want)
+		}
+		try(h.Outside.Net, 8000, true)
+		try(other.Net, 8000, false)
+		try(h.Outside.Net, 8001, true)
+		try(other.Net, 8001, true)
+		try(h.In("one"), 8001, false) // comes in by a bridge
+		try(h.Outside.Net, 8002, false)
+		try(h.Outside.Net, 8003, false)
+		for port := 8000; port < 8004; port++ {
+			h.Net.Dial("tcp", fmt.Sprint("127.0.0.1:", port))
+		}
+		healthy(t, h)
+	})
+}
+
+// TestUDPFlows: a client that goes on sending from one port is heard again when its container is, and by nobody in between.
+func TestUDPFlows(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard-bridge a")
+		h.Run("echo", "--network a -p 5000:53/udp")
+		h.In("echo").Listen("udp", ":53")
+		talk := func() bool {
+			_, err := h.Outside.TryDialFrom(4444, "udp", h.IP+":5000")
+			return err == nil
+		}
+		eventually(t, "the container answers", talk)
+		for range 5 {
+			h.Docker("stop -t 0 echo")
+			if talk() { // and connection tracking learns that nobody is there
+				t.Error("somebody answers for a stopped container")
+			}
+			h.Docker("start echo")
+			h.In("echo").Listen("udp", ":53")
+			eventually(t, "the container answers the same client again", talk)
+		}
+		healthy(t, h)
+	})
+}
