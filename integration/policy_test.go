@@ -158,6 +158,32 @@ func refusals(t *testing.T, h *lab.Host) {
 	}
 }
 
+// TestPolicyPublished: a published port is subject to the policy of its container, with the client's address and the container's port.
+func TestPolicyPublished(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard-bridge --subnet 10.77.0.0/24 web")
+		h.Run("app", "--network web -p 8080:80")
+		listen(h.In("app"), "80")
+		eventually(t, "ps shows the name", func() bool { return strings.Contains(h.Sh("netyard ps"), "app") })
+		h.Outside.Dial("tcp", h.IP+":8080")
+		for _, c := range []struct {
+			rule    string
+			reaches bool
+		}{{"{cidr: 198.51.100.0/24}", false}, {"{cidr: 203.0.113.1, ports: 8080}", false}, {"{cidr: 203.0.113.1, ports: 80}", true}} {
+			if _, err := apply(t, h, "", "name: app\nselect: {container: app}\ningress:\n  allow:\n    - "+c.rule+"\n"); err != nil {
+				t.Fatal(err)
+			}
+			if c.reaches {
+				h.Outside.Dial("tcp", h.IP+":8080")
+			} else {
+				h.Outside.DialFail("tcp", h.IP+":8080")
+			}
+		}
+		healthy(t, h)
+	})
+}
+
 // survives kills the daemon again and again while somebody tries what is forbidden, and somebody else what is not.
 func survives(t *testing.T, h *lab.Host, from *lab.Net, forbidden string, friend *lab.Net, allowed string) {
 	t.Helper()
