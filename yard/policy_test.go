@@ -3,6 +3,7 @@ package yard
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -80,7 +81,8 @@ func TestPolicyFollows(t *testing.T) {
 	}
 	r.apply(strings.Replace(appPolicy, "container: app", "container: ren*", 1))
 	want("by pattern", allowed)
-	if err := errors.Join(r.Leave(t.Context(), netID, epID), r.DeleteEndpoint(t.Context(), netID, epID)); err != nil {
+	if err := errors.Join(r.Leave(t.Context(), netID, epID), r.DeleteEndpoint(t.Context(), netID, epID),
+		r.ReleaseAddress(t.Context(), "10.9.0.0/24", netip.MustParseAddr("10.9.0.2"))); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.sets(); strings.Contains(got, "10.9.0.2") {

@@ -142,7 +142,7 @@ func TestPolicy(t *testing.T) {
 				{proxy, "[fd09::3]:81", false},
 				{app1, "10.9.0.4:80", false},
 				{app1, "[fd09::4]:80", false},
-				{app1, "[" + s2.Local().String() + "%eth0]:80", false},
+				{app1, "[" + s2.Local().String() + "%" + app1.Sh(t, "ip -o link show eth0 | cut -d: -f1") + "]:80", false},
 				{app1, "10.9.0.2:80", false},
 				{app1, "203.0.113.1:80", true},
 				{app1, "[2001:db8:113::1]:80", true},
