@@ -247,7 +247,10 @@ func addEndpoint(c *yard.Census, item container.Summary, s *network.EndpointSett
 	if s.EndpointID == "" { // it does not run
 		return
 	}
-	who := modes.Container{Engine: yard.Docker, ID: item.ID, Image: item.Image}
+	who := modes.Container{Engine: yard.Docker, ID: item.ID, Image: item.Image, Labels: item.Labels}
+	if who.Labels == nil { // none are known, which is not that none is known
+		who.Labels = map[string]string{}
+	}
 	if len(item.Names) > 0 {
 		who.Name = strings.TrimPrefix(item.Names[0], "/")
 	}

@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sort"
@@ -178,10 +179,10 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 		if set == foreign || set == same {
 			continue // kept by the watcher, from the links
 		}
-		for key := range keys {
+		for key, c := range keys {
 			if !want[set][key] {
 				strays = append(strays, Stray{
-					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key), set),
+					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key, c.end), set),
 					remove: func() error { return s.k.fw.discard(elementID{set, key}) },
 				})
 			}
@@ -189,25 +190,6 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 	}
 	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
 	return strays
-}
-
-// showKey reads a key as nft prints it, field by field; each takes whole 32-bit registers.
-func showKey(set SetName, key string) string {
-	const register = 4
-	at := slices.IndexFunc(setSpecs(), func(s setSpec) bool { return s.name == set })
-	if at < 0 {
-		return fmt.Sprintf("%x", key)
-	}
-	var words []string
-	for _, field := range fieldsOf(setSpecs()[at].key) {
-		size := int(field.Bytes)
-		if len(key) < size {
-			break
-		}
-		words = append(words, showField(field, key[:size]))
-		key = key[min(len(key), (size+register-1)/register*register):]
-	}
-	return strings.Join(words, " . ")
 }
 
 func showField(field nftables.SetDatatype, v string) string {
@@ -221,6 +203,8 @@ func showField(field nftables.SetDatatype, v string) string {
 		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
 	case nftables.TypeIFName:
 		return strings.TrimRight(v, "\x00")
+	case nftables.TypeEtherAddr:
+		return net.HardwareAddr(v).String()
 	}
 	return fmt.Sprintf("%x", v)
 }
@@ -240,8 +224,8 @@ func (f *firewall) discard(id elementID) error {
 func (f *firewall) dumpElements() (all map[SetName]map[string]content, none bool) {
 	all = map[SetName]map[string]content{}
 	f.bound()
-	for _, spec := range setSpecs() {
-		set, err := f.conn.GetSetByName(tables()[0], string(spec.name))
+	for _, spec := range allSets() {
+		set, err := f.conn.GetSetByName(spec.table(), string(spec.name))
 		if err != nil {
 			return all, true
 		}
@@ -334,7 +318,7 @@ func (f *firewall) ruleFaults() (faults []string) {
 		return []string{"the ruleset is not loaded"}
 	}
 	have, ts := f.dumpRules(), tables()
-	for i, chains := range [][]chainSpec{inetChains(f.sets, f.guard), bridgeChains()} {
+	for i, chains := range f.chains() {
 		for _, c := range chains {
 			key := chainKey(ts[i], c.name)
 			got, ok := have[key]

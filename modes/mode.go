@@ -97,6 +97,14 @@ type Container struct {
 	Name   string `json:",omitempty"`
 	Image  string `json:",omitempty"`
 	PID    int    `json:",omitempty"`
+	// Labels are those of the container; nil: they are not known yet.
+	Labels map[string]string `json:",omitzero"`
+}
+
+// Equal says whether two are the same in all there is known of them.
+func (c Container) Equal(d Container) bool {
+	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image && c.PID == d.PID &&
+		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels)
 }
 
 // A Phase says how far a change got; Restore settles those that are not Ready.
@@ -162,6 +170,9 @@ type MACer interface {
 	// MAC is the address of an endpoint for which none was asked.
 	MAC(n Network, e Endpoint) string
 }
+
+// A Policed is a Mode whose endpoints' packets come by the host's firewall, so that policies hold for them.
+type Policed interface{ Policed() }
 
 // An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
 type Addressless interface{ Addressless() }

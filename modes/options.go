@@ -48,6 +48,10 @@ var ErrOption = errors.New("bad option")
 func Options() []Option {
 	return []Option{
 		{
+			Name: "antispoof", Modes: []string{"bridge"}, Endpoint: true, Kind: Bool, Default: "true",
+			Help: "containers send only from the addresses they were given, and play no DHCP server",
+		},
+		{
 			Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"}, Modes: []string{"bridge"}, Kind: Addrs,
 			Help: "addresses of the host that ports are published on for which -p names none; all of them unless said otherwise",
 		},

@@ -55,6 +55,9 @@ func (y *Yard) Reconcile(ctx context.Context, c Census) error {
 	if err := y.takeNames(c); err != nil {
 		return err
 	}
+	if err := y.enforce(ctx); err != nil { // now that it is known whose the endpoints are
+		return err
+	}
 	round := y.suspects.begin()
 	defer y.suspects.end(round)
 	return errors.Join(y.reapEndpoints(ctx, c, round), y.reapNetworks(ctx, c, round),
@@ -172,7 +175,7 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 		return nil
 	}
 	seen := e.Seen || kernel.IsNamespace(e.Sandbox)
-	if merged := merge(e.Container, who); err != nil || merged == e.Container && seen == e.Seen {
+	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
 		return err
 	}
 	return y.c.Store.Update(func(tx store.Tx) error {
@@ -199,6 +202,9 @@ func merge(old, fresh modes.Container) modes.Container {
 	}
 	if fresh.PID != 0 {
 		old.PID = fresh.PID
+	}
+	if fresh.Labels != nil {
+		old.Labels = fresh.Labels
 	}
 	return old
 }

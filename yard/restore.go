@@ -33,6 +33,9 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 			y.c.Log.Error("restore a network", "network", n.ID, "mode", n.Mode, "err", err)
 		}
 	}
+	if err := y.enforce(ctx); err != nil { // what could be done is done: better closed than not started
+		y.c.Log.Error("enforce policy", "err", err)
+	}
 	if keepStrays {
 		err = y.c.Kernel.AdoptFirewall()
 	} else {
@@ -124,12 +127,16 @@ func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	if err := m.Detach(ctx, n, e); err != nil {
 		return err
 	}
-	return y.update("endpoint buried", func(tx store.Tx) error {
+	err := y.update("endpoint buried", func(tx store.Tx) error {
 		if err := eraseEndpoint(tx, e); err != nil {
 			return err
 		}
 		return y.releaseLeases(tx, n, e)
 	})
+	if err != nil {
+		return err
+	}
+	return y.enforce(ctx)
 }
 
 func (y *Yard) releaseLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
@@ -250,5 +257,5 @@ func (y *Yard) wanted() (w wanted, err error) {
 			w.objects, w.networks = append(w.objects, o), append(w.networks, n)
 		}
 	}
-	return w, nil
+	return w, y.wantedByPolicy(&w)
 }

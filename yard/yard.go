@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"netyard/ipam"
@@ -57,6 +58,8 @@ type Yard struct {
 	work     chan func()
 	suspects suspects
 	started  time.Time
+	// enforcing keeps an older look at the records from overtaking a newer one on the way to the kernel.
+	enforcing sync.Mutex
 }
 
 // New makes a Yard; Restore it before use.

@@ -122,6 +122,26 @@ func (c *Client) Release(ctx context.Context, q LeaseRequest) (LeaseRequest, err
 	return do[LeaseRequest](ctx, c, http.MethodPost, "/v1/leases/release", q)
 }
 
+// Policies lists all policies.
+func (c *Client) Policies(ctx context.Context) ([]Policy, error) {
+	return do[[]Policy](ctx, c, http.MethodGet, "/v1/policies", nil)
+}
+
+// Policy finds one by its name.
+func (c *Client) Policy(ctx context.Context, name string) (Policy, error) {
+	return do[Policy](ctx, c, http.MethodGet, "/v1/policies/"+url.PathEscape(name), nil)
+}
+
+// ApplyPolicies puts the policies of a file in place, or says what that would change.
+func (c *Client) ApplyPolicies(ctx context.Context, q PolicyRequest) ([]Policy, error) {
+	return do[[]Policy](ctx, c, http.MethodPost, "/v1/policies", q)
+}
+
+// RemovePolicy takes one back.
+func (c *Client) RemovePolicy(ctx context.Context, name string) (Policy, error) {
+	return do[Policy](ctx, c, http.MethodDelete, "/v1/policies/"+url.PathEscape(name), nil)
+}
+
 // Doctor compares records, kernel and engines.
 func (c *Client) Doctor(ctx context.Context) ([]yard.Finding, error) {
 	return do[[]yard.Finding](ctx, c, http.MethodGet, "/v1/doctor", nil)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,6 +30,9 @@ type mode struct{ k *kernel.Kernel }
 
 // New makes the mode.
 func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel}, nil }
+
+// Policed says that every packet of an endpoint is bridged or routed by the host.
+func (mode) Policed() {}
 
 func (mode) Check(n modes.Network) error {
 	for _, s := range n.Subnets {
@@ -119,7 +123,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(append(ports(e), veth(n, e))...)
+	return m.k.Remove(append(slices.Concat(ports(e), guard(n, e).Objects()), veth(n, e))...)
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -137,7 +141,18 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	return append(append(objects, veth(n, e)), ports(e)...)
+	return slices.Concat(objects, []kernel.Object{veth(n, e)}, guard(n, e).Objects(), ports(e))
+}
+
+// guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, so
+// there it is the hardware address alone.
+func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
+	v := veth(n, e)
+	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC, Open: n.EndpointOpt(e, "antispoof") != "true", LAN: hostOwned(n)}
+	for _, a := range e.Addrs {
+		g.Addrs = append(g.Addrs, a.Addr())
+	}
+	return g
 }
 
 // ports are the elements that give ports of the host to an endpoint.
