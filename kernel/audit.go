@@ -21,6 +21,8 @@ type snapshot struct {
 	addrs  map[int][]netlink.Addr
 	routes map[int][]netlink.Route
 	qdiscs map[int][]netlink.Qdisc
+	// redirects has, for links that netyard redirects, the index of where to.
+	redirects map[int]int
 	// noTable: a table of the ruleset is not there at all.
 	noTable    bool
 	elements   map[SetName]map[string]content
@@ -28,7 +30,10 @@ type snapshot struct {
 }
 
 func (k *Kernel) snapshot() (*snapshot, error) {
-	s := &snapshot{k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{}, qdiscs: map[int][]netlink.Qdisc{}}
+	s := &snapshot{
+		k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{},
+		qdiscs: map[int][]netlink.Qdisc{}, redirects: map[int]int{},
+	}
 	links, err := retry(k.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
@@ -50,12 +55,8 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 	for _, r := range routes {
 		s.routes[r.LinkIndex] = append(s.routes[r.LinkIndex], r)
 	}
-	qdiscs, err := retry(func() ([]netlink.Qdisc, error) { return k.nl.QdiscList(nil) })
-	if err != nil {
-		return nil, fmt.Errorf("list qdiscs: %w", err)
-	}
-	for _, q := range qdiscs {
-		s.qdiscs[q.Attrs().LinkIndex] = append(s.qdiscs[q.Attrs().LinkIndex], q)
+	if err := s.lookAtLimits(); err != nil {
+		return nil, err
 	}
 	k.fw.mu.Lock()
 	defer k.fw.mu.Unlock()

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -252,6 +254,28 @@ func dropIngress(k *Kernel, link netlink.Link) error {
 	return nil
 }
 
+func (s *snapshot) lookAtLimits() error {
+	qdiscs, err := retry(func() ([]netlink.Qdisc, error) { return s.k.nl.QdiscList(nil) })
+	if err != nil {
+		return fmt.Errorf("list qdiscs: %w", err)
+	}
+	for _, q := range qdiscs {
+		i := q.Attrs().LinkIndex
+		s.qdiscs[i] = append(s.qdiscs[i], q)
+	}
+	for _, l := range s.links {
+		i := l.Attrs().Index
+		hooked := slices.ContainsFunc(s.qdiscs[i], func(q netlink.Qdisc) bool { return q.Attrs().Parent == netlink.HANDLE_INGRESS })
+		if !hooked || !strings.HasPrefix(l.Attrs().Alias, AliasPrefix) {
+			continue
+		}
+		if s.redirects[i], err = redirected(s.k, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (l Limits) check(s *snapshot) (faults []string) {
 	link := s.links[l.Link]
 	if link == nil {
@@ -261,11 +285,7 @@ func (l Limits) check(s *snapshot) (faults []string) {
 	if text := l.compare(s, link, l.Ingress); text != "" {
 		fault("link %s: the limit to the container %s", l.Link, text)
 	}
-	to, err := redirected(s.k, link)
-	if err != nil {
-		fault("%v", err)
-	}
-	shaper := s.links[l.Shaper]
+	to, shaper := s.redirects[link.Attrs().Index], s.links[l.Shaper]
 	switch {
 	case l.Egress == 0 && to != 0:
 		fault("link %s: the limit from the container is there, and was not asked for", l.Link)

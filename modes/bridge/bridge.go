@@ -39,8 +39,10 @@ func (mode) Check(n modes.Network) error {
 			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
 		}
 	}
-	if name := n.Opt("bridge"); strings.HasPrefix(name, kernel.VethPrefix) || strings.HasPrefix(name, kernel.PeerPrefix) {
-		return fmt.Errorf("%w: bridge=%s: names that begin with %s or %s are netyard's own", modes.ErrOption, name, kernel.VethPrefix, kernel.PeerPrefix)
+	for _, prefix := range []string{kernel.VethPrefix, kernel.PeerPrefix, kernel.ShaperPrefix} {
+		if name := n.Opt("bridge"); strings.HasPrefix(name, prefix) {
+			return fmt.Errorf("%w: bridge=%s: names that begin with %s are netyard's own", modes.ErrOption, name, prefix)
+		}
 	}
 	return nil
 }
@@ -119,7 +121,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(append(ports(e), veth(n, e))...)
+	return m.k.Remove(append(ports(e), limits(n, e), veth(n, e))...) // the queues go with the link
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -137,7 +139,15 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	return append(append(objects, veth(n, e)), ports(e)...)
+	return append(append(objects, veth(n, e), limits(n, e)), ports(e)...)
+}
+
+func limits(n modes.Network, e modes.Endpoint) kernel.Limits {
+	l := kernel.Limits{
+		Link: kernel.Name(kernel.VethPrefix, e.ID), Shaper: kernel.Name(kernel.ShaperPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID), MTU: mtu(n),
+	}
+	l.Ingress, l.Egress = n.Limits(e)
+	return l
 }
 
 // ports are the elements that give ports of the host to an endpoint.
