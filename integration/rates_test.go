@@ -2,6 +2,8 @@ package integration
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -108,6 +110,17 @@ func TestRateOfConnect(t *testing.T) {
 		has(t, h.Sh("netyard endpoint set c1 --network b ingress_rate= egress_rate=20000kbit"), "changed endpoint")
 		has(t, limits(h), "rate 20Mbit")
 		healthy(t, h)
+
+		h.Netyard.Stop()
+		if err := os.Remove(filepath.Join(h.Dir, "state", "netyard.db")); err != nil {
+			t.Fatal(err)
+		}
+		h.Netyard.Start() // what was said to the engine is known again, what was changed in place is not
+		eventually(t, "the records are rebuilt", func() bool { return strings.Count(h.Sh("netyard ps"), "c1") == 2 })
+		healthy(t, h)
+		if got := limits(h); !strings.Contains(got, "rate 10Mbit") || strings.Contains(got, "ifb") {
+			t.Errorf("after the records were rebuilt there is %s", got)
+		}
 		h.Docker("network disconnect b c1")
 		eventually(t, "no limit is left", func() bool { return limits(h) == "" })
 		healthy(t, h)

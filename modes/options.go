@@ -70,9 +70,11 @@ func Options() []Option {
 			Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "true",
 			Help: "containers of the network reach each other",
 		},
-		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
+		{
+			Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
 			Fixed: "running containers have their interfaces' names from their engine; make the network anew",
-			Help:  "beginning of the interface's name inside the container"},
+			Help:  "beginning of the interface's name inside the container",
+		},
 		{
 			Name: "ingress_rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
 			Help: "most that each container gets, as tc(8) writes it: 10mbit; goes before rate",

@@ -38,8 +38,14 @@ func TestChangeNetwork(t *testing.T) {
 	r := r6(t)
 	before := r.state()
 	for _, options := range []said{
-		{"rate": "10mbit"}, {"rate": "50mbit", "egress_rate": "20mbit"}, {"icc": "false"}, {"masquerade": "false", "inhibit_ipv4": "true"},
-		{"publish_from": "10.0.0.0/8,eth1"}, {"publish_from": "192.168.0.0/16,eth0,fd00::/8"}, {"publish_from": "192.168.7.0/24"}, {"publish_from": "192.168.0.0/20"},
+		{"rate": "10mbit"},
+		{"rate": "50mbit", "egress_rate": "20mbit"},
+		{"icc": "false"},
+		{"masquerade": "false", "inhibit_ipv4": "true"},
+		{"publish_from": "10.0.0.0/8,eth1"},
+		{"publish_from": "192.168.0.0/16,eth0,fd00::/8"},
+		{"publish_from": "192.168.7.0/24"},
+		{"publish_from": "192.168.0.0/20"},
 	} {
 		was := r.state()
 		r.change(options)
