@@ -32,7 +32,8 @@ func megabits(t *testing.T, h *lab.Host, container string) (sent, got float64) {
 	return measure(""), measure("-R")
 }
 
-// carries wants a container to send and to get that many Mbit/s: at least 90 % and at most 105 %.
+// carries wants a container to send and to get that many Mbit/s: at least 90 % and at most 105 %. 0 is no limit: far more than any
+// limit of these tests.
 func carries(t *testing.T, h *lab.Host, container string, sends, gets float64) {
 	t.Helper()
 	sent, got := megabits(t, h, container)
@@ -41,7 +42,8 @@ func carries(t *testing.T, h *lab.Host, container string, sends, gets float64) {
 		verb        string
 		rate, limit float64
 	}{{"sends", sent, sends}, {"gets", got, gets}} {
-		if m.rate < 0.9*m.limit || m.rate > 1.05*m.limit {
+		const much = 100
+		if m.limit == 0 && m.rate < much || m.limit > 0 && (m.rate < 0.9*m.limit || m.rate > 1.05*m.limit) {
 			t.Errorf("%s %s %.2f Mbit/s under a limit of %v", container, m.verb, m.rate, m.limit)
 		}
 	}
@@ -60,9 +62,7 @@ func TestRates(t *testing.T) {
 		h.Run("c1", "--network web")
 		carries(t, h, "c1", 10, 10)
 		h.Run("c2", "--network name=web,driver-opt=rate=unlimited,driver-opt=egress_rate=20mbit")
-		if sent, got := megabits(t, h, "c2"); sent < 18 || sent > 21 || got < 30 {
-			t.Errorf("limited to sending 20 Mbit/s, c2 sends %.2f and gets %.2f Mbit/s", sent, got)
-		}
+		carries(t, h, "c2", 20, 0)
 		healthy(t, h)
 		has(t, h.DockerErr("run --rm --network name=web,driver-opt=rate=fast busybox true"), "rate=fast: want a rate such as 10mbit")
 		has(t, h.DockerErr("network create -d netyard-bridge -o rate=10mb bad"), "rate=10mb: want a rate such as 10mbit")

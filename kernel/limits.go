@@ -23,7 +23,7 @@ const (
 	// A queue lets through at once what the rate carries in burstTime: a timer that is late by less costs nothing. What would
 	// have to wait for longer than queueTime is dropped; that is as late as a full queue makes a packet.
 	burstTime = 10e-3
-	queueTime = 50e-3
+	queueTime = 100e-3
 	// frameSlack is what a frame has beside what an MTU counts: addresses, type, two VLAN tags.
 	frameSlack = 22
 )
