@@ -113,10 +113,8 @@ func TestChangeEndpoint(t *testing.T) {
 	}
 
 	set(said{"rate": "1mbit"}, "rate 1Mbit")
-	for _, call := range r.life()[6:8] {
-		if err := call(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	if err := errors.Join(r.Leave(t.Context(), netID, epID), r.DeleteEndpoint(t.Context(), netID, epID)); err != nil {
+		t.Fatal(err)
 	}
 	r.healthy("after the endpoint went")
 	if left := r.host.Sh(t, "ip -o link show type ifb; tc qdisc show | grep tbf || true"); left != "" {
@@ -131,8 +129,7 @@ func TestChangeEndpoint(t *testing.T) {
 func TestChangeBeforeJoin(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	calls := r.life()
-	for _, call := range calls[:5] {
+	for _, call := range r.life()[:5] {
 		if err := call(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +139,7 @@ func TestChangeBeforeJoin(t *testing.T) {
 	}
 	r.change(said{"icc": "false"})
 	r.healthy("before the join")
-	if err := calls[5](t.Context()); err != nil {
+	if _, _, err := r.Join(t.Context(), netID, epID, "/proc/self/ns/net"); err != nil {
 		t.Fatal(err)
 	}
 	r.healthy("after the join")
