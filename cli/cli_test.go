@@ -230,6 +230,19 @@ func (w world) handler() http.Handler {
 	answer("GET /v1/endpoints/{ref}", func(r *http.Request) (any, int) {
 		return find("endpoint", r, w.endpoints, func(e api.Endpoint) []string { return []string{e.ID, e.Container} })
 	})
+	for _, kind := range []string{"networks", "endpoints"} {
+		answer("PATCH /v1/"+kind+"/{ref}", func(r *http.Request) (any, int) {
+			var q api.Change
+			_ = json.NewDecoder(r.Body).Decode(&q)
+			if _, fixed := q.Options["mtu"]; fixed {
+				return map[string]string{"error": "bad option: mtu cannot be changed in place: make the network anew"}, http.StatusBadRequest
+			}
+			if kind == "networks" {
+				return find("network", r, w.networks, func(n api.Network) []string { return []string{n.ID, n.Name} })
+			}
+			return find("endpoint", r, w.endpoints, func(e api.Endpoint) []string { return []string{e.ID, e.Container} })
+		})
+	}
 	answer("POST /v1/gc", always(slices.DeleteFunc(slices.Clone(w.findings), func(f yard.Finding) bool { return !f.Removable })))
 	answer("POST /v1/leases/{verb}", func(r *http.Request) (any, int) {
 		var q api.LeaseRequest

@@ -21,6 +21,9 @@ type snapshot struct {
 	links  map[string]netlink.Link
 	addrs  map[int][]netlink.Addr
 	routes map[int][]netlink.Route
+	qdiscs map[int][]netlink.Qdisc
+	// redirects has, for links that netyard redirects, the index of where to.
+	redirects map[int]int
 	// noTable: a table of the ruleset is not there at all.
 	noTable    bool
 	elements   map[SetName]map[string]content
@@ -28,7 +31,10 @@ type snapshot struct {
 }
 
 func (k *Kernel) snapshot() (*snapshot, error) {
-	s := &snapshot{k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{}}
+	s := &snapshot{
+		k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{},
+		qdiscs: map[int][]netlink.Qdisc{}, redirects: map[int]int{},
+	}
 	links, err := retry(k.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
@@ -49,6 +55,9 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 	}
 	for _, r := range routes {
 		s.routes[r.LinkIndex] = append(s.routes[r.LinkIndex], r)
+	}
+	if err := s.lookAtLimits(); err != nil {
+		return nil, err
 	}
 	k.fw.mu.Lock()
 	defer k.fw.mu.Unlock()
@@ -120,7 +129,7 @@ func (s *Snapshot) Strays(known []Object) []Stray {
 	return append(s.s.strayLinks(known), s.s.strayElements(known)...)
 }
 
-// Has says for each alias of netyard's whether a link carries it.
+// Has says for each alias of netyard's whether a network's or an endpoint's link carries it; a shaper alone is none.
 func (k *Kernel) Has() (map[string]bool, error) {
 	links, err := retry(k.nl.LinkList)
 	if err != nil {
@@ -128,7 +137,7 @@ func (k *Kernel) Has() (map[string]bool, error) {
 	}
 	has := map[string]bool{}
 	for _, l := range links {
-		if a := l.Attrs().Alias; strings.HasPrefix(a, AliasPrefix) {
+		if a := l.Attrs().Alias; strings.HasPrefix(a, AliasPrefix) && l.Type() != "ifb" {
 			has[a] = true
 		}
 	}
@@ -143,6 +152,8 @@ func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
 			want[o.Name] = true
 		case Veth:
 			want[o.Name], want[o.Peer] = true, true
+		case Limits:
+			want[o.Shaper] = want[o.Shaper] || o.Egress > 0
 		}
 	}
 	for name, l := range s.links {

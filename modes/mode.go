@@ -26,6 +26,8 @@ type Network struct {
 	// Subnets are in the order the engine gave them.
 	Subnets []Subnet          `json:",omitempty"`
 	Options map[string]string `json:",omitempty"` // canonical names, see Resolve
+	// Changed is what was changed in place since, see Change. It goes before Options, which stay what the engine asked for.
+	Changed map[string]string `json:",omitempty"`
 	// Settled is what the mode decided when the network was created, see Settler.
 	Settled  map[string]string `json:",omitempty"`
 	Internal bool              `json:",omitempty"` // no way out

@@ -43,6 +43,7 @@ type SeenEndpoint struct {
 	MAC       string
 	Addrs     []netip.Prefix
 	Gateways  []netip.Addr
+	Options   map[string]string // what was said for it alone
 }
 
 // WantedKey is how Census.Wanted names an address.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"netyard/kernel"
@@ -195,14 +196,15 @@ func (y *Yard) compare() (faults []Finding, strays []kernel.Stray, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	still := map[string]bool{}
+	still := map[string]kernel.Object{}
 	for _, o := range after.objects {
-		still[o.String()] = true
+		still[o.String()] = o
 	}
 	for _, f := range snap.Faults(before.objects) {
 		finding := Finding{Kind: Fault, Text: f.Text}
 		if f.Object >= 0 {
-			if !still[before.objects[f.Object].String()] {
+			was := before.objects[f.Object]
+			if !reflect.DeepEqual(still[was.String()], was) { // gone, or changed in place
 				continue
 			}
 			finding.Network = label(before.networks[f.Object])

@@ -25,6 +25,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrExists says that another of the same id is there.
 	ErrExists = errors.New("exists already")
+	// ErrAmbiguous says that several are meant.
+	ErrAmbiguous = errors.New("say more of the id")
 	// ErrInUse says that something still needs it.
 	ErrInUse = errors.New("in use")
 )

@@ -92,6 +92,11 @@ func (c *Client) Network(ctx context.Context, ref string) (Network, error) {
 	return do[Network](ctx, c, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil)
 }
 
+// ChangeNetwork changes options of a network and of all that is on it.
+func (c *Client) ChangeNetwork(ctx context.Context, ref string, q Change) (Network, error) {
+	return do[Network](ctx, c, http.MethodPatch, "/v1/networks/"+url.PathEscape(ref), q)
+}
+
 // Endpoints lists all endpoints.
 func (c *Client) Endpoints(ctx context.Context) ([]Endpoint, error) {
 	return do[[]Endpoint](ctx, c, http.MethodGet, "/v1/endpoints", nil)
@@ -105,6 +110,15 @@ func (c *Client) Ports(ctx context.Context) ([]Port, error) {
 // Endpoint finds one by id, the beginning of its id, or its container's name.
 func (c *Client) Endpoint(ctx context.Context, ref string) (Endpoint, error) {
 	return do[Endpoint](ctx, c, http.MethodGet, "/v1/endpoints/"+url.PathEscape(ref), nil)
+}
+
+// ChangeEndpoint changes options of one endpoint, which is looked for in one network if that is not empty.
+func (c *Client) ChangeEndpoint(ctx context.Context, network, ref string, q Change) (Endpoint, error) {
+	path := "/v1/endpoints/" + url.PathEscape(ref)
+	if network != "" {
+		path += "?network=" + url.QueryEscape(network)
+	}
+	return do[Endpoint](ctx, c, http.MethodPatch, path, q)
 }
 
 // Leases lists all leases of netyard's own IPAM.

@@ -46,6 +46,8 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/networks/{ref}", s.network)
 	handle("GET /v1/endpoints", s.endpoints)
 	handle("GET /v1/endpoints/{ref}", s.endpoint)
+	handle("PATCH /v1/networks/{ref}", s.changeNetwork)
+	handle("PATCH /v1/endpoints/{ref}", s.changeEndpoint)
 	handle("GET /v1/ports", s.ports)
 	handle("GET /v1/leases", s.leases)
 	handle("POST /v1/leases/reserve", s.reserve)
@@ -78,7 +80,8 @@ func status(err error) int {
 		return http.StatusNotFound
 	case errors.Is(err, yard.ErrInUse), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
 		return http.StatusConflict
-	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid), errors.Is(err, policy.ErrPolicy):
+	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid), errors.Is(err, modes.ErrOption), errors.Is(err, policy.ErrPolicy),
+		errors.Is(err, yard.ErrAmbiguous):
 		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError
