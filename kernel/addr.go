@@ -88,6 +88,27 @@ func (a Addr) hasRoute(routes []netlink.Route) bool {
 	return false
 }
 
+// A HostAddr is an address that something of netyard's relies on and that is the host's owner's: it is only looked for. At boot it may
+// come later than netyard.
+type HostAddr struct{ Addr netip.Addr }
+
+// String names the address.
+func (a HostAddr) String() string { return fmt.Sprintf("the host's address %s", a.Addr) }
+
+func (HostAddr) ensure(*Kernel) error { return nil }
+func (HostAddr) remove(*Kernel) error { return nil }
+
+func (a HostAddr) check(s *snapshot) []string {
+	for _, addrs := range s.addrs {
+		for _, got := range addrs {
+			if prefixOf(got.IPNet).Addr() == a.Addr {
+				return nil
+			}
+		}
+	}
+	return []string{a.String() + " is missing: nothing comes back to what leaves with it"}
+}
+
 // Busy lists what an address pool of ours must not overlap: every destination the host has a route to and every address
 // it has, but for those on the link named except.
 func (k *Kernel) Busy(except string) ([]netip.Prefix, error) {
