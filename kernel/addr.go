@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -131,8 +132,9 @@ func (k *Kernel) Busy(except string) ([]netip.Prefix, error) {
 	return busy, nil
 }
 
-// Occupant finds an address of the host, on another link than except, whose subnet overlaps p.
-func (k *Kernel) Occupant(p netip.Prefix, except string) (link string, subnet netip.Prefix, err error) {
+// Occupant finds an address of the host, on another link than except, whose subnet overlaps p. On the links within, a subnet may be
+// larger than p, as long as the host's own address is not in p.
+func (k *Kernel) Occupant(p netip.Prefix, except string, within ...string) (link string, subnet netip.Prefix, err error) {
 	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, family(p.Addr())) })
 	if err != nil {
 		return "", netip.Prefix{}, fmt.Errorf("list addresses: %w", err)
@@ -144,6 +146,9 @@ func (k *Kernel) Occupant(p netip.Prefix, except string) (link string, subnet ne
 		}
 		l, err := k.nl.LinkByIndex(a.LinkIndex)
 		if err != nil || l.Attrs().Name == except {
+			continue
+		}
+		if slices.Contains(within, l.Attrs().Name) && got.Bits() < p.Bits() && !p.Contains(got.Addr()) {
 			continue
 		}
 		return l.Attrs().Name, got.Masked(), nil

@@ -227,4 +227,3 @@ func reply() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte{ipCtDirReply}},
 	}
 }
-
