@@ -237,9 +237,13 @@ func hasFamily(e modes.Endpoint, a netip.Addr) bool {
 	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
 }
 
-// routes are the static routes of an endpoint, of the families it has addresses of.
+// routes are the static routes of an endpoint: of the families it has addresses of, and not those that lead to it, which an engine
+// could not make.
 func routes(n modes.Network, e modes.Endpoint) []modes.Route {
-	return slices.DeleteFunc(n.OptRoutes("routes"), func(r modes.Route) bool { return !hasFamily(e, r.Dst.Addr()) })
+	return slices.DeleteFunc(n.OptRoutes("routes"), func(r modes.Route) bool {
+		itself := slices.ContainsFunc(e.Addrs, func(a netip.Prefix) bool { return a.Addr() == r.Via })
+		return itself || !hasFamily(e, r.Dst.Addr())
+	})
 }
 
 // proxies are what the host answers for on the link that the network's IPv6 addresses are of.

@@ -67,6 +67,7 @@ func TestGateways(t *testing.T) {
 		{"that container", network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6), []string{"10.9.0.53/24", "fd09::2/64"}, "10.9.0.1", ""},
 		{"that container, internal", internal(network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6)), []string{"10.9.0.53/24"}, "", ""},
 		{"routes", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16,fd07::/64@fd09::7"}, v4), []string{"10.9.0.2/24"}, "10.9.0.1", "10.7.0.0/16@10.9.0.7 10.6.0.0/16"},
+		{"the next hop of a route", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16"}, v4), []string{"10.9.0.7/24"}, "10.9.0.1", "10.6.0.0/16"},
 	} {
 		n := l.up(c.n)
 		link, err := l.mode.Attach(t.Context(), n, endpoint(n, "eeeeeeeeeeee0001", c.addrs...))
