@@ -18,7 +18,7 @@ const (
 func TestRouted(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Outside.Sh("ip route add 10.72.0.0/14 via", h.IP, "&& ip -6 route add fd00:72::/32 via", h.IP6)
+		h.Outside.Sh("ip route add 10.72.0.0/14 via", h.IP, "&& ip -6 route add fd00:70::/28 via", h.IP6)
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64", mode4+"routed", mode6+"routed routed")
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.73.0.0/24 --subnet fd00:73::/64", mode4+"nat", mode6+"routed mixed")
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.74.0.0/24 --subnet fd00:74::/64 -o publish_from=198.51.100.0/24", mode4+"routed", mode6+"routed limited")
@@ -213,22 +213,26 @@ func TestStaticRoutes(t *testing.T) {
 // host. The prober counts at the far end, all the time.
 func TestContainerAsGateway(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
-		for _, internal := range []string{"", "--internal"} {
-			t.Run("vpn"+internal, func(t *testing.T) {
-				h := host(t, e)
-				gatewayWorks(t, h, internal)
-			})
+		for _, c := range []struct{ name, flags string }{
+			{"by another network", ""},
+			{"by another network, internal", "--internal"},
+			{"by its own network", "-o gateway_exit=true -o egress_ipv4=" + guideOutside},
+		} {
+			t.Run(c.name, func(t *testing.T) { gatewayWorks(t, host(t, e), c.flags) })
 		}
 	})
 }
 
-const guideIP = "10.75.0.2" // the first that would be given to anybody
+const (
+	guideIP      = "10.75.0.2" // the first that would be given to anybody
+	guideOutside = "203.0.113.50"
+)
 
-func gatewayWorks(t *testing.T, h *lab.Host, internal string) {
+func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	t.Helper()
-	h.Sh("ip addr add 203.0.113.50/24 dev eth0")
-	h.Docker("network create -d netyard-bridge --subnet 10.74.0.0/24 -o egress_ipv4=203.0.113.50 a-uplink")
-	h.Docker("network create -d netyard-bridge --ipam-driver netyard", internal, "--subnet 10.75.0.0/24 -o gateway_address="+guideIP, "vpn")
+	h.Sh("ip addr add", guideOutside+"/24 dev eth0")
+	h.Docker("network create -d netyard-bridge --subnet 10.74.0.0/24 -o egress_ipv4="+guideOutside, "uplink")
+	h.Docker("network create -d netyard-bridge --ipam-driver netyard", flags, "--subnet 10.75.0.0/24 -o gateway_address="+guideIP, "vpn")
 	h.Outside.Listen("tcp", h.Outside.IP+":7")
 	h.Outside.Sh(`nft 'table inet probe {
 		counter good { }
@@ -249,27 +253,26 @@ func gatewayWorks(t *testing.T, h *lab.Host, internal string) {
 	c1 := h.In("c1")
 	silent(t, h, c1, "before there is a gateway")
 
-	h.Docker("create --name vpn --network vpn --ip", guideIP, "--sysctl net.ipv4.ip_forward=1 busybox sleep 1d")
-	h.Docker("network connect a-uplink vpn")
+	h.Docker("create --name vpn --network vpn --ip", guideIP, "--sysctl net.ipv4.ip_forward=0 busybox sleep 1d")
+	if !strings.Contains(flags, "gateway_exit") {
+		h.Docker("network connect uplink vpn")
+	}
 	up := func(verb string) {
 		h.Docker(verb, "vpn")
-		h.In("vpn").Tool("nft add table ip nat; nft 'add chain ip nat out { type nat hook postrouting priority 100; }'; nft add rule ip nat out ip saddr 10.75.0.0/24 ip daddr != 10.75.0.0/24 masquerade")
-		has(t, c1.Dial("tcp", h.Outside.IP+":7"), "203.0.113.50:")
+		h.In("vpn").Tool("nft add table ip nat && nft 'add chain ip nat out { type nat hook postrouting priority 100; }' &&",
+			"nft add rule ip nat out ip saddr 10.75.0.0/24 ip daddr != 10.75.0.0/24 masquerade && sysctl -qw net.ipv4.ip_forward=1")
+		has(t, c1.Dial("tcp", h.Outside.IP+":7"), guideOutside+":")
 	}
 	up("start")
 	healthy(t, h)
-	for _, down := range []string{"stop -t 0 vpn", "kill vpn", "pause vpn"} {
+	for _, down := range []string{"stop -t 0 vpn", "kill vpn"} {
 		h.Docker(down)
 		silent(t, h, c1, "after "+down)
-		if down == "pause vpn" {
-			h.Docker("unpause vpn")
-			continue
-		}
 		up("start")
 	}
 	up("restart -t 0")
 	h.Netyard.Restart()
-	has(t, c1.Dial("tcp", h.Outside.IP+":7"), "203.0.113.50:")
+	has(t, c1.Dial("tcp", h.Outside.IP+":7"), guideOutside+":")
 
 	h.Docker("stop -t 0 vpn")
 	// A route of the client's own, past the gateway.
@@ -280,7 +283,7 @@ func gatewayWorks(t *testing.T, h *lab.Host, internal string) {
 	h.Netyard.Start()
 	silent(t, h, c1, "after a restart of netyard")
 	c1.Tool("ip route replace default via " + guideIP)
-	if internal == "" { // an engine publishes nothing on an internal network
+	if flags != "--internal" { // an engine publishes nothing on an internal network
 		c1.Listen("tcp", ":80")
 		has(t, h.Outside.Dial("tcp", h.IP+":8090"), "10.75.0.1:")
 	}
@@ -293,7 +296,7 @@ func gatewayWorks(t *testing.T, h *lab.Host, internal string) {
 	}
 	healthy(t, h)
 	h.RemoveAll()
-	h.Sh("ip addr del 203.0.113.50/24 dev eth0")
+	h.Sh("ip addr del", guideOutside+"/24 dev eth0")
 }
 
 // silent wants the client to get nowhere, and nothing of its to be counted outside.

@@ -31,7 +31,8 @@ const (
 	egress4 SetName = "egress4"
 	egress6 SetName = "egress6"
 
-	// guided has the bridges of networks that a container of theirs is the gateway of, guide4 and guide6 its addresses.
+	// guided has the bridges of networks that a container of theirs is the gateway of, guide4 and guide6 its addresses if it goes out
+	// by that bridge itself.
 	guided SetName = "guided"
 	guide4 SetName = "guide4"
 	guide6 SetName = "guide6"
@@ -79,7 +80,7 @@ func Egress(subnet netip.Prefix, as netip.Addr) Element {
 	return e
 }
 
-// Guided lets nothing out of a bridge but what has one of the addresses: those of the container that the others go out by.
+// Guided lets nothing out of a bridge but what is from one of the addresses: of the container that the others go out by.
 func Guided(bridge string, by []netip.Addr) []Element {
 	all := []Element{InterfaceIn(guided, bridge)}
 	for _, a := range by {

@@ -89,6 +89,10 @@ func Options() []Option {
 			Help:  "addresses of the container that the others go out by; nothing goes out past it. It needs --ipam-driver netyard, and the container --ip",
 		},
 		{
+			Name: "gateway_exit", Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Help: "that container goes out by this network itself; without it, it needs another network for that",
+		},
+		{
 			Name: "gateway_mode_ipv4", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv4"}, Modes: []string{"bridge"}, Kind: Enum,
 			Values: []string{GatewayNAT, GatewayRouted, GatewayIsolated}, Default: GatewayNAT,
 			Fixed: "the published ports of running containers are as they are; make the network anew",

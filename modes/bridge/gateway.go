@@ -11,6 +11,13 @@ import (
 
 // How a network is joined to what is outside of it: options to objects.
 
+const (
+	// guideOption names the container that the others go out by.
+	guideOption = "gateway_address"
+	// exitOption lets that container out by the network itself.
+	exitOption = "gateway_exit"
+)
+
 // gatewayMode is how a family of a network is.
 func gatewayMode(n modes.Network, v6 bool) string { return n.Opt(modes.ByFamily("gateway_mode", v6)) }
 
@@ -23,10 +30,10 @@ func (mode) Routes(n modes.Network, v6 bool) bool { return gatewayMode(n, v6) ==
 func (mode) Gatewayless(n modes.Network) (v4, v6 bool) { return isolated(n, false), isolated(n, true) }
 
 // Keeps: who got the address of the container that is the gateway by accident would have the way out that nobody else has.
-func (mode) Keeps(n modes.Network) (string, []netip.Addr) { return "gateway_address", guides(n) }
+func (mode) Keeps(n modes.Network) (string, []netip.Addr) { return guideOption, guides(n) }
 
 // guides are the addresses of the container that the others go out by.
-func guides(n modes.Network) []netip.Addr { return n.OptAddrs("gateway_address") }
+func guides(n modes.Network) []netip.Addr { return n.OptAddrs(guideOption) }
 
 // hostHas says whether the host has an address in a subnet of a network.
 func hostHas(n modes.Network, s modes.Subnet) bool {
@@ -101,7 +108,15 @@ func checkProxy(n modes.Network) error {
 }
 
 func checkGuides(n modes.Network) error {
-	const option = "gateway_address"
+	const option = guideOption
+	if n.OptBool(exitOption) {
+		switch {
+		case len(guides(n)) == 0:
+			return refuse(n, exitOption, "it is about the container that gateway_address names")
+		case n.Internal:
+			return refuse(n, exitOption, "an internal network has no way out")
+		}
+	}
 	had := map[bool]bool{}
 	for _, a := range guides(n) {
 		at := subnetOf(n, a)
@@ -157,7 +172,7 @@ func (m mode) present(n modes.Network) error {
 
 // unroutable refuses what cannot be had on a bridge of the host's owner, who routes it.
 func unroutable(n modes.Network) error {
-	for _, option := range []string{"gateway_mode_ipv4", "gateway_mode_ipv6", "egress_ipv4", "egress_ipv6", "gateway_address", "ndp_proxy"} {
+	for _, option := range []string{"gateway_mode_ipv4", "gateway_mode_ipv6", "egress_ipv4", "egress_ipv6", guideOption, "ndp_proxy"} {
 		if v := n.Opt(option); v != "" && v != modes.GatewayNAT {
 			return refuse(n, option, "netyard does not route the host's bridge %s", name(n))
 		}
@@ -200,10 +215,15 @@ func gatewayObjects(n modes.Network) (objects []kernel.Object) {
 	if v4 && isolated(n, false) {
 		objects = append(objects, deaf(br))
 	}
-	if by := guides(n); len(by) > 0 {
-		for _, el := range kernel.Guided(br, by) {
-			objects = append(objects, el.For(n.ID))
-		}
+	by := guides(n)
+	if len(by) == 0 {
+		return objects
+	}
+	if !n.OptBool(exitOption) {
+		by = nil
+	}
+	for _, el := range kernel.Guided(br, by) {
+		objects = append(objects, el.For(n.ID))
 	}
 	return objects
 }
@@ -214,15 +234,16 @@ func deaf(bridge string) kernel.Sysctl {
 	return kernel.Sysctl{Path: []string{"net", "ipv4", "conf", bridge, "arp_ignore"}, Value: "8"}
 }
 
-// gateways are the default gateways of an endpoint: those of the subnets its addresses are in, or the container that is the gateway,
-// and then no other, in no family. An internal network has none of the host's: the engine would install it.
+// gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has none: the
+// engine would install it. Where a container is the gateway the others have it and no other, in no family; that container itself has
+// the host only if the network says so.
 func gateways(n modes.Network, e modes.Endpoint) (gws []netip.Addr) {
 	guide := guides(n)
 	isGuide := func(a netip.Prefix) bool { return slices.Contains(guide, a.Addr()) }
 	if len(guide) > 0 && !slices.ContainsFunc(e.Addrs, isGuide) {
 		return slices.DeleteFunc(guide, func(g netip.Addr) bool { return !hasFamily(e, g) })
 	}
-	if n.Internal {
+	if n.Internal || len(guide) > 0 && !n.OptBool(exitOption) {
 		return nil
 	}
 	for _, a := range e.Addrs {

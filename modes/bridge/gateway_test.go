@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -64,7 +65,8 @@ func TestGateways(t *testing.T) {
 		{"a container, for one family only", network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6), []string{"10.9.0.2/24", "fd09::2/64"}, "10.9.0.53", ""},
 		{"a container, for both", network(netA, map[string]string{"gateway_address": "10.9.0.53,fd09::53"}, v4, v6), []string{"10.9.0.2/24", "fd09::2/64"}, "10.9.0.53 fd09::53", ""},
 		{"a container, internal", internal(network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6)), []string{"10.9.0.2/24", "fd09::2/64"}, "10.9.0.53", ""},
-		{"that container", network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6), []string{"10.9.0.53/24", "fd09::2/64"}, "10.9.0.1", ""},
+		{"that container", network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6), []string{"10.9.0.53/24", "fd09::2/64"}, "", ""},
+		{"that container, with an exit", network(netA, map[string]string{"gateway_address": "10.9.0.53", "gateway_exit": "true"}, v4, v6), []string{"10.9.0.53/24", "fd09::2/64"}, "10.9.0.1", ""},
 		{"that container, internal", internal(network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6)), []string{"10.9.0.53/24"}, "", ""},
 		{"routes", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16,fd07::/64@fd09::7"}, v4), []string{"10.9.0.2/24"}, "10.9.0.1", "10.7.0.0/16@10.9.0.7 10.6.0.0/16"},
 		{"the next hop of a route", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16"}, v4), []string{"10.9.0.7/24"}, "10.9.0.1", "10.6.0.0/16"},
@@ -125,6 +127,8 @@ func TestGatewayRefusals(t *testing.T) {
 		{network(netA, map[string]string{"gateway_address": "10.9.0.2,10.9.0.3"}, v4), "gateway_address=10.9.0.2,10.9.0.3: a container can have one default route"},
 		{network(netA, map[string]string{"gateway_address": "10.9.0.2", "icc": "false"}, v4), "gateway_address=10.9.0.2: with icc=false"},
 		{network(netA, map[string]string{"gateway_address": "10.9.0.2", "gateway_mode_ipv4": "routed"}, v4), "gateway_address=10.9.0.2: with gateway_mode_ipv4=routed"},
+		{network(netA, map[string]string{"gateway_exit": "true"}, v4), "gateway_exit=true: it is about the container that gateway_address names"},
+		{internal(network(netA, map[string]string{"gateway_exit": "true", "gateway_address": "10.9.0.2"}, v4)), "gateway_exit=true: an internal network has no way out"},
 		{network(netA, map[string]string{"routes": "10.7.0.0/16@10.8.0.7"}, v4), "routes=10.7.0.0/16@10.8.0.7: 10.8.0.7 is in no subnet"},
 		{network(netA, map[string]string{"bridge": "lan0", "gateway_mode_ipv4": "routed"}, v4), "gateway_mode_ipv4=routed: netyard does not route the host's bridge lan0"},
 		{network(netA, map[string]string{"bridge": "lan0", "egress_ipv4": "203.0.113.2"}, v4), "egress_ipv4=203.0.113.2: netyard does not route the host's bridge lan0"},
@@ -143,23 +147,26 @@ func TestGatewayRefusals(t *testing.T) {
 	}
 }
 
-// TestKillSwitch: only the container that is the gateway gets past the host, whatever routes the others make for themselves.
+// TestKillSwitch: nothing gets past the host, whatever routes containers make for themselves, but what the network lets out.
 func TestKillSwitch(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
-	n := l.up(network(netA, map[string]string{"gateway_address": "10.9.0.53"}, subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")))
-	guide := l.run(n, "e1e1e1e1e1e1", "10.9.0.53/24", "fd09::53/64")
-	client := l.run(n, "e2e2e2e2e2e2", "10.9.0.2/24", "fd09::2/64")
-	guide.Sh(t, "sysctl -qw net.ipv4.ip_forward=1; nft add table ip nat; nft 'add chain ip nat out { type nat hook postrouting priority 100; }'; nft add rule ip nat out oifname eth0 masquerade")
-	l.reaches(guide, "203.0.113.1", true)
-	l.reaches(client, "203.0.113.1", true)
-	client.Sh(t, "ip route replace default via 10.9.0.1 && ip -6 route replace default via fd09::1") // a container with NET_ADMIN can
-	l.reaches(client, "203.0.113.1", false)
-	l.reaches(client, "2001:db8:113::1", false)
-	l.reaches(client, "10.9.0.53", true)
-	l.reaches(client, "10.9.0.1", true)
-	guide.Sh(t, "ip -6 route replace default via fd09::1") // of no family but its own
-	l.reaches(guide, "2001:db8:113::1", false)
+	for _, exit := range []bool{false, true} {
+		l := newLab(t)
+		opts := map[string]string{"gateway_address": "10.9.0.53", "gateway_exit": strconv.FormatBool(exit)}
+		n := l.up(network(netA, opts, subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")))
+		guide := l.run(n, "e1e1e1e1e1e1", "10.9.0.53/24", "fd09::53/64")
+		client := l.run(n, "e2e2e2e2e2e2", "10.9.0.2/24", "fd09::2/64")
+		guide.Sh(t, "nft add table ip nat; nft 'add chain ip nat out { type nat hook postrouting priority 100; }'; nft add rule ip nat out oifname eth0 masquerade; sysctl -qw net.ipv4.ip_forward=1")
+		guide.Sh(t, "ip route replace default via 10.9.0.1 && ip -6 route replace default via fd09::1") // with NET_ADMIN it can
+		l.reaches(guide, "203.0.113.1", exit)
+		l.reaches(client, "203.0.113.1", exit)
+		l.reaches(guide, "2001:db8:113::1", false) // the network says IPv4 only
+		client.Sh(t, "ip route replace default via 10.9.0.1 && ip -6 route replace default via fd09::1")
+		l.reaches(client, "203.0.113.1", false)
+		l.reaches(client, "2001:db8:113::1", false)
+		l.reaches(client, "10.9.0.53", true)
+		l.reaches(client, "10.9.0.1", true)
+	}
 }
 
 // TestIsolatedFromHost: without an address of the host on the bridge, its other addresses answer nobody there.
