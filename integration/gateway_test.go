@@ -46,6 +46,13 @@ func TestRouted(t *testing.T) {
 		routedMatrix(t, h)
 		h.Netyard.Restart()
 		routedMatrix(t, h)
+		h.Netyard.Stop()
+		h.Sh("rm", h.Dir+"/state/netyard.db")
+		h.Netyard.Start()
+		eventually(t, "lost records have their ports again", func() bool {
+			return strings.Count(h.Sh("netyard ps"), "10.72.0.2:9000-9009/udp") == 1
+		})
+		routedMatrix(t, h)
 		h.Outside.Sh("ping -c1 -W4 10.72.0.2 && ping -c1 -W4 fd00:72::2 && ping -c1 -W4 fd00:73::2")
 		for _, closed := range []string{"10.73.0.2", "10.74.0.2", "fd00:74::2"} {
 			if _, err := h.Outside.TrySh("ping -c1 -W1", closed); err == nil {

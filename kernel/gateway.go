@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -62,6 +63,29 @@ func (p OpenPort) Elements() []Element {
 		Set: ranges, text: fmt.Sprintf("%s . %s . %d-%d", p.Addr, p.Proto, p.Port, last), key: addr + portKey(p.Proto, p.Port),
 		content: content{end: addr + portKey(p.Proto, last)},
 	}}
+}
+
+// Opened are the ports of containers' own that the ruleset has, as Published are those of the host.
+func (k *Kernel) Opened() (all []OpenPort) {
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	for _, w := range k.fw.want {
+		size := net.IPv4len
+		switch w.Set {
+		case open6, openRange6:
+			size = net.IPv6len
+		case open4, openRange4:
+		default:
+			continue
+		}
+		addr, _ := netip.AddrFromSlice([]byte(w.key[:size]))
+		p := OpenPort{Proto: protoName(w.key[size]), Addr: addr, Port: portOf(w.key[size+4:]), Count: 1}
+		if w.end != "" {
+			p.Count = portOf(w.end[size+4:]) - p.Port + 1
+		}
+		all = append(all, p)
+	}
+	return all
 }
 
 // Routed lets what opens a port, and echo requests, through to the containers of a bridge by their own addresses.

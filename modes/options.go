@@ -90,7 +90,8 @@ func Options() []Option {
 		},
 		{
 			Name: "gateway_exit", Modes: []string{"bridge"}, Kind: Bool, Default: "false",
-			Help: "that container goes out by this network itself; without it, it needs another network for that",
+			Fixed: "that container has its default route already; make the network anew",
+			Help:  "that container goes out by this network itself; without it, it needs another network for that",
 		},
 		{
 			Name: "gateway_mode_ipv4", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv4"}, Modes: []string{"bridge"}, Kind: Enum,
