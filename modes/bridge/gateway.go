@@ -35,6 +35,12 @@ func (mode) Keeps(n modes.Network) (string, []netip.Addr) { return guideOption, 
 // guides are the addresses of the container that the others go out by.
 func guides(n modes.Network) []netip.Addr { return n.OptAddrs(guideOption) }
 
+// isGuide says whether an endpoint is of that container.
+func isGuide(n modes.Network, e modes.Endpoint) bool {
+	guide := guides(n)
+	return slices.ContainsFunc(e.Addrs, func(a netip.Prefix) bool { return slices.Contains(guide, a.Addr()) })
+}
+
 // hostHas says whether the host has an address in a subnet of a network.
 func hostHas(n modes.Network, s modes.Subnet) bool {
 	v6 := s.Pool.Addr().Is6()
@@ -239,15 +245,14 @@ func deaf(bridge string) kernel.Sysctl {
 // the host only if the network says so.
 func gateways(n modes.Network, e modes.Endpoint) (gws []netip.Addr) {
 	guide := guides(n)
-	isGuide := func(a netip.Prefix) bool { return slices.Contains(guide, a.Addr()) }
-	if len(guide) > 0 && !slices.ContainsFunc(e.Addrs, isGuide) {
+	if len(guide) > 0 && !isGuide(n, e) {
 		return slices.DeleteFunc(guide, func(g netip.Addr) bool { return !hasFamily(e, g) })
 	}
 	if n.Internal || len(guide) > 0 && !n.OptBool(exitOption) {
 		return nil
 	}
 	for _, a := range e.Addrs {
-		if at := subnetOf(n, a.Addr()); at >= 0 && n.Subnets[at].Gateway.IsValid() && (len(guide) == 0 || isGuide(a)) {
+		if at := subnetOf(n, a.Addr()); at >= 0 && n.Subnets[at].Gateway.IsValid() && (len(guide) == 0 || slices.Contains(guide, a.Addr())) {
 			gws = append(gws, n.Subnets[at].Gateway.Addr())
 		}
 	}

@@ -169,6 +169,23 @@ func TestKillSwitch(t *testing.T) {
 	}
 }
 
+// TestGuideIPv6: the others go out by the container in IPv6 as well.
+func TestGuideIPv6(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	opts := map[string]string{"gateway_address": "fd09::53", "gateway_exit": "true"}
+	n := l.up(network(netA, opts, subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")))
+	guide := l.run(n, "e1e1e1e1e1e1", "10.9.0.53/24", "fd09::53/64")
+	client := l.run(n, "e2e2e2e2e2e2", "10.9.0.2/24", "fd09::2/64")
+	guide.Sh(t, "nft add table ip6 nat; nft 'add chain ip6 nat out { type nat hook postrouting priority 100; }'; nft add rule ip6 nat out oifname eth0 masquerade; sysctl -qw net.ipv6.conf.all.forwarding=1; ip -6 route replace default via fd09::1")
+	l.reaches(client, "2001:db8:113::1", true)
+	guide.Sh(t, "ip link set eth0 down")
+	l.reaches(client, "2001:db8:113::1", false)
+	client.Sh(t, "ip -6 route replace default via fd09::1; ip route replace default via 10.9.0.1")
+	l.reaches(client, "2001:db8:113::1", false)
+	l.reaches(client, "203.0.113.1", false)
+}
+
 // TestIsolatedFromHost: without an address of the host on the bridge, its other addresses answer nobody there.
 func TestIsolatedFromHost(t *testing.T) {
 	t.Parallel()
