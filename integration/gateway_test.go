@@ -190,6 +190,17 @@ func TestNDPProxy(t *testing.T) {
 		healthy(t, h)
 		h.Netyard.Restart()
 		has(t, h.Outside.Dial("tcp", at), "["+h.Outside.IP6+"]:")
+		// It can be another link, while containers run; one that is not there changes nothing.
+		h.Sh("ip link add up1 type bridge && ip link set up1 up && netyard network set global ndp_proxy=up1")
+		if out, err := h.TrySh("netyard network set global ndp_proxy=eth9 2>&1"); err == nil {
+			t.Errorf("NDP proxies on a link that is not there: %s", out)
+		}
+		if proxies := h.Tool("ip -6 neigh show proxy"); strings.Count(proxies, "dev up1") != 2 || strings.Contains(proxies, "dev eth0") {
+			t.Errorf("NDP proxies on the other link: %s", proxies)
+		}
+		healthy(t, h)
+		h.Sh("netyard network set global ndp_proxy=eth0 && ip link del up1")
+		h.Outside.Dial("tcp", at)
 		h.Docker("rm -f c1 c2")
 		eventually(t, "the NDP proxies are gone", func() bool { return h.Tool("ip -6 neigh show proxy") == "" })
 	})
@@ -345,7 +356,7 @@ func TestGatewayRefusals(t *testing.T) {
 			"-o gateway_address=10.72.0.9":                                        "gateway_address=10.72.0.9: it needs --ipam-driver netyard",
 			"--ipam-driver netyard -o gateway_address=10.9.0.9":                   "gateway_address=10.9.0.9: 10.9.0.9 is in no subnet of the network",
 			"--ipam-driver netyard -o gateway_address=gluetun":                    "gateway_address=gluetun: want addresses",
-			"--ipam-driver netyard --gateway 10.72.0.9 -o gateway_addres=10.72.1": "did you mean gateway_address?",
+			"--ipam-driver netyard --gateway 10.72.0.9 -o gateway_addr=10.72.0.9": "did you mean gateway_address?",
 		} {
 			out := h.DockerErr("network create -d netyard-bridge --subnet 10.72.0.0/24", cmd, "x")
 			has(t, out, want)

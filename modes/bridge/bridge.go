@@ -154,10 +154,10 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 }
 
 // guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, and
-// what a container that is the gateway passes on is from anywhere, so there it is the hardware address alone.
+// what a container passes on that the others go out by is from anywhere, so there it is the hardware address alone.
 func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
 	v := veth(n, e)
-	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC, Open: n.EndpointOpt(e, "antispoof") != "true", LAN: hostOwned(n) || isGuide(n, e)}
+	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC, Open: n.EndpointOpt(e, "antispoof") != "true", LAN: hostOwned(n) || isRouter(n, e)}
 	for _, a := range e.Addrs {
 		g.Addrs = append(g.Addrs, a.Addr())
 	}

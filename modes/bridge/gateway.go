@@ -37,8 +37,16 @@ func guides(n modes.Network) []netip.Addr { return n.OptAddrs(guideOption) }
 
 // isGuide says whether an endpoint is of that container.
 func isGuide(n modes.Network, e modes.Endpoint) bool {
-	guide := guides(n)
-	return slices.ContainsFunc(e.Addrs, func(a netip.Prefix) bool { return slices.Contains(guide, a.Addr()) })
+	return slices.ContainsFunc(guides(n), func(a netip.Addr) bool { return hasAddr(e, a) })
+}
+
+// isRouter says whether the network sends what is for others to an endpoint: it is the gateway, or the next hop of a route.
+func isRouter(n modes.Network, e modes.Endpoint) bool {
+	return isGuide(n, e) || slices.ContainsFunc(n.OptRoutes("routes"), func(r modes.Route) bool { return hasAddr(e, r.Via) })
+}
+
+func hasAddr(e modes.Endpoint, a netip.Addr) bool {
+	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })
 }
 
 // hostHas says whether the host has an address in a subnet of a network.
@@ -267,8 +275,7 @@ func hasFamily(e modes.Endpoint, a netip.Addr) bool {
 // could not make.
 func routes(n modes.Network, e modes.Endpoint) []modes.Route {
 	return slices.DeleteFunc(n.OptRoutes("routes"), func(r modes.Route) bool {
-		itself := slices.ContainsFunc(e.Addrs, func(a netip.Prefix) bool { return a.Addr() == r.Via })
-		return itself || !hasFamily(e, r.Dst.Addr())
+		return hasAddr(e, r.Via) || !hasFamily(e, r.Dst.Addr())
 	})
 }
 
