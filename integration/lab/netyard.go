@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,7 +48,8 @@ func buildNetyard() (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "netyard")
+	// Several checkouts on one machine must not test each other's.
+	path := filepath.Join(dir, fmt.Sprintf("netyard-%08x", crc32.ChecksumIEEE(mod)))
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-race", "-tags", "failpoint", "-o", path, "netyard")
 	cmd.Dir = filepath.Dir(strings.TrimSpace(string(mod)))
 	if out, err := cmd.CombinedOutput(); err != nil {
