@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 )
 
@@ -123,10 +124,7 @@ func (f *firewall) dockerUserChains() (all []dockerUser, err error) {
 			if d.end == nil && isReturn(r) {
 				d.end = r
 			}
-			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-			if owner, network, _ := strings.Cut(text, " "); owner == bypassComment {
-				b := parseBypass(r.Exprs)
-				b.Network = network
+			if b, ok := ownBypass(r); ok {
 				if d.end != nil { // Docker ended the chain while netyard looked: a rule that nothing comes to
 					b = Bypass{}
 				}
@@ -183,26 +181,54 @@ func (b Bypass) exprs() []expr.Any {
 	return append(es, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})
 }
 
-func parseBypass(exprs []expr.Any) (b Bypass) {
+// ownBypass reads a rule that is netyard's: its comment says so, and it matches nothing but interfaces. The comment is user data as
+// netyard and iptables write it, and a match of its own in a rule that came back by iptables-restore.
+func ownBypass(r *nftables.Rule) (b Bypass, ok bool) {
+	text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 	var key expr.MetaKey
-	for _, e := range exprs {
+	for _, e := range r.Exprs {
 		switch e := e.(type) {
+		case *expr.Counter:
 		case *expr.Meta:
 			key = e.Key
 		case *expr.Cmp:
-			name := strings.TrimRight(string(e.Data), "\x00")
-			if len(e.Data) < unix.IFNAMSIZ {
-				name += "+"
+			if !b.match(key, e) {
+				return b, false
 			}
-			switch key {
-			case expr.MetaKeyIIFNAME:
-				b.In = name
-			case expr.MetaKeyOIFNAME:
-				b.Out = name
+		case *expr.Match:
+			c, isComment := e.Info.(*xt.Comment)
+			if !isComment {
+				return b, false
 			}
+			text = strings.TrimRight(string(*c), "\x00")
+		case *expr.Verdict:
+			if e.Kind != expr.VerdictAccept {
+				return b, false
+			}
+		default:
+			return b, false
 		}
 	}
-	return b
+	owner, network, _ := strings.Cut(text, " ")
+	b.Network = network
+	return b, owner == bypassComment
+}
+
+// match reads a comparison of a name; a shorter one than names are is a wildcard.
+func (b *Bypass) match(key expr.MetaKey, c *expr.Cmp) bool {
+	name := strings.TrimRight(string(c.Data), "\x00")
+	if len(c.Data) < unix.IFNAMSIZ {
+		name += "+"
+	}
+	switch key {
+	case expr.MetaKeyIIFNAME:
+		b.In = name
+	case expr.MetaKeyOIFNAME:
+		b.Out = name
+	default:
+		return false
+	}
+	return c.Op == expr.CmpOpEq
 }
 
 // isReturn says whether a rule is a plain RETURN, the end Docker gives the chain.

@@ -119,6 +119,8 @@ type firewall struct {
 	// loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
 	// replaces the old table by the new in one transaction and no packet sees anything in between.
 	loaded bool
+	// shared: the tables are anybody's to change.
+	shared bool
 	// guard: this host forwards only because netyard told it to, so netyard sees to it that it does so for nobody else.
 	guard guards
 }
@@ -181,8 +183,13 @@ func (k *Kernel) UnloadFirewall() error {
 	defer k.fw.mu.Unlock()
 	k.fw.loaded = false
 	for _, t := range tables() {
-		k.fw.conn.AddTable(t) // or deleting it would fail where it is not
-		k.fw.conn.DelTable(t)
+		there, err := k.fw.has(t)
+		if err != nil {
+			return err
+		}
+		if there {
+			k.fw.conn.DelTable(t)
+		}
 	}
 	return k.fw.flush("unload ruleset")
 }
@@ -198,9 +205,9 @@ func tables() []*nftables.Table {
 func (f *firewall) load() error {
 	ts := tables()
 	for _, t := range ts {
-		f.conn.AddTable(t)
-		f.conn.DelTable(t)
-		f.conn.AddTable(t)
+		if err := f.renew(t); err != nil {
+			return err
+		}
 	}
 	f.sets = setBook{}
 	for i, spec := range setSpecs() {
