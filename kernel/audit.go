@@ -355,7 +355,7 @@ func (f *firewall) ruleFaults() (faults []string) {
 		return []string{"the ruleset is not loaded"}
 	}
 	have, ts := f.dumpRules(), tables()
-	for i, chains := range [][]chainSpec{inetChains(f.sets, f.guard), bridgeChains()} {
+	for i, chains := range [][]chainSpec{inetChains(f.sets, f.guard, f.obeys), bridgeChains()} {
 		for _, c := range chains {
 			key := chainKey(ts[i], c.name)
 			got, ok := have[key]

@@ -53,3 +53,16 @@ func touches(m syscall.NetlinkMessage) bool {
 	}
 	return true
 }
+
+// BridgeNames are the bridges of netyard's networks.
+func (k *Kernel) BridgeNames() (names []string) {
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	for _, e := range k.fw.wanted() {
+		if e.Set == Bridges {
+			names = append(names, e.text)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

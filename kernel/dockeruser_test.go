@@ -204,3 +204,27 @@ func TestAdoptFirewall(t *testing.T) {
 	}
 	golden(t, "ruleset-empty.nft", h.Sh(t, "nft list ruleset"))
 }
+
+// TestForwardPolicyWithoutDockerUser: where iptables drops what is forwarded, and the way to DOCKER-USER is gone, the rules are at the end
+// of FORWARD, and go from there when the way is back.
+func TestForwardPolicyWithoutDockerUser(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = h.Watch(t.Context()) }()
+	count := func() int { return strings.Count(h.Sh(t, "iptables -S FORWARD"), "nyb-") }
+	h.Sh(t, "iptables -A FORWARD -s 192.0.2.1 -j DROP && iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP")
+	eventually(t, "the rules are in DOCKER-USER", func() bool { return strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })
+	eventually(t, "and not in FORWARD", func() bool { return count() == 0 })
+	h.Sh(t, "iptables -F; iptables -X")
+	eventually(t, "the rules are in FORWARD", func() bool { return count() == 2 })
+	h.Sh(t, "iptables -N DOCKER-USER && iptables -I FORWARD -j DOCKER-USER")
+	eventually(t, "the rules are back in DOCKER-USER", func() bool { return count() == 0 && strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })
+	h.Sh(t, "iptables -F; iptables -X; iptables -P FORWARD ACCEPT")
+	h.Sh(t, "sleep 0.2")
+	if count() != 0 {
+		t.Errorf("rules that nobody needs:\n%s", h.Sh(t, "iptables -S FORWARD"))
+	}
+}

@@ -121,6 +121,8 @@ type firewall struct {
 	loaded bool
 	// shared: the tables are anybody's to change.
 	shared bool
+	// obeys: the host's firewall decides about published ports.
+	obeys bool
 	// guard: this host forwards only because netyard told it to, so netyard sees to it that it does so for nobody else.
 	guard guards
 }
@@ -220,7 +222,7 @@ func (f *firewall) load() error {
 	if err := f.change(f.wanted(), f.conn.SetAddElements); err != nil {
 		return err
 	}
-	f.addChains(ts[0], inetChains(f.sets, f.guard))
+	f.addChains(ts[0], inetChains(f.sets, f.guard, f.obeys))
 	f.addChains(ts[1], bridgeChains())
 	if err := f.flush("load ruleset"); err != nil {
 		return err

@@ -107,6 +107,9 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	const delTable = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE
 	changed := make(chan bool, 1)
 	follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
+		if len(msgs) == 0 || slices.ContainsFunc(msgs, foreignRules) {
+			k.unsure.Store(true)
+		}
 		gone := slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Type == delTable && ownTable(m.Data) })
 		select {
 		case old := <-changed: // not taken yet
@@ -148,11 +151,19 @@ func follow(ctx context.Context, sock *nl.NetlinkSocket, f func([]syscall.Netlin
 
 // tidy is the watcher's look at the kernel.
 func (k *Kernel) tidy() {
-	for _, f := range []func() error{k.fw.restoreTables, k.ensureLoopRoutes, k.syncBridges, k.syncDockerUser, k.syncLegacyDockerUser, k.freshenFlows} {
+	for _, f := range []func() error{k.fw.restoreTables, k.askAnew, k.ensureLoopRoutes, k.syncBridges, k.syncDockerUser, k.syncLegacyDockerUser, k.freshenFlows} {
 		if err := f(); err != nil {
 			k.log.Warn("tidy up the firewall", "err", err)
 		}
 	}
+}
+
+// askAnew has everybody asked anew if somebody's rules changed.
+func (k *Kernel) askAnew() error {
+	if !k.unsure.Swap(false) {
+		return nil
+	}
+	return k.fw.askAnew()
 }
 
 // restoreTables loads the ruleset again when a rule or an element of it is gone.
