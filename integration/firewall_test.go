@@ -30,7 +30,7 @@ func published(h *lab.Host) (binds []string) {
 
 // keepRules brings the tables that iptables shows back to what they were, when the test ends: a firewall leaves its chains behind.
 func keepRules(h *lab.Host) (restore func()) {
-	h.Sh("iptables-save | grep -v nyb- >/tmp/v4; ip6tables-save | grep -v nyb- >/tmp/v6")
+	h.Sh("iptables-save | grep -v nyb- >/tmp/v4; ip6tables-save | grep -v nyb- >/tmp/v6; true")
 	return func() {
 		h.Sh("for t in iptables ip6tables; do for p in INPUT FORWARD OUTPUT; do $t -P $p ACCEPT; done; $t -F; $t -X; done; iptables-restore </tmp/v4; ip6tables-restore </tmp/v6")
 	}
