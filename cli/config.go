@@ -79,7 +79,7 @@ func serveFlags() []cli.Flag {
 		str("ipv6-pool", "the `PREFIX` (/48) that IPv6 networks without --subnet are cut from", "one of the host's own, from its machine id"),
 		&cli.DurationFlag{Name: "cooldown", Usage: "how long a freed address rests before it is handed out again", DefaultText: d.Cooldown.String()},
 		str("publish", "who decides about published ports: open, they are open; or host, the host's firewall does, as about ports of the host's own", d.Publish),
-		&cli.BoolFlag{Name: "protect-rules", Usage: "keep others from changing netyard's nftables tables (needs Linux 6.9)", DefaultText: strconv.FormatBool(d.ProtectRules)},
+		&cli.BoolFlag{Name: "protect-rules", Usage: "keep others from changing netyard's nftables tables, which needs Linux 6.9; so it is unless --protect-rules=false"},
 		&cli.BoolFlag{Name: "check", Usage: "check the configuration, print it and exit"},
 	}
 }

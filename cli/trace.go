@@ -17,9 +17,9 @@ func traceCommand() *cli.Command {
 	const six, asJSON = "ipv6", "json"
 	return &cli.Command{
 		Name: "trace", Usage: "say what a packet meets on its way, which rules decide about it, and whether it arrives",
-		ArgsUsage: "CLIENT PORT[/PROTOCOL] | CLIENT CONTAINER:PORT[/PROTOCOL]",
-		Description: "CLIENT is an IP address, a container, or the word host. PORT is one of this host's, CONTAINER:PORT one of a container's own address.\n" +
-			"PROTOCOL is tcp, udp or sctp. A rule that netyard cannot read may match, and is named as such. The exit code is 0 if the packet\n" +
+		ArgsUsage: "CLIENT TARGET",
+		Description: "CLIENT is an IP address, a container, or the word host. TARGET is PORT, one of this host's, or CONTAINER:PORT, one of a container's\n" +
+			"own address; either with /udp or /sctp behind it. A rule that netyard cannot read may match, and is named as such. The exit code is 0 if the packet\n" +
 			"certainly arrives, and 1 if it does not, or if netyard cannot tell.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: six, Aliases: []string{"6"}, Usage: "between containers, or from the host: by IPv6"},
@@ -27,9 +27,6 @@ func traceCommand() *cli.Command {
 		},
 		BashComplete: complete(containerNames),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 2 {
-				return usagef(c, "want two arguments, %s", c.Command.ArgsUsage)
-			}
 			t, err := client(c).Trace(c.Context, c.Args().Get(0), c.Args().Get(1), c.Bool(six))
 			if err != nil {
 				return err

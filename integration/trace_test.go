@@ -18,9 +18,9 @@ func TestTrace(t *testing.T) {
 		h.Docker("network create -d netyard-bridge -o icc=false apart")
 		h.Run("web", "--network a -p 8000:80 -p 8000:80/udp -p 127.0.0.1:8001:80")
 		h.Run("limited", "--network closed -p 8002:80")
-		h.Run("x", "--network apart")
-		h.Run("y", "--network apart")
-		for _, name := range []string{"web", "limited", "y"} {
+		h.Run("xx", "--network apart")
+		h.Run("yy", "--network apart")
+		for _, name := range []string{"web", "limited", "yy"} {
 			h.In(name).Listen("tcp", ":80")
 		}
 		h.In("web").Listen("udp", ":80")
@@ -59,7 +59,7 @@ func TestTrace(t *testing.T) {
 		both("stranger web:80", h.In("stranger"), "tcp", web+":80", false, `netyard's rule "networks are apart"`)
 		both("stranger 8000", h.In("stranger"), "tcp", at+":8000", true)
 		both(out+" 8002", h.Outside.Net, "tcp", at+":8002", false, `"published ports of such networks, to nobody else"`)
-		both("x y:80", h.In("x"), "tcp", h.Addr("y", "apart")+":80", false, "icc=false")
+		both("xx yy:80", h.In("xx"), "tcp", h.Addr("yy", "apart")+":80", false, "icc=false")
 		both(out+" 4444", h.Outside.Net, "tcp", at+":4444", false, "no program of the host listens")
 		h.Outside.Sh("ip route add 10.70.0.0/24 via " + at)
 		both(out+" web:80", h.Outside.Net, "tcp", web+":80", false, `"nothing else comes in"`)

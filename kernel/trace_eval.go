@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -161,6 +163,7 @@ func (j *judge) match(g *registers, e expr.Any) truth {
 		return j.xtMatch(e)
 	case *expr.Counter, *expr.Log, *expr.Masq, *expr.Dynset, *expr.Objref, *expr.Notrack:
 	default:
+		g.known = [64]byte{} // who knows what it loads, and where
 		return maybe
 	}
 	return yes
@@ -418,10 +421,28 @@ func (j *judge) lookup(t *nftables.Table, g *registers, e *expr.Lookup) (truth, 
 	if e.Invert {
 		found = found.not()
 	}
-	if hit != nil && hit.VerdictData != nil {
-		return found, hit.VerdictData, nil
+	if hit != nil && e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT {
+		return found, verdictOf(hit.Val), nil
 	}
 	return found, nil, nil
+}
+
+// verdictOf reads the verdict that an element maps to, which google/nftables leaves in its attributes (NFTA_VERDICT_*).
+func verdictOf(val []byte) *expr.Verdict {
+	attrs, err := netlink.UnmarshalAttributes(val)
+	if err != nil {
+		return nil
+	}
+	v := &expr.Verdict{}
+	for _, a := range attrs {
+		switch {
+		case a.Type == unix.NFTA_VERDICT_CODE && len(a.Data) == 4:
+			v.Kind = expr.VerdictKind(int32(binary.BigEndian.Uint32(a.Data))) //nolint:gosec // negative codes are jumps
+		case a.Type == unix.NFTA_VERDICT_CHAIN:
+			v.Chain = strings.TrimRight(string(a.Data), "\x00")
+		}
+	}
+	return v
 }
 
 // find finds the element that has a key.

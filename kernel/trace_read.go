@@ -91,7 +91,7 @@ func (r *readRule) readExprs(family byte, data []byte) error {
 			}
 		}
 		e := known(name)
-		if e != nil && name != "notrack" && expr.Unmarshal(family, body, e) != nil {
+		if e != nil && name != "notrack" && unmarshal(family, body, e) != nil {
 			e = nil
 		}
 		if imm, ok := e.(*expr.Immediate); ok && imm.Register == unix.NFT_REG_VERDICT {
@@ -105,6 +105,30 @@ func (r *readRule) readExprs(family byte, data []byte) error {
 			e = &unreadExpr{}
 		}
 		r.exprs = append(r.exprs, e)
+	}
+	return nil
+}
+
+// unmarshal reads an expression. Of ct, google/nftables takes the direction for four bytes, and does not see what is written.
+func unmarshal(family byte, body []byte, e expr.Any) error {
+	ct, ok := e.(*expr.Ct)
+	if !ok {
+		return expr.Unmarshal(family, body, e)
+	}
+	attrs, err := netlink.UnmarshalAttributes(body)
+	if err != nil {
+		return err
+	}
+	for _, a := range attrs {
+		switch {
+		case a.Type == unix.NFTA_CT_DIRECTION && len(a.Data) == 1:
+			ct.Direction = uint32(a.Data[0])
+		case len(a.Data) != 4:
+		case a.Type == unix.NFTA_CT_KEY:
+			ct.Key = expr.CtKey(binary.BigEndian.Uint32(a.Data))
+		case a.Type == unix.NFTA_CT_DREG, a.Type == unix.NFTA_CT_SREG:
+			ct.Register, ct.SourceRegister = binary.BigEndian.Uint32(a.Data), a.Type == unix.NFTA_CT_SREG
+		}
 	}
 	return nil
 }
