@@ -24,6 +24,7 @@ import (
 	"netyard/cli/api"
 	"netyard/driver"
 	"netyard/engines"
+	"netyard/firewalld"
 	"netyard/ipam"
 	"netyard/kernel"
 	"netyard/modes"
@@ -93,6 +94,12 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
+	if cfg.Publish == publishHost {
+		k.ObeyHostFirewall()
+	}
+	if !cfg.ProtectRules {
+		k.ShareTables()
+	}
 	docker := engines.NewDocker(cfg.DockerHost, log)
 	y, err := newYard(cfg, log, st, k, docker.Poke)
 	if err != nil {
@@ -105,6 +112,10 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return k.Watch(ctx) })
 	tasks.Go(func() error { return y.Run(ctx) })
+	tasks.Go(func() error { return y.Mend(ctx) })
+	if err := keepZone(ctx, tasks, k, log); err != nil {
+		return err
+	}
 	server := &api.Server{Yard: y, Log: log, Version: version}
 	if cfg.DockerHost != "" {
 		server.Census = docker.Census
@@ -118,6 +129,17 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir, "admin", filepath.Join(cfg.RunDir, socketName))
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // nobody to notify is no error
 	return tasks.Wait()
+}
+
+// keepZone tells firewalld of the bridges.
+func keepZone(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, log *slog.Logger) error {
+	changes, err := k.Changes(ctx)
+	if err != nil {
+		return err
+	}
+	keeper := &firewalld.Keeper{Log: log, Bridges: k.BridgeNames, Ours: kernel.OwnName, Changes: changes}
+	tasks.Go(func() error { return keeper.Run(ctx) })
+	return nil
 }
 
 func openStore(ctx context.Context, cfg Config) (*store.Store, error) {

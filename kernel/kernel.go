@@ -44,6 +44,8 @@ type Kernel struct {
 	poked chan struct{}
 	// stale says that flows may be known that are no longer so: the watcher looks through them.
 	stale atomic.Bool
+	// unsure says that somebody's rules changed: the watcher has the host's firewall asked anew, where it decides.
+	unsure atomic.Bool
 }
 
 // Open returns the Kernel of the namespace the process is in.

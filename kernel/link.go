@@ -200,8 +200,18 @@ func (v Veth) ensure(k *Kernel) error {
 		}
 	}
 	if a := link.Attrs(); a.MasterIndex != master.Attrs().Index {
+		if v.Isolated { // a port of a bridge is isolated only after it has become one: until then nothing may pass
+			if err := k.nl.LinkSetDown(link); err != nil {
+				return fmt.Errorf("set %s down: %w", v, err)
+			}
+		}
 		if err := k.nl.LinkSetMaster(link, master); err != nil {
 			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+		}
+	}
+	if a := link.Attrs(); a.MTU != v.MTU {
+		if err := k.nl.LinkSetMTU(link, v.MTU); err != nil {
+			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
 		}
 	}
 	if v.Isolated || !fresh { // a new port is not isolated
@@ -271,6 +281,9 @@ func (v Veth) check(s *snapshot) []string {
 	}
 	return faults
 }
+
+// lost: a new pair would have its inner end outside.
+func (v Veth) lost(s *snapshot) bool { return s.links[v.Name] == nil }
 
 // A HostBridge is a bridge that belongs to the host's owner: netyard plugs ports into it and changes nothing.
 type HostBridge struct{ Name string }

@@ -68,16 +68,19 @@ load_modules() {
 	done
 }
 
-# forget_firewall removes what a netyard leaves for the next one to find: its tables and local routes, and its rules in DOCKER-USER.
+# forget_firewall removes what a netyard leaves for the next one to find: its tables, which nobody can delete while one runs, its local
+# routes, and its rules in the chains of others.
 forget_firewall() {
 	nft delete table inet netyard 2>/dev/null || true
 	nft delete table bridge netyard 2>/dev/null || true
 	ip -4 route flush table local proto 78 2>/dev/null || true # what stands for loopback, docs/ports.md
 	ip -6 route flush table local proto 78 2>/dev/null || true
-	local family handle rule
+	local family chain handle rule
 	for family in ip ip6; do
-		for handle in $(nft -a list chain "$family" filter DOCKER-USER 2>/dev/null | sed -n 's/.*"netyard.*# handle //p'); do
-			nft delete rule "$family" filter DOCKER-USER handle "$handle"
+		for chain in DOCKER-USER FORWARD ufw-user-forward ufw6-user-forward; do
+			for handle in $(nft -a list chain "$family" filter "$chain" 2>/dev/null | sed -n 's/.*"netyard.*# handle //p'); do
+				nft delete rule "$family" filter "$chain" handle "$handle"
+			done
 		done
 		# Where Docker speaks legacy iptables; just to ask would make the tables.
 		grep -qs filter "/proc/net/${family}_tables_names" || continue

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,8 +50,12 @@ func (y *Yard) Audit(_ context.Context, census *Census) ([]Finding, error) {
 			remove: func(context.Context) error { return s.Remove() },
 		})
 	}
+	blocks, err := y.blocks()
+	if err != nil {
+		return nil, err
+	}
 	records, err := y.auditRecords(census)
-	return append(out, records...), err
+	return slices.Concat(out, blocks, records), err
 }
 
 func label(n modes.Network) string {

@@ -245,17 +245,11 @@ func (y *Yard) wanted() (w wanted, err error) {
 		if err != nil {
 			return w, err
 		}
-		var joined []modes.Endpoint
-		for _, e := range es {
-			if e.Phase == modes.Ready && e.Sandbox != "" {
-				joined = append(joined, e)
-			}
-		}
 		w.passing = append(w.passing, m.Objects(n, es)...)
 		if n.Phase != modes.Ready {
 			continue
 		}
-		for _, o := range m.Objects(n, joined) {
+		for _, o := range m.Objects(n, joinedOf(es)) {
 			w.objects, w.networks = append(w.objects, o), append(w.networks, n)
 		}
 	}

@@ -169,3 +169,12 @@ func (c *Client) GC(ctx context.Context, dryRun bool) ([]yard.Finding, error) {
 	}
 	return do[[]yard.Finding](ctx, c, http.MethodPost, path, nil)
 }
+
+// Trace follows the first packet of a flow.
+func (c *Client) Trace(ctx context.Context, from, to string, v6 bool) (yard.Trace, error) {
+	q := url.Values{"from": {from}, "to": {to}}
+	if v6 {
+		q.Set("ipv6", "1")
+	}
+	return do[yard.Trace](ctx, c, http.MethodGet, "/v1/trace?"+q.Encode(), nil)
+}

@@ -58,6 +58,7 @@ func (s *Server) Handler() http.Handler {
 	handle("DELETE /v1/policies/{name}", s.removePolicy)
 	handle("GET /v1/doctor", s.doctor)
 	handle("POST /v1/gc", s.gc)
+	handle("GET /v1/trace", s.trace)
 	return mux
 }
 
@@ -81,7 +82,7 @@ func status(err error) int {
 	case errors.Is(err, yard.ErrInUse), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
 		return http.StatusConflict
 	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid), errors.Is(err, modes.ErrOption), errors.Is(err, policy.ErrPolicy),
-		errors.Is(err, yard.ErrAmbiguous):
+		errors.Is(err, yard.ErrAmbiguous), errors.Is(err, yard.ErrQuestion):
 		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError
@@ -279,6 +280,11 @@ func (s *Server) gc(ctx context.Context, r *http.Request) (any, error) {
 	dry := r.URL.Query().Get("dry_run") != ""
 	found, err := s.Yard.GC(ctx, s.census(ctx), dry)
 	return some(found), err
+}
+
+func (s *Server) trace(_ context.Context, r *http.Request) (any, error) {
+	q := r.URL.Query()
+	return s.Yard.Trace(q.Get("from"), q.Get("to"), q.Get("ipv6") != "")
 }
 
 // some makes an empty list an empty list in JSON, not null.
