@@ -62,11 +62,11 @@ func (d *Door) capabilities() capabilities {
 }
 
 func (d *Door) gwAllocCheck(_ context.Context, q gwAllocCheck) (gwAllocAnswer, error) {
-	mode, _, err := d.options(q.Options)
+	mode, opts, err := d.options(q.Options)
 	if err != nil {
 		return gwAllocAnswer{}, err
 	}
-	skip := d.Yard.Addressless(mode)
+	skip := d.Yard.Addressless(mode) || d.Yard.Gatewayless(modes.Network{Mode: mode, Options: opts})
 	return gwAllocAnswer{SkipIPv4: skip, SkipIPv6: skip}, nil
 }
 

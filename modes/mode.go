@@ -43,6 +43,8 @@ type Subnet struct {
 	Gateway netip.Prefix            `json:",omitzero"`
 	Aux     map[string]netip.Prefix `json:",omitempty"`
 	Space   string                  `json:",omitempty"` // the IPAM's address space
+	// Chosen: nobody named it, the IPAM took the next that was free.
+	Chosen bool `json:",omitempty"`
 }
 
 // An Endpoint is the desired state of one sandbox's place in a network.
@@ -186,6 +188,15 @@ type Publisher interface {
 	// Binds are the host's addresses that ports are published on for which none was asked; none: all of them.
 	Binds(n Network) []netip.Addr
 }
+
+// A Sharer is a Mode whose networks use what other networks may be using too.
+type Sharer interface {
+	// Share refuses a network that cannot be beside the others, of whatever mode they are. It is pure.
+	Share(n Network, others []Network) error
+}
+
+// A Gatewayless is a Mode some of whose networks need no gateway.
+type Gatewayless interface{ Gatewayless(n Network) bool }
 
 // Env is what a mode is given.
 type Env struct {

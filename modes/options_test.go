@@ -51,9 +51,9 @@ func TestResolve(t *testing.T) {
 		"contradiction":   {"bridge", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1500"}, nil, "mtu=1400 contradicts com.docker.network.driver.mtu=1500"},
 		"typing error":    {"bridge", map[string]string{"masquerde": "false"}, nil, "unknown option masquerde for mode bridge; did you mean masquerade?"},
 		"nothing like it": {"bridge", map[string]string{"colour": "blue"}, nil, "unknown option colour for mode bridge"},
-		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge"},
+		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge, ipvlan, macvlan"},
 		"too small":       {"bridge", map[string]string{"mtu": "67"}, nil, "mtu=67: want a number from 68 to 65535"},
-		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, none"},
+		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, ipvlan, macvlan, none"},
 		"long prefix":     {"bridge", map[string]string{"iface_prefix": "abcdefghijklmn"}, nil, "iface_prefix=abcdefghijklmn: want an interface name: 1 to 13"},
 		"long name":       {"bridge", map[string]string{"bridge": "sixteen-letters-"}, nil, "bridge=sixteen-letters-: want an interface name"},
 	} {
