@@ -21,6 +21,8 @@ type Pool struct {
 	Range netip.Prefix `json:"range,omitzero"`
 	// Domain is where the subnet's addresses mean something, such as a parent interface. Pools overlap only within one.
 	Domain string `json:"domain,omitempty"`
+	// Chosen: nobody named the subnet.
+	Chosen bool `json:"chosen,omitempty"`
 	// Network is whose pool it is; empty until BindPool: the engine asks for pools before it names the network.
 	Network string    `json:"network,omitempty"`
 	Created time.Time `json:"created"`
@@ -82,6 +84,7 @@ func (m *IPAM) RequestPool(tx store.Tx, r PoolRequest) (Pool, error) {
 	case r.Range.IsValid():
 		err = fmt.Errorf("ip-range %s: %w: needs a subnet", r.Range, ErrInvalid)
 	default:
+		p.Chosen = true
 		p.Subnet, err = m.nextSubnet(tx, r, all)
 	}
 	if err != nil {

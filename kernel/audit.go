@@ -151,7 +151,7 @@ func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
 
 // Strays are the things of netyard's that are none of the known ones.
 func (s *Snapshot) Strays(known []Object) []Stray {
-	return slices.Concat(s.s.strayLinks(known), s.s.strayElements(known), s.s.strayProxies(known))
+	return slices.Concat(s.s.strayLinks(known), s.s.strayRoutes(known), s.s.strayElements(known), s.s.strayProxies(known))
 }
 
 // Has says for each alias of netyard's whether a network's or an endpoint's link carries it; a shaper alone is none.
@@ -179,6 +179,14 @@ func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
 			want[o.Name], want[o.Peer] = true, true
 		case Limits:
 			want[o.Shaper] = want[o.Shaper] || o.Egress > 0
+		case Child:
+			want[o.Name] = true
+		case Island:
+			want[o.Name] = true
+		case VLAN:
+			want[o.Name] = true
+		case Shim:
+			want[o.Name] = true
 		}
 	}
 	for name, l := range s.links {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -343,7 +345,7 @@ func (k *Kernel) deleteLink(name, alias string) error {
 
 // OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits.
 func OwnName(name string) bool {
-	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix} {
+	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix, IslandPrefix, ShimPrefix} {
 		if id, ok := strings.CutPrefix(name, p); ok {
 			return len(name) == maxName && strings.Trim(id, "0123456789abcdef") == ""
 		}
@@ -355,6 +357,13 @@ func OwnName(name string) bool {
 type LinkInfo struct {
 	Kind, Alias string
 	MTU         int
+	MAC         string
+	// Encap is what its frames are: "ether", "loopback", "none".
+	Encap string
+	// Master is the bridge or bond that it is a port of, if it is of one.
+	Master string
+	// Wireless: it speaks to an access point, which knows it by its one hardware address.
+	Wireless bool
 }
 
 // FindLink looks a link up by name; ok is false when there is none.
@@ -363,11 +372,25 @@ func (k *Kernel) FindLink(name string) (info LinkInfo, ok bool, err error) {
 	if err != nil || link == nil {
 		return LinkInfo{}, false, err
 	}
-	return LinkInfo{Kind: link.Type(), Alias: link.Attrs().Alias, MTU: link.Attrs().MTU}, true, nil
+	a := link.Attrs()
+	info = LinkInfo{Kind: link.Type(), Alias: a.Alias, MTU: a.MTU, MAC: a.HardwareAddr.String(), Encap: a.EncapType}
+	if a.MasterIndex != 0 {
+		master, err := k.nl.LinkByIndex(a.MasterIndex)
+		if err != nil {
+			return LinkInfo{}, false, fmt.Errorf("find the master of link %s: %w", name, err)
+		}
+		info.Master = master.Attrs().Name
+	}
+	_, err = os.Stat(filepath.Join(k.sys, a.Name, "phy80211")) // made by cfg80211 (net/wireless/sysfs.c)
+	info.Wireless = err == nil
+	return info, true, nil
 }
 
-// Plugged says whether a sandbox has the inner end of an endpoint's link: the outer one is here, and the inner one is not.
+// Plugged says whether a sandbox has an endpoint's link: of a pair the outer end is here, and the inner one is not.
 func (k *Kernel) Plugged(o Object) (bool, error) {
+	if c, ok := o.(Child); ok {
+		return inSandbox(c.Sandbox, c.Alias)
+	}
 	v, ok := o.(Veth)
 	if !ok {
 		return false, nil

@@ -43,6 +43,8 @@ type Subnet struct {
 	Gateway netip.Prefix            `json:",omitzero"`
 	Aux     map[string]netip.Prefix `json:",omitempty"`
 	Space   string                  `json:",omitempty"` // the IPAM's address space
+	// Chosen: nobody named it, the IPAM took the next that was free.
+	Chosen bool `json:",omitempty"`
 }
 
 // An Endpoint is the desired state of one sandbox's place in a network.
@@ -192,7 +194,7 @@ type Router interface {
 	Routes(n Network, v6 bool) bool
 }
 
-// A Gatewayless is a Mode with networks on which the host has no address of a family.
+// A Gatewayless is a Mode with networks that need no address of the host for a family.
 type Gatewayless interface {
 	Gatewayless(n Network) (v4, v6 bool)
 }
@@ -201,6 +203,12 @@ type Gatewayless interface {
 type Keeper interface {
 	// Keeps are the addresses, and the option that says them.
 	Keeps(n Network) (option string, addrs []netip.Addr)
+}
+
+// A Sharer is a Mode whose networks use what other networks may be using too.
+type Sharer interface {
+	// Share refuses a network that cannot be beside the others, of whatever mode they are. It is pure.
+	Share(n Network, others []Network) error
 }
 
 // Env is what a mode is given.

@@ -34,8 +34,9 @@ need() {
 
 # need_busybox wants one that runs anywhere: in a container, or in the root of another Debian. Many machines have the other one.
 need_busybox() {
-	command -v busybox >/dev/null && LC_ALL=C ldd "$(command -v busybox)" 2>&1 | grep -qE 'not a dynamic|statically linked' ||
-		install_packages busybox-static
+	local kind
+	kind=$(command -v busybox >/dev/null && LC_ALL=C ldd "$(command -v busybox)" 2>&1) || true # a static one is a failure to ldd
+	[[ $kind == *"not a dynamic"* || $kind == *"statically linked"* ]] || install_packages busybox-static
 }
 
 # install_packages installs Debian packages and starts none of the services in them: a machine's own engine stays as it is.

@@ -31,8 +31,13 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		if err != nil {
 			return err
 		}
-		if macer, ok := m.(modes.MACer); ok && e.MAC == "" {
+		macer, own := m.(modes.MACer)
+		_, none := m.(modes.Addressless)
+		switch {
+		case own && e.MAC == "":
 			e.MAC = macer.MAC(n, e)
+		case !own && !none && e.MAC != "":
+			return fmt.Errorf("mac-address %s: containers on a network of mode %s have no hardware address of their own", e.MAC, n.Mode)
 		}
 		old, err := getEndpoint(tx, e.NetworkID, e.ID)
 		if err == nil && old.Phase != modes.Deleting {

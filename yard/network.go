@@ -34,13 +34,22 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if done, err := y.settleFormer(ctx, n); done || err != nil {
 		return err
 	}
+	if err := y.markChosen(n); err != nil {
+		return err
+	}
 	if s, ok := m.(modes.Settler); ok {
 		if n.Settled, err = s.Settle(ctx, n); err != nil {
 			return err
 		}
 	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.c.Now(), y.c.Now()
-	if err := y.update("network recorded", func(tx store.Tx) error { return y.putNew(tx, n) }); err != nil {
+	err = y.update("network recorded", func(tx store.Tx) error {
+		if err := y.share(tx, m, n); err != nil {
+			return err
+		}
+		return y.putNew(tx, n)
+	})
+	if err != nil {
 		return err
 	}
 	if err := y.up(ctx, m, n); err != nil {
@@ -48,6 +57,37 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	}
 	y.c.Log.Info("network is up", "network", n.ID, "mode", n.Mode)
 	return nil
+}
+
+// share asks a mode whether a new network can be beside those on record. In the transaction that records it, so that of two that
+// cannot be beside each other only one is.
+func (y *Yard) share(tx store.Tx, m modes.Mode, n modes.Network) error {
+	s, ok := m.(modes.Sharer)
+	if !ok {
+		return nil
+	}
+	others, err := networks.List(tx, "")
+	if err != nil {
+		return err
+	}
+	return s.Share(n, others)
+}
+
+// markChosen notes which subnets of a new network nobody named: netyard's own IPAM knows.
+func (y *Yard) markChosen(n modes.Network) error {
+	return y.c.Store.View(func(tx store.Tx) error {
+		for i, s := range n.Subnets {
+			if s.Space != Space {
+				continue
+			}
+			p, err := y.c.IPAM.PoolOf(tx, s.Pool, "")
+			if err != nil && !errors.Is(err, ipam.ErrNotFound) {
+				return err
+			}
+			n.Subnets[i].Chosen = p.Chosen
+		}
+		return nil
+	})
 }
 
 func (y *Yard) up(ctx context.Context, m modes.Mode, n modes.Network) error {

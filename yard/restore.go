@@ -48,13 +48,14 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 	return y.prune(ctx)
 }
 
-// collect tells the firewall of every element on record before it is loaded, so that a network which cannot be brought up is
-// isolated all the same.
+// collect tells the kernel of every element on record before the firewall is loaded, so that a network which cannot be brought up is
+// isolated all the same, and of who wants what several want, so that none of it goes with the first that is taken down.
 func (y *Yard) collect(ctx context.Context) error {
 	w, err := y.wanted()
 	if err != nil {
 		return err
 	}
+	y.c.Kernel.Claim(w.objects...)
 	for _, o := range w.objects {
 		if e, ok := o.(kernel.Element); ok {
 			if err := y.c.Kernel.Ensure(ctx, e); err != nil {
@@ -96,12 +97,20 @@ func (y *Yard) restoreEndpoint(ctx context.Context, m modes.Mode, n modes.Networ
 		return nil
 	case y.dead(e):
 		return y.bury(ctx, m, n, e)
-	case links[kernel.Alias(n.ID, e.ID)]:
-		_, err := m.Attach(ctx, n, e)
-		return err
 	}
-	// A link cannot be put back into a sandbox that is running; doctor says that it is missing.
-	return nil
+	here := links[kernel.Alias(n.ID, e.ID)]
+	if !here {
+		free, err := y.unplugged(m, n, e)
+		if err != nil {
+			return err
+		}
+		here = !free
+	}
+	if !here { // a link cannot be put back into a sandbox that is running; doctor says that it is missing
+		return nil
+	}
+	_, err := m.Attach(ctx, n, e)
+	return err
 }
 
 // dead says whether an endpoint's sandbox provably is no more.

@@ -20,15 +20,18 @@ func (y *Yard) State(e modes.Endpoint) string {
 	return "up"
 }
 
-// HostLink is the name of the endpoint's interface on the host; empty when it has none.
+// HostLink is the name of the link by which the host sees the endpoint: its own, or the parent that it is on; empty when there is none.
 func (y *Yard) HostLink(n modes.Network, e modes.Endpoint) string {
 	m, err := y.mode(n.Mode)
 	if err != nil {
 		return ""
 	}
 	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
-		if v, ok := o.(kernel.Veth); ok {
-			return v.Name
+		switch o := o.(type) {
+		case kernel.Veth:
+			return o.Name
+		case kernel.Child:
+			return o.Parent.Name
 		}
 	}
 	return ""

@@ -53,6 +53,31 @@ func (h *Host) Reopen(t testing.TB) {
 	h.Kernel = k
 }
 
+// Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan. scripts/test wants
+// it to run in the guest kernel then.
+func Needs(t testing.TB, kinds ...string) {
+	t.Helper()
+	h := New(t)
+	for _, kind := range kinds {
+		if !h.HasKind(kind) {
+			t.Skipf("this kernel has no %s", kind)
+		}
+	}
+}
+
+// Path is a file that stands for the namespace, as an engine's file of a sandbox does.
+func (h *Host) Path() string { return fmt.Sprintf("/proc/self/fd/%d", int(h.ns)) }
+
+// Pings says whether an address answers. One that should gets some time: neighbours have to be found first.
+func (h *Host) Pings(addr string, should bool) bool {
+	cmd := "ping -c 1 -W 1 " + addr
+	if should {
+		cmd = "for i in 1 2 3 4 5 6; do " + cmd + " && exit; done; exit 1"
+	}
+	_, err := h.TrySh(cmd)
+	return err == nil
+}
+
 func newNS(t testing.TB) netns.NsHandle {
 	t.Helper()
 	var ns netns.NsHandle
@@ -88,6 +113,12 @@ func (h *Host) Take(t testing.TB, from *Host, link string, cmds ...string) {
 	for _, c := range cmds {
 		h.Sh(t, c)
 	}
+}
+
+// Give moves a link of this namespace to another one, under the name that it has.
+func (h *Host) Give(t testing.TB, to *Host, link string) {
+	t.Helper()
+	h.Sh(t, fmt.Sprintf("ip link set %s netns /proc/%d/fd/%d", link, os.Getpid(), int(to.ns)))
 }
 
 // Sh runs a shell command inside and returns what it printed; a failure ends the test.

@@ -4,13 +4,17 @@ package all
 import (
 	"netyard/modes"
 	"netyard/modes/bridge"
+	"netyard/modes/ipvlan"
+	"netyard/modes/macvlan"
 	"netyard/modes/none"
 )
 
 // Modes is the table of modes by name.
 func Modes() map[string]modes.New {
 	return map[string]modes.New{
-		"bridge": bridge.New,
-		"none":   none.New,
+		"bridge":  bridge.New,
+		"ipvlan":  ipvlan.New,
+		"macvlan": macvlan.New,
+		"none":    none.New,
 	}
 }

@@ -4,7 +4,6 @@ package bridge
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"net"
 	"net/netip"
@@ -205,21 +204,8 @@ func (mode) Publishes(n modes.Network) error {
 
 func (mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
 
-// MAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
-func (mode) MAC(_ modes.Network, e modes.Endpoint) string {
-	for _, a := range e.Addrs {
-		if a.Addr().Is4() {
-			return net.HardwareAddr(append([]byte{0x02, 0x42}, a.Addr().AsSlice()...)).String()
-		}
-	}
-	return localMAC(e.ID).String()
-}
-
-// localMAC is a locally administered unicast address that belongs to an id (IEEE 802, 48-bit).
-func localMAC(id string) net.HardwareAddr {
-	sum := sha256.Sum256([]byte(id))
-	return append(net.HardwareAddr{0x02}, sum[:5]...)
-}
+// MAC is the same whenever the address comes back.
+func (mode) MAC(_ modes.Network, e modes.Endpoint) string { return e.StableMAC().String() }
 
 func networkObjects(n modes.Network) []kernel.Object {
 	br := name(n)
@@ -227,7 +213,7 @@ func networkObjects(n modes.Network) []kernel.Object {
 		return []kernel.Object{kernel.HostBridge{Name: br}, kernel.Bypass{In: br, Out: br, Network: modes.Short(n.ID)}}
 	}
 	var objects []kernel.Object
-	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: localMAC(n.ID)}
+	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID)}
 	var rest []kernel.Object
 	for _, s := range n.Subnets {
 		bridge.IPv6 = bridge.IPv6 || s.Pool.Addr().Is6() && !isolated(n, true)
@@ -271,7 +257,7 @@ func forwarding(n modes.Network) (objects []kernel.Object) {
 func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
-		mac = localMAC(e.ID)
+		mac = modes.LocalMAC(e.ID)
 	}
 	return kernel.Veth{
 		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID),
