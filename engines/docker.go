@@ -119,7 +119,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 	}
 	var open []modes.Endpoint
 	for _, e := range es {
-		if e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "") {
+		if e.Attachment == "" && e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "") {
 			open = append(open, e)
 		}
 	}

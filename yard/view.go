@@ -56,3 +56,9 @@ func (y *Yard) Addressless(mode string) bool {
 	_, yes := y.c.Modes[mode].(modes.Addressless)
 	return yes
 }
+
+// Knows says whether there is a mode of that name.
+func (y *Yard) Knows(mode string) bool {
+	_, yes := y.c.Modes[mode]
+	return yes
+}

@@ -93,6 +93,7 @@ func (y *Yard) Run(ctx context.Context) error {
 			f()
 		case <-tick.C:
 			y.retry(ctx)
+			y.sweep(ctx)
 		}
 	}
 }

@@ -137,11 +137,11 @@ func (h *Host) Addr6(container, network string) string {
 	return h.Docker(fmt.Sprintf(`inspect -f '{{(index .NetworkSettings.Networks %q).GlobalIPv6Address}}' %s`, network, container))
 }
 
-// RemoveAll removes all containers and all networks that are not Docker's own.
+// RemoveAll removes all containers, of containerd's too, and all networks that are not Docker's own.
 func (h *Host) RemoveAll() {
 	t := h.report.TB()
 	t.Helper()
-	err := errors.Join(h.remove("ps -aq", "rm -fv"), h.remove("network ls -q --filter type=custom", "network rm"))
+	err := errors.Join(h.removeCtr(), h.remove("ps -aq", "rm -fv"), h.remove("network ls -q --filter type=custom", "network rm"), h.removeOwn())
 	if err != nil {
 		t.Fatalf("remove everything from %s: %v", h.Name, err)
 	}

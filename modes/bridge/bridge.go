@@ -110,7 +110,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 		return modes.Link{}, err
 	}
 	l := modes.Link{
-		SrcName: kernel.Name(kernel.PeerPrefix, e.ID), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: gateways(n, e),
+		SrcName: peer(e), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: gateways(n, e),
 	}
 	if e.IfName != "" {
 		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
@@ -259,13 +259,21 @@ func forwarding(n modes.Network) (objects []kernel.Object) {
 	return objects
 }
 
+// peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the beginning.
+func peer(e modes.Endpoint) string {
+	if e.Into > 0 {
+		return e.IfName
+	}
+	return kernel.Name(kernel.PeerPrefix, e.ID)
+}
+
 func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
 		mac = localMAC(e.ID)
 	}
 	return kernel.Veth{
-		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID),
+		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: kernel.Alias(n.ID, e.ID),
 		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"), Hairpin: len(e.Ports) > 0,
 	}
 }
