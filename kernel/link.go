@@ -53,6 +53,7 @@ type Bridge struct {
 	MTU         int
 	MAC         net.HardwareAddr // fixed, or it would follow the ports' as they come and go
 	IPv6        bool
+	Promisc     bool // takes frames for others too
 }
 
 // String names the link.
@@ -77,6 +78,11 @@ func (b Bridge) ensure(k *Kernel) error {
 	if a := link.Attrs(); a.MTU != b.MTU {
 		if err := k.nl.LinkSetMTU(link, b.MTU); err != nil {
 			return fmt.Errorf("set MTU %d on %s: %w", b.MTU, b, err)
+		}
+	}
+	if b.Promisc && link.Attrs().Promisc == 0 {
+		if err := k.nl.SetPromiscOn(link); err != nil {
+			return fmt.Errorf("make %s listen to all frames: %w", b, err)
 		}
 	}
 	if err := k.nl.LinkSetUp(link); err != nil {
@@ -155,6 +161,9 @@ func (b Bridge) check(s *snapshot) []string {
 	}
 	if a.MTU != b.MTU {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", b, a.MTU, b.MTU))
+	}
+	if b.Promisc && a.Promisc == 0 {
+		faults = append(faults, b.String()+" does not listen to all frames")
 	}
 	for _, sysctl := range b.sysctls() {
 		faults = append(faults, sysctl.check(s)...)

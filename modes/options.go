@@ -78,6 +78,10 @@ func Options() []Option {
 			Help: "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)",
 		},
 		{
+			Name: "promisc", Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Help: "the host listens to all frames on the bridge, also to those for others",
+		},
+		{
 			Name: "publish_from", Modes: []string{"bridge"}, Kind: Sources,
 			Help: "who reaches published ports: subnets, or interfaces that packets come in by; everybody unless said otherwise. The host itself always does",
 		},

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strings"
@@ -31,7 +32,10 @@ type AttachRequest struct {
 	Addrs   []netip.Addr
 	MAC     string
 	Options map[string]string // canonical names
-	Ports   []modes.Port
+	// Ports are published, but for those that another interface of the container has: a runtime asks for the same on each.
+	Ports []Ask
+	// Reserver is a process that listens on the ports for the runtime, to keep others off them; 0: there is none.
+	Reserver int
 	// Container is who it is, as far as that is known.
 	Container modes.Container
 	Aliases   []string
@@ -73,7 +77,7 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	}
 	e := modes.Endpoint{
 		ID: randomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, IfName: r.IfName, Sandbox: r.Sandbox, NS: ns,
-		MAC: strings.ToLower(r.MAC), Options: r.Options, Ports: r.Ports, Container: r.Container, Aliases: r.Aliases, BootID: y.c.BootID,
+		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases, BootID: y.c.BootID,
 	}
 	seen, ok := kernel.NamespaceAt(r.Sandbox)
 	e.Seen = ok && seen == ns
@@ -146,8 +150,11 @@ func getAttachment(tx store.Tx, attachment, network, ifName string) (modes.Endpo
 
 // recordAttachment records the endpoint with its addresses, in place of a former one.
 func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (m modes.Mode, n modes.Network, _ modes.Endpoint, former string, err error) {
+	ports := &choice{y: y, e: e, reserver: r.Reserver}
+	if err := ports.look(r.Ports); err != nil {
+		return nil, n, e, "", err
+	}
 	err = y.update("endpoint attaching", func(tx store.Tx) error {
-		former = ""
 		if n, err = getNetwork(tx, r.NetworkID); err != nil {
 			return err
 		}
@@ -172,9 +179,40 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (m modes.Mode
 		if err := attachments.Put(tx, attachmentKey(r.Attachment, r.NetworkID, r.IfName), e.ID); err != nil {
 			return err
 		}
+		if err := putEndpoint(tx, e); err != nil || len(r.Ports) == 0 {
+			return err
+		}
+		asks, err := widen(m, n, e, r.Ports)
+		if err != nil {
+			return err
+		}
+		if e.Ports, err = ports.ports(tx, unpublished(tx, e, asks)); err != nil {
+			return err
+		}
 		return putEndpoint(tx, e)
 	})
-	return m, n, e, former, err
+	return m, n, e, former, ports.explain(err)
+}
+
+// unpublished are the ports that no other interface of the same container has already.
+func unpublished(tx store.Tx, e modes.Endpoint, asks []Ask) []Ask {
+	has := func(a Ask) bool {
+		for _, key := range portClaims.Keys(tx, a.Proto+"/") {
+			r, ok := parseClaim(key)
+			if !ok || a.HostPort < r.first || a.HostPort > r.last || !sameAddr(r.addr, a.HostIP) {
+				continue
+			}
+			c, err := portClaims.Get(tx, key)
+			if err != nil {
+				continue
+			}
+			if by, err := getEndpoint(tx, c.Network, c.Endpoint); err == nil && by.Attachment == e.Attachment && by.ID != e.ID {
+				return true
+			}
+		}
+		return false
+	}
+	return slices.DeleteFunc(asks, has)
 }
 
 // inherit returns the addresses that the attachment had, and the endpoint that had them, which is to go.
@@ -308,6 +346,9 @@ func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	inside := e
 	inside.Into = r.NS
 	link, err := m.Attach(ctx, n, inside)
+	if errors.Is(err, fs.ErrExist) && y.finishIn(e) {
+		link, err = m.Attach(ctx, n, inside)
+	}
 	if err != nil {
 		return a, err
 	}
@@ -325,6 +366,24 @@ func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	e.Phase, e.Turned, e.Joined, e.Inside = modes.Ready, time.Time{}, y.c.Now(), p
 	err = y.update("endpoint ready", func(tx store.Tx) error { return putEndpoint(tx, e) })
 	return Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e)}, err
+}
+
+// finishIn takes away now what was to go from the endpoint's place in its sandbox in the background; done says that there was such.
+func (y *Yard) finishIn(e modes.Endpoint) (done bool) {
+	all, err := y.Endpoints()
+	if err != nil {
+		return false
+	}
+	for _, old := range all {
+		if old.Phase == modes.Deleting && old.NS == e.NS && old.IfName == e.IfName {
+			if err := y.finish(old.NetworkID, old.ID); err != nil {
+				y.c.Log.Error("take an endpoint's link away", "network", old.NetworkID, "endpoint", old.ID, "err", err)
+				continue
+			}
+			done = true
+		}
+	}
+	return done
 }
 
 // insideOf is what a mode's link has to become inside.

@@ -64,7 +64,10 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	if err != nil || !found {
 		return err
 	}
-	y.finishLater(e.NetworkID, e.ID)
+	if err := y.withdraw(ctx, e); err != nil {
+		return err
+	}
+	y.finishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
 	y.c.Changed()
 	if r.NS < 0 {
 		return nil

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"netyard/cni"
@@ -129,18 +131,56 @@ func (s *Server) fill(r *yard.AttachRequest, c config, q cni.Request, n modes.Ne
 		return err
 	}
 	r.Addrs = onePerSubnet(append(r.Addrs, p.fixed...), n)
-	return refuseYet(c.Runtime)
-}
-
-// refuseYet names what a runtime asks for and this version cannot do.
-func refuseYet(r runtimeConfig) error {
-	if len(r.PortMappings) > 0 {
-		return fmt.Errorf("publish %s: netyard's networks do not publish ports yet; leave -p out", r.PortMappings[0])
+	if r.Ports, err = asks(c.Runtime.PortMappings); err != nil {
+		return err
 	}
-	if b := r.Bandwidth; b != nil && *b != (bandwidth{}) {
+	if len(r.Ports) > 0 {
+		r.Reserver = reserver(q.ContainerID)
+	}
+	if b := c.Runtime.Bandwidth; b != nil && *b != (bandwidth{}) {
 		return refuse("runtimeConfig.bandwidth", "not in this version; chain the bandwidth plugin behind netyard's")
 	}
 	return nil
+}
+
+// asks are the ports to publish. One without a port of the host is only said to be there.
+func asks(mappings []portMapping) (out []yard.Ask, err error) {
+	for _, m := range mappings {
+		if m.HostPort == 0 {
+			continue
+		}
+		a := yard.Ask{Proto: strings.ToLower(m.Protocol), HostPort: uint16(m.HostPort), HostPortEnd: uint16(m.HostPort), ContainerPort: uint16(m.ContainerPort)} //nolint:gosec // checked below
+		if a.Proto == "" {
+			a.Proto = "tcp"
+		}
+		if m.HostPort != int(a.HostPort) || m.ContainerPort != int(a.ContainerPort) || m.ContainerPort == 0 || !slices.Contains([]string{"tcp", "udp", "sctp"}, a.Proto) {
+			return nil, refuse("runtimeConfig.portMappings", fmt.Sprintf("%s is no port of tcp, udp or sctp", m))
+		}
+		if m.HostIP != "" {
+			if a.HostIP, err = netip.ParseAddr(m.HostIP); err != nil {
+				return nil, refuse("runtimeConfig.portMappings", fmt.Sprintf("%s: %q is not an address", m, m.HostIP))
+			}
+			a.HostIP = a.HostIP.Unmap()
+		}
+		if !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out, nil
+}
+
+// reserver is the process with which nerdctl keeps the ports of a container from others (nerdctl, pkg/portutil); 0: there is none.
+func reserver(attachment string) int {
+	at := strings.LastIndexByte(attachment, '-')
+	if at < 0 {
+		return 0
+	}
+	raw, err := os.ReadFile(filepath.Join("/run/nerdctl", attachment[:at], attachment[at+1:], "port-reserver.pid"))
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(raw))) // 0 when it is none
+	return pid
 }
 
 // wanted are the addresses that were asked for by name. A runtime passes those of a container to each of its networks: what is of

@@ -41,7 +41,7 @@ type upstream struct {
 	IsGateway        bool   `json:"isGateway"`
 	IsDefaultGateway bool   `json:"isDefaultGateway"`
 	IPMasq           bool   `json:"ipMasq"`
-	HairpinMode      bool   `json:"hairpinMode"`
+	HairpinMode      bool   `json:"hairpinMode"` // netyard's ports have it when they need it: with published ports
 	PromiscMode      bool   `json:"promiscMode"`
 	PortIsolation    bool   `json:"portIsolation"`
 	MTU              int    `json:"mtu"`
@@ -303,10 +303,8 @@ func (c config) options(mode string) (map[string]string, error) {
 		out["bridge"] = c.Bridge
 	}
 	out["masquerade"] = fmt.Sprint(c.IPMasq)
-	for k, set := range map[string]bool{"hairpin": c.HairpinMode, "promisc": c.PromiscMode} {
-		if set {
-			out[k] = "true"
-		}
+	if c.PromiscMode {
+		out["promisc"] = "true"
 	}
 	if c.PortIsolation {
 		out["icc"] = "false"

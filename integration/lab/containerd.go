@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // CtrImage is Image as containerd calls it.
@@ -158,6 +160,14 @@ func (h *Host) removeOwn() error {
 		_, err := h.TrySh("netyard network rm", name)
 		errs = append(errs, err)
 	}
-	_, err = h.TrySh("rm -rf /etc/cni/net.d /run/netyard/tombstones; rmdir /etc/cni 2>/dev/null || true")
+	_, err = h.TrySh("rm -rf /etc/cni/net.d /run/netyard/tombstones; rmdir /etc/cni 2>/dev/null; " +
+		"ip -all netns del; umount /run/netns 2>/dev/null && rmdir /run/netns || true") // ip makes the directory a mount, for good
 	return errors.Join(append(errs, err)...)
+}
+
+// Named is a network namespace that the host made by name: ip netns add NAME.
+func (h *Host) Named(name string) *Net {
+	return &Net{report: h.report, name: name, node: h.Node, space: func() (space, error) {
+		return openNet(h.Inside("/run/netns/"+name), unix.CLONE_NEWNET)
+	}}
 }

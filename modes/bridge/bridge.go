@@ -64,6 +64,11 @@ func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, err
 	if mtu, given := n.Options["mtu"]; given && n.OptInt("mtu") != link.MTU {
 		return nil, fmt.Errorf("%w: mtu=%s: the host's bridge %s has %d, which netyard does not change", modes.ErrOption, mtu, name, link.MTU)
 	}
+	for _, opt := range []string{"masquerade", "promisc"} {
+		if n.Options[opt] == "true" {
+			return nil, fmt.Errorf("%w: %s=true: the bridge %s is the host's, which netyard does not change", modes.ErrOption, opt, name)
+		}
+	}
 	return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, nil
 }
 
@@ -206,7 +211,7 @@ func networkObjects(n modes.Network) []kernel.Object {
 		return []kernel.Object{kernel.HostBridge{Name: br}, kernel.Bypass{In: br, Out: br, Network: modes.Short(n.ID)}}
 	}
 	var objects []kernel.Object
-	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: localMAC(n.ID)}
+	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: localMAC(n.ID), Promisc: n.OptBool("promisc")}
 	var rest []kernel.Object
 	for _, s := range n.Subnets {
 		v6 := s.Pool.Addr().Is6()
