@@ -55,7 +55,7 @@ func WantedKey(network string, a netip.Addr) string { return claimKey(network, a
 // older than the grace period, since an engine shows a thing later than it tells netyard of it, and to be in nobody's use, in case
 // that this is not the engine whose it is.
 func (y *Yard) Reconcile(ctx context.Context, c Census) error {
-	if err := y.takeNames(c); err != nil {
+	if err := y.TakeNames(c); err != nil {
 		return err
 	}
 	round := y.suspects.begin(c.Engine)
@@ -145,8 +145,8 @@ func (y *Yard) orphanNetworks(c Census, age time.Duration) (out []modes.Network,
 	return out, nil
 }
 
-// takeNames writes down the names of networks and who the endpoints belong to.
-func (y *Yard) takeNames(c Census) error {
+// TakeNames writes down the names of networks and who the endpoints belong to.
+func (y *Yard) TakeNames(c Census) error {
 	ns, err := y.Networks()
 	if err != nil {
 		return err

@@ -48,6 +48,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 		return errors.Join(err, y.drop(context.WithoutCancel(ctx), m, n))
 	}
 	y.c.Log.Info("network is up", "network", n.ID, "mode", n.Mode)
+	y.c.Changed()
 	return nil
 }
 

@@ -107,8 +107,16 @@ func (s *Server) networks(context.Context, *http.Request) (any, error) {
 	return views, nil
 }
 
-func (s *Server) network(_ context.Context, r *http.Request) (any, error) {
+func (s *Server) network(ctx context.Context, r *http.Request) (any, error) {
 	n, err := s.Yard.FindNetwork(r.PathValue("ref"))
+	if errors.Is(err, yard.ErrNotFound) { // its engine may not have told its name yet
+		for _, c := range s.census(ctx) {
+			if err := s.Yard.TakeNames(c); err != nil {
+				return nil, err
+			}
+		}
+		n, err = s.Yard.FindNetwork(r.PathValue("ref"))
+	}
 	if err != nil {
 		return nil, err
 	}
