@@ -72,12 +72,9 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 		return a, err
 	}
 	defer releaseKey()
-	if err := y.replaceInside(ctx, r, ns); err != nil {
-		return a, err
-	}
 	e := modes.Endpoint{
 		ID: randomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, IfName: r.IfName, Sandbox: r.Sandbox, NS: ns,
-		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases, BootID: y.c.BootID,
+		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases, BootID: y.c.BootID, Into: r.NS,
 	}
 	seen, ok := kernel.NamespaceAt(r.Sandbox)
 	e.Seen = ok && seen == ns
@@ -90,8 +87,8 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	if err != nil {
 		return a, err
 	}
-	if former != "" {
-		y.finishLater(e.NetworkID, former)
+	if err := y.finishFormer(ctx, former, e); err != nil {
+		return a, errors.Join(err, y.bury(context.WithoutCancel(ctx), m, n, e))
 	}
 	if a, err = y.plug(ctx, m, n, e, r); err != nil {
 		return a, errors.Join(err, y.bury(context.WithoutCancel(ctx), m, n, e))
@@ -105,27 +102,6 @@ func randomID() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	return hex.EncodeToString(b[:])
-}
-
-// replaceInside takes a former attachment of the same name out of the same sandbox first: its link is in the way of the new one.
-func (y *Yard) replaceInside(ctx context.Context, r AttachRequest, ns kernel.NamespaceID) error {
-	old, err := y.attachment(r.Attachment, r.NetworkID, r.IfName)
-	if errors.Is(err, ErrNotFound) || err == nil && old.NS != ns {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	release, err := y.hold(ctx, old.NetworkID, old.ID)
-	if err != nil {
-		return err
-	}
-	defer release()
-	m, n, old, err := y.whole(old.NetworkID, old.ID)
-	if err != nil {
-		return err
-	}
-	return errors.Join(m.Detach(ctx, n, old), y.c.Kernel.Unplug(r.NS, kernel.Plug{Name: old.IfName, Alias: kernel.Alias(n.ID, old.ID)}))
 }
 
 // attachment finds the endpoint of a container's interface.
@@ -343,11 +319,9 @@ func (y *Yard) allotOne(tx store.Tx, n modes.Network, r AttachRequest, group []n
 
 // plug makes the endpoint's link, plugs it in, and records that it is so.
 func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint, r AttachRequest) (a Attached, err error) {
-	inside := e
-	inside.Into = r.NS
-	link, err := m.Attach(ctx, n, inside)
-	if errors.Is(err, fs.ErrExist) && y.finishIn(e) {
-		link, err = m.Attach(ctx, n, inside)
+	link, err := m.Attach(ctx, n, e)
+	if errors.Is(err, fs.ErrExist) && y.finishIn(ctx, e) {
+		link, err = m.Attach(ctx, n, e)
 	}
 	if err != nil {
 		return a, err
@@ -368,20 +342,57 @@ func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	return Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e)}, err
 }
 
+// finishFormer takes the link of the attachment away whose place a new one takes: now, if it is in the way, in the same sandbox.
+func (y *Yard) finishFormer(ctx context.Context, former string, e modes.Endpoint) error {
+	if former == "" {
+		return nil
+	}
+	old, err := y.Endpoint(e.NetworkID, former)
+	if err != nil {
+		return err
+	}
+	if old.NS != e.NS {
+		y.finishLater(e.NetworkID, former) //nolint:contextcheck // the caller does not wait for it
+		return y.withdraw(ctx, old)
+	}
+	return y.finishNow(ctx, old, e.NetworkID, e.Into)
+}
+
+// finishNow is finish for who holds the network's lock already, and cannot wait for it a second time: somebody who wants it alone may
+// be waiting in between. into is an open descriptor of the sandbox.
+func (y *Yard) finishNow(ctx context.Context, old modes.Endpoint, held string, into int) error {
+	hold := y.hold
+	if old.NetworkID == held {
+		hold = func(ctx context.Context, network, id string) (func(), error) {
+			return y.locks.hold(ctx, endpointKey(network, id), false)
+		}
+	}
+	release, err := hold(ctx, old.NetworkID, old.ID)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := y.finishHeld(ctx, old.NetworkID, old.ID); err != nil {
+		return err
+	}
+	return y.c.Kernel.Unplug(into, kernel.Plug{Name: old.IfName, Alias: kernel.Alias(old.NetworkID, old.ID)})
+}
+
 // finishIn takes away now what was to go from the endpoint's place in its sandbox in the background; done says that there was such.
-func (y *Yard) finishIn(e modes.Endpoint) (done bool) {
+func (y *Yard) finishIn(ctx context.Context, e modes.Endpoint) (done bool) {
 	all, err := y.Endpoints()
 	if err != nil {
 		return false
 	}
 	for _, old := range all {
-		if old.Phase == modes.Deleting && old.NS == e.NS && old.IfName == e.IfName {
-			if err := y.finish(old.NetworkID, old.ID); err != nil {
-				y.c.Log.Error("take an endpoint's link away", "network", old.NetworkID, "endpoint", old.ID, "err", err)
-				continue
-			}
-			done = true
+		if old.Phase != modes.Deleting || old.NS != e.NS || old.IfName != e.IfName {
+			continue
 		}
+		if err := y.finishNow(ctx, old, e.NetworkID, e.Into); err != nil {
+			y.c.Log.Error("take an endpoint's link away", "network", old.NetworkID, "endpoint", old.ID, "err", err)
+			continue
+		}
+		done = true
 	}
 	return done
 }

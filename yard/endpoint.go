@@ -222,6 +222,11 @@ func (y *Yard) finish(network, id string) error {
 		return err
 	}
 	defer release()
+	return y.finishHeld(ctx, network, id)
+}
+
+// finishHeld is finish for who holds the locks.
+func (y *Yard) finishHeld(ctx context.Context, network, id string) error {
 	m, n, e, err := y.whole(network, id)
 	if errors.Is(err, ErrNotFound) || err == nil && e.Phase != modes.Deleting {
 		return nil // the network took it with it, or it was made anew
