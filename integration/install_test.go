@@ -36,8 +36,8 @@ func TestInstall(t *testing.T) {
 	}
 	install("--binary", lab.Build(t), "--plugin", lab.BuildPlugin(t))
 	want := map[string]string{
-		"opt/ny/bin/netyard":  "",
-		"opt/cni/bin/netyard": "",
+		"opt/ny/bin/netyard":                                  "",
+		"opt/cni/bin/netyard":                                 "",
 		"opt/ny/share/bash-completion/completions/netyard":    "complete ",
 		"opt/ny/share/zsh/site-functions/_netyard":            "#compdef netyard",
 		"opt/ny/share/fish/vendor_completions.d/netyard.fish": "complete -c netyard",

@@ -127,7 +127,7 @@ func getAttachment(tx store.Tx, attachment, network, ifName string) (modes.Endpo
 // recordAttachment records the endpoint with its addresses, in place of a former one.
 func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (m modes.Mode, n modes.Network, _ modes.Endpoint, former string, err error) {
 	ports := &choice{y: y, e: e, reserver: r.Reserver}
-	if err := ports.look(r.Ports); err != nil {
+	if err := ports.look(y.onAddresses(r)); err != nil {
 		return nil, n, e, "", err
 	}
 	err = y.update("endpoint attaching", func(tx store.Tx) error {
@@ -168,6 +168,27 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (m modes.Mode
 		return putEndpoint(tx, e)
 	})
 	return m, n, e, former, ports.explain(err)
+}
+
+// onAddresses are the ports with the host's addresses that they will be on: of a port that names none, those of its network.
+func (y *Yard) onAddresses(r AttachRequest) (asks []Ask) {
+	binds := []netip.Addr{netip.IPv4Unspecified()}
+	if n, err := y.Network(r.NetworkID); err == nil {
+		if p, ok := y.c.Modes[n.Mode].(modes.Publisher); ok {
+			binds = append(binds, p.Binds(n)...)
+		}
+	}
+	for _, a := range r.Ports {
+		if a.HostIP.IsValid() {
+			asks = append(asks, a)
+			continue
+		}
+		for _, bind := range binds {
+			a.HostIP = bind
+			asks = append(asks, a)
+		}
+	}
+	return asks
 }
 
 // unpublished are the ports that no other interface of the same container has already.

@@ -233,3 +233,42 @@ func TestAttachRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestAttachPorts: a port that names no address is on all of them; a container's second network does not publish it again, and nobody
+// else can have it. It goes with the attachment.
+func TestAttachPorts(t *testing.T) {
+	t.Parallel()
+	r, p, q := newRig(t), newPlace(t), newPlace(t)
+	web := r.made()
+	back, err := r.MakeNetwork(t.Context(), NetworkRequest{Name: "back", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := []Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+	first, second, other := p.request(web, "c1"), p.request(back, "c1"), q.request(web, "c2")
+	second.IfName = "eth1"
+	first.Ports, second.Ports, other.Ports = ports, ports, ports
+	a, err := r.Attach(t.Context(), first)
+	if err != nil || fmt.Sprint(a.Endpoint.Ports) != "[0.0.0.0:8080->80/tcp]" {
+		t.Fatalf("%v %v", a.Endpoint.Ports, err)
+	}
+	if a, err := r.Attach(t.Context(), second); err != nil || len(a.Endpoint.Ports) != 0 {
+		t.Errorf("on a second network: %v %v", a.Endpoint.Ports, err)
+	}
+	if _, err := r.Attach(t.Context(), other); err == nil || !strings.Contains(err.Error(), "8080") {
+		t.Errorf("another container: %v", err)
+	}
+	if a, err := r.Attach(t.Context(), first); err != nil || len(a.Endpoint.Ports) != 1 {
+		t.Errorf("again: %v %v", a.Endpoint.Ports, err)
+	}
+	r.healthy("published")
+	for _, d := range []DetachRequest{p.end(web, "c1"), {NetworkID: back.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
+		if err := r.Detach(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Attach(t.Context(), other); err != nil {
+		t.Errorf("when it is free: %v", err)
+	}
+	r.healthy("withdrawn")
+}

@@ -17,8 +17,15 @@ import (
 var (
 	build        = sync.OnceValues(buildNetyard)
 	buildPlugin  = sync.OnceValues(func() (string, error) { return buildSmall("netyard-cni", "netyard/cni/netyard-cni") })
+	buildShipped = sync.OnceValues(func() (string, error) { return buildSmall("netyard-shipped", "netyard") })
 	buildCNITool = sync.OnceValues(func() (string, error) { return buildSmall("cnitool", "github.com/containernetworking/cni/cnitool") })
 )
+
+// BuildShipped returns the netyard program as it is shipped, for what is measured.
+func BuildShipped(t testing.TB) string {
+	t.Helper()
+	return built(t, "netyard", buildShipped)
+}
 
 // BuildPlugin returns netyard's CNI plugin, as it is shipped.
 func BuildPlugin(t testing.TB) string {
