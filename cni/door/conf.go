@@ -259,19 +259,19 @@ func addresses(key string, texts []string) (as []netip.Addr, err error) {
 }
 
 // mode is that of a network that is made from this configuration: the plugin's name says it, or else the keys do.
-func (c config) mode(known func(string) bool) (string, error) {
+func (c config) mode(known func(string) bool) string {
 	if m := strings.TrimPrefix(c.Type, "netyard-"); known(m) {
-		return m, nil
+		return m
 	}
 	switch {
 	case c.Options["mode"] != "":
-		return c.Options["mode"], nil
+		return c.Options["mode"]
 	case c.Master == "":
-		return "bridge", nil
+		return "bridge"
 	case strings.HasPrefix(c.Mode, "l"): // l2, l3, l3s
-		return "ipvlan", nil
+		return "ipvlan"
 	}
-	return "macvlan", nil
+	return "macvlan"
 }
 
 // options are the upstream keys as netyard's options of a mode.

@@ -272,10 +272,11 @@ func (s *Server) status(q cni.Request) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUnavailable, err)
 	}
-	if err := s.Yard.Room(id); err != nil && !(c.Network == "" && errors.Is(err, yard.ErrNotFound)) { // it will be made with the first container
-		return fmt.Errorf("%w: %w", errUnavailable, err)
+	err = s.Yard.Room(id)
+	if err == nil || c.Network == "" && errors.Is(err, yard.ErrNotFound) { // it will be made with the first container
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%w: %w", errUnavailable, err)
 }
 
 // Exhume does what runtimes wanted while nobody answered; call it after the host matches the records.

@@ -36,9 +36,7 @@ func networkID(name string) string {
 
 func (c config) plan(known func(string) bool) (p plan, err error) {
 	p = plan{network: yard.NetworkRequest{ID: networkID(c.Name), Name: c.Name}, gateways: map[netip.Prefix]netip.Addr{}, byDefault: c.IsDefaultGateway}
-	if p.network.Mode, err = c.mode(known); err != nil {
-		return p, err
-	}
+	p.network.Mode = c.mode(known)
 	if p.network.Options, err = c.options(p.network.Mode); err != nil {
 		return p, err
 	}
