@@ -20,7 +20,10 @@ type optionRow struct {
 	Modes   []string `json:"modes"`
 	Type    string   `json:"type"`
 	Default string   `json:"default"`
-	Help    string   `json:"help"`
+	// Endpoint: it can be said for one endpoint. Set: it can be changed in place.
+	Endpoint bool   `json:"endpoint"`
+	Set      bool   `json:"set"`
+	Help     string `json:"help"`
 }
 
 func (p Program) optionsCommand() *cli.Command {
@@ -55,6 +58,7 @@ func optionRows(c *cli.Context) (rows []optionRow, err error) {
 		}
 		row := optionRow{
 			Name: o.Name, Docker: append([]string{}, o.Docker...), Modes: o.Modes, Type: typeOf(o), Default: o.Default, Help: o.Help,
+			Endpoint: o.Endpoint, Set: o.Set,
 		}
 		if row.Modes == nil {
 			row.Modes = modeNames()
@@ -74,6 +78,12 @@ func typeOf(o modes.Option) string {
 		return strings.Join(o.Values, "|")
 	case modes.IfName:
 		return "interface"
+	case modes.Rate:
+		return "rate"
+	case modes.Addrs:
+		return "addresses"
+	case modes.Sources:
+		return "subnets|interfaces"
 	case modes.String:
 	}
 	return "text"

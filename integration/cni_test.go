@@ -491,7 +491,7 @@ func TestCNIUpstream(t *testing.T) {
 		if r := valid(t, "1.0.0", d.do(t, h, "ADD")); r.IPs[0].Address != "10.11.1.20/16" {
 			t.Errorf("the first of the range is %s", r.IPs[0].Address)
 		}
-		for key, was := range map[string]string{"vlan": `"vlan": 5,`, "ipam.type": "", "bridgge": `"bridgge": "x",`, "macspoofchk": `"macspoofchk": true,`, "enabledad": `"enabledad": true,`} {
+		for key, was := range map[string]string{"vlan": `"vlan": 5,`, "ipam.type": "", "bridgge": `"bridgge": "x",`, "enabledad": `"enabledad": true,`} {
 			conf := strings.Replace(upstreamBridge, `"ipMasq"`, was+`"ipMasq"`, 1)
 			if key == "ipam.type" {
 				conf = strings.Replace(conf, "host-local", "dhcp", 1)
@@ -615,10 +615,10 @@ func TestCNILabels(t *testing.T) {
 		h := hostCNI(t, e)
 		h.Sh("netyard network create web --subnet 10.77.0.0/24")
 		h.Sh("netyard cni install web")
-		h.CtrRun("c1", "--label netyard.mac=02:00:00:00:00:07 --label netyard.alias=db,store --label nerdctl/name=shop")
+		h.CtrRun("c1", "--label netyard.mac=02:00:00:00:00:07 --label netyard.rate=20mbit --label netyard.alias=db,store --label nerdctl/name=shop")
 		eventually(t, "ps shows the name", func() bool { return strings.Contains(h.Sh("netyard ps"), "shop") })
 		r := ps(t, h)[0]
-		if r.MAC != "02:00:00:00:00:07" || fmt.Sprint(r.Aliases) != "[db store]" || r.ContainerID != "c1" {
+		if r.MAC != "02:00:00:00:00:07" || fmt.Sprint(r.Aliases) != "[db store]" || r.ContainerID != "c1" || r.Options["rate"] == "" {
 			t.Errorf("%+v", r)
 		}
 		if out, err := h.CtrExec("c1", "ip link show eth0"); err != nil || !strings.Contains(out, "02:00:00:00:00:07") {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -15,9 +16,21 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// golden compares text with a file of testdata.
+// golden compares a ruleset with a file of testdata. What is only there where the kernel follows connections on bridges has a file of
+// its own.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
+	if strings.Contains(got, "@closed_in4_bridged") {
+		more, err := os.ReadFile(filepath.Join("testdata", "bridge-conntrack.nft"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		without := strings.Replace(got, string(more), "", 1)
+		if without == got {
+			t.Errorf("the rules of bridge-conntrack.nft are not in\n%s", got)
+		}
+		got = without
+	}
 	file := filepath.Join("testdata", name)
 	if *update {
 		if err := os.WriteFile(file, []byte(got+"\n"), 0o644); err != nil {

@@ -46,6 +46,7 @@ type setSpec struct {
 	key      nftables.SetDatatype
 	concat   bool
 	interval bool
+	bridge   bool // in the bridge table
 	data     nftables.SetDatatype
 	// life is how long an element stays that the rules themselves put in; 0: netyard puts them in.
 	life time.Duration
@@ -148,22 +149,10 @@ func inetChains(b setBook, guard guards) []chainSpec {
 	})
 }
 
-// bridgeChains decides about frames: a container does not get to play the router for its neighbours or for the host
-// (CVE-2020-13401). The ports are known by the beginning of their names, so this needs no elements at all.
-func bridgeChains() []chainSpec {
-	const (
-		icmp6RouterAdvert, icmp6Redirect = 134, 137 // RFC 4861
-		icmpRedirect                     = 5        // RFC 792
-	)
-	fromPort := ifNamePrefix(expr.MetaKeyIIFNAME, VethPrefix)
-	return []chainSpec{{
-		name: "guard", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
-		priority: nftables.ChainPriorityFilter, rules: []ruleSpec{
-			{"no router advertisements from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMPV6, icmp6RouterAdvert), drop())},
-			{"no IPv6 redirects from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMPV6, icmp6Redirect), drop())},
-			{"no redirects from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
-		},
-	}}
+// bridgeChains decides about frames, wherever they go. A container also does not get to play the router for its neighbours or for
+// the host (CVE-2020-13401).
+func bridgeChains(b setBook, conntrack bool) []chainSpec {
+	return append(guardChains(b), bridgePolicyChains(b, conntrack)...)
 }
 
 // A setBook finds the sets that rules look into.

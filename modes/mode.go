@@ -26,6 +26,8 @@ type Network struct {
 	// Subnets are in the order the engine gave them.
 	Subnets []Subnet          `json:",omitempty"`
 	Options map[string]string `json:",omitempty"` // canonical names, see Resolve
+	// Changed is what was changed in place since, see Change. It goes before Options, which stay what the engine asked for.
+	Changed map[string]string `json:",omitempty"`
 	// Settled is what the mode decided when the network was created, see Settler.
 	Settled  map[string]string `json:",omitempty"`
 	Internal bool              `json:",omitempty"` // no way out
@@ -109,6 +111,14 @@ type Container struct {
 	Name   string `json:",omitempty"`
 	Image  string `json:",omitempty"`
 	PID    int    `json:",omitempty"`
+	// Labels are those of the container; nil: they are not known yet.
+	Labels map[string]string `json:",omitzero"`
+}
+
+// Equal says whether two are the same in all there is known of them.
+func (c Container) Equal(d Container) bool {
+	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image && c.PID == d.PID &&
+		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels)
 }
 
 // A Phase says how far a change got; Restore settles those that are not Ready.
@@ -171,6 +181,9 @@ type MACer interface {
 	// MAC is the address of an endpoint for which none was asked.
 	MAC(n Network, e Endpoint) string
 }
+
+// A Policed is a Mode whose endpoints' packets come by the host's firewall, so that policies hold for them.
+type Policed interface{ Policed() }
 
 // An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
 type Addressless interface{ Addressless() }

@@ -340,6 +340,9 @@ func (y *Yard) allotOne(tx store.Tx, n modes.Network, r AttachRequest, group []n
 
 // plug makes the endpoint's link, plugs it in, and records that it is so.
 func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint, r AttachRequest) (a Attached, err error) {
+	if err := y.enforce(ctx); err != nil { // first, or there would be a moment in which no policy is about it
+		return a, err
+	}
 	link, err := m.Attach(ctx, n, e)
 	if errors.Is(err, fs.ErrExist) && y.finishIn(ctx, e) {
 		link, err = m.Attach(ctx, n, e)

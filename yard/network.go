@@ -151,7 +151,10 @@ func (y *Yard) drop(ctx context.Context, m modes.Mode, n modes.Network) error {
 		return fmt.Errorf("take down network %s: %w", modes.Short(n.ID), err)
 	}
 	y.c.Step("after network down")
-	return y.update("network gone", func(tx store.Tx) error { return y.erase(tx, n, es) })
+	if err := y.update("network gone", func(tx store.Tx) error { return y.erase(tx, n, es) }); err != nil {
+		return err
+	}
+	return y.enforce(ctx)
 }
 
 // erase forgets a network, its endpoints and its pools. An engine has given the pools of a network it deletes back already, unless

@@ -161,7 +161,7 @@ func (y *Yard) adoptPool(tx store.Tx, n modes.Network, r ipam.PoolRequest) error
 
 func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network, id string, s SeenEndpoint, links map[string]bool) error {
 	e := modes.Endpoint{
-		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Phase: modes.Ready,
+		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Options: s.Options, Phase: modes.Ready,
 		Created: y.c.Now(), Joined: y.c.Now(), BootID: y.c.BootID, Container: s.Container,
 		Seen: kernel.IsNamespace(s.Sandbox), Ports: y.foundPorts(s.Addrs),
 	}

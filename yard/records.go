@@ -61,6 +61,22 @@ func (y *Yard) FindEndpoint(ref string) (modes.Endpoint, error) {
 	return pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
 }
 
+// FindEndpointIn is FindEndpoint among those of one network, said as to FindNetwork; empty: of all.
+func (y *Yard) FindEndpointIn(network, ref string) (modes.Endpoint, error) {
+	if network == "" {
+		return y.FindEndpoint(ref)
+	}
+	n, err := y.FindNetwork(network)
+	if err != nil {
+		return modes.Endpoint{}, err
+	}
+	es, err := y.endpointsOf(n.ID)
+	if err != nil {
+		return modes.Endpoint{}, err
+	}
+	return pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
+}
+
 func pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (found T, err error) {
 	count := 0
 	for _, v := range all {
@@ -79,7 +95,7 @@ func pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (fo
 	case 1:
 		return found, nil
 	}
-	return found, fmt.Errorf("%s %q: %d of them match; say more of the id", kind, ref, count)
+	return found, fmt.Errorf("%s %q: %d of them match; %w", kind, ref, count, ErrAmbiguous)
 }
 
 // Endpoint returns the record of an endpoint.

@@ -46,6 +46,9 @@ func (y *Yard) Objects(n modes.Network) ([]string, error) {
 	}
 	words := []string{}
 	for _, o := range m.Objects(n, es) {
+		if l, ok := o.(kernel.Limits); ok && l.None() {
+			continue
+		}
 		words = append(words, o.String())
 	}
 	return words, nil

@@ -69,10 +69,12 @@ type Endpoint struct {
 	Addresses   []string `json:"addresses"`
 	MAC         string   `json:"mac"`
 	Interface   string   `json:"interface"`
-	Ports       []string `json:"ports"`
-	State       string   `json:"state"`
-	Sandbox     string   `json:"sandbox,omitempty"`
-	Aliases     []string `json:"aliases,omitempty"`
+	// Options are what was said for this endpoint alone.
+	Options map[string]string `json:"options,omitempty"`
+	Ports   []string          `json:"ports"`
+	State   string            `json:"state"`
+	Sandbox string            `json:"sandbox,omitempty"`
+	Aliases []string          `json:"aliases,omitempty"`
 	// Attachment is what a CNI runtime calls the container.
 	Attachment string    `json:"attachment,omitempty"`
 	Created    time.Time `json:"created"`
@@ -116,6 +118,11 @@ type LeaseRequest struct {
 	Name    string `json:"name,omitempty"`
 }
 
+// A Change says which options of a network or an endpoint to change, and to what; an empty value stands for the default.
+type Change struct {
+	Options map[string]string `json:"options"`
+}
+
 // failure is how an error is said.
 type failure struct {
 	Error string `json:"error"`
@@ -123,7 +130,7 @@ type failure struct {
 
 func networkView(n modes.Network, endpoints int) Network {
 	v := Network{
-		ID: n.ID, Name: n.Name, Engine: n.Engine, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal, Options: n.Options, Settled: n.Settled,
+		ID: n.ID, Name: n.Name, Engine: n.Engine, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal, Options: n.Now(), Settled: n.Settled,
 		Endpoints: endpoints, Created: n.Created, Subnets: []Subnet{},
 	}
 	for _, s := range n.Subnets {
@@ -146,7 +153,7 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	v := Endpoint{
 		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image, PID: e.Container.PID,
 		Engine: e.Container.Engine, Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
-		State: state, Sandbox: e.Sandbox, Aliases: e.Aliases, Attachment: e.Attachment, Created: e.Created, Joined: e.Joined,
+		State: state, Options: e.Options, Sandbox: e.Sandbox, Aliases: e.Aliases, Attachment: e.Attachment, Created: e.Created, Joined: e.Joined,
 		Addresses: []string{}, Ports: []string{},
 	}
 	for _, a := range e.Addrs {

@@ -124,6 +124,9 @@ func (s *Server) fill(r *yard.AttachRequest, c config, q cni.Request, n modes.Ne
 			given[option] = v
 		}
 	}
+	for option, bits := range c.Runtime.rates() {
+		given[option] = bits
+	}
 	if r.Options, err = modes.ResolveEndpoint(n.Mode, given); err != nil {
 		return err
 	}
@@ -136,9 +139,6 @@ func (s *Server) fill(r *yard.AttachRequest, c config, q cni.Request, n modes.Ne
 	}
 	if len(r.Ports) > 0 {
 		r.Reserver = reserver(q.ContainerID)
-	}
-	if b := c.Runtime.Bandwidth; b != nil && *b != (bandwidth{}) {
-		return refuse("runtimeConfig.bandwidth", "not in this version; chain the bandwidth plugin behind netyard's")
 	}
 	return nil
 }

@@ -45,6 +45,7 @@ type upstream struct {
 	PromiscMode      bool   `json:"promiscMode"`
 	PortIsolation    bool   `json:"portIsolation"`
 	MTU              int    `json:"mtu"`
+	MacSpoofChk      bool   `json:"macspoofchk"` // netyard holds addresses too, and does so unless it is told otherwise
 	Master           string `json:"master"`
 	Mode             string `json:"mode"`
 
@@ -53,7 +54,6 @@ type upstream struct {
 	Vlan                int             `json:"vlan"`
 	VlanTrunk           json.RawMessage `json:"vlanTrunk"`
 	PreserveDefaultVlan *bool           `json:"preserveDefaultVlan"` // of ports with a vlan only
-	MacSpoofChk         bool            `json:"macspoofchk"`
 	EnableDad           bool            `json:"enabledad"`
 	DisableIf           bool            `json:"disableContainerInterface"`
 	LinkContNs          bool            `json:"linkInContainer"`
@@ -92,12 +92,26 @@ func (p portMapping) String() string {
 	return s
 }
 
-// bandwidth is in bits per second, and bits.
+// bandwidth is in bits per second. Bursts, in bits, are netyard's to choose: runtimes say what the upstream plugin cannot do without.
 type bandwidth struct {
 	IngressRate  uint64 `json:"ingressRate"`
 	IngressBurst uint64 `json:"ingressBurst"`
 	EgressRate   uint64 `json:"egressRate"`
 	EgressBurst  uint64 `json:"egressBurst"`
+}
+
+// rates are the bandwidth as options: what the container gets, and what it sends.
+func (r runtimeConfig) rates() map[string]string {
+	out := map[string]string{}
+	if r.Bandwidth == nil {
+		return out
+	}
+	for option, bits := range map[string]uint64{"ingress_rate": r.Bandwidth.IngressRate, "egress_rate": r.Bandwidth.EgressRate} {
+		if bits > 0 {
+			out[option] = fmt.Sprintf("%dbit", bits)
+		}
+	}
+	return out
 }
 
 // ipamConfig is what the upstream plugins host-local and static are told.
@@ -187,7 +201,6 @@ func (c config) check() error {
 		{c.IPMasqBackend != "" && c.IPMasqBackend != "nftables", "ipMasqBackend", "netyard masquerades by nftables only"},
 		{c.Vlan != 0, "vlan", vlans},
 		{len(c.VlanTrunk) > 0 && string(c.VlanTrunk) != "null", "vlanTrunk", vlans},
-		{c.MacSpoofChk, "macspoofchk", "not in this version"},
 		{c.EnableDad, "enabledad", "netyard gives no address twice, and waits for nobody to say so"},
 		{c.DisableIf, "disableContainerInterface", "an interface that nobody can use is not one of netyard's"},
 		{c.LinkContNs, "linkInContainer", "the master is a link of the host's"},
@@ -305,6 +318,9 @@ func (c config) options(mode string) (map[string]string, error) {
 	out["masquerade"] = fmt.Sprint(c.IPMasq)
 	if c.PromiscMode {
 		out["promisc"] = "true"
+	}
+	if c.MacSpoofChk {
+		out["antispoof"] = "true"
 	}
 	if c.PortIsolation {
 		out["icc"] = "false"

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,6 +31,9 @@ type mode struct{ k *kernel.Kernel }
 // New makes the mode.
 func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel}, nil }
 
+// Policed says that every packet of an endpoint is bridged or routed by the host.
+func (mode) Policed() {}
+
 func (mode) Check(n modes.Network) error {
 	for _, s := range n.Subnets {
 		if s.Pool.Addr().Is6() && n.OptInt("mtu") < minIPv6MTU {
@@ -39,8 +43,10 @@ func (mode) Check(n modes.Network) error {
 			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
 		}
 	}
-	if name := n.Opt("bridge"); strings.HasPrefix(name, kernel.VethPrefix) || strings.HasPrefix(name, kernel.PeerPrefix) {
-		return fmt.Errorf("%w: bridge=%s: names that begin with %s or %s are netyard's own", modes.ErrOption, name, kernel.VethPrefix, kernel.PeerPrefix)
+	for _, prefix := range []string{kernel.VethPrefix, kernel.PeerPrefix, kernel.ShaperPrefix} {
+		if name := n.Opt("bridge"); strings.HasPrefix(name, prefix) {
+			return fmt.Errorf("%w: bridge=%s: names that begin with %s are netyard's own", modes.ErrOption, name, prefix)
+		}
 	}
 	return nil
 }
@@ -124,7 +130,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(append(ports(e), veth(n, e))...)
+	return m.k.Remove(append(slices.Concat(ports(e), guard(n, e).Objects()), limits(n, e), veth(n, e))...) // the queues go with the link
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -142,7 +148,26 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	return append(append(objects, veth(n, e)), ports(e)...)
+	return slices.Concat(objects, []kernel.Object{veth(n, e), limits(n, e)}, guard(n, e).Objects(), ports(e))
+}
+
+// guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, so
+// there it is the hardware address alone.
+func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
+	v := veth(n, e)
+	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC, Open: n.EndpointOpt(e, "antispoof") != "true", LAN: hostOwned(n)}
+	for _, a := range e.Addrs {
+		g.Addrs = append(g.Addrs, a.Addr())
+	}
+	return g
+}
+
+func limits(n modes.Network, e modes.Endpoint) kernel.Limits {
+	l := kernel.Limits{
+		Link: kernel.Name(kernel.VethPrefix, e.ID), Shaper: kernel.Name(kernel.ShaperPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID), MTU: mtu(n),
+	}
+	l.Ingress, l.Egress = n.Limits(e)
+	return l
 }
 
 // ports are the elements that give ports of the host to an endpoint.
