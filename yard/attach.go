@@ -67,7 +67,8 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	if err != nil {
 		return a, err
 	}
-	releaseKey, err := y.locks.hold(ctx, attachmentKey(r.Attachment, r.NetworkID, r.IfName), false)
+	// A runtime attaches the networks of a container all at once; their ports are for one of them.
+	releaseKey, err := y.locks.hold(ctx, containerLock(r.Attachment), false)
 	if err != nil {
 		return a, err
 	}
@@ -83,9 +84,14 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 		return a, err
 	}
 	defer release()
-	m, n, e, former, err := y.recordAttachment(r, e)
+	m, n, e, former, robbed, err := y.recordAttachment(r, e)
 	if err != nil {
 		return a, err
+	}
+	for _, was := range robbed {
+		if err := y.withdraw(ctx, was); err != nil {
+			return a, errors.Join(err, y.bury(context.WithoutCancel(ctx), m, n, e))
+		}
 	}
 	if err := y.finishFormer(ctx, former, e); err != nil {
 		return a, errors.Join(err, y.bury(context.WithoutCancel(ctx), m, n, e))
@@ -97,6 +103,9 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	y.c.Changed()
 	return a, nil
 }
+
+// containerLock is of all attachments of a container.
+func containerLock(attachment string) string { return "container " + attachment }
 
 func randomID() string {
 	var b [32]byte
@@ -124,11 +133,14 @@ func getAttachment(tx store.Tx, attachment, network, ifName string) (modes.Endpo
 	return getEndpoint(tx, network, id)
 }
 
-// recordAttachment records the endpoint with its addresses, in place of a former one.
-func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (m modes.Mode, n modes.Network, _ modes.Endpoint, former string, err error) {
+// recordAttachment records the endpoint with its addresses and ports, in place of a former one. robbed are the container's other
+// endpoints, as they were when they had the ports.
+func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (
+	m modes.Mode, n modes.Network, _ modes.Endpoint, former string, robbed []modes.Endpoint, err error,
+) {
 	ports := &choice{y: y, e: e, reserver: r.Reserver}
 	if err := ports.look(y.onAddresses(r)); err != nil {
-		return nil, n, e, "", err
+		return nil, n, e, "", nil, err
 	}
 	err = y.update("endpoint attaching", func(tx store.Tx) error {
 		if n, err = getNetwork(tx, r.NetworkID); err != nil {
@@ -162,12 +174,35 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (m modes.Mode
 		if err != nil {
 			return err
 		}
+		if robbed, err = rob(tx, e); err != nil {
+			return err
+		}
 		if e.Ports, err = ports.ports(tx, unpublished(tx, e, asks)); err != nil {
 			return err
 		}
 		return putEndpoint(tx, e)
 	})
-	return m, n, e, former, ports.explain(err)
+	return m, n, e, former, robbed, ports.explain(err)
+}
+
+// rob takes the ports of the container's interfaces behind this one: answers leave by the default route, which is the lowest one's, and
+// from another network's address they would be taken for spoofed.
+func rob(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error) {
+	others, err := attachmentsOf(tx, e.Attachment)
+	if err != nil {
+		return nil, err
+	}
+	for _, other := range others {
+		if other.ID == e.ID || len(other.Ports) == 0 || metric(other.IfName) <= metric(e.IfName) {
+			continue
+		}
+		robbed = append(robbed, other)
+		other.Ports = nil
+		if err := putEndpoint(tx, other); err != nil {
+			return nil, err
+		}
+	}
+	return robbed, nil
 }
 
 // onAddresses are the ports with the host's addresses that they will be on: of a port that names none, those of its network.

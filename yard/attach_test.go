@@ -245,6 +245,23 @@ func TestAttachPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	ports := []Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+	// Whichever comes first, the ports are eth0's, by which the answers leave.
+	early := p.request(back, "c0")
+	early.IfName, early.Ports = "eth1", ports
+	if a, err := r.Attach(t.Context(), early); err != nil || len(a.Endpoint.Ports) != 1 {
+		t.Fatalf("alone: %v %v", a.Endpoint.Ports, err)
+	}
+	late := p.request(web, "c0")
+	late.Ports = ports
+	if a, err := r.Attach(t.Context(), late); err != nil || len(a.Endpoint.Ports) != 1 {
+		t.Fatalf("eth0 behind eth1: %v %v", a.Endpoint.Ports, err)
+	}
+	r.healthy("the ports have moved")
+	for _, d := range []DetachRequest{p.end(web, "c0"), {NetworkID: back.ID, Attachment: "c0", IfName: "eth1", NS: p.NS(), Gone: true}} {
+		if err := r.Detach(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
 	first, second, other := p.request(web, "c1"), p.request(back, "c1"), q.request(web, "c2")
 	second.IfName = "eth1"
 	first.Ports, second.Ports, other.Ports = ports, ports, ports

@@ -29,7 +29,7 @@ type DetachRequest struct {
 // A runtime that names no sandbox may only be about to send the container a signal (nerdctl kill -s HUP, or the SIGTERM of nerdctl stop,
 // whose answer should still get out). While the container's first process lives nothing is done: its death ends the attachment.
 func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
-	release, err := y.locks.hold(ctx, attachmentKey(r.Attachment, r.NetworkID, r.IfName), false)
+	release, err := y.locks.hold(ctx, containerLock(r.Attachment), false)
 	if err != nil {
 		return err
 	}
@@ -185,16 +185,21 @@ func (y *Yard) ContainerGone(ctx context.Context, attachment string) error {
 // attachmentsOf are all endpoints of a container.
 func (y *Yard) attachmentsOf(attachment string) (es []modes.Endpoint, err error) {
 	err = y.c.Store.View(func(tx store.Tx) error {
-		es = nil
-		return attachments.Each(tx, attachment+"|", func(key, id string) error {
-			network, _, _ := strings.Cut(strings.TrimPrefix(key, attachment+"|"), "|")
-			e, err := getEndpoint(tx, network, id)
-			if errors.Is(err, ErrNotFound) {
-				return nil
-			}
-			es = append(es, e)
-			return err
-		})
+		es, err = attachmentsOf(tx, attachment)
+		return err
+	})
+	return es, err
+}
+
+func attachmentsOf(tx store.Tx, attachment string) (es []modes.Endpoint, err error) {
+	err = attachments.Each(tx, attachment+"|", func(key, id string) error {
+		network, _, _ := strings.Cut(strings.TrimPrefix(key, attachment+"|"), "|")
+		e, err := getEndpoint(tx, network, id)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		es = append(es, e)
+		return err
 	})
 	return es, err
 }
