@@ -155,6 +155,10 @@ func somePorts() []api.Port {
 			Proto: "tcp", HostIP: "127.0.0.1", HostPort: 5432, HostPortEnd: 5432, Address: "10.224.1.9", Port: 5432, PortEnd: 5432,
 			EndpointID: id("e4"), NetworkID: id("cc33"),
 		},
+		{
+			Proto: "tcp", HostIP: "10.224.2.2", HostPort: 443, HostPortEnd: 443, Address: "10.224.2.2", Port: 443, PortEnd: 443, Routed: true,
+			Container: "edge", Engine: "docker", Network: "routed",
+		},
 	}
 }
 

@@ -37,7 +37,7 @@ func (p Program) optionsCommand() *cli.Command {
 				{head: "MODES", fit: fit{goes: 2}, cell: func(o optionRow) string { return strings.Join(o.Modes, ", ") }},
 				{head: "TYPE", fit: fit{goes: 3}, cell: func(o optionRow) string { return o.Type }},
 				{head: "DEFAULT", fit: fit{goes: 4}, cell: func(o optionRow) string { return o.Default }},
-				{head: "HELP", fit: fit{goes: 5, min: 40}, cell: func(o optionRow) string { return o.Help }},
+				{head: "HELP", fit: fit{goes: 5, min: 30}, cell: func(o optionRow) string { return o.Help }},
 			}
 		},
 	}.command(p.Width, &cli.Command{
@@ -80,10 +80,14 @@ func typeOf(o modes.Option) string {
 		return "interface"
 	case modes.Rate:
 		return "rate"
+	case modes.Addr4, modes.Addr6:
+		return "address"
 	case modes.Addrs:
 		return "addresses"
 	case modes.Sources:
 		return "subnets|interfaces"
+	case modes.Routes:
+		return "routes"
 	case modes.String:
 	}
 	return "text"

@@ -28,6 +28,7 @@ type snapshot struct {
 	noTable    bool
 	elements   map[SetName]map[string]content
 	dockerUser []dockerUser
+	proxies    map[proxyID]bool
 }
 
 func (k *Kernel) snapshot() (*snapshot, error) {
@@ -57,6 +58,9 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 		s.routes[r.LinkIndex] = append(s.routes[r.LinkIndex], r)
 	}
 	if err := s.lookAtLimits(); err != nil {
+		return nil, err
+	}
+	if s.proxies, err = k.proxies(); err != nil {
 		return nil, err
 	}
 	k.fw.mu.Lock()
@@ -126,7 +130,7 @@ func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
 
 // Strays are the things of netyard's that are none of the known ones.
 func (s *Snapshot) Strays(known []Object) []Stray {
-	return append(s.s.strayLinks(known), s.s.strayElements(known)...)
+	return slices.Concat(s.s.strayLinks(known), s.s.strayElements(known), s.s.strayProxies(known))
 }
 
 // Has says for each alias of netyard's whether a network's or an endpoint's link carries it; a shaper alone is none.

@@ -79,7 +79,7 @@ func fieldsOf(key nftables.SetDatatype) []nftables.SetDatatype {
 
 func setSpecs() []setSpec {
 	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
-	return slices.Concat(publishSets(), loopbackSets(), []setSpec{
+	return slices.Concat(publishSets(), loopbackSets(), gatewaySets(), []setSpec{
 		{name: Bridges, key: nftables.TypeIFName},
 		{name: Internal, key: nftables.TypeIFName},
 		{name: foreign, key: nftables.TypeIFName},
@@ -109,42 +109,40 @@ type ruleSpec struct {
 // inetChains decides about routed packets. An accept here does not override a drop elsewhere, and the other way round:
 // Docker's own FORWARD policy is met in DOCKER-USER (dockeruser.go).
 func inetChains(b setBook, guard guards) []chainSpec {
-	forward := []ruleSpec{
+	forward := slices.Concat([]ruleSpec{
 		{"containers of one network", rule(b.ifPair(Talk, false), accept())},
+	}, killSwitch(b), []ruleSpec{
 		{"answers", rule(established(), accept())},
 		{"internal networks have no way out", rule(b.iif(Internal, false), drop())},
 		{"nor in", rule(b.oif(Internal, false), drop())},
-		{"published ports, to whom the network says", rule(dnatted(), b.ifPair(fromIf, false), accept())},
-		{"and IPv4 addresses it says", rule(dnatted(), b.oifSaddr4(from4), accept())},
-		{"and IPv6 addresses it says", rule(dnatted(), b.oifSaddr6(from6), accept())},
-		{"published ports of such networks, to nobody else", rule(dnatted(), b.oif(limited, false), drop())},
-		{"published ports, to everybody", rule(dnatted(), b.oif(Bridges, false), accept())},
+	}, published(b), []ruleSpec{
 		{"networks are apart", rule(b.iif(Bridges, false), b.oif(Bridges, false), drop())},
 		{"and apart from other managers' networks", rule(b.iif(Bridges, false), b.oif(foreign, false), drop())},
 		{"nothing else comes in", rule(b.oif(Bridges, false), drop())},
-	}
+	})
 	if guard.v4 {
 		forward = append(forward, ruleSpec{guardComment4, rule(nfproto(unix.NFPROTO_IPV4), b.between(), drop())})
 	}
 	if guard.v6 {
 		forward = append(forward, ruleSpec{guardComment6, rule(nfproto(unix.NFPROTO_IPV6), b.between(), drop())})
 	}
-	return slices.Concat(publishChains(b), loopbackChains(b), []chainSpec{
+	return slices.Concat(publishChains(b), loopbackChains(b), gatewayChains(b), []chainSpec{
 		{
 			name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
 			priority: nftables.ChainPriorityFilter, rules: forward,
 		},
 		{
 			name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
-			priority: nftables.ChainPriorityNATSource, rules: []ruleSpec{
+			priority: nftables.ChainPriorityNATSource, rules: append([]ruleSpec{
 				{"a neighbour's answer comes back by way of the host", rule(dnatted(), b.ifPair(Own, false), masquerade())},
 				{"and so does its own", rule(b.addrPair(self4, v4Loop()), masquerade())},
 				{"and its own, IPv6", rule(b.addrPair(self6, v6Loop()), masquerade())},
 				{"so does the answer to loopback", rule(loopSource4(), b.oif(Bridges, false), masquerade())},
 				{"and IPv6 loopback", rule(loopSource6(), b.oif(Bridges, false), masquerade())},
+				{"so do answers that would else go by the container that is the gateway", rule(dnatted(), b.oif(guided, false), masquerade())},
 				{"leave with the host's address", rule(b.saddr4(NAT4), b.oif(Bridges, true), masquerade())},
 				{"leave with the host's address, IPv6", rule(b.saddr6(NAT6), b.oif(Bridges, true), masquerade())},
-			},
+			}, leaving(b)...),
 		},
 	})
 }

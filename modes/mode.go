@@ -91,15 +91,20 @@ type Port struct {
 	HostPort      uint16
 	ContainerPort uint16
 	Count         uint16
+	// Routed: the port is the container's own, by its own address, and nothing of the host's; HostIP and HostPort say so.
+	Routed bool `json:",omitempty"`
 }
 
-// String reads like docker ps: 0.0.0.0:8080->80/tcp.
+// String reads like docker ps: 0.0.0.0:8080->80/tcp. One that is not of the host's: 10.9.0.2:80/tcp.
 func (p Port) String() string {
 	span := func(first uint16) string {
 		if p.Count <= 1 {
 			return strconv.Itoa(int(first))
 		}
 		return fmt.Sprintf("%d-%d", first, first+p.Count-1)
+	}
+	if p.Routed {
+		return net.JoinHostPort(p.HostIP.String(), span(p.HostPort)) + "/" + p.Proto
 	}
 	return net.JoinHostPort(p.HostIP.String(), span(p.HostPort)) + "->" + span(p.ContainerPort) + "/" + p.Proto
 }
@@ -154,9 +159,6 @@ type Link struct {
 	Routes    []Route
 }
 
-// A Route is one static route inside the sandbox.
-type Route = kernel.Route
-
 // Mode makes the host match desired state. Check and Objects are pure. The rest are idempotent:
 // twice is once, and undoing what is not there is not an error.
 type Mode interface {
@@ -194,6 +196,23 @@ type Publisher interface {
 	Publishes(n Network) error
 	// Binds are the host's addresses that ports are published on for which none was asked; none: all of them.
 	Binds(n Network) []netip.Addr
+}
+
+// A Router is a Publisher with networks whose containers are reached by their own addresses.
+type Router interface {
+	// Routes says whether a family of a network is routed: there the ports that containers publish are their own.
+	Routes(n Network, v6 bool) bool
+}
+
+// A Gatewayless is a Mode with networks on which the host has no address of a family.
+type Gatewayless interface {
+	Gatewayless(n Network) (v4, v6 bool)
+}
+
+// A Keeper is a Mode with networks that some addresses mean something to: nobody gets one of those who did not ask for it.
+type Keeper interface {
+	// Keeps are the addresses, and the option that says them.
+	Keeps(n Network) (option string, addrs []netip.Addr)
 }
 
 // Env is what a mode is given.

@@ -22,7 +22,10 @@ const (
 	Int
 	Enum
 	IfName
+	Addr4
+	Addr6
 	Addrs   // addresses, with commas between them
+	Routes  // static routes, with commas between them, see Route
 	Sources // subnets and names of interfaces, with commas between them
 	Rate
 )
@@ -67,8 +70,40 @@ func Options() []Option {
 			Help:  "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
 		},
 		{
+			Name: "egress_ipv4", Docker: []string{"com.docker.network.host_ipv4"}, Modes: []string{"bridge"}, Kind: Addr4,
+			Fixed: "flows that are known keep the address they left with; make the network anew",
+			Help:  "address of the host that containers leave with, instead of that of the interface they leave by",
+		},
+		{
+			Name: "egress_ipv6", Docker: []string{"com.docker.network.host_ipv6"}, Modes: []string{"bridge"}, Kind: Addr6,
+			Fixed: "flows that are known keep the address they left with; make the network anew",
+			Help:  "the same for IPv6",
+		},
+		{
 			Name: "egress_rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
 			Help: "most that each container sends, as tc(8) writes it: 10mbit; goes before rate",
+		},
+		{
+			Name: "gateway_address", Modes: []string{"bridge"}, Kind: Addrs,
+			Fixed: "running containers have their default route already; make the network anew",
+			Help:  "addresses of the container that the others go out by; nothing goes out past it. It needs --ipam-driver netyard, and the container --ip",
+		},
+		{
+			Name: "gateway_exit", Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Fixed: "that container has its default route already; make the network anew",
+			Help:  "that container goes out by this network itself; without it, it needs another network for that",
+		},
+		{
+			Name: "gateway_mode_ipv4", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv4"}, Modes: []string{"bridge"}, Kind: Enum,
+			Values: []string{GatewayNAT, GatewayRouted, GatewayIsolated}, Default: GatewayNAT,
+			Fixed: "the published ports of running containers are as they are; make the network anew",
+			Help:  "nat: containers have the host's address outside. routed: their own, and -p opens their own ports. isolated: the host has no address on the bridge; with --internal only",
+		},
+		{
+			Name: "gateway_mode_ipv6", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv6"}, Modes: []string{"bridge"}, Kind: Enum,
+			Values: []string{GatewayNAT, GatewayRouted, GatewayIsolated}, Default: GatewayNAT,
+			Fixed: "the published ports of running containers are as they are; make the network anew",
+			Help:  "the same for IPv6",
 		},
 		{
 			Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "true",
@@ -102,6 +137,10 @@ func Options() []Option {
 			Help:  "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)",
 		},
 		{
+			Name: "ndp_proxy", Modes: []string{"bridge"}, Set: true, Kind: IfName,
+			Help: "interface of the host on which it answers for its containers' IPv6 addresses, which are of that link's subnet",
+		},
+		{
 			Name: "promisc", Modes: []string{"bridge"}, Kind: Bool, Default: "false",
 			Help: "the host listens to all frames on the bridge, also to those for others",
 		},
@@ -112,6 +151,11 @@ func Options() []Option {
 		{
 			Name: "rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
 			Help: "most that each container sends, and most that it gets, as tc(8) writes it: 10mbit; 0 or unlimited takes a limit away",
+		},
+		{
+			Name: "routes", Modes: []string{"bridge"}, Kind: Routes,
+			Fixed: "running containers have their routes already; make the network anew",
+			Help:  "static routes inside the containers: SUBNET@NEXTHOP, or SUBNET for one that is on the link, with commas between them",
 		},
 	}
 }
@@ -214,6 +258,17 @@ func (o Option) parse(key, v string) (string, error) {
 		if !ValidIfName(v) || len(v) > most {
 			return "", bad(fmt.Sprintf("an interface name: 1 to %d letters, digits, dots, dashes or underscores", most))
 		}
+	case Addr4, Addr6:
+		a, err := netip.ParseAddr(v)
+		if err != nil || a.Zone() != "" || a.Is4() != (o.Kind == Addr4) || a.Is4In6() || a.IsUnspecified() {
+			return "", bad(map[Kind]string{Addr4: "an IPv4 address", Addr6: "an IPv6 address"}[o.Kind])
+		}
+		return a.String(), nil
+	case Routes:
+		return parseList(v, bad("subnets, each with @ and the next hop or alone if it is on the link, with commas between them"), func(one string) (string, bool) {
+			r, ok := parseRoute(one)
+			return r.String(), ok
+		})
 	case Addrs:
 		return parseList(v, bad("addresses of the host, with commas between them"), func(one string) (string, bool) {
 			a, err := netip.ParseAddr(one)

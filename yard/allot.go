@@ -41,7 +41,7 @@ func (y *Yard) inherit(tx store.Tx, r AttachRequest) (kept []netip.Addr, former 
 func (y *Yard) allot(tx store.Tx, n modes.Network, r AttachRequest, kept []netip.Addr) (addrs []netip.Prefix, err error) {
 	groups := r.Pools
 	if groups == nil {
-		groups = families(n)
+		groups = byFamily(n)
 	}
 	if err := ownPools(n); err != nil {
 		return nil, err
@@ -68,8 +68,8 @@ func (y *Yard) allot(tx store.Tx, n modes.Network, r AttachRequest, kept []netip
 	return addrs, nil
 }
 
-// families are the subnets of a network, those of IPv4 and those of IPv6: a container gets an address of each.
-func families(n modes.Network) (groups [][]netip.Prefix) {
+// byFamily are the subnets of a network, those of IPv4 and those of IPv6: a container gets an address of each.
+func byFamily(n modes.Network) (groups [][]netip.Prefix) {
 	for _, v4 := range []bool{true, false} {
 		var group []netip.Prefix
 		for _, s := range n.Subnets {

@@ -168,7 +168,7 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (
 		if err := putEndpoint(tx, e); err != nil || len(r.Ports) == 0 {
 			return err
 		}
-		asks, err := widen(m, n, e, r.Ports)
+		asks, own, err := widen(m, n, e, r.Ports)
 		if err != nil {
 			return err
 		}
@@ -178,6 +178,7 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (
 		if e.Ports, err = ports.ports(tx, unpublished(tx, e, asks)); err != nil {
 			return err
 		}
+		e.Ports = append(e.Ports, own...)
 		return putEndpoint(tx, e)
 	})
 	return m, n, e, former, robbed, ports.explain(err)
@@ -272,13 +273,17 @@ func insideOf(n modes.Network, e modes.Endpoint, link modes.Link, r AttachReques
 		Link: link.SrcName, Name: e.IfName, Alias: kernel.Alias(n.ID, e.ID), MTU: link.MTU, Addrs: e.Addrs, Metric: metric(e.IfName),
 	}
 	if !r.OwnRoutes {
-		p.Routes = append(p.Routes, link.Routes...)
+		for _, r := range link.Routes {
+			p.Routes = append(p.Routes, kernel.Route(r))
+		}
 		for _, gw := range link.Gateways {
-			p.Routes = append(p.Routes, modes.Route{Dst: netip.PrefixFrom(unspecified(gw), 0), Via: gw})
+			p.Routes = append(p.Routes, kernel.Route{Dst: netip.PrefixFrom(unspecified(gw), 0), Via: gw})
 		}
 	}
 	if r.Routes != nil {
-		p.Routes = append(p.Routes, r.Routes(e.Addrs)...)
+		for _, route := range r.Routes(e.Addrs) {
+			p.Routes = append(p.Routes, kernel.Route(route))
+		}
 	}
 	return p
 }

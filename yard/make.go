@@ -106,6 +106,7 @@ func (y *Yard) isAs(old, n modes.Network, r NetworkRequest) bool {
 		return r.NoSubnets == (len(old.Subnets) == 0)
 	}
 	return slices.EqualFunc(old.Subnets, r.Subnets, func(s modes.Subnet, w SubnetRequest) bool {
+		w.NoGateway = y.needsNone(n, w)
 		return s.Pool == w.Pool.Subnet && s.Gateway.IsValid() != w.NoGateway && (w.NoGateway || !w.Gateway.IsValid() || s.Gateway.Addr() == w.Gateway) &&
 			y.hasBounds(old, s.Pool, w.Pool)
 	})
@@ -134,6 +135,7 @@ func (y *Yard) takePools(ctx context.Context, n modes.Network, r NetworkRequest)
 		}
 	}
 	for _, w := range wanted {
+		w.NoGateway = y.needsNone(n, w)
 		s, err := y.takePool(ctx, n, w)
 		if s.Pool.IsValid() {
 			subnets = append(subnets, s)
@@ -143,6 +145,20 @@ func (y *Yard) takePools(ctx context.Context, n modes.Network, r NetworkRequest)
 		}
 	}
 	return subnets, nil
+}
+
+// needsNone says whether the host is to have no address in a subnet.
+func (y *Yard) needsNone(n modes.Network, w SubnetRequest) bool {
+	v4, v6 := y.Gatewayless(n)
+	return w.NoGateway || !w.Gateway.IsValid() && (families{v4, v6}).has(familyOf(w))
+}
+
+// familyOf is any address of a subnet's family.
+func familyOf(w SubnetRequest) netip.Addr {
+	if w.Pool.Subnet.Addr().Is6() || w.Pool.V6 {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
 }
 
 func (y *Yard) takePool(ctx context.Context, n modes.Network, w SubnetRequest) (s modes.Subnet, err error) {

@@ -191,7 +191,13 @@ func (y *Yard) foundPorts(addrs []netip.Prefix) (ports []modes.Port) {
 		}
 	}
 	slices.SortFunc(ports, comparePorts)
-	return join(ports)
+	ports = join(ports)
+	for _, p := range y.c.Kernel.Opened() {
+		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.Addr }) {
+			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Addr, HostPort: p.Port, ContainerPort: p.Port, Count: p.Count, Routed: true})
+		}
+	}
+	return ports
 }
 
 // keepLease sees to it that the address of an endpoint is leased, if it is one of netyard's own IPAM.

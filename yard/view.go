@@ -65,3 +65,14 @@ func (y *Yard) Knows(mode string) bool {
 	_, yes := y.c.Modes[mode]
 	return yes
 }
+
+// Gatewayless says for each family whether the host needs no address on a network.
+func (y *Yard) Gatewayless(n modes.Network) (v4, v6 bool) {
+	if y.Addressless(n.Mode) {
+		return true, true
+	}
+	if g, ok := y.c.Modes[n.Mode].(modes.Gatewayless); ok {
+		return g.Gatewayless(n)
+	}
+	return false, false
+}

@@ -87,6 +87,8 @@ type Port struct {
 	HostIP      string `json:"host_ip"`
 	HostPort    int    `json:"host_port"`
 	HostPortEnd int    `json:"host_port_end"`
+	// Routed: it is reached by the container's own address; nothing of the host's is taken, and HostIP and HostPort are the container's.
+	Routed bool `json:"routed"`
 	// Address and Port are the container's; PortEnd is the last of a range.
 	Address     string `json:"address"`
 	Port        int    `json:"port"`
@@ -168,7 +170,7 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 func portViews(e modes.Endpoint, n modes.Network) (views []Port) {
 	for _, p := range e.Ports {
 		v := Port{
-			Proto: p.Proto, HostIP: p.HostIP.String(), HostPort: int(p.HostPort), HostPortEnd: int(p.HostPort) + int(p.Count) - 1,
+			Proto: p.Proto, HostIP: p.HostIP.String(), HostPort: int(p.HostPort), HostPortEnd: int(p.HostPort) + int(p.Count) - 1, Routed: p.Routed,
 			Port: int(p.ContainerPort), PortEnd: int(p.ContainerPort) + int(p.Count) - 1,
 			Container: e.Container.Name, ContainerID: e.Container.ID, EndpointID: e.ID, Engine: e.Container.Engine,
 			Network: n.Name, NetworkID: n.ID,
