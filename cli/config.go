@@ -71,7 +71,7 @@ func serveFlags() []cli.Flag {
 		str("state-dir", "`DIR` of the database", d.StateDir),
 		str("plugin-dir", "`DIR` where Docker looks for plugins' sockets", d.PluginDir),
 		str("docker-host", "`ADDRESS` of the Docker engine, asked in the background for containers' names; empty: never", d.DockerHost),
-		str("containerd-address", "`SOCKET` of containerd; kept for the CNI door, which this version does not have", d.ContainerdAddress),
+		str("containerd-address", "`SOCKET` of containerd, asked for the names and labels of containers that nerdctl attaches; empty: never", d.ContainerdAddress),
 		&cli.StringSliceFlag{Name: "modes", Usage: "`MODES` to offer", DefaultText: strings.Join(d.Modes, ",")},
 		str("log-level", "debug, info, warn or error", d.LogLevel),
 		str("log-format", "text or json", d.LogFormat),

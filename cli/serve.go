@@ -22,6 +22,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netyard/cli/api"
+	"netyard/cni"
+	"netyard/cni/door"
 	"netyard/driver"
 	"netyard/engines"
 	"netyard/firewalld"
@@ -85,7 +87,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 			return err
 		}
 	}
-	doors, admin, err := listenAll(ctx, cfg)
+	doors, admin, runtimes, err := listenAll(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -101,14 +103,21 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		k.ShareTables()
 	}
 	docker := engines.NewDocker(cfg.DockerHost, log)
-	y, err := newYard(cfg, log, st, k, docker.Poke)
+	runtime, err := engines.NewContainerd(cfg.ContainerdAddress, log)
 	if err != nil {
 		return err
 	}
-	docker.Yard = y
+	defer func() { err = errors.Join(err, runtime.Close()) }()
+	y, err := newYard(cfg, log, st, k, func() { docker.Poke(); runtime.Poke() })
+	if err != nil {
+		return err
+	}
+	docker.Yard, runtime.Yard = y, y
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
+	plugins := &door.Server{Yard: y, Log: log, Tombstones: cni.TombstoneDir(filepath.Join(cfg.RunDir, cni.SocketName))}
+	plugins.Exhume(ctx)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return k.Watch(ctx) })
 	tasks.Go(func() error { return y.Run(ctx) })
@@ -118,10 +127,17 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	}
 	server := &api.Server{Yard: y, Log: log, Version: version}
 	if cfg.DockerHost != "" {
-		server.Census = docker.Census
+		server.Censuses = append(server.Censuses, docker.Census)
 		tasks.Go(func() error { return docker.Run(ctx) })
 	}
+	if cfg.ContainerdAddress != "" {
+		server.Censuses = append(server.Censuses, runtime.Census)
+		plugins.Whose = runtime.Whose
+		tasks.Go(func() error { return runtime.Run(ctx) })
+	}
 	serveOn(ctx, tasks, admin, server.Handler())
+	tasks.Go(func() error { return plugins.Serve(ctx, runtimes) })
+	tasks.Go(func() error { return plugins.Run(ctx) })
 	for _, d := range doors {
 		d.Yard, d.Log, d.Greeted = y, log, docker.Poke
 		serveOn(ctx, tasks, d.listener, d.Handler())
@@ -219,17 +235,17 @@ func machineID(cfg Config) (string, error) {
 	return strings.TrimSpace(string(fresh)), nil
 }
 
-// A door is a plugin's socket and what is behind it.
-type door struct {
+// A plugin is one of Docker's: its socket and what is behind it.
+type plugin struct {
 	driver.Door
 	listener net.Listener
 }
 
 // listenAll opens every socket, or none.
-func listenAll(ctx context.Context, cfg Config) (doors []*door, admin net.Listener, err error) {
+func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtimes net.Listener, err error) {
 	s, err := newSockets()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	var open []net.Listener
 	defer func() {
@@ -239,10 +255,12 @@ func listenAll(ctx context.Context, cfg Config) (doors []*door, admin net.Listen
 			}
 		}
 	}()
-	if admin, err = s.listen(ctx, filepath.Join(cfg.RunDir, socketName), 0o700); err != nil {
-		return nil, nil, err
+	for name, to := range map[string]*net.Listener{socketName: &admin, cni.SocketName: &runtimes} {
+		if *to, err = s.listen(ctx, filepath.Join(cfg.RunDir, name), 0o700); err != nil {
+			return nil, nil, nil, err
+		}
+		open = append(open, *to)
 	}
-	open = append(open, admin)
 	table := all.Modes()
 	for name := range table {
 		if !slices.Contains(cfg.Modes, name) {
@@ -257,12 +275,12 @@ func listenAll(ctx context.Context, cfg Config) (doors []*door, admin net.Listen
 	for name, mode := range driver.Modes(table) {
 		l, err := s.listen(ctx, filepath.Join(cfg.PluginDir, name+".sock"), 0o755)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		open = append(open, l)
-		doors = append(doors, &door{Door: driver.Door{Name: name, Mode: mode}, listener: l})
+		doors = append(doors, &plugin{Door: driver.Door{Name: name, Mode: mode}, listener: l})
 	}
-	return doors, admin, nil
+	return doors, admin, runtimes, nil
 }
 
 // serveOn answers on a socket until ctx ends, and then lets what is under way come to its end.

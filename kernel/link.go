@@ -55,6 +55,7 @@ type Bridge struct {
 	MTU         int
 	MAC         net.HardwareAddr // fixed, or it would follow the ports' as they come and go
 	IPv6        bool
+	Promisc     bool // takes frames for others too
 }
 
 // String names the link.
@@ -79,6 +80,11 @@ func (b Bridge) ensure(k *Kernel) error {
 	if a := link.Attrs(); a.MTU != b.MTU {
 		if err := k.nl.LinkSetMTU(link, b.MTU); err != nil {
 			return fmt.Errorf("set MTU %d on %s: %w", b.MTU, b, err)
+		}
+	}
+	if b.Promisc && link.Attrs().Promisc == 0 {
+		if err := k.nl.SetPromiscOn(link); err != nil {
+			return fmt.Errorf("make %s listen to all frames: %w", b, err)
 		}
 	}
 	if err := k.nl.LinkSetUp(link); err != nil {
@@ -158,6 +164,9 @@ func (b Bridge) check(s *snapshot) []string {
 	if a.MTU != b.MTU {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", b, a.MTU, b.MTU))
 	}
+	if b.Promisc && a.Promisc == 0 {
+		faults = append(faults, b.String()+" does not listen to all frames")
+	}
 	for _, sysctl := range b.sysctls() {
 		faults = append(faults, sysctl.check(s)...)
 	}
@@ -174,6 +183,8 @@ type Veth struct {
 	// Hairpin: the bridge may send back what came from here. Where br_netfilter is on, it translates what a container sends to its
 	// own published port before the host routes it, and the frame never leaves the bridge (br_nf_pre_routing_finish, net/bridge).
 	Hairpin bool
+	// PeerNS is an open descriptor of the namespace that the peer is made in; 0: the host's.
+	PeerNS int
 }
 
 // String names the end that stays on the host.
@@ -244,7 +255,14 @@ func (v Veth) create(k *Kernel, master int) (netlink.Link, error) {
 		attrs.HardwareAddr = append(net.HardwareAddr{0xfe}, v.MAC[1:]...)
 	}
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU)} //nolint:gosec // an MTU
-	if err := k.nl.LinkAdd(veth); err != nil {
+	if v.PeerNS > 0 {
+		veth.PeerNamespace = netlink.NsFd(v.PeerNS)
+	}
+	err := k.nl.LinkAdd(veth)
+	if errors.Is(err, unix.EEXIST) && v.PeerNS > 0 {
+		err = fmt.Errorf("the sandbox has a link %s already: %w", v.Peer, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return k.nl.LinkByName(v.Name)
@@ -317,8 +335,10 @@ func (b HostBridge) check(s *snapshot) []string {
 }
 
 // link finds a link by name; nil when there is none.
-func (k *Kernel) link(name string) (netlink.Link, error) {
-	link, err := k.nl.LinkByName(name)
+func (k *Kernel) link(name string) (netlink.Link, error) { return find(k.nl, name) }
+
+func find(nl *netlink.Handle, name string) (netlink.Link, error) {
+	link, err := nl.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil, nil //nolint:nilnil // nothing there is an answer
 	}

@@ -70,6 +70,18 @@ type Endpoint struct {
 	BootID string `json:",omitempty"`
 	// Container is who the endpoint belongs to, found out in the background.
 	Container Container `json:",omitzero"`
+	// Attachment is what a CNI runtime calls the container (CNI_CONTAINERID): together with the network and IfName it names the
+	// endpoint. Empty: the endpoint did not come by CNI.
+	Attachment string `json:",omitempty"`
+	// Aliases are other names the container asked for on the network.
+	Aliases []string `json:",omitempty"`
+	// NS is the namespace that was behind Sandbox when the endpoint was plugged in, by CNI.
+	NS kernel.NamespaceID `json:",omitzero"`
+	// Into is, while the endpoint is being plugged in, an open descriptor of its namespace: a mode that can makes the link there, under the
+	// name IfName, since to move and rename one costs the kernel tens of milliseconds. 0: there is none.
+	Into int `json:"-"`
+	// Inside is what was plugged into the sandbox, by CNI.
+	Inside kernel.Plug `json:",omitzero"`
 }
 
 // A Port is one published port, or a range of them: what the host gets on HostIP at HostPort and the Count-1 ports behind it goes

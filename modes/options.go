@@ -166,6 +166,10 @@ func Options() []Option {
 			Help:  "the host's link to the LAN; eth0.50 makes the link of VLAN 50 on eth0 if it is not there; without a parent containers only reach each other",
 		},
 		{
+			Name: "promisc", Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Help: "the host listens to all frames on the bridge, also to those for others",
+		},
+		{
 			Name: "publish_from", Modes: []string{"bridge"}, Set: true, Kind: Sources,
 			Help: "who reaches published ports: subnets, or interfaces that packets come in by; everybody unless said otherwise. The host itself always does",
 		},

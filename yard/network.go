@@ -1,6 +1,7 @@
 package yard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 		return errors.Join(err, y.drop(context.WithoutCancel(ctx), m, n))
 	}
 	y.c.Log.Info("network is up", "network", n.ID, "mode", n.Mode)
+	y.c.Changed()
 	return nil
 }
 
@@ -162,8 +164,13 @@ func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
 	return nil
 }
 
-// DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone.
+// DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone. Its engine
+// knows of its own containers on it; it is refused while there are others, of CNI.
 func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
+	return y.deleteNetwork(ctx, id, y.noAttachments)
+}
+
+func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Network) error) error {
 	release, err := y.locks.hold(ctx, id, false)
 	if err != nil {
 		return err
@@ -179,6 +186,11 @@ func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
 	m, err := y.mode(n.Mode)
 	if err != nil {
 		return err
+	}
+	if n.Phase == modes.Ready {
+		if err := may(n); err != nil {
+			return err
+		}
 	}
 	n.Phase, n.Turned = modes.Deleting, y.c.Now()
 	if err := y.update("network deleting", func(tx store.Tx) error { return networks.Put(tx, id, n) }); err != nil {
@@ -232,7 +244,21 @@ func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 			return err
 		}
 	}
-	return networks.Delete(tx, n.ID)
+	return errors.Join(eraseHolds(tx, n.ID), networks.Delete(tx, n.ID))
+}
+
+// noAttachments refuses the end of a network that living containers are attached to by CNI.
+func (y *Yard) noAttachments(n modes.Network) error {
+	es, err := y.Attachments(n.ID)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if e.Phase != modes.Deleting && !y.dead(e) {
+			return fmt.Errorf("network %s is %w by container %s", label(n), ErrInUse, cmp.Or(e.Container.Name, e.Attachment))
+		}
+	}
+	return nil
 }
 
 func (y *Yard) releasePool(tx store.Tx, subnet netip.Prefix, network string) error {

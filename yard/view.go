@@ -63,6 +63,12 @@ func (y *Yard) Addressless(mode string) bool {
 	return yes
 }
 
+// Knows says whether there is a mode of that name.
+func (y *Yard) Knows(mode string) bool {
+	_, yes := y.c.Modes[mode]
+	return yes
+}
+
 // Gatewayless says for each family whether the host needs no address on a network.
 func (y *Yard) Gatewayless(n modes.Network) (v4, v6 bool) {
 	if y.Addressless(n.Mode) {

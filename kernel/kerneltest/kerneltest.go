@@ -172,3 +172,6 @@ func (w testWriter) Write(p []byte) (int, error) {
 
 // Do runs f on a thread inside the namespace.
 func (h *Host) Do(f func() error) error { return kernel.Inside(int(h.ns), f) }
+
+// NS is an open descriptor of the namespace.
+func (h *Host) NS() int { return int(h.ns) }
