@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -81,7 +82,9 @@ func (h *Host) Pings(addr string, should bool) bool {
 func newNS(t testing.TB) netns.NsHandle {
 	t.Helper()
 	var ns netns.NsHandle
+	runtime.LockOSThread() // it looks for its own thread by number, and that may be one that is thrown away
 	self, err := netns.Get()
+	runtime.UnlockOSThread()
 	if err == nil {
 		err = kernel.Inside(int(self), func() (err error) { // on a thread that is thrown away
 			ns, err = netns.New()
@@ -149,7 +152,7 @@ func (h *Host) Dump(t testing.TB) string {
 	return Normal(h.Sh(t, "ip -d -o link; ip -o addr; ip -4 route show table all; ip -6 route show table all | grep -v 'table local proto kernel'; ip rule; ip -6 neigh show proxy; nft list ruleset; bridge fdb show | grep -v permanent || true"))
 }
 
-var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change)_timer\s+\S+|linkdown|tso_max_(size|segs) \d+`)
+var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change)_timer\s+\S+|linkdown|tentative|tso_max_(size|segs) \d+`)
 
 // byItself matches the routes that the kernel makes for each address, and for IPv6 only in a while.
 var byItself = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*proto kernel`)
