@@ -39,7 +39,7 @@ func TestDockerUser(t *testing.T) {
 			}
 			save, restore := iptables+"-save", iptables+"-restore"
 			sorted := func() string { return h.Sh(t, iptables+" -S DOCKER-USER | grep nyb- | sort") }
-			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN")
+			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN && "+iptables+" -A FORWARD -j DOCKER-USER")
 			go func() { _ = h.Watch(t.Context()) }()
 			poke := kernel.Bypass{In: "web0", Network: "aaaaaaaaaaaa"} // the old interface tells nobody that it changed
 			if err := h.Ensure(t.Context(), poke); err != nil {
@@ -218,7 +218,7 @@ func TestForwardPolicyWithoutDockerUser(t *testing.T) {
 	h.Sh(t, "iptables -A FORWARD -s 192.0.2.1 -j DROP && iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP")
 	eventually(t, "the rules are in DOCKER-USER", func() bool { return strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })
 	eventually(t, "and not in FORWARD", func() bool { return count() == 0 })
-	h.Sh(t, "iptables -F; iptables -X")
+	h.Sh(t, "iptables -F && sleep 0.1 && iptables -X") // a chain that netyard had filled again would not go
 	eventually(t, "the rules are in FORWARD", func() bool { return count() == 2 })
 	h.Sh(t, "iptables -N DOCKER-USER && iptables -I FORWARD -j DOCKER-USER")
 	eventually(t, "the rules are back in DOCKER-USER", func() bool { return count() == 0 && strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })
