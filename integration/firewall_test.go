@@ -200,7 +200,10 @@ func TestPublishFrom(t *testing.T) {
 			network               string
 			outside, other, local bool
 		}{
-			{"cidr", true, false, true}, {"iface", true, true, true}, {"nobody", false, false, true}, {"bound", true, true, false},
+			{"cidr", true, false, true},
+			{"iface", true, true, true},
+			{"nobody", false, false, true},
+			{"bound", true, true, false},
 			{"local", false, false, true},
 		} {
 			at := fmt.Sprintf("%s:%d", h.IP, 8000+i)

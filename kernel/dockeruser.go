@@ -132,7 +132,8 @@ func (f *firewall) dockerUserChains() (all []dockerUser, err error) {
 }
 
 // yielding are a family's chains that netyard's accepts belong in. Where FORWARD drops what no rule of it decides about, and comes by
-// none of them, it is one itself: so Docker's chain is when somebody has flushed its rules, and with them the way to DOCKER-USER.
+// none of them, it is one itself: so Docker's chain is when somebody has flushed its rules, and with them the way to DOCKER-USER. A chain
+// that FORWARD does not come by is left empty: who flushes all chains is about to delete them, and the kernel deletes no chain with rules.
 func (f *firewall) yielding(family nftables.TableFamily) (all []dockerUser, err error) {
 	chains, err := f.conn.ListChainsOfTableFamily(family)
 	if err != nil {
@@ -156,7 +157,7 @@ func (f *firewall) yielding(family nftables.TableFamily) (all []dockerUser, err 
 			continue
 		}
 		d := dockerUser{chain: c, rules: rules[c.Name]}
-		d.spare = base && (comesBy || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop)
+		d.spare = !passed[c.Name] || base && (comesBy || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop)
 		d.read()
 		if !d.spare || len(d.ours) > 0 {
 			all = append(all, d)

@@ -96,7 +96,7 @@ func TestForeignRulesInDockerUser(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	const theirs = `-A DOCKER-USER -s 192.0.2.1/32 -i eth9 -m comment --comment "netyard lets him in" -j ACCEPT`
-	h.Sh(t, "iptables -N DOCKER-USER && iptables "+theirs)
+	h.Sh(t, "iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables "+theirs)
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
