@@ -111,14 +111,14 @@ func TestFlushesUnderTraffic(t *testing.T) {
 		}
 		over.Store(true)
 		wg.Wait()
-		before := arrived()
-		eventually(t, "the flow that was there before goes on", func() bool { return arrived() > before })
-		sink.Kill()
 		for what, s := range never {
 			if seen := s.Seen(); len(seen) > 0 {
 				t.Errorf("%d violations: %s was reached: %v", len(seen), what, seen[0])
 			}
 		}
+		before := arrived()
+		eventually(t, "the flow that was there before goes on", func() bool { return arrived() > before })
+		sink.Kill()
 		healthy(t, h)
 		firewalld.Stop()
 		h.Dockerd.Restart()
