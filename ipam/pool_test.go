@@ -107,8 +107,8 @@ func TestPoolOverlap(t *testing.T) {
 			name: "ipv6", in: PoolRequest{Subnet: prefix("fd00:2::/64"), V6: true},
 			want: Pool{ID: "fd00:2::/64", Subnet: prefix("fd00:2::/64")},
 		},
-		{name: "none", in: PoolRequest{}, want: Pool{ID: "10.224.0.0/24", Subnet: prefix("10.224.0.0/24")}},
-		{name: "none, in a domain", in: PoolRequest{Domain: "eth1"}, want: Pool{ID: "10.224.0.0/24@eth1", Subnet: prefix("10.224.0.0/24"), Domain: "eth1"}},
+		{name: "none", in: PoolRequest{}, want: Pool{ID: "10.224.0.0/24", Subnet: prefix("10.224.0.0/24"), Chosen: true}},
+		{name: "none, in a domain", in: PoolRequest{Domain: "eth1"}, want: Pool{ID: "10.224.0.0/24@eth1", Subnet: prefix("10.224.0.0/24"), Domain: "eth1", Chosen: true}},
 		{
 			name: "none, ipv6 without a ula", in: PoolRequest{V6: true},
 			err: ErrInvalid, text: "request pool: ipv6 pool without a subnet: not usable: the host has no ULA prefix",
