@@ -49,21 +49,7 @@ func TestReachability(t *testing.T) {
 		h := lab.New(t, e)
 		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1") // or the guard of forwarding stays behind
 		h.Netyard.Start()
-		matrixNetworks(h)
-		binds := []string{"", h.IP, "[" + h.IP6 + "]", "127.0.0.1", "[::1]"}
-		flags := "--network a"
-		for i, bind := range binds {
-			for _, proto := range []string{"tcp", "udp"} {
-				at := fmt.Sprintf("%d:80/%s", 8000+i, proto)
-				if bind != "" {
-					at = bind + ":" + at
-				}
-				flags += " -p " + at
-			}
-		}
-		h.Run("web", flags)
-		h.In("web").Listen("tcp", ":80")
-		h.In("web").Listen("udp", ":80")
+		binds := published(h)
 		healthy(t, h)
 		matrix(t, h, binds)
 		h.Netyard.Restart()

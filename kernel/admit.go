@@ -72,9 +72,9 @@ func admitChains(b setBook, obeys bool) []chainSpec {
 			SrcRegKey: reg1, SetName: b[admitted].Name, SetID: b[admitted].ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: admitLife,
 		}}, drop())
 		rules = append(rules,
-			ruleSpec{f.name("let in to one address"), rule(notIn("lo"), b.daddrPort(one), then)},
-			ruleSpec{f.name("let in to any address"), rule(notIn("lo"), b.port(anyAddr, f.proto), then)},
-			ruleSpec{f.name("let in to a range"), rule(notIn("lo"), b.daddrPort(ranges), then)})
+			ruleSpec{f.name("let in to one address"), rule(notFromLoopback(), b.daddrPort(one), then)},
+			ruleSpec{f.name("let in to any address"), rule(notFromLoopback(), b.port(anyAddr, f.proto), then)},
+			ruleSpec{f.name("let in to a range"), rule(notFromLoopback(), b.daddrPort(ranges), then)})
 	}
 	return []chainSpec{{
 		name: letInChain, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,

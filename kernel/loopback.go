@@ -95,7 +95,7 @@ func loopbackSets() []setSpec {
 func loopbackChains(b setBook) []chainSpec {
 	beforeTracking := nftables.ChainPriorityRef(*nftables.ChainPriorityRaw - 10)
 	afterSourceNAT := nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 50)
-	out := []ruleSpec{{"not loopback", rule(notOut("lo"), accept())}}
+	out := []ruleSpec{{"not loopback", rule(notToLoopback(), accept())}}
 	for _, f := range []loopFamily{v4Loop(), v6Loop()} {
 		for _, set := range []SetName{loop, loopRange} {
 			what := map[SetName]string{loopRange: ", in a range"}[set]
@@ -111,8 +111,8 @@ func loopbackChains(b setBook) []chainSpec {
 	for _, f := range []loopFamily{v4Loop(), v6Loop()} {
 		in = append(in, ruleSpec{f.name("back onto loopback"), rule(f.from(f.away), f.to(f.away), f.rewrite(f.enter))})
 		guard = append(guard,
-			ruleSpec{f.name("nobody else is loopback"), rule(notIn("lo"), f.to(f.away), drop())},
-			ruleSpec{f.name("nor comes from it"), rule(notIn("lo"), f.from(f.away), drop())})
+			ruleSpec{f.name("nobody else is loopback"), rule(notFromLoopback(), f.to(f.away), drop())},
+			ruleSpec{f.name("nor comes from it"), rule(notFromLoopback(), f.from(f.away), drop())})
 	}
 	return []chainSpec{
 		{name: "loop_out", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: beforeTracking, rules: out},
@@ -246,8 +246,8 @@ func l4proto(number byte) []expr.Any {
 	}
 }
 
-func notIn(name string) []expr.Any  { return notInterface(expr.MetaKeyIIFNAME, name) }
-func notOut(name string) []expr.Any { return notInterface(expr.MetaKeyOIFNAME, name) }
+func notFromLoopback() []expr.Any { return notInterface(expr.MetaKeyIIFNAME, "lo") }
+func notToLoopback() []expr.Any   { return notInterface(expr.MetaKeyOIFNAME, "lo") }
 
 func notInterface(key expr.MetaKey, name string) []expr.Any {
 	return []expr.Any{

@@ -88,6 +88,7 @@ func (k *Kernel) Judge(h Hook, p Packet) (out []Judgement, sum Outcome, err erro
 			return out, Dropped, nil
 		case Passes | Dropped:
 			sum = Passes | Dropped
+		case Passes:
 		}
 	}
 	if used, err := k.legacyUsed(map[bool]string{true: "/proc/net/ip_tables_names", false: "/proc/net/ip6_tables_names"}[p.Dst.Is4()]); err == nil && used && h != Prerouting {

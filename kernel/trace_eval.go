@@ -93,10 +93,7 @@ func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict, e
 			}
 		case *expr.Lookup:
 			var vm *expr.Verdict
-			if m, vm, err = j.lookup(t, g, e); err != nil {
-				return no, v, err
-			}
-			if vm != nil {
+			if m, vm = j.lookup(t, g, e); vm != nil {
 				v.Verdict = *vm
 			}
 			if m == maybe && e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT {
@@ -398,10 +395,10 @@ func (j *judge) set(t *nftables.Table, name string) (*knownSet, error) {
 }
 
 // lookup looks a key up in a set; of a map it loads what the key maps to.
-func (j *judge) lookup(t *nftables.Table, g *registers, e *expr.Lookup) (truth, *expr.Verdict, error) {
+func (j *judge) lookup(t *nftables.Table, g *registers, e *expr.Lookup) (truth, *expr.Verdict) {
 	s, err := j.set(t, e.SetName)
 	if err != nil {
-		return maybe, nil, nil //nolint:nilerr // of a type that is not known: it may be in there
+		return maybe, nil // of a type that is not known: it may be in there
 	}
 	n := 0
 	for _, el := range s.elements {
@@ -422,9 +419,9 @@ func (j *judge) lookup(t *nftables.Table, g *registers, e *expr.Lookup) (truth, 
 		found = found.not()
 	}
 	if hit != nil && e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT {
-		return found, verdictOf(hit.Val), nil
+		return found, verdictOf(hit.Val)
 	}
-	return found, nil, nil
+	return found, nil
 }
 
 // verdictOf reads the verdict that an element maps to, which google/nftables leaves in its attributes (NFTA_VERDICT_*).

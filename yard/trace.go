@@ -34,13 +34,11 @@ func (y *Yard) Trace(from, to string, v6 bool) (Trace, error) {
 	if err := t.parse(from, to); err != nil {
 		return Trace{}, err
 	}
-	var err error
-	switch {
-	case t.dstEndpoint.ID == "":
-		err = t.toHost()
-	default:
-		err = t.toContainer()
+	follow := t.toContainer
+	if t.dstEndpoint.ID == "" {
+		follow = t.toHost
 	}
+	err := follow()
 	word := map[kernel.Outcome]string{kernel.Passes: "yes", kernel.Dropped: "no", kernel.Passes | kernel.Dropped: "unsure"}
 	return Trace{Steps: t.steps, Reachable: word[t.reach]}, err
 }
