@@ -116,7 +116,7 @@ func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
 
 // Strays are the things of netyard's that are none of the known ones.
 func (s *Snapshot) Strays(known []Object) []Stray {
-	return append(s.s.strayLinks(known), s.s.strayElements(known)...)
+	return slices.Concat(s.s.strayLinks(known), s.s.strayDevices(known), s.s.strayElements(known))
 }
 
 // Has says for each alias of netyard's whether a link carries it.

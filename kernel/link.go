@@ -355,6 +355,9 @@ func (k *Kernel) FindLink(name string) (info LinkInfo, ok bool, err error) {
 
 // Plugged says whether a sandbox has the inner end of an endpoint's link: the outer one is here, and the inner one is not.
 func (k *Kernel) Plugged(o Object) (bool, error) {
+	if d, ok := o.(Device); ok {
+		return d.inside(k)
+	}
 	v, ok := o.(Veth)
 	if !ok {
 		return false, nil

@@ -24,6 +24,7 @@ const (
 	IfName
 	Addrs   // addresses, with commas between them
 	Sources // subnets and names of interfaces, with commas between them
+	Ports   // ports and ranges of them, with commas between them; each may say its protocol
 )
 
 // An Option is one line of the table: what can be said with -o NAME=VALUE.
@@ -56,11 +57,23 @@ func Options() []Option {
 			Help: "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
 		},
 		{
+			Name: "device", Modes: []string{"host"}, Kind: IfName,
+			Help: "a whole network card of the host that the one container of the network gets, and the host gets back",
+		},
+		{
+			Name: "exclude", Modes: []string{"host"}, Kind: Ports,
+			Help: "ports that the host does not share with the containers, such as 22,8000-8100/udp",
+		},
+		{
 			Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
 			Help: "containers of the network reach each other",
 		},
-		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
+		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "host"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
 			Help: "beginning of the interface's name inside the container"},
+		{
+			Name: "include", Modes: []string{"host"}, Kind: Ports,
+			Help: "the only ports that the host shares with the containers; all of them unless said otherwise",
+		},
 		{
 			Name: "inhibit_ipv4", Docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, Modes: []string{"bridge"}, Kind: Bool, Default: "false",
 			Help: "do not put the IPv4 gateway's address on the bridge",
@@ -70,16 +83,20 @@ func Options() []Option {
 			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6",
 		},
 		{
-			Name: "mode", Kind: Enum, Values: []string{"bridge", "none"}, Default: "bridge",
+			Name: "mode", Kind: Enum, Values: []string{"bridge", "host", "none"}, Default: "bridge",
 			Help: "the network's mode; for the driver name netyard, the others say it in their name",
 		},
 		{
-			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
+			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge", "host"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
 			Help: "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)",
 		},
 		{
 			Name: "publish_from", Modes: []string{"bridge"}, Kind: Sources,
 			Help: "who reaches published ports: subnets, or interfaces that packets come in by; everybody unless said otherwise. The host itself always does",
+		},
+		{
+			Name: "strict", Modes: []string{"host"}, Kind: Bool, Default: "false",
+			Help: "refuse what is not the host's own network namespace, which no driver can give: docker run --network host",
 		},
 	}
 }
@@ -178,6 +195,11 @@ func (o Option) parse(key, v string) (string, error) {
 		return parseList(v, bad("addresses of the host, with commas between them"), func(one string) (string, bool) {
 			a, err := netip.ParseAddr(one)
 			return a.String(), err == nil && a.Zone() == ""
+		})
+	case Ports:
+		return parseList(v, bad("ports from 1 to 65535 or ranges of them, with commas between them, such as 80,443/tcp,8000-8100/udp"), func(one string) (string, bool) {
+			r, ok := parsePorts(one)
+			return r.String(), ok
 		})
 	case Sources:
 		return parseList(v, bad("subnets or names of interfaces, with commas between them"), source)

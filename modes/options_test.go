@@ -51,9 +51,9 @@ func TestResolve(t *testing.T) {
 		"contradiction":   {"bridge", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1500"}, nil, "mtu=1400 contradicts com.docker.network.driver.mtu=1500"},
 		"typing error":    {"bridge", map[string]string{"masquerde": "false"}, nil, "unknown option masquerde for mode bridge; did you mean masquerade?"},
 		"nothing like it": {"bridge", map[string]string{"colour": "blue"}, nil, "unknown option colour for mode bridge"},
-		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge"},
+		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge, host"},
 		"too small":       {"bridge", map[string]string{"mtu": "67"}, nil, "mtu=67: want a number from 68 to 65535"},
-		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, none"},
+		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, host, none"},
 		"long prefix":     {"bridge", map[string]string{"iface_prefix": "abcdefghijklmn"}, nil, "iface_prefix=abcdefghijklmn: want an interface name: 1 to 13"},
 		"long name":       {"bridge", map[string]string{"bridge": "sixteen-letters-"}, nil, "bridge=sixteen-letters-: want an interface name"},
 	} {
@@ -90,4 +90,28 @@ func FuzzResolve(f *testing.F) {
 			t.Errorf("bridge %q", b)
 		}
 	})
+}
+
+func TestPorts(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"80": "80", " 80 , 443/tcp": "80,443/tcp", "8000-8100/udp": "8000-8100/udp", "80-80": "80", "1-65535": "1-65535",
+		"": "", "0": "", "65536": "", "90-80": "", "80/icmp": "", "80/": "", "http": "", "80,,81": "", "80-": "", "-80": "",
+	} {
+		got, err := Resolve("host", map[string]string{"include": given})
+		if (err == nil) != (want != "") || got["include"] != want {
+			t.Errorf("%q: %q %v, want %q", given, got["include"], err, want)
+		}
+	}
+	n := Network{Options: map[string]string{"include": "80,8000-8100/udp"}}
+	rs := n.OptPorts("include")
+	for _, c := range []struct {
+		proto string
+		port  uint16
+		want  bool
+	}{{"tcp", 80, true}, {"udp", 80, true}, {"udp", 8000, true}, {"udp", 8100, true}, {"tcp", 8050, false}, {"udp", 8101, false}} {
+		if got := slices.ContainsFunc(rs, func(r PortRange) bool { return r.Has(c.proto, c.port) }); got != c.want {
+			t.Errorf("%s %d: %v", c.proto, c.port, got)
+		}
+	}
 }

@@ -4,6 +4,7 @@ package all
 import (
 	"netyard/modes"
 	"netyard/modes/bridge"
+	"netyard/modes/host"
 	"netyard/modes/none"
 )
 
@@ -11,6 +12,7 @@ import (
 func Modes() map[string]modes.New {
 	return map[string]modes.New{
 		"bridge": bridge.New,
+		"host":   host.New,
 		"none":   none.New,
 	}
 }
