@@ -74,6 +74,8 @@ func typeOf(o modes.Option) string {
 		return strings.Join(o.Values, "|")
 	case modes.IfName:
 		return "interface"
+	case modes.Ports:
+		return "ports"
 	case modes.String:
 	}
 	return "text"

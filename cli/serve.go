@@ -105,6 +105,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return k.Watch(ctx) })
 	tasks.Go(func() error { return y.Run(ctx) })
+	tasks.Go(func() error { return y.WatchSandboxes(ctx) })
 	server := &api.Server{Yard: y, Log: log, Version: version}
 	if cfg.DockerHost != "" {
 		server.Census = docker.Census

@@ -92,7 +92,7 @@ func (y *Yard) restoreEndpoint(ctx context.Context, m modes.Mode, n modes.Networ
 		return nil
 	case y.dead(e):
 		return y.bury(ctx, m, n, e)
-	case links[kernel.Alias(n.ID, e.ID)]:
+	case links[kernel.Alias(n.ID, e.ID)], len(e.Kept) > 0:
 		_, err := m.Attach(ctx, n, e)
 		return err
 	}
@@ -124,6 +124,7 @@ func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	if err := m.Detach(ctx, n, e); err != nil {
 		return err
 	}
+	y.tellGivenBack(n, e)
 	return y.update("endpoint buried", func(tx store.Tx) error {
 		if err := eraseEndpoint(tx, e); err != nil {
 			return err

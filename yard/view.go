@@ -27,8 +27,11 @@ func (y *Yard) HostLink(n modes.Network, e modes.Endpoint) string {
 		return ""
 	}
 	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
-		if v, ok := o.(kernel.Veth); ok {
-			return v.Name
+		switch o := o.(type) {
+		case kernel.Veth:
+			return o.Name
+		case kernel.Device:
+			return o.Name
 		}
 	}
 	return ""

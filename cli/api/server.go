@@ -46,6 +46,7 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/endpoints", s.endpoints)
 	handle("GET /v1/endpoints/{ref}", s.endpoint)
 	handle("GET /v1/ports", s.ports)
+	mux.HandleFunc("GET /v1/events", s.events)
 	handle("GET /v1/leases", s.leases)
 	handle("POST /v1/leases/reserve", s.reserve)
 	handle("POST /v1/leases/release", s.release)
@@ -133,7 +134,9 @@ func (s *Server) endpoints(context.Context, *http.Request) (any, error) {
 
 func (s *Server) ports(context.Context, *http.Request) (any, error) {
 	views := []Port{}
-	err := s.each(func(e modes.Endpoint, n modes.Network) { views = append(views, portViews(e, n)...) })
+	err := s.each(func(e modes.Endpoint, n modes.Network) {
+		views = append(views, portViews(e, n, s.Yard.Conflicts(e))...)
+	})
 	return views, err
 }
 
