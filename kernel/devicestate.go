@@ -57,7 +57,9 @@ func (k *Kernel) Device(name string) (st DeviceState, err error) {
 		return st, fmt.Errorf("list addresses of %s: %w", name, err)
 	}
 	for _, a := range addrs {
-		st.Addrs = append(st.Addrs, deviceAddr(a))
+		if d := deviceAddr(a); d.Prefix.Addr() != linkLocal(link.Attrs().HardwareAddr) {
+			st.Addrs = append(st.Addrs, d)
+		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := retry(func() ([]netlink.Route, error) {
@@ -182,6 +184,15 @@ func (st DeviceState) restoreRoutes(k *Kernel, link netlink.Link) error {
 	return nil
 }
 
+// linkLocal is the address that the kernel gives a link by itself (RFC 4291, appendix A).
+func linkLocal(mac net.HardwareAddr) netip.Addr {
+	const ethernet, universal = 6, 2
+	if len(mac) != ethernet {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ universal, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
+}
+
 func deviceAddr(a netlink.Addr) DeviceAddr {
 	d := DeviceAddr{Prefix: prefixOf(a.IPNet), Label: a.Label, Scope: a.Scope, Flags: a.Flags, Valid: a.ValidLft, Preferred: a.PreferedLft}
 	if a.Peer != nil && prefixOf(a.Peer) != d.Prefix {
@@ -200,12 +211,10 @@ func (d DeviceAddr) netlink() *netlink.Addr {
 	if d.Flags&unix.IFA_F_PERMANENT == 0 {
 		a.ValidLft, a.PreferedLft = d.Valid, d.Preferred
 	}
-	if d.Prefix.Addr().Is6() {
-		a.Flags |= unix.IFA_F_NODAD // it was the host's a moment ago
-	}
 	if d.Peer.IsValid() {
 		a.Peer = ipNet(d.Peer)
 	}
+	a.Broadcast = net.IPv4zero // that is none; nil would be one of the library's making
 	if d.Broadcast.IsValid() {
 		a.Broadcast = d.Broadcast.AsSlice()
 	}
