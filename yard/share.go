@@ -86,7 +86,8 @@ type watched struct {
 	endpoint modes.Endpoint
 	sandbox  *kernel.Sandbox
 	last     []modes.Port
-	// settled: what was wanted last is had. Until then, and while there are conflicts, every look is followed by work.
+	// settled: what was wanted last is had. Until then, and while there are conflicts, every look is followed by work. Of one that is
+	// only watched for its end: the card has been seen in its sandbox.
 	settled bool
 	// said is the last complaint: one is enough.
 	said string
@@ -136,7 +137,7 @@ func (y *Yard) hostChanged(all map[string]*watched, before []kernel.Listener) []
 	}
 	if !slices.Equal(before, now) {
 		for _, w := range all {
-			w.settled = false
+			w.settled = w.settled && w.sharer == nil
 		}
 	}
 	return now
@@ -221,7 +222,13 @@ func (y *Yard) visit(ctx context.Context, w *watched) error {
 	ctx, cancel := context.WithTimeout(ctx, shareTime)
 	defer cancel()
 	if w.sharer == nil {
-		if !y.dead(w.endpoint) {
+		if !w.settled && kernel.IsNamespace(w.endpoint.Sandbox) {
+			free, err := y.unplugged(w.mode, w.network, w.endpoint)
+			w.settled = err == nil && !free
+			return err
+		}
+		// An engine that is told of an end says so before it takes the namespace away.
+		if !w.settled || kernel.IsNamespace(w.endpoint.Sandbox) {
 			return nil
 		}
 		w.endpoint.Sandbox = "" // once, until the records are read again
