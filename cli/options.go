@@ -76,7 +76,7 @@ func typeOf(o modes.Option) string {
 		return "interface"
 	case modes.Ports:
 		return "ports"
-	case modes.String:
+	case modes.String, modes.Addrs, modes.Sources:
 	}
 	return "text"
 }

@@ -97,7 +97,7 @@ func comesAndGoes(t *testing.T, h *lab.Host) {
 		s := h.In("one").Listen(proto, ":8080")
 		took := reached(t, h.Outside.Net, proto, h.IP+":8080")
 		for _, at := range []string{h.IP, h.IP6, "127.0.0.1", "::1"} {
-			h.Net.Dial(proto, net.JoinHostPort(at, "8080"))
+			h.Dial(proto, net.JoinHostPort(at, "8080"))
 		}
 		h.Outside.Dial(proto, net.JoinHostPort(h.IP6, "8080"))
 		for _, from := range []string{"one", "peer", "simple"} {
@@ -294,6 +294,13 @@ func TestHostRestart(t *testing.T) {
 			lost(t, h.Outside.Net, "tcp", h.IP+":8082")
 			talk()
 		}
+		h.Sh("netyard events --follow --json >/tmp/events 2>&1 & echo $! >/tmp/follower")
+		eventually(t, "the follower is told", func() bool { return strings.Contains(h.Sh("cat /tmp/events"), `"port.published"`) })
+		h.Netyard.Restart() // which does not wait for those who follow
+		eventually(t, "the follower ends with the daemon", func() bool {
+			_, err := h.TrySh("kill -0 $(cat /tmp/follower)")
+			return err != nil
+		})
 		h.Netyard.Kill()
 		old.Close()
 		h.Netyard.Start()

@@ -63,7 +63,9 @@ func TestSandbox(t *testing.T) {
 			open = append(open, l)
 		}
 		bound := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
-			_ = raw.Control(func(fd uintptr) { err = syscall.SetsockoptString(int(fd), syscall.SOL_SOCKET, syscall.SO_BINDTODEVICE, "lo") })
+			_ = raw.Control(func(fd uintptr) {
+				err = syscall.SetsockoptString(int(fd), syscall.SOL_SOCKET, syscall.SO_BINDTODEVICE, "lo")
+			})
 			return err
 		}}
 		l, err := bound.ListenPacket(context.Background(), "udp4", "0.0.0.0:68")

@@ -95,7 +95,7 @@ func FuzzResolve(f *testing.F) {
 func TestPorts(t *testing.T) {
 	t.Parallel()
 	for given, want := range map[string]string{
-		"80": "80", " 80 , 443/tcp": "80,443/tcp", "8000-8100/udp": "8000-8100/udp", "80-80": "80", "1-65535": "1-65535",
+		"80": "80", "80, 443/tcp": "80,443/tcp", "8000-8100/udp": "8000-8100/udp", "80-80": "80", "1-65535": "1-65535",
 		"": "", "0": "", "65536": "", "90-80": "", "80/icmp": "", "80/": "", "http": "", "80,,81": "", "80-": "", "-80": "",
 	} {
 		got, err := Resolve("host", map[string]string{"include": given})

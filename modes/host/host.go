@@ -134,12 +134,12 @@ func (m mode) Keep(_ context.Context, n modes.Network, _ modes.Endpoint, others 
 	if dev == "" {
 		return nil, nil
 	}
-	for _, o := range others {
-		who := o.Container.Name
-		if who == "" {
-			who = "endpoint " + modes.Short(o.ID)
+	if len(others) > 0 {
+		who := "endpoint " + modes.Short(others[0].ID)
+		if name := others[0].Container.Name; name != "" {
+			who = "container " + name
 		}
-		return nil, fmt.Errorf("take device %s: container %s has it", dev, who)
+		return nil, fmt.Errorf("take device %s: %s has it", dev, who)
 	}
 	st, err := m.k.Device(dev)
 	if err != nil {
