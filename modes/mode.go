@@ -62,7 +62,7 @@ type Endpoint struct {
 	Turned  time.Time `json:",omitzero"` // when Phase became what it is, while that is not Ready
 	// Seen says that the namespace has been seen behind Sandbox: only then does its absence say anything.
 	Seen bool `json:",omitempty"`
-	// Kept is what the mode noted of the host before the endpoint took it away, see Keeper.
+	// Kept is what the mode noted of the host before the endpoint took it away, see Taker.
 	Kept map[string]string `json:",omitempty"`
 	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
 	BootID string `json:",omitempty"`
@@ -184,8 +184,8 @@ type Sharer interface {
 	Shared(n Network, e Endpoint, ls []kernel.Listener) []Port
 }
 
-// A Keeper is a Mode whose endpoints take something of the host's with them.
-type Keeper interface {
+// A Taker is a Mode whose endpoints take something of the host's with them.
+type Taker interface {
 	// Keep says what it is like, for Detach to make it so again: it goes into the endpoint's record, as Kept, before Attach.
 	// others are the endpoints of the network that are in a sandbox already. Nil: nothing is taken.
 	Keep(ctx context.Context, n Network, e Endpoint, others []Endpoint) (map[string]string, error)

@@ -116,7 +116,7 @@ func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string,
 	if err != nil {
 		return nil, err
 	}
-	k, ok := m.(modes.Keeper)
+	k, ok := m.(modes.Taker)
 	if !ok || e.Kept != nil {
 		return nil, nil
 	}

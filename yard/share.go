@@ -81,7 +81,7 @@ func sharesHost(m modes.Mode, n modes.Network) (modes.Sharer, bool) {
 // A watched is an endpoint whose sandbox the watcher looks into.
 type watched struct {
 	mode     modes.Mode
-	sharer   modes.Sharer // nil: it has something of the host's, see modes.Keeper, and is only watched for its end
+	sharer   modes.Sharer // nil: it has something of the host's, see modes.Taker, and is only watched for its end
 	network  modes.Network
 	endpoint modes.Endpoint
 	sandbox  *kernel.Sandbox
@@ -157,7 +157,7 @@ func (y *Yard) rewatch(all map[string]*watched) {
 			continue
 		}
 		sharer, shares := sharesHost(m, n)
-		_, keeps := m.(modes.Keeper)
+		_, keeps := m.(modes.Taker)
 		if !shares && !keeps {
 			continue
 		}
