@@ -295,7 +295,10 @@ func TestHostRestart(t *testing.T) {
 			talk()
 		}
 		h.Sh("netyard events --follow --json >/tmp/events 2>&1 & echo $! >/tmp/follower")
-		eventually(t, "the follower is told", func() bool { return strings.Contains(h.Sh("cat /tmp/events"), `"port.published"`) })
+		in.Listen("tcp", ":8083")
+		eventually(t, "the follower is told", func() bool {
+			return strings.Contains(h.Sh("cat /tmp/events"), `"type":"port.published"`) && strings.Contains(h.Sh("cat /tmp/events"), ":8083->8083/tcp")
+		})
 		h.Netyard.Restart() // which does not wait for those who follow
 		eventually(t, "the follower ends with the daemon", func() bool {
 			_, err := h.TrySh("kill -0 $(cat /tmp/follower)")
