@@ -176,8 +176,8 @@ type Publisher interface {
 	Binds(n Network) []netip.Addr
 }
 
-// A Sharer is a Mode whose endpoints share the host's addresses: what a program in the sandbox listens on, the host listens on.
-type Sharer interface {
+// A PortSharer is a Mode whose endpoints share the host's addresses: what a program in the sandbox listens on, the host listens on.
+type PortSharer interface {
 	// Shares says whether the endpoints of a network do.
 	Shares(n Network) bool
 	// Shared are the ports, one each, that the sockets of a sandbox ask of the host.

@@ -73,15 +73,15 @@ func (y *Yard) setConflicts(e modes.Endpoint, now []Conflict) (before []Conflict
 }
 
 // sharesHost says whether the endpoints of a network share the host's addresses.
-func sharesHost(m modes.Mode, n modes.Network) (modes.Sharer, bool) {
-	s, ok := m.(modes.Sharer)
+func sharesHost(m modes.Mode, n modes.Network) (modes.PortSharer, bool) {
+	s, ok := m.(modes.PortSharer)
 	return s, ok && s.Shares(n)
 }
 
 // A watched is an endpoint whose sandbox the watcher looks into.
 type watched struct {
 	mode     modes.Mode
-	sharer   modes.Sharer // nil: it has something of the host's, see modes.Taker, and is only watched for its end
+	sharer   modes.PortSharer // nil: it has something of the host's, see modes.Taker, and is only watched for its end
 	network  modes.Network
 	endpoint modes.Endpoint
 	sandbox  *kernel.Sandbox
@@ -243,7 +243,7 @@ func (y *Yard) visit(ctx context.Context, w *watched) error {
 	if w.settled && slices.Equal(want, w.last) {
 		return nil
 	}
-	conflicts, err := y.share(ctx, w, want)
+	conflicts, err := y.grant(ctx, w, want)
 	w.last, w.settled = want, err == nil && len(conflicts) == 0
 	return err
 }
@@ -268,8 +268,8 @@ func (y *Yard) listening(w *watched) ([]kernel.Listener, error) {
 	return ls, err
 }
 
-// share gives an endpoint those of the wanted ports that nobody else has, and no others. The rest are conflicts.
-func (y *Yard) share(ctx context.Context, w *watched, want []modes.Port) ([]Conflict, error) {
+// grant gives an endpoint those of the wanted ports that nobody else has, and no others. The rest are conflicts.
+func (y *Yard) grant(ctx context.Context, w *watched, want []modes.Port) ([]Conflict, error) {
 	release, err := y.hold(ctx, w.endpoint.NetworkID, w.endpoint.ID)
 	if err != nil {
 		return nil, err
@@ -297,7 +297,7 @@ func (y *Yard) share(ctx context.Context, w *watched, want []modes.Port) ([]Conf
 		return nil, err
 	}
 	if !slices.Equal(is.Ports, was.Ports) {
-		if is, conflicts, err = y.reshare(ctx, w, c, was, want); err != nil {
+		if is, conflicts, err = y.regrant(ctx, w, c, was, want); err != nil {
 			return nil, err
 		}
 		w.endpoint = is
@@ -306,8 +306,8 @@ func (y *Yard) share(ctx context.Context, w *watched, want []modes.Port) ([]Conf
 	return conflicts, nil
 }
 
-// reshare records the ports that an endpoint gets, and makes them so.
-func (y *Yard) reshare(ctx context.Context, w *watched, c *choice, was modes.Endpoint, want []modes.Port) (is modes.Endpoint, conflicts []Conflict, err error) {
+// regrant records the ports that an endpoint gets, and makes them so.
+func (y *Yard) regrant(ctx context.Context, w *watched, c *choice, was modes.Endpoint, want []modes.Port) (is modes.Endpoint, conflicts []Conflict, err error) {
 	err = y.update("ports recorded", func(tx store.Tx) error {
 		if is, err = getEndpoint(tx, was.NetworkID, was.ID); err != nil {
 			return err

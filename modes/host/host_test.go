@@ -97,7 +97,7 @@ func TestShared(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := m.(modes.Sharer).Shared(network(c.opts, "10.9.0.0/24", "fd09::/64"), c.e, c.ls); !slices.Equal(got, c.want) {
+		if got := m.(modes.PortSharer).Shared(network(c.opts, "10.9.0.0/24", "fd09::/64"), c.e, c.ls); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
