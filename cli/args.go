@@ -131,6 +131,9 @@ func prepare(path string, commands []*cli.Command) {
 	}
 }
 
+// more ends a word of ArgsUsage that stands for one argument or more.
+const more = "..."
+
 // checkArgs counts arguments: one for each word of ArgsUsage, where those in brackets may be left out.
 func checkArgs(c *cli.Context) error {
 	words := strings.Fields(c.Command.ArgsUsage)
@@ -138,7 +141,7 @@ func checkArgs(c *cli.Context) error {
 	switch n := c.NArg(); {
 	case n < least:
 		return usagef(c, "%s is missing", words[n])
-	case n > len(words):
+	case n > len(words) && !strings.HasSuffix(c.Command.ArgsUsage, more):
 		return usagef(c, "unexpected argument %q", c.Args().Get(len(words)))
 	}
 	return nil

@@ -156,6 +156,10 @@ func somePorts() []api.Port {
 			Proto: "tcp", HostIP: "127.0.0.1", HostPort: 5432, HostPortEnd: 5432, Address: "10.224.1.9", Port: 5432, PortEnd: 5432,
 			EndpointID: id("e4"), NetworkID: id("cc33"), State: api.PortConflict, Owner: "process postgres (pid 612)",
 		},
+		{
+			Proto: "tcp", HostIP: "10.224.2.2", HostPort: 443, HostPortEnd: 443, Address: "10.224.2.2", Port: 443, PortEnd: 443, Routed: true,
+			Container: "edge", Engine: "docker", Network: "routed", State: api.PortPublished,
+		},
 	}
 }
 
@@ -241,12 +245,26 @@ func (w world) handler() http.Handler {
 		return w.events, http.StatusOK
 	})
 	answer("GET /v1/doctor", always(w.findings))
+	policies(answer)
 	answer("GET /v1/networks/{ref}", func(r *http.Request) (any, int) {
 		return find("network", r, w.networks, func(n api.Network) []string { return []string{n.ID, n.Name} })
 	})
 	answer("GET /v1/endpoints/{ref}", func(r *http.Request) (any, int) {
 		return find("endpoint", r, w.endpoints, func(e api.Endpoint) []string { return []string{e.ID, e.Container} })
 	})
+	for _, kind := range []string{"networks", "endpoints"} {
+		answer("PATCH /v1/"+kind+"/{ref}", func(r *http.Request) (any, int) {
+			var q api.Change
+			_ = json.NewDecoder(r.Body).Decode(&q)
+			if _, fixed := q.Options["mtu"]; fixed {
+				return map[string]string{"error": "bad option: mtu cannot be changed in place: make the network anew"}, http.StatusBadRequest
+			}
+			if kind == "networks" {
+				return find("network", r, w.networks, func(n api.Network) []string { return []string{n.ID, n.Name} })
+			}
+			return find("endpoint", r, w.endpoints, func(e api.Endpoint) []string { return []string{e.ID, e.Container} })
+		})
+	}
 	answer("POST /v1/gc", always(slices.DeleteFunc(slices.Clone(w.findings), func(f yard.Finding) bool { return !f.Removable })))
 	answer("POST /v1/leases/{verb}", func(r *http.Request) (any, int) {
 		var q api.LeaseRequest
@@ -269,4 +287,31 @@ func find[T any](kind string, r *http.Request, all []T, names func(T) []string) 
 		}
 	}
 	return map[string]string{"error": fmt.Sprintf("%s %q: not found", kind, r.PathValue("ref"))}, http.StatusNotFound
+}
+
+// policies answers about one policy.
+func policies(answer func(string, func(*http.Request) (any, int))) {
+	app := api.Policy{
+		Name: "app", Selects: "network=web, container=app*", Ingress: "deny but for 1 allowed, 0 denied", Endpoints: []string{"app1", "app2"},
+		Text: "name: app\nselect:\n    network: web\n    container: app*\ningress:\n    allow:\n        - container: proxy\n          ports: [80/tcp]\n",
+	}
+	one := func(r *http.Request) (any, int) {
+		if r.PathValue("name") != app.Name {
+			return map[string]string{"error": fmt.Sprintf("policy %q: not found; did you mean app?", r.PathValue("name"))}, http.StatusNotFound
+		}
+		return app, http.StatusOK
+	}
+	answer("GET /v1/policies", func(*http.Request) (any, int) { return []api.Policy{app}, http.StatusOK })
+	answer("GET /v1/policies/{name}", one)
+	answer("DELETE /v1/policies/{name}", one)
+	answer("POST /v1/policies", func(r *http.Request) (any, int) {
+		var q api.PolicyRequest
+		_ = json.NewDecoder(r.Body).Decode(&q)
+		if strings.Contains(q.Text, "igress") {
+			return map[string]string{"error": `bad policy: line 2: unknown field "igress" in policy; did you mean ingress?`}, http.StatusBadRequest
+		}
+		done, none := app, app
+		done.Change, none.Change, none.Name, none.Endpoints = "created", "unchanged", "empty", nil
+		return []api.Policy{done, none}, http.StatusOK
+	})
 }

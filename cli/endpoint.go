@@ -11,7 +11,7 @@ import (
 
 func (p Program) endpointCommand() *cli.Command {
 	return &cli.Command{
-		Name: "endpoint", Usage: "look at endpoints: a container's places in networks, as netyard has them on record",
+		Name: "endpoint", Usage: "look at endpoints and change them: a container's places in networks, as netyard has them on record",
 		Subcommands: []*cli.Command{
 			p.endpointList(),
 			inspectCommand(&cli.Command{
@@ -19,6 +19,7 @@ func (p Program) endpointCommand() *cli.Command {
 				Description:  "It is found by id, the beginning of its id, or its container's name.",
 				BashComplete: complete(containerNames),
 			}, func(c *cli.Context, ref string) (api.Endpoint, error) { return client(c).Endpoint(c.Context, ref) }),
+			endpointSet(),
 		},
 	}
 }

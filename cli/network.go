@@ -12,7 +12,7 @@ import (
 
 func (p Program) networkCommand() *cli.Command {
 	return &cli.Command{
-		Name: "network", Usage: "look at networks",
+		Name: "network", Usage: "look at networks and change them",
 		Subcommands: []*cli.Command{
 			p.networkList(),
 			inspectCommand(&cli.Command{
@@ -20,6 +20,7 @@ func (p Program) networkCommand() *cli.Command {
 				Description:  "It is found by name, id or the beginning of its id.",
 				BashComplete: complete(networkNames),
 			}, func(c *cli.Context, ref string) (api.Network, error) { return client(c).Network(c.Context, ref) }),
+			networkSet(),
 		},
 	}
 }

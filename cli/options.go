@@ -20,7 +20,10 @@ type optionRow struct {
 	Modes   []string `json:"modes"`
 	Type    string   `json:"type"`
 	Default string   `json:"default"`
-	Help    string   `json:"help"`
+	// Endpoint: it can be said for one endpoint. Set: it can be changed in place.
+	Endpoint bool   `json:"endpoint"`
+	Set      bool   `json:"set"`
+	Help     string `json:"help"`
 }
 
 func (p Program) optionsCommand() *cli.Command {
@@ -34,7 +37,7 @@ func (p Program) optionsCommand() *cli.Command {
 				{head: "MODES", fit: fit{goes: 2}, cell: func(o optionRow) string { return strings.Join(o.Modes, ", ") }},
 				{head: "TYPE", fit: fit{goes: 3}, cell: func(o optionRow) string { return o.Type }},
 				{head: "DEFAULT", fit: fit{goes: 4}, cell: func(o optionRow) string { return o.Default }},
-				{head: "HELP", fit: fit{goes: 5, min: 40}, cell: func(o optionRow) string { return o.Help }},
+				{head: "HELP", fit: fit{goes: 5, min: 30}, cell: func(o optionRow) string { return o.Help }},
 			}
 		},
 	}.command(p.Width, &cli.Command{
@@ -55,6 +58,7 @@ func optionRows(c *cli.Context) (rows []optionRow, err error) {
 		}
 		row := optionRow{
 			Name: o.Name, Docker: append([]string{}, o.Docker...), Modes: o.Modes, Type: typeOf(o), Default: o.Default, Help: o.Help,
+			Endpoint: o.Endpoint, Set: o.Set,
 		}
 		if row.Modes == nil {
 			row.Modes = modeNames()
@@ -76,7 +80,17 @@ func typeOf(o modes.Option) string {
 		return "interface"
 	case modes.Ports:
 		return "ports"
-	case modes.String, modes.Addrs, modes.Sources:
+	case modes.Rate:
+		return "rate"
+	case modes.Addr4, modes.Addr6:
+		return "address"
+	case modes.Addrs:
+		return "addresses"
+	case modes.Sources:
+		return "subnets|interfaces"
+	case modes.Routes:
+		return "routes"
+	case modes.String:
 	}
 	return "text"
 }

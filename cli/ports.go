@@ -18,7 +18,7 @@ func (p Program) portsCommand() *cli.Command {
 		order: byHostPort,
 		columns: func(id shortener) []column[api.Port] {
 			return []column[api.Port]{
-				{head: "HOST", cell: func(p api.Port) string { return net.JoinHostPort(p.HostIP, span(p.HostPort, p.HostPortEnd)) }},
+				{head: "HOST", cell: hostCell},
 				{head: "PROTO", cell: func(p api.Port) string { return p.Proto }},
 				{head: "CONTAINER", cell: func(p api.Port) string { return cmp.Or(p.Container, id(p.ContainerID), id(p.EndpointID)) }},
 				{head: "TARGET", fit: fit{goes: 3}, cell: func(p api.Port) string { return net.JoinHostPort(p.Address, span(p.Port, p.PortEnd)) }},
@@ -38,6 +38,14 @@ func stateOf(p api.Port) string {
 		return p.State
 	}
 	return p.State + ": " + p.Owner
+}
+
+// hostCell is where a port is on the host; one that is reached by the container's own address is nowhere.
+func hostCell(p api.Port) string {
+	if p.Routed {
+		return ""
+	}
+	return net.JoinHostPort(p.HostIP, span(p.HostPort, p.HostPortEnd))
 }
 
 // span is a port, or the first and the last of a range.

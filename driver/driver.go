@@ -62,12 +62,12 @@ func (d *Door) capabilities() capabilities {
 }
 
 func (d *Door) gwAllocCheck(_ context.Context, q gwAllocCheck) (gwAllocAnswer, error) {
-	mode, _, err := d.options(q.Options)
+	mode, opts, err := d.options(q.Options)
 	if err != nil {
 		return gwAllocAnswer{}, err
 	}
-	skip := d.Yard.Addressless(mode)
-	return gwAllocAnswer{SkipIPv4: skip, SkipIPv6: skip}, nil
+	v4, v6 := d.Yard.Gatewayless(modes.Network{Mode: mode, Options: opts})
+	return gwAllocAnswer{SkipIPv4: v4, SkipIPv6: v6}, nil
 }
 
 // allocateNetwork is only sent by a swarm's manager to drivers of global scope, which netyard never says to be.

@@ -284,6 +284,36 @@ func TestInterfaceName(t *testing.T) {
 	}
 }
 
+// TestGatewayless: an engine keeps no address for a gateway that nobody is.
+func TestGatewayless(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	for opts, want := range map[string][2]bool{
+		``: {false, false},
+		`"com.docker.network.bridge.gateway_mode_ipv4":"isolated"`:      {true, false},
+		`"gateway_mode_ipv6":"isolated"`:                                {false, true},
+		`"gateway_mode_ipv4":"isolated","gateway_mode_ipv6":"isolated"`: {true, true},
+		`"gateway_mode_ipv4":"routed"`:                                  {false, false},
+	} {
+		v := e.ok("NetworkDriver.GwAllocCheck", `{"Options":{"com.docker.network.generic":{`+opts+`}}}`)
+		if v["SkipIPv4"] != want[0] || v["SkipIPv6"] != want[1] {
+			t.Errorf("%s: %v, want %v", opts, v, want)
+		}
+	}
+}
+
+// TestStaticRoutes: routes are told as an engine has them, by the next hop or on the link.
+func TestStaticRoutes(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	e.ok("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"routes":"10.7.0.0/16@10.9.0.7,10.6.0.1/16"`))
+	e.ok("NetworkDriver.CreateEndpoint", endpoint)
+	want := "[map[Destination:10.7.0.0/16 NextHop:10.9.0.7 RouteType:0] map[Destination:10.6.0.0/16 NextHop: RouteType:1]]"
+	if got := fmt.Sprint(e.ok("NetworkDriver.Join", join)["StaticRoutes"]); got != want {
+		t.Errorf("StaticRoutes %s, want %s", got, want)
+	}
+}
+
 func TestNone(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "none")

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"time"
@@ -247,7 +248,10 @@ func addEndpoint(c *yard.Census, item container.Summary, s *network.EndpointSett
 	if s.EndpointID == "" { // it does not run
 		return
 	}
-	who := modes.Container{Engine: yard.Docker, ID: item.ID, Image: item.Image}
+	who := modes.Container{Engine: yard.Docker, ID: item.ID, Image: item.Image, Labels: item.Labels}
+	if who.Labels == nil { // none are known, which is not that none is known
+		who.Labels = map[string]string{}
+	}
 	if len(item.Names) > 0 {
 		who.Name = strings.TrimPrefix(item.Names[0], "/")
 	}
@@ -266,7 +270,7 @@ func addEndpoint(c *yard.Census, item container.Summary, s *network.EndpointSett
 	c.Endpoints[s.EndpointID] = e
 }
 
-// fillSandboxes asks for each container where its sandbox is; only lost records make that worth the calls.
+// fillSandboxes asks for each container where its sandbox is, and what was said for its endpoints; only lost records make that worth the calls.
 func (d *Docker) fillSandboxes(ctx context.Context, census *yard.Census) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -286,8 +290,26 @@ func (d *Docker) fillSandboxes(ctx context.Context, census *yard.Census) error {
 		}
 		if s := got.Container.NetworkSettings; s != nil {
 			e.Sandbox = s.SandboxKey
+			e.Options = d.endpointOptions(census.Networks[e.NetworkID].Network.Mode, id, s.Networks)
 		}
 		census.Endpoints[id] = e
+	}
+	return nil
+}
+
+// endpointOptions are what --driver-opt said for an endpoint, without the engine's own keys.
+func (d *Docker) endpointOptions(mode, id string, settings map[string]*network.EndpointSettings) map[string]string {
+	for _, s := range settings {
+		if s.EndpointID != id {
+			continue
+		}
+		given := maps.Clone(s.DriverOpts)
+		maps.DeleteFunc(given, func(key, _ string) bool { return strings.HasPrefix(key, "com.docker.network.") })
+		options, err := modes.ResolveEndpoint(mode, given)
+		if err != nil {
+			d.Log.Warn("the engine has an endpoint that netyard would refuse", "endpoint", id, "err", err)
+		}
+		return options
 	}
 	return nil
 }

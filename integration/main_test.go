@@ -42,7 +42,7 @@ func has(t *testing.T, got, want string) {
 // eventually waits for what the daemon does in the background; what is the complaint when it does not come.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	const limit, pause = 20 * time.Second, 100 * time.Millisecond
+	const limit, pause = 60 * time.Second, 100 * time.Millisecond
 	for end := time.Now().Add(limit); !cond(); time.Sleep(pause) {
 		if time.Now().After(end) {
 			t.Fatalf("in vain waited until %s", what)

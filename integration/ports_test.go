@@ -51,7 +51,7 @@ func ranges(t *testing.T, h *lab.Host) {
 			if !strings.HasPrefix(from, h.Outside.IP+":") {
 				t.Errorf("the container sees %s of a client at %s", from, h.Outside.IP)
 			}
-			h.Net.Dial(proto, fmt.Sprint("127.0.0.1:", port))
+			h.Dial(proto, fmt.Sprint("127.0.0.1:", port))
 		}
 	}
 	for i := range 5 {
@@ -173,8 +173,8 @@ func TestPublishedSafely(t *testing.T) {
 		h.Run("web", "--network a -p 127.0.0.1:8000:80 -p 8001:80 -p 127.0.0.1:8000:80/udp")
 		seen := h.In("web").Listen("tcp", ":80")
 		h.In("web").Listen("udp", ":80")
-		h.Net.Dial("tcp", "127.0.0.1:8000")
-		h.Net.Dial("udp", "127.0.0.1:8000")
+		h.Dial("tcp", "127.0.0.1:8000")
+		h.Dial("udp", "127.0.0.1:8000")
 		before := len(seen.Seen())
 
 		// The outside takes the host for the way to its loopback, by every name that it has.
@@ -249,7 +249,7 @@ func TestPublishFrom(t *testing.T) {
 		try(h.Outside.Net, 8002, false)
 		try(h.Outside.Net, 8003, false)
 		for port := 8000; port < 8004; port++ {
-			h.Net.Dial("tcp", fmt.Sprint("127.0.0.1:", port))
+			h.Dial("tcp", fmt.Sprint("127.0.0.1:", port))
 		}
 		healthy(t, h)
 	})

@@ -106,7 +106,7 @@ func matrix(t *testing.T, h *lab.Host, binds []string) {
 func reach(t *testing.T, name string, from *lab.Net, proto, at string, want bool) {
 	t.Helper()
 	_, err := from.TryDial(proto, at)
-	if want && err != nil { // a neighbour may still be being looked up
+	for tries := 0; want && err != nil && tries < 8; tries++ { // a neighbour may still be being looked up, the machine busy
 		_, err = from.TryDial(proto, at)
 	}
 	if got := err == nil; got != want {

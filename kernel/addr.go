@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -88,6 +89,27 @@ func (a Addr) hasRoute(routes []netlink.Route) bool {
 	return false
 }
 
+// A HostAddr is an address that something of netyard's relies on and that is the host's owner's: it is only looked for. At boot it may
+// come later than netyard.
+type HostAddr struct{ Addr netip.Addr }
+
+// String names the address.
+func (a HostAddr) String() string { return fmt.Sprintf("the host's address %s", a.Addr) }
+
+func (HostAddr) ensure(*Kernel) error { return nil }
+func (HostAddr) remove(*Kernel) error { return nil }
+
+func (a HostAddr) check(s *snapshot) []string {
+	for _, addrs := range s.addrs {
+		for _, got := range addrs {
+			if prefixOf(got.IPNet).Addr() == a.Addr {
+				return nil
+			}
+		}
+	}
+	return []string{a.String() + " is missing: nothing comes back to what leaves with it"}
+}
+
 // Busy lists what an address pool of ours must not overlap: every destination the host has a route to and every address
 // it has, but for those on the link named except.
 func (k *Kernel) Busy(except string) ([]netip.Prefix, error) {
@@ -110,8 +132,9 @@ func (k *Kernel) Busy(except string) ([]netip.Prefix, error) {
 	return busy, nil
 }
 
-// Occupant finds an address of the host, on another link than except, whose subnet overlaps p.
-func (k *Kernel) Occupant(p netip.Prefix, except string) (link string, subnet netip.Prefix, err error) {
+// Occupant finds an address of the host, on another link than except, whose subnet overlaps p. On the links within, a subnet may be
+// larger than p, as long as the host's own address is not in p.
+func (k *Kernel) Occupant(p netip.Prefix, except string, within ...string) (link string, subnet netip.Prefix, err error) {
 	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, family(p.Addr())) })
 	if err != nil {
 		return "", netip.Prefix{}, fmt.Errorf("list addresses: %w", err)
@@ -123,6 +146,9 @@ func (k *Kernel) Occupant(p netip.Prefix, except string) (link string, subnet ne
 		}
 		l, err := k.nl.LinkByIndex(a.LinkIndex)
 		if err != nil || l.Attrs().Name == except {
+			continue
+		}
+		if slices.Contains(within, l.Attrs().Name) && got.Bits() < p.Bits() && !p.Contains(got.Addr()) {
 			continue
 		}
 		return l.Attrs().Name, got.Masked(), nil

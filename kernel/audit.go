@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sort"
@@ -20,14 +21,21 @@ type snapshot struct {
 	links  map[string]netlink.Link
 	addrs  map[int][]netlink.Addr
 	routes map[int][]netlink.Route
+	qdiscs map[int][]netlink.Qdisc
+	// redirects has, for links that netyard redirects, the index of where to.
+	redirects map[int]int
 	// noTable: a table of the ruleset is not there at all.
 	noTable    bool
 	elements   map[SetName]map[string]content
 	dockerUser []dockerUser
+	proxies    map[proxyID]bool
 }
 
 func (k *Kernel) snapshot() (*snapshot, error) {
-	s := &snapshot{k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{}}
+	s := &snapshot{
+		k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{},
+		qdiscs: map[int][]netlink.Qdisc{}, redirects: map[int]int{},
+	}
 	links, err := retry(k.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
@@ -48,6 +56,12 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 	}
 	for _, r := range routes {
 		s.routes[r.LinkIndex] = append(s.routes[r.LinkIndex], r)
+	}
+	if err := s.lookAtLimits(); err != nil {
+		return nil, err
+	}
+	if s.proxies, err = k.proxies(); err != nil {
+		return nil, err
 	}
 	k.fw.mu.Lock()
 	defer k.fw.mu.Unlock()
@@ -116,10 +130,10 @@ func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
 
 // Strays are the things of netyard's that are none of the known ones.
 func (s *Snapshot) Strays(known []Object) []Stray {
-	return slices.Concat(s.s.strayLinks(known), s.s.strayDevices(known), s.s.strayElements(known))
+	return slices.Concat(s.s.strayLinks(known), s.s.strayDevices(known), s.s.strayElements(known), s.s.strayProxies(known))
 }
 
-// Has says for each alias of netyard's whether a link carries it.
+// Has says for each alias of netyard's whether a network's or an endpoint's link carries it; a shaper alone is none.
 func (k *Kernel) Has() (map[string]bool, error) {
 	links, err := retry(k.nl.LinkList)
 	if err != nil {
@@ -127,7 +141,7 @@ func (k *Kernel) Has() (map[string]bool, error) {
 	}
 	has := map[string]bool{}
 	for _, l := range links {
-		if a := l.Attrs().Alias; strings.HasPrefix(a, AliasPrefix) {
+		if a := l.Attrs().Alias; strings.HasPrefix(a, AliasPrefix) && l.Type() != "ifb" {
 			has[a] = true
 		}
 	}
@@ -142,6 +156,8 @@ func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
 			want[o.Name] = true
 		case Veth:
 			want[o.Name], want[o.Peer] = true, true
+		case Limits:
+			want[o.Shaper] = want[o.Shaper] || o.Egress > 0
 		}
 	}
 	for name, l := range s.links {
@@ -178,10 +194,10 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 		if set == foreign || set == same {
 			continue // kept by the watcher, from the links
 		}
-		for key := range keys {
+		for key, c := range keys {
 			if !want[set][key] {
 				strays = append(strays, Stray{
-					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key), set),
+					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key, c.end), set),
 					remove: func() error { return s.k.fw.discard(elementID{set, key}) },
 				})
 			}
@@ -189,25 +205,6 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 	}
 	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
 	return strays
-}
-
-// showKey reads a key as nft prints it, field by field; each takes whole 32-bit registers.
-func showKey(set SetName, key string) string {
-	const register = 4
-	at := slices.IndexFunc(setSpecs(), func(s setSpec) bool { return s.name == set })
-	if at < 0 {
-		return fmt.Sprintf("%x", key)
-	}
-	var words []string
-	for _, field := range fieldsOf(setSpecs()[at].key) {
-		size := int(field.Bytes)
-		if len(key) < size {
-			break
-		}
-		words = append(words, showField(field, key[:size]))
-		key = key[min(len(key), (size+register-1)/register*register):]
-	}
-	return strings.Join(words, " . ")
 }
 
 func showField(field nftables.SetDatatype, v string) string {
@@ -221,6 +218,8 @@ func showField(field nftables.SetDatatype, v string) string {
 		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
 	case nftables.TypeIFName:
 		return strings.TrimRight(v, "\x00")
+	case nftables.TypeEtherAddr:
+		return net.HardwareAddr(v).String()
 	}
 	return fmt.Sprintf("%x", v)
 }
@@ -240,8 +239,8 @@ func (f *firewall) discard(id elementID) error {
 func (f *firewall) dumpElements() (all map[SetName]map[string]content, none bool) {
 	all = map[SetName]map[string]content{}
 	f.bound()
-	for _, spec := range setSpecs() {
-		set, err := f.conn.GetSetByName(tables()[0], string(spec.name))
+	for _, spec := range allSets() {
+		set, err := f.conn.GetSetByName(spec.table(), string(spec.name))
 		if err != nil {
 			return all, true
 		}
@@ -334,7 +333,7 @@ func (f *firewall) ruleFaults() (faults []string) {
 		return []string{"the ruleset is not loaded"}
 	}
 	have, ts := f.dumpRules(), tables()
-	for i, chains := range [][]chainSpec{inetChains(f.sets, f.guard), bridgeChains()} {
+	for i, chains := range f.chains() {
 		for _, c := range chains {
 			key := chainKey(ts[i], c.name)
 			got, ok := have[key]

@@ -52,12 +52,14 @@ func (k *Kernel) Device(name string) (st DeviceState, err error) {
 	}
 	a := link.Attrs()
 	st = DeviceState{Alias: a.Alias, MAC: a.HardwareAddr.String(), MTU: a.MTU, Up: deviceUp(a)}
+	const ethernet = 6 // octets
+	mac := a.HardwareAddr
 	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return st, fmt.Errorf("list addresses of %s: %w", name, err)
 	}
 	for _, a := range addrs {
-		if d := deviceAddr(a); d.Prefix.Addr() != linkLocal(link.Attrs().HardwareAddr) {
+		if d := deviceAddr(a); len(mac) < ethernet || d.Prefix.Addr() != LinkLocal(mac) { // the kernel makes that itself
 			st.Addrs = append(st.Addrs, d)
 		}
 	}
@@ -182,15 +184,6 @@ func (st DeviceState) restoreRoutes(k *Kernel, link netlink.Link) error {
 		}
 	}
 	return nil
-}
-
-// linkLocal is the address that the kernel gives a link by itself (RFC 4291, appendix A).
-func linkLocal(mac net.HardwareAddr) netip.Addr {
-	const ethernet, universal = 6, 2
-	if len(mac) != ethernet {
-		return netip.Addr{}
-	}
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ universal, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }
 
 func deviceAddr(a netlink.Addr) DeviceAddr {

@@ -38,6 +38,10 @@ type content struct {
 	val string
 }
 
+func newElement(set SetName, key, end string) Element {
+	return Element{Set: set, text: showKey(set, key, end), key: key, content: content{end: end}}
+}
+
 // InterfaceIn is the element that puts an interface, or a pair of them, into a set.
 func InterfaceIn(set SetName, names ...string) Element {
 	var key strings.Builder
@@ -119,6 +123,8 @@ type firewall struct {
 	// loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
 	// replaces the old table by the new in one transaction and no packet sees anything in between.
 	loaded bool
+	// conntrack: this kernel follows connections between ports of a bridge (nf_conntrack_bridge).
+	conntrack bool
 	// guard: this host forwards only because netyard told it to, so netyard sees to it that it does so for nobody else.
 	guard guards
 }
@@ -136,6 +142,7 @@ func openFirewall(ns netns.NsHandle) (*firewall, error) {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
 	f.conn = conn
+	f.conntrack = f.probeConntrack()
 	return f, nil
 }
 
@@ -162,7 +169,7 @@ func (k *Kernel) AdoptFirewall() error {
 	have, _ := k.fw.dumpElements()
 	for set, keys := range have {
 		for key, c := range keys {
-			e := Element{Set: set, text: showKey(set, key), key: key, content: c}
+			e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
 			if k.fw.want[e.id()] == nil {
 				k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
 			}
@@ -203,8 +210,8 @@ func (f *firewall) load() error {
 		f.conn.AddTable(t)
 	}
 	f.sets = setBook{}
-	for i, spec := range setSpecs() {
-		set := spec.set(ts[0], uint32(i+1)) //nolint:gosec // a handful
+	for i, spec := range allSets() {
+		set := spec.set(spec.table(), uint32(i+1)) //nolint:gosec // a handful
 		if err := f.conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("declare set %s: %w", spec.name, err)
 		}
@@ -213,8 +220,9 @@ func (f *firewall) load() error {
 	if err := f.change(f.wanted(), f.conn.SetAddElements); err != nil {
 		return err
 	}
-	f.addChains(ts[0], inetChains(f.sets, f.guard))
-	f.addChains(ts[1], bridgeChains())
+	for i, chains := range f.chains() {
+		f.addChains(ts[i], chains)
+	}
 	if err := f.flush("load ruleset"); err != nil {
 		return err
 	}
@@ -222,16 +230,24 @@ func (f *firewall) load() error {
 	return nil
 }
 
+// chains are those of each of the tables.
+func (f *firewall) chains() [][]chainSpec {
+	return [][]chainSpec{append(inetChains(f.sets, f.guard), policyChains(f.sets)...), bridgeChains(f.sets, f.conntrack)}
+}
+
 func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {
-	for _, spec := range chains {
-		chain := &nftables.Chain{Table: t, Name: spec.name}
+	accept := nftables.ChainPolicyAccept
+	var made []*nftables.Chain
+	for _, spec := range chains { // all of them first: rules jump from one to another
+		c := &nftables.Chain{Table: t, Name: spec.name}
 		if spec.hook != nil {
-			policy := nftables.ChainPolicyAccept
-			chain.Type, chain.Hooknum, chain.Priority, chain.Policy = spec.kind, spec.hook, spec.priority, &policy
+			c.Type, c.Hooknum, c.Priority, c.Policy = spec.kind, spec.hook, spec.priority, &accept
 		}
-		c := f.conn.AddChain(chain)
+		made = append(made, f.conn.AddChain(c))
+	}
+	for i, spec := range chains {
 		for _, r := range spec.rules {
-			f.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: r.exprs, UserData: comment(r.comment)})
+			f.conn.AddRule(&nftables.Rule{Table: t, Chain: made[i], Exprs: r.exprs, UserData: comment(r.comment)})
 		}
 	}
 }

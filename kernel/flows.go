@@ -61,8 +61,9 @@ func (e Element) udp() bool {
 		return e.key[net.IPv4len] == unix.IPPROTO_UDP
 	case toOne6, toRange6:
 		return e.key[net.IPv6len] == unix.IPPROTO_UDP
+	default:
+		return false
 	}
-	return false
 }
 
 // freshenFlows looks through the flows if they may be stale.
@@ -91,6 +92,7 @@ func newFlowBook(elements []Element, host map[netip.Addr]bool, nets []netip.Pref
 			b.want[e.id()] = e.content
 		case toRange4, toRange6:
 			b.ranges = append(b.ranges, e)
+		default: // of no port
 		}
 	}
 	return b

@@ -204,9 +204,9 @@ func (v Veth) ensure(k *Kernel) error {
 			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
 		}
 	}
-	if v.Isolated {
-		if err := k.nl.LinkSetIsolated(link, true); err != nil {
-			return fmt.Errorf("isolate %s: %w", v, err)
+	if v.Isolated || !fresh { // a new port is not isolated
+		if err := k.nl.LinkSetIsolated(link, v.Isolated); err != nil {
+			return fmt.Errorf("set whether %s is isolated: %w", v, err)
 		}
 	}
 	if v.Hairpin || !fresh {
@@ -215,7 +215,7 @@ func (v Veth) ensure(k *Kernel) error {
 		}
 	}
 	// The port needs no address of its own; without one it neither speaks nor listens to IPv6.
-	if err := v.noIPv6().ensure(k); err != nil {
+	if err := noIPv6(v.Name).ensure(k); err != nil {
 		return err
 	}
 	if err := k.nl.LinkSetUp(link); err != nil {
@@ -238,8 +238,8 @@ func (v Veth) create(k *Kernel, master int) (netlink.Link, error) {
 	return k.nl.LinkByName(v.Name)
 }
 
-func (v Veth) noIPv6() Sysctl {
-	return Sysctl{Path: []string{"net", "ipv6", "conf", v.Name, "disable_ipv6"}, Value: "1", Optional: true}
+func noIPv6(link string) Sysctl {
+	return Sysctl{Path: []string{"net", "ipv6", "conf", link, "disable_ipv6"}, Value: "1", Optional: true}
 }
 
 func (v Veth) remove(k *Kernel) error { return k.deleteLink(v.Name, v.Alias) }
@@ -330,7 +330,7 @@ func (k *Kernel) deleteLink(name, alias string) error {
 
 // OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits.
 func OwnName(name string) bool {
-	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix} {
+	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix} {
 		if id, ok := strings.CutPrefix(name, p); ok {
 			return len(name) == maxName && strings.Trim(id, "0123456789abcdef") == ""
 		}

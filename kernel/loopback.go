@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -258,8 +259,12 @@ func notInterface(key expr.MetaKey, name string) []expr.Any {
 // loopRoutes make the addresses that stand for loopback local to the host.
 func loopRoutes() []netip.Prefix { return []netip.Prefix{loop4(), netip.PrefixFrom(loop6(), 128)} }
 
-// ensureLoopRoutes puts them in. A host without IPv6 has no IPv6 loopback to publish on.
+// ensureLoopRoutes puts them in. A host without IPv6 has no IPv6 loopback to publish on, and one whose lo is down none at all: the
+// watcher comes back when it is up.
 func (k *Kernel) ensureLoopRoutes() error {
+	if up, err := k.loopUp(); err != nil || !up {
+		return err
+	}
 	for _, p := range loopRoutes() {
 		r, err := k.loopRoute(p)
 		if err != nil {
@@ -274,6 +279,14 @@ func (k *Kernel) ensureLoopRoutes() error {
 		}
 	}
 	return nil
+}
+
+func (k *Kernel) loopUp() (bool, error) {
+	lo, err := k.nl.LinkByName("lo")
+	if err != nil {
+		return false, fmt.Errorf("find link lo: %w", err)
+	}
+	return lo.Attrs().Flags&net.FlagUp != 0, nil
 }
 
 func (k *Kernel) removeLoopRoutes() error {
@@ -291,6 +304,9 @@ func (k *Kernel) removeLoopRoutes() error {
 
 // loopFaults are the local routes that are missing.
 func (k *Kernel) loopFaults() (faults []string, err error) {
+	if up, err := k.loopUp(); err != nil || !up {
+		return nil, err
+	}
 	for _, p := range loopRoutes() {
 		if v6, err := k.readSysctl("/proc/sys/net/ipv6/conf/lo/disable_ipv6"); p.Addr().Is6() && (err != nil || v6 != "0") {
 			continue

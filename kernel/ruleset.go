@@ -46,6 +46,7 @@ type setSpec struct {
 	key      nftables.SetDatatype
 	concat   bool
 	interval bool
+	bridge   bool // in the bridge table
 	data     nftables.SetDatatype
 	// life is how long an element stays that the rules themselves put in; 0: netyard puts them in.
 	life time.Duration
@@ -78,7 +79,7 @@ func fieldsOf(key nftables.SetDatatype) []nftables.SetDatatype {
 
 func setSpecs() []setSpec {
 	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
-	return slices.Concat(publishSets(), loopbackSets(), []setSpec{
+	return slices.Concat(publishSets(), loopbackSets(), gatewaySets(), []setSpec{
 		{name: Bridges, key: nftables.TypeIFName},
 		{name: Internal, key: nftables.TypeIFName},
 		{name: foreign, key: nftables.TypeIFName},
@@ -108,62 +109,48 @@ type ruleSpec struct {
 // inetChains decides about routed packets. An accept here does not override a drop elsewhere, and the other way round:
 // Docker's own FORWARD policy is met in DOCKER-USER (dockeruser.go).
 func inetChains(b setBook, guard guards) []chainSpec {
-	forward := []ruleSpec{
+	forward := slices.Concat([]ruleSpec{
 		{"containers of one network", rule(b.ifPair(Talk, false), accept())},
+	}, killSwitch(b), []ruleSpec{
 		{"answers", rule(established(), accept())},
 		{"internal networks have no way out", rule(b.iif(Internal, false), drop())},
 		{"nor in", rule(b.oif(Internal, false), drop())},
-		{"published ports, to whom the network says", rule(dnatted(), b.ifPair(fromIf, false), accept())},
-		{"and IPv4 addresses it says", rule(dnatted(), b.oifSaddr4(from4), accept())},
-		{"and IPv6 addresses it says", rule(dnatted(), b.oifSaddr6(from6), accept())},
-		{"published ports of such networks, to nobody else", rule(dnatted(), b.oif(limited, false), drop())},
-		{"published ports, to everybody", rule(dnatted(), b.oif(Bridges, false), accept())},
+	}, published(b), []ruleSpec{
 		{"networks are apart", rule(b.iif(Bridges, false), b.oif(Bridges, false), drop())},
 		{"and apart from other managers' networks", rule(b.iif(Bridges, false), b.oif(foreign, false), drop())},
 		{"nothing else comes in", rule(b.oif(Bridges, false), drop())},
-	}
+	})
 	if guard.v4 {
 		forward = append(forward, ruleSpec{guardComment4, rule(nfproto(unix.NFPROTO_IPV4), b.between(), drop())})
 	}
 	if guard.v6 {
 		forward = append(forward, ruleSpec{guardComment6, rule(nfproto(unix.NFPROTO_IPV6), b.between(), drop())})
 	}
-	return slices.Concat(publishChains(b), loopbackChains(b), []chainSpec{
+	return slices.Concat(publishChains(b), loopbackChains(b), gatewayChains(b), []chainSpec{
 		{
 			name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
 			priority: nftables.ChainPriorityFilter, rules: forward,
 		},
 		{
 			name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
-			priority: nftables.ChainPriorityNATSource, rules: []ruleSpec{
+			priority: nftables.ChainPriorityNATSource, rules: append([]ruleSpec{
 				{"a neighbour's answer comes back by way of the host", rule(dnatted(), b.ifPair(Own, false), masquerade())},
 				{"and so does its own", rule(b.addrPair(self4, v4Loop()), masquerade())},
 				{"and its own, IPv6", rule(b.addrPair(self6, v6Loop()), masquerade())},
 				{"so does the answer to loopback", rule(loopSource4(), b.oif(Bridges, false), masquerade())},
 				{"and IPv6 loopback", rule(loopSource6(), b.oif(Bridges, false), masquerade())},
+				{"so do answers that would else go by the container that is the gateway", rule(dnatted(), b.oif(guided, false), masquerade())},
 				{"leave with the host's address", rule(b.saddr4(NAT4), b.oif(Bridges, true), masquerade())},
 				{"leave with the host's address, IPv6", rule(b.saddr6(NAT6), b.oif(Bridges, true), masquerade())},
-			},
+			}, leaving(b)...),
 		},
 	})
 }
 
-// bridgeChains decides about frames: a container does not get to play the router for its neighbours or for the host
-// (CVE-2020-13401). The ports are known by the beginning of their names, so this needs no elements at all.
-func bridgeChains() []chainSpec {
-	const (
-		icmp6RouterAdvert, icmp6Redirect = 134, 137 // RFC 4861
-		icmpRedirect                     = 5        // RFC 792
-	)
-	fromPort := ifNamePrefix(expr.MetaKeyIIFNAME, VethPrefix)
-	return []chainSpec{{
-		name: "guard", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
-		priority: nftables.ChainPriorityFilter, rules: []ruleSpec{
-			{"no router advertisements from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMPV6, icmp6RouterAdvert), drop())},
-			{"no IPv6 redirects from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMPV6, icmp6Redirect), drop())},
-			{"no redirects from containers", rule(fromPort, icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
-		},
-	}}
+// bridgeChains decides about frames, wherever they go. A container also does not get to play the router for its neighbours or for
+// the host (CVE-2020-13401).
+func bridgeChains(b setBook, conntrack bool) []chainSpec {
+	return append(guardChains(b), bridgePolicyChains(b, conntrack)...)
 }
 
 // A setBook finds the sets that rules look into.

@@ -26,6 +26,8 @@ type Network struct {
 	// Subnets are in the order the engine gave them.
 	Subnets []Subnet          `json:",omitempty"`
 	Options map[string]string `json:",omitempty"` // canonical names, see Resolve
+	// Changed is what was changed in place since, see Change. It goes before Options, which stay what the engine asked for.
+	Changed map[string]string `json:",omitempty"`
 	// Settled is what the mode decided when the network was created, see Settler.
 	Settled  map[string]string `json:",omitempty"`
 	Internal bool              `json:",omitempty"` // no way out
@@ -79,15 +81,20 @@ type Port struct {
 	HostPort      uint16
 	ContainerPort uint16
 	Count         uint16
+	// Routed: the port is the container's own, by its own address, and nothing of the host's; HostIP and HostPort say so.
+	Routed bool `json:",omitempty"`
 }
 
-// String reads like docker ps: 0.0.0.0:8080->80/tcp.
+// String reads like docker ps: 0.0.0.0:8080->80/tcp. One that is not of the host's: 10.9.0.2:80/tcp.
 func (p Port) String() string {
 	span := func(first uint16) string {
 		if p.Count <= 1 {
 			return strconv.Itoa(int(first))
 		}
 		return fmt.Sprintf("%d-%d", first, first+p.Count-1)
+	}
+	if p.Routed {
+		return net.JoinHostPort(p.HostIP.String(), span(p.HostPort)) + "/" + p.Proto
 	}
 	return net.JoinHostPort(p.HostIP.String(), span(p.HostPort)) + "->" + span(p.ContainerPort) + "/" + p.Proto
 }
@@ -99,6 +106,14 @@ type Container struct {
 	Name   string `json:",omitempty"`
 	Image  string `json:",omitempty"`
 	PID    int    `json:",omitempty"`
+	// Labels are those of the container; nil: they are not known yet.
+	Labels map[string]string `json:",omitzero"`
+}
+
+// Equal says whether two are the same in all there is known of them.
+func (c Container) Equal(d Container) bool {
+	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image && c.PID == d.PID &&
+		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels)
 }
 
 // A Phase says how far a change got; Restore settles those that are not Ready.
@@ -134,12 +149,6 @@ type Link struct {
 	Routes    []Route
 }
 
-// A Route is one static route inside the sandbox; an invalid Via means that Dst is on the link.
-type Route struct {
-	Dst netip.Prefix
-	Via netip.Addr
-}
-
 // Mode makes the host match desired state. Check and Objects are pure. The rest are idempotent:
 // twice is once, and undoing what is not there is not an error.
 type Mode interface {
@@ -165,6 +174,9 @@ type MACer interface {
 	MAC(n Network, e Endpoint) string
 }
 
+// A Policed is a Mode with networks whose endpoints' packets come by the host's firewall, so that policies hold for them.
+type Policed interface{ Policed(n Network) bool }
+
 // An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
 type Addressless interface{ Addressless() }
 
@@ -189,6 +201,23 @@ type Taker interface {
 	// Keep says what it is like, for Detach to make it so again: it goes into the endpoint's record, as Kept, before Attach.
 	// others are the endpoints of the network that are in a sandbox already. Nil: nothing is taken.
 	Keep(ctx context.Context, n Network, e Endpoint, others []Endpoint) (map[string]string, error)
+}
+
+// A Router is a Publisher with networks whose containers are reached by their own addresses.
+type Router interface {
+	// Routes says whether a family of a network is routed: there the ports that containers publish are their own.
+	Routes(n Network, v6 bool) bool
+}
+
+// A Gatewayless is a Mode with networks on which the host has no address of a family.
+type Gatewayless interface {
+	Gatewayless(n Network) (v4, v6 bool)
+}
+
+// A Keeper is a Mode with networks that some addresses mean something to: nobody gets one of those who did not ask for it.
+type Keeper interface {
+	// Keeps are the addresses, and the option that says them.
+	Keeps(n Network) (option string, addrs []netip.Addr)
 }
 
 // Env is what a mode is given.

@@ -22,9 +22,13 @@ const (
 	Int
 	Enum
 	IfName
+	Addr4
+	Addr6
 	Addrs   // addresses, with commas between them
+	Routes  // static routes, with commas between them, see Route
 	Sources // subnets and names of interfaces, with commas between them
 	Ports   // ports and ranges of them, with commas between them; each may say its protocol
+	Rate
 )
 
 // An Option is one line of the table: what can be said with -o NAME=VALUE.
@@ -34,12 +38,16 @@ type Option struct {
 	Modes  []string // the modes that know it; nil: every mode
 	// Endpoint: it can also be said for one endpoint, which then goes before what its network says.
 	Endpoint bool
-	Kind     Kind
-	Default  string
-	Values   []string // of an Enum
-	Min      int      // of an Int
-	Max      int      // of an Int, or of an IfName's letters; 0: as many as the kernel takes
-	Help     string
+	// Set: it can be changed while the network has endpoints, by Up and Attach again.
+	Set bool
+	// Fixed is why it cannot, of an option without Set.
+	Fixed   string
+	Kind    Kind
+	Default string
+	Values  []string // of an Enum
+	Min     int      // of an Int
+	Max     int      // of an Int, or of an IfName's letters; 0: as many as the kernel takes
+	Help    string
 }
 
 // ErrOption is at the root of every refusal of an option.
@@ -49,54 +57,120 @@ var ErrOption = errors.New("bad option")
 func Options() []Option {
 	return []Option{
 		{
+			Name: "antispoof", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Bool, Default: "true",
+			Help: "containers send only from the addresses they were given, and play no DHCP server",
+		},
+		{
 			Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"}, Modes: []string{"bridge"}, Kind: Addrs,
-			Help: "addresses of the host that ports are published on for which -p names none; all of them unless said otherwise",
+			Fixed: "the ports of running containers are on their addresses already; make the network anew",
+			Help:  "addresses of the host that ports are published on for which -p names none; all of them unless said otherwise",
 		},
 		{
 			Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, Modes: []string{"bridge"}, Kind: IfName,
-			Help: "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
+			Fixed: "endpoints are plugged into that bridge; make the network anew",
+			Help:  "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
 		},
 		{
 			Name: "device", Modes: []string{"host"}, Kind: IfName,
-			Help: "a whole network card of the host that the one container of the network gets, and the host gets back",
+			Fixed: "the container that runs has that card; make the network anew",
+			Help:  "a whole network card of the host that the one container of the network gets, and the host gets back",
 		},
 		{
-			Name: "exclude", Modes: []string{"host"}, Kind: Ports,
+			Name: "egress_ipv4", Docker: []string{"com.docker.network.host_ipv4"}, Modes: []string{"bridge"}, Kind: Addr4,
+			Fixed: "flows that are known keep the address they left with; make the network anew",
+			Help:  "address of the host that containers leave with, instead of that of the interface they leave by",
+		},
+		{
+			Name: "egress_ipv6", Docker: []string{"com.docker.network.host_ipv6"}, Modes: []string{"bridge"}, Kind: Addr6,
+			Fixed: "flows that are known keep the address they left with; make the network anew",
+			Help:  "the same for IPv6",
+		},
+		{
+			Name: "egress_rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
+			Help: "most that each container sends, as tc(8) writes it: 10mbit; goes before rate",
+		},
+		{
+			Name: "exclude", Modes: []string{"host"}, Set: true, Kind: Ports,
 			Help: "ports that the host does not share with the containers, such as 22,8000-8100/udp",
 		},
 		{
-			Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
+			Name: "gateway_address", Modes: []string{"bridge"}, Kind: Addrs,
+			Fixed: "running containers have their default route already; make the network anew",
+			Help:  "addresses of the container that the others go out by; nothing goes out past it. It needs --ipam-driver netyard, and the container --ip",
+		},
+		{
+			Name: "gateway_exit", Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Fixed: "that container has its default route already; make the network anew",
+			Help:  "that container goes out by this network itself; without it, it needs another network for that",
+		},
+		{
+			Name: "gateway_mode_ipv4", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv4"}, Modes: []string{"bridge"}, Kind: Enum,
+			Values: []string{GatewayNAT, GatewayRouted, GatewayIsolated}, Default: GatewayNAT,
+			Fixed: "the published ports of running containers are as they are; make the network anew",
+			Help:  "nat: containers have the host's address outside. routed: their own, and -p opens their own ports. isolated: the host has no address on the bridge; with --internal only",
+		},
+		{
+			Name: "gateway_mode_ipv6", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv6"}, Modes: []string{"bridge"}, Kind: Enum,
+			Values: []string{GatewayNAT, GatewayRouted, GatewayIsolated}, Default: GatewayNAT,
+			Fixed: "the published ports of running containers are as they are; make the network anew",
+			Help:  "the same for IPv6",
+		},
+		{
+			Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "true",
 			Help: "containers of the network reach each other",
 		},
-		{Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "host"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
-			Help: "beginning of the interface's name inside the container"},
 		{
-			Name: "include", Modes: []string{"host"}, Kind: Ports,
+			Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "host"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
+			Fixed: "running containers have their interfaces' names from their engine; make the network anew",
+			Help:  "beginning of the interface's name inside the container",
+		},
+		{
+			Name: "include", Modes: []string{"host"}, Set: true, Kind: Ports,
 			Help: "the only ports that the host shares with the containers; all of them unless said otherwise",
 		},
 		{
-			Name: "inhibit_ipv4", Docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Name: "ingress_rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
+			Help: "most that each container gets, as tc(8) writes it: 10mbit; goes before rate",
+		},
+		{
+			Name: "inhibit_ipv4", Docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "false",
 			Help: "do not put the IPv4 gateway's address on the bridge",
 		},
 		{
-			Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge"}, Kind: Bool, Default: "true",
+			Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "true",
 			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6",
 		},
 		{
 			Name: "mode", Kind: Enum, Values: []string{"bridge", "host", "none"}, Default: "bridge",
-			Help: "the network's mode; for the driver name netyard, the others say it in their name",
+			Fixed: "it is another kind of network; make the network anew",
+			Help:  "the network's mode; for the driver name netyard, the others say it in their name",
 		},
 		{
 			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge", "host"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
-			Help: "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)",
+			Fixed: "running containers' interfaces have it already; make the network anew",
+			Help:  "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)",
 		},
 		{
-			Name: "publish_from", Modes: []string{"bridge"}, Kind: Sources,
+			Name: "ndp_proxy", Modes: []string{"bridge"}, Set: true, Kind: IfName,
+			Help: "interface of the host on which it answers for its containers' IPv6 addresses, which are of that link's subnet",
+		},
+		{
+			Name: "publish_from", Modes: []string{"bridge"}, Set: true, Kind: Sources,
 			Help: "who reaches published ports: subnets, or interfaces that packets come in by; everybody unless said otherwise. The host itself always does",
 		},
 		{
+			Name: "rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
+			Help: "most that each container sends, and most that it gets, as tc(8) writes it: 10mbit; 0 or unlimited takes a limit away",
+		},
+		{
+			Name: "routes", Modes: []string{"bridge"}, Kind: Routes,
+			Fixed: "running containers have their routes already; make the network anew",
+			Help:  "static routes inside the containers: SUBNET@NEXTHOP, or SUBNET for one that is on the link, with commas between them",
+		},
+		{
 			Name: "strict", Modes: []string{"host"}, Kind: Bool, Default: "false",
-			Help: "refuse what is not the host's own network namespace, which no driver can give: docker run --network host",
+			Fixed: "it says whether the network is made at all",
+			Help:  "refuse what is not the host's own network namespace, which no driver can give: docker run --network host",
 		},
 	}
 }
@@ -109,17 +183,25 @@ func Resolve(mode string, given map[string]string) (map[string]string, error) {
 
 // ResolveEndpoint is Resolve for what was said for one endpoint: docker network connect --driver-opt, and driver_opts of compose.
 func ResolveEndpoint(mode string, given map[string]string) (map[string]string, error) {
-	var table []Option
-	for _, o := range Options() {
-		if o.Endpoint {
-			table = append(table, o)
-		}
+	table, err := ofEndpoints(mode, given)
+	if err != nil {
+		return nil, err
 	}
 	opts, err := resolve(table, mode, given)
 	if err != nil {
 		return nil, fmt.Errorf("endpoint: %w", err)
 	}
 	return opts, nil
+}
+
+// ofEndpoints are the options that can be said for one endpoint; given those of a network, it says so.
+func ofEndpoints(mode string, given map[string]string) ([]Option, error) {
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		if o, err := find(Options(), mode, key); err == nil && !o.Endpoint {
+			return nil, fmt.Errorf("%w: %s is said for a network, not for one endpoint", ErrOption, key)
+		}
+	}
+	return slices.DeleteFunc(Options(), func(o Option) bool { return !o.Endpoint }), nil
 }
 
 func resolve(table []Option, mode string, given map[string]string) (map[string]string, error) {
@@ -191,6 +273,17 @@ func (o Option) parse(key, v string) (string, error) {
 		if !ValidIfName(v) || len(v) > most {
 			return "", bad(fmt.Sprintf("an interface name: 1 to %d letters, digits, dots, dashes or underscores", most))
 		}
+	case Addr4, Addr6:
+		a, err := netip.ParseAddr(v)
+		if err != nil || a.Zone() != "" || a.Is4() != (o.Kind == Addr4) || a.Is4In6() || a.IsUnspecified() {
+			return "", bad(map[Kind]string{Addr4: "an IPv4 address", Addr6: "an IPv6 address"}[o.Kind])
+		}
+		return a.String(), nil
+	case Routes:
+		return parseList(v, bad("subnets, each with @ and the next hop or alone if it is on the link, with commas between them"), func(one string) (string, bool) {
+			r, ok := parseRoute(one)
+			return r.String(), ok
+		})
 	case Addrs:
 		return parseList(v, bad("addresses of the host, with commas between them"), func(one string) (string, bool) {
 			a, err := netip.ParseAddr(one)
@@ -203,6 +296,12 @@ func (o Option) parse(key, v string) (string, error) {
 		})
 	case Sources:
 		return parseList(v, bad("subnets or names of interfaces, with commas between them"), source)
+	case Rate:
+		r, err := ParseRate(v)
+		if err != nil {
+			return "", fmt.Errorf("%w: %s=%s: %w", ErrOption, key, v, err)
+		}
+		return r.String(), nil
 	case String:
 	}
 	return v, nil
@@ -271,17 +370,15 @@ func ValidIfName(name string) bool {
 	return name[0] != '-'
 }
 
-// Opt is the value of an option of the network: what was given, or the table's default.
+// Opt is the value of an option of the network: what it was changed to, what was given, or the table's default.
 func (n Network) Opt(name string) string {
+	if v, ok := n.Changed[name]; ok {
+		return v
+	}
 	if v, ok := n.Options[name]; ok {
 		return v
 	}
-	for _, o := range Options() {
-		if o.Name == name {
-			return o.Default
-		}
-	}
-	return ""
+	return optionOf(name).Default
 }
 
 // EndpointOpt is the value of an option for one endpoint: its own, or else the network's.

@@ -54,6 +54,13 @@ func TestResolve(t *testing.T) {
 		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge, host"},
 		"too small":       {"bridge", map[string]string{"mtu": "67"}, nil, "mtu=67: want a number from 68 to 65535"},
 		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, host, none"},
+		"one spelling":    {"bridge", map[string]string{"routes": "10.9.3.4/16@192.168.1.3, 10.8.0.0/16,FD00:1::/64@fd00:2::0:3", "egress_ipv6": "2001:DB8::7", "gateway_address": "10.9.0.2"}, map[string]string{"routes": "10.9.0.0/16@192.168.1.3,10.8.0.0/16,fd00:1::/64@fd00:2::3", "egress_ipv6": "2001:db8::7", "gateway_address": "10.9.0.2"}, ""},
+		"wrong family":    {"bridge", map[string]string{"egress_ipv4": "2001:db8::7"}, nil, "egress_ipv4=2001:db8::7: want an IPv4 address"},
+		"no address":      {"bridge", map[string]string{"com.docker.network.host_ipv6": "::"}, nil, "com.docker.network.host_ipv6=::: want an IPv6 address"},
+		"two families":    {"bridge", map[string]string{"routes": "10.9.0.0/16@fd00::1"}, nil, "routes=10.9.0.0/16@fd00::1: want subnets"},
+		"default route":   {"bridge", map[string]string{"routes": "::/0@fd00::1"}, nil, "routes=::/0@fd00::1: want subnets"},
+		"half a route":    {"bridge", map[string]string{"routes": "10.9.0.0/16@"}, nil, "routes=10.9.0.0/16@: want subnets"},
+		"gateway mode":    {"bridge", map[string]string{"com.docker.network.bridge.gateway_mode_ipv4": "nat-unprotected"}, nil, "gateway_mode_ipv4=nat-unprotected: want one of nat, routed, isolated"},
 		"long prefix":     {"bridge", map[string]string{"iface_prefix": "abcdefghijklmn"}, nil, "iface_prefix=abcdefghijklmn: want an interface name: 1 to 13"},
 		"long name":       {"bridge", map[string]string{"bridge": "sixteen-letters-"}, nil, "bridge=sixteen-letters-: want an interface name"},
 	} {

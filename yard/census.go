@@ -43,6 +43,7 @@ type SeenEndpoint struct {
 	MAC       string
 	Addrs     []netip.Prefix
 	Gateways  []netip.Addr
+	Options   map[string]string // what was said for it alone
 }
 
 // WantedKey is how Census.Wanted names an address.
@@ -53,6 +54,9 @@ func WantedKey(network string, a netip.Addr) string { return claimKey(network, a
 // that this is not the engine whose it is.
 func (y *Yard) Reconcile(ctx context.Context, c Census) error {
 	if err := y.takeNames(c); err != nil {
+		return err
+	}
+	if err := y.enforce(ctx); err != nil { // now that it is known whose the endpoints are
 		return err
 	}
 	round := y.suspects.begin()
@@ -172,7 +176,7 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 		return nil
 	}
 	seen := e.Seen || kernel.IsNamespace(e.Sandbox)
-	if merged := merge(e.Container, who); err != nil || merged == e.Container && seen == e.Seen {
+	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
 		return err
 	}
 	return y.c.Store.Update(func(tx store.Tx) error {
@@ -199,6 +203,9 @@ func merge(old, fresh modes.Container) modes.Container {
 	}
 	if fresh.PID != 0 {
 		old.PID = fresh.PID
+	}
+	if fresh.Labels != nil {
+		old.Labels = fresh.Labels
 	}
 	return old
 }

@@ -96,7 +96,10 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 	if err != nil {
 		return n, modes.Link{}, err
 	}
-	link, err := y.attach(ctx, m, n, e)
+	link, err := modes.Link{}, y.enforce(ctx) // first, or there would be a moment in which no policy is about it
+	if err == nil {
+		link, err = y.attach(ctx, m, n, e)
+	}
 	if err != nil {
 		return n, link, errors.Join(err, y.unjoin(context.WithoutCancel(ctx), m, n, e))
 	}
@@ -285,7 +288,10 @@ func (y *Yard) forget(ctx context.Context, m modes.Mode, n modes.Network, e mode
 		return err
 	}
 	y.tellGivenBack(n, e)
-	return y.update("endpoint gone", func(tx store.Tx) error { return eraseEndpoint(tx, e) })
+	if err := y.update("endpoint gone", func(tx store.Tx) error { return eraseEndpoint(tx, e) }); err != nil {
+		return err
+	}
+	return y.enforce(ctx)
 }
 
 // hold takes an endpoint for one's own and shares its network.

@@ -93,7 +93,34 @@ func (y *Yard) putNew(tx store.Tx, n modes.Network) error {
 			return fmt.Errorf("take pool %s for network %s: %w", s.Pool, modes.Short(n.ID), err)
 		}
 	}
+	if err := y.reserve(tx, n); err != nil {
+		return err
+	}
 	return networks.Put(tx, n.ID, n)
+}
+
+// reserve keeps the addresses that mean something to a network for those who ask for them. No other IPAM than netyard's can be told.
+func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
+	k, ok := y.c.Modes[n.Mode].(modes.Keeper)
+	if !ok {
+		return nil
+	}
+	option, addrs := k.Keeps(n)
+	for _, a := range addrs {
+		at := slices.IndexFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(a) })
+		if at < 0 || n.Subnets[at].Space != Space {
+			return fmt.Errorf("%w: %s=%s: it needs --ipam-driver netyard, which gives %s to nobody who does not ask for it",
+				modes.ErrOption, option, n.Opt(option), a)
+		}
+		p, err := y.c.IPAM.PoolOf(tx, n.Subnets[at].Pool, n.ID)
+		if err != nil {
+			return fmt.Errorf("find pool of %s: %w", a, err)
+		}
+		if err := y.c.IPAM.Reserve(tx, p.ID, a, ""); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone.
@@ -141,7 +168,10 @@ func (y *Yard) drop(ctx context.Context, m modes.Mode, n modes.Network) error {
 		return fmt.Errorf("take down network %s: %w", modes.Short(n.ID), err)
 	}
 	y.c.Step("after network down")
-	return y.update("network gone", func(tx store.Tx) error { return y.erase(tx, n, es) })
+	if err := y.update("network gone", func(tx store.Tx) error { return y.erase(tx, n, es) }); err != nil {
+		return err
+	}
+	return y.enforce(ctx)
 }
 
 // erase forgets a network, its endpoints and its pools. An engine has given the pools of a network it deletes back already, unless

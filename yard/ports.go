@@ -63,10 +63,9 @@ func (y *Yard) Publish(ctx context.Context, network, id string, asks []Ask) ([]m
 		y.ignore(n, e, asks)
 		return e.Ports, nil
 	}
-	if len(asks) > 0 {
-		if asks, err = widen(m, n, e, asks); err != nil {
-			return nil, err
-		}
+	asks, own, err := widen(m, n, e, asks)
+	if err != nil {
+		return nil, err
 	}
 	fresh := e
 	choice := &choice{y: y, e: e}
@@ -80,6 +79,7 @@ func (y *Yard) Publish(ctx context.Context, network, id string, asks []Ask) ([]m
 		if fresh.Ports, err = choice.ports(tx, asks); err != nil {
 			return err
 		}
+		fresh.Ports = append(fresh.Ports, own...)
 		return putEndpoint(tx, fresh)
 	})
 	if err != nil {
@@ -129,53 +129,6 @@ func (y *Yard) Withdraw(ctx context.Context, network, id string) error {
 		return nil
 	}
 	return err
-}
-
-// widen replaces what is meant for every address, or the network's default, by addresses.
-func widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []Ask) (wide []Ask, err error) {
-	p, ok := m.(modes.Publisher)
-	if !ok {
-		return nil, fmt.Errorf("publish %s: a network of mode %s does not publish ports", asks[0], n.Mode)
-	}
-	if err := p.Publishes(n); err != nil {
-		return nil, fmt.Errorf("publish %s: %w", asks[0], err)
-	}
-	binds := p.Binds(n)
-	if len(binds) == 0 {
-		binds = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
-	}
-	for _, a := range asks {
-		if a.HostIP.IsValid() {
-			if !hasFamily(e, a.HostIP) {
-				return nil, fmt.Errorf("publish %s: the container has no %s address on the network", a, familyName(a.HostIP))
-			}
-			wide = append(wide, a)
-			continue
-		}
-		found := false
-		for _, bind := range binds {
-			if hasFamily(e, bind) {
-				one := a
-				one.HostIP, found = bind, true
-				wide = append(wide, one)
-			}
-		}
-		if !found {
-			return nil, fmt.Errorf("publish %s: the container has no address of a family that ports are published on", a)
-		}
-	}
-	return wide, nil
-}
-
-func familyName(a netip.Addr) string {
-	if a.Is4() {
-		return "IPv4"
-	}
-	return "IPv6"
-}
-
-func hasFamily(e modes.Endpoint, a netip.Addr) bool {
-	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
 }
 
 // A choice finds the ports of the host for what an endpoint asks.
@@ -336,11 +289,16 @@ func claimant(tx store.Tx, key string) string {
 	return who
 }
 
+// hostPorts are those ports that are the host's.
+func hostPorts(ports []modes.Port) []modes.Port {
+	return slices.DeleteFunc(slices.Clone(ports), func(p modes.Port) bool { return p.Routed })
+}
+
 // setPortClaims makes the claims of an endpoint what its record says.
 func setPortClaims(tx store.Tx, e modes.Endpoint) error {
 	want := map[string]bool{}
 	if e.Phase != modes.Deleting {
-		for _, p := range e.Ports {
+		for _, p := range hostPorts(e.Ports) {
 			want[claimOf(p).String()] = true
 		}
 	}

@@ -161,7 +161,7 @@ func (y *Yard) adoptPool(tx store.Tx, n modes.Network, r ipam.PoolRequest) error
 
 func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network, id string, s SeenEndpoint, links map[string]bool) error {
 	e := modes.Endpoint{
-		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Phase: modes.Ready,
+		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Options: s.Options, Phase: modes.Ready,
 		Created: y.c.Now(), Joined: y.c.Now(), BootID: y.c.BootID, Container: s.Container,
 		Seen: kernel.IsNamespace(s.Sandbox), Ports: y.foundPorts(s.Addrs),
 	}
@@ -191,7 +191,13 @@ func (y *Yard) foundPorts(addrs []netip.Prefix) (ports []modes.Port) {
 		}
 	}
 	slices.SortFunc(ports, comparePorts)
-	return join(ports)
+	ports = join(ports)
+	for _, p := range y.c.Kernel.Opened() {
+		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.Addr }) {
+			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Addr, HostPort: p.Port, ContainerPort: p.Port, Count: p.Count, Routed: true})
+		}
+	}
+	return ports
 }
 
 // keepLease sees to it that the address of an endpoint is leased, if it is one of netyard's own IPAM.

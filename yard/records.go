@@ -61,25 +61,47 @@ func (y *Yard) FindEndpoint(ref string) (modes.Endpoint, error) {
 	return pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
 }
 
+// FindEndpointIn is FindEndpoint among those of one network, said as to FindNetwork; empty: of all.
+func (y *Yard) FindEndpointIn(network, ref string) (modes.Endpoint, error) {
+	if network == "" {
+		return y.FindEndpoint(ref)
+	}
+	n, err := y.FindNetwork(network)
+	if err != nil {
+		return modes.Endpoint{}, err
+	}
+	es, err := y.endpointsOf(n.ID)
+	if err != nil {
+		return modes.Endpoint{}, err
+	}
+	return pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
+}
+
 func pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (found T, err error) {
-	count := 0
+	var named, begun []T
 	for _, v := range all {
 		id, name := names(v)
-		if id == ref {
+		switch {
+		case id == ref:
 			return v, nil
-		}
-		if ref != "" && (name == ref || strings.HasPrefix(id, ref)) {
-			found = v
-			count++
+		case ref == "":
+		case name == ref:
+			named = append(named, v)
+		case strings.HasPrefix(id, ref):
+			begun = append(begun, v)
 		}
 	}
-	switch count {
+	matches := named
+	if len(matches) == 0 { // who says a name does not mean an id that begins so
+		matches = begun
+	}
+	switch len(matches) {
 	case 0:
 		return found, fmt.Errorf("%s %q: %w", kind, ref, ErrNotFound)
 	case 1:
-		return found, nil
+		return matches[0], nil
 	}
-	return found, fmt.Errorf("%s %q: %d of them match; say more of the id", kind, ref, count)
+	return found, fmt.Errorf("%s %q: %d of them match; %w", kind, ref, len(matches), ErrAmbiguous)
 }
 
 // Endpoint returns the record of an endpoint.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"netyard/kernel"
@@ -32,6 +33,9 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 		if err := y.restoreNetwork(ctx, n, links); err != nil {
 			y.c.Log.Error("restore a network", "network", n.ID, "mode", n.Mode, "err", err)
 		}
+	}
+	if err := y.enforce(ctx); err != nil { // what could be done is done: better closed than not started
+		y.c.Log.Error("enforce policy", "err", err)
 	}
 	if keepStrays {
 		err = y.c.Kernel.AdoptFirewall()
@@ -125,12 +129,16 @@ func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 		return err
 	}
 	y.tellGivenBack(n, e)
-	return y.update("endpoint buried", func(tx store.Tx) error {
+	err := y.update("endpoint buried", func(tx store.Tx) error {
 		if err := eraseEndpoint(tx, e); err != nil {
 			return err
 		}
 		return y.releaseLeases(tx, n, e)
 	})
+	if err != nil {
+		return err
+	}
+	return y.enforce(ctx)
 }
 
 func (y *Yard) releaseLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
@@ -189,14 +197,15 @@ func (y *Yard) compare() (faults []Finding, strays []kernel.Stray, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	still := map[string]bool{}
+	still := map[string]kernel.Object{}
 	for _, o := range after.objects {
-		still[o.String()] = true
+		still[o.String()] = o
 	}
 	for _, f := range snap.Faults(before.objects) {
 		finding := Finding{Kind: Fault, Text: f.Text}
 		if f.Object >= 0 {
-			if !still[before.objects[f.Object].String()] {
+			was := before.objects[f.Object]
+			if !reflect.DeepEqual(still[was.String()], was) { // gone, or changed in place
 				continue
 			}
 			finding.Network = label(before.networks[f.Object])
@@ -251,5 +260,5 @@ func (y *Yard) wanted() (w wanted, err error) {
 			w.objects, w.networks = append(w.objects, o), append(w.networks, n)
 		}
 	}
-	return w, nil
+	return w, y.wantedByPolicy(&w)
 }

@@ -49,6 +49,9 @@ func (y *Yard) Objects(n modes.Network) ([]string, error) {
 	}
 	words := []string{}
 	for _, o := range m.Objects(n, es) {
+		if l, ok := o.(kernel.Limits); ok && l.None() {
+			continue
+		}
 		words = append(words, o.String())
 	}
 	return words, nil
@@ -58,4 +61,15 @@ func (y *Yard) Objects(n modes.Network) ([]string, error) {
 func (y *Yard) Addressless(mode string) bool {
 	_, yes := y.c.Modes[mode].(modes.Addressless)
 	return yes
+}
+
+// Gatewayless says for each family whether the host needs no address on a network.
+func (y *Yard) Gatewayless(n modes.Network) (v4, v6 bool) {
+	if y.Addressless(n.Mode) {
+		return true, true
+	}
+	if g, ok := y.c.Modes[n.Mode].(modes.Gatewayless); ok {
+		return g.Gatewayless(n)
+	}
+	return false, false
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"netyard/ipam"
@@ -24,6 +25,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrExists says that another of the same id is there.
 	ErrExists = errors.New("exists already")
+	// ErrAmbiguous says that several are meant.
+	ErrAmbiguous = errors.New("say more of the id")
 	// ErrInUse says that something still needs it.
 	ErrInUse = errors.New("in use")
 )
@@ -59,6 +62,8 @@ type Yard struct {
 	sharing  sharing
 	events   events
 	started  time.Time
+	// enforcing keeps an older look at the records from overtaking a newer one on the way to the kernel.
+	enforcing sync.Mutex
 }
 
 // New makes a Yard; Restore it before use.

@@ -102,6 +102,11 @@ func (c *Client) Network(ctx context.Context, ref string) (Network, error) {
 	return do[Network](ctx, c, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil)
 }
 
+// ChangeNetwork changes options of a network and of all that is on it.
+func (c *Client) ChangeNetwork(ctx context.Context, ref string, q Change) (Network, error) {
+	return do[Network](ctx, c, http.MethodPatch, "/v1/networks/"+url.PathEscape(ref), q)
+}
+
 // Endpoints lists all endpoints.
 func (c *Client) Endpoints(ctx context.Context) ([]Endpoint, error) {
 	return do[[]Endpoint](ctx, c, http.MethodGet, "/v1/endpoints", nil)
@@ -117,6 +122,15 @@ func (c *Client) Endpoint(ctx context.Context, ref string) (Endpoint, error) {
 	return do[Endpoint](ctx, c, http.MethodGet, "/v1/endpoints/"+url.PathEscape(ref), nil)
 }
 
+// ChangeEndpoint changes options of one endpoint, which is looked for in one network if that is not empty.
+func (c *Client) ChangeEndpoint(ctx context.Context, network, ref string, q Change) (Endpoint, error) {
+	path := "/v1/endpoints/" + url.PathEscape(ref)
+	if network != "" {
+		path += "?network=" + url.QueryEscape(network)
+	}
+	return do[Endpoint](ctx, c, http.MethodPatch, path, q)
+}
+
 // Leases lists all leases of netyard's own IPAM.
 func (c *Client) Leases(ctx context.Context) ([]Lease, error) {
 	return do[[]Lease](ctx, c, http.MethodGet, "/v1/leases", nil)
@@ -130,6 +144,26 @@ func (c *Client) Reserve(ctx context.Context, q LeaseRequest) (LeaseRequest, err
 // Release drops a lease that nobody has.
 func (c *Client) Release(ctx context.Context, q LeaseRequest) (LeaseRequest, error) {
 	return do[LeaseRequest](ctx, c, http.MethodPost, "/v1/leases/release", q)
+}
+
+// Policies lists all policies.
+func (c *Client) Policies(ctx context.Context) ([]Policy, error) {
+	return do[[]Policy](ctx, c, http.MethodGet, "/v1/policies", nil)
+}
+
+// Policy finds one by its name.
+func (c *Client) Policy(ctx context.Context, name string) (Policy, error) {
+	return do[Policy](ctx, c, http.MethodGet, "/v1/policies/"+url.PathEscape(name), nil)
+}
+
+// ApplyPolicies puts the policies of a file in place, or says what that would change.
+func (c *Client) ApplyPolicies(ctx context.Context, q PolicyRequest) ([]Policy, error) {
+	return do[[]Policy](ctx, c, http.MethodPost, "/v1/policies", q)
+}
+
+// RemovePolicy takes one back.
+func (c *Client) RemovePolicy(ctx context.Context, name string) (Policy, error) {
+	return do[Policy](ctx, c, http.MethodDelete, "/v1/policies/"+url.PathEscape(name), nil)
 }
 
 // Doctor compares records, kernel and engines.

@@ -16,6 +16,7 @@ import (
 
 	"netyard/ipam"
 	"netyard/modes"
+	"netyard/policy"
 	"netyard/yard"
 )
 
@@ -45,11 +46,17 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/networks/{ref}", s.network)
 	handle("GET /v1/endpoints", s.endpoints)
 	handle("GET /v1/endpoints/{ref}", s.endpoint)
+	handle("PATCH /v1/networks/{ref}", s.changeNetwork)
+	handle("PATCH /v1/endpoints/{ref}", s.changeEndpoint)
 	handle("GET /v1/ports", s.ports)
 	mux.HandleFunc("GET /v1/events", s.events)
 	handle("GET /v1/leases", s.leases)
 	handle("POST /v1/leases/reserve", s.reserve)
 	handle("POST /v1/leases/release", s.release)
+	handle("GET /v1/policies", s.policies)
+	handle("POST /v1/policies", s.applyPolicies)
+	handle("GET /v1/policies/{name}", s.policy)
+	handle("DELETE /v1/policies/{name}", s.removePolicy)
 	handle("GET /v1/doctor", s.doctor)
 	handle("POST /v1/gc", s.gc)
 	return mux
@@ -74,7 +81,8 @@ func status(err error) int {
 		return http.StatusNotFound
 	case errors.Is(err, yard.ErrInUse), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
 		return http.StatusConflict
-	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid):
+	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid), errors.Is(err, modes.ErrOption), errors.Is(err, policy.ErrPolicy),
+		errors.Is(err, yard.ErrAmbiguous):
 		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError

@@ -44,23 +44,25 @@ type Subnet struct {
 
 // An Endpoint is a row of netyard ps.
 type Endpoint struct {
-	ID          string    `json:"id"`
-	Container   string    `json:"container"`
-	ContainerID string    `json:"container_id"`
-	Image       string    `json:"image,omitempty"`
-	PID         int       `json:"pid,omitempty"`
-	Engine      string    `json:"engine"`
-	Network     string    `json:"network"`
-	NetworkID   string    `json:"network_id"`
-	Mode        string    `json:"mode"`
-	Addresses   []string  `json:"addresses"`
-	MAC         string    `json:"mac"`
-	Interface   string    `json:"interface"`
-	Ports       []string  `json:"ports"`
-	State       string    `json:"state"`
-	Sandbox     string    `json:"sandbox,omitempty"`
-	Created     time.Time `json:"created"`
-	Joined      time.Time `json:"joined,omitzero"`
+	ID          string   `json:"id"`
+	Container   string   `json:"container"`
+	ContainerID string   `json:"container_id"`
+	Image       string   `json:"image,omitempty"`
+	PID         int      `json:"pid,omitempty"`
+	Engine      string   `json:"engine"`
+	Network     string   `json:"network"`
+	NetworkID   string   `json:"network_id"`
+	Mode        string   `json:"mode"`
+	Addresses   []string `json:"addresses"`
+	MAC         string   `json:"mac"`
+	Interface   string   `json:"interface"`
+	// Options are what was said for this endpoint alone.
+	Options map[string]string `json:"options,omitempty"`
+	Ports   []string          `json:"ports"`
+	State   string            `json:"state"`
+	Sandbox string            `json:"sandbox,omitempty"`
+	Created time.Time         `json:"created"`
+	Joined  time.Time         `json:"joined,omitzero"`
 }
 
 // A Port is a published port, or a range of them: a row of netyard ports.
@@ -69,6 +71,8 @@ type Port struct {
 	HostIP      string `json:"host_ip"`
 	HostPort    int    `json:"host_port"`
 	HostPortEnd int    `json:"host_port_end"`
+	// Routed: it is reached by the container's own address; nothing of the host's is taken, and HostIP and HostPort are the container's.
+	Routed bool `json:"routed"`
 	// Address and Port are the container's; PortEnd is the last of a range.
 	Address     string `json:"address"`
 	Port        int    `json:"port"`
@@ -111,6 +115,11 @@ type LeaseRequest struct {
 	Name    string `json:"name,omitempty"`
 }
 
+// A Change says which options of a network or an endpoint to change, and to what; an empty value stands for the default.
+type Change struct {
+	Options map[string]string `json:"options"`
+}
+
 // failure is how an error is said.
 type failure struct {
 	Error string `json:"error"`
@@ -118,7 +127,7 @@ type failure struct {
 
 func networkView(n modes.Network, endpoints int) Network {
 	v := Network{
-		ID: n.ID, Name: n.Name, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal, Options: n.Options, Settled: n.Settled,
+		ID: n.ID, Name: n.Name, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal, Options: n.Now(), Settled: n.Settled,
 		Endpoints: endpoints, Created: n.Created, Subnets: []Subnet{},
 	}
 	for _, s := range n.Subnets {
@@ -141,7 +150,7 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	v := Endpoint{
 		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image, PID: e.Container.PID,
 		Engine: e.Container.Engine, Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
-		State: state, Sandbox: e.Sandbox, Created: e.Created, Joined: e.Joined,
+		State: state, Options: e.Options, Sandbox: e.Sandbox, Created: e.Created, Joined: e.Joined,
 		Addresses: []string{}, Ports: []string{},
 	}
 	for _, a := range e.Addrs {
@@ -157,7 +166,7 @@ func portViews(e modes.Endpoint, n modes.Network, conflicts []yard.Conflict) (vi
 	show := func(p modes.Port, state, owner string) {
 		v := Port{
 			State: state, Owner: owner,
-			Proto: p.Proto, HostIP: p.HostIP.String(), HostPort: int(p.HostPort), HostPortEnd: int(p.HostPort) + int(p.Count) - 1,
+			Proto: p.Proto, HostIP: p.HostIP.String(), HostPort: int(p.HostPort), HostPortEnd: int(p.HostPort) + int(p.Count) - 1, Routed: p.Routed,
 			Port: int(p.ContainerPort), PortEnd: int(p.ContainerPort) + int(p.Count) - 1,
 			Container: e.Container.Name, ContainerID: e.Container.ID, EndpointID: e.ID, Engine: e.Container.Engine,
 			Network: n.Name, NetworkID: n.ID,

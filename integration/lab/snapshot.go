@@ -14,7 +14,7 @@ import (
 
 const (
 	// settleTime is how long background work has to end before a difference counts.
-	settleTime = 15 * time.Second
+	settleTime = 40 * time.Second
 	// threadSlack is by how much the daemon's threads may grow. Go starts one for each call that blocks, and keeps it.
 	threadSlack = 32
 )

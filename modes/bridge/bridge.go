@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,6 +31,9 @@ type mode struct{ k *kernel.Kernel }
 // New makes the mode.
 func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel}, nil }
 
+// Policed says that every packet of an endpoint is bridged or routed by the host.
+func (mode) Policed(modes.Network) bool { return true }
+
 func (mode) Check(n modes.Network) error {
 	for _, s := range n.Subnets {
 		if s.Pool.Addr().Is6() && n.OptInt("mtu") < minIPv6MTU {
@@ -39,14 +43,19 @@ func (mode) Check(n modes.Network) error {
 			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
 		}
 	}
-	if name := n.Opt("bridge"); strings.HasPrefix(name, kernel.VethPrefix) || strings.HasPrefix(name, kernel.PeerPrefix) {
-		return fmt.Errorf("%w: bridge=%s: names that begin with %s or %s are netyard's own", modes.ErrOption, name, kernel.VethPrefix, kernel.PeerPrefix)
+	for _, prefix := range []string{kernel.VethPrefix, kernel.PeerPrefix, kernel.ShaperPrefix} {
+		if name := n.Opt("bridge"); strings.HasPrefix(name, prefix) {
+			return fmt.Errorf("%w: bridge=%s: names that begin with %s are netyard's own", modes.ErrOption, name, prefix)
+		}
 	}
-	return nil
+	return checkGateways(n)
 }
 
 // Settle decides whose the bridge is: one that is there already and is not netyard's stays its owner's for good.
 func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, error) {
+	if err := m.present(n); err != nil {
+		return nil, err
+	}
 	name := name(n)
 	link, exists, err := m.k.FindLink(name)
 	if err != nil || link.Alias == kernel.Alias(n.ID, "") {
@@ -64,18 +73,21 @@ func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, err
 	if mtu, given := n.Options["mtu"]; given && n.OptInt("mtu") != link.MTU {
 		return nil, fmt.Errorf("%w: mtu=%s: the host's bridge %s has %d, which netyard does not change", modes.ErrOption, mtu, name, link.MTU)
 	}
+	if err := unroutable(n); err != nil {
+		return nil, err
+	}
 	return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, nil
 }
 
 // apart refuses a subnet that the host has an address in: its routes could not tell the two apart. Only here: what is on record has
-// to come up again whatever the host has got since.
+// to come up again whatever the host has got since. A subnet can be part of that of the link on which the host answers for it.
 func (m mode) apart(n modes.Network) error {
 	for _, s := range n.Subnets {
-		link, other, err := m.k.Occupant(s.Pool, name(n))
+		link, other, err := m.k.Occupant(s.Pool, name(n), n.Opt("ndp_proxy"))
 		if err != nil {
 			return err
 		}
-		if link != "" && s.Gateway.IsValid() {
+		if link != "" && s.Gateway.IsValid() && !isolated(n, s.Pool.Addr().Is6()) {
 			return fmt.Errorf("subnet %s overlaps %s on the host's link %s", s.Pool, other, link)
 		}
 	}
@@ -111,6 +123,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 	}
 	l := modes.Link{
 		SrcName: kernel.Name(kernel.PeerPrefix, e.ID), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: gateways(n, e),
+		Routes: routes(n, e),
 	}
 	if e.IfName != "" {
 		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
@@ -119,7 +132,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(append(ports(e), veth(n, e))...)
+	return m.k.Remove(slices.Concat(ports(e), guard(n, e).Objects(), proxies(n, e), []kernel.Object{limits(n, e), veth(n, e)})...) // the queues go with the link
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -137,12 +150,37 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	return append(append(objects, veth(n, e)), ports(e)...)
+	return slices.Concat(objects, []kernel.Object{veth(n, e), limits(n, e)}, guard(n, e).Objects(), proxies(n, e), ports(e))
+}
+
+// guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, and
+// what a container passes on that the others go out by is from anywhere, so there it is the hardware address alone.
+func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
+	v := veth(n, e)
+	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC, Open: n.EndpointOpt(e, "antispoof") != "true", LAN: hostOwned(n) || isRouter(n, e)}
+	for _, a := range e.Addrs {
+		g.Addrs = append(g.Addrs, a.Addr())
+	}
+	return g
+}
+
+func limits(n modes.Network, e modes.Endpoint) kernel.Limits {
+	l := kernel.Limits{
+		Link: kernel.Name(kernel.VethPrefix, e.ID), Shaper: kernel.Name(kernel.ShaperPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID), MTU: mtu(n),
+	}
+	l.Ingress, l.Egress = n.Limits(e)
+	return l
 }
 
 // ports are the elements that give ports of the host to an endpoint.
 func ports(e modes.Endpoint) (objects []kernel.Object) {
 	for _, p := range e.Ports {
+		if p.Routed {
+			for _, el := range (kernel.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}).Elements() {
+				objects = append(objects, el.For(e.ID))
+			}
+			continue
+		}
 		for _, a := range e.Addrs {
 			if a.Addr().Is4() != p.HostIP.Is4() {
 				continue
@@ -183,23 +221,6 @@ func localMAC(id string) net.HardwareAddr {
 	return append(net.HardwareAddr{0x02}, sum[:5]...)
 }
 
-// gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has none:
-// the engine would install it.
-func gateways(n modes.Network, e modes.Endpoint) (gws []netip.Addr) {
-	if n.Internal {
-		return nil
-	}
-	for _, a := range e.Addrs {
-		for _, s := range n.Subnets {
-			if s.Pool.Contains(a.Addr()) && s.Gateway.IsValid() {
-				gws = append(gws, s.Gateway.Addr())
-				break
-			}
-		}
-	}
-	return gws
-}
-
 func networkObjects(n modes.Network) []kernel.Object {
 	br := name(n)
 	if hostOwned(n) {
@@ -209,14 +230,11 @@ func networkObjects(n modes.Network) []kernel.Object {
 	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: localMAC(n.ID)}
 	var rest []kernel.Object
 	for _, s := range n.Subnets {
-		v6 := s.Pool.Addr().Is6()
-		bridge.IPv6 = bridge.IPv6 || v6
-		if s.Gateway.IsValid() && (v6 || !n.OptBool("inhibit_ipv4")) {
+		bridge.IPv6 = bridge.IPv6 || s.Pool.Addr().Is6() && !isolated(n, true)
+		if hostHas(n, s) {
 			rest = append(rest, kernel.Addr{Link: br, Alias: bridge.Alias, Prefix: s.Gateway})
 		}
-		if nat := natSet(v6); !n.Internal && n.OptBool("masquerade") && s.Pool.Bits() > 0 {
-			rest = append(rest, kernel.SubnetIn(nat, s.Pool).For(n.ID))
-		}
+		rest = append(rest, leaveAs(n, s)...)
 	}
 	objects = append(append(objects, bridge), rest...)
 	if n.Opt("bridge") != "" {
@@ -229,6 +247,7 @@ func networkObjects(n modes.Network) []kernel.Object {
 			objects = append(objects, el.For(n.ID))
 		}
 	}
+	objects = append(objects, gatewayObjects(n)...)
 	if n.Internal {
 		objects = append(objects, kernel.InterfaceIn(kernel.Internal, br).For(n.ID))
 	}
@@ -238,18 +257,8 @@ func networkObjects(n modes.Network) []kernel.Object {
 	return objects
 }
 
-func natSet(v6 bool) kernel.SetName {
-	if v6 {
-		return kernel.NAT6
-	}
-	return kernel.NAT4
-}
-
 func forwarding(n modes.Network) (objects []kernel.Object) {
-	var v4, v6 bool
-	for _, s := range n.Subnets {
-		v4, v6 = v4 || s.Pool.Addr().Is4(), v6 || s.Pool.Addr().Is6()
-	}
+	v4, v6 := n.Families()
 	if v4 {
 		objects = append(objects, kernel.Forwarding{})
 	}

@@ -56,6 +56,7 @@ func TestContract(t *testing.T) {
 		{"named", network(netA, map[string]string{"bridge": "web0", "mtu": "1400"}, v4), nil},
 		{"named in Docker's way", network(netA, map[string]string{"bridge": "br-aaaaaaaaaaaa"}, v4), nil},
 		{"the host's bridge", network(netA, map[string]string{"bridge": "lan0"}, v4), hostBridge},
+		{"rates", network(netA, map[string]string{"rate": "10mbit", "egress_rate": "20mbit"}, v4), nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"net"
+	"strconv"
 	"testing"
 
 	"golang.org/x/net/icmp"
@@ -36,7 +37,8 @@ func sendRA(t *testing.T, from *kerneltest.Host) {
 			return err
 		}
 		for range 3 {
-			if _, err := c.WriteTo(ra, &net.IPAddr{IP: net.IPv6linklocalallnodes, Zone: "eth0"}); err != nil {
+			// By its number: Go remembers what number a name has, and in another namespace it has another.
+			if _, err := c.WriteTo(ra, &net.IPAddr{IP: net.IPv6linklocalallnodes, Zone: strconv.Itoa(ifi.Index)}); err != nil {
 				return err
 			}
 		}

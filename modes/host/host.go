@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"netyard/kernel"
@@ -85,7 +86,7 @@ func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 	if device(n) != "" {
 		return m.k.Remove(card(n, e))
 	}
-	return m.k.Remove(append(ports(e), veth(n, e))...)
+	return m.k.Remove(slices.Concat(ports(e), guard(n, e), []kernel.Object{veth(n, e)})...)
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -107,7 +108,7 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if device(n) != "" {
 		return []kernel.Object{card(n, e)}
 	}
-	return append(append(forwarding(n), veth(n, e)), ports(e)...)
+	return slices.Concat(forwarding(n), []kernel.Object{veth(n, e)}, guard(n, e), ports(e))
 }
 
 // MAC is derived from the address, as that of a bridge's containers; a card has its own.
@@ -117,6 +118,9 @@ func (mode) MAC(n modes.Network, e modes.Endpoint) string {
 	}
 	return macOf(e).String()
 }
+
+// Policed: what shares the host's addresses comes by the host's firewall. A card's packets do not.
+func (mode) Policed(n modes.Network) bool { return device(n) == "" }
 
 // Publishes: a container with a card has the ports of its own addresses. One that shares the host's needs none published, see Shares.
 func (mode) Publishes(n modes.Network) error {

@@ -73,6 +73,16 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	}
 }
 
+// guard binds an endpoint to the addresses it was given: it is closed for a port that nothing is known of.
+func guard(n modes.Network, e modes.Endpoint) []kernel.Object {
+	v := veth(n, e)
+	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC}
+	for _, a := range e.Addrs {
+		g.Addrs = append(g.Addrs, a.Addr())
+	}
+	return g.Objects()
+}
+
 // ports are the elements that give ports of the host to an endpoint.
 func ports(e modes.Endpoint) (objects []kernel.Object) {
 	for _, p := range e.Ports {

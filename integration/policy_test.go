@@ -1,0 +1,302 @@
+package integration
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"netyard/integration/lab"
+	"netyard/kernel/kerneltest"
+)
+
+// policies are what TestPolicy applies: only the proxy may talk to the app, and the app to one address outside.
+const policies = `
+name: app
+select: {network: web, labels: {tier: app}}
+ingress:
+  allow:
+    - {container: proxy, ports: [80]}
+egress:
+  allow:
+    - {cidr: 203.0.113.1, ports: [7]}
+    - {cidr: 2001:db8:113::1, ports: [7]}
+`
+
+func apply(t *testing.T, h *lab.Host, flags, text string) (string, error) {
+	t.Helper()
+	file := filepath.Join(h.Dir, "policy.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return h.TrySh("netyard policy apply", flags, file)
+}
+
+// servers listen in a container until it ends, and say whom they saw.
+type servers []*lab.Server
+
+func listen(c *lab.Net, ports ...string) (all servers) {
+	for _, p := range ports {
+		all = append(all, c.Listen("tcp", ":"+p))
+	}
+	return all
+}
+
+func (s servers) close() {
+	for _, one := range s {
+		_ = one.Close()
+	}
+}
+
+// TestPolicy: who may talk to whom, over a restart of a container, which gets another address, and the death of the daemon.
+func TestPolicy(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host6(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard --ipv6 --subnet 10.77.0.0/24 --subnet fd77::/64 web")
+		h.Run("proxy", "--network web")
+		h.Run("app1", "--network web --label tier=app")
+		h.Run("app2", "--network web --label tier=app")
+		proxy, app1, app2 := h.In("proxy"), h.In("app1"), h.In("app2")
+		running := listen(app1, "80", "81")
+		listen(app2, "80", "81")
+		out := h.Outside.Listen("tcp", ":7")
+		other := h.Outside.Listen("tcp", ":8")
+		eventually(t, "ps shows the names", func() bool { return strings.Count(h.Sh("netyard ps"), "app") == 2 })
+		at := func(c, port string) string { return h.Addr(c, "web") + ":" + port }
+		at6 := func(c, port string) string { return "[" + h.Addr6(c, "web") + "]:" + port }
+		app1.Dial("tcp", at("app2", "80"))
+
+		refusals(t, h)
+		said, err := apply(t, h, "--dry-run", policies)
+		if err != nil || !strings.Contains(said, "app would be created: about app1, app2") {
+			t.Fatalf("dry run: %v %s", err, said)
+		}
+		app1.Dial("tcp", at("app2", "80"))
+		for _, want := range []string{"app created: about app1, app2", "app unchanged: about app1, app2"} {
+			if said, err = apply(t, h, "", policies); err != nil || !strings.Contains(said, want) {
+				t.Fatalf("apply: %v %q, want %q", err, said, want)
+			}
+		}
+		has(t, h.Sh("netyard policy ls"), "network=web, label tier=app")
+		has(t, h.Sh("netyard policy show app"), "- container: proxy")
+		holds := func() {
+			t.Helper()
+			proxy.Dial("tcp", at("app1", "80"))
+			proxy.Dial("tcp", at6("app1", "80"))
+			app1.Dial("tcp", h.Outside.IP+":7")
+			app1.Dial("tcp", "["+h.Outside.IP6+"]:7")
+			h.Dial("tcp", at("app1", "81")) // the host itself always gets in
+			for _, c := range []struct {
+				from *lab.Net
+				to   string
+			}{
+				{proxy, at("app1", "81")},
+				{proxy, at6("app1", "81")},
+				{app1, at("app2", "80")},
+				{app1, at6("app2", "80")},
+				{app2, at("app1", "80")},
+				{app1, h.Outside.IP + ":8"},
+				{app1, "[" + h.Outside.IP6 + "]:8"},
+			} {
+				c.from.DialFail("tcp", c.to)
+			}
+		}
+		holds()
+		healthy(t, h)
+
+		before := h.Addr("app1", "web")
+		running.close()
+		h.Docker("restart -t 0 app1")
+		app1 = h.In("app1")
+		listen(app1, "80", "81")
+		if now := h.Addr("app1", "web"); now == before {
+			t.Errorf("the address is still %s", now)
+		}
+		holds()
+		survives(t, h, app1, at("app2", "80"), proxy, at("app1", "80"))
+		holds()
+		late(t, h, at("app2", "80"), out, other)
+		healthy(t, h)
+
+		veth := h.Sh("netyard endpoint inspect app1 --format '{{.Interface}}'")
+		h.Sh("nft delete element bridge netyard quiet '{", veth, "}'")
+		eventually(t, "the element is back", func() bool { return strings.Contains(h.Sh("nft list set bridge netyard quiet"), veth) })
+		has(t, h.ShErr("netyard policy rm ap"), `policy "ap": not found`)
+		has(t, h.Sh("netyard policy rm app"), "removed app")
+		app1.Dial("tcp", at("app2", "80"))
+		healthy(t, h)
+	})
+}
+
+// refusals: one line with the field and its line, and nothing changed.
+func refusals(t *testing.T, h *lab.Host) {
+	t.Helper()
+	h.Docker("network create -d netyard-none --ipam-driver null nothing")
+	eventually(t, "the network has its name", func() bool { return strings.Contains(h.Sh("netyard network ls"), "nothing") })
+	for text, want := range map[string]string{
+		policies + "\nselekt: {}\n":                                       `line 12: unknown field "selekt" in policy; did you mean select?`,
+		policies + "---\nname: b\nselect: {network: nothing}\negress: {}": "select.network: nothing is of mode none",
+	} {
+		if _, err := apply(t, h, "", text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	h.Docker("network rm nothing")
+	if got := h.Sh("netyard policy ls --json"); got != "[]" {
+		t.Errorf("a refused policy is there: %s", got)
+	}
+	for _, set := range []string{"inet netyard closed_in4", "inet netyard allow_out6", "bridge netyard quiet"} {
+		if got := h.Sh("nft list set", set); strings.Contains(got, "elements") {
+			t.Errorf("a refusal put something in: %s", got)
+		}
+	}
+}
+
+// TestPolicyPublished: a published port is subject to the policy of its container, with the client's address and the container's port.
+func TestPolicyPublished(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard-bridge --subnet 10.77.0.0/24 web")
+		h.Run("app", "--network web -p 8080:80")
+		listen(h.In("app"), "80")
+		eventually(t, "ps shows the name", func() bool { return strings.Contains(h.Sh("netyard ps"), "app") })
+		h.Outside.Dial("tcp", h.IP+":8080")
+		for _, c := range []struct {
+			rule    string
+			reaches bool
+		}{{"{cidr: 198.51.100.0/24}", false}, {"{cidr: 203.0.113.1, ports: 8080}", false}, {"{cidr: 203.0.113.1, ports: 80}", true}} {
+			if _, err := apply(t, h, "", "name: app\nselect: {container: app}\ningress:\n  allow:\n    - "+c.rule+"\n"); err != nil {
+				t.Fatal(err)
+			}
+			if c.reaches {
+				h.Outside.Dial("tcp", h.IP+":8080")
+			} else {
+				h.Outside.DialFail("tcp", h.IP+":8080")
+			}
+		}
+		healthy(t, h)
+	})
+}
+
+// survives kills the daemon again and again while somebody tries what is forbidden, and somebody else what is not.
+func survives(t *testing.T, h *lab.Host, from *lab.Net, forbidden string, friend *lab.Net, allowed string) {
+	t.Helper()
+	var tries, violations, failures atomic.Int64
+	done, ended := make(chan struct{}), make(chan struct{})
+	for range 4 {
+		go func() {
+			defer func() { ended <- struct{}{} }()
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := from.TryDial("tcp", forbidden); err == nil {
+					violations.Add(1)
+				}
+				if _, err := friend.TryDial("tcp", allowed); err != nil {
+					failures.Add(1)
+				}
+				tries.Add(1)
+			}
+		}()
+	}
+	for range 3 {
+		h.Netyard.Kill()
+		time.Sleep(300 * time.Millisecond)
+		h.Netyard.Start()
+	}
+	close(done)
+	for range 4 {
+		<-ended
+	}
+	t.Logf("%d tries, %d violations, %d failures", tries.Load(), violations.Load(), failures.Load())
+	if violations.Load() > 0 || failures.Load() > 0 || tries.Load() == 0 {
+		t.Errorf("of %d tries %d got through and %d of what is allowed did not", tries.Load(), violations.Load(), failures.Load())
+	}
+}
+
+// late starts containers that try what is forbidden from their first moment on, before anybody knows who they are.
+func late(t *testing.T, h *lab.Host, forbidden string, allowed, other *lab.Server) {
+	t.Helper()
+	seen := len(other.Seen())
+	try := func(addr string) string {
+		host, port, _ := net.SplitHostPort(addr)
+		return "nc -w 1 " + host + " " + port + " </dev/null && echo reached " + addr + ";"
+	}
+	for i := range 3 {
+		script := fmt.Sprintf("'for i in 1 2 3; do %s %s done; until nc -w 1 %s 7 </dev/null; do sleep 0.2; done'", try(forbidden), try(h.Outside.IP+":8"), h.Outside.IP)
+		out := h.Docker("run --rm --network web --label tier=app", "--name", fmt.Sprintf("late%d", i), lab.Image, "sh -c", script)
+		if strings.Contains(out, "reached") {
+			t.Errorf("a container that just started: %s", out)
+		}
+	}
+	if now := other.Seen(); len(now) > seen {
+		t.Errorf("a container that just started reached %v", now[seen:])
+	}
+	if len(allowed.Seen()) == 0 {
+		t.Error("nobody came to the address that is allowed")
+	}
+}
+
+// TestSpoofing sends every forgery there is from inside a container, and nothing of it arrives; what is honest does.
+func TestSpoofing(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host6(t, e)
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.77.0.0/24 --subnet fd77::/64 web")
+		h.Docker("network create -d netyard-bridge -o antispoof=false --ipv6 --subnet 10.78.0.0/24 --subnet fd78::/64 open")
+		for _, n := range []string{"web", "open"} {
+			for _, c := range []string{"me", "other", "victim"} {
+				h.Run(n+c, "--network "+n)
+			}
+			h.Ping(n+"me", h.Addr(n+"victim", n))
+			h.Ping(n+"me", h.Addr6(n+"victim", n))
+			me, other, victim := station(t, h, n+"me", n), station(t, h, n+"other", n), station(t, h, n+"victim", n)
+			honest, forged := kerneltest.Honest(me, victim), kerneltest.Forgeries(me, other, victim)
+			if got := arrived(t, h.In(n+"me"), h.In(n+"victim"), honest); len(got) != len(honest) {
+				t.Errorf("%s: of what is honest only %q arrived", n, got)
+			}
+			got := arrived(t, h.In(n+"me"), h.In(n+"victim"), forged)
+			if n == "web" && len(got) > 0 {
+				t.Errorf("forged and delivered: %q", got)
+			}
+			if n == "open" && !slices.Contains(got, "hardware address") { // this test can fail
+				t.Errorf("without the guard arrived %q", got)
+			}
+		}
+		healthy(t, h)
+	})
+}
+
+func station(t *testing.T, h *lab.Host, container, network string) kerneltest.Station {
+	t.Helper()
+	mac, err := net.ParseMAC(h.Docker(fmt.Sprintf("inspect -f '{{(index .NetworkSettings.Networks %q).MacAddress}}' %s", network, container)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kerneltest.Station{MAC: mac, V4: netip.MustParseAddr(h.Addr(container, network)), V6: netip.MustParseAddr(h.Addr6(container, network))}
+}
+
+func arrived(t *testing.T, from, to *lab.Net, frames []kerneltest.Frame) (got []string) {
+	t.Helper()
+	var c *kerneltest.Capture
+	err := to.Do(func() (err error) {
+		c, err = kerneltest.NewCapture("eth0")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := from.Do(func() error { return kerneltest.SendFrames("eth0", frames) }); err != nil {
+		t.Fatal(err)
+	}
+	return c.Got(frames, time.Second)
+}

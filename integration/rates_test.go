@@ -1,0 +1,178 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"netyard/integration/lab"
+)
+
+// megabits measures what TCP carries between a container and the outside, in millions of bits a second: what the container sends,
+// and what it gets.
+func megabits(t *testing.T, h *lab.Host, container string) (sent, got float64) {
+	t.Helper()
+	measure := func(flag string) float64 {
+		// The server may still be starting, or busy with the end of the last measurement.
+		out := h.In(container).Tool(fmt.Sprintf("for i in $(seq 50); do iperf3 -J -c %s %s && exit; sleep 0.2; done; exit 1", h.Outside.IP, flag))
+		type report struct {
+			End struct {
+				Received struct {
+					Rate float64 `json:"bits_per_second"`
+				} `json:"sum_received"`
+			}
+		}
+		if i := strings.LastIndex(out, "\n{"); i >= 0 { // those that failed have printed theirs before
+			out = out[i:]
+		}
+		return parse[report](t, out).End.Received.Rate / 1e6
+	}
+	return measure(""), measure("-R")
+}
+
+// carries wants a container to send and to get that many Mbit/s: at least 90 % and at most 105 %. 0 is no limit: far more than any
+// limit of these tests.
+func carries(t *testing.T, h *lab.Host, container string, sends, gets float64) {
+	t.Helper()
+	sent, got := megabits(t, h, container)
+	t.Logf("%s sends %.2f and gets %.2f Mbit/s, limits %v and %v", container, sent, got, sends, gets)
+	for _, m := range []struct {
+		verb        string
+		rate, limit float64
+	}{{"sends", sent, sends}, {"gets", got, gets}} {
+		const much = 100
+		if m.limit == 0 && m.rate < much || m.limit > 0 && (m.rate < 0.9*m.limit || m.rate > 1.05*m.limit) {
+			t.Errorf("%s %s %.2f Mbit/s under a limit of %v", container, m.verb, m.rate, m.limit)
+		}
+	}
+}
+
+// limits is what there is of limits on the host.
+func limits(h *lab.Host) string {
+	return strings.TrimSpace(h.Tool("tc qdisc show | grep -E 'tbf|ingress' || true; ip -o link show type ifb"))
+}
+
+func TestRates(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Outside.Service("iperf3", "iperf3", "-s").Start()
+		h.Docker("network create -d netyard-bridge -o rate=10mbit web")
+		h.Run("c1", "--network web")
+		carries(t, h, "c1", 10, 10)
+		h.Run("c2", "--network name=web,driver-opt=rate=unlimited,driver-opt=egress_rate=20mbit")
+		carries(t, h, "c2", 20, 0)
+		healthy(t, h)
+		has(t, h.DockerErr("run --rm --network name=web,driver-opt=rate=fast busybox true"), "rate=fast: want a rate such as 10mbit")
+		has(t, h.DockerErr("network create -d netyard-bridge -o rate=10mb bad"), "rate=10mb: want a rate such as 10mbit")
+
+		eventually(t, "the containers' names are known", func() bool {
+			out := h.Sh("netyard ps")
+			return strings.Contains(out, "c1") && strings.Contains(out, "c2")
+		})
+		h.Sh("netyard endpoint set c1 rate=50mbit")
+		carries(t, h, "c1", 50, 50)
+		h.Netyard.Restart()
+		healthy(t, h)
+		carries(t, h, "c1", 50, 50)
+		has(t, h.ShErr("netyard endpoint set c1 icc=false"), "icc is said for a network")
+
+		link := strings.TrimSpace(h.Sh("netyard endpoint inspect c1 --format '{{.Interface}}'"))
+		h.Tool("tc qdisc del dev " + link + " root")
+		out, _ := h.TrySh("netyard doctor")
+		has(t, out, "link "+link+": the limit to the container (50mbit) is missing")
+		h.Netyard.Restart()
+		healthy(t, h)
+
+		h.Docker("restart -t 0 c1") // a new endpoint, which has its network's limit
+		if got := limits(h); strings.Count(got, "rate 10Mbit") != 2 || strings.Contains(got, "50Mbit") {
+			t.Errorf("after a restart of c1 there is %s", got)
+		}
+		h.Docker("rm -f c1 c2")
+		eventually(t, "no limit is left", func() bool { return limits(h) == "" })
+		healthy(t, h)
+	})
+}
+
+// TestRateOfConnect: a limit that is said to docker network connect, beside one of another network.
+func TestRateOfConnect(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard-bridge a")
+		h.Docker("network create -d netyard --ipam-driver netyard b")
+		h.Run("c1", "--network a")
+		h.Docker("network connect --driver-opt ingress_rate=10mbit b c1")
+		has(t, limits(h), "rate 10Mbit")
+		if strings.Contains(limits(h), "ifb") {
+			t.Errorf("what c1 sends is limited: %s", limits(h))
+		}
+		eventually(t, "the container's name is known", func() bool { return strings.Count(h.Sh("netyard ps"), "c1") == 2 })
+		has(t, h.ShErr("netyard endpoint set c1 rate=20mbit"), "say more of the id, or which network's")
+		has(t, h.Sh("netyard endpoint set c1 --network b ingress_rate= egress_rate=20000kbit"), "changed endpoint")
+		has(t, limits(h), "rate 20Mbit")
+		healthy(t, h)
+
+		h.Netyard.Stop()
+		if err := os.Remove(filepath.Join(h.Dir, "state", "netyard.db")); err != nil {
+			t.Fatal(err)
+		}
+		h.Netyard.Start() // what was said to the engine is known again, what was changed in place is not
+		eventually(t, "the records are rebuilt", func() bool { return strings.Count(h.Sh("netyard ps"), "c1") == 2 })
+		healthy(t, h)
+		if got := limits(h); !strings.Contains(got, "rate 10Mbit") || strings.Contains(got, "ifb") {
+			t.Errorf("after the records were rebuilt there is %s", got)
+		}
+		h.Docker("network disconnect b c1")
+		eventually(t, "no limit is left", func() bool { return limits(h) == "" })
+		healthy(t, h)
+	})
+}
+
+func TestNetworkSet(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host(t, e)
+		h.Docker("network create -d netyard --ipam-driver netyard web")
+		h.Run("c1", "--network web")
+		h.Run("c2", "--network web")
+		h.Ping("c1", "c2")
+		outside := h.Outside.Listen("tcp", ":80")
+		eventually(t, "the network's name is known", func() bool { return strings.Contains(h.Sh("netyard network ls"), "web") })
+
+		has(t, h.Sh("netyard network set web icc=false rate=10mbit"), "changed network web: icc=false rate=10mbit")
+		h.PingFail("c1", "c2")
+		has(t, limits(h), "rate 10Mbit")
+		h.In("c1").Dial("tcp", h.Outside.IP+":80")
+		healthy(t, h)
+		for _, bad := range []struct{ options, want string }{
+			{"bridge=web0", "bridge cannot be changed in place: endpoints are plugged into that bridge"},
+			{"mtu=1400", "mtu cannot be changed in place: running containers' interfaces have it already"},
+			{"mode=none", "mode cannot be changed in place"},
+			{"rate=fast", "rate=fast: want a rate"},
+			{"icd=true", "did you mean icc?"},
+		} {
+			has(t, h.ShErr("netyard network set web masquerade=false "+bad.options), bad.want)
+		}
+		h.In("c1").Dial("tcp", h.Outside.IP+":80")
+
+		h.Netyard.Restart()
+		healthy(t, h)
+		h.PingFail("c1", "c2")
+		h.Docker("restart -t 0 c2")
+		h.PingFail("c1", "c2")
+		has(t, h.Sh("netyard network inspect web"), `"rate": "10mbit"`)
+
+		h.Sh("netyard network set web icc= rate= masquerade=false")
+		h.Ping("c1", "c2")
+		if left := limits(h); left != "" {
+			t.Errorf("a limit is left: %s", left)
+		}
+		h.In("c1").DialFail("tcp", h.Outside.IP+":80") // the outside has no route back
+		h.Sh("netyard network set web masquerade=")
+		h.In("c1").Dial("tcp", h.Outside.IP+":80")
+		if len(outside.Seen()) == 0 || !strings.HasPrefix(outside.Seen()[0], h.IP+":") {
+			t.Errorf("the outside saw %v", outside.Seen())
+		}
+		healthy(t, h)
+	})
+}

@@ -1,0 +1,116 @@
+package modes
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Now are the options as they stand: what the network was created with, and what was changed in place since.
+func (n Network) Now() map[string]string {
+	now := maps.Clone(n.Options)
+	if now == nil {
+		now = map[string]string{}
+	}
+	maps.Copy(now, n.Changed)
+	maps.DeleteFunc(now, func(_, v string) bool { return v == "" })
+	return now
+}
+
+// Change is the network with options changed in place; an empty value stands for the default. It refuses what Resolve refuses, and
+// what cannot be changed, by name and with the reason. Options stays what the engine asked for: it may ask again.
+func (n Network) Change(given map[string]string) (Network, error) {
+	changed, err := change(Options(), n.Mode, given)
+	if err != nil {
+		return n, err
+	}
+	n.Changed = maps.Clone(n.Changed)
+	if n.Changed == nil {
+		n.Changed = map[string]string{}
+	}
+	for name, v := range changed {
+		was, said := n.Options[name]
+		if !said {
+			was = optionOf(name).Default
+		}
+		if v == "" {
+			v = optionOf(name).Default
+		}
+		if n.Changed[name] = v; v == was {
+			delete(n.Changed, name)
+		}
+	}
+	return n, nil
+}
+
+// ChangeEndpoint is Change for one endpoint; an empty value stands for what its network says.
+func (n Network) ChangeEndpoint(e Endpoint, given map[string]string) (Endpoint, error) {
+	table, err := ofEndpoints(n.Mode, given)
+	if err != nil {
+		return e, err
+	}
+	changed, err := change(table, n.Mode, given)
+	if err != nil {
+		return e, fmt.Errorf("endpoint: %w", err)
+	}
+	e.Options = maps.Clone(e.Options)
+	if e.Options == nil {
+		e.Options = map[string]string{}
+	}
+	maps.Copy(e.Options, changed)
+	maps.DeleteFunc(e.Options, func(_, v string) bool { return v == "" })
+	return e, nil
+}
+
+// change resolves what is to be changed; empty values stay empty.
+func change(table []Option, mode string, given map[string]string) (map[string]string, error) {
+	if len(given) == 0 {
+		return nil, fmt.Errorf("%w: no option to change", ErrOption)
+	}
+	said := maps.Clone(given)
+	back := map[string]string{}
+	var fixed []error
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		o, err := find(table, mode, key)
+		switch {
+		case err != nil:
+			return nil, err
+		case !o.Set:
+			fixed = append(fixed, fmt.Errorf("%w: %s cannot be changed in place: %s", ErrOption, key, o.whyFixed()))
+		case given[key] == "":
+			delete(said, key)
+			back[o.Name] = key
+		}
+	}
+	if len(fixed) > 0 {
+		return nil, errors.Join(fixed...)
+	}
+	changed, err := resolve(table, mode, said)
+	if err != nil {
+		return nil, err
+	}
+	for name, key := range back {
+		if v, ok := changed[name]; ok {
+			return nil, fmt.Errorf("%w: %s= contradicts %s=%s", ErrOption, key, name, v)
+		}
+		changed[name] = ""
+	}
+	return changed, nil
+}
+
+func (o Option) whyFixed() string {
+	if o.Fixed != "" {
+		return o.Fixed
+	}
+	return "make the network anew"
+}
+
+func optionOf(name string) Option {
+	for _, o := range Options() {
+		if o.Name == name {
+			return o
+		}
+	}
+	return Option{}
+}

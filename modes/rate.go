@@ -1,0 +1,69 @@
+package modes
+
+import (
+	"fmt"
+	"math"
+	"math/big"
+	"regexp"
+	"strings"
+
+	"netyard/kernel"
+)
+
+const (
+	// minRate and maxRate are what a token bucket of the kernel can hold, with room to spare.
+	minRate = 8_000
+	maxRate = 1_000_000_000_000
+	// Unlimited is the value of a Rate that is none.
+	Unlimited = "unlimited"
+)
+
+var rateForm = regexp.MustCompile(`^([0-9]{1,20}(?:\.[0-9]{1,20})?)([kmgt]i?)?(bit|bps)?$`)
+
+// ParseRate reads a rate as tc(8) writes it: a number, k, m, g, t (of 1000) or ki, mi, gi, ti (of 1024), and bit, or bps for bytes
+// per second. A number alone is in bits per second; 0 and "unlimited" are no limit.
+func ParseRate(text string) (kernel.Rate, error) {
+	lower := strings.ToLower(text)
+	if lower == Unlimited {
+		return 0, nil
+	}
+	parts := rateForm.FindStringSubmatch(lower)
+	if parts == nil || parts[2] != "" && parts[3] == "" {
+		return 0, fmt.Errorf("want a rate such as 10mbit, 1.5gbit or 500kbps (bytes), or unlimited")
+	}
+	v, _ := new(big.Rat).SetString(parts[1]) // the form lets only numbers in
+	base := big.NewInt(1000)
+	if strings.HasSuffix(parts[2], "i") {
+		base.SetInt64(1024)
+	}
+	if parts[2] != "" {
+		power := strings.Index("kmgt", parts[2][:1]) + 1
+		v.Mul(v, new(big.Rat).SetInt(base.Exp(base, big.NewInt(int64(power)), nil)))
+	}
+	if parts[3] == "bps" {
+		v.Mul(v, big.NewRat(8, 1))
+	}
+	f, _ := v.Float64()
+	n := uint64(math.Min(math.Round(f), math.MaxInt64))
+	if f != 0 && (n < minRate || n > maxRate) {
+		return 0, fmt.Errorf("want a rate from %s to %s, or unlimited", kernel.Rate(minRate), kernel.Rate(maxRate))
+	}
+	return kernel.Rate(n), nil
+}
+
+// Limits are the rates of an endpoint, as it sees it: in and out. What is said for one direction goes before what is said for both,
+// and all that is said for the endpoint goes before what is said for its network.
+func (n Network) Limits(e Endpoint) (ingress, egress kernel.Rate) {
+	of := func(direction string) kernel.Rate {
+		for _, said := range []map[string]string{e.Options, n.Now()} {
+			for _, name := range []string{direction, "rate"} {
+				if v := said[name]; v != "" {
+					r, _ := ParseRate(v) // Resolve let only rates in
+					return r
+				}
+			}
+		}
+		return 0
+	}
+	return of("ingress_rate"), of("egress_rate")
+}

@@ -1,0 +1,105 @@
+package yard
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netyard/modes"
+)
+
+// A widening says by which addresses ports are published for which an engine names none or all.
+type widening struct {
+	n      modes.Network
+	e      modes.Endpoint
+	binds  []netip.Addr
+	routed families
+	// asks are for addresses of the host, own takes none of them: where a network is routed ports are the containers' own.
+	asks []Ask
+	own  []modes.Port
+}
+
+// widen replaces what is meant for every address, or the network's default, by addresses.
+func widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []Ask) ([]Ask, []modes.Port, error) {
+	if len(asks) == 0 {
+		return nil, nil, nil
+	}
+	p, ok := m.(modes.Publisher)
+	if !ok {
+		return nil, nil, fmt.Errorf("publish %s: a network of mode %s does not publish ports", asks[0], n.Mode)
+	}
+	if err := p.Publishes(n); err != nil {
+		return nil, nil, fmt.Errorf("publish %s: %w", asks[0], err)
+	}
+	w := widening{n: n, e: e, binds: p.Binds(n)}
+	every := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	if len(w.binds) == 0 {
+		w.binds = every
+	}
+	if r, ok := m.(modes.Router); ok {
+		w.routed = families{r.Routes(n, false), r.Routes(n, true)}
+		w.binds = append(slices.DeleteFunc(slices.Clone(w.binds), w.routed.has), // they are about addresses of the host
+			slices.DeleteFunc(every, func(a netip.Addr) bool { return !w.routed.has(a) })...)
+	}
+	for _, a := range asks {
+		if err := w.add(a); err != nil {
+			return nil, nil, fmt.Errorf("publish %s: %w", a, err)
+		}
+	}
+	slices.SortFunc(w.own, comparePorts)
+	return w.asks, join(slices.Compact(w.own)), nil
+}
+
+func (w *widening) add(a Ask) error {
+	hosts := w.binds
+	if a.HostIP.IsValid() {
+		if !hasFamily(w.e, a.HostIP) {
+			return fmt.Errorf("the container has no %s address on the network", familyName(a.HostIP))
+		}
+		hosts = []netip.Addr{a.HostIP}
+	}
+	found := false
+	for _, host := range hosts {
+		if !hasFamily(w.e, host) {
+			continue
+		}
+		found = true
+		a.HostIP = host
+		switch {
+		case !w.routed.has(host):
+			w.asks = append(w.asks, a)
+		case host.IsUnspecified():
+			w.own = append(w.own, ownPort(w.e, a))
+		default:
+			return fmt.Errorf("the network's %s is routed: the container's own port is opened, on no address of the host", familyName(host))
+		}
+	}
+	if !found {
+		return fmt.Errorf("the container has no address of a family that ports are published on")
+	}
+	return nil
+}
+
+// ownPort is the port of an endpoint that takes none of the host's.
+func ownPort(e modes.Endpoint, a Ask) modes.Port {
+	at := slices.IndexFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.HostIP.Is4() })
+	return modes.Port{
+		Proto: a.Proto, HostIP: e.Addrs[at].Addr(), HostPort: a.ContainerPort, ContainerPort: a.ContainerPort, Count: 1, Routed: true,
+	}
+}
+
+// families are the families of which something is so.
+type families struct{ v4, v6 bool }
+
+func (f families) has(a netip.Addr) bool { return a.Is4() && f.v4 || a.Is6() && f.v6 }
+
+func familyName(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+func hasFamily(e modes.Endpoint, a netip.Addr) bool {
+	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
+}
