@@ -173,6 +173,22 @@ func flagError(c *cli.Context, err error, _ bool) error {
 	return unknown(c, "flag", dashed(name), known)
 }
 
+// pairs reads the KEY=VALUEs of a flag that can be said more than once.
+func pairs(c *cli.Context, flag string) (map[string]string, error) {
+	all := map[string]string{}
+	for _, text := range c.StringSlice(flag) {
+		k, v, ok := strings.Cut(text, "=")
+		if !ok || k == "" {
+			return nil, usagef(c, "--%s %s: want KEY=VALUE", flag, text)
+		}
+		if old, twice := all[k]; twice && old != v {
+			return nil, usagef(c, "--%s %s: %s is said twice", flag, text, k)
+		}
+		all[k] = v
+	}
+	return all, nil
+}
+
 func dashed(flag string) string {
 	if len(flag) == 1 {
 		return "-" + flag

@@ -66,7 +66,7 @@ func Main(args []string, version string) int {
 func (p Program) Run(ctx context.Context, args []string) int {
 	app := p.app()
 	err := app.RunContext(ctx, arrange(app, args))
-	if err != nil && !errors.Is(err, errFindings) {
+	if err != nil && !errors.Is(err, errFindings) && !errors.Is(err, errUnreachable) {
 		_, _ = fmt.Fprintln(p.Stderr, "netyard: "+explain(err)) // nobody is left to be told
 	}
 	return exitCode(err)
@@ -84,7 +84,8 @@ func (p Program) app() *cli.App {
 			Name: runDirFlag, Usage: "`DIR` of the daemon's admin socket, " + socketName, Value: defaultRunDir, EnvVars: []string{"NETYARD_RUN_DIR"},
 		}},
 		Commands: []*cli.Command{
-			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.eventsCommand(), p.leaseCommand(), p.policyCommand(), p.doctorCommand(), p.gcCommand(),
+			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.eventsCommand(), p.leaseCommand(),
+			p.cniCommand(), p.policyCommand(), p.doctorCommand(), p.gcCommand(), traceCommand(),
 			p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(), verifyCommand(),
 		},
 		Action:         wantCommand,

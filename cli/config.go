@@ -41,14 +41,23 @@ type Config struct {
 	Pools             []string      `yaml:"pools"`
 	IPv6Pool          string        `yaml:"ipv6_pool"`
 	Cooldown          time.Duration `yaml:"cooldown"`
+	// Publish says who decides about published ports: they are open, or the host's firewall has to let them through.
+	Publish string `yaml:"publish"`
+	// ProtectRules keeps others from changing netyard's tables, where the kernel can.
+	ProtectRules bool `yaml:"protect_rules"`
 }
+
+const (
+	publishOpen = "open"
+	publishHost = "host"
+)
 
 func defaults() Config {
 	return Config{
 		StateDir: defaultStateDir, RunDir: defaultRunDir, PluginDir: "/run/docker/plugins",
 		DockerHost: "unix:///var/run/docker.sock", ContainerdAddress: "/run/containerd/containerd.sock",
 		Modes: slices.Sorted(maps.Keys(all.Modes())), LogLevel: "info", LogFormat: "text",
-		Cooldown: ipam.DefaultCooldown,
+		Cooldown: ipam.DefaultCooldown, Publish: publishOpen, ProtectRules: true,
 	}
 }
 
@@ -62,13 +71,15 @@ func serveFlags() []cli.Flag {
 		str("state-dir", "`DIR` of the database", d.StateDir),
 		str("plugin-dir", "`DIR` where Docker looks for plugins' sockets", d.PluginDir),
 		str("docker-host", "`ADDRESS` of the Docker engine, asked in the background for containers' names; empty: never", d.DockerHost),
-		str("containerd-address", "`SOCKET` of containerd; kept for the CNI door, which this version does not have", d.ContainerdAddress),
+		str("containerd-address", "`SOCKET` of containerd, asked for the names and labels of containers that nerdctl attaches; empty: never", d.ContainerdAddress),
 		&cli.StringSliceFlag{Name: "modes", Usage: "`MODES` to offer", DefaultText: strings.Join(d.Modes, ",")},
 		str("log-level", "debug, info, warn or error", d.LogLevel),
 		str("log-format", "text or json", d.LogFormat),
 		&cli.StringSliceFlag{Name: "pools", Usage: "`BASE:SIZE` blocks that networks without --subnet are cut from", DefaultText: defaultPools()},
 		str("ipv6-pool", "the `PREFIX` (/48) that IPv6 networks without --subnet are cut from", "one of the host's own, from its machine id"),
 		&cli.DurationFlag{Name: "cooldown", Usage: "how long a freed address rests before it is handed out again", DefaultText: d.Cooldown.String()},
+		str("publish", "who decides about published ports: open, they are open; or host, the host's firewall does, as about ports of the host's own", d.Publish),
+		&cli.BoolFlag{Name: "protect-rules", Usage: "keep others from changing netyard's nftables tables, which needs Linux 6.9; so it is unless --protect-rules=false"},
 		&cli.BoolFlag{Name: "check", Usage: "check the configuration, print it and exit"},
 	}
 }
@@ -89,6 +100,7 @@ func loadConfig(c *cli.Context) (Config, error) {
 	for name, to := range map[string]*string{
 		"state-dir": &cfg.StateDir, "run-dir": &cfg.RunDir, "plugin-dir": &cfg.PluginDir, "docker-host": &cfg.DockerHost,
 		"containerd-address": &cfg.ContainerdAddress, "log-level": &cfg.LogLevel, "log-format": &cfg.LogFormat, "ipv6-pool": &cfg.IPv6Pool,
+		"publish": &cfg.Publish,
 	} {
 		if c.IsSet(name) {
 			*to = c.String(name)
@@ -99,6 +111,9 @@ func loadConfig(c *cli.Context) (Config, error) {
 	}
 	if c.IsSet("pools") {
 		cfg.Pools = c.StringSlice("pools")
+	}
+	if c.IsSet("protect-rules") {
+		cfg.ProtectRules = c.Bool("protect-rules")
 	}
 	if c.IsSet("cooldown") {
 		cfg.Cooldown = c.Duration("cooldown")
@@ -158,6 +173,9 @@ func (cfg *Config) check() error {
 	}
 	if cfg.DockerHost != "" && !strings.Contains(cfg.DockerHost, "://") {
 		return fmt.Errorf("docker_host: %q has no scheme, as unix:///var/run/docker.sock", cfg.DockerHost)
+	}
+	if cfg.Publish != publishOpen && cfg.Publish != publishHost {
+		return fmt.Errorf("publish: %q is neither open nor host", cfg.Publish)
 	}
 	if cfg.Cooldown < 0 {
 		return fmt.Errorf("cooldown: %s is less than nothing", cfg.Cooldown)

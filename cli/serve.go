@@ -22,8 +22,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netyard/cli/api"
+	"netyard/cni"
+	"netyard/cni/door"
 	"netyard/driver"
 	"netyard/engines"
+	"netyard/firewalld"
 	"netyard/ipam"
 	"netyard/kernel"
 	"netyard/modes"
@@ -84,7 +87,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 			return err
 		}
 	}
-	doors, admin, err := listenAll(ctx, cfg)
+	doors, admin, runtimes, err := listenAll(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -93,25 +96,49 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
+	if cfg.Publish == publishHost {
+		k.ObeyHostFirewall()
+	}
+	if !cfg.ProtectRules {
+		k.ShareTables()
+	}
 	docker := engines.NewDocker(cfg.DockerHost, log)
-	y, err := newYard(cfg, log, st, k, docker.Poke)
+	runtime, err := engines.NewContainerd(cfg.ContainerdAddress, log)
 	if err != nil {
 		return err
 	}
-	docker.Yard = y
+	defer func() { err = errors.Join(err, runtime.Close()) }()
+	y, err := newYard(cfg, log, st, k, func() { docker.Poke(); runtime.Poke() })
+	if err != nil {
+		return err
+	}
+	docker.Yard, runtime.Yard = y, y
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
+	plugins := &door.Server{Yard: y, Log: log, Tombstones: cni.TombstoneDir(filepath.Join(cfg.RunDir, cni.SocketName))}
+	plugins.Exhume(ctx)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return k.Watch(ctx) })
 	tasks.Go(func() error { return y.Run(ctx) })
 	tasks.Go(func() error { return y.WatchSandboxes(ctx) })
+	tasks.Go(func() error { return y.Mend(ctx) })
+	if err := keepZone(ctx, tasks, k, log); err != nil {
+		return err
+	}
 	server := &api.Server{Yard: y, Log: log, Version: version}
 	if cfg.DockerHost != "" {
-		server.Census = docker.Census
+		server.Censuses = append(server.Censuses, docker.Census)
 		tasks.Go(func() error { return docker.Run(ctx) })
 	}
+	if cfg.ContainerdAddress != "" {
+		server.Censuses = append(server.Censuses, runtime.Census)
+		plugins.Whose = runtime.Whose
+		tasks.Go(func() error { return runtime.Run(ctx) })
+	}
 	serveOn(ctx, tasks, admin, server.Handler())
+	tasks.Go(func() error { return plugins.Serve(ctx, runtimes) })
+	tasks.Go(func() error { return plugins.Run(ctx) })
 	for _, d := range doors {
 		d.Yard, d.Log, d.Greeted = y, log, docker.Poke
 		serveOn(ctx, tasks, d.listener, d.Handler())
@@ -119,6 +146,17 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir, "admin", filepath.Join(cfg.RunDir, socketName))
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // nobody to notify is no error
 	return tasks.Wait()
+}
+
+// keepZone tells firewalld of the bridges.
+func keepZone(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, log *slog.Logger) error {
+	changes, err := k.Changes(ctx)
+	if err != nil {
+		return err
+	}
+	keeper := &firewalld.Keeper{Log: log, Bridges: k.BridgeNames, Ours: kernel.OwnName, Changes: changes}
+	tasks.Go(func() error { return keeper.Run(ctx) })
+	return nil
 }
 
 func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
@@ -198,17 +236,17 @@ func machineID(cfg Config) (string, error) {
 	return strings.TrimSpace(string(fresh)), nil
 }
 
-// A door is a plugin's socket and what is behind it.
-type door struct {
+// A plugin is one of Docker's: its socket and what is behind it.
+type plugin struct {
 	driver.Door
 	listener net.Listener
 }
 
 // listenAll opens every socket, or none.
-func listenAll(ctx context.Context, cfg Config) (doors []*door, admin net.Listener, err error) {
+func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtimes net.Listener, err error) {
 	s, err := newSockets()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	var open []net.Listener
 	defer func() {
@@ -218,10 +256,12 @@ func listenAll(ctx context.Context, cfg Config) (doors []*door, admin net.Listen
 			}
 		}
 	}()
-	if admin, err = s.listen(ctx, filepath.Join(cfg.RunDir, socketName), 0o700); err != nil {
-		return nil, nil, err
+	for name, to := range map[string]*net.Listener{socketName: &admin, cni.SocketName: &runtimes} {
+		if *to, err = s.listen(ctx, filepath.Join(cfg.RunDir, name), 0o700); err != nil {
+			return nil, nil, nil, err
+		}
+		open = append(open, *to)
 	}
-	open = append(open, admin)
 	table := all.Modes()
 	for name := range table {
 		if !slices.Contains(cfg.Modes, name) {
@@ -236,12 +276,12 @@ func listenAll(ctx context.Context, cfg Config) (doors []*door, admin net.Listen
 	for name, mode := range driver.Modes(table) {
 		l, err := s.listen(ctx, filepath.Join(cfg.PluginDir, name+".sock"), 0o755)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		open = append(open, l)
-		doors = append(doors, &door{Door: driver.Door{Name: name, Mode: mode}, listener: l})
+		doors = append(doors, &plugin{Door: driver.Door{Name: name, Mode: mode}, listener: l})
 	}
-	return doors, admin, nil
+	return doors, admin, runtimes, nil
 }
 
 // serveOn answers on a socket until ctx ends, and then lets what is under way come to its end.

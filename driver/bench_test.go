@@ -96,6 +96,12 @@ func (e bench) settle() {
 // bare runs f with a handle on the host's network and a bridge like a network's.
 func (e bench) bare(f func(nl *netlink.Handle, br netlink.Link)) {
 	e.tb.Helper()
+	e.bareOn("nyb-aaaaaaaaaaa", f)
+}
+
+// bareOn runs f with a handle on the host's network and a link of it.
+func (e bench) bareOn(name string, f func(nl *netlink.Handle, link netlink.Link)) {
+	e.tb.Helper()
 	var nl *netlink.Handle
 	err := e.host.Do(func() (err error) {
 		nl, err = netlink.NewHandle(0)
@@ -105,11 +111,11 @@ func (e bench) bare(f func(nl *netlink.Handle, br netlink.Link)) {
 		e.tb.Fatal(err)
 	}
 	defer nl.Close()
-	br, err := nl.LinkByName("nyb-aaaaaaaaaaa")
+	link, err := nl.LinkByName(name)
 	if err != nil {
 		e.tb.Fatal(err)
 	}
-	f(nl, br)
+	f(nl, link)
 }
 
 // bareVeth makes what a container needs: a pair, one end on the bridge, marked and up.

@@ -69,6 +69,7 @@ func subnet(data network.IPAMData) (s modes.Subnet, err error) {
 		return s, fmt.Errorf("subnet %q: %w", data.Pool, err)
 	}
 	s.Pool = s.Pool.Masked()
+	s.Chosen = s.Space == dockerSpace && dockerChooses(s.Pool) && len(data.AuxAddresses) == 0
 	if data.Gateway != "" {
 		if s.Gateway, err = netip.ParsePrefix(data.Gateway); err != nil {
 			return s, fmt.Errorf("gateway %q: %w", data.Gateway, err)
@@ -86,6 +87,17 @@ func subnet(data network.IPAMData) (s modes.Subnet, err error) {
 		s.Aux[name] = p
 	}
 	return s, nil
+}
+
+// dockerSpace is the address space of Docker's own IPAM.
+const dockerSpace = "LocalDefault"
+
+// dockerChooses says whether a subnet looks like those that Docker's IPAM takes when nobody names one (moby,
+// libnetwork/ipamutils/utils.go): it does not tell.
+func dockerChooses(p netip.Prefix) bool {
+	large := p.Bits() == 16 && netip.MustParsePrefix("172.16.0.0/12").Contains(p.Addr())
+	small := p.Bits() == 20 && netip.MustParsePrefix("192.168.0.0/16").Contains(p.Addr())
+	return large || small
 }
 
 // numberedZero matches the names an engine can give: it numbers a prefix, from 0 up, and a plugin only tells the prefix.

@@ -236,7 +236,7 @@ func TestBadInput(t *testing.T) {
 	for opts, want := range map[string]string{
 		`"mode":"nosuch"`:  "mode=nosuch",
 		`"mode":"none"`:    "netyard-bridge has networks of mode bridge only",
-		`"parent":"eth0"`:  "unknown option parent",
+		`"parent":"eth0"`:  "parent is not an option of mode bridge, but of ipvlan, macvlan",
 		`"mtuu":"1400"`:    "did you mean mtu?",
 		`"mtu":"abc"`:      "mtu=abc: want a number",
 		`"mtu":1400`:       "mtu: want text",

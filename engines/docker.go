@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -109,7 +110,13 @@ func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
 	if err := d.Yard.Reconcile(ctx, c); err != nil {
 		return true, fmt.Errorf("reconcile with %s: %w", yard.Docker, err)
 	}
-	return d.bySandbox(), nil
+	return d.bySandbox() || d.nameless(), nil
+}
+
+// nameless says whether there are networks of the engine whose names it has not told yet.
+func (d *Docker) nameless() bool {
+	ns, err := d.Yard.Networks()
+	return err == nil && slices.ContainsFunc(ns, func(n modes.Network) bool { return n.Engine == yard.Docker && n.Name == "" })
 }
 
 // bySandbox finds the processes of endpoints that are not known yet, without asking anybody.
@@ -120,7 +127,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 	}
 	var open []modes.Endpoint
 	for _, e := range es {
-		if e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "") {
+		if e.Attachment == "" && e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "") {
 			open = append(open, e)
 		}
 	}

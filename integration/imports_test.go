@@ -32,9 +32,13 @@ func layers() []rule {
 		{"yard", "store kernel modes ipam policy", "it knows no door, no engine and no mode by name"},
 		{"driver", middle, "no handler calls an engine's API"},
 		{"engines", middle, "it hands on to yard, and knows no door"},
+		{"firewalld", "", "it is told names of bridges, and nothing else"},
 		{"cli/api", middle, "it is a door to yard"},
-		{"cli", middle + " driver engines cli/api modes/* modes/internal/*", "it is the program, without its tests"},
-		{".", "cli cli/api driver engines modes/* modes/internal/* " + middle, "it is the program, without its tests"},
+		{"cni", "", "a plugin starts in a moment"},
+		{"cni/netyard-cni", "cni", "it hands on to the daemon, and knows no network"},
+		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for the one question it asks"},
+		{"cli", middle + " driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without its tests"},
+		{".", "cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without its tests"},
 		{"kernel/kerneltest", "kernel", "every layer's tests use it"},
 		{"integration", "* */*", ""},
 		{"integration/*", "", "the lab treats netyard as a user would"},
@@ -50,6 +54,7 @@ func owners() []rule {
 			"the kernel is spoken to in one place",
 		},
 		{"cli", "netyard/modes/all", "all others know modes by name at most"},
+		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "engines are asked in one place"},
 		{"kernel/kerneltest modes/modetest integration/lab", "testing", "tests are not part of the program"},
 	}
 }
@@ -119,7 +124,8 @@ func TestImports(t *testing.T) {
 		"netyard/modes/bridge": "netyard/modes/none", "netyard/modes/none": "golang.org/x/sys/unix", "netyard/ipam": "netyard/kernel",
 		"netyard/yard": "netyard/driver", "netyard/driver": "netyard/engines", "netyard/engines": "netyard/modes/all",
 		"netyard/cli/api": "github.com/vishvananda/netlink/nl", "netyard/cli": "netyard/integration/lab", "netyard": "netyard/kernel/kerneltest",
-		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt",
+		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel",
+		"netyard/cni/netyard-cni": "netyard/cli/api", "netyard/cni/door": "netyard/engines",
 	} {
 		if len(broken(pkg{of, []string{imports}, []string{imports}})) == 0 {
 			t.Errorf("%s may import %s", of, imports)

@@ -34,9 +34,10 @@ func TestInstall(t *testing.T) {
 			t.Fatalf("scripts/install %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	install("--binary", lab.Build(t))
+	install("--binary", lab.Build(t), "--plugin", lab.BuildPlugin(t))
 	want := map[string]string{
-		"opt/ny/bin/netyard": "",
+		"opt/ny/bin/netyard":                                  "",
+		"opt/cni/bin/netyard":                                 "",
 		"opt/ny/share/bash-completion/completions/netyard":    "complete ",
 		"opt/ny/share/zsh/site-functions/_netyard":            "#compdef netyard",
 		"opt/ny/share/fish/vendor_completions.d/netyard.fish": "complete -c netyard",
@@ -44,7 +45,7 @@ func TestInstall(t *testing.T) {
 		"etc/systemd/system/netyard.socket":                   "SocketMode=0600",
 		"etc/systemd/system/netyard.service":                  "ExecStart=/opt/ny/bin/netyard serve\n",
 		"etc/systemd/system/docker.service.d/netyard.conf":    "After=netyard.socket",
-		"etc/netyard/netyard.yaml":                            "#modes: [bridge, host, none]",
+		"etc/netyard/netyard.yaml":                            "#modes: [bridge, host, ipvlan, macvlan, none]",
 	}
 	got := filesBelow(t, root)
 	for path, text := range want {
@@ -64,7 +65,7 @@ func TestInstall(t *testing.T) {
 	if err := os.WriteFile(config, edited, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	install("--binary", lab.Build(t))
+	install("--binary", lab.Build(t), "--plugin", lab.BuildPlugin(t))
 	install("--uninstall")
 	if left := filesBelow(t, root); len(left) != 1 || left["etc/netyard/netyard.yaml"] != string(edited) {
 		t.Errorf("left after --uninstall: %q; want the edited configuration", left)
@@ -108,7 +109,7 @@ func verifyUnits(t *testing.T, root string) {
 	for _, m := range regexp.MustCompile(`(?m)^ListenStream=(.*)$`).FindAllStringSubmatch(string(raw), -1) {
 		listed = append(listed, m[1])
 	}
-	served := []string{"/run/netyard/netyard.sock"}
+	served := []string{"/run/netyard/netyard.sock", "/run/netyard/cni.sock"}
 	for name := range driver.Modes(all.Modes()) {
 		served = append(served, "/run/docker/plugins/"+name+".sock")
 	}
@@ -172,7 +173,7 @@ func TestSocketActivation(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := activation{dir: dir, program: lab.Build(t)}
-	paths := []string{"run/netyard.sock"}
+	paths := []string{"run/netyard.sock", "run/cni.sock"}
 	for name := range driver.Modes(all.Modes()) {
 		paths = append(paths, "plugins/"+name+".sock")
 	}
@@ -184,7 +185,7 @@ func TestSocketActivation(t *testing.T) {
 	go func() { early <- ask(dir, "plugins/netyard-bridge.sock", http.MethodPost, "/Plugin.Activate") }()
 	for range 2 {
 		stop := s.start(t)
-		for _, path := range paths[1:] {
+		for _, path := range paths[2:] {
 			has(t, ask(dir, path, http.MethodPost, "/Plugin.Activate"), "NetworkDriver")
 		}
 		has(t, ask(dir, paths[0], http.MethodGet, "/v1/version"), "version")

@@ -124,9 +124,6 @@ func TestPolicy(t *testing.T) {
 		late(t, h, at("app2", "80"), out, other)
 		healthy(t, h)
 
-		veth := h.Sh("netyard endpoint inspect app1 --format '{{.Interface}}'")
-		h.Sh("nft delete element bridge netyard quiet '{", veth, "}'")
-		eventually(t, "the element is back", func() bool { return strings.Contains(h.Sh("nft list set bridge netyard quiet"), veth) })
 		has(t, h.ShErr("netyard policy rm ap"), `policy "ap": not found`)
 		has(t, h.Sh("netyard policy rm app"), "removed app")
 		app1.Dial("tcp", at("app2", "80"))

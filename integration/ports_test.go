@@ -223,38 +223,6 @@ func passing(t *testing.T, h *lab.Host) {
 	h.Sh("ip link del", iface)
 }
 
-// TestPublishFrom: published ports are for whom the network says.
-func TestPublishFrom(t *testing.T) {
-	engines(t, func(t *testing.T, e lab.Engine) {
-		h := host(t, e)
-		other := h.LAN.Node("other")
-		h.Docker("network create -d netyard-bridge -o publish_from=" + h.Outside.IP + " one")
-		h.Docker("network create -d netyard-bridge -o publish_from=eth0 card")
-		h.Docker("network create -d netyard-bridge -o publish_from=eth7,192.0.2.0/24 nobody")
-		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.host_binding_ipv4=127.0.0.1 mine")
-		for i, network := range []string{"one", "card", "nobody", "mine"} {
-			h.Run(network, fmt.Sprintf("--network %s -p %d:80", network, 8000+i))
-			h.In(network).Listen("tcp", ":80")
-		}
-		try := func(from *lab.Net, port int, want bool) {
-			t.Helper()
-			at := fmt.Sprint(h.IP, ":", port)
-			reach(t, at, from, "tcp", at, want)
-		}
-		try(h.Outside.Net, 8000, true)
-		try(other.Net, 8000, false)
-		try(h.Outside.Net, 8001, true)
-		try(other.Net, 8001, true)
-		try(h.In("one"), 8001, false) // comes in by a bridge
-		try(h.Outside.Net, 8002, false)
-		try(h.Outside.Net, 8003, false)
-		for port := 8000; port < 8004; port++ {
-			h.Dial("tcp", fmt.Sprint("127.0.0.1:", port))
-		}
-		healthy(t, h)
-	})
-}
-
 // TestUDPFlows: a client that goes on sending from one port is heard again when its container is, and by nobody in between.
 func TestUDPFlows(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {

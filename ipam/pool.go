@@ -19,8 +19,13 @@ type Pool struct {
 	Subnet netip.Prefix `json:"subnet"`
 	// Range is the part of Subnet that dynamic addresses come from; not valid: all of it.
 	Range netip.Prefix `json:"range,omitzero"`
+	// First and Last bound the dynamic addresses too, where no prefix can say it; not valid: they do not.
+	First netip.Addr `json:"first,omitzero"`
+	Last  netip.Addr `json:"last,omitzero"`
 	// Domain is where the subnet's addresses mean something, such as a parent interface. Pools overlap only within one.
 	Domain string `json:"domain,omitempty"`
+	// Chosen: nobody named the subnet.
+	Chosen bool `json:"chosen,omitempty"`
 	// Network is whose pool it is; empty until BindPool: the engine asks for pools before it names the network.
 	Network string    `json:"network,omitempty"`
 	Created time.Time `json:"created"`
@@ -32,6 +37,8 @@ type PoolRequest struct {
 	Subnet netip.Prefix
 	// Range is the ip-range within Subnet, if any.
 	Range netip.Prefix
+	// First and Last are the first and the last dynamic address, each if it is valid.
+	First, Last netip.Addr
 	// Domain is what the subnet may overlap nothing in.
 	Domain string
 	// V6 asks for IPv6 where no Subnet does.
@@ -70,18 +77,22 @@ func (m *IPAM) RequestPool(tx store.Tx, r PoolRequest) (Pool, error) {
 	if err != nil {
 		return Pool{}, fmt.Errorf("request pool: %w", err)
 	}
-	p := Pool{Domain: r.Domain, Created: m.c.Now()}
+	p := Pool{Domain: r.Domain, First: bare(r.First), Last: bare(r.Last), Created: m.c.Now()}
 	switch {
 	case strings.Contains(r.Domain, keySep):
 		err = fmt.Errorf("domain %q: %w: has a %q", r.Domain, ErrInvalid, keySep)
 	case r.Subnet.IsValid():
 		p.Subnet, p.Range, err = explicitSubnet(r)
 		if err == nil {
+			err = p.bounded()
+		}
+		if err == nil {
 			err = m.admit(tx, p, r.Abandoned, all)
 		}
 	case r.Range.IsValid():
 		err = fmt.Errorf("ip-range %s: %w: needs a subnet", r.Range, ErrInvalid)
 	default:
+		p.Chosen = true
 		p.Subnet, err = m.nextSubnet(tx, r, all)
 	}
 	if err != nil {
@@ -110,6 +121,19 @@ func explicitSubnet(r PoolRequest) (subnet, part netip.Prefix, err error) {
 	return subnet, part, nil
 }
 
+// bounded fails when the bounds of the dynamic addresses are not the subnet's, or the wrong way round.
+func (p Pool) bounded() error {
+	for _, a := range []netip.Addr{p.First, p.Last} {
+		if a.IsValid() && !p.Subnet.Contains(a) {
+			return fmt.Errorf("range bound %s: %w: outside subnet %s", a, ErrInvalid, p.Subnet)
+		}
+	}
+	if p.First.IsValid() && p.Last.IsValid() && p.Last.Less(p.First) {
+		return fmt.Errorf("range from %s to %s: %w: ends before it begins", p.First, p.Last, ErrInvalid)
+	}
+	return nil
+}
+
 // admit fails when a pool of p's domain is in p's way, and clears p's own remains away.
 func (m *IPAM) admit(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error {
 	for _, other := range all {
@@ -117,7 +141,7 @@ func (m *IPAM) admit(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error
 			continue
 		}
 		overlap := fmt.Errorf("subnet %s %w %s", p.Subnet, ErrOverlap, other.ID)
-		if other.Subnet != p.Subnet || other.Range != p.Range || other.Network != "" ||
+		if other.Subnet != p.Subnet || other.Range != p.Range || other.First != p.First || other.Last != p.Last || other.Network != "" ||
 			!abandoned.IsZero() && other.Created.After(abandoned) {
 			return overlap
 		}

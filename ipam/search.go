@@ -118,7 +118,7 @@ func (b book) next() (Lease, bool, error) {
 	if b.pool.Range.IsValid() {
 		within = b.pool.Range
 	}
-	s := b.span(within)
+	s := b.bound(b.span(within))
 	i, err := b.used.nextFree(max(c.Next, s.lo))
 	if err == nil && i >= s.end {
 		i, err = b.used.nextFree(s.lo)
@@ -141,6 +141,19 @@ func (b book) span(part netip.Prefix) span {
 		end--
 	}
 	return span{lo, end}
+}
+
+// bound cuts a span at the pool's first and last dynamic address.
+func (b book) bound(s span) span {
+	if a := b.pool.First; a.IsValid() && b.origin.Less(a) {
+		s.lo = max(s.lo, distance(b.origin, a, 0))
+	}
+	if a := b.pool.Last; a.IsValid() && !a.Less(b.origin) {
+		if i := distance(b.origin, a, 0); i < s.end { // or else the window ends before it
+			s.end = i + 1
+		}
+	}
+	return s
 }
 
 // longestCooling finds the address that was given up first.

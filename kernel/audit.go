@@ -32,8 +32,27 @@ type snapshot struct {
 }
 
 func (k *Kernel) snapshot() (*snapshot, error) {
+	s, err := k.linkSnapshot()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.lookAtLimits(); err != nil {
+		return nil, err
+	}
+	if s.proxies, err = k.proxies(); err != nil {
+		return nil, err
+	}
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	s.elements, s.noTable = k.fw.dumpElements()
+	s.dockerUser, err = k.fw.dockerUserChains()
+	return s, err
+}
+
+// linkSnapshot is a snapshot without the firewall: as if there were none.
+func (k *Kernel) linkSnapshot() (*snapshot, error) {
 	s := &snapshot{
-		k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{},
+		noTable: true, k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{},
 		qdiscs: map[int][]netlink.Qdisc{}, redirects: map[int]int{},
 	}
 	links, err := retry(k.nl.LinkList)
@@ -57,17 +76,7 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 	for _, r := range routes {
 		s.routes[r.LinkIndex] = append(s.routes[r.LinkIndex], r)
 	}
-	if err := s.lookAtLimits(); err != nil {
-		return nil, err
-	}
-	if s.proxies, err = k.proxies(); err != nil {
-		return nil, err
-	}
-	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
-	s.elements, s.noTable = k.fw.dumpElements()
-	s.dockerUser, err = k.fw.dockerUserChains()
-	return s, err
+	return s, nil
 }
 
 // A Stray is something of netyard's in the kernel that nobody wants.
@@ -85,7 +94,12 @@ func (s Stray) Remove() error { return s.remove() }
 type Fault struct {
 	Object int
 	Text   string
+	// Lost: Ensure cannot bring it back, since a part of it is in a sandbox.
+	Lost bool
 }
+
+// A loser is an object of which a part leaves the host, and does not come back.
+type loser interface{ lost(s *snapshot) bool }
 
 // Snapshot looks at the kernel, to be compared with what is wanted.
 func (k *Kernel) Snapshot() (*Snapshot, error) {
@@ -100,6 +114,12 @@ func (k *Kernel) Snapshot() (*Snapshot, error) {
 	return &Snapshot{s: s, rules: append(k.fw.auditRules(), loops...)}, nil
 }
 
+// LinkSnapshot is a Snapshot without the firewall, which the watcher keeps itself: nothing of that is at fault.
+func (k *Kernel) LinkSnapshot() (*Snapshot, error) {
+	s, err := k.linkSnapshot()
+	return &Snapshot{s: s}, err
+}
+
 // A Snapshot is the kernel at one moment.
 type Snapshot struct {
 	s     *snapshot
@@ -109,20 +129,21 @@ type Snapshot struct {
 // Faults are the wanted things that are missing or different, in words.
 func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
 	for _, text := range s.rules {
-		faults = append(faults, Fault{-1, text})
+		faults = append(faults, Fault{Object: -1, Text: text})
 	}
 	seen := map[string]bool{}
 	for i, o := range wanted {
 		for _, text := range o.check(s.s) {
 			if !seen[text] { // several networks want the same of the host
 				seen[text] = true
-				faults = append(faults, Fault{i, text})
+				l, ok := o.(loser)
+				faults = append(faults, Fault{Object: i, Text: text, Lost: ok && l.lost(s.s)})
 			}
 		}
 	}
 	for b := range ownBypasses() {
 		for _, text := range b.check(s.s) {
-			faults = append(faults, Fault{-1, text})
+			faults = append(faults, Fault{Object: -1, Text: text})
 		}
 	}
 	return faults
@@ -130,7 +151,7 @@ func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
 
 // Strays are the things of netyard's that are none of the known ones.
 func (s *Snapshot) Strays(known []Object) []Stray {
-	return slices.Concat(s.s.strayLinks(known), s.s.strayDevices(known), s.s.strayElements(known), s.s.strayProxies(known))
+	return slices.Concat(s.s.strayLinks(known), s.s.strayDevices(known), s.s.strayRoutes(known), s.s.strayElements(known), s.s.strayProxies(known))
 }
 
 // Has says for each alias of netyard's whether a network's or an endpoint's link carries it; a shaper alone is none.
@@ -158,6 +179,14 @@ func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
 			want[o.Name], want[o.Peer] = true, true
 		case Limits:
 			want[o.Shaper] = want[o.Shaper] || o.Egress > 0
+		case Child:
+			want[o.Name] = true
+		case Island:
+			want[o.Name] = true
+		case VLAN:
+			want[o.Name] = true
+		case Shim:
+			want[o.Name] = true
 		}
 	}
 	for name, l := range s.links {

@@ -8,13 +8,24 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 )
 
 const (
 	dockerUserChain = "DOCKER-USER"
+	forwardChain    = "FORWARD"
 	bypassComment   = "netyard"
 )
+
+// yieldingChains are the chains of others that netyard's accepts go into, by family: the one Docker leaves to the admin, and the one
+// ufw keeps the admin's rules for routed packets in.
+func yieldingChains(family nftables.TableFamily) []string {
+	if family == nftables.TableFamilyIPv6 {
+		return []string{dockerUserChain, "ufw6-user-forward"}
+	}
+	return []string{dockerUserChain, "ufw-user-forward"}
+}
 
 // A Bypass is a rule in Docker's DOCKER-USER chain that keeps Docker's FORWARD policy DROP off packets of netyard's
 // networks: an accept in a table of our own cannot override it, and with br_netfilter it even cuts what stays on one bridge.
@@ -66,8 +77,9 @@ func (b Bypass) remove(k *Kernel) error {
 func (b Bypass) check(s *snapshot) []string {
 	var faults []string
 	for _, have := range s.dockerUser {
-		if !slices.Contains(have.bypasses, b) {
-			faults = append(faults, fmt.Sprintf("%s (%s) is missing", b, have.family))
+		if !have.spare && !slices.Contains(have.bypasses, b) {
+			text := strings.Replace(b.String(), dockerUserChain, have.chain.Name, 1)
+			faults = append(faults, fmt.Sprintf("%s (%s) is missing", text, have.family))
 		}
 	}
 	return faults
@@ -97,6 +109,7 @@ type dockerUser struct {
 	rules    []*nftables.Rule
 	bypasses []Bypass // of netyard's, in the order of their rules
 	ours     []*nftables.Rule
+	spare    bool           // no rule of netyard's is needed here
 	end      *nftables.Rule // the plain RETURN that ends the chain, wherever Docker put it; nil: none
 }
 
@@ -106,36 +119,91 @@ func (f *firewall) dockerUserChains() (all []dockerUser, err error) {
 		family nftables.TableFamily
 		name   string
 	}{{nftables.TableFamilyIPv4, "IPv4"}, {nftables.TableFamilyIPv6, "IPv6"}} {
-		chains, err := f.conn.ListChainsOfTableFamily(v.family)
+		some, err := f.yielding(v.family)
 		if err != nil {
-			return nil, fmt.Errorf("find chain %s: %w", dockerUserChain, err)
+			return nil, err
 		}
-		at := slices.IndexFunc(chains, func(c *nftables.Chain) bool { return c.Name == dockerUserChain && c.Table.Name == "filter" })
-		if at < 0 {
-			continue
+		for _, d := range some {
+			d.family = v.name
+			all = append(all, d)
 		}
-		table, chain := chains[at].Table, chains[at]
-		d := dockerUser{family: v.name, chain: chain}
-		if d.rules, err = f.conn.GetRules(table, chain); err != nil {
-			return nil, fmt.Errorf("list chain %s: %w", dockerUserChain, err)
-		}
-		for _, r := range d.rules {
-			if d.end == nil && isReturn(r) {
-				d.end = r
-			}
-			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-			if owner, network, _ := strings.Cut(text, " "); owner == bypassComment {
-				b := parseBypass(r.Exprs)
-				b.Network = network
-				if d.end != nil { // Docker ended the chain while netyard looked: a rule that nothing comes to
-					b = Bypass{}
-				}
-				d.ours, d.bypasses = append(d.ours, r), append(d.bypasses, b)
-			}
-		}
-		all = append(all, d)
 	}
 	return all, nil
+}
+
+// yielding are a family's chains that netyard's accepts belong in. Where FORWARD drops what no rule of it decides about, and comes by
+// none of them, it is one itself: so Docker's chain is when somebody has flushed its rules, and with them the way to DOCKER-USER.
+func (f *firewall) yielding(family nftables.TableFamily) (all []dockerUser, err error) {
+	chains, err := f.conn.ListChainsOfTableFamily(family)
+	if err != nil {
+		return nil, fmt.Errorf("find chain %s: %w", dockerUserChain, err)
+	}
+	rules := map[string][]*nftables.Rule{}
+	for _, c := range chains {
+		if c.Table.Name != "filter" {
+			continue
+		}
+		if rules[c.Name], err = f.conn.GetRules(c.Table, c); err != nil {
+			return nil, fmt.Errorf("list chain %s: %w", c.Name, err)
+		}
+	}
+	passed := map[string]bool{}
+	passes(rules, forwardChain, passed)
+	comesBy := slices.ContainsFunc(yieldingChains(family), func(name string) bool { return passed[name] })
+	for _, c := range chains {
+		base := c.Name == forwardChain && c.Hooknum != nil
+		if c.Table.Name != "filter" || !base && !slices.Contains(yieldingChains(family), c.Name) {
+			continue
+		}
+		d := dockerUser{chain: c, rules: rules[c.Name]}
+		d.spare = base && (comesBy || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop)
+		d.read()
+		if !d.spare || len(d.ours) > 0 {
+			all = append(all, d)
+		}
+	}
+	return all, nil
+}
+
+// passes collects the chains that packets may come by from one on.
+func passes(rules map[string][]*nftables.Rule, from string, passed map[string]bool) {
+	if passed[from] {
+		return
+	}
+	passed[from] = true
+	for _, r := range rules[from] {
+		for _, e := range r.Exprs {
+			if v, ok := e.(*expr.Verdict); ok && v.Chain != "" {
+				passes(rules, v.Chain, passed)
+			}
+		}
+	}
+}
+
+// read finds netyard's rules. One that nothing comes to, behind the end, or that comes before one of the admin's, who put that at the
+// end since, is none that is wanted: it is made anew in its place.
+func (d *dockerUser) read() {
+	theirs := -1
+	for i, r := range d.rules {
+		if d.end == nil && isReturn(r) {
+			d.end = r
+		}
+		if _, ours := ownBypass(r); !ours && d.end == nil {
+			theirs = i
+		}
+	}
+	behind := false
+	for i, r := range d.rules {
+		behind = behind || r == d.end
+		b, ours := ownBypass(r)
+		if !ours {
+			continue
+		}
+		if behind || i < theirs || d.spare {
+			b = Bypass{}
+		}
+		d.ours, d.bypasses = append(d.ours, r), append(d.bypasses, b)
+	}
 }
 
 func (f *firewall) syncDockerUser(d dockerUser) error {
@@ -153,7 +221,7 @@ func (f *firewall) syncDockerUser(d dockerUser) error {
 		before = d.end.Handle
 	}
 	for b := range f.bypass {
-		if slices.Contains(d.bypasses, b) {
+		if d.spare || slices.Contains(d.bypasses, b) {
 			continue
 		}
 		changed = true
@@ -167,7 +235,7 @@ func (f *firewall) syncDockerUser(d dockerUser) error {
 	if !changed {
 		return nil
 	}
-	return f.flush("update chain " + dockerUserChain)
+	return f.flush("update chain " + d.chain.Name)
 }
 
 // exprs is the rule as iptables-nft writes it, so that iptables can show it.
@@ -183,26 +251,54 @@ func (b Bypass) exprs() []expr.Any {
 	return append(es, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})
 }
 
-func parseBypass(exprs []expr.Any) (b Bypass) {
+// ownBypass reads a rule that is netyard's: its comment says so, and it matches nothing but interfaces. The comment is user data as
+// netyard and iptables write it, and a match of its own in a rule that came back by iptables-restore.
+func ownBypass(r *nftables.Rule) (b Bypass, ok bool) {
+	text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 	var key expr.MetaKey
-	for _, e := range exprs {
+	for _, e := range r.Exprs {
 		switch e := e.(type) {
+		case *expr.Counter:
 		case *expr.Meta:
 			key = e.Key
 		case *expr.Cmp:
-			name := strings.TrimRight(string(e.Data), "\x00")
-			if len(e.Data) < unix.IFNAMSIZ {
-				name += "+"
+			if !b.match(key, e) {
+				return b, false
 			}
-			switch key {
-			case expr.MetaKeyIIFNAME:
-				b.In = name
-			case expr.MetaKeyOIFNAME:
-				b.Out = name
+		case *expr.Match:
+			c, isComment := e.Info.(*xt.Comment)
+			if !isComment {
+				return b, false
 			}
+			text = strings.TrimRight(string(*c), "\x00")
+		case *expr.Verdict:
+			if e.Kind != expr.VerdictAccept {
+				return b, false
+			}
+		default:
+			return b, false
 		}
 	}
-	return b
+	owner, network, _ := strings.Cut(text, " ")
+	b.Network = network
+	return b, owner == bypassComment
+}
+
+// match reads a comparison of a name; a shorter one than names are is a wildcard.
+func (b *Bypass) match(key expr.MetaKey, c *expr.Cmp) bool {
+	name := strings.TrimRight(string(c.Data), "\x00")
+	if len(c.Data) < unix.IFNAMSIZ {
+		name += "+"
+	}
+	switch key {
+	case expr.MetaKeyIIFNAME:
+		b.In = name
+	case expr.MetaKeyOIFNAME:
+		b.Out = name
+	default:
+		return false
+	}
+	return c.Op == expr.CmpOpEq
 }
 
 // isReturn says whether a rule is a plain RETURN, the end Docker gives the chain.

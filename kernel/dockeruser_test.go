@@ -37,6 +37,7 @@ func TestDockerUser(t *testing.T) {
 				out, _ := h.TrySh(iptables + " -S DOCKER-USER | grep -v ^-N")
 				return out
 			}
+			save, restore := iptables+"-save", iptables+"-restore"
 			sorted := func() string { return h.Sh(t, iptables+" -S DOCKER-USER | grep nyb- | sort") }
 			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN")
 			go func() { _ = h.Watch(t.Context()) }()
@@ -59,6 +60,17 @@ func TestDockerUser(t *testing.T) {
 			if strings.Contains(iptables, "nft") {
 				h.Sh(t, iptables+" -F DOCKER-USER")
 				eventually(t, "the rules are back after a flush", func() bool { return strings.Count(rules(), "ACCEPT") == 2 })
+				// What comes back that way has its comment in another form: netyard must know it all the same.
+				h.Sh(t, save+" | "+restore)
+				if err := h.Ensure(t.Context(), poke); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "no rule is there twice", func() bool { return sorted() == ownRules && strings.Count(rules(), "web0") == 1 })
+				h.Sh(t, save+" | "+restore)
+				if err := h.Remove(poke); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the network's restored rule is gone", func() bool { return !strings.Contains(rules(), "web0") })
 			}
 		})
 	}
@@ -68,6 +80,7 @@ func TestDockerUser(t *testing.T) {
 func TestFlushRuleset(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
+	h.ShareTables()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -170,6 +183,7 @@ func TestGuardSparesBridges(t *testing.T) {
 func TestAdoptFirewall(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
+	h.ShareTables()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +192,7 @@ func TestAdoptFirewall(t *testing.T) {
 	}
 	before := h.Sh(t, "nft list ruleset")
 	h.Reopen(t)
+	h.ShareTables()
 	if err := h.AdoptFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -188,4 +203,28 @@ func TestAdoptFirewall(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "ruleset-empty.nft", h.Sh(t, "nft list ruleset"))
+}
+
+// TestForwardPolicyWithoutDockerUser: where iptables drops what is forwarded, and the way to DOCKER-USER is gone, the rules are at the end
+// of FORWARD, and go from there when the way is back.
+func TestForwardPolicyWithoutDockerUser(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = h.Watch(t.Context()) }()
+	count := func() int { return strings.Count(h.Sh(t, "iptables -S FORWARD"), "nyb-") }
+	h.Sh(t, "iptables -A FORWARD -s 192.0.2.1 -j DROP && iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP")
+	eventually(t, "the rules are in DOCKER-USER", func() bool { return strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })
+	eventually(t, "and not in FORWARD", func() bool { return count() == 0 })
+	h.Sh(t, "for i in 1 2 3 4 5 6 7 8 9; do iptables -F; iptables -X && break; done")
+	eventually(t, "the rules are in FORWARD", func() bool { return count() == 2 })
+	h.Sh(t, "iptables -N DOCKER-USER && iptables -I FORWARD -j DOCKER-USER")
+	eventually(t, "the rules are back in DOCKER-USER", func() bool { return count() == 0 && strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })
+	h.Sh(t, "for i in 1 2 3 4 5 6 7 8 9; do iptables -F; iptables -X && break; done; iptables -P FORWARD ACCEPT")
+	h.Sh(t, "sleep 0.2")
+	if count() != 0 {
+		t.Errorf("rules that nobody needs:\n%s", h.Sh(t, "iptables -S FORWARD"))
+	}
 }

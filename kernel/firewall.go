@@ -125,6 +125,10 @@ type firewall struct {
 	loaded bool
 	// conntrack: this kernel follows connections between ports of a bridge (nf_conntrack_bridge).
 	conntrack bool
+	// shared: the tables are anybody's to change.
+	shared bool
+	// obeys: the host's firewall decides about published ports.
+	obeys bool
 	// guard: this host forwards only because netyard told it to, so netyard sees to it that it does so for nobody else.
 	guard guards
 }
@@ -188,8 +192,13 @@ func (k *Kernel) UnloadFirewall() error {
 	defer k.fw.mu.Unlock()
 	k.fw.loaded = false
 	for _, t := range tables() {
-		k.fw.conn.AddTable(t) // or deleting it would fail where it is not
-		k.fw.conn.DelTable(t)
+		there, err := k.fw.has(t)
+		if err != nil {
+			return err
+		}
+		if there {
+			k.fw.conn.DelTable(t)
+		}
 	}
 	return k.fw.flush("unload ruleset")
 }
@@ -205,9 +214,9 @@ func tables() []*nftables.Table {
 func (f *firewall) load() error {
 	ts := tables()
 	for _, t := range ts {
-		f.conn.AddTable(t)
-		f.conn.DelTable(t)
-		f.conn.AddTable(t)
+		if err := f.renew(t); err != nil {
+			return err
+		}
 	}
 	f.sets = setBook{}
 	for i, spec := range allSets() {
@@ -232,7 +241,7 @@ func (f *firewall) load() error {
 
 // chains are those of each of the tables.
 func (f *firewall) chains() [][]chainSpec {
-	return [][]chainSpec{append(inetChains(f.sets, f.guard), policyChains(f.sets)...), bridgeChains(f.sets, f.conntrack)}
+	return [][]chainSpec{append(inetChains(f.sets, f.guard, f.obeys), policyChains(f.sets)...), bridgeChains(f.sets, f.conntrack)}
 }
 
 func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {

@@ -98,6 +98,7 @@ func elements() []kernel.Object {
 func TestRuleset(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
+	h.ShareTables() // or the listing would depend on what the kernel can
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +113,7 @@ func TestRuleset(t *testing.T) {
 
 	// One by one or all at once, before the load or after it: the same table.
 	h.Reopen(t)
+	h.ShareTables()
 	if err := h.Ensure(t.Context(), elements()...); err != nil {
 		t.Fatal(err)
 	}

@@ -46,6 +46,11 @@ type Kernel struct {
 	poked chan struct{}
 	// stale says that flows may be known that are no longer so: the watcher looks through them.
 	stale atomic.Bool
+	// unsure says that somebody's rules changed: the watcher has the host's firewall asked anew, where it decides.
+	unsure atomic.Bool
+	shared sharedObjects
+	// sys is where the kernel tells of links what netlink does not.
+	sys string
 }
 
 // Open returns the Kernel of the namespace the process is in.
@@ -79,7 +84,7 @@ func open(log *slog.Logger, ns, sysctls netns.NsHandle) (*Kernel, error) {
 		nl.Close()
 		return nil, err
 	}
-	return &Kernel{log: log, nl: nl, fw: fw, ns: sysctls, subscribeNS: ns, poked: make(chan struct{}, 1)}, nil
+	return &Kernel{log: log, nl: nl, fw: fw, ns: sysctls, subscribeNS: ns, poked: make(chan struct{}, 1), sys: "/sys/class/net"}, nil
 }
 
 // Close gives up the sockets; what was made stays.

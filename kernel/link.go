@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -53,6 +55,7 @@ type Bridge struct {
 	MTU         int
 	MAC         net.HardwareAddr // fixed, or it would follow the ports' as they come and go
 	IPv6        bool
+	Promisc     bool // takes frames for others too
 }
 
 // String names the link.
@@ -77,6 +80,11 @@ func (b Bridge) ensure(k *Kernel) error {
 	if a := link.Attrs(); a.MTU != b.MTU {
 		if err := k.nl.LinkSetMTU(link, b.MTU); err != nil {
 			return fmt.Errorf("set MTU %d on %s: %w", b.MTU, b, err)
+		}
+	}
+	if b.Promisc && link.Attrs().Promisc == 0 {
+		if err := k.nl.SetPromiscOn(link); err != nil {
+			return fmt.Errorf("make %s listen to all frames: %w", b, err)
 		}
 	}
 	if err := k.nl.LinkSetUp(link); err != nil {
@@ -156,6 +164,9 @@ func (b Bridge) check(s *snapshot) []string {
 	if a.MTU != b.MTU {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", b, a.MTU, b.MTU))
 	}
+	if b.Promisc && a.Promisc == 0 {
+		faults = append(faults, b.String()+" does not listen to all frames")
+	}
 	for _, sysctl := range b.sysctls() {
 		faults = append(faults, sysctl.check(s)...)
 	}
@@ -172,6 +183,8 @@ type Veth struct {
 	// Hairpin: the bridge may send back what came from here. Where br_netfilter is on, it translates what a container sends to its
 	// own published port before the host routes it, and the frame never leaves the bridge (br_nf_pre_routing_finish, net/bridge).
 	Hairpin bool
+	// PeerNS is an open descriptor of the namespace that the peer is made in; 0: the host's.
+	PeerNS int
 }
 
 // String names the end that stays on the host.
@@ -200,8 +213,18 @@ func (v Veth) ensure(k *Kernel) error {
 		}
 	}
 	if a := link.Attrs(); a.MasterIndex != master.Attrs().Index {
+		if v.Isolated { // a port of a bridge is isolated only after it has become one: until then nothing may pass
+			if err := k.nl.LinkSetDown(link); err != nil {
+				return fmt.Errorf("set %s down: %w", v, err)
+			}
+		}
 		if err := k.nl.LinkSetMaster(link, master); err != nil {
 			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+		}
+	}
+	if a := link.Attrs(); a.MTU != v.MTU {
+		if err := k.nl.LinkSetMTU(link, v.MTU); err != nil {
+			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
 		}
 	}
 	if v.Isolated || !fresh { // a new port is not isolated
@@ -232,7 +255,14 @@ func (v Veth) create(k *Kernel, master int) (netlink.Link, error) {
 		attrs.HardwareAddr = append(net.HardwareAddr{0xfe}, v.MAC[1:]...)
 	}
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU)} //nolint:gosec // an MTU
-	if err := k.nl.LinkAdd(veth); err != nil {
+	if v.PeerNS > 0 {
+		veth.PeerNamespace = netlink.NsFd(v.PeerNS)
+	}
+	err := k.nl.LinkAdd(veth)
+	if errors.Is(err, unix.EEXIST) && v.PeerNS > 0 {
+		err = fmt.Errorf("the sandbox has a link %s already: %w", v.Peer, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return k.nl.LinkByName(v.Name)
@@ -272,6 +302,9 @@ func (v Veth) check(s *snapshot) []string {
 	return faults
 }
 
+// lost: a new pair would have its inner end outside.
+func (v Veth) lost(s *snapshot) bool { return s.links[v.Name] == nil }
+
 // A HostBridge is a bridge that belongs to the host's owner: netyard plugs ports into it and changes nothing.
 type HostBridge struct{ Name string }
 
@@ -302,8 +335,10 @@ func (b HostBridge) check(s *snapshot) []string {
 }
 
 // link finds a link by name; nil when there is none.
-func (k *Kernel) link(name string) (netlink.Link, error) {
-	link, err := k.nl.LinkByName(name)
+func (k *Kernel) link(name string) (netlink.Link, error) { return find(k.nl, name) }
+
+func find(nl *netlink.Handle, name string) (netlink.Link, error) {
+	link, err := nl.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil, nil //nolint:nilnil // nothing there is an answer
 	}
@@ -330,7 +365,7 @@ func (k *Kernel) deleteLink(name, alias string) error {
 
 // OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits.
 func OwnName(name string) bool {
-	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix} {
+	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix, IslandPrefix, ShimPrefix} {
 		if id, ok := strings.CutPrefix(name, p); ok {
 			return len(name) == maxName && strings.Trim(id, "0123456789abcdef") == ""
 		}
@@ -342,6 +377,13 @@ func OwnName(name string) bool {
 type LinkInfo struct {
 	Kind, Alias string
 	MTU         int
+	MAC         string
+	// Encap is what its frames are: "ether", "loopback", "none".
+	Encap string
+	// Master is the bridge or bond that it is a port of, if it is of one.
+	Master string
+	// Wireless: it speaks to an access point, which knows it by its one hardware address.
+	Wireless bool
 }
 
 // FindLink looks a link up by name; ok is false when there is none.
@@ -350,17 +392,31 @@ func (k *Kernel) FindLink(name string) (info LinkInfo, ok bool, err error) {
 	if err != nil || link == nil {
 		return LinkInfo{}, false, err
 	}
-	return LinkInfo{Kind: link.Type(), Alias: link.Attrs().Alias, MTU: link.Attrs().MTU}, true, nil
+	a := link.Attrs()
+	info = LinkInfo{Kind: link.Type(), Alias: a.Alias, MTU: a.MTU, MAC: a.HardwareAddr.String(), Encap: a.EncapType}
+	if a.MasterIndex != 0 {
+		master, err := k.nl.LinkByIndex(a.MasterIndex)
+		if err != nil {
+			return LinkInfo{}, false, fmt.Errorf("find the master of link %s: %w", name, err)
+		}
+		info.Master = master.Attrs().Name
+	}
+	_, err = os.Stat(filepath.Join(k.sys, a.Name, "phy80211")) // made by cfg80211 (net/wireless/sysfs.c)
+	info.Wireless = err == nil
+	return info, true, nil
 }
 
-// Plugged says whether a sandbox has the inner end of an endpoint's link: the outer one is here, and the inner one is not. A sandbox
-// that has a card of the host's is kept from then on, since some engines make it only after they have asked for the card.
+// Plugged says whether a sandbox has an endpoint's link: of a pair the outer end is here, and the inner one is not. A sandbox that has
+// a card of the host's is kept from then on, since some engines make it only after they have asked for the card.
 func (k *Kernel) Plugged(o Object) (bool, error) {
 	if d, ok := o.(Device); ok {
 		if err := k.spaces.hold(d.alias(), d.Sandbox); err != nil {
 			return false, fmt.Errorf("keep the sandbox of %s: %w", d, err)
 		}
 		return d.inside(k)
+	}
+	if c, ok := o.(Child); ok {
+		return inSandbox(c.Sandbox, c.Alias)
 	}
 	v, ok := o.(Veth)
 	if !ok {

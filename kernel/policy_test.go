@@ -49,6 +49,7 @@ func policed(t *testing.T) (*kerneltest.Host, []kernel.Object) {
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add nyb-a type bridge && ip link set nyb-a alias netyard:a")
 	all := append(guard(), h.PolicyObjects(subjects())...)
+	h.ShareTables()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -132,6 +133,7 @@ func TestPolicyElements(t *testing.T) {
 	if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
 		t.Fatal(err)
 	}
+	h.ShareTables()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -184,6 +186,7 @@ func TestManyElements(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add nyb-a type bridge")
+	h.ShareTables()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}

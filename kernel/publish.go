@@ -231,7 +231,7 @@ func publishSets() []setSpec {
 
 // publishChains send what is for the host itself to where it is published. What only passes through is never touched, whatever its
 // port (CVE-2025-67499).
-func publishChains(b setBook) []chainSpec {
+func publishChains(b setBook, obeys bool) []chainSpec {
 	local := rule(forHost(), jump(publishChain))
 	return []chainSpec{
 		{name: publishChain, rules: []ruleSpec{
@@ -244,7 +244,7 @@ func publishChains(b setBook) []chainSpec {
 		}},
 		{
 			name: "prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting,
-			priority: nftables.ChainPriorityNATDest, rules: []ruleSpec{{"published ports, from outside", local}},
+			priority: nftables.ChainPriorityNATDest, rules: b.toPublished(obeys),
 		},
 		{
 			name: "output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput,

@@ -79,7 +79,7 @@ func fieldsOf(key nftables.SetDatatype) []nftables.SetDatatype {
 
 func setSpecs() []setSpec {
 	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
-	return slices.Concat(publishSets(), loopbackSets(), gatewaySets(), []setSpec{
+	return slices.Concat(publishSets(), loopbackSets(), gatewaySets(), admitSets(), []setSpec{
 		{name: Bridges, key: nftables.TypeIFName},
 		{name: Internal, key: nftables.TypeIFName},
 		{name: foreign, key: nftables.TypeIFName},
@@ -108,7 +108,7 @@ type ruleSpec struct {
 
 // inetChains decides about routed packets. An accept here does not override a drop elsewhere, and the other way round:
 // Docker's own FORWARD policy is met in DOCKER-USER (dockeruser.go).
-func inetChains(b setBook, guard guards) []chainSpec {
+func inetChains(b setBook, guard guards, obeys bool) []chainSpec {
 	forward := slices.Concat([]ruleSpec{
 		{"containers of one network", rule(b.ifPair(Talk, false), accept())},
 	}, killSwitch(b), []ruleSpec{
@@ -126,7 +126,7 @@ func inetChains(b setBook, guard guards) []chainSpec {
 	if guard.v6 {
 		forward = append(forward, ruleSpec{guardComment6, rule(nfproto(unix.NFPROTO_IPV6), b.between(), drop())})
 	}
-	return slices.Concat(publishChains(b), loopbackChains(b), gatewayChains(b), []chainSpec{
+	return slices.Concat(publishChains(b, obeys), loopbackChains(b), gatewayChains(b), admitChains(b, obeys), []chainSpec{
 		{
 			name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
 			priority: nftables.ChainPriorityFilter, rules: forward,

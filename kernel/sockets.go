@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -130,6 +131,11 @@ func (l Listener) Owner() string {
 		return text
 	}
 	return "a process of another namespace"
+}
+
+// HeldBy says whether a process has the socket open.
+func (l Listener) HeldBy(pid int) bool {
+	return pid > 0 && holds(filepath.Join("/proc", strconv.Itoa(pid)), l.inode)
 }
 
 func holds(proc string, inode uint32) bool {

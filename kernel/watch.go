@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -48,8 +50,13 @@ func (k *Kernel) Watch(ctx context.Context) error {
 				}
 			}
 			timer = orSoon(timer)
-		case <-tables:
-			timer = orSoon(timer)
+		case gone := <-tables:
+			if !gone {
+				timer = orSoon(timer)
+				continue
+			}
+			timer = nil // every millisecond counts: where others can take the tables away, nothing else keeps networks apart
+			k.tidy()
 		case <-k.poked:
 			timer = orSoon(timer)
 		case <-tick.C:
@@ -90,40 +97,73 @@ func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, err
 	return links, nil
 }
 
-// watchTables tells of every change of nftables. What changed is not of interest: netyard looks for itself.
-func (k *Kernel) watchTables(ctx context.Context) (<-chan struct{}, error) {
+// watchTables tells of every change of nftables, and whether a table has gone. What else changed is not of interest: netyard looks
+// for itself.
+func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	sock, err := nl.SubscribeAt(k.subscribeNS, k.subscribeNS, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return nil, fmt.Errorf("watch nftables: %w", err)
 	}
-	changed := make(chan struct{}, 1)
+	const delTable = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE
+	changed := make(chan bool, 1)
+	follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
+		if len(msgs) == 0 || slices.ContainsFunc(msgs, foreignRules) {
+			k.unsure.Store(true)
+		}
+		gone := slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Type == delTable && ownTable(m.Data) })
+		select {
+		case old := <-changed: // not taken yet
+			gone = gone || old
+		default:
+		}
+		changed <- gone // this is the only sender
+	})
+	return changed, nil
+}
+
+// ownTable says whether a message is about a table of netyard's (struct nfgenmsg, and then attributes).
+func ownTable(msg []byte) bool {
+	attrs, err := nl.ParseRouteAttr(msg[min(len(msg), unix.SizeofNlAttr):])
+	return err == nil && slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
+		return a.Attr.Type == unix.NFTA_TABLE_NAME && string(a.Value) == tableName+"\x00"
+	})
+}
+
+// follow hands f what a socket receives until ctx ends. An overrun of its buffer is a change like any other.
+func follow(ctx context.Context, sock *nl.NetlinkSocket, f func([]syscall.NetlinkMessage)) {
 	go func() {
 		<-ctx.Done()
 		sock.Close()
 	}()
 	go func() {
 		for ctx.Err() == nil {
-			// An overrun of the socket's buffer is a change like any other.
-			if _, _, err := sock.Receive(); err != nil && ctx.Err() != nil {
+			msgs, _, err := sock.Receive()
+			if err != nil && ctx.Err() != nil {
 				return
 			}
-			select {
-			case changed <- struct{}{}:
-			default:
+			f(msgs)
+			if err != nil {
+				time.Sleep(time.Millisecond) // a failing socket must not take a core
 			}
-			time.Sleep(time.Millisecond) // a failing socket must not take a core
 		}
 	}()
-	return changed, nil
 }
 
 // tidy is the watcher's look at the kernel.
 func (k *Kernel) tidy() {
-	for _, f := range []func() error{k.fw.restoreTables, k.ensureLoopRoutes, k.syncBridges, k.syncDockerUser, k.syncLegacyDockerUser, k.freshenFlows} {
+	for _, f := range []func() error{k.fw.restoreTables, k.askAnew, k.ensureLoopRoutes, k.syncBridges, k.syncDockerUser, k.syncLegacyDockerUser, k.freshenFlows} {
 		if err := f(); err != nil {
 			k.log.Warn("tidy up the firewall", "err", err)
 		}
 	}
+}
+
+// askAnew has everybody asked anew if somebody's rules changed.
+func (k *Kernel) askAnew() error {
+	if !k.unsure.Swap(false) {
+		return nil
+	}
+	return k.fw.askAnew()
 }
 
 // restoreTables loads the ruleset again when a rule or an element of it is gone.

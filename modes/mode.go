@@ -43,6 +43,8 @@ type Subnet struct {
 	Gateway netip.Prefix            `json:",omitzero"`
 	Aux     map[string]netip.Prefix `json:",omitempty"`
 	Space   string                  `json:",omitempty"` // the IPAM's address space
+	// Chosen: nobody named it, the IPAM took the next that was free.
+	Chosen bool `json:",omitempty"`
 }
 
 // An Endpoint is the desired state of one sandbox's place in a network.
@@ -70,6 +72,18 @@ type Endpoint struct {
 	BootID string `json:",omitempty"`
 	// Container is who the endpoint belongs to, found out in the background.
 	Container Container `json:",omitzero"`
+	// Attachment is what a CNI runtime calls the container (CNI_CONTAINERID): together with the network and IfName it names the
+	// endpoint. Empty: the endpoint did not come by CNI.
+	Attachment string `json:",omitempty"`
+	// Aliases are other names the container asked for on the network.
+	Aliases []string `json:",omitempty"`
+	// NS is the namespace that was behind Sandbox when the endpoint was plugged in, by CNI.
+	NS kernel.NamespaceID `json:",omitzero"`
+	// Into is, while the endpoint is being plugged in, an open descriptor of its namespace: a mode that can makes the link there, under the
+	// name IfName, since to move and rename one costs the kernel tens of milliseconds. 0: there is none.
+	Into int `json:"-"`
+	// Inside is what was plugged into the sandbox, by CNI.
+	Inside kernel.Plug `json:",omitzero"`
 }
 
 // A Port is one published port, or a range of them: what the host gets on HostIP at HostPort and the Count-1 ports behind it goes
@@ -209,7 +223,7 @@ type Router interface {
 	Routes(n Network, v6 bool) bool
 }
 
-// A Gatewayless is a Mode with networks on which the host has no address of a family.
+// A Gatewayless is a Mode with networks that need no address of the host for a family.
 type Gatewayless interface {
 	Gatewayless(n Network) (v4, v6 bool)
 }
@@ -218,6 +232,12 @@ type Gatewayless interface {
 type Keeper interface {
 	// Keeps are the addresses, and the option that says them.
 	Keeps(n Network) (option string, addrs []netip.Addr)
+}
+
+// A Sharer is a Mode whose networks use what other networks may be using too.
+type Sharer interface {
+	// Share refuses a network that cannot be beside the others, of whatever mode they are. It is pure.
+	Share(n Network, others []Network) error
 }
 
 // Env is what a mode is given.

@@ -116,11 +116,16 @@ func Options() []Option {
 			Help:  "the same for IPv6",
 		},
 		{
+			Name: "host_access", Modes: []string{"ipvlan", "macvlan"}, Kind: Bool, Default: "false",
+			Fixed: "running containers have their routes from their engine; make the network anew",
+			Help:  "the host and the containers reach each other, by a link of the host's own on the parent; only of macvlan_mode=bridge and ipvlan_flag=bridge",
+		},
+		{
 			Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "true",
 			Help: "containers of the network reach each other",
 		},
 		{
-			Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "host"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
+			Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "host", "ipvlan", "macvlan"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
 			Fixed: "running containers have their interfaces' names from their engine; make the network anew",
 			Help:  "beginning of the interface's name inside the container",
 		},
@@ -137,22 +142,46 @@ func Options() []Option {
 			Help: "do not put the IPv4 gateway's address on the bridge",
 		},
 		{
+			Name: "ipvlan_flag", Modes: []string{"ipvlan"}, Kind: Enum, Values: []string{"bridge", "private", "vepa"}, Default: "bridge",
+			Fixed: "it is the parent's, and so that of all networks on it; make them anew",
+			Help:  "containers on the parent reach each other (bridge), do not (private), or by way of the switch (vepa)",
+		},
+		{
+			Name: "ipvlan_mode", Modes: []string{"ipvlan"}, Kind: Enum, Values: []string{"l2", "l3", "l3s"}, Default: "l2",
+			Fixed: "it is the parent's, and so that of all networks on it; make them anew",
+			Help:  "containers are members of the LAN (l2), or behind the host, which routes for them (l3, and l3s through its firewall)",
+		},
+		{
+			Name: "macvlan_mode", Modes: []string{"macvlan"}, Kind: Enum, Values: []string{"bridge", "passthru", "private", "vepa"}, Default: "bridge",
+			Fixed: "running containers' links are in that mode already; make the network anew",
+			Help:  "containers on the parent reach each other (bridge), do not (private), or by way of the switch (vepa); passthru: one container has the parent for itself",
+		},
+		{
 			Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "true",
 			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6",
 		},
 		{
-			Name: "mode", Kind: Enum, Values: []string{"bridge", "host", "none"}, Default: "bridge",
+			Name: "mode", Kind: Enum, Values: []string{"bridge", "host", "ipvlan", "macvlan", "none"}, Default: "bridge",
 			Fixed: "it is another kind of network; make the network anew",
 			Help:  "the network's mode; for the driver name netyard, the others say it in their name",
 		},
 		{
-			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge", "host"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
+			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge", "host", "ipvlan", "macvlan"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
 			Fixed: "running containers' interfaces have it already; make the network anew",
-			Help:  "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200)",
+			Help:  "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200); of macvlan and ipvlan the parent's unless said",
 		},
 		{
 			Name: "ndp_proxy", Modes: []string{"bridge"}, Set: true, Kind: IfName,
 			Help: "interface of the host on which it answers for its containers' IPv6 addresses, which are of that link's subnet",
+		},
+		{
+			Name: "parent", Modes: []string{"ipvlan", "macvlan"}, Kind: IfName,
+			Fixed: "running containers' links are on that parent; make the network anew",
+			Help:  "the host's link to the LAN; eth0.50 makes the link of VLAN 50 on eth0 if it is not there; without a parent containers only reach each other",
+		},
+		{
+			Name: "promisc", Modes: []string{"bridge"}, Kind: Bool, Default: "false",
+			Help: "the host listens to all frames on the bridge, also to those for others",
 		},
 		{
 			Name: "publish_from", Modes: []string{"bridge"}, Set: true, Kind: Sources,

@@ -34,8 +34,9 @@ need() {
 
 # need_busybox wants one that runs anywhere: in a container, or in the root of another Debian. Many machines have the other one.
 need_busybox() {
-	command -v busybox >/dev/null && LC_ALL=C ldd "$(command -v busybox)" 2>&1 | grep -qE 'not a dynamic|statically linked' ||
-		install_packages busybox-static
+	local kind
+	kind=$(command -v busybox >/dev/null && LC_ALL=C ldd "$(command -v busybox)" 2>&1) || true # a static one is a failure to ldd
+	[[ $kind == *"not a dynamic"* || $kind == *"statically linked"* ]] || install_packages busybox-static
 }
 
 # install_packages installs Debian packages and starts none of the services in them: a machine's own engine stays as it is.
@@ -68,16 +69,19 @@ load_modules() {
 	done
 }
 
-# forget_firewall removes what a netyard leaves for the next one to find: its tables and local routes, and its rules in DOCKER-USER.
+# forget_firewall removes what a netyard leaves for the next one to find: its tables, which nobody can delete while one runs, its local
+# routes, and its rules in the chains of others.
 forget_firewall() {
 	nft delete table inet netyard 2>/dev/null || true
 	nft delete table bridge netyard 2>/dev/null || true
 	ip -4 route flush table local proto 78 2>/dev/null || true # what stands for loopback, docs/ports.md
 	ip -6 route flush table local proto 78 2>/dev/null || true
-	local family handle rule
+	local family chain handle rule
 	for family in ip ip6; do
-		for handle in $(nft -a list chain "$family" filter DOCKER-USER 2>/dev/null | sed -n 's/.*"netyard.*# handle //p'); do
-			nft delete rule "$family" filter DOCKER-USER handle "$handle"
+		for chain in DOCKER-USER FORWARD ufw-user-forward ufw6-user-forward; do
+			for handle in $(nft -a list chain "$family" filter "$chain" 2>/dev/null | sed -n 's/.*"netyard.*# handle //p'); do
+				nft delete rule "$family" filter "$chain" handle "$handle"
+			done
 		done
 		# Where Docker speaks legacy iptables; just to ask would make the tables.
 		grep -qs filter "/proc/net/${family}_tables_names" || continue

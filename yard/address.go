@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"netyard/ipam"
 	"netyard/modes"
@@ -91,9 +92,32 @@ func (y *Yard) busy() ([]netip.Prefix, error) {
 	return busy, nil
 }
 
-// ReleasePool gives a pool back; an unknown one is free.
+// ReleasePool gives a pool back; an unknown one is free. One whose network could not be deleted, since containers are attached to it
+// by CNI, stays until the network goes.
 func (y *Yard) ReleasePool(_ context.Context, id string) error {
-	return y.update("pool released", func(tx store.Tx) error { return y.c.IPAM.ReleasePool(tx, id) })
+	return y.update("pool released", func(tx store.Tx) error {
+		used, err := y.hasAttachments(tx, id)
+		if err != nil || used {
+			return err
+		}
+		return y.c.IPAM.ReleasePool(tx, id)
+	})
+}
+
+// hasAttachments says whether the pool's network has endpoints that came by CNI.
+func (y *Yard) hasAttachments(tx store.Tx, pool string) (has bool, err error) {
+	all, err := y.c.IPAM.Pools(tx)
+	if err != nil {
+		return false, err
+	}
+	for _, p := range all {
+		if p.ID != pool || p.Network == "" {
+			continue
+		}
+		es, err := endpoints.List(tx, endpointKey(p.Network, ""))
+		return slices.ContainsFunc(es, func(e modes.Endpoint) bool { return e.Attachment != "" && e.Phase != modes.Deleting }), err
+	}
+	return false, nil
 }
 
 // RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them gives

@@ -13,6 +13,12 @@ import (
 const (
 	// Docker is the name of the engine behind the doors of package driver.
 	Docker = "docker"
+	// Containerd is the engine of an attachment whose container is known to containerd.
+	Containerd = "containerd"
+	// CNI is the engine of one that only its runtime knows.
+	CNI = "cni"
+	// Own is the engine of networks that the admin made, or a CNI configuration: nobody but the admin removes them.
+	Own = "netyard"
 
 	defaultMode = "bridge"
 

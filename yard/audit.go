@@ -1,9 +1,11 @@
 package yard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,8 +39,8 @@ const (
 // young is how long a change may be under way before it is a finding.
 const young = 5 * time.Second
 
-// Audit compares the records with the kernel and, when the engines could be asked, with them. A healthy host has no findings.
-func (y *Yard) Audit(_ context.Context, census *Census) ([]Finding, error) {
+// Audit compares the records with the kernel and with those engines that could be asked. A healthy host has no findings.
+func (y *Yard) Audit(_ context.Context, censuses []Census) ([]Finding, error) {
 	out, strays, err := y.compare()
 	if err != nil {
 		return nil, err
@@ -49,8 +51,12 @@ func (y *Yard) Audit(_ context.Context, census *Census) ([]Finding, error) {
 			remove: func(context.Context) error { return s.Remove() },
 		})
 	}
-	records, err := y.auditRecords(census)
-	return append(out, records...), err
+	blocks, err := y.blocks()
+	if err != nil {
+		return nil, err
+	}
+	records, err := y.auditRecords(censuses)
+	return slices.Concat(out, blocks, records), err
 }
 
 func label(n modes.Network) string {
@@ -61,7 +67,7 @@ func label(n modes.Network) string {
 }
 
 // auditRecords finds the records that have lost their owner, and what an engine has that is not in the records.
-func (y *Yard) auditRecords(census *Census) (out []Finding, err error) {
+func (y *Yard) auditRecords(censuses []Census) (out []Finding, err error) {
 	ns, err := y.Networks()
 	if err != nil {
 		return nil, err
@@ -70,10 +76,12 @@ func (y *Yard) auditRecords(census *Census) (out []Finding, err error) {
 	for _, n := range ns {
 		known[n.ID] = n
 	}
-	if census != nil {
-		if out, err = y.auditNetworks(known, *census); err != nil {
+	for _, c := range censuses {
+		found, err := y.auditEngine(known, c)
+		if err != nil {
 			return nil, err
 		}
+		out = append(out, found...)
 	}
 	for _, n := range ns {
 		if y.stuck(n.Phase, n.Turned, young) {
@@ -94,7 +102,7 @@ func (y *Yard) auditRecords(census *Census) (out []Finding, err error) {
 				remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
 			})
 		}
-		text, removable := y.orphaned(e, census, young)
+		text, removable := y.orphaned(e, censuses, young)
 		if text == "" {
 			continue
 		}
@@ -109,6 +117,29 @@ func (y *Yard) auditRecords(census *Census) (out []Finding, err error) {
 		out = append(out, Finding{
 			Kind: Orphan, Text: fmt.Sprintf("lease %s of pool %s belongs to no endpoint", l.Addr, l.Pool), Removable: true,
 			remove: func(ctx context.Context) error { return y.ReleaseAddress(ctx, l.Pool, l.Addr) },
+		})
+	}
+	return out, err
+}
+
+// auditEngine compares what is not an endpoint with an engine's.
+func (y *Yard) auditEngine(known map[string]modes.Network, c Census) (out []Finding, err error) {
+	if c.Networks != nil {
+		if out, err = y.auditNetworks(known, c); err != nil {
+			return nil, err
+		}
+	}
+	hs, err := y.allHolds()
+	for _, h := range hs {
+		if !y.holdOver(h, c, young) {
+			continue
+		}
+		out = append(out, Finding{
+			Kind: Orphan, Network: label(known[h.NetworkID]), Removable: true,
+			Text: fmt.Sprintf("addresses held for container %s, which %s has no more", cmp.Or(h.Container.Name, h.Attachment), c.Engine),
+			remove: func(context.Context) error {
+				return y.c.Store.Update(func(tx store.Tx) error { return y.releaseHold(tx, h) })
+			},
 		})
 	}
 	return out, err
@@ -143,7 +174,7 @@ func (y *Yard) auditNetworks(known map[string]modes.Network, c Census) (out []Fi
 
 // orphaned says why an endpoint of at least that age has lost its owner, empty when it has not; it is removable if no sandbox has
 // its link.
-func (y *Yard) orphaned(e modes.Endpoint, c *Census, age time.Duration) (reason string, removable bool) {
+func (y *Yard) orphaned(e modes.Endpoint, censuses []Census, age time.Duration) (reason string, removable bool) {
 	now := y.c.Now()
 	if e.Phase != modes.Ready || now.Sub(e.Created) < age {
 		return "", false
@@ -151,13 +182,14 @@ func (y *Yard) orphaned(e modes.Endpoint, c *Census, age time.Duration) (reason 
 	if y.dead(e) {
 		return "its sandbox " + e.Sandbox + " is gone", true
 	}
-	if c == nil || e.Container.Engine != c.Engine || now.Sub(e.Joined) < age {
+	at := slices.IndexFunc(censuses, func(c Census) bool { return c.Engine == e.Container.Engine })
+	if at < 0 || now.Sub(e.Joined) < age {
 		return "", false
 	}
-	if _, ok := c.Endpoints[e.ID]; ok {
+	if _, ok := censuses[at].Endpoints[e.ID]; ok {
 		return "", false
 	}
-	reason = "no container of " + c.Engine + " has it"
+	reason = "no container of " + e.Container.Engine + " has it"
 	n, err := y.Network(e.NetworkID)
 	if err != nil {
 		return reason, false
@@ -237,8 +269,8 @@ func (y *Yard) orphanLeases(age time.Duration) (out []ipam.Lease, err error) {
 }
 
 // GC removes what Audit calls removable and returns it; dryRun only returns it.
-func (y *Yard) GC(ctx context.Context, census *Census, dryRun bool) ([]Finding, error) {
-	all, err := y.Audit(ctx, census)
+func (y *Yard) GC(ctx context.Context, censuses []Census, dryRun bool) ([]Finding, error) {
+	all, err := y.Audit(ctx, censuses)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,8 @@ import (
 // A Census is all an engine has to do with netyard, at one moment. It is complete, or it is not made.
 type Census struct {
 	Engine string
-	// Networks are the engine's networks of netyard's drivers, by id.
+	// Networks are the engine's networks of netyard's drivers, by id. Nil: the engine makes no networks and asks for no pools and
+	// addresses, and says nothing of them.
 	Networks map[string]SeenNetwork
 	// Endpoints are those of running containers, by id.
 	Endpoints map[string]SeenEndpoint
@@ -25,6 +26,8 @@ type Census struct {
 	Pools map[netip.Prefix]bool
 	// Wanted are the addresses that containers, also stopped ones, ask for by name, see WantedKey.
 	Wanted map[string]bool
+	// Attachments are the containers that may have attachments, also stopped ones: of an engine that is a CNI runtime's.
+	Attachments map[string]bool
 }
 
 // A SeenNetwork is a network as its engine has it: enough to make its record again.
@@ -53,16 +56,29 @@ func WantedKey(network string, a netip.Addr) string { return claimKey(network, a
 // older than the grace period, since an engine shows a thing later than it tells netyard of it, and to be in nobody's use, in case
 // that this is not the engine whose it is.
 func (y *Yard) Reconcile(ctx context.Context, c Census) error {
-	if err := y.takeNames(c); err != nil {
+	if err := y.TakeNames(c); err != nil {
 		return err
 	}
 	if err := y.enforce(ctx); err != nil { // now that it is known whose the endpoints are
 		return err
 	}
-	round := y.suspects.begin()
-	defer y.suspects.end(round)
-	return errors.Join(y.reapEndpoints(ctx, c, round), y.reapNetworks(ctx, c, round),
-		y.reapLeases(ctx, round), y.reapHeld(c, round), y.reapPools(ctx, c, round))
+	round := y.suspects.begin(c.Engine)
+	defer y.suspects.end(c.Engine, round)
+	errs := []error{y.reapEndpoints(ctx, c, round), y.reapLeases(ctx, round), y.reapHolds(c, round)}
+	if c.Networks != nil {
+		errs = append(errs, y.reapNetworks(ctx, c, round), y.reapHeld(c, round), y.reapPools(ctx, c, round))
+	}
+	return errors.Join(errs...)
+}
+
+// reapHolds frees the addresses that are held for containers which the engine has no more.
+func (y *Yard) reapHolds(c Census, round *round) error {
+	return y.releaseHolds(func(h hold) bool { return y.holdOver(h, c, y.c.Grace) && round.again("hold "+h.key()) })
+}
+
+// holdOver says whether a hold of at least that age is for a container that its engine has no more.
+func (y *Yard) holdOver(h hold, c Census, age time.Duration) bool {
+	return h.Container.Engine == c.Engine && !c.Attachments[h.Attachment] && y.c.Now().Sub(h.Since) >= age
 }
 
 // reapEndpoints drops the endpoints that the engine has forgotten.
@@ -73,7 +89,7 @@ func (y *Yard) reapEndpoints(ctx context.Context, c Census, round *round) error 
 	}
 	var errs []error
 	for _, e := range es {
-		reason, removable := y.orphaned(e, &c, y.c.Grace)
+		reason, removable := y.orphaned(e, []Census{c}, y.c.Grace)
 		if reason == "" || !removable || !round.again("endpoint "+e.ID) {
 			continue
 		}
@@ -133,8 +149,8 @@ func (y *Yard) orphanNetworks(c Census, age time.Duration) (out []modes.Network,
 	return out, nil
 }
 
-// takeNames writes down the names of networks and who the endpoints belong to.
-func (y *Yard) takeNames(c Census) error {
+// TakeNames writes down the names of networks and who the endpoints belong to.
+func (y *Yard) TakeNames(c Census) error {
 	ns, err := y.Networks()
 	if err != nil {
 		return err
@@ -283,10 +299,10 @@ func (y *Yard) orphanPools(c Census, age time.Duration) (out []ipam.Pool, err er
 	return out, nil
 }
 
-// suspects remembers what was missing the last time.
+// suspects remembers what each engine's census missed the last time.
 type suspects struct {
 	mu   sync.Mutex
-	last map[string]bool
+	last map[string]map[string]bool
 }
 
 // A round is one look; what it finds missing and the last one did not is only suspected.
@@ -294,10 +310,10 @@ type round struct {
 	last, now map[string]bool
 }
 
-func (s *suspects) begin() *round {
+func (s *suspects) begin(engine string) *round {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &round{last: s.last, now: map[string]bool{}}
+	return &round{last: s.last[engine], now: map[string]bool{}}
 }
 
 func (r *round) again(what string) bool {
@@ -305,8 +321,11 @@ func (r *round) again(what string) bool {
 	return r.last[what]
 }
 
-func (s *suspects) end(r *round) {
+func (s *suspects) end(engine string, r *round) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last = r.now
+	if s.last == nil {
+		s.last = map[string]map[string]bool{}
+	}
+	s.last[engine] = r.now
 }

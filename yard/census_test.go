@@ -189,7 +189,7 @@ func TestReaper(t *testing.T) {
 
 func (r *rig) findsWith(c Census, want string, removable bool) {
 	r.t.Helper()
-	found, err := r.Audit(r.t.Context(), &c)
+	found, err := r.Audit(r.t.Context(), []Census{c})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -57,6 +57,7 @@ func (r *rig) start() {
 		_ = r.st.Close()
 		r.host.Reopen(r.t)
 	}
+	r.host.ShareTables() // so that a test can plant faults in them
 	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path}); err != nil {
 		r.t.Fatal(err)
 	}

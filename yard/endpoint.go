@@ -31,8 +31,13 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		if err != nil {
 			return err
 		}
-		if macer, ok := m.(modes.MACer); ok && e.MAC == "" {
+		macer, own := m.(modes.MACer)
+		_, none := m.(modes.Addressless)
+		switch {
+		case own && e.MAC == "":
 			e.MAC = macer.MAC(n, e)
+		case !own && !none && e.MAC != "":
+			return fmt.Errorf("mac-address %s: containers on a network of mode %s have no hardware address of their own", e.MAC, n.Mode)
 		}
 		old, err := getEndpoint(tx, e.NetworkID, e.ID)
 		if err == nil && old.Phase != modes.Deleting {
@@ -220,13 +225,18 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	if err := y.withdraw(ctx, was); err != nil {
 		return err
 	}
-	y.c.Background(func() { //nolint:contextcheck // the caller does not wait for it
+	y.finishLater(network, id) //nolint:contextcheck // the caller does not wait for it
+	y.c.Changed()
+	return nil
+}
+
+// finishLater takes the link of an endpoint that is Deleting away when there is time for it.
+func (y *Yard) finishLater(network, id string) {
+	y.c.Background(func() {
 		if err := y.finish(network, id); err != nil {
 			y.c.Log.Error("take an endpoint's link away", "network", network, "endpoint", id, "err", err)
 		}
 	})
-	y.c.Changed()
-	return nil
 }
 
 // condemn records that an endpoint is to go.
@@ -259,6 +269,11 @@ func (y *Yard) finish(network, id string) error {
 		return err
 	}
 	defer release()
+	return y.finishHeld(ctx, network, id)
+}
+
+// finishHeld is finish for who holds the locks.
+func (y *Yard) finishHeld(ctx context.Context, network, id string) error {
 	m, n, e, err := y.whole(network, id)
 	if errors.Is(err, ErrNotFound) || err == nil && e.Phase != modes.Deleting {
 		return nil // the network took it with it, or it was made anew

@@ -1,6 +1,7 @@
 package yard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,13 +35,22 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if done, err := y.settleFormer(ctx, n); done || err != nil {
 		return err
 	}
+	if err := y.markChosen(n); err != nil {
+		return err
+	}
 	if s, ok := m.(modes.Settler); ok {
 		if n.Settled, err = s.Settle(ctx, n); err != nil {
 			return err
 		}
 	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.c.Now(), y.c.Now()
-	if err := y.update("network recorded", func(tx store.Tx) error { return y.putNew(tx, n) }); err != nil {
+	err = y.update("network recorded", func(tx store.Tx) error {
+		if err := y.share(tx, m, n); err != nil {
+			return err
+		}
+		return y.putNew(tx, n)
+	})
+	if err != nil {
 		return err
 	}
 	if err := y.up(ctx, m, n); err != nil {
@@ -48,7 +58,39 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	}
 	y.c.Log.Info("network is up", "network", n.ID, "mode", n.Mode)
 	y.tell(Event{Type: NetworkCreated, Network: n.Name, NetworkID: n.ID, Text: fmt.Sprintf("network %s of mode %s is up", label(n), n.Mode)})
+	y.c.Changed()
 	return nil
+}
+
+// share asks a mode whether a new network can be beside those on record. In the transaction that records it, so that of two that
+// cannot be beside each other only one is.
+func (y *Yard) share(tx store.Tx, m modes.Mode, n modes.Network) error {
+	s, ok := m.(modes.Sharer)
+	if !ok {
+		return nil
+	}
+	others, err := networks.List(tx, "")
+	if err != nil {
+		return err
+	}
+	return s.Share(n, others)
+}
+
+// markChosen notes which subnets of a new network nobody named: netyard's own IPAM knows.
+func (y *Yard) markChosen(n modes.Network) error {
+	return y.c.Store.View(func(tx store.Tx) error {
+		for i, s := range n.Subnets {
+			if s.Space != Space {
+				continue
+			}
+			p, err := y.c.IPAM.PoolOf(tx, s.Pool, "")
+			if err != nil && !errors.Is(err, ipam.ErrNotFound) {
+				return err
+			}
+			n.Subnets[i].Chosen = p.Chosen
+		}
+		return nil
+	})
 }
 
 func (y *Yard) up(ctx context.Context, m modes.Mode, n modes.Network) error {
@@ -123,8 +165,13 @@ func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
 	return nil
 }
 
-// DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone.
+// DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone. Its engine
+// knows of its own containers on it; it is refused while there are others, of CNI.
 func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
+	return y.deleteNetwork(ctx, id, y.noAttachments)
+}
+
+func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Network) error) error {
 	release, err := y.locks.hold(ctx, id, false)
 	if err != nil {
 		return err
@@ -140,6 +187,11 @@ func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
 	m, err := y.mode(n.Mode)
 	if err != nil {
 		return err
+	}
+	if n.Phase == modes.Ready {
+		if err := may(n); err != nil {
+			return err
+		}
 	}
 	n.Phase, n.Turned = modes.Deleting, y.c.Now()
 	if err := y.update("network deleting", func(tx store.Tx) error { return networks.Put(tx, id, n) }); err != nil {
@@ -194,7 +246,21 @@ func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 			return err
 		}
 	}
-	return networks.Delete(tx, n.ID)
+	return errors.Join(eraseHolds(tx, n.ID), networks.Delete(tx, n.ID))
+}
+
+// noAttachments refuses the end of a network that living containers are attached to by CNI.
+func (y *Yard) noAttachments(n modes.Network) error {
+	es, err := y.Attachments(n.ID)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if e.Phase != modes.Deleting && !y.dead(e) {
+			return fmt.Errorf("network %s is %w by container %s", label(n), ErrInUse, cmp.Or(e.Container.Name, e.Attachment))
+		}
+	}
+	return nil
 }
 
 func (y *Yard) releasePool(tx store.Tx, subnet netip.Prefix, network string) error {

@@ -140,6 +140,8 @@ type choice struct {
 	listeners   []kernel.Listener
 	claims      []claimedRange
 	given       []modes.Port
+	// reserver is a process that listens on the ports only to keep others off them; 0: there is none.
+	reserver int
 }
 
 // look finds out what the host has, outside of any transaction.
@@ -242,7 +244,7 @@ func (c *choice) taken(tx store.Tx, proto string, a netip.Addr, first, count uin
 		}
 	}
 	for _, l := range c.listeners {
-		if l.Takes(proto, a, first, count) {
+		if l.Takes(proto, a, first, count) && !l.HeldBy(c.reserver) {
 			return listenerError{l}
 		}
 	}

@@ -92,7 +92,7 @@ func (y *Yard) adoptNetwork(ctx context.Context, s SeenNetwork, c Census) error 
 
 func (y *Yard) adoptRecord(ctx context.Context, m modes.Mode, s SeenNetwork, c Census) (n modes.Network, err error) {
 	n = s.Network
-	if err := y.fillGateways(&n, c); err != nil {
+	if err := y.fillGateways(m, &n, c); err != nil {
 		return n, err
 	}
 	if settler, ok := m.(modes.Settler); ok {
@@ -113,7 +113,7 @@ func (y *Yard) adoptRecord(ctx context.Context, m modes.Mode, s SeenNetwork, c C
 
 // fillGateways finds the gateways that the engine chose itself, which it does not tell: the host has them on the bridge, or a
 // container has its default route there.
-func (y *Yard) fillGateways(n *modes.Network, c Census) error {
+func (y *Yard) fillGateways(m modes.Mode, n *modes.Network, c Census) error {
 	for i, s := range n.Subnets {
 		if s.Gateway.IsValid() {
 			continue
@@ -121,6 +121,9 @@ func (y *Yard) fillGateways(n *modes.Network, c Census) error {
 		gw, found, err := y.c.Kernel.HostAddr(s.Pool)
 		if err != nil {
 			return err
+		}
+		if _, lan := m.(modes.Sharer); lan { // there the gateway is the LAN's router
+			gw, found = netip.Prefix{}, false
 		}
 		for _, e := range c.Endpoints {
 			for _, a := range e.Gateways {

@@ -133,7 +133,7 @@ func putEndpoint(tx store.Tx, e modes.Endpoint) error {
 
 func eraseEndpoint(tx store.Tx, e modes.Endpoint) error {
 	e.Phase = modes.Deleting
-	if err := setClaims(tx, e); err != nil {
+	if err := errors.Join(setClaims(tx, e), dropAttachment(tx, e)); err != nil {
 		return err
 	}
 	if err := setPortClaims(tx, e); err != nil {

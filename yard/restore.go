@@ -48,13 +48,14 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 	return y.prune(ctx)
 }
 
-// collect tells the firewall of every element on record before it is loaded, so that a network which cannot be brought up is
-// isolated all the same.
+// collect tells the kernel of every element on record before the firewall is loaded, so that a network which cannot be brought up is
+// isolated all the same, and of who wants what several want, so that none of it goes with the first that is taken down.
 func (y *Yard) collect(ctx context.Context) error {
 	w, err := y.wanted()
 	if err != nil {
 		return err
 	}
+	y.c.Kernel.Claim(w.objects...)
 	for _, o := range w.objects {
 		if e, ok := o.(kernel.Element); ok {
 			if err := y.c.Kernel.Ensure(ctx, e); err != nil {
@@ -90,23 +91,42 @@ func (y *Yard) restoreEndpoint(ctx context.Context, m modes.Mode, n modes.Networ
 	switch {
 	case e.Phase == modes.Deleting:
 		return y.forget(ctx, m, n, e)
+	case e.Phase == modes.Pending && e.Attachment != "": // its runtime takes it for failed
+		return y.bury(ctx, m, n, e)
 	case e.Phase == modes.Pending: // its Join was never answered
 		return y.unjoin(ctx, m, n, e)
 	case e.Sandbox == "": // its engine may be about to join it
 		return nil
 	case y.dead(e):
 		return y.bury(ctx, m, n, e)
-	case links[kernel.Alias(n.ID, e.ID)], len(e.Kept) > 0:
-		_, err := m.Attach(ctx, n, e)
-		return err
 	}
-	// A link cannot be put back into a sandbox that is running; doctor says that it is missing.
-	return nil
+	here := links[kernel.Alias(n.ID, e.ID)]
+	if !here {
+		free, err := y.unplugged(m, n, e)
+		if err != nil {
+			return err
+		}
+		here = !free
+	}
+	if !here { // a link cannot be put back into a sandbox that is running; doctor says that it is missing
+		return nil
+	}
+	_, err := m.Attach(ctx, n, e)
+	return err
 }
 
 // dead says whether an endpoint's sandbox provably is no more.
 func (y *Yard) dead(e modes.Endpoint) bool {
-	return e.Sandbox != "" && (e.BootID != y.c.BootID || e.Seen && !kernel.IsNamespace(e.Sandbox))
+	switch {
+	case e.Sandbox == "" || e.BootID == y.c.BootID && !e.Seen:
+		return false
+	case e.BootID != y.c.BootID:
+		return true
+	case e.NS == kernel.NamespaceID{}:
+		return !kernel.IsNamespace(e.Sandbox)
+	}
+	now, ok := kernel.NamespaceAt(e.Sandbox)
+	return !ok || now != e.NS // a process of the same number, or a file of the same name, with another namespace
 }
 
 // unplugged says whether no sandbox has an endpoint's link, so that nobody would miss it.
@@ -124,6 +144,9 @@ func (y *Yard) unplugged(m modes.Mode, n modes.Network, e modes.Endpoint) (bool,
 
 // bury drops an endpoint whose engine will not speak of it again, with its leases.
 func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+	if e.Phase == modes.Deleting && e.Attachment != "" { // the addresses are another one's already
+		return y.forget(ctx, m, n, e)
+	}
 	y.c.Log.Info("drop an endpoint whose sandbox is gone", "network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
 	if err := m.Detach(ctx, n, e); err != nil {
 		return err
@@ -133,36 +156,12 @@ func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 		if err := eraseEndpoint(tx, e); err != nil {
 			return err
 		}
-		return y.releaseLeases(tx, n, e)
+		return y.settleLeases(tx, n, e)
 	})
 	if err != nil {
 		return err
 	}
 	return y.enforce(ctx)
-}
-
-func (y *Yard) releaseLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
-	for _, a := range e.Addrs {
-		if taken, err := claimed(tx, n.ID, a.Addr()); err != nil || taken {
-			return err
-		}
-		for _, s := range n.Subnets {
-			if s.Space != Space || !s.Pool.Contains(a.Addr()) {
-				continue
-			}
-			p, err := y.c.IPAM.PoolOf(tx, s.Pool, n.ID)
-			if errors.Is(err, store.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if err := y.c.IPAM.ReleaseAddress(tx, p.ID, a.Addr()); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // prune takes away what is netyard's in the kernel and in no record.
@@ -246,17 +245,11 @@ func (y *Yard) wanted() (w wanted, err error) {
 		if err != nil {
 			return w, err
 		}
-		var joined []modes.Endpoint
-		for _, e := range es {
-			if e.Phase == modes.Ready && e.Sandbox != "" {
-				joined = append(joined, e)
-			}
-		}
 		w.passing = append(w.passing, m.Objects(n, es)...)
 		if n.Phase != modes.Ready {
 			continue
 		}
-		for _, o := range m.Objects(n, joined) {
+		for _, o := range m.Objects(n, joinedOf(es)) {
 			w.objects, w.networks = append(w.objects, o), append(w.networks, n)
 		}
 	}

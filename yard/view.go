@@ -20,7 +20,7 @@ func (y *Yard) State(e modes.Endpoint) string {
 	return "up"
 }
 
-// HostLink is the name of the endpoint's interface on the host; empty when it has none.
+// HostLink is the name of the link by which the host sees the endpoint: its own, or the parent that it is on; empty when there is none.
 func (y *Yard) HostLink(n modes.Network, e modes.Endpoint) string {
 	m, err := y.mode(n.Mode)
 	if err != nil {
@@ -32,6 +32,8 @@ func (y *Yard) HostLink(n modes.Network, e modes.Endpoint) string {
 			return o.Name
 		case kernel.Device:
 			return o.Name
+		case kernel.Child:
+			return o.Parent.Name
 		}
 	}
 	return ""
@@ -60,6 +62,12 @@ func (y *Yard) Objects(n modes.Network) ([]string, error) {
 // Addressless says whether the endpoints of a mode have no addresses at all.
 func (y *Yard) Addressless(mode string) bool {
 	_, yes := y.c.Modes[mode].(modes.Addressless)
+	return yes
+}
+
+// Knows says whether there is a mode of that name.
+func (y *Yard) Knows(mode string) bool {
+	_, yes := y.c.Modes[mode]
 	return yes
 }
 

@@ -49,7 +49,7 @@ type Config struct {
 	Step func(name string)
 	// Background runs work that no caller waits for; default: one after the other in a goroutine of Run.
 	Background func(func())
-	// Changed is called when an endpoint came or went.
+	// Changed is called when a network or an endpoint came, or an endpoint went.
 	Changed func()
 }
 
@@ -102,6 +102,7 @@ func (y *Yard) Run(ctx context.Context) error {
 			f()
 		case <-tick.C:
 			y.retry(ctx)
+			y.sweep(ctx)
 		}
 	}
 }

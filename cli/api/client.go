@@ -102,6 +102,16 @@ func (c *Client) Network(ctx context.Context, ref string) (Network, error) {
 	return do[Network](ctx, c, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil)
 }
 
+// MakeNetwork makes a network that belongs to no engine.
+func (c *Client) MakeNetwork(ctx context.Context, q NetworkRequest) (Network, error) {
+	return do[Network](ctx, c, http.MethodPost, "/v1/networks", q)
+}
+
+// RemoveNetwork removes a network that belongs to no engine, found as by Network.
+func (c *Client) RemoveNetwork(ctx context.Context, ref string) (Network, error) {
+	return do[Network](ctx, c, http.MethodDelete, "/v1/networks/"+url.PathEscape(ref), nil)
+}
+
 // ChangeNetwork changes options of a network and of all that is on it.
 func (c *Client) ChangeNetwork(ctx context.Context, ref string, q Change) (Network, error) {
 	return do[Network](ctx, c, http.MethodPatch, "/v1/networks/"+url.PathEscape(ref), q)
@@ -178,4 +188,13 @@ func (c *Client) GC(ctx context.Context, dryRun bool) ([]yard.Finding, error) {
 		path += "?dry_run=1"
 	}
 	return do[[]yard.Finding](ctx, c, http.MethodPost, path, nil)
+}
+
+// Trace follows the first packet of a flow.
+func (c *Client) Trace(ctx context.Context, from, to string, v6 bool) (yard.Trace, error) {
+	q := url.Values{"from": {from}, "to": {to}}
+	if v6 {
+		q.Set("ipv6", "1")
+	}
+	return do[yard.Trace](ctx, c, http.MethodGet, "/v1/trace?"+q.Encode(), nil)
 }

@@ -31,8 +31,8 @@ type Server struct {
 	Yard    *yard.Yard
 	Log     *slog.Logger
 	Version string
-	// Census asks the engines; nil when there is none to ask.
-	Census func(context.Context) (yard.Census, error)
+	// Censuses ask the engines, each one.
+	Censuses []func(context.Context) (yard.Census, error)
 }
 
 // Handler answers requests on the admin socket.
@@ -44,6 +44,8 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/version", s.version)
 	handle("GET /v1/networks", s.networks)
 	handle("GET /v1/networks/{ref}", s.network)
+	handle("POST /v1/networks", s.makeNetwork)
+	handle("DELETE /v1/networks/{ref}", s.removeNetwork)
 	handle("GET /v1/endpoints", s.endpoints)
 	handle("GET /v1/endpoints/{ref}", s.endpoint)
 	handle("PATCH /v1/networks/{ref}", s.changeNetwork)
@@ -59,6 +61,7 @@ func (s *Server) Handler() http.Handler {
 	handle("DELETE /v1/policies/{name}", s.removePolicy)
 	handle("GET /v1/doctor", s.doctor)
 	handle("POST /v1/gc", s.gc)
+	handle("GET /v1/trace", s.trace)
 	return mux
 }
 
@@ -79,10 +82,10 @@ func status(err error) int {
 	switch {
 	case errors.Is(err, yard.ErrNotFound), errors.Is(err, ipam.ErrNotFound):
 		return http.StatusNotFound
-	case errors.Is(err, yard.ErrInUse), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
+	case errors.Is(err, yard.ErrInUse), errors.Is(err, yard.ErrExists), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
 		return http.StatusConflict
 	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid), errors.Is(err, modes.ErrOption), errors.Is(err, policy.ErrPolicy),
-		errors.Is(err, yard.ErrAmbiguous):
+		errors.Is(err, yard.ErrAmbiguous), errors.Is(err, yard.ErrQuestion):
 		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError
@@ -114,8 +117,16 @@ func (s *Server) networks(context.Context, *http.Request) (any, error) {
 	return views, nil
 }
 
-func (s *Server) network(_ context.Context, r *http.Request) (any, error) {
+func (s *Server) network(ctx context.Context, r *http.Request) (any, error) {
 	n, err := s.Yard.FindNetwork(r.PathValue("ref"))
+	if errors.Is(err, yard.ErrNotFound) { // its engine may not have told its name yet
+		for _, c := range s.census(ctx) {
+			if err := s.Yard.TakeNames(c); err != nil {
+				return nil, err
+			}
+		}
+		n, err = s.Yard.FindNetwork(r.PathValue("ref"))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -258,19 +269,28 @@ func (s *Server) release(_ context.Context, r *http.Request) (any, error) {
 	return q, s.Yard.Forget(q.Pool, a)
 }
 
-// census asks the engines; without an answer the comparison goes on without them.
-func (s *Server) census(ctx context.Context) *yard.Census {
-	if s.Census == nil {
-		return nil
-	}
+// census asks the engines; the comparison goes on without one that does not answer.
+func (s *Server) census(ctx context.Context) (all []yard.Census) {
 	ctx, cancel := context.WithTimeout(ctx, censusTime)
 	defer cancel()
-	c, err := s.Census(ctx)
-	if err != nil {
-		s.Log.Debug("compare without the engine", "err", err)
-		return nil
+	answers := make(chan *yard.Census, len(s.Censuses))
+	for _, ask := range s.Censuses {
+		go func() {
+			c, err := ask(ctx)
+			if err != nil {
+				s.Log.Debug("compare without an engine", "err", err)
+				answers <- nil
+				return
+			}
+			answers <- &c
+		}()
 	}
-	return &c
+	for range s.Censuses {
+		if c := <-answers; c != nil {
+			all = append(all, *c)
+		}
+	}
+	return all
 }
 
 func (s *Server) doctor(ctx context.Context, _ *http.Request) (any, error) {
@@ -282,6 +302,11 @@ func (s *Server) gc(ctx context.Context, r *http.Request) (any, error) {
 	dry := r.URL.Query().Get("dry_run") != ""
 	found, err := s.Yard.GC(ctx, s.census(ctx), dry)
 	return some(found), err
+}
+
+func (s *Server) trace(_ context.Context, r *http.Request) (any, error) {
+	q := r.URL.Query()
+	return s.Yard.Trace(q.Get("from"), q.Get("to"), q.Get("ipv6") != "")
 }
 
 // some makes an empty list an empty list in JSON, not null.

@@ -20,8 +20,10 @@ type Version struct {
 
 // A Network is a network as the admin sees it.
 type Network struct {
-	ID        string            `json:"id"`
-	Name      string            `json:"name"`
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	// Engine is who made the network and removes it: docker, or netyard for the admin and CNI configurations.
+	Engine    string            `json:"engine,omitempty"`
 	Mode      string            `json:"mode"`
 	State     string            `json:"state"`
 	Internal  bool              `json:"internal"`
@@ -32,6 +34,18 @@ type Network struct {
 	Created   time.Time         `json:"created"`
 	// Objects are what the network has in the kernel, in words.
 	Objects []string `json:"objects,omitempty"`
+}
+
+// A NetworkRequest says what network to make. Gateways and ranges belong to the subnets that they are in.
+type NetworkRequest struct {
+	Name     string            `json:"name"`
+	Mode     string            `json:"mode,omitempty"`
+	Options  map[string]string `json:"options,omitempty"`
+	Subnets  []string          `json:"subnets,omitempty"`
+	Gateways []string          `json:"gateways,omitempty"`
+	Ranges   []string          `json:"ip_ranges,omitempty"`
+	IPv6     bool              `json:"ipv6,omitempty"`
+	Internal bool              `json:"internal,omitempty"`
 }
 
 // A Subnet is an address range of a network.
@@ -61,8 +75,11 @@ type Endpoint struct {
 	Ports   []string          `json:"ports"`
 	State   string            `json:"state"`
 	Sandbox string            `json:"sandbox,omitempty"`
-	Created time.Time         `json:"created"`
-	Joined  time.Time         `json:"joined,omitzero"`
+	Aliases []string          `json:"aliases,omitempty"`
+	// Attachment is what a CNI runtime calls the container.
+	Attachment string    `json:"attachment,omitempty"`
+	Created    time.Time `json:"created"`
+	Joined     time.Time `json:"joined,omitzero"`
 }
 
 // A Port is a published port, or a range of them: a row of netyard ports.
@@ -127,7 +144,7 @@ type failure struct {
 
 func networkView(n modes.Network, endpoints int) Network {
 	v := Network{
-		ID: n.ID, Name: n.Name, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal, Options: n.Now(), Settled: n.Settled,
+		ID: n.ID, Name: n.Name, Engine: n.Engine, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal, Options: n.Now(), Settled: n.Settled,
 		Endpoints: endpoints, Created: n.Created, Subnets: []Subnet{},
 	}
 	for _, s := range n.Subnets {
@@ -150,7 +167,7 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	v := Endpoint{
 		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image, PID: e.Container.PID,
 		Engine: e.Container.Engine, Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
-		State: state, Options: e.Options, Sandbox: e.Sandbox, Created: e.Created, Joined: e.Joined,
+		State: state, Options: e.Options, Sandbox: e.Sandbox, Aliases: e.Aliases, Attachment: e.Attachment, Created: e.Created, Joined: e.Joined,
 		Addresses: []string{}, Ports: []string{},
 	}
 	for _, a := range e.Addrs {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -136,13 +137,16 @@ func (h *Host) Addr6(container, network string) string {
 	return h.Docker(fmt.Sprintf(`inspect -f '{{(index .NetworkSettings.Networks %q).GlobalIPv6Address}}' %s`, network, container))
 }
 
-// RemoveAll removes all containers and all networks that are not Docker's own.
+// RemoveAll removes all containers, of containerd's too, and all networks that are not Docker's own.
 func (h *Host) RemoveAll() {
 	t := h.report.TB()
 	t.Helper()
-	err := h.remove("ps -aq", "rm -fv")
+	err := errors.Join(h.removeCtr(), h.remove("ps -aq", "rm -fv"))
 	if err == nil { // an engine says that a container is gone while it is still leaving its networks
 		err = within(settleTime, func() error { return h.remove("network ls -q --filter type=custom", "network rm") })
+	}
+	if err == nil {
+		err = h.removeOwn()
 	}
 	if err != nil {
 		t.Fatalf("remove everything from %s: %v", h.Name, err)

@@ -38,6 +38,8 @@ type Host struct {
 	Dockerd *Service
 	// Netyard is the daemon. It is not running until the test starts it.
 	Netyard *Daemon
+	// Containerd is one beside the engine; nil until StartContainerd.
+	Containerd *Service
 
 	base *Snapshot // the host before the test did anything
 	back []*Service
@@ -115,15 +117,15 @@ func (h *Host) Use(t testing.TB) {
 func (h *Host) PowerLoss() {
 	h.report.TB().Helper()
 	h.back = nil
-	for _, s := range []*Service{h.Netyard.Service, h.Dockerd} {
-		if s.Running() {
+	for _, s := range []*Service{h.Netyard.Service, h.Dockerd, h.Containerd} {
+		if s != nil && s.Running() {
 			h.back = append(h.back, s)
 		}
 	}
 	h.powerOff()
 }
 
-// Boot is PowerOn, and then starts what was running when the power went: netyard and then the engine.
+// Boot is PowerOn, and then starts what was running when the power went: netyard and then the engine, and containerd.
 func (h *Host) Boot() {
 	h.report.TB().Helper()
 	h.PowerOn()

@@ -13,8 +13,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// build is a constant that takes long to find out.
-var build = sync.OnceValues(buildNetyard)
+// What takes long to find out is found out once.
+var (
+	build        = sync.OnceValues(buildNetyard)
+	buildPlugin  = sync.OnceValues(func() (string, error) { return buildSmall("netyard-cni", "netyard/cni/netyard-cni") })
+	buildShipped = sync.OnceValues(func() (string, error) { return buildSmall("netyard-shipped", "netyard") })
+	buildCNITool = sync.OnceValues(func() (string, error) { return buildSmall("cnitool", "github.com/containernetworking/cni/cnitool") })
+)
+
+// BuildShipped returns the netyard program as it is shipped, for what is measured.
+func BuildShipped(t testing.TB) string {
+	t.Helper()
+	return built(t, "netyard", buildShipped)
+}
+
+// BuildPlugin returns netyard's CNI plugin, as it is shipped.
+func BuildPlugin(t testing.TB) string {
+	t.Helper()
+	return built(t, "netyard-cni", buildPlugin)
+}
+
+// BuildCNITool returns the tool of CNI's authors that calls plugins as a runtime would.
+func BuildCNITool(t testing.TB) string {
+	t.Helper()
+	return built(t, "cnitool", buildCNITool)
+}
+
+func built(t testing.TB, name string, build func() (string, error)) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatalf("build %s: %v", name, err)
+	}
+	return path
+}
+
+// buildSmall builds a program that needs no C library, for any root.
+func buildSmall(name, pkg string) (string, error) {
+	return compile(name, []string{"CGO_ENABLED=0"}, "-trimpath", "-ldflags", "-s -w", pkg)
+}
 
 // Build returns the netyard program under test, with the race detector and the failpoints in it. It is built once a
 // run from the module that the test belongs to, unless NETYARD_BIN names one that is there already.
@@ -31,6 +68,11 @@ func buildNetyard() (string, error) {
 	if path := os.Getenv("NETYARD_BIN"); path != "" {
 		return filepath.Abs(path)
 	}
+	return compile("netyard", nil, "-race", "-tags", "failpoint", "netyard")
+}
+
+// compile runs go build in the module under test.
+func compile(name string, env []string, args ...string) (string, error) {
 	mod, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the module: %w", err)
@@ -49,8 +91,9 @@ func buildNetyard() (string, error) {
 		return "", err
 	}
 	// Several checkouts on one machine must not test each other's.
-	path := filepath.Join(dir, fmt.Sprintf("netyard-%08x", crc32.ChecksumIEEE(mod)))
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-race", "-tags", "failpoint", "-o", path, "netyard")
+	path := filepath.Join(dir, fmt.Sprintf("%s-%08x", name, crc32.ChecksumIEEE(mod)))
+	cmd := exec.Command("go", append([]string{"build", "-buildvcs=false", "-o", path}, args...)...)
+	cmd.Env = append(cmd.Environ(), env...)
 	cmd.Dir = filepath.Dir(strings.TrimSpace(string(mod)))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)

@@ -51,6 +51,7 @@ type nodeConfig struct {
 	root     string // the system it runs
 	dns      string // its name server, if any
 	bridgeNF bool   // bridged packets go through iptables, which is what the kernel does by default
+	net      *Node  // whose network it shares; nil: it has its own
 }
 
 // newNode makes a node and turns it on. It ends with the test.
@@ -120,12 +121,16 @@ func (n *Node) boot() error {
 	cmd.Env = append(n.environ(), "ROOT="+n.config.root, "DIR="+n.Dir, "NAME="+n.Name, "DNS="+n.config.dns, "BRIDGE_NF="+nf)
 	cmd.ExtraFiles = []*os.File{tell}
 	cmd.Stderr = &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: allSpaces}
+	spaces, start := uintptr(allSpaces), startHere
+	if n.config.net != nil {
+		spaces, start = spaces&^unix.CLONE_NEWNET, n.config.net.start
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: spaces}
 	hold, err := cmd.StdinPipe()
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := start(cmd); err != nil {
 		return err
 	}
 	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)

@@ -134,6 +134,9 @@ func normal(line string) string {
 // inRuleset puts the table and the chain in front of a rule, so that it means something by itself.
 func inRuleset(path []string, line string) (string, []string) {
 	line = strings.TrimSpace(line)
+	if head, _, found := strings.Cut(line, " # progname "); found { // whose table it is
+		line = head
+	}
 	switch {
 	case strings.HasPrefix(line, "#"):
 		return "", path

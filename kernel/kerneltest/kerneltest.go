@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -53,10 +54,37 @@ func (h *Host) Reopen(t testing.TB) {
 	h.Kernel = k
 }
 
+// Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan. scripts/test wants
+// it to run in the guest kernel then.
+func Needs(t testing.TB, kinds ...string) {
+	t.Helper()
+	h := New(t)
+	for _, kind := range kinds {
+		if !h.HasKind(kind) {
+			t.Skipf("this kernel has no %s", kind)
+		}
+	}
+}
+
+// Path is a file that stands for the namespace, as an engine's file of a sandbox does.
+func (h *Host) Path() string { return fmt.Sprintf("/proc/self/fd/%d", int(h.ns)) }
+
+// Pings says whether an address answers. One that should gets some time: neighbours have to be found first.
+func (h *Host) Pings(addr string, should bool) bool {
+	cmd := "ping -c 1 -W 1 " + addr
+	if should {
+		cmd = "for i in 1 2 3 4 5 6; do " + cmd + " && exit; done; exit 1"
+	}
+	_, err := h.TrySh(cmd)
+	return err == nil
+}
+
 func newNS(t testing.TB) netns.NsHandle {
 	t.Helper()
 	var ns netns.NsHandle
+	runtime.LockOSThread() // it looks for its own thread by number, and that may be one that is thrown away
 	self, err := netns.Get()
+	runtime.UnlockOSThread()
 	if err == nil {
 		err = kernel.Inside(int(self), func() (err error) { // on a thread that is thrown away
 			ns, err = netns.New()
@@ -90,6 +118,12 @@ func (h *Host) Take(t testing.TB, from *Host, link string, cmds ...string) {
 	}
 }
 
+// Give moves a link of this namespace to another one, under the name that it has.
+func (h *Host) Give(t testing.TB, to *Host, link string) {
+	t.Helper()
+	h.Sh(t, fmt.Sprintf("ip link set %s netns /proc/%d/fd/%d", link, os.Getpid(), int(to.ns)))
+}
+
 // Sh runs a shell command inside and returns what it printed; a failure ends the test.
 func (h *Host) Sh(t testing.TB, cmd string) string {
 	t.Helper()
@@ -118,7 +152,7 @@ func (h *Host) Dump(t testing.TB) string {
 	return Normal(h.Sh(t, "ip -d -o link; ip -o addr; ip -4 route show table all; ip -6 route show table all | grep -v 'table local proto kernel'; ip rule; ip -6 neigh show proxy; nft list ruleset; bridge fdb show | grep -v permanent || true"))
 }
 
-var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change)_timer\s+\S+|linkdown|tso_max_(size|segs) \d+`)
+var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change)_timer\s+\S+|linkdown|tentative|tso_max_(size|segs) \d+`)
 
 // byItself matches the routes that the kernel makes for each address, and for IPv6 only in a while.
 var byItself = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*proto kernel`)
@@ -141,3 +175,6 @@ func (w testWriter) Write(p []byte) (int, error) {
 
 // Do runs f on a thread inside the namespace.
 func (h *Host) Do(f func() error) error { return kernel.Inside(int(h.ns), f) }
+
+// NS is an open descriptor of the namespace.
+func (h *Host) NS() int { return int(h.ns) }

@@ -5,14 +5,18 @@ import (
 	"netyard/modes"
 	"netyard/modes/bridge"
 	"netyard/modes/host"
+	"netyard/modes/ipvlan"
+	"netyard/modes/macvlan"
 	"netyard/modes/none"
 )
 
 // Modes is the table of modes by name.
 func Modes() map[string]modes.New {
 	return map[string]modes.New{
-		"bridge": bridge.New,
-		"host":   host.New,
-		"none":   none.New,
+		"bridge":  bridge.New,
+		"host":    host.New,
+		"ipvlan":  ipvlan.New,
+		"macvlan": macvlan.New,
+		"none":    none.New,
 	}
 }

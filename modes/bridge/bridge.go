@@ -4,7 +4,6 @@ package bridge
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"net"
 	"net/netip"
@@ -73,6 +72,11 @@ func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, err
 	if mtu, given := n.Options["mtu"]; given && n.OptInt("mtu") != link.MTU {
 		return nil, fmt.Errorf("%w: mtu=%s: the host's bridge %s has %d, which netyard does not change", modes.ErrOption, mtu, name, link.MTU)
 	}
+	for _, opt := range []string{"masquerade", "promisc"} {
+		if n.Options[opt] == "true" {
+			return nil, fmt.Errorf("%w: %s=true: the bridge %s is the host's, which netyard does not change", modes.ErrOption, opt, name)
+		}
+	}
 	if err := unroutable(n); err != nil {
 		return nil, err
 	}
@@ -122,7 +126,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 		return modes.Link{}, err
 	}
 	l := modes.Link{
-		SrcName: kernel.Name(kernel.PeerPrefix, e.ID), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: gateways(n, e),
+		SrcName: peer(e), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: gateways(n, e),
 		Routes: routes(n, e),
 	}
 	if e.IfName != "" {
@@ -205,21 +209,8 @@ func (mode) Publishes(n modes.Network) error {
 
 func (mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
 
-// MAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
-func (mode) MAC(_ modes.Network, e modes.Endpoint) string {
-	for _, a := range e.Addrs {
-		if a.Addr().Is4() {
-			return net.HardwareAddr(append([]byte{0x02, 0x42}, a.Addr().AsSlice()...)).String()
-		}
-	}
-	return localMAC(e.ID).String()
-}
-
-// localMAC is a locally administered unicast address that belongs to an id (IEEE 802, 48-bit).
-func localMAC(id string) net.HardwareAddr {
-	sum := sha256.Sum256([]byte(id))
-	return append(net.HardwareAddr{0x02}, sum[:5]...)
-}
+// MAC is the same whenever the address comes back.
+func (mode) MAC(_ modes.Network, e modes.Endpoint) string { return e.StableMAC().String() }
 
 func networkObjects(n modes.Network) []kernel.Object {
 	br := name(n)
@@ -227,7 +218,7 @@ func networkObjects(n modes.Network) []kernel.Object {
 		return []kernel.Object{kernel.HostBridge{Name: br}, kernel.Bypass{In: br, Out: br, Network: modes.Short(n.ID)}}
 	}
 	var objects []kernel.Object
-	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: localMAC(n.ID)}
+	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: n.OptBool("promisc")}
 	var rest []kernel.Object
 	for _, s := range n.Subnets {
 		bridge.IPv6 = bridge.IPv6 || s.Pool.Addr().Is6() && !isolated(n, true)
@@ -268,13 +259,21 @@ func forwarding(n modes.Network) (objects []kernel.Object) {
 	return objects
 }
 
+// peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the beginning.
+func peer(e modes.Endpoint) string {
+	if e.Into > 0 {
+		return e.IfName
+	}
+	return kernel.Name(kernel.PeerPrefix, e.ID)
+}
+
 func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
-		mac = localMAC(e.ID)
+		mac = modes.LocalMAC(e.ID)
 	}
 	return kernel.Veth{
-		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID),
+		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: kernel.Alias(n.ID, e.ID),
 		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"), Hairpin: len(e.Ports) > 0,
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/modes/bridge"
@@ -142,8 +144,8 @@ func TestGatewayRefusals(t *testing.T) {
 			t.Errorf("%v: %v, want %q", c.n.Options, err, c.want)
 		}
 	}
-	if got := l.host.Dump(t); got != dump {
-		t.Error("a refusal changed something")
+	if d := cmp.Diff(dump, l.host.Dump(t)); d != "" {
+		t.Errorf("a refusal changed something:\n%s", d)
 	}
 }
 

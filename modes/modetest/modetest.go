@@ -4,7 +4,9 @@ package modetest
 import (
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -39,41 +41,57 @@ func Run(t *testing.T, c Case) {
 		t.Fatal(err)
 	}
 	n, e := c.Network, c.Endpoint
-	before := h.Dump(t)
+	before := Settled(t, h)
 	must(t, "Check", m.Check(n))
 	if s, ok := m.(modes.Settler); ok {
 		n.Settled, err = s.Settle(t.Context(), n)
 		must(t, "Settle", err)
 	}
-	same(t, "Check and Settle touched the kernel", before, h.Dump(t))
+	same(t, "Check and Settle touched the kernel", before, Settled(t, h))
 
 	must(t, "Detach of what is not there", m.Detach(t.Context(), n, e))
 	must(t, "Down of what is not there", m.Down(t.Context(), n))
-	same(t, "undoing what is not there changed something", before, h.Dump(t))
+	same(t, "undoing what is not there changed something", before, Settled(t, h))
 
 	must(t, "Up", m.Up(t.Context(), n))
-	up := h.Dump(t)
+	up := Settled(t, h)
 	audit(t, h, m, n)
 	must(t, "Up again", m.Up(t.Context(), n))
-	same(t, "Up twice is not once", up, h.Dump(t))
+	same(t, "Up twice is not once", up, Settled(t, h))
 
 	link, err := m.Attach(t.Context(), n, e)
 	must(t, "Attach", err)
-	attached := h.Dump(t)
+	attached := Settled(t, h)
 	audit(t, h, m, n, e)
 	again, err := m.Attach(t.Context(), n, e)
 	must(t, "Attach again", err)
 	if d := cmp.Diff(link, again, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
 		t.Errorf("Attach twice gives two links:\n%s", d)
 	}
-	same(t, "Attach twice is not once", attached, h.Dump(t))
+	same(t, "Attach twice is not once", attached, Settled(t, h))
 
 	must(t, "Detach", m.Detach(t.Context(), n, e))
 	must(t, "Detach again", m.Detach(t.Context(), n, e))
-	same(t, "Detach left something", up, h.Dump(t))
+	same(t, "Detach left something", up, Settled(t, h))
 	must(t, "Down", m.Down(t.Context(), n))
 	must(t, "Down again", m.Down(t.Context(), n))
-	same(t, "Down left something", before, h.Dump(t))
+	same(t, "Down left something", before, Settled(t, h))
+}
+
+// Settled is the host's dump once it stays the same: the kernel gives a new link its IPv6 address in its own time.
+func Settled(t *testing.T, h *kerneltest.Host) string {
+	t.Helper()
+	const looks, pause = 100, 50 * time.Millisecond
+	addrs := ""
+	for range looks {
+		now := h.Sh(t, "ip -o -6 addr")
+		if now == addrs && !strings.Contains(now, " tentative") {
+			break
+		}
+		addrs = now
+		time.Sleep(pause)
+	}
+	return h.Dump(t)
 }
 
 // audit wants the objects the mode speaks of to be there, and no others of netyard's.

@@ -1,0 +1,77 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+
+	"netyard/ipam"
+	"netyard/yard"
+)
+
+// makeNetwork makes a network that belongs to no engine.
+func (s *Server) makeNetwork(ctx context.Context, r *http.Request) (any, error) {
+	var q NetworkRequest
+	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&q); err != nil {
+		return nil, fmt.Errorf("%w: %w", errBadRequest, err)
+	}
+	subnets, err := q.subnets()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errBadRequest, err)
+	}
+	n, err := s.Yard.MakeNetwork(ctx, yard.NetworkRequest{
+		Name: q.Name, Mode: q.Mode, Options: q.Options, Internal: q.Internal, IPv6: q.IPv6, Subnets: subnets,
+	})
+	return networkView(n, 0), err
+}
+
+// subnets gives each gateway and each range to the subnet that it is in.
+func (q NetworkRequest) subnets() (subnets []yard.SubnetRequest, err error) {
+	for _, text := range q.Subnets {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("subnet %q: %w", text, err)
+		}
+		subnets = append(subnets, yard.SubnetRequest{Pool: ipam.PoolRequest{Subnet: p.Masked()}})
+	}
+	of := func(a netip.Addr) *yard.SubnetRequest {
+		for i := range subnets {
+			if subnets[i].Pool.Subnet.Contains(a) {
+				return &subnets[i]
+			}
+		}
+		return nil
+	}
+	for _, text := range q.Gateways {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("gateway %q: %w", text, err)
+		}
+		s := of(a)
+		if s == nil || s.Gateway.IsValid() {
+			return nil, fmt.Errorf("gateway %s: want a subnet of its own that it is in", a)
+		}
+		s.Gateway = a
+	}
+	for _, text := range q.Ranges {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("ip-range %q: %w", text, err)
+		}
+		s := of(p.Addr())
+		if s == nil || s.Pool.Range.IsValid() {
+			return nil, fmt.Errorf("ip-range %s: want a subnet of its own that it is in", p)
+		}
+		s.Pool.Range = p.Masked()
+	}
+	return subnets, nil
+}
+
+// removeNetwork removes one that makeNetwork made.
+func (s *Server) removeNetwork(ctx context.Context, r *http.Request) (any, error) {
+	n, err := s.Yard.RemoveNetwork(ctx, r.PathValue("ref"))
+	return networkView(n, 0), err
+}

@@ -1,0 +1,137 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestCall: a request arrives as it was sent, with the file; a refusal comes back as one; and nobody at home is said in one line.
+func TestCall(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), SocketName)
+	ctx, cancel := context.WithTimeout(t.Context(), Deadline)
+	defer cancel()
+	sent := Request{Command: "ADD", ContainerID: "c", Netns: "/x", IfName: "eth0", Args: "A=B", Config: json.RawMessage(`{"name":"web"}`)}
+	if _, err := Call(ctx, socket, sent, nil); err == nil || !strings.Contains(err.Error(), "systemctl start netyard") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("without a daemon: %v", err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	file, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteString("a sandbox"); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for _, a := range []Answer{{Result: json.RawMessage(`{"ok":true}`)}, {Error: &Error{Code: 7, Msg: "no", Details: "because"}}} {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			got, f, err := Receive(c.(*net.UnixConn))
+			if err != nil || got.ContainerID != sent.ContainerID || string(got.Config) != string(sent.Config) || f == nil {
+				t.Errorf("got %+v, %v, %v", got, f, err)
+			} else if raw := make([]byte, 9); true {
+				if _, err := f.ReadAt(raw, 0); err != nil || string(raw) != "a sandbox" {
+					t.Errorf("the file has %q: %v", raw, err)
+				}
+				f.Close()
+			}
+			if err := json.NewEncoder(c).Encode(a); err != nil {
+				t.Error(err)
+			}
+			c.Close()
+		}
+	}()
+	if got, err := Call(ctx, socket, sent, file); err != nil || string(got) != `{"ok":true}` {
+		t.Errorf("%s %v", got, err)
+	}
+	if _, err := Call(ctx, socket, sent, file); err == nil || err.Error() != "no; because" {
+		t.Errorf("a refusal: %v", err)
+	}
+}
+
+// TestTombstones: what was written is read; what is none is removed.
+func TestTombstones(t *testing.T) {
+	t.Parallel()
+	dir := TombstoneDir(filepath.Join(t.TempDir(), "run", SocketName))
+	if ts, err := Tombstones(dir); len(ts) != 0 || err != nil {
+		t.Errorf("of no directory: %v %v", ts, err)
+	}
+	want := Tombstone{Request: Request{Command: "DEL", ContainerID: "c", IfName: "eth0", Config: json.RawMessage(`{}`)}, Deleted: time.Now().UTC(), Gone: true}
+	for range 2 { // twice is once
+		if err := want.Put(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "junk"+stoneSuffix), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ts, err := Tombstones(dir)
+	if err != nil || len(ts) != 1 || !ts[0].Deleted.Equal(want.Deleted) || !ts[0].Gone || ts[0].ContainerID != "c" {
+		t.Fatalf("%+v %v", ts, err)
+	}
+	for range 2 {
+		if err := ts[0].Remove(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestInstall: nerdctl's own default network steps aside and comes back; another's network of the same name is left alone.
+func TestInstall(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "net.d")
+	own := filepath.Join(dir, nerdctlsOwn)
+	conf := func(name string) Conflist {
+		return New(name, "web", "id", "bridge", DefaultSocket, []Range{{Subnet: "10.1.0.0/24", Gateway: "10.1.0.1"}})
+	}
+	if _, err := conf("web").Install(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(own, []byte(`{"name":"bridge","plugins":[{"type":"bridge"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "other.conflist"), []byte(`{"name":"taken","plugins":[{"type":"bridge"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path, err := conf(DefaultNetwork).Install(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(raw), `"nerdctl/default-network": "true"`) || strings.Contains(string(raw), "nerdctlID") {
+		t.Errorf("%s %v", raw, err)
+	}
+	if _, err := os.Stat(own); err == nil {
+		t.Error("two networks called bridge")
+	}
+	if _, err := conf("taken").Install(dir); err == nil || !strings.Contains(err.Error(), "other.conflist") {
+		t.Errorf("a name that is taken: %v", err)
+	}
+	all, err := List(dir)
+	if err != nil || len(all) != 2 || all[0].Network != "web" {
+		t.Errorf("%+v %v", all, err)
+	}
+	gone, err := Uninstall(dir, "web")
+	if err != nil || len(gone) != 2 {
+		t.Errorf("%v %v", gone, err)
+	}
+	if _, err := os.Stat(own); err != nil {
+		t.Errorf("nerdctl's own network did not come back: %v", err)
+	}
+}

@@ -1,0 +1,198 @@
+package door
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/yard"
+)
+
+// A plan is what a configuration without a network of netyard's comes to: a network that netyard makes of it, and what each container
+// gets there.
+type plan struct {
+	network yard.NetworkRequest
+	// pools are groups of subnets: a container gets an address of each.
+	pools [][]netip.Prefix
+	// fixed are the addresses that the configuration itself names.
+	fixed []netip.Addr
+	// gateways are the routers, by subnet.
+	gateways map[netip.Prefix]netip.Addr
+	routes   []modes.Route
+	// byDefault: the gateways get default routes.
+	byDefault bool
+	dns       []string // name servers of resolvConf
+}
+
+// networkID is that of the network which is made of the configuration of that name.
+func networkID(name string) string {
+	return fmt.Sprintf("%x", sha256.Sum256([]byte("netyard cni "+name)))
+}
+
+func (c config) plan(known func(string) bool) (p plan, err error) {
+	p = plan{network: yard.NetworkRequest{ID: networkID(c.Name), Name: c.Name}, gateways: map[netip.Prefix]netip.Addr{}, byDefault: c.IsDefaultGateway}
+	p.network.Mode = c.mode(known)
+	if p.network.Options, err = c.options(p.network.Mode); err != nil {
+		return p, err
+	}
+	i := c.IPAM
+	if i == nil || i.Type == "" {
+		p.network.NoSubnets = true
+		return p, nil
+	}
+	hostless := p.network.Mode == "bridge" && !c.IsGateway && !c.IsDefaultGateway
+	if i.Type == "static" {
+		err = p.static(*i, hostless)
+	} else {
+		err = p.hostLocal(*i, hostless)
+	}
+	if err != nil {
+		return p, err
+	}
+	if p.routes, err = parseRoutes(i.Routes); err != nil {
+		return p, err
+	}
+	if i.ResolvConf != "" {
+		raw, err := os.ReadFile(i.ResolvConf)
+		if err != nil {
+			return p, refuse("ipam.resolvConf", err.Error())
+		}
+		for line := range strings.Lines(string(raw)) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
+				p.dns = append(p.dns, f[1])
+			}
+		}
+	}
+	return p, nil
+}
+
+// hostLocal reads subnets and ranges: an address is wanted from each set of them.
+func (p *plan) hostLocal(i ipamConfig, hostless bool) error {
+	sets := i.Ranges
+	if i.Subnet != "" {
+		sets = append([][]ipamIn{{i.ipamIn}}, sets...)
+	}
+	for _, set := range sets {
+		var group []netip.Prefix
+		for _, in := range set {
+			s, err := in.parse()
+			if err != nil {
+				return err
+			}
+			s.NoGateway = hostless
+			if slices.ContainsFunc(p.network.Subnets, func(o yard.SubnetRequest) bool { return o.Pool.Subnet == s.Pool.Subnet }) {
+				return refuse("ipam.ranges", fmt.Sprintf("subnet %s is there twice", s.Pool.Subnet))
+			}
+			p.network.Subnets = append(p.network.Subnets, s)
+			p.gateways[s.Pool.Subnet] = s.Gateway
+			group = append(group, s.Pool.Subnet)
+		}
+		if group != nil {
+			p.pools = append(p.pools, group)
+		}
+	}
+	if len(p.network.Subnets) == 0 && i.Type == "host-local" {
+		return refuse("ipam.ranges", "there is no subnet")
+	}
+	return nil
+}
+
+func (in ipamIn) parse() (s yard.SubnetRequest, err error) {
+	if s.Pool.Subnet, err = netip.ParsePrefix(in.Subnet); err != nil {
+		return s, refuse("ipam.subnet", fmt.Sprintf("%q is not a subnet", in.Subnet))
+	}
+	s.Pool.Subnet = s.Pool.Subnet.Masked()
+	for _, f := range []struct {
+		key, text string
+		to        *netip.Addr
+	}{{"rangeStart", in.First, &s.Pool.First}, {"rangeEnd", in.Last, &s.Pool.Last}, {"gateway", in.Gateway, &s.Gateway}} {
+		if f.text == "" {
+			continue
+		}
+		if *f.to, err = netip.ParseAddr(f.text); err != nil || !s.Pool.Subnet.Contains(*f.to) {
+			return s, refuse("ipam."+f.key, fmt.Sprintf("%q is not an address in %s", f.text, s.Pool.Subnet))
+		}
+	}
+	if !s.Gateway.IsValid() && !s.Pool.Subnet.IsSingleIP() {
+		s.Gateway = s.Pool.Subnet.Addr().Next() // as host-local has it
+	}
+	return s, nil
+}
+
+// static reads addresses that every container of the network is to have; so the network can have one container at a time.
+func (p *plan) static(i ipamConfig, hostless bool) error {
+	for _, a := range i.Addresses {
+		prefix, err := netip.ParsePrefix(a.Address)
+		if err != nil {
+			return refuse("ipam.addresses", fmt.Sprintf("%q is not an address with the length of its prefix", a.Address))
+		}
+		s := yard.SubnetRequest{Pool: ipam.PoolRequest{Subnet: prefix.Masked()}, NoGateway: true}
+		if a.Gateway != "" {
+			if s.Gateway, err = netip.ParseAddr(a.Gateway); err != nil || !prefix.Contains(s.Gateway) {
+				return refuse("ipam.addresses", fmt.Sprintf("gateway %q is not an address in %s", a.Gateway, prefix.Masked()))
+			}
+			s.NoGateway = hostless
+		}
+		p.network.Subnets = append(p.network.Subnets, s)
+		p.gateways[s.Pool.Subnet] = s.Gateway
+		p.pools, p.fixed = append(p.pools, []netip.Prefix{s.Pool.Subnet}), append(p.fixed, prefix.Addr())
+	}
+	if len(p.fixed) == 0 {
+		return refuse("ipam.addresses", "there is none")
+	}
+	return nil
+}
+
+// inside are the routes of a container with these addresses: a route without a gateway goes by the first one of its family.
+func (p plan) inside(addrs []netip.Prefix) (routes []modes.Route) {
+	gateway := func(v4 bool) netip.Addr {
+		for _, a := range addrs {
+			if gw := p.gateways[a.Masked()]; gw.IsValid() && gw.Is4() == v4 {
+				return gw
+			}
+		}
+		return netip.Addr{}
+	}
+	for _, r := range p.routes {
+		if !r.Via.IsValid() {
+			r.Via = gateway(r.Dst.Addr().Is4())
+		}
+		routes = append(routes, r)
+	}
+	for _, zero := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if gw := gateway(zero.Is4()); p.byDefault && gw.IsValid() {
+			routes = append(routes, modes.Route{Dst: netip.PrefixFrom(zero, 0), Via: gw})
+		}
+	}
+	return routes
+}
+
+// planOn is what a container gets on a network that says the rest itself.
+func (c config) planOn(n modes.Network) (p plan, err error) {
+	p.gateways = map[netip.Prefix]netip.Addr{}
+	for _, s := range n.Subnets {
+		if s.Gateway.IsValid() {
+			p.gateways[s.Pool] = s.Gateway.Addr()
+		}
+	}
+	if c.IPAM != nil {
+		p.routes, err = parseRoutes(c.IPAM.Routes)
+	}
+	return p, err
+}
+
+func parseRoutes(rs []ipamRoute) (routes []modes.Route, err error) {
+	for _, r := range rs {
+		route, err := r.parse()
+		if err != nil {
+			return nil, err
+		}
+		routes = append(routes, route)
+	}
+	return routes, nil
+}

@@ -1,0 +1,87 @@
+package door
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+
+	"netyard/yard"
+)
+
+// result is what the plugin prints: what plugins before it in the chain said, and what was attached, in the version of the configuration.
+func result(c config, p plan, a yard.Attached) (json.RawMessage, error) {
+	r, err := c.former()
+	if err != nil {
+		return nil, err
+	}
+	e := a.Endpoint
+	if a.HostLink != "" {
+		r.Interfaces = append(r.Interfaces, &current.Interface{Name: a.HostLink})
+	}
+	if e.Inside.Link != "" {
+		r.Interfaces = append(r.Interfaces, &current.Interface{Name: e.IfName, Mac: e.MAC, Sandbox: e.Sandbox})
+	}
+	for _, addr := range e.Addrs {
+		ip := &current.IPConfig{Address: ipNet(addr), Interface: current.Int(len(r.Interfaces) - 1)}
+		if gw := p.gateways[addr.Masked()]; gw.IsValid() {
+			ip.Gateway = gw.AsSlice()
+		}
+		r.IPs = append(r.IPs, ip)
+	}
+	for _, route := range e.Inside.Routes {
+		out := &types.Route{Dst: ipNet(route.Dst)}
+		if route.Via.IsValid() {
+			out.GW = route.Via.AsSlice()
+		}
+		r.Routes = append(r.Routes, out)
+	}
+	c.resolvers(&r.DNS, p)
+	as, err := r.GetAsVersion(c.CNIVersion)
+	if err != nil {
+		return nil, fmt.Errorf("%w: key cniVersion: %w", errConfig, err)
+	}
+	raw, err := json.Marshal(as)
+	if err != nil {
+		return nil, fmt.Errorf("encode result: %w", err)
+	}
+	return raw, nil
+}
+
+// former is the result of the plugins before.
+func (c config) former() (*current.Result, error) {
+	if len(c.PrevResult) == 0 {
+		return &current.Result{CNIVersion: current.ImplementedSpecVersion}, nil
+	}
+	before, err := create.Create(c.CNIVersion, c.PrevResult)
+	if err != nil {
+		return nil, refuse("prevResult", err.Error())
+	}
+	r, err := current.NewResultFromResult(before)
+	if err != nil {
+		return nil, refuse("prevResult", err.Error())
+	}
+	return r, nil
+}
+
+// resolvers puts the name servers in that somebody named: the runtime before the configuration, and that before its IPAM's part.
+func (c config) resolvers(dns *types.DNS, p plan) {
+	switch {
+	case c.Runtime.DNS != nil:
+		*dns = types.DNS{Nameservers: c.Runtime.DNS.Servers, Search: c.Runtime.DNS.Searches, Options: c.Runtime.DNS.Options}
+	case !c.DNS.IsEmpty():
+		*dns = c.DNS
+	case c.IPAM != nil && !c.IPAM.DNS.IsEmpty():
+		*dns = c.IPAM.DNS
+	case len(p.dns) > 0:
+		dns.Nameservers = p.dns
+	}
+}
+
+func ipNet(p netip.Prefix) net.IPNet {
+	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

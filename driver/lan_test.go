@@ -1,0 +1,108 @@
+package driver_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"netyard/kernel/kerneltest"
+)
+
+// lanCreate is a network with these options and an id that ends in these two digits.
+func lanCreate(id, options string) string {
+	return strings.Replace(fmt.Sprintf(create, options), "aaaaaaaaaaaa01", "aaaaaaaaaaaa"+id, 1)
+}
+
+func lanEngine(t *testing.T, mode string) *engine {
+	t.Helper()
+	e := newEngine(t, mode)
+	e.host.Peer(t, "eth0")
+	e.host.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+	return e
+}
+
+// TestLANMacvlan is the life of a macvlan network, as an engine tells it.
+func TestLANMacvlan(t *testing.T) {
+	t.Parallel()
+	e := lanEngine(t, "macvlan")
+	before := e.state()
+	for range 2 {
+		e.ok("NetworkDriver.CreateNetwork", lanCreate("01", `"parent":"eth0"`))
+	}
+	e.ok("NetworkDriver.CreateNetwork", lanCreate("02", `"parent":"eth0","macvlan_mode":"private"`))
+	e.refused("NetworkDriver.CreateNetwork", lanCreate("03", `"parent":"eth0","macvlan_mode":"passthru"`), "macvlan_mode=passthru has its parent for itself")
+	if first := e.ok("NetworkDriver.CreateEndpoint", endpoint); fmt.Sprint(first) != "map[Interface:map[MacAddress:02:42:0a:09:00:02]]" {
+		t.Errorf("CreateEndpoint: %v", first)
+	}
+	for range 2 {
+		want := "map[DisableGatewayService:true Gateway:10.9.0.1 InterfaceName:map[DstPrefix:eth SrcName:nyp-eeeeeeeeeee]]"
+		if j := e.ok("NetworkDriver.Join", join); fmt.Sprint(j) != want {
+			t.Errorf("Join: %v, want %s", j, want)
+		}
+	}
+	e.host.Sh(t, "ip -d link show nyp-eeeeeeeeeee | grep 'macvlan mode bridge'")
+	for range 2 {
+		e.ok("NetworkDriver.Leave", ids)
+		e.ok("NetworkDriver.DeleteEndpoint", ids)
+	}
+	for _, id := range []string{"01", "02"} {
+		e.ok("NetworkDriver.DeleteNetwork", fmt.Sprintf(`{"NetworkID":"aaaaaaaaaaaa%s"}`, id))
+	}
+	if after := e.state(); after != before {
+		t.Errorf("something is left:\n%s", after)
+	}
+}
+
+// TestLANIPVLAN is the life of ipvlan networks, as an engine tells it.
+func TestLANIPVLAN(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "ipvlan", "vlan")
+	for mode, answer := range map[string]string{
+		"l2":  "map[DisableGatewayService:true Gateway:10.9.0.1 InterfaceName:map[DstPrefix:eth SrcName:nyp-eeeeeeeeeee]]",
+		"l3":  "map[DisableGatewayService:true InterfaceName:map[DstPrefix:eth SrcName:nyp-eeeeeeeeeee] StaticRoutes:[map[Destination:0.0.0.0/0 NextHop: RouteType:1]]]",
+		"l3s": "map[DisableGatewayService:true InterfaceName:map[DstPrefix:eth SrcName:nyp-eeeeeeeeeee] StaticRoutes:[map[Destination:0.0.0.0/0 NextHop: RouteType:1]]]",
+	} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			e := lanEngine(t, "ipvlan")
+			before := e.state()
+			generic := fmt.Sprintf(`"parent":"eth0.50","ipvlan_mode":"%s"`, mode)
+			skips := e.ok("NetworkDriver.GwAllocCheck", `{"Options":{"com.docker.network.generic":{`+generic+`}}}`)
+			if routed := mode != "l2"; skips["SkipIPv4"] != routed || skips["SkipIPv6"] != routed {
+				t.Errorf("GwAllocCheck: %v", skips)
+			}
+			e.ok("NetworkDriver.CreateNetwork", lanCreate("01", generic))
+			e.refused("NetworkDriver.CreateNetwork", lanCreate("02", `"parent":"eth0.50","ipvlan_flag":"vepa","ipvlan_mode":"`+mode+`"`), "its ipvlan_flag=bridge is that of all networks on one parent")
+			e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, `"MacAddress":""`, `"MacAddress":"02:11:22:33:44:55"`, 1), "containers on a network of mode ipvlan have no hardware address of their own")
+			if first := e.ok("NetworkDriver.CreateEndpoint", endpoint); fmt.Sprint(first) != "map[Interface:map[]]" {
+				t.Errorf("CreateEndpoint: %v", first)
+			}
+			for range 2 {
+				if j := e.ok("NetworkDriver.Join", join); fmt.Sprint(j) != answer {
+					t.Errorf("Join: %v, want %s", j, answer)
+				}
+			}
+			e.host.Sh(t, "ip -d link show nyp-eeeeeeeeeee | grep 'ipvlan *mode "+mode+" bridge'")
+			e.ok("NetworkDriver.Leave", ids)
+			e.ok("NetworkDriver.DeleteEndpoint", ids)
+			e.ok("NetworkDriver.DeleteNetwork", ids)
+			if after := e.state(); after != before {
+				t.Errorf("something is left:\n%s", after)
+			}
+		})
+	}
+}
+
+// TestLANNoIPVLAN: on a kernel that has none, an ipvlan network is refused in one line, and nothing is changed.
+func TestLANNoIPVLAN(t *testing.T) {
+	t.Parallel()
+	e := lanEngine(t, "ipvlan")
+	if e.host.HasKind("ipvlan") {
+		return // TestLANIPVLAN is about this kernel
+	}
+	before := e.state()
+	e.refused("NetworkDriver.CreateNetwork", lanCreate("01", `"parent":"eth0"`), "this kernel has no ipvlan")
+	if after := e.state(); after != before {
+		t.Errorf("a refusal changed something:\n%s", after)
+	}
+}

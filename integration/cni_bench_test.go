@@ -1,0 +1,65 @@
+package integration
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"netyard/integration/lab"
+)
+
+// besides calls netyard's plugin and the chain that nerdctl writes for its own networks in turn, as a runtime calls them, and prints
+// what each took in microseconds: which, command, time. The chain is of Debian's plugins. Both publish one port.
+const besides = `
+export CNI_PATH=/opt/cni/bin:/usr/lib/cni CNI_IFNAME=eth0
+port() { echo '"runtimeConfig":{"portMappings":[{"hostPort":'$1',"containerPort":80,"protocol":"tcp"}]}'; }
+ours='{"cniVersion":"1.0.0","name":"web","type":"netyard","network":"web",'$(port 9001)'}'
+bridge='"cniVersion":"1.0.0","name":"deb","type":"bridge","bridge":"deb0","isGateway":true,"ipMasq":true,"hairpinMode":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.88.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}'
+portmap='"cniVersion":"1.0.0","name":"deb","type":"portmap",'$(port 9002)
+firewall='"cniVersion":"1.0.0","name":"deb","type":"firewall","ingressPolicy":"same-bridge"'
+plugin() { CNI_COMMAND=$1 CNI_CONTAINERID=$2 CNI_NETNS=/run/netns/$2 "$3" <<<"$4"; }
+took() { echo $1 $2 $((${EPOCHREALTIME/./} - ${began/./})); }
+for i in $(seq $ROUNDS); do
+	ip netns add o$i; ip netns add d$i; sleep 0.1
+	began=$EPOCHREALTIME; plugin ADD o$i /opt/cni/bin/netyard "$ours" >/dev/null || exit 1; took netyard ADD; sleep 0.1
+	began=$EPOCHREALTIME
+	r=$(plugin ADD d$i /usr/lib/cni/bridge "{$bridge}") &&
+		r=$(plugin ADD d$i /usr/lib/cni/portmap "{$portmap,\"prevResult\":$r}") &&
+		r=$(plugin ADD d$i /usr/lib/cni/firewall "{$firewall,\"prevResult\":$r}") || { echo "$r"; exit 1; }
+	took chain ADD; sleep 0.1
+	began=$EPOCHREALTIME; plugin DEL o$i /opt/cni/bin/netyard "$ours" || exit 1; took netyard DEL; sleep 0.2
+	began=$EPOCHREALTIME
+	plugin DEL d$i /usr/lib/cni/firewall "{$firewall,\"prevResult\":$r}" && plugin DEL d$i /usr/lib/cni/portmap "{$portmap,\"prevResult\":$r}" &&
+		plugin DEL d$i /usr/lib/cni/bridge "{$bridge,\"prevResult\":$r}" || exit 1
+	took chain DEL; ip netns del o$i; ip netns del d$i; sleep 0.1
+done
+ip link del deb0`
+
+// BenchmarkCNI measures what a runtime waits for when a container with one published port starts and stops: netyard's plugin beside
+// the chain of Debian's plugins, in one run. The medians are in docs/performance.md.
+func BenchmarkCNI(b *testing.B) {
+	h := lab.New(b, lab.Engine2010)
+	h.Netyard.Program = lab.BuildShipped(b)
+	h.Netyard.Start()
+	h.StartContainerd()
+	h.Sh("netyard network create web --subnet 10.77.0.0/16")
+	b.ResetTimer()
+	h.Sh(fmt.Sprintf("cat > %s/besides <<'END'\n%s\nEND", h.Dir, besides))
+	out := h.Sh(fmt.Sprintf("ROUNDS=%d bash %s/besides", b.N, h.Dir))
+	h.Netyard.Stop() // nobody looks for what Debian's plugins leave
+	times := map[string][]float64{}
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		us, err := strconv.ParseFloat(f[len(f)-1], 64)
+		if len(f) != 3 || err != nil {
+			b.Fatalf("what is %q?", line)
+		}
+		times[f[1]+"-"+f[0]] = append(times[f[1]+"-"+f[0]], us/1000)
+	}
+	for what, all := range times {
+		slices.Sort(all)
+		b.ReportMetric(all[len(all)/2], what+"-ms")
+	}
+}

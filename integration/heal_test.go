@@ -1,0 +1,124 @@
+package integration
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"netyard/integration/lab"
+)
+
+// TestHeals: what somebody takes away from a host comes back by itself, and everything works again.
+func TestHeals(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := lab.New(t, e)
+		h.Netyard.Start()
+		h.Docker("network create -d netyard-bridge --subnet 10.70.0.0/24 a")
+		h.Run("web", "--network a -p 8000:80")
+		h.Run("peer", "--network a")
+		h.In("web").Listen("tcp", ":80")
+		var bridge, port string
+		eventually(t, "the container has its interface", func() bool {
+			rows := ps(t, h)
+			port = rows[0].Interface
+			return port != ""
+		})
+		bridge = strings.Fields(h.Sh("ip -o link show type bridge | grep -o 'nyb-[0-9a-f]*'"))[0]
+		for _, cmd := range []string{
+			"iptables -F DOCKER-USER", "iptables -F FORWARD", "iptables -F; iptables -t nat -F", "nft flush ruleset",
+			"ip addr del 10.70.0.1/24 dev " + bridge, "ip route del 10.70.0.0/24 dev " + bridge, "ip link set " + bridge + " down",
+			"ip link set " + port + " down", "ip link set " + port + " nomaster", "ip link set " + bridge + " mtu 1280", "ip link del " + bridge,
+		} {
+			h.Sh(cmd)
+			began := time.Now()
+			eventually(t, "all is well after "+cmd, func() bool {
+				out, err := h.TrySh("netyard doctor")
+				return err == nil && out == ""
+			})
+			t.Logf("%s: well after %s", cmd, time.Since(began).Round(10*time.Millisecond))
+			h.Ping("web", h.Outside.IP)
+			h.Ping("peer", "web")
+			h.Outside.Dial("tcp", h.IP+":8000")
+		}
+		h.Dockerd.Restart() // it brings back what was flushed of its own
+	})
+}
+
+// TestFlushesUnderTraffic: in 100 rounds of flushes and reloads nothing that is kept apart is reached even once, and what goes on is not
+// disturbed.
+func TestFlushesUnderTraffic(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := lab.New(t, e)
+		h.Netyard.Env = append(h.Netyard.Env, lab.Bus)
+		fw := h.Firewall()
+		firewalld := fw.Firewalld()
+		restore := keepRules(h)
+		firewalld.Start()
+		h.Netyard.Start()
+		h.Docker("network create -d netyard-bridge --subnet 10.70.0.0/24 a")
+		h.Docker("network create -d netyard-bridge --subnet 10.71.0.0/24 b")
+		h.Docker("network create -d netyard-bridge --internal --subnet 10.72.0.0/24 sealed")
+		h.Run("web", "--network a -p 127.0.0.1:8001:82/udp")
+		h.Run("stranger", "--network b")
+		h.Run("inside", "--network sealed")
+		h.In("inside").Tool("ip route add default via 10.72.0.1")
+		h.Outside.Sh("ip route add 10.70.0.0/16 via " + h.IP)
+		web := h.Addr("web", "a")
+		h.Ping("web", h.Outside.IP)
+		never := map[string]*lab.Server{
+			"an isolated network":                        h.In("web").Listen("udp4", ":80"),
+			"a port that is not published":               h.In("web").Listen("udp4", ":81"),
+			"a port published on loopback, from the LAN": h.In("web").Listen("udp4", ":82"),
+			"the outside, from an internal network":      h.Outside.Listen("udp4", ":83"),
+		}
+		var wg sync.WaitGroup
+		var over atomic.Bool
+		probe := func(run func(cmd string) (string, error), to string) {
+			// In bursts: an ICMP error ends nc.
+			burst := "(for i in 0 1 2 3 4 5 6 7 8 9; do echo x; usleep 1000; done) | timeout 1 nc -u -w 1 " + to + " >/dev/null 2>&1"
+			wg.Go(func() {
+				for !over.Load() {
+					_, _ = run("for i in 0 1 2 3 4 5 6 7 8 9; do " + burst + "; done")
+				}
+			})
+		}
+		outside := func(cmd string) (string, error) { return h.Outside.TrySh(cmd) }
+		exec := func(name string) func(string) (string, error) {
+			return func(cmd string) (string, error) { return h.TryExec(name, "sh -c '"+cmd+"'") }
+		}
+		probe(exec("stranger"), web+" 80")
+		probe(outside, web+" 81")
+		probe(outside, h.IP+" 8001")
+		probe(exec("inside"), h.Outside.IP+" 83")
+		h.Docker("exec -d web sh -c 'ping -i 0.05 " + h.Outside.IP + " >/tmp/log'")
+		for round := range 100 {
+			switch {
+			case round < 40: // before the first flush, after which firewalld misses its own table
+				fw.Sh(lab.Bus + " firewall-cmd --reload")
+			case round%10 == 5:
+				h.Sh("iptables -F DOCKER-USER; iptables -F")
+			default:
+				h.Sh("nft flush ruleset")
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		over.Store(true)
+		wg.Wait()
+		said, _ := h.TryExec("web", "sh -c 'kill -INT $(pidof ping); sleep 1; tail -n 3 /tmp/log'")
+		t.Log(said)
+		if !strings.Contains(said, " 0% packet loss") {
+			t.Errorf("an established flow was disturbed: %s", said)
+		}
+		for what, s := range never {
+			if seen := s.Seen(); len(seen) > 0 {
+				t.Errorf("%d violations: %s was reached: %v", len(seen), what, seen[0])
+			}
+		}
+		healthy(t, h)
+		firewalld.Stop()
+		h.Dockerd.Restart()
+		restore()
+	})
+}

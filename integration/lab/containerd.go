@@ -1,0 +1,173 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// CtrImage is Image as containerd calls it.
+const CtrImage = "docker.io/library/" + Image + ":latest"
+
+// containerdSocket is where nerdctl and netyard look for it.
+const containerdSocket = "/run/containerd/containerd.sock"
+
+// containerdConfig leaves out what no test needs and what would take another's directories.
+const containerdConfig = `version = 2
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+`
+
+// StartContainerd gives the host a containerd of its own, beside the one that dockerd starts for itself, with the image, and netyard's
+// plugin where ctr looks for it. cnitool is there too.
+func (h *Host) StartContainerd() {
+	t := h.report.TB()
+	t.Helper()
+	config := filepath.Join(h.Dir, "containerd.toml")
+	if err := os.WriteFile(config, []byte(containerdConfig), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.Containerd = h.Service("containerd", "containerd", "--config", config, "--root", filepath.Join(h.Dir, "containerd"),
+		"--state", "/run/containerd/state", "--address", containerdSocket)
+	h.Containerd.ready = func() error {
+		_, err := h.TryCtr("version")
+		return err
+	}
+	h.Containerd.Start()
+	h.placePlugins()
+	archive, err := imageArchive()
+	if err == nil {
+		err = os.WriteFile(filepath.Join(h.Dir, "image.tar"), archive, 0o644)
+	}
+	if err != nil {
+		t.Fatalf("lab: make the image: %v", err)
+	}
+	h.Ctr("images import", filepath.Join(h.Dir, "image.tar"))
+}
+
+// placePlugins installs netyard's plugin, under the names that its networks have it by, and cnitool.
+func (h *Host) placePlugins() {
+	t := h.report.TB()
+	t.Helper()
+	for name, program := range map[string]string{"netyard-cni": BuildPlugin(t), "cnitool": BuildCNITool(t)} {
+		if err := place(program, filepath.Join(h.Dir, "bin", name)); err != nil {
+			t.Fatalf("put %s on %s: %v", name, h.Name, err)
+		}
+	}
+	h.Sh("mkdir -p /opt/cni/bin && cp", filepath.Join(h.Dir, "bin", "netyard-cni"), "/opt/cni/bin/netyard")
+	h.Sh("for mode in bridge macvlan ipvlan; do ln -sf netyard /opt/cni/bin/netyard-$mode; done")
+}
+
+// Ctr runs a ctr command line, with a shell's quotes, and returns what it printed; the test fails if the command does.
+func (h *Host) Ctr(cmd ...string) string {
+	t := h.report.TB()
+	t.Helper()
+	out, err := h.TryCtr(cmd...)
+	if err != nil {
+		t.Fatalf("%s# ctr %s\n%v", h.Name, strings.Join(cmd, " "), err)
+	}
+	return out
+}
+
+// TryCtr runs a ctr command line, and may be called from any goroutine. The error is what it complained.
+func (h *Host) TryCtr(cmd ...string) (string, error) {
+	return h.TrySh("ctr --address", containerdSocket, strings.Join(cmd, " "))
+}
+
+// CtrRun starts a container of containerd's in the background, on the first network in /etc/cni/net.d. Without cmd it sleeps.
+func (h *Host) CtrRun(name, flags string, cmd ...string) {
+	t := h.report.TB()
+	t.Helper()
+	if out, err := h.TryCtrRun(name, flags, cmd...); err != nil {
+		t.Fatalf("%s# ctr run %s\n%v%s", h.Name, name, err, out)
+	}
+}
+
+// TryCtrRun is CtrRun for a container that may fail to start.
+func (h *Host) TryCtrRun(name, flags string, cmd ...string) (string, error) {
+	if len(cmd) == 0 {
+		cmd = []string{"sleep 1d"}
+	}
+	return h.TryCtr("run -d --cni --cgroup", h.cgroup(name), flags, CtrImage, name, strings.Join(cmd, " "))
+}
+
+// cgroup is that of a container: below the node's, to go with it.
+func (h *Host) cgroup(name string) string { return "/" + filepath.Base(h.Dir) + "/" + name }
+
+// CtrPID is the first process of a container of containerd's, as the host numbers it.
+func (h *Host) CtrPID(name string) string {
+	t := h.report.TB()
+	t.Helper()
+	for line := range strings.SplitSeq(h.Ctr("task ls"), "\n") {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == name {
+			return f[1]
+		}
+	}
+	t.Fatalf("%s has no task", name)
+	return ""
+}
+
+// CtrExec runs a shell command in a container of containerd's; the error is what it complained.
+func (h *Host) CtrExec(name string, cmd ...string) (string, error) {
+	return h.TryCtr(fmt.Sprintf("task exec --exec-id x%d %s sh -c", time.Now().UnixNano(), name), "'"+strings.Join(cmd, " ")+"'")
+}
+
+// CtrStop ends the task of a container, and the container stays.
+func (h *Host) CtrStop(name string) {
+	h.report.TB().Helper()
+	h.Ctr("task rm -f", name)
+}
+
+// CtrRemove ends a container.
+func (h *Host) CtrRemove(name string) {
+	_, _ = h.TryCtr("task rm -f", name) // there may be none
+	h.report.TB().Helper()
+	h.Ctr("container rm", name)
+}
+
+// removeCtr removes all containers of containerd's.
+func (h *Host) removeCtr() error {
+	if h.Containerd == nil || !h.Containerd.Running() {
+		return nil
+	}
+	var errs []error
+	spaces, err := h.TryCtr("namespace ls -q")
+	errs = append(errs, err)
+	for ns := range strings.FieldsSeq(spaces) {
+		names, err := h.TryCtr("-n", ns, "container ls -q")
+		errs = append(errs, err)
+		for name := range strings.FieldsSeq(names) {
+			_, _ = h.TryCtr("-n", ns, "task rm -f", name)
+			_, err := h.TryCtr("-n", ns, "container rm", name)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeOwn removes the networks that are no engine's, with what runtimes have of them.
+func (h *Host) removeOwn() error {
+	if !h.Netyard.Running() {
+		return nil
+	}
+	names, err := h.TrySh(`netyard network ls --format '{{if eq .Engine "netyard"}}{{.Name}}{{end}}'`)
+	errs := []error{err}
+	for name := range strings.FieldsSeq(names) {
+		_, err := h.TrySh("netyard network rm", name)
+		errs = append(errs, err)
+	}
+	_, err = h.TrySh("rm -rf /etc/cni/net.d /run/netyard/tombstones; rmdir /etc/cni 2>/dev/null; " +
+		"ip -all netns del; umount /run/netns 2>/dev/null && rmdir /run/netns || true") // ip makes the directory a mount, for good
+	return errors.Join(append(errs, err)...)
+}
+
+// Named is a network namespace that the host made by name: ip netns add NAME.
+func (h *Host) Named(name string) *Net {
+	return &Net{report: h.report, name: name, node: h.Node, space: func() (space, error) {
+		return openNet(h.Inside("/run/netns/"+name), unix.CLONE_NEWNET)
+	}}
+}

@@ -1,0 +1,126 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Where the kernel has it (since 6.9), netyard's tables belong to its netlink socket: nobody else can flush, change or delete them,
+// and `nft flush ruleset` passes them by (NFT_TABLE_F_OWNER). When the socket goes, however the daemon ended, they stay as they are
+// (NFT_TABLE_F_PERSIST), anybody can change them, and the next daemon claims them. Either flag without the other is no use: a table
+// that only has an owner goes with it.
+const (
+	tableOwner   = 0x2
+	tablePersist = 0x4
+)
+
+// ShareTables leaves the tables to whoever wants to change them, as kernels before 6.9 do. Call it before LoadFirewall.
+func (k *Kernel) ShareTables() {
+	k.fw.mu.Lock()
+	defer k.fw.mu.Unlock()
+	k.fw.shared = true
+}
+
+// claim makes a table netyard's own, made now if it is not there. It is not ok where the kernel cannot do that, and for a table that
+// was made without: that one is replaced, which needs no claim.
+func (f *firewall) claim(t *nftables.Table) (ok bool, err error) {
+	if f.shared {
+		return false, nil
+	}
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(t.Name), 0)},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: binary.BigEndian.AppendUint32(nil, tableOwner|tablePersist)},
+	})
+	if err != nil {
+		return false, fmt.Errorf("encode table %s: %w", t.Name, err)
+	}
+	// struct nfgenmsg, with the subsystem as the resource of a batch (linux/netfilter/nfnetlink.h)
+	batch := func(kind uint16) netlink.Message {
+		return netlink.Message{
+			Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request}, Data: []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES},
+		}
+	}
+	claim := netlink.Message{
+		Header: netlink.Header{
+			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE,
+			Flags: netlink.Request | netlink.Acknowledge | netlink.Create,
+		},
+		Data: append([]byte{byte(t.Family), 0, 0, 0}, attrs...),
+	}
+	f.bound()
+	// Not by google/nftables: it does not pass a table's flags on.
+	if _, err = f.sock.SendMessages([]netlink.Message{batch(unix.NFNL_MSG_BATCH_BEGIN), claim, batch(unix.NFNL_MSG_BATCH_END)}); err == nil {
+		_, err = f.sock.Receive()
+	}
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+		return false, nil
+	case errors.Is(err, unix.EPERM):
+		return false, fmt.Errorf("claim table %s: another process has it: %w", t.Name, err)
+	case err != nil:
+		return false, fmt.Errorf("claim table %s: %w", t.Name, err)
+	}
+	return true, nil
+}
+
+// renew queues that a table is empty, whatever it was: what it had goes in the same transaction in which the new comes.
+func (f *firewall) renew(t *nftables.Table) error {
+	own, err := f.claim(t)
+	if err != nil {
+		return err
+	}
+	if own {
+		return f.empty(t)
+	}
+	if there, err := f.has(t); err != nil {
+		return err
+	} else if there {
+		f.conn.DelTable(t)
+	}
+	f.conn.AddTable(t)
+	return nil
+}
+
+func (f *firewall) has(t *nftables.Table) (bool, error) {
+	f.bound()
+	all, err := f.conn.ListTablesOfFamily(t.Family)
+	if err != nil {
+		return false, fmt.Errorf("list tables: %w", err)
+	}
+	for _, one := range all {
+		if one.Name == t.Name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// empty queues that everything in a table is deleted: the table itself must stay, since one made anew would have no owner.
+func (f *firewall) empty(t *nftables.Table) error {
+	f.bound()
+	chains, err := f.conn.ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return fmt.Errorf("list chains: %w", err)
+	}
+	sets, err := f.conn.GetSets(t)
+	if err != nil {
+		return fmt.Errorf("list sets of table %s: %w", t.Name, err)
+	}
+	f.conn.FlushTable(t) // what refers to others first
+	for _, c := range chains {
+		if c.Table.Name == t.Name {
+			f.conn.DelChain(c)
+		}
+	}
+	for _, s := range sets {
+		if !s.Anonymous { // those go with their rules
+			f.conn.DelSet(s)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package kernel_test
+
+import (
+	"strings"
+	"testing"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// TestOwnedTables: where the kernel can, nobody takes netyard's tables away, not even for a moment; they outlive the daemon, and the
+// next one has them for its own.
+func TestOwnedTables(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Ensure(t.Context(), elements()...); err != nil {
+		t.Fatal(err)
+	}
+	list := func() string { return h.Sh(t, "nft list ruleset") }
+	full := list()
+	if !strings.Contains(full, "flags owner") {
+		// A kernel of before 6.9. What there is instead, TestFlushRuleset sees.
+		if err := h.UnloadFirewall(); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	h.Sh(t, "nft flush ruleset")
+	for _, cmd := range []string{
+		"nft delete table inet netyard", "nft flush chain inet netyard forward", "nft insert rule inet netyard forward accept",
+		"nft delete element inet netyard bridges { nyb-a }", "nft delete table bridge netyard",
+	} {
+		if out, err := h.TrySh(cmd); err == nil {
+			t.Errorf("%s: succeeded: %s", cmd, out)
+		}
+	}
+	if got := list(); got != full {
+		t.Errorf("somebody changed the tables:\n%s", got)
+	}
+
+	h.Reopen(t) // the socket has gone with the daemon, as after kill -9
+	if got := list(); !strings.Contains(got, "networks are apart") || strings.Contains(got, "flags owner") {
+		t.Errorf("the tables went with the daemon, or still are somebody's:\n%s", got)
+	}
+	h.Sh(t, "nft insert rule inet netyard forward accept && nft add set inet netyard theirs '{ type ipv4_addr; }'")
+	if err := h.Ensure(t.Context(), elements()...); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(); got != full {
+		t.Errorf("the next daemon's tables differ:\n%s", got)
+	}
+
+	second := *h // another daemon in the same namespace must not get anywhere
+	second.Kernel = nil
+	second.Reopen(t)
+	if err := second.LoadFirewall(); err == nil || !strings.Contains(err.Error(), "another process has it") {
+		t.Errorf("a second daemon loaded its ruleset: %v", err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := list(); got != full {
+		t.Errorf("the second daemon changed the tables:\n%s", got)
+	}
+
+	// One that was told to share them takes over what is left of one that was not, and the other way round.
+	h.Reopen(t)
+	h.ShareTables()
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	h.Sh(t, "nft delete element inet netyard foreign { x } 2>/dev/null; nft add element inet netyard foreign { x }")
+	h.Reopen(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(); strings.Contains(got, `"x"`) {
+		t.Errorf("what was found there stayed:\n%s", got)
+	}
+	if err := h.UnloadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(); got != "" {
+		t.Errorf("unload left %s", got)
+	}
+}
+
+// TestForeignRulesInDockerUser: a comment that begins with netyard's name does not make an admin's rule netyard's.
+func TestForeignRulesInDockerUser(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	const theirs = `-A DOCKER-USER -s 192.0.2.1/32 -i eth9 -m comment --comment "netyard lets him in" -j ACCEPT`
+	h.Sh(t, "iptables -N DOCKER-USER && iptables "+theirs)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Ensure(t.Context(), kernel.Bypass{In: "web0", Network: "aaaaaaaaaaaa"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.Sh(t, "iptables -S DOCKER-USER"); !strings.Contains(got, theirs) || strings.Count(got, "-j ACCEPT") != 4 {
+		t.Errorf("the chain is\n%s", got)
+	}
+}

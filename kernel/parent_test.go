@@ -1,0 +1,135 @@
+package kernel_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// faults are what is wrong with objects, in words.
+func faults(t *testing.T, h *kerneltest.Host, objects ...kernel.Object) string {
+	t.Helper()
+	snap, err := h.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for _, f := range snap.Faults(objects) {
+		said = append(said, f.Text)
+	}
+	return strings.Join(said, "; ")
+}
+
+// TestParentShared: a VLAN link is there as long as any network wants it, also when a daemon that starts again first takes one down.
+func TestParentShared(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "vlan")
+	h := kerneltest.New(t)
+	h.Peer(t, "eth0").Sh(t, "ip link set eth0 up")
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	vlan := func(owner string) kernel.VLAN {
+		return kernel.VLAN{Name: "eth0.50", Parent: kernel.Parent{Name: "eth0"}, ID: 50, Owner: owner}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(h.Ensure(t.Context(), vlan("a"), vlan("b")))
+	must(h.Remove(vlan("a")))
+	must(h.Remove(vlan("a")))
+	h.Sh(t, "ip link show eth0.50")
+	h.Reopen(t)
+	h.Claim(vlan("b"), vlan("c"))
+	must(h.Remove(vlan("b")))
+	h.Sh(t, "ip link show eth0.50")
+	must(h.Remove(vlan("c")))
+	if out, err := h.TrySh("ip link show eth0.50"); err == nil {
+		t.Errorf("nobody wants it, and it is there: %s", out)
+	}
+	h.Sh(t, "ip link add link eth0 name eth0.50 type vlan id 50")
+	must(h.Ensure(t.Context(), vlan("a")))
+	must(h.Remove(vlan("a")))
+	h.Sh(t, "ip link show eth0.50") // the host's own
+}
+
+// TestParentChild: a link in a sandbox is found there, neither missed nor made again, and taken away from there.
+func TestParentChild(t *testing.T) {
+	t.Parallel()
+	h, sandbox := kerneltest.New(t), kerneltest.New(t)
+	h.Peer(t, "eth0")
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	c := kernel.Child{
+		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Parent: kernel.Parent{Name: "eth0"}, Kind: "macvlan", Mode: "bridge", Sandbox: sandbox.Path(),
+	}
+	plugged := func(want bool) {
+		t.Helper()
+		if got, err := h.Plugged(c); got != want || err != nil {
+			t.Errorf("plugged: %v %v, want %v", got, err, want)
+		}
+	}
+	if err := h.Ensure(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	plugged(false)
+	sandbox.Take(t, h, c.Name)
+	plugged(true)
+	for range 2 {
+		if err := h.Ensure(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := h.TrySh("ip link show " + c.Name); err == nil {
+		t.Errorf("a sandbox has it, and it was made again: %s", out)
+	}
+	if said := faults(t, h, c); said != "" {
+		t.Errorf("a fault where all is well: %s", said)
+	}
+	sandbox.Sh(t, "ip link del eth0")
+	if said := faults(t, h, c); said != "link nyp-eeeeeeeeeee is missing from its sandbox" {
+		t.Errorf("missing, and told: %q", said)
+	}
+	if err := h.Ensure(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	sandbox.Take(t, h, c.Name)
+	for range 2 {
+		if err := h.Remove(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plugged(false)
+	c.Sandbox = filepath.Join(t.TempDir(), "gone")
+	if said := faults(t, h, c); said != "" {
+		t.Errorf("of a sandbox that is no more: %s", said)
+	}
+	if err := h.Remove(c); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestParentWireless: what the kernel says of a link, and netlink does not.
+func TestParentWireless(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.Sh(t, "ip link add wlan0 type veth peer name eth0")
+	dir := t.TempDir()
+	h.LookAt(dir)
+	if err := os.MkdirAll(filepath.Join(dir, "wlan0", "phy80211"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"wlan0": true, "eth0": false} {
+		if link, ok, err := h.FindLink(name); !ok || err != nil || link.Wireless != want {
+			t.Errorf("%s: %v %v %v", name, link, ok, err)
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package kernel_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// TestJudge: what is said of a packet is what the kernel does with it, as far as it can be read; else it is said that it cannot.
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	const passes, drops, unsure = kernel.Passes, kernel.Dropped, kernel.Passes | kernel.Dropped
+	v4 := kernel.Packet{
+		In: "eth0", Out: "nyb-a", Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"), Proto: "tcp", Port: 80,
+		OrigDst: netip.MustParseAddr("192.0.2.1"), OrigPort: 8080,
+	}
+	v6 := v4
+	v6.Src, v6.Dst, v6.OrigDst = netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("fd00:1::2"), netip.Addr{}
+	for _, c := range []struct {
+		rules  string // of chain f at forward, or a whole command
+		v4, v6 kernel.Outcome
+	}{
+		{"accept; drop", passes, passes},
+		{"drop", drops, drops},
+		{"reject", drops, drops},
+		{"ip saddr 192.0.2.0/24 drop", drops, passes},
+		{"ip saddr 192.0.2.0/25 ip daddr != 10.1.0.2 drop", passes, passes},
+		{"ip saddr { 192.0.2.1-192.0.2.6, 192.0.2.8 } drop", passes, passes},
+		{"ip saddr { 192.0.2.1-192.0.2.7 } drop", drops, passes},
+		{"ip6 saddr 2001:db8::/32 drop", passes, drops},
+		{"tcp dport 80 drop", drops, drops},
+		{"tcp dport 81-90 drop", passes, passes},
+		{"tcp dport != 81-90 drop", drops, drops},
+		{"udp dport 80 drop", passes, passes},
+		{"meta l4proto { tcp, udp } th dport { 22, 80 } drop", drops, drops},
+		{"iifname eth0 drop", drops, drops},
+		{"iifname \"eth*\" oifname \"nyb-*\" drop", drops, drops},
+		{"iifname != eth0 drop", passes, passes},
+		{"ct state established,related accept; drop", drops, drops},
+		{"ct state new drop", drops, drops},
+		{"ct status dnat accept; drop", passes, drops},
+		{"meta l4proto tcp ct original proto-dst 8080 drop", drops, passes},
+		{"iifname . tcp dport { eth0 . 80 } drop", drops, drops},
+		{"ip saddr . tcp dport { 192.0.2.0/24 . 79-81 } drop", drops, passes},
+		{"tcp dport vmap { 80 : drop, 81 : accept }", drops, drops},
+		{"tcp dport vmap { 81 : drop, 80 : accept }; drop", passes, passes},
+		{"meta mark 7 drop", unsure, unsure},
+		{"meta mark 7 accept; drop", unsure, unsure},
+		{"meta mark and 0 == 0 drop", drops, drops},
+		{"tcp sport 1234 drop", unsure, unsure},
+		{"limit rate 1/hour accept; drop", unsure, unsure},
+		{"tcp flags syn drop", drops, drops},
+		{"rt classid 7 drop", unsure, unsure},
+		{"log counter drop", drops, drops},
+		{"jump sub; accept", drops, drops},
+		{"tcp dport 81 jump sub; accept", passes, passes},
+		{"meta mark 7 jump sub", unsure, unsure},
+		{"goto quiet; drop", passes, passes},
+		{"jump quiet; drop", drops, drops},
+		{"tcp dport 80 return; drop", passes, passes},
+	} {
+		t.Run(c.rules, func(t *testing.T) {
+			t.Parallel()
+			h := kerneltest.New(t)
+			if err := h.LoadFirewall(); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Ensure(t.Context(), kernel.InterfaceIn(kernel.Bridges, "nyb-a"), kernel.InterfaceIn(kernel.Talk, "eth0", "nyb-a")); err != nil {
+				t.Fatal(err)
+			}
+			h.Sh(t, "nft -f - <<'END'\ntable inet mine {\nchain sub { tcp dport 80 drop\n}\nchain quiet { tcp dport 79 drop\n}\nchain f { type filter hook forward priority 5; "+
+				strings.ReplaceAll(c.rules, "; ", "\n")+"\n}\n}\nEND")
+			for p, want := range map[*kernel.Packet]kernel.Outcome{&v4: c.v4, &v6: c.v6} {
+				found, sum, err := h.Judge(kernel.Forward, *p)
+				if err != nil || sum != want {
+					t.Errorf("from %s: %d, want %d: %v %v", p.Src, sum, want, found, err)
+				}
+				if want != passes && (len(found) == 0 || !strings.Contains(found[len(found)-1].Rule, "table") && !strings.Contains(found[len(found)-1].Rule, "inet mine")) {
+					t.Errorf("from %s: no rule is named: %v", p.Src, found)
+				}
+			}
+		})
+	}
+}
+
+// TestJudgeIptables: rules of iptables-nft, with its own matches, and legacy iptables, which cannot be read.
+func TestJudgeIptables(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	p := kernel.Packet{In: "eth0", Out: "nyb-a", Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"), Proto: "tcp", Port: 80}
+	for _, c := range []struct {
+		cmd  string
+		want kernel.Outcome
+	}{
+		{"iptables -A FORWARD -p tcp --dport 81 -j DROP", kernel.Passes},
+		{"iptables -A FORWARD -p tcp -m tcp --dport 79:81 -j DROP", kernel.Dropped},
+		{"iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j DROP", kernel.Passes},
+		{"iptables -A FORWARD -m conntrack --ctstate NEW -m comment --comment why -j REJECT", kernel.Dropped},
+		{"iptables -A FORWARD -m conntrack ! --ctstate NEW,RELATED -j DROP", kernel.Passes},
+		{"iptables -A FORWARD -m addrtype --dst-type LOCAL -j DROP", kernel.Passes},
+		{"iptables -A FORWARD -m limit --limit 1/h -j DROP", kernel.Passes | kernel.Dropped},
+		{"iptables -P FORWARD DROP", kernel.Dropped},
+		{"iptables -A FORWARD -j LOG; iptables -P FORWARD DROP; iptables -A FORWARD -i eth0 -j ACCEPT", kernel.Passes},
+		{"iptables-legacy -A FORWARD -j LOG", kernel.Passes | kernel.Dropped},
+	} {
+		h.Sh(t, "iptables -F; iptables -P FORWARD ACCEPT; "+c.cmd)
+		if found, sum, err := h.Judge(kernel.Forward, p); err != nil || sum != c.want {
+			t.Errorf("%s: %d, want %d: %v %v", c.cmd, sum, c.want, found, err)
+		}
+	}
+}

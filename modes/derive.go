@@ -1,0 +1,40 @@
+package modes
+
+import (
+	"crypto/sha256"
+	"net"
+	"net/netip"
+)
+
+// Gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has none:
+// the engine would install it.
+func (n Network) Gateways(e Endpoint) (gws []netip.Addr) {
+	if n.Internal {
+		return nil
+	}
+	for _, a := range e.Addrs {
+		for _, s := range n.Subnets {
+			if s.Pool.Contains(a.Addr()) && s.Gateway.IsValid() {
+				gws = append(gws, s.Gateway.Addr())
+				break
+			}
+		}
+	}
+	return gws
+}
+
+// StableMAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
+func (e Endpoint) StableMAC() net.HardwareAddr {
+	for _, a := range e.Addrs {
+		if a.Addr().Is4() {
+			return append(net.HardwareAddr{0x02, 0x42}, a.Addr().AsSlice()...)
+		}
+	}
+	return LocalMAC(e.ID)
+}
+
+// LocalMAC is a locally administered unicast address that belongs to an id (IEEE 802, 48-bit).
+func LocalMAC(id string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(id))
+	return append(net.HardwareAddr{0x02}, sum[:5]...)
+}

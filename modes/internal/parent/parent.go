@@ -1,0 +1,143 @@
+// Package parent is what macvlan and ipvlan have in common: the link of the host that containers' links are made on.
+package parent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+
+	"netyard/kernel"
+	"netyard/modes"
+)
+
+// A Kind is what makes one of the two modes.
+type Kind struct {
+	// Name is the mode's, and the kernel's for its links.
+	Name string
+	// Setting is the kernel's mode of the links of a network, and their flag.
+	Setting func(n modes.Network) (mode, flag string)
+	// Share refuses n beside another network of the same mode on the same parent.
+	Share func(n, other modes.Network) error
+	// Settle refuses a network for the link of the host that it would be on, which is empty where there is none.
+	Settle func(n modes.Network, name string, link kernel.LinkInfo) error
+	// MAC is the hardware address of an endpoint's link; nil where it has the parent's.
+	MAC func(n modes.Network, e modes.Endpoint) net.HardwareAddr
+	// Routed says that a network is behind the host, which routes for it: whatever its containers send leaves by their link.
+	Routed func(n modes.Network) bool
+}
+
+// Mode is a modes.Mode of one kind.
+type Mode struct {
+	Kind   Kind
+	Kernel *kernel.Kernel
+}
+
+// hostAccess says whether the host has a link of its own on the parent.
+func hostAccess(n modes.Network) bool { return n.OptBool("host_access") }
+
+// Up makes the parent, if it is netyard's to make, and the host's own link on it.
+func (m Mode) Up(ctx context.Context, n modes.Network) error {
+	return m.Kernel.Ensure(ctx, m.networkObjects(n)...)
+}
+
+// Down undoes Up.
+func (m Mode) Down(_ context.Context, n modes.Network) error {
+	return m.Kernel.Remove(m.networkObjects(n)...)
+}
+
+// Attach makes the link of an endpoint and the host's routes to it. A parent may have come back since Up.
+func (m Mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
+	objects := append(m.networkObjects(n), m.endpointObjects(n, e)...)
+	if err := m.Kernel.Ensure(ctx, objects...); err != nil {
+		return modes.Link{}, err
+	}
+	l := modes.Link{SrcName: kernel.Name(kernel.PeerPrefix, e.ID), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n)}
+	if e.IfName != "" {
+		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
+	}
+	return l, m.routes(n, e, &l)
+}
+
+// Detach undoes Attach.
+func (m Mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
+	return m.Kernel.Remove(m.endpointObjects(n, e)...)
+}
+
+// Objects is what Up and the Attaches leave.
+func (m Mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
+	objects := m.networkObjects(n)
+	for _, e := range es {
+		objects = append(objects, m.endpointObjects(n, e)...)
+	}
+	return objects
+}
+
+func (m Mode) networkObjects(n modes.Network) (objects []kernel.Object) {
+	if island(n) {
+		objects = append(objects, kernel.Island{Name: name(n), Alias: kernel.Alias(n.ID, "")})
+	} else {
+		objects = append(objects, base(n))
+	}
+	for _, v := range vlans(n) {
+		objects = append(objects, v)
+	}
+	if hostAccess(n) {
+		objects = append(objects, m.shim(n))
+	}
+	return objects
+}
+
+func (m Mode) endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
+	c := kernel.Child{
+		Name: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID), Parent: top(n), Kind: m.Kind.Name,
+		MTU: mtu(n), MAC: m.Kind.MAC(n, e), Sandbox: e.Sandbox,
+	}
+	c.Mode, c.Flag = m.Kind.Setting(n)
+	objects := []kernel.Object{c}
+	if hostAccess(n) {
+		for _, a := range e.Addrs {
+			objects = append(objects, kernel.HostRoute{Shim: m.shim(n), Dst: a.Addr(), MAC: c.MAC})
+		}
+	}
+	return objects
+}
+
+func (m Mode) shim(n modes.Network) kernel.Shim {
+	mode, _ := m.Kind.Setting(n)
+	return kernel.ShimOn(top(n), m.Kind.Name, mode, n.ID)
+}
+
+// mtu is what the links of a network carry; 0 is what the parent carries.
+func mtu(n modes.Network) int {
+	if _, said := n.Options["mtu"]; said {
+		return n.OptInt("mtu")
+	}
+	return 0
+}
+
+// routes says where an endpoint sends what is not for its neighbours.
+func (m Mode) routes(n modes.Network, e modes.Endpoint, l *modes.Link) error {
+	switch {
+	case m.Kind.Routed(n):
+		l.Routes = everywhere(n, e)
+		return nil
+	case island(n):
+	default:
+		l.Gateways = n.Gateways(e)
+	}
+	if !hostAccess(n) {
+		return nil
+	}
+	// Where the host's address is not a neighbour's, the way to it would lead over the LAN's router, and back by the shim.
+	for _, a := range e.Addrs {
+		src, err := m.Kernel.SourceFor(a.Addr())
+		if err != nil {
+			return fmt.Errorf("attach endpoint %s: %w", modes.Short(e.ID), err)
+		}
+		if src.IsValid() && !neighbour(e, src) {
+			l.Routes = append(l.Routes, modes.Route{Dst: single(src)})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,64 @@
+// Package ipvlan is the mode of containers that share the hardware address of the host's link to the LAN: as members of that LAN (l2),
+// or behind the host, which routes for them (l3, l3s). The kernel tells them apart by their IP addresses
+// (Documentation/networking/ipvlan.rst).
+package ipvlan
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"netyard/kernel"
+	"netyard/modes"
+	"netyard/modes/internal/parent"
+)
+
+const l2 = "l2"
+
+type mode struct{ parent.Mode }
+
+// New makes the mode.
+func New(e modes.Env) (modes.Mode, error) {
+	return mode{parent.Mode{Kernel: e.Kernel, Kind: parent.Kind{
+		Name:    "ipvlan",
+		Setting: func(n modes.Network) (mode, flag string) { return n.Opt("ipvlan_mode"), n.Opt("ipvlan_flag") },
+		Share:   share,
+		Settle:  func(n modes.Network, name string, _ kernel.LinkInfo) error { return settle(e.Kernel, n, name) },
+		MAC:     func(modes.Network, modes.Endpoint) net.HardwareAddr { return nil },
+		Routed:  routed,
+	}}}, nil
+}
+
+func routed(n modes.Network) bool { return n.Opt("ipvlan_mode") != l2 }
+
+// Gatewayless: behind the host there is no neighbour that could be a gateway.
+func (mode) Gatewayless(n modes.Network) (v4, v6 bool) { return routed(n), routed(n) }
+
+// Settle finds the parent.
+func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, error) {
+	return m.Mode.Settle(n)
+}
+
+// share: mode and flag are the parent's, not the link's: a second network that said others would change the first one's without a word
+// (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
+func share(n, other modes.Network) error {
+	for _, option := range []string{"ipvlan_mode", "ipvlan_flag"} {
+		if has := other.Opt(option); n.Opt(option) != has {
+			return fmt.Errorf("its %s=%s is that of all networks on one parent", option, has)
+		}
+	}
+	return nil
+}
+
+// settle refuses what would be dropped on its way: a container's packet to the host's own address comes in by the parent, and the answer
+// leaves by the host's own link.
+func settle(k *kernel.Kernel, n modes.Network, name string) error {
+	if !n.OptBool("host_access") || routed(n) || name != n.Opt("parent") {
+		return nil
+	}
+	strictness, err := k.ReversePath(name)
+	if err == nil && strictness == "1" {
+		err = fmt.Errorf("%w: host_access=true: net.ipv4.conf.%s.rp_filter is 1, which would drop what containers send to the host; set it to 2, or use ipvlan_mode=l3", modes.ErrOption, name)
+	}
+	return err
+}

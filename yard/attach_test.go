@@ -1,0 +1,291 @@
+package yard
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/ipam"
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+	"netyard/store"
+)
+
+// A place is a sandbox, as a runtime makes one.
+type place struct {
+	*kerneltest.Host
+	path string
+}
+
+func newPlace(t *testing.T) place {
+	t.Helper()
+	h := kerneltest.New(t)
+	return place{h, fmt.Sprintf("/proc/self/fd/%d", h.NS())}
+}
+
+// made is a network that belongs to no engine.
+func (r *rig) made() modes.Network {
+	r.t.Helper()
+	n, err := r.MakeNetwork(r.t.Context(), NetworkRequest{Name: "web", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
+func (p place) request(n modes.Network, name string) AttachRequest {
+	return AttachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", Sandbox: p.path, NS: p.NS(), Container: modes.Container{Engine: CNI}}
+}
+
+func (p place) end(n modes.Network, name string) DetachRequest {
+	return DetachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", NS: p.NS(), Gone: true}
+}
+
+// active are the addresses in use, but for gateways.
+func (r *rig) active() (as []string) {
+	r.t.Helper()
+	ls, _, err := r.Leases()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, l := range ls {
+		if l.State == ipam.StateActive && l.Kind != ipam.KindGateway {
+			as = append(as, l.Addr.String())
+		}
+	}
+	return as
+}
+
+// TestAttachCrash pulls the plug at every step of an attachment's life, starts again, and wants the runtime's next word to be obeyed.
+func TestAttachCrash(t *testing.T) {
+	t.Parallel()
+	for at, died := 1, true; died; at++ {
+		t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) {
+			r, p := newRig(t), newPlace(t)
+			n := r.made()
+			steps, err := r.pull(at, func() error {
+				if _, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil {
+					return err
+				}
+				if _, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil { // replaces it
+					return err
+				}
+				return r.Detach(t.Context(), p.end(n, "c1"))
+			})
+			died = err == errPulled //nolint:errorlint // it is that one
+			if err != nil && !died {
+				t.Fatal(err)
+			}
+			t.Logf("died %t after %v", died, steps)
+			r.start()
+			r.healthy("after the restart")
+			if _, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil {
+				t.Fatalf("attach again: %v", err)
+			}
+			p.Sh(t, "ping -c 1 -W 2 10.9.0.1")
+			r.healthy("attached again")
+			if got := r.active(); len(got) != 1 {
+				t.Errorf("%v are in use", got)
+			}
+			if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+				t.Fatal(err)
+			}
+			if got := r.active(); len(got) != 0 {
+				t.Errorf("%v are in use after the end", got)
+			}
+			r.healthy("detached")
+			if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+				t.Fatal(err)
+			}
+			r.healthy("without the network")
+		})
+		if at > 60 {
+			t.Fatal("there is no end of steps")
+		}
+	}
+}
+
+// TestAttachHold: the addresses of a container that its engine knows are held over its stop, for nobody else, until it is removed.
+func TestAttachHold(t *testing.T) {
+	t.Parallel()
+	r, p, q := newRig(t), newPlace(t), newPlace(t)
+	n := r.made()
+	known := p.request(n, "default-c1")
+	known.Container = modes.Container{Engine: Containerd, ID: "c1", Name: "c1"}
+	a, err := r.Attach(t.Context(), known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := a.Endpoint.Addrs[0].Addr()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(r.Detach(t.Context(), p.end(n, "default-c1")))
+	r.healthy("a held address")
+	r.start()
+	r.healthy("a held address after a restart")
+	thief := q.request(n, "thief")
+	thief.Addrs = []netip.Addr{first}
+	if _, err := r.Attach(t.Context(), thief); err == nil {
+		t.Error("a held address was given to another")
+	}
+	a, err = r.Attach(t.Context(), known)
+	must(err)
+	if got := a.Endpoint.Addrs[0].Addr(); got != first {
+		t.Errorf("started again it has %s and not %s", got, first)
+	}
+	must(r.Detach(t.Context(), p.end(n, "default-c1")))
+
+	// Its engine has it no more: missing twice, and older than the grace period.
+	gone := Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}, Attachments: map[string]bool{}}
+	there := gone
+	there.Attachments = map[string]bool{"default-c1": true}
+	r.now = r.now.Add(2 * time.Minute)
+	for range 2 {
+		must(r.Reconcile(t.Context(), there))
+	}
+	must(r.Reconcile(t.Context(), Census{Engine: Docker, Networks: map[string]SeenNetwork{}})) // nothing to do with it
+	must(r.Reconcile(t.Context(), gone))
+	if len(r.active()) != 1 {
+		t.Error("an address was freed at first sight")
+	}
+	found, err := r.Audit(t.Context(), []Census{gone})
+	must(err)
+	if !slices.ContainsFunc(found, func(f Finding) bool { return strings.Contains(f.Text, "held for container c1") }) {
+		t.Errorf("doctor says %+v", found)
+	}
+	must(r.Reconcile(t.Context(), gone))
+	if left := r.active(); len(left) != 0 {
+		t.Errorf("%v are held for nobody", left)
+	}
+	must(r.ContainerGone(t.Context(), "default-c1")) // twice is once
+	r.healthy("in the end")
+}
+
+// TestAttachDead: an end that nobody tells of is seen by the namespace, and what is young is left alone.
+func TestAttachDead(t *testing.T) {
+	t.Parallel()
+	r, p := newRig(t), newPlace(t)
+	n := r.made()
+	req := p.request(n, "c1")
+	req.Sandbox = newPlace(t).path // another namespace at the path by now: a process of the same number
+	a, err := r.Attach(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Endpoint.Seen {
+		t.Fatal("the path is not that of the sandbox, and was believed")
+	}
+	e := a.Endpoint
+	e.Seen = true
+	if err := r.st.Update(func(tx store.Tx) error { return putEndpoint(tx, e) }); err != nil {
+		t.Fatal(err)
+	}
+	r.sweep(context.Background())
+	if len(r.active()) != 1 {
+		t.Error("a young attachment was dropped")
+	}
+	r.now = r.now.Add(2 * time.Minute)
+	r.sweep(context.Background())
+	if len(r.active()) != 0 {
+		t.Error("a dead attachment stays")
+	}
+	r.healthy("swept")
+}
+
+// TestAttachRefused: what cannot be leaves nothing behind.
+func TestAttachRefused(t *testing.T) {
+	t.Parallel()
+	r, p := newRig(t), newPlace(t)
+	n := r.made()
+	p.Sh(t, "ip link add eth0 type bridge")
+	for what, c := range map[string]struct {
+		change func(*AttachRequest)
+		says   string
+	}{
+		"a name that is taken inside": {func(*AttachRequest) {}, "eth0 already"},
+		"the host for a sandbox":      {func(q *AttachRequest) { q.NS = r.host.NS() }, "host's own"},
+		"an address of no subnet":     {func(q *AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.1.1.1")} }, "no subnet for it"},
+		"the gateway's address":       {func(q *AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.1")} }, "taken"},
+		"a network that is not there": {func(q *AttachRequest) { q.NetworkID = "nope" }, "not found"},
+		"a port on an address of none": {func(q *AttachRequest) {
+			q.Ports = []Ask{{Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.7"), HostPort: 80, HostPortEnd: 80, ContainerPort: 80}}
+		}, "not an address of this host"},
+	} {
+		q := p.request(n, "c1")
+		c.change(&q)
+		if _, err := r.Attach(t.Context(), q); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if len(r.active()) != 0 {
+			t.Errorf("%s: it has an address", what)
+		}
+		r.healthy(what)
+	}
+	if err := r.DeleteNetwork(t.Context(), n.ID); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAttachPorts: a port that names no address is on all of them; a container's second network does not publish it again, and nobody
+// else can have it. It goes with the attachment.
+func TestAttachPorts(t *testing.T) {
+	t.Parallel()
+	r, p, q := newRig(t), newPlace(t), newPlace(t)
+	web := r.made()
+	back, err := r.MakeNetwork(t.Context(), NetworkRequest{Name: "back", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := []Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+	// Whichever comes first, the ports are eth0's, by which the answers leave.
+	early := p.request(back, "c0")
+	early.IfName, early.Ports = "eth1", ports
+	if a, err := r.Attach(t.Context(), early); err != nil || len(a.Endpoint.Ports) != 1 {
+		t.Fatalf("alone: %v %v", a.Endpoint.Ports, err)
+	}
+	late := p.request(web, "c0")
+	late.Ports = ports
+	if a, err := r.Attach(t.Context(), late); err != nil || len(a.Endpoint.Ports) != 1 {
+		t.Fatalf("eth0 behind eth1: %v %v", a.Endpoint.Ports, err)
+	}
+	r.healthy("the ports have moved")
+	for _, d := range []DetachRequest{p.end(web, "c0"), {NetworkID: back.ID, Attachment: "c0", IfName: "eth1", NS: p.NS(), Gone: true}} {
+		if err := r.Detach(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second, other := p.request(web, "c1"), p.request(back, "c1"), q.request(web, "c2")
+	second.IfName = "eth1"
+	first.Ports, second.Ports, other.Ports = ports, ports, ports
+	a, err := r.Attach(t.Context(), first)
+	if err != nil || fmt.Sprint(a.Endpoint.Ports) != "[0.0.0.0:8080->80/tcp]" {
+		t.Fatalf("%v %v", a.Endpoint.Ports, err)
+	}
+	if a, err := r.Attach(t.Context(), second); err != nil || len(a.Endpoint.Ports) != 0 {
+		t.Errorf("on a second network: %v %v", a.Endpoint.Ports, err)
+	}
+	if _, err := r.Attach(t.Context(), other); err == nil || !strings.Contains(err.Error(), "8080") {
+		t.Errorf("another container: %v", err)
+	}
+	if a, err := r.Attach(t.Context(), first); err != nil || len(a.Endpoint.Ports) != 1 {
+		t.Errorf("again: %v %v", a.Endpoint.Ports, err)
+	}
+	r.healthy("published")
+	for _, d := range []DetachRequest{p.end(web, "c1"), {NetworkID: back.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
+		if err := r.Detach(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Attach(t.Context(), other); err != nil {
+		t.Errorf("when it is free: %v", err)
+	}
+	r.healthy("withdrawn")
+}

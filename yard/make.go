@@ -1,0 +1,206 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+)
+
+// A NetworkRequest is a network as the admin, or a CNI configuration, asks for it.
+type NetworkRequest struct {
+	// ID is empty for a fresh one.
+	ID       string
+	Name     string
+	Mode     string            // empty: the option mode says it, or else it is bridge
+	Options  map[string]string // as they were typed
+	Internal bool
+	IPv6     bool
+	Subnets  []SubnetRequest
+	// NoSubnets asks for a network without any, instead of subnets that netyard chooses.
+	NoSubnets bool
+}
+
+// A SubnetRequest is one address range of it.
+type SubnetRequest struct {
+	// Pool is what to ask netyard's IPAM for.
+	Pool ipam.PoolRequest
+	// Gateway is the address asked for; not valid: the first one.
+	Gateway netip.Addr
+	// NoGateway keeps the host from having an address there; Gateway, if it is valid, is kept for somebody else then.
+	NoGateway bool
+}
+
+// networkName is what CNI allows as a network's name (CNI 1.1.0, section 1), which every engine takes.
+var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
+// MakeNetwork makes a network that belongs to no engine, with pools of netyard's IPAM. Its name must be nobody else's. One of the same ID
+// and the same shape is success.
+func (y *Yard) MakeNetwork(ctx context.Context, r NetworkRequest) (n modes.Network, err error) {
+	if !networkName.MatchString(r.Name) {
+		return n, fmt.Errorf("%w: name %q: want letters, digits, dots, dashes and underscores, a letter or digit first", modes.ErrOption, r.Name)
+	}
+	n = modes.Network{ID: r.ID, Name: r.Name, Engine: Own, Internal: r.Internal, IPv6: r.IPv6}
+	if n.Mode, n.Options, err = Resolve(r.Mode, r.Options); err != nil {
+		return n, err
+	}
+	if _, err := y.mode(n.Mode); err != nil {
+		return n, err
+	}
+	if n.ID == "" {
+		n.ID = randomID()
+	}
+	release, err := y.locks.hold(ctx, "name "+n.Name, false)
+	if err != nil {
+		return n, err
+	}
+	defer release()
+	old, err := y.NetworkNamed(n.Name)
+	switch {
+	case err == nil && old.ID != n.ID:
+		return old, fmt.Errorf("network %s: %w", n.Name, ErrExists)
+	case err == nil && old.Phase == modes.Ready && y.isAs(old, n, r):
+		return old, nil
+	case err == nil:
+		if err := y.DeleteNetwork(ctx, old.ID); err != nil {
+			return old, fmt.Errorf("network %s is to be another one than it was: %w", n.Name, err)
+		}
+	case !errors.Is(err, ErrNotFound):
+		return old, err
+	}
+	if n.Subnets, err = y.takePools(ctx, n, r); err != nil {
+		return n, err
+	}
+	if err := y.CreateNetwork(ctx, n); err != nil {
+		return n, errors.Join(err, y.givePools(n.Subnets))
+	}
+	return y.Network(n.ID)
+}
+
+// NetworkNamed finds a network by its name, or its whole id, alone.
+func (y *Yard) NetworkNamed(name string) (modes.Network, error) {
+	ns, err := y.Networks()
+	if err != nil {
+		return modes.Network{}, err
+	}
+	at := slices.IndexFunc(ns, func(n modes.Network) bool { return n.Name == name || n.ID == name })
+	if at < 0 {
+		return modes.Network{}, fmt.Errorf("network %q: %w", name, ErrNotFound)
+	}
+	return ns[at], nil
+}
+
+// isAs says whether a network is what is asked for, as far as that is said.
+func (y *Yard) isAs(old, n modes.Network, r NetworkRequest) bool {
+	if old.Mode != n.Mode || old.Internal != n.Internal || !maps.Equal(old.Options, n.Options) {
+		return false
+	}
+	if len(r.Subnets) == 0 {
+		return r.NoSubnets == (len(old.Subnets) == 0)
+	}
+	return slices.EqualFunc(old.Subnets, r.Subnets, func(s modes.Subnet, w SubnetRequest) bool {
+		w.NoGateway = y.needsNone(n, w)
+		return s.Pool == w.Pool.Subnet && s.Gateway.IsValid() != w.NoGateway && (w.NoGateway || !w.Gateway.IsValid() || s.Gateway.Addr() == w.Gateway) &&
+			y.hasBounds(old, s.Pool, w.Pool)
+	})
+}
+
+func (y *Yard) hasBounds(n modes.Network, subnet netip.Prefix, w ipam.PoolRequest) bool {
+	same := false
+	err := y.c.Store.View(func(tx store.Tx) error {
+		p, err := y.c.IPAM.PoolOf(tx, subnet, n.ID)
+		same = p.Range == w.Range && p.First == w.First && p.Last == w.Last
+		return err
+	})
+	return err == nil && same
+}
+
+// takePools asks the IPAM for a new network's subnets and gateways; what it has taken when it fails it gives back.
+func (y *Yard) takePools(ctx context.Context, n modes.Network, r NetworkRequest) (subnets []modes.Subnet, err error) {
+	if r.NoSubnets || y.Addressless(n.Mode) {
+		return nil, nil
+	}
+	wanted := r.Subnets
+	for _, v6 := range []bool{false, true} {
+		given := slices.ContainsFunc(wanted, func(s SubnetRequest) bool { return s.Pool.Subnet.Addr().Is6() == v6 })
+		if !given && (v6 && r.IPv6 || !v6 && len(r.Subnets) == 0) {
+			wanted = append(slices.Clone(wanted), SubnetRequest{Pool: ipam.PoolRequest{V6: v6}})
+		}
+	}
+	for _, w := range wanted {
+		w.NoGateway = y.needsNone(n, w)
+		s, err := y.takePool(ctx, n, w)
+		if s.Pool.IsValid() {
+			subnets = append(subnets, s)
+		}
+		if err != nil {
+			return nil, errors.Join(err, y.givePools(subnets))
+		}
+	}
+	return subnets, nil
+}
+
+// needsNone says whether the host is to have no address in a subnet.
+func (y *Yard) needsNone(n modes.Network, w SubnetRequest) bool {
+	v4, v6 := y.Gatewayless(n)
+	return w.NoGateway || !w.Gateway.IsValid() && (families{v4, v6}).has(familyOf(w))
+}
+
+// familyOf is any address of a subnet's family.
+func familyOf(w SubnetRequest) netip.Addr {
+	if w.Pool.Subnet.Addr().Is6() || w.Pool.V6 {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}
+
+func (y *Yard) takePool(ctx context.Context, n modes.Network, w SubnetRequest) (s modes.Subnet, err error) {
+	if p := n.Options[optParent]; p != "" && w.Pool.Domain == "" { // the same subnet may be on another parent
+		w.Pool.Domain = p
+	}
+	p, err := y.RequestPool(ctx, w.Pool)
+	if err != nil {
+		return s, err
+	}
+	s = modes.Subnet{Pool: p.Subnet, Space: Space}
+	if w.NoGateway && !w.Gateway.IsValid() {
+		return s, nil
+	}
+	gw, err := y.RequestAddress(ctx, ipam.AddressRequest{Pool: p.ID, Addr: w.Gateway, Gateway: true})
+	if !w.NoGateway {
+		s.Gateway = gw
+	}
+	return s, err
+}
+
+// givePools gives back the pools of a network that came to nothing.
+func (y *Yard) givePools(subnets []modes.Subnet) error {
+	return y.update("pool released", func(tx store.Tx) error {
+		var errs []error
+		for _, s := range subnets {
+			if p, err := y.c.IPAM.PoolOf(tx, s.Pool, ""); err == nil {
+				errs = append(errs, y.c.IPAM.ReleasePool(tx, p.ID))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// RemoveNetwork removes a network that MakeNetwork made and nobody is on.
+func (y *Yard) RemoveNetwork(ctx context.Context, ref string) (modes.Network, error) {
+	n, err := y.FindNetwork(ref)
+	if err != nil {
+		return n, err
+	}
+	if n.Engine != Own {
+		return n, fmt.Errorf("network %s belongs to %s, which would not hear of it: %s network rm %s", label(n), n.Engine, n.Engine, label(n))
+	}
+	return n, y.DeleteNetwork(ctx, n.ID)
+}

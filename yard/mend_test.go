@@ -1,0 +1,68 @@
+package yard
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// TestMend: what somebody takes away comes back by itself, and what is not netyard's is left alone.
+func TestMend(t *testing.T) {
+	t.Parallel()
+	br, veth := kernel.Name(kernel.BridgePrefix, netID), kernel.Name(kernel.VethPrefix, epID)
+	r := r6(t)
+	r.host.Sh(t, "ip link add mine type bridge && ip link set mine up && ip addr add 10.99.0.1/24 dev mine")
+	const mine = "ip -o -4 addr show dev mine"
+	before := kerneltest.Normal(r.host.Sh(t, mine))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Mend(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, cmd := range []string{
+		"ip link set " + br + " down", "ip link set " + veth + " down", "ip link set " + veth + " nomaster",
+		"ip link set " + br + " mtu 1300", "ip link set " + veth + " mtu 1300", "ip addr del 10.9.0.1/24 dev " + br,
+		"ip addr flush dev " + br, "ip route del 10.9.0.0/24 dev " + br, "ip link set " + veth + " master mine",
+		"sysctl -qw net.ipv4.ip_forward=0; ip link set " + br + " down", "ip link del " + br,
+	} {
+		r.host.Sh(t, cmd)
+		mended(t, r, cmd)
+	}
+	if got := kerneltest.Normal(r.host.Sh(t, mine)); got != before {
+		t.Errorf("somebody else's link is not as it was:\n%s\n%s", before, got)
+	}
+	r.host.Sh(t, "ip link del "+veth+" && ip link set "+br+" down") // the inner end went with it
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(r.host.Sh(t, "ip -o link show "+br), ",UP"); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a link that is lost keeps the rest from coming back")
+		}
+	}
+	if _, err := r.host.TrySh("ip link show " + veth); err == nil {
+		t.Error("a link was made that no container has")
+	}
+}
+
+// mended waits until doctor has nothing to say.
+func mended(t *testing.T, r *rig, cmd string) {
+	t.Helper()
+	start := time.Now()
+	for {
+		found, err := r.Audit(t.Context(), nil)
+		if err == nil && len(found) == 0 {
+			t.Logf("%s: mended after %s", cmd, time.Since(start).Round(time.Millisecond))
+			return
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("after %s: %v %v", cmd, found, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
