@@ -84,7 +84,7 @@ func (p Program) app() *cli.App {
 			Name: runDirFlag, Usage: "`DIR` of the daemon's admin socket, " + socketName, Value: defaultRunDir, EnvVars: []string{"NETYARD_RUN_DIR"},
 		}},
 		Commands: []*cli.Command{
-			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.leaseCommand(),
+			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.eventsCommand(), p.leaseCommand(),
 			p.cniCommand(), p.policyCommand(), p.doctorCommand(), p.gcCommand(), traceCommand(),
 			p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(), verifyCommand(),
 		},

@@ -72,13 +72,14 @@ type world struct {
 	leases    []api.Lease
 	ports     []api.Port
 	findings  []yard.Finding
+	events    []yard.Event
 	broken    bool // every request fails
 }
 
 func worlds() map[string]world {
 	return map[string]world{
-		"busy":    {networks: someNetworks(), endpoints: someEndpoints(), leases: someLeases(), ports: somePorts(), findings: someFindings()},
-		"empty":   {networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, ports: []api.Port{}, findings: []yard.Finding{}},
+		"busy":    {networks: someNetworks(), endpoints: someEndpoints(), leases: someLeases(), ports: somePorts(), findings: someFindings(), events: someEvents()},
+		"empty":   {networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, ports: []api.Port{}, findings: []yard.Finding{}, events: []yard.Event{}},
 		"broken":  {broken: true},
 		"hostile": {endpoints: []api.Endpoint{{ID: id("e9"), Container: "a\x1b[31mb\nc", Network: "$(reboot)", State: "up"}}},
 	}
@@ -141,23 +142,34 @@ func somePorts() []api.Port {
 	return []api.Port{
 		{
 			Proto: "udp", HostIP: "0.0.0.0", HostPort: 10000, HostPortEnd: 19999, Address: "10.224.1.10", Port: 10000, PortEnd: 19999,
-			Container: "worker", Engine: "docker", Network: "backend",
+			Container: "worker", Engine: "docker", Network: "backend", State: api.PortPublished,
 		},
 		{
 			Proto: "tcp", HostIP: "::", HostPort: 8080, HostPortEnd: 8080, Address: "fd00:1::2", Port: 80, PortEnd: 80,
-			Container: "shop-frontend-1", Engine: "docker", Network: "web",
+			Container: "shop-frontend-1", Engine: "docker", Network: "web", State: api.PortPublished,
 		},
 		{
 			Proto: "tcp", HostIP: "0.0.0.0", HostPort: 8080, HostPortEnd: 8080, Address: "10.224.0.2", Port: 80, PortEnd: 80,
-			Container: "shop-frontend-1", Engine: "docker", Network: "web",
+			Container: "shop-frontend-1", Engine: "docker", Network: "web", State: api.PortPublished,
 		},
 		{
 			Proto: "tcp", HostIP: "127.0.0.1", HostPort: 5432, HostPortEnd: 5432, Address: "10.224.1.9", Port: 5432, PortEnd: 5432,
-			EndpointID: id("e4"), NetworkID: id("cc33"),
+			EndpointID: id("e4"), NetworkID: id("cc33"), State: api.PortConflict, Owner: "process postgres (pid 612)",
 		},
 		{
 			Proto: "tcp", HostIP: "10.224.2.2", HostPort: 443, HostPortEnd: 443, Address: "10.224.2.2", Port: 443, PortEnd: 443, Routed: true,
-			Container: "edge", Engine: "docker", Network: "routed",
+			Container: "edge", Engine: "docker", Network: "routed", State: api.PortPublished,
+		},
+	}
+}
+
+func someEvents() []yard.Event {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	return []yard.Event{
+		{ID: 1, Time: at, Type: yard.NetworkCreated, NetworkID: id("aa11"), Text: "network aa1100000000 of mode host is up"},
+		{
+			ID: 2, Time: at.Add(time.Minute), Type: yard.PortConflict, Network: "web", NetworkID: id("aa11"), EndpointID: id("e1"), Container: "shop",
+			Port: "0.0.0.0:80->80/tcp", Owner: "process nginx (pid 612)", Text: "port 0.0.0.0:80->80/tcp is not container shop's: process nginx (pid 612) has it",
 		},
 	}
 }
@@ -226,6 +238,12 @@ func (w world) handler() http.Handler {
 	answer("GET /v1/endpoints", always(w.endpoints))
 	answer("GET /v1/leases", always(w.leases))
 	answer("GET /v1/ports", always(w.ports))
+	answer("GET /v1/events", func(r *http.Request) (any, int) {
+		if r.URL.Query().Get("follow") != "" && len(w.events) > 0 { // a stream of values
+			return w.events[len(w.events)-1], http.StatusOK
+		}
+		return w.events, http.StatusOK
+	})
 	answer("GET /v1/doctor", always(w.findings))
 	policies(answer)
 	answer("GET /v1/networks/{ref}", func(r *http.Request) (any, int) {

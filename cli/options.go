@@ -78,6 +78,8 @@ func typeOf(o modes.Option) string {
 		return strings.Join(o.Values, "|")
 	case modes.IfName:
 		return "interface"
+	case modes.Ports:
+		return "ports"
 	case modes.Rate:
 		return "rate"
 	case modes.Addr4, modes.Addr6:

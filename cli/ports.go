@@ -24,11 +24,20 @@ func (p Program) portsCommand() *cli.Command {
 				{head: "TARGET", fit: fit{goes: 3}, cell: func(p api.Port) string { return net.JoinHostPort(p.Address, span(p.Port, p.PortEnd)) }},
 				{head: "ENGINE", fit: fit{goes: 1}, cell: func(p api.Port) string { return p.Engine }},
 				{head: "NETWORK", fit: fit{goes: 2}, cell: func(p api.Port) string { return cmp.Or(p.Network, id(p.NetworkID)) }},
+				{head: "STATE", fit: fit{goes: 4}, cell: stateOf},
 			}
 		},
 	}.command(p.Width, &cli.Command{
 		Name: "ports", Usage: "list the published ports of all containers, which docker ps cannot show for a plugin's networks",
 	})
+}
+
+// stateOf is a port's state, and who else is in it.
+func stateOf(p api.Port) string {
+	if p.Owner == "" {
+		return p.State
+	}
+	return p.State + ": " + p.Owner
 }
 
 // hostCell is where a port is on the host; one that is reached by the container's own address is nowhere.

@@ -121,6 +121,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return k.Watch(ctx) })
 	tasks.Go(func() error { return y.Run(ctx) })
+	tasks.Go(func() error { return y.WatchSandboxes(ctx) })
 	tasks.Go(func() error { return y.Mend(ctx) })
 	if err := keepZone(ctx, tasks, k, log); err != nil {
 		return err

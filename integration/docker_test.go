@@ -233,7 +233,7 @@ func TestRefusals(t *testing.T) {
 		before := h.Snapshot()
 		for cmd, want := range map[string]string{
 			"network create -d netyard-bridge -o mode=nosuch x":                               "mode=nosuch",
-			"network create -d netyard -o mode=nosuch x":                                      "mode=nosuch: want one of bridge, ipvlan, macvlan, none",
+			"network create -d netyard -o mode=nosuch x":                                      "mode=nosuch: want one of bridge, host, ipvlan, macvlan, none",
 			"network create -d netyard-bridge -o parent=eth0 x":                               "parent is not an option of mode bridge, but of ipvlan, macvlan",
 			"network create -d netyard-bridge -o com.docker.network.driver.mtu=abc x":         "com.docker.network.driver.mtu=abc",
 			"network create -d netyard-bridge -o com.docker.network.bridge.enable_ic=false x": "did you mean com.docker.network.bridge.enable_icc?",

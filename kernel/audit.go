@@ -151,7 +151,7 @@ func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
 
 // Strays are the things of netyard's that are none of the known ones.
 func (s *Snapshot) Strays(known []Object) []Stray {
-	return slices.Concat(s.s.strayLinks(known), s.s.strayRoutes(known), s.s.strayElements(known), s.s.strayProxies(known))
+	return slices.Concat(s.s.strayLinks(known), s.s.strayDevices(known), s.s.strayRoutes(known), s.s.strayElements(known), s.s.strayProxies(known))
 }
 
 // Has says for each alias of netyard's whether a network's or an endpoint's link carries it; a shaper alone is none.

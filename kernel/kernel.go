@@ -40,6 +40,8 @@ type Kernel struct {
 	ns netns.NsHandle
 	// subscribeNS is ns, or the namespace the Kernel was opened in.
 	subscribeNS netns.NsHandle
+	// spaces are the namespaces of sandboxes that have a card of the host's.
+	spaces spaces
 	// poked makes the watcher look.
 	poked chan struct{}
 	// stale says that flows may be known that are no longer so: the watcher looks through them.
@@ -88,7 +90,7 @@ func open(log *slog.Logger, ns, sysctls netns.NsHandle) (*Kernel, error) {
 // Close gives up the sockets; what was made stays.
 func (k *Kernel) Close() error {
 	k.nl.Close()
-	return errors.Join(k.fw.close(), k.subscribeNS.Close())
+	return errors.Join(k.fw.close(), k.subscribeNS.Close(), k.spaces.close())
 }
 
 // An Object is one thing netyard wants to be in the kernel.

@@ -406,8 +406,15 @@ func (k *Kernel) FindLink(name string) (info LinkInfo, ok bool, err error) {
 	return info, true, nil
 }
 
-// Plugged says whether a sandbox has an endpoint's link: of a pair the outer end is here, and the inner one is not.
+// Plugged says whether a sandbox has an endpoint's link: of a pair the outer end is here, and the inner one is not. A sandbox that has
+// a card of the host's is kept from then on, since some engines make it only after they have asked for the card.
 func (k *Kernel) Plugged(o Object) (bool, error) {
+	if d, ok := o.(Device); ok {
+		if err := k.spaces.hold(d.alias(), d.Sandbox); err != nil {
+			return false, fmt.Errorf("keep the sandbox of %s: %w", d, err)
+		}
+		return d.inside(k)
+	}
 	if c, ok := o.(Child); ok {
 		return inSandbox(c.Sandbox, c.Alias)
 	}

@@ -18,10 +18,15 @@ import (
 type Listener struct {
 	Proto string
 	// Addr is what it is bound to; Both says that it is bound to all addresses of both families.
-	Addr  netip.Addr
-	Both  bool
-	Port  uint16
-	inode uint32
+	Addr netip.Addr
+	Both bool
+	Port uint16
+	// Bound says that it hears one interface only (SO_BINDTODEVICE).
+	Bound bool
+	// Fleeting says that the port is one of those given to who does not ask for one, and that it is not known whether the socket
+	// waits for anybody: a client of UDP has such a socket too, for as long as it waits for an answer.
+	Fleeting bool
+	inode    uint32
 }
 
 // Listeners lists the sockets of the host that wait for TCP connections and UDP datagrams (sock_diag(7)).
@@ -31,10 +36,14 @@ func (k *Kernel) Listeners() ([]Listener, error) {
 		return nil, fmt.Errorf("open sock_diag: %w", err)
 	}
 	defer c.Close() //nolint:errcheck // nothing was written
+	return allListeners(c)
+}
+
+// allListeners lists the sockets of the namespace that c is of.
+func allListeners(c *netlink.Conn) (all []Listener, err error) {
 	if err := c.SetDeadline(time.Now().Add(netlinkTimeout)); err != nil {
 		return nil, fmt.Errorf("bound sock_diag's waits: %w", err)
 	}
-	var all []Listener
 	for _, proto := range []string{"tcp", "udp"} {
 		for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 			some, err := listeners(c, proto, family)
@@ -76,7 +85,10 @@ func parseListener(proto string, data []byte) (l Listener, ok bool) {
 	if len(data) < size {
 		return l, false
 	}
-	l = Listener{Proto: proto, Port: binary.BigEndian.Uint16(data[4:]), inode: binary.NativeEndian.Uint32(data[68:])}
+	l = Listener{
+		Proto: proto, Port: binary.BigEndian.Uint16(data[4:]), inode: binary.NativeEndian.Uint32(data[68:]),
+		Bound: binary.NativeEndian.Uint32(data[40:]) != 0,
+	}
 	if data[0] == unix.AF_INET {
 		l.Addr = netip.AddrFrom4([4]byte(data[8:12]))
 		return l, true
@@ -151,10 +163,16 @@ func proxied(args []string) string {
 
 // EphemeralPorts are the first and the last port that the host gives to who does not ask for one (ip_local_port_range, ip(7)).
 func (k *Kernel) EphemeralPorts() (first, last uint16, err error) {
-	text, err := k.readSysctl("/proc/sys/net/ipv4/ip_local_port_range")
+	text, err := k.readSysctl(ephemeralFile)
 	if err != nil {
 		return 0, 0, fmt.Errorf("read the range of ephemeral ports: %w", err)
 	}
+	return parseEphemeral(text)
+}
+
+const ephemeralFile = "/proc/sys/net/ipv4/ip_local_port_range"
+
+func parseEphemeral(text string) (first, last uint16, err error) {
 	if _, err := fmt.Sscan(text, &first, &last); err != nil || first == 0 || last < first {
 		return 0, 0, fmt.Errorf("read the range of ephemeral ports: %q", text)
 	}

@@ -66,6 +66,8 @@ type Endpoint struct {
 	Turned  time.Time `json:",omitzero"` // when Phase became what it is, while that is not Ready
 	// Seen says that the namespace has been seen behind Sandbox: only then does its absence say anything.
 	Seen bool `json:",omitempty"`
+	// Kept is what the mode noted of the host before the endpoint took it away, see Taker.
+	Kept map[string]string `json:",omitempty"`
 	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
 	BootID string `json:",omitempty"`
 	// Container is who the endpoint belongs to, found out in the background.
@@ -186,8 +188,8 @@ type MACer interface {
 	MAC(n Network, e Endpoint) string
 }
 
-// A Policed is a Mode whose endpoints' packets come by the host's firewall, so that policies hold for them.
-type Policed interface{ Policed() }
+// A Policed is a Mode with networks whose endpoints' packets come by the host's firewall, so that policies hold for them.
+type Policed interface{ Policed(n Network) bool }
 
 // An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
 type Addressless interface{ Addressless() }
@@ -198,6 +200,21 @@ type Publisher interface {
 	Publishes(n Network) error
 	// Binds are the host's addresses that ports are published on for which none was asked; none: all of them.
 	Binds(n Network) []netip.Addr
+}
+
+// A PortSharer is a Mode whose endpoints share the host's addresses: what a program in the sandbox listens on, the host listens on.
+type PortSharer interface {
+	// Shares says whether the endpoints of a network do.
+	Shares(n Network) bool
+	// Shared are the ports, one each, that the sockets of a sandbox ask of the host.
+	Shared(n Network, e Endpoint, ls []kernel.Listener) []Port
+}
+
+// A Taker is a Mode whose endpoints take something of the host's with them.
+type Taker interface {
+	// Keep says what it is like, for Detach to make it so again: it goes into the endpoint's record, as Kept, before Attach.
+	// others are the endpoints of the network that are in a sandbox already. Nil: nothing is taken.
+	Keep(ctx context.Context, n Network, e Endpoint, others []Endpoint) (map[string]string, error)
 }
 
 // A Router is a Publisher with networks whose containers are reached by their own addresses.

@@ -27,6 +27,7 @@ const (
 	Addrs   // addresses, with commas between them
 	Routes  // static routes, with commas between them, see Route
 	Sources // subnets and names of interfaces, with commas between them
+	Ports   // ports and ranges of them, with commas between them; each may say its protocol
 	Rate
 )
 
@@ -70,6 +71,11 @@ func Options() []Option {
 			Help:  "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
 		},
 		{
+			Name: "device", Modes: []string{"host"}, Kind: IfName,
+			Fixed: "the container that runs has that card; make the network anew",
+			Help:  "a whole network card of the host that the one container of the network gets, and the host gets back",
+		},
+		{
 			Name: "egress_ipv4", Docker: []string{"com.docker.network.host_ipv4"}, Modes: []string{"bridge"}, Kind: Addr4,
 			Fixed: "flows that are known keep the address they left with; make the network anew",
 			Help:  "address of the host that containers leave with, instead of that of the interface they leave by",
@@ -82,6 +88,10 @@ func Options() []Option {
 		{
 			Name: "egress_rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
 			Help: "most that each container sends, as tc(8) writes it: 10mbit; goes before rate",
+		},
+		{
+			Name: "exclude", Modes: []string{"host"}, Set: true, Kind: Ports,
+			Help: "ports that the host does not share with the containers, such as 22,8000-8100/udp",
 		},
 		{
 			Name: "gateway_address", Modes: []string{"bridge"}, Kind: Addrs,
@@ -115,9 +125,13 @@ func Options() []Option {
 			Help: "containers of the network reach each other",
 		},
 		{
-			Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "ipvlan", "macvlan"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
+			Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "host", "ipvlan", "macvlan"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
 			Fixed: "running containers have their interfaces' names from their engine; make the network anew",
 			Help:  "beginning of the interface's name inside the container",
+		},
+		{
+			Name: "include", Modes: []string{"host"}, Set: true, Kind: Ports,
+			Help: "the only ports that the host shares with the containers; all of them unless said otherwise",
 		},
 		{
 			Name: "ingress_rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
@@ -147,12 +161,12 @@ func Options() []Option {
 			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6",
 		},
 		{
-			Name: "mode", Kind: Enum, Values: []string{"bridge", "ipvlan", "macvlan", "none"}, Default: "bridge",
+			Name: "mode", Kind: Enum, Values: []string{"bridge", "host", "ipvlan", "macvlan", "none"}, Default: "bridge",
 			Fixed: "it is another kind of network; make the network anew",
 			Help:  "the network's mode; for the driver name netyard, the others say it in their name",
 		},
 		{
-			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge", "ipvlan", "macvlan"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
+			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge", "host", "ipvlan", "macvlan"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
 			Fixed: "running containers' interfaces have it already; make the network anew",
 			Help:  "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200); of macvlan and ipvlan the parent's unless said",
 		},
@@ -181,6 +195,11 @@ func Options() []Option {
 			Name: "routes", Modes: []string{"bridge"}, Kind: Routes,
 			Fixed: "running containers have their routes already; make the network anew",
 			Help:  "static routes inside the containers: SUBNET@NEXTHOP, or SUBNET for one that is on the link, with commas between them",
+		},
+		{
+			Name: "strict", Modes: []string{"host"}, Kind: Bool, Default: "false",
+			Fixed: "it says whether the network is made at all",
+			Help:  "refuse what is not the host's own network namespace, which no driver can give: docker run --network host",
 		},
 	}
 }
@@ -298,6 +317,11 @@ func (o Option) parse(key, v string) (string, error) {
 		return parseList(v, bad("addresses of the host, with commas between them"), func(one string) (string, bool) {
 			a, err := netip.ParseAddr(one)
 			return a.String(), err == nil && a.Zone() == ""
+		})
+	case Ports:
+		return parseList(v, bad("ports from 1 to 65535 or ranges of them, with commas between them, such as 80,443/tcp,8000-8100/udp"), func(one string) (string, bool) {
+			r, ok := parsePorts(one)
+			return r.String(), ok
 		})
 	case Sources:
 		return parseList(v, bad("subnets or names of interfaces, with commas between them"), source)

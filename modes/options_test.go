@@ -51,9 +51,9 @@ func TestResolve(t *testing.T) {
 		"contradiction":   {"bridge", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1500"}, nil, "mtu=1400 contradicts com.docker.network.driver.mtu=1500"},
 		"typing error":    {"bridge", map[string]string{"masquerde": "false"}, nil, "unknown option masquerde for mode bridge; did you mean masquerade?"},
 		"nothing like it": {"bridge", map[string]string{"colour": "blue"}, nil, "unknown option colour for mode bridge"},
-		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge, ipvlan, macvlan"},
+		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge, host, ipvlan, macvlan"},
 		"too small":       {"bridge", map[string]string{"mtu": "67"}, nil, "mtu=67: want a number from 68 to 65535"},
-		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, ipvlan, macvlan, none"},
+		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, host, ipvlan, macvlan, none"},
 		"one spelling":    {"bridge", map[string]string{"routes": "10.9.3.4/16@192.168.1.3, 10.8.0.0/16,FD00:1::/64@fd00:2::0:3", "egress_ipv6": "2001:DB8::7", "gateway_address": "10.9.0.2"}, map[string]string{"routes": "10.9.0.0/16@192.168.1.3,10.8.0.0/16,fd00:1::/64@fd00:2::3", "egress_ipv6": "2001:db8::7", "gateway_address": "10.9.0.2"}, ""},
 		"wrong family":    {"bridge", map[string]string{"egress_ipv4": "2001:db8::7"}, nil, "egress_ipv4=2001:db8::7: want an IPv4 address"},
 		"no address":      {"bridge", map[string]string{"com.docker.network.host_ipv6": "::"}, nil, "com.docker.network.host_ipv6=::: want an IPv6 address"},
@@ -97,4 +97,28 @@ func FuzzResolve(f *testing.F) {
 			t.Errorf("bridge %q", b)
 		}
 	})
+}
+
+func TestPorts(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"80": "80", "80, 443/tcp": "80,443/tcp", "8000-8100/udp": "8000-8100/udp", "80-80": "80", "1-65535": "1-65535",
+		"": "", "0": "", "65536": "", "90-80": "", "80/icmp": "", "80/": "", "http": "", "80,,81": "", "80-": "", "-80": "",
+	} {
+		got, err := Resolve("host", map[string]string{"include": given})
+		if (err == nil) != (want != "") || got["include"] != want {
+			t.Errorf("%q: %q %v, want %q", given, got["include"], err, want)
+		}
+	}
+	n := Network{Options: map[string]string{"include": "80,8000-8100/udp"}}
+	rs := n.OptPorts("include")
+	for _, c := range []struct {
+		proto string
+		port  uint16
+		want  bool
+	}{{"tcp", 80, true}, {"udp", 80, true}, {"udp", 8000, true}, {"udp", 8100, true}, {"tcp", 8050, false}, {"udp", 8101, false}} {
+		if got := slices.ContainsFunc(rs, func(r PortRange) bool { return r.Has(c.proto, c.port) }); got != c.want {
+			t.Errorf("%s %d: %v", c.proto, c.port, got)
+		}
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/modes/bridge"
+	"netyard/modes/host"
 	"netyard/store"
 )
 
@@ -64,12 +65,16 @@ func (r *rig) start() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	shares, err := host.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
+	if err != nil {
+		r.t.Fatal(err)
+	}
 	r.step = func(string) {}
 	r.now = r.now.Add(time.Second)
 	r.Yard = New(Config{
 		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot,
 		IPAM:  ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
-		Modes: map[string]modes.Mode{"bridge": m}, Now: func() time.Time { return r.now },
+		Modes: map[string]modes.Mode{"bridge": m, "host": shares}, Now: func() time.Time { return r.now },
 		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
 	})
 	if err := r.Restore(r.t.Context(), false); err != nil {

@@ -69,6 +69,10 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 		return modes.Network{}, modes.Link{}, err
 	}
 	defer release()
+	kept, err := y.keep(ctx, network, id)
+	if err != nil {
+		return modes.Network{}, modes.Link{}, err
+	}
 	var n modes.Network
 	var e modes.Endpoint
 	err = y.update("endpoint joining", func(tx store.Tx) (err error) {
@@ -85,6 +89,9 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 			return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(id), ErrInUse, e.Sandbox)
 		}
 		e.Phase, e.Turned, e.Sandbox, e.BootID = modes.Pending, y.c.Now(), sandbox, y.c.BootID
+		if kept != nil {
+			e.Kept = kept
+		}
 		return putEndpoint(tx, e)
 	})
 	if err != nil {
@@ -102,8 +109,31 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 		return n, link, errors.Join(err, y.unjoin(context.WithoutCancel(ctx), m, n, e))
 	}
 	y.c.Log.Info("endpoint joined", "network", network, "endpoint", id, "mode", n.Mode, "took", y.c.Now().Sub(start))
+	y.tell(about(EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", owned(e), label(n))))
+	if kept != nil {
+		y.tell(about(DeviceTaken, n, e, fmt.Sprintf("%s has device %s", owned(e), link.SrcName)))
+	}
+	y.sharing.poke()
 	y.c.Changed()
 	return n, link, nil
+}
+
+// keep notes what an endpoint is about to take from the host; nil when that is nothing, or noted already.
+func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string, error) {
+	m, n, e, err := y.whole(network, id)
+	if err != nil {
+		return nil, err
+	}
+	k, ok := m.(modes.Taker)
+	if !ok || e.Kept != nil {
+		return nil, nil
+	}
+	es, err := y.endpointsOf(network)
+	if err != nil {
+		return nil, err
+	}
+	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool { return o.ID == id || o.Sandbox == "" && o.Kept == nil })
+	return k.Keep(ctx, n, e, others)
 }
 
 func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
@@ -124,6 +154,7 @@ func (y *Yard) unjoin(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	if err := m.Detach(ctx, n, e); err != nil {
 		return err
 	}
+	e.Kept = nil // it is back
 	return y.update("endpoint unjoined", func(tx store.Tx) error { return putEndpoint(tx, left(e)) })
 }
 
@@ -152,10 +183,17 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 		was = e
 		return putEndpoint(tx, left(e))
 	})
-	if err != nil {
+	if err != nil || was.ID == "" {
 		return err
 	}
-	return y.withdraw(ctx, was)
+	y.sharing.poke()
+	if err := y.withdraw(ctx, was); err != nil {
+		return err
+	}
+	if n, err := y.Network(network); err == nil {
+		y.tell(about(EndpointLeft, n, was, fmt.Sprintf("%s left network %s", owned(was), label(n))))
+	}
+	return nil
 }
 
 // withdraw takes the ports of an endpoint out of the kernel.
@@ -173,6 +211,7 @@ func (y *Yard) withdraw(ctx context.Context, was modes.Endpoint) error {
 	}
 	is := was
 	is.Ports, is.Sandbox = nil, ""
+	y.tellPorts(n, was, is, nil)
 	return y.program(ctx, m, n, was, is)
 }
 
@@ -263,6 +302,7 @@ func (y *Yard) forget(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	if err := m.Detach(ctx, n, e); err != nil {
 		return err
 	}
+	y.tellGivenBack(n, e)
 	if err := y.update("endpoint gone", func(tx store.Tx) error { return eraseEndpoint(tx, e) }); err != nil {
 		return err
 	}

@@ -57,6 +57,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 		return errors.Join(err, y.drop(context.WithoutCancel(ctx), m, n))
 	}
 	y.c.Log.Info("network is up", "network", n.ID, "mode", n.Mode)
+	y.tell(Event{Type: NetworkCreated, Network: n.Name, NetworkID: n.ID, Text: fmt.Sprintf("network %s of mode %s is up", label(n), n.Mode)})
 	y.c.Changed()
 	return nil
 }
@@ -200,6 +201,7 @@ func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Netw
 		return err
 	}
 	y.c.Log.Info("network is gone", "network", id, "mode", n.Mode)
+	y.tell(Event{Type: NetworkDeleted, Network: n.Name, NetworkID: n.ID, Text: fmt.Sprintf("network %s of mode %s is gone", label(n), n.Mode)})
 	return nil
 }
 

@@ -152,8 +152,8 @@ func (y *Yard) enforceable(p policy.Policy) error {
 }
 
 func (y *Yard) policed(n modes.Network) bool {
-	_, yes := y.c.Modes[n.Mode].(modes.Policed)
-	return yes
+	p, ok := y.c.Modes[n.Mode].(modes.Policed)
+	return ok && p.Policed(n)
 }
 
 // policyRecords are all that policies depend on, at one moment.

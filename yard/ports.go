@@ -59,6 +59,10 @@ func (y *Yard) Publish(ctx context.Context, network, id string, asks []Ask) ([]m
 	if err != nil {
 		return nil, err
 	}
+	if _, shares := sharesHost(m, n); shares {
+		y.ignore(n, e, asks)
+		return e.Ports, nil
+	}
 	asks, own, err := widen(m, n, e, asks)
 	if err != nil {
 		return nil, err
@@ -85,6 +89,7 @@ func (y *Yard) Publish(ctx context.Context, network, id string, asks []Ask) ([]m
 		back := y.update("ports taken back", func(tx store.Tx) error { return putEndpoint(tx, e) })
 		return nil, errors.Join(err, back, y.program(context.WithoutCancel(ctx), m, n, fresh, e))
 	}
+	y.tellPorts(n, e, fresh, nil)
 	y.c.Changed()
 	return fresh.Ports, nil
 }

@@ -151,6 +151,7 @@ func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	if err := m.Detach(ctx, n, e); err != nil {
 		return err
 	}
+	y.tellGivenBack(n, e)
 	err := y.update("endpoint buried", func(tx store.Tx) error {
 		if err := eraseEndpoint(tx, e); err != nil {
 			return err

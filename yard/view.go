@@ -30,6 +30,8 @@ func (y *Yard) HostLink(n modes.Network, e modes.Endpoint) string {
 		switch o := o.(type) {
 		case kernel.Veth:
 			return o.Name
+		case kernel.Device:
+			return o.Name
 		case kernel.Child:
 			return o.Parent.Name
 		}

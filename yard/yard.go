@@ -59,6 +59,8 @@ type Yard struct {
 	locks    locks
 	work     chan func()
 	suspects suspects
+	sharing  sharing
+	events   events
 	started  time.Time
 	// enforcing keeps an older look at the records from overtaking a newer one on the way to the kernel.
 	enforcing sync.Mutex
@@ -80,6 +82,7 @@ func New(c Config) *Yard {
 	}
 	const backlog = 1 << 16 // more endpoints than a host can have
 	y := &Yard{c: c, work: make(chan func(), backlog), started: c.Now()}
+	y.sharing = sharing{poked: make(chan struct{}, 1), conflicts: map[string][]Conflict{}}
 	if y.c.Background == nil {
 		y.c.Background = func(f func()) { y.work <- f }
 	}
@@ -88,6 +91,7 @@ func New(c Config) *Yard {
 
 // Run does the background work until ctx ends; what is left then is done by the next Restore.
 func (y *Yard) Run(ctx context.Context) error {
+	defer y.events.end()
 	tick := time.NewTicker(y.c.Grace)
 	defer tick.Stop()
 	for {

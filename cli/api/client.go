@@ -48,33 +48,43 @@ func NewClient(socket string) *Client {
 }
 
 func do[A any](ctx context.Context, c *Client, method, path string, q any) (a A, err error) {
-	var body bytes.Buffer
-	if q != nil {
-		if err := json.NewEncoder(&body).Encode(q); err != nil {
-			return a, fmt.Errorf("encode request: %w", err)
-		}
-	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://netyard"+path, &body)
+	w, err := request(ctx, c, method, path, q)
 	if err != nil {
-		return a, fmt.Errorf("make request: %w", err)
-	}
-	w, err := c.http.Do(r)
-	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
-		return a, fmt.Errorf("%w (no answer on %s); start it with: systemctl start netyard, or netyard serve", ErrNoDaemon, c.socket)
-	}
-	if err != nil {
-		return a, fmt.Errorf("ask the daemon: %w", err)
+		return a, err
 	}
 	defer w.Body.Close() //nolint:errcheck // read only
-	if w.StatusCode != http.StatusOK {
-		f := failure{Error: w.Status}
-		_ = json.NewDecoder(w.Body).Decode(&f) // the status says it otherwise
-		return a, &StatusError{Status: w.StatusCode, Message: f.Error}
-	}
 	if err := json.NewDecoder(w.Body).Decode(&a); err != nil {
 		return a, fmt.Errorf("decode the daemon's answer: %w", err)
 	}
 	return a, nil
+}
+
+// request asks the daemon. The answer is one of success, and the caller closes it.
+func request(ctx context.Context, c *Client, method, path string, q any) (*http.Response, error) {
+	var body bytes.Buffer
+	if q != nil {
+		if err := json.NewEncoder(&body).Encode(q); err != nil {
+			return nil, fmt.Errorf("encode request: %w", err)
+		}
+	}
+	r, err := http.NewRequestWithContext(ctx, method, "http://netyard"+path, &body)
+	if err != nil {
+		return nil, fmt.Errorf("make request: %w", err)
+	}
+	w, err := c.http.Do(r)
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, fmt.Errorf("%w (no answer on %s); start it with: systemctl start netyard, or netyard serve", ErrNoDaemon, c.socket)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon: %w", err)
+	}
+	if w.StatusCode != http.StatusOK {
+		defer w.Body.Close() //nolint:errcheck // read only
+		f := failure{Error: w.Status}
+		_ = json.NewDecoder(w.Body).Decode(&f) // the status says it otherwise
+		return nil, &StatusError{Status: w.StatusCode, Message: f.Error}
+	}
+	return w, nil
 }
 
 // Version says what answers.

@@ -51,6 +51,7 @@ func (s *Server) Handler() http.Handler {
 	handle("PATCH /v1/networks/{ref}", s.changeNetwork)
 	handle("PATCH /v1/endpoints/{ref}", s.changeEndpoint)
 	handle("GET /v1/ports", s.ports)
+	mux.HandleFunc("GET /v1/events", s.events)
 	handle("GET /v1/leases", s.leases)
 	handle("POST /v1/leases/reserve", s.reserve)
 	handle("POST /v1/leases/release", s.release)
@@ -152,7 +153,9 @@ func (s *Server) endpoints(context.Context, *http.Request) (any, error) {
 
 func (s *Server) ports(context.Context, *http.Request) (any, error) {
 	views := []Port{}
-	err := s.each(func(e modes.Endpoint, n modes.Network) { views = append(views, portViews(e, n)...) })
+	err := s.each(func(e modes.Endpoint, n modes.Network) {
+		views = append(views, portViews(e, n, s.Yard.Conflicts(e))...)
+	})
 	return views, err
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"netyard/ipam"
 	"netyard/modes"
+	"netyard/yard"
 )
 
 // Version says what answers.
@@ -99,7 +100,18 @@ type Port struct {
 	Engine      string `json:"engine"`
 	Network     string `json:"network"`
 	NetworkID   string `json:"network_id"`
+	// State is "published"; "conflict" when somebody else has the port; "shadowing" when the container has it, and a program of the
+	// host listens on it too and hears nothing. Owner is who that is.
+	State string `json:"state"`
+	Owner string `json:"owner,omitempty"`
 }
+
+// The states of a port.
+const (
+	PortPublished = "published"
+	PortConflict  = "conflict"
+	PortShadowing = "shadowing"
+)
 
 // A Lease is an address of netyard's own IPAM that is not free.
 type Lease struct {
@@ -167,9 +179,10 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	return v
 }
 
-func portViews(e modes.Endpoint, n modes.Network) (views []Port) {
-	for _, p := range e.Ports {
+func portViews(e modes.Endpoint, n modes.Network, conflicts []yard.Conflict) (views []Port) {
+	show := func(p modes.Port, state, owner string) {
 		v := Port{
+			State: state, Owner: owner,
 			Proto: p.Proto, HostIP: p.HostIP.String(), HostPort: int(p.HostPort), HostPortEnd: int(p.HostPort) + int(p.Count) - 1, Routed: p.Routed,
 			Port: int(p.ContainerPort), PortEnd: int(p.ContainerPort) + int(p.Count) - 1,
 			Container: e.Container.Name, ContainerID: e.Container.ID, EndpointID: e.ID, Engine: e.Container.Engine,
@@ -182,6 +195,21 @@ func portViews(e modes.Endpoint, n modes.Network) (views []Port) {
 			}
 		}
 		views = append(views, v)
+	}
+	shadows := map[modes.Port]string{}
+	for _, c := range conflicts {
+		if c.Shadow {
+			shadows[c.Port] = c.Owner
+		} else {
+			show(c.Port, PortConflict, c.Owner)
+		}
+	}
+	for _, p := range e.Ports {
+		if owner, ok := shadows[p]; ok {
+			show(p, PortShadowing, owner)
+		} else {
+			show(p, PortPublished, "")
+		}
 	}
 	return views
 }

@@ -4,6 +4,7 @@ package all
 import (
 	"netyard/modes"
 	"netyard/modes/bridge"
+	"netyard/modes/host"
 	"netyard/modes/ipvlan"
 	"netyard/modes/macvlan"
 	"netyard/modes/none"
@@ -13,6 +14,7 @@ import (
 func Modes() map[string]modes.New {
 	return map[string]modes.New{
 		"bridge":  bridge.New,
+		"host":    host.New,
 		"ipvlan":  ipvlan.New,
 		"macvlan": macvlan.New,
 		"none":    none.New,

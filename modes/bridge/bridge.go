@@ -31,7 +31,7 @@ type mode struct{ k *kernel.Kernel }
 func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel}, nil }
 
 // Policed says that every packet of an endpoint is bridged or routed by the host.
-func (mode) Policed() {}
+func (mode) Policed(modes.Network) bool { return true }
 
 func (mode) Check(n modes.Network) error {
 	for _, s := range n.Subnets {

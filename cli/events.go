@@ -1,0 +1,67 @@
+package cli
+
+import (
+	"cmp"
+	"errors"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"netyard/yard"
+)
+
+func (p Program) eventsCommand() *cli.Command {
+	l := list[yard.Event]{
+		fetch: func(c *cli.Context) ([]yard.Event, error) { return client(c).Events(c.Context) },
+		order: func(a, b yard.Event) int { return cmp.Compare(a.ID, b.ID) },
+		columns: func(id shortener) []column[yard.Event] {
+			return []column[yard.Event]{
+				{head: "TIME", cell: func(e yard.Event) string { return e.Time.Local().Format(time.DateTime) }},
+				{head: "TYPE", fit: fit{goes: 2}, cell: func(e yard.Event) string { return e.Type }},
+				{head: "NETWORK", fit: fit{goes: 1}, cell: func(e yard.Event) string { return cmp.Or(e.Network, id(e.NetworkID)) }},
+				{head: "EVENT", cell: func(e yard.Event) string { return e.Text }},
+			}
+		},
+	}
+	cmd := l.command(p.Width, &cli.Command{
+		Name: "events", Usage: "list what happened lately: networks, endpoints, ports, conflicts; the daemon keeps the last 1024",
+	})
+	cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on with what happens from now on; with --json a line of JSON each"})
+	once := cmd.Action
+	cmd.Action = func(c *cli.Context) error {
+		if !c.Bool("follow") {
+			return once(c)
+		}
+		return follow(c)
+	}
+	return cmd
+}
+
+// follow prints events as they come, a line each.
+func follow(c *cli.Context) error {
+	if err := onlyOne(c, "json", formatFlag); err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		if err := c.Set(formatFlag, "json"); err != nil {
+			return err
+		}
+	}
+	t, err := parseFormat(c)
+	if err != nil {
+		return err
+	}
+	err = client(c).Follow(c.Context, func(e yard.Event) error {
+		if t != nil {
+			return printRows(c, t, []yard.Event{e})
+		}
+		return printLines(c.App.Writer, []yard.Event{e}, func(e yard.Event) string {
+			return e.Time.Local().Format(time.DateTime) + "  " + printable(e.Type+"  "+e.Text)
+		})
+	})
+	if errors.Is(err, syscall.EPIPE) { // whoever read them has seen enough
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,210 @@
+package yard
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+)
+
+// sharers makes a network whose containers share the host's addresses, and endpoints on it, each with a sandbox of its own.
+func (r *rig) sharers(count int) (hosts []*kerneltest.Host, all []*watched) {
+	r.t.Helper()
+	n := modes.Network{ID: netID, Mode: "host", Subnets: []modes.Subnet{{
+		Pool: netip.MustParsePrefix("10.9.0.0/24"), Gateway: netip.MustParsePrefix("10.9.0.1/24"),
+	}}}
+	if err := r.CreateNetwork(r.t.Context(), n); err != nil {
+		r.t.Fatal(err)
+	}
+	for i := range count {
+		h := kerneltest.New(r.t)
+		var ns *os.File
+		err := h.Do(func() (err error) {
+			ns, err = os.Open("/proc/thread-self/ns/net")
+			return err
+		})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.t.Cleanup(func() { _ = ns.Close() })
+		id := fmt.Sprintf("%04deeeeeeeeeeee", i)
+		addr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, 0, byte(2 + i)}), 24)
+		if _, err := r.CreateEndpoint(r.t.Context(), modes.Endpoint{ID: id, NetworkID: netID, Addrs: []netip.Prefix{addr}}); err != nil {
+			r.t.Fatal(err)
+		}
+		if _, _, err := r.Join(r.t.Context(), netID, id, fmt.Sprintf("/proc/self/fd/%d", ns.Fd())); err != nil {
+			r.t.Fatal(err)
+		}
+		hosts = append(hosts, h)
+	}
+	byID := map[string]*watched{}
+	r.rewatch(byID)
+	r.t.Cleanup(func() {
+		for _, w := range byID {
+			_ = w.sandbox.Close()
+		}
+	})
+	for i := range count {
+		all = append(all, byID[endpointKey(netID, fmt.Sprintf("%04deeeeeeeeeeee", i))])
+	}
+	return hosts, all
+}
+
+func (r *rig) listen(h *kerneltest.Host, addr string) net.Listener {
+	r.t.Helper()
+	var l net.Listener
+	err := h.Do(func() (err error) {
+		l, err = net.Listen("tcp4", addr)
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+func (r *rig) see(w *watched) {
+	r.t.Helper()
+	if err := r.visit(r.t.Context(), w); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// shares are the ports that an endpoint has on record.
+func (r *rig) shares(w *watched) (ports []uint16) {
+	r.t.Helper()
+	e, err := r.Endpoint(netID, w.endpoint.ID)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, p := range e.Ports {
+		ports = append(ports, p.HostPort)
+	}
+	return ports
+}
+
+// TestShareConflict: who was first keeps a port, the other gets it when it is free, and each turn is told once.
+func TestShareConflict(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	hosts, ws := r.sharers(2)
+	first := r.listen(hosts[0], ":80")
+	r.listen(hosts[1], ":80")
+	r.listen(hosts[1], ":81")
+	program := r.listen(r.host, ":81")
+	for range 3 {
+		for _, w := range ws {
+			r.see(w)
+		}
+	}
+	if a, b := r.shares(ws[0]), r.shares(ws[1]); !slices.Equal(a, []uint16{80}) || len(b) > 0 {
+		t.Errorf("the first has %v, the second %v", a, b)
+	}
+	found := r.Conflicts(ws[1].endpoint)
+	if len(found) != 2 || !strings.Contains(found[0].Owner, "endpoint 0000eeeeeeee") || !strings.Contains(found[1].Owner, "process yard.test") {
+		t.Errorf("conflicts: %+v", found)
+	}
+	r.healthy("with conflicts")
+
+	_ = first.Close()
+	_ = program.Close()
+	for _, w := range ws {
+		r.see(w)
+	}
+	if a, b := r.shares(ws[0]), r.shares(ws[1]); len(a) > 0 || !slices.Equal(b, []uint16{80, 81}) {
+		t.Errorf("the first has %v, the second %v", a, b)
+	}
+	late := r.listen(r.host, ":80")
+	r.hostChanged(map[string]*watched{"": ws[1]}, nil)
+	r.see(ws[1])
+	if found := r.Conflicts(ws[1].endpoint); len(found) != 1 || !found[0].Shadow || len(r.shares(ws[1])) != 2 {
+		t.Errorf("a program that came too late: %+v %v", found, r.shares(ws[1]))
+	}
+	_ = late.Close()
+	r.see(ws[1])
+	count := map[string]int{}
+	all, _ := r.Events(0)
+	for _, e := range all {
+		count[e.Type]++
+	}
+	for kind, want := range map[string]int{PortPublished: 1, PortWithdrawn: 1, PortConflict: 3, PortHealed: 3} {
+		if count[kind] != want {
+			t.Errorf("%s was told %d times, want %d: %+v", kind, count[kind], want, all)
+		}
+	}
+	if err := r.Leave(t.Context(), netID, ws[1].endpoint.ID); err != nil {
+		t.Fatal(err)
+	}
+	r.see(ws[1]) // the watcher has not yet heard of it
+	if got := r.shares(ws[1]); len(got) > 0 {
+		t.Errorf("who has left shares %v", got)
+	}
+	r.healthy("after one has left")
+}
+
+// TestShareCrash pulls the plug at every step of sharing and unsharing ports: record and kernel agree after the next start, and the
+// next look brings what was meant.
+func TestShareCrash(t *testing.T) {
+	t.Parallel()
+	for at := 1; ; at++ {
+		r := newRig(t)
+		hosts, ws := r.sharers(1)
+		w := ws[0]
+		old := r.listen(hosts[0], ":80")
+		r.see(w)
+		_ = old.Close()
+		r.listen(hosts[0], ":81")
+		steps, err := r.pull(at, func() error { return r.visit(t.Context(), w) })
+		if err == nil {
+			if at < 4 {
+				t.Errorf("there are only the steps %q", steps)
+			}
+			return
+		}
+		if !errors.Is(err, errPulled) {
+			t.Fatal(err)
+		}
+		when := fmt.Sprintf("step %q", steps[len(steps)-1])
+		r.start()
+		r.healthy(when)
+		again := &watched{mode: r.c.Modes["host"], sharer: w.sharer, network: w.network, endpoint: w.endpoint, sandbox: w.sandbox}
+		r.see(again)
+		if got := r.shares(again); !slices.Equal(got, []uint16{81}) {
+			t.Errorf("%s: after the next look it shares %v", when, got)
+		}
+		r.healthy(when + ", looked again")
+	}
+}
+
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	y := New(Config{})
+	_, more := y.Events(0)
+	for i := range manyEvents + 10 {
+		y.tell(Event{Type: NetworkCreated, Text: fmt.Sprint(i)})
+	}
+	select {
+	case <-more:
+	default:
+		t.Error("nobody was woken")
+	}
+	all, _ := y.Events(0)
+	if len(all) != manyEvents || all[0].ID != 11 || all[len(all)-1].ID != manyEvents+10 {
+		t.Errorf("%d events are kept, from %d to %d", len(all), all[0].ID, all[len(all)-1].ID)
+	}
+	if some, more := y.Events(manyEvents + 9); len(some) != 1 || more == nil {
+		t.Errorf("behind all but one: %v", some)
+	}
+	y.events.end()
+	if _, more := y.Events(0); more != nil {
+		t.Error("there is more to wait for when the daemon ends")
+	}
+}
