@@ -190,10 +190,7 @@ func (j *judge) chain(t *nftables.Table, name string, sure bool) (ending, error)
 	defer func() { j.depth-- }()
 	var e ending
 	for i, r := range j.rules[chainID(t, name)] {
-		matches, v, err := j.rule(t, r)
-		if err != nil {
-			return 0, err
-		}
+		matches, v := j.rule(t, r)
 		if matches == no || v.Kind == expr.VerdictContinue && !v.may {
 			continue
 		}

@@ -72,7 +72,7 @@ func (g *registers) at(r uint32, n int) (value, known []byte) {
 }
 
 // rule says whether a rule matches, and what it then does.
-func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict, err error) {
+func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict) {
 	matches, v = yes, verdict{Verdict: expr.Verdict{Kind: expr.VerdictContinue}}
 	g := &registers{}
 	for _, e := range r.exprs {
@@ -106,10 +106,10 @@ func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict, e
 			matches = m
 		}
 		if matches == no {
-			return no, v, nil
+			return no, v
 		}
 	}
-	return matches, v, nil
+	return matches, v
 }
 
 // target is what an extension of iptables does.
