@@ -138,7 +138,9 @@ func TestPublishedAfterRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The order in which the kernel lists what it finds by hashing changes from one set to the next.
-	words := func() []string { return slices.Sorted(slices.Values(strings.Fields(strings.ReplaceAll(r.host.Dump(t), ",", " ")))) }
+	words := func() []string {
+		return slices.Sorted(slices.Values(strings.Fields(strings.ReplaceAll(r.host.Dump(t), ",", " "))))
+	}
 	before := words()
 	r.start()
 	if after := words(); !slices.Equal(after, before) {
