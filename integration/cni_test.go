@@ -242,9 +242,7 @@ func TestCNILife(t *testing.T) {
 		}
 		b.do(t, h, "DEL")
 		h.Netyard.Start()
-		if n := len(ps(t, h)); n != 0 {
-			t.Errorf("%d after a tombstone", n)
-		}
+		eventually(t, "what the tombstone names is gone", func() bool { return len(ps(t, h)) == 0 })
 		if left := h.Sh("ls /run/netyard/tombstones"); left != "" {
 			t.Errorf("there is still the tombstone %s", left)
 		}

@@ -58,7 +58,7 @@ func TestTrace(t *testing.T) {
 		both("-6 peer web:80", h.In("peer"), "tcp", "["+h.Addr6("web", "a")+"]:80", true)
 		both("stranger web:80", h.In("stranger"), "tcp", web+":80", false, `netyard's rule "networks are apart"`)
 		both("stranger 8000", h.In("stranger"), "tcp", at+":8000", true)
-		both(out+" 8002", h.Outside.Net, "tcp", at+":8002", false, `"published ports of such networks, to nobody else"`)
+		both(out+" 8002", h.Outside.Net, "tcp", at+":8002", false, `"of such networks, to nobody else"`)
 		both("xx yy:80", h.In("xx"), "tcp", h.Addr("yy", "apart")+":80", false, "icc=false")
 		both(out+" 4444", h.Outside.Net, "tcp", at+":4444", false, "no program of the host listens")
 		h.Outside.Sh("ip route add 10.70.0.0/24 via " + at)

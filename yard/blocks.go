@@ -17,8 +17,8 @@ func (y *Yard) blocks() (out []Finding, err error) {
 	}
 	seen := map[string]bool{}
 	for _, n := range ns {
-		bridge := y.bridgeOf(n)
-		if n.Phase != modes.Ready || n.Internal || bridge == "" {
+		bridge, own := y.bridge(n)
+		if n.Phase != modes.Ready || n.Internal || !own { // on a bridge of the host's owner the way out is the owner's
 			continue
 		}
 		for _, s := range n.Subnets {

@@ -148,19 +148,25 @@ func nameOf(e modes.Endpoint) string {
 
 // bridgeOf is the bridge that a network is on; empty when it has none.
 func (y *Yard) bridgeOf(n modes.Network) string {
+	name, _ := y.bridge(n)
+	return name
+}
+
+// bridge is bridgeOf, and whether the bridge is netyard's own.
+func (y *Yard) bridge(n modes.Network) (name string, own bool) {
 	m, err := y.mode(n.Mode)
 	if err != nil {
-		return ""
+		return "", false
 	}
 	for _, o := range m.Objects(n, nil) {
 		switch o := o.(type) {
 		case kernel.Bridge:
-			return o.Name
+			return o.Name, true
 		case kernel.HostBridge:
-			return o.Name
+			return o.Name, false
 		}
 	}
-	return ""
+	return "", false
 }
 
 // source fills in where the packet comes from.

@@ -59,11 +59,22 @@ type Snapshot struct {
 	threads int            // 0: the daemon is not running
 }
 
-// Snapshot looks at the host.
+// Snapshot looks at the host until it looks the same twice: an engine rearranges its chains with each network, and netyard follows.
 func (h *Host) Snapshot() *Snapshot {
 	t := h.report.TB()
 	t.Helper()
+	const tries, pause = 20, 150 * time.Millisecond
 	s, err := h.look()
+	for range tries {
+		if err != nil {
+			break
+		}
+		before := s
+		time.Sleep(pause)
+		if s, err = h.look(); err == nil && len(before.Diff(s)) == 0 {
+			break
+		}
+	}
 	if err != nil {
 		t.Fatalf("lab: look at %s: %v", h.Name, err)
 	}
