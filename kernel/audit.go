@@ -36,12 +36,6 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.lookAtLimits(); err != nil {
-		return nil, err
-	}
-	if s.proxies, err = k.proxies(); err != nil {
-		return nil, err
-	}
 	k.fw.mu.Lock()
 	defer k.fw.mu.Unlock()
 	s.elements, s.noTable = k.fw.dumpElements()
@@ -76,7 +70,11 @@ func (k *Kernel) linkSnapshot() (*snapshot, error) {
 	for _, r := range routes {
 		s.routes[r.LinkIndex] = append(s.routes[r.LinkIndex], r)
 	}
-	return s, nil
+	if err := s.lookAtLimits(); err != nil {
+		return nil, err
+	}
+	s.proxies, err = k.proxies()
+	return s, err
 }
 
 // A Stray is something of netyard's in the kernel that nobody wants.

@@ -2,12 +2,14 @@ package yard
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"netyard/kernel"
 	"netyard/kernel/kerneltest"
+	"netyard/modes"
 )
 
 // TestMend: what somebody takes away comes back by itself, and what is not netyard's is left alone.
@@ -64,5 +66,33 @@ func mended(t *testing.T, r *rig, cmd string) {
 			t.Fatalf("after %s: %v %v", cmd, found, err)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestMendLeavesAlone: what is as it is wanted is not mended, whatever kinds of things there are.
+func TestMendLeavesAlone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	n := r.network()
+	n.Subnets[0].Space, n.Options = "", map[string]string{"rate": "10mbit"}
+	if err := r.CreateNetwork(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	e := modes.Endpoint{ID: epID, NetworkID: netID, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}
+	if _, err := r.CreateEndpoint(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.Join(t.Context(), netID, epID, "/proc/self/ns/net"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Publish(t.Context(), netID, epID, run("tcp", 8080, 80, 2)); err != nil {
+		t.Fatal(err)
+	}
+	objects, err := r.wantedOf(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if some, err := r.mendObjects(t.Context(), n, objects); some || err != nil {
+		t.Errorf("something was put back on a healthy host: %v", err)
 	}
 }
