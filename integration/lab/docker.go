@@ -30,7 +30,9 @@ func (h *Host) Docker(cmd ...string) string {
 
 // stillLeaving says whether an engine does not remove a network since a container that it has removed is still leaving it: engine 20.10
 // says of a container that it is gone before that.
-func stillLeaving(err error) bool { return err != nil && strings.Contains(err.Error(), "has active endpoints") }
+func stillLeaving(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "has active endpoints")
+}
 
 // DockerErr runs a docker command line that must fail, and returns what it complained.
 func (h *Host) DockerErr(cmd ...string) string {
