@@ -329,7 +329,7 @@ func TestRefusals(t *testing.T) {
 	l := modetest.NewLAN(t, macvlan.New)
 	l.Host.Sh(t, "ip link add br0 type bridge && ip link add p0 type veth peer name p1 && ip link set p0 master br0 && ip link add mv0 link eth0 type macvlan mode bridge && ip link add tun0 type vxlan id 7 dstport 4789 dev eth0 && ip tuntap add l3 mode tun")
 	up := l.Up(l.Network(netA, "macvlan", options("parent", "eth0", "host_access", "true")))
-	dump := l.Host.Dump(t)
+	dump := modetest.Settled(t, l.Host)
 	of := func(pairs ...string) modes.Network { return l.Network(netB, "macvlan", options(pairs...)) }
 	chosen := of("parent", "eth0")
 	chosen.Subnets[0] = modes.Subnet{Pool: netip.MustParsePrefix("172.18.0.0/16"), Gateway: netip.MustParsePrefix("172.18.0.1/16"), Chosen: true}
@@ -371,8 +371,8 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
-	if got := l.Host.Dump(t); got != dump {
-		t.Error("a refusal changed something")
+	if got := modetest.Settled(t, l.Host); got != dump {
+		t.Errorf("a refusal changed something:\n%s", cmp.Diff(dump, got))
 	}
 	if err := l.Mode.(modes.Sharer).Share(of("parent", "eth0"), []modes.Network{up, ipvlan, pass}); err != nil {
 		t.Errorf("a second network on the same parent: %v", err)
