@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"netyard/kernel/kerneltest"
 )
 
@@ -49,7 +51,7 @@ func TestLANMacvlan(t *testing.T) {
 		e.ok("NetworkDriver.DeleteNetwork", fmt.Sprintf(`{"NetworkID":"aaaaaaaaaaaa%s"}`, id))
 	}
 	if after := e.state(); after != before {
-		t.Errorf("something is left:\n%s", after)
+		t.Errorf("something is left:\n%s", cmp.Diff(before, after))
 	}
 }
 
@@ -87,7 +89,7 @@ func TestLANIPVLAN(t *testing.T) {
 			e.ok("NetworkDriver.DeleteEndpoint", ids)
 			e.ok("NetworkDriver.DeleteNetwork", ids)
 			if after := e.state(); after != before {
-				t.Errorf("something is left:\n%s", after)
+				t.Errorf("something is left:\n%s", cmp.Diff(before, after))
 			}
 		})
 	}

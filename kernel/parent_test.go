@@ -29,7 +29,7 @@ func TestParentShared(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "vlan")
 	h := kerneltest.New(t)
-	h.Peer(t, "eth0").Sh(t, "ip link set eth0 up")
+	h.Peer(t, "eth0")
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}

@@ -105,6 +105,7 @@ func (h *Host) Peer(t testing.TB, name string) *Host {
 	p := New(t)
 	h.Sh(t, fmt.Sprintf("ip link add %s type veth peer name eth0 netns /proc/%d/fd/%d && ip link set %s up", name, os.Getpid(), int(p.ns), name))
 	p.Sh(t, "ip link set eth0 up")
+	h.Sh(t, "for i in $(seq 500); do ip link show "+name+" | grep -q 'state UP' && exit; sleep 0.02; done; exit 1") // the carrier comes by itself
 	return p
 }
 

@@ -33,9 +33,8 @@ func TestContract(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "ipvlan", "vlan")
 	setup := func(t *testing.T, h *kerneltest.Host) {
-		o := h.Peer(t, "eth0")
+		h.Peer(t, "eth0")
 		h.Sh(t, "ip addr add 192.168.7.2/24 dev eth0 && ip addr add 2001:db8:7::2/64 dev eth0 nodad")
-		o.Sh(t, "ip link set eth0 up")
 	}
 	for name, opts := range map[string]map[string]string{
 		"l2":              options("parent", "eth0"),

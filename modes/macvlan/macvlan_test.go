@@ -36,10 +36,8 @@ func options(pairs ...string) map[string]string {
 func TestContract(t *testing.T) {
 	t.Parallel()
 	setup := func(t *testing.T, h *kerneltest.Host) {
-		o := h.Peer(t, "eth0")
+		h.Peer(t, "eth0")
 		h.Sh(t, "ip addr add 192.168.7.2/24 dev eth0 && ip addr add 2001:db8:7::2/64 dev eth0 nodad")
-		o.Sh(t, "ip link set eth0 up")
-		h.Sh(t, "until ip link show eth0 | grep -q LOWER_UP; do sleep 0.01; done")
 	}
 	for name, opts := range map[string]map[string]string{
 		"bridge":       options("parent", "eth0"),
