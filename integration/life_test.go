@@ -184,7 +184,7 @@ func TestRestartUnderTraffic(t *testing.T) {
 		h.Run("c2", "--network a")
 		h.Ping("c1", h.Outside.IP)
 		// A ping of its own for each path, the NATed one too; slow enough to span the restarts, and bounded.
-		const slow = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); ping -c 1 -W 3 %s >/dev/null || echo lost; usleep 5000; done"
+		const slow = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); ping -c 1 -W 3 %[1]s >/dev/null || echo lost %[1]s; usleep 5000; done"
 		result := make(chan string, 2)
 		for _, target := range []string{h.Addr("c2", "a"), h.Outside.IP} {
 			go func() {

@@ -162,7 +162,10 @@ func (k *Kernel) LoadFirewall() error {
 	}
 	k.fw.mu.Lock()
 	k.fw.recallGuards()
-	err := k.fw.load()
+	same, err := k.fw.takeOver()
+	if !same && err == nil {
+		err = k.fw.load()
+	}
 	k.fw.mu.Unlock()
 	return errors.Join(err, k.syncDockerUser())
 }
@@ -218,13 +221,11 @@ func (f *firewall) load() error {
 			return err
 		}
 	}
-	f.sets = setBook{}
-	for i, spec := range allSets() {
-		set := spec.set(spec.table(), uint32(i+1)) //nolint:gosec // a handful
-		if err := f.conn.AddSet(set, nil); err != nil {
+	f.sets = newSetBook()
+	for _, spec := range allSets() {
+		if err := f.conn.AddSet(f.sets[spec.name], nil); err != nil {
 			return fmt.Errorf("declare set %s: %w", spec.name, err)
 		}
-		f.sets[spec.name] = set
 	}
 	if err := f.change(f.wanted(), f.conn.SetAddElements); err != nil {
 		return err
@@ -241,7 +242,9 @@ func (f *firewall) load() error {
 
 // chains are those of each of the tables.
 func (f *firewall) chains() [][]chainSpec {
-	return [][]chainSpec{append(inetChains(f.sets, f.guard, f.obeys), policyChains(f.sets)...), bridgeChains(f.sets, f.conntrack)}
+	all := [][]chainSpec{append(inetChains(f.sets, f.guard, f.obeys), policyChains(f.sets)...), bridgeChains(f.sets, f.conntrack)}
+	all[0] = append(all[0], sealOf(all))
+	return all
 }
 
 func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {

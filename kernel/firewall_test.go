@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -13,6 +14,9 @@ import (
 	"netyard/kernel"
 	"netyard/kernel/kerneltest"
 )
+
+// sealed is the rule whose comment changes with the ruleset.
+var sealed = regexp.MustCompile(`accept comment "[0-9a-f]{16}"`)
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
@@ -31,6 +35,7 @@ func golden(t *testing.T, name, got string) {
 		}
 		got = without
 	}
+	got = sealed.ReplaceAllString(got, `accept comment "…"`)
 	file := filepath.Join("testdata", name)
 	if *update {
 		if err := os.WriteFile(file, []byte(got+"\n"), 0o644); err != nil {
@@ -145,5 +150,42 @@ func TestRuleset(t *testing.T) {
 	}
 	if got := h.Sh(t, "nft list ruleset"); got != "" {
 		t.Errorf("unload left %s", got)
+	}
+}
+
+// TestTakeOver: a daemon that finds just what it wants changes nothing, and one that does not loads its own.
+func TestTakeOver(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	load := func() string {
+		t.Helper()
+		h.Reopen(t)
+		h.ShareTables()
+		if err := h.Ensure(t.Context(), elements()...); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.LoadFirewall(); err != nil {
+			t.Fatal(err)
+		}
+		return h.Sh(t, "nft -a list ruleset") // with handles, which are given anew with each load
+	}
+	first := load()
+	if again := load(); again != first {
+		t.Errorf("the same ruleset was loaded again:\n%s", cmp.Diff(first, again))
+	}
+	for _, cmd := range []string{
+		"nft add element inet netyard bridges { lost }", "nft delete element inet netyard bridges { nyb-a }",
+		"nft add rule inet netyard forward accept", "nft flush chain bridge netyard guard", "nft flush ruleset",
+		"nft delete rule inet netyard seal handle $(nft -a list chain inet netyard seal | sed -n 's/.*comment.*handle //p')",
+	} {
+		h.Sh(t, cmd)
+		load()
+		snap, err := h.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if faults, strays := snap.Faults(elements()), snap.Strays(elements()); len(faults)+len(strays) > 0 {
+			t.Errorf("after %s: %v %v", cmd, faults, strays)
+		}
 	}
 }
