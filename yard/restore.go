@@ -181,9 +181,23 @@ func (y *Yard) prune(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// compare holds the kernel against the records as they were before the look at it and as they are after: only what was wanted all
-// the time can be missing, and only what was wanted at no time is a stray.
+// compare holds the kernel against the records. A stray has to be one twice: a network that was made and removed again between the two
+// looks at the records is in neither.
 func (y *Yard) compare() (faults []Finding, strays []kernel.Stray, err error) {
+	faults, once, err := y.look()
+	if err != nil || len(once) == 0 {
+		return faults, nil, err
+	}
+	_, strays, err = y.look()
+	strays = slices.DeleteFunc(strays, func(s kernel.Stray) bool {
+		return !slices.ContainsFunc(once, func(o kernel.Stray) bool { return o.Text == s.Text })
+	})
+	return faults, strays, err
+}
+
+// look compares the kernel with the records as they were before it and as they are after: only what was wanted all the time can be
+// missing, and only what was wanted at no time is a stray.
+func (y *Yard) look() (faults []Finding, strays []kernel.Stray, err error) {
 	before, err := y.wanted()
 	if err != nil {
 		return nil, nil, err
