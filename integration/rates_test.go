@@ -33,18 +33,28 @@ func megabits(t *testing.T, h *lab.Host, container string) (sent, got float64) {
 }
 
 // carries wants a container to send and to get that many Mbit/s: at least 90 % and at most 105 %. 0 is no limit: far more than any
-// limit of these tests.
+// limit of these tests. A busy machine may carry less than it is allowed to, so too little counts only if it is so three times.
 func carries(t *testing.T, h *lab.Host, container string, sends, gets float64) {
 	t.Helper()
-	sent, got := megabits(t, h, container)
-	t.Logf("%s sends %.2f and gets %.2f Mbit/s, limits %v and %v", container, sent, got, sends, gets)
-	for _, m := range []struct {
-		verb        string
-		rate, limit float64
-	}{{"sends", sent, sends}, {"gets", got, gets}} {
-		const much = 100
-		if m.limit == 0 && m.rate < much || m.limit > 0 && (m.rate < 0.9*m.limit || m.rate > 1.05*m.limit) {
-			t.Errorf("%s %s %.2f Mbit/s under a limit of %v", container, m.verb, m.rate, m.limit)
+	const tries, much = 3, 100
+	least := func(limit float64) float64 {
+		if limit == 0 {
+			return much
+		}
+		return 0.9 * limit
+	}
+	for try := 1; ; try++ {
+		sent, got := megabits(t, h, container)
+		t.Logf("%s sends %.2f and gets %.2f Mbit/s, limits %v and %v", container, sent, got, sends, gets)
+		if sends > 0 && sent > 1.05*sends || gets > 0 && got > 1.05*gets {
+			t.Errorf("%s sends %.2f and gets %.2f Mbit/s, above its limits %v and %v", container, sent, got, sends, gets)
+		}
+		if sent >= least(sends) && got >= least(gets) {
+			return
+		}
+		if try == tries {
+			t.Errorf("%s sends %.2f and gets %.2f Mbit/s, far below its limits %v and %v", container, sent, got, sends, gets)
+			return
 		}
 	}
 }
