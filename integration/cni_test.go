@@ -509,6 +509,7 @@ func TestCNIUpstream(t *testing.T) {
 			t.Errorf("after the change it has %s", r.IPs[0].Address)
 		}
 		(call{id: "b", netns: "/run/netns/b", conf: changed}).do(t, h, "DEL")
+		eventually(t, "it is gone", func() bool { return len(ps(t, h)) == 2 })
 		// GC without a list says nothing; with one, what is not in it is gone.
 		gc := strings.Replace(c.conf, "1.0.0", "1.1.0", 1)
 		(call{conf: gc}).do(t, h, "GC")
