@@ -40,7 +40,7 @@ func TestDockerUser(t *testing.T) {
 			save, restore := iptables+"-save", iptables+"-restore"
 			sorted := func() string { return h.Sh(t, iptables+" -S DOCKER-USER | grep nyb- | sort") }
 			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN && "+iptables+" -A FORWARD -j DOCKER-USER")
-			go func() { _ = h.Watch(t.Context()) }()
+			h.Watched(t)
 			poke := kernel.Bypass{In: "web0", Network: "aaaaaaaaaaaa"} // the old interface tells nobody that it changed
 			if err := h.Ensure(t.Context(), poke); err != nil {
 				t.Fatal(err)
@@ -88,7 +88,7 @@ func TestFlushRuleset(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := h.Sh(t, "nft list ruleset")
-	go func() { _ = h.Watch(t.Context()) }()
+	h.Watched(t)
 	for _, cmd := range []string{
 		"nft flush ruleset", "nft delete table inet netyard", "nft delete table bridge netyard",
 		"nft flush chain inet netyard forward", "nft delete element inet netyard bridges { nyb-a }",
@@ -213,7 +213,7 @@ func TestForwardPolicyWithoutDockerUser(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = h.Watch(t.Context()) }()
+	h.Watched(t)
 	count := func() int { return strings.Count(h.Sh(t, "iptables -S FORWARD"), "nyb-") }
 	h.Sh(t, "iptables -A FORWARD -s 192.0.2.1 -j DROP && iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP")
 	eventually(t, "the rules are in DOCKER-USER", func() bool { return strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })

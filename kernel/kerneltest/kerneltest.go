@@ -3,6 +3,7 @@ package kerneltest
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -52,6 +53,23 @@ func (h *Host) Reopen(t testing.TB) {
 		}
 	}
 	h.Kernel = k
+}
+
+// Watched lets the Kernel watch its namespace until the test ends. It is waited for: a Kernel that is closed has no sockets to work with,
+// and their numbers may be another test's by then.
+func (h *Host) Watched(t testing.TB) {
+	t.Helper()
+	k := h.Kernel
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = k.Watch(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-ended
+	})
 }
 
 // Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan. scripts/test wants

@@ -186,7 +186,7 @@ func TestForeignBridge(t *testing.T) {
 	d := l.host.Peer(t, "vethd")
 	l.host.Sh(t, "ip link set vethd master docker0")
 	d.Sh(t, "ip addr add 172.17.0.2/16 dev eth0 && ip route add default via 172.17.0.1")
-	go func() { _ = l.host.Watch(t.Context()) }()
+	l.host.Watched(t)
 	for i := 0; !strings.Contains(l.host.Sh(t, "nft list set inet netyard foreign"), "docker0"); i++ {
 		if i == 100 {
 			t.Fatal("the watcher does not see docker0")
