@@ -79,6 +79,37 @@ func (e bench) stop(i int) {
 	e.ok("NetworkDriver.DeleteEndpoint", body)
 }
 
+// BenchmarkPublish is what an engine waits for when a container with published ports starts and stops: one port, and twenty thousand in two
+// ranges, which an engine names one by one, in the endpoint's options and again when the container gets its way out.
+func BenchmarkPublish(b *testing.B) {
+	ports := func(first, last int, protos ...int) string {
+		var all []string
+		for _, proto := range protos {
+			for p := first; p <= last; p++ {
+				all = append(all, fmt.Sprintf(`{"Proto":%d,"IP":"","Port":%d,"HostIP":"0.0.0.0","HostPort":%d,"HostPortEnd":%d}`, proto, p, p, p))
+			}
+		}
+		return `"com.docker.network.portmap":[` + strings.Join(all, ",") + "]"
+	}
+	for name, portmap := range map[string]string{"one": ports(10_000, 10_000, 6), "range": ports(10_000, 19_999, 6, 17)} {
+		options := `"Options":{` + portmap + "}"
+		e := newBench(b)
+		b.Run("ports="+name, func(b *testing.B) {
+			for i := 0; b.Loop(); i++ {
+				id := fmt.Sprintf("%014x", i)
+				e.ok("NetworkDriver.CreateEndpoint", strings.NewReplacer("eeeeeeeeeeee01", id, `"Options":{}`, options).Replace(endpoint))
+				e.ok("NetworkDriver.Join", strings.Replace(join, "eeeeeeeeeeee01", id, 1))
+				e.ok("NetworkDriver.ProgramExternalConnectivity", strings.Replace(strings.TrimSuffix(ids, "}")+","+options+"}", "eeeeeeeeeeee01", id, 1))
+				e.ok("NetworkDriver.RevokeExternalConnectivity", strings.Replace(ids, "eeeeeeeeeeee01", id, 1))
+				e.stop(i)
+				b.StopTimer()
+				e.settle()
+				b.StartTimer()
+			}
+		})
+	}
+}
+
 // settle waits until what is done in the background is done, or the next call would wait for it.
 func (e bench) settle() {
 	for {

@@ -133,16 +133,16 @@ func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
 		if strings.HasPrefix(key, labelEngine) {
 			continue
 		}
-		text, ok := q.Options[key].(string)
+		text, ok := q.Options.text(key)
 		if !ok {
-			return e, fmt.Errorf("%w: %s: want text, not %T", modes.ErrOption, key, q.Options[key])
+			return e, fmt.Errorf("%w: %s: want text, not %s", modes.ErrOption, key, q.Options[key])
 		}
 		given[key] = text
 	}
 	if e.Options, err = modes.ResolveEndpoint(mode, given); err != nil {
 		return e, err
 	}
-	if e.IfName, _ = q.Options[labelIfName].(string); e.IfName != "" {
+	if e.IfName, _ = q.Options.text(labelIfName); e.IfName != "" {
 		if !modes.ValidIfName(e.IfName) || !numberedZero.MatchString(e.IfName) {
 			return e, fmt.Errorf("%w: %s=%s: a plugin can only have names of letters that end in 0, such as wan0", modes.ErrOption, labelIfName, e.IfName)
 		}
@@ -193,16 +193,12 @@ func asked(ports []port) (asks []yard.Ask, err error) {
 	return asks, nil
 }
 
-func portMap(options map[string]any) (ports []port, err error) {
-	v, ok := options[labelPortMap]
-	if !ok || v == nil {
+func portMap(given options) (ports []port, err error) {
+	raw, ok := given[labelPortMap]
+	if !ok {
 		return nil, nil
 	}
-	raw, err := json.Marshal(v)
-	if err == nil {
-		err = json.Unmarshal(raw, &ports)
-	}
-	if err != nil {
+	if err := json.Unmarshal(raw, &ports); err != nil {
 		return nil, fmt.Errorf("%s: %w", labelPortMap, err)
 	}
 	return ports, nil

@@ -151,8 +151,8 @@ func (d *Door) revoke(ctx context.Context, q revoke) (empty, error) {
 	return empty{}, d.Yard.Withdraw(ctx, q.NetworkID, q.EndpointID)
 }
 
-func refusePorts(options map[string]any, why string) error {
-	ports, err := portMap(options)
+func refusePorts(given options, why string) error {
+	ports, err := portMap(given)
 	if err != nil || len(ports) == 0 {
 		return err
 	}

@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"encoding/json"
+
 	"github.com/docker/go-plugins-helpers/ipam"
 	"github.com/docker/go-plugins-helpers/network"
 )
@@ -9,13 +11,17 @@ import (
 type (
 	createNetwork  struct{ network.CreateNetworkRequest }
 	deleteNetwork  struct{ network.DeleteNetworkRequest }
-	createEndpoint struct{ network.CreateEndpointRequest }
+	createEndpoint struct {
+		network.CreateEndpointRequest
+		Options options
+	}
 	deleteEndpoint struct{ network.DeleteEndpointRequest }
 	join           struct{ network.JoinRequest }
 	leave          struct{ network.LeaveRequest }
 	operInfo       struct{ network.InfoRequest }
 	program        struct {
 		network.ProgramExternalConnectivityRequest
+		Options options
 	}
 	revoke struct {
 		network.RevokeExternalConnectivityRequest
@@ -31,6 +37,14 @@ type (
 	// gwAllocCheck asks, from engine 28.0 on, whether the network needs a gateway's address.
 	gwAllocCheck struct{ Options map[string]any }
 )
+
+// options are an endpoint's, each as it came: an engine names every single port of a range, and tells them all to calls that do not ask.
+type options map[string]json.RawMessage
+
+// text is an option that is text.
+func (o options) text(key string) (s string, ok bool) {
+	return s, json.Unmarshal(o[key], &s) == nil
+}
 
 func firstMissing(fields ...string) string {
 	for i := 0; i < len(fields); i += 2 {
