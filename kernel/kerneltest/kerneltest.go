@@ -141,3 +141,6 @@ func (w testWriter) Write(p []byte) (int, error) {
 
 // Do runs f on a thread inside the namespace.
 func (h *Host) Do(f func() error) error { return kernel.Inside(int(h.ns), f) }
+
+// Path is a file that stands for the namespace, as an engine's file of a sandbox does.
+func (h *Host) Path() string { return fmt.Sprintf("/proc/self/fd/%d", int(h.ns)) }
