@@ -120,7 +120,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 	}
 	var open []modes.Endpoint
 	for _, e := range es {
-		if e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "") {
+		if e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "" || e.Container.Hostname == "") {
 			open = append(open, e)
 		}
 	}
@@ -133,7 +133,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 			if err := d.Yard.Identify(e.NetworkID, e.ID, who); err != nil {
 				d.Log.Warn("note an endpoint's container", "endpoint", e.ID, "err", err)
 			}
-			unnamed = unnamed || e.Container.Name == ""
+			unnamed = unnamed || e.Container.Name == "" || who.Hostname == ""
 		} else {
 			unnamed = true
 		}

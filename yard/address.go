@@ -93,12 +93,18 @@ func (y *Yard) busy() ([]netip.Prefix, error) {
 
 // ReleasePool gives a pool back; an unknown one is free.
 func (y *Yard) ReleasePool(_ context.Context, id string) error {
+	if isDHCP(id) {
+		return y.releaseDHCPPool(id)
+	}
 	return y.update("pool released", func(tx store.Tx) error { return y.c.IPAM.ReleasePool(tx, id) })
 }
 
 // RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them gives
 // it: an engine asks only for the first.
-func (y *Yard) RequestAddress(_ context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
+func (y *Yard) RequestAddress(ctx context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
+	if isDHCP(r.Pool) {
+		return y.requestLease(ctx, r)
+	}
 	err = y.update("address recorded", func(tx store.Tx) error {
 		a, err = y.c.IPAM.RequestAddress(tx, r)
 		if !errors.Is(err, ipam.ErrExhausted) {
@@ -144,6 +150,9 @@ func (y *Yard) siblings(tx store.Tx, id string) (out []ipam.Pool, err error) {
 // endpoint still has is not the caller's any more: the release is a late one, and is not believed.
 func (y *Yard) ReleaseAddress(_ context.Context, pool string, a netip.Addr) error {
 	return y.update("address released", func(tx store.Tx) error {
+		if isDHCP(pool) {
+			return y.releaseLease(tx, pool, a)
+		}
 		all, err := y.c.IPAM.Pools(tx)
 		if err != nil {
 			return err

@@ -179,6 +179,7 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
 		return err
 	}
+	defer y.pokeLeases() // a DHCP server may be told the name
 	return y.c.Store.Update(func(tx store.Tx) error {
 		now, err := getEndpoint(tx, network, id)
 		if err != nil {
@@ -196,6 +197,7 @@ func merge(old, fresh modes.Container) modes.Container {
 	}
 	for _, f := range []struct{ to, from *string }{
 		{&old.Engine, &fresh.Engine}, {&old.ID, &fresh.ID}, {&old.Name, &fresh.Name}, {&old.Image, &fresh.Image},
+		{&old.Hostname, &fresh.Hostname},
 	} {
 		if *f.from != "" {
 			*f.to = *f.from

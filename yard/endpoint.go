@@ -31,6 +31,9 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		if err != nil {
 			return err
 		}
+		if e, err = y.takeLease(tx, n, e); err != nil {
+			return err
+		}
 		if macer, ok := m.(modes.MACer); ok && e.MAC == "" {
 			e.MAC = macer.MAC(n, e)
 		}
@@ -103,6 +106,9 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 
 func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
 	link, err := m.Attach(ctx, n, e)
+	if err == nil {
+		err = y.dress(n, e, &link)
+	}
 	if err != nil {
 		return link, err
 	}

@@ -39,6 +39,9 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 			return err
 		}
 	}
+	if err := checkLAN(m, n); err != nil {
+		return err
+	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.c.Now(), y.c.Now()
 	if err := y.update("network recorded", func(tx store.Tx) error { return y.putNew(tx, n) }); err != nil {
 		return err
@@ -93,6 +96,9 @@ func (y *Yard) putNew(tx store.Tx, n modes.Network) error {
 		}
 	}
 	if err := y.reserve(tx, n); err != nil {
+		return err
+	}
+	if err := y.bindDHCP(tx, n); err != nil {
 		return err
 	}
 	return networks.Put(tx, n.ID, n)
@@ -191,6 +197,9 @@ func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 		if err := give(tx, s.Pool, n.ID); err != nil {
 			return err
 		}
+	}
+	if err := y.eraseDHCP(tx, n); err != nil {
+		return err
 	}
 	return networks.Delete(tx, n.ID)
 }

@@ -29,6 +29,9 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 	if err := y.collect(ctx); err != nil {
 		return err
 	}
+	if err := y.settleLeases(); err != nil {
+		return err
+	}
 	for _, n := range ns {
 		if err := y.restoreNetwork(ctx, n, links); err != nil {
 			y.c.Log.Error("restore a network", "network", n.ID, "mode", n.Mode, "err", err)
@@ -130,6 +133,9 @@ func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	}
 	err := y.update("endpoint buried", func(tx store.Tx) error {
 		if err := eraseEndpoint(tx, e); err != nil {
+			return err
+		}
+		if err := y.releaseLeasesOf(tx, e); err != nil {
 			return err
 		}
 		return y.releaseLeases(tx, n, e)
