@@ -133,7 +133,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 			if err := d.Yard.Identify(e.NetworkID, e.ID, who); err != nil {
 				d.Log.Warn("note an endpoint's container", "endpoint", e.ID, "err", err)
 			}
-			unnamed = unnamed || e.Container.Name == "" || who.Hostname == ""
+			unnamed = unnamed || e.Container.Name == "" || e.Container.Hostname == ""
 		} else {
 			unnamed = true
 		}

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"syscall"
 
-	"netyard/kernel"
 	"netyard/modes"
 )
 
@@ -60,21 +59,11 @@ func (r residents) of(sandbox string) (modes.Container, bool) {
 		return modes.Container{}, false
 	}
 	who := modes.Container{PID: pid}
-	// A process that is only being started still believes what this one does.
-	if name, err := kernel.Hostname(pid); err == nil && name != own() {
-		who.Hostname = name
-	}
 	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
 	if err == nil {
 		who.ID = containerID(string(raw))
 	}
 	return who, true
-}
-
-// own is the name that this host has.
-func own() string {
-	name, _ := os.Hostname() // it cannot fail but where nothing works
-	return name
 }
 
 // hexID is a container's id as every engine writes it into the names of control groups.

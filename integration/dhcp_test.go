@@ -20,9 +20,9 @@ type dhcpLAN struct {
 }
 
 // newDHCP makes a host whose own bridge br-lan has eth0 as a port, as a server's at home or in a rack.
-func newDHCP(t *testing.T, e lab.Engine, opts ...lab.Option) *dhcpLAN {
+func newDHCP(t *testing.T, e lab.Engine) *dhcpLAN {
 	t.Helper()
-	h := lab.New(t, e, opts...)
+	h := lab.New(t, e)
 	h.Sh("ip link add br-lan type bridge && sysctl -qw net.ipv6.conf.br-lan.disable_ipv6=1 && ip link set br-lan up && ip addr flush dev eth0 && ip link set eth0 master br-lan && bridge link set dev eth0 learning off", // or what it learns would come and go
 
 		"&& ip addr add", h.IP+"/24 dev br-lan && ip route add default via", h.Outside.IP, "&& ping -c 1 -W 5", h.Outside.IP)
@@ -310,6 +310,27 @@ func TestDHCPCrash(t *testing.T) {
 		d.Ping("c1", d.Outside.IP)
 		healthy(t, d.Host)
 		d.Docker("rm -f c1")
+		server.Stop()
+	})
+}
+
+// TestDHCPConflict: addresses that somebody on the LAN has without the server's leave are declined.
+func TestDHCPConflict(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		d := newDHCP(t, e)
+		server := d.dnsmasq("203.0.113.100,203.0.113.102,255.255.255.0,120")
+		squatter := d.LAN.Node("squatter")
+		squatter.Sh("ip addr add 203.0.113.100/24 dev eth0 && ip addr add 203.0.113.101/24 dev eth0")
+		d.Docker("network create", onBridge, "--ipam-driver netyard-dhcp --subnet 203.0.113.0/24 lan")
+		has(t, d.DockerErr("run --rm --network lan --ip 203.0.113.100 busybox true"), "somebody else uses the address 203.0.113.100: 02:00:cb:00:71:")
+		d.says(server, "DHCPDECLINE(lan) 203.0.113.100")
+		d.Run("c1", "--network lan")
+		if a := d.Addr("c1", "lan"); a != "203.0.113.102" {
+			t.Errorf("the container has %s, the only free address is 203.0.113.102", a)
+		}
+		healthy(t, d.Host)
+		d.Docker("rm -f c1")
+		eventually(t, "no lease is left", func() bool { return len(d.leases()) == 0 })
 		server.Stop()
 	})
 }

@@ -263,7 +263,7 @@ func (y *Yard) extend(ctx context.Context, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	attempt, cancel := context.WithTimeout(ctx, l.Lease.Patience(y.c.Now()))
+	attempt, cancel := context.WithTimeout(ctx, l.Lease.Patience())
 	defer cancel()
 	more, err := client.Extend(attempt, l.Lease)
 	switch {

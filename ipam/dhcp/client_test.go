@@ -204,7 +204,7 @@ func TestLife(t *testing.T) {
 			if l.State(time.Now()) == Expired {
 				break
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), l.Patience(time.Now()))
+			ctx, cancel := context.WithTimeout(t.Context(), l.Patience())
 			if _, err := c.Extend(ctx, l); !errors.Is(err, ErrNoServer) {
 				t.Fatal(err)
 			}
@@ -218,7 +218,7 @@ func TestLife(t *testing.T) {
 		if attempts < 3 || attempts > 12 || f.modes[0] != "unicast" || f.modes[len(f.modes)-1] != "broadcast" {
 			t.Errorf("%d attempts, by %v", attempts, f.modes)
 		}
-		if next := l.Due(time.Now(), time.Now()).Sub(time.Now()); next != againPause {
+		if next := time.Until(l.Due(time.Now(), time.Now())); next != againPause {
 			t.Errorf("without an address, the next attempt is after %v", next)
 		}
 		f.answer = func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return reply(m, dhcpv4.MessageTypeNak, "0.0.0.0") }

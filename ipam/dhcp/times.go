@@ -63,7 +63,7 @@ func (l Lease) Due(now, tried time.Time) time.Time {
 }
 
 // Patience is how long an attempt at more time may take: until the next one is due, and no longer than a few seconds.
-func (l Lease) Patience(now time.Time) time.Duration {
+func (l Lease) Patience() time.Duration {
 	const most = 5 * time.Second
 	if l.Expires.IsZero() {
 		return most
