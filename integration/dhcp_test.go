@@ -284,7 +284,7 @@ func TestDHCPCrash(t *testing.T) {
 			}()
 		}
 		start() // nobody answers
-		eventually(t, "a server is asked for", func() bool { return strings.Contains(d.Sh("ip -o link"), "nyd-") })
+		eventually(t, "a server is asked for", func() bool { return strings.Contains(d.Sh("ip -o link"), "nyw-") })
 		d.Netyard.Kill()
 		d.Netyard.Start()
 		if err := <-failed; err == nil {

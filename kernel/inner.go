@@ -22,8 +22,8 @@ type InnerLink struct {
 	link netlink.Link
 }
 
-// EnterLink finds the link with that hardware address in the sandbox at a path.
-func EnterLink(path string, mac net.HardwareAddr) (*InnerLink, error) {
+// EnterLink finds a link in the sandbox at a path: the one with that alias, or else the one without any that has that hardware address.
+func EnterLink(path, alias string, mac net.HardwareAddr) (*InnerLink, error) {
 	if !IsNamespace(path) {
 		return nil, fmt.Errorf("enter sandbox %s: there is no namespace", path)
 	}
@@ -37,7 +37,7 @@ func EnterLink(path string, mac net.HardwareAddr) (*InnerLink, error) {
 	}
 	err = s.nl.SetSocketTimeout(netlinkTimeout)
 	if err == nil {
-		s.link, err = s.find(mac)
+		s.link, err = s.find(alias, mac)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("find link %s in sandbox %s: %w", mac, path, err), s.Close())
@@ -45,17 +45,23 @@ func EnterLink(path string, mac net.HardwareAddr) (*InnerLink, error) {
 	return s, nil
 }
 
-func (s *InnerLink) find(mac net.HardwareAddr) (netlink.Link, error) {
+func (s *InnerLink) find(alias string, mac net.HardwareAddr) (found netlink.Link, err error) {
 	links, err := retry(s.nl.LinkList)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range links {
-		if bytes.Equal(l.Attrs().HardwareAddr, mac) {
+		switch a := l.Attrs(); {
+		case a.Alias == alias && alias != "":
 			return l, nil
+		case a.Alias == "" && bytes.Equal(a.HardwareAddr, mac):
+			found = l
 		}
 	}
-	return nil, unix.ENODEV
+	if found == nil {
+		return nil, unix.ENODEV
+	}
+	return found, nil
 }
 
 // Close lets go of the namespace.
@@ -200,19 +206,14 @@ func (k *Kernel) SetLinkMTU(name string, mtu int) error {
 }
 
 // Hostname is the name of the host that a process believes to be on (uts_namespaces(7)).
-func Hostname(pid int) (string, error) {
+func (k *Kernel) Hostname(pid int) (string, error) {
 	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/uts", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", fmt.Errorf("open the UTS namespace of process %d: %w", pid, err)
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing is lost
 	var name unix.Utsname
-	self, err := netns.Get()
-	if err != nil {
-		return "", fmt.Errorf("open own network namespace: %w", err)
-	}
-	defer self.Close()                     //nolint:errcheck // nothing is lost
-	err = Inside(int(self), func() error { // on a thread that is thrown away
+	err = Inside(int(k.subscribeNS), func() error { // on a thread that is thrown away
 		if err := unix.Setns(fd, unix.CLONE_NEWUTS); err != nil {
 			return err
 		}

@@ -276,23 +276,50 @@ func (w *Wire) holder(ctx context.Context, f *os.File, a netip.Addr) (net.Hardwa
 
 // A LANPort says how links get onto a LAN that the host is on.
 type LANPort struct {
-	Kind   string // bridge: as a port of Parent; macvlan: on top of it
+	Kind   string // bridge: as a port of Parent; macvlan, ipvlan: on top of it
 	Parent string
+	// MAC is the parent's, by which it is found when it has got another name; empty: by its name only.
+	MAC string `json:",omitempty"`
 }
 
 // String names the LAN.
 func (p LANPort) String() string { return p.Parent }
 
+// Shared says that all links have the parent's hardware address.
+func (p LANPort) Shared() bool { return p.Kind == "ipvlan" }
+
+func (p LANPort) parent(k *Kernel) (netlink.Link, error) {
+	link, err := k.upParent(Parent{Name: p.Parent, MAC: p.MAC})
+	if err != nil {
+		return nil, fmt.Errorf("get onto the LAN of %s: %w", p, err)
+	}
+	return link, nil
+}
+
+// SharedMAC is the hardware address that all links on a LANPort have that is Shared.
+func (k *Kernel) SharedMAC(p LANPort) (net.HardwareAddr, error) {
+	link, err := p.parent(k)
+	if err != nil {
+		return nil, err
+	}
+	return link.Attrs().HardwareAddr, nil
+}
+
 // PlugWire puts a link with that hardware address onto a LAN, for as long as the Wire is open. The other end, or the link itself, is in
-// a namespace that only this process has: nobody's IP answers on it, and when the process dies the kernel takes it all away.
+// a namespace that only this process has: nobody's IP answers on it, and when the process dies the kernel takes it all away. Where all
+// links have one hardware address, no link is made: what is sent to it comes in by the parent, as long as no link has the IP address that
+// it is for (ipvlan_addr_lookup, drivers/net/ipvlan/ipvlan_core.c).
 func (k *Kernel) PlugWire(p LANPort, mac net.HardwareAddr) (*Wire, error) {
-	ns, err := ownNamespace()
+	if p.Shared() {
+		return k.parentWire(p)
+	}
+	ns, err := k.freshNamespace()
 	if err != nil {
 		return nil, err
 	}
 	index, end, err := k.plug(p, mac, ns)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("get onto the LAN of %s: %w", p, err), ns.Close())
+		return nil, errors.Join(fmt.Errorf("make a link on the LAN of %s: %w", p, err), ns.Close())
 	}
 	w, err := openWire(ns, index, mac)
 	if err != nil {
@@ -302,14 +329,21 @@ func (k *Kernel) PlugWire(p LANPort, mac net.HardwareAddr) (*Wire, error) {
 	return w, nil
 }
 
-// ownNamespace is a fresh one.
-func ownNamespace() (ns netns.NsHandle, err error) {
-	self, err := netns.Get()
+func (k *Kernel) parentWire(p LANPort) (*Wire, error) {
+	link, err := p.parent(k)
 	if err != nil {
-		return ns, fmt.Errorf("open own network namespace: %w", err)
+		return nil, err
 	}
-	defer self.Close()                           //nolint:errcheck // nothing is lost
-	err = Inside(int(self), func() (err error) { // on a thread that is thrown away
+	ns, err := unix.FcntlInt(uintptr(k.subscribeNS), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("keep network namespace: %w", err)
+	}
+	return openWire(netns.NsHandle(ns), link.Attrs().Index, link.Attrs().HardwareAddr)
+}
+
+// freshNamespace is one that nothing else is in.
+func (k *Kernel) freshNamespace() (ns netns.NsHandle, err error) {
+	err = Inside(int(k.subscribeNS), func() (err error) { // on a thread that is thrown away
 		if ns, err = netns.New(); err != nil {
 			return err
 		}
@@ -324,15 +358,16 @@ func ownNamespace() (ns netns.NsHandle, err error) {
 }
 
 const (
-	// wirePrefix begins the names of the temporary links, of a pair the end on the bridge.
-	wirePrefix = "nyd-"
+	// wirePrefix begins the names of the temporary links, of a pair the end on the bridge. It is none of OwnName's: nobody is to take
+	// them for strays.
+	wirePrefix = "nyw-"
 	// wireInside is what the client's end is called.
 	wireInside = "lan0"
 )
 
 // plug makes the link, with its client's end in ns, and returns what takes it away.
 func (k *Kernel) plug(p LANPort, mac net.HardwareAddr, ns netns.NsHandle) (index int, end func() error, err error) {
-	parent, err := k.nl.LinkByName(p.Parent)
+	parent, err := p.parent(k)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -192,7 +192,7 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
-	who.Hostname = hostnameOf(who.PID)
+	who.Hostname = y.hostnameOf(who.PID)
 	seen := e.Seen || kernel.IsNamespace(e.Sandbox)
 	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
 		return err
@@ -211,11 +211,11 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 
 // hostnameOf is the name of the host as a container's process believes it to be. One that is only being started still believes what
 // this one does.
-func hostnameOf(pid int) string {
+func (y *Yard) hostnameOf(pid int) string {
 	if pid == 0 {
 		return ""
 	}
-	name, err := kernel.Hostname(pid)
+	name, err := y.c.Kernel.Hostname(pid)
 	if own, _ := os.Hostname(); err != nil || name == own {
 		return ""
 	}

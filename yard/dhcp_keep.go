@@ -246,7 +246,7 @@ func (y *Yard) extend(ctx context.Context, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	box, err := kernel.EnterLink(e.Sandbox, mac)
+	box, err := kernel.EnterLink(e.Sandbox, kernel.Alias(e.NetworkID, e.ID), mac)
 	if err != nil { // the engine has not moved the link in yet, or it is about to be taken out
 		return y.again(l)
 	}
@@ -326,7 +326,7 @@ func (y *Yard) lost(ctx context.Context, l DHCPLease, e modes.Endpoint, box *ker
 	if l.Tried.Before(l.Lease.Expires) || l.Tried.IsZero() { // not each time
 		y.c.Log.Error("lease lost: looking for another address", what...)
 	}
-	wire, err := box.Wire()
+	wire, err := y.wireOf(l, box)
 	if err != nil {
 		return err
 	}
@@ -352,6 +352,18 @@ func (y *Yard) lost(ctx context.Context, l DHCPLease, e modes.Endpoint, box *ker
 		y.c.Log.Error("container re-addressed; its engine goes on showing the old address", append(what, "now", fresh.Addr)...)
 	}
 	return y.readdressed(ctx, l, fresh)
+}
+
+// wireOf is a way to the LAN for a container without an address. What is sent to a shared hardware address does not reach it.
+func (y *Yard) wireOf(l DHCPLease, box *kernel.InnerLink) (*kernel.Wire, error) {
+	if !l.LAN.Shared() {
+		return box.Wire()
+	}
+	mac, err := net.ParseMAC(l.MAC)
+	if err != nil {
+		return nil, err
+	}
+	return y.c.Kernel.PlugWire(l.LAN, mac)
 }
 
 func (y *Yard) readdress(l DHCPLease, from netip.Prefix, to dhcp.Lease, box *kernel.InnerLink) error {

@@ -136,7 +136,7 @@ func (y *Yard) newLease(n modes.Network, p DHCPPool, r ipam.AddressRequest) (l D
 	if err != nil {
 		return l, err
 	}
-	if err := checkLAN(m, n); err != nil {
+	if err := y.checkLAN(m, n); err != nil {
 		return l, err
 	}
 	lan, err := m.(modes.LANer).LAN(n) //nolint:forcetypeassert // checkLAN looked
@@ -152,7 +152,10 @@ func (y *Yard) newLease(n modes.Network, p DHCPPool, r ipam.AddressRequest) (l D
 		return l, err
 	}
 	l.MAC = mac.String()
-	if r.Name != "" && modes.IPAMOpt(p.Options, "client_id") == "name" {
+	switch {
+	case lan.Shared():
+		l.ClientID = y.clientID(lan, who(r))
+	case r.Name != "" && modes.IPAMOpt(p.Options, "client_id") == "name":
 		l.ClientID = y.clientID(lan, r.Name)
 	}
 	if r.Name != "" && modes.IPAMOpt(p.Options, "hostname") == "true" {
@@ -165,8 +168,22 @@ func (y *Yard) newLease(n modes.Network, p DHCPPool, r ipam.AddressRequest) (l D
 	return l, nil
 }
 
+// who is a name for a client that has no hardware address of its own.
+func who(r ipam.AddressRequest) string {
+	switch {
+	case r.Name != "":
+		return r.Name
+	case r.Addr.IsValid():
+		return r.Addr.String()
+	}
+	return rand.Text()
+}
+
 // clientMAC is the hardware address that the engine gives the endpoint, or else one that goes with its name.
 func (y *Yard) clientMAC(r ipam.AddressRequest, lan kernel.LANPort) (net.HardwareAddr, error) {
+	if lan.Shared() {
+		return y.c.Kernel.SharedMAC(lan)
+	}
 	if r.MAC != "" {
 		mac, err := net.ParseMAC(r.MAC)
 		if err != nil {
@@ -176,7 +193,8 @@ func (y *Yard) clientMAC(r ipam.AddressRequest, lan kernel.LANPort) (net.Hardwar
 	}
 	const size, local = 6, 0x02
 	if r.Name != "" {
-		return append(net.HardwareAddr{local}, y.clientID(lan, r.Name)[1:size]...), nil
+		id := y.clientID(lan, r.Name) // its end is what differs by name
+		return append(net.HardwareAddr{local}, id[len(id)-size+1:]...), nil
 	}
 	mac := make(net.HardwareAddr, size)
 	_, _ = rand.Read(mac[1:]) // it never fails (crypto/rand)
@@ -301,7 +319,11 @@ func (y *Yard) goOn(old, l DHCPLease, want netip.Addr) (again bool, err error) {
 		return false, nil
 	}
 	if err == nil && l.Name == "" && e.Phase == modes.Ready && e.Sandbox != "" && !y.dead(e) {
-		err = fmt.Errorf("mac-address %s: %w by endpoint %s, which has %s", l.MAC, ErrInUse, modes.Short(old.Endpoint), old.Lease.Addr)
+		what := "mac-address " + l.MAC
+		if l.LAN.Shared() {
+			what = "address " + want.String()
+		}
+		err = fmt.Errorf("%s: %w by endpoint %s, which has %s", what, ErrInUse, modes.Short(old.Endpoint), old.Lease.Addr)
 	}
 	return false, err
 }
@@ -362,7 +384,8 @@ func (y *Yard) eachLease(tx store.Tx, network string, do func(DHCPLease) error) 
 	return nil
 }
 
-// takeLease makes the lease of an endpoint's address the endpoint's, and its hardware address the one the server knows.
+// takeLease makes the lease of an endpoint's address the endpoint's, and its hardware address the one the server knows, if it has one of
+// its own.
 func (y *Yard) takeLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, error) {
 	if len(n.DHCP) == 0 {
 		return e, nil
@@ -375,7 +398,10 @@ func (y *Yard) takeLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.
 			if e.MAC != "" && e.MAC != l.MAC {
 				return fmt.Errorf("mac-address %s: the lease of %s was got with %s, before netyard was told; use --ipam-driver netyard-dhcp", e.MAC, a.Addr(), l.MAC)
 			}
-			e.MAC, l.Endpoint = l.MAC, e.ID
+			l.Endpoint = e.ID
+			if !l.LAN.Shared() {
+				e.MAC = l.MAC
+			}
 			return dhcpLeases.Put(tx, l.ID, l)
 		}
 		return nil

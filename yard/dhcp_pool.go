@@ -22,6 +22,8 @@ type DHCPPool struct {
 	// Subnet is what the engine's user says the LAN's is: an engine takes --ip only with one. Invalid: not said.
 	Subnet  netip.Prefix      `json:",omitzero"`
 	Options map[string]string `json:",omitempty"` // see modes.IPAMOptions
+	// MACs: the engine chooses the hardware addresses, and tells them.
+	MACs bool `json:",omitempty"`
 	// Network is whose pool it is; empty until the network is made.
 	Network string `json:",omitempty"`
 	Created time.Time
@@ -61,13 +63,16 @@ func DHCPPoolOf(token netip.Addr) string {
 type DHCPRequest struct {
 	Subnet  netip.Prefix
 	Options map[string]string
+	MACs    bool // see DHCPPool
 }
 
-// ParseDHCP reads --subnet, --ip-range and --ipam-opt; ok is false when they do not ask for DHCP. always: they need not.
+// ParseDHCP reads --subnet, --ip-range and --ipam-opt; ok is false when they do not ask for DHCP. always: they need not, and hardware addresses
+// are told.
 func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]string) (r DHCPRequest, ok bool, err error) {
 	if _, said := opts["dhcp"]; !always && !said {
 		return r, false, nil
 	}
+	r.MACs = always
 	if r.Options, err = modes.ResolveIPAM(opts); err != nil {
 		return r, false, err
 	}
@@ -102,7 +107,7 @@ func (y *Yard) RequestDHCPPool(_ context.Context, r DHCPRequest) (p DHCPPool, er
 		for {
 			var b [4]byte
 			_, _ = rand.Read(b[1:]) // it never fails (crypto/rand)
-			p = DHCPPool{ID: DHCPPoolOf(netip.AddrFrom4(b)), Subnet: r.Subnet, Options: r.Options, Created: y.c.Now()}
+			p = DHCPPool{ID: DHCPPoolOf(netip.AddrFrom4(b)), Subnet: r.Subnet, Options: r.Options, MACs: r.MACs, Created: y.c.Now()}
 			if _, err := dhcpPools.Get(tx, p.ID); p.ID != "" && errors.Is(err, store.ErrNotFound) {
 				return dhcpPools.Put(tx, p.ID, p)
 			}
@@ -117,7 +122,7 @@ func (y *Yard) releaseDHCPPool(id string) error {
 }
 
 // checkLAN refuses a network with pools of DHCP's that is on no LAN.
-func checkLAN(m modes.Mode, n modes.Network) error {
+func (y *Yard) checkLAN(m modes.Mode, n modes.Network) error {
 	if len(n.DHCP) == 0 {
 		return nil
 	}
@@ -125,10 +130,33 @@ func checkLAN(m modes.Mode, n modes.Network) error {
 	if !ok {
 		return fmt.Errorf("addresses by DHCP: a network of mode %s is on no LAN", n.Mode)
 	}
-	if _, err := l.LAN(n); err != nil {
+	lan, err := l.LAN(n)
+	if err == nil && lan.Shared() {
+		err = y.checkShared(n)
+	}
+	if err != nil {
 		return fmt.Errorf("addresses by DHCP: %w", err)
 	}
 	return nil
+}
+
+// checkShared refuses what needs containers to have hardware addresses of their own.
+func (y *Yard) checkShared(n modes.Network) error {
+	return y.c.Store.View(func(tx store.Tx) error {
+		for _, id := range n.DHCP {
+			p, err := dhcpPools.Get(tx, id)
+			switch {
+			case errors.Is(err, store.ErrNotFound):
+			case err != nil:
+				return err
+			case p.MACs:
+				return fmt.Errorf("containers of mode %s share one hardware address, and --ipam-driver %s has the engine give each its own; use --ipam-driver netyard --ipam-opt dhcp=true", n.Mode, DHCPSpace)
+			case modes.IPAMOpt(p.Options, "client_id") == "mac":
+				return fmt.Errorf("%w: client_id=mac: containers of mode %s share one hardware address, so the DHCP server would take them for one", modes.ErrOption, n.Mode)
+			}
+		}
+		return nil
+	})
 }
 
 // bindDHCP makes the pools of a network its own. One that is not on record any more has lost its options only.

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"netyard/ipam"
 	"netyard/kernel"
 	"netyard/modes"
 )
@@ -84,6 +85,22 @@ func TestClientID(t *testing.T) {
 	}
 	if len(id) != 23 || id[0] != 255 || id[5] != 0 || id[6] != 4 { // RFC 4361, RFC 6355
 		t.Errorf("identifier %x", id)
+	}
+}
+
+// TestClientMAC: containers of different names have different hardware addresses, and one of the same name the same.
+func TestClientMAC(t *testing.T) {
+	y := &Yard{c: Config{HostID: "one"}}
+	seen := map[string]bool{}
+	for _, name := range []string{"web", "db", "web"} {
+		mac, err := y.clientMAC(ipam.AddressRequest{Name: name}, kernel.LANPort{Parent: "br-lan"})
+		if err != nil || len(mac) != 6 || mac[0] != 2 {
+			t.Errorf("%s: %v, %v", name, mac, err)
+		}
+		seen[mac.String()] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("two names have %d hardware addresses", len(seen))
 	}
 }
 

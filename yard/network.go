@@ -43,7 +43,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 			return err
 		}
 	}
-	if err := checkLAN(m, n); err != nil {
+	if err := y.checkLAN(m, n); err != nil {
 		return err
 	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.c.Now(), y.c.Now()

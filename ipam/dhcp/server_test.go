@@ -272,7 +272,7 @@ func TestSandbox(t *testing.T) {
 	box := kerneltest.New(t)
 	l.Sh(t, "ip link add port3 type veth peer name inner address "+mac(1).String()+" && ip link set port3 master br0 up")
 	box.Take(t, l.Host, "inner", "ip addr add "+lease.Addr.String()+" dev eth0")
-	s, err := kernel.EnterLink(box.Path(), mac(1))
+	s, err := kernel.EnterLink(box.Path(), "", mac(1))
 	if err != nil {
 		t.Fatal(err)
 	}
