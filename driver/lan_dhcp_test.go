@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,7 +57,7 @@ func newDHCPLAN(t *testing.T, mode string) *dhcpLAN {
 		cancel()
 		<-done
 		if t.Failed() {
-			t.Logf("dnsmasq:\n%s", d.log.String())
+			t.Logf("the servers:\n%s", d.log.String())
 		}
 	})
 	return d
@@ -67,17 +69,24 @@ func (d *dhcpLAN) dnsmasq(span string) {
 	if d.stop != nil {
 		d.stop()
 	}
-	cmd := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
+	d.stop = d.serve("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
 		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile="+filepath.Join(d.t.TempDir(), "leases"), "--dhcp-range="+span)
+}
+
+// serve runs a server on the LAN until the test ends, or the returned function is called.
+func (d *dhcpLAN) serve(args ...string) (stop func()) {
+	d.t.Helper()
+	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // a test's
 	cmd.Stdout, cmd.Stderr = d, d
 	if err := d.server.Do(cmd.Start); err != nil {
 		d.t.Fatal(err)
 	}
-	d.stop = sync.OnceFunc(func() {
+	stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 	})
-	d.t.Cleanup(d.stop)
+	d.t.Cleanup(stop)
+	return stop
 }
 
 func (d *dhcpLAN) eventually(what string, cond func() bool) {
@@ -196,6 +205,11 @@ func TestLANDHCP(t *testing.T) {
 				return d.lease("01").Lease.Addr.Addr().Less(netip.MustParseAddr("192.0.2.161")) && d.lease("01").Tried.IsZero()
 			})
 			now := d.lease("01").Lease.Addr.Addr()
+			d.eventually("it is said", func() bool { return d.told(yard.LeaseMoved, now) })
+			d.eventually("and that the lease was lost", func() bool {
+				p, err := netip.ParsePrefix(web)
+				return err == nil && d.told(yard.LeaseLost, p.Addr())
+			})
 			if e, err := d.yard.Endpoint("aaaaaaaaaaaa01", "eeeeeeeeee01"); err != nil || e.Addrs[0].Addr() != now {
 				t.Errorf("the endpoint has %v, the lease is of %s: %v", e.Addrs, now, err)
 			}
@@ -250,4 +264,95 @@ func TestLANDHCPRefused(t *testing.T) {
 		}
 		d.refused("NetworkDriver.CreateNetwork", network("01", p.ID, `"parent":"eth0"`), "use --ipam-driver netyard --ipam-opt dhcp=true")
 	})
+}
+
+// udhcpd serves these addresses for so many seconds.
+func (d *dhcpLAN) udhcpd(start, end string, seconds int) (stop func()) {
+	d.t.Helper()
+	dir := d.t.TempDir()
+	conf := fmt.Sprintf("start %s\nend %s\ninterface eth0\nlease_file %s/leases\npidfile %s/pid\nmin_lease 1\noption lease %d\noption subnet 255.255.255.0\noption router 192.0.2.1\n",
+		start, end, dir, dir, seconds)
+	for file, text := range map[string]string{"/conf": conf, "/leases": ""} {
+		if err := os.WriteFile(dir+file, []byte(text), 0o600); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	return d.serve("busybox", "udhcpd", "-f", dir+"/conf")
+}
+
+// told says whether there is an event of that type about an address.
+func (d *dhcpLAN) told(kind string, addr netip.Addr) bool {
+	some, _ := d.yard.Events(0)
+	return slices.ContainsFunc(some, func(e yard.Event) bool { return e.Type == kind && e.Address == addr.String() && e.NetworkID != "" })
+}
+
+// TestDHCPLost: when no server answers until the time has run out, a container has no address until one does, or its link is taken
+// down for good, as its network has it.
+func TestDHCPLost(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "macvlan")
+	d := newDHCPLAN(t, "macvlan")
+	const seconds = 5
+	stop := d.udhcpd("192.0.2.100", "192.0.2.110", seconds)
+	pool, strict := d.pool(""), d.pool(`,"on_lost":"down"`)
+	d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
+	d.ok("NetworkDriver.CreateNetwork", network("02", strict, `"parent":"eth0"`))
+	d.start(pool, "01", "web")
+	web := d.lease("01").Given
+	addr := d.ok("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Options":{}}`, strict))["Address"].(string)
+	ep := `{"NetworkID":"aaaaaaaaaaaa02","EndpointID":"eeeeeeeeee02"%s}`
+	d.ok("NetworkDriver.CreateEndpoint", fmt.Sprintf(ep, fmt.Sprintf(`,"Interface":{"Address":%q}`, addr)))
+	db := kerneltest.New(t)
+	link := d.ok("NetworkDriver.Join", fmt.Sprintf(ep, fmt.Sprintf(`,"SandboxKey":%q`, db.Path())))["InterfaceName"].(map[string]any)["SrcName"].(string)
+	db.Take(t, d.host, link, "ip addr add "+addr+" dev eth0")
+	box := d.boxes["01"]
+	has := func(words string) bool { return strings.Contains(box.Sh(t, "ip -4 addr show dev eth0"), words) }
+
+	first := d.lease("01").Lease.Expires
+	d.eventually("the lease is extended", func() bool { return d.lease("01").Lease.Expires.After(first) })
+	if !has("inet " + web.String()) {
+		t.Errorf("the address changed when the lease was extended: %s", box.Sh(t, "ip addr"))
+	}
+	stop()
+	d.eventually("the address is gone when the time has run out", func() bool { return !has("inet ") })
+	d.eventually("it is said", func() bool { return d.told(yard.LeaseLost, web) })
+	d.eventually("the other's link is down", func() bool {
+		return d.lease("02").Phase == yard.DHCPDown && !strings.Contains(db.Sh(t, "ip link show eth0"), ",UP")
+	})
+	p, err := netip.ParsePrefix(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.eventually("it is said that the link was taken down", func() bool { return d.told(yard.LeaseDown, p.Addr()) })
+	d.udhcpd("192.0.2.120", "192.0.2.130", 60)
+	d.eventually("it has an address again", func() bool { return has("inet 192.0.2.12") })
+	d.eventually("that is said too", func() bool { return d.told(yard.LeaseMoved, d.lease("01").Lease.Addr.Addr()) })
+	if !box.Pings("192.0.2.1", true) {
+		t.Error("with its new address the container does not reach the LAN")
+	}
+}
+
+// TestLANDHCPConflict: an address that somebody has without the server's leave is declined, and that is said.
+func TestLANDHCPConflict(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"macvlan", "ipvlan"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			kerneltest.Needs(t, mode)
+			d := newDHCPLAN(t, mode)
+			d.dnsmasq("192.0.2.100,192.0.2.101,255.255.255.0,120")
+			d.server.Sh(t, "ip addr add 192.0.2.101/32 dev eth0")
+			pool := d.pool("")
+			d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
+			d.refused("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Address":"192.0.2.101","Options":{"com.docker.network.endpoint.name":"db"}}`, pool),
+				"somebody else uses the address 192.0.2.101")
+			if !d.told(yard.LeaseDeclined, netip.MustParseAddr("192.0.2.101")) {
+				t.Error("nobody is told")
+			}
+			d.eventually("the server is told", func() bool { return d.said("DHCPDECLINE(eth0) 192.0.2.101") })
+			if got := d.start(pool, "01", "web"); got != "192.0.2.100/24" {
+				t.Errorf("the container has %s", got)
+			}
+		})
+	}
 }

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -314,131 +312,6 @@ func (y *Yard) change(l DHCPLease, do func(*DHCPLease)) error {
 		do(&now)
 		return dhcpLeases.Put(tx, l.ID, now)
 	})
-}
-
-// lost deals with an address that is the container's no more: it gets another one, or no traffic.
-func (y *Yard) lost(ctx context.Context, l DHCPLease, e modes.Endpoint, box *kernel.InnerLink, why string) error {
-	what := []any{"network", l.Network, "endpoint", e.ID, "container", e.Container.Name, "address", l.Lease.Addr, "why", why}
-	if modes.IPAMOpt(l.Options, "on_lost") == "down" {
-		y.c.Log.Error("lease lost: the container's link is taken down; start the container anew", what...)
-		return errors.Join(box.Down(), y.change(l, func(now *DHCPLease) { now.Phase, now.Since = DHCPDown, y.c.Now() }))
-	}
-	if l.Tried.Before(l.Lease.Expires) || l.Tried.IsZero() { // not each time
-		y.c.Log.Error("lease lost: looking for another address", what...)
-	}
-	wire, err := y.wireOf(l, box)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, wire.Close()) }()
-	client, err := y.client(l, wire)
-	if err != nil {
-		return err
-	}
-	attempt, cancel := context.WithTimeout(ctx, acquireTime)
-	defer cancel()
-	fresh, err := client.Acquire(attempt, dhcp.Wish{Addr: l.Lease.Addr.Addr()})
-	if err != nil { // the address must not be used (RFC 2131, 4.4.5), and is looked for again in a while
-		return errors.Join(err, box.Readdress(l.Lease.Addr, netip.Prefix{}, netip.Addr{}, nil), y.change(l, func(now *DHCPLease) {
-			now.Tried = y.c.Now()
-			now.Lease.Expires = earlier(now.Lease.Expires, now.Tried)
-			now.Lease.Rebind, now.Lease.Renew = earlier(now.Lease.Rebind, now.Tried), earlier(now.Lease.Renew, now.Tried)
-		}))
-	}
-	if err := y.readdress(l, l.Lease.Addr, fresh, box); err != nil {
-		return err
-	}
-	if fresh.Addr != l.Lease.Addr {
-		y.c.Log.Error("container re-addressed; its engine goes on showing the old address", append(what, "now", fresh.Addr)...)
-	}
-	return y.readdressed(ctx, l, fresh)
-}
-
-// wireOf is a way to the LAN for a container without an address. What is sent to a shared hardware address does not reach it.
-func (y *Yard) wireOf(l DHCPLease, box *kernel.InnerLink) (*kernel.Wire, error) {
-	if !l.LAN.Shared() {
-		return box.Wire()
-	}
-	mac, err := net.ParseMAC(l.MAC)
-	if err != nil {
-		return nil, err
-	}
-	return y.c.Kernel.PlugWire(l.LAN, mac)
-}
-
-func (y *Yard) readdress(l DHCPLease, from netip.Prefix, to dhcp.Lease, box *kernel.InnerLink) error {
-	n, err := y.Network(l.Network)
-	if err != nil {
-		return err
-	}
-	routes := map[netip.Prefix]netip.Addr{}
-	for _, r := range to.Routes {
-		routes[r.Dst] = r.Via
-	}
-	gateway := to.Router
-	if n.Internal {
-		gateway, routes = netip.Addr{}, nil
-	}
-	return box.Readdress(from, to.Addr, gateway, maps.Clone(routes))
-}
-
-// readdressed records the address that a container has now, and has the kernel know it by that.
-func (y *Yard) readdressed(ctx context.Context, l DHCPLease, fresh dhcp.Lease) error {
-	release, err := y.hold(ctx, l.Network, l.Endpoint)
-	if err != nil {
-		return err
-	}
-	defer release()
-	var was, is modes.Endpoint
-	err = y.update("lease moved", func(tx store.Tx) error {
-		now, err := dhcpLeases.Get(tx, l.ID)
-		if errors.Is(err, store.ErrNotFound) || err == nil && now.Phase != DHCPHeld {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		now.Lease, now.Hostname, now.Tried = fresh, l.Hostname, time.Time{}
-		if err := dhcpLeases.Put(tx, l.ID, now); err != nil || l.Lease.Addr == fresh.Addr {
-			return err
-		}
-		was, is, err = moveEndpoint(tx, l, fresh.Addr)
-		return err
-	})
-	if err != nil || is.ID == "" {
-		return err
-	}
-	n, err := y.Network(l.Network)
-	if err != nil {
-		return err
-	}
-	m, err := y.mode(n.Mode)
-	if err != nil {
-		return err
-	}
-	return y.program(ctx, m, n, was, is)
-}
-
-// moveEndpoint records that the endpoint of a lease has another address now.
-func moveEndpoint(tx store.Tx, l DHCPLease, to netip.Prefix) (was, is modes.Endpoint, err error) {
-	was, err = getEndpoint(tx, l.Network, l.Endpoint)
-	if errors.Is(err, ErrNotFound) || err == nil && was.Phase != modes.Ready {
-		return was, is, nil
-	}
-	if err != nil {
-		return was, is, err
-	}
-	if err := dropClaim(tx, claimKey(was.NetworkID, l.Lease.Addr.Addr()), was.ID); err != nil {
-		return was, is, err
-	}
-	is = was
-	is.Addrs = slices.Clone(was.Addrs)
-	for i, a := range is.Addrs {
-		if a.Addr() == l.Lease.Addr.Addr() {
-			is.Addrs[i] = to
-		}
-	}
-	return was, is, putEndpoint(tx, is)
 }
 
 // settleOffers gives back the leases that were being asked for when the daemon died: nobody was told of them.

@@ -44,6 +44,8 @@ type Wish struct {
 	Must bool
 	// Offered is called with what a server offers before the client takes it up; an error ends it.
 	Offered func(Lease) error
+	// Declined is called with what was given back since somebody has it; nil: nobody wants to know.
+	Declined func(l Lease, holder net.HardwareAddr)
 }
 
 // Acquire gets a lease: DISCOVER, OFFER, REQUEST, ACK (RFC 2131, 3.1). A server that takes its offer back, and an address that
@@ -93,7 +95,7 @@ func (c *Client) acquire(ctx context.Context, w Wish) (Lease, error) {
 	if err != nil || !c.Probe {
 		return l, err
 	}
-	return l, c.probe(ctx, l)
+	return l, c.probe(ctx, l, w.Declined)
 }
 
 // take takes an offer up.
@@ -112,10 +114,13 @@ func (c *Client) take(ctx context.Context, id dhcpv4.TransactionID, offer Lease)
 }
 
 // probe declines an address that somebody has.
-func (c *Client) probe(ctx context.Context, l Lease) error {
+func (c *Client) probe(ctx context.Context, l Lease, declined func(Lease, net.HardwareAddr)) error {
 	holder, err := c.InUse(ctx, l.Addr.Addr())
 	if err != nil || holder == nil {
 		return err
+	}
+	if declined != nil {
+		declined(l, holder)
 	}
 	conflict := fmt.Errorf("%w %s: %s answers for it", ErrConflict, l.Addr.Addr(), holder)
 	m, err := c.message(dhcpv4.MessageTypeDecline)
