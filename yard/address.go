@@ -127,7 +127,7 @@ func (y *Yard) hasAttachments(tx store.Tx, pool string) (has bool, err error) {
 // it: an engine asks only for the first.
 func (y *Yard) RequestAddress(ctx context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	if isDHCP(r.Pool) {
-		return y.requestLease(ctx, r)
+		return y.requestLease(ctx, leaseRequest{AddressRequest: r})
 	}
 	err = y.update("address recorded", func(tx store.Tx) error {
 		a, err = y.c.IPAM.RequestAddress(tx, r)

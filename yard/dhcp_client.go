@@ -1,30 +1,35 @@
 package yard
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"net"
 
-	"netyard/ipam"
 	"netyard/ipam/dhcp"
 	"netyard/kernel"
 	"netyard/modes"
 )
 
-// who is a name for a client that has no hardware address of its own.
-func who(r ipam.AddressRequest) string {
+// named says whether the container is known by something that stays when it is made anew.
+func (r leaseRequest) named() bool { return r.Name != "" || r.Attachment != "" }
+
+// who is a name for the client, apart from those of other engines' containers; empty: there is nothing to name it by.
+func (r leaseRequest) who() string {
 	switch {
+	case r.Attachment != "":
+		return "cni " + cmp.Or(r.Name, r.Attachment) + " " + r.IfName
 	case r.Name != "":
 		return r.Name
 	case r.Addr.IsValid():
 		return r.Addr.String()
 	}
-	return rand.Text()
+	return ""
 }
 
 // clientMAC is the hardware address that the engine gives the endpoint, or else one that goes with its name.
-func (y *Yard) clientMAC(r ipam.AddressRequest, lan kernel.LANPort) (net.HardwareAddr, error) {
+func (y *Yard) clientMAC(r leaseRequest, lan kernel.LANPort) (net.HardwareAddr, error) {
 	if lan.Shared() {
 		return y.c.Kernel.SharedMAC(lan)
 	}
@@ -36,8 +41,8 @@ func (y *Yard) clientMAC(r ipam.AddressRequest, lan kernel.LANPort) (net.Hardwar
 		return mac, nil
 	}
 	const size, local = 6, 0x02
-	if r.Name != "" {
-		id := y.clientID(lan, r.Name) // its end is what differs by name
+	if r.named() {
+		id := y.clientID(lan, r.who()) // its end is what differs by name
 		return append(net.HardwareAddr{local}, id[len(id)-size+1:]...), nil
 	}
 	mac := make(net.HardwareAddr, size)

@@ -296,7 +296,13 @@ func (y *Yard) extended(l DHCPLease, more dhcp.Lease, box *kernel.InnerLink) err
 	if old.Addr == more.Addr && old.Router == more.Router && slices.Equal(old.Routes, more.Routes) {
 		return nil
 	}
-	return y.readdress(l, old.Addr, more, box)
+	if err := y.readdress(l, old.Addr, more, box); err != nil {
+		return err
+	}
+	return y.c.Store.Update(func(tx store.Tx) error {
+		_, _, err := moveEndpoint(tx, l, more)
+		return err
+	})
 }
 
 // change changes a held lease, unless it was given back meanwhile.

@@ -1,7 +1,9 @@
 package yard
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -88,8 +90,15 @@ func (y *Yard) lease(id string) (l DHCPLease, err error) {
 	return l, err
 }
 
+// A leaseRequest is one for an address from the LAN's DHCP server.
+type leaseRequest struct {
+	ipam.AddressRequest
+	// Attachment and IfName are an interface's of a container that comes by CNI.
+	Attachment, IfName string
+}
+
 // requestLease gets an address from the LAN's DHCP server.
-func (y *Yard) requestLease(ctx context.Context, r ipam.AddressRequest) (netip.Prefix, error) {
+func (y *Yard) requestLease(ctx context.Context, r leaseRequest) (netip.Prefix, error) {
 	var p DHCPPool
 	err := y.c.Store.View(func(tx store.Tx) (err error) {
 		p, err = dhcpPools.Get(tx, r.Pool)
@@ -118,7 +127,7 @@ func (y *Yard) requestLease(ctx context.Context, r ipam.AddressRequest) (netip.P
 		return netip.Prefix{}, err
 	}
 	defer release()
-	a, err := y.acquire(ctx, p, l, r.Addr)
+	a, err := y.acquire(ctx, p, l, r)
 	if errors.Is(err, dhcp.ErrNoServer) {
 		err = fmt.Errorf("%w within %v", err, dhcpTime)
 	}
@@ -129,7 +138,7 @@ func (y *Yard) requestLease(ctx context.Context, r ipam.AddressRequest) (netip.P
 }
 
 // newLease is a lease without an address: who asks for one, and where.
-func (y *Yard) newLease(n modes.Network, p DHCPPool, r ipam.AddressRequest) (l DHCPLease, err error) {
+func (y *Yard) newLease(n modes.Network, p DHCPPool, r leaseRequest) (l DHCPLease, err error) {
 	m, err := y.mode(n.Mode)
 	if err != nil {
 		return l, err
@@ -152,9 +161,9 @@ func (y *Yard) newLease(n modes.Network, p DHCPPool, r ipam.AddressRequest) (l D
 	l.MAC = mac.String()
 	switch {
 	case lan.Shared():
-		l.ClientID = y.clientID(lan, who(r))
-	case r.Name != "" && modes.IPAMOpt(p.Options, "client_id") == "name":
-		l.ClientID = y.clientID(lan, r.Name)
+		l.ClientID = y.clientID(lan, cmp.Or(r.who(), rand.Text()))
+	case r.named() && modes.IPAMOpt(p.Options, "client_id") == "name":
+		l.ClientID = y.clientID(lan, r.who())
 	}
 	if r.Name != "" && modes.IPAMOpt(p.Options, "hostname") == "true" {
 		l.Hostname = hostLabel(r.Name)
@@ -167,15 +176,15 @@ func (y *Yard) newLease(n modes.Network, p DHCPPool, r ipam.AddressRequest) (l D
 }
 
 // acquire asks the LAN. What is on record of the same client already is gone on with. The caller has the client's lock.
-func (y *Yard) acquire(ctx context.Context, p DHCPPool, l DHCPLease, want netip.Addr) (got netip.Prefix, err error) {
-	wish := dhcp.Wish{Addr: want, Must: want.IsValid()}
+func (y *Yard) acquire(ctx context.Context, p DHCPPool, l DHCPLease, r leaseRequest) (got netip.Prefix, err error) {
+	wish := dhcp.Wish{Addr: r.Addr, Must: r.Addr.IsValid()}
 	old, err := y.lease(l.ID)
 	if err == nil {
-		again, err := y.goOn(old, l, want)
+		again, err := y.goOn(old, l, r)
 		if err != nil || again {
 			return old.Lease.Addr, err
 		}
-		if !want.IsValid() {
+		if !r.Addr.IsValid() {
 			wish.Addr = old.Lease.Addr.Addr()
 		}
 	} else if !errors.Is(err, store.ErrNotFound) {
@@ -232,8 +241,8 @@ func (y *Yard) notTaken(l DHCPLease) error {
 
 // goOn looks at what is on record of a client that asks. again: the same request, put again. A container's own lease, which its
 // name tells, is its again; a hardware address can be two containers' at once, and then it is the first one's.
-func (y *Yard) goOn(old, l DHCPLease, want netip.Addr) (again bool, err error) {
-	if old.Phase != DHCPHeld || want.IsValid() && want != old.Given {
+func (y *Yard) goOn(old, l DHCPLease, r leaseRequest) (again bool, err error) {
+	if old.Phase != DHCPHeld || r.Addr.IsValid() && r.Addr != old.Given {
 		return false, nil
 	}
 	if old.Endpoint == "" {
@@ -243,10 +252,13 @@ func (y *Yard) goOn(old, l DHCPLease, want netip.Addr) (again bool, err error) {
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
+	if err == nil && r.Attachment != "" && e.Attachment == r.Attachment && e.IfName == r.IfName { // its runtime asks again
+		return old.Given == old.Lease.Addr.Addr() && old.Lease.State(y.c.Now()) != dhcp.Expired, nil
+	}
 	if err == nil && l.Name == "" && e.Phase == modes.Ready && e.Sandbox != "" && !y.dead(e) {
 		what := "mac-address " + l.MAC
 		if l.LAN.Shared() {
-			what = "address " + want.String()
+			what = "address " + old.Given.String()
 		}
 		err = fmt.Errorf("%s: %w by endpoint %s, which has %s", what, ErrInUse, modes.Short(old.Endpoint), old.Lease.Addr)
 	}
@@ -371,6 +383,9 @@ func (y *Yard) dress(n modes.Network, e modes.Endpoint, link *modes.Link) error 
 	}
 	if l.Lease.MTU > 0 && (link.MTU == 0 || l.Lease.MTU < link.MTU) {
 		link.MTU = l.Lease.MTU
+		if e.Attachment != "" { // it is set inside
+			return nil
+		}
 		return y.c.Kernel.SetLinkMTU(link.SrcName, link.MTU)
 	}
 	return nil

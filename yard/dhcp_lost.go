@@ -132,13 +132,13 @@ func (y *Yard) readdressed(ctx context.Context, l DHCPLease, fresh dhcp.Lease) e
 			return err
 		}
 		now.Lease, now.Hostname, now.Tried = fresh, l.Hostname, time.Time{}
-		if err := dhcpLeases.Put(tx, l.ID, now); err != nil || l.Lease.Addr == fresh.Addr {
+		if err := dhcpLeases.Put(tx, l.ID, now); err != nil {
 			return err
 		}
-		was, is, err = moveEndpoint(tx, l, fresh.Addr)
+		was, is, err = moveEndpoint(tx, l, fresh)
 		return err
 	})
-	if err != nil || is.ID == "" {
+	if err != nil || is.ID == "" || l.Lease.Addr == fresh.Addr {
 		return err
 	}
 	n, err := y.Network(l.Network)
@@ -152,8 +152,8 @@ func (y *Yard) readdressed(ctx context.Context, l DHCPLease, fresh dhcp.Lease) e
 	return y.program(ctx, m, n, was, is)
 }
 
-// moveEndpoint records that the endpoint of a lease has another address now.
-func moveEndpoint(tx store.Tx, l DHCPLease, to netip.Prefix) (was, is modes.Endpoint, err error) {
+// moveEndpoint records what the endpoint of a lease has now.
+func moveEndpoint(tx store.Tx, l DHCPLease, to dhcp.Lease) (was, is modes.Endpoint, err error) {
 	was, err = getEndpoint(tx, l.Network, l.Endpoint)
 	if errors.Is(err, ErrNotFound) || err == nil && was.Phase != modes.Ready {
 		return was, is, nil
@@ -161,14 +161,24 @@ func moveEndpoint(tx store.Tx, l DHCPLease, to netip.Prefix) (was, is modes.Endp
 	if err != nil {
 		return was, is, err
 	}
-	if err := dropClaim(tx, claimKey(was.NetworkID, l.Lease.Addr.Addr()), was.ID); err != nil {
+	n, err := getNetwork(tx, l.Network)
+	if err != nil {
 		return was, is, err
 	}
 	is = was
+	if was.Inside.Link != "" {
+		is.Inside = reroute(was.Inside, n.Internal, l.Lease, to)
+	}
+	if l.Lease.Addr == to.Addr {
+		return was, is, putEndpoint(tx, is)
+	}
+	if err := dropClaim(tx, claimKey(was.NetworkID, l.Lease.Addr.Addr()), was.ID); err != nil {
+		return was, is, err
+	}
 	is.Addrs = slices.Clone(was.Addrs)
 	for i, a := range is.Addrs {
 		if a.Addr() == l.Lease.Addr.Addr() {
-			is.Addrs[i] = to
+			is.Addrs[i] = to.Addr
 		}
 	}
 	return was, is, putEndpoint(tx, is)

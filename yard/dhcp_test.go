@@ -93,7 +93,7 @@ func TestClientMAC(t *testing.T) {
 	y := &Yard{c: Config{HostID: "one"}}
 	seen := map[string]bool{}
 	for _, name := range []string{"web", "db", "web"} {
-		mac, err := y.clientMAC(ipam.AddressRequest{Name: name}, kernel.LANPort{Parent: "br-lan"})
+		mac, err := y.clientMAC(leaseRequest{AddressRequest: ipam.AddressRequest{Name: name}}, kernel.LANPort{Parent: "br-lan"})
 		if err != nil || len(mac) != 6 || mac[0] != 2 {
 			t.Errorf("%s: %v, %v", name, mac, err)
 		}
