@@ -25,7 +25,7 @@ func (p Program) eventsCommand() *cli.Command {
 		},
 	}
 	cmd := l.command(p.Width, &cli.Command{
-		Name: "events", Usage: "list what happened lately: networks, endpoints, ports, conflicts; the daemon keeps the last 1024",
+		Name: "events", Usage: "list what happened lately: networks, endpoints, ports, conflicts, leases of DHCP; the daemon keeps the last 1024",
 	})
 	cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on with what happens from now on; with --json a line of JSON each"})
 	once := cmd.Action

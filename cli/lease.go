@@ -65,12 +65,14 @@ func (p Program) leaseList() *cli.Command {
 		columns: func(shortener) []column[api.Lease] {
 			return []column[api.Lease]{
 				{head: "ADDRESS", cell: func(l api.Lease) string { return l.Address }},
-				{head: "POOL", fit: fit{goes: 1}, cell: func(l api.Lease) string { return l.Pool }},
-				{head: "NETWORK", fit: fit{goes: 5}, cell: func(l api.Lease) string { return l.Network }},
-				{head: "KIND", fit: fit{goes: 3}, cell: func(l api.Lease) string { return l.Kind }},
-				{head: "STATE", fit: fit{goes: 4}, cell: func(l api.Lease) string { return l.State }},
-				{head: "HOLDER", fit: fit{goes: 6}, cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
-				{head: "SINCE", fit: fit{goes: 2}, cell: func(l api.Lease) string { return moment(l.Since) }},
+				{head: "POOL", fit: fit{goes: 3}, cell: func(l api.Lease) string { return l.Pool }},
+				{head: "NETWORK", fit: fit{goes: 7}, cell: func(l api.Lease) string { return l.Network }},
+				{head: "KIND", fit: fit{goes: 5}, cell: func(l api.Lease) string { return l.Kind }},
+				{head: "STATE", fit: fit{goes: 6}, cell: func(l api.Lease) string { return l.State }},
+				{head: "HOLDER", fit: fit{goes: 8}, cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
+				{head: "SERVER", fit: fit{goes: 1}, cell: func(l api.Lease) string { return l.Server }},
+				{head: "EXPIRES", fit: fit{goes: 2}, cell: func(l api.Lease) string { return moment(l.Expires) }},
+				{head: "SINCE", fit: fit{goes: 4}, cell: func(l api.Lease) string { return moment(l.Since) }},
 			}
 		},
 	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list the addresses that are not free"})

@@ -122,6 +122,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	tasks.Go(func() error { return k.Watch(ctx) })
 	tasks.Go(func() error { return y.Run(ctx) })
 	tasks.Go(func() error { return y.WatchSandboxes(ctx) })
+	tasks.Go(func() error { return y.KeepLeases(ctx) })
 	tasks.Go(func() error { return y.Mend(ctx) })
 	if err := keepZone(ctx, tasks, k, log); err != nil {
 		return err
@@ -203,7 +204,7 @@ func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, ch
 		}
 	}
 	return yard.New(yard.Config{
-		Log: log, Store: st, Kernel: k, Modes: table, Offered: cfg.Modes, BootID: strings.TrimSpace(string(boot)), Changed: changed, Step: failpoint(),
+		Log: log, Store: st, Kernel: k, Modes: table, Offered: cfg.Modes, BootID: strings.TrimSpace(string(boot)), Changed: changed, Step: failpoint(), HostID: id,
 		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),
 	}), nil
 }
@@ -273,13 +274,15 @@ func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtime
 			err = fmt.Errorf("systemd handed over sockets that nobody would answer on: %s; is a mode missing in the configuration?", strings.Join(unused, ", "))
 		}
 	}()
-	for name, mode := range driver.Modes(table) {
+	names := driver.Modes(table)
+	names[driver.DHCPName] = ""
+	for name, mode := range names {
 		l, err := s.listen(ctx, filepath.Join(cfg.PluginDir, name+".sock"), 0o755)
 		if err != nil {
 			return nil, nil, nil, err
 		}
 		open = append(open, l)
-		doors = append(doors, &plugin{Door: driver.Door{Name: name, Mode: mode}, listener: l})
+		doors = append(doors, &plugin{Door: driver.Door{Name: name, Mode: mode, DHCP: name == driver.DHCPName}, listener: l})
 	}
 	return doors, admin, runtimes, nil
 }

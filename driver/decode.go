@@ -56,6 +56,9 @@ func (d *Door) network(q createNetwork) (n modes.Network, err error) {
 		if err != nil {
 			return n, err
 		}
+		if pool := yard.DHCPPoolOf(s.Gateway.Addr()); pool != "" {
+			n.DHCP, s.Space, s.Gateway = append(n.DHCP, pool), yard.DHCPSpace, netip.Prefix{}
+		}
 		if s.Pool.Bits() > 0 { // 0.0.0.0/0 is how the null IPAM says that there are no addresses
 			n.Subnets = append(n.Subnets, s)
 		}

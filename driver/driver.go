@@ -19,6 +19,8 @@ type Door struct {
 	Name string
 	// Mode is the mode of every network that comes in here; empty: the option mode says it.
 	Mode string
+	// DHCP: it leads to addresses from the LANs' DHCP servers, and to no networks.
+	DHCP bool
 	Yard *yard.Yard
 	Log  *slog.Logger
 	// Greeted is called when an engine makes itself known, as it does when it starts.
@@ -29,10 +31,22 @@ type Door struct {
 func (d *Door) Handler() http.Handler {
 	mux := http.NewServeMux()
 	log := d.Log.With("driver", d.Name)
+	implements := []string{"NetworkDriver", "IpamDriver"}
+	if d.DHCP {
+		implements = implements[1:]
+	}
 	mux.Handle("/Plugin.Activate", answer(func() any {
 		d.Greeted()
-		return map[string][]string{"Implements": {"NetworkDriver", "IpamDriver"}}
+		return map[string][]string{"Implements": implements}
 	}))
+	d.handleIPAM(mux, log)
+	if !d.DHCP {
+		d.handleNetworks(mux, log)
+	}
+	return mux
+}
+
+func (d *Door) handleNetworks(mux *http.ServeMux, log *slog.Logger) {
 	n := func(verb string, h http.Handler) { mux.Handle("/NetworkDriver."+verb, h) }
 	n("GetCapabilities", answer(d.capabilities))
 	n("GwAllocCheck", call(log, "GwAllocCheck", d.gwAllocCheck))
@@ -49,8 +63,6 @@ func (d *Door) Handler() http.Handler {
 	n("RevokeExternalConnectivity", call(log, "RevokeExternalConnectivity", d.revoke))
 	n("DiscoverNew", call(log, "DiscoverNew", nothing[discovery]))
 	n("DiscoverDelete", call(log, "DiscoverDelete", nothing[discovery]))
-	d.handleIPAM(mux, log)
-	return mux
 }
 
 // nothing is a verb with nothing to do.
@@ -173,6 +185,9 @@ func (d *Door) hint(err error) error {
 	}
 	return fmt.Errorf("%w in netyard's records; if its state was lost, remove the network and create it again", err)
 }
+
+// DHCPName is the name of the door that leads to addresses only.
+const DHCPName = "netyard-dhcp"
 
 // Modes lists the doors there are for a table of modes: the one that asks, and one a mode.
 func Modes(table map[string]modes.New) map[string]string {

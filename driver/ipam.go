@@ -21,9 +21,13 @@ const (
 
 func (d *Door) handleIPAM(mux *http.ServeMux, log *slog.Logger) {
 	i := func(verb string, h http.Handler) { mux.Handle("/IpamDriver."+verb, h) }
-	i("GetCapabilities", answer(func() ipamCapabilities { return ipamCapabilities{} }))
+	i("GetCapabilities", answer(func() ipamCapabilities { return ipamCapabilities{RequiresMACAddress: d.DHCP} }))
+	space := yard.Space
+	if d.DHCP {
+		space = yard.DHCPSpace
+	}
 	i("GetDefaultAddressSpaces", answer(func() addressSpaces {
-		return addressSpaces{LocalDefaultAddressSpace: yard.Space, GlobalDefaultAddressSpace: yard.Space}
+		return addressSpaces{LocalDefaultAddressSpace: space, GlobalDefaultAddressSpace: space}
 	}))
 	i("RequestPool", call(log, "RequestPool", d.requestPool))
 	i("ReleasePool", call(log, "ReleasePool", d.releasePool))
@@ -32,6 +36,12 @@ func (d *Door) handleIPAM(mux *http.ServeMux, log *slog.Logger) {
 }
 
 func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, error) {
+	if r, ok, err := yard.ParseDHCP(d.DHCP, q.Pool, q.SubPool, q.V6, q.Options); err != nil {
+		return poolAnswer{}, err
+	} else if ok {
+		p, err := d.Yard.RequestDHCPPool(ctx, r)
+		return poolAnswer{PoolID: p.ID, Pool: p.Range().String(), Data: map[string]string{labelGateway: p.Token().String()}}, err
+	}
 	r, err := yard.PoolRequest(q.Pool, q.SubPool, q.Options)
 	if err != nil {
 		return poolAnswer{}, err

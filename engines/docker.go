@@ -127,7 +127,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 	}
 	var open []modes.Endpoint
 	for _, e := range es {
-		if e.Attachment == "" && e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "") {
+		if e.Attachment == "" && e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "" || e.Container.Hostname == "") {
 			open = append(open, e)
 		}
 	}
@@ -140,7 +140,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 			if err := d.Yard.Identify(e.NetworkID, e.ID, who); err != nil {
 				d.Log.Warn("note an endpoint's container", "endpoint", e.ID, "err", err)
 			}
-			unnamed = unnamed || e.Container.Name == ""
+			unnamed = unnamed || e.Container.Name == "" || e.Container.Hostname == ""
 		} else {
 			unnamed = true
 		}

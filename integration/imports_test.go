@@ -18,7 +18,7 @@ type rule struct{ of, may, why string }
 
 // layers are about packages of ours, imported by way of others too.
 func layers() []rule {
-	const middle = "store kernel modes ipam policy yard"
+	const middle = "store kernel modes ipam ipam/dhcp policy yard"
 	return []rule{
 		{"store", "", "it knows no networks"},
 		{"kernel", "", "it does what it is told"},
@@ -28,8 +28,9 @@ func layers() []rule {
 		{"modes/internal/*", "kernel modes", "modes share it"},
 		{"modes/*", "kernel modes modes/internal/*", "a mode knows the contract and the kernel, and no other mode"},
 		{"ipam", "store", "it is addresses, inside a transaction of its caller's"},
+		{"ipam/dhcp", "", "it is a protocol"},
 		{"policy", "kernel modes", "it works out what follows, and touches nothing"},
-		{"yard", "store kernel modes ipam policy", "it knows no door, no engine and no mode by name"},
+		{"yard", "store kernel modes ipam ipam/dhcp policy", "it knows no door, no engine and no mode by name"},
 		{"driver", middle, "no handler calls an engine's API"},
 		{"engines", middle, "it hands on to yard, and knows no door"},
 		{"firewalld", "", "it is told names of bridges, and nothing else"},

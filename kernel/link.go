@@ -251,8 +251,7 @@ func (v Veth) create(k *Kernel, master int) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Name, v.MTU, master
 	if len(v.MAC) == 6 {
-		// A bridge takes the lowest address among its ports' for its own: this end's must be none of them.
-		attrs.HardwareAddr = append(net.HardwareAddr{0xfe}, v.MAC[1:]...)
+		attrs.HardwareAddr = portMAC(v.MAC)
 	}
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU)} //nolint:gosec // an MTU
 	if v.PeerNS > 0 {
@@ -270,6 +269,17 @@ func (v Veth) create(k *Kernel, master int) (netlink.Link, error) {
 
 func noIPv6(link string) Sysctl {
 	return Sysctl{Path: []string{"net", "ipv6", "conf", link, "disable_ipv6"}, Value: "1", Optional: true}
+}
+
+// portMAC is the hardware address of the end of a pair that is a port, when the other end's is mac. A bridge takes the lowest address
+// among its ports' for its own: this must be none of them. Nor must it be the other end's, which then nobody would reach.
+func portMAC(mac net.HardwareAddr) net.HardwareAddr {
+	const high, next = 0xfe, 0xfa // unicast, locally administered
+	first := byte(high)
+	if mac[0] == high {
+		first = next
+	}
+	return append(net.HardwareAddr{first}, mac[1:]...)
 }
 
 func (v Veth) remove(k *Kernel) error { return k.deleteLink(v.Name, v.Alias) }

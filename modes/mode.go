@@ -29,9 +29,11 @@ type Network struct {
 	// Changed is what was changed in place since, see Change. It goes before Options, which stay what the engine asked for.
 	Changed map[string]string `json:",omitempty"`
 	// Settled is what the mode decided when the network was created, see Settler.
-	Settled  map[string]string `json:",omitempty"`
-	Internal bool              `json:",omitempty"` // no way out
-	IPv6     bool              `json:",omitempty"`
+	Settled map[string]string `json:",omitempty"`
+	// DHCP are the pools whose addresses the DHCP servers of its LAN give.
+	DHCP     []string `json:",omitempty"`
+	Internal bool     `json:",omitempty"` // no way out
+	IPv6     bool     `json:",omitempty"`
 	Phase    Phase
 	Created  time.Time
 	Turned   time.Time `json:",omitzero"` // when Phase became what it is, while that is not Ready
@@ -120,13 +122,15 @@ type Container struct {
 	Name   string `json:",omitempty"`
 	Image  string `json:",omitempty"`
 	PID    int    `json:",omitempty"`
+	// Hostname is what its processes believe the host to be called.
+	Hostname string `json:",omitempty"`
 	// Labels are those of the container; nil: they are not known yet.
 	Labels map[string]string `json:",omitzero"`
 }
 
 // Equal says whether two are the same in all there is known of them.
 func (c Container) Equal(d Container) bool {
-	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image && c.PID == d.PID &&
+	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image && c.PID == d.PID && c.Hostname == d.Hostname &&
 		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels)
 }
 
@@ -238,6 +242,12 @@ type Keeper interface {
 type Sharer interface {
 	// Share refuses a network that cannot be beside the others, of whatever mode they are. It is pure.
 	Share(n Network, others []Network) error
+}
+
+// A LANer is a Mode whose endpoints can be on a LAN of the host's, where somebody else has a say in addresses.
+type LANer interface {
+	// LAN is where the links of a network's endpoints are; an error says why they are on none.
+	LAN(n Network) (kernel.LANPort, error)
 }
 
 // Env is what a mode is given.

@@ -95,6 +95,9 @@ func (y *Yard) busy() ([]netip.Prefix, error) {
 // ReleasePool gives a pool back; an unknown one is free. One whose network could not be deleted, since containers are attached to it
 // by CNI, stays until the network goes.
 func (y *Yard) ReleasePool(_ context.Context, id string) error {
+	if isDHCP(id) {
+		return y.releaseDHCPPool(id)
+	}
 	return y.update("pool released", func(tx store.Tx) error {
 		used, err := y.hasAttachments(tx, id)
 		if err != nil || used {
@@ -122,7 +125,10 @@ func (y *Yard) hasAttachments(tx store.Tx, pool string) (has bool, err error) {
 
 // RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them gives
 // it: an engine asks only for the first.
-func (y *Yard) RequestAddress(_ context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
+func (y *Yard) RequestAddress(ctx context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
+	if isDHCP(r.Pool) {
+		return y.requestLease(ctx, leaseRequest{AddressRequest: r})
+	}
 	err = y.update("address recorded", func(tx store.Tx) error {
 		a, err = y.c.IPAM.RequestAddress(tx, r)
 		if !errors.Is(err, ipam.ErrExhausted) {
@@ -168,6 +174,9 @@ func (y *Yard) siblings(tx store.Tx, id string) (out []ipam.Pool, err error) {
 // endpoint still has is not the caller's any more: the release is a late one, and is not believed.
 func (y *Yard) ReleaseAddress(_ context.Context, pool string, a netip.Addr) error {
 	return y.update("address released", func(tx store.Tx) error {
+		if isDHCP(pool) {
+			return y.releaseGiven(tx, pool, a)
+		}
 		all, err := y.c.IPAM.Pools(tx)
 		if err != nil {
 			return err

@@ -46,6 +46,7 @@ func (y *Yard) allot(tx store.Tx, n modes.Network, r AttachRequest, kept []netip
 	if err := ownPools(n); err != nil {
 		return nil, err
 	}
+	addrs = append(addrs, r.leased...)
 	for _, group := range groups {
 		a, err := y.allotOne(tx, n, r, group, kept)
 		if err != nil {
@@ -73,7 +74,7 @@ func byFamily(n modes.Network) (groups [][]netip.Prefix) {
 	for _, v4 := range []bool{true, false} {
 		var group []netip.Prefix
 		for _, s := range n.Subnets {
-			if s.Pool.Addr().Is4() == v4 {
+			if s.Pool.Addr().Is4() == v4 && s.Space != DHCPSpace {
 				group = append(group, s.Pool)
 			}
 		}
@@ -87,7 +88,7 @@ func byFamily(n modes.Network) (groups [][]netip.Prefix) {
 // ownPools refuses a network whose addresses another IPAM hands out: nobody could tell it of those that are given here.
 func ownPools(n modes.Network) error {
 	for _, s := range n.Subnets {
-		if s.Space != Space {
+		if s.Space != Space && s.Space != DHCPSpace {
 			return fmt.Errorf("network %s: the addresses of %s are given by %s's own IPAM; only a network that was created with --ipam-driver netyard can be shared",
 				label(n), s.Pool, n.Engine)
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"netyard/ipam/dhcp"
 	"netyard/kernel"
 	"netyard/modes"
 	"netyard/store"
@@ -40,6 +41,8 @@ type AttachRequest struct {
 	// Routes says what routes a container with these addresses has beside those of the network, or, with OwnRoutes, instead of them.
 	Routes    func(addrs []netip.Prefix) []modes.Route
 	OwnRoutes bool
+	// leased are addresses that a DHCP server gave for it.
+	leased []netip.Prefix
 }
 
 // Attached is an endpoint as it was plugged in.
@@ -47,6 +50,8 @@ type Attached struct {
 	Network  modes.Network
 	Endpoint modes.Endpoint
 	HostLink string // empty when the mode has none
+	// Lease is what a DHCP server gave; the zero Lease where none did.
+	Lease dhcp.Lease
 }
 
 // attachments finds the endpoint of a container's interface.
@@ -71,6 +76,9 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 		return a, err
 	}
 	defer releaseKey()
+	if r.leased, err = y.lease4(ctx, r); err != nil { // before the network is locked: it may take seconds
+		return a, err
+	}
 	e := modes.Endpoint{
 		ID: randomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, IfName: r.IfName, Sandbox: r.Sandbox, NS: ns,
 		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases, BootID: y.c.BootID, Into: r.NS,
@@ -79,12 +87,12 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	e.Seen = ok && seen == ns
 	release, err := y.hold(ctx, e.NetworkID, e.ID)
 	if err != nil {
-		return a, err
+		return a, errors.Join(err, y.notAttached(r))
 	}
 	defer release()
 	m, n, e, former, robbed, err := y.recordAttachment(r, e)
 	if err != nil {
-		return a, err
+		return a, errors.Join(err, y.notAttached(r))
 	}
 	for _, was := range robbed {
 		if err := y.withdraw(ctx, was); err != nil {
@@ -158,6 +166,9 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (
 		if e.Addrs, err = y.allot(tx, n, r, kept); err != nil {
 			return err
 		}
+		if e, err = y.takeLease(tx, n, e); err != nil {
+			return err
+		}
 		if macer, ok := m.(modes.MACer); ok && e.MAC == "" {
 			e.MAC = macer.MAC(n, e)
 		}
@@ -196,6 +207,9 @@ func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	if err != nil {
 		return a, err
 	}
+	if err := y.dress(n, e, &link); err != nil {
+		return a, err
+	}
 	y.c.Step("after endpoint attached")
 	p := insideOf(n, e, link, r)
 	if p.Link != "" {
@@ -208,8 +222,11 @@ func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 		return a, fmt.Errorf("attach container %s: %w", r.Attachment, err)
 	}
 	e.Phase, e.Turned, e.Joined, e.Inside = modes.Ready, time.Time{}, y.c.Now(), p
-	err = y.update("endpoint ready", func(tx store.Tx) error { return putEndpoint(tx, e) })
-	return Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e)}, err
+	if err := y.update("endpoint ready", func(tx store.Tx) error { return putEndpoint(tx, e) }); err != nil {
+		return a, err
+	}
+	l, _, err := y.leaseOf(e)
+	return Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
 }
 
 // finishFormer takes the link of the attachment away whose place a new one takes: now, if it is in the way, in the same sandbox.

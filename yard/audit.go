@@ -112,6 +112,11 @@ func (y *Yard) auditRecords(censuses []Census) (out []Finding, err error) {
 			remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
 		})
 	}
+	given, err := y.auditLeases()
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, given...)
 	leases, err := y.orphanLeases(young)
 	for _, l := range leases {
 		out = append(out, Finding{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -191,10 +192,12 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
+	who.Hostname = y.hostnameOf(who.PID)
 	seen := e.Seen || kernel.IsNamespace(e.Sandbox)
 	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
 		return err
 	}
+	defer y.pokeLeases() // a DHCP server may be told the name
 	return y.c.Store.Update(func(tx store.Tx) error {
 		now, err := getEndpoint(tx, network, id)
 		if err != nil {
@@ -206,12 +209,29 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 	})
 }
 
+// hostnameOf is the name of the host as a container's process believes it to be. One that is only being started still believes what
+// this one does.
+func (y *Yard) hostnameOf(pid int) string {
+	if pid == 0 {
+		return ""
+	}
+	name, err := y.c.Kernel.Hostname(pid)
+	if own, _ := os.Hostname(); err != nil || name == own {
+		return ""
+	}
+	return name
+}
+
 func merge(old, fresh modes.Container) modes.Container {
 	if fresh.ID != "" && fresh.ID != old.ID {
 		return fresh
 	}
 	for _, f := range []struct{ to, from *string }{
-		{&old.Engine, &fresh.Engine}, {&old.ID, &fresh.ID}, {&old.Name, &fresh.Name}, {&old.Image, &fresh.Image},
+		{&old.Engine, &fresh.Engine},
+		{&old.ID, &fresh.ID},
+		{&old.Name, &fresh.Name},
+		{&old.Image, &fresh.Image},
+		{&old.Hostname, &fresh.Hostname},
 	} {
 		if *f.from != "" {
 			*f.to = *f.from

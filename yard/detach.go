@@ -98,11 +98,14 @@ func (y *Yard) settleLeases(tx store.Tx, n modes.Network, e modes.Endpoint) erro
 		if err := dropAttachment(tx, e); err != nil {
 			return err
 		}
-		if e.Container.Engine == Containerd && len(e.Addrs) > 0 {
+		if e.Container.Engine == Containerd && len(e.Addrs) > 0 && len(n.DHCP) == 0 {
 			return putHold(tx, hold{
 				NetworkID: n.ID, Attachment: e.Attachment, IfName: e.IfName, Addrs: e.Addrs, Container: e.Container, Since: y.c.Now(),
 			})
 		}
+	}
+	if err := y.releaseLeasesOf(tx, e); err != nil {
+		return err
 	}
 	for _, a := range e.Addrs {
 		if err := y.releaseLease(tx, n, a.Addr(), e.Attachment != ""); err != nil {

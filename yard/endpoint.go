@@ -31,6 +31,9 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		if err != nil {
 			return err
 		}
+		if e, err = y.takeLease(tx, n, e); err != nil {
+			return err
+		}
 		macer, own := m.(modes.MACer)
 		_, none := m.(modes.Addressless)
 		switch {
@@ -138,6 +141,9 @@ func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string,
 
 func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
 	link, err := m.Attach(ctx, n, e)
+	if err == nil {
+		err = y.dress(n, e, &link)
+	}
 	if err != nil {
 		return link, err
 	}

@@ -23,6 +23,8 @@ type Event struct {
 	ContainerID string `json:"container_id,omitempty"`
 	// Port is what it is about, as docker ps writes it.
 	Port string `json:"port,omitempty"`
+	// Address is what it is about, when that is an address that a DHCP server gave.
+	Address string `json:"address,omitempty"`
 	// Owner is who has what somebody else wants.
 	Owner string `json:"owner,omitempty"`
 	// Text says it in words.
@@ -42,6 +44,10 @@ const (
 	PortIgnored     = "port.ignored"
 	DeviceTaken     = "device.taken"
 	DeviceGivenBack = "device.given_back"
+	LeaseDeclined   = "lease.declined"
+	LeaseLost       = "lease.lost"
+	LeaseDown       = "lease.down"
+	LeaseMoved      = "lease.readdressed"
 )
 
 // manyEvents is how many of them are kept.

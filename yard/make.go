@@ -26,6 +26,8 @@ type NetworkRequest struct {
 	Subnets  []SubnetRequest
 	// NoSubnets asks for a network without any, instead of subnets that netyard chooses.
 	NoSubnets bool
+	// DHCP: the addresses are the LAN's DHCP server's to give; nil: they are not.
+	DHCP *DHCPRequest
 }
 
 // A SubnetRequest is one address range of it.
@@ -78,8 +80,11 @@ func (y *Yard) MakeNetwork(ctx context.Context, r NetworkRequest) (n modes.Netwo
 	if n.Subnets, err = y.takePools(ctx, n, r); err != nil {
 		return n, err
 	}
-	if err := y.CreateNetwork(ctx, n); err != nil {
+	if n.DHCP, err = y.takeDHCP(ctx, r); err != nil {
 		return n, errors.Join(err, y.givePools(n.Subnets))
+	}
+	if err := y.CreateNetwork(ctx, n); err != nil {
+		return n, errors.Join(err, y.givePools(n.Subnets), y.giveDHCP(n.DHCP))
 	}
 	return y.Network(n.ID)
 }
@@ -99,7 +104,7 @@ func (y *Yard) NetworkNamed(name string) (modes.Network, error) {
 
 // isAs says whether a network is what is asked for, as far as that is said.
 func (y *Yard) isAs(old, n modes.Network, r NetworkRequest) bool {
-	if old.Mode != n.Mode || old.Internal != n.Internal || !maps.Equal(old.Options, n.Options) {
+	if old.Mode != n.Mode || old.Internal != n.Internal || !maps.Equal(old.Options, n.Options) || (r.DHCP != nil) != (len(old.DHCP) > 0) {
 		return false
 	}
 	if len(r.Subnets) == 0 {

@@ -43,6 +43,9 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 			return err
 		}
 	}
+	if err := y.checkLAN(m, n); err != nil {
+		return err
+	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.c.Now(), y.c.Now()
 	err = y.update("network recorded", func(tx store.Tx) error {
 		if err := y.share(tx, m, n); err != nil {
@@ -136,6 +139,9 @@ func (y *Yard) putNew(tx store.Tx, n modes.Network) error {
 		}
 	}
 	if err := y.reserve(tx, n); err != nil {
+		return err
+	}
+	if err := y.bindDHCP(tx, n); err != nil {
 		return err
 	}
 	return networks.Put(tx, n.ID, n)
@@ -246,7 +252,7 @@ func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 			return err
 		}
 	}
-	return errors.Join(eraseHolds(tx, n.ID), networks.Delete(tx, n.ID))
+	return errors.Join(y.eraseDHCP(tx, n), eraseHolds(tx, n.ID), networks.Delete(tx, n.ID))
 }
 
 // noAttachments refuses the end of a network that living containers are attached to by CNI.

@@ -29,6 +29,9 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 	if err := y.collect(ctx); err != nil {
 		return err
 	}
+	if err := y.settleOffers(); err != nil {
+		return err
+	}
 	for _, n := range ns {
 		if err := y.restoreNetwork(ctx, n, links); err != nil {
 			y.c.Log.Error("restore a network", "network", n.ID, "mode", n.Mode, "err", err)

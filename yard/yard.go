@@ -40,6 +40,8 @@ type Config struct {
 	Modes  map[string]modes.Mode
 	// Offered says which modes new networks may have; nil: all.
 	Offered []string
+	// HostID tells this host from others: DHCP servers know containers by it and by their names.
+	HostID string
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
 	// Grace is how old an orphan has to be before it is dropped; default 60 s.
@@ -61,6 +63,7 @@ type Yard struct {
 	suspects suspects
 	sharing  sharing
 	events   events
+	keeper   keeper
 	started  time.Time
 	// enforcing keeps an older look at the records from overtaking a newer one on the way to the kernel.
 	enforcing sync.Mutex
@@ -83,6 +86,7 @@ func New(c Config) *Yard {
 	const backlog = 1 << 16 // more endpoints than a host can have
 	y := &Yard{c: c, work: make(chan func(), backlog), started: c.Now()}
 	y.sharing = sharing{poked: make(chan struct{}, 1), conflicts: map[string][]Conflict{}}
+	y.keeper = keeper{poked: make(chan struct{}, 1)}
 	if y.c.Background == nil {
 		y.c.Background = func(f func()) { y.work <- f }
 	}
@@ -120,6 +124,9 @@ func (y *Yard) update(step string, fn func(store.Tx) error) error {
 	y.c.Step("before " + step)
 	if err := y.c.Store.Update(fn); err != nil {
 		return err
+	}
+	if y.keeper.dirty.Swap(false) { // not before it is to be read
+		y.pokeLeases()
 	}
 	y.c.Step("after " + step)
 	return nil

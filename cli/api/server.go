@@ -219,7 +219,11 @@ func (s *Server) leases(context.Context, *http.Request) (any, error) {
 	for _, l := range ls {
 		views = append(views, leaseView(l, network[l.Pool]))
 	}
-	return views, nil
+	given, err := s.Yard.DHCPLeases()
+	for _, l := range given {
+		views = append(views, dhcpView(l, name[l.Network]))
+	}
+	return views, err
 }
 
 // lease reads a request for an address; a pool that is not named is the one the address is in.

@@ -3,6 +3,8 @@
 package api
 
 import (
+	"cmp"
+	"encoding/hex"
 	"time"
 
 	"netyard/ipam"
@@ -123,6 +125,16 @@ type Lease struct {
 	Name    string    `json:"name,omitempty"`
 	MAC     string    `json:"mac,omitempty"`
 	Since   time.Time `json:"since"`
+	// The rest is of leases from a DHCP server only. DNS and NTP are what it recommends; netyard shows them and nothing more.
+	Server   string    `json:"server,omitempty"`
+	Expires  time.Time `json:"expires,omitzero"`
+	Router   string    `json:"router,omitempty"`
+	DNS      []string  `json:"dns,omitempty"`
+	NTP      []string  `json:"ntp,omitempty"`
+	Domain   string    `json:"domain,omitempty"`
+	MTU      int       `json:"mtu,omitempty"`
+	Hostname string    `json:"hostname,omitempty"`
+	ClientID string    `json:"client_id,omitempty"`
 }
 
 // A LeaseRequest says which address of which pool to reserve or release. Pool may be empty when the address says enough.
@@ -219,4 +231,22 @@ func leaseView(l ipam.Lease, network string) Lease {
 		Pool: l.Pool, Address: l.Addr.String(), Network: network, Kind: string(l.Kind), State: string(l.State),
 		Name: l.Name, MAC: l.MAC, Since: l.Since,
 	}
+}
+
+func dhcpView(l yard.DHCPLease, network string) Lease {
+	v := Lease{
+		Pool: l.Pool, Address: l.Lease.Addr.Addr().String(), Network: network, Kind: "dhcp", State: l.State(time.Now()),
+		Name: cmp.Or(l.Hostname, l.Name), MAC: l.MAC, Since: l.Since, Server: l.Lease.Server.String(), Expires: l.Lease.Expires,
+		Domain: l.Lease.Domain, MTU: l.Lease.MTU, Hostname: l.Hostname, ClientID: hex.EncodeToString(l.ClientID),
+	}
+	if l.Lease.Router.IsValid() {
+		v.Router = l.Lease.Router.String()
+	}
+	for _, a := range l.Lease.DNS {
+		v.DNS = append(v.DNS, a.String())
+	}
+	for _, a := range l.Lease.NTP {
+		v.NTP = append(v.NTP, a.String())
+	}
+	return v
 }

@@ -46,7 +46,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (json.R
 	}
 	r := yard.AttachRequest{
 		NetworkID: n.ID, Attachment: q.ContainerID, IfName: q.IfName, Sandbox: q.Netns, NS: int(netns.Fd()), Pools: p.pools,
-		Container: modes.Container{Engine: yard.CNI}, OwnRoutes: c.Network == "", Routes: p.inside,
+		Container: modes.Container{Engine: yard.CNI}, OwnRoutes: c.Network == "" && p.network.DHCP == nil, Routes: p.inside,
 	}
 	labels := s.whose(ctx, &r)
 	if err := s.fill(&r, c, q, n, p, labels); err != nil {

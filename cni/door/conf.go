@@ -114,7 +114,7 @@ func (r runtimeConfig) rates() map[string]string {
 	return out
 }
 
-// ipamConfig is what the upstream plugins host-local and static are told.
+// ipamConfig is what the upstream plugins host-local, static and dhcp are told.
 type ipamConfig struct {
 	Type   string     `json:"type"`
 	Ranges [][]ipamIn `json:"ranges"`
@@ -220,9 +220,9 @@ func (c config) checkIPAM() error {
 	switch c.IPAM.Type {
 	case "", "netyard", "host-local", "static":
 	case "dhcp":
-		return refuse("ipam.type", "dhcp is not in this version")
+		return c.checkDHCP()
 	default:
-		return refuse("ipam.type", fmt.Sprintf("%q is none of host-local, static, netyard", c.IPAM.Type))
+		return refuse("ipam.type", fmt.Sprintf("%q is none of dhcp, host-local, static, netyard", c.IPAM.Type))
 	}
 	for key, raw := range map[string]json.RawMessage{"ipam.request": c.IPAM.Request, "ipam.provide": c.IPAM.Provide} {
 		if len(raw) > 0 {
@@ -231,6 +231,26 @@ func (c config) checkIPAM() error {
 	}
 	if c.IPAM.Daemon != "" {
 		return refuse("ipam.daemonSocketPath", "it is of ipam type dhcp")
+	}
+	return nil
+}
+
+// checkDHCP refuses what somebody would expect to be told to a DHCP server, or to be more than its answer.
+func (c config) checkDHCP() error {
+	i := *c.IPAM
+	for _, r := range []struct {
+		bad      bool
+		key, why string
+	}{
+		{len(i.Request) > 0, "ipam.request", "netyard asks for what it uses"},
+		{len(i.Provide) > 0, "ipam.provide", "netyard tells the server the container's identifier and name"},
+		{i.Daemon != "", "ipam.daemonSocketPath", "netyard asks the DHCP server by itself, without another daemon"},
+		{i.ipamIn != ipamIn{} || len(i.Ranges) > 0 || len(i.Addresses) > 0, "ipam.type", "with dhcp subnets, ranges, addresses and gateways are the DHCP server's to say"},
+		{c.IsGateway || c.IsDefaultGateway, "isGateway", "with ipam type dhcp the gateway is the LAN's router, as the DHCP server says"},
+	} {
+		if r.bad {
+			return refuse(r.key, r.why)
+		}
 	}
 	return nil
 }

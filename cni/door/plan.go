@@ -46,9 +46,12 @@ func (c config) plan(known func(string) bool) (p plan, err error) {
 		return p, nil
 	}
 	hostless := p.network.Mode == "bridge" && !c.IsGateway && !c.IsDefaultGateway
-	if i.Type == "static" {
+	switch i.Type {
+	case "dhcp":
+		p.network.NoSubnets, p.network.DHCP = true, &yard.DHCPRequest{}
+	case "static":
 		err = p.static(*i, hostless)
-	} else {
+	default:
 		err = p.hostLocal(*i, hostless)
 	}
 	if err != nil {

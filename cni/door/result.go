@@ -30,6 +30,8 @@ func result(c config, p plan, a yard.Attached) (json.RawMessage, error) {
 		ip := &current.IPConfig{Address: ipNet(addr), Interface: current.Int(len(r.Interfaces) - 1)}
 		if gw := p.gateways[addr.Masked()]; gw.IsValid() {
 			ip.Gateway = gw.AsSlice()
+		} else if addr == a.Lease.Addr && a.Lease.Router.IsValid() {
+			ip.Gateway = a.Lease.Router.AsSlice()
 		}
 		r.IPs = append(r.IPs, ip)
 	}
@@ -39,6 +41,9 @@ func result(c config, p plan, a yard.Attached) (json.RawMessage, error) {
 			out.GW = route.Via.AsSlice()
 		}
 		r.Routes = append(r.Routes, out)
+	}
+	for _, dns := range a.Lease.DNS {
+		p.dns = append(p.dns, dns.String())
 	}
 	c.resolvers(&r.DNS, p)
 	as, err := r.GetAsVersion(c.CNIVersion)

@@ -207,6 +207,14 @@ func (mode) Publishes(n modes.Network) error {
 	return nil
 }
 
+// LAN: only a bridge of the host's owner leads anywhere.
+func (mode) LAN(n modes.Network) (kernel.LANPort, error) {
+	if !hostOwned(n) {
+		return kernel.LANPort{}, fmt.Errorf("bridge %s is netyard's own and leads to no LAN; name one of the host's with -o com.docker.network.bridge.name", name(n))
+	}
+	return kernel.LANPort{Kind: "bridge", Parent: name(n)}, nil
+}
+
 func (mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
 
 // MAC is the same whenever the address comes back.

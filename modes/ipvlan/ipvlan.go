@@ -25,11 +25,20 @@ func New(e modes.Env) (modes.Mode, error) {
 		Share:   share,
 		Settle:  func(n modes.Network, name string, _ kernel.LinkInfo) error { return settle(e.Kernel, n, name) },
 		MAC:     func(modes.Network, modes.Endpoint) net.HardwareAddr { return nil },
+		Member:  member,
 		Routed:  routed,
 	}}}, nil
 }
 
 func routed(n modes.Network) bool { return n.Opt("ipvlan_mode") != l2 }
+
+// member: no broadcast gets from behind the host to a DHCP server, nor back.
+func member(n modes.Network) error {
+	if routed(n) {
+		return fmt.Errorf("ipvlan_mode=%s is behind the host, which routes no DHCP; use ipvlan_mode=l2", n.Opt("ipvlan_mode"))
+	}
+	return nil
+}
 
 // Gatewayless: behind the host there is no neighbour that could be a gateway.
 func (mode) Gatewayless(n modes.Network) (v4, v6 bool) { return routed(n), routed(n) }

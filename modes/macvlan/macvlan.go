@@ -22,7 +22,7 @@ func New(e modes.Env) (modes.Mode, error) {
 	return mode{parent.Mode{Kernel: e.Kernel, Kind: parent.Kind{
 		Name:    "macvlan",
 		Setting: func(n modes.Network) (mode, flag string) { return n.Opt("macvlan_mode"), "" },
-		Share:   share, Settle: settle, MAC: mac,
+		Share:   share, Settle: settle, MAC: mac, Member: member,
 		Routed: func(modes.Network) bool { return false },
 	}}}, nil
 }
@@ -43,6 +43,14 @@ func share(n, other modes.Network) error {
 func settle(n modes.Network, name string, link kernel.LinkInfo) error {
 	if link.Wireless && n.Opt("macvlan_mode") != passthru {
 		return fmt.Errorf("%w: parent=%s: %s is wireless, and an access point takes frames from the one hardware address only that it knows; use -d netyard-ipvlan", modes.ErrOption, n.Opt("parent"), name)
+	}
+	return nil
+}
+
+// member: an address is asked for on a link beside the container's.
+func member(n modes.Network) error {
+	if n.Opt("macvlan_mode") == passthru {
+		return errors.New("macvlan_mode=passthru has no room on its parent for a second link, by which to ask")
 	}
 	return nil
 }

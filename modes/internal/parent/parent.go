@@ -3,6 +3,7 @@ package parent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -23,6 +24,8 @@ type Kind struct {
 	Settle func(n modes.Network, name string, link kernel.LinkInfo) error
 	// MAC is the hardware address of an endpoint's link; nil where it has the parent's.
 	MAC func(n modes.Network, e modes.Endpoint) net.HardwareAddr
+	// Member refuses a network whose containers cannot ask the LAN's DHCP servers.
+	Member func(n modes.Network) error
 	// Routed says that a network is behind the host, which routes for it: whatever its containers send leaves by their link.
 	Routed func(n modes.Network) bool
 }
@@ -71,6 +74,18 @@ func (m Mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
 		objects = append(objects, m.endpointObjects(n, e)...)
 	}
 	return objects
+}
+
+// LAN is the one that the parent is on.
+func (m Mode) LAN(n modes.Network) (kernel.LANPort, error) {
+	if island(n) {
+		return kernel.LANPort{}, errors.New("a network without a parent is on no LAN; say -o parent=")
+	}
+	if err := m.Kind.Member(n); err != nil {
+		return kernel.LANPort{}, err
+	}
+	p := top(n)
+	return kernel.LANPort{Kind: m.Kind.Name, Parent: p.Name, MAC: p.MAC}, nil
 }
 
 func (m Mode) networkObjects(n modes.Network) (objects []kernel.Object) {

@@ -1,0 +1,232 @@
+package door
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"netyard/cni"
+	"netyard/ipam"
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+	"netyard/modes/all"
+	"netyard/store"
+	"netyard/yard"
+)
+
+// A dhcpHost is a host with eth0 on a LAN with a DHCP server, and a runtime's view of netyard.
+type dhcpHost struct {
+	*Server
+	t    *testing.T
+	host *kerneltest.Host
+	lan  *kerneltest.Host
+	stop func()
+	mu   sync.Mutex
+	log  bytes.Buffer
+}
+
+func (d *dhcpHost) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.log.Write(p)
+}
+
+func (d *dhcpHost) said(words string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return strings.Contains(d.log.String(), words)
+}
+
+func newDHCPHost(t *testing.T) *dhcpHost {
+	t.Helper()
+	d := &dhcpHost{t: t, host: kerneltest.New(t)}
+	d.lan = d.host.Peer(t, "eth0")
+	d.host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+	d.lan.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
+	if err := d.host.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	table := map[string]modes.Mode{}
+	for name, newMode := range all.Modes() {
+		if table[name], err = newMode(modes.Env{Log: log, Kernel: d.host.Kernel}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	y := yard.New(yard.Config{Log: log, Store: st, Kernel: d.host.Kernel, Modes: table, BootID: "b", IPAM: ipam.New(ipam.Config{})})
+	d.Server = &Server{Yard: y, Log: log}
+	ctx, cancel := context.WithCancel(context.Background())
+	var tasks errgroup.Group
+	tasks.Go(func() error { return y.Run(ctx) })
+	tasks.Go(func() error { return y.KeepLeases(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		if err := tasks.Wait(); err != nil {
+			t.Error(err)
+		}
+		_ = st.Close()
+		if t.Failed() {
+			t.Logf("dnsmasq:\n%s", d.log.String())
+		}
+	})
+	return d
+}
+
+// dnsmasq serves these addresses, with no memory of those it served before.
+func (d *dhcpHost) dnsmasq(span string) {
+	d.t.Helper()
+	if d.stop != nil {
+		d.stop()
+	}
+	cmd := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
+		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile="+filepath.Join(d.t.TempDir(), "leases"),
+		"--dhcp-option=6,192.0.2.8", "--dhcp-range="+span)
+	cmd.Stdout, cmd.Stderr = d, d
+	if err := d.lan.Do(cmd.Start); err != nil {
+		d.t.Fatal(err)
+	}
+	d.stop = sync.OnceFunc(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	d.t.Cleanup(d.stop)
+}
+
+func (d *dhcpHost) eventually(what string, cond func() bool) {
+	d.t.Helper()
+	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			d.t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// call is what a runtime says of a container.
+func (d *dhcpHost) call(command, conf, id string, box *kerneltest.Host) (out string, err error) {
+	d.t.Helper()
+	netns, err := os.Open(box.Path())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer netns.Close()
+	raw, err := d.answer(d.t.Context(), cni.Request{Command: command, ContainerID: id, IfName: "eth0", Netns: box.Path(), Config: json.RawMessage(conf)}, netns)
+	return string(raw), err
+}
+
+func (d *dhcpHost) do(command, conf, id string, box *kerneltest.Host) string {
+	d.t.Helper()
+	out, err := d.call(command, conf, id, box)
+	if err != nil {
+		d.t.Fatalf("%s %s: %v", command, id, err)
+	}
+	return out
+}
+
+// address is the one in a result.
+func (d *dhcpHost) address(result string) string {
+	d.t.Helper()
+	var r struct {
+		IPs []struct{ Address, Gateway string }
+		DNS struct{ Nameservers []string }
+	}
+	if err := json.Unmarshal([]byte(result), &r); err != nil || len(r.IPs) != 1 || r.IPs[0].Gateway != "192.0.2.1" || fmt.Sprint(r.DNS.Nameservers) != "[192.0.2.8]" {
+		d.t.Fatalf("result %s: %v", result, err)
+	}
+	return r.IPs[0].Address
+}
+
+func (d *dhcpHost) leases() []yard.DHCPLease {
+	d.t.Helper()
+	all, err := d.Yard.DHCPLeases()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return all
+}
+
+// TestDHCP: containers of a runtime's whose addresses are a DHCP server's, on a bridge of the host's owner and on macvlan.
+func TestDHCP(t *testing.T) {
+	t.Parallel()
+	for name, conf := range map[string]string{
+		"bridge":  `{"cniVersion":"1.0.0","name":"lan","type":"netyard","bridge":"br-lan","ipam":{"type":"dhcp"}}`,
+		"macvlan": `{"cniVersion":"1.0.0","name":"lan","type":"netyard","master":"eth0","ipam":{"type":"dhcp"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDHCPHost(t)
+			if name == "bridge" {
+				d.host.Sh(t, "ip link add br-lan type bridge && ip link set br-lan up && ip link set eth0 master br-lan")
+			}
+			links := func() string { return d.host.Sh(t, "ip -br link | cut -d@ -f1 | cut -d' ' -f1 | sort; ip route") } // a bridge learns and forgets by itself
+			before := links()
+			box, other := kerneltest.New(t), kerneltest.New(t)
+			if _, err := d.call("ADD", conf, "c1", box); err == nil || !strings.Contains(err.Error(), "no DHCP server answered within 7s") {
+				t.Fatalf("without a server: %v", err)
+			}
+			d.dnsmasq("192.0.2.100,192.0.2.110,255.255.255.0,120")
+			one := d.address(d.do("ADD", conf, "c1", box))
+			const named = `{"cniVersion":"1.0.0","name":"other","type":"netyard","network":"lan"}` // on a network that is there
+			two := d.address(d.do("ADD", named, "c2", other))
+			to, _, _ := strings.Cut(two, "/")
+			if one == two || !box.Pings(to, true) || !box.Pings("192.0.2.1", true) {
+				t.Errorf("c1 with %s does not reach the LAN, or c2 with %s", one, two)
+			}
+			if got := box.Sh(t, "ip -4 addr show dev eth0; ip route"); !strings.Contains(got, one) || !strings.Contains(got, "default via 192.0.2.1") {
+				t.Errorf("inside: %s", got)
+			}
+			d.do("CHECK", conf, "c1", box)
+			if again := d.address(d.do("ADD", conf, "c1", box)); again != one { // a runtime that did not hear the first answer
+				t.Errorf("asked again, the container has %s and had %s", again, one)
+			}
+			d.do("CHECK", conf, "c1", box)
+
+			d.dnsmasq("192.0.2.150,192.0.2.160,255.255.255.0,120") // one that knows nothing of them, and refuses
+			n, err := d.Yard.NetworkNamed("lan")
+			if err != nil {
+				t.Fatal(err)
+			}
+			es, err := d.Yard.Attachments(n.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range es {
+				if e.Attachment == "c1" && e.Phase == modes.Ready { // a name that the server is to be told, from inside
+					if err := d.Yard.Identify(n.ID, e.ID, modes.Container{Engine: yard.CNI, ID: "c1", Name: "web"}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			d.eventually("the container has another address", func() bool {
+				return strings.Contains(box.Sh(t, "ip -4 addr show dev eth0"), "inet 192.0.2.15")
+			})
+			d.eventually("CHECK knows it", func() bool { _, err := d.call("CHECK", conf, "c1", box); return err == nil })
+
+			for range 2 {
+				d.do("DEL", conf, "c1", box)
+				d.do("DEL", named, "c2", other)
+			}
+			d.eventually("the server has it back", func() bool { return d.said("DHCPRELEASE(eth0) 192.0.2.15") })
+			d.eventually("no lease is left", func() bool { return len(d.leases()) == 0 })
+			if _, err := d.Yard.RemoveNetwork(t.Context(), "lan"); err != nil {
+				t.Fatal(err)
+			}
+			d.eventually("nothing is left on the host", func() bool { return links() == before })
+		})
+	}
+}

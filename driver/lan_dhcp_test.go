@@ -1,0 +1,358 @@
+package driver_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+	"netyard/yard"
+)
+
+// A dhcpLAN is an engine whose host has eth0 on a LAN with a DHCP server.
+type dhcpLAN struct {
+	*engine
+	t      *testing.T
+	server *kerneltest.Host
+	stop   func()
+	mu     sync.Mutex
+	log    bytes.Buffer
+	boxes  map[string]*kerneltest.Host
+	links  map[string]string
+}
+
+func (d *dhcpLAN) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.log.Write(p)
+}
+
+func (d *dhcpLAN) said(words string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return strings.Contains(d.log.String(), words)
+}
+
+func newDHCPLAN(t *testing.T, mode string) *dhcpLAN {
+	t.Helper()
+	d := &dhcpLAN{engine: newEngine(t, mode), t: t, boxes: map[string]*kerneltest.Host{}, links: map[string]string{}}
+	d.server = d.host.Peer(t, "eth0")
+	d.host.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+	d.server.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = d.yard.KeepLeases(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		if t.Failed() {
+			t.Logf("the servers:\n%s", d.log.String())
+		}
+	})
+	return d
+}
+
+// dnsmasq serves these addresses, with no memory of those it served before.
+func (d *dhcpLAN) dnsmasq(span string) {
+	d.t.Helper()
+	if d.stop != nil {
+		d.stop()
+	}
+	d.stop = d.serve("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
+		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile="+filepath.Join(d.t.TempDir(), "leases"), "--dhcp-range="+span)
+}
+
+// serve runs a server on the LAN until the test ends, or the returned function is called.
+func (d *dhcpLAN) serve(args ...string) (stop func()) {
+	d.t.Helper()
+	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // a test's
+	cmd.Stdout, cmd.Stderr = d, d
+	if err := d.server.Do(cmd.Start); err != nil {
+		d.t.Fatal(err)
+	}
+	stop = sync.OnceFunc(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	d.t.Cleanup(stop)
+	return stop
+}
+
+func (d *dhcpLAN) eventually(what string, cond func() bool) {
+	d.t.Helper()
+	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			d.t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func (d *dhcpLAN) pool(opts string) string {
+	d.t.Helper()
+	return d.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Options":{"dhcp":"true"`+opts+`}}`)["PoolID"].(string)
+}
+
+// network is what an engine says of one with that pool. The pool's token is what it was told the gateway is.
+func network(id, pool, options string) string {
+	return fmt.Sprintf(`{"NetworkID":"aaaaaaaaaaaa%s","Options":{"com.docker.network.generic":{%s}},"IPv4Data":[{"AddressSpace":"netyard","Pool":"0.0.0.0/0","Gateway":"%s/0"}]}`,
+		id, options, strings.TrimPrefix(pool, "dhcp-"))
+}
+
+func endpointOf(last, more string) string {
+	return fmt.Sprintf(`{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeee%s"%s}`, last, more)
+}
+
+// start starts a container as an engine of 29 does.
+func (d *dhcpLAN) start(pool, last, name string) (addr string) {
+	d.t.Helper()
+	addr = d.ok("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Options":{"com.docker.network.endpoint.name":%q}}`, pool, name))["Address"].(string)
+	d.ok("NetworkDriver.CreateEndpoint", endpointOf(last, fmt.Sprintf(`,"Interface":{"Address":%q}`, addr)))
+	box := kerneltest.New(d.t)
+	d.boxes[last] = box
+	j := d.ok("NetworkDriver.Join", endpointOf(last, fmt.Sprintf(`,"SandboxKey":%q`, box.Path())))
+	if j["Gateway"] != "192.0.2.1" {
+		d.t.Errorf("the gateway is not the DHCP server's to say: %v", j)
+	}
+	link := j["InterfaceName"].(map[string]any)["SrcName"].(string)
+	d.links[last] = link
+	box.Take(d.t, d.host, link, "ip addr add "+addr+" dev eth0", "ip route add default via 192.0.2.1")
+	return addr
+}
+
+// end ends it as an engine does: the link comes back to the host.
+func (d *dhcpLAN) end(pool, last, addr string) {
+	d.t.Helper()
+	d.ok("NetworkDriver.Leave", endpointOf(last, ""))
+	d.boxes[last].Sh(d.t, "ip link set eth0 down && ip link set eth0 name back"+last)
+	d.boxes[last].Give(d.t, d.host, "back"+last)
+	d.host.Sh(d.t, "ip link set back"+last+" name "+d.links[last])
+	d.ok("NetworkDriver.DeleteEndpoint", endpointOf(last, ""))
+	at, _, _ := strings.Cut(addr, "/")
+	d.ok("IpamDriver.ReleaseAddress", fmt.Sprintf(`{"PoolID":%q,"Address":%q}`, pool, at))
+}
+
+// lease is that of an endpoint.
+func (d *dhcpLAN) lease(last string) (l yard.DHCPLease) {
+	d.t.Helper()
+	all, err := d.yard.DHCPLeases()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, l := range all {
+		if l.Endpoint == "eeeeeeeeee"+last {
+			return l
+		}
+	}
+	return l
+}
+
+// rename has the lease extended from inside the sandbox, by a name that the server is to be told.
+func (d *dhcpLAN) rename(last, name string) {
+	d.t.Helper()
+	if err := d.yard.Identify("aaaaaaaaaaaa01", "eeeeeeeeee"+last, modes.Container{Engine: yard.Docker, ID: "c" + last, Name: name}); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// TestLANDHCP is the life of two containers on one parent whose addresses are a DHCP server's.
+func TestLANDHCP(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"macvlan", "ipvlan"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			kerneltest.Needs(t, mode)
+			d := newDHCPLAN(t, mode)
+			before := d.state()
+			d.dnsmasq("192.0.2.100,192.0.2.110,255.255.255.0,120")
+			pool := d.pool("")
+			d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
+			web, db := d.start(pool, "01", "web"), d.start(pool, "02", "db")
+			if web == db || !strings.HasPrefix(web, "192.0.2.1") || !strings.HasSuffix(web, "/24") {
+				t.Fatalf("the addresses are %s and %s", web, db)
+			}
+			for last, addr := range map[string]string{"01": db, "02": web} {
+				to, _, _ := strings.Cut(addr, "/")
+				if !d.boxes[last].Pings(to, true) || !d.boxes[last].Pings("192.0.2.1", true) {
+					t.Errorf("container %s does not reach %s or the LAN", last, to)
+				}
+			}
+
+			began := d.lease("01").Lease.Start
+			d.rename("01", "shop")
+			d.eventually("the lease is extended from inside", func() bool { l := d.lease("01"); return l.Hostname == "shop" && l.Lease.Start.After(began) })
+			d.eventually("the server is told the name", func() bool { return d.said("client provides name: shop") })
+
+			d.dnsmasq("192.0.2.150,192.0.2.160,255.255.255.0,120") // one that knows nothing of them, and refuses
+			d.rename("01", "store")
+			d.eventually("the container has another address", func() bool {
+				return strings.Contains(d.boxes["01"].Sh(t, "ip -4 addr show dev eth0"), "inet 192.0.2.15")
+			})
+			if !d.said("DHCPNAK(eth0)") || !d.boxes["01"].Pings("192.0.2.1", true) || strings.Contains(d.boxes["01"].Sh(t, "ip -4 addr show dev eth0"), web) {
+				t.Errorf("not as it should be after a NAK: %s", d.boxes["01"].Sh(t, "ip addr; ip route"))
+			}
+			d.eventually("the record has it", func() bool {
+				return d.lease("01").Lease.Addr.Addr().Less(netip.MustParseAddr("192.0.2.161")) && d.lease("01").Tried.IsZero()
+			})
+			now := d.lease("01").Lease.Addr.Addr()
+			d.eventually("it is said", func() bool { return d.told(yard.LeaseMoved, now) })
+			d.eventually("and that the lease was lost", func() bool {
+				p, err := netip.ParsePrefix(web)
+				return err == nil && d.told(yard.LeaseLost, p.Addr())
+			})
+			if e, err := d.yard.Endpoint("aaaaaaaaaaaa01", "eeeeeeeeee01"); err != nil || e.Addrs[0].Addr() != now {
+				t.Errorf("the endpoint has %v, the lease is of %s: %v", e.Addrs, now, err)
+			}
+
+			d.end(pool, "01", web) // the engine knows the first address only
+			d.end(pool, "02", db)
+			d.eventually("the server has it back", func() bool { return d.said(fmt.Sprintf("DHCPRELEASE(eth0) %s", now)) })
+			d.ok("NetworkDriver.DeleteNetwork", ids)
+			d.ok("IpamDriver.ReleasePool", fmt.Sprintf(`{"PoolID":%q}`, pool))
+			d.eventually("no lease is left", func() bool {
+				all, err := d.yard.DHCPLeases()
+				return err == nil && len(all) == 0
+			})
+			d.eventually("nothing is left on the host", func() bool { return d.state() == before })
+		})
+	}
+}
+
+// TestLANDHCPRefused: networks on no LAN, and what does not go with a hardware address that all containers share.
+func TestLANDHCPRefused(t *testing.T) {
+	t.Parallel()
+	refused := func(t *testing.T, mode string, cases map[string]string) {
+		t.Parallel()
+		kerneltest.Needs(t, mode)
+		d := newDHCPLAN(t, mode)
+		for options, want := range cases {
+			options, opts, _ := strings.Cut(options, ";")
+			pool := d.pool(opts)
+			d.refused("NetworkDriver.CreateNetwork", network("01", pool, options), want)
+		}
+	}
+	t.Run("macvlan", func(t *testing.T) {
+		refused(t, "macvlan", map[string]string{
+			``: "a network without a parent is on no LAN",
+			`"parent":"eth0","macvlan_mode":"passthru"`: "macvlan_mode=passthru has no room on its parent",
+		})
+	})
+	t.Run("ipvlan", func(t *testing.T) {
+		refused(t, "ipvlan", map[string]string{
+			`"parent":"eth0","ipvlan_mode":"l3"`:  "ipvlan_mode=l3 is behind the host",
+			`"parent":"eth0","ipvlan_mode":"l3s"`: "ipvlan_mode=l3s is behind the host",
+			`"parent":"eth0";,"client_id":"mac"`:  "the DHCP server would take them for one",
+		})
+	})
+	t.Run("ipvlan with hardware addresses", func(t *testing.T) {
+		t.Parallel()
+		kerneltest.Needs(t, "ipvlan")
+		d := newDHCPLAN(t, "ipvlan")
+		p, err := d.yard.RequestDHCPPool(t.Context(), yard.DHCPRequest{MACs: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.refused("NetworkDriver.CreateNetwork", network("01", p.ID, `"parent":"eth0"`), "use --ipam-driver netyard --ipam-opt dhcp=true")
+	})
+}
+
+// udhcpd serves these addresses for so many seconds.
+func (d *dhcpLAN) udhcpd(start, end string, seconds int) (stop func()) {
+	d.t.Helper()
+	dir := d.t.TempDir()
+	conf := fmt.Sprintf("start %s\nend %s\ninterface eth0\nlease_file %s/leases\npidfile %s/pid\nmin_lease 1\noption lease %d\noption subnet 255.255.255.0\noption router 192.0.2.1\n",
+		start, end, dir, dir, seconds)
+	for file, text := range map[string]string{"/conf": conf, "/leases": ""} {
+		if err := os.WriteFile(dir+file, []byte(text), 0o600); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	return d.serve("busybox", "udhcpd", "-f", dir+"/conf")
+}
+
+// told says whether there is an event of that type about an address.
+func (d *dhcpLAN) told(kind string, addr netip.Addr) bool {
+	some, _ := d.yard.Events(0)
+	return slices.ContainsFunc(some, func(e yard.Event) bool { return e.Type == kind && e.Address == addr.String() && e.NetworkID != "" })
+}
+
+// TestDHCPLost: when no server answers until the time has run out, a container has no address until one does, or its link is taken
+// down for good, as its network has it.
+func TestDHCPLost(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "macvlan")
+	d := newDHCPLAN(t, "macvlan")
+	const seconds = 5
+	stop := d.udhcpd("192.0.2.100", "192.0.2.110", seconds)
+	pool, strict := d.pool(""), d.pool(`,"on_lost":"down"`)
+	d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
+	d.ok("NetworkDriver.CreateNetwork", network("02", strict, `"parent":"eth0"`))
+	d.start(pool, "01", "web")
+	web := d.lease("01").Given
+	addr := d.ok("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Options":{}}`, strict))["Address"].(string)
+	ep := `{"NetworkID":"aaaaaaaaaaaa02","EndpointID":"eeeeeeeeee02"%s}`
+	d.ok("NetworkDriver.CreateEndpoint", fmt.Sprintf(ep, fmt.Sprintf(`,"Interface":{"Address":%q}`, addr)))
+	db := kerneltest.New(t)
+	link := d.ok("NetworkDriver.Join", fmt.Sprintf(ep, fmt.Sprintf(`,"SandboxKey":%q`, db.Path())))["InterfaceName"].(map[string]any)["SrcName"].(string)
+	db.Take(t, d.host, link, "ip addr add "+addr+" dev eth0")
+	box := d.boxes["01"]
+	has := func(words string) bool { return strings.Contains(box.Sh(t, "ip -4 addr show dev eth0"), words) }
+
+	first := d.lease("01").Lease.Expires
+	d.eventually("the lease is extended", func() bool { return d.lease("01").Lease.Expires.After(first) })
+	if !has("inet " + web.String()) {
+		t.Errorf("the address changed when the lease was extended: %s", box.Sh(t, "ip addr"))
+	}
+	stop()
+	d.eventually("the address is gone when the time has run out", func() bool { return !has("inet ") })
+	d.eventually("it is said", func() bool { return d.told(yard.LeaseLost, web) })
+	d.eventually("the other's link is down", func() bool {
+		return d.lease("02").Phase == yard.DHCPDown && !strings.Contains(db.Sh(t, "ip link show eth0"), ",UP")
+	})
+	p, err := netip.ParsePrefix(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.eventually("it is said that the link was taken down", func() bool { return d.told(yard.LeaseDown, p.Addr()) })
+	d.udhcpd("192.0.2.120", "192.0.2.130", 60)
+	d.eventually("it has an address again", func() bool { return has("inet 192.0.2.12") })
+	d.eventually("that is said too", func() bool { return d.told(yard.LeaseMoved, d.lease("01").Lease.Addr.Addr()) })
+	if !box.Pings("192.0.2.1", true) {
+		t.Error("with its new address the container does not reach the LAN")
+	}
+}
+
+// TestLANDHCPConflict: an address that somebody has without the server's leave is declined, and that is said.
+func TestLANDHCPConflict(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"macvlan", "ipvlan"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			kerneltest.Needs(t, mode)
+			d := newDHCPLAN(t, mode)
+			d.dnsmasq("192.0.2.100,192.0.2.101,255.255.255.0,120")
+			d.server.Sh(t, "ip addr add 192.0.2.101/32 dev eth0")
+			pool := d.pool("")
+			d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
+			d.refused("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Address":"192.0.2.101","Options":{"com.docker.network.endpoint.name":"db"}}`, pool),
+				"somebody else uses the address 192.0.2.101")
+			if !d.told(yard.LeaseDeclined, netip.MustParseAddr("192.0.2.101")) {
+				t.Error("nobody is told")
+			}
+			d.eventually("the server is told", func() bool { return d.said("DHCPDECLINE(eth0) 192.0.2.101") })
+			if got := d.start(pool, "01", "web"); got != "192.0.2.100/24" {
+				t.Errorf("the container has %s", got)
+			}
+		})
+	}
+}

@@ -1,0 +1,307 @@
+package dhcp
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+)
+
+// A fake is a link with one server, in a test's own time.
+type fake struct {
+	answer func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 // nil: silence
+	said   []dhcpv4.MessageType
+	modes  []string
+	queue  chan []byte
+	inUse  map[netip.Addr]bool
+}
+
+func newFake(answer func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4) *fake {
+	return &fake{answer: answer, queue: make(chan []byte, 16), inUse: map[netip.Addr]bool{}}
+}
+
+func (f *fake) Broadcast(msg []byte) error { return f.take(msg, "broadcast") }
+
+func (f *fake) Unicast(msg []byte, _, _ netip.Addr) error { return f.take(msg, "unicast") }
+
+func (f *fake) take(msg []byte, how string) error {
+	m, err := dhcpv4.FromBytes(msg)
+	if err != nil {
+		return err
+	}
+	f.said, f.modes = append(f.said, m.MessageType()), append(f.modes, how)
+	if a := f.answer(m); a != nil {
+		f.queue <- a.ToBytes()
+	}
+	return nil
+}
+
+func (f *fake) Receive(ctx context.Context) ([]byte, net.HardwareAddr, error) {
+	select {
+	case m := <-f.queue:
+		return m, net.HardwareAddr{2, 0, 0, 0, 0, 0xff}, nil
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+}
+
+func (f *fake) InUse(_ context.Context, a netip.Addr) (net.HardwareAddr, error) {
+	if f.inUse[a] {
+		return net.HardwareAddr{2, 0, 0, 0, 0, 0xee}, nil
+	}
+	return nil, nil
+}
+
+var self = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+
+func server() net.IP { return net.IPv4(192, 0, 2, 1) }
+
+// reply answers with an address for a minute.
+func reply(m *dhcpv4.DHCPv4, kind dhcpv4.MessageType, addr string, more ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
+	a, err := dhcpv4.NewReplyFromRequest(m, append([]dhcpv4.Modifier{
+		dhcpv4.WithMessageType(kind), dhcpv4.WithYourIP(net.ParseIP(addr)), dhcpv4.WithServerIP(server()),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(server())), dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithLeaseTime(60),
+	}, more...)...)
+	if err != nil {
+		panic(err)
+	}
+	return a
+}
+
+// good is a server that gives the addresses in turn, one for each DISCOVER.
+func good(addrs ...string) func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+	at := -1
+	return func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+		switch m.MessageType() {
+		case dhcpv4.MessageTypeDiscover:
+			at = min(at+1, len(addrs)-1)
+			return reply(m, dhcpv4.MessageTypeOffer, addrs[at])
+		case dhcpv4.MessageTypeRequest:
+			if at < 0 {
+				return reply(m, dhcpv4.MessageTypeAck, addrs[0])
+			}
+			return reply(m, dhcpv4.MessageTypeAck, addrs[at])
+		}
+		return nil
+	}
+}
+
+func TestAcquire(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4
+		inUse  string
+		wish   Wish
+		want   string // the address, or empty
+		err    error
+		said   []dhcpv4.MessageType
+	}{
+		"plain": {
+			answer: good("192.0.2.10"), want: "192.0.2.10/24",
+			said: []dhcpv4.MessageType{dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest},
+		},
+		"conflict": {
+			answer: good("192.0.2.10", "192.0.2.11"), inUse: "192.0.2.10", want: "192.0.2.11/24",
+			said: []dhcpv4.MessageType{
+				dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeDecline, dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest,
+			},
+		},
+		"conflict, and no other will do": {
+			answer: good("192.0.2.10"), inUse: "192.0.2.10", wish: Wish{Addr: netip.MustParseAddr("192.0.2.10"), Must: true}, err: ErrConflict,
+		},
+		"another address than asked for": {
+			answer: good("192.0.2.10"), wish: Wish{Addr: netip.MustParseAddr("192.0.2.99"), Must: true}, err: ErrOtherAddress,
+		},
+		"silence": {answer: func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return nil }, err: ErrNoServer},
+		"an offer taken back": {
+			answer: func() func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+				serve, naks := good("192.0.2.10"), 1
+				return func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+					if m.MessageType() == dhcpv4.MessageTypeRequest && naks > 0 {
+						naks--
+						return reply(m, dhcpv4.MessageTypeNak, "0.0.0.0")
+					}
+					return serve(m)
+				}
+			}(), want: "192.0.2.10/24",
+		},
+		"the first question is lost": {
+			answer: func() func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+				serve, lost := good("192.0.2.10"), 1
+				return func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+					if lost--; lost >= 0 {
+						return nil
+					}
+					return serve(m)
+				}
+			}(), want: "192.0.2.10/24",
+		},
+		"answers to somebody else": {answer: func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+			a := reply(m, dhcpv4.MessageTypeOffer, "192.0.2.10")
+			a.TransactionID[0]++
+			return a
+		}, err: ErrNoServer},
+		"no address in the offer": {answer: func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return reply(m, dhcpv4.MessageTypeOffer, "0.0.0.0") }, err: ErrNoServer},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(c.answer)
+				if c.inUse != "" {
+					f.inUse[netip.MustParseAddr(c.inUse)] = true
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
+				defer cancel()
+				began := time.Now()
+				l, err := (&Client{Transport: f, Identity: Identity{MAC: self}, Probe: true}).Acquire(ctx, c.wish)
+				if !errors.Is(err, c.err) || c.want != "" && l.Addr.String() != c.want {
+					t.Errorf("%v, %v; want %s, %v", l.Addr, err, c.want, c.err)
+				}
+				if took := time.Since(began); took > 7*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				if c.said != nil && !slices.Equal(f.said, c.said) {
+					t.Errorf("said %v", f.said)
+				}
+			})
+		})
+	}
+}
+
+// TestLife lets an hour's lease of a container pass, with servers that answer, fall silent, and refuse.
+func TestLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		serve := good("192.0.2.10")
+		f := newFake(serve)
+		c := &Client{Transport: f, Identity: Identity{MAC: self}}
+		l, err := c.Acquire(t.Context(), Wish{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Renew.Sub(l.Start) != 30*time.Second || l.Rebind.Sub(l.Start) != 52500*time.Millisecond || l.Expires.Sub(l.Start) != time.Minute {
+			t.Errorf("times %v %v %v", l.Renew.Sub(l.Start), l.Rebind.Sub(l.Start), l.Expires.Sub(l.Start))
+		}
+		for range 60 { // always in time, and of its own server
+			time.Sleep(time.Until(l.Due(time.Now(), time.Time{})))
+			if l, err = c.Extend(t.Context(), l); err != nil || l.State(time.Now()) != Bound {
+				t.Fatal(l.State(time.Now()), err)
+			}
+			if how := f.modes[len(f.modes)-1]; how != "unicast" {
+				t.Fatalf("renewed by %s", how)
+			}
+		}
+		f.answer = func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return nil }
+		f.said, f.modes = nil, nil
+		var tried time.Time
+		attempts := 0
+		for l.State(time.Now()) != Expired {
+			time.Sleep(time.Until(l.Due(time.Now(), tried)))
+			if l.State(time.Now()) == Expired {
+				break
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), l.Patience())
+			if _, err := c.Extend(ctx, l); !errors.Is(err, ErrNoServer) {
+				t.Fatal(err)
+			}
+			cancel()
+			tried = time.Now()
+			attempts++
+		}
+		if at := time.Now(); at.Before(l.Expires) || at.Sub(l.Expires) > time.Second {
+			t.Errorf("expired at %v, noticed at %v", l.Expires, at)
+		}
+		if attempts < 3 || attempts > 12 || f.modes[0] != "unicast" || f.modes[len(f.modes)-1] != "broadcast" {
+			t.Errorf("%d attempts, by %v", attempts, f.modes)
+		}
+		if next := time.Until(l.Due(time.Now(), time.Now())); next != againPause {
+			t.Errorf("without an address, the next attempt is after %v", next)
+		}
+		f.answer = func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return reply(m, dhcpv4.MessageTypeNak, "0.0.0.0") }
+		if _, err := c.Extend(t.Context(), l); !errors.Is(err, ErrRefused) {
+			t.Error(err)
+		}
+	})
+}
+
+// TestOtherServer: while its own server is asked, another one's refusal says nothing; later it does.
+func TestOtherServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(good("192.0.2.10"))
+		c := &Client{Transport: f, Identity: Identity{MAC: self}}
+		l, err := c.Acquire(t.Context(), Wish{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.answer = func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+			return reply(m, dhcpv4.MessageTypeNak, "0.0.0.0", dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(192, 0, 2, 2))))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.Extend(ctx, l); !errors.Is(err, ErrNoServer) {
+			t.Errorf("renewing: %v", err)
+		}
+		time.Sleep(time.Until(l.Rebind))
+		if _, err := c.Extend(t.Context(), l); !errors.Is(err, ErrRefused) {
+			t.Errorf("rebinding: %v", err)
+		}
+	})
+}
+
+func TestRead(t *testing.T) {
+	m, err := dhcpv4.NewDiscovery(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	odd := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10", dhcpv4.WithLeaseTime(100),
+		dhcpv4.WithGeneric(dhcpv4.OptionRenewTimeValue, []byte{0, 0, 0, 200}), dhcpv4.WithGeneric(dhcpv4.OptionRebindingTimeValue, []byte{0, 0, 0, 150}),
+		dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, []byte{0, 1}), dhcpv4.WithOption(dhcpv4.OptDomainName("bad\x1b[31mname")),
+		dhcpv4.WithDNS(net.IPv4zero, net.IPv4(192, 0, 2, 8)), dhcpv4.WithRouter(net.IPv4bcast, net.IPv4(192, 0, 2, 7)))
+	l, err := read(odd, nil, time.Unix(0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.Renew.Before(l.Rebind) || !l.Rebind.Before(l.Expires) || l.MTU != 0 || l.Domain != "" || len(l.DNS) != 1 || l.Router.String() != "192.0.2.7" {
+		t.Errorf("%+v", l)
+	}
+	forever := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10", dhcpv4.WithLeaseTime(0xffffffff))
+	if l, err = read(forever, nil, time.Unix(0, 0)); err != nil || !l.Expires.IsZero() || l.State(time.Now()) != Bound || !l.Due(time.Now(), time.Time{}).IsZero() {
+		t.Errorf("%+v %v", l, err)
+	}
+	nobody := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10")
+	nobody.Options.Del(dhcpv4.OptionServerIdentifier)
+	if _, err := read(nobody, nil, time.Unix(0, 0)); err == nil {
+		t.Error("a server that does not say who it is")
+	}
+}
+
+// FuzzAnswer: whatever comes from the wire, a lease is usable or an error.
+func FuzzAnswer(f *testing.F) {
+	m, err := dhcpv4.NewDiscovery(self)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(reply(m, dhcpv4.MessageTypeOffer, "192.0.2.10").ToBytes())
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		a, err := dhcpv4.FromBytes(raw)
+		if err != nil {
+			return
+		}
+		l, err := read(a, nil, time.Unix(1e9, 0))
+		if err != nil {
+			return
+		}
+		if !l.Addr.IsValid() || !l.Addr.Addr().Is4() || !l.Expires.IsZero() && (!l.Renew.Before(l.Rebind) || !l.Rebind.Before(l.Expires)) {
+			t.Errorf("%+v", l)
+		}
+		for _, c := range []byte(l.Domain) {
+			if bytes.ContainsAny([]byte{c}, "\x1b\n\r ") {
+				t.Errorf("domain %q", l.Domain)
+			}
+		}
+	})
+}

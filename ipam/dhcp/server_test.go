@@ -1,0 +1,323 @@
+package dhcp_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"netyard/ipam/dhcp"
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// A lan is a bridge with a DHCP server behind one of its ports.
+type lan struct {
+	*kerneltest.Host
+	server *kerneltest.Host
+	log    *logBuffer
+}
+
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func newLAN(t *testing.T) *lan {
+	t.Helper()
+	l := &lan{Host: kerneltest.New(t), log: &logBuffer{}}
+	l.server = l.Peer(t, "port1")
+	l.Sh(t, "ip link add br0 type bridge && ip link set br0 up && ip link set port1 master br0")
+	l.server.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
+	return l
+}
+
+// serve runs a server until the test ends or the returned function is called.
+func (l *lan) serve(t *testing.T, args ...string) (stop func()) {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = l.log, l.log
+	if err := l.server.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	stop = sync.OnceFunc(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	t.Cleanup(func() {
+		stop()
+		if t.Failed() {
+			t.Logf("%s:\n%s", args[0], l.log)
+		}
+	})
+	return stop
+}
+
+// dnsmasq takes what is behind dhcp-range.
+func (l *lan) dnsmasq(t *testing.T, more ...string) {
+	t.Helper()
+	l.serve(t, append([]string{
+		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
+		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases"),
+	}, more...)...)
+}
+
+// udhcpd is the server whose leases can be short.
+func (l *lan) udhcpd(t *testing.T, start, end string, seconds int) (stop func()) {
+	t.Helper()
+	dir := t.TempDir()
+	conf := fmt.Sprintf("start %s\nend %s\ninterface eth0\nlease_file %s/leases\npidfile %s/pid\nmin_lease 1\noption lease %d\noption subnet 255.255.255.0\noption router 192.0.2.1\n",
+		start, end, dir, dir, seconds)
+	if err := os.WriteFile(dir+"/conf", []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/leases", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return l.serve(t, "busybox", "udhcpd", "-f", dir+"/conf")
+}
+
+func mac(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, last} }
+
+func (l *lan) client(t *testing.T, id dhcp.Identity) *dhcp.Client {
+	t.Helper()
+	w, err := l.PlugWire(kernel.LANPort{Kind: "bridge", Parent: "br0"}, id.MAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return &dhcp.Client{Transport: w, Identity: id, Probe: true}
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+const patience = 15 * time.Second
+
+// settled is what the host is like when its links have come up.
+func (l *lan) settled(t *testing.T) string {
+	t.Helper()
+	for last := ""; ; time.Sleep(500 * time.Millisecond) {
+		now := l.Dump(t)
+		if now == last {
+			return now
+		}
+		last = now
+	}
+}
+
+func (l *lan) same(t *testing.T, before string) {
+	t.Helper()
+	after := l.Dump(t)
+	for end := time.Now().Add(patience); after != before && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		after = l.Dump(t)
+	}
+	if after != before {
+		t.Errorf("left behind:\n%s\n%s", before, after)
+	}
+}
+
+func (l *lan) says(t *testing.T, words ...string) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		missing := ""
+		for _, w := range words {
+			if !strings.Contains(l.log.String(), w) {
+				missing = w
+			}
+		}
+		if missing == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the server does not say %q:\n%s", missing, l.log)
+		}
+	}
+}
+
+// TestDnsmasq goes through a lease with a real server, and nothing is left of it on the host.
+func TestDnsmasq(t *testing.T) {
+	l := newLAN(t)
+	before := l.settled(t)
+	l.dnsmasq(t, "--dhcp-range=192.0.2.100,192.0.2.200,255.255.255.0,120", "--dhcp-option=3,192.0.2.7", "--dhcp-option=6,192.0.2.8,192.0.2.9",
+		"--dhcp-option=26,1400", "--dhcp-option=42,192.0.2.10", "--dhcp-option=121,198.51.100.0/24,192.0.2.11,0.0.0.0/0,192.0.2.12")
+	c := l.client(t, dhcp.Identity{MAC: mac(1), ID: []byte("\x00web"), Hostname: "web", VendorClass: "test"})
+	lease, err := c.Acquire(within(t, patience), dhcp.Wish{Addr: netip.MustParseAddr("192.0.2.150")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lease.Addr.String() != "192.0.2.150/24" || lease.Server.String() != "192.0.2.1" || lease.Router.String() != "192.0.2.12" || lease.MTU != 1400 ||
+		fmt.Sprint(lease.DNS, lease.NTP) != "[192.0.2.8 192.0.2.9] [192.0.2.10]" || fmt.Sprint(lease.Routes) != "[{198.51.100.0/24 192.0.2.11}]" {
+		t.Errorf("lease %+v", lease)
+	}
+	if life := lease.Expires.Sub(lease.Start); life != 2*time.Minute {
+		t.Errorf("the lease lasts %v", life)
+	}
+	l.says(t, "client provides name: web", "vendor class: test", "DHCPACK(eth0) 192.0.2.150 02:00:00:00:00:01 web")
+	c.Transport.(*kernel.Wire).NextHop = lease.NextHop
+	if err := c.Release(within(t, patience), lease); err != nil {
+		t.Error(err)
+	}
+	l.says(t, "DHCPRELEASE(eth0) 192.0.2.150")
+	if err := c.Transport.(*kernel.Wire).Close(); err != nil {
+		t.Error(err)
+	}
+	l.same(t, before)
+}
+
+// TestMacvlan: on a link of the host's that is a parent.
+func TestMacvlan(t *testing.T) {
+	l := newLAN(t)
+	l.Sh(t, "ip link del br0 && sysctl -qw net.ipv6.conf.port1.disable_ipv6=1") // what changes in its own time
+	before := l.settled(t)
+	l.dnsmasq(t, "--dhcp-range=192.0.2.100,192.0.2.200,255.255.255.0,120")
+	w, err := l.PlugWire(kernel.LANPort{Kind: "macvlan", Parent: "port1"}, mac(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &dhcp.Client{Transport: w, Identity: dhcp.Identity{MAC: mac(1)}, Probe: true}
+	lease, err := c.Acquire(within(t, patience), dhcp.Wish{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.NextHop = lease.NextHop
+	if err := errors.Join(c.Release(within(t, patience), lease), w.Close()); err != nil {
+		t.Error(err)
+	}
+	l.says(t, "DHCPACK(eth0) 192.0.2.1", "DHCPRELEASE(eth0) 192.0.2.1")
+	l.same(t, before)
+}
+
+// TestConflict: an address that somebody has without the server's leave is declined, and another taken.
+func TestConflict(t *testing.T) {
+	l := newLAN(t)
+	l.udhcpd(t, "192.0.2.100", "192.0.2.101", 60)
+	squatter := l.Peer(t, "port2")
+	l.Sh(t, "ip link set port2 master br0")
+	squatter.Sh(t, "ip addr add 192.0.2.100/24 dev eth0 && sysctl -qw net.ipv4.icmp_echo_ignore_all=1")
+	squatter.Sh(t, "sysctl -qw net.ipv4.conf.eth0.arp_ignore=8") // deaf while the server looks itself
+	c := l.client(t, dhcp.Identity{MAC: mac(1)})
+	lease, err := c.Acquire(within(t, patience), dhcp.Wish{Addr: netip.MustParseAddr("192.0.2.100"), Offered: func(dhcp.Lease) error {
+		squatter.Sh(t, "sysctl -qw net.ipv4.conf.eth0.arp_ignore=0")
+		return nil
+	}})
+	if err != nil || lease.Addr.String() != "192.0.2.101/24" {
+		t.Errorf("lease %v, %v", lease.Addr, err)
+	}
+}
+
+// TestNobody: no server, no free address, another address than the one there must be.
+func TestNobody(t *testing.T) {
+	l := newLAN(t)
+	c := l.client(t, dhcp.Identity{MAC: mac(1)})
+	if _, err := c.Acquire(within(t, time.Second), dhcp.Wish{}); !errors.Is(err, dhcp.ErrNoServer) {
+		t.Errorf("without a server: %v", err)
+	}
+	l.udhcpd(t, "192.0.2.100", "192.0.2.100", 60)
+	if _, err := c.Acquire(within(t, patience), dhcp.Wish{}); err != nil {
+		t.Fatal(err)
+	}
+	other := l.client(t, dhcp.Identity{MAC: mac(2)})
+	if _, err := other.Acquire(within(t, 4*time.Second), dhcp.Wish{}); !errors.Is(err, dhcp.ErrNoServer) {
+		t.Errorf("no free address: %v", err)
+	}
+	if _, err := c.Acquire(within(t, patience), dhcp.Wish{Addr: netip.MustParseAddr("192.0.2.200"), Must: true}); !errors.Is(err, dhcp.ErrOtherAddress) {
+		t.Errorf("another address: %v", err)
+	}
+}
+
+// TestSandbox: more time for a lease from inside a container, over and over; a server that has forgotten it refuses.
+func TestSandbox(t *testing.T) {
+	l := newLAN(t)
+	const seconds = 4
+	stop := l.udhcpd(t, "192.0.2.100", "192.0.2.101", seconds)
+	c := l.client(t, dhcp.Identity{MAC: mac(1)})
+	lease, err := c.Acquire(within(t, patience), dhcp.Wish{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Transport.(*kernel.Wire).Close(); err != nil {
+		t.Fatal(err)
+	}
+	box := kerneltest.New(t)
+	l.Sh(t, "ip link add port3 type veth peer name inner address "+mac(1).String()+" && ip link set port3 master br0 up")
+	box.Take(t, l.Host, "inner", "ip addr add "+lease.Addr.String()+" dev eth0")
+	s, err := kernel.EnterLink(box.Path(), "", mac(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	socket, err := s.Socket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	c = &dhcp.Client{Transport: socket, Identity: c.Identity}
+	for range 3 {
+		time.Sleep(time.Until(lease.Renew))
+		if lease, err = c.Extend(within(t, patience), lease); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lease.Rebind = time.Now() // every server is asked
+	if lease, err = c.Extend(within(t, patience), lease); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if _, err := c.Extend(within(t, time.Second), lease); !errors.Is(err, dhcp.ErrNoServer) {
+		t.Errorf("without a server: %v", err)
+	}
+	l.dnsmasq(t, "--dhcp-range=192.0.2.150,192.0.2.160,255.255.255.0,120") // udhcpd would say nothing
+	if _, err := c.Extend(within(t, patience), lease); !errors.Is(err, dhcp.ErrRefused) {
+		t.Errorf("a server that knows nothing of it: %v", err)
+	}
+	wire, err := s.Wire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wire.Close()
+	c.Transport = wire
+	fresh, err := c.Acquire(within(t, patience), dhcp.Wish{Addr: lease.Addr.Addr()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Readdress(lease.Addr, fresh.Addr, fresh.Router, nil); err != nil {
+		t.Fatal(err)
+	}
+	got := box.Sh(t, "ip -4 -o addr show dev eth0; ip route; ping -c 1 -W 5 192.0.2.1 >/dev/null && echo reached")
+	for _, want := range []string{fresh.Addr.String(), "default via 192.0.2.1", "reached"} {
+		if !strings.Contains(got, want) || strings.Contains(got, lease.Addr.Addr().String()+"/") {
+			t.Errorf("the sandbox is not as it should be (%s): %s", want, got)
+		}
+	}
+}
