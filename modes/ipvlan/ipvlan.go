@@ -26,6 +26,7 @@ func New(e modes.Env) (modes.Mode, error) {
 		Settle:  func(n modes.Network, name string, _ kernel.LinkInfo) error { return settle(e.Kernel, n, name) },
 		MAC:     func(modes.Network, modes.Endpoint) net.HardwareAddr { return nil },
 		Routed:  routed,
+		ByInput: func(n modes.Network) bool { return n.Opt("ipvlan_mode") == "l3s" },
 	}}}, nil
 }
 

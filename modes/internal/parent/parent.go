@@ -25,6 +25,8 @@ type Kind struct {
 	MAC func(n modes.Network, e modes.Endpoint) net.HardwareAddr
 	// Routed says that a network is behind the host, which routes for it: whatever its containers send leaves by their link.
 	Routed func(n modes.Network) bool
+	// ByInput says that what is for a network's containers comes in by the host's rules instead of theirs; nil: of none.
+	ByInput func(n modes.Network) bool
 }
 
 // Mode is a modes.Mode of one kind.
@@ -94,7 +96,7 @@ func (m Mode) endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object
 		MTU: mtu(n), MAC: m.Kind.MAC(n, e), Sandbox: e.Sandbox,
 	}
 	c.Mode, c.Flag = m.Kind.Setting(n)
-	objects := []kernel.Object{c}
+	objects := append([]kernel.Object{c}, m.redirects(n, e)...)
 	if hostAccess(n) {
 		for _, a := range e.Addrs {
 			objects = append(objects, kernel.HostRoute{Shim: m.shim(n), Dst: a.Addr(), MAC: c.MAC})
