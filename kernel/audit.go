@@ -222,6 +222,13 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 			}
 			want[e.Set][e.key] = true
 		}
+		if r, ok := o.(Return); ok { // what it maps to is for check to say
+			set := either(r.Route.Dst.Is6(), back4, back6)
+			if want[set] == nil {
+				want[set] = map[string]bool{}
+			}
+			want[set][string(r.Route.Dst.AsSlice())] = true
+		}
 	}
 	for set, keys := range s.elements {
 		if set == foreign || set == same {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"netyard/kernel"
 	"netyard/modes"
 	"netyard/store"
 )
@@ -180,4 +181,31 @@ func (w *widening) addAt(own netip.Addr, a Ask) error {
 		return nil
 	}
 	return fmt.Errorf("%w: port %d/%s of the container is asked for twice", ErrInUse, first, a.Proto)
+}
+
+// redirected says which other port of the container's a packet for one that it has published goes to.
+func (t *tracer) redirected(p kernel.Packet) {
+	for _, port := range t.dstEndpoint.Ports {
+		if port.Routed && port.HostPort != port.ContainerPort && port.Proto == t.proto && port.HostIP.Is4() == p.Dst.Is4() &&
+			port.HostPort <= t.port && t.port-port.HostPort < max(port.Count, 1) {
+			t.say("the container's own table sends it on to port %d (%s)", port.ContainerPort+(t.port-port.HostPort), port)
+		}
+	}
+}
+
+// wayTo is the link of the host that leads to the containers of a network: a bridge, or the host's own on their parent.
+func (y *Yard) wayTo(n modes.Network) string {
+	if br := y.bridgeOf(n); br != "" {
+		return br
+	}
+	m, err := y.mode(n.Mode)
+	if err != nil {
+		return ""
+	}
+	for _, o := range m.Objects(n, nil) {
+		if s, ok := o.(kernel.Shim); ok {
+			return s.Name
+		}
+	}
+	return ""
 }

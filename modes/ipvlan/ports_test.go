@@ -1,9 +1,11 @@
 package ipvlan_test
 
 import (
+	"net/netip"
 	"testing"
 
 	"netyard/kernel/kerneltest"
+	"netyard/modes"
 	"netyard/modes/ipvlan"
 	"netyard/modes/modetest"
 )
@@ -26,6 +28,21 @@ func TestPorts(t *testing.T) {
 			})
 			l.Stop(c)
 			l.Stop(sibling)
+		})
+	}
+}
+
+// TestHostPublish: ports of the host lead to a container behind it.
+func TestHostPublish(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "ipvlan")
+	for _, mode := range []string{"l3", "l3s"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			l := modetest.NewLAN(t, ipvlan.New)
+			n := l.Network(netA, "ipvlan", options("parent", "eth0", "ipvlan_mode", mode, "host_access", "true", "host_publish", "true"))
+			n.Subnets = []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}, {Pool: netip.MustParsePrefix("2001:db8:9::/64")}}
+			l.HostPublishTest(t, n, at(mode, 11), at(mode, 12), mode == "l3s", false)
 		})
 	}
 }

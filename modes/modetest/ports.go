@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"netyard/kernel"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
@@ -177,4 +179,107 @@ func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients
 	if after := c.Sh(t, "nft list ruleset"); strings.TrimSpace(after) != strings.TrimSpace(before) {
 		t.Errorf("something is left in the sandbox: %s", after)
 	}
+}
+
+// HostPublishTest is what every LAN mode has to pass whose networks give ports of the host: who asks the host is answered by the container,
+// through Docker's FORWARD too; the container sees the host, or, where it answers others by way of the host, them; and nothing is left. Of
+// a network that can be limited to some, who is not one of them gets no answer.
+func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, siblings []string, seesThem, limited bool) {
+	t.Helper()
+	for _, tables := range []string{"iptables", "ip6tables"} {
+		l.Host.Sh(t, tables+" -N DOCKER-USER && "+tables+" -A DOCKER-USER -j RETURN && "+tables+" -A FORWARD -j DOCKER-USER && "+tables+" -P FORWARD DROP")
+	}
+	l.Host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip -6 route replace default via "+RouterAddr6)
+	if err := l.Host.LoadFirewall(); err != nil { // and the rules in Docker's chain
+		t.Fatal(err)
+	}
+	before := Settled(t, l.Host)
+	n = l.Up(n)
+	c, sibling := l.Run(n, "e1e1e1e1e1e1e1", containers...), l.Run(n, "e2e2e2e2e2e2e2", siblings...)
+	for _, proto := range []string{"tcp", "udp"} {
+		l.Serve(c.Host, proto, 8080)
+		l.Serve(c.Host, proto, 8001)
+		for _, every := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			c.Endpoint.Ports = append(c.Endpoint.Ports,
+				modes.Port{Proto: proto, HostIP: every, HostPort: 443, ContainerPort: 8080, Count: 1},
+				modes.Port{Proto: proto, HostIP: every, HostPort: 8000, ContainerPort: 8000, Count: 3})
+		}
+	}
+	attach := func() {
+		t.Helper()
+		if _, err := l.Mode.Attach(t.Context(), n, c.Endpoint); err != nil {
+			t.Fatal(err)
+		}
+	}
+	attach()
+	hosts := []string{HostAddr, HostAddr6}
+	all := func(when string, clients map[string]*kerneltest.Host) {
+		t.Helper()
+		for _, proto := range []string{"tcp", "udp"} {
+			for family, host := range hosts {
+				for who, from := range clients {
+					sees := host
+					if at := map[string]int{"LAN": 1, "router": 2}[who]; seesThem && at > 0 {
+						sees = [][]string{{OneAddr, OneAddr6}, {RouterAddr, RouterAddr6}}[at-1][family]
+					}
+					l.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "443"), "8080 "+sees)
+					l.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "8001"), "8001 "+sees)
+				}
+				l.Hears(when+": loopback", l.Host, proto, net.JoinHostPort([]string{"127.0.0.1", "::1"}[family], "443"), "8080 "+host)
+			}
+		}
+	}
+	all("published", map[string]*kerneltest.Host{"LAN": l.One, "sibling": sibling.Host, "host": l.Host, "itself": c.Host})
+	l.Audit([]modes.Network{n}, c, sibling)
+
+	some := map[string]*kerneltest.Host{"router": l.Router, "host": l.Host}
+	if limited {
+		n.Options["publish_from"] = RouterAddr + "/32," + RouterAddr6 + "/128"
+		if err := l.Mode.Up(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		all("to some", some)
+		for _, host := range hosts {
+			l.Hears("who is not to", l.One, "tcp", net.JoinHostPort(host, "443"), "")
+			l.Hears("sibling who is not to", sibling.Host, "udp", net.JoinHostPort(host, "443"), "")
+		}
+		l.notARouter(c.Host)
+	}
+	l.Host.Reopen(t)
+	all("without the daemon", some)
+	l.remake()
+	l.Host.Claim(l.Mode.Objects(n, nil)...)
+	if err := l.Mode.Up(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	attach()
+	if _, err := l.Mode.Attach(t.Context(), n, sibling.Endpoint); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Host.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	all("after a restart", some)
+	l.Audit([]modes.Network{n}, c, sibling)
+	l.Stop(c)
+	l.Stop(sibling)
+	if err := l.Mode.Down(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	if after := Settled(t, l.Host); after != before {
+		t.Errorf("something is left:\n%s", cmp.Diff(before, after))
+	}
+}
+
+// notARouter: what is let through Docker's chain for published ports is not let through netyard's for anything else.
+func (l *LAN) notARouter(c *kerneltest.Host) {
+	l.TB.Helper()
+	l.Host.Sh(l.TB, "ip addr add 10.66.0.1/24 dev lo; ip link add d0 type veth peer name d1; ip link set d0 up; ip addr add 10.67.0.1/24 dev d0; ip neigh add 10.67.0.2 lladdr 02:00:00:00:00:99 dev d0")
+	c.Sh(l.TB, "ip route add 10.67.0.0/24 via "+HostAddr+" 2>/dev/null || true")
+	l.Host.Sh(l.TB, "nft add table inet probe; nft 'add chain inet probe out { type filter hook postrouting priority 300; }'; nft 'add rule inet probe out ip daddr 10.67.0.2 counter'")
+	_, _ = c.TrySh("ping -c 1 -W 1 10.67.0.2")
+	if out := l.Host.Sh(l.TB, "nft list chain inet probe out"); !strings.Contains(out, "packets 0") {
+		l.TB.Errorf("the host forwards what a container sends to nobody's port: %s", out)
+	}
+	l.Host.Sh(l.TB, "nft delete table inet probe; ip link del d0; ip addr del 10.66.0.1/24 dev lo")
 }

@@ -27,6 +27,8 @@ type Kind struct {
 	Routed func(n modes.Network) bool
 	// ByInput says that what is for a network's containers comes in by the host's rules instead of theirs; nil: of none.
 	ByInput func(n modes.Network) bool
+	// Returns refuses a network whose containers' answers would not come back to the host by its own link; nil: they do.
+	Returns func(n modes.Network) error
 }
 
 // Mode is a modes.Mode of one kind.
@@ -87,6 +89,9 @@ func (m Mode) networkObjects(n modes.Network) (objects []kernel.Object) {
 	if hostAccess(n) {
 		objects = append(objects, m.shim(n))
 	}
+	if hostPublish(n) {
+		objects = append(objects, m.gate(n)...)
+	}
 	return objects
 }
 
@@ -102,7 +107,7 @@ func (m Mode) endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object
 			objects = append(objects, kernel.HostRoute{Shim: m.shim(n), Dst: a.Addr(), MAC: c.MAC})
 		}
 	}
-	return objects
+	return append(objects, m.hostPorts(n, e)...)
 }
 
 func (m Mode) shim(n modes.Network) kernel.Shim {
