@@ -40,9 +40,10 @@ func stateOf(p api.Port) string {
 	return p.State + ": " + p.Owner
 }
 
-// hostCell is where a port is on the host; one that is reached by the container's own address is nowhere.
+// hostCell is where a port is published: on the host, or at another port of the container's own address. One that is the same port of
+// that address is nowhere else.
 func hostCell(p api.Port) string {
-	if p.Routed {
+	if p.Routed && p.HostPort == p.Port {
 		return ""
 	}
 	return net.JoinHostPort(p.HostIP, span(p.HostPort, p.HostPortEnd))

@@ -134,9 +134,20 @@ func operInfoAnswer(context.Context, operInfo) (infoAnswer, error) {
 }
 
 func (d *Door) join(ctx context.Context, q join) (joinAnswer, error) {
-	_, link, err := d.Yard.Join(ctx, q.NetworkID, q.EndpointID, q.SandboxKey)
+	ports, err := portMap(q.Options)
 	if err != nil {
 		return joinAnswer{}, err
+	}
+	asks, err := asked(ports)
+	if err != nil {
+		return joinAnswer{}, err
+	}
+	n, link, err := d.Yard.Join(ctx, q.NetworkID, q.EndpointID, q.SandboxKey)
+	if err != nil {
+		return joinAnswer{}, err
+	}
+	if err := d.Yard.Lend(ctx, n, link, q.EndpointID, asks); err != nil {
+		return joinAnswer{}, errors.Join(err, d.Yard.Leave(context.WithoutCancel(ctx), q.NetworkID, q.EndpointID))
 	}
 	return joined(link), nil
 }

@@ -94,10 +94,15 @@ type Fault struct {
 	Text   string
 	// Lost: Ensure cannot bring it back, since a part of it is in a sandbox.
 	Lost bool
+	// Late: it could not be made before, since it is in a sandbox that may have been made after the request.
+	Late bool
 }
 
 // A loser is an object of which a part leaves the host, and does not come back.
 type loser interface{ lost(s *snapshot) bool }
+
+// A latecomer is an object in a sandbox, which some engines make only after they have asked for it.
+type latecomer interface{ late() }
 
 // Snapshot looks at the kernel, to be compared with what is wanted.
 func (k *Kernel) Snapshot() (*Snapshot, error) {
@@ -135,7 +140,8 @@ func (s *Snapshot) Faults(wanted []Object) (faults []Fault) {
 			if !seen[text] { // several networks want the same of the host
 				seen[text] = true
 				l, ok := o.(loser)
-				faults = append(faults, Fault{Object: i, Text: text, Lost: ok && l.lost(s.s)})
+				_, late := o.(latecomer)
+				faults = append(faults, Fault{Object: i, Text: text, Lost: ok && l.lost(s.s), Late: late})
 			}
 		}
 	}
@@ -215,6 +221,13 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 				want[e.Set] = map[string]bool{}
 			}
 			want[e.Set][e.key] = true
+		}
+		if r, ok := o.(Return); ok { // what it maps to is for check to say
+			set := either(r.Route.Dst.Is6(), back4, back6)
+			if want[set] == nil {
+				want[set] = map[string]bool{}
+			}
+			want[set][string(r.Route.Dst.AsSlice())] = true
 		}
 	}
 	for set, keys := range s.elements {

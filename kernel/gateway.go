@@ -157,6 +157,7 @@ func gatewayChains(b setBook) []chainSpec {
 			{"and IPv6 addresses it says", rule(b.oifSaddr6(from6), accept())},
 			{"of such networks, to nobody else", rule(b.oif(limited, false), drop())},
 			{"to everybody", rule(b.oif(Bridges, false), accept())},
+			{"to everybody, on the LAN", rule(b.oif(Shims, false), accept())},
 		}},
 		{
 			name: "isolation", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput,

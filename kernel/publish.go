@@ -25,6 +25,11 @@ const (
 	toRange4 SetName = "to_range4"
 	toRange6 SetName = "to_range6"
 
+	// own4 and own6 have ports of containers' own addresses that lead to others of their ports, where such packets come by the host's rules
+	// on their way and not by those of the sandbox: of ipvlan's mode l3s, which takes them at the end of input (drivers/net/ipvlan/ipvlan_l3s.c).
+	own4 SetName = "own4"
+	own6 SetName = "own6"
+
 	// self4 and self6 have the pairs (a, a) of containers with published ports: what such a container sends there itself must not
 	// come back to it from its own address. Not even the interface it came by is known of it, where br_netfilter is on.
 	self4 SetName = "self4"
@@ -220,6 +225,8 @@ func publishSets() []setSpec {
 		{name: toAny6, key: nftables.MustConcatSetType(port...), concat: true, data: to(any6)},
 		{name: toRange4, key: with(any4), concat: true, interval: true, data: any4},
 		{name: toRange6, key: with(any6), concat: true, interval: true, data: any6},
+		{name: own4, key: with(any4), concat: true, data: to(any4)},
+		{name: own6, key: with(any6), concat: true, data: to(any6)},
 		{name: self4, key: nftables.MustConcatSetType(any4, any4), concat: true},
 		{name: self6, key: nftables.MustConcatSetType(any6, any6), concat: true},
 		{name: limited, key: iface},
@@ -244,12 +251,20 @@ func publishChains(b setBook, obeys bool) []chainSpec {
 		}},
 		{
 			name: "prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting,
-			priority: nftables.ChainPriorityNATDest, rules: b.toPublished(obeys),
+			priority: nftables.ChainPriorityNATDest, rules: append(b.toOwn(), b.toPublished(obeys)...),
 		},
 		{
 			name: "output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput,
 			priority: nftables.ChainPriorityNATDest, rules: append(midstream(), ruleSpec{"published ports, from the host", local}),
 		},
+	}
+}
+
+// toOwn are the ports of containers' own addresses. They are none of the host's, whose own firewall sees them at input all the same.
+func (b setBook) toOwn() []ruleSpec {
+	return []ruleSpec{
+		{"ports of containers' own addresses", rule(b.daddrPort(own4), dnat(unix.NFPROTO_IPV4, true))},
+		{"ports of containers' own addresses, IPv6", rule(b.daddrPort(own6), dnat(unix.NFPROTO_IPV6, true))},
 	}
 }
 

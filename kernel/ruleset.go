@@ -79,7 +79,7 @@ func fieldsOf(key nftables.SetDatatype) []nftables.SetDatatype {
 
 func setSpecs() []setSpec {
 	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
-	return slices.Concat(publishSets(), loopbackSets(), gatewaySets(), admitSets(), []setSpec{
+	return slices.Concat(publishSets(), loopbackSets(), gatewaySets(), admitSets(), returnSets(), []setSpec{
 		{name: Bridges, key: nftables.TypeIFName},
 		{name: Internal, key: nftables.TypeIFName},
 		{name: foreign, key: nftables.TypeIFName},
@@ -115,7 +115,7 @@ func inetChains(b setBook, guard guards, obeys bool) []chainSpec {
 		{"answers", rule(established(), accept())},
 		{"internal networks have no way out", rule(b.iif(Internal, false), drop())},
 		{"nor in", rule(b.oif(Internal, false), drop())},
-	}, published(b), []ruleSpec{
+	}, published(b), onlyPublished(b), []ruleSpec{
 		{"networks are apart", rule(b.iif(Bridges, false), b.oif(Bridges, false), drop())},
 		{"and apart from other managers' networks", rule(b.iif(Bridges, false), b.oif(foreign, false), drop())},
 		{"nothing else comes in", rule(b.oif(Bridges, false), drop())},
@@ -133,7 +133,7 @@ func inetChains(b setBook, guard guards, obeys bool) []chainSpec {
 		},
 		{
 			name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting,
-			priority: nftables.ChainPriorityNATSource, rules: append([]ruleSpec{
+			priority: nftables.ChainPriorityNATSource, rules: slices.Concat(returning(b), []ruleSpec{
 				{"a neighbour's answer comes back by way of the host", rule(dnatted(), b.ifPair(Own, false), masquerade())},
 				{"and so does its own", rule(b.addrPair(self4, v4Loop()), masquerade())},
 				{"and its own, IPv6", rule(b.addrPair(self6, v6Loop()), masquerade())},
@@ -142,7 +142,7 @@ func inetChains(b setBook, guard guards, obeys bool) []chainSpec {
 				{"so do answers that would else go by the container that is the gateway", rule(dnatted(), b.oif(guided, false), masquerade())},
 				{"leave with the host's address", rule(b.saddr4(NAT4), b.oif(Bridges, true), masquerade())},
 				{"leave with the host's address, IPv6", rule(b.saddr6(NAT6), b.oif(Bridges, true), masquerade())},
-			}, leaving(b)...),
+			}, leaving(b)),
 		},
 	})
 }

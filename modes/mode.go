@@ -61,7 +61,9 @@ type Endpoint struct {
 	// Options are what was said for this endpoint alone; canonical names, see ResolveEndpoint.
 	Options map[string]string `json:",omitempty"`
 	// Ports are published while the endpoint has them: an engine gives and takes them as the default route moves.
-	Ports   []Port `json:",omitempty"`
+	Ports []Port `json:",omitempty"`
+	// Lent: the ports were given without an engine's word that the default route is here. They go to the endpoint of which it says so.
+	Lent    bool `json:",omitempty"`
 	Phase   Phase
 	Created time.Time
 	Joined  time.Time `json:",omitzero"`
@@ -97,7 +99,8 @@ type Port struct {
 	HostPort      uint16
 	ContainerPort uint16
 	Count         uint16
-	// Routed: the port is the container's own, by its own address, and nothing of the host's; HostIP and HostPort say so.
+	// Routed: the port is the container's own, by its own address, and nothing of the host's; HostIP and HostPort say so. Where HostPort is
+	// another than ContainerPort, the container's address answers at both.
 	Routed bool `json:",omitempty"`
 }
 
@@ -109,7 +112,7 @@ func (p Port) String() string {
 		}
 		return fmt.Sprintf("%d-%d", first, first+p.Count-1)
 	}
-	if p.Routed {
+	if p.Routed && p.HostPort == p.ContainerPort {
 		return net.JoinHostPort(p.HostIP.String(), span(p.HostPort)) + "/" + p.Proto
 	}
 	return net.JoinHostPort(p.HostIP.String(), span(p.HostPort)) + "->" + span(p.ContainerPort) + "/" + p.Proto
@@ -225,6 +228,14 @@ type Taker interface {
 type Router interface {
 	// Routes says whether a family of a network is routed: there the ports that containers publish are their own.
 	Routes(n Network, v6 bool) bool
+}
+
+// A Redirector is a Publisher with networks that no port of the host leads to: there ports are published on the containers' own addresses.
+type Redirector interface {
+	// Redirects says whether a network is one of those.
+	Redirects(n Network) bool
+	// Both says whether such a network gives the host's ports as well.
+	Both(n Network) bool
 }
 
 // A Gatewayless is a Mode with networks that need no address of the host for a family.

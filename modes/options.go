@@ -61,7 +61,7 @@ func Options() []Option {
 			Help: "containers send only from the addresses they were given, and play no DHCP server",
 		},
 		{
-			Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"}, Modes: []string{"bridge"}, Kind: Addrs,
+			Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"}, Modes: []string{"bridge", "ipvlan", "macvlan"}, Kind: Addrs,
 			Fixed: "the ports of running containers are on their addresses already; make the network anew",
 			Help:  "addresses of the host that ports are published on for which -p names none; all of them unless said otherwise",
 		},
@@ -119,6 +119,11 @@ func Options() []Option {
 			Name: "host_access", Modes: []string{"ipvlan", "macvlan"}, Kind: Bool, Default: "false",
 			Fixed: "running containers have their routes from their engine; make the network anew",
 			Help:  "the host and the containers reach each other, by a link of the host's own on the parent; only of macvlan_mode=bridge and ipvlan_flag=bridge",
+		},
+		{
+			Name: "host_publish", Modes: []string{"ipvlan", "macvlan"}, Kind: Bool, Default: "false",
+			Fixed: "the published ports of running containers are as they are; make the network anew",
+			Help:  "ports that containers publish are ports of the host's addresses, too, as on a bridge network; needs host_access=true",
 		},
 		{
 			Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "true",
@@ -184,7 +189,7 @@ func Options() []Option {
 			Help: "the host listens to all frames on the bridge, also to those for others",
 		},
 		{
-			Name: "publish_from", Modes: []string{"bridge"}, Set: true, Kind: Sources,
+			Name: "publish_from", Modes: []string{"bridge", "macvlan"}, Set: true, Kind: Sources,
 			Help: "who reaches published ports: subnets, or interfaces that packets come in by; everybody unless said otherwise. The host itself always does",
 		},
 		{

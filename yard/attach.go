@@ -183,6 +183,9 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (
 		if err != nil {
 			return err
 		}
+		if own, err = firstOf(tx, m, n, e, own); err != nil {
+			return err
+		}
 		if robbed, err = rob(tx, e); err != nil {
 			return err
 		}

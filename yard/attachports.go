@@ -32,6 +32,9 @@ func rob(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error) {
 func (y *Yard) onAddresses(r AttachRequest) (asks []Ask) {
 	binds := []netip.Addr{netip.IPv4Unspecified()}
 	if n, err := y.Network(r.NetworkID); err == nil {
+		if own, both := redirects(y.c.Modes[n.Mode], n); own && !both { // none of the host's
+			return nil
+		}
 		if p, ok := y.c.Modes[n.Mode].(modes.Publisher); ok {
 			binds = append(binds, p.Binds(n)...)
 		}

@@ -165,7 +165,7 @@ func (y *Yard) unjoin(ctx context.Context, m modes.Mode, n modes.Network, e mode
 }
 
 func left(e modes.Endpoint) modes.Endpoint {
-	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen, e.Ports = modes.Ready, time.Time{}, "", "", false, nil
+	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = modes.Ready, time.Time{}, "", "", false, nil, false
 	return e
 }
 
@@ -177,6 +177,9 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 		return err
 	}
 	defer release()
+	if err := y.clearInside(network, id); err != nil {
+		return err
+	}
 	var was modes.Endpoint
 	err = y.update("endpoint left", func(tx store.Tx) error {
 		e, err := getEndpoint(tx, network, id)

@@ -78,7 +78,7 @@ func TestPublishRouted(t *testing.T) {
 	if err != nil || texts(e.Ports) != texts(want) {
 		t.Errorf("after a restart: %v, %v", texts(e.Ports), err)
 	}
-	if found := r.foundPorts(e.Addrs); texts(found) != texts(want) {
+	if found := r.foundPorts(e.ID, SeenEndpoint{Sandbox: e.Sandbox, Addrs: e.Addrs}); texts(found) != texts(want) {
 		t.Errorf("found in the kernel: %s, want %s", texts(found), texts(want))
 	}
 	if err := r.Leave(t.Context(), netID, first); err != nil {

@@ -50,6 +50,11 @@ func (a Ask) String() string {
 
 // Publish gives an endpoint just these ports of the host, whatever it had before. All of them, or none.
 func (y *Yard) Publish(ctx context.Context, network, id string, asks []Ask) ([]modes.Port, error) {
+	return y.publish(ctx, network, id, asks, false)
+}
+
+// publish is Publish, or lends the ports to the endpoint.
+func (y *Yard) publish(ctx context.Context, network, id string, asks []Ask, lent bool) ([]modes.Port, error) {
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
 		return nil, err
@@ -63,11 +68,13 @@ func (y *Yard) Publish(ctx context.Context, network, id string, asks []Ask) ([]m
 		y.ignore(n, e, asks)
 		return e.Ports, nil
 	}
-	asks, own, err := widen(m, n, e, asks)
+	fresh, robbed := e, []modes.Endpoint(nil)
+	fresh.Lent = lent
+	asked := len(asks) > 0
+	asks, own, err := widen(m, n, fresh, asks)
 	if err != nil {
 		return nil, err
 	}
-	fresh := e
 	choice := &choice{y: y, e: e}
 	if err := choice.look(asks); err != nil {
 		return nil, err
@@ -76,14 +83,24 @@ func (y *Yard) Publish(ctx context.Context, network, id string, asks []Ask) ([]m
 		if fresh, err = getEndpoint(tx, network, id); err != nil {
 			return err
 		}
+		if asked {
+			if robbed, err = reclaim(tx, fresh); err != nil {
+				return err
+			}
+		}
 		if fresh.Ports, err = choice.ports(tx, asks); err != nil {
 			return err
 		}
-		fresh.Ports = append(fresh.Ports, own...)
+		fresh.Ports, fresh.Lent = append(fresh.Ports, own...), lent && asked
 		return putEndpoint(tx, fresh)
 	})
 	if err != nil {
 		return nil, choice.explain(err)
+	}
+	for _, was := range robbed {
+		if err := y.withdraw(ctx, was); err != nil {
+			return nil, err
+		}
 	}
 	if err := y.program(ctx, m, n, e, fresh); err != nil {
 		back := y.update("ports taken back", func(tx store.Tx) error { return putEndpoint(tx, e) })

@@ -150,7 +150,7 @@ func TestPublishedAfterRestart(t *testing.T) {
 	if err != nil || texts(e.Ports) != texts(ports) {
 		t.Errorf("after a restart: %v, %v", texts(e.Ports), err)
 	}
-	found := r.foundPorts(e.Addrs)
+	found := r.foundPorts(e.ID, SeenEndpoint{Sandbox: e.Sandbox, Addrs: e.Addrs})
 	slices.SortFunc(ports, comparePorts)
 	if texts(found) != texts(ports) {
 		t.Errorf("found in the kernel: %s, want %s", texts(found), texts(ports))

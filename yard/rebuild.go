@@ -166,7 +166,7 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 	e := modes.Endpoint{
 		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Options: s.Options, Phase: modes.Ready,
 		Created: y.c.Now(), Joined: y.c.Now(), BootID: y.c.BootID, Container: s.Container,
-		Seen: kernel.IsNamespace(s.Sandbox), Ports: y.foundPorts(s.Addrs),
+		Seen: kernel.IsNamespace(s.Sandbox), Ports: y.foundPorts(id, s),
 	}
 	err := y.c.Store.Update(func(tx store.Tx) error {
 		if known, err := getEndpoint(tx, n.ID, id); err == nil {
@@ -186,21 +186,35 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 	return y.restoreEndpoint(ctx, m, n, e, links)
 }
 
-// foundPorts are the ports that the kernel goes on giving to a container with these addresses.
-func (y *Yard) foundPorts(addrs []netip.Prefix) (ports []modes.Port) {
+// foundPorts are the ports that the kernel goes on giving to a container.
+func (y *Yard) foundPorts(id string, s SeenEndpoint) (ports []modes.Port) {
+	addrs := s.Addrs
 	for _, p := range y.c.Kernel.Published() {
 		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.To }) {
 			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count})
 		}
 	}
 	slices.SortFunc(ports, comparePorts)
-	ports = join(ports)
+	ports = append(join(ports), y.foundInside(id, s.Sandbox)...)
 	for _, p := range y.c.Kernel.Opened() {
 		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.Addr }) {
 			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Addr, HostPort: p.Port, ContainerPort: p.Port, Count: p.Count, Routed: true})
 		}
 	}
 	return ports
+}
+
+// foundInside are the ports of an endpoint's own address that its sandbox goes on redirecting.
+func (y *Yard) foundInside(id, sandbox string) (ports []modes.Port) {
+	found, err := kernel.Redirected(sandbox, id)
+	if err != nil {
+		y.c.Log.Warn("look for published ports in a sandbox", "endpoint", id, "err", err)
+	}
+	for _, p := range found {
+		ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count, Routed: true})
+	}
+	slices.SortFunc(ports, comparePorts)
+	return join(ports)
 }
 
 // keepLease sees to it that the address of an endpoint is leased, if it is one of netyard's own IPAM.

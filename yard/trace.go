@@ -243,6 +243,9 @@ func (t *tracer) toContainer() error {
 	if p.Dst, err = t.address(t.dstEndpoint); err != nil {
 		return err
 	}
+	if p.Out == "" && !t.src.IsValid() && t.srcEndpoint.ID == "" {
+		p.Out = t.y.wayTo(n)
+	}
 	if p.Out == "" {
 		return fmt.Errorf("%w: network %s is of mode %s: what is for it does not pass this host's rules", ErrQuestion, label(n), n.Mode)
 	}
@@ -257,7 +260,11 @@ func (t *tracer) toContainer() error {
 		t.say("the host sends from %s", p.Src)
 	}
 	t.say("it is for %s of %s on network %s: it leaves by %s", p.Dst, nameOf(t.dstEndpoint), label(n), p.Out)
-	return t.pass(p, n)
+	err = t.pass(p, n)
+	if err == nil && t.reach != kernel.Dropped {
+		t.redirected(p)
+	}
+	return err
 }
 
 // pass follows a packet through the hooks on its way to a container on network n.
@@ -334,7 +341,7 @@ func (t *tracer) toHost() error {
 	}
 	t.say("port %d/%s is published by %s on network %s (%s)", t.port, t.proto, nameOf(e), label(n), port)
 	p.OrigDst, p.OrigPort = p.Dst, p.Port
-	p.Dst, p.Port, p.Local, p.Out = to, port.ContainerPort+(t.port-port.HostPort), false, t.y.bridgeOf(n)
+	p.Dst, p.Port, p.Local, p.Out = to, port.ContainerPort+(t.port-port.HostPort), false, t.y.wayTo(n)
 	t.say("it is translated to %s port %d, and leaves by %s", p.Dst, p.Port, p.Out)
 	return t.pass(p, n)
 }
@@ -366,7 +373,7 @@ func (t *tracer) publication(own bool) (found modes.Endpoint, port modes.Port, e
 	}
 	for _, e := range es {
 		for _, p := range e.Ports {
-			if p.Proto != t.proto || t.port < p.HostPort || t.port-p.HostPort >= max(p.Count, 1) || p.HostIP.Is6() != t.v6 {
+			if p.Routed || p.Proto != t.proto || t.port < p.HostPort || t.port-p.HostPort >= max(p.Count, 1) || p.HostIP.Is6() != t.v6 {
 				continue
 			}
 			if p.HostIP.IsLoopback() && !own {

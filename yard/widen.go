@@ -14,12 +14,19 @@ type widening struct {
 	e      modes.Endpoint
 	binds  []netip.Addr
 	routed families
+	// ownTo is where the ports of own lead to, where those may be others.
+	ownTo map[ownAt]uint16
+	// redirects: ports are the containers' own; both: and the host's as well.
+	redirects, both bool
+	// lent: what cannot be is left out without a word, since another network of the container may be meant.
+	lent bool
 	// asks are for addresses of the host, own takes none of them: where a network is routed ports are the containers' own.
 	asks []Ask
 	own  []modes.Port
 }
 
-// widen replaces what is meant for every address, or the network's default, by addresses.
+// widen replaces what is meant for every address, or the network's default, by addresses. What an endpoint is only lent leaves out what
+// is not about its network.
 func widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []Ask) ([]Ask, []modes.Port, error) {
 	if len(asks) == 0 {
 		return nil, nil, nil
@@ -31,7 +38,10 @@ func widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []Ask) ([]Ask, 
 	if err := p.Publishes(n); err != nil {
 		return nil, nil, fmt.Errorf("publish %s: %w", asks[0], err)
 	}
-	w := widening{n: n, e: e, binds: p.Binds(n)}
+	w := widening{n: n, e: e, binds: p.Binds(n), lent: e.Lent, ownTo: map[ownAt]uint16{}}
+	if r, ok := m.(modes.Redirector); ok {
+		w.redirects, w.both = r.Redirects(n), r.Both(n)
+	}
 	every := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	if len(w.binds) == 0 {
 		w.binds = every
@@ -41,7 +51,7 @@ func widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []Ask) ([]Ask, 
 		w.binds = append(slices.DeleteFunc(slices.Clone(w.binds), w.routed.has), // they are about addresses of the host
 			slices.DeleteFunc(every, func(a netip.Addr) bool { return !w.routed.has(a) })...)
 	}
-	for _, a := range asks {
+	for _, a := range w.ordered(asks) {
 		if err := w.add(a); err != nil {
 			return nil, nil, fmt.Errorf("publish %s: %w", a, err)
 		}
@@ -51,6 +61,11 @@ func widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []Ask) ([]Ask, 
 }
 
 func (w *widening) add(a Ask) error {
+	if w.redirects {
+		if done, err := w.addOwn(a); done || err != nil {
+			return err
+		}
+	}
 	hosts := w.binds
 	if a.HostIP.IsValid() {
 		if !hasFamily(w.e, a.HostIP) {

@@ -136,7 +136,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(slices.Concat(ports(e), guard(n, e).Objects(), proxies(n, e), []kernel.Object{limits(n, e), veth(n, e)})...) // the queues go with the link
+	return m.k.Remove(slices.Concat(ports(n, e), guard(n, e).Objects(), proxies(n, e), []kernel.Object{limits(n, e), veth(n, e)})...) // the queues go with the link
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -154,7 +154,7 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	return slices.Concat(objects, []kernel.Object{veth(n, e), limits(n, e)}, guard(n, e).Objects(), proxies(n, e), ports(e))
+	return slices.Concat(objects, []kernel.Object{veth(n, e), limits(n, e)}, guard(n, e).Objects(), proxies(n, e), ports(n, e))
 }
 
 // guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, and
@@ -177,8 +177,14 @@ func limits(n modes.Network, e modes.Endpoint) kernel.Limits {
 }
 
 // ports are the elements that give ports of the host to an endpoint.
-func ports(e modes.Endpoint) (objects []kernel.Object) {
+func ports(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
+	if n.Internal {
+		objects = e.Redirects()
+	}
 	for _, p := range e.Ports {
+		if p.Routed && n.Internal {
+			continue
+		}
 		if p.Routed {
 			for _, el := range (kernel.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}).Elements() {
 				objects = append(objects, el.For(e.ID))
@@ -214,6 +220,12 @@ func (mode) LAN(n modes.Network) (kernel.LANPort, error) {
 	}
 	return kernel.LANPort{Kind: "bridge", Parent: name(n)}, nil
 }
+
+// Redirects: nothing gets into an internal network, so its containers' ports are for each other.
+func (mode) Redirects(n modes.Network) bool { return n.Internal && !hostOwned(n) }
+
+// Both: not even by the host.
+func (mode) Both(modes.Network) bool { return false }
 
 func (mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
 
@@ -282,6 +294,6 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	}
 	return kernel.Veth{
 		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: kernel.Alias(n.ID, e.ID),
-		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"), Hairpin: len(e.Ports) > 0,
+		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"), Hairpin: len(e.Ports) > 0 && !n.Internal,
 	}
 }

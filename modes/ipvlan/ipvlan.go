@@ -5,6 +5,7 @@ package ipvlan
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 
@@ -27,7 +28,17 @@ func New(e modes.Env) (modes.Mode, error) {
 		MAC:     func(modes.Network, modes.Endpoint) net.HardwareAddr { return nil },
 		Member:  member,
 		Routed:  routed,
+		ByInput: func(n modes.Network) bool { return n.Opt("ipvlan_mode") == "l3s" },
+		Returns: returns,
 	}}}, nil
+}
+
+// returns: with l2 the answers come in by the parent, where they are one of many things that are forwarded, and Docker's FORWARD drops them.
+func returns(n modes.Network) error {
+	if routed(n) {
+		return nil
+	}
+	return errors.New("with ipvlan_mode=l2 the containers' answers do not come in by the host's own link on the parent; use l3, l3s or macvlan")
 }
 
 func routed(n modes.Network) bool { return n.Opt("ipvlan_mode") != l2 }

@@ -31,12 +31,14 @@ type LAN struct {
 	Router *kerneltest.Host
 	Switch *kerneltest.Host // with the ports host, one and router
 	Mode   modes.Mode
+
+	newMode modes.New
 }
 
 // NewLAN makes one.
 func NewLAN(t testing.TB, newMode modes.New) *LAN {
 	t.Helper()
-	l := &LAN{TB: t, Switch: kerneltest.New(t)}
+	l := &LAN{TB: t, Switch: kerneltest.New(t), newMode: newMode}
 	l.Switch.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
 	member := func(port, addr, addr6, mac string) *kerneltest.Host {
 		h := l.Switch.Peer(t, port)
@@ -54,12 +56,18 @@ func NewLAN(t testing.TB, newMode modes.New) *LAN {
 	if err := l.Host.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	m, err := newMode(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: l.Host.Kernel})
+	l.remake()
+	return l
+}
+
+// remake makes the mode anew, as a daemon that starts does.
+func (l *LAN) remake() {
+	l.TB.Helper()
+	m, err := l.newMode(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: l.Host.Kernel})
 	if err != nil {
-		t.Fatal(err)
+		l.TB.Fatal(err)
 	}
 	l.Mode = m
-	return l
 }
 
 // Network is one on the LAN: its subnets, and the router as the gateway.

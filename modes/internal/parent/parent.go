@@ -28,6 +28,10 @@ type Kind struct {
 	Member func(n modes.Network) error
 	// Routed says that a network is behind the host, which routes for it: whatever its containers send leaves by their link.
 	Routed func(n modes.Network) bool
+	// ByInput says that what is for a network's containers comes in by the host's rules instead of theirs; nil: of none.
+	ByInput func(n modes.Network) bool
+	// Returns refuses a network whose containers' answers would not come back to the host by its own link; nil: they do.
+	Returns func(n modes.Network) error
 }
 
 // Mode is a modes.Mode of one kind.
@@ -100,6 +104,9 @@ func (m Mode) networkObjects(n modes.Network) (objects []kernel.Object) {
 	if hostAccess(n) {
 		objects = append(objects, m.shim(n))
 	}
+	if hostPublish(n) {
+		objects = append(objects, m.gate(n)...)
+	}
 	return objects
 }
 
@@ -109,13 +116,13 @@ func (m Mode) endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object
 		MTU: mtu(n), MAC: m.Kind.MAC(n, e), Sandbox: e.Sandbox,
 	}
 	c.Mode, c.Flag = m.Kind.Setting(n)
-	objects := []kernel.Object{c}
+	objects := append([]kernel.Object{c}, m.redirects(n, e)...)
 	if hostAccess(n) {
 		for _, a := range e.Addrs {
 			objects = append(objects, kernel.HostRoute{Shim: m.shim(n), Dst: a.Addr(), MAC: c.MAC})
 		}
 	}
-	return objects
+	return append(objects, m.hostPorts(n, e)...)
 }
 
 func (m Mode) shim(n modes.Network) kernel.Shim {

@@ -37,7 +37,7 @@ func (m Mode) Check(n modes.Network) error {
 			return fmt.Errorf("%w: host_access=true: the host would be one more container on the parent, and with %s those do not reach each other", modes.ErrOption, of)
 		}
 	}
-	return nil
+	return m.checkPorts(n)
 }
 
 // Settle finds the parent and the VLAN links that have to be made on it, and refuses a parent that cannot be one.
@@ -163,7 +163,11 @@ func (m Mode) Share(n modes.Network, others []modes.Network) error {
 		if o.Mode != m.Kind.Name { // both want to be its one receive handler (netdev_rx_handler_register, net/core/dev.c)
 			return fmt.Errorf("%w: parent=%s: network %s has it in mode %s, and a link cannot be the parent of both macvlan and ipvlan", modes.ErrOption, n.Opt("parent"), who, o.Mode)
 		}
-		if err := m.Kind.Share(n, o); err != nil {
+		err := m.Kind.Share(n, o)
+		if err == nil {
+			err = sharePorts(n, o)
+		}
+		if err != nil {
 			return fmt.Errorf("%w: network %s has parent %s already, and %w", modes.ErrOption, who, n.Opt("parent"), err)
 		}
 	}

@@ -1,0 +1,97 @@
+package kernel_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// pathOf is a file that stands for a namespace, for other processes too.
+func pathOf(h *kerneltest.Host) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.NS()) }
+
+// TestRedirect: a table in a sandbox, which is made, looked at, read back, mended and removed, and is never another endpoint's.
+func TestRedirect(t *testing.T) {
+	t.Parallel()
+	h, sandbox := kerneltest.New(t), kerneltest.New(t)
+	before := sandbox.Dump(t)
+	own := netip.MustParseAddr("192.168.7.9")
+	own6 := netip.MustParseAddr("2001:db8:7::9")
+	r := kernel.Redirect{Endpoint: "eeeeeeeeeeee1111", Sandbox: pathOf(sandbox), Ports: []kernel.Publication{
+		{Proto: "tcp", Host: own, Port: 443, Count: 1, To: own, ToPort: 8080},
+		{Proto: "sctp", Host: own6, Port: 7000, Count: 600, To: own6, ToPort: 8000},
+	}}
+	other := kernel.Redirect{Endpoint: "ffffffffffff1111", Sandbox: pathOf(sandbox), Ports: r.Ports[:1]}
+	faults := func() string {
+		t.Helper()
+		snap, err := h.LinkSnapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(snap.Faults([]kernel.Object{r}))
+	}
+	if got := faults(); !strings.Contains(got, "redirect of 192.168.7.9:443 to 8080/tcp, [2001:db8:7::9]:7000 to 8000/sctp in sandbox "+pathOf(sandbox)+" is missing") {
+		t.Errorf("before it is made: %s", got)
+	}
+	var handle string
+	for range 2 {
+		if err := h.Ensure(t.Context(), other, r); err != nil {
+			t.Fatal(err)
+		}
+		now := sandbox.Sh(t, "nft -a list table inet netyard-eeeeeeeeeeee | head -1")
+		if handle != "" && now != handle {
+			t.Errorf("what is as it should be was made again: %s, %s", handle, now)
+		}
+		handle = now
+	}
+	if got := faults(); got != "[]" {
+		t.Errorf("after it was made: %s", got)
+	}
+	got, err := kernel.Redirected(pathOf(sandbox), r.Endpoint)
+	if err != nil || len(got) != 601 || !slices.Contains(got, r.Ports[0]) || !slices.Contains(got, kernel.Publication{Proto: "sctp", Host: own6, Port: 7599, Count: 1, To: own6, ToPort: 8599}) {
+		t.Errorf("read back: %d, %v, %v", len(got), got[:min(len(got), 3)], err)
+	}
+	for what, cmd := range map[string]string{
+		"element": "nft delete element inet netyard-eeeeeeeeeeee to_one4 '{ 192.168.7.9 . tcp . 443 }'",
+		"rule":    "nft flush chain inet netyard-eeeeeeeeeeee prerouting",
+		"table":   "nft delete table inet netyard-eeeeeeeeeeee",
+	} {
+		sandbox.Sh(t, cmd)
+		if got := faults(); !strings.Contains(got, "is missing") {
+			t.Errorf("%s deleted: %s", what, got)
+		}
+		if err := h.Ensure(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if got := faults(); got != "[]" {
+			t.Errorf("%s put back: %s", what, got)
+		}
+	}
+	for range 2 {
+		if err := h.Remove(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := sandbox.Sh(t, "nft list tables"); left != "table inet netyard-ffffffffffff" {
+		t.Errorf("after one endpoint has left: %s", left)
+	}
+	if err := h.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	if after := sandbox.Dump(t); after != before {
+		t.Errorf("something is left: %s", after)
+	}
+	gone := r
+	gone.Sandbox = t.TempDir() + "/gone" // neither made nor missed
+	if err := h.Ensure(t.Context(), gone); err != nil {
+		t.Error(err)
+	}
+	if err := h.Remove(gone); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,285 @@
+package modetest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+)
+
+// Serve answers on a port of a container's addresses until the test ends: with the port, and the address of whom it sees.
+func (l *LAN) Serve(h *kerneltest.Host, proto string, port int) {
+	l.TB.Helper()
+	err := h.Do(func() error {
+		var c net.ListenConfig
+		at := fmt.Sprint(":", port)
+		say := func(a net.Addr) string {
+			from, _ := netip.ParseAddrPort(a.String())
+			return fmt.Sprint(port, " ", from.Addr().Unmap())
+		}
+		if proto == "udp" {
+			s, err := c.ListenPacket(context.Background(), proto, at)
+			if err != nil {
+				return err
+			}
+			l.TB.Cleanup(func() { _ = s.Close() })
+			go func() {
+				b := make([]byte, 16)
+				for {
+					_, from, err := s.ReadFrom(b)
+					if err != nil {
+						return
+					}
+					_, _ = s.WriteTo([]byte(say(from)), from)
+				}
+			}()
+			return nil
+		}
+		s, err := c.Listen(context.Background(), proto, at)
+		if err != nil {
+			return err
+		}
+		l.TB.Cleanup(func() { _ = s.Close() })
+		go func() {
+			for {
+				one, err := s.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = fmt.Fprint(one, say(one.RemoteAddr()))
+				_ = one.Close()
+			}
+		}()
+		return nil
+	})
+	if err != nil {
+		l.TB.Fatal(err)
+	}
+}
+
+// Ask is what a server says; empty when nobody answers.
+func Ask(from *kerneltest.Host, proto, to string, patience time.Duration) (said string) {
+	_ = from.Do(func() error {
+		c, err := (&net.Dialer{Timeout: patience}).Dial(proto, to)
+		if err != nil {
+			return err
+		}
+		defer c.Close() //nolint:errcheck // it has said what it had to say
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, _ = c.Write([]byte("?"))
+		b := make([]byte, 128)
+		n, err := c.Read(b)
+		said = string(b[:n])
+		return err
+	})
+	return said
+}
+
+// Hears checks a line of a matrix of ports: what a server says to who asks; empty: nobody answers. One that should gets some time:
+// neighbours have to be found first.
+func (l *LAN) Hears(what string, from *kerneltest.Host, proto, to, want string) {
+	l.TB.Helper()
+	const tries = 6
+	var got string
+	for range tries {
+		if got = Ask(from, proto, to, time.Second); got == want || want == "" {
+			break
+		}
+	}
+	if got != want {
+		l.TB.Errorf("%s: %s %s says %q, want %q", what, proto, to, got, want)
+	}
+}
+
+// Publish gives a container ports of its own, 443 and 7000 to 7002, for its 8080 and 8000 to 8002, of each protocol and family.
+func (l *LAN) Publish(c *Container) {
+	l.TB.Helper()
+	c.Endpoint.Ports = nil
+	for _, a := range c.Endpoint.Addrs {
+		for _, proto := range []string{"tcp", "udp", "sctp"} {
+			c.Endpoint.Ports = append(c.Endpoint.Ports,
+				modes.Port{Proto: proto, HostIP: a.Addr(), HostPort: 443, ContainerPort: 8080, Count: 1, Routed: true},
+				modes.Port{Proto: proto, HostIP: a.Addr(), HostPort: 7000, ContainerPort: 8000, Count: 3, Routed: true},
+				modes.Port{Proto: proto, HostIP: a.Addr(), HostPort: 9000, ContainerPort: 9000, Count: 1, Routed: true})
+		}
+	}
+	if _, err := l.Mode.Attach(l.TB.Context(), c.Network, c.Endpoint); err != nil {
+		l.TB.Fatal(err)
+	}
+}
+
+// A Client is who asks, with its addresses.
+type Client struct {
+	*kerneltest.Host
+	Addrs []string
+}
+
+// At is the client in a namespace.
+func At(h *kerneltest.Host, addrs ...string) Client { return Client{Host: h, Addrs: addrs} }
+
+// PublishTest is what every LAN mode has to pass: published ports are at the container's own address for each of the clients, which it
+// sees by their own addresses, over a restart of the daemon; and gone with the container. The clients' addresses are in the order of the
+// container's.
+func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients map[string]Client) {
+	t.Helper()
+	before := c.Sh(t, "nft list ruleset")
+	for _, proto := range []string{"tcp", "udp"} {
+		l.Serve(c.Host, proto, 8080)
+		l.Serve(c.Host, proto, 8001)
+	}
+	l.Publish(c)
+	all := func(when string) {
+		t.Helper()
+		for who, from := range clients {
+			for family, a := range c.Endpoint.Addrs {
+				for _, proto := range []string{"tcp", "udp"} {
+					at := func(port string) string { return net.JoinHostPort(a.Addr().String(), port) }
+					what := fmt.Sprintf("%s: %s", when, who)
+					l.Hears(what, from.Host, proto, at("443"), "8080 "+from.Addrs[family])
+					l.Hears(what, from.Host, proto, at("7001"), "8001 "+from.Addrs[family])
+					l.Hears(what, from.Host, proto, at("8080"), "8080 "+from.Addrs[family])
+				}
+			}
+		}
+	}
+	all("published")
+	l.Host.Reopen(t)
+	all("without the daemon")
+	l.remake()
+	c.Sh(t, "nft flush ruleset")
+	l.Host.Claim(l.Mode.Objects(c.Network, nil)...)
+	if _, err := l.Mode.Attach(t.Context(), c.Network, c.Endpoint); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Host.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	all("after a restart")
+	l.Audit([]modes.Network{c.Network}, *c, sibling)
+	was := c.Endpoint
+	c.Endpoint.Ports = nil
+	still := map[string]bool{}
+	for _, o := range l.Mode.Objects(c.Network, []modes.Endpoint{c.Endpoint}) {
+		still[o.String()] = true
+	}
+	gone := slices.DeleteFunc(l.Mode.Objects(c.Network, []modes.Endpoint{was}), func(o kernel.Object) bool { return still[o.String()] })
+	if err := l.Host.Remove(gone...); err != nil {
+		t.Fatal(err)
+	}
+	if after := c.Sh(t, "nft list ruleset"); strings.TrimSpace(after) != strings.TrimSpace(before) {
+		t.Errorf("something is left in the sandbox: %s", after)
+	}
+}
+
+// HostPublishTest is what every LAN mode has to pass whose networks give ports of the host: who asks the host is answered by the container,
+// through Docker's FORWARD too; the container sees the host, or, where it answers others by way of the host, them; and nothing is left. Of
+// a network that can be limited to some, who is not one of them gets no answer.
+func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, siblings []string, seesThem, limited bool) {
+	t.Helper()
+	for _, tables := range []string{"iptables", "ip6tables"} {
+		l.Host.Sh(t, tables+" -N DOCKER-USER && "+tables+" -A DOCKER-USER -j RETURN && "+tables+" -A FORWARD -j DOCKER-USER && "+tables+" -P FORWARD DROP")
+	}
+	l.Host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip -6 route replace default via "+RouterAddr6)
+	if err := l.Host.LoadFirewall(); err != nil { // and the rules in Docker's chain
+		t.Fatal(err)
+	}
+	before := Settled(t, l.Host)
+	n = l.Up(n)
+	c, sibling := l.Run(n, "e1e1e1e1e1e1e1", containers...), l.Run(n, "e2e2e2e2e2e2e2", siblings...)
+	for _, proto := range []string{"tcp", "udp"} {
+		l.Serve(c.Host, proto, 8080)
+		l.Serve(c.Host, proto, 8001)
+		for _, every := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			c.Endpoint.Ports = append(c.Endpoint.Ports,
+				modes.Port{Proto: proto, HostIP: every, HostPort: 443, ContainerPort: 8080, Count: 1},
+				modes.Port{Proto: proto, HostIP: every, HostPort: 8000, ContainerPort: 8000, Count: 3})
+		}
+	}
+	attach := func() {
+		t.Helper()
+		if _, err := l.Mode.Attach(t.Context(), n, c.Endpoint); err != nil {
+			t.Fatal(err)
+		}
+	}
+	attach()
+	hosts := []string{HostAddr, HostAddr6}
+	all := func(when string, clients map[string]*kerneltest.Host) {
+		t.Helper()
+		for _, proto := range []string{"tcp", "udp"} {
+			for family, host := range hosts {
+				for who, from := range clients {
+					sees := host
+					if at := map[string]int{"LAN": 1, "router": 2}[who]; seesThem && at > 0 {
+						sees = [][]string{{OneAddr, OneAddr6}, {RouterAddr, RouterAddr6}}[at-1][family]
+					}
+					l.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "443"), "8080 "+sees)
+					l.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "8001"), "8001 "+sees)
+				}
+				l.Hears(when+": loopback", l.Host, proto, net.JoinHostPort([]string{"127.0.0.1", "::1"}[family], "443"), "8080 "+host)
+			}
+		}
+	}
+	all("published", map[string]*kerneltest.Host{"LAN": l.One, "sibling": sibling.Host, "host": l.Host, "itself": c.Host})
+	l.Audit([]modes.Network{n}, c, sibling)
+
+	some := map[string]*kerneltest.Host{"router": l.Router, "host": l.Host}
+	if limited {
+		n.Options["publish_from"] = RouterAddr + "/32," + RouterAddr6 + "/128"
+		if err := l.Mode.Up(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		all("to some", some)
+		for _, host := range hosts {
+			l.Hears("who is not to", l.One, "tcp", net.JoinHostPort(host, "443"), "")
+			l.Hears("sibling who is not to", sibling.Host, "udp", net.JoinHostPort(host, "443"), "")
+		}
+		l.notARouter(c.Host)
+	}
+	l.Host.Reopen(t)
+	all("without the daemon", some)
+	l.remake()
+	l.Host.Claim(l.Mode.Objects(n, nil)...)
+	if err := l.Mode.Up(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	attach()
+	if _, err := l.Mode.Attach(t.Context(), n, sibling.Endpoint); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Host.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	all("after a restart", some)
+	l.Audit([]modes.Network{n}, c, sibling)
+	l.Stop(c)
+	l.Stop(sibling)
+	if err := l.Mode.Down(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	if after := Settled(t, l.Host); after != before {
+		t.Errorf("something is left:\n%s", cmp.Diff(before, after))
+	}
+}
+
+// notARouter: what is let through Docker's chain for published ports is not let through netyard's for anything else.
+func (l *LAN) notARouter(c *kerneltest.Host) {
+	l.TB.Helper()
+	l.Host.Sh(l.TB, "ip addr add 10.66.0.1/24 dev lo; ip link add d0 type veth peer name d1; ip link set d0 up; ip addr add 10.67.0.1/24 dev d0; ip neigh add 10.67.0.2 lladdr 02:00:00:00:00:99 dev d0")
+	c.Sh(l.TB, "ip route add 10.67.0.0/24 via "+HostAddr+" 2>/dev/null || true")
+	l.Host.Sh(l.TB, "nft add table inet probe; nft 'add chain inet probe out { type filter hook postrouting priority 300; }'; nft 'add rule inet probe out ip daddr 10.67.0.2 counter'")
+	_, _ = c.TrySh("ping -c 1 -W 1 10.67.0.2")
+	if out := l.Host.Sh(l.TB, "nft list chain inet probe out"); !strings.Contains(out, "packets 0") {
+		l.TB.Errorf("the host forwards what a container sends to nobody's port: %s", out)
+	}
+	l.Host.Sh(l.TB, "nft delete table inet probe; ip link del d0; ip addr del 10.66.0.1/24 dev lo")
+}
