@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,7 +45,7 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	if !r.Before.IsZero() && e.Created.After(r.Before) || !r.Gone && y.firstProcessLives(e) {
 		return nil
 	}
-	found := false
+	found, inner := false, false
 	err = y.update("endpoint deleting", func(tx store.Tx) error {
 		found = false
 		now, err := getEndpoint(tx, e.NetworkID, e.ID)
@@ -58,7 +59,7 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 		if err != nil {
 			return err
 		}
-		found = true
+		found, inner = true, y.isInner(n, now)
 		return y.park(tx, n, now)
 	})
 	if err != nil || !found {
@@ -67,12 +68,22 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	if err := y.withdraw(ctx, e); err != nil {
 		return err
 	}
+	if r.NS >= 0 && inner { // first: what is in the background has the kernel's lock over all links for tens of milliseconds
+		err = y.c.Kernel.Unplug(r.NS, kernel.Plug{Name: e.IfName, Alias: kernel.Alias(e.NetworkID, e.ID)})
+	}
 	y.finishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
 	y.c.Changed()
-	if r.NS < 0 {
-		return nil
-	}
-	return y.c.Kernel.Unplug(r.NS, kernel.Plug{Name: e.IfName, Alias: kernel.Alias(e.NetworkID, e.ID)})
+	return err
+}
+
+// isInner says whether an endpoint's link is in its sandbox as a whole; of a pair the outer end is the host's, and takes the inner one
+// with it.
+func (y *Yard) isInner(n modes.Network, e modes.Endpoint) bool {
+	m, err := y.mode(n.Mode)
+	return err == nil && slices.ContainsFunc(m.Objects(n, []modes.Endpoint{e}), func(o kernel.Object) bool {
+		_, ok := o.(kernel.Child)
+		return ok
+	})
 }
 
 // firstProcessLives says whether the process whose namespace is the sandbox is there: only a path below /proc says that.
