@@ -3,6 +3,7 @@ package yard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -46,6 +47,7 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 		return nil
 	}
 	found, inner := false, false
+	var n modes.Network
 	err = y.update("endpoint deleting", func(tx store.Tx) error {
 		found = false
 		now, err := getEndpoint(tx, e.NetworkID, e.ID)
@@ -55,8 +57,7 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 		if err != nil {
 			return err
 		}
-		n, err := getNetwork(tx, e.NetworkID)
-		if err != nil {
+		if n, err = getNetwork(tx, e.NetworkID); err != nil {
 			return err
 		}
 		found, inner = true, y.isInner(n, now)
@@ -72,6 +73,8 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 		err = y.c.Kernel.Unplug(r.NS, kernel.Plug{Name: e.IfName, Alias: kernel.Alias(e.NetworkID, e.ID)})
 	}
 	y.finishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
+	y.tell(about(EndpointLeft, n, e, fmt.Sprintf("%s left network %s", owned(e), label(n))))
+	y.sharing.poke()
 	y.c.Changed()
 	return err
 }
