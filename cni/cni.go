@@ -109,7 +109,7 @@ func Call(ctx context.Context, socket string, r Request, netns *os.File) (json.R
 	return a.Result, nil
 }
 
-// send writes a request; the descriptor goes with its first byte.
+// send writes a request, at once if it can: the daemon is woken once. The descriptor goes with the first byte.
 func send(c net.Conn, r Request, netns *os.File) error {
 	raw, err := json.Marshal(r)
 	if err != nil {
@@ -123,10 +123,11 @@ func send(c net.Conn, r Request, netns *os.File) error {
 	if netns != nil {
 		rights = syscall.UnixRights(int(netns.Fd()))
 	}
-	if _, _, err := u.WriteMsgUnix(raw[:1], rights, nil); err != nil {
+	n, _, err := u.WriteMsgUnix(raw, rights, nil)
+	if err != nil || n == len(raw) {
 		return err
 	}
-	_, err = c.Write(raw[1:])
+	_, err = c.Write(raw[n:])
 	return err
 }
 

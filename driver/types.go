@@ -16,10 +16,13 @@ type (
 		Options options
 	}
 	deleteEndpoint struct{ network.DeleteEndpointRequest }
-	join           struct{ network.JoinRequest }
-	leave          struct{ network.LeaveRequest }
-	operInfo       struct{ network.InfoRequest }
-	program        struct {
+	join           struct {
+		network.JoinRequest
+		Options options
+	}
+	leave    struct{ network.LeaveRequest }
+	operInfo struct{ network.InfoRequest }
+	program  struct {
 		network.ProgramExternalConnectivityRequest
 		Options options
 	}

@@ -152,6 +152,24 @@ func openFirewall(ns netns.NsHandle) (*firewall, error) {
 
 func (f *firewall) close() error { return f.conn.CloseLasting() }
 
+// port is what the kernel knows the socket by, and what its notifications say whose doing they tell of by (netlink(7), nl_pid).
+func (f *firewall) port() (port uint32, err error) {
+	raw, err := f.sock.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("look at the socket for nftables: %w", err)
+	}
+	var name unix.Sockaddr
+	var nameErr error
+	if err := raw.Control(func(fd uintptr) { name, nameErr = unix.Getsockname(int(fd)) }); err != nil {
+		return 0, fmt.Errorf("look at the socket for nftables: %w", err)
+	}
+	own, ok := name.(*unix.SockaddrNetlink)
+	if !ok {
+		return 0, fmt.Errorf("look at the socket for nftables: %w", nameErr)
+	}
+	return own.Pid, nil
+}
+
 // LoadFirewall puts the ruleset and every element wanted so far into the kernel, in one transaction.
 func (k *Kernel) LoadFirewall() error {
 	if err := k.syncBridges(); err != nil {

@@ -210,8 +210,7 @@ func (k *Kernel) readSysctl(file string) (string, error) {
 	return strings.TrimSpace(string(raw)), err
 }
 
-// inside runs f in the Kernel's namespace. /proc/sys/net shows the namespace of the thread that opens it, so a thread
-// has to move; it is thrown away afterwards, since one that could not move back would be a trap for others.
+// inside runs f in the Kernel's namespace. /proc/sys/net shows the namespace of the thread that opens it, so a thread has to move.
 func (k *Kernel) inside(f func() error) error {
 	if !k.ns.IsOpen() {
 		return f()
@@ -219,7 +218,7 @@ func (k *Kernel) inside(f func() error) error {
 	return Inside(int(k.ns), f)
 }
 
-// Inside runs f on a thread inside the network namespace behind fd.
+// Inside runs f on a thread inside the network namespace behind fd. One that cannot move back is thrown away: it would be a trap for others.
 func Inside(fd int, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -231,13 +230,27 @@ func Inside(fd int, f func() error) error {
 			done <- Inside(fd, f)
 			return
 		}
-		if err := netns.Set(netns.NsHandle(fd)); err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
-			return
-		}
-		done <- f() // and the thread, still locked, ends with the goroutine
+		back, err := enter(fd, f)
+		if back {
+			runtime.UnlockOSThread()
+		} // or else the thread, still locked, ends with the goroutine
+		done <- err
 	}()
 	return <-done
+}
+
+// enter runs f with this thread in another network namespace; back says that the thread is where it was.
+func enter(fd int, f func() error) (back bool, err error) {
+	own, err := netns.Get()
+	if err != nil {
+		return true, fmt.Errorf("open the thread's network namespace: %w", err)
+	}
+	defer own.Close() //nolint:errcheck // nothing was written
+	if err := netns.Set(netns.NsHandle(fd)); err != nil {
+		return true, fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = f()
+	return netns.Set(own) == nil, err
 }
 
 // IsNamespace says whether there is a namespace behind a path (nsfs, fs/nsfs.c): an engine leaves the plain file that one was

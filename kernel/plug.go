@@ -47,11 +47,17 @@ const ipv6Metric = 1024
 // PlugIn moves a link into the network namespace behind fd, unless it was made there under its name, and sets it up. What fails half-way
 // is undone by taking the link away on the host.
 func (k *Kernel) PlugIn(ctx context.Context, fd int, p Plug) error {
-	inner, err := sandbox(fd)
-	if err != nil {
-		return err
-	}
-	defer inner.Close()
+	return Inside(fd, func() error { // its sysctls are those of the namespace that a thread is in
+		inner, err := openNetlink(netns.None())
+		if err != nil {
+			return err
+		}
+		defer inner.Close()
+		return k.plugIn(ctx, inner, fd, p)
+	})
+}
+
+func (k *Kernel) plugIn(ctx context.Context, inner *netlink.Handle, fd int, p Plug) error {
 	link, err := find(inner, p.Name)
 	if err != nil {
 		return err
@@ -70,7 +76,7 @@ func (k *Kernel) PlugIn(ctx context.Context, fd int, p Plug) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("plug link %s in: %w", p.Link, err)
 	}
-	return p.setUp(inner, fd, link)
+	return p.setUp(inner, link)
 }
 
 func (k *Kernel) moveIn(inner *netlink.Handle, fd int, p Plug) (netlink.Link, error) {
@@ -93,13 +99,13 @@ func (k *Kernel) moveIn(inner *netlink.Handle, fd int, p Plug) (netlink.Link, er
 	return link, nil
 }
 
-func (p Plug) setUp(inner *netlink.Handle, fd int, link netlink.Link) error {
+func (p Plug) setUp(inner *netlink.Handle, link netlink.Link) error {
 	if p.MTU > 0 && link.Attrs().MTU != p.MTU {
 		if err := inner.LinkSetMTU(link, p.MTU); err != nil {
 			return fmt.Errorf("set MTU %d on %s in the sandbox: %w", p.MTU, p.Name, err)
 		}
 	}
-	if err := p.tune(fd); err != nil {
+	if err := p.tune(); err != nil {
 		return err
 	}
 	for _, a := range p.Addrs {
@@ -124,23 +130,21 @@ func (p Plug) setUp(inner *netlink.Handle, fd int, link netlink.Link) error {
 
 // tune sets what has to be so before the link is up: neighbours are told of an address that was another container's a moment ago
 // (arp_notify), and a container without an IPv6 address does not speak IPv6.
-func (p Plug) tune(fd int) error {
+func (p Plug) tune() error {
 	disabled := "1"
 	if slices.ContainsFunc(p.Addrs, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
 		disabled = "0"
 	}
-	return Inside(fd, func() error {
-		for _, s := range []Sysctl{
-			{Path: []string{"net", "ipv4", "conf", p.Name, "arp_notify"}, Value: "1"},
-			{Path: []string{"net", "ipv6", "conf", p.Name, "disable_ipv6"}, Value: disabled, Optional: true},
-		} {
-			err := os.WriteFile(s.file(), []byte(s.Value), 0o644)
-			if err != nil && (!s.Optional || !errors.Is(err, os.ErrNotExist)) {
-				return fmt.Errorf("set %s in the sandbox: %w", s, err)
-			}
+	for _, s := range []Sysctl{
+		{Path: []string{"net", "ipv4", "conf", p.Name, "arp_notify"}, Value: "1"},
+		{Path: []string{"net", "ipv6", "conf", p.Name, "disable_ipv6"}, Value: disabled, Optional: true},
+	} {
+		err := os.WriteFile(s.file(), []byte(s.Value), 0o644)
+		if err != nil && (!s.Optional || !errors.Is(err, os.ErrNotExist)) {
+			return fmt.Errorf("set %s in the sandbox: %w", s, err)
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 func (p Plug) route(link netlink.Link, r Route) *netlink.Route {
@@ -257,8 +261,11 @@ func NamespaceAt(path string) (id NamespaceID, ok bool) {
 	return NamespaceID{st.Dev, st.Ino}, true
 }
 
-func sandbox(fd int) (*netlink.Handle, error) {
-	h, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE)
+func sandbox(fd int) (*netlink.Handle, error) { return openNetlink(netns.NsHandle(fd)) }
+
+// openNetlink opens a socket in a namespace of a sandbox; none is the one that the thread is in.
+func openNetlink(ns netns.NsHandle) (*netlink.Handle, error) {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink in the sandbox: %w", err)
 	}

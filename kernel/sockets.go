@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,22 +30,26 @@ type Listener struct {
 	inode    uint32
 }
 
-// Listeners lists the sockets of the host that wait for TCP connections and UDP datagrams (sock_diag(7)).
-func (k *Kernel) Listeners() ([]Listener, error) {
+// Listeners lists the sockets of the host that wait for TCP connections and UDP datagrams (sock_diag(7)). Who names protocols is told of
+// no other: each is two dumps of tables whose size is the host's.
+func (k *Kernel) Listeners(protos ...string) ([]Listener, error) {
 	c, err := netlink.Dial(unix.NETLINK_INET_DIAG, &netlink.Config{NetNS: int(k.subscribeNS)})
 	if err != nil {
 		return nil, fmt.Errorf("open sock_diag: %w", err)
 	}
 	defer c.Close() //nolint:errcheck // nothing was written
-	return allListeners(c)
+	return allListeners(c, protos...)
 }
 
 // allListeners lists the sockets of the namespace that c is of.
-func allListeners(c *netlink.Conn) (all []Listener, err error) {
+func allListeners(c *netlink.Conn, protos ...string) (all []Listener, err error) {
 	if err := c.SetDeadline(time.Now().Add(netlinkTimeout)); err != nil {
 		return nil, fmt.Errorf("bound sock_diag's waits: %w", err)
 	}
 	for _, proto := range []string{"tcp", "udp"} {
+		if len(protos) > 0 && !slices.Contains(protos, proto) {
+			continue
+		}
 		for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 			some, err := listeners(c, proto, family)
 			if err != nil {

@@ -43,11 +43,14 @@ func (k *Kernel) Watch(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case _, ok := <-links:
+		case l, ok := <-links:
 			if !ok { // more came at once than the socket holds
 				if links, err = k.watchLinks(ctx); err != nil {
 					return err
 				}
+			}
+			if ok && ownLink(l.Link) { // each container brings some, and none of them is anything to tidy up
+				continue
 			}
 			timer = orSoon(timer)
 		case gone := <-tables:
@@ -97,9 +100,20 @@ func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, err
 	return links, nil
 }
 
-// watchTables tells of every change of nftables, and whether a table has gone. What else changed is not of interest: netyard looks
-// for itself.
+// ownLink says whether a link is one that netyard made. Of a bridge that is given another name both are told, and its alias.
+func ownLink(l netlink.Link) bool {
+	a := l.Attrs()
+	_, _, ours := ParseAlias(a.Alias)
+	return ours || OwnName(a.Name)
+}
+
+// watchTables tells of every change of nftables that is not of this process, and whether a table has gone. What else changed is not of
+// interest: netyard looks for itself. That look is a dump of all of it, so it is not for each of its own transactions.
 func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
+	own, err := k.fw.port()
+	if err != nil {
+		return nil, err
+	}
 	sock, err := nl.SubscribeAt(k.subscribeNS, k.subscribeNS, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return nil, fmt.Errorf("watch nftables: %w", err)
@@ -107,6 +121,10 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	const delTable = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE
 	changed := make(chan bool, 1)
 	follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
+		// None is an overrun: what was lost may have been another's.
+		if len(msgs) > 0 && !slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Pid != own }) {
+			return
+		}
 		if len(msgs) == 0 || slices.ContainsFunc(msgs, foreignRules) {
 			k.unsure.Store(true)
 		}

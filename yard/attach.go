@@ -90,6 +90,9 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 		return a, errors.Join(err, y.notAttached(r))
 	}
 	defer release()
+	if e.Kept, err = y.take(ctx, e); err != nil {
+		return a, err
+	}
 	m, n, e, former, robbed, err := y.recordAttachment(r, e)
 	if err != nil {
 		return a, errors.Join(err, y.notAttached(r))
@@ -106,8 +109,18 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 		return a, errors.Join(err, y.bury(context.WithoutCancel(ctx), m, n, e))
 	}
 	y.c.Log.Info("endpoint attached", "network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.c.Now().Sub(start))
+	y.tellAttached(n, a.Endpoint)
+	y.sharing.poke()
 	y.c.Changed()
 	return a, nil
+}
+
+func (y *Yard) tellAttached(n modes.Network, e modes.Endpoint) {
+	y.tell(about(EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", owned(e), label(n))))
+	if len(e.Kept) > 0 {
+		y.tell(about(DeviceTaken, n, e, fmt.Sprintf("%s has device %s", owned(e), e.Inside.Link)))
+	}
+	y.tellPorts(n, modes.Endpoint{}, e, nil)
 }
 
 // containerLock is of all attachments of a container.
@@ -178,6 +191,10 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (
 		}
 		if err := putEndpoint(tx, e); err != nil || len(r.Ports) == 0 {
 			return err
+		}
+		if _, shares := sharesHost(m, n); shares {
+			y.ignore(n, e, r.Ports)
+			return nil
 		}
 		asks, own, err := widen(m, n, e, r.Ports)
 		if err != nil {

@@ -3,7 +3,9 @@ package yard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,7 +46,8 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	if !r.Before.IsZero() && e.Created.After(r.Before) || !r.Gone && y.firstProcessLives(e) {
 		return nil
 	}
-	found := false
+	found, inner := false, false
+	var n modes.Network
 	err = y.update("endpoint deleting", func(tx store.Tx) error {
 		found = false
 		now, err := getEndpoint(tx, e.NetworkID, e.ID)
@@ -54,11 +57,10 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 		if err != nil {
 			return err
 		}
-		n, err := getNetwork(tx, e.NetworkID)
-		if err != nil {
+		if n, err = getNetwork(tx, e.NetworkID); err != nil {
 			return err
 		}
-		found = true
+		found, inner = true, y.isInner(n, now)
 		return y.park(tx, n, now)
 	})
 	if err != nil || !found {
@@ -67,12 +69,24 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	if err := y.withdraw(ctx, e); err != nil {
 		return err
 	}
-	y.finishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
-	y.c.Changed()
-	if r.NS < 0 {
-		return nil
+	if r.NS >= 0 && inner { // first: what is in the background has the kernel's lock over all links for tens of milliseconds
+		err = y.c.Kernel.Unplug(r.NS, kernel.Plug{Name: e.IfName, Alias: kernel.Alias(e.NetworkID, e.ID)})
 	}
-	return y.c.Kernel.Unplug(r.NS, kernel.Plug{Name: e.IfName, Alias: kernel.Alias(e.NetworkID, e.ID)})
+	y.finishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
+	y.tell(about(EndpointLeft, n, e, fmt.Sprintf("%s left network %s", owned(e), label(n))))
+	y.sharing.poke()
+	y.c.Changed()
+	return err
+}
+
+// isInner says whether an endpoint's link is in its sandbox as a whole; of a pair the outer end is the host's, and takes the inner one
+// with it.
+func (y *Yard) isInner(n modes.Network, e modes.Endpoint) bool {
+	m, err := y.mode(n.Mode)
+	return err == nil && slices.ContainsFunc(m.Objects(n, []modes.Endpoint{e}), func(o kernel.Object) bool {
+		_, ok := o.(kernel.Child)
+		return ok
+	})
 }
 
 // firstProcessLives says whether the process whose namespace is the sandbox is there: only a path below /proc says that.

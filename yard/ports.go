@@ -178,10 +178,17 @@ func (c *choice) look(asks []Ask) (err error) {
 			return fmt.Errorf("publish %s: %s is not an address of this host", a, a.HostIP)
 		}
 	}
-	if c.first, c.last, err = c.y.c.Kernel.EphemeralPorts(); err != nil {
-		return err
+	var protos []string
+	for _, a := range asks {
+		protos = append(protos, a.Proto)
+		if a.HostPort > 0 || c.last > 0 {
+			continue
+		}
+		if c.first, c.last, err = c.y.c.Kernel.EphemeralPorts(); err != nil {
+			return err
+		}
 	}
-	c.listeners, err = c.y.c.Kernel.Listeners()
+	c.listeners, err = c.y.c.Kernel.Listeners(protos...)
 	return err
 }
 

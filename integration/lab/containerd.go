@@ -49,16 +49,23 @@ func (h *Host) StartContainerd() {
 	h.Ctr("images import", filepath.Join(h.Dir, "image.tar"))
 }
 
-// placePlugins installs netyard's plugin, under the names that its networks have it by, and cnitool.
+// debianPlugins is where this machine has the plugins of containernetworking-plugins.
+const debianPlugins = "/usr/lib/cni/"
+
+// placePlugins installs netyard's plugin, under the names that its networks have it by, cnitool, and of Debian's plugins those that do
+// their part behind netyard's.
 func (h *Host) placePlugins() {
 	t := h.report.TB()
 	t.Helper()
-	for name, program := range map[string]string{"netyard-cni": BuildPlugin(t), "cnitool": BuildCNITool(t)} {
+	for name, program := range map[string]string{
+		"netyard-cni": BuildPlugin(t), "cnitool": BuildCNITool(t), "bandwidth": debianPlugins + "bandwidth", "tuning": debianPlugins + "tuning",
+	} {
 		if err := place(program, filepath.Join(h.Dir, "bin", name)); err != nil {
 			t.Fatalf("put %s on %s: %v", name, h.Name, err)
 		}
 	}
 	h.Sh("mkdir -p /opt/cni/bin && cp", filepath.Join(h.Dir, "bin", "netyard-cni"), "/opt/cni/bin/netyard")
+	h.Sh("cp", filepath.Join(h.Dir, "bin", "bandwidth"), filepath.Join(h.Dir, "bin", "tuning"), "/opt/cni/bin")
 	h.Sh("for mode in bridge macvlan ipvlan; do ln -sf netyard /opt/cni/bin/netyard-$mode; done")
 }
 

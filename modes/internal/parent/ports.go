@@ -63,7 +63,8 @@ func sharePorts(n, other modes.Network) error {
 func (m Mode) gate(n modes.Network) []kernel.Object {
 	shim := m.shim(n).Name
 	objects := []kernel.Object{
-		kernel.Bypass{In: shim, Network: modes.Short(n.ID)}, kernel.Bypass{Out: shim, Network: modes.Short(n.ID)},
+		kernel.Bypass{In: shim, Network: modes.Short(n.ID)},
+		kernel.Bypass{Out: shim, Network: modes.Short(n.ID)},
 		kernel.InterfaceIn(kernel.Shims, shim).For(n.ID),
 	}
 	if n.Opt("publish_from") != "" {

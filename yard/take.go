@@ -1,0 +1,62 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"netyard/modes"
+	"netyard/store"
+)
+
+// take notes what an attachment is about to take from the host; nil when that is nothing. A runtime that starts a container again does not
+// wait until what it had is back in its place, and one that attaches it twice has not given it back at all: so that comes first.
+func (y *Yard) take(ctx context.Context, e modes.Endpoint) (map[string]string, error) {
+	n, err := y.Network(e.NetworkID)
+	if err != nil {
+		return nil, err
+	}
+	k, ok := y.c.Modes[n.Mode].(modes.Taker)
+	if !ok {
+		return nil, nil
+	}
+	es, err := y.endpointsOf(n.ID)
+	if err != nil {
+		return nil, err
+	}
+	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool { return o.Sandbox == "" && o.Kept == nil })
+	for i := 0; i < len(others); {
+		gone, err := y.makeWay(ctx, n, others[i], e)
+		if err != nil {
+			return nil, err
+		}
+		if gone {
+			others = slices.Delete(others, i, i+1)
+		} else {
+			i++
+		}
+	}
+	return k.Keep(ctx, n, e, others)
+}
+
+// makeWay ends an endpoint that is going, or in whose place another one comes.
+func (y *Yard) makeWay(ctx context.Context, n modes.Network, old, e modes.Endpoint) (gone bool, err error) {
+	same := old.Attachment == e.Attachment && old.IfName == e.IfName && e.Attachment != ""
+	if old.Phase != modes.Deleting && !same {
+		return false, nil
+	}
+	err = y.update("endpoint making way", func(tx store.Tx) error {
+		now, err := getEndpoint(tx, old.NetworkID, old.ID)
+		if errors.Is(err, ErrNotFound) {
+			return nil // it has gone meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		return y.park(tx, n, now)
+	})
+	if err != nil {
+		return false, err
+	}
+	return true, y.finishNow(ctx, old, n.ID, e.Into)
+}
