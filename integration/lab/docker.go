@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,12 +32,14 @@ func stillLeaving(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "has active endpoints")
 }
 
+var noSuchNetwork = regexp.MustCompile(`No such network|network \S+ not found`)
+
 // insist removes networks that containers are still leaving. When many end at once, engine 20.10 loses count of the endpoints of a network
 // (endpoint_cnt, moby/moby#17217) and counts anew only when it starts.
 func (h *Host) insist(cmd ...string) (out string, err error) {
 	again := func() error {
 		out, err = h.TryDocker(cmd...)
-		if err != nil && !stillLeaving(err) && strings.Contains(strings.ToLower(err.Error()), "no such network") {
+		if err != nil && !stillLeaving(err) && noSuchNetwork.MatchString(err.Error()) {
 			err = nil // one of several, that went the last time
 		}
 		return err
