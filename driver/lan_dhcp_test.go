@@ -30,6 +30,7 @@ type dhcpLAN struct {
 	log    bytes.Buffer
 	boxes  map[string]*kerneltest.Host
 	links  map[string]string
+	iface  string // the server's
 }
 
 func (d *dhcpLAN) Write(p []byte) (int, error) {
@@ -46,9 +47,10 @@ func (d *dhcpLAN) said(words string) bool {
 
 func newDHCPLAN(t *testing.T, mode string) *dhcpLAN {
 	t.Helper()
-	d := &dhcpLAN{engine: newEngine(t, mode), t: t, boxes: map[string]*kerneltest.Host{}, links: map[string]string{}}
+	d := &dhcpLAN{engine: newEngine(t, mode), t: t, boxes: map[string]*kerneltest.Host{}, links: map[string]string{}, iface: "eth0"}
 	d.server = d.host.Peer(t, "eth0")
 	d.host.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+	d.host.Sh(t, "ip addr add 192.0.2.2/24 dev eth0")
 	d.server.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -69,7 +71,7 @@ func (d *dhcpLAN) dnsmasq(span string) {
 	if d.stop != nil {
 		d.stop()
 	}
-	d.stop = d.serve("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
+	d.stop = d.serve("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface="+d.iface, "--log-dhcp", "--log-facility=-",
 		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile="+filepath.Join(d.t.TempDir(), "leases"), "--dhcp-range="+span)
 }
 
@@ -176,7 +178,7 @@ func TestLANDHCP(t *testing.T) {
 			before := d.state()
 			d.dnsmasq("192.0.2.100,192.0.2.110,255.255.255.0,120")
 			pool := d.pool("")
-			d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
+			d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0","host_access":"true"`))
 			web, db := d.start(pool, "01", "web"), d.start(pool, "02", "db")
 			if web == db || !strings.HasPrefix(web, "192.0.2.1") || !strings.HasSuffix(web, "/24") {
 				t.Fatalf("the addresses are %s and %s", web, db)
@@ -186,6 +188,12 @@ func TestLANDHCP(t *testing.T) {
 				if !d.boxes[last].Pings(to, true) || !d.boxes[last].Pings("192.0.2.1", true) {
 					t.Errorf("container %s does not reach %s or the LAN", last, to)
 				}
+			}
+
+			d.end(pool, "02", db)
+			d.eventually("the server has it back", func() bool { return d.said("DHCPRELEASE(eth0) " + strings.TrimSuffix(db, "/24")) })
+			if again := d.start(pool, "02", "db"); again != db {
+				t.Errorf("made anew, the container has %s and had %s", again, db)
 			}
 
 			began := d.lease("01").Lease.Start
@@ -212,6 +220,10 @@ func TestLANDHCP(t *testing.T) {
 			})
 			if e, err := d.yard.Endpoint("aaaaaaaaaaaa01", "eeeeeeeeee01"); err != nil || e.Addrs[0].Addr() != now {
 				t.Errorf("the endpoint has %v, the lease is of %s: %v", e.Addrs, now, err)
+			}
+
+			if !d.host.Pings(now.String(), true) || !d.boxes["01"].Pings("192.0.2.2", true) {
+				t.Errorf("the host does not reach the container's new address, or the container the host: %s", d.host.Sh(t, "ip route; ip neigh"))
 			}
 
 			d.end(pool, "01", web) // the engine knows the first address only
@@ -284,6 +296,25 @@ func (d *dhcpLAN) udhcpd(start, end string, seconds int) (stop func()) {
 func (d *dhcpLAN) told(kind string, addr netip.Addr) bool {
 	some, _ := d.yard.Events(0)
 	return slices.ContainsFunc(some, func(e yard.Event) bool { return e.Type == kind && e.Address == addr.String() && e.NetworkID != "" })
+}
+
+// TestLANDHCPVLAN: on a VLAN's link, which is netyard's own, and goes with the network.
+func TestLANDHCPVLAN(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "macvlan", "vlan")
+	d := newDHCPLAN(t, "macvlan")
+	d.server.Sh(t, "ip addr flush dev eth0 && ip link add link eth0 name vlan50 type vlan id 50 && ip addr add 192.0.2.1/24 dev vlan50 && ip link set vlan50 up")
+	d.iface = "vlan50"
+	d.dnsmasq("192.0.2.100,192.0.2.110,255.255.255.0,120")
+	pool := d.pool("")
+	d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0.50"`))
+	web := d.start(pool, "01", "web")
+	if !d.boxes["01"].Pings("192.0.2.1", true) {
+		t.Error("the container does not reach the VLAN")
+	}
+	d.end(pool, "01", web)
+	d.eventually("the server has it back", func() bool { return d.said("DHCPRELEASE(vlan50) " + strings.TrimSuffix(web, "/24")) })
+	d.ok("NetworkDriver.DeleteNetwork", ids)
 }
 
 // TestDHCPLost: when no server answers until the time has run out, a container has no address until one does, or its link is taken

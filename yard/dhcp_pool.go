@@ -73,6 +73,11 @@ func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]str
 		return r, false, nil
 	}
 	r.MACs = always
+	for _, name := range []string{"dhcpv6", "ipv6", "slaac"} {
+		if _, said := opts[name]; said {
+			return r, false, fmt.Errorf("%w: --ipam-opt %s: DHCPv6 and SLAAC are not in this version, DHCP is for IPv4 only", modes.ErrOption, name)
+		}
+	}
 	if r.Options, err = modes.ResolveIPAM(opts); err != nil {
 		return r, false, err
 	}
@@ -83,7 +88,7 @@ func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]str
 		return r, false, nil
 	}
 	if v6 {
-		return r, false, errors.New("IPv6 pool: netyard takes IPv4 addresses only from DHCP servers; leave --ipv6 out")
+		return r, false, errors.New("--ipv6: DHCPv6 and SLAAC are not in this version, DHCP is for IPv4 only; leave --ipv6 out")
 	}
 	if ipRange != "" {
 		return r, false, fmt.Errorf("ip-range %s: which addresses it gives is the DHCP server's to say", ipRange)

@@ -27,6 +27,8 @@ func TestParseDHCP(t *testing.T) {
 		"not, and options":           {opts: map[string]string{"dhcp": "false", "on_lost": "down"}, mustFail: true},
 		"netyard-dhcp, not":          {always: true, opts: map[string]string{"dhcp": "false"}, mustFail: true},
 		"unknown":                    {always: true, opts: map[string]string{"color": "blue"}, mustFail: true},
+		"DHCPv6":                     {always: true, opts: map[string]string{"dhcpv6": "true"}, mustFail: true},
+		"SLAAC":                      {opts: map[string]string{"dhcp": "true", "slaac": "true"}, mustFail: true},
 		"range":                      {always: true, subnet: "192.0.2.0/24", part: "192.0.2.0/25", mustFail: true},
 		"IPv6":                       {always: true, v6: true, mustFail: true},
 		"a subnet of IPv6":           {always: true, subnet: "fd00::/64", mustFail: true},
