@@ -83,6 +83,11 @@ func elements() []kernel.Object {
 			published = append(published, e)
 		}
 	}
+	lan := netip.MustParseAddr("192.168.1.9")
+	for _, e := range (kernel.Redirect{Ports: []kernel.Publication{{Proto: "tcp", Host: lan, Port: 443, To: lan, ToPort: 8080}}}).OnHost() {
+		published = append(published, e)
+	}
+	published = append(published, kernel.InterfaceIn(kernel.Shims, "nys-a"))
 	for _, e := range kernel.Guided("nyb-a", []netip.Addr{netip.MustParseAddr("10.1.0.53"), netip.MustParseAddr("fd00:1::53")}) {
 		published = append(published, e)
 	}

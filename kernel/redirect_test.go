@@ -15,27 +15,31 @@ import (
 // pathOf is a file that stands for a namespace, for other processes too.
 func pathOf(h *kerneltest.Host) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.NS()) }
 
-// TestRedirect: a table in a sandbox, which is made, looked at, read back, mended and removed, and is never another endpoint's.
+func redirect(sandbox *kerneltest.Host) kernel.Redirect {
+	own, own6 := netip.MustParseAddr("192.168.7.9"), netip.MustParseAddr("2001:db8:7::9")
+	return kernel.Redirect{Endpoint: "eeeeeeeeeeee1111", Sandbox: pathOf(sandbox), Ports: []kernel.Publication{
+		{Proto: "tcp", Host: own, Port: 443, Count: 1, To: own, ToPort: 8080},
+		{Proto: "sctp", Host: own6, Port: 7000, Count: 600, To: own6, ToPort: 8000},
+	}}
+}
+
+func faultsOf(t *testing.T, h *kerneltest.Host, o kernel.Object) string {
+	t.Helper()
+	snap, err := h.LinkSnapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint(snap.Faults([]kernel.Object{o}))
+}
+
+// TestRedirect: a table in a sandbox, which is made, looked at, read back and removed, and is never another endpoint's.
 func TestRedirect(t *testing.T) {
 	t.Parallel()
 	h, sandbox := kerneltest.New(t), kerneltest.New(t)
 	before := sandbox.Dump(t)
-	own := netip.MustParseAddr("192.168.7.9")
-	own6 := netip.MustParseAddr("2001:db8:7::9")
-	r := kernel.Redirect{Endpoint: "eeeeeeeeeeee1111", Sandbox: pathOf(sandbox), Ports: []kernel.Publication{
-		{Proto: "tcp", Host: own, Port: 443, Count: 1, To: own, ToPort: 8080},
-		{Proto: "sctp", Host: own6, Port: 7000, Count: 600, To: own6, ToPort: 8000},
-	}}
+	r := redirect(sandbox)
 	other := kernel.Redirect{Endpoint: "ffffffffffff1111", Sandbox: pathOf(sandbox), Ports: r.Ports[:1]}
-	faults := func() string {
-		t.Helper()
-		snap, err := h.LinkSnapshot()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return fmt.Sprint(snap.Faults([]kernel.Object{r}))
-	}
-	if got := faults(); !strings.Contains(got, "redirect of 192.168.7.9:443 to 8080/tcp, [2001:db8:7::9]:7000 to 8000/sctp in sandbox "+pathOf(sandbox)+" is missing") {
+	if got := faultsOf(t, h, r); !strings.Contains(got, "redirect of 192.168.7.9:443 to 8080/tcp, [2001:db8:7::9]:7000 to 8000/sctp in sandbox "+pathOf(sandbox)+" is missing") {
 		t.Errorf("before it is made: %s", got)
 	}
 	var handle string
@@ -49,28 +53,12 @@ func TestRedirect(t *testing.T) {
 		}
 		handle = now
 	}
-	if got := faults(); got != "[]" {
+	if got := faultsOf(t, h, r); got != "[]" {
 		t.Errorf("after it was made: %s", got)
 	}
 	got, err := kernel.Redirected(pathOf(sandbox), r.Endpoint)
-	if err != nil || len(got) != 601 || !slices.Contains(got, r.Ports[0]) || !slices.Contains(got, kernel.Publication{Proto: "sctp", Host: own6, Port: 7599, Count: 1, To: own6, ToPort: 8599}) {
+	if err != nil || len(got) != 601 || !slices.Contains(got, r.Ports[0]) || !slices.Contains(got, kernel.Publication{Proto: "sctp", Host: r.Ports[1].Host, Port: 7599, Count: 1, To: r.Ports[1].To, ToPort: 8599}) {
 		t.Errorf("read back: %d, %v, %v", len(got), got[:min(len(got), 3)], err)
-	}
-	for what, cmd := range map[string]string{
-		"element": "nft delete element inet netyard-eeeeeeeeeeee to_one4 '{ 192.168.7.9 . tcp . 443 }'",
-		"rule":    "nft flush chain inet netyard-eeeeeeeeeeee prerouting",
-		"table":   "nft delete table inet netyard-eeeeeeeeeeee",
-	} {
-		sandbox.Sh(t, cmd)
-		if got := faults(); !strings.Contains(got, "is missing") {
-			t.Errorf("%s deleted: %s", what, got)
-		}
-		if err := h.Ensure(t.Context(), r); err != nil {
-			t.Fatal(err)
-		}
-		if got := faults(); got != "[]" {
-			t.Errorf("%s put back: %s", what, got)
-		}
 	}
 	for range 2 {
 		if err := h.Remove(r); err != nil {
@@ -93,5 +81,31 @@ func TestRedirect(t *testing.T) {
 	}
 	if err := h.Remove(gone); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRedirectMended: whatever somebody in the sandbox takes away is missed, and made again.
+func TestRedirectMended(t *testing.T) {
+	t.Parallel()
+	h, sandbox := kerneltest.New(t), kerneltest.New(t)
+	r := redirect(sandbox)
+	if err := h.Ensure(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	for what, cmd := range map[string]string{
+		"element": "nft delete element inet netyard-eeeeeeeeeeee to_one4 '{ 192.168.7.9 . tcp . 443 }'",
+		"rule":    "nft flush chain inet netyard-eeeeeeeeeeee prerouting",
+		"table":   "nft delete table inet netyard-eeeeeeeeeeee",
+	} {
+		sandbox.Sh(t, cmd)
+		if got := faultsOf(t, h, r); !strings.Contains(got, "is missing") {
+			t.Errorf("%s deleted: %s", what, got)
+		}
+		if err := h.Ensure(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if got := faultsOf(t, h, r); got != "[]" {
+			t.Errorf("%s put back: %s", what, got)
+		}
 	}
 }

@@ -76,6 +76,9 @@ func (r Return) remove(k *Kernel) error {
 
 // check compares with what is wanted where the firewall is not looked at: the host's addresses change.
 func (r Return) check(s *snapshot) []string {
+	if s.links[r.Route.Shim.Name] == nil {
+		return nil // that the link is missing is said by the link
+	}
 	e, err := r.element(s.k)
 	if err != nil {
 		return []string{fmt.Sprintf("%s: %v", r, err)}

@@ -181,5 +181,6 @@ func moveEndpoint(tx store.Tx, l DHCPLease, to dhcp.Lease) (was, is modes.Endpoi
 			is.Addrs[i] = to.Addr
 		}
 	}
+	is.Ports = ownPortsAt(was.Ports, l.Lease.Addr.Addr(), to.Addr.Addr())
 	return was, is, putEndpoint(tx, is)
 }

@@ -3,7 +3,6 @@ package yard
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"time"
 
 	"netyard/kernel"
@@ -125,11 +124,11 @@ func (y *Yard) mendObjects(ctx context.Context, n modes.Network, objects []kerne
 		if f.Object < 0 || f.Lost {
 			continue
 		}
-		level := slog.LevelWarn
 		if f.Late {
-			level = slog.LevelInfo
+			y.c.Log.Info("put into its sandbox", "network", n.ID, "fault", f.Text)
+		} else {
+			y.c.Log.Warn("put back", "network", n.ID, "fault", f.Text)
 		}
-		y.c.Log.Log(ctx, level, "put back", "network", n.ID, "fault", f.Text)
 		if f.Object != last { // one object may have several
 			last = f.Object
 			errs = append(errs, y.c.Kernel.Ensure(ctx, objects[last]))

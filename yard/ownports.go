@@ -108,6 +108,17 @@ func firstOf(tx store.Tx, m modes.Mode, n modes.Network, e modes.Endpoint, own [
 	return own, err
 }
 
+// ownPortsAt are ports of which those of an endpoint's own address have moved with it to another.
+func ownPortsAt(ports []modes.Port, from, to netip.Addr) []modes.Port {
+	ports = slices.Clone(ports)
+	for i, p := range ports {
+		if p.Routed && p.HostIP == from {
+			ports[i].HostIP = to
+		}
+	}
+	return ports
+}
+
 // ordered has those who ask for a port of the container's before those who take what there is.
 func (w *widening) ordered(asks []Ask) []Ask {
 	if !w.redirects {

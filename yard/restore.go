@@ -114,6 +114,12 @@ func (y *Yard) restoreEndpoint(ctx context.Context, m modes.Mode, n modes.Networ
 	if !here { // a link cannot be put back into a sandbox that is running; doctor says that it is missing
 		return nil
 	}
+	// A crash between record and kernel leaves a sandbox with ports that it is not to have any more.
+	if own, _ := redirects(m, n); own && len(e.Redirects()) == 0 {
+		if err := y.c.Kernel.Remove(kernel.Redirect{Endpoint: e.ID, Sandbox: e.Sandbox, NS: e.NS}); err != nil {
+			return err
+		}
+	}
 	_, err := m.Attach(ctx, n, e)
 	return err
 }

@@ -18,7 +18,7 @@ func TestPorts(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			l := modetest.NewLAN(t, ipvlan.New)
-			n := lanNetwork(l, netA, mode, options("parent", "eth0", "ipvlan_mode", mode, "host_access", "true"))
+			n := lanNetwork(l, netB, mode, options("parent", "eth0", "ipvlan_mode", mode, "host_access", "true"))
 			c, sibling := l.Run(n, one, at(mode, 11)...), l.Run(n, two, at(mode, 12)...)
 			l.PublishTest(t, &c, sibling, map[string]modetest.Client{
 				"LAN":     modetest.At(l.One, modetest.OneAddr, modetest.OneAddr6),

@@ -194,76 +194,24 @@ func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, sibling
 		t.Fatal(err)
 	}
 	before := Settled(t, l.Host)
-	n = l.Up(n)
-	c, sibling := l.Run(n, "e1e1e1e1e1e1e1", containers...), l.Run(n, "e2e2e2e2e2e2e2", siblings...)
-	for _, proto := range []string{"tcp", "udp"} {
-		l.Serve(c.Host, proto, 8080)
-		l.Serve(c.Host, proto, 8001)
-		for _, every := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-			c.Endpoint.Ports = append(c.Endpoint.Ports,
-				modes.Port{Proto: proto, HostIP: every, HostPort: 443, ContainerPort: 8080, Count: 1},
-				modes.Port{Proto: proto, HostIP: every, HostPort: 8000, ContainerPort: 8000, Count: 3})
-		}
-	}
-	attach := func() {
-		t.Helper()
-		if _, err := l.Mode.Attach(t.Context(), n, c.Endpoint); err != nil {
-			t.Fatal(err)
-		}
-	}
-	attach()
-	hosts := []string{HostAddr, HostAddr6}
-	all := func(when string, clients map[string]*kerneltest.Host) {
-		t.Helper()
-		for _, proto := range []string{"tcp", "udp"} {
-			for family, host := range hosts {
-				for who, from := range clients {
-					sees := host
-					if at := map[string]int{"LAN": 1, "router": 2}[who]; seesThem && at > 0 {
-						sees = [][]string{{OneAddr, OneAddr6}, {RouterAddr, RouterAddr6}}[at-1][family]
-					}
-					l.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "443"), "8080 "+sees)
-					l.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "8001"), "8001 "+sees)
-				}
-				l.Hears(when+": loopback", l.Host, proto, net.JoinHostPort([]string{"127.0.0.1", "::1"}[family], "443"), "8080 "+host)
-			}
-		}
-	}
-	all("published", map[string]*kerneltest.Host{"LAN": l.One, "sibling": sibling.Host, "host": l.Host, "itself": c.Host})
-	l.Audit([]modes.Network{n}, c, sibling)
-
+	p := hostPorts{LAN: l, n: l.Up(n), seesThem: seesThem}
+	p.c, p.sibling = l.Run(p.n, "e1e1e1e1e1e1e1", containers...), l.Run(p.n, "e2e2e2e2e2e2e2", siblings...)
+	p.publish(t)
+	p.all("published", map[string]*kerneltest.Host{"LAN": l.One, "sibling": p.sibling.Host, "host": l.Host, "itself": p.c.Host})
+	l.Audit([]modes.Network{p.n}, p.c, p.sibling)
 	some := map[string]*kerneltest.Host{"router": l.Router, "host": l.Host}
 	if limited {
-		n.Options["publish_from"] = RouterAddr + "/32," + RouterAddr6 + "/128"
-		if err := l.Mode.Up(t.Context(), n); err != nil {
-			t.Fatal(err)
-		}
-		all("to some", some)
-		for _, host := range hosts {
-			l.Hears("who is not to", l.One, "tcp", net.JoinHostPort(host, "443"), "")
-			l.Hears("sibling who is not to", sibling.Host, "udp", net.JoinHostPort(host, "443"), "")
-		}
-		l.notARouter(c.Host)
+		p.limit(t, some)
+		l.notARouter(p.c.Host)
 	}
 	l.Host.Reopen(t)
-	all("without the daemon", some)
-	l.remake()
-	l.Host.Claim(l.Mode.Objects(n, nil)...)
-	if err := l.Mode.Up(t.Context(), n); err != nil {
-		t.Fatal(err)
-	}
-	attach()
-	if _, err := l.Mode.Attach(t.Context(), n, sibling.Endpoint); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Host.LoadFirewall(); err != nil {
-		t.Fatal(err)
-	}
-	all("after a restart", some)
-	l.Audit([]modes.Network{n}, c, sibling)
-	l.Stop(c)
-	l.Stop(sibling)
-	if err := l.Mode.Down(t.Context(), n); err != nil {
+	p.all("without the daemon", some)
+	p.restart(t)
+	p.all("after a restart", some)
+	l.Audit([]modes.Network{p.n}, p.c, p.sibling)
+	l.Stop(p.c)
+	l.Stop(p.sibling)
+	if err := l.Mode.Down(t.Context(), p.n); err != nil {
 		t.Fatal(err)
 	}
 	if after := Settled(t, l.Host); after != before {
@@ -271,15 +219,93 @@ func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, sibling
 	}
 }
 
+// hostPorts are a container with ports of the host, and its neighbour.
+type hostPorts struct {
+	*LAN
+	n          modes.Network
+	c, sibling Container
+	seesThem   bool // the container sees the LAN's members, not the host
+}
+
+func (p *hostPorts) publish(t *testing.T) {
+	t.Helper()
+	for _, proto := range []string{"tcp", "udp"} {
+		p.Serve(p.c.Host, proto, 8080)
+		p.Serve(p.c.Host, proto, 8001)
+		for _, every := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			p.c.Endpoint.Ports = append(p.c.Endpoint.Ports,
+				modes.Port{Proto: proto, HostIP: every, HostPort: 443, ContainerPort: 8080, Count: 1},
+				modes.Port{Proto: proto, HostIP: every, HostPort: 8000, ContainerPort: 8000, Count: 3})
+		}
+	}
+	p.attach(t, p.c)
+}
+
+func (p *hostPorts) attach(t *testing.T, c Container) {
+	t.Helper()
+	if _, err := p.Mode.Attach(t.Context(), p.n, c.Endpoint); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func hostAddrs() []string { return []string{HostAddr, HostAddr6} }
+
+// all has all clients ask the host.
+func (p *hostPorts) all(when string, clients map[string]*kerneltest.Host) {
+	p.TB.Helper()
+	for _, proto := range []string{"tcp", "udp"} {
+		for family, host := range hostAddrs() {
+			for who, from := range clients {
+				sees := host
+				if own := map[string][]string{"LAN": {OneAddr, OneAddr6}, "router": {RouterAddr, RouterAddr6}}[who]; p.seesThem && own != nil {
+					sees = own[family]
+				}
+				p.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "443"), "8080 "+sees)
+				p.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "8001"), "8001 "+sees)
+			}
+			p.Hears(when+": loopback", p.Host, proto, net.JoinHostPort([]string{"127.0.0.1", "::1"}[family], "443"), "8080 "+host)
+		}
+	}
+}
+
+// limit lets only the router, beside the host, get through.
+func (p *hostPorts) limit(t *testing.T, some map[string]*kerneltest.Host) {
+	t.Helper()
+	p.n.Options["publish_from"] = RouterAddr + "/32," + RouterAddr6 + "/128"
+	if err := p.Mode.Up(t.Context(), p.n); err != nil {
+		t.Fatal(err)
+	}
+	p.all("to some", some)
+	for _, host := range hostAddrs() {
+		p.Hears("who is not to", p.One, "tcp", net.JoinHostPort(host, "443"), "")
+		p.Hears("sibling who is not to", p.sibling.Host, "udp", net.JoinHostPort(host, "443"), "")
+	}
+}
+
+// restart does what a daemon does that starts.
+func (p *hostPorts) restart(t *testing.T) {
+	t.Helper()
+	p.remake()
+	p.Host.Claim(p.Mode.Objects(p.n, nil)...)
+	if err := p.Mode.Up(t.Context(), p.n); err != nil {
+		t.Fatal(err)
+	}
+	p.attach(t, p.c)
+	p.attach(t, p.sibling)
+	if err := p.Host.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // notARouter: what is let through Docker's chain for published ports is not let through netyard's for anything else.
 func (l *LAN) notARouter(c *kerneltest.Host) {
 	l.TB.Helper()
-	l.Host.Sh(l.TB, "ip addr add 10.66.0.1/24 dev lo; ip link add d0 type veth peer name d1; ip link set d0 up; ip addr add 10.67.0.1/24 dev d0; ip neigh add 10.67.0.2 lladdr 02:00:00:00:00:99 dev d0")
+	l.Host.Sh(l.TB, "ip link add d0 type veth peer name d1; ip link set d0 up; ip addr add 10.67.0.1/24 dev d0; ip neigh add 10.67.0.2 lladdr 02:00:00:00:00:99 dev d0")
 	c.Sh(l.TB, "ip route add 10.67.0.0/24 via "+HostAddr+" 2>/dev/null || true")
 	l.Host.Sh(l.TB, "nft add table inet probe; nft 'add chain inet probe out { type filter hook postrouting priority 300; }'; nft 'add rule inet probe out ip daddr 10.67.0.2 counter'")
 	_, _ = c.TrySh("ping -c 1 -W 1 10.67.0.2")
 	if out := l.Host.Sh(l.TB, "nft list chain inet probe out"); !strings.Contains(out, "packets 0") {
 		l.TB.Errorf("the host forwards what a container sends to nobody's port: %s", out)
 	}
-	l.Host.Sh(l.TB, "nft delete table inet probe; ip link del d0; ip addr del 10.66.0.1/24 dev lo")
+	l.Host.Sh(l.TB, "nft delete table inet probe; ip link del d0")
 }

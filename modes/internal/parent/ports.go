@@ -8,7 +8,7 @@ import (
 	"netyard/modes"
 )
 
-// Publishes: every network of the kind does, on its containers' own addresses.
+// Publishes has nothing against any network of the kind: ports are published on the containers' own addresses.
 func (m Mode) Publishes(modes.Network) error { return nil }
 
 // hostPublish says whether ports of the host lead to a network's containers as well.
@@ -17,10 +17,10 @@ func hostPublish(n modes.Network) bool { return n.OptBool("host_publish") }
 // Binds are the addresses of the host that ports are on as well.
 func (m Mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
 
-// Redirects: what is for a container does not come by the host.
+// Redirects says so of all networks: what is for a container does not come by the host.
 func (m Mode) Redirects(modes.Network) bool { return true }
 
-// Both: if the network says so.
+// Both is for the network to say.
 func (m Mode) Both(n modes.Network) bool { return hostPublish(n) }
 
 // checkPorts refuses what cannot be said of the host's ports.

@@ -1,0 +1,231 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/modes/macvlan"
+)
+
+// inside is a rig with an internal network, and a container on it that has been joined.
+func inside(t *testing.T, p place) (r *rig, n modes.Network, link modes.Link) {
+	t.Helper()
+	r = newRig(t)
+	n = r.network()
+	n.Internal = true
+	n.Subnets[0].Space = "LocalDefault"
+	if err := r.CreateNetwork(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	return r, n, r.joins(n.ID, epID, "10.9.0.2/24", p)
+}
+
+// joins puts an endpoint into a place, as an engine does.
+func (r *rig) joins(network, id, addr string, p place) modes.Link {
+	r.t.Helper()
+	e := modes.Endpoint{ID: id, NetworkID: network, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}, Container: modes.Container{Engine: Docker}}
+	if _, err := r.CreateEndpoint(r.t.Context(), e); err != nil {
+		r.t.Fatal(err)
+	}
+	_, link, err := r.Join(r.t.Context(), network, id, p.path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return link
+}
+
+func (p place) rules(t *testing.T) string {
+	t.Helper()
+	return p.Sh(t, "nft list ruleset")
+}
+
+func own(proto string, host, container uint16) Ask {
+	return Ask{Proto: proto, HostPort: host, ContainerPort: container}
+}
+
+// TestLend: where no engine says who has the default route, ports are lent; they go when one does.
+func TestLend(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	r, n, link := inside(t, p)
+	asks := []Ask{own("tcp", 443, 8080), own("udp", 7000, 8000), own("udp", 7001, 8001), own("tcp", 0, 80), own("tcp", 0, 443), {Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 1, ContainerPort: 1}}
+	for range 2 {
+		if err := r.Lend(t.Context(), n, link, epID, asks); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const want = "[10.9.0.2:443->8080/tcp 10.9.0.2:80/tcp 10.9.0.2:7000-7001->8000-8001/udp]"
+	has := func(when, want string) {
+		t.Helper()
+		if e, err := r.Endpoint(n.ID, epID); err != nil || fmt.Sprint(e.Ports) != want {
+			t.Errorf("%s: the ports are %v, %v, want %s", when, e.Ports, err, want)
+		}
+		r.healthy(when)
+	}
+	has("lent", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
+	if rules := p.rules(t); !strings.Contains(rules, "10.9.0.2 . tcp . 443 : 10.9.0.2 . 8080") || strings.Contains(rules, ". 80 :") {
+		t.Errorf("the sandbox has %s", rules)
+	}
+	if found := r.foundPorts(epID, SeenEndpoint{Sandbox: p.path, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}); fmt.Sprint(found) != strings.Replace(want, " 10.9.0.2:80/tcp", "", 1) {
+		t.Errorf("found in the sandbox: %v", found)
+	}
+	p.Sh(t, "nft flush ruleset")
+	if found, err := r.Audit(t.Context(), nil); err != nil || len(found) != 1 || !strings.Contains(found[0].Text, "redirect of 10.9.0.2:443 to 8080/tcp") {
+		t.Errorf("flushed in the sandbox, and doctor says %v, %v", found, err)
+	}
+	if err := r.mend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	has("mended", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
+	p.Sh(t, "nft flush ruleset")
+	r.start()
+	has("after a restart", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
+
+	out := r.network()
+	out.ID, out.Subnets[0] = strings.Repeat("b", 64), modes.Subnet{Pool: netip.MustParsePrefix("10.8.0.0/24"), Gateway: netip.MustParsePrefix("10.8.0.1/24"), Space: "LocalDefault"}
+	if err := r.CreateNetwork(t.Context(), out); err != nil {
+		t.Fatal(err)
+	}
+	second := strings.Repeat("c", 64)
+	if err := r.Lend(t.Context(), out, r.joins(out.ID, second, "10.8.0.2/24", p), second, asks); err != nil {
+		t.Fatal(err)
+	}
+	has("another network joined", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
+	if _, err := r.Publish(t.Context(), out.ID, second, asks[:1]); err != nil {
+		t.Fatal(err)
+	}
+	has("the default route is elsewhere", "[]")
+	if rules := p.rules(t); rules != "" {
+		t.Errorf("the sandbox still has %s", rules)
+	}
+	if err := r.Lend(t.Context(), n, link, epID, asks); err != nil {
+		t.Fatal(err)
+	}
+	has("nothing is lent beside that", "[]")
+}
+
+// TestLendRefusals: what a container asks of its own address and cannot be.
+func TestLendRefusals(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	r, n, _ := inside(t, p)
+	for want, asks := range map[string][]Ask{
+		"publish 443:9090/tcp: in use: port 443/tcp of the container is asked for twice":                                                                               {own("tcp", 443, 8080), own("tcp", 443, 9090)},
+		"publish 10.0.0.1:443:8080/tcp: 10.0.0.1 is not an address of the container, which has 10.9.0.2 on network aaaaaaaaaaaa, where ports are published on its own": {{Proto: "tcp", HostIP: netip.MustParseAddr("10.0.0.1"), HostPort: 443, ContainerPort: 8080}},
+		"publish [::]:443:8080/tcp: the container has no address of a family that the port is published on":                                                            {{Proto: "tcp", HostIP: netip.IPv6Unspecified(), HostPort: 443, ContainerPort: 8080}},
+	} {
+		if _, err := r.Publish(t.Context(), n.ID, epID, asks); err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	if rules := p.rules(t); rules != "" {
+		t.Errorf("a refusal left %s", rules)
+	}
+	first := Ask{Proto: "tcp", HostPort: 443, HostPortEnd: 445, ContainerPort: 8080}
+	ports, err := r.Publish(t.Context(), n.ID, epID, []Ask{first, own("tcp", 443, 9090)})
+	if err != nil || fmt.Sprint(ports) != "[10.9.0.2:443->9090/tcp 10.9.0.2:444->8080/tcp]" {
+		t.Errorf("the first of a range that is free: %v, %v", ports, err)
+	}
+}
+
+// TestOwnPortsCrash pulls the plug at every step of publishing and of leaving. After a restart the sandbox has what is on record; and when
+// the engine, which has had no answer, takes the endpoint away, nothing.
+func TestOwnPortsCrash(t *testing.T) {
+	t.Parallel()
+	for name, call := range map[string]func(r *rig, n modes.Network) error{
+		"publish": func(r *rig, n modes.Network) error {
+			_, err := r.Publish(context.Background(), n.ID, epID, []Ask{own("tcp", 443, 8080)})
+			return err
+		},
+		"withdraw": func(r *rig, n modes.Network) error { return r.Withdraw(context.Background(), n.ID, epID) },
+		"leave":    func(r *rig, n modes.Network) error { return r.Leave(context.Background(), n.ID, epID) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for at := 1; ; at++ {
+				p := newPlace(t)
+				r, n, link := inside(t, p)
+				p.Take(t, r.host, link.SrcName)
+				if name != "publish" {
+					if _, err := r.Publish(t.Context(), n.ID, epID, []Ask{own("tcp", 443, 8080)}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				steps, err := r.pull(at, func() error { return call(r, n) })
+				if err != nil && !errors.Is(err, errPulled) {
+					t.Fatal(err)
+				}
+				r.start()
+				e, err := r.Endpoint(n.ID, epID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if rules := p.rules(t); strings.Contains(rules, "443") != (len(e.Ports) > 0) {
+					t.Errorf("pulled at %v: on record are %v, and the sandbox has %q", steps, e.Ports, rules)
+				}
+				r.healthy(fmt.Sprint("pulled at ", steps))
+				if err := r.DeleteEndpoint(t.Context(), n.ID, epID); err != nil {
+					t.Fatal(err)
+				}
+				if rules := p.rules(t); rules != "" {
+					t.Errorf("pulled at %v: the sandbox is left with %s", steps, rules)
+				}
+				if len(steps) < at {
+					break
+				}
+			}
+		})
+	}
+}
+
+// TestAttachOwnPorts: a container that came by CNI has its ports when the runtime is answered, on the interface that has the default route.
+func TestAttachOwnPorts(t *testing.T) {
+	t.Parallel()
+	r, p := newRig(t), newPlace(t)
+	r.host.Peer(t, "lan0")
+	m, err := macvlan.New(modes.Env{Log: r.c.Log, Kernel: r.host.Kernel})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.c.Modes["macvlan"] = m
+	made := func(name, subnet string) modes.Network {
+		n, err := r.MakeNetwork(t.Context(), NetworkRequest{Name: name, Mode: "macvlan", Options: map[string]string{"parent": "lan0"}, Subnets: []SubnetRequest{subnetOf(subnet)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	lan, other := made("lan", "192.0.2.0/24"), made("other", "198.51.100.0/24")
+	asked, second := p.request(lan, "c1"), p.request(other, "c1")
+	asked.Ports, second.Ports = []Ask{own("tcp", 443, 8080)}, []Ask{own("tcp", 443, 8080)}
+	second.IfName = "eth1"
+	for range 2 {
+		for _, one := range []AttachRequest{second, asked} {
+			if _, err := r.Attach(t.Context(), one); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if rules := p.rules(t); strings.Count(rules, ". tcp . 443 : 192.0.2.") != 1 || strings.Contains(rules, "198.51.100.") {
+		t.Errorf("the sandbox has %s", rules)
+	}
+	r.healthy("attached")
+	for _, end := range []DetachRequest{p.end(lan, "c1"), {NetworkID: other.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
+		if err := r.Detach(t.Context(), end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rules := p.rules(t); rules != "" {
+		t.Errorf("left in the sandbox: %s", rules)
+	}
+}
+
+func subnetOf(subnet string) SubnetRequest {
+	return SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix(subnet)}}
+}
