@@ -1,0 +1,108 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"netyard/integration/lab"
+)
+
+// A stop makes the daemon stand still at a step.
+type stop struct {
+	t    *testing.T
+	file string
+}
+
+// at is for the next time that the daemon comes by the step.
+func (s stop) at(step string) {
+	s.t.Helper()
+	if err := os.WriteFile(s.file, []byte("hold "+step), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// held waits until the daemon stands.
+func (s stop) held() {
+	s.t.Helper()
+	eventually(s.t, "the daemon comes by the step", func() bool { _, err := os.Stat(s.file + ".held"); return err == nil })
+}
+
+// goOn lets it go on.
+func (s stop) goOn() {
+	s.t.Helper()
+	if err := os.Remove(s.file + ".held"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestCNIKilled kills the plugin, or the runtime and the plugin, while the daemon works for them: nobody hears of what it made, so nothing
+// of it stays, and the next container has its place.
+func TestCNIKilled(t *testing.T) {
+	t.Parallel()
+	h := lab.New(t, lab.Engine2010)
+	s := stop{t, filepath.Join(h.Dir, "failpoint")}
+	h.Netyard.Env = append(h.Netyard.Env, "NETYARD_FAILPOINT="+s.file)
+	h.Netyard.Start()
+	h.StartContainerd()
+	h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard cni install web")
+	sandboxes(h, "a")
+	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]`)}
+	for _, step := range []string{"before endpoint attaching", "after endpoint attaching", "after endpoint attached", "after endpoint plugged in", "after endpoint ready"} {
+		s.at(step)
+		pid := strings.TrimSpace(h.Sh(fmt.Sprintf(`CNI_COMMAND=ADD CNI_CONTAINERID=a CNI_NETNS=%s CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin /opt/cni/bin/netyard >/dev/null 2>&1 <<'END' & echo $!
+%s
+END`, a.netns, a.conf)))
+		s.held()
+		kill(h, "echo "+pid)
+		s.goOn()
+		nothing(t, h, step)
+		valid(t, "1.0.0", a.do(t, h, "ADD")) // in the same place, with the same port
+		h.Sh("ip netns exec a ping -c 1 -W 2 10.77.0.1")
+		a.do(t, h, "DEL")
+		nothing(t, h, step)
+	}
+	h.Sh("ip netns del a")
+	healthy(t, h)
+
+	// The runtime and all that it started die; what it made of the container is there, and nobody starts it.
+	run := "setsid ctr --address /run/containerd/containerd.sock run -d --cni --cgroup /" + filepath.Base(h.Dir) + "/%s " + lab.CtrImage + " %[1]s sleep 1d >/dev/null 2>&1 & echo $!"
+	s.at("after endpoint plugged in")
+	group := strings.TrimSpace(h.Sh(fmt.Sprintf(run, "c1")))
+	s.held()
+	kill(h, "pgrep -g "+group)
+	s.goOn()
+	eventually(t, "the attachment that nobody heard of is gone", func() bool { return len(ps(t, h)) == 0 })
+	h.CtrRemove("c1") // which holds its address until then
+	nothing(t, h, "the container's removal")
+
+	// Only the runtime dies, and its plugin hears the answer: the container that nobody starts has its network until it is removed.
+	s.at("after endpoint plugged in")
+	pid := strings.TrimSpace(h.Sh(fmt.Sprintf(run, "c2")))
+	s.held()
+	kill(h, "echo "+pid)
+	s.goOn()
+	eventually(t, "the attachment is there", func() bool { rows := ps(t, h); return len(rows) == 1 && rows[0].State == "up" })
+	h.CtrRemove("c2")
+	nothing(t, h, "the container's removal")
+	h.CtrRun("c3", "")
+	if out, err := h.CtrExec("c3", "ping -c 1 -W 2 10.77.0.1"); err != nil {
+		t.Errorf("the next container: %s %v", out, err)
+	}
+	healthy(t, h)
+}
+
+// kill kills processes, and waits until none of them has a socket any more: what is answered to one that is only dying is heard.
+func kill(h *lab.Host, which string) {
+	h.Sh("p=$(" + which + "); kill -9 $p; for i in $p; do while ls -d /proc/$i/fd/* >/dev/null 2>&1; do sleep 0.01; done; done")
+}
+
+// nothing wants no attachment to be there, and no address in use.
+func nothing(t *testing.T, h *lab.Host, after string) {
+	t.Helper()
+	eventually(t, "nothing is left after "+after, func() bool {
+		return len(ps(t, h)) == 0 && h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v gateway || true") == ""
+	})
+}
