@@ -106,3 +106,54 @@ func nothing(t *testing.T, h *lab.Host, after string) {
 		return len(ps(t, h)) == 0 && h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v gateway || true") == ""
 	})
 }
+
+// TestCNIRecordsLost: the database is gone, and containers of containerd's are on record again, on netyard's own network and on one of
+// Docker's, with their addresses, ports and limits. They notice nothing.
+func TestCNIRecordsLost(t *testing.T) {
+	t.Parallel()
+	h := hostCNI(t, lab.Engine2010)
+	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 -o icc=true")
+	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.78.0.0/24 theirs")
+	h.Sh("netyard cni install web; netyard cni install theirs")
+	h.Sh("mkdir /run/conf; mv /etc/cni/net.d/netyard-theirs.conflist /run/conf") // ctr takes the first one
+	h.CtrRun("c1", "--label netyard.rate=20mbit --label nerdctl/name=shop")
+	h.Sh("mv /run/conf/netyard-theirs.conflist /etc/cni/net.d/00-theirs.conflist")
+	h.CtrRun("c2", "")
+	h.Run("d1", "--network theirs")
+	row := "netyard ps --format '{{.Container}} {{.Engine}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.Options}} {{.State}}'"
+	was := ""
+	eventually(t, "all have names", func() bool {
+		was = h.Sh(row)
+		return strings.Contains(was, "shop") && strings.Contains(was, "c2") && strings.Contains(was, "d1")
+	})
+	list := h.Sh("netyard network ls")
+	for range 2 {
+		h.Netyard.Stop()
+		h.Sh("rm", filepath.Join(h.Dir, "state", "netyard.db"))
+		h.Netyard.Start()
+		eventually(t, "the records are as they were", func() bool { return h.Sh(row) == was })
+		if now := h.Sh("netyard network ls"); now != list {
+			t.Errorf("the networks were\n%s\nand are\n%s", list, now)
+		}
+		for c, to := range map[string]string{"c1": "10.77.0.1", "c2": h.Addr("d1", "theirs")} {
+			if out, err := h.CtrExec(c, "ping -c 1 -W 2", to); err != nil {
+				t.Errorf("%s reaches %s no more: %s %v", c, to, out, err)
+			}
+		}
+		healthy(t, h)
+	}
+	sandboxes(h, "a")
+	a := call{id: "a", netns: "/run/netns/a", conf: confOf(t, h, "web", "1.0.0")}
+	if r := valid(t, "1.0.0", a.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.65/24" {
+		t.Errorf("the next address of the range is %s", r.IPs[0].Address)
+	}
+	a.do(t, h, "DEL")
+	h.Sh("ip netns del a; rmdir /run/conf")
+	h.CtrRemove("c1")
+	h.CtrRemove("c2")
+	h.Docker("rm -f d1")
+	nothing(t, h, "the containers' end")
+	h.Docker("network rm theirs")
+	h.Sh("netyard network rm web")
+	healthy(t, h)
+}
