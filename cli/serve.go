@@ -113,6 +113,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		return err
 	}
 	docker.Yard, runtime.Yard = y, y
+	docker.Beside = runtime.Rebuild
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
@@ -204,7 +205,8 @@ func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, ch
 		}
 	}
 	return yard.New(yard.Config{
-		Log: log, Store: st, Kernel: k, Modes: table, Offered: cfg.Modes, BootID: strings.TrimSpace(string(boot)), Changed: changed, Step: failpoint(), HostID: id,
+		Log: log, Store: st, Kernel: k, Copies: filepath.Join(cfg.StateDir, "networks"), Modes: table, Offered: cfg.Modes,
+		BootID: strings.TrimSpace(string(boot)), Changed: changed, Step: failpoint(), HostID: id,
 		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),
 	}), nil
 }

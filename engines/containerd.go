@@ -28,6 +28,8 @@ const (
 	resync = time.Minute
 	// labelName is what nerdctl calls a container (nerdctl, pkg/labels).
 	labelName = "nerdctl/name"
+	// Labels of a container that begin so are options for its endpoint, but for two that are more than that (cni/door).
+	labelOption, labelMAC, labelAlias = "netyard.", "netyard.mac", "netyard.alias"
 	// connectTime bounds one try to connect, and the pauses between tries.
 	connectTime = 2 * time.Second
 )
@@ -35,8 +37,8 @@ const (
 // dockersNamespaces are those in which containerd has Docker's containers and plugins: they come by Docker's own door.
 func dockersNamespaces() []string { return []string{"moby", "plugins.moby"} }
 
-// Containerd is one containerd, whose runtimes attach containers by CNI. Only its metadata are asked for: a question about a task waits
-// for the task, and that may wait for netyard.
+// Containerd is one containerd, whose runtimes attach containers by CNI. But for when records are rebuilt only its metadata are asked for: a
+// question about a task waits for the task, and that may wait for netyard.
 type Containerd struct {
 	// Address is its socket.
 	Address string
@@ -165,6 +167,11 @@ func (c *Containerd) look(ctx context.Context) error {
 	census, err := c.Census(ctx)
 	if err != nil {
 		return err
+	}
+	if c.Yard.Rebuilding() { // there may be no engine that would
+		if err := c.Rebuild(ctx); err != nil {
+			return err
+		}
 	}
 	if err := c.Yard.Reconcile(ctx, census); err != nil {
 		return fmt.Errorf("reconcile with %s: %w", yard.Containerd, err)

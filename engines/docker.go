@@ -38,6 +38,9 @@ type Docker struct {
 	Yard *yard.Yard
 	Log  *slog.Logger
 
+	// Beside makes the records of others' that were lost with the engine's; nil: there are none.
+	Beside func(context.Context) error
+
 	poked chan struct{}
 }
 
@@ -103,7 +106,7 @@ func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
 			return true, err
 		}
-		if err := d.Yard.Rebuild(ctx, c); err != nil {
+		if err := d.Yard.Rebuild(ctx, c, d.Beside); err != nil {
 			return true, err
 		}
 	}

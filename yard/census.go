@@ -48,6 +48,10 @@ type SeenEndpoint struct {
 	Addrs     []netip.Prefix
 	Gateways  []netip.Addr
 	Options   map[string]string // what was said for it alone
+	// Attachment and IfName are for one that came by CNI, and Inside is what its sandbox has. Said are options in its container's words.
+	Attachment, IfName string
+	Inside             kernel.Plug
+	Said               map[string]string
 }
 
 // WantedKey is how Census.Wanted names an address.

@@ -52,6 +52,12 @@ func newRig(t *testing.T) *rig {
 // start makes a yard as a daemon does that has just been started.
 func (r *rig) start() {
 	r.t.Helper()
+	r.begin(false)
+}
+
+// begin is start; keepStrays when the records may have been lost.
+func (r *rig) begin(keepStrays bool) {
+	r.t.Helper()
 	var err error
 	if r.st != nil {
 		_ = r.st.Close()
@@ -72,12 +78,12 @@ func (r *rig) start() {
 	r.step = func(string) {}
 	r.now = r.now.Add(time.Second)
 	r.Yard = New(Config{
-		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot,
+		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
 		IPAM:  ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
 		Modes: map[string]modes.Mode{"bridge": m, "host": shares}, Now: func() time.Time { return r.now },
 		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
 	})
-	if err := r.Restore(r.t.Context(), false); err != nil {
+	if err := r.Restore(r.t.Context(), keepStrays); err != nil {
 		r.t.Fatal(err)
 	}
 }

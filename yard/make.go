@@ -86,7 +86,10 @@ func (y *Yard) MakeNetwork(ctx context.Context, r NetworkRequest) (n modes.Netwo
 	if err := y.CreateNetwork(ctx, n); err != nil {
 		return n, errors.Join(err, y.givePools(n.Subnets), y.giveDHCP(n.DHCP))
 	}
-	return y.Network(n.ID)
+	if n, err = y.Network(n.ID); err == nil {
+		y.putCopy(n)
+	}
+	return n, err
 }
 
 // NetworkNamed finds a network by its name, or its whole id, alone.

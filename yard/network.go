@@ -226,6 +226,7 @@ func (y *Yard) drop(ctx context.Context, m modes.Mode, n modes.Network) error {
 		return fmt.Errorf("take down network %s: %w", modes.Short(n.ID), err)
 	}
 	y.c.Step("after network down")
+	y.dropCopy(n) // first: what is left of a copy would be made a network again
 	if err := y.update("network gone", func(tx store.Tx) error { return y.erase(tx, n, es) }); err != nil {
 		return err
 	}

@@ -33,13 +33,17 @@ func (y *Yard) Rebuilding() bool {
 	return err == nil && lost
 }
 
-// Rebuild makes the records of what an engine has and the kernel still does, and then drops the strays.
-func (y *Yard) Rebuild(ctx context.Context, c Census) error {
+// Rebuild makes the records of what an engine has and the kernel still does, and then drops the strays. In between others make those of
+// what is theirs; nil: there are none.
+func (y *Yard) Rebuild(ctx context.Context, c Census, others func(context.Context) error) error {
 	var errs []error
 	for id, s := range c.Networks {
 		if err := y.adoptNetwork(ctx, s, c); err != nil {
 			errs = append(errs, fmt.Errorf("rebuild network %s: %w", modes.Short(id), err))
 		}
+	}
+	if others != nil {
+		errs = append(errs, others(ctx))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -166,7 +170,13 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 	e := modes.Endpoint{
 		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Options: s.Options, Phase: modes.Ready,
 		Created: y.c.Now(), Joined: y.c.Now(), BootID: y.c.BootID, Container: s.Container,
-		Seen: kernel.IsNamespace(s.Sandbox), Ports: y.foundPorts(id, s),
+		Seen: kernel.IsNamespace(s.Sandbox), Ports: y.foundPorts(id, s), Attachment: s.Attachment, IfName: s.IfName, Inside: s.Inside,
+	}
+	if s.Attachment != "" {
+		e.NS, e.Seen = kernel.NamespaceAt(s.Sandbox)
+		if said, err := modes.ResolveEndpoint(n.Mode, s.Said); err == nil { // it was checked when the container was attached
+			e.Options = said
+		}
 	}
 	err := y.c.Store.Update(func(tx store.Tx) error {
 		if known, err := getEndpoint(tx, n.ID, id); err == nil {
@@ -175,6 +185,11 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 		}
 		for _, a := range e.Addrs {
 			if err := y.keepLease(tx, n, a.Addr(), e); err != nil {
+				return err
+			}
+		}
+		if e.Attachment != "" {
+			if err := attachments.Put(tx, attachmentKey(e.Attachment, n.ID, e.IfName), id); err != nil {
 				return err
 			}
 		}

@@ -51,6 +51,9 @@ type Config struct {
 	Step func(name string)
 	// Background runs work that no caller waits for; default: one after the other in a goroutine of Run.
 	Background func(func())
+	// Copies is a directory beside the records for what nobody else knows of the networks that no engine has: where lost records are
+	// rebuilt from. Empty: nowhere.
+	Copies string
 	// Changed is called when a network or an endpoint came, or an endpoint went.
 	Changed func()
 }

@@ -1,0 +1,84 @@
+package engines
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"netyard/kernel"
+	"netyard/modes"
+	"netyard/yard"
+)
+
+// Rebuild makes the records of netyard's own networks again, and of what containerd's containers have of any. Where there is no containerd
+// at all nobody has attached anything.
+func (c *Containerd) Rebuild(ctx context.Context) error {
+	census := yard.Census{Engine: yard.Containerd, Endpoints: map[string]yard.SeenEndpoint{}}
+	if _, err := os.Stat(c.Address); c.client != nil && !errors.Is(err, fs.ErrNotExist) {
+		ctx, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		if err := c.lookInside(ctx, census); err != nil {
+			return fmt.Errorf("rebuild the records from %s: %w", yard.Containerd, err)
+		}
+	}
+	return c.Yard.RebuildOwn(ctx, census)
+}
+
+// lookInside finds the links of netyard's in the sandboxes of all running containers.
+func (c *Containerd) lookInside(ctx context.Context, census yard.Census) error {
+	spaces, err := c.client.NamespaceService().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list namespaces: %w", err)
+	}
+	for _, ns := range spaces {
+		if slices.Contains(dockersNamespaces(), ns) {
+			continue
+		}
+		ctx := namespaces.WithNamespace(ctx, ns)
+		running, err := c.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
+		if err != nil {
+			return fmt.Errorf("list tasks of namespace %s: %w", ns, err)
+		}
+		for _, t := range running.Tasks {
+			if t.Pid == 0 {
+				continue
+			}
+			sandbox := fmt.Sprintf("/proc/%d/ns/net", t.Pid)
+			found, err := c.Yard.FindIn(sandbox)
+			if err != nil {
+				return err
+			}
+			o, err := c.client.ContainerService().Get(ctx, t.ID)
+			if err != nil {
+				continue // it has gone meanwhile
+			}
+			who := owner(o)
+			who.PID = int(t.Pid)
+			for _, f := range found {
+				census.Endpoints[f.Endpoint] = plugged(f, attachment(ns, t.ID), sandbox, who, o.Labels)
+			}
+		}
+	}
+	return nil
+}
+
+// plugged is a link in a sandbox as an endpoint.
+func plugged(f kernel.Found, name, sandbox string, who modes.Container, labels map[string]string) yard.SeenEndpoint {
+	s := yard.SeenEndpoint{
+		NetworkID: f.Network, Container: who, Sandbox: sandbox, MAC: f.MAC, Addrs: f.Plug.Addrs,
+		Attachment: name, IfName: f.Plug.Name, Inside: f.Plug, Said: map[string]string{},
+	}
+	for label, v := range labels {
+		if option, ours := strings.CutPrefix(label, labelOption); ours && label != labelMAC && label != labelAlias {
+			s.Said[option] = v
+		}
+	}
+	return s
+}

@@ -1,0 +1,159 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"netyard/integration/lab"
+)
+
+// A stop makes the daemon stand still at a step.
+type stop struct {
+	t    *testing.T
+	file string
+}
+
+// at is for the next time that the daemon comes by the step.
+func (s stop) at(step string) {
+	s.t.Helper()
+	if err := os.WriteFile(s.file, []byte("hold "+step), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// held waits until the daemon stands.
+func (s stop) held() {
+	s.t.Helper()
+	eventually(s.t, "the daemon comes by the step", func() bool { _, err := os.Stat(s.file + ".held"); return err == nil })
+}
+
+// goOn lets it go on.
+func (s stop) goOn() {
+	s.t.Helper()
+	if err := os.Remove(s.file + ".held"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestCNIKilled kills the plugin, or the runtime and the plugin, while the daemon works for them: nobody hears of what it made, so nothing
+// of it stays, and the next container has its place.
+func TestCNIKilled(t *testing.T) {
+	t.Parallel()
+	h := lab.New(t, lab.Engine2010)
+	s := stop{t, filepath.Join(h.Dir, "failpoint")}
+	h.Netyard.Env = append(h.Netyard.Env, "NETYARD_FAILPOINT="+s.file)
+	h.Netyard.Start()
+	h.StartContainerd()
+	h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard cni install web")
+	sandboxes(h, "a")
+	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]`)}
+	for _, step := range []string{"before endpoint attaching", "after endpoint attaching", "after endpoint attached", "after endpoint plugged in", "after endpoint ready"} {
+		s.at(step)
+		pid := strings.TrimSpace(h.Sh(fmt.Sprintf(`CNI_COMMAND=ADD CNI_CONTAINERID=a CNI_NETNS=%s CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin /opt/cni/bin/netyard >/dev/null 2>&1 <<'END' & echo $!
+%s
+END`, a.netns, a.conf)))
+		s.held()
+		kill(h, "echo "+pid)
+		s.goOn()
+		nothing(t, h, step)
+		valid(t, "1.0.0", a.do(t, h, "ADD")) // in the same place, with the same port
+		h.Sh("ip netns exec a ping -c 1 -W 2 10.77.0.1")
+		a.do(t, h, "DEL")
+		nothing(t, h, step)
+	}
+	h.Sh("ip netns del a")
+	healthy(t, h)
+
+	// The runtime and all that it started die; what it made of the container is there, and nobody starts it.
+	run := "setsid ctr --address /run/containerd/containerd.sock run -d --cni --cgroup /" + filepath.Base(h.Dir) + "/%s " + lab.CtrImage + " %[1]s sleep 1d >/dev/null 2>&1 & echo $!"
+	s.at("after endpoint plugged in")
+	group := strings.TrimSpace(h.Sh(fmt.Sprintf(run, "c1")))
+	s.held()
+	kill(h, "pgrep -g "+group)
+	s.goOn()
+	eventually(t, "the attachment that nobody heard of is gone", func() bool { return len(ps(t, h)) == 0 })
+	h.CtrRemove("c1") // which holds its address until then
+	nothing(t, h, "the container's removal")
+
+	// Only the runtime dies, and its plugin hears the answer: the container that nobody starts has its network until it is removed.
+	s.at("after endpoint plugged in")
+	pid := strings.TrimSpace(h.Sh(fmt.Sprintf(run, "c2")))
+	s.held()
+	kill(h, "echo "+pid)
+	s.goOn()
+	eventually(t, "the attachment is there", func() bool { rows := ps(t, h); return len(rows) == 1 && rows[0].State == "up" })
+	h.CtrRemove("c2")
+	nothing(t, h, "the container's removal")
+	h.CtrRun("c3", "")
+	if out, err := h.CtrExec("c3", "ping -c 1 -W 2 10.77.0.1"); err != nil {
+		t.Errorf("the next container: %s %v", out, err)
+	}
+	healthy(t, h)
+}
+
+// kill kills processes, and waits until none of them has a socket any more: what is answered to one that is only dying is heard.
+func kill(h *lab.Host, which string) {
+	h.Sh("p=$(" + which + "); kill -9 $p; for i in $p; do while ls -d /proc/$i/fd/* >/dev/null 2>&1; do sleep 0.01; done; done")
+}
+
+// nothing wants no attachment to be there, and no address in use.
+func nothing(t *testing.T, h *lab.Host, after string) {
+	t.Helper()
+	eventually(t, "nothing is left after "+after, func() bool {
+		return len(ps(t, h)) == 0 && h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v gateway || true") == ""
+	})
+}
+
+// TestCNIRecordsLost: the database is gone, and containers of containerd's are on record again, on netyard's own network and on one of
+// Docker's, with their addresses, ports and limits. They notice nothing.
+func TestCNIRecordsLost(t *testing.T) {
+	t.Parallel()
+	h := hostCNI(t, lab.Engine2010)
+	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 -o icc=true")
+	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.78.0.0/24 theirs")
+	h.Sh("netyard cni install web; netyard cni install theirs")
+	h.Sh("mkdir /run/conf; mv /etc/cni/net.d/netyard-theirs.conflist /run/conf") // ctr takes the first one
+	h.CtrRun("c1", "--label netyard.rate=20mbit --label nerdctl/name=shop")
+	h.Sh("mv /run/conf/netyard-theirs.conflist /etc/cni/net.d/00-theirs.conflist")
+	h.CtrRun("c2", "")
+	h.Run("d1", "--network theirs")
+	row := "netyard ps --format '{{.Container}} {{.Engine}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.Options}} {{.State}}'"
+	was := ""
+	eventually(t, "all have names", func() bool {
+		was = h.Sh(row)
+		return strings.Contains(was, "shop") && strings.Contains(was, "c2") && strings.Contains(was, "d1")
+	})
+	list := h.Sh("netyard network ls")
+	for range 2 {
+		h.Netyard.Stop()
+		h.Sh("rm", filepath.Join(h.Dir, "state", "netyard.db"))
+		h.Netyard.Start()
+		eventually(t, "the records are as they were", func() bool { return h.Sh(row) == was })
+		if now := h.Sh("netyard network ls"); now != list {
+			t.Errorf("the networks were\n%s\nand are\n%s", list, now)
+		}
+		for c, to := range map[string]string{"c1": "10.77.0.1", "c2": h.Addr("d1", "theirs")} {
+			if out, err := h.CtrExec(c, "ping -c 1 -W 2", to); err != nil {
+				t.Errorf("%s reaches %s no more: %s %v", c, to, out, err)
+			}
+		}
+		healthy(t, h)
+	}
+	sandboxes(h, "a")
+	a := call{id: "a", netns: "/run/netns/a", conf: confOf(t, h, "web", "1.0.0")}
+	if r := valid(t, "1.0.0", a.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.65/24" {
+		t.Errorf("the next address of the range is %s", r.IPs[0].Address)
+	}
+	a.do(t, h, "DEL")
+	h.Sh("ip netns del a; rmdir /run/conf")
+	h.CtrRemove("c1")
+	h.CtrRemove("c2")
+	h.Docker("rm -f d1")
+	nothing(t, h, "the containers' end")
+	h.Docker("network rm theirs")
+	h.Sh("netyard network rm web")
+	healthy(t, h)
+}

@@ -1,0 +1,88 @@
+package yard
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"netyard/ipam"
+	"netyard/modes"
+)
+
+// TestRebuildOwn: the records are lost, and a network that no engine knows and a container that came by CNI are on record again as they
+// were. What is removed leaves no copy behind.
+func TestRebuildOwn(t *testing.T) {
+	t.Parallel()
+	r, p, q := newRig(t), newPlace(t), newPlace(t)
+	n, err := r.MakeNetwork(t.Context(), NetworkRequest{
+		Name: "web", Options: map[string]string{"icc": "false"}, Subnets: []SubnetRequest{
+			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24"), Range: netip.MustParsePrefix("10.9.0.64/26")}, Gateway: netip.MustParseAddr("10.9.0.7")},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := p.request(n, "default-c1")
+	asked.Container = modes.Container{Engine: Containerd, ID: "c1", Name: "c1"}
+	asked.Options = map[string]string{"ingress_rate": "20mbit"}
+	asked.Ports = []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
+	was, err := r.Attach(t.Context(), asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(r.path); err != nil {
+		t.Fatal(err)
+	}
+	r.begin(true)
+	census := Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}}
+	found, err := r.FindIn(p.path)
+	if err != nil || len(found) != 1 {
+		t.Fatalf("in the sandbox there is %+v %v", found, err)
+	}
+	for _, f := range found {
+		census.Endpoints[f.Endpoint] = SeenEndpoint{
+			NetworkID: f.Network, Container: asked.Container, Sandbox: p.path, MAC: f.MAC, Addrs: f.Plug.Addrs,
+			Attachment: "default-c1", IfName: f.Plug.Name, Inside: f.Plug, Said: map[string]string{"ingress_rate": "20mbit"},
+		}
+	}
+	for range 2 { // both engines' looks do it
+		if err := r.RebuildOwn(t.Context(), census); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Rebuild(t.Context(), Census{Engine: Docker}, nil); err != nil { // and what is then unknown goes
+		t.Fatal(err)
+	}
+	again, err := r.Network(n.ID)
+	if err != nil || !again.Equal(n) || again.Name != "web" || again.Engine != Own {
+		t.Errorf("the network is %+v, %v", again, err)
+	}
+	e, err := r.Endpoint(n.ID, was.Endpoint.ID)
+	if err != nil || e.MAC != was.Endpoint.MAC || len(e.Ports) != len(was.Endpoint.Ports) || e.Options["ingress_rate"] != asked.Options["ingress_rate"] {
+		t.Errorf("the endpoint was %+v and is %+v, %v", was.Endpoint, e, err)
+	}
+	p.Sh(t, "ping -c 1 -W 2 10.9.0.7")
+	r.healthy("rebuilt")
+	if faults, err := r.Faults(p.end(n, "default-c1")); err != nil || len(faults) > 0 {
+		t.Errorf("CHECK says %v %v", faults, err)
+	}
+	next, err := r.Attach(t.Context(), q.request(n, "c2"))
+	if err != nil || next.Endpoint.Addrs[0] == was.Endpoint.Addrs[0] || !netip.MustParsePrefix("10.9.0.64/26").Contains(next.Endpoint.Addrs[0].Addr()) {
+		t.Errorf("the next container has %v, %v", next.Endpoint.Addrs, err)
+	}
+	for _, end := range []DetachRequest{p.end(n, "default-c1"), q.end(n, "c2")} {
+		if err := r.Detach(t.Context(), end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(filepath.Join(filepath.Dir(r.path), "networks")); len(left) > 0 {
+		t.Errorf("there is still the copy %v", left)
+	}
+}
