@@ -44,6 +44,7 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	if !r.Before.IsZero() && e.Created.After(r.Before) || !r.Gone && y.firstProcessLives(e) {
 		return nil
 	}
+	y.leaveSix(ctx, e)
 	found := false
 	err = y.update("endpoint deleting", func(tx store.Tx) error {
 		found = false

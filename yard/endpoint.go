@@ -177,6 +177,9 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 		return err
 	}
 	defer release()
+	if e, err := y.Endpoint(network, id); err == nil && e.Sandbox != "" {
+		y.leaveSix(ctx, e)
+	}
 	var was modes.Endpoint
 	err = y.update("endpoint left", func(tx store.Tx) error {
 		e, err := getEndpoint(tx, network, id)
