@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"netyard/driver"
 	"netyard/ipam"
@@ -29,6 +30,7 @@ type engine struct {
 	host    *kerneltest.Host
 	yard    *yard.Yard
 	greeted atomic.Int32
+	ahead   atomic.Int64 // of the time that it is
 }
 
 func newEngine(tb testing.TB, mode string) *engine {
@@ -51,7 +53,7 @@ func newEngine(tb testing.TB, mode string) *engine {
 	}
 	e.yard = yard.New(yard.Config{
 		Log: log, Store: st, Kernel: e.host.Kernel, Modes: table, BootID: "b",
-		IPAM: ipam.New(ipam.Config{ULA: ipam.HostULA("test")}),
+		IPAM: ipam.New(ipam.Config{ULA: ipam.HostULA("test")}), Now: func() time.Time { return time.Now().Add(time.Duration(e.ahead.Load())) },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -66,13 +66,15 @@ func newDHCPLAN(t *testing.T, mode string) *dhcpLAN {
 }
 
 // dnsmasq serves these addresses, with no memory of those it served before.
-func (d *dhcpLAN) dnsmasq(span string) {
+func (d *dhcpLAN) dnsmasq(span string, more ...string) {
 	d.t.Helper()
 	if d.stop != nil {
 		d.stop()
 	}
-	d.stop = d.serve("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface="+d.iface, "--log-dhcp", "--log-facility=-",
-		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile="+filepath.Join(d.t.TempDir(), "leases"), "--dhcp-range="+span)
+	d.stop = d.serve(append([]string{
+		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=" + d.iface, "--log-dhcp", "--log-facility=-",
+		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(d.t.TempDir(), "leases"), "--dhcp-range=" + span,
+	}, more...)...)
 }
 
 // serve runs a server on the LAN until the test ends, or the returned function is called.
@@ -111,18 +113,24 @@ func network(id, pool, options string) string {
 		id, options, strings.TrimPrefix(pool, "dhcp-"))
 }
 
-func endpointOf(last, more string) string {
-	return fmt.Sprintf(`{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeee%s"%s}`, last, more)
+func endpointOf(network, last, more string) string {
+	return fmt.Sprintf(`{"NetworkID":"aaaaaaaaaaaa%s","EndpointID":"eeeeeeeeee%s"%s}`, network, last, more)
 }
 
 // start starts a container as an engine of 29 does.
 func (d *dhcpLAN) start(pool, last, name string) (addr string) {
 	d.t.Helper()
+	return d.startOn("01", pool, last, name)
+}
+
+func (d *dhcpLAN) startOn(network, pool, last, name string) (addr string) {
+	d.t.Helper()
 	addr = d.ok("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Options":{"com.docker.network.endpoint.name":%q}}`, pool, name))["Address"].(string)
-	d.ok("NetworkDriver.CreateEndpoint", endpointOf(last, fmt.Sprintf(`,"Interface":{"Address":%q}`, addr)))
+	d.ok("NetworkDriver.CreateEndpoint", endpointOf(network, last, fmt.Sprintf(`,"Interface":{"Address":%q}`, addr)))
 	box := kerneltest.New(d.t)
+	box.Sh(d.t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1") // as engines have it where nobody asked for IPv6
 	d.boxes[last] = box
-	j := d.ok("NetworkDriver.Join", endpointOf(last, fmt.Sprintf(`,"SandboxKey":%q`, box.Path())))
+	j := d.ok("NetworkDriver.Join", endpointOf(network, last, fmt.Sprintf(`,"SandboxKey":%q`, box.Path())))
 	if j["Gateway"] != "192.0.2.1" {
 		d.t.Errorf("the gateway is not the DHCP server's to say: %v", j)
 	}
@@ -135,11 +143,16 @@ func (d *dhcpLAN) start(pool, last, name string) (addr string) {
 // end ends it as an engine does: the link comes back to the host.
 func (d *dhcpLAN) end(pool, last, addr string) {
 	d.t.Helper()
-	d.ok("NetworkDriver.Leave", endpointOf(last, ""))
+	d.endOn("01", pool, last, addr)
+}
+
+func (d *dhcpLAN) endOn(network, pool, last, addr string) {
+	d.t.Helper()
+	d.ok("NetworkDriver.Leave", endpointOf(network, last, ""))
 	d.boxes[last].Sh(d.t, "ip link set eth0 down && ip link set eth0 name back"+last)
 	d.boxes[last].Give(d.t, d.host, "back"+last)
 	d.host.Sh(d.t, "ip link set back"+last+" name "+d.links[last])
-	d.ok("NetworkDriver.DeleteEndpoint", endpointOf(last, ""))
+	d.ok("NetworkDriver.DeleteEndpoint", endpointOf(network, last, ""))
 	at, _, _ := strings.Cut(addr, "/")
 	d.ok("IpamDriver.ReleaseAddress", fmt.Sprintf(`{"PoolID":%q,"Address":%q}`, pool, at))
 }
@@ -159,10 +172,10 @@ func (d *dhcpLAN) lease(last string) (l yard.DHCPLease) {
 	return l
 }
 
-// rename has the lease extended from inside the sandbox, by a name that the server is to be told.
-func (d *dhcpLAN) rename(last, name string) {
+// rename has the first container's lease extended from inside the sandbox, by a name that the server is to be told.
+func (d *dhcpLAN) rename(name string) {
 	d.t.Helper()
-	if err := d.yard.Identify("aaaaaaaaaaaa01", "eeeeeeeeee"+last, modes.Container{Engine: yard.Docker, ID: "c" + last, Name: name}); err != nil {
+	if err := d.yard.Identify("aaaaaaaaaaaa01", "eeeeeeeeee01", modes.Container{Engine: yard.Docker, ID: "c01", Name: name}); err != nil {
 		d.t.Fatal(err)
 	}
 }
@@ -197,12 +210,12 @@ func TestLANDHCP(t *testing.T) {
 			}
 
 			began := d.lease("01").Lease.Start
-			d.rename("01", "shop")
+			d.rename("shop")
 			d.eventually("the lease is extended from inside", func() bool { l := d.lease("01"); return l.Hostname == "shop" && l.Lease.Start.After(began) })
 			d.eventually("the server is told the name", func() bool { return d.said("client provides name: shop") })
 
 			d.dnsmasq("192.0.2.150,192.0.2.160,255.255.255.0,120") // one that knows nothing of them, and refuses
-			d.rename("01", "store")
+			d.rename("store")
 			d.eventually("the container has another address", func() bool {
 				return strings.Contains(d.boxes["01"].Sh(t, "ip -4 addr show dev eth0"), "inet 192.0.2.15")
 			})
@@ -384,6 +397,69 @@ func TestLANDHCPConflict(t *testing.T) {
 			if got := d.start(pool, "01", "web"); got != "192.0.2.100/24" {
 				t.Errorf("the container has %s", got)
 			}
+		})
+	}
+}
+
+// TestLANDHCPSix: addresses of a DHCPv6 server's, extended, lost and given back, and those that containers make themselves.
+func TestLANDHCPSix(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"macvlan", "ipvlan"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			kerneltest.Needs(t, mode)
+			d := newDHCPLAN(t, mode)
+			d.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad")
+			const four = "192.0.2.100,192.0.2.110,255.255.255.0,120"
+			d.dnsmasq(four, "--dhcp-range=2001:db8:7::100,2001:db8:7::1ff,slaac,64,120", "--enable-ra")
+			managed, auto := d.pool(`,"ipv6":"dhcp"`), d.pool(`,"ipv6":"slaac"`)
+			d.ok("NetworkDriver.CreateNetwork", network("01", managed, `"parent":"eth0"`))
+			d.ok("NetworkDriver.CreateNetwork", network("02", auto, `"parent":"eth0"`))
+			web := d.start(managed, "01", "web")
+			two := d.startOn("02", auto, "02", "db")
+			global := func(last string) []string {
+				return strings.Fields(d.boxes[last].Sh(t, "ip -6 -o addr show dev eth0 scope global | sed 's/.*inet6 \\([^ ]*\\).*/\\1/'"))
+			}
+			six := func() yard.Six { return d.lease("01").Six }
+			d.eventually("DHCPv6 gives an address", func() bool {
+				a := global("01")
+				return len(a) == 1 && a[0] == six().Lease.Addr.String() && strings.HasPrefix(a[0], "2001:db8:7::1") && strings.HasSuffix(a[0], "/128")
+			})
+			d.eventually("the other makes itself one", func() bool {
+				a := global("02")
+				return len(a) == 1 && strings.HasPrefix(a[0], "2001:db8:7:") && strings.HasSuffix(a[0], "/64") && !d.lease("02").Six.Lease.Addr.IsValid()
+			})
+			other, _, _ := strings.Cut(global("02")[0], "/")
+			for what, to := range map[string]string{"the LAN": "2001:db8:7::1", "the other container": other} {
+				if !d.boxes["01"].Pings(to, true) {
+					t.Errorf("%s is not reached by IPv6: %s", what, d.boxes["01"].Sh(t, "ip -6 addr; ip -6 route"))
+				}
+			}
+
+			first := six().Lease
+			d.ahead.Add(int64(70 * time.Second)) // T1 has passed
+			d.rename("shop")
+			d.eventually("it is extended", func() bool { l := six().Lease; return l.Expires.After(first.Expires) && l.Addr == first.Addr })
+			d.eventually("by a RENEW", func() bool { return d.said("DHCPRENEW(eth0)") })
+
+			d.server.Sh(t, "ip addr del 2001:db8:7::1/64 dev eth0 && ip addr add 2001:db8:8::1/64 dev eth0 nodad")
+			d.dnsmasq(four, "--dhcp-range=2001:db8:8::100,2001:db8:8::1ff,64,120", "--enable-ra") // for the LAN is numbered anew
+			d.ahead.Add(int64(110 * time.Second))                                                 // T2 has passed
+			d.rename("store")
+			d.eventually("it has another address", func() bool {
+				a := global("01")
+				return len(a) == 1 && strings.HasPrefix(a[0], "2001:db8:8::1") && a[0] == six().Lease.Addr.String()
+			})
+			now := six().Lease.Addr.Addr()
+			d.eventually("that is said", func() bool { return d.told(yard.LeaseLost, first.Addr.Addr()) && d.told(yard.LeaseMoved, now) })
+
+			d.end(managed, "01", web)
+			d.endOn("02", auto, "02", two)
+			d.eventually("the server has it back", func() bool { return d.said("DHCPRELEASE(eth0) 00:04:") })
+			d.eventually("no lease is left", func() bool {
+				all, err := d.yard.DHCPLeases()
+				return err == nil && len(all) == 0
+			})
 		})
 	}
 }

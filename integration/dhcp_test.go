@@ -88,12 +88,12 @@ func TestDHCP(t *testing.T) {
 		d := newDHCP(t, e)
 		before := d.Snapshot()
 		server := d.dnsmasq("203.0.113.100,203.0.113.110,255.255.255.0,120", "--dhcp-option=3,"+d.Outside.IP, "--dhcp-option=6,203.0.113.8",
-			"--dhcp-option=42,203.0.113.9", "--dhcp-option=26,1400", "--dhcp-option=121,198.51.100.0/24,"+d.Outside.IP+",0.0.0.0/0,"+d.Outside.IP)
+			"--enable-ra", "--dhcp-range=2001:db8:113::1000,2001:db8:113::1fff,64,120", "--dhcp-option=42,203.0.113.9", "--dhcp-option=26,1400", "--dhcp-option=121,198.51.100.0/24,"+d.Outside.IP+",0.0.0.0/0,"+d.Outside.IP)
 		d.Outside.Sh("ip addr add 198.51.100.1/32 dev lo")
 		for _, create := range []string{
 			onBridge + " --ipam-driver netyard-dhcp --ipam-opt vendor_class=box",
 			"-d netyard -o mode=bridge -o bridge=br-lan --ipam-driver netyard --ipam-opt dhcp=true --ipam-opt vendor_class=box",
-			"-d netyard-macvlan -o parent=br-lan --ipam-driver netyard-dhcp --ipam-opt vendor_class=box",
+			"-d netyard-macvlan -o parent=br-lan --ipam-driver netyard-dhcp --ipam-opt vendor_class=box --ipam-opt ipv6=dhcp",
 		} {
 			d.Docker("network create", create, "lan")
 			d.Run("web", "--network lan --hostname shop")
@@ -106,7 +106,13 @@ func TestDHCP(t *testing.T) {
 			has(t, d.Exec("web", "cat /sys/class/net/eth0/mtu"), "1400")
 			d.Ping("web", d.Outside.IP)
 			d.Ping("web", "198.51.100.1")
-			if !strings.Contains(create, "macvlan") { // where the host is apart from its containers
+			six := strings.Contains(create, "ipv6=dhcp")
+			if six {
+				eventually(t, "DHCPv6 has given an address", func() bool {
+					return strings.Contains(d.Exec("web", "ip -6 addr show dev eth0"), "inet6 2001:db8:113::1") && strings.Contains(d.Sh("netyard lease ls"), "dhcpv6")
+				})
+				d.Ping("web", d.Outside.IP6)
+			} else { // on macvlan the host is apart from its containers
 				d.Ping("web", d.IP)
 			}
 			d.Ping("web", "db")
@@ -124,6 +130,9 @@ func TestDHCP(t *testing.T) {
 			healthy(t, d.Host)
 			d.Docker("stop -t 0 web")
 			d.says(server, "DHCPRELEASE(lan) "+addr)
+			if six {
+				d.says(server, "DHCPRELEASE(lan) 00:0")
+			}
 			d.Docker("rm -f web db")
 			d.Docker("network rm lan")
 			eventually(t, "no lease is left", func() bool { return len(d.leases()) == 0 })
@@ -142,6 +151,7 @@ func TestDHCPAsked(t *testing.T) {
 			"-d netyard-bridge --ipam-driver netyard-dhcp x":                                               "leads to no LAN",
 			"-d netyard-none --ipam-driver netyard-dhcp x":                                                 "mode none is on no LAN",
 			onBridge + " --ipam-driver netyard-dhcp --ipam-opt hostnam=true x":                             "did you mean hostname?",
+			onBridge + " --ipam-driver netyard-dhcp --ipam-opt ipv6=dhcp x":                                "it is for macvlan and ipvlan",
 			onBridge + " --ipam-driver netyard-dhcp --ipam-opt on_lost=panic x":                            "want one of readdress, down",
 			onBridge + " --ipam-driver netyard-dhcp --subnet 203.0.113.0/24 --gateway 203.0.113.1 x":       "leave --gateway out",
 			onBridge + " --ipam-driver netyard-dhcp --subnet 203.0.113.0/24 --ip-range 203.0.113.128/25 x": "ip-range",

@@ -20,6 +20,10 @@ func IPAMOptions() []Option {
 			Help: "the DHCP server is told the container's host name, or its name if it has none of its own",
 		},
 		{
+			Name: "ipv6", Kind: Enum, Values: []string{"none", "slaac", "dhcp"}, Default: "none",
+			Help: "which IPv6 addresses containers have: none, those they make themselves of what routers advertise, or a DHCPv6 server's",
+		},
+		{
 			Name: "on_lost", Kind: Enum, Values: []string{"readdress", "down"}, Default: "readdress",
 			Help: "what becomes of a container whose lease is refused or runs out: it gets another address, or its interface is taken down",
 		},

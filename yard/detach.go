@@ -46,6 +46,7 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	if !r.Before.IsZero() && e.Created.After(r.Before) || !r.Gone && y.firstProcessLives(e) {
 		return nil
 	}
+	y.leaveSix(ctx, e)
 	found, inner := false, false
 	var n modes.Network
 	err = y.update("endpoint deleting", func(tx store.Tx) error {

@@ -73,20 +73,23 @@ func (y *Yard) tend(ctx context.Context) (next time.Time, err error) {
 		return next, err
 	}
 	for _, l := range leases {
-		due, do := y.duty(l, now)
-		if do == nil {
-			continue
-		}
-		if due.After(now) {
-			next = earlier(next, due)
-			continue
-		}
-		y.keeper.begin(l.ID, func() {
-			defer y.pokeLeases()
-			if err := y.perform(ctx, l.ID, do); err != nil && ctx.Err() == nil {
-				y.c.Log.Warn("see to a lease", "network", l.Network, "address", l.Lease.Addr, "name", l.Name, "err", err)
+		// Each has a lock of its own: who waits for IPv6 does not keep the address from being renewed, nor a container from starting.
+		for lock, of := range map[string]dutyOf{lockPrefix + l.ID: (*Yard).duty, lockPrefix + l.ID + " IPv6": (*Yard).sixDuty} {
+			due, do := of(y, l, now)
+			if do == nil {
+				continue
 			}
-		})
+			if due.After(now) {
+				next = earlier(next, due)
+				continue
+			}
+			y.keeper.begin(lock, func() {
+				defer y.pokeLeases()
+				if err := y.perform(ctx, lock, l.ID, of); err != nil && ctx.Err() == nil {
+					y.c.Log.Warn("see to a lease", "network", l.Network, "address", l.Lease.Addr, "name", l.Name, "err", err)
+				}
+			})
+		}
 	}
 	return next, nil
 }
@@ -121,6 +124,9 @@ func (k *keeper) begin(id string, do func()) {
 
 // A duty is what is done about a lease.
 type duty func(*Yard, context.Context, DHCPLease) error
+
+// A dutyOf says what is to be done about a lease, and when; nil: nothing.
+type dutyOf func(*Yard, DHCPLease, time.Time) (time.Time, duty)
 
 // duty is what is to be done about a lease, and when; nil: nothing.
 func (y *Yard) duty(l DHCPLease, now time.Time) (time.Time, duty) {
@@ -166,8 +172,8 @@ func (y *Yard) hostname(l DHCPLease, e modes.Endpoint) string {
 }
 
 // perform does its duty by a lease if that is still the same, alone.
-func (y *Yard) perform(ctx context.Context, id string, do duty) error {
-	release, err := y.locks.hold(ctx, lockPrefix+id, false)
+func (y *Yard) perform(ctx context.Context, lock, id string, of dutyOf) error {
+	release, err := y.locks.hold(ctx, lock, false)
 	if err != nil {
 		return err
 	}
@@ -180,8 +186,8 @@ func (y *Yard) perform(ctx context.Context, id string, do duty) error {
 		return err
 	}
 	now := y.c.Now()
-	due, should := y.duty(l, now)
-	if should == nil || due.After(now) {
+	due, do := of(y, l, now)
+	if do == nil || due.After(now) {
 		return nil
 	}
 	return do(y, ctx, l)

@@ -41,6 +41,7 @@ type DHCPLease struct {
 	Tried       time.Time         `json:",omitzero"` // when more time was last asked for in vain
 	Tries       int               `json:",omitempty"`
 	Options     map[string]string `json:",omitempty"` // its pool's
+	Six         Six               `json:",omitzero"`
 }
 
 // A DHCPPhase says what is to become of a lease.
@@ -335,7 +336,7 @@ func (y *Yard) takeLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.
 			if e.MAC != "" && e.MAC != l.MAC {
 				return fmt.Errorf("mac-address %s: the lease of %s was got with %s, before netyard was told; use --ipam-driver netyard-dhcp", e.MAC, a.Addr(), l.MAC)
 			}
-			l.Endpoint = e.ID
+			l.Endpoint, l.Six = e.ID, Six{}
 			if !l.LAN.Shared() {
 				e.MAC = l.MAC
 			}

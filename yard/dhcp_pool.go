@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"netyard/kernel"
 	"netyard/modes"
 	"netyard/store"
 )
@@ -73,11 +74,6 @@ func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]str
 		return r, false, nil
 	}
 	r.MACs = always
-	for _, name := range []string{"dhcpv6", "ipv6", "slaac"} {
-		if _, said := opts[name]; said {
-			return r, false, fmt.Errorf("%w: --ipam-opt %s: DHCPv6 and SLAAC are not in this version, DHCP is for IPv4 only", modes.ErrOption, name)
-		}
-	}
 	if r.Options, err = modes.ResolveIPAM(opts); err != nil {
 		return r, false, err
 	}
@@ -88,7 +84,7 @@ func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]str
 		return r, false, nil
 	}
 	if v6 {
-		return r, false, errors.New("--ipv6: DHCPv6 and SLAAC are not in this version, DHCP is for IPv4 only; leave --ipv6 out")
+		return r, false, errors.New("--ipv6: with addresses by DHCP those of IPv6 are had by --ipam-opt ipv6=dhcp or ipv6=slaac; leave --ipv6 out")
 	}
 	if ipRange != "" {
 		return r, false, fmt.Errorf("ip-range %s: which addresses it gives is the DHCP server's to say", ipRange)
@@ -136,8 +132,8 @@ func (y *Yard) checkLAN(m modes.Mode, n modes.Network) error {
 		return fmt.Errorf("addresses by DHCP: a network of mode %s is on no LAN", n.Mode)
 	}
 	lan, err := l.LAN(n)
-	if err == nil && lan.Shared() {
-		err = y.checkShared(n)
+	if err == nil {
+		err = y.checkPools(m, n, lan)
 	}
 	if err != nil {
 		return fmt.Errorf("addresses by DHCP: %w", err)
@@ -145,15 +141,22 @@ func (y *Yard) checkLAN(m modes.Mode, n modes.Network) error {
 	return nil
 }
 
-// checkShared refuses what needs containers to have hardware addresses of their own.
-func (y *Yard) checkShared(n modes.Network) error {
+// checkPools refuses what was asked for with a pool and does not go with the network. One that is not on record any more has no options.
+func (y *Yard) checkPools(m modes.Mode, n modes.Network, lan kernel.LANPort) error {
 	return y.c.Store.View(func(tx store.Tx) error {
 		for _, id := range n.DHCP {
 			p, err := dhcpPools.Get(tx, id)
-			switch {
-			case errors.Is(err, store.ErrNotFound):
-			case err != nil:
+			if errors.Is(err, store.ErrNotFound) {
+				continue
+			}
+			if err != nil {
 				return err
+			}
+			if err := checkSix(m, n, p); err != nil {
+				return err
+			}
+			switch {
+			case !lan.Shared():
 			case p.MACs:
 				return fmt.Errorf("containers of mode %s share one hardware address, and --ipam-driver %s has the engine give each its own; use --ipam-driver netyard --ipam-opt dhcp=true", n.Mode, DHCPSpace)
 			case modes.IPAMOpt(p.Options, "client_id") == "mac":

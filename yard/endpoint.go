@@ -180,6 +180,9 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 	if err := y.clearInside(network, id); err != nil {
 		return err
 	}
+	if e, err := y.Endpoint(network, id); err == nil && e.Sandbox != "" {
+		y.leaveSix(ctx, e)
+	}
 	var was modes.Endpoint
 	err = y.update("endpoint left", func(tx store.Tx) error {
 		e, err := getEndpoint(tx, network, id)

@@ -222,6 +222,9 @@ func (s *Server) leases(context.Context, *http.Request) (any, error) {
 	given, err := s.Yard.DHCPLeases()
 	for _, l := range given {
 		views = append(views, dhcpView(l, name[l.Network]))
+		if l.Six.Lease.Addr.IsValid() {
+			views = append(views, sixView(l, name[l.Network]))
+		}
 	}
 	return views, err
 }

@@ -233,6 +233,14 @@ func leaseView(l ipam.Lease, network string) Lease {
 	}
 }
 
+// sixView is what DHCPv6 gave beside a lease.
+func sixView(l yard.DHCPLease, network string) Lease {
+	l.Lease = l.Six.Lease
+	v := dhcpView(l, network)
+	v.Kind = "dhcpv6"
+	return v
+}
+
 func dhcpView(l yard.DHCPLease, network string) Lease {
 	v := Lease{
 		Pool: l.Pool, Address: l.Lease.Addr.Addr().String(), Network: network, Kind: "dhcp", State: l.State(time.Now()),

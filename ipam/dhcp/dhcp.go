@@ -69,6 +69,9 @@ type Lease struct {
 	Renew   time.Time `json:"renew"`   // T1
 	Rebind  time.Time `json:"rebind"`  // T2
 	Expires time.Time `json:"expires"` // zero: never
+	// The rest is of DHCPv6 only: the server's DUID, and when the address is for flows that are there already; zero: never.
+	ServerID  []byte    `json:"server_id,omitempty"`
+	Preferred time.Time `json:"preferred,omitzero"`
 }
 
 // minMTU is the least that every IPv4 link carries (RFC 791), and the least an option 26 may say.

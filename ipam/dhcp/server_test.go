@@ -76,9 +76,9 @@ func (l *lan) serve(t *testing.T, args ...string) (stop func()) {
 }
 
 // dnsmasq takes what is behind dhcp-range.
-func (l *lan) dnsmasq(t *testing.T, more ...string) {
+func (l *lan) dnsmasq(t *testing.T, more ...string) (stop func()) {
 	t.Helper()
-	l.serve(t, append([]string{
+	return l.serve(t, append([]string{
 		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
 		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases"),
 	}, more...)...)

@@ -1,0 +1,123 @@
+package dhcp_test
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/ipam/dhcp"
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// inside is a container on the LAN, whose link has IPv6 as netyard turns it on.
+func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kernel.InnerLink) {
+	t.Helper()
+	box := kerneltest.New(t)
+	port := "six" + string('a'+rune(last))
+	l.Sh(t, "ip link add "+port+" type veth peer name inner address "+mac(last).String()+" && ip link set "+port+" master br0 up")
+	box.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1") // as engines leave it
+	box.Take(t, l.Host, "inner")
+	s, err := kernel.EnterLink(box.Path(), "", mac(last))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	if !s.IsUp() {
+		t.Error("the link is up, and does not seem so")
+	}
+	if err := s.EnableIPv6(auto, true); err != nil {
+		t.Fatal(err)
+	}
+	return box, s
+}
+
+func (l *lan) client6(t *testing.T, s *kernel.InnerLink, last byte) *dhcp.Client6 {
+	t.Helper()
+	socket, err := s.Socket6(within(t, patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = socket.Close() })
+	return &dhcp.Client6{Transport6: socket, DUID: append([]byte{0, 3, 0, 1}, mac(last)...), IAID: [4]byte{1, 2, 3, last}, Hostname: "web"}
+}
+
+// TestSix goes through a lease of DHCPv6 with a real server.
+func TestSix(t *testing.T) {
+	l := newLAN(t)
+	l.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad")
+	stop := l.dnsmasq(t, "--dhcp-range=2001:db8:7::100,2001:db8:7::101,64,120", "--enable-ra", "--dhcp-option=option6:dns-server,[2001:db8:7::8]")
+	box, s := l.inside(t, 1, false)
+	c := l.client6(t, s, 1)
+	lease, err := c.Acquire(within(t, patience), netip.MustParseAddr("2001:db8:7::101"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lease.Addr.String() != "2001:db8:7::101/128" || lease.Expires.Sub(lease.Start) != 2*time.Minute || !lease.Server.IsLinkLocalUnicast() ||
+		len(lease.DNS) != 1 || lease.DNS[0].String() != "2001:db8:7::8" || !lease.Renew.Before(lease.Rebind) || !lease.Rebind.Before(lease.Expires) {
+		t.Errorf("lease %+v", lease)
+	}
+	if err := s.SetAddr6(within(t, patience), lease.Addr, time.Minute, 2*time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if !box.Pings("2001:db8:7::1", true) {
+		t.Errorf("the container does not reach the LAN: %s", box.Sh(t, "ip -6 addr; ip -6 route"))
+	}
+	if got := box.Sh(t, "ip -6 addr show dev eth0 scope global"); strings.Count(got, "inet6") != 1 {
+		t.Errorf("the link made itself an address that nobody wanted: %s", got)
+	}
+	for range 2 { // RENEW, and REBIND
+		if lease, err = c.Extend(within(t, patience), lease); err != nil || lease.Addr.Addr().String() != "2001:db8:7::101" {
+			t.Fatalf("extended: %v, %v", lease.Addr, err)
+		}
+		lease.Rebind, lease.Renew = time.Now(), time.Now()
+	}
+	l.says(t, "DHCPSOLICIT(eth0)", "DHCPREQUEST(eth0)", "DHCPRENEW(eth0)", "DHCPREBIND(eth0)", "client provides name: web")
+
+	two, other := l.inside(t, 2, false) // somebody has taken the address that the server will give
+	l.server.Sh(t, "ip addr add 2001:db8:7::100/128 dev eth0 nodad")
+	d := l.client6(t, other, 2)
+	got, err := d.Acquire(within(t, patience), netip.Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.SetAddr6(within(t, patience), got.Addr, time.Minute, time.Minute); !errors.Is(err, kernel.ErrDuplicate) {
+		t.Errorf("an address that somebody has: %v; %s", err, two.Sh(t, "ip -6 addr"))
+	}
+	if err := errors.Join(other.DropAddr6(got.Addr), d.Decline(within(t, patience), got)); err != nil {
+		t.Error(err)
+	}
+	l.says(t, "DHCPDECLINE(eth0)")
+	if _, err := d.Extend(within(t, patience), got); !errors.Is(err, dhcp.ErrRefused) {
+		t.Errorf("more time for what was declined: %v", err)
+	}
+	if err := c.Release(within(t, patience), lease); err != nil {
+		t.Error(err)
+	}
+	l.says(t, "DHCPRELEASE(eth0)")
+	if err := s.DropAddr6(lease.Addr); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if _, err := c.Acquire(within(t, 2*time.Second), netip.Addr{}); !errors.Is(err, dhcp.ErrNoServer) {
+		t.Errorf("without a server: %v", err)
+	}
+}
+
+// TestSLAAC: a link makes itself an address of what a router advertises.
+func TestSLAAC(t *testing.T) {
+	l := newLAN(t)
+	l.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad")
+	l.dnsmasq(t, "--dhcp-range=2001:db8:7::,ra-only", "--enable-ra")
+	box, _ := l.inside(t, 1, true)
+	for end := time.Now().Add(patience); !strings.Contains(box.Sh(t, "ip -6 addr show dev eth0"), "2001:db8:7::ff:fe00:1/64"); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("there is no address: %s", box.Sh(t, "ip -6 addr"))
+		}
+	}
+	if !box.Pings("2001:db8:7::1", true) {
+		t.Errorf("the container does not reach the LAN: %s", box.Sh(t, "ip -6 addr; ip -6 route"))
+	}
+}
