@@ -12,8 +12,6 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
-	"netyard/kernel"
-	"netyard/modes"
 	"netyard/yard"
 )
 
@@ -50,8 +48,7 @@ func (c *Containerd) lookInside(ctx context.Context, census yard.Census) error {
 			if t.Pid == 0 {
 				continue
 			}
-			sandbox := fmt.Sprintf("/proc/%d/ns/net", t.Pid)
-			found, err := c.Yard.FindIn(sandbox)
+			found, err := c.Yard.FindIn(fmt.Sprintf("/proc/%d/ns/net", t.Pid))
 			if err != nil {
 				return err
 			}
@@ -61,24 +58,22 @@ func (c *Containerd) lookInside(ctx context.Context, census yard.Census) error {
 			}
 			who := owner(o)
 			who.PID = int(t.Pid)
-			for _, f := range found {
-				census.Endpoints[f.Endpoint] = plugged(f, attachment(ns, t.ID), sandbox, who, o.Labels)
+			for id, s := range found {
+				s.Container, s.Attachment, s.Said = who, attachment(ns, t.ID), said(o.Labels)
+				census.Endpoints[id] = s
 			}
 		}
 	}
 	return nil
 }
 
-// plugged is a link in a sandbox as an endpoint.
-func plugged(f kernel.Found, name, sandbox string, who modes.Container, labels map[string]string) yard.SeenEndpoint {
-	s := yard.SeenEndpoint{
-		NetworkID: f.Network, Container: who, Sandbox: sandbox, MAC: f.MAC, Addrs: f.Plug.Addrs,
-		Attachment: name, IfName: f.Plug.Name, Inside: f.Plug, Said: map[string]string{},
-	}
+// said are the options that the labels of a container are for its endpoint.
+func said(labels map[string]string) map[string]string {
+	out := map[string]string{}
 	for label, v := range labels {
 		if option, ours := strings.CutPrefix(label, labelOption); ours && label != labelMAC && label != labelAlias {
-			s.Said[option] = v
+			out[option] = v
 		}
 	}
-	return s
+	return out
 }

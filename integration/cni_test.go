@@ -12,9 +12,9 @@ import (
 )
 
 // hostCNI boots a host with the engine, netyard and a containerd.
-func hostCNI(t *testing.T, e lab.Engine, opts ...lab.Option) *lab.Host {
+func hostCNI(t *testing.T, e lab.Engine) *lab.Host {
 	t.Helper()
-	h := host6(t, e, opts...)
+	h := host6(t, e)
 	h.StartContainerd()
 	return h
 }

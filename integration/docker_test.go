@@ -68,9 +68,9 @@ func bridgeWorks(t *testing.T, e lab.Engine) {
 }
 
 // host6 is a host that forwards IPv6 already: what netyard does where it does not stays for good (kernel.Forwarding).
-func host6(t *testing.T, e lab.Engine, opts ...lab.Option) *lab.Host {
+func host6(t *testing.T, e lab.Engine) *lab.Host {
 	t.Helper()
-	h := lab.New(t, e, opts...)
+	h := lab.New(t, e)
 	h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1")
 	h.Netyard.Start()
 	return h

@@ -110,9 +110,16 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	}
 	y.c.Log.Info("endpoint attached", "network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.c.Now().Sub(start))
 	y.tellAttached(n, a.Endpoint)
-	y.sharing.poke()
+	y.pokeSharing(m, n, a.Endpoint)
 	y.c.Changed()
 	return a, nil
+}
+
+// pokeSharing has the sandboxes looked at anew, if this one is among those that are.
+func (y *Yard) pokeSharing(m modes.Mode, n modes.Network, e modes.Endpoint) {
+	if _, shares := sharesHost(m, n); shares || len(e.Kept) > 0 {
+		y.sharing.poke()
+	}
 }
 
 func (y *Yard) tellAttached(n modes.Network, e modes.Endpoint) {

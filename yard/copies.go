@@ -94,6 +94,16 @@ func (y *Yard) copies() (all []SeenNetwork, err error) {
 	return all, nil
 }
 
+// FindIn finds the endpoints whose links are in the sandbox behind a path, by id.
+func (y *Yard) FindIn(path string) (map[string]SeenEndpoint, error) {
+	found, err := y.c.Kernel.FindIn(path)
+	all := map[string]SeenEndpoint{}
+	for _, f := range found {
+		all[f.Endpoint] = SeenEndpoint{NetworkID: f.Network, Sandbox: path, MAC: f.MAC, Addrs: f.Plug.Addrs, IfName: f.Plug.Name, Inside: f.Plug}
+	}
+	return all, err
+}
+
 // RebuildOwn makes the records of netyard's own networks again, and of what a census found attached to them and to others by CNI.
 func (y *Yard) RebuildOwn(ctx context.Context, c Census) error {
 	own, err := y.copies()

@@ -43,11 +43,9 @@ func TestRebuildOwn(t *testing.T) {
 	if err != nil || len(found) != 1 {
 		t.Fatalf("in the sandbox there is %+v %v", found, err)
 	}
-	for _, f := range found {
-		census.Endpoints[f.Endpoint] = SeenEndpoint{
-			NetworkID: f.Network, Container: asked.Container, Sandbox: p.path, MAC: f.MAC, Addrs: f.Plug.Addrs,
-			Attachment: "default-c1", IfName: f.Plug.Name, Inside: f.Plug, Said: map[string]string{"ingress_rate": "20mbit"},
-		}
+	for id, s := range found {
+		s.Container, s.Attachment, s.Said = asked.Container, "default-c1", map[string]string{"ingress_rate": "20mbit"}
+		census.Endpoints[id] = s
 	}
 	for range 2 { // both engines' looks do it
 		if err := r.RebuildOwn(t.Context(), census); err != nil {

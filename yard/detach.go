@@ -75,7 +75,9 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	}
 	y.finishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
 	y.tell(about(EndpointLeft, n, e, fmt.Sprintf("%s left network %s", owned(e), label(n))))
-	y.sharing.poke()
+	if m, err := y.mode(n.Mode); err == nil {
+		y.pokeSharing(m, n, e)
+	}
 	y.c.Changed()
 	return err
 }

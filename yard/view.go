@@ -20,9 +20,6 @@ func (y *Yard) State(e modes.Endpoint) string {
 	return "up"
 }
 
-// FindIn lists the links of netyard's in the sandbox behind a path.
-func (y *Yard) FindIn(path string) ([]kernel.Found, error) { return y.c.Kernel.FindIn(path) }
-
 // HostLink is the name of the link by which the host sees the endpoint: its own, or the parent that it is on; empty when there is none.
 func (y *Yard) HostLink(n modes.Network, e modes.Endpoint) string {
 	m, err := y.mode(n.Mode)

@@ -96,6 +96,10 @@ func New(c Config) *Yard {
 	return y
 }
 
+// breath is how long background work waits that is alone: for a link that is deleted the kernel has every processor stop for a moment
+// (synchronize_net, net/core/dev.c), and who asked for it should have heard the answer by then.
+const breath = 10 * time.Millisecond
+
 // Run does the background work until ctx ends; what is left then is done by the next Restore.
 func (y *Yard) Run(ctx context.Context) error {
 	defer y.events.end()
@@ -106,6 +110,9 @@ func (y *Yard) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case f := <-y.work:
+			if len(y.work) == 0 && !sleep(ctx, breath) {
+				return nil
+			}
 			f()
 		case <-tick.C:
 			y.retry(ctx)
