@@ -289,3 +289,30 @@ func TestAttachPorts(t *testing.T) {
 	}
 	r.healthy("withdrawn")
 }
+
+// TestAttachSharesAgain: a container that shares the host's addresses, attached again, keeps its own.
+func TestAttachSharesAgain(t *testing.T) {
+	t.Parallel()
+	r, p := newRig(t), newPlace(t)
+	n, err := r.MakeNetwork(t.Context(), NetworkRequest{
+		Name: "shared", Mode: "host", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last []netip.Prefix
+	for i := range 3 {
+		a, err := r.Attach(t.Context(), p.request(n, "c1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 && !slices.Equal(last, a.Endpoint.Addrs) {
+			t.Errorf("attached again it has %v instead of %v", a.Endpoint.Addrs, last)
+		}
+		last = a.Endpoint.Addrs
+	}
+	if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+		t.Fatal(err)
+	}
+	r.healthy("detached")
+}

@@ -20,6 +20,9 @@ func (y *Yard) take(ctx context.Context, e modes.Endpoint) (map[string]string, e
 	if !ok {
 		return nil, nil
 	}
+	if kept, err := k.Keep(ctx, n, e, nil); kept == nil && err == nil { // a network that takes nothing
+		return nil, nil
+	}
 	es, err := y.endpointsOf(n.ID)
 	if err != nil {
 		return nil, err
