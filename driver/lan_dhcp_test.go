@@ -39,10 +39,13 @@ func (d *dhcpLAN) Write(p []byte) (int, error) {
 	return d.log.Write(p)
 }
 
-func (d *dhcpLAN) said(words string) bool {
+func (d *dhcpLAN) said(words string) bool { return d.says(words) > 0 }
+
+// says is how often.
+func (d *dhcpLAN) says(words string) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return strings.Contains(d.log.String(), words)
+	return strings.Count(d.log.String(), words)
 }
 
 func newDHCPLAN(t *testing.T, mode string) *dhcpLAN {
@@ -71,15 +74,16 @@ func (d *dhcpLAN) dnsmasq(span string, more ...string) {
 	if d.stop != nil {
 		d.stop()
 	}
-	d.stop = d.serve(append([]string{
+	d.stop = d.serve("DHCP, IP range", append([]string{
 		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=" + d.iface, "--log-dhcp", "--log-facility=-",
 		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(d.t.TempDir(), "leases"), "--dhcp-range=" + span,
 	}, more...)...)
 }
 
-// serve runs a server on the LAN until the test ends, or the returned function is called.
-func (d *dhcpLAN) serve(args ...string) (stop func()) {
+// serve runs a server on the LAN, which says that it is ready, until the test ends, or the returned function is called.
+func (d *dhcpLAN) serve(ready string, args ...string) (stop func()) {
 	d.t.Helper()
+	before := d.says(ready)
 	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // a test's
 	cmd.Stdout, cmd.Stderr = d, d
 	if err := d.server.Do(cmd.Start); err != nil {
@@ -90,6 +94,7 @@ func (d *dhcpLAN) serve(args ...string) (stop func()) {
 		_ = cmd.Wait()
 	})
 	d.t.Cleanup(stop)
+	d.eventually(args[0]+" is ready", func() bool { return d.says(ready) > before })
 	return stop
 }
 
@@ -302,7 +307,7 @@ func (d *dhcpLAN) udhcpd(start, end string, seconds int) (stop func()) {
 			d.t.Fatal(err)
 		}
 	}
-	return d.serve("busybox", "udhcpd", "-f", dir+"/conf")
+	return d.serve("started", "busybox", "udhcpd", "-f", dir+"/conf")
 }
 
 // told says whether there is an event of that type about an address.
@@ -409,7 +414,8 @@ func TestLANDHCPSix(t *testing.T) {
 			t.Parallel()
 			kerneltest.Needs(t, mode)
 			d := newDHCPLAN(t, mode)
-			d.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad")
+			d.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad; "+ // and the address that a router advertises itself by
+				"for i in $(seq 200); do ip -6 addr show dev eth0 scope link | grep inet6 | grep -qv tentative && exit; sleep 0.1; done; exit 1")
 			const four = "192.0.2.100,192.0.2.110,255.255.255.0,120"
 			d.dnsmasq(four, "--dhcp-range=2001:db8:7::100,2001:db8:7::1ff,slaac,64,120", "--enable-ra")
 			managed, auto := d.pool(`,"ipv6":"dhcp"`), d.pool(`,"ipv6":"slaac"`)
@@ -423,11 +429,13 @@ func TestLANDHCPSix(t *testing.T) {
 			six := func() yard.Six { return d.lease("01").Six }
 			d.eventually("DHCPv6 gives an address", func() bool {
 				a := global("01")
-				return len(a) == 1 && a[0] == six().Lease.Addr.String() && strings.HasPrefix(a[0], "2001:db8:7::1") && strings.HasSuffix(a[0], "/128")
+				return len(a) == 1 && a[0] == six().Lease.Addr.String() && strings.HasPrefix(a[0], "2001:db8:7::1") && strings.HasSuffix(a[0], "/128") &&
+					!strings.Contains(d.boxes["01"].Sh(t, "ip -6 addr show dev eth0"), "tentative")
 			})
 			d.eventually("the other makes itself one", func() bool {
 				a := global("02")
-				return len(a) == 1 && strings.HasPrefix(a[0], "2001:db8:7:") && strings.HasSuffix(a[0], "/64") && !d.lease("02").Six.Lease.Addr.IsValid()
+				return len(a) == 1 && strings.HasPrefix(a[0], "2001:db8:7:") && strings.HasSuffix(a[0], "/64") && !d.lease("02").Six.Lease.Addr.IsValid() &&
+					!strings.Contains(d.boxes["02"].Sh(t, "ip -6 addr show dev eth0"), "tentative")
 			})
 			other, _, _ := strings.Cut(global("02")[0], "/")
 			for what, to := range map[string]string{"the LAN": "2001:db8:7::1", "the other container": other} {

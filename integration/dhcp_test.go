@@ -186,7 +186,7 @@ func TestDHCPAsked(t *testing.T) {
 func TestDHCPRenewal(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		d := newDHCP(t, e)
-		const seconds = 8
+		const seconds = 10
 		server := d.udhcpd("203.0.113.100", "203.0.113.110", seconds)
 		d.Docker("network create", onBridge, "--ipam-driver netyard-dhcp lan")
 		d.Run("web", "--network lan")

@@ -254,8 +254,10 @@ func (w *Wire) holder(ctx context.Context, f *os.File, a netip.Addr) (net.Hardwa
 	buf := make([]byte, maxFrame)
 	for {
 		n, err := read(pause, f, buf)
-		if pause.Err() != nil {
-			return nil, ctx.Err()
+		if pause.Err() != nil { // on a busy host an answer may have come before it was looked for
+			if n, err = waiting(f, buf); n == 0 && err == nil {
+				return nil, ctx.Err()
+			}
 		}
 		if err != nil {
 			return nil, err
@@ -272,6 +274,28 @@ func (w *Wire) holder(ctx context.Context, f *os.File, a netip.Addr) (net.Hardwa
 			return sender, nil
 		}
 	}
+}
+
+// waiting reads what is there already; 0: nothing is.
+func waiting(f *os.File, buf []byte) (n int, err error) {
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		return 0, fmt.Errorf("look for an answer: %w", err)
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("look for an answer: %w", err)
+	}
+	outer := raw.Read(func(fd uintptr) bool {
+		n, err = unix.Read(int(fd), buf)
+		return true
+	})
+	if errors.Is(err, unix.EAGAIN) && outer == nil {
+		return 0, nil
+	}
+	if err := errors.Join(err, outer); err != nil {
+		return 0, fmt.Errorf("look for an answer: %w", err)
+	}
+	return n, nil
 }
 
 // A LANPort says how links get onto a LAN that the host is on.

@@ -43,10 +43,13 @@ func (d *dhcpHost) Write(p []byte) (int, error) {
 	return d.log.Write(p)
 }
 
-func (d *dhcpHost) said(words string) bool {
+func (d *dhcpHost) said(words string) bool { return d.says(words) > 0 }
+
+// says is how often.
+func (d *dhcpHost) says(words string) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return strings.Contains(d.log.String(), words)
+	return strings.Count(d.log.String(), words)
 }
 
 func newDHCPHost(t *testing.T) *dhcpHost {
@@ -94,6 +97,8 @@ func (d *dhcpHost) dnsmasq(span string) {
 	if d.stop != nil {
 		d.stop()
 	}
+	const ready = "DHCP, IP range"
+	before := d.says(ready)
 	cmd := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
 		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile="+filepath.Join(d.t.TempDir(), "leases"),
 		"--dhcp-option=6,192.0.2.8", "--dhcp-range="+span)
@@ -106,6 +111,7 @@ func (d *dhcpHost) dnsmasq(span string) {
 		_ = cmd.Wait()
 	})
 	d.t.Cleanup(d.stop)
+	d.eventually("dnsmasq is ready", func() bool { return d.says(ready) > before })
 }
 
 func (d *dhcpHost) eventually(what string, cond func() bool) {

@@ -12,6 +12,13 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
+// serves6 gives the server an address, and waits until the one of its link is ready too: routers advertise themselves by that.
+func (l *lan) serves6(t *testing.T) {
+	t.Helper()
+	l.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad; "+
+		"for i in $(seq 200); do ip -6 addr show dev eth0 scope link | grep inet6 | grep -qv tentative && exit; sleep 0.1; done; exit 1")
+}
+
 // inside is a container on the LAN, whose link has IPv6 as netyard turns it on.
 func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kernel.InnerLink) {
 	t.Helper()
@@ -46,8 +53,9 @@ func (l *lan) client6(t *testing.T, s *kernel.InnerLink, last byte) *dhcp.Client
 
 // TestSix goes through a lease of DHCPv6 with a real server.
 func TestSix(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
-	l.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad")
+	l.serves6(t)
 	stop := l.dnsmasq(t, "--dhcp-range=2001:db8:7::100,2001:db8:7::101,64,120", "--enable-ra", "--dhcp-option=option6:dns-server,[2001:db8:7::8]")
 	box, s := l.inside(t, 1, false)
 	c := l.client6(t, s, 1)
@@ -55,7 +63,7 @@ func TestSix(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lease.Addr.String() != "2001:db8:7::101/128" || lease.Expires.Sub(lease.Start) != 2*time.Minute || !lease.Server.IsLinkLocalUnicast() ||
+	if lease.Addr.String() != "2001:db8:7::101/128" || lease.Expires.Sub(lease.Start) != 2*time.Minute || !lease.Server.Is6() ||
 		len(lease.DNS) != 1 || lease.DNS[0].String() != "2001:db8:7::8" || !lease.Renew.Before(lease.Rebind) || !lease.Rebind.Before(lease.Expires) {
 		t.Errorf("lease %+v", lease)
 	}
@@ -108,11 +116,16 @@ func TestSix(t *testing.T) {
 
 // TestSLAAC: a link makes itself an address of what a router advertises.
 func TestSLAAC(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
-	l.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad")
+	l.serves6(t)
 	l.dnsmasq(t, "--dhcp-range=2001:db8:7::,ra-only", "--enable-ra")
 	box, _ := l.inside(t, 1, true)
-	for end := time.Now().Add(patience); !strings.Contains(box.Sh(t, "ip -6 addr show dev eth0"), "2001:db8:7::ff:fe00:1/64"); time.Sleep(100 * time.Millisecond) {
+	made := func() bool {
+		addrs := box.Sh(t, "ip -6 addr show dev eth0")
+		return strings.Contains(addrs, "2001:db8:7::ff:fe00:1/64") && !strings.Contains(addrs, "tentative")
+	}
+	for end := time.Now().Add(patience); !made(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("there is no address: %s", box.Sh(t, "ip -6 addr"))
 		}

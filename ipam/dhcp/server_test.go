@@ -167,6 +167,7 @@ func (l *lan) says(t *testing.T, words ...string) {
 
 // TestDnsmasq goes through a lease with a real server, and nothing is left of it on the host.
 func TestDnsmasq(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
 	before := l.settled(t)
 	l.dnsmasq(t, "--dhcp-range=192.0.2.100,192.0.2.200,255.255.255.0,120", "--dhcp-option=3,192.0.2.7", "--dhcp-option=6,192.0.2.8,192.0.2.9",
@@ -197,6 +198,7 @@ func TestDnsmasq(t *testing.T) {
 
 // TestMacvlan: on a link of the host's that is a parent.
 func TestMacvlan(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
 	l.Sh(t, "ip link del br0 && sysctl -qw net.ipv6.conf.port1.disable_ipv6=1") // what changes in its own time
 	before := l.settled(t)
@@ -220,6 +222,7 @@ func TestMacvlan(t *testing.T) {
 
 // TestConflict: an address that somebody has without the server's leave is declined, and another taken.
 func TestConflict(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
 	l.udhcpd(t, "192.0.2.100", "192.0.2.101", 60)
 	squatter := l.Peer(t, "port2")
@@ -238,6 +241,7 @@ func TestConflict(t *testing.T) {
 
 // TestNobody: no server, no free address, another address than the one there must be.
 func TestNobody(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
 	c := l.client(t, dhcp.Identity{MAC: mac(1)})
 	if _, err := c.Acquire(within(t, time.Second), dhcp.Wish{}); !errors.Is(err, dhcp.ErrNoServer) {
@@ -258,8 +262,9 @@ func TestNobody(t *testing.T) {
 
 // TestSandbox: more time for a lease from inside a container, over and over; a server that has forgotten it refuses.
 func TestSandbox(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
-	const seconds = 4
+	const seconds = 12
 	stop := l.udhcpd(t, "192.0.2.100", "192.0.2.101", seconds)
 	c := l.client(t, dhcp.Identity{MAC: mac(1)})
 	lease, err := c.Acquire(within(t, patience), dhcp.Wish{})
