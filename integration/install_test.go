@@ -109,7 +109,7 @@ func verifyUnits(t *testing.T, root string) {
 	for _, m := range regexp.MustCompile(`(?m)^ListenStream=(.*)$`).FindAllStringSubmatch(string(raw), -1) {
 		listed = append(listed, m[1])
 	}
-	served := []string{"/run/netyard/netyard.sock", "/run/netyard/cni.sock"}
+	served := []string{"/run/netyard/netyard.sock", "/run/netyard/cni.sock", "/run/docker/plugins/" + driver.DHCPName + ".sock"}
 	for name := range driver.Modes(all.Modes()) {
 		served = append(served, "/run/docker/plugins/"+name+".sock")
 	}

@@ -206,18 +206,18 @@ func (k *Kernel) SetLinkMTU(name string, mtu int) error {
 }
 
 // Hostname is the name of the host that a process believes to be on (uts_namespaces(7)).
-func (k *Kernel) Hostname(pid int) (string, error) {
+func (*Kernel) Hostname(pid int) (string, error) {
 	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/uts", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", fmt.Errorf("open the UTS namespace of process %d: %w", pid, err)
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing is lost
 	var name unix.Utsname
-	err = Inside(int(k.subscribeNS), func() error { // on a thread that is thrown away
+	err = onThread(func() (back bool, err error) {
 		if err := unix.Setns(fd, unix.CLONE_NEWUTS); err != nil {
-			return err
+			return true, err
 		}
-		return unix.Uname(&name)
+		return false, unix.Uname(&name)
 	})
 	if err != nil {
 		return "", fmt.Errorf("read the host name of process %d: %w", pid, err)

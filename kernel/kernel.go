@@ -218,8 +218,14 @@ func (k *Kernel) inside(f func() error) error {
 	return Inside(int(k.ns), f)
 }
 
-// Inside runs f on a thread inside the network namespace behind fd. One that cannot move back is thrown away: it would be a trap for others.
+// Inside runs f on a thread inside the network namespace behind fd.
 func Inside(fd int, f func() error) error {
+	return onThread(func() (bool, error) { return enter(fd, f) })
+}
+
+// onThread runs f on a thread of its own; back says that f has left the thread as it was. Any other is thrown away: it would be a trap
+// for others.
+func onThread(f func() (back bool, err error)) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -227,10 +233,10 @@ func Inside(fd int, f func() error) error {
 			// The process's first thread does not end with its goroutine: it would stay inside for good, and /proc/self with it.
 			// While this goroutine holds it, the next one is on another.
 			defer runtime.UnlockOSThread()
-			done <- Inside(fd, f)
+			done <- onThread(f)
 			return
 		}
-		back, err := enter(fd, f)
+		back, err := f()
 		if back {
 			runtime.UnlockOSThread()
 		} // or else the thread, still locked, ends with the goroutine

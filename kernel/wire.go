@@ -367,7 +367,7 @@ func (k *Kernel) parentWire(p LANPort) (*Wire, error) {
 
 // freshNamespace is one that nothing else is in.
 func (k *Kernel) freshNamespace() (ns netns.NsHandle, err error) {
-	err = Inside(int(k.subscribeNS), func() (err error) { // on a thread that is thrown away
+	err = Inside(int(k.subscribeNS), func() (err error) { // and the thread moves back
 		if ns, err = netns.New(); err != nil {
 			return err
 		}

@@ -104,7 +104,7 @@ func newNS(t testing.TB) netns.NsHandle {
 	self, err := netns.Get()
 	runtime.UnlockOSThread()
 	if err == nil {
-		err = kernel.Inside(int(self), func() (err error) { // on a thread that is thrown away
+		err = kernel.Inside(int(self), func() (err error) { // and the thread moves back
 			ns, err = netns.New()
 			return err
 		})
