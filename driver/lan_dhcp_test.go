@@ -219,7 +219,7 @@ func TestLANDHCP(t *testing.T) {
 			d.eventually("the lease is extended from inside", func() bool { l := d.lease("01"); return l.Hostname == "shop" && l.Lease.Start.After(began) })
 			d.eventually("the server is told the name", func() bool { return d.said("client provides name: shop") })
 
-			d.dnsmasq("192.0.2.150,192.0.2.160,255.255.255.0,120") // one that knows nothing of them, and refuses
+			d.dnsmasq("192.0.2.150,192.0.2.159,255.255.255.0,120") // one that knows nothing of them, and refuses
 			d.rename("store")
 			d.eventually("the container has another address", func() bool {
 				return strings.Contains(d.boxes["01"].Sh(t, "ip -4 addr show dev eth0"), "inet 192.0.2.15")

@@ -202,7 +202,7 @@ func TestDHCP(t *testing.T) {
 			}
 			d.do("CHECK", conf, "c1", box)
 
-			d.dnsmasq("192.0.2.150,192.0.2.160,255.255.255.0,120") // one that knows nothing of them, and refuses
+			d.dnsmasq("192.0.2.150,192.0.2.159,255.255.255.0,120") // one that knows nothing of them, and refuses
 			n, err := d.Yard.NetworkNamed("lan")
 			if err != nil {
 				t.Fatal(err)
