@@ -101,7 +101,7 @@ func TestDoctor(t *testing.T) {
 		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 web")
 		h.Run("c1", "--network web")
 		h.Run("c2", "--network web")
-		eventually(t, "ps shows the names", func() bool { return strings.Contains(h.Sh("netyard ps"), "c2") })
+		named(t, h, "c1", "c2")
 		healthy(t, h)
 		veth := h.Sh("netyard endpoint inspect c2 --format '{{.Interface}}'")
 		bridge := h.Sh("netyard ps --format '{{.NetworkID}}'")[:11]

@@ -124,14 +124,21 @@ func TestCNIRecordsLost(t *testing.T) {
 	was := ""
 	eventually(t, "all have names", func() bool {
 		was = h.Sh(row)
-		return strings.Contains(was, "shop") && strings.Contains(was, "c2") && strings.Contains(was, "d1")
+		return strings.Contains(was, "shop containerd") && strings.Contains(was, "c2 containerd") && strings.Contains(was, "d1 docker") // hexadecimal names have a d1, too
 	})
 	list := h.Sh("netyard network ls")
 	for range 2 {
 		h.Netyard.Stop()
 		h.Sh("rm", filepath.Join(h.Dir, "state", "netyard.db"))
 		h.Netyard.Start()
-		eventually(t, "the records are as they were", func() bool { return h.Sh(row) == was })
+		now := ""
+		eventually(t, "the records are as they were", func() bool {
+			if again := h.Sh(row); again != now {
+				now = again
+				t.Logf("of\n%s\nthere is\n%s", was, now)
+			}
+			return now == was
+		})
 		if now := h.Sh("netyard network ls"); now != list {
 			t.Errorf("the networks were\n%s\nand are\n%s", list, now)
 		}

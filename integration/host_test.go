@@ -426,7 +426,7 @@ func inside(t *testing.T, h *lab.Host, router, card, mac string) {
 	t.Helper()
 	h.Ping("c1", router)
 	has(t, h.Exec("c1", "cat /sys/class/net/eth0/address"), mac)
-	eventually(t, "ps knows the container", func() bool { return strings.Contains(h.Sh("netyard ps"), "c1") })
+	named(t, h, "c1")
 	has(t, h.Sh("netyard ps"), card)
 	has(t, h.DockerErr("run --rm --network nic busybox true"), "take device "+card+": container c1 has it")
 	has(t, h.DockerErr("run --rm --network bare busybox true"), "take device "+card+": there is no such link on this host")

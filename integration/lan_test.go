@@ -43,10 +43,10 @@ func TestMacvlan(t *testing.T) {
 		noRoute(t, h, "n1")
 		has(t, h.Exec("c1", "ip link show eth0"), "02:42:cb:00:71:c8") // of the address: the same whenever it comes back
 		healthy(t, h)
-		eventually(t, "ps has them all by name", func() bool {
-			out := h.Sh("netyard ps")
-			return strings.Count(out, "macvlan") == 6 && strings.Contains(out, "c1") && strings.Contains(out, "n2")
-		})
+		named(t, h, "c1", "n2")
+		if out := h.Sh("netyard ps"); strings.Count(out, "macvlan") != 6 {
+			t.Errorf("ps does not have all six:\n%s", out)
+		}
 
 		h.Netyard.Restart()
 		h.Ping("c1", "c2")

@@ -3,7 +3,9 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +63,18 @@ func parse[T any](t *testing.T, text string) (v T) {
 func ps(t *testing.T, h *lab.Host) []api.Endpoint {
 	t.Helper()
 	return parse[[]api.Endpoint](t, h.Sh("netyard ps --json"))
+}
+
+// named waits until netyard ps shows containers by their names. In its text there are hexadecimal names that have a c1 in them, too.
+func named(t *testing.T, h *lab.Host, names ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("ps shows %v", names), func() bool {
+		var have []string
+		for _, e := range ps(t, h) {
+			have = append(have, e.Container)
+		}
+		return !slices.ContainsFunc(names, func(name string) bool { return !slices.Contains(have, name) })
+	})
 }
 
 // healthy wants record, kernel and engine to agree.

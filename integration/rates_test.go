@@ -77,10 +77,7 @@ func TestRates(t *testing.T) {
 		has(t, h.DockerErr("run --rm --network name=web,driver-opt=rate=fast busybox true"), "rate=fast: want a rate such as 10mbit")
 		has(t, h.DockerErr("network create -d netyard-bridge -o rate=10mb bad"), "rate=10mb: want a rate such as 10mbit")
 
-		eventually(t, "the containers' names are known", func() bool {
-			out := h.Sh("netyard ps")
-			return strings.Contains(out, "c1") && strings.Contains(out, "c2")
-		})
+		named(t, h, "c1", "c2")
 		h.Sh("netyard endpoint set c1 rate=50mbit")
 		carries(t, h, "c1", 50, 50)
 		h.Netyard.Restart()
