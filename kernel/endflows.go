@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,7 +15,7 @@ func (k *Kernel) EndFlows(subjects []Subject) error {
 	if len(subjects) == 0 {
 		return nil
 	}
-	host, err := k.ownAddrs()
+	host, _, err := k.hostAddrs()
 	if err != nil {
 		return err
 	}
@@ -24,30 +23,10 @@ func (k *Kernel) EndFlows(subjects []Subject) error {
 	for _, s := range subjects {
 		ends.by[s.Addr] = s
 	}
-	h, err := netlink.NewHandleAt(k.subscribeNS, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("open netlink for connections: %w", err)
+	if _, err := k.forgetFlows(ends, unix.AF_INET, unix.AF_INET6); err != nil {
+		return fmt.Errorf("end connections that policy does not allow: %w", err)
 	}
-	defer h.Close()
-	var errs []error
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		if _, err := retry(func() (uint, error) { return h.ConntrackDeleteFilters(netlink.ConntrackTable, family, ends) }); err != nil {
-			errs = append(errs, fmt.Errorf("end connections that policy does not allow: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (k *Kernel) ownAddrs() (map[netip.Addr]bool, error) {
-	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	own := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		own[prefixOf(a.IPNet).Addr()] = true
-	}
-	return own, nil
+	return nil
 }
 
 // flowEnds finds the connections that are to end.

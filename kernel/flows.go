@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,24 +22,33 @@ func (k *Kernel) syncFlows() error {
 	k.fw.mu.Lock()
 	book := newFlowBook(k.fw.wanted(), addrs, nets)
 	k.fw.mu.Unlock()
+	n, err := k.forgetFlows(book, unix.AF_INET, unix.AF_INET6)
+	if err != nil {
+		return fmt.Errorf("forget stale UDP flows: %w", err)
+	}
+	if n > 0 {
+		k.log.Debug("forget stale UDP flows", "count", n)
+	}
+	return nil
+}
+
+// forgetFlows makes connection tracking forget the flows of these families that a filter matches, and says how many.
+func (k *Kernel) forgetFlows(filter netlink.CustomConntrackFilter, families ...netlink.InetFamily) (count uint, err error) {
 	h, err := netlink.NewHandleAt(k.subscribeNS, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return fmt.Errorf("open conntrack: %w", err)
+		return 0, fmt.Errorf("open conntrack: %w", err)
 	}
 	defer h.Close()
 	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
-		return fmt.Errorf("bound conntrack's waits: %w", err)
+		return 0, fmt.Errorf("bound conntrack's waits: %w", err)
 	}
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		n, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, family, book)
-		if err != nil {
-			return fmt.Errorf("forget stale UDP flows: %w", err)
-		}
-		if n > 0 {
-			k.log.Debug("forget stale UDP flows", "count", n)
-		}
+	var errs []error
+	for _, family := range families {
+		n, err := retry(func() (uint, error) { return h.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter) })
+		count += n
+		errs = append(errs, err)
 	}
-	return nil
+	return count, errors.Join(errs...)
 }
 
 // staleFlows has the watcher look through the flows when where datagrams go has changed.

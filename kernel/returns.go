@@ -152,19 +152,11 @@ func (k *Kernel) forgetFlowsTo(to netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	h, err := netlink.NewHandleAt(k.subscribeNS, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("open conntrack: %w", err)
-	}
-	defer h.Close()
-	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
-		return fmt.Errorf("bound conntrack's waits: %w", err)
-	}
 	family := netlink.InetFamily(unix.AF_INET)
 	if to.Is6() {
 		family = unix.AF_INET6
 	}
-	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, family, flowsTo{host: addrs, to: to}); err != nil {
+	if _, err := k.forgetFlows(flowsTo{host: addrs, to: to}, family); err != nil {
 		return fmt.Errorf("forget UDP flows to %s: %w", to, err)
 	}
 	return nil
