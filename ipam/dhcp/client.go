@@ -199,53 +199,28 @@ type question struct {
 
 // ask puts a question, again and again with growing pauses, until an answer is the one, or ctx ends. A DHCPNAK is an error.
 func (c *Client) ask(ctx context.Context, q question) (Lease, error) {
-	for wait := firstWait; ; wait *= 2 {
-		start := c.now()
-		var err error
+	var start time.Time
+	send := func() error {
+		start = c.now()
 		if q.from.IsValid() {
-			err = c.Unicast(q.m.ToBytes(), q.from, q.of)
-		} else {
-			err = c.Broadcast(q.m.ToBytes())
+			return c.Unicast(q.m.ToBytes(), q.from, q.of)
 		}
-		if err != nil {
-			return Lease{}, err
-		}
-		l, done, err := c.listen(ctx, wait, q, start)
-		if done || err != nil {
-			return l, err
-		}
-		if ctx.Err() != nil {
-			return Lease{}, ErrNoServer
-		}
+		return c.Broadcast(q.m.ToBytes())
 	}
-}
-
-func (c *Client) listen(ctx context.Context, wait time.Duration, q question, start time.Time) (l Lease, done bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	for {
-		raw, from, err := c.Receive(ctx)
-		if ctx.Err() != nil {
-			return l, false, nil
-		}
-		if err != nil {
-			return l, false, err
-		}
+	return exchange(ctx, send, c.Receive, func(raw []byte, from net.HardwareAddr) (l Lease, done bool, err error) {
 		a, err := dhcpv4.FromBytes(raw)
 		if err != nil || !answers(a, q.m) {
-			continue // somebody else's, or nothing that can be read
+			return l, false, nil //nolint:nilerr // somebody else's, or nothing that can be read
 		}
 		if a.MessageType() == dhcpv4.MessageTypeNak {
 			if q.of.IsValid() && !net.IP(q.of.AsSlice()).Equal(a.ServerIdentifier()) {
-				continue // a server that was not asked
+				return l, false, nil // a server that was not asked
 			}
 			return l, false, refusal(a)
 		}
-		l, err := read(a, from, start)
-		if err == nil && q.fits(l, a.MessageType()) {
-			return l, true, nil
-		}
-	}
+		l, err = read(a, from, start)
+		return l, err == nil && q.fits(l, a.MessageType()), nil
+	})
 }
 
 func answers(a, m *dhcpv4.DHCPv4) bool {

@@ -134,46 +134,26 @@ func (c *Client6) message(kind dhcpv6.MessageType, addr netip.Addr, server []byt
 // address is not the client's is an error.
 func (c *Client6) ask(ctx context.Context, m *dhcpv6.Message, kind dhcpv6.MessageType) (Lease, error) {
 	start := c.now()
-	for wait := firstWait; ; wait *= 2 {
-		m.UpdateOption(dhcpv6.OptElapsedTime(c.now().Sub(start)))
-		asked := c.now()
-		if err := c.Multicast(m.ToBytes()); err != nil {
-			return Lease{}, err
-		}
-		l, done, err := c.listen(ctx, wait, m, kind, asked)
-		if done || err != nil {
-			return l, err
-		}
-		if ctx.Err() != nil {
-			return Lease{}, ErrNoServer
-		}
+	asked := start
+	send := func() error {
+		asked = c.now()
+		m.UpdateOption(dhcpv6.OptElapsedTime(asked.Sub(start)))
+		return c.Multicast(m.ToBytes())
 	}
-}
-
-func (c *Client6) listen(ctx context.Context, wait time.Duration, m *dhcpv6.Message, kind dhcpv6.MessageType, start time.Time) (l Lease, done bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	for {
-		raw, from, err := c.Receive(ctx)
-		if ctx.Err() != nil {
-			return l, false, nil
-		}
-		if err != nil {
-			return l, false, err
-		}
+	return exchange(ctx, send, c.Receive, func(raw []byte, from netip.Addr) (l Lease, done bool, err error) {
 		a, err := dhcpv6.MessageFromBytes(raw)
 		if err != nil || a.MessageType != kind || a.TransactionID != m.TransactionID || !c.isMine(a) {
-			continue // somebody else's, or nothing that can be read
+			return l, false, nil //nolint:nilerr // somebody else's, or nothing that can be read
 		}
 		if m.MessageType == dhcpv6.MessageTypeRelease || m.MessageType == dhcpv6.MessageTypeDecline {
 			return l, true, nil
 		}
-		l, err := c.read(a, from, start)
-		if err == nil || kind == dhcpv6.MessageTypeReply {
-			return l, err == nil, err
+		l, err = c.read(a, from, asked)
+		if err != nil && kind != dhcpv6.MessageTypeReply {
+			return l, false, nil //nolint:nilerr // another server may have an address (RFC 8415, 18.2.9)
 		}
-		// Another server may have an address (RFC 8415, 18.2.9).
-	}
+		return l, err == nil, err
+	})
 }
 
 func (c *Client6) isMine(a *dhcpv6.Message) bool {

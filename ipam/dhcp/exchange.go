@@ -1,0 +1,44 @@
+package dhcp
+
+import (
+	"context"
+	"time"
+)
+
+// exchange puts a question, again and again with growing pauses, until take is done with an answer, or ctx ends. An error of take's ends
+// it, too.
+func exchange[From any](ctx context.Context, send func() error, receive func(context.Context) ([]byte, From, error),
+	take func(raw []byte, from From) (l Lease, done bool, err error),
+) (Lease, error) {
+	for wait := firstWait; ; wait *= 2 {
+		if err := send(); err != nil {
+			return Lease{}, err
+		}
+		l, done, err := listen(ctx, wait, receive, take)
+		if done || err != nil {
+			return l, err
+		}
+		if ctx.Err() != nil {
+			return Lease{}, ErrNoServer
+		}
+	}
+}
+
+func listen[From any](ctx context.Context, wait time.Duration, receive func(context.Context) ([]byte, From, error),
+	take func(raw []byte, from From) (l Lease, done bool, err error),
+) (l Lease, done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for {
+		raw, from, err := receive(ctx)
+		if ctx.Err() != nil {
+			return Lease{}, false, nil
+		}
+		if err != nil {
+			return Lease{}, false, err
+		}
+		if l, done, err := take(raw, from); done || err != nil {
+			return l, done, err
+		}
+	}
+}
