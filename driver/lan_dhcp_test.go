@@ -1,17 +1,12 @@
 package driver_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -26,27 +21,13 @@ type dhcpLAN struct {
 	t      *testing.T
 	server *kerneltest.Host
 	stop   func()
-	mu     sync.Mutex
-	log    bytes.Buffer
+	log    kerneltest.Log
 	boxes  map[string]*kerneltest.Host
 	links  map[string]string
 	iface  string // the server's
 }
 
-func (d *dhcpLAN) Write(p []byte) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.log.Write(p)
-}
-
-func (d *dhcpLAN) said(words string) bool { return d.says(words) > 0 }
-
-// says is how often.
-func (d *dhcpLAN) says(words string) int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return strings.Count(d.log.String(), words)
-}
+func (d *dhcpLAN) said(words string) bool { return d.log.Count(words) > 0 }
 
 func newDHCPLAN(t *testing.T, mode string) *dhcpLAN {
 	t.Helper()
@@ -74,27 +55,15 @@ func (d *dhcpLAN) dnsmasq(span string, more ...string) {
 	if d.stop != nil {
 		d.stop()
 	}
-	d.stop = d.serve("DHCP, IP range", append([]string{
-		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=" + d.iface, "--log-dhcp", "--log-facility=-",
-		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(d.t.TempDir(), "leases"), "--dhcp-range=" + span,
-	}, more...)...)
+	d.stop = d.serve("DHCP, IP range", kerneltest.Dnsmasq(d.t, d.iface, append([]string{"--dhcp-range=" + span}, more...)...)...)
 }
 
 // serve runs a server on the LAN, which says that it is ready, until the test ends, or the returned function is called.
 func (d *dhcpLAN) serve(ready string, args ...string) (stop func()) {
 	d.t.Helper()
-	before := d.says(ready)
-	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // a test's
-	cmd.Stdout, cmd.Stderr = d, d
-	if err := d.server.Do(cmd.Start); err != nil {
-		d.t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	d.t.Cleanup(stop)
-	d.eventually(args[0]+" is ready", func() bool { return d.says(ready) > before })
+	before := d.log.Count(ready)
+	stop = d.server.Start(d.t, &d.log, args...)
+	d.eventually(args[0]+" is ready", func() bool { return d.log.Count(ready) > before })
 	return stop
 }
 

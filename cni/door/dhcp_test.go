@@ -1,17 +1,13 @@
 package door
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -33,24 +29,10 @@ type dhcpHost struct {
 	host *kerneltest.Host
 	lan  *kerneltest.Host
 	stop func()
-	mu   sync.Mutex
-	log  bytes.Buffer
+	log  kerneltest.Log
 }
 
-func (d *dhcpHost) Write(p []byte) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.log.Write(p)
-}
-
-func (d *dhcpHost) said(words string) bool { return d.says(words) > 0 }
-
-// says is how often.
-func (d *dhcpHost) says(words string) int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return strings.Count(d.log.String(), words)
-}
+func (d *dhcpHost) said(words string) bool { return d.log.Count(words) > 0 }
 
 func newDHCPHost(t *testing.T) *dhcpHost {
 	t.Helper()
@@ -98,20 +80,9 @@ func (d *dhcpHost) dnsmasq(span string) {
 		d.stop()
 	}
 	const ready = "DHCP, IP range"
-	before := d.says(ready)
-	cmd := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
-		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile="+filepath.Join(d.t.TempDir(), "leases"),
-		"--dhcp-option=6,192.0.2.8", "--dhcp-range="+span)
-	cmd.Stdout, cmd.Stderr = d, d
-	if err := d.lan.Do(cmd.Start); err != nil {
-		d.t.Fatal(err)
-	}
-	d.stop = sync.OnceFunc(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	d.t.Cleanup(d.stop)
-	d.eventually("dnsmasq is ready", func() bool { return d.says(ready) > before })
+	before := d.log.Count(ready)
+	d.stop = d.lan.Start(d.t, &d.log, kerneltest.Dnsmasq(d.t, "eth0", "--dhcp-option=6,192.0.2.8", "--dhcp-range="+span)...)
+	d.eventually("dnsmasq is ready", func() bool { return d.log.Count(ready) > before })
 }
 
 func (d *dhcpHost) eventually(what string, cond func() bool) {

@@ -1,18 +1,13 @@
 package dhcp_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,29 +20,12 @@ import (
 type lan struct {
 	*kerneltest.Host
 	server *kerneltest.Host
-	log    *logBuffer
-}
-
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
+	log    *kerneltest.Log
 }
 
 func newLAN(t *testing.T) *lan {
 	t.Helper()
-	l := &lan{Host: kerneltest.New(t), log: &logBuffer{}}
+	l := &lan{Host: kerneltest.New(t), log: &kerneltest.Log{}}
 	l.server = l.Peer(t, "port1")
 	l.Sh(t, "ip link add br0 type bridge && ip link set br0 up && ip link set port1 master br0")
 	l.server.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
@@ -57,31 +35,18 @@ func newLAN(t *testing.T) *lan {
 // serve runs a server until the test ends or the returned function is called.
 func (l *lan) serve(t *testing.T, args ...string) (stop func()) {
 	t.Helper()
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdout, cmd.Stderr = l.log, l.log
-	if err := l.server.Do(cmd.Start); err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	t.Cleanup(func() {
-		stop()
+	t.Cleanup(func() { // after the end of the server
 		if t.Failed() {
 			t.Logf("%s:\n%s", args[0], l.log)
 		}
 	})
-	return stop
+	return l.server.Start(t, l.log, args...)
 }
 
 // dnsmasq takes what is behind dhcp-range.
 func (l *lan) dnsmasq(t *testing.T, more ...string) (stop func()) {
 	t.Helper()
-	return l.serve(t, append([]string{
-		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--log-dhcp", "--log-facility=-",
-		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases"),
-	}, more...)...)
+	return l.serve(t, kerneltest.Dnsmasq(t, "eth0", more...)...)
 }
 
 // udhcpd is the server whose leases can be short.
