@@ -29,6 +29,8 @@ func layers() []rule {
 		{"modes/*", "kernel modes modes/internal/*", "a mode knows the contract and the kernel, and no other mode"},
 		{"ipam", "store", "it is addresses, inside a transaction of its caller's"},
 		{"ipam/dhcp", "", "it is a protocol"},
+		{"cluster", "store", "it is records of hosts, and touches no kernel"},
+		{"cluster/clustertest", "", "it runs etcd"},
 		{"policy", "kernel modes", "it works out what follows, and touches nothing"},
 		{"yard", "store kernel modes ipam ipam/dhcp policy", "it knows no door, no engine and no mode by name"},
 		{"driver", middle, "no handler calls an engine's API"},
@@ -56,7 +58,8 @@ func owners() []rule {
 		},
 		{"cli", "netyard/modes/all", "all others know modes by name at most"},
 		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "engines are asked in one place"},
-		{"kernel/kerneltest modes/modetest integration/lab", "testing", "tests are not part of the program"},
+		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest", "testing", "tests are not part of the program"},
+		{"cluster", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "etcd is spoken to in one place"},
 	}
 }
 
@@ -125,7 +128,7 @@ func TestImports(t *testing.T) {
 		"netyard/modes/bridge": "netyard/modes/none", "netyard/modes/none": "golang.org/x/sys/unix", "netyard/ipam": "netyard/kernel",
 		"netyard/yard": "netyard/driver", "netyard/driver": "netyard/engines", "netyard/engines": "netyard/modes/all",
 		"netyard/cli/api": "github.com/vishvananda/netlink/nl", "netyard/cli": "netyard/integration/lab", "netyard": "netyard/kernel/kerneltest",
-		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel",
+		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel", "netyard/cluster": "netyard/kernel", "netyard/firewalld": "go.etcd.io/etcd/client/v3",
 		"netyard/cni/netyard-cni": "netyard/cli/api", "netyard/cni/door": "netyard/engines",
 	} {
 		if len(broken(pkg{of, []string{imports}, []string{imports}})) == 0 {

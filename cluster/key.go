@@ -1,0 +1,274 @@
+package cluster
+
+import (
+	"cmp"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// The keys, below the prefix of the cluster:
+//
+//	meta                          Meta, written once
+//	host/<host>                   Host
+//	alive/<host>                  Alive, on a lease
+//	tomb/<host>                   Tomb
+//	net/<network>                 Network
+//	member/<network>/<host>       Member
+//	addr/<network>/<address>      Address; the address as 32 hexadecimal digits, so that keys are in its order
+//	hostname/<name>               Claim of a host
+//	vtep/<address>                Claim of a host
+//	netname/<name>                Claim of a network
+//	vni/<6 hexadecimal digits>    Claim of a network
+const (
+	metaKey    = "meta"
+	hostKind   = "host"
+	aliveKind  = "alive"
+	tombKind   = "tomb"
+	netKind    = "net"
+	memberKind = "member"
+	addrKind   = "addr"
+
+	claimHostname = "hostname"
+	claimVTEP     = "vtep"
+	claimNetname  = "netname"
+	claimVNI      = "vni"
+)
+
+func claimKinds() []string { return []string{claimHostname, claimVTEP, claimNetname, claimVNI} }
+
+// Key is the one key of its kind.
+func (Meta) Key() string { return metaKey }
+
+// Key is by the host's id.
+func (h Host) Key() string { return hostKind + "/" + h.ID }
+
+// Key is by the host's id.
+func (a Alive) Key() string { return aliveKind + "/" + a.Host }
+
+// Key is by the host's id.
+func (t Tomb) Key() string { return tombKind + "/" + t.Host }
+
+// Key is by the network's id.
+func (n Network) Key() string { return netKind + "/" + n.ID }
+
+// Key is by the network's id and the host's.
+func (m Member) Key() string { return memberKind + "/" + m.Network + "/" + m.Host }
+
+// Key is by the network's id and the address.
+func (a Address) Key() string { return addrKind + "/" + a.Network + "/" + formatAddr(a.Addr) }
+
+// Key is by what is claimed.
+func (c Claim) Key() string { return c.Kind + "/" + c.What }
+
+// formatAddr is an address of either family as 32 hexadecimal digits.
+func formatAddr(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	b := a.As16()
+	return hex.EncodeToString(b[:])
+}
+
+// parseAddr is the address that formatAddr wrote; invalid when it is none.
+func parseAddr(text string) netip.Addr {
+	raw, err := hex.DecodeString(text)
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, _ := netip.AddrFromSlice(raw)
+	return a.Unmap()
+}
+
+func checkID(what, id string) error {
+	if len(id) != idLen || strings.Trim(id, "0123456789abcdef") != "" {
+		return fmt.Errorf("%s %.40q is not %d hexadecimal digits", what, id, idLen)
+	}
+	return nil
+}
+
+// checkName lets in what engines let in as names of containers and networks, and hosts as theirs.
+func checkName(what, name string) error {
+	if name == "" || len(name) > maxName {
+		return fmt.Errorf("%s has %d bytes; it can have 1 to %d", what, len(name), maxName)
+	}
+	for i, c := range name {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case i > 0 && (c == '.' || c == '-' || c == '_'):
+		default:
+			return fmt.Errorf("%s %q: letters and digits, and after the first dots, dashes and underscores", what, name)
+		}
+	}
+	return nil
+}
+
+// CheckName refuses what cannot be the name of a network or a host.
+func CheckName(what, name string) error { return checkName(what, name) }
+
+// checkUnicast refuses addresses that no host on a network of several can have.
+func checkUnicast(what string, a netip.Addr) error {
+	switch {
+	case !a.IsValid() || a.Zone() != "" || a.Is4In6():
+		return fmt.Errorf("%s is not an address", what)
+	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("%s %s is not the address of one host", what, a)
+	}
+	return nil
+}
+
+func (m Meta) check() error {
+	if m.Schema < 1 || m.Port == 0 {
+		return fmt.Errorf("schema %d and port %d", m.Schema, m.Port)
+	}
+	return checkID("cluster", m.Cluster)
+}
+
+func (h Host) check() error {
+	if h.MTU < minIPv6MTU || h.MTU > maxMTU {
+		return fmt.Errorf("mtu %d is not from %d to %d", h.MTU, minIPv6MTU, maxMTU)
+	}
+	if len(h.Version) > maxName || strings.ContainsFunc(h.Version, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("version %.40q is not one", h.Version)
+	}
+	return cmp.Or(checkID("host", h.ID), checkName("name", h.Name), checkUnicast("vtep", h.VTEP))
+}
+
+func (a Alive) check() error {
+	return cmp.Or(checkID("host", a.Host), checkName("boot", a.Boot))
+}
+
+func (t Tomb) check() error { return cmp.Or(checkID("host", t.Host), checkName("by", t.By)) }
+
+func (m Member) check() error {
+	return cmp.Or(checkID("network", m.Network), checkID("host", m.Host))
+}
+
+func (n Network) check() error {
+	if n.VNI < 1 || n.VNI > MaxVNI {
+		return fmt.Errorf("vni %d is not from 1 to %d", n.VNI, MaxVNI)
+	}
+	if n.MTU < minMTU || n.MTU > maxMTU {
+		return fmt.Errorf("mtu %d is not from %d to %d", n.MTU, minMTU, maxMTU)
+	}
+	if len(n.Subnets) == 0 || len(n.Subnets) > maxNets {
+		return fmt.Errorf("%d subnets; there can be 1 to %d", len(n.Subnets), maxNets)
+	}
+	for i, s := range n.Subnets {
+		if err := s.check(); err != nil {
+			return err
+		}
+		if s.Pool.Addr().Is6() && n.MTU < minIPv6MTU {
+			return fmt.Errorf("mtu %d: IPv6 needs at least %d", n.MTU, minIPv6MTU)
+		}
+		for _, other := range n.Subnets[:i] {
+			if s.Pool.Overlaps(other.Pool) {
+				return fmt.Errorf("subnet %s overlaps %s", s.Pool, other.Pool)
+			}
+		}
+	}
+	return cmp.Or(checkID("network", n.ID), checkName("name", n.Name))
+}
+
+func (s Subnet) check() error {
+	p := s.Pool
+	if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
+		return fmt.Errorf("subnet %s is not one", p)
+	}
+	// A host needs an address of its own beside the gateway's, and a container one.
+	const hostBits = 3
+	if p.Bits() > p.Addr().BitLen()-hostBits || p.Bits() < 8 {
+		return fmt.Errorf("subnet %s: its length can be 8 to %d", p, p.Addr().BitLen()-hostBits)
+	}
+	if err := checkUnicast("subnet", p.Addr().Next()); err != nil {
+		return err
+	}
+	if !s.Usable(s.Gateway) {
+		return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway, p)
+	}
+	return nil
+}
+
+// Usable says whether somebody can have an address of the subnet: the first is its name, and in IPv4 the last is everybody's.
+func (s Subnet) Usable(a netip.Addr) bool {
+	if !s.Pool.Contains(a) || a == s.Pool.Addr() || a.Zone() != "" {
+		return false
+	}
+	return a.Is6() || s.Pool.Contains(a.Next())
+}
+
+// Find is the subnet of the network that somebody can have the address in.
+func (n Network) Find(a netip.Addr) (Subnet, bool) {
+	for _, s := range n.Subnets {
+		if s.Usable(a) {
+			return s, true
+		}
+	}
+	return Subnet{}, false
+}
+
+func (a Address) check() error {
+	if err := cmp.Or(checkID("network", a.Network), checkUnicast("address", a.Addr)); err != nil {
+		return err
+	}
+	if a.Use == Gateway {
+		if a.Host != "" || a.Endpoint != "" || a.MAC != "" {
+			return errors.New("a gateway is nobody's own")
+		}
+		return a.checkNames()
+	}
+	if err := checkID("host", a.Host); err != nil {
+		return err
+	}
+	switch a.Use {
+	case Warm:
+		if a.Endpoint != "" || a.MAC != "" {
+			return errors.New("nobody has an address that is kept warm")
+		}
+	case OfHost:
+		if a.Endpoint != "" {
+			return errors.New("the host's own address has no endpoint")
+		}
+		return a.MAC.check()
+	case Endpoint:
+		return cmp.Or(checkName("endpoint", a.Endpoint), a.MAC.check(), a.checkNames())
+	default:
+		return fmt.Errorf("use %.40q is not known", a.Use)
+	}
+	return a.checkNames()
+}
+
+func (a Address) checkNames() error {
+	if a.Use != Endpoint && (a.Name != "" || len(a.Aliases) > 0) {
+		return errors.New("only endpoints have names")
+	}
+	if len(a.Aliases) > maxNames {
+		return fmt.Errorf("%d aliases, which is more than %d", len(a.Aliases), maxNames)
+	}
+	names := a.Aliases
+	if a.Name != "" {
+		names = append([]string{a.Name}, names...)
+	}
+	for _, n := range names {
+		if err := checkName("name", n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c Claim) check() error {
+	switch c.Kind {
+	case claimHostname, claimNetname:
+		return cmp.Or(checkName(c.Kind, c.What), checkID("id", c.ID))
+	case claimVTEP:
+		return cmp.Or(checkUnicast("vtep", parseAddr(c.What)), checkID("id", c.ID))
+	}
+	var vni uint32
+	if _, err := fmt.Sscanf(c.What, "%06x", &vni); err != nil || fmt.Sprintf("%06x", vni) != c.What || vni == 0 {
+		return fmt.Errorf("vni %.40q is not one", c.What)
+	}
+	return checkID("id", c.ID)
+}
