@@ -29,6 +29,7 @@ type snapshot struct {
 	elements   map[SetName]map[string]content
 	dockerUser []dockerUser
 	proxies    map[proxyID]bool
+	ports      bridgePorts
 }
 
 func (k *Kernel) snapshot() (*snapshot, error) {
@@ -47,7 +48,7 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 func (k *Kernel) linkSnapshot() (*snapshot, error) {
 	s := &snapshot{
 		noTable: true, k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{},
-		qdiscs: map[int][]netlink.Qdisc{}, redirects: map[int]int{},
+		qdiscs: map[int][]netlink.Qdisc{}, redirects: map[int]int{}, ports: k.bridgePorts(),
 	}
 	links, err := retry(k.nl.LinkList)
 	if err != nil {
@@ -191,6 +192,8 @@ func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
 			want[o.Name] = true
 		case Shim:
 			want[o.Name] = true
+		case VXLAN:
+			want[o.Name] = true
 		}
 	}
 	for name, l := range s.links {
@@ -258,6 +261,8 @@ func showField(field nftables.SetDatatype, v string) string {
 		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
 	case nftables.TypeIFName:
 		return strings.TrimRight(v, "\x00")
+	case nftables.TypeMark:
+		return showNumber(v)
 	case nftables.TypeEtherAddr:
 		return net.HardwareAddr(v).String()
 	}

@@ -260,7 +260,7 @@ func (f *firewall) load() error {
 
 // chains are those of each of the tables.
 func (f *firewall) chains() [][]chainSpec {
-	all := [][]chainSpec{append(inetChains(f.sets, f.guard, f.obeys), policyChains(f.sets)...), bridgeChains(f.sets, f.conntrack)}
+	all := [][]chainSpec{slices.Concat(inetChains(f.sets, f.guard, f.obeys), policyChains(f.sets), vtepChains(f.sets)), bridgeChains(f.sets, f.conntrack)}
 	all[0] = append(all[0], sealOf(all))
 	return all
 }

@@ -375,7 +375,7 @@ func (k *Kernel) deleteLink(name, alias string) error {
 
 // OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits.
 func OwnName(name string) bool {
-	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix, IslandPrefix, ShimPrefix} {
+	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix, IslandPrefix, ShimPrefix, VXLANPrefix} {
 		if id, ok := strings.CutPrefix(name, p); ok {
 			return len(name) == maxName && strings.Trim(id, "0123456789abcdef") == ""
 		}

@@ -62,7 +62,7 @@ func (s setSpec) set(t *nftables.Table, id uint32) *nftables.Set {
 		set.HasTimeout, set.Dynamic, set.Timeout, set.Size = true, true, s.life, most
 	}
 	for _, field := range fieldsOf(s.key) {
-		if field == nftables.TypeIFName { // or nft would show them backwards
+		if field == nftables.TypeIFName || s.key == nftables.TypeMark { // or nft would show them backwards
 			set.KeyByteOrder = binaryutil.NativeEndian
 		}
 	}

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -10,7 +11,7 @@ import (
 // allSets are the sets of both tables.
 func allSets() []setSpec {
 	sets := append(setSpecs(), guardSets()...)
-	return append(sets, policySets()...)
+	return slices.Concat(sets, policySets(), vtepSets())
 }
 
 func (s setSpec) table() *nftables.Table {

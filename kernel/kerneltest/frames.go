@@ -230,3 +230,13 @@ func packetSocket(link string) (int, error) {
 	}
 	return fd, nil
 }
+
+// Count is how often a frame has come.
+func (c *Capture) Count(f Frame) (n int) {
+	for _, g := range c.got {
+		if bytes.HasPrefix(g, f.Seen) {
+			n++
+		}
+	}
+	return n
+}

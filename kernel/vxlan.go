@@ -1,0 +1,277 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// VXLANPrefix begins the names of VXLAN devices; they go on with the beginning of the network's id.
+const VXLANPrefix = "nyx-"
+
+// A VXLAN is the port of a network's bridge that leads to the network's other hosts. It knows what it is told (Peers), learns nothing,
+// and answers ARP and neighbour solicitations for whom it knows itself. What is for anybody else goes nowhere: there is no default remote.
+type VXLAN struct {
+	Name, Alias string
+	Master      string // the bridge
+	VNI         uint32
+	Local       netip.Addr // the host's address that the others send to
+	Port        uint16
+	MTU         int // inside
+}
+
+// String names the link.
+func (v VXLAN) String() string { return "VXLAN link " + v.Name }
+
+func (v VXLAN) ensure(k *Kernel) error {
+	master, err := k.nl.LinkByName(v.Master)
+	if err != nil {
+		return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+	}
+	link, err := k.link(v.Name)
+	if err != nil {
+		return err
+	}
+	if link != nil {
+		if a := link.Attrs().Alias; a != v.Alias && (a != "" || link.Type() != "vxlan") {
+			return fmt.Errorf("create %s: a link of that name exists and %w", v, ErrForeign)
+		}
+		if len(v.fixed(link)) > 0 { // what cannot be changed; peers are told again by who keeps them
+			if err := k.nl.LinkDel(link); err != nil {
+				return fmt.Errorf("replace %s: %w", v, err)
+			}
+			link = nil
+		}
+	}
+	if link == nil {
+		if link, err = v.create(k); err != nil {
+			return fmt.Errorf("create %s: %w", v, err)
+		}
+	}
+	if link.Attrs().Alias == "" {
+		if err := k.nl.LinkSetAlias(link, v.Alias); err != nil {
+			return fmt.Errorf("mark %s: %w", v, err)
+		}
+	}
+	return v.tune(k, link, master)
+}
+
+func (v VXLAN) create(k *Kernel) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = v.Name, v.MTU
+	err := k.nl.LinkAdd(&netlink.Vxlan{
+		LinkAttrs: attrs, VxlanId: int(v.VNI), SrcAddr: v.Local.AsSlice(), Port: int(v.Port), Learning: false, Proxy: true,
+	})
+	if errors.Is(err, unix.EEXIST) { // one device of a number and a port in a namespace (vxlan_vni_in_use, drivers/net/vxlan)
+		err = fmt.Errorf("VNI %d at port %d has another device: %w", v.VNI, v.Port, err)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = fmt.Errorf("this kernel has no vxlan: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k.nl.LinkByName(v.Name)
+}
+
+// tune makes the link a port that nothing is learned from and everything for others is sent to.
+func (v VXLAN) tune(k *Kernel, link, master netlink.Link) error {
+	// Not disable_ipv6: a link without IPv6 answers no neighbour solicitation (neigh_reduce, drivers/net/vxlan). Without a link-local
+	// address it says nothing itself.
+	if err := k.nl.LinkSetIP6AddrGenMode(link, nl6None); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("give %s no address: %w", v, err)
+	}
+	for _, s := range v.sysctls() {
+		if err := s.ensure(k); err != nil {
+			return err
+		}
+	}
+	// A container that plays the querier of multicast would else keep neighbour solicitations from the other hosts.
+	// Of the bridge no more is said than that: the library sends all it is given, and not every kernel knows all of it.
+	bare := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: v.Master, Index: master.Attrs().Index}}
+	if err := k.nl.BridgeSetMcastSnoop(bare, false); err != nil {
+		return fmt.Errorf("turn off multicast snooping of bridge %s: %w", v.Master, err)
+	}
+	a := link.Attrs()
+	if a.MasterIndex != master.Attrs().Index {
+		if err := k.nl.LinkSetMaster(link, master); err != nil {
+			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+		}
+	}
+	if a.MTU != v.MTU {
+		if err := k.nl.LinkSetMTU(link, v.MTU); err != nil {
+			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
+		}
+	}
+	if err := errors.Join(k.nl.LinkSetLearning(link, false), k.nl.LinkSetFlood(link, true)); err != nil {
+		return fmt.Errorf("set what %s learns: %w", v, err)
+	}
+	if err := k.nl.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", v, err)
+	}
+	return nil
+}
+
+// nl6None is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
+const nl6None = 1
+
+func (v VXLAN) sysctls() []Sysctl {
+	return []Sysctl{
+		{Path: []string{"net", "ipv6", "conf", v.Name, "disable_ipv6"}, Value: "0", Optional: true},
+		{Path: []string{"net", "ipv6", "conf", v.Name, "accept_ra"}, Value: "0", Optional: true},
+	}
+}
+
+func (v VXLAN) remove(k *Kernel) error { return k.deleteLink(v.Name, v.Alias) }
+
+// fixed says in words what is different that only another device can have.
+func (v VXLAN) fixed(link netlink.Link) (faults []string) {
+	x, ok := link.(*netlink.Vxlan)
+	if !ok {
+		return []string{v.String() + " is of another kind"}
+	}
+	local, _ := netip.AddrFromSlice(x.SrcAddr)
+	switch {
+	case x.VxlanId != int(v.VNI):
+		faults = append(faults, fmt.Sprintf("%s has VNI %d instead of %d", v, x.VxlanId, v.VNI))
+	case x.Port != int(v.Port):
+		faults = append(faults, fmt.Sprintf("%s is at port %d instead of %d", v, x.Port, v.Port))
+	case local.Unmap() != v.Local:
+		faults = append(faults, fmt.Sprintf("%s is at %s instead of %s", v, local.Unmap(), v.Local))
+	case x.Learning || !x.Proxy:
+		faults = append(faults, v.String()+" learns, or does not answer for its peers")
+	}
+	return faults
+}
+
+func (v VXLAN) check(s *snapshot) []string {
+	link := s.links[v.Name]
+	if link == nil {
+		return []string{v.String() + " is missing"}
+	}
+	a := link.Attrs()
+	if a.Alias != v.Alias {
+		return []string{fmt.Sprintf("%s %v", v, ErrForeign)}
+	}
+	faults := v.fixed(link)
+	if master := s.links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
+		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))
+	} else if b, ok := master.(*netlink.Bridge); ok && b.MulticastSnooping != nil && *b.MulticastSnooping {
+		faults = append(faults, fmt.Sprintf("bridge %s snoops multicast", v.Master))
+	}
+	if a.Flags&net.FlagUp == 0 {
+		faults = append(faults, v.String()+" is down")
+	}
+	if a.MTU != v.MTU {
+		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
+	}
+	if flags, ok := s.ports.flags(a.Index); ok && (flags.Learning || !flags.Flood) {
+		faults = append(faults, v.String()+" learns, or does not get what is for others")
+	}
+	for _, sysctl := range v.sysctls() {
+		faults = append(faults, sysctl.check(s)...)
+	}
+	return faults
+}
+
+// A StaticPort is a port of a bridge that has one hardware address, and gets no frames for any other: nothing is learned on a network
+// that leaves the host, or a container could draw what is for another host's.
+type StaticPort struct {
+	Link string
+	MAC  net.HardwareAddr
+}
+
+// String names the port.
+func (p StaticPort) String() string { return "static port " + p.Link }
+
+func (p StaticPort) ensure(k *Kernel) error {
+	link, err := k.nl.LinkByName(p.Link)
+	if err != nil {
+		return fmt.Errorf("set %s: %w", p, err)
+	}
+	if err := errors.Join(k.nl.LinkSetLearning(link, false), k.nl.LinkSetFlood(link, false)); err != nil {
+		return fmt.Errorf("set %s: %w", p, err)
+	}
+	entry := &netlink.Neigh{
+		LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: p.MAC,
+	}
+	if err := k.nl.NeighSet(entry); err != nil {
+		return fmt.Errorf("add %s to %s: %w", p.MAC, p, err)
+	}
+	return nil
+}
+
+func (StaticPort) remove(*Kernel) error { return nil } // it goes with the link
+
+func (p StaticPort) check(s *snapshot) []string {
+	link := s.links[p.Link]
+	if link == nil {
+		return nil // that the link is missing is said by the link
+	}
+	var faults []string
+	index := link.Attrs().Index
+	if flags, ok := s.ports.flags(index); ok && (flags.Learning || flags.Flood) {
+		faults = append(faults, p.String()+" learns, or gets what is for others")
+	}
+	if !s.ports.has(index, macOf(p.MAC)) {
+		faults = append(faults, fmt.Sprintf("%s has no entry for %s", p, p.MAC))
+	}
+	return faults
+}
+
+// An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host speaks by another one:
+// the answer to this one would stay with whichever host gets it.
+type Anycast struct {
+	Link string
+	// Alias is what the link has to carry for the address to be taken away again.
+	Alias string
+	Addr  netip.Addr
+}
+
+// String names the address.
+func (a Anycast) String() string { return fmt.Sprintf("gateway address %s on %s", a.Addr, a.Link) }
+
+func (a Anycast) addr() *netlink.Addr {
+	// Alone in its subnet, so that no route has it for a source; deprecated, so that IPv6 does not choose it either (RFC 6724, rule 3).
+	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a.Addr, a.Addr.BitLen()))}
+	if a.Addr.Is6() {
+		const forever = int(^uint32(0) >> 1)
+		addr.Flags, addr.ValidLft, addr.PreferedLft = unix.IFA_F_NODAD, forever, 0
+	}
+	return addr
+}
+
+func (a Anycast) ensure(k *Kernel) error {
+	link, err := k.nl.LinkByName(a.Link)
+	if err != nil {
+		return fmt.Errorf("add %s: %w", a, err)
+	}
+	if err := k.nl.AddrReplace(link, a.addr()); err != nil {
+		return fmt.Errorf("add %s: %w", a, err)
+	}
+	return nil
+}
+
+func (a Anycast) remove(k *Kernel) error {
+	return Addr{Link: a.Link, Alias: a.Alias, Prefix: netip.PrefixFrom(a.Addr, a.Addr.BitLen())}.remove(k)
+}
+
+func (a Anycast) check(s *snapshot) []string {
+	link := s.links[a.Link]
+	if link == nil {
+		return nil // that the link is missing is said by the link
+	}
+	for _, got := range s.addrs[link.Attrs().Index] {
+		if p := prefixOf(got.IPNet); p.IsSingleIP() && p.Addr() == a.Addr {
+			if a.Addr.Is6() && got.Flags&unix.IFA_F_DEPRECATED == 0 {
+				return []string{a.String() + " is one that the host speaks by"}
+			}
+			return nil
+		}
+	}
+	return []string{a.String() + " is missing"}
+}

@@ -1,0 +1,415 @@
+package kernel_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+const (
+	blueVNI, greenVNI = 0x1234, 0x5678
+	vxlanPort         = 4789
+	blueNet           = "aaaaaaaaaaaa1111"
+	greenNet          = "bbbbbbbbbbbb2222"
+)
+
+// An overlaid is a host of an overlay, with containers on it.
+type overlaid struct {
+	*kerneltest.Host
+	t    *testing.T
+	n    int
+	v6   bool
+	vtep netip.Addr
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// overlayOf makes hosts on one LAN, and the LAN.
+func overlayOf(t *testing.T, hosts int, v6 bool) (lan *kerneltest.Host, all []*overlaid) {
+	t.Helper()
+	lan = kerneltest.New(t)
+	lan.Sh(t, "ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
+	for n := 1; n <= hosts; n++ {
+		o := &overlaid{Host: lan.Peer(t, fmt.Sprint("p", n)), t: t, n: n, v6: v6, vtep: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})}
+		if v6 {
+			o.vtep = netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", n))
+		}
+		lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
+		o.Sh(t, fmt.Sprintf("ip addr add %s/%d dev eth0 nodad 2>/dev/null || ip addr add %s/24 dev eth0", o.vtep, o.vtep.BitLen()-8, o.vtep))
+		o.ShareTables()
+		must(t, o.LoadFirewall())
+		all = append(all, o)
+	}
+	return lan, all
+}
+
+// bridge is a network of a number, with a host's own address and the gateway's: subnet is 20 for 10.20.0.0/16 and fd20::/64.
+func (o *overlaid) bridge(id string, vni uint32, subnet int) (objects []kernel.Object) {
+	br, x := kernel.Name(kernel.BridgePrefix, id), kernel.Name(kernel.VXLANPrefix, id)
+	alias, mtu := kernel.Alias(id, ""), 1450
+	if o.v6 {
+		mtu = 1430
+	}
+	mac, _ := net.ParseMAC(hostMAC(o.n))
+	return []kernel.Object{
+		kernel.Bridge{Name: br, Alias: alias, MTU: mtu, MAC: mac, IPv6: true},
+		kernel.Addr{Link: br, Alias: alias, Prefix: netip.MustParsePrefix(fmt.Sprintf("10.%d.255.%d/16", subnet, o.n))},
+		kernel.Addr{Link: br, Alias: alias, Prefix: netip.MustParsePrefix(fmt.Sprintf("fd%d::ff:%d/64", subnet, o.n))},
+		kernel.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", subnet))},
+		kernel.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("fd%d::1", subnet))},
+		kernel.VXLAN{Name: x, Alias: alias, Master: br, VNI: vni, Local: o.vtep, Port: vxlanPort, MTU: mtu},
+		kernel.InterfaceIn(kernel.Bridges, br).For(id), kernel.InterfaceIn(kernel.Own, br, br).For(id), kernel.InterfaceIn(kernel.Talk, br, br).For(id),
+	}
+}
+
+func hostMAC(n int) string { return fmt.Sprintf("02:00:00:00:ff:%02x", n) }
+
+// container starts one; its addresses are those of subnet that end with host and number.
+func (o *overlaid) container(id string, subnet, number int) *kerneltest.Host {
+	o.t.Helper()
+	eid := fmt.Sprintf("%d%d%d", subnet, o.n, number) + strings.Repeat("e", 12)
+	mac, _ := net.ParseMAC(containerMAC(o.n, number))
+	mtu := 1450
+	if o.v6 {
+		mtu = 1430
+	}
+	v := kernel.Veth{
+		Name: kernel.Name(kernel.VethPrefix, eid), Peer: kernel.Name(kernel.PeerPrefix, eid), Alias: kernel.Alias(id, eid),
+		Master: kernel.Name(kernel.BridgePrefix, id), MTU: mtu, MAC: mac,
+	}
+	v4, v6 := containerAddrs(subnet, o.n, number)
+	guard := kernel.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{v4, v6}}
+	must(o.t, o.Ensure(o.t.Context(), append([]kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
+	if said := faults(o.t, o.Host, v, kernel.StaticPort{Link: v.Name, MAC: mac}); said != "" {
+		o.t.Error(said)
+	}
+	c := kerneltest.New(o.t)
+	c.Take(o.t, o.Host, v.Peer, fmt.Sprintf("ip addr add %s/16 dev eth0 && ip addr add %s/64 dev eth0 nodad", v4, v6),
+		fmt.Sprintf("ip route add default via 10.%d.0.1", subnet))
+	return c
+}
+
+func containerMAC(host, number int) string { return fmt.Sprintf("02:42:00:00:%02x:%02x", host, number) }
+
+func containerAddrs(subnet, host, number int) (v4, v6 netip.Addr) {
+	return netip.MustParseAddr(fmt.Sprintf("10.%d.%d.%d", subnet, host, number)), netip.MustParseAddr(fmt.Sprintf("fd%d::%d:%d", subnet, host, number))
+}
+
+// peersOf are a host's own addresses and those of its first container, as the other hosts know them.
+func (o *overlaid) peersOf(subnet int) (all []kernel.Peer) {
+	add := func(addr, mac string) {
+		hw, _ := net.ParseMAC(mac)
+		all = append(all, kernel.Peer{Addr: netip.MustParseAddr(addr), MAC: hw, VTEP: o.vtep})
+	}
+	v4, v6 := containerAddrs(subnet, o.n, 2)
+	add(v4.String(), containerMAC(o.n, 2))
+	add(v6.String(), containerMAC(o.n, 2))
+	add(fmt.Sprintf("10.%d.255.%d", subnet, o.n), hostMAC(o.n))
+	add(fmt.Sprintf("fd%d::ff:%d", subnet, o.n), hostMAC(o.n))
+	return all
+}
+
+// join makes a network on all hosts, which know of each other, with a container on each.
+func join(t *testing.T, hosts []*overlaid, id string, vni uint32, subnet int) (containers []*kerneltest.Host) {
+	t.Helper()
+	for _, o := range hosts {
+		objects := o.bridge(id, vni, subnet)
+		peers := kernel.Peers{Link: kernel.Name(kernel.VXLANPrefix, id)}
+		var vteps []netip.Addr
+		for _, other := range hosts {
+			if other != o {
+				peers.All = append(peers.All, other.peersOf(subnet)...)
+				vteps = append(vteps, other.vtep)
+			}
+		}
+		objects = append(objects, peers)
+		for _, el := range kernel.VTEPs(vxlanPort, vni, vteps) {
+			objects = append(objects, el.For(id))
+		}
+		for range 2 { // twice is once
+			must(t, o.Ensure(t.Context(), objects...))
+		}
+		if said := faults(t, o.Host, objects...); said != "" {
+			t.Errorf("host %d: %s", o.n, said)
+		}
+		containers = append(containers, o.container(id, subnet, 2))
+	}
+	return containers
+}
+
+// onTheWire counts VXLAN packets that a host sends.
+func onTheWire(t *testing.T, o *overlaid) func() string {
+	t.Helper()
+	o.Sh(t, "nft add table netdev count; nft 'add chain netdev count out { type filter hook egress device eth0 priority 0; }'; nft 'add rule netdev count out udp dport 4789 counter'")
+	return func() string { return o.Sh(t, "nft list chain netdev count out | grep -o 'packets [0-9]*'") }
+}
+
+func reach(t *testing.T, from *kerneltest.Host, to string, want bool) {
+	t.Helper()
+	if got := from.Pings(to, want); got != want {
+		t.Errorf("ping %s: %v, want %v", to, got, want)
+	}
+}
+
+// TestVXLAN: containers and hosts of a network reach each other over the underlay, IPv4 and IPv6, and those of another network do not;
+// nothing but frames for known peers is on the wire.
+func TestVXLAN(t *testing.T) {
+	t.Parallel()
+	for _, v6 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "over IPv4", true: "over IPv6"}[v6], func(t *testing.T) {
+			t.Parallel()
+			_, hosts := overlayOf(t, 3, v6)
+			blue := join(t, hosts, blueNet, blueVNI, 20)
+			green := join(t, hosts[:2], greenNet, greenVNI, 30)
+			for i, c := range blue {
+				for j := range blue {
+					v4, v6 := containerAddrs(20, j+1, 2)
+					if i != j {
+						reach(t, c, v4.String(), true)
+						reach(t, c, v6.String(), true)
+						reach(t, hosts[i].Host, v4.String(), true) // by its own address: the gateway's is here, too
+						reach(t, hosts[i].Host, v6.String(), true)
+					}
+				}
+			}
+			reach(t, blue[0], "10.20.255.3", true)
+			reach(t, blue[0], "10.20.0.1", true)
+			reach(t, green[0], "10.30.2.2", true)
+			green[0].Sh(t, "ip route add 10.20.0.0/16 via 10.30.0.1")
+			reach(t, green[0], "10.20.2.2", false)
+			reach(t, green[0], "10.20.1.2", false)
+			full := fmt.Sprint("ping -c1 -W2 -M do -s ", map[bool]int{false: 1450, true: 1430}[v6]-28, " 10.20.2.2")
+			blue[0].Sh(t, "for i in 1 2 3 4 5; do "+full+" && exit; done; exit 1")
+			quiet(t, hosts, blue)
+			if t.Failed() {
+				t.Log(hosts[0].Sh(t, "ip addr; bridge fdb show dev nyx-aaaaaaaaaaa; ip neigh show dev nyx-aaaaaaaaaaa; nft list ruleset"))
+			}
+		})
+	}
+}
+
+// quiet: what is for nobody that is known stays on the host.
+func quiet(t *testing.T, hosts []*overlaid, blue []*kerneltest.Host) {
+	t.Helper()
+	count := onTheWire(t, hosts[0])
+	me := kerneltest.Station{V4: netip.MustParseAddr("10.20.1.2"), V6: netip.MustParseAddr("fd20::1:2")}
+	me.MAC, _ = net.ParseMAC(containerMAC(1, 2))
+	nobody := kerneltest.Station{V4: netip.MustParseAddr("10.20.9.9"), V6: netip.MustParseAddr("fd20::9:9"), MAC: net.HardwareAddr{2, 0x42, 9, 9, 9, 9}}
+	frames := kerneltest.Honest(me, nobody) // to an unknown address, and to everybody
+	must(t, blue[0].Do(func() error { return kerneltest.SendFrames("eth0", frames) }))
+	for _, cmd := range []string{
+		"ping -c2 -i0.2 -W1 10.20.9.9", "ping -c2 -i0.2 -W1 fd20::9:9", "ping -b -c2 -i0.2 -W1 10.20.255.255", "ping -c2 -i0.2 -W1 ff02::1%eth0", "ping -c2 -i0.2 -W1 224.0.0.1",
+	} {
+		_, _ = blue[0].TrySh(cmd)
+	}
+	if got := count(); got != "packets 0" {
+		t.Errorf("on the wire, for nobody: %s", got)
+	}
+	reach(t, blue[0], "10.20.2.2", true)
+	if got := count(); got == "packets 0" {
+		t.Error("the counter does not count")
+	}
+}
+
+// vxlanFrame is what an injector sends: a frame to a container, inside VXLAN.
+func vxlanFrame(vni uint32, inner []byte) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, vni<<8), inner...)
+}
+
+// TestVXLANInjection: of what somebody sends who is no member, or for another network than the one he is on, nothing arrives.
+func TestVXLANInjection(t *testing.T) {
+	t.Parallel()
+	for _, v6 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "over IPv4", true: "over IPv6"}[v6], func(t *testing.T) {
+			t.Parallel()
+			_, hosts := overlayOf(t, 4, v6) // the fourth is no member; the third is on green only
+			blue := join(t, hosts[:2], blueNet, blueVNI, 20)
+			join(t, []*overlaid{hosts[0], hosts[2]}, greenNet, greenVNI, 30)
+			victim, me := kerneltest.Station{V4: netip.MustParseAddr("10.20.1.2")}, kerneltest.Station{V4: netip.MustParseAddr("10.20.2.2")}
+			victim.MAC, _ = net.ParseMAC(containerMAC(1, 2))
+			me.MAC, _ = net.ParseMAC(containerMAC(2, 2))
+			victim.V6, me.V6 = netip.MustParseAddr("fd20::1:2"), netip.MustParseAddr("fd20::2:2")
+			frames := kerneltest.Honest(me, victim)[:1]
+			for name, c := range map[string]struct {
+				from *overlaid
+				vni  uint32
+				want int
+			}{
+				"a member":                          {hosts[1], blueVNI, 200},
+				"nobody":                            {hosts[3], blueVNI, 0},
+				"a member of another network":       {hosts[2], blueVNI, 0},
+				"a member, with a number of nobody": {hosts[1], 0x9999, 0},
+			} {
+				var capture *kerneltest.Capture
+				must(t, blue[0].Do(func() (err error) { capture, err = kerneltest.NewCapture("eth0"); return err }))
+				must(t, c.from.Do(func() error {
+					conn, err := net.Dial("udp", netip.AddrPortFrom(hosts[0].vtep, vxlanPort).String())
+					if err != nil {
+						return err
+					}
+					defer conn.Close()
+					for range 200 {
+						if _, err := conn.Write(vxlanFrame(c.vni, frames[0].Raw)); err != nil {
+							return err
+						}
+						time.Sleep(100 * time.Microsecond) // not more than queues hold
+					}
+					return nil
+				}))
+				got := 0
+				for deadline := 20; deadline > 0 && (c.want == 0 && deadline > 15 || got < c.want); deadline-- {
+					_ = capture.Got(frames, 50*time.Millisecond)
+					got = capture.Count(frames[0])
+				}
+				if err := capture.Close(); err != nil {
+					t.Error(err)
+				}
+				if c.want == 0 && got != 0 || c.want > 0 && got == 0 {
+					t.Errorf("%s: %d of 200 arrived", name, got)
+				}
+			}
+		})
+	}
+}
+
+// TestVXLANHeals: what somebody took away or altered is seen, and put right.
+func TestVXLANHeals(t *testing.T) {
+	t.Parallel()
+	_, hosts := overlayOf(t, 2, false)
+	join(t, hosts, blueNet, blueVNI, 20)
+	o := hosts[0]
+	objects := append(o.bridge(blueNet, blueVNI, 20), kernel.Peers{Link: "nyx-aaaaaaaaaaa", All: hosts[1].peersOf(20)})
+	for cmd, want := range map[string]string{
+		"ip link del nyx-aaaaaaaaaaa":                                                                                              "VXLAN link nyx-aaaaaaaaaaa is missing",
+		"ip link set nyx-aaaaaaaaaaa nomaster":                                                                                     "is not a port of bridge nyb-aaaaaaaaaaa",
+		"ip link set nyx-aaaaaaaaaaa down":                                                                                         "is down",
+		"ip link set nyx-aaaaaaaaaaa mtu 1300":                                                                                     "has MTU 1300 instead of 1450",
+		"bridge link set dev nyx-aaaaaaaaaaa learning on":                                                                          "learns",
+		"bridge link set dev nyx-aaaaaaaaaaa flood off":                                                                            "does not get what is for others",
+		"ip link set nyb-aaaaaaaaaaa type bridge mcast_snooping 1":                                                                 "snoops multicast",
+		"sysctl -qw net.ipv6.conf.nyx-aaaaaaaaaaa.disable_ipv6=1":                                                                  "disable_ipv6",
+		"bridge fdb del " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa":                                                            "2 are missing or different",
+		"bridge fdb replace " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa dst 192.0.2.9":                                          "2 are missing or different",
+		"ip neigh del 10.20.2.2 dev nyx-aaaaaaaaaaa":                                                                               "1 are missing or different, 10.20.2.2 among them",
+		"ip neigh flush dev nyx-aaaaaaaaaaa nud permanent":                                                                         "4 are missing or different",
+		"bridge fdb add 02:00:00:00:00:99 dev nyx-aaaaaaaaaaa dst 192.0.2.9":                                                       "1 entries are of nobody",
+		"ip neigh add 10.20.9.9 lladdr 02:00:00:00:00:99 dev nyx-aaaaaaaaaaa":                                                      "1 entries are of nobody",
+		"ip addr del 10.20.0.1/32 dev nyb-aaaaaaaaaaa":                                                                             "gateway address 10.20.0.1 on nyb-aaaaaaaaaaa is missing",
+		"ip -6 addr change fd20::1/128 dev nyb-aaaaaaaaaaa preferred_lft forever":                                                  "is one that the host speaks by",
+		"ip link del nyx-aaaaaaaaaaa && ip link add nyx-aaaaaaaaaaa type vxlan id 7 dstport 4789 local 192.0.2.1 nolearning proxy": "carry|is not netyard's",
+	} {
+		o.Sh(t, cmd)
+		said := faults(t, o.Host, objects...)
+		if !strings.Contains(said, strings.TrimPrefix(want, "carry|")) {
+			t.Errorf("after %s: %q, want %q", cmd, said, want)
+		}
+		must(t, o.Ensure(t.Context(), objects...))
+		if said := faults(t, o.Host, objects...); said != "" {
+			t.Errorf("after %s it is not put right: %s", cmd, said)
+		}
+	}
+	must(t, o.Remove(objects...))
+	must(t, o.Remove(objects...))
+	if out, err := o.TrySh("ip link show nyx-aaaaaaaaaaa"); err == nil {
+		t.Errorf("it is still there: %s", out)
+	}
+	o.Sh(t, "ip link add nyx-aaaaaaaaaaa type bridge && ip link set nyx-aaaaaaaaaaa alias mine")
+	must(t, o.Ensure(t.Context(), objects[0]))
+	if err := o.Ensure(t.Context(), objects[5]); err == nil || !strings.Contains(err.Error(), "is not netyard's") {
+		t.Errorf("over somebody else's link: %v", err)
+	}
+}
+
+// TestVXLANStray: a device that no network wants is found, and goes.
+func TestVXLANStray(t *testing.T) {
+	t.Parallel()
+	_, hosts := overlayOf(t, 1, false)
+	o := hosts[0]
+	objects := o.bridge(blueNet, blueVNI, 20)
+	must(t, o.Ensure(t.Context(), objects...))
+	for _, want := range []int{0, 1} {
+		known := objects
+		if want == 1 {
+			known = append(objects[:5:5], objects[6:]...)
+		}
+		snap, err := o.Snapshot()
+		must(t, err)
+		strays := snap.Strays(known)
+		if len(strays) != want {
+			t.Errorf("strays %v, want %d", strays, want)
+		}
+		for _, s := range strays {
+			must(t, s.Remove())
+		}
+	}
+	if out, err := o.TrySh("ip link show nyx-aaaaaaaaaaa"); err == nil {
+		t.Errorf("it is still there: %s", out)
+	}
+}
+
+// TestPeers: many at once, and then what changes; the device has them all and no others.
+func TestPeers(t *testing.T) {
+	t.Parallel()
+	_, hosts := overlayOf(t, 1, false)
+	o := hosts[0]
+	const link = "nyx-aaaaaaaaaaa"
+	must(t, o.Ensure(t.Context(), o.bridge(blueNet, blueVNI, 20)...))
+	const many = 10000
+	peer := func(i, host int) kernel.Peer {
+		return kernel.Peer{
+			Addr: netip.AddrFrom4([4]byte{10, 20, byte(1 + i/250), byte(2 + i%250)}), MAC: net.HardwareAddr{2, 0x42, 0, byte(i >> 16), byte(i >> 8), byte(i)},
+			VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(host)}),
+		}
+	}
+	all := kernel.Peers{Link: link}
+	for i := range many {
+		all.All = append(all.All, peer(i, 2+i%2))
+	}
+	right := func(when string) {
+		t.Helper()
+		if said := faults(t, o.Host, all); said != "" {
+			t.Errorf("%s: %s", when, said)
+		}
+	}
+	start := time.Now()
+	must(t, o.Ensure(t.Context(), all))
+	fresh := time.Since(start)
+	right("all of them")
+	start = time.Now()
+	must(t, o.Ensure(t.Context(), all))
+	t.Logf("%d peers told in %s, compared in %s", many, fresh, time.Since(start))
+
+	moved, gone := peer(5, 77), peer(6, 2)
+	all.All[5] = moved
+	all.All = append(all.All[:6:6], all.All[7:]...)
+	must(t, o.ChangePeers(t.Context(), link, []kernel.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC}))
+	right("after a change")
+	must(t, o.ChangePeers(t.Context(), link, []kernel.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC})) // twice is once
+	right("after the same change")
+
+	bad := kernel.Peer{Addr: peer(many, 2).Addr, MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}, VTEP: netip.MustParseAddr("2001:db8::1")} // of the other family
+	good := peer(many+1, 2)
+	if err := o.ChangePeers(t.Context(), link, []kernel.Peer{bad, good}, nil, nil); err == nil || !strings.Contains(err.Error(), bad.MAC.String()) {
+		t.Errorf("what the kernel does not take: %v", err)
+	}
+	out := o.Sh(t, "bridge fdb show dev "+link)
+	if !strings.Contains(out, good.MAC.String()) || bytes.Contains([]byte(out), []byte("2001:db8")) {
+		t.Errorf("the others have to be told all the same")
+	}
+	if err := o.ChangePeers(t.Context(), "nyx-bbbbbbbbbbb", []kernel.Peer{good}, nil, nil); err == nil {
+		t.Error("a device that is not there was told")
+	}
+}
