@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -16,12 +17,13 @@ const (
 	pulse = 3 * time.Second
 )
 
-// Live says that the host is alive until ctx ends, and notices when etcd is away, goes back in time or belongs to another cluster. told
-// is called with why it cannot say so, once for each reason, and with nil when it can again. The record is taken back in the end.
-func (c *Client) Live(ctx context.Context, log *slog.Logger, a Alive, told func(error)) error {
+// Live makes a host a member, says that it is alive until ctx ends, and notices when etcd is away, goes back in time or belongs to another
+// cluster. told is called with why it cannot, once for each reason, and with nil when it can again. The word is taken back in the end; a
+// member it stays.
+func (c *Client) Live(ctx context.Context, log *slog.Logger, h Host, boot string, told func(error)) error {
 	var last string
 	for ctx.Err() == nil {
-		err := c.live(ctx, a, func() {
+		err := c.live(ctx, h, Alive{Host: h.ID, Boot: boot}, func() {
 			last = ""
 			told(nil)
 		})
@@ -41,7 +43,7 @@ func (c *Client) Live(ctx context.Context, log *slog.Logger, a Alive, told func(
 }
 
 // live is Live until something is wrong. A lease that etcd has forgotten is no reason to stop: the next is a new one.
-func (c *Client) live(ctx context.Context, a Alive, said func()) error {
+func (c *Client) live(ctx context.Context, h Host, a Alive, said func()) error {
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return c.note("grant a lease", err)
@@ -62,7 +64,17 @@ func (c *Client) live(ctx context.Context, a Alive, said func()) error {
 		defer cancel()
 		_, _ = conn.Revoke(bye, lease) // or it ends by itself
 	}()
-	if err := c.sayAlive(ctx, a, lease); err != nil {
+	// Alive first: a machine that was cloned must not take its twin's record.
+	err = c.sayAlive(ctx, a, lease)
+	if errors.Is(err, ErrNotFound) {
+		if err = c.Join(ctx, h); err == nil {
+			err = c.sayAlive(ctx, a, lease)
+		}
+	}
+	if err == nil {
+		err = c.Join(ctx, h) // as it is now
+	}
+	if err != nil {
 		return err
 	}
 	inner, cancel := context.WithCancel(ctx)

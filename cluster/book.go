@@ -178,6 +178,16 @@ func (b *Book) ownerOf(mac MAC) (owner string) {
 	return owner
 }
 
+// Leads says whether any peer has a hardware address.
+func (b *Book) Leads(mac MAC) bool {
+	for a := range b.byMAC[mac] {
+		if b.peers[a].MAC == mac {
+			return true
+		}
+	}
+	return false
+}
+
 // Peers are all of them.
 func (b *Book) Peers() map[netip.Addr]Peer { return maps.Clone(b.peers) }
 

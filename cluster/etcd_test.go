@@ -276,7 +276,7 @@ func TestHosts(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = c.Live(ctx, quiet(), Alive{id(1), boot}, func(e error) { mu.Lock(); err = e; mu.Unlock() })
+			_ = c.Live(ctx, quiet(), moved, boot, func(e error) { mu.Lock(); err = e; mu.Unlock() })
 		}()
 		stop = func() { cancel(); <-done }
 		t.Cleanup(stop)

@@ -1,0 +1,363 @@
+// Package fabric is a host's half of overlay networks: it keeps etcd and the kernel of one mind. It claims the host's addresses, keeps a
+// few in store for containers that come while etcd is away, and tells each network's VXLAN device who is where.
+//
+// What the host has is in its own file first and in etcd as soon as that can be; what the others have is in etcd first, with a copy in the
+// file. So an etcd that is away, or comes back without its memory, takes nothing from anybody.
+package fabric
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"netyard/cluster"
+	"netyard/kernel"
+	"netyard/store"
+)
+
+// Config is all that an Agent needs.
+type Config struct {
+	Log    *slog.Logger
+	Client *cluster.Client
+	Store  *store.Store
+	Kernel *kernel.Kernel
+	// Host is this host, but for its id, which is in the file.
+	Host cluster.Host
+	// Port is the UDP port of VXLAN, if this host founds the cluster.
+	Port uint16
+	// BootID tells one life of the host's kernel from the next.
+	BootID string
+	// Conflict is told of an address that this host has and that etcd says is another's: it must not be used any more.
+	Conflict func(network string, addr netip.Addr)
+}
+
+const (
+	// settleEvery is how often what was not to be had is tried again.
+	settleEvery = time.Second
+	// saveEvery is how often the copy of what the others have is written.
+	saveEvery = 30 * time.Second
+)
+
+// An Agent is a host's part in overlay networks.
+type Agent struct {
+	c Config
+	// self is this host's id.
+	self string
+	// hosts and members are of all networks.
+	hosts, members *cluster.Mirror
+	poked          chan struct{}
+
+	mu       sync.Mutex
+	who      cluster.Identity
+	networks map[string]*network
+	// fenced: an administrator took this host out. Until it is back nothing of an overlay gets in or out.
+	fenced bool
+	// entered: etcd has the cluster that this host belongs to.
+	entered bool
+	// reason is why the host is no member at the moment; nil: it is one.
+	reason error
+	tasks  *tasks
+}
+
+// A network is one that is on this host.
+type network struct {
+	Bound
+	book  *cluster.Book
+	addrs *cluster.Mirror
+	stop  func()
+	// vteps are the hosts whose frames are let in.
+	vteps []netip.Addr
+	// host are the host's own addresses.
+	host []kernel.Addr
+	// unsure: the kernel may not know what it was told, and is told all of it again.
+	unsure bool
+}
+
+// A Bound is a network that is on this host, and the link that leads to its other hosts.
+type Bound struct {
+	cluster.Network
+	ID string
+	// Link is the VXLAN device, Bridge the bridge that it is a port of, and MAC the bridge's: the host's own addresses are there.
+	Link, Bridge string
+	MAC          cluster.MAC
+	// Alias is what those links carry.
+	Alias string
+}
+
+// networks are those that are on this host.
+var networks = store.Bucket[Bound]{Name: "overlay_networks"}
+
+// New makes an Agent of what the file has. Without etcd it already tells the kernel who the others were.
+func New(c Config) (*Agent, error) {
+	who, err := cluster.Recall(c.Store)
+	if err != nil {
+		return nil, fmt.Errorf("read who this host is: %w", err)
+	}
+	c.Host.ID = who.Host
+	if c.Conflict == nil {
+		c.Conflict = func(string, netip.Addr) {}
+	}
+	a := &Agent{
+		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{},
+	}
+	if err := a.recover(); err != nil {
+		return nil, err
+	}
+	a.hosts = c.Client.NewMirror(c.Log, "host/", a.everywhere)
+	a.members = c.Client.NewMirror(c.Log, "member/", a.everywhere)
+	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
+		if err := m.Load(c.Store); err != nil {
+			return nil, err
+		}
+	}
+	var bound []Bound
+	err = c.Store.View(func(tx store.Tx) (err error) {
+		bound, err = networks.List(tx, "")
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range bound {
+		b.Network.ID = b.ID
+		if err := a.add(b); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+// Port is the UDP port of VXLAN.
+func (a *Agent) Port() uint16 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.port()
+}
+
+// port is the cluster's, once this host has been in one.
+func (a *Agent) port() uint16 { return cmp.Or(a.who.Meta.Port, a.c.Port) }
+
+// Local is where this host takes VXLAN.
+func (a *Agent) Local() netip.Addr { return a.c.Host.VTEP }
+
+// Bind puts a network on this host: the link is there. It is recorded; what etcd has to hear of it follows.
+func (a *Agent) Bind(b Bound) error {
+	b.ID = b.Network.ID
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n := a.networks[b.ID]; n != nil {
+		n.unsure = true
+		a.poke()
+		return nil
+	}
+	if err := a.c.Store.Update(func(tx store.Tx) error { return networks.Put(tx, b.ID, b) }); err != nil {
+		return fmt.Errorf("record network %s: %w", b.Name, err)
+	}
+	if err := a.add(b); err != nil {
+		return err
+	}
+	a.poke()
+	return nil
+}
+
+// add begins to keep a network. The caller holds the lock.
+func (a *Agent) add(b Bound) error {
+	n := &network{Bound: b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true}
+	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
+		m.Each(func(r cluster.Record) { n.book.Apply([]cluster.Change{{Key: r.Key(), New: r}}) })
+	}
+	n.addrs = a.c.Client.NewMirror(a.c.Log, "addr/"+b.ID+"/", func(cs []cluster.Change) { a.heard(n, cs) })
+	a.networks[b.ID] = n
+	a.mu.Unlock() // Load tells heard, which locks
+	err := n.addrs.Load(a.c.Store)
+	a.mu.Lock()
+	if err != nil {
+		return err
+	}
+	if a.entered {
+		n.stop = a.tasks.start(n.addrs.Run)
+	}
+	return nil
+}
+
+// Unbind takes a network from this host. Its addresses are given up; etcd hears of it when it can.
+func (a *Agent) Unbind(id string) error {
+	a.mu.Lock()
+	n := a.networks[id]
+	delete(a.networks, id)
+	a.mu.Unlock()
+	if n != nil {
+		n.stop()
+	}
+	err := a.c.Store.Update(func(tx store.Tx) error {
+		if err := networks.Delete(tx, id); err != nil {
+			return err
+		}
+		for _, key := range owns.Keys(tx, id+"/") {
+			if err := owns.Delete(tx, key); err != nil {
+				return err
+			}
+		}
+		return leaving.Put(tx, id, true)
+	})
+	if err == nil {
+		err = cluster.Discard(a.c.Store, "addr/"+id+"/")
+	}
+	if err == nil && n != nil {
+		err = a.c.Kernel.Remove(elements(kernel.VTEPs(a.Port(), n.VNI, n.vteps), id)...)
+	}
+	a.poke()
+	if err != nil {
+		return fmt.Errorf("take network %s from this host: %w", id, err)
+	}
+	return nil
+}
+
+// leaving are networks that were taken from this host and of which etcd has not heard that yet.
+var leaving = store.Bucket[bool]{Name: "overlay_leaving"}
+
+// everywhere is told of hosts and of which networks are on them.
+func (a *Agent) everywhere(cs []cluster.Change) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, n := range a.networks {
+		a.tell(n, n.book.Apply(cs))
+	}
+}
+
+// heard is told of addresses of one network.
+func (a *Agent) heard(n *network, cs []cluster.Change) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tell(n, n.book.Apply(cs))
+	if slices.ContainsFunc(cs, a.isOwn) {
+		a.poke()
+	}
+}
+
+// isOwn says whether a change is about an address of this host.
+func (a *Agent) isOwn(c cluster.Change) bool {
+	for _, r := range []cluster.Record{c.Old, c.New} {
+		if addr, ok := r.(*cluster.Address); ok && addr.Host == a.self {
+			return true
+		}
+	}
+	return false
+}
+
+// tell has the kernel know what became of a network's peers. The lock is held, so that what is later stays later.
+func (a *Agent) tell(n *network, diff []cluster.PeerChange) {
+	if a.fenced {
+		return
+	}
+	err := a.admit(n)
+	if err == nil && len(diff) > 0 && !n.unsure {
+		set, gone, nobodys := n.sort(diff)
+		err = a.c.Kernel.ChangePeers(context.Background(), n.Link, set, gone, nobodys)
+	}
+	if err != nil { // its link may be about to come
+		a.c.Log.Debug("tell the kernel of peers", "network", n.Name, "err", err)
+		n.unsure = true
+		a.poke()
+	}
+}
+
+// sort says which peers came or became others, which addresses went, and which hardware addresses are nobody's now.
+func (n *network) sort(diff []cluster.PeerChange) (set []kernel.Peer, gone []netip.Addr, nobodys []net.HardwareAddr) {
+	lost := map[cluster.MAC]bool{}
+	for _, d := range diff {
+		if d.New != (cluster.Peer{}) {
+			set = append(set, peer(d.New))
+		} else {
+			gone = append(gone, d.Old.Addr)
+		}
+		if d.Old != (cluster.Peer{}) && !n.book.Leads(d.Old.MAC) {
+			lost[d.Old.MAC] = true
+		}
+	}
+	for m := range lost {
+		nobodys = append(nobodys, m.Hardware())
+	}
+	return set, gone, nobodys
+}
+
+func peer(p cluster.Peer) kernel.Peer {
+	return kernel.Peer{Addr: p.Addr, MAC: p.MAC.Hardware(), VTEP: p.VTEP}
+}
+
+// admit lets in frames of the hosts that the network is on now, and of no others.
+func (a *Agent) admit(n *network) error {
+	now := n.book.VTEPs()
+	if a.fenced {
+		now = nil
+	}
+	if n.vteps != nil && slices.Equal(now, n.vteps) {
+		return nil
+	}
+	if err := a.c.Kernel.Ensure(context.Background(), elements(kernel.VTEPs(a.port(), n.VNI, now), n.ID)...); err != nil {
+		return err
+	}
+	var gone []netip.Addr
+	for _, v := range n.vteps {
+		if !slices.Contains(now, v) {
+			gone = append(gone, v)
+		}
+	}
+	n.vteps = slices.Grow(now, 1) // not nil: an empty one was told, too
+	if len(gone) == 0 {
+		return nil
+	}
+	const before = 2 // the port and the number, which stay
+	return a.c.Kernel.Remove(elements(kernel.VTEPs(a.port(), n.VNI, gone)[before:], n.ID)...)
+}
+
+func elements(all []kernel.Element, owner string) (objects []kernel.Object) {
+	for _, e := range all {
+		objects = append(objects, e.For(owner))
+	}
+	return objects
+}
+
+// Objects are what a network's link and the firewall ought to know now, for who compares that with the kernel.
+func (a *Agent) Objects(id string) []kernel.Object {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := a.networks[id]
+	if n == nil {
+		return nil
+	}
+	objects := append(elements(kernel.VTEPs(a.port(), n.VNI, n.vteps), id), a.peers(n))
+	for _, addr := range n.host {
+		objects = append(objects, addr)
+	}
+	return objects
+}
+
+func (a *Agent) peers(n *network) kernel.Peers {
+	all := kernel.Peers{Link: n.Link}
+	if a.fenced {
+		return all
+	}
+	peers := n.book.Peers()
+	for _, addr := range slices.SortedFunc(maps.Keys(peers), netip.Addr.Compare) {
+		all.All = append(all.All, peer(peers[addr]))
+	}
+	return all
+}
+
+func (a *Agent) poke() {
+	select {
+	case a.poked <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,469 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"netyard/cluster"
+	"netyard/cluster/clustertest"
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+	"netyard/store"
+)
+
+// A host is one of an overlay: a namespace on the LAN, and an Agent.
+type host struct {
+	*kerneltest.Host
+	*Agent
+	t     *testing.T
+	n     int
+	etcd  *clustertest.Etcd
+	db    *store.Store
+	stop  func()
+	mu    sync.Mutex
+	taken []netip.Addr // what Conflict told
+}
+
+const port = 4789
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hosts makes some on one LAN, with one etcd; their agents do not run yet.
+func hosts(t *testing.T, e *clustertest.Etcd, many int) (lan *kerneltest.Host, all []*host) {
+	t.Helper()
+	lan = kerneltest.New(t)
+	lan.Sh(t, "ip link add br0 type bridge && ip link set br0 up")
+	for n := 1; n <= many; n++ {
+		h := &host{Host: lan.Peer(t, fmt.Sprint("p", n)), t: t, n: n, etcd: e}
+		lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
+		h.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0", n))
+		h.ShareTables()
+		must(t, h.LoadFirewall())
+		var err error
+		h.db, err = store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+		must(t, err)
+		h.boot(n)
+		t.Cleanup(func() {
+			h.stop()
+			_ = h.db.Close()
+		})
+		all = append(all, h)
+	}
+	return lan, all
+}
+
+// boot makes the agent anew, with what its file has; at is the end of the host's address on the LAN.
+func (h *host) boot(at int) {
+	h.t.Helper()
+	c, err := cluster.Open(cluster.Config{Endpoints: []string{h.etcd.URL}, Insecure: true})
+	must(h.t, err)
+	h.t.Cleanup(func() { _ = c.Close() })
+	h.Agent, err = New(Config{
+		Log: slog.New(slog.DiscardHandler), Client: c, Store: h.db, Kernel: h.Kernel, Port: port, BootID: fmt.Sprint("boot", h.n),
+		Host: cluster.Host{Name: fmt.Sprint("h", h.n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(at)}), MTU: 1500},
+		Conflict: func(_ string, a netip.Addr) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.taken = append(h.taken, a)
+		},
+	})
+	must(h.t, err)
+	h.stop = func() {}
+}
+
+// run lets the agent work until stop.
+func (h *host) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = h.Run(ctx)
+	}()
+	h.stop = func() { cancel(); <-done }
+}
+
+// member waits until the host is one.
+func (h *host) member() {
+	h.t.Helper()
+	clustertest.Eventually(h.t, fmt.Sprintf("host %d is no member", h.n), func() bool { return h.status().Reason == "" })
+}
+
+func (h *host) status() Status {
+	h.t.Helper()
+	s, err := h.Status()
+	must(h.t, err)
+	return s
+}
+
+// network finds one of the cluster's, or makes it.
+func (h *host) network(name string, subnets ...cluster.Subnet) cluster.Network {
+	h.t.Helper()
+	n, err := h.c.Client.CreateNetwork(h.t.Context(), cluster.Network{Name: name, MTU: 1450, Subnets: subnets})
+	must(h.t, err)
+	return n
+}
+
+func subnets(second int) []cluster.Subnet {
+	return []cluster.Subnet{
+		{Pool: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", second)), Gateway: netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", second))},
+		{Pool: netip.MustParsePrefix(fmt.Sprintf("fd%d::/64", second)), Gateway: netip.MustParseAddr(fmt.Sprintf("fd%d::1", second))},
+	}
+}
+
+func (h *host) links(n cluster.Network) (br, x string) {
+	return kernel.Name(kernel.BridgePrefix, n.ID), kernel.Name(kernel.VXLANPrefix, n.ID)
+}
+
+// up puts a network on the host, as its mode does.
+func (h *host) up(n cluster.Network) {
+	h.t.Helper()
+	br, x := h.links(n)
+	alias, mac := kernel.Alias(n.ID, ""), net.HardwareAddr{2, 0, byte(n.VNI >> 8), byte(n.VNI), 0xff, byte(h.n)}
+	objects := []kernel.Object{
+		kernel.Bridge{Name: br, Alias: alias, MTU: n.MTU, MAC: mac, IPv6: true},
+		kernel.VXLAN{Name: x, Alias: alias, Master: br, VNI: n.VNI, Local: h.Local(), Port: h.Port(), MTU: n.MTU},
+		kernel.InterfaceIn(kernel.Bridges, br), kernel.InterfaceIn(kernel.Own, br, br), kernel.InterfaceIn(kernel.Talk, br, br),
+	}
+	for _, s := range n.Subnets {
+		objects = append(objects, kernel.Anycast{Link: br, Alias: alias, Addr: s.Gateway})
+	}
+	must(h.t, h.Ensure(h.t.Context(), objects...))
+	must(h.t, h.Bind(Bound{Network: n, Link: x, Bridge: br, MAC: cluster.MAC(mac.String()), Alias: alias}))
+}
+
+// warm waits until there are addresses in store, and the host has its own.
+func (h *host) warm(n cluster.Network) {
+	h.t.Helper()
+	clustertest.Eventually(h.t, fmt.Sprintf("host %d has no addresses in store", h.n), func() bool {
+		s := h.status().Networks[n.ID]
+		return s.Warm == 2*warmest && s.Waiting == 0 && !s.Unsure
+	})
+}
+
+// A container is a namespace on an overlay.
+type container struct {
+	*kerneltest.Host
+	v4, v6 netip.Addr
+}
+
+// start makes a container with an address of each family.
+func (h *host) start(n cluster.Network, id string, want ...netip.Addr) *container {
+	h.t.Helper()
+	c := &container{Host: kerneltest.New(h.t)}
+	w := Wish{Network: n.ID, Endpoint: id}
+	if len(want) > 0 {
+		w.Addr = want[0]
+	}
+	var err error
+	c.v4, err = h.Grant(h.t.Context(), w)
+	must(h.t, err)
+	c.v6, err = h.Grant(h.t.Context(), Wish{Network: n.ID, Endpoint: id, V6: true})
+	must(h.t, err)
+	b := c.v4.As4()
+	mac := append(net.HardwareAddr{2, 0x42}, b[:]...)
+	br, _ := h.links(n)
+	v := kernel.Veth{
+		Name: kernel.Name(kernel.VethPrefix, id), Peer: kernel.Name(kernel.PeerPrefix, id), Alias: kernel.Alias(n.ID, id), Master: br, MTU: n.MTU, MAC: mac,
+	}
+	guard := kernel.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{c.v4, c.v6}}
+	must(h.t, h.Ensure(h.t.Context(), append([]kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
+	must(h.t, h.Publish(n.ID, id, cluster.MAC(mac.String()), "c-"+id[:4], nil))
+	c.Take(h.t, h.Host, v.Peer, fmt.Sprintf("ip addr add %s/16 dev eth0 && ip addr add %s/64 dev eth0 nodad", c.v4, c.v6))
+	return c
+}
+
+// knows waits until a host has told its kernel of some peers, and asks the kernel.
+func (h *host) knows(n cluster.Network, addrs ...netip.Addr) {
+	h.t.Helper()
+	_, x := h.links(n)
+	for _, a := range addrs {
+		clustertest.Eventually(h.t, fmt.Sprintf("host %d does not know %s", h.n, a), func() bool {
+			out, err := h.TrySh("ip neigh show dev " + x)
+			return err == nil && slices.ContainsFunc(strings.Split(out, "\n"), func(l string) bool { return strings.HasPrefix(l, a.String()+" ") })
+		})
+	}
+}
+
+func reach(t *testing.T, from *kerneltest.Host, to netip.Addr, want bool) {
+	t.Helper()
+	if got := from.Pings(to.String(), want); got != want {
+		t.Errorf("ping %s: %v, want %v", to, got, want)
+	}
+}
+
+// audited: the kernel has what the agent thinks it has.
+func (h *host) audited(n cluster.Network) {
+	h.t.Helper()
+	clustertest.Eventually(h.t, fmt.Sprintf("on host %d the kernel and the agent differ", h.n), func() bool {
+		snap, err := h.Snapshot()
+		must(h.t, err)
+		objects := h.Objects(n.ID)
+		return len(objects) > 2 && len(snap.Faults(objects)) == 0
+	})
+}
+
+// TestOverlay: three hosts, two networks; then etcd dies, and nobody who has an address notices.
+func TestOverlay(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	_, all := hosts(t, e, 3)
+	var blue, green cluster.Network
+	for i, h := range all {
+		h.run()
+		h.member()
+		if i == 0 {
+			blue, green = h.network("blue", subnets(20)...), h.network("green", subnets(30)...)
+		}
+		h.up(h.network("blue"))
+		h.up(h.network("green"))
+	}
+	var cs []*container
+	for i, h := range all {
+		h.warm(blue)
+		h.warm(green)
+		cs = append(cs, h.start(blue, fmt.Sprintf("b%deeeeeeeeee", i)))
+	}
+	other := all[2].start(green, "a1eeeeeeeeee")
+	for i, h := range all {
+		for j, c := range cs {
+			if i != j {
+				h.knows(blue, c.v4, c.v6)
+			}
+		}
+	}
+	for i, from := range cs {
+		for j, to := range cs {
+			if i != j {
+				reach(t, from.Host, to.v4, true)
+				reach(t, from.Host, to.v6, true)
+				reach(t, all[i].Host, to.v4, true) // the host itself, by an address of its own
+				reach(t, all[i].Host, to.v6, true)
+			}
+		}
+	}
+	other.Sh(t, "ip route add default via 10.30.0.1")
+	reach(t, other.Host, cs[2].v4, false)
+	reach(t, other.Host, cs[0].v4, false)
+	for _, h := range all {
+		h.audited(blue)
+	}
+	outage(t, e, all, blue, cs)
+}
+
+// outage: what is, goes on; what is new comes from the store while that lasts; then it is said why not; and all is told afterwards.
+func outage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network, cs []*container) {
+	t.Helper()
+	pinged := make(chan string, 1)
+	go func() {
+		out, _ := cs[0].TrySh("ping -q -i 0.02 -c 300 -W 2 " + cs[1].v4.String())
+		pinged <- out
+	}()
+	e.Kill(t)
+	clustertest.Eventually(t, "the outage is not noticed", func() bool { return all[0].status().Reason != "" && !all[0].status().Health.Down.IsZero() })
+	fresh := all[0].start(blue, "b7eeeeeeeeee")
+	reach(t, fresh.Host, cs[0].v4, true) // on the same host; the others hear of it later
+	reach(t, cs[0].Host, cs[2].v4, true)
+	count, err := 0, error(nil)
+	for ; count < 50; count++ {
+		if _, err = all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: fmt.Sprintf("x%d", count)}); err != nil {
+			break
+		}
+	}
+	if count != warmest-1 || !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrUnreachable) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%d addresses from the store, and then %v", count, err)
+	}
+	must(t, all[0].Release(blue.ID, "x0"))
+	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "again"}); err != nil {
+		t.Errorf("one that was given back: %s, %v", got, err)
+	}
+	if out := <-pinged; !strings.Contains(out, "300 packets transmitted, 300 received, 0% packet loss") {
+		t.Errorf("in an outage of etcd: %s", out)
+	}
+	e.Run(t)
+	for _, h := range all[1:] {
+		h.knows(blue, fresh.v4, fresh.v6)
+	}
+	reach(t, cs[1].Host, fresh.v4, true)
+	reach(t, fresh.Host, cs[2].v6, true)
+	for i := range count {
+		must(t, all[0].Release(blue.ID, fmt.Sprint("x", i)))
+	}
+	must(t, all[0].Release(blue.ID, "again"))
+	all[0].warm(blue)
+}
+
+// TestColdBoot: a host that starts without etcd has the peers it had, and says what it is waiting for.
+func TestColdBoot(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	_, all := hosts(t, e, 2)
+	for _, h := range all {
+		h.run()
+		h.member()
+	}
+	blue := all[0].network("blue", subnets(20)...)
+	for _, h := range all {
+		h.up(blue)
+		h.warm(blue)
+	}
+	there, here := all[1].start(blue, "b1eeeeeeeeee"), all[0].start(blue, "b2eeeeeeeeee")
+	all[0].knows(blue, there.v4, there.v6)
+	all[0].stop()
+	e.Kill(t)
+	br, x := all[0].links(blue)
+	all[0].Sh(t, "ip link del "+x+" && ip link set "+br+" down") // as after a boot
+	all[0].boot(1)
+	all[0].run()
+	all[0].up(blue)
+	all[0].knows(blue, there.v4, there.v6)
+	all[0].audited(blue)
+	reach(t, here.Host, there.v4, true)
+	if s := all[0].status(); s.Reason == "" || s.Networks[blue.ID].Peers < 4 || s.Meta.Cluster == "" {
+		t.Errorf("status without etcd: %+v", s)
+	}
+	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b2eeeeeeeeee"}); err != nil || got != here.v4 {
+		t.Errorf("a container that starts again: %s, %v, and it had %s", got, err, here.v4)
+	}
+	e.Run(t)
+	all[0].member()
+	all[0].warm(blue)
+}
+
+// TestAddresses: asked for by name, twice, by two, back again.
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	_, all := hosts(t, e, 2)
+	for _, h := range all {
+		h.run()
+		h.member()
+	}
+	blue := all[0].network("blue", subnets(20)...)
+	for _, h := range all {
+		h.up(blue)
+		h.warm(blue)
+	}
+	want := netip.MustParseAddr("10.20.7.7")
+	take := func(h *host, endpoint string) (netip.Addr, error) {
+		return h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: endpoint, Addr: want})
+	}
+	for range 2 {
+		if got, err := take(all[0], "one"); err != nil || got != want {
+			t.Fatalf("%s, %v", got, err)
+		}
+	}
+	if _, err := take(all[0], "two"); !errors.Is(err, cluster.ErrTaken) {
+		t.Errorf("another container: %v", err)
+	}
+	if _, err := take(all[1], "two"); !errors.Is(err, cluster.ErrTaken) || !strings.Contains(err.Error(), want.String()) {
+		t.Errorf("another host: %v", err)
+	}
+	for _, bad := range []string{"10.20.0.1", "10.20.0.0", "10.20.255.255", "10.21.0.5"} {
+		if _, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "bad", Addr: netip.MustParseAddr(bad)}); err == nil {
+			t.Errorf("%s was given", bad)
+		}
+	}
+	must(t, all[0].Release(blue.ID, "one"))
+	clustertest.Eventually(t, "an address that was given back is not free", func() bool { _, err := take(all[1], "two"); return err == nil })
+
+	// A container that moves to another host with its address.
+	c := all[1].start(blue, "b4eeeeeeeeee")
+	all[0].knows(blue, c.v4)
+	must(t, all[1].Release(blue.ID, "b4eeeeeeeeee"))
+	moved := c.v4
+	clustertest.Eventually(t, "the address is not free", func() bool {
+		_, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b5eeeeeeeeee", Addr: moved})
+		return err == nil
+	})
+	d := all[0].start(blue, "b5eeeeeeeeee", moved)
+	from := all[1].start(blue, "b6eeeeeeeeee")
+	all[1].knows(blue, moved)
+	all[0].knows(blue, from.v4)
+	reach(t, from.Host, d.v4, true)
+
+	// What is in etcd and not in the file is given up: somebody's crash.
+	stray := cluster.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: cluster.Warm}
+	must(t, all[0].c.Client.Hold(t.Context(), cluster.Member{Network: blue.ID, Host: all[0].self}, stray))
+	clustertest.Eventually(t, "an address that nobody knows is kept", func() bool {
+		return all[1].c.Client.Hold(t.Context(), cluster.Member{Network: blue.ID, Host: all[1].self}, stray) == nil
+	})
+
+	must(t, all[0].Unbind(blue.ID))
+	clustertest.Eventually(t, "who left is still known", func() bool {
+		recs, err := all[1].c.Client.List(t.Context(), "addr/"+blue.ID+"/")
+		must(t, err)
+		return !slices.ContainsFunc(recs, func(r cluster.Record) bool { return r.(*cluster.Address).Host == all[0].self })
+	})
+}
+
+// TestHostsChange: a host gets another address; one is taken out, which fences it, and comes back without what others got meanwhile.
+func TestHostsChange(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	_, all := hosts(t, e, 2)
+	for _, h := range all {
+		h.run()
+		h.member()
+	}
+	blue := all[0].network("blue", subnets(20)...)
+	for _, h := range all {
+		h.up(blue)
+		h.warm(blue)
+	}
+	one, two := all[0].start(blue, "b1eeeeeeeeee"), all[1].start(blue, "b2eeeeeeeeee")
+	all[0].knows(blue, two.v4)
+	all[1].knows(blue, one.v4)
+	reach(t, one.Host, two.v4, true)
+
+	all[1].stop()
+	all[1].Sh(t, "ip addr add 192.0.2.102/24 dev eth0 && ip addr del 192.0.2.2/24 dev eth0 && ip addr add 192.0.2.102/24 dev eth0 2>/dev/null; true")
+	all[1].boot(102)
+	all[1].run()
+	all[1].member()
+	all[1].up(blue)
+	all[1].knows(blue, one.v4)
+	clustertest.Eventually(t, "the others do not hear of another address", func() bool {
+		_, x := all[0].links(blue)
+		return strings.Contains(all[0].Sh(t, "bridge fdb show dev "+x), "dst 192.0.2.102")
+	})
+	reach(t, one.Host, two.v4, true)
+
+	must(t, all[0].c.Client.Forget(t.Context(), all[1].self, "h1"))
+	clustertest.Eventually(t, "who was taken out is not fenced", func() bool {
+		_, x := all[1].links(blue)
+		return strings.Contains(all[1].status().Reason, "taken out") && !strings.Contains(all[1].Sh(t, "bridge fdb show dev "+x), "dst")
+	})
+	clustertest.Eventually(t, "the others still know who was taken out", func() bool {
+		_, x := all[0].links(blue)
+		return !strings.Contains(all[0].Sh(t, "bridge fdb show dev "+x), "dst 192.0.2.102")
+	})
+	reach(t, one.Host, two.v4, false)
+	if _, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "heir", Addr: two.v4}); err != nil {
+		t.Errorf("what it had is not free: %v", err)
+	}
+	must(t, all[0].c.Client.Return(t.Context(), all[1].self))
+	all[1].member()
+	clustertest.Eventually(t, "nobody is told of an address that is another's now", func() bool {
+		all[1].mu.Lock()
+		defer all[1].mu.Unlock()
+		return slices.Contains(all[1].taken, two.v4)
+	})
+	all[0].knows(blue, two.v6) // that was nobody's
+	if s := all[1].status().Networks[blue.ID]; s.Lost != 1 {
+		t.Errorf("status: %+v", s)
+	}
+}

@@ -1,0 +1,270 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+
+	"netyard/cluster"
+	"netyard/store"
+)
+
+// An Own is an address that this host has claimed. Synced says that etcd has it so.
+type Own struct {
+	Network  string
+	Addr     netip.Addr
+	Use      cluster.Use
+	Endpoint string      `json:",omitempty"`
+	MAC      cluster.MAC `json:",omitempty"`
+	Name     string      `json:",omitempty"`
+	Aliases  []string    `json:",omitempty"`
+	Synced   bool        `json:",omitempty"`
+	// Trying: it is being asked for in etcd, and nobody has been told that he has it.
+	Trying bool `json:",omitempty"`
+	// Gone: it is to be given up.
+	Gone bool `json:",omitempty"`
+	// Lost: etcd says that it is another host's. It is kept until its endpoint goes, and never claimed again.
+	Lost bool `json:",omitempty"`
+}
+
+// owns are the addresses of this host, by network and address.
+var owns = store.Bucket[Own]{Name: "overlay_addresses"}
+
+func (o Own) key() string { return o.Network + "/" + o.Addr.String() }
+
+// claim is what etcd is told of it. Who is to have an address of the store is nobody's business yet.
+func (o Own) claim() cluster.Address {
+	if o.Use == cluster.Warm {
+		return cluster.Address{Addr: o.Addr, Use: o.Use}
+	}
+	return cluster.Address{Addr: o.Addr, Use: o.Use, Endpoint: o.Endpoint, MAC: o.MAC, Name: o.Name, Aliases: o.Aliases}
+}
+
+// A Wish is what an endpoint asks for in a network.
+type Wish struct {
+	Network  string // its id in the cluster
+	Endpoint string
+	// Addr is the one that it must be; invalid: any, of the family that V6 says.
+	Addr netip.Addr
+	V6   bool
+}
+
+// warmest is how many addresses of a family are kept in store, at most.
+const warmest = 8
+
+// ErrNone says that no address can be had.
+var ErrNone = errors.New("no address can be claimed")
+
+// Grant gives an endpoint an address: one in store, at once, or else one that is claimed in etcd now. Asked again, it is the same.
+func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
+	a.mu.Lock()
+	n := a.networks[w.Network]
+	a.mu.Unlock()
+	if n == nil {
+		return netip.Addr{}, fmt.Errorf("network %s is not on this host", w.Network)
+	}
+	if _, ok := n.Find(w.Addr); w.Addr.IsValid() && (!ok || n.isGateway(w.Addr)) {
+		return netip.Addr{}, fmt.Errorf("address %s is none that a container on network %s can have", w.Addr, n.Name)
+	}
+	got, err := a.fromStore(w)
+	if err != nil || got.IsValid() {
+		a.poke()
+		return got, err
+	}
+	tries := []netip.Addr{w.Addr}
+	if !w.Addr.IsValid() {
+		tries = n.free(w.V6, warmest)
+	}
+	if len(tries) == 0 {
+		return netip.Addr{}, fmt.Errorf("%w on network %s: all are taken", ErrNone, n.Name)
+	}
+	for _, addr := range tries {
+		switch err := a.try(ctx, Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint}); {
+		case err == nil:
+			return addr, nil
+		case w.Addr.IsValid() && errors.Is(err, cluster.ErrTaken):
+			return netip.Addr{}, fmt.Errorf("network %s: %w", n.Name, err)
+		case !errors.Is(err, cluster.ErrTaken):
+			return netip.Addr{}, fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, err)
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("%w on network %s: others took the last ones", ErrNone, n.Name)
+}
+
+// try claims an address in etcd. It is recorded before, so that whatever happens somebody knows that it has to be given back.
+func (a *Agent) try(ctx context.Context, o Own) error {
+	o.Trying = true
+	put := func(tx store.Tx) error { return owns.Put(tx, o.key(), o) }
+	if err := a.c.Store.Update(put); err != nil {
+		return err
+	}
+	err := a.c.Client.Hold(ctx, cluster.Member{Network: o.Network, Host: a.self}, o.claim())
+	o.Trying, o.Synced = false, true
+	if errors.Is(err, cluster.ErrTaken) {
+		put = func(tx store.Tx) error { return owns.Delete(tx, o.key()) }
+	} else if err != nil { // etcd may have done it all the same
+		o.Endpoint, o.Gone, o.Synced = "", true, false
+	}
+	return errors.Join(err, a.c.Store.Update(put))
+}
+
+// recover gives up what a daemon before this one asked for and did not live to tell of.
+func (a *Agent) recover() error {
+	return a.c.Store.Update(func(tx store.Tx) error {
+		all, err := owns.List(tx, "")
+		if err != nil {
+			return err
+		}
+		for _, o := range all {
+			if !o.Trying {
+				continue
+			}
+			o.Trying, o.Endpoint, o.Gone = false, "", true
+			if err := owns.Put(tx, o.key(), o); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// fromStore gives what the endpoint has already, or an address that is kept in store; while etcd is away also one that is to be given
+// up, since it does not go before etcd is back. Invalid: there is none.
+func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
+	away := !a.c.Client.Health().Down.IsZero()
+	err = a.c.Store.Update(func(tx store.Tx) error {
+		all, err := owns.List(tx, w.Network+"/")
+		if err != nil {
+			return err
+		}
+		var best Own
+		for _, o := range all {
+			if o.Lost || o.Trying || o.Use == cluster.OfHost || w.Addr.IsValid() && o.Addr != w.Addr || !w.Addr.IsValid() && o.Addr.Is6() != w.V6 {
+				continue
+			}
+			mine, idle := o.Endpoint == w.Endpoint, o.Endpoint == "" || o.Gone
+			switch {
+			case mine && !o.Gone:
+				got = o.Addr
+				return nil
+			case !idle && w.Addr.IsValid():
+				return fmt.Errorf("address %s %w by another container of this host", w.Addr, cluster.ErrTaken)
+			case idle && !o.Gone, idle && w.Addr.IsValid(), idle && away && !best.Addr.IsValid():
+				best = o
+			}
+		}
+		if !best.Addr.IsValid() {
+			return nil
+		}
+		got = best.Addr
+		best.Endpoint, best.Gone = w.Endpoint, false // what it is for etcd hears when it is known, see Publish
+		return owns.Put(tx, best.key(), best)
+	})
+	return got, err
+}
+
+// Publish says how an endpoint's addresses are reached, and by which names it is known. The others hear of it when etcd does.
+func (a *Agent) Publish(network, endpoint string, mac cluster.MAC, name string, aliases []string) error {
+	return a.edit(network, func(o *Own) bool {
+		if o.Endpoint != endpoint || o.Lost || o.Gone {
+			return false
+		}
+		was := o.claim()
+		o.Use, o.MAC, o.Name, o.Aliases = cluster.Endpoint, mac, name, aliases
+		now := o.claim()
+		changed := was.Use != now.Use || was.MAC != now.MAC || was.Name != now.Name || !slices.Equal(was.Aliases, now.Aliases)
+		o.Synced = o.Synced && !changed
+		return changed
+	})
+}
+
+// Release gives an endpoint's addresses back: those that etcd says are this host's go to the store, or to whoever needs them.
+func (a *Agent) Release(network, endpoint string) error {
+	return a.edit(network, func(o *Own) bool {
+		if o.Endpoint != endpoint || o.Use == cluster.OfHost {
+			return false
+		}
+		o.Gone, o.Synced = true, false
+		return true
+	})
+}
+
+// edit changes the addresses of a network that f says.
+func (a *Agent) edit(network string, f func(*Own) bool) error {
+	defer a.poke()
+	return a.c.Store.Update(func(tx store.Tx) error {
+		all, err := owns.List(tx, network+"/")
+		if err != nil {
+			return err
+		}
+		for _, o := range all {
+			if !f(&o) {
+				continue
+			}
+			if err := owns.Put(tx, o.key(), o); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Own are the addresses that this host has in a network.
+func (a *Agent) Own(network string) (all []Own, err error) {
+	err = a.c.Store.View(func(tx store.Tx) (err error) {
+		all, err = owns.List(tx, network+"/")
+		return err
+	})
+	return all, err
+}
+
+func (n *network) isGateway(addr netip.Addr) bool {
+	return slices.ContainsFunc(n.Subnets, func(s cluster.Subnet) bool { return s.Gateway == addr })
+}
+
+// free are some addresses that nobody is known to have, at random: hosts that look at the same time do not meet. In a subnet that is
+// nearly full, random ones are mostly taken; then they are looked for one after the other.
+func (n *network) free(v6 bool, want int) (found []netip.Addr) {
+	for _, s := range n.Subnets {
+		if s.Pool.Addr().Is6() != v6 {
+			continue
+		}
+		for range 4 * want {
+			if addr := random(s.Pool); len(found) < want && s.Usable(addr) && n.isFree(addr) && !slices.Contains(found, addr) {
+				found = append(found, addr)
+			}
+		}
+		const most = 1 << 16
+		addr := s.Pool.Addr()
+		for i := 0; len(found) < want && i < most && s.Pool.Contains(addr); i++ {
+			if s.Usable(addr) && n.isFree(addr) && !slices.Contains(found, addr) {
+				found = append(found, addr)
+			}
+			addr = addr.Next()
+		}
+	}
+	return found
+}
+
+func (n *network) isFree(addr netip.Addr) bool {
+	return !n.isGateway(addr) && n.addrs.Get(cluster.Address{Network: n.ID, Addr: addr}.Key()) == nil
+}
+
+// random is an address of a subnet. Of an IPv6 one it is among its first, so that people can read it.
+func random(p netip.Prefix) netip.Addr {
+	const short = 16
+	b := p.Addr().AsSlice()
+	free := min(p.Addr().BitLen()-p.Bits(), 32)
+	if p.Addr().Is6() {
+		free = min(free, short)
+	}
+	offset := rand.Uint32() >> (32 - free) //nolint:gosec // it need not be secret
+	for i := range 4 {
+		b[len(b)-1-i] |= byte(offset >> (8 * i))
+	}
+	addr, _ := netip.AddrFromSlice(b)
+	return addr
+}

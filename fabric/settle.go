@@ -1,0 +1,482 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"netyard/cluster"
+	"netyard/kernel"
+	"netyard/store"
+)
+
+// Run keeps etcd, the file and the kernel of one mind until ctx ends.
+func (a *Agent) Run(ctx context.Context) error {
+	inner, cancel := context.WithCancel(ctx)
+	defer a.tasks.wait()
+	defer cancel()
+	a.tasks.run(inner)
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return a.belong(ctx) })
+	all.Go(func() error { return a.settle(ctx) })
+	err := all.Wait()
+	a.save()
+	return err
+}
+
+// belong makes this host a member of the cluster, and says that it is alive.
+func (a *Agent) belong(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := a.enter(ctx)
+		if err == nil {
+			err = a.c.Client.Live(ctx, a.c.Log, a.c.Host, a.c.BootID, a.say)
+		} else if ctx.Err() == nil {
+			a.say(err)
+		}
+		if err != nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(settleEvery):
+			}
+		}
+	}
+	return nil
+}
+
+// say notes why this host is no member; nil: it is one.
+func (a *Agent) say(err error) {
+	a.mu.Lock()
+	was := a.reason
+	a.reason = err
+	if fenced := errors.Is(err, cluster.ErrForgotten); fenced != a.fenced && (err == nil || fenced) {
+		a.fenced = fenced
+		for _, n := range a.networks {
+			n.unsure = true
+		}
+	}
+	a.mu.Unlock()
+	if err != nil && (was == nil || was.Error() != err.Error()) {
+		a.c.Log.Warn("this host is no member of the cluster", "err", err)
+	}
+	a.poke()
+}
+
+// enter finds the cluster, or founds it if there is none and this host belongs nowhere.
+func (a *Agent) enter(ctx context.Context) error {
+	a.mu.Lock()
+	want := a.who.Meta
+	a.mu.Unlock()
+	if want.Cluster == "" {
+		want = cluster.Meta{Port: a.c.Port, IPv6: a.c.Host.VTEP.Is6()}
+	}
+	meta, err := a.c.Client.Enter(ctx, want)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	who := a.who
+	who.Meta = meta
+	a.mu.Unlock()
+	if err := cluster.Remember(a.c.Store, who); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.who = who
+	first := !a.entered
+	a.entered = true
+	if first {
+		a.tasks.start(a.hosts.Run)
+		a.tasks.start(a.members.Run)
+		for _, n := range a.networks {
+			n.stop = a.tasks.start(n.addrs.Run)
+		}
+	}
+	a.mu.Unlock()
+	return nil
+}
+
+// settle does what is left to be done, again and again: at once when there is something, and each second what could not be done.
+func (a *Agent) settle(ctx context.Context) error {
+	tick, save := time.NewTicker(settleEvery), time.NewTicker(saveEvery)
+	defer tick.Stop()
+	defer save.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-save.C:
+			a.save()
+			continue
+		case <-a.poked:
+		case <-tick.C:
+		}
+		a.assure()
+		if err := a.sync(ctx); err != nil && ctx.Err() == nil {
+			a.c.Log.Debug("bring etcd up to date", "err", err)
+		}
+	}
+}
+
+// assure tells the kernel everything again of networks of which it may not know everything.
+func (a *Agent) assure() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, n := range a.networks {
+		if !n.unsure {
+			continue
+		}
+		err := a.admit(n)
+		if err == nil {
+			err = a.c.Kernel.Ensure(context.Background(), a.peers(n))
+		}
+		if err == nil {
+			err = a.speak(n)
+		}
+		if err == nil {
+			n.unsure = false
+		} else {
+			a.c.Log.Debug("tell the kernel of all peers", "network", n.Name, "err", err)
+		}
+	}
+}
+
+// speak gives the host its own addresses of a network, and takes away those that are not any more.
+func (a *Agent) speak(n *network) error {
+	own, err := a.Own(n.ID)
+	if err != nil {
+		return err
+	}
+	var now []kernel.Addr
+	for _, o := range own {
+		if s, ok := n.Find(o.Addr); ok && o.Use == cluster.OfHost && !o.Lost && !o.Gone {
+			now = append(now, kernel.Addr{Link: n.Bridge, Alias: n.Alias, Prefix: netip.PrefixFrom(o.Addr, s.Pool.Bits())})
+		}
+	}
+	for _, old := range n.host {
+		if !slices.Contains(now, old) {
+			if err := a.c.Kernel.Remove(old); err != nil {
+				return err
+			}
+		}
+	}
+	n.host = now
+	for _, addr := range now {
+		if err := a.c.Kernel.Ensure(context.Background(), addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// save writes the copies of what the others have.
+func (a *Agent) save() {
+	a.mu.Lock()
+	mirrors := []*cluster.Mirror{a.hosts, a.members}
+	for _, n := range a.networks {
+		mirrors = append(mirrors, n.addrs)
+	}
+	a.mu.Unlock()
+	for _, m := range mirrors {
+		if err := m.Save(a.c.Store); err != nil {
+			a.c.Log.Warn("keep a copy of the cluster", "err", err)
+		}
+	}
+}
+
+// sync tells etcd what it has not heard yet. While this host is no member there is nobody to tell.
+func (a *Agent) sync(ctx context.Context) error {
+	a.mu.Lock()
+	if a.reason != nil {
+		defer a.mu.Unlock()
+		return a.reason
+	}
+	var on []*network
+	for _, n := range a.networks {
+		on = append(on, n)
+	}
+	a.mu.Unlock()
+	errs := []error{a.leave(ctx)}
+	for _, n := range on {
+		errs = append(errs, a.syncNetwork(ctx, n))
+	}
+	return errors.Join(errs...)
+}
+
+// leave gives up networks that were taken from this host.
+func (a *Agent) leave(ctx context.Context) error {
+	var ids []string
+	err := a.c.Store.View(func(tx store.Tx) error {
+		ids = leaving.Keys(tx, "")
+		return nil
+	})
+	for _, id := range ids {
+		a.mu.Lock()
+		back := a.networks[id] != nil
+		a.mu.Unlock()
+		if !back {
+			if err := a.c.Client.LeaveNetwork(ctx, cluster.Member{Network: id, Host: a.self}); err != nil {
+				return err
+			}
+		}
+		if err := a.c.Store.Update(func(tx store.Tx) error { return leaving.Delete(tx, id) }); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// syncNetwork makes this host a member of a network, and its addresses there in etcd what they are here.
+func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
+	m := cluster.Member{Network: n.ID, Host: a.self}
+	if a.members.Status().Compares == 0 || n.addrs.Status().Compares == 0 {
+		return nil // what etcd has is not known yet
+	}
+	if a.members.Get(m.Key()) == nil {
+		if err := a.c.Client.JoinNetwork(ctx, m); err != nil {
+			return err
+		}
+	}
+	own, err := a.Own(n.ID)
+	if err != nil {
+		return err
+	}
+	own, err = a.forgotten(n, own)
+	if err != nil {
+		return err
+	}
+	for _, o := range own {
+		if o.Synced || o.Trying || o.Lost && !o.Gone {
+			continue
+		}
+		if err := a.syncOne(ctx, m, o); err != nil {
+			return err
+		}
+	}
+	for _, s := range n.Subnets {
+		if err := a.fill(ctx, m, n, s, own); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgotten finds what etcd and this host do not have alike although it was so: after an old backup, or a crash. What is here and not
+// there is told again; what is there and not here is given up.
+func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
+	known := map[netip.Addr]bool{}
+	for i, o := range own {
+		known[o.Addr] = true
+		if rec, _ := n.addrs.Get(cluster.Address{Network: n.ID, Addr: o.Addr}.Key()).(*cluster.Address); o.Synced && (rec == nil || rec.Host != a.self) {
+			own[i].Synced = false
+		}
+	}
+	var strays []Own
+	n.addrs.Each(func(r cluster.Record) {
+		if rec, ok := r.(*cluster.Address); ok && rec.Host == a.self && !known[rec.Addr] {
+			strays = append(strays, Own{Network: n.ID, Addr: rec.Addr, Use: cluster.Warm, Gone: true})
+		}
+	})
+	if len(strays) == 0 {
+		return own, nil
+	}
+	err := a.c.Store.Update(func(tx store.Tx) error {
+		for _, o := range strays {
+			if owns.Keys(tx, o.key()) != nil { // it was taken meanwhile
+				continue
+			}
+			if err := owns.Put(tx, o.key(), o); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return append(own, strays...), err
+}
+
+// syncOne tells etcd of one address.
+func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
+	if o.Gone {
+		if !o.Lost {
+			if err := a.c.Client.Release(ctx, m, o.Addr); err != nil {
+				return err
+			}
+		}
+		return a.settleOwn(o, func(now Own, tx store.Tx) error {
+			if !now.Gone { // somebody took it meanwhile
+				return nil
+			}
+			return owns.Delete(tx, o.key())
+		})
+	}
+	err := a.c.Client.Hold(ctx, m, o.claim())
+	if errors.Is(err, cluster.ErrTaken) {
+		if o.Endpoint == "" { // nobody will miss it
+			a.doubt(m.Network)
+			return a.settleOwn(o, func(_ Own, tx store.Tx) error { return owns.Delete(tx, o.key()) })
+		}
+		a.c.Log.Error("an address of this host is another host's", "network", m.Network, "address", o.Addr, "endpoint", o.Endpoint)
+		a.c.Conflict(m.Network, o.Addr)
+		return a.settleOwn(o, func(now Own, tx store.Tx) error {
+			now.Lost = true
+			return owns.Put(tx, o.key(), now)
+		})
+	}
+	if err != nil {
+		return err
+	}
+	return a.settleOwn(o, func(now Own, tx store.Tx) error {
+		told := o
+		told.Synced, now.Synced = false, false
+		if now.key() != told.key() || now.Use != told.Use || now.MAC != told.MAC || now.Name != told.Name || now.Gone {
+			return nil // it became another meanwhile, and is told again
+		}
+		now.Synced = true
+		return owns.Put(tx, o.key(), now)
+	})
+}
+
+// doubt has the kernel told everything of a network again.
+func (a *Agent) doubt(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n := a.networks[id]; n != nil {
+		n.unsure = true
+		a.poke()
+	}
+}
+
+func (a *Agent) settleOwn(o Own, f func(Own, store.Tx) error) error {
+	return a.c.Store.Update(func(tx store.Tx) error {
+		now, err := owns.Get(tx, o.key())
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return f(now, tx)
+	})
+}
+
+// fill claims the host's own address in a subnet, and some that are kept in store.
+func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluster.Subnet, own []Own) error {
+	warm, host := 0, false
+	for _, o := range own {
+		if s.Pool.Contains(o.Addr) && !o.Gone && !o.Lost {
+			host = host || o.Use == cluster.OfHost
+			if o.Use == cluster.Warm && o.Endpoint == "" {
+				warm++
+			}
+		}
+	}
+	var claims []cluster.Address
+	want := n.warmth(s) - warm
+	for _, addr := range n.free(s.Pool.Addr().Is6(), max(want, 0)+1) {
+		switch {
+		case !host:
+			host = true
+			claims = append(claims, cluster.Address{Addr: addr, Use: cluster.OfHost, MAC: n.MAC})
+		case want > 0:
+			want--
+			claims = append(claims, cluster.Address{Addr: addr, Use: cluster.Warm})
+		}
+	}
+	if len(claims) == 0 {
+		return nil
+	}
+	if err := a.c.Client.Hold(ctx, m, claims...); errors.Is(err, cluster.ErrTaken) { // somebody was faster; the next look finds others
+		return nil
+	} else if err != nil {
+		return err
+	}
+	err := a.c.Store.Update(func(tx store.Tx) error {
+		for _, c := range claims {
+			o := Own{Network: n.ID, Addr: c.Addr, Use: c.Use, MAC: c.MAC, Synced: true}
+			if err := owns.Put(tx, o.key(), o); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	a.doubt(n.ID)
+	return err
+}
+
+// warmth is how many addresses of a subnet are kept in store: two of a hundred, and none when it is nearly full.
+func (n *network) warmth(s cluster.Subnet) int {
+	const few, full = 50, 5 // 1/50 of them; more than 4/5
+	bits := s.Pool.Addr().BitLen() - s.Pool.Bits()
+	if bits >= 16 {
+		return warmest
+	}
+	all := 1 << bits
+	used := 0
+	n.addrs.Each(func(r cluster.Record) {
+		if a, ok := r.(*cluster.Address); ok && s.Pool.Contains(a.Addr) {
+			used++
+		}
+	})
+	if used*full > all*(full-1) {
+		return 0
+	}
+	return min(warmest, max(1, all/few))
+}
+
+// Status is how this host fares as a member.
+type Status struct {
+	Host   string
+	Meta   cluster.Meta
+	Health cluster.Health
+	// Reason is why it is no member at the moment; empty: it is one.
+	Reason         string
+	Hosts, Members cluster.MirrorStatus
+	Networks       map[string]NetworkStatus
+}
+
+// A NetworkStatus is how a network on this host fares.
+type NetworkStatus struct {
+	Name      string
+	Addresses cluster.MirrorStatus
+	Peers     int
+	Refused   map[netip.Addr]string
+	// Warm is how many addresses are in store, Waiting how many etcd has not heard of yet, Lost how many are others'.
+	Warm, Waiting, Lost int
+	// Unsure: the kernel may not know of all peers.
+	Unsure bool
+}
+
+// Status says it.
+func (a *Agent) Status() (Status, error) {
+	s := Status{Health: a.c.Client.Health(), Hosts: a.hosts.Status(), Members: a.members.Status(), Networks: map[string]NetworkStatus{}}
+	a.mu.Lock()
+	s.Host, s.Meta = a.who.Host, a.who.Meta
+	if a.reason != nil {
+		s.Reason = a.reason.Error()
+	}
+	for id, n := range a.networks {
+		s.Networks[id] = NetworkStatus{Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(), Unsure: n.unsure}
+	}
+	a.mu.Unlock()
+	for id, n := range s.Networks {
+		own, err := a.Own(id)
+		if err != nil {
+			return s, err
+		}
+		for _, o := range own {
+			switch {
+			case o.Lost:
+				n.Lost++
+			case !o.Synced:
+				n.Waiting++
+			case o.Use == cluster.Warm && o.Endpoint == "":
+				n.Warm++
+			}
+		}
+		s.Networks[id] = n
+	}
+	return s, nil
+}
