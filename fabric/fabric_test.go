@@ -154,6 +154,18 @@ func (h *host) warm(n cluster.Network) {
 	})
 }
 
+// release gives back all that an endpoint has.
+func (h *host) release(n cluster.Network, endpoint string) {
+	h.t.Helper()
+	own, err := h.Own(n.ID)
+	must(h.t, err)
+	for _, o := range own {
+		if o.Endpoint == endpoint {
+			must(h.t, h.Release(n.ID, o.Addr))
+		}
+	}
+}
+
 // A container is a namespace on an overlay.
 type container struct {
 	*kerneltest.Host
@@ -181,7 +193,7 @@ func (h *host) start(n cluster.Network, id string, want ...netip.Addr) *containe
 	}
 	guard := kernel.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{c.v4, c.v6}}
 	must(h.t, h.Ensure(h.t.Context(), append([]kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
-	must(h.t, h.Publish(n.ID, id, cluster.MAC(mac.String()), "c-"+id[:4], nil))
+	must(h.t, h.Publish(n.ID, []netip.Addr{c.v4, c.v6}, id, cluster.MAC(mac.String()), "c-"+id[:4], nil))
 	c.Take(h.t, h.Host, v.Peer, fmt.Sprintf("ip addr add %s/16 dev eth0 && ip addr add %s/64 dev eth0 nodad", c.v4, c.v6))
 	return c
 }
@@ -286,7 +298,7 @@ func outage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network
 	if count != warmest-1 || !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrUnreachable) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("%d addresses from the store, and then %v", count, err)
 	}
-	must(t, all[0].Release(blue.ID, "x0"))
+	all[0].release(blue, "x0")
 	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "again"}); err != nil {
 		t.Errorf("one that was given back: %s, %v", got, err)
 	}
@@ -300,9 +312,9 @@ func outage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network
 	reach(t, cs[1].Host, fresh.v4, true)
 	reach(t, fresh.Host, cs[2].v6, true)
 	for i := range count {
-		must(t, all[0].Release(blue.ID, fmt.Sprint("x", i)))
+		all[0].release(blue, fmt.Sprint("x", i))
 	}
-	must(t, all[0].Release(blue.ID, "again"))
+	all[0].release(blue, "again")
 	all[0].warm(blue)
 }
 
@@ -377,13 +389,18 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("%s was given", bad)
 		}
 	}
-	must(t, all[0].Release(blue.ID, "one"))
+	must(t, all[0].Release(blue.ID, want))
 	clustertest.Eventually(t, "an address that was given back is not free", func() bool { _, err := take(all[1], "two"); return err == nil })
 
 	// A container that moves to another host with its address.
 	c := all[1].start(blue, "b4eeeeeeeeee")
 	all[0].knows(blue, c.v4)
-	must(t, all[1].Release(blue.ID, "b4eeeeeeeeee"))
+	must(t, all[1].Withdraw(blue.ID, "b4eeeeeeeeee"))
+	clustertest.Eventually(t, "what was withdrawn is still known", func() bool {
+		_, x := all[0].links(blue)
+		return !strings.Contains(all[0].Sh(t, "ip neigh show dev "+x), c.v4.String()+" ")
+	})
+	all[1].release(blue, "b4eeeeeeeeee")
 	moved := c.v4
 	clustertest.Eventually(t, "the address is not free", func() bool {
 		_, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b5eeeeeeeeee", Addr: moved})

@@ -166,25 +166,60 @@ func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 	return got, err
 }
 
-// Publish says how an endpoint's addresses are reached, and by which names it is known. The others hear of it when etcd does.
-func (a *Agent) Publish(network, endpoint string, mac cluster.MAC, name string, aliases []string) error {
-	return a.edit(network, func(o *Own) bool {
-		if o.Endpoint != endpoint || o.Lost || o.Gone {
-			return false
+// Publish says how addresses are reached that an endpoint has, and by which names it is known. The others hear of it when etcd does. One
+// that was not granted here is claimed.
+func (a *Agent) Publish(network string, addrs []netip.Addr, endpoint string, mac cluster.MAC, name string, aliases []string) error {
+	defer a.poke()
+	return a.c.Store.Update(func(tx store.Tx) error {
+		for _, addr := range addrs {
+			o, err := owns.Get(tx, Own{Network: network, Addr: addr}.key())
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+			if o.Lost {
+				return fmt.Errorf("address %s %w by another host", addr, cluster.ErrTaken)
+			}
+			now := Own{Network: network, Addr: addr, Use: cluster.Endpoint, Endpoint: endpoint, MAC: mac, Name: name, Aliases: aliases}
+			if _, err := cluster.Encode(now.record(a.self)); err != nil {
+				return err
+			}
+			now.Synced = o.Synced && !o.Gone && same(o, now)
+			if err := owns.Put(tx, now.key(), now); err != nil {
+				return err
+			}
 		}
-		was := o.claim()
-		o.Use, o.MAC, o.Name, o.Aliases = cluster.Endpoint, mac, name, aliases
-		now := o.claim()
-		changed := was.Use != now.Use || was.MAC != now.MAC || was.Name != now.Name || !slices.Equal(was.Aliases, now.Aliases)
-		o.Synced = o.Synced && !changed
-		return changed
+		return nil
 	})
 }
 
-// Release gives an endpoint's addresses back: those that etcd says are this host's go to the store, or to whoever needs them.
-func (a *Agent) Release(network, endpoint string) error {
+// record is the claim as it is in etcd.
+func (o Own) record(host string) *cluster.Address {
+	rec := o.claim()
+	rec.Network, rec.Host = o.Network, host
+	return &rec
+}
+
+// same says whether etcd is told the same of two.
+func same(o, p Own) bool {
+	a, b := o.claim(), p.claim()
+	return a.Addr == b.Addr && a.Use == b.Use && a.Endpoint == b.Endpoint && a.MAC == b.MAC && a.Name == b.Name && slices.Equal(a.Aliases, b.Aliases)
+}
+
+// Withdraw says that nobody is reached by an endpoint's addresses any more. They stay granted until they are released.
+func (a *Agent) Withdraw(network, endpoint string) error {
 	return a.edit(network, func(o *Own) bool {
-		if o.Endpoint != endpoint || o.Use == cluster.OfHost {
+		if o.Use != cluster.Endpoint || o.Endpoint != endpoint {
+			return false
+		}
+		o.Use, o.MAC, o.Name, o.Aliases, o.Synced = cluster.Warm, "", "", nil, false
+		return true
+	})
+}
+
+// Release gives an address back.
+func (a *Agent) Release(network string, addr netip.Addr) error {
+	return a.edit(network, func(o *Own) bool {
+		if o.Addr != addr || o.Use == cluster.OfHost || o.Endpoint == "" {
 			return false
 		}
 		o.Gone, o.Synced = true, false

@@ -329,9 +329,7 @@ func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 		return err
 	}
 	return a.settleOwn(o, func(now Own, tx store.Tx) error {
-		told := o
-		told.Synced, now.Synced = false, false
-		if now.key() != told.key() || now.Use != told.Use || now.MAC != told.MAC || now.Name != told.Name || now.Gone {
+		if !same(now, o) || now.Gone {
 			return nil // it became another meanwhile, and is told again
 		}
 		now.Synced = true
