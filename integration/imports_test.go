@@ -31,7 +31,7 @@ func layers() []rule {
 		{"ipam/dhcp", "", "it is a protocol"},
 		{"cluster", "store", "it is records of hosts, and touches no kernel"},
 		{"cluster/clustertest", "", "it runs etcd"},
-		{"fabric", "cluster kernel store", "it keeps etcd and the kernel of one mind, and knows no mode"},
+		{"fabric", "cluster kernel modes store", "it keeps etcd and the kernel of one mind, and knows no mode by name"},
 		{"policy", "kernel modes", "it works out what follows, and touches nothing"},
 		{"yard", "store kernel modes ipam ipam/dhcp policy", "it knows no door, no engine and no mode by name"},
 		{"driver", middle, "no handler calls an engine's API"},

@@ -265,6 +265,8 @@ type LANer interface {
 type Env struct {
 	Log    *slog.Logger
 	Kernel *kernel.Kernel
+	// Fabric is the cluster that this host is in; nil: it is in none.
+	Fabric Fabric
 }
 
 // New makes a Mode.

@@ -130,7 +130,7 @@ func Options() []Option {
 			Help: "containers of the network reach each other",
 		},
 		{
-			Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "host", "ipvlan", "macvlan"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
+			Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"}, Modes: []string{"bridge", "host", "ipvlan", "macvlan", "overlay"}, Kind: IfName, Default: "eth", Max: 13, // and two digits
 			Fixed: "running containers have their interfaces' names from their engine; make the network anew",
 			Help:  "beginning of the interface's name inside the container",
 		},
@@ -162,7 +162,7 @@ func Options() []Option {
 			Help:  "containers on the parent reach each other (bridge), do not (private), or by way of the switch (vepa); passthru: one container has the parent for itself",
 		},
 		{
-			Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge"}, Set: true, Kind: Bool, Default: "true",
+			Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Modes: []string{"bridge", "overlay"}, Set: true, Kind: Bool, Default: "true",
 			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6",
 		},
 		{
@@ -171,13 +171,18 @@ func Options() []Option {
 			Help:  "the network's mode; for the driver name netyard, the others say it in their name",
 		},
 		{
-			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge", "host", "ipvlan", "macvlan"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
+			Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Modes: []string{"bridge", "host", "ipvlan", "macvlan", "overlay"}, Kind: Int, Default: "1500", Min: 68, Max: 65535,
 			Fixed: "running containers' interfaces have it already; make the network anew",
-			Help:  "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200); of macvlan and ipvlan the parent's unless said",
+			Help:  "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200); of macvlan and ipvlan the parent's unless said, of overlay what fits between the hosts",
 		},
 		{
 			Name: "ndp_proxy", Modes: []string{"bridge"}, Set: true, Kind: IfName,
 			Help: "interface of the host on which it answers for its containers' IPv6 addresses, which are of that link's subnet",
+		},
+		{
+			Name: "overlay", Modes: []string{"overlay"}, Kind: String,
+			Fixed: "it is another network; make the network anew",
+			Help:  "name of the network in the cluster, on all of its hosts; the first of them says the subnets",
 		},
 		{
 			Name: "parent", Modes: []string{"ipvlan", "macvlan"}, Kind: IfName,

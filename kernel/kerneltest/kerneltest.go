@@ -172,7 +172,7 @@ func (h *Host) Dump(t testing.TB) string {
 	return Normal(h.Sh(t, "ip -d -o link; ip -o addr; ip -4 route show table all; ip -6 route show table all | grep -v 'table local proto kernel'; ip rule; ip -6 neigh show proxy; nft list ruleset; bridge fdb show | grep -v permanent || true"))
 }
 
-var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change)_timer\s+\S+|linkdown|tentative|state (UNKNOWN|UP) |tso_max_(size|segs) \d+`)
+var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change|forward_delay)_timer\s+\S+|linkdown|tentative|state (UNKNOWN|UP) |tso_max_(size|segs) \d+`)
 
 // byItself matches the routes that the kernel makes for each address, and for IPv6 only in a while.
 var byItself = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*proto kernel`)

@@ -1,0 +1,94 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"netyard/cluster"
+	"netyard/kernel"
+	"netyard/modes"
+)
+
+// Modes is the Agent as modes see it.
+type Modes struct{ A *Agent }
+
+var _ modes.Fabric = Modes{}
+
+// Find is the network of a name; one with subnets is made if it is not there. A network that is on this host is known without etcd.
+func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, error) {
+	ask := cluster.Network{Name: want.Name, Internal: want.Internal}
+	for _, s := range want.Subnets {
+		ask.Subnets = append(ask.Subnets, cluster.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
+	}
+	there, err := m.A.c.Client.FindNetwork(ctx, want.Name)
+	if isNew := err != nil; isNew {
+		if !errors.Is(err, cluster.ErrNotFound) {
+			return modes.Overlay{}, err
+		}
+		ask.MTU = want.MTU // of one that is there, it is that one's
+	}
+	if there, err = m.A.c.Client.CreateNetwork(ctx, ask); err != nil {
+		return modes.Overlay{}, err
+	}
+	o := modes.Overlay{ID: there.ID, Name: there.Name, VNI: there.VNI, MTU: there.MTU, Internal: there.Internal}
+	for _, s := range there.Subnets {
+		o.Subnets = append(o.Subnets, modes.Subnet{Pool: s.Pool, Gateway: netip.PrefixFrom(s.Gateway, s.Pool.Bits())})
+	}
+	return o, nil
+}
+
+// Host is this one as the others see it.
+func (m Modes) Host() modes.OverlayHost {
+	return modes.OverlayHost{VTEP: m.A.c.Host.VTEP, Port: m.A.Port(), MTU: m.A.c.Host.MTU}
+}
+
+// Up says that a network's links are on this host.
+func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) error {
+	n := cluster.Network{ID: o.ID, Name: o.Name, VNI: o.VNI, MTU: o.MTU, Internal: o.Internal}
+	for _, s := range o.Subnets {
+		n.Subnets = append(n.Subnets, cluster.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
+	}
+	return m.A.Bind(Bound{Network: n, Link: l.VXLAN, Bridge: l.Bridge, Alias: l.Alias, MAC: cluster.MAC(l.MAC)})
+}
+
+// Down says that they are about to go.
+func (m Modes) Down(o modes.Overlay) error {
+	m.A.mu.Lock()
+	known := m.A.networks[o.ID] != nil
+	m.A.mu.Unlock()
+	if !known {
+		return nil
+	}
+	return m.A.Unbind(o.ID)
+}
+
+// Attach says that the addresses of an endpoint are here, and who it is.
+func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
+	mac := e.MAC
+	if mac == "" {
+		mac = e.StableMAC().String()
+	}
+	return m.A.Publish(o.ID, bare(e.Addrs), e.ID, cluster.MAC(mac), known(e.Container.Name), e.Aliases)
+}
+
+// known is a name as the cluster takes it: one that it does not is none.
+func known(name string) string {
+	if cluster.CheckName("name", name) != nil {
+		return ""
+	}
+	return name
+}
+
+// Detach says that they are not any more.
+func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error { return m.A.Withdraw(o.ID, e.ID) }
+
+// Objects are what the other hosts make wanted in this one's kernel.
+func (m Modes) Objects(o modes.Overlay) []kernel.Object { return m.A.Objects(o.ID) }
+
+func bare(ps []netip.Prefix) (all []netip.Addr) {
+	for _, p := range ps {
+		all = append(all, p.Addr())
+	}
+	return all
+}

@@ -1,0 +1,47 @@
+package modes
+
+import (
+	"context"
+	"net/netip"
+
+	"netyard/kernel"
+)
+
+// An Overlay is a network of a cluster: it is on several hosts.
+type Overlay struct {
+	ID       string // in the cluster; a network's own differs on each host
+	Name     string
+	VNI      uint32 // VXLAN's number of it
+	MTU      int    // inside, bytes
+	Internal bool
+	Subnets  []Subnet
+}
+
+// An OverlayLink is what a host has of an overlay.
+type OverlayLink struct {
+	Bridge, VXLAN string // their links
+	Alias         string // what both carry
+	MAC           string // the bridge's
+}
+
+// An OverlayHost is a host as the others of its cluster see it.
+type OverlayHost struct {
+	VTEP netip.Addr // where it takes VXLAN
+	Port uint16     // UDP
+	MTU  int        // of its link to the others, bytes
+}
+
+// A Fabric is the cluster that this host is in, as far as a mode has to know of it. Only Find waits for anybody.
+type Fabric interface {
+	// Find is the network of a name; one with subnets is made if it is not there. It refuses one that is there and is different.
+	Find(ctx context.Context, want Overlay) (Overlay, error)
+	Host() OverlayHost
+	// Up says that a network's links are on this host, Down that they are about to go; both are recorded, and the others hear of it.
+	Up(o Overlay, l OverlayLink) error
+	Down(o Overlay) error
+	// Attach says that the addresses of an endpoint are here, Detach that they are not any more.
+	Attach(o Overlay, e Endpoint) error
+	Detach(o Overlay, e Endpoint) error
+	// Objects are what the network's other hosts make wanted in this one's kernel at the moment. The Fabric keeps them so itself.
+	Objects(o Overlay) []kernel.Object
+}

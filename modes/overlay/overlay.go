@@ -1,0 +1,313 @@
+// Package overlay is the mode of networks that are on several hosts: a bridge on each, and between them VXLAN, told of every endpoint by
+// a cluster in etcd. Nothing is learned and nothing is flooded. What leaves the network leaves by the host that the container is on.
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"netyard/kernel"
+	"netyard/modes"
+)
+
+// What was decided when the network was created, and stays: which network of the cluster it is.
+const (
+	settledID  = "overlay_id"
+	settledVNI = "vni"
+	settledMTU = "mtu"
+)
+
+const (
+	// What VXLAN adds to a packet: Ethernet, VXLAN, UDP, and IPv4 or IPv6 (RFC 7348, section 5).
+	overhead4, overhead6 = 50, 70
+	minIPv6MTU           = 1280 // RFC 8200, section 5
+)
+
+// ErrNoCluster says that there is nothing an overlay could be in.
+var ErrNoCluster = errors.New("this host is in no cluster: etcd.endpoints is not set in its configuration")
+
+type mode struct {
+	k *kernel.Kernel
+	f modes.Fabric
+}
+
+// New makes the mode.
+func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel, e.Fabric}, nil }
+
+func (m mode) Check(n modes.Network) error {
+	if m.f == nil {
+		return fmt.Errorf("mode overlay: %w", ErrNoCluster)
+	}
+	if n.Opt("overlay") == "" {
+		return fmt.Errorf("%w: overlay: say the network's name in the cluster, as -o overlay=blue", modes.ErrOption)
+	}
+	if len(n.Subnets) == 0 {
+		return errors.New("mode overlay: the network has no subnet; its addresses are the cluster's, by --ipam-driver netyard-overlay --ipam-opt overlay=NAME")
+	}
+	for _, s := range n.Subnets {
+		if !s.Gateway.IsValid() || !s.Pool.Contains(s.Gateway.Addr()) {
+			return fmt.Errorf("subnet %s: its gateway has to be in it", s.Pool)
+		}
+	}
+	return m.fits(n, n.Options["mtu"])
+}
+
+// fits refuses an MTU that the host's link to the others cannot carry, or IPv6 not be on.
+func (m mode) fits(n modes.Network, said string) error {
+	most := m.most()
+	mtu := most
+	if said != "" {
+		mtu, _ = strconv.Atoi(said) // Resolve let only numbers in
+	}
+	if mtu > most {
+		return fmt.Errorf("%w: mtu=%d: the link to the other hosts carries %d, less what VXLAN adds: %d", modes.ErrOption, mtu, m.f.Host().MTU, most)
+	}
+	if _, v6 := n.Families(); v6 && mtu < minIPv6MTU {
+		return fmt.Errorf("%w: mtu=%d: IPv6 needs at least %d", modes.ErrOption, mtu, minIPv6MTU)
+	}
+	return nil
+}
+
+// most is the largest packet that fits between the hosts.
+func (m mode) most() int {
+	h := m.f.Host()
+	if h.VTEP.Is6() {
+		return h.MTU - overhead6
+	}
+	return h.MTU - overhead4
+}
+
+// Settle finds the network in the cluster, or makes it as the first of its hosts asks for it.
+func (m mode) Settle(ctx context.Context, n modes.Network) (map[string]string, error) {
+	if err := m.apart(n); err != nil {
+		return nil, err
+	}
+	want := modes.Overlay{Name: n.Opt("overlay"), Internal: n.Internal, Subnets: n.Subnets, MTU: m.most()}
+	if said := n.Options["mtu"]; said != "" {
+		want.MTU, _ = strconv.Atoi(said) // Resolve let only numbers in
+	}
+	o, err := m.f.Find(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	if said := n.Options["mtu"]; said != "" && o.MTU != want.MTU {
+		return nil, fmt.Errorf("%w: mtu=%s: network %s of the cluster has %d", modes.ErrOption, said, o.Name, o.MTU)
+	}
+	if o.MTU > m.most() {
+		return nil, fmt.Errorf("network %s of the cluster has MTU %d, and this host's link to the others carries %d, less what VXLAN adds: %d", o.Name, o.MTU, m.f.Host().MTU, m.most())
+	}
+	return map[string]string{settledID: o.ID, settledVNI: strconv.FormatUint(uint64(o.VNI), 10), settledMTU: strconv.Itoa(o.MTU)}, nil
+}
+
+// apart refuses a subnet that the host has an address in: its routes could not tell the two apart.
+func (m mode) apart(n modes.Network) error {
+	for _, s := range n.Subnets {
+		link, other, err := m.k.Occupant(s.Pool, bridge(n))
+		if err != nil {
+			return err
+		}
+		if link != "" {
+			return fmt.Errorf("subnet %s overlaps %s on the host's link %s", s.Pool, other, link)
+		}
+	}
+	return nil
+}
+
+// Share refuses a second network of this host for the same one of the cluster: a VXLAN number is one device's.
+func (mode) Share(n modes.Network, others []modes.Network) error {
+	for _, o := range others {
+		if o.ID != n.ID && o.Mode == n.Mode && o.Settled[settledID] == n.Settled[settledID] {
+			return fmt.Errorf("%w: overlay=%s: it is on this host already, as network %s", modes.ErrOption, n.Opt("overlay"), modes.Short(o.ID))
+		}
+	}
+	return nil
+}
+
+// of is the network of the cluster that a network was found to be.
+func of(n modes.Network) modes.Overlay {
+	vni, _ := strconv.ParseUint(n.Settled[settledVNI], 10, 32)
+	return modes.Overlay{ID: n.Settled[settledID], Name: n.Opt("overlay"), VNI: uint32(vni), MTU: mtu(n), Internal: n.Internal, Subnets: n.Subnets}
+}
+
+func mtu(n modes.Network) int {
+	mtu, _ := strconv.Atoi(n.Settled[settledMTU])
+	return mtu
+}
+
+func bridge(n modes.Network) string { return kernel.Name(kernel.BridgePrefix, n.ID) }
+
+// mac is the bridge's own on each host: by it the hosts reach containers elsewhere.
+func (m mode) mac(n modes.Network) net.HardwareAddr {
+	return modes.LocalMAC(n.Settled[settledID] + m.f.Host().VTEP.String())
+}
+
+func (m mode) link(n modes.Network) modes.OverlayLink {
+	return modes.OverlayLink{
+		Bridge: bridge(n), VXLAN: kernel.Name(kernel.VXLANPrefix, n.ID), Alias: kernel.Alias(n.ID, ""), MAC: m.mac(n).String(),
+	}
+}
+
+// Up lets nothing in before the Fabric has said from whom: frames of a number are let in only from its hosts.
+func (m mode) Up(ctx context.Context, n modes.Network) error {
+	if m.f == nil {
+		return fmt.Errorf("network %s: %w", n.Opt("overlay"), ErrNoCluster)
+	}
+	if err := m.k.Ensure(ctx, m.networkObjects(n)...); err != nil {
+		return err
+	}
+	return m.f.Up(of(n), m.link(n))
+}
+
+func (m mode) Down(_ context.Context, n modes.Network) error {
+	if m.f == nil || n.Settled[settledID] == "" {
+		return m.k.Remove(m.ownLinks(n)...)
+	}
+	return errors.Join(m.f.Down(of(n)), m.k.Remove(m.networkObjects(n)...))
+}
+
+func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
+	if m.f == nil {
+		return modes.Link{}, fmt.Errorf("network %s: %w", n.Opt("overlay"), ErrNoCluster)
+	}
+	if err := m.k.Ensure(ctx, endpointObjects(n, e)...); err != nil {
+		return modes.Link{}, err
+	}
+	if err := m.f.Attach(of(n), e); err != nil {
+		return modes.Link{}, err
+	}
+	l := modes.Link{SrcName: peer(e), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: n.Gateways(e)}
+	if e.IfName != "" {
+		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
+	}
+	return l, nil
+}
+
+func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
+	var err error
+	if m.f != nil && n.Settled[settledID] != "" {
+		err = m.f.Detach(of(n), e)
+	}
+	return errors.Join(err, m.k.Remove(slices.Concat(ports(e), guard(n, e), []kernel.Object{veth(n, e)})...))
+}
+
+func (m mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
+	if m.f == nil {
+		return m.ownLinks(n)
+	}
+	objects := append(m.networkObjects(n), m.f.Objects(of(n))...)
+	for _, e := range es {
+		objects = append(objects, endpointObjects(n, e)...)
+	}
+	return objects
+}
+
+// MAC is the same whenever the address comes back.
+func (mode) MAC(_ modes.Network, e modes.Endpoint) string { return e.StableMAC().String() }
+
+// Policed: what gets to a container of this host comes by its port, wherever it is from.
+func (mode) Policed(modes.Network) bool { return true }
+
+// Publishes: ports are published on the host that the container is on.
+func (mode) Publishes(modes.Network) error { return nil }
+
+// Binds: on all of its addresses, unless -p names one.
+func (mode) Binds(modes.Network) []netip.Addr { return nil }
+
+// ownLinks are the links alone, to be taken away by a host that is in no cluster any more.
+func (mode) ownLinks(n modes.Network) []kernel.Object {
+	alias := kernel.Alias(n.ID, "")
+	return []kernel.Object{kernel.Bridge{Name: bridge(n), Alias: alias}, kernel.VXLAN{Name: kernel.Name(kernel.VXLANPrefix, n.ID), Alias: alias}}
+}
+
+func (m mode) networkObjects(n modes.Network) []kernel.Object {
+	br, l, host := bridge(n), m.link(n), m.f.Host()
+	b := kernel.Bridge{Name: br, Alias: l.Alias, MTU: mtu(n), MAC: m.mac(n)}
+	var rest []kernel.Object
+	for _, s := range n.Subnets {
+		v6 := s.Pool.Addr().Is6()
+		b.IPv6 = b.IPv6 || v6
+		rest = append(rest, kernel.Anycast{Link: br, Alias: l.Alias, Addr: s.Gateway.Addr()})
+		if !n.Internal && n.OptBool("masquerade") {
+			rest = append(rest, kernel.SubnetIn(natSet(v6), s.Pool).For(n.ID))
+		}
+	}
+	rest = append(rest,
+		kernel.VXLAN{Name: l.VXLAN, Alias: l.Alias, Master: br, VNI: of(n).VNI, Local: host.VTEP, Port: host.Port, MTU: mtu(n)},
+		kernel.InterfaceIn(kernel.Bridges, br).For(n.ID), kernel.InterfaceIn(kernel.Own, br, br).For(n.ID), kernel.InterfaceIn(kernel.Talk, br, br).For(n.ID))
+	if n.Internal {
+		rest = append(rest, kernel.InterfaceIn(kernel.Internal, br).For(n.ID))
+	}
+	return append([]kernel.Object{b}, rest...)
+}
+
+func natSet(v6 bool) kernel.SetName {
+	if v6 {
+		return kernel.NAT6
+	}
+	return kernel.NAT4
+}
+
+// endpointObjects are, as of a bridge network, the link and forwarding while anybody needs it; and the port learns nothing.
+func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
+	if !n.Internal {
+		v4, v6 := n.Families()
+		if v4 {
+			objects = append(objects, kernel.Forwarding{})
+		}
+		if v6 {
+			objects = append(objects, kernel.Forwarding{IPv6: true})
+		}
+	}
+	v := veth(n, e)
+	return slices.Concat(objects, []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), ports(e))
+}
+
+// peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the beginning.
+func peer(e modes.Endpoint) string {
+	if e.Into > 0 {
+		return e.IfName
+	}
+	return kernel.Name(kernel.PeerPrefix, e.ID)
+}
+
+func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil {
+		mac = e.StableMAC()
+	}
+	return kernel.Veth{
+		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: kernel.Alias(n.ID, e.ID),
+		Master: bridge(n), MTU: mtu(n), MAC: mac, Hairpin: len(e.Ports) > 0,
+	}
+}
+
+// guard binds the port to what the endpoint was given. There is no way around it: the other hosts believe what comes from this one.
+func guard(n modes.Network, e modes.Endpoint) []kernel.Object {
+	v := veth(n, e)
+	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC}
+	for _, a := range e.Addrs {
+		g.Addrs = append(g.Addrs, a.Addr())
+	}
+	return g.Objects()
+}
+
+// ports are the elements that give ports of the host to an endpoint.
+func ports(e modes.Endpoint) (objects []kernel.Object) {
+	for _, p := range e.Ports {
+		at := slices.IndexFunc(e.Addrs, func(a netip.Prefix) bool { return a.Addr().Is4() == p.HostIP.Is4() })
+		if at < 0 {
+			continue
+		}
+		pub := kernel.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: e.Addrs[at].Addr(), ToPort: p.ContainerPort}
+		for _, el := range pub.Elements() {
+			objects = append(objects, el.For(e.ID))
+		}
+	}
+	return objects
+}
