@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"go.yaml.in/yaml/v3"
 
+	"netyard/cluster"
 	"netyard/ipam"
 	"netyard/modes/all"
 )
@@ -43,8 +44,48 @@ type Config struct {
 	Cooldown          time.Duration `yaml:"cooldown"`
 	// Publish says who decides about published ports: they are open, or the host's firewall has to let them through.
 	Publish string `yaml:"publish"`
+	// Etcd is where the cluster is that overlay networks are in; without endpoints there is none.
+	Etcd cluster.Config `yaml:"etcd,omitempty"`
+	// Overlay is this host, as the others of the cluster see it.
+	Overlay OverlayConfig `yaml:"overlay,omitempty"`
 	// ProtectRules keeps others from changing netyard's tables, where the kernel can.
 	ProtectRules bool `yaml:"protect_rules"`
+}
+
+// An OverlayConfig is a host of overlay networks.
+type OverlayConfig struct {
+	// Address is the host's that the others send to.
+	Address string `yaml:"address,omitempty"`
+	// Port is the UDP port of VXLAN, on all hosts of the cluster; 0: 4789.
+	Port uint16 `yaml:"port,omitempty"`
+	// Name is the host's in the cluster; empty: its own.
+	Name string `yaml:"name,omitempty"`
+}
+
+// vxlanPort is VXLAN's (RFC 7348, section 8).
+const vxlanPort = 4789
+
+// checkOverlay refuses what the others could not reach this host by.
+func (cfg *Config) checkOverlay() error {
+	if err := cfg.Etcd.Check(); err != nil {
+		return err
+	}
+	if !cfg.Etcd.Enabled() {
+		if cfg.Overlay != (OverlayConfig{}) {
+			return errors.New("overlay: it is for hosts of a cluster, and etcd.endpoints is not set")
+		}
+		return nil
+	}
+	a, err := netip.ParseAddr(cfg.Overlay.Address)
+	if err != nil || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return fmt.Errorf("overlay.address: %q is not an address of this host that the others of the cluster can send to", cfg.Overlay.Address)
+	}
+	if name := cfg.Overlay.Name; name != "" {
+		if err := cluster.CheckName("overlay.name", name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const (
@@ -176,6 +217,9 @@ func (cfg *Config) check() error {
 	}
 	if cfg.Publish != publishOpen && cfg.Publish != publishHost {
 		return fmt.Errorf("publish: %q is neither open nor host", cfg.Publish)
+	}
+	if err := cfg.checkOverlay(); err != nil {
+		return err
 	}
 	if cfg.Cooldown < 0 {
 		return fmt.Errorf("cooldown: %s is less than nothing", cfg.Cooldown)

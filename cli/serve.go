@@ -108,7 +108,12 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, runtime.Close()) }()
-	y, err := newYard(cfg, log, st, k, func() { docker.Poke(); runtime.Poke() })
+	agent, err := newFabric(cfg, log, version, st, k)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, agent.close()) }()
+	y, err := newYard(cfg, log, st, k, agent.modes(), func() { docker.Poke(); runtime.Poke() })
 	if err != nil {
 		return err
 	}
@@ -117,10 +122,14 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
+	if err := agent.keep(y); err != nil {
+		return err
+	}
 	plugins := &door.Server{Yard: y, Log: log, Tombstones: cni.TombstoneDir(filepath.Join(cfg.RunDir, cni.SocketName))}
 	plugins.Exhume(ctx)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return k.Watch(ctx) })
+	agent.run(ctx, tasks)
 	tasks.Go(func() error { return y.Run(ctx) })
 	tasks.Go(func() error { return y.WatchSandboxes(ctx) })
 	tasks.Go(func() error { return y.KeepLeases(ctx) })
@@ -181,10 +190,10 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 	return nil
 }
 
-func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, changed func()) (*yard.Yard, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f modes.Fabric, changed func()) (*yard.Yard, error) {
+	boot, err := bootID()
 	if err != nil {
-		return nil, fmt.Errorf("read boot id: %w", err)
+		return nil, err
 	}
 	id, err := machineID(cfg)
 	if err != nil {
@@ -200,13 +209,13 @@ func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, ch
 	}
 	table := map[string]modes.Mode{}
 	for name, newMode := range all.Modes() { // those not offered too: networks of theirs may be there
-		if table[name], err = newMode(modes.Env{Log: log, Kernel: k}); err != nil {
+		if table[name], err = newMode(modes.Env{Log: log, Kernel: k, Fabric: f}); err != nil {
 			return nil, fmt.Errorf("start mode %s: %w", name, err)
 		}
 	}
 	return yard.New(yard.Config{
 		Log: log, Store: st, Kernel: k, Copies: filepath.Join(cfg.StateDir, "networks"), Modes: table, Offered: cfg.Modes,
-		BootID: strings.TrimSpace(string(boot)), Changed: changed, Step: failpoint(), HostID: id,
+		BootID: boot, Fabric: f, Changed: changed, Step: failpoint(), HostID: id,
 		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),
 	}), nil
 }

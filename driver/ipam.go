@@ -42,6 +42,11 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 		p, err := d.Yard.RequestDHCPPool(ctx, r)
 		return poolAnswer{PoolID: p.ID, Pool: p.Range().String(), Data: map[string]string{labelGateway: p.Token().String()}}, err
 	}
+	if name, ok, err := yard.ParseOverlay(d.Yard.Claims(d.Mode), q.SubPool, q.Options); err != nil {
+		return poolAnswer{}, err
+	} else if ok {
+		return d.requestOverlayPool(ctx, name, q)
+	}
 	r, err := yard.PoolRequest(q.Pool, q.SubPool, q.Options)
 	if err != nil {
 		return poolAnswer{}, err
@@ -56,6 +61,18 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 		return poolAnswer{}, err
 	}
 	return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String()}, nil
+}
+
+func (d *Door) requestOverlayPool(ctx context.Context, name string, q requestPool) (poolAnswer, error) {
+	p, err := d.Yard.RequestOverlayPool(ctx, name, q.Pool, q.V6)
+	if err != nil {
+		return poolAnswer{}, err
+	}
+	a := poolAnswer{PoolID: p.ID, Pool: p.Subnet.String()}
+	if p.Gateway.IsValid() { // or the engine asks for one
+		a.Data = map[string]string{labelGateway: p.Gateway.String()}
+	}
+	return a, nil
 }
 
 func (d *Door) releasePool(ctx context.Context, q releasePool) (empty, error) {

@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"netyard/cluster"
@@ -42,8 +43,8 @@ type Config struct {
 const (
 	// settleEvery is how often what was not to be had is tried again.
 	settleEvery = time.Second
-	// saveEvery is how often the copy of what the others have is written.
-	saveEvery = 30 * time.Second
+	// patience is how long an address waits for the endpoint that it was granted to: an engine's requests end in seconds.
+	patience = 5 * time.Minute
 )
 
 // An Agent is a host's part in overlay networks.
@@ -54,6 +55,8 @@ type Agent struct {
 	// hosts and members are of all networks.
 	hosts, members *cluster.Mirror
 	poked          chan struct{}
+	// impatient makes patience nothing, in tests.
+	impatient atomic.Bool
 
 	mu       sync.Mutex
 	who      cluster.Identity
@@ -77,6 +80,8 @@ type network struct {
 	vteps []netip.Addr
 	// host are the host's own addresses.
 	host []kernel.Addr
+	// sure: the kernel was told everything after everything had been read.
+	sure bool
 	// unsure: the kernel may not know what it was told, and is told all of it again.
 	unsure bool
 }
@@ -223,6 +228,24 @@ func (a *Agent) Unbind(id string) error {
 	return nil
 }
 
+// Keep unbinds all networks but those: a daemon that died may have left others.
+func (a *Agent) Keep(ids []string) error {
+	a.mu.Lock()
+	var others []string
+	for id := range a.networks {
+		if !slices.Contains(ids, id) {
+			others = append(others, id)
+		}
+	}
+	a.mu.Unlock()
+	for _, id := range others {
+		if err := a.Unbind(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // leaving are networks that were taken from this host and of which etcd has not heard that yet.
 var leaving = store.Bucket[bool]{Name: "overlay_leaving"}
 
@@ -344,15 +367,21 @@ func (a *Agent) Objects(id string) []kernel.Object {
 }
 
 func (a *Agent) peers(n *network) kernel.Peers {
-	all := kernel.Peers{Link: n.Link}
 	if a.fenced {
-		return all
+		return kernel.Peers{Link: n.Link}
 	}
+	// A daemon that was killed may have told the kernel more than it has kept. Until etcd has been read that is not to be taken back.
+	all := kernel.Peers{Link: n.Link, Partial: !a.read(n)}
 	peers := n.book.Peers()
 	for _, addr := range slices.SortedFunc(maps.Keys(peers), netip.Addr.Compare) {
 		all.All = append(all.All, peer(peers[addr]))
 	}
 	return all
+}
+
+// read says whether all there is to know of a network has been read from etcd since this daemon started.
+func (a *Agent) read(n *network) bool {
+	return a.hosts.Status().Compares > 0 && a.members.Status().Compares > 0 && n.addrs.Status().Compares > 0
 }
 
 func (a *Agent) poke() {

@@ -412,6 +412,15 @@ func TestAddresses(t *testing.T) {
 	all[0].knows(blue, from.v4)
 	reach(t, from.Host, d.v4, true)
 
+	// What is granted, and never used.
+	lazy, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "lazy"})
+	must(t, err)
+	all[0].impatient.Store(true)
+	clustertest.Eventually(t, "an address waits for ever", func() bool {
+		_, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "other", Addr: lazy})
+		return err == nil
+	})
+
 	// What is in etcd and not in the file is given up: somebody's crash.
 	stray := cluster.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: cluster.Warm}
 	must(t, all[0].c.Client.Hold(t.Context(), cluster.Member{Network: blue.ID, Host: all[0].self}, stray))

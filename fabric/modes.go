@@ -3,6 +3,7 @@ package fabric
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"netyard/cluster"
@@ -28,7 +29,9 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 		}
 		ask.MTU = want.MTU // of one that is there, it is that one's
 	}
-	if there, err = m.A.c.Client.CreateNetwork(ctx, ask); err != nil {
+	if there, err = m.A.c.Client.CreateNetwork(ctx, ask); errors.Is(err, cluster.ErrNotFound) {
+		return modes.Overlay{}, fmt.Errorf("network %s %w", want.Name, modes.ErrNoOverlay)
+	} else if err != nil {
 		return modes.Overlay{}, err
 	}
 	o := modes.Overlay{ID: there.ID, Name: there.Name, VNI: there.VNI, MTU: there.MTU, Internal: there.Internal}
@@ -82,6 +85,14 @@ func known(name string) string {
 
 // Detach says that they are not any more.
 func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error { return m.A.Withdraw(o.ID, e.ID) }
+
+// Grant gives an owner an address.
+func (m Modes) Grant(ctx context.Context, o modes.Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error) {
+	return m.A.Grant(ctx, Wish{Network: o.ID, Endpoint: owner, Addr: addr, V6: v6})
+}
+
+// Release gives one back.
+func (m Modes) Release(o modes.Overlay, addr netip.Addr) error { return m.A.Release(o.ID, addr) }
 
 // Objects are what the other hosts make wanted in this one's kernel.
 func (m Modes) Objects(o modes.Overlay) []kernel.Object { return m.A.Objects(o.ID) }

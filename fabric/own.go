@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"time"
 
 	"netyard/cluster"
 	"netyard/store"
@@ -22,6 +23,8 @@ type Own struct {
 	Name     string      `json:",omitempty"`
 	Aliases  []string    `json:",omitempty"`
 	Synced   bool        `json:",omitempty"`
+	// Since is since when an endpoint has it that is not reached by it: it is about to come, or was forgotten.
+	Since time.Time `json:",omitzero"`
 	// Trying: it is being asked for in etcd, and nobody has been told that he has it.
 	Trying bool `json:",omitempty"`
 	// Gone: it is to be given up.
@@ -82,7 +85,7 @@ func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("%w on network %s: all are taken", ErrNone, n.Name)
 	}
 	for _, addr := range tries {
-		switch err := a.try(ctx, Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint}); {
+		switch err := a.try(ctx, Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint, Since: time.Now()}); {
 		case err == nil:
 			return addr, nil
 		case w.Addr.IsValid() && errors.Is(err, cluster.ErrTaken):
@@ -101,7 +104,13 @@ func (a *Agent) try(ctx context.Context, o Own) error {
 	if err := a.c.Store.Update(put); err != nil {
 		return err
 	}
-	err := a.c.Client.Hold(ctx, cluster.Member{Network: o.Network, Host: a.self}, o.claim())
+	m := cluster.Member{Network: o.Network, Host: a.self}
+	err := a.c.Client.Hold(ctx, m, o.claim())
+	if errors.Is(err, cluster.ErrNotFound) { // the network has just been made here, and this is faster
+		if err = a.c.Client.JoinNetwork(ctx, m); err == nil {
+			err = a.c.Client.Hold(ctx, m, o.claim())
+		}
+	}
 	o.Trying, o.Synced = false, true
 	if errors.Is(err, cluster.ErrTaken) {
 		put = func(tx store.Tx) error { return owns.Delete(tx, o.key()) }
@@ -160,7 +169,7 @@ func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 			return nil
 		}
 		got = best.Addr
-		best.Endpoint, best.Gone = w.Endpoint, false // what it is for etcd hears when it is known, see Publish
+		best.Endpoint, best.Gone, best.Since = w.Endpoint, false, time.Now() // what it is for etcd hears when it is known, see Publish
 		return owns.Put(tx, best.key(), best)
 	})
 	return got, err
@@ -211,7 +220,7 @@ func (a *Agent) Withdraw(network, endpoint string) error {
 		if o.Use != cluster.Endpoint || o.Endpoint != endpoint {
 			return false
 		}
-		o.Use, o.MAC, o.Name, o.Aliases, o.Synced = cluster.Warm, "", "", nil, false
+		o.Use, o.MAC, o.Name, o.Aliases, o.Synced, o.Since = cluster.Warm, "", "", nil, false, time.Now()
 		return true
 	})
 }

@@ -59,6 +59,9 @@ func (a *Agent) say(err error) {
 		}
 	}
 	a.mu.Unlock()
+	if err == nil && was != nil {
+		a.c.Log.Info("this host is a member of the cluster", "host", a.self)
+	}
 	if err != nil && (was == nil || was.Error() != err.Error()) {
 		a.c.Log.Warn("this host is no member of the cluster", "err", err)
 	}
@@ -101,18 +104,15 @@ func (a *Agent) enter(ctx context.Context) error {
 
 // settle does what is left to be done, again and again: at once when there is something, and each second what could not be done.
 func (a *Agent) settle(ctx context.Context) error {
-	tick, save := time.NewTicker(settleEvery), time.NewTicker(saveEvery)
+	tick := time.NewTicker(settleEvery)
 	defer tick.Stop()
-	defer save.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-save.C:
-			a.save()
-			continue
 		case <-a.poked:
 		case <-tick.C:
+			a.save()
 		}
 		a.assure()
 		if err := a.sync(ctx); err != nil && ctx.Err() == nil {
@@ -126,7 +126,8 @@ func (a *Agent) assure() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, n := range a.networks {
-		if !n.unsure {
+		read := a.read(n)
+		if !n.unsure && (n.sure || !read) {
 			continue
 		}
 		err := a.admit(n)
@@ -137,7 +138,7 @@ func (a *Agent) assure() {
 			err = a.speak(n)
 		}
 		if err == nil {
-			n.unsure = false
+			n.unsure, n.sure = false, read
 		} else {
 			a.c.Log.Debug("tell the kernel of all peers", "network", n.Name, "err", err)
 		}
@@ -245,6 +246,9 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		return err
 	}
 	own, err = a.forgotten(n, own)
+	if err == nil {
+		err = a.reap(own)
+	}
 	if err != nil {
 		return err
 	}
@@ -295,6 +299,27 @@ func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
 		return nil
 	})
 	return append(own, strays...), err
+}
+
+// reap gives up addresses that were granted to somebody who never came, or never said that he has done with them.
+func (a *Agent) reap(own []Own) error {
+	for i, o := range own {
+		if o.Use != cluster.Warm || o.Endpoint == "" || o.Gone || o.Trying || o.Since.IsZero() || time.Since(o.Since) < patience && !a.impatient.Load() {
+			continue
+		}
+		err := a.settleOwn(o, func(now Own, tx store.Tx) error {
+			if now.Use != cluster.Warm || !now.Since.Equal(o.Since) {
+				return nil
+			}
+			now.Gone, now.Synced = true, false
+			own[i] = now
+			return owns.Put(tx, now.key(), now)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // syncOne tells etcd of one address.

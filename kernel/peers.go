@@ -78,6 +78,8 @@ func neighbour(link int, a netip.Addr, m net.HardwareAddr) *netlink.Neigh {
 type Peers struct {
 	Link string
 	All  []Peer
+	// Partial: there may be more of them, who are let alone.
+	Partial bool
 }
 
 // String names the device.
@@ -150,6 +152,9 @@ func (p Peers) compare(k *Kernel, link int) (d peerDiff, err error) {
 	for _, peer := range p.All {
 		delete(forwards, macOf(peer.MAC))
 		delete(neighbours, peer.Addr)
+	}
+	if p.Partial {
+		return d, nil
 	}
 	for m := range forwards {
 		d.nobodys = append(d.nobodys, net.HardwareAddr(m[:]))

@@ -400,6 +400,13 @@ func TestPeers(t *testing.T) {
 	must(t, o.ChangePeers(t.Context(), link, []kernel.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC})) // twice is once
 	right("after the same change")
 
+	some := kernel.Peers{Link: link, All: all.All[:10], Partial: true}
+	if said := faults(t, o.Host, some); said != "" {
+		t.Errorf("some of them: %s", said)
+	}
+	must(t, o.Ensure(t.Context(), some))
+	right("when only some are known")
+
 	bad := kernel.Peer{Addr: peer(many, 2).Addr, MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}, VTEP: netip.MustParseAddr("2001:db8::1")} // of the other family
 	good := peer(many+1, 2)
 	if err := o.ChangePeers(t.Context(), link, []kernel.Peer{bad, good}, nil, nil); err == nil || !strings.Contains(err.Error(), bad.MAC.String()) {

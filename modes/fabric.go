@@ -2,6 +2,7 @@ package modes
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 
 	"netyard/kernel"
@@ -31,7 +32,16 @@ type OverlayHost struct {
 	MTU  int        // of its link to the others, bytes
 }
 
-// A Fabric is the cluster that this host is in, as far as a mode has to know of it. Only Find waits for anybody.
+// ErrNoOverlay says that there is no network of that name in the cluster.
+var ErrNoOverlay = errors.New("is not in the cluster")
+
+// A Claimer is a Mode of networks whose addresses are claimed in a cluster.
+type Claimer interface {
+	// Claimed is the cluster's network that a network is.
+	Claimed(n Network) Overlay
+}
+
+// A Fabric is the cluster that this host is in, as far as others have to know of it. Only Find and Grant wait for anybody.
 type Fabric interface {
 	// Find is the network of a name; one with subnets is made if it is not there. It refuses one that is there and is different.
 	Find(ctx context.Context, want Overlay) (Overlay, error)
@@ -42,6 +52,10 @@ type Fabric interface {
 	// Attach says that the addresses of an endpoint are here, Detach that they are not any more.
 	Attach(o Overlay, e Endpoint) error
 	Detach(o Overlay, e Endpoint) error
+	// Grant gives an owner an address of a network, the one that is named or any of a family; asked again, it is the same. Release gives
+	// an address back.
+	Grant(ctx context.Context, o Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error)
+	Release(o Overlay, addr netip.Addr) error
 	// Objects are what the network's other hosts make wanted in this one's kernel at the moment. The Fabric keeps them so itself.
 	Objects(o Overlay) []kernel.Object
 }

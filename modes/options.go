@@ -166,7 +166,7 @@ func Options() []Option {
 			Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6",
 		},
 		{
-			Name: "mode", Kind: Enum, Values: []string{"bridge", "host", "ipvlan", "macvlan", "none"}, Default: "bridge",
+			Name: "mode", Kind: Enum, Values: []string{"bridge", "host", "ipvlan", "macvlan", "none", "overlay"}, Default: "bridge",
 			Fixed: "it is another kind of network; make the network anew",
 			Help:  "the network's mode; for the driver name netyard, the others say it in their name",
 		},

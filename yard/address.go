@@ -95,6 +95,9 @@ func (y *Yard) busy() ([]netip.Prefix, error) {
 // ReleasePool gives a pool back; an unknown one is free. One whose network could not be deleted, since containers are attached to it
 // by CNI, stays until the network goes.
 func (y *Yard) ReleasePool(_ context.Context, id string) error {
+	if isOverlay(id) {
+		return nil
+	}
 	if isDHCP(id) {
 		return y.releaseDHCPPool(id)
 	}
@@ -126,6 +129,9 @@ func (y *Yard) hasAttachments(tx store.Tx, pool string) (has bool, err error) {
 // RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them gives
 // it: an engine asks only for the first.
 func (y *Yard) RequestAddress(ctx context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
+	if isOverlay(r.Pool) {
+		return y.requestClaim(ctx, r)
+	}
 	if isDHCP(r.Pool) {
 		return y.requestLease(ctx, leaseRequest{AddressRequest: r})
 	}
@@ -173,6 +179,9 @@ func (y *Yard) siblings(tx store.Tx, id string) (out []ipam.Pool, err error) {
 // ReleaseAddress gives an address back; an unknown one is free. An engine deletes the endpoint first, so an address that an
 // endpoint still has is not the caller's any more: the release is a late one, and is not believed.
 func (y *Yard) ReleaseAddress(_ context.Context, pool string, a netip.Addr) error {
+	if isOverlay(pool) {
+		return y.releaseClaim(pool, a)
+	}
 	return y.update("address released", func(tx store.Tx) error {
 		if isDHCP(pool) {
 			return y.releaseGiven(tx, pool, a)

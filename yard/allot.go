@@ -88,6 +88,9 @@ func byFamily(n modes.Network) (groups [][]netip.Prefix) {
 // ownPools refuses a network whose addresses another IPAM hands out: nobody could tell it of those that are given here.
 func ownPools(n modes.Network) error {
 	for _, s := range n.Subnets {
+		if s.Space == OverlaySpace {
+			return fmt.Errorf("network %s: its addresses are a cluster's, and containers get those by Docker only", label(n))
+		}
 		if s.Space != Space && s.Space != DHCPSpace {
 			return fmt.Errorf("network %s: the addresses of %s are given by %s's own IPAM; only a network that was created with --ipam-driver netyard can be shared",
 				label(n), s.Pool, n.Engine)

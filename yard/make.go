@@ -77,6 +77,9 @@ func (y *Yard) MakeNetwork(ctx context.Context, r NetworkRequest) (n modes.Netwo
 	case !errors.Is(err, ErrNotFound):
 		return old, err
 	}
+	if y.Claims(n.Mode) {
+		return n, fmt.Errorf("mode %s: such a network is made by an engine: docker network create -d %s --ipam-driver %s", n.Mode, OverlaySpace, OverlaySpace)
+	}
 	if n.Subnets, err = y.takePools(ctx, n, r); err != nil {
 		return n, err
 	}

@@ -24,6 +24,9 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if y.c.Offered != nil && !slices.Contains(y.c.Offered, n.Mode) {
 		return fmt.Errorf("%w: mode=%s is not offered by this daemon's configuration", modes.ErrOption, n.Mode)
 	}
+	if err := y.claimSpace(&n); err != nil {
+		return err
+	}
 	if err := m.Check(n); err != nil {
 		return err
 	}

@@ -42,6 +42,8 @@ type Config struct {
 	Offered []string
 	// HostID tells this host from others: DHCP servers know containers by it and by their names.
 	HostID string
+	// Fabric is the cluster that overlay networks are in; nil: this host is in none.
+	Fabric modes.Fabric
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
 	// Grace is how old an orphan has to be before it is dropped; default 60 s.

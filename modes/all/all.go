@@ -8,6 +8,7 @@ import (
 	"netyard/modes/ipvlan"
 	"netyard/modes/macvlan"
 	"netyard/modes/none"
+	"netyard/modes/overlay"
 )
 
 // Modes is the table of modes by name.
@@ -18,5 +19,6 @@ func Modes() map[string]modes.New {
 		"ipvlan":  ipvlan.New,
 		"macvlan": macvlan.New,
 		"none":    none.New,
+		"overlay": overlay.New,
 	}
 }

@@ -135,6 +135,9 @@ func of(n modes.Network) modes.Overlay {
 	return modes.Overlay{ID: n.Settled[settledID], Name: n.Opt("overlay"), VNI: uint32(vni), MTU: mtu(n), Internal: n.Internal, Subnets: n.Subnets}
 }
 
+// Claimed is the network of the cluster.
+func (mode) Claimed(n modes.Network) modes.Overlay { return of(n) }
+
 func mtu(n modes.Network) int {
 	mtu, _ := strconv.Atoi(n.Settled[settledMTU])
 	return mtu

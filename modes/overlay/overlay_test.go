@@ -68,6 +68,11 @@ func (alone) Down(modes.Overlay) error                     { return nil }
 func (alone) Attach(modes.Overlay, modes.Endpoint) error   { return nil }
 func (alone) Detach(modes.Overlay, modes.Endpoint) error   { return nil }
 func (alone) Objects(modes.Overlay) (none []kernel.Object) { return none }
+func (alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {
+	return a, nil
+}
+func (alone) Release(modes.Overlay, netip.Addr) error { return nil }
+
 func with(f modes.Fabric) modes.New {
 	return func(e modes.Env) (modes.Mode, error) {
 		e.Fabric = f

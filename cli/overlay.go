@@ -1,0 +1,103 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"netyard/cluster"
+	"netyard/fabric"
+	"netyard/kernel"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard"
+)
+
+// overlays are this host's half of overlay networks; nil when no etcd is configured: then nothing is asked, and nothing runs.
+type overlays struct {
+	agent  *fabric.Agent
+	client *cluster.Client
+}
+
+func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k *kernel.Kernel) (*overlays, error) {
+	if !cfg.Etcd.Enabled() {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	vtep, err := netip.ParseAddr(cfg.Overlay.Address)
+	if err != nil {
+		return nil, fmt.Errorf("overlay.address: %w", err)
+	}
+	_, mtu, err := k.Carrier(vtep)
+	if err != nil { // at boot it may come later than netyard
+		log.Warn("the address that the other hosts send to is not there", "overlay.address", vtep, "err", err)
+		mtu = usualMTU
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("find the host's name: %w", err)
+	}
+	client, err := cluster.Open(cfg.Etcd)
+	if err != nil {
+		return nil, err
+	}
+	agent, err := fabric.New(fabric.Config{
+		Log: log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
+		Host: cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
+	})
+	return &overlays{agent, client}, err
+}
+
+// usualMTU is Ethernet's, bytes.
+const usualMTU = 1500
+
+// modes is the Agent as modes see it; nil when there is none.
+func (o *overlays) modes() modes.Fabric {
+	if o == nil {
+		return nil
+	}
+	return fabric.Modes{A: o.agent}
+}
+
+// keep has the Agent forget the networks that are not on record any more.
+func (o *overlays) keep(y *yard.Yard) error {
+	if o == nil {
+		return nil
+	}
+	ids, err := y.Overlays()
+	if err != nil {
+		return err
+	}
+	return o.agent.Keep(ids)
+}
+
+func (o *overlays) run(ctx context.Context, tasks *errgroup.Group) {
+	if o != nil {
+		tasks.Go(func() error { return o.agent.Run(ctx) })
+	}
+}
+
+func (o *overlays) close() error {
+	if o == nil {
+		return nil
+	}
+	return o.client.Close()
+}
+
+// bootID tells one life of the host's kernel from the next.
+func bootID() (string, error) {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	return strings.TrimSpace(string(raw)), nil
+}

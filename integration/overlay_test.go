@@ -1,0 +1,104 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"netyard/integration/lab"
+)
+
+// inCluster makes hosts on one LAN, and an etcd there. Not all of them have the same engine.
+func inCluster(t *testing.T, engines ...lab.Engine) (etcd *lab.Service, hosts []*lab.Host) {
+	t.Helper()
+	lan := lab.NewLAN(t)
+	n := lan.Node("etcd")
+	url := "http://" + n.IP + ":2379"
+	etcd = n.Service("etcd", "etcd", "--data-dir", filepath.Join(n.Dir, "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url, "--log-level", "error")
+	etcd.Launch()
+	for i, e := range engines {
+		h := lab.New(t, e, lab.On(lan), lab.Name(fmt.Sprint("h", i+1)))
+		config := filepath.Join(h.Dir, "netyard.yaml")
+		text := fmt.Sprintf("etcd:\n  endpoints: [%q]\n  insecure: true\noverlay:\n  address: %s\n", url, h.IP)
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h.Netyard.Start("--config", config)
+		eventually(t, h.Name+" is a member", func() bool { return strings.Contains(h.Netyard.Log(), "this host is a member of the cluster") })
+		hosts = append(hosts, h)
+	}
+	return etcd, hosts
+}
+
+// TestOverlay: three hosts with engines of their own; then etcd dies.
+func TestOverlay(t *testing.T) {
+	t.Parallel()
+	etcd, hosts := inCluster(t, lab.Engine285, lab.Engine2010, lab.Engine285)
+	const flags = "network create -d netyard-overlay --ipam-driver netyard-overlay -o overlay=%s --ipam-opt overlay=%[1]s --ipv6 %s %[1]s"
+	subnets := "--subnet 10.20.0.0/16 --subnet fd20::/64"
+	hosts[0].Docker(fmt.Sprintf(flags, "blue", subnets))
+	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "blue", "--subnet 10.21.0.0/16 --subnet fd20::/64")), "subnet 10.21.0.0/16 is to be it, and in the cluster it has 10.20.0.0/16")
+	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet")
+	for i, h := range hosts {
+		if i > 0 {
+			h.Docker(fmt.Sprintf(flags, "blue", "--subnet fd20::/64"))
+		}
+		h.Run(fmt.Sprint("c", i+1), "--network blue")
+	}
+	hosts[2].Docker(fmt.Sprintf(flags, "green", "--subnet 10.30.0.0/16 --subnet fd30::/64"))
+	hosts[2].Run("other", "--network green")
+	pairs := func() {
+		t.Helper()
+		for i, h := range hosts {
+			for j, to := range hosts {
+				name := fmt.Sprint("c", j+1)
+				h.Ping(fmt.Sprint("c", i+1), to.Addr(name, "blue"))
+				h.Ping(fmt.Sprint("c", i+1), to.Addr6(name, "blue"))
+			}
+			h.Ping(fmt.Sprint("c", i+1), h.Outside.IP)
+		}
+	}
+	pairs()
+	hosts[2].PingFail("other", hosts[2].Addr("c3", "blue"))
+	hosts[2].PingFail("other", hosts[0].Addr("c1", "blue"))
+	for _, network := range []string{"tcp", "udp"} {
+		server := hosts[0].In("c1").Listen(network, ":80")
+		for i, h := range hosts[1:] {
+			c := fmt.Sprint("c", i+2)
+			has(t, h.In(c).Dial(network, hosts[0].Addr("c1", "blue")+":80"), h.Addr(c, "blue")+":")
+			has(t, h.In(c).Dial(network, "["+hosts[0].Addr6("c1", "blue")+"]:80"), "["+h.Addr6(c, "blue")+"]:")
+		}
+		server.Close()
+	}
+	hosts[1].Run("p1", "--network blue -p 8080:80")
+	server := hosts[1].In("p1").Listen("tcp", ":80")
+	hosts[0].Dial("tcp", hosts[1].IP+":8080")
+	server.Close()
+
+	etcd.Kill()
+	hosts[0].Netyard.Restart()
+	hosts[1].Netyard.Kill()
+	hosts[1].Netyard.Start()
+	pairs()
+	hosts[0].Run("late", "--network blue")             // from the store
+	hosts[0].Ping("late", hosts[0].Addr("c1", "blue")) // the other hosts hear of it later
+	etcd.Launch()
+	hosts[2].Ping("c3", hosts[0].Addr("late", "blue"))
+
+	// A container moves with its address. An engine takes --ip only where the network was made with its --subnet.
+	addr := hosts[1].Addr("c2", "blue")
+	hosts[1].Docker("rm -f c2")
+	eventually(t, "the address is free", func() bool {
+		_, err := hosts[0].TryDocker("run -d --name moved --network blue --ip", addr, "busybox sleep 1000")
+		if err != nil {
+			_, _ = hosts[0].TryDocker("rm -f moved")
+		}
+		return err == nil
+	})
+	hosts[2].Ping("c3", addr)
+	for _, h := range hosts {
+		healthy(t, h)
+	}
+}

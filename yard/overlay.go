@@ -1,0 +1,227 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+)
+
+// OverlaySpace is the address space of networks that are on several hosts: their addresses are claimed in a cluster.
+const OverlaySpace = "netyard-overlay"
+
+// overlayPrefix begins the names of pools of a cluster's; they go on with the network's name there, and the subnet. So a pool says all that
+// there is to know of it, and is in no file.
+const overlayPrefix = "overlay-"
+
+// optOverlay names a network in the cluster.
+const optOverlay = "overlay"
+
+var errNoCluster = errors.New("this host is in no cluster: etcd.endpoints is not set in its configuration")
+
+// An OverlayPool is a subnet of a network of a cluster, as an engine's pool.
+type OverlayPool struct {
+	ID     string
+	Subnet netip.Prefix
+	// Gateway is the network's; invalid while there is no such network: then it is the engine's to say.
+	Gateway netip.Prefix
+}
+
+func isOverlay(pool string) bool { return strings.HasPrefix(pool, overlayPrefix) }
+
+func overlayPoolID(name string, subnet netip.Prefix) string {
+	return overlayPrefix + name + "@" + subnet.String()
+}
+
+// parseOverlayPool takes such a name apart.
+func parseOverlayPool(id string) (name string, subnet netip.Prefix, err error) {
+	name, text, ok := strings.Cut(strings.TrimPrefix(id, overlayPrefix), "@")
+	subnet, err = netip.ParsePrefix(text)
+	if !ok || err != nil {
+		return "", subnet, fmt.Errorf("pool %q is not one of an overlay", id)
+	}
+	return name, subnet, nil
+}
+
+// Claims says whether the addresses of a mode's networks are a cluster's.
+func (y *Yard) Claims(mode string) bool {
+	_, yes := y.c.Modes[mode].(modes.Claimer)
+	return yes
+}
+
+// ParseOverlay reads --ipam-opt; ok is false when it does not ask for a cluster's network. always: it has to.
+func ParseOverlay(always bool, ipRange string, opts map[string]string) (name string, ok bool, err error) {
+	name, said := opts[optOverlay]
+	switch {
+	case !said && !always:
+		return "", false, nil
+	case !said || name == "":
+		return "", false, fmt.Errorf("%w: overlay: say the network's name in the cluster, as --ipam-opt overlay=blue", modes.ErrOption)
+	case ipRange != "":
+		return "", false, fmt.Errorf("ip-range %s: on an overlay the hosts take addresses of the whole subnet", ipRange)
+	}
+	for key := range opts {
+		if key != optOverlay {
+			return "", false, fmt.Errorf("%w: unknown --ipam-opt %s beside overlay", modes.ErrOption, key)
+		}
+	}
+	return name, true, nil
+}
+
+// RequestOverlayPool is the subnet of a network of the cluster: the one that it has, or, if it is not there yet, the one that is named.
+func (y *Yard) RequestOverlayPool(ctx context.Context, name, subnet string, v6 bool) (p OverlayPool, err error) {
+	if y.c.Fabric == nil {
+		return p, fmt.Errorf("overlay=%s: %w", name, errNoCluster)
+	}
+	var want netip.Prefix
+	if subnet != "" {
+		if want, err = netip.ParsePrefix(subnet); err != nil {
+			return p, fmt.Errorf("subnet %q: %w", subnet, err)
+		}
+		want, v6 = want.Masked(), want.Addr().Is6()
+	}
+	o, err := y.c.Fabric.Find(ctx, modes.Overlay{Name: name})
+	if errors.Is(err, modes.ErrNoOverlay) && want.IsValid() {
+		return OverlayPool{ID: overlayPoolID(name, want), Subnet: want}, nil
+	}
+	if errors.Is(err, modes.ErrNoOverlay) {
+		return p, fmt.Errorf("overlay=%s: it is not in the cluster yet, so the first of its hosts has to say its --subnet", name)
+	}
+	if err != nil {
+		return p, err
+	}
+	var has []string
+	for _, s := range o.Subnets {
+		if s.Pool.Addr().Is6() != v6 {
+			continue
+		}
+		has = append(has, s.Pool.String())
+		if !want.IsValid() || want == s.Pool {
+			return OverlayPool{ID: overlayPoolID(name, s.Pool), Subnet: s.Pool, Gateway: s.Gateway}, nil
+		}
+	}
+	if len(has) == 0 {
+		return p, fmt.Errorf("overlay=%s: in the cluster it has no subnet of that family", name)
+	}
+	return p, fmt.Errorf("overlay=%s: subnet %s is to be it, and in the cluster it has %s", name, want, strings.Join(has, ", "))
+}
+
+// overlayOf is the network of this host that is one of the cluster's.
+func (y *Yard) overlayOf(name string) (modes.Network, bool, error) {
+	ns, err := y.Networks()
+	for _, n := range ns {
+		if y.Claims(n.Mode) && n.Opt(optOverlay) == name && n.Phase == modes.Ready {
+			return n, true, err
+		}
+	}
+	return modes.Network{}, false, err
+}
+
+// requestClaim is an address of a cluster's network. The gateway's is asked for before the network is there, and nobody's own.
+func (y *Yard) requestClaim(ctx context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
+	name, subnet, err := parseOverlayPool(r.Pool)
+	if err != nil {
+		return a, err
+	}
+	if y.c.Fabric == nil {
+		return a, fmt.Errorf("overlay=%s: %w", name, errNoCluster)
+	}
+	if r.Addr.IsValid() && !subnet.Contains(r.Addr) {
+		return a, fmt.Errorf("address %s is not in subnet %s", r.Addr, subnet)
+	}
+	n, here, err := y.overlayOf(name)
+	if err != nil {
+		return a, err
+	}
+	if r.Gateway {
+		return y.overlayGateway(ctx, name, subnet, r.Addr)
+	}
+	if !here {
+		return a, fmt.Errorf("overlay=%s: no network of this host is that", name)
+	}
+	// Nobody knows yet who it is for. The engine does not choose the hardware address: that follows from the address, so that neighbours
+	// who know it need not learn anything when the address moves to another host.
+	granted, err := y.c.Fabric.Grant(ctx, y.overlay(n), randomID(), r.Addr, subnet.Addr().Is6())
+	return netip.PrefixFrom(granted, subnet.Bits()), err
+}
+
+// overlay is a network of this host as the cluster has it.
+func (y *Yard) overlay(n modes.Network) modes.Overlay {
+	return y.c.Modes[n.Mode].(modes.Claimer).Claimed(n)
+}
+
+// overlayGateway is the gateway that a network of the cluster has, or what it will have.
+func (y *Yard) overlayGateway(ctx context.Context, name string, subnet netip.Prefix, want netip.Addr) (netip.Prefix, error) {
+	first := netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())
+	if want.IsValid() {
+		first = netip.PrefixFrom(want, subnet.Bits())
+	}
+	o, err := y.c.Fabric.Find(ctx, modes.Overlay{Name: name})
+	if errors.Is(err, modes.ErrNoOverlay) {
+		return first, nil
+	}
+	if err != nil {
+		return first, err
+	}
+	for _, s := range o.Subnets {
+		if s.Pool == subnet && want.IsValid() && s.Gateway.Addr() != want {
+			return first, fmt.Errorf("overlay=%s: gateway %s is to be it, and in the cluster it has %s", name, want, s.Gateway.Addr())
+		}
+		if s.Pool == subnet {
+			return s.Gateway, nil
+		}
+	}
+	return first, nil
+}
+
+// releaseClaim gives an address of a cluster's network back, unless an endpoint has it: then the release is a late one.
+func (y *Yard) releaseClaim(pool string, a netip.Addr) error {
+	name, _, err := parseOverlayPool(pool)
+	if err != nil {
+		return err
+	}
+	n, here, err := y.overlayOf(name)
+	if err != nil || !here || y.c.Fabric == nil {
+		return err
+	}
+	var taken bool
+	err = y.c.Store.View(func(tx store.Tx) (err error) {
+		taken, err = claimed(tx, n.ID, a)
+		return err
+	})
+	if err != nil || taken {
+		return err
+	}
+	return y.c.Fabric.Release(y.overlay(n), a)
+}
+
+// claimSpace notes that a network's addresses are a cluster's, and refuses one whose addresses somebody else gives.
+func (y *Yard) claimSpace(n *modes.Network) error {
+	if !y.Claims(n.Mode) {
+		return nil
+	}
+	for i, s := range n.Subnets {
+		if s.Space != Space && s.Space != OverlaySpace {
+			return fmt.Errorf("mode %s: the addresses of %s would be given by another IPAM; use --ipam-driver %s --ipam-opt overlay=%s",
+				n.Mode, s.Pool, OverlaySpace, n.Opt(optOverlay))
+		}
+		n.Subnets[i].Space = OverlaySpace
+	}
+	return nil
+}
+
+// Overlays are the networks of the cluster that are on this host, by their ids there.
+func (y *Yard) Overlays() (ids []string, err error) {
+	ns, err := y.Networks()
+	for _, n := range ns {
+		if y.Claims(n.Mode) {
+			ids = append(ids, y.overlay(n).ID)
+		}
+	}
+	return ids, err
+}
