@@ -25,6 +25,7 @@ func inCluster(t *testing.T, engines ...lab.Engine) (etcd *lab.Service, hosts []
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1") // see host6
 		h.Netyard.Start("--config", config)
 		eventually(t, h.Name+" is a member", func() bool { return strings.Contains(h.Netyard.Log(), "this host is a member of the cluster") })
 		hosts = append(hosts, h)
