@@ -108,7 +108,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, runtime.Close()) }()
-	agent, err := newFabric(cfg, log, version, st, k)
+	agent, err := newFabric(cfg, log, version, st, k) //nolint:contextcheck // the kernel answers at once, or not at all
 	if err != nil {
 		return err
 	}

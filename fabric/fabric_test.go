@@ -43,9 +43,9 @@ func must(t testing.TB, err error) {
 }
 
 // hosts makes some on one LAN, with one etcd; their agents do not run yet.
-func hosts(t *testing.T, e *clustertest.Etcd, many int) (lan *kerneltest.Host, all []*host) {
+func hosts(t *testing.T, e *clustertest.Etcd, many int) (all []*host) {
 	t.Helper()
-	lan = kerneltest.New(t)
+	lan := kerneltest.New(t)
 	lan.Sh(t, "ip link add br0 type bridge && ip link set br0 up")
 	for n := 1; n <= many; n++ {
 		h := &host{Host: lan.Peer(t, fmt.Sprint("p", n)), t: t, n: n, etcd: e}
@@ -63,7 +63,7 @@ func hosts(t *testing.T, e *clustertest.Etcd, many int) (lan *kerneltest.Host, a
 		})
 		all = append(all, h)
 	}
-	return lan, all
+	return all
 }
 
 // boot makes the agent anew, with what its file has; at is the end of the host's address on the LAN.
@@ -232,7 +232,7 @@ func (h *host) audited(n cluster.Network) {
 func TestOverlay(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
-	_, all := hosts(t, e, 3)
+	all := hosts(t, e, 3)
 	var blue, green cluster.Network
 	for i, h := range all {
 		h.run()
@@ -322,7 +322,7 @@ func outage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network
 func TestColdBoot(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
-	_, all := hosts(t, e, 2)
+	all := hosts(t, e, 2)
 	for _, h := range all {
 		h.run()
 		h.member()
@@ -359,7 +359,7 @@ func TestColdBoot(t *testing.T) {
 func TestAddresses(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
-	_, all := hosts(t, e, 2)
+	all := hosts(t, e, 2)
 	for _, h := range all {
 		h.run()
 		h.member()
@@ -440,7 +440,7 @@ func TestAddresses(t *testing.T) {
 func TestHostsChange(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
-	_, all := hosts(t, e, 2)
+	all := hosts(t, e, 2)
 	for _, h := range all {
 		h.run()
 		h.member()

@@ -92,10 +92,10 @@ func (a *Agent) enter(ctx context.Context) error {
 	first := !a.entered
 	a.entered = true
 	if first {
-		a.tasks.start(a.hosts.Run)
-		a.tasks.start(a.members.Run)
+		a.tasks.start(a.hosts.Run)   //nolint:contextcheck // it lives as long as Run
+		a.tasks.start(a.members.Run) //nolint:contextcheck // the same
 		for _, n := range a.networks {
-			n.stop = a.tasks.start(n.addrs.Run)
+			n.stop = a.tasks.start(n.addrs.Run) //nolint:contextcheck // the same
 		}
 	}
 	a.mu.Unlock()
@@ -114,7 +114,7 @@ func (a *Agent) settle(ctx context.Context) error {
 		case <-tick.C:
 			a.save()
 		}
-		a.assure()
+		a.assure() //nolint:contextcheck // the kernel answers at once, or not at all
 		if err := a.sync(ctx); err != nil && ctx.Err() == nil {
 			a.c.Log.Debug("bring etcd up to date", "err", err)
 		}

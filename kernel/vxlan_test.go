@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,10 +38,10 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// overlayOf makes hosts on one LAN, and the LAN.
-func overlayOf(t *testing.T, hosts int, v6 bool) (lan *kerneltest.Host, all []*overlaid) {
+// overlayOf makes hosts on one LAN.
+func overlayOf(t *testing.T, hosts int, v6 bool) (all []*overlaid) {
 	t.Helper()
-	lan = kerneltest.New(t)
+	lan := kerneltest.New(t)
 	lan.Sh(t, "ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
 	for n := 1; n <= hosts; n++ {
 		o := &overlaid{Host: lan.Peer(t, fmt.Sprint("p", n)), t: t, n: n, v6: v6, vtep: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})}
@@ -53,7 +54,7 @@ func overlayOf(t *testing.T, hosts int, v6 bool) (lan *kerneltest.Host, all []*o
 		must(t, o.LoadFirewall())
 		all = append(all, o)
 	}
-	return lan, all
+	return all
 }
 
 // bridge is a network of a number, with a host's own address and the gateway's: subnet is 20 for 10.20.0.0/16 and fd20::/64.
@@ -171,7 +172,7 @@ func TestVXLAN(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "over IPv4", true: "over IPv6"}[v6], func(t *testing.T) {
 			t.Parallel()
-			_, hosts := overlayOf(t, 3, v6)
+			hosts := overlayOf(t, 3, v6)
 			blue := join(t, hosts, blueNet, blueVNI, 20)
 			green := join(t, hosts[:2], greenNet, greenVNI, 30)
 			for i, c := range blue {
@@ -235,7 +236,7 @@ func TestVXLANInjection(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "over IPv4", true: "over IPv6"}[v6], func(t *testing.T) {
 			t.Parallel()
-			_, hosts := overlayOf(t, 4, v6) // the fourth is no member; the third is on green only
+			hosts := overlayOf(t, 4, v6) // the fourth is no member; the third is on green only
 			blue := join(t, hosts[:2], blueNet, blueVNI, 20)
 			join(t, []*overlaid{hosts[0], hosts[2]}, greenNet, greenVNI, 30)
 			victim, me := kerneltest.Station{V4: netip.MustParseAddr("10.20.1.2")}, kerneltest.Station{V4: netip.MustParseAddr("10.20.2.2")}
@@ -288,7 +289,7 @@ func TestVXLANInjection(t *testing.T) {
 // TestVXLANHeals: what somebody took away or altered is seen, and put right.
 func TestVXLANHeals(t *testing.T) {
 	t.Parallel()
-	_, hosts := overlayOf(t, 2, false)
+	hosts := overlayOf(t, 2, false)
 	join(t, hosts, blueNet, blueVNI, 20)
 	o := hosts[0]
 	objects := append(o.bridge(blueNet, blueVNI, 20), kernel.Peers{Link: "nyx-aaaaaaaaaaa", All: hosts[1].peersOf(20)})
@@ -336,14 +337,14 @@ func TestVXLANHeals(t *testing.T) {
 // TestVXLANStray: a device that no network wants is found, and goes.
 func TestVXLANStray(t *testing.T) {
 	t.Parallel()
-	_, hosts := overlayOf(t, 1, false)
+	hosts := overlayOf(t, 1, false)
 	o := hosts[0]
 	objects := o.bridge(blueNet, blueVNI, 20)
 	must(t, o.Ensure(t.Context(), objects...))
 	for _, want := range []int{0, 1} {
 		known := objects
 		if want == 1 {
-			known = append(objects[:5:5], objects[6:]...)
+			known = slices.Concat(objects[:5], objects[6:])
 		}
 		snap, err := o.Snapshot()
 		must(t, err)
@@ -363,7 +364,7 @@ func TestVXLANStray(t *testing.T) {
 // TestPeers: many at once, and then what changes; the device has them all and no others.
 func TestPeers(t *testing.T) {
 	t.Parallel()
-	_, hosts := overlayOf(t, 1, false)
+	hosts := overlayOf(t, 1, false)
 	o := hosts[0]
 	const link = "nyx-aaaaaaaaaaa"
 	must(t, o.Ensure(t.Context(), o.bridge(blueNet, blueVNI, 20)...))
