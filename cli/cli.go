@@ -85,7 +85,7 @@ func (p Program) app() *cli.App {
 		}},
 		Commands: []*cli.Command{
 			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.eventsCommand(), p.leaseCommand(),
-			p.cniCommand(), p.policyCommand(), p.doctorCommand(), p.gcCommand(), traceCommand(),
+			p.cniCommand(), p.policyCommand(), p.clusterCommand(), p.doctorCommand(), p.gcCommand(), traceCommand(),
 			p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(), verifyCommand(),
 		},
 		Action:         wantCommand,

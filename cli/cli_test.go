@@ -245,6 +245,13 @@ func (w world) handler() http.Handler {
 		return w.events, http.StatusOK
 	})
 	answer("GET /v1/doctor", always(w.findings))
+	answer("GET /v1/cluster", always(api.ClusterStatus{
+		Host: "c1", Reason: "etcd is unreachable\nlook out", Hosts: 2, Rejected: 1, Networks: []api.ClusterNetwork{{Name: "blue", Peers: 4, Warm: 8, Waiting: 1}},
+	}))
+	answer("GET /v1/cluster/hosts", always([]api.ClusterHost{
+		{Name: "two", Address: "192.0.2.2", Networks: []string{}}, {Name: "one", Address: "192.0.2.1", Alive: true, Networks: []string{"blue", "green"}, Version: "v1"},
+	}))
+	answer("DELETE /v1/cluster/hosts/{host}", always(api.ClusterHost{Name: "two", Address: "192.0.2.2"}))
 	policies(answer)
 	answer("GET /v1/networks/{ref}", func(r *http.Request) (any, int) {
 		return find("network", r, w.networks, func(n api.Network) []string { return []string{n.ID, n.Name} })

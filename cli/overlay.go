@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
 
+	"netyard/cli/api"
 	"netyard/cluster"
 	"netyard/fabric"
 	"netyard/kernel"
@@ -91,6 +93,53 @@ func (o *overlays) close() error {
 		return nil
 	}
 	return o.client.Close()
+}
+
+// admin is what the admin can ask of the cluster; nil when there is none.
+func (o *overlays) admin() api.Cluster {
+	if o == nil {
+		return nil
+	}
+	return o
+}
+
+// Status says how this host fares as a member.
+func (o *overlays) Status() (api.ClusterStatus, error) {
+	s, err := o.agent.Status()
+	v := api.ClusterStatus{
+		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Down: s.Health.Down, Hosts: s.Hosts.Records,
+		Rejected: s.Hosts.Rejected + s.Members.Rejected, Networks: []api.ClusterNetwork{},
+	}
+	for _, n := range s.Networks {
+		w := api.ClusterNetwork{Name: n.Name, Peers: n.Peers, Warm: n.Warm, Waiting: n.Waiting, Lost: n.Lost, Read: n.Addresses.Compared, Refused: map[string]string{}}
+		for a, why := range n.Refused {
+			w.Refused[a.String()] = why
+		}
+		v.Rejected += n.Addresses.Rejected
+		v.Networks = append(v.Networks, w)
+	}
+	slices.SortFunc(v.Networks, func(a, b api.ClusterNetwork) int { return strings.Compare(a.Name, b.Name) })
+	return v, err
+}
+
+// Hosts are the members, as etcd has them.
+func (o *overlays) Hosts(ctx context.Context) ([]api.ClusterHost, error) {
+	all, err := o.agent.Members(ctx)
+	views := []api.ClusterHost{}
+	for _, m := range all {
+		views = append(views, hostView(m))
+	}
+	return views, err
+}
+
+// Forget takes a host out.
+func (o *overlays) Forget(ctx context.Context, host string) (api.ClusterHost, error) {
+	m, err := o.agent.Forget(ctx, host)
+	return hostView(m), err
+}
+
+func hostView(m fabric.Member) api.ClusterHost {
+	return api.ClusterHost{ID: m.ID, Name: m.Name, Address: m.VTEP.String(), Alive: m.Alive, Networks: m.Networks, Version: m.Version}
 }
 
 // bootID tells one life of the host's kernel from the next.

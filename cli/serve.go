@@ -137,7 +137,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	if err := keepZone(ctx, tasks, k, log); err != nil {
 		return err
 	}
-	server := &api.Server{Yard: y, Log: log, Version: version}
+	server := &api.Server{Yard: y, Log: log, Version: version, Cluster: agent.admin()}
 	if cfg.DockerHost != "" {
 		server.Censuses = append(server.Censuses, docker.Census)
 		tasks.Go(func() error { return docker.Run(ctx) })

@@ -78,6 +78,12 @@ func TestOverlay(t *testing.T) {
 	hosts[0].Dial("tcp", hosts[1].IP+":8080")
 	server.Close()
 
+	has(t, hosts[0].Sh("netyard cluster status"), "this host is a member, one of 3")
+	if out := hosts[1].Sh("netyard cluster hosts"); strings.Count(out, "true") != 3 || !strings.Contains(out, hosts[2].IP) || !strings.Contains(out, "blue, green") {
+		t.Errorf("cluster hosts: %s", out)
+	}
+	has(t, hosts[0].ShErr("netyard cluster forget nobody"), "host nobody is not in the cluster")
+
 	etcd.Kill()
 	hosts[0].Netyard.Restart()
 	hosts[1].Netyard.Kill()

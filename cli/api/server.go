@@ -31,6 +31,8 @@ type Server struct {
 	Yard    *yard.Yard
 	Log     *slog.Logger
 	Version string
+	// Cluster is the one that overlay networks are in; nil: this host is in none.
+	Cluster Cluster
 	// Censuses ask the engines, each one.
 	Censuses []func(context.Context) (yard.Census, error)
 }
@@ -59,6 +61,9 @@ func (s *Server) Handler() http.Handler {
 	handle("POST /v1/policies", s.applyPolicies)
 	handle("GET /v1/policies/{name}", s.policy)
 	handle("DELETE /v1/policies/{name}", s.removePolicy)
+	handle("GET /v1/cluster", s.clusterStatus)
+	handle("GET /v1/cluster/hosts", s.clusterHosts)
+	handle("DELETE /v1/cluster/hosts/{host}", s.forgetHost)
 	handle("GET /v1/doctor", s.doctor)
 	handle("POST /v1/gc", s.gc)
 	handle("GET /v1/trace", s.trace)

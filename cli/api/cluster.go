@@ -1,0 +1,101 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// A Cluster is what the admin can ask of the cluster that overlay networks are in.
+type Cluster interface {
+	Status() (ClusterStatus, error)
+	Hosts(ctx context.Context) ([]ClusterHost, error)
+	// Forget takes a host out, by its name or its id.
+	Forget(ctx context.Context, host string) (ClusterHost, error)
+}
+
+// A ClusterHost is a member, as etcd has it.
+type ClusterHost struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	// Alive: its netyard runs and reaches etcd.
+	Alive    bool     `json:"alive"`
+	Networks []string `json:"networks"`
+	Version  string   `json:"version,omitempty"`
+}
+
+// A ClusterStatus is how this host fares as a member.
+type ClusterStatus struct {
+	Host    string `json:"host"`
+	Cluster string `json:"cluster,omitempty"`
+	// Reason is why it is no member at the moment; empty: it is one.
+	Reason string `json:"reason,omitempty"`
+	// Down is since when etcd has not answered.
+	Down     time.Time        `json:"down,omitzero"`
+	Hosts    int              `json:"hosts"`
+	Rejected int              `json:"rejected"` // records in etcd that are not let in
+	Networks []ClusterNetwork `json:"networks"`
+}
+
+// A ClusterNetwork is an overlay on this host.
+type ClusterNetwork struct {
+	Name  string `json:"name"`
+	Peers int    `json:"peers"` // addresses on other hosts
+	// Warm are in store, Waiting are addresses that etcd has not heard of, Lost those that it says are another host's.
+	Warm    int `json:"warm"`
+	Waiting int `json:"waiting"`
+	Lost    int `json:"lost"`
+	// Refused are addresses in etcd that are no peers, and why.
+	Refused map[string]string `json:"refused,omitempty"`
+	// Read is when all of it was last read from etcd.
+	Read time.Time `json:"read,omitzero"`
+}
+
+func (s *Server) inCluster() (Cluster, error) {
+	if s.Cluster == nil {
+		return nil, fmt.Errorf("%w: this host is in no cluster: etcd.endpoints is not set in its configuration", errBadRequest)
+	}
+	return s.Cluster, nil
+}
+
+func (s *Server) clusterStatus(context.Context, *http.Request) (any, error) {
+	c, err := s.inCluster()
+	if err != nil {
+		return nil, err
+	}
+	return c.Status()
+}
+
+func (s *Server) clusterHosts(ctx context.Context, _ *http.Request) (any, error) {
+	c, err := s.inCluster()
+	if err != nil {
+		return nil, err
+	}
+	return c.Hosts(ctx)
+}
+
+func (s *Server) forgetHost(ctx context.Context, r *http.Request) (any, error) {
+	c, err := s.inCluster()
+	if err != nil {
+		return nil, err
+	}
+	return c.Forget(ctx, r.PathValue("host"))
+}
+
+// ClusterStatus says how this host fares as a member of its cluster.
+func (c *Client) ClusterStatus(ctx context.Context) (ClusterStatus, error) {
+	return do[ClusterStatus](ctx, c, http.MethodGet, "/v1/cluster", nil)
+}
+
+// ClusterHosts are the members, as etcd has them.
+func (c *Client) ClusterHosts(ctx context.Context) ([]ClusterHost, error) {
+	return do[[]ClusterHost](ctx, c, http.MethodGet, "/v1/cluster/hosts", nil)
+}
+
+// ForgetHost takes a host out.
+func (c *Client) ForgetHost(ctx context.Context, host string) (ClusterHost, error) {
+	return do[ClusterHost](ctx, c, http.MethodDelete, "/v1/cluster/hosts/"+url.PathEscape(host), nil)
+}

@@ -1,0 +1,74 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"netyard/cli/api"
+)
+
+func (p Program) clusterCommand() *cli.Command {
+	return &cli.Command{
+		Name: "cluster", Usage: "look at the cluster that overlay networks are in",
+		Subcommands: []*cli.Command{
+			{Name: "status", Usage: "say how this host fares as a member", Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}}, Action: clusterStatus},
+			list[api.ClusterHost]{
+				fetch: func(c *cli.Context) ([]api.ClusterHost, error) { return client(c).ClusterHosts(c.Context) },
+				order: func(a, b api.ClusterHost) int { return strings.Compare(a.Name, b.Name) },
+				columns: func(shortener) []column[api.ClusterHost] {
+					return []column[api.ClusterHost]{
+						{head: "NAME", cell: func(h api.ClusterHost) string { return h.Name }},
+						{head: "ADDRESS", cell: func(h api.ClusterHost) string { return h.Address }},
+						{head: "ALIVE", cell: func(h api.ClusterHost) string { return strconv.FormatBool(h.Alive) }},
+						{head: "NETWORKS", fit: fit{goes: 1}, cell: func(h api.ClusterHost) string { return strings.Join(h.Networks, ", ") }},
+						{head: "VERSION", fit: fit{goes: 2}, cell: func(h api.ClusterHost) string { return h.Version }},
+					}
+				},
+			}.command(p.Width, &cli.Command{Name: "hosts", Usage: "list the hosts of the cluster"}),
+			{
+				Name: "forget", ArgsUsage: "HOST", Usage: "take a host out: its addresses are free, and it is fenced when it comes back",
+				Action: func(c *cli.Context) error {
+					if c.Args().Len() != 1 {
+						return usagef(c, "say one host")
+					}
+					h, err := client(c).ForgetHost(c.Context, c.Args().First())
+					if err != nil {
+						return err
+					}
+					_, err = fmt.Fprintf(c.App.Writer, "forgot %s (%s)\n", printable(h.Name), h.Address)
+					return err
+				},
+			},
+		},
+	}
+}
+
+func clusterStatus(c *cli.Context) error {
+	s, err := client(c).ClusterStatus(c.Context)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, s)
+	}
+	say := func(format string, args ...any) {
+		if err == nil {
+			_, err = fmt.Fprintf(c.App.Writer, format+"\n", args...)
+		}
+	}
+	if s.Reason == "" {
+		say("this host is a member, one of %d", s.Hosts)
+	} else {
+		say("this host is no member: %s", printable(s.Reason))
+	}
+	if s.Rejected > 0 {
+		say("%d records in etcd are not let in; the log names them", s.Rejected)
+	}
+	for _, n := range s.Networks {
+		say("network %s: %d peers, %d addresses in store, %d that etcd has not heard of, %d lost, %d refused", n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
+	}
+	return err
+}
