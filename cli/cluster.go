@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -28,6 +29,7 @@ func (p Program) clusterCommand() *cli.Command {
 					}
 				},
 			}.command(p.Width, &cli.Command{Name: "hosts", Usage: "list the hosts of the cluster"}),
+			p.clusterDoctor(),
 			{
 				Name: "forget", ArgsUsage: "HOST", Usage: "take a host out: its addresses are free, and it is fenced when it comes back",
 				Action: func(c *cli.Context) error {
@@ -44,6 +46,31 @@ func (p Program) clusterCommand() *cli.Command {
 			},
 		},
 	}
+}
+
+func (p Program) clusterDoctor() *cli.Command {
+	return list[api.ClusterSymptom]{
+		fetch: func(c *cli.Context) ([]api.ClusterSymptom, error) { return client(c).ClusterDoctor(c.Context) },
+		order: func(a, b api.ClusterSymptom) int {
+			return cmp.Or(cmp.Compare(a.Of, b.Of), cmp.Compare(a.Network, b.Network), cmp.Compare(a.Text, b.Text))
+		},
+		bare: true,
+		columns: func(shortener) []column[api.ClusterSymptom] {
+			return []column[api.ClusterSymptom]{
+				{cell: func(s api.ClusterSymptom) string { return s.Of }},
+				{cell: func(s api.ClusterSymptom) string { return s.Network }},
+				{cell: func(s api.ClusterSymptom) string { return s.Text }},
+			}
+		},
+		verdict: func(found []api.ClusterSymptom) error {
+			if len(found) > 0 {
+				return errFindings
+			}
+			return nil
+		},
+	}.command(0, &cli.Command{ // of what is wrong nothing is cut
+		Name: "doctor", Usage: "look for what is wrong with etcd, with this host, and with the way to the others; silent when nothing is",
+	})
 }
 
 func clusterStatus(c *cli.Context) error {

@@ -138,6 +138,16 @@ func (o *overlays) Forget(ctx context.Context, host string) (api.ClusterHost, er
 	return hostView(m), err
 }
 
+// Doctor looks for what is wrong.
+func (o *overlays) Doctor(ctx context.Context) ([]api.ClusterSymptom, error) {
+	found, err := o.agent.Doctor(ctx)
+	views := []api.ClusterSymptom{}
+	for _, s := range found {
+		views = append(views, api.ClusterSymptom(s))
+	}
+	return views, err
+}
+
 func hostView(m fabric.Member) api.ClusterHost {
 	return api.ClusterHost{ID: m.ID, Name: m.Name, Address: m.VTEP.String(), Alive: m.Alive, Networks: m.Networks, Version: m.Version}
 }

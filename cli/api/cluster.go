@@ -14,6 +14,16 @@ type Cluster interface {
 	Hosts(ctx context.Context) ([]ClusterHost, error)
 	// Forget takes a host out, by its name or its id.
 	Forget(ctx context.Context, host string) (ClusterHost, error)
+	// Doctor looks for what is wrong with etcd, this host, and the way to the others.
+	Doctor(ctx context.Context) ([]ClusterSymptom, error)
+}
+
+// A ClusterSymptom is something that somebody ought to know of the cluster.
+type ClusterSymptom struct {
+	// Of is "etcd", "host" or "network".
+	Of      string `json:"of"`
+	Network string `json:"network,omitempty"` // its name in the cluster
+	Text    string `json:"text"`
 }
 
 // A ClusterHost is a member, as etcd has it.
@@ -85,6 +95,14 @@ func (s *Server) forgetHost(ctx context.Context, r *http.Request) (any, error) {
 	return c.Forget(ctx, r.PathValue("host"))
 }
 
+func (s *Server) clusterDoctor(ctx context.Context, _ *http.Request) (any, error) {
+	c, err := s.inCluster()
+	if err != nil {
+		return nil, err
+	}
+	return c.Doctor(ctx)
+}
+
 // ClusterStatus says how this host fares as a member of its cluster.
 func (c *Client) ClusterStatus(ctx context.Context) (ClusterStatus, error) {
 	return do[ClusterStatus](ctx, c, http.MethodGet, "/v1/cluster", nil)
@@ -98,4 +116,9 @@ func (c *Client) ClusterHosts(ctx context.Context) ([]ClusterHost, error) {
 // ForgetHost takes a host out.
 func (c *Client) ForgetHost(ctx context.Context, host string) (ClusterHost, error) {
 	return do[ClusterHost](ctx, c, http.MethodDelete, "/v1/cluster/hosts/"+url.PathEscape(host), nil)
+}
+
+// ClusterDoctor looks for what is wrong with etcd, the daemon's host, and the way to the others.
+func (c *Client) ClusterDoctor(ctx context.Context) ([]ClusterSymptom, error) {
+	return do[[]ClusterSymptom](ctx, c, http.MethodGet, "/v1/cluster/doctor", nil)
 }

@@ -62,6 +62,7 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/policies/{name}", s.policy)
 	handle("DELETE /v1/policies/{name}", s.removePolicy)
 	handle("GET /v1/cluster", s.clusterStatus)
+	handle("GET /v1/cluster/doctor", s.clusterDoctor)
 	handle("GET /v1/cluster/hosts", s.clusterHosts)
 	handle("DELETE /v1/cluster/hosts/{host}", s.forgetHost)
 	handle("GET /v1/doctor", s.doctor)
