@@ -24,7 +24,7 @@ import (
 type host struct {
 	*kerneltest.Host
 	*Agent
-	t     *testing.T
+	t     testing.TB
 	n     int
 	etcd  *clustertest.Etcd
 	db    *store.Store
@@ -43,7 +43,7 @@ func must(t testing.TB, err error) {
 }
 
 // hosts makes some on one LAN, with one etcd; their agents do not run yet.
-func hosts(t *testing.T, e *clustertest.Etcd, many int) (all []*host) {
+func hosts(t testing.TB, e *clustertest.Etcd, many int) (all []*host) {
 	t.Helper()
 	lan := kerneltest.New(t)
 	lan.Sh(t, "ip link add br0 type bridge && ip link set br0 up")
