@@ -3,34 +3,99 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"netyard/integration/lab"
 )
 
-// inCluster makes hosts on one LAN, and an etcd there. Not all of them have the same engine.
-func inCluster(t *testing.T, engines ...lab.Engine) (etcd *lab.Service, hosts []*lab.Host) {
+// etcds are the members of etcd.
+type etcds []*lab.Service
+
+func (all etcds) Kill() {
+	for _, e := range all {
+		e.Kill()
+	}
+}
+
+func (all etcds) Launch() {
+	for _, e := range all {
+		e.Launch()
+	}
+}
+
+// A guide is what docs/overlay.md tells people to do, by the language of its blocks.
+func guide(t *testing.T) map[string][]string {
 	t.Helper()
-	lan := lab.NewLAN(t)
-	n := lan.Node("etcd")
-	url := "http://" + n.IP + ":2379"
-	etcd = n.Service("etcd", "etcd", "--data-dir", filepath.Join(n.Dir, "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url, "--log-level", "error")
-	etcd.Launch()
+	blocks := map[string][]string{}
+	for _, m := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(read(t, "docs/overlay.md"), -1) {
+		blocks[m[1]] = append(blocks[m[1]], m[2])
+	}
+	if len(blocks["bash"]) != 4 || len(blocks["ini"]) != 1 || len(blocks["yaml"]) != 1 {
+		t.Fatalf("docs/overlay.md has other blocks than this test takes it for: %v", blocks)
+	}
+	return blocks
+}
+
+// asOn is a block of the guide as somebody would type it on a host: with addresses as they are here, and h1's as this host's.
+func asOn(text string, at int, hosts []*lab.Host) string {
+	h, lines := hosts[at], strings.SplitAfter(text, "\n")
+	for i, l := range lines {
+		if !strings.Contains(l, "192.0.2.2") { // not about all of them
+			lines[i] = strings.NewReplacer("192.0.2.1", h.IP, "h1", h.Name).Replace(l)
+		}
+	}
+	text = strings.ReplaceAll(strings.Join(lines, ""), "/etc/", h.Dir+"/etc/")
+	for i, o := range hosts {
+		text = strings.ReplaceAll(text, fmt.Sprint("192.0.2.", i+1), o.IP)
+	}
+	return text
+}
+
+// inCluster makes three hosts on one LAN, each with a member of etcd, as docs/overlay.md says. Not all of them have the same engine.
+func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab.Host) {
+	t.Helper()
+	lan, steps := lab.NewLAN(t), guide(t)
 	for i, e := range engines {
-		h := lab.New(t, e, lab.On(lan), lab.Name(fmt.Sprint("h", i+1)))
-		config := filepath.Join(h.Dir, "netyard.yaml")
-		text := fmt.Sprintf("etcd:\n  endpoints: [%q]\n  insecure: true\noverlay:\n  address: %s\n", url, h.IP)
-		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		hosts = append(hosts, lab.New(t, e, lab.On(lan), lab.Name(fmt.Sprint("h", i+1))))
+	}
+	write := func(file, text string) string {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1") // see host6
-		h.Netyard.Start("--config", config)
-		eventually(t, h.Name+" is a member", func() bool { return strings.Contains(h.Netyard.Log(), "this host is a member of the cluster") })
-		hosts = append(hosts, h)
+		return file
 	}
-	return etcd, hosts
+	pki := t.TempDir()
+	issue := exec.Command("bash", "-e", write(filepath.Join(pki, "issue"), asOn(steps["bash"][0], 0, hosts)))
+	issue.Dir = pki
+	if out, err := issue.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for i, h := range hosts {
+		for _, f := range []string{"ca.crt", h.Name + ".crt", h.Name + ".key"} {
+			raw, err := os.ReadFile(filepath.Join(pki, f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(filepath.Join(h.Dir, f), string(raw))
+		}
+		h.Sh("cd", h.Dir, "&& bash -e", write(filepath.Join(h.Dir, "install"), asOn(steps["bash"][1], i, hosts)))
+		etcd := h.Service("etcd", lab.Etcd(t, h.Dir), "--data-dir", filepath.Join(h.Dir, "etcd"), "--log-level", "error")
+		etcd.Env = strings.Fields(asOn(steps["ini"][0], i, hosts))
+		members = append(members, etcd)
+	}
+	members.Launch()
+	for i, h := range hosts {
+		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1") // see host6
+		h.Netyard.Start("--config", write(filepath.Join(h.Dir, "netyard.yaml"), asOn(steps["yaml"][0], i, hosts)))
+	}
+	for _, h := range hosts {
+		eventually(t, h.Name+" is a member", func() bool { return strings.Contains(h.Netyard.Log(), "this host is a member of the cluster") })
+	}
+	return members, hosts
 }
 
 // TestOverlay: three hosts with engines of their own; then etcd dies.
@@ -78,6 +143,7 @@ func TestOverlay(t *testing.T) {
 	hosts[0].Dial("tcp", hosts[1].IP+":8080")
 	server.Close()
 
+	eventually(t, "the doctor finds nothing", func() bool { _, err := hosts[1].TrySh("netyard cluster doctor"); return err == nil })
 	has(t, hosts[0].Sh("netyard cluster status"), "this host is a member, one of 3")
 	if out := hosts[1].Sh("netyard cluster hosts"); strings.Count(out, "true") != 3 || !strings.Contains(out, hosts[2].IP) || !strings.Contains(out, "blue, green") {
 		t.Errorf("cluster hosts: %s", out)

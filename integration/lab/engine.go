@@ -54,6 +54,20 @@ func (e Engine) need(t testing.TB) {
 	}
 }
 
+// Etcd is the program of an etcd newer than this machine's own, put into a directory that a node sees. scripts/engines gets it.
+func Etcd(t testing.TB, dir string) string {
+	t.Helper()
+	program := filepath.Join(Engine285.root(), "usr/bin/etcd")
+	if _, err := os.Stat(program); err != nil {
+		Skip(t, fmt.Sprintf("no %s: scripts/engines makes it", program))
+	}
+	to := filepath.Join(dir, "etcd-server")
+	if err := place(program, to); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
 // Engines runs the test once on each engine: on the oldest and the newest, or those that NETYARD_ENGINES names
 // ("20.10,26.1,28.5").
 func Engines(t *testing.T, test func(t *testing.T, e Engine)) {
