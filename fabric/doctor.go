@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"netyard/cluster"
+	"netyard/kernel"
 )
 
 // A Symptom is something that somebody ought to know of the cluster, as this host sees it.
@@ -20,7 +21,7 @@ type Symptom struct {
 }
 
 // Doctor looks for what is wrong with etcd, with this host as a member, and with the way to the others: on each network it sends each of
-// them a small packet and one as large as the network allows. It works in the network namespace of its thread.
+// them a small packet and one as large as the network allows.
 func (a *Agent) Doctor(ctx context.Context) (all []Symptom, err error) {
 	s, err := a.Status()
 	if err != nil {
@@ -71,26 +72,23 @@ type far struct {
 // probe asks the hosts that are alive whether packets get to them.
 func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 	fars := a.fars(a.dead(ctx))
-	for _, v6 := range []bool{false, true} {
-		mine := slices.DeleteFunc(slices.Clone(fars), func(f far) bool { return f.addr.Is6() != v6 })
-		var qs []question
-		for _, f := range mine {
-			qs = append(qs, question{f.addr, 0}, question{f.addr, f.mtu})
-		}
-		answered, err := ask(ctx, v6, qs)
-		if err != nil {
-			return nil, err
-		}
-		for i, f := range mine {
-			small, large := answered[2*i], answered[2*i+1]
-			switch {
-			case !small && !large:
-				all = append(all, Symptom{Of: "network", Network: f.network, Text: fmt.Sprintf(
-					"host %s does not answer at %s: nothing comes back from %s at UDP port %d, or its firewall drops ICMP", f.host, f.addr, f.vtep, a.Port())})
-			case !large:
-				all = append(all, Symptom{Of: "network", Network: f.network, Text: fmt.Sprintf(
-					"packets of %d bytes do not get to host %s (%s), small ones do: something on the way to %s carries less than it should", f.mtu, f.host, f.addr, f.vtep)})
-			}
+	var echoes []kernel.Echo
+	for _, f := range fars {
+		echoes = append(echoes, kernel.Echo{To: f.addr}, kernel.Echo{To: f.addr, Size: f.mtu})
+	}
+	back, err := a.c.Kernel.Echoes(ctx, echoes)
+	if err != nil {
+		return nil, err
+	}
+	for i, f := range fars {
+		small, large := back[2*i], back[2*i+1]
+		switch {
+		case !small && !large:
+			all = append(all, Symptom{Of: "network", Network: f.network, Text: fmt.Sprintf(
+				"host %s does not answer at %s: nothing comes back from %s at UDP port %d, or its firewall drops ICMP", f.host, f.addr, f.vtep, a.Port())})
+		case !large:
+			all = append(all, Symptom{Of: "network", Network: f.network, Text: fmt.Sprintf(
+				"packets of %d bytes do not get to host %s (%s), small ones do: something on the way to %s carries less than it should", f.mtu, f.host, f.addr, f.vtep)})
 		}
 	}
 	return all, nil

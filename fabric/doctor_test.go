@@ -25,15 +25,13 @@ func TestDoctor(t *testing.T) {
 	// found is what the doctor says of networks; of etcd it says what its version deserves.
 	found := func() (texts []string) {
 		t.Helper()
-		must(t, h.Do(func() error {
-			symptoms, err := h.Doctor(t.Context())
-			for _, s := range symptoms {
-				if s.Of != "etcd" {
-					texts = append(texts, s.Network+" "+s.Text)
-				}
+		symptoms, err := h.Doctor(t.Context())
+		must(t, err)
+		for _, s := range symptoms {
+			if s.Of != "etcd" {
+				texts = append(texts, s.Network+" "+s.Text)
 			}
-			return err
-		}))
+		}
 		return texts
 	}
 	clustertest.Eventually(t, "healthy hosts are not", func() bool { return len(found()) == 0 })

@@ -1,4 +1,4 @@
-package fabric
+package kernel
 
 import (
 	"context"
@@ -16,24 +16,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A question is one packet to an address: an echo request of a size that nobody on the way may cut in pieces.
-type question struct {
-	to   netip.Addr
-	size int // of the packet, bytes
+// An Echo is one packet to an address that should come back: an echo request of a size that nobody on the way may cut in pieces.
+type Echo struct {
+	To   netip.Addr
+	Size int // of the packet, bytes; the least there is if that is more
 }
 
 const (
-	rounds    = 3 // a packet may be lost
-	roundTime = 400 * time.Millisecond
+	echoRounds = 3 // a packet may be lost
+	echoTime   = 400 * time.Millisecond
 
 	ipHeader4, ipHeader6, icmpHeader = 20, 40, 8 // bytes (RFC 791, RFC 8200, RFC 792)
 	protoICMP, protoICMPv6           = 1, 58
 )
 
-// ask sends the questions of one family and says which were answered. It works in the network namespace of its thread.
-func ask(ctx context.Context, v6 bool, qs []question) (answered []bool, err error) {
-	if len(qs) == 0 {
-		return nil, nil
+// Echoes sends them and says which came back.
+func (k *Kernel) Echoes(ctx context.Context, all []Echo) (back []bool, err error) {
+	back = make([]bool, len(all))
+	return back, k.inside(func() error {
+		for _, f := range families() {
+			if err := echoes(ctx, f.v6(), all, back); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// echoes is Echoes for those of one family.
+func echoes(ctx context.Context, v6 bool, all []Echo, back []bool) error {
+	waiting := func() (at []int) {
+		for i, e := range all {
+			if e.To.Is6() == v6 && !back[i] {
+				at = append(at, i)
+			}
+		}
+		return at
+	}
+	if len(waiting()) == 0 {
+		return nil
 	}
 	network := "ip4:icmp"
 	if v6 {
@@ -42,28 +63,23 @@ func ask(ctx context.Context, v6 bool, qs []question) (answered []bool, err erro
 	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return whole(c, v6) }}
 	conn, err := listen.ListenPacket(ctx, network, "")
 	if err != nil {
-		return nil, fmt.Errorf("open an ICMP socket: %w", err)
+		return fmt.Errorf("open an ICMP socket: %w", err)
 	}
 	defer conn.Close() //nolint:errcheck // nothing was promised
-	answered = make([]bool, len(qs))
 	id := os.Getpid() & 0xffff
-	for range rounds {
-		left := 0
-		for i, q := range qs {
-			if answered[i] {
-				continue
-			}
-			left++
-			_, _ = conn.WriteTo(echo(id, i, q.size, v6), &net.IPAddr{IP: q.to.AsSlice()}) // what did not go is not answered
-		}
-		if left == 0 || ctx.Err() != nil {
+	for range echoRounds {
+		at := waiting()
+		if len(at) == 0 || ctx.Err() != nil {
 			break
 		}
-		if err := answers(conn, id, v6, answered, left); err != nil {
-			return nil, err
+		for _, i := range at {
+			_, _ = conn.WriteTo(echo(id, i, all[i].Size, v6), &net.IPAddr{IP: all[i].To.AsSlice()}) // what did not go does not come back
+		}
+		if err := hear(conn, id, v6, back, len(at)); err != nil {
+			return err
 		}
 	}
-	return answered, nil
+	return nil
 }
 
 // whole has the kernel send packets in one piece, whatever it thinks of the way (ip(7), IP_PMTUDISC_PROBE).
@@ -90,9 +106,9 @@ func echo(id, seq, size int, v6 bool) []byte {
 	return raw
 }
 
-// answers reads until as many are there as are left, or the round is over.
-func answers(conn net.PacketConn, id int, v6 bool, answered []bool, left int) error {
-	if err := conn.SetReadDeadline(time.Now().Add(roundTime)); err != nil {
+// hear reads until as many came back as are waited for, or the round is over.
+func hear(conn net.PacketConn, id int, v6 bool, back []bool, left int) error {
+	if err := conn.SetReadDeadline(time.Now().Add(echoTime)); err != nil {
 		return err
 	}
 	proto := protoICMP
@@ -112,8 +128,8 @@ func answers(conn net.PacketConn, id int, v6 bool, answered []bool, left int) er
 		if err != nil || m.Type != ipv4.ICMPTypeEchoReply && m.Type != ipv6.ICMPTypeEchoReply {
 			continue
 		}
-		if e, ok := m.Body.(*icmp.Echo); ok && e.ID == id && e.Seq < len(answered) && !answered[e.Seq] {
-			answered[e.Seq] = true
+		if e, ok := m.Body.(*icmp.Echo); ok && e.ID == id && e.Seq < len(back) && !back[e.Seq] {
+			back[e.Seq] = true
 			left--
 		}
 	}
