@@ -303,10 +303,14 @@ func (v Veth) check(s *snapshot) []string {
 	if a.MTU != v.MTU {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
 	}
-	if p := a.Protinfo; v.Isolated && p != nil && !p.Isolated {
+	p, known := s.ports.flags(a.Index)
+	switch {
+	case known && v.Isolated && !p.Isolated:
 		faults = append(faults, v.String()+" is not isolated")
+	case known && !v.Isolated && p.Isolated:
+		faults = append(faults, v.String()+" is isolated")
 	}
-	if p := a.Protinfo; v.Hairpin && p != nil && !p.Hairpin {
+	if known && v.Hairpin && !p.Hairpin {
 		faults = append(faults, v.String()+" does not send back what is for itself")
 	}
 	return faults

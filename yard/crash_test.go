@@ -314,6 +314,7 @@ func TestDoctor(t *testing.T) {
 		"down":         {"ip link set " + br + " down", "bridge " + br + " is down"},
 		"port":         {"ip link set " + veth + " nomaster", "link " + veth + " is not a port of bridge " + br},
 		"port down":    {"ip link set " + veth + " down", "link " + veth + " is down"},
+		"isolated":     {"bridge link set dev " + veth + " isolated on", "link " + veth + " is isolated"},
 		"MTU":          {"ip link set " + br + " mtu 1300", br + " has MTU 1300 instead of 1500"},
 		"address":      {"ip addr del 10.9.0.1/24 dev " + br, "address 10.9.0.1/24 on " + br + " is missing"},
 		"route":        {"ip route del 10.9.0.0/24 dev " + br, "route 10.9.0.0/24 on " + br + " is missing"},

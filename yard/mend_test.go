@@ -33,6 +33,7 @@ func TestMend(t *testing.T) {
 		"ip link set " + br + " down", "ip link set " + veth + " down", "ip link set " + veth + " nomaster",
 		"ip link set " + br + " mtu 1300", "ip link set " + veth + " mtu 1300", "ip addr del 10.9.0.1/24 dev " + br,
 		"ip addr flush dev " + br, "ip route del 10.9.0.0/24 dev " + br, "ip link set " + veth + " master mine",
+		"bridge link set dev " + veth + " isolated on",
 		"sysctl -qw net.ipv4.ip_forward=0; ip link set " + br + " down", "ip link del " + br,
 	} {
 		r.host.Sh(t, cmd)
