@@ -25,10 +25,8 @@ func (n Network) Gateways(e Endpoint) (gws []netip.Addr) {
 
 // StableMAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
 func (e Endpoint) StableMAC() net.HardwareAddr {
-	for _, a := range e.Addrs {
-		if a.Addr().Is4() {
-			return append(net.HardwareAddr{0x02, 0x42}, a.Addr().AsSlice()...)
-		}
+	if a := e.Address(true); a.IsValid() {
+		return append(net.HardwareAddr{0x02, 0x42}, a.AsSlice()...)
 	}
 	return LocalMAC(e.ID)
 }

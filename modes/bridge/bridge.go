@@ -161,10 +161,8 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 // what a container passes on that the others go out by is from anywhere, so there it is the hardware address alone.
 func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
 	v := veth(n, e)
-	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC, Open: n.EndpointOpt(e, "antispoof") != "true", LAN: hostOwned(n) || isRouter(n, e)}
-	for _, a := range e.Addrs {
-		g.Addrs = append(g.Addrs, a.Addr())
-	}
+	g := e.Guard(v.Name, v.MAC)
+	g.Open, g.LAN = n.EndpointOpt(e, "antispoof") != "true", hostOwned(n) || isRouter(n, e)
 	return g
 }
 
@@ -182,27 +180,13 @@ func ports(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
 		objects = e.Redirects()
 	}
 	for _, p := range e.Ports {
-		if p.Routed && n.Internal {
-			continue
-		}
-		if p.Routed {
+		if p.Routed && !n.Internal {
 			for _, el := range (kernel.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}).Elements() {
 				objects = append(objects, el.For(e.ID))
 			}
-			continue
-		}
-		for _, a := range e.Addrs {
-			if a.Addr().Is4() != p.HostIP.Is4() {
-				continue
-			}
-			pub := kernel.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: a.Addr(), ToPort: p.ContainerPort}
-			for _, el := range pub.Elements() {
-				objects = append(objects, el.For(e.ID))
-			}
-			break
 		}
 	}
-	return objects
+	return append(objects, e.Published()...)
 }
 
 // Publishes: containers on a bridge of the host's owner are on the LAN themselves.

@@ -86,7 +86,7 @@ func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 	if device(n) != "" {
 		return m.k.Remove(card(n, e))
 	}
-	return m.k.Remove(slices.Concat(ports(e), guard(n, e), []kernel.Object{veth(n, e)})...)
+	return m.k.Remove(slices.Concat(e.Published(), guard(n, e), []kernel.Object{veth(n, e)})...)
 }
 
 func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -108,7 +108,7 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if device(n) != "" {
 		return []kernel.Object{card(n, e)}
 	}
-	return slices.Concat(forwarding(n), []kernel.Object{veth(n, e)}, guard(n, e), ports(e))
+	return slices.Concat(forwarding(n), []kernel.Object{veth(n, e)}, guard(n, e), e.Published())
 }
 
 // MAC is derived from the address, as that of a bridge's containers; a card has its own.
@@ -116,7 +116,7 @@ func (mode) MAC(n modes.Network, e modes.Endpoint) string {
 	if device(n) != "" {
 		return ""
 	}
-	return macOf(e).String()
+	return e.StableMAC().String()
 }
 
 // Policed: what shares the host's addresses comes by the host's firewall. A card's packets do not.

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -37,7 +36,7 @@ func bridgeOf(n modes.Network) string { return kernel.Name(kernel.BridgePrefix, 
 // leave with the host's address. The containers reach each other on it, as programs of one host do.
 func linkObjects(n modes.Network) []kernel.Object {
 	br := bridgeOf(n)
-	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: n.OptInt("mtu"), MAC: localMAC(n.ID)}
+	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: n.OptInt("mtu"), MAC: modes.LocalMAC(n.ID)}
 	var rest []kernel.Object
 	for _, s := range n.Subnets {
 		nat := kernel.NAT4
@@ -65,7 +64,7 @@ func forwarding(n modes.Network) (objects []kernel.Object) {
 func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
-		mac = localMAC(e.ID)
+		mac = modes.LocalMAC(e.ID)
 	}
 	return kernel.Veth{
 		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID),
@@ -76,34 +75,7 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 // guard binds an endpoint to the addresses it was given: it is closed for a port that nothing is known of.
 func guard(n modes.Network, e modes.Endpoint) []kernel.Object {
 	v := veth(n, e)
-	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC}
-	for _, a := range e.Addrs {
-		g.Addrs = append(g.Addrs, a.Addr())
-	}
-	return g.Objects()
-}
-
-// ports are the elements that give ports of the host to an endpoint.
-func ports(e modes.Endpoint) (objects []kernel.Object) {
-	for _, p := range e.Ports {
-		to, ok := address(e, p.HostIP.Is4())
-		if !ok {
-			continue
-		}
-		pub := kernel.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: to, ToPort: p.ContainerPort}
-		for _, el := range pub.Elements() {
-			objects = append(objects, el.For(e.ID))
-		}
-	}
-	return objects
-}
-
-func address(e modes.Endpoint, v4 bool) (netip.Addr, bool) {
-	at := slices.IndexFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == v4 })
-	if at < 0 {
-		return netip.Addr{}, false
-	}
-	return e.Addrs[at].Addr(), true
+	return e.Guard(v.Name, v.MAC).Objects()
 }
 
 // Shares: all networks of the mode but those that hand out a card.
@@ -123,8 +95,8 @@ func (mode) Shared(n modes.Network, e modes.Endpoint, ls []kernel.Listener) (sha
 			continue
 		}
 		for _, all := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-			own, ok := address(e, all.Is4())
-			if !ok || !l.Both && l.Addr != all && l.Addr != own {
+			own := e.Address(all.Is4())
+			if !own.IsValid() || !l.Both && l.Addr != all && l.Addr != own {
 				continue
 			}
 			p := modes.Port{Proto: l.Proto, HostIP: all, HostPort: l.Port, ContainerPort: l.Port, Count: 1}
@@ -151,18 +123,4 @@ func gateways(n modes.Network, e modes.Endpoint) (gws []netip.Addr) {
 		}
 	}
 	return gws
-}
-
-// macOf keeps a neighbour's cache true when an address comes back with another container.
-func macOf(e modes.Endpoint) net.HardwareAddr {
-	if a, ok := address(e, true); ok {
-		return append(net.HardwareAddr{0x02, 0x42}, a.AsSlice()...)
-	}
-	return localMAC(e.ID)
-}
-
-// localMAC is a locally administered unicast address that belongs to an id (IEEE 802, 48-bit).
-func localMAC(id string) net.HardwareAddr {
-	sum := sha256.Sum256([]byte(id))
-	return append(net.HardwareAddr{0x02}, sum[:5]...)
 }

@@ -196,7 +196,7 @@ func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 	if m.f != nil && n.Settled[settledID] != "" {
 		err = m.f.Detach(of(n), e)
 	}
-	return errors.Join(err, m.k.Remove(slices.Concat(ports(e), guard(n, e), []kernel.Object{veth(n, e)})...))
+	return errors.Join(err, m.k.Remove(slices.Concat(e.Published(), guard(n, e), []kernel.Object{veth(n, e)})...))
 }
 
 func (m mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
@@ -268,7 +268,7 @@ func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object
 		}
 	}
 	v := veth(n, e)
-	return slices.Concat(objects, []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), ports(e))
+	return slices.Concat(objects, []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), e.Published())
 }
 
 // peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the beginning.
@@ -293,24 +293,5 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 // guard binds the port to what the endpoint was given. There is no way around it: the other hosts believe what comes from this one.
 func guard(n modes.Network, e modes.Endpoint) []kernel.Object {
 	v := veth(n, e)
-	g := kernel.PortGuard{Port: v.Name, MAC: v.MAC}
-	for _, a := range e.Addrs {
-		g.Addrs = append(g.Addrs, a.Addr())
-	}
-	return g.Objects()
-}
-
-// ports are the elements that give ports of the host to an endpoint.
-func ports(e modes.Endpoint) (objects []kernel.Object) {
-	for _, p := range e.Ports {
-		at := slices.IndexFunc(e.Addrs, func(a netip.Prefix) bool { return a.Addr().Is4() == p.HostIP.Is4() })
-		if at < 0 {
-			continue
-		}
-		pub := kernel.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: e.Addrs[at].Addr(), ToPort: p.ContainerPort}
-		for _, el := range pub.Elements() {
-			objects = append(objects, el.For(e.ID))
-		}
-	}
-	return objects
+	return e.Guard(v.Name, v.MAC).Objects()
 }

@@ -79,17 +79,7 @@ func (m Mode) gate(n modes.Network) []kernel.Object {
 // hostPorts give ports of the host to an endpoint.
 func (m Mode) hostPorts(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
 	for _, a := range e.Addrs {
-		var elements []kernel.Object
-		for _, p := range e.Ports {
-			if p.Routed || p.HostIP.Is4() != a.Addr().Is4() {
-				continue
-			}
-			pub := kernel.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: a.Addr(), ToPort: p.ContainerPort}
-			for _, el := range pub.Elements() {
-				elements = append(elements, el.For(e.ID))
-			}
-		}
-		if len(elements) > 0 {
+		if elements := e.PublishedTo(a.Addr()); len(elements) > 0 {
 			objects = append(objects, kernel.Forwarding{IPv6: a.Addr().Is6()},
 				kernel.Return{Route: kernel.HostRoute{Shim: m.shim(n), Dst: a.Addr()}, Owner: e.ID})
 			objects = append(objects, elements...)
