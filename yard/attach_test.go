@@ -2,14 +2,17 @@ package yard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"netyard/ipam"
+	"netyard/kernel"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/store"
@@ -105,6 +108,75 @@ func TestAttachCrash(t *testing.T) {
 		})
 		if at > 60 {
 			t.Fatal("there is no end of steps")
+		}
+	}
+}
+
+// TestAttachDies: the daemon dies at each step of an attachment, or right after it has answered. What the runtime may have heard of is
+// there when it starts again, with its ports, and works; what it cannot have heard of is gone, and nothing of it is to be seen. When
+// the host goes down with it, the attachment is gone either way.
+func TestAttachDies(t *testing.T) {
+	t.Parallel()
+	for at, answered := 1, false; !answered; at++ {
+		for _, hostToo := range []bool{false, true} {
+			t.Run(fmt.Sprintf("step %d, host too %t", at, hostToo), func(t *testing.T) {
+				r, p := newRig(t), newPlace(t)
+				n := r.made()
+				q := p.request(n, "c1")
+				q.Ports = []Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+				steps, err := r.pull(at, func() error { _, err := r.Attach(t.Context(), q); return err })
+				if answered = err == nil; err != nil && !errors.Is(err, errPulled) {
+					t.Fatal(err)
+				}
+				if hostToo {
+					r.boot = "boot-2"
+					r.host.Sh(t, "for l in $(ls /sys/class/net | grep nyv-); do ip link del $l; done")
+				}
+				r.start()
+				r.healthy("after the restart")
+				es, err := r.Endpoints()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if heard := (answered || steps[len(steps)-1] == "after endpoint ready") && !hostToo; !heard {
+					if len(es) > 0 || len(r.active()) > 0 {
+						t.Errorf("died after %v: nobody heard of %v, which has %v", steps, es, r.active())
+					}
+					if links := p.Sh(t, "ls /sys/class/net"); strings.Contains(links, "eth0") {
+						t.Errorf("died after %v: the sandbox has %s", steps, links)
+					}
+					return
+				}
+				if len(es) != 1 || es[0].Phase != modes.Ready || len(es[0].Ports) != 1 || es[0].Inside.Link == "" {
+					t.Fatalf("died after %v: of what its runtime heard of, there is %v", steps, es)
+				}
+				p.Sh(t, "ping -c 1 -W 2 10.9.0.1")
+				if faults, err := r.Faults(p.end(n, "c1")); err != nil || len(faults) > 0 {
+					t.Errorf("it is not as it was made: %v %v", faults, err)
+				}
+			})
+		}
+	}
+}
+
+// TestJoinDies is the same of what an engine hears: Docker does not send Join again.
+func TestJoinDies(t *testing.T) {
+	t.Parallel()
+	for _, hostToo := range []bool{false, true} {
+		r := r6(t)
+		was, _ := r.Endpoint(netID, epID)
+		if hostToo {
+			r.boot = "boot-2"
+			r.host.Sh(t, "ip link del "+kernel.Name(kernel.VethPrefix, epID))
+		}
+		r.start()
+		r.healthy("after the restart")
+		is, err := r.Endpoint(netID, epID)
+		if !hostToo && (err != nil || !reflect.DeepEqual(is, was)) {
+			t.Errorf("the endpoint was %v and is %v: %v", was, is, err)
+		}
+		if hostToo && !errors.Is(err, ErrNotFound) {
+			t.Errorf("the host went down, and there is %v: %v", is, err)
 		}
 	}
 }
