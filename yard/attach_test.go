@@ -130,7 +130,7 @@ func TestAttachDies(t *testing.T) {
 				}
 				if hostToo {
 					r.boot = "boot-2"
-					r.host.Sh(t, "for l in $(ls /sys/class/net | grep nyv-); do ip link del $l; done")
+					r.host.Sh(t, `for l in $(ip -o link | grep -o "nyv-[0-9a-f]*" | sort -u); do ip link del $l; done`)
 				}
 				r.start()
 				r.healthy("after the restart")
@@ -142,7 +142,7 @@ func TestAttachDies(t *testing.T) {
 					if len(es) > 0 || len(r.active()) > 0 {
 						t.Errorf("died after %v: nobody heard of %v, which has %v", steps, es, r.active())
 					}
-					if links := p.Sh(t, "ls /sys/class/net"); strings.Contains(links, "eth0") {
+					if links := p.Sh(t, "ip -o link"); strings.Contains(links, "eth0") {
 						t.Errorf("died after %v: the sandbox has %s", steps, links)
 					}
 					return
