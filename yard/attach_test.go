@@ -306,6 +306,63 @@ func TestAttachRefused(t *testing.T) {
 	}
 }
 
+// TestAttachAux: an address that was kept when the network was made is nobody's, neither by chance nor by name. One that cannot be kept
+// is refused by its name, and nothing of the network is left.
+func TestAttachAux(t *testing.T) {
+	t.Parallel()
+	r, p, q := newRig(t), newPlace(t), newPlace(t)
+	of := func(gateway string, aux map[string]string) NetworkRequest {
+		s := SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}, Aux: map[string]netip.Addr{}}
+		s.Gateway, _ = netip.ParseAddr(gateway)
+		for name, a := range aux {
+			s.Aux[name] = netip.MustParseAddr(a)
+		}
+		return NetworkRequest{Name: "web", Subnets: []SubnetRequest{s}}
+	}
+	for _, bad := range []NetworkRequest{
+		of("10.9.0.2", map[string]string{"router": "10.9.0.2"}), of("", map[string]string{"router": "10.9.1.2"}),
+		of("", map[string]string{"router": "10.9.0.0"}), of("", map[string]string{"a": "10.9.0.3", "router": "10.9.0.3"}),
+	} {
+		_, err := r.MakeNetwork(t.Context(), bad)
+		if !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), "aux-address router") {
+			t.Errorf("%v: %v", bad.Subnets[0].Aux, err)
+		}
+		if left := r.leftovers(); left != "" {
+			t.Errorf("%v: %s is left", bad.Subnets[0].Aux, left)
+		}
+	}
+	asked := of("", map[string]string{"router": "10.9.0.2", "nas": "10.9.0.1"})
+	n, err := r.MakeNetwork(t.Context(), asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := n.Subnets[0]; s.Gateway.Addr().String() != "10.9.0.3" || fmt.Sprint(s.Aux) != "map[nas:10.9.0.1/24 router:10.9.0.2/24]" {
+		t.Errorf("the subnet is %+v", s)
+	}
+	asked.ID = n.ID
+	if again, err := r.MakeNetwork(t.Context(), asked); err != nil || !again.Created.Equal(n.Created) {
+		t.Errorf("the same again: %v %v", again, err)
+	}
+	if a, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil || a.Endpoint.Addrs[0].Addr().String() != "10.9.0.4" {
+		t.Errorf("the first container has %v: %v", a.Endpoint.Addrs, err)
+	}
+	named := q.request(n, "c2")
+	named.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.2")}
+	if _, err := r.Attach(t.Context(), named); !errors.Is(err, ipam.ErrTaken) {
+		t.Errorf("an address that is kept, asked for by name: %v", err)
+	}
+	r.healthy("with kept addresses")
+	if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	if left := r.leftovers(); left != "" {
+		t.Errorf("%s is left", left)
+	}
+}
+
 // TestAttachPorts: a port that names no address is on all of them; a container's second network does not publish it again, and nobody
 // else can have it. It goes with the attachment.
 func TestAttachPorts(t *testing.T) {
