@@ -18,7 +18,7 @@ import (
 )
 
 // versions are those of the specification that netyard speaks, from the oldest.
-var versions = []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+func versions() []string { return []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} }
 
 // A verb is a command of the specification.
 type verb struct {
@@ -63,16 +63,16 @@ func main() {
 func run(command string) (c conf, err error) {
 	switch command {
 	case "":
-		_, err = fmt.Fprintf(os.Stderr, "netyard-cni: hands on to the netyard daemon\nCNI protocol versions supported: %s\n", strings.Join(versions, ", "))
+		_, err = fmt.Fprintf(os.Stderr, "netyard-cni: hands on to the netyard daemon\nCNI protocol versions supported: %s\n", strings.Join(versions(), ", "))
 		return c, err
 	case "VERSION":
 		return c, answer(struct {
 			CNIVersion string   `json:"cniVersion"`
 			Supported  []string `json:"supportedVersions"`
-		}{versions[len(versions)-1], versions})
+		}{slices.Max(versions()), versions()})
 	}
 	began := time.Now()
-	r, c, err := read(command)
+	r, c, err := read(command, os.Stdin)
 	if err != nil {
 		return c, err
 	}
@@ -93,8 +93,8 @@ func run(command string) (c conf, err error) {
 	return c, err
 }
 
-// read reads a call from the environment and standard input, and refuses what the specification does not have.
-func read(command string) (r cni.Request, c conf, err error) {
+// read reads a call from the environment and in, and refuses what the specification does not have.
+func read(command string, in io.Reader) (r cni.Request, c conf, err error) {
 	v, known := verbs()[command]
 	if !known {
 		return r, c, refuse(cni.CodeEnvironment, "unknown CNI_COMMAND: %s", command)
@@ -103,7 +103,7 @@ func read(command string) (r cni.Request, c conf, err error) {
 	if len(missing) > 0 {
 		return r, c, refuse(cni.CodeEnvironment, "required env variables [%s] missing", strings.Join(missing, ","))
 	}
-	raw, err := io.ReadAll(os.Stdin)
+	raw, err := io.ReadAll(in)
 	if err != nil {
 		return r, c, refuse(cni.CodeIO, "read the network configuration: %v", err)
 	}
@@ -117,10 +117,10 @@ func read(command string) (r cni.Request, c conf, err error) {
 	if c.Socket == "" {
 		c.Socket = cni.DefaultSocket
 	}
-	switch at := slices.Index(versions, c.CNIVersion); {
+	switch at := slices.Index(versions(), c.CNIVersion); {
 	case at < 0:
-		return r, c, refuse(cni.CodeVersion, "incompatible CNI versions: the configuration's is %q, supported are %s", c.CNIVersion, strings.Join(versions, ", "))
-	case at < slices.Index(versions, v.since):
+		return r, c, refuse(cni.CodeVersion, "incompatible CNI versions: the configuration's is %q, supported are %s", c.CNIVersion, strings.Join(versions(), ", "))
+	case at < slices.Index(versions(), v.since):
 		return r, c, refuse(cni.CodeVersion, "the configuration's version %s does not allow %s", c.CNIVersion, command)
 	case !valid(c.Name):
 		return r, c, refuse(cni.CodeConfig, "key name: %q is no name of a network", c.Name)
