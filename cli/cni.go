@@ -119,6 +119,7 @@ func networkCreate() *cli.Command {
 			&cli.StringFlag{Name: "mode", Usage: "the network's `MODE`", DefaultText: "bridge"},
 			many("subnet", "an address range, `CIDR`; without any, netyard chooses"), many("gateway", "the host's `ADDRESS` in a subnet"),
 			many("ip-range", "the part of a subnet, `CIDR`, that dynamic addresses are from"),
+			many("aux-address", "an address in a subnet that no container gets, `NAME=ADDRESS`"),
 			&cli.BoolFlag{Name: "ipv6", Usage: "with an IPv6 subnet"}, &cli.BoolFlag{Name: "internal", Usage: "without a way out"},
 			many("opt", "an option, `KEY=VALUE`; netyard options lists them", "o"),
 		},
@@ -127,7 +128,12 @@ func networkCreate() *cli.Command {
 			if err != nil {
 				return err
 			}
+			aux, err := pairs(c, "aux-address")
+			if err != nil {
+				return err
+			}
 			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{
+				Aux:  aux,
 				Name: c.Args().First(), Mode: c.String("mode"), Options: options, Subnets: c.StringSlice("subnet"),
 				Gateways: c.StringSlice("gateway"), Ranges: c.StringSlice("ip-range"), IPv6: c.Bool("ipv6"), Internal: c.Bool("internal"),
 			})

@@ -7,7 +7,6 @@ package cni
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,9 +30,12 @@ const (
 
 // The error codes of netyard's answers (CNI specification 1.1.0, section 5, "Error").
 const (
+	CodeVersion     = 1
 	CodeUnsupported = 2
 	CodeUnknown     = 3
 	CodeEnvironment = 4
+	CodeIO          = 5
+	CodeDecoding    = 6
 	CodeConfig      = 7
 	CodeNamespace   = 8
 	CodeTryAgain    = 11
@@ -80,27 +82,32 @@ func errAway(socket string) error {
 	}
 }
 
-// Call sends a request to the daemon and waits for the answer. netns may be nil.
-func Call(ctx context.Context, socket string, r Request, netns *os.File) (json.RawMessage, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", socket)
+// Call sends a request to the daemon and waits for the answer, until the deadline. netns may be nil.
+//
+// It waits in plain system calls: what package net needs to wait for many at once, a process that lives for one call would spend a
+// good part of its life on.
+func Call(deadline time.Time, socket string, r Request, netns *os.File) (json.RawMessage, error) {
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	fd, err := connect(deadline, socket)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, errAway(socket)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ask the netyard daemon: %w", err)
+		return nil, fmt.Errorf("ask the netyard daemon on %s: %w", socket, err)
 	}
-	defer c.Close() //nolint:errcheck // all is read by then
-	if end, ok := ctx.Deadline(); ok {
-		if err := c.SetDeadline(end); err != nil {
-			return nil, fmt.Errorf("ask the netyard daemon: %w", err)
-		}
+	defer syscall.Close(fd) //nolint:errcheck // all is read by then
+	if err := send(fd, raw, netns); err != nil {
+		return nil, fmt.Errorf("ask the netyard daemon on %s: %w", socket, err)
 	}
-	if err := send(c, r, netns); err != nil {
-		return nil, fmt.Errorf("ask the netyard daemon: %w", err)
-	}
+	said, err := hear(fd, deadline)
 	var a Answer
-	if err := json.NewDecoder(c).Decode(&a); err != nil {
+	if err == nil {
+		err = json.Unmarshal(said, &a)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("hear the netyard daemon's answer on %s: %w", socket, err)
 	}
 	if a.Error != nil {
@@ -109,26 +116,78 @@ func Call(ctx context.Context, socket string, r Request, netns *os.File) (json.R
 	return a.Result, nil
 }
 
-// send writes a request, at once if it can: the daemon is woken once. The descriptor goes with the first byte.
-func send(c net.Conn, r Request, netns *os.File) error {
-	raw, err := json.Marshal(r)
+// connect opens a connection on which no call waits for longer than until the deadline.
+func connect(deadline time.Time, socket string) (int, error) {
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return -1, err
 	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return fmt.Errorf("%s is no unix socket", c.RemoteAddr())
+	left := syscall.NsecToTimeval(max(time.Until(deadline), time.Millisecond).Nanoseconds())
+	err = errors.Join(
+		syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &left), // bounds connect(2), too (socket(7))
+		syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &left))
+	if err == nil {
+		err = again(func() error { return syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}) })
 	}
+	if err != nil {
+		return -1, errors.Join(err, syscall.Close(fd))
+	}
+	return fd, nil
+}
+
+// again repeats a call that a signal interrupted: Go sends itself some. What is not ready by then has taken too long (socket(7), SO_RCVTIMEO).
+func again(call func() error) error {
+	for {
+		switch err := call(); {
+		case errors.Is(err, syscall.EAGAIN):
+			return os.ErrDeadlineExceeded
+		case !errors.Is(err, syscall.EINTR):
+			return err
+		}
+	}
+}
+
+// send writes a request, at once if it can: the daemon is woken once. The descriptor goes with the first byte.
+func send(fd int, raw []byte, netns *os.File) error {
 	var rights []byte
 	if netns != nil {
 		rights = syscall.UnixRights(int(netns.Fd()))
 	}
-	n, _, err := u.WriteMsgUnix(raw, rights, nil)
-	if err != nil || n == len(raw) {
-		return err
+	for len(raw) > 0 {
+		n := 0
+		err := again(func() (err error) {
+			n, err = syscall.SendmsgN(fd, raw, rights, nil, syscall.MSG_NOSIGNAL)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		raw, rights = raw[n:], nil
 	}
-	_, err = c.Write(raw[n:])
-	return err
+	return nil
+}
+
+// hear reads until the daemon has said all.
+func hear(fd int, deadline time.Time) (said []byte, err error) {
+	buf := make([]byte, 1<<14)
+	for {
+		n := 0
+		err := again(func() (err error) {
+			n, err = syscall.Read(fd, buf)
+			return err
+		})
+		switch {
+		case err != nil:
+			return nil, err
+		case n == 0 && len(said) == 0:
+			return nil, io.ErrUnexpectedEOF
+		case n == 0:
+			return said, nil
+		case time.Now().After(deadline):
+			return nil, os.ErrDeadlineExceeded
+		}
+		said = append(said, buf[:n]...)
+	}
 }
 
 // Receive reads a request from a connection. The file is nil when none came with it; otherwise the caller closes it.

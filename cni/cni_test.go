@@ -1,8 +1,8 @@
 package cni
 
 import (
-	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,10 +15,9 @@ import (
 func TestCall(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), SocketName)
-	ctx, cancel := context.WithTimeout(t.Context(), Deadline)
-	defer cancel()
+	end := time.Now().Add(Deadline)
 	sent := Request{Command: "ADD", ContainerID: "c", Netns: "/x", IfName: "eth0", Args: "A=B", Config: json.RawMessage(`{"name":"web"}`)}
-	if _, err := Call(ctx, socket, sent, nil); err == nil || !strings.Contains(err.Error(), "systemctl start netyard") || strings.Contains(err.Error(), "\n") {
+	if _, err := Call(end, socket, sent, nil); err == nil || !strings.Contains(err.Error(), "systemctl start netyard") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("without a daemon: %v", err)
 	}
 	l, err := net.Listen("unix", socket)
@@ -54,11 +53,15 @@ func TestCall(t *testing.T) {
 			c.Close()
 		}
 	}()
-	if got, err := Call(ctx, socket, sent, file); err != nil || string(got) != `{"ok":true}` {
+	if got, err := Call(end, socket, sent, file); err != nil || string(got) != `{"ok":true}` {
 		t.Errorf("%s %v", got, err)
 	}
-	if _, err := Call(ctx, socket, sent, file); err == nil || err.Error() != "no; because" {
+	if _, err := Call(end, socket, sent, file); err == nil || err.Error() != "no; because" {
 		t.Errorf("a refusal: %v", err)
+	}
+	// Nobody accepts any more, and the connection waits: nothing does for longer than the deadline.
+	if _, err := Call(time.Now().Add(50*time.Millisecond), socket, sent, file); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("without an answer: %v", err)
 	}
 }
 

@@ -15,8 +15,7 @@ import (
 	"netyard/yard"
 )
 
-// Rebuild makes the records of netyard's own networks again, and of what containerd's containers have of any. Where there is no containerd
-// at all nobody has attached anything.
+// Rebuild makes the records of netyard's own networks again, and of what containerd's containers have of any, and those of other runtimes.
 func (c *Containerd) Rebuild(ctx context.Context) error {
 	census := yard.Census{Engine: yard.Containerd, Endpoints: map[string]yard.SeenEndpoint{}}
 	if _, err := os.Stat(c.Address); c.client != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -25,6 +24,9 @@ func (c *Containerd) Rebuild(ctx context.Context) error {
 		if err := c.lookInside(ctx, census); err != nil {
 			return fmt.Errorf("rebuild the records from %s: %w", yard.Containerd, err)
 		}
+	}
+	if err := lookBeside(c.Yard, cniCache, census); err != nil {
+		return err
 	}
 	return c.Yard.RebuildOwn(ctx, census)
 }

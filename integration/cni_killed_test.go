@@ -103,16 +103,21 @@ func kill(h *lab.Host, which string) {
 func nothing(t *testing.T, h *lab.Host, after string) {
 	t.Helper()
 	eventually(t, "nothing is left after "+after, func() bool {
-		return len(ps(t, h)) == 0 && h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v gateway || true") == ""
+		return len(ps(t, h)) == 0 && h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v -e gateway -e aux || true") == ""
 	})
 }
 
 // TestCNIRecordsLost: the database is gone, and containers of containerd's are on record again, on netyard's own network and on one of
-// Docker's, with their addresses, ports and limits. They notice nothing.
+// Docker's, with their addresses, ports and limits, and so is what a runtime attached that containerd does not know. They notice nothing.
 func TestCNIRecordsLost(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)
-	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 -o icc=true")
+	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 --aux-address router=10.77.0.65 -o icc=true")
+	for aux, want := range map[string]string{"10.77.0.9": "want KEY=VALUE", "a=b": "want an address", "a=10.78.0.1": "it is in no subnet", "a=10.76.0.1": "it is the gateway"} {
+		if out, err := h.TrySh("netyard network create bad --subnet 10.76.0.0/24 --gateway 10.76.0.1 --aux-address " + aux); err == nil || !strings.Contains(fmt.Sprint(out, err), want) {
+			t.Errorf("--aux-address %s: %s %v, want %q", aux, out, err, want)
+		}
+	}
 	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.78.0.0/24 theirs")
 	h.Sh("netyard cni install web; netyard cni install theirs")
 	h.Sh("mkdir /run/conf; mv /etc/cni/net.d/netyard-theirs.conflist /run/conf") // ctr takes the first one
@@ -120,6 +125,8 @@ func TestCNIRecordsLost(t *testing.T) {
 	h.Sh("mv /run/conf/netyard-theirs.conflist /etc/cni/net.d/00-theirs.conflist")
 	h.CtrRun("c2", "")
 	h.Run("d1", "--network theirs")
+	sandboxes(h, "t") // of a runtime that containerd does not know
+	h.Sh("CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d CAP_ARGS='{\"portMappings\":[{\"hostPort\":8099,\"containerPort\":80,\"protocol\":\"tcp\"}]}' cnitool add web /run/netns/t")
 	row := "netyard ps --format '{{.Container}} {{.Engine}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.Options}} {{.State}}'"
 	was := ""
 	eventually(t, "all have names", func() bool {
@@ -149,11 +156,17 @@ func TestCNIRecordsLost(t *testing.T) {
 		}
 		healthy(t, h)
 	}
+	h.Sh("ip netns exec t ping -c 1 -W 2 10.77.0.1")
+	h.Sh("CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d cnitool check web /run/netns/t; CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d cnitool del web /run/netns/t; ip netns del t")
+	if rows := h.Sh(row); strings.Contains(rows, "cnitool") || strings.Count(strings.TrimSpace(rows), "\n") != 2 {
+		t.Errorf("after cnitool del there is\n%s", rows)
+	}
 	sandboxes(h, "a")
 	a := call{id: "a", netns: "/run/netns/a", conf: confOf(t, h, "web", "1.0.0")}
-	if r := valid(t, "1.0.0", a.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.65/24" {
+	if r := valid(t, "1.0.0", a.do(t, h, "ADD")); r.IPs[0].Address == "10.77.0.65/24" {
 		t.Errorf("the next address of the range is %s", r.IPs[0].Address)
 	}
+	has(t, h.Sh("netyard network inspect web"), `"router": "10.77.0.65"`)
 	a.do(t, h, "DEL")
 	h.Sh("ip netns del a; rmdir /run/conf")
 	h.CtrRemove("c1")

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +36,9 @@ var ErrForeign = errors.New("is not netyard's")
 type Kernel struct {
 	log *slog.Logger
 	nl  *netlink.Handle
-	fw  *firewall
+	// sockets are for what nl has no words for.
+	sockets map[int]*nl.SocketHandle
+	fw      *firewall
 	// ns is where sysctls are set; closed (-1) when it is the process's own namespace.
 	ns netns.NsHandle
 	// subscribeNS is ns, or the namespace the Kernel was opened in.
@@ -72,24 +75,46 @@ func OpenAt(log *slog.Logger, fd int) (*Kernel, error) {
 }
 
 func open(log *slog.Logger, ns, sysctls netns.NsHandle) (*Kernel, error) {
-	nl, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	if err := nl.SetSocketTimeout(netlinkTimeout); err != nil {
+	if err := handle.SetSocketTimeout(netlinkTimeout); err != nil {
 		return nil, fmt.Errorf("bound netlink's waits: %w", err)
+	}
+	own, err := openSocket(ns)
+	if err != nil {
+		handle.Close()
+		return nil, err
 	}
 	fw, err := openFirewall(ns)
 	if err != nil {
-		nl.Close()
+		handle.Close()
+		own.Close()
 		return nil, err
 	}
-	return &Kernel{log: log, nl: nl, fw: fw, ns: sysctls, subscribeNS: ns, poked: make(chan struct{}, 1), sys: "/sys/class/net"}, nil
+	return &Kernel{log: log, nl: handle, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own}, fw: fw, ns: sysctls, subscribeNS: ns, poked: make(chan struct{}, 1), sys: "/sys/class/net"}, nil
+}
+
+func openSocket(ns netns.NsHandle) (*nl.SocketHandle, error) {
+	s, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	wait := unix.NsecToTimeval(netlinkTimeout.Nanoseconds())
+	if err := errors.Join(s.SetSendTimeout(&wait), s.SetReceiveTimeout(&wait)); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("bound netlink's waits: %w", err)
+	}
+	return &nl.SocketHandle{Socket: s}, nil
 }
 
 // Close gives up the sockets; what was made stays.
 func (k *Kernel) Close() error {
 	k.nl.Close()
+	for _, s := range k.sockets {
+		s.Close()
+	}
 	return errors.Join(k.fw.close(), k.subscribeNS.Close(), k.spaces.close())
 }
 

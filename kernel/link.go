@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -199,11 +200,8 @@ func (v Veth) ensure(k *Kernel) error {
 	if err != nil {
 		return err
 	}
-	fresh := link == nil
-	if fresh {
-		if link, err = v.create(k, master.Attrs().Index); err != nil {
-			return fmt.Errorf("create %s: %w", v, err)
-		}
+	if link == nil {
+		return v.create(k, master.Attrs().Index)
 	}
 	if a := link.Attrs(); a.Alias != "" && a.Alias != v.Alias {
 		return fmt.Errorf("create %s: a link of that name exists and %w", v, ErrForeign)
@@ -227,15 +225,11 @@ func (v Veth) ensure(k *Kernel) error {
 			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
 		}
 	}
-	if v.Isolated || !fresh { // a new port is not isolated
-		if err := k.nl.LinkSetIsolated(link, v.Isolated); err != nil {
-			return fmt.Errorf("set whether %s is isolated: %w", v, err)
-		}
+	if err := k.nl.LinkSetIsolated(link, v.Isolated); err != nil {
+		return fmt.Errorf("set whether %s is isolated: %w", v, err)
 	}
-	if v.Hairpin || !fresh {
-		if err := k.nl.LinkSetHairpin(link, v.Hairpin); err != nil {
-			return fmt.Errorf("set hairpin of %s: %w", v, err)
-		}
+	if err := k.nl.LinkSetHairpin(link, v.Hairpin); err != nil {
+		return fmt.Errorf("set hairpin of %s: %w", v, err)
 	}
 	// The port needs no address of its own; without one it neither speaks nor listens to IPv6.
 	if err := noIPv6(v.Name).ensure(k); err != nil {
@@ -247,7 +241,8 @@ func (v Veth) ensure(k *Kernel) error {
 	return nil
 }
 
-func (v Veth) create(k *Kernel, master int) (netlink.Link, error) {
+// create makes the pair, and all that it is to be with two requests: each one is an event, which everybody who watches links reads.
+func (v Veth) create(k *Kernel, master int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Name, v.MTU, master
 	if len(v.MAC) == 6 {
@@ -261,10 +256,45 @@ func (v Veth) create(k *Kernel, master int) (netlink.Link, error) {
 	if errors.Is(err, unix.EEXIST) && v.PeerNS > 0 {
 		err = fmt.Errorf("the sandbox has a link %s already: %w", v.Peer, err)
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = noIPv6(v.Name).ensure(k)
 	}
-	return k.nl.LinkByName(v.Name)
+	if err == nil {
+		err = v.setUp(k)
+	}
+	if err != nil {
+		return fmt.Errorf("create %s: %w", v, err)
+	}
+	return nil
+}
+
+// setUp marks a new port, makes it as the bridge is to treat it, and sets it up: in this order, whatever the order of the attributes
+// (rtnl_changelink and do_setlink, net/core/rtnetlink.c).
+func (v Veth) setUp(k *Kernel) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	req.Sockets = k.sockets
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.Name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(v.Alias)))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+	port := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
+	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, flag(v.Isolated))
+	port.AddRtAttr(nl.IFLA_BRPORT_MODE, flag(v.Hairpin))
+	req.AddData(info)
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("mark it and set it up: %w", err)
+	}
+	return nil
+}
+
+func flag(on bool) []byte {
+	if on {
+		return []byte{1}
+	}
+	return []byte{0}
 }
 
 func noIPv6(link string) Sysctl {

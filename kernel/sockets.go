@@ -33,7 +33,11 @@ type Listener struct {
 // Listeners lists the sockets of the host that wait for TCP connections and UDP datagrams (sock_diag(7)). Who names protocols is told of
 // no other: each is two dumps of tables whose size is the host's.
 func (k *Kernel) Listeners(protos ...string) ([]Listener, error) {
-	c, err := netlink.Dial(unix.NETLINK_INET_DIAG, &netlink.Config{NetNS: int(k.subscribeNS)})
+	where := &netlink.Config{} // a socket in another namespace takes a thread, which ends with it
+	if k.ns.IsOpen() {
+		where.NetNS = int(k.ns)
+	}
+	c, err := netlink.Dial(unix.NETLINK_INET_DIAG, where)
 	if err != nil {
 		return nil, fmt.Errorf("open sock_diag: %w", err)
 	}

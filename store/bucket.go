@@ -35,7 +35,7 @@ func (b Bucket[T]) Put(tx Tx, key string, v T) error {
 func (b Bucket[T]) Get(tx Tx, key string) (v T, err error) {
 	var raw []byte
 	if bk := tx.tx.Bucket([]byte(b.Name)); bk != nil {
-		raw = bk.Get([]byte(key))
+		raw = tx.seen(b.Name, key, bk.Get([]byte(key)))
 	}
 	if raw == nil {
 		return v, fmt.Errorf("%s %s: %w", b.Name, key, ErrNotFound)
@@ -63,7 +63,7 @@ func (b Bucket[T]) Each(tx Tx, prefix string, fn func(key string, v T) error) er
 	}
 	c := bk.Cursor()
 	for k, raw := c.Seek([]byte(prefix)); k != nil && bytes.HasPrefix(k, []byte(prefix)); k, raw = c.Next() {
-		v, err := b.decode(string(k), raw)
+		v, err := b.decode(string(k), tx.seen(b.Name, string(k), raw))
 		if err == nil {
 			err = fn(string(k), v)
 		}

@@ -41,7 +41,8 @@ var (
 
 // A Store is one open file. It has one writer: the process that opened it.
 type Store struct {
-	db *bbolt.DB
+	db    *bbolt.DB
+	notes notes
 	// Damaged is where a file that could not be trusted was moved to; empty when the file was sound.
 	Damaged string
 	// Fresh: there was no file, or an empty one.
@@ -49,7 +50,10 @@ type Store struct {
 }
 
 // A Tx is a transaction: everything it wrote is there, or nothing is.
-type Tx struct{ tx *bbolt.Tx }
+type Tx struct {
+	tx    *bbolt.Tx
+	notes []*note // what is newer than in the file
+}
 
 // Config says where the file is and how it is checked before use.
 type Config struct {
@@ -59,6 +63,8 @@ type Config struct {
 	// nil: no examination.
 	Verify func(ctx context.Context, path string) error
 	Now    func() time.Time
+	// Soon is how long what Bucket.Soon was given waits for a transaction that takes it along; default 20 ms.
+	Soon time.Duration
 }
 
 // Open opens the file, making it if it is not there. A damaged file is moved aside and an empty one takes its place:
@@ -79,8 +85,14 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", c.Path, err)
 	}
 	s := &Store{db: db, Damaged: damaged}
+	if s.notes.wait = c.Soon; c.Soon == 0 {
+		s.notes.wait = soonTime
+	}
 	if err := s.migrate(); err != nil {
 		return nil, errors.Join(err, db.Close())
+	}
+	if err := s.openNotes(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s%s: %w", c.Path, notesSuffix, err), db.Close())
 	}
 	return s, nil
 }
@@ -149,15 +161,28 @@ func schemaOf(meta *bbolt.Bucket) (int, error) {
 	return v, nil
 }
 
-// View reads a consistent picture of the file.
+// View reads a consistent picture of the records.
 func (s *Store) View(fn func(Tx) error) error {
-	return s.db.View(func(tx *bbolt.Tx) error { return fn(Tx{tx}) })
+	newer := s.notes.pending() // before the transaction begins: one that is folded in between says so itself
+	return s.db.View(func(tx *bbolt.Tx) error { return fn(Tx{tx, newer}) })
 }
 
 // Update changes the file; when fn fails nothing has changed. It holds the only write lock: do no kernel work in fn.
 func (s *Store) Update(fn func(Tx) error) error {
-	return s.db.Update(func(tx *bbolt.Tx) error { return fn(Tx{tx}) })
+	var folded uint64
+	err := s.db.Update(func(tx *bbolt.Tx) (err error) {
+		if folded, err = s.notes.into(tx); err != nil {
+			return err
+		}
+		return fn(Tx{tx: tx})
+	})
+	if err == nil {
+		s.notes.forget(folded)
+	}
+	return err
 }
 
 // Close gives the file up.
-func (s *Store) Close() error { return s.db.Close() }
+func (s *Store) Close() error {
+	return errors.Join(s.notes.close(s), s.db.Close())
+}

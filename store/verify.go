@@ -49,6 +49,9 @@ func Verify(path string) error {
 		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
 			if string(name) == metaBucket {
 				_, err := schemaOf(b)
+				if err == nil {
+					_, err = foldedOf(b)
+				}
 				return err
 			}
 			return b.ForEach(func(k, raw []byte) error {

@@ -249,7 +249,7 @@ func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 		return a, fmt.Errorf("attach container %s: %w", r.Attachment, err)
 	}
 	e.Phase, e.Turned, e.Joined, e.Inside = modes.Ready, time.Time{}, y.c.Now(), p
-	if err := y.update("endpoint ready", func(tx store.Tx) error { return putEndpoint(tx, e) }); err != nil {
+	if err := y.attached(e); err != nil {
 		return a, err
 	}
 	l, _, err := y.leaseOf(e)

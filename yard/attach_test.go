@@ -2,14 +2,17 @@ package yard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"netyard/ipam"
+	"netyard/kernel"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/store"
@@ -105,6 +108,75 @@ func TestAttachCrash(t *testing.T) {
 		})
 		if at > 60 {
 			t.Fatal("there is no end of steps")
+		}
+	}
+}
+
+// TestAttachDies: the daemon dies at each step of an attachment, or right after it has answered. What the runtime may have heard of is
+// there when it starts again, with its ports, and works; what it cannot have heard of is gone, and nothing of it is to be seen. When
+// the host goes down with it, the attachment is gone either way.
+func TestAttachDies(t *testing.T) {
+	t.Parallel()
+	for at, answered := 1, false; !answered; at++ {
+		for _, hostToo := range []bool{false, true} {
+			t.Run(fmt.Sprintf("step %d, host too %t", at, hostToo), func(t *testing.T) {
+				r, p := newRig(t), newPlace(t)
+				n := r.made()
+				q := p.request(n, "c1")
+				q.Ports = []Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+				steps, err := r.pull(at, func() error { _, err := r.Attach(t.Context(), q); return err })
+				if answered = err == nil; err != nil && !errors.Is(err, errPulled) {
+					t.Fatal(err)
+				}
+				if hostToo {
+					r.boot = "boot-2"
+					r.host.Sh(t, `for l in $(ip -o link | grep -o "nyv-[0-9a-f]*" | sort -u); do ip link del $l; done`)
+				}
+				r.start()
+				r.healthy("after the restart")
+				es, err := r.Endpoints()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if heard := (answered || steps[len(steps)-1] == "after endpoint ready") && !hostToo; !heard {
+					if len(es) > 0 || len(r.active()) > 0 {
+						t.Errorf("died after %v: nobody heard of %v, which has %v", steps, es, r.active())
+					}
+					if links := p.Sh(t, "ip -o link"); strings.Contains(links, "eth0") {
+						t.Errorf("died after %v: the sandbox has %s", steps, links)
+					}
+					return
+				}
+				if len(es) != 1 || es[0].Phase != modes.Ready || len(es[0].Ports) != 1 || es[0].Inside.Link == "" {
+					t.Fatalf("died after %v: of what its runtime heard of, there is %v", steps, es)
+				}
+				p.Sh(t, "ping -c 1 -W 2 10.9.0.1")
+				if faults, err := r.Faults(p.end(n, "c1")); err != nil || len(faults) > 0 {
+					t.Errorf("it is not as it was made: %v %v", faults, err)
+				}
+			})
+		}
+	}
+}
+
+// TestJoinDies is the same of what an engine hears: Docker does not send Join again.
+func TestJoinDies(t *testing.T) {
+	t.Parallel()
+	for _, hostToo := range []bool{false, true} {
+		r := r6(t)
+		was, _ := r.Endpoint(netID, epID)
+		if hostToo {
+			r.boot = "boot-2"
+			r.host.Sh(t, "ip link del "+kernel.Name(kernel.VethPrefix, epID))
+		}
+		r.start()
+		r.healthy("after the restart")
+		is, err := r.Endpoint(netID, epID)
+		if !hostToo && (err != nil || !reflect.DeepEqual(is, was)) {
+			t.Errorf("the endpoint was %v and is %v: %v", was, is, err)
+		}
+		if hostToo && !errors.Is(err, ErrNotFound) {
+			t.Errorf("the host went down, and there is %v: %v", is, err)
 		}
 	}
 }
@@ -231,6 +303,63 @@ func TestAttachRefused(t *testing.T) {
 	}
 	if err := r.DeleteNetwork(t.Context(), n.ID); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAttachAux: an address that was kept when the network was made is nobody's, neither by chance nor by name. One that cannot be kept
+// is refused by its name, and nothing of the network is left.
+func TestAttachAux(t *testing.T) {
+	t.Parallel()
+	r, p, q := newRig(t), newPlace(t), newPlace(t)
+	of := func(gateway string, aux map[string]string) NetworkRequest {
+		s := SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}, Aux: map[string]netip.Addr{}}
+		s.Gateway, _ = netip.ParseAddr(gateway)
+		for name, a := range aux {
+			s.Aux[name] = netip.MustParseAddr(a)
+		}
+		return NetworkRequest{Name: "web", Subnets: []SubnetRequest{s}}
+	}
+	for _, bad := range []NetworkRequest{
+		of("10.9.0.2", map[string]string{"router": "10.9.0.2"}), of("", map[string]string{"router": "10.9.1.2"}),
+		of("", map[string]string{"router": "10.9.0.0"}), of("", map[string]string{"a": "10.9.0.3", "router": "10.9.0.3"}),
+	} {
+		_, err := r.MakeNetwork(t.Context(), bad)
+		if !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), "aux-address router") {
+			t.Errorf("%v: %v", bad.Subnets[0].Aux, err)
+		}
+		if left := r.leftovers(); left != "" {
+			t.Errorf("%v: %s is left", bad.Subnets[0].Aux, left)
+		}
+	}
+	asked := of("", map[string]string{"router": "10.9.0.2", "nas": "10.9.0.1"})
+	n, err := r.MakeNetwork(t.Context(), asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := n.Subnets[0]; s.Gateway.Addr().String() != "10.9.0.3" || fmt.Sprint(s.Aux) != "map[nas:10.9.0.1/24 router:10.9.0.2/24]" {
+		t.Errorf("the subnet is %+v", s)
+	}
+	asked.ID = n.ID
+	if again, err := r.MakeNetwork(t.Context(), asked); err != nil || !again.Created.Equal(n.Created) {
+		t.Errorf("the same again: %v %v", again, err)
+	}
+	if a, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil || a.Endpoint.Addrs[0].Addr().String() != "10.9.0.4" {
+		t.Errorf("the first container has %v: %v", a.Endpoint.Addrs, err)
+	}
+	named := q.request(n, "c2")
+	named.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.2")}
+	if _, err := r.Attach(t.Context(), named); !errors.Is(err, ipam.ErrTaken) {
+		t.Errorf("an address that is kept, asked for by name: %v", err)
+	}
+	r.healthy("with kept addresses")
+	if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	if left := r.leftovers(); left != "" {
+		t.Errorf("%s is left", left)
 	}
 }
 

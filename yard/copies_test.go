@@ -17,7 +17,7 @@ func TestRebuildOwn(t *testing.T) {
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
 	n, err := r.MakeNetwork(t.Context(), NetworkRequest{
 		Name: "web", Options: map[string]string{"icc": "false"}, Subnets: []SubnetRequest{
-			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24"), Range: netip.MustParsePrefix("10.9.0.64/26")}, Gateway: netip.MustParseAddr("10.9.0.7")},
+			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24"), Range: netip.MustParsePrefix("10.9.0.64/26")}, Gateway: netip.MustParseAddr("10.9.0.7"), Aux: map[string]netip.Addr{"router": netip.MustParseAddr("10.9.0.65")}},
 		},
 	})
 	if err != nil {

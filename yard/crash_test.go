@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -60,11 +61,12 @@ func (r *rig) begin(keepStrays bool) {
 	r.t.Helper()
 	var err error
 	if r.st != nil {
-		_ = r.st.Close()
+		r.die()
 		r.host.Reopen(r.t)
 	}
 	r.host.ShareTables() // so that a test can plant faults in them
-	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path}); err != nil {
+	// Nothing gets into the file but by a transaction of the test's: so it is always the same that a crash leaves.
+	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour}); err != nil {
 		r.t.Fatal(err)
 	}
 	m, err := bridge.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
@@ -85,6 +87,31 @@ func (r *rig) begin(keepStrays bool) {
 	})
 	if err := r.Restore(r.t.Context(), keepStrays); err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// die leaves the records as a process does that is killed; after another boot, as a host does whose power went: what nobody waited for
+// is lost.
+func (r *rig) die() {
+	r.t.Helper()
+	left := map[string][]byte{}
+	files, err := filepath.Glob(r.path + "*")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, file := range files {
+		if left[file], err = os.ReadFile(file); err != nil {
+			r.t.Fatal(err)
+		}
+		if file != r.path && r.boot != r.c.BootID {
+			left[file] = nil
+		}
+	}
+	_ = r.st.Close()
+	for file, raw := range left {
+		if err := os.WriteFile(file, raw, 0o600); err != nil {
+			r.t.Fatal(err)
+		}
 	}
 }
 

@@ -152,7 +152,7 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
 	}
 	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.c.Now(), kernel.IsNamespace(e.Sandbox)
-	return link, y.update("endpoint ready", func(tx store.Tx) error { return putEndpoint(tx, e) })
+	return link, y.attached(e)
 }
 
 // unjoin takes an endpoint back to what it was before Join.

@@ -38,6 +38,8 @@ type SubnetRequest struct {
 	Gateway netip.Addr
 	// NoGateway keeps the host from having an address there; Gateway, if it is valid, is kept for somebody else then.
 	NoGateway bool
+	// Aux are addresses that nobody gets, by the names of what has them.
+	Aux map[string]netip.Addr
 }
 
 // networkName is what CNI allows as a network's name (CNI 1.1.0, section 1), which every engine takes.
@@ -119,7 +121,7 @@ func (y *Yard) isAs(old, n modes.Network, r NetworkRequest) bool {
 	return slices.EqualFunc(old.Subnets, r.Subnets, func(s modes.Subnet, w SubnetRequest) bool {
 		w.NoGateway = y.needsNone(n, w)
 		return s.Pool == w.Pool.Subnet && s.Gateway.IsValid() != w.NoGateway && (w.NoGateway || !w.Gateway.IsValid() || s.Gateway.Addr() == w.Gateway) &&
-			y.hasBounds(old, s.Pool, w.Pool)
+			y.hasBounds(old, s.Pool, w.Pool) && maps.EqualFunc(s.Aux, w.Aux, func(kept netip.Prefix, a netip.Addr) bool { return kept.Addr() == a })
 	})
 }
 
@@ -181,6 +183,19 @@ func (y *Yard) takePool(ctx context.Context, n modes.Network, w SubnetRequest) (
 		return s, err
 	}
 	s = modes.Subnet{Pool: p.Subnet, Space: Space}
+	for _, name := range slices.Sorted(maps.Keys(w.Aux)) { // before the gateway, which may be any that is left
+		if a := w.Aux[name]; a == w.Gateway {
+			return s, fmt.Errorf("%w: aux-address %s=%s: it is the gateway", modes.ErrOption, name, a)
+		}
+		kept, err := y.RequestAddress(ctx, ipam.AddressRequest{Pool: p.ID, Addr: w.Aux[name]})
+		if err != nil {
+			return s, fmt.Errorf("%w: aux-address %s: %w", modes.ErrOption, name, err)
+		}
+		if s.Aux == nil {
+			s.Aux = map[string]netip.Prefix{}
+		}
+		s.Aux[name] = kept
+	}
 	if w.NoGateway && !w.Gateway.IsValid() {
 		return s, nil
 	}

@@ -94,7 +94,7 @@ func (y *Yard) restoreEndpoint(ctx context.Context, m modes.Mode, n modes.Networ
 	switch {
 	case e.Phase == modes.Deleting:
 		return y.forget(ctx, m, n, e)
-	case e.Phase == modes.Pending && e.Attachment != "": // its runtime takes it for failed
+	case e.Phase == modes.Pending && (e.Attachment != "" || y.dead(e)): // its runtime takes it for failed, or the host went down
 		return y.bury(ctx, m, n, e)
 	case e.Phase == modes.Pending: // its Join was never answered
 		return y.unjoin(ctx, m, n, e)

@@ -143,3 +143,14 @@ func (y *Yard) update(step string, fn func(store.Tx) error) error {
 	y.c.Step("after " + step)
 	return nil
 }
+
+// attached records that an endpoint is as its record, which is in the file, says that it is to be. The caller need not wait for the disk:
+// what is lost with the host is a link, which is lost with it, too.
+func (y *Yard) attached(e modes.Endpoint) error {
+	y.c.Step("before endpoint ready")
+	if err := endpoints.Soon(y.c.Store, endpointKey(e.NetworkID, e.ID), e); err != nil {
+		return err
+	}
+	y.c.Step("after endpoint ready")
+	return nil
+}

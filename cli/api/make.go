@@ -28,7 +28,7 @@ func (s *Server) makeNetwork(ctx context.Context, r *http.Request) (any, error) 
 	return networkView(n, 0), err
 }
 
-// subnets gives each gateway and each range to the subnet that it is in.
+// subnets gives each gateway, range and kept address to the subnet that it is in.
 func (q NetworkRequest) subnets() (subnets []yard.SubnetRequest, err error) {
 	for _, text := range q.Subnets {
 		p, err := netip.ParsePrefix(text)
@@ -67,7 +67,26 @@ func (q NetworkRequest) subnets() (subnets []yard.SubnetRequest, err error) {
 		}
 		s.Pool.Range = p.Masked()
 	}
-	return subnets, nil
+	return subnets, q.keep(of)
+}
+
+// keep gives each address that is to be nobody's to the subnet that it is in.
+func (q NetworkRequest) keep(of func(netip.Addr) *yard.SubnetRequest) error {
+	for name, text := range q.Aux {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("aux-address %s=%s: want an address", name, text)
+		}
+		s := of(a)
+		if s == nil {
+			return fmt.Errorf("aux-address %s=%s: it is in no subnet that was given", name, text)
+		}
+		if s.Aux == nil {
+			s.Aux = map[string]netip.Addr{}
+		}
+		s.Aux[name] = a
+	}
+	return nil
 }
 
 // removeNetwork removes one that makeNetwork made.

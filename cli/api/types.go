@@ -38,7 +38,7 @@ type Network struct {
 	Objects []string `json:"objects,omitempty"`
 }
 
-// A NetworkRequest says what network to make. Gateways and ranges belong to the subnets that they are in.
+// A NetworkRequest says what network to make. Gateways, ranges and kept addresses belong to the subnets that they are in.
 type NetworkRequest struct {
 	Name     string            `json:"name"`
 	Mode     string            `json:"mode,omitempty"`
@@ -46,6 +46,7 @@ type NetworkRequest struct {
 	Subnets  []string          `json:"subnets,omitempty"`
 	Gateways []string          `json:"gateways,omitempty"`
 	Ranges   []string          `json:"ip_ranges,omitempty"`
+	Aux      map[string]string `json:"aux_addresses,omitempty"`
 	IPv6     bool              `json:"ipv6,omitempty"`
 	Internal bool              `json:"internal,omitempty"`
 }

@@ -154,7 +154,11 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	return slices.Concat(objects, []kernel.Object{veth(n, e), limits(n, e)}, guard(n, e).Objects(), proxies(n, e), ports(n, e))
+	objects = append(objects, veth(n, e))
+	if l := limits(n, e); e.Into == 0 || !l.None() { // a link that is just being made has none to take away
+		objects = append(objects, l)
+	}
+	return slices.Concat(objects, guard(n, e).Objects(), proxies(n, e), ports(n, e))
 }
 
 // guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, and

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"netyard/cni"
+)
+
+// TestRead: a call is read as the runtime made it, and what the specification does not have is refused with its code.
+func TestRead(t *testing.T) {
+	const web = `{"cniVersion":"1.0.0","name":"web"}`
+	for name, test := range map[string]struct {
+		command, conf string
+		without       string
+		set           map[string]string
+		code          uint
+	}{
+		"ADD":                        {command: "ADD", conf: web},
+		"DEL without a sandbox":      {command: "DEL", conf: web, without: "CNI_NETNS"},
+		"GC without a container":     {command: "GC", conf: `{"cniVersion":"1.1.0","name":"web"}`, without: "CNI_CONTAINERID"},
+		"the oldest version":         {command: "ADD", conf: `{"cniVersion":"0.3.0","name":"web"}`},
+		"ADD without a sandbox":      {command: "ADD", conf: web, without: "CNI_NETNS", code: cni.CodeEnvironment},
+		"CHECK without an interface": {command: "CHECK", conf: web, without: "CNI_IFNAME", code: cni.CodeEnvironment},
+		"DEL without a container":    {command: "DEL", conf: web, without: "CNI_CONTAINERID", code: cni.CodeEnvironment},
+		"STATUS without a path":      {command: "STATUS", conf: web, without: "CNI_PATH", code: cni.CodeEnvironment},
+		"a path for a container":     {command: "ADD", conf: web, set: map[string]string{"CNI_CONTAINERID": "../a"}, code: cni.CodeEnvironment},
+		"an unknown command":         {command: "MOVE", conf: web, code: cni.CodeEnvironment},
+		"no configuration":           {command: "ADD", code: cni.CodeDecoding},
+		"no name":                    {command: "ADD", conf: `{"cniVersion":"1.0.0"}`, code: cni.CodeConfig},
+		"a name with a space":        {command: "ADD", conf: `{"cniVersion":"1.0.0","name":"w b"}`, code: cni.CodeConfig},
+		"no version":                 {command: "ADD", conf: `{"name":"web"}`, code: cni.CodeVersion},
+		"a version to come":          {command: "ADD", conf: `{"cniVersion":"1.2.0","name":"web"}`, code: cni.CodeVersion},
+		"CHECK before it was there":  {command: "CHECK", conf: `{"cniVersion":"0.3.1","name":"web"}`, code: cni.CodeVersion},
+		"GC before it was there":     {command: "GC", conf: web, code: cni.CodeVersion},
+	} {
+		t.Run(name, func(t *testing.T) {
+			env := map[string]string{"CNI_CONTAINERID": "c_1.x-", "CNI_NETNS": "/run/netns/c", "CNI_IFNAME": "eth0", "CNI_PATH": "/p", "CNI_ARGS": "A=B"}
+			for k, v := range test.set {
+				env[k] = v
+			}
+			env[test.without] = ""
+			for k, v := range env {
+				if k != "" {
+					t.Setenv(k, v)
+				}
+			}
+			r, c, err := read(test.command, strings.NewReader(test.conf))
+			var refused *cni.Error
+			switch {
+			case test.code == 0 && err != nil:
+				t.Error(err)
+			case test.code == 0:
+				if r.Command != test.command || r.Args != "A=B" || string(r.Config) != test.conf || c.Socket != cni.DefaultSocket || c.Name != "web" {
+					t.Errorf("%+v %+v", r, c)
+				}
+			case !errors.As(err, &refused) || refused.Code != test.code || strings.Contains(refused.Msg, "\n"):
+				t.Errorf("%v, want code %d", err, test.code)
+			}
+		})
+	}
+}
