@@ -36,6 +36,8 @@ type Config struct {
 	Port uint16
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
+	// Held says whether somebody of this host has an address of a network, or means to have it again; nil: nobody who is not reached by it.
+	Held func(network string, addr netip.Addr) bool
 	// Conflict is told of an address that this host has and that etcd says is another's: it must not be used any more.
 	Conflict func(network string, addr netip.Addr)
 }
@@ -109,6 +111,9 @@ func New(c Config) (*Agent, error) {
 	c.Host.ID = who.Host
 	if c.Conflict == nil {
 		c.Conflict = func(string, netip.Addr) {}
+	}
+	if c.Held == nil {
+		c.Held = func(string, netip.Addr) bool { return false }
 	}
 	a := &Agent{
 		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{},

@@ -222,6 +222,9 @@ func (a *Agent) leave(ctx context.Context) error {
 			if err := a.c.Client.LeaveNetwork(ctx, cluster.Member{Network: id, Host: a.self}); err != nil {
 				return err
 			}
+			if err := a.c.Client.DropNetwork(ctx, id); err != nil { // the last one takes it along
+				return err
+			}
 		}
 		if err := a.c.Store.Update(func(tx store.Tx) error { return leaving.Delete(tx, id) }); err != nil {
 			return err
@@ -237,7 +240,7 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		return nil // what etcd has is not known yet
 	}
 	if a.members.Get(m.Key()) == nil {
-		if err := a.c.Client.JoinNetwork(ctx, m); err != nil {
+		if err := a.join(ctx, m, n.Network); err != nil {
 			return err
 		}
 	}
@@ -266,6 +269,19 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		}
 	}
 	return nil
+}
+
+// join makes this host a member of a network, which is put back if etcd has not got it any more.
+func (a *Agent) join(ctx context.Context, m cluster.Member, n cluster.Network) error {
+	err := a.c.Client.JoinNetwork(ctx, m)
+	if !errors.Is(err, cluster.ErrNotFound) {
+		return err
+	}
+	if err := a.c.Client.PutBack(ctx, n); err != nil {
+		a.c.Log.Warn("a network of this host is not in etcd", "network", n.Name, "err", err)
+		return err
+	}
+	return a.c.Client.JoinNetwork(ctx, m)
 }
 
 // forgotten finds what etcd and this host do not have alike although it was so: after an old backup, or a crash. What is here and not
@@ -305,6 +321,9 @@ func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
 func (a *Agent) reap(own []Own) error {
 	for i, o := range own {
 		if o.Use != cluster.Warm || o.Endpoint == "" || o.Gone || o.Trying || o.Since.IsZero() || time.Since(o.Since) < patience && !a.impatient.Load() {
+			continue
+		}
+		if a.c.Held(o.Network, o.Addr) {
 			continue
 		}
 		err := a.settleOwn(o, func(now Own, tx store.Tx) error {
