@@ -20,6 +20,11 @@ func (y *Yard) takeOverlay(ctx context.Context, n *modes.Network, r NetworkReque
 	if r.DHCP != nil {
 		return fmt.Errorf("%w: overlay=%s: its addresses are the cluster's, and no DHCP server's", modes.ErrOption, name)
 	}
+	if old, here, err := y.overlayOf(name); err != nil {
+		return err
+	} else if here {
+		return fmt.Errorf("%w: overlay=%s: it is on this host already, as network %s", modes.ErrOption, name, label(old))
+	}
 	o, err := y.c.Fabric.Find(ctx, modes.Overlay{Name: name})
 	isNew := errors.Is(err, modes.ErrNoOverlay)
 	switch {
