@@ -57,6 +57,9 @@ type Agent struct {
 	// hosts and members are of all networks.
 	hosts, members *cluster.Mirror
 	poked          chan struct{}
+	// rolls say who is called what; moved tells that there is another one.
+	rolls *rolls
+	moved chan struct{}
 	// impatient makes patience nothing, in tests.
 	impatient atomic.Bool
 
@@ -116,7 +119,7 @@ func New(c Config) (*Agent, error) {
 		c.Held = func(string, netip.Addr) bool { return false }
 	}
 	a := &Agent{
-		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{},
+		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{}, rolls: newRolls(), moved: make(chan struct{}, 1),
 	}
 	if err := a.recover(); err != nil {
 		return nil, err
@@ -177,6 +180,7 @@ func (a *Agent) Bind(b Bound) error {
 		return err
 	}
 	a.poke()
+	a.tellMoved()
 	return nil
 }
 
@@ -188,6 +192,7 @@ func (a *Agent) add(b Bound) error {
 	}
 	n.addrs = a.c.Client.NewMirror(a.c.Log, "addr/"+b.ID+"/", func(cs []cluster.Change) { a.heard(n, cs) })
 	a.networks[b.ID] = n
+	a.rolls.open(b.Network)
 	a.mu.Unlock() // Load tells heard, which locks
 	err := n.addrs.Load(a.c.Store)
 	a.mu.Lock()
@@ -206,6 +211,8 @@ func (a *Agent) Unbind(id string) error {
 	n := a.networks[id]
 	delete(a.networks, id)
 	a.mu.Unlock()
+	a.rolls.close(id)
+	a.tellMoved()
 	if n != nil {
 		n.stop()
 	}
@@ -265,6 +272,7 @@ func (a *Agent) everywhere(cs []cluster.Change) {
 
 // heard is told of addresses of one network.
 func (a *Agent) heard(n *network, cs []cluster.Change) {
+	a.rolls.heard(n.ID, a.self, cs)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.tell(n, n.book.Apply(cs))

@@ -69,6 +69,7 @@ func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
 	if mac == "" {
 		mac = e.StableMAC().String()
 	}
+	m.A.rolls.sit(e.ID, seat{o.ID, e.Sandbox})
 	return m.A.Publish(o.ID, bare(e.Addrs), e.ID, cluster.MAC(mac), known(e.Container.Name), aliases(e))
 }
 
@@ -103,7 +104,10 @@ func (m Modes) Name(o modes.Overlay, e modes.Endpoint) error {
 }
 
 // Detach says that they are not any more.
-func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error { return m.A.Withdraw(o.ID, e.ID) }
+func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error {
+	m.A.rolls.rise(e.ID)
+	return m.A.Withdraw(o.ID, e.ID)
+}
 
 // Grant gives an owner an address.
 func (m Modes) Grant(ctx context.Context, o modes.Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error) {

@@ -179,6 +179,7 @@ func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 // that was not granted here is claimed.
 func (a *Agent) Publish(network string, addrs []netip.Addr, endpoint string, mac cluster.MAC, name string, aliases []string) error {
 	defer a.poke()
+	defer a.rolls.doubt(network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		for _, addr := range addrs {
 			o, err := owns.Get(tx, Own{Network: network, Addr: addr}.key())
@@ -276,6 +277,7 @@ func (a *Agent) Release(network string, addr netip.Addr) error {
 // edit changes the addresses of a network that f says.
 func (a *Agent) edit(network string, f func(*Own) bool) error {
 	defer a.poke()
+	defer a.rolls.doubt(network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		all, err := owns.List(tx, network+"/")
 		if err != nil {

@@ -392,6 +392,7 @@ func (a *Agent) doubt(id string) {
 }
 
 func (a *Agent) settleOwn(o Own, f func(Own, store.Tx) error) error {
+	defer a.rolls.doubt(o.Network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		now, err := owns.Get(tx, o.key())
 		if errors.Is(err, store.ErrNotFound) {
