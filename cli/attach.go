@@ -99,4 +99,3 @@ func printDockerCreate(c *cli.Context, name string) error {
 	_, err = fmt.Fprintln(c.App.Writer, strings.Join(append(words, name), " "))
 	return err
 }
-

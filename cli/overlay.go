@@ -17,6 +17,7 @@ import (
 	"netyard/fabric"
 	"netyard/kernel"
 	"netyard/modes"
+	"netyard/names"
 	"netyard/store"
 	"netyard/yard"
 )
@@ -25,6 +26,8 @@ import (
 type overlays struct {
 	agent  *fabric.Agent
 	client *cluster.Client
+	log    *slog.Logger
+	kernel *kernel.Kernel
 	yard   *yard.Yard // from keep on
 }
 
@@ -53,7 +56,7 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	if err != nil {
 		return nil, err
 	}
-	o := &overlays{client: client}
+	o := &overlays{client: client, log: log, kernel: k}
 	o.agent, err = fabric.New(fabric.Config{
 		Held: func(network string, a netip.Addr) bool { return o.yard == nil || o.yard.Holds(network, a) },
 		Log:  log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
@@ -87,9 +90,29 @@ func (o *overlays) keep(y *yard.Yard) error {
 }
 
 func (o *overlays) run(ctx context.Context, tasks *errgroup.Group) {
-	if o != nil {
-		tasks.Go(func() error { return o.agent.Run(ctx) })
+	if o == nil {
+		return
 	}
+	tasks.Go(func() error { return o.agent.Run(ctx) })
+	resolvers := &names.Server{
+		Log: o.log, Sockets: o.kernel, Directory: directory{o.agent}, Changed: o.agent.Moved(), Resolvers: "/etc/resolv.conf", Port: names.DNSPort,
+	}
+	tasks.Go(func() error { return resolvers.Run(ctx) })
+}
+
+// directory is the Agent as resolvers see it.
+type directory struct{ *fabric.Agent }
+
+// Networks are those that are on this host.
+func (d directory) Networks() (all []names.Network) {
+	for _, b := range d.Here() {
+		n := names.Network{ID: b.ID, Name: b.Name, Link: b.Bridge, Internal: b.Internal}
+		for _, s := range b.Subnets {
+			n.At, n.Subnets = append(n.At, s.Gateway), append(n.Subnets, s.Pool)
+		}
+		all = append(all, n)
+	}
+	return all
 }
 
 func (o *overlays) close() error {

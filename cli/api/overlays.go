@@ -64,4 +64,3 @@ func (c *Client) RemoveOverlay(ctx context.Context, name string) error {
 	_, err := do[struct{}](ctx, c, http.MethodDelete, "/v1/cluster/networks/"+url.PathEscape(name), nil)
 	return err
 }
-
