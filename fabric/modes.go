@@ -24,6 +24,7 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 	for _, s := range want.Subnets {
 		ask.Subnets = append(ask.Subnets, cluster.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
 	}
+	m.A.awaitLeft(ctx)
 	there, err := m.A.c.Client.FindNetwork(ctx, want.Name)
 	if isNew := err != nil; isNew {
 		if !errors.Is(err, cluster.ErrNotFound) {

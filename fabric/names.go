@@ -88,7 +88,9 @@ func (rs *rolls) heard(id, self string, changes []cluster.Change) {
 			r.set(r.far, old.Addr, called{})
 		}
 		if now, ok := c.New.(*cluster.Address); ok && now.Host != self && now.Use == cluster.Endpoint {
-			r.set(r.far, now.Addr, called{now.Endpoint, namesOf(now.Name, now.Aliases)})
+			if names := namesOf(now.Name, now.Aliases); len(names) > 0 {
+				r.set(r.far, now.Addr, called{now.Endpoint, names})
+			}
 		}
 	}
 }

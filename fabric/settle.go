@@ -233,6 +233,27 @@ func (a *Agent) leave(ctx context.Context) error {
 	return err
 }
 
+// awaitLeft waits a little until etcd has heard of networks that were taken from this host: who removes one and makes another of its name
+// wants that one.
+func (a *Agent) awaitLeft(ctx context.Context) {
+	const pause, most = 10 * time.Millisecond, 100
+	for range most {
+		var ids []string
+		err := a.c.Store.View(func(tx store.Tx) error {
+			ids = leaving.Keys(tx, "")
+			return nil
+		})
+		a.mu.Lock()
+		member := a.reason == nil
+		a.mu.Unlock()
+		if err != nil || len(ids) == 0 || !member || ctx.Err() != nil {
+			return
+		}
+		a.poke()
+		time.Sleep(pause)
+	}
+}
+
 // syncNetwork makes this host a member of a network, and its addresses there in etcd what they are here.
 func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 	m := cluster.Member{Network: n.ID, Host: a.self}

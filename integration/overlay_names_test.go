@@ -26,6 +26,7 @@ func namesOverHosts(t *testing.T, hosts []*lab.Host) {
 		has(t, h.Exec(c, "nslookup c3.blue 10.20.0.1"), hosts[2].Addr("c3", "blue"))
 		has(t, h.Exec(c, "nslookup", hosts[2].Addr("c3", "blue"), "10.20.0.1"), "c3.blue")
 	}
+	hosts[0].Ping("c1", "front") // a service of Compose's, which is p1
 	const flags = "network create -d netyard-overlay --ipam-driver netyard-overlay -o overlay=dark --ipam-opt overlay=dark --internal"
 	hosts[0].Docker(flags, "--subnet 10.40.0.0/24 dark")
 	line := hosts[1].Sh("netyard network attach --docker dark")

@@ -140,7 +140,7 @@ func TestOverlay(t *testing.T) {
 		}
 		server.Close()
 	}
-	hosts[1].Run("p1", "--network blue -p 8080:80")
+	hosts[1].Run("p1", "--network blue -p 8080:80 --label com.docker.compose.service=front")
 	server := hosts[1].In("p1").Listen("tcp", ":80")
 	hosts[0].Dial("tcp", hosts[1].IP+":8080")
 	server.Close()

@@ -78,7 +78,7 @@ type place struct {
 
 // Run keeps resolvers on all networks until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	open, failed := map[place]*resolver{}, map[place]string{}
+	open, failed := map[place]*resolver{}, map[place]failing{}
 	defer func() {
 		for _, r := range open {
 			r.close()
@@ -97,8 +97,15 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// keep opens what is missing and closes what is not wanted any more. What cannot be opened is tried again, and told of once.
-func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[place]string) {
+// A failing place is one that cannot be listened at.
+type failing struct {
+	why  string
+	told bool
+}
+
+// keep opens what is missing and closes what is not wanted any more. What cannot be opened is tried again, and told of once, when that does
+// not help: of a bridge that is just being made anew the address may not be there yet.
+func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[place]failing) {
 	want := s.places()
 	for p, r := range open {
 		if _, ok := want[p]; !ok {
@@ -106,7 +113,7 @@ func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[
 			delete(open, p)
 		}
 	}
-	maps.DeleteFunc(failed, func(p place, _ string) bool { _, ok := want[p]; return !ok })
+	maps.DeleteFunc(failed, func(p place, _ failing) bool { _, ok := want[p]; return !ok })
 	for p, n := range want {
 		if open[p] != nil || ctx.Err() != nil {
 			continue
@@ -115,12 +122,14 @@ func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[
 		switch {
 		case err == nil:
 			open[p] = newResolver(ctx, s, n, udp, tcp)
-			if failed[p] != "" {
+			if failed[p].told {
 				s.Log.Info("names are answered after all", "network", n.Name, "address", p.at)
 			}
 			delete(failed, p)
-		case failed[p] != err.Error():
-			failed[p] = err.Error()
+		case failed[p].why != err.Error():
+			failed[p] = failing{why: err.Error()}
+		case !failed[p].told:
+			failed[p] = failing{err.Error(), true}
 			s.Log.Warn("names of containers on other hosts are not answered", "network", n.Name, "address", p.at, "err", err)
 		}
 	}

@@ -188,6 +188,10 @@ func TestOverlayMade(t *testing.T) {
 	remove(one)
 	clustertest.Eventually(t, "one host keeps it", left(1))
 	remove(two)
+	if _, err := two.MakeNetwork(t.Context(), blue("10.99.0.0/16")); err != nil {
+		t.Errorf("made anew at once: %v", err)
+	}
+	remove(two)
 	clustertest.Eventually(t, "the last host did not take it along", left(0))
 	for _, kind := range []string{"addr/", "netname/", "vni/", "member/"} {
 		if rest, err := one.client.List(t.Context(), kind); err != nil || len(rest) > 0 {
