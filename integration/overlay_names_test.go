@@ -63,9 +63,7 @@ func overlayByCNI(t *testing.T, hosts []*lab.Host) {
 	one.CtrRun("k1", "--label netyard.alias=db") // on blue, which is the first
 	two.CtrRun("k2", "")
 	for _, to := range []string{one.Addr("c1", "blue"), two.Addr("c3", "blue"), two.Addr6("c3", "blue")} {
-		if _, err := one.CtrExec("k1", "ping -c 3 -W 2", to); err != nil {
-			t.Errorf("a container of containerd's does not reach %s: %v", to, err)
-		}
+		eventually(t, "a container of containerd's reaches "+to, func() bool { _, err := one.CtrExec("k1", "ping -c 1 -W 1", to); return err == nil })
 	}
 	two.Ping("c3", "k1")
 	hosts[1].Ping("c2", "db.blue")
@@ -87,10 +85,15 @@ func overlayByCNI(t *testing.T, hosts []*lab.Host) {
 		id: "b", netns: "/run/netns/b", conf: with(confOf(t, two, "red", "1.0.0"), `"portMappings":[{"hostPort":8050,"containerPort":80,"protocol":"tcp"}]`),
 	}
 	there := valid(t, "1.0.0", b.do(t, two, "ADD"))
-	for _, ip := range there.IPs {
-		one.Sh("ip netns exec a ping -c 3 -W 2", strings.Split(ip.Address, "/")[0])
+	reaches := func(to string) {
+		t.Helper()
+		to, _, _ = strings.Cut(to, "/")
+		eventually(t, "a container of CNI's reaches "+to, func() bool { _, err := one.TrySh("ip netns exec a ping -c 1 -W 1", to); return err == nil })
 	}
-	one.Sh("ip netns exec a ping -c 3 -W 2", two.Addr("c3", "blue"))
+	for _, ip := range there.IPs {
+		reaches(ip.Address)
+	}
+	reaches(two.Addr("c3", "blue"))
 	server := two.Named("b").Listen("tcp", ":80")
 	one.Dial("tcp", two.IP+":8050")
 	server.Close()
@@ -114,7 +117,7 @@ func overlayByCNI(t *testing.T, hosts []*lab.Host) {
 	if r := valid(t, "1.0.0", byHand.do(t, one, "ADD")); len(r.IPs) != 2 || len(r.Routes) != 2 || len(r.DNS.Nameservers) != 2 {
 		t.Errorf("by hand: %+v", r)
 	}
-	one.Sh("ip netns exec a ping -c 3 -W 2", strings.Split(there.IPs[0].Address, "/")[0])
+	reaches(there.IPs[0].Address)
 	byHand.do(t, one, "DEL")
 	b.do(t, two, "DEL")
 	eventually(t, "nobody is on it", func() bool { _, err := one.TrySh("netyard network rm mine"); return err == nil })
