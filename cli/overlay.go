@@ -26,8 +26,7 @@ import (
 type overlays struct {
 	agent  *fabric.Agent
 	client *cluster.Client
-	log    *slog.Logger
-	kernel *kernel.Kernel
+	names  *names.Server
 	yard   *yard.Yard // from keep on
 }
 
@@ -56,13 +55,19 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	if err != nil {
 		return nil, err
 	}
-	o := &overlays{client: client, log: log, kernel: k}
+	o := &overlays{client: client}
 	o.agent, err = fabric.New(fabric.Config{
 		Held: func(network string, a netip.Addr) bool { return o.yard == nil || o.yard.Holds(network, a) },
 		Log:  log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
 		Host: cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
 	})
-	return o, err
+	if err != nil {
+		return nil, err
+	}
+	o.names = &names.Server{
+		Log: log, Sockets: k, Directory: directory{o.agent}, Changed: o.agent.Moved(), Resolvers: "/etc/resolv.conf", Port: names.DNSPort,
+	}
+	return o, nil
 }
 
 // usualMTU is Ethernet's, bytes.
@@ -94,10 +99,7 @@ func (o *overlays) run(ctx context.Context, tasks *errgroup.Group) {
 		return
 	}
 	tasks.Go(func() error { return o.agent.Run(ctx) })
-	resolvers := &names.Server{
-		Log: o.log, Sockets: o.kernel, Directory: directory{o.agent}, Changed: o.agent.Moved(), Resolvers: "/etc/resolv.conf", Port: names.DNSPort,
-	}
-	tasks.Go(func() error { return resolvers.Run(ctx) })
+	tasks.Go(func() error { return o.names.Run(ctx) })
 }
 
 // directory is the Agent as resolvers see it.
@@ -171,6 +173,9 @@ func (o *overlays) Doctor(ctx context.Context) ([]api.ClusterSymptom, error) {
 	views := []api.ClusterSymptom{}
 	for _, s := range found {
 		views = append(views, api.ClusterSymptom(s))
+	}
+	for _, t := range o.names.Troubles() {
+		views = append(views, api.ClusterSymptom{Of: "network", Network: t.Network, Text: t.Text})
 	}
 	return views, err
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -60,6 +61,19 @@ type Server struct {
 	Resolvers string
 	// Port is DNS's, here and of those resolvers; another one in tests.
 	Port uint16
+
+	mu       sync.Mutex
+	troubles []Trouble
+}
+
+// A Trouble is why names are not answered at an address of a network.
+type Trouble struct{ Network, Text string }
+
+// Troubles are those that there are at the moment.
+func (s *Server) Troubles() []Trouble {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.troubles)
 }
 
 // DNSPort is where resolvers are (RFC 1035, section 4.2).
@@ -99,8 +113,8 @@ func (s *Server) Run(ctx context.Context) error {
 
 // A failing place is one that cannot be listened at.
 type failing struct {
-	why  string
-	told bool
+	network, why string
+	told         bool
 }
 
 // keep opens what is missing and closes what is not wanted any more. What cannot be opened is tried again, and told of once, when that does
@@ -127,10 +141,23 @@ func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[
 			}
 			delete(failed, p)
 		case failed[p].why != err.Error():
-			failed[p] = failing{why: err.Error()}
+			failed[p] = failing{network: n.Name, why: err.Error()}
 		case !failed[p].told:
-			failed[p] = failing{err.Error(), true}
+			failed[p] = failing{n.Name, err.Error(), true}
 			s.Log.Warn("names of containers on other hosts are not answered", "network", n.Name, "address", p.at, "err", err)
+		}
+	}
+	s.note(failed)
+}
+
+// note keeps what to tell of for who asks.
+func (s *Server) note(failed map[place]failing) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.troubles = nil
+	for _, f := range failed {
+		if f.told {
+			s.troubles = append(s.troubles, Trouble{f.network, "names of containers on other hosts are not answered: " + f.why})
 		}
 	}
 }

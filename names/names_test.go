@@ -99,7 +99,7 @@ func newRig(t *testing.T) *rig {
 }
 
 // run keeps resolvers until the test ends.
-func (r *rig) run() {
+func (r *rig) run() *Server {
 	s := &Server{
 		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: r.Kernel, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port,
 	}
@@ -117,6 +117,7 @@ func (r *rig) run() {
 		}
 	})
 	r.eventually("resolvers listen", func() bool { return len(r.listening()) == 6 })
+	return s
 }
 
 // listening are the sockets at the resolvers' port.
@@ -432,7 +433,7 @@ func TestSockets(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
-	r.run()
+	s := r.run()
 	answered := func() bool {
 		a, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: "web", patience: time.Second})
 		return err == nil && len(a.Answer) == 1
@@ -465,8 +466,13 @@ func TestSockets(t *testing.T) {
 	if a, err := r.ask(question{of: r.blue, at: "fd20::1", kind: dns.TypeA, name: "web"}); err != nil || len(a.Answer) != 1 {
 		t.Errorf("at the other address: %v %v", a, err)
 	}
+	r.eventually("both networks are in trouble", func() bool { return len(s.Troubles()) == 2 })
+	if all := s.Troubles(); !strings.Contains(all[0].Text, "has tcp of 0.0.0.0") || all[0].Network == "" {
+		t.Errorf("troubles: %v", all)
+	}
 	_ = thief.Close()
 	r.eventually("it is answered when the port is free", answered)
+	r.eventually("there is no trouble any more", func() bool { return len(s.Troubles()) == 0 })
 	if n := r.log.Count("level=WARN"); n != 2 { // one of each network
 		t.Errorf("it was told of %d times: %s", n, r.log)
 	}
