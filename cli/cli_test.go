@@ -251,6 +251,18 @@ func (w world) handler() http.Handler {
 	answer("GET /v1/cluster/hosts", always([]api.ClusterHost{
 		{Name: "two", Address: "192.0.2.2", Networks: []string{}}, {Name: "one", Address: "192.0.2.1", Alive: true, Networks: []string{"blue", "green"}, Version: "v1"},
 	}))
+	answer("POST /v1/networks", func(r *http.Request) (any, int) {
+		var q api.NetworkRequest
+		_ = json.NewDecoder(r.Body).Decode(&q)
+		return api.Network{ID: "made of " + q.Mode + " " + q.Name}, http.StatusOK
+	})
+	answer("GET /v1/cluster/networks", always([]api.Overlay{
+		{Name: "blue", VNI: 4660, MTU: 1450, Subnets: []api.Subnet{{Pool: "10.20.0.0/16"}, {Pool: "fd20::/64"}}, Internal: true, Hosts: []string{"one", "two"}},
+		{Name: "green", VNI: 4661, MTU: 1450, Subnets: []api.Subnet{{Pool: "10.30.0.0/16"}}},
+	}))
+	answer("DELETE /v1/cluster/networks/{name}", func(*http.Request) (any, int) {
+		return map[string]string{"error": "network blue is in use on one, two"}, http.StatusInternalServerError
+	})
 	answer("DELETE /v1/cluster/hosts/{host}", always(api.ClusterHost{Name: "two", Address: "192.0.2.2"}))
 	policies(answer)
 	answer("GET /v1/networks/{ref}", func(r *http.Request) (any, int) {

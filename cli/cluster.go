@@ -29,7 +29,7 @@ func (p Program) clusterCommand() *cli.Command {
 					}
 				},
 			}.command(p.Width, &cli.Command{Name: "hosts", Usage: "list the hosts of the cluster"}),
-			p.clusterDoctor(),
+			p.clusterDoctor(), p.clusterNetworks(), clusterRemove(),
 			{
 				Name: "forget", ArgsUsage: "HOST", Usage: "take a host out: its addresses are free, and it is fenced when it comes back",
 				Action: func(c *cli.Context) error {

@@ -52,7 +52,7 @@ func cniInstall(c *cli.Context) error {
 	}
 	var ranges []cni.Range
 	for _, s := range n.Subnets {
-		if s.IPAM != yard.Space {
+		if s.IPAM != yard.Space && s.IPAM != yard.OverlaySpace {
 			return fmt.Errorf("network %s: the addresses of %s are given by %s's own IPAM; only a network that was created with --ipam-driver netyard can be shared",
 				n.Name, s.Pool, n.Engine)
 		}

@@ -14,7 +14,7 @@ func (p Program) networkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "network", Usage: "look at networks and change them, and make some that belong to no engine",
 		Subcommands: []*cli.Command{
-			p.networkList(), networkCreate(), networkRemove(),
+			p.networkList(), networkCreate(), networkAttach(), networkRemove(),
 			inspectCommand(&cli.Command{
 				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and what it has in the kernel",
 				Description:  "It is found by name, id or the beginning of its id.",

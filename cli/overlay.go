@@ -17,6 +17,7 @@ import (
 	"netyard/fabric"
 	"netyard/kernel"
 	"netyard/modes"
+	"netyard/names"
 	"netyard/store"
 	"netyard/yard"
 )
@@ -25,6 +26,8 @@ import (
 type overlays struct {
 	agent  *fabric.Agent
 	client *cluster.Client
+	names  *names.Server
+	yard   *yard.Yard // from keep on
 }
 
 func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k *kernel.Kernel) (*overlays, error) {
@@ -52,11 +55,19 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	if err != nil {
 		return nil, err
 	}
-	agent, err := fabric.New(fabric.Config{
-		Log: log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
+	o := &overlays{client: client}
+	o.agent, err = fabric.New(fabric.Config{
+		Held: func(network string, a netip.Addr) bool { return o.yard == nil || o.yard.Holds(network, a) },
+		Log:  log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
 		Host: cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
 	})
-	return &overlays{agent, client}, err
+	if err != nil {
+		return nil, err
+	}
+	o.names = &names.Server{
+		Log: log, Sockets: k, Directory: directory{o.agent}, Changed: o.agent.Moved(), Resolvers: "/etc/resolv.conf", Port: names.DNSPort,
+	}
+	return o, nil
 }
 
 // usualMTU is Ethernet's, bytes.
@@ -75,6 +86,7 @@ func (o *overlays) keep(y *yard.Yard) error {
 	if o == nil {
 		return nil
 	}
+	o.yard = y
 	ids, err := y.Overlays()
 	if err != nil {
 		return err
@@ -83,9 +95,26 @@ func (o *overlays) keep(y *yard.Yard) error {
 }
 
 func (o *overlays) run(ctx context.Context, tasks *errgroup.Group) {
-	if o != nil {
-		tasks.Go(func() error { return o.agent.Run(ctx) })
+	if o == nil {
+		return
 	}
+	tasks.Go(func() error { return o.agent.Run(ctx) })
+	tasks.Go(func() error { return o.names.Run(ctx) })
+}
+
+// directory is the Agent as resolvers see it.
+type directory struct{ *fabric.Agent }
+
+// Networks are those that are on this host.
+func (d directory) Networks() (all []names.Network) {
+	for _, b := range d.Here() {
+		n := names.Network{ID: b.ID, Name: b.Name, Link: b.Bridge, Internal: b.Internal}
+		for _, s := range b.Subnets {
+			n.At, n.Subnets = append(n.At, s.Gateway), append(n.Subnets, s.Pool)
+		}
+		all = append(all, n)
+	}
+	return all
 }
 
 func (o *overlays) close() error {
@@ -145,7 +174,39 @@ func (o *overlays) Doctor(ctx context.Context) ([]api.ClusterSymptom, error) {
 	for _, s := range found {
 		views = append(views, api.ClusterSymptom(s))
 	}
+	for _, t := range o.names.Troubles() {
+		views = append(views, api.ClusterSymptom{Of: "network", Network: t.Network, Text: t.Text})
+	}
 	return views, err
+}
+
+// Overlays are the networks of the cluster, as etcd has them.
+func (o *overlays) Overlays(ctx context.Context) ([]api.Overlay, error) {
+	all, err := o.agent.Overlays(ctx)
+	views := []api.Overlay{}
+	for _, n := range all {
+		v := api.Overlay{ID: n.ID, Name: n.Name, VNI: n.VNI, MTU: n.MTU, Internal: n.Internal, Hosts: append([]string{}, n.Hosts...), Subnets: []api.Subnet{}}
+		for _, s := range n.Subnets {
+			v.Subnets = append(v.Subnets, api.Subnet{Pool: s.Pool.String(), Gateway: s.Gateway.String(), IPAM: yard.OverlaySpace})
+		}
+		views = append(views, v)
+	}
+	return views, err
+}
+
+// RemoveOverlay takes a network out that no host has.
+func (o *overlays) RemoveOverlay(ctx context.Context, name string) error {
+	return o.agent.RemoveOverlay(ctx, name)
+}
+
+// Reach are the endpoints of a network, on whatever host.
+func (o *overlays) Reach(id string) (views []api.Reached) {
+	for _, r := range o.agent.Reach(id) {
+		views = append(views, api.Reached{
+			Address: r.Addr.String(), Host: cmp.Or(r.HostName, r.Host), Container: r.Name, Aliases: r.Aliases, MAC: string(r.MAC), Endpoint: r.Endpoint,
+		})
+	}
+	return views
 }
 
 func hostView(m fabric.Member) api.ClusterHost {

@@ -244,8 +244,8 @@ func (a Address) checkNames() error {
 	if a.Use != Endpoint && (a.Name != "" || len(a.Aliases) > 0) {
 		return errors.New("only endpoints have names")
 	}
-	if len(a.Aliases) > maxNames {
-		return fmt.Errorf("%d aliases, which is more than %d", len(a.Aliases), maxNames)
+	if len(a.Aliases) > MaxNames {
+		return fmt.Errorf("%d aliases, which is more than %d", len(a.Aliases), MaxNames)
 	}
 	names := a.Aliases
 	if a.Name != "" {

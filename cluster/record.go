@@ -14,8 +14,10 @@ const (
 	maxKey   = 256  // bytes, without the prefix of the cluster
 	maxValue = 4096 // bytes
 	maxName  = 128  // bytes
-	maxNames = 16   // aliases of an endpoint
 	maxNets  = 8    // subnets of a network
+
+	// MaxNames is how many aliases an endpoint can have.
+	MaxNames = 16
 
 	idLen = 32 // hexadecimal digits
 

@@ -36,6 +36,8 @@ type Config struct {
 	Port uint16
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
+	// Held says whether somebody of this host has an address of a network, or means to have it again; nil: nobody who is not reached by it.
+	Held func(network string, addr netip.Addr) bool
 	// Conflict is told of an address that this host has and that etcd says is another's: it must not be used any more.
 	Conflict func(network string, addr netip.Addr)
 }
@@ -55,6 +57,9 @@ type Agent struct {
 	// hosts and members are of all networks.
 	hosts, members *cluster.Mirror
 	poked          chan struct{}
+	// rolls say who is called what; moved tells that there is another one.
+	rolls *rolls
+	moved chan struct{}
 	// impatient makes patience nothing, in tests.
 	impatient atomic.Bool
 
@@ -110,8 +115,11 @@ func New(c Config) (*Agent, error) {
 	if c.Conflict == nil {
 		c.Conflict = func(string, netip.Addr) {}
 	}
+	if c.Held == nil {
+		c.Held = func(string, netip.Addr) bool { return false }
+	}
 	a := &Agent{
-		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{},
+		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{}, rolls: newRolls(), moved: make(chan struct{}, 1),
 	}
 	if err := a.recover(); err != nil {
 		return nil, err
@@ -172,6 +180,7 @@ func (a *Agent) Bind(b Bound) error {
 		return err
 	}
 	a.poke()
+	a.tellMoved()
 	return nil
 }
 
@@ -183,6 +192,7 @@ func (a *Agent) add(b Bound) error {
 	}
 	n.addrs = a.c.Client.NewMirror(a.c.Log, "addr/"+b.ID+"/", func(cs []cluster.Change) { a.heard(n, cs) })
 	a.networks[b.ID] = n
+	a.rolls.open(b.Network)
 	a.mu.Unlock() // Load tells heard, which locks
 	err := n.addrs.Load(a.c.Store)
 	a.mu.Lock()
@@ -201,6 +211,8 @@ func (a *Agent) Unbind(id string) error {
 	n := a.networks[id]
 	delete(a.networks, id)
 	a.mu.Unlock()
+	a.rolls.close(id)
+	a.tellMoved()
 	if n != nil {
 		n.stop()
 	}
@@ -260,6 +272,7 @@ func (a *Agent) everywhere(cs []cluster.Change) {
 
 // heard is told of addresses of one network.
 func (a *Agent) heard(n *network, cs []cluster.Change) {
+	a.rolls.heard(n.ID, a.self, cs)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.tell(n, n.book.Apply(cs))

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"netyard/cluster"
 	"netyard/kernel"
@@ -16,12 +18,13 @@ type Modes struct{ A *Agent }
 
 var _ modes.Fabric = Modes{}
 
-// Find is the network of a name; one with subnets is made if it is not there. A network that is on this host is known without etcd.
+// Find is the network of a name; one with subnets is made if it is not there, and without subnets it is only looked for.
 func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, error) {
 	ask := cluster.Network{Name: want.Name, Internal: want.Internal}
 	for _, s := range want.Subnets {
 		ask.Subnets = append(ask.Subnets, cluster.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
 	}
+	m.A.awaitLeft(ctx)
 	there, err := m.A.c.Client.FindNetwork(ctx, want.Name)
 	if isNew := err != nil; isNew {
 		if !errors.Is(err, cluster.ErrNotFound) {
@@ -29,10 +32,13 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 		}
 		ask.MTU = want.MTU // of one that is there, it is that one's
 	}
-	if there, err = m.A.c.Client.CreateNetwork(ctx, ask); errors.Is(err, cluster.ErrNotFound) {
+	if len(want.Subnets) == 0 && err != nil {
 		return modes.Overlay{}, fmt.Errorf("network %s %w", want.Name, modes.ErrNoOverlay)
-	} else if err != nil {
-		return modes.Overlay{}, err
+	}
+	if len(want.Subnets) > 0 { // or nobody said what else it is to be
+		if there, err = m.A.c.Client.CreateNetwork(ctx, ask); err != nil {
+			return modes.Overlay{}, err
+		}
 	}
 	o := modes.Overlay{ID: there.ID, Name: there.Name, VNI: there.VNI, MTU: there.MTU, Internal: there.Internal}
 	for _, s := range there.Subnets {
@@ -55,16 +61,8 @@ func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) error {
 	return m.A.Bind(Bound{Network: n, Link: l.VXLAN, Bridge: l.Bridge, Alias: l.Alias, MAC: cluster.MAC(l.MAC)})
 }
 
-// Down says that they are about to go.
-func (m Modes) Down(o modes.Overlay) error {
-	m.A.mu.Lock()
-	known := m.A.networks[o.ID] != nil
-	m.A.mu.Unlock()
-	if !known {
-		return nil
-	}
-	return m.A.Unbind(o.ID)
-}
+// Down says that they are about to go. One that never came up may still be in etcd, where it was made.
+func (m Modes) Down(o modes.Overlay) error { return m.A.Unbind(o.ID) }
 
 // Attach says that the addresses of an endpoint are here, and who it is.
 func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
@@ -72,7 +70,25 @@ func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
 	if mac == "" {
 		mac = e.StableMAC().String()
 	}
-	return m.A.Publish(o.ID, bare(e.Addrs), e.ID, cluster.MAC(mac), known(e.Container.Name), e.Aliases)
+	m.A.rolls.sit(e.ID, seat{o.ID, e.Sandbox})
+	return m.A.Publish(o.ID, bare(e.Addrs), e.ID, cluster.MAC(mac), known(e.Container.Name), aliases(e))
+}
+
+// The labels of a container that say names of it: nerdctl and Docker tell a plugin of no others, and Compose's services are aliases.
+const (
+	labelAlias   = "netyard.alias"
+	labelService = "com.docker.compose.service"
+)
+
+// aliases are the other names of an endpoint: those that were asked for, and those that its container's labels say.
+func aliases(e modes.Endpoint) []string {
+	all := slices.Clone(e.Aliases)
+	for _, said := range append(strings.Split(e.Container.Labels[labelAlias], ","), e.Container.Labels[labelService]) {
+		if said = known(strings.TrimSpace(said)); said != "" && !slices.Contains(all, said) && len(all) < cluster.MaxNames {
+			all = append(all, said)
+		}
+	}
+	return all
 }
 
 // known is a name as the cluster takes it: one that it does not is none.
@@ -83,8 +99,16 @@ func known(name string) string {
 	return name
 }
 
+// Name says how an endpoint is called.
+func (m Modes) Name(o modes.Overlay, e modes.Endpoint) error {
+	return m.A.Rename(o.ID, e.ID, known(e.Container.Name), aliases(e))
+}
+
 // Detach says that they are not any more.
-func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error { return m.A.Withdraw(o.ID, e.ID) }
+func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error {
+	m.A.rolls.rise(e.ID)
+	return m.A.Withdraw(o.ID, e.ID)
+}
 
 // Grant gives an owner an address.
 func (m Modes) Grant(ctx context.Context, o modes.Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error) {
@@ -93,6 +117,9 @@ func (m Modes) Grant(ctx context.Context, o modes.Overlay, owner string, addr ne
 
 // Release gives one back.
 func (m Modes) Release(o modes.Overlay, addr netip.Addr) error { return m.A.Release(o.ID, addr) }
+
+// Room says why no address of a family could be granted now.
+func (m Modes) Room(o modes.Overlay, v6 bool) error { return m.A.Room(o.ID, v6) }
 
 // Objects are what the other hosts make wanted in this one's kernel.
 func (m Modes) Objects(o modes.Overlay) []kernel.Object { return m.A.Objects(o.ID) }

@@ -179,6 +179,7 @@ func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 // that was not granted here is claimed.
 func (a *Agent) Publish(network string, addrs []netip.Addr, endpoint string, mac cluster.MAC, name string, aliases []string) error {
 	defer a.poke()
+	defer a.rolls.doubt(network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		for _, addr := range addrs {
 			o, err := owns.Get(tx, Own{Network: network, Addr: addr}.key())
@@ -214,6 +215,43 @@ func same(o, p Own) bool {
 	return a.Addr == b.Addr && a.Use == b.Use && a.Endpoint == b.Endpoint && a.MAC == b.MAC && a.Name == b.Name && slices.Equal(a.Aliases, b.Aliases)
 }
 
+// Rename says by which names an endpoint is known that was published.
+func (a *Agent) Rename(network, endpoint, name string, aliases []string) error {
+	return a.edit(network, func(o *Own) bool {
+		if o.Use != cluster.Endpoint || o.Endpoint != endpoint || o.Name == name && slices.Equal(o.Aliases, aliases) {
+			return false
+		}
+		o.Name, o.Aliases, o.Synced = name, aliases, false
+		return true
+	})
+}
+
+// Room says why no address of a family could be granted now: there is none in store, and etcd cannot be asked.
+func (a *Agent) Room(network string, v6 bool) error {
+	a.mu.Lock()
+	n, reason := a.networks[network], a.reason
+	a.mu.Unlock()
+	if down := a.c.Client.Health().Down; reason == nil && !down.IsZero() {
+		reason = fmt.Errorf("%w since %s", cluster.ErrUnreachable, down.Format(time.RFC3339))
+	}
+	switch {
+	case n == nil:
+		return fmt.Errorf("network %s is not on this host", network)
+	case reason == nil && len(n.free(v6, 1)) > 0:
+		return nil
+	case reason == nil:
+		reason = errors.New("all are taken")
+	}
+	own, err := a.Own(network)
+	if err != nil || slices.ContainsFunc(own, func(o Own) bool { return o.idle() && o.Addr.Is6() == v6 }) {
+		return err
+	}
+	return fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, reason)
+}
+
+// idle says whether an address is in store for whoever comes.
+func (o Own) idle() bool { return o.Use == cluster.Warm && o.Endpoint == "" && !o.Trying && !o.Lost }
+
 // Withdraw says that nobody is reached by an endpoint's addresses any more. They stay granted until they are released.
 func (a *Agent) Withdraw(network, endpoint string) error {
 	return a.edit(network, func(o *Own) bool {
@@ -239,6 +277,7 @@ func (a *Agent) Release(network string, addr netip.Addr) error {
 // edit changes the addresses of a network that f says.
 func (a *Agent) edit(network string, f func(*Own) bool) error {
 	defer a.poke()
+	defer a.rolls.doubt(network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		all, err := owns.List(tx, network+"/")
 		if err != nil {

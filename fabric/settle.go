@@ -222,12 +222,36 @@ func (a *Agent) leave(ctx context.Context) error {
 			if err := a.c.Client.LeaveNetwork(ctx, cluster.Member{Network: id, Host: a.self}); err != nil {
 				return err
 			}
+			if err := a.c.Client.DropNetwork(ctx, id); err != nil { // the last one takes it along
+				return err
+			}
 		}
 		if err := a.c.Store.Update(func(tx store.Tx) error { return leaving.Delete(tx, id) }); err != nil {
 			return err
 		}
 	}
 	return err
+}
+
+// awaitLeft waits a little until etcd has heard of networks that were taken from this host: who removes one and makes another of its name
+// wants that one.
+func (a *Agent) awaitLeft(ctx context.Context) {
+	const pause, most = 10 * time.Millisecond, 100
+	for range most {
+		var ids []string
+		err := a.c.Store.View(func(tx store.Tx) error {
+			ids = leaving.Keys(tx, "")
+			return nil
+		})
+		a.mu.Lock()
+		member := a.reason == nil
+		a.mu.Unlock()
+		if err != nil || len(ids) == 0 || !member || ctx.Err() != nil {
+			return
+		}
+		a.poke()
+		time.Sleep(pause)
+	}
 }
 
 // syncNetwork makes this host a member of a network, and its addresses there in etcd what they are here.
@@ -237,7 +261,7 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		return nil // what etcd has is not known yet
 	}
 	if a.members.Get(m.Key()) == nil {
-		if err := a.c.Client.JoinNetwork(ctx, m); err != nil {
+		if err := a.join(ctx, m, n.Network); err != nil {
 			return err
 		}
 	}
@@ -266,6 +290,19 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		}
 	}
 	return nil
+}
+
+// join makes this host a member of a network, which is put back if etcd has not got it any more.
+func (a *Agent) join(ctx context.Context, m cluster.Member, n cluster.Network) error {
+	err := a.c.Client.JoinNetwork(ctx, m)
+	if !errors.Is(err, cluster.ErrNotFound) {
+		return err
+	}
+	if err := a.c.Client.PutBack(ctx, n); err != nil {
+		a.c.Log.Warn("a network of this host is not in etcd", "network", n.Name, "err", err)
+		return err
+	}
+	return a.c.Client.JoinNetwork(ctx, m)
 }
 
 // forgotten finds what etcd and this host do not have alike although it was so: after an old backup, or a crash. What is here and not
@@ -305,6 +342,9 @@ func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
 func (a *Agent) reap(own []Own) error {
 	for i, o := range own {
 		if o.Use != cluster.Warm || o.Endpoint == "" || o.Gone || o.Trying || o.Since.IsZero() || time.Since(o.Since) < patience && !a.impatient.Load() {
+			continue
+		}
+		if a.c.Held(o.Network, o.Addr) {
 			continue
 		}
 		err := a.settleOwn(o, func(now Own, tx store.Tx) error {
@@ -373,6 +413,7 @@ func (a *Agent) doubt(id string) {
 }
 
 func (a *Agent) settleOwn(o Own, f func(Own, store.Tx) error) error {
+	defer a.rolls.doubt(o.Network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		now, err := owns.Get(tx, o.key())
 		if errors.Is(err, store.ErrNotFound) {

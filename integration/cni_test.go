@@ -72,6 +72,7 @@ type cniResult struct {
 		Interface        *int
 	}
 	Routes []struct{ Dst, GW string }
+	DNS    struct{ Nameservers []string }
 }
 
 // valid wants a result to be one of that version of the specification, to the last key.

@@ -32,6 +32,7 @@ func layers() []rule {
 		{"cluster", "store", "it is records of hosts, and touches no kernel"},
 		{"cluster/clustertest", "", "it runs etcd"},
 		{"fabric", "cluster kernel modes store", "it keeps etcd and the kernel of one mind, and knows no mode by name"},
+		{"names", "", "it is told who is called what, and by which sockets he is asked"},
 		{"policy", "kernel modes", "it works out what follows, and touches nothing"},
 		{"yard", "store kernel modes ipam ipam/dhcp policy", "it knows no door, no engine and no mode by name"},
 		{"driver", middle, "no handler calls an engine's API"},
@@ -41,8 +42,8 @@ func layers() []rule {
 		{"cni", "", "a plugin starts in a moment"},
 		{"cni/netyard-cni", "cni", "it hands on to the daemon, and knows no network"},
 		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for the one question it asks"},
-		{"cli", middle + " cluster fabric driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without its tests"},
-		{".", "cluster fabric cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without its tests"},
+		{"cli", middle + " cluster fabric names driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without its tests"},
+		{".", "cluster fabric names cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without its tests"},
 		{"kernel/kerneltest", "kernel", "every layer's tests use it"},
 		{"integration", "* */*", ""},
 		{"integration/*", "", "the lab treats netyard as a user would"},
@@ -60,6 +61,7 @@ func owners() []rule {
 		{"cli", "netyard/modes/all", "all others know modes by name at most"},
 		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "engines are asked in one place"},
 		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest", "testing", "tests are not part of the program"},
+		{"names", "github.com/miekg/dns", "names are answered in one place"},
 		{"cluster", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "etcd is spoken to in one place"},
 	}
 }

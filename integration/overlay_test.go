@@ -111,7 +111,7 @@ func TestOverlay(t *testing.T) {
 		if i > 0 {
 			h.Docker(fmt.Sprintf(flags, "blue", "--subnet fd20::/64"))
 		}
-		h.Run(fmt.Sprint("c", i+1), "--network blue")
+		h.Run(fmt.Sprint("c", i+1), "--network blue --dns 10.20.0.1")
 	}
 	hosts[2].Docker(fmt.Sprintf(flags, "green", "--subnet 10.30.0.0/16 --subnet fd30::/64"))
 	hosts[2].Run("other", "--network green")
@@ -122,6 +122,8 @@ func TestOverlay(t *testing.T) {
 				name := fmt.Sprint("c", j+1)
 				h.Ping(fmt.Sprint("c", i+1), to.Addr(name, "blue"))
 				h.Ping(fmt.Sprint("c", i+1), to.Addr6(name, "blue"))
+				h.Ping(fmt.Sprint("c", i+1), name)
+				h.Ping(fmt.Sprint("c", i+1), "-6 "+name)
 			}
 			h.Ping(fmt.Sprint("c", i+1), h.Outside.IP)
 		}
@@ -138,10 +140,13 @@ func TestOverlay(t *testing.T) {
 		}
 		server.Close()
 	}
-	hosts[1].Run("p1", "--network blue -p 8080:80")
+	hosts[1].Run("p1", "--network blue -p 8080:80 --label com.docker.compose.service=front")
 	server := hosts[1].In("p1").Listen("tcp", ":80")
 	hosts[0].Dial("tcp", hosts[1].IP+":8080")
 	server.Close()
+
+	namesOverHosts(t, hosts)
+	overlayByCNI(t, hosts)
 
 	eventually(t, "the doctor finds nothing", func() bool { _, err := hosts[1].TrySh("netyard cluster doctor"); return err == nil })
 	has(t, hosts[0].Sh("netyard cluster status"), "this host is a member, one of 3")
@@ -159,6 +164,7 @@ func TestOverlay(t *testing.T) {
 	hosts[0].Ping("late", hosts[0].Addr("c1", "blue")) // the other hosts hear of it later
 	etcd.Launch()
 	hosts[2].Ping("c3", hosts[0].Addr("late", "blue"))
+	hosts[2].Ping("c3", "late")
 
 	// A container moves with its address. An engine takes --ip only where the network was made with its --subnet.
 	addr := hosts[1].Addr("c2", "blue")
@@ -171,6 +177,7 @@ func TestOverlay(t *testing.T) {
 		return err == nil
 	})
 	hosts[2].Ping("c3", addr)
+	hosts[2].Ping("c3", "moved")
 	for _, h := range hosts {
 		healthy(t, h)
 	}

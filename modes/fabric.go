@@ -43,7 +43,8 @@ type Claimer interface {
 
 // A Fabric is the cluster that this host is in, as far as others have to know of it. Only Find and Grant wait for anybody.
 type Fabric interface {
-	// Find is the network of a name; one with subnets is made if it is not there. It refuses one that is there and is different.
+	// Find is the network of a name; one with subnets is made if it is not there, and one that is there and is different is refused.
+	// Without subnets it only looks.
 	Find(ctx context.Context, want Overlay) (Overlay, error)
 	Host() OverlayHost
 	// Up says that a network's links are on this host, Down that they are about to go; both are recorded, and the others hear of it.
@@ -52,10 +53,14 @@ type Fabric interface {
 	// Attach says that the addresses of an endpoint are here, Detach that they are not any more.
 	Attach(o Overlay, e Endpoint) error
 	Detach(o Overlay, e Endpoint) error
+	// Name says how an endpoint that was attached is called, as far as that is known by now. One that was detached it leaves alone.
+	Name(o Overlay, e Endpoint) error
 	// Grant gives an owner an address of a network, the one that is named or any of a family; asked again, it is the same. Release gives
 	// an address back.
 	Grant(ctx context.Context, o Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error)
 	Release(o Overlay, addr netip.Addr) error
+	// Room says why no address of a family could be granted now; nil when one could.
+	Room(o Overlay, v6 bool) error
 	// Objects are what the network's other hosts make wanted in this one's kernel at the moment. The Fabric keeps them so itself.
 	Objects(o Overlay) []kernel.Object
 }

@@ -46,6 +46,9 @@ func (y *Yard) allot(tx store.Tx, n modes.Network, r AttachRequest, kept []netip
 	if err := ownPools(n); err != nil {
 		return nil, err
 	}
+	if y.Claims(n.Mode) {
+		return takeGranted(n, r, kept)
+	}
 	addrs = append(addrs, r.leased...)
 	for _, group := range groups {
 		a, err := y.allotOne(tx, n, r, group, kept)
@@ -88,10 +91,7 @@ func byFamily(n modes.Network) (groups [][]netip.Prefix) {
 // ownPools refuses a network whose addresses another IPAM hands out: nobody could tell it of those that are given here.
 func ownPools(n modes.Network) error {
 	for _, s := range n.Subnets {
-		if s.Space == OverlaySpace {
-			return fmt.Errorf("network %s: its addresses are a cluster's, and containers get those by Docker only", label(n))
-		}
-		if s.Space != Space && s.Space != DHCPSpace {
+		if s.Space != Space && s.Space != DHCPSpace && s.Space != OverlaySpace {
 			return fmt.Errorf("network %s: the addresses of %s are given by %s's own IPAM; only a network that was created with --ipam-driver netyard can be shared",
 				label(n), s.Pool, n.Engine)
 		}
@@ -152,6 +152,9 @@ func (y *Yard) Room(network string) error {
 	}
 	if n.Phase != modes.Ready {
 		return fmt.Errorf("network %s is being created or deleted", label(n))
+	}
+	if y.Claims(n.Mode) {
+		return y.roomInCluster(n)
 	}
 	err = y.c.Store.Update(func(tx store.Tx) error {
 		if _, err := y.allot(tx, n, AttachRequest{NetworkID: n.ID, Attachment: "-"}, nil); err != nil {

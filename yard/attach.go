@@ -41,8 +41,9 @@ type AttachRequest struct {
 	// Routes says what routes a container with these addresses has beside those of the network, or, with OwnRoutes, instead of them.
 	Routes    func(addrs []netip.Prefix) []modes.Route
 	OwnRoutes bool
-	// leased are addresses that a DHCP server gave for it.
-	leased []netip.Prefix
+	// leased are addresses that a DHCP server gave for it, allotted those that are claimed in a cluster.
+	leased   []netip.Prefix
+	allotted allotment
 }
 
 // Attached is an endpoint as it was plugged in.
@@ -85,6 +86,9 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	}
 	seen, ok := kernel.NamespaceAt(r.Sandbox)
 	e.Seen = ok && seen == ns
+	if r.allotted, err = y.grantAll(ctx, r, e.ID); err != nil { // it may take a while, too
+		return a, errors.Join(err, y.notAttached(r))
+	}
 	release, err := y.hold(ctx, e.NetworkID, e.ID)
 	if err != nil {
 		return a, errors.Join(err, y.notAttached(r))
@@ -96,6 +100,9 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	m, n, e, former, robbed, err := y.recordAttachment(r, e)
 	if err != nil {
 		return a, errors.Join(err, y.notAttached(r))
+	}
+	if err := y.giveUp(n, r.allotted.spare...); err != nil {
+		return a, errors.Join(err, y.bury(context.WithoutCancel(ctx), m, n, e))
 	}
 	for _, was := range robbed {
 		if err := y.withdraw(ctx, was); err != nil {

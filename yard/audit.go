@@ -141,10 +141,8 @@ func (y *Yard) auditEngine(known map[string]modes.Network, c Census) (out []Find
 		}
 		out = append(out, Finding{
 			Kind: Orphan, Network: label(known[h.NetworkID]), Removable: true,
-			Text: fmt.Sprintf("addresses held for container %s, which %s has no more", cmp.Or(h.Container.Name, h.Attachment), c.Engine),
-			remove: func(context.Context) error {
-				return y.c.Store.Update(func(tx store.Tx) error { return y.releaseHold(tx, h) })
-			},
+			Text:   fmt.Sprintf("addresses held for container %s, which %s has no more", cmp.Or(h.Container.Name, h.Attachment), c.Engine),
+			remove: func(context.Context) error { return y.endHold(h) },
 		})
 	}
 	return out, err

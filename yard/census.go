@@ -1,6 +1,7 @@
 package yard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -202,7 +203,7 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 		return err
 	}
 	defer y.pokeLeases() // a DHCP server may be told the name
-	return y.c.Store.Update(func(tx store.Tx) error {
+	err = y.c.Store.Update(func(tx store.Tx) error {
 		now, err := getEndpoint(tx, network, id)
 		if err != nil {
 			return nil //nolint:nilerr // it went meanwhile
@@ -211,6 +212,7 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 		now.Seen = now.Seen || seen && now.Sandbox == e.Sandbox
 		return putEndpoint(tx, now)
 	})
+	return cmp.Or(err, y.nameInCluster(network, id))
 }
 
 // hostnameOf is the name of the host as a container's process believes it to be. One that is only being started still believes what

@@ -34,6 +34,9 @@ func (y *Yard) putCopy(n modes.Network) {
 	c := networkCopy{Network: n}
 	err := y.c.Store.View(func(tx store.Tx) error {
 		for _, s := range n.Subnets {
+			if s.Space != Space {
+				continue
+			}
 			p, err := y.c.IPAM.PoolOf(tx, s.Pool, n.ID)
 			if err != nil {
 				return err

@@ -39,6 +39,8 @@ type rig struct {
 	step func(string)
 	st   *store.Store
 	*Yard
+	// cluster is what this host is in, if that is anything, with the modes that need it.
+	cluster *ledger
 }
 
 func newRig(t *testing.T) *rig {
@@ -79,12 +81,16 @@ func (r *rig) begin(keepStrays bool) {
 	}
 	r.step = func(string) {}
 	r.now = r.now.Add(time.Second)
-	r.Yard = New(Config{
+	c := Config{
 		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
 		IPAM:  ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
 		Modes: map[string]modes.Mode{"bridge": m, "host": shares}, Now: func() time.Time { return r.now },
 		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
-	})
+	}
+	if r.cluster != nil {
+		r.cluster.join(r, &c)
+	}
+	r.Yard = New(c)
 	if err := r.Restore(r.t.Context(), keepStrays); err != nil {
 		r.t.Fatal(err)
 	}

@@ -33,10 +33,10 @@ func (y *Yard) lease4(ctx context.Context, r AttachRequest) (addrs []netip.Prefi
 	return addrs, nil
 }
 
-// notAttached gives back the leases of an attachment that came to nothing before it was recorded.
+// notAttached gives back the leases and the claims of an attachment that came to nothing before it was recorded.
 func (y *Yard) notAttached(r AttachRequest) error {
-	if len(r.leased) == 0 {
-		return nil
+	if err := y.ungrant(r); err != nil || len(r.leased) == 0 {
+		return err
 	}
 	return y.update("lease not taken", func(tx store.Tx) error {
 		return y.eachLease(tx, r.NetworkID, func(l DHCPLease) error {

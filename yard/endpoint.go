@@ -318,7 +318,7 @@ func (y *Yard) forget(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	if err := y.update("endpoint gone", func(tx store.Tx) error { return eraseEndpoint(tx, e) }); err != nil {
 		return err
 	}
-	return y.enforce(ctx)
+	return errors.Join(y.giveUpOf(n, e), y.enforce(ctx))
 }
 
 // hold takes an endpoint for one's own and shares its network.

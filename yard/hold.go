@@ -85,11 +85,26 @@ func (y *Yard) releaseHolds(over func(hold) bool) error {
 			continue
 		}
 		y.c.Log.Info("free the addresses of a container that was removed", "container", h.Container.Name, "attachment", h.Attachment, "addresses", h.Addrs)
-		if err := y.c.Store.Update(func(tx store.Tx) error { return y.releaseHold(tx, h) }); err != nil {
+		if err := y.endHold(h); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// endHold frees the addresses of a hold.
+func (y *Yard) endHold(h hold) error {
+	if err := y.c.Store.Update(func(tx store.Tx) error { return y.releaseHold(tx, h) }); err != nil {
+		return err
+	}
+	n, err := y.Network(h.NetworkID)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return y.giveUpOf(n, modes.Endpoint{Attachment: h.Attachment, Addrs: h.Addrs})
 }
 
 func (y *Yard) releaseHold(tx store.Tx, h hold) error {

@@ -58,6 +58,9 @@ func (y *Yard) MakeNetwork(ctx context.Context, r NetworkRequest) (n modes.Netwo
 	if _, err := y.mode(n.Mode); err != nil {
 		return n, err
 	}
+	if y.Claims(n.Mode) && n.Options[optOverlay] == "" {
+		n.Options[optOverlay] = n.Name
+	}
 	if n.ID == "" {
 		n.ID = randomID()
 	}
@@ -79,22 +82,33 @@ func (y *Yard) MakeNetwork(ctx context.Context, r NetworkRequest) (n modes.Netwo
 	case !errors.Is(err, ErrNotFound):
 		return old, err
 	}
-	if y.Claims(n.Mode) {
-		return n, fmt.Errorf("mode %s: such a network is made by an engine: docker network create -d %s --ipam-driver %s", n.Mode, OverlaySpace, OverlaySpace)
-	}
-	if n.Subnets, err = y.takePools(ctx, n, r); err != nil {
+	if err := y.makeNew(ctx, n, r); err != nil {
 		return n, err
-	}
-	if n.DHCP, err = y.takeDHCP(ctx, r); err != nil {
-		return n, errors.Join(err, y.givePools(n.Subnets))
-	}
-	if err := y.CreateNetwork(ctx, n); err != nil {
-		return n, errors.Join(err, y.givePools(n.Subnets), y.giveDHCP(n.DHCP))
 	}
 	if n, err = y.Network(n.ID); err == nil {
 		y.putCopy(n)
 	}
 	return n, err
+}
+
+// makeNew makes a network of which there is nothing yet.
+func (y *Yard) makeNew(ctx context.Context, n modes.Network, r NetworkRequest) (err error) {
+	if y.Claims(n.Mode) {
+		if err := y.takeOverlay(ctx, &n, r); err != nil {
+			return err
+		}
+		return y.CreateNetwork(ctx, n)
+	}
+	if n.Subnets, err = y.takePools(ctx, n, r); err != nil {
+		return err
+	}
+	if n.DHCP, err = y.takeDHCP(ctx, r); err != nil {
+		return errors.Join(err, y.givePools(n.Subnets))
+	}
+	if err := y.CreateNetwork(ctx, n); err != nil {
+		return errors.Join(err, y.givePools(n.Subnets), y.giveDHCP(n.DHCP))
+	}
+	return nil
 }
 
 // NetworkNamed finds a network by its name, or its whole id, alone.
@@ -112,6 +126,9 @@ func (y *Yard) NetworkNamed(name string) (modes.Network, error) {
 
 // isAs says whether a network is what is asked for, as far as that is said.
 func (y *Yard) isAs(old, n modes.Network, r NetworkRequest) bool {
+	if y.Claims(n.Mode) {
+		return old.Mode == n.Mode && maps.Equal(old.Options, n.Options) && r.DHCP == nil && isOverlayAs(old, r)
+	}
 	if old.Mode != n.Mode || old.Internal != n.Internal || !maps.Equal(old.Options, n.Options) || (r.DHCP != nil) != (len(old.DHCP) > 0) {
 		return false
 	}

@@ -96,6 +96,12 @@ func (y *Yard) adoptNetwork(ctx context.Context, s SeenNetwork, c Census) error 
 
 func (y *Yard) adoptRecord(ctx context.Context, m modes.Mode, s SeenNetwork, c Census) (n modes.Network, err error) {
 	n = s.Network
+	if y.Claims(n.Mode) { // its addresses are of no pool of this host's
+		s.Pools, n.Subnets = nil, slices.Clone(n.Subnets)
+		for i := range n.Subnets {
+			n.Subnets[i].Space = OverlaySpace
+		}
+	}
 	if err := y.fillGateways(m, &n, c); err != nil {
 		return n, err
 	}

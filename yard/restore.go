@@ -170,7 +170,7 @@ func (y *Yard) bury(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	if err != nil {
 		return err
 	}
-	return y.enforce(ctx)
+	return errors.Join(y.giveUpOf(n, e), y.enforce(ctx))
 }
 
 // prune takes away what is netyard's in the kernel and in no record.

@@ -14,6 +14,12 @@ type Cluster interface {
 	Hosts(ctx context.Context) ([]ClusterHost, error)
 	// Forget takes a host out, by its name or its id.
 	Forget(ctx context.Context, host string) (ClusterHost, error)
+	// Overlays are the networks of the cluster, as etcd has them.
+	Overlays(ctx context.Context) ([]Overlay, error)
+	// RemoveOverlay takes one out that no host has.
+	RemoveOverlay(ctx context.Context, name string) error
+	// Reach are the endpoints of a network that is on this host, by its id in the cluster, those of other hosts too.
+	Reach(id string) []Reached
 	// Doctor looks for what is wrong with etcd, this host, and the way to the others.
 	Doctor(ctx context.Context) ([]ClusterSymptom, error)
 }

@@ -65,6 +65,8 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/cluster/doctor", s.clusterDoctor)
 	handle("GET /v1/cluster/hosts", s.clusterHosts)
 	handle("DELETE /v1/cluster/hosts/{host}", s.forgetHost)
+	handle("GET /v1/cluster/networks", s.overlays)
+	handle("DELETE /v1/cluster/networks/{name}", s.removeOverlay)
 	handle("GET /v1/doctor", s.doctor)
 	handle("POST /v1/gc", s.gc)
 	handle("GET /v1/trace", s.trace)
@@ -147,6 +149,7 @@ func (s *Server) network(ctx context.Context, r *http.Request) (any, error) {
 		}
 	}
 	v := networkView(n, count)
+	v.Reach = s.reach(n)
 	v.Objects, err = s.Yard.Objects(n)
 	return v, err
 }

@@ -34,6 +34,8 @@ type Network struct {
 	Settled   map[string]string `json:"settled,omitempty"`
 	Endpoints int               `json:"endpoints"`
 	Created   time.Time         `json:"created"`
+	// Reach are, of an overlay, the addresses of the endpoints of all hosts.
+	Reach []Reached `json:"reach,omitempty"`
 	// Objects are what the network has in the kernel, in words.
 	Objects []string `json:"objects,omitempty"`
 }

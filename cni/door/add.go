@@ -46,7 +46,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (json.R
 	}
 	r := yard.AttachRequest{
 		NetworkID: n.ID, Attachment: q.ContainerID, IfName: q.IfName, Sandbox: q.Netns, NS: int(netns.Fd()), Pools: p.pools,
-		Container: modes.Container{Engine: yard.CNI}, OwnRoutes: c.Network == "" && p.network.DHCP == nil, Routes: p.inside,
+		Container: modes.Container{Engine: yard.CNI}, OwnRoutes: p.ownRoutes, Routes: p.inside,
 	}
 	labels := s.whose(ctx, &r)
 	if err := s.fill(&r, c, q, n, p, labels); err != nil {
@@ -78,6 +78,9 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 	n, err = s.Yard.MakeNetwork(ctx, p.network)
 	if errors.Is(err, yard.ErrExists) {
 		err = fmt.Errorf(`%w, and is not of this configuration; to attach to it, say "network": %q and leave the rest out`, err, c.Name)
+	}
+	if _, ok := s.Yard.Overlay(n); ok && err == nil { // what it is the cluster says, and not this configuration alone
+		p, err = c.planOn(n)
 	}
 	return n, p, err
 }

@@ -26,7 +26,9 @@ type plan struct {
 	routes   []modes.Route
 	// byDefault: the gateways get default routes.
 	byDefault bool
-	dns       []string // name servers of resolvConf
+	dns       []string // name servers of resolvConf, or of the network
+	// ownRoutes: the configuration says all routes, and the network none.
+	ownRoutes bool
 }
 
 // networkID is that of the network which is made of the configuration of that name.
@@ -41,6 +43,7 @@ func (c config) plan(known func(string) bool) (p plan, err error) {
 		return p, err
 	}
 	i := c.IPAM
+	p.ownRoutes = i == nil || i.Type != "dhcp"
 	if i == nil || i.Type == "" {
 		p.network.NoSubnets = true
 		return p, nil
@@ -181,6 +184,9 @@ func (c config) planOn(n modes.Network) (p plan, err error) {
 	for _, s := range n.Subnets {
 		if s.Gateway.IsValid() {
 			p.gateways[s.Pool] = s.Gateway.Addr()
+		}
+		if s.Space == yard.OverlaySpace { // where the names of all hosts are known
+			p.dns = append(p.dns, s.Gateway.Addr().String())
 		}
 	}
 	if c.IPAM != nil {

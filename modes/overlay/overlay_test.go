@@ -67,6 +67,8 @@ func (alone) Up(modes.Overlay, modes.OverlayLink) error    { return nil }
 func (alone) Down(modes.Overlay) error                     { return nil }
 func (alone) Attach(modes.Overlay, modes.Endpoint) error   { return nil }
 func (alone) Detach(modes.Overlay, modes.Endpoint) error   { return nil }
+func (alone) Name(modes.Overlay, modes.Endpoint) error     { return nil }
+func (alone) Room(modes.Overlay, bool) error               { return nil }
 func (alone) Objects(modes.Overlay) (none []kernel.Object) { return none }
 func (alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {
 	return a, nil

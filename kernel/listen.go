@@ -1,0 +1,63 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ListenOn opens sockets for UDP and TCP at an address of the host that hear one link only (SO_BINDTODEVICE, socket(7)): what comes to the
+// address by another one, or from the host itself, is not for them. They hear nothing any more when the link is gone, also when one of its
+// name comes again (LinkIndex). If somebody has the port, the error says who.
+func (k *Kernel) ListenOn(ctx context.Context, link string, at netip.AddrPort) (udp net.PacketConn, tcp net.Listener, err error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if ctl := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), link) }); ctl != nil {
+			return ctl
+		}
+		return err
+	}}
+	err = k.inside(func() (err error) {
+		if udp, err = lc.ListenPacket(ctx, "udp", at.String()); err != nil {
+			return err
+		}
+		if tcp, err = lc.Listen(ctx, "tcp", at.String()); err != nil {
+			_ = udp.Close() // nothing was sent
+		}
+		return err
+	})
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, nil, fmt.Errorf("listen on %s at %s: %w%s", link, at, err, k.holder(at))
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen on %s at %s: %w", link, at, err)
+	}
+	return udp, tcp, nil
+}
+
+// holder says who has a port at an address.
+func (k *Kernel) holder(at netip.AddrPort) string {
+	all, err := k.Listeners("udp", "tcp")
+	if err != nil {
+		return ""
+	}
+	for _, l := range all {
+		if !l.Bound && l.Takes(l.Proto, at.Addr(), at.Port(), 1) {
+			return fmt.Sprintf(": %s has %s of %s", l.Owner(), l.Proto, netip.AddrPortFrom(l.Addr, l.Port))
+		}
+	}
+	return ""
+}
+
+// LinkIndex is the number of a link; 0: there is none of that name. One that was deleted and made again has another.
+func (k *Kernel) LinkIndex(name string) (int, error) {
+	l, err := k.link(name)
+	if err != nil || l == nil {
+		return 0, err
+	}
+	return l.Attrs().Index, nil
+}

@@ -1,0 +1,541 @@
+package names
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"netyard/kernel/kerneltest"
+)
+
+// A book is a Directory of what a test says.
+type book struct {
+	mu       sync.Mutex
+	networks []Network
+	names    map[string]map[string][]netip.Addr // by network and name
+}
+
+func (b *book) Networks() []Network {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.networks)
+}
+
+func (b *book) Lookup(network string, _ netip.Addr, name string) []netip.Addr {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.names[network][name]
+}
+
+func (b *book) NameOf(network string, _, addr netip.Addr) (string, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ours := slices.ContainsFunc(b.networks, func(n Network) bool {
+		return n.ID == network && slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Contains(addr) })
+	})
+	for name, addrs := range b.names[network] {
+		if ours && slices.Contains(addrs, addr) {
+			return name + ".blue", true
+		}
+	}
+	return "", ours
+}
+
+func addrs(texts ...string) (all []netip.Addr) {
+	for _, t := range texts {
+		all = append(all, netip.MustParseAddr(t))
+	}
+	return all
+}
+
+// A rig is a host with two networks, a container on each, and resolvers for both.
+type rig struct {
+	*kerneltest.Host
+	t          *testing.T
+	book       *book
+	blue, dark *kerneltest.Host // containers; dark's network is internal
+	file       string
+	port       uint16
+	log        *kerneltest.Log
+	changed    chan struct{}
+}
+
+const (
+	blueBridge = "ip link add nyb-blue type bridge && ip addr add 10.20.0.1/16 dev nyb-blue && ip addr add fd20::1/64 dev nyb-blue nodad && ip link set nyb-blue up && ip link set c1 master nyb-blue"
+	darkBridge = "ip link add nyb-dark type bridge && ip addr add 10.30.0.1/16 dev nyb-dark && ip link set nyb-dark up && ip link set c2 master nyb-dark"
+)
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{
+		Host: kerneltest.New(t), t: t, file: filepath.Join(t.TempDir(), "resolv.conf"), log: new(kerneltest.Log), changed: make(chan struct{}, 1),
+		book: &book{names: map[string]map[string][]netip.Addr{
+			"b": {"web": addrs("10.20.0.7", "fd20::7"), "four": addrs("10.20.0.8"), "many": addrs("10.20.0.10", "10.20.0.11", "10.20.0.12")},
+			"d": {"web": addrs("10.30.0.7")},
+		}},
+	}
+	r.blue, r.dark = r.Peer(t, "c1"), r.Peer(t, "c2")
+	r.Sh(t, blueBridge)
+	r.Sh(t, darkBridge)
+	r.blue.Sh(t, "ip addr add 10.20.0.5/16 dev eth0 && ip addr add fd20::5/64 dev eth0 nodad && ip addr add 192.0.2.5/32 dev eth0 && ip route add default via 10.20.0.1")
+	r.dark.Sh(t, "ip addr add 10.30.0.5/16 dev eth0 && ip route add default via 10.30.0.1")
+	r.Sh(t, "ip route add 192.0.2.5 dev nyb-blue")
+	r.book.networks = []Network{
+		{ID: "b", Name: "blue", Link: "nyb-blue", At: addrs("10.20.0.1", "fd20::1"), Subnets: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/64")}},
+		{ID: "d", Name: "dark", Link: "nyb-dark", At: addrs("10.30.0.1"), Subnets: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16")}, Internal: true},
+	}
+	return r
+}
+
+// run keeps resolvers until the test ends.
+func (r *rig) run() *Server {
+	s := &Server{
+		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: r.Kernel, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port,
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Run(ctx)
+	}()
+	r.t.Cleanup(func() {
+		cancel()
+		<-done
+		if left := r.listening(); len(left) > 0 {
+			r.t.Errorf("sockets are left: %v", left)
+		}
+	})
+	r.eventually("resolvers listen", func() bool { return len(r.listening()) == 6 })
+	return s
+}
+
+// listening are the sockets at the resolvers' port.
+func (r *rig) listening() (all []string) {
+	ls, err := r.Listeners("tcp", "udp")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, l := range ls {
+		if l.Port == r.port {
+			all = append(all, l.Proto+" "+l.Addr.String())
+		}
+	}
+	return all
+}
+
+func (r *rig) eventually(what string, cond func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// outside is a resolver of the host's, at an address of its own loopback; it knows what answer makes of a question.
+func (r *rig) outside(at string, answer func(q *dns.Msg) *dns.Msg) {
+	r.t.Helper()
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		if a := answer(q); a != nil {
+			_ = w.WriteMsg(a)
+		}
+	})
+	lc := net.ListenConfig{}
+	l, err := lc.Listen(r.t.Context(), "tcp", net.JoinHostPort(at, fmt.Sprint(r.port)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if r.port == 0 {
+		r.port = l.Addr().(*net.TCPAddr).AddrPort().Port()
+	}
+	pc, err := lc.ListenPacket(r.t.Context(), "udp", net.JoinHostPort(at, fmt.Sprint(r.port)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, s := range []*dns.Server{{Listener: l, Handler: handler}, {PacketConn: pc, Handler: handler}} {
+		started := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = s.ActivateAndServe()
+		}()
+		<-started
+		r.t.Cleanup(func() { _ = s.Shutdown(); <-done })
+	}
+}
+
+func (r *rig) resolvers(servers ...string) {
+	r.t.Helper()
+	text := ""
+	for _, s := range servers {
+		text += "nameserver " + s + "\n"
+	}
+	if err := os.WriteFile(r.file, []byte(text), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// A question is one that a container asks.
+type question struct {
+	of       *kerneltest.Host
+	at       string // 10.20.0.1 unless said
+	network  string // udp unless said
+	from     string // its own address, if not the kernel's choice
+	kind     uint16
+	name     string
+	edns     uint16
+	patience time.Duration
+	change   func(*dns.Msg)
+}
+
+func (r *rig) ask(q question) (*dns.Msg, error) {
+	if q.at == "" {
+		q.at = "10.20.0.1"
+	}
+	if q.network == "" {
+		q.network = "udp"
+	}
+	if q.patience == 0 {
+		q.patience = 10 * time.Second
+	}
+	m := new(dns.Msg)
+	m.SetQuestion(dns.Fqdn(q.name), q.kind)
+	if q.edns > 0 {
+		m.SetEdns0(q.edns, false)
+	}
+	if q.change != nil {
+		q.change(m)
+	}
+	client := &dns.Client{Net: q.network, Timeout: q.patience, Dialer: &net.Dialer{Timeout: q.patience}}
+	if q.from != "" {
+		client.Dialer.LocalAddr = &net.UDPAddr{IP: net.ParseIP(q.from)}
+	}
+	var a *dns.Msg
+	err := q.of.Do(func() (err error) {
+		a, _, err = client.Exchange(m, net.JoinHostPort(q.at, fmt.Sprint(r.port)))
+		return err
+	})
+	return a, err
+}
+
+// says is how an answer reads: its code, flags that matter, and the data of its records.
+func (r *rig) says(q question) string {
+	r.t.Helper()
+	a, err := r.ask(q)
+	if err != nil {
+		r.t.Errorf("%s %s: %v", dns.TypeToString[q.kind], q.name, err)
+		return ""
+	}
+	text := dns.RcodeToString[a.Rcode]
+	if a.Truncated {
+		text += " TC"
+	}
+	for _, rr := range a.Answer {
+		text += " " + strings.TrimPrefix(rr.String(), rr.Header().String())
+		if rr.Header().Ttl != ttl && !strings.HasPrefix(q.name, "out") {
+			r.t.Errorf("TTL of %s", rr)
+		}
+	}
+	return text
+}
+
+// TestAnswers: what is asked, and what is said.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg {
+		a := new(dns.Msg).SetReply(q)
+		switch name := q.Question[0].Name; {
+		case strings.HasPrefix(name, "out."):
+			a.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(203, 0, 113, 9)}}
+		case strings.HasPrefix(name, "outlong."):
+			for i := range 100 {
+				a.Answer = append(a.Answer, &dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(203, 0, 113, byte(i))})
+			}
+			if !strings.HasPrefix(name, "outlong.tcp") {
+				a.Truncate(512)
+			}
+		default:
+			a.Rcode = dns.RcodeNameError
+		}
+		return a
+	})
+	r.resolvers("127.0.0.1")
+	for i := range 200 {
+		r.book.names["b"]["crowd"] = append(r.book.names["b"]["crowd"], netip.AddrFrom4([4]byte{10, 20, 1, byte(i)}))
+	}
+	r.run()
+	for _, q := range []struct {
+		question
+		want string
+	}{
+		{question{kind: dns.TypeA, name: "web"}, "NOERROR 10.20.0.7"},
+		{question{kind: dns.TypeAAAA, name: "web"}, "NOERROR fd20::7"},
+		{question{kind: dns.TypeA, name: "WeB"}, "NOERROR 10.20.0.7"},
+		{question{kind: dns.TypeA, name: "web", network: "tcp"}, "NOERROR 10.20.0.7"},
+		{question{kind: dns.TypeA, name: "web", at: "fd20::1"}, "NOERROR 10.20.0.7"},
+		{question{kind: dns.TypeAAAA, name: "web", at: "fd20::1", network: "tcp"}, "NOERROR fd20::7"},
+		{question{kind: dns.TypeAAAA, name: "four"}, "NOERROR"},
+		{question{kind: dns.TypeMX, name: "four"}, "NOERROR"},
+		{question{kind: dns.TypeANY, name: "four"}, "NOERROR 10.20.0.8"},
+		{question{kind: dns.TypePTR, name: "7.0.20.10.in-addr.arpa"}, "NOERROR web.blue."},
+		{question{kind: dns.TypePTR, name: "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa"}, "NOERROR web.blue."},
+		{question{kind: dns.TypeA, name: "7.0.20.10.in-addr.arpa"}, "NOERROR"},
+		{question{kind: dns.TypePTR, name: "9.9.20.10.in-addr.arpa"}, "NXDOMAIN"},
+		{question{kind: dns.TypePTR, name: "9.113.0.203.in-addr.arpa"}, "NXDOMAIN"}, // the outside's word
+		{question{kind: dns.TypeA, name: "out.example"}, "NOERROR 203.0.113.9"},
+		{question{kind: dns.TypeA, name: "out.example", network: "tcp"}, "NOERROR 203.0.113.9"},
+		{question{kind: dns.TypeA, name: "nobody"}, "NXDOMAIN"},
+		{question{kind: dns.TypeAXFR, name: "blue"}, "REFUSED"},
+		{question{kind: dns.TypeA, name: "web", change: func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }}, "REFUSED"},
+		{question{kind: dns.TypeA, name: "web", change: func(m *dns.Msg) { m.Opcode = dns.OpcodeUpdate }}, "NOTIMP"},
+		{question{kind: dns.TypeA, name: "web", change: func(m *dns.Msg) { m.Question = nil }}, "FORMERR"},
+		{question{kind: dns.TypeA, name: "web", edns: 1232, change: func(m *dns.Msg) { m.IsEdns0().SetVersion(1) }}, "BADSIG"}, // which has BADVERS's number,
+	} {
+		q.of = r.blue
+		if got := r.says(q.question); got != q.want {
+			t.Errorf("%s %s: %q, want %q", dns.TypeToString[q.kind], q.name, got, q.want)
+		}
+	}
+	r.sizes()
+	firsts := map[string]int{}
+	for range 6 {
+		firsts[strings.Fields(r.says(question{of: r.blue, kind: dns.TypeA, name: "many"}))[1]]++
+	}
+	if len(firsts) != 3 || firsts["10.20.0.11"] != 2 {
+		t.Errorf("in front were %v", firsts)
+	}
+	for name, want := range map[string]string{"web": "NOERROR 10.30.0.7", "four": "REFUSED", "out.example": "REFUSED"} {
+		if got := r.says(question{of: r.dark, at: "10.30.0.1", kind: dns.TypeA, name: name}); got != want {
+			t.Errorf("on an internal network, %s: %q", name, got)
+		}
+	}
+}
+
+// sizes: by UDP no more than is asked for, and never much; the whole by TCP.
+func (r *rig) sizes() {
+	r.t.Helper()
+	for size, most := range map[uint16]int{0: 512, 1000: 1000, 65535: maxUDP} {
+		a, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: "crowd", edns: size})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if a.Compress = true; !a.Truncated || a.Len() > most || len(a.Answer) == 0 {
+			r.t.Errorf("for %d bytes: %d bytes, %d records", size, a.Len(), len(a.Answer))
+		}
+	}
+	for name, want := range map[string]int{"crowd": 200, "outlong.tcp": 100} {
+		if a, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: name, network: "tcp"}); err != nil || a.Truncated || len(a.Answer) != want {
+			r.t.Errorf("%s by TCP: %v %v", name, err, a)
+		}
+	}
+	if got := r.says(question{of: r.blue, kind: dns.TypeA, name: "outlong.example"}); !strings.HasPrefix(got, "NOERROR TC") {
+		r.t.Errorf("cut by the host's resolver: %s", got)
+	}
+}
+
+// TestWhoIsAnswered: the containers of a network, and nobody else.
+func TestWhoIsAnswered(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
+	r.resolvers("127.0.0.1")
+	r.run()
+	r.Sh(t, "sysctl -qw net.ipv4.ip_forward=1")
+	const short = 300 * time.Millisecond
+	for who, q := range map[string]question{
+		"a container of another network": {of: r.dark},
+		"the host":                       {of: r.Host},
+		"a foreign address":              {of: r.blue, from: "192.0.2.5"},
+	} {
+		for _, network := range []string{"udp", "tcp"} {
+			if q.from != "" && network == "tcp" {
+				continue
+			}
+			q.network, q.kind, q.name, q.patience = network, dns.TypeA, "web", short
+			if a, err := r.ask(q); err == nil {
+				t.Errorf("%s is told %v", who, a)
+			}
+		}
+	}
+	if !r.dark.Pings("10.20.0.1", true) || r.says(question{of: r.blue, kind: dns.TypeA, name: "web"}) != "NOERROR 10.20.0.7" {
+		t.Error("who may ask is not answered, or who may not has no way there anyhow")
+	}
+}
+
+// TestHostsResolvers: those that are silent or know nothing are passed by; they are as the file has them now.
+func TestHostsResolvers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ip := func(last byte) func(*dns.Msg) *dns.Msg {
+		return func(q *dns.Msg) *dns.Msg {
+			a := new(dns.Msg).SetReply(q)
+			a.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(203, 0, 113, last)}}
+			return a
+		}
+	}
+	r.outside("127.0.0.1", ip(1))
+	r.outside("127.0.0.2", ip(2))
+	r.outside("127.0.0.3", func(*dns.Msg) *dns.Msg { return nil })
+	r.outside("127.0.0.4", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetRcode(q, dns.RcodeRefused) })
+	r.outside("127.0.0.5", func(q *dns.Msg) *dns.Msg {
+		a := new(dns.Msg).SetReply(q)
+		a.Question[0].Name = "other."
+		return a
+	})
+	r.run() // there is no file yet
+	q := question{of: r.blue, kind: dns.TypeA, name: "out.example"}
+	if got := r.says(q); got != "SERVFAIL" {
+		t.Errorf("without any: %s", got)
+	}
+	for _, c := range []struct {
+		servers []string
+		want    string
+	}{
+		{[]string{"127.0.0.2", "127.0.0.1"}, "NOERROR 203.0.113.2"},
+		{[]string{"127.0.0.1"}, "NOERROR 203.0.113.1"},
+		{[]string{"127.0.0.3", "127.0.0.1"}, "NOERROR 203.0.113.1"},
+		{[]string{"127.0.0.9", "127.0.0.4", "127.0.0.2"}, "NOERROR 203.0.113.2"},
+		{[]string{"127.0.0.4"}, "REFUSED"},
+		{[]string{"127.0.0.5"}, "SERVFAIL"},
+	} {
+		r.resolvers(c.servers...)
+		if got := r.says(q); got != c.want {
+			t.Errorf("%v: %s, want %s", c.servers, got, c.want)
+		}
+	}
+	// While questions wait for a silent one, names of containers are answered; and of the waiting there are not too many.
+	r.resolvers("127.0.0.3")
+	for range 2 * askerForwards {
+		if _, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: "out.example", patience: time.Millisecond}); err == nil {
+			break // refused: there are too many
+		}
+	}
+	if got := r.says(question{of: r.blue, kind: dns.TypeA, name: "web"}); got != "NOERROR 10.20.0.7" {
+		t.Errorf("meanwhile: %s", got)
+	}
+}
+
+// TestSockets: they come and go with networks, follow a bridge that is made anew, and wait for a port that somebody has.
+func TestSockets(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
+	s := r.run()
+	answered := func() bool {
+		a, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: "web", patience: time.Second})
+		return err == nil && len(a.Answer) == 1
+	}
+	r.Sh(t, "ip link del nyb-blue")
+	r.Sh(t, blueBridge)
+	r.eventually("it is answered on the new bridge", answered)
+	set := func(ns []Network) {
+		r.book.mu.Lock()
+		r.book.networks = ns
+		r.book.mu.Unlock()
+		r.changed <- struct{}{}
+	}
+	all := r.book.Networks()
+	set(all[1:])
+	r.eventually("the sockets of a network that went are gone", func() bool { return len(r.listening()) == 2 })
+	set(nil)
+	r.eventually("all sockets are gone", func() bool { return len(r.listening()) == 0 })
+	var thief net.Listener
+	if err := r.Do(func() (err error) {
+		thief, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp4", fmt.Sprint("0.0.0.0:", r.port))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	set(all)
+	r.eventually("it is said who has the port", func() bool {
+		return strings.Contains(r.log.String(), "address=10.20.0.1") && strings.Contains(r.log.String(), fmt.Sprintf("(pid %d) has tcp of 0.0.0.0:%d", os.Getpid(), r.port))
+	})
+	if a, err := r.ask(question{of: r.blue, at: "fd20::1", kind: dns.TypeA, name: "web"}); err != nil || len(a.Answer) != 1 {
+		t.Errorf("at the other address: %v %v", a, err)
+	}
+	r.eventually("both networks are in trouble", func() bool { return len(s.Troubles()) == 2 })
+	if all := s.Troubles(); !strings.Contains(all[0].Text, "has tcp of 0.0.0.0") || all[0].Network == "" {
+		t.Errorf("troubles: %v", all)
+	}
+	_ = thief.Close()
+	r.eventually("it is answered when the port is free", answered)
+	r.eventually("there is no trouble any more", func() bool { return len(s.Troubles()) == 0 })
+	if n := r.log.Count("level=WARN"); n != 2 { // one of each network
+		t.Errorf("it was told of %d times: %s", n, r.log)
+	}
+}
+
+// TestGate: so many at once, and of one so many.
+func TestGate(t *testing.T) {
+	t.Parallel()
+	g := gate{all: 3, each: 2}
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	for i, want := range []bool{true, true, false} {
+		if g.enter(a) != want {
+			t.Errorf("%d: not %t", i, want)
+		}
+	}
+	if !g.enter(b) || g.enter(b) {
+		t.Error("the second asker")
+	}
+	g.leave(a)
+	if !g.enter(b) || len(g.in) != 2 {
+		t.Error("after one has left")
+	}
+	for _, who := range []netip.Addr{a, b, b} {
+		g.leave(who)
+	}
+	if len(g.in) != 0 || g.sum != 0 {
+		t.Errorf("left: %v", g.in)
+	}
+}
+
+// FuzzQuery: whatever is asked, the answer can be sent, fits, and is to that question.
+func FuzzQuery(f *testing.F) {
+	for _, name := range []string{"web", "7.0.20.10.in-addr.arpa", "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa", "."} {
+		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypePTR, dns.TypeANY} {
+			q := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind).SetEdns0(4096, true)
+			raw, err := q.Pack()
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(raw)
+		}
+	}
+	network := Network{ID: "b", Subnets: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/64")}, Internal: true}
+	r := &resolver{n: network, s: &Server{Directory: &book{networks: []Network{network}, names: map[string]map[string][]netip.Addr{
+		"b": {"web": addrs("10.20.0.7", "fd20::7"), strings.Repeat("x", 70): addrs("10.20.0.8")},
+	}}}}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		q := new(dns.Msg)
+		if len(raw) > maxQuestion || q.Unpack(raw) != nil || q.Response {
+			return
+		}
+		a := r.local(q, netip.MustParseAddr("10.20.0.5"))
+		if a == nil {
+			t.Fatal("an internal network asks outside")
+		}
+		a.Truncate(udpSize(q))
+		out, err := a.Pack()
+		if err != nil {
+			t.Fatalf("%v: %v", a, err)
+		}
+		back := new(dns.Msg)
+		if err := back.Unpack(out); err != nil || len(out) > udpSize(q) || !back.Response || back.Id != q.Id {
+			t.Fatalf("%d bytes for %d: %v\n%v\n%v", len(out), udpSize(q), err, q, back)
+		}
+	})
+}

@@ -1,0 +1,155 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"netyard/ipam"
+	"netyard/kernel"
+	"netyard/modes"
+	"netyard/modes/overlay"
+)
+
+// A ledger is a cluster that forgets nothing when the daemon dies: who has which address.
+type ledger struct{ owners map[netip.Addr]string }
+
+func (l *ledger) Find(_ context.Context, want modes.Overlay) (modes.Overlay, error) {
+	want.ID, want.VNI = strings.Repeat("c", 32), 0x1234
+	if len(want.Subnets) == 0 {
+		return want, modes.ErrNoOverlay
+	}
+	return want, nil
+}
+
+func (*ledger) Host() modes.OverlayHost {
+	return modes.OverlayHost{VTEP: netip.MustParseAddr("192.0.2.1"), Port: 4789, MTU: 1500}
+}
+
+func (l *ledger) Attach(_ modes.Overlay, e modes.Endpoint) error {
+	for _, p := range e.Addrs {
+		if l.owners[p.Addr()] == "" {
+			return fmt.Errorf("%s is nobody's", p)
+		}
+		l.owners[p.Addr()] = e.ID
+	}
+	return nil
+}
+
+func (l *ledger) Grant(_ context.Context, _ modes.Overlay, owner string, a netip.Addr, _ bool) (netip.Addr, error) {
+	if !a.IsValid() {
+		for a = netip.MustParseAddr("10.9.0.2"); l.owners[a] != ""; a = a.Next() {
+			continue
+		}
+	}
+	if by := l.owners[a]; by != "" {
+		return a, fmt.Errorf("%s is taken by %s", a, by)
+	}
+	l.owners[a] = owner
+	return a, nil
+}
+
+func (l *ledger) Release(_ modes.Overlay, a netip.Addr) error {
+	delete(l.owners, a)
+	return nil
+}
+
+func (*ledger) Up(modes.Overlay, modes.OverlayLink) error    { return nil }
+func (*ledger) Down(modes.Overlay) error                     { return nil }
+func (*ledger) Detach(modes.Overlay, modes.Endpoint) error   { return nil }
+func (*ledger) Name(modes.Overlay, modes.Endpoint) error     { return nil }
+func (*ledger) Room(modes.Overlay, bool) error               { return nil }
+func (*ledger) Objects(modes.Overlay) (none []kernel.Object) { return none }
+
+// join puts a host's yard into the cluster, which survives it.
+func (l *ledger) join(r *rig, c *Config) {
+	m, err := overlay.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel, Fabric: l})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c.Fabric, c.Modes["overlay"] = l, m
+}
+
+// reap gives up what nobody of the host has, as the Fabric does after a while.
+func (l *ledger) reap(r *rig) {
+	for a := range l.owners {
+		if !r.Holds(strings.Repeat("c", 32), a) {
+			delete(l.owners, a)
+		}
+	}
+}
+
+// TestOverlayCrash pulls the plug at every step of an attachment to a network of a cluster: no address is two containers', none that is in
+// use is given up, and none stays that nobody has.
+func TestOverlayCrash(t *testing.T) {
+	t.Parallel()
+	l := &ledger{owners: map[netip.Addr]string{}}
+	r, p, q := newRig(t), newPlace(t), newPlace(t)
+	r.host.Sh(t, "ip addr add 192.0.2.1/24 dev lo")
+	r.cluster = l
+	r.start()
+	n, err := r.MakeNetwork(t.Context(), NetworkRequest{Name: "blue", Mode: "overlay", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	must := func(a Attached, err error) []netip.Prefix {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.Endpoint.Addrs
+	}
+	wanted := p.request(n, "c1")
+	wanted.Container = modes.Container{Engine: Containerd, ID: "c1", Name: "c1"}
+	for at, died := 1, true; died; at++ {
+		stays := must(r.Attach(t.Context(), q.request(n, "c2")))
+		steps, err := r.pull(at, func() error {
+			if _, err := r.Attach(t.Context(), wanted); err != nil {
+				return err
+			}
+			other := wanted
+			other.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.77")} // in place of the one it has
+			if _, err := r.Attach(t.Context(), other); err != nil {
+				return err
+			}
+			if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil { // held
+				return err
+			}
+			return r.ContainerGone(t.Context(), "c1")
+		})
+		if died = errors.Is(err, errPulled); err != nil && !died {
+			t.Fatal(err)
+		}
+		what := fmt.Sprintf("step %d, after %v", at, steps)
+		r.start()
+		l.reap(r)
+		r.healthy(what)
+		got := must(r.Attach(t.Context(), wanted))
+		if l.owners[got[0].Addr()] == "" || l.owners[stays[0].Addr()] == "" || slices.Equal(got, stays) {
+			t.Errorf("%s: it has %v beside %v, and the cluster knows of %v", what, got, stays, l.owners)
+		}
+		if !p.Pings(stays[0].Addr().String(), true) {
+			t.Errorf("%s: the two do not reach each other", what)
+		}
+		if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.ContainerGone(t.Context(), "c1"); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Detach(t.Context(), q.end(n, "c2")); err != nil {
+			t.Fatal(err)
+		}
+		if len(l.owners) != 0 {
+			t.Errorf("%s: there is nobody, and the cluster knows of %v", what, l.owners)
+		}
+		if at > 80 {
+			t.Fatal("there is no end of steps")
+		}
+	}
+}
