@@ -480,7 +480,7 @@ func TestSockets(t *testing.T) {
 	_ = thief.Close()
 	r.eventually("it is answered when the port is free", answered)
 	r.eventually("there is no trouble any more", func() bool { return len(s.Troubles()) == 0 })
-	if n := r.log.Count("level=WARN"); n != 2 { // one of each network
+	if n := r.log.Count("has tcp of 0.0.0.0"); n != 2 { // one of each network
 		t.Errorf("it was told of %d times: %s", n, r.log)
 	}
 }
