@@ -298,23 +298,29 @@ func TestOverlayAttached(t *testing.T) {
 	clustertest.Eventually(t, "the address is not free", func() bool { _, err := attach(two, newPlace(t), "heir", third); return err == nil })
 	one.settled(t)
 
+	withoutEtcd(t, etcd, one, ids[one])
+	if !q.Pings(c2.Endpoint.Addrs[0].Addr().String(), true) {
+		t.Error("those that run do not go on")
+	}
+}
+
+// withoutEtcd: containers start while there are addresses in store.
+func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
+	t.Helper()
 	etcd.Kill(t)
 	clustertest.Eventually(t, "etcd is there", func() bool { s, _ := one.agent.Status(); return !s.Health.Down.IsZero() })
-	if err := one.Room(ids[one]); err != nil {
+	if err := one.Room(id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
 	var last error
 	for i := 0; last == nil && i < 20; i++ {
-		_, last = attach(one, newPlace(t), fmt.Sprint("late", i))
+		_, last = one.Attach(t.Context(), newPlace(t).request(modes.Network{ID: id}, fmt.Sprint("late", i)))
 	}
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)
 	}
-	if err := one.Room(ids[one]); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
+	if err := one.Room(id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
 		t.Errorf("with an empty store: %v", err)
-	}
-	if !q.Pings(c2.Endpoint.Addrs[0].Addr().String(), true) {
-		t.Error("those that run do not go on")
 	}
 }
 
