@@ -150,6 +150,9 @@ func TestOverlayMade(t *testing.T) {
 	refused(one, "the first of its hosts has to say its --subnet", blue())
 	refused(one, "ipv6: say its subnet too", v6)
 	refused(one, "the hosts take addresses of the whole subnet", ranged)
+	kept := blue("10.20.0.0/16")
+	kept.Subnets[0].Aux = map[string]netip.Addr{"printer": netip.MustParseAddr("10.20.0.9")}
+	refused(one, "aux-address: the other hosts would give it to their containers", kept)
 	first := blue("10.20.0.0/16", "fd20::/64")
 	first.Internal = true
 	first.Subnets[0].Gateway = netip.MustParseAddr("10.20.0.7")
