@@ -65,7 +65,8 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 		return nil, err
 	}
 	o.names = &names.Server{
-		Log: log, Sockets: k, Directory: directory{o.agent}, Changed: o.agent.Moved(), Resolvers: "/etc/resolv.conf", Port: names.DNSPort,
+		Log: log, Sockets: k, Directory: directory{o.agent}, Changed: o.agent.Moved(), Port: modes.NamesPort,
+		Resolvers: "/etc/resolv.conf", Upstream: modes.DNSPort,
 	}
 	return o, nil
 }

@@ -233,27 +233,6 @@ func (a *Agent) leave(ctx context.Context) error {
 	return err
 }
 
-// awaitLeft waits a little until etcd has heard of networks that were taken from this host: who removes one and makes another of its name
-// wants that one.
-func (a *Agent) awaitLeft(ctx context.Context) {
-	const pause, most = 10 * time.Millisecond, 100
-	for range most {
-		var ids []string
-		err := a.c.Store.View(func(tx store.Tx) error {
-			ids = leaving.Keys(tx, "")
-			return nil
-		})
-		a.mu.Lock()
-		member := a.reason == nil
-		a.mu.Unlock()
-		if err != nil || len(ids) == 0 || !member || ctx.Err() != nil {
-			return
-		}
-		a.poke()
-		time.Sleep(pause)
-	}
-}
-
 // syncNetwork makes this host a member of a network, and its addresses there in etcd what they are here.
 func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 	m := cluster.Member{Network: n.ID, Host: a.self}
@@ -290,19 +269,6 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		}
 	}
 	return nil
-}
-
-// join makes this host a member of a network, which is put back if etcd has not got it any more.
-func (a *Agent) join(ctx context.Context, m cluster.Member, n cluster.Network) error {
-	err := a.c.Client.JoinNetwork(ctx, m)
-	if !errors.Is(err, cluster.ErrNotFound) {
-		return err
-	}
-	if err := a.c.Client.PutBack(ctx, n); err != nil {
-		a.c.Log.Warn("a network of this host is not in etcd", "network", n.Name, "err", err)
-		return err
-	}
-	return a.c.Client.JoinNetwork(ctx, m)
 }
 
 // forgotten finds what etcd and this host do not have alike although it was so: after an old backup, or a crash. What is here and not

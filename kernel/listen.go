@@ -53,6 +53,17 @@ func (k *Kernel) holder(at netip.AddrPort) string {
 	return ""
 }
 
+// AnswerAt are the elements that lead what comes for a port of one of the host's addresses, by UDP and TCP, to another of its ports there:
+// so nobody else's program, and no published port, is in the way of it, nor it in theirs.
+func AnswerAt(a netip.Addr, port, to uint16) (all []Element) {
+	for _, proto := range []string{"udp", "tcp"} {
+		e := Publication{Proto: proto, Host: a, Port: port, Count: 1, To: a, ToPort: to}.Elements()[0]
+		e.Set = either(a.Is6(), own4, own6)
+		all = append(all, e)
+	}
+	return all
+}
+
 // LinkIndex is the number of a link; 0: there is none of that name. One that was deleted and made again has another.
 func (k *Kernel) LinkIndex(name string) (int, error) {
 	l, err := k.link(name)

@@ -27,6 +27,7 @@ const (
 
 	// own4 and own6 have ports of containers' own addresses that lead to others of their ports, where such packets come by the host's rules
 	// on their way and not by those of the sandbox: of ipvlan's mode l3s, which takes them at the end of input (drivers/net/ipvlan/ipvlan_l3s.c).
+	// And ports of overlays' gateways, see AnswerAt.
 	own4 SetName = "own4"
 	own6 SetName = "own6"
 

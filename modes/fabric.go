@@ -32,6 +32,13 @@ type OverlayHost struct {
 	MTU  int        // of its link to the others, bytes
 }
 
+// Containers of an overlay ask for names at port 53 of its gateway's address (RFC 1035, section 4.2), and are answered at NamesPort, which
+// is none of those that a kernel gives to clients: port 53 of all the host's addresses may be somebody else's.
+const (
+	DNSPort   = 53
+	NamesPort = 30053
+)
+
 // ErrNoOverlay says that there is no network of that name in the cluster.
 var ErrNoOverlay = errors.New("is not in the cluster")
 

@@ -126,7 +126,7 @@ func (r *resolver) forward(ctx context.Context, q *dns.Msg, tcp bool) *dns.Msg {
 	}
 	last := failure(q, dns.RcodeServerFailure)
 	for _, server := range conf.Servers[:min(len(conf.Servers), maxServers)] {
-		a, err := exchange(ctx, q, net.JoinHostPort(server, strconv.Itoa(int(r.s.Port))), tcp)
+		a, err := exchange(ctx, q, net.JoinHostPort(server, strconv.Itoa(int(r.s.Upstream))), tcp)
 		if err != nil {
 			r.s.Log.Debug("ask a resolver of the host's", "resolver", server, "err", err)
 			continue

@@ -57,10 +57,11 @@ type Server struct {
 	Directory Directory
 	// Changed tells that a network came or went.
 	Changed <-chan struct{}
-	// Resolvers is the file that names the host's resolvers (resolv.conf(5)); it is read for each question.
-	Resolvers string
-	// Port is DNS's, here and of those resolvers; another one in tests.
+	// Port is where it listens: what is for port 53 comes there (kernel.AnswerAt).
 	Port uint16
+	// Resolvers is the file that names the host's resolvers (resolv.conf(5)), which is read for each question; they are at Upstream.
+	Resolvers string
+	Upstream  uint16
 
 	mu       sync.Mutex
 	troubles []Trouble
@@ -75,9 +76,6 @@ func (s *Server) Troubles() []Trouble {
 	defer s.mu.Unlock()
 	return slices.Clone(s.troubles)
 }
-
-// DNSPort is where resolvers are (RFC 1035, section 4.2).
-const DNSPort = 53
 
 // lookEvery is how often it is looked whether sockets are as they should be: a bridge that somebody deleted comes back as another one,
 // and somebody may give up a port.

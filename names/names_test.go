@@ -3,6 +3,7 @@ package names
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"netyard/kernel"
 	"netyard/kernel/kerneltest"
 )
 
@@ -101,7 +103,7 @@ func newRig(t *testing.T) *rig {
 // run keeps resolvers until the test ends.
 func (r *rig) run() *Server {
 	s := &Server{
-		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: r.Kernel, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port,
+		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: r.Kernel, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port, Upstream: r.port,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -191,6 +193,7 @@ func (r *rig) resolvers(servers ...string) {
 type question struct {
 	of       *kerneltest.Host
 	at       string // 10.20.0.1 unless said
+	port     uint16 // the resolvers' unless said
 	network  string // udp unless said
 	from     string // its own address, if not the kernel's choice
 	kind     uint16
@@ -218,13 +221,17 @@ func (r *rig) ask(q question) (*dns.Msg, error) {
 	if q.change != nil {
 		q.change(m)
 	}
+	port := q.port
+	if port == 0 {
+		port = r.port
+	}
 	client := &dns.Client{Net: q.network, Timeout: q.patience, Dialer: &net.Dialer{Timeout: q.patience}}
 	if q.from != "" {
 		client.Dialer.LocalAddr = &net.UDPAddr{IP: net.ParseIP(q.from)}
 	}
 	var a *dns.Msg
 	err := q.of.Do(func() (err error) {
-		a, _, err = client.Exchange(m, net.JoinHostPort(q.at, fmt.Sprint(r.port)))
+		a, _, err = client.Exchange(m, net.JoinHostPort(q.at, fmt.Sprint(port)))
 		return err
 	})
 	return a, err
@@ -473,8 +480,55 @@ func TestSockets(t *testing.T) {
 	_ = thief.Close()
 	r.eventually("it is answered when the port is free", answered)
 	r.eventually("there is no trouble any more", func() bool { return len(s.Troubles()) == 0 })
-	if n := r.log.Count("level=WARN"); n != 2 { // one of each network
+	if n := r.log.Count("has tcp of 0.0.0.0"); n != 2 { // one of each network
 		t.Errorf("it was told of %d times: %s", n, r.log)
+	}
+}
+
+// TestPort53: the resolver is there, whoever has that port of all the host's addresses, and for nobody but its containers.
+func TestPort53(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
+	r.run()
+	r.ShareTables()
+	if err := r.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	r.Sh(t, "sysctl -qw net.ipv4.ip_forward=1")
+	for _, at := range addrs("10.20.0.1", "fd20::1") {
+		for _, e := range kernel.AnswerAt(at, 53, r.port) {
+			if err := r.Ensure(t.Context(), e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var others []io.Closer
+	if err := r.Do(func() error {
+		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", ":53")
+		if err != nil {
+			return err
+		}
+		pc, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", ":53")
+		others = append(others, l, pc)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range []string{"udp", "tcp"} {
+		for _, at := range []string{"10.20.0.1", "fd20::1"} {
+			if got := r.says(question{of: r.blue, network: network, at: at, port: 53, kind: dns.TypeA, name: "web"}); got != "NOERROR 10.20.0.7" {
+				t.Errorf("%s at %s: %q", network, at, got)
+			}
+		}
+		for who, of := range map[string]*kerneltest.Host{"another network": r.dark, "the host": r.Host} {
+			if a, err := r.ask(question{of: of, network: network, port: 53, kind: dns.TypeA, name: "web", patience: 300 * time.Millisecond}); err == nil {
+				t.Errorf("%s is told %v", who, a)
+			}
+		}
+	}
+	for _, c := range others {
+		_ = c.Close()
 	}
 }
 

@@ -54,6 +54,7 @@ func newResolver(ctx context.Context, s *Server, n Network, udp net.PacketConn, 
 // close ends it; what is under way is not answered any more.
 func (r *resolver) close() {
 	r.stop()
+	_, _ = r.udp.Close(), r.tcp.Close() // twice is once
 	r.all.Wait()
 }
 

@@ -1,7 +1,6 @@
 package yard
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -212,7 +211,10 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 		now.Seen = now.Seen || seen && now.Sandbox == e.Sandbox
 		return putEndpoint(tx, now)
 	})
-	return cmp.Or(err, y.nameInCluster(network, id))
+	if err != nil {
+		return err
+	}
+	return y.nameInCluster(network, id)
 }
 
 // hostnameOf is the name of the host as a container's process believes it to be. One that is only being started still believes what

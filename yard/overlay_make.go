@@ -66,6 +66,8 @@ func overlaySubnet(name string, o modes.Overlay, isNew bool, w SubnetRequest) (s
 		return s, fmt.Errorf("%w: overlay=%s: aux-address: the hosts take addresses of the whole subnet, and keep none", modes.ErrOption, name)
 	case w.Pool.Range.IsValid() || w.Pool.First.IsValid() || w.Pool.Last.IsValid():
 		return s, fmt.Errorf("%w: overlay=%s: subnet %s: the hosts take addresses of the whole subnet, and no range of it", modes.ErrOption, name, p)
+	case len(w.Aux) > 0:
+		return s, fmt.Errorf("%w: overlay=%s: subnet %s: aux-address: the other hosts would give it to their containers", modes.ErrOption, name, p)
 	case isNew && w.Gateway.IsValid():
 		return modes.Subnet{Pool: p, Gateway: netip.PrefixFrom(w.Gateway, p.Bits())}, nil
 	case isNew:

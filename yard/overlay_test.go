@@ -153,6 +153,9 @@ func TestOverlayMade(t *testing.T) {
 	refused(one, "the first of its hosts has to say its --subnet", blue())
 	refused(one, "ipv6: say its subnet too", v6)
 	refused(one, "the hosts take addresses of the whole subnet", ranged)
+	kept := blue("10.20.0.0/16")
+	kept.Subnets[0].Aux = map[string]netip.Addr{"printer": netip.MustParseAddr("10.20.0.9")}
+	refused(one, "aux-address: the other hosts would give it to their containers", kept)
 	first := blue("10.20.0.0/16", "fd20::/64")
 	first.Internal = true
 	first.Subnets[0].Gateway = netip.MustParseAddr("10.20.0.7")
@@ -301,23 +304,29 @@ func TestOverlayAttached(t *testing.T) {
 	clustertest.Eventually(t, "the address is not free", func() bool { _, err := attach(two, newPlace(t), "heir", third); return err == nil })
 	one.settled(t)
 
+	withoutEtcd(t, etcd, one, ids[one])
+	if !q.Pings(c2.Endpoint.Addrs[0].Addr().String(), true) {
+		t.Error("those that run do not go on")
+	}
+}
+
+// withoutEtcd: containers start while there are addresses in store.
+func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
+	t.Helper()
 	etcd.Kill(t)
 	clustertest.Eventually(t, "etcd is there", func() bool { s, _ := one.agent.Status(); return !s.Health.Down.IsZero() })
-	if err := one.Room(ids[one]); err != nil {
+	if err := one.Room(id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
 	var last error
 	for i := 0; last == nil && i < 20; i++ {
-		_, last = attach(one, newPlace(t), fmt.Sprint("late", i))
+		_, last = one.Attach(t.Context(), newPlace(t).request(modes.Network{ID: id}, fmt.Sprint("late", i)))
 	}
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)
 	}
-	if err := one.Room(ids[one]); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
+	if err := one.Room(id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
 		t.Errorf("with an empty store: %v", err)
-	}
-	if !q.Pings(c2.Endpoint.Addrs[0].Addr().String(), true) {
-		t.Error("those that run do not go on")
 	}
 }
 

@@ -236,6 +236,9 @@ func (m mode) networkObjects(n modes.Network) []kernel.Object {
 		v6 := s.Pool.Addr().Is6()
 		b.IPv6 = b.IPv6 || v6
 		rest = append(rest, kernel.Anycast{Link: br, Alias: l.Alias, Addr: s.Gateway.Addr()})
+		for _, e := range kernel.AnswerAt(s.Gateway.Addr(), modes.DNSPort, modes.NamesPort) {
+			rest = append(rest, e.For(n.ID))
+		}
 		if !n.Internal && n.OptBool("masquerade") {
 			rest = append(rest, kernel.SubnetIn(natSet(v6), s.Pool).For(n.ID))
 		}
