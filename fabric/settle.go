@@ -33,7 +33,7 @@ func (a *Agent) belong(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := a.enter(ctx)
 		if err == nil {
-			err = a.c.Client.Live(ctx, a.c.Log, a.c.Host, a.c.BootID, a.say)
+			err = a.c.Client.Live(ctx, a.c.Log, func() cluster.Host { return a.c.Host }, a.c.BootID, a.say)
 		} else if ctx.Err() == nil {
 			a.say(err)
 		}
