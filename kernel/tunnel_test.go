@@ -13,9 +13,9 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-func objectsOf(elements []kernel.Element, owner string) (all []kernel.Object) {
+func objectsOf(elements []kernel.Element) (all []kernel.Object) {
 	for _, e := range elements {
-		all = append(all, e.For(owner))
+		all = append(all, e.For(blueNet))
 	}
 	return all
 }
@@ -31,7 +31,7 @@ func TestEncryptedInClear(t *testing.T) {
 			blue := join(t, hosts, blueNet, blueVNI, 20)
 			green := join(t, hosts, greenNet, greenVNI, 30)
 			count := onTheWire(t, hosts[0])
-			closed := objectsOf(kernel.Encrypted(vxlanPort, blueVNI), blueNet)
+			closed := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
 			for i, o := range hosts { // first the one that sends, and then the one that is sent to
 				must(t, o.Ensure(t.Context(), closed...))
 				before := count()
@@ -65,7 +65,7 @@ func TestEncryptedByTheTunnel(t *testing.T) {
 		// As WireGuard, it has no neighbours to look for.
 		o.Sh(t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && ip -6 neigh add %s lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, other, 3-o.n))
 		o.vtep = netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
-		must(t, o.Ensure(t.Context(), objectsOf(kernel.Encrypted(vxlanPort, blueVNI), blueNet)...))
+		must(t, o.Ensure(t.Context(), objectsOf(kernel.Encrypted(vxlanPort, blueVNI))...))
 	}
 	blue := join(t, hosts, blueNet, blueVNI, 20)
 	green := join(t, hosts, greenNet, greenVNI, 30) // in clear, and so not by the tunnel
@@ -87,7 +87,7 @@ func TestClosedEarly(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	h.ShareTables()
-	closed := objectsOf(kernel.Encrypted(vxlanPort, blueVNI), blueNet)
+	closed := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
 	must(t, h.Ensure(t.Context(), kernel.InterfaceIn(kernel.Bridges, "nyb-a")))
 	if out := h.Sh(t, "nft list ruleset"); out != "" {
 		t.Errorf("loaded too early:\n%s", out)
@@ -220,17 +220,17 @@ func TestWireGuard(t *testing.T) {
 // answers says whether b gets what a sends through the tunnel, where only frames of encrypted networks are let in.
 func answers(t *testing.T, a, b tunneled) bool {
 	t.Helper()
-	element := objectsOf(kernel.Encrypted(vxlanPort, blueVNI), blueNet)
-	must(t, b.Ensure(t.Context(), append(element, objectsOf(kernel.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}), blueNet)...)...))
+	element := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
+	must(t, b.Ensure(t.Context(), append(element, objectsOf(kernel.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
 	defer func() {
-		must(t, b.Remove(append(element, objectsOf(kernel.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}), blueNet)...)...))
+		must(t, b.Remove(append(element, objectsOf(kernel.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
 	}()
 	var l net.PacketConn
 	must(t, b.Do(func() (err error) {
 		l, err = net.ListenPacket("udp", netip.AddrPortFrom(b.wg.Addr.Addr(), vxlanPort).String())
 		return err
 	}))
-	defer l.Close() //nolint:errcheck // it was only read
+	defer l.Close()
 	for range 30 {
 		must(t, a.Do(func() error {
 			c, err := net.Dial("udp", netip.AddrPortFrom(b.wg.Addr.Addr(), vxlanPort).String())

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -18,7 +19,11 @@ type WireGuardPeer struct {
 }
 
 // WireGuardPeers are all peers of the host's WireGuard device.
-type WireGuardPeers struct{ All []WireGuardPeer }
+type WireGuardPeers struct {
+	All []WireGuardPeer
+	// Partial: there may be more of them, who are let alone.
+	Partial bool
+}
 
 // String names the device.
 func (WireGuardPeers) String() string { return "peers of " + TunnelName }
@@ -85,10 +90,20 @@ func (p WireGuardPeers) compare(dev *wgtypes.Device, roam bool) (changes []wgtyp
 			PublicKey: key, PresharedKey: &wgtypes.Key{}, Endpoint: net.UDPAddrFromAddrPort(want.At), ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipNet(one)},
 		})
 	}
-	for key := range have {
+	for key, peer := range have {
+		if p.Partial && !p.replaced(peer) {
+			continue
+		}
 		changes = append(changes, wgtypes.PeerConfig{PublicKey: key, Remove: true})
 	}
 	return changes, renewed
+}
+
+// replaced says whether a peer has the address of one that has another key now.
+func (p WireGuardPeers) replaced(old wgtypes.Peer) bool {
+	return slices.ContainsFunc(p.All, func(now WireGuardPeer) bool {
+		return slices.ContainsFunc(old.AllowedIPs, func(n net.IPNet) bool { return prefixOf(&n).Addr() == now.Addr })
+	})
 }
 
 func addrPort(a *net.UDPAddr) netip.AddrPort {
