@@ -194,6 +194,21 @@ func (b *Book) reach(h *Host) (at netip.Addr, why string) {
 	return h.Tunnel(), ""
 }
 
+// Clear are the names of hosts of an encrypted network that this one does not encrypt for, so that they are none of its peers.
+func (b *Book) Clear() (names []string) {
+	for host, on := range b.members {
+		h := b.hosts[host]
+		if !on || h == nil || host == b.self {
+			continue
+		}
+		if _, why := b.reach(h); why != "" {
+			names = append(names, h.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // Tunnels are the other hosts of an encrypted network that this one encrypts for.
 func (b *Book) Tunnels() (all []Host) {
 	for host, on := range b.members {
