@@ -110,9 +110,13 @@ func clusterStatus(c *cli.Context) error {
 		say("this host can encrypt nothing: %s", printable(s.Clear))
 	}
 	for _, n := range s.Networks {
-		say("network %s: %d peers, %d addresses in store, %d that etcd has not heard of, %d lost, %d refused", n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
+		kind := "network"
+		if n.Encrypted {
+			kind = "encrypted network"
+		}
+		say("%s %s: %d peers, %d addresses in store, %d that etcd has not heard of, %d lost, %d refused", kind, n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
 		if len(n.Left) > 0 {
-			say("network %s is encrypted, and these hosts cannot do that: %s", n.Name, printable(strings.Join(n.Left, ", ")))
+			say("network %s: these hosts cannot encrypt, and are not spoken to: %s", n.Name, printable(strings.Join(n.Left, ", ")))
 		}
 	}
 	return err
