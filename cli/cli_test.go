@@ -246,10 +246,11 @@ func (w world) handler() http.Handler {
 	})
 	answer("GET /v1/doctor", always(w.findings))
 	answer("GET /v1/cluster", always(api.ClusterStatus{
-		Host: "c1", Reason: "etcd is unreachable\nlook out", Hosts: 2, Rejected: 1, Networks: []api.ClusterNetwork{{Name: "blue", Peers: 4, Warm: 8, Waiting: 1}},
+		Host: "c1", Reason: "etcd is unreachable\nlook out", Hosts: 2, Rejected: 1, Clear: "this kernel has no WireGuard",
+		Networks: []api.ClusterNetwork{{Name: "blue", Peers: 4, Warm: 8, Waiting: 1}, {Name: "red", Encrypted: true, Left: []string{"two", "three"}}},
 	}))
 	answer("GET /v1/cluster/hosts", always([]api.ClusterHost{
-		{Name: "two", Address: "192.0.2.2", Networks: []string{}}, {Name: "one", Address: "192.0.2.1", Alive: true, Networks: []string{"blue", "green"}, Version: "v1"},
+		{Name: "two", Address: "192.0.2.2", Networks: []string{}}, {Name: "one", Address: "192.0.2.1", Alive: true, Encrypts: true, Networks: []string{"blue", "green"}, Version: "v1"},
 	}))
 	answer("POST /v1/networks", func(r *http.Request) (any, int) {
 		var q api.NetworkRequest
@@ -264,6 +265,7 @@ func (w world) handler() http.Handler {
 		return map[string]string{"error": "network blue is in use on one, two"}, http.StatusInternalServerError
 	})
 	answer("DELETE /v1/cluster/hosts/{host}", always(api.ClusterHost{Name: "two", Address: "192.0.2.2"}))
+	answer("POST /v1/cluster/key", always(api.ClusterKey{Public: "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}))
 	policies(answer)
 	answer("GET /v1/networks/{ref}", func(r *http.Request) (any, int) {
 		return find("network", r, w.networks, func(n api.Network) []string { return []string{n.ID, n.Name} })

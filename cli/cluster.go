@@ -24,6 +24,7 @@ func (p Program) clusterCommand() *cli.Command {
 						{head: "NAME", cell: func(h api.ClusterHost) string { return h.Name }},
 						{head: "ADDRESS", cell: func(h api.ClusterHost) string { return h.Address }},
 						{head: "ALIVE", cell: func(h api.ClusterHost) string { return strconv.FormatBool(h.Alive) }},
+						{head: "ENCRYPTS", fit: fit{goes: 3}, cell: func(h api.ClusterHost) string { return strconv.FormatBool(h.Encrypts) }},
 						{head: "NETWORKS", fit: fit{goes: 1}, cell: func(h api.ClusterHost) string { return strings.Join(h.Networks, ", ") }},
 						{head: "VERSION", fit: fit{goes: 2}, cell: func(h api.ClusterHost) string { return h.Version }},
 					}
@@ -41,6 +42,17 @@ func (p Program) clusterCommand() *cli.Command {
 						return err
 					}
 					_, err = fmt.Fprintf(c.App.Writer, "forgot %s (%s)\n", printable(h.Name), h.Address)
+					return err
+				},
+			},
+			{
+				Name: "rotate-key", Usage: "give this host another key for networks that are encrypted",
+				Action: func(c *cli.Context) error {
+					k, err := client(c).RotateKey(c.Context)
+					if err != nil {
+						return err
+					}
+					_, err = fmt.Fprintf(c.App.Writer, "this host's key is now %s\n", printable(k.Public))
 					return err
 				},
 			},
@@ -94,8 +106,18 @@ func clusterStatus(c *cli.Context) error {
 	if s.Rejected > 0 {
 		say("%d records in etcd are not let in; the log names them", s.Rejected)
 	}
+	if s.Clear != "" {
+		say("this host can encrypt nothing: %s", printable(s.Clear))
+	}
 	for _, n := range s.Networks {
-		say("network %s: %d peers, %d addresses in store, %d that etcd has not heard of, %d lost, %d refused", n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
+		kind := "network"
+		if n.Encrypted {
+			kind = "encrypted network"
+		}
+		say("%s %s: %d peers, %d addresses in store, %d that etcd has not heard of, %d lost, %d refused", kind, n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
+		if len(n.Left) > 0 {
+			say("network %s: these hosts cannot encrypt, and are not spoken to: %s", n.Name, printable(strings.Join(n.Left, ", ")))
+		}
 	}
 	return err
 }

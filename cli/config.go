@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"netyard/cluster"
+	"netyard/fabric"
 	"netyard/ipam"
 	"netyard/modes/all"
 )
@@ -58,6 +60,8 @@ type OverlayConfig struct {
 	Address string `yaml:"address,omitempty"`
 	// Port is the UDP port of VXLAN, on all hosts of the cluster; 0: 4789.
 	Port uint16 `yaml:"port,omitempty"`
+	// WireGuardPort is the UDP port of this host's WireGuard; 0: 14789.
+	WireGuardPort uint16 `yaml:"wireguard_port,omitempty"`
 	// Name is the host's in the cluster; empty: its own.
 	Name string `yaml:"name,omitempty"`
 }
@@ -79,6 +83,9 @@ func (cfg *Config) checkOverlay() error {
 	a, err := netip.ParseAddr(cfg.Overlay.Address)
 	if err != nil || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
 		return fmt.Errorf("overlay.address: %q is not an address of this host that the others of the cluster can send to", cfg.Overlay.Address)
+	}
+	if vxlan, own := cmp.Or(cfg.Overlay.Port, vxlanPort), cmp.Or(cfg.Overlay.WireGuardPort, fabric.WireGuardPort); vxlan == own {
+		return fmt.Errorf("overlay.wireguard_port: %d is VXLAN's (overlay.port)", own)
 	}
 	if name := cfg.Overlay.Name; name != "" {
 		if err := cluster.CheckName("overlay.name", name); err != nil {

@@ -59,7 +59,8 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	o.agent, err = fabric.New(fabric.Config{
 		Held: func(network string, a netip.Addr) bool { return o.yard == nil || o.yard.Holds(network, a) },
 		Log:  log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
-		Host: cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
+		WireGuardPort: cfg.Overlay.WireGuardPort,
+		Host:          cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
 	})
 	if err != nil {
 		return nil, err
@@ -138,10 +139,11 @@ func (o *overlays) Status() (api.ClusterStatus, error) {
 	s, err := o.agent.Status()
 	v := api.ClusterStatus{
 		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Down: s.Health.Down, Hosts: s.Hosts.Records,
-		Rejected: s.Hosts.Rejected + s.Members.Rejected, Networks: []api.ClusterNetwork{},
+		Rejected: s.Hosts.Rejected + s.Members.Rejected, Clear: s.Clear, Networks: []api.ClusterNetwork{},
 	}
 	for _, n := range s.Networks {
 		w := api.ClusterNetwork{Name: n.Name, Peers: n.Peers, Warm: n.Warm, Waiting: n.Waiting, Lost: n.Lost, Read: n.Addresses.Compared, Refused: map[string]string{}}
+		w.Encrypted, w.Left = n.Encrypted, n.Left
 		for a, why := range n.Refused {
 			w.Refused[a.String()] = why
 		}
@@ -210,8 +212,14 @@ func (o *overlays) Reach(id string) (views []api.Reached) {
 	return views
 }
 
+// RotateKey gives this host another key.
+func (o *overlays) RotateKey(ctx context.Context) (api.ClusterKey, error) {
+	key, err := o.agent.RotateKey(ctx)
+	return api.ClusterKey{Public: string(key)}, err
+}
+
 func hostView(m fabric.Member) api.ClusterHost {
-	return api.ClusterHost{ID: m.ID, Name: m.Name, Address: m.VTEP.String(), Alive: m.Alive, Networks: m.Networks, Version: m.Version}
+	return api.ClusterHost{ID: m.ID, Name: m.Name, Address: m.VTEP.String(), Alive: m.Alive, Networks: m.Networks, Encrypts: m.WireGuard != "", Version: m.Version}
 }
 
 // bootID tells one life of the host's kernel from the next.

@@ -122,7 +122,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
-	if err := agent.keep(y); err != nil {
+	if err := agent.keep(y); err != nil { //nolint:contextcheck // the kernel answers at once, or not at all
 		return err
 	}
 	plugins := &door.Server{Yard: y, Log: log, Tombstones: cni.TombstoneDir(filepath.Join(cfg.RunDir, cni.SocketName))}

@@ -17,13 +17,13 @@ const (
 	pulse = 3 * time.Second
 )
 
-// Live makes a host a member, says that it is alive until ctx ends, and notices when etcd is away, goes back in time or belongs to another
-// cluster. told is called with why it cannot, once for each reason, and with nil when it can again. The word is taken back in the end; a
+// Live makes a host a member, as h says that it is at the time, says that it is alive until ctx ends, and notices when etcd is away, goes
+// back in time or belongs to another cluster. told is called with why it cannot, once for each reason, and with nil when it can again. The word is taken back in the end; a
 // member it stays.
-func (c *Client) Live(ctx context.Context, log *slog.Logger, h Host, boot string, told func(error)) error {
+func (c *Client) Live(ctx context.Context, log *slog.Logger, h func() Host, boot string, told func(error)) error {
 	var last string
 	for ctx.Err() == nil {
-		err := c.live(ctx, h, Alive{Host: h.ID, Boot: boot}, func() {
+		err := c.live(ctx, h, boot, func() {
 			last = ""
 			told(nil)
 		})
@@ -43,7 +43,8 @@ func (c *Client) Live(ctx context.Context, log *slog.Logger, h Host, boot string
 }
 
 // live is Live until something is wrong. A lease that etcd has forgotten is no reason to stop: the next is a new one.
-func (c *Client) live(ctx context.Context, h Host, a Alive, said func()) error {
+func (c *Client) live(ctx context.Context, h func() Host, boot string, said func()) error {
+	a := Alive{Host: h().ID, Boot: boot}
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return c.note("grant a lease", err)
@@ -67,12 +68,12 @@ func (c *Client) live(ctx context.Context, h Host, a Alive, said func()) error {
 	// Alive first: a machine that was cloned must not take its twin's record.
 	err = c.sayAlive(ctx, a, lease)
 	if errors.Is(err, ErrNotFound) {
-		if err = c.Join(ctx, h); err == nil {
+		if err = c.Join(ctx, h()); err == nil {
 			err = c.sayAlive(ctx, a, lease)
 		}
 	}
 	if err == nil {
-		err = c.Join(ctx, h) // as it is now
+		err = c.Join(ctx, h()) // as it is now
 	}
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // A Peer is an address of a network that is on another host, and how it is reached.
@@ -28,7 +29,9 @@ type Book struct {
 	// byHost and byMAC find addresses by what a change may be about.
 	byHost map[string]map[netip.Addr]bool
 	byMAC  map[MAC]map[netip.Addr]bool
-	peers  map[netip.Addr]Peer
+	// byKey finds hosts by their keys.
+	byKey map[PublicKey]map[string]bool
+	peers map[netip.Addr]Peer
 	// refused is why an address that somebody has is no peer.
 	refused map[netip.Addr]string
 }
@@ -37,7 +40,7 @@ type Book struct {
 func NewBook(self string, net Network) *Book {
 	return &Book{
 		self: self, net: net, hosts: map[string]*Host{}, members: map[string]bool{}, addrs: map[netip.Addr]*Address{},
-		byHost: map[string]map[netip.Addr]bool{}, byMAC: map[MAC]map[netip.Addr]bool{}, peers: map[netip.Addr]Peer{}, refused: map[netip.Addr]string{},
+		byHost: map[string]map[netip.Addr]bool{}, byMAC: map[MAC]map[netip.Addr]bool{}, byKey: map[PublicKey]map[string]bool{}, peers: map[netip.Addr]Peer{}, refused: map[netip.Addr]string{},
 	}
 }
 
@@ -78,11 +81,7 @@ func (b *Book) note(c Change, touched map[netip.Addr]bool) {
 	}
 	switch r := r.(type) {
 	case *Host:
-		b.hosts[r.ID] = r
-		if c.New == nil {
-			delete(b.hosts, r.ID)
-		}
-		maps.Copy(touched, b.byHost[r.ID])
+		b.noteHost(r, c.New != nil, touched)
 		if r.ID == b.self { // nobody else may have its address
 			for a := range b.addrs {
 				touched[a] = true
@@ -113,18 +112,38 @@ func (b *Book) note(c Change, touched map[netip.Addr]bool) {
 	}
 }
 
-func index[K comparable](in map[K]map[netip.Addr]bool, key K, a netip.Addr) {
+// noteHost takes in what a host has become. A key that it had, or has now, may be another's, too.
+func (b *Book) noteHost(r *Host, there bool, touched map[netip.Addr]bool) {
+	keys := []PublicKey{r.WireGuard}
+	if old := b.hosts[r.ID]; old != nil {
+		keys = append(keys, old.WireGuard)
+		unindex(b.byKey, old.WireGuard, r.ID)
+		delete(b.hosts, r.ID)
+	}
+	if there {
+		b.hosts[r.ID] = r
+		index(b.byKey, r.WireGuard, r.ID)
+	}
+	maps.Copy(touched, b.byHost[r.ID])
+	for _, k := range keys {
+		for host := range b.byKey[k] {
+			maps.Copy(touched, b.byHost[host])
+		}
+	}
+}
+
+func index[K, V comparable](in map[K]map[V]bool, key K, a V) {
 	var none K
 	if key == none {
 		return
 	}
 	if in[key] == nil {
-		in[key] = map[netip.Addr]bool{}
+		in[key] = map[V]bool{}
 	}
 	in[key][a] = true
 }
 
-func unindex[K comparable](in map[K]map[netip.Addr]bool, key K, a netip.Addr) {
+func unindex[K, V comparable](in map[K]map[V]bool, key K, a V) {
 	if delete(in[key], a); len(in[key]) == 0 {
 		delete(in, key)
 	}
@@ -151,7 +170,58 @@ func (b *Book) judge(a netip.Addr) (p Peer, why string) {
 	if owner := b.ownerOf(rec.MAC); owner != rec.Host {
 		return p, fmt.Sprintf("its hardware address %s is one of host %.12s", rec.MAC, owner)
 	}
-	return Peer{a, rec.MAC, host.VTEP}, ""
+	at, why := b.reach(host)
+	if why != "" {
+		return p, why
+	}
+	return Peer{a, rec.MAC, at}, ""
+}
+
+// reach is where a host takes frames of the network, or why it does not: only one of several hosts of one key has it, the first by id, and
+// none that has this host's.
+func (b *Book) reach(h *Host) (at netip.Addr, why string) {
+	if !b.net.Encrypted {
+		return h.VTEP, ""
+	}
+	if h.WireGuard == "" {
+		return at, fmt.Sprintf("its host %s cannot encrypt", h.Name)
+	}
+	for other := range b.byKey[h.WireGuard] {
+		if other == b.self || other < h.ID {
+			return at, fmt.Sprintf("its host %s has the key of host %.12s", h.Name, other)
+		}
+	}
+	return h.Tunnel(), ""
+}
+
+// Clear are the names of hosts of an encrypted network that this one does not encrypt for, so that they are none of its peers.
+func (b *Book) Clear() (names []string) {
+	for host, on := range b.members {
+		h := b.hosts[host]
+		if !on || h == nil || host == b.self {
+			continue
+		}
+		if _, why := b.reach(h); why != "" {
+			names = append(names, h.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Tunnels are the other hosts of an encrypted network that this one encrypts for.
+func (b *Book) Tunnels() (all []Host) {
+	for host, on := range b.members {
+		h := b.hosts[host]
+		if !b.net.Encrypted || !on || h == nil || host == b.self {
+			continue
+		}
+		if _, why := b.reach(h); why == "" {
+			all = append(all, *h)
+		}
+	}
+	slices.SortFunc(all, func(a, b Host) int { return strings.Compare(a.ID, b.ID) })
+	return all
 }
 
 func (b *Book) isGateway(a netip.Addr) bool {
@@ -197,8 +267,12 @@ func (b *Book) Refused() map[netip.Addr]string { return maps.Clone(b.refused) }
 // VTEPs are where the other hosts take frames of the network: whoever else sends some is nobody.
 func (b *Book) VTEPs() (all []netip.Addr) {
 	for host, on := range b.members {
-		if h := b.hosts[host]; on && h != nil && host != b.self {
-			all = append(all, h.VTEP)
+		h := b.hosts[host]
+		if !on || h == nil || host == b.self {
+			continue
+		}
+		if at, why := b.reach(h); why == "" {
+			all = append(all, at)
 		}
 	}
 	slices.SortFunc(all, netip.Addr.Compare)

@@ -303,7 +303,7 @@ func TestHosts(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = c.Live(ctx, quiet(), moved, boot, func(e error) { mu.Lock(); err = e; mu.Unlock() })
+			_ = c.Live(ctx, quiet(), func() Host { return moved }, boot, func(e error) { mu.Lock(); err = e; mu.Unlock() })
 		}()
 		stop = func() { cancel(); <-done }
 		t.Cleanup(stop)

@@ -133,7 +133,7 @@ func (h Host) check() error {
 	if len(h.Version) > maxName || strings.ContainsFunc(h.Version, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return fmt.Errorf("version %.40q is not one", h.Version)
 	}
-	return cmp.Or(checkID("host", h.ID), checkName("name", h.Name), checkUnicast("vtep", h.VTEP))
+	return cmp.Or(checkID("host", h.ID), checkName("name", h.Name), checkUnicast("vtep", h.VTEP), h.checkTunnel())
 }
 
 func (a Alive) check() error {

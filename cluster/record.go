@@ -57,6 +57,10 @@ type Host struct {
 	MTU  int        `json:"mtu"`  // of its link to the others, bytes
 	// Version is that of its netyard.
 	Version string `json:"version,omitempty"`
+	// WireGuard is the key by which the others encrypt for it, and WireGuardPort the UDP port where it takes that. A host without is no peer of a
+	// network that is encrypted.
+	WireGuard     PublicKey `json:"wireguard,omitempty"`
+	WireGuardPort uint16    `json:"wireguard_port,omitempty"`
 }
 
 // An Alive is there while a host's netyard runs and reaches etcd; it is the only record on a lease. It is for people and for twins.
@@ -79,6 +83,8 @@ type Network struct {
 	Subnets  []Subnet `json:"subnets"`
 	MTU      int      `json:"mtu"` // inside, bytes
 	Internal bool     `json:"internal,omitempty"`
+	// Encrypted: what is between its hosts is inside WireGuard, or is not at all.
+	Encrypted bool `json:"encrypted,omitempty"`
 }
 
 // A Subnet is a range of addresses of a network, and the address that every host has in it as its containers' gateway.

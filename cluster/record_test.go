@@ -10,12 +10,16 @@ import (
 
 func id(n int) string { return fmt.Sprintf("%032x", n) }
 
+func keyOf(n byte) PublicKey { return PublicKeyOf([32]byte{n, 31: n}) }
+
 func records() []Record {
 	addr, addr6 := netip.MustParseAddr("10.20.0.7"), netip.MustParseAddr("fd20::7")
 	return []Record{
 		&Meta{Schema: 1, Cluster: id(1), Port: 4789, IPv6: true},
 		&Host{ID: id(1), Name: "one.example", VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Version: "1.0"},
 		&Host{ID: id(2), Name: "two", VTEP: netip.MustParseAddr("2001:db8::2"), MTU: 9000},
+		&Host{ID: id(3), Name: "three", VTEP: netip.MustParseAddr("192.0.2.3"), MTU: 1500, WireGuard: keyOf(3), WireGuardPort: 14789},
+		&Network{ID: id(8), Name: "red", VNI: 0x1235, MTU: 1370, Encrypted: true, Subnets: []Subnet{{netip.MustParsePrefix("10.30.0.0/16"), netip.MustParseAddr("10.30.0.1")}}},
 		&Alive{Host: id(1), Boot: "c0ffee00-0000-4000-8000-000000000000"},
 		&Tomb{Host: id(3), By: "one.example"},
 		&Network{ID: id(9), Name: "blue", VNI: 0x1234, MTU: 1450, Subnets: []Subnet{
@@ -56,6 +60,9 @@ func TestRecordsComeBack(t *testing.T) {
 func TestRecordsRefused(t *testing.T) {
 	t.Parallel()
 	host := func(vtep string) string { return `{"name":"x","vtep":"` + vtep + `","mtu":1500}` }
+	keyed := func(key string, port int) string {
+		return fmt.Sprintf(`{"name":"x","vtep":"192.0.2.1","mtu":1500,"wireguard":%q,"wireguard_port":%d}`, key, port)
+	}
 	mac := func(mac string) string { return `{"host":"` + id(1) + `","use":"host","mac":"` + mac + `"}` }
 	net := func(subnet, gateway string, mtu int) string {
 		return fmt.Sprintf(`{"name":"n","vni":5000,"mtu":%d,"subnets":[{"pool":%q,"gateway":%q}]}`, mtu, subnet, gateway)
@@ -78,6 +85,14 @@ func TestRecordsRefused(t *testing.T) {
 		{"host/" + id(1), `{"name":"x;reboot","vtep":"192.0.2.1","mtu":1500}`, "letters and digits"},
 		{"host/" + id(1), `{"name":"x","vtep":"192.0.2.1","mtu":-1}`, "mtu -1"},
 		{"host/" + id(1), `[]`, "cannot unmarshal"},
+		{"host/" + id(1), keyed(string(keyOf(1)), 0), "one is missing"},
+		{"host/" + id(1), keyed("", 14789), "one is missing"},
+		{"host/" + id(1), keyed(string(keyOf(1)), 65536), "cannot unmarshal"},
+		{"host/" + id(1), keyed("x", 14789), "is not a key"},
+		{"host/" + id(1), keyed(string(keyOf(1))[1:], 14789), "is not a key"},
+		{"host/" + id(1), keyed(string(keyOf(1))+"\n", 14789), "is not a key"},
+		{"host/" + id(1), keyed(strings.Repeat("A", 42)+"B=", 14789), "is not a key"}, // bits that no byte has
+		{"host/" + id(1), keyed(strings.Repeat("A", 43)+"=", 14789), "all zeros"},
 		{"host/" + id(1), strings.Repeat(" ", 5000) + host("192.0.2.1"), "bytes under a key"},
 		{aKey, mac("01:00:5e:00:00:01"), "of a group"},
 		{aKey, mac("ff:ff:ff:ff:ff:ff"), "of a group"},

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"netyard/cluster"
 	"netyard/kernel"
@@ -54,6 +55,9 @@ func (s Status) symptoms() (all []Symptom) {
 		if n.Addresses.Rejected > 0 {
 			say("%d records are not let in; the log names them", n.Addresses.Rejected)
 		}
+		if len(n.Left) > 0 {
+			say("these hosts cannot encrypt, and are not spoken to: %s", strings.Join(n.Left, ", "))
+		}
 		for _, addr := range slices.SortedFunc(maps.Keys(n.Refused), netip.Addr.Compare) {
 			say("address %s is no peer: %s", addr, n.Refused[addr])
 		}
@@ -65,7 +69,7 @@ func (s Status) symptoms() (all []Symptom) {
 type far struct {
 	network, host string // names
 	addr          netip.Addr
-	vtep          netip.Addr
+	at            netip.AddrPort // where it takes what is for it
 	mtu           int
 }
 
@@ -85,10 +89,10 @@ func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 		switch {
 		case !small && !large:
 			all = append(all, Symptom{Of: "network", Network: f.network, Text: fmt.Sprintf(
-				"host %s does not answer at %s: nothing comes back from %s at UDP port %d, or its firewall drops ICMP", f.host, f.addr, f.vtep, a.Port())})
+				"host %s does not answer at %s: nothing comes back from %s at UDP port %d, or its firewall drops ICMP", f.host, f.addr, f.at.Addr(), f.at.Port())})
 		case !large:
 			all = append(all, Symptom{Of: "network", Network: f.network, Text: fmt.Sprintf(
-				"packets of %d bytes do not get to host %s (%s), small ones do: something on the way to %s carries less than it should", f.mtu, f.host, f.addr, f.vtep)})
+				"packets of %d bytes do not get to host %s (%s), small ones do: something on the way to %s carries less than it should", f.mtu, f.host, f.addr, f.at.Addr())})
 		}
 	}
 	return all, nil
@@ -118,9 +122,12 @@ func (a *Agent) fars(dead map[string]bool) (all []far) {
 			if !ok || addr.Use != cluster.OfHost || dead[addr.Host] || peers[addr.Addr] == (cluster.Peer{}) {
 				return
 			}
-			f := far{network: n.Name, host: addr.Host, addr: addr.Addr, vtep: peers[addr.Addr].VTEP, mtu: n.MTU}
+			f := far{network: n.Name, host: addr.Host, addr: addr.Addr, at: netip.AddrPortFrom(peers[addr.Addr].VTEP, a.port()), mtu: n.MTU}
 			if h, ok := a.hosts.Get(cluster.Host{ID: addr.Host}.Key()).(*cluster.Host); ok {
 				f.host = h.Name
+				if n.Encrypted {
+					f.at = netip.AddrPortFrom(h.VTEP, h.WireGuardPort)
+				}
 			}
 			all = append(all, f)
 		})

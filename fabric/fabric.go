@@ -34,6 +34,8 @@ type Config struct {
 	Host cluster.Host
 	// Port is the UDP port of VXLAN, if this host founds the cluster.
 	Port uint16
+	// WireGuardPort is that of this host; 0: WireGuardPort.
+	WireGuardPort uint16
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
 	// Held says whether somebody of this host has an address of a network, or means to have it again; nil: nobody who is not reached by it.
@@ -73,6 +75,7 @@ type Agent struct {
 	// reason is why the host is no member at the moment; nil: it is one.
 	reason error
 	tasks  *tasks
+	tunnel tunnel
 }
 
 // A network is one that is on this host.
@@ -121,7 +124,7 @@ func New(c Config) (*Agent, error) {
 	a := &Agent{
 		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{}, rolls: newRolls(), moved: make(chan struct{}, 1),
 	}
-	if err := a.recover(); err != nil {
+	if err := errors.Join(a.recover(), a.openTunnel()); err != nil {
 		return nil, err
 	}
 	a.hosts = c.Client.NewMirror(c.Log, "host/", a.everywhere)
@@ -232,6 +235,9 @@ func (a *Agent) Unbind(id string) error {
 	}
 	if err == nil && n != nil {
 		err = a.c.Kernel.Remove(elements(kernel.VTEPs(a.Port(), n.VNI, n.vteps), id)...)
+		if n.Encrypted {
+			err = errors.Join(err, a.part())
+		}
 	}
 	a.poke()
 	if err != nil {
@@ -337,6 +343,11 @@ func (a *Agent) admit(n *network) error {
 	if a.fenced {
 		now = nil
 	}
+	if n.Encrypted {
+		if err := a.meet(false); err != nil {
+			return err
+		}
+	}
 	if n.vteps != nil && slices.Equal(now, n.vteps) {
 		return nil
 	}
@@ -373,6 +384,9 @@ func (a *Agent) Objects(id string) []kernel.Object {
 		return nil
 	}
 	objects := append(elements(kernel.VTEPs(a.port(), n.VNI, n.vteps), id), a.peers(n))
+	if n.Encrypted {
+		objects = append(objects, a.device(), a.tunnelPeers())
+	}
 	for _, addr := range n.host {
 		objects = append(objects, addr)
 	}

@@ -30,7 +30,7 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 		if !errors.Is(err, cluster.ErrNotFound) {
 			return modes.Overlay{}, err
 		}
-		ask.MTU = want.MTU // of one that is there, it is that one's
+		ask.MTU, ask.Encrypted = want.MTU, want.Encrypted // of one that is there, they are that one's
 	}
 	if len(want.Subnets) == 0 && err != nil {
 		return modes.Overlay{}, fmt.Errorf("network %s %w", want.Name, modes.ErrNoOverlay)
@@ -40,7 +40,7 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 			return modes.Overlay{}, err
 		}
 	}
-	o := modes.Overlay{ID: there.ID, Name: there.Name, VNI: there.VNI, MTU: there.MTU, Internal: there.Internal}
+	o := modes.Overlay{ID: there.ID, Name: there.Name, VNI: there.VNI, MTU: there.MTU, Internal: there.Internal, Encrypted: there.Encrypted}
 	for _, s := range there.Subnets {
 		o.Subnets = append(o.Subnets, modes.Subnet{Pool: s.Pool, Gateway: netip.PrefixFrom(s.Gateway, s.Pool.Bits())})
 	}
@@ -49,12 +49,17 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 
 // Host is this one as the others see it.
 func (m Modes) Host() modes.OverlayHost {
-	return modes.OverlayHost{VTEP: m.A.c.Host.VTEP, Port: m.A.Port(), MTU: m.A.c.Host.MTU}
+	return modes.OverlayHost{VTEP: m.A.c.Host.VTEP, Port: m.A.Port(), MTU: m.A.c.Host.MTU, Tunnel: m.A.c.Host.Tunnel(), Clear: m.A.tunnel.clear}
 }
 
 // Up says that a network's links are on this host.
 func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) error {
-	n := cluster.Network{ID: o.ID, Name: o.Name, VNI: o.VNI, MTU: o.MTU, Internal: o.Internal}
+	n := cluster.Network{ID: o.ID, Name: o.Name, VNI: o.VNI, MTU: o.MTU, Internal: o.Internal, Encrypted: o.Encrypted}
+	if o.Encrypted {
+		if err := m.A.raise(); err != nil {
+			return err
+		}
+	}
 	for _, s := range o.Subnets {
 		n.Subnets = append(n.Subnets, cluster.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
 	}

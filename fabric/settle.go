@@ -33,7 +33,7 @@ func (a *Agent) belong(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := a.enter(ctx)
 		if err == nil {
-			err = a.c.Client.Live(ctx, a.c.Log, a.c.Host, a.c.BootID, a.say)
+			err = a.c.Client.Live(ctx, a.c.Log, a.host, a.c.BootID, a.say)
 		} else if ctx.Err() == nil {
 			a.say(err)
 		}
@@ -200,7 +200,7 @@ func (a *Agent) sync(ctx context.Context) error {
 		on = append(on, n)
 	}
 	a.mu.Unlock()
-	errs := []error{a.leave(ctx)}
+	errs := []error{a.turn(ctx), a.leave(ctx)}
 	for _, n := range on {
 		errs = append(errs, a.syncNetwork(ctx, n))
 	}
@@ -462,7 +462,9 @@ type Status struct {
 	Meta   cluster.Meta
 	Health cluster.Health
 	// Reason is why it is no member at the moment; empty: it is one.
-	Reason         string
+	Reason string
+	// Clear is why it can encrypt nothing; empty: it can.
+	Clear          string
 	Hosts, Members cluster.MirrorStatus
 	Networks       map[string]NetworkStatus
 }
@@ -477,6 +479,9 @@ type NetworkStatus struct {
 	Warm, Waiting, Lost int
 	// Unsure: the kernel may not know of all peers.
 	Unsure bool
+	// Encrypted: what is between the hosts is inside WireGuard. Left are hosts of the network that cannot do that.
+	Encrypted bool
+	Left      []string
 }
 
 // Status says it.
@@ -487,8 +492,14 @@ func (a *Agent) Status() (Status, error) {
 	if a.reason != nil {
 		s.Reason = a.reason.Error()
 	}
+	if a.tunnel.clear != nil {
+		s.Clear = a.tunnel.clear.Error()
+	}
 	for id, n := range a.networks {
-		s.Networks[id] = NetworkStatus{Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(), Unsure: n.unsure}
+		s.Networks[id] = NetworkStatus{
+			Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(), Unsure: n.unsure,
+			Encrypted: n.Encrypted, Left: n.book.Clear(),
+		}
 	}
 	a.mu.Unlock()
 	for id, n := range s.Networks {

@@ -55,7 +55,7 @@ func owners() []rule {
 	return []rule{
 		{
 			"kernel kernel/kerneltest integration/lab",
-			"github.com/vishvananda/* github.com/vishvananda/*/* github.com/google/nftables github.com/google/nftables/* github.com/mdlayher/netlink golang.org/x/sys/unix",
+			"github.com/vishvananda/* github.com/vishvananda/*/* github.com/google/nftables github.com/google/nftables/* github.com/mdlayher/netlink golang.org/x/sys/unix golang.zx2c4.com/wireguard/wgctrl golang.zx2c4.com/wireguard/wgctrl/*",
 			"the kernel is spoken to in one place",
 		},
 		{"cli", "netyard/modes/all", "all others know modes by name at most"},

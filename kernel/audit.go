@@ -13,6 +13,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
 	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // A snapshot is the kernel at one moment, as far as netyard's objects go.
@@ -30,6 +31,7 @@ type snapshot struct {
 	dockerUser []dockerUser
 	proxies    map[proxyID]bool
 	ports      bridgePorts
+	tunnel     func() (*wgtypes.Device, error)
 }
 
 func (k *Kernel) snapshot() (*snapshot, error) {
@@ -48,7 +50,7 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 func (k *Kernel) linkSnapshot() (*snapshot, error) {
 	s := &snapshot{
 		noTable: true, k: k, links: map[string]netlink.Link{}, addrs: map[int][]netlink.Addr{}, routes: map[int][]netlink.Route{},
-		qdiscs: map[int][]netlink.Qdisc{}, redirects: map[int]int{}, ports: k.bridgePorts(),
+		qdiscs: map[int][]netlink.Qdisc{}, redirects: map[int]int{}, ports: k.bridgePorts(), tunnel: k.lazyTunnel(),
 	}
 	links, err := retry(k.nl.LinkList)
 	if err != nil {
@@ -194,6 +196,8 @@ func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
 			want[o.Name] = true
 		case VXLAN:
 			want[o.Name] = true
+		case WireGuard:
+			want[TunnelName] = true
 		}
 	}
 	for name, l := range s.links {

@@ -260,7 +260,7 @@ func (f *firewall) load() error {
 
 // chains are those of each of the tables.
 func (f *firewall) chains() [][]chainSpec {
-	all := [][]chainSpec{slices.Concat(inetChains(f.sets, f.guard, f.obeys), policyChains(f.sets), vtepChains(f.sets)), bridgeChains(f.sets, f.conntrack)}
+	all := [][]chainSpec{slices.Concat(inetChains(f.sets, f.guard, f.obeys), policyChains(f.sets), vtepChains(f.sets), tunnelChains(f.sets)), bridgeChains(f.sets, f.conntrack)}
 	all[0] = append(all[0], sealOf(all))
 	return all
 }
@@ -314,8 +314,11 @@ func (f *firewall) add(elements []Element) error {
 		}
 		w.owners[e.Owner] = true
 	}
-	if !f.loaded || len(fresh) == 0 {
+	if len(fresh) == 0 {
 		return nil
+	}
+	if !f.loaded {
+		return f.closeEarly(fresh)
 	}
 	err := f.change(fresh, f.conn.SetAddElements)
 	if err == nil {

@@ -94,6 +94,9 @@ func elements() []kernel.Object {
 	for _, e := range kernel.VTEPs(4789, 0x1234, []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}) {
 		published = append(published, e)
 	}
+	for _, e := range kernel.Encrypted(4789, 0x5678) {
+		published = append(published, e)
+	}
 	return append(published,
 		kernel.Routed("nyb-c", false), kernel.Routed("nyb-c", true), kernel.Isolated("nyb-b", false), kernel.Isolated("nyb-b", true),
 		kernel.Egress(netip.MustParsePrefix("10.1.3.0/24"), netip.MustParseAddr("192.0.2.7")),

@@ -407,14 +407,14 @@ func (k *Kernel) deleteLink(name, alias string) error {
 	return nil
 }
 
-// OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits.
+// OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits, or that of the tunnel.
 func OwnName(name string) bool {
 	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix, IslandPrefix, ShimPrefix, VXLANPrefix} {
 		if id, ok := strings.CutPrefix(name, p); ok {
 			return len(name) == maxName && strings.Trim(id, "0123456789abcdef") == ""
 		}
 	}
-	return false
+	return name == TunnelName
 }
 
 // A LinkInfo is what a mode has to know of a link it did not make.

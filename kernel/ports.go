@@ -32,6 +32,27 @@ func (p bridgePorts) flags(port int) (netlink.Protinfo, bool) {
 	return f, ok
 }
 
+// setSnooping has a bridge look into who wants which multicast, or not. Of the bridge no more is said than that: not by the library, which
+// also says its name, and before 6.3 even the name that it has is refused for a link that is up (dev_change_name, net/core/dev.c).
+func (k *Kernel) setSnooping(bridge int, on bool) error {
+	value := byte(0)
+	if on {
+		value = 1
+	}
+	return k.inside(func() error {
+		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(bridge) //nolint:gosec // what the kernel has there
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+		info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.IFLA_BR_MCAST_SNOOPING, []byte{value})
+		req.AddData(msg)
+		req.AddData(info)
+		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
+}
+
 // has says whether the bridge has an entry for a hardware address at a port.
 func (p bridgePorts) has(port int, m mac) bool {
 	facts, err := p.load()

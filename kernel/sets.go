@@ -11,7 +11,7 @@ import (
 // allSets are the sets of both tables.
 func allSets() []setSpec {
 	sets := append(setSpecs(), guardSets()...)
-	return slices.Concat(sets, policySets(), vtepSets())
+	return slices.Concat(sets, policySets(), vtepSets(), tunnelSets())
 }
 
 func (s setSpec) table() *nftables.Table {

@@ -46,8 +46,7 @@ func vtepSets() []setSpec {
 // vtepChains look before conntrack does: what is dropped shall take no place there. Fragments have been put together by then
 // (nf_defrag_ipv4, priority -400).
 func vtepChains(b setBook) []chainSpec {
-	const dport = 2
-	members := []ruleSpec{{"other networks", rule(vni(reg1), []expr.Any{b.lookup(vnis, true)}, back())}}
+	members := []ruleSpec{inClear(b), {"other networks", rule(vni(reg1), []expr.Any{b.lookup(vnis, true)}, back())}}
 	for _, f := range families() {
 		next := uint32(behind4)
 		if f.v6() {
@@ -60,9 +59,8 @@ func vtepChains(b setBook) []chainSpec {
 	return []chainSpec{
 		{
 			name: "vxlan_in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw, rules: []ruleSpec{
-				{"VXLAN for this host", rule(udp(), []expr.Any{
-					&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: dport, Len: 2}, b.lookup(vxlanPorts, false),
-				}, forHost(), jump(vxlanChain))},
+				{"what comes by the tunnel", rule(in(TunnelName), jump(tunnelChain))},
+				{"VXLAN for this host", rule(byVXLANPort(b), forHost(), jump(vxlanChain))},
 			},
 		},
 		{name: vxlanChain, rules: append(members, ruleSpec{"frames of who is no member", drop()})},

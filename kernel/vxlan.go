@@ -91,9 +91,7 @@ func (v VXLAN) tune(k *Kernel, link, master netlink.Link) error {
 		}
 	}
 	// A container that plays the querier of multicast would else keep neighbour solicitations from the other hosts.
-	// Of the bridge no more is said than that: the library sends all it is given, and not every kernel knows all of it.
-	bare := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: v.Master, Index: master.Attrs().Index}}
-	if err := k.nl.BridgeSetMcastSnoop(bare, false); err != nil {
+	if err := k.setSnooping(master.Attrs().Index, false); err != nil {
 		return fmt.Errorf("turn off multicast snooping of bridge %s: %w", v.Master, err)
 	}
 	a := link.Attrs()

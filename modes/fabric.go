@@ -15,7 +15,9 @@ type Overlay struct {
 	VNI      uint32 // VXLAN's number of it
 	MTU      int    // inside, bytes
 	Internal bool
-	Subnets  []Subnet
+	// Encrypted: what is between its hosts is inside WireGuard, or is not at all.
+	Encrypted bool
+	Subnets   []Subnet
 }
 
 // An OverlayLink is what a host has of an overlay.
@@ -30,6 +32,21 @@ type OverlayHost struct {
 	VTEP netip.Addr // where it takes VXLAN
 	Port uint16     // UDP
 	MTU  int        // of its link to the others, bytes
+	// Tunnel is where it takes VXLAN of networks that are encrypted: its address inside WireGuard.
+	Tunnel netip.Addr
+	// Clear is why it can encrypt nothing; nil: it can.
+	Clear error
+}
+
+// What WireGuard adds to a packet: its header and its tag, UDP, and IPv4 or IPv6 (struct message_data, drivers/net/wireguard/messages.h).
+const tunnel4, tunnel6 = 60, 80
+
+// TunnelMTU is the largest packet inside WireGuard, bytes.
+func (h OverlayHost) TunnelMTU() int {
+	if h.VTEP.Is6() {
+		return h.MTU - tunnel6
+	}
+	return h.MTU - tunnel4
 }
 
 // Containers of an overlay ask for names at port 53 of its gateway's address (RFC 1035, section 4.2), and are answered at NamesPort, which

@@ -44,10 +44,12 @@ type Option struct {
 	Fixed   string
 	Kind    Kind
 	Default string
-	Values  []string // of an Enum
-	Min     int      // of an Int
-	Max     int      // of an Int, or of an IfName's letters; 0: as many as the kernel takes
-	Help    string
+	// Bare is what it means to say it without a value, as some of Docker's options are said; empty: it needs one.
+	Bare   string
+	Values []string // of an Enum
+	Min    int      // of an Int
+	Max    int      // of an Int, or of an IfName's letters; 0: as many as the kernel takes
+	Help   string
 }
 
 // ErrOption is at the root of every refusal of an option.
@@ -88,6 +90,11 @@ func Options() []Option {
 		{
 			Name: "egress_rate", Modes: []string{"bridge"}, Endpoint: true, Set: true, Kind: Rate,
 			Help: "most that each container sends, as tc(8) writes it: 10mbit; goes before rate",
+		},
+		{
+			Name: "encrypted", Modes: []string{"overlay"}, Kind: Bool, Bare: "true",
+			Fixed: "what is between the hosts is all of one kind; make the network anew",
+			Help:  "what is between the hosts is inside WireGuard, or is not at all; the first of the hosts says it",
 		},
 		{
 			Name: "exclude", Modes: []string{"host"}, Set: true, Kind: Ports,
@@ -287,6 +294,9 @@ func find(table []Option, mode, key string) (Option, error) {
 // parse checks a value and brings it to its one spelling.
 func (o Option) parse(key, v string) (string, error) {
 	bad := func(want string) error { return fmt.Errorf("%w: %s=%s: want %s", ErrOption, key, v, want) }
+	if v == "" && o.Bare != "" {
+		v = o.Bare
+	}
 	switch o.Kind {
 	case Bool:
 		b, err := strconv.ParseBool(v)

@@ -53,6 +53,8 @@ func TestResolve(t *testing.T) {
 		"nothing like it": {"bridge", map[string]string{"colour": "blue"}, nil, "unknown option colour for mode bridge"},
 		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge, host, ipvlan, macvlan"},
 		"too small":       {"bridge", map[string]string{"mtu": "67"}, nil, "mtu=67: want a number from 68 to 65535"},
+		"a bare word":     {"overlay", map[string]string{"encrypted": ""}, map[string]string{"encrypted": "true"}, ""},
+		"a value missing": {"overlay", map[string]string{"masquerade": ""}, nil, "masquerade=: want true or false"},
 		"no such value":   {"bridge", map[string]string{"mode": "brigde"}, nil, "mode=brigde: want one of bridge, host, ipvlan, macvlan, none"},
 		"one spelling":    {"bridge", map[string]string{"routes": "10.9.3.4/16@192.168.1.3, 10.8.0.0/16,FD00:1::/64@fd00:2::0:3", "egress_ipv6": "2001:DB8::7", "gateway_address": "10.9.0.2"}, map[string]string{"routes": "10.9.0.0/16@192.168.1.3,10.8.0.0/16,fd00:1::/64@fd00:2::3", "egress_ipv6": "2001:db8::7", "gateway_address": "10.9.0.2"}, ""},
 		"wrong family":    {"bridge", map[string]string{"egress_ipv4": "2001:db8::7"}, nil, "egress_ipv4=2001:db8::7: want an IPv4 address"},

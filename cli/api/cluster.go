@@ -22,6 +22,8 @@ type Cluster interface {
 	Reach(id string) []Reached
 	// Doctor looks for what is wrong with etcd, this host, and the way to the others.
 	Doctor(ctx context.Context) ([]ClusterSymptom, error)
+	// RotateKey gives this host another key for what is encrypted.
+	RotateKey(ctx context.Context) (ClusterKey, error)
 }
 
 // A ClusterSymptom is something that somebody ought to know of the cluster.
@@ -32,6 +34,11 @@ type ClusterSymptom struct {
 	Text    string `json:"text"`
 }
 
+// A ClusterKey is the public half of the key that a host has now.
+type ClusterKey struct {
+	Public string `json:"public"`
+}
+
 // A ClusterHost is a member, as etcd has it.
 type ClusterHost struct {
 	ID      string `json:"id"`
@@ -40,7 +47,9 @@ type ClusterHost struct {
 	// Alive: its netyard runs and reaches etcd.
 	Alive    bool     `json:"alive"`
 	Networks []string `json:"networks"`
-	Version  string   `json:"version,omitempty"`
+	// Encrypts: networks that are encrypted can be on it.
+	Encrypts bool   `json:"encrypts"`
+	Version  string `json:"version,omitempty"`
 }
 
 // A ClusterStatus is how this host fares as a member.
@@ -50,9 +59,11 @@ type ClusterStatus struct {
 	// Reason is why it is no member at the moment; empty: it is one.
 	Reason string `json:"reason,omitempty"`
 	// Down is since when etcd has not answered.
-	Down     time.Time        `json:"down,omitzero"`
-	Hosts    int              `json:"hosts"`
-	Rejected int              `json:"rejected"` // records in etcd that are not let in
+	Down     time.Time `json:"down,omitzero"`
+	Hosts    int       `json:"hosts"`
+	Rejected int       `json:"rejected"` // records in etcd that are not let in
+	// Clear is why this host can encrypt nothing; empty: it can.
+	Clear    string           `json:"clear,omitempty"`
 	Networks []ClusterNetwork `json:"networks"`
 }
 
@@ -64,6 +75,9 @@ type ClusterNetwork struct {
 	Warm    int `json:"warm"`
 	Waiting int `json:"waiting"`
 	Lost    int `json:"lost"`
+	// Encrypted: what is between the hosts is inside WireGuard. Left are hosts of the network that cannot do that, and so are not spoken to.
+	Encrypted bool     `json:"encrypted,omitempty"`
+	Left      []string `json:"left,omitempty"`
 	// Refused are addresses in etcd that are no peers, and why.
 	Refused map[string]string `json:"refused,omitempty"`
 	// Read is when all of it was last read from etcd.
@@ -109,6 +123,14 @@ func (s *Server) clusterDoctor(ctx context.Context, _ *http.Request) (any, error
 	return c.Doctor(ctx)
 }
 
+func (s *Server) rotateKey(ctx context.Context, _ *http.Request) (any, error) {
+	c, err := s.inCluster()
+	if err != nil {
+		return nil, err
+	}
+	return c.RotateKey(ctx)
+}
+
 // ClusterStatus says how this host fares as a member of its cluster.
 func (c *Client) ClusterStatus(ctx context.Context) (ClusterStatus, error) {
 	return do[ClusterStatus](ctx, c, http.MethodGet, "/v1/cluster", nil)
@@ -127,4 +149,9 @@ func (c *Client) ForgetHost(ctx context.Context, host string) (ClusterHost, erro
 // ClusterDoctor looks for what is wrong with etcd, the daemon's host, and the way to the others.
 func (c *Client) ClusterDoctor(ctx context.Context) ([]ClusterSymptom, error) {
 	return do[[]ClusterSymptom](ctx, c, http.MethodGet, "/v1/cluster/doctor", nil)
+}
+
+// RotateKey gives this host another key for what is encrypted.
+func (c *Client) RotateKey(ctx context.Context) (ClusterKey, error) {
+	return do[ClusterKey](ctx, c, http.MethodPost, "/v1/cluster/key", nil)
 }

@@ -67,6 +67,7 @@ func (s *Server) Handler() http.Handler {
 	handle("DELETE /v1/cluster/hosts/{host}", s.forgetHost)
 	handle("GET /v1/cluster/networks", s.overlays)
 	handle("DELETE /v1/cluster/networks/{name}", s.removeOverlay)
+	handle("POST /v1/cluster/key", s.rotateKey)
 	handle("GET /v1/doctor", s.doctor)
 	handle("POST /v1/gc", s.gc)
 	handle("GET /v1/trace", s.trace)

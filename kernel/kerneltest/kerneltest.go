@@ -198,3 +198,11 @@ func (h *Host) Do(f func() error) error { return kernel.Inside(int(h.ns), f) }
 
 // NS is an open descriptor of the namespace.
 func (h *Host) NS() int { return int(h.ns) }
+
+// NeedsWireGuard skips the test if the kernel has no WireGuard. scripts/test wants it to run in the guest kernel then.
+func NeedsWireGuard(t testing.TB) {
+	t.Helper()
+	if err := New(t).Encrypts(); err != nil {
+		t.Skip(err)
+	}
+}

@@ -16,11 +16,14 @@ import (
 	"netyard/modes"
 )
 
-// What was decided when the network was created, and stays: which network of the cluster it is.
+// What was decided when the network was created, and stays: which network of the cluster it is. Of an encrypted one also VXLAN's port: what
+// keeps it closed has to be known on a host that is in no cluster any more.
 const (
-	settledID  = "overlay_id"
-	settledVNI = "vni"
-	settledMTU = "mtu"
+	settledID        = "overlay_id"
+	settledVNI       = "vni"
+	settledMTU       = "mtu"
+	settledEncrypted = "encrypted"
+	settledPort      = "port"
 )
 
 const (
@@ -55,18 +58,36 @@ func (m mode) Check(n modes.Network) error {
 			return fmt.Errorf("subnet %s: its gateway has to be in it", s.Pool)
 		}
 	}
+	if n.OptBool("encrypted") {
+		if err := m.encrypts(); err != nil {
+			return fmt.Errorf("%w: encrypted=true: %w", modes.ErrOption, err)
+		}
+	}
 	return m.fits(n, n.Options["mtu"])
+}
+
+// encrypts says why the host cannot have an encrypted network.
+func (m mode) encrypts() error {
+	h := m.f.Host()
+	if h.Clear != nil {
+		return h.Clear
+	}
+	if inside := h.TunnelMTU(); inside < minIPv6MTU {
+		return fmt.Errorf("the link to the other hosts carries %d, less what WireGuard adds: %d, and IPv6, which is inside, needs at least %d", h.MTU, inside, minIPv6MTU)
+	}
+	return nil
 }
 
 // fits refuses an MTU that the host's link to the others cannot carry, or IPv6 not be on.
 func (m mode) fits(n modes.Network, said string) error {
-	most := m.most()
+	encrypted := n.OptBool("encrypted")
+	most := m.most(encrypted)
 	mtu := most
 	if said != "" {
 		mtu, _ = strconv.Atoi(said) // Resolve let only numbers in
 	}
 	if mtu > most {
-		return fmt.Errorf("%w: mtu=%d: the link to the other hosts carries %d, less what VXLAN adds: %d", modes.ErrOption, mtu, m.f.Host().MTU, most)
+		return fmt.Errorf("%w: mtu=%d: the link to the other hosts carries %d, less what %s: %d", modes.ErrOption, mtu, m.f.Host().MTU, adds(encrypted), most)
 	}
 	if _, v6 := n.Families(); v6 && mtu < minIPv6MTU {
 		return fmt.Errorf("%w: mtu=%d: IPv6 needs at least %d", modes.ErrOption, mtu, minIPv6MTU)
@@ -75,12 +96,23 @@ func (m mode) fits(n modes.Network, said string) error {
 }
 
 // most is the largest packet that fits between the hosts.
-func (m mode) most() int {
+func (m mode) most(encrypted bool) int {
 	h := m.f.Host()
-	if h.VTEP.Is6() {
+	switch {
+	case encrypted: // inside WireGuard it is IPv6
+		return h.TunnelMTU() - overhead6
+	case h.VTEP.Is6():
 		return h.MTU - overhead6
 	}
 	return h.MTU - overhead4
+}
+
+// adds is who makes packets larger, for people.
+func adds(encrypted bool) string {
+	if encrypted {
+		return "VXLAN and WireGuard add"
+	}
+	return "VXLAN adds"
 }
 
 // Settle finds the network in the cluster, or makes it as the first of its hosts asks for it.
@@ -88,7 +120,8 @@ func (m mode) Settle(ctx context.Context, n modes.Network) (map[string]string, e
 	if err := m.apart(n); err != nil {
 		return nil, err
 	}
-	want := modes.Overlay{Name: n.Opt("overlay"), Internal: n.Internal, Subnets: n.Subnets, MTU: m.most()}
+	encrypted := n.OptBool("encrypted") // of the network as this host would make it
+	want := modes.Overlay{Name: n.Opt("overlay"), Internal: n.Internal, Encrypted: encrypted, Subnets: n.Subnets, MTU: m.most(encrypted)}
 	if said := n.Options["mtu"]; said != "" {
 		want.MTU, _ = strconv.Atoi(said) // Resolve let only numbers in
 	}
@@ -99,10 +132,22 @@ func (m mode) Settle(ctx context.Context, n modes.Network) (map[string]string, e
 	if said := n.Options["mtu"]; said != "" && o.MTU != want.MTU {
 		return nil, fmt.Errorf("%w: mtu=%s: network %s of the cluster has %d", modes.ErrOption, said, o.Name, o.MTU)
 	}
-	if o.MTU > m.most() {
-		return nil, fmt.Errorf("network %s of the cluster has MTU %d, and this host's link to the others carries %d, less what VXLAN adds: %d", o.Name, o.MTU, m.f.Host().MTU, m.most())
+	if said := n.Opt("encrypted"); said != "" && o.Encrypted != encrypted {
+		return nil, fmt.Errorf("%w: encrypted=%s: network %s of the cluster has encrypted=%t", modes.ErrOption, said, o.Name, o.Encrypted)
 	}
-	return map[string]string{settledID: o.ID, settledVNI: strconv.FormatUint(uint64(o.VNI), 10), settledMTU: strconv.Itoa(o.MTU)}, nil
+	if o.Encrypted {
+		if err := m.encrypts(); err != nil {
+			return nil, fmt.Errorf("network %s of the cluster is encrypted: %w", o.Name, err)
+		}
+	}
+	if most := m.most(o.Encrypted); o.MTU > most {
+		return nil, fmt.Errorf("network %s of the cluster has MTU %d, and this host's link to the others carries %d, less what %s: %d", o.Name, o.MTU, m.f.Host().MTU, adds(o.Encrypted), most)
+	}
+	settled := map[string]string{settledID: o.ID, settledVNI: strconv.FormatUint(uint64(o.VNI), 10), settledMTU: strconv.Itoa(o.MTU)}
+	if o.Encrypted {
+		settled[settledEncrypted], settled[settledPort] = "true", strconv.Itoa(int(m.f.Host().Port))
+	}
+	return settled, nil
 }
 
 // apart refuses a subnet that the host has an address in: its routes could not tell the two apart.
@@ -132,7 +177,10 @@ func (mode) Share(n modes.Network, others []modes.Network) error {
 // of is the network of the cluster that a network was found to be.
 func of(n modes.Network) modes.Overlay {
 	vni, _ := strconv.ParseUint(n.Settled[settledVNI], 10, 32)
-	return modes.Overlay{ID: n.Settled[settledID], Name: n.Opt("overlay"), VNI: uint32(vni), MTU: mtu(n), Internal: n.Internal, Subnets: n.Subnets}
+	return modes.Overlay{
+		ID: n.Settled[settledID], Name: n.Opt("overlay"), VNI: uint32(vni), MTU: mtu(n), Internal: n.Internal, Subnets: n.Subnets,
+		Encrypted: n.Settled[settledEncrypted] == "true",
+	}
 }
 
 // Claimed is the network of the cluster.
@@ -161,6 +209,9 @@ func (m mode) Up(ctx context.Context, n modes.Network) error {
 	if m.f == nil {
 		return fmt.Errorf("network %s: %w", n.Opt("overlay"), ErrNoCluster)
 	}
+	if err := m.k.Ensure(ctx, closed(n)...); err != nil { // before there is anything that could leak
+		return err
+	}
 	if err := m.k.Ensure(ctx, m.networkObjects(n)...); err != nil {
 		return err
 	}
@@ -168,10 +219,29 @@ func (m mode) Up(ctx context.Context, n modes.Network) error {
 }
 
 func (m mode) Down(_ context.Context, n modes.Network) error {
+	var err error
 	if m.f == nil || n.Settled[settledID] == "" {
-		return m.k.Remove(m.ownLinks(n)...)
+		err = m.k.Remove(m.ownLinks(n)...)
+	} else {
+		err = errors.Join(m.f.Down(of(n)), m.k.Remove(m.networkObjects(n)...))
 	}
-	return errors.Join(m.f.Down(of(n)), m.k.Remove(m.networkObjects(n)...))
+	if err != nil { // something may still be there
+		return err
+	}
+	return m.k.Remove(closed(n)...)
+}
+
+// closed keeps the frames of an encrypted network from going and coming in clear.
+func closed(n modes.Network) (objects []kernel.Object) {
+	o := of(n)
+	if !o.Encrypted {
+		return nil
+	}
+	port, _ := strconv.ParseUint(n.Settled[settledPort], 10, 16)
+	for _, e := range kernel.Encrypted(uint16(port), o.VNI) {
+		objects = append(objects, e.For(n.ID))
+	}
+	return objects
 }
 
 func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
@@ -201,9 +271,9 @@ func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 
 func (m mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
 	if m.f == nil {
-		return m.ownLinks(n)
+		return append(closed(n), m.ownLinks(n)...)
 	}
-	objects := append(m.networkObjects(n), m.f.Objects(of(n))...)
+	objects := slices.Concat(closed(n), m.networkObjects(n), m.f.Objects(of(n)))
 	for _, e := range es {
 		objects = append(objects, endpointObjects(n, e)...)
 	}
@@ -230,6 +300,10 @@ func (mode) ownLinks(n modes.Network) []kernel.Object {
 
 func (m mode) networkObjects(n modes.Network) []kernel.Object {
 	br, l, host := bridge(n), m.link(n), m.f.Host()
+	local := host.VTEP
+	if of(n).Encrypted {
+		local = host.Tunnel
+	}
 	b := kernel.Bridge{Name: br, Alias: l.Alias, MTU: mtu(n), MAC: m.mac(n)}
 	var rest []kernel.Object
 	for _, s := range n.Subnets {
@@ -244,7 +318,7 @@ func (m mode) networkObjects(n modes.Network) []kernel.Object {
 		}
 	}
 	rest = append(rest,
-		kernel.VXLAN{Name: l.VXLAN, Alias: l.Alias, Master: br, VNI: of(n).VNI, Local: host.VTEP, Port: host.Port, MTU: mtu(n)},
+		kernel.VXLAN{Name: l.VXLAN, Alias: l.Alias, Master: br, VNI: of(n).VNI, Local: local, Port: host.Port, MTU: mtu(n)},
 		kernel.InterfaceIn(kernel.Bridges, br).For(n.ID), kernel.InterfaceIn(kernel.Own, br, br).For(n.ID), kernel.InterfaceIn(kernel.Talk, br, br).For(n.ID))
 	if n.Internal {
 		rest = append(rest, kernel.InterfaceIn(kernel.Internal, br).For(n.ID))

@@ -1,0 +1,294 @@
+package kernel_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+func objectsOf(elements []kernel.Element) (all []kernel.Object) {
+	for _, e := range elements {
+		all = append(all, e.For(blueNet))
+	}
+	return all
+}
+
+// TestEncryptedInClear: frames of an encrypted network neither leave by a link that is not the tunnel, nor are let in by one, whoever they
+// are from; those of other networks are none of it. No kernel with WireGuard is needed for that: the rules do not ask for one.
+func TestEncryptedInClear(t *testing.T) {
+	t.Parallel()
+	for _, v6 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "over IPv4", true: "over IPv6"}[v6], func(t *testing.T) {
+			t.Parallel()
+			hosts := overlayOf(t, 2, v6)
+			blue := join(t, hosts, blueNet, blueVNI, 20)
+			green := join(t, hosts, greenNet, greenVNI, 30)
+			count := onTheWire(t, hosts[0])
+			closed := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
+			for i, o := range hosts { // first the one that sends, and then the one that is sent to
+				must(t, o.Ensure(t.Context(), closed...))
+				before := count()
+				reach(t, blue[0], "10.20.2.2", false)
+				reach(t, hosts[0].Host, "fd20::2:2", false)
+				if after := count(); i == 0 && after != before {
+					t.Errorf("it left in clear: %s, and then %s", before, after)
+				}
+				reach(t, blue[1], "10.20.1.2", false)
+				reach(t, green[0], "10.30.2.2", true)
+				if i == 0 {
+					must(t, o.Remove(closed...))
+					reach(t, blue[0], "10.20.2.2", true)
+				}
+			}
+		})
+	}
+}
+
+// TestEncryptedByTheTunnel: by the link of that name they pass, and nothing else comes by it; when it goes, they do not take another way.
+func TestEncryptedByTheTunnel(t *testing.T) {
+	t.Parallel()
+	hosts := overlayOf(t, 2, true)
+	a, b := hosts[0], hosts[1]
+	a.Sh(t, "ip link add nyt-overlay type veth peer name tun0")
+	a.Give(t, b.Host, "tun0")
+	b.Sh(t, "ip link set tun0 name nyt-overlay")
+	for _, o := range hosts {
+		o.Sh(t, fmt.Sprintf("ip addr add fd99::%d/64 dev nyt-overlay nodad && ip link set nyt-overlay up && ip -6 route add default via 2001:db8::%d", o.n, 3-o.n))
+		other := netip.MustParseAddr(fmt.Sprintf("fd99::%d", 3-o.n))
+		// As WireGuard, it has no neighbours to look for.
+		o.Sh(t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && ip -6 neigh add %s lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, other, 3-o.n))
+		o.vtep = netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
+		must(t, o.Ensure(t.Context(), objectsOf(kernel.Encrypted(vxlanPort, blueVNI))...))
+	}
+	blue := join(t, hosts, blueNet, blueVNI, 20)
+	green := join(t, hosts, greenNet, greenVNI, 30) // in clear, and so not by the tunnel
+	count := onTheWire(t, a)
+	reach(t, blue[0], "10.20.2.2", true)
+	reach(t, blue[1], "fd20::1:2", true)
+	reach(t, green[0], "10.30.2.2", false)
+	reach(t, a.Host, "fd99::2", false)
+	a.Sh(t, "ip link del nyt-overlay")
+	reach(t, blue[0], "10.20.2.2", false)
+	if got := count(); got != "packets 0" {
+		t.Errorf("on the wire: %s", got)
+	}
+}
+
+// TestClosedEarly: on a host that has just started an encrypted network is closed before anything else is known, and a ruleset that is
+// there is left alone.
+func TestClosedEarly(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.ShareTables()
+	closed := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
+	must(t, h.Ensure(t.Context(), kernel.InterfaceIn(kernel.Bridges, "nyb-a")))
+	if out := h.Sh(t, "nft list ruleset"); out != "" {
+		t.Errorf("loaded too early:\n%s", out)
+	}
+	must(t, h.Ensure(t.Context(), closed...))
+	out := h.Sh(t, "nft -a list table inet netyard")
+	if !strings.Contains(out, "elements = { 0x00001234 }") || !strings.Contains(out, "chain vxlan_out") || !strings.Contains(out, "nyb-a") {
+		t.Errorf("it is not closed:\n%s", out)
+	}
+	must(t, h.LoadFirewall())
+	h.Reopen(t)
+	h.ShareTables()
+	before := h.Sh(t, "nft -a list ruleset")
+	must(t, h.Ensure(t.Context(), closed...))
+	if after := h.Sh(t, "nft -a list ruleset"); after != before {
+		t.Errorf("a ruleset that was there is another:\n%s", after)
+	}
+}
+
+// TestSecret: a key does not get into a log.
+func TestSecret(t *testing.T) {
+	t.Parallel()
+	s, err := kernel.NewSecret()
+	must(t, err)
+	w := kernel.WireGuard{Key: s, Port: 14789}
+	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%d", "%x"} {
+		said := fmt.Sprintf(format, s) + fmt.Sprintf(format, w)
+		if strings.Contains(said, fmt.Sprintf("%d", s[0])+" "+fmt.Sprintf("%d", s[1])) || strings.Contains(said, fmt.Sprintf("%x", s[:4])) {
+			t.Errorf("%s prints %s", format, said)
+		}
+	}
+}
+
+// A tunneled is a host with a WireGuard device.
+type tunneled struct {
+	*overlaid
+	wg kernel.WireGuard
+}
+
+func (s tunneled) peer(port uint16) kernel.WireGuardPeer {
+	return kernel.WireGuardPeer{Key: s.wg.Key.Public(), At: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n)), port), Addr: s.wg.Addr.Addr()}
+}
+
+// TestWireGuard: two hosts that have each other for peers speak; what somebody took away or altered is seen, and put right; another key is
+// taken at once; and all of it goes.
+func TestWireGuard(t *testing.T) {
+	t.Parallel()
+	kerneltest.NeedsWireGuard(t)
+	var hosts []tunneled
+	for _, o := range overlayOf(t, 2, false) {
+		key, err := kernel.NewSecret()
+		must(t, err)
+		o.Sh(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1") // as many hosts have it
+		hosts = append(hosts, tunneled{o, kernel.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))}})
+	}
+	a, b := hosts[0], hosts[1]
+	before := a.Dump(t)
+	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer(14789)}}
+	objects := []kernel.Object{a.wg, peers}
+	for range 2 {
+		must(t, a.Ensure(t.Context(), objects...))
+		must(t, b.Ensure(t.Context(), b.wg, kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer(14789)}}))
+	}
+	passes := func(when string) {
+		t.Helper()
+		if said := faults(t, a.Host, objects...); said != "" {
+			t.Errorf("%s: %s", when, said)
+		}
+		if !answers(t, a, b) {
+			t.Errorf("%s: the other host is not reached", when)
+		}
+	}
+	passes("at first")
+	for cmd, want := range map[string]string{
+		"ip link del nyt-overlay":                             "WireGuard link nyt-overlay is missing",
+		"ip link set nyt-overlay down":                        "is down",
+		"ip link set nyt-overlay mtu 1300":                    "has MTU 1300 instead of 1440",
+		"ip -6 addr flush dev nyt-overlay":                    "address fd99::1/64 on nyt-overlay is missing",
+		"ip -6 route flush dev nyt-overlay":                   "route fd99::/64 on nyt-overlay is missing",
+		"sysctl -qw net.ipv6.conf.nyt-overlay.disable_ipv6=1": "disable_ipv6",
+		"ip link del nyt-overlay; ip link add nyt-overlay type dummy; ip link set nyt-overlay alias mine": "is not netyard's",
+	} {
+		a.Sh(t, cmd)
+		if said := faults(t, a.Host, objects...); !strings.Contains(said, want) {
+			t.Errorf("after %s: %q, want %q", cmd, said, want)
+		}
+		if strings.Contains(cmd, "dummy") {
+			if err := a.Ensure(t.Context(), objects...); err == nil || !strings.Contains(err.Error(), "is not netyard's") {
+				t.Errorf("over somebody else's link: %v", err)
+			}
+			must(t, a.Remove(objects...))
+			a.Sh(t, "ip link del nyt-overlay")
+		}
+		must(t, a.Ensure(t.Context(), objects...))
+		passes("after " + cmd)
+	}
+	fresh, err := kernel.NewSecret()
+	must(t, err)
+	a.wg.Key = fresh
+	objects[0] = a.wg
+	if said := faults(t, a.Host, objects...); !strings.Contains(said, "has another key") {
+		t.Errorf("another key: %q", said)
+	}
+	must(t, a.Ensure(t.Context(), objects...))
+	must(t, b.Ensure(t.Context(), kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer(14789)}}))
+	passes("with another key")
+	objects[1] = kernel.WireGuardPeers{}
+	if said := faults(t, a.Host, objects...); !strings.Contains(said, "1 are missing, different or nobody's") {
+		t.Errorf("a peer too many: %q", said)
+	}
+	must(t, a.Ensure(t.Context(), objects...))
+	if said := faults(t, a.Host, objects...); said != "" || answers(t, a, b) {
+		t.Errorf("the peer is still one: %s", said)
+	}
+	snap, err := a.Snapshot()
+	must(t, err)
+	if strays := snap.Strays(objects); len(strays) != 0 {
+		t.Errorf("a device that is wanted is a stray: %v", strays)
+	}
+	strays := snap.Strays(nil)
+	if !slices.ContainsFunc(strays, func(s kernel.Stray) bool { return s.Text == "link nyt-overlay" && s.Remove() == nil }) {
+		t.Errorf("a device that nobody wants is no stray: %v", strays)
+	}
+	must(t, a.Remove(objects...))
+	if after := a.Dump(t); after != before {
+		t.Errorf("left:\n%s\nwas:\n%s", after, before)
+	}
+}
+
+// answers says whether b gets what a sends through the tunnel, where only frames of encrypted networks are let in.
+func answers(t *testing.T, a, b tunneled) bool {
+	t.Helper()
+	element := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
+	must(t, b.Ensure(t.Context(), append(element, objectsOf(kernel.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
+	defer func() {
+		must(t, b.Remove(append(element, objectsOf(kernel.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
+	}()
+	var l net.PacketConn
+	must(t, b.Do(func() (err error) {
+		l, err = net.ListenPacket("udp", netip.AddrPortFrom(b.wg.Addr.Addr(), vxlanPort).String())
+		return err
+	}))
+	defer l.Close()
+	for range 30 {
+		must(t, a.Do(func() error {
+			c, err := net.Dial("udp", netip.AddrPortFrom(b.wg.Addr.Addr(), vxlanPort).String())
+			if err != nil {
+				return err
+			}
+			_, err = c.Write(vxlanFrame(blueVNI, []byte("a frame")))
+			_ = err // without a peer it is refused, in whatever words
+			return c.Close()
+		}))
+		_ = l.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		if _, _, err := l.ReadFrom(make([]byte, 100)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// TestWireGuardPort: a port that another has is refused by its number, and nothing of the device stays.
+func TestWireGuardPort(t *testing.T) {
+	t.Parallel()
+	kerneltest.NeedsWireGuard(t)
+	h := kerneltest.New(t)
+	key, err := kernel.NewSecret()
+	must(t, err)
+	var l net.PacketConn
+	must(t, h.Do(func() (err error) { l, err = net.ListenPacket("udp4", ":14789"); return err }))
+	w := kernel.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}
+	if err := h.Ensure(t.Context(), w); err == nil || !strings.Contains(err.Error(), "UDP port 14789 is in use; overlay.wireguard_port can be another") {
+		t.Errorf("a port that is taken: %v", err)
+	}
+	w.Port = 14790
+	must(t, h.Ensure(t.Context(), w))
+	w.Port = 14789 // now of a device that is up
+	if err := h.Ensure(t.Context(), w); err == nil || !strings.Contains(err.Error(), "UDP port 14789 is in use") {
+		t.Errorf("a port that is taken: %v", err)
+	}
+	must(t, l.Close())
+	must(t, h.Ensure(t.Context(), w))
+	must(t, h.Remove(w))
+}
+
+// TestNoWireGuard: a kernel without it says so; one with it does not.
+func TestNoWireGuard(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	before := h.Dump(t)
+	if err := h.Encrypts(); err == nil {
+		t.Log("this kernel has WireGuard")
+	} else {
+		if !strings.Contains(err.Error(), "this kernel has no WireGuard") {
+			t.Errorf("%v", err)
+		}
+		if err := h.Ensure(t.Context(), kernel.WireGuard{Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}); err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard") {
+			t.Errorf("a device all the same: %v", err)
+		}
+	}
+	if after := h.Dump(t); after != before {
+		t.Errorf("asking left something:\n%s", after)
+	}
+}

@@ -1,0 +1,132 @@
+package kernel
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// A WireGuardPeer is another host: what it sends by its key is from its one address, and goes nowhere else.
+type WireGuardPeer struct {
+	Key [wgtypes.KeyLen]byte // public
+	At  netip.AddrPort
+	// Addr is its address inside.
+	Addr netip.Addr
+}
+
+// WireGuardPeers are all peers of the host's WireGuard device.
+type WireGuardPeers struct {
+	All []WireGuardPeer
+	// Partial: there may be more of them, who are let alone.
+	Partial bool
+}
+
+// String names the device.
+func (WireGuardPeers) String() string { return "peers of " + TunnelName }
+
+// ensure changes what is different, and no more: a peer that is put in anew has to agree upon keys again.
+func (p WireGuardPeers) ensure(k *Kernel) error {
+	dev, err := k.tunnel()
+	if err != nil {
+		return fmt.Errorf("set %s: %w", p, err)
+	}
+	changes, renewed := p.compare(dev, false)
+	if len(changes) == 0 {
+		return nil
+	}
+	if err := k.setTunnel(wgtypes.Config{Peers: changes}); err != nil {
+		return fmt.Errorf("set %s: %w", p, err)
+	}
+	return k.greet(renewed)
+}
+
+func (WireGuardPeers) remove(*Kernel) error { return nil } // they go with the device
+
+func (p WireGuardPeers) check(s *snapshot) []string {
+	if s.links[TunnelName] == nil {
+		return nil // that the link is missing is said by the link
+	}
+	dev, err := s.tunnel()
+	if err != nil {
+		return nil // the same
+	}
+	if changes, _ := p.compare(dev, true); len(changes) > 0 {
+		return []string{fmt.Sprintf("%s: %d are missing, different or nobody's", p, len(changes))}
+	}
+	return nil
+}
+
+// lively is how long an agreement upon keys is good for (REJECT_AFTER_TIME, drivers/net/wireguard/messages.h).
+const lively = 180 * time.Second
+
+// compare says what the device has to be told, and which hosts have another key now. WireGuard itself follows a host that answers from
+// another of its addresses; who asks whether all is well lets it.
+func (p WireGuardPeers) compare(dev *wgtypes.Device, roam bool) (changes []wgtypes.PeerConfig, renewed []wgtypes.Key) {
+	have, owner := map[wgtypes.Key]wgtypes.Peer{}, map[netip.Addr]bool{}
+	for _, peer := range dev.Peers {
+		have[peer.PublicKey] = peer
+		for _, n := range peer.AllowedIPs {
+			owner[prefixOf(&n).Addr()] = true
+		}
+	}
+	for _, want := range p.All {
+		key := wgtypes.Key(want.Key)
+		got, there := have[key]
+		delete(have, key)
+		at := got.Endpoint != nil && (want.At == addrPort(got.Endpoint) || roam && time.Since(got.LastHandshakeTime) < lively)
+		one := netip.PrefixFrom(want.Addr, want.Addr.BitLen())
+		allowed := len(got.AllowedIPs) == 1 && prefixOf(&got.AllowedIPs[0]) == one
+		if there && at && allowed && got.PresharedKey == (wgtypes.Key{}) {
+			continue
+		}
+		if !there && owner[want.Addr] {
+			renewed = append(renewed, key)
+		}
+		changes = append(changes, wgtypes.PeerConfig{
+			PublicKey: key, PresharedKey: &wgtypes.Key{}, Endpoint: net.UDPAddrFromAddrPort(want.At), ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipNet(one)},
+		})
+	}
+	for key, peer := range have {
+		if p.Partial && !p.replaced(peer) {
+			continue
+		}
+		changes = append(changes, wgtypes.PeerConfig{PublicKey: key, Remove: true})
+	}
+	return changes, renewed
+}
+
+// replaced says whether a peer has the address of one that has another key now.
+func (p WireGuardPeers) replaced(old wgtypes.Peer) bool {
+	return slices.ContainsFunc(p.All, func(now WireGuardPeer) bool {
+		return slices.ContainsFunc(old.AllowedIPs, func(n net.IPNet) bool { return prefixOf(&n).Addr() == now.Addr })
+	})
+}
+
+func addrPort(a *net.UDPAddr) netip.AddrPort {
+	p := a.AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+}
+
+// greet has the device agree upon keys with peers now. One that got a packet to send before both ends had the key asks again only in
+// five seconds (REKEY_TIMEOUT); so each end asks when it has it, and the later of them is answered. A peer that is to be kept alive is
+// sent something at once (set_peer, drivers/net/wireguard/netlink.c), and afterwards it is not to be.
+func (k *Kernel) greet(peers []wgtypes.Key) error {
+	const anything = 25 * time.Second
+	for _, every := range []time.Duration{anything, 0} {
+		var c wgtypes.Config
+		for _, key := range peers {
+			c.Peers = append(c.Peers, wgtypes.PeerConfig{PublicKey: key, UpdateOnly: true, PersistentKeepaliveInterval: &every})
+		}
+		if len(c.Peers) == 0 {
+			return nil
+		}
+		if err := k.setTunnel(c); err != nil {
+			return fmt.Errorf("greet peers of %s: %w", TunnelName, err)
+		}
+	}
+	return nil
+}
