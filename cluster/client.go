@@ -113,6 +113,17 @@ func (c *Client) dial(ctx context.Context) (*clientv3.Client, error) {
 	return c.conn, err
 }
 
+// hangUp gives up a connection that may hold a token of an etcd from before it started again: with one in hand etcd 3.4 gives no other, and
+// the client asks on and on. The next call makes a new one, and what watched by this one reads everything again.
+func (c *Client) hangUp(conn *clientv3.Client) {
+	c.dialing.Lock()
+	defer c.dialing.Unlock()
+	if c.conn == conn {
+		c.conn = nil
+		_ = conn.Close() // it is of no use in any case
+	}
+}
+
 // connect is gRPC's way to a member of etcd, and notes why there is none: gRPC itself only says that time was up.
 func (c *Client) connect(ctx context.Context, addr string) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
@@ -156,7 +167,9 @@ func (c *Client) call(ctx context.Context, act string, f func(context.Context, *
 	defer cancel()
 	conn, err := c.dial(bound)
 	if err == nil {
-		err = f(bound, conn)
+		if err = f(bound, conn); err != nil && silent(err) && c.c.User != "" {
+			c.hangUp(conn)
+		}
 	}
 	if ctx.Err() != nil && err != nil { // the caller's time was up, which says nothing of etcd
 		return fmt.Errorf("%s: %w", act, ctx.Err())

@@ -62,8 +62,6 @@ func overlaySubnet(name string, o modes.Overlay, isNew bool, w SubnetRequest) (s
 	switch {
 	case w.NoGateway:
 		return s, fmt.Errorf("%w: overlay=%s: subnet %s: every host has the gateway's address there", modes.ErrOption, name, p)
-	case len(w.Aux) > 0:
-		return s, fmt.Errorf("%w: overlay=%s: aux-address: the hosts take addresses of the whole subnet, and keep none", modes.ErrOption, name)
 	case w.Pool.Range.IsValid() || w.Pool.First.IsValid() || w.Pool.Last.IsValid():
 		return s, fmt.Errorf("%w: overlay=%s: subnet %s: the hosts take addresses of the whole subnet, and no range of it", modes.ErrOption, name, p)
 	case len(w.Aux) > 0:
