@@ -25,6 +25,8 @@ import (
 type overlays struct {
 	agent  *fabric.Agent
 	client *cluster.Client
+	// yard is there before the Agent runs.
+	yard *yard.Yard
 }
 
 func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k *kernel.Kernel) (*overlays, error) {
@@ -52,11 +54,15 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	if err != nil {
 		return nil, err
 	}
-	agent, err := fabric.New(fabric.Config{
+	o := &overlays{client: client}
+	o.agent, err = fabric.New(fabric.Config{
 		Log: log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
 		Host: cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
+		Fence: func(ctx context.Context, network string, why map[string]string) error {
+			return o.yard.Fence(ctx, network, why)
+		},
 	})
-	return &overlays{agent, client}, err
+	return o, err
 }
 
 // usualMTU is Ethernet's, bytes.
@@ -75,6 +81,7 @@ func (o *overlays) keep(y *yard.Yard) error {
 	if o == nil {
 		return nil
 	}
+	o.yard = y
 	ids, err := y.Overlays()
 	if err != nil {
 		return err

@@ -36,8 +36,9 @@ type Config struct {
 	Port uint16
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
-	// Conflict is told of an address that this host has and that etcd says is another's: it must not be used any more.
-	Conflict func(network string, addr netip.Addr)
+	// Fence is told which endpoints of a network have an address that etcd says is another host's, and why, whenever that changed; nothing
+	// may go through their links. It is told again until it answers without an error.
+	Fence func(ctx context.Context, network string, endpoints map[string]string) error
 }
 
 const (
@@ -84,6 +85,10 @@ type network struct {
 	sure bool
 	// unsure: the kernel may not know what it was told, and is told all of it again.
 	unsure bool
+	// shut: nothing gets in or out until it is known which of the addresses that this host had are still its own.
+	shut bool
+	// fenced is what was told of the endpoints that have another host's address; nil: nothing was told yet.
+	fenced map[string]string
 }
 
 // A Bound is a network that is on this host, and the link that leads to its other hosts.
@@ -107,8 +112,8 @@ func New(c Config) (*Agent, error) {
 		return nil, fmt.Errorf("read who this host is: %w", err)
 	}
 	c.Host.ID = who.Host
-	if c.Conflict == nil {
-		c.Conflict = func(string, netip.Addr) {}
+	if c.Fence == nil {
+		c.Fence = func(context.Context, string, map[string]string) error { return nil }
 	}
 	a := &Agent{
 		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{},
@@ -280,7 +285,7 @@ func (a *Agent) isOwn(c cluster.Change) bool {
 
 // tell has the kernel know what became of a network's peers. The lock is held, so that what is later stays later.
 func (a *Agent) tell(n *network, diff []cluster.PeerChange) {
-	if a.fenced {
+	if a.fenced || n.shut {
 		return
 	}
 	err := a.admit(n)
@@ -321,7 +326,7 @@ func peer(p cluster.Peer) kernel.Peer {
 // admit lets in frames of the hosts that the network is on now, and of no others.
 func (a *Agent) admit(n *network) error {
 	now := n.book.VTEPs()
-	if a.fenced {
+	if a.fenced || n.shut {
 		now = nil
 	}
 	if n.vteps != nil && slices.Equal(now, n.vteps) {
@@ -367,7 +372,7 @@ func (a *Agent) Objects(id string) []kernel.Object {
 }
 
 func (a *Agent) peers(n *network) kernel.Peers {
-	if a.fenced {
+	if a.fenced || n.shut {
 		return kernel.Peers{Link: n.Link}
 	}
 	// A daemon that was killed may have told the kernel more than it has kept. Until etcd has been read that is not to be taken back.

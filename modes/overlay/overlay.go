@@ -181,8 +181,10 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 	if err := m.k.Ensure(ctx, endpointObjects(n, e)...); err != nil {
 		return modes.Link{}, err
 	}
-	if err := m.f.Attach(of(n), e); err != nil {
-		return modes.Link{}, err
+	if e.Fenced == "" {
+		if err := m.f.Attach(of(n), e); err != nil {
+			return modes.Link{}, err
+		}
 	}
 	l := modes.Link{SrcName: peer(e), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: n.Gateways(e)}
 	if e.IfName != "" {
@@ -256,7 +258,8 @@ func natSet(v6 bool) kernel.SetName {
 	return kernel.NAT4
 }
 
-// endpointObjects are, as of a bridge network, the link and forwarding while anybody needs it; and the port learns nothing.
+// endpointObjects are, as of a bridge network, the link and forwarding while anybody needs it; and the port learns nothing. One that is
+// fenced has neither a port nor ports: its address is another host's.
 func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
 	if !n.Internal {
 		v4, v6 := n.Families()
@@ -268,6 +271,9 @@ func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object
 		}
 	}
 	v := veth(n, e)
+	if v.Fenced {
+		return slices.Concat(objects, []kernel.Object{v}, guard(n, e))
+	}
 	return slices.Concat(objects, []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), ports(e))
 }
 
@@ -286,7 +292,7 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	}
 	return kernel.Veth{
 		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: kernel.Alias(n.ID, e.ID),
-		Master: bridge(n), MTU: mtu(n), MAC: mac, Hairpin: len(e.Ports) > 0,
+		Master: bridge(n), MTU: mtu(n), MAC: mac, Hairpin: len(e.Ports) > 0, Fenced: e.Fenced != "",
 	}
 }
 
