@@ -56,7 +56,7 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	}
 	o := &overlays{client: client}
 	o.agent, err = fabric.New(fabric.Config{
-		Log: log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
+		Log: log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot, Cooldown: cfg.Cooldown,
 		Host: cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
 		Fence: func(ctx context.Context, network string, why map[string]string) error {
 			return o.yard.Fence(ctx, network, why)

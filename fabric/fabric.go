@@ -34,6 +34,8 @@ type Config struct {
 	Host cluster.Host
 	// Port is the UDP port of VXLAN, if this host founds the cluster.
 	Port uint16
+	// Cooldown is how long an address that a container had is passed over while there is another.
+	Cooldown time.Duration
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
 	// Fence is told which endpoints of a network have an address that etcd says is another host's, and why, whenever that changed; nothing
@@ -89,6 +91,12 @@ type network struct {
 	shut bool
 	// fenced is what was told of the endpoints that have another host's address; nil: nothing was told yet.
 	fenced map[string]string
+
+	restMu   sync.Mutex
+	cooldown time.Duration
+	// resting are the addresses that rest, and since when; turned are those of which the file says otherwise.
+	resting map[netip.Addr]time.Time
+	turned  map[netip.Addr]bool
 }
 
 // A Bound is a network that is on this host, and the link that leads to its other hosts.
@@ -182,7 +190,13 @@ func (a *Agent) Bind(b Bound) error {
 
 // add begins to keep a network. The caller holds the lock.
 func (a *Agent) add(b Bound) error {
-	n := &network{Bound: b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true}
+	n := &network{
+		Bound: b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true,
+		cooldown: a.c.Cooldown, resting: map[netip.Addr]time.Time{}, turned: map[netip.Addr]bool{},
+	}
+	if err := a.loadRest(n); err != nil {
+		return err
+	}
 	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
 		m.Each(func(r cluster.Record) { n.book.Apply([]cluster.Change{{Key: r.Key(), New: r}}) })
 	}
@@ -215,6 +229,11 @@ func (a *Agent) Unbind(id string) error {
 		}
 		for _, key := range owns.Keys(tx, id+"/") {
 			if err := owns.Delete(tx, key); err != nil {
+				return err
+			}
+		}
+		for _, key := range resting.Keys(tx, id+"/") {
+			if err := resting.Delete(tx, key); err != nil {
 				return err
 			}
 		}
@@ -267,6 +286,7 @@ func (a *Agent) everywhere(cs []cluster.Change) {
 func (a *Agent) heard(n *network, cs []cluster.Change) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	n.cool(cs, time.Now())
 	a.tell(n, n.book.Apply(cs))
 	if slices.ContainsFunc(cs, a.isOwn) {
 		a.poke()

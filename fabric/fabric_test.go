@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
@@ -31,6 +32,8 @@ type host struct {
 	etcd *clustertest.Etcd
 	db   *store.Store
 	stop func()
+	// cooldown is what the next boot has.
+	cooldown time.Duration
 
 	mu     sync.Mutex
 	ports  map[string]kernel.Veth // of its endpoints
@@ -79,7 +82,7 @@ func (h *host) boot(at int) {
 	h.Agent, err = New(Config{
 		Log: slog.New(slog.DiscardHandler), Client: c, Store: h.db, Kernel: h.Kernel, Port: port, BootID: fmt.Sprint("boot", h.n),
 		Host:  cluster.Host{Name: fmt.Sprint("h", h.n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(at)}), MTU: 1500},
-		Fence: h.fence,
+		Fence: h.fence, Cooldown: h.cooldown,
 	})
 	must(h.t, err)
 	h.stop = func() {}
@@ -101,6 +104,13 @@ func (h *host) fence(ctx context.Context, _ string, why map[string]string) error
 	}
 	h.fenced = why
 	return nil
+}
+
+// on is a network as the agent has it.
+func (h *host) on(n cluster.Network) *network {
+	h.Agent.mu.Lock()
+	defer h.Agent.mu.Unlock()
+	return h.networks[n.ID]
 }
 
 // isFenced says why an endpoint is; empty: it is not.

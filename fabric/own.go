@@ -85,7 +85,9 @@ func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	}
 	tries := []netip.Addr{w.Addr}
 	if !w.Addr.IsValid() {
-		tries = n.free(w.V6, warmest)
+		if tries = n.free(w.V6, warmest); len(tries) == 0 {
+			tries = n.rested(w.V6, warmest)
+		}
 	}
 	if len(tries) == 0 {
 		return netip.Addr{}, fmt.Errorf("%w on network %s: all are taken", ErrNone, n.Name)
@@ -292,7 +294,7 @@ func (n *network) isGateway(addr netip.Addr) bool {
 	return slices.ContainsFunc(n.Subnets, func(s cluster.Subnet) bool { return s.Gateway == addr })
 }
 
-// free are some addresses that nobody is known to have, at random: hosts that look at the same time do not meet. In a subnet that is
+// free are some addresses that nobody is known to have and that do not rest, at random: hosts that look at the same time do not meet. In a subnet that is
 // nearly full, random ones are mostly taken; then they are looked for one after the other.
 func (n *network) free(v6 bool, want int) (found []netip.Addr) {
 	for _, s := range n.Subnets {
@@ -300,14 +302,14 @@ func (n *network) free(v6 bool, want int) (found []netip.Addr) {
 			continue
 		}
 		for range 4 * want {
-			if addr := random(s.Pool); len(found) < want && s.Usable(addr) && n.isFree(addr) && !slices.Contains(found, addr) {
+			if addr := random(s.Pool); len(found) < want && s.Usable(addr) && n.isFree(addr) && !n.rests(addr) && !slices.Contains(found, addr) {
 				found = append(found, addr)
 			}
 		}
 		const most = 1 << 16
 		addr := s.Pool.Addr()
 		for i := 0; len(found) < want && i < most && s.Pool.Contains(addr); i++ {
-			if s.Usable(addr) && n.isFree(addr) && !slices.Contains(found, addr) {
+			if s.Usable(addr) && n.isFree(addr) && !n.rests(addr) && !slices.Contains(found, addr) {
 				found = append(found, addr)
 			}
 			addr = addr.Next()

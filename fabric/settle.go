@@ -182,10 +182,16 @@ func (a *Agent) speak(n *network) error {
 func (a *Agent) save() {
 	a.mu.Lock()
 	mirrors := []*cluster.Mirror{a.hosts, a.members}
+	var on []*network
 	for _, n := range a.networks {
-		mirrors = append(mirrors, n.addrs)
+		mirrors, on = append(mirrors, n.addrs), append(on, n)
 	}
 	a.mu.Unlock()
+	for _, n := range on {
+		if err := a.keepRest(n); err != nil {
+			a.c.Log.Warn("keep which addresses rest", "network", n.Name, "err", err)
+		}
+	}
 	for _, m := range mirrors {
 		if err := m.Save(a.c.Store); err != nil {
 			a.c.Log.Warn("keep a copy of the cluster", "err", err)
@@ -414,7 +420,11 @@ func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluste
 	}
 	var claims []cluster.Address
 	want := n.warmth(s) - warm
-	for _, addr := range n.free(s.Pool.Addr().Is6(), max(want, 0)+1) {
+	free := n.free(s.Pool.Addr().Is6(), max(want, 0)+1)
+	if !host && len(free) == 0 {
+		free = n.rested(s.Pool.Addr().Is6(), 1)
+	}
+	for _, addr := range free {
 		switch {
 		case !host:
 			host = true
