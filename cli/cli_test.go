@@ -246,11 +246,16 @@ func (w world) handler() http.Handler {
 	})
 	answer("GET /v1/doctor", always(w.findings))
 	answer("GET /v1/cluster", always(api.ClusterStatus{
-		Host: "c1", Reason: "etcd is unreachable\nlook out", Hosts: 2, Rejected: 1, Networks: []api.ClusterNetwork{{Name: "blue", Peers: 4, Warm: 8, Waiting: 1}},
+		Host: "c1", Reason: "etcd is unreachable\nlook out", Advice: "wait", Down: time.Unix(1e9, 0).UTC(), Hosts: 2, Rejected: 1,
+		Networks: []api.ClusterNetwork{
+			{Name: "blue", Peers: 4, Warm: 8, Waiting: 1},
+			{Name: "green", Warm: 1, Lost: 1, Fenced: []string{"container web: address 10.20.0.5 is host b's now"}, Refused: map[string]string{"10.20.0.1": "it is the gateway of every host"}},
+		},
 	}))
 	answer("GET /v1/cluster/hosts", always([]api.ClusterHost{
 		{Name: "two", Address: "192.0.2.2", Networks: []string{}}, {Name: "one", Address: "192.0.2.1", Alive: true, Networks: []string{"blue", "green"}, Version: "v1"},
 	}))
+	answer("POST /v1/cluster/rejoin", always(struct{}{}))
 	answer("DELETE /v1/cluster/hosts/{host}", always(api.ClusterHost{Name: "two", Address: "192.0.2.2"}))
 	policies(answer)
 	answer("GET /v1/networks/{ref}", func(r *http.Request) (any, int) {

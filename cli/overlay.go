@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -114,7 +115,8 @@ func (o *overlays) admin() api.Cluster {
 func (o *overlays) Status() (api.ClusterStatus, error) {
 	s, err := o.agent.Status()
 	v := api.ClusterStatus{
-		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Down: s.Health.Down, Hosts: s.Hosts.Records,
+		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Advice: s.Advice, Down: s.Health.Down, Hosts: s.Hosts.Records,
+		WriteMedian: milliseconds(s.Health.Median), WriteWorst: milliseconds(s.Health.Worst),
 		Rejected: s.Hosts.Rejected + s.Members.Rejected, Networks: []api.ClusterNetwork{},
 	}
 	for _, n := range s.Networks {
@@ -122,6 +124,10 @@ func (o *overlays) Status() (api.ClusterStatus, error) {
 		for a, why := range n.Refused {
 			w.Refused[a.String()] = why
 		}
+		for id, why := range n.Fenced {
+			w.Fenced = append(w.Fenced, o.yard.Owner(id)+": "+why)
+		}
+		slices.Sort(w.Fenced)
 		v.Rejected += n.Addresses.Rejected
 		v.Networks = append(v.Networks, w)
 	}
@@ -138,6 +144,11 @@ func (o *overlays) Hosts(ctx context.Context) ([]api.ClusterHost, error) {
 	}
 	return views, err
 }
+
+// Rejoin has this host back that was taken out.
+func (o *overlays) Rejoin(ctx context.Context) error { return o.agent.Rejoin(ctx) }
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // Forget takes a host out.
 func (o *overlays) Forget(ctx context.Context, host string) (api.ClusterHost, error) {

@@ -173,19 +173,44 @@ func (a *Agent) Bind(b Bound) error {
 	b.ID = b.Network.ID
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if n := a.networks[b.ID]; n != nil {
+	n := a.networks[b.ID]
+	isNew := n == nil || n.Link != b.Link || n.Bridge != b.Bridge || n.MAC != b.MAC || n.Alias != b.Alias
+	if isNew {
+		if err := a.c.Store.Update(func(tx store.Tx) error { return bind(tx, b) }); err != nil {
+			return fmt.Errorf("record network %s: %w", b.Name, err)
+		}
+	}
+	if n != nil {
+		if isNew { // only before Run: whoever reads it later holds no lock
+			n.Bound = b
+		}
 		n.unsure = true
 		a.poke()
 		return nil
-	}
-	if err := a.c.Store.Update(func(tx store.Tx) error { return networks.Put(tx, b.ID, b) }); err != nil {
-		return fmt.Errorf("record network %s: %w", b.Name, err)
 	}
 	if err := a.add(b); err != nil {
 		return err
 	}
 	a.poke()
 	return nil
+}
+
+// bind records a network, and by which hardware address the host itself is reached there: that of a bridge can change with the host's.
+func bind(tx store.Tx, b Bound) error {
+	own, err := owns.List(tx, b.ID+"/")
+	if err != nil {
+		return err
+	}
+	for _, o := range own {
+		if o.Use != cluster.OfHost || o.MAC == b.MAC {
+			continue
+		}
+		o.MAC, o.Synced = b.MAC, false
+		if err := owns.Put(tx, o.key(), o); err != nil {
+			return err
+		}
+	}
+	return networks.Put(tx, b.ID, b)
 }
 
 // add begins to keep a network. The caller holds the lock.

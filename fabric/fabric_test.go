@@ -31,6 +31,7 @@ type host struct {
 	n    int
 	etcd *clustertest.Etcd
 	db   *store.Store
+	file string // the directory that it is in
 	stop func()
 	// cooldown is what the next boot has.
 	cooldown time.Duration
@@ -61,7 +62,8 @@ func hosts(t testing.TB, e *clustertest.Etcd, many int) (all []*host) {
 		h.ShareTables()
 		must(t, h.LoadFirewall())
 		var err error
-		h.db, err = store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+		h.file = t.TempDir()
+		h.db, err = store.Open(t.Context(), store.Config{Path: filepath.Join(h.file, "db")})
 		must(t, err)
 		h.boot(n)
 		t.Cleanup(func() {
@@ -496,13 +498,17 @@ func TestReaddressed(t *testing.T) {
 	all[1].stop()
 	all[1].Sh(t, "ip addr add 192.0.2.102/24 dev eth0 && ip addr del 192.0.2.2/24 dev eth0 && ip addr add 192.0.2.102/24 dev eth0 2>/dev/null; true")
 	all[1].boot(102)
+	all[1].up(blue)
 	all[1].run()
 	all[1].member()
-	all[1].up(blue)
 	all[1].knows(blue, one.v4)
 	clustertest.Eventually(t, "the others do not hear of another address", func() bool {
 		_, x := all[0].links(blue)
 		return strings.Contains(all[0].Sh(t, "bridge fdb show dev "+x), "dst 192.0.2.102")
 	})
 	reach(t, one.Host, two.v4, true)
+	all[0].knows(blue, two.v6)
+	for _, a := range []netip.Addr{one.v4, one.v6} {
+		reach(t, all[1].Host, a, true)
+	}
 }

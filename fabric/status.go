@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 
@@ -12,8 +13,8 @@ type Status struct {
 	Host   string
 	Meta   cluster.Meta
 	Health cluster.Health
-	// Reason is why it is no member at the moment; empty: it is one.
-	Reason         string
+	// Reason is why it is no member at the moment; empty: it is one. Advice is what to do about that.
+	Reason, Advice string
 	Hosts, Members cluster.MirrorStatus
 	Networks       map[string]NetworkStatus
 }
@@ -32,13 +33,32 @@ type NetworkStatus struct {
 	Unsure, Shut bool
 }
 
+// advice is what somebody can do about a host that is no member; empty: nothing is to be done here.
+func advice(reason error) string {
+	for _, a := range []struct {
+		why  error
+		what string
+	}{
+		{cluster.ErrUnreachable, "containers go on, and new ones get addresses that are in store; what etcd has not heard of it is told when it is back"},
+		{cluster.ErrForgotten, "nothing of the overlays gets in or out; netyard cluster rejoin has this host back, without the addresses that others were given meanwhile"},
+		{cluster.ErrTwin, "if this machine is a copy of that one, it needs an id of its own: stop netyard, remove netyard.db from its state_dir, and start it"},
+		{cluster.ErrOther, "nothing is changed here, and nothing is written there; give this host's cluster back to etcd from a backup, however old, or correct etcd.endpoints and etcd.prefix"},
+		{cluster.ErrTaken, "give this host another overlay.name or overlay.address, or say netyard cluster forget on another host if the one that has it is no more"},
+	} {
+		if errors.Is(reason, a.why) {
+			return a.what
+		}
+	}
+	return ""
+}
+
 // Status says it.
 func (a *Agent) Status() (Status, error) {
 	s := Status{Health: a.c.Client.Health(), Hosts: a.hosts.Status(), Members: a.members.Status(), Networks: map[string]NetworkStatus{}}
 	a.mu.Lock()
 	s.Host, s.Meta = a.who.Host, a.who.Meta
 	if a.reason != nil {
-		s.Reason = a.reason.Error()
+		s.Reason, s.Advice = a.reason.Error(), advice(a.reason)
 	}
 	for id, n := range a.networks {
 		s.Networks[id] = NetworkStatus{Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(), Fenced: maps.Clone(n.fenced), Unsure: n.unsure, Shut: n.shut}

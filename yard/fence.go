@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"netyard/modes"
@@ -89,4 +90,13 @@ func (y *Yard) recordFence(e modes.Endpoint) error {
 		now.Fenced = e.Fenced
 		return putEndpoint(tx, now)
 	})
+}
+
+// Owner is an endpoint as people call it: by its container, if that is known.
+func (y *Yard) Owner(id string) string {
+	es, err := y.Endpoints()
+	if at := slices.IndexFunc(es, func(e modes.Endpoint) bool { return e.ID == id }); err == nil && at >= 0 {
+		return owned(es[at])
+	}
+	return "endpoint " + modes.Short(id)
 }

@@ -14,6 +14,8 @@ type Cluster interface {
 	Hosts(ctx context.Context) ([]ClusterHost, error)
 	// Forget takes a host out, by its name or its id.
 	Forget(ctx context.Context, host string) (ClusterHost, error)
+	// Rejoin has this host back that was taken out.
+	Rejoin(ctx context.Context) error
 	// Doctor looks for what is wrong with etcd, this host, and the way to the others.
 	Doctor(ctx context.Context) ([]ClusterSymptom, error)
 }
@@ -43,11 +45,16 @@ type ClusterStatus struct {
 	Cluster string `json:"cluster,omitempty"`
 	// Reason is why it is no member at the moment; empty: it is one.
 	Reason string `json:"reason,omitempty"`
+	// Advice is what to do about it.
+	Advice string `json:"advice,omitempty"`
 	// Down is since when etcd has not answered.
-	Down     time.Time        `json:"down,omitzero"`
-	Hosts    int              `json:"hosts"`
-	Rejected int              `json:"rejected"` // records in etcd that are not let in
-	Networks []ClusterNetwork `json:"networks"`
+	Down time.Time `json:"down,omitzero"`
+	// WriteMedian and WriteWorst are how long this host's last writes took, half of them and 99 of 100 at most, milliseconds; 0: unknown.
+	WriteMedian float64          `json:"write_median_ms,omitempty"`
+	WriteWorst  float64          `json:"write_worst_ms,omitempty"`
+	Hosts       int              `json:"hosts"`
+	Rejected    int              `json:"rejected"` // records in etcd that are not let in
+	Networks    []ClusterNetwork `json:"networks"`
 }
 
 // A ClusterNetwork is an overlay on this host.
@@ -58,6 +65,8 @@ type ClusterNetwork struct {
 	Warm    int `json:"warm"`
 	Waiting int `json:"waiting"`
 	Lost    int `json:"lost"`
+	// Fenced are the endpoints that have an address of Lost, and whose links are down, in words.
+	Fenced []string `json:"fenced,omitempty"`
 	// Refused are addresses in etcd that are no peers, and why.
 	Refused map[string]string `json:"refused,omitempty"`
 	// Read is when all of it was last read from etcd.
@@ -111,6 +120,20 @@ func (c *Client) ClusterStatus(ctx context.Context) (ClusterStatus, error) {
 // ClusterHosts are the members, as etcd has them.
 func (c *Client) ClusterHosts(ctx context.Context) ([]ClusterHost, error) {
 	return do[[]ClusterHost](ctx, c, http.MethodGet, "/v1/cluster/hosts", nil)
+}
+
+func (s *Server) rejoin(ctx context.Context, _ *http.Request) (any, error) {
+	c, err := s.inCluster()
+	if err == nil {
+		err = c.Rejoin(ctx)
+	}
+	return struct{}{}, err
+}
+
+// Rejoin has the daemon's host back that was taken out.
+func (c *Client) Rejoin(ctx context.Context) error {
+	_, err := do[struct{}](ctx, c, http.MethodPost, "/v1/cluster/rejoin", nil)
+	return err
 }
 
 // ForgetHost takes a host out.

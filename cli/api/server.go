@@ -65,6 +65,7 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/cluster/doctor", s.clusterDoctor)
 	handle("GET /v1/cluster/hosts", s.clusterHosts)
 	handle("DELETE /v1/cluster/hosts/{host}", s.forgetHost)
+	handle("POST /v1/cluster/rejoin", s.rejoin)
 	handle("GET /v1/doctor", s.doctor)
 	handle("POST /v1/gc", s.gc)
 	handle("GET /v1/trace", s.trace)

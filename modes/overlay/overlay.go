@@ -145,9 +145,10 @@ func mtu(n modes.Network) int {
 
 func bridge(n modes.Network) string { return kernel.Name(kernel.BridgePrefix, n.ID) }
 
-// mac is the bridge's own on each host: by it the hosts reach containers elsewhere.
+// mac is the bridge's own on each host: by it the hosts reach containers elsewhere. It stays when the host's address changes: its containers
+// know it as their gateway's.
 func (m mode) mac(n modes.Network) net.HardwareAddr {
-	return modes.LocalMAC(n.Settled[settledID] + m.f.Host().VTEP.String())
+	return modes.LocalMAC(n.Settled[settledID] + m.f.Host().ID)
 }
 
 func (m mode) link(n modes.Network) modes.OverlayLink {
