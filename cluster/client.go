@@ -245,7 +245,7 @@ func (c *Client) ours() (clientv3.Cmp, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.meta == "" {
-		return clientv3.Cmp{}, fmt.Errorf("%w: it was not entered", ErrOther)
+		return clientv3.Cmp{}, ErrNotYet
 	}
 	return clientv3.Compare(clientv3.Value(c.prefix+metaKey), "=", c.meta), nil
 }

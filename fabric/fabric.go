@@ -8,7 +8,6 @@ package fabric
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -76,9 +75,10 @@ type Agent struct {
 // A network is one that is on this host.
 type network struct {
 	Bound
-	book  *cluster.Book
-	addrs *cluster.Mirror
-	stop  func()
+	book   *cluster.Book
+	keeper *keeper
+	addrs  *cluster.Mirror
+	stop   func()
 	// vteps are the hosts whose frames are let in.
 	vteps []netip.Addr
 	// host are the host's own addresses.
@@ -124,7 +124,7 @@ func New(c Config) (*Agent, error) {
 		c.Fence = func(context.Context, string, map[string]string) error { return nil }
 	}
 	a := &Agent{
-		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{},
+		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: cluster.ErrNotYet, tasks: &tasks{},
 	}
 	if err := a.recover(); err != nil {
 		return nil, err
@@ -216,7 +216,8 @@ func bind(tx store.Tx, b Bound) error {
 // add begins to keep a network. The caller holds the lock.
 func (a *Agent) add(b Bound) error {
 	n := &network{
-		Bound: b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true,
+		keeper: &keeper{a, b.ID},
+		Bound:  b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true,
 		cooldown: a.c.Cooldown, resting: map[netip.Addr]time.Time{}, turned: map[netip.Addr]bool{},
 	}
 	if err := a.loadRest(n); err != nil {
@@ -409,11 +410,30 @@ func (a *Agent) Objects(id string) []kernel.Object {
 	if n == nil {
 		return nil
 	}
-	objects := append(elements(kernel.VTEPs(a.port(), n.VNI, n.vteps), id), a.peers(n))
+	peers := a.peers(n)
+	peers.Keeper = n.keeper
+	objects := append(elements(kernel.VTEPs(a.port(), n.VNI, n.vteps), id), peers)
 	for _, addr := range n.host {
 		objects = append(objects, addr)
 	}
 	return objects
+}
+
+// A keeper tells the kernel of one network's peers when somebody else saw that it does not know them.
+type keeper struct {
+	a  *Agent
+	id string
+}
+
+// TellPeers does it.
+func (k *keeper) TellPeers() error {
+	k.a.mu.Lock()
+	defer k.a.mu.Unlock()
+	n := k.a.networks[k.id]
+	if n == nil {
+		return nil
+	}
+	return k.a.c.Kernel.Ensure(context.Background(), k.a.peers(n))
 }
 
 func (a *Agent) peers(n *network) kernel.Peers {

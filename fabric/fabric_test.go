@@ -512,3 +512,23 @@ func TestReaddressed(t *testing.T) {
 		reach(t, all[1].Host, a, true)
 	}
 }
+
+// TestRepair: who repairs by what he saw a moment ago takes nothing back of what came after it.
+func TestRepair(t *testing.T) {
+	t.Parallel()
+	all := hosts(t, clustertest.Start(t, ""), 2)
+	blue := onBlue(t, all)
+	gone := all[1].start(blue, "b1eeeeeeeeee")
+	all[0].knows(blue, gone.v4)
+	seen := all[0].Objects(blue.ID)
+	fresh := all[1].start(blue, "b2eeeeeeeeee")
+	must(t, all[1].Withdraw(blue.ID, "b1eeeeeeeeee"))
+	all[0].knows(blue, fresh.v4)
+	_, x := all[0].links(blue)
+	forgot := func() bool { return !strings.Contains(all[0].Sh(t, "ip neigh show dev "+x), gone.v4.String()+" ") }
+	clustertest.Eventually(t, "who went is still known", forgot)
+	must(t, all[0].Ensure(t.Context(), seen...))
+	if out := all[0].Sh(t, "ip neigh show dev "+x); !strings.Contains(out, fresh.v4.String()+" ") || !forgot() {
+		t.Errorf("after a repair: %s", out)
+	}
+}
