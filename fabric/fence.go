@@ -20,7 +20,7 @@ func (a *Agent) join(ctx context.Context, n *network, m cluster.Member, own []Ow
 	if out {
 		a.mu.Lock()
 		n.shut = true
-		err := a.inform(n)
+		err := a.inform(n) //nolint:contextcheck // the kernel answers at once, or not at all
 		a.mu.Unlock()
 		if err != nil {
 			return err

@@ -36,7 +36,8 @@ func (h *host) spoken(a netip.Addr) (count func() int) {
 		"ip saddr 192.0.2.%d udp dport %d @th,336,32 0x%02x%02x%02x%02x counter name c ; } ; }'", name, h.n, port, b[0], b[1], b[2], b[3]))
 	return func() (n int) {
 		out := h.lan.Sh(h.t, "nft list counter bridge "+name+" c")
-		if _, err := fmt.Sscanf(out[strings.Index(out, "packets"):], "packets %d", &n); err != nil {
+		_, number, _ := strings.Cut(out, "packets ")
+		if _, err := fmt.Sscan(number, &n); err != nil {
 			h.t.Fatalf("%s: %v", out, err)
 		}
 		return n

@@ -66,7 +66,7 @@ func (c *chaos) gateway(verb string, ask, answer any) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was read
+	defer resp.Body.Close()
 	return json.NewDecoder(resp.Body).Decode(answer)
 }
 

@@ -95,9 +95,9 @@ type chaosHost struct {
 }
 
 type chaosContainer struct {
-	id, pool string
-	addr     netip.Prefix
-	mac      string
+	id   string
+	addr netip.Prefix
+	mac  string
 }
 
 type chaos struct {
