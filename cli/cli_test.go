@@ -246,8 +246,12 @@ func (w world) handler() http.Handler {
 	})
 	answer("GET /v1/doctor", always(w.findings))
 	answer("GET /v1/cluster", always(api.ClusterStatus{
-		Host: "c1", Reason: "etcd is unreachable\nlook out", Hosts: 2, Rejected: 1, Clear: "this kernel has no WireGuard",
-		Networks: []api.ClusterNetwork{{Name: "blue", Peers: 4, Warm: 8, Waiting: 1}, {Name: "red", Encrypted: true, Left: []string{"two", "three"}}},
+		Host: "c1", Reason: "etcd is unreachable\nlook out", Advice: "wait", Down: time.Unix(1e9, 0).UTC(), Hosts: 2, Rejected: 1, Clear: "this kernel has no WireGuard",
+		Networks: []api.ClusterNetwork{
+			{Name: "blue", Peers: 4, Warm: 8, Waiting: 1},
+			{Name: "red", Encrypted: true, Left: []string{"two", "three"}},
+			{Name: "green", Warm: 1, Lost: 1, Fenced: []string{"container web: address 10.20.0.5 is host b's now"}, Refused: map[string]string{"10.20.0.1": "it is the gateway of every host"}},
+		},
 	}))
 	answer("GET /v1/cluster/hosts", always([]api.ClusterHost{
 		{Name: "two", Address: "192.0.2.2", Networks: []string{}}, {Name: "one", Address: "192.0.2.1", Alive: true, Encrypts: true, Networks: []string{"blue", "green"}, Version: "v1"},
@@ -264,6 +268,7 @@ func (w world) handler() http.Handler {
 	answer("DELETE /v1/cluster/networks/{name}", func(*http.Request) (any, int) {
 		return map[string]string{"error": "network blue is in use on one, two"}, http.StatusInternalServerError
 	})
+	answer("POST /v1/cluster/rejoin", always(struct{}{}))
 	answer("DELETE /v1/cluster/hosts/{host}", always(api.ClusterHost{Name: "two", Address: "192.0.2.2"}))
 	answer("POST /v1/cluster/key", always(api.ClusterKey{Public: "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}))
 	policies(answer)

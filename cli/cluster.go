@@ -3,8 +3,11 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -56,6 +59,16 @@ func (p Program) clusterCommand() *cli.Command {
 					return err
 				},
 			},
+			{
+				Name: "rejoin", Usage: "have this host back after it was taken out; what others were given meanwhile is theirs",
+				Action: func(c *cli.Context) error {
+					err := client(c).Rejoin(c.Context)
+					if err == nil {
+						_, err = fmt.Fprintln(c.App.Writer, "this host joins the cluster again; netyard cluster status says when it has")
+					}
+					return err
+				},
+			},
 		},
 	}
 }
@@ -85,6 +98,16 @@ func (p Program) clusterDoctor() *cli.Command {
 	})
 }
 
+// few addresses in store are worth a word while there are no others, and a write that takes slowWrite, milliseconds, is.
+const few, slowWrite = 4, 500
+
+func pace(worst float64) string {
+	if worst >= slowWrite {
+		return "slow"
+	}
+	return "well"
+}
+
 func clusterStatus(c *cli.Context) error {
 	s, err := client(c).ClusterStatus(c.Context)
 	if err != nil {
@@ -103,6 +126,14 @@ func clusterStatus(c *cli.Context) error {
 	} else {
 		say("this host is no member: %s", printable(s.Reason))
 	}
+	if s.Advice != "" {
+		say("  %s", s.Advice)
+	}
+	if !s.Down.IsZero() {
+		say("etcd has not answered since %s", s.Down.Format(time.RFC3339))
+	} else if s.WriteWorst > 0 {
+		say("etcd is %s: of the last writes half took %.0f ms at most, 99 of 100 took %.0f ms", pace(s.WriteWorst), s.WriteMedian, s.WriteWorst)
+	}
 	if s.Rejected > 0 {
 		say("%d records in etcd are not let in; the log names them", s.Rejected)
 	}
@@ -115,8 +146,17 @@ func clusterStatus(c *cli.Context) error {
 			kind = "encrypted network"
 		}
 		say("%s %s: %d peers, %d addresses in store, %d that etcd has not heard of, %d lost, %d refused", kind, n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
+		if s.Reason != "" && n.Warm < few {
+			say("  its store is nearly empty: containers that start after the next %d are refused until this host is a member again", n.Warm)
+		}
+		for _, text := range n.Fenced {
+			say("  %s; its link is down until it starts again", printable(text))
+		}
+		for _, a := range slices.Sorted(maps.Keys(n.Refused)) {
+			say("  address %s is not believed: %s", a, printable(n.Refused[a]))
+		}
 		if len(n.Left) > 0 {
-			say("network %s: these hosts cannot encrypt, and are not spoken to: %s", n.Name, printable(strings.Join(n.Left, ", ")))
+			say("  these hosts cannot encrypt, and are not spoken to: %s", printable(strings.Join(n.Left, ", ")))
 		}
 	}
 	return err

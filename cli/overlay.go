@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,7 +28,8 @@ type overlays struct {
 	agent  *fabric.Agent
 	client *cluster.Client
 	names  *names.Server
-	yard   *yard.Yard // from keep on
+	// yard is there before the Agent runs.
+	yard *yard.Yard
 }
 
 func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k *kernel.Kernel) (*overlays, error) {
@@ -58,9 +60,12 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	o := &overlays{client: client}
 	o.agent, err = fabric.New(fabric.Config{
 		Held: func(network string, a netip.Addr) bool { return o.yard == nil || o.yard.Holds(network, a) },
-		Log:  log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot,
+		Log:  log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot, Cooldown: cfg.Cooldown,
 		WireGuardPort: cfg.Overlay.WireGuardPort,
 		Host:          cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
+		Fence: func(ctx context.Context, network string, why map[string]string) error {
+			return o.yard.Fence(ctx, network, why)
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -138,7 +143,8 @@ func (o *overlays) admin() api.Cluster {
 func (o *overlays) Status() (api.ClusterStatus, error) {
 	s, err := o.agent.Status()
 	v := api.ClusterStatus{
-		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Down: s.Health.Down, Hosts: s.Hosts.Records,
+		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Advice: s.Advice, Down: s.Health.Down, Hosts: s.Hosts.Records,
+		WriteMedian: milliseconds(s.Health.Median), WriteWorst: milliseconds(s.Health.Worst),
 		Rejected: s.Hosts.Rejected + s.Members.Rejected, Clear: s.Clear, Networks: []api.ClusterNetwork{},
 	}
 	for _, n := range s.Networks {
@@ -147,6 +153,10 @@ func (o *overlays) Status() (api.ClusterStatus, error) {
 		for a, why := range n.Refused {
 			w.Refused[a.String()] = why
 		}
+		for id, why := range n.Fenced {
+			w.Fenced = append(w.Fenced, o.yard.Owner(id)+": "+why)
+		}
+		slices.Sort(w.Fenced)
 		v.Rejected += n.Addresses.Rejected
 		v.Networks = append(v.Networks, w)
 	}
@@ -163,6 +173,11 @@ func (o *overlays) Hosts(ctx context.Context) ([]api.ClusterHost, error) {
 	}
 	return views, err
 }
+
+// Rejoin has this host back that was taken out.
+func (o *overlays) Rejoin(ctx context.Context) error { return o.agent.Rejoin(ctx) }
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // Forget takes a host out.
 func (o *overlays) Forget(ctx context.Context, host string) (api.ClusterHost, error) {

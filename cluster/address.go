@@ -49,7 +49,7 @@ func (c *Client) Hold(ctx context.Context, m Member, want ...Address) error {
 			switch {
 			case at.there && (has == nil || has.Host != m.Host):
 				taken = append(taken, want[i].Addr)
-			case has == nil || !has.equal(want[i]):
+			case has == nil || !has.Equal(want[i]):
 				d.put = append(d.put, &want[i])
 			}
 		}
@@ -63,7 +63,8 @@ func (c *Client) Hold(ctx context.Context, m Member, want ...Address) error {
 // MaxHold is how many addresses are claimed at once.
 const MaxHold = maxOps - 1
 
-func (a Address) equal(b Address) bool {
+// Equal says whether two claims say the same.
+func (a Address) Equal(b Address) bool {
 	return a.Key() == b.Key() && a.Host == b.Host && a.Use == b.Use && a.Endpoint == b.Endpoint && a.MAC == b.MAC && a.Name == b.Name &&
 		slices.Equal(a.Aliases, b.Aliases)
 }

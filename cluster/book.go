@@ -264,11 +264,12 @@ func (b *Book) Peers() map[netip.Addr]Peer { return maps.Clone(b.peers) }
 // Refused are the addresses that somebody has and that are no peers, and why.
 func (b *Book) Refused() map[netip.Addr]string { return maps.Clone(b.refused) }
 
-// VTEPs are where the other hosts take frames of the network: whoever else sends some is nobody.
+// VTEPs are where the other hosts take frames of the network: whoever else sends some is nobody. Nor is who says that he has this host's.
 func (b *Book) VTEPs() (all []netip.Addr) {
+	self := b.hosts[b.self]
 	for host, on := range b.members {
 		h := b.hosts[host]
-		if !on || h == nil || host == b.self {
+		if !on || h == nil || host == b.self || self != nil && h.VTEP == self.VTEP {
 			continue
 		}
 		if at, why := b.reach(h); why == "" {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -53,7 +54,11 @@ func (c *Client) change(ctx context.Context, act string, keys []string, decide f
 		if len(ops) == 0 {
 			return nil
 		}
+		start := time.Now()
 		_, ok, err := c.txn(ctx, act, cmps, ops)
+		if err == nil {
+			c.written(time.Since(start))
+		}
 		if err != nil || ok {
 			return err
 		}

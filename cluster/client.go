@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,7 +48,13 @@ type Client struct {
 	revision int64
 	// doubted are told when etcd may have gone back in time.
 	doubted []chan struct{}
+	// took is how long the last writes took, in a ring.
+	took  [writes]time.Duration
+	wrote int
 }
+
+// writes is how many of the last writes say how fast etcd is.
+const writes = 100
 
 // Open makes a Client of a configuration that Check has passed, and reads its files.
 func Open(c Config) (*Client, error) {
@@ -148,6 +155,8 @@ type Health struct {
 	Reason string
 	// Revision is the greatest of etcd's that was seen.
 	Revision int64
+	// Median and Worst are how long the last writes took, half of them and 99 of 100 at most; zero: there were none.
+	Median, Worst time.Duration
 }
 
 // Health says whether etcd answered the last time it was asked.
@@ -155,10 +164,22 @@ func (c *Client) Health() Health {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h := Health{Down: c.down, Revision: c.revision}
+	if took := slices.Clone(c.took[:min(c.wrote, writes)]); len(took) > 0 {
+		slices.Sort(took)
+		h.Median, h.Worst = took[len(took)/2], took[len(took)*99/100]
+	}
 	if c.reason != nil {
 		h.Reason = c.reason.Error()
 	}
 	return h
+}
+
+// written notes how long a write took.
+func (c *Client) written(took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.took[c.wrote%writes] = took
+	c.wrote++
 }
 
 // call makes one exchange with etcd, in bounded time, and notes whether it answered.
@@ -237,7 +258,7 @@ func (c *Client) ours() (clientv3.Cmp, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.meta == "" {
-		return clientv3.Cmp{}, fmt.Errorf("%w: it was not entered", ErrOther)
+		return clientv3.Cmp{}, ErrNotYet
 	}
 	return clientv3.Compare(clientv3.Value(c.prefix+metaKey), "=", c.meta), nil
 }
@@ -263,8 +284,11 @@ func (c *Client) txn(ctx context.Context, act string, cmps []clientv3.Cmp, ops [
 	c.mu.Lock()
 	meta := c.meta
 	c.mu.Unlock()
-	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) == 0 || string(kvs[0].Value) != meta {
-		return nil, false, fmt.Errorf("%s: %w", act, ErrOther)
+	switch kvs := resp.Responses[0].GetResponseRange().Kvs; {
+	case len(kvs) == 0:
+		return nil, false, fmt.Errorf("%s: %w than this host belongs to: none", act, ErrOther)
+	case string(kvs[0].Value) != meta:
+		return nil, false, fmt.Errorf("%s: %w than this host belongs to", act, ErrOther)
 	}
 	c.answered(before, resp.Header.Revision)
 	return resp, false, nil

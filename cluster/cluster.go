@@ -21,6 +21,8 @@ var (
 	ErrInUse = errors.New("is in use")
 	// ErrOther says that etcd has another cluster than the one this host belongs to, or none any more.
 	ErrOther = errors.New("etcd has another cluster")
+	// ErrNotYet says that this host has not found its cluster in etcd yet, since it started.
+	ErrNotYet = errors.New("etcd has not been asked yet")
 	// ErrForgotten says that an administrator took this host out of the cluster.
 	ErrForgotten = errors.New("this host was taken out of the cluster")
 	// ErrTwin says that another machine is alive under this host's id.

@@ -159,7 +159,7 @@ func TestRefusals(t *testing.T) {
 	if _, err := two.Enter(t.Context(), Meta{Port: 4789, Cluster: id(77)}); !errors.Is(err, ErrOther) {
 		t.Errorf("another cluster: %v", err)
 	}
-	if err := two.Join(t.Context(), *hostOf(2)); !errors.Is(err, ErrOther) {
+	if err := two.Join(t.Context(), *hostOf(2)); !errors.Is(err, ErrNotYet) {
 		t.Errorf("without having entered: %v", err)
 	}
 	_, err := two.Enter(t.Context(), Meta{Port: 4789})

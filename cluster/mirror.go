@@ -51,6 +51,8 @@ type Mirror struct {
 type kept struct {
 	Record
 	value string
+	// spared: etcd, which went back in time, has it not.
+	spared bool
 }
 
 // A MirrorStatus is how a Mirror fares.
@@ -103,6 +105,14 @@ func (m *Mirror) Get(key string) Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.kept[key].Record
+}
+
+// Has says whether etcd has a record under a key. One that an etcd from an old backup has not stays for a while all the same.
+func (m *Mirror) Has(key string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.kept[key]
+	return k.Record != nil && !k.spared
 }
 
 // Run follows etcd until ctx ends. Whatever goes wrong, it reads everything again.
@@ -174,7 +184,7 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 	have, bad := map[string]kept{}, map[string]string{}
 	revision, err = m.c.scan(ctx, m.prefix, func(key string, value []byte) {
 		if r, err := Decode(key, value); err == nil {
-			have[key] = kept{r, string(value)}
+			have[key] = kept{Record: r, value: string(value)}
 		} else {
 			bad[key] = err.Error()
 		}
@@ -190,18 +200,25 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 	spare := time.Now().Before(m.spare)
 	var changes []Change
 	for key, now := range have {
-		if old := m.kept[key]; old.value != now.value {
+		old := m.kept[key]
+		m.kept[key] = now
+		if old.value != now.value {
 			changes = append(changes, Change{key, old.Record, now.Record})
-			m.kept[key] = now
 			m.dirty[key] = true
 		}
 	}
 	for key, old := range m.kept {
-		if _, there := have[key]; !there && (!spare || bad[key] != "") {
-			changes = append(changes, Change{key, old.Record, nil})
-			delete(m.kept, key)
-			m.dirty[key] = true
+		if _, there := have[key]; there {
+			continue
 		}
+		if spare && bad[key] == "" {
+			old.spared = true
+			m.kept[key] = old
+			continue
+		}
+		changes = append(changes, Change{key, old.Record, nil})
+		delete(m.kept, key)
+		m.dirty[key] = true
 	}
 	m.refuse(bad)
 	if m.status.Compares++; m.status.Compares > 1 {
@@ -287,10 +304,13 @@ func (m *Mirror) take(resp clientv3.WatchResponse) {
 				m.log.Warn("a record in etcd is not let in", "err", err)
 				m.bad[key] = err.Error()
 			} else {
-				now = kept{r, string(ev.Kv.Value)}
+				now = kept{Record: r, value: string(ev.Kv.Value)}
 			}
 		}
 		if now.value == old.value {
+			if now.Record != nil {
+				m.kept[key] = now // spared no more
+			}
 			continue
 		}
 		if m.dirty[key] = true; now.Record == nil {

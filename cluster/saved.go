@@ -54,7 +54,7 @@ func (m *Mirror) Load(st *store.Store) error {
 				m.dirty[key] = true
 				return nil //nolint:nilerr // it is taken out by the next Save
 			}
-			m.kept[key] = kept{r, value}
+			m.kept[key] = kept{Record: r, value: value}
 			changes = append(changes, Change{Key: key, New: r})
 			return nil
 		})

@@ -36,12 +36,15 @@ type Config struct {
 	Port uint16
 	// WireGuardPort is that of this host; 0: WireGuardPort.
 	WireGuardPort uint16
-	// BootID tells one life of the host's kernel from the next.
-	BootID string
 	// Held says whether somebody of this host has an address of a network, or means to have it again; nil: nobody who is not reached by it.
 	Held func(network string, addr netip.Addr) bool
-	// Conflict is told of an address that this host has and that etcd says is another's: it must not be used any more.
-	Conflict func(network string, addr netip.Addr)
+	// Cooldown is how long an address that a container had is passed over while there is another.
+	Cooldown time.Duration
+	// BootID tells one life of the host's kernel from the next.
+	BootID string
+	// Fence is told which endpoints of a network have an address that etcd says is another host's, and why, whenever that changed; nothing
+	// may go through their links. It is told again until it answers without an error.
+	Fence func(ctx context.Context, network string, endpoints map[string]string) error
 }
 
 const (
@@ -81,9 +84,10 @@ type Agent struct {
 // A network is one that is on this host.
 type network struct {
 	Bound
-	book  *cluster.Book
-	addrs *cluster.Mirror
-	stop  func()
+	book   *cluster.Book
+	keeper *keeper
+	addrs  *cluster.Mirror
+	stop   func()
 	// vteps are the hosts whose frames are let in.
 	vteps []netip.Addr
 	// host are the host's own addresses.
@@ -92,6 +96,16 @@ type network struct {
 	sure bool
 	// unsure: the kernel may not know what it was told, and is told all of it again.
 	unsure bool
+	// shut: nothing gets in or out until it is known which of the addresses that this host had are still its own.
+	shut bool
+	// fenced is what was told of the endpoints that have another host's address; nil: nothing was told yet.
+	fenced map[string]string
+
+	restMu   sync.Mutex
+	cooldown time.Duration
+	// resting are the addresses that rest, and since when; turned are those of which the file says otherwise.
+	resting map[netip.Addr]time.Time
+	turned  map[netip.Addr]bool
 }
 
 // A Bound is a network that is on this host, and the link that leads to its other hosts.
@@ -115,14 +129,14 @@ func New(c Config) (*Agent, error) {
 		return nil, fmt.Errorf("read who this host is: %w", err)
 	}
 	c.Host.ID = who.Host
-	if c.Conflict == nil {
-		c.Conflict = func(string, netip.Addr) {}
+	if c.Fence == nil {
+		c.Fence = func(context.Context, string, map[string]string) error { return nil }
 	}
 	if c.Held == nil {
 		c.Held = func(string, netip.Addr) bool { return false }
 	}
 	a := &Agent{
-		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: errors.New("etcd has not been asked yet"), tasks: &tasks{}, rolls: newRolls(), moved: make(chan struct{}, 1),
+		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: cluster.ErrNotYet, tasks: &tasks{}, rolls: newRolls(), moved: make(chan struct{}, 1),
 	}
 	if err := errors.Join(a.recover(), a.openTunnel()); err != nil {
 		return nil, err
@@ -171,13 +185,20 @@ func (a *Agent) Bind(b Bound) error {
 	b.ID = b.Network.ID
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if n := a.networks[b.ID]; n != nil {
+	n := a.networks[b.ID]
+	isNew := n == nil || n.Link != b.Link || n.Bridge != b.Bridge || n.MAC != b.MAC || n.Alias != b.Alias
+	if isNew {
+		if err := a.c.Store.Update(func(tx store.Tx) error { return bind(tx, b) }); err != nil {
+			return fmt.Errorf("record network %s: %w", b.Name, err)
+		}
+	}
+	if n != nil {
+		if isNew { // only before Run: whoever reads it later holds no lock
+			n.Bound = b
+		}
 		n.unsure = true
 		a.poke()
 		return nil
-	}
-	if err := a.c.Store.Update(func(tx store.Tx) error { return networks.Put(tx, b.ID, b) }); err != nil {
-		return fmt.Errorf("record network %s: %w", b.Name, err)
 	}
 	if err := a.add(b); err != nil {
 		return err
@@ -187,9 +208,34 @@ func (a *Agent) Bind(b Bound) error {
 	return nil
 }
 
+// bind records a network, and by which hardware address the host itself is reached there: that of a bridge can change with the host's.
+func bind(tx store.Tx, b Bound) error {
+	own, err := owns.List(tx, b.ID+"/")
+	if err != nil {
+		return err
+	}
+	for _, o := range own {
+		if o.Use != cluster.OfHost || o.MAC == b.MAC {
+			continue
+		}
+		o.MAC, o.Synced = b.MAC, false
+		if err := owns.Put(tx, o.key(), o); err != nil {
+			return err
+		}
+	}
+	return networks.Put(tx, b.ID, b)
+}
+
 // add begins to keep a network. The caller holds the lock.
 func (a *Agent) add(b Bound) error {
-	n := &network{Bound: b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true}
+	n := &network{
+		keeper: &keeper{a, b.ID},
+		Bound:  b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true,
+		cooldown: a.c.Cooldown, resting: map[netip.Addr]time.Time{}, turned: map[netip.Addr]bool{},
+	}
+	if err := a.loadRest(n); err != nil {
+		return err
+	}
 	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
 		m.Each(func(r cluster.Record) { n.book.Apply([]cluster.Change{{Key: r.Key(), New: r}}) })
 	}
@@ -225,6 +271,11 @@ func (a *Agent) Unbind(id string) error {
 		}
 		for _, key := range owns.Keys(tx, id+"/") {
 			if err := owns.Delete(tx, key); err != nil {
+				return err
+			}
+		}
+		for _, key := range resting.Keys(tx, id+"/") {
+			if err := resting.Delete(tx, key); err != nil {
 				return err
 			}
 		}
@@ -281,6 +332,7 @@ func (a *Agent) heard(n *network, cs []cluster.Change) {
 	a.rolls.heard(n.ID, a.self, cs)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	n.cool(cs, time.Now())
 	a.tell(n, n.book.Apply(cs))
 	if slices.ContainsFunc(cs, a.isOwn) {
 		a.poke()
@@ -299,7 +351,7 @@ func (a *Agent) isOwn(c cluster.Change) bool {
 
 // tell has the kernel know what became of a network's peers. The lock is held, so that what is later stays later.
 func (a *Agent) tell(n *network, diff []cluster.PeerChange) {
-	if a.fenced {
+	if a.fenced || n.shut {
 		return
 	}
 	err := a.admit(n)
@@ -340,7 +392,7 @@ func peer(p cluster.Peer) kernel.Peer {
 // admit lets in frames of the hosts that the network is on now, and of no others.
 func (a *Agent) admit(n *network) error {
 	now := n.book.VTEPs()
-	if a.fenced {
+	if a.fenced || n.shut {
 		now = nil
 	}
 	if n.Encrypted {
@@ -383,7 +435,9 @@ func (a *Agent) Objects(id string) []kernel.Object {
 	if n == nil {
 		return nil
 	}
-	objects := append(elements(kernel.VTEPs(a.port(), n.VNI, n.vteps), id), a.peers(n))
+	peers := a.peers(n)
+	peers.Keeper = n.keeper
+	objects := append(elements(kernel.VTEPs(a.port(), n.VNI, n.vteps), id), peers)
 	if n.Encrypted {
 		objects = append(objects, a.device(), a.tunnelPeers())
 	}
@@ -393,8 +447,25 @@ func (a *Agent) Objects(id string) []kernel.Object {
 	return objects
 }
 
+// A keeper tells the kernel of one network's peers when somebody else saw that it does not know them.
+type keeper struct {
+	a  *Agent
+	id string
+}
+
+// TellPeers does it.
+func (k *keeper) TellPeers() error {
+	k.a.mu.Lock()
+	defer k.a.mu.Unlock()
+	n := k.a.networks[k.id]
+	if n == nil {
+		return nil
+	}
+	return k.a.c.Kernel.Ensure(context.Background(), k.a.peers(n))
+}
+
 func (a *Agent) peers(n *network) kernel.Peers {
-	if a.fenced {
+	if a.fenced || n.shut {
 		return kernel.Peers{Link: n.Link}
 	}
 	// A daemon that was killed may have told the kernel more than it has kept. Until etcd has been read that is not to be taken back.

@@ -140,3 +140,14 @@ func (a *Agent) Forget(ctx context.Context, host string) (Member, error) {
 	}
 	return all[at], a.c.Client.Forget(ctx, all[at].ID, a.c.Host.Name)
 }
+
+// Rejoin has this host be a member again after it was taken out. What others were given of it meanwhile is theirs.
+func (a *Agent) Rejoin(ctx context.Context) error {
+	a.mu.Lock()
+	out := errors.Is(a.reason, cluster.ErrForgotten)
+	a.mu.Unlock()
+	if !out {
+		return errors.New("rejoin: this host was not taken out of the cluster")
+	}
+	return a.c.Client.Return(ctx, a.self)
+}

@@ -9,8 +9,8 @@ import (
 	"netyard/store"
 )
 
-// join makes this host a member of a network, which is put back if etcd has not got it any more.
-func (a *Agent) join(ctx context.Context, m cluster.Member, n cluster.Network) error {
+// enroll makes this host a member of a network, which is put back if etcd has not got it any more.
+func (a *Agent) enroll(ctx context.Context, m cluster.Member, n cluster.Network) error {
 	err := a.c.Client.JoinNetwork(ctx, m)
 	if !errors.Is(err, cluster.ErrNotFound) {
 		return err

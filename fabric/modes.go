@@ -49,7 +49,7 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 
 // Host is this one as the others see it.
 func (m Modes) Host() modes.OverlayHost {
-	return modes.OverlayHost{VTEP: m.A.c.Host.VTEP, Port: m.A.Port(), MTU: m.A.c.Host.MTU, Tunnel: m.A.c.Host.Tunnel(), Clear: m.A.tunnel.clear}
+	return modes.OverlayHost{ID: m.A.self, VTEP: m.A.c.Host.VTEP, Port: m.A.Port(), MTU: m.A.c.Host.MTU, Tunnel: m.A.c.Host.Tunnel(), Clear: m.A.tunnel.clear}
 }
 
 // Up says that a network's links are on this host.

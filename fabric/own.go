@@ -29,8 +29,11 @@ type Own struct {
 	Trying bool `json:",omitempty"`
 	// Gone: it is to be given up.
 	Gone bool `json:",omitempty"`
-	// Lost: etcd says that it is another host's. It is kept until its endpoint goes, and never claimed again.
+	// Lost: etcd says that it is another host's. It is claimed again when nobody has it any more; until then its endpoint is fenced.
 	Lost bool `json:",omitempty"`
+	// Mute: its endpoint is fenced for another address, so nobody is told that anybody is reached by this one. The hardware address is the
+	// same for both, and it may be another host's as well.
+	Mute bool `json:",omitempty"`
 }
 
 // owns are the addresses of this host, by network and address.
@@ -40,8 +43,8 @@ func (o Own) key() string { return o.Network + "/" + o.Addr.String() }
 
 // claim is what etcd is told of it. Who is to have an address of the store is nobody's business yet.
 func (o Own) claim() cluster.Address {
-	if o.Use == cluster.Warm {
-		return cluster.Address{Addr: o.Addr, Use: o.Use}
+	if o.Use == cluster.Warm || o.Mute {
+		return cluster.Address{Addr: o.Addr, Use: cluster.Warm}
 	}
 	return cluster.Address{Addr: o.Addr, Use: o.Use, Endpoint: o.Endpoint, MAC: o.MAC, Name: o.Name, Aliases: o.Aliases}
 }
@@ -72,6 +75,9 @@ func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	if _, ok := n.Find(w.Addr); w.Addr.IsValid() && (!ok || n.isGateway(w.Addr)) {
 		return netip.Addr{}, fmt.Errorf("address %s is none that a container on network %s can have", w.Addr, n.Name)
 	}
+	if err := a.mayGrant(); err != nil {
+		return netip.Addr{}, fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, err)
+	}
 	got, err := a.fromStore(w)
 	if err != nil || got.IsValid() {
 		a.poke()
@@ -79,13 +85,15 @@ func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	}
 	tries := []netip.Addr{w.Addr}
 	if !w.Addr.IsValid() {
-		tries = n.free(w.V6, warmest)
+		if tries = n.free(w.V6, warmest); len(tries) == 0 {
+			tries = n.rested(w.V6, warmest)
+		}
 	}
 	if len(tries) == 0 {
 		return netip.Addr{}, fmt.Errorf("%w on network %s: all are taken", ErrNone, n.Name)
 	}
 	for _, addr := range tries {
-		switch err := a.try(ctx, Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint, Since: time.Now()}); {
+		switch err := a.try(ctx, n, Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint, Since: time.Now()}); {
 		case err == nil:
 			return addr, nil
 		case w.Addr.IsValid() && errors.Is(err, cluster.ErrTaken):
@@ -97,8 +105,18 @@ func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("%w on network %s: others took the last ones", ErrNone, n.Name)
 }
 
+// mayGrant says why what this host has in store is not its own to give.
+func (a *Agent) mayGrant() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if errors.Is(a.reason, cluster.ErrForgotten) || errors.Is(a.reason, cluster.ErrTwin) {
+		return a.reason
+	}
+	return nil
+}
+
 // try claims an address in etcd. It is recorded before, so that whatever happens somebody knows that it has to be given back.
-func (a *Agent) try(ctx context.Context, o Own) error {
+func (a *Agent) try(ctx context.Context, n *network, o Own) error {
 	o.Trying = true
 	put := func(tx store.Tx) error { return owns.Put(tx, o.key(), o) }
 	if err := a.c.Store.Update(put); err != nil {
@@ -107,7 +125,11 @@ func (a *Agent) try(ctx context.Context, o Own) error {
 	m := cluster.Member{Network: o.Network, Host: a.self}
 	err := a.c.Client.Hold(ctx, m, o.claim())
 	if errors.Is(err, cluster.ErrNotFound) { // the network has just been made here, and this is faster
-		if err = a.c.Client.JoinNetwork(ctx, m); err == nil {
+		var own []Own
+		if own, err = a.Own(o.Network); err == nil {
+			err = a.join(ctx, n, m, own)
+		}
+		if err == nil {
 			err = a.c.Client.Hold(ctx, m, o.claim())
 		}
 	}
@@ -151,6 +173,9 @@ func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 		}
 		var best Own
 		for _, o := range all {
+			if o.Lost && !o.Gone && o.Addr == w.Addr {
+				return fmt.Errorf("address %s %w by another host", w.Addr, cluster.ErrTaken)
+			}
 			if o.Lost || o.Trying || o.Use == cluster.OfHost || w.Addr.IsValid() && o.Addr != w.Addr || !w.Addr.IsValid() && o.Addr.Is6() != w.V6 {
 				continue
 			}
@@ -189,7 +214,7 @@ func (a *Agent) Publish(network string, addrs []netip.Addr, endpoint string, mac
 			if o.Lost {
 				return fmt.Errorf("address %s %w by another host", addr, cluster.ErrTaken)
 			}
-			now := Own{Network: network, Addr: addr, Use: cluster.Endpoint, Endpoint: endpoint, MAC: mac, Name: name, Aliases: aliases}
+			now := Own{Network: network, Addr: addr, Use: cluster.Endpoint, Endpoint: endpoint, MAC: mac, Name: name, Aliases: aliases, Mute: o.Mute}
 			if _, err := cluster.Encode(now.record(a.self)); err != nil {
 				return err
 			}
@@ -308,7 +333,7 @@ func (n *network) isGateway(addr netip.Addr) bool {
 	return slices.ContainsFunc(n.Subnets, func(s cluster.Subnet) bool { return s.Gateway == addr })
 }
 
-// free are some addresses that nobody is known to have, at random: hosts that look at the same time do not meet. In a subnet that is
+// free are some addresses that nobody is known to have and that do not rest, at random: hosts that look at the same time do not meet. In a subnet that is
 // nearly full, random ones are mostly taken; then they are looked for one after the other.
 func (n *network) free(v6 bool, want int) (found []netip.Addr) {
 	for _, s := range n.Subnets {
@@ -316,14 +341,14 @@ func (n *network) free(v6 bool, want int) (found []netip.Addr) {
 			continue
 		}
 		for range 4 * want {
-			if addr := random(s.Pool); len(found) < want && s.Usable(addr) && n.isFree(addr) && !slices.Contains(found, addr) {
+			if addr := random(s.Pool); len(found) < want && s.Usable(addr) && n.isFree(addr) && !n.rests(addr) && !slices.Contains(found, addr) {
 				found = append(found, addr)
 			}
 		}
 		const most = 1 << 16
 		addr := s.Pool.Addr()
 		for i := 0; len(found) < want && i < most && s.Pool.Contains(addr); i++ {
-			if s.Usable(addr) && n.isFree(addr) && !slices.Contains(found, addr) {
+			if s.Usable(addr) && n.isFree(addr) && !n.rests(addr) && !slices.Contains(found, addr) {
 				found = append(found, addr)
 			}
 			addr = addr.Next()

@@ -55,7 +55,7 @@ func (a *Agent) say(err error) {
 	if fenced := errors.Is(err, cluster.ErrForgotten); fenced != a.fenced && (err == nil || fenced) {
 		a.fenced = fenced
 		for _, n := range a.networks {
-			n.unsure = true
+			n.unsure, n.shut = true, true // until it is known what is still this host's, see syncNetwork
 		}
 	}
 	a.mu.Unlock()
@@ -130,19 +130,24 @@ func (a *Agent) assure() {
 		if !n.unsure && (n.sure || !read) {
 			continue
 		}
-		err := a.admit(n)
-		if err == nil {
-			err = a.c.Kernel.Ensure(context.Background(), a.peers(n))
-		}
-		if err == nil {
-			err = a.speak(n)
-		}
-		if err == nil {
+		if err := a.inform(n); err == nil {
 			n.unsure, n.sure = false, read
 		} else {
 			a.c.Log.Debug("tell the kernel of all peers", "network", n.Name, "err", err)
 		}
 	}
+}
+
+// inform tells the kernel everything about a network. The caller holds the lock.
+func (a *Agent) inform(n *network) error {
+	err := a.admit(n)
+	if err == nil {
+		err = a.c.Kernel.Ensure(context.Background(), a.peers(n))
+	}
+	if err == nil {
+		err = a.speak(n)
+	}
+	return err
 }
 
 // speak gives the host its own addresses of a network, and takes away those that are not any more.
@@ -177,10 +182,16 @@ func (a *Agent) speak(n *network) error {
 func (a *Agent) save() {
 	a.mu.Lock()
 	mirrors := []*cluster.Mirror{a.hosts, a.members}
+	var on []*network
 	for _, n := range a.networks {
-		mirrors = append(mirrors, n.addrs)
+		mirrors, on = append(mirrors, n.addrs), append(on, n)
 	}
 	a.mu.Unlock()
+	for _, n := range on {
+		if err := a.keepRest(n); err != nil {
+			a.c.Log.Warn("keep which addresses rest", "network", n.Name, "err", err)
+		}
+	}
 	for _, m := range mirrors {
 		if err := m.Save(a.c.Store); err != nil {
 			a.c.Log.Warn("keep a copy of the cluster", "err", err)
@@ -239,14 +250,14 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 	if a.members.Status().Compares == 0 || n.addrs.Status().Compares == 0 {
 		return nil // what etcd has is not known yet
 	}
-	if a.members.Get(m.Key()) == nil {
-		if err := a.join(ctx, m, n.Network); err != nil {
-			return err
-		}
-	}
 	own, err := a.Own(n.ID)
 	if err != nil {
 		return err
+	}
+	if !a.members.Has(m.Key()) {
+		if err := a.join(ctx, n, m, own); err != nil {
+			return err
+		}
 	}
 	own, err = a.forgotten(n, own)
 	if err == nil {
@@ -255,14 +266,22 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
+	slices.SortStableFunc(own, func(o, p Own) int { return rank(a.isOthers(n, o.Addr)) - rank(a.isOthers(n, p.Addr)) }) // see Own.Mute
 	for _, o := range own {
-		if o.Synced || o.Trying || o.Lost && !o.Gone {
+		if o.Synced || o.Trying || o.Lost && !o.Gone && a.isOthers(n, o.Addr) {
 			continue
 		}
-		if err := a.syncOne(ctx, m, o); err != nil {
-			return err
+		err := a.syncOne(ctx, m, o)
+		errs = append(errs, err)
+		if errors.Is(err, cluster.ErrUnreachable) || errors.Is(err, cluster.ErrNotFound) || errors.Is(err, errLost) {
+			break // it is the same for the others, or may change what is said of them
 		}
 	}
+	if err := errors.Join(append(errs, a.fence(ctx, n))...); err != nil {
+		return err
+	}
+	a.open(n)
 	for _, s := range n.Subnets {
 		if err := a.fill(ctx, m, n, s, own); err != nil {
 			return err
@@ -277,7 +296,8 @@ func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
 	known := map[netip.Addr]bool{}
 	for i, o := range own {
 		known[o.Addr] = true
-		if rec, _ := n.addrs.Get(cluster.Address{Network: n.ID, Addr: o.Addr}.Key()).(*cluster.Address); o.Synced && (rec == nil || rec.Host != a.self) {
+		want := o.record(a.self)
+		if rec, _ := n.addrs.Get(want.Key()).(*cluster.Address); o.Synced && (rec == nil || !rec.Equal(*want) || !n.addrs.Has(want.Key())) {
 			own[i].Synced = false
 		}
 	}
@@ -349,12 +369,14 @@ func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 			a.doubt(m.Network)
 			return a.settleOwn(o, func(_ Own, tx store.Tx) error { return owns.Delete(tx, o.key()) })
 		}
-		a.c.Log.Error("an address of this host is another host's", "network", m.Network, "address", o.Addr, "endpoint", o.Endpoint)
-		a.c.Conflict(m.Network, o.Addr)
-		return a.settleOwn(o, func(now Own, tx store.Tx) error {
-			now.Lost = true
+		if !o.Lost {
+			a.c.Log.Error("an address of this host is another host's", "network", m.Network, "address", o.Addr, "endpoint", o.Endpoint)
+		}
+		err = a.settleOwn(o, func(now Own, tx store.Tx) error {
+			now.Lost, now.Synced = true, false
 			return owns.Put(tx, o.key(), now)
 		})
+		return errors.Join(err, a.mute(o.Network), errLost)
 	}
 	if err != nil {
 		return err
@@ -363,7 +385,7 @@ func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 		if !same(now, o) || now.Gone {
 			return nil // it became another meanwhile, and is told again
 		}
-		now.Synced = true
+		now.Synced, now.Lost = true, false
 		return owns.Put(tx, o.key(), now)
 	})
 }
@@ -405,7 +427,11 @@ func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluste
 	}
 	var claims []cluster.Address
 	want := n.warmth(s) - warm
-	for _, addr := range n.free(s.Pool.Addr().Is6(), max(want, 0)+1) {
+	free := n.free(s.Pool.Addr().Is6(), max(want, 0)+1)
+	if !host && len(free) == 0 {
+		free = n.rested(s.Pool.Addr().Is6(), 1)
+	}
+	for _, addr := range free {
 		switch {
 		case !host:
 			host = true
@@ -454,70 +480,4 @@ func (n *network) warmth(s cluster.Subnet) int {
 		return 0
 	}
 	return min(warmest, max(1, all/few))
-}
-
-// Status is how this host fares as a member.
-type Status struct {
-	Host   string
-	Meta   cluster.Meta
-	Health cluster.Health
-	// Reason is why it is no member at the moment; empty: it is one.
-	Reason string
-	// Clear is why it can encrypt nothing; empty: it can.
-	Clear          string
-	Hosts, Members cluster.MirrorStatus
-	Networks       map[string]NetworkStatus
-}
-
-// A NetworkStatus is how a network on this host fares.
-type NetworkStatus struct {
-	Name      string
-	Addresses cluster.MirrorStatus
-	Peers     int
-	Refused   map[netip.Addr]string
-	// Warm is how many addresses are in store, Waiting how many etcd has not heard of yet, Lost how many are others'.
-	Warm, Waiting, Lost int
-	// Unsure: the kernel may not know of all peers.
-	Unsure bool
-	// Encrypted: what is between the hosts is inside WireGuard. Left are hosts of the network that cannot do that.
-	Encrypted bool
-	Left      []string
-}
-
-// Status says it.
-func (a *Agent) Status() (Status, error) {
-	s := Status{Health: a.c.Client.Health(), Hosts: a.hosts.Status(), Members: a.members.Status(), Networks: map[string]NetworkStatus{}}
-	a.mu.Lock()
-	s.Host, s.Meta = a.who.Host, a.who.Meta
-	if a.reason != nil {
-		s.Reason = a.reason.Error()
-	}
-	if a.tunnel.clear != nil {
-		s.Clear = a.tunnel.clear.Error()
-	}
-	for id, n := range a.networks {
-		s.Networks[id] = NetworkStatus{
-			Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(), Unsure: n.unsure,
-			Encrypted: n.Encrypted, Left: n.book.Clear(),
-		}
-	}
-	a.mu.Unlock()
-	for id, n := range s.Networks {
-		own, err := a.Own(id)
-		if err != nil {
-			return s, err
-		}
-		for _, o := range own {
-			switch {
-			case o.Lost:
-				n.Lost++
-			case !o.Synced:
-				n.Waiting++
-			case o.Use == cluster.Warm && o.Endpoint == "":
-				n.Warm++
-			}
-		}
-		s.Networks[id] = n
-	}
-	return s, nil
 }

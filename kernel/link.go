@@ -186,12 +186,17 @@ type Veth struct {
 	Hairpin bool
 	// PeerNS is an open descriptor of the namespace that the peer is made in; 0: the host's.
 	PeerNS int
+	// Fenced: nothing goes through it. It is down, and a port of no bridge, so that no entry there leads to it either.
+	Fenced bool
 }
 
 // String names the end that stays on the host.
 func (v Veth) String() string { return "link " + v.Name }
 
 func (v Veth) ensure(k *Kernel) error {
+	if v.Fenced {
+		return v.fence(k)
+	}
 	master, err := k.nl.LinkByName(v.Master)
 	if err != nil {
 		return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
@@ -237,6 +242,21 @@ func (v Veth) ensure(k *Kernel) error {
 	}
 	if err := k.nl.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", v, err)
+	}
+	return nil
+}
+
+// fence cuts the pair off. One that is not there is cut off.
+func (v Veth) fence(k *Kernel) error {
+	link, err := k.link(v.Name)
+	if err != nil || link == nil {
+		return err
+	}
+	if link.Attrs().Alias != v.Alias {
+		return fmt.Errorf("fence %s: a link of that name exists and %w", v, ErrForeign)
+	}
+	if err := errors.Join(k.nl.LinkSetDown(link), k.nl.LinkSetNoMaster(link)); err != nil {
+		return fmt.Errorf("fence %s: %w", v, err)
 	}
 	return nil
 }
@@ -323,6 +343,12 @@ func (v Veth) check(s *snapshot) []string {
 	a := link.Attrs()
 	if a.Alias != v.Alias {
 		faults = append(faults, v.String()+" does not carry its alias")
+	}
+	if v.Fenced {
+		if a.MasterIndex != 0 || a.Flags&net.FlagUp != 0 {
+			faults = append(faults, v.String()+" is not fenced")
+		}
+		return faults
 	}
 	if master := s.links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
 		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))

@@ -80,12 +80,24 @@ type Peers struct {
 	All  []Peer
 	// Partial: there may be more of them, who are let alone.
 	Partial bool
+	// Keeper tells the device of its peers as they are by then, instead of these: they change while somebody compares, and who repaired by
+	// what he has seen would undo what came after it. Nil: these are the ones.
+	Keeper PeerKeeper
+}
+
+// A PeerKeeper knows the peers of a device.
+type PeerKeeper interface {
+	// TellPeers tells the device all of them.
+	TellPeers() error
 }
 
 // String names the device.
 func (p Peers) String() string { return "peers of " + p.Link }
 
 func (p Peers) ensure(k *Kernel) error {
+	if p.Keeper != nil {
+		return p.Keeper.TellPeers()
+	}
 	link, err := k.nl.LinkByName(p.Link)
 	if err != nil {
 		return fmt.Errorf("set %s: %w", p, err)

@@ -247,12 +247,13 @@ func TestVXLANInjection(t *testing.T) {
 			for name, c := range map[string]struct {
 				from *overlaid
 				vni  uint32
+				many int
 				want int
 			}{
-				"a member":                          {hosts[1], blueVNI, 200},
-				"nobody":                            {hosts[3], blueVNI, 0},
-				"a member of another network":       {hosts[2], blueVNI, 0},
-				"a member, with a number of nobody": {hosts[1], 0x9999, 0},
+				"a member":                          {hosts[1], blueVNI, 200, 200},
+				"nobody":                            {hosts[3], blueVNI, 1000, 0},
+				"a member of another network":       {hosts[2], blueVNI, 1000, 0},
+				"a member, with a number of nobody": {hosts[1], 0x9999, 1000, 0},
 			} {
 				var capture *kerneltest.Capture
 				must(t, blue[0].Do(func() (err error) { capture, err = kerneltest.NewCapture("eth0"); return err }))
@@ -262,7 +263,7 @@ func TestVXLANInjection(t *testing.T) {
 						return err
 					}
 					defer conn.Close()
-					for range 200 {
+					for range c.many {
 						if _, err := conn.Write(vxlanFrame(c.vni, frames[0].Raw)); err != nil {
 							return err
 						}
@@ -279,7 +280,7 @@ func TestVXLANInjection(t *testing.T) {
 					t.Error(err)
 				}
 				if c.want == 0 && got != 0 || c.want > 0 && got == 0 {
-					t.Errorf("%s: %d of 200 arrived", name, got)
+					t.Errorf("%s: %d of %d arrived", name, got, c.many)
 				}
 			}
 		})

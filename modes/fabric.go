@@ -29,6 +29,7 @@ type OverlayLink struct {
 
 // An OverlayHost is a host as the others of its cluster see it.
 type OverlayHost struct {
+	ID   string     // in the cluster; it stays when the address changes
 	VTEP netip.Addr // where it takes VXLAN
 	Port uint16     // UDP
 	MTU  int        // of its link to the others, bytes

@@ -70,6 +70,8 @@ type Endpoint struct {
 	Turned  time.Time `json:",omitzero"` // when Phase became what it is, while that is not Ready
 	// Seen says that the namespace has been seen behind Sandbox: only then does its absence say anything.
 	Seen bool `json:",omitempty"`
+	// Fenced is why nothing may go through its link: an address of it is another host's by now. Empty: it is not.
+	Fenced string `json:",omitempty"`
 	// Kept is what the mode noted of the host before the endpoint took it away, see Taker.
 	Kept map[string]string `json:",omitempty"`
 	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.

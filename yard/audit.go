@@ -96,6 +96,9 @@ func (y *Yard) auditRecords(censuses []Census) (out []Finding, err error) {
 		return nil, err
 	}
 	for _, e := range es {
+		if e.Fenced != "" && e.Sandbox != "" {
+			out = append(out, Finding{Kind: Fault, Network: label(known[e.NetworkID]), Text: fmt.Sprintf("%s is fenced: %s", owned(e), e.Fenced)})
+		}
 		if y.stuck(e.Phase, e.Turned, young) {
 			out = append(out, Finding{
 				Kind: Fault, Network: label(known[e.NetworkID]), Text: fmt.Sprintf("endpoint %s is stuck %s", modes.Short(e.ID), e.Phase), Removable: true,

@@ -20,6 +20,7 @@ import (
 	"netyard/modes"
 	"netyard/modes/bridge"
 	"netyard/modes/host"
+	"netyard/modes/overlay"
 	"netyard/store"
 )
 
@@ -38,6 +39,8 @@ type rig struct {
 	now  time.Time
 	step func(string)
 	st   *store.Store
+	// fabric is the cluster that overlays are in; nil: there is none.
+	fabric modes.Fabric
 	*Yard
 	// cluster is what this host is in, if that is anything, with the modes that need it.
 	cluster *ledger
@@ -79,12 +82,17 @@ func (r *rig) begin(keepStrays bool) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	over, err := overlay.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel, Fabric: r.fabric})
+	if err != nil {
+		r.t.Fatal(err)
+	}
 	r.step = func(string) {}
 	r.now = r.now.Add(time.Second)
 	c := Config{
 		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
-		IPAM:  ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
-		Modes: map[string]modes.Mode{"bridge": m, "host": shares}, Now: func() time.Time { return r.now },
+		IPAM:   ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
+		Fabric: r.fabric,
+		Modes:  map[string]modes.Mode{"bridge": m, "host": shares, "overlay": over}, Now: func() time.Time { return r.now },
 		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
 	}
 	if r.cluster != nil {

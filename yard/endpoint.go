@@ -88,6 +88,9 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 		if n.Phase != modes.Ready || e.Phase == modes.Deleting {
 			return fmt.Errorf("endpoint %s is being deleted", modes.Short(id))
 		}
+		if e.Fenced != "" {
+			return fmt.Errorf("endpoint %s: %s", modes.Short(id), e.Fenced)
+		}
 		if e.Sandbox != "" && e.Sandbox != sandbox {
 			return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(id), ErrInUse, e.Sandbox)
 		}

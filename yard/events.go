@@ -37,6 +37,8 @@ const (
 	NetworkDeleted  = "network.deleted"
 	EndpointJoined  = "endpoint.joined"
 	EndpointLeft    = "endpoint.left"
+	EndpointFenced  = "endpoint.fenced"
+	EndpointFreed   = "endpoint.unfenced"
 	PortPublished   = "port.published"
 	PortWithdrawn   = "port.withdrawn"
 	PortConflict    = "port.conflict"

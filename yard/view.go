@@ -16,6 +16,8 @@ func (y *Yard) State(e modes.Endpoint) string {
 		return "created"
 	case y.dead(e):
 		return "dead"
+	case e.Fenced != "":
+		return "fenced"
 	}
 	return "up"
 }

@@ -20,6 +20,8 @@ type Cluster interface {
 	RemoveOverlay(ctx context.Context, name string) error
 	// Reach are the endpoints of a network that is on this host, by its id in the cluster, those of other hosts too.
 	Reach(id string) []Reached
+	// Rejoin has this host back that was taken out.
+	Rejoin(ctx context.Context) error
 	// Doctor looks for what is wrong with etcd, this host, and the way to the others.
 	Doctor(ctx context.Context) ([]ClusterSymptom, error)
 	// RotateKey gives this host another key for what is encrypted.
@@ -58,10 +60,15 @@ type ClusterStatus struct {
 	Cluster string `json:"cluster,omitempty"`
 	// Reason is why it is no member at the moment; empty: it is one.
 	Reason string `json:"reason,omitempty"`
+	// Advice is what to do about it.
+	Advice string `json:"advice,omitempty"`
 	// Down is since when etcd has not answered.
-	Down     time.Time `json:"down,omitzero"`
-	Hosts    int       `json:"hosts"`
-	Rejected int       `json:"rejected"` // records in etcd that are not let in
+	Down time.Time `json:"down,omitzero"`
+	// WriteMedian and WriteWorst are how long this host's last writes took, half of them and 99 of 100 at most, milliseconds; 0: unknown.
+	WriteMedian float64 `json:"write_median_ms,omitempty"`
+	WriteWorst  float64 `json:"write_worst_ms,omitempty"`
+	Hosts       int     `json:"hosts"`
+	Rejected    int     `json:"rejected"` // records in etcd that are not let in
 	// Clear is why this host can encrypt nothing; empty: it can.
 	Clear    string           `json:"clear,omitempty"`
 	Networks []ClusterNetwork `json:"networks"`
@@ -78,6 +85,8 @@ type ClusterNetwork struct {
 	// Encrypted: what is between the hosts is inside WireGuard. Left are hosts of the network that cannot do that, and so are not spoken to.
 	Encrypted bool     `json:"encrypted,omitempty"`
 	Left      []string `json:"left,omitempty"`
+	// Fenced are the endpoints that have an address of Lost, and whose links are down, in words.
+	Fenced []string `json:"fenced,omitempty"`
 	// Refused are addresses in etcd that are no peers, and why.
 	Refused map[string]string `json:"refused,omitempty"`
 	// Read is when all of it was last read from etcd.
@@ -139,6 +148,20 @@ func (c *Client) ClusterStatus(ctx context.Context) (ClusterStatus, error) {
 // ClusterHosts are the members, as etcd has them.
 func (c *Client) ClusterHosts(ctx context.Context) ([]ClusterHost, error) {
 	return do[[]ClusterHost](ctx, c, http.MethodGet, "/v1/cluster/hosts", nil)
+}
+
+func (s *Server) rejoin(ctx context.Context, _ *http.Request) (any, error) {
+	c, err := s.inCluster()
+	if err == nil {
+		err = c.Rejoin(ctx)
+	}
+	return struct{}{}, err
+}
+
+// Rejoin has the daemon's host back that was taken out.
+func (c *Client) Rejoin(ctx context.Context) error {
+	_, err := do[struct{}](ctx, c, http.MethodPost, "/v1/cluster/rejoin", nil)
+	return err
 }
 
 // ForgetHost takes a host out.

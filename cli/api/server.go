@@ -68,6 +68,7 @@ func (s *Server) Handler() http.Handler {
 	handle("GET /v1/cluster/networks", s.overlays)
 	handle("DELETE /v1/cluster/networks/{name}", s.removeOverlay)
 	handle("POST /v1/cluster/key", s.rotateKey)
+	handle("POST /v1/cluster/rejoin", s.rejoin)
 	handle("GET /v1/doctor", s.doctor)
 	handle("POST /v1/gc", s.gc)
 	handle("GET /v1/trace", s.trace)

@@ -128,6 +128,13 @@ func (e *Etcd) Version(t testing.TB) string {
 // Cut makes what is sent through the wire go nowhere, as a router does that has died; Mend has it pass again, on new connections.
 func (e *Etcd) Cut() { e.wire.set(true) }
 
+// Slow has whatever is sent through the wire take that long.
+func (e *Etcd) Slow(d time.Duration) {
+	e.wire.mu.Lock()
+	defer e.wire.mu.Unlock()
+	e.wire.slow = d
+}
+
 // Mend undoes Cut.
 func (e *Etcd) Mend() { e.wire.set(false) }
 
@@ -148,6 +155,7 @@ type wire struct {
 
 	mu    sync.Mutex
 	cut   bool
+	slow  time.Duration
 	conns map[net.Conn]bool
 }
 
@@ -214,8 +222,9 @@ func (w *wire) carry(from, to net.Conn) {
 			return
 		}
 		w.mu.Lock()
-		cut := w.cut
+		cut, slow := w.cut, w.slow
 		w.mu.Unlock()
+		time.Sleep(slow)
 		if cut {
 			continue
 		}

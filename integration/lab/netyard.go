@@ -147,3 +147,18 @@ func netyard(n *Node) *Daemon {
 	s.ready = func() error { return answers(n.Inside("/run/netyard/netyard.sock"), "/") }
 	return &Daemon{Service: s}
 }
+
+// Netyard gives a node that has no engine the daemon; the test asks it itself. It is not running until the test starts it, and is stopped
+// with the test.
+func (n *Node) Netyard() *Daemon {
+	t := n.report.TB()
+	t.Helper()
+	d := netyard(n)
+	d.Args = append(d.Args, "--docker-host", "", "--containerd-address", "")
+	t.Cleanup(func() {
+		if !t.Failed() && d.Running() {
+			d.Stop() // its exit code tells of data races
+		}
+	})
+	return d
+}

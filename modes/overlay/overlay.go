@@ -193,9 +193,10 @@ func mtu(n modes.Network) int {
 
 func bridge(n modes.Network) string { return kernel.Name(kernel.BridgePrefix, n.ID) }
 
-// mac is the bridge's own on each host: by it the hosts reach containers elsewhere.
+// mac is the bridge's own on each host: by it the hosts reach containers elsewhere. It stays when the host's address changes: its containers
+// know it as their gateway's.
 func (m mode) mac(n modes.Network) net.HardwareAddr {
-	return modes.LocalMAC(n.Settled[settledID] + m.f.Host().VTEP.String())
+	return modes.LocalMAC(n.Settled[settledID] + m.f.Host().ID)
 }
 
 func (m mode) link(n modes.Network) modes.OverlayLink {
@@ -251,8 +252,10 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 	if err := m.k.Ensure(ctx, endpointObjects(n, e)...); err != nil {
 		return modes.Link{}, err
 	}
-	if err := m.f.Attach(of(n), e); err != nil {
-		return modes.Link{}, err
+	if e.Fenced == "" {
+		if err := m.f.Attach(of(n), e); err != nil {
+			return modes.Link{}, err
+		}
 	}
 	l := modes.Link{SrcName: peer(e), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: n.Gateways(e)}
 	if e.IfName != "" {
@@ -333,7 +336,8 @@ func natSet(v6 bool) kernel.SetName {
 	return kernel.NAT4
 }
 
-// endpointObjects are, as of a bridge network, the link and forwarding while anybody needs it; and the port learns nothing.
+// endpointObjects are, as of a bridge network, the link and forwarding while anybody needs it; and the port learns nothing. One that is
+// fenced has neither a port nor ports: its address is another host's.
 func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
 	if !n.Internal {
 		v4, v6 := n.Families()
@@ -345,6 +349,9 @@ func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object
 		}
 	}
 	v := veth(n, e)
+	if v.Fenced {
+		return slices.Concat(objects, []kernel.Object{v}, guard(n, e))
+	}
 	return slices.Concat(objects, []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), e.Published())
 }
 
@@ -363,7 +370,7 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	}
 	return kernel.Veth{
 		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: kernel.Alias(n.ID, e.ID),
-		Master: bridge(n), MTU: mtu(n), MAC: mac, Hairpin: len(e.Ports) > 0,
+		Master: bridge(n), MTU: mtu(n), MAC: mac, Hairpin: len(e.Ports) > 0, Fenced: e.Fenced != "",
 	}
 }
 

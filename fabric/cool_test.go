@@ -1,0 +1,90 @@
+package fabric
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"netyard/cluster"
+	"netyard/cluster/clustertest"
+)
+
+// TestCooldown: an address that a container had is the last one that another gets, on any host, also after a restart of its daemon; who asks
+// for it by name gets it at once.
+func TestCooldown(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	all := hosts(t, e, 2)
+	for _, h := range all {
+		h.cooldown = time.Hour
+		h.boot(h.n)
+		h.run()
+		h.member()
+	}
+	small := all[0].network("small", cluster.Subnet{Pool: netip.MustParsePrefix("10.40.0.0/28"), Gateway: netip.MustParseAddr("10.40.0.1")})
+	settled := func(h *host) {
+		t.Helper()
+		clustertest.Eventually(t, "a host has not settled", func() bool {
+			s := h.status().Networks[small.ID]
+			return s.Warm == 1 && s.Waiting == 0 && !s.Unsure
+		})
+	}
+	for _, h := range all {
+		h.up(small)
+		settled(h)
+	}
+	free := func(h *host, a netip.Addr) {
+		t.Helper()
+		clustertest.Eventually(t, "an address is not free", func() bool { return h.on(small).isFree(a) && h.on(small).rests(a) })
+	}
+	use := func(h *host, endpoint string, want netip.Addr) netip.Addr {
+		t.Helper()
+		a, err := h.Grant(t.Context(), Wish{Network: small.ID, Endpoint: endpoint, Addr: want})
+		must(t, err)
+		must(t, h.Publish(small.ID, []netip.Addr{a}, endpoint, "02:42:0a:28:00:99", "", nil))
+		clustertest.Eventually(t, "the others do not hear of an endpoint", func() bool {
+			rec, _ := all[1].on(small).addrs.Get(cluster.Address{Network: small.ID, Addr: a}.Key()).(*cluster.Address)
+			return rec != nil && rec.Use == cluster.Endpoint
+		})
+		return a
+	}
+	drop := func(h *host, endpoint string) {
+		t.Helper()
+		must(t, h.Withdraw(small.ID, endpoint))
+		h.release(small, endpoint)
+	}
+	a := use(all[0], "one", netip.Addr{})
+	drop(all[0], "one")
+	free(all[0], a)
+	free(all[1], a)
+	if b := use(all[1], "two", a); b != a {
+		t.Errorf("%s was asked for by name, and %s given", a, b)
+	}
+	if all[1].on(small).rests(a) {
+		t.Error("an address rests that a container has")
+	}
+	drop(all[1], "two")
+	free(all[0], a)
+	free(all[1], a)
+	all[1].stop()
+	all[1].boot(2)
+	all[1].run()
+	all[1].member()
+	all[1].up(small)
+	settled(all[1])
+	settled(all[0])
+	var got []netip.Addr
+	for {
+		b, err := all[1].Grant(t.Context(), Wish{Network: small.ID, Endpoint: "many" + string(rune('a'+len(got)))})
+		if errors.Is(err, ErrNone) {
+			break
+		}
+		must(t, err)
+		got = append(got, b)
+	}
+	if at := slices.Index(got, a); len(got) < 9 || at < len(got)-2 { // one may have been on its way to the store
+		t.Errorf("%s rested, and is number %d of those that were given: %v", a, at, got)
+	}
+}

@@ -1,0 +1,117 @@
+package fabric
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/cluster"
+	"netyard/cluster/clustertest"
+	"netyard/store"
+)
+
+// says waits until the status says why the host is no member, and what to do about it.
+func (h *host) says(reason, advice string) {
+	h.t.Helper()
+	var s Status
+	defer func() {
+		if h.t.Failed() {
+			h.t.Logf("status: %q, %q", s.Reason, s.Advice)
+		}
+	}()
+	clustertest.Eventually(h.t, "nobody says "+reason, func() bool {
+		s = h.status()
+		return strings.Contains(s.Reason, reason) && strings.Contains(s.Advice, advice) && !strings.Contains(s.Reason, "\n")
+	})
+}
+
+// TestStatus: what somebody is told of each trouble with etcd, and that all is well afterwards.
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	all := hosts(t, e, 2)
+	blue := onBlue(t, all)
+	one, two := all[0].start(blue, "b1eeeeeeeeee"), all[1].start(blue, "b2eeeeeeeeee")
+	all[0].knows(blue, two.v4)
+	all[1].knows(blue, one.v4)
+	h := all[0]
+	if s := h.status(); s.Reason+s.Advice != "" || s.Health.Worst == 0 || s.Health.Worst < s.Health.Median {
+		t.Errorf("when all is well: %+v", s)
+	}
+
+	const slow = 300 * time.Millisecond
+	e.Slow(slow)
+	h.start(blue, "b3eeeeeeeeee")
+	clustertest.Eventually(t, "a slow etcd is not noticed", func() bool { return h.status().Health.Worst >= slow })
+	if s := h.status(); s.Reason != "" {
+		t.Errorf("a slow etcd is none: %s", s.Reason)
+	}
+	e.Slow(0)
+
+	e.Cut() // a router that has died: nobody hears of it, and nobody says no
+	h.says(cluster.ErrUnreachable.Error(), "containers go on")
+	if h.status().Health.Down.IsZero() {
+		t.Error("it is not said since when")
+	}
+	reach(t, one.Host, two.v4, true)
+	e.Mend()
+	h.member()
+
+	e.Kill(t)
+	kept := filepath.Join(t.TempDir(), "kept")
+	clustertest.Backup(t, e.Dir, kept)
+	e.Wipe(t)
+	e.Run(t)
+	h.says("than this host belongs to: none", "from a backup")
+	reach(t, one.Host, two.v4, true)
+	if _, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); err != nil {
+		t.Errorf("what is in store is this host's whatever etcd it meets: %v", err)
+	}
+	e.Kill(t)
+	clustertest.Backup(t, kept, e.Dir)
+	e.Run(t)
+	for _, h := range all {
+		h.member()
+		h.release(blue, "new")
+		h.warm(blue)
+	}
+	reach(t, one.Host, two.v4, true)
+}
+
+// TestTwin: a machine was copied, with its file. The copy is told so, and gives nobody an address of the other's; so is who has another
+// one's name.
+func TestTwin(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	all := hosts(t, e, 3)
+	blue := onBlue(t, all[:1])
+	first, second := all[0], all[1]
+	first.stop()
+	must(t, first.db.Close())
+	for _, h := range []*host{first, second} {
+		if h == second {
+			must(t, h.db.Close())
+		}
+		path := filepath.Join(t.TempDir(), "db")
+		clustertest.Backup(t, first.file, filepath.Dir(path))
+		var err error
+		h.db, err = store.Open(t.Context(), store.Config{Path: path})
+		must(t, err)
+		h.boot(h.n)
+		h.up(blue)
+	}
+	first.run()
+	first.member()
+	second.run()
+	second.says("another machine is alive under this host's id (boot boot1)", "remove netyard.db")
+	if _, err := second.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrTwin) {
+		t.Errorf("a copy gives addresses: %v", err)
+	}
+	first.warm(blue)
+
+	all[2].c.Host.Name = "h1"
+	all[2].run()
+	all[2].says("host name h1 is taken by", "another overlay.name")
+}

@@ -1,0 +1,122 @@
+package yard
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"netyard/kernel"
+	"netyard/modes"
+)
+
+// alone is a cluster of one host.
+type alone struct{ attached []string }
+
+func (*alone) Find(_ context.Context, want modes.Overlay) (modes.Overlay, error) {
+	want.ID, want.VNI = strings.Repeat("c", 32), 0x1234
+	return want, nil
+}
+
+func (*alone) Host() modes.OverlayHost {
+	return modes.OverlayHost{VTEP: netip.MustParseAddr("192.0.2.1"), Port: 4789, MTU: 1500}
+}
+
+func (a *alone) Attach(_ modes.Overlay, e modes.Endpoint) error {
+	a.attached = append(a.attached, e.ID)
+	return nil
+}
+func (*alone) Up(modes.Overlay, modes.OverlayLink) error  { return nil }
+func (*alone) Down(modes.Overlay) error                   { return nil }
+func (*alone) Detach(modes.Overlay, modes.Endpoint) error { return nil }
+func (*alone) Objects(modes.Overlay) []kernel.Object      { return nil }
+func (*alone) Name(modes.Overlay, modes.Endpoint) error   { return nil }
+func (*alone) Room(modes.Overlay, bool) error             { return nil }
+func (*alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {
+	return a, nil
+}
+func (*alone) Release(modes.Overlay, netip.Addr) error { return nil }
+
+// TestFence: nothing gets through a link that is fenced, nor to the ports of its container; everybody says so; a restart and whoever tampers
+// change nothing; and it comes back as it was.
+func TestFence(t *testing.T) {
+	t.Parallel()
+	r, f := newRig(t), &alone{}
+	r.fabric = f
+	r.host.Sh(t, "ip addr add 192.0.2.1/24 dev lo")
+	r.start()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := modes.Network{ID: netID, Mode: "overlay", Name: "blue", Options: map[string]string{"overlay": "blue"}, Subnets: []modes.Subnet{{
+		Pool: netip.MustParsePrefix("10.20.0.0/16"), Gateway: netip.MustParsePrefix("10.20.0.1/16"), Space: OverlaySpace,
+	}}}
+	must(r.CreateNetwork(ctx, n))
+	create := func(id, addr string) {
+		t.Helper()
+		_, err := r.CreateEndpoint(ctx, modes.Endpoint{ID: id, NetworkID: netID, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}})
+		must(err)
+	}
+	create(epID, "10.20.0.5/16")
+	create("ffffffffffff0002", "10.20.0.6/16")
+	_, _, err := r.Join(ctx, netID, epID, "/run/x")
+	must(err)
+	_, err = r.Publish(ctx, netID, epID, []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}})
+	must(err)
+	whole := r.host.Dump(t)
+	if !strings.Contains(whole, "8080") {
+		t.Fatal("no port is published")
+	}
+	why := map[string]string{epID: "address 10.20.0.5 is host h2's now", "ffffffffffff0002": "address 10.20.0.6 is host h2's now"}
+	fenced := func(when string) {
+		t.Helper()
+		if out := r.host.Sh(t, "ip -o link show nyv-eeeeeeeeeee"); strings.Contains(out, "UP") || strings.Contains(out, "master") {
+			t.Errorf("%s: %s", when, out)
+		}
+		if dump := r.host.Dump(t); strings.Contains(dump, "8080") {
+			t.Errorf("%s: its ports are still published:\n%s", when, dump)
+		}
+		e, err := r.Endpoint(netID, epID)
+		must(err)
+		if r.State(e) != "fenced" {
+			t.Errorf("%s: it is %s", when, r.State(e))
+		}
+		found, err := r.Audit(ctx, nil)
+		must(err)
+		if len(found) != 1 || found[0].Text != "endpoint eeeeeeeeeeee is fenced: address 10.20.0.5 is host h2's now" {
+			t.Errorf("%s: doctor says %+v", when, found)
+		}
+	}
+	for range 2 {
+		must(r.Fence(ctx, strings.Repeat("c", 32), why))
+		fenced("fenced")
+	}
+	must(r.Fence(ctx, strings.Repeat("d", 32), nil)) // of another network
+	r.host.Sh(t, "ip link set nyv-eeeeeeeeeee master nyb-aaaaaaaaaaa up")
+	must(r.mend(ctx))
+	fenced("tampered with")
+	f.attached = nil
+	r.start()
+	fenced("after a restart")
+	if slices.Contains(f.attached, epID) {
+		t.Error("the others are told of an endpoint that is fenced")
+	}
+	if _, _, err := r.Join(ctx, netID, "ffffffffffff0002", "/run/y"); err == nil || !strings.Contains(err.Error(), "10.20.0.6 is host h2's now") {
+		t.Errorf("joined with an address that is another host's: %v", err)
+	}
+	must(r.Fence(ctx, strings.Repeat("c", 32), nil))
+	if dump := r.host.Dump(t); dump != whole {
+		t.Errorf("it is\n%s\nand was\n%s", dump, whole)
+	}
+	if !slices.Contains(f.attached, epID) {
+		t.Error("the others are not told that it is back")
+	}
+	if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == EndpointFreed }) {
+		t.Errorf("events: %+v", evs)
+	}
+}
