@@ -46,6 +46,8 @@ type Client struct {
 	wire error
 	// revision is the greatest that etcd has said.
 	revision int64
+	// connected: there was a connection.
+	connected bool
 	// doubted are told when etcd may have gone back in time.
 	doubted []chan struct{}
 	// took is how long the last writes took, in a ring.
@@ -131,13 +133,34 @@ func (c *Client) hangUp(conn *clientv3.Client) {
 	}
 }
 
-// connect is gRPC's way to a member of etcd, and notes why there is none: gRPC itself only says that time was up.
+// connect is gRPC's way to a member of etcd, and notes why there is none: gRPC itself only says that time was up. Behind a connection that
+// is not the first may be an etcd from a backup, whose revisions say nothing once other hosts have written to it.
 func (c *Client) connect(ctx context.Context, addr string) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		c.missed(err)
+		return nil, err
 	}
-	return conn, err
+	c.mu.Lock()
+	again := c.connected
+	c.connected = true
+	c.mu.Unlock()
+	if again {
+		c.doubt()
+	}
+	return conn, nil
+}
+
+// doubt has everything read again.
+func (c *Client) doubt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ch := range c.doubted {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // missed notes why a connection did not come about.
@@ -240,16 +263,9 @@ func (c *Client) answered(before, revision int64) {
 	if back || revision > c.revision {
 		c.revision = revision
 	}
-	var tell []chan struct{}
-	if back {
-		tell = c.doubted
-	}
 	c.mu.Unlock()
-	for _, ch := range tell {
-		select {
-		case ch <- struct{}{}:
-		default:
-		}
+	if back {
+		c.doubt()
 	}
 }
 

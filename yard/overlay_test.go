@@ -147,9 +147,6 @@ func TestOverlayMade(t *testing.T) {
 	v6.IPv6 = true
 	ranged := blue("10.20.0.0/16")
 	ranged.Subnets[0].Pool.Range = netip.MustParsePrefix("10.20.1.0/24")
-	keeping := blue("10.20.0.0/16")
-	keeping.Subnets[0].Aux = map[string]netip.Addr{"router": netip.MustParseAddr("10.20.0.9")}
-	refused(one, "and keep none", keeping)
 	refused(one, "the first of its hosts has to say its --subnet", blue())
 	refused(one, "ipv6: say its subnet too", v6)
 	refused(one, "the hosts take addresses of the whole subnet", ranged)
