@@ -268,7 +268,15 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 	}
 	var errs []error
 	slices.SortStableFunc(own, func(o, p Own) int { return rank(a.isOthers(n, o.Addr)) - rank(a.isOthers(n, p.Addr)) }) // see Own.Mute
-	for _, o := range own {
+	rest := slices.IndexFunc(own, func(o Own) bool { return !a.isOthers(n, o.Addr) })
+	for i := range own {
+		if i == rest { // of what is nobody else's, all at once
+			if err := a.syncMany(ctx, m, own[i:]); err != nil {
+				errs = append(errs, err)
+				break
+			}
+		}
+		o := own[i]
 		if o.Synced || o.Trying || o.Lost && !o.Gone && a.isOthers(n, o.Addr) {
 			continue
 		}
@@ -356,12 +364,7 @@ func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 				return err
 			}
 		}
-		return a.settleOwn(o, func(now Own, tx store.Tx) error {
-			if !now.Gone { // somebody took it meanwhile
-				return nil
-			}
-			return owns.Delete(tx, o.key())
-		})
+		return a.settleOwn(o, func(now Own, tx store.Tx) error { return a.released(o, now, tx) })
 	}
 	err := a.c.Client.Hold(ctx, m, o.claim())
 	if errors.Is(err, cluster.ErrTaken) {
@@ -381,13 +384,7 @@ func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 	if err != nil {
 		return err
 	}
-	return a.settleOwn(o, func(now Own, tx store.Tx) error {
-		if !same(now, o) || now.Gone {
-			return nil // it became another meanwhile, and is told again
-		}
-		now.Synced, now.Lost = true, false
-		return owns.Put(tx, o.key(), now)
-	})
+	return a.settleOwn(o, func(now Own, tx store.Tx) error { return a.told(o, now, tx) })
 }
 
 // doubt has the kernel told everything of a network again.
