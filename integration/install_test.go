@@ -45,7 +45,7 @@ func TestInstall(t *testing.T) {
 		"etc/systemd/system/netyard.socket":                   "SocketMode=0600",
 		"etc/systemd/system/netyard.service":                  "ExecStart=/opt/ny/bin/netyard serve\n",
 		"etc/systemd/system/docker.service.d/netyard.conf":    "After=netyard.socket",
-		"etc/netyard/netyard.yaml":                            "#modes: [bridge, host, ipvlan, macvlan, none]",
+		"etc/netyard/netyard.yaml":                            "#modes: [bridge, host, ipvlan, macvlan, none, overlay]",
 	}
 	got := filesBelow(t, root)
 	for path, text := range want {
