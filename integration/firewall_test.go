@@ -51,29 +51,29 @@ func works(t *testing.T, h *lab.Host, binds []string, when string) {
 	matrix(t, h, binds)
 }
 
-// TestBesideUfw: with the real ufw enabled, published ports are open and containers get out, whoever starts first.
+// TestBesideUfw: with the real ufw enabled, published ports are open and containers get out, whoever starts first. ufw knows no engine, and
+// netyard's rules are the same beside each, so one is enough; it is the newest.
 func TestBesideUfw(t *testing.T) {
-	engines(t, func(t *testing.T, e lab.Engine) {
-		h := lab.New(t, e)
-		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1")
-		h.Netyard.Start()
-		restore := keepRules(h)
-		fw := h.Firewall()
-		h.Outside.Listen("tcp", ":7000")
-		h.Outside.Sh("ip route add 10.70.0.0/16 via " + h.IP)
-		binds := published(h)
-		fw.Sh("ufw --force enable")
-		healthy(t, h)
-		works(t, h, binds, "ufw came last")
-		h.Netyard.Restart()
-		fw.Sh("ufw reload; ufw allow 22/tcp; ufw route deny proto tcp from any to any port 4444")
-		healthy(t, h)
-		works(t, h, binds, "netyard came last, and ufw was reloaded")
-		h.Listen("tcp", ":9999")
-		h.Outside.DialFail("tcp", h.IP+":9999") // the host's own ports are ufw's
-		fw.Sh("ufw --force disable")
-		restore()
-	})
+	t.Parallel()
+	h := lab.New(t, lab.Engine285)
+	h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1")
+	h.Netyard.Start()
+	restore := keepRules(h)
+	fw := h.Firewall()
+	h.Outside.Listen("tcp", ":7000")
+	h.Outside.Sh("ip route add 10.70.0.0/16 via " + h.IP)
+	binds := published(h)
+	fw.Sh("ufw --force enable")
+	healthy(t, h)
+	works(t, h, binds, "ufw came last")
+	h.Netyard.Restart()
+	fw.Sh("ufw reload; ufw allow 22/tcp; ufw route deny proto tcp from any to any port 4444")
+	healthy(t, h)
+	works(t, h, binds, "netyard came last, and ufw was reloaded")
+	h.Listen("tcp", ":9999")
+	h.Outside.DialFail("tcp", h.IP+":9999") // the host's own ports are ufw's
+	fw.Sh("ufw --force disable")
+	restore()
 }
 
 // TestBesideFirewalld: likewise with the real firewalld, and across its reloads.

@@ -112,7 +112,7 @@ func TestRateOfConnect(t *testing.T) {
 		if strings.Contains(limits(h), "ifb") {
 			t.Errorf("what c1 sends is limited: %s", limits(h))
 		}
-		eventually(t, "the container's name is known", func() bool { return strings.Count(h.Sh("netyard ps"), "c1") == 2 })
+		eventually(t, "the container's name is known", func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
 		has(t, h.ShErr("netyard endpoint set c1 rate=20mbit"), "say more of the id, or which network's")
 		has(t, h.Sh("netyard endpoint set c1 --network b ingress_rate= egress_rate=20000kbit"), "changed endpoint")
 		has(t, limits(h), "rate 20Mbit")
@@ -123,7 +123,7 @@ func TestRateOfConnect(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.Netyard.Start() // what was said to the engine is known again, what was changed in place is not
-		eventually(t, "the records are rebuilt", func() bool { return strings.Count(h.Sh("netyard ps"), "c1") == 2 })
+		eventually(t, "the records are rebuilt", func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
 		healthy(t, h)
 		if got := limits(h); !strings.Contains(got, "rate 10Mbit") || strings.Contains(got, "ifb") {
 			t.Errorf("after the records were rebuilt there is %s", got)
