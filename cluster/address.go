@@ -33,14 +33,17 @@ func (c *Client) Hold(ctx context.Context, m Member, want ...Address) error {
 	if len(want) > MaxHold {
 		return fmt.Errorf("claim %d addresses: at most %d at once", len(want), MaxHold)
 	}
-	keys := []string{m.Key()}
+	host := Host{ID: m.Host}.Key() // the first that goes of a host that is taken out: it may not know yet, and put back what is being released
+	keys := []string{m.Key(), host}
 	for i := range want {
 		want[i].Network, want[i].Host = m.Network, m.Host
 		keys = append(keys, want[i].Key())
 	}
 	return c.change(ctx, "claim addresses", keys, func(found map[string]held) (d decision, err error) {
-		if !found[m.Key()].there {
-			return d, fmt.Errorf("%s %w", m.Key(), ErrNotFound)
+		for _, k := range keys[:2] {
+			if !found[k].there {
+				return d, fmt.Errorf("%s %w", k, ErrNotFound)
+			}
 		}
 		var taken []netip.Addr
 		for i := range want {
@@ -61,7 +64,7 @@ func (c *Client) Hold(ctx context.Context, m Member, want ...Address) error {
 }
 
 // MaxHold is how many addresses are claimed at once.
-const MaxHold = maxOps - 1
+const MaxHold = maxOps - 2
 
 // Equal says whether two claims say the same.
 func (a Address) Equal(b Address) bool {

@@ -165,14 +165,14 @@ func (h *Host) TrySh(cmd string) (string, error) {
 }
 
 // Dump is everything a test could leave behind: links, addresses, routes, rules, NDP proxies and nftables, without what changes by
-// itself. A new link with a carrier is UNKNOWN until the kernel's link watch comes by (net/core/link_watch.c), and the routes to its
-// own IPv6 addresses the kernel makes in its own time (addrconf_dad_work, net/ipv6/addrconf.c).
+// itself. What a carrier makes of a link and of a bridge's port waits until the kernel's link watch comes by (net/core/link_watch.c), and
+// the routes to its own IPv6 addresses the kernel makes in its own time (addrconf_dad_work, net/ipv6/addrconf.c).
 func (h *Host) Dump(t testing.TB) string {
 	t.Helper()
 	return Normal(h.Sh(t, "ip -d -o link; ip -o addr; ip -4 route show table all; ip -6 route show table all | grep -v 'table local proto kernel'; ip rule; ip -6 neigh show proxy; nft list ruleset; bridge fdb show | grep -v permanent || true"))
 }
 
-var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change|forward_delay)_timer\s+\S+|linkdown|tentative|state (UNKNOWN|UP) |tso_max_(size|segs) \d+`)
+var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change|forward_delay)_timer\s+\S+|linkdown|tentative|NO-CARRIER,|,LOWER_UP|state (UNKNOWN|UP|DOWN|LOWERLAYERDOWN|disabled|forwarding) |tso_max_(size|segs) \d+`)
 
 // byItself matches the routes that the kernel makes for each address, and for IPv6 only in a while.
 var byItself = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*proto kernel`)
