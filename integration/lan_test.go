@@ -102,7 +102,8 @@ func TestHostAccess(t *testing.T) {
 		both()
 		h.Netyard.Start()
 		both()
-		h.Sh("ip link set eth0 down && ip link set eth0 up && ip -6 addr add", h.IP6+"/64 dev eth0 nodad; ip route replace default via", h.Outside.IP, "; ip -6 route replace default via", h.Outside.IP6)
+		h.Sh("ip link set eth0 down && ip link set eth0 up && ip -6 addr add", h.IP6+"/64 dev eth0; ip route replace default via", h.Outside.IP, "; ip -6 route replace default via", h.Outside.IP6)
+		eventually(t, "the address has been found to be nobody else's", func() bool { return !strings.Contains(h.Sh("ip -6 addr show dev eth0"), "tentative") })
 		both()
 		healthy(t, h)
 		const many = 50
