@@ -14,15 +14,7 @@ func TestBatch(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	for _, h := range all {
-		h.run()
-		h.member()
-	}
-	blue := all[0].network("blue", subnets(20)...)
-	for _, h := range all {
-		h.up(blue)
-		h.warm(blue)
-	}
+	blue := onBlue(t, all)
 	all[1].stop()
 	all[1].stop = func() {}
 	e.Kill(t)

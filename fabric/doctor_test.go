@@ -12,15 +12,7 @@ import (
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	all := hosts(t, clustertest.Start(t, ""), 2)
-	for _, h := range all {
-		h.run()
-		h.member()
-	}
-	blue := all[0].network("blue", subnets(20)...)
-	for _, h := range all {
-		h.up(blue)
-		h.warm(blue)
-	}
+	onBlue(t, all)
 	h := all[0]
 	// found is what the doctor says of networks; of etcd it says what its version deserves.
 	found := func() (texts []string) {

@@ -363,15 +363,7 @@ func TestColdBoot(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	for _, h := range all {
-		h.run()
-		h.member()
-	}
-	blue := all[0].network("blue", subnets(20)...)
-	for _, h := range all {
-		h.up(blue)
-		h.warm(blue)
-	}
+	blue := onBlue(t, all)
 	there, here := all[1].start(blue, "b1eeeeeeeeee"), all[0].start(blue, "b2eeeeeeeeee")
 	all[0].knows(blue, there.v4, there.v6)
 	all[0].stop()
@@ -400,15 +392,7 @@ func TestAddresses(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	for _, h := range all {
-		h.run()
-		h.member()
-	}
-	blue := all[0].network("blue", subnets(20)...)
-	for _, h := range all {
-		h.up(blue)
-		h.warm(blue)
-	}
+	blue := onBlue(t, all)
 	want := netip.MustParseAddr("10.20.7.7")
 	take := func(h *host, endpoint string) (netip.Addr, error) {
 		return h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: endpoint, Addr: want})
@@ -481,15 +465,7 @@ func TestReaddressed(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	for _, h := range all {
-		h.run()
-		h.member()
-	}
-	blue := all[0].network("blue", subnets(20)...)
-	for _, h := range all {
-		h.up(blue)
-		h.warm(blue)
-	}
+	blue := onBlue(t, all)
 	one, two := all[0].start(blue, "b1eeeeeeeeee"), all[1].start(blue, "b2eeeeeeeeee")
 	all[0].knows(blue, two.v4)
 	all[1].knows(blue, one.v4)

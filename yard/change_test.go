@@ -230,3 +230,13 @@ func TestCrashInChange(t *testing.T) {
 		}
 	}
 }
+
+// TestUnknownMode: the name that was meant is said.
+func TestUnknownMode(t *testing.T) {
+	r := newRig(t)
+	n := r.network()
+	n.Mode = "brigde"
+	if err := r.CreateNetwork(t.Context(), n); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), `mode "brigde": not found; did you mean bridge?`) {
+		t.Errorf("%v", err)
+	}
+}

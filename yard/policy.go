@@ -50,14 +50,15 @@ func (y *Yard) Policy(name string) (PolicyState, error) {
 		}
 		names = append(names, s.Name)
 	}
-	return PolicyState{}, unknownPolicy(name, names)
+	return PolicyState{}, unknown("policy", name, names)
 }
 
-func unknownPolicy(name string, names []string) error {
-	if near := modes.Nearest(name, names); near != "" {
-		return fmt.Errorf("policy %q: %w; did you mean %s?", name, ErrNotFound, near)
+// unknown says of a name that it is none of those, and which it is nearest to.
+func unknown(kind, name string, known []string) error {
+	if near := modes.Nearest(name, known); near != "" {
+		return fmt.Errorf("%s %q: %w; did you mean %s?", kind, name, ErrNotFound, near)
 	}
-	return fmt.Errorf("policy %q: %w", name, ErrNotFound)
+	return fmt.Errorf("%s %q: %w", kind, name, ErrNotFound)
 }
 
 // ApplyPolicies puts policies in the place of those of the same names, all or none. dryRun only says what that would do.

@@ -6,8 +6,9 @@ package yard
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -126,7 +127,7 @@ func (y *Yard) Run(ctx context.Context) error {
 func (y *Yard) mode(name string) (modes.Mode, error) {
 	m, ok := y.c.Modes[name]
 	if !ok {
-		return nil, fmt.Errorf("mode %q: %w", name, ErrNotFound)
+		return nil, unknown("mode", name, slices.Sorted(maps.Keys(y.c.Modes)))
 	}
 	return m, nil
 }
