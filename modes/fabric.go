@@ -57,6 +57,9 @@ const (
 	NamesPort = 30053
 )
 
+// ErrNoCluster says that there is nothing an overlay could be in.
+var ErrNoCluster = errors.New("this host is in no cluster: etcd.endpoints is not set in its configuration")
+
 // ErrNoOverlay says that there is no network of that name in the cluster.
 var ErrNoOverlay = errors.New("is not in the cluster")
 

@@ -22,8 +22,6 @@ const overlayPrefix = "overlay-"
 // optOverlay names a network in the cluster.
 const optOverlay = "overlay"
 
-var errNoCluster = errors.New("this host is in no cluster: etcd.endpoints is not set in its configuration")
-
 // An OverlayPool is a subnet of a network of a cluster, as an engine's pool.
 type OverlayPool struct {
 	ID     string
@@ -76,7 +74,7 @@ func ParseOverlay(always bool, ipRange string, opts map[string]string) (name str
 // RequestOverlayPool is the subnet of a network of the cluster: the one that it has, or, if it is not there yet, the one that is named.
 func (y *Yard) RequestOverlayPool(ctx context.Context, name, subnet string, v6 bool) (p OverlayPool, err error) {
 	if y.c.Fabric == nil {
-		return p, fmt.Errorf("overlay=%s: %w", name, errNoCluster)
+		return p, fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
 	}
 	var want netip.Prefix
 	if subnet != "" {
@@ -95,12 +93,12 @@ func (y *Yard) RequestOverlayPool(ctx context.Context, name, subnet string, v6 b
 	if err != nil {
 		return p, err
 	}
-	var has []string
+	var has []netip.Prefix
 	for _, s := range o.Subnets {
 		if s.Pool.Addr().Is6() != v6 {
 			continue
 		}
-		has = append(has, s.Pool.String())
+		has = append(has, s.Pool)
 		if !want.IsValid() || want == s.Pool {
 			return OverlayPool{ID: overlayPoolID(name, s.Pool), Subnet: s.Pool, Gateway: s.Gateway}, nil
 		}
@@ -108,7 +106,17 @@ func (y *Yard) RequestOverlayPool(ctx context.Context, name, subnet string, v6 b
 	if len(has) == 0 {
 		return p, fmt.Errorf("overlay=%s: in the cluster it has no subnet of that family", name)
 	}
-	return p, fmt.Errorf("overlay=%s: subnet %s is to be it, and in the cluster it has %s", name, want, strings.Join(has, ", "))
+	return p, otherSubnet(name, want, has)
+}
+
+// otherSubnet refuses a subnet that the cluster's network has not.
+func otherSubnet(name string, want netip.Prefix, has []netip.Prefix) error {
+	return fmt.Errorf("overlay=%s: subnet %s is to be it, and in the cluster it has %s", name, want, listed(has))
+}
+
+// otherGateway refuses another gateway than the cluster's network has.
+func otherGateway(name string, want netip.Addr, has modes.Subnet) error {
+	return fmt.Errorf("overlay=%s: gateway %s is to be it, and in the cluster it has %s", name, want, has.Gateway.Addr())
 }
 
 // overlayOf is the network of this host that is one of the cluster's.
@@ -129,7 +137,7 @@ func (y *Yard) requestClaim(ctx context.Context, r ipam.AddressRequest) (a netip
 		return a, err
 	}
 	if y.c.Fabric == nil {
-		return a, fmt.Errorf("overlay=%s: %w", name, errNoCluster)
+		return a, fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
 	}
 	if r.Addr.IsValid() && !subnet.Contains(r.Addr) {
 		return a, fmt.Errorf("address %s is not in subnet %s", r.Addr, subnet)
@@ -170,7 +178,7 @@ func (y *Yard) overlayGateway(ctx context.Context, name string, subnet netip.Pre
 	}
 	for _, s := range o.Subnets {
 		if s.Pool == subnet && want.IsValid() && s.Gateway.Addr() != want {
-			return first, fmt.Errorf("overlay=%s: gateway %s is to be it, and in the cluster it has %s", name, want, s.Gateway.Addr())
+			return first, otherGateway(name, want, s)
 		}
 		if s.Pool == subnet {
 			return s.Gateway, nil

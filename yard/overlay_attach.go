@@ -25,7 +25,7 @@ func (y *Yard) grantAll(ctx context.Context, r AttachRequest, owner string) (a a
 		return a, err
 	}
 	if y.c.Fabric == nil {
-		return a, fmt.Errorf("network %s: %w", label(n), errNoCluster)
+		return a, fmt.Errorf("network %s: %w", label(n), modes.ErrNoCluster)
 	}
 	for _, asked := range r.Addrs {
 		if !slices.ContainsFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(asked) }) {
@@ -167,7 +167,7 @@ func (y *Yard) Holds(overlay string, a netip.Addr) bool {
 // roomInCluster says why a network could not give the next container its addresses.
 func (y *Yard) roomInCluster(n modes.Network) error {
 	if y.c.Fabric == nil {
-		return fmt.Errorf("network %s: %w", label(n), errNoCluster)
+		return fmt.Errorf("network %s: %w", label(n), modes.ErrNoCluster)
 	}
 	for _, group := range byFamily(n) {
 		if err := y.c.Fabric.Room(y.overlay(n), group[0].Addr().Is6()); err != nil {

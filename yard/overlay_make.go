@@ -15,7 +15,7 @@ import (
 func (y *Yard) takeOverlay(ctx context.Context, n *modes.Network, r NetworkRequest) error {
 	name := n.Options[optOverlay]
 	if y.c.Fabric == nil {
-		return fmt.Errorf("overlay=%s: %w", name, errNoCluster)
+		return fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
 	}
 	if r.DHCP != nil {
 		return fmt.Errorf("%w: overlay=%s: its addresses are the cluster's, and no DHCP server's", modes.ErrOption, name)
@@ -77,10 +77,10 @@ func overlaySubnet(name string, o modes.Overlay, isNew bool, w SubnetRequest) (s
 		for _, s := range o.Subnets {
 			has = append(has, s.Pool)
 		}
-		return s, fmt.Errorf("%w: overlay=%s: subnet %s is to be it, and in the cluster it has %s", modes.ErrOption, name, p, listed(has))
+		return s, fmt.Errorf("%w: %w", modes.ErrOption, otherSubnet(name, p, has))
 	}
 	if s = o.Subnets[at]; w.Gateway.IsValid() && s.Gateway.Addr() != w.Gateway {
-		return s, fmt.Errorf("%w: overlay=%s: gateway %s is to be it, and in the cluster it has %s", modes.ErrOption, name, w.Gateway, s.Gateway.Addr())
+		return s, fmt.Errorf("%w: %w", modes.ErrOption, otherGateway(name, w.Gateway, s))
 	}
 	return s, nil
 }

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"netyard/modes"
 )
 
 // A Cluster is what the admin can ask of the cluster that overlay networks are in.
@@ -95,7 +97,7 @@ type ClusterNetwork struct {
 
 func (s *Server) inCluster() (Cluster, error) {
 	if s.Cluster == nil {
-		return nil, fmt.Errorf("%w: this host is in no cluster: etcd.endpoints is not set in its configuration", errBadRequest)
+		return nil, fmt.Errorf("%w: %w", errBadRequest, modes.ErrNoCluster)
 	}
 	return s.Cluster, nil
 }

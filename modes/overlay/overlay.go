@@ -32,9 +32,6 @@ const (
 	minIPv6MTU           = 1280 // RFC 8200, section 5
 )
 
-// ErrNoCluster says that there is nothing an overlay could be in.
-var ErrNoCluster = errors.New("this host is in no cluster: etcd.endpoints is not set in its configuration")
-
 type mode struct {
 	k *kernel.Kernel
 	f modes.Fabric
@@ -45,7 +42,7 @@ func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel, e.Fabric}, nil
 
 func (m mode) Check(n modes.Network) error {
 	if m.f == nil {
-		return fmt.Errorf("mode overlay: %w", ErrNoCluster)
+		return fmt.Errorf("mode overlay: %w", modes.ErrNoCluster)
 	}
 	if n.Opt("overlay") == "" {
 		return fmt.Errorf("%w: overlay: say the network's name in the cluster, as -o overlay=blue", modes.ErrOption)
@@ -208,7 +205,7 @@ func (m mode) link(n modes.Network) modes.OverlayLink {
 // Up lets nothing in before the Fabric has said from whom: frames of a number are let in only from its hosts.
 func (m mode) Up(ctx context.Context, n modes.Network) error {
 	if m.f == nil {
-		return fmt.Errorf("network %s: %w", n.Opt("overlay"), ErrNoCluster)
+		return fmt.Errorf("network %s: %w", n.Opt("overlay"), modes.ErrNoCluster)
 	}
 	if err := m.k.Ensure(ctx, closed(n)...); err != nil { // before there is anything that could leak
 		return err
@@ -247,7 +244,7 @@ func closed(n modes.Network) (objects []kernel.Object) {
 
 func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
 	if m.f == nil {
-		return modes.Link{}, fmt.Errorf("network %s: %w", n.Opt("overlay"), ErrNoCluster)
+		return modes.Link{}, fmt.Errorf("network %s: %w", n.Opt("overlay"), modes.ErrNoCluster)
 	}
 	if err := m.k.Ensure(ctx, endpointObjects(n, e)...); err != nil {
 		return modes.Link{}, err

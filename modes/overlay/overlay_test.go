@@ -136,7 +136,7 @@ func TestRefusals(t *testing.T) {
 	if err := small.Check(network(netA, "blue", nil)); err == nil || !strings.Contains(err.Error(), "IPv6 needs at least 1280") {
 		t.Errorf("a link that is too small: %v", err)
 	}
-	if err := must(overlay.New(env)).Check(network(netA, "blue", nil)); !errors.Is(err, overlay.ErrNoCluster) {
+	if err := must(overlay.New(env)).Check(network(netA, "blue", nil)); !errors.Is(err, modes.ErrNoCluster) {
 		t.Errorf("without etcd: %v", err)
 	}
 	one, two := network(netA, "blue", nil), network("bbbbbbbbbbbb2222", "blue", nil)
