@@ -52,8 +52,10 @@ func namesOverHosts(t *testing.T, hosts []*lab.Host) {
 func overlayByCNI(t *testing.T, hosts []*lab.Host) {
 	t.Helper()
 	one, two := hosts[0], hosts[2]
-	one.StartContainerd()
-	two.StartContainerd()
+	for _, h := range []*lab.Host{one, two} {
+		h.StartContainerd()
+		eventually(t, h.Name+" hears of what containers do", func() bool { return strings.Contains(h.Netyard.Log(), "containerd answers") })
+	}
 	two.Sh("netyard network create red --mode overlay --subnet 10.50.0.0/16 --subnet fd50::/64")
 	has(t, one.Sh("netyard cluster networks"), "10.50.0.0/16, fd50::/64")
 	one.Sh("netyard network attach red")
