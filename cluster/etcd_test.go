@@ -505,6 +505,46 @@ func TestMirrorAndAnOldBackup(t *testing.T) {
 	clustertest.Eventually(t, "what nobody puts back does not go", func() bool { return v.Status().Records == full.Records-5 && v.same(t, c) })
 }
 
+// TestMirrorMercy: what somebody took away from a restored etcd goes at once, although an event of it was lost, and although what the backup
+// did not know stays.
+func TestMirrorMercy(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	c := member(t, e, 1)
+	net, m := onBlue(t, c, 1)
+	hold(t, c, m, 0, 10)
+	e.Kill(t)
+	backup := filepath.Join(t.TempDir(), "backup")
+	clustertest.Backup(t, e.Dir, backup)
+	e.Run(t)
+	hold(t, c, m, 10, 10)
+	v := newView(t, c, "addr/"+net.ID+"/")
+	v.mercy = time.Hour
+	follow(t, v.Mirror)
+	clustertest.Eventually(t, "it does not follow", func() bool { return v.same(t, c) })
+	full := v.Status()
+	e.Kill(t)
+	clustertest.Backup(t, backup, e.Dir)
+	e.Run(t)
+	clustertest.Eventually(t, "nobody asks etcd", func() bool { _, err := c.List(t.Context(), "meta"); return err == nil })
+	clustertest.Eventually(t, "going back in time is not noticed", func() bool { return v.Status().Revision < full.Revision })
+
+	gone := Address{Network: net.ID, Addr: netip.MustParseAddr("10.20.1.2")}
+	there := v.Get(gone.Key())
+	must(t, eventually(func() error { return c.Release(t.Context(), m, gone.Addr) }))
+	clustertest.Eventually(t, "it does not follow a restored etcd", func() bool { return v.Get(gone.Key()) == nil })
+	value, err := Encode(there)
+	must(t, err)
+	v.Mirror.mu.Lock()
+	v.kept[gone.Key()] = kept{Record: there, value: string(value)}
+	v.Mirror.mu.Unlock()
+	c.doubt()
+	clustertest.Eventually(t, "what was taken away stays", func() bool { return v.Get(gone.Key()) == nil })
+	if s := v.Status(); s.Records != full.Records-1 {
+		t.Errorf("%d records, of %d: what the backup did not know is gone", s.Records, full.Records)
+	}
+}
+
 // TestMirrorAndAnotherCluster: an etcd that lost everything, or one of other hosts, changes nothing here and gets nothing written.
 func TestMirrorAndAnotherCluster(t *testing.T) {
 	t.Parallel()

@@ -193,7 +193,8 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 		return 0, err
 	}
 	m.mu.Lock()
-	if revision < m.status.Revision {
+	back := revision < m.status.Revision
+	if back {
 		m.spare = time.Now().Add(m.mercy)
 		m.log.Warn("etcd went back in time; what it has not is kept for a while, so that its owners can put it back", "from", m.status.Revision, "to", revision)
 	}
@@ -211,7 +212,7 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 		if _, there := have[key]; there {
 			continue
 		}
-		if spare && bad[key] == "" {
+		if (back || spare && old.spared) && bad[key] == "" { // what was there after it went back was taken away by somebody
 			old.spared = true
 			m.kept[key] = old
 			continue
