@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"netyard/cluster"
 	"netyard/kernel"
@@ -140,14 +141,17 @@ func (a *Agent) part() error {
 
 // meet has the device know the hosts that an encrypted network of this one is on, and nobody else.
 func (a *Agent) meet(again bool) error {
-	now := a.tunnelPeers()
-	if was := a.tunnel.told; !again && was != nil && was.Partial == now.Partial && slices.Equal(was.All, now.All) {
+	now, was, since := a.tunnelPeers(), a.tunnel.told, time.Now()
+	if !again && was != nil && was.Partial == now.Partial && slices.Equal(was.All, now.All) {
 		return nil
 	}
 	if err := a.c.Kernel.Ensure(context.Background(), now); err != nil {
 		return err
 	}
 	a.tunnel.told = &now
+	if was != nil {
+		a.agree(renewed(was.All, now.All), since)
+	}
 	return nil
 }
 
@@ -170,84 +174,4 @@ func (a *Agent) tunnelPeers() (all kernel.WireGuardPeers) {
 	}
 	slices.SortFunc(all.All, func(a, b kernel.WireGuardPeer) int { return a.Addr.Compare(b.Addr) })
 	return all
-}
-
-// RotateKey gives this host another key. It is recorded, told to the others, and only then used; what was begun is brought to its end by
-// itself, whatever comes in between.
-func (a *Agent) RotateKey(ctx context.Context) (cluster.PublicKey, error) {
-	a.mu.Lock()
-	cannot, renews, reason := a.tunnel.clear, a.tunnel.renews, a.reason
-	a.mu.Unlock()
-	if cannot != nil {
-		return "", cannot
-	}
-	if reason != nil && !renews { // it would be used only when the others have heard of it
-		return "", fmt.Errorf("this host is no member of the cluster: %w", reason)
-	}
-	if err := a.begin(); err != nil {
-		return "", fmt.Errorf("record another WireGuard key: %w", err)
-	}
-	if err := a.turn(ctx); err != nil {
-		return "", fmt.Errorf("another WireGuard key is recorded, and used as soon as the others can be told: %w", err)
-	}
-	return a.host().WireGuard, nil
-}
-
-// begin records the key that comes next. One that is coming is the one.
-func (a *Agent) begin() error {
-	a.tunnel.turning.Lock()
-	defer a.tunnel.turning.Unlock()
-	a.mu.Lock()
-	key, renews := a.tunnel.key, a.tunnel.renews
-	a.mu.Unlock()
-	if renews {
-		return nil
-	}
-	next, err := kernel.NewSecret()
-	if err != nil {
-		return err
-	}
-	if err := a.c.Store.Update(func(tx store.Tx) error { return secrets.Put(tx, secretKey, secret{Key: key[:], Next: next[:]}) }); err != nil {
-		return err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.tunnel.next, a.tunnel.renews = next, true
-	return nil
-}
-
-// turn goes over to the key that comes next, if one does: the others are told, the device gets it, and it is recorded as the key. Each
-// step can be done again.
-func (a *Agent) turn(ctx context.Context) error {
-	a.tunnel.turning.Lock()
-	defer a.tunnel.turning.Unlock()
-	a.mu.Lock()
-	renews := a.tunnel.renews
-	a.mu.Unlock()
-	if !renews {
-		return nil
-	}
-	if err := a.c.Client.Join(ctx, a.host()); err != nil {
-		return err
-	}
-	return a.turned(ctx)
-}
-
-// turned is turn when the others have been told.
-func (a *Agent) turned(ctx context.Context) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	next := a.tunnel.next
-	a.tunnel.key = next
-	if a.encrypts() {
-		if err := a.c.Kernel.Ensure(ctx, a.device()); err != nil {
-			return err
-		}
-	}
-	if err := a.c.Store.Update(func(tx store.Tx) error { return secrets.Put(tx, secretKey, secret{Key: next[:]}) }); err != nil {
-		return err
-	}
-	a.tunnel.renews = false
-	a.c.Log.Info("this host has another WireGuard key", "public", cluster.PublicKeyOf(next.Public()))
-	return nil
 }

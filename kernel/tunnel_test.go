@@ -4,10 +4,15 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"netyard/kernel"
 	"netyard/kernel/kerneltest"
@@ -131,18 +136,42 @@ func (s tunneled) peer(port uint16) kernel.WireGuardPeer {
 	return kernel.WireGuardPeer{Key: s.wg.Key.Public(), At: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n)), port), Addr: s.wg.Addr.Addr()}
 }
 
-// TestWireGuard: two hosts that have each other for peers speak; what somebody took away or altered is seen, and put right; another key is
-// taken at once; and all of it goes.
-func TestWireGuard(t *testing.T) {
-	t.Parallel()
+// tunnels are two hosts with keys, and nothing else yet.
+func tunnels(t *testing.T) (hosts []tunneled) {
+	t.Helper()
 	kerneltest.NeedsWireGuard(t)
-	var hosts []tunneled
 	for _, o := range overlayOf(t, 2, false) {
 		key, err := kernel.NewSecret()
 		must(t, err)
 		o.Sh(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1") // as many hosts have it
 		hosts = append(hosts, tunneled{o, kernel.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))}})
 	}
+	return hosts
+}
+
+// peered is what WireGuard has of its one peer.
+func (s tunneled) peered(t *testing.T) (p wgtypes.Peer) {
+	t.Helper()
+	must(t, s.Do(func() error {
+		c, err := wgctrl.New()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		dev, err := c.Device(kernel.TunnelName)
+		if err == nil {
+			p = dev.Peers[0]
+		}
+		return err
+	}))
+	return p
+}
+
+// TestWireGuard: two hosts that have each other for peers speak; what somebody took away or altered is seen, and put right; another key is
+// taken at once; and all of it goes.
+func TestWireGuard(t *testing.T) {
+	t.Parallel()
+	hosts := tunnels(t)
 	a, b := hosts[0], hosts[1]
 	before := a.Dump(t)
 	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer(14789)}}
@@ -214,6 +243,58 @@ func TestWireGuard(t *testing.T) {
 	must(t, a.Remove(objects...))
 	if after := a.Dump(t); after != before {
 		t.Errorf("left:\n%s\nwas:\n%s", after, before)
+	}
+}
+
+// TestWireGuardAsksAgain: who asked a peer in vain need not wait for WireGuard to ask again, and who agreed with it is let alone.
+func TestWireGuardAsksAgain(t *testing.T) {
+	t.Parallel()
+	hosts := tunnels(t)
+	a, b := hosts[0], hosts[1]
+	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer(14789)}}
+	must(t, a.Ensure(t.Context(), a.wg, peers))
+	must(t, b.Ensure(t.Context(), b.wg, kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer(14789)}}))
+	b.Sh(t, "nft add table inet block; nft 'add chain inet block in { type filter hook input priority -10; }'; nft add rule inet block in udp dport 14789 counter drop")
+	start := time.Now()
+	got := func(n int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("the other got no %d packets", n), func() bool {
+			m := regexp.MustCompile(`packets (\d+)`).FindStringSubmatch(b.Sh(t, "nft list table inet block"))
+			have, err := strconv.Atoi(m[1])
+			return err == nil && have >= n
+		})
+	}
+	a.Pings("fd99::2", false)
+	got(1)
+	before := a.peered(t)
+	must(t, a.AskAgain(peers.All, start))
+	if now := a.peered(t); now.TransmitBytes > before.TransmitBytes { // it counts anew when it is set anew
+		t.Errorf("the peer that did not answer was not set anew: %+v, and before %+v", now, before)
+	}
+	got(2)
+	b.Sh(t, "nft delete table inet block")
+
+	agreed := func(since time.Time) wgtypes.Peer {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			if p := a.peered(t); p.LastHandshakeTime.After(since) {
+				return p
+			}
+		}
+		t.Fatal("they do not agree")
+		return wgtypes.Peer{}
+	}
+	must(t, a.AskAgain(peers.All, start))
+	first := agreed(start)
+	must(t, a.AskAgain(peers.All, start))
+	must(t, a.AskAgain(nil, time.Now()))
+	if now := a.peered(t); now.ReceiveBytes < first.ReceiveBytes || !now.LastHandshakeTime.Equal(first.LastHandshakeTime) {
+		t.Errorf("a peer that had agreed, or was not meant, was put in anew: %+v, and before %+v", now, first)
+	}
+	must(t, a.AskAgain(peers.All, time.Now()))
+	agreed(first.LastHandshakeTime)
+	if said := faults(t, a.Host, a.wg, peers); said != "" {
+		t.Errorf("when it has been asked again: %s", said)
 	}
 }
 

@@ -130,3 +130,31 @@ func (k *Kernel) greet(peers []wgtypes.Key) error {
 	}
 	return nil
 }
+
+// AskAgain has the device ask those of the peers anew that it has not agreed upon keys with since then: WireGuard itself does so five
+// seconds after it asked last, which it remembers for as long as it has the peer.
+func (k *Kernel) AskAgain(peers []WireGuardPeer, since time.Time) error {
+	dev, err := k.tunnel()
+	if err != nil {
+		return fmt.Errorf("look at peers of %s: %w", TunnelName, err)
+	}
+	var c wgtypes.Config
+	var again []wgtypes.Key
+	for _, p := range dev.Peers {
+		asked := slices.ContainsFunc(peers, func(want WireGuardPeer) bool { return wgtypes.Key(want.Key) == p.PublicKey })
+		if !asked || p.LastHandshakeTime.After(since) {
+			continue
+		}
+		again = append(again, p.PublicKey)
+		c.Peers = append(c.Peers, wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true}, wgtypes.PeerConfig{
+			PublicKey: p.PublicKey, PresharedKey: &p.PresharedKey, Endpoint: p.Endpoint, ReplaceAllowedIPs: true, AllowedIPs: p.AllowedIPs,
+		})
+	}
+	if len(again) == 0 {
+		return nil
+	}
+	if err := k.setTunnel(c); err != nil {
+		return fmt.Errorf("set peers of %s anew: %w", TunnelName, err)
+	}
+	return k.greet(again)
+}

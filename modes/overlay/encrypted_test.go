@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.zx2c4.com/wireguard/wgctrl"
+
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
 	"netyard/fabric"
@@ -337,6 +339,7 @@ func TestEncryptedHosts(t *testing.T) {
 type pair struct {
 	t        *testing.T
 	etcd     *clustertest.Etcd
+	lan      *kerneltest.Host
 	one, two *station
 	c1, c2   *kerneltest.Host
 	e1, e2   modes.Endpoint
@@ -350,6 +353,7 @@ func newPair(t *testing.T, v6 bool) *pair {
 	t.Helper()
 	p := &pair{t: t, etcd: clustertest.Start(t, ""), tap: &wiretap{}}
 	lan := kerneltest.New(t)
+	p.lan = lan
 	lan.Sh(t, "ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
 	p.one, p.two = newStation(t, lan, 1, v6), newStation(t, lan, 2, v6)
 	p.one.start(p.etcd.URL, false)
@@ -389,7 +393,8 @@ func (p *pair) test() {
 	t.Helper()
 	p.begin()
 	p.much()
-	p.rotate()
+	p.rotate("near")
+	p.cross()
 	p.one.stop()
 	p.through("while no daemon runs")
 	p.one.Sh(t, "ip link del nyt-overlay")
@@ -452,8 +457,30 @@ func (p *pair) much() {
 	}
 }
 
-// rotate: another key costs little, and nothing is in clear meanwhile.
-func (p *pair) rotate() {
+// cross: hosts that are far from each other ask each other for keys before they hear that they are asked. They agree before WireGuard asks
+// for the second time, as it would each time.
+func (p *pair) cross() {
+	t := p.t
+	t.Helper()
+	ports := []string{"p1", "p2"}
+	for _, port := range ports {
+		p.lan.Sh(t, "tc qdisc add dev "+port+" root netem delay 50ms")
+	}
+	const rekey = 5 * time.Second // REKEY_TIMEOUT
+	var took []time.Duration
+	for len(took) < 3 && (len(took) == 0 || took[len(took)-1] > rekey) { // a machine may be as slow as that once
+		took = append(took, p.rotate("far"))
+	}
+	if took[len(took)-1] > rekey {
+		t.Errorf("hosts that ask each other for keys agreed when WireGuard asked again, after %s", took)
+	}
+	for _, port := range ports {
+		p.lan.Sh(t, "tc qdisc del dev "+port+" root")
+	}
+}
+
+// rotate: another key costs little, and nothing is in clear meanwhile. It says when the hosts had agreed.
+func (p *pair) rotate(where string) time.Duration {
 	t := p.t
 	t.Helper()
 	was := p.one.key(t)
@@ -462,14 +489,35 @@ func (p *pair) rotate() {
 	go func() { back <- pinged(t, p.c1, p.to(), pings, "-i 0.01 -W 2") }()
 	start := time.Now()
 	now, err := p.one.agent.RotateKey(t.Context())
-	took := time.Since(start)
+	turned := time.Now()
 	got := <-back
 	must(t, err)
-	t.Logf("a key became another in %s under %d pings, one each 10 ms: %d were lost", took, pings, pings-got)
 	if now == was || p.one.key(t) != now {
 		t.Errorf("the key was %s, is to be %s and is %s", was, now, p.one.key(t))
 	}
 	p.through("with another key")
+	agreed := p.one.agreed(t).Sub(turned)
+	t.Logf("%s hosts: a key became another in %s, and they agreed %s later; of %d pings, one each 10 ms, %d were lost",
+		where, turned.Sub(start), agreed, pings, pings-got)
+	return agreed
+}
+
+// agreed is when the host and its peer last agreed upon keys.
+func (s *station) agreed(t *testing.T) (at time.Time) {
+	t.Helper()
+	must(t, s.Do(func() error {
+		c, err := wgctrl.New()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		dev, err := c.Device(kernel.TunnelName)
+		if err == nil {
+			at = dev.Peers[0].LastHandshakeTime
+		}
+		return err
+	}))
+	return at
 }
 
 // beside: a network in clear is beside it, as before, and who listens sees that one.
