@@ -82,11 +82,6 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	if st.Fresh { // what it ought to know an engine may: ask, before anything is taken for a stray
-		if err := yard.LostRecords(st); err != nil {
-			return err
-		}
-	}
 	doors, admin, runtimes, err := listenAll(ctx, cfg)
 	if err != nil {
 		return err
@@ -175,7 +170,10 @@ func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the program: %w", err)
 	}
-	return store.Open(ctx, store.Config{Path: filepath.Join(cfg.StateDir, dbName), Verify: store.VerifyIn(exe, verifyName)})
+	return store.Open(ctx, store.Config{
+		Path: filepath.Join(cfg.StateDir, dbName), Verify: store.VerifyIn(exe, verifyName),
+		Made: yard.LostRecords, // what it ought to know an engine may: ask, before anything is taken for a stray
+	})
 }
 
 func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logger) error {
@@ -183,7 +181,14 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 		log.Error("the database was damaged; it is set aside and rebuilt from the kernel and the engine", "aside", st.Damaged)
 	}
 	start := time.Now()
-	if err := y.Restore(ctx, y.Rebuilding()); err != nil {
+	keep := st.Fresh
+	if !keep && y.Rebuilding() { // an engine that is not on this host never says that nothing was lost
+		var err error
+		if keep, err = y.Unknown(); err != nil {
+			return fmt.Errorf("restore: %w", err)
+		}
+	}
+	if err := y.Restore(ctx, keep); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
 	log.Info("the host matches the records", "took", time.Since(start))

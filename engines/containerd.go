@@ -28,8 +28,6 @@ const (
 	resync = time.Minute
 	// labelName is what nerdctl calls a container (nerdctl, pkg/labels).
 	labelName = "nerdctl/name"
-	// Labels of a container that begin so are options for its endpoint, but for two that are more than that (cni/door).
-	labelOption, labelMAC, labelAlias = "netyard.", "netyard.mac", "netyard.alias"
 	// connectTime bounds one try to connect, and the pauses between tries.
 	connectTime = 2 * time.Second
 )
@@ -47,6 +45,8 @@ type Containerd struct {
 
 	client *containerd.Client
 	poked  chan struct{}
+	// rebuilt: this process has, as far as it can from here.
+	rebuilt bool
 }
 
 // NewContainerd makes the watcher of a containerd; Run it, and Close it in the end. It connects when it is needed. Without an address
@@ -168,11 +168,12 @@ func (c *Containerd) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Yard.Rebuilding() { // there may be no engine that would
+	if !c.rebuilt && c.Yard.Rebuilding() { // there may be no engine that would
 		if err := c.Rebuild(ctx); err != nil {
 			return err
 		}
 	}
+	c.rebuilt = true
 	if err := c.Yard.Reconcile(ctx, census); err != nil {
 		return fmt.Errorf("reconcile with %s: %w", yard.Containerd, err)
 	}
@@ -215,7 +216,10 @@ func (c *Containerd) Census(ctx context.Context) (yard.Census, error) {
 }
 
 func owner(o containers.Container) modes.Container {
-	w := modes.Container{Engine: yard.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image}
+	w := modes.Container{Engine: yard.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image, Labels: o.Labels}
+	if w.Labels == nil { // none are known, which is not that none is known
+		w.Labels = map[string]string{}
+	}
 	if w.Name == "" {
 		w.Name = o.ID // ctr's ids are names
 	}
@@ -246,29 +250,32 @@ func (c *Containerd) byProcess() error {
 	return errors.Join(errs...)
 }
 
-// Whose finds the container of an attachment that is being made, and its labels.
+// Whose finds the container of an attachment that is being made, and the labels that whoever runs it chose.
 func (c *Containerd) Whose(ctx context.Context, name string) (modes.Container, map[string]string, error) {
-	o, err := c.find(ctx, c.client, name)
+	client := c.client
+	ns, o, err := c.find(ctx, client, name)
 	if errdefs.IsUnavailable(err) { // the connection may only be waiting for its next try: containerd has just started
 		fresh, fErr := containerd.New(c.Address, containerd.WithTimeout(connectTime))
 		if fErr != nil {
 			return modes.Container{}, nil, fErr
 		}
 		defer fresh.Close() //nolint:errcheck // nothing is written
-		o, err = c.find(ctx, fresh, name)
+		client = fresh
+		ns, o, err = c.find(ctx, client, name)
 	}
 	if err != nil {
 		return modes.Container{}, nil, err
 	}
-	return owner(o), o.Labels, nil
+	return owner(o), c.chosen(namespaces.WithNamespace(ctx, ns), client, o), nil
 }
 
 // find looks an attachment's container up. Namespaces and ids may have dashes in them, so that there can be several readings; that of
 // the last dash is right for the ids that nerdctl gives.
-func (c *Containerd) find(ctx context.Context, client *containerd.Client, name string) (o containers.Container, err error) {
+func (c *Containerd) find(ctx context.Context, client *containerd.Client, name string) (ns string, o containers.Container, err error) {
 	err = errdefs.ErrNotFound
 	for at := strings.LastIndexByte(name, '-'); at > 0; at = strings.LastIndexByte(name[:at], '-') {
-		ns, id := name[:at], name[at+1:]
+		var id string
+		ns, id = name[:at], name[at+1:]
 		if slices.Contains(dockersNamespaces(), ns) {
 			continue
 		}
@@ -277,5 +284,5 @@ func (c *Containerd) find(ctx context.Context, client *containerd.Client, name s
 			break
 		}
 	}
-	return o, err
+	return ns, o, err
 }

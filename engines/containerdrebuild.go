@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -61,21 +60,10 @@ func (c *Containerd) lookInside(ctx context.Context, census yard.Census) error {
 			who := owner(o)
 			who.PID = int(t.Pid)
 			for id, s := range found {
-				s.Container, s.Attachment, s.Said = who, attachment(ns, t.ID), said(o.Labels)
+				s.Container, s.Attachment, s.Said = who, attachment(ns, t.ID), said(c.chosen(ctx, c.client, o))
 				census.Endpoints[id] = s
 			}
 		}
 	}
 	return nil
-}
-
-// said are the options that the labels of a container are for its endpoint.
-func said(labels map[string]string) map[string]string {
-	out := map[string]string{}
-	for label, v := range labels {
-		if option, ours := strings.CutPrefix(label, labelOption); ours && label != labelMAC && label != labelAlias {
-			out[option] = v
-		}
-	}
-	return out
 }

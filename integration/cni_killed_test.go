@@ -177,3 +177,28 @@ func TestCNIRecordsLost(t *testing.T) {
 	h.Sh("netyard network rm web")
 	healthy(t, h)
 }
+
+// TestCNIWithoutDocker: where there is no engine of Docker's nobody ever says that no record was lost. What is nobody's goes all the same.
+func TestCNIWithoutDocker(t *testing.T) {
+	t.Parallel()
+	h := hostCNI(t, lab.Engine2010)
+	h.Dockerd.Stop()
+	h.Netyard.Stop()
+	h.Sh("rm", filepath.Join(h.Dir, "state", "netyard.db"))
+	h.Netyard.Start()
+	h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard cni install web")
+	sandboxes(h, "a")
+	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), `"portMappings":[{"hostPort":8099,"containerPort":80,"protocol":"tcp"}]`)}
+	a.do(t, h, "ADD")
+	published := func() bool { return strings.Contains(h.Tool("nft list table inet netyard"), "8099") }
+	if !published() {
+		t.Fatal("the port is not published")
+	}
+	h.Netyard.Stop()
+	h.Sh("ip netns del a")
+	h.Netyard.Start()
+	if published() {
+		t.Errorf("the port of a container that is gone is published:\n%s", h.Tool("nft list table inet netyard"))
+	}
+	healthy(t, h)
+}

@@ -89,7 +89,7 @@ func sharesTheHosts(t *testing.T, h *lab.Host, conf string) {
 func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 	t.Helper()
 	h.Sh("mv /etc/cni/net.d/netyard-web.conflist /etc/cni/net.d/00-web.conflist") // ctr takes the first one
-	h.CtrRun("c1", "--label netyard.rate=20mbit")
+	h.CtrRun("c1", "--label netyard.rate=20mbit --label tier=app")
 	b := call{id: "b", netns: "/run/netns/b", conf: with(conf, `"bandwidth":{"ingressRate":30000000,"ingressBurst":300000,"egressRate":40000000,"egressBurst":400000}`)}
 	c := call{id: "c", netns: "/run/netns/c", conf: conf}
 	b.do(t, h, "ADD")
@@ -107,7 +107,7 @@ func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 		}
 		return at["c1"] != ""
 	})
-	if _, err := apply(t, h, "", "name: only-80\nselect: {network: web, container: c1}\ningress:\n  allow:\n    - {cidr: 10.77.0.0/24, ports: [80]}\n"); err != nil {
+	if _, err := apply(t, h, "", "name: only-80\nselect: {network: web, labels: {tier: app}}\ningress:\n  allow:\n    - {cidr: 10.77.0.0/24, ports: [80]}\n"); err != nil {
 		t.Fatal(err)
 	}
 	h.Sh("ip netns attach c1", h.CtrPID("c1"))
@@ -116,7 +116,11 @@ func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 	h.Named("c").DialFail("tcp", at["c1"]+":81")
 	healthy(t, h)
 	h.Sh("netyard policy rm only-80")
+	if _, err := apply(t, h, "", "name: of-others\nselect: {network: web, labels: {tier: db}}\ningress:\n  allow:\n    - {cidr: 10.77.0.0/24, ports: [80]}\n"); err != nil {
+		t.Fatal(err)
+	}
 	h.Named("c").Dial("tcp", at["c1"]+":81")
+	h.Sh("netyard policy rm of-others")
 	servers.close()
 	h.Sh("ip netns del c1")
 	h.CtrRemove("c1")

@@ -3,11 +3,13 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types/create"
 
+	"netyard/cli/api"
 	"netyard/integration/lab"
 )
 
@@ -626,6 +628,13 @@ func TestCNILabels(t *testing.T) {
 		}
 		if _, err := h.TryCtrRun("c2", "--label netyard.mca=x"); err == nil {
 			t.Error("a label that says nothing was taken")
+		}
+		// What an image says is nobody's wish, unless somebody says it, too.
+		image := h.CtrImport("labelled", map[string]string{"netyard.antispoof": "false", "netyard.mac": "02:00:00:00:00:08", "netyard.alias": "db", "netyard.rate": "1gbit", "tier": "web"})
+		h.CtrRunImage(image, "c3", "--label netyard.rate=30mbit")
+		i := slices.IndexFunc(ps(t, h), func(r api.Endpoint) bool { return r.ContainerID == "c3" })
+		if r = ps(t, h)[i]; r.MAC == "02:00:00:00:00:08" || len(r.Aliases) > 0 || len(r.Options) != 1 || r.Options["rate"] == "" {
+			t.Errorf("with an image's labels: %+v", r)
 		}
 		healthy(t, h)
 	})

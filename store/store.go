@@ -63,6 +63,8 @@ type Config struct {
 	// nil: no examination.
 	Verify func(ctx context.Context, path string) error
 	Now    func() time.Time
+	// Made writes the first records of a new file, in the transaction that makes it. nil: there are none.
+	Made func(Tx) error
 	// Soon is how long what Bucket.Soon was given waits for a transaction that takes it along; default 20 ms.
 	Soon time.Duration
 }
@@ -88,7 +90,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if s.notes.wait = c.Soon; c.Soon == 0 {
 		s.notes.wait = soonTime
 	}
-	if err := s.migrate(); err != nil {
+	if err := s.migrate(c.Made); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	if err := s.openNotes(); err != nil {
@@ -130,7 +132,7 @@ func lockedError(path string) error {
 }
 
 // migrate brings the records to the current schema. There is one schema yet.
-func (s *Store) migrate() error {
+func (s *Store) migrate(made func(Tx) error) error {
 	return s.db.Update(func(tx *bbolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists([]byte(metaBucket))
 		if err != nil {
@@ -144,7 +146,10 @@ func (s *Store) migrate() error {
 		if v > Schema {
 			return fmt.Errorf("open %s: schema %d: %w (this one knows %d)", s.db.Path(), v, ErrSchema, Schema)
 		}
-		return b.Put([]byte(schemaKey), []byte(strconv.Itoa(Schema)))
+		if err := b.Put([]byte(schemaKey), []byte(strconv.Itoa(Schema))); err != nil || !s.Fresh || made == nil {
+			return err
+		}
+		return made(Tx{tx: tx})
 	})
 }
 

@@ -18,10 +18,8 @@ var flags = store.Bucket[bool]{Name: "flags"}
 
 const flagRebuilding = "rebuilding"
 
-// LostRecords notes that the records were lost. Until they are rebuilt nothing unknown is taken for a stray.
-func LostRecords(st *store.Store) error {
-	return st.Update(func(tx store.Tx) error { return flags.Put(tx, flagRebuilding, true) })
-}
+// LostRecords notes that there may have been records. Until they are rebuilt nothing unknown is taken for a stray.
+func LostRecords(tx store.Tx) error { return flags.Put(tx, flagRebuilding, true) }
 
 // Rebuilding says whether lost records are still to be made again.
 func (y *Yard) Rebuilding() bool {
@@ -31,6 +29,19 @@ func (y *Yard) Rebuilding() bool {
 		return err
 	})
 	return err == nil && lost
+}
+
+// Unknown says whether there is something of netyard's on the host, beside its rules, that is in no record.
+func (y *Yard) Unknown() (bool, error) {
+	w, err := y.wanted()
+	if err != nil {
+		return false, err
+	}
+	snap, err := y.c.Kernel.LinkSnapshot()
+	if err != nil {
+		return false, err
+	}
+	return len(snap.Strays(w.objects)) > 0, nil
 }
 
 // Rebuild makes the records of what an engine has and the kernel still does, and then drops the strays. In between others make those of

@@ -39,14 +39,23 @@ func (h *Host) StartContainerd() {
 	}
 	h.Containerd.Start()
 	h.placePlugins()
-	archive, err := imageArchive()
+	h.CtrImport(Image, nil)
+}
+
+// CtrImport gives containerd an image with labels, and says what to call it.
+func (h *Host) CtrImport(image string, labels map[string]string) string {
+	t := h.report.TB()
+	t.Helper()
+	file := filepath.Join(h.Dir, image+".tar")
+	archive, err := imageArchive(image, labels)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(h.Dir, "image.tar"), archive, 0o644)
+		err = os.WriteFile(file, archive, 0o644)
 	}
 	if err != nil {
-		t.Fatalf("lab: make the image: %v", err)
+		t.Fatalf("lab: make the image %s: %v", image, err)
 	}
-	h.Ctr("images import", filepath.Join(h.Dir, "image.tar"))
+	h.Ctr("images import", file)
+	return strings.Replace(CtrImage, Image, image, 1)
 }
 
 // debianPlugins is where this machine has the plugins of containernetworking-plugins.
@@ -99,7 +108,20 @@ func (h *Host) TryCtrRun(name, flags string, cmd ...string) (string, error) {
 	if len(cmd) == 0 {
 		cmd = []string{"sleep 1d"}
 	}
-	return h.TryCtr("run -d --cni --cgroup", h.cgroup(name), flags, CtrImage, name, strings.Join(cmd, " "))
+	return h.tryCtrRun(CtrImage, name, flags, cmd...)
+}
+
+// CtrRunImage is CtrRun for a container of another image.
+func (h *Host) CtrRunImage(image, name, flags string) {
+	t := h.report.TB()
+	t.Helper()
+	if out, err := h.tryCtrRun(image, name, flags, "sleep 1d"); err != nil {
+		t.Fatalf("%s# ctr run %s\n%v%s", h.Name, name, err, out)
+	}
+}
+
+func (h *Host) tryCtrRun(image, name, flags string, cmd ...string) (string, error) {
+	return h.TryCtr("run -d --cni --cgroup", h.cgroup(name), flags, image, name, strings.Join(cmd, " "))
 }
 
 // cgroup is that of a container: below the node's, to go with it.

@@ -18,7 +18,7 @@ const Image = "busybox"
 
 // loadImage gives a fresh engine its image. No registry is needed.
 func loadImage(h *Host) error {
-	archive, err := imageArchive()
+	archive, err := imageArchive(Image, nil)
 	if err != nil {
 		return err
 	}
@@ -29,19 +29,19 @@ func loadImage(h *Host) error {
 
 // imageArchive makes what docker save would print. docker import takes less, but does not let 20.10 know the stop
 // signal: a shell that is process 1 ignores SIGTERM, and each docker stop would take ten seconds.
-// To make it takes less time than to keep it in a cache and to make sure that it is the right one.
-func imageArchive() ([]byte, error) {
+// An image's labels become those of its containers. To make it takes less time than to keep it in a cache and to make sure that it is the right one.
+func imageArchive(image string, labels map[string]string) ([]byte, error) {
 	layer, err := imageLayer()
 	if err != nil {
 		return nil, err
 	}
 	config := asJSON(map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Cmd": []string{"sh"}, "StopSignal": "SIGKILL", "Env": []string{"PATH=/bin"}},
+		"config": map[string]any{"Cmd": []string{"sh"}, "StopSignal": "SIGKILL", "Env": []string{"PATH=/bin"}, "Labels": labels},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
 	})
 	name := fmt.Sprintf("%x.json", sha256.Sum256(config))
-	manifest := asJSON([]map[string]any{{"Config": name, "RepoTags": []string{Image + ":latest"}, "Layers": []string{"layer.tar"}}})
+	manifest := asJSON([]map[string]any{{"Config": name, "RepoTags": []string{image + ":latest"}, "Layers": []string{"layer.tar"}}})
 	var a archive
 	a.add(tar.Header{Name: "layer.tar", Mode: 0o644}, layer)
 	a.add(tar.Header{Name: name, Mode: 0o644}, config)
