@@ -519,6 +519,10 @@ func TestCNIUpstream(t *testing.T) {
 		if n := len(ps(t, h)); n != 2 {
 			t.Errorf("%d after a GC without a list", n)
 		}
+		(call{conf: fmt.Sprintf(`{"cniVersion":"1.1.0","name":"second","type":"netyard","network":%q,"cni.dev/valid-attachments":[]}`, ps(t, h)[0].Network)}).do(t, h, "GC")
+		if n := len(ps(t, h)); n != 2 {
+			t.Errorf("%d after a GC of another configuration of the network", n)
+		}
 		(call{conf: strings.Replace(gc, `{`, `{"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}],`, 1)}).do(t, h, "GC")
 		eventually(t, "what is not in the list is gone", func() bool { return len(ps(t, h)) == 1 })
 		c.do(t, h, "DEL")

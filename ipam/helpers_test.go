@@ -74,7 +74,7 @@ func (r *rig) pool(req PoolRequest, network string) (p Pool) {
 		if p, err = r.ipam.RequestPool(tx, req); err != nil || network == "" {
 			return err
 		}
-		return r.ipam.BindPool(tx, p.Subnet, network)
+		return r.ipam.BindPool(tx, p.Subnet, "", network)
 	})
 	return p
 }

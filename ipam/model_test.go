@@ -242,7 +242,7 @@ func (m *model) operate(r *rig, tx store.Tx, rnd *rand.Rand) error {
 		}
 		pool.Network = id
 		m.pools[id] = newPoolModel(pool)
-		return r.ipam.BindPool(tx, req.Subnet, id)
+		return r.ipam.BindPool(tx, req.Subnet, "", id)
 	}
 	var name, mac string
 	if rnd.IntN(2) == 0 {

@@ -158,16 +158,19 @@ func (m *IPAM) admit(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error
 	return nil
 }
 
-// BindPool gives the pool of subnet that no network has, the newest if several domains have one, to network.
-// It is no error if network has it already.
-func (m *IPAM) BindPool(tx store.Tx, subnet netip.Prefix, network string) error {
+// BindPool gives the pool of subnet that no network has to network. If several domains have one, it is that of the domain that is likely,
+// or else the newest. It is no error if network has it already.
+func (m *IPAM) BindPool(tx store.Tx, subnet netip.Prefix, likely, network string) error {
 	subnet = plain(subnet)
 	if _, err := m.PoolOf(tx, subnet, network); !errors.Is(err, ErrNotFound) {
 		return err
 	}
 	var newest Pool
 	err := poolBucket.Each(tx, subnet.String(), func(_ string, p Pool) error {
-		if p.Subnet == subnet && p.Network == "" && (newest.ID == "" || p.Created.After(newest.Created)) {
+		if p.Subnet != subnet || p.Network != "" {
+			return nil
+		}
+		if is, was := p.Domain == likely, newest.Domain == likely; newest.ID == "" || is && !was || is == was && p.Created.After(newest.Created) {
 			newest = p
 		}
 		return nil

@@ -127,7 +127,7 @@ func TestRequestPoolAgain(t *testing.T) {
 	}{
 		{"unbound", func(*rig) {}, true, nil},
 		{"bound", func(r *rig) {
-			r.do(func(tx store.Tx) error { return r.ipam.BindPool(tx, req.Subnet, "n") })
+			r.do(func(tx store.Tx) error { return r.ipam.BindPool(tx, req.Subnet, "", "n") })
 		}, false, nil},
 		{"unbound, with a gateway and an aux address", func(r *rig) {
 			r.get(AddressRequest{Pool: id, Gateway: true})
@@ -245,8 +245,9 @@ func TestBadBase(t *testing.T) {
 func TestBindPool(t *testing.T) {
 	r := newRig(t, Config{})
 	subnet := prefix("10.1.0.0/24")
+	likely := map[string]string{"n1": "eth2", "n2": "eth7"} // the others say nothing
 	bind := func(network string) error {
-		return r.store.Update(func(tx store.Tx) error { return r.ipam.BindPool(tx, subnet, network) })
+		return r.store.Update(func(tx store.Tx) error { return r.ipam.BindPool(tx, subnet, likely[network], network) })
 	}
 	wantError(t, bind("n1"), ErrNotFound, "bind pool 10.1.0.0/24 to network n1: unbound pool: not found")
 	for i, domain := range []string{"eth0", "eth2", "eth1"} {
@@ -259,7 +260,7 @@ func TestBindPool(t *testing.T) {
 	}
 	wantError(t, bind("n4"), ErrNotFound, "bind pool 10.1.0.0/24 to network n4: unbound pool: not found")
 	r.do(func(tx store.Tx) error {
-		for network, want := range map[string]string{"n1": "10.1.0.0/24@eth1", "n2": "10.1.0.0/24@eth2", "n3": "10.1.0.0/24@eth0"} {
+		for network, want := range map[string]string{"n1": "10.1.0.0/24@eth2", "n2": "10.1.0.0/24@eth1", "n3": "10.1.0.0/24@eth0"} {
 			p, err := r.ipam.PoolOf(tx, prefix("10.1.0.77/24"), network)
 			if err != nil {
 				return err
@@ -293,7 +294,7 @@ func TestUnbindPool(t *testing.T) {
 	unbind("n")
 	_, err = r.tryPool(req)
 	wantError(t, err, nil, "")
-	r.do(func(tx store.Tx) error { return r.ipam.BindPool(tx, req.Subnet, "m") })
+	r.do(func(tx store.Tx) error { return r.ipam.BindPool(tx, req.Subnet, "", "m") })
 }
 
 func TestPoolOrder(t *testing.T) {

@@ -81,6 +81,8 @@ type Endpoint struct {
 	// Attachment is what a CNI runtime calls the container (CNI_CONTAINERID): together with the network and IfName it names the
 	// endpoint. Empty: the endpoint did not come by CNI.
 	Attachment string `json:",omitempty"`
+	// Config is the name of the CNI configuration it came by; empty when that is not known.
+	Config string `json:",omitempty"`
 	// Aliases are other names the container asked for on the network.
 	Aliases []string `json:",omitempty"`
 	// NS is the namespace that was behind Sandbox when the endpoint was plugged in, by CNI.

@@ -390,16 +390,23 @@ func (n Network) OptAddrs(name string) (all []netip.Addr) {
 	return all
 }
 
-// OptSources is Opt for Sources.
+// OptSources is Opt for Sources. What is in another one of them is left out: the kernel's sets of ranges take no two that overlap.
 func (n Network) OptSources(name string) (subnets []netip.Prefix, interfaces []string) {
 	for one := range strings.SplitSeq(n.Opt(name), ",") {
 		if p, err := netip.ParsePrefix(one); err == nil {
 			subnets = append(subnets, p)
-		} else if one != "" {
+		} else if one != "" && !slices.Contains(interfaces, one) {
 			interfaces = append(interfaces, one)
 		}
 	}
-	return subnets, interfaces
+	slices.SortStableFunc(subnets, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() }) // wide ones first
+	var apart []netip.Prefix
+	for _, p := range subnets {
+		if !slices.ContainsFunc(apart, p.Overlaps) {
+			apart = append(apart, p)
+		}
+	}
+	return apart, interfaces
 }
 
 const maxIfName = 15

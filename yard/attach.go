@@ -22,6 +22,8 @@ type AttachRequest struct {
 	NetworkID string
 	// Attachment is the container as the runtime calls it, and IfName the interface's name inside.
 	Attachment, IfName string
+	// Config is the name of the configuration that the runtime attaches it by.
+	Config string
 	// Sandbox is the path of the container's network namespace, as far as the runtime knows one, and NS an open descriptor of it.
 	Sandbox string
 	NS      int
@@ -81,7 +83,7 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 		return a, err
 	}
 	e := modes.Endpoint{
-		ID: randomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, IfName: r.IfName, Sandbox: r.Sandbox, NS: ns,
+		ID: randomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName, Sandbox: r.Sandbox, NS: ns,
 		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases, BootID: y.c.BootID, Into: r.NS,
 	}
 	seen, ok := kernel.NamespaceAt(r.Sandbox)

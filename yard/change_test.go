@@ -44,6 +44,7 @@ func TestChangeNetwork(t *testing.T) {
 		{"masquerade": "false", "inhibit_ipv4": "true"},
 		{"publish_from": "10.0.0.0/8,eth1"},
 		{"publish_from": "192.168.0.0/16,eth0,fd00::/8"},
+		{"publish_from": "192.168.7.1,192.168.0.0/16,192.168.7.0/24,eth0,eth0"}, // in one another
 		{"publish_from": "192.168.7.0/24"},
 		{"publish_from": "192.168.0.0/20"},
 	} {

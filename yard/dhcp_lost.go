@@ -149,7 +149,7 @@ func (y *Yard) readdressed(ctx context.Context, l DHCPLease, fresh dhcp.Lease) e
 	if err != nil {
 		return err
 	}
-	return y.program(ctx, m, n, was, is)
+	return errors.Join(y.enforce(ctx), y.program(ctx, m, n, was, is)) // before anybody can reach it there
 }
 
 // moveEndpoint records what the endpoint of a lease has now.

@@ -117,11 +117,17 @@ func (y *Yard) NetworkNamed(name string) (modes.Network, error) {
 	if err != nil {
 		return modes.Network{}, err
 	}
-	at := slices.IndexFunc(ns, func(n modes.Network) bool { return n.Name == name || n.ID == name })
-	if at < 0 {
-		return modes.Network{}, fmt.Errorf("network %q: %w", name, ErrNotFound)
+	if at := slices.IndexFunc(ns, func(n modes.Network) bool { return n.ID == name }); at >= 0 {
+		return ns[at], nil
 	}
-	return ns[at], nil
+	ns = slices.DeleteFunc(ns, func(n modes.Network) bool { return n.Name != name })
+	switch len(ns) {
+	case 0:
+		return modes.Network{}, fmt.Errorf("network %q: %w", name, ErrNotFound)
+	case 1:
+		return ns[0], nil
+	}
+	return modes.Network{}, fmt.Errorf("network %q: there are %d of that name, of %s and %s: say the id", name, len(ns), ns[0].Engine, ns[1].Engine)
 }
 
 // isAs says whether a network is what is asked for, as far as that is said.

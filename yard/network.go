@@ -137,7 +137,7 @@ func (y *Yard) putNew(tx store.Tx, n modes.Network) error {
 		if s.Space != Space {
 			continue
 		}
-		if err := y.c.IPAM.BindPool(tx, s.Pool, n.ID); err != nil {
+		if err := y.c.IPAM.BindPool(tx, s.Pool, n.Options[optParent], n.ID); err != nil {
 			return fmt.Errorf("take pool %s for network %s: %w", s.Pool, modes.Short(n.ID), err)
 		}
 	}

@@ -45,7 +45,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (json.R
 		return nil, err
 	}
 	r := yard.AttachRequest{
-		NetworkID: n.ID, Attachment: q.ContainerID, IfName: q.IfName, Sandbox: q.Netns, NS: int(netns.Fd()), Pools: p.pools,
+		NetworkID: n.ID, Attachment: q.ContainerID, Config: c.Name, IfName: q.IfName, Sandbox: q.Netns, NS: int(netns.Fd()), Pools: p.pools,
 		Container: modes.Container{Engine: yard.CNI}, OwnRoutes: p.ownRoutes, Routes: p.inside,
 	}
 	labels := s.whose(ctx, &r)

@@ -220,7 +220,7 @@ func (s *Server) networkOf(c config) (string, error) {
 	return n.ID, err
 }
 
-// gc drops what a runtime no longer has of a network. Without a list it says nothing of what it has.
+// gc drops what a runtime no longer has by a configuration: a network may have several. Without a list it says nothing of what it has.
 func (s *Server) gc(ctx context.Context, q cni.Request) error {
 	var list struct {
 		Valid *[]struct {
@@ -231,7 +231,8 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 	if err := json.Unmarshal(q.Config, &list); err != nil || list.Valid == nil {
 		return nil //nolint:nilerr // it is no list
 	}
-	id, err := s.networkOf(leniently(q.Config))
+	c := leniently(q.Config)
+	id, err := s.networkOf(c)
 	if errors.Is(err, yard.ErrNotFound) {
 		return nil
 	}
@@ -248,7 +249,7 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 	}
 	var errs []error
 	for _, e := range es {
-		if valid[e.Attachment+"|"+e.IfName] {
+		if valid[e.Attachment+"|"+e.IfName] || e.Config != "" && e.Config != c.Name {
 			continue
 		}
 		s.Log.Info("drop an attachment that its runtime has no more", "network", id, "container", e.Attachment, "interface", e.IfName)
