@@ -25,7 +25,7 @@ func (a *Agent) enroll(ctx context.Context, m cluster.Member, n cluster.Network)
 // awaitLeft waits a little until etcd has heard of networks that were taken from this host: who removes one and makes another of its name
 // wants that one.
 func (a *Agent) awaitLeft(ctx context.Context) {
-	const pause, most = 10 * time.Millisecond, 100
+	const pause, most = 10 * time.Millisecond, 300
 	for range most {
 		var ids []string
 		err := a.c.Store.View(func(tx store.Tx) error {

@@ -41,7 +41,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("when all is well: %+v", s)
 	}
 
-	const slow = 300 * time.Millisecond
+	const slow = 150 * time.Millisecond
 	e.Slow(slow)
 	h.start(blue, "b3eeeeeeeeee")
 	clustertest.Eventually(t, "a slow etcd is not noticed", func() bool { return h.status().Health.Worst >= slow })

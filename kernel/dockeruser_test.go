@@ -38,6 +38,7 @@ func TestDockerUser(t *testing.T) {
 				return out
 			}
 			save, restore := iptables+"-save", iptables+"-restore"
+			iptables += " -w 30" // the old interface has one lock for all namespaces
 			sorted := func() string { return h.Sh(t, iptables+" -S DOCKER-USER | grep nyb- | sort") }
 			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN && "+iptables+" -A FORWARD -j DOCKER-USER")
 			h.Watched(t)

@@ -361,6 +361,11 @@ func (f *firewall) remove(elements []Element) error {
 	if errors.Is(err, unix.ENOENT) {
 		err = f.load()
 	}
+	if err != nil { // they are still there, for the next try
+		for _, e := range gone {
+			f.want[e.id()] = &wish{Element: e, owners: map[string]bool{e.Owner: true}}
+		}
+	}
 	return err
 }
 

@@ -103,6 +103,7 @@ func TestSandbox(t *testing.T) {
 	for _, c := range open {
 		_ = c.Close()
 	}
+	kerneltest.Settled()
 	if ls, err := s.Listeners(); err != nil || len(ls) > 0 {
 		t.Errorf("after all were closed it has %v %v", ls, err)
 	}

@@ -107,7 +107,7 @@ func TestJudgeIptables(t *testing.T) {
 		{"iptables -A FORWARD -m limit --limit 1/h -j DROP", kernel.Passes | kernel.Dropped},
 		{"iptables -P FORWARD DROP", kernel.Dropped},
 		{"iptables -A FORWARD -j LOG; iptables -P FORWARD DROP; iptables -A FORWARD -i eth0 -j ACCEPT", kernel.Passes},
-		{"iptables-legacy -A FORWARD -j LOG", kernel.Passes | kernel.Dropped},
+		{"iptables-legacy -w 30 -A FORWARD -j LOG", kernel.Passes | kernel.Dropped},
 	} {
 		h.Sh(t, "iptables -F; iptables -P FORWARD ACCEPT; "+c.cmd)
 		if found, sum, err := h.Judge(kernel.Forward, p); err != nil || sum != c.want {

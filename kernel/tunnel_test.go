@@ -132,8 +132,8 @@ type tunneled struct {
 	wg kernel.WireGuard
 }
 
-func (s tunneled) peer(port uint16) kernel.WireGuardPeer {
-	return kernel.WireGuardPeer{Key: s.wg.Key.Public(), At: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n)), port), Addr: s.wg.Addr.Addr()}
+func (s tunneled) peer() kernel.WireGuardPeer {
+	return kernel.WireGuardPeer{Key: s.wg.Key.Public(), At: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n)), 14789), Addr: s.wg.Addr.Addr()}
 }
 
 // tunnels are two hosts with keys, and nothing else yet.
@@ -174,11 +174,11 @@ func TestWireGuard(t *testing.T) {
 	hosts := tunnels(t)
 	a, b := hosts[0], hosts[1]
 	before := a.Dump(t)
-	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer(14789)}}
+	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer()}}
 	objects := []kernel.Object{a.wg, peers}
 	for range 2 {
 		must(t, a.Ensure(t.Context(), objects...))
-		must(t, b.Ensure(t.Context(), b.wg, kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer(14789)}}))
+		must(t, b.Ensure(t.Context(), b.wg, kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer()}}))
 	}
 	passes := func(when string) {
 		t.Helper()
@@ -221,7 +221,7 @@ func TestWireGuard(t *testing.T) {
 		t.Errorf("another key: %q", said)
 	}
 	must(t, a.Ensure(t.Context(), objects...))
-	must(t, b.Ensure(t.Context(), kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer(14789)}}))
+	must(t, b.Ensure(t.Context(), kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer()}}))
 	passes("with another key")
 	objects[1] = kernel.WireGuardPeers{}
 	if said := faults(t, a.Host, objects...); !strings.Contains(said, "1 are missing, different or nobody's") {
@@ -251,9 +251,9 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	t.Parallel()
 	hosts := tunnels(t)
 	a, b := hosts[0], hosts[1]
-	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer(14789)}}
+	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer()}}
 	must(t, a.Ensure(t.Context(), a.wg, peers))
-	must(t, b.Ensure(t.Context(), b.wg, kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer(14789)}}))
+	must(t, b.Ensure(t.Context(), b.wg, kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer()}}))
 	b.Sh(t, "nft add table inet block; nft 'add chain inet block in { type filter hook input priority -10; }'; nft add rule inet block in udp dport 14789 counter drop")
 	start := time.Now()
 	got := func(n int) {
@@ -350,6 +350,7 @@ func TestWireGuardPort(t *testing.T) {
 		t.Errorf("a port that is taken: %v", err)
 	}
 	must(t, l.Close())
+	kerneltest.Settled()
 	must(t, h.Ensure(t.Context(), w))
 	must(t, h.Remove(w))
 }

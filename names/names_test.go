@@ -114,6 +114,7 @@ func (r *rig) run() *Server {
 	r.t.Cleanup(func() {
 		cancel()
 		<-done
+		kerneltest.Settled()
 		if left := r.listening(); len(left) > 0 {
 			r.t.Errorf("sockets are left: %v", left)
 		}

@@ -89,7 +89,7 @@ func TestAttachCrash(t *testing.T) {
 			if _, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil {
 				t.Fatalf("attach again: %v", err)
 			}
-			p.Sh(t, "ping -c 1 -W 2 10.9.0.1")
+			p.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 10.9.0.1 && exit; done; exit 1")
 			r.healthy("attached again")
 			if got := r.active(); len(got) != 1 {
 				t.Errorf("%v are in use", got)
@@ -150,7 +150,7 @@ func TestAttachDies(t *testing.T) {
 				if len(es) != 1 || es[0].Phase != modes.Ready || len(es[0].Ports) != 1 || es[0].Inside.Link == "" {
 					t.Fatalf("died after %v: of what its runtime heard of, there is %v", steps, es)
 				}
-				p.Sh(t, "ping -c 1 -W 2 10.9.0.1")
+				p.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 10.9.0.1 && exit; done; exit 1")
 				if faults, err := r.Faults(p.end(n, "c1")); err != nil || len(faults) > 0 {
 					t.Errorf("it is not as it was made: %v %v", faults, err)
 				}

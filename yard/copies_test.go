@@ -63,7 +63,7 @@ func TestRebuildOwn(t *testing.T) {
 	if err != nil || e.MAC != was.Endpoint.MAC || len(e.Ports) != len(was.Endpoint.Ports) || e.Options["ingress_rate"] != asked.Options["ingress_rate"] {
 		t.Errorf("the endpoint was %+v and is %+v, %v", was.Endpoint, e, err)
 	}
-	p.Sh(t, "ping -c 1 -W 2 10.9.0.7")
+	p.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 10.9.0.7 && exit; done; exit 1")
 	r.healthy("rebuilt")
 	if faults, err := r.Faults(p.end(n, "default-c1")); err != nil || len(faults) > 0 {
 		t.Errorf("CHECK says %v %v", faults, err)

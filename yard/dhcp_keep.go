@@ -101,6 +101,13 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
 // begin does something about a lease, unless something is being done about it.
 func (k *keeper) begin(id string, do func()) {
 	k.mu.Lock()
@@ -140,14 +147,17 @@ func (y *Yard) duty(l DHCPLease, now time.Time) (time.Time, duty) {
 		return l.Tried.Add(releasePause), (*Yard).release
 	case DHCPHeld:
 	}
+	due := l.Lease.Due(now, l.Tried)
 	e, err := y.Endpoint(l.Network, l.Endpoint)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return l.Since.Add(y.c.Grace), (*Yard).orphan
 	case err != nil || e.Phase != modes.Ready || e.Sandbox == "" || !kernel.IsNamespace(e.Sandbox):
-		return now.Add(idleLook), (*Yard).extend // a look later
+		if due.IsZero() {
+			due = now.Add(idleLook)
+		}
+		return later(earlier(now.Add(idleLook), due), now.Add(namePause)), (*Yard).extend // a look, when it may be ready
 	}
-	due := l.Lease.Due(now, l.Tried)
 	if y.hostname(l, e) != l.Hostname && l.Lease.State(now) == dhcp.Bound {
 		due = l.Tried.Add(namePause)
 	}

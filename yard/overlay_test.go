@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
@@ -108,10 +109,15 @@ func (m *member) settled(t *testing.T) {
 func (m *member) healthy(t *testing.T, when string) {
 	t.Helper()
 	m.settled(t)
-	found, err := m.Audit(t.Context(), nil)
-	if err != nil || len(found) > 0 {
-		t.Errorf("%s: %v %v", when, found, err)
+	var said string
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // the watcher mends meanwhile
+		found, err := m.Audit(t.Context(), nil)
+		if err == nil && len(found) == 0 {
+			return
+		}
+		said = fmt.Sprint(found, err)
 	}
+	t.Errorf("%s: %s", when, said)
 }
 
 // records are the addresses of containers in etcd.

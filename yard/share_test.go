@@ -116,6 +116,7 @@ func TestShareConflict(t *testing.T) {
 
 	_ = first.Close()
 	_ = program.Close()
+	kerneltest.Settled()
 	for _, w := range ws {
 		r.see(w)
 	}
@@ -129,6 +130,7 @@ func TestShareConflict(t *testing.T) {
 		t.Errorf("a program that came too late: %+v %v", found, r.shares(ws[1]))
 	}
 	_ = late.Close()
+	kerneltest.Settled()
 	r.see(ws[1])
 	count := map[string]int{}
 	all, _ := r.Events(0)

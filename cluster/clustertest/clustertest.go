@@ -3,12 +3,15 @@ package clustertest
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,7 +46,8 @@ func Start(t testing.TB, scheme string, args ...string) *Etcd {
 	if scheme == "" {
 		scheme = "http"
 	}
-	e := &Etcd{Dir: filepath.Join(t.TempDir(), "data"), client: free(t), peer: free(t), args: args}
+	own := fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(256), 1+rand.N(254)) //nolint:gosec // it need not be secret
+	e := &Etcd{Dir: filepath.Join(t.TempDir(), "data"), client: own + ":2379", peer: own + ":2380", args: args}
 	e.wire = newWire(t, e.client)
 	e.URL = scheme + "://" + e.wire.l.Addr().String()
 	e.args = append([]string{
@@ -70,14 +74,29 @@ func (e *Etcd) Run(t testing.TB) {
 		t.Fatalf("start etcd (package etcd-server): %v", err)
 	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if conn, err := net.Dial("tcp", e.client); err == nil {
-			_ = conn.Close()
+		if e.serves() {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("etcd does not listen on %s:\n%s", e.client, e.said.String())
+			t.Fatalf("etcd does not serve on %s:\n%s", e.client, e.said.String())
 		}
 	}
+}
+
+// serves says whether it has a leader, or listens, where only who it knows may ask.
+func (e *Etcd) serves() bool {
+	if strings.HasPrefix(e.URL, "https:") {
+		conn, err := net.Dial("tcp", e.client)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	}
+	resp, err := http.Get("http://" + e.client + "/health")
+	if err == nil {
+		_ = resp.Body.Close()
+	}
+	return err == nil && resp.StatusCode == http.StatusOK
 }
 
 // Kill ends it as a power cut does.
@@ -137,16 +156,6 @@ func (e *Etcd) Slow(d time.Duration) {
 
 // Mend undoes Cut.
 func (e *Etcd) Mend() { e.wire.set(false) }
-
-func free(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close() //nolint:errcheck // it was only for its number
-	return l.Addr().String()
-}
 
 // A wire passes connections on.
 type wire struct {

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netns"
@@ -51,8 +52,16 @@ func (h *Host) Reopen(t testing.TB) {
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
 		}
+		Settled()
 	}
 	h.Kernel = k
+}
+
+// Settled returns when what this process closed is closed: a child that another test began meanwhile has copies of all its files until it
+// runs its own program, which is as long as the lock is held.
+func Settled() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 }
 
 // Watched lets the Kernel watch its namespace until the test ends. It is waited for: a Kernel that is closed has no sockets to work with,

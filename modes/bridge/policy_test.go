@@ -47,7 +47,10 @@ func dial(h *kerneltest.Host, addr string) (c net.Conn, err error) {
 func (l lab) connects(from *kerneltest.Host, addr string, want bool) {
 	l.t.Helper()
 	c, err := dial(from, addr)
-	if want && err != nil {
+	for range 6 { // on a busy machine an answer takes its time
+		if !want || err == nil {
+			break
+		}
 		c, err = dial(from, addr)
 	}
 	if err == nil {
@@ -58,8 +61,8 @@ func (l lab) connects(from *kerneltest.Host, addr string, want bool) {
 	}
 }
 
-func says(c net.Conn) bool {
-	_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+func says(c net.Conn, within time.Duration) bool {
+	_ = c.SetDeadline(time.Now().Add(within))
 	buf := make([]byte, 2)
 	if _, err := c.Write([]byte("hi")); err != nil {
 		return false
@@ -125,10 +128,10 @@ func TestPolicy(t *testing.T) {
 			if err := l.host.EndFlows(all); err != nil {
 				t.Fatal(err)
 			}
-			if says(forbidden) {
+			if says(forbidden, 700*time.Millisecond) {
 				t.Error("a connection that policy forbids lives on")
 			}
-			if !says(allowed) {
+			if !says(allowed, 10*time.Second) {
 				t.Error("a connection that policy allows has ended")
 			}
 			for _, c := range []struct {
