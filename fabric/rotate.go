@@ -85,7 +85,7 @@ func (a *Agent) turned(ctx context.Context) error {
 		}
 	}
 	if a.tunnel.told != nil {
-		a.agree(a.tunnel.told.All, since)
+		a.agree(a.tunnel.told.All, since) //nolint:contextcheck // it lives as long as Run
 	}
 	if err := a.c.Store.Update(func(tx store.Tx) error { return secrets.Put(tx, secretKey, secret{Key: next[:]}) }); err != nil {
 		return err
