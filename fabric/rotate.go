@@ -117,6 +117,9 @@ const (
 // the same time each answer the other and forget what they asked; so neither takes the answer, and WireGuard would ask again only in five
 // seconds (REKEY_TIMEOUT). One of the two asks again before, and if that is lost, too, the other. The caller holds the lock.
 func (a *Agent) agree(peers []kernel.WireGuardPeer, since time.Time) {
+	if !a.entered || len(peers) == 0 { // what comes from store tells of nobody's other key
+		return
+	}
 	var first, second []kernel.WireGuardPeer
 	for _, p := range peers {
 		if a.c.Host.Tunnel().Less(p.Addr) {
@@ -124,9 +127,6 @@ func (a *Agent) agree(peers []kernel.WireGuardPeer, since time.Time) {
 		} else {
 			second = append(second, p)
 		}
-	}
-	if !a.entered || len(peers) == 0 { // nobody told this one of another key
-		return
 	}
 	a.tasks.start(func(ctx context.Context) error {
 		a.askAgain(ctx, first, since, firstAgain)
