@@ -643,3 +643,32 @@ func TestCNILabels(t *testing.T) {
 		healthy(t, h)
 	})
 }
+
+// TestCNINames: an engine made another network of a name. Nobody is attached to either by that name, and who was is let go.
+func TestCNINames(t *testing.T) {
+	t.Parallel()
+	h := hostCNI(t, lab.Engine2010)
+	h.Sh("netyard network create web --subnet 10.77.0.0/24")
+	h.Sh("netyard cni install web")
+	sandboxes(h, "a", "b")
+	conf := confOf(t, h, "web", "1.0.0")
+	a, b := call{id: "a", netns: "/run/netns/a", conf: conf}, call{id: "b", netns: "/run/netns/b", conf: conf}
+	a.do(t, h, "ADD")
+	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.78.0.0/24 web")
+	eventually(t, "there are two", func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 2 })
+	for _, command := range []string{"ADD", "STATUS"} {
+		b.conf = strings.Replace(conf, `"1.0.0"`, `"1.1.0"`, 1)
+		if _, msg := b.refused(t, h, command); !strings.Contains(msg, "there are 2 of that name") {
+			t.Errorf("%s by a name that two have: %s", command, msg)
+		}
+	}
+	a.do(t, h, "CHECK")
+	a.do(t, h, "DEL")
+	eventually(t, "it is gone", func() bool { return len(ps(t, h)) == 0 })
+	h.Docker("network rm web")
+	eventually(t, "there is one", func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 1 })
+	b.do(t, h, "ADD")
+	b.do(t, h, "DEL")
+	h.Sh("ip netns del a; ip netns del b")
+	healthy(t, h)
+}

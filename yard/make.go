@@ -69,18 +69,19 @@ func (y *Yard) MakeNetwork(ctx context.Context, r NetworkRequest) (n modes.Netwo
 		return n, err
 	}
 	defer release()
-	old, err := y.NetworkNamed(n.Name)
-	switch {
-	case err == nil && old.ID != n.ID:
-		return old, fmt.Errorf("network %s: %w", n.Name, ErrExists)
-	case err == nil && old.Phase == modes.Ready && y.isAs(old, n, r):
-		return old, nil
-	case err == nil:
-		if err := y.DeleteNetwork(ctx, old.ID); err != nil {
-			return old, fmt.Errorf("network %s is to be another one than it was: %w", n.Name, err)
+	named, err := y.NetworksNamed(n.Name)
+	if err != nil {
+		return n, err
+	}
+	switch at := slices.IndexFunc(named, func(o modes.Network) bool { return o.ID == n.ID }); {
+	case at < 0 && len(named) > 0:
+		return named[0], fmt.Errorf("network %s: %w", n.Name, ErrExists)
+	case at >= 0 && named[at].Phase == modes.Ready && y.isAs(named[at], n, r):
+		return named[at], nil
+	case at >= 0:
+		if err := y.DeleteNetwork(ctx, n.ID); err != nil {
+			return named[at], fmt.Errorf("network %s is to be another one than it was: %w", n.Name, err)
 		}
-	case !errors.Is(err, ErrNotFound):
-		return old, err
 	}
 	if err := y.makeNew(ctx, n, r); err != nil {
 		return n, err
@@ -113,21 +114,26 @@ func (y *Yard) makeNew(ctx context.Context, n modes.Network, r NetworkRequest) (
 
 // NetworkNamed finds a network by its name, or its whole id, alone.
 func (y *Yard) NetworkNamed(name string) (modes.Network, error) {
-	ns, err := y.Networks()
-	if err != nil {
+	ns, err := y.NetworksNamed(name)
+	switch {
+	case err != nil:
 		return modes.Network{}, err
-	}
-	if at := slices.IndexFunc(ns, func(n modes.Network) bool { return n.ID == name }); at >= 0 {
-		return ns[at], nil
-	}
-	ns = slices.DeleteFunc(ns, func(n modes.Network) bool { return n.Name != name })
-	switch len(ns) {
-	case 0:
-		return modes.Network{}, fmt.Errorf("network %q: %w", name, ErrNotFound)
-	case 1:
+	case len(ns) == 1:
 		return ns[0], nil
+	case len(ns) == 0:
+		return modes.Network{}, fmt.Errorf("network %q: %w", name, ErrNotFound)
 	}
 	return modes.Network{}, fmt.Errorf("network %q: there are %d of that name, of %s and %s: say the id", name, len(ns), ns[0].Engine, ns[1].Engine)
+}
+
+// NetworksNamed finds all networks of a name, or the one that has it for its whole id. Two engines may each have one, and Docker itself
+// may have several.
+func (y *Yard) NetworksNamed(name string) ([]modes.Network, error) {
+	ns, err := y.Networks()
+	if at := slices.IndexFunc(ns, func(n modes.Network) bool { return n.ID == name }); at >= 0 {
+		return ns[at : at+1], err
+	}
+	return slices.DeleteFunc(ns, func(n modes.Network) bool { return n.Name != name }), err
 }
 
 // isAs says whether a network is what is asked for, as far as that is said.

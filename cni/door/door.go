@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,7 +176,7 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 	if err != nil {
 		return err
 	}
-	id, err := s.networkOf(c)
+	id, err := s.networkOf(c, q)
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 // del takes an attachment away. What cannot be understood is nothing that could have been attached: a runtime must not be kept from
 // stopping a container.
 func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, before time.Time, gone bool) error {
-	id, err := s.networkOf(leniently(q.Config))
+	id, err := s.networkOf(leniently(q.Config), q)
 	if errors.Is(err, yard.ErrNotFound) {
 		return nil
 	}
@@ -211,13 +212,29 @@ func leniently(raw []byte) (c config) {
 	return c
 }
 
-// networkOf is the id of the network that a configuration is about; it need not be there.
-func (s *Server) networkOf(c config) (string, error) {
+// networkOf is the id of the network that a configuration is about; it need not be there. If another of its name came later, it is the
+// one that has the attachment.
+func (s *Server) networkOf(c config, q cni.Request) (string, error) {
 	if c.Network == "" {
 		return networkID(c.Name), nil
 	}
-	n, err := s.Yard.NetworkNamed(c.Network)
-	return n.ID, err
+	ns, err := s.Yard.NetworksNamed(c.Network)
+	if err != nil {
+		return "", err
+	}
+	if len(ns) == 1 {
+		return ns[0].ID, nil
+	}
+	for _, n := range ns {
+		es, err := s.Yard.Attachments(n.ID)
+		if err != nil {
+			return "", err
+		}
+		if slices.ContainsFunc(es, func(e modes.Endpoint) bool { return e.Attachment == q.ContainerID && e.IfName == q.IfName }) {
+			return n.ID, nil
+		}
+	}
+	return "", fmt.Errorf("attachment %s of a network %q: %w", q.ContainerID, c.Network, yard.ErrNotFound)
 }
 
 // gc drops what a runtime no longer has by a configuration: a network may have several. Without a list it says nothing of what it has.
@@ -232,7 +249,7 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 		return nil //nolint:nilerr // it is no list
 	}
 	c := leniently(q.Config)
-	id, err := s.networkOf(c)
+	id, err := s.networkOf(c, q)
 	if errors.Is(err, yard.ErrNotFound) {
 		return nil
 	}
@@ -264,14 +281,17 @@ func (s *Server) status(q cni.Request) error {
 	if err != nil {
 		return err
 	}
-	id, err := s.networkOf(c)
+	id := networkID(c.Name)
 	if c.Network == "" {
 		if _, err = c.plan(s.Yard.Knows); err != nil {
 			return err
 		}
-	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", errUnavailable, err)
+	} else {
+		n, err := s.Yard.NetworkNamed(c.Network)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errUnavailable, err)
+		}
+		id = n.ID
 	}
 	err = s.Yard.Room(id)
 	if err == nil || c.Network == "" && errors.Is(err, yard.ErrNotFound) { // it will be made with the first container
