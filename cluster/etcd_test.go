@@ -476,11 +476,11 @@ func TestMirrorComparesByItself(t *testing.T) {
 	clustertest.Eventually(t, "the comparison does not find it", func() bool { return v.Status().Missed == 1 && v.same(t, c) })
 }
 
-// TestMirrorAndAnOldBackup: what a restored etcd has not stays for a while; what its owner does not put back goes then.
-func TestMirrorAndAnOldBackup(t *testing.T) {
-	t.Parallel()
+// wentBack is a mirror of twenty addresses that follows an etcd from a backup of the first ten, and what it knew before.
+func wentBack(t *testing.T, mercy time.Duration) (v *view, c *Client, m Member, full MirrorStatus) {
+	t.Helper()
 	e := clustertest.Start(t, "")
-	c := member(t, e, 1)
+	c = member(t, e, 1)
 	net, m := onBlue(t, c, 1)
 	hold(t, c, m, 0, 10)
 	e.Kill(t)
@@ -488,16 +488,23 @@ func TestMirrorAndAnOldBackup(t *testing.T) {
 	clustertest.Backup(t, e.Dir, backup)
 	e.Run(t)
 	hold(t, c, m, 10, 10)
-	v := newView(t, c, "addr/"+net.ID+"/")
-	v.mercy = 3 * time.Second
+	v = newView(t, c, "addr/"+net.ID+"/")
+	v.mercy = mercy
 	follow(t, v.Mirror)
 	clustertest.Eventually(t, "it does not follow", func() bool { return v.same(t, c) })
-	full := v.Status()
+	full = v.Status()
 	e.Kill(t)
 	clustertest.Backup(t, backup, e.Dir)
 	e.Run(t)
 	clustertest.Eventually(t, "nobody asks etcd", func() bool { _, err := c.List(t.Context(), "meta"); return err == nil })
 	clustertest.Eventually(t, "going back in time is not noticed", func() bool { return v.Status().Revision < full.Revision })
+	return v, c, m, full
+}
+
+// TestMirrorAndAnOldBackup: what a restored etcd has not stays for a while; what its owner does not put back goes then.
+func TestMirrorAndAnOldBackup(t *testing.T) {
+	t.Parallel()
+	v, c, m, full := wentBack(t, 3*time.Second)
 	if s := v.Status(); s.Records != full.Records {
 		t.Errorf("%d records, of %d", s.Records, full.Records)
 	}
@@ -509,27 +516,8 @@ func TestMirrorAndAnOldBackup(t *testing.T) {
 // did not know stays.
 func TestMirrorMercy(t *testing.T) {
 	t.Parallel()
-	e := clustertest.Start(t, "")
-	c := member(t, e, 1)
-	net, m := onBlue(t, c, 1)
-	hold(t, c, m, 0, 10)
-	e.Kill(t)
-	backup := filepath.Join(t.TempDir(), "backup")
-	clustertest.Backup(t, e.Dir, backup)
-	e.Run(t)
-	hold(t, c, m, 10, 10)
-	v := newView(t, c, "addr/"+net.ID+"/")
-	v.mercy = time.Hour
-	follow(t, v.Mirror)
-	clustertest.Eventually(t, "it does not follow", func() bool { return v.same(t, c) })
-	full := v.Status()
-	e.Kill(t)
-	clustertest.Backup(t, backup, e.Dir)
-	e.Run(t)
-	clustertest.Eventually(t, "nobody asks etcd", func() bool { _, err := c.List(t.Context(), "meta"); return err == nil })
-	clustertest.Eventually(t, "going back in time is not noticed", func() bool { return v.Status().Revision < full.Revision })
-
-	gone := Address{Network: net.ID, Addr: netip.MustParseAddr("10.20.1.2")}
+	v, c, m, full := wentBack(t, time.Hour)
+	gone := Address{Network: m.Network, Addr: netip.MustParseAddr("10.20.1.2")}
 	there := v.Get(gone.Key())
 	must(t, eventually(func() error { return c.Release(t.Context(), m, gone.Addr) }))
 	clustertest.Eventually(t, "it does not follow a restored etcd", func() bool { return v.Get(gone.Key()) == nil })

@@ -216,9 +216,11 @@ func (c *Containerd) Census(ctx context.Context) (yard.Census, error) {
 }
 
 func owner(o containers.Container) modes.Container {
-	w := modes.Container{Engine: yard.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image, Labels: o.Labels}
-	if w.Labels == nil { // none are known, which is not that none is known
-		w.Labels = map[string]string{}
+	w := modes.Container{Engine: yard.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image, Labels: map[string]string{}}
+	for label, v := range o.Labels {
+		if !ours(label) { // of those some may be its image's, see chosen
+			w.Labels[label] = v
+		}
 	}
 	if w.Name == "" {
 		w.Name = o.ID // ctr's ids are names

@@ -3,6 +3,7 @@ package engines
 import (
 	"context"
 	"maps"
+	"slices"
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -15,7 +16,7 @@ const labelOption, labelMAC, labelAlias = "netyard.", "netyard.mac", "netyard.al
 // chosen are the labels of a container without those for netyard that its image has, too: an image may come from anybody, and what a
 // container may send is for who runs it to say. When the image cannot be read, none of them is known to be his.
 func (c *Containerd) chosen(ctx context.Context, client *containerd.Client, o containers.Container) map[string]string {
-	if o.Image == "" || !hasOurs(o.Labels) {
+	if o.Image == "" || !slices.ContainsFunc(slices.Collect(maps.Keys(o.Labels)), ours) {
 		return o.Labels
 	}
 	his := maps.Clone(o.Labels)
@@ -36,15 +37,6 @@ func (c *Containerd) chosen(ctx context.Context, client *containerd.Client, o co
 }
 
 func ours(label string) bool { return strings.HasPrefix(label, labelOption) }
-
-func hasOurs(labels map[string]string) bool {
-	for label := range labels {
-		if ours(label) {
-			return true
-		}
-	}
-	return false
-}
 
 // said are the options that the labels of a container are for its endpoint.
 func said(labels map[string]string) map[string]string {

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"netyard/kernel"
@@ -149,24 +148,6 @@ func tunnels(t *testing.T) (hosts []tunneled) {
 	return hosts
 }
 
-// peered is what WireGuard has of its one peer.
-func (s tunneled) peered(t *testing.T) (p wgtypes.Peer) {
-	t.Helper()
-	must(t, s.Do(func() error {
-		c, err := wgctrl.New()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		dev, err := c.Device(kernel.TunnelName)
-		if err == nil {
-			p = dev.Peers[0]
-		}
-		return err
-	}))
-	return p
-}
-
 // TestWireGuard: two hosts that have each other for peers speak; what somebody took away or altered is seen, and put right; another key is
 // taken at once; and all of it goes.
 func TestWireGuard(t *testing.T) {
@@ -266,9 +247,9 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	}
 	a.Pings("fd99::2", false)
 	got(1)
-	before := a.peered(t)
+	before := a.WireGuardPeer(t)
 	must(t, a.AskAgain(peers.All, start))
-	if now := a.peered(t); now.TransmitBytes > before.TransmitBytes { // it counts anew when it is set anew
+	if now := a.WireGuardPeer(t); now.TransmitBytes > before.TransmitBytes { // it counts anew when it is set anew
 		t.Errorf("the peer that did not answer was not set anew: %+v, and before %+v", now, before)
 	}
 	got(2)
@@ -277,7 +258,7 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	agreed := func(since time.Time) wgtypes.Peer {
 		t.Helper()
 		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-			if p := a.peered(t); p.LastHandshakeTime.After(since) {
+			if p := a.WireGuardPeer(t); p.LastHandshakeTime.After(since) {
 				return p
 			}
 		}
@@ -288,7 +269,7 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	first := agreed(start)
 	must(t, a.AskAgain(peers.All, start))
 	must(t, a.AskAgain(nil, time.Now()))
-	if now := a.peered(t); now.ReceiveBytes < first.ReceiveBytes || !now.LastHandshakeTime.Equal(first.LastHandshakeTime) {
+	if now := a.WireGuardPeer(t); now.ReceiveBytes < first.ReceiveBytes || !now.LastHandshakeTime.Equal(first.LastHandshakeTime) {
 		t.Errorf("a peer that had agreed, or was not meant, was put in anew: %+v, and before %+v", now, first)
 	}
 	must(t, a.AskAgain(peers.All, time.Now()))

@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netns"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"netyard/kernel"
 )
@@ -104,6 +106,30 @@ func (h *Host) Pings(addr string, should bool) bool {
 	}
 	_, err := h.TrySh(cmd)
 	return err == nil
+}
+
+// WireGuardPeer is what the tunnel between hosts has of its one peer.
+func (h *Host) WireGuardPeer(t testing.TB) (p wgtypes.Peer) {
+	t.Helper()
+	err := h.Do(func() error {
+		c, err := wgctrl.New()
+		if err != nil {
+			return err
+		}
+		defer c.Close() //nolint:errcheck // nothing is written
+		dev, err := c.Device(kernel.TunnelName)
+		if err == nil && len(dev.Peers) != 1 {
+			err = fmt.Errorf("it has %d peers", len(dev.Peers))
+		}
+		if err == nil {
+			p = dev.Peers[0]
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatalf("look at %s: %v", kernel.TunnelName, err)
+	}
+	return p
 }
 
 func newNS(t testing.TB) netns.NsHandle {

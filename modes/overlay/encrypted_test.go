@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl"
-
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
 	"netyard/fabric"
@@ -496,28 +494,10 @@ func (p *pair) rotate(where string) time.Duration {
 		t.Errorf("the key was %s, is to be %s and is %s", was, now, p.one.key(t))
 	}
 	p.through("with another key")
-	agreed := p.one.agreed(t).Sub(turned)
+	agreed := p.one.WireGuardPeer(t).LastHandshakeTime.Sub(turned)
 	t.Logf("%s hosts: a key became another in %s, and they agreed %s later; of %d pings, one each 10 ms, %d were lost",
 		where, turned.Sub(start), agreed, pings, pings-got)
 	return agreed
-}
-
-// agreed is when the host and its peer last agreed upon keys.
-func (s *station) agreed(t *testing.T) (at time.Time) {
-	t.Helper()
-	must(t, s.Do(func() error {
-		c, err := wgctrl.New()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		dev, err := c.Device(kernel.TunnelName)
-		if err == nil {
-			at = dev.Peers[0].LastHandshakeTime
-		}
-		return err
-	}))
-	return at
 }
 
 // beside: a network in clear is beside it, as before, and who listens sees that one.
