@@ -22,11 +22,31 @@ const (
 	Engine2010 Engine = "20.10"
 	Engine261  Engine = "26.1"
 	Engine285  Engine = "28.5"
+	Engine298  Engine = "29.8"
+	// Engine298nft is 29.8 with its firewall by nftables: tables of its own, no DOCKER-USER, and forwarding is the admin's.
+	Engine298nft Engine = "29.8-nft"
 )
 
-// suite is the Debian release that has the engine.
+// Version is the release of the engine, without what is special about how it is run.
+func (e Engine) Version() string {
+	version, _, _ := strings.Cut(string(e), "-")
+	return version
+}
+
+// Nftables says whether the engine's own firewall is by nftables, and not by iptables.
+func (e Engine) Nftables() bool { return strings.HasSuffix(string(e), "-nft") }
+
+// args are what the engine is started with to be the one that it is.
+func (e Engine) args() []string {
+	if e.Nftables() {
+		return []string{"--firewall-backend=nftables"}
+	}
+	return nil
+}
+
+// suite is the name of the root that has the engine: of a Debian release, or of what is built.
 func (e Engine) suite() string {
-	return map[Engine]string{Engine261: "trixie", Engine285: "forky"}[e]
+	return map[Engine]string{Engine261: "trixie", Engine285: "forky", Engine298: "29.8", Engine298nft: "29.8"}[e]
 }
 
 // root is the directory that the engine's system is in.
@@ -46,7 +66,7 @@ func (e Engine) need(t testing.TB) {
 			Skip(t, "no engine 20.10: apt-get install docker.io on Debian 12 makes it")
 		}
 	case e.suite() == "":
-		t.Fatalf("lab: there is no engine %q: 20.10, 26.1 and 28.5 are known", string(e))
+		t.Fatalf("lab: there is no engine %q: 20.10, 26.1, 28.5, 29.8 and 29.8-nft are known", string(e))
 	default:
 		if _, err := os.Stat(filepath.Join(e.root(), ".ready")); err != nil {
 			Skip(t, fmt.Sprintf("no engine %s in %s: scripts/engines %s makes it", e, e.root(), e.suite()))
@@ -68,8 +88,8 @@ func Etcd(t testing.TB, dir string) string {
 	return to
 }
 
-// Engines runs the test once on each engine: on the oldest and the newest, or those that NETYARD_ENGINES names
-// ("20.10,26.1,28.5").
+// Engines runs the test once on each engine: on the oldest and the newest of Debian, or those that NETYARD_ENGINES names
+// ("20.10,26.1,28.5,29.8,29.8-nft").
 func Engines(t *testing.T, test func(t *testing.T, e Engine)) {
 	t.Helper()
 	engines := []Engine{Engine2010, Engine285}
@@ -105,12 +125,13 @@ func needRoot(t testing.TB) {
 }
 
 // dockerd declares the engine of a node.
-func dockerd(n *Node, args []string) *Service {
-	s := n.Service("dockerd",
-		"dockerd", "-H", "unix://"+filepath.Join(n.Dir, "docker.sock"), "-H", "unix:///run/docker.sock",
+func dockerd(n *Node, e Engine, args []string) *Service {
+	line := append([]string{"dockerd"}, e.args()...)
+	s := n.Service("dockerd", append(line,
+		"-H", "unix://"+filepath.Join(n.Dir, "docker.sock"), "-H", "unix:///run/docker.sock",
 		"--config-file", filepath.Join(n.Dir, "daemon.json"), // not this machine's
 		"--data-root", filepath.Join(n.Dir, "docker"), "--storage-driver", "overlay2",
-		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"+filepath.Base(n.Dir))
+		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"+filepath.Base(n.Dir))...)
 	s.Args = args
 	s.ready = func() error { return answers(filepath.Join(n.Dir, "docker.sock"), "/_ping") }
 	return s

@@ -83,13 +83,16 @@ func New(t testing.TB, e Engine, opts ...Option) *Host {
 	}
 	h := &Host{
 		Engine: e, LAN: o.lan, Outside: o.lan.Outside,
-		Node: newNode(r, nodeConfig{name: o.name, root: e.root(), dns: o.lan.Outside.IP, bridgeNF: true}),
+		Node: newNode(r, nodeConfig{
+			name: o.name, root: e.root(), dns: o.lan.Outside.IP, bridgeNF: true,
+			forward: e.Nftables(), // such an engine does not start without, and leaves it to the admin
+		}),
 	}
 	if err := os.WriteFile(filepath.Join(h.Dir, "daemon.json"), []byte("{}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	h.LAN.Plug(h.Node)
-	h.Dockerd, h.Netyard = dockerd(h.Node, o.args), netyard(h.Node)
+	h.Dockerd, h.Netyard = dockerd(h.Node, e, o.args), netyard(h.Node)
 	h.Netyard.onReady = h.remember
 	t.Cleanup(h.end)
 	h.Dockerd.Start()

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 // each runs the test on every engine that the lab knows, all at the same time.
 func each(t *testing.T, test func(t *testing.T, e lab.Engine)) {
 	t.Helper()
-	for _, e := range []lab.Engine{lab.Engine2010, lab.Engine261, lab.Engine285} {
+	for _, e := range []lab.Engine{lab.Engine2010, lab.Engine261, lab.Engine285, lab.Engine298, lab.Engine298nft} {
 		t.Run("engine="+string(e), func(t *testing.T) {
 			t.Parallel()
 			test(t, e)
@@ -53,8 +53,12 @@ func TestEngines(t *testing.T) {
 func TestHost(t *testing.T) {
 	each(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
-		has(t, h.Docker("version -f '{{.Server.Version}}'"), string(e))
-		has(t, h.Sh("iptables -S FORWARD"), "-P FORWARD DROP")
+		has(t, h.Docker("version -f '{{.Server.Version}}'"), e.Version())
+		if e.Nftables() {
+			has(t, h.Sh("nft list table ip docker-bridges"), "docker0")
+		} else {
+			has(t, h.Sh("iptables -S FORWARD"), "-P FORWARD DROP")
+		}
 		same(t, h.Sh("cat /proc/sys/net/bridge/bridge-nf-call-iptables"), "1")
 		same(t, h.Sh("hostname"), "host")
 

@@ -51,6 +51,7 @@ type nodeConfig struct {
 	root     string // the system it runs
 	dns      string // its name server, if any
 	bridgeNF bool   // bridged packets go through iptables, which is what the kernel does by default
+	forward  bool   // its admin has turned forwarding on
 	net      *Node  // whose network it shares; nil: it has its own
 }
 
@@ -112,13 +113,11 @@ func (n *Node) boot() error {
 	}
 	defer ready.Close()
 	defer tell.Close()
-	nf := "0"
-	if n.config.bridgeNF {
-		nf = "1"
-	}
+	flag := map[bool]string{true: "1", false: "0"}
 	var stderr bytes.Buffer
 	cmd := exec.Command("/bin/sh", "-c", nodeScript)
-	cmd.Env = append(n.environ(), "ROOT="+n.config.root, "DIR="+n.Dir, "NAME="+n.Name, "DNS="+n.config.dns, "BRIDGE_NF="+nf)
+	cmd.Env = append(n.environ(), "ROOT="+n.config.root, "DIR="+n.Dir, "NAME="+n.Name, "DNS="+n.config.dns,
+		"BRIDGE_NF="+flag[n.config.bridgeNF], "FORWARD="+flag[n.config.forward])
 	cmd.ExtraFiles = []*os.File{tell}
 	cmd.Stderr = &stderr
 	spaces, start := uintptr(allSpaces), startHere

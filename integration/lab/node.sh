@@ -3,6 +3,7 @@
 # however that happens, cat reads end-of-file, the init ends, and the kernel kills whatever is left in the node.
 #
 # ROOT: the system to run. DIR: the node's directory, the same path inside and out. NAME: its host name.
+# FORWARD: 1 if its admin has turned forwarding on.
 # File descriptor 3: closed after "ready" has been written to it.
 set -eu
 new=$DIR/root
@@ -38,6 +39,10 @@ rm -f /etc/resolv.conf
 [ -z "$DNS" ] || echo "nameserver $DNS" >/etc/resolv.conf
 ip link set lo up
 [ ! -e /proc/sys/net/bridge ] || for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do echo "$BRIDGE_NF" >"$f"; done
+if [ "$FORWARD" = 1 ]; then
+	echo 1 >/proc/sys/net/ipv4/ip_forward
+	for f in default all; do echo 1 >/proc/sys/net/ipv6/conf/$f/forwarding; done
+fi
 
 echo ready >&3
 exec 3>&-
