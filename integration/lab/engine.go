@@ -92,16 +92,22 @@ func Etcd(t testing.TB, dir string) string {
 // ("20.10,26.1,28.5,29.8,29.8-nft").
 func Engines(t *testing.T, test func(t *testing.T, e Engine)) {
 	t.Helper()
-	engines := []Engine{Engine2010, Engine285}
-	if names := os.Getenv("NETYARD_ENGINES"); names != "" {
-		engines = nil
-		for name := range strings.SplitSeq(names, ",") {
-			engines = append(engines, Engine(strings.TrimSpace(name)))
-		}
-	}
-	for _, e := range engines {
+	for _, e := range Chosen(Engine2010, Engine285) {
 		t.Run("engine="+string(e), func(t *testing.T) { test(t, e) })
 	}
+}
+
+// Chosen are the engines that NETYARD_ENGINES names, or else these.
+func Chosen(engines ...Engine) []Engine {
+	names := os.Getenv("NETYARD_ENGINES")
+	if names == "" {
+		return engines
+	}
+	engines = nil
+	for name := range strings.SplitSeq(names, ",") {
+		engines = append(engines, Engine(strings.TrimSpace(name)))
+	}
+	return engines
 }
 
 // cacheDir is where things are kept that are dear to make.
