@@ -40,10 +40,12 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	if err != nil {
 		return nil, fmt.Errorf("overlay.address: %w", err)
 	}
-	_, mtu, err := k.Carrier(vtep)
+	mtu := usualMTU
+	link, err := k.Carrier(vtep)
 	if err != nil { // at boot it may come later than netyard
 		log.Warn("the address that the other hosts send to is not there", "overlay.address", vtep, "err", err)
-		mtu = usualMTU
+	} else {
+		mtu = link.MTU
 	}
 	boot, err := bootID()
 	if err != nil {

@@ -66,10 +66,10 @@ func (c *Client) live(ctx context.Context, h func() Host, boot string, said func
 		_, _ = conn.Revoke(bye, lease) // or it ends by itself
 	}()
 	// Alive first: a machine that was cloned must not take its twin's record.
-	err = c.sayAlive(ctx, a, lease)
+	err = c.sayAlive(ctx, h(), a, lease)
 	if errors.Is(err, ErrNotFound) {
 		if err = c.Join(ctx, h()); err == nil {
-			err = c.sayAlive(ctx, a, lease)
+			err = c.sayAlive(ctx, h(), a, lease)
 		}
 	}
 	if err == nil {
@@ -108,18 +108,26 @@ func (c *Client) live(ctx context.Context, h func() Host, boot string, said func
 }
 
 // sayAlive refuses when another machine has the same id: one was cloned. The boot id tells them apart, and a daemon from the one before.
-func (c *Client) sayAlive(ctx context.Context, a Alive, lease clientv3.LeaseID) error {
+// A machine that was reset has another boot id, too, and its containers are not to wait until the word of its former life ends: it has the
+// former one's address on the same card, which no two machines that others reach can have.
+func (c *Client) sayAlive(ctx context.Context, h Host, a Alive, lease clientv3.LeaseID) error {
 	own, tomb := Host{ID: a.Host}.Key(), Tomb{Host: a.Host}.Key()
 	return c.change(ctx, "say that this host is alive", []string{a.Key(), own, tomb}, func(found map[string]held) (d decision, err error) {
+		was, _ := found[own].Record.(*Host)
 		switch has, _ := found[a.Key()].Record.(*Alive); {
 		case found[tomb].there:
 			return d, ErrForgotten
 		case !found[own].there:
 			return d, fmt.Errorf("host %s %w", a.Host, ErrNotFound)
-		case has != nil && has.Boot != a.Boot:
+		case has != nil && has.Boot != a.Boot && !h.onCardOf(was):
 			return d, fmt.Errorf("%w (boot %s); if it was this one before a restart, that ends within %d s", ErrTwin, has.Boot, lifetime)
 		}
 		d.put, d.lease = []Record{&a}, lease
 		return d, nil
 	})
+}
+
+// onCardOf says whether a host's address is on the card that another record says has it.
+func (h Host) onCardOf(was *Host) bool {
+	return was != nil && h.Card != "" && h.Card == was.Card && h.VTEP == was.VTEP
 }

@@ -284,6 +284,46 @@ func backAndTaken(t *testing.T, c *Client, net Network, m Member) {
 	must(t, c.DeleteNetwork(t.Context(), other))
 }
 
+// TestReset: a machine that was reset says that it is alive although the word of its former life has not ended; a clone does not.
+func TestReset(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	c := member(t, e, 1)
+	was := *hostOf(1)
+	was.Card = macA
+	must(t, c.Join(t.Context(), was))
+	conn, err := c.dial(t.Context())
+	must(t, err)
+	lease, err := conn.Grant(t.Context(), lifetime)
+	must(t, err)
+	say := func(h Host, boot string) error {
+		return c.sayAlive(t.Context(), h, Alive{Host: h.ID, Boot: boot}, lease.ID)
+	}
+	must(t, say(was, "boot1"))
+	for what, change := range map[string]func(h *Host){
+		"another card":    func(h *Host) { h.Card = macB },
+		"a card unknown":  func(h *Host) { h.Card = "" },
+		"another address": func(h *Host) { h.VTEP = netip.MustParseAddr("192.0.2.77") },
+	} {
+		clone := was
+		change(&clone)
+		if err := say(clone, "boot2"); !errors.Is(err, ErrTwin) {
+			t.Errorf("a machine with %s: %v, want %v", what, err, ErrTwin)
+		}
+	}
+	must(t, say(was, "boot2"))
+	if err := say(was, "boot2"); err != nil {
+		t.Errorf("its daemon, started again: %v", err)
+	}
+
+	was.Card = "" // as an older netyard wrote it
+	must(t, c.Join(t.Context(), was))
+	was.Card = macA
+	if err := say(was, "boot3"); !errors.Is(err, ErrTwin) {
+		t.Errorf("a machine of which no card is on record: %v, want %v", err, ErrTwin)
+	}
+}
+
 // TestHosts: renamed, given another address, cloned, taken out and back.
 func TestHosts(t *testing.T) {
 	t.Parallel()

@@ -133,6 +133,11 @@ func (h Host) check() error {
 	if len(h.Version) > maxName || strings.ContainsFunc(h.Version, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return fmt.Errorf("version %.40q is not one", h.Version)
 	}
+	if h.Card != "" {
+		if err := h.Card.check(); err != nil {
+			return err
+		}
+	}
 	return cmp.Or(checkID("host", h.ID), checkName("name", h.Name), checkUnicast("vtep", h.VTEP), h.checkTunnel())
 }
 

@@ -55,6 +55,8 @@ type Host struct {
 	Name string     `json:"name"`
 	VTEP netip.Addr `json:"vtep"` // where it takes VXLAN
 	MTU  int        `json:"mtu"`  // of its link to the others, bytes
+	// Card is the hardware address of the link that has VTEP, where that is known: by both a machine is known that was booted again.
+	Card MAC `json:"card,omitempty"`
 	// Version is that of its netyard.
 	Version string `json:"version,omitempty"`
 	// WireGuard is the key by which the others encrypt for it, and WireGuardPort the UDP port where it takes that. A host without is no peer of a
@@ -139,6 +141,9 @@ func (m MAC) Hardware() net.HardwareAddr {
 	hw, _ := net.ParseMAC(string(m)) // it was checked when it came in
 	return hw
 }
+
+// Valid says whether it is that of one card.
+func (m MAC) Valid() bool { return m.check() == nil }
 
 func (m MAC) check() error {
 	hw, err := net.ParseMAC(string(m))

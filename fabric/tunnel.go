@@ -74,9 +74,13 @@ func (a *Agent) openTunnel() error {
 
 // host is this one as the others are told of it.
 func (a *Agent) host() cluster.Host {
+	link, _ := a.c.Kernel.Carrier(a.c.Host.VTEP) // at boot its address may come later than netyard
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	h := a.c.Host
+	if card := cluster.MAC(link.MAC); card.Valid() {
+		h.Card = card
+	}
 	if a.tunnel.clear != nil {
 		return h
 	}

@@ -221,11 +221,18 @@ func (p StaticPort) check(s *snapshot) []string {
 	return faults
 }
 
-// Carrier is the link that has an address of the host's, and its MTU.
-func (k *Kernel) Carrier(a netip.Addr) (link string, mtu int, err error) {
+// A Carrier is a link that has an address of the host's.
+type Carrier struct {
+	Link string
+	MTU  int
+	MAC  string // empty: it has none
+}
+
+// Carrier is the link that has an address.
+func (k *Kernel) Carrier(a netip.Addr) (Carrier, error) {
 	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, family(a)) })
 	if err != nil {
-		return "", 0, fmt.Errorf("list addresses: %w", err)
+		return Carrier{}, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, got := range addrs {
 		if prefixOf(got.IPNet).Addr() != a {
@@ -233,11 +240,11 @@ func (k *Kernel) Carrier(a netip.Addr) (link string, mtu int, err error) {
 		}
 		l, err := k.nl.LinkByIndex(got.LinkIndex)
 		if err != nil {
-			return "", 0, fmt.Errorf("find the link of %s: %w", a, err)
+			return Carrier{}, fmt.Errorf("find the link of %s: %w", a, err)
 		}
-		return l.Attrs().Name, l.Attrs().MTU, nil
+		return Carrier{Link: l.Attrs().Name, MTU: l.Attrs().MTU, MAC: l.Attrs().HardwareAddr.String()}, nil
 	}
-	return "", 0, fmt.Errorf("the host has no address %s", a)
+	return Carrier{}, fmt.Errorf("the host has no address %s", a)
 }
 
 // An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host speaks by another one:
