@@ -111,6 +111,9 @@ func TestDoctor(t *testing.T) {
 			"ip link set " + veth + " nomaster":          "ip link show master nyb-" + bridge + " | grep -q " + veth,
 			"iptables -D DOCKER-USER -i nyb-+ -m comment --comment netyard -j ACCEPT; iptables -A DOCKER-USER -j DROP": "iptables -D DOCKER-USER -j DROP; iptables -S DOCKER-USER | grep -q -- '-i nyb-+'",
 		} {
+			if e.Nftables() && strings.Contains(cmd, "DOCKER-USER") {
+				continue // it has none
+			}
 			h.Sh(cmd)
 			eventually(t, cmd+" is put right", func() bool {
 				_, err := h.TrySh(healed)

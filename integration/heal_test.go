@@ -31,6 +31,9 @@ func TestHeals(t *testing.T) {
 			"ip addr del 10.70.0.1/24 dev " + bridge, "ip route del 10.70.0.0/24 dev " + bridge, "ip link set " + bridge + " down",
 			"ip link set " + port + " down", "ip link set " + port + " nomaster", "ip link set " + bridge + " mtu 1280", "ip link del " + bridge,
 		} {
+			if e.Nftables() && strings.Contains(cmd, "DOCKER-USER") {
+				continue // it has none
+			}
 			h.Sh(cmd)
 			began := time.Now()
 			eventually(t, "all is well after "+cmd, func() bool {

@@ -58,6 +58,9 @@ func TestReachability(t *testing.T) {
 		healthy(t, h)
 		matrix(t, h, binds)
 		h.Sh("iptables-restore </tmp/v4; ip6tables-restore </tmp/v6")
+		if e.Nftables() {
+			h.Dockerd.Restart() // its tables are not those of iptables
+		}
 	})
 }
 

@@ -139,6 +139,7 @@ func dockerd(n *Node, e Engine, args []string) *Service {
 		"--data-root", filepath.Join(n.Dir, "docker"), "--storage-driver", "overlay2",
 		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"+filepath.Base(n.Dir))...)
 	s.Args = args
+	s.late = "timeout waiting for containerd to start" // 15 s, which a machine can need that does a lot else
 	s.ready = func() error { return answers(filepath.Join(n.Dir, "docker.sock"), "/_ping") }
 	return s
 }

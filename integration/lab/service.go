@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -38,6 +39,7 @@ type Service struct {
 	command func() []string // the program and the arguments it always has
 	ready   func() error    // whether it answers; nil: it is ready once started
 	onReady func()
+	late    string // what it says last when something that it waits for was late; it is then started again, as systemd does
 
 	mu       sync.Mutex
 	cmd      *exec.Cmd
@@ -106,14 +108,14 @@ func (s *Service) WaitReady() {
 	if s.ready == nil {
 		return
 	}
-	_, ended := s.process()
 	err := within(startTime, func() error {
-		select {
-		case <-ended:
-			return nil
-		default:
+		if s.Running() {
 			return s.ready()
 		}
+		if s.wasLate() {
+			return errors.Join(s.launch(), errors.New("it was started again"))
+		}
+		return nil
 	})
 	switch {
 	case !s.Running():
@@ -124,6 +126,12 @@ func (s *Service) WaitReady() {
 	if s.onReady != nil {
 		s.onReady()
 	}
+}
+
+// wasLate says whether the service ended since something was late.
+func (s *Service) wasLate() bool {
+	last := tail(s.Log(), 1)
+	return s.late != "" && strings.Contains(last, s.late)
 }
 
 // Stop asks the service to end, as systemd would, and fails the test if it does not end well.
