@@ -53,6 +53,9 @@ func TestHeals(t *testing.T) {
 // disturbed.
 func TestFlushesUnderTraffic(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
+		if !firewalldWith(t, e) {
+			return
+		}
 		h := lab.New(t, e)
 		h.Netyard.Env = append(h.Netyard.Env, lab.Bus)
 		fw := h.Firewall()
