@@ -40,6 +40,9 @@ func TestKilled(t *testing.T) {
 					for _, c := range killings {
 						if !live || c.ends != always { // which is the same with it
 							t.Run(fmt.Sprintf("%d %s", round+1, c.name), func(t *testing.T) { k.row(t, c) })
+							if !k.h.Dockerd.Running() || !k.h.Netyard.Running() {
+								t.Fatalf("after the kill of %s the engine or the daemon did not start", c.name)
+							}
 						}
 					}
 				}
