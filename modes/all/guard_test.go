@@ -1,0 +1,444 @@
+package all_test
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/kerneltest"
+)
+
+// The kinds of packets, as letters: datagrams of either family, questions of ARP and of neighbour discovery, and advertisements of a
+// router. Of the last three it is the tables of the receiver that tell whether it believed them.
+const (
+	dgram4, dgram6, arpAsk, ndAsk, advert = '4', '6', 'a', 'n', 'r'
+	everyKind                             = "46anr"
+)
+
+// A wrapping is a way to send a packet.
+type wrapping struct {
+	name string
+	// of are the kinds of packets that can be sent so, takes those that a kernel that is not guarded takes.
+	of, takes string
+	class     class
+	wrap      func(p kerneltest.Packet, id uint16) []kerneltest.Packet
+}
+
+// A class is what the guards make of a wrapping.
+type class int
+
+const (
+	plain    class = iota
+	extended       // extension headers, which are nothing bad
+	tagged         // one tag
+	foreign        // nobody could look inside
+	hidden         // what is inside is not to be seen in the first fragment
+)
+
+func one(f func(p kerneltest.Packet) kerneltest.Packet) func(kerneltest.Packet, uint16) []kerneltest.Packet {
+	return func(p kerneltest.Packet, _ uint16) []kerneltest.Packet { return []kerneltest.Packet{f(p)} }
+}
+
+// tags puts it into VLANs, the outermost first.
+func tags(pairs ...uint16) func(kerneltest.Packet, uint16) []kerneltest.Packet {
+	return one(func(p kerneltest.Packet) kerneltest.Packet {
+		for i := len(pairs) - 2; i >= 0; i -= 2 {
+			p = p.Tagged(pairs[i], pairs[i+1])
+		}
+		return p
+	})
+}
+
+func behind(kind uint16, head ...byte) func(kerneltest.Packet, uint16) []kerneltest.Packet {
+	return one(func(p kerneltest.Packet) kerneltest.Packet { return p.Behind(kind, head...) })
+}
+
+// inside puts it into an IP packet of the sender's own addresses: what is outside is honest.
+func inside(v6 bool, proto byte, head ...byte) func(kerneltest.Packet, uint16) []kerneltest.Packet {
+	return one(func(p kerneltest.Packet) kerneltest.Packet {
+		from, to := addressesOf(p)
+		if from.Is6() != v6 { // the outer one has to be of somebody: any will do that the guard lets pass by its class
+			from, to = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
+			if !v6 {
+				from, to = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+			}
+		}
+		return p.Inside(from, to, proto, head...)
+	})
+}
+
+func addressesOf(p kerneltest.Packet) (from, to netip.Addr) {
+	if p.Type == unix.ETH_P_IP {
+		from, _ = netip.AddrFromSlice(p.Data[12:16])
+		to, _ = netip.AddrFromSlice(p.Data[16:20])
+		return from, to
+	}
+	from, _ = netip.AddrFromSlice(p.Data[8:24])
+	to, _ = netip.AddrFromSlice(p.Data[24:40])
+	return from, to
+}
+
+func wrappings() []wrapping {
+	const q, ad = 0x8100, 0x88a8
+	const ip6 = "6nr"
+	pieces := func(size int) func(kerneltest.Packet, uint16) []kerneltest.Packet {
+		return func(p kerneltest.Packet, id uint16) []kerneltest.Packet { return p.Fragments(size, id) }
+	}
+	backwards := func(p kerneltest.Packet, id uint16) []kerneltest.Packet {
+		all := p.Fragments(16, id)
+		slices.Reverse(all)
+		return all
+	}
+	with := func(size int, kinds ...byte) func(kerneltest.Packet, uint16) []kerneltest.Packet {
+		return func(p kerneltest.Packet, id uint16) []kerneltest.Packet {
+			p = p.Extended(kinds...)
+			if size == 0 {
+				return []kerneltest.Packet{p}
+			}
+			return p.Fragments(size, id)
+		}
+	}
+	tagOf := func(kind, tci uint16, f func(kerneltest.Packet, uint16) []kerneltest.Packet) func(kerneltest.Packet, uint16) []kerneltest.Packet {
+		return func(p kerneltest.Packet, id uint16) (all []kerneltest.Packet) {
+			for _, piece := range f(p, id) {
+				all = append(all, piece.Tagged(kind, tci))
+			}
+			return all
+		}
+	}
+	const whole = 1 << 12
+	return []wrapping{
+		{"", everyKind, everyKind, plain, one(func(p kerneltest.Packet) kerneltest.Packet { return p })},
+		{"VLAN 0", everyKind, everyKind, tagged, tags(q, 0)},
+		{"VLAN 0 with a priority", everyKind, everyKind, tagged, tags(q, 7<<13)},
+		{"VLAN 0 of 802.1ad", everyKind, everyKind, tagged, tags(ad, 0)},
+		{"VLAN 0 twice", everyKind, everyKind, foreign, tags(q, 0, q, 0)},
+		{"VLAN 0 in one of 802.1ad", everyKind, everyKind, foreign, tags(ad, 0, q, 0)},
+		{"VLAN 0 of 802.1ad twice", everyKind, everyKind, foreign, tags(ad, 0, ad, 0)},
+		{"VLAN 0 of 802.1ad in one of 802.1Q", everyKind, everyKind, foreign, tags(q, 0, ad, 0)},
+		{"VLAN 0 three times", everyKind, everyKind, foreign, tags(q, 0, q, 0, q, 0)},
+		{"VLAN 5", everyKind, "", tagged, tags(q, 5)},
+		{"VLAN 5 of 802.1ad", everyKind, "", tagged, tags(ad, 5)},
+		{"VLAN 0 in VLAN 5", everyKind, "", foreign, tags(q, 5, q, 0)},
+		{"VLAN 5 in VLAN 0", everyKind, "", foreign, tags(q, 0, q, 5)},
+		{"VLAN 4095", everyKind, "", tagged, tags(q, 4095)},
+		{"tag of type 0x9100", everyKind, "", foreign, tags(0x9100, 0)},
+		{"tag of type 0x9200", everyKind, "", foreign, tags(0x9200, 0)},
+		{"LLC and SNAP", everyKind, "", foreign, one(func(p kerneltest.Packet) kerneltest.Packet { return p.SNAP(0) })},
+		{"LLC and SNAP of 802.1H", everyKind, "", foreign, one(func(p kerneltest.Packet) kerneltest.Packet { return p.SNAP(0xf8) })},
+		{"LLC and SNAP in VLAN 0", everyKind, "", foreign, one(func(p kerneltest.Packet) kerneltest.Packet { return p.SNAP(0).Tagged(q, 0) })},
+		{"VLAN 0 behind SNAP", everyKind, "", foreign, one(func(p kerneltest.Packet) kerneltest.Packet { return p.Tagged(q, 0).SNAP(0) })},
+		{"PPPoE, IPv4", "4", "", foreign, behind(0x8864, 0x11, 0, 0, 0, 0, 60, 0, 0x21)},
+		{"PPPoE, IPv6", ip6, "", foreign, behind(0x8864, 0x11, 0, 0, 0, 0, 80, 0, 0x57)},
+		{"MPLS, IPv4", "4", "", foreign, behind(0x8847, 0, 0, 1, 64)},
+		{"MPLS, IPv6", ip6, "", foreign, behind(0x8847, 0, 0, 0x21, 64)},
+		{"fragments", "46", "46", plain, pieces(16)},
+		{"fragments, smallest", "46", "46", plain, pieces(8)},
+		{"fragments, the last first", "46", "46", plain, backwards},
+		{"fragments in VLAN 0", "46", "46", tagged, tagOf(q, 0, pieces(16))},
+		{"one fragment", ip6, "6", plain, pieces(whole)},
+		{"hop-by-hop options", ip6, ip6, extended, with(0, kerneltest.HopByHop)},
+		{"destination options", ip6, ip6, extended, with(0, kerneltest.DestOptions)},
+		{"many options", ip6, ip6, extended, with(0, kerneltest.HopByHop, kerneltest.DestOptions, kerneltest.DestOptions, kerneltest.DestOptions)},
+		{"hop-by-hop options in VLAN 0", ip6, ip6, tagged, tagOf(q, 0, with(0, kerneltest.HopByHop))},
+		{"options in the first fragment", "6", "6", hidden, with(24, kerneltest.DestOptions)},
+		{"a fragment that ends behind options", "6", "", hidden, with(8, kerneltest.DestOptions)},
+		{"a fragment that ends between options", "6", "6", hidden, with(8, kerneltest.DestOptions, kerneltest.DestOptions)},
+		{"IP in IPv4", "4", "", foreign, inside(false, unix.IPPROTO_IPIP)},
+		{"IPv6 in IPv4", "6", "", foreign, inside(false, unix.IPPROTO_IPV6)},
+		{"IPv4 in IPv6", "4", "", foreign, inside(true, unix.IPPROTO_IPIP)},
+		{"GRE", "4", "", foreign, inside(false, unix.IPPROTO_GRE, 0, 0, 8, 0)},
+		{"GRE in IPv6", "6", "", foreign, inside(true, unix.IPPROTO_GRE, 0, 0, 0x86, 0xdd)},
+	}
+}
+
+// A source is whom a packet is said to be from.
+type source int
+
+const (
+	own       source = iota
+	others           // a neighbour's address
+	elsewhere        // an address of no network here
+	othersMAC        // own addresses, a neighbour's hardware address
+)
+
+func (s source) String() string {
+	return [...]string{"own address", "a neighbour's address", "an address from elsewhere", "a neighbour's hardware address"}[s]
+}
+
+// A row is one way by which a packet may reach somebody: its frames have id in them.
+type row struct {
+	kind byte
+	from source
+	wrapping
+	// group is the last octet of a reserved group address, 01:80:c2:00:00:xx, that it is sent to; below zero: unicast, or broadcast.
+	group int
+	to    string // host, neighbour, far
+	port  uint16
+	id    int
+	// stranger is the address that asks, and which the receiver then knows.
+	stranger netip.Addr
+}
+
+const (
+	unicast, broadcast = -1, -2
+
+	toHost, toNeighbour, toFar = "the host", "the neighbour", "another network"
+)
+
+func (r row) String() string {
+	to := map[int]string{unicast: "", broadcast: " by broadcast"}[r.group]
+	if r.group >= 0 {
+		to = fmt.Sprintf(" by 01:80:c2:00:00:%02x", r.group)
+	}
+	kind := map[byte]string{dgram4: "IPv4", dgram6: "IPv6", arpAsk: "ARP", ndAsk: "neighbour solicitation", advert: "router advertisement"}[r.kind]
+	return strings.TrimSpace(fmt.Sprintf("%s from %s to %s%s %s", kind, r.from, r.to, to, r.name))
+}
+
+// rows are all of them: each wrapping from each source; and each reserved group, with and without a tag.
+func rows() (all []row) {
+	for _, to := range []string{toHost, toNeighbour, toFar} {
+		for _, kind := range []byte(everyKind) {
+			if to == toFar && kind != dgram4 && kind != dgram6 || to == toHost && kind == advert {
+				continue // what is not routed; and the host's bridges take no advertisements
+			}
+			for _, from := range []source{own, others, elsewhere, othersMAC} {
+				if kind != dgram4 && kind != dgram6 && from != others {
+					continue // it is about an address that nobody has
+				}
+				for i, w := range wrappings() {
+					if !strings.Contains(w.of, string(kind)) {
+						continue
+					}
+					all = append(all, row{kind: kind, from: from, wrapping: w, group: unicast, to: to, port: dataPort}, row{kind: kind, from: from, wrapping: w, group: broadcast, to: to, port: dataPort})
+					if i > 1 {
+						continue
+					}
+					for group := range 16 {
+						all = append(all, row{kind: kind, from: from, wrapping: w, group: group, to: to, port: dataPort})
+					}
+				}
+			}
+		}
+	}
+	for _, kind := range []byte{dgram4, dgram6} { // what policies let in
+		all = append(all, row{kind: kind, from: own, wrapping: wrappings()[0], group: unicast, to: toNeighbour, port: openPort})
+	}
+	return all
+}
+
+// taken says whether a kernel takes it that nobody guards.
+func (r row) taken() bool {
+	switch {
+	case !strings.Contains(r.takes, string(r.kind)):
+		return false
+	case r.group > 0: // the bridge does not pass it on, and its port's kernel takes it; 01 are pauses, which end at the port
+		return r.to == toHost && r.group != 1 && r.kind != ndAsk // the port has no address that one could ask for
+	case r.to == toFar: // routers pass on what is sent to them
+		return r.group == unicast
+	}
+	return true
+}
+
+// allowed says whether a site is to let it through.
+func (s *site) allowed(r row) bool {
+	neighbour := r.to == toNeighbour
+	switch {
+	case s.guard == nothing:
+		return r.to != toFar
+	case r.to == toFar && !s.talks, r.to == toHost && s.hostless, neighbour && s.apart:
+		return false
+	case r.group > 0: // not even the host is reached by a port itself
+		return false
+	case r.kind == advert:
+		return false
+	case s.closedIn && neighbour && r.class == tagged, s.closedOut && r.class != plain:
+		return false
+	case (s.closedIn && neighbour || s.closedOut) && (r.kind == dgram4 || r.kind == dgram6):
+		return neighbour && r.port == openPort
+	}
+	if s.guard == roles && !s.closedOut {
+		return r.class == plain || r.class == extended || r.class == tagged
+	}
+	spoofed := r.from == othersMAC || r.from != own && s.guard != hardware
+	return !spoofed && (r.class == plain || r.class == extended && r.kind != ndAsk)
+}
+
+// frames are those of a row.
+func (s *site) frames(r *row) (frames [][]byte) {
+	to := map[string]*party{toHost: s.host, toNeighbour: s.victim, toFar: s.lab.far.victim}[r.to]
+	mac := to.MAC
+	switch {
+	case r.group >= 0:
+		mac = net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, byte(r.group)}
+	case r.group == broadcast:
+		mac = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	case r.to == toFar:
+		mac = s.host.MAC
+	}
+	for _, p := range r.wrap(s.packet(r, to), uint16(r.id)) { //nolint:gosec // fragments of old rows are gone
+		from := s.evil.MAC
+		if r.from == othersMAC {
+			from = s.other.MAC
+		}
+		frames = append(frames, p.Frame(from, mac))
+	}
+	return frames
+}
+
+func (s *site) packet(r *row, to *party) kerneltest.Packet {
+	v6 := r.kind != dgram4 && r.kind != arpAsk
+	target := to.V4
+	if v6 {
+		target = to.V6
+	}
+	switch r.kind {
+	case arpAsk, ndAsk:
+		r.stranger = s.stranger(v6)
+		return kerneltest.WhoHas(s.evil.MAC, r.stranger, target)
+	case advert:
+		b := s.stranger(true).As16()
+		b[0], b[1] = 0xfe, 0x80
+		r.stranger = netip.AddrFrom16(b)
+		return kerneltest.Advertise(r.stranger, target)
+	}
+	from := map[source]map[bool]netip.Addr{
+		own:       {false: s.evil.V4, true: s.evil.V6},
+		others:    {false: s.other.V4, true: s.other.V6},
+		elsewhere: {false: netip.MustParseAddr("198.51.100.9"), true: netip.MustParseAddr("2001:db8:bad::9")},
+		othersMAC: {false: s.evil.V4, true: s.evil.V6},
+	}[r.from][v6]
+	return kerneltest.UDP(netip.AddrPortFrom(from, 5000), netip.AddrPortFrom(target, r.port), idText(r.id))
+}
+
+// send sends all rows, and last an honest packet, whose arrival says that they have come as far as they do.
+func (s *site) send(t *testing.T, all []row) {
+	t.Helper()
+	marker := row{kind: dgram4, from: own, wrapping: wrappings()[0], group: unicast, to: toHost, port: openPort, id: 9e7 + s.number}
+	if s.hostless || s.closedOut {
+		marker.to = toNeighbour
+	}
+	var frames [][]byte
+	for i := range all {
+		all[i].id = i + 1
+		frames = append(frames, s.frames(&all[i])...)
+	}
+	frames = append(frames, s.frames(&marker)...)
+	if err := s.evil.host.Do(func() error { return kerneltest.Send(s.evil.link, frames) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*party{s.host, s.victim, s.lab.far.victim} { // the marker's first: the others have all there will be
+		if marker.to == toHost == (p == s.host) && p != s.lab.far.victim {
+			p.socket.drain(t, marker.id)
+		}
+	}
+	for _, p := range []*party{s.host, s.victim, s.lab.far.victim} {
+		p.socket.drain(t, 0)
+	}
+}
+
+// arrived has the rows that reached whom they were meant for.
+func (s *site) arrived(t *testing.T, all []row) map[int]bool {
+	t.Helper()
+	parties := map[string]*party{toHost: s.host, toNeighbour: s.victim, toFar: s.lab.far.victim}
+	got := map[int]bool{}
+	for to, p := range parties {
+		known := p.host.Sh(t, "ip neigh show nud all; ip -6 route show default")
+		for _, r := range all {
+			if r.to != to {
+				continue
+			}
+			if r.stranger.IsValid() && strings.Contains(known+" ", r.stranger.String()+" ") || p.socket.got[r.id] {
+				got[r.id] = true
+			}
+		}
+	}
+	return got
+}
+
+// forget makes room for the next site: the tables of neighbours are the whole kernel's, and bounded.
+func (s *site) forget(t *testing.T) {
+	t.Helper()
+	for _, p := range []*party{s.host, s.victim} {
+		clear(p.socket.got)
+		p.host.Sh(t, "ip neigh flush all; ip -6 route flush default proto ra")
+	}
+	clear(s.lab.far.victim.socket.got)
+}
+
+func sites() []siteSpec {
+	with := func(pairs ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		return m
+	}
+	return []siteSpec{
+		{name: "no network of netyard's", guard: nothing},
+		{name: "plain", mode: "bridge"},
+		{name: "that may talk to the other", mode: "bridge", talks: true},
+		{name: "limited", mode: "bridge", opts: with("egress_rate", "10gbit")},
+		{name: "antispoof=false", mode: "bridge", opts: with("antispoof", "false"), guard: roles},
+		{name: "antispoof=false, that may talk to the other", mode: "bridge", opts: with("antispoof", "false"), guard: roles, talks: true},
+		{name: "isolated", mode: "bridge", opts: with("gateway_mode_ipv4", "isolated", "gateway_mode_ipv6", "isolated"), internal: true, hostless: true},
+		{name: "isolated, antispoof=false", mode: "bridge", opts: with("gateway_mode_ipv4", "isolated", "gateway_mode_ipv6", "isolated", "antispoof", "false"), internal: true, hostless: true, guard: roles},
+		{name: "internal", mode: "bridge", internal: true},
+		{name: "icc=false", mode: "bridge", opts: with("icc", "false"), apart: true},
+		{name: "icc=false, antispoof=false", mode: "bridge", opts: with("icc", "false", "antispoof", "false"), apart: true, guard: roles},
+		{name: "routed", mode: "bridge", opts: with("gateway_mode_ipv4", "routed", "gateway_mode_ipv6", "routed")},
+		{name: "closed neighbour", mode: "bridge", closedIn: true},
+		{name: "closed neighbour, antispoof=false", mode: "bridge", opts: with("antispoof", "false"), guard: roles, closedIn: true},
+		{name: "closed sender", mode: "bridge", closedOut: true},
+		{name: "closed sender, antispoof=false", mode: "bridge", opts: with("antispoof", "false"), guard: roles, closedOut: true},
+		{name: "a bridge of the host's owner", mode: "bridge", guard: hardware},
+		{name: "a bridge of the host's owner, closed neighbour", mode: "bridge", guard: hardware, closedIn: true},
+		{name: "host", mode: "host"},
+		{name: "overlay", mode: "overlay"},
+	}
+}
+
+// TestGuard is the table of all ways by which a container's frames could reach the host, a neighbour or another network: nothing arrives
+// that is not to, and all that is to does. On a bridge that nobody guards all arrives that a kernel takes, so that every row can fail.
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	l := newGuardLab(t)
+	l.host.Sh(t, "sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 2>/dev/null || true")
+	for _, spec := range sites() {
+		t.Run(spec.name, func(t *testing.T) {
+			s := l.site(t, spec)
+			all := rows()
+			s.send(t, all)
+			got := s.arrived(t, all)
+			bad := map[string]int{}
+			honest := 0
+			for _, r := range all {
+				want := r.taken() && s.allowed(r)
+				if want && r.class == plain && r.from == own && r.group == unicast {
+					honest++
+				}
+				if got[r.id] != want {
+					bad[fmt.Sprintf("arrived: %v, want %v: %s", got[r.id], want, r)]++
+				}
+			}
+			if honest == 0 {
+				t.Error("nothing honest is among the rows")
+			}
+			lines := slices.Sorted(maps.Keys(bad))
+			const most = 60
+			for _, line := range lines[:min(most, len(lines))] {
+				t.Error(line)
+			}
+			if len(lines) > most {
+				t.Errorf("and %d rows more", len(lines)-most)
+			}
+			s.forget(t)
+		})
+	}
+}
