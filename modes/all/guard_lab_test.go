@@ -1,7 +1,7 @@
 package all_test
 
 import (
-	"context"
+	gocontext "context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -47,13 +47,18 @@ type guardLab struct {
 	host   *kerneltest.Host
 	socket *socket
 	far    *site
+	// calls: br_netfilter takes all that is bridged to the chains for what is routed; conntrack: this kernel has nf_conntrack_bridge.
+	calls, conntrack bool
 	// numbers are given to networks.
 	numbers int
 }
 
-func newGuardLab(t *testing.T) *guardLab {
+func newGuardLab(t *testing.T, calls bool) *guardLab {
 	t.Helper()
-	l := &guardLab{host: kerneltest.New(t)}
+	l := &guardLab{host: kerneltest.New(t), calls: calls}
+	l.host.Sh(t, fmt.Sprintf("for f in ip ip6; do sysctl -qw net.bridge.bridge-nf-call-${f}tables=%d; done", map[bool]int{true: 1}[calls]))
+	_, err := l.host.TrySh("nft 'add table bridge probe; add chain bridge probe c; add rule bridge probe c ct state new'; nft delete table bridge probe")
+	l.conntrack = err == nil
 	out := l.host.Peer(t, "eth-out")
 	l.host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; "+
 		"ip addr add "+outAddr4+"/24 dev eth-out && ip addr add "+outAddr6+"/64 dev eth-out nodad && "+
@@ -121,8 +126,17 @@ func (l *guardLab) site(t *testing.T, spec siteSpec) *site {
 	if spec.hostless {
 		s.host.V4, s.host.V6 = netip.MustParseAddr(outAddr4), netip.MustParseAddr(outAddr6)
 	}
+	if !spec.hostless {
+		answersTo(t, l.host, s.host.V6)
+	}
 	s.enforce()
 	return s
+}
+
+// answersTo waits until an IPv6 address is in use: that is when the link's carrier has been seen.
+func answersTo(t *testing.T, h *kerneltest.Host, a netip.Addr) {
+	t.Helper()
+	h.Sh(t, fmt.Sprintf("for i in $(seq 1500); do ip -6 route show table local | grep -q '^local %s ' && exit; sleep 0.02; done; exit 1", a))
 }
 
 func (s *site) v4(last int) netip.Addr {
@@ -217,6 +231,7 @@ func (s *site) member(last int) *party {
 	}
 	p.host.Sh(s.t, "sysctl -qw net.ipv6.conf.eth0.accept_ra=1")
 	p.host.Sh(s.t, fmt.Sprintf("ip addr add %s/16 dev eth0 && ip addr add %s/64 dev eth0 nodad", p.V4, p.V6))
+	answersTo(s.t, p.host, p.V6)
 	p.MAC = macOf(s.t, p.host, "eth0")
 	p.socket, p.wire = listen(s.t, p.host), kerneltest.NewWire(s.t, p.host, "eth0")
 	return p
@@ -256,7 +271,7 @@ func (s *site) enforce() {
 // alone is a cluster of this host only.
 type alone struct{ modes.Fabric }
 
-func (alone) Find(_ context.Context, want modes.Overlay) (modes.Overlay, error) {
+func (alone) Find(_ gocontext.Context, want modes.Overlay) (modes.Overlay, error) {
 	want.ID, want.VNI = strings.Repeat("c", 32), 0x1234
 	return want, nil
 }
