@@ -151,11 +151,12 @@ func roleRules() []ruleSpec {
 	const bridgeTunnel = 0xf8
 	v6 := etherType(unix.ETH_P_IPV6)
 	return []ruleSpec{
+		{"drop redirects", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
+		{"accept other IPv4", rule(etherType(unix.ETH_P_IP), accept())},
 		{"drop router advertisements", rule(icmpType(unix.IPPROTO_ICMPV6, ndRouterAdvert), drop())},
 		{"drop IPv6 redirects", rule(icmpType(unix.IPPROTO_ICMPV6, ndRedirect), drop())},
-		{"drop redirects", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
-		{"accept IPv6 whose headers can be read", rule(v6, readable(), accept())},
-		{"drop other IPv6", rule(v6, drop())},
+		{"accept other IPv6 whose headers can be read", rule(v6, readable(), accept())},
+		{"drop IPv6 headers cut by a fragment", rule(v6, drop())},
 		{"drop several tags", rule(etherType(unix.ETH_P_8021Q), drop())},
 		{"drop several tags, 802.1ad", rule(etherType(unix.ETH_P_8021AD), drop())},
 		{"drop IP in LLC", rule(snap(0), drop())},

@@ -176,51 +176,6 @@ func (v VXLAN) check(s *snapshot) []string {
 	return faults
 }
 
-// A StaticPort is a port of a bridge that has one hardware address, and gets no frames for any other: nothing is learned on a network
-// that leaves the host, or a container could draw what is for another host's.
-type StaticPort struct {
-	Link string
-	MAC  net.HardwareAddr
-}
-
-// String names the port.
-func (p StaticPort) String() string { return "static port " + p.Link }
-
-func (p StaticPort) ensure(k *Kernel) error {
-	link, err := k.nl.LinkByName(p.Link)
-	if err != nil {
-		return fmt.Errorf("set %s: %w", p, err)
-	}
-	if err := errors.Join(k.nl.LinkSetLearning(link, false), k.nl.LinkSetFlood(link, false)); err != nil {
-		return fmt.Errorf("set %s: %w", p, err)
-	}
-	entry := &netlink.Neigh{
-		LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: p.MAC,
-	}
-	if err := k.nl.NeighSet(entry); err != nil {
-		return fmt.Errorf("add %s to %s: %w", p.MAC, p, err)
-	}
-	return nil
-}
-
-func (StaticPort) remove(*Kernel) error { return nil } // it goes with the link
-
-func (p StaticPort) check(s *snapshot) []string {
-	link := s.links[p.Link]
-	if link == nil {
-		return nil // that the link is missing is said by the link
-	}
-	var faults []string
-	index := link.Attrs().Index
-	if flags, ok := s.ports.flags(index); ok && (flags.Learning || flags.Flood) {
-		faults = append(faults, p.String()+" learns, or gets what is for others")
-	}
-	if !s.ports.has(index, macOf(p.MAC)) {
-		faults = append(faults, fmt.Sprintf("%s has no entry for %s", p, p.MAC))
-	}
-	return faults
-}
-
 // Carrier is the link that has an address of the host's, and its MTU.
 func (k *Kernel) Carrier(a netip.Addr) (link string, mtu int, err error) {
 	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, family(a)) })

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -156,35 +155,4 @@ func (p Packet) fragments6(size int, id uint16) (all []Packet) {
 		all = append(all, Packet{Type: p.Type, Data: append(append(h, f...), piece...)})
 	}
 	return all
-}
-
-// Send sends frames out of an interface of the namespace that the thread is in, all from one processor: what a frame does is done when a
-// later one arrives.
-func Send(link string, frames [][]byte) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var before, one unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		return err
-	}
-	for cpu := 0; one.Count() == 0; cpu++ {
-		if before.IsSet(cpu) {
-			one.Set(cpu)
-		}
-	}
-	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		return err
-	}
-	defer unix.SchedSetaffinity(0, &before) //nolint:errcheck // it was allowed before
-	fd, err := packetSocket(link)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd) //nolint:errcheck // nothing is lost
-	for _, f := range frames {
-		if _, err := unix.Write(fd, f); err != nil {
-			return err
-		}
-	}
-	return nil
 }

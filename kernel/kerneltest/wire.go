@@ -2,7 +2,9 @@ package kerneltest
 
 import (
 	"bytes"
+	"errors"
 	"net"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +27,7 @@ func Roomy(c *net.UDPConn) error {
 	return err
 }
 
-// A Wire keeps the frames that come in by a link until they are asked for.
+// A Wire is a packet socket on a link: it keeps the frames that come in until they are asked for, and sends others.
 type Wire struct{ fd int }
 
 // NewWire begins to look, until the test ends.
@@ -36,7 +38,8 @@ func NewWire(t testing.TB, h *Host, link string) *Wire {
 		if w.fd, err = packetSocket(link); err != nil {
 			return err
 		}
-		return unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, roomy)
+		return errors.Join(unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, roomy),
+			unix.SetsockoptInt(w.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
 	})
 	if err != nil {
 		t.Fatalf("look at %s: %v", link, err)
@@ -50,16 +53,47 @@ func (w *Wire) Drain(t testing.TB) (frames [][]byte) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
 	for {
-		n, from, err := unix.Recvfrom(w.fd, buf, unix.MSG_DONTWAIT)
+		n, _, err := unix.Recvfrom(w.fd, buf, unix.MSG_DONTWAIT)
 		if err != nil {
 			break
 		}
-		if l, ok := from.(*unix.SockaddrLinklayer); !ok || l.Pkttype != unix.PACKET_OUTGOING {
-			frames = append(frames, bytes.Clone(buf[:n]))
-		}
+		frames = append(frames, bytes.Clone(buf[:n]))
 	}
 	if stats, err := unix.GetsockoptTpacketStats(w.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err != nil || stats.Drops > 0 {
 		t.Fatalf("%d frames were not seen: %v", stats.Drops, err)
 	}
 	return frames
+}
+
+// Send sends frames, always from the same processor: what a frame does is done when a later one arrives.
+func (w *Wire) Send(t testing.TB, frames ...[]byte) {
+	t.Helper()
+	if err := onOneProcessor(func() error {
+		for _, f := range frames {
+			if _, err := unix.Write(w.fd, f); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatalf("send a frame: %v", err)
+	}
+}
+
+func onOneProcessor(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return err
+	}
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if before.IsSet(cpu) {
+			one.Set(cpu)
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return err
+	}
+	return errors.Join(f(), unix.SchedSetaffinity(0, &before))
 }

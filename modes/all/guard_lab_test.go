@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -86,6 +87,8 @@ type siteSpec struct {
 	apart bool
 	// hostless: its containers do not reach the host.
 	hostless bool
+	// evilOnly: the options are of the sender's endpoint alone.
+	evilOnly bool
 	// talks: it may talk to the far network.
 	talks bool
 }
@@ -120,7 +123,8 @@ func (l *guardLab) site(t *testing.T, spec siteSpec) *site {
 	l.numbers++
 	s := &site{siteSpec: spec, t: t, lab: l, number: l.numbers}
 	s.up()
-	s.evil, s.other, s.victim = s.member(2), s.member(3), s.member(4)
+	s.evil = s.member(2)
+	s.other, s.victim = s.member(3), s.member(4)
 	s.host = &party{host: l.host, link: s.bridge, socket: l.socket, wire: kerneltest.NewWire(t, l.host, s.bridge)}
 	s.host.Station = kerneltest.Station{MAC: macOf(t, l.host, s.bridge), V4: s.v4(1), V6: s.v6(1)}
 	if spec.hostless {
@@ -171,8 +175,8 @@ func (s *site) up() {
 		return
 	}
 	opts := map[string]string{}
-	for k, v := range s.opts {
-		opts[k] = v
+	if !s.evilOnly {
+		maps.Copy(opts, s.opts)
 	}
 	if s.guard == hardware {
 		opts["bridge"] = own
@@ -222,6 +226,9 @@ func (s *site) member(last int) *party {
 	} else {
 		e := modes.Endpoint{ID: fmt.Sprintf("%05d%06d%s", s.number, last, "fedcba"), NetworkID: s.network.ID}
 		e.Addrs = []netip.Prefix{netip.PrefixFrom(p.V4, 16), netip.PrefixFrom(p.V6, 64)}
+		if s.evilOnly && s.evil == nil {
+			e.Options = s.opts
+		}
 		link, err := s.mode.Attach(s.t.Context(), s.network, e)
 		if err != nil {
 			s.t.Fatal(err)

@@ -336,9 +336,7 @@ func (s *site) send(t *testing.T, all []row) {
 		frames = append(frames, s.frames(&all[i])...)
 	}
 	frames = append(frames, s.frames(&marker)...)
-	if err := s.evil.host.Do(func() error { return kerneltest.Send(s.evil.link, frames) }); err != nil {
-		t.Fatal(err)
-	}
+	s.evil.wire.Send(t, frames...)
 	for _, p := range []*party{s.host, s.victim, s.lab.far.victim} { // the marker's first: the others have all there will be
 		if marker.to == toHost == (p == s.host) && p != s.lab.far.victim {
 			p.socket.drain(t, marker.id)
@@ -409,6 +407,7 @@ func sites() []siteSpec {
 		{name: "that may talk to the other", mode: "bridge", talks: true},
 		{name: "limited", mode: "bridge", opts: with("egress_rate", "10gbit")},
 		{name: "antispoof=false", mode: "bridge", opts: with("antispoof", "false"), guard: roles},
+		{name: "antispoof=false for the sender", mode: "bridge", opts: with("antispoof", "false"), evilOnly: true, guard: roles},
 		{name: "antispoof=false, that may talk to the other", mode: "bridge", opts: with("antispoof", "false"), guard: roles, talks: true},
 		{name: "isolated", mode: "bridge", opts: with("gateway_mode_ipv4", "isolated", "gateway_mode_ipv6", "isolated"), internal: true, hostless: true},
 		{name: "isolated, antispoof=false", mode: "bridge", opts: with("gateway_mode_ipv4", "isolated", "gateway_mode_ipv6", "isolated", "antispoof", "false"), internal: true, hostless: true, guard: roles},
