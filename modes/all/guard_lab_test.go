@@ -87,6 +87,8 @@ type siteSpec struct {
 	apart bool
 	// hostless: its containers do not reach the host.
 	hostless bool
+	// aware: the host's owner's bridge knows VLANs, as it is with a trunk on it.
+	aware bool
 	// evilOnly: the options are of the sender's endpoint alone.
 	evilOnly bool
 	// talks: it may talk to the far network.
@@ -170,6 +172,11 @@ func (s *site) up() {
 	if s.guard == nothing || s.guard == hardware { // a bridge of the host's owner
 		l.host.Sh(s.t, fmt.Sprintf("ip link add %[1]s type bridge && ip addr add %[2]s/16 dev %[1]s && ip addr add %[3]s/64 dev %[1]s nodad && ip link set %[1]s up", own, s.v4(1), s.v6(1)))
 		s.bridge = own
+	}
+	if s.aware {
+		if _, err := l.host.TrySh("ip link set " + own + " type bridge vlan_filtering 1"); err != nil {
+			s.t.Skip("this kernel has no bridges that filter VLANs")
+		}
 	}
 	if s.guard == nothing {
 		return

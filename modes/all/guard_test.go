@@ -421,6 +421,8 @@ func sites() []siteSpec {
 		{name: "closed sender, antispoof=false", mode: "bridge", opts: with("antispoof", "false"), guard: roles, closedOut: true},
 		{name: "a bridge of the host's owner", mode: "bridge", guard: hardware},
 		{name: "a bridge of the host's owner, closed neighbour", mode: "bridge", guard: hardware, closedIn: true},
+		{name: "a bridge of the host's owner, aware of VLANs", mode: "bridge", guard: hardware, aware: true},
+		{name: "a bridge of the host's owner, aware of VLANs, closed neighbour", mode: "bridge", guard: hardware, aware: true, closedIn: true},
 		{name: "host", mode: "host"},
 		{name: "overlay", mode: "overlay", opts: with("overlay", "blue")},
 	}
