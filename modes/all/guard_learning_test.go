@@ -15,7 +15,6 @@ import (
 // learns from frames to reserved group addresses too, which the guard does not see (__br_handle_local_finish, net/bridge/br_input.c). Who
 // is bound to his address keeps it, also beside one that may use any. Where nobody guards, it works.
 func TestForwardingTable(t *testing.T) {
-	t.Parallel()
 	l := newGuardLab(t, false)
 	for _, spec := range sites() {
 		if spec.guard == roles && !spec.evilOnly || spec.apart || spec.closedOut || spec.closedIn {
@@ -62,7 +61,6 @@ func (s *site) steal(t *testing.T) {
 // TestSpanningTree: a container does not make itself the root of a LAN's spanning tree, nor change its topology. On a bridge that nobody
 // guards it does.
 func TestSpanningTree(t *testing.T) {
-	t.Parallel()
 	l := newGuardLab(t, false)
 	for _, spec := range []siteSpec{{name: "no network of netyard's", guard: nothing}, {name: "a bridge of the host's owner", mode: "bridge", guard: hardware}} {
 		t.Run(spec.name, func(t *testing.T) {
