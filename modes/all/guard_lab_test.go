@@ -47,20 +47,23 @@ type party struct {
 type guardLab struct {
 	host   *kerneltest.Host
 	socket *socket
-	far    *site
+	// outside is another host, behind eth-out.
+	outside *kerneltest.Host
+	far     *site
 	// calls: br_netfilter takes all that is bridged to the chains for what is routed; conntrack: this kernel has nf_conntrack_bridge.
 	calls, conntrack bool
 	// numbers are given to networks.
 	numbers int
 }
 
-func newGuardLab(t *testing.T, calls bool) *guardLab {
+func newGuardLab(t testing.TB, calls bool) *guardLab {
 	t.Helper()
 	l := &guardLab{host: kerneltest.New(t), calls: calls}
 	l.host.Sh(t, fmt.Sprintf("for f in ip ip6; do sysctl -qw net.bridge.bridge-nf-call-${f}tables=%d; done", map[bool]int{true: 1}[calls]))
 	_, err := l.host.TrySh("nft 'add table bridge probe; add chain bridge probe c; add rule bridge probe c ct state new'; nft delete table bridge probe")
 	l.conntrack = err == nil
 	out := l.host.Peer(t, "eth-out")
+	l.outside = out
 	l.host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; "+
 		"ip addr add "+outAddr4+"/24 dev eth-out && ip addr add "+outAddr6+"/64 dev eth-out nodad && "+
 		"ip route add default via 203.0.113.1 && ip -6 route add default via 2001:db8:113::1")
@@ -108,7 +111,7 @@ const (
 // A site is such a network: evil sends, victim is its neighbour, other is whom evil plays.
 type site struct {
 	siteSpec
-	t                         *testing.T
+	t                         testing.TB
 	lab                       *guardLab
 	number                    int
 	mode                      modes.Mode
@@ -120,7 +123,7 @@ type site struct {
 }
 
 // site makes a network by its mode, and its containers.
-func (l *guardLab) site(t *testing.T, spec siteSpec) *site {
+func (l *guardLab) site(t testing.TB, spec siteSpec) *site {
 	t.Helper()
 	l.numbers++
 	s := &site{siteSpec: spec, t: t, lab: l, number: l.numbers}
@@ -140,7 +143,7 @@ func (l *guardLab) site(t *testing.T, spec siteSpec) *site {
 }
 
 // answersTo waits until an IPv6 address is in use: that is when the link's carrier has been seen.
-func answersTo(t *testing.T, h *kerneltest.Host, a netip.Addr) {
+func answersTo(t testing.TB, h *kerneltest.Host, a netip.Addr) {
 	t.Helper()
 	h.Sh(t, fmt.Sprintf("for i in $(seq 1500); do ip -6 route show table local | grep -q '^local %s ' && exit; sleep 0.02; done; exit 1", a))
 }
@@ -297,7 +300,7 @@ func (alone) Up(modes.Overlay, modes.OverlayLink) error    { return nil }
 func (alone) Attach(modes.Overlay, modes.Endpoint) error   { return nil }
 func (alone) Objects(modes.Overlay) (none []kernel.Object) { return none }
 
-func macOf(t *testing.T, h *kerneltest.Host, link string) net.HardwareAddr {
+func macOf(t testing.TB, h *kerneltest.Host, link string) net.HardwareAddr {
 	t.Helper()
 	mac, err := net.ParseMAC(h.Sh(t, "ip -o link show "+link+" | grep -o 'ether [^ ]*' | cut -d' ' -f2"))
 	if err != nil {
@@ -312,7 +315,7 @@ type socket struct {
 	got   map[int]bool
 }
 
-func listen(t *testing.T, h *kerneltest.Host) *socket {
+func listen(t testing.TB, h *kerneltest.Host) *socket {
 	t.Helper()
 	s := &socket{got: map[int]bool{}}
 	for _, port := range []int{dataPort, openPort} {
@@ -333,7 +336,7 @@ func listen(t *testing.T, h *kerneltest.Host) *socket {
 }
 
 // drain reads what is there, and waits for id if it is to come.
-func (s *socket) drain(t *testing.T, id int) {
+func (s *socket) drain(t testing.TB, id int) {
 	t.Helper()
 	end := time.Now().Add(patience)
 	buf := make([]byte, 1<<12)

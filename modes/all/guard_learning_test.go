@@ -90,6 +90,6 @@ func TestSpanningTree(t *testing.T) {
 
 // from is an honest packet.
 func (s *site) from(from, to *party, id int) []byte {
-	p := kerneltest.UDP(netip.AddrPortFrom(from.V4, 5000), netip.AddrPortFrom(to.V4, dataPort), idText(id))
+	p := kerneltest.UDP(netip.AddrPortFrom(from.V4, 5000), netip.AddrPortFrom(to.V4, openPort), idText(id))
 	return p.Frame(from.MAC, to.MAC)
 }
