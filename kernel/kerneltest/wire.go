@@ -20,11 +20,29 @@ func Roomy(c *net.UDPConn) error {
 		return err
 	}
 	var failed error
-	err = raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, roomy) })
-	if err == nil {
-		err = failed
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, roomy)
+	})
+	return errors.Join(err, failed)
+}
+
+// Pending returns what a socket has got and nobody has read yet.
+func Pending(c *net.UDPConn) (datagrams [][]byte, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
 	}
-	return err
+	buf := make([]byte, 1<<16)
+	err = raw.Control(func(fd uintptr) {
+		for {
+			n, _, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
+			if err != nil {
+				return
+			}
+			datagrams = append(datagrams, bytes.Clone(buf[:n]))
+		}
+	})
+	return datagrams, err
 }
 
 // A Wire is a packet socket on a link: it keeps the frames that come in until they are asked for, and sends others.
@@ -48,7 +66,8 @@ func NewWire(t testing.TB, h *Host, link string) *Wire {
 	return w
 }
 
-// Drain returns the frames that came in since the last time. It fails the test when there were more than it had room for.
+// Drain returns the frames that came in since the last time. It fails the test when there were more than it had room
+// for.
 func (w *Wire) Drain(t testing.TB) (frames [][]byte) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
@@ -59,7 +78,8 @@ func (w *Wire) Drain(t testing.TB) (frames [][]byte) {
 		}
 		frames = append(frames, bytes.Clone(buf[:n]))
 	}
-	if stats, err := unix.GetsockoptTpacketStats(w.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err != nil || stats.Drops > 0 {
+	stats, err := unix.GetsockoptTpacketStats(w.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err != nil || stats.Drops > 0 {
 		t.Fatalf("%d frames were not seen: %v", stats.Drops, err)
 	}
 	return frames

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// BenchmarkFrame is the way of one small frame from a container to its neighbour's socket, and to one of the host: all that a bridge, the
-// guard and the ruleset do is done on the processor that sends.
+// BenchmarkFrame is the way of one small frame from a container to its neighbour's socket, and to one of the host: all
+// that a bridge, the guard and the ruleset do is done on the processor that sends.
 // Run by itself it is the cost of a frame; on a busy machine the least of all rounds still is.
 func BenchmarkFrame(b *testing.B) {
 	l := newGuardLab(b, false)
@@ -25,7 +25,7 @@ func BenchmarkFrame(b *testing.B) {
 					s.evil.wire.Send(b, frames...)
 					least = min(least, time.Since(began))
 				}
-				b.ReportMetric(float64(least.Nanoseconds())/few, "least-ns/frame") // what other processes take is not in it
+				b.ReportMetric(float64(least.Nanoseconds())/few, "least-ns/frame") // without other processes
 			})
 		}
 	}

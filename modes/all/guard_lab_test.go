@@ -2,13 +2,11 @@ package all_test
 
 import (
 	gocontext "context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -24,6 +22,7 @@ import (
 const (
 	// dataPort takes what rows send, openPort what a policy lets in.
 	dataPort, openPort = 7777, 7000
+	udp                = 17
 	// outAddr4 and outAddr6 are addresses of the host that are on none of its bridges.
 	outAddr4, outAddr6 = "203.0.113.2", "2001:db8:113::2"
 	// patience is for what has to come; nothing is waited for that must not.
@@ -50,7 +49,8 @@ type guardLab struct {
 	// outside is another host, behind eth-out.
 	outside *kerneltest.Host
 	far     *site
-	// calls: br_netfilter takes all that is bridged to the chains for what is routed; conntrack: this kernel has nf_conntrack_bridge.
+	// calls: br_netfilter takes all that is bridged to the chains for what is routed; conntrack: this kernel has
+	// nf_conntrack_bridge.
 	calls, conntrack bool
 	// numbers are given to networks.
 	numbers int
@@ -59,8 +59,10 @@ type guardLab struct {
 func newGuardLab(t testing.TB, calls bool) *guardLab {
 	t.Helper()
 	l := &guardLab{host: kerneltest.New(t), calls: calls}
-	l.host.Sh(t, fmt.Sprintf("for f in ip ip6; do sysctl -qw net.bridge.bridge-nf-call-${f}tables=%d; done", map[bool]int{true: 1}[calls]))
-	_, err := l.host.TrySh("nft 'add table bridge probe; add chain bridge probe c; add rule bridge probe c ct state new'; nft delete table bridge probe")
+	l.host.Sh(t, fmt.Sprintf("for f in ip ip6; do sysctl -qw net.bridge.bridge-nf-call-${f}tables=%d; done",
+		map[bool]int{true: 1}[calls]))
+	_, err := l.host.TrySh("nft 'add table bridge probe; add chain bridge probe c; " +
+		"add rule bridge probe c ct state new; delete table bridge probe'")
 	l.conntrack = err == nil
 	out := l.host.Peer(t, "eth-out")
 	l.outside = out
@@ -74,7 +76,8 @@ func newGuardLab(t testing.TB, calls bool) *guardLab {
 	l.socket = listen(t, l.host)
 	l.far = l.site(t, siteSpec{name: "far", mode: "bridge"})
 	v := l.far.victim // the host has not to ask for it, and so nothing waits
-	l.host.Sh(t, fmt.Sprintf("for a in %s %s; do ip neigh replace $a lladdr %s dev %s nud permanent; done", v.V4, v.V6, v.MAC, l.far.bridge))
+	l.host.Sh(t, fmt.Sprintf("for a in %s %s; do ip neigh replace $a lladdr %s dev %s nud permanent; done",
+		v.V4, v.V6, v.MAC, l.far.bridge))
 	return l
 }
 
@@ -145,7 +148,8 @@ func (l *guardLab) site(t testing.TB, spec siteSpec) *site {
 // answersTo waits until an IPv6 address is in use: that is when the link's carrier has been seen.
 func answersTo(t testing.TB, h *kerneltest.Host, a netip.Addr) {
 	t.Helper()
-	h.Sh(t, fmt.Sprintf("for i in $(seq 1500); do ip -6 route show table local | grep -q '^local %s ' && exit; sleep 0.02; done; exit 1", a))
+	h.Sh(t, fmt.Sprintf("for i in $(seq 1500); do ip -6 route show table local | grep -q '^local %s ' && exit; "+
+		"sleep 0.02; done; exit 1", a))
 }
 
 func (s *site) v4(last int) netip.Addr {
@@ -173,7 +177,8 @@ func (s *site) up() {
 	s.t.Helper()
 	own := fmt.Sprintf("own%d", s.number)
 	if s.guard == nothing || s.guard == hardware { // a bridge of the host's owner
-		l.host.Sh(s.t, fmt.Sprintf("ip link add %[1]s type bridge && ip addr add %[2]s/16 dev %[1]s && ip addr add %[3]s/64 dev %[1]s nodad && ip link set %[1]s up", own, s.v4(1), s.v6(1)))
+		l.host.Sh(s.t, fmt.Sprintf("ip link add %[1]s type bridge && ip addr add %[2]s/16 dev %[1]s && "+
+			"ip addr add %[3]s/64 dev %[1]s nodad && ip link set %[1]s up", own, s.v4(1), s.v6(1)))
 		s.bridge = own
 	}
 	if s.aware {
@@ -200,7 +205,8 @@ func (s *site) up() {
 		Subnets: []modes.Subnet{subnet(s.v4(1), 16), subnet(s.v6(1), 64)},
 	}
 	var err error
-	if s.mode, err = all.Modes()[s.siteSpec.mode](modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: l.host.Kernel, Fabric: alone{}}); err != nil {
+	env := modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: l.host.Kernel, Fabric: alone{}}
+	if s.mode, err = all.Modes()[s.siteSpec.mode](env); err != nil {
 		s.t.Fatal(err)
 	}
 	if err := s.mode.Check(s.network); err != nil {
@@ -218,7 +224,8 @@ func (s *site) up() {
 		s.bridge = kernel.Name(kernel.BridgePrefix, s.network.ID)
 	}
 	if s.talks {
-		if err := l.host.Ensure(s.t.Context(), kernel.InterfaceIn(kernel.Talk, s.bridge, l.far.bridge).For(s.network.ID)); err != nil {
+		pair := kernel.InterfaceIn(kernel.Talk, s.bridge, l.far.bridge)
+		if err := l.host.Ensure(s.t.Context(), pair.For(s.network.ID)); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -263,16 +270,21 @@ func (s *site) enforce() {
 		}
 		a := &kernel.Access{}
 		for _, o := range others {
-			a.Allow = append(a.Allow, kernel.Passage{First: o, Last: o, FirstProto: 17, LastProto: 17, FirstPort: openPort, LastPort: openPort})
+			a.Allow = append(a.Allow, kernel.Passage{
+				First: o, Last: o, FirstProto: udp, LastProto: udp, FirstPort: openPort, LastPort: openPort,
+			})
 		}
 		return a
 	}
 	var subjects []kernel.Subject
 	add := func(p, peer *party, in, out bool) {
+		subject := kernel.Subject{Port: p.port, Bridge: s.bridge, Foreign: s.guard == hardware}
 		for own, other := range map[netip.Addr]netip.Addr{p.V4: peer.V4, p.V6: peer.V6} {
-			subjects = append(subjects, kernel.Subject{Port: p.port, Bridge: s.bridge, Foreign: s.guard == hardware, Addr: own, In: access(in, other), Out: access(out, other)})
+			subject.Addr, subject.In, subject.Out = own, access(in, other), access(out, other)
+			subjects = append(subjects, subject)
 		}
-		subjects = append(subjects, kernel.Subject{Port: p.port, Bridge: s.bridge, Foreign: s.guard == hardware, Addr: p.Local(), In: access(in), Out: access(out)})
+		subject.Addr, subject.In, subject.Out = p.Local(), access(in), access(out)
+		subjects = append(subjects, subject)
 	}
 	if s.closedIn {
 		add(s.victim, s.evil, true, false)
@@ -338,22 +350,14 @@ func listen(t testing.TB, h *kerneltest.Host) *socket {
 // drain reads what is there, and waits for id if it is to come.
 func (s *socket) drain(t testing.TB, id int) {
 	t.Helper()
-	end := time.Now().Add(patience)
-	buf := make([]byte, 1<<12)
-	for {
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		for _, c := range s.conns {
-			for {
-				if err := c.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
-					t.Fatal(err)
-				}
-				n, err := c.Read(buf)
-				if errors.Is(err, os.ErrDeadlineExceeded) {
-					break
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, got := range idsIn(buf[:n]) {
+			pending, err := kerneltest.Pending(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range pending {
+				for _, got := range idsIn(p) {
 					s.got[got] = true
 				}
 			}

@@ -11,9 +11,10 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// TestForwardingTable: by a neighbour's hardware address, on any frame, a container does not get what is for that neighbour. A bridge
-// learns from frames to reserved group addresses too, which the guard does not see (__br_handle_local_finish, net/bridge/br_input.c). Who
-// is bound to his address keeps it, also beside one that may use any. Where nobody guards, it works.
+// TestForwardingTable: by a neighbour's hardware address, on any frame, a container does not get what is for that
+// neighbour. A bridge learns from frames to reserved group addresses too, which the guard does not see
+// (__br_handle_local_finish, net/bridge/br_input.c). Who is bound to his address keeps it, also beside one that may use
+// any. Where nobody guards, it works.
 func TestForwardingTable(t *testing.T) {
 	l := newGuardLab(t, false)
 	for _, spec := range sites() {
@@ -27,9 +28,11 @@ func TestForwardingTable(t *testing.T) {
 func (s *site) steal(t *testing.T) {
 	t.Helper()
 	const groups, behind, first = 16, 5000, 1000
-	udp := kerneltest.UDP(netip.AddrPortFrom(s.evil.V4, 1), netip.AddrPortFrom(s.host.V4, 1), []byte("learn"))
+	learn := kerneltest.UDP(netip.AddrPortFrom(s.evil.V4, 1), netip.AddrPortFrom(s.host.V4, 1), []byte("learn"))
 	topologyChange := append([]byte{0x42, 0x42, 3, 0, 0, 0, 0x80}, make([]byte, 39)...) // IEEE 802.1D
-	packets := []kerneltest.Packet{udp, udp.Tagged(0x8100, 0), {Type: 0x88cc, Data: make([]byte, 46)}, {Type: 38, Data: topologyChange}}
+	packets := []kerneltest.Packet{
+		learn, learn.Tagged(0x8100, 0), {Type: 0x88cc, Data: make([]byte, 46)}, {Type: 38, Data: topologyChange},
+	}
 	stolen, kept, all := 0, 0, (groups+1)*len(packets)
 	for group := range groups + 1 {
 		mac := net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, byte(group)}
@@ -54,28 +57,34 @@ func (s *site) steal(t *testing.T) {
 		}
 	}
 	if s.guard == nothing && stolen == 0 || s.guard != nothing && (stolen > 0 || kept != all) {
-		t.Errorf("of %d packets for another container, %d came to it, and %d to who used its hardware address", all, kept, stolen)
+		t.Errorf("of %d packets for another container, %d came to it, and %d to who used its hardware address",
+			all, kept, stolen)
 	}
 }
 
-// TestSpanningTree: a container does not make itself the root of a LAN's spanning tree, nor change its topology. On a bridge that nobody
-// guards it does.
+// TestSpanningTree: a container does not make itself the root of a LAN's spanning tree. On a bridge that nobody guards it
+// does.
 func TestSpanningTree(t *testing.T) {
 	l := newGuardLab(t, false)
-	for _, spec := range []siteSpec{{name: "no network of netyard's", guard: nothing}, {name: "a bridge of the host's owner", mode: "bridge", guard: hardware}} {
+	for _, spec := range []siteSpec{
+		{name: "no network of netyard's", guard: nothing},
+		{name: "a bridge of the host's owner", mode: "bridge", guard: hardware},
+	} {
 		t.Run(spec.name, func(t *testing.T) {
 			s := l.site(t, spec)
 			l.host.Sh(t, "ip link set "+s.bridge+" type bridge stp_state 1")
 			root := append([]byte{0, 0}, s.evil.MAC...) // the best priority there is
 			bpdu := append(append(append([]byte{0x42, 0x42, 3, 0, 0, 0, 0, 0}, root...), 0, 0, 0, 0), root...)
-			bpdu = append(bpdu, 0x80, 1, 0, 0, 20, 0, 2, 0, 15, 0)           // port, age, maximal age, hello time, forward delay
+			// port, age, maximal age, hello time, forward delay
+			bpdu = append(bpdu, 0x80, 1, 0, 0, 20, 0, 2, 0, 15, 0)
 			packet := kerneltest.Packet{Type: uint16(len(bpdu)), Data: bpdu} //nolint:gosec // short
 			s.evil.wire.Send(t, packet.Frame(s.evil.MAC, net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, 0}))
-			// What was sent before has been looked at when the host has the next, which the port need not be in use for.
+			// What was sent before has been looked at when the port has got the next.
 			seen := kerneltest.NewWire(t, l.host, s.evil.port)
 			const id = 77
 			s.evil.wire.Send(t, s.from(s.evil, s.host, id))
-			for end := time.Now().Add(patience); !slices.ContainsFunc(seen.Drain(t), func(f []byte) bool { return slices.Contains(idsIn(f), id) }); {
+			next := func(f []byte) bool { return slices.Contains(idsIn(f), id) }
+			for end := time.Now().Add(patience); !slices.ContainsFunc(seen.Drain(t), next); time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatal("the port does not get what its container sends")
 				}

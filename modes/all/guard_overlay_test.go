@@ -10,8 +10,8 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// TestOverlayPort: what another host of an overlay sends reaches this one by the network's bridge, and not by the VXLAN device itself, past
-// the bridge. A bridge does not send such frames to others, but who gets into an overlay can.
+// TestOverlayPort: what another host of an overlay sends reaches this one by the network's bridge, and not by the VXLAN
+// device itself, past the bridge. A bridge does not send such frames to others, but who gets into an overlay can.
 func TestOverlayPort(t *testing.T) {
 	l := newGuardLab(t, false)
 	s := l.site(t, siteSpec{name: "overlay", mode: "overlay", opts: map[string]string{"overlay": "blue"}})
@@ -25,14 +25,16 @@ func TestOverlayPort(t *testing.T) {
 	from := kerneltest.Station{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 9}, V4: s.v4(9), V6: s.v6(9)}
 	send := func(inner []byte) {
 		header := []byte{8, 0, 0, 0, vni >> 16, vni >> 8 & 0xff, vni & 0xff, 0} // RFC 7348
-		p := kerneltest.UDP(netip.MustParseAddrPort("203.0.113.1:50000"), netip.AddrPortFrom(netip.MustParseAddr(outAddr4), port), append(header, inner...))
+		to := netip.AddrPortFrom(netip.MustParseAddr(outAddr4), port)
+		p := kerneltest.UDP(netip.MustParseAddrPort("203.0.113.1:50000"), to, append(header, inner...))
 		wire.Send(t, p.Frame(macOf(t, l.outside, "eth0"), macOf(t, l.host, "eth-out")))
 	}
 	datagram := func(id int, v6 bool) kerneltest.Packet {
+		src, dst := from.V4, s.host.V4
 		if v6 {
-			return kerneltest.UDP(netip.AddrPortFrom(from.V6, 5000), netip.AddrPortFrom(s.host.V6, dataPort), idText(id))
+			src, dst = from.V6, s.host.V6
 		}
-		return kerneltest.UDP(netip.AddrPortFrom(from.V4, 5000), netip.AddrPortFrom(s.host.V4, dataPort), idText(id))
+		return kerneltest.UDP(netip.AddrPortFrom(src, 5000), netip.AddrPortFrom(dst, dataPort), idText(id))
 	}
 	strangers := map[int]netip.Addr{}
 	for group := 2; group < 16; group++ {

@@ -8,13 +8,11 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"netyard/kernel/kerneltest"
 )
 
-// The kinds of packets, as letters: datagrams of either family, questions of ARP and of neighbour discovery, and advertisements of a
-// router. Of the last three it is the tables of the receiver that tell whether it believed them.
+// The kinds of packets, as letters: datagrams of either family, questions of ARP and of neighbour discovery, and
+// advertisements of a router. Of the last three it is the tables of the receiver that tell whether it believed them.
 const (
 	dgram4, dgram6, arpAsk, ndAsk, advert = '4', '6', 'a', 'n', 'r'
 	everyKind                             = "46anr"
@@ -28,6 +26,8 @@ type wrapping struct {
 	class     class
 	wrap      wrap
 }
+
+type pkt = kerneltest.Packet
 
 // A wrap makes of a packet what is sent.
 type wrap func(p kerneltest.Packet, c context) []kerneltest.Packet
@@ -110,7 +110,8 @@ func wrappings() []wrapping {
 			return all
 		}
 	}
-	const whole = 1 << 12
+	const inIP, inIPv6, gre = 4, 41, 47 // protocols (RFC 2003, RFC 4213, RFC 2784)
+	const whole, options = 1 << 12, kerneltest.DestOptions
 	return []wrapping{
 		{"", everyKind, everyKind, plain, one(func(p kerneltest.Packet) kerneltest.Packet { return p })},
 		{"VLAN 0", everyKind, everyKind, tagged, tags(q, 0)},
@@ -128,10 +129,10 @@ func wrappings() []wrapping {
 		{"VLAN 4095", everyKind, "", tagged, tags(q, 4095)},
 		{"tag of type 0x9100", everyKind, "", foreign, tags(0x9100, 0)},
 		{"tag of type 0x9200", everyKind, "", foreign, tags(0x9200, 0)},
-		{"LLC and SNAP", everyKind, "", wrapped, one(func(p kerneltest.Packet) kerneltest.Packet { return p.SNAP(0) })},
-		{"LLC and SNAP of 802.1H", everyKind, "", wrapped, one(func(p kerneltest.Packet) kerneltest.Packet { return p.SNAP(0xf8) })},
-		{"LLC and SNAP in VLAN 0", everyKind, "", wrapped, one(func(p kerneltest.Packet) kerneltest.Packet { return p.SNAP(0).Tagged(q, 0) })},
-		{"VLAN 0 behind SNAP", everyKind, "", wrapped, one(func(p kerneltest.Packet) kerneltest.Packet { return p.Tagged(q, 0).SNAP(0) })},
+		{"LLC and SNAP", everyKind, "", wrapped, one(func(p pkt) pkt { return p.SNAP(0) })},
+		{"LLC and SNAP of 802.1H", everyKind, "", wrapped, one(func(p pkt) pkt { return p.SNAP(0xf8) })},
+		{"LLC and SNAP in VLAN 0", everyKind, "", wrapped, one(func(p pkt) pkt { return p.SNAP(0).Tagged(q, 0) })},
+		{"VLAN 0 behind SNAP", everyKind, "", wrapped, one(func(p pkt) pkt { return p.Tagged(q, 0).SNAP(0) })},
 		{"PPPoE, IPv4", "4", "", foreign, behind(0x8864, 0x11, 0, 0, 0, 0, 60, 0, 0x21)},
 		{"PPPoE, IPv6", ip6, "", foreign, behind(0x8864, 0x11, 0, 0, 0, 0, 80, 0, 0x57)},
 		{"MPLS, IPv4", "4", "", foreign, behind(0x8847, 0, 0, 1, 64)},
@@ -143,16 +144,16 @@ func wrappings() []wrapping {
 		{"one fragment", ip6, "6", atomic, pieces(whole)},
 		{"hop-by-hop options", ip6, ip6, extended, with(0, kerneltest.HopByHop)},
 		{"destination options", ip6, ip6, extended, with(0, kerneltest.DestOptions)},
-		{"many options", ip6, ip6, extended, with(0, kerneltest.HopByHop, kerneltest.DestOptions, kerneltest.DestOptions, kerneltest.DestOptions)},
+		{"many options", ip6, ip6, extended, with(0, kerneltest.HopByHop, options, options, options)},
 		{"hop-by-hop options in VLAN 0", ip6, ip6, tagged, tagOf(q, 0, with(0, kerneltest.HopByHop))},
 		{optionsFirst, "6", "6", hidden, with(24, kerneltest.DestOptions)},
 		{"a fragment that ends behind options", "6", "", hidden, with(8, kerneltest.DestOptions)},
-		{"a fragment that ends between options", "6", "6", hidden, with(8, kerneltest.DestOptions, kerneltest.DestOptions)},
-		{"IP in IPv4", "4", "", tunneled, inside(false, unix.IPPROTO_IPIP)},
-		{"IPv6 in IPv4", "6", "", tunneled, inside(false, unix.IPPROTO_IPV6)},
-		{"IPv4 in IPv6", "4", "", tunneled, inside(true, unix.IPPROTO_IPIP)},
-		{"GRE", "4", "", tunneled, inside(false, unix.IPPROTO_GRE, 0, 0, 8, 0)},
-		{"GRE in IPv6", "6", "", tunneled, inside(true, unix.IPPROTO_GRE, 0, 0, 0x86, 0xdd)},
+		{"a fragment that ends between options", "6", "6", hidden, with(8, options, options)},
+		{"IP in IPv4", "4", "", tunneled, inside(false, inIP)},
+		{"IPv6 in IPv4", "6", "", tunneled, inside(false, inIPv6)},
+		{"IPv4 in IPv6", "4", "", tunneled, inside(true, inIP)},
+		{"GRE", "4", "", tunneled, inside(false, gre, 0, 0, 8, 0)},
+		{"GRE in IPv6", "6", "", tunneled, inside(true, gre, 0, 0, 0x86, 0xdd)},
 	}
 }
 
@@ -167,7 +168,9 @@ const (
 )
 
 func (s source) String() string {
-	return [...]string{"own address", "a neighbour's address", "an address from elsewhere", "a neighbour's hardware address"}[s]
+	return [...]string{
+		"own address", "a neighbour's address", "an address from elsewhere", "a neighbour's hardware address",
+	}[s]
 }
 
 // A row is one way by which a packet may reach somebody: its frames have id in them.
@@ -175,7 +178,7 @@ type row struct {
 	kind byte
 	from source
 	wrapping
-	// group is the last octet of a reserved group address, 01:80:c2:00:00:xx, that it is sent to; below zero: unicast, or broadcast.
+	// group is the last octet of a reserved group address, 01:80:c2:00:00:xx, that it is sent to; or unicast, or broadcast.
 	group int
 	to    string // host, neighbour, far
 	port  uint16
@@ -195,7 +198,9 @@ func (r row) String() string {
 	if r.group >= 0 {
 		to = fmt.Sprintf(" by 01:80:c2:00:00:%02x", r.group)
 	}
-	kind := map[byte]string{dgram4: "IPv4", dgram6: "IPv6", arpAsk: "ARP", ndAsk: "neighbour solicitation", advert: "router advertisement"}[r.kind]
+	kind := map[byte]string{
+		dgram4: "IPv4", dgram6: "IPv6", arpAsk: "ARP", ndAsk: "neighbour solicitation", advert: "router advertisement",
+	}[r.kind]
 	return strings.TrimSpace(fmt.Sprintf("%s from %s to %s%s %s", kind, r.from, r.to, to, r.name))
 }
 
@@ -214,25 +219,25 @@ func rows() (all []row) {
 					if !strings.Contains(w.of, string(kind)) {
 						continue
 					}
-					all = append(all, row{kind: kind, from: from, wrapping: w, group: unicast, to: to, port: dataPort}, row{kind: kind, from: from, wrapping: w, group: broadcast, to: to, port: dataPort})
-					if i > 1 {
-						continue
+					groups := []int{unicast, broadcast}
+					for group := 0; group < 16 && i < 2; group++ {
+						groups = append(groups, group)
 					}
-					for group := range 16 {
-						all = append(all, row{kind: kind, from: from, wrapping: w, group: group, to: to, port: dataPort})
+					for _, group := range groups {
+						all = append(all, row{kind, from, w, group, to, dataPort, 0, netip.Addr{}})
 					}
 				}
 			}
 		}
 	}
 	for _, kind := range []byte{dgram4, dgram6} { // what policies let in
-		all = append(all, row{kind: kind, from: own, wrapping: wrappings()[0], group: unicast, to: toNeighbour, port: openPort})
+		all = append(all, row{kind, own, wrappings()[0], unicast, toNeighbour, openPort, 0, netip.Addr{}})
 	}
 	return all
 }
 
-// taken says whether a kernel takes it that nobody guards. Where br_netfilter has it on the way (calls), one fragment arrives as none, which
-// ndisc_rcv does not refuse, and pieces arrive cut anew.
+// taken says whether a kernel takes it that nobody guards. Where br_netfilter has it on the way (calls), one fragment
+// arrives as none, which ndisc_rcv does not refuse, and pieces arrive cut anew.
 func (r row) taken(calls bool) bool {
 	takes := r.takes
 	switch {
@@ -244,8 +249,8 @@ func (r row) taken(calls bool) bool {
 	switch {
 	case !strings.Contains(takes, string(r.kind)):
 		return false
-	case r.group > 0: // the bridge does not pass it on, and its port's kernel takes it; 01 are pauses, which end at the port
-		return r.to == toHost && r.group != 1 && r.kind != ndAsk // the port has no address that one could ask for
+	case r.group > 0: // it ends at the port: all but pauses (01), and what asks for an address, of which a port has none
+		return r.to == toHost && r.group != 1 && r.kind != ndAsk
 	case r.to == toFar: // routers pass on what is sent to them
 		return r.group == unicast
 	}
@@ -264,16 +269,25 @@ func (s *site) allowed(r row) bool {
 		return false
 	case r.kind == advert:
 		return false
-	case (s.closedIn && neighbour || s.closedOut) && (r.class == tagged || r.class == wrapped || r.class == foreign || r.class == tunneled):
-		return false
-	case (s.closedIn && neighbour || s.closedOut) && (r.kind == dgram4 || r.kind == dgram6):
-		return neighbour && r.port == openPort
+	case s.closedIn && neighbour || s.closedOut:
+		switch r.class {
+		case tagged, wrapped, foreign, tunneled:
+			return false
+		}
+		if r.kind == dgram4 || r.kind == dgram6 {
+			return neighbour && r.port == openPort
+		}
 	}
 	if s.guard == roles && !s.closedOut {
 		return r.class != wrapped && r.class != hidden
 	}
-	spoofed := r.from != own && r.from != othersMAC && s.guard != hardware && r.class != tunneled || r.from == othersMAC
-	return !spoofed && (r.class == plain || r.class == tunneled || (r.class == extended || r.class == atomic) && r.kind != ndAsk)
+	switch r.class {
+	case tunneled: // of its own addresses, whatever is inside
+		return r.from != othersMAC
+	case plain, extended, atomic:
+		return (r.from == own || r.from != othersMAC && s.guard == hardware) && (r.class == plain || r.kind != ndAsk)
+	}
+	return false
 }
 
 // frames are those of a row.
@@ -288,7 +302,8 @@ func (s *site) frames(r *row) (frames [][]byte) {
 	case r.to == toFar:
 		mac = s.host.MAC
 	}
-	for _, p := range r.wrap(s.packet(r, to), context{s.evil.Station, to.Station, uint16(r.id)}) { //nolint:gosec // old fragments are gone
+	c := context{s.evil.Station, to.Station, uint16(r.id)} //nolint:gosec // fragments of old rows are gone
+	for _, p := range r.wrap(s.packet(r, to), c) {
 		from := s.evil.MAC
 		if r.from == othersMAC {
 			from = s.other.MAC
@@ -323,12 +338,12 @@ func (s *site) packet(r *row, to *party) kerneltest.Packet {
 	return kerneltest.UDP(netip.AddrPortFrom(from, 5000), netip.AddrPortFrom(target, r.port), idText(r.id))
 }
 
-// send sends all rows, with an honest packet behind every few of them, whose arrival says that they have come as far as they do. They are
-// few enough for what a processor may have before it (net.core.netdev_max_backlog, 1000 frames).
+// send sends all rows, with an honest packet behind every few of them, whose arrival says that they have come as far as
+// they do. They are few enough for what a processor may have before it (net.core.netdev_max_backlog, 1000 frames).
 func (s *site) send(t *testing.T, all []row) {
 	t.Helper()
 	const few = 150
-	marker := row{kind: dgram4, from: own, wrapping: wrappings()[0], group: unicast, to: toHost, port: openPort, id: markers}
+	marker := row{dgram4, own, wrappings()[0], unicast, toHost, openPort, markers, netip.Addr{}}
 	at := s.host
 	if s.hostless || s.closedOut {
 		marker.to, at = toNeighbour, s.victim
@@ -400,42 +415,53 @@ func (s *site) forget(t *testing.T) {
 }
 
 func sites() []siteSpec {
-	with := func(pairs ...string) map[string]string {
-		m := map[string]string{}
-		for i := 0; i < len(pairs); i += 2 {
-			m[pairs[i]] = pairs[i+1]
+	type options = map[string]string
+	isolated := func(more ...string) options {
+		o := options{"gateway_mode_ipv4": "isolated", "gateway_mode_ipv6": "isolated"}
+		for _, name := range more {
+			o[name] = "false"
 		}
-		return m
+		return o
 	}
-	return []siteSpec{
+	unbound := options{"antispoof": "false"}
+	routed := options{"gateway_mode_ipv4": "routed", "gateway_mode_ipv6": "routed"}
+	const lan = "a bridge of the host's owner"
+	all := []siteSpec{
 		{name: "no network of netyard's", guard: nothing},
-		{name: "plain", mode: "bridge"},
-		{name: "that may talk to the other", mode: "bridge", talks: true},
-		{name: "limited", mode: "bridge", opts: with("egress_rate", "10gbit")},
-		{name: "antispoof=false", mode: "bridge", opts: with("antispoof", "false"), guard: roles},
-		{name: "antispoof=false for the sender", mode: "bridge", opts: with("antispoof", "false"), evilOnly: true, guard: roles},
-		{name: "antispoof=false, that may talk to the other", mode: "bridge", opts: with("antispoof", "false"), guard: roles, talks: true},
-		{name: "isolated", mode: "bridge", opts: with("gateway_mode_ipv4", "isolated", "gateway_mode_ipv6", "isolated"), internal: true, hostless: true},
-		{name: "isolated, antispoof=false", mode: "bridge", opts: with("gateway_mode_ipv4", "isolated", "gateway_mode_ipv6", "isolated", "antispoof", "false"), internal: true, hostless: true, guard: roles},
-		{name: "internal", mode: "bridge", internal: true},
-		{name: "icc=false", mode: "bridge", opts: with("icc", "false"), apart: true},
-		{name: "icc=false, antispoof=false", mode: "bridge", opts: with("icc", "false", "antispoof", "false"), apart: true, guard: roles},
-		{name: "routed", mode: "bridge", opts: with("gateway_mode_ipv4", "routed", "gateway_mode_ipv6", "routed")},
-		{name: "closed neighbour", mode: "bridge", closedIn: true},
-		{name: "closed neighbour, antispoof=false", mode: "bridge", opts: with("antispoof", "false"), guard: roles, closedIn: true},
-		{name: "closed sender", mode: "bridge", closedOut: true},
-		{name: "closed sender, antispoof=false", mode: "bridge", opts: with("antispoof", "false"), guard: roles, closedOut: true},
-		{name: "a bridge of the host's owner", mode: "bridge", guard: hardware},
-		{name: "a bridge of the host's owner, closed neighbour", mode: "bridge", guard: hardware, closedIn: true},
-		{name: "a bridge of the host's owner, aware of VLANs", mode: "bridge", guard: hardware, aware: true},
-		{name: "a bridge of the host's owner, aware of VLANs, closed neighbour", mode: "bridge", guard: hardware, aware: true, closedIn: true},
+		{name: "plain"},
+		{name: "that may talk to the other", talks: true},
+		{name: "limited", opts: options{"egress_rate": "10gbit"}},
+		{name: "antispoof=false", opts: unbound, guard: roles},
+		{name: "antispoof=false for the sender", opts: unbound, evilOnly: true, guard: roles},
+		{name: "antispoof=false, that may talk to the other", opts: unbound, guard: roles, talks: true},
+		{name: "isolated", opts: isolated(), internal: true, hostless: true},
+		{name: "isolated, antispoof=false", opts: isolated("antispoof"), internal: true, hostless: true, guard: roles},
+		{name: "internal", internal: true},
+		{name: "icc=false", opts: options{"icc": "false"}, apart: true},
+		{name: "icc=false, antispoof=false", opts: options{"icc": "false", "antispoof": "false"}, apart: true, guard: roles},
+		{name: "routed", opts: routed},
+		{name: "closed neighbour", closedIn: true},
+		{name: "closed neighbour, antispoof=false", opts: unbound, guard: roles, closedIn: true},
+		{name: "closed sender", closedOut: true},
+		{name: "closed sender, antispoof=false", opts: unbound, guard: roles, closedOut: true},
+		{name: lan, guard: hardware},
+		{name: lan + ", closed neighbour", guard: hardware, closedIn: true},
+		{name: lan + ", aware of VLANs", guard: hardware, aware: true},
+		{name: lan + ", aware of VLANs, closed neighbour", guard: hardware, aware: true, closedIn: true},
 		{name: "host", mode: "host"},
-		{name: "overlay", mode: "overlay", opts: with("overlay", "blue")},
+		{name: "overlay", mode: "overlay", opts: options{"overlay": "blue"}},
 	}
+	for i := range all {
+		if all[i].mode == "" {
+			all[i].mode = "bridge"
+		}
+	}
+	return all
 }
 
-// TestGuard is the table of all ways by which a container's frames could reach the host, a neighbour or another network: nothing arrives
-// that is not to, and all that is to does. On a bridge that nobody guards all arrives that a kernel takes, so that every row can fail.
+// TestGuard is the table of all ways by which a container's frames could reach the host, a neighbour or another network:
+// nothing arrives that is not to, and all that is to does. On a bridge that nobody guards all arrives that a kernel takes,
+// so that every row can fail.
 func TestGuard(t *testing.T) {
 	for _, calls := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", calls), func(t *testing.T) {
