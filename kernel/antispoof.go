@@ -139,14 +139,16 @@ func onPorts() []ruleSpec {
 	}
 }
 
-// beforeDefragmentation is NF_IP_PRI_RAW_BEFORE_DEFRAG (linux/netfilter_ipv4.h): what is dropped takes no part in anybody's fragments.
+// beforeDefragmentation is NF_IP_PRI_RAW_BEFORE_DEFRAG (linux/netfilter_ipv4.h): what is dropped takes no part in anybody's
+// fragments.
 func beforeDefragmentation() *nftables.ChainPriority { return nftables.ChainPriorityRef(-450) }
 
-// roleRules drop what a router says, and what could have that inside unseen. Of several tags the kernel takes off the first only
-// before it looks, and a receiver all of VLAN 0 (__netif_receive_skb_core, net/core/dev.c).
+// roleRules drop what a router says, and what could have that inside unseen. Of several tags the kernel takes off the first
+// only before it looks, and a receiver all of VLAN 0 (__netif_receive_skb_core, net/core/dev.c).
 func roleRules() []ruleSpec {
 	snap := func(organization byte) []expr.Any { // RFC 1042, and IEEE 802.1H
-		return rule(etherType(unix.ETH_P_802_2), payload(expr.PayloadBaseNetworkHeader, 0, string([]byte{0xaa, 0xaa, 3, 0, 0, organization}), expr.CmpOpEq))
+		header := string([]byte{0xaa, 0xaa, 3, 0, 0, organization})
+		return rule(etherType(unix.ETH_P_802_2), payload(expr.PayloadBaseNetworkHeader, 0, header, expr.CmpOpEq))
 	}
 	const bridgeTunnel = 0xf8
 	v6 := etherType(unix.ETH_P_IPV6)
@@ -241,8 +243,8 @@ func zero(offset, size uint32) []expr.Any {
 	return payload(expr.PayloadBaseNetworkHeader, offset, string(make([]byte, size)), expr.CmpOpEq)
 }
 
-// readable matches IPv6 of which the chain of headers can be followed to the protocol. In a first fragment it may end before that, and then
-// what the receiver puts together was seen by nobody (RFC 7112).
+// readable matches IPv6 of which the chain of headers can be followed to the protocol. In a first fragment it may end before
+// that, and then what the receiver puts together was seen by nobody (RFC 7112).
 func readable() []expr.Any {
 	const reserved = 255 // RFC 5237: no protocol
 	return []expr.Any{
@@ -251,7 +253,8 @@ func readable() []expr.Any {
 	}
 }
 
-// laterFragment matches fragments of IPv6 but the first (RFC 8200, section 4.5). No receiver puts together what lacks its first.
+// laterFragment matches fragments of IPv6 but the first (RFC 8200, section 4.5). No receiver puts together what lacks its
+// first.
 func laterFragment() []expr.Any {
 	const next, header, offset = 6, 44, 40 + 2
 	return append(payload(expr.PayloadBaseNetworkHeader, next, string([]byte{header}), expr.CmpOpEq),
@@ -260,7 +263,8 @@ func laterFragment() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}})
 }
 
-// onWire matches the type that stands in the frame: that of a tag, where there is one. Meta's protocol is what is behind the first tag.
+// onWire matches the type that stands in the frame: that of a tag, where there is one. Meta's protocol is what is behind the
+// first tag.
 func onWire(t uint16) []expr.Any {
 	const at = 12
 	return payload(expr.PayloadBaseLLHeader, at, string([]byte{byte(t >> 8), byte(t)}), expr.CmpOpEq)

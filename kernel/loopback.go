@@ -117,7 +117,10 @@ func loopbackChains(b setBook) []chainSpec {
 	}
 	return []chainSpec{
 		{name: "loop_out", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: beforeTracking, rules: out},
-		{name: "ingress", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: beforeDefragmentation(), rules: guard},
+		{
+			name: "ingress", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
+			priority: beforeDefragmentation(), rules: guard,
+		},
 		{name: "loop_in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: afterSourceNAT, rules: back},
 	}
 }

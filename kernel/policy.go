@@ -254,8 +254,8 @@ func bridgePolicyChains(b setBook, conntrack bool) []chainSpec {
 	return append(append(chains, base), b.verdicts(bridged)...)
 }
 
-// quietRules are about frames to a port whose ingress is decided. A policy says who may send IP, so nothing else gets there but ARP:
-// br_netfilter and conntrack do not look into what is tagged or wrapped, and receivers do.
+// quietRules are about frames to a port whose ingress is decided. A policy says who may send IP, so nothing else gets there
+// but ARP: br_netfilter and conntrack do not look into what is tagged or wrapped, and receivers do.
 func (b setBook) quietRules(v4, v6 []expr.Any) []ruleSpec {
 	others := []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 12, Len: 2}}
 	for _, t := range []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6, unix.ETH_P_ARP} {

@@ -117,8 +117,8 @@ func (v VXLAN) tune(k *Kernel, link, master netlink.Link) error {
 // nl6None is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
 const nl6None = 1
 
-// sysctls let the link answer for its peers, which it does when something is sent by it, and for the host to nobody: who sends frames to
-// reserved group addresses (br_handle_frame, net/bridge/br_input.c) speaks to the link itself.
+// sysctls let the link answer for its peers, which it does when something is sent by it, and for the host to nobody: who sends
+// frames to reserved group addresses (br_handle_frame, net/bridge/br_input.c) speaks to the link itself.
 func (v VXLAN) sysctls() []Sysctl {
 	const toNobody = "8" // Documentation/networking/ip-sysctl.rst, arp_ignore
 	return []Sysctl{

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Packet is what an Ethernet frame carries, and the type that says so. Its methods put it into what a receiver may undo by itself.
+// A Packet is what an Ethernet frame carries, and the type that says so. Its methods put it into what a receiver may undo
+// by itself.
 type Packet struct {
 	Type uint16
 	Data []byte
@@ -48,7 +49,8 @@ func summed(segment, pseudo []byte) []byte {
 	return segment
 }
 
-// WhoHas asks a station for its hardware address, by ARP or neighbour solicitation: from is in its neighbour table afterwards.
+// WhoHas asks a station for its hardware address, by ARP or neighbour solicitation: from is in its neighbour table
+// afterwards.
 func WhoHas(mac net.HardwareAddr, from netip.Addr, to netip.Addr) Packet {
 	if from.Is4() {
 		return typed(arp(1, mac, from, Station{MAC: make(net.HardwareAddr, 6), V4: to}))
