@@ -98,16 +98,12 @@ func guardChains(b setBook) []chainSpec {
 		{name: "port", rules: []ruleSpec{
 			{"antispoof=false, and no policy", rule(free, goTo("roles"))},
 			{"hardware address", rule(b.portKey(MACs, true, expr.PayloadBaseLLHeader, 6, 6), drop())},
-			{"IPv4", rule(etherType(unix.ETH_P_IP), goTo("ipv4"))},
-			{"IPv6", rule(etherType(unix.ETH_P_IPV6), goTo("ipv6"))},
-			{"ARP", rule(etherType(unix.ETH_P_ARP), goTo("arp"))},
-			{"and nothing that could not be checked", drop()},
+			{"IPv4", rule(onWire(unix.ETH_P_IP), goTo("ipv4"))},
+			{"IPv6", rule(onWire(unix.ETH_P_IPV6), readable(), goTo("ipv6"))},
+			{"ARP", rule(onWire(unix.ETH_P_ARP), goTo("arp"))},
+			{"drop what cannot be checked: tags, other protocols, IPv6 headers cut by a fragment", drop()},
 		}},
-		{name: "roles", rules: []ruleSpec{
-			{"no router advertisements from containers", rule(icmpType(unix.IPPROTO_ICMPV6, ndRouterAdvert), drop())},
-			{"no IPv6 redirects from containers", rule(icmpType(unix.IPPROTO_ICMPV6, ndRedirect), drop())},
-			{"no redirects from containers", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
-		}},
+		{name: "roles", rules: roleRules()},
 		{name: "ipv4", rules: []ruleSpec{
 			{"no redirects", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
 			{"no DHCP servers", rule(udpPort(0, dhcpServer), drop())},
@@ -131,6 +127,42 @@ func guardChains(b setBook) []chainSpec {
 			{"probes come from nobody", rule(zero(14, 4), back())}, // RFC 5227
 			{"no other sender", drop()},
 		}},
+	}
+}
+
+// onPorts drop what comes up on a port itself, not on its bridge: frames to reserved group addresses (br_handle_frame,
+// net/bridge/br_input.c). No chain of the bridge family sees all of them. ARP is off on ports of containers.
+func onPorts() []ruleSpec {
+	return []ruleSpec{
+		{"drop what bypasses the bridge of a container", rule(ifNamePrefix(expr.MetaKeyIIFNAME, VethPrefix), drop())},
+		{"drop what bypasses the bridge of an overlay", rule(ifNamePrefix(expr.MetaKeyIIFNAME, VXLANPrefix), drop())},
+	}
+}
+
+// beforeDefragmentation is NF_IP_PRI_RAW_BEFORE_DEFRAG (linux/netfilter_ipv4.h): what is dropped takes no part in anybody's
+// fragments.
+func beforeDefragmentation() *nftables.ChainPriority { return nftables.ChainPriorityRef(-450) }
+
+// roleRules drop what a router says, and what could have that inside unseen. Of several tags the kernel takes off the first
+// only before it looks, and a receiver all of VLAN 0 (__netif_receive_skb_core, net/core/dev.c).
+func roleRules() []ruleSpec {
+	snap := func(organization byte) []expr.Any { // RFC 1042, and IEEE 802.1H
+		header := string([]byte{0xaa, 0xaa, 3, 0, 0, organization})
+		return rule(etherType(unix.ETH_P_802_2), payload(expr.PayloadBaseNetworkHeader, 0, header, expr.CmpOpEq))
+	}
+	const bridgeTunnel = 0xf8
+	v6 := etherType(unix.ETH_P_IPV6)
+	return []ruleSpec{
+		{"drop redirects", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
+		{"accept other IPv4", rule(etherType(unix.ETH_P_IP), accept())},
+		{"drop router advertisements", rule(icmpType(unix.IPPROTO_ICMPV6, ndRouterAdvert), drop())},
+		{"drop IPv6 redirects", rule(icmpType(unix.IPPROTO_ICMPV6, ndRedirect), drop())},
+		{"accept other IPv6 whose headers can be read", rule(v6, readable(), accept())},
+		{"drop IPv6 headers cut by a fragment", rule(v6, drop())},
+		{"drop several tags", rule(etherType(unix.ETH_P_8021Q), drop())},
+		{"drop several tags, 802.1ad", rule(etherType(unix.ETH_P_8021AD), drop())},
+		{"drop IP in LLC", rule(snap(0), drop())},
+		{"drop IP in LLC, 802.1H", rule(snap(bridgeTunnel), drop())},
 	}
 }
 
@@ -171,6 +203,7 @@ func ndRules(b setBook) []ruleSpec {
 				&expr.Payload{DestRegister: 1, Base: base, Offset: 0, Len: 1},
 				&expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: []byte{ndRouterSolicit}, ToData: []byte{ndNeighbourAnswer}},
 			}, back())},
+		{"later fragments, of what is no neighbour discovery", rule(laterFragment(), back())},
 		{"nothing in between", rule(payload(expr.PayloadBaseNetworkHeader, 6, "\x3a", expr.CmpOpNeq), drop())},
 		{"a router is asked for", rule(kind(ndRouterSolicit), long(rs), back())},
 		{"a router is asked for, by hardware address", rule(kind(ndRouterSolicit), own(rs, source), back())},
@@ -208,6 +241,33 @@ func payload(base expr.PayloadBase, offset uint32, data string, op expr.CmpOp) [
 // zero matches when that much of the network header is zeros: the unspecified address.
 func zero(offset, size uint32) []expr.Any {
 	return payload(expr.PayloadBaseNetworkHeader, offset, string(make([]byte, size)), expr.CmpOpEq)
+}
+
+// readable matches IPv6 of which the chain of headers can be followed to the protocol. In a first fragment it may end before
+// that, and then what the receiver puts together was seen by nobody (RFC 7112).
+func readable() []expr.Any {
+	const reserved = 255 // RFC 5237: no protocol
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{reserved}},
+	}
+}
+
+// laterFragment matches fragments of IPv6 but the first (RFC 8200, section 4.5). No receiver puts together what lacks its
+// first.
+func laterFragment() []expr.Any {
+	const next, header, offset = 6, 44, 40 + 2
+	return append(payload(expr.PayloadBaseNetworkHeader, next, string([]byte{header}), expr.CmpOpEq),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 2},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0xff, 0xf8}, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}})
+}
+
+// onWire matches the type that stands in the frame: that of a tag, where there is one. Meta's protocol is what is behind the
+// first tag.
+func onWire(t uint16) []expr.Any {
+	const at = 12
+	return payload(expr.PayloadBaseLLHeader, at, string([]byte{byte(t >> 8), byte(t)}), expr.CmpOpEq)
 }
 
 func etherType(t uint16) []expr.Any {

@@ -236,6 +236,9 @@ func (v Veth) ensure(k *Kernel) error {
 	if err := k.nl.LinkSetHairpin(link, v.Hairpin); err != nil {
 		return fmt.Errorf("set hairpin of %s: %w", v, err)
 	}
+	if err := k.nl.LinkSetARPOff(link); err != nil {
+		return fmt.Errorf("turn off ARP on %s: %w", v, err)
+	}
 	// The port needs no address of its own; without one it neither speaks nor listens to IPv6.
 	if err := noIPv6(v.Name).ensure(k); err != nil {
 		return err
@@ -294,7 +297,8 @@ func (v Veth) setUp(k *Kernel) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 	req.Sockets = k.sockets
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+	// Without ARP: what bypasses the bridge must not get into the host's table of neighbours.
+	msg.Flags, msg.Change = unix.IFF_UP|unix.IFF_NOARP, unix.IFF_UP|unix.IFF_NOARP
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.Name)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(v.Alias)))
@@ -358,6 +362,9 @@ func (v Veth) check(s *snapshot) []string {
 	}
 	if a.MTU != v.MTU {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
+	}
+	if a.RawFlags&unix.IFF_NOARP == 0 {
+		faults = append(faults, v.String()+" answers ARP itself")
 	}
 	p, known := s.ports.flags(a.Index)
 	switch {

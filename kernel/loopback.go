@@ -107,17 +107,21 @@ func loopbackChains(b setBook) []chainSpec {
 			out = append(out, ruleSpec{f.name("off loopback" + what), rule(f.from(f.loopback), f.to(f.loopback), b.dport(set), f.rewrite(f.leave))})
 		}
 	}
-	var in, guard []ruleSpec
+	guard := append([]ruleSpec{{"loopback", rule(in("lo"), accept())}}, onPorts()...)
+	var back []ruleSpec
 	for _, f := range []loopFamily{v4Loop(), v6Loop()} {
-		in = append(in, ruleSpec{f.name("back onto loopback"), rule(f.from(f.away), f.to(f.away), f.rewrite(f.enter))})
+		back = append(back, ruleSpec{f.name("back onto loopback"), rule(f.from(f.away), f.to(f.away), f.rewrite(f.enter))})
 		guard = append(guard,
-			ruleSpec{f.name("nobody else is loopback"), rule(notFromLoopback(), f.to(f.away), drop())},
-			ruleSpec{f.name("nor comes from it"), rule(notFromLoopback(), f.from(f.away), drop())})
+			ruleSpec{f.name("nobody else is loopback"), rule(f.to(f.away), drop())},
+			ruleSpec{f.name("nor comes from it"), rule(f.from(f.away), drop())})
 	}
 	return []chainSpec{
 		{name: "loop_out", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: beforeTracking, rules: out},
-		{name: "loop_guard", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: beforeTracking, rules: guard},
-		{name: "loop_in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: afterSourceNAT, rules: in},
+		{
+			name: "ingress", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
+			priority: beforeDefragmentation(), rules: guard,
+		},
+		{name: "loop_in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: afterSourceNAT, rules: back},
 	}
 }
 

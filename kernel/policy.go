@@ -237,22 +237,39 @@ func policyChains(b setBook) []chainSpec {
 // bridgePolicyChains decide about what is bridged. Where the kernel cannot follow connections there, br_netfilter takes the frames to
 // the chain policy of the other table; what is for everybody is decided here all the same, since only here one sees whom it goes to.
 func bridgePolicyChains(b setBook, conntrack bool) []chainSpec {
-	toQuiet := b.oif(quiet, false)
 	v4, v6 := etherType(unix.ETH_P_IP), etherType(unix.ETH_P_IPV6)
 	base := chainSpec{
 		name: "policy", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward,
 		priority: nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 5), rules: []ruleSpec{
+			{"ports whose ingress is decided", rule(b.oif(quiet, false), jump(string(quiet)))},
 			{"neighbours find each other", rule(neighbours(), accept())},
-			{"only what is sent to it", rule(v4, toQuiet, b.ifKey(expr.MetaKeyOIFNAME, Addrs4, true, expr.PayloadBaseNetworkHeader, 16, 4), drop())},
-			{"only what is sent to it, IPv6", rule(v6, toQuiet, b.ifKey(expr.MetaKeyOIFNAME, Addrs6, true, expr.PayloadBaseNetworkHeader, 24, 16), drop())},
 		},
 	}
+	chains := []chainSpec{{name: string(quiet), rules: b.quietRules(v4, v6)}}
 	if !conntrack {
-		return []chainSpec{base}
+		return append(chains, base)
 	}
 	base.rules = append(base.rules, ruleSpec{"answers", rule(established(), accept())})
 	base.rules = append(base.rules, b.decisions([]([]expr.Any){v4, v6}, bridged, true)...)
-	return append([]chainSpec{base}, b.verdicts(bridged)...)
+	return append(append(chains, base), b.verdicts(bridged)...)
+}
+
+// quietRules are about frames to a port whose ingress is decided. A policy says who may send IP, so nothing else gets there
+// but ARP: br_netfilter and conntrack do not look into what is tagged or wrapped, and receivers do.
+func (b setBook) quietRules(v4, v6 []expr.Any) []ruleSpec {
+	others := []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 12, Len: 2}}
+	for _, t := range []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6, unix.ETH_P_ARP} {
+		others = append(others, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{byte(t >> 8), byte(t)}})
+	}
+	to := func(set SetName, offset, size uint32) []expr.Any {
+		return b.ifKey(expr.MetaKeyOIFNAME, set, true, expr.PayloadBaseNetworkHeader, offset, size)
+	}
+	return []ruleSpec{
+		{"drop tags and other protocols", rule(others, drop())},
+		{"neighbours find each other", rule(neighbours(), accept())},
+		{"only what is sent to it", rule(v4, to(Addrs4, 16, 4), drop())},
+		{"only what is sent to it, IPv6", rule(v6, to(Addrs6, 24, 16), drop())},
+	}
 }
 
 // A side is one of the four questions that policy asks about a new connection.

@@ -117,8 +117,12 @@ func (v VXLAN) tune(k *Kernel, link, master netlink.Link) error {
 // nl6None is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
 const nl6None = 1
 
+// sysctls let the link answer for its peers, which it does when something is sent by it, and for the host to nobody: who sends
+// frames to reserved group addresses (br_handle_frame, net/bridge/br_input.c) speaks to the link itself.
 func (v VXLAN) sysctls() []Sysctl {
+	const toNobody = "8" // Documentation/networking/ip-sysctl.rst, arp_ignore
 	return []Sysctl{
+		{Path: []string{"net", "ipv4", "conf", v.Name, "arp_ignore"}, Value: toNobody},
 		{Path: []string{"net", "ipv6", "conf", v.Name, "disable_ipv6"}, Value: "0", Optional: true},
 		{Path: []string{"net", "ipv6", "conf", v.Name, "accept_ra"}, Value: "0", Optional: true},
 	}
@@ -172,51 +176,6 @@ func (v VXLAN) check(s *snapshot) []string {
 	}
 	for _, sysctl := range v.sysctls() {
 		faults = append(faults, sysctl.check(s)...)
-	}
-	return faults
-}
-
-// A StaticPort is a port of a bridge that has one hardware address, and gets no frames for any other: nothing is learned on a network
-// that leaves the host, or a container could draw what is for another host's.
-type StaticPort struct {
-	Link string
-	MAC  net.HardwareAddr
-}
-
-// String names the port.
-func (p StaticPort) String() string { return "static port " + p.Link }
-
-func (p StaticPort) ensure(k *Kernel) error {
-	link, err := k.nl.LinkByName(p.Link)
-	if err != nil {
-		return fmt.Errorf("set %s: %w", p, err)
-	}
-	if err := errors.Join(k.nl.LinkSetLearning(link, false), k.nl.LinkSetFlood(link, false)); err != nil {
-		return fmt.Errorf("set %s: %w", p, err)
-	}
-	entry := &netlink.Neigh{
-		LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: p.MAC,
-	}
-	if err := k.nl.NeighSet(entry); err != nil {
-		return fmt.Errorf("add %s to %s: %w", p.MAC, p, err)
-	}
-	return nil
-}
-
-func (StaticPort) remove(*Kernel) error { return nil } // it goes with the link
-
-func (p StaticPort) check(s *snapshot) []string {
-	link := s.links[p.Link]
-	if link == nil {
-		return nil // that the link is missing is said by the link
-	}
-	var faults []string
-	index := link.Attrs().Index
-	if flags, ok := s.ports.flags(index); ok && (flags.Learning || flags.Flood) {
-		faults = append(faults, p.String()+" learns, or gets what is for others")
-	}
-	if !s.ports.has(index, macOf(p.MAC)) {
-		faults = append(faults, fmt.Sprintf("%s has no entry for %s", p, p.MAC))
 	}
 	return faults
 }

@@ -94,6 +94,8 @@ func TestSpoofing(t *testing.T) {
 			victim := l.run(n, "e3e3e3e3e3e3", "10.9.0.4/24", "fd09::4/64")
 			l.reaches(me, "10.9.0.4", true)
 			l.reaches(me, "fd09::4", true)
+			l.reaches(me, "-s 4000 10.9.0.4", true) // in fragments
+			l.reaches(me, "-s 4000 fd09::4", true)
 			self, to := station(t, me, "10.9.0.2", "fd09::2"), station(t, victim, "10.9.0.4", "fd09::4")
 			honest := kerneltest.Honest(self, to)
 			if got, want := delivered(t, me, victim, l.host, bridge, honest), names(honest, everything); !slices.Equal(got, want) {

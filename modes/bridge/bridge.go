@@ -154,7 +154,7 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
-	objects = append(objects, veth(n, e))
+	objects = append(objects, veth(n, e), static(n, e))
 	if l := limits(n, e); e.Into == 0 || !l.None() { // a link that is just being made has none to take away
 		objects = append(objects, l)
 	}
@@ -168,6 +168,12 @@ func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
 	g := e.Guard(v.Name, v.MAC)
 	g.Open, g.LAN = n.EndpointOpt(e, "antispoof") != "true", hostOwned(n) || isRouter(n, e)
 	return g
+}
+
+// static says what the bridge learns from an endpoint's port: nothing, if it is bound to its hardware address.
+func static(n modes.Network, e modes.Endpoint) kernel.StaticPort {
+	g := guard(n, e)
+	return kernel.StaticPort{Link: g.Port, MAC: g.MAC, Open: g.Open, Flooded: hostOwned(n)}
 }
 
 func limits(n modes.Network, e modes.Endpoint) kernel.Limits {

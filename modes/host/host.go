@@ -108,7 +108,8 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	if device(n) != "" {
 		return []kernel.Object{card(n, e)}
 	}
-	return slices.Concat(forwarding(n), []kernel.Object{veth(n, e)}, guard(n, e), e.Published())
+	v := veth(n, e)
+	return slices.Concat(forwarding(n), []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), e.Published())
 }
 
 // MAC is derived from the address, as that of a bridge's containers; a card has its own.
