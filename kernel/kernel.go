@@ -87,13 +87,18 @@ func open(log *slog.Logger, ns, sysctls netns.NsHandle) (*Kernel, error) {
 		handle.Close()
 		return nil, err
 	}
-	fw, err := openFirewall(ns)
+	fw, err := openFirewall(log, ns)
 	if err != nil {
 		handle.Close()
 		own.Close()
 		return nil, err
 	}
-	return &Kernel{log: log, nl: handle, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own}, fw: fw, ns: sysctls, subscribeNS: ns, poked: make(chan struct{}, 1), sys: "/sys/class/net"}, nil
+	k := &Kernel{
+		log: log, nl: handle, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own}, fw: fw, ns: sysctls, subscribeNS: ns,
+		poked: make(chan struct{}, 1), sys: "/sys/class/net",
+	}
+	fw.poke = k.poke
+	return k, nil
 }
 
 func openSocket(ns netns.NsHandle) (*nl.SocketHandle, error) {
@@ -146,7 +151,7 @@ func (k *Kernel) Ensure(ctx context.Context, objects ...Object) error {
 	}
 	if len(elements) > 0 {
 		defer k.staleFlows(elements)
-		return k.fw.add(elements)
+		return k.fw.add(ctx, elements)
 	}
 	return nil
 }
