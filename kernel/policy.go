@@ -152,14 +152,18 @@ func (k *Kernel) Enforce(ctx context.Context, objects []Object) error {
 // replace exchanges the elements of policy.
 func (f *firewall) replace(ctx context.Context, wanted map[elementID]Element) error {
 	var fresh, gone []Element
-	return f.run(ctx, turn{
+	t := turn{
 		act: "enforce policy",
 		do: func() error {
 			fresh, gone = f.differ(wanted)
 			return f.swap(gone, fresh)
 		},
 		undo: func() error { return f.swap(fresh, gone) },
-	})
+	}
+	if _, bounded := ctx.Deadline(); !bounded { // something is taken back
+		return f.runLater(t)
+	}
+	return f.run(ctx, t)
 }
 
 // differ says which elements policy is to have that it has not, and the other way round.

@@ -76,12 +76,11 @@ type turn struct {
 }
 
 // run does a change in its turn. Who has a deadline hears in time that the kernel is busy; whatever of the change comes to be done after
-// that is taken back before anything else is. Who has none is either undoing something or in the background: such a change is done in
-// its order, and not waited for when it takes long.
+// that is taken back before anything else is. Who has none waits as long as it takes.
 func (f *firewall) run(ctx context.Context, t turn) error {
 	deadline, ok := ctx.Deadline()
 	if !ok {
-		return f.runLater(t)
+		return f.runNow(t.do)
 	}
 	left := time.Until(deadline)
 	ctx, cancel := context.WithTimeout(ctx, left-min(margin, left/4))
@@ -115,7 +114,7 @@ func (f *firewall) run(ctx context.Context, t turn) error {
 	}
 }
 
-// runLater does a change in its turn, and waits for it only while that does not take long.
+// runLater is for what takes something away or back: it is done in its turn in any case, and only waited for while that does not take long.
 func (f *firewall) runLater(t turn) error {
 	place := f.turns.queue()
 	done := make(chan error, 1)
@@ -171,9 +170,5 @@ func (f *firewall) report(act string, err error) {
 
 // busy is why a change was not made in time.
 func (f *firewall) busy(ctx context.Context, act string) error {
-	text := ""
-	if since := f.out.since.Load(); since != 0 {
-		text = fmt.Sprintf(" for %s now", time.Since(time.Unix(0, since)).Round(time.Second))
-	}
-	return fmt.Errorf("%s: %w%s; nothing was changed, try again (%w)", act, ErrBusy, text, ctx.Err())
+	return fmt.Errorf("%s: %w%s; nothing was changed, try again: %w", act, ErrBusy, f.out.forHowLong(), ctx.Err())
 }
