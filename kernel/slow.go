@@ -19,5 +19,5 @@ func (t *talker) forHowLong() string {
 	if since == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" for %s now", time.Since(time.Unix(0, since)).Round(time.Second))
+	return fmt.Sprintf(" (for %s now)", time.Since(time.Unix(0, since)).Round(100*time.Millisecond))
 }
