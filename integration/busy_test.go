@@ -37,6 +37,7 @@ func TestBusyHost(t *testing.T) {
 			t.Logf("round %d: nft -f took %s", round, time.Since(began).Round(time.Millisecond))
 		}()
 		t.Cleanup(func() { <-ended })
+		probed := untilBusy(h, ended)
 		var mu sync.Mutex
 		var failed []string
 		request := func(name string, do func() (string, error)) {
@@ -76,6 +77,7 @@ func TestBusyHost(t *testing.T) {
 		freeze(t, h.Netyard.PID())
 		wg.Wait()
 		<-ended
+		<-probed
 		h.Docker("run -d --name old --network web -p 8001:80", lab.Image, "sleep 1d")
 		for i := range 3 {
 			name := fmt.Sprintf("c%d-%d", round, i)
@@ -103,6 +105,26 @@ func TestBusyHost(t *testing.T) {
 	}
 	h.RemoveAll()
 	h.Sh("for p in $(netyard policy ls --format '{{.Name}}'); do netyard policy rm $p; done; for n in $(netyard network ls --format '{{.Name}}'); do netyard network rm $n; done")
+}
+
+// untilBusy waits until a change of nftables has to wait, or the program that it would wait for has ended. The change is made
+// in the end.
+func untilBusy(h *lab.Host, ended chan struct{}) (probed chan struct{}) {
+	const atOnce = 300 * time.Millisecond
+	for {
+		probed = make(chan struct{})
+		go func() {
+			defer close(probed)
+			h.Tool("nft add table inet probe && nft delete table inet probe")
+		}()
+		select {
+		case <-ended:
+			return probed
+		case <-probed:
+		case <-time.After(atOnce):
+			return probed
+		}
+	}
 }
 
 // freeze takes a process's processor away for longer than any deadline of its exchanges with the kernel.
