@@ -14,6 +14,9 @@ import (
 	"netyard/integration/lab"
 )
 
+// fewest is how many addresses the kernel needs a second or so for.
+const fewest = 60000
+
 // TestBusyHost: another program's nftables transaction keeps the kernel, and the daemon has no processor for 8 s. Each request succeeds or
 // says why it did not; afterwards everything works, and doctor is silent. NETYARD_BUSY is how many addresses the other program loads, and
 // NETYARD_ROUNDS how often; with two million nothing else can be changed for longer than a request may take.
@@ -23,10 +26,10 @@ func TestBusyHost(t *testing.T) {
 	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 web")
 	h.Run("first", "--network web -p 8000:80")
 	h.Run("old", "--network web -p 8001:80")
-	many := filepath.Join(h.Dir, "many.nft")
+	many, addresses := filepath.Join(h.Dir, "many.nft"), number(t, "NETYARD_BUSY", fewest)
 	h.Tool(fmt.Sprintf(`{ printf 'table inet many {}\nflush table inet many\ntable inet many {\nset s { type ipv4_addr; elements = {\n';
 		awk 'BEGIN { for (i = 0; i < %d; i++) printf "%%d.%%d.%%d.%%d,\n", 10+i/16777216, i/65536%%256, i/256%%256, i%%256 }'; printf '}\n}\n}\n'; } > %s`,
-		number(t, "NETYARD_BUSY", 60000), many))
+		addresses, many))
 	for round := range number(t, "NETYARD_ROUNDS", 1) {
 		var wg sync.WaitGroup
 		ended := make(chan struct{})
@@ -37,7 +40,7 @@ func TestBusyHost(t *testing.T) {
 			t.Logf("round %d: nft -f took %s", round, time.Since(began).Round(time.Millisecond))
 		}()
 		t.Cleanup(func() { <-ended })
-		probed := untilBusy(h, ended)
+		probed := untilBusy(h, ended, addresses)
 		var mu sync.Mutex
 		var failed []string
 		request := func(name string, do func() (string, error)) {
@@ -109,8 +112,8 @@ func TestBusyHost(t *testing.T) {
 
 // untilBusy waits until a change of nftables has to wait, or the program that it would wait for has ended. The change is made
 // in the end.
-func untilBusy(h *lab.Host, ended chan struct{}) (probed chan struct{}) {
-	const atOnce = 300 * time.Millisecond
+func untilBusy(h *lab.Host, ended chan struct{}, addresses int) (probed chan struct{}) {
+	atOnce := 300 * time.Millisecond * time.Duration(max(1, addresses/fewest/3)) // what is a small part of the other's time
 	for {
 		probed = make(chan struct{})
 		go func() {

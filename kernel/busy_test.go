@@ -218,11 +218,17 @@ func TestBusyKernel(t *testing.T) {
 	if !refused {
 		t.Fatal("nobody waited for the other program's transaction")
 	}
+	said := ""
 	eventually(t, "the kernel has what is wanted", func() bool {
 		snap, err := h.Snapshot()
 		if err != nil {
 			t.Fatal(err)
 		}
+		now := fmt.Sprint(snap.Faults(wanted), snap.Strays(wanted))
+		if now != said {
+			t.Log(now)
+		}
+		said = now
 		return len(snap.Faults(wanted)) == 0 && len(snap.Strays(wanted)) == 0
 	})
 	if err := h.Ensure(t.Context(), gone...); err != nil {
@@ -247,12 +253,12 @@ func within(t *testing.T, d time.Duration, do func(context.Context) error) error
 	return do(ctx)
 }
 
-// publish is one port of the host's.
+// publish is one port of the host's, of an endpoint of its own.
 func publish(port uint16) (all []kernel.Object) {
 	for _, e := range (kernel.Publication{
 		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: port, Count: 1, To: netip.MustParseAddr("10.1.0.2"), ToPort: 80,
 	}).Elements() {
-		all = append(all, e)
+		all = append(all, e.For(fmt.Sprintf("endpoint %d", port)))
 	}
 	return all
 }

@@ -89,20 +89,22 @@ func (b Bypass) check(s *snapshot) []string {
 // syncDockerUser makes the DOCKER-USER chains hold just the rules wanted. Where Docker has made none there is nothing to do:
 // the watcher calls again when it does.
 func (k *Kernel) syncDockerUser() error {
-	return k.fw.runLater(turn{act: "update chain " + dockerUserChain, do: func() error {
-		return k.fw.sure(func() error {
-			chains, err := k.fw.dockerUserChains()
-			if err != nil {
+	return k.fw.runLater(turn{act: "update chain " + dockerUserChain, do: k.fw.syncDockerUserNow})
+}
+
+func (f *firewall) syncDockerUserNow() error {
+	return f.sure(func() error {
+		chains, err := f.dockerUserChains()
+		if err != nil {
+			return err
+		}
+		for _, c := range chains {
+			if err := f.syncDockerUser(c); err != nil {
 				return err
 			}
-			for _, c := range chains {
-				if err := k.fw.syncDockerUser(c); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}})
+		}
+		return nil
+	})
 }
 
 // A dockerUser is one family's DOCKER-USER chain as it is.

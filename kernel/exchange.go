@@ -47,9 +47,7 @@ type talker struct {
 	own atomic.Uint32
 	// since is when the exchange that is under way began, in nanoseconds; 0: none is.
 	since atomic.Int64
-	// replaced: there was another socket before this one.
-	replaced bool
-	// orphaned: the tables belonged to that one.
+	// orphaned: the tables belonged to a socket before this one.
 	orphaned bool
 	log      *slog.Logger
 }
@@ -73,7 +71,7 @@ func (t *talker) drop() error {
 		return nil
 	}
 	err := t.p.close()
-	t.p, t.replaced, t.orphaned = nil, true, true
+	t.p, t.orphaned = nil, true
 	return err
 }
 

@@ -191,7 +191,7 @@ func (k *Kernel) LoadFirewall() error {
 		}
 		return err
 	})
-	return errors.Join(err, k.syncDockerUser())
+	return errors.Join(err, k.fw.runNow(k.fw.syncDockerUserNow))
 }
 
 // AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted.

@@ -21,7 +21,8 @@ const (
 	tablePersist = 0x4
 )
 
-// forks is how long a socket that was closed may live on: a child that is just being made has a copy until it runs its own program.
+// forks is how long a socket that was closed may live on: a child that is just being made has a copy until it runs its own program, and
+// a daemon that was killed ends with the system call that it is in.
 const forks = 2 * time.Second
 
 // ShareTables leaves the tables to whoever wants to change them, as kernels before 6.9 do. Call it before LoadFirewall.
@@ -53,7 +54,7 @@ func (f *firewall) claim(t *nftables.Table) (ok bool, err error) {
 	}
 	// Not by google/nftables: it does not pass a table's flags on.
 	err = f.out.exchange("claim table "+t.Name, []netlink.Message{claim})
-	for wait := time.Now().Add(forks); errors.Is(err, unix.EPERM) && f.out.replaced && time.Now().Before(wait); {
+	for wait := time.Now().Add(forks); errors.Is(err, unix.EPERM) && time.Now().Before(wait); {
 		time.Sleep(time.Millisecond)
 		err = f.out.exchange("claim table "+t.Name, []netlink.Message{claim})
 	}

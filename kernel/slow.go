@@ -13,11 +13,20 @@ func (k *Kernel) Slow() string {
 	return "the kernel does not answer"
 }
 
-// forHowLong says how long an exchange has been under way; nothing if none is.
-func (t *talker) forHowLong() string {
+// took is how long an exchange has been under way; 0 if none is.
+func (t *talker) took() time.Duration {
 	since := t.since.Load()
 	if since == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, since))
+}
+
+// forHowLong says so in words. What takes that long waits for somebody else's change.
+func (t *talker) forHowLong() string {
+	took := t.took()
+	if took < slow/4 {
 		return ""
 	}
-	return fmt.Sprintf(" (for %s now)", time.Since(time.Unix(0, since)).Round(100*time.Millisecond))
+	return fmt.Sprintf(" with another program's change (for %s now)", took.Round(100*time.Millisecond))
 }

@@ -13,12 +13,12 @@ import (
 const (
 	// margin is what a request keeps of its time, to take back what it began and to answer.
 	margin = time.Second
-	// patience is how long somebody waits for what is going to be done in any case.
-	patience = 300 * time.Millisecond
+	// glance is how often who waits for what is going to be done in any case looks whether it takes long.
+	glance = 50 * time.Millisecond
 )
 
-// ErrBusy says that another program's change keeps the kernel's firewall from any other.
-var ErrBusy = errors.New("the kernel's firewall is busy with another program's change")
+// ErrBusy says that a change of the firewall could not be made in time.
+var ErrBusy = errors.New("the kernel's firewall is busy")
 
 // turns lets one after the other have something, in the order in which they came.
 type turns struct {
@@ -114,30 +114,35 @@ func (f *firewall) run(ctx context.Context, t turn) error {
 	}
 }
 
-// runLater is for what takes something away or back: it is done in its turn in any case, and only waited for while that does not take long.
+// runLater is for what takes something away or back: it is done in its turn in any case, and not waited for when the kernel is busy.
 func (f *firewall) runLater(t turn) error {
 	place := f.turns.queue()
 	done := make(chan error, 1)
-	var left atomic.Bool
+	var settled atomic.Bool // by the end of the change or by that of the wait, whichever is first
 	go func() {
 		<-place
 		defer f.turns.next()
 		err := f.inTurn(t.do)
-		if left.Swap(true) {
+		if !settled.CompareAndSwap(false, true) {
 			f.report(t.act, err)
 		}
 		done <- err
 	}()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case err := <-done:
-		return err
-	case <-timer.C:
-		if left.Swap(true) {
-			return <-done
+	tick := time.NewTicker(glance)
+	defer tick.Stop()
+	for end := time.Now().Add(netlinkTimeout); ; {
+		select {
+		case err := <-done:
+			return err
+		case now := <-tick.C:
+			if f.out.took() < slow && now.Before(end) {
+				continue
+			}
+			if !settled.CompareAndSwap(false, true) {
+				return <-done
+			}
+			return nil
 		}
-		return nil
 	}
 }
 
