@@ -29,10 +29,10 @@ func (d *Door) handleIPAM(mux *http.ServeMux, log *slog.Logger) {
 	i("GetDefaultAddressSpaces", answer(func() addressSpaces {
 		return addressSpaces{LocalDefaultAddressSpace: space, GlobalDefaultAddressSpace: space}
 	}))
-	i("RequestPool", call(log, "RequestPool", d.requestPool))
-	i("ReleasePool", call(log, "ReleasePool", d.releasePool))
-	i("RequestAddress", call(log, "RequestAddress", d.requestAddress))
-	i("ReleaseAddress", call(log, "ReleaseAddress", d.releaseAddress))
+	i("RequestPool", call(d.Yard, log, "RequestPool", d.requestPool))
+	i("ReleasePool", call(d.Yard, log, "ReleasePool", d.releasePool))
+	i("RequestAddress", call(d.Yard, log, "RequestAddress", d.requestAddress))
+	i("ReleaseAddress", call(d.Yard, log, "ReleaseAddress", d.releaseAddress))
 }
 
 func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, error) {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/docker/go-plugins-helpers/sdk"
+
+	"netyard/yard"
 )
 
 const (
@@ -32,9 +34,9 @@ type request interface {
 	missing() string
 }
 
-// call makes an HTTP handler of a verb: decode, do, encode. Errors go out under both keys engines look for, with status 200:
+// call makes an HTTP handler of a verb: decode, do, encode, in time whatever hangs. Errors go out under both keys engines look for, with status 200:
 // network drivers' are read from Err, IPAM drivers' from Error.
-func call[Q request, A any](log *slog.Logger, verb string, do func(context.Context, Q) (A, error)) http.HandlerFunc {
+func call[Q request, A any](y *yard.Yard, log *slog.Logger, verb string, do func(context.Context, Q) (A, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), deadline)
 		defer cancel()
@@ -45,7 +47,9 @@ func call[Q request, A any](log *slog.Logger, verb string, do func(context.Conte
 			reply(w, http.StatusBadRequest, failure{Err: err.Error(), Error: err.Error()})
 			return
 		}
-		a, err := do(ctx, q)
+		a, err := yard.InTime(ctx, y, func() (A, error) { return do(ctx, q) }, func(_ A, err error) {
+			log.Info("a request that took too long has ended", "verb", verb, "took", time.Since(start), "err", err)
+		})
 		if err != nil {
 			log.Warn("request failed", "verb", verb, "took", time.Since(start), "err", err)
 			text := strings.ReplaceAll(err.Error(), "\n", "; ") // one line: people see it behind the engine's own words

@@ -100,14 +100,16 @@ func in(name string) []expr.Any {
 
 // askAnew forgets whom the host's firewall has let in.
 func (f *firewall) askAnew() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.obeys || !f.loaded {
-		return nil
-	}
-	f.conn.FlushSet(f.sets[admitted4])
-	f.conn.FlushSet(f.sets[admitted6])
-	return f.flush("forget whom the host's firewall let in")
+	return f.runNow(func() error {
+		if !f.obeys || !f.loaded {
+			return nil
+		}
+		return f.sure(func() error {
+			f.tx.FlushSet(f.sets[admitted4])
+			f.tx.FlushSet(f.sets[admitted6])
+			return f.flush("forget whom the host's firewall let in")
+		})
+	})
 }
 
 // foreignRules says whether a message tells of a change of somebody else's table.

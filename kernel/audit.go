@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -39,9 +41,9 @@ func (k *Kernel) snapshot() (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
-	s.elements, s.noTable = k.fw.dumpElements()
+	if s.elements, s.noTable, err = k.fw.dumpElements(); err != nil {
+		return nil, err
+	}
 	s.dockerUser, err = k.fw.dockerUserChains()
 	return s, err
 }
@@ -117,7 +119,8 @@ func (k *Kernel) Snapshot() (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Snapshot{s: s, rules: append(k.fw.auditRules(), loops...)}, nil
+	rules, err := k.fw.auditRules()
+	return &Snapshot{s: s, rules: append(rules, loops...)}, err
 }
 
 // LinkSnapshot is a Snapshot without the firewall, which the watcher keeps itself: nothing of that is at fault.
@@ -275,34 +278,48 @@ func showField(field nftables.SetDatatype, v string) string {
 
 // discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put in.
 func (f *firewall) discard(id elementID) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if w := f.want[id]; w != nil && len(w.owners) > 0 {
-		return nil // somebody came to want it meanwhile
-	}
-	delete(f.want, id)
-	return f.load()
+	return f.runLater(turn{act: "discard what nobody wants", do: func() error {
+		f.mu.Lock()
+		w := f.want[id]
+		wanted := w != nil && len(w.owners) > 0
+		if !wanted {
+			delete(f.want, id)
+		}
+		f.mu.Unlock()
+		if wanted {
+			return nil // somebody came to want it meanwhile
+		}
+		return f.load()
+	}})
 }
 
 // dumpElements reads every set that netyard fills; none says that the table, or a set of it, is not there.
-func (f *firewall) dumpElements() (all map[SetName]map[string]content, none bool) {
-	all = map[SetName]map[string]content{}
-	f.bound()
-	for _, spec := range allSets() {
-		set, err := f.conn.GetSetByName(spec.table(), string(spec.name))
-		if err != nil {
-			return all, true
+func (f *firewall) dumpElements() (all map[SetName]map[string]content, none bool, err error) {
+	err = f.in.look(func(v view) error {
+		all, none = map[SetName]map[string]content{}, false
+		for _, spec := range allSets() {
+			set, err := v.GetSetByName(spec.table(), string(spec.name))
+			if err != nil {
+				return err
+			}
+			if spec.life > 0 {
+				continue
+			}
+			elements, err := v.GetSetElements(set)
+			if err != nil {
+				return err
+			}
+			all[spec.name] = pairUp(elements)
 		}
-		if spec.life > 0 {
-			continue
-		}
-		elements, err := f.conn.GetSetElements(set)
-		if err != nil {
-			return all, true
-		}
-		all[spec.name] = pairUp(elements)
+		return nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return all, true, nil
 	}
-	return all, false
+	if err != nil {
+		return nil, false, fmt.Errorf("list the elements of table %s: %w", tableName, err)
+	}
+	return all, false, nil
 }
 
 // pairUp joins the two elements that the kernel makes of an interval of one field.
@@ -334,31 +351,43 @@ func pairUp(elements []nftables.SetElement) map[string]content {
 }
 
 // dumpRules reads the comments of the rules of each chain of the tables, in order.
-func (f *firewall) dumpRules() map[string][]string {
-	all := map[string][]string{}
-	f.bound()
-	for _, t := range tables() {
-		chains, err := f.conn.ListChainsOfTableFamily(t.Family)
-		if err != nil {
-			continue
-		}
-		for _, c := range chains {
-			if c.Table.Name != t.Name {
-				continue
-			}
-			rules, err := f.conn.GetRules(t, c)
+func (f *firewall) dumpRules() (all map[string][]string, err error) {
+	err = f.in.look(func(v view) error {
+		all = map[string][]string{}
+		for _, t := range tables() {
+			chains, err := v.ListChainsOfTableFamily(t.Family)
 			if err != nil {
-				continue
+				return err
 			}
-			texts := []string{}
-			for _, r := range rules {
-				text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-				texts = append(texts, text)
+			for _, c := range chains {
+				if c.Table.Name != t.Name {
+					continue
+				}
+				rules, err := v.GetRules(t, c)
+				if errors.Is(err, unix.ENOENT) {
+					continue // somebody took it away meanwhile
+				}
+				if err != nil {
+					return err
+				}
+				all[chainKey(t, c.Name)] = commentsOf(rules)
 			}
-			all[chainKey(t, c.Name)] = texts
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the rules of table %s: %w", tableName, err)
 	}
-	return all
+	return all, nil
+}
+
+func commentsOf(rules []*nftables.Rule) []string {
+	texts := []string{}
+	for _, r := range rules {
+		text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		texts = append(texts, text)
+	}
+	return texts
 }
 
 func chainKey(t *nftables.Table, chain string) string {
@@ -370,19 +399,27 @@ func chainKey(t *nftables.Table, chain string) string {
 }
 
 // auditRules compares the rules with the ruleset.
-func (f *firewall) auditRules() []string {
+func (f *firewall) auditRules() ([]string, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	loaded := f.loaded
+	f.mu.Unlock()
+	if !loaded {
+		return []string{"the ruleset is not loaded"}, nil
+	}
 	return f.ruleFaults()
 }
 
-// ruleFaults is auditRules for who holds the lock.
-func (f *firewall) ruleFaults() (faults []string) {
-	if !f.loaded {
-		return []string{"the ruleset is not loaded"}
+// ruleFaults is auditRules whether the ruleset is this process's or not.
+func (f *firewall) ruleFaults() (faults []string, err error) {
+	have, err := f.dumpRules()
+	if err != nil {
+		return nil, err
 	}
-	have, ts := f.dumpRules(), tables()
-	for i, chains := range f.chains() {
+	f.mu.Lock()
+	want := f.chains()
+	f.mu.Unlock()
+	ts := tables()
+	for i, chains := range want {
 		for _, c := range chains {
 			key := chainKey(ts[i], c.name)
 			got, ok := have[key]
@@ -390,19 +427,19 @@ func (f *firewall) ruleFaults() (faults []string) {
 				faults = append(faults, "nftables chain "+key+" is missing")
 				continue
 			}
-			var want []string
+			var texts []string
 			for _, r := range c.rules {
-				want = append(want, r.comment)
+				texts = append(texts, r.comment)
 				if !slices.Contains(got, r.comment) {
 					faults = append(faults, fmt.Sprintf("nftables rule %q of chain %s is missing", r.comment, key))
 				}
 			}
 			for _, text := range got {
-				if !slices.Contains(want, text) {
+				if !slices.Contains(texts, text) {
 					faults = append(faults, fmt.Sprintf("nftables rule %q of chain %s is not netyard's", text, key))
 				}
 			}
 		}
 	}
-	return faults
+	return faults, nil
 }

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -88,18 +89,22 @@ func (b Bypass) check(s *snapshot) []string {
 // syncDockerUser makes the DOCKER-USER chains hold just the rules wanted. Where Docker has made none there is nothing to do:
 // the watcher calls again when it does.
 func (k *Kernel) syncDockerUser() error {
-	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
-	chains, err := k.fw.dockerUserChains()
-	if err != nil {
-		return err
-	}
-	for _, c := range chains {
-		if err := k.fw.syncDockerUser(c); err != nil {
+	return k.fw.runLater(turn{act: "update chain " + dockerUserChain, do: k.fw.syncDockerUserNow})
+}
+
+func (f *firewall) syncDockerUserNow() error {
+	return f.sure(func() error {
+		chains, err := f.dockerUserChains()
+		if err != nil {
 			return err
 		}
-	}
-	return nil
+		for _, c := range chains {
+			if err := f.syncDockerUser(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // A dockerUser is one family's DOCKER-USER chain as it is.
@@ -114,28 +119,31 @@ type dockerUser struct {
 }
 
 func (f *firewall) dockerUserChains() (all []dockerUser, err error) {
-	f.bound()
-	for _, v := range []struct {
-		family nftables.TableFamily
-		name   string
-	}{{nftables.TableFamilyIPv4, "IPv4"}, {nftables.TableFamilyIPv6, "IPv6"}} {
-		some, err := f.yielding(v.family)
-		if err != nil {
-			return nil, err
+	err = f.in.look(func(v view) error {
+		all = nil
+		for _, one := range []struct {
+			family nftables.TableFamily
+			name   string
+		}{{nftables.TableFamilyIPv4, "IPv4"}, {nftables.TableFamilyIPv6, "IPv6"}} {
+			some, err := v.yielding(one.family)
+			if err != nil {
+				return err
+			}
+			for _, d := range some {
+				d.family = one.name
+				all = append(all, d)
+			}
 		}
-		for _, d := range some {
-			d.family = v.name
-			all = append(all, d)
-		}
-	}
-	return all, nil
+		return nil
+	})
+	return all, err
 }
 
 // yielding are a family's chains that netyard's accepts belong in. Where FORWARD drops what no rule of it decides about, and comes by
 // none of them, it is one itself: so Docker's chain is when somebody has flushed its rules, and with them the way to DOCKER-USER. A chain
 // that FORWARD does not come by is left empty: who flushes all chains is about to delete them, and the kernel deletes no chain with rules.
-func (f *firewall) yielding(family nftables.TableFamily) (all []dockerUser, err error) {
-	chains, err := f.conn.ListChainsOfTableFamily(family)
+func (v view) yielding(family nftables.TableFamily) (all []dockerUser, err error) {
+	chains, err := v.ListChainsOfTableFamily(family)
 	if err != nil {
 		return nil, fmt.Errorf("find chain %s: %w", dockerUserChain, err)
 	}
@@ -144,7 +152,7 @@ func (f *firewall) yielding(family nftables.TableFamily) (all []dockerUser, err 
 		if c.Table.Name != "filter" {
 			continue
 		}
-		if rules[c.Name], err = f.conn.GetRules(c.Table, c); err != nil {
+		if rules[c.Name], err = v.GetRules(c.Table, c); err != nil {
 			return nil, fmt.Errorf("list chain %s: %w", c.Name, err)
 		}
 	}
@@ -209,10 +217,13 @@ func (d *dockerUser) read() {
 
 func (f *firewall) syncDockerUser(d dockerUser) error {
 	changed := false
+	f.mu.Lock()
+	wanted := maps.Clone(f.bypass)
+	f.mu.Unlock()
 	for i, b := range d.bypasses {
-		if !f.bypass[b] || slices.Contains(d.bypasses[:i], b) {
+		if !wanted[b] || slices.Contains(d.bypasses[:i], b) {
 			changed = true
-			if err := f.conn.DelRule(d.ours[i]); err != nil {
+			if err := f.tx.DelRule(d.ours[i]); err != nil {
 				return fmt.Errorf("delete %s: %w", b, err)
 			}
 		}
@@ -221,16 +232,16 @@ func (f *firewall) syncDockerUser(d dockerUser) error {
 	if d.end != nil {
 		before = d.end.Handle
 	}
-	for b := range f.bypass {
+	for b := range wanted {
 		if d.spare || slices.Contains(d.bypasses, b) {
 			continue
 		}
 		changed = true
 		r := &nftables.Rule{Table: d.chain.Table, Chain: d.chain, Exprs: b.exprs(), UserData: comment(b.comment()), Position: before}
 		if before != 0 {
-			f.conn.InsertRule(r)
+			f.tx.InsertRule(r)
 		} else {
-			f.conn.AddRule(r)
+			f.tx.AddRule(r)
 		}
 	}
 	if !changed {

@@ -1,17 +1,17 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -80,7 +80,7 @@ type wish struct {
 // String names the element and its set.
 func (e Element) String() string { return fmt.Sprintf("element { %s } of set %s", e.text, e.Set) }
 
-func (e Element) ensure(k *Kernel) error { return k.fw.add([]Element{e}) }
+func (e Element) ensure(k *Kernel) error { return k.fw.add(context.Background(), []Element{e}) }
 func (e Element) remove(k *Kernel) error { return k.fw.remove([]Element{e}) }
 
 func (e Element) check(s *snapshot) []string {
@@ -114,9 +114,19 @@ func ifName(n string) string { return n + strings.Repeat("\x00", unix.IFNAMSIZ-l
 // A firewall keeps the table. It is write-only: what ought to be there is in memory, and the kernel is never asked but to
 // be compared with it.
 type firewall struct {
+	log *slog.Logger
+	// poke has the watcher compare soon.
+	poke func()
+	// turns are for changes of the ruleset: who has it may read what is below, and changes it with mu held.
+	turns turns
+	// tx is the transaction that is being put together, of whose turn it is.
+	tx *transaction
+	// out is where transactions go; the tables belong to its socket.
+	out *talker
+	// in is where the kernel is asked.
+	in *reader
+
 	mu     sync.Mutex
-	conn   *nftables.Conn
-	sock   *netlink.Conn // the socket below conn
 	sets   setBook
 	want   map[elementID]*wish
 	bypass map[Bypass]bool
@@ -136,41 +146,34 @@ type firewall struct {
 // guards are the families netyard turned forwarding on for.
 type guards struct{ v4, v6 bool }
 
-func openFirewall(ns netns.NsHandle) (*firewall, error) {
-	f := &firewall{want: map[elementID]*wish{}, bypass: ownBypasses()}
-	conn, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(ns)), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		f.sock = c
-		return errors.Join(c.SetReadBuffer(netfilterBuffer), c.SetWriteBuffer(netfilterBuffer))
-	}))
-	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
+func openFirewall(log *slog.Logger, ns netns.NsHandle) (*firewall, error) {
+	f := connectFirewall(log, int(ns))
+	f.want, f.bypass = map[elementID]*wish{}, ownBypasses()
+	if err := f.out.open(); err != nil {
+		return nil, err
 	}
-	f.conn = conn
-	f.conntrack = f.probeConntrack()
+	err := f.runNow(func() (err error) {
+		f.conntrack, err = f.probeConntrack()
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, f.close())
+	}
 	return f, nil
 }
 
-func (f *firewall) close() error { return f.conn.CloseLasting() }
-
-// port is what the kernel knows the socket by, and what its notifications say whose doing they tell of by (netlink(7), nl_pid).
-func (f *firewall) port() (port uint32, err error) {
-	raw, err := f.sock.SyscallConn()
-	if err != nil {
-		return 0, fmt.Errorf("look at the socket for nftables: %w", err)
+// connectFirewall is of a namespace, and opens its sockets when it first needs them.
+func connectFirewall(log *slog.Logger, ns int) *firewall {
+	return &firewall{
+		log: log, poke: func() {}, sets: setBook{}, in: &reader{ns: ns}, tx: newTransaction(),
+		out: &talker{log: log, dial: func() (peer, error) { return dialNetfilter(ns) }},
 	}
-	var name unix.Sockaddr
-	var nameErr error
-	if err := raw.Control(func(fd uintptr) { name, nameErr = unix.Getsockname(int(fd)) }); err != nil {
-		return 0, fmt.Errorf("look at the socket for nftables: %w", err)
-	}
-	own, ok := name.(*unix.SockaddrNetlink)
-	if !ok {
-		return 0, fmt.Errorf("look at the socket for nftables: %w", nameErr)
-	}
-	return own.Pid, nil
 }
 
-// LoadFirewall puts the ruleset and every element wanted so far into the kernel, in one transaction.
+func (f *firewall) close() error { return errors.Join(f.in.close(), f.out.drop()) }
+
+// LoadFirewall puts the ruleset and every element wanted so far into the kernel, in one transaction. Nobody waits for it: it takes the
+// time it takes.
 func (k *Kernel) LoadFirewall() error {
 	if err := k.syncBridges(); err != nil {
 		return err
@@ -178,29 +181,41 @@ func (k *Kernel) LoadFirewall() error {
 	if err := k.ensureLoopRoutes(); err != nil {
 		return err
 	}
-	k.fw.mu.Lock()
-	k.fw.recallGuards()
-	same, err := k.fw.takeOver()
-	if !same && err == nil {
-		err = k.fw.load()
-	}
-	k.fw.mu.Unlock()
-	return errors.Join(err, k.syncDockerUser())
+	err := k.fw.runNow(func() error {
+		if err := k.fw.recallGuards(); err != nil {
+			return err
+		}
+		same, err := k.fw.takeOver()
+		if !same && err == nil {
+			err = k.fw.load()
+		}
+		return err
+	})
+	return errors.Join(err, k.fw.runNow(k.fw.syncDockerUserNow))
 }
 
 // AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted.
 func (k *Kernel) AdoptFirewall() error {
-	k.fw.mu.Lock()
-	have, _ := k.fw.dumpElements()
-	for set, keys := range have {
-		for key, c := range keys {
-			e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
-			if k.fw.want[e.id()] == nil {
-				k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
+	err := k.fw.runNow(func() error {
+		have, _, err := k.fw.dumpElements()
+		if err != nil {
+			return err
+		}
+		k.fw.mu.Lock()
+		defer k.fw.mu.Unlock()
+		for set, keys := range have {
+			for key, c := range keys {
+				e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
+				if k.fw.want[e.id()] == nil {
+					k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
+				}
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read what the kernel has: %w", err)
 	}
-	k.fw.mu.Unlock()
 	return k.LoadFirewall()
 }
 
@@ -209,19 +224,27 @@ func (k *Kernel) UnloadFirewall() error {
 	if err := k.removeLoopRoutes(); err != nil {
 		return err
 	}
-	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
-	k.fw.loaded = false
-	for _, t := range tables() {
-		there, err := k.fw.has(t)
-		if err != nil {
-			return err
-		}
-		if there {
-			k.fw.conn.DelTable(t)
-		}
-	}
-	return k.fw.flush("unload ruleset")
+	return k.fw.runNow(func() error {
+		k.fw.setLoaded(false)
+		return k.fw.sure(func() error {
+			for _, t := range tables() {
+				there, err := k.fw.has(t)
+				if err != nil {
+					return err
+				}
+				if there {
+					k.fw.tx.DelTable(t)
+				}
+			}
+			return k.fw.flush("unload ruleset")
+		})
+	})
+}
+
+func (f *firewall) setLoaded(is bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.loaded = is
 }
 
 func tables() []*nftables.Table {
@@ -233,29 +256,93 @@ func tables() []*nftables.Table {
 
 // load replaces the tables by new ones, whatever they were.
 func (f *firewall) load() error {
-	ts := tables()
-	for _, t := range ts {
-		if err := f.renew(t); err != nil {
+	return f.sure(func() error {
+		ts := tables()
+		for _, t := range ts {
+			if err := f.renew(t); err != nil {
+				return err
+			}
+		}
+		f.renewSets()
+		for _, spec := range allSets() {
+			if err := f.tx.AddSet(f.sets[spec.name], nil); err != nil {
+				return fmt.Errorf("declare set %s: %w", spec.name, err)
+			}
+		}
+		if err := f.change(f.wanted(), f.tx.SetAddElements); err != nil {
+			return err
+		}
+		for i, chains := range f.chains() {
+			f.addChains(ts[i], chains)
+		}
+		if err := f.flush("load ruleset"); err != nil {
+			return err
+		}
+		f.setLoaded(true)
+		f.out.orphaned = false
+		return nil
+	})
+}
+
+func (f *firewall) renewSets() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sets = newSetBook()
+}
+
+// sure does a change that can be done again, until its outcome is known. What an earlier try left is no part of the next one.
+func (f *firewall) sure(do func() error) (err error) {
+	const tries = 3
+	for range tries {
+		f.tx = newTransaction()
+		if err = do(); !errors.Is(err, errUnsure) {
 			return err
 		}
 	}
-	f.sets = newSetBook()
-	for _, spec := range allSets() {
-		if err := f.conn.AddSet(f.sets[spec.name], nil); err != nil {
-			return fmt.Errorf("declare set %s: %w", spec.name, err)
+	return err
+}
+
+// settle finds out what became of a transaction whose answer got lost: the kernel has what is wanted, or is made to. The tables belonged
+// to a socket that is closed. They are claimed first: what is compared after that nobody else can change.
+func (f *firewall) settle() error {
+	for _, t := range tables() {
+		own, err := f.claim(t)
+		if errors.Is(err, errUnsure) || err == nil && !own && !f.shared {
+			return f.load()
+		}
+		if err != nil {
+			return err
 		}
 	}
-	if err := f.change(f.wanted(), f.conn.SetAddElements); err != nil {
-		return err
+	if same, err := f.asWanted(); err != nil || !same {
+		return errors.Join(err, f.load())
 	}
-	for i, chains := range f.chains() {
-		f.addChains(ts[i], chains)
-	}
-	if err := f.flush("load ruleset"); err != nil {
-		return err
-	}
-	f.loaded = true
+	f.out.orphaned = false
 	return nil
+}
+
+// asWanted says whether the kernel has the rules and elements that are wanted, and no others.
+func (f *firewall) asWanted() (bool, error) {
+	faults, err := f.ruleFaults()
+	if err != nil || len(faults) > 0 {
+		return false, err
+	}
+	return f.sameElements()
+}
+
+// outcome goes on where a transaction did not simply succeed. One whose table, or element, somebody took away, is part of all that is
+// wanted, as one is whose answer got lost.
+func (f *firewall) outcome(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		err = f.load()
+	case errors.Is(err, errUnsure):
+		err = f.settle()
+	}
+	if errors.Is(err, errUnsure) { // memory goes back to what it was, and the watcher makes the kernel follow
+		f.poke()
+	}
+	return err
 }
 
 // chains are those of each of the tables.
@@ -273,38 +360,74 @@ func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {
 		if spec.hook != nil {
 			c.Type, c.Hooknum, c.Priority, c.Policy = spec.kind, spec.hook, spec.priority, &accept
 		}
-		made = append(made, f.conn.AddChain(c))
+		made = append(made, f.tx.AddChain(c))
 	}
 	for i, spec := range chains {
 		for _, r := range spec.rules {
-			f.conn.AddRule(&nftables.Rule{Table: t, Chain: made[i], Exprs: r.exprs, UserData: comment(r.comment)})
+			f.tx.AddRule(&nftables.Rule{Table: t, Chain: made[i], Exprs: r.exprs, UserData: comment(r.comment)})
 		}
 	}
 }
 
+// flush sends what was put together.
 func (f *firewall) flush(act string) error {
-	f.bound()
-	if err := f.conn.Flush(); err != nil {
+	msgs, err := f.tx.all()
+	f.tx = newTransaction()
+	if err == nil && len(msgs) > 0 {
+		err = f.out.exchange(act, msgs)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", act, err)
 	}
 	return nil
 }
 
-// bound gives the exchanges that follow a time to end: the kernel answers at once, or something is wrong.
-func (f *firewall) bound() {
-	_ = f.sock.SetDeadline(time.Now().Add(netlinkTimeout)) // only a closed socket refuses, and says so itself
+// add puts elements into their sets, all or none.
+func (f *firewall) add(ctx context.Context, elements []Element) error {
+	if len(elements) == 0 {
+		return nil
+	}
+	var mine []Element
+	return f.run(ctx, turn{
+		act: "add " + elements[0].String(),
+		do: func() (err error) {
+			mine, err = f.addNow(elements)
+			return err
+		},
+		undo: func() error { return f.removeNow(mine) },
+	})
 }
 
-// add puts elements into their sets, all or none.
-func (f *firewall) add(elements []Element) error {
+// addNow is add for whose turn it is. It returns those that their owners did not have before.
+func (f *firewall) addNow(elements []Element) (mine []Element, err error) {
+	mine, fresh, err := f.enlist(elements)
+	if err != nil || len(fresh) == 0 {
+		return mine, err
+	}
+	if f.loaded {
+		err = f.change(fresh, f.tx.SetAddElements)
+		if err == nil {
+			err = f.outcome(f.flush("add " + fresh[0].String()))
+		}
+	} else {
+		err = f.closeEarly(fresh)
+	}
+	if err != nil {
+		f.strike(mine)
+		return nil, err
+	}
+	return mine, nil
+}
+
+// enlist notes that elements are wanted: mine are those that their owners did not want before, fresh are those that nobody did.
+func (f *firewall) enlist(elements []Element) (mine, fresh []Element, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range elements {
 		if w := f.want[e.id()]; w != nil && w.content != e.content {
-			return fmt.Errorf("add %s: there is one of that key, %s", e, w.Element)
+			return nil, nil, fmt.Errorf("add %s: there is one of that key, %s", e, w.Element)
 		}
 	}
-	var fresh []Element
 	for _, e := range elements {
 		w := f.want[e.id()]
 		if w == nil {
@@ -312,34 +435,18 @@ func (f *firewall) add(elements []Element) error {
 			f.want[e.id()] = w
 			fresh = append(fresh, e)
 		}
-		w.owners[e.Owner] = true
-	}
-	if len(fresh) == 0 {
-		return nil
-	}
-	if !f.loaded {
-		return f.closeEarly(fresh)
-	}
-	err := f.change(fresh, f.conn.SetAddElements)
-	if err == nil {
-		err = f.flush("add " + fresh[0].String())
-	}
-	if errors.Is(err, unix.ENOENT) { // somebody took the table away
-		err = f.load()
-	}
-	if err != nil {
-		for _, e := range fresh {
-			delete(f.want, e.id())
+		if !w.owners[e.Owner] {
+			w.owners[e.Owner] = true
+			mine = append(mine, e)
 		}
 	}
-	return err
+	return mine, fresh, nil
 }
 
-// remove takes elements out of their sets.
-func (f *firewall) remove(elements []Element) error {
+// strike notes that elements are not wanted by their owners, and returns those that nobody wants any more.
+func (f *firewall) strike(elements []Element) (gone []Element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var gone []Element
 	for _, e := range elements {
 		w := f.want[e.id()]
 		if w == nil {
@@ -351,17 +458,30 @@ func (f *firewall) remove(elements []Element) error {
 			delete(f.want, e.id())
 		}
 	}
+	return gone
+}
+
+// remove takes elements out of their sets.
+func (f *firewall) remove(elements []Element) error {
+	if len(elements) == 0 {
+		return nil
+	}
+	return f.runLater(turn{act: "remove " + elements[0].String(), do: func() error { return f.removeNow(elements) }})
+}
+
+// removeNow is remove for whose turn it is.
+func (f *firewall) removeNow(elements []Element) error {
+	gone := f.strike(elements)
 	if !f.loaded || len(gone) == 0 {
 		return nil
 	}
-	err := f.change(gone, f.conn.SetDeleteElements)
+	err := f.change(gone, f.tx.SetDeleteElements)
 	if err == nil {
-		err = f.flush("remove " + gone[0].String())
-	}
-	if errors.Is(err, unix.ENOENT) {
-		err = f.load()
+		err = f.outcome(f.flush("remove " + gone[0].String()))
 	}
 	if err != nil { // they are still there, for the next try
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		for _, e := range gone {
 			f.want[e.id()] = &wish{Element: e, owners: map[string]bool{e.Owner: true}}
 		}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -64,32 +65,46 @@ func (k *Kernel) keepRouterAdverts() error {
 }
 
 func (k *Kernel) guardForward(ipv6 bool) error {
-	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
-	flag := &k.fw.guard.v4
-	if ipv6 {
-		flag = &k.fw.guard.v6
+	ctx, cancel := context.WithTimeout(context.Background(), netlinkTimeout)
+	defer cancel()
+	set := func(on bool) (changed bool) {
+		k.fw.mu.Lock()
+		defer k.fw.mu.Unlock()
+		flag := &k.fw.guard.v4
+		if ipv6 {
+			flag = &k.fw.guard.v6
+		}
+		changed = *flag != on
+		*flag = on
+		return changed
 	}
-	if *flag {
-		return nil
-	}
-	*flag = true
-	if !k.fw.loaded { // nothing is forwarded for anybody before the first load either: Restore loads before it attaches
-		return nil
-	}
-	if err := k.fw.load(); err != nil {
-		*flag = false
-		return err
-	}
-	return nil
+	return k.fw.run(ctx, turn{
+		act: "drop what is forwarded for others",
+		do: func() error {
+			// Nothing is forwarded for anybody before the first load either: Restore loads before it attaches.
+			if !set(true) || !k.fw.loaded {
+				return nil
+			}
+			err := k.fw.load()
+			if err != nil {
+				set(false)
+			}
+			return err
+		},
+		undo: func() error { return nil }, // it forbids nothing while the host does not forward, and the next try needs it
+	})
 }
 
 // recallGuards reads from the table in the kernel, left by an earlier process, which guards it had.
-func (f *firewall) recallGuards() {
-	for _, rules := range f.dumpRules() {
+func (f *firewall) recallGuards() error {
+	have, err := f.dumpRules()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, rules := range have {
 		f.guard.v4 = f.guard.v4 || slices.Contains(rules, guardComment4)
 		f.guard.v6 = f.guard.v6 || slices.Contains(rules, guardComment6)
 	}
+	return err
 }
 
 func (Forwarding) remove(*Kernel) error { return nil }

@@ -87,13 +87,18 @@ func open(log *slog.Logger, ns, sysctls netns.NsHandle) (*Kernel, error) {
 		handle.Close()
 		return nil, err
 	}
-	fw, err := openFirewall(ns)
+	fw, err := openFirewall(log, ns)
 	if err != nil {
 		handle.Close()
 		own.Close()
 		return nil, err
 	}
-	return &Kernel{log: log, nl: handle, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own}, fw: fw, ns: sysctls, subscribeNS: ns, poked: make(chan struct{}, 1), sys: "/sys/class/net"}, nil
+	k := &Kernel{
+		log: log, nl: handle, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own}, fw: fw, ns: sysctls, subscribeNS: ns,
+		poked: make(chan struct{}, 1), sys: "/sys/class/net",
+	}
+	fw.poke = k.poke
+	return k, nil
 }
 
 func openSocket(ns netns.NsHandle) (*nl.SocketHandle, error) {
@@ -140,13 +145,13 @@ func (k *Kernel) Ensure(ctx context.Context, objects ...Object) error {
 			elements = append(elements, e)
 			continue
 		}
-		if err := o.ensure(k); err != nil {
+		if err := again(func() error { return o.ensure(k) }); err != nil {
 			return err
 		}
 	}
 	if len(elements) > 0 {
 		defer k.staleFlows(elements)
-		return k.fw.add(elements)
+		return k.fw.add(ctx, elements)
 	}
 	return nil
 }
@@ -166,21 +171,43 @@ func (k *Kernel) Remove(objects ...Object) error {
 	}
 	for i := len(objects) - 1; i >= 0; i-- {
 		if _, ok := objects[i].(Element); !ok {
-			errs = append(errs, objects[i].remove(k))
+			errs = append(errs, again(func() error { return objects[i].remove(k) }))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// retry repeats a dump that the kernel says was interrupted by a change (NLM_F_DUMP_INTR).
+// retry repeats a dump that the kernel says was interrupted by a change (NLM_F_DUMP_INTR), and one whose answers got lost.
 func retry[T any](dump func() (T, error)) (v T, err error) {
 	const tries = 10
 	for range tries {
-		if v, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
+		if v, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) && !unheard(err) {
 			return v, err
 		}
 	}
 	return v, err
+}
+
+// again repeats what is the same if done twice, when the kernel's answer was late or lost: what it has is looked at, and what is missing
+// is done.
+func again(do func() error) error {
+	err := do()
+	if unheard(err) {
+		err = do()
+	}
+	return err
+}
+
+// unheard says whether an error tells of an exchange that may have succeeded. The next one by the same socket skips what it left, by the
+// number of each answer (NetlinkRequest.ExecuteIter, vishvananda/netlink); but a dump that was not read to its end has the kernel refuse
+// the next one (EBUSY, __netlink_dump_start), which reads on.
+func unheard(err error) bool {
+	for _, one := range []error{unix.EAGAIN, unix.ENOBUFS, unix.EBUSY, unix.EINTR, os.ErrDeadlineExceeded} {
+		if errors.Is(err, one) {
+			return true
+		}
+	}
+	return false
 }
 
 // A Sysctl is the wanted value of a setting below /proc/sys. Once set it stays: others may have come to rely on it.

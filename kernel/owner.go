@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -18,6 +20,10 @@ const (
 	tableOwner   = 0x2
 	tablePersist = 0x4
 )
+
+// forks is how long a socket that was closed may live on: a child that is just being made has a copy until it runs its own program, and
+// a daemon that was killed ends with the system call that it is in.
+const forks = 2 * time.Second
 
 // ShareTables leaves the tables to whoever wants to change them, as kernels before 6.9 do. Call it before LoadFirewall.
 func (k *Kernel) ShareTables() {
@@ -39,12 +45,6 @@ func (f *firewall) claim(t *nftables.Table) (ok bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("encode table %s: %w", t.Name, err)
 	}
-	// struct nfgenmsg, with the subsystem as the resource of a batch (linux/netfilter/nfnetlink.h)
-	batch := func(kind uint16) netlink.Message {
-		return netlink.Message{
-			Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request}, Data: []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES},
-		}
-	}
 	claim := netlink.Message{
 		Header: netlink.Header{
 			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE,
@@ -52,10 +52,11 @@ func (f *firewall) claim(t *nftables.Table) (ok bool, err error) {
 		},
 		Data: append([]byte{byte(t.Family), 0, 0, 0}, attrs...),
 	}
-	f.bound()
 	// Not by google/nftables: it does not pass a table's flags on.
-	if _, err = f.sock.SendMessages([]netlink.Message{batch(unix.NFNL_MSG_BATCH_BEGIN), claim, batch(unix.NFNL_MSG_BATCH_END)}); err == nil {
-		_, err = f.sock.Receive()
+	err = f.out.exchange("claim table "+t.Name, []netlink.Message{claim})
+	for wait := time.Now().Add(forks); errors.Is(err, unix.EPERM) && time.Now().Before(wait); {
+		time.Sleep(time.Millisecond)
+		err = f.out.exchange("claim table "+t.Name, []netlink.Message{claim})
 	}
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
@@ -80,46 +81,49 @@ func (f *firewall) renew(t *nftables.Table) error {
 	if there, err := f.has(t); err != nil {
 		return err
 	} else if there {
-		f.conn.DelTable(t)
+		f.tx.DelTable(t)
 	}
-	f.conn.AddTable(t)
+	f.tx.AddTable(t)
 	return nil
 }
 
-func (f *firewall) has(t *nftables.Table) (bool, error) {
-	f.bound()
-	all, err := f.conn.ListTablesOfFamily(t.Family)
+func (f *firewall) has(t *nftables.Table) (there bool, err error) {
+	err = f.in.look(func(v view) error {
+		all, err := v.ListTablesOfFamily(t.Family)
+		there = slices.ContainsFunc(all, func(one *nftables.Table) bool { return one.Name == t.Name })
+		return err
+	})
 	if err != nil {
 		return false, fmt.Errorf("list tables: %w", err)
 	}
-	for _, one := range all {
-		if one.Name == t.Name {
-			return true, nil
-		}
-	}
-	return false, nil
+	return there, nil
 }
 
 // empty queues that everything in a table is deleted: the table itself must stay, since one made anew would have no owner.
 func (f *firewall) empty(t *nftables.Table) error {
-	f.bound()
-	chains, err := f.conn.ListChainsOfTableFamily(t.Family)
+	var chains []*nftables.Chain
+	var sets []*nftables.Set
+	err := f.in.look(func(v view) (err error) {
+		if chains, err = v.ListChainsOfTableFamily(t.Family); err != nil {
+			return fmt.Errorf("list chains: %w", err)
+		}
+		if sets, err = v.GetSets(t); err != nil {
+			return fmt.Errorf("list sets of table %s: %w", t.Name, err)
+		}
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("list chains: %w", err)
+		return err
 	}
-	sets, err := f.conn.GetSets(t)
-	if err != nil {
-		return fmt.Errorf("list sets of table %s: %w", t.Name, err)
-	}
-	f.conn.FlushTable(t) // what refers to others first
+	f.tx.FlushTable(t) // what refers to others first
 	for _, c := range chains {
 		if c.Table.Name == t.Name {
-			f.conn.DelChain(c)
+			f.tx.DelChain(c)
 		}
 	}
 	for _, s := range sets {
 		if !s.Anonymous { // those go with their rules
-			f.conn.DelSet(s)
+			f.tx.DelSet(s)
 		}
 	}
 	return nil

@@ -143,17 +143,33 @@ func (k *Kernel) Enforce(ctx context.Context, objects []Object) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("enforce policy: %w", err)
 	}
-	if err := k.fw.replace(wanted); err != nil {
+	if err := k.fw.replace(ctx, wanted); err != nil {
 		return err
 	}
 	return k.Ensure(ctx, rest...)
 }
 
 // replace exchanges the elements of policy.
-func (f *firewall) replace(wanted map[elementID]Element) error {
+func (f *firewall) replace(ctx context.Context, wanted map[elementID]Element) error {
+	var fresh, gone []Element
+	t := turn{
+		act: "enforce policy",
+		do: func() error {
+			fresh, gone = f.differ(wanted)
+			return f.swap(gone, fresh)
+		},
+		undo: func() error { return f.swap(fresh, gone) },
+	}
+	if _, bounded := ctx.Deadline(); !bounded { // something is taken back
+		return f.runLater(t)
+	}
+	return f.run(ctx, t)
+}
+
+// differ says which elements policy is to have that it has not, and the other way round.
+func (f *firewall) differ(wanted map[elementID]Element) (fresh, gone []Element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var fresh, gone []Element
 	for id, w := range f.want {
 		if e, keep := wanted[id]; w.owners[policyOwner] && (!keep || e.content != w.content) {
 			gone = append(gone, w.Element)
@@ -167,6 +183,11 @@ func (f *firewall) replace(wanted map[elementID]Element) error {
 			w.owners[policyOwner] = true // one that was adopted
 		}
 	}
+	return fresh, gone
+}
+
+// swap makes policy want other elements.
+func (f *firewall) swap(gone, fresh []Element) error {
 	if len(fresh)+len(gone) == 0 {
 		return nil
 	}
@@ -189,21 +210,20 @@ func (f *firewall) exchange(gone, fresh []Element) error {
 	if len(gone) > few {
 		return f.load()
 	}
-	err := f.change(gone, f.conn.SetDeleteElements)
+	err := f.change(gone, f.tx.SetDeleteElements)
 	if err == nil {
-		err = f.change(fresh, f.conn.SetAddElements)
+		err = f.change(fresh, f.tx.SetAddElements)
 	}
 	if err == nil {
-		err = f.flush("enforce policy")
-	}
-	if errors.Is(err, unix.ENOENT) { // somebody took the table, or an element, away
-		err = f.load()
+		err = f.outcome(f.flush("enforce policy"))
 	}
 	return err
 }
 
 // wish changes what policy wants.
 func (f *firewall) wish(gone, fresh []Element) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, e := range gone {
 		delete(f.want, e.id())
 	}
@@ -357,10 +377,16 @@ func neighbours() []expr.Any {
 
 // probeConntrack asks the kernel, by a table that nobody ever sees, whether it can follow connections in the bridge family
 // (nf_conntrack_bridge, Linux 5.3; a module that the question loads).
-func (f *firewall) probeConntrack() bool {
-	t := f.conn.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: fmt.Sprintf("%s-probe", tableName)})
-	c := f.conn.AddChain(&nftables.Chain{Table: t, Name: "probe"})
-	f.conn.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: established()})
-	f.conn.DelTable(t)
-	return f.flush("ask for connection tracking on bridges") == nil
+func (f *firewall) probeConntrack() (can bool, err error) {
+	err = f.sure(func() error {
+		t := f.tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: fmt.Sprintf("%s-probe", tableName)})
+		c := f.tx.AddChain(&nftables.Chain{Table: t, Name: "probe"})
+		f.tx.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: established()})
+		f.tx.DelTable(t)
+		return f.flush("ask for connection tracking on bridges")
+	})
+	if errors.Is(err, errUnsure) {
+		return false, err
+	}
+	return err == nil, nil
 }

@@ -3,13 +3,13 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,15 +108,7 @@ func (r Redirect) inside(f func(t redirector) error) error {
 		defer file.Close() //nolint:errcheck // nothing is written
 		fd = int(file.Fd())
 	}
-	t := redirector{firewall: &firewall{sets: setBook{}}, table: r.table()}
-	var err error
-	t.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(fd), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		t.sock = c
-		return errors.Join(c.SetReadBuffer(netfilterBuffer), c.SetWriteBuffer(netfilterBuffer))
-	}))
-	if err != nil {
-		return fmt.Errorf("open nftables of sandbox %s: %w", r.Sandbox, err)
-	}
+	t := redirector{firewall: connectFirewall(slog.New(slog.DiscardHandler), fd), table: r.table()}
 	defer t.close() //nolint:errcheck // what was sent was answered
 	for i, spec := range redirectSets() {
 		t.sets[spec.name] = spec.set(t.table, uint32(i+1)) //nolint:gosec // two
@@ -138,19 +130,21 @@ func (r Redirect) ensure(*Kernel) error {
 
 // load replaces the table, in one transaction.
 func (t redirector) load(elements []Element) error {
-	t.conn.AddTable(t.table) // or there would be nothing to delete
-	t.conn.DelTable(t.table)
-	t.conn.AddTable(t.table)
-	for _, spec := range redirectSets() {
-		if err := t.conn.AddSet(t.sets[spec.name], nil); err != nil {
-			return fmt.Errorf("declare set %s: %w", spec.name, err)
+	return t.sure(func() error {
+		t.tx.AddTable(t.table) // or there would be nothing to delete
+		t.tx.DelTable(t.table)
+		t.tx.AddTable(t.table)
+		for _, spec := range redirectSets() {
+			if err := t.tx.AddSet(t.sets[spec.name], nil); err != nil {
+				return fmt.Errorf("declare set %s: %w", spec.name, err)
+			}
 		}
-	}
-	if err := t.change(elements, t.conn.SetAddElements); err != nil {
-		return err
-	}
-	t.addChains(t.table, redirectChains(t.sets))
-	return t.flush("load table " + t.table.Name)
+		if err := t.change(elements, t.tx.SetAddElements); err != nil {
+			return err
+		}
+		t.addChains(t.table, redirectChains(t.sets))
+		return t.flush("load table " + t.table.Name)
+	})
 }
 
 // has says whether the table is there with its rules and just these elements.
@@ -164,41 +158,52 @@ func (t redirector) has(elements []Element) bool {
 			return false
 		}
 	}
-	for _, c := range redirectChains(t.sets) {
-		rules, err := t.conn.GetRules(t.table, &nftables.Chain{Table: t.table, Name: c.name})
-		if err != nil || len(rules) != len(c.rules) {
-			return false
+	err := t.in.look(func(v view) error {
+		for _, c := range redirectChains(t.sets) {
+			rules, err := v.GetRules(t.table, &nftables.Chain{Table: t.table, Name: c.name})
+			if err == nil && len(rules) != len(c.rules) {
+				err = unix.ENOENT
+			}
+			if err != nil {
+				return err
+			}
 		}
-	}
-	return true
+		return nil
+	})
+	return err == nil
 }
 
 func (t redirector) elements() (all map[elementID]content, ok bool) {
-	all = map[elementID]content{}
-	t.bound()
-	for _, spec := range redirectSets() {
-		set, err := t.conn.GetSetByName(t.table, string(spec.name))
-		if err != nil {
-			return nil, false
+	err := t.in.look(func(v view) error {
+		all = map[elementID]content{}
+		for _, spec := range redirectSets() {
+			set, err := v.GetSetByName(t.table, string(spec.name))
+			if err != nil {
+				return err
+			}
+			some, err := v.GetSetElements(set)
+			if err != nil {
+				return err
+			}
+			for _, e := range some {
+				all[elementID{spec.name, string(e.Key)}] = content{val: string(e.Val)}
+			}
 		}
-		some, err := t.conn.GetSetElements(set)
-		if err != nil {
-			return nil, false
-		}
-		for _, e := range some {
-			all[elementID{spec.name, string(e.Key)}] = content{val: string(e.Val)}
-		}
-	}
-	return all, true
+		return nil
+	})
+	return all, err == nil
 }
 
 func (r Redirect) remove(*Kernel) error {
 	return r.inside(func(t redirector) error {
-		there, err := t.firewall.has(t.table)
-		if err == nil && there {
-			t.conn.DelTable(t.table)
-			err = t.flush("delete table " + t.table.Name)
-		}
+		err := t.sure(func() error {
+			there, err := t.firewall.has(t.table)
+			if err == nil && there {
+				t.tx.DelTable(t.table)
+				err = t.flush("delete table " + t.table.Name)
+			}
+			return err
+		})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("remove %s: %w", r, err)
 		}

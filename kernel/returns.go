@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 
@@ -96,6 +97,8 @@ func (r Return) check(s *snapshot) []string {
 
 // supersede puts an element into its set, in place of one of the same key.
 func (f *firewall) supersede(e Element) error {
+	ctx, cancel := context.WithTimeout(context.Background(), netlinkTimeout)
+	defer cancel()
 	f.mu.Lock()
 	var old []Element
 	if w := f.want[e.id()]; w != nil && w.content != e.content {
@@ -108,7 +111,7 @@ func (f *firewall) supersede(e Element) error {
 	if err := f.remove(old); err != nil {
 		return err
 	}
-	return f.add([]Element{e})
+	return f.add(ctx, []Element{e})
 }
 
 func returnSets() []setSpec {

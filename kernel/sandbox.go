@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,8 +12,9 @@ import (
 
 // A Sandbox is a look into another network namespace. While it is open the namespace lives on, even when its engine has done with it.
 type Sandbox struct {
-	conn        *netlink.Conn
-	first, last uint16 // its ephemeral ports
+	ns          *os.File
+	conn        *netlink.Conn // nil: to be opened
+	first, last uint16        // its ephemeral ports
 }
 
 // OpenSandbox opens the namespace behind a path.
@@ -21,28 +23,48 @@ func OpenSandbox(path string) (*Sandbox, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open sandbox: %w", err)
 	}
-	defer ns.Close() //nolint:errcheck // nothing was written
 	var ports []byte
 	err = Inside(int(ns.Fd()), func() (err error) {
 		ports, err = os.ReadFile(ephemeralFile)
 		return err
 	})
+	s := &Sandbox{ns: ns}
+	if err == nil {
+		s.first, s.last, err = parseEphemeral(strings.TrimSpace(string(ports)))
+	}
+	if err == nil {
+		err = s.dial()
+	}
 	if err != nil {
-		return nil, fmt.Errorf("look into sandbox %s: %w", path, err)
-	}
-	s := &Sandbox{}
-	if s.first, s.last, err = parseEphemeral(strings.TrimSpace(string(ports))); err != nil {
-		return nil, err
-	}
-	if s.conn, err = netlink.Dial(unix.NETLINK_INET_DIAG, &netlink.Config{NetNS: int(ns.Fd())}); err != nil {
-		return nil, fmt.Errorf("open sock_diag of sandbox %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("look into sandbox %s: %w", path, err), ns.Close())
 	}
 	return s, nil
 }
 
-// Listeners lists the sockets in the sandbox that wait for TCP connections and UDP datagrams.
-func (s *Sandbox) Listeners() ([]Listener, error) {
-	all, err := allListeners(s.conn)
+func (s *Sandbox) dial() (err error) {
+	if s.conn != nil {
+		return nil
+	}
+	if s.conn, err = netlink.Dial(unix.NETLINK_INET_DIAG, &netlink.Config{NetNS: int(s.ns.Fd())}); err != nil {
+		s.conn = nil
+		return fmt.Errorf("open sock_diag: %w", err)
+	}
+	return nil
+}
+
+// Listeners lists the sockets in the sandbox that wait for TCP connections and UDP datagrams. After an error what is left in the socket is
+// not to be taken for the next answer: it is replaced.
+func (s *Sandbox) Listeners() (all []Listener, err error) {
+	for range 2 {
+		if err = s.dial(); err != nil {
+			return nil, err
+		}
+		if all, err = allListeners(s.conn); err == nil {
+			break
+		}
+		err = errors.Join(err, s.conn.Close())
+		s.conn = nil
+	}
 	for i, l := range all {
 		all[i].Fleeting = l.Proto == "udp" && s.first <= l.Port && l.Port <= s.last
 	}
@@ -50,4 +72,9 @@ func (s *Sandbox) Listeners() ([]Listener, error) {
 }
 
 // Close lets go of the namespace.
-func (s *Sandbox) Close() error { return s.conn.Close() }
+func (s *Sandbox) Close() error {
+	if s.conn == nil {
+		return s.ns.Close()
+	}
+	return errors.Join(s.conn.Close(), s.ns.Close())
+}

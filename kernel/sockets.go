@@ -37,12 +37,17 @@ func (k *Kernel) Listeners(protos ...string) ([]Listener, error) {
 	if k.ns.IsOpen() {
 		where.NetNS = int(k.ns)
 	}
-	c, err := netlink.Dial(unix.NETLINK_INET_DIAG, where)
-	if err != nil {
-		return nil, fmt.Errorf("open sock_diag: %w", err)
-	}
-	defer c.Close() //nolint:errcheck // nothing was written
-	return allListeners(c, protos...)
+	var all []Listener
+	err := again(func() error {
+		c, err := netlink.Dial(unix.NETLINK_INET_DIAG, where)
+		if err != nil {
+			return fmt.Errorf("open sock_diag: %w", err)
+		}
+		defer c.Close() //nolint:errcheck // nothing was written
+		all, err = allListeners(c, protos...)
+		return err
+	})
+	return all, err
 }
 
 // allListeners lists the sockets of the namespace that c is of.

@@ -3,6 +3,7 @@ package kernel
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash"
 )
@@ -14,17 +15,15 @@ const sealChain = "seal"
 // anew is replaced in one transaction, but the kernel commits what intervals have a moment after the rules (nft_set_commit_update,
 // net/netfilter/nf_tables_api.c): a flow that begins in between may not be found in them.
 func (f *firewall) takeOver() (same bool, err error) {
-	f.sets = newSetBook()
-	f.loaded = true // for the comparison
-	if len(f.ruleFaults()) == 0 {
-		same = f.sameElements()
-	}
-	f.loaded = false
-	if !same {
-		return false, nil
+	f.renewSets()
+	if same, err = f.asWanted(); err != nil || !same {
+		return false, err
 	}
 	for _, t := range tables() {
 		own, err := f.claim(t)
+		if errors.Is(err, errUnsure) {
+			return false, nil
+		}
 		if err != nil {
 			return false, err
 		}
@@ -32,23 +31,26 @@ func (f *firewall) takeOver() (same bool, err error) {
 			return false, nil
 		}
 	}
-	f.loaded = true
+	f.setLoaded(true)
+	f.out.orphaned = false
 	return true, nil
 }
 
 // sameElements says whether the sets have what is wanted, and nothing else.
-func (f *firewall) sameElements() bool {
-	have, none := f.dumpElements()
-	if none {
-		return false
+func (f *firewall) sameElements() (bool, error) {
+	have, none, err := f.dumpElements()
+	if err != nil || none {
+		return false, err
 	}
 	count := 0
 	for _, keys := range have {
 		count += len(keys)
 	}
-	if count != len(f.want) {
-		return false
-	}
+	return count == len(f.want) && f.hasWanted(have), nil
+}
+
+// hasWanted says whether every element that is wanted is among those.
+func (f *firewall) hasWanted(have map[SetName]map[string]content) bool {
 	for id, w := range f.want {
 		if c, ok := have[id.set][id.key]; !ok || c != w.content {
 			return false

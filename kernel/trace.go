@@ -68,9 +68,22 @@ type Judgement struct {
 // chains of nftables there, which are iptables-nft's too. Rules that only may match are named as such: what it cannot read, it does
 // not guess.
 func (k *Kernel) Judge(h Hook, p Packet) (out []Judgement, sum Outcome, err error) {
-	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
-	j := &judge{k: k, p: p, sets: map[string]*knownSet{}}
+	err = k.fw.in.look(func(v view) (err error) {
+		out, sum, err = (&judge{k: k, v: v, p: p, sets: map[string]*knownSet{}}).hook(h)
+		return err
+	})
+	if err != nil || sum == Dropped {
+		return out, sum, err
+	}
+	if used, err := k.legacyUsed(map[bool]string{true: "/proc/net/ip_tables_names", false: "/proc/net/ip6_tables_names"}[p.Dst.Is4()]); err == nil && used && h != Prerouting {
+		out = append(out, Judgement{Rule: "the rules of iptables-legacy, which cannot be read here", Foreign: true, Outcome: Passes | Dropped})
+		sum |= Dropped
+	}
+	return out, sum, nil
+}
+
+// hook follows the packet through all chains at a hook.
+func (j *judge) hook(h Hook) (out []Judgement, sum Outcome, err error) {
 	chains, err := j.baseChains(h)
 	if err != nil {
 		return nil, 0, err
@@ -91,16 +104,13 @@ func (k *Kernel) Judge(h Hook, p Packet) (out []Judgement, sum Outcome, err erro
 		case Passes:
 		}
 	}
-	if used, err := k.legacyUsed(map[bool]string{true: "/proc/net/ip_tables_names", false: "/proc/net/ip6_tables_names"}[p.Dst.Is4()]); err == nil && used && h != Prerouting {
-		out = append(out, Judgement{Rule: "the rules of iptables-legacy, which cannot be read here", Foreign: true, Outcome: Passes | Dropped})
-		sum |= Dropped
-	}
 	return out, sum, nil
 }
 
 // A judge follows one packet through the chains of one hook.
 type judge struct {
 	k     *Kernel
+	v     view
 	p     Packet
 	rules map[string][]readRule
 	sets  map[string]*knownSet
@@ -116,12 +126,11 @@ func (j *judge) baseChains(h Hook) (all []*nftables.Chain, err error) {
 	}
 	j.rules = map[string][]readRule{}
 	for _, family := range families {
-		j.k.fw.bound()
-		chains, err := j.k.fw.conn.ListChainsOfTableFamily(family)
+		chains, err := j.v.ListChainsOfTableFamily(family)
 		if err != nil {
 			return nil, fmt.Errorf("list chains: %w", err)
 		}
-		rules, err := j.k.fw.readRules(family)
+		rules, err := j.v.readRules(family)
 		if err != nil {
 			return nil, err
 		}

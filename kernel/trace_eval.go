@@ -382,12 +382,12 @@ func (j *judge) set(t *nftables.Table, name string) (*knownSet, error) {
 	if s := j.sets[id]; s != nil {
 		return s, nil
 	}
-	set, err := j.k.fw.conn.GetSetByName(t, name)
+	set, err := j.v.GetSetByName(t, name)
 	if err != nil {
 		return nil, fmt.Errorf("read set %s of table %s: %w", name, t.Name, err)
 	}
 	s := &knownSet{set: set}
-	if s.elements, err = j.k.fw.conn.GetSetElements(set); err != nil {
+	if s.elements, err = j.v.GetSetElements(set); err != nil {
 		return nil, fmt.Errorf("read set %s of table %s: %w", name, t.Name, err)
 	}
 	j.sets[id] = s

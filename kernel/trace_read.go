@@ -21,9 +21,8 @@ type readRule struct {
 }
 
 // readRules reads the rules of all tables of a family, by table and chain.
-func (f *firewall) readRules(family nftables.TableFamily) (map[string][]readRule, error) {
-	f.bound()
-	msgs, err := f.sock.Execute(netlink.Message{
+func (v view) readRules(family nftables.TableFamily) (map[string][]readRule, error) {
+	msgs, err := v.sock.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
 		Data:   []byte{byte(family), 0, 0, 0},
 	})

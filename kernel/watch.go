@@ -110,10 +110,6 @@ func ownLink(l netlink.Link) bool {
 // watchTables tells of every change of nftables that is not of this process, and whether a table has gone. What else changed is not of
 // interest: netyard looks for itself. That look is a dump of all of it, so it is not for each of its own transactions.
 func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
-	own, err := k.fw.port()
-	if err != nil {
-		return nil, err
-	}
 	sock, err := nl.SubscribeAt(k.subscribeNS, k.subscribeNS, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return nil, fmt.Errorf("watch nftables: %w", err)
@@ -122,7 +118,7 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	changed := make(chan bool, 1)
 	follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
 		// None is an overrun: what was lost may have been another's.
-		if len(msgs) > 0 && !slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Pid != own }) {
+		if len(msgs) > 0 && !slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Pid != k.fw.out.own.Load() }) {
 			return
 		}
 		if len(msgs) == 0 || slices.ContainsFunc(msgs, foreignRules) {
@@ -186,21 +182,23 @@ func (k *Kernel) askAnew() error {
 
 // restoreTables loads the ruleset again when a rule or an element of it is gone.
 func (f *firewall) restoreTables() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.loaded {
-		return nil
-	}
-	if len(f.ruleFaults()) > 0 {
-		return f.load()
-	}
-	have, _ := f.dumpElements()
-	for id, w := range f.want {
-		if c, ok := have[id.set][id.key]; !ok || c != w.content {
+	return f.runNow(func() error {
+		if !f.loaded {
+			return nil
+		}
+		faults, err := f.ruleFaults()
+		if err != nil {
+			return err
+		}
+		if len(faults) > 0 {
 			return f.load()
 		}
-	}
-	return nil
+		have, _, err := f.dumpElements()
+		if err != nil || f.hasWanted(have) {
+			return err
+		}
+		return f.load()
+	})
 }
 
 // syncBridges makes the sets of the host's other bridges what the links say.
@@ -234,5 +232,5 @@ func (k *Kernel) syncBridges() error {
 	if err := k.fw.remove(gone); err != nil {
 		return err
 	}
-	return k.fw.add(fresh)
+	return k.fw.add(context.Background(), fresh)
 }

@@ -181,6 +181,34 @@ func TestJoinDies(t *testing.T) {
 	}
 }
 
+// TestDeleteBusy: an engine does not ask again, so an endpoint that another request has is deleted after that one.
+func TestDeleteBusy(t *testing.T) {
+	t.Parallel()
+	r := r6(t)
+	release, err := r.hold(t.Context(), netID, epID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := r.DeleteEndpoint(ctx, netID, epID); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a request that could not be done: %v", err)
+	}
+	if _, err := r.Endpoint(netID, epID); err != nil {
+		t.Errorf("the endpoint is gone while another request has it: %v", err)
+	}
+	release()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		is, err := r.Endpoint(netID, epID)
+		if errors.Is(err, ErrNotFound) || err == nil && is.Phase == modes.Deleting {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the endpoint stayed: %v %v", is, err)
+		}
+	}
+}
+
 // TestAttachHold: the addresses of a container that its engine knows are held over its stop, for nobody else, until it is removed.
 func TestAttachHold(t *testing.T) {
 	t.Parallel()

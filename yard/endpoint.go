@@ -234,6 +234,9 @@ func (y *Yard) withdraw(ctx context.Context, was modes.Endpoint) error {
 // that the caller need not wait for. An unknown endpoint is gone.
 func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	was, found, err := y.condemn(ctx, network, id)
+	if errors.Is(err, context.DeadlineExceeded) { // a request before this one hangs, and an engine does not ask again
+		go y.deleteLater(context.WithoutCancel(ctx), network, id)
+	}
 	if err != nil || !found {
 		return err
 	}
@@ -243,6 +246,13 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	y.finishLater(network, id) //nolint:contextcheck // the caller does not wait for it
 	y.c.Changed()
 	return nil
+}
+
+// deleteLater deletes an endpoint when whatever has it is through.
+func (y *Yard) deleteLater(ctx context.Context, network, id string) {
+	if err := y.DeleteEndpoint(ctx, network, id); err != nil {
+		y.c.Log.Error("delete an endpoint that was busy", "network", network, "endpoint", id, "err", err)
+	}
 }
 
 // finishLater takes the link of an endpoint that is Deleting away when there is time for it.

@@ -237,10 +237,16 @@ func (r policyRecords) change(p policy.Policy) string {
 	return "changed"
 }
 
+// enforcing is the lock that keeps an older look at the records from overtaking a newer one on the way to the kernel.
+const enforcing = "policies"
+
 // enforce makes the kernel decide as the policies on record say about the endpoints on record.
 func (y *Yard) enforce(ctx context.Context) error {
-	y.enforcing.Lock()
-	defer y.enforcing.Unlock()
+	release, err := y.locks.hold(ctx, enforcing, false)
+	if err != nil {
+		return err
+	}
+	defer release()
 	r, err := y.records(nil)
 	if err != nil {
 		return err

@@ -102,7 +102,11 @@ func (y *Yard) publish(ctx context.Context, network, id string, asks []Ask, lent
 			return nil, err
 		}
 	}
-	if err := y.program(ctx, m, n, e, fresh); err != nil {
+	err = y.program(ctx, m, n, e, fresh)
+	if err == nil && asked && ctx.Err() != nil { // nobody waited for it
+		err = fmt.Errorf("publish ports of endpoint %s: %w", modes.Short(id), ctx.Err())
+	}
+	if err != nil {
 		back := y.update("ports taken back", func(tx store.Tx) error { return putEndpoint(tx, e) })
 		return nil, errors.Join(err, back, y.program(context.WithoutCancel(ctx), m, n, fresh, e))
 	}

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"netyard/ipam"
@@ -71,8 +70,6 @@ type Yard struct {
 	events   events
 	keeper   keeper
 	started  time.Time
-	// enforcing keeps an older look at the records from overtaking a newer one on the way to the kernel.
-	enforcing sync.Mutex
 }
 
 // New makes a Yard; Restore it before use.

@@ -78,7 +78,9 @@ func (s *Server) Handler() http.Handler {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, f func(context.Context, *http.Request) (any, error)) {
 	ctx, cancel := context.WithTimeout(r.Context(), adminTime)
 	defer cancel()
-	v, err := f(ctx, r)
+	v, err := yard.InTime(ctx, s.Yard, func() (any, error) { return f(ctx, r) }, func(_ any, err error) {
+		s.Log.Info("an admin request that took too long has ended", "path", r.URL.Path, "err", err)
+	})
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
 		s.Log.Debug("admin request failed", "path", r.URL.Path, "err", err)

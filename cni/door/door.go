@@ -88,9 +88,6 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 		s.Log.Debug("read a request of a CNI plugin", "err", err)
 		return
 	}
-	if netns != nil {
-		defer netns.Close() //nolint:errcheck // nothing is written to it
-	}
 	go func() { // a runtime that was killed takes the plugin with it
 		if _, err := c.Read(make([]byte, 1)); err != nil {
 			cancel()
@@ -98,7 +95,7 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	}()
 	start := time.Now()
 	a := cni.Answer{}
-	a.Result, err = s.answer(ctx, q, netns)
+	a.Result, err = s.inTime(ctx, q, netns)
 	if err != nil {
 		s.Log.Warn("refused a CNI plugin", "command", q.Command, "container", q.ContainerID, "interface", q.IfName, "err", err)
 		a.Error = inWords(err)
@@ -107,6 +104,22 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	if err := json.NewEncoder(c).Encode(a); err != nil && q.Command == "ADD" && a.Error == nil { // nobody knows of it
 		s.undo(context.WithoutCancel(ctx), q)
 	}
+}
+
+// inTime answers whatever hangs. An attachment that is made after that is one that nobody knows of.
+func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (json.RawMessage, error) {
+	start := time.Now()
+	return yard.InTime(ctx, s.Yard, func() (json.RawMessage, error) {
+		if netns != nil {
+			defer netns.Close() //nolint:errcheck // nothing is written to it
+		}
+		return s.answer(ctx, q, netns)
+	}, func(_ json.RawMessage, err error) {
+		s.Log.Info("a CNI request that took too long has ended", "command", q.Command, "container", q.ContainerID, "took", time.Since(start), "err", err)
+		if q.Command == "ADD" && err == nil {
+			s.undo(context.WithoutCancel(ctx), q)
+		}
+	})
 }
 
 // undo takes back an attachment that its runtime did not hear of.

@@ -1,0 +1,158 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"netyard/integration/lab"
+)
+
+// fewest is how many addresses the kernel needs a second or so for.
+const fewest = 60000
+
+// TestBusyHost: another program's nftables transaction keeps the kernel, and the daemon has no processor for 8 s. Each request succeeds or
+// says why it did not; afterwards everything works, and doctor is silent. NETYARD_BUSY is how many addresses the other program loads, and
+// NETYARD_ROUNDS how often; with two million nothing else can be changed for longer than a request may take.
+func TestBusyHost(t *testing.T) {
+	t.Parallel()
+	h := host(t, lab.Engine285)
+	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 web")
+	h.Run("first", "--network web -p 8000:80")
+	h.Run("old", "--network web -p 8001:80")
+	many, addresses := filepath.Join(h.Dir, "many.nft"), number(t, "NETYARD_BUSY", fewest)
+	h.Tool(fmt.Sprintf(`{ printf 'table inet many {}\nflush table inet many\ntable inet many {\nset s { type ipv4_addr; elements = {\n';
+		awk 'BEGIN { for (i = 0; i < %d; i++) printf "%%d.%%d.%%d.%%d,\n", 10+i/16777216, i/65536%%256, i/256%%256, i%%256 }'; printf '}\n}\n}\n'; } > %s`,
+		addresses, many))
+	for round := range number(t, "NETYARD_ROUNDS", 1) {
+		var wg sync.WaitGroup
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			began := time.Now()
+			h.Tool("nft -f " + many + " && nft delete table inet many")
+			t.Logf("round %d: nft -f took %s", round, time.Since(began).Round(time.Millisecond))
+		}()
+		t.Cleanup(func() { <-ended })
+		probed := untilBusy(h, ended, addresses)
+		var mu sync.Mutex
+		var failed []string
+		request := func(name string, do func() (string, error)) {
+			wg.Go(func() {
+				began := time.Now()
+				out, err := do()
+				took := time.Since(began).Round(time.Millisecond)
+				if err == nil {
+					t.Logf("round %d: %s took %s", round, name, took)
+					return
+				}
+				said := fmt.Sprint(out, " ", err)
+				t.Logf("round %d: %s ended after %s: %s", round, name, took, said)
+				if !strings.Contains(said, "try again") && !strings.Contains(said, "wait for another request") {
+					t.Errorf("%s failed and does not say why: %s", name, said)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, name)
+			})
+		}
+		suffix := strconv.Itoa(round)
+		for i := range 3 {
+			name := fmt.Sprintf("c%d-%d", round, i)
+			request("docker run -p "+name, func() (string, error) {
+				return h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i), lab.Image, "sleep 1d")
+			})
+		}
+		request("policy apply", func() (string, error) {
+			return apply(t, h, "", "name: p"+suffix+"\nselect: {network: web, container: first}\ningress: {allow: [{cidr: 10.77.0.0/24}]}\n")
+		})
+		request("network create", func() (string, error) {
+			return h.TrySh(fmt.Sprintf("netyard network create n%d --subnet 10.78.%[1]d.0/24", round))
+		})
+		request("docker rm", func() (string, error) { return h.TryDocker("rm -f old") })
+
+		freeze(t, h.Netyard.PID())
+		wg.Wait()
+		<-ended
+		<-probed
+		h.Docker("run -d --name old --network web -p 8001:80", lab.Image, "sleep 1d")
+		for i := range 3 {
+			name := fmt.Sprintf("c%d-%d", round, i)
+			if out, err := h.TryDocker("start", name); err != nil { // it was not made, or could not be started
+				_, _ = h.TryDocker("rm -f", name)
+				if out, err = h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i), lab.Image, "sleep 1d"); err != nil {
+					t.Errorf("afterwards %s: %s %v", name, out, err)
+				}
+			} else {
+				_ = out
+			}
+			c := h.In(name).Listen("tcp", ":80")
+			h.Outside.Dial("tcp", fmt.Sprintf("%s:%d", h.IP, 9000+10*round+i))
+			_ = c.Close()
+			h.Ping(name, h.Outside.IP)
+		}
+		h.Ping("first", h.Outside.IP)
+		healthy(t, h)
+		for _, word := range []string{"mismatched sequence", "i/o timeout"} {
+			if strings.Contains(h.Netyard.Log(), word) {
+				t.Errorf("the daemon says %q:\n%s", word, h.Netyard.Log())
+			}
+		}
+		t.Logf("round %d: %d requests said why they could not be done", round, len(failed))
+	}
+	h.RemoveAll()
+	h.Sh("for p in $(netyard policy ls --format '{{.Name}}'); do netyard policy rm $p; done; for n in $(netyard network ls --format '{{.Name}}'); do netyard network rm $n; done")
+}
+
+// untilBusy waits until a change of nftables has to wait, or the program that it would wait for has ended. The change is made
+// in the end.
+func untilBusy(h *lab.Host, ended chan struct{}, addresses int) (probed chan struct{}) {
+	atOnce := 300 * time.Millisecond * time.Duration(max(1, addresses/fewest/3)) // what is a small part of the other's time
+	for {
+		probed = make(chan struct{})
+		go func() {
+			defer close(probed)
+			h.Tool("nft add table inet probe && nft delete table inet probe")
+		}()
+		select {
+		case <-ended:
+			return probed
+		case <-probed:
+		case <-time.After(atOnce):
+			return probed
+		}
+	}
+}
+
+// freeze takes a process's processor away for longer than any deadline of its exchanges with the kernel.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	const frozen = 8 * time.Second
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(frozen) // this is what is done to it
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// number is one that the environment may say.
+func number(t *testing.T, name string, otherwise int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}

@@ -1,0 +1,264 @@
+package kernel_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// shrink makes the sockets of this process that talk to a namespace's nftables hold next to nothing: the kernel's answers get lost.
+func shrink(t *testing.T, h *kerneltest.Host) (found int) {
+	t.Helper()
+	var own uint64
+	err := h.Do(func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd) //nolint:errcheck // nothing was written
+		own, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		domain, err1 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+		proto, err2 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+		cookie, err3 := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		if errors.Join(err1, err2, err3) != nil || domain != unix.AF_NETLINK || proto != unix.NETLINK_NETFILTER || cookie != own {
+			continue
+		}
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1) == nil {
+			found++
+		}
+	}
+	return found
+}
+
+// TestLostAnswers: a transaction whose acknowledgements get lost is known to be done or not; one that is refused after it is known to be
+// refused; and the tables are netyard's all the time.
+func TestLostAnswers(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	if n := shrink(t, h); n == 0 {
+		t.Fatal("no socket of the Kernel's was found")
+	}
+	if err := h.Ensure(t.Context(), elements()...); err != nil {
+		t.Errorf("a transaction that was done failed: %v", err)
+	}
+	want := h.Sh(t, "nft list ruleset")
+	if !strings.Contains(want, "8080") {
+		t.Errorf("the elements are not there:\n%s", want)
+	}
+	snap, err := h.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range snap.Faults(elements()) {
+		t.Errorf("after it: %s", f.Text)
+	}
+	for _, s := range snap.Strays(elements()) {
+		t.Errorf("after it: a stray %s", s.Text)
+	}
+	if strings.Contains(want, "flags owner") { // or a kernel of before 6.9
+		h.Sh(t, "nft flush ruleset")
+		if got := h.Sh(t, "nft list ruleset"); got != want {
+			t.Errorf("the tables are anybody's:\n%s", got)
+		}
+	}
+
+	shrink(t, h)
+	if err := h.Remove(elements()...); err != nil {
+		t.Errorf("a removal that was done failed: %v", err)
+	}
+	if snap, err = h.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range snap.Strays(nil) {
+		t.Errorf("after the removal: a stray %s", s.Text)
+	}
+}
+
+// TestRefusedAfterLostAnswers: what the kernel refuses is refused, whatever it said before.
+func TestRefusedAfterLostAnswers(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.ShareTables()
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	shrink(t, h)
+	if err := h.Ensure(t.Context(), elements()...); err != nil {
+		t.Errorf("a transaction that was done failed: %v", err)
+	}
+	// An interval that somebody put in overlaps with netyard's next one.
+	h.Sh(t, "nft add element inet netyard to_range4 '{ 192.0.2.9 . tcp . 5000-5999 : 10.9.9.9 }'")
+	var all []kernel.Object
+	for _, e := range (kernel.Publication{
+		Proto: "tcp", Host: netip.MustParseAddr("192.0.2.9"), Port: 5500, Count: 1000, To: netip.MustParseAddr("10.1.0.9"), ToPort: 5500,
+	}).Elements() {
+		all = append(all, e)
+	}
+	if err := h.Ensure(t.Context(), all...); err == nil {
+		t.Errorf("what the kernel refused counts as done:\n%s", h.Sh(t, "nft list map inet netyard to_range4"))
+	} else if strings.Contains(err.Error(), "\n") {
+		t.Errorf("one fault is said more than once: %v", err)
+	}
+}
+
+// busyFor starts another program's transaction, of so many addresses that the kernel takes a while.
+func busyFor(t *testing.T, h *kerneltest.Host, addresses int) (ended chan struct{}) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "many.nft")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := bufio.NewWriter(f)
+	fmt.Fprint(w, "table inet many {}\nflush table inet many\ntable inet many { set s { type ipv4_addr; elements = {\n")
+	for i := range addresses {
+		fmt.Fprintf(w, "%d.%d.%d.%d,\n", 10+i>>24, i>>16&255, i>>8&255, i&255)
+	}
+	fmt.Fprint(w, "}\n}\n}\n")
+	if err := errors.Join(w.Flush(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		if out, err := h.TrySh("nft -f " + name + "; nft delete table inet many"); err != nil {
+			t.Errorf("nft: %v\n%s", err, out)
+		}
+	}()
+	t.Cleanup(func() { <-ended })
+	return ended
+}
+
+// TestBusyKernel: while another program's transaction keeps the kernel, each request succeeds or says in one line why it did not; what is
+// taken away goes when it can; and afterwards the kernel has what is wanted, and no more.
+func TestBusyKernel(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	h.Watched(t)
+	if err := h.Ensure(t.Context(), elements()...); err != nil {
+		t.Fatal(err)
+	}
+	gone := publish(6000)
+	if err := h.Ensure(t.Context(), gone...); err != nil {
+		t.Fatal(err)
+	}
+	wanted, port, refused := elements(), uint16(7000), false
+	for many := 60000; !refused && many < 2000000; many *= 2 { // a fast machine has to be given more to do
+		for ended := busyFor(t, h, many); !over(ended); port++ {
+			err := within(t, 400*time.Millisecond, func(ctx context.Context) error { return h.Ensure(ctx, publish(port)...) })
+			switch {
+			case err == nil:
+				wanted = append(wanted, publish(port)...)
+				continue
+			case !errors.Is(err, kernel.ErrBusy) || strings.Contains(err.Error(), "\n"):
+				t.Errorf("a request that could not be done: %v", err)
+			}
+			if refused {
+				continue
+			}
+			refused = true
+			t.Logf("it says: %v", err)
+			if err := h.Remove(gone...); err != nil {
+				t.Errorf("a removal meanwhile: %v", err)
+			}
+			if len(h.Published()) == 0 {
+				t.Error("nothing is known of what is published")
+			}
+			if _, err := h.Snapshot(); err != nil {
+				t.Errorf("a look meanwhile: %v", err)
+			}
+			err = within(t, 400*time.Millisecond, func(ctx context.Context) error {
+				return h.Enforce(ctx, h.PolicyObjects([]kernel.Subject{{
+					Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("10.1.0.2"), In: &kernel.Access{},
+				}}))
+			})
+			if err == nil { // the other program may have come to its end
+				err = h.Enforce(t.Context(), nil)
+			} else if errors.Is(err, kernel.ErrBusy) {
+				err = nil
+			}
+			if err != nil {
+				t.Errorf("policy meanwhile: %v", err)
+			}
+		}
+	}
+	if !refused {
+		t.Fatal("nobody waited for the other program's transaction")
+	}
+	said := ""
+	eventually(t, "the kernel has what is wanted", func() bool {
+		snap, err := h.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := fmt.Sprint(snap.Faults(wanted), snap.Strays(wanted))
+		if now != said {
+			t.Log(now)
+		}
+		said = now
+		return len(snap.Faults(wanted)) == 0 && len(snap.Strays(wanted)) == 0
+	})
+	if err := h.Ensure(t.Context(), gone...); err != nil {
+		t.Errorf("what was removed cannot be there again: %v", err)
+	}
+}
+
+// over says whether something has ended, and waits a little if not.
+func over(ended chan struct{}) bool {
+	select {
+	case <-ended:
+		return true
+	case <-time.After(10 * time.Millisecond):
+		return false
+	}
+}
+
+func within(t *testing.T, d time.Duration, do func(context.Context) error) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	return do(ctx)
+}
+
+// publish is one port of the host's, of an endpoint of its own.
+func publish(port uint16) (all []kernel.Object) {
+	for _, e := range (kernel.Publication{
+		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: port, Count: 1, To: netip.MustParseAddr("10.1.0.2"), ToPort: 80,
+	}).Elements() {
+		all = append(all, e.For(fmt.Sprintf("endpoint %d", port)))
+	}
+	return all
+}

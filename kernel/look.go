@@ -1,0 +1,137 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A reader asks the kernel what nftables has, by a socket of its own: questions are answered while a transaction waits, no table belongs
+// to the socket, and so it is replaced whenever anything went wrong with it.
+type reader struct {
+	ns   int
+	mu   sync.Mutex
+	conn *nftables.Conn
+	sock *netlink.Conn // the socket below conn
+}
+
+func (r *reader) open() (err error) {
+	if r.conn != nil {
+		return nil
+	}
+	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(r.ns), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		r.sock = c
+		return c.SetReadBuffer(netfilterBuffer)
+	}))
+	if err != nil {
+		r.conn = nil
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	return nil
+}
+
+func (r *reader) drop() error {
+	if r.conn == nil {
+		return nil
+	}
+	err := r.conn.CloseLasting()
+	r.conn, r.sock = nil, nil
+	return err
+}
+
+func (r *reader) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.drop()
+}
+
+// A view is nftables as one look sees it.
+type view struct {
+	*nftables.Conn
+
+	sock *netlink.Conn
+}
+
+// looks is how often a look is taken that a change came between.
+const looks = 4
+
+// look has f read what the kernel has, all of it between two transactions of anybody. It is repeated, so f begins anew each time, when
+// a transaction came between, and, with another socket, when an answer is late or lost. Where changes never cease, the last look has to do.
+func (r *reader) look(f func(v view) error) (err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for range looks {
+		var whole bool
+		whole, err = r.once(f)
+		if err == nil && whole {
+			return nil
+		}
+		if err == nil {
+			continue
+		}
+		err = errors.Join(err, r.drop())
+		if answered(err) {
+			return err
+		}
+	}
+	return err
+}
+
+func (r *reader) once(f func(v view) error) (whole bool, err error) {
+	if err := r.open(); err != nil {
+		return false, err
+	}
+	if err := r.sock.SetDeadline(time.Now().Add(netlinkTimeout)); err != nil {
+		return false, fmt.Errorf("bound netlink's waits: %w", err)
+	}
+	before, err := generation(r.sock)
+	if err != nil {
+		return false, err
+	}
+	if err := f(view{r.conn, r.sock}); err != nil {
+		return false, err
+	}
+	after, err := generation(r.sock)
+	return before == after, err
+}
+
+// generation is a number that grows with each transaction (nf_tables_gen_info, net/netfilter/nf_tables_api.c).
+func generation(c *netlink.Conn) (string, error) {
+	answers, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request}, Data: []byte{0, 0, 0, 0},
+	})
+	if err != nil {
+		return "", fmt.Errorf("read the generation of nftables: %w", err)
+	}
+	for _, a := range answers {
+		attrs, err := netlink.UnmarshalAttributes(a.Data[min(len(a.Data), unix.SizeofNlAttr):])
+		if err != nil {
+			return "", fmt.Errorf("read the generation of nftables: %w", err)
+		}
+		for _, one := range attrs {
+			if one.Type == unix.NFTA_GEN_ID {
+				return string(one.Data), nil
+			}
+		}
+	}
+	return "", errors.New("read the generation of nftables: there is none in the answer")
+}
+
+// answered says whether an error is the kernel's answer, and not that there was none.
+func answered(err error) bool {
+	var code syscall.Errno
+	if !errors.As(err, &code) {
+		return false
+	}
+	switch code {
+	case unix.EAGAIN, unix.EBUSY, unix.EINTR, unix.ENOBUFS, unix.ENOMEM:
+		return false
+	}
+	return true
+}
