@@ -120,6 +120,10 @@ type firewall struct {
 	sets   setBook
 	want   map[elementID]*wish
 	bypass map[Bypass]bool
+	// adopted: there were elements that the records did not know, and may still be.
+	adopted bool
+	// settled are the addresses that the records know all about, see superseded.
+	settled map[string]bool
 	// loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
 	// replaces the old table by the new in one transaction and no packet sees anything in between.
 	loaded bool
@@ -186,22 +190,6 @@ func (k *Kernel) LoadFirewall() error {
 	}
 	k.fw.mu.Unlock()
 	return errors.Join(err, k.syncDockerUser())
-}
-
-// AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted.
-func (k *Kernel) AdoptFirewall() error {
-	k.fw.mu.Lock()
-	have, _ := k.fw.dumpElements()
-	for set, keys := range have {
-		for key, c := range keys {
-			e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
-			if k.fw.want[e.id()] == nil {
-				k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
-			}
-		}
-	}
-	k.fw.mu.Unlock()
-	return k.LoadFirewall()
 }
 
 // UnloadFirewall takes the tables, and the routes that go with them, out of the kernel.

@@ -71,7 +71,7 @@ func (r *rig) begin(keepStrays bool) {
 	}
 	r.host.ShareTables() // so that a test can plant faults in them
 	// Nothing gets into the file but by a transaction of the test's: so it is always the same that a crash leaves.
-	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour}); err != nil {
+	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour, Kept: Kept()}); err != nil {
 		r.t.Fatal(err)
 	}
 	m, err := bridge.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
