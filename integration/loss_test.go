@@ -65,8 +65,7 @@ func (s *shut) whole() {
 	s.Ping("proxy", s.app)
 	s.Ping("client", s.Outside.IP)
 	eventually(s.t, "the policy is as it was", func() bool { return s.Sh("netyard policy ls") == s.policies })
-	has(s.t, s.Sh("netyard lease ls"), "10.77.0.200")
-	has(s.t, s.DockerErr("run --rm --network web --ip 10.77.0.200 --name other busybox sleep 1"), "10.77.0.200")
+	has(s.t, s.Sh("netyard lease ls --format '{{.Address}} {{.State}} {{.Name}}'"), "10.77.0.200 reserved db")
 	has(s.t, s.Sh("netyard network inspect apart"), "icc")
 }
 
