@@ -83,8 +83,9 @@ func (s *shut) refuses(why ...string) {
 	s.closed()
 }
 
-// TestClosedOverLoss: a policy, a reservation and a network that was closed later stay so when the examiner of the database is killed, and
-// when the database is damaged or missing: in the kernel while there is no daemon, and on record when there is one again.
+// TestClosedOverLoss: a policy, a reservation and a network that was closed later stay so when the examiner of the
+// database is killed, and when the database is damaged or missing: in the kernel while there is no daemon, and on
+// record when there is one again.
 func TestClosedOverLoss(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -130,7 +131,8 @@ func TestClosedOverLoss(t *testing.T) {
 	})
 }
 
-// killedExaminer is a program that becomes the daemon, and in whose place each process it starts of itself finds one that is killed.
+// killedExaminer is a program that becomes the daemon, and in whose place each process it starts of itself finds one
+// that is killed.
 func killedExaminer(t *testing.T, h *lab.Host) string {
 	t.Helper()
 	real, killed, start := filepath.Join(h.Dir, "examined"), filepath.Join(h.Dir, "killed"), filepath.Join(h.Dir, "start")
@@ -149,8 +151,8 @@ func killedExaminer(t *testing.T, h *lab.Host) string {
 	return start
 }
 
-// TestClosedOnFullDisk: on a full disk a change of policy is refused and changes nothing, and the daemon starts again; a database that was
-// damaged there stays where it is, and what was closed stays closed, until there is room.
+// TestClosedOnFullDisk: on a full disk a change of policy is refused and changes nothing, and the daemon starts again;
+// a database that was damaged there stays where it is, and what was closed stays closed, until there is room.
 func TestClosedOnFullDisk(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)

@@ -16,16 +16,17 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Kept buckets are those whose records have a copy in a file beside the records, so that they outlive the loss of the file. The copy is
-// written within the transaction that changes one of them: next to the former copy and synced before the commit, in its place after it.
-// So what was acknowledged is in both files, and a copy that cannot be written refuses the change. A crash in between leaves both copies,
-// and what either has counts.
+// Kept buckets are those whose records have a copy in a file beside the records, so that they outlive the loss of the
+// file. The copy is written within the transaction that changes one of them: next to the former copy and synced before
+// the commit, in its place after it. So what was acknowledged is in both files, and a copy that cannot be written
+// refuses the change. A crash in between leaves both copies, and what either has counts.
 const (
 	// keptSuffix is behind the name of the file that has the copy.
 	keptSuffix = ".kept"
 	// newSuffix is behind the name of a file that is being written.
 	newSuffix = ".new"
-	// generationKey has how often the kept records were changed: of a copy and a file that differ the higher one is the newer.
+	// generationKey has how often the kept records were changed: of a copy and a file that differ the higher one is
+	// the newer.
 	generationKey = "kept"
 )
 
@@ -87,8 +88,8 @@ func readKept(path string) (c keptCopy, err error) {
 	return c, nil
 }
 
-// readKeptBoth reads the copy, and what a crash left beside it. Of what only one of them has the caller gets it, too: a change that nobody
-// was told of may have taken it away, and what was closed is closed rather too long.
+// readKeptBoth reads the copy, and what a crash left beside it. Of what only one of them has the caller gets it, too:
+// a change that nobody was told of may have taken it away, and what was closed is closed rather too long.
 func readKeptBoth(path string) (c keptCopy, err error) {
 	if c, err = readKept(path); err != nil {
 		return c, err
@@ -239,7 +240,8 @@ func (k *keptTx) discard() error {
 	return k.unstage()
 }
 
-// publish puts the copy of a committed transaction in its place. If that fails it is on the disk all the same, and counts.
+// publish puts the copy of a committed transaction in its place. If that fails it is on the disk all the same, and
+// counts.
 func (k *keptTx) publish() {
 	if k.held {
 		_ = k.keeper.publish()
@@ -252,8 +254,8 @@ func (k *keptTx) end() {
 	}
 }
 
-// syncKept makes the copy and the file have the same. The file is right, unless the copy is newer: then the file has lost a transaction,
-// with a page of its own, or an older one was put in its place.
+// syncKept makes the copy and the file have the same. The file is right, unless the copy is newer: then the file has
+// lost a transaction, with a page of its own, or an older one was put in its place.
 func (s *Store) syncKept() error {
 	found, err := readKept(s.keeper.path)
 	if err != nil {

@@ -86,7 +86,8 @@ func replaceBytes(t *testing.T, path string, change func([]byte) []byte) {
 	}
 }
 
-// TestKeptOutlive: whatever becomes of the file, kept records are there again when it is opened, from the first transaction on.
+// TestKeptOutlive: whatever becomes of the file, kept records are there again when it is opened, from the first
+// transaction on.
 func TestKeptOutlive(t *testing.T) {
 	zero := func(raw []byte) []byte { return make([]byte, len(raw)) }
 	for name, lose := range map[string]func(t *testing.T, path string){
@@ -190,8 +191,8 @@ func fillUp(t *testing.T, dir string) (file string) {
 	return file
 }
 
-// TestKeptFullDisk: on a full disk a change is refused and changes nothing, what is there stays, and is opened; a damaged file, for which
-// none can take its place, stays where it is.
+// TestKeptFullDisk: on a full disk a change is refused and changes nothing, what is there stays, and is opened; a
+// damaged file, for which none can take its place, stays where it is.
 func TestKeptFullDisk(t *testing.T) {
 	dir := tiny(t, 512)
 	path := filepath.Join(dir, "state.db")
@@ -251,7 +252,8 @@ func names(t *testing.T, dir string) string {
 	return strings.Join(all, " ")
 }
 
-// TestKeptReadOnly: a file system that cannot be written to is an error, whether the file is there, damaged or missing.
+// TestKeptReadOnly: a file system that cannot be written to is an error, whether the file is there, damaged or
+// missing.
 func TestKeptReadOnly(t *testing.T) {
 	dir := tiny(t, 512)
 	path := filepath.Join(dir, "state.db")
@@ -285,8 +287,8 @@ func TestKeptReadOnly(t *testing.T) {
 	}
 }
 
-// TestKeptTorn: a crash while the copy is being written. Before the commit the file has the former state, and the copy too; after it both
-// copies are there, and if the file is lost just then, what either has counts.
+// TestKeptTorn: a crash while the copy is being written. Before the commit the file has the former state, and the copy
+// too; after it both copies are there, and if the file is lost just then, what either has counts.
 func TestKeptTorn(t *testing.T) {
 	path := made(t)
 	former, err := os.ReadFile(path + keptSuffix)
@@ -328,8 +330,8 @@ func TestKeptTorn(t *testing.T) {
 	}
 }
 
-// TestKeptDamaged: of a damaged copy what is sound is there when the file is lost, and it is said that it is not all. With a sound file
-// nothing is lost, and the copy is whole again.
+// TestKeptDamaged: of a damaged copy what is sound is there when the file is lost, and it is said that it is not all.
+// With a sound file nothing is lost, and the copy is whole again.
 func TestKeptDamaged(t *testing.T) {
 	flip := func(at int) func([]byte) []byte {
 		return func(raw []byte) []byte {
@@ -389,8 +391,8 @@ func TestKeptDamaged(t *testing.T) {
 	}
 }
 
-// TestKeptNewer: an older file that was put in the place of the newer one, or one that lost its last transaction, does not take back what
-// the copy has.
+// TestKeptNewer: an older file that was put in the place of the newer one, or one that lost its last transaction, does
+// not take back what the copy has.
 func TestKeptNewer(t *testing.T) {
 	path := made(t)
 	older, err := os.ReadFile(path)

@@ -8,7 +8,8 @@ import (
 	"math"
 )
 
-// The layout of a bbolt file (go.etcd.io/bbolt/internal/common, version 2). Numbers are in the byte order of the machine.
+// The layout of a bbolt file (go.etcd.io/bbolt/internal/common, version 2). Numbers are in the byte order of the
+// machine.
 const (
 	metaMagic   = 0xED0CDAED
 	metaVersion = 2
@@ -36,8 +37,8 @@ type pageMeta struct {
 	version                   uint32
 }
 
-// A pageFile is a whole file, read into memory. Its methods check the structure of its pages without trusting any number in it, so that a
-// damaged file ends nothing but the examination.
+// A pageFile is a whole file, read into memory. Its methods check the structure of its pages without trusting any
+// number in it, so that a damaged file ends nothing but the examination.
 type pageFile struct {
 	raw  []byte
 	meta pageMeta
@@ -45,7 +46,8 @@ type pageFile struct {
 	owner []string
 }
 
-// checkPages checks that every page of a file is reachable once or free, that it is in order, and that nothing points out of it.
+// checkPages checks that every page of a file is reachable once or free, that it is in order, and that nothing points
+// out of it.
 func checkPages(raw []byte) error {
 	meta, err := newestMeta(raw)
 	if err != nil {
@@ -74,7 +76,8 @@ func checkPages(raw []byte) error {
 	return nil
 }
 
-// newestMeta finds the meta record of the newest transaction. One of the two may be torn: the transaction before it is whole then.
+// newestMeta finds the meta record of the newest transaction. One of the two may be torn: the transaction before it is
+// whole then.
 func newestMeta(raw []byte) (newest pageMeta, err error) {
 	err = fmt.Errorf("no sound meta page: %w", ErrDamaged)
 	for size := uint64(minPageSize); size <= maxPageSize; size *= 2 {

@@ -32,13 +32,15 @@ const (
 const damagedWord = "netyard: examined and damaged: "
 
 const (
-	// examinations is how often VerifyIn tries when an examiner comes to no result, examinePause how long it waits in between.
+	// examinations is how often VerifyIn tries when an examiner comes to no result, examinePause how long it waits in
+	// between.
 	examinations = 3
 	examinePause = time.Second
 )
 
-// Verify reads the whole file: the structure of its pages, the free list and each value's checksum. Only what it found in the file is
-// ErrDamaged; what kept it from reading is not. Memory can run out at any point, which ends the process: VerifyIn runs it in one of its own.
+// Verify reads the whole file: the structure of its pages, the free list and each value's checksum. Only what it found
+// in the file is ErrDamaged; what kept it from reading is not. Memory can run out at any point, which ends the
+// process: VerifyIn runs it in one of its own.
 func Verify(path string) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() { // the pages were read, so it is what they say
@@ -126,9 +128,9 @@ func Report(err error) (line string, code int) {
 	return err.Error(), ExitUnsure
 }
 
-// VerifyIn returns a Config.Verify that runs argv with the path appended; that process calls Verify, prints Report's line and ends with its
-// code. A file is damaged only if that process says so. If it is killed, or comes to no result, it is run again, and in the end the error
-// says why: that is no word about the file.
+// VerifyIn returns a Config.Verify that runs argv with the path appended; that process calls Verify, prints Report's
+// line and ends with its code. A file is damaged only if that process says so. If it is killed, or comes to no result,
+// it is run again, and in the end the error says why: that is no word about the file.
 func VerifyIn(argv ...string) func(ctx context.Context, path string) error {
 	return func(ctx context.Context, path string) error {
 		return verifyIn(ctx, argv, path, examinePause)

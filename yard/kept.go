@@ -13,9 +13,9 @@ import (
 	"netyard/store"
 )
 
-// What an admin closed is known to nobody but these records, so they have a copy beside the file (store.Config.Kept), and are there again
-// when the file is lost: the policies, the reservations, what was changed in place of networks and endpoints, and which endpoints are
-// fenced.
+// What an admin closed is known to nobody but these records, so they have a copy beside the file (store.Config.Kept),
+// and are there again when the file is lost: the policies, the reservations, what was changed in place of networks and
+// endpoints, and which endpoints are fenced.
 var (
 	// changes has Network.Changed, by network.
 	changes = store.Bucket[map[string]string]{Name: "network-changes"}
@@ -54,7 +54,8 @@ func (y *Yard) policiesLost() (lost bool, err error) {
 const lostText = "policies and reservations were lost: the database was, and its copy is missing or damaged; what the kernel had of policies " +
 	"stays in force: apply all policies again, then say netyard gc"
 
-// noteLoss finds out whether policies were lost with the records, and says so. On a host where netyard never ran nothing was.
+// noteLoss finds out whether policies were lost with the records, and says so. On a host where netyard never ran
+// nothing was.
 func (y *Yard) noteLoss() error {
 	s := y.c.Store
 	if !s.Fresh || !s.Kept.Missing && !s.Kept.Damaged {
@@ -85,12 +86,14 @@ func (y *Yard) noteLoss() error {
 	return nil
 }
 
-// policiesComplete ends the time in which the kernel knows more of policies than the records: the admin says that these are all.
+// policiesComplete ends the time in which the kernel knows more of policies than the records: the admin says that
+// these are all.
 func (y *Yard) policiesComplete() error {
 	return y.c.Store.Update(func(tx store.Tx) error { return flags.Delete(tx, flagPoliciesLost) })
 }
 
-// recall makes records and kept records agree: the kept ones are right. What only the records have is from before there was a copy.
+// recall makes records and kept records agree: the kept ones are right. What only the records have is from before
+// there was a copy.
 func (y *Yard) recall() error {
 	return y.update("kept records recalled", func(tx store.Tx) error {
 		if err := y.c.IPAM.Recall(tx); err != nil {
@@ -206,7 +209,8 @@ func (y *Yard) forgetKept(c Census) error {
 	})
 }
 
-// settled are the addresses of which the records know all that policies say. While the policies may not be all there are, there are none.
+// settled are the addresses of which the records know all that policies say. While the policies may not be all there
+// are, there are none.
 func (y *Yard) settled(es []policy.Endpoint) (addrs []netip.Addr, err error) {
 	lost, err := y.policiesLost()
 	if lost || err != nil {
@@ -218,7 +222,8 @@ func (y *Yard) settled(es []policy.Endpoint) (addrs []netip.Addr, err error) {
 	return addrs, nil
 }
 
-// loadFirewall puts the ruleset into the kernel. What it has and no record says stays there while it is not sure that the records are all.
+// loadFirewall puts the ruleset into the kernel. What it has and no record says stays there while it is not sure that
+// the records are all.
 func (y *Yard) loadFirewall(keepStrays bool) error {
 	lost, err := y.policiesLost()
 	switch {

@@ -179,8 +179,8 @@ func (r *rig) rebuilds(c Census) {
 	}
 }
 
-// TestClosedOverLoss: whatever was closed, and however the records get lost, the kernel does just the same at each moment: when the daemon
-// is back, while and after the records are rebuilt, and after one more restart.
+// TestClosedOverLoss: whatever was closed, and however the records get lost, the kernel does just the same at each
+// moment: when the daemon is back, while and after the records are rebuilt, and after one more restart.
 func TestClosedOverLoss(t *testing.T) {
 	t.Parallel()
 	ways := losses()
@@ -214,8 +214,8 @@ func TestClosedOverLoss(t *testing.T) {
 	}
 }
 
-// TestClosedOverReboot: the host loses power and the records. The kernel has nothing, and the first container that comes is closed from its
-// first packet.
+// TestClosedOverReboot: the host loses power and the records. The kernel has nothing, and the first container that
+// comes is closed from its first packet.
 func TestClosedOverReboot(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"missing", "zeros"} {
@@ -298,7 +298,8 @@ func (r *rig) reserved(want ...string) {
 	}
 }
 
-// TestReservedOverLoss: reservations outlive the records, those of addresses that somebody has, too, and go with their networks.
+// TestReservedOverLoss: reservations outlive the records, those of addresses that somebody has, too, and go with their
+// networks.
 func TestReservedOverLoss(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"missing", "cut off"} {
@@ -346,8 +347,9 @@ func TestReservedOverLoss(t *testing.T) {
 	}
 }
 
-// TestPoliciesLost: the records and their copy are lost. What the kernel enforces stays closed, over the rebuild and restarts; doctor, the log
-// and the events say so; policies that are applied again take the place of what was there, and gc ends it.
+// TestPoliciesLost: the records and their copy are lost. What the kernel enforces stays closed, over the rebuild and
+// restarts; doctor, the log and the events say so; policies that are applied again take the place of what was there,
+// and gc ends it.
 func TestPoliciesLost(t *testing.T) {
 	t.Parallel()
 	for how, lose := range map[string]func(t *testing.T, path string){
@@ -439,7 +441,8 @@ func TestNothingLost(t *testing.T) {
 	}
 }
 
-// TestKeptByNobody: what was changed of networks and endpoints that are no more when the records are rebuilt is forgotten.
+// TestKeptByNobody: what was changed of networks and endpoints that are no more when the records are rebuilt is
+// forgotten.
 func TestKeptByNobody(t *testing.T) {
 	t.Parallel()
 	r, n, _, _, was := closing{}.made(t)
@@ -465,7 +468,8 @@ func TestKeptByNobody(t *testing.T) {
 	}
 }
 
-// TestPolicyRefusedWithoutCopy: a policy whose copy cannot be written is refused, and nothing of it is in force or on record.
+// TestPolicyRefusedWithoutCopy: a policy whose copy cannot be written is refused, and nothing of it is in force or on
+// record.
 func TestPolicyRefusedWithoutCopy(t *testing.T) {
 	t.Parallel()
 	r, _, _, _, _ := closing{}.made(t)
