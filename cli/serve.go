@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netyard/cli/api"
+	"netyard/cluster"
 	"netyard/cni"
 	"netyard/cni/door"
 	"netyard/driver"
@@ -173,13 +174,12 @@ func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 	return store.Open(ctx, store.Config{
 		Path: filepath.Join(cfg.StateDir, dbName), Verify: store.VerifyIn(exe, verifyName),
 		Made: yard.LostRecords, // what it ought to know an engine may: ask, before anything is taken for a stray
+		Kept: slices.Concat(yard.Kept(), cluster.Kept()),
 	})
 }
 
 func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logger) error {
-	if st.Damaged != "" {
-		log.Error("the database was damaged; it is set aside and rebuilt from the kernel and the engine", "aside", st.Damaged)
-	}
+	tellLoss(st, log)
 	start := time.Now()
 	keep := st.Fresh
 	if !keep && y.Rebuilding() { // an engine that is not on this host never says that nothing was lost
@@ -193,6 +193,22 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 	}
 	log.Info("the host matches the records", "took", time.Since(start))
 	return nil
+}
+
+// tellLoss says what became of the database and the copy beside it.
+func tellLoss(st *store.Store, log *slog.Logger) {
+	if st.Damaged != "" {
+		log.Error("the database was damaged; it is set aside and rebuilt from its copy, the kernel and the engine", "aside", st.Damaged)
+	}
+	if st.Kept.Damaged {
+		log.Error("the copy of policies, reservations and changes beside the database was damaged")
+	}
+	if st.Kept.Newer {
+		log.Warn("the copy of policies, reservations and changes was newer than the database, and counts")
+	}
+	if st.Kept.Err != nil {
+		log.Error("write the copy of policies, reservations and changes; they cannot be changed until it can be written", "err", st.Kept.Err)
+	}
 }
 
 func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f modes.Fabric, changed func()) (*yard.Yard, error) {

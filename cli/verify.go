@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"fmt"
+
 	"github.com/urfave/cli/v2"
 
 	"netyard/store"
@@ -8,8 +10,7 @@ import (
 
 const verifyName = "verify-state"
 
-// verifyCommand examines a database in a process of its own: what a damaged page does to a process that maps it cannot always
-// be recovered from. serve runs it before it opens the file.
+// verifyCommand examines a database in a process of its own: memory that runs out ends a process. serve runs it before it opens the file.
 func verifyCommand() *cli.Command {
 	return &cli.Command{
 		Name: verifyName, Hidden: true, ArgsUsage: "FILE", Usage: "examine a database",
@@ -18,7 +19,11 @@ func verifyCommand() *cli.Command {
 			if err == nil {
 				return nil
 			}
-			return cli.Exit(err.Error(), store.ExitCode(err))
+			line, code := store.Report(err)
+			if _, err := fmt.Fprintln(c.App.Writer, line); err != nil {
+				return err
+			}
+			return cli.Exit(line, code)
 		},
 	}
 }

@@ -46,7 +46,7 @@ func advice(reason error) string {
 	}{
 		{cluster.ErrUnreachable, "containers go on, and new ones get addresses that are in store; what etcd has not heard of it is told when it is back"},
 		{cluster.ErrForgotten, "nothing of the overlays gets in or out; netyard cluster rejoin has this host back, without the addresses that others were given meanwhile"},
-		{cluster.ErrTwin, "if this machine is a copy of that one, it needs an id of its own: stop netyard, remove netyard.db from its state_dir, and start it"},
+		{cluster.ErrTwin, "if this machine is a copy of that one, it needs an id of its own: stop netyard, remove netyard.db and netyard.db.kept from its state_dir, and start it"},
 		{cluster.ErrOther, "nothing is changed here, and nothing is written there; give this host's cluster back to etcd from a backup, however old, or correct etcd.endpoints and etcd.prefix"},
 		{cluster.ErrTaken, "give this host another overlay.name or overlay.address, or say netyard cluster forget on another host if the one that has it is no more"},
 	} {

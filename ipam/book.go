@@ -40,7 +40,17 @@ var (
 	reservationBucket = store.Bucket[netip.Addr]{Name: "ipam-reservations"} // pool|name that it is reserved for
 	nameBucket        = store.Bucket[lastAddr]{Name: "ipam-names"}          // pool|name
 	releaseBucket     = store.Bucket[string]{Name: "ipam-releases"}         // pool|number of the release: the name
+	reservedBucket    = store.Bucket[reserved]{Name: "ipam-reserved"}       // pool|address
 )
+
+// A reserved is a reservation: what has to outlive all leases and pools if the records are lost.
+type reserved struct {
+	Addr netip.Addr `json:"addr"`
+	For  string     `json:"for,omitempty"`
+}
+
+// Kept are the buckets whose records nobody else knows, and that have to outlive the file.
+func Kept() []string { return []string{reservedBucket.Name} }
 
 func addrKey(pool string, a netip.Addr) string {
 	b := a.As16()
@@ -143,12 +153,54 @@ func (b book) lease(a netip.Addr) (Lease, error) {
 // replace records that to is now what from was.
 func (b book) replace(from, to Lease) error {
 	return errors.Join(b.unindex(from), b.index(to), leaseBucket.Put(b.tx, addrKey(b.pool.ID, to.Addr), to),
-		b.mark(to.Addr, addrSet.add))
+		b.keep(to), b.mark(to.Addr, addrSet.add))
+}
+
+// keep records the reservation of a lease, or that there is none.
+func (b book) keep(l Lease) error {
+	key := addrKey(b.pool.ID, l.Addr)
+	if !l.Reserved {
+		return reservedBucket.Delete(b.tx, key)
+	}
+	return reservedBucket.Put(b.tx, key, reserved{l.Addr, l.ReservedFor})
+}
+
+// recall makes the leases of reservations that outlived them.
+func (b book) recall() error {
+	all, err := reservedBucket.List(b.tx, b.pool.ID+keySep)
+	if err != nil {
+		return err
+	}
+	for _, r := range all {
+		l, err := b.lease(r.Addr)
+		if err != nil {
+			return err
+		}
+		if l.Reserved || b.fits(r.Addr) != nil {
+			continue
+		}
+		if err := b.reserve(l, r.For); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reserve makes an address reserved; while somebody has it, for when it is given up.
+func (b book) reserve(from Lease, name string) error {
+	to := from
+	to.Reserved, to.ReservedFor = true, name
+	if from.State != StateActive {
+		to.Since = b.now
+		to = to.reserved()
+	}
+	return b.replace(from, to)
 }
 
 // free ends a lease.
 func (b book) free(l Lease) error {
-	return errors.Join(b.unindex(l), leaseBucket.Delete(b.tx, addrKey(b.pool.ID, l.Addr)), b.mark(l.Addr, addrSet.remove))
+	key := addrKey(b.pool.ID, l.Addr)
+	return errors.Join(b.unindex(l), leaseBucket.Delete(b.tx, key), reservedBucket.Delete(b.tx, key), b.mark(l.Addr, addrSet.remove))
 }
 
 // mark changes the set of used offsets, if a is within the window.
@@ -263,7 +315,7 @@ func (b book) erase() error {
 		cursorBucket.Delete(b.tx, b.pool.ID),
 		eraseAll(b.tx, leaseBucket, prefix), eraseAll(b.tx, wordBucket, prefix), eraseAll(b.tx, coolingBucket, prefix),
 		eraseAll(b.tx, macBucket, prefix), eraseAll(b.tx, reservationBucket, prefix),
-		eraseAll(b.tx, nameBucket, prefix), eraseAll(b.tx, releaseBucket, prefix),
+		eraseAll(b.tx, nameBucket, prefix), eraseAll(b.tx, releaseBucket, prefix), eraseAll(b.tx, reservedBucket, prefix),
 	)
 }
 

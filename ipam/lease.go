@@ -3,6 +3,7 @@ package ipam
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"netyard/store"
@@ -119,16 +120,54 @@ func (m *IPAM) Reserve(tx store.Tx, pool string, addr netip.Addr, name string) e
 		if err != nil {
 			return err
 		}
-		to := from
-		to.Reserved, to.ReservedFor = true, name
-		if from.State != StateActive {
-			to.Since = b.now
-			to = to.reserved()
-		}
-		return b.replace(from, to)
+		return b.reserve(from, name)
 	}()
 	if err != nil {
 		return fmt.Errorf("reserve address %s of pool %s: %w", addr, pool, err)
+	}
+	return nil
+}
+
+// Recall makes the reservations of all pools agree with their leases: those that outlived their leases have some again, and those that are
+// in leases alone outlive them from now on.
+func (m *IPAM) Recall(tx store.Tx) error {
+	pools, err := m.Pools(tx)
+	if err != nil {
+		return fmt.Errorf("recall reservations: %w", err)
+	}
+	for _, p := range pools {
+		b := m.book(tx, p)
+		leases, err := leaseBucket.List(tx, p.ID+keySep)
+		for _, l := range leases {
+			if err == nil && l.Reserved {
+				err = b.keep(l)
+			}
+		}
+		if err == nil {
+			err = b.recall()
+		}
+		if err != nil {
+			return fmt.Errorf("recall reservations of pool %s: %w", p.ID, err)
+		}
+	}
+	return nil
+}
+
+// ForgetUnknown drops the reservations of pools that there are not.
+func (m *IPAM) ForgetUnknown(tx store.Tx, but func(subnet netip.Prefix) bool) error {
+	for _, key := range reservedBucket.Keys(tx, "") {
+		id, _, _ := strings.Cut(key, keySep)
+		_, known, err := find(tx, poolBucket, id)
+		subnet, _, _ := strings.Cut(id, "@")
+		if p, parseErr := netip.ParsePrefix(subnet); parseErr == nil && but(p) {
+			continue
+		}
+		if err == nil && !known {
+			err = reservedBucket.Delete(tx, key)
+		}
+		if err != nil {
+			return fmt.Errorf("forget reservations of pool %s: %w", id, err)
+		}
 	}
 	return nil
 }

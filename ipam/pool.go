@@ -99,7 +99,11 @@ func (m *IPAM) RequestPool(tx store.Tx, r PoolRequest) (Pool, error) {
 		return Pool{}, fmt.Errorf("request pool: %w", err)
 	}
 	p.ID = poolID(p.Subnet, p.Domain)
-	if err := poolBucket.Put(tx, p.ID, p); err != nil {
+	err = poolBucket.Put(tx, p.ID, p)
+	if err == nil {
+		err = m.book(tx, p).recall()
+	}
+	if err != nil {
 		return Pool{}, fmt.Errorf("request pool: %w", err)
 	}
 	return p, nil

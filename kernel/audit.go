@@ -85,6 +85,8 @@ func (k *Kernel) linkSnapshot() (*snapshot, error) {
 // A Stray is something of netyard's in the kernel that nobody wants.
 type Stray struct {
 	Text string
+	// Policy: it is an element of policy.
+	Policy bool
 	// Network is whose it was, if it says so.
 	Network string
 	remove  func() error
@@ -224,6 +226,10 @@ func (s *snapshot) strayLinks(wanted []Object) (strays []Stray) {
 }
 
 func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
+	policies := map[SetName]bool{}
+	for _, spec := range policySets() {
+		policies[spec.name] = true
+	}
 	want := map[SetName]map[string]bool{}
 	for _, o := range wanted {
 		if e, ok := o.(Element); ok {
@@ -247,7 +253,7 @@ func (s *snapshot) strayElements(wanted []Object) (strays []Stray) {
 		for key, c := range keys {
 			if !want[set][key] {
 				strays = append(strays, Stray{
-					Text:   fmt.Sprintf("element { %s } of set %s", showKey(set, key, c.end), set),
+					Text: fmt.Sprintf("element { %s } of set %s", showKey(set, key, c.end), set), Policy: policies[set],
 					remove: func() error { return s.k.fw.discard(elementID{set, key}) },
 				})
 			}

@@ -130,6 +130,10 @@ type firewall struct {
 	sets   setBook
 	want   map[elementID]*wish
 	bypass map[Bypass]bool
+	// adopted: there were elements that the records did not know, and may still be.
+	adopted bool
+	// settled are the addresses that the records know all about, see superseded.
+	settled map[string]bool
 	// loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
 	// replaces the old table by the new in one transaction and no packet sees anything in between.
 	loaded bool
@@ -192,31 +196,6 @@ func (k *Kernel) LoadFirewall() error {
 		return err
 	})
 	return errors.Join(err, k.fw.runNow(k.fw.syncDockerUserNow))
-}
-
-// AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted.
-func (k *Kernel) AdoptFirewall() error {
-	err := k.fw.runNow(func() error {
-		have, _, err := k.fw.dumpElements()
-		if err != nil {
-			return err
-		}
-		k.fw.mu.Lock()
-		defer k.fw.mu.Unlock()
-		for set, keys := range have {
-			for key, c := range keys {
-				e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
-				if k.fw.want[e.id()] == nil {
-					k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read what the kernel has: %w", err)
-	}
-	return k.LoadFirewall()
 }
 
 // UnloadFirewall takes the tables, and the routes that go with them, out of the kernel.

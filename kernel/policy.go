@@ -129,8 +129,9 @@ func (Passage) key(a netip.Addr, proto uint8, port uint16) string {
 }
 
 // Enforce makes the elements of policy what these objects say, in one transaction: a packet sees the policies as they were or as
-// they are to be. Before the ruleset is loaded they are only collected.
-func (k *Kernel) Enforce(ctx context.Context, objects []Object) error {
+// they are to be. Before the ruleset is loaded they are only collected. What was adopted stays for all addresses but those that are decided
+// about here or settled: of those the records know all.
+func (k *Kernel) Enforce(ctx context.Context, objects []Object, settled ...netip.Addr) error {
 	wanted := map[elementID]Element{}
 	var rest []Object
 	for _, o := range objects {
@@ -143,19 +144,19 @@ func (k *Kernel) Enforce(ctx context.Context, objects []Object) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("enforce policy: %w", err)
 	}
-	if err := k.fw.replace(ctx, wanted); err != nil {
+	if err := k.fw.replace(ctx, wanted, settled); err != nil {
 		return err
 	}
 	return k.Ensure(ctx, rest...)
 }
 
 // replace exchanges the elements of policy.
-func (f *firewall) replace(ctx context.Context, wanted map[elementID]Element) error {
+func (f *firewall) replace(ctx context.Context, wanted map[elementID]Element, settled []netip.Addr) error {
 	var fresh, gone []Element
 	t := turn{
 		act: "enforce policy",
 		do: func() error {
-			fresh, gone = f.differ(wanted)
+			fresh, gone = f.differ(wanted, settled)
 			return f.swap(gone, fresh)
 		},
 		undo: func() error { return f.swap(fresh, gone) },
@@ -167,11 +168,19 @@ func (f *firewall) replace(ctx context.Context, wanted map[elementID]Element) er
 }
 
 // differ says which elements policy is to have that it has not, and the other way round.
-func (f *firewall) differ(wanted map[elementID]Element) (fresh, gone []Element) {
+func (f *firewall) differ(wanted map[elementID]Element, settled []netip.Addr) (fresh, gone []Element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.noteSettled(settled)
+	decided := map[ruling]bool{}
+	for _, e := range wanted {
+		if r, ok := rulingOf(e); ok && f.adopted {
+			decided[r] = true
+		}
+	}
 	for id, w := range f.want {
-		if e, keep := wanted[id]; w.owners[policyOwner] && (!keep || e.content != w.content) {
+		ours := w.owners[policyOwner] || len(w.owners) == 0 && f.superseded(w.Element, decided)
+		if e, keep := wanted[id]; ours && (!keep || e.content != w.content) {
 			gone = append(gone, w.Element)
 		}
 	}

@@ -208,3 +208,52 @@ func TestManyElements(t *testing.T) {
 		t.Errorf("left: %.200s", out)
 	}
 }
+
+// TestAdoptPolicy: what the kernel enforces of addresses that are in no record stays over each change of policy, until the records know the
+// address: then it is as they say, also where the two would overlap.
+func TestAdoptPolicy(t *testing.T) {
+	t.Parallel()
+	h, _ := policed(t)
+	const other = "10.1.0.7"
+	h.Sh(t, "nft add element inet netyard closed_in4 '{ "+other+" }'; nft add element inet netyard allow_in4 '{ "+other+" . 10.3.0.0/16 . tcp . 1-9 }'")
+	for name, adopt := range map[string]func(*kernel.Kernel) error{
+		"the ruleset": (*kernel.Kernel).AdoptFirewall, "policy alone": (*kernel.Kernel).AdoptPolicy,
+	} {
+		h.Reopen(t)
+		h.ShareTables()
+		if err := adopt(h.Kernel); err != nil {
+			t.Fatal(err)
+		}
+		if policed, err := h.Policed(); err != nil || !policed {
+			t.Errorf("%s: no policy: %v", name, err)
+		}
+		if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
+			t.Fatal(err)
+		}
+		out := h.Sh(t, "nft list ruleset")
+		if strings.Count(out, other) != 2 {
+			t.Errorf("%s: of an address that nobody knows there is\n%s", name, out)
+		}
+	}
+	mine := kernel.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &kernel.Access{Allow: []kernel.Passage{{
+		First: netip.MustParseAddr("10.3.0.0"), Last: netip.MustParseAddr("10.3.0.255"), FirstProto: 6, LastProto: 6, FirstPort: 5, LastPort: 5,
+	}}}}
+	if err := h.Enforce(t.Context(), h.PolicyObjects([]kernel.Subject{mine})); err != nil {
+		t.Fatal(err)
+	}
+	if out := h.Sh(t, "nft list set inet netyard allow_in4"); strings.Count(out, other) != 1 || !strings.Contains(out, "tcp . 5") {
+		t.Errorf("decided otherwise:\n%s", out)
+	}
+	h.Sh(t, "nft add element inet netyard closed_in4 '{ 10.1.0.8 }'")
+	h.Reopen(t)
+	h.ShareTables()
+	if err := h.AdoptPolicy(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Enforce(t.Context(), nil, netip.MustParseAddr(other)); err != nil { // it is known, and nothing is decided about it
+		t.Fatal(err)
+	}
+	if out := h.Sh(t, "nft list ruleset"); strings.Contains(out, other) || !strings.Contains(out, "10.1.0.8") {
+		t.Errorf("known, and free:\n%s", out)
+	}
+}

@@ -25,7 +25,9 @@ func (b Bucket[T]) Put(tx Tx, key string, v T) error {
 	if err != nil {
 		return fmt.Errorf("encode %s %s: %w", b.Name, key, err)
 	}
-	if err := bk.Put([]byte(key), seal([]byte(key), p)); err != nil {
+	sealed := seal([]byte(key), p)
+	tx.kept.touch(b.Name, bk.Get([]byte(key)), sealed)
+	if err := bk.Put([]byte(key), sealed); err != nil {
 		return fmt.Errorf("write %s %s: %w", b.Name, key, err)
 	}
 	return nil
@@ -49,6 +51,7 @@ func (b Bucket[T]) Delete(tx Tx, key string) error {
 	if bk == nil {
 		return nil
 	}
+	tx.kept.touch(b.Name, bk.Get([]byte(key)), nil)
 	if err := bk.Delete([]byte(key)); err != nil {
 		return fmt.Errorf("delete %s %s: %w", b.Name, key, err)
 	}
@@ -128,7 +131,7 @@ func unseal(key, raw []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%d bytes: %w", len(raw), ErrDamaged)
 	}
 	want, err := strconv.ParseUint(string(raw[:sumLen-1]), 16, 32)
-	if p := raw[sumLen:]; err == nil && checksum(key, p) == uint32(want) {
+	if p := raw[sumLen:]; err == nil && raw[sumLen-1] == ' ' && checksum(key, p) == uint32(want) {
 		return p, nil
 	}
 	return nil, fmt.Errorf("checksum: %w", ErrDamaged)

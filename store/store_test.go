@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -26,17 +25,14 @@ func TestMain(m *testing.M) {
 	case "":
 		os.Exit(m.Run())
 	case "verify":
-		err := Verify(path)
-		fmt.Println(err)
-		os.Exit(ExitCode(err))
+		line, code := Report(Verify(path))
+		fmt.Println(line)
+		os.Exit(code)
 	case "hold": // the file, until the parent closes the pipe
 		s, err := Open(context.Background(), Config{Path: path})
 		fmt.Println(err)
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		_ = s.Close()
-	case "stop": // as a service manager stops each process of a service
-		_ = syscall.Kill(os.Getpid(), syscall.SIGTERM)
-		select {}
 	default:
 		panic("unknown role " + role)
 	}

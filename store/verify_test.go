@@ -3,8 +3,10 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -19,29 +21,140 @@ func TestVerifyIn(t *testing.T) {
 	update(t, s, func(tx Tx) error { return records.Put(tx, "a", record{"a", 1}) })
 	wantError(t, s.Close(), nil, "")
 	t.Setenv(roleEnv, "verify")
-	verify := VerifyIn(os.Args[0])
+	verify := examiner(os.Args[0])
 	wantError(t, verify(t.Context(), path), nil, "")
 
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	wantError(t, verify(gone, path), context.Canceled, "verify "+path+": context canceled")
-	err := VerifyIn(filepath.Join(t.TempDir(), "no-such-program"))(t.Context(), path)
-	if err == nil || errors.Is(err, ErrDamaged) {
-		t.Errorf("without a program to verify with, error is %v", err)
-	}
-
-	t.Setenv(roleEnv, "stop")
-	if err := verify(t.Context(), path); err == nil || errors.Is(err, ErrDamaged) {
-		t.Errorf("when the process was told to stop, error is %v", err)
-	}
-	_, err = Open(t.Context(), Config{Path: path, Verify: verify})
-	if _, serr := os.Stat(path); err == nil || serr != nil {
-		t.Errorf("open says %v, and of the file: %v", err, serr)
-	}
-
 	t.Setenv(roleEnv, "verify")
 	edit(t, path, put("records", "a", func([]byte) []byte { return []byte("x") }))
 	wantError(t, verify(t.Context(), path), ErrDamaged, "verify "+path+`: damaged: records "a": 1 bytes: damaged`)
+}
+
+// examiner is VerifyIn without a pause worth the name.
+func examiner(argv ...string) func(context.Context, string) error {
+	return func(ctx context.Context, path string) error { return verifyIn(ctx, argv, path, time.Millisecond) }
+}
+
+// TestExaminerFails: an examiner that is killed, cannot run or says something else says nothing about the file, which stays where it is and
+// is not opened; it was tried several times. The one that says that the file is damaged is believed at once.
+func TestExaminerFails(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state.db")
+	s := open(t, Config{Path: path})
+	update(t, s, func(tx Tx) error { return records.Put(tx, "a", record{"a", 1}) })
+	wantError(t, s.Close(), nil, "")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tries := filepath.Join(dir, "tries")
+	sh := func(script string) []string { return []string{"sh", "-c", "echo >>" + tries + "; " + script + " #"} }
+	text := filepath.Join(dir, "text")
+	if err := os.WriteFile(text, []byte("no program"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		argv  []string
+		says  string
+		tries int
+	}{
+		"killed":                {sh("kill -KILL $$"), "signal: killed", 3},
+		"told to stop":          {sh("kill -TERM $$"), "signal: terminated", 3},
+		"hung up":               {sh("kill -HUP $$"), "signal: hangup", 3},
+		"out of time":           {sh("kill -XCPU $$"), "signal: CPU time limit exceeded", 3},
+		"too large a file":      {sh("kill -XFSZ $$"), "signal: file size limit exceeded", 3},
+		"a fault":               {sh("kill -SEGV $$"), "signal: segmentation fault", 3},
+		"a fault of the map":    {sh("kill -BUS $$"), "signal: bus error", 3},
+		"a system call refused": {sh("kill -SYS $$"), "signal: bad system call", 3},
+		"aborted":               {sh("kill -ABRT $$"), "signal: aborted", 3},
+		"out of memory":         {sh("echo fatal error: runtime: out of memory >&2; exit 2"), "exit status 2: fatal error: runtime: out of memory", 3},
+		"no thread":             {sh("echo runtime: failed to create new OS thread >&2; exit 2"), "failed to create new OS thread", 3},
+		"a panic":               {sh("echo panic: damaged >&2; exit 2"), "panic: damaged", 3},
+		"another program":       {sh("exit 1"), "exit status 1", 3},
+		"damaged, by code only": {sh(fmt.Sprint("exit ", ExitDamaged)), fmt.Sprint("exit status ", ExitDamaged), 3},
+		"damaged, by word only": {sh("echo '" + damagedWord + "x'; exit 1"), "exit status 1", 3},
+		"damaged, on stderr":    {sh(fmt.Sprint("echo '", damagedWord, "x' >&2; exit ", ExitDamaged)), "exit status", 3},
+		"cannot read":           {sh(fmt.Sprint("echo read: input/output error; exit ", ExitUnsure)), "said: read: input/output error", 3},
+		"no memory to start it": {[]string{"sh", "-c", "echo >>" + tries + "; ulimit -v 20000; exec " + os.Args[0] + " #"}, "ended with", 3},
+		"no program":            {[]string{filepath.Join(dir, "no-such-program")}, "no such file", 0},
+		"no permission":         {[]string{dir}, "permission denied", 0},
+		"no format":             {[]string{text}, "exec format error", 0},
+		"damaged":               {sh(fmt.Sprint("echo '", damagedWord, "x'; exit ", ExitDamaged)), "", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(roleEnv, "verify")
+			if err := os.RemoveAll(tries); err != nil {
+				t.Fatal(err)
+			}
+			err := examiner(c.argv...)(t.Context(), path)
+			if err == nil || errors.Is(err, ErrDamaged) != (c.says == "") {
+				t.Fatalf("verify says %v", err)
+			}
+			if n, _ := os.ReadFile(tries); len(n) != c.tries {
+				t.Errorf("it was tried %d times, want %d", len(n), c.tries)
+			}
+			if c.says == "" {
+				return
+			}
+			for _, part := range []string{path, c.says, "left as it is"} {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error reads %q, without %q", err, part)
+				}
+			}
+			_, err = Open(t.Context(), Config{Path: path, Verify: examiner(c.argv...)})
+			if !errors.Is(err, ErrUnexamined) {
+				t.Errorf("open says %v", err)
+			}
+			if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, raw) {
+				t.Errorf("the file is another one now: %v", err)
+			}
+			if aside, _ := filepath.Glob(path + ".damaged*"); len(aside) > 0 {
+				t.Errorf("there is %v", aside)
+			}
+		})
+	}
+}
+
+// TestExaminerFailsOnce: one that was killed is run again, and its word counts.
+func TestExaminerFailsOnce(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state.db")
+	s := open(t, Config{Path: path})
+	wantError(t, s.Close(), nil, "")
+	for name, c := range map[string]struct {
+		end string
+		is  error
+	}{
+		"sound": {"exit 0", nil}, "damaged": {fmt.Sprint("echo '", damagedWord, "x'; exit ", ExitDamaged), ErrDamaged},
+		"locked": {fmt.Sprint("exit ", ExitLocked), ErrLocked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			first := filepath.Join(t.TempDir(), "first")
+			script := "mkdir " + first + " 2>/dev/null && kill -KILL $$; " + c.end + " #"
+			if err := examiner("sh", "-c", script)(t.Context(), path); !errors.Is(err, c.is) || err == nil != (c.is == nil) {
+				t.Errorf("verify says %v", err)
+			}
+		})
+	}
+}
+
+// TestExaminerStopped: who is told to end while an examiner fails does not wait for the next.
+func TestExaminerStopped(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	path := filepath.Join(t.TempDir(), "state.db")
+	started := filepath.Join(t.TempDir(), "started")
+	go func() {
+		for { // until the first has failed; the pause is longer than any test
+			if _, err := os.Stat(started); err == nil {
+				cancel()
+				return
+			}
+		}
+	}()
+	err := verifyIn(ctx, []string{"sh", "-c", "mkdir " + started + "; kill -KILL $$ #"}, path, time.Hour)
+	wantError(t, err, context.Canceled, "verify "+path+": context canceled")
 }
 
 // fill writes a file of many pages, the last record in a transaction of its own, and returns what it looks like.
@@ -104,9 +217,88 @@ func TestDamagedFile(t *testing.T) {
 	for _, n := range []int{0, 1, page, 2 * page, len(sound) / 2, len(sound) - page} {
 		try(fmt.Sprint("cut off at ", n), sound[:n])
 	}
+	try("zeros", make([]byte, len(sound)))
+	try("zeros, a page", make([]byte, page))
+	try("text", []byte("no database\n"))
+	root := mustMeta(t, sound).root
+	for name, edit := range map[string]func(branch []byte){
+		"a branch that leads to itself":    func(b []byte) { binary.NativeEndian.PutUint64(b[pageHead+8:], binary.NativeEndian.Uint64(b)) },
+		"a branch that leads nowhere":      func(b []byte) { binary.NativeEndian.PutUint64(b[pageHead+8:], 1<<60) },
+		"a branch that leads to a meta":    func(b []byte) { binary.NativeEndian.PutUint64(b[pageHead+8:], 1) },
+		"a branch of many elements":        func(b []byte) { binary.NativeEndian.PutUint16(b[10:], math.MaxUint16) },
+		"a branch of none":                 func(b []byte) { binary.NativeEndian.PutUint16(b[10:], 0) },
+		"a branch that overflows":          func(b []byte) { binary.NativeEndian.PutUint32(b[12:], math.MaxUint32) },
+		"a branch of another kind":         func(b []byte) { binary.NativeEndian.PutUint16(b[8:], isBranch|isLeaf) },
+		"a key of four gigabytes":          func(b []byte) { binary.NativeEndian.PutUint32(b[pageHead+4:], math.MaxUint32) },
+		"a key that is somewhere else":     func(b []byte) { binary.NativeEndian.PutUint32(b[pageHead:], math.MaxUint32) },
+		"two branches that lead to a page": func(b []byte) { copy(b[pageHead+8:][:8], b[pageHead+elementLen+8:][:8]) },
+	} {
+		raw := bytes.Clone(sound)
+		edit(branchOf(t, raw, root))
+		try(name, raw)
+	}
 	// Another key in the same place: only the checksum can tell.
 	raw := bytes.ReplaceAll(sound, []byte("001999"), []byte("00199~"))
 	try("a key", raw)
+}
+
+// branchOf finds the first branch page below a root.
+func branchOf(t *testing.T, raw []byte, root uint64) []byte {
+	t.Helper()
+	size := mustMeta(t, raw).pageSize
+	for id := uint64(2); id < uint64(len(raw))/size; id++ {
+		f := &pageFile{raw: raw, meta: mustMeta(t, raw), owner: make([]string, mustMeta(t, raw).pages)}
+		if f.bucket(root, 0) == nil && f.owner[id] == "a bucket" && raw[id*size+8] == isBranch {
+			return raw[id*size:]
+		}
+	}
+	t.Fatal("there is no branch page")
+	return nil
+}
+
+// mustMeta is the newest meta record of a file.
+func mustMeta(t *testing.T, raw []byte) pageMeta {
+	t.Helper()
+	m, err := newestMeta(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// FuzzCheckPages: nothing that a file has in it ends the process, and what is taken for sound bbolt can read.
+func FuzzCheckPages(f *testing.F) {
+	path := filepath.Join(f.TempDir(), "state.db")
+	s, err := Open(f.Context(), Config{Path: path})
+	if err == nil {
+		err = s.Update(func(tx Tx) error { return records.Put(tx, "a", record{"a", 1}) })
+	}
+	if err := errors.Join(err, s.Close()); err != nil {
+		f.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for at := range len(raw) / 64 {
+		f.Add(at*64+at%64, []byte{0xff})
+	}
+	f.Fuzz(func(t *testing.T, at int, with []byte) {
+		damaged := bytes.Clone(raw)
+		if at >= 0 && at < len(raw) {
+			copy(damaged[at:], with)
+		}
+		if checkPages(damaged) != nil {
+			return
+		}
+		path := filepath.Join(t.TempDir(), "state.db")
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := Verify(path); err != nil && !errors.Is(err, ErrDamaged) {
+			t.Errorf("verify says %v", err)
+		}
+	})
 }
 
 // checkDamaged opens the file and says whether it was sound: then it has what was written, and otherwise it is empty,

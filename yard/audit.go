@@ -55,6 +55,13 @@ func (y *Yard) Audit(_ context.Context, censuses []Census) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
+	lost, err := y.policiesLost()
+	if err != nil {
+		return nil, err
+	}
+	if lost {
+		out = append(out, Finding{Kind: Fault, Text: lostText})
+	}
 	records, err := y.auditRecords(censuses)
 	return slices.Concat(out, blocks, records), err
 }
@@ -276,6 +283,11 @@ func (y *Yard) orphanLeases(age time.Duration) (out []ipam.Lease, err error) {
 
 // GC removes what Audit calls removable and returns it; dryRun only returns it.
 func (y *Yard) GC(ctx context.Context, censuses []Census, dryRun bool) ([]Finding, error) {
+	if !dryRun { // the admin has decided that these are all policies
+		if err := y.policiesComplete(); err != nil {
+			return nil, err
+		}
+	}
 	all, err := y.Audit(ctx, censuses)
 	if err != nil {
 		return nil, err

@@ -62,7 +62,7 @@ func (y *Yard) recordChange(n modes.Network) error {
 			return err
 		}
 		now.Changed = n.Changed
-		return networks.Put(tx, n.ID, now)
+		return errors.Join(keepChange(tx, now), networks.Put(tx, n.ID, now))
 	})
 }
 
@@ -104,7 +104,10 @@ func (y *Yard) recordEndpointChange(e modes.Endpoint) error {
 			return err
 		}
 		now.Options = maps.Clone(e.Options)
-		return putEndpoint(tx, now)
+		if now.Options == nil {
+			now.Options = map[string]string{}
+		}
+		return errors.Join(keepEndpoint(tx, now, func(k *kept) { k.Options = now.Options }), putEndpoint(tx, now))
 	})
 }
 

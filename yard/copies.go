@@ -52,12 +52,8 @@ func (y *Yard) putCopy(n modes.Network) {
 	if err == nil {
 		err = os.MkdirAll(y.c.Copies, 0o700)
 	}
-	file := y.copyFile(n.ID)
 	if err == nil {
-		err = os.WriteFile(file+".new", raw, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(file+".new", file)
+		err = store.WriteDurable(y.copyFile(n.ID), raw)
 	}
 	if err != nil {
 		y.c.Log.Warn("write down a network for the case that the records are lost", "network", n.ID, "err", err)

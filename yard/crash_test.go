@@ -55,6 +55,9 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
+// verify examines records as a daemon has it done.
+func verify(_ context.Context, path string) error { return store.Verify(path) }
+
 // start makes a yard as a daemon does that has just been started.
 func (r *rig) start() {
 	r.t.Helper()
@@ -71,7 +74,7 @@ func (r *rig) begin(keepStrays bool) {
 	}
 	r.host.ShareTables() // so that a test can plant faults in them
 	// Nothing gets into the file but by a transaction of the test's: so it is always the same that a crash leaves.
-	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour}); err != nil {
+	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour, Kept: Kept(), Verify: verify}); err != nil {
 		r.t.Fatal(err)
 	}
 	m, err := bridge.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
@@ -117,7 +120,7 @@ func (r *rig) die() {
 		if left[file], err = os.ReadFile(file); err != nil {
 			r.t.Fatal(err)
 		}
-		if file != r.path && r.boot != r.c.BootID {
+		if strings.HasSuffix(file, ".notes") && r.boot != r.c.BootID {
 			left[file] = nil
 		}
 	}

@@ -50,6 +50,7 @@ const (
 	LeaseLost       = "lease.lost"
 	LeaseDown       = "lease.down"
 	LeaseMoved      = "lease.readdressed"
+	PoliciesLost    = "policies.lost"
 )
 
 // manyEvents is how many of them are kept.

@@ -88,7 +88,7 @@ func (y *Yard) recordFence(e modes.Endpoint) error {
 			return err
 		}
 		now.Fenced = e.Fenced
-		return putEndpoint(tx, now)
+		return errors.Join(keepEndpoint(tx, now, func(k *kept) { k.Fenced = now.Fenced }), putEndpoint(tx, now))
 	})
 }
 

@@ -256,7 +256,7 @@ func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 			return err
 		}
 	}
-	return errors.Join(y.eraseDHCP(tx, n), eraseHolds(tx, n.ID), networks.Delete(tx, n.ID))
+	return errors.Join(y.eraseDHCP(tx, n), eraseHolds(tx, n.ID), changes.Delete(tx, n.ID), networks.Delete(tx, n.ID))
 }
 
 // noAttachments refuses the end of a network that living containers are attached to by CNI.

@@ -251,7 +251,11 @@ func (y *Yard) enforce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return y.c.Kernel.Enforce(ctx, y.c.Kernel.PolicyObjects(slices.Concat(y.subjects(r)...)))
+	settled, err := y.settled(r.endpoints)
+	if err != nil {
+		return err
+	}
+	return y.c.Kernel.Enforce(ctx, y.c.Kernel.PolicyObjects(slices.Concat(y.subjects(r)...)), settled...)
 }
 
 // subjects are what the kernel is to decide about, for each decision. Two endpoints with the same address cannot be told apart there:

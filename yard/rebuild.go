@@ -59,7 +59,7 @@ func (y *Yard) Rebuild(ctx context.Context, c Census, others func(context.Contex
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := y.RecordsRebuilt(); err != nil {
+	if err := errors.Join(y.RecordsRebuilt(), y.forgetKept(c)); err != nil {
 		return err
 	}
 	y.c.Log.Warn("the records are rebuilt", "engine", c.Engine, "networks", len(c.Networks), "endpoints", len(c.Endpoints))
@@ -94,12 +94,22 @@ func (y *Yard) adoptNetwork(ctx context.Context, s SeenNetwork, c Census) error 
 		return err
 	}
 	errs := []error{m.Up(ctx, n)}
-	for id, e := range c.Endpoints {
-		if e.NetworkID != n.ID {
+	var adopted []modes.Endpoint
+	for id, s := range c.Endpoints {
+		if s.NetworkID != n.ID {
 			continue
 		}
-		if err := y.adoptEndpoint(ctx, m, n, id, e, links); err != nil {
+		e, err := y.adoptEndpoint(n, id, s)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(id), err))
+			continue
+		}
+		adopted = append(adopted, e)
+	}
+	errs = append(errs, y.enforce(ctx)) // closed before anything is attached again
+	for _, e := range adopted {
+		if err := y.restoreEndpoint(ctx, m, n, e, links); err != nil {
+			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err))
 		}
 	}
 	return errors.Join(errs...)
@@ -123,6 +133,9 @@ func (y *Yard) adoptRecord(ctx context.Context, m modes.Mode, s SeenNetwork, c C
 	}
 	n.Phase, n.Created = modes.Ready, y.c.Now()
 	return n, y.c.Store.Update(func(tx store.Tx) error {
+		if n.Changed, err = changes.Get(tx, n.ID); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
 		for _, r := range s.Pools {
 			if err := y.adoptPool(tx, n, r); err != nil {
 				return err
@@ -183,7 +196,8 @@ func (y *Yard) adoptPool(tx store.Tx, n modes.Network, r ipam.PoolRequest) error
 	return nil
 }
 
-func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network, id string, s SeenEndpoint, links map[string]bool) error {
+// adoptEndpoint makes the record of an endpoint that was found.
+func (y *Yard) adoptEndpoint(n modes.Network, id string, s SeenEndpoint) (modes.Endpoint, error) {
 	e := modes.Endpoint{
 		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Options: s.Options, Phase: modes.Ready,
 		Created: y.c.Now(), Joined: y.c.Now(), BootID: y.c.BootID, Container: s.Container,
@@ -200,6 +214,13 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 			e = known
 			return nil
 		}
+		k, found, err := keptOf(tx, n.ID, id)
+		if err != nil {
+			return err
+		}
+		if found {
+			e = k.of(e)
+		}
 		for _, a := range e.Addrs {
 			if err := y.keepLease(tx, n, a.Addr(), e); err != nil {
 				return err
@@ -212,10 +233,7 @@ func (y *Yard) adoptEndpoint(ctx context.Context, m modes.Mode, n modes.Network,
 		}
 		return putEndpoint(tx, e)
 	})
-	if err != nil {
-		return err
-	}
-	return y.restoreEndpoint(ctx, m, n, e, links)
+	return e, err
 }
 
 // foundPorts are the ports that the kernel goes on giving to a container.
@@ -266,6 +284,9 @@ func (y *Yard) keepLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.End
 			return nil
 		}
 		_, err = y.c.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a, Name: e.Container.Name})
+		if errors.Is(err, ipam.ErrTaken) { // reserved for another one while this one had it already
+			_, err = y.c.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a})
+		}
 		return err
 	}
 	return nil

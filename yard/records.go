@@ -139,7 +139,8 @@ func eraseEndpoint(tx store.Tx, e modes.Endpoint) error {
 	if err := setPortClaims(tx, e); err != nil {
 		return err
 	}
-	return endpoints.Delete(tx, endpointKey(e.NetworkID, e.ID))
+	key := endpointKey(e.NetworkID, e.ID)
+	return errors.Join(keeps.Delete(tx, key), endpoints.Delete(tx, key))
 }
 
 // Endpoints returns the records of all endpoints, those of a network together.

@@ -18,6 +18,9 @@ import (
 //
 // keepStrays leaves the unknown alone: after the records were lost they are rebuilt from what is there.
 func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
+	if err := errors.Join(y.noteLoss(), y.recall()); err != nil {
+		return err
+	}
 	ns, err := y.Networks()
 	if err != nil {
 		return err
@@ -40,12 +43,7 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 	if err := y.enforce(ctx); err != nil { // what could be done is done: better closed than not started
 		y.c.Log.Error("enforce policy", "err", err)
 	}
-	if keepStrays {
-		err = y.c.Kernel.AdoptFirewall()
-	} else {
-		err = y.c.Kernel.LoadFirewall()
-	}
-	if err != nil || keepStrays {
+	if err := y.loadFirewall(keepStrays); err != nil || keepStrays {
 		return err
 	}
 	return y.prune(ctx)
@@ -234,8 +232,12 @@ func (y *Yard) look() (faults []Finding, strays []kernel.Stray, err error) {
 		}
 		faults = append(faults, finding)
 	}
+	lost, err := y.policiesLost()
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, s := range snap.Strays(slices.Concat(before.objects, before.passing, after.objects, after.passing)) {
-		if !after.foreign[s.Network] {
+		if !after.foreign[s.Network] && !(lost && s.Policy) {
 			strays = append(strays, s)
 		}
 	}

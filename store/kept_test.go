@@ -1,0 +1,459 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+var keepsakes = Bucket[record]{Name: "keepsakes"}
+
+// keeping is how a file with kept records is opened.
+func keeping(path string) Config {
+	return Config{Path: path, Kept: []string{keepsakes.Name}, Verify: inProcess}
+}
+
+// inProcess examines without another process.
+func inProcess(_ context.Context, path string) error { return Verify(path) }
+
+func putBoth(keys ...string) func(Tx) error {
+	return func(tx Tx) error {
+		for _, key := range keys {
+			if err := errors.Join(records.Put(tx, key, record{Name: key}), keepsakes.Put(tx, key, record{Name: key})); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// has lists what a store has of both buckets.
+func has(t *testing.T, s *Store) (others, kept []string) {
+	t.Helper()
+	err := s.View(func(tx Tx) error {
+		others, kept = records.Keys(tx, ""), keepsakes.Keys(tx, "")
+		_, err := keepsakes.List(tx, "")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return others, kept
+}
+
+func (s *Store) wants(t *testing.T, others, kept string) {
+	t.Helper()
+	gotOthers, gotKept := has(t, s)
+	if got := strings.Join(gotOthers, " "); got != others {
+		t.Errorf("records are %q, want %q", got, others)
+	}
+	if got := strings.Join(gotKept, " "); got != kept {
+		t.Errorf("kept records are %q, want %q", got, kept)
+	}
+}
+
+// made is a file with two records of each kind; it is closed.
+func made(t *testing.T) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "state.db")
+	s := open(t, keeping(path))
+	if !s.Fresh || !s.Kept.Missing {
+		t.Errorf("a new file is %+v", s.Kept)
+	}
+	update(t, s, putBoth("a"))
+	update(t, s, putBoth("b"))
+	wantError(t, s.Close(), nil, "")
+	return path
+}
+
+func replaceBytes(t *testing.T, path string, change func([]byte) []byte) {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(path, change(raw), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKeptOutlive: whatever becomes of the file, kept records are there again when it is opened, from the first
+// transaction on.
+func TestKeptOutlive(t *testing.T) {
+	zero := func(raw []byte) []byte { return make([]byte, len(raw)) }
+	for name, lose := range map[string]func(t *testing.T, path string){
+		"missing":    func(t *testing.T, path string) { wantError(t, os.Remove(path), nil, "") },
+		"empty":      func(t *testing.T, path string) { wantError(t, os.Truncate(path, 0), nil, "") },
+		"a byte":     func(t *testing.T, path string) { wantError(t, os.Truncate(path, 1), nil, "") },
+		"a page":     func(t *testing.T, path string) { wantError(t, os.Truncate(path, 4096), nil, "") },
+		"two pages":  func(t *testing.T, path string) { wantError(t, os.Truncate(path, 8192), nil, "") },
+		"five pages": func(t *testing.T, path string) { wantError(t, os.Truncate(path, 5*4096), nil, "") },
+		"zeros":      func(t *testing.T, path string) { replaceBytes(t, path, zero) },
+		"text":       func(t *testing.T, path string) { replaceBytes(t, path, func([]byte) []byte { return []byte("x\n") }) },
+		"zeros, long": func(t *testing.T, path string) {
+			replaceBytes(t, path, func([]byte) []byte { return make([]byte, 1<<20) })
+		},
+		"a value": func(t *testing.T, path string) {
+			edit(t, path, put("keepsakes", "a", func([]byte) []byte { return []byte("x") }))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := made(t)
+			lose(t, path)
+			s := open(t, keeping(path))
+			s.wants(t, "", "a b")
+			if !s.Fresh || s.Kept != (KeptState{}) || (s.Damaged == "") != (name == "missing") {
+				t.Errorf("it says fresh %v, %+v, damaged %q", s.Fresh, s.Kept, s.Damaged)
+			}
+			update(t, s, func(tx Tx) error { return errors.Join(keepsakes.Delete(tx, "a"), keepsakes.Put(tx, "c", record{})) })
+			wantError(t, s.Close(), nil, "")
+			wantError(t, os.Remove(path), nil, "")
+			open(t, keeping(path)).wants(t, "", "b c")
+		})
+	}
+}
+
+// TestKeptRefused: a change of a kept record whose copy cannot be written changes nothing; others go on.
+func TestKeptRefused(t *testing.T) {
+	path := made(t)
+	s := open(t, keeping(path))
+	wantError(t, os.MkdirAll(path+keptSuffix+newSuffix+"/full", 0o700), nil, "")
+	if err := s.Update(putBoth("c")); err == nil {
+		t.Error("a kept record was changed without a copy")
+	}
+	s.wants(t, "a b", "a b")
+	update(t, s, putBoth("a", "b")) // nothing is another than before
+	update(t, s, func(tx Tx) error {
+		return errors.Join(records.Put(tx, "d", record{}), keepsakes.Delete(tx, "no such"))
+	})
+	s.wants(t, "a b d", "a b")
+	wantError(t, os.RemoveAll(path+keptSuffix+newSuffix), nil, "")
+	update(t, s, putBoth("c"))
+	wantError(t, s.Close(), nil, "")
+	wantError(t, os.Remove(path), nil, "")
+	open(t, keeping(path)).wants(t, "", "a b c")
+}
+
+// TestKeptFailed: a transaction that fails leaves the copy as it was, and none beside it.
+func TestKeptFailed(t *testing.T) {
+	path := made(t)
+	s := open(t, keeping(path))
+	boom := errors.New("boom")
+	err := s.Update(func(tx Tx) error { return errors.Join(putBoth("c")(tx), boom) })
+	wantError(t, err, boom, "boom")
+	if _, err := os.Stat(path + keptSuffix + newSuffix); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a copy was left: %v", err)
+	}
+	wantError(t, s.Close(), nil, "")
+	wantError(t, os.Remove(path), nil, "")
+	open(t, keeping(path)).wants(t, "", "a b")
+}
+
+// tiny mounts a file system of that many kilobytes.
+func tiny(t *testing.T, size int) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%dk", size)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fillUp takes all the room of a file system.
+func fillUp(t *testing.T, dir string) (file string) {
+	t.Helper()
+	file = filepath.Join(dir, "filler")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for buf := make([]byte, 512); err == nil; {
+		_, err = f.Write(buf)
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestKeptFullDisk: on a full disk a change is refused and changes nothing, what is there stays, and is opened; a
+// damaged file, for which none can take its place, stays where it is.
+func TestKeptFullDisk(t *testing.T) {
+	dir := tiny(t, 512)
+	path := filepath.Join(dir, "state.db")
+	s := open(t, keeping(path))
+	update(t, s, putBoth("a", "b"))
+	filler := fillUp(t, dir)
+	if err := s.Update(putBoth("c")); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a change on a full disk says %v", err)
+	}
+	s.wants(t, "a b", "a b")
+	wantError(t, s.Close(), nil, "")
+	s = open(t, keeping(path))
+	s.wants(t, "a b", "a b")
+	wantError(t, s.Close(), nil, "")
+
+	replaceHead(t, path)
+	before := names(t, dir)
+	for range 3 {
+		if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("a damaged file on a full disk: %v", err)
+		}
+	}
+	if now := names(t, dir); now != before {
+		t.Errorf("there is %s, and was %s", now, before)
+	}
+	wantError(t, os.Remove(filler), nil, "")
+	s = open(t, keeping(path))
+	s.wants(t, "", "a b")
+	if s.Damaged == "" {
+		t.Error("it was not set aside")
+	}
+	wantError(t, s.Close(), nil, "")
+}
+
+// replaceHead damages both meta pages in place.
+func replaceHead(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, 8192), 0)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func names(t *testing.T, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return strings.Join(all, " ")
+}
+
+// TestKeptReadOnly: a file system that cannot be written to is an error, whether the file is there, damaged or
+// missing.
+func TestKeptReadOnly(t *testing.T) {
+	dir := tiny(t, 512)
+	path := filepath.Join(dir, "state.db")
+	for name, lose := range map[string]func(){
+		"sound": func() {}, "damaged": func() { replaceHead(t, path) }, "missing": func() { wantError(t, os.Remove(path), nil, "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, keeping(path))
+			update(t, s, putBoth("a"))
+			wantError(t, s.Close(), nil, "")
+			lose()
+			before := names(t, dir)
+			if err := unix.Mount("none", dir, "tmpfs", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, unix.EROFS) {
+				t.Errorf("open says %v", err)
+			}
+			if err := unix.Mount("none", dir, "tmpfs", unix.MS_REMOUNT, ""); err != nil {
+				t.Fatal(err)
+			}
+			if now := names(t, dir); now != before {
+				t.Errorf("there is %s, and was %s", now, before)
+			}
+			s = open(t, keeping(path))
+			if _, kept := has(t, s); len(kept) != 1 {
+				t.Errorf("kept records are %v", kept)
+			}
+			wantError(t, s.Close(), nil, "")
+		})
+	}
+}
+
+// TestKeptTorn: a crash while the copy is being written. Before the commit the file has the former state, and the copy
+// too; after it both copies are there, and if the file is lost just then, what either has counts.
+func TestKeptTorn(t *testing.T) {
+	path := made(t)
+	former, err := os.ReadFile(path + keptSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, keeping(path))
+	update(t, s, func(tx Tx) error { return errors.Join(keepsakes.Delete(tx, "a"), keepsakes.Put(tx, "c", record{})) })
+	wantError(t, s.Close(), nil, "")
+	next, err := os.ReadFile(path + keptSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	crash := func(next []byte) {
+		t.Helper()
+		err := errors.Join(os.WriteFile(path+keptSuffix, former, 0o600), os.WriteFile(path+keptSuffix+newSuffix, next, 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	crash(next)
+	s = open(t, keeping(path))
+	s.wants(t, "a b", "b c")
+	if left := names(t, filepath.Dir(path)); strings.Contains(left, newSuffix) {
+		t.Errorf("left over: %s", left)
+	}
+	wantError(t, s.Close(), nil, "")
+	crash(next)
+	wantError(t, os.Remove(path), nil, "")
+	s = open(t, keeping(path))
+	s.wants(t, "", "a b c")
+	wantError(t, s.Close(), nil, "")
+	for cut := range len(next) - 1 { // but for the end of the last line
+		crash(next[:cut])
+		wantError(t, os.Remove(path), nil, "")
+		s = open(t, keeping(path))
+		s.wants(t, "", "a b")
+		wantError(t, s.Close(), nil, "")
+	}
+}
+
+// TestKeptDamaged: of a damaged copy what is sound is there when the file is lost, and it is said that it is not all.
+// With a sound file nothing is lost, and the copy is whole again.
+func TestKeptDamaged(t *testing.T) {
+	flip := func(at int) func([]byte) []byte {
+		return func(raw []byte) []byte {
+			raw[at] ^= 1
+			return raw
+		}
+	}
+	path := made(t)
+	whole, err := os.ReadFile(path + keptSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]record{"a": {Name: "a"}, "b": {Name: "b"}}
+	for at := range len(whole) {
+		err := errors.Join(os.WriteFile(path, db, 0o600), os.WriteFile(path+keptSuffix, whole, 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+		replaceBytes(t, path+keptSuffix, flip(at))
+		if at%7 == 0 {
+			s := open(t, keeping(path))
+			s.wants(t, "a b", "a b")
+			if !s.Kept.Damaged || s.Fresh || s.Kept.Newer {
+				t.Errorf("byte %d: it says %+v", at, s.Kept)
+			}
+			wantError(t, s.Close(), nil, "")
+			if now, err := os.ReadFile(path + keptSuffix); err != nil || string(now) != string(whole) {
+				t.Errorf("byte %d: the copy is not whole again", at)
+			}
+			continue
+		}
+		wantError(t, os.Remove(path), nil, "")
+		s := open(t, keeping(path))
+		got := map[string]record{}
+		if err := s.View(func(tx Tx) error {
+			return keepsakes.Each(tx, "", func(key string, r record) error { got[key] = r; return nil })
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if !s.Kept.Damaged || len(got) > 2 {
+			t.Errorf("byte %d: %v, it says %+v", at, got, s.Kept)
+		}
+		maps.DeleteFunc(got, func(key string, r record) bool { return all[key] == r })
+		if len(got) > 0 {
+			t.Errorf("byte %d: there is %v", at, got)
+		}
+		wantError(t, s.Close(), nil, "")
+		aside, _ := filepath.Glob(path + keptSuffix + ".damaged-*")
+		if len(aside) != 1 {
+			t.Fatalf("byte %d: set aside: %v", at, aside)
+		}
+		wantError(t, os.Remove(aside[0]), nil, "")
+	}
+}
+
+// TestKeptNewer: an older file that was put in the place of the newer one, or one that lost its last transaction, does
+// not take back what the copy has.
+func TestKeptNewer(t *testing.T) {
+	path := made(t)
+	older, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, keeping(path))
+	update(t, s, putBoth("c"))
+	wantError(t, s.Close(), nil, "")
+	wantError(t, os.WriteFile(path, older, 0o600), nil, "")
+	s = open(t, keeping(path))
+	s.wants(t, "a b", "a b c")
+	if !s.Kept.Newer || s.Fresh {
+		t.Errorf("it says %+v", s.Kept)
+	}
+	update(t, s, putBoth("d"))
+	wantError(t, s.Close(), nil, "")
+	s = open(t, keeping(path))
+	s.wants(t, "a b d", "a b c d")
+	if s.Kept != (KeptState{}) {
+		t.Errorf("it says %+v", s.Kept)
+	}
+	wantError(t, s.Close(), nil, "")
+	raw, err := os.ReadFile(path) // one meta page torn: bbolt goes back to the transaction before
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(raw[mustMeta(t, raw).tx%2*4096+pageHead:], make([]byte, metaLen))
+	wantError(t, os.WriteFile(path, raw, 0o600), nil, "")
+	open(t, keeping(path)).wants(t, "a b", "a b c d")
+}
+
+// TestKeptUpgrade: a file from before there was a copy gets one; a copy of a newer netyard is refused and left alone.
+func TestKeptUpgrade(t *testing.T) {
+	path := made(t)
+	wantError(t, os.Remove(path+keptSuffix), nil, "")
+	s := open(t, keeping(path))
+	s.wants(t, "a b", "a b")
+	if s.Fresh || !s.Kept.Missing {
+		t.Errorf("it says %+v", s.Kept)
+	}
+	wantError(t, s.Close(), nil, "")
+	whole := keptCopy{records: map[[2]string][]byte{}, generation: 9}
+	raw, err := whole.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := append(seal(nil, []byte(`{"Schema":2,"Generation":9,"Records":0}`)), '\n')
+	if cmp.Equal(raw, newer) {
+		t.Fatal("the schema is not in the copy")
+	}
+	wantError(t, os.WriteFile(path+keptSuffix, newer, 0o600), nil, "")
+	for range 2 {
+		if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, ErrSchema) {
+			t.Errorf("a newer copy: %v", err)
+		}
+		if now, err := os.ReadFile(path + keptSuffix); err != nil || !cmp.Equal(now, newer) {
+			t.Errorf("the newer copy is another one now: %v", err)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+}

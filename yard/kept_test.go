@@ -1,0 +1,494 @@
+package yard
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+)
+
+// losses are ways for records to get lost, the copy beside them being whole.
+func losses() map[string]func(t *testing.T, path string) {
+	write := func(change func([]byte) []byte) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			raw, err := os.ReadFile(path)
+			if err == nil {
+				err = os.WriteFile(path, change(raw), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return map[string]func(*testing.T, string){
+		"missing": func(t *testing.T, path string) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"missing, and the notes": func(t *testing.T, path string) {
+			if err := errors.Join(os.Remove(path), os.Remove(path+".notes")); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"empty":     write(func([]byte) []byte { return nil }),
+		"zeros":     write(func(raw []byte) []byte { return make([]byte, len(raw)) }),
+		"cut off":   write(func(raw []byte) []byte { return raw[:3*4096] }),
+		"one page":  write(func(raw []byte) []byte { return raw[:4096] }),
+		"something": write(func([]byte) []byte { return []byte("something else\n") }),
+		"half a page": write(func(raw []byte) []byte {
+			for at := 2 * 4096; at < len(raw); at += 4096 {
+				copy(raw[at+2048:at+4096], make([]byte, 2048))
+				copy(raw[at:at+16], "................")
+			}
+			return raw
+		}),
+	}
+}
+
+// A closing is something that an admin closed, on a host with a network of netyard's own and two containers on it.
+type closing struct {
+	options map[string]string // of the network, when it is made
+	close   func(r *rig, n modes.Network, app modes.Endpoint) error
+	// internal: the network has no way out.
+	internal bool
+}
+
+func closings() map[string]closing {
+	set := func(options map[string]string) func(*rig, modes.Network, modes.Endpoint) error {
+		return func(r *rig, n modes.Network, _ modes.Endpoint) error {
+			_, err := r.ChangeNetwork(r.t.Context(), n.ID, options)
+			return err
+		}
+	}
+	setOne := func(options map[string]string) func(*rig, modes.Network, modes.Endpoint) error {
+		return func(r *rig, n modes.Network, app modes.Endpoint) error {
+			_, err := r.ChangeEndpoint(r.t.Context(), n.ID, app.ID, options)
+			return err
+		}
+	}
+	apply := func(text string) func(*rig, modes.Network, modes.Endpoint) error {
+		return func(r *rig, _ modes.Network, _ modes.Endpoint) error {
+			_, err := r.ApplyPolicies(r.t.Context(), parsed(r.t, text), false)
+			return err
+		}
+	}
+	return map[string]closing{
+		"policy, by name":              {close: apply("name: a\nselect: {container: app}\ningress: {}")},
+		"policy, by label":             {close: apply("name: a\nselect: {labels: {tier: app}}\ningress: {}\negress: {}")},
+		"policy, by network":           {close: apply("name: a\nselect: {network: web}\ningress: {allow: [{container: nobody}]}")},
+		"policy, of a denial":          {close: apply("name: a\ningress: {default: allow, deny: [{container: client}]}")},
+		"policies, two":                {close: apply("name: a\ningress: {default: allow}\n---\nname: b\nselect: {container: app}\ningress: {}")},
+		"icc=false, later":             {close: set(map[string]string{"icc": "false"})},
+		"icc=false, from the start":    {options: map[string]string{"icc": "false"}},
+		"publish_from, later":          {close: set(map[string]string{"publish_from": "192.0.2.0/24"})},
+		"rates, of an endpoint":        {close: setOne(map[string]string{"egress_rate": "10mbit"})},
+		"publish_from, narrower later": {options: map[string]string{"publish_from": "192.0.2.0/24"}, close: set(map[string]string{"publish_from": "192.0.2.1/32"})},
+		"antispoof, later":             {options: map[string]string{"antispoof": "false"}, close: set(map[string]string{"antispoof": "true"})},
+		"antispoof, from the start":    {},
+		"rates, later":                 {close: set(map[string]string{"egress_rate": "10mbit"})},
+		"internal":                     {internal: true},
+	}
+}
+
+// made is a rig with something closed on it.
+func (c closing) made(t *testing.T) (r *rig, n modes.Network, client, app place, was modes.Endpoint) {
+	t.Helper()
+	r, client, app = newRig(t), newPlace(t), newPlace(t)
+	n, err := r.MakeNetwork(t.Context(), NetworkRequest{
+		Name: "web", Options: c.options, Internal: c.internal, Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range map[string]place{"client": client, "app": app} {
+		q := p.request(n, name)
+		q.Container = owners()[name]
+		if name == "app" {
+			q.Ports = []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
+		}
+		a, err := r.Attach(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "app" {
+			was = a.Endpoint
+		}
+	}
+	if c.close != nil {
+		if err := c.close(r, n, was); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r, n, client, app, was
+}
+
+func owners() map[string]modes.Container {
+	return map[string]modes.Container{
+		"client": {Engine: Containerd, ID: "c1", Name: "client", Labels: map[string]string{}},
+		"app":    {Engine: Containerd, ID: "c2", Name: "app", Labels: map[string]string{"tier": "app"}},
+	}
+}
+
+// lose ends the daemon, loses the records, and starts another.
+func (r *rig) lose(how func(*testing.T, string)) {
+	r.t.Helper()
+	if err := r.st.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	how(r.t, r.path)
+	r.begin(true)
+	if !r.st.Fresh {
+		r.t.Fatal("the records are not lost")
+	}
+	if err := r.st.Update(LostRecords); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// found is what a look into the sandboxes finds; who says whose they are.
+func (r *rig) found(who map[string]modes.Container, places map[string]place) Census {
+	r.t.Helper()
+	census := Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}}
+	for name, p := range places {
+		found, err := r.FindIn(p.path)
+		if err != nil || len(found) != 1 {
+			r.t.Fatalf("in the sandbox of %s there is %+v %v", name, found, err)
+		}
+		for id, s := range found {
+			s.Container, s.Attachment = who[name], name
+			census.Endpoints[id] = s
+		}
+	}
+	return census
+}
+
+func (r *rig) rebuilds(c Census) {
+	r.t.Helper()
+	err := r.Rebuild(r.t.Context(), Census{Engine: Docker}, func(ctx context.Context) error { return r.RebuildOwn(ctx, c) })
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestClosedOverLoss: whatever was closed, and however the records get lost, the kernel does just the same at each
+// moment: when the daemon is back, while and after the records are rebuilt, and after one more restart.
+func TestClosedOverLoss(t *testing.T) {
+	t.Parallel()
+	ways := losses()
+	for what, c := range closings() {
+		for how, lose := range ways {
+			if how != "missing" && what != "policy, by name" {
+				continue // each way for one closing, and each closing in one way
+			}
+			t.Run(what+", "+how, func(t *testing.T) {
+				t.Parallel()
+				r, _, client, app, _ := c.made(t)
+				was := r.host.Dump(t)
+				same := func(when string) {
+					t.Helper()
+					if is := r.host.Dump(t); is != was {
+						t.Errorf("%s: the kernel has\n%s\nand had\n%s", when, is, was)
+					}
+				}
+				r.lose(lose)
+				same("the daemon is back")
+				r.step = func(step string) { same(step) }
+				r.rebuilds(r.found(owners(), map[string]place{"client": client, "app": app}))
+				r.step = func(string) {}
+				same("rebuilt")
+				r.healthy("rebuilt")
+				r.start()
+				same("after another restart")
+				r.healthy("after another restart")
+			})
+		}
+	}
+}
+
+// TestClosedOverReboot: the host loses power and the records. The kernel has nothing, and the first container that
+// comes is closed from its first packet.
+func TestClosedOverReboot(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"missing", "zeros"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			lose := losses()[how]
+			r, client, app := newRig(t), newPlace(t), newPlace(t)
+			n := r.made()
+			r.apply("name: a\nselect: {container: app}\ningress: {}")
+			if err := r.Reserve("10.9.0.0/24", netip.MustParseAddr("10.9.0.9"), "db"); err != nil {
+				t.Fatal(err)
+			}
+			r.host.Sh(t, "nft flush ruleset; for l in $(ls /sys/class/net | grep ^ny); do ip link del $l; done")
+			r.boot = "boot-2"
+			r.lose(lose)
+			r.rebuilds(Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}})
+			if ps, err := r.Policies(); err != nil || len(ps) != 1 || ps[0].Name != "a" {
+				t.Errorf("policies are %+v, %v", ps, err)
+			}
+			r.reserved("10.9.0.9 for db")
+			var to string
+			for name, p := range map[string]place{"client": client, "app": app} {
+				a, err := r.Attach(t.Context(), p.request(n, name)) // nobody knows yet whose it is
+				if err != nil {
+					t.Fatal(err)
+				}
+				if name == "app" {
+					to = a.Endpoint.Addrs[0].Addr().String()
+				}
+			}
+			for _, who := range []modes.Container{{}, owners()["app"]} {
+				if err := r.identifies(n, "app", who); err != nil {
+					t.Fatal(err)
+				}
+				if out, err := client.TrySh("ping -c 1 -W 1 " + to); err == nil {
+					t.Errorf("app is open to client, being %q: %s", who.Name, out)
+				}
+			}
+			if err := r.identifies(n, "app", modes.Container{Engine: Containerd, ID: "c3", Name: "other", Labels: map[string]string{}}); err != nil {
+				t.Fatal(err)
+			}
+			client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+to+" && exit; done; exit 1") // or the test could not fail
+		})
+	}
+}
+
+// identifies says whose an attachment is.
+func (r *rig) identifies(n modes.Network, attachment string, who modes.Container) error {
+	es, err := r.Attachments(n.ID)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if e.Attachment == attachment && who.Name != "" {
+			return r.Reconcile(r.t.Context(), Census{
+				Engine: Containerd, Endpoints: map[string]SeenEndpoint{e.ID: {NetworkID: n.ID, Container: who}},
+				Attachments: map[string]bool{"client": true, "app": true},
+			})
+		}
+	}
+	return nil
+}
+
+// reserved wants these reservations to be there, and no others.
+func (r *rig) reserved(want ...string) {
+	r.t.Helper()
+	ls, _, err := r.Leases()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var got []string
+	for _, l := range ls {
+		if l.Reserved {
+			got = append(got, strings.TrimSuffix(l.Addr.String()+" for "+l.ReservedFor, " for "))
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		r.t.Errorf("reserved are %q, want %q", got, want)
+	}
+}
+
+// TestReservedOverLoss: reservations outlive the records, those of addresses that somebody has, too, and go with their
+// networks.
+func TestReservedOverLoss(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"missing", "cut off"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			lose := losses()[how]
+			r, p, q := newRig(t), newPlace(t), newPlace(t)
+			n := r.made()
+			a, err := r.Attach(t.Context(), func() AttachRequest { // has an address that is another one's in future
+				ask := p.request(n, "p")
+				ask.Container = owners()["client"]
+				return ask
+			}())
+			if err != nil {
+				t.Fatal(err)
+			}
+			taken := a.Endpoint.Addrs[0].Addr()
+			for addr, name := range map[netip.Addr]string{taken: "app", netip.MustParseAddr("10.9.0.9"): "", netip.MustParseAddr("10.9.0.8"): "db", netip.MustParseAddr("10.9.0.7"): "x"} {
+				if err := r.Reserve("10.9.0.0/24", addr, name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := r.Forget("10.9.0.0/24", netip.MustParseAddr("10.9.0.7")); err != nil {
+				t.Fatal(err)
+			}
+			r.lose(lose)
+			r.rebuilds(r.found(map[string]modes.Container{"p": owners()["client"]}, map[string]place{"p": p}))
+			r.reserved(taken.String()+" for app", "10.9.0.8 for db", "10.9.0.9")
+			ask := q.request(n, "q")
+			ask.Container, ask.Addrs = owners()["client"], []netip.Addr{netip.MustParseAddr("10.9.0.8")}
+			if _, err := r.Attach(t.Context(), ask); !errors.Is(err, ipam.ErrTaken) {
+				t.Errorf("another one asked for a reserved address: %v", err)
+			}
+			if err := r.Detach(t.Context(), p.end(n, "p")); err != nil {
+				t.Fatal(err)
+			}
+			r.healthy("rebuilt")
+			if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+				t.Fatal(err)
+			}
+			r.reserved()
+			r.made()
+			r.reserved() // the next of that subnet has none of them
+		})
+	}
+}
+
+// TestPoliciesLost: the records and their copy are lost. What the kernel enforces stays closed, over the rebuild and
+// restarts; doctor, the log and the events say so; policies that are applied again take the place of what was there,
+// and gc ends it.
+func TestPoliciesLost(t *testing.T) {
+	t.Parallel()
+	for how, lose := range map[string]func(t *testing.T, path string){
+		"both missing": func(t *testing.T, path string) {
+			if err := errors.Join(os.Remove(path), os.Remove(path+".kept")); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"both damaged": func(t *testing.T, path string) {
+			if err := errors.Join(os.Truncate(path, 100), os.Truncate(path+".kept", 100)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"the copy empty": func(t *testing.T, path string) {
+			if err := errors.Join(os.Remove(path), os.Truncate(path+".kept", 0)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"of a former version": func(t *testing.T, path string) {
+			if err := errors.Join(os.Truncate(path, 4096), os.Remove(path+".kept")); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			c := closings()["policy, by name"]
+			r, _, client, app, was := c.made(t)
+			addr := was.Addrs[0].Addr().String()
+			shut := func(when string) {
+				t.Helper()
+				if out, err := client.TrySh("ping -c 1 -W 1 " + addr); err == nil {
+					t.Errorf("%s: app is open to client: %s", when, out)
+				}
+			}
+			shut("at first")
+			r.lose(lose)
+			shut("the daemon is back")
+			r.rebuilds(r.found(owners(), map[string]place{"client": client, "app": app}))
+			shut("rebuilt")
+			r.finds(lostText)
+			if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == PoliciesLost }) {
+				t.Errorf("events: %+v", evs)
+			}
+			if done, err := r.GC(t.Context(), nil, true); err != nil || len(done) > 0 {
+				t.Errorf("a dry run of gc would %+v, %v", done, err)
+			}
+			r.start()
+			shut("after a restart")
+			r.finds(lostText)
+			r.apply("name: b\nselect: {container: client}\negress: {allow: [{ports: 81}]}")
+			shut("another policy is applied")
+			r.apply("name: a\nselect: {container: app}\ningress: {allow: [{ports: 80}]}")
+			shut("it is applied again")
+			if _, err := r.RemovePolicy(t.Context(), "b"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.GC(t.Context(), nil, false); err != nil {
+				t.Fatal(err)
+			}
+			shut("these are all")
+			r.healthy("these are all")
+			if _, err := r.RemovePolicy(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+addr+" && exit; done; exit 1")
+			r.healthy("at the end")
+		})
+	}
+}
+
+// TestNothingLost: on a host where netyard never ran, or that has its records, nobody says that something was lost.
+func TestNothingLost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.healthy("fresh")
+	r.start()
+	r.healthy("started again")
+	if err := r.st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(r.path + ".kept"); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.healthy("upgraded")
+	if _, err := os.Stat(r.path + ".kept"); err != nil {
+		t.Errorf("there is no copy: %v", err)
+	}
+}
+
+// TestKeptByNobody: what was changed of networks and endpoints that are no more when the records are rebuilt is
+// forgotten.
+func TestKeptByNobody(t *testing.T) {
+	t.Parallel()
+	r, n, _, _, was := closing{}.made(t)
+	if _, err := r.ChangeNetwork(t.Context(), n.ID, map[string]string{"icc": "false"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ChangeEndpoint(t.Context(), n.ID, was.ID, map[string]string{"egress_rate": "10mbit"}); err != nil {
+		t.Fatal(err)
+	}
+	r.lose(losses()["missing"])
+	if err := os.RemoveAll(filepath.Join(filepath.Dir(r.path), "networks")); err != nil {
+		t.Fatal(err)
+	}
+	r.rebuilds(Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}})
+	err := r.st.View(func(tx store.Tx) error {
+		if left := slices.Concat(changes.Keys(tx, ""), keeps.Keys(tx, "")); len(left) > 0 {
+			t.Errorf("there is still %q", left)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPolicyRefusedWithoutCopy: a policy whose copy cannot be written is refused, and nothing of it is in force or on
+// record.
+func TestPolicyRefusedWithoutCopy(t *testing.T) {
+	t.Parallel()
+	r, _, _, _, _ := closing{}.made(t)
+	r.apply("name: a\nselect: {container: app}\ningress: {}")
+	was := r.host.Dump(t)
+	if err := os.MkdirAll(r.path+".kept.new/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ApplyPolicies(t.Context(), parsed(t, "name: b\negress: {}"), false); err == nil {
+		t.Error("a policy was applied without a copy")
+	}
+	if _, err := r.RemovePolicy(t.Context(), "a"); err == nil {
+		t.Error("a policy was removed without a copy")
+	}
+	if ps, err := r.Policies(); err != nil || len(ps) != 1 || ps[0].Name != "a" {
+		t.Errorf("policies are %+v %v", ps, err)
+	}
+	if is := r.host.Dump(t); is != was {
+		t.Errorf("the kernel has\n%s\nand had\n%s", is, was)
+	}
+	r.healthy("after the refusals")
+}
