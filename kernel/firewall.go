@@ -114,12 +114,14 @@ func ifName(n string) string { return n + strings.Repeat("\x00", unix.IFNAMSIZ-l
 // A firewall keeps the table. It is write-only: what ought to be there is in memory, and the kernel is never asked but to
 // be compared with it.
 type firewall struct {
-	mu     sync.Mutex
-	conn   *nftables.Conn
-	sock   *netlink.Conn // the socket below conn
-	sets   setBook
-	want   map[elementID]*wish
-	bypass map[Bypass]bool
+	mu   sync.Mutex
+	conn *nftables.Conn
+	sock *netlink.Conn // the socket below conn
+	sets setBook
+	want map[elementID]*wish
+	// disclaimed are elements that were removed before the ruleset was loaded.
+	disclaimed map[elementID]bool
+	bypass     map[Bypass]bool
 	// loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
 	// replaces the old table by the new in one transaction and no packet sees anything in between.
 	loaded bool
@@ -195,7 +197,7 @@ func (k *Kernel) AdoptFirewall() error {
 	for set, keys := range have {
 		for key, c := range keys {
 			e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
-			if k.fw.want[e.id()] == nil {
+			if k.fw.want[e.id()] == nil && !k.fw.disclaimed[e.id()] {
 				k.fw.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
 			}
 		}
@@ -254,7 +256,7 @@ func (f *firewall) load() error {
 	if err := f.flush("load ruleset"); err != nil {
 		return err
 	}
-	f.loaded = true
+	f.loaded, f.disclaimed = true, nil
 	return nil
 }
 
@@ -351,7 +353,11 @@ func (f *firewall) remove(elements []Element) error {
 			delete(f.want, e.id())
 		}
 	}
-	if !f.loaded || len(gone) == 0 {
+	if !f.loaded {
+		f.disclaim(elements)
+		return nil
+	}
+	if len(gone) == 0 {
 		return nil
 	}
 	err := f.change(gone, f.conn.SetDeleteElements)
@@ -367,6 +373,16 @@ func (f *firewall) remove(elements []Element) error {
 		}
 	}
 	return err
+}
+
+// disclaim notes elements that were removed before the ruleset was loaded: what is in the kernel of them is not to be adopted.
+func (f *firewall) disclaim(elements []Element) {
+	if f.disclaimed == nil {
+		f.disclaimed = map[elementID]bool{}
+	}
+	for _, e := range elements {
+		f.disclaimed[e.id()] = true
+	}
 }
 
 func (f *firewall) wanted() (all []Element) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -72,9 +73,12 @@ func PeerOf(c net.Conn) (p Process) {
 // Residents are the network namespaces that processes live in.
 type Residents struct {
 	in map[NamespaceID]bool
-	// hidden: there are processes of which it cannot be seen where they live.
+	// hidden: there are processes of containers of which it cannot be seen where they live.
 	hidden bool
 }
+
+// contained matches the control group of a process of a container: every engine writes its id there (cgroups(7)).
+var contained = regexp.MustCompile(`[0-9a-f]{64}`)
 
 // FindResidents looks at every process of the host, and at each of its threads: one may live elsewhere than the process's first one,
 // or longer. It looks twice: a process may have had a child and ended while the list was read.
@@ -102,25 +106,28 @@ func (r *Residents) look(ctx context.Context) error {
 		if pid == own {
 			continue
 		}
-		dir := filepath.Join("/proc", pid, "task")
-		tasks, err := numbered(dir)
-		r.hidden = r.hidden || errors.Is(err, fs.ErrPermission)
-		for _, tid := range tasks {
-			r.add(filepath.Join(dir, tid, "ns/net"))
+		if !r.add(filepath.Join("/proc", pid)) && pid != "1" { // the host's init is no container's
+			raw, err := os.ReadFile(filepath.Join("/proc", pid, "cgroup"))
+			r.hidden = r.hidden || err == nil && contained.Match(raw) || errors.Is(err, fs.ErrPermission)
 		}
 	}
 	return nil
 }
 
-// add notes where a thread lives. One that has ended lives nowhere.
-func (r *Residents) add(path string) {
-	var st unix.Stat_t
-	switch err := unix.Stat(path, &st); {
-	case err == nil:
-		r.in[NamespaceID{st.Dev, st.Ino}] = true
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		r.hidden = true
+// add notes where the threads of a process live; seen is false when it may not be known of one. One that has ended lives nowhere.
+func (r *Residents) add(proc string) (seen bool) {
+	tasks, err := numbered(filepath.Join(proc, "task"))
+	seen = !errors.Is(err, fs.ErrPermission)
+	for _, tid := range tasks {
+		var st unix.Stat_t
+		switch err := unix.Stat(filepath.Join(proc, "task", tid, "ns/net"), &st); {
+		case err == nil:
+			r.in[NamespaceID{st.Dev, st.Ino}] = true
+		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+			seen = false
+		}
 	}
+	return seen
 }
 
 // Deserted says whether it is certain that no process lives in a namespace.

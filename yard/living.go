@@ -162,6 +162,11 @@ func (y *Yard) buryDead(ctx context.Context, was modes.Endpoint) (gone bool, err
 	if err := y.bury(ctx, m, n, e); err != nil {
 		return false, err
 	}
+	for _, p := range e.Addrs {
+		if err := y.giveUp(n, p.Addr()); err != nil { // no engine need say that they are free
+			return true, err
+		}
+	}
 	y.tell(about(EndpointLeft, n, e, fmt.Sprintf("%s left network %s: its sandbox is dead", owned(e), label(n))))
 	y.sharing.poke()
 	y.c.Changed()
