@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 
 	"netyard/kernel"
@@ -255,10 +256,39 @@ func (y *Yard) heldBeside(e modes.Endpoint, cause error) error {
 				}
 			}
 		}
+		if own.Opt(optParent) != "" && isTaken(cause) {
+			held.error = beside(tx, own.Opt(optParent), cause, held.holders)
+		}
 		return nil
 	})
 	if err != nil {
 		return errors.Join(cause, err)
 	}
 	return held
+}
+
+// isTaken says whether a link could not be made since another one has what it needs.
+func isTaken(err error) bool {
+	for _, e := range []error{syscall.EBUSY, syscall.EINVAL, syscall.EEXIST, syscall.EADDRINUSE} { // a parent, passing through, a name, a MAC
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// beside names those who have links on a parent, as far as they are few.
+func beside(tx store.Tx, parent string, cause error, holders []holder) error {
+	const few = 3
+	var who []string
+	for _, h := range holders[:min(len(holders), few)] {
+		who = append(who, inUseBy(tx, h))
+	}
+	if len(holders) > few {
+		who = append(who, fmt.Sprintf("%d more", len(holders)-few))
+	}
+	if len(who) == 0 {
+		return cause
+	}
+	return fmt.Errorf("%w (on %s: %s)", cause, parent, strings.Join(who, ", "))
 }
