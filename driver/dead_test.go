@@ -44,19 +44,21 @@ func sleeper(t *testing.T, in *kerneltest.Host) *exec.Cmd {
 	return c
 }
 
-// TestDeadExclusive: what only one container can have, a parent to pass through or a card of the host's, is the next one's at once if who
-// has it is dead: its engine was killed, and what is left is a mount.
+// TestDeadExclusive: what only one container can have, a parent to pass through or a card of the host's, is the next
+// one's at once if who has it is dead: its engine was killed, and what is left is a mount.
 func TestDeadExclusive(t *testing.T) {
 	t.Parallel()
+	const passing = "passthru is for one container at a time, and eth0 has one: invalid argument " +
+		"(on eth0: endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)"
 	for name, c := range map[string]struct{ mode, options, refusal string }{
-		"passthru":           {"macvlan", `"parent":"eth0","macvlan_mode":"passthru"`, "passthru is for one container at a time, and eth0 has one: invalid argument (on eth0: endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)"},
+		"passthru":           {"macvlan", `"parent":"eth0","macvlan_mode":"passthru"`, passing},
 		"a card of the host": {"host", `"device":"eth0"`, "take device eth0: endpoint eeeeeeeeeeee has it"},
 	} {
 		for _, lives := range []bool{false, true} {
 			t.Run(name+map[bool]string{false: ", dead", true: ", living"}[lives], func(t *testing.T) {
 				t.Parallel()
 				e := lanEngine(t, c.mode)
-				e.ok("NetworkDriver.CreateNetwork", strings.Replace(plain(), `"com.docker.network.generic":{}`, `"com.docker.network.generic":{`+c.options+`}`, 1))
+				e.ok("NetworkDriver.CreateNetwork", lanCreate("01", c.options))
 				engine := sleeper(t, nil)
 				maker, _ := kernel.ProcessAt(engine.Process.Pid)
 				box := kerneltest.New(t)
@@ -68,7 +70,8 @@ func TestDeadExclusive(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
-				first := modes.Endpoint{ID: deadFirst, NetworkID: deadNetwork, Maker: maker, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}
+				addr := netip.MustParsePrefix("10.9.0.2/24")
+				first := modes.Endpoint{ID: deadFirst, NetworkID: deadNetwork, Maker: maker, Addrs: []netip.Prefix{addr}}
 				if _, err := e.yard.CreateEndpoint(t.Context(), first); err != nil {
 					t.Fatal(err)
 				}
@@ -82,7 +85,8 @@ func TestDeadExclusive(t *testing.T) {
 				}
 				_ = engine.Process.Kill()
 				_ = engine.Wait()
-				e.ok("NetworkDriver.CreateEndpoint", strings.NewReplacer(deadFirst, deadNext, "10.9.0.2", "10.9.0.3").Replace(endpoint))
+				other := strings.NewReplacer(deadFirst, deadNext, "10.9.0.2", "10.9.0.3").Replace(endpoint)
+				e.ok("NetworkDriver.CreateEndpoint", other)
 				next := strings.NewReplacer(deadFirst, deadNext).Replace(join)
 				if lives {
 					e.refused("NetworkDriver.Join", next, c.refusal)

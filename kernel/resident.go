@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Process tells one process of this boot from every other: the kernel gives numbers out again, but not with the same start.
+// A Process tells one process of this boot from every other: the kernel gives numbers out again, but not with the same
+// start.
 type Process struct {
 	PID int `json:",omitempty"`
 	// Start is when it began, in ticks since the boot (proc(5), /proc/pid/stat).
@@ -50,8 +51,8 @@ func (p Process) Ended() bool {
 	return p.Known() && (!ok || now != p)
 }
 
-// PeerOf returns the process at the other end of a Unix socket (unix(7), SO_PEERCRED). It is not known if that is in a PID namespace
-// which cannot be seen from here.
+// PeerOf returns the process at the other end of a Unix socket (unix(7), SO_PEERCRED). It is not known if that is in a
+// PID namespace which cannot be seen from here.
 func PeerOf(c net.Conn) (p Process) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
@@ -80,8 +81,8 @@ type Residents struct {
 // contained matches the control group of a process of a container: every engine writes its id there (cgroups(7)).
 var contained = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// FindResidents looks at every process of the host, and at each of its threads: one may live elsewhere than the process's first one,
-// or longer. It looks twice: a process may have had a child and ended while the list was read.
+// FindResidents looks at every process of the host, and at each of its threads: one may live elsewhere than the
+// process's first one, or longer. It looks twice: a process may have had a child and ended while the list was read.
 func FindResidents(ctx context.Context) (Residents, error) {
 	r := Residents{in: map[NamespaceID]bool{}}
 	for range 2 {
@@ -114,7 +115,8 @@ func (r *Residents) look(ctx context.Context) error {
 	return nil
 }
 
-// add notes where the threads of a process live; seen is false when it may not be known of one. One that has ended lives nowhere.
+// add notes where the threads of a process live; seen is false when it may not be known of one. One that has ended
+// lives nowhere.
 func (r *Residents) add(proc string) (seen bool) {
 	tasks, err := numbered(filepath.Join(proc, "task"))
 	seen = !errors.Is(err, fs.ErrPermission)

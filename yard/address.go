@@ -264,8 +264,9 @@ func (y *Yard) siblings(tx store.Tx, id string) (out []ipam.Pool, err error) {
 }
 
 // ReleaseAddress gives an address back; an unknown one is free. An engine deletes the endpoint first, so an address that an
-// endpoint still has is not the caller's any more: the release is a late one, and is not believed. If that endpoint is dead it goes
-// now: an engine that was killed releases the addresses it finds in its records when it starts again, and says no more of them.
+// endpoint still has is not the caller's any more: the release is a late one, and is not believed. If that endpoint is
+// dead it goes now: an engine that was killed releases the addresses it finds in its records when it starts again, and
+// says no more of them.
 func (y *Yard) ReleaseAddress(ctx context.Context, pool string, a netip.Addr) error {
 	if err := y.releaseDead(ctx, pool, a); err != nil {
 		return err

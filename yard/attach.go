@@ -67,7 +67,8 @@ func attachmentKey(attachment, network, ifName string) string {
 }
 
 // Attach makes an endpoint and plugs it into its sandbox. The same attachment again replaces the former one, and keeps its addresses:
-// a runtime that asks again has forgotten, or never heard, the first answer. Dead endpoints that have what it asks for give way.
+// a runtime that asks again has forgotten, or never heard, the first answer. Dead endpoints that have what it asks for
+// give way.
 func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err error) {
 	err = y.past(ctx, func(j *judge) error {
 		a, err = y.attachOnce(ctx, j, r)

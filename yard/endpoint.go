@@ -12,8 +12,8 @@ import (
 	"netyard/store"
 )
 
-// CreateEndpoint records an endpoint; the kernel is touched when it is joined. The answer has the MAC it will have. Dead endpoints that
-// have its addresses give way.
+// CreateEndpoint records an endpoint; the kernel is touched when it is joined. The answer has the MAC it will have.
+// Dead endpoints that have its addresses give way.
 func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (made modes.Endpoint, err error) {
 	err = y.past(ctx, func(*judge) error {
 		made, err = y.createEndpoint(ctx, e)
@@ -76,8 +76,8 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 	return e, err
 }
 
-// addressesFree refuses an endpoint whose addresses another one of the network has that is joined. What an engine made and never joined it
-// has forgotten, when it gives its address to somebody else.
+// addressesFree refuses an endpoint whose addresses another one of the network has that is joined. What an engine made
+// and never joined it has forgotten, when it gives its address to somebody else.
 func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	for _, p := range e.Addrs {
 		h, found, err := addressHolder(tx, n.ID, p.Addr())
@@ -102,8 +102,8 @@ func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	return nil
 }
 
-// Join makes the endpoint's link for a sandbox and says what to do inside. Joining the same sandbox again is success. Dead endpoints that
-// have what it needs give way.
+// Join makes the endpoint's link for a sandbox and says what to do inside. Joining the same sandbox again is success.
+// Dead endpoints that have what it needs give way.
 func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (n modes.Network, link modes.Link, err error) {
 	err = y.past(ctx, func(*judge) error {
 		n, link, err = y.join(ctx, network, id, sandbox)

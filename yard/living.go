@@ -30,8 +30,8 @@ type heldError struct {
 
 func (e *heldError) Unwrap() error { return e.error }
 
-// A judge says of endpoints whether their sandboxes live. One serves one request: it looks at the processes of the host when it is first
-// asked about them, and not again.
+// A judge says of endpoints whether their sandboxes live. One serves one request: it looks at the processes of the host
+// when it is first asked about them, and not again.
 type judge struct {
 	y         *Yard
 	residents *kernel.Residents
@@ -41,8 +41,8 @@ type judge struct {
 
 func (y *Yard) newJudge() *judge { return &judge{y: y, living: map[holder]bool{}} }
 
-// past runs a request, and again if it failed for what dead endpoints have: those are dropped, with all they have. do must have
-// undone what it did and hold no lock when it fails.
+// past runs a request, and again if it failed for what dead endpoints have: those are dropped, with all they have. do
+// must have undone what it did and hold no lock when it fails.
 func (y *Yard) past(ctx context.Context, do func(*judge) error) error {
 	j := y.newJudge()
 	for {
@@ -95,10 +95,12 @@ func (j *judge) giveWay(ctx context.Context, held *heldError) (news bool, err er
 // errUnjudged is the cause of a heldError whose request may succeed, but better if its holders are dead.
 var errUnjudged = errors.New("not known whether it lives")
 
-// dead says whether nothing lives any more where an endpoint was: only what is certain counts, by what the kernel says alone.
+// dead says whether nothing lives any more where an endpoint was: only what is certain counts, by what the kernel says
+// alone.
 //
-// A sandbox that came by CNI is its namespace, whether or not a process is in it. One of an engine is its processes: the namespace is
-// kept by a mount, which stays when the engine is killed; before there has been a process, its engine may be about to start it.
+// A sandbox that came by CNI is its namespace, whether or not a process is in it. One of an engine is its processes:
+// the namespace is kept by a mount, which stays when the engine is killed; before there has been a process, its engine
+// may be about to start it.
 func (j *judge) dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 	y, lost := j.y, e.Maker.Ended()
 	switch {
@@ -125,8 +127,9 @@ func (j *judge) dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 	return j.residents.Deserted(id), nil
 }
 
-// outlived says of an endpoint whose sandbox was never seen that it is nevertheless certain that none has its link: the engine was killed
-// before it made the namespace, or before netyard looked. Where the engine's mounts are not to be seen from here at all, the link tells.
+// outlived says of an endpoint whose sandbox was never seen that it is nevertheless certain that none has its link: the
+// engine was killed before it made the namespace, or before netyard looked. Where the engine's mounts are not to be
+// seen from here at all, the link tells.
 func (y *Yard) outlived(e modes.Endpoint) (bool, error) {
 	m, n, e, err := y.whole(e.NetworkID, e.ID)
 	if err != nil {
@@ -157,7 +160,9 @@ func (y *Yard) buryDead(ctx context.Context, was modes.Endpoint) (gone bool, err
 	if err != nil {
 		return false, err
 	}
-	if e.Phase != was.Phase || e.Sandbox != was.Sandbox || e.BootID != was.BootID || !e.Created.Equal(was.Created) || !e.Joined.Equal(was.Joined) {
+	same := e.Phase == was.Phase && e.Sandbox == was.Sandbox && e.BootID == was.BootID &&
+		e.Created.Equal(was.Created) && e.Joined.Equal(was.Joined)
+	if !same {
 		return false, nil // it was joined, or left, while it was looked at
 	}
 	if err := y.bury(ctx, m, n, e); err != nil {
@@ -174,7 +179,8 @@ func (y *Yard) buryDead(ctx context.Context, was modes.Endpoint) (gone bool, err
 	return true, nil
 }
 
-// BuryLost drops the dead endpoints whose engine's process has ended: it will not speak of them, and the next one may not know of them.
+// BuryLost drops the dead endpoints whose engine's process has ended: it will not speak of them, and the next one may
+// not know of them.
 func (y *Yard) BuryLost(ctx context.Context) error {
 	es, err := y.Endpoints()
 	if err != nil {
@@ -226,8 +232,9 @@ func inUseBy(tx store.Tx, h holder) string {
 	return who
 }
 
-// heldBeside says of an endpoint that could not be attached who may have what it needs: a link, a hardware address, a card of the host's,
-// a parent that takes one link only. That is who is on its network, or on another network with the same parent.
+// heldBeside says of an endpoint that could not be attached who may have what it needs: a link, a hardware address, a
+// card of the host's, a parent that takes one link only. That is who is on its network, or on another network with the
+// same parent.
 func (y *Yard) heldBeside(e modes.Endpoint, cause error) error {
 	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
 		return cause
@@ -269,7 +276,8 @@ func (y *Yard) heldBeside(e modes.Endpoint, cause error) error {
 
 // isTaken says whether a link could not be made since another one has what it needs.
 func isTaken(err error) bool {
-	for _, e := range []error{syscall.EBUSY, syscall.EINVAL, syscall.EEXIST, syscall.EADDRINUSE} { // a parent, passing through, a name, a MAC
+	// A parent, one that passes a link through, a name, a MAC.
+	for _, e := range []error{syscall.EBUSY, syscall.EINVAL, syscall.EEXIST, syscall.EADDRINUSE} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -75,6 +75,9 @@ func engineProcess(t *testing.T) (engine *exec.Cmd, id kernel.Process) {
 	return engine, id
 }
 
+// A joiner makes an endpoint and joins it.
+type joiner func(modes.Endpoint)
+
 // A fate is what became of the endpoint that holds something.
 type fate struct {
 	name string
@@ -82,7 +85,7 @@ type fate struct {
 	// every: it is tried with every thing, and not only with the first.
 	every bool
 	// make joins the endpoint and lets its fate come. join may be left out.
-	make func(r *rig, b box, join func(modes.Endpoint))
+	make func(r *rig, b box, join joiner)
 }
 
 // held is the endpoint of fates, made by the engine.
@@ -100,40 +103,40 @@ func (r *rig) noted(pid int) {
 
 // fates are all that an engine's containers may come to.
 var fates = []fate{
-	{"the engine was killed and its mount is left", true, true, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"the engine was killed and its mount is left", true, true, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		c := process(r.t, b.host)
 		join(held(id))
 		end(c)
 		end(engine)
 	}},
-	{"the engine was killed before a process was noted, and its mount is gone", true, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"the engine was killed at once, and its mount is gone", true, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		b.unmount()
 		join(held(id))
 		r.host.Sh(r.t, "ip link del "+kernel.Name(kernel.VethPrefix, epID))
 		end(engine)
 	}},
-	{"the engine was killed, and its mount, which was seen, is gone", true, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"the engine was killed, and its mount, which was seen, is gone", true, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		join(held(id))
 		b.unmount()
 		end(engine)
 	}},
-	{"its processes ended, and the engine has not said so", true, true, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"its processes ended, and the engine has not said so", true, true, func(r *rig, b box, join joiner) {
 		_, id := engineProcess(r.t)
 		c := process(r.t, b.host)
 		join(held(id))
 		r.noted(c.Process.Pid)
 		end(c)
 	}},
-	{"of an older record, its processes ended", true, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"of an older record, its processes ended", true, false, func(r *rig, b box, join joiner) {
 		c := process(r.t, b.host)
 		join(held(kernel.Process{}))
 		r.noted(c.Process.Pid)
 		end(c)
 	}},
-	{"its first process is a zombie", true, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"its first process is a zombie", true, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		c := process(r.t, b.host)
 		join(held(id))
@@ -142,23 +145,23 @@ var fates = []fate{
 		_ = c.Process.Kill() // and nobody waits for it
 		r.eventually("there is a zombie", func() bool { _, lives := kernel.ProcessAt(c.Process.Pid); return !lives })
 	}},
-	{"another process has the number of the engine", true, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"another process has the number of the engine", true, false, func(r *rig, b box, join joiner) {
 		join(held(kernel.Process{PID: os.Getpid(), Start: 1}))
 	}},
-	{"it lives, and so does the engine", false, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"it lives, and so does the engine", false, false, func(r *rig, b box, join joiner) {
 		_, id := engineProcess(r.t)
 		c := process(r.t, b.host)
 		join(held(id))
 		r.noted(c.Process.Pid)
 	}},
-	{"it lives, and the engine was killed", false, true, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"it lives, and the engine was killed", false, true, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		process(r.t, b.host)
 		join(held(id))
 		r.noted(0)
 		end(engine)
 	}},
-	{"it is paused, and the engine was killed", false, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"it is paused, and the engine was killed", false, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		c := process(r.t, b.host)
 		join(held(id))
@@ -166,7 +169,7 @@ var fates = []fate{
 		r.noted(0)
 		end(engine)
 	}},
-	{"its first process ended, another one lives", false, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"its first process ended, another one lives", false, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		c := process(r.t, b.host)
 		process(r.t, b.host)
@@ -175,22 +178,22 @@ var fates = []fate{
 		end(c)
 		end(engine)
 	}},
-	{"the engine is about to start it", false, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"the engine is about to start it", false, false, func(r *rig, b box, join joiner) {
 		_, id := engineProcess(r.t)
 		join(held(id))
 		r.noted(0)
 	}},
-	{"the engine has not made the namespace yet", false, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"the engine has not made the namespace yet", false, false, func(r *rig, b box, join joiner) {
 		_, id := engineProcess(r.t)
 		b.unmount()
 		join(held(id))
 		r.noted(0)
 	}},
-	{"who made it cannot be seen, and no process was", false, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"who made it cannot be seen, and no process was", false, false, func(r *rig, b box, join joiner) {
 		join(held(kernel.Process{}))
 		r.noted(0)
 	}},
-	{"the engine was killed, its mounts cannot be seen, and its link is in a sandbox", false, false, func(r *rig, b box, join func(modes.Endpoint)) {
+	{"the engine was killed, its mounts cannot be seen, its link is in a sandbox", false, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		b.unmount()
 		join(held(id))
@@ -272,25 +275,30 @@ var things = []thing{
 		refusal: "in use: port 8080/tcp of the host is published by container web of docker on network aaaaaaaaaaaa",
 	},
 	{
-		name: "one port of a range", have: publishes(epID, run("udp", 8000, 8000, 20)...), want: comes(publishes(nextID, ask("udp", 8013, ""))),
+		name: "one port of a range", have: publishes(epID, run("udp", 8000, 8000, 20)...),
+		want:    comes(publishes(nextID, ask("udp", 8013, ""))),
 		refusal: "in use: port 8013/udp of the host is published by container web of docker",
 	},
 	{
-		name: "a range over one port", have: publishes(epID, ask("tcp", 8005, "")), want: comes(publishes(nextID, run("tcp", 8000, 8000, 20)...)),
+		name: "a range over one port", have: publishes(epID, ask("tcp", 8005, "")),
+		want:    comes(publishes(nextID, run("tcp", 8000, 8000, 20)...)),
 		refusal: "in use: port 8005/tcp of the host is published by container web of docker",
 	},
 	{
-		name: "a port on loopback", have: publishes(epID, ask("tcp", 8080, "127.0.0.1")), want: comes(publishes(nextID, ask("tcp", 8080, "127.0.0.1"))),
+		name: "a port on loopback", have: publishes(epID, ask("tcp", 8080, "127.0.0.1")),
+		want:    comes(publishes(nextID, ask("tcp", 8080, "127.0.0.1"))),
 		refusal: "in use: port 8080/tcp of the host is published by container web of docker",
 	},
 	{
-		name: "a port on every address", have: publishes(epID, ask("sctp", 8080, "127.0.0.1")), want: comes(publishes(nextID, ask("sctp", 8080, "0.0.0.0"))),
+		name: "a port on every address", have: publishes(epID, ask("sctp", 8080, "127.0.0.1")),
+		want:    comes(publishes(nextID, ask("sctp", 8080, "0.0.0.0"))),
 		refusal: "in use: port 8080/sctp of the host is published by container web of docker",
 	},
 	{
 		name: "a port from a range", have: publishes(epID, ask("tcp", 8000, "")),
 		want: comes(func(r *rig) error {
-			ports, err := r.Publish(r.t.Context(), netID, nextID, []Ask{{Proto: "tcp", HostPort: 8000, HostPortEnd: 8009, ContainerPort: 80}})
+			any10 := Ask{Proto: "tcp", HostPort: 8000, HostPortEnd: 8009, ContainerPort: 80}
+			ports, err := r.Publish(r.t.Context(), netID, nextID, []Ask{any10})
 			if err == nil && ports[0].HostPort != 8000 {
 				err = fmt.Errorf("it got %d, which is not the first", ports[0].HostPort)
 			}
@@ -301,7 +309,8 @@ var things = []thing{
 	{
 		name: "a port that a CNI container asks for", have: publishes(epID, ask("tcp", 8080, "")),
 		want: func(r *rig) error {
-			n, err := r.MakeNetwork(r.t.Context(), NetworkRequest{Name: "other", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.8.0.0/24")}}}})
+			subnet := SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.8.0.0/24")}}
+			n, err := r.MakeNetwork(r.t.Context(), NetworkRequest{Name: "other", Subnets: []SubnetRequest{subnet}})
 			if err != nil {
 				return err
 			}
@@ -339,7 +348,8 @@ var things = []thing{
 		refusal: "taken as static (container web of docker on network aaaaaaaaaaaa)",
 	},
 	{
-		name: "the last address of a pool", pool: "10.9.0.0/30", addr: "10.9.0.2/30", dynamic: true, want: func(r *rig) error {
+		name: "the last address of a pool", pool: "10.9.0.0/30", addr: "10.9.0.2/30", dynamic: true,
+		want: func(r *rig) error {
 			_, err := r.RequestAddress(r.t.Context(), ipam.AddressRequest{Pool: "10.9.0.0/30"})
 			return err
 		},
@@ -347,8 +357,8 @@ var things = []thing{
 	},
 }
 
-// TestDeadHoldNothing: whatever an endpoint has, and whatever became of its container: if it is dead the next one has it at once, and
-// nothing of the dead one stays; if it may live it keeps it, and is named.
+// TestDeadHoldNothing: whatever an endpoint has, and whatever became of its container: if it is dead the next one has
+// it at once, and nothing of the dead one stays; if it may live it keeps it, and is named.
 func TestDeadHoldNothing(t *testing.T) {
 	t.Parallel()
 	for _, f := range fates {
@@ -410,7 +420,8 @@ func (r *rig) holds(th thing, b box, f fate) {
 		addr = netip.MustParsePrefix(th.addr)
 	}
 	if th.pool != "" {
-		n.Subnets[0] = modes.Subnet{Pool: addr.Masked(), Gateway: netip.PrefixFrom(netip.MustParseAddr("10.9.0.1"), addr.Bits()), Space: Space}
+		gateway := netip.PrefixFrom(netip.MustParseAddr("10.9.0.1"), addr.Bits())
+		n.Subnets[0] = modes.Subnet{Pool: addr.Masked(), Gateway: gateway, Space: Space}
 		must(r.t, second(r.RequestPool(r.t.Context(), ipam.PoolRequest{Subnet: addr.Masked()})))
 		must(r.t, second(r.RequestAddress(r.t.Context(), ipam.AddressRequest{Pool: th.pool, Gateway: true})))
 	}
@@ -456,7 +467,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// TestBuryLost: what an engine left that was killed goes without anybody asking for what it had; what lives stays, with live-restore.
+// TestBuryLost: what an engine left that was killed goes without anybody asking for what it had; what lives stays, with
+// live-restore.
 func TestBuryLost(t *testing.T) {
 	t.Parallel()
 	for _, f := range fates {
@@ -479,7 +491,8 @@ func TestBuryLost(t *testing.T) {
 	}
 }
 
-// TestDeadNeverJoined: an endpoint that was made and never joined has its address as long as its engine's process is there.
+// TestDeadNeverJoined: an endpoint that was made and never joined has its address as long as its engine's process is
+// there.
 func TestDeadNeverJoined(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -491,7 +504,8 @@ func TestDeadNeverJoined(t *testing.T) {
 	e := held(id)
 	e.Addrs = []netip.Prefix{netip.MustParsePrefix("10.9.0.50/24")}
 	must(t, second(r.CreateEndpoint(t.Context(), e)))
-	if err := requests("10.9.0.50")(r); err == nil || !strings.Contains(err.Error(), "taken as static (endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)") {
+	const refusal = "taken as static (endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)"
+	if err := requests("10.9.0.50")(r); err == nil || !strings.Contains(err.Error(), refusal) {
 		t.Errorf("while the engine is there: %v", err)
 	}
 	end(engine)
@@ -499,8 +513,8 @@ func TestDeadNeverJoined(t *testing.T) {
 	r.healthy("afterwards")
 }
 
-// TestDeadAttachment: a sandbox that came by CNI is its namespace, also without a process; when that is gone, or another is in its place,
-// the next one has its ports and its address at once.
+// TestDeadAttachment: a sandbox that came by CNI is its namespace, also without a process; when that is gone, or
+// another is in its place, the next one has its ports and its address at once.
 func TestDeadAttachment(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -520,11 +534,13 @@ func TestDeadAttachment(t *testing.T) {
 			r, b := newRig(t), newBox(t)
 			n := r.made()
 			first := AttachRequest{
-				NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(), Container: modes.Container{Engine: CNI},
-				Ports: []Ask{ask("tcp", 8080, "")}, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.50")},
+				NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
+				Container: modes.Container{Engine: CNI},
+				Ports:     []Ask{ask("tcp", 8080, "")}, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.50")},
 			}
 			was, err := r.Attach(t.Context(), first)
 			must(t, err)
+			owner := "endpoint " + modes.Short(was.Endpoint.ID) + " on network web"
 			c.fate(r, b)
 			for what, set := range map[string]func(*AttachRequest){
 				"port":    func(q *AttachRequest) { q.Ports = first.Ports },
@@ -536,7 +552,7 @@ func TestDeadAttachment(t *testing.T) {
 				switch {
 				case c.dead && err != nil:
 					t.Errorf("%s: the dead one does not give way: %v", what, err)
-				case !c.dead && (err == nil || !strings.Contains(err.Error(), "endpoint "+modes.Short(was.Endpoint.ID)+" on network web")):
+				case !c.dead && (err == nil || !strings.Contains(err.Error(), owner)):
 					t.Errorf("%s: the refusal says %v", what, err)
 				}
 			}
@@ -583,9 +599,8 @@ func TestDeadClaim(t *testing.T) {
 		r.cluster = &ledger{owners: map[netip.Addr]string{}}
 		r.start()
 		engine, id := engineProcess(t)
-		n := modes.Network{ID: netID, Mode: "overlay", Options: map[string]string{"overlay": "blue"}, Subnets: []modes.Subnet{{
-			Pool: netip.MustParsePrefix("10.9.0.0/24"), Gateway: netip.MustParsePrefix("10.9.0.1/24"), Space: OverlaySpace,
-		}}}
+		n := r.network()
+		n.Mode, n.Options, n.Subnets[0].Space = "overlay", map[string]string{"overlay": "blue"}, OverlaySpace
 		must(t, r.CreateNetwork(t.Context(), n))
 		q := ipam.AddressRequest{Pool: overlayPoolID("blue", n.Subnets[0].Pool), Addr: netip.MustParseAddr("10.9.0.50")}
 		must(t, second(r.RequestAddress(t.Context(), q)))
@@ -595,7 +610,8 @@ func TestDeadClaim(t *testing.T) {
 		b := newBox(t)
 		_, _, err := r.Join(t.Context(), netID, epID, b.path)
 		must(t, err)
-		if err := second(r.RequestAddress(t.Context(), q)); err == nil || !strings.Contains(err.Error(), "(endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)") {
+		err = second(r.RequestAddress(t.Context(), q))
+		if err == nil || !strings.Contains(err.Error(), "(endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)") {
 			t.Errorf("while it may be started: %v", err)
 		}
 		end(engine)
@@ -610,14 +626,16 @@ func TestDeadClaim(t *testing.T) {
 	}
 }
 
-// TestDeadElements: where records may have been lost, what the kernel has is adopted, but not what dead endpoints on record left there.
+// TestDeadElements: where records may have been lost, what the kernel has is adopted, but not what dead endpoints on
+// record left there.
 func TestDeadElements(t *testing.T) {
 	t.Parallel()
 	r, b := newRig(t), newBox(t)
 	n := r.made()
 	q := AttachRequest{
-		NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(), Container: modes.Container{Engine: CNI},
-		Ports: []Ask{ask("tcp", 8080, ""), ask("udp", 9000, "127.0.0.1")},
+		NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
+		Container: modes.Container{Engine: CNI},
+		Ports:     []Ask{ask("tcp", 8080, ""), ask("udp", 9000, "127.0.0.1")},
 	}
 	must(t, second(r.Attach(t.Context(), q)))
 	b.unmount()
@@ -628,8 +646,9 @@ func TestDeadElements(t *testing.T) {
 	r.healthy("after the restart")
 }
 
-// TestDeadCrash pulls the plug at every step of what a killed engine's next start asks for; the daemon starts again, and so does the
-// engine, which asks again: the container has its port and its address, and nothing of the dead one stays.
+// TestDeadCrash pulls the plug at every step of what a killed engine's next start asks for; the daemon starts again,
+// and so does the engine, which asks again: the container has its port and its address, and nothing of the dead one
+// stays.
 func TestDeadCrash(t *testing.T) {
 	t.Parallel()
 	for at, died := 1, true; died; at++ {
@@ -642,7 +661,8 @@ func TestDeadCrash(t *testing.T) {
 						return err
 					}
 					_, maker := engineProcess(t)
-					e := modes.Endpoint{ID: id, NetworkID: netID, Maker: maker, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.50/24")}}
+					e := held(maker)
+					e.ID, e.Addrs = id, []netip.Prefix{netip.MustParsePrefix("10.9.0.50/24")}
 					if _, err := r.CreateEndpoint(t.Context(), e); err != nil {
 						return err
 					}

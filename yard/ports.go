@@ -62,7 +62,9 @@ func (y *Yard) publish(ctx context.Context, network, id string, asks []Ask, lent
 	return ports, err
 }
 
-func (y *Yard) publishOnce(ctx context.Context, j *judge, network, id string, asks []Ask, lent bool) ([]modes.Port, error) {
+func (y *Yard) publishOnce(
+	ctx context.Context, j *judge, network, id string, asks []Ask, lent bool,
+) ([]modes.Port, error) {
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
 		return nil, err

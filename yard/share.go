@@ -270,8 +270,8 @@ func (y *Yard) listening(w *watched) ([]kernel.Listener, error) {
 	return ls, err
 }
 
-// grant gives an endpoint those of the wanted ports that nobody else has, and no others. The rest are conflicts. Dead endpoints that have
-// one of them give way.
+// grant gives an endpoint those of the wanted ports that nobody else has, and no others. The rest are conflicts.
+// Dead endpoints that have one of them give way.
 func (y *Yard) grant(ctx context.Context, w *watched, want []modes.Port) (conflicts []Conflict, err error) {
 	err = y.past(ctx, func(j *judge) error {
 		for h, at := range w.judged { // not at every look at a conflict that stays
