@@ -193,7 +193,7 @@ var fates = []fate{
 		join(held(kernel.Process{}))
 		r.noted(0)
 	}},
-	{"the engine was killed, its mounts cannot be seen, its link is in a sandbox", false, false, func(r *rig, b box, join joiner) {
+	{"killed, its mounts cannot be seen, its link is in a sandbox", false, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
 		b.unmount()
 		join(held(id))
