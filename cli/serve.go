@@ -322,7 +322,7 @@ func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtime
 // serveOn answers on a socket until ctx ends, and then lets what is under way come to its end.
 func serveOn(ctx context.Context, tasks *errgroup.Group, l net.Listener, h http.Handler) {
 	const headerTime = 10 * time.Second
-	s := &http.Server{Handler: h, ReadHeaderTimeout: headerTime}
+	s := &http.Server{Handler: h, ReadHeaderTimeout: headerTime, ConnContext: driver.WithCaller}
 	tasks.Go(func() error {
 		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve on %s: %w", l.Addr(), err)

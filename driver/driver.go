@@ -114,6 +114,7 @@ func (d *Door) createEndpoint(ctx context.Context, q createEndpoint) (endpointAn
 		}
 	}
 	given := e.MAC
+	e.Maker = caller(ctx)
 	if e, err = d.Yard.CreateEndpoint(ctx, e); err != nil {
 		return endpointAnswer{}, err
 	}

@@ -64,7 +64,7 @@ func newEngine(tb testing.TB, mode string) *engine {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := &http.Server{Handler: d.Handler()}
+	s := &http.Server{Handler: d.Handler(), ConnContext: driver.WithCaller}
 	go func() { _ = s.Serve(l) }()
 	e.client = &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", sock) }}}
 	tb.Cleanup(func() { _ = s.Close(); cancel(); <-done; _ = st.Close() })

@@ -98,6 +98,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // look asks the engine once. unnamed says that there are endpoints whose container is not known yet.
 func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
+	if err := d.Yard.BuryLost(ctx); err != nil {
+		d.Log.Warn("drop what an engine left that was killed", "err", err)
+	}
 	c, err := d.Census(ctx)
 	if err != nil {
 		return d.bySandbox(), err

@@ -126,10 +126,12 @@ type firewall struct {
 	// in is where the kernel is asked.
 	in *reader
 
-	mu     sync.Mutex
-	sets   setBook
-	want   map[elementID]*wish
-	bypass map[Bypass]bool
+	mu   sync.Mutex
+	sets setBook
+	want map[elementID]*wish
+	// disclaimed are elements that were removed before the ruleset was loaded.
+	disclaimed map[elementID]bool
+	bypass     map[Bypass]bool
 	// adopted: there were elements that the records did not know, and may still be.
 	adopted bool
 	// settled are the addresses that the records know all about, see superseded.
@@ -451,7 +453,11 @@ func (f *firewall) remove(elements []Element) error {
 // removeNow is remove for whose turn it is.
 func (f *firewall) removeNow(elements []Element) error {
 	gone := f.strike(elements)
-	if !f.loaded || len(gone) == 0 {
+	if !f.loaded {
+		f.disclaim(elements)
+		return nil
+	}
+	if len(gone) == 0 {
 		return nil
 	}
 	err := f.change(gone, f.tx.SetDeleteElements)
@@ -466,6 +472,18 @@ func (f *firewall) removeNow(elements []Element) error {
 		}
 	}
 	return err
+}
+
+// disclaim notes elements that were removed before the ruleset was loaded: what is in the kernel of them is not to be adopted.
+func (f *firewall) disclaim(elements []Element) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.disclaimed == nil {
+		f.disclaimed = map[elementID]bool{}
+	}
+	for _, e := range elements {
+		f.disclaimed[e.id()] = true
+	}
 }
 
 func (f *firewall) wanted() (all []Element) {

@@ -76,6 +76,9 @@ type Endpoint struct {
 	Kept map[string]string `json:",omitempty"`
 	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
 	BootID string `json:",omitempty"`
+	// Maker is the process of the engine that made the endpoint, where that can be seen: when it has ended, no word about the endpoint
+	// need ever come.
+	Maker kernel.Process `json:",omitzero"`
 	// Container is who the endpoint belongs to, found out in the background.
 	Container Container `json:",omitzero"`
 	// Attachment is what a CNI runtime calls the container (CNI_CONTAINERID): together with the network and IfName it names the

@@ -127,14 +127,101 @@ func (y *Yard) hasAttachments(tx store.Tx, pool string) (has bool, err error) {
 }
 
 // RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them gives
-// it: an engine asks only for the first.
+// it: an engine asks only for the first. Dead endpoints that have the address, or one of a pool that is full, give way.
 func (y *Yard) RequestAddress(ctx context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
-	if isOverlay(r.Pool) {
-		return y.requestClaim(ctx, r)
+	err = y.past(ctx, func(j *judge) error {
+		switch {
+		case isOverlay(r.Pool):
+			a, err = y.requestClaim(ctx, r)
+		case isDHCP(r.Pool):
+			a, err = y.requestLease(ctx, j, leaseRequest{AddressRequest: r})
+			return err
+		default:
+			a, err = y.requestOwn(r)
+		}
+		if err == nil || !isOverlay(r.Pool) && !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
+			return err
+		}
+		return y.heldAddress(r.Pool, r.Addr, err)
+	})
+	return a, err
+}
+
+// heldAddress says of a request for an address which failed who has the address, or those of its pool.
+func (y *Yard) heldAddress(pool string, a netip.Addr, cause error) (held error) {
+	err := y.c.Store.View(func(tx store.Tx) error {
+		network, err := y.networkOf(tx, pool)
+		if err != nil || network == "" {
+			return err
+		}
+		held, err = holdersOf(tx, network, cause, a)
+		return err
+	})
+	if held == nil {
+		return errors.Join(cause, err)
 	}
-	if isDHCP(r.Pool) {
-		return y.requestLease(ctx, leaseRequest{AddressRequest: r})
+	return held
+}
+
+// holdersOf are the endpoints that have addresses of a network; those of all, of which one will do, where none is named.
+func holdersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*heldError, error) {
+	held := &heldError{error: cause}
+	for _, a := range addrs {
+		if !a.IsValid() {
+			continue
+		}
+		h, found, err := addressHolder(tx, network, a)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			held.error, held.holders = fmt.Errorf("%w (%s)", held.error, inUseBy(tx, h)), append(held.holders, h)
+		}
 	}
+	if len(addrs) > 0 && addrs[0].IsValid() {
+		return held, nil
+	}
+	es, err := endpoints.List(tx, endpointKey(network, ""))
+	for _, e := range es {
+		held.holders = append(held.holders, holder{e.NetworkID, e.ID})
+	}
+	held.one = true
+	return held, err
+}
+
+// networkOf is the network whose addresses a pool has; empty when there is none yet.
+func (y *Yard) networkOf(tx store.Tx, pool string) (network string, err error) {
+	switch {
+	case isOverlay(pool):
+		name, _, err := parseOverlayPool(pool)
+		if err != nil {
+			return "", err
+		}
+		ns, err := networks.List(tx, "")
+		for _, n := range ns {
+			if y.isOverlayNamed(n, name) {
+				return n.ID, err
+			}
+		}
+		return "", err
+	case isDHCP(pool):
+		p, err := dhcpPools.Get(tx, pool)
+		if errors.Is(err, store.ErrNotFound) {
+			return "", nil
+		}
+		return p.Network, err
+	}
+	all, err := y.c.IPAM.Pools(tx)
+	for _, p := range all {
+		if p.ID == pool {
+			network = p.Network
+		}
+	}
+	return network, err
+}
+
+// requestOwn hands out an address of netyard's own pools.
+func (y *Yard) requestOwn(r ipam.AddressRequest) (a netip.Prefix, err error) {
 	err = y.update("address recorded", func(tx store.Tx) error {
 		a, err = y.c.IPAM.RequestAddress(tx, r)
 		if !errors.Is(err, ipam.ErrExhausted) {
@@ -177,8 +264,13 @@ func (y *Yard) siblings(tx store.Tx, id string) (out []ipam.Pool, err error) {
 }
 
 // ReleaseAddress gives an address back; an unknown one is free. An engine deletes the endpoint first, so an address that an
-// endpoint still has is not the caller's any more: the release is a late one, and is not believed.
-func (y *Yard) ReleaseAddress(_ context.Context, pool string, a netip.Addr) error {
+// endpoint still has is not the caller's any more: the release is a late one, and is not believed. If that endpoint is
+// dead it goes now: an engine that was killed releases the addresses it finds in its records when it starts again, and
+// says no more of them.
+func (y *Yard) ReleaseAddress(ctx context.Context, pool string, a netip.Addr) error {
+	if err := y.releaseDead(ctx, pool, a); err != nil {
+		return err
+	}
 	if isOverlay(pool) {
 		return y.releaseClaim(pool, a)
 	}
@@ -206,6 +298,32 @@ func (y *Yard) ReleaseAddress(_ context.Context, pool string, a netip.Addr) erro
 		}
 		return y.c.IPAM.ReleaseAddress(tx, own.ID, a)
 	})
+}
+
+// releaseDead drops the endpoint that has an address, if it is dead.
+func (y *Yard) releaseDead(ctx context.Context, pool string, a netip.Addr) error {
+	var e modes.Endpoint
+	err := y.c.Store.View(func(tx store.Tx) error {
+		network, err := y.networkOf(tx, pool)
+		if err != nil || network == "" {
+			return err
+		}
+		h, found, err := addressHolder(tx, network, a)
+		if err != nil || !found {
+			return err
+		}
+		e, err = getEndpoint(tx, h.Network, h.Endpoint)
+		return err
+	})
+	if err != nil || e.ID == "" {
+		return err
+	}
+	dead, err := y.newJudge().dead(ctx, e)
+	if err != nil || !dead {
+		return err
+	}
+	_, err = y.buryDead(ctx, e)
+	return err
 }
 
 // Reserve keeps an address for whoever asks for it by address, or for the container called name.

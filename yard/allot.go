@@ -141,6 +141,15 @@ func (y *Yard) allotOne(tx store.Tx, n modes.Network, r AttachRequest, group []n
 	return a, err
 }
 
+// heldAllotment says of addresses that could not be allotted who has them.
+func heldAllotment(tx store.Tx, r AttachRequest, cause error) error {
+	held, err := holdersOf(tx, r.NetworkID, cause, r.Addrs...)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	return held
+}
+
 // errTried undoes what was only tried.
 var errTried = errors.New("only tried")
 

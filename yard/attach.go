@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"netyard/ipam"
 	"netyard/ipam/dhcp"
 	"netyard/kernel"
 	"netyard/modes"
@@ -66,8 +67,17 @@ func attachmentKey(attachment, network, ifName string) string {
 }
 
 // Attach makes an endpoint and plugs it into its sandbox. The same attachment again replaces the former one, and keeps its addresses:
-// a runtime that asks again has forgotten, or never heard, the first answer.
+// a runtime that asks again has forgotten, or never heard, the first answer. Dead endpoints that have what it asks for
+// give way.
 func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err error) {
+	err = y.past(ctx, func(j *judge) error {
+		a, err = y.attachOnce(ctx, j, r)
+		return err
+	})
+	return a, err
+}
+
+func (y *Yard) attachOnce(ctx context.Context, j *judge, r AttachRequest) (a Attached, err error) {
 	start := y.c.Now()
 	ns, err := y.c.Kernel.SandboxID(r.NS)
 	if err != nil {
@@ -79,7 +89,7 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 		return a, err
 	}
 	defer releaseKey()
-	if r.leased, err = y.lease4(ctx, r); err != nil { // before the network is locked: it may take seconds
+	if r.leased, err = y.lease4(ctx, j, r); err != nil { // before the network is locked: it may take seconds
 		return a, err
 	}
 	e := modes.Endpoint{
@@ -89,7 +99,8 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	seen, ok := kernel.NamespaceAt(r.Sandbox)
 	e.Seen = ok && seen == ns
 	if r.allotted, err = y.grantAll(ctx, r, e.ID); err != nil { // it may take a while, too
-		return a, errors.Join(err, y.notAttached(r))
+		held := y.c.Store.View(func(tx store.Tx) error { return heldAllotment(tx, r, err) })
+		return a, errors.Join(held, y.notAttached(r))
 	}
 	release, err := y.hold(ctx, e.NetworkID, e.ID)
 	if err != nil {
@@ -97,9 +108,9 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 	}
 	defer release()
 	if e.Kept, err = y.take(ctx, e); err != nil {
-		return a, err
+		return a, y.heldBeside(e, err)
 	}
-	m, n, e, former, robbed, err := y.recordAttachment(r, e)
+	m, n, e, former, robbed, err := y.recordAttachment(j, r, e)
 	if err != nil {
 		return a, errors.Join(err, y.notAttached(r))
 	}
@@ -115,7 +126,7 @@ func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err err
 		return a, errors.Join(err, y.bury(context.WithoutCancel(ctx), m, n, e))
 	}
 	if a, err = y.plug(ctx, m, n, e, r); err != nil {
-		return a, errors.Join(err, y.bury(context.WithoutCancel(ctx), m, n, e))
+		return a, errors.Join(y.heldBeside(e, err), y.bury(context.WithoutCancel(ctx), m, n, e))
 	}
 	y.c.Log.Info("endpoint attached", "network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.c.Now().Sub(start))
 	y.tellAttached(n, a.Endpoint)
@@ -170,10 +181,10 @@ func getAttachment(tx store.Tx, attachment, network, ifName string) (modes.Endpo
 
 // recordAttachment records the endpoint with its addresses and ports, in place of a former one. robbed are the container's other
 // endpoints, as they were when they had the ports.
-func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (
+func (y *Yard) recordAttachment(j *judge, r AttachRequest, e modes.Endpoint) (
 	m modes.Mode, n modes.Network, _ modes.Endpoint, former string, robbed []modes.Endpoint, err error,
 ) {
-	ports := &choice{y: y, e: e, reserver: r.Reserver}
+	ports := &choice{y: y, e: e, reserver: r.Reserver, judge: j}
 	if err := ports.look(y.onAddresses(r)); err != nil {
 		return nil, n, e, "", nil, err
 	}
@@ -193,7 +204,10 @@ func (y *Yard) recordAttachment(r AttachRequest, e modes.Endpoint) (
 		}
 		former = old
 		if e.Addrs, err = y.allot(tx, n, r, kept); err != nil {
-			return err
+			if !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
+				return err
+			}
+			return heldAllotment(tx, r, err)
 		}
 		if e, err = y.takeLease(tx, n, e); err != nil {
 			return err

@@ -14,7 +14,7 @@ import (
 )
 
 // lease4 gets an attachment the address that the LAN's DHCP server has for it, where its network has addresses from there.
-func (y *Yard) lease4(ctx context.Context, r AttachRequest) (addrs []netip.Prefix, err error) {
+func (y *Yard) lease4(ctx context.Context, j *judge, r AttachRequest) (addrs []netip.Prefix, err error) {
 	n, err := y.Network(r.NetworkID)
 	if err != nil {
 		return nil, err
@@ -24,7 +24,7 @@ func (y *Yard) lease4(ctx context.Context, r AttachRequest) (addrs []netip.Prefi
 		if at := slices.IndexFunc(r.Addrs, netip.Addr.Is4); at >= 0 {
 			q.Addr = r.Addrs[at]
 		}
-		a, err := y.requestLease(ctx, q)
+		a, err := y.requestLease(ctx, j, q)
 		if err != nil {
 			return nil, err
 		}

@@ -99,7 +99,7 @@ type leaseRequest struct {
 }
 
 // requestLease gets an address from the LAN's DHCP server.
-func (y *Yard) requestLease(ctx context.Context, r leaseRequest) (netip.Prefix, error) {
+func (y *Yard) requestLease(ctx context.Context, j *judge, r leaseRequest) (netip.Prefix, error) {
 	var p DHCPPool
 	err := y.c.Store.View(func(tx store.Tx) (err error) {
 		p, err = dhcpPools.Get(tx, r.Pool)
@@ -128,7 +128,7 @@ func (y *Yard) requestLease(ctx context.Context, r leaseRequest) (netip.Prefix, 
 		return netip.Prefix{}, err
 	}
 	defer release()
-	a, err := y.acquire(ctx, p, l, r)
+	a, err := y.acquire(ctx, j, p, l, r)
 	if errors.Is(err, dhcp.ErrNoServer) {
 		err = fmt.Errorf("%w within %v", err, dhcpTime)
 	}
@@ -177,11 +177,11 @@ func (y *Yard) newLease(n modes.Network, p DHCPPool, r leaseRequest) (l DHCPLeas
 }
 
 // acquire asks the LAN. What is on record of the same client already is gone on with. The caller has the client's lock.
-func (y *Yard) acquire(ctx context.Context, p DHCPPool, l DHCPLease, r leaseRequest) (got netip.Prefix, err error) {
+func (y *Yard) acquire(ctx context.Context, j *judge, p DHCPPool, l DHCPLease, r leaseRequest) (got netip.Prefix, err error) {
 	wish := dhcp.Wish{Addr: r.Addr, Must: r.Addr.IsValid()}
 	old, err := y.lease(l.ID)
 	if err == nil {
-		again, err := y.goOn(old, l, r)
+		again, err := y.goOn(ctx, j, old, l, r)
 		if err != nil || again {
 			return old.Lease.Addr, err
 		}
@@ -242,7 +242,7 @@ func (y *Yard) notTaken(l DHCPLease) error {
 
 // goOn looks at what is on record of a client that asks. again: the same request, put again. A container's own lease, which its
 // name tells, is its again; a hardware address can be two containers' at once, and then it is the first one's.
-func (y *Yard) goOn(old, l DHCPLease, r leaseRequest) (again bool, err error) {
+func (y *Yard) goOn(ctx context.Context, j *judge, old, l DHCPLease, r leaseRequest) (again bool, err error) {
 	if old.Phase != DHCPHeld || r.Addr.IsValid() && r.Addr != old.Given {
 		return false, nil
 	}
@@ -256,14 +256,17 @@ func (y *Yard) goOn(old, l DHCPLease, r leaseRequest) (again bool, err error) {
 	if err == nil && r.Attachment != "" && e.Attachment == r.Attachment && e.IfName == r.IfName { // its runtime asks again
 		return old.Given == old.Lease.Addr.Addr() && old.Lease.State(y.c.Now()) != dhcp.Expired, nil
 	}
-	if err == nil && l.Name == "" && e.Phase == modes.Ready && e.Sandbox != "" && !y.dead(e) {
-		what := "mac-address " + l.MAC
-		if l.LAN.Shared() {
-			what = "address " + old.Given.String()
-		}
-		err = fmt.Errorf("%s: %w by endpoint %s, which has %s", what, ErrInUse, modes.Short(old.Endpoint), old.Lease.Addr)
+	if err != nil || l.Name != "" || e.Phase != modes.Ready || e.Sandbox == "" {
+		return false, err
 	}
-	return false, err
+	if dead, err := j.dead(ctx, e); err != nil || dead {
+		return false, err
+	}
+	what := "mac-address " + l.MAC
+	if l.LAN.Shared() {
+		what = "address " + old.Given.String()
+	}
+	return false, fmt.Errorf("%s: %w by %s, which has %s", what, ErrInUse, owned(e), old.Lease.Addr)
 }
 
 // giveBack records that a lease is to be released; KeepLeases does it.

@@ -13,7 +13,16 @@ import (
 )
 
 // CreateEndpoint records an endpoint; the kernel is touched when it is joined. The answer has the MAC it will have.
-func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endpoint, error) {
+// Dead endpoints that have its addresses give way.
+func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (made modes.Endpoint, err error) {
+	err = y.past(ctx, func(*judge) error {
+		made, err = y.createEndpoint(ctx, e)
+		return err
+	})
+	return made, err
+}
+
+func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endpoint, error) {
 	release, err := y.locks.hold(ctx, e.NetworkID, true)
 	if err != nil {
 		return e, err
@@ -29,6 +38,9 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		}
 		m, err := y.mode(n.Mode)
 		if err != nil {
+			return err
+		}
+		if err := addressesFree(tx, n, e); err != nil {
 			return err
 		}
 		if e, err = y.takeLease(tx, n, e); err != nil {
@@ -64,8 +76,43 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 	return e, err
 }
 
+// addressesFree refuses an endpoint whose addresses another one of the network has that is joined. What an engine made
+// and never joined it has forgotten, when it gives its address to somebody else.
+func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
+	for _, p := range e.Addrs {
+		h, found, err := addressHolder(tx, n.ID, p.Addr())
+		if err != nil {
+			return err
+		}
+		if !found || h.Endpoint == e.ID || p.Addr().IsUnspecified() {
+			continue
+		}
+		old, err := getEndpoint(tx, h.Network, h.Endpoint)
+		if errors.Is(err, ErrNotFound) || err == nil && old.Sandbox == "" {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		return &heldError{
+			error:   fmt.Errorf("address %s: %w by %s", p.Addr(), ErrInUse, inUseBy(tx, h)),
+			holders: []holder{h},
+		}
+	}
+	return nil
+}
+
 // Join makes the endpoint's link for a sandbox and says what to do inside. Joining the same sandbox again is success.
-func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Network, modes.Link, error) {
+// Dead endpoints that have what it needs give way.
+func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (n modes.Network, link modes.Link, err error) {
+	err = y.past(ctx, func(*judge) error {
+		n, link, err = y.join(ctx, network, id, sandbox)
+		return err
+	})
+	return n, link, err
+}
+
+func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Network, modes.Link, error) {
 	start := y.c.Now()
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
@@ -112,7 +159,7 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (modes.Net
 		link, err = y.attach(ctx, m, n, e)
 	}
 	if err != nil {
-		return n, link, errors.Join(err, y.unjoin(context.WithoutCancel(ctx), m, n, e))
+		return n, link, errors.Join(y.heldBeside(e, err), y.unjoin(context.WithoutCancel(ctx), m, n, e))
 	}
 	y.c.Log.Info("endpoint joined", "network", network, "endpoint", id, "mode", n.Mode, "took", y.c.Now().Sub(start))
 	y.tell(about(EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", owned(e), label(n))))
@@ -139,7 +186,11 @@ func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string,
 		return nil, err
 	}
 	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool { return o.ID == id || o.Sandbox == "" && o.Kept == nil })
-	return k.Keep(ctx, n, e, others)
+	kept, err := k.Keep(ctx, n, e, others)
+	if err != nil {
+		return nil, y.heldBeside(e, err)
+	}
+	return kept, nil
 }
 
 func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {

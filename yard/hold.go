@@ -21,8 +21,11 @@ var holds = store.Bucket[hold]{Name: "holds"}
 
 func (h hold) key() string { return attachmentKey(h.Attachment, h.NetworkID, h.IfName) }
 
+// holdPrefix begins what a hold writes where an endpoint would write its id.
+const holdPrefix = "hold|"
+
 // claim is what a hold writes where an endpoint would write its id.
-func (h hold) claim() string { return "hold|" + h.key() }
+func (h hold) claim() string { return holdPrefix + h.key() }
 
 func putHold(tx store.Tx, h hold) error {
 	for _, a := range h.Addrs {

@@ -123,11 +123,15 @@ func otherGateway(name string, want netip.Addr, has modes.Subnet) error {
 func (y *Yard) overlayOf(name string) (modes.Network, bool, error) {
 	ns, err := y.Networks()
 	for _, n := range ns {
-		if y.Claims(n.Mode) && n.Opt(optOverlay) == name && n.Phase == modes.Ready {
+		if y.isOverlayNamed(n, name) {
 			return n, true, err
 		}
 	}
 	return modes.Network{}, false, err
+}
+
+func (y *Yard) isOverlayNamed(n modes.Network, name string) bool {
+	return y.Claims(n.Mode) && n.Opt(optOverlay) == name && n.Phase == modes.Ready
 }
 
 // requestClaim is an address of a cluster's network. The gateway's is asked for before the network is there, and nobody's own.

@@ -81,6 +81,7 @@ func (c *choice) chain(tx store.Tx, one *chain) error {
 		c.give(one, a.HostPort)
 		return nil
 	}
+	named := c.holders
 	first, last := a.HostPort, a.HostPortEnd
 	if a.HostPort == 0 {
 		first, last = c.first, c.last
@@ -91,7 +92,9 @@ func (c *choice) chain(tx store.Tx, one *chain) error {
 	}
 	for port := int(first); port <= int(last); port++ {
 		if c.takenOnAny(tx, one, uint16(port)) == nil {
-			c.give(one, uint16(port))
+			if c.give(one, uint16(port)); a.HostPort == 0 { // who wants any port wants nobody's
+				c.holders = named
+			}
 			return nil
 		}
 	}

@@ -53,8 +53,18 @@ func (y *Yard) Publish(ctx context.Context, network, id string, asks []Ask) ([]m
 	return y.publish(ctx, network, id, asks, false)
 }
 
-// publish is Publish, or lends the ports to the endpoint.
-func (y *Yard) publish(ctx context.Context, network, id string, asks []Ask, lent bool) ([]modes.Port, error) {
+// publish is Publish, or lends the ports to the endpoint. Dead endpoints that have one of them give way.
+func (y *Yard) publish(ctx context.Context, network, id string, asks []Ask, lent bool) (ports []modes.Port, err error) {
+	err = y.past(ctx, func(j *judge) error {
+		ports, err = y.publishOnce(ctx, j, network, id, asks, lent)
+		return err
+	})
+	return ports, err
+}
+
+func (y *Yard) publishOnce(
+	ctx context.Context, j *judge, network, id string, asks []Ask, lent bool,
+) ([]modes.Port, error) {
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
 		return nil, err
@@ -75,7 +85,7 @@ func (y *Yard) publish(ctx context.Context, network, id string, asks []Ask, lent
 	if err != nil {
 		return nil, err
 	}
-	choice := &choice{y: y, e: e}
+	choice := &choice{y: y, e: e, judge: j}
 	if err := choice.look(asks); err != nil {
 		return nil, err
 	}
@@ -163,6 +173,9 @@ type choice struct {
 	given       []modes.Port
 	// reserver is a process that listens on the ports only to keep others off them; 0: there is none.
 	reserver int
+	// holders have ports that were asked for.
+	judge   *judge
+	holders []holder
 }
 
 // look finds out what the host has, outside of any transaction.
@@ -206,8 +219,12 @@ func (c *choice) ports(tx store.Tx, asks []Ask) ([]modes.Port, error) {
 	}
 	for _, one := range chains(asks) {
 		if err := c.chain(tx, one); err != nil {
-			return nil, err
+			return nil, &heldError{error: err, holders: c.holders}
 		}
+	}
+	// Who named a range gets the first port that nobody living has.
+	if unjudged := c.unjudged(); len(unjudged) > 0 {
+		return nil, &heldError{error: errUnjudged, holders: unjudged}
 	}
 	slices.SortFunc(c.given, comparePorts)
 	return join(c.given), nil
@@ -263,6 +280,7 @@ func (c *choice) readClaims(tx store.Tx) error {
 func (c *choice) taken(tx store.Tx, proto string, a netip.Addr, first, count uint16) (why error) {
 	for _, r := range c.claims {
 		if r.proto == proto && r.first <= first+count-1 && first <= r.last && sameAddr(r.addr, a) {
+			c.meet(tx, r.key)
 			return fmt.Errorf("%w: port %d/%s of the host is published by %s", ErrInUse, max(first, r.first), proto, claimant(tx, r.key))
 		}
 	}
@@ -301,22 +319,28 @@ func sameAddr(a, b netip.Addr) bool {
 	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
 }
 
+// meet notes who has a port.
+func (c *choice) meet(tx store.Tx, key string) {
+	by, err := portClaims.Get(tx, key)
+	if h := holder(by); err == nil && !slices.Contains(c.holders, h) {
+		c.holders = append(c.holders, h)
+	}
+}
+
+// unjudged are those holders of which it has not been found out whether they live.
+func (c *choice) unjudged() []holder {
+	if c.judge == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(c.holders), func(h holder) bool { return c.judge.living[h] })
+}
+
 func claimant(tx store.Tx, key string) string {
 	c, err := portClaims.Get(tx, key)
 	if err != nil {
 		return "somebody"
 	}
-	who := "endpoint " + modes.Short(c.Endpoint)
-	if e, err := getEndpoint(tx, c.Network, c.Endpoint); err == nil && e.Container.Name != "" {
-		who = "container " + e.Container.Name
-		if e.Container.Engine != "" {
-			who += " of " + e.Container.Engine
-		}
-	}
-	if n, err := getNetwork(tx, c.Network); err == nil {
-		who += " on network " + label(n)
-	}
-	return who
+	return inUseBy(tx, holder(c))
 }
 
 // hostPorts are those ports that are the host's.

@@ -89,6 +89,8 @@ type watched struct {
 	// settled: what was wanted last is had. Until then, and while there are conflicts, every look is followed by work. Of one that is
 	// only watched for its end: the card has been seen in its sandbox.
 	settled bool
+	// judged is when those were last found living who have a port that it asks for.
+	judged map[holder]time.Time
 	// said is the last complaint: one is enough.
 	said string
 }
@@ -269,7 +271,19 @@ func (y *Yard) listening(w *watched) ([]kernel.Listener, error) {
 }
 
 // grant gives an endpoint those of the wanted ports that nobody else has, and no others. The rest are conflicts.
-func (y *Yard) grant(ctx context.Context, w *watched, want []modes.Port) ([]Conflict, error) {
+// Dead endpoints that have one of them give way.
+func (y *Yard) grant(ctx context.Context, w *watched, want []modes.Port) (conflicts []Conflict, err error) {
+	err = y.past(ctx, func(j *judge) error {
+		for h, at := range w.judged { // not at every look at a conflict that stays
+			j.living[h] = j.living[h] || time.Since(at) < recall
+		}
+		conflicts, err = y.grantOnce(ctx, j, w, want)
+		return err
+	})
+	return conflicts, err
+}
+
+func (y *Yard) grantOnce(ctx context.Context, j *judge, w *watched, want []modes.Port) ([]Conflict, error) {
 	release, err := y.hold(ctx, w.endpoint.NetworkID, w.endpoint.ID)
 	if err != nil {
 		return nil, err
@@ -282,7 +296,7 @@ func (y *Yard) grant(ctx context.Context, w *watched, want []modes.Port) ([]Conf
 	if err != nil {
 		return nil, err
 	}
-	c := &choice{y: y, e: was}
+	c := &choice{y: y, e: was, judge: j}
 	if len(want) > 0 {
 		if c.listeners, err = y.c.Kernel.Listeners(); err != nil {
 			return nil, err
@@ -296,6 +310,10 @@ func (y *Yard) grant(ctx context.Context, w *watched, want []modes.Port) ([]Conf
 	}); err != nil {
 		return nil, err
 	}
+	if unjudged := c.unjudged(); len(unjudged) > 0 {
+		return nil, &heldError{error: errUnjudged, holders: unjudged}
+	}
+	w.judgedNow(c.holders)
 	if !slices.Equal(is.Ports, was.Ports) {
 		if is, conflicts, err = y.regrant(ctx, w, c, was, want); err != nil {
 			return nil, err
@@ -304,6 +322,17 @@ func (y *Yard) grant(ctx context.Context, w *watched, want []modes.Port) ([]Conf
 	}
 	y.tellShared(w.network, was, is, y.setConflicts(is, conflicts), conflicts)
 	return conflicts, nil
+}
+
+// judgedNow notes who has been found living, unless that was just now.
+func (w *watched) judgedNow(living []holder) {
+	before := w.judged
+	w.judged = map[holder]time.Time{}
+	for _, h := range living {
+		if w.judged[h] = before[h]; time.Since(before[h]) >= recall {
+			w.judged[h] = time.Now()
+		}
+	}
 }
 
 // regrant records the ports that an endpoint gets, and makes them so.
@@ -342,6 +371,7 @@ func (c *choice) sharable(tx store.Tx, want []modes.Port) (get []modes.Port, con
 		heard := slices.IndexFunc(c.listeners, func(l kernel.Listener) bool { return l.Takes(p.Proto, p.HostIP, p.HostPort, 1) })
 		switch {
 		case at >= 0:
+			c.meet(tx, c.claims[at].key)
 			conflicts = append(conflicts, Conflict{Port: p, claim: c.claims[at].key, Owner: claimant(tx, c.claims[at].key)})
 			continue
 		case heard >= 0:

@@ -1,0 +1,105 @@
+package driver_test
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+	"netyard/modes"
+)
+
+const deadNetwork, deadFirst, deadNext = "aaaaaaaaaaaa01", "eeeeeeeeeeee01", "ffffffffffff02"
+
+// TestMaker: an endpoint is the engine's process's that sent for it.
+func TestMaker(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	e.ok("NetworkDriver.CreateNetwork", plain())
+	e.ok("NetworkDriver.CreateEndpoint", endpoint)
+	own, ok := kernel.ProcessAt(os.Getpid())
+	if got, err := e.yard.Endpoint(deadNetwork, deadFirst); err != nil || !ok || got.Maker != own {
+		t.Errorf("it is of process %+v, want %+v (%v)", got.Maker, own, err)
+	}
+}
+
+// sleeper starts a process in a namespace, or wherever the test is.
+func sleeper(t *testing.T, in *kerneltest.Host) *exec.Cmd {
+	t.Helper()
+	c := exec.Command("sleep", "1d")
+	start := c.Start
+	if in != nil {
+		start = func() error { return in.Do(c.Start) }
+	}
+	if err := start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	return c
+}
+
+// TestDeadExclusive: what only one container can have, a parent to pass through or a card of the host's, is the next
+// one's at once if who has it is dead: its engine was killed, and what is left is a mount.
+func TestDeadExclusive(t *testing.T) {
+	t.Parallel()
+	const passing = "passthru is for one container at a time, and eth0 has one: invalid argument " +
+		"(on eth0: endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)"
+	for name, c := range map[string]struct{ mode, options, refusal string }{
+		"passthru":           {"macvlan", `"parent":"eth0","macvlan_mode":"passthru"`, passing},
+		"a card of the host": {"host", `"device":"eth0"`, "take device eth0: endpoint eeeeeeeeeeee has it"},
+	} {
+		for _, lives := range []bool{false, true} {
+			t.Run(name+map[bool]string{false: ", dead", true: ", living"}[lives], func(t *testing.T) {
+				t.Parallel()
+				e := lanEngine(t, c.mode)
+				e.ok("NetworkDriver.CreateNetwork", lanCreate("01", c.options))
+				engine := sleeper(t, nil)
+				maker, _ := kernel.ProcessAt(engine.Process.Pid)
+				box := kerneltest.New(t)
+				path := filepath.Join(t.TempDir(), "netns")
+				if err := os.WriteFile(path, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Mount(box.Path(), path, "", unix.MS_BIND, ""); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+				addr := netip.MustParsePrefix("10.9.0.2/24")
+				first := modes.Endpoint{ID: deadFirst, NetworkID: deadNetwork, Maker: maker, Addrs: []netip.Prefix{addr}}
+				if _, err := e.yard.CreateEndpoint(t.Context(), first); err != nil {
+					t.Fatal(err)
+				}
+				_, link, err := e.yard.Join(t.Context(), deadNetwork, deadFirst, path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				e.host.Give(t, box, link.SrcName)
+				if lives {
+					sleeper(t, box)
+				}
+				_ = engine.Process.Kill()
+				_ = engine.Wait()
+				other := strings.NewReplacer(deadFirst, deadNext, "10.9.0.2", "10.9.0.3").Replace(endpoint)
+				e.ok("NetworkDriver.CreateEndpoint", other)
+				next := strings.NewReplacer(deadFirst, deadNext).Replace(join)
+				if lives {
+					e.refused("NetworkDriver.Join", next, c.refusal)
+					if _, err := e.yard.Endpoint(deadNetwork, deadFirst); err != nil {
+						t.Errorf("the living one was dropped: %v", err)
+					}
+					return
+				}
+				e.ok("NetworkDriver.Join", next)
+				if _, err := e.yard.Endpoint(deadNetwork, deadFirst); err == nil {
+					t.Error("the dead one is still on record")
+				}
+			})
+		}
+	}
+}
