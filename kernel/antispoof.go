@@ -3,6 +3,7 @@ package kernel
 import (
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -103,25 +104,27 @@ func guardChains(b setBook) []chainSpec {
 			{"ARP", rule(etherType(unix.ETH_P_ARP), goTo("arp"))},
 			{"and nothing that could not be checked", drop()},
 		}},
-		{name: "roles", rules: []ruleSpec{
+		{name: "roles", rules: slices.Concat([]ruleSpec{
 			{"no router advertisements from containers", rule(icmpType(unix.IPPROTO_ICMPV6, ndRouterAdvert), drop())},
 			{"no IPv6 redirects from containers", rule(icmpType(unix.IPPROTO_ICMPV6, ndRedirect), drop())},
 			{"no redirects from containers", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
-		}},
-		{name: "ipv4", rules: []ruleSpec{
+		}, forged(b, false), forged(b, true))},
+		{name: "ipv4", rules: slices.Concat([]ruleSpec{
 			{"no redirects", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
 			{"no DHCP servers", rule(udpPort(0, dhcpServer), drop())},
 			{"own address", rule(b.portKey(Addrs4, false, expr.PayloadBaseNetworkHeader, 12, 4), back())},
+		}, forged(b, false), []ruleSpec{
 			{"the LAN gives addresses", rule(lan, back())},
 			{"DHCP clients have none yet", rule(zero(12, 4), udpPort(0, dhcpClient), udpPort(2, dhcpServer), back())},
 			{"no other source", drop()},
-		}},
-		{name: "ipv6", rules: append([]ruleSpec{
+		})},
+		{name: "ipv6", rules: slices.Concat([]ruleSpec{
 			{"neighbour discovery", rule(l4proto(unix.IPPROTO_ICMPV6), jump("nd"))},
 			{"no DHCPv6 servers", rule(udpPort(0, dhcp6Server), drop())},
 			{"own address, IPv6", rule(b.portKey(Addrs6, false, expr.PayloadBaseNetworkHeader, 8, 16), back())},
+		}, forged(b, true), []ruleSpec{
 			{"the LAN gives addresses, IPv6", rule(lan, back())},
-		}, unspecified()...)},
+		}, unspecified())},
 		{name: "nd", rules: ndRules(b)},
 		{name: "arp", rules: []ruleSpec{
 			{"Ethernet and IPv4", rule(payload(expr.PayloadBaseNetworkHeader, 0, "\x00\x01\x08\x00\x06\x04", expr.CmpOpNeq), drop())},
