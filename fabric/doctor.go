@@ -31,6 +31,9 @@ func (a *Agent) Doctor(ctx context.Context) (all []Symptom, err error) {
 	if s.Reason != "" {
 		all = append(all, Symptom{Of: "host", Text: "this host is no member: " + s.Reason})
 	}
+	if err := a.c.Kernel.TellsDevices(); err != nil {
+		all = append(all, Symptom{Of: "host", Text: err.Error()})
+	}
 	advice, err := a.c.Client.Advise(ctx)
 	if err != nil && !errors.Is(err, cluster.ErrUnreachable) { // that is said already
 		return nil, err
@@ -89,7 +92,8 @@ func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 		switch {
 		case !small && !large:
 			all = append(all, Symptom{Of: "network", Network: f.network, Text: fmt.Sprintf(
-				"host %s does not answer at %s: nothing comes back from %s at UDP port %d, or its firewall drops ICMP", f.host, f.addr, f.at.Addr(), f.at.Port())})
+				"host %s does not answer at %s: nothing comes back from %s at UDP port %d, or it comes by a link that "+
+					"does not lead back, or its firewall drops ICMP", f.host, f.addr, f.at.Addr(), f.at.Port())})
 		case !large:
 			all = append(all, Symptom{Of: "network", Network: f.network, Text: fmt.Sprintf(
 				"packets of %d bytes do not get to host %s (%s), small ones do: something on the way to %s carries less than it should", f.mtu, f.host, f.addr, f.at.Addr())})

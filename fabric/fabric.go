@@ -136,7 +136,7 @@ func New(c Config) (*Agent, error) {
 	a := &Agent{
 		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: cluster.ErrNotYet, tasks: &tasks{}, rolls: newRolls(), moved: make(chan struct{}, 1),
 	}
-	if err := errors.Join(a.recover(), a.openTunnel()); err != nil {
+	if err := errors.Join(a.recover(), a.openTunnel(), a.keepClosed()); err != nil {
 		return nil, err
 	}
 	a.hosts = c.Client.NewMirror(c.Log, "host/", a.everywhere)
@@ -163,6 +163,15 @@ func New(c Config) (*Agent, error) {
 		}
 	}
 	return a, nil
+}
+
+// keepClosed closes the networks again that etcd has not heard this host has left.
+func (a *Agent) keepClosed() error {
+	objects, err := a.Parting()
+	if err != nil {
+		return err
+	}
+	return a.c.Kernel.Ensure(context.Background(), objects...)
 }
 
 // Port is the UDP port of VXLAN.
@@ -263,22 +272,10 @@ func (a *Agent) Unbind(id string) error {
 	if n != nil {
 		n.stop()
 	}
-	err := a.c.Store.Update(func(tx store.Tx) error {
-		if err := networks.Delete(tx, id); err != nil {
-			return err
-		}
-		for _, key := range owns.Keys(tx, id+"/") {
-			if err := owns.Delete(tx, key); err != nil {
-				return err
-			}
-		}
-		for _, key := range resting.Keys(tx, id+"/") {
-			if err := resting.Delete(tx, key); err != nil {
-				return err
-			}
-		}
-		return leaving.Put(tx, id, true)
-	})
+	err := a.forget(id, n)
+	if err == nil && n != nil {
+		err = a.c.Kernel.Ensure(context.Background(), a.parted(id, n.VNI)...)
+	}
 	if err == nil {
 		err = cluster.Discard(a.c.Store, "addr/"+id+"/")
 	}
@@ -293,6 +290,31 @@ func (a *Agent) Unbind(id string) error {
 		return fmt.Errorf("take network %s from this host: %w", id, err)
 	}
 	return nil
+}
+
+// forget takes a network from the records; what is left is that etcd has to hear of it.
+func (a *Agent) forget(id string, n *network) error {
+	return a.c.Store.Update(func(tx store.Tx) error {
+		if err := networks.Delete(tx, id); err != nil {
+			return err
+		}
+		for _, key := range owns.Keys(tx, id+"/") {
+			if err := owns.Delete(tx, key); err != nil {
+				return err
+			}
+		}
+		for _, key := range resting.Keys(tx, id+"/") {
+			if err := resting.Delete(tx, key); err != nil {
+				return err
+			}
+		}
+		if n != nil {
+			if err := parting.Put(tx, id, n.VNI); err != nil {
+				return err
+			}
+		}
+		return leaving.Put(tx, id, true)
+	})
 }
 
 // Keep unbinds all networks but those: a daemon that died may have left others.
@@ -315,6 +337,39 @@ func (a *Agent) Keep(ids []string) error {
 
 // leaving are networks that were taken from this host and of which etcd has not heard that yet.
 var leaving = store.Bucket[bool]{Name: "overlay_leaving"}
+
+// parting are the numbers of those networks. The other hosts take this one for a member until etcd has heard, so the
+// networks stay closed: nothing of a container's leaves for them as a frame of theirs.
+var parting = store.Bucket[uint32]{Name: "overlay_parting"}
+
+// parted are the elements that keep such a network closed. They are nobody's but the Agent's, see Parting.
+func (a *Agent) parted(id string, vni uint32) []kernel.Object {
+	return elements(kernel.Closed(a.Port(), vni), "parting "+id)
+}
+
+// Parting are the elements that are wanted for networks that were taken from this host and that etcd has not heard of.
+func (a *Agent) Parting() (objects []kernel.Object, err error) {
+	err = a.c.Store.View(func(tx store.Tx) error {
+		return parting.Each(tx, "", func(id string, vni uint32) error {
+			objects = append(objects, a.parted(id, vni)...)
+			return nil
+		})
+	})
+	return objects, err
+}
+
+// opens opens a network that etcd knows this host has left.
+func (a *Agent) opens(id string) error {
+	var vni uint32
+	err := a.c.Store.View(func(tx store.Tx) (err error) { vni, err = parting.Get(tx, id); return err })
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		err = a.c.Kernel.Remove(a.parted(id, vni)...)
+	}
+	return err
+}
 
 func (a *Agent) poke() {
 	select {

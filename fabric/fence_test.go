@@ -10,6 +10,7 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/kernel"
 )
 
 // onBlue has all hosts on a network, with addresses in store.
@@ -176,4 +177,53 @@ func TestOldBackup(t *testing.T) {
 	if n := all[0].status().Networks[green.ID]; n.Name != "green" {
 		t.Errorf("networks: %+v", all[0].status().Networks)
 	}
+}
+
+// TestLeftStaysClosed: until etcd has heard that a host left a network, the other hosts take it for a member. So long
+// the network is closed there, over a restart too: else what a container sends would be a frame of it, as its host is a
+// member.
+func TestLeftStaysClosed(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	all := hosts(t, e, 2)
+	blue := onBlue(t, all)
+	h := all[0]
+	closed := func() bool {
+		number := fmt.Sprintf("0x%08x", blue.VNI)
+		return strings.Contains(h.Sh(t, "nft list set inet netyard vnis"), number) &&
+			strings.Contains(h.Sh(t, "nft list set bridge netyard vnis_bridged"), number)
+	}
+	parting := func() []kernel.Object {
+		objects, err := h.Parting()
+		must(t, err)
+		return objects
+	}
+	if !closed() || len(parting()) != 0 {
+		t.Fatalf("while the host is on it: closed %v, parting %v", closed(), parting())
+	}
+	e.Cut()
+	must(t, h.Unbind(blue.ID))
+	if !closed() || len(parting()) == 0 {
+		t.Errorf("when the host has left it: closed %v, parting %v", closed(), parting())
+	}
+	if out := h.Sh(t, "nft list set inet netyard vteps4"); strings.Contains(out, "192.0.2.2") {
+		t.Errorf("the network is open to its hosts: %s", out)
+	}
+	h.stop()
+	h.Reopen(t)
+	h.ShareTables()
+	h.boot(1)
+	must(t, h.LoadFirewall())
+	if !closed() {
+		t.Error("it is open after a restart")
+	}
+	h.up(blue) // and it comes back before etcd does
+	e.Mend()
+	h.run()
+	clustertest.Eventually(t, "etcd does not hear", func() bool { return len(parting()) == 0 })
+	if !closed() {
+		t.Error("it is open although the host is on it again")
+	}
+	must(t, h.Unbind(blue.ID))
+	clustertest.Eventually(t, "what kept it closed stays", func() bool { return len(parting()) == 0 && !closed() })
 }

@@ -237,7 +237,13 @@ func (a *Agent) leave(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := a.c.Store.Update(func(tx store.Tx) error { return leaving.Delete(tx, id) }); err != nil {
+		if err := a.opens(id); err != nil { //nolint:contextcheck // the kernel answers at once, or not at all
+			return err
+		}
+		err := a.c.Store.Update(func(tx store.Tx) error {
+			return errors.Join(leaving.Delete(tx, id), parting.Delete(tx, id))
+		})
+		if err != nil {
 			return err
 		}
 	}

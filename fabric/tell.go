@@ -110,8 +110,7 @@ func (a *Agent) admit(n *network) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	const before = 2 // the port and the number, which stay
-	return a.c.Kernel.Remove(elements(kernel.VTEPs(a.port(), n.VNI, gone)[before:], n.ID)...)
+	return a.c.Kernel.Remove(elements(kernel.Members(n.VNI, gone), n.ID)...)
 }
 
 func elements(all []kernel.Element, owner string) (objects []kernel.Object) {

@@ -1,13 +1,19 @@
 package integration
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"netyard/integration/lab"
 )
@@ -151,6 +157,7 @@ func TestOverlay(t *testing.T) {
 
 	namesOverHosts(t, hosts)
 	overlayByCNI(t, hosts)
+	forgedFrames(t, hosts)
 
 	eventually(t, "the doctor finds nothing", func() bool { _, err := hosts[1].TrySh("netyard cluster doctor"); return err == nil })
 	has(t, hosts[0].Sh("netyard cluster status"), "this host is a member, one of 3")
@@ -185,4 +192,65 @@ func TestOverlay(t *testing.T) {
 	for _, h := range hosts {
 		healthy(t, h)
 	}
+}
+
+// forgedFrames: what containers of one host send to another as frames of the overlay is none there, whoever made their
+// network; other VXLAN, and other datagrams, arrive.
+func forgedFrames(t *testing.T, hosts []*lab.Host) {
+	t.Helper()
+	from, to := hosts[0], hosts[1]
+	from.Docker("network create -d netyard-bridge web")
+	senders := map[string]string{"stock": "--network bridge", "ours": "--network web", "hostly": "--network host"}
+	for name, flags := range senders {
+		from.Run(name, flags)
+	}
+	m := regexp.MustCompile(`vxlan id (\d+)`).FindStringSubmatch(from.Sh("ip -d -o link show type vxlan"))
+	vni, err := strconv.ParseUint(m[1], 10, 24)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.Tool(fmt.Sprintf(`nft -f - <<'END'
+table inet probe {
+	counter forged { }
+	counter others { }
+	chain in {
+		type filter hook input priority 300
+		udp dport 4789 @th,96,24 %d @th,128,64 0x6d61726b6d61726b counter name forged
+		udp dport 4789 @th,96,24 11259375 @th,128,64 0x6d61726b6d61726b counter name others
+	}
+}
+END`, vni))
+	count := func(name string) bool {
+		return !strings.Contains(to.Tool("nft list counter inet probe "+name), "packets 0 ")
+	}
+	send := func(name string, vni uint32) {
+		err := from.In(name).Do(func() error {
+			conn, err := net.Dial("udp", to.IP+":4789")
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = conn.Write(append(binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, vni<<8), "markmark, a frame that nobody made"...))
+			if errors.Is(err, unix.EPERM) {
+				err = nil
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatalf("send from %s: %v", name, err)
+		}
+	}
+	for name := range senders {
+		to.Tool("nft reset counters table inet probe")
+		send(name, uint32(vni))
+		eventually(t, "other VXLAN arrives", func() bool { send(name, 11259375); return count("others") })
+		if count("forged") {
+			t.Errorf("container %s wrote a frame into the overlay", name)
+		}
+	}
+	to.Tool("nft delete table inet probe")
+	for name := range senders {
+		from.Docker("rm -f", name)
+	}
+	from.Docker("network rm web")
 }

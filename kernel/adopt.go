@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted, but for
-// what the records say otherwise. If it cannot be read nothing is loaded: what is in force stays so.
+// AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted, but for what the records
+// say otherwise. If it cannot be read nothing is loaded: what is in force stays so.
 func (k *Kernel) AdoptFirewall() error {
 	if err := k.fw.adopt(func(SetName) bool { return true }); err != nil {
 		return err
@@ -29,8 +29,6 @@ func (k *Kernel) AdoptPolicy() error {
 
 // Policed says whether the kernel has elements of policy.
 func (k *Kernel) Policed() (bool, error) {
-	k.fw.mu.Lock()
-	defer k.fw.mu.Unlock()
 	have, err := k.fw.readElements(isPolicySet)
 	if err != nil {
 		return false, err
@@ -49,56 +47,51 @@ func isPolicySet(name SetName) bool {
 
 // adopt takes the elements of some sets for wanted. They have no owner: see superseded.
 func (f *firewall) adopt(of func(SetName) bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	have, err := f.readElements(of)
-	if err != nil {
-		return err
-	}
-	f.adopted = true
-	decided := f.decided()
-	for set, keys := range have {
-		for key, c := range keys {
-			e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
-			if f.want[e.id()] == nil && !f.superseded(e, decided) {
-				f.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
+	return f.runNow(func() error {
+		have, err := f.readElements(of)
+		if err != nil {
+			return err
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.adopted = true
+		decided := f.decided()
+		for set, keys := range have {
+			for key, c := range keys {
+				e := Element{Set: set, text: showKey(set, key, c.end), key: key, content: c}
+				if f.want[e.id()] == nil && !f.disclaimed[e.id()] && !f.superseded(e, decided) {
+					f.want[e.id()] = &wish{Element: e, owners: map[string]bool{}}
+				}
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
-// readElements reads the elements of some sets. A table or a set that is not there has none; one that cannot be read
-// is an error.
-func (f *firewall) readElements(of func(SetName) bool) (map[SetName]map[string]content, error) {
-	all := map[SetName]map[string]content{}
-	there := map[string]bool{}
-	for _, t := range tables() {
-		has, err := f.has(t)
-		if err != nil {
-			return nil, err
+// readElements reads the elements of some sets. A table or a set that is not there has none; one that cannot be read is an error.
+func (f *firewall) readElements(of func(SetName) bool) (all map[SetName]map[string]content, err error) {
+	err = f.in.look(func(v view) error {
+		all = map[SetName]map[string]content{}
+		for _, spec := range allSets() {
+			if spec.life > 0 || !of(spec.name) {
+				continue
+			}
+			set, err := v.GetSetByName(spec.table(), string(spec.name))
+			if errors.Is(err, unix.ENOENT) { // no table, or an older version's
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("read set %s: %w", spec.name, err)
+			}
+			elements, err := v.GetSetElements(set)
+			if err != nil {
+				return fmt.Errorf("read elements of set %s: %w", spec.name, err)
+			}
+			all[spec.name] = pairUp(elements)
 		}
-		there[fmt.Sprint(t.Family)] = has
-	}
-	f.bound()
-	for _, spec := range allSets() {
-		if spec.life > 0 || !of(spec.name) || !there[fmt.Sprint(spec.table().Family)] {
-			continue
-		}
-		set, err := f.conn.GetSetByName(spec.table(), string(spec.name))
-		if errors.Is(err, unix.ENOENT) { // of an older version's table
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read set %s: %w", spec.name, err)
-		}
-		elements, err := f.conn.GetSetElements(set)
-		if err != nil {
-			return nil, fmt.Errorf("read elements of set %s: %w", spec.name, err)
-		}
-		all[spec.name] = pairUp(elements)
-	}
-	return all, nil
+		return nil
+	})
+	return all, err
 }
 
 // A ruling is a direction of an address, in one of the tables.
@@ -136,16 +129,15 @@ func (f *firewall) decided() map[ruling]bool {
 	return all
 }
 
-// superseded says whether an element that was adopted gives way to the records: they decide about its address
-// themselves, or know the address and that nothing is decided about it. Of an address that is in no record yet, what
-// the kernel enforces stays.
+// superseded says whether an element that was adopted gives way to the records: they decide about its address themselves, or know the
+// address and that nothing is decided about it. Of an address that is in no record yet, what the kernel enforces stays.
 func (f *firewall) superseded(e Element, decided map[ruling]bool) bool {
 	r, ok := rulingOf(e)
 	return ok && (decided[r] || f.settled[r.own])
 }
 
-// settle notes the addresses that the records know all about.
-func (f *firewall) settle(addrs []netip.Addr) {
+// noteSettled notes the addresses that the records know all about.
+func (f *firewall) noteSettled(addrs []netip.Addr) {
 	f.settled = map[string]bool{}
 	for _, a := range addrs {
 		f.settled[string(a.AsSlice())] = true

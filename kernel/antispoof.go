@@ -3,6 +3,7 @@ package kernel
 import (
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -103,21 +104,23 @@ func guardChains(b setBook) []chainSpec {
 			{"ARP", rule(onWire(unix.ETH_P_ARP), goTo("arp"))},
 			{"drop what cannot be checked: tags, other protocols, IPv6 headers cut by a fragment", drop()},
 		}},
-		{name: "roles", rules: roleRules()},
-		{name: "ipv4", rules: []ruleSpec{
+		{name: "roles", rules: roleRules(b)},
+		{name: "ipv4", rules: slices.Concat([]ruleSpec{
 			{"no redirects", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
 			{"no DHCP servers", rule(udpPort(0, dhcpServer), drop())},
 			{"own address", rule(b.portKey(Addrs4, false, expr.PayloadBaseNetworkHeader, 12, 4), back())},
+		}, forged(b, false), []ruleSpec{
 			{"the LAN gives addresses", rule(lan, back())},
 			{"DHCP clients have none yet", rule(zero(12, 4), udpPort(0, dhcpClient), udpPort(2, dhcpServer), back())},
 			{"no other source", drop()},
-		}},
-		{name: "ipv6", rules: append([]ruleSpec{
+		})},
+		{name: "ipv6", rules: slices.Concat([]ruleSpec{
 			{"neighbour discovery", rule(l4proto(unix.IPPROTO_ICMPV6), jump("nd"))},
 			{"no DHCPv6 servers", rule(udpPort(0, dhcp6Server), drop())},
 			{"own address, IPv6", rule(b.portKey(Addrs6, false, expr.PayloadBaseNetworkHeader, 8, 16), back())},
+		}, forged(b, true), []ruleSpec{
 			{"the LAN gives addresses, IPv6", rule(lan, back())},
-		}, unspecified()...)},
+		}, unspecified())},
 		{name: "nd", rules: ndRules(b)},
 		{name: "arp", rules: []ruleSpec{
 			{"Ethernet and IPv4", rule(payload(expr.PayloadBaseNetworkHeader, 0, "\x00\x01\x08\x00\x06\x04", expr.CmpOpNeq), drop())},
@@ -145,14 +148,14 @@ func beforeDefragmentation() *nftables.ChainPriority { return nftables.ChainPrio
 
 // roleRules drop what a router says, and what could have that inside unseen. Of several tags the kernel takes off the first
 // only before it looks, and a receiver all of VLAN 0 (__netif_receive_skb_core, net/core/dev.c).
-func roleRules() []ruleSpec {
+func roleRules(b setBook) []ruleSpec {
 	snap := func(organization byte) []expr.Any { // RFC 1042, and IEEE 802.1H
 		header := string([]byte{0xaa, 0xaa, 3, 0, 0, organization})
 		return rule(etherType(unix.ETH_P_802_2), payload(expr.PayloadBaseNetworkHeader, 0, header, expr.CmpOpEq))
 	}
 	const bridgeTunnel = 0xf8
 	v6 := etherType(unix.ETH_P_IPV6)
-	return []ruleSpec{
+	return slices.Concat(forged(b, false), forged(b, true), []ruleSpec{
 		{"drop redirects", rule(icmpType(unix.IPPROTO_ICMP, icmpRedirect), drop())},
 		{"accept other IPv4", rule(etherType(unix.ETH_P_IP), accept())},
 		{"drop router advertisements", rule(icmpType(unix.IPPROTO_ICMPV6, ndRouterAdvert), drop())},
@@ -163,7 +166,7 @@ func roleRules() []ruleSpec {
 		{"drop several tags, 802.1ad", rule(etherType(unix.ETH_P_8021AD), drop())},
 		{"drop IP in LLC", rule(snap(0), drop())},
 		{"drop IP in LLC, 802.1H", rule(snap(bridgeTunnel), drop())},
-	}
+	})
 }
 
 // unspecified lets a host that has no address yet say what it may say without: router and neighbour solicitation

@@ -11,7 +11,7 @@ import (
 )
 
 // faults are what is wrong with objects, in words.
-func faults(t *testing.T, h *kerneltest.Host, objects ...kernel.Object) string {
+func faults(t testing.TB, h *kerneltest.Host, objects ...kernel.Object) string {
 	t.Helper()
 	snap, err := h.Snapshot()
 	if err != nil {

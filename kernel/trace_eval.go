@@ -127,6 +127,9 @@ func target(e *expr.Target) verdict {
 func (j *judge) match(g *registers, e expr.Any) truth {
 	switch e := e.(type) {
 	case *expr.Meta:
+		if e.Key == metaIIFKIND {
+			return j.kind(g, e)
+		}
 		if !e.SourceRegister {
 			j.meta(g, e)
 		}
@@ -223,6 +226,21 @@ func (j *judge) meta(g *registers, e *expr.Meta) {
 	default:
 		g.load(e.Register, make([]byte, 16), make([]byte, 16))
 	}
+}
+
+// kind loads of which kind the link is that a packet came in by; a rule that asks for it does not match for a card,
+// which has none.
+func (j *judge) kind(g *registers, e *expr.Meta) truth {
+	l, err := j.k.link(j.p.In)
+	if err != nil {
+		g.load(e.Register, make([]byte, unix.IFNAMSIZ), make([]byte, unix.IFNAMSIZ))
+		return maybe
+	}
+	if l == nil || l.Type() == "device" {
+		return no
+	}
+	g.load(e.Register, []byte(ifName(l.Type())), sure(unix.IFNAMSIZ))
+	return yes
 }
 
 func (j *judge) index(name string) uint32 {

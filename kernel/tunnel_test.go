@@ -85,29 +85,36 @@ func TestEncryptedByTheTunnel(t *testing.T) {
 	}
 }
 
-// TestClosedEarly: on a host that has just started an encrypted network is closed before anything else is known, and a ruleset that is
-// there is left alone.
+// TestClosedEarly: on a host that has just started an overlay network is closed before anything else is known, and a
+// ruleset that is there is left alone.
 func TestClosedEarly(t *testing.T) {
 	t.Parallel()
-	h := kerneltest.New(t)
-	h.ShareTables()
-	closed := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
-	must(t, h.Ensure(t.Context(), kernel.InterfaceIn(kernel.Bridges, "nyb-a")))
-	if out := h.Sh(t, "nft list ruleset"); out != "" {
-		t.Errorf("loaded too early:\n%s", out)
-	}
-	must(t, h.Ensure(t.Context(), closed...))
-	out := h.Sh(t, "nft -a list table inet netyard")
-	if !strings.Contains(out, "elements = { 0x00001234 }") || !strings.Contains(out, "chain vxlan_out") || !strings.Contains(out, "nyb-a") {
-		t.Errorf("it is not closed:\n%s", out)
-	}
-	must(t, h.LoadFirewall())
-	h.Reopen(t)
-	h.ShareTables()
-	before := h.Sh(t, "nft -a list ruleset")
-	must(t, h.Ensure(t.Context(), closed...))
-	if after := h.Sh(t, "nft -a list ruleset"); after != before {
-		t.Errorf("a ruleset that was there is another:\n%s", after)
+	for name, elements := range map[string][]kernel.Element{
+		"encrypted": kernel.Encrypted(vxlanPort, blueVNI), "in clear": kernel.Closed(vxlanPort, blueVNI),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := kerneltest.New(t)
+			h.ShareTables()
+			closed := objectsOf(elements)
+			must(t, h.Ensure(t.Context(), kernel.InterfaceIn(kernel.Bridges, "nyb-a")))
+			if out := h.Sh(t, "nft list ruleset"); out != "" {
+				t.Errorf("loaded too early:\n%s", out)
+			}
+			must(t, h.Ensure(t.Context(), closed...))
+			out := h.Sh(t, "nft -a list table inet netyard")
+			if !strings.Contains(out, "elements = { 0x00001234 }") || !strings.Contains(out, "chain vxlan_out") || !strings.Contains(out, "nyb-a") {
+				t.Errorf("it is not closed:\n%s", out)
+			}
+			must(t, h.LoadFirewall())
+			h.Reopen(t)
+			h.ShareTables()
+			before := h.Sh(t, "nft -a list ruleset")
+			must(t, h.Ensure(t.Context(), closed...))
+			if after := h.Sh(t, "nft -a list ruleset"); after != before {
+				t.Errorf("a ruleset that was there is another:\n%s", after)
+			}
+		})
 	}
 }
 

@@ -91,4 +91,6 @@ type Fabric interface {
 	Room(o Overlay, v6 bool) error
 	// Objects are what the network's other hosts make wanted in this one's kernel at the moment. The Fabric keeps them so itself.
 	Objects(o Overlay) []kernel.Object
+	// Parting are the elements that stay for networks that this host has left, until the other hosts can know it.
+	Parting() ([]kernel.Object, error)
 }

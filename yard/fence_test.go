@@ -33,6 +33,7 @@ func (*alone) Detach(modes.Overlay, modes.Endpoint) error { return nil }
 func (*alone) Objects(modes.Overlay) []kernel.Object      { return nil }
 func (*alone) Name(modes.Overlay, modes.Endpoint) error   { return nil }
 func (*alone) Room(modes.Overlay, bool) error             { return nil }
+func (*alone) Parting() ([]kernel.Object, error)          { return nil, nil }
 func (*alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {
 	return a, nil
 }

@@ -64,6 +64,7 @@ func (*ledger) Down(modes.Overlay) error                     { return nil }
 func (*ledger) Detach(modes.Overlay, modes.Endpoint) error   { return nil }
 func (*ledger) Name(modes.Overlay, modes.Endpoint) error     { return nil }
 func (*ledger) Room(modes.Overlay, bool) error               { return nil }
+func (*ledger) Parting() ([]kernel.Object, error)            { return nil, nil }
 func (*ledger) Objects(modes.Overlay) (none []kernel.Object) { return none }
 
 // join puts a host's yard into the cluster, which survives it.

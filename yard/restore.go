@@ -278,5 +278,12 @@ func (y *Yard) wanted() (w wanted, err error) {
 			w.objects, w.networks = append(w.objects, o), append(w.networks, n)
 		}
 	}
+	if y.c.Fabric != nil {
+		parting, err := y.c.Fabric.Parting()
+		if err != nil {
+			return w, err
+		}
+		w.passing = append(w.passing, parting...)
+	}
 	return w, y.wantedByPolicy(&w)
 }

@@ -16,8 +16,8 @@ import (
 	"netyard/modes"
 )
 
-// What was decided when the network was created, and stays: which network of the cluster it is. Of an encrypted one also VXLAN's port: what
-// keeps it closed has to be known on a host that is in no cluster any more.
+// What was decided when the network was created, and stays: which network of the cluster it is, and VXLAN's port: what
+// keeps the network closed has to be known on a host that is in no cluster any more.
 const (
 	settledID        = "overlay_id"
 	settledVNI       = "vni"
@@ -30,6 +30,9 @@ const (
 	// What VXLAN adds to a packet: Ethernet, VXLAN, UDP, and IPv4 or IPv6 (RFC 7348, section 5).
 	overhead4, overhead6 = 50, 70
 	minIPv6MTU           = 1280 // RFC 8200, section 5
+
+	// usualPort is VXLAN's (RFC 7348, section 5), for networks that were made before their port was recorded.
+	usualPort = 4789
 )
 
 type mode struct {
@@ -140,9 +143,12 @@ func (m mode) Settle(ctx context.Context, n modes.Network) (map[string]string, e
 	if most := m.most(o.Encrypted); o.MTU > most {
 		return nil, fmt.Errorf("network %s of the cluster has MTU %d, and this host's link to the others carries %d, less what %s: %d", o.Name, o.MTU, m.f.Host().MTU, adds(o.Encrypted), most)
 	}
-	settled := map[string]string{settledID: o.ID, settledVNI: strconv.FormatUint(uint64(o.VNI), 10), settledMTU: strconv.Itoa(o.MTU)}
+	settled := map[string]string{
+		settledID: o.ID, settledVNI: strconv.FormatUint(uint64(o.VNI), 10), settledMTU: strconv.Itoa(o.MTU),
+		settledPort: strconv.Itoa(int(m.f.Host().Port)),
+	}
 	if o.Encrypted {
-		settled[settledEncrypted], settled[settledPort] = "true", strconv.Itoa(int(m.f.Host().Port))
+		settled[settledEncrypted] = "true"
 	}
 	return settled, nil
 }
@@ -204,11 +210,11 @@ func (m mode) link(n modes.Network) modes.OverlayLink {
 
 // Up lets nothing in before the Fabric has said from whom: frames of a number are let in only from its hosts.
 func (m mode) Up(ctx context.Context, n modes.Network) error {
+	if err := m.k.Ensure(ctx, m.closed(n)...); err != nil { // before there is anything that could leak
+		return err
+	}
 	if m.f == nil {
 		return fmt.Errorf("network %s: %w", n.Opt("overlay"), modes.ErrNoCluster)
-	}
-	if err := m.k.Ensure(ctx, closed(n)...); err != nil { // before there is anything that could leak
-		return err
 	}
 	if err := m.k.Ensure(ctx, m.networkObjects(n)...); err != nil {
 		return err
@@ -226,20 +232,35 @@ func (m mode) Down(_ context.Context, n modes.Network) error {
 	if err != nil { // something may still be there
 		return err
 	}
-	return m.k.Remove(closed(n)...)
+	return m.k.Remove(m.closed(n)...)
 }
 
-// closed keeps the frames of an encrypted network from going and coming in clear.
-func closed(n modes.Network) (objects []kernel.Object) {
+// closed has no frame of the network leave but those that its VXLAN device made, and none come in; those of an
+// encrypted one also not in clear. Whom it is open for says the Fabric.
+func (m mode) closed(n modes.Network) (objects []kernel.Object) {
 	o := of(n)
-	if !o.Encrypted {
+	if o.ID == "" {
 		return nil
 	}
-	port, _ := strconv.ParseUint(n.Settled[settledPort], 10, 16)
-	for _, e := range kernel.Encrypted(uint16(port), o.VNI) {
+	elements := kernel.Closed
+	if o.Encrypted {
+		elements = kernel.Encrypted
+	}
+	for _, e := range elements(m.port(n), o.VNI) {
 		objects = append(objects, e.For(n.ID))
 	}
 	return objects
+}
+
+// port is the one that VXLAN had when the network was made.
+func (m mode) port(n modes.Network) uint16 {
+	if port, err := strconv.ParseUint(n.Settled[settledPort], 10, 16); err == nil {
+		return uint16(port)
+	}
+	if m.f != nil {
+		return m.f.Host().Port
+	}
+	return usualPort
 }
 
 func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
@@ -271,9 +292,9 @@ func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 
 func (m mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
 	if m.f == nil {
-		return append(closed(n), m.ownLinks(n)...)
+		return append(m.closed(n), m.ownLinks(n)...)
 	}
-	objects := slices.Concat(closed(n), m.networkObjects(n), m.f.Objects(of(n)))
+	objects := slices.Concat(m.closed(n), m.networkObjects(n), m.f.Objects(of(n)))
 	for _, e := range es {
 		objects = append(objects, endpointObjects(n, e)...)
 	}

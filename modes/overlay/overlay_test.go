@@ -69,6 +69,7 @@ func (alone) Attach(modes.Overlay, modes.Endpoint) error   { return nil }
 func (alone) Detach(modes.Overlay, modes.Endpoint) error   { return nil }
 func (alone) Name(modes.Overlay, modes.Endpoint) error     { return nil }
 func (alone) Room(modes.Overlay, bool) error               { return nil }
+func (alone) Parting() ([]kernel.Object, error)            { return nil, nil }
 func (alone) Objects(modes.Overlay) (none []kernel.Object) { return none }
 func (alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {
 	return a, nil
@@ -340,4 +341,62 @@ func published(t *testing.T, c *kerneltest.Host, clients map[string]*kerneltest.
 			}) == nil
 		})
 	}
+}
+
+// TestClosedWithoutCluster: a host whose configuration has no etcd any more keeps its networks closed, also one that
+// was made before the port was recorded.
+func TestClosedWithoutCluster(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.Sh(t, "ip addr add 192.0.2.1/24 dev lo")
+	m, err := overlay.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: h.Kernel})
+	must(t, err)
+	must(t, h.LoadFirewall())
+	n := network(netA, "blue", nil)
+	n.Settled = map[string]string{"overlay_id": "x", "vni": "4660", "mtu": "1450"}
+	for range 2 {
+		if err := m.Up(t.Context(), n); !errors.Is(err, modes.ErrNoCluster) {
+			t.Errorf("without etcd: %v", err)
+		}
+		out := h.Sh(t, "nft list set inet netyard vnis; nft list set inet netyard vxlan_ports")
+		if !strings.Contains(out, "0x00001234") || !strings.Contains(out, "4789") {
+			t.Errorf("it is not closed: %s", out)
+		}
+		n.Settled["port"] = "4789"
+	}
+	snap, err := h.Snapshot()
+	must(t, err)
+	for _, s := range snap.Strays(m.Objects(n, nil)) {
+		t.Errorf("what keeps it closed is wanted by nobody: %s", s.Text)
+	}
+	must(t, m.Down(t.Context(), n))
+	if out := h.Sh(t, "nft list ruleset | grep -c -e 0x00001234 -e 4789 || true"); out != "0" {
+		t.Errorf("left: %s", out)
+	}
+}
+
+// TestLeftIsNoStray: what keeps a network closed that this host has left, while etcd is away, is in nobody's way:
+// neither the doctor nor a cleaning names it.
+func TestLeftIsNoStray(t *testing.T) {
+	t.Parallel()
+	etcd := clustertest.Start(t, "")
+	lan := kerneltest.New(t)
+	lan.Sh(t, "ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
+	s := newStation(t, lan, 1, false)
+	s.start(etcd.URL, true)
+	n := network(redOne, "red", nil)
+	_, e := s.on(n, "e10000000000")
+	etcd.Cut()
+	must(t, s.Leave(t.Context(), n.ID, e.ID))
+	must(t, s.DeleteEndpoint(t.Context(), n.ID, e.ID))
+	must(t, s.DeleteNetwork(t.Context(), n.ID))
+	numbers := func() string { return s.Sh(t, "nft list set inet netyard vnis | grep elements || true") }
+	if numbers() == "" {
+		t.Error("the network is open although the others take this host for a member")
+	}
+	if found, err := s.Audit(t.Context(), nil); err != nil || len(found) > 0 {
+		t.Errorf("doctor: %v, %v", found, err)
+	}
+	etcd.Mend()
+	clustertest.Eventually(t, "it stays closed", func() bool { return numbers() == "" })
 }
