@@ -114,6 +114,7 @@ type chaos struct {
 
 func newChaos(t *testing.T) *chaos {
 	t.Helper()
+	lab.Alone(t)
 	c := &chaos{t: t, counts: map[string]int{}, why: map[string]int{}, book: map[string]string{}}
 	lan := lab.NewLAN(t)
 	c.etcd = lan.Node("etcd")

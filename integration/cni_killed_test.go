@@ -42,7 +42,7 @@ func (s stop) goOn() {
 // of it stays, and the next container has its place.
 func TestCNIKilled(t *testing.T) {
 	t.Parallel()
-	h := lab.New(t, lab.Engine2010)
+	h := lab.New(t, lab.Engine2010, lab.NoEngine())
 	s := stop{t, filepath.Join(h.Dir, "failpoint")}
 	h.Netyard.Env = append(h.Netyard.Env, "NETYARD_FAILPOINT="+s.file)
 	h.Netyard.Start()

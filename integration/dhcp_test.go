@@ -214,7 +214,7 @@ func TestDHCPRenewal(t *testing.T) {
 		d.Netyard.Start()
 		extended(expires())
 		server.Kill()
-		time.Sleep(seconds * time.Second / 2)
+		eventually(t, "it is time to ask again, and the server is away", func() bool { return time.Until(expires()) < seconds*time.Second*2/5 })
 		server.Start()
 		extended(expires())
 		if out := <-pings; !strings.Contains(out, " 0% packet loss") {

@@ -9,13 +9,7 @@ import (
 )
 
 // TestBridge is the main job: containers of a real engine on netyard's networks.
-func TestBridge(t *testing.T) {
-	engines(t, bridgeWorks)
-	t.Run("engine=26.1", func(t *testing.T) {
-		t.Parallel()
-		bridgeWorks(t, lab.Engine261)
-	})
-}
+func TestBridge(t *testing.T) { engines(t, bridgeWorks) }
 
 func bridgeWorks(t *testing.T, e lab.Engine) {
 	t.Helper()
@@ -68,9 +62,9 @@ func bridgeWorks(t *testing.T, e lab.Engine) {
 }
 
 // host6 is a host that forwards IPv6 already: what netyard does where it does not stays for good (kernel.Forwarding).
-func host6(t *testing.T, e lab.Engine) *lab.Host {
+func host6(t *testing.T, e lab.Engine, opts ...lab.Option) *lab.Host {
 	t.Helper()
-	h := lab.New(t, e)
+	h := lab.New(t, e, opts...)
 	h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1")
 	h.Netyard.Start()
 	return h
@@ -95,19 +89,25 @@ func TestIPv6(t *testing.T) {
 		has(t, h.In("c1").Dial("tcp", server.Addr), h.IP6)
 		healthy(t, h)
 	})
-	h := host6(t, lab.Engine285) // the only one of them with networks of IPv6 alone, and subnets of its own for it
-	h.Docker("network create -d netyard-bridge --ipv4=false --ipv6 --subnet fd79::/64 six")
-	h.Docker("network create -d netyard --ipam-driver netyard --ipv6 ula")
-	h.Run("c1", "--network six")
-	h.Run("c2", "--network six")
-	h.Run("c3", "--network ula")
-	h.Ping("c1", h.Addr6("c2", "six"))
-	h.Ping("c1", h.Outside.IP6)
-	if a := h.Addr6("c3", "ula"); !strings.HasPrefix(a, "fd") {
-		t.Errorf("IPv6 address %q without a subnet, want one of the host's own block", a)
-	}
-	h.Ping("c3", h.Outside.IP6)
-	healthy(t, h)
+}
+
+// TestIPv6Alone: networks without IPv4, and a subnet of the host's own block.
+func TestIPv6Alone(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host6(t, e)
+		h.Docker("network create -d netyard-bridge --ipv4=false --ipv6 --subnet fd79::/64 six")
+		h.Docker("network create -d netyard --ipam-driver netyard --ipv6 ula")
+		h.Run("c1", "--network six")
+		h.Run("c2", "--network six")
+		h.Run("c3", "--network ula")
+		h.Ping("c1", h.Addr6("c2", "six"))
+		h.Ping("c1", h.Outside.IP6)
+		if a := h.Addr6("c3", "ula"); !strings.HasPrefix(a, "fd") {
+			t.Errorf("IPv6 address %q without a subnet, want one of the host's own block", a)
+		}
+		h.Ping("c3", h.Outside.IP6)
+		healthy(t, h)
+	})
 }
 
 // noRoute wants a container to have no way out to begin with.

@@ -1,8 +1,10 @@
 package integration
 
 import (
+	"errors"
+	"net"
+	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -56,6 +58,7 @@ func TestFlushesUnderTraffic(t *testing.T) {
 		if !firewalldWith(t, e) {
 			return
 		}
+		lab.Alone(t)
 		h := lab.New(t, e)
 		h.Netyard.Env = append(h.Netyard.Env, lab.Bus)
 		fw := h.Firewall()
@@ -79,44 +82,31 @@ func TestFlushesUnderTraffic(t *testing.T) {
 			"a port published on loopback, from the LAN": h.In("web").Listen("udp4", ":82"),
 			"the outside, from an internal network":      h.Outside.Listen("udp4", ":83"),
 		}
-		var wg sync.WaitGroup
-		var over atomic.Bool
-		probe := func(run func(cmd string) (string, error), to string) {
-			// In bursts: an ICMP error ends nc.
-			burst := "(for i in 0 1 2 3 4 5 6 7 8 9; do echo x; usleep 1000; done) | timeout 1 nc -u -w 1 " + to + " >/dev/null 2>&1"
-			wg.Go(func() {
-				for !over.Load() {
-					_, _ = run("for i in 0 1 2 3 4 5 6 7 8 9; do " + burst + "; done")
-				}
-			})
+		probes := []*probe{
+			newProbe(t, h.In("stranger"), web+":80"), newProbe(t, h.Outside.Net, web+":81"),
+			newProbe(t, h.Outside.Net, h.IP+":8001"), newProbe(t, h.In("inside"), h.Outside.IP+":83"),
 		}
-		outside := func(cmd string) (string, error) { return h.Outside.TrySh(cmd) }
-		exec := func(name string) func(string) (string, error) {
-			return func(cmd string) (string, error) { return h.TryExec(name, "sh -c '"+cmd+"'") }
-		}
-		probe(exec("stranger"), web+" 80")
-		probe(outside, web+" 81")
-		probe(outside, h.IP+" 8001")
-		probe(exec("inside"), h.Outside.IP+" 83")
 		sink := h.Outside.Service("sink", "sh", "-c", "sleep 1d | /usr/bin/busybox nc -l -p 7001") // it ends with what it reads
 		sink.Start()
 		eventually(t, "the sink listens", func() bool { return strings.Contains(h.Outside.Tool("ss -Htln"), ":7001") })
 		h.Docker("exec -d web sh -c 'while true; do echo x; usleep 20000; done | nc " + h.Outside.IP + " 7001'")
 		arrived := func() int { return strings.Count(sink.Log(), "x\n") }
 		eventually(t, "a flow is established", func() bool { return arrived() > 0 })
-		for round := range 100 {
+		const rounds, reloads = 100, 10
+		for round := range rounds {
 			switch {
-			case round < 20: // before the first flush, after which firewalld misses its own table
+			case round < reloads: // before the first flush, after which firewalld misses its own table
 				fw.Sh(lab.Bus + " firewall-cmd --reload")
 			case round%10 == 5:
 				h.Sh("iptables -F DOCKER-USER; iptables -F")
 			default:
 				h.Sh("nft flush ruleset")
 			}
-			time.Sleep(50 * time.Millisecond)
+			sendMore(t, probes) // while netyard notices and mends
 		}
-		over.Store(true)
-		wg.Wait()
+		for _, p := range probes {
+			p.end()
+		}
 		for what, s := range never {
 			if seen := s.Seen(); len(seen) > 0 {
 				t.Errorf("%d violations: %s was reached: %v", len(seen), what, seen[0])
@@ -130,4 +120,55 @@ func TestFlushesUnderTraffic(t *testing.T) {
 		h.Dockerd.Restart()
 		restore()
 	})
+}
+
+// A probe sends datagrams where none may arrive, a thousand a second at most, until its end.
+type probe struct {
+	conn net.Conn
+	sent atomic.Int64
+	done chan struct{}
+}
+
+func newProbe(t *testing.T, from *lab.Net, to string) *probe {
+	t.Helper()
+	p := &probe{done: make(chan struct{})}
+	err := from.Do(func() (err error) {
+		p.conn, err = net.Dial("udp4", to)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("send to %s: %v", to, err)
+	}
+	go func() {
+		defer close(p.done)
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for range tick.C {
+			// It is refused when an ICMP error has come, and when there is no route for a moment.
+			if _, err := p.conn.Write([]byte("x\n")); errors.Is(err, net.ErrClosed) {
+				return
+			}
+			p.sent.Add(1)
+		}
+	}()
+	t.Cleanup(p.end)
+	return p
+}
+
+// sendMore waits until each has tried some more.
+func sendMore(t *testing.T, probes []*probe) {
+	t.Helper()
+	const some = 20
+	enough := map[*probe]int64{}
+	for _, p := range probes {
+		enough[p] = p.sent.Load() + some
+	}
+	eventually(t, "datagrams are sent by all", func() bool {
+		return !slices.ContainsFunc(probes, func(p *probe) bool { return p.sent.Load() < enough[p] })
+	})
+}
+
+func (p *probe) end() {
+	_ = p.conn.Close()
+	<-p.done
 }

@@ -16,11 +16,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
-// engines runs a test on each engine, all of them at once.
+// engines runs a test on each engine that matters to it, see columns, beside each other as far as the machine has room.
 func engines(t *testing.T, test func(t *testing.T, e lab.Engine)) {
 	t.Helper()
 	t.Parallel()
-	lab.Engines(t, func(t *testing.T, e lab.Engine) {
+	lab.Engines(t, enginesOf(t.Name()), func(t *testing.T, e lab.Engine) {
 		t.Parallel()
 		test(t, e)
 	})

@@ -64,6 +64,7 @@ func asOn(text string, at int, hosts []*lab.Host) string {
 // inCluster makes three hosts on one LAN, each with a member of etcd, as docs/overlay.md says. Not all of them have the same engine.
 func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab.Host) {
 	t.Helper()
+	lab.Hosts(t, len(engines))
 	lan, steps := lab.NewLAN(t), guide(t)
 	for i, e := range engines {
 		hosts = append(hosts, lab.New(t, e, lab.On(lan), lab.Name(fmt.Sprint("h", i+1))))

@@ -209,7 +209,9 @@ func survives(t *testing.T, h *lab.Host, from *lab.Net, forbidden string, friend
 	}
 	for range 3 {
 		h.Netyard.Kill()
-		time.Sleep(300 * time.Millisecond)
+		const some = 4
+		enough := tries.Load() + some
+		eventually(t, "they go on trying while netyard is down", func() bool { return tries.Load() >= enough })
 		h.Netyard.Start()
 	}
 	close(done)

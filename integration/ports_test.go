@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"netyard/cli/api"
 	"netyard/integration/lab"
@@ -107,7 +106,10 @@ func taken(t *testing.T, h *lab.Host) {
 	eventually(t, "ps knows the owner", func() bool { return strings.Contains(h.Sh("netyard ps"), "owner") })
 	h.Sh("nc -l -p 8081 127.0.0.1 >/dev/null 2>&1 &")
 	h.Docker("run -d --name docks -p 8082:80 busybox sleep 1d")
-	time.Sleep(2 * time.Second) // its link gets an address by itself
+	eventually(t, "the engine's own link has the address that it gives itself", func() bool {
+		_, err := h.TrySh("for l in /sys/class/net/veth*; do ip -6 -o addr show dev ${l##*/} scope link | grep -v tentative | grep -q fe80 || exit; done")
+		return err == nil
+	})
 	before := h.Snapshot()
 	for flag, want := range map[string]string{
 		"-p 8080:80":                     "port 8080/tcp of the host is published by container owner of docker on network mid",

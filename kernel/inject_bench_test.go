@@ -52,7 +52,7 @@ func benchLab(b *testing.B) *benchHosts {
 }
 
 // forgedRules matches the rules that are measured, by their comments, in a listing with handles.
-var forgedRules = regexp.MustCompile(`chain (\w+)|comment "(frames by a link that does not lead back|nothing is for a VXLAN device itself|VXLAN that leaves|frames by a translated port|nothing is forwarded into the tunnel)" # handle (\d+)`)
+var forgedRules = regexp.MustCompile(`chain (\w+)|comment "(frames by a link that does not lead back|VXLAN that leaves|frames by a translated port|nothing is forwarded into the tunnel)" # handle (\d+)`)
 
 // rules puts the ruleset in as it is, or without those rules.
 func (l *benchHosts) rules(b *testing.B, all bool) {

@@ -103,7 +103,7 @@ func TestSandbox(t *testing.T) {
 	for _, c := range open {
 		_ = c.Close()
 	}
-	kerneltest.Settled()
+	kerneltest.Released(t, s.Listeners, 80, 81, 82, 53, 54, 40000, 55, 68)
 	if ls, err := s.Listeners(); err != nil || len(ls) > 0 {
 		t.Errorf("after all were closed it has %v %v", ls, err)
 	}

@@ -338,7 +338,7 @@ func TestWireGuardPort(t *testing.T) {
 		t.Errorf("a port that is taken: %v", err)
 	}
 	must(t, l.Close())
-	kerneltest.Settled()
+	kerneltest.Released(t, func() ([]kernel.Listener, error) { return h.Listeners("udp") }, 14789)
 	must(t, h.Ensure(t.Context(), w))
 	must(t, h.Remove(w))
 }

@@ -114,10 +114,7 @@ func (r *rig) run() *Server {
 	r.t.Cleanup(func() {
 		cancel()
 		<-done
-		kerneltest.Settled()
-		if left := r.listening(); len(left) > 0 {
-			r.t.Errorf("sockets are left: %v", left)
-		}
+		kerneltest.Released(r.t, func() ([]kernel.Listener, error) { return r.Listeners("tcp", "udp") }, r.port)
 	})
 	r.eventually("resolvers listen", func() bool { return len(r.listening()) == 6 })
 	return s

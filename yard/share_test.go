@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"netyard/kernel"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 )
@@ -71,6 +72,11 @@ func (r *rig) listen(h *kerneltest.Host, addr string) net.Listener {
 	return l
 }
 
+// listeners lists the sockets of a namespace.
+func listeners(h *kerneltest.Host) func() ([]kernel.Listener, error) {
+	return func() ([]kernel.Listener, error) { return h.Listeners() }
+}
+
 func (r *rig) see(w *watched) {
 	r.t.Helper()
 	if err := r.visit(r.t.Context(), w); err != nil {
@@ -116,7 +122,8 @@ func TestShareConflict(t *testing.T) {
 
 	_ = first.Close()
 	_ = program.Close()
-	kerneltest.Settled()
+	kerneltest.Released(t, listeners(hosts[0]), 80)
+	kerneltest.Released(t, listeners(r.host), 81)
 	for _, w := range ws {
 		r.see(w)
 	}
@@ -130,7 +137,7 @@ func TestShareConflict(t *testing.T) {
 		t.Errorf("a program that came too late: %+v %v", found, r.shares(ws[1]))
 	}
 	_ = late.Close()
-	kerneltest.Settled()
+	kerneltest.Released(t, listeners(r.host), 80)
 	r.see(ws[1])
 	count := map[string]int{}
 	all, _ := r.Events(0)
@@ -163,6 +170,7 @@ func TestShareCrash(t *testing.T) {
 		old := r.listen(hosts[0], ":80")
 		r.see(w)
 		_ = old.Close()
+		kerneltest.Released(t, listeners(hosts[0]), 80)
 		r.listen(hosts[0], ":81")
 		steps, err := r.pull(at, func() error { return r.visit(t.Context(), w) })
 		if err == nil {

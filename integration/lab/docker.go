@@ -170,8 +170,11 @@ func (h *Host) Addr6(container, network string) string {
 func (h *Host) RemoveAll() {
 	t := h.report.TB()
 	t.Helper()
-	err := errors.Join(h.removeCtr(), h.remove("ps -aq", "rm -fv"))
-	if err == nil {
+	err := h.removeCtr()
+	if !h.noEngine {
+		err = errors.Join(err, h.remove("ps -aq", "rm -fv"))
+	}
+	if err == nil && !h.noEngine {
 		err = h.remove("network ls -q --filter type=custom", "network rm")
 	}
 	if err == nil {

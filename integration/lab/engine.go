@@ -88,11 +88,10 @@ func Etcd(t testing.TB, dir string) string {
 	return to
 }
 
-// Engines runs the test once on each engine: on the oldest and the newest of Debian, or those that NETYARD_ENGINES names
-// ("20.10,26.1,28.5,29.8,29.8-nft").
-func Engines(t *testing.T, test func(t *testing.T, e Engine)) {
+// Engines runs the test once on each of these engines, or on those that NETYARD_ENGINES names ("20.10,26.1,28.5,29.8,29.8-nft").
+func Engines(t *testing.T, engines []Engine, test func(t *testing.T, e Engine)) {
 	t.Helper()
-	for _, e := range Chosen(Engine2010, Engine285) {
+	for _, e := range Chosen(engines...) {
 		t.Run("engine="+string(e), func(t *testing.T) { test(t, e) })
 	}
 }

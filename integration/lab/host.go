@@ -34,15 +34,16 @@ type Host struct {
 	// LAN is what its eth0 is connected to, and Outside the machine on the other side, which is also its gateway.
 	LAN     *LAN
 	Outside *Node
-	// Dockerd is the engine. It is running when New returns.
+	// Dockerd is the engine. It is running when New returns, unless the host has none, see NoEngine.
 	Dockerd *Service
 	// Netyard is the daemon. It is not running until the test starts it.
 	Netyard *Daemon
 	// Containerd is one beside the engine; nil until StartContainerd.
 	Containerd *Service
 
-	base *Snapshot // the host before the test did anything
-	back []*Service
+	noEngine bool
+	base     *Snapshot // the host before the test did anything
+	back     []*Service
 }
 
 // An Option changes how New makes a host.
@@ -52,6 +53,7 @@ type options struct {
 	name string
 	lan  *LAN
 	args []string
+	bare bool
 }
 
 // On puts the host on a LAN that is there already, so that several hosts see each other.
@@ -66,12 +68,20 @@ func DockerdArgs(args ...string) Option {
 	return func(o *options) { o.args = append(o.args, args...) }
 }
 
+// NoEngine leaves out the engine, and netyard is told that there is none: for a test of what others ask netyard for. The host is that of the
+// engine all the same, with the containerd and the tools that it has.
+func NoEngine() Option { return func(o *options) { o.bare = true } }
+
 // New boots a host with the engine. The test is skipped if the engine is not on this machine. When the test ends, what
 // the daemon left behind is looked for (see CheckLeftovers), and the host is removed.
 func New(t testing.TB, e Engine, opts ...Option) *Host {
 	t.Helper()
 	needRoot(t)
 	e.need(t)
+	if !machine.host(t) {
+		t.Fatal("lab: the test has more hosts than it asked for places: say lab.Hosts before the first")
+	}
+	t.Cleanup(func() { machine.leave(t) })
 	began := time.Now()
 	o := options{name: "host"}
 	for _, opt := range opts {
@@ -82,7 +92,7 @@ func New(t testing.TB, e Engine, opts ...Option) *Host {
 		o.lan = newLAN(r)
 	}
 	h := &Host{
-		Engine: e, LAN: o.lan, Outside: o.lan.Outside,
+		Engine: e, noEngine: o.bare, LAN: o.lan, Outside: o.lan.Outside,
 		Node: newNode(r, nodeConfig{
 			name: o.name, root: e.root(), dns: o.lan.Outside.IP, bridgeNF: true,
 			forward: e.Nftables(), // such an engine does not start without, and leaves it to the admin
@@ -95,6 +105,12 @@ func New(t testing.TB, e Engine, opts ...Option) *Host {
 	h.Dockerd, h.Netyard = dockerd(h.Node, e, o.args), netyard(h.Node)
 	h.Netyard.onReady = h.remember
 	t.Cleanup(h.end)
+	if h.noEngine {
+		h.Netyard.Args = append(h.Netyard.Args, "--docker-host", "")
+		h.Sh("sysctl -qw net.ipv4.ip_forward=1") // as the engine would; else netyard does, with rules that stay
+		t.Logf("%s is up: no engine, and the system of docker %s, %v", h.Name, e, time.Since(began).Round(10*time.Millisecond))
+		return h
+	}
 	h.Dockerd.Start()
 	if err := loadImage(h); err != nil {
 		t.Fatalf("lab: load the image: %v", err)
@@ -149,7 +165,7 @@ func (h *Host) PowerOn() {
 
 // remember keeps what the host was like before the test did anything: when both daemons answered for the first time.
 func (h *Host) remember() {
-	if h.base == nil && h.Dockerd.Running() && h.Netyard.Running() {
+	if h.base == nil && (h.Dockerd.Running() || h.noEngine) && h.Netyard.Running() {
 		h.base = h.Snapshot()
 	}
 }
@@ -174,7 +190,7 @@ func (h *Host) end() {
 	if t.Failed() || !h.Netyard.Running() {
 		return
 	}
-	if h.Dockerd.Running() {
+	if h.Dockerd.Running() || h.noEngine {
 		h.CheckLeftovers()
 	}
 	h.Netyard.Stop() // its exit code tells of data races

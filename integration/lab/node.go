@@ -152,6 +152,9 @@ func (n *Node) boot() error {
 func (n *Node) powerOff() {
 	t := n.report.TB()
 	t.Helper()
+	if err := n.noteTimes(); err != nil {
+		t.Errorf("lab: note what %s had of the processors: %v", n.Name, err)
+	}
 	n.mu.Lock()
 	init, servers := n.init, n.servers
 	n.init, n.servers = nil, nil

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netns"
 	"golang.zx2c4.com/wireguard/wgctrl"
@@ -54,16 +55,36 @@ func (h *Host) Reopen(t testing.TB) {
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
 		}
-		Settled()
+		settled()
 	}
 	h.Kernel = k
 }
 
-// Settled returns when what this process closed is closed: a child that another test began meanwhile has copies of all its files until it
-// runs its own program, which is as long as the lock is held.
-func Settled() {
+// settled returns when what this process closed is closed in the children, too, that other tests were beginning: they have copies of all
+// its files until they run their own programs. The kernel closes these a moment after it lets the parent go on (begin_new_exec in its
+// fs/exec.c), so it can be that one is open for a little longer; for sockets there is Released.
+func settled() {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
+}
+
+// Released waits until no socket has any of the ports, after a test has closed them: a child that another test began meanwhile may have
+// copies, and these end only when it runs its own program. list is that of a Kernel or a Sandbox.
+func Released(t testing.TB, list func() ([]kernel.Listener, error), ports ...uint16) {
+	t.Helper()
+	var left []kernel.Listener
+	const limit, pause = time.Minute, time.Millisecond
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(pause) {
+		all, err := list()
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = slices.DeleteFunc(all, func(l kernel.Listener) bool { return !slices.Contains(ports, l.Port) })
+		if len(left) == 0 {
+			return
+		}
+	}
+	t.Fatalf("sockets that were closed are there: %+v", left)
 }
 
 // Watched lets the Kernel watch its namespace until the test ends. It is waited for: a Kernel that is closed has no sockets to work with,

@@ -1,0 +1,143 @@
+package integration
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"netyard/integration/lab"
+)
+
+// usual is the engine of a test that shows what netyard does in the kernel, with records, and for whoever types its commands: there the
+// engine only says what is wanted, and one of them says it as well as another.
+const usual = lab.Engine285
+
+// A column is the engines of tests to which the engine matters, and why it does.
+type column struct {
+	why     string
+	engines []lab.Engine
+	tests   []string
+}
+
+// columns is the matrix of tests and engines. A test that calls engines and is in none of these runs on the usual one. A test that names
+// its engines itself says there why.
+func columns() []column {
+	const oldest, debian, newest, nft = lab.Engine2010, lab.Engine285, lab.Engine298, lab.Engine298nft
+	return []column{
+		{
+			why:     "the main job, by every engine there is",
+			engines: []lab.Engine{oldest, lab.Engine261, debian, newest, nft},
+			tests:   []string{"TestBridge"},
+		}, {
+			why:     "what an engine sends when a network is made and a container comes, what it does with the answers, what it shows of a refusal",
+			engines: []lab.Engine{oldest, debian, newest},
+			tests: []string{
+				"TestIPv6", "TestCompose", "TestOptions", "TestNone", "TestRefusals", "TestPorts", "TestRouted", "TestIsolated", "TestStaticRoutes",
+				"TestMacvlan", "TestHost", "TestDHCP",
+			},
+		}, {
+			why:     "networks of IPv6 alone, which older engines do not have",
+			engines: []lab.Engine{debian, newest},
+			tests:   []string{"TestIPv6Alone"},
+		}, {
+			why:     "what an engine forgets, sends again, or takes down when it, netyard or the host ends",
+			engines: []lab.Engine{oldest, debian, newest},
+			tests:   []string{"TestEngineRestarts", "TestLiveRestore", "TestHostDevice"},
+		}, {
+			why:     "the same, where it takes long; TestKilled is about the newest",
+			engines: []lab.Engine{oldest, debian},
+			tests:   []string{"TestKillAnywhere", "TestDHCPCrash"},
+		}, {
+			why:     "what an engine answers who asks for its networks and containers",
+			engines: []lab.Engine{oldest, debian, newest},
+			tests:   []string{"TestAgree", "TestDamagedState"},
+		}, {
+			why:     "an engine's own rules beside netyard's: by iptables, and by nftables",
+			engines: []lab.Engine{debian, nft},
+			tests:   []string{"TestHeals", "TestReachability", "TestPublishedSafely"},
+		}, {
+			why:     "which containerd is beside the engine: 1.6 of Debian 12, and Debian's newest",
+			engines: []lab.Engine{oldest, debian},
+			tests:   []string{"TestCNI", "TestCNILife", "TestCNILabels"},
+		},
+	}
+}
+
+// enginesOf are the engines that a test runs on.
+func enginesOf(test string) []lab.Engine {
+	for _, c := range columns() {
+		if slices.Contains(c.tests, test) {
+			return c.engines
+		}
+	}
+	return []lab.Engine{usual}
+}
+
+// TestColumns walks the matrix: each test in it is one that runs on engines, is there once, and each engine has the whole of what engines
+// send and forget.
+func TestColumns(t *testing.T) {
+	t.Parallel()
+	there := callers(t, "engines")
+	seen := map[string]bool{}
+	ran := map[lab.Engine]bool{}
+	for _, c := range columns() {
+		for _, e := range c.engines {
+			ran[e] = true
+		}
+		if len(c.engines) < 2 {
+			t.Errorf("%s: the engine does not matter to %v", c.why, c.tests)
+		}
+		for _, name := range c.tests {
+			if !there[name] {
+				t.Errorf("%s: there is no test %s that runs on engines", c.why, name)
+			}
+			if seen[name] {
+				t.Errorf("%s is there twice", name)
+			}
+			seen[name] = true
+		}
+	}
+	for _, e := range []lab.Engine{lab.Engine2010, lab.Engine261, lab.Engine285, lab.Engine298, lab.Engine298nft} {
+		if !ran[e] {
+			t.Errorf("nothing runs on engine %s", e)
+		}
+	}
+	if len(there) <= len(seen) {
+		t.Errorf("of %d tests that run on engines %d are about these", len(there), len(seen))
+	}
+}
+
+// callers are the tests of this package that call a function by its name.
+func callers(t *testing.T, function string) map[string]bool {
+	t.Helper()
+	names, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, name := range names {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range file.Decls {
+			test, ok := d.(*ast.FuncDecl)
+			if !ok || !strings.HasPrefix(test.Name.Name, "Test") {
+				continue
+			}
+			ast.Inspect(test, func(n ast.Node) bool {
+				if call, ok := n.(*ast.CallExpr); ok {
+					if name, ok := call.Fun.(*ast.Ident); ok && name.Name == function {
+						found[test.Name.Name] = true
+					}
+				}
+				return true
+			})
+		}
+	}
+	return found
+}
