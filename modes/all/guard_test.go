@@ -242,11 +242,12 @@ func rows() (all []row) {
 func (r row) taken(calls, conntrack bool) bool {
 	takes := r.takes
 	switch {
-	case conntrack && r.kind != dgram4 && r.to == toNeighbour && strings.Contains(r.name, "fragment"):
+	case conntrack && (!calls || r.class == tagged) && // br_netfilter was there before, but for tags
+		r.kind != dgram4 && r.to == toNeighbour && strings.Contains(r.name, "fragment"):
 		takes = ""
 	case (calls || conntrack) && r.class == atomic:
 		takes = r.of
-	case calls && r.class == hidden && r.name != optionsFirst && r.to == toNeighbour:
+	case calls && !conntrack && r.class == hidden && r.name != optionsFirst && r.to == toNeighbour:
 		takes = ""
 	}
 	switch {
