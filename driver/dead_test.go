@@ -6,9 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"netyard/kernel"
 	"netyard/kernel/kerneltest"
@@ -66,10 +65,10 @@ func TestDeadExclusive(t *testing.T) {
 				if err := os.WriteFile(path, nil, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				if err := unix.Mount(box.Path(), path, "", unix.MS_BIND, ""); err != nil {
+				if err := syscall.Mount(box.Path(), path, "", syscall.MS_BIND, ""); err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+				t.Cleanup(func() { _ = syscall.Unmount(path, syscall.MNT_DETACH) })
 				addr := netip.MustParsePrefix("10.9.0.2/24")
 				first := modes.Endpoint{ID: deadFirst, NetworkID: deadNetwork, Maker: maker, Addrs: []netip.Prefix{addr}}
 				if _, err := e.yard.CreateEndpoint(t.Context(), first); err != nil {

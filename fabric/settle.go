@@ -237,7 +237,7 @@ func (a *Agent) leave(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := a.opens(id); err != nil { //nolint:contextcheck // the kernel answers at once, or not at all
+		if err := a.opens(id); err != nil {
 			return err
 		}
 		err := a.c.Store.Update(func(tx store.Tx) error {

@@ -135,14 +135,14 @@ func TestClosedOverLoss(t *testing.T) {
 // that is killed.
 func killedExaminer(t *testing.T, h *lab.Host) string {
 	t.Helper()
-	real, killed, start := filepath.Join(h.Dir, "examined"), filepath.Join(h.Dir, "killed"), filepath.Join(h.Dir, "start")
+	examined, killed, start := filepath.Join(h.Dir, "examined"), filepath.Join(h.Dir, "killed"), filepath.Join(h.Dir, "start")
 	raw, err := os.ReadFile(lab.Build(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for file, text := range map[string][]byte{
-		real: raw, killed: []byte("#!/bin/sh\nkill -KILL $$\n"),
-		start: []byte("#!/bin/sh\nexec 9<" + real + "\nmount --bind " + killed + " " + real + "\nexec /proc/self/fd/9 \"$@\"\n"),
+		examined: raw, killed: []byte("#!/bin/sh\nkill -KILL $$\n"),
+		start: []byte("#!/bin/sh\nexec 9<" + examined + "\nmount --bind " + killed + " " + examined + "\nexec /proc/self/fd/9 \"$@\"\n"),
 	} {
 		if err := os.WriteFile(file, text, 0o755); err != nil {
 			t.Fatal(err)

@@ -35,7 +35,6 @@ type lab struct {
 	v6       bool
 	tunneled bool
 	subnets  int
-	honest   [2]int
 }
 
 // A sender is somebody on the first host who sends datagrams.
@@ -261,13 +260,13 @@ func shapes() []shape {
 	whole := func(from, to netip.AddrPort, payload []byte) []byte { return udpSegment(from, to, payload, true) }
 	return []shape{
 		{name: "as it is", make: func(from, to netip.AddrPort, p []byte) [][]byte {
-			return [][]byte{ipPacket(from.Addr(), to.Addr(), unix.IPPROTO_UDP, nil, 0, false, whole(from, to, p))}
+			return [][]byte{ipPacket(from.Addr(), to.Addr(), nil, 0, false, whole(from, to, p))}
 		}},
 		{name: "without a checksum", v4: true, make: func(from, to netip.AddrPort, p []byte) [][]byte {
-			return [][]byte{ipPacket(from.Addr(), to.Addr(), unix.IPPROTO_UDP, nil, 0, false, udpSegment(from, to, p, false))}
+			return [][]byte{ipPacket(from.Addr(), to.Addr(), nil, 0, false, udpSegment(from, to, p, false))}
 		}},
 		{name: "behind options", make: func(from, to netip.AddrPort, p []byte) [][]byte {
-			return [][]byte{ipPacket(from.Addr(), to.Addr(), unix.IPPROTO_UDP, []byte{1, 1, 1, 1, 1, 1, 1, 0}, 0, false, whole(from, to, p))}
+			return [][]byte{ipPacket(from.Addr(), to.Addr(), []byte{1, 1, 1, 1, 1, 1, 1, 0}, 0, false, whole(from, to, p))}
 		}},
 		{name: "in fragments", make: func(from, to netip.AddrPort, p []byte) [][]byte { return fragments(from, to, whole(from, to, p), 24) }},
 		{name: "in fragments, the first of UDP's header alone", make: func(from, to netip.AddrPort, p []byte) [][]byte {
@@ -306,7 +305,7 @@ func internetSum(b []byte) uint16 {
 
 // ipPacket is a packet with eight bytes of options or none, and the fragment that it is: offset in bytes, and whether
 // there are more.
-func ipPacket(from, to netip.Addr, proto byte, options []byte, offset int, more bool, payload []byte) []byte {
+func ipPacket(from, to netip.Addr, options []byte, offset int, more bool, payload []byte) []byte {
 	const packetID = 0x4242
 	fragment := offset > 0 || more
 	if from.Is4() {
@@ -317,11 +316,11 @@ func ipPacket(from, to netip.Addr, proto byte, options []byte, offset int, more 
 			bits |= 0x2000
 		}
 		h = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(h, packetID), bits)
-		h = append(append(append(append(h, 64, proto, 0, 0), from.AsSlice()...), to.AsSlice()...), options...)
+		h = append(append(append(append(h, 64, unix.IPPROTO_UDP, 0, 0), from.AsSlice()...), to.AsSlice()...), options...)
 		binary.BigEndian.PutUint16(h[10:], internetSum(h))
 		return append(h, payload...)
 	}
-	next := proto
+	next := byte(unix.IPPROTO_UDP)
 	if fragment {
 		bits := uint16(offset)
 		if more {
@@ -340,19 +339,17 @@ func ipPacket(from, to netip.Addr, proto byte, options []byte, offset int, more 
 
 func fragments(from, to netip.AddrPort, segment []byte, first int) [][]byte {
 	return [][]byte{
-		ipPacket(from.Addr(), to.Addr(), unix.IPPROTO_UDP, nil, 0, true, segment[:first]),
-		ipPacket(from.Addr(), to.Addr(), unix.IPPROTO_UDP, nil, first, false, segment[first:]),
+		ipPacket(from.Addr(), to.Addr(), nil, 0, true, segment[:first]),
+		ipPacket(from.Addr(), to.Addr(), nil, first, false, segment[first:]),
 	}
 }
 
 // raw sends packets as they are. What the kernel or a rule of this namespace refuses is not sent.
 func raw(h *kerneltest.Host, to netip.Addr, packets [][]byte) error {
 	return h.Do(func() error {
-		family, addr := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{})
-		if to.Is6() {
-			family, addr = unix.AF_INET6, &unix.SockaddrInet6{Addr: to.As16()}
-		} else {
-			addr = &unix.SockaddrInet4{Addr: to.As4()}
+		family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
+		if to.Is4() {
+			family, addr = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
 		}
 		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		if err != nil {
@@ -448,7 +445,7 @@ func (l *lab) tries(s *sender, to *overlaid, all bool) {
 func (l *lab) past(s *sender) {
 	l.t.Helper()
 	from, at := netip.AddrPortFrom(l.at(l.b), 40000), netip.AddrPortFrom(l.at(l.a), vxlanPort)
-	packet := ipPacket(from.Addr(), at.Addr(), unix.IPPROTO_UDP, nil, 0, false, udpSegment(from, at, l.forged(blueVNI, l.a), true))
+	packet := ipPacket(from.Addr(), at.Addr(), nil, 0, false, udpSegment(from, at, l.forged(blueVNI, l.a), true))
 	kind := []byte{0x08, 0x00}
 	if at.Addr().Is6() {
 		kind = []byte{0x86, 0xdd}

@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -129,9 +130,6 @@ func answered(err error) bool {
 	if !errors.As(err, &code) {
 		return false
 	}
-	switch code {
-	case unix.EAGAIN, unix.EBUSY, unix.EINTR, unix.ENOBUFS, unix.ENOMEM:
-		return false
-	}
-	return true
+	none := []syscall.Errno{unix.EAGAIN, unix.EBUSY, unix.EINTR, unix.ENOBUFS, unix.ENOMEM}
+	return !slices.Contains(none, code)
 }

@@ -9,10 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 )
 
 var keepsakes = Bucket[record]{Name: "keepsakes"}
@@ -162,11 +162,11 @@ func TestKeptFailed(t *testing.T) {
 func tiny(t *testing.T, size int) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	if err := unix.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%dk", size)); err != nil {
+	if err := syscall.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%dk", size)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := syscall.Unmount(dir, 0); err != nil {
 			t.Error(err)
 		}
 	})
@@ -185,7 +185,7 @@ func fillUp(t *testing.T, dir string) (file string) {
 	for buf := make([]byte, 512); err == nil; {
 		_, err = f.Write(buf)
 	}
-	if !errors.Is(err, unix.ENOSPC) {
+	if !errors.Is(err, syscall.ENOSPC) {
 		t.Fatal(err)
 	}
 	return file
@@ -199,7 +199,7 @@ func TestKeptFullDisk(t *testing.T) {
 	s := open(t, keeping(path))
 	update(t, s, putBoth("a", "b"))
 	filler := fillUp(t, dir)
-	if err := s.Update(putBoth("c")); !errors.Is(err, unix.ENOSPC) {
+	if err := s.Update(putBoth("c")); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("a change on a full disk says %v", err)
 	}
 	s.wants(t, "a b", "a b")
@@ -211,7 +211,7 @@ func TestKeptFullDisk(t *testing.T) {
 	replaceHead(t, path)
 	before := names(t, dir)
 	for range 3 {
-		if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, unix.ENOSPC) {
+		if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("a damaged file on a full disk: %v", err)
 		}
 	}
@@ -266,13 +266,13 @@ func TestKeptReadOnly(t *testing.T) {
 			wantError(t, s.Close(), nil, "")
 			lose()
 			before := names(t, dir)
-			if err := unix.Mount("none", dir, "tmpfs", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			if err := syscall.Mount("none", dir, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, unix.EROFS) {
+			if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, syscall.EROFS) {
 				t.Errorf("open says %v", err)
 			}
-			if err := unix.Mount("none", dir, "tmpfs", unix.MS_REMOUNT, ""); err != nil {
+			if err := syscall.Mount("none", dir, "tmpfs", syscall.MS_REMOUNT, ""); err != nil {
 				t.Fatal(err)
 			}
 			if now := names(t, dir); now != before {

@@ -149,7 +149,7 @@ func verifyIn(ctx context.Context, argv []string, path string, pause time.Durati
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("verify %s: %w", path, err)
 		}
-		done, err, failed := examine(ctx, argv, path)
+		done, failed, err := examine(ctx, argv, path)
 		if done {
 			return err
 		}
@@ -161,7 +161,7 @@ func verifyIn(ctx context.Context, argv []string, path string, pause time.Durati
 }
 
 // examine runs the examiner once. done: it came to a result, which is err; otherwise failed says what became of it.
-func examine(ctx context.Context, argv []string, path string) (done bool, err error, failed string) {
+func examine(ctx context.Context, argv []string, path string) (done bool, failed string, err error) {
 	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:len(argv):len(argv)], path)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -169,26 +169,26 @@ func examine(ctx context.Context, argv []string, path string) (done bool, err er
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		return true, nil, ""
+		return true, "", nil
 	case ctx.Err() != nil:
-		return true, fmt.Errorf("verify %s: %w", path, ctx.Err()), ""
+		return true, "", fmt.Errorf("verify %s: %w", path, ctx.Err())
 	case !errors.As(err, &exit):
-		return false, nil, "could not be run: " + err.Error()
+		return false, "could not be run: " + err.Error(), nil
 	}
 	line := firstLine(stdout.String())
 	said, isDamaged := strings.CutPrefix(line, damagedWord)
 	switch code := exit.ExitCode(); {
 	case code == ExitLocked:
-		return true, fmt.Errorf("verify %s: %w", path, ErrLocked), ""
+		return true, "", fmt.Errorf("verify %s: %w", path, ErrLocked)
 	case code == ExitDamaged && isDamaged:
-		return true, fmt.Errorf("verify %s: %w: %s", path, ErrDamaged, said), ""
+		return true, "", fmt.Errorf("verify %s: %w: %s", path, ErrDamaged, said)
 	case code == ExitUnsure && line != "":
-		return false, nil, "said: " + line
+		return false, "said: " + line, nil
 	}
 	if line = firstLine(stderr.String()); line == "" {
-		return false, nil, "ended with " + exit.String()
+		return false, "ended with " + exit.String(), nil
 	}
-	return false, nil, fmt.Sprintf("ended with %s: %s", exit, line)
+	return false, fmt.Sprintf("ended with %s: %s", exit, line), nil
 }
 
 func firstLine(s string) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -13,6 +14,12 @@ import (
 	"netyard/modes"
 	"netyard/store"
 )
+
+// A Process is an engine's, as a door knows it.
+type Process = kernel.Process
+
+// PeerOf returns the process at the other end of a door's connection.
+func PeerOf(c net.Conn) Process { return kernel.PeerOf(c) }
 
 // buryTime bounds the wait for the locks of an endpoint that is to give way: its own request may be in progress.
 const buryTime = 3 * time.Second

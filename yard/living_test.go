@@ -8,10 +8,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"netyard/ipam"
 	"netyard/kernel"
@@ -35,14 +34,14 @@ func newBox(t *testing.T) box {
 	if err := os.WriteFile(b.path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount(b.host.Path(), b.path, "", unix.MS_BIND, ""); err != nil {
+	if err := syscall.Mount(b.host.Path(), b.path, "", syscall.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.unmount)
 	return b
 }
 
-func (b box) unmount() { _ = unix.Unmount(b.path, unix.MNT_DETACH) }
+func (b box) unmount() { _ = syscall.Unmount(b.path, syscall.MNT_DETACH) }
 
 // process starts one that lives in the box, or wherever the test does.
 func process(t *testing.T, in *kerneltest.Host) *exec.Cmd {
@@ -145,7 +144,7 @@ var fates = []fate{
 		_ = c.Process.Kill() // and nobody waits for it
 		r.eventually("there is a zombie", func() bool { _, lives := kernel.ProcessAt(c.Process.Pid); return !lives })
 	}},
-	{"another process has the number of the engine", true, false, func(r *rig, b box, join joiner) {
+	{"another process has the number of the engine", true, false, func(_ *rig, _ box, join joiner) {
 		join(held(kernel.Process{PID: os.Getpid(), Start: 1}))
 	}},
 	{"it lives, and so does the engine", false, false, func(r *rig, b box, join joiner) {
@@ -165,7 +164,7 @@ var fates = []fate{
 		engine, id := engineProcess(r.t)
 		c := process(r.t, b.host)
 		join(held(id))
-		_ = c.Process.Signal(unix.SIGSTOP)
+		_ = c.Process.Signal(syscall.SIGSTOP)
 		r.noted(0)
 		end(engine)
 	}},
@@ -178,7 +177,7 @@ var fates = []fate{
 		end(c)
 		end(engine)
 	}},
-	{"the engine is about to start it", false, false, func(r *rig, b box, join joiner) {
+	{"the engine is about to start it", false, false, func(r *rig, _ box, join joiner) {
 		_, id := engineProcess(r.t)
 		join(held(id))
 		r.noted(0)
@@ -189,7 +188,7 @@ var fates = []fate{
 		join(held(id))
 		r.noted(0)
 	}},
-	{"who made it cannot be seen, and no process was", false, false, func(r *rig, b box, join joiner) {
+	{"who made it cannot be seen, and no process was", false, false, func(r *rig, _ box, join joiner) {
 		join(held(kernel.Process{}))
 		r.noted(0)
 	}},
@@ -255,14 +254,14 @@ func comes(then func(r *rig) error) func(r *rig) error {
 	}
 }
 
-func requests(a string) func(r *rig) error {
+const askedFor = "10.9.0.50"
+
+// requests asks netyard's IPAM for that address.
+func requests() func(r *rig) error {
 	return func(r *rig) error {
-		q := ipam.AddressRequest{Pool: "10.9.0.0/24"}
-		if a != "" {
-			q.Addr = netip.MustParseAddr(a)
-		}
+		q := ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: netip.MustParseAddr(askedFor)}
 		got, err := r.RequestAddress(r.t.Context(), q)
-		if err == nil && a != "" && got.Addr() != q.Addr {
+		if err == nil && got.Addr() != q.Addr {
 			err = fmt.Errorf("got %s", got)
 		}
 		return err
@@ -334,7 +333,7 @@ var things = []thing{
 		refusal: "address 10.9.0.2: in use by container web of docker on network aaaaaaaaaaaa",
 	},
 	{
-		name: "an address of netyard's IPAM, by name", pool: "10.9.0.0/24", addr: "10.9.0.50/24", want: requests("10.9.0.50"),
+		name: "an address of netyard's IPAM, by name", pool: "10.9.0.0/24", addr: "10.9.0.50/24", want: requests(),
 		refusal: "taken as static (container web of docker on network aaaaaaaaaaaa)",
 	},
 	{
@@ -343,7 +342,7 @@ var things = []thing{
 			if err := r.ReleaseAddress(r.t.Context(), "10.9.0.0/24", netip.MustParseAddr("10.9.0.50")); err != nil {
 				return err
 			}
-			return requests("10.9.0.50")(r)
+			return requests()(r)
 		},
 		refusal: "taken as static (container web of docker on network aaaaaaaaaaaa)",
 	},
@@ -500,16 +499,16 @@ func TestDeadNeverJoined(t *testing.T) {
 		must(t, call(t.Context()))
 	}
 	engine, id := engineProcess(t)
-	must(t, requests("10.9.0.50")(r))
+	must(t, requests()(r))
 	e := held(id)
 	e.Addrs = []netip.Prefix{netip.MustParsePrefix("10.9.0.50/24")}
 	must(t, second(r.CreateEndpoint(t.Context(), e)))
 	const refusal = "taken as static (endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)"
-	if err := requests("10.9.0.50")(r); err == nil || !strings.Contains(err.Error(), refusal) {
+	if err := requests()(r); err == nil || !strings.Contains(err.Error(), refusal) {
 		t.Errorf("while the engine is there: %v", err)
 	}
 	end(engine)
-	must(t, requests("10.9.0.50")(r))
+	must(t, requests()(r))
 	r.healthy("afterwards")
 }
 
@@ -525,9 +524,9 @@ func TestDeadAttachment(t *testing.T) {
 		"it was deleted":                 {true, func(_ *rig, b box) { b.unmount() }},
 		"another one is in its place": {true, func(r *rig, b box) {
 			b.unmount()
-			must(r.t, unix.Mount(kerneltest.New(r.t).Path(), b.path, "", unix.MS_BIND, ""))
+			must(r.t, syscall.Mount(kerneltest.New(r.t).Path(), b.path, "", syscall.MS_BIND, ""))
 		}},
-		"the host was started anew": {true, func(r *rig, b box) { r.c.BootID = "boot-2" }},
+		"the host was started anew": {true, func(r *rig, _ box) { r.c.BootID = "boot-2" }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -657,7 +656,7 @@ func TestDeadCrash(t *testing.T) {
 			r.holds(thing{pool: "10.9.0.0/24", addr: "10.9.0.50/24", have: publishes(epID, ask("tcp", 8080, ""))}, b, fates[0])
 			starts := func(id string) func() error {
 				return func() error {
-					if err := requests("10.9.0.50")(r); err != nil {
+					if err := requests()(r); err != nil {
 						return err
 					}
 					_, maker := engineProcess(t)

@@ -43,7 +43,7 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 	if err := y.enforce(ctx); err != nil { // what could be done is done: better closed than not started
 		y.c.Log.Error("enforce policy", "err", err)
 	}
-	if err := y.loadFirewall(keepStrays); err != nil || keepStrays {
+	if err := y.loadFirewall(keepStrays); err != nil || keepStrays { //nolint:contextcheck // nobody waits for it
 		return err
 	}
 	return y.prune(ctx)
@@ -237,7 +237,7 @@ func (y *Yard) look() (faults []Finding, strays []kernel.Stray, err error) {
 		return nil, nil, err
 	}
 	for _, s := range snap.Strays(slices.Concat(before.objects, before.passing, after.objects, after.passing)) {
-		if !after.foreign[s.Network] && !(lost && s.Policy) {
+		if kept := lost && s.Policy; !kept && !after.foreign[s.Network] {
 			strays = append(strays, s)
 		}
 	}

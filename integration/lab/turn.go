@@ -25,7 +25,7 @@ type claim struct {
 
 // machine is where all hosts of this program are. How many engines a machine bears at once follows from its cores: beside each other
 // they would only take longer, and what waits for an answer would wait too long.
-var machine = newHall(max(2, runtime.NumCPU()))
+var machine = newHall(max(2, runtime.NumCPU())) //nolint:gochecknoglobals // the tests of a program share one machine
 
 func newHall(places int) *hall { return &hall{places: places, inside: map[string]*claim{}} }
 

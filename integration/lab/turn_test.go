@@ -29,7 +29,9 @@ func TestPlaces(t *testing.T) {
 				if now > places {
 					t.Errorf("%d are inside, and there are %d places", now, places)
 				}
-				for was := most.Load(); now > was && !most.CompareAndSwap(was, now); was = most.Load() {
+				was := most.Load()
+				for now > was && !most.CompareAndSwap(was, now) {
+					was = most.Load()
 				}
 				t.Run("part", func(t *testing.T) {
 					if made := h.of(t.Name()).hosts; h.host(t) != (int32(made) < want || want == places) {

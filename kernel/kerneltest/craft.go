@@ -85,8 +85,8 @@ func (p Packet) Tagged(kind, tci uint16) Packet {
 // SNAP puts it behind LLC, as RFC 1042 does; organization is 0, or 0xf8 for what IEEE 802.1H makes of it.
 func (p Packet) SNAP(organization byte) Packet {
 	head := binary.BigEndian.AppendUint16([]byte{0xaa, 0xaa, 3, 0, 0, organization}, p.Type)
-	data := append(head, p.Data...)
-	return Packet{Type: uint16(len(data)), Data: data} //nolint:gosec // short
+	head = append(head, p.Data...)
+	return Packet{Type: uint16(len(head)), Data: head} //nolint:gosec // short
 }
 
 // Behind puts bytes in front of it and gives it another type.

@@ -274,8 +274,7 @@ func (s *site) allowed(r row) bool {
 	case r.kind == advert:
 		return false
 	case s.closedIn && neighbour || s.closedOut:
-		switch r.class {
-		case tagged, wrapped, foreign, tunneled:
+		if slices.Contains([]class{tagged, wrapped, foreign, tunneled}, r.class) {
 			return false
 		}
 		if r.kind == dgram4 || r.kind == dgram6 {
@@ -285,10 +284,10 @@ func (s *site) allowed(r row) bool {
 	if s.guard == roles && !s.closedOut {
 		return r.class != wrapped && r.class != hidden
 	}
-	switch r.class {
-	case tunneled: // of its own addresses, whatever is inside
+	switch {
+	case r.class == tunneled: // of its own addresses, whatever is inside
 		return r.from != othersMAC
-	case plain, extended, atomic:
+	case slices.Contains([]class{plain, extended, atomic}, r.class):
 		return (r.from == own || r.from != othersMAC && s.guard == hardware) && (r.class == plain || r.kind != ndAsk)
 	}
 	return false
