@@ -286,7 +286,7 @@ func (y *Yard) withdraw(ctx context.Context, was modes.Endpoint) error {
 func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	was, found, err := y.condemn(ctx, network, id)
 	if errors.Is(err, context.DeadlineExceeded) { // a request before this one hangs, and an engine does not ask again
-		go y.deleteLater(context.WithoutCancel(ctx), network, id)
+		y.late.Go(func() { y.deleteLater(context.WithoutCancel(ctx), network, id) })
 	}
 	if err != nil || !found {
 		return err

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"netyard/ipam"
@@ -70,6 +71,8 @@ type Yard struct {
 	events   events
 	keeper   keeper
 	started  time.Time
+	// late are requests that go on although nobody waits for them any more.
+	late sync.WaitGroup
 }
 
 // New makes a Yard; Restore it before use.

@@ -34,7 +34,10 @@ func TestPlaces(t *testing.T) {
 					was = most.Load()
 				}
 				t.Run("part", func(t *testing.T) {
-					if made := h.of(t.Name()).hosts; h.host(t) != (int32(made) < want || want == places) {
+					h.mu.Lock()
+					made := h.of(t.Name()).hosts
+					h.mu.Unlock()
+					if h.host(t) != (int32(made) < want || want == places) {
 						t.Errorf("a host beside %d, of %d places, is taken wrongly", made, want)
 					}
 				})
