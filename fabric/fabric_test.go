@@ -366,6 +366,7 @@ func TestColdBoot(t *testing.T) {
 	blue := onBlue(t, all)
 	there, here := all[1].start(blue, "b1eeeeeeeeee"), all[0].start(blue, "b2eeeeeeeeee")
 	all[0].knows(blue, there.v4, there.v6)
+	all[1].knows(blue, here.v4, here.v6) // else nobody answers: etcd cannot tell it any more
 	all[0].stop()
 	e.Kill(t)
 	br, x := all[0].links(blue)
