@@ -91,7 +91,8 @@ func says(t *testing.T, c Config) error {
 	return err
 }
 
-// refuses waits until a first exchange with etcd fails with these words: an etcd that is slow to answer is unreachable before.
+// refuses waits until a first exchange with etcd fails with these words: an etcd that is slow to answer is unreachable
+// before.
 func refuses(t *testing.T, c Config, what string) {
 	t.Helper()
 	var err error

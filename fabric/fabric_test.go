@@ -160,7 +160,10 @@ func (h *host) network(name string, subnets ...cluster.Subnet) cluster.Network {
 // answered asks etcd again that was too busy to answer in time.
 func answered(t testing.TB, f func() error) (err error) {
 	t.Helper()
-	clustertest.Eventually(t, "etcd does not answer", func() bool { err = f(); return !errors.Is(err, cluster.ErrUnreachable) })
+	clustertest.Eventually(t, "etcd does not answer", func() bool {
+		err = f()
+		return !errors.Is(err, cluster.ErrUnreachable)
+	})
 	return err
 }
 

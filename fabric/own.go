@@ -158,8 +158,8 @@ func (a *Agent) mayGrant() error {
 	return nil
 }
 
-// try claims an address in etcd. It is recorded before, so that whatever happens somebody knows that it has to be given back. For etcd a
-// host's requests are one, so who of a host has an address is decided by its file.
+// try claims an address in etcd. It is recorded before, so that whatever happens somebody knows that it has to be given
+// back. Etcd does not tell a host's requests apart, so which of them has an address is decided by the host's file.
 func (a *Agent) try(ctx context.Context, n *network, o Own, named bool) error {
 	o.Trying = true
 	if err := a.c.Store.Update(func(tx store.Tx) error { return reserve(tx, o, named) }); err != nil {

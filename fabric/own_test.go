@@ -45,8 +45,8 @@ func (h *host) idle(n cluster.Network) {
 	})
 }
 
-// TestGrantAtOnce: containers of one host that start at the same time get different addresses, also of those that rest, and while the
-// store is filled up; and an address that two ask for by name only one gets.
+// TestGrantAtOnce: containers of one host that start at the same time get different addresses, also of those that rest,
+// and while the store is filled up; and an address that several ask for by name only one gets.
 func TestGrantAtOnce(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
@@ -116,7 +116,8 @@ func TestStock(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, h.stock(blue.ID, []cluster.Address{{Addr: want, Use: cluster.Warm}}))
-	if got, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "two", Addr: want}); !errors.Is(err, cluster.ErrTaken) {
+	got, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "two", Addr: want})
+	if !errors.Is(err, cluster.ErrTaken) {
 		t.Errorf("another container: %s, %v", got, err)
 	}
 	n := h.on(blue)
