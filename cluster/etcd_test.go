@@ -41,18 +41,17 @@ func member(t testing.TB, e *clustertest.Etcd, n int) *Client {
 	t.Helper()
 	c := client(t, e)
 	must(t, eventually(func() error { _, err := c.Enter(t.Context(), Meta{Port: 4789}); return err }))
-	must(t, c.Join(t.Context(), *hostOf(n)))
+	must(t, eventually(func() error { return c.Join(t.Context(), *hostOf(n)) }))
 	return c
 }
 
 // eventually does something again that a busy etcd may not answer in time.
 func eventually(f func() error) (err error) {
-	for range 20 {
-		if err = f(); !errors.Is(err, ErrUnreachable) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if err = f(); !errors.Is(err, ErrUnreachable) || time.Now().After(end) {
 			return err
 		}
 	}
-	return err
 }
 
 func must(t testing.TB, err error) {
@@ -73,10 +72,13 @@ func raw(t testing.TB, c *Client, key, value string) {
 
 func onBlue(t testing.TB, c *Client, n int) (Network, Member) {
 	t.Helper()
-	net, err := c.CreateNetwork(t.Context(), Network{Name: "blue", MTU: 1450, Subnets: blue().Subnets})
-	must(t, err)
+	var net Network
+	must(t, eventually(func() (err error) {
+		net, err = c.CreateNetwork(t.Context(), Network{Name: "blue", MTU: 1450, Subnets: blue().Subnets})
+		return err
+	}))
 	m := Member{net.ID, id(n)}
-	must(t, c.JoinNetwork(t.Context(), m))
+	must(t, eventually(func() error { return c.JoinNetwork(t.Context(), m) }))
 	return net, m
 }
 

@@ -91,6 +91,27 @@ func says(t *testing.T, c Config) error {
 	return err
 }
 
+// refuses waits until a first exchange with etcd fails with these words: an etcd that is slow to answer is unreachable
+// before.
+func refuses(t *testing.T, c Config, what string) {
+	t.Helper()
+	var err error
+	defer func() {
+		if t.Failed() {
+			t.Logf("%v, want %q", err, what)
+		}
+	}()
+	clustertest.Eventually(t, "nothing is said of: "+what, func() bool {
+		if err = says(t, c); err == nil {
+			t.Fatalf("let in, want %q", what)
+		}
+		return strings.Contains(err.Error(), what)
+	})
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("more than one line: %v", err)
+	}
+}
+
 // TestTLS: only who etcd knows gets in, only that etcd is believed, and certificates are renewed in place.
 func TestTLS(t *testing.T) {
 	t.Parallel()
@@ -113,9 +134,7 @@ func TestTLS(t *testing.T) {
 		"no such file":                            {Endpoints: []string{e.URL}, CA: good.CA + "x", Cert: good.Cert, Key: good.Key},
 		"has no certificate":                      {Endpoints: []string{e.URL}, CA: good.Key, Cert: good.Cert, Key: good.Key},
 	} {
-		if err := says(t, c); err == nil || !strings.Contains(err.Error(), what) || strings.Contains(err.Error(), "\n") {
-			t.Errorf("%v, want %q", err, what)
-		}
+		refuses(t, c, what)
 	}
 	must(t, os.Chmod(good.Key, 0o640))
 	if err := says(t, good); err == nil || !strings.Contains(err.Error(), "others can read it") {
@@ -172,20 +191,17 @@ func TestUser(t *testing.T) {
 		"no such file":           {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: wrong + "x"},
 		"others can read it; ch": {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: "/etc/passwd"},
 	} {
-		if err := says(t, c); err == nil || !strings.Contains(err.Error(), what) {
-			t.Errorf("%v, want %q", err, what)
-		}
+		refuses(t, c, what)
 	}
 
 	// A token is no use to an etcd that has started again; the client gets another by itself.
 	c, err := Open(good)
 	must(t, err)
 	defer c.Close()
-	_, err = c.Enter(t.Context(), Meta{Port: 4789})
-	must(t, err)
+	must(t, eventually(func() error { _, err := c.Enter(t.Context(), Meta{Port: 4789}); return err }))
 	v := newView(t, c, "addr/")
 	follow(t, v.Mirror)
-	must(t, c.Join(t.Context(), *hostOf(1)))
+	must(t, eventually(func() error { return c.Join(t.Context(), *hostOf(1)) }))
 	net, m := onBlue(t, c, 1)
 	e.Kill(t)
 	e.Run(t)

@@ -82,6 +82,9 @@ func TestCooldown(t *testing.T) {
 			break
 		}
 		must(t, err)
+		if slices.Contains(got, b) {
+			t.Fatalf("%s was given twice: %v", b, got)
+		}
 		got = append(got, b)
 	}
 	if at := slices.Index(got, a); len(got) < 9 || at < len(got)-2 { // one may have been on its way to the store

@@ -149,9 +149,22 @@ func (h *host) status() Status {
 // network finds one of the cluster's, or makes it.
 func (h *host) network(name string, subnets ...cluster.Subnet) cluster.Network {
 	h.t.Helper()
-	n, err := h.c.Client.CreateNetwork(h.t.Context(), cluster.Network{Name: name, MTU: 1450, Subnets: subnets})
-	must(h.t, err)
+	var n cluster.Network
+	must(h.t, answered(h.t, func() (err error) {
+		n, err = h.c.Client.CreateNetwork(h.t.Context(), cluster.Network{Name: name, MTU: 1450, Subnets: subnets})
+		return err
+	}))
 	return n
+}
+
+// answered asks etcd again that was too busy to answer in time.
+func answered(t testing.TB, f func() error) (err error) {
+	t.Helper()
+	clustertest.Eventually(t, "etcd does not answer", func() bool {
+		err = f()
+		return !errors.Is(err, cluster.ErrUnreachable)
+	})
+	return err
 }
 
 func subnets(second int) []cluster.Subnet {
@@ -366,6 +379,7 @@ func TestColdBoot(t *testing.T) {
 	blue := onBlue(t, all)
 	there, here := all[1].start(blue, "b1eeeeeeeeee"), all[0].start(blue, "b2eeeeeeeeee")
 	all[0].knows(blue, there.v4, there.v6)
+	all[1].knows(blue, here.v4, here.v6) // else nobody answers: etcd cannot tell it any more
 	all[0].stop()
 	e.Kill(t)
 	br, x := all[0].links(blue)

@@ -43,17 +43,22 @@ func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluste
 	} else if err != nil {
 		return err
 	}
-	err := a.c.Store.Update(func(tx store.Tx) error {
-		for _, c := range claims {
-			o := Own{Network: n.ID, Addr: c.Addr, Use: c.Use, MAC: c.MAC, Synced: true}
-			if err := owns.Put(tx, o.key(), o); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err := a.stock(n.ID, claims)
 	a.doubt(n.ID)
 	return err
+}
+
+// stock records what was claimed. A request may have asked for one of them meanwhile, and got it: etcd does not tell them
+// apart.
+func (a *Agent) stock(network string, claims []cluster.Address) error {
+	var own []Own
+	for _, c := range claims {
+		own = append(own, Own{Network: network, Addr: c.Addr, Use: c.Use, MAC: c.MAC, Synced: true})
+	}
+	return a.c.Store.Update(func(tx store.Tx) error {
+		_, err := putNew(tx, own)
+		return err
+	})
 }
 
 // warmth is how many addresses of a subnet are kept in store: two of a hundred, and none when it is nearly full.

@@ -83,26 +83,69 @@ func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 		a.poke()
 		return got, err
 	}
+	const looks = 8
+	for range looks {
+		got, err = a.claim(ctx, n, w)
+		if w.Addr.IsValid() || !errors.Is(err, errAsked) {
+			break
+		}
+	}
+	return got, err
+}
+
+// claim gives an endpoint an address that is claimed in etcd now.
+func (a *Agent) claim(ctx context.Context, n *network, w Wish) (netip.Addr, error) {
 	tries := []netip.Addr{w.Addr}
 	if !w.Addr.IsValid() {
-		if tries = n.free(w.V6, warmest); len(tries) == 0 {
-			tries = n.rested(w.V6, warmest)
+		var err error
+		if tries, err = a.candidates(n, w.V6); err != nil {
+			return netip.Addr{}, err
 		}
 	}
 	if len(tries) == 0 {
 		return netip.Addr{}, fmt.Errorf("%w on network %s: all are taken", ErrNone, n.Name)
 	}
+	var asked error
 	for _, addr := range tries {
-		switch err := a.try(ctx, n, Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint, Since: time.Now()}); {
+		o := Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint, Since: time.Now()}
+		switch err := a.try(ctx, n, o, w.Addr.IsValid()); {
 		case err == nil:
 			return addr, nil
 		case w.Addr.IsValid() && errors.Is(err, cluster.ErrTaken):
 			return netip.Addr{}, fmt.Errorf("network %s: %w", n.Name, err)
+		case errors.Is(err, errAsked):
+			asked = err
 		case !errors.Is(err, cluster.ErrTaken):
 			return netip.Addr{}, fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, err)
 		}
 	}
+	if asked != nil {
+		return netip.Addr{}, fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, asked)
+	}
 	return netip.Addr{}, fmt.Errorf("%w on network %s: others took the last ones", ErrNone, n.Name)
+}
+
+// errAsked says that an address is recorded already: it came into store, or another request asks for it.
+var errAsked = fmt.Errorf("%w by another request of this host", cluster.ErrTaken)
+
+// candidates are addresses that nobody has and no other request of this host is asking for; those that rest come last.
+func (a *Agent) candidates(n *network, v6 bool) ([]netip.Addr, error) {
+	own, err := a.Own(n.ID)
+	if err != nil {
+		return nil, err
+	}
+	recent := map[netip.Addr]bool{} // etcd has not told of them yet
+	for _, o := range own {
+		if n.isFree(o.Addr) {
+			recent[o.Addr] = true
+		}
+	}
+	want := warmest + len(recent)
+	tries := n.free(v6, want)
+	if len(tries) < want {
+		tries = append(tries, n.rested(v6, want-len(tries))...)
+	}
+	return slices.DeleteFunc(tries, func(addr netip.Addr) bool { return recent[addr] }), nil
 }
 
 // mayGrant says why what this host has in store is not its own to give.
@@ -115,11 +158,11 @@ func (a *Agent) mayGrant() error {
 	return nil
 }
 
-// try claims an address in etcd. It is recorded before, so that whatever happens somebody knows that it has to be given back.
-func (a *Agent) try(ctx context.Context, n *network, o Own) error {
+// try claims an address in etcd. It is recorded before, so that whatever happens somebody knows that it has to be given
+// back. Etcd does not tell a host's requests apart, so which of them has an address is decided by the host's file.
+func (a *Agent) try(ctx context.Context, n *network, o Own, named bool) error {
 	o.Trying = true
-	put := func(tx store.Tx) error { return owns.Put(tx, o.key(), o) }
-	if err := a.c.Store.Update(put); err != nil {
+	if err := a.c.Store.Update(func(tx store.Tx) error { return reserve(tx, o, named) }); err != nil {
 		return err
 	}
 	m := cluster.Member{Network: o.Network, Host: a.self}
@@ -134,12 +177,44 @@ func (a *Agent) try(ctx context.Context, n *network, o Own) error {
 		}
 	}
 	o.Trying, o.Synced = false, true
+	put := func(tx store.Tx) error { return owns.Put(tx, o.key(), o) }
 	if errors.Is(err, cluster.ErrTaken) {
 		put = func(tx store.Tx) error { return owns.Delete(tx, o.key()) }
 	} else if err != nil { // etcd may have done it all the same
 		o.Endpoint, o.Gone, o.Synced = "", true, false
 	}
 	return errors.Join(err, a.c.Store.Update(put))
+}
+
+// reserve records that an address is being asked for, unless it is recorded already.
+// What is about to be forgotten may be asked for; and by its name the host's own address, which is replaced.
+func reserve(tx store.Tx, o Own, named bool) error {
+	has, err := owns.Get(tx, o.key())
+	switch {
+	case err == nil && !(has.Lost && has.Gone) && !(named && has.Use == cluster.OfHost):
+		return fmt.Errorf("address %s %w", o.Addr, errAsked)
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return err
+	}
+	return owns.Put(tx, o.key(), o)
+}
+
+// putNew records those addresses that are not recorded, and says which ones: what is recorded was taken meanwhile.
+func putNew(tx store.Tx, own []Own) (put []Own, err error) {
+	for _, o := range own {
+		_, err := owns.Get(tx, o.key())
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, store.ErrNotFound) {
+			err = owns.Put(tx, o.key(), o)
+		}
+		if err != nil {
+			return nil, err
+		}
+		put = append(put, o)
+	}
+	return put, nil
 }
 
 // recover gives up what a daemon before this one asked for and did not live to tell of.

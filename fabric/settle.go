@@ -324,18 +324,12 @@ func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
 	if len(strays) == 0 {
 		return own, nil
 	}
-	err := a.c.Store.Update(func(tx store.Tx) error {
-		for _, o := range strays {
-			if owns.Keys(tx, o.key()) != nil { // it was taken meanwhile
-				continue
-			}
-			if err := owns.Put(tx, o.key(), o); err != nil {
-				return err
-			}
-		}
-		return nil
+	var put []Own
+	err := a.c.Store.Update(func(tx store.Tx) (err error) {
+		put, err = putNew(tx, strays)
+		return err
 	})
-	return append(own, strays...), err
+	return append(own, put...), err
 }
 
 // reap gives up addresses that were granted to somebody who never came, or never said that he has done with them.
@@ -376,7 +370,12 @@ func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 	if errors.Is(err, cluster.ErrTaken) {
 		if o.Endpoint == "" { // nobody will miss it
 			a.doubt(m.Network)
-			return a.settleOwn(o, func(_ Own, tx store.Tx) error { return owns.Delete(tx, o.key()) })
+			return a.settleOwn(o, func(now Own, tx store.Tx) error {
+				if now.Endpoint != "" { // somebody was given it meanwhile; he hears of it at the next look
+					return nil
+				}
+				return owns.Delete(tx, o.key())
+			})
 		}
 		if !o.Lost {
 			a.c.Log.Error("an address of this host is another host's", "network", m.Network, "address", o.Addr, "endpoint", o.Endpoint)

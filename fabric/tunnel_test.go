@@ -51,8 +51,11 @@ func TestEncryptedRotation(t *testing.T) {
 		h.run()
 		h.member()
 	}
-	n, err := all[0].c.Client.CreateNetwork(t.Context(), cluster.Network{Name: "red", MTU: 1370, Encrypted: true, Subnets: subnets(20)})
-	must(t, err)
+	var n cluster.Network
+	must(t, answered(t, func() (err error) {
+		n, err = all[0].c.Client.CreateNetwork(t.Context(), cluster.Network{Name: "red", MTU: 1370, Encrypted: true, Subnets: subnets(20)})
+		return err
+	}))
 	one, two := all[0], all[1]
 	for _, h := range all {
 		must(t, h.raise())
@@ -100,7 +103,9 @@ func TestEncryptedRotation(t *testing.T) {
 		do   func() error
 	}{
 		{"recorded", func() error { return one.begin() }},
-		{"told to the others", func() error { return one.c.Client.Join(t.Context(), one.host()) }},
+		{"told to the others", func() error {
+			return answered(t, func() error { return one.c.Client.Join(t.Context(), one.host()) })
+		}},
 		{"used", func() error {
 			d := one.deviceNow()
 			d.Key = one.tunnel.next

@@ -1,0 +1,136 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"netyard/cluster"
+	"netyard/cluster/clustertest"
+)
+
+// atOnce grants what many endpoints ask for at the same time.
+func (h *host) atOnce(n cluster.Network, round string, many int, want netip.Addr) (got []netip.Addr, errs []error) {
+	h.t.Helper()
+	got, errs = make([]netip.Addr, many), make([]error, many)
+	var all sync.WaitGroup
+	for i := range many {
+		all.Go(func() {
+			got[i], errs[i] = h.Grant(h.t.Context(), Wish{Network: n.ID, Endpoint: fmt.Sprint(round, i), Addr: want})
+		})
+	}
+	all.Wait()
+	return got, errs
+}
+
+// told waits until etcd has what the host has.
+func (h *host) told(n cluster.Network) {
+	h.t.Helper()
+	clustertest.Eventually(h.t, "etcd has not heard", func() bool {
+		s := h.status().Networks[n.ID]
+		return s.Waiting == 0 && !s.Unsure
+	})
+}
+
+// idle waits until the host knows that nobody has an address but itself, the gateway, and the store.
+func (h *host) idle(n cluster.Network) {
+	h.t.Helper()
+	clustertest.Eventually(h.t, "addresses that were given back are not free", func() bool {
+		s := h.status().Networks[n.ID]
+		return s.Waiting == 0 && !s.Unsure && s.Addresses.Records == 2+s.Warm
+	})
+}
+
+// TestGrantAtOnce: containers of one host that start at the same time get different addresses, also of those that rest,
+// and while the store is filled up; and an address that several ask for by name only one gets.
+func TestGrantAtOnce(t *testing.T) {
+	t.Parallel()
+	h := hosts(t, clustertest.Start(t, ""), 1)[0]
+	h.cooldown = time.Hour
+	h.boot(1)
+	h.run()
+	h.member()
+	pool := netip.MustParsePrefix("10.50.0.0/27")
+	small := h.network("small", cluster.Subnet{Pool: pool, Gateway: netip.MustParseAddr("10.50.0.1")})
+	h.up(small)
+	const many = 24 // of 29, of which the host has one, and one is kept in store
+	for round := range 4 {
+		h.idle(small)
+		got, errs := h.atOnce(small, fmt.Sprint("r", round, "e"), many, netip.Addr{})
+		if err := errors.Join(errs...); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		seen := map[netip.Addr]bool{}
+		for i, a := range got {
+			if seen[a] {
+				t.Fatalf("round %d: %s was given twice: %v", round, a, got)
+			}
+			seen[a] = true
+			must(t, h.Publish(small.ID, []netip.Addr{a}, fmt.Sprint("r", round, "e", i), "02:42:0a:32:00:99", "", nil))
+		}
+		h.told(small)
+		for i := range got {
+			must(t, h.Withdraw(small.ID, fmt.Sprint("r", round, "e", i)))
+			h.release(small, fmt.Sprint("r", round, "e", i))
+		}
+	}
+	h.idle(small)
+	for n := range 4 {
+		var want netip.Addr
+		for a := pool.Addr().Next().Next(); pool.Contains(a) && !want.IsValid(); a = a.Next() {
+			if h.on(small).isFree(a) {
+				want = a
+			}
+		}
+		got, errs := h.atOnce(small, fmt.Sprint("n", n, "e"), 4, want)
+		count := 0
+		for i := range got {
+			switch {
+			case errs[i] == nil && got[i] == want:
+				count++
+			case !errors.Is(errs[i], cluster.ErrTaken):
+				t.Errorf("%s was asked for: %s, %v", want, got[i], errs[i])
+			}
+		}
+		if count != 1 {
+			t.Errorf("%s was asked for by name by 4, and %d got it", want, count)
+		}
+	}
+}
+
+// TestStock: what a request got meanwhile is not put into store, and is not given up as what nobody has.
+func TestStock(t *testing.T) {
+	t.Parallel()
+	h := hosts(t, clustertest.Start(t, ""), 1)[0]
+	blue := onBlue(t, []*host{h})
+	h.stop()
+	h.stop = func() {}
+	before, err := h.Own(blue.ID)
+	must(t, err)
+	want := netip.MustParseAddr("10.20.7.7")
+	if _, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "one", Addr: want}); err != nil {
+		t.Fatal(err)
+	}
+	must(t, h.stock(blue.ID, []cluster.Address{{Addr: want, Use: cluster.Warm}}))
+	got, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "two", Addr: want})
+	if !errors.Is(err, cluster.ErrTaken) {
+		t.Errorf("another container: %s, %v", got, err)
+	}
+	n := h.on(blue)
+	rec := Own{Network: blue.ID, Addr: want, Use: cluster.Warm}.record(h.self)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go n.addrs.Run(ctx)
+	clustertest.Eventually(t, "the host does not hear", func() bool { return n.addrs.Get(rec.Key()) != nil })
+	after, err := h.forgotten(n, before)
+	must(t, err)
+	for _, o := range after {
+		if o.Addr == want {
+			t.Errorf("what a request got is to be given up: %+v", o)
+		}
+	}
+}
