@@ -61,7 +61,8 @@ type KeptState struct {
 	Missing bool
 	// Damaged: it was not whole. If the file was lost as well, only a part of the kept records is there.
 	Damaged bool
-	// Newer: it had changes that the file had lost, or an older file was put in its place. They are in the file again.
+	// Newer: it had changes that the file had lost, or an older file was put in its place. They are in the file again. It stays so over
+	// restarts until Recalled.
 	Newer bool
 	// Err is why it could not be brought up to date. Changes of kept records are refused for as long as it cannot.
 	Err error

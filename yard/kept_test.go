@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"netyard/ipam"
 	"netyard/modes"
@@ -491,4 +492,78 @@ func TestPolicyRefusedWithoutCopy(t *testing.T) {
 		t.Errorf("the kernel has\n%s\nand had\n%s", is, was)
 	}
 	r.healthy("after the refusals")
+}
+
+// TestOlderProgramBetween: what an admin closed, opened, gave up or freed with an older netyard, which knows of no kept records, stays so
+// when a newer one is there again.
+func TestOlderProgramBetween(t *testing.T) {
+	t.Parallel()
+	r, n, _, _, was := closing{}.made(t)
+	change := func(icc string) {
+		t.Helper()
+		_, err := r.ChangeNetwork(t.Context(), n.ID, map[string]string{"icc": icc})
+		must(t, err)
+	}
+	change("false")
+	change("true")
+	must(t, second(r.ChangeEndpoint(t.Context(), n.ID, was.ID, map[string]string{"egress_rate": "10mbit"})))
+	must(t, r.Reserve("10.9.0.0/24", netip.MustParseAddr("10.9.0.8"), "db"))
+	r.apply("name: a\nselect: {container: app}\ningress: {}")
+	r.reserved("10.9.0.8 for db")
+	type raw = map[string]any
+	reservations := store.Bucket[raw]{Name: ipam.Kept()[0]}
+	var keys []string
+	var reserved []raw
+	must(t, r.st.View(func(tx store.Tx) (err error) {
+		keys = reservations.Keys(tx, "")
+		reserved, err = reservations.List(tx, "")
+		return err
+	}))
+	must(t, r.Forget("10.9.0.0/24", netip.MustParseAddr("10.9.0.8")))
+	must(t, r.st.Close())
+
+	copied, err := os.ReadFile(r.path + ".kept")
+	must(t, err)
+	older, err := store.Open(t.Context(), store.Config{Path: r.path, Soon: time.Hour})
+	must(t, err)
+	must(t, older.Update(func(tx store.Tx) error {
+		for i, key := range keys {
+			must(t, reservations.Put(tx, key, reserved[i]))
+		}
+		net, err := getNetwork(tx, n.ID)
+		must(t, err)
+		net.Changed = map[string]string{"icc": "false"}
+		e, err := getEndpoint(tx, n.ID, was.ID)
+		must(t, err)
+		e.Options, e.Fenced = map[string]string{"egress_rate": "1mbit"}, "it is another's"
+		ps, err := policies.List(tx, "")
+		must(t, err)
+		ps[0].Name = "b"
+		return errors.Join(networks.Put(tx, n.ID, net), putEndpoint(tx, e), policies.Delete(tx, "a"), policies.Put(tx, "b", ps[0]))
+	}))
+	must(t, older.Close())
+	must(t, os.WriteFile(r.path+".kept", copied, 0o600)) // it does not know of it
+
+	for range 2 {
+		r.start()
+		net, err := r.Network(n.ID)
+		must(t, err)
+		e, err := r.Endpoint(n.ID, was.ID)
+		must(t, err)
+		if net.Opt("icc") != "false" || e.Options["egress_rate"] != "1mbit" || e.Fenced == "" {
+			t.Errorf("icc=%s, options %v, fenced: %q", net.Opt("icc"), e.Options, e.Fenced)
+		}
+		ps, err := r.Policies()
+		must(t, err)
+		if len(ps) != 1 || ps[0].Name != "b" {
+			t.Errorf("policies are %v", ps)
+		}
+		r.reserved()
+	}
+	r.lose(losses()["missing"]) // the copy has the same
+	r.rebuilds(r.found(owners(), nil))
+	if ps, err := r.Policies(); err != nil || len(ps) != 1 || ps[0].Name != "b" {
+		t.Errorf("policies are %v: %v", ps, err)
+	}
+	r.reserved()
 }
