@@ -30,6 +30,10 @@ const (
 	generationKey = "kept"
 	// recallKey is there from when a newer copy was put into the file until Recalled.
 	recallKey = "kept-recall"
+	// lossKey is there from when a file was made for one that was lost, with a copy that was not whole, until LossNoted. Its value is
+	// lossSure if there were records, and empty if there may have been none.
+	lossKey  = "kept-loss"
+	lossSure = "sure"
 )
 
 // A keptRecord is one record of a copy. Its value is as in the file, with its checksum.
@@ -298,7 +302,7 @@ func (s *Store) syncKept() error {
 	} else if !own.numbered { // if there is no room for it, the next start does it
 		_ = s.db.Update(func(tx *bbolt.Tx) error { return putGeneration(tx, own.generation) })
 	}
-	if err := s.readRecall(); err != nil {
+	if err := s.readMarks(); err != nil {
 		return err
 	}
 	if !s.Fresh {
@@ -315,13 +319,19 @@ func (s *Store) syncKept() error {
 	return nil
 }
 
-// readRecall finds out whether a newer copy was put into the file and nobody has said Recalled.
-func (s *Store) readRecall() error {
+// readMarks finds out what is still to be done about a copy that was newer, or not whole.
+func (s *Store) readMarks() error {
 	return s.db.View(func(tx *bbolt.Tx) error {
-		s.Kept.Newer = tx.Bucket([]byte(metaBucket)).Get([]byte(recallKey)) != nil
+		meta := tx.Bucket([]byte(metaBucket))
+		s.Kept.Newer = meta.Get([]byte(recallKey)) != nil
+		loss := meta.Get([]byte(lossKey))
+		s.Kept.MayBeLost, s.Kept.Lost = loss != nil, string(loss) == lossSure
 		return nil
 	})
 }
+
+// LossNoted says that the loss of kept records was dealt with, see KeptState.MayBeLost.
+func LossNoted(tx Tx) error { return tx.tx.Bucket([]byte(metaBucket)).Delete([]byte(lossKey)) }
 
 // Recalled notes that the other records agree with those of the newer copy again, see KeptState.Newer.
 func Recalled(tx Tx) error { return tx.tx.Bucket([]byte(metaBucket)).Delete([]byte(recallKey)) }

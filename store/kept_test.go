@@ -70,7 +70,7 @@ func made(t *testing.T) (path string) {
 	if !s.Fresh || !s.Kept.Missing {
 		t.Errorf("a new file is %+v", s.Kept)
 	}
-	update(t, s, putBoth("a"))
+	update(t, s, func(tx Tx) error { return errors.Join(LossNoted(tx), putBoth("a")(tx)) })
 	update(t, s, putBoth("b"))
 	wantError(t, s.Close(), nil, "")
 	return path
@@ -516,5 +516,36 @@ func TestKeptOfOlderProgram(t *testing.T) {
 			t.Errorf("it says %+v", s.Kept)
 		}
 		wantError(t, s.Close(), nil, "")
+	}
+}
+
+// TestLossOverRestarts: that kept records may be lost is known until it was dealt with, over whatever kills a daemon before that.
+func TestLossOverRestarts(t *testing.T) {
+	for name, c := range map[string]struct {
+		lose      func(path string) error
+		may, sure bool
+	}{
+		"the copy is whole":         {os.Remove, false, false},
+		"both are missing":          {func(path string) error { return errors.Join(os.Remove(path), os.Remove(path+keptSuffix)) }, true, false},
+		"the copy is torn":          {func(path string) error { return errors.Join(os.Remove(path), os.Truncate(path+keptSuffix, 40)) }, true, true},
+		"damaged, the copy missing": {func(path string) error { return errors.Join(os.Truncate(path, 100), os.Remove(path+keptSuffix)) }, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := made(t)
+			wantError(t, c.lose(path), nil, "")
+			for range 3 {
+				s := open(t, keeping(path))
+				if s.Kept.MayBeLost != c.may || s.Kept.Lost != c.sure {
+					t.Errorf("it says %+v", s.Kept)
+				}
+				wantError(t, s.Close(), nil, "")
+			}
+			s := open(t, keeping(path))
+			update(t, s, LossNoted)
+			wantError(t, s.Close(), nil, "")
+			if s = open(t, keeping(path)); s.Kept.MayBeLost || s.Kept.Lost {
+				t.Errorf("afterwards it says %+v", s.Kept)
+			}
+		})
 	}
 }

@@ -58,10 +58,10 @@ const lostText = "policies and reservations were lost: the database was, and its
 // nothing was.
 func (y *Yard) noteLoss() error {
 	s := y.c.Store
-	if !s.Fresh || !s.Kept.Missing && !s.Kept.Damaged {
+	if !s.Kept.MayBeLost {
 		return nil
 	}
-	lost := s.Kept.Damaged || s.Damaged != ""
+	lost := s.Kept.Lost
 	if !lost {
 		own, err := y.copies()
 		if err != nil {
@@ -73,11 +73,15 @@ func (y *Yard) noteLoss() error {
 		}
 		lost = policed || len(own) > 0
 	}
-	if !lost {
-		return nil
-	}
-	err := y.update("loss recorded", func(tx store.Tx) error { return flags.Put(tx, flagPoliciesLost, true) })
-	if err != nil {
+	err := y.update("loss recorded", func(tx store.Tx) error {
+		if lost {
+			if err := flags.Put(tx, flagPoliciesLost, true); err != nil {
+				return err
+			}
+		}
+		return store.LossNoted(tx)
+	})
+	if err != nil || !lost {
 		return err
 	}
 	y.c.Log.Error("policies and reservations were lost; what the kernel had of policies stays in force until they are applied again " +

@@ -3,6 +3,7 @@ package yard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -147,8 +148,8 @@ func (r *rig) lose(how func(*testing.T, string)) {
 	}
 	how(r.t, r.path)
 	r.begin(true)
-	if !r.st.Fresh {
-		r.t.Fatal("the records are not lost")
+	if ns, err := r.Networks(); err != nil || len(ns) > 0 {
+		r.t.Fatalf("the records are not lost: %v %v", ns, err)
 	}
 	if err := r.st.Update(LostRecords); err != nil {
 		r.t.Fatal(err)
@@ -375,50 +376,59 @@ func TestPoliciesLost(t *testing.T) {
 			}
 		},
 	} {
-		t.Run(how, func(t *testing.T) {
-			t.Parallel()
-			c := closings()["policy, by name"]
-			r, _, client, app, was := c.made(t)
-			addr := was.Addrs[0].Addr().String()
-			shut := func(when string) {
-				t.Helper()
-				if out, err := client.TrySh("ping -c 1 -W 1 " + addr); err == nil {
-					t.Errorf("%s: app is open to client: %s", when, out)
+		for killed := range 2 {
+			t.Run(fmt.Sprintf("%s, after %d that were killed", how, killed), func(t *testing.T) {
+				t.Parallel()
+				c := closings()["policy, by name"]
+				r, _, client, app, was := c.made(t)
+				addr := was.Addrs[0].Addr().String()
+				shut := func(when string) {
+					t.Helper()
+					if out, err := client.TrySh("ping -c 1 -W 1 " + addr); err == nil {
+						t.Errorf("%s: app is open to client: %s", when, out)
+					}
 				}
-			}
-			shut("at first")
-			r.lose(lose)
-			shut("the daemon is back")
-			r.rebuilds(r.found(owners(), map[string]place{"client": client, "app": app}))
-			shut("rebuilt")
-			r.finds(lostText)
-			if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == PoliciesLost }) {
-				t.Errorf("events: %+v", evs)
-			}
-			if done, err := r.GC(t.Context(), nil, true); err != nil || len(done) > 0 {
-				t.Errorf("a dry run of gc would %+v, %v", done, err)
-			}
-			r.start()
-			shut("after a restart")
-			r.finds(lostText)
-			r.apply("name: b\nselect: {container: client}\negress: {allow: [{ports: 81}]}")
-			shut("another policy is applied")
-			r.apply("name: a\nselect: {container: app}\ningress: {allow: [{ports: 80}]}")
-			shut("it is applied again")
-			if _, err := r.RemovePolicy(t.Context(), "b"); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := r.GC(t.Context(), nil, false); err != nil {
-				t.Fatal(err)
-			}
-			shut("these are all")
-			r.healthy("these are all")
-			if _, err := r.RemovePolicy(t.Context(), "a"); err != nil {
-				t.Fatal(err)
-			}
-			client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+addr+" && exit; done; exit 1")
-			r.healthy("at the end")
-		})
+				shut("at first")
+				r.lose(func(t *testing.T, path string) {
+					lose(t, path)
+					for range killed { // a daemon that was killed before it had found out what was lost
+						st, err := store.Open(t.Context(), store.Config{Path: path, Soon: time.Hour, Kept: Kept(), Verify: verify})
+						must(t, err)
+						must(t, st.Close())
+					}
+				})
+				shut("the daemon is back")
+				r.rebuilds(r.found(owners(), map[string]place{"client": client, "app": app}))
+				shut("rebuilt")
+				r.finds(lostText)
+				if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == PoliciesLost }) {
+					t.Errorf("events: %+v", evs)
+				}
+				if done, err := r.GC(t.Context(), nil, true); err != nil || len(done) > 0 {
+					t.Errorf("a dry run of gc would %+v, %v", done, err)
+				}
+				r.start()
+				shut("after a restart")
+				r.finds(lostText)
+				r.apply("name: b\nselect: {container: client}\negress: {allow: [{ports: 81}]}")
+				shut("another policy is applied")
+				r.apply("name: a\nselect: {container: app}\ningress: {allow: [{ports: 80}]}")
+				shut("it is applied again")
+				if _, err := r.RemovePolicy(t.Context(), "b"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := r.GC(t.Context(), nil, false); err != nil {
+					t.Fatal(err)
+				}
+				shut("these are all")
+				r.healthy("these are all")
+				if _, err := r.RemovePolicy(t.Context(), "a"); err != nil {
+					t.Fatal(err)
+				}
+				client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+addr+" && exit; done; exit 1")
+				r.healthy("at the end")
+			})
+		}
 	}
 }
 
