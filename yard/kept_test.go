@@ -404,7 +404,8 @@ func TestPoliciesLost(t *testing.T) {
 				if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == PoliciesLost }) {
 					t.Errorf("events: %+v", evs)
 				}
-				if done, err := r.GC(t.Context(), nil, true); err != nil || len(done) > 0 {
+				all := "count as all from then on: "
+				if done, err := r.GC(t.Context(), nil, true); err != nil || len(done) != 1 || !strings.HasSuffix(done[0].Text, all+"none") {
 					t.Errorf("a dry run of gc would %+v, %v", done, err)
 				}
 				r.start()
@@ -417,8 +418,8 @@ func TestPoliciesLost(t *testing.T) {
 				if _, err := r.RemovePolicy(t.Context(), "b"); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := r.GC(t.Context(), nil, false); err != nil {
-					t.Fatal(err)
+				if done, err := r.GC(t.Context(), nil, false); err != nil || len(done) == 0 || !strings.HasSuffix(done[0].Text, all+"a") {
+					t.Fatalf("gc says %+v: %v", done, err)
 				}
 				shut("these are all")
 				r.healthy("these are all")
