@@ -22,9 +22,10 @@ const (
 // member it stays.
 func (c *Client) Live(ctx context.Context, log *slog.Logger, h func() Host, boot string, told func(error)) error {
 	var last string
+	lived := false
 	for ctx.Err() == nil {
-		err := c.live(ctx, h, boot, func() {
-			last = ""
+		err := c.live(ctx, h, boot, lived, func() {
+			last, lived = "", true
 			told(nil)
 		})
 		if ctx.Err() != nil {
@@ -42,8 +43,9 @@ func (c *Client) Live(ctx context.Context, log *slog.Logger, h func() Host, boot
 	return nil
 }
 
-// live is Live until something is wrong. A lease that etcd has forgotten is no reason to stop: the next is a new one.
-func (c *Client) live(ctx context.Context, h func() Host, boot string, said func()) error {
+// live is Live until something is wrong. A lease that etcd has forgotten is no reason to stop: the next is a new one. lived: this process
+// was let in before, so the machine was not reset since, and who is alive with another boot is a twin whatever card it has.
+func (c *Client) live(ctx context.Context, h func() Host, boot string, lived bool, said func()) error {
 	a := Alive{Host: h().ID, Boot: boot}
 	conn, err := c.dial(ctx)
 	if err != nil {
@@ -66,10 +68,17 @@ func (c *Client) live(ctx context.Context, h func() Host, boot string, said func
 		_, _ = conn.Revoke(bye, lease) // or it ends by itself
 	}()
 	// Alive first: a machine that was cloned must not take its twin's record.
-	err = c.sayAlive(ctx, h(), a, lease)
+	say := func() error {
+		who := h()
+		if lived {
+			who.Card = ""
+		}
+		return c.sayAlive(ctx, who, a, lease)
+	}
+	err = say()
 	if errors.Is(err, ErrNotFound) {
 		if err = c.Join(ctx, h()); err == nil {
-			err = c.sayAlive(ctx, h(), a, lease)
+			err = say()
 		}
 	}
 	if err == nil {
@@ -102,6 +111,9 @@ func (c *Client) live(ctx context.Context, h func() Host, boot string, said func
 			}
 			if !found[a.Key()].there { // this host was taken out, or etcd does not know of the lease
 				return nil
+			}
+			if now, _ := found[a.Key()].Record.(*Alive); now != nil && now.Boot != boot {
+				return fmt.Errorf("%w (boot %s), which came later", ErrTwin, now.Boot)
 			}
 		}
 	}

@@ -326,6 +326,44 @@ func TestReset(t *testing.T) {
 	}
 }
 
+// TestTwinOnTheSameCard: a copy of a machine that runs, with its address and its hardware address, may be taken for the machine after a
+// reset; but the one that runs says so, gives nobody an address while the copy is there, and does not drive it out in turn.
+func TestTwinOnTheSameCard(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	h := *hostOf(1)
+	h.Card = macA
+	c := member(t, e, 1)
+	alive := func(boot string) (stop func(), last func() error) {
+		c := client(t, e)
+		_, err := c.Enter(t.Context(), Meta{Port: 4789})
+		must(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		var mu sync.Mutex
+		said := errors.New("not yet")
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = c.Live(ctx, quiet(), func() Host { return h }, boot, func(e error) { mu.Lock(); said = e; mu.Unlock() })
+		}()
+		stop = func() { cancel(); <-done }
+		t.Cleanup(stop)
+		return stop, func() error { mu.Lock(); defer mu.Unlock(); return said }
+	}
+	_, first := alive("boot1")
+	clustertest.Eventually(t, "the host is not alive", func() bool { return first() == nil })
+	stop, second := alive("boot2")
+	clustertest.Eventually(t, "a machine on the same card is not let in", func() bool { return second() == nil })
+	clustertest.Eventually(t, "the one that runs does not notice", func() bool { return errors.Is(first(), ErrTwin) })
+	recs, err := c.List(t.Context(), Alive{Host: h.ID}.Key())
+	must(t, err)
+	if a, ok := recs[0].(*Alive); !ok || a.Boot != "boot2" || second() != nil {
+		t.Errorf("alive is %v; the second was told %v", recs, second())
+	}
+	stop()
+	clustertest.Eventually(t, "it is not let in again", func() bool { return first() == nil })
+}
+
 // TestHosts: renamed, given another address, cloned, taken out and back.
 func TestHosts(t *testing.T) {
 	t.Parallel()

@@ -165,6 +165,24 @@ func (b book) keep(l Lease) error {
 	return reservedBucket.Put(b.tx, key, reserved{l.Addr, l.ReservedFor})
 }
 
+// prune drops the reservations that are in no lease.
+func (b book) prune(leases []Lease) error {
+	reserved := map[string]bool{}
+	for _, l := range leases {
+		if l.Reserved {
+			reserved[addrKey(b.pool.ID, l.Addr)] = true
+		}
+	}
+	for _, key := range reservedBucket.Keys(b.tx, b.pool.ID+keySep) {
+		if !reserved[key] {
+			if err := reservedBucket.Delete(b.tx, key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // recall makes the leases of reservations that outlived them.
 func (b book) recall() error {
 	all, err := reservedBucket.List(b.tx, b.pool.ID+keySep)

@@ -129,8 +129,9 @@ func (m *IPAM) Reserve(tx store.Tx, pool string, addr netip.Addr, name string) e
 }
 
 // Recall makes the reservations of all pools agree with their leases: those that outlived their leases have some again, and those that are
-// in leases alone outlive them from now on.
-func (m *IPAM) Recall(tx store.Tx) error {
+// in leases alone outlive them from now on. Unless right, the leases are right: what outlived them was given up by a netyard that did not
+// know of it.
+func (m *IPAM) Recall(tx store.Tx, right bool) error {
 	pools, err := m.Pools(tx)
 	if err != nil {
 		return fmt.Errorf("recall reservations: %w", err)
@@ -138,6 +139,9 @@ func (m *IPAM) Recall(tx store.Tx) error {
 	for _, p := range pools {
 		b := m.book(tx, p)
 		leases, err := leaseBucket.List(tx, p.ID+keySep)
+		if err == nil && !right {
+			err = b.prune(leases)
+		}
 		for _, l := range leases {
 			if err == nil && l.Reserved {
 				err = b.keep(l)

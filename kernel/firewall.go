@@ -121,6 +121,8 @@ type firewall struct {
 	turns turns
 	// tx is the transaction that is being put together, of whose turn it is.
 	tx *transaction
+	// inMemory: what is sent now is not, see insist. doubt: the kernel may have more than is wanted.
+	inMemory, doubt bool
 	// out is where transactions go; the tables belong to its socket.
 	out *talker
 	// in is where the kernel is asked.
@@ -237,6 +239,9 @@ func tables() []*nftables.Table {
 
 // load replaces the tables by new ones, whatever they were.
 func (f *firewall) load() error {
+	if f.inMemory {
+		return nil
+	}
 	return f.sure(func() error {
 		ts := tables()
 		for _, t := range ts {
@@ -260,7 +265,7 @@ func (f *firewall) load() error {
 			return err
 		}
 		f.setLoaded(true)
-		f.out.orphaned = false
+		f.out.orphaned, f.doubt = false, false
 		return nil
 	})
 }
@@ -352,6 +357,10 @@ func (f *firewall) addChains(t *nftables.Table, chains []chainSpec) {
 
 // flush sends what was put together.
 func (f *firewall) flush(act string) error {
+	if f.inMemory {
+		f.tx = newTransaction()
+		return nil
+	}
 	msgs, err := f.tx.all()
 	f.tx = newTransaction()
 	if err == nil && len(msgs) > 0 {

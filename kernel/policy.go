@@ -152,14 +152,14 @@ func (k *Kernel) Enforce(ctx context.Context, objects []Object, settled ...netip
 
 // replace exchanges the elements of policy.
 func (f *firewall) replace(ctx context.Context, wanted map[elementID]Element, settled []netip.Addr) error {
-	var fresh, gone []Element
+	var c policyChange
 	t := turn{
 		act: "enforce policy",
 		do: func() error {
-			fresh, gone = f.differ(wanted, settled)
-			return f.swap(gone, fresh)
+			c = f.differ(wanted, settled)
+			return f.swap(c)
 		},
-		undo: func() error { return f.swap(fresh, gone) },
+		undo: func() error { return f.swap(c.back()) },
 	}
 	if _, bounded := ctx.Deadline(); !bounded { // something is taken back
 		return f.runLater(t)
@@ -167,8 +167,20 @@ func (f *firewall) replace(ctx context.Context, wanted map[elementID]Element, se
 	return f.run(ctx, t)
 }
 
+// A policyChange is what becomes of the elements of policy. Each wish is as it was, or is to be, whosever it is: what was adopted is
+// adopted again when a change is taken back.
+type policyChange struct {
+	gone, fresh []*wish
+	// taken are what was adopted and is policy's own wish from now on; freed the other way round.
+	taken, freed []*wish
+}
+
+func (c policyChange) back() policyChange {
+	return policyChange{gone: c.fresh, fresh: c.gone, taken: c.freed, freed: c.taken}
+}
+
 // differ says which elements policy is to have that it has not, and the other way round.
-func (f *firewall) differ(wanted map[elementID]Element, settled []netip.Addr) (fresh, gone []Element) {
+func (f *firewall) differ(wanted map[elementID]Element, settled []netip.Addr) (c policyChange) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.noteSettled(settled)
@@ -181,34 +193,38 @@ func (f *firewall) differ(wanted map[elementID]Element, settled []netip.Addr) (f
 	for id, w := range f.want {
 		ours := w.owners[policyOwner] || len(w.owners) == 0 && f.superseded(w.Element, decided)
 		if e, keep := wanted[id]; ours && (!keep || e.content != w.content) {
-			gone = append(gone, w.Element)
+			c.gone = append(c.gone, w)
 		}
 	}
 	for id, e := range wanted {
 		switch w := f.want[id]; {
 		case w == nil || w.content != e.content:
-			fresh = append(fresh, e)
-		default:
-			w.owners[policyOwner] = true // one that was adopted
+			c.fresh = append(c.fresh, &wish{Element: e, owners: map[string]bool{policyOwner: true}})
+		case !w.owners[policyOwner]:
+			c.taken = append(c.taken, w)
 		}
 	}
-	return fresh, gone
+	return c
 }
 
 // swap makes policy want other elements.
-func (f *firewall) swap(gone, fresh []Element) error {
-	if len(fresh)+len(gone) == 0 {
+func (f *firewall) swap(c policyChange) error {
+	f.wish(c)
+	if len(c.fresh)+len(c.gone) == 0 || !f.loaded {
 		return nil
 	}
-	f.wish(gone, fresh)
-	if !f.loaded {
-		return nil
-	}
-	err := f.exchange(gone, fresh)
+	err := f.exchange(elementsOf(c.gone), elementsOf(c.fresh))
 	if err != nil {
-		f.wish(fresh, gone)
+		f.wish(c.back())
 	}
 	return err
+}
+
+func elementsOf(wishes []*wish) (all []Element) {
+	for _, w := range wishes {
+		all = append(all, w.Element)
+	}
+	return all
 }
 
 // exchange takes elements out of the kernel and puts others in.
@@ -230,14 +246,20 @@ func (f *firewall) exchange(gone, fresh []Element) error {
 }
 
 // wish changes what policy wants.
-func (f *firewall) wish(gone, fresh []Element) {
+func (f *firewall) wish(c policyChange) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, e := range gone {
-		delete(f.want, e.id())
+	for _, w := range c.gone {
+		delete(f.want, w.id())
 	}
-	for _, e := range fresh {
-		f.want[e.id()] = &wish{Element: e, owners: map[string]bool{policyOwner: true}}
+	for _, w := range c.fresh {
+		f.want[w.id()] = w
+	}
+	for _, w := range c.taken {
+		w.owners[policyOwner] = true
+	}
+	for _, w := range c.freed {
+		delete(w.owners, policyOwner)
 	}
 }
 

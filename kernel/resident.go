@@ -21,7 +21,24 @@ type Process struct {
 	PID int `json:",omitempty"`
 	// Start is when it began, in ticks since the boot (proc(5), /proc/pid/stat).
 	Start uint64 `json:",omitempty"`
+	// Space is the PID namespace that it was seen from: elsewhere its number says nothing.
+	Space uint64 `json:",omitempty"`
 }
+
+// firstSpace is the host's own PID namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
+const firstSpace = 0xEFFFFFFC
+
+// pidSpace is the PID namespace that /proc shows; 0: it is not to be found.
+func pidSpace() uint64 {
+	var st unix.Stat_t
+	if unix.Stat("/proc/self/ns/pid", &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// SeesAllProcesses says whether no process of the host is out of sight, as those of others are from inside a container.
+func SeesAllProcesses() bool { return pidSpace() == firstSpace }
 
 // ProcessAt returns the process that has a number now. A zombie is none.
 func ProcessAt(pid int) (p Process, ok bool) {
@@ -39,16 +56,19 @@ func ProcessAt(pid int) (p Process, ok bool) {
 		return p, false
 	}
 	began, err := strconv.ParseUint(fields[start], 10, 64)
-	return Process{PID: pid, Start: began}, err == nil
+	return Process{PID: pid, Start: began, Space: pidSpace()}, err == nil
 }
 
 // Known says whether it is known which process that is.
 func (p Process) Known() bool { return p.PID > 0 }
 
+// Here says whether the process is known, and would be seen if it lived.
+func (p Process) Here() bool { return p.Known() && p.Space == pidSpace() }
+
 // Ended says whether the process is known, and is no more.
 func (p Process) Ended() bool {
 	now, ok := ProcessAt(p.PID)
-	return p.Known() && (!ok || now != p)
+	return p.Here() && (!ok || now != p)
 }
 
 // PeerOf returns the process at the other end of a Unix socket (unix(7), SO_PEERCRED). It is not known if that is in a

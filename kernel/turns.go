@@ -100,7 +100,7 @@ func (f *firewall) run(ctx context.Context, t turn) error {
 		if settled.CompareAndSwap(false, true) {
 			done <- err
 		} else if err == nil {
-			f.report("take back: "+t.act, f.inTurn(t.undo))
+			f.late("take back: "+t.act, t.undo)
 		}
 	}()
 	select {
@@ -123,8 +123,8 @@ func (f *firewall) runLater(t turn) error {
 		<-place
 		defer f.turns.next()
 		err := f.inTurn(t.do)
-		if !settled.CompareAndSwap(false, true) {
-			f.report(t.act, err)
+		if !settled.CompareAndSwap(false, true) && err != nil { // nobody will ask for it again
+			f.insist(t.act, t.do, err)
 		}
 		done <- err
 	}()
@@ -162,6 +162,23 @@ func (f *firewall) inTurn(do func() error) error {
 		f.report("claim the tables again", f.settle())
 	}
 	return err
+}
+
+// late makes a change that nobody waits for.
+func (f *firewall) late(act string, do func() error) {
+	if err := f.inTurn(do); err != nil {
+		f.insist(act, do, err)
+	}
+}
+
+// insist is for a change that was answered before it was made, and failed: nobody will ask for it again. It is made in memory alone, and
+// the watcher makes the kernel follow, as soon as that can be done.
+func (f *firewall) insist(act string, do func() error, cause error) {
+	f.inMemory = true
+	err := do()
+	f.inMemory, f.doubt = false, true
+	f.tx = newTransaction()
+	f.report(act, errors.Join(cause, err))
 }
 
 // report is for changes whose outcome nobody waits for. One that failed leaves the kernel other than memory: the watcher compares.

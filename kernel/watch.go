@@ -180,11 +180,19 @@ func (k *Kernel) askAnew() error {
 	return k.fw.askAnew()
 }
 
-// restoreTables loads the ruleset again when a rule or an element of it is gone.
+// restoreTables loads the ruleset again when a rule or an element of it is gone, or one is there that ought to have been taken away.
 func (f *firewall) restoreTables() error {
 	return f.runNow(func() error {
 		if !f.loaded {
 			return nil
+		}
+		if f.doubt {
+			same, err := f.asWanted()
+			if err == nil && !same {
+				err = f.load()
+			}
+			f.doubt = f.doubt && err != nil
+			return err
 		}
 		faults, err := f.ruleFaults()
 		if err != nil {

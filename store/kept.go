@@ -28,6 +28,12 @@ const (
 	// generationKey has how often the kept records were changed: of a copy and a file that differ the higher one is
 	// the newer.
 	generationKey = "kept"
+	// recallKey is there from when a newer copy was put into the file until Recalled.
+	recallKey = "kept-recall"
+	// lossKey is there from when a file was made for one that was lost, with a copy that was not whole, until LossNoted. Its value is
+	// lossSure if there were records, and empty if there may have been none.
+	lossKey  = "kept-loss"
+	lossSure = "sure"
 )
 
 // A keptRecord is one record of a copy. Its value is as in the file, with its checksum.
@@ -49,6 +55,8 @@ type keptCopy struct {
 	records    map[[2]string][]byte // by bucket and key
 	// found: there is a copy. whole: nothing of it is missing or altered.
 	found, whole bool
+	// numbered: it has a generation. A file that an older netyard made has none.
+	numbered bool
 }
 
 // readKept reads a copy as far as it is sound.
@@ -126,9 +134,11 @@ func (c keptCopy) encode() ([]byte, error) {
 // keptOf collects the kept records as a transaction sees them.
 func keptOf(tx *bbolt.Tx, buckets []string) (c keptCopy, err error) {
 	c = keptCopy{found: true, whole: true, records: map[[2]string][]byte{}}
-	if c.generation, err = generationOf(tx.Bucket([]byte(metaBucket))); err != nil {
+	meta := tx.Bucket([]byte(metaBucket))
+	if c.generation, err = generationOf(meta); err != nil {
 		return c, err
 	}
+	c.numbered = meta.Get([]byte(generationKey)) != nil
 	for _, name := range buckets {
 		b := tx.Bucket([]byte(name))
 		if b == nil {
@@ -255,13 +265,14 @@ func (k *keptTx) end() {
 }
 
 // syncKept makes the copy and the file have the same. The file is right, unless the copy is newer: then the file has
-// lost a transaction, with a page of its own, or an older one was put in its place.
+// lost a transaction, with a page of its own, or an older one was put in its place. A file without a generation is of a
+// netyard that knew of no copy: it is right, but for what the copy alone has.
 func (s *Store) syncKept() error {
 	found, err := readKept(s.keeper.path)
 	if err != nil {
 		return err
 	}
-	var own keptCopy
+	own, same := keptCopy{}, true
 	err = s.db.View(func(tx *bbolt.Tx) error {
 		own, err = keptOf(tx, s.keeper.buckets)
 		return err
@@ -274,17 +285,30 @@ func (s *Store) syncKept() error {
 			maps.Copy(own.records, found.records)
 			found.records = own.records
 		}
-		s.Kept.Newer = true
-		err := s.db.Update(func(tx *bbolt.Tx) error { return putKept(tx, s.keeper.buckets, found) })
+		if !own.numbered {
+			maps.Copy(found.records, own.records)
+		}
+		err := s.db.Update(func(tx *bbolt.Tx) error {
+			if err := putKept(tx, s.keeper.buckets, found); err != nil || !own.numbered {
+				return err
+			}
+			return tx.Bucket([]byte(metaBucket)).Put([]byte(recallKey), []byte{})
+		})
 		if err != nil {
 			return err
 		}
-		own = found
+		same = same && own.numbered
+		own.records, own.generation = found.records, found.generation
+	} else if !own.numbered { // if there is no room for it, the next start does it
+		_ = s.db.Update(func(tx *bbolt.Tx) error { return putGeneration(tx, own.generation) })
+	}
+	if err := s.readMarks(); err != nil {
+		return err
 	}
 	if !s.Fresh {
 		s.Kept.Missing, s.Kept.Damaged = !found.found, found.found && !found.whole
 	}
-	same := found.whole && found.generation == own.generation && maps.EqualFunc(found.records, own.records, bytes.Equal)
+	same = same && found.whole && found.generation == own.generation && maps.EqualFunc(found.records, own.records, bytes.Equal)
 	if same {
 		return s.keeper.unstage()
 	}
@@ -294,6 +318,23 @@ func (s *Store) syncKept() error {
 	}
 	return nil
 }
+
+// readMarks finds out what is still to be done about a copy that was newer, or not whole.
+func (s *Store) readMarks() error {
+	return s.db.View(func(tx *bbolt.Tx) error {
+		meta := tx.Bucket([]byte(metaBucket))
+		s.Kept.Newer = meta.Get([]byte(recallKey)) != nil
+		loss := meta.Get([]byte(lossKey))
+		s.Kept.MayBeLost, s.Kept.Lost = loss != nil, string(loss) == lossSure
+		return nil
+	})
+}
+
+// LossNoted says that the loss of kept records was dealt with, see KeptState.MayBeLost.
+func LossNoted(tx Tx) error { return tx.tx.Bucket([]byte(metaBucket)).Delete([]byte(lossKey)) }
+
+// Recalled notes that the other records agree with those of the newer copy again, see KeptState.Newer.
+func Recalled(tx Tx) error { return tx.tx.Bucket([]byte(metaBucket)).Delete([]byte(recallKey)) }
 
 func (k *keeper) write(c keptCopy) error {
 	raw, err := c.encode()

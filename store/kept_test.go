@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
 )
 
 var keepsakes = Bucket[record]{Name: "keepsakes"}
@@ -69,7 +70,7 @@ func made(t *testing.T) (path string) {
 	if !s.Fresh || !s.Kept.Missing {
 		t.Errorf("a new file is %+v", s.Kept)
 	}
-	update(t, s, putBoth("a"))
+	update(t, s, func(tx Tx) error { return errors.Join(LossNoted(tx), putBoth("a")(tx)) })
 	update(t, s, putBoth("b"))
 	wantError(t, s.Close(), nil, "")
 	return path
@@ -408,7 +409,7 @@ func TestKeptNewer(t *testing.T) {
 	if !s.Kept.Newer || s.Fresh {
 		t.Errorf("it says %+v", s.Kept)
 	}
-	update(t, s, putBoth("d"))
+	update(t, s, func(tx Tx) error { return errors.Join(Recalled(tx), putBoth("d")(tx)) })
 	wantError(t, s.Close(), nil, "")
 	s = open(t, keeping(path))
 	s.wants(t, "a b d", "a b c d")
@@ -455,5 +456,96 @@ func TestKeptUpgrade(t *testing.T) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestKeptNewerOverRestarts: who makes the other records agree with a newer copy hears of it until that is done.
+func TestKeptNewerOverRestarts(t *testing.T) {
+	path := made(t)
+	older, err := os.ReadFile(path)
+	wantError(t, err, nil, "")
+	s := open(t, keeping(path))
+	update(t, s, putBoth("c"))
+	wantError(t, s.Close(), nil, "")
+	wantError(t, os.WriteFile(path, older, 0o600), nil, "")
+	for range 3 {
+		s = open(t, keeping(path))
+		if !s.Kept.Newer {
+			t.Fatalf("it says %+v", s.Kept)
+		}
+		wantError(t, s.Close(), nil, "")
+	}
+	s = open(t, keeping(path))
+	update(t, s, Recalled)
+	wantError(t, s.Close(), nil, "")
+	if s = open(t, keeping(path)); s.Kept.Newer {
+		t.Errorf("it says %+v", s.Kept)
+	}
+}
+
+// TestKeptOfOlderProgram: a file that a netyard made which knew of no copy is right, but for what the copy alone has, however new
+// the copy is: the admin changed the records since.
+func TestKeptOfOlderProgram(t *testing.T) {
+	path := made(t)
+	s := open(t, keeping(path))
+	update(t, s, putBoth("c"))
+	update(t, s, putBoth("d"))
+	wantError(t, s.Close(), nil, "")
+	wantError(t, os.Remove(path), nil, "")
+	old := keeping(path)
+	old.Kept, old.Path = nil, path+".old" // where it finds no copy
+	s = open(t, old)
+	err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(metaBucket)).Delete([]byte(generationKey)) })
+	wantError(t, err, nil, "")
+	update(t, s, func(tx Tx) error { return keepsakes.Put(tx, "c", record{Name: "changed"}) })
+	update(t, s, func(tx Tx) error { return keepsakes.Put(tx, "x", record{Name: "x"}) })
+	wantError(t, s.Close(), nil, "")
+	wantError(t, os.Rename(old.Path, path), nil, "")
+	for range 2 {
+		s = open(t, keeping(path))
+		s.wants(t, "", "a b c d x")
+		err := s.View(func(tx Tx) error {
+			r, err := keepsakes.Get(tx, "c")
+			if r.Name != "changed" {
+				t.Errorf("the copy's record is in the place of the file's: %+v", r)
+			}
+			return err
+		})
+		wantError(t, err, nil, "")
+		if s.Kept.Newer {
+			t.Errorf("it says %+v", s.Kept)
+		}
+		wantError(t, s.Close(), nil, "")
+	}
+}
+
+// TestLossOverRestarts: that kept records may be lost is known until it was dealt with, over whatever kills a daemon before that.
+func TestLossOverRestarts(t *testing.T) {
+	for name, c := range map[string]struct {
+		lose      func(path string) error
+		may, sure bool
+	}{
+		"the copy is whole":         {os.Remove, false, false},
+		"both are missing":          {func(path string) error { return errors.Join(os.Remove(path), os.Remove(path+keptSuffix)) }, true, false},
+		"the copy is torn":          {func(path string) error { return errors.Join(os.Remove(path), os.Truncate(path+keptSuffix, 40)) }, true, true},
+		"damaged, the copy missing": {func(path string) error { return errors.Join(os.Truncate(path, 100), os.Remove(path+keptSuffix)) }, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := made(t)
+			wantError(t, c.lose(path), nil, "")
+			for range 3 {
+				s := open(t, keeping(path))
+				if s.Kept.MayBeLost != c.may || s.Kept.Lost != c.sure {
+					t.Errorf("it says %+v", s.Kept)
+				}
+				wantError(t, s.Close(), nil, "")
+			}
+			s := open(t, keeping(path))
+			update(t, s, LossNoted)
+			wantError(t, s.Close(), nil, "")
+			if s = open(t, keeping(path)); s.Kept.MayBeLost || s.Kept.Lost {
+				t.Errorf("afterwards it says %+v", s.Kept)
+			}
+		})
 	}
 }

@@ -61,8 +61,12 @@ type KeptState struct {
 	Missing bool
 	// Damaged: it was not whole. If the file was lost as well, only a part of the kept records is there.
 	Damaged bool
-	// Newer: it had changes that the file had lost, or an older file was put in its place. They are in the file again.
+	// Newer: it had changes that the file had lost, or an older file was put in its place. They are in the file again. It stays so over
+	// restarts until Recalled.
 	Newer bool
+	// MayBeLost: the file was lost, and the copy was missing or not whole. Lost: there were records. Both stay so over restarts until
+	// LossNoted: who finds out what was lost may be killed before that.
+	MayBeLost, Lost bool
 	// Err is why it could not be brought up to date. Changes of kept records are refused for as long as it cannot.
 	Err error
 }
@@ -175,7 +179,7 @@ func (s *Store) replace(c Config, lost error) error {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove an unfinished database: %w", err)
 	}
-	if err := makeDB(fresh, c, copied); err != nil {
+	if err := makeDB(fresh, c, copied, lost); err != nil {
 		return errors.Join(fmt.Errorf("make a database: %w", err), os.RemoveAll(fresh))
 	}
 	now := time.Now
@@ -207,8 +211,8 @@ func (s *Store) replace(c Config, lost error) error {
 	return nil
 }
 
-// makeDB makes a file that has what Made writes, and the records of a copy.
-func makeDB(path string, c Config, copied keptCopy) error {
+// makeDB makes a file that has what Made writes, and the records of a copy; lost is what became of the former one.
+func makeDB(path string, c Config, copied keptCopy, lost error) error {
 	db, err := openDB(path)
 	if err != nil {
 		return err
@@ -216,7 +220,16 @@ func makeDB(path string, c Config, copied keptCopy) error {
 	s := &Store{db: db, keeper: keeper{buckets: c.Kept}}
 	err = s.migrate(c.Made)
 	if err == nil {
-		err = db.Update(func(tx *bbolt.Tx) error { return putKept(tx, c.Kept, copied) })
+		err = db.Update(func(tx *bbolt.Tx) error {
+			if err := putKept(tx, c.Kept, copied); err != nil || copied.found && copied.whole {
+				return err
+			}
+			loss := ""
+			if copied.found || errors.Is(lost, ErrDamaged) {
+				loss = lossSure
+			}
+			return tx.Bucket([]byte(metaBucket)).Put([]byte(lossKey), []byte(loss))
+		})
 	}
 	return errors.Join(err, db.Close())
 }

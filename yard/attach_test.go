@@ -468,3 +468,27 @@ func TestAttachSharesAgain(t *testing.T) {
 	}
 	r.healthy("detached")
 }
+
+// TestUndoSparesTheNext: what takes back an attachment that nobody heard of does not take the one that its runtime has asked for since.
+func TestUndoSparesTheNext(t *testing.T) {
+	t.Parallel()
+	r, p := newRig(t), newPlace(t)
+	n := r.made()
+	first, err := r.Attach(t.Context(), p.request(n, "c"))
+	must(t, err)
+	second, err := r.Attach(t.Context(), p.request(n, "c"))
+	must(t, err)
+	undo := p.end(n, "c")
+	undo.Endpoint = first.Endpoint.ID
+	must(t, r.Detach(t.Context(), undo))
+	if e, err := r.Endpoint(n.ID, second.Endpoint.ID); err != nil || e.Phase != modes.Ready {
+		t.Errorf("the next attachment is %s: %v", e.Phase, err)
+	}
+	undo.Endpoint = second.Endpoint.ID
+	must(t, r.Detach(t.Context(), undo))
+	r.eventually("its own is taken back", func() bool {
+		_, err := r.Endpoint(n.ID, second.Endpoint.ID)
+		return errors.Is(err, ErrNotFound)
+	})
+	r.healthy("afterwards")
+}

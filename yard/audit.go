@@ -281,18 +281,43 @@ func (y *Yard) orphanLeases(age time.Duration) (out []ipam.Lease, err error) {
 	return out, err
 }
 
+// policiesAll ends the time in which the kernel knows more of policies than the records: the admin has decided that those are all. It
+// says which.
+func (y *Yard) policiesAll(dryRun bool) (done []Finding, err error) {
+	lost, err := y.policiesLost()
+	if err != nil || !lost {
+		return nil, err
+	}
+	ps, err := y.Policies()
+	if err != nil {
+		return nil, err
+	}
+	names := "none"
+	for i, p := range ps {
+		if i == 0 {
+			names = p.Name
+		} else {
+			names += ", " + p.Name
+		}
+	}
+	f := Finding{Kind: Fault, Text: "what the kernel has of lost policies: those on record count as all from then on: " + names, Removable: true}
+	if !dryRun {
+		y.c.Log.Warn("the policies on record count as all; what the kernel has of others is removed", "policies", names)
+		err = y.policiesComplete()
+	}
+	return []Finding{f}, err
+}
+
 // GC removes what Audit calls removable and returns it; dryRun only returns it.
 func (y *Yard) GC(ctx context.Context, censuses []Census, dryRun bool) ([]Finding, error) {
-	if !dryRun { // the admin has decided that these are all policies
-		if err := y.policiesComplete(); err != nil {
-			return nil, err
-		}
+	done, err := y.policiesAll(dryRun)
+	if err != nil {
+		return nil, err
 	}
 	all, err := y.Audit(ctx, censuses)
 	if err != nil {
 		return nil, err
 	}
-	var done []Finding
 	for _, f := range all {
 		if !f.Removable {
 			continue

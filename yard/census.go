@@ -207,6 +207,9 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 		if err != nil {
 			return nil //nolint:nilerr // it went meanwhile
 		}
+		if now.Sandbox != e.Sandbox { // it left meanwhile, and its process is none of the next sandbox
+			who.PID = 0
+		}
 		now.Container = merge(now.Container, who)
 		now.Seen = now.Seen || seen && now.Sandbox == e.Sandbox
 		return putEndpoint(tx, now)

@@ -24,6 +24,8 @@ type DetachRequest struct {
 	Gone bool
 	// Before spares an attachment that was made after this moment: the request is an old one. Zero: none is spared.
 	Before time.Time
+	// Endpoint spares every attachment but that one. Empty: none is spared.
+	Endpoint string
 }
 
 // Detach takes an attachment away: the record now, its link in the background. An unknown one is gone.
@@ -42,6 +44,9 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	}
 	if err != nil {
 		return err
+	}
+	if r.Endpoint != "" && e.ID != r.Endpoint {
+		return nil
 	}
 	if !r.Before.IsZero() && e.Created.After(r.Before) || !r.Gone && y.firstProcessLives(e) {
 		return nil

@@ -219,6 +219,7 @@ func (y *Yard) unjoin(ctx context.Context, m modes.Mode, n modes.Network, e mode
 }
 
 func left(e modes.Endpoint) modes.Endpoint {
+	e.Container.PID = 0 // the next sandbox has none yet
 	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = modes.Ready, time.Time{}, "", "", false, nil, false
 	return e
 }

@@ -58,10 +58,10 @@ const lostText = "policies and reservations were lost: the database was, and its
 // nothing was.
 func (y *Yard) noteLoss() error {
 	s := y.c.Store
-	if !s.Fresh || !s.Kept.Missing && !s.Kept.Damaged {
+	if !s.Kept.MayBeLost {
 		return nil
 	}
-	lost := s.Kept.Damaged || s.Damaged != ""
+	lost := s.Kept.Lost
 	if !lost {
 		own, err := y.copies()
 		if err != nil {
@@ -73,11 +73,15 @@ func (y *Yard) noteLoss() error {
 		}
 		lost = policed || len(own) > 0
 	}
-	if !lost {
-		return nil
-	}
-	err := y.update("loss recorded", func(tx store.Tx) error { return flags.Put(tx, flagPoliciesLost, true) })
-	if err != nil {
+	err := y.update("loss recorded", func(tx store.Tx) error {
+		if lost {
+			if err := flags.Put(tx, flagPoliciesLost, true); err != nil {
+				return err
+			}
+		}
+		return store.LossNoted(tx)
+	})
+	if err != nil || !lost {
 		return err
 	}
 	y.c.Log.Error("policies and reservations were lost; what the kernel had of policies stays in force until they are applied again " +
@@ -92,11 +96,12 @@ func (y *Yard) policiesComplete() error {
 	return y.c.Store.Update(func(tx store.Tx) error { return flags.Delete(tx, flagPoliciesLost) })
 }
 
-// recall makes records and kept records agree: the kept ones are right. What only the records have is from before
-// there was a copy.
+// recall makes records and kept records agree. The kept ones are right while records that were lost are made again, and after a newer
+// copy was put into the file. Otherwise they differ only if an older netyard, which knows of no kept ones, changed the records.
 func (y *Yard) recall() error {
+	right := y.Rebuilding() || y.c.Store.Kept.Newer
 	return y.update("kept records recalled", func(tx store.Tx) error {
-		if err := y.c.IPAM.Recall(tx); err != nil {
+		if err := y.c.IPAM.Recall(tx, right); err != nil {
 			return err
 		}
 		ns, err := networks.List(tx, "")
@@ -104,7 +109,7 @@ func (y *Yard) recall() error {
 			return err
 		}
 		for _, n := range ns {
-			if err := recallNetwork(tx, n); err != nil {
+			if err := recallNetwork(tx, n, right); err != nil {
 				return err
 			}
 		}
@@ -113,27 +118,30 @@ func (y *Yard) recall() error {
 			return err
 		}
 		for _, e := range es {
-			if err := recallEndpoint(tx, e); err != nil {
+			if err := recallEndpoint(tx, e, right); err != nil {
 				return err
 			}
 		}
-		return nil
+		return store.Recalled(tx)
 	})
 }
 
-func recallNetwork(tx store.Tx, n modes.Network) error {
+// recallNetwork is recall for a network; right: what was kept of it is.
+func recallNetwork(tx store.Tx, n modes.Network, right bool) error {
 	changed, err := changes.Get(tx, n.ID)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return keepChange(tx, n)
 	case err != nil || maps.Equal(changed, n.Changed):
 		return err
+	case !right:
+		return keepChange(tx, n)
 	}
 	n.Changed = changed
 	return networks.Put(tx, n.ID, n)
 }
 
-func recallEndpoint(tx store.Tx, e modes.Endpoint) error {
+func recallEndpoint(tx store.Tx, e modes.Endpoint, right bool) error {
 	k, found, err := keptOf(tx, e.NetworkID, e.ID)
 	switch {
 	case err != nil:
@@ -146,6 +154,13 @@ func recallEndpoint(tx store.Tx, e modes.Endpoint) error {
 	was := e
 	if e = k.of(e); was.Fenced == e.Fenced && maps.Equal(was.Options, e.Options) {
 		return nil
+	}
+	if !right {
+		return keepEndpoint(tx, was, func(k *kept) {
+			if k.Fenced = was.Fenced; k.Options != nil {
+				k.Options = was.Options
+			}
+		})
 	}
 	return putEndpoint(tx, e)
 }

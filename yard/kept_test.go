@@ -3,12 +3,14 @@ package yard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"netyard/ipam"
 	"netyard/modes"
@@ -146,8 +148,8 @@ func (r *rig) lose(how func(*testing.T, string)) {
 	}
 	how(r.t, r.path)
 	r.begin(true)
-	if !r.st.Fresh {
-		r.t.Fatal("the records are not lost")
+	if ns, err := r.Networks(); err != nil || len(ns) > 0 {
+		r.t.Fatalf("the records are not lost: %v %v", ns, err)
 	}
 	if err := r.st.Update(LostRecords); err != nil {
 		r.t.Fatal(err)
@@ -374,50 +376,60 @@ func TestPoliciesLost(t *testing.T) {
 			}
 		},
 	} {
-		t.Run(how, func(t *testing.T) {
-			t.Parallel()
-			c := closings()["policy, by name"]
-			r, _, client, app, was := c.made(t)
-			addr := was.Addrs[0].Addr().String()
-			shut := func(when string) {
-				t.Helper()
-				if out, err := client.TrySh("ping -c 1 -W 1 " + addr); err == nil {
-					t.Errorf("%s: app is open to client: %s", when, out)
+		for killed := range 2 {
+			t.Run(fmt.Sprintf("%s, after %d that were killed", how, killed), func(t *testing.T) {
+				t.Parallel()
+				c := closings()["policy, by name"]
+				r, _, client, app, was := c.made(t)
+				addr := was.Addrs[0].Addr().String()
+				shut := func(when string) {
+					t.Helper()
+					if out, err := client.TrySh("ping -c 1 -W 1 " + addr); err == nil {
+						t.Errorf("%s: app is open to client: %s", when, out)
+					}
 				}
-			}
-			shut("at first")
-			r.lose(lose)
-			shut("the daemon is back")
-			r.rebuilds(r.found(owners(), map[string]place{"client": client, "app": app}))
-			shut("rebuilt")
-			r.finds(lostText)
-			if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == PoliciesLost }) {
-				t.Errorf("events: %+v", evs)
-			}
-			if done, err := r.GC(t.Context(), nil, true); err != nil || len(done) > 0 {
-				t.Errorf("a dry run of gc would %+v, %v", done, err)
-			}
-			r.start()
-			shut("after a restart")
-			r.finds(lostText)
-			r.apply("name: b\nselect: {container: client}\negress: {allow: [{ports: 81}]}")
-			shut("another policy is applied")
-			r.apply("name: a\nselect: {container: app}\ningress: {allow: [{ports: 80}]}")
-			shut("it is applied again")
-			if _, err := r.RemovePolicy(t.Context(), "b"); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := r.GC(t.Context(), nil, false); err != nil {
-				t.Fatal(err)
-			}
-			shut("these are all")
-			r.healthy("these are all")
-			if _, err := r.RemovePolicy(t.Context(), "a"); err != nil {
-				t.Fatal(err)
-			}
-			client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+addr+" && exit; done; exit 1")
-			r.healthy("at the end")
-		})
+				shut("at first")
+				r.lose(func(t *testing.T, path string) {
+					lose(t, path)
+					for range killed { // a daemon that was killed before it had found out what was lost
+						st, err := store.Open(t.Context(), store.Config{Path: path, Soon: time.Hour, Kept: Kept(), Verify: verify})
+						must(t, err)
+						must(t, st.Close())
+					}
+				})
+				shut("the daemon is back")
+				r.rebuilds(r.found(owners(), map[string]place{"client": client, "app": app}))
+				shut("rebuilt")
+				r.finds(lostText)
+				if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == PoliciesLost }) {
+					t.Errorf("events: %+v", evs)
+				}
+				all := "count as all from then on: "
+				if done, err := r.GC(t.Context(), nil, true); err != nil || len(done) != 1 || !strings.HasSuffix(done[0].Text, all+"none") {
+					t.Errorf("a dry run of gc would %+v, %v", done, err)
+				}
+				r.start()
+				shut("after a restart")
+				r.finds(lostText)
+				r.apply("name: b\nselect: {container: client}\negress: {allow: [{ports: 81}]}")
+				shut("another policy is applied")
+				r.apply("name: a\nselect: {container: app}\ningress: {allow: [{ports: 80}]}")
+				shut("it is applied again")
+				if _, err := r.RemovePolicy(t.Context(), "b"); err != nil {
+					t.Fatal(err)
+				}
+				if done, err := r.GC(t.Context(), nil, false); err != nil || len(done) == 0 || !strings.HasSuffix(done[0].Text, all+"a") {
+					t.Fatalf("gc says %+v: %v", done, err)
+				}
+				shut("these are all")
+				r.healthy("these are all")
+				if _, err := r.RemovePolicy(t.Context(), "a"); err != nil {
+					t.Fatal(err)
+				}
+				client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+addr+" && exit; done; exit 1")
+				r.healthy("at the end")
+			})
+		}
 	}
 }
 
@@ -491,4 +503,78 @@ func TestPolicyRefusedWithoutCopy(t *testing.T) {
 		t.Errorf("the kernel has\n%s\nand had\n%s", is, was)
 	}
 	r.healthy("after the refusals")
+}
+
+// TestOlderProgramBetween: what an admin closed, opened, gave up or freed with an older netyard, which knows of no kept records, stays so
+// when a newer one is there again.
+func TestOlderProgramBetween(t *testing.T) {
+	t.Parallel()
+	r, n, _, _, was := closing{}.made(t)
+	change := func(icc string) {
+		t.Helper()
+		_, err := r.ChangeNetwork(t.Context(), n.ID, map[string]string{"icc": icc})
+		must(t, err)
+	}
+	change("false")
+	change("true")
+	must(t, second(r.ChangeEndpoint(t.Context(), n.ID, was.ID, map[string]string{"egress_rate": "10mbit"})))
+	must(t, r.Reserve("10.9.0.0/24", netip.MustParseAddr("10.9.0.8"), "db"))
+	r.apply("name: a\nselect: {container: app}\ningress: {}")
+	r.reserved("10.9.0.8 for db")
+	type raw = map[string]any
+	reservations := store.Bucket[raw]{Name: ipam.Kept()[0]}
+	var keys []string
+	var reserved []raw
+	must(t, r.st.View(func(tx store.Tx) (err error) {
+		keys = reservations.Keys(tx, "")
+		reserved, err = reservations.List(tx, "")
+		return err
+	}))
+	must(t, r.Forget("10.9.0.0/24", netip.MustParseAddr("10.9.0.8")))
+	must(t, r.st.Close())
+
+	copied, err := os.ReadFile(r.path + ".kept")
+	must(t, err)
+	older, err := store.Open(t.Context(), store.Config{Path: r.path, Soon: time.Hour})
+	must(t, err)
+	must(t, older.Update(func(tx store.Tx) error {
+		for i, key := range keys {
+			must(t, reservations.Put(tx, key, reserved[i]))
+		}
+		net, err := getNetwork(tx, n.ID)
+		must(t, err)
+		net.Changed = map[string]string{"icc": "false"}
+		e, err := getEndpoint(tx, n.ID, was.ID)
+		must(t, err)
+		e.Options, e.Fenced = map[string]string{"egress_rate": "1mbit"}, "it is another's"
+		ps, err := policies.List(tx, "")
+		must(t, err)
+		ps[0].Name = "b"
+		return errors.Join(networks.Put(tx, n.ID, net), putEndpoint(tx, e), policies.Delete(tx, "a"), policies.Put(tx, "b", ps[0]))
+	}))
+	must(t, older.Close())
+	must(t, os.WriteFile(r.path+".kept", copied, 0o600)) // it does not know of it
+
+	for range 2 {
+		r.start()
+		net, err := r.Network(n.ID)
+		must(t, err)
+		e, err := r.Endpoint(n.ID, was.ID)
+		must(t, err)
+		if net.Opt("icc") != "false" || e.Options["egress_rate"] != "1mbit" || e.Fenced == "" {
+			t.Errorf("icc=%s, options %v, fenced: %q", net.Opt("icc"), e.Options, e.Fenced)
+		}
+		ps, err := r.Policies()
+		must(t, err)
+		if len(ps) != 1 || ps[0].Name != "b" {
+			t.Errorf("policies are %v", ps)
+		}
+		r.reserved()
+	}
+	r.lose(losses()["missing"]) // the copy has the same
+	r.rebuilds(r.found(owners(), nil))
+	if ps, err := r.Policies(); err != nil || len(ps) != 1 || ps[0].Name != "b" {
+		t.Errorf("policies are %v: %v", ps, err)
+	}
+	r.reserved()
 }

@@ -119,6 +119,8 @@ func (j *judge) dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 		return lost, nil // it was never joined, and nobody will join it
 	case !lost && e.Container.PID == 0:
 		return false, nil
+	case !e.Maker.Here() && !kernel.SeesAllProcesses(): // netyard is in a container, and the engine's are not in sight
+		return false, nil
 	}
 	id, there := kernel.NamespaceAt(e.Sandbox)
 	if !there {

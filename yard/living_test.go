@@ -145,7 +145,12 @@ var fates = []fate{
 		r.eventually("there is a zombie", func() bool { _, lives := kernel.ProcessAt(c.Process.Pid); return !lives })
 	}},
 	{"another process has the number of the engine", true, false, func(_ *rig, _ box, join joiner) {
-		join(held(kernel.Process{PID: os.Getpid(), Start: 1}))
+		own, _ := kernel.ProcessAt(os.Getpid())
+		own.Start = 1
+		join(held(own))
+	}},
+	{"the engine was seen from another PID namespace", false, false, func(_ *rig, _ box, join joiner) {
+		join(held(kernel.Process{PID: 1 << 22, Start: 1, Space: 1}))
 	}},
 	{"it lives, and so does the engine", false, false, func(r *rig, b box, join joiner) {
 		_, id := engineProcess(r.t)

@@ -29,20 +29,20 @@ const (
 )
 
 // add attaches a container.
-func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (json.RawMessage, error) {
+func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer, error) {
 	if netns == nil {
-		return nil, fmt.Errorf("%w: CNI_NETNS is empty", errSandbox)
+		return answer{}, fmt.Errorf("%w: CNI_NETNS is empty", errSandbox)
 	}
 	if !modes.ValidIfName(q.IfName) {
-		return nil, fmt.Errorf("%w: CNI_IFNAME=%s is no interface name", errEnvironment, q.IfName)
+		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s is no interface name", errEnvironment, q.IfName)
 	}
 	c, err := decodeConfig(q.Config)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	n, p, err := s.network(ctx, c)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	r := yard.AttachRequest{
 		NetworkID: n.ID, Attachment: q.ContainerID, Config: c.Name, IfName: q.IfName, Sandbox: q.Netns, NS: int(netns.Fd()), Pools: p.pools,
@@ -50,13 +50,14 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (json.R
 	}
 	labels := s.whose(ctx, &r)
 	if err := s.fill(&r, c, q, n, p, labels); err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	a, err := s.Yard.Attach(ctx, r)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
-	return result(c, p, a)
+	raw, err := result(c, p, a)
+	return answer{raw, a.Endpoint.ID}, err
 }
 
 // network finds the network of a configuration, or makes it.

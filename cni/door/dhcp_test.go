@@ -102,8 +102,8 @@ func (d *dhcpHost) call(command, conf, id string, box *kerneltest.Host) (out str
 		d.t.Fatal(err)
 	}
 	defer netns.Close()
-	raw, err := d.answer(d.t.Context(), cni.Request{Command: command, ContainerID: id, IfName: "eth0", Netns: box.Path(), Config: json.RawMessage(conf)}, netns)
-	return string(raw), err
+	a, err := d.answer(d.t.Context(), cni.Request{Command: command, ContainerID: id, IfName: "eth0", Netns: box.Path(), Config: json.RawMessage(conf)}, netns)
+	return string(a.result), err
 }
 
 func (d *dhcpHost) do(command, conf, id string, box *kerneltest.Host) string {

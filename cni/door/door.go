@@ -95,59 +95,66 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	}()
 	start := time.Now()
 	a := cni.Answer{}
-	a.Result, err = s.inTime(ctx, q, netns)
+	made, err := s.inTime(ctx, q, netns)
+	a.Result = made.result
 	if err != nil {
 		s.Log.Warn("refused a CNI plugin", "command", q.Command, "container", q.ContainerID, "interface", q.IfName, "err", err)
 		a.Error = inWords(err)
 	}
 	s.Log.Debug("answered a CNI plugin", "command", q.Command, "container", q.ContainerID, "took", time.Since(start))
 	if err := json.NewEncoder(c).Encode(a); err != nil && q.Command == "ADD" && a.Error == nil { // nobody knows of it
-		s.undo(context.WithoutCancel(ctx), q)
+		s.undo(context.WithoutCancel(ctx), q, made.endpoint)
 	}
 }
 
+// An answer is what a plugin gets, and which endpoint was made for it.
+type answer struct {
+	result   json.RawMessage
+	endpoint string
+}
+
 // inTime answers whatever hangs. An attachment that is made after that is one that nobody knows of.
-func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (json.RawMessage, error) {
+func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (answer, error) {
 	start := time.Now()
-	return yard.InTime(ctx, s.Yard, func() (json.RawMessage, error) {
+	return yard.InTime(ctx, s.Yard, func() (answer, error) {
 		if netns != nil {
 			defer netns.Close() //nolint:errcheck // nothing is written to it
 		}
 		return s.answer(ctx, q, netns)
-	}, func(_ json.RawMessage, err error) {
+	}, func(a answer, err error) {
 		s.Log.Info("a CNI request that took too long has ended", "command", q.Command, "container", q.ContainerID, "took", time.Since(start), "err", err)
 		if q.Command == "ADD" && err == nil {
-			s.undo(context.WithoutCancel(ctx), q)
+			s.undo(context.WithoutCancel(ctx), q, a.endpoint)
 		}
 	})
 }
 
-// undo takes back an attachment that its runtime did not hear of.
-func (s *Server) undo(ctx context.Context, q cni.Request) {
+// undo takes back an attachment that its runtime did not hear of. The runtime may have asked again meanwhile: what that made stays.
+func (s *Server) undo(ctx context.Context, q cni.Request, endpoint string) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	if err := s.del(ctx, q, nil, time.Time{}, true); err != nil {
+	if err := s.del(ctx, q, nil, yard.DetachRequest{Gone: true, Endpoint: endpoint}); err != nil {
 		s.Log.Warn("take back an attachment that nobody waited for", "container", q.ContainerID, "err", err)
 	}
 }
 
-func (s *Server) answer(ctx context.Context, q cni.Request, netns *os.File) (json.RawMessage, error) {
+func (s *Server) answer(ctx context.Context, q cni.Request, netns *os.File) (a answer, err error) {
 	if strings.ContainsAny(q.ContainerID+q.IfName, "|/\x00") { // they are parts of keys and paths
-		return nil, fmt.Errorf("%w: container %q, interface %q", errEnvironment, q.ContainerID, q.IfName)
+		return a, fmt.Errorf("%w: container %q, interface %q", errEnvironment, q.ContainerID, q.IfName)
 	}
 	switch q.Command {
 	case "ADD":
 		return s.add(ctx, q, netns)
 	case "DEL":
-		return nil, s.del(ctx, q, netns, time.Time{}, q.Netns != "")
+		return a, s.del(ctx, q, netns, yard.DetachRequest{Gone: q.Netns != ""})
 	case "CHECK":
-		return nil, s.check(q, netns)
+		return a, s.check(q, netns)
 	case "GC":
-		return nil, s.gc(ctx, q)
+		return a, s.gc(ctx, q)
 	case "STATUS":
-		return nil, s.status(q)
+		return a, s.status(q)
 	}
-	return nil, fmt.Errorf("%w: command %q", errEnvironment, q.Command)
+	return a, fmt.Errorf("%w: command %q", errEnvironment, q.Command)
 }
 
 var (
@@ -202,7 +209,7 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 
 // del takes an attachment away. What cannot be understood is nothing that could have been attached: a runtime must not be kept from
 // stopping a container.
-func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, before time.Time, gone bool) error {
+func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r yard.DetachRequest) error {
 	id, err := s.networkOf(leniently(q.Config), q)
 	if errors.Is(err, yard.ErrNotFound) {
 		return nil
@@ -210,7 +217,7 @@ func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, before 
 	if err != nil {
 		return err
 	}
-	r := yard.DetachRequest{NetworkID: id, Attachment: q.ContainerID, IfName: q.IfName, NS: -1, Gone: gone, Before: before}
+	r.NetworkID, r.Attachment, r.IfName, r.NS = id, q.ContainerID, q.IfName, -1
 	if netns != nil {
 		r.NS = int(netns.Fd())
 	}
@@ -320,7 +327,7 @@ func (s *Server) Exhume(ctx context.Context) {
 		s.Log.Warn("look for what was deleted meanwhile", "err", err)
 	}
 	for _, t := range stones {
-		err := s.del(ctx, t.Request, nil, t.Deleted, t.Gone)
+		err := s.del(ctx, t.Request, nil, yard.DetachRequest{Before: t.Deleted, Gone: t.Gone})
 		if err == nil {
 			err = t.Remove()
 		}

@@ -1,0 +1,164 @@
+package kernel_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel"
+	"netyard/kernel/kerneltest"
+)
+
+// stall is Stall, and fails the test if it cannot be done.
+func stall(t *testing.T, h *kerneltest.Host, refused unix.Errno) (sent, goOn chan struct{}) {
+	t.Helper()
+	sent, goOn, err := h.Stall(refused)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sent, goOn
+}
+
+// watched has the kernel watched as long as the test runs.
+func watched(t *testing.T, h *kerneltest.Host) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- h.Watch(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// removedInTheEnd waits until the kernel has no element but those of objects.
+func removedInTheEnd(t *testing.T, h *kerneltest.Host, objects ...kernel.Object) {
+	t.Helper()
+	for until := time.Now().Add(30 * time.Second); ; {
+		snap, err := h.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		strays, faults := snap.Strays(objects), snap.Faults(objects)
+		if len(strays)+len(faults) == 0 {
+			return
+		}
+		if time.Now().After(until) {
+			t.Fatalf("strays %v, faults %v", strays, faults)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestLateRemovalRefused: a removal that was answered before it was made, and that the kernel then refused, is made all the same: who
+// asked will not ask again. Whoever comes next has the key.
+func TestLateRemovalRefused(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.ShareTables()
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	watched(t, h)
+	port := func(to string) (all []kernel.Object) {
+		for _, e := range (kernel.Publication{
+			Proto: "tcp", Host: netip.MustParseAddr("192.0.2.9"), Port: 8080, Count: 1, To: netip.MustParseAddr(to), ToPort: 80,
+		}).Elements() {
+			all = append(all, e)
+		}
+		return all
+	}
+	old, next := port("10.1.0.9"), port("10.1.0.10")
+	if err := h.Ensure(t.Context(), old...); err != nil {
+		t.Fatal(err)
+	}
+	sent, goOn := stall(t, h, unix.ENOMEM)
+	answered := make(chan error, 1)
+	go func() { answered <- h.Remove(old...) }()
+	<-sent
+	if err := <-answered; err != nil {
+		t.Errorf("a removal that waits for the kernel: %v", err)
+	}
+	close(goOn)
+	removedInTheEnd(t, h)
+	if err := h.Ensure(t.Context(), next...); err != nil {
+		t.Errorf("the next one with that port: %v", err)
+	}
+	removedInTheEnd(t, h, next...)
+}
+
+// TestLateUndoRefused: a change that nobody waited for is taken back, also if the kernel refuses that at first.
+func TestLateUndoRefused(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.ShareTables()
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	watched(t, h)
+	sent, goOn := stall(t, h, 0)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	answered := make(chan error, 1)
+	go func() { answered <- h.Ensure(ctx, elements()...) }()
+	<-sent
+	cancel()
+	if err := <-answered; !errors.Is(err, kernel.ErrBusy) {
+		t.Errorf("who did not wait heard %v", err)
+	}
+	h.RefuseNext(unix.ENOMEM)
+	close(goOn)
+	removedInTheEnd(t, h)
+}
+
+// TestAdoptedOverUndo: a policy that could not be applied in time leaves what was adopted as it was: of an address that no record
+// decides about, what the kernel enforces stays.
+func TestAdoptedOverUndo(t *testing.T) {
+	t.Parallel()
+	for name, refused := range map[string]unix.Errno{"nobody waited": 0, "the kernel refused": unix.ENOMEM} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, _ := policed(t)
+			const other = "10.1.0.7"
+			h.Sh(t, "nft add element inet netyard closed_in4 '{ "+other+" }'; nft add element inet netyard allow_in4 '{ "+other+" . 10.3.0.0/16 . tcp . 1-9 }'")
+			h.Reopen(t)
+			h.ShareTables()
+			if err := h.AdoptPolicy(); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
+				t.Fatal(err)
+			}
+			mine := kernel.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &kernel.Access{}}
+			sent, goOn := stall(t, h, refused)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			answered := make(chan error, 1)
+			go func() { answered <- h.Enforce(ctx, h.PolicyObjects(append(subjects(), mine))) }()
+			<-sent
+			if refused == 0 {
+				cancel()
+			} else {
+				close(goOn)
+			}
+			if err := <-answered; err == nil {
+				t.Error("it counts as done")
+			}
+			if refused == 0 {
+				close(goOn)
+			}
+			if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
+				t.Fatal(err)
+			}
+			if out := h.Sh(t, "nft list ruleset"); strings.Count(out, other) != 2 {
+				t.Errorf("of an address that no record decides about there is\n%s", out)
+			}
+		})
+	}
+}

@@ -1,0 +1,56 @@
+package kernel_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"testing"
+
+	"netyard/kernel"
+)
+
+const outsider = "NETYARD_TEST_OUTSIDER"
+
+// TestOutOfSight: from a PID namespace of its own a daemon does not see the host's processes. It takes none of them for ended, and knows
+// that it does not see all.
+func TestOutOfSight(t *testing.T) {
+	if raw := os.Getenv(outsider); raw != "" { // inside
+		var p kernel.Process
+		if err := json.Unmarshal([]byte(raw), &p); err != nil {
+			t.Fatal(err)
+		}
+		if _, there := kernel.ProcessAt(p.PID); there {
+			t.Error("the outsider is in sight")
+		}
+		if p.Ended() || p.Here() || kernel.SeesAllProcesses() {
+			t.Errorf("ended: %v, here: %v, sees all: %v", p.Ended(), p.Here(), kernel.SeesAllProcesses())
+		}
+		return
+	}
+	t.Parallel()
+	if !kernel.SeesAllProcesses() {
+		t.Log("the test is in a PID namespace itself")
+	}
+	sleeper := exec.Command("sleep", "1d")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, ok := kernel.ProcessAt(sleeper.Process.Pid)
+	if !ok || p.Ended() || !p.Here() {
+		t.Errorf("%+v, there: %v, ended: %v, here: %v", p, ok, p.Ended(), p.Here())
+	}
+	raw, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := exec.Command("unshare", "--pid", "--fork", "--mount-proc", os.Args[0], "-test.run=^TestOutOfSight$", "-test.count=1")
+	inside.Env = append(os.Environ(), outsider+"="+string(raw))
+	if out, err := inside.CombinedOutput(); err != nil {
+		t.Errorf("inside: %v\n%s", err, out)
+	}
+	_ = sleeper.Process.Kill()
+	_ = sleeper.Wait()
+	if !p.Ended() {
+		t.Error("a process that was killed has not ended")
+	}
+}
