@@ -59,29 +59,30 @@ type view struct {
 	sock *netlink.Conn
 }
 
-// looks is how often a look is taken that a change came between.
+// looks is how often a look is taken that a change came between, and how often one whose answers are late or lost.
 const looks = 4
 
-// look has f read what the kernel has, all of it between two transactions of anybody. It is repeated, so f begins anew each time, when
-// a transaction came between, and, with another socket, when an answer is late or lost. Where changes never cease, the last look has to do.
-func (r *reader) look(f func(v view) error) (err error) {
+// look has f read what the kernel has, all of it between two transactions of anybody. It is repeated, so f begins anew each
+// time, when a transaction came between, and, with another socket, when an answer is late or lost. Where changes never
+// cease, the last look has to do.
+func (r *reader) look(f func(v view) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for range looks {
-		var whole bool
-		whole, err = r.once(f)
-		if err == nil && whole {
+	for changed, lost := 0, 0; changed < looks; {
+		whole, err := r.once(f)
+		switch {
+		case err == nil && whole:
 			return nil
-		}
-		if err == nil {
-			continue
-		}
-		err = errors.Join(err, r.drop())
-		if answered(err) {
-			return err
+		case err == nil:
+			changed++
+		default:
+			err = errors.Join(err, r.drop())
+			if lost++; answered(err) || lost == looks {
+				return err
+			}
 		}
 	}
-	return err
+	return nil
 }
 
 func (r *reader) once(f func(v view) error) (whole bool, err error) {
