@@ -3,7 +3,6 @@ package driver_test
 import (
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -28,21 +27,6 @@ func TestMaker(t *testing.T) {
 	}
 }
 
-// sleeper starts a process in a namespace, or wherever the test is.
-func sleeper(t *testing.T, in *kerneltest.Host) *exec.Cmd {
-	t.Helper()
-	c := exec.Command("sleep", "1d")
-	start := c.Start
-	if in != nil {
-		start = func() error { return in.Do(c.Start) }
-	}
-	if err := start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
-	return c
-}
-
 // TestDeadExclusive: what only one container can have, a parent to pass through or a card of the host's, is the next
 // one's at once if who has it is dead: its engine was killed, and what is left is a mount.
 func TestDeadExclusive(t *testing.T) {
@@ -58,7 +42,7 @@ func TestDeadExclusive(t *testing.T) {
 				t.Parallel()
 				e := lanEngine(t, c.mode)
 				e.ok("NetworkDriver.CreateNetwork", lanCreate("01", c.options))
-				engine := sleeper(t, nil)
+				engine := kerneltest.Sleep(t, nil)
 				maker, _ := kernel.ProcessAt(engine.Process.Pid)
 				box := kerneltest.New(t)
 				path := filepath.Join(t.TempDir(), "netns")
@@ -80,7 +64,7 @@ func TestDeadExclusive(t *testing.T) {
 				}
 				e.host.Give(t, box, link.SrcName)
 				if lives {
-					sleeper(t, box)
+					kerneltest.Sleep(t, box)
 				}
 				_ = engine.Process.Kill()
 				_ = engine.Wait()

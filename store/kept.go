@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 
 	"go.etcd.io/bbolt"
@@ -135,7 +134,7 @@ func (c keptCopy) encode() ([]byte, error) {
 func keptOf(tx *bbolt.Tx, buckets []string) (c keptCopy, err error) {
 	c = keptCopy{found: true, whole: true, records: map[[2]string][]byte{}}
 	meta := tx.Bucket([]byte(metaBucket))
-	if c.generation, err = generationOf(meta); err != nil {
+	if c.generation, err = metaNumber(meta, generationKey); err != nil {
 		return c, err
 	}
 	c.numbered = meta.Get([]byte(generationKey)) != nil
@@ -174,26 +173,7 @@ func putKept(tx *bbolt.Tx, buckets []string, c keptCopy) error {
 			return fmt.Errorf("write %s %s: %w", k[0], k[1], err)
 		}
 	}
-	return putGeneration(tx, c.generation)
-}
-
-func putGeneration(tx *bbolt.Tx, n uint64) error {
-	if err := tx.Bucket([]byte(metaBucket)).Put([]byte(generationKey), strconv.AppendUint(nil, n, 10)); err != nil {
-		return fmt.Errorf("write %s: %w", generationKey, err)
-	}
-	return nil
-}
-
-func generationOf(meta *bbolt.Bucket) (uint64, error) {
-	raw := meta.Get([]byte(generationKey))
-	if raw == nil {
-		return 0, nil
-	}
-	v, err := strconv.ParseUint(string(raw), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read the generation of kept records %q: %w", raw, ErrDamaged)
-	}
-	return v, nil
+	return putMetaNumber(tx, generationKey, c.generation)
 }
 
 // A keeper writes the copy of the kept records.
@@ -225,9 +205,9 @@ func (k *keptTx) stage(tx *bbolt.Tx) error {
 	}
 	k.mu.Lock() // the former transaction may not have put its copy in place yet
 	k.held = true
-	generation, err := generationOf(tx.Bucket([]byte(metaBucket)))
+	generation, err := metaNumber(tx.Bucket([]byte(metaBucket)), generationKey)
 	if err == nil {
-		err = putGeneration(tx, generation+1)
+		err = putMetaNumber(tx, generationKey, generation+1)
 	}
 	if err != nil {
 		return err
@@ -300,7 +280,7 @@ func (s *Store) syncKept() error {
 		same = same && own.numbered
 		own.records, own.generation = found.records, found.generation
 	} else if !own.numbered { // if there is no room for it, the next start does it
-		_ = s.db.Update(func(tx *bbolt.Tx) error { return putGeneration(tx, own.generation) })
+		_ = s.db.Update(func(tx *bbolt.Tx) error { return putMetaNumber(tx, generationKey, own.generation) })
 	}
 	if err := s.readMarks(); err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,8 +139,8 @@ func (ns *notes) into(tx *bbolt.Tx) (last uint64, err error) {
 		}
 	}
 	last = all[len(all)-1].N
-	if err := tx.Bucket([]byte(metaBucket)).Put([]byte(foldedKey), strconv.AppendUint(nil, last, 10)); err != nil {
-		return 0, fmt.Errorf("write %s: %w", foldedKey, err)
+	if err := putMetaNumber(tx, foldedKey, last); err != nil {
+		return 0, err
 	}
 	for _, n := range all {
 		n.folded.Store(int64(tx.ID()))
@@ -185,7 +184,7 @@ func (s *Store) openNotes() error {
 		flags |= os.O_TRUNC
 	}
 	err := s.db.View(func(tx *bbolt.Tx) (err error) {
-		ns.last, err = foldedOf(tx.Bucket([]byte(metaBucket)))
+		ns.last, err = metaNumber(tx.Bucket([]byte(metaBucket)), foldedKey)
 		return err
 	})
 	if err != nil {
@@ -209,19 +208,6 @@ func (s *Store) openNotes() error {
 		err = errors.Join(err, ns.file.Close())
 	}
 	return err
-}
-
-// foldedOf reads the number of the last note that is in the file.
-func foldedOf(meta *bbolt.Bucket) (uint64, error) {
-	raw := meta.Get([]byte(foldedKey))
-	if raw == nil {
-		return 0, nil
-	}
-	v, err := strconv.ParseUint(string(raw), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read the number of the last note %q: %w", raw, ErrDamaged)
-	}
-	return v, nil
 }
 
 // readNotes reads the notes behind the last that is in the file, as far as they are sound: after the host went down anything may follow.

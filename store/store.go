@@ -321,3 +321,23 @@ func (s *Store) Update(fn func(Tx) error) error {
 func (s *Store) Close() error {
 	return errors.Join(s.notes.close(s), s.db.Close())
 }
+
+// metaNumber reads a number of the file's own records; 0: it is not there yet.
+func metaNumber(meta *bbolt.Bucket, key string) (uint64, error) {
+	raw := meta.Get([]byte(key))
+	if raw == nil {
+		return 0, nil
+	}
+	v, err := strconv.ParseUint(string(raw), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read %s %q: %w", key, raw, ErrDamaged)
+	}
+	return v, nil
+}
+
+func putMetaNumber(tx *bbolt.Tx, key string, n uint64) error {
+	if err := tx.Bucket([]byte(metaBucket)).Put([]byte(key), strconv.AppendUint(nil, n, 10)); err != nil {
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	return nil
+}

@@ -99,10 +99,10 @@ func checkValues(tx *bbolt.Tx) error {
 		if string(name) == metaBucket {
 			_, err := schemaOf(b)
 			if err == nil {
-				_, err = foldedOf(b)
+				_, err = metaNumber(b, foldedKey)
 			}
 			if err == nil {
-				_, err = generationOf(b)
+				_, err = metaNumber(b, generationKey)
 			}
 			return err
 		}

@@ -43,21 +43,6 @@ func newBox(t *testing.T) box {
 
 func (b box) unmount() { _ = syscall.Unmount(b.path, syscall.MNT_DETACH) }
 
-// process starts one that lives in the box, or wherever the test does.
-func process(t *testing.T, in *kerneltest.Host) *exec.Cmd {
-	t.Helper()
-	c := exec.Command("sleep", "1d")
-	start := c.Start
-	if in != nil {
-		start = func() error { return in.Do(c.Start) }
-	}
-	if err := start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { end(c) })
-	return c
-}
-
 func end(c *exec.Cmd) {
 	_ = c.Process.Kill()
 	_ = c.Wait()
@@ -66,7 +51,7 @@ func end(c *exec.Cmd) {
 // An engineProcess is the process that makes endpoints.
 func engineProcess(t *testing.T) (engine *exec.Cmd, id kernel.Process) {
 	t.Helper()
-	engine = process(t, nil)
+	engine = kerneltest.Sleep(t, nil)
 	id, ok := kernel.ProcessAt(engine.Process.Pid)
 	if !ok {
 		t.Fatal("the engine's process is not to be found")
@@ -104,7 +89,7 @@ func (r *rig) noted(pid int) {
 var fates = []fate{
 	{"the engine was killed and its mount is left", true, true, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
-		c := process(r.t, b.host)
+		c := kerneltest.Sleep(r.t, b.host)
 		join(held(id))
 		end(c)
 		end(engine)
@@ -124,20 +109,20 @@ var fates = []fate{
 	}},
 	{"its processes ended, and the engine has not said so", true, true, func(r *rig, b box, join joiner) {
 		_, id := engineProcess(r.t)
-		c := process(r.t, b.host)
+		c := kerneltest.Sleep(r.t, b.host)
 		join(held(id))
 		r.noted(c.Process.Pid)
 		end(c)
 	}},
 	{"of an older record, its processes ended", true, false, func(r *rig, b box, join joiner) {
-		c := process(r.t, b.host)
+		c := kerneltest.Sleep(r.t, b.host)
 		join(held(kernel.Process{}))
 		r.noted(c.Process.Pid)
 		end(c)
 	}},
 	{"its first process is a zombie", true, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
-		c := process(r.t, b.host)
+		c := kerneltest.Sleep(r.t, b.host)
 		join(held(id))
 		r.noted(c.Process.Pid)
 		end(engine)
@@ -154,20 +139,20 @@ var fates = []fate{
 	}},
 	{"it lives, and so does the engine", false, false, func(r *rig, b box, join joiner) {
 		_, id := engineProcess(r.t)
-		c := process(r.t, b.host)
+		c := kerneltest.Sleep(r.t, b.host)
 		join(held(id))
 		r.noted(c.Process.Pid)
 	}},
 	{"it lives, and the engine was killed", false, true, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
-		process(r.t, b.host)
+		kerneltest.Sleep(r.t, b.host)
 		join(held(id))
 		r.noted(0)
 		end(engine)
 	}},
 	{"it is paused, and the engine was killed", false, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
-		c := process(r.t, b.host)
+		c := kerneltest.Sleep(r.t, b.host)
 		join(held(id))
 		_ = c.Process.Signal(syscall.SIGSTOP)
 		r.noted(0)
@@ -175,8 +160,8 @@ var fates = []fate{
 	}},
 	{"its first process ended, another one lives", false, false, func(r *rig, b box, join joiner) {
 		engine, id := engineProcess(r.t)
-		c := process(r.t, b.host)
-		process(r.t, b.host)
+		c := kerneltest.Sleep(r.t, b.host)
+		kerneltest.Sleep(r.t, b.host)
 		join(held(id))
 		r.noted(c.Process.Pid)
 		end(c)

@@ -262,3 +262,18 @@ func NeedsWireGuard(t testing.TB) {
 		t.Skip(err)
 	}
 }
+
+// Sleep starts a process that does nothing, in the namespace of a host, or where the test is. It ends with the test.
+func Sleep(t testing.TB, in *Host) *exec.Cmd {
+	t.Helper()
+	c := exec.Command("sleep", "1d")
+	start := c.Start
+	if in != nil {
+		start = func() error { return in.Do(c.Start) }
+	}
+	if err := start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	return c
+}
