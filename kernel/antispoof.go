@@ -94,6 +94,7 @@ func guardChains(b setBook) []chainSpec {
 			name: "guard", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
 			priority: nftables.ChainPriorityRef(-300), rules: []ruleSpec{
 				{"what containers send", rule(ifNamePrefix(expr.MetaKeyIIFNAME, VethPrefix), jump("port"))},
+				{"frames of overlays that came behind others", rule(ifNamePrefix(expr.MetaKeyIIFNAME, VXLANPrefix), suspected(), drop())},
 			},
 		},
 		{name: "port", rules: []ruleSpec{

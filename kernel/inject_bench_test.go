@@ -52,7 +52,10 @@ func benchLab(b *testing.B) *benchHosts {
 }
 
 // forgedRules matches the rules that are measured, by their comments, in a listing with handles.
-var forgedRules = regexp.MustCompile(`chain (\w+)|comment "(frames by a link that does not lead back|VXLAN that leaves|frames by a translated port|nothing is forwarded into the tunnel)" # handle (\d+)`)
+var forgedRules = regexp.MustCompile(`table (\w+) netyard|chain (\w+)|` +
+	`comment "(?:frames by a link that does not lead back|VXLAN that leaves|frames by a translated port|` +
+	`nothing is forwarded into the tunnel|frames of netyard's networks|others, which may have such frames behind them|` +
+	`frames of overlays that came behind others)" # handle (\d+)`)
 
 // rules puts the ruleset in as it is, or without those rules.
 func (l *benchHosts) rules(b *testing.B, all bool) {
@@ -63,16 +66,19 @@ func (l *benchHosts) rules(b *testing.B, all bool) {
 		if all {
 			continue
 		}
-		chain, found := "", 0
-		for _, m := range forgedRules.FindAllStringSubmatch(o.Sh(b, "nft -a list table inet netyard"), -1) {
-			if m[1] != "" {
-				chain = m[1]
-				continue
+		family, chain, found := "", "", 0
+		for _, m := range forgedRules.FindAllStringSubmatch(o.Sh(b, "nft -a list ruleset"), -1) {
+			switch {
+			case m[1] != "":
+				family = m[1]
+			case m[2] != "":
+				chain = m[2]
+			default:
+				o.Sh(b, "nft delete rule "+family+" netyard "+chain+" handle "+m[3])
+				found++
 			}
-			o.Sh(b, "nft delete rule inet netyard "+chain+" handle "+m[3])
-			found++
 		}
-		const many = 5
+		const many = 7
 		if found != many {
 			b.Fatalf("%d rules are measured, and not %d", found, many)
 		}

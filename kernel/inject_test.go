@@ -72,8 +72,8 @@ func newLab(t *testing.T, v6 bool, tunnel func(l *lab)) *lab {
 	return l
 }
 
-// count has a host count, behind all that may drop it, what it takes: a frame of the forger's, one of a number of
-// nobody's, and a datagram that is none.
+// count has a host count, behind all that may drop it, what it takes: a frame of the forger's, also when it has come out
+// of the VXLAN device, one of a number of nobody's, and a datagram that is none.
 func (l *lab) count(o *overlaid) {
 	l.t.Helper()
 	// A frame's sender is 22 bytes behind where UDP begins: 8 of UDP, 8 of VXLAN, 6 of the receiver's address.
@@ -89,6 +89,13 @@ table inet probe {
 		udp dport `+fmt.Sprint(plainPort)+` counter name plain
 	}
 }
+table bridge probe {
+	counter inside { }
+	chain in {
+		type filter hook prerouting priority 0
+		iifname "nyx-*" ether saddr `+forger+` counter name inside
+	}
+}
 END`)
 }
 
@@ -102,7 +109,7 @@ func counters(t *testing.T, o *overlaid) map[string]int {
 			}
 		}
 	}
-	must(t, json.Unmarshal([]byte(o.Sh(t, "nft -j list counters table inet probe")), &said))
+	must(t, json.Unmarshal([]byte(o.Sh(t, "nft -j list counters")), &said))
 	all := map[string]int{}
 	for _, c := range said.Nftables {
 		all[c.Counter.Name] = c.Counter.Packets
@@ -402,10 +409,13 @@ func (l *lab) refused(name string, s *sender, to *overlaid, send func() error) {
 	if l.tunneled {
 		reach(l.t, l.blue[0], "10.20.2.2", true) // what was sent before by the same way has come
 	}
-	if n := counters(l.t, to)["forged"] - before["forged"]; n != 0 {
+	if n := forgedOf(counters(l.t, to)) - forgedOf(before); n != 0 {
 		l.t.Errorf("%s: %d forged frames were taken", name, n)
 	}
 }
+
+// forgedOf are the forger's frames that a host took, counted where they come in or where they come out.
+func forgedOf(counts map[string]int) int { return counts["forged"] + counts["inside"] }
 
 // taken: after send the forger's frames are taken. That is the control: the frames are such that a host without rules
 // takes them.
@@ -414,7 +424,7 @@ func (l *lab) taken(name string, to *overlaid, send func() error) {
 	before := counters(l.t, to)
 	eventually(l.t, name+": a forged frame is taken where no rules are", func() bool {
 		must(l.t, send())
-		return counters(l.t, to)["forged"] > before["forged"]
+		return forgedOf(counters(l.t, to)) > forgedOf(before)
 	})
 }
 
@@ -622,11 +632,18 @@ func TestForgedOnTheLAN(t *testing.T) {
 	}
 }
 
+// overBridge makes a host reach the LAN by a bridge.
+func overBridge(o *overlaid, prefix string) {
+	o.t.Helper()
+	o.Sh(o.t, fmt.Sprintf("ip link add br-lan type bridge && ip addr flush dev eth0 scope global && "+
+		"ip link set eth0 master br-lan && ip link set br-lan up && ip addr add %s dev br-lan nodad", prefix))
+}
+
 func (l *lab) onLAN(kind string) {
 	t := l.t
 	t.Helper()
 	prefix := fmt.Sprintf("%s/%d", l.a.vtep, map[bool]int{false: 24, true: 120}[l.v6])
-	l.a.Sh(t, fmt.Sprintf("ip link add br-lan type bridge && ip addr flush dev eth0 scope global && ip link set eth0 master br-lan && ip link set br-lan up && ip addr add %s dev br-lan nodad", prefix))
+	overBridge(l.a, prefix)
 	l.flows("over a bridge")
 	mac, me := net.HardwareAddr{2, 0x42, 0xee, 0, 0, 0x66}, netip.MustParseAddr(map[bool]string{false: "192.0.2.66", true: "2001:db8::66"}[l.v6])
 	v := kernel.Veth{Name: kernel.Name(kernel.VethPrefix, evilNet), Peer: kernel.Name(kernel.PeerPrefix, evilNet), Alias: kernel.Alias(evilNet, evilNet), Master: "br-lan", MTU: 1500, MAC: mac}
@@ -647,6 +664,8 @@ func (l *lab) onLAN(kind string) {
 			return raw(c, to.Addr(), sh.make(netip.AddrPortFrom(l.a.vtep, 40000), to, frame))
 		})
 	}
+	l.several(s, l.b, l.a.vtep)
+	l.several(s, l.a, l.b.vtep)
 	l.flows("at last")
 	must(t, l.a.UnloadFirewall())
 	l.taken(s.name, l.b, func() error {

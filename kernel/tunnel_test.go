@@ -48,6 +48,7 @@ func TestEncryptedInClear(t *testing.T) {
 				reach(t, green[0], "10.30.2.2", true)
 				if i == 0 {
 					must(t, o.Remove(closed...))
+					must(t, o.Ensure(t.Context(), objectsOf(kernel.Closed(vxlanPort, blueVNI))...))
 					reach(t, blue[0], "10.20.2.2", true)
 				}
 			}

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/google/nftables"
@@ -23,11 +24,21 @@ const (
 	// vteps4 and vteps6 have the hosts that each network is on.
 	vteps4 SetName = "vteps4"
 	vteps6 SetName = "vteps6"
+	// members4 and members6 have the hosts that any network is on.
+	members4 SetName = "members4"
+	members6 SetName = "members6"
 
 	vxlanChain  = "vxlan"
 	astrayChain = "vxlan_astray"
 	madeChain   = "vxlan_made"
 )
+
+// suspect is the bit of the mark that a datagram gets whose number is that of no network of netyard's. The last chain at
+// input sets it, and a VXLAN device of netyard's hands nothing to its bridge that has it.
+//
+// A program may give the kernel several datagrams as one (UDP_SEGMENT, udp(7)). Rules see the contents of the first one
+// only; the kernel takes them apart behind all rules, and those behind the first may be frames of netyard's.
+const suspect uint32 = 1 << 28
 
 // Closed closes a network: its frames leave the host only by its VXLAN device, and none is let in. VTEPs opens it for
 // its hosts.
@@ -49,6 +60,9 @@ func Members(vni uint32, hosts []netip.Addr) (all []Element) {
 	number := string(binaryutil.NativeEndian.PutUint32(vni))
 	for _, h := range hosts {
 		all = append(all, newElement(either(h.Is6(), vteps4, vteps6), string(h.AsSlice())+number, ""))
+		for _, table := range []SetName{"", bridged} {
+			all = append(all, newElement(either(h.Is6(), members4, members6)+table, string(h.AsSlice()), ""))
+		}
 	}
 	return all
 }
@@ -62,6 +76,10 @@ func vtepSets() []setSpec {
 		{name: vnis + bridged, key: number, bridge: true},
 		{name: vteps4, key: nftables.MustConcatSetType(nftables.TypeIPAddr, number), concat: true},
 		{name: vteps6, key: nftables.MustConcatSetType(nftables.TypeIP6Addr, number), concat: true},
+		{name: members4, key: nftables.TypeIPAddr},
+		{name: members6, key: nftables.TypeIP6Addr},
+		{name: members4 + bridged, key: nftables.TypeIPAddr, bridge: true},
+		{name: members6 + bridged, key: nftables.TypeIP6Addr, bridge: true},
 	}
 }
 
@@ -87,7 +105,7 @@ func vtepChains(b setBook) []chainSpec {
 		{
 			name: "vxlan_in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw, rules: []ruleSpec{
 				{"what comes by the tunnel", rule(in(TunnelName), jump(tunnelChain))},
-				{"VXLAN for this host", rule(byVXLANPort(b), forHost(), jump(vxlanChain))},
+				{"VXLAN for this host", rule(byVXLANPort(b), notForOthers(), jump(vxlanChain))},
 			},
 		},
 		{name: vxlanChain, rules: append(members, ruleSpec{"frames of who is no member", drop()})},
@@ -102,8 +120,48 @@ func vtepChains(b setBook) []chainSpec {
 			priority: nftables.ChainPriorityRef(behindInput - 10), rules: []ruleSpec{
 				{"frames by a translated port", rule(
 					dnatted(), byVXLANPort(b), vni(reg1), []expr.Any{b.lookup(vnis, false)}, drop())},
+				{"frames of netyard's networks", rule(
+					byVXLANPort(b), vni(reg1), []expr.Any{b.lookup(vnis, false)}, setSuspect(false), accept())},
+				{"others, which may have such frames behind them", rule(byVXLANPort(b), setSuspect(true))},
 			},
 		},
+	}
+}
+
+// notForOthers matches what a socket of this host may get: besides what is for its addresses that is what is for a
+// broadcast or multicast address, or for IPv6's subnet-router anycast address.
+func notForOthers() []expr.Any {
+	es := forHost()
+	es[1] = &expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)}
+	return es
+}
+
+// setSuspect sets the bit of the mark, or takes it off.
+func setSuspect(on bool) []expr.Any {
+	bit := uint32(0)
+	if on {
+		bit = suspect
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg1},
+		&expr.Bitwise{
+			SourceRegister: reg1, DestRegister: reg1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(^suspect), Xor: binaryutil.NativeEndian.PutUint32(bit),
+		},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg1, SourceRegister: true},
+	}
+}
+
+// suspected matches what a VXLAN device got behind something else. The answers that it gives itself in the name of its
+// peers have no mark.
+func suspected() []expr.Any {
+	zero := make([]byte, 4)
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg1},
+		&expr.Bitwise{
+			SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(suspect), Xor: zero,
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: zero},
 	}
 }
 
@@ -142,9 +200,55 @@ func madeRules(b setBook) []ruleSpec {
 		{"frames of an encrypted network leave by the tunnel only", rule(
 			vni(reg1), []expr.Any{b.lookup(encrypted, false)}, notInterface(expr.MetaKeyOIFNAME, TunnelName), drop())},
 		{"made by a VXLAN device", rule(ifNamePrefix(expr.MetaKeyIIFNAME, VXLANPrefix), back())},
+		{"of a host behind a bridge", rule(byBridge(), back())},
 		{"fragments, whose network is not known", rule(nfproto(unix.NFPROTO_IPV4), fragment4(), drop())},
 		{"fragments, whose network is not known, IPv6", rule(nfproto(unix.NFPROTO_IPV6), fragment6(), drop())},
 		{"frames that no VXLAN device made", rule(vni(reg1), []expr.Any{b.lookup(vnis, false)}, drop())},
+		{"made by a VXLAN device of somebody else's", rule(madeBy("vxlan"), back())},
+		{"for this host, and may be several datagrams", rule(out("lo"), several(), drop())},
+		{"for a host of a network, and may be several datagrams", rule(
+			nfproto(unix.NFPROTO_IPV4), toMember(b, false, ""), several(), drop())},
+		{"for a host of a network, and may be several datagrams, IPv6", rule(
+			nfproto(unix.NFPROTO_IPV6), toMember(b, true, ""), several(), drop())},
+	}
+}
+
+// byBridge matches frames that stay on a bridge, which br_netfilter takes to postrouting: they have no incoming interface
+// there, and, unlike what the host sends, a link-layer header.
+func byBridge() []expr.Any {
+	return rule([]expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: make([]byte, 4)},
+	}, payload(expr.PayloadBaseLLHeader, 12, "\x00\x00", expr.CmpOpNeq))
+}
+
+// madeBy matches what came from a link of a kind.
+func madeBy(kind string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: metaIIFKIND, Register: reg1}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte(ifName(kind))},
+	}
+}
+
+// several matches what may be more than one datagram (suspect): what is shorter has no room for two frames with as much as
+// an IP header inside.
+func several() []expr.Any {
+	const frame = 8 + 14 + 20 // VXLAN, Ethernet, IPv4
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyLEN, Register: reg1},
+		&expr.Byteorder{SourceRegister: reg1, DestRegister: reg1, Op: expr.ByteorderHton, Len: 4, Size: 4},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: reg1, Data: binaryutil.BigEndian.PutUint32(20 + 8 + 2*frame)},
+	}
+}
+
+// toMember matches what is for a host of any network, by the set of a table.
+func toMember(b setBook, v6 bool, table SetName) []expr.Any {
+	at, size := uint32(16), uint32(net.IPv4len)
+	if v6 {
+		at, size = 24, net.IPv6len
+	}
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: at, Len: size},
+		b.lookup(either(v6, members4, members6)+table, false),
 	}
 }
 
@@ -183,12 +287,16 @@ func forged(b setBook, v6 bool) []ruleSpec {
 	if v6 {
 		return []ruleSpec{
 			{"no frames of overlays, IPv6", rule(etherType(unix.ETH_P_IPV6), whole)},
+			{"nothing to hosts of overlays that may be several datagrams, IPv6", rule(
+				etherType(unix.ETH_P_IPV6), frame, toMember(b, true, bridged), several(), drop())},
 			{"no fragments that may be some, IPv6", rule(etherType(unix.ETH_P_IPV6), frame, fragment6(), drop())},
 		}
 	}
 	tiny := payload(expr.PayloadBaseNetworkHeader, 2, "\x00"+string(rune(longest)), expr.CmpOpLt)
 	return []ruleSpec{
 		{"no frames of overlays", rule(etherType(unix.ETH_P_IP), whole)},
+		{"nothing to hosts of overlays that may be several datagrams", rule(
+			etherType(unix.ETH_P_IP), frame, toMember(b, false, bridged), several(), drop())},
 		{"no fragments that may be some", rule(etherType(unix.ETH_P_IP), frame, fragment4(), tiny, drop())},
 	}
 }
