@@ -97,6 +97,13 @@ func TestVXLANSeveral(t *testing.T) {
 				l.several(s, l.b, l.at(l.a))
 				l.several(s, l.a, l.at(l.b))
 			}
+			everybody := netip.MustParseAddrPort(map[bool]string{false: "192.0.2.255:4789", true: "[ff02::1%eth0]:4789"}[c.v6])
+			program := &sender{name: "a program of the host, to everybody", Host: l.a.Host, addr: l.a.vtep}
+			for how, payload := range l.behind(l.b) {
+				l.refused(program.name+", "+how, program, l.b, func() error {
+					return sendAs(l.a.Host, netip.Addr{}, everybody, len(l.forged(blueVNI, l.b)), payload)
+				})
+			}
 			l.flows("at last")
 			for _, o := range []*overlaid{l.a, l.b} {
 				must(t, o.UnloadFirewall())

@@ -105,7 +105,8 @@ func vtepChains(b setBook) []chainSpec {
 		{
 			name: "vxlan_in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw, rules: []ruleSpec{
 				{"what comes by the tunnel", rule(in(TunnelName), jump(tunnelChain))},
-				{"VXLAN for this host", rule(byVXLANPort(b), notForOthers(), jump(vxlanChain))},
+				{"VXLAN for this host", rule(byVXLANPort(b), forHost(), goTo(vxlanChain))},
+				{"frames for everybody", rule(byVXLANPort(b), vni(reg1), []expr.Any{b.lookup(vnis, false)}, notUnicast(), drop())},
 			},
 		},
 		{name: vxlanChain, rules: append(members, ruleSpec{"frames of who is no member", drop()})},
@@ -128,9 +129,9 @@ func vtepChains(b setBook) []chainSpec {
 	}
 }
 
-// notForOthers matches what a socket of this host may get: besides what is for its addresses that is what is for a
-// broadcast or multicast address, or for IPv6's subnet-router anycast address.
-func notForOthers() []expr.Any {
+// notUnicast matches what is for a broadcast or multicast address, or for IPv6's subnet-router anycast address: a VXLAN
+// device takes it, and none of netyard's sends it.
+func notUnicast() []expr.Any {
 	es := forHost()
 	es[1] = &expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)}
 	return es
