@@ -52,6 +52,12 @@ func sendAs(h *kerneltest.Host, from netip.Addr, to netip.AddrPort, size int, pa
 	})
 }
 
+// singly has datagrams leave the first host one by one, as by a card.
+func (l *lab) singly() {
+	l.t.Helper()
+	l.a.Sh(l.t, "ip link set eth0 gso_max_segs 1; ! ip link show nyt-overlay || ip link set nyt-overlay gso_max_segs 1")
+}
+
 // behind puts forged frames of blue behind a datagram that may pass.
 func (l *lab) behind(to *overlaid) map[string][]byte {
 	frame := l.forged(blueVNI, to)
@@ -88,6 +94,7 @@ func TestVXLANSeveral(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, c.v6, c.tunnel)
+			l.singly()
 			docker := l.other("a container of Docker's bridge", "docker0")
 			for _, s := range []*sender{
 				docker, l.container("a container of a bridge network", true, false, false), l.cni(),

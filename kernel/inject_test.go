@@ -664,6 +664,7 @@ func (l *lab) onLAN(kind string) {
 			return raw(c, to.Addr(), sh.make(netip.AddrPortFrom(l.a.vtep, 40000), to, frame))
 		})
 	}
+	l.singly()
 	l.several(s, l.b, l.a.vtep)
 	l.several(s, l.a, l.b.vtep)
 	l.flows("at last")
