@@ -33,8 +33,8 @@ const (
 	madeChain   = "vxlan_made"
 )
 
-// suspect is the bit of the mark that a datagram gets whose number is that of no network of netyard's. The last chain at
-// input sets it, and a VXLAN device of netyard's hands nothing to its bridge that has it.
+// suspect is the bit of the mark that a datagram gets whose number is that of no network of netyard's. The last chain
+// at input sets it. A frame that has it is dropped when it comes out of a VXLAN device of netyard's.
 //
 // A program may give the kernel several datagrams as one (UDP_SEGMENT, udp(7)). Rules see the contents of the first one
 // only; the kernel takes them apart behind all rules, and those behind the first may be frames of netyard's.
@@ -230,8 +230,8 @@ func madeBy(kind string) []expr.Any {
 	}
 }
 
-// several matches what may be more than one datagram (suspect): what is shorter has no room for two frames with as much as
-// an IP header inside.
+// several matches what may be more than one datagram (suspect). What is shorter has no room for two frames with an IP
+// header in each.
 func several() []expr.Any {
 	const frame = 8 + 14 + 20 // VXLAN, Ethernet, IPv4
 	return []expr.Any{
