@@ -102,7 +102,25 @@ func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab
 	for _, h := range hosts {
 		eventually(t, h.Name+" is a member", func() bool { return strings.Contains(h.Netyard.Log(), "this host is a member of the cluster") })
 	}
+	t.Cleanup(func() { leaveAll(t, hosts) })
 	return members, hosts
+}
+
+// leaveAll removes what is on hosts while they still have an etcd: a network that a host left stays closed until etcd
+// has heard of it.
+func leaveAll(t *testing.T, hosts []*lab.Host) {
+	t.Helper()
+	if t.Failed() {
+		return
+	}
+	for _, h := range hosts {
+		h.RemoveAll()
+	}
+	for _, h := range hosts {
+		eventually(t, "etcd knows that "+h.Name+" has left its networks", func() bool {
+			return !strings.Contains(h.Sh("nft list set inet netyard vnis"), "elements")
+		})
+	}
 }
 
 // TestOverlay: three hosts with engines of their own; then etcd dies.
