@@ -190,8 +190,9 @@ func (a *Agent) try(ctx context.Context, n *network, o Own, named bool) error {
 // What is about to be forgotten may be asked for; and by its name the host's own address, which is replaced.
 func reserve(tx store.Tx, o Own, named bool) error {
 	has, err := owns.Get(tx, o.key())
+	replaced := has.Lost && has.Gone || named && has.Use == cluster.OfHost
 	switch {
-	case err == nil && !(has.Lost && has.Gone) && !(named && has.Use == cluster.OfHost):
+	case err == nil && !replaced:
 		return fmt.Errorf("address %s %w", o.Addr, errAsked)
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return err
