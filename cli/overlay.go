@@ -23,7 +23,8 @@ import (
 	"netyard/yard"
 )
 
-// overlays are this host's half of overlay networks; nil when no etcd is configured: then nothing is asked, and nothing runs.
+// overlays are this host's half of overlay networks; nil when no etcd is configured: then nothing is asked, and nothing
+// runs.
 type overlays struct {
 	agent  *fabric.Agent
 	client *cluster.Client

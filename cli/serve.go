@@ -75,8 +75,8 @@ func printConfig(w io.Writer, cfg Config) error {
 	return err
 }
 
-// serve wires the daemon together. The order matters: the database first, since only one daemon may have it; then the sockets, so
-// that engines wait instead of failing; then the host is made to match the records; then the answers.
+// serve wires the daemon together. The order matters: the database first, since only one daemon may have it; then the
+// sockets, so that engines wait instead of failing; then the host is made to match the records; then the answers.
 func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (err error) {
 	st, err := openStore(ctx, cfg)
 	if err != nil {
@@ -249,7 +249,8 @@ func cooldown(d time.Duration) time.Duration {
 	return d
 }
 
-// machineID is what the host's IPv6 prefix is made from: machine-id(5), or, on a host without, one that is kept with the state.
+// machineID is what the host's IPv6 prefix is made from: machine-id(5), or, on a host without, one that is kept with
+// the state.
 func machineID(cfg Config) (string, error) {
 	raw, err := os.ReadFile("/etc/machine-id")
 	if id := strings.TrimSpace(string(raw)); err == nil && id != "" {

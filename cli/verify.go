@@ -10,7 +10,8 @@ import (
 
 const verifyName = "verify-state"
 
-// verifyCommand examines a database in a process of its own: memory that runs out ends a process. serve runs it before it opens the file.
+// verifyCommand examines a database in a process of its own: memory that runs out ends a process. serve runs it before
+// it opens the file.
 func verifyCommand() *cli.Command {
 	return &cli.Command{
 		Name: verifyName, Hidden: true, ArgsUsage: "FILE", Usage: "examine a database",

@@ -17,9 +17,9 @@ const (
 	pulse = 3 * time.Second
 )
 
-// Live makes a host a member, as h says that it is at the time, says that it is alive until ctx ends, and notices when etcd is away, goes
-// back in time or belongs to another cluster. told is called with why it cannot, once for each reason, and with nil when it can again. The word is taken back in the end; a
-// member it stays.
+// Live makes a host a member, as h says that it is at the time, says that it is alive until ctx ends, and notices when
+// etcd is away, goes back in time or belongs to another cluster. told is called with why it cannot, once for each
+// reason, and with nil when it can again. The word is taken back in the end; a member it stays.
 func (c *Client) Live(ctx context.Context, log *slog.Logger, h func() Host, boot string, told func(error)) error {
 	var last string
 	lived := false
@@ -43,8 +43,9 @@ func (c *Client) Live(ctx context.Context, log *slog.Logger, h func() Host, boot
 	return nil
 }
 
-// live is Live until something is wrong. A lease that etcd has forgotten is no reason to stop: the next is a new one. lived: this process
-// was let in before, so the machine was not reset since, and who is alive with another boot is a twin whatever card it has.
+// live is Live until something is wrong. A lease that etcd has forgotten is no reason to stop: the next is a new one.
+// lived: this process was let in before, so the machine was not reset since, and who is alive with another boot is a
+// twin whatever card it has.
 func (c *Client) live(ctx context.Context, h func() Host, boot string, lived bool, said func()) error {
 	a := Alive{Host: h().ID, Boot: boot}
 	conn, err := c.dial(ctx)
@@ -119,9 +120,10 @@ func (c *Client) live(ctx context.Context, h func() Host, boot string, lived boo
 	}
 }
 
-// sayAlive refuses when another machine has the same id: one was cloned. The boot id tells them apart, and a daemon from the one before.
-// A machine that was reset has another boot id, too, and its containers are not to wait until the word of its former life ends: it has the
-// former one's address on the same card, which no two machines that others reach can have.
+// sayAlive refuses when another machine has the same id: one was cloned. The boot id tells them apart, and a daemon
+// from the one before. A machine that was reset has another boot id, too, and its containers are not to wait until the
+// word of its former life ends: it has the former one's address on the same card, which no two machines that others
+// reach can have.
 func (c *Client) sayAlive(ctx context.Context, h Host, a Alive, lease clientv3.LeaseID) error {
 	own, tomb := Host{ID: a.Host}.Key(), Tomb{Host: a.Host}.Key()
 	return c.change(ctx, "say that this host is alive", []string{a.Key(), own, tomb}, func(found map[string]held) (d decision, err error) {

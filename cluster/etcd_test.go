@@ -286,7 +286,8 @@ func backAndTaken(t *testing.T, c *Client, net Network, m Member) {
 	must(t, c.DeleteNetwork(t.Context(), other))
 }
 
-// TestReset: a machine that was reset says that it is alive although the word of its former life has not ended; a clone does not.
+// TestReset: a machine that was reset says that it is alive although the word of its former life has not ended; a clone
+// does not.
 func TestReset(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
@@ -326,8 +327,9 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// TestTwinOnTheSameCard: a copy of a machine that runs, with its address and its hardware address, may be taken for the machine after a
-// reset; but the one that runs says so, gives nobody an address while the copy is there, and does not drive it out in turn.
+// TestTwinOnTheSameCard: a copy of a machine that runs, with its address and its hardware address, may be taken for the
+// machine after a reset; but the one that runs says so, gives nobody an address while the copy is there, and does not
+// drive it out in turn.
 func TestTwinOnTheSameCard(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
@@ -556,7 +558,8 @@ func TestMirrorComparesByItself(t *testing.T) {
 	clustertest.Eventually(t, "the comparison does not find it", func() bool { return v.Status().Missed == 1 && v.same(t, c) })
 }
 
-// wentBack is a mirror of twenty addresses that follows an etcd from a backup of the first ten, and what it knew before.
+// wentBack is a mirror of twenty addresses that follows an etcd from a backup of the first ten, and what it knew
+// before.
 func wentBack(t *testing.T, mercy time.Duration) (v *view, c *Client, m Member, full MirrorStatus) {
 	t.Helper()
 	e := clustertest.Start(t, "")
@@ -592,8 +595,8 @@ func TestMirrorAndAnOldBackup(t *testing.T) {
 	clustertest.Eventually(t, "what nobody puts back does not go", func() bool { return v.Status().Records == full.Records-5 && v.same(t, c) })
 }
 
-// TestMirrorMercy: what somebody took away from a restored etcd goes at once, although an event of it was lost, and although what the backup
-// did not know stays.
+// TestMirrorMercy: what somebody took away from a restored etcd goes at once, although an event of it was lost, and
+// although what the backup did not know stays.
 func TestMirrorMercy(t *testing.T) {
 	t.Parallel()
 	v, c, m, full := wentBack(t, time.Hour)
@@ -613,7 +616,8 @@ func TestMirrorMercy(t *testing.T) {
 	}
 }
 
-// TestMirrorAndAnotherCluster: an etcd that lost everything, or one of other hosts, changes nothing here and gets nothing written.
+// TestMirrorAndAnotherCluster: an etcd that lost everything, or one of other hosts, changes nothing here and gets
+// nothing written.
 func TestMirrorAndAnotherCluster(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")

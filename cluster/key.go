@@ -196,7 +196,8 @@ func (s Subnet) check() error {
 	return nil
 }
 
-// Usable says whether somebody can have an address of the subnet: the first is its name, and in IPv4 the last is everybody's.
+// Usable says whether somebody can have an address of the subnet: the first is its name, and in IPv4 the last is
+// everybody's.
 func (s Subnet) Usable(a netip.Addr) bool {
 	if !s.Pool.Contains(a) || a == s.Pool.Addr() || a.Zone() != "" {
 		return false

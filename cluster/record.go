@@ -55,17 +55,19 @@ type Host struct {
 	Name string     `json:"name"`
 	VTEP netip.Addr `json:"vtep"` // where it takes VXLAN
 	MTU  int        `json:"mtu"`  // of its link to the others, bytes
-	// Card is the hardware address of the link that has VTEP, where that is known: by both a machine is known that was booted again.
+	// Card is the hardware address of the link that has VTEP, where that is known: by both a machine is known that was
+	// booted again.
 	Card MAC `json:"card,omitempty"`
 	// Version is that of its netyard.
 	Version string `json:"version,omitempty"`
-	// WireGuard is the key by which the others encrypt for it, and WireGuardPort the UDP port where it takes that. A host without is no peer of a
-	// network that is encrypted.
+	// WireGuard is the key by which the others encrypt for it, and WireGuardPort the UDP port where it takes that. A
+	// host without is no peer of a network that is encrypted.
 	WireGuard     PublicKey `json:"wireguard,omitempty"`
 	WireGuardPort uint16    `json:"wireguard_port,omitempty"`
 }
 
-// An Alive is there while a host's netyard runs and reaches etcd; it is the only record on a lease. It is for people and for twins.
+// An Alive is there while a host's netyard runs and reaches etcd; it is the only record on a lease. It is for people
+// and for twins.
 type Alive struct {
 	Host string `json:"-"`
 	Boot string `json:"boot"` // the boot id of the machine
@@ -112,8 +114,9 @@ const (
 	Gateway  Use = "gateway"  // all hosts'
 )
 
-// An Address is a claim to one address of a network, and all that the others need to reach it. Its key is the address: no two hosts
-// can have it. It does not say where the host is, so that nobody can point traffic at an address that is not a member's.
+// An Address is a claim to one address of a network, and all that the others need to reach it. Its key is the address:
+// no two hosts can have it. It does not say where the host is, so that nobody can point traffic at an address that is
+// not a member's.
 type Address struct {
 	Network string     `json:"-"`
 	Addr    netip.Addr `json:"-"`

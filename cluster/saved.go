@@ -15,7 +15,8 @@ var (
 	copies = store.Bucket[string]{Name: "cluster_records"}
 )
 
-// Kept are the buckets whose records have to outlive the file: a host that was taken out of the cluster is not to be let in as another one.
+// Kept are the buckets whose records have to outlive the file: a host that was taken out of the cluster is not to be
+// let in as another one.
 func Kept() []string { return []string{identity.Name} }
 
 // An Identity is who a host is. It is made once, and stays when the host's name or address changes.

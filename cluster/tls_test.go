@@ -141,7 +141,8 @@ func TestTLS(t *testing.T) {
 		t.Errorf("a key that others can read: %v", err)
 	}
 
-	// The host's certificate is renewed, and the one before is of no use any more: etcd takes those of another authority now.
+	// The host's certificate is renewed, and the one before is of no use any more: etcd takes those of another
+	// authority now.
 	c, err := Open(Config{Endpoints: good.Endpoints, CA: good.CA, Cert: rogue.file("host.crt"), Key: rogue.file("host.key")})
 	must(t, err)
 	defer c.Close()

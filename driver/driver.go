@@ -1,5 +1,5 @@
-// Package driver is Docker's door: the protocol of libnetwork's remote network drivers and IPAM drivers. One Door is one
-// plugin name; all of them lead to the same yard.
+// Package driver is Docker's door: the protocol of libnetwork's remote network drivers and IPAM drivers. One Door is
+// one plugin name; all of them lead to the same yard.
 package driver
 
 import (
@@ -157,7 +157,8 @@ func (d *Door) leave(ctx context.Context, q leave) (empty, error) {
 	return empty{}, d.Yard.Leave(ctx, q.NetworkID, q.EndpointID)
 }
 
-// program is sent for the endpoint that has the container's default route, with the ports to publish. Engine 29 may send it twice.
+// program is sent for the endpoint that has the container's default route, with the ports to publish. Engine 29 may
+// send it twice.
 func (d *Door) program(ctx context.Context, q program) (empty, error) {
 	ports, err := portMap(q.Options)
 	if err != nil {

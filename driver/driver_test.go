@@ -373,8 +373,8 @@ func TestIPAM(t *testing.T) {
 	}
 }
 
-// TestLateRelease: an engine that gives back, late, the address of an endpoint of long ago does not take it from the one that
-// has it now.
+// TestLateRelease: an engine that gives back, late, the address of an endpoint of long ago does not take it from the
+// one that has it now.
 func TestLateRelease(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")

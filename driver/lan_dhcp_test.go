@@ -305,8 +305,8 @@ func TestLANDHCPVLAN(t *testing.T) {
 	d.ok("NetworkDriver.DeleteNetwork", ids)
 }
 
-// TestDHCPLost: when no server answers until the time has run out, a container has no address until one does, or its link is taken
-// down for good, as its network has it.
+// TestDHCPLost: when no server answers until the time has run out, a container has no address until one does, or its
+// link is taken down for good, as its network has it.
 func TestDHCPLost(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "macvlan")
@@ -376,7 +376,8 @@ func TestLANDHCPConflict(t *testing.T) {
 	}
 }
 
-// TestLANDHCPSix: addresses of a DHCPv6 server's, extended, lost and given back, and those that containers make themselves.
+// TestLANDHCPSix: addresses of a DHCPv6 server's, extended, lost and given back, and those that containers make
+// themselves.
 func TestLANDHCPSix(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"macvlan", "ipvlan"} {

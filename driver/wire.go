@@ -24,8 +24,8 @@ const (
 	maxBody = 64 << 20
 )
 
-// errEmpty refuses a call without a body. An engine whose plugin died in mid-call sends the call again with the body it has
-// already read out: empty (moby/moby#39331). Taken for a request, that would be one with every field zero.
+// errEmpty refuses a call without a body. An engine whose plugin died in mid-call sends the call again with the body it
+// has already read out: empty (moby/moby#39331). Taken for a request, that would be one with every field zero.
 var errEmpty = errors.New("the request has no body; the engine sent it again after a failure and lost it")
 
 // A request is what a handler can check before it starts.
@@ -34,8 +34,8 @@ type request interface {
 	missing() string
 }
 
-// call makes an HTTP handler of a verb: decode, do, encode, in time whatever hangs. Errors go out under both keys engines look for, with status 200:
-// network drivers' are read from Err, IPAM drivers' from Error.
+// call makes an HTTP handler of a verb: decode, do, encode, in time whatever hangs. Errors go out under both keys
+// engines look for, with status 200: network drivers' are read from Err, IPAM drivers' from Error.
 func call[Q request, A any](y *yard.Yard, log *slog.Logger, verb string, do func(context.Context, Q) (A, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), deadline)

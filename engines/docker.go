@@ -1,5 +1,5 @@
-// Package engines finds out who the endpoints belong to, and what an engine has forgotten. It works in the background only: an
-// engine that waits for netyard cannot answer netyard, so nothing on a request's path may ask one.
+// Package engines finds out who the endpoints belong to, and what an engine has forgotten. It works in the background
+// only: an engine that waits for netyard cannot answer netyard, so nothing on a request's path may ask one.
 package engines
 
 import (
@@ -283,7 +283,8 @@ func addEndpoint(c *yard.Census, item container.Summary, s *network.EndpointSett
 	c.Endpoints[s.EndpointID] = e
 }
 
-// fillSandboxes asks for each container where its sandbox is, and what was said for its endpoints; only lost records make that worth the calls.
+// fillSandboxes asks for each container where its sandbox is, and what was said for its endpoints; only lost records
+// make that worth the calls.
 func (d *Docker) fillSandboxes(ctx context.Context, census *yard.Census) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()

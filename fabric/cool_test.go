@@ -11,8 +11,8 @@ import (
 	"netyard/cluster/clustertest"
 )
 
-// TestCooldown: an address that a container had is the last one that another gets, on any host, also after a restart of its daemon; who asks
-// for it by name gets it at once.
+// TestCooldown: an address that a container had is the last one that another gets, on any host, also after a restart of
+// its daemon; who asks for it by name gets it at once.
 func TestCooldown(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")

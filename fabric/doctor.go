@@ -21,8 +21,8 @@ type Symptom struct {
 	Text    string
 }
 
-// Doctor looks for what is wrong with etcd, with this host as a member, and with the way to the others: on each network it sends each of
-// them a small packet and one as large as the network allows.
+// Doctor looks for what is wrong with etcd, with this host as a member, and with the way to the others: on each network
+// it sends each of them a small packet and one as large as the network allows.
 func (a *Agent) Doctor(ctx context.Context) (all []Symptom, err error) {
 	s, err := a.Status()
 	if err != nil {

@@ -1,8 +1,9 @@
-// Package fabric is a host's half of overlay networks: it keeps etcd and the kernel of one mind. It claims the host's addresses, keeps a
-// few in store for containers that come while etcd is away, and tells each network's VXLAN device who is where.
+// Package fabric is a host's half of overlay networks: it keeps etcd and the kernel of one mind. It claims the host's
+// addresses, keeps a few in store for containers that come while etcd is away, and tells each network's VXLAN device
+// who is where.
 //
-// What the host has is in its own file first and in etcd as soon as that can be; what the others have is in etcd first, with a copy in the
-// file. So an etcd that is away, or comes back without its memory, takes nothing from anybody.
+// What the host has is in its own file first and in etcd as soon as that can be; what the others have is in etcd first,
+// with a copy in the file. So an etcd that is away, or comes back without its memory, takes nothing from anybody.
 package fabric
 
 import (
@@ -34,21 +35,23 @@ type Config struct {
 	Port uint16
 	// WireGuardPort is that of this host; 0: WireGuardPort.
 	WireGuardPort uint16
-	// Held says whether somebody of this host has an address of a network, or means to have it again; nil: nobody who is not reached by it.
+	// Held says whether somebody of this host has an address of a network, or means to have it again; nil: nobody who
+	// is not reached by it.
 	Held func(network string, addr netip.Addr) bool
 	// Cooldown is how long an address that a container had is passed over while there is another.
 	Cooldown time.Duration
 	// BootID tells one life of the host's kernel from the next.
 	BootID string
-	// Fence is told which endpoints of a network have an address that etcd says is another host's, and why, whenever that changed; nothing
-	// may go through their links. It is told again until it answers without an error.
+	// Fence is told which endpoints of a network have an address that etcd says is another host's, and why, whenever
+	// that changed; nothing may go through their links. It is told again until it answers without an error.
 	Fence func(ctx context.Context, network string, endpoints map[string]string) error
 }
 
 const (
 	// settleEvery is how often what was not to be had is tried again.
 	settleEvery = time.Second
-	// patience is how long an address waits for the endpoint that it was granted to: an engine's requests end in seconds.
+	// patience is how long an address waits for the endpoint that it was granted to: an engine's requests end in
+	// seconds.
 	patience = 5 * time.Minute
 )
 
@@ -110,7 +113,8 @@ type network struct {
 type Bound struct {
 	cluster.Network
 	ID string
-	// Link is the VXLAN device, Bridge the bridge that it is a port of, and MAC the bridge's: the host's own addresses are there.
+	// Link is the VXLAN device, Bridge the bridge that it is a port of, and MAC the bridge's: the host's own addresses
+	// are there.
 	Link, Bridge string
 	MAC          cluster.MAC
 	// Alias is what those links carry.
@@ -215,7 +219,8 @@ func (a *Agent) Bind(b Bound) error {
 	return nil
 }
 
-// bind records a network, and by which hardware address the host itself is reached there: that of a bridge can change with the host's.
+// bind records a network, and by which hardware address the host itself is reached there: that of a bridge can change
+// with the host's.
 func bind(tx store.Tx, b Bound) error {
 	own, err := owns.List(tx, b.ID+"/")
 	if err != nil {

@@ -329,7 +329,8 @@ func TestOverlay(t *testing.T) {
 	outage(t, e, all, blue, cs)
 }
 
-// outage: what is, goes on; what is new comes from the store while that lasts; then it is said why not; and all is told afterwards.
+// outage: what is, goes on; what is new comes from the store while that lasts; then it is said why not; and all is told
+// afterwards.
 func outage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network, cs []*container) {
 	t.Helper()
 	pinged := make(chan string, 1)

@@ -28,8 +28,8 @@ func onBlue(t *testing.T, all []*host) (blue cluster.Network) {
 	return blue
 }
 
-// spoken counts frames that a host sends to the others in which an IPv4 address speaks, from now on: 42 bytes behind the beginning of UDP,
-// after its header (8), that of VXLAN (8), Ethernet's (14) and 12 bytes of IP's.
+// spoken counts frames that a host sends to the others in which an IPv4 address speaks, from now on: 42 bytes behind
+// the beginning of UDP, after its header (8), that of VXLAN (8), Ethernet's (14) and 12 bytes of IP's.
 func (h *host) spoken(a netip.Addr) (count func() int) {
 	b := a.As4()
 	name := fmt.Sprintf("spoken%d", h.n)
@@ -59,8 +59,8 @@ func chatter(t *testing.T, c *container, to netip.Addr) {
 	t.Cleanup(func() { stop(); <-done })
 }
 
-// TestForgotten: a host is taken out, which fences it; what it had is given to another; and when it is back, the address is on the wire
-// once. When nobody else has it any more, it is its own again.
+// TestForgotten: a host is taken out, which fences it; what it had is given to another; and when it is back, the
+// address is on the wire once. When nobody else has it any more, it is its own again.
 func TestForgotten(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
@@ -118,8 +118,8 @@ func TestForgotten(t *testing.T) {
 	reach(t, two.Host, other.v4, true)
 }
 
-// TestOldBackup: what etcd has not any more is put back before anybody misses it; and of two who have an address the one keeps it whose
-// claim is older.
+// TestOldBackup: what etcd has not any more is put back before anybody misses it; and of two who have an address the
+// one keeps it whose claim is older.
 func TestOldBackup(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
@@ -134,7 +134,8 @@ func TestOldBackup(t *testing.T) {
 	backup := filepath.Join(t.TempDir(), "backup")
 	clustertest.Backup(t, e.Dir, backup)
 	e.Run(t)
-	// What the backup does not know: a network, an endpoint of each kind, and that an address was given up and is another host's.
+	// What the backup does not know: a network, an endpoint of each kind, and that an address was given up and is
+	// another host's.
 	green := all[0].network("green", subnets(30)...)
 	all[0].up(green)
 	all[1].up(green)

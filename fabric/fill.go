@@ -48,8 +48,8 @@ func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluste
 	return err
 }
 
-// stock records what was claimed. A request may have asked for one of them meanwhile, and got it: etcd does not tell them
-// apart.
+// stock records what was claimed. A request may have asked for one of them meanwhile, and got it: etcd does not tell
+// them apart.
 func (a *Agent) stock(network string, claims []cluster.Address) error {
 	var own []Own
 	for _, c := range claims {

@@ -18,7 +18,8 @@ type Modes struct{ A *Agent }
 
 var _ modes.Fabric = Modes{}
 
-// Find is the network of a name; one with subnets is made if it is not there, and without subnets it is only looked for.
+// Find is the network of a name; one with subnets is made if it is not there, and without subnets it is only looked
+// for.
 func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, error) {
 	ask := cluster.Network{Name: want.Name, Internal: want.Internal}
 	for _, s := range want.Subnets {
@@ -79,7 +80,8 @@ func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
 	return m.A.Publish(o.ID, bare(e.Addrs), e.ID, cluster.MAC(mac), known(e.Container.Name), aliases(e))
 }
 
-// The labels of a container that say names of it: nerdctl and Docker tell a plugin of no others, and Compose's services are aliases.
+// The labels of a container that say names of it: nerdctl and Docker tell a plugin of no others, and Compose's services
+// are aliases.
 const (
 	labelAlias   = "netyard.alias"
 	labelService = "com.docker.compose.service"

@@ -29,10 +29,11 @@ type Own struct {
 	Trying bool `json:",omitempty"`
 	// Gone: it is to be given up.
 	Gone bool `json:",omitempty"`
-	// Lost: etcd says that it is another host's. It is claimed again when nobody has it any more; until then its endpoint is fenced.
+	// Lost: etcd says that it is another host's. It is claimed again when nobody has it any more; until then its
+	// endpoint is fenced.
 	Lost bool `json:",omitempty"`
-	// Mute: its endpoint is fenced for another address, so nobody is told that anybody is reached by this one. The hardware address is the
-	// same for both, and it may be another host's as well.
+	// Mute: its endpoint is fenced for another address, so nobody is told that anybody is reached by this one. The
+	// hardware address is the same for both, and it may be another host's as well.
 	Mute bool `json:",omitempty"`
 }
 
@@ -64,7 +65,8 @@ const warmest = 8
 // ErrNone says that no address can be had.
 var ErrNone = errors.New("no address can be claimed")
 
-// Grant gives an endpoint an address: one in store, at once, or else one that is claimed in etcd now. Asked again, it is the same.
+// Grant gives an endpoint an address: one in store, at once, or else one that is claimed in etcd now. Asked again, it
+// is the same.
 func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	a.mu.Lock()
 	n := a.networks[w.Network]
@@ -238,8 +240,8 @@ func (a *Agent) recover() error {
 	})
 }
 
-// fromStore gives what the endpoint has already, or an address that is kept in store; while etcd is away also one that is to be given
-// up, since it does not go before etcd is back. Invalid: there is none.
+// fromStore gives what the endpoint has already, or an address that is kept in store; while etcd is away also one that
+// is to be given up, since it does not go before etcd is back. Invalid: there is none.
 func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 	away := !a.c.Client.Health().Down.IsZero()
 	err = a.c.Store.Update(func(tx store.Tx) error {
@@ -276,8 +278,8 @@ func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 	return got, err
 }
 
-// Publish says how addresses are reached that an endpoint has, and by which names it is known. The others hear of it when etcd does. One
-// that was not granted here is claimed.
+// Publish says how addresses are reached that an endpoint has, and by which names it is known. The others hear of it
+// when etcd does. One that was not granted here is claimed.
 func (a *Agent) Publish(network string, addrs []netip.Addr, endpoint string, mac cluster.MAC, name string, aliases []string) error {
 	defer a.poke()
 	defer a.rolls.doubt(network)
@@ -409,8 +411,9 @@ func (n *network) isGateway(addr netip.Addr) bool {
 	return slices.ContainsFunc(n.Subnets, func(s cluster.Subnet) bool { return s.Gateway == addr })
 }
 
-// free are some addresses that nobody is known to have and that do not rest, at random: hosts that look at the same time do not meet. In a subnet that is
-// nearly full, random ones are mostly taken; then they are looked for one after the other.
+// free are some addresses that nobody is known to have and that do not rest, at random: hosts that look at the same
+// time do not meet. In a subnet that is nearly full, random ones are mostly taken; then they are looked for one after
+// the other.
 func (n *network) free(v6 bool, want int) (found []netip.Addr) {
 	for _, s := range n.Subnets {
 		if s.Pool.Addr().Is6() != v6 {

@@ -102,7 +102,8 @@ func (a *Agent) enter(ctx context.Context) error {
 	return nil
 }
 
-// settle does what is left to be done, again and again: at once when there is something, and each second what could not be done.
+// settle does what is left to be done, again and again: at once when there is something, and each second what could not
+// be done.
 func (a *Agent) settle(ctx context.Context) error {
 	tick := time.NewTicker(settleEvery)
 	defer tick.Stop()
@@ -304,8 +305,8 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 	return nil
 }
 
-// forgotten finds what etcd and this host do not have alike although it was so: after an old backup, or a crash. What is here and not
-// there is told again; what is there and not here is given up.
+// forgotten finds what etcd and this host do not have alike although it was so: after an old backup, or a crash. What
+// is here and not there is told again; what is there and not here is given up.
 func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
 	known := map[netip.Addr]bool{}
 	for i, o := range own {

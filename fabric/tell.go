@@ -161,7 +161,8 @@ func (a *Agent) peers(n *network) kernel.Peers {
 	if a.fenced || n.shut {
 		return kernel.Peers{Link: n.Link}
 	}
-	// A daemon that was killed may have told the kernel more than it has kept. Until etcd has been read that is not to be taken back.
+	// A daemon that was killed may have told the kernel more than it has kept. Until etcd has been read that is not to
+	// be taken back.
 	all := kernel.Peers{Link: n.Link, Partial: !a.read(n)}
 	peers := n.book.Peers()
 	for _, addr := range slices.SortedFunc(maps.Keys(peers), netip.Addr.Compare) {

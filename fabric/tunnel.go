@@ -16,12 +16,13 @@ import (
 	"netyard/store"
 )
 
-// WireGuardPort is the UDP port of WireGuard unless the configuration says otherwise. It is none of those that people give their own
-// tunnels, and below those that the kernel gives to anybody (net.ipv4.ip_local_port_range).
+// WireGuardPort is the UDP port of WireGuard unless the configuration says otherwise. It is none of those that people
+// give their own tunnels, and below those that the kernel gives to anybody (net.ipv4.ip_local_port_range).
 const WireGuardPort = 14789
 
-// A secret is this host's private key, and the one that comes next while the others are told of it. It is in the file that has the rest of
-// what the host is: so a key and what it is for are recorded in one transaction, and nobody but root can read either.
+// A secret is this host's private key, and the one that comes next while the others are told of it. It is in the file
+// that has the rest of what the host is: so a key and what it is for are recorded in one transaction, and nobody but
+// root can read either.
 type secret struct {
 	Key  []byte
 	Next []byte `json:",omitempty"`

@@ -13,8 +13,8 @@ import (
 	"netyard/store"
 )
 
-// TestTunnelKey: the key is the host's for good, in a file that nobody else can read, and without WireGuard there is none; the others hear
-// of the public one only.
+// TestTunnelKey: the key is the host's for good, in a file that nobody else can read, and without WireGuard there is
+// none; the others hear of the public one only.
 func TestTunnelKey(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
@@ -40,8 +40,8 @@ func TestTunnelKey(t *testing.T) {
 	must(t, h.part())
 }
 
-// TestEncryptedRotation: whatever ends a daemon while a key becomes another, the next brings it to its end, and nobody is left with a key
-// that is not used.
+// TestEncryptedRotation: whatever ends a daemon while a key becomes another, the next brings it to its end, and nobody
+// is left with a key that is not used.
 func TestEncryptedRotation(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)

@@ -71,7 +71,8 @@ func inspected(t *testing.T, h *lab.Host, networks ...string) (lines []string) {
 	return lines
 }
 
-// TestWithoutAPI: an engine whose API does not answer is served all the same, and its containers are known by their ids.
+// TestWithoutAPI: an engine whose API does not answer is served all the same, and its containers are known by their
+// ids.
 func TestWithoutAPI(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)

@@ -17,9 +17,10 @@ import (
 // fewest is how many addresses the kernel needs a second or so for.
 const fewest = 60000
 
-// TestBusyHost: another program's nftables transaction keeps the kernel, and the daemon has no processor for 8 s. Each request succeeds or
-// says why it did not; afterwards everything works, and doctor is silent. NETYARD_BUSY is how many addresses the other program loads, and
-// NETYARD_ROUNDS how often; with two million nothing else can be changed for longer than a request may take.
+// TestBusyHost: another program's nftables transaction keeps the kernel, and the daemon has no processor for 8 s. Each
+// request succeeds or says why it did not; afterwards everything works, and doctor is silent. NETYARD_BUSY is how many
+// addresses the other program loads, and NETYARD_ROUNDS how often; with two million nothing else can be changed for
+// longer than a request may take.
 func TestBusyHost(t *testing.T) {
 	t.Parallel()
 	h := host(t, lab.Engine285)
@@ -110,8 +111,8 @@ func TestBusyHost(t *testing.T) {
 	h.Sh("for p in $(netyard policy ls --format '{{.Name}}'); do netyard policy rm $p; done; for n in $(netyard network ls --format '{{.Name}}'); do netyard network rm $n; done")
 }
 
-// untilBusy waits until a change of nftables has to wait, or the program that it would wait for has ended. The change is made
-// in the end.
+// untilBusy waits until a change of nftables has to wait, or the program that it would wait for has ended. The change
+// is made in the end.
 func untilBusy(h *lab.Host, ended chan struct{}, addresses int) (probed chan struct{}) {
 	atOnce := 300 * time.Millisecond * time.Duration(max(1, addresses/fewest/3)) // what is a small part of the other's time
 	for {

@@ -32,10 +32,10 @@ const (
 	chaosSlots    = 10 // containers that a host can have on a network
 )
 
-// TestChaos: three hosts, real daemons and a real etcd; random containers and networks come and go by the driver's protocol, as an engine
-// sends it, while daemons and etcd are killed, cut off from each other and tampered with. No address is given twice at any moment, and when
-// all is quiet, the kernels, etcd and what was asked for are one. NETYARD_SEED does the operations of another run again, NETYARD_OPERATIONS
-// more of them.
+// TestChaos: three hosts, real daemons and a real etcd; random containers and networks come and go by the driver's
+// protocol, as an engine sends it, while daemons and etcd are killed, cut off from each other and tampered with. No
+// address is given twice at any moment, and when all is quiet, the kernels, etcd and what was asked for are one.
+// NETYARD_SEED does the operations of another run again, NETYARD_OPERATIONS more of them.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	number := func(name string, otherwise uint64) uint64 {
@@ -163,7 +163,8 @@ func (c *chaos) failed(what string, err error) {
 
 var digits = regexp.MustCompile(`[0-9a-f]*[0-9][0-9a-f]*`)
 
-// play hands the operations out in their order: what a user does to a host, to the host's worker; what happens, happens here.
+// play hands the operations out in their order: what a user does to a host, to the host's worker; what happens, happens
+// here.
 func (c *chaos) play(ops []operation) {
 	const ahead = 4 // how far a worker may be behind
 	var workers sync.WaitGroup

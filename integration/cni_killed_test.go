@@ -38,8 +38,8 @@ func (s stop) goOn() {
 	}
 }
 
-// TestCNIKilled kills the plugin, or the runtime and the plugin, while the daemon works for them: nobody hears of what it made, so nothing
-// of it stays, and the next container has its place.
+// TestCNIKilled kills the plugin, or the runtime and the plugin, while the daemon works for them: nobody hears of what
+// it made, so nothing of it stays, and the next container has its place.
 func TestCNIKilled(t *testing.T) {
 	t.Parallel()
 	h := lab.New(t, lab.Engine2010, lab.NoEngine())
@@ -78,7 +78,8 @@ END`, a.netns, a.conf)))
 	h.CtrRemove("c1") // which holds its address until then
 	nothing(t, h, "the container's removal")
 
-	// Only the runtime dies, and its plugin hears the answer: the container that nobody starts has its network until it is removed.
+	// Only the runtime dies, and its plugin hears the answer: the container that nobody starts has its network until it
+	// is removed.
 	s.at("after endpoint plugged in")
 	pid := strings.TrimSpace(h.Sh(fmt.Sprintf(run, "c2")))
 	s.held()
@@ -94,7 +95,8 @@ END`, a.netns, a.conf)))
 	healthy(t, h)
 }
 
-// kill kills processes, and waits until none of them has a socket any more: what is answered to one that is only dying is heard.
+// kill kills processes, and waits until none of them has a socket any more: what is answered to one that is only dying
+// is heard.
 func kill(h *lab.Host, which string) {
 	h.Sh("p=$(" + which + "); kill -9 $p; for i in $p; do while ls -d /proc/$i/fd/* >/dev/null 2>&1; do sleep 0.01; done; done")
 }
@@ -107,8 +109,9 @@ func nothing(t *testing.T, h *lab.Host, after string) {
 	})
 }
 
-// TestCNIRecordsLost: the database is gone, and containers of containerd's are on record again, on netyard's own network and on one of
-// Docker's, with their addresses, ports and limits, and so is what a runtime attached that containerd does not know. They notice nothing.
+// TestCNIRecordsLost: the database is gone, and containers of containerd's are on record again, on netyard's own
+// network and on one of Docker's, with their addresses, ports and limits, and so is what a runtime attached that
+// containerd does not know. They notice nothing.
 func TestCNIRecordsLost(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)
@@ -183,7 +186,8 @@ func TestCNIRecordsLost(t *testing.T) {
 	healthy(t, h)
 }
 
-// TestCNIWithoutDocker: where there is no engine of Docker's nobody ever says that no record was lost. What is nobody's goes all the same.
+// TestCNIWithoutDocker: where there is no engine of Docker's nobody ever says that no record was lost. What is nobody's
+// goes all the same.
 func TestCNIWithoutDocker(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)

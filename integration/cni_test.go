@@ -268,8 +268,8 @@ func healthyBut(t *testing.T, h *lab.Host, why string) {
 	})
 }
 
-// TestCNISoft: a DEL without a sandbox takes nothing from a container that runs: nerdctl kill -s HUP sends one, and nerdctl stop sends
-// one before the signal. The container's end does.
+// TestCNISoft: a DEL without a sandbox takes nothing from a container that runs: nerdctl kill -s HUP sends one, and
+// nerdctl stop sends one before the signal. The container's end does.
 func TestCNISoft(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
@@ -303,8 +303,8 @@ func TestCNISoft(t *testing.T) {
 	})
 }
 
-// TestCNIPowerLoss: nobody deletes what was there before; a container that is started again has its address, and one that was removed
-// while netyard was away holds none.
+// TestCNIPowerLoss: nobody deletes what was there before; a container that is started again has its address, and one
+// that was removed while netyard was away holds none.
 func TestCNIPowerLoss(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)
@@ -379,7 +379,8 @@ func TestCNIShared(t *testing.T) {
 		h.Docker("network create -d netyard --subnet 10.78.0.0/24 dockers")
 		has(t, h.ShErr("netyard cni install dockers"), "--ipam-driver netyard")
 
-		// Docker ignores the refusal to delete a network that others are on; they keep it, and it goes with the last of them.
+		// Docker ignores the refusal to delete a network that others are on; they keep it, and it goes with the last of
+		// them.
 		h.Docker("rm -f d1")
 		_, _ = h.TryDocker("network rm web")
 		if _, err := h.CtrExec("c1", "ping -c 1 -W 2 10.77.0.1"); err != nil {
@@ -392,7 +393,8 @@ func TestCNIShared(t *testing.T) {
 	})
 }
 
-// TestCNIPorts: a published port is reached from outside and from the host itself, once, whatever networks the container is on.
+// TestCNIPorts: a published port is reached from outside and from the host itself, once, whatever networks the
+// container is on.
 func TestCNIPorts(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
@@ -427,8 +429,8 @@ func TestCNIPorts(t *testing.T) {
 	})
 }
 
-// upstreamBridge is the example of the upstream bridge plugin's documentation, and upstreamChain the list that nerdctl writes for its own
-// default network, both with only the type changed.
+// upstreamBridge is the example of the upstream bridge plugin's documentation, and upstreamChain the list that nerdctl
+// writes for its own default network, both with only the type changed.
 const (
 	upstreamBridge = `{
     "cniVersion": "0.3.1",
@@ -465,8 +467,8 @@ const (
 }`
 )
 
-// TestCNIUpstream: configurations written for the upstream plugins work when only the type is changed; what cannot be honoured is refused
-// by its name.
+// TestCNIUpstream: configurations written for the upstream plugins work when only the type is changed; what cannot be
+// honoured is refused by its name.
 func TestCNIUpstream(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
@@ -533,8 +535,8 @@ func TestCNIUpstream(t *testing.T) {
 	})
 }
 
-// TestCNICrowd: many first attachments at once on a network that is not there yet, and many that come and go with duplicates that come
-// late: nothing is left, nothing is given twice, and no DEL ever fails.
+// TestCNICrowd: many first attachments at once on a network that is not there yet, and many that come and go with
+// duplicates that come late: nothing is left, nothing is given twice, and no DEL ever fails.
 func TestCNICrowd(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lab.Alone(t)
@@ -647,7 +649,8 @@ func TestCNILabels(t *testing.T) {
 	})
 }
 
-// TestCNINames: an engine made another network of a name. Nobody is attached to either by that name, and who was is let go.
+// TestCNINames: an engine made another network of a name. Nobody is attached to either by that name, and who was is let
+// go.
 func TestCNINames(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)

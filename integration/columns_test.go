@@ -12,8 +12,8 @@ import (
 	"netyard/integration/lab"
 )
 
-// usual is the engine of a test that shows what netyard does in the kernel, with records, and for whoever types its commands: there the
-// engine only says what is wanted, and one of them says it as well as another.
+// usual is the engine of a test that shows what netyard does in the kernel, with records, and for whoever types its
+// commands: there the engine only says what is wanted, and one of them says it as well as another.
 const usual = lab.Engine285
 
 // A column is the engines of tests to which the engine matters, and why it does.
@@ -23,8 +23,8 @@ type column struct {
 	tests   []string
 }
 
-// columns is the matrix of tests and engines. A test that calls engines and is in none of these runs on the usual one. A test that names
-// its engines itself says there why.
+// columns is the matrix of tests and engines. A test that calls engines and is in none of these runs on the usual one.
+// A test that names its engines itself says there why.
 func columns() []column {
 	const oldest, debian, newest, nft = lab.Engine2010, lab.Engine285, lab.Engine298, lab.Engine298nft
 	return []column{
@@ -77,8 +77,8 @@ func enginesOf(test string) []lab.Engine {
 	return []lab.Engine{usual}
 }
 
-// TestColumns walks the matrix: each test in it is one that runs on engines, is there once, and each engine has the whole of what engines
-// send and forget.
+// TestColumns walks the matrix: each test in it is one that runs on engines, is there once, and each engine has the
+// whole of what engines send and forget.
 func TestColumns(t *testing.T) {
 	t.Parallel()
 	there := callers(t, "engines")

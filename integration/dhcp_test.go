@@ -182,7 +182,8 @@ func TestDHCPAsked(t *testing.T) {
 	})
 }
 
-// TestDHCPRenewal: short leases go on under traffic that loses nothing, whatever becomes of netyard and of the server meanwhile.
+// TestDHCPRenewal: short leases go on under traffic that loses nothing, whatever becomes of netyard and of the server
+// meanwhile.
 func TestDHCPRenewal(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		d := newDHCP(t, e)
@@ -229,7 +230,8 @@ func TestDHCPRenewal(t *testing.T) {
 	})
 }
 
-// TestDHCPCrash: the daemon dies while a server is asked, and while one has just granted; nothing is left but a start that failed.
+// TestDHCPCrash: the daemon dies while a server is asked, and while one has just granted; nothing is left but a start
+// that failed.
 func TestDHCPCrash(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		d := newDHCP(t, e)

@@ -118,7 +118,8 @@ func noRoute(t *testing.T, h *lab.Host, container string) {
 	}
 }
 
-// TestCompose goes through what docker compose does: several networks, connect and disconnect while it runs, restart, rm.
+// TestCompose goes through what docker compose does: several networks, connect and disconnect while it runs, restart,
+// rm.
 func TestCompose(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)

@@ -8,7 +8,8 @@ import (
 	"netyard/integration/lab"
 )
 
-// published starts a container that publishes port 80 in each way, and says on what addresses, from port 8000 of the host on.
+// published starts a container that publishes port 80 in each way, and says on what addresses, from port 8000 of the
+// host on.
 func published(h *lab.Host) (binds []string) {
 	matrixNetworks(h)
 	binds = []string{"", h.IP, "[" + h.IP6 + "]", "127.0.0.1", "[::1]"}
@@ -28,8 +29,9 @@ func published(h *lab.Host) (binds []string) {
 	return binds
 }
 
-// firewalldWith says whether firewalld can run beside the engine here. That of Debian 12, with libnftables 1.0.6, ends with a segmentation fault
-// when it reads tables that a newer nft made, as engine 29 does with that of its root; a machine has one nft, and there it does not happen.
+// firewalldWith says whether firewalld can run beside the engine here. That of Debian 12, with libnftables 1.0.6, ends
+// with a segmentation fault when it reads tables that a newer nft made, as engine 29 does with that of its root; a
+// machine has one nft, and there it does not happen.
 func firewalldWith(t *testing.T, e lab.Engine) bool {
 	t.Helper()
 	if e.Nftables() {
@@ -38,7 +40,8 @@ func firewalldWith(t *testing.T, e lab.Engine) bool {
 	return !e.Nftables()
 }
 
-// keepRules brings the tables that iptables shows back to what they were, when the test ends: a firewall leaves its chains behind.
+// keepRules brings the tables that iptables shows back to what they were, when the test ends: a firewall leaves its
+// chains behind.
 func keepRules(h *lab.Host) (restore func()) {
 	h.Sh("iptables-save | grep -v nyb- >/tmp/v4; ip6tables-save | grep -v nyb- >/tmp/v6; true")
 	return func() {
@@ -46,8 +49,8 @@ func keepRules(h *lab.Host) (restore func()) {
 	}
 }
 
-// works wants what a host without any other firewall has: containers get out, reach each other, and are reached on their ports; and
-// what is kept apart stays so.
+// works wants what a host without any other firewall has: containers get out, reach each other, and are reached on
+// their ports; and what is kept apart stays so.
 func works(t *testing.T, h *lab.Host, binds []string, when string) {
 	t.Helper()
 	t.Log(when)
@@ -61,8 +64,8 @@ func works(t *testing.T, h *lab.Host, binds []string, when string) {
 	matrix(t, h, binds)
 }
 
-// TestBesideUfw: with the real ufw enabled, published ports are open and containers get out, whoever starts first. ufw knows no engine, and
-// netyard's rules are the same beside each, so one is enough; it is the newest.
+// TestBesideUfw: with the real ufw enabled, published ports are open and containers get out, whoever starts first. ufw
+// knows no engine, and netyard's rules are the same beside each, so one is enough; it is the newest.
 func TestBesideUfw(t *testing.T) {
 	t.Parallel()
 	h := lab.New(t, lab.Engine285)
@@ -132,7 +135,8 @@ func TestBesideFirewalld(t *testing.T) {
 	})
 }
 
-// TestHostFirewallDecides: with publish=host, a published port is open to whom the host's own firewall opens it, and to nobody else.
+// TestHostFirewallDecides: with publish=host, a published port is open to whom the host's own firewall opens it, and to
+// nobody else.
 func TestHostFirewallDecides(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		if !firewalldWith(t, e) {

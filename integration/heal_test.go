@@ -51,8 +51,8 @@ func TestHeals(t *testing.T) {
 	})
 }
 
-// TestFlushesUnderTraffic: in 100 rounds of flushes and reloads nothing that is kept apart is reached even once, and what goes on is not
-// disturbed.
+// TestFlushesUnderTraffic: in 100 rounds of flushes and reloads nothing that is kept apart is reached even once, and
+// what goes on is not disturbed.
 func TestFlushesUnderTraffic(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		if !firewalldWith(t, e) {

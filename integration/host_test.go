@@ -316,7 +316,8 @@ func TestHostRestart(t *testing.T) {
 	})
 }
 
-// keepTalking connects to a server in a container by the host's address; each call of talk says something and wants it back.
+// keepTalking connects to a server in a container by the host's address; each call of talk says something and wants it
+// back.
 func keepTalking(t *testing.T, from, in *lab.Net, ip string, port int) (talk func()) {
 	t.Helper()
 	var l net.Listener

@@ -18,15 +18,17 @@ import (
 )
 
 const (
-	// backTime is how long what was killed may take until everything is as before; the test's log says how long it took.
+	// backTime is how long what was killed may take until everything is as before; the test's log says how long it
+	// took.
 	backTime = time.Minute
 	// strictTime is what is allowed where NETYARD_KILLS_STRICT is set: on a machine that does nothing else.
 	strictTime = 10 * time.Second
 )
 
-// TestKilled kills the engine, its containerd, the daemon and the host, alone and together, and starts what was killed again. Each time every
-// container with a restart policy is back on its networks, with its ports, addresses, MAC and names, whatever it has of netyard. NETYARD_KILLS=3
-// does it three times in a row, and on each engine with and without live-restore; without it each has one of the two.
+// TestKilled kills the engine, its containerd, the daemon and the host, alone and together, and starts what was killed
+// again. Each time every container with a restart policy is back on its networks, with its ports, addresses, MAC and
+// names, whatever it has of netyard. NETYARD_KILLS=3 does it three times in a row, and on each engine with and without
+// live-restore; without it each has one of the two.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	for _, e := range lab.Chosen(lab.Engine2010, lab.Engine285, lab.Engine298, lab.Engine298nft) {
@@ -218,8 +220,9 @@ type kills struct {
 	table *strings.Builder
 }
 
-// newKills makes the host, its networks and its containers. An engine that starts asks a driver at once only if the IPAM of one of its networks
-// has the driver's name, and tells that one alone to let go what it had before: netyard is told, netyard-bridge is not.
+// newKills makes the host, its networks and its containers. An engine that starts asks a driver at once only if the
+// IPAM of one of its networks has the driver's name, and tells that one alone to let go what it had before: netyard is
+// told, netyard-bridge is not.
 func newKills(t *testing.T, e lab.Engine, live bool) *kills {
 	t.Helper()
 	lan := lab.NewLAN(t)

@@ -74,7 +74,8 @@ func TestMacvlan(t *testing.T) {
 	})
 }
 
-// TestHostAccess: a macvlan network whose containers and host reach each other, with many containers, over a restart and a flap.
+// TestHostAccess: a macvlan network whose containers and host reach each other, with many containers, over a restart
+// and a flap.
 func TestHostAccess(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lab.Alone(t)
@@ -108,7 +109,8 @@ func TestHostAccess(t *testing.T) {
 		eventually(t, "the address has been found to be nobody else's", func() bool { return !strings.Contains(h.Sh("ip -6 addr show dev eth0"), "tentative") })
 		both()
 		healthy(t, h)
-		// More than one at a time, and not more than the engine can end: 20.10 gives up on a container after ten seconds.
+		// More than one at a time, and not more than the engine can end: 20.10 gives up on a container after ten
+		// seconds.
 		const many, atOnce = 50, 5
 		var names []string
 		for i := range many {

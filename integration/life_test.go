@@ -17,8 +17,8 @@ import (
 	"netyard/integration/lab"
 )
 
-// steps are where a daemon can die in the life of a network and a container: see yard's Step. The test fails if one of them
-// is never come by.
+// steps are where a daemon can die in the life of a network and a container: see yard's Step. The test fails if one of
+// them is never come by.
 func steps() []string {
 	var all []string
 	for _, s := range []string{
@@ -32,8 +32,8 @@ func steps() []string {
 		"before endpoint detached", "after network down")
 }
 
-// TestKillAnywhere kills the daemon at each step while an engine works with it, as a supervisor starts it again, and wants
-// record, kernel and engine to agree afterwards, and the next container to be as if nothing had happened.
+// TestKillAnywhere kills the daemon at each step while an engine works with it, as a supervisor starts it again, and
+// wants record, kernel and engine to agree afterwards, and the next container to be as if nothing had happened.
 func TestKillAnywhere(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		const hosts = 3 // it mostly waits
@@ -107,8 +107,8 @@ func supervised(t *testing.T, h *lab.Host, cmds ...string) {
 	}
 }
 
-// TestChurn: containers in a row, more than what a leak of one thing each could hide in, and many at once; then everything is as it was.
-// TestCNICrowd has hundreds, without the work of an engine.
+// TestChurn: containers in a row, more than what a leak of one thing each could hide in, and many at once; then
+// everything is as it was. TestCNICrowd has hundreds, without the work of an engine.
 func TestChurn(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		const inARow, atOnce = 40, 20
@@ -205,7 +205,8 @@ func TestRestartUnderTraffic(t *testing.T) {
 	})
 }
 
-// TestEngineRestarts: containers of restart=always come back with their networks however the engine ended, and nothing leaks.
+// TestEngineRestarts: containers of restart=always come back with their networks however the engine ended, and nothing
+// leaks.
 func TestEngineRestarts(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)

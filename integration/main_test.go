@@ -65,7 +65,8 @@ func ps(t *testing.T, h *lab.Host) []api.Endpoint {
 	return parse[[]api.Endpoint](t, h.Sh("netyard ps --json"))
 }
 
-// named waits until netyard ps shows containers by their names. In its text there are hexadecimal names that have a c1 in them, too.
+// named waits until netyard ps shows containers by their names. In its text there are hexadecimal names that have a c1
+// in them, too.
 func named(t *testing.T, h *lab.Host, names ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("ps shows %v", names), func() bool {

@@ -46,7 +46,8 @@ func guide(t *testing.T) map[string][]string {
 	return blocks
 }
 
-// asOn is a block of the guide as somebody would type it on a host: with addresses as they are here, and h1's as this host's.
+// asOn is a block of the guide as somebody would type it on a host: with addresses as they are here, and h1's as this
+// host's.
 func asOn(text string, at int, hosts []*lab.Host) string {
 	h, lines := hosts[at], strings.SplitAfter(text, "\n")
 	for i, l := range lines {
@@ -61,7 +62,8 @@ func asOn(text string, at int, hosts []*lab.Host) string {
 	return text
 }
 
-// inCluster makes three hosts on one LAN, each with a member of etcd, as docs/overlay.md says. Not all of them have the same engine.
+// inCluster makes three hosts on one LAN, each with a member of etcd, as docs/overlay.md says. Not all of them have the
+// same engine.
 func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab.Host) {
 	t.Helper()
 	lab.Hosts(t, len(engines))

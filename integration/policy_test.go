@@ -54,7 +54,8 @@ func (s servers) close() {
 	}
 }
 
-// TestPolicy: who may talk to whom, over a restart of a container, which gets another address, and the death of the daemon.
+// TestPolicy: who may talk to whom, over a restart of a container, which gets another address, and the death of the
+// daemon.
 func TestPolicy(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -157,7 +158,8 @@ func refusals(t *testing.T, h *lab.Host) {
 	}
 }
 
-// TestPolicyPublished: a published port is subject to the policy of its container, with the client's address and the container's port.
+// TestPolicyPublished: a published port is subject to the policy of its container, with the client's address and the
+// container's port.
 func TestPolicyPublished(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)

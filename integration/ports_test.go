@@ -165,7 +165,8 @@ func following(t *testing.T, h *lab.Host) {
 	h.Docker("network rm aaa")
 }
 
-// TestPublishedSafely: loopback is the host's own, what passes through passes through, and who is not named gets nothing.
+// TestPublishedSafely: loopback is the host's own, what passes through passes through, and who is not named gets
+// nothing.
 func TestPublishedSafely(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
@@ -230,7 +231,8 @@ func passing(t *testing.T, h *lab.Host) {
 	h.Sh("ip link del", iface)
 }
 
-// TestUDPFlows: a client that goes on sending from one port is heard again when its container is, and by nobody in between.
+// TestUDPFlows: a client that goes on sending from one port is heard again when its container is, and by nobody in
+// between.
 func TestUDPFlows(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)

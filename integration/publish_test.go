@@ -71,8 +71,8 @@ func matrixNetworks(h *lab.Host) {
 	h.Run("stranger", "--network b")
 }
 
-// matrix tries every way to every port. A port is reached by the host's address if it is published on that or on all of them, and
-// by loopback likewise.
+// matrix tries every way to every port. A port is reached by the host's address if it is published on that or on all of
+// them, and by loopback likewise.
 func matrix(t *testing.T, h *lab.Host, binds []string) {
 	t.Helper()
 	for i, bind := range binds {

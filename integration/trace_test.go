@@ -82,7 +82,8 @@ func TestTrace(t *testing.T) {
 		h.Tool("iptables -I FORWARD -m u32 --u32 '0>>22&0x3C@0>>24=1' -j DROP 2>/dev/null || iptables -I FORWARD -m limit --limit 1/h -j DROP")
 		trace(out+" 8000", false, "may be dropped by", "cannot tell")
 		h.Tool("iptables -D FORWARD 1")
-		// By the engine's own nft: 1.0.6 of Debian 12 ends with a segmentation fault beside the tables of an engine with nftables.
+		// By the engine's own nft: 1.0.6 of Debian 12 ends with a segmentation fault beside the tables of an engine
+		// with nftables.
 		h.Sh("nft 'table inet mine { set bad { type ipv4_addr; flags interval; elements = { 203.0.113.0/24 }; }; chain f { type filter hook forward priority 5; ip saddr @bad tcp dport vmap { 80 : drop, 81 : accept }; }; }'")
 		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "chain inet mine f")
 		h.Sh("nft delete table inet mine")

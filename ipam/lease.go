@@ -128,9 +128,9 @@ func (m *IPAM) Reserve(tx store.Tx, pool string, addr netip.Addr, name string) e
 	return nil
 }
 
-// Recall makes the reservations of all pools agree with their leases: those that outlived their leases have some again, and those that are
-// in leases alone outlive them from now on. Unless right, the leases are right: what outlived them was given up by a netyard that did not
-// know of it.
+// Recall makes the reservations of all pools agree with their leases: those that outlived their leases have some again,
+// and those that are in leases alone outlive them from now on. Unless right, the leases are right: what outlived them
+// was given up by a netyard that did not know of it.
 func (m *IPAM) Recall(tx store.Tx, right bool) error {
 	pools, err := m.Pools(tx)
 	if err != nil {

@@ -43,10 +43,12 @@ type PoolRequest struct {
 	Domain string
 	// V6 asks for IPv6 where no Subnet does.
 	V6 bool
-	// Abandoned is when callers that asked earlier and made no network had all died. A pool that one of them took is free for
-	// who asks for the same; a later one is somebody's who is about to make a network. Zero: any such pool is free.
+	// Abandoned is when callers that asked earlier and made no network had all died. A pool that one of them took is
+	// free for who asks for the same; a later one is somebody's who is about to make a network. Zero: any such pool is
+	// free.
 	Abandoned time.Time
-	// Busy is what a pool without Subnet must keep clear of: the host's routes and resolvers. Default routes do not count.
+	// Busy is what a pool without Subnet must keep clear of: the host's routes and resolvers. Default routes do not
+	// count.
 	Busy []netip.Prefix
 }
 
@@ -162,8 +164,8 @@ func (m *IPAM) admit(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error
 	return nil
 }
 
-// BindPool gives the pool of subnet that no network has to network. If several domains have one, it is that of the domain that is likely,
-// or else the newest. It is no error if network has it already.
+// BindPool gives the pool of subnet that no network has to network. If several domains have one, it is that of the
+// domain that is likely, or else the newest. It is no error if network has it already.
 func (m *IPAM) BindPool(tx store.Tx, subnet netip.Prefix, likely, network string) error {
 	subnet = plain(subnet)
 	if _, err := m.PoolOf(tx, subnet, network); !errors.Is(err, ErrNotFound) {

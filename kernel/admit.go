@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The host's firewall, whoever's it is, says in its rules for input which ports of the host are open, and to whom. A published port
-// never gets there: its packets are translated before, and forwarded. So where the host's firewall is to decide, the first packet of
-// a client to a port is left as it is and goes the way of one for the host itself. If it comes through to the end of input, its client
-// is admitted to that port, and the packet is dropped: the client sends it again (RFC 9293, section 3.8.1: after a second), and that
-// one is translated. When anybody's rules change, everybody is asked anew; flows that are known go on.
+// The host's firewall, whoever's it is, says in its rules for input which ports of the host are open, and to whom. A
+// published port never gets there: its packets are translated before, and forwarded. So where the host's firewall is to
+// decide, the first packet of a client to a port is left as it is and goes the way of one for the host itself. If it
+// comes through to the end of input, its client is admitted to that port, and the packet is dropped: the client sends
+// it again (RFC 9293, section 3.8.1: after a second), and that one is translated. When anybody's rules change,
+// everybody is asked anew; flows that are known go on.
 const (
 	// admitted4 and admitted6 have clients, protocols and ports of the host that the host's firewall has let through.
 	admitted4 SetName = "admitted4"
@@ -22,7 +23,8 @@ const (
 	// admitLife is for changes that nobody tells of: those of the old iptables interface.
 	admitLife = 10 * time.Minute
 
-	// behindInput is behind every chain that a firewall may have at input, and before connection tracking confirms a flow.
+	// behindInput is behind every chain that a firewall may have at input, and before connection tracking confirms a
+	// flow.
 	behindInput = 250
 
 	letInChain = "let_in"

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted, but for what the records
-// say otherwise. If it cannot be read nothing is loaded: what is in force stays so.
+// AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted, but for
+// what the records say otherwise. If it cannot be read nothing is loaded: what is in force stays so.
 func (k *Kernel) AdoptFirewall() error {
 	if err := k.fw.adopt(func(SetName) bool { return true }); err != nil {
 		return err
@@ -68,7 +68,8 @@ func (f *firewall) adopt(of func(SetName) bool) error {
 	})
 }
 
-// readElements reads the elements of some sets. A table or a set that is not there has none; one that cannot be read is an error.
+// readElements reads the elements of some sets. A table or a set that is not there has none; one that cannot be read is
+// an error.
 func (f *firewall) readElements(of func(SetName) bool) (all map[SetName]map[string]content, err error) {
 	err = f.in.look(func(v view) error {
 		all = map[SetName]map[string]content{}
@@ -129,8 +130,9 @@ func (f *firewall) decided() map[ruling]bool {
 	return all
 }
 
-// superseded says whether an element that was adopted gives way to the records: they decide about its address themselves, or know the
-// address and that nothing is decided about it. Of an address that is in no record yet, what the kernel enforces stays.
+// superseded says whether an element that was adopted gives way to the records: they decide about its address
+// themselves, or know the address and that nothing is decided about it. Of an address that is in no record yet, what
+// the kernel enforces stays.
 func (f *firewall) superseded(e Element, decided map[ruling]bool) bool {
 	r, ok := rulingOf(e)
 	return ok && (decided[r] || f.settled[r.own])

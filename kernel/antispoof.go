@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The guard of ports: what a container sends has to come from the addresses its endpoint was given. It stands in the bridge
-// family, before anything else sees the frame, and is closed for a port nothing is known of.
+// The guard of ports: what a container sends has to come from the addresses its endpoint was given. It stands in the
+// bridge family, before anything else sees the frame, and is closed for a port nothing is known of.
 const (
 	// MACs has the hardware address of each port.
 	MACs SetName = "macs"
@@ -84,8 +84,9 @@ const (
 	dhcpServer, dhcpClient, dhcp6Server = 67, 68, 547 // RFC 2131, RFC 8415
 )
 
-// guardChains decide about every frame that enters a bridge by a port of netyard's: one comparison for all others. Their
-// priority is that of destination NAT in this family, since br_netfilter (0) and conntrack (-200) shall not see what is dropped.
+// guardChains decide about every frame that enters a bridge by a port of netyard's: one comparison for all others.
+// Their priority is that of destination NAT in this family, since br_netfilter (0) and conntrack (-200) shall not see
+// what is dropped.
 func guardChains(b setBook) []chainSpec {
 	free := rule(b.iif(Unguarded, false), b.iif(bound, true))
 	lan := rule(b.iif(LAN, false), b.iif(bound, true))
@@ -143,12 +144,12 @@ func onPorts() []ruleSpec {
 	}
 }
 
-// beforeDefragmentation is NF_IP_PRI_RAW_BEFORE_DEFRAG (linux/netfilter_ipv4.h): what is dropped takes no part in anybody's
-// fragments.
+// beforeDefragmentation is NF_IP_PRI_RAW_BEFORE_DEFRAG (linux/netfilter_ipv4.h): what is dropped takes no part in
+// anybody's fragments.
 func beforeDefragmentation() *nftables.ChainPriority { return nftables.ChainPriorityRef(-450) }
 
-// roleRules drop what a router says, and what could have that inside unseen. Of several tags the kernel takes off the first
-// only before it looks, and a receiver all of VLAN 0 (__netif_receive_skb_core, net/core/dev.c).
+// roleRules drop what a router says, and what could have that inside unseen. Of several tags the kernel takes off the
+// first only before it looks, and a receiver all of VLAN 0 (__netif_receive_skb_core, net/core/dev.c).
 func roleRules(b setBook) []ruleSpec {
 	snap := func(organization byte) []expr.Any { // RFC 1042, and IEEE 802.1H
 		header := string([]byte{0xaa, 0xaa, 3, 0, 0, organization})
@@ -182,8 +183,9 @@ func unspecified() (rules []ruleSpec) {
 	return append(rules, ruleSpec{"no other source, IPv6", drop()})
 }
 
-// ndRules check what neighbour discovery says in its body: the address it is about and the hardware address in its option.
-// That option has to be the only one, and no extension header may stand before (RFC 6980 for fragments): the offsets are fixed.
+// ndRules check what neighbour discovery says in its body: the address it is about and the hardware address in its
+// option. That option has to be the only one, and no extension header may stand before (RFC 6980 for fragments): the
+// offsets are fixed.
 func ndRules(b setBook) []ruleSpec {
 	const (
 		base                 = expr.PayloadBaseTransportHeader
@@ -247,8 +249,8 @@ func zero(offset, size uint32) []expr.Any {
 	return payload(expr.PayloadBaseNetworkHeader, offset, string(make([]byte, size)), expr.CmpOpEq)
 }
 
-// readable matches IPv6 of which the chain of headers can be followed to the protocol. In a first fragment it may end before
-// that, and then what the receiver puts together was seen by nobody (RFC 7112).
+// readable matches IPv6 of which the chain of headers can be followed to the protocol. In a first fragment it may end
+// before that, and then what the receiver puts together was seen by nobody (RFC 7112).
 func readable() []expr.Any {
 	const reserved = 255 // RFC 5237: no protocol
 	return []expr.Any{
@@ -257,8 +259,8 @@ func readable() []expr.Any {
 	}
 }
 
-// laterFragment matches fragments of IPv6 but the first (RFC 8200, section 4.5). No receiver puts together what lacks its
-// first.
+// laterFragment matches fragments of IPv6 but the first (RFC 8200, section 4.5). No receiver puts together what lacks
+// its first.
 func laterFragment() []expr.Any {
 	const next, header, offset = 6, 44, 40 + 2
 	return append(payload(expr.PayloadBaseNetworkHeader, next, string([]byte{header}), expr.CmpOpEq),
@@ -267,8 +269,8 @@ func laterFragment() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}})
 }
 
-// onWire matches the type that stands in the frame: that of a tag, where there is one. Meta's protocol is what is behind the
-// first tag.
+// onWire matches the type that stands in the frame: that of a tag, where there is one. Meta's protocol is what is
+// behind the first tag.
 func onWire(t uint16) []expr.Any {
 	const at = 12
 	return payload(expr.PayloadBaseLLHeader, at, string([]byte{byte(t >> 8), byte(t)}), expr.CmpOpEq)

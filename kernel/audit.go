@@ -282,7 +282,8 @@ func showField(field nftables.SetDatatype, v string) string {
 	return fmt.Sprintf("%x", v)
 }
 
-// discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put in.
+// discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put
+// in.
 func (f *firewall) discard(id elementID) error {
 	return f.runLater(turn{act: "discard what nobody wants", do: func() error {
 		f.mu.Lock()

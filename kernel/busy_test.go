@@ -19,7 +19,8 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// shrink makes the sockets of this process that talk to a namespace's nftables hold next to nothing: the kernel's answers get lost.
+// shrink makes the sockets of this process that talk to a namespace's nftables hold next to nothing: the kernel's
+// answers get lost.
 func shrink(t *testing.T, h *kerneltest.Host) (found int) {
 	t.Helper()
 	var own uint64
@@ -57,8 +58,8 @@ func shrink(t *testing.T, h *kerneltest.Host) (found int) {
 	return found
 }
 
-// TestLostAnswers: a transaction whose acknowledgements get lost is known to be done or not; one that is refused after it is known to be
-// refused; and the tables are netyard's all the time.
+// TestLostAnswers: a transaction whose acknowledgements get lost is known to be done or not; one that is refused after
+// it is known to be refused; and the tables are netyard's all the time.
 func TestLostAnswers(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -159,8 +160,8 @@ func busyFor(t *testing.T, h *kerneltest.Host, addresses int) (ended chan struct
 	return ended
 }
 
-// TestBusyKernel: while another program's transaction keeps the kernel, each request succeeds or says in one line why it did not; what is
-// taken away goes when it can; and afterwards the kernel has what is wanted, and no more.
+// TestBusyKernel: while another program's transaction keeps the kernel, each request succeeds or says in one line why
+// it did not; what is taken away goes when it can; and afterwards the kernel has what is wanted, and no more.
 func TestBusyKernel(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)

@@ -19,8 +19,8 @@ const (
 	bypassComment   = "netyard"
 )
 
-// yieldingChains are the chains of others that netyard's accepts go into, by family: the one Docker leaves to the admin, and the one
-// ufw keeps the admin's rules for routed packets in.
+// yieldingChains are the chains of others that netyard's accepts go into, by family: the one Docker leaves to the
+// admin, and the one ufw keeps the admin's rules for routed packets in.
 func yieldingChains(family nftables.TableFamily) []string {
 	if family == nftables.TableFamilyIPv6 {
 		return []string{dockerUserChain, "ufw6-user-forward"}
@@ -29,9 +29,9 @@ func yieldingChains(family nftables.TableFamily) []string {
 }
 
 // A Bypass is a rule in Docker's DOCKER-USER chain that keeps Docker's FORWARD policy DROP off packets of netyard's
-// networks: an accept in a table of our own cannot override it, and with br_netfilter it even cuts what stays on one bridge.
-// What netyard forbids is dropped in its own table all the same. The rules go in front of the chain's final RETURN, so
-// that what the admin put there comes first.
+// networks: an accept in a table of our own cannot override it, and with br_netfilter it even cuts what stays on one
+// bridge. What netyard forbids is dropped in its own table all the same. The rules go in front of the chain's final
+// RETURN, so that what the admin put there comes first.
 type Bypass struct {
 	// In and Out are interface names; "" is any, a final + stands for any ending (iptables(8)).
 	In, Out string
@@ -86,8 +86,8 @@ func (b Bypass) check(s *snapshot) []string {
 	return faults
 }
 
-// syncDockerUser makes the DOCKER-USER chains hold just the rules wanted. Where Docker has made none there is nothing to do:
-// the watcher calls again when it does.
+// syncDockerUser makes the DOCKER-USER chains hold just the rules wanted. Where Docker has made none there is nothing
+// to do: the watcher calls again when it does.
 func (k *Kernel) syncDockerUser() error {
 	return k.fw.runLater(turn{act: "update chain " + dockerUserChain, do: k.fw.syncDockerUserNow})
 }
@@ -139,9 +139,10 @@ func (f *firewall) dockerUserChains() (all []dockerUser, err error) {
 	return all, err
 }
 
-// yielding are a family's chains that netyard's accepts belong in. Where FORWARD drops what no rule of it decides about, and comes by
-// none of them, it is one itself: so Docker's chain is when somebody has flushed its rules, and with them the way to DOCKER-USER. A chain
-// that FORWARD does not come by is left empty: who flushes all chains is about to delete them, and the kernel deletes no chain with rules.
+// yielding are a family's chains that netyard's accepts belong in. Where FORWARD drops what no rule of it decides
+// about, and comes by none of them, it is one itself: so Docker's chain is when somebody has flushed its rules, and
+// with them the way to DOCKER-USER. A chain that FORWARD does not come by is left empty: who flushes all chains is
+// about to delete them, and the kernel deletes no chain with rules.
 func (v view) yielding(family nftables.TableFamily) (all []dockerUser, err error) {
 	chains, err := v.ListChainsOfTableFamily(family)
 	if err != nil {
@@ -189,8 +190,8 @@ func passes(rules map[string][]*nftables.Rule, from string, passed map[string]bo
 	}
 }
 
-// read finds netyard's rules. One that nothing comes to, behind the end, or that comes before one of the admin's, who put that at the
-// end since, is none that is wanted: it is made anew in its place.
+// read finds netyard's rules. One that nothing comes to, behind the end, or that comes before one of the admin's, who
+// put that at the end since, is none that is wanted: it is made anew in its place.
 func (d *dockerUser) read() {
 	theirs := -1
 	for i, r := range d.rules {
@@ -263,8 +264,8 @@ func (b Bypass) exprs() []expr.Any {
 	return append(es, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})
 }
 
-// ownBypass reads a rule that is netyard's: its comment says so, and it matches nothing but interfaces. The comment is user data as
-// netyard and iptables write it, and a match of its own in a rule that came back by iptables-restore.
+// ownBypass reads a rule that is netyard's: its comment says so, and it matches nothing but interfaces. The comment is
+// user data as netyard and iptables write it, and a match of its own in a rule that came back by iptables-restore.
 func ownBypass(r *nftables.Rule) (b Bypass, ok bool) {
 	text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 	var key expr.MetaKey

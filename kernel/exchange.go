@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel runs an nftables transaction inside the system call that sends it, and has answered every message of it when that call
-// returns (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c). The call waits for the transactions of others, as long as those take. So an
-// exchange has no deadline: it sends, reads what is there, and compares each answer with what was asked, by its number. Who waits for
-// an exchange has a deadline of his own (turns).
+// The kernel runs an nftables transaction inside the system call that sends it, and has answered every message of it
+// when that call returns (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c). The call waits for the transactions of
+// others, as long as those take. So an exchange has no deadline: it sends, reads what is there, and compares each
+// answer with what was asked, by its number. Who waits for an exchange has a deadline of his own (turns).
 
 // errUnsure says that an answer got lost: the transaction may be done or not.
 var errUnsure = errors.New("the kernel's answer got lost")
@@ -78,8 +78,8 @@ func (t *talker) drop() error {
 // slow is how long an exchange takes when it is worth a line in the log.
 const slow = time.Second
 
-// exchange sends one transaction and says what became of it: nil, it is done; errUnsure, nobody knows, and the socket is closed; any
-// other error, it is not done.
+// exchange sends one transaction and says what became of it: nil, it is done; errUnsure, nobody knows, and the socket
+// is closed; any other error, it is not done.
 func (t *talker) exchange(act string, msgs []netlink.Message) error {
 	if err := t.open(); err != nil {
 		return err
@@ -107,7 +107,8 @@ func (t *talker) exchange(act string, msgs []netlink.Message) error {
 	return err
 }
 
-// framed puts the marks of a transaction around messages (struct nfgenmsg, with the subsystem as the resource of a batch).
+// framed puts the marks of a transaction around messages (struct nfgenmsg, with the subsystem as the resource of a
+// batch).
 func framed(msgs []netlink.Message) []netlink.Message {
 	mark := func(kind uint16) netlink.Message {
 		return netlink.Message{
@@ -142,8 +143,9 @@ func (t *talker) number(msgs []netlink.Message) (raw []byte, wants map[uint32]bo
 	return raw, wants
 }
 
-// hear reads all answers that are there. One refused message is enough: nothing of the transaction is done then. It is done if each
-// message that was to be acknowledged is, and no answer got lost: the first one tells of a commit that failed.
+// hear reads all answers that are there. One refused message is enough: nothing of the transaction is done then. It is
+// done if each message that was to be acknowledged is, and no answer got lost: the first one tells of a commit that
+// failed.
 func (t *talker) hear(wants map[uint32]bool) error {
 	var refused error
 	lost, open := false, 0
@@ -203,8 +205,8 @@ type transaction struct {
 
 var errNotAsked = errors.New("a transaction is not asked")
 
-// newTransaction makes an empty one. google/nftables puts messages together and keeps them to itself: it is given a socket that hands
-// them on.
+// newTransaction makes an empty one. google/nftables puts messages together and keeps them to itself: it is given a
+// socket that hands them on.
 func newTransaction() *transaction {
 	t := &transaction{}
 	t.Conn = &nftables.Conn{TestDial: func(msgs []netlink.Message) ([]netlink.Message, error) {

@@ -16,7 +16,8 @@ import (
 // A fakeKernel answers transactions. What it has in its receive buffer belongs to one socket, as the kernel's does.
 type fakeKernel struct {
 	t *testing.T
-	// deal says what becomes of a transaction: the answers to it, in whatever order and number. Nil: all is acknowledged.
+	// deal says what becomes of a transaction: the answers to it, in whatever order and number. Nil: all is
+	// acknowledged.
 	deal func(seqs []uint32) (answers [][]byte)
 	// overrun makes the next answer an overrun of the buffer.
 	overrun bool
@@ -115,8 +116,8 @@ func some(t *testing.T, talk *talker, n int) error {
 	return talk.exchange("test", msgs)
 }
 
-// TestExchange: whatever way the answers take, a refused transaction never counts as done, one that may be done or not is known as such,
-// and the next transaction is dealt with by its own answers.
+// TestExchange: whatever way the answers take, a refused transaction never counts as done, one that may be done or not
+// is known as such, and the next transaction is dealt with by its own answers.
 func TestExchange(t *testing.T) {
 	t.Parallel()
 	const n = 100
@@ -268,8 +269,8 @@ func TestTurns(t *testing.T) {
 	<-q.queue()
 }
 
-// TestBusy: who does not wait for the end of a change hears why, and what comes to be done after that is taken back before anything else
-// is; what is to be done in any case is done, in its order.
+// TestBusy: who does not wait for the end of a change hears why, and what comes to be done after that is taken back
+// before anything else is; what is to be done in any case is done, in its order.
 func TestBusy(t *testing.T) {
 	t.Parallel()
 	f := &firewall{log: silent(t), poke: func() {}, out: &talker{log: silent(t)}}

@@ -51,8 +51,8 @@ func (p *slowPeer) receive() ([]byte, error) {
 	return p.peer.receive()
 }
 
-// Stall makes the kernel keep the next transaction until goOn is closed, and refuse it then unless the errno is 0. sent is closed when
-// the transaction is on its way.
+// Stall makes the kernel keep the next transaction until goOn is closed, and refuse it then unless the errno is 0. sent
+// is closed when the transaction is on its way.
 func (k *Kernel) Stall(refused unix.Errno) (sent, goOn chan struct{}, err error) {
 	sent, goOn = make(chan struct{}), make(chan struct{})
 	err = k.fw.runNow(func() error {

@@ -32,7 +32,8 @@ type Element struct {
 
 // A content is what there is to an element beside its key.
 type content struct {
-	// end is that of an interval: behind the last address, or in a set of several fields the last of each. Empty for all others.
+	// end is that of an interval: behind the last address, or in a set of several fields the last of each. Empty for
+	// all others.
 	end string
 	// val is what the element of a map maps to.
 	val string
@@ -96,7 +97,8 @@ func (e Element) check(s *snapshot) []string {
 	return nil
 }
 
-// behind is the first address after a prefix's last one; all zeros when there is none, which the kernel takes for the end.
+// behind is the first address after a prefix's last one; all zeros when there is none, which the kernel takes for the
+// end.
 func behind(p netip.Prefix) []byte {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits() - 1; i >= 0; i-- {
@@ -111,8 +113,8 @@ func behind(p netip.Prefix) []byte {
 
 func ifName(n string) string { return n + strings.Repeat("\x00", unix.IFNAMSIZ-len(n)) }
 
-// A firewall keeps the table. It is write-only: what ought to be there is in memory, and the kernel is never asked but to
-// be compared with it.
+// A firewall keeps the table. It is write-only: what ought to be there is in memory, and the kernel is never asked but
+// to be compared with it.
 type firewall struct {
 	log *slog.Logger
 	// poke has the watcher compare soon.
@@ -180,8 +182,8 @@ func connectFirewall(log *slog.Logger, ns int) *firewall {
 
 func (f *firewall) close() error { return errors.Join(f.in.close(), f.out.drop()) }
 
-// LoadFirewall puts the ruleset and every element wanted so far into the kernel, in one transaction. Nobody waits for it: it takes the
-// time it takes.
+// LoadFirewall puts the ruleset and every element wanted so far into the kernel, in one transaction. Nobody waits for
+// it: it takes the time it takes.
 func (k *Kernel) LoadFirewall() error {
 	if err := k.syncBridges(); err != nil {
 		return err
@@ -276,7 +278,8 @@ func (f *firewall) renewSets() {
 	f.sets = newSetBook()
 }
 
-// sure does a change that can be done again, until its outcome is known. What an earlier try left is no part of the next one.
+// sure does a change that can be done again, until its outcome is known. What an earlier try left is no part of the
+// next one.
 func (f *firewall) sure(do func() error) (err error) {
 	const tries = 3
 	for range tries {
@@ -288,8 +291,9 @@ func (f *firewall) sure(do func() error) (err error) {
 	return err
 }
 
-// settle finds out what became of a transaction whose answer got lost: the kernel has what is wanted, or is made to. The tables belonged
-// to a socket that is closed. They are claimed first: what is compared after that nobody else can change.
+// settle finds out what became of a transaction whose answer got lost: the kernel has what is wanted, or is made to.
+// The tables belonged to a socket that is closed. They are claimed first: what is compared after that nobody else can
+// change.
 func (f *firewall) settle() error {
 	for _, t := range tables() {
 		own, err := f.claim(t)
@@ -316,8 +320,8 @@ func (f *firewall) asWanted() (bool, error) {
 	return f.sameElements()
 }
 
-// outcome goes on where a transaction did not simply succeed. One whose table, or element, somebody took away, is part of all that is
-// wanted, as one is whose answer got lost.
+// outcome goes on where a transaction did not simply succeed. One whose table, or element, somebody took away, is part
+// of all that is wanted, as one is whose answer got lost.
 func (f *firewall) outcome(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -409,7 +413,8 @@ func (f *firewall) addNow(elements []Element) (mine []Element, err error) {
 	return mine, nil
 }
 
-// enlist notes that elements are wanted: mine are those that their owners did not want before, fresh are those that nobody did.
+// enlist notes that elements are wanted: mine are those that their owners did not want before, fresh are those that
+// nobody did.
 func (f *firewall) enlist(elements []Element) (mine, fresh []Element, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -483,7 +488,8 @@ func (f *firewall) removeNow(elements []Element) error {
 	return err
 }
 
-// disclaim notes elements that were removed before the ruleset was loaded: what is in the kernel of them is not to be adopted.
+// disclaim notes elements that were removed before the ruleset was loaded: what is in the kernel of them is not to be
+// adopted.
 func (f *firewall) disclaim(elements []Element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -525,6 +531,6 @@ func (f *firewall) change(elements []Element, op func(*nftables.Set, []nftables.
 	return nil
 }
 
-// chunk is how many elements one message carries. They are one attribute, which has 16 bits for its length; even, since the two
-// that make an interval must not be torn apart.
+// chunk is how many elements one message carries. They are one attribute, which has 16 bits for its length; even, since
+// the two that make an interval must not be torn apart.
 const chunk = 256

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Forwarding lets the host route. Where it was off, netyard turns it on and then drops what is forwarded for others than
-// its containers, as Docker does with its FORWARD policy: a host must not become a router by the way.
+// Forwarding lets the host route. Where it was off, netyard turns it on and then drops what is forwarded for others
+// than its containers, as Docker does with its FORWARD policy: a host must not become a router by the way.
 type Forwarding struct{ IPv6 bool }
 
 // String names the setting.
@@ -44,8 +44,8 @@ func (f Forwarding) ensure(k *Kernel) error {
 	return s.ensure(k)
 }
 
-// keepRouterAdverts lets interfaces that got their routes from router advertisements go on doing so: forwarding makes the
-// kernel ignore them unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst).
+// keepRouterAdverts lets interfaces that got their routes from router advertisements go on doing so: forwarding makes
+// the kernel ignore them unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst).
 func (k *Kernel) keepRouterAdverts() error {
 	return k.inside(func() error {
 		files, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")

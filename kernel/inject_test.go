@@ -72,8 +72,8 @@ func newLab(t *testing.T, v6 bool, tunnel func(l *lab)) *lab {
 	return l
 }
 
-// count has a host count, behind all that may drop it, what it takes: a frame of the forger's, also when it has come out
-// of the VXLAN device, one of a number of nobody's, and a datagram that is none.
+// count has a host count, behind all that may drop it, what it takes: a frame of the forger's, also when it has come
+// out of the VXLAN device, one of a number of nobody's, and a datagram that is none.
 func (l *lab) count(o *overlaid) {
 	l.t.Helper()
 	// A frame's sender is 22 bytes behind where UDP begins: 8 of UDP, 8 of VXLAN, 6 of the receiver's address.

@@ -177,7 +177,8 @@ func (k *Kernel) Remove(objects ...Object) error {
 	return errors.Join(errs...)
 }
 
-// retry repeats a dump that the kernel says was interrupted by a change (NLM_F_DUMP_INTR), and one whose answers got lost.
+// retry repeats a dump that the kernel says was interrupted by a change (NLM_F_DUMP_INTR), and one whose answers got
+// lost.
 func retry[T any](dump func() (T, error)) (v T, err error) {
 	const tries = 10
 	for range tries {
@@ -188,8 +189,8 @@ func retry[T any](dump func() (T, error)) (v T, err error) {
 	return v, err
 }
 
-// again repeats what is the same if done twice, when the kernel's answer was late or lost: what it has is looked at, and what is missing
-// is done.
+// again repeats what is the same if done twice, when the kernel's answer was late or lost: what it has is looked at,
+// and what is missing is done.
 func again(do func() error) error {
 	err := do()
 	if unheard(err) {
@@ -198,9 +199,9 @@ func again(do func() error) error {
 	return err
 }
 
-// unheard says whether an error tells of an exchange that may have succeeded. The next one by the same socket skips what it left, by the
-// number of each answer (NetlinkRequest.ExecuteIter, vishvananda/netlink); but a dump that was not read to its end has the kernel refuse
-// the next one (EBUSY, __netlink_dump_start), which reads on.
+// unheard says whether an error tells of an exchange that may have succeeded. The next one by the same socket skips
+// what it left, by the number of each answer (NetlinkRequest.ExecuteIter, vishvananda/netlink); but a dump that was not
+// read to its end has the kernel refuse the next one (EBUSY, __netlink_dump_start), which reads on.
 func unheard(err error) bool {
 	for _, one := range []error{unix.EAGAIN, unix.ENOBUFS, unix.EBUSY, unix.EINTR, os.ErrDeadlineExceeded} {
 		if errors.Is(err, one) {
@@ -262,7 +263,8 @@ func (k *Kernel) readSysctl(file string) (string, error) {
 	return strings.TrimSpace(string(raw)), err
 }
 
-// inside runs f in the Kernel's namespace. /proc/sys/net shows the namespace of the thread that opens it, so a thread has to move.
+// inside runs f in the Kernel's namespace. /proc/sys/net shows the namespace of the thread that opens it, so a thread
+// has to move.
 func (k *Kernel) inside(f func() error) error {
 	if !k.ns.IsOpen() {
 		return f()
@@ -275,15 +277,15 @@ func Inside(fd int, f func() error) error {
 	return onThread(func() (bool, error) { return enter(fd, f) })
 }
 
-// onThread runs f on a thread of its own; back says that f has left the thread as it was. Any other is thrown away: it would be a trap
-// for others.
+// onThread runs f on a thread of its own; back says that f has left the thread as it was. Any other is thrown away: it
+// would be a trap for others.
 func onThread(f func() (back bool, err error)) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The process's first thread does not end with its goroutine: it would stay inside for good, and /proc/self with it.
-			// While this goroutine holds it, the next one is on another.
+			// The process's first thread does not end with its goroutine: it would stay inside for good, and /proc/self
+			// with it. While this goroutine holds it, the next one is on another.
 			defer runtime.UnlockOSThread()
 			done <- onThread(f)
 			return
@@ -311,8 +313,8 @@ func enter(fd int, f func() error) (back bool, err error) {
 	return netns.Set(own) == nil, err
 }
 
-// IsNamespace says whether there is a namespace behind a path (nsfs, fs/nsfs.c): an engine leaves the plain file that one was
-// mounted on behind.
+// IsNamespace says whether there is a namespace behind a path (nsfs, fs/nsfs.c): an engine leaves the plain file that
+// one was mounted on behind.
 func IsNamespace(path string) bool {
 	var st unix.Statfs_t
 	err := unix.Statfs(path, &st)

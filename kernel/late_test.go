@@ -57,8 +57,8 @@ func removedInTheEnd(t *testing.T, h *kerneltest.Host, objects ...kernel.Object)
 	}
 }
 
-// TestLateRemovalRefused: a removal that was answered before it was made, and that the kernel then refused, is made all the same: who
-// asked will not ask again. Whoever comes next has the key.
+// TestLateRemovalRefused: a removal that was answered before it was made, and that the kernel then refused, is made all
+// the same: who asked will not ask again. Whoever comes next has the key.
 func TestLateRemovalRefused(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -117,8 +117,8 @@ func TestLateUndoRefused(t *testing.T) {
 	removedInTheEnd(t, h)
 }
 
-// TestAdoptedOverUndo: a policy that could not be applied in time leaves what was adopted as it was: of an address that no record
-// decides about, what the kernel enforces stays.
+// TestAdoptedOverUndo: a policy that could not be applied in time leaves what was adopted as it was: of an address that
+// no record decides about, what the kernel enforces stays.
 func TestAdoptedOverUndo(t *testing.T) {
 	t.Parallel()
 	for name, refused := range map[string]unix.Errno{"nobody waited": 0, "the kernel refused": unix.ENOMEM} {

@@ -99,7 +99,8 @@ func (b Bridge) ensure(k *Kernel) error {
 func (b Bridge) create(k *Kernel) (netlink.Link, error) {
 	_, id, _ := strings.Cut(b.Alias, ":")
 	attrs := netlink.NewLinkAttrs()
-	// Not the MTU: only one that is set later counts as set, and does not follow the ports' (br_change_mtu, net/bridge/br_device.c).
+	// Not the MTU: only one that is set later counts as set, and does not follow the ports' (br_change_mtu,
+	// net/bridge/br_device.c).
 	attrs.Name, attrs.HardwareAddr = Name(BridgePrefix, id), b.MAC
 	if err := k.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, err
@@ -181,8 +182,9 @@ type Veth struct {
 	MTU               int
 	MAC               net.HardwareAddr // of the peer
 	Isolated          bool             // reaches no other isolated port of the bridge
-	// Hairpin: the bridge may send back what came from here. Where br_netfilter is on, it translates what a container sends to its
-	// own published port before the host routes it, and the frame never leaves the bridge (br_nf_pre_routing_finish, net/bridge).
+	// Hairpin: the bridge may send back what came from here. Where br_netfilter is on, it translates what a container
+	// sends to its own published port before the host routes it, and the frame never leaves the bridge
+	// (br_nf_pre_routing_finish, net/bridge).
 	Hairpin bool
 	// PeerNS is an open descriptor of the namespace that the peer is made in; 0: the host's.
 	PeerNS int
@@ -264,7 +266,8 @@ func (v Veth) fence(k *Kernel) error {
 	return nil
 }
 
-// create makes the pair, and all that it is to be with two requests: each one is an event, which everybody who watches links reads.
+// create makes the pair, and all that it is to be with two requests: each one is an event, which everybody who watches
+// links reads.
 func (v Veth) create(k *Kernel, master int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Name, v.MTU, master
@@ -291,8 +294,8 @@ func (v Veth) create(k *Kernel, master int) error {
 	return nil
 }
 
-// setUp marks a new port, makes it as the bridge is to treat it, and sets it up: in this order, whatever the order of the attributes
-// (rtnl_changelink and do_setlink, net/core/rtnetlink.c).
+// setUp marks a new port, makes it as the bridge is to treat it, and sets it up: in this order, whatever the order of
+// the attributes (rtnl_changelink and do_setlink, net/core/rtnetlink.c).
 func (v Veth) setUp(k *Kernel) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 	req.Sockets = k.sockets
@@ -325,8 +328,9 @@ func noIPv6(link string) Sysctl {
 	return Sysctl{Path: []string{"net", "ipv6", "conf", link, "disable_ipv6"}, Value: "1", Optional: true}
 }
 
-// portMAC is the hardware address of the end of a pair that is a port, when the other end's is mac. A bridge takes the lowest address
-// among its ports' for its own: this must be none of them. Nor must it be the other end's, which then nobody would reach.
+// portMAC is the hardware address of the end of a pair that is a port, when the other end's is mac. A bridge takes the
+// lowest address among its ports' for its own: this must be none of them. Nor must it be the other end's, which then
+// nobody would reach.
 func portMAC(mac net.HardwareAddr) net.HardwareAddr {
 	const high, next = 0xfe, 0xfa // unicast, locally administered
 	first := byte(high)
@@ -440,7 +444,8 @@ func (k *Kernel) deleteLink(name, alias string) error {
 	return nil
 }
 
-// OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits, or that of the tunnel.
+// OwnName says whether a link's name is one that only netyard gives: a prefix and eleven hexadecimal digits, or that of
+// the tunnel.
 func OwnName(name string) bool {
 	for _, p := range []string{BridgePrefix, VethPrefix, PeerPrefix, ShaperPrefix, IslandPrefix, ShimPrefix, VXLANPrefix} {
 		if id, ok := strings.CutPrefix(name, p); ok {
@@ -483,8 +488,9 @@ func (k *Kernel) FindLink(name string) (info LinkInfo, ok bool, err error) {
 	return info, true, nil
 }
 
-// Plugged says whether a sandbox has an endpoint's link: of a pair the outer end is here, and the inner one is not. A sandbox that has
-// a card of the host's is kept from then on, since some engines make it only after they have asked for the card.
+// Plugged says whether a sandbox has an endpoint's link: of a pair the outer end is here, and the inner one is not. A
+// sandbox that has a card of the host's is kept from then on, since some engines make it only after they have asked for
+// the card.
 func (k *Kernel) Plugged(o Object) (bool, error) {
 	if d, ok := o.(Device); ok {
 		if err := k.spaces.hold(d.alias(), d.Sandbox); err != nil {

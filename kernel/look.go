@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A reader asks the kernel what nftables has, by a socket of its own: questions are answered while a transaction waits, no table belongs
-// to the socket, and so it is replaced whenever anything went wrong with it.
+// A reader asks the kernel what nftables has, by a socket of its own: questions are answered while a transaction waits,
+// no table belongs to the socket, and so it is replaced whenever anything went wrong with it.
 type reader struct {
 	ns   int
 	mu   sync.Mutex
@@ -62,9 +62,9 @@ type view struct {
 // looks is how often a look is taken that a change came between, and how often one whose answers are late or lost.
 const looks = 4
 
-// look has f read what the kernel has, all of it between two transactions of anybody. It is repeated, so f begins anew each
-// time, when a transaction came between, and, with another socket, when an answer is late or lost. Where changes never
-// cease, the last look has to do.
+// look has f read what the kernel has, all of it between two transactions of anybody. It is repeated, so f begins anew
+// each time, when a transaction came between, and, with another socket, when an answer is late or lost. Where changes
+// never cease, the last look has to do.
 func (r *reader) look(f func(v view) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

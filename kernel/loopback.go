@@ -14,30 +14,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the host sends to a published port on loopback must reach a container, and the container's answer the sender. The kernel
-// takes no packet for 127.0.0.0/8 off a wire, unless route_localnet opens every loopback service of the host to its neighbours
-// (CVE-2020-8558). So such packets change their addresses before connection tracking sees them, to ones that mean loopback to
-// netyard only and are routable: 127.x.y.z becomes 247.x.y.z (RFC 1112 reserved it), ::1 becomes loop6. From there on it is
-// ordinary traffic between local addresses, which the maps of published ports apply to; and when it comes back it changes again,
-// behind the routing decision. Both are without state, and all of it is the kernel's: no process forwards anything.
+// What the host sends to a published port on loopback must reach a container, and the container's answer the sender.
+// The kernel takes no packet for 127.0.0.0/8 off a wire, unless route_localnet opens every loopback service of the host
+// to its neighbours (CVE-2020-8558). So such packets change their addresses before connection tracking sees them, to
+// ones that mean loopback to netyard only and are routable: 127.x.y.z becomes 247.x.y.z (RFC 1112 reserved it), ::1
+// becomes loop6. From there on it is ordinary traffic between local addresses, which the maps of published ports apply
+// to; and when it comes back it changes again, behind the routing decision. Both are without state, and all of it is
+// the kernel's: no process forwards anything.
 const (
 	// loop has the ports that are published on loopback, loopRange those of ranges.
 	loop      SetName = "loop"
 	loopRange SetName = "loop_range"
-	// mine4 and mine6 have the flows that programs of the host began from a port that happens to be published: answers to those
-	// are theirs. TCP needs no such list, see midstream.
+	// mine4 and mine6 have the flows that programs of the host began from a port that happens to be published: answers
+	// to those are theirs. TCP needs no such list, see midstream.
 	mine4 SetName = "mine4"
 	mine6 SetName = "mine6"
 
-	// mineLife is how long an idle flow of UDP stays known; connection tracking gives one with traffic both ways 2 minutes
-	// (Documentation/networking/nf_conntrack-sysctl.rst).
+	// mineLife is how long an idle flow of UDP stays known; connection tracking gives one with traffic both ways 2
+	// minutes (Documentation/networking/nf_conntrack-sysctl.rst).
 	mineLife = 3 * time.Minute
 
 	loopOctet, loopbackOctet = 247, 127
 )
 
-// loop6 is a unique local address (RFC 4193) whose words add up to 1, as those of ::1 do, so that no checksum changes with it
-// (RFC 6296 calls that checksum-neutral).
+// loop6 is a unique local address (RFC 4193) whose words add up to 1, as those of ::1 do, so that no checksum changes
+// with it (RFC 6296 calls that checksum-neutral).
 func loop6() netip.Addr { return netip.MustParseAddr("fd6e:6574:7961:7264::b157") }
 
 func loop4() netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{loopOctet}), 8) }
@@ -125,8 +126,8 @@ func loopbackChains(b setBook) []chainSpec {
 	}
 }
 
-// midstream leaves TCP alone that does not begin: what a server on loopback sends to a client whose port happens to be published
-// begins in the middle, as far as connection tracking can tell.
+// midstream leaves TCP alone that does not begin: what a server on loopback sends to a client whose port happens to be
+// published begins in the middle, as far as connection tracking can tell.
 func midstream() (rules []ruleSpec) {
 	const flagsAt, fin, syn, rst, ack = 13, 1, 2, 4, 16 // RFC 9293
 	for _, f := range []loopFamily{v4Loop(), v6Loop()} {
@@ -177,8 +178,8 @@ func (f loopFamily) match(offset uint32, p netip.Prefix) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: octets})
 }
 
-// rewrite puts octets where both addresses begin. The kernel writes two octets at least and keeps the checksums; those of IPv6 do
-// not change, see loop6.
+// rewrite puts octets where both addresses begin. The kernel writes two octets at least and keeps the checksums; those
+// of IPv6 do not change, see loop6.
 func (f loopFamily) rewrite(octets []byte) (es []expr.Any) {
 	for _, offset := range []uint32{f.src, f.dst} {
 		if f.proto == unix.NFPROTO_IPV6 {
@@ -263,8 +264,8 @@ func notInterface(key expr.MetaKey, name string) []expr.Any {
 // loopRoutes make the addresses that stand for loopback local to the host.
 func loopRoutes() []netip.Prefix { return []netip.Prefix{loop4(), netip.PrefixFrom(loop6(), 128)} }
 
-// ensureLoopRoutes puts them in. A host without IPv6 has no IPv6 loopback to publish on, and one whose lo is down none at all: the
-// watcher comes back when it is up.
+// ensureLoopRoutes puts them in. A host without IPv6 has no IPv6 loopback to publish on, and one whose lo is down none
+// at all: the watcher comes back when it is up.
 func (k *Kernel) ensureLoopRoutes() error {
 	if up, err := k.loopUp(); err != nil || !up {
 		return err

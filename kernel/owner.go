@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where the kernel has it (since 6.9), netyard's tables belong to its netlink socket: nobody else can flush, change or delete them,
-// and `nft flush ruleset` passes them by (NFT_TABLE_F_OWNER). When the socket goes, however the daemon ended, they stay as they are
-// (NFT_TABLE_F_PERSIST), anybody can change them, and the next daemon claims them. Either flag without the other is no use: a table
-// that only has an owner goes with it.
+// Where the kernel has it (since 6.9), netyard's tables belong to its netlink socket: nobody else can flush, change or
+// delete them, and `nft flush ruleset` passes them by (NFT_TABLE_F_OWNER). When the socket goes, however the daemon
+// ended, they stay as they are (NFT_TABLE_F_PERSIST), anybody can change them, and the next daemon claims them. Either
+// flag without the other is no use: a table that only has an owner goes with it.
 const (
 	tableOwner   = 0x2
 	tablePersist = 0x4
 )
 
-// forks is how long a socket that was closed may live on: a child that is just being made has a copy until it runs its own program, and
-// a daemon that was killed ends with the system call that it is in.
+// forks is how long a socket that was closed may live on: a child that is just being made has a copy until it runs its
+// own program, and a daemon that was killed ends with the system call that it is in.
 const forks = 2 * time.Second
 
 // ShareTables leaves the tables to whoever wants to change them, as kernels before 6.9 do. Call it before LoadFirewall.
@@ -32,8 +32,8 @@ func (k *Kernel) ShareTables() {
 	k.fw.shared = true
 }
 
-// claim makes a table netyard's own, made now if it is not there. It is not ok where the kernel cannot do that, and for a table that
-// was made without: that one is replaced, which needs no claim.
+// claim makes a table netyard's own, made now if it is not there. It is not ok where the kernel cannot do that, and for
+// a table that was made without: that one is replaced, which needs no claim.
 func (f *firewall) claim(t *nftables.Table) (ok bool, err error) {
 	if f.shared {
 		return false, nil
@@ -99,7 +99,8 @@ func (f *firewall) has(t *nftables.Table) (there bool, err error) {
 	return there, nil
 }
 
-// empty queues that everything in a table is deleted: the table itself must stay, since one made anew would have no owner.
+// empty queues that everything in a table is deleted: the table itself must stay, since one made anew would have no
+// owner.
 func (f *firewall) empty(t *nftables.Table) error {
 	var chains []*nftables.Chain
 	var sets []*nftables.Set

@@ -24,7 +24,8 @@ func faults(t testing.TB, h *kerneltest.Host, objects ...kernel.Object) string {
 	return strings.Join(said, "; ")
 }
 
-// TestParentShared: a VLAN link is there as long as any network wants it, also when a daemon that starts again first takes one down.
+// TestParentShared: a VLAN link is there as long as any network wants it, also when a daemon that starts again first
+// takes one down.
 func TestParentShared(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "vlan")

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Policy is made of elements only. Who is decided about is in the sets of the closed; what they may is in the sets of the allowed,
-// as (own address, other's address, protocol, port). Elements of one set never overlap: whoever makes them has
-// settled what goes before what.
+// Policy is made of elements only. Who is decided about is in the sets of the closed; what they may is in the sets of
+// the allowed, as (own address, other's address, protocol, port). Elements of one set never overlap: whoever makes them
+// has settled what goes before what.
 const (
 	closedIn4  SetName = "closed_in4"
 	closedIn6  SetName = "closed_in6"
@@ -128,9 +128,9 @@ func (Passage) key(a netip.Addr, proto uint8, port uint16) string {
 	return string(append(binary.BigEndian.AppendUint16(b, port), 0, 0))
 }
 
-// Enforce makes the elements of policy what these objects say, in one transaction: a packet sees the policies as they were or as
-// they are to be. Before the ruleset is loaded they are only collected. What was adopted stays for all addresses but those that are decided
-// about here or settled: of those the records know all.
+// Enforce makes the elements of policy what these objects say, in one transaction: a packet sees the policies as they
+// were or as they are to be. Before the ruleset is loaded they are only collected. What was adopted stays for all
+// addresses but those that are decided about here or settled: of those the records know all.
 func (k *Kernel) Enforce(ctx context.Context, objects []Object, settled ...netip.Addr) error {
 	wanted := map[elementID]Element{}
 	var rest []Object
@@ -167,8 +167,8 @@ func (f *firewall) replace(ctx context.Context, wanted map[elementID]Element, se
 	return f.run(ctx, t)
 }
 
-// A policyChange is what becomes of the elements of policy. Each wish is as it was, or is to be, whosever it is: what was adopted is
-// adopted again when a change is taken back.
+// A policyChange is what becomes of the elements of policy. Each wish is as it was, or is to be, whosever it is: what
+// was adopted is adopted again when a change is taken back.
 type policyChange struct {
 	gone, fresh []*wish
 	// taken are what was adopted and is policy's own wish from now on; freed the other way round.
@@ -263,8 +263,9 @@ func (f *firewall) wish(c policyChange) {
 	}
 }
 
-// policyChains decide about what is routed, before chain forward does, so that neither depends on the rules of the other: a drop is
-// final, and what passes here still has to pass there. Where br_netfilter is on they see what is bridged, too.
+// policyChains decide about what is routed, before chain forward does, so that neither depends on the rules of the
+// other: a drop is final, and what passes here still has to pass there. Where br_netfilter is on they see what is
+// bridged, too.
 func policyChains(b setBook) []chainSpec {
 	early := nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 5)
 	family := []([]expr.Any){nfproto(unix.NFPROTO_IPV4), nfproto(unix.NFPROTO_IPV6)}
@@ -285,8 +286,9 @@ func policyChains(b setBook) []chainSpec {
 	return append(chains, b.verdicts("")...)
 }
 
-// bridgePolicyChains decide about what is bridged. Where the kernel cannot follow connections there, br_netfilter takes the frames to
-// the chain policy of the other table; what is for everybody is decided here all the same, since only here one sees whom it goes to.
+// bridgePolicyChains decide about what is bridged. Where the kernel cannot follow connections there, br_netfilter takes
+// the frames to the chain policy of the other table; what is for everybody is decided here all the same, since only
+// here one sees whom it goes to.
 func bridgePolicyChains(b setBook, conntrack bool) []chainSpec {
 	v4, v6 := etherType(unix.ETH_P_IP), etherType(unix.ETH_P_IPV6)
 	base := chainSpec{
@@ -305,8 +307,8 @@ func bridgePolicyChains(b setBook, conntrack bool) []chainSpec {
 	return append(append(chains, base), b.verdicts(bridged)...)
 }
 
-// quietRules are about frames to a port whose ingress is decided. A policy says who may send IP, so nothing else gets there
-// but ARP: br_netfilter and conntrack do not look into what is tagged or wrapped, and receivers do.
+// quietRules are about frames to a port whose ingress is decided. A policy says who may send IP, so nothing else gets
+// there but ARP: br_netfilter and conntrack do not look into what is tagged or wrapped, and receivers do.
 func (b setBook) quietRules(v4, v6 []expr.Any) []ruleSpec {
 	others := []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 12, Len: 2}}
 	for _, t := range []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6, unix.ETH_P_ARP} {
@@ -393,8 +395,8 @@ func (b setBook) verdicts(suffix SetName) (chains []chainSpec) {
 	return chains
 }
 
-// neighbours matches what IPv6 needs to work at all: groups (130 to 132) and neighbour discovery (133 to 136). It stays on the link,
-// and the guard of ports has checked it.
+// neighbours matches what IPv6 needs to work at all: groups (130 to 132) and neighbour discovery (133 to 136). It stays
+// on the link, and the guard of ports has checked it.
 func neighbours() []expr.Any {
 	const listenerQuery = 130 // RFC 2710
 	return rule(
@@ -406,8 +408,8 @@ func neighbours() []expr.Any {
 	)
 }
 
-// probeConntrack asks the kernel, by a table that nobody ever sees, whether it can follow connections in the bridge family
-// (nf_conntrack_bridge, Linux 5.3; a module that the question loads).
+// probeConntrack asks the kernel, by a table that nobody ever sees, whether it can follow connections in the bridge
+// family (nf_conntrack_bridge, Linux 5.3; a module that the question loads).
 func (f *firewall) probeConntrack() (can bool, err error) {
 	err = f.sure(func() error {
 		t := f.tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: fmt.Sprintf("%s-probe", tableName)})

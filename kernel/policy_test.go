@@ -209,8 +209,8 @@ func TestManyElements(t *testing.T) {
 	}
 }
 
-// TestAdoptPolicy: what the kernel enforces of addresses that are in no record stays over each change of policy, until the records know the
-// address: then it is as they say, also where the two would overlap.
+// TestAdoptPolicy: what the kernel enforces of addresses that are in no record stays over each change of policy, until
+// the records know the address: then it is as they say, also where the two would overlap.
 func TestAdoptPolicy(t *testing.T) {
 	t.Parallel()
 	h, _ := policed(t)

@@ -14,16 +14,17 @@ import (
 )
 
 const (
-	// redirectPrefix begins the names of tables in sandboxes, and the beginning of an endpoint's id ends them. It is not the name of the
-	// host's table: a container may have a netyard of its own.
+	// redirectPrefix begins the names of tables in sandboxes, and the beginning of an endpoint's id ends them. It is
+	// not the name of the host's table: a container may have a netyard of its own.
 	redirectPrefix = tableName + "-"
 	redirectID     = 12 // digits
 )
 
-// A Redirect makes ports of a sandbox's own addresses lead to others of its ports. What goes by a macvlan or ipvlan link, or stays on a
-// bridge, does not pass the rules of the host: so the rules are in the sandbox. They go with it.
+// A Redirect makes ports of a sandbox's own addresses lead to others of its ports. What goes by a macvlan or ipvlan
+// link, or stays on a bridge, does not pass the rules of the host: so the rules are in the sandbox. They go with it.
 //
-// A sandbox that is not there yet, as with engines before 28 when they ask for the ports, gets them as soon as somebody looks.
+// A sandbox that is not there yet, as with engines before 28 when they ask for the ports, gets them as soon as somebody
+// looks.
 type Redirect struct {
 	// Endpoint is whose it is: a sandbox may have several.
 	Endpoint string
@@ -228,7 +229,8 @@ func (r Redirect) check(*snapshot) (faults []string) {
 // late: the sandbox may have been made after the request.
 func (Redirect) late() {}
 
-// Redirected are the redirects that a sandbox has for an endpoint, one port each: where records were lost, that is where they can be read.
+// Redirected are the redirects that a sandbox has for an endpoint, one port each: where records were lost, that is
+// where they can be read.
 func Redirected(sandbox, endpoint string) (all []Publication, err error) {
 	r := Redirect{Endpoint: endpoint, Sandbox: sandbox}
 	err = r.inside(func(t redirector) error {

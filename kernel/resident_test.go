@@ -11,8 +11,8 @@ import (
 
 const outsider = "NETYARD_TEST_OUTSIDER"
 
-// TestOutOfSight: from a PID namespace of its own a daemon does not see the host's processes. It takes none of them for ended, and knows
-// that it does not see all.
+// TestOutOfSight: from a PID namespace of its own a daemon does not see the host's processes. It takes none of them for
+// ended, and knows that it does not see all.
 func TestOutOfSight(t *testing.T) {
 	if raw := os.Getenv(outsider); raw != "" { // inside
 		var p kernel.Process

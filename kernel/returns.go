@@ -11,15 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A container on the LAN answers its neighbours there itself, and everybody else by the LAN's router. So what was sent to a port of
-// the host, and comes to such a container by the host's own link, has to come from the host: or the answer would not go by the host,
-// and come to the client from an address that it never spoke to. The link has no address to masquerade with (Shim): which one it is, is
-// said for each container.
+// A container on the LAN answers its neighbours there itself, and everybody else by the LAN's router. So what was sent
+// to a port of the host, and comes to such a container by the host's own link, has to come from the host: or the answer
+// would not go by the host, and come to the client from an address that it never spoke to. The link has no address to
+// masquerade with (Shim): which one it is, is said for each container.
 const (
 	// Shims has the host's own links on parents that published ports lead to.
 	Shims SetName = "shims"
 
-	// back4 and back6 say, for containers that are reached by such a link, which of the host's addresses they answer to.
+	// back4 and back6 say, for containers that are reached by such a link, which of the host's addresses they answer
+	// to.
 	back4 SetName = "back4"
 	back6 SetName = "back6"
 )
@@ -132,8 +133,8 @@ func returning(b setBook) (rules []ruleSpec) {
 	return rules
 }
 
-// onlyPublished keeps to published ports, and the answers, what Docker's chain lets through for the sake of them (Bypass). What other
-// containers of this host send to the LAN by such a link they could send before.
+// onlyPublished keeps to published ports, and the answers, what Docker's chain lets through for the sake of them
+// (Bypass). What other containers of this host send to the LAN by such a link they could send before.
 func onlyPublished(b setBook) []ruleSpec {
 	return []ruleSpec{
 		{"nothing else goes by the host's links on the LAN", rule(b.oif(Shims, false), b.iif(Bridges, true), b.iif(foreign, true), drop())},
@@ -148,8 +149,8 @@ func notDnatted() []expr.Any {
 	return es
 }
 
-// forgetFlowsTo makes connection tracking forget where datagrams for the host's ports went: a client that goes on sending from one port
-// keeps a flow alive for ever.
+// forgetFlowsTo makes connection tracking forget where datagrams for the host's ports went: a client that goes on
+// sending from one port keeps a flow alive for ever.
 func (k *Kernel) forgetFlowsTo(to netip.Addr) error {
 	addrs, _, err := k.hostAddrs()
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Sandbox is a look into another network namespace. While it is open the namespace lives on, even when its engine has done with it.
+// A Sandbox is a look into another network namespace. While it is open the namespace lives on, even when its engine has
+// done with it.
 type Sandbox struct {
 	ns          *os.File
 	conn        *netlink.Conn // nil: to be opened
@@ -52,8 +53,8 @@ func (s *Sandbox) dial() (err error) {
 	return nil
 }
 
-// Listeners lists the sockets in the sandbox that wait for TCP connections and UDP datagrams. After an error what is left in the socket is
-// not to be taken for the next answer: it is replaced.
+// Listeners lists the sockets in the sandbox that wait for TCP connections and UDP datagrams. After an error what is
+// left in the socket is not to be taken for the next answer: it is replaced.
 func (s *Sandbox) Listeners() (all []Listener, err error) {
 	for range 2 {
 		if err = s.dial(); err != nil {

@@ -109,8 +109,8 @@ func TestSandbox(t *testing.T) {
 	}
 }
 
-// BenchmarkSandboxes is the watcher's look at 50 idle sandboxes, each with two sockets such as an engine's name server has. cpu-us/op
-// is the processor's time, in µs, that other work on the machine does not lengthen.
+// BenchmarkSandboxes is the watcher's look at 50 idle sandboxes, each with two sockets such as an engine's name server
+// has. cpu-us/op is the processor's time, in µs, that other work on the machine does not lengthen.
 func BenchmarkSandboxes(b *testing.B) {
 	const count = 50
 	var all []*kernel.Sandbox

@@ -24,14 +24,14 @@ type Listener struct {
 	Port uint16
 	// Bound says that it hears one interface only (SO_BINDTODEVICE).
 	Bound bool
-	// Fleeting says that the port is one of those given to who does not ask for one, and that it is not known whether the socket
-	// waits for anybody: a client of UDP has such a socket too, for as long as it waits for an answer.
+	// Fleeting says that the port is one of those given to who does not ask for one, and that it is not known whether
+	// the socket waits for anybody: a client of UDP has such a socket too, for as long as it waits for an answer.
 	Fleeting bool
 	inode    uint32
 }
 
-// Listeners lists the sockets of the host that wait for TCP connections and UDP datagrams (sock_diag(7)). Who names protocols is told of
-// no other: each is two dumps of tables whose size is the host's.
+// Listeners lists the sockets of the host that wait for TCP connections and UDP datagrams (sock_diag(7)). Who names
+// protocols is told of no other: each is two dumps of tables whose size is the host's.
 func (k *Kernel) Listeners(protos ...string) ([]Listener, error) {
 	where := &netlink.Config{} // a socket in another namespace takes a thread, which ends with it
 	if k.ns.IsOpen() {
@@ -118,7 +118,8 @@ func parseListener(proto string, data []byte) (l Listener, ok bool) {
 	return l, err == nil
 }
 
-// Takes says whether the socket gets what comes for one of the ports at an address; the unspecified one is any of its family.
+// Takes says whether the socket gets what comes for one of the ports at an address; the unspecified one is any of its
+// family.
 func (l Listener) Takes(proto string, a netip.Addr, first, count uint16) bool {
 	if l.Proto != proto || l.Port < first || l.Port-first >= max(count, 1) {
 		return false
@@ -126,7 +127,8 @@ func (l Listener) Takes(proto string, a netip.Addr, first, count uint16) bool {
 	return l.Both || l.Addr == a || l.Addr.Is4() == a.Is4() && (l.Addr.IsUnspecified() || a.IsUnspecified())
 }
 
-// Owner says in words whose the socket is. It looks through the files of every process, so only for somebody who has to be told.
+// Owner says in words whose the socket is. It looks through the files of every process, so only for somebody who has to
+// be told.
 func (l Listener) Owner() string {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, proc := range procs {
@@ -175,7 +177,8 @@ func proxied(args []string) string {
 	return said["container-ip"] + ":" + said["container-port"]
 }
 
-// EphemeralPorts are the first and the last port that the host gives to who does not ask for one (ip_local_port_range, ip(7)).
+// EphemeralPorts are the first and the last port that the host gives to who does not ask for one (ip_local_port_range,
+// ip(7)).
 func (k *Kernel) EphemeralPorts() (first, last uint16, err error) {
 	text, err := k.readSysctl(ephemeralFile)
 	if err != nil {

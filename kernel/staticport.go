@@ -11,15 +11,15 @@ import (
 
 // A StaticPort is a port of a bridge with one hardware address, which is there for good: the bridge learns nothing from
 // what comes by it. It would learn also from frames to reserved group addresses, which no guard sees
-// (__br_handle_local_finish, net/bridge/br_input.c), and a container that uses another's address there would get what is
-// for that one, or for another host.
+// (__br_handle_local_finish, net/bridge/br_input.c), and a container that uses another's address there would get what
+// is for that one, or for another host.
 type StaticPort struct {
 	Link string
 	MAC  net.HardwareAddr
 	// Open ports have what addresses they like: the bridge learns from them.
 	Open bool
-	// Flooded ports get frames that the bridge has no entry for. On a bridge of the host's owner an entry may be missing
-	// for a VLAN.
+	// Flooded ports get frames that the bridge has no entry for. On a bridge of the host's owner an entry may be
+	// missing for a VLAN.
 	Flooded bool
 }
 
@@ -48,8 +48,8 @@ func (p StaticPort) ensure(k *Kernel) error {
 	return nil
 }
 
-// tune sets all at once. A port that sends what only bridges send is disabled by the kernel, where the bridge takes part in
-// STP: a container does not change which way a LAN's frames go (br_stp_rcv, net/bridge/br_stp_bpdu.c).
+// tune sets all at once. A port that sends what only bridges send is disabled by the kernel, where the bridge takes
+// part in STP: a container does not change which way a LAN's frames go (br_stp_rcv, net/bridge/br_stp_bpdu.c).
 func (p StaticPort) tune(k *Kernel, port int) error {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	req.Sockets = k.sockets

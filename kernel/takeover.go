@@ -8,12 +8,13 @@ import (
 	"hash"
 )
 
-// sealChain is a chain that nothing comes by. The comment of its only rule tells this ruleset from those of other versions.
+// sealChain is a chain that nothing comes by. The comment of its only rule tells this ruleset from those of other
+// versions.
 const sealChain = "seal"
 
-// takeOver goes on with the tables as they are, when a daemon before this one left just what this one wants. A table that is loaded
-// anew is replaced in one transaction, but the kernel commits what intervals have a moment after the rules (nft_set_commit_update,
-// net/netfilter/nf_tables_api.c): a flow that begins in between may not be found in them.
+// takeOver goes on with the tables as they are, when a daemon before this one left just what this one wants. A table
+// that is loaded anew is replaced in one transaction, but the kernel commits what intervals have a moment after the
+// rules (nft_set_commit_update, net/netfilter/nf_tables_api.c): a flow that begins in between may not be found in them.
 func (f *firewall) takeOver() (same bool, err error) {
 	f.renewSets()
 	if same, err = f.asWanted(); err != nil || !same {

@@ -64,9 +64,9 @@ type Judgement struct {
 	Outcome Outcome
 }
 
-// Judge says which rules at a hook decide about a packet, in the order in which it meets them, and what becomes of it. It reads all
-// chains of nftables there, which are iptables-nft's too. Rules that only may match are named as such: what it cannot read, it does
-// not guess.
+// Judge says which rules at a hook decide about a packet, in the order in which it meets them, and what becomes of it.
+// It reads all chains of nftables there, which are iptables-nft's too. Rules that only may match are named as such:
+// what it cannot read, it does not guess.
 func (k *Kernel) Judge(h Hook, p Packet) (out []Judgement, sum Outcome, err error) {
 	err = k.fw.in.look(func(v view) (err error) {
 		out, sum, err = (&judge{k: k, v: v, p: p, sets: map[string]*knownSet{}}).hook(h)

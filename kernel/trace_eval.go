@@ -38,7 +38,8 @@ type verdict struct {
 	may bool
 }
 
-// A register file of nf_tables: 64 bytes, of which some are known (NFT_REG_1 to 4 of 16 bytes are the same as NFT_REG32_00 to 15 of 4).
+// A register file of nf_tables: 64 bytes, of which some are known (NFT_REG_1 to 4 of 16 bytes are the same as
+// NFT_REG32_00 to 15 of 4).
 type registers struct{ value, known [64]byte }
 
 func regAt(r uint32) int {

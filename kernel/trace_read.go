@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A readRule is a rule as the kernel has it. google/nftables leaves out what it does not know of a rule, and then it would seem to say
-// more than it does: so rules are read here, and what is not known is kept by name.
+// A readRule is a rule as the kernel has it. google/nftables leaves out what it does not know of a rule, and then it
+// would seem to say more than it does: so rules are read here, and what is not known is kept by name.
 type readRule struct {
 	handle   uint64
 	exprs    []expr.Any
@@ -108,7 +108,8 @@ func (r *readRule) readExprs(family byte, data []byte) error {
 	return nil
 }
 
-// unmarshal reads an expression. Of ct, google/nftables takes the direction for four bytes, and does not see what is written.
+// unmarshal reads an expression. Of ct, google/nftables takes the direction for four bytes, and does not see what is
+// written.
 func unmarshal(family byte, body []byte, e expr.Any) error {
 	ct, ok := e.(*expr.Ct)
 	if !ok {

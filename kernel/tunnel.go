@@ -8,10 +8,10 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// A network that is encrypted fails closed: not because its frames find their way into WireGuard, but because these rules drop what does
-// not. They stand before the network's VXLAN device does, and stay until it has gone. So nothing leaves in clear before the first
-// handshake, nor when somebody deletes the WireGuard device and a default route would have what is for the other end of it; and nothing
-// is let in that did not come by it.
+// A network that is encrypted fails closed: not because its frames find their way into WireGuard, but because these
+// rules drop what does not. They stand before the network's VXLAN device does, and stay until it has gone. So nothing
+// leaves in clear before the first handshake, nor when somebody deletes the WireGuard device and a default route would
+// have what is for the other end of it; and nothing is let in that did not come by it.
 const (
 	// encrypted has the numbers of those networks.
 	encrypted SetName = "encrypted"
@@ -19,7 +19,8 @@ const (
 	tunnelChain = "tunnel"
 )
 
-// Encrypted says that a network's frames are inside WireGuard, or nowhere. Ensure it before the VXLAN device, and remove it after.
+// Encrypted says that a network's frames are inside WireGuard, or nowhere. Ensure it before the VXLAN device, and
+// remove it after.
 func Encrypted(port uint16, vni uint32) []Element {
 	return append(Closed(port, vni), newElement(encrypted, string(binaryutil.NativeEndian.PutUint32(vni)), ""))
 }

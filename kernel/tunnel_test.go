@@ -24,8 +24,9 @@ func objectsOf(elements []kernel.Element) (all []kernel.Object) {
 	return all
 }
 
-// TestEncryptedInClear: frames of an encrypted network neither leave by a link that is not the tunnel, nor are let in by one, whoever they
-// are from; those of other networks are none of it. No kernel with WireGuard is needed for that: the rules do not ask for one.
+// TestEncryptedInClear: frames of an encrypted network neither leave by a link that is not the tunnel, nor are let in
+// by one, whoever they are from; those of other networks are none of it. No kernel with WireGuard is needed for that:
+// the rules do not ask for one.
 func TestEncryptedInClear(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {
@@ -56,7 +57,8 @@ func TestEncryptedInClear(t *testing.T) {
 	}
 }
 
-// TestEncryptedByTheTunnel: by the link of that name they pass, and nothing else comes by it; when it goes, they do not take another way.
+// TestEncryptedByTheTunnel: by the link of that name they pass, and nothing else comes by it; when it goes, they do not
+// take another way.
 func TestEncryptedByTheTunnel(t *testing.T) {
 	t.Parallel()
 	hosts := overlayOf(t, 2, true)
@@ -156,8 +158,8 @@ func tunnels(t *testing.T) (hosts []tunneled) {
 	return hosts
 }
 
-// TestWireGuard: two hosts that have each other for peers speak; what somebody took away or altered is seen, and put right; another key is
-// taken at once; and all of it goes.
+// TestWireGuard: two hosts that have each other for peers speak; what somebody took away or altered is seen, and put
+// right; another key is taken at once; and all of it goes.
 func TestWireGuard(t *testing.T) {
 	t.Parallel()
 	hosts := tunnels(t)
@@ -235,7 +237,8 @@ func TestWireGuard(t *testing.T) {
 	}
 }
 
-// TestWireGuardAsksAgain: who asked a peer in vain need not wait for WireGuard to ask again, and who agreed with it is let alone.
+// TestWireGuardAsksAgain: who asked a peer in vain need not wait for WireGuard to ask again, and who agreed with it is
+// let alone.
 func TestWireGuardAsksAgain(t *testing.T) {
 	t.Parallel()
 	hosts := tunnels(t)

@@ -66,7 +66,8 @@ func (t *turns) next() {
 	t.waiting = t.waiting[1:]
 }
 
-// A turn is a change of the ruleset as one of them does it: alone, from what is wanted in memory to what the kernel has.
+// A turn is a change of the ruleset as one of them does it: alone, from what is wanted in memory to what the kernel
+// has.
 type turn struct {
 	act string
 	// do makes the change, or leaves everything as it was.
@@ -75,8 +76,8 @@ type turn struct {
 	undo func() error
 }
 
-// run does a change in its turn. Who has a deadline hears in time that the kernel is busy; whatever of the change comes to be done after
-// that is taken back before anything else is. Who has none waits as long as it takes.
+// run does a change in its turn. Who has a deadline hears in time that the kernel is busy; whatever of the change comes
+// to be done after that is taken back before anything else is. Who has none waits as long as it takes.
 func (f *firewall) run(ctx context.Context, t turn) error {
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -114,7 +115,8 @@ func (f *firewall) run(ctx context.Context, t turn) error {
 	}
 }
 
-// runLater is for what takes something away or back: it is done in its turn in any case, and not waited for when the kernel is busy.
+// runLater is for what takes something away or back: it is done in its turn in any case, and not waited for when the
+// kernel is busy.
 func (f *firewall) runLater(t turn) error {
 	place := f.turns.queue()
 	done := make(chan error, 1)
@@ -153,8 +155,8 @@ func (f *firewall) runNow(do func() error) error {
 	return f.inTurn(do)
 }
 
-// inTurn begins with an empty transaction: what somebody put together and did not send is not to go with another's. It ends with tables
-// that are netyard's: when a socket had to be replaced they are nobody's.
+// inTurn begins with an empty transaction: what somebody put together and did not send is not to go with another's. It
+// ends with tables that are netyard's: when a socket had to be replaced they are nobody's.
 func (f *firewall) inTurn(do func() error) error {
 	f.tx = newTransaction()
 	err := do()
@@ -171,8 +173,8 @@ func (f *firewall) late(act string, do func() error) {
 	}
 }
 
-// insist is for a change that was answered before it was made, and failed: nobody will ask for it again. It is made in memory alone, and
-// the watcher makes the kernel follow, as soon as that can be done.
+// insist is for a change that was answered before it was made, and failed: nobody will ask for it again. It is made in
+// memory alone, and the watcher makes the kernel follow, as soon as that can be done.
 func (f *firewall) insist(act string, do func() error, cause error) {
 	f.inMemory = true
 	err := do()
@@ -181,7 +183,8 @@ func (f *firewall) insist(act string, do func() error, cause error) {
 	f.report(act, errors.Join(cause, err))
 }
 
-// report is for changes whose outcome nobody waits for. One that failed leaves the kernel other than memory: the watcher compares.
+// report is for changes whose outcome nobody waits for. One that failed leaves the kernel other than memory: the
+// watcher compares.
 func (f *firewall) report(act string, err error) {
 	if err == nil {
 		return

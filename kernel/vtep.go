@@ -11,11 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A VXLAN device takes frames from whoever can send it a UDP packet (RFC 7348, section 7). So what is for one of netyard's networks has
-// to be from a host that the network is on. VNIs that are not netyard's pass: another manager, such as a swarm, may be at the same port.
+// A VXLAN device takes frames from whoever can send it a UDP packet (RFC 7348, section 7). So what is for one of
+// netyard's networks has to be from a host that the network is on. VNIs that are not netyard's pass: another manager,
+// such as a swarm, may be at the same port.
 //
-// A member's address alone proves nothing: whatever a host masquerades has it too. So each host enforces two things. Frames of netyard's
-// networks leave it only when one of its own VXLAN devices made them; and it takes them only from a link that leads to other hosts.
+// A member's address alone proves nothing: whatever a host masquerades has it too. So each host enforces two things.
+// Frames of netyard's networks leave it only when one of its own VXLAN devices made them; and it takes them only from a
+// link that leads to other hosts.
 const (
 	// vxlanPorts has the ports that VXLAN comes in by.
 	vxlanPorts SetName = "vxlan_ports"
@@ -50,7 +52,8 @@ func Closed(port uint16, vni uint32) (all []Element) {
 	return all
 }
 
-// VTEPs lets frames of a network in that come from its hosts, and those of nobody else. Without hosts nothing of it gets in.
+// VTEPs lets frames of a network in that come from its hosts, and those of nobody else. Without hosts nothing of it
+// gets in.
 func VTEPs(port uint16, vni uint32, hosts []netip.Addr) []Element {
 	return append(Closed(port, vni), Members(vni, hosts)...)
 }
@@ -214,8 +217,8 @@ func madeRules(b setBook) []ruleSpec {
 	}
 }
 
-// byBridge matches frames that stay on a bridge, which br_netfilter takes to postrouting: they have no incoming interface
-// there, and, unlike what the host sends, a link-layer header.
+// byBridge matches frames that stay on a bridge, which br_netfilter takes to postrouting: they have no incoming
+// interface there, and, unlike what the host sends, a link-layer header.
 func byBridge() []expr.Any {
 	return rule([]expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg1},

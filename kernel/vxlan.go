@@ -13,8 +13,9 @@ import (
 // VXLANPrefix begins the names of VXLAN devices; they go on with the beginning of the network's id.
 const VXLANPrefix = "nyx-"
 
-// A VXLAN is the port of a network's bridge that leads to the network's other hosts. It knows what it is told (Peers), learns nothing,
-// and answers ARP and neighbour solicitations for whom it knows itself. What is for anybody else goes nowhere: there is no default remote.
+// A VXLAN is the port of a network's bridge that leads to the network's other hosts. It knows what it is told (Peers),
+// learns nothing, and answers ARP and neighbour solicitations for whom it knows itself. What is for anybody else goes
+// nowhere: there is no default remote.
 type VXLAN struct {
 	Name, Alias string
 	Master      string // the bridge
@@ -80,8 +81,8 @@ func (v VXLAN) create(k *Kernel) (netlink.Link, error) {
 
 // tune makes the link a port that nothing is learned from and everything for others is sent to.
 func (v VXLAN) tune(k *Kernel, link, master netlink.Link) error {
-	// Not disable_ipv6: a link without IPv6 answers no neighbour solicitation (neigh_reduce, drivers/net/vxlan). Without a link-local
-	// address it says nothing itself.
+	// Not disable_ipv6: a link without IPv6 answers no neighbour solicitation (neigh_reduce, drivers/net/vxlan).
+	// Without a link-local address it says nothing itself.
 	if err := k.nl.LinkSetIP6AddrGenMode(link, nl6None); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return fmt.Errorf("give %s no address: %w", v, err)
 	}
@@ -117,8 +118,8 @@ func (v VXLAN) tune(k *Kernel, link, master netlink.Link) error {
 // nl6None is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
 const nl6None = 1
 
-// sysctls let the link answer for its peers, which it does when something is sent by it, and for the host to nobody: who sends
-// frames to reserved group addresses (br_handle_frame, net/bridge/br_input.c) speaks to the link itself.
+// sysctls let the link answer for its peers, which it does when something is sent by it, and for the host to nobody:
+// who sends frames to reserved group addresses (br_handle_frame, net/bridge/br_input.c) speaks to the link itself.
 func (v VXLAN) sysctls() []Sysctl {
 	const toNobody = "8" // Documentation/networking/ip-sysctl.rst, arp_ignore
 	return []Sysctl{
@@ -206,8 +207,8 @@ func (k *Kernel) Carrier(a netip.Addr) (Carrier, error) {
 	return Carrier{}, fmt.Errorf("the host has no address %s", a)
 }
 
-// An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host speaks by another one:
-// the answer to this one would stay with whichever host gets it.
+// An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host speaks
+// by another one: the answer to this one would stay with whichever host gets it.
 type Anycast struct {
 	Link string
 	// Alias is what the link has to carry for the address to be taken away again.
@@ -219,7 +220,8 @@ type Anycast struct {
 func (a Anycast) String() string { return fmt.Sprintf("gateway address %s on %s", a.Addr, a.Link) }
 
 func (a Anycast) addr() *netlink.Addr {
-	// Alone in its subnet, so that no route has it for a source; deprecated, so that IPv6 does not choose it either (RFC 6724, rule 3).
+	// Alone in its subnet, so that no route has it for a source; deprecated, so that IPv6 does not choose it either
+	// (RFC 6724, rule 3).
 	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a.Addr, a.Addr.BitLen()))}
 	if a.Addr.Is6() {
 		const forever = int(^uint32(0) >> 1)

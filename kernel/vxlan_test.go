@@ -57,7 +57,8 @@ func overlayOf(t testing.TB, hosts int, v6 bool) (all []*overlaid) {
 	return all
 }
 
-// bridge is a network of a number, with a host's own address and the gateway's: subnet is 20 for 10.20.0.0/16 and fd20::/64.
+// bridge is a network of a number, with a host's own address and the gateway's: subnet is 20 for 10.20.0.0/16 and
+// fd20::/64.
 func (o *overlaid) bridge(id string, vni uint32, subnet int) (objects []kernel.Object) {
 	br, x := kernel.Name(kernel.BridgePrefix, id), kernel.Name(kernel.VXLANPrefix, id)
 	alias, mtu := kernel.Alias(id, ""), 1450
@@ -165,8 +166,8 @@ func reach(t *testing.T, from *kerneltest.Host, to string, want bool) {
 	}
 }
 
-// TestVXLAN: containers and hosts of a network reach each other over the underlay, IPv4 and IPv6, and those of another network do not;
-// nothing but frames for known peers is on the wire.
+// TestVXLAN: containers and hosts of a network reach each other over the underlay, IPv4 and IPv6, and those of another
+// network do not; nothing but frames for known peers is on the wire.
 func TestVXLAN(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {
@@ -230,7 +231,8 @@ func vxlanFrame(vni uint32, inner []byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, vni<<8), inner...)
 }
 
-// TestVXLANInjection: of what somebody sends who is no member, or for another network than the one he is on, nothing arrives.
+// TestVXLANInjection: of what somebody sends who is no member, or for another network than the one he is on, nothing
+// arrives.
 func TestVXLANInjection(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {

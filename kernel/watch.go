@@ -100,15 +100,17 @@ func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, err
 	return links, nil
 }
 
-// ownLink says whether a link is one that netyard made. Of a bridge that is given another name both are told, and its alias.
+// ownLink says whether a link is one that netyard made. Of a bridge that is given another name both are told, and its
+// alias.
 func ownLink(l netlink.Link) bool {
 	a := l.Attrs()
 	_, _, ours := ParseAlias(a.Alias)
 	return ours || OwnName(a.Name)
 }
 
-// watchTables tells of every change of nftables that is not of this process, and whether a table has gone. What else changed is not of
-// interest: netyard looks for itself. That look is a dump of all of it, so it is not for each of its own transactions.
+// watchTables tells of every change of nftables that is not of this process, and whether a table has gone. What else
+// changed is not of interest: netyard looks for itself. That look is a dump of all of it, so it is not for each of its
+// own transactions.
 func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	sock, err := nl.SubscribeAt(k.subscribeNS, k.subscribeNS, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
@@ -180,7 +182,8 @@ func (k *Kernel) askAnew() error {
 	return k.fw.askAnew()
 }
 
-// restoreTables loads the ruleset again when a rule or an element of it is gone, or one is there that ought to have been taken away.
+// restoreTables loads the ruleset again when a rule or an element of it is gone, or one is there that ought to have
+// been taken away.
 func (f *firewall) restoreTables() error {
 	return f.runNow(func() error {
 		if !f.loaded {

@@ -26,7 +26,8 @@ type Network struct {
 	// Subnets are in the order the engine gave them.
 	Subnets []Subnet          `json:",omitempty"`
 	Options map[string]string `json:",omitempty"` // canonical names, see Resolve
-	// Changed is what was changed in place since, see Change. It goes before Options, which stay what the engine asked for.
+	// Changed is what was changed in place since, see Change. It goes before Options, which stay what the engine asked
+	// for.
 	Changed map[string]string `json:",omitempty"`
 	// Settled is what the mode decided when the network was created, see Settler.
 	Settled map[string]string `json:",omitempty"`
@@ -62,7 +63,8 @@ type Endpoint struct {
 	Options map[string]string `json:",omitempty"`
 	// Ports are published while the endpoint has them: an engine gives and takes them as the default route moves.
 	Ports []Port `json:",omitempty"`
-	// Lent: the ports were given without an engine's word that the default route is here. They go to the endpoint of which it says so.
+	// Lent: the ports were given without an engine's word that the default route is here. They go to the endpoint of
+	// which it says so.
 	Lent    bool `json:",omitempty"`
 	Phase   Phase
 	Created time.Time
@@ -76,13 +78,13 @@ type Endpoint struct {
 	Kept map[string]string `json:",omitempty"`
 	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
 	BootID string `json:",omitempty"`
-	// Maker is the process of the engine that made the endpoint, where that can be seen: when it has ended, no word about the endpoint
-	// need ever come.
+	// Maker is the process of the engine that made the endpoint, where that can be seen: when it has ended, no word
+	// about the endpoint need ever come.
 	Maker kernel.Process `json:",omitzero"`
 	// Container is who the endpoint belongs to, found out in the background.
 	Container Container `json:",omitzero"`
-	// Attachment is what a CNI runtime calls the container (CNI_CONTAINERID): together with the network and IfName it names the
-	// endpoint. Empty: the endpoint did not come by CNI.
+	// Attachment is what a CNI runtime calls the container (CNI_CONTAINERID): together with the network and IfName it
+	// names the endpoint. Empty: the endpoint did not come by CNI.
 	Attachment string `json:",omitempty"`
 	// Config is the name of the CNI configuration it came by; empty when that is not known.
 	Config string `json:",omitempty"`
@@ -90,15 +92,16 @@ type Endpoint struct {
 	Aliases []string `json:",omitempty"`
 	// NS is the namespace that was behind Sandbox when the endpoint was plugged in, by CNI.
 	NS kernel.NamespaceID `json:",omitzero"`
-	// Into is, while the endpoint is being plugged in, an open descriptor of its namespace: a mode that can makes the link there, under the
-	// name IfName, since to move and rename one costs the kernel tens of milliseconds. 0: there is none.
+	// Into is, while the endpoint is being plugged in, an open descriptor of its namespace: a mode that can makes the
+	// link there, under the name IfName, since to move and rename one costs the kernel tens of milliseconds. 0: there
+	// is none.
 	Into int `json:"-"`
 	// Inside is what was plugged into the sandbox, by CNI.
 	Inside kernel.Plug `json:",omitzero"`
 }
 
-// A Port is one published port, or a range of them: what the host gets on HostIP at HostPort and the Count-1 ports behind it goes
-// to ContainerPort and those behind that.
+// A Port is one published port, or a range of them: what the host gets on HostIP at HostPort and the Count-1 ports
+// behind it goes to ContainerPort and those behind that.
 type Port struct {
 	Proto string // tcp, udp, sctp
 	// HostIP is the host's address; the unspecified one of a family stands for all of that family.
@@ -106,8 +109,8 @@ type Port struct {
 	HostPort      uint16
 	ContainerPort uint16
 	Count         uint16
-	// Routed: the port is the container's own, by its own address, and nothing of the host's; HostIP and HostPort say so. Where HostPort is
-	// another than ContainerPort, the container's address answers at both.
+	// Routed: the port is the container's own, by its own address, and nothing of the host's; HostIP and HostPort say
+	// so. Where HostPort is another than ContainerPort, the container's address answers at both.
 	Routed bool `json:",omitempty"`
 }
 
@@ -190,8 +193,8 @@ type Mode interface {
 	Objects(n Network, es []Endpoint) []kernel.Object
 }
 
-// A Settler is a Mode that decides something once, by what the host is like when a network is created; the decision goes
-// into Settled and stays, whatever the host is like later.
+// A Settler is a Mode that decides something once, by what the host is like when a network is created; the decision
+// goes into Settled and stays, whatever the host is like later.
 type Settler interface {
 	Settle(ctx context.Context, n Network) (map[string]string, error)
 }
@@ -202,7 +205,8 @@ type MACer interface {
 	MAC(n Network, e Endpoint) string
 }
 
-// A Policed is a Mode with networks whose endpoints' packets come by the host's firewall, so that policies hold for them.
+// A Policed is a Mode with networks whose endpoints' packets come by the host's firewall, so that policies hold for
+// them.
 type Policed interface{ Policed(n Network) bool }
 
 // An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
@@ -216,7 +220,8 @@ type Publisher interface {
 	Binds(n Network) []netip.Addr
 }
 
-// A PortSharer is a Mode whose endpoints share the host's addresses: what a program in the sandbox listens on, the host listens on.
+// A PortSharer is a Mode whose endpoints share the host's addresses: what a program in the sandbox listens on, the host
+// listens on.
 type PortSharer interface {
 	// Shares says whether the endpoints of a network do.
 	Shares(n Network) bool
@@ -226,8 +231,8 @@ type PortSharer interface {
 
 // A Taker is a Mode whose endpoints take something of the host's with them.
 type Taker interface {
-	// Keep says what it is like, for Detach to make it so again: it goes into the endpoint's record, as Kept, before Attach.
-	// others are the endpoints of the network that are in a sandbox already. Nil: nothing is taken.
+	// Keep says what it is like, for Detach to make it so again: it goes into the endpoint's record, as Kept, before
+	// Attach. others are the endpoints of the network that are in a sandbox already. Nil: nothing is taken.
 	Keep(ctx context.Context, n Network, e Endpoint, others []Endpoint) (map[string]string, error)
 }
 
@@ -237,7 +242,8 @@ type Router interface {
 	Routes(n Network, v6 bool) bool
 }
 
-// A Redirector is a Publisher with networks that no port of the host leads to: there ports are published on the containers' own addresses.
+// A Redirector is a Publisher with networks that no port of the host leads to: there ports are published on the
+// containers' own addresses.
 type Redirector interface {
 	// Redirects says whether a network is one of those.
 	Redirects(n Network) bool
@@ -250,7 +256,8 @@ type Gatewayless interface {
 	Gatewayless(n Network) (v4, v6 bool)
 }
 
-// A Keeper is a Mode with networks that some addresses mean something to: nobody gets one of those who did not ask for it.
+// A Keeper is a Mode with networks that some addresses mean something to: nobody gets one of those who did not ask for
+// it.
 type Keeper interface {
 	// Keeps are the addresses, and the option that says them.
 	Keeps(n Network) (option string, addrs []netip.Addr)

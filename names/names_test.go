@@ -421,7 +421,8 @@ func TestHostsResolvers(t *testing.T) {
 			t.Errorf("%v: %s, want %s", c.servers, got, c.want)
 		}
 	}
-	// While questions wait for a silent one, names of containers are answered; and of the waiting there are not too many.
+	// While questions wait for a silent one, names of containers are answered; and of the waiting there are not too
+	// many.
 	r.resolvers("127.0.0.3")
 	for range 2 * askerForwards {
 		if _, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: "out.example", patience: time.Millisecond}); err == nil {
@@ -433,7 +434,8 @@ func TestHostsResolvers(t *testing.T) {
 	}
 }
 
-// TestSockets: they come and go with networks, follow a bridge that is made anew, and wait for a port that somebody has.
+// TestSockets: they come and go with networks, follow a bridge that is made anew, and wait for a port that somebody
+// has.
 func TestSockets(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -483,7 +485,8 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// TestPort53: the resolver is there, whoever has that port of all the host's addresses, and for nobody but its containers.
+// TestPort53: the resolver is there, whoever has that port of all the host's addresses, and for nobody but its
+// containers.
 func TestPort53(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

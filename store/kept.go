@@ -29,8 +29,8 @@ const (
 	generationKey = "kept"
 	// recallKey is there from when a newer copy was put into the file until Recalled.
 	recallKey = "kept-recall"
-	// lossKey is there from when a file was made for one that was lost, with a copy that was not whole, until LossNoted. Its value is
-	// lossSure if there were records, and empty if there may have been none.
+	// lossKey is there from when a file was made for one that was lost, with a copy that was not whole, until
+	// LossNoted. Its value is lossSure if there were records, and empty if there may have been none.
 	lossKey  = "kept-loss"
 	lossSure = "sure"
 )

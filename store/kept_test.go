@@ -483,8 +483,8 @@ func TestKeptNewerOverRestarts(t *testing.T) {
 	}
 }
 
-// TestKeptOfOlderProgram: a file that a netyard made which knew of no copy is right, but for what the copy alone has, however new
-// the copy is: the admin changed the records since.
+// TestKeptOfOlderProgram: a file that a netyard made which knew of no copy is right, but for what the copy alone has,
+// however new the copy is: the admin changed the records since.
 func TestKeptOfOlderProgram(t *testing.T) {
 	path := made(t)
 	s := open(t, keeping(path))
@@ -519,7 +519,8 @@ func TestKeptOfOlderProgram(t *testing.T) {
 	}
 }
 
-// TestLossOverRestarts: that kept records may be lost is known until it was dealt with, over whatever kills a daemon before that.
+// TestLossOverRestarts: that kept records may be lost is known until it was dealt with, over whatever kills a daemon
+// before that.
 func TestLossOverRestarts(t *testing.T) {
 	for name, c := range map[string]struct {
 		lose      func(path string) error

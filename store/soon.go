@@ -19,7 +19,8 @@ const (
 	notesSuffix = ".notes"
 	// foldedKey has the number of the last note that is in the file.
 	foldedKey = "folded"
-	// soonTime is how long a note waits for a transaction that takes it along, before it gets one of its own: until who asked has heard.
+	// soonTime is how long a note waits for a transaction that takes it along, before it gets one of its own: until who
+	// asked has heard.
 	soonTime = 20 * time.Millisecond
 	// againTime is the pause after one that failed.
 	againTime = time.Second
@@ -35,7 +36,8 @@ type note struct {
 	folded atomic.Int64
 }
 
-// notes are what every reader sees and the file does not have yet. They are in a file beside, too, so that they outlive the process.
+// notes are what every reader sees and the file does not have yet. They are in a file beside, too, so that they outlive
+// the process.
 type notes struct {
 	wait time.Duration
 	live atomic.Pointer[[]*note] // never changed, only replaced
@@ -47,9 +49,10 @@ type notes struct {
 	closed bool
 }
 
-// Soon replaces the record under key: for every reader at once, and in the file with the transaction that comes next, or in a moment.
-// Until then it outlives the process, and not the host: it is for facts that a host which went down makes void. That way nobody has to
-// wait for the disk. There has to be a record under the key already, and only one at a time may replace it.
+// Soon replaces the record under key: for every reader at once, and in the file with the transaction that comes next,
+// or in a moment. Until then it outlives the process, and not the host: it is for facts that a host which went down
+// makes void. That way nobody has to wait for the disk. There has to be a record under the key already, and only one at
+// a time may replace it.
 func (b Bucket[T]) Soon(s *Store, key string, v T) error {
 	p, err := json.Marshal(v)
 	if err != nil {
@@ -122,8 +125,8 @@ func (n *note) isIn(tx *bbolt.Tx) bool {
 	return f != 0 && (f < int64(tx.ID()) || f == int64(tx.ID()) && !tx.Writable())
 }
 
-// into writes the notes into a transaction, before anything else: whoever changes a record changes the last one. It returns the number of
-// the last.
+// into writes the notes into a transaction, before anything else: whoever changes a record changes the last one. It
+// returns the number of the last.
 func (ns *notes) into(tx *bbolt.Tx) (last uint64, err error) {
 	all := slices.DeleteFunc(slices.Clone(ns.pending()), func(n *note) bool { return n.isIn(tx) })
 	if len(all) == 0 {
@@ -175,8 +178,8 @@ func (t Tx) seen(bucket, key string, stored []byte) []byte {
 	return stored
 }
 
-// openNotes opens the file beside, and puts what it has into the records: the process before has ended before it could. With new records
-// it says nothing.
+// openNotes opens the file beside, and puts what it has into the records: the process before has ended before it could.
+// With new records it says nothing.
 func (s *Store) openNotes() error {
 	ns := &s.notes
 	flags := os.O_RDWR | os.O_CREATE | os.O_APPEND
@@ -210,7 +213,8 @@ func (s *Store) openNotes() error {
 	return err
 }
 
-// readNotes reads the notes behind the last that is in the file, as far as they are sound: after the host went down anything may follow.
+// readNotes reads the notes behind the last that is in the file, as far as they are sound: after the host went down
+// anything may follow.
 func readNotes(raw []byte, last uint64) (left []*note) {
 	for line := range bytes.Lines(raw) {
 		p, err := unseal(nil, bytes.TrimSuffix(line, []byte("\n")))

@@ -61,11 +61,11 @@ type KeptState struct {
 	Missing bool
 	// Damaged: it was not whole. If the file was lost as well, only a part of the kept records is there.
 	Damaged bool
-	// Newer: it had changes that the file had lost, or an older file was put in its place. They are in the file again. It stays so over
-	// restarts until Recalled.
+	// Newer: it had changes that the file had lost, or an older file was put in its place. They are in the file again.
+	// It stays so over restarts until Recalled.
 	Newer bool
-	// MayBeLost: the file was lost, and the copy was missing or not whole. Lost: there were records. Both stay so over restarts until
-	// LossNoted: who finds out what was lost may be killed before that.
+	// MayBeLost: the file was lost, and the copy was missing or not whole. Lost: there were records. Both stay so over
+	// restarts until LossNoted: who finds out what was lost may be killed before that.
 	MayBeLost, Lost bool
 	// Err is why it could not be brought up to date. Changes of kept records are refused for as long as it cannot.
 	Err error
@@ -81,7 +81,8 @@ type Tx struct {
 // Config says where the file is and how it is checked before use.
 type Config struct {
 	Path string
-	// Verify examines the file before it is opened. It is best done in another process (see Verify). nil: no examination.
+	// Verify examines the file before it is opened. It is best done in another process (see Verify). nil: no
+	// examination.
 	Verify func(ctx context.Context, path string) error
 	Now    func() time.Time
 	// Made writes the first records of a new file, in the transaction that makes it. nil: there are none.
@@ -92,9 +93,9 @@ type Config struct {
 	Soon time.Duration
 }
 
-// Open opens the file, making it if it is not there. A damaged file is moved aside and another takes its place, which has nothing but the
-// kept records: Damaged then says where it went, and the caller rebuilds what it can from elsewhere. What cannot be examined, read or
-// written is left as it is, and is an error.
+// Open opens the file, making it if it is not there. A damaged file is moved aside and another takes its place, which
+// has nothing but the kept records: Damaged then says where it went, and the caller rebuilds what it can from
+// elsewhere. What cannot be examined, read or written is left as it is, and is an error.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(c.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
@@ -168,8 +169,8 @@ func isLost(ctx context.Context, c Config) (lost, err error) {
 	}
 }
 
-// replace makes a file with the kept records alone, moves a damaged one aside, and puts the new one in its place. Nothing is moved before
-// there is something to take its place: on a full disk all stays as it is.
+// replace makes a file with the kept records alone, moves a damaged one aside, and puts the new one in its place.
+// Nothing is moved before there is something to take its place: on a full disk all stays as it is.
 func (s *Store) replace(c Config, lost error) error {
 	copied, err := readKeptBoth(s.keeper.path)
 	if err != nil {

@@ -37,8 +37,9 @@ func examiner(argv ...string) func(context.Context, string) error {
 	return func(ctx context.Context, path string) error { return verifyIn(ctx, argv, path, time.Millisecond) }
 }
 
-// TestExaminerFails: an examiner that is killed, cannot run or says something else says nothing about the file, which stays where it is and
-// is not opened; it was tried several times. The one that says that the file is damaged is believed at once.
+// TestExaminerFails: an examiner that is killed, cannot run or says something else says nothing about the file, which
+// stays where it is and is not opened; it was tried several times. The one that says that the file is damaged is
+// believed at once.
 func TestExaminerFails(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "state.db")

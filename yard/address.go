@@ -92,8 +92,8 @@ func (y *Yard) busy() ([]netip.Prefix, error) {
 	return busy, nil
 }
 
-// ReleasePool gives a pool back; an unknown one is free. One whose network could not be deleted, since containers are attached to it
-// by CNI, stays until the network goes.
+// ReleasePool gives a pool back; an unknown one is free. One whose network could not be deleted, since containers are
+// attached to it by CNI, stays until the network goes.
 func (y *Yard) ReleasePool(_ context.Context, id string) error {
 	if isOverlay(id) {
 		return nil
@@ -126,8 +126,9 @@ func (y *Yard) hasAttachments(tx store.Tx, pool string) (has bool, err error) {
 	return false, nil
 }
 
-// RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them gives
-// it: an engine asks only for the first. Dead endpoints that have the address, or one of a pool that is full, give way.
+// RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them
+// gives it: an engine asks only for the first. Dead endpoints that have the address, or one of a pool that is full,
+// give way.
 func (y *Yard) RequestAddress(ctx context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	err = y.past(ctx, func(j *judge) error {
 		switch {
@@ -163,7 +164,8 @@ func (y *Yard) heldAddress(pool string, a netip.Addr, cause error) (held error) 
 	return held
 }
 
-// holdersOf are the endpoints that have addresses of a network; those of all, of which one will do, where none is named.
+// holdersOf are the endpoints that have addresses of a network; those of all, of which one will do, where none is
+// named.
 func holdersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*heldError, error) {
 	held := &heldError{error: cause}
 	for _, a := range addrs {
@@ -263,10 +265,10 @@ func (y *Yard) siblings(tx store.Tx, id string) (out []ipam.Pool, err error) {
 	return out, nil
 }
 
-// ReleaseAddress gives an address back; an unknown one is free. An engine deletes the endpoint first, so an address that an
-// endpoint still has is not the caller's any more: the release is a late one, and is not believed. If that endpoint is
-// dead it goes now: an engine that was killed releases the addresses it finds in its records when it starts again, and
-// says no more of them.
+// ReleaseAddress gives an address back; an unknown one is free. An engine deletes the endpoint first, so an address
+// that an endpoint still has is not the caller's any more: the release is a late one, and is not believed. If that
+// endpoint is dead it goes now: an engine that was killed releases the addresses it finds in its records when it starts
+// again, and says no more of them.
 func (y *Yard) ReleaseAddress(ctx context.Context, pool string, a netip.Addr) error {
 	if err := y.releaseDead(ctx, pool, a); err != nil {
 		return err

@@ -37,7 +37,8 @@ func (y *Yard) inherit(tx store.Tx, r AttachRequest) (kept []netip.Addr, former 
 	return kept, old.ID, putEndpoint(tx, old)
 }
 
-// allot chooses the addresses of an attachment: one of each group, the one that was asked for, the one it had, or the next free one.
+// allot chooses the addresses of an attachment: one of each group, the one that was asked for, the one it had, or the
+// next free one.
 func (y *Yard) allot(tx store.Tx, n modes.Network, r AttachRequest, kept []netip.Addr) (addrs []netip.Prefix, err error) {
 	groups := r.Pools
 	if groups == nil {

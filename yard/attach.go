@@ -25,7 +25,8 @@ type AttachRequest struct {
 	Attachment, IfName string
 	// Config is the name of the configuration that the runtime attaches it by.
 	Config string
-	// Sandbox is the path of the container's network namespace, as far as the runtime knows one, and NS an open descriptor of it.
+	// Sandbox is the path of the container's network namespace, as far as the runtime knows one, and NS an open
+	// descriptor of it.
 	Sandbox string
 	NS      int
 	// Pools are subnets of the network; one address is wanted from each group. Nil: one of each family the network has.
@@ -34,14 +35,16 @@ type AttachRequest struct {
 	Addrs   []netip.Addr
 	MAC     string
 	Options map[string]string // canonical names
-	// Ports are published, but for those that another interface of the container has: a runtime asks for the same on each.
+	// Ports are published, but for those that another interface of the container has: a runtime asks for the same on
+	// each.
 	Ports []Ask
 	// Reserver is a process that listens on the ports for the runtime, to keep others off them; 0: there is none.
 	Reserver int
 	// Container is who it is, as far as that is known.
 	Container modes.Container
 	Aliases   []string
-	// Routes says what routes a container with these addresses has beside those of the network, or, with OwnRoutes, instead of them.
+	// Routes says what routes a container with these addresses has beside those of the network, or, with OwnRoutes,
+	// instead of them.
 	Routes    func(addrs []netip.Prefix) []modes.Route
 	OwnRoutes bool
 	// leased are addresses that a DHCP server gave for it, allotted those that are claimed in a cluster.
@@ -61,14 +64,15 @@ type Attached struct {
 // attachments finds the endpoint of a container's interface.
 var attachments = store.Bucket[string]{Name: "attachments"}
 
-// attachmentKey begins with the container: all that a container has is found together. No part of it can contain the separator.
+// attachmentKey begins with the container: all that a container has is found together. No part of it can contain the
+// separator.
 func attachmentKey(attachment, network, ifName string) string {
 	return attachment + "|" + network + "|" + ifName
 }
 
-// Attach makes an endpoint and plugs it into its sandbox. The same attachment again replaces the former one, and keeps its addresses:
-// a runtime that asks again has forgotten, or never heard, the first answer. Dead endpoints that have what it asks for
-// give way.
+// Attach makes an endpoint and plugs it into its sandbox. The same attachment again replaces the former one, and keeps
+// its addresses: a runtime that asks again has forgotten, or never heard, the first answer. Dead endpoints that have
+// what it asks for give way.
 func (y *Yard) Attach(ctx context.Context, r AttachRequest) (a Attached, err error) {
 	err = y.past(ctx, func(j *judge) error {
 		a, err = y.attachOnce(ctx, j, r)
@@ -179,8 +183,8 @@ func getAttachment(tx store.Tx, attachment, network, ifName string) (modes.Endpo
 	return getEndpoint(tx, network, id)
 }
 
-// recordAttachment records the endpoint with its addresses and ports, in place of a former one. robbed are the container's other
-// endpoints, as they were when they had the ports.
+// recordAttachment records the endpoint with its addresses and ports, in place of a former one. robbed are the
+// container's other endpoints, as they were when they had the ports.
 func (y *Yard) recordAttachment(j *judge, r AttachRequest, e modes.Endpoint) (
 	m modes.Mode, n modes.Network, _ modes.Endpoint, former string, robbed []modes.Endpoint, err error,
 ) {
@@ -279,7 +283,8 @@ func (y *Yard) plug(ctx context.Context, m modes.Mode, n modes.Network, e modes.
 	return Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
 }
 
-// finishFormer takes the link of the attachment away whose place a new one takes: now, if it is in the way, in the same sandbox.
+// finishFormer takes the link of the attachment away whose place a new one takes: now, if it is in the way, in the same
+// sandbox.
 func (y *Yard) finishFormer(ctx context.Context, former string, e modes.Endpoint) error {
 	if former == "" {
 		return nil
@@ -295,8 +300,8 @@ func (y *Yard) finishFormer(ctx context.Context, former string, e modes.Endpoint
 	return y.finishNow(ctx, old, e.NetworkID, e.Into)
 }
 
-// finishNow is finish for who holds the network's lock already, and cannot wait for it a second time: somebody who wants it alone may
-// be waiting in between. into is an open descriptor of the sandbox.
+// finishNow is finish for who holds the network's lock already, and cannot wait for it a second time: somebody who
+// wants it alone may be waiting in between. into is an open descriptor of the sandbox.
 func (y *Yard) finishNow(ctx context.Context, old modes.Endpoint, held string, into int) error {
 	hold := y.hold
 	if old.NetworkID == held {
@@ -315,7 +320,8 @@ func (y *Yard) finishNow(ctx context.Context, old modes.Endpoint, held string, i
 	return y.c.Kernel.Unplug(into, kernel.Plug{Name: old.IfName, Alias: kernel.Alias(old.NetworkID, old.ID)})
 }
 
-// finishIn takes away now what was to go from the endpoint's place in its sandbox in the background; done says that there was such.
+// finishIn takes away now what was to go from the endpoint's place in its sandbox in the background; done says that
+// there was such.
 func (y *Yard) finishIn(ctx context.Context, e modes.Endpoint) (done bool) {
 	all, err := y.Endpoints()
 	if err != nil {
@@ -362,8 +368,8 @@ func unspecified(like netip.Addr) netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-// metric is the number at the end of an interface's name: of several networks with a default route eth0's is the one, in whatever order
-// they were attached. Runtimes attach the networks of a container at the same time.
+// metric is the number at the end of an interface's name: of several networks with a default route eth0's is the one,
+// in whatever order they were attached. Runtimes attach the networks of a container at the same time.
 func metric(ifName string) int {
 	const most = 10000
 	n := 0

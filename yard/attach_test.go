@@ -63,7 +63,8 @@ func (r *rig) active() (as []string) {
 	return as
 }
 
-// TestAttachCrash pulls the plug at every step of an attachment's life, starts again, and wants the runtime's next word to be obeyed.
+// TestAttachCrash pulls the plug at every step of an attachment's life, starts again, and wants the runtime's next word
+// to be obeyed.
 func TestAttachCrash(t *testing.T) {
 	t.Parallel()
 	for at, died := 1, true; died; at++ {
@@ -112,9 +113,9 @@ func TestAttachCrash(t *testing.T) {
 	}
 }
 
-// TestAttachDies: the daemon dies at each step of an attachment, or right after it has answered. What the runtime may have heard of is
-// there when it starts again, with its ports, and works; what it cannot have heard of is gone, and nothing of it is to be seen. When
-// the host goes down with it, the attachment is gone either way.
+// TestAttachDies: the daemon dies at each step of an attachment, or right after it has answered. What the runtime may
+// have heard of is there when it starts again, with its ports, and works; what it cannot have heard of is gone, and
+// nothing of it is to be seen. When the host goes down with it, the attachment is gone either way.
 func TestAttachDies(t *testing.T) {
 	t.Parallel()
 	for at, answered := 1, false; !answered; at++ {
@@ -204,7 +205,8 @@ func TestDeleteBusy(t *testing.T) {
 	}
 }
 
-// TestAttachHold: the addresses of a container that its engine knows are held over its stop, for nobody else, until it is removed.
+// TestAttachHold: the addresses of a container that its engine knows are held over its stop, for nobody else, until it
+// is removed.
 func TestAttachHold(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
@@ -329,8 +331,8 @@ func TestAttachRefused(t *testing.T) {
 	}
 }
 
-// TestAttachAux: an address that was kept when the network was made is nobody's, neither by chance nor by name. One that cannot be kept
-// is refused by its name, and nothing of the network is left.
+// TestAttachAux: an address that was kept when the network was made is nobody's, neither by chance nor by name. One
+// that cannot be kept is refused by its name, and nothing of the network is left.
 func TestAttachAux(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
@@ -386,8 +388,8 @@ func TestAttachAux(t *testing.T) {
 	}
 }
 
-// TestAttachPorts: a port that names no address is on all of them; a container's second network does not publish it again, and nobody
-// else can have it. It goes with the attachment.
+// TestAttachPorts: a port that names no address is on all of them; a container's second network does not publish it
+// again, and nobody else can have it. It goes with the attachment.
 func TestAttachPorts(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
@@ -469,7 +471,8 @@ func TestAttachSharesAgain(t *testing.T) {
 	r.healthy("detached")
 }
 
-// TestUndoSparesTheNext: what takes back an attachment that nobody heard of does not take the one that its runtime has asked for since.
+// TestUndoSparesTheNext: what takes back an attachment that nobody heard of does not take the one that its runtime has
+// asked for since.
 func TestUndoSparesTheNext(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)

@@ -16,7 +16,8 @@ import (
 
 // A Finding is one difference between the records, the kernel and the engines.
 type Finding struct {
-	// Kind is "fault" for what is missing or wrong, "stray" for what nobody wants, "orphan" for a record without an owner.
+	// Kind is "fault" for what is missing or wrong, "stray" for what nobody wants, "orphan" for a record without an
+	// owner.
 	Kind    string `json:"kind"`
 	Network string `json:"network,omitempty"`
 	Text    string `json:"text"`
@@ -39,7 +40,8 @@ const (
 // young is how long a change may be under way before it is a finding.
 const young = 5 * time.Second
 
-// Audit compares the records with the kernel and with those engines that could be asked. A healthy host has no findings.
+// Audit compares the records with the kernel and with those engines that could be asked. A healthy host has no
+// findings.
 func (y *Yard) Audit(_ context.Context, censuses []Census) ([]Finding, error) {
 	out, strays, err := y.compare()
 	if err != nil {
@@ -185,8 +187,8 @@ func (y *Yard) auditNetworks(known map[string]modes.Network, c Census) (out []Fi
 	return out, err
 }
 
-// orphaned says why an endpoint of at least that age has lost its owner, empty when it has not; it is removable if no sandbox has
-// its link.
+// orphaned says why an endpoint of at least that age has lost its owner, empty when it has not; it is removable if no
+// sandbox has its link.
 func (y *Yard) orphaned(e modes.Endpoint, censuses []Census, age time.Duration) (reason string, removable bool) {
 	now := y.c.Now()
 	if e.Phase != modes.Ready || now.Sub(e.Created) < age {
@@ -281,8 +283,8 @@ func (y *Yard) orphanLeases(age time.Duration) (out []ipam.Lease, err error) {
 	return out, err
 }
 
-// policiesAll ends the time in which the kernel knows more of policies than the records: the admin has decided that those are all. It
-// says which.
+// policiesAll ends the time in which the kernel knows more of policies than the records: the admin has decided that
+// those are all. It says which.
 func (y *Yard) policiesAll(dryRun bool) (done []Finding, err error) {
 	lost, err := y.policiesLost()
 	if err != nil || !lost {

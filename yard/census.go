@@ -18,8 +18,8 @@ import (
 // A Census is all an engine has to do with netyard, at one moment. It is complete, or it is not made.
 type Census struct {
 	Engine string
-	// Networks are the engine's networks of netyard's drivers, by id. Nil: the engine makes no networks and asks for no pools and
-	// addresses, and says nothing of them.
+	// Networks are the engine's networks of netyard's drivers, by id. Nil: the engine makes no networks and asks for no
+	// pools and addresses, and says nothing of them.
 	Networks map[string]SeenNetwork
 	// Endpoints are those of running containers, by id.
 	Endpoints map[string]SeenEndpoint
@@ -27,7 +27,8 @@ type Census struct {
 	Pools map[netip.Prefix]bool
 	// Wanted are the addresses that containers, also stopped ones, ask for by name, see WantedKey.
 	Wanted map[string]bool
-	// Attachments are the containers that may have attachments, also stopped ones: of an engine that is a CNI runtime's.
+	// Attachments are the containers that may have attachments, also stopped ones: of an engine that is a CNI
+	// runtime's.
 	Attachments map[string]bool
 }
 
@@ -48,7 +49,8 @@ type SeenEndpoint struct {
 	Addrs     []netip.Prefix
 	Gateways  []netip.Addr
 	Options   map[string]string // what was said for it alone
-	// Attachment and IfName are for one that came by CNI, and Inside is what its sandbox has. Said are options in its container's words.
+	// Attachment and IfName are for one that came by CNI, and Inside is what its sandbox has. Said are options in its
+	// container's words.
 	Attachment, IfName string
 	Inside             kernel.Plug
 	Said               map[string]string
@@ -57,9 +59,9 @@ type SeenEndpoint struct {
 // WantedKey is how Census.Wanted names an address.
 func WantedKey(network string, a netip.Addr) string { return claimKey(network, a) }
 
-// Reconcile takes over what an engine knows better, and drops what it has forgotten: a thing has to be missing twice, to be
-// older than the grace period, since an engine shows a thing later than it tells netyard of it, and to be in nobody's use, in case
-// that this is not the engine whose it is.
+// Reconcile takes over what an engine knows better, and drops what it has forgotten: a thing has to be missing twice,
+// to be older than the grace period, since an engine shows a thing later than it tells netyard of it, and to be in
+// nobody's use, in case that this is not the engine whose it is.
 func (y *Yard) Reconcile(ctx context.Context, c Census) error {
 	if err := y.TakeNames(c); err != nil {
 		return err
@@ -123,8 +125,8 @@ func (y *Yard) reapNetworks(ctx context.Context, c Census, round *round) error {
 	return errors.Join(errs...)
 }
 
-// knows says whether the engine has any network that is on record: one that has none may be another engine than the one that sends
-// the requests, and its silence says nothing. The admin can still have the orphans collected.
+// knows says whether the engine has any network that is on record: one that has none may be another engine than the one
+// that sends the requests, and its silence says nothing. The admin can still have the orphans collected.
 func (y *Yard) knows(c Census) (bool, error) {
 	ns, err := y.Networks()
 	return slices.ContainsFunc(ns, func(n modes.Network) bool {
@@ -220,8 +222,8 @@ func (y *Yard) Identify(network, id string, who modes.Container) error {
 	return y.nameInCluster(network, id)
 }
 
-// hostnameOf is the name of the host as a container's process believes it to be. One that is only being started still believes what
-// this one does.
+// hostnameOf is the name of the host as a container's process believes it to be. One that is only being started still
+// believes what this one does.
 func (y *Yard) hostnameOf(pid int) string {
 	if pid == 0 {
 		return ""
@@ -257,8 +259,8 @@ func merge(old, fresh modes.Container) modes.Container {
 	return old
 }
 
-// reapLeases gives back the leases of networks' pools that no endpoint ever claimed: their request was answered, and the
-// endpoint that was to follow was never made.
+// reapLeases gives back the leases of networks' pools that no endpoint ever claimed: their request was answered, and
+// the endpoint that was to follow was never made.
 func (y *Yard) reapLeases(ctx context.Context, round *round) error {
 	leases, err := y.orphanLeases(y.c.Grace)
 	if err != nil {
@@ -315,8 +317,8 @@ func (y *Yard) reapPools(ctx context.Context, c Census, round *round) error {
 	return nil
 }
 
-// orphanPools are the pools older than age that no network has and the engine knows nothing of: their request was answered,
-// and the network that was to follow was never made.
+// orphanPools are the pools older than age that no network has and the engine knows nothing of: their request was
+// answered, and the network that was to follow was never made.
 func (y *Yard) orphanPools(c Census, age time.Duration) (out []ipam.Pool, err error) {
 	_, pools, err := y.Leases()
 	if err != nil {

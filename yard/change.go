@@ -12,9 +12,9 @@ import (
 	"netyard/store"
 )
 
-// ChangeNetwork changes options of a network and makes its endpoints follow, without a pause for any of them. Nothing is changed if
-// anything is refused. If it cannot be made so, it is all taken back. A crash in between leaves the new options on record,
-// and the next Restore makes it so.
+// ChangeNetwork changes options of a network and makes its endpoints follow, without a pause for any of them. Nothing
+// is changed if anything is refused. If it cannot be made so, it is all taken back. A crash in between leaves the new
+// options on record, and the next Restore makes it so.
 func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]string) (modes.Network, error) {
 	release, err := y.locks.hold(ctx, id, false)
 	if err != nil {
@@ -66,7 +66,8 @@ func (y *Yard) recordChange(n modes.Network) error {
 	})
 }
 
-// ChangeEndpoint changes options of one endpoint as ChangeNetwork does those of a network. They last as long as the endpoint.
+// ChangeEndpoint changes options of one endpoint as ChangeNetwork does those of a network. They last as long as the
+// endpoint.
 func (y *Yard) ChangeEndpoint(ctx context.Context, network, id string, options map[string]string) (modes.Endpoint, error) {
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
@@ -111,8 +112,9 @@ func (y *Yard) recordEndpointChange(e modes.Endpoint) error {
 	})
 }
 
-// apply makes the kernel go from one state of a network and its endpoints to another. What only the first has goes first: an interval
-// cannot be added beside one that it overlaps, and of who may come in rather nobody for a moment than both.
+// apply makes the kernel go from one state of a network and its endpoints to another. What only the first has goes
+// first: an interval cannot be added beside one that it overlaps, and of who may come in rather nobody for a moment
+// than both.
 func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, before, after []modes.Endpoint) error {
 	links, err := y.c.Kernel.Has()
 	if err != nil {

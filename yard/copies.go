@@ -25,8 +25,8 @@ type networkCopy struct {
 
 func (y *Yard) copyFile(id string) string { return filepath.Join(y.c.Copies, id+copySuffix) }
 
-// putCopy writes a network of netyard's own down beside the records. It is only read when those are lost, so a network is made all the
-// same if that fails.
+// putCopy writes a network of netyard's own down beside the records. It is only read when those are lost, so a network
+// is made all the same if that fails.
 func (y *Yard) putCopy(n modes.Network) {
 	if y.c.Copies == "" || n.Engine != Own {
 		return
@@ -103,7 +103,8 @@ func (y *Yard) FindIn(path string) (map[string]SeenEndpoint, error) {
 	return all, err
 }
 
-// RebuildOwn makes the records of netyard's own networks again, and of what a census found attached to them and to others by CNI.
+// RebuildOwn makes the records of netyard's own networks again, and of what a census found attached to them and to
+// others by CNI.
 func (y *Yard) RebuildOwn(ctx context.Context, c Census) error {
 	own, err := y.copies()
 	if err != nil {

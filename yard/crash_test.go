@@ -107,8 +107,8 @@ func (r *rig) begin(keepStrays bool) {
 	}
 }
 
-// die leaves the records as a process does that is killed; after another boot, as a host does whose power went: what nobody waited for
-// is lost.
+// die leaves the records as a process does that is killed; after another boot, as a host does whose power went: what
+// nobody waited for is lost.
 func (r *rig) die() {
 	r.t.Helper()
 	left := map[string][]byte{}
@@ -219,8 +219,8 @@ func (r *rig) healthy(when string) {
 	}
 }
 
-// TestCrashAnywhere pulls the plug at every step of every call, starts again, and wants record and kernel to agree, what was
-// answered to be kept, and the same call to succeed when it is sent again.
+// TestCrashAnywhere pulls the plug at every step of every call, starts again, and wants record and kernel to agree,
+// what was answered to be kept, and the same call to succeed when it is sent again.
 func TestCrashAnywhere(t *testing.T) {
 	t.Parallel()
 	total := 0

@@ -30,8 +30,9 @@ type DetachRequest struct {
 
 // Detach takes an attachment away: the record now, its link in the background. An unknown one is gone.
 //
-// A runtime that names no sandbox may only be about to send the container a signal (nerdctl kill -s HUP, or the SIGTERM of nerdctl stop,
-// whose answer should still get out). While the container's first process lives nothing is done: its death ends the attachment.
+// A runtime that names no sandbox may only be about to send the container a signal (nerdctl kill -s HUP, or the SIGTERM
+// of nerdctl stop, whose answer should still get out). While the container's first process lives nothing is done: its
+// death ends the attachment.
 func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	release, err := y.locks.hold(ctx, containerLock(r.Attachment), false)
 	if err != nil {
@@ -87,8 +88,8 @@ func (y *Yard) Detach(ctx context.Context, r DetachRequest) error {
 	return err
 }
 
-// isInner says whether an endpoint's link is in its sandbox as a whole; of a pair the outer end is the host's, and takes the inner one
-// with it.
+// isInner says whether an endpoint's link is in its sandbox as a whole; of a pair the outer end is the host's, and
+// takes the inner one with it.
 func (y *Yard) isInner(n modes.Network, e modes.Endpoint) bool {
 	m, err := y.mode(n.Mode)
 	return err == nil && slices.ContainsFunc(m.Objects(n, []modes.Endpoint{e}), func(o kernel.Object) bool {
@@ -97,12 +98,14 @@ func (y *Yard) isInner(n modes.Network, e modes.Endpoint) bool {
 	})
 }
 
-// firstProcessLives says whether the process whose namespace is the sandbox is there: only a path below /proc says that.
+// firstProcessLives says whether the process whose namespace is the sandbox is there: only a path below /proc says
+// that.
 func (y *Yard) firstProcessLives(e modes.Endpoint) bool {
 	return strings.HasPrefix(e.Sandbox, "/proc/") && e.Phase == modes.Ready && e.Seen && !y.dead(e)
 }
 
-// park records that an endpoint is to go; its addresses are held for its container, if that has an end that netyard will hear of.
+// park records that an endpoint is to go; its addresses are held for its container, if that has an end that netyard
+// will hear of.
 func (y *Yard) park(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	if e.Phase == modes.Deleting {
 		return nil
@@ -153,8 +156,8 @@ func dropAttachment(tx store.Tx, e modes.Endpoint) error {
 	return attachments.Delete(tx, key)
 }
 
-// releaseLease gives back an address that nobody claims. Docker's static ones stay held for containers that are stopped, which it names
-// in its census; of others there is no such list (forget).
+// releaseLease gives back an address that nobody claims. Docker's static ones stay held for containers that are
+// stopped, which it names in its census; of others there is no such list (forget).
 func (y *Yard) releaseLease(tx store.Tx, n modes.Network, a netip.Addr, forget bool) error {
 	if taken, err := claimed(tx, n.ID, a); err != nil || taken {
 		return err

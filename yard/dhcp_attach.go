@@ -13,7 +13,8 @@ import (
 	"netyard/store"
 )
 
-// lease4 gets an attachment the address that the LAN's DHCP server has for it, where its network has addresses from there.
+// lease4 gets an attachment the address that the LAN's DHCP server has for it, where its network has addresses from
+// there.
 func (y *Yard) lease4(ctx context.Context, j *judge, r AttachRequest) (addrs []netip.Prefix, err error) {
 	n, err := y.Network(r.NetworkID)
 	if err != nil {
@@ -64,7 +65,8 @@ func (y *Yard) giveDHCP(pools []string) (err error) {
 	return err
 }
 
-// reroute is what an endpoint that came by CNI is to have inside, when it has another lease than before: CHECK compares.
+// reroute is what an endpoint that came by CNI is to have inside, when it has another lease than before: CHECK
+// compares.
 func reroute(p kernel.Plug, internal bool, from, to dhcp.Lease) kernel.Plug {
 	p.Addrs = slices.Clone(p.Addrs)
 	for i, a := range p.Addrs {

@@ -226,7 +226,8 @@ func (y *Yard) acquire(ctx context.Context, j *judge, p DHCPPool, l DHCPLease, r
 	return granted.Addr, nil
 }
 
-// notTaken has a lease that came to nothing given back, if it got as far as an offer: the server may believe that it was taken.
+// notTaken has a lease that came to nothing given back, if it got as far as an offer: the server may believe that it
+// was taken.
 func (y *Yard) notTaken(l DHCPLease) error {
 	return y.update("lease not taken", func(tx store.Tx) error {
 		now, err := dhcpLeases.Get(tx, l.ID)
@@ -240,8 +241,9 @@ func (y *Yard) notTaken(l DHCPLease) error {
 	})
 }
 
-// goOn looks at what is on record of a client that asks. again: the same request, put again. A container's own lease, which its
-// name tells, is its again; a hardware address can be two containers' at once, and then it is the first one's.
+// goOn looks at what is on record of a client that asks. again: the same request, put again. A container's own lease,
+// which its name tells, is its again; a hardware address can be two containers' at once, and then it is the first
+// one's.
 func (y *Yard) goOn(ctx context.Context, j *judge, old, l DHCPLease, r leaseRequest) (again bool, err error) {
 	if old.Phase != DHCPHeld || r.Addr.IsValid() && r.Addr != old.Given {
 		return false, nil
@@ -325,8 +327,8 @@ func (y *Yard) eachLease(tx store.Tx, network string, do func(DHCPLease) error) 
 	return nil
 }
 
-// takeLease makes the lease of an endpoint's address the endpoint's, and its hardware address the one the server knows, if it has one of
-// its own.
+// takeLease makes the lease of an endpoint's address the endpoint's, and its hardware address the one the server knows,
+// if it has one of its own.
 func (y *Yard) takeLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, error) {
 	if len(n.DHCP) == 0 {
 		return e, nil

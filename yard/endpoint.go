@@ -224,8 +224,8 @@ func left(e modes.Endpoint) modes.Endpoint {
 	return e
 }
 
-// Leave records that the sandbox has done with the endpoint, and takes its ports away: an engine does not always say that first.
-// The link stays until DeleteEndpoint: the engine is about to move it back. An unknown endpoint has left.
+// Leave records that the sandbox has done with the endpoint, and takes its ports away: an engine does not always say
+// that first. The link stays until DeleteEndpoint: the engine is about to move it back. An unknown endpoint has left.
 func (y *Yard) Leave(ctx context.Context, network, id string) error {
 	release, err := y.hold(ctx, network, id)
 	if err != nil {
@@ -282,8 +282,8 @@ func (y *Yard) withdraw(ctx context.Context, was modes.Endpoint) error {
 	return y.program(ctx, m, n, was, is)
 }
 
-// DeleteEndpoint records that the endpoint is to go and answers; taking its link away costs the kernel tens of milliseconds
-// that the caller need not wait for. An unknown endpoint is gone.
+// DeleteEndpoint records that the endpoint is to go and answers; taking its link away costs the kernel tens of
+// milliseconds that the caller need not wait for. An unknown endpoint is gone.
 func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	was, found, err := y.condemn(ctx, network, id)
 	if errors.Is(err, context.DeadlineExceeded) { // a request before this one hangs, and an engine does not ask again

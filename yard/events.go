@@ -94,8 +94,8 @@ func (v *events) end() {
 	v.wake()
 }
 
-// Events returns the kept events behind the one with that ID, and a channel that is closed when there are more. The channel is nil
-// when there will be none: the daemon ends.
+// Events returns the kept events behind the one with that ID, and a channel that is closed when there are more. The
+// channel is nil when there will be none: the daemon ends.
 func (y *Yard) Events(after uint64) (some []Event, more <-chan struct{}) {
 	v := &y.events
 	v.mu.Lock()

@@ -14,8 +14,9 @@ import (
 // fenceTime bounds one round of fencing: a request may have the network.
 const fenceTime = 5 * time.Second
 
-// Fence cuts off the endpoints of a cluster's network that have an address which is another host's by now, and lets those go on that have
-// none any more. fenced says why, by endpoint. It is said again until it was heard, so it is the whole of it each time.
+// Fence cuts off the endpoints of a cluster's network that have an address which is another host's by now, and lets
+// those go on that have none any more. fenced says why, by endpoint. It is said again until it was heard, so it is the
+// whole of it each time.
 func (y *Yard) Fence(ctx context.Context, overlay string, fenced map[string]string) error {
 	ctx, cancel := context.WithTimeout(ctx, fenceTime)
 	defer cancel()

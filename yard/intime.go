@@ -10,9 +10,9 @@ import (
 // goodTime is what a request has after its deadline to say itself why it failed.
 const goodTime = 300 * time.Millisecond
 
-// InTime runs a request and has an answer soon after ctx ends, whatever hangs: a system call that waits for a lock of the kernel's ends
-// for no deadline. A request that did not end in time goes on by itself, sees when the kernel answers that nobody waits, and takes back
-// what it began; late is called with what became of it.
+// InTime runs a request and has an answer soon after ctx ends, whatever hangs: a system call that waits for a lock of
+// the kernel's ends for no deadline. A request that did not end in time goes on by itself, sees when the kernel answers
+// that nobody waits, and takes back what it began; late is called with what became of it.
 func InTime[A any](ctx context.Context, y *Yard, do func() (A, error), late func(A, error)) (a A, err error) {
 	type outcome struct {
 		a   A

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestInTime: a request that hangs has an answer soon after its deadline, and is heard of when it ends; one that says itself why it
-// failed is not interrupted.
+// TestInTime: a request that hangs has an answer soon after its deadline, and is heard of when it ends; one that says
+// itself why it failed is not interrupted.
 func TestInTime(t *testing.T) {
 	t.Parallel()
 	const deadline = 9 * time.Second

@@ -96,8 +96,9 @@ func (y *Yard) policiesComplete() error {
 	return y.c.Store.Update(func(tx store.Tx) error { return flags.Delete(tx, flagPoliciesLost) })
 }
 
-// recall makes records and kept records agree. The kept ones are right while records that were lost are made again, and after a newer
-// copy was put into the file. Otherwise they differ only if an older netyard, which knows of no kept ones, changed the records.
+// recall makes records and kept records agree. The kept ones are right while records that were lost are made again, and
+// after a newer copy was put into the file. Otherwise they differ only if an older netyard, which knows of no kept
+// ones, changed the records.
 func (y *Yard) recall() error {
 	right := y.Rebuilding() || y.c.Store.Kept.Newer
 	return y.update("kept records recalled", func(tx store.Tx) error {

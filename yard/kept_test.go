@@ -505,8 +505,8 @@ func TestPolicyRefusedWithoutCopy(t *testing.T) {
 	r.healthy("after the refusals")
 }
 
-// TestOlderProgramBetween: what an admin closed, opened, gave up or freed with an older netyard, which knows of no kept records, stays so
-// when a newer one is there again.
+// TestOlderProgramBetween: what an admin closed, opened, gave up or freed with an older netyard, which knows of no kept
+// records, stays so when a newer one is there again.
 func TestOlderProgramBetween(t *testing.T) {
 	t.Parallel()
 	r, n, _, _, was := closing{}.made(t)

@@ -14,8 +14,8 @@ import (
 	"netyard/store"
 )
 
-// CreateNetwork records n, brings it up, and undoes both if it cannot. A network of the same id that is the same is success:
-// the caller may have died before it heard of it.
+// CreateNetwork records n, brings it up, and undoes both if it cannot. A network of the same id that is the same is
+// success: the caller may have died before it heard of it.
 func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	m, err := y.mode(n.Mode)
 	if err != nil {
@@ -68,8 +68,8 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	return nil
 }
 
-// share asks a mode whether a new network can be beside those on record. In the transaction that records it, so that of two that
-// cannot be beside each other only one is.
+// share asks a mode whether a new network can be beside those on record. In the transaction that records it, so that of
+// two that cannot be beside each other only one is.
 func (y *Yard) share(tx store.Tx, m modes.Mode, n modes.Network) error {
 	s, ok := m.(modes.Sharer)
 	if !ok {
@@ -150,7 +150,8 @@ func (y *Yard) putNew(tx store.Tx, n modes.Network) error {
 	return networks.Put(tx, n.ID, n)
 }
 
-// reserve keeps the addresses that mean something to a network for those who ask for them. No other IPAM than netyard's can be told.
+// reserve keeps the addresses that mean something to a network for those who ask for them. No other IPAM than netyard's
+// can be told.
 func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
 	k, ok := y.c.Modes[n.Mode].(modes.Keeper)
 	if !ok {
@@ -174,8 +175,8 @@ func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
 	return nil
 }
 
-// DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone. Its engine
-// knows of its own containers on it; it is refused while there are others, of CNI.
+// DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone.
+// Its engine knows of its own containers on it; it is refused while there are others, of CNI.
 func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
 	return y.deleteNetwork(ctx, id, y.noAttachments)
 }
@@ -236,8 +237,8 @@ func (y *Yard) drop(ctx context.Context, m modes.Mode, n modes.Network) error {
 	return y.enforce(ctx)
 }
 
-// erase forgets a network, its endpoints and its pools. An engine has given the pools of a network it deletes back already, unless
-// it could not; those of a network that came to nothing it will still give back.
+// erase forgets a network, its endpoints and its pools. An engine has given the pools of a network it deletes back
+// already, unless it could not; those of a network that came to nothing it will still give back.
 func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 	for _, e := range es {
 		if err := eraseEndpoint(tx, e); err != nil {

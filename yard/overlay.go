@@ -15,8 +15,8 @@ import (
 // OverlaySpace is the address space of networks that are on several hosts: their addresses are claimed in a cluster.
 const OverlaySpace = "netyard-overlay"
 
-// overlayPrefix begins the names of pools of a cluster's; they go on with the network's name there, and the subnet. So a pool says all that
-// there is to know of it, and is in no file.
+// overlayPrefix begins the names of pools of a cluster's; they go on with the network's name there, and the subnet. So
+// a pool says all that there is to know of it, and is in no file.
 const overlayPrefix = "overlay-"
 
 // optOverlay names a network in the cluster.
@@ -71,7 +71,8 @@ func ParseOverlay(always bool, ipRange string, opts map[string]string) (name str
 	return name, true, nil
 }
 
-// RequestOverlayPool is the subnet of a network of the cluster: the one that it has, or, if it is not there yet, the one that is named.
+// RequestOverlayPool is the subnet of a network of the cluster: the one that it has, or, if it is not there yet, the
+// one that is named.
 func (y *Yard) RequestOverlayPool(ctx context.Context, name, subnet string, v6 bool) (p OverlayPool, err error) {
 	if y.c.Fabric == nil {
 		return p, fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
@@ -134,7 +135,8 @@ func (y *Yard) isOverlayNamed(n modes.Network, name string) bool {
 	return y.Claims(n.Mode) && n.Opt(optOverlay) == name && n.Phase == modes.Ready
 }
 
-// requestClaim is an address of a cluster's network. The gateway's is asked for before the network is there, and nobody's own.
+// requestClaim is an address of a cluster's network. The gateway's is asked for before the network is there, and
+// nobody's own.
 func (y *Yard) requestClaim(ctx context.Context, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	name, subnet, err := parseOverlayPool(r.Pool)
 	if err != nil {
@@ -156,8 +158,8 @@ func (y *Yard) requestClaim(ctx context.Context, r ipam.AddressRequest) (a netip
 	if !here {
 		return a, fmt.Errorf("overlay=%s: no network of this host is that", name)
 	}
-	// Nobody knows yet who it is for. The engine does not choose the hardware address: that follows from the address, so that neighbours
-	// who know it need not learn anything when the address moves to another host.
+	// Nobody knows yet who it is for. The engine does not choose the hardware address: that follows from the address,
+	// so that neighbours who know it need not learn anything when the address moves to another host.
 	granted, err := y.c.Fabric.Grant(ctx, y.overlay(n), randomID(), r.Addr, subnet.Addr().Is6())
 	return netip.PrefixFrom(granted, subnet.Bits()), err
 }

@@ -85,8 +85,8 @@ func (l *ledger) reap(r *rig) {
 	}
 }
 
-// TestOverlayCrash pulls the plug at every step of an attachment to a network of a cluster: no address is two containers', none that is in
-// use is given up, and none stays that nobody has.
+// TestOverlayCrash pulls the plug at every step of an attachment to a network of a cluster: no address is two
+// containers', none that is in use is given up, and none stays that nobody has.
 func TestOverlayCrash(t *testing.T) {
 	t.Parallel()
 	l := &ledger{owners: map[netip.Addr]string{}}

@@ -61,7 +61,8 @@ func unknown(kind, name string, known []string) error {
 	return fmt.Errorf("%s %q: %w", kind, name, ErrNotFound)
 }
 
-// ApplyPolicies puts policies in the place of those of the same names, all or none. dryRun only says what that would do.
+// ApplyPolicies puts policies in the place of those of the same names, all or none. dryRun only says what that would
+// do.
 func (y *Yard) ApplyPolicies(ctx context.Context, fresh []policy.Policy, dryRun bool) ([]PolicyState, error) {
 	for _, p := range fresh {
 		if err := y.enforceable(p); err != nil {
@@ -258,8 +259,8 @@ func (y *Yard) enforce(ctx context.Context) error {
 	return y.c.Kernel.Enforce(ctx, y.c.Kernel.PolicyObjects(slices.Concat(y.subjects(r)...)), settled...)
 }
 
-// subjects are what the kernel is to decide about, for each decision. Two endpoints with the same address cannot be told apart there:
-// one that is going makes way for the other, and otherwise neither is allowed anything.
+// subjects are what the kernel is to decide about, for each decision. Two endpoints with the same address cannot be
+// told apart there: one that is going makes way for the other, and otherwise neither is allowed anything.
 func (y *Yard) subjects(r policyRecords) [][]kernel.Subject {
 	holders := map[netip.Addr]int{}
 	for _, e := range r.endpoints {

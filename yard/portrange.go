@@ -10,8 +10,8 @@ import (
 	"netyard/store"
 )
 
-// A chain is a run of asks for ports that follow each other on the host and in the container, or one ask for any port, on one or
-// more addresses: the same ports are chosen on all of them.
+// A chain is a run of asks for ports that follow each other on the host and in the container, or one ask for any port,
+// on one or more addresses: the same ports are chosen on all of them.
 type chain struct {
 	ask   Ask
 	count uint16

@@ -44,8 +44,8 @@ func (y *Yard) Unknown() (bool, error) {
 	return len(snap.Strays(w.objects)) > 0, nil
 }
 
-// Rebuild makes the records of what an engine has and the kernel still does, and then drops the strays. In between others make those of
-// what is theirs; nil: there are none.
+// Rebuild makes the records of what an engine has and the kernel still does, and then drops the strays. In between
+// others make those of what is theirs; nil: there are none.
 func (y *Yard) Rebuild(ctx context.Context, c Census, others func(context.Context) error) error {
 	var errs []error
 	for id, s := range c.Networks {
@@ -71,7 +71,8 @@ func (y *Yard) RecordsRebuilt() error {
 	return y.c.Store.Update(func(tx store.Tx) error { return flags.Delete(tx, flagRebuilding) })
 }
 
-// adoptNetwork makes the record of a network that its engine has. Whatever goes wrong, nothing is taken down: containers run on it.
+// adoptNetwork makes the record of a network that its engine has. Whatever goes wrong, nothing is taken down:
+// containers run on it.
 func (y *Yard) adoptNetwork(ctx context.Context, s SeenNetwork, c Census) error {
 	m, err := y.mode(s.Network.Mode)
 	if err != nil {
@@ -145,8 +146,8 @@ func (y *Yard) adoptRecord(ctx context.Context, m modes.Mode, s SeenNetwork, c C
 	})
 }
 
-// fillGateways finds the gateways that the engine chose itself, which it does not tell: the host has them on the bridge, or a
-// container has its default route there.
+// fillGateways finds the gateways that the engine chose itself, which it does not tell: the host has them on the
+// bridge, or a container has its default route there.
 func (y *Yard) fillGateways(m modes.Mode, n *modes.Network, c Census) error {
 	for i, s := range n.Subnets {
 		if s.Gateway.IsValid() {

@@ -12,9 +12,9 @@ import (
 	"netyard/store"
 )
 
-// Restore makes the host match the records after a restart, a crash or a reboot, and takes away what is netyard's and in
-// no record. Nothing it does disturbs a flow that goes on: what is there as it should be is left alone, and the ruleset is
-// replaced in one transaction.
+// Restore makes the host match the records after a restart, a crash or a reboot, and takes away what is netyard's and
+// in no record. Nothing it does disturbs a flow that goes on: what is there as it should be is left alone, and the
+// ruleset is replaced in one transaction.
 //
 // keepStrays leaves the unknown alone: after the records were lost they are rebuilt from what is there.
 func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
@@ -49,8 +49,9 @@ func (y *Yard) Restore(ctx context.Context, keepStrays bool) error {
 	return y.prune(ctx)
 }
 
-// collect tells the kernel of every element on record before the firewall is loaded, so that a network which cannot be brought up is
-// isolated all the same, and of who wants what several want, so that none of it goes with the first that is taken down.
+// collect tells the kernel of every element on record before the firewall is loaded, so that a network which cannot be
+// brought up is isolated all the same, and of who wants what several want, so that none of it goes with the first that
+// is taken down.
 func (y *Yard) collect(ctx context.Context) error {
 	w, err := y.wanted()
 	if err != nil {
@@ -188,8 +189,8 @@ func (y *Yard) prune(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// compare holds the kernel against the records. A stray has to be one twice: a network that was made and removed again between the two
-// looks at the records is in neither.
+// compare holds the kernel against the records. A stray has to be one twice: a network that was made and removed again
+// between the two looks at the records is in neither.
 func (y *Yard) compare() (faults []Finding, strays []kernel.Stray, err error) {
 	faults, once, err := y.look()
 	if err != nil || len(once) == 0 {
@@ -202,8 +203,8 @@ func (y *Yard) compare() (faults []Finding, strays []kernel.Stray, err error) {
 	return faults, strays, err
 }
 
-// look compares the kernel with the records as they were before it and as they are after: only what was wanted all the time can be
-// missing, and only what was wanted at no time is a stray.
+// look compares the kernel with the records as they were before it and as they are after: only what was wanted all the
+// time can be missing, and only what was wanted at no time is a stray.
 func (y *Yard) look() (faults []Finding, strays []kernel.Stray, err error) {
 	before, err := y.wanted()
 	if err != nil {
@@ -250,7 +251,8 @@ type wanted struct {
 	networks []modes.Network // of the object of the same index
 	// passing are objects that are on their way in or out: there or not, neither is wrong.
 	passing []kernel.Object
-	// foreign are the networks of modes that this daemon does not know: what they have in the kernel is nobody's to judge.
+	// foreign are the networks of modes that this daemon does not know: what they have in the kernel is nobody's to
+	// judge.
 	foreign map[string]bool
 }
 

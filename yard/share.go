@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// look is how often the sockets of a sandbox that shares the host's addresses are listed. The kernel tells nobody of listen(2),
-	// and a listing costs a fifth of a millisecond.
+	// look is how often the sockets of a sandbox that shares the host's addresses are listed. The kernel tells nobody
+	// of listen(2), and a listing costs a fifth of a millisecond.
 	look = 250 * time.Millisecond
 	// listen is how often the sockets of the host are listed, for programs that take a port which a container has.
 	listen = time.Second
@@ -30,7 +30,8 @@ type Conflict struct {
 	Port modes.Port
 	// Owner is who has it, in words.
 	Owner string
-	// Shadow says that the endpoint has the port, and a program of the host listens on it all the same, and hears nothing.
+	// Shadow says that the endpoint has the port, and a program of the host listens on it all the same, and hears
+	// nothing.
 	Shadow bool
 
 	listener kernel.Listener // if a program of the host has it
@@ -86,8 +87,8 @@ type watched struct {
 	endpoint modes.Endpoint
 	sandbox  *kernel.Sandbox
 	last     []modes.Port
-	// settled: what was wanted last is had. Until then, and while there are conflicts, every look is followed by work. Of one that is
-	// only watched for its end: the card has been seen in its sandbox.
+	// settled: what was wanted last is had. Until then, and while there are conflicts, every look is followed by work.
+	// Of one that is only watched for its end: the card has been seen in its sandbox.
 	settled bool
 	// judged is when those were last found living who have a port that it asks for.
 	judged map[holder]time.Time
@@ -95,8 +96,9 @@ type watched struct {
 	said string
 }
 
-// WatchSandboxes gives the endpoints of networks that share the host's addresses the ports that their programs listen on, until ctx
-// ends, and takes back what of the host's a sandbox has that died. What it gave stays in the kernel and in the records.
+// WatchSandboxes gives the endpoints of networks that share the host's addresses the ports that their programs listen
+// on, until ctx ends, and takes back what of the host's a sandbox has that died. What it gave stays in the kernel and
+// in the records.
 func (y *Yard) WatchSandboxes(ctx context.Context) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
@@ -384,8 +386,8 @@ func (c *choice) sharable(tx store.Tx, want []modes.Port) (get []modes.Port, con
 	return get, conflicts, nil
 }
 
-// tellShared says what has changed for an endpoint, and finds out whose the sockets are that are in the way: that takes a look
-// through all processes, so only for those that are new.
+// tellShared says what has changed for an endpoint, and finds out whose the sockets are that are in the way: that takes
+// a look through all processes, so only for those that are new.
 func (y *Yard) tellShared(n modes.Network, was, is modes.Endpoint, before, now []Conflict) {
 	say := func(kind string, p modes.Port, owner, text string) {
 		e := about(kind, n, is, text)

@@ -15,7 +15,8 @@ import (
 	"netyard/modes"
 )
 
-// sharers makes a network whose containers share the host's addresses, and endpoints on it, each with a sandbox of its own.
+// sharers makes a network whose containers share the host's addresses, and endpoints on it, each with a sandbox of its
+// own.
 func (r *rig) sharers(count int) (hosts []*kerneltest.Host, all []*watched) {
 	r.t.Helper()
 	n := modes.Network{ID: netID, Mode: "host", Subnets: []modes.Subnet{{
@@ -159,8 +160,8 @@ func TestShareConflict(t *testing.T) {
 	r.healthy("after one has left")
 }
 
-// TestShareCrash pulls the plug at every step of sharing and unsharing ports: record and kernel agree after the next start, and the
-// next look brings what was meant.
+// TestShareCrash pulls the plug at every step of sharing and unsharing ports: record and kernel agree after the next
+// start, and the next look brings what was meant.
 func TestShareCrash(t *testing.T) {
 	t.Parallel()
 	for at := 1; ; at++ {

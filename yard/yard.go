@@ -1,6 +1,6 @@
 // Package yard owns the life of networks and endpoints. It records what is wanted, asks the mode to make it so, and
-// records that it is; after a crash the records say what is left to do. It compares the records with the kernel and with
-// the engines, and settles the difference.
+// records that it is; after a crash the records say what is left to do. It compares the records with the kernel and
+// with the engines, and settles the difference.
 package yard
 
 import (
@@ -54,8 +54,8 @@ type Config struct {
 	Step func(name string)
 	// Background runs work that no caller waits for; default: one after the other in a goroutine of Run.
 	Background func(func())
-	// Copies is a directory beside the records for what nobody else knows of the networks that no engine has: where lost records are
-	// rebuilt from. Empty: nowhere.
+	// Copies is a directory beside the records for what nobody else knows of the networks that no engine has: where
+	// lost records are rebuilt from. Empty: nowhere.
 	Copies string
 	// Changed is called when a network or an endpoint came, or an endpoint went.
 	Changed func()
@@ -99,8 +99,8 @@ func New(c Config) *Yard {
 	return y
 }
 
-// breath is how long background work waits that is alone: for a link that is deleted the kernel has every processor stop for a moment
-// (synchronize_net, net/core/dev.c), and who asked for it should have heard the answer by then.
+// breath is how long background work waits that is alone: for a link that is deleted the kernel has every processor
+// stop for a moment (synchronize_net, net/core/dev.c), and who asked for it should have heard the answer by then.
 const breath = 10 * time.Millisecond
 
 // Run does the background work until ctx ends; what is left then is done by the next Restore.
@@ -145,8 +145,8 @@ func (y *Yard) update(step string, fn func(store.Tx) error) error {
 	return nil
 }
 
-// attached records that an endpoint is as its record, which is in the file, says that it is to be. The caller need not wait for the disk:
-// what is lost with the host is a link, which is lost with it, too.
+// attached records that an endpoint is as its record, which is in the file, says that it is to be. The caller need not
+// wait for the disk: what is lost with the host is a link, which is lost with it, too.
 func (y *Yard) attached(e modes.Endpoint) error {
 	y.c.Step("before endpoint ready")
 	if err := endpoints.Soon(y.c.Store, endpointKey(e.NetworkID, e.ID), e); err != nil {

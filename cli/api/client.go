@@ -27,8 +27,8 @@ type StatusError struct {
 // Error is what the daemon said.
 func (e *StatusError) Error() string { return e.Message }
 
-// patience is how much longer the client waits than a daemon that works needs at most: one that hangs must not hang a cron job too. One
-// that had no processor for a while still says itself what was slow.
+// patience is how much longer the client waits than a daemon that works needs at most: one that hangs must not hang a
+// cron job too. One that had no processor for a while still says itself what was slow.
 const patience = 15 * time.Second
 
 // A Client speaks to the daemon.

@@ -173,7 +173,8 @@ func asks(mappings []portMapping) (out []yard.Ask, err error) {
 	return out, nil
 }
 
-// reserver is the process with which nerdctl keeps the ports of a container from others (nerdctl, pkg/portutil); 0: there is none.
+// reserver is the process with which nerdctl keeps the ports of a container from others (nerdctl, pkg/portutil); 0:
+// there is none.
 func reserver(attachment string) int {
 	at := strings.LastIndexByte(attachment, '-')
 	if at < 0 {
@@ -187,8 +188,8 @@ func reserver(attachment string) int {
 	return pid
 }
 
-// wanted are the addresses that were asked for by name. A runtime passes those of a container to each of its networks: what is of
-// another network is left alone, unless there is no other.
+// wanted are the addresses that were asked for by name. A runtime passes those of a container to each of its networks:
+// what is of another network is left alone, unless there is no other.
 func wanted(c config, env map[string]string, args confArgs, n modes.Network, labels map[string]string) (in []netip.Addr, err error) {
 	for _, said := range []struct {
 		key   string

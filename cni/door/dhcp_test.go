@@ -137,7 +137,8 @@ func (d *dhcpHost) leases() []yard.DHCPLease {
 	return all
 }
 
-// TestDHCP: containers of a runtime's whose addresses are a DHCP server's, on a bridge of the host's owner and on macvlan.
+// TestDHCP: containers of a runtime's whose addresses are a DHCP server's, on a bridge of the host's owner and on
+// macvlan.
 func TestDHCP(t *testing.T) {
 	t.Parallel()
 	for name, conf := range map[string]string{

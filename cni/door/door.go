@@ -24,7 +24,8 @@ const (
 	answerTime = cni.Deadline - time.Second
 	// lookTime is how long an attachment waits to be told whose it is: with it come the labels of the container.
 	lookTime = 500 * time.Millisecond
-	// stoneTime is the pause between two looks for tombstones: of a runtime whose request took too long, while the daemon was there.
+	// stoneTime is the pause between two looks for tombstones: of a runtime whose request took too long, while the
+	// daemon was there.
 	stoneTime = time.Minute
 )
 
@@ -32,8 +33,8 @@ const (
 type Server struct {
 	Yard *yard.Yard
 	Log  *slog.Logger
-	// Whose finds the container of an attachment; nil when there is nobody to ask. It must not wait for a task that is being made:
-	// that one waits for this answer.
+	// Whose finds the container of an attachment; nil when there is nobody to ask. It must not wait for a task that is
+	// being made: that one waits for this answer.
 	Whose func(ctx context.Context, attachment string) (c modes.Container, labels map[string]string, err error)
 	// Tombstones is the directory of cni.TombstoneDir.
 	Tombstones string
@@ -129,7 +130,8 @@ func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (ans
 	})
 }
 
-// undo takes back an attachment that its runtime did not hear of. The runtime may have asked again meanwhile: what that made stays.
+// undo takes back an attachment that its runtime did not hear of. The runtime may have asked again meanwhile: what that
+// made stays.
 func (s *Server) undo(ctx context.Context, q cni.Request, endpoint string) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -207,8 +209,8 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 	return err
 }
 
-// del takes an attachment away. What cannot be understood is nothing that could have been attached: a runtime must not be kept from
-// stopping a container.
+// del takes an attachment away. What cannot be understood is nothing that could have been attached: a runtime must not
+// be kept from stopping a container.
 func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r yard.DetachRequest) error {
 	id, err := s.networkOf(leniently(q.Config), q)
 	if errors.Is(err, yard.ErrNotFound) {
@@ -232,8 +234,8 @@ func leniently(raw []byte) (c config) {
 	return c
 }
 
-// networkOf is the id of the network that a configuration is about; it need not be there. If another of its name came later, it is the
-// one that has the attachment.
+// networkOf is the id of the network that a configuration is about; it need not be there. If another of its name came
+// later, it is the one that has the attachment.
 func (s *Server) networkOf(c config, q cni.Request) (string, error) {
 	if c.Network == "" {
 		return networkID(c.Name), nil
@@ -257,7 +259,8 @@ func (s *Server) networkOf(c config, q cni.Request) (string, error) {
 	return "", fmt.Errorf("attachment %s of a network %q: %w", q.ContainerID, c.Network, yard.ErrNotFound)
 }
 
-// gc drops what a runtime no longer has by a configuration: a network may have several. Without a list it says nothing of what it has.
+// gc drops what a runtime no longer has by a configuration: a network may have several. Without a list it says nothing
+// of what it has.
 func (s *Server) gc(ctx context.Context, q cni.Request) error {
 	var list struct {
 		Valid *[]struct {

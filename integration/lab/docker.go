@@ -26,16 +26,16 @@ func (h *Host) Docker(cmd ...string) string {
 	return out
 }
 
-// stillLeaving says whether an engine does not remove a network since a container that it has removed is still leaving it: engine 20.10
-// says of a container that it is gone before that.
+// stillLeaving says whether an engine does not remove a network since a container that it has removed is still leaving
+// it: engine 20.10 says of a container that it is gone before that.
 func stillLeaving(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "has active endpoints")
 }
 
 var noSuchNetwork = regexp.MustCompile(`No such network|network \S+ not found`)
 
-// insist removes networks that containers are still leaving. When many end at once, engine 20.10 loses count of the endpoints of a network
-// (endpoint_cnt, moby/moby#17217) and counts anew only when it starts.
+// insist removes networks that containers are still leaving. When many end at once, engine 20.10 loses count of the
+// endpoints of a network (endpoint_cnt, moby/moby#17217) and counts anew only when it starts.
 func (h *Host) insist(cmd ...string) (out string, err error) {
 	again := func() error {
 		out, err = h.TryDocker(cmd...)

@@ -23,7 +23,8 @@ const (
 	Engine261  Engine = "26.1"
 	Engine285  Engine = "28.5"
 	Engine298  Engine = "29.8"
-	// Engine298nft is 29.8 with its firewall by nftables: tables of its own, no DOCKER-USER, and forwarding is the admin's.
+	// Engine298nft is 29.8 with its firewall by nftables: tables of its own, no DOCKER-USER, and forwarding is the
+	// admin's.
 	Engine298nft Engine = "29.8-nft"
 )
 
@@ -74,7 +75,8 @@ func (e Engine) need(t testing.TB) {
 	}
 }
 
-// Etcd is the program of an etcd newer than this machine's own, put into a directory that a node sees. scripts/engines gets it.
+// Etcd is the program of an etcd newer than this machine's own, put into a directory that a node sees. scripts/engines
+// gets it.
 func Etcd(t testing.TB, dir string) string {
 	t.Helper()
 	program := filepath.Join(Engine285.root(), "usr/bin/etcd")
@@ -88,7 +90,8 @@ func Etcd(t testing.TB, dir string) string {
 	return to
 }
 
-// Engines runs the test once on each of these engines, or on those that NETYARD_ENGINES names ("20.10,26.1,28.5,29.8,29.8-nft").
+// Engines runs the test once on each of these engines, or on those that NETYARD_ENGINES names
+// ("20.10,26.1,28.5,29.8,29.8-nft").
 func Engines(t *testing.T, engines []Engine, test func(t *testing.T, e Engine)) {
 	t.Helper()
 	for _, e := range Chosen(engines...) {

@@ -68,8 +68,8 @@ func DockerdArgs(args ...string) Option {
 	return func(o *options) { o.args = append(o.args, args...) }
 }
 
-// NoEngine leaves out the engine, and netyard is told that there is none: for a test of what others ask netyard for. The host is that of the
-// engine all the same, with the containerd and the tools that it has.
+// NoEngine leaves out the engine, and netyard is told that there is none: for a test of what others ask netyard for.
+// The host is that of the engine all the same, with the containerd and the tools that it has.
 func NoEngine() Option { return func(o *options) { o.bare = true } }
 
 // New boots a host with the engine. The test is skipped if the engine is not on this machine. When the test ends, what
@@ -131,8 +131,8 @@ func (h *Host) Use(t testing.TB) {
 	}
 }
 
-// PowerLoss takes the power from the host: every process is gone at once, and with them the network and /run. What is on
-// its disk stays. Boot brings it back.
+// PowerLoss takes the power from the host: every process is gone at once, and with them the network and /run. What is
+// on its disk stays. Boot brings it back.
 func (h *Host) PowerLoss() {
 	h.report.TB().Helper()
 	h.back = nil

@@ -28,7 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(lab.Main(m))
 }
 
-// every is every engine that the lab knows; ends are the oldest and the newest, for what is the same with those between.
+// every is every engine that the lab knows; ends are the oldest and the newest, for what is the same with those
+// between.
 func every() []lab.Engine { return append(ends(), lab.Engine261, lab.Engine285, lab.Engine298nft) }
 func ends() []lab.Engine  { return []lab.Engine{lab.Engine2010, lab.Engine298} }
 

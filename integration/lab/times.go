@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// timesEnv names the file that gets a line for each node whose power goes: what its processes had of the processors, user and system, in
-// seconds, as far as nobody would wait for them and count it.
+// timesEnv names the file that gets a line for each node whose power goes: what its processes had of the processors,
+// user and system, in seconds, as far as nobody would wait for them and count it.
 const timesEnv = "NETYARD_TIMES"
 
 // noteTimes adds the line of the running node.
@@ -30,8 +30,9 @@ func (n *Node) noteTimes() error {
 	return err
 }
 
-// orphanTimes sums up the processes in the PID namespace that init is the first of, those in namespaces below it, and the children that they
-// have waited for. When init is killed the kernel ends them without anybody's waiting. This program itself waits for init and the services.
+// orphanTimes sums up the processes in the PID namespace that init is the first of, those in namespaces below it, and
+// the children that they have waited for. When init is killed the kernel ends them without anybody's waiting. This
+// program itself waits for init and the services.
 func orphanTimes(init int) (user, system float64) {
 	space, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init))
 	if err != nil {

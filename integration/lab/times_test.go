@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestTimes has a process that nobody will wait for, and a service, which this program waits for, work until each has had some of a
-// processor: the first is counted, the second is not.
+// TestTimes has a process that nobody will wait for, and a service, which this program waits for, work until each has
+// had some of a processor: the first is counted, the second is not.
 func TestTimes(t *testing.T) {
 	n := NewLAN(t).Node("busy")
 	const some = 0.2 // seconds

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// A hall lets in as many hosts as it has places, in the order in which their tests came, so that a test that wants many places gets them.
+// A hall lets in as many hosts as it has places, in the order in which their tests came, so that a test that wants many
+// places gets them.
 type hall struct {
 	mu     sync.Mutex
 	places int
@@ -23,14 +24,15 @@ type claim struct {
 	enter  chan struct{}
 }
 
-// machine is where all hosts of this program are. How many engines a machine bears at once follows from its cores: beside each other
-// they would only take longer, and what waits for an answer would wait too long.
+// machine is where all hosts of this program are. How many engines a machine bears at once follows from its cores:
+// beside each other they would only take longer, and what waits for an answer would wait too long.
 var machine = newHall(max(2, runtime.NumCPU())) //nolint:gochecknoglobals // the tests of a program share one machine
 
 func newHall(places int) *hall { return &hall{places: places, inside: map[string]*claim{}} }
 
-// Hosts waits until there is room for so many hosts with an engine, and keeps the room until the test ends. New asks for one itself; a
-// test with more asks here, before the first, so that no two tests wait for each other with half of what they need.
+// Hosts waits until there is room for so many hosts with an engine, and keeps the room until the test ends. New asks
+// for one itself; a test with more asks here, before the first, so that no two tests wait for each other with half of
+// what they need.
 func Hosts(t testing.TB, many int) {
 	t.Helper()
 	if !machine.claim(t, many) {
@@ -69,7 +71,8 @@ func (h *hall) claim(t testing.TB, places int) bool {
 	return true
 }
 
-// host takes one of the test's places, which it waits for if nobody has asked for any. It says false if there are more hosts than that.
+// host takes one of the test's places, which it waits for if nobody has asked for any. It says false if there are more
+// hosts than that.
 func (h *hall) host(t testing.TB) bool {
 	t.Helper()
 	h.claim(t, 1)

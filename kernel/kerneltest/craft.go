@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Packet is what an Ethernet frame carries, and the type that says so. Its methods put it into what a receiver may undo
-// by itself.
+// A Packet is what an Ethernet frame carries, and the type that says so. Its methods put it into what a receiver may
+// undo by itself.
 type Packet struct {
 	Type uint16
 	Data []byte

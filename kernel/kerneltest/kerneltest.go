@@ -44,7 +44,8 @@ func New(t testing.TB) *Host {
 	return h
 }
 
-// Reopen gives the namespace a Kernel without memory, as a daemon that starts again has it. The old one is left to its end.
+// Reopen gives the namespace a Kernel without memory, as a daemon that starts again has it. The old one is left to its
+// end.
 func (h *Host) Reopen(t testing.TB) {
 	t.Helper()
 	k, err := kernel.OpenAt(slog.New(slog.NewTextHandler(testWriter{t}, nil)), int(h.ns))
@@ -60,16 +61,17 @@ func (h *Host) Reopen(t testing.TB) {
 	h.Kernel = k
 }
 
-// settled returns when what this process closed is closed in the children, too, that other tests were beginning: they have copies of all
-// its files until they run their own programs. The kernel closes these a moment after it lets the parent go on (begin_new_exec in its
-// fs/exec.c), so it can be that one is open for a little longer; for sockets there is Released.
+// settled returns when what this process closed is closed in the children, too, that other tests were beginning: they
+// have copies of all its files until they run their own programs. The kernel closes these a moment after it lets the
+// parent go on (begin_new_exec in its fs/exec.c), so it can be that one is open for a little longer; for sockets there
+// is Released.
 func settled() {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 }
 
-// Released waits until no socket has any of the ports, after a test has closed them: a child that another test began meanwhile may have
-// copies, and these end only when it runs its own program. list is that of a Kernel or a Sandbox.
+// Released waits until no socket has any of the ports, after a test has closed them: a child that another test began
+// meanwhile may have copies, and these end only when it runs its own program. list is that of a Kernel or a Sandbox.
 func Released(t testing.TB, list func() ([]kernel.Listener, error), ports ...uint16) {
 	t.Helper()
 	var left []kernel.Listener
@@ -87,8 +89,8 @@ func Released(t testing.TB, list func() ([]kernel.Listener, error), ports ...uin
 	t.Fatalf("sockets that were closed are there: %+v", left)
 }
 
-// Watched lets the Kernel watch its namespace until the test ends. It is waited for: a Kernel that is closed has no sockets to work with,
-// and their numbers may be another test's by then.
+// Watched lets the Kernel watch its namespace until the test ends. It is waited for: a Kernel that is closed has no
+// sockets to work with, and their numbers may be another test's by then.
 func (h *Host) Watched(t testing.TB) {
 	t.Helper()
 	k := h.Kernel
@@ -104,8 +106,8 @@ func (h *Host) Watched(t testing.TB) {
 	})
 }
 
-// Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan. scripts/test wants
-// it to run in the guest kernel then.
+// Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan.
+// scripts/test wants it to run in the guest kernel then.
 func Needs(t testing.TB, kinds ...string) {
 	t.Helper()
 	h := New(t)
@@ -220,9 +222,10 @@ func (h *Host) TrySh(cmd string) (string, error) {
 	return strings.TrimSpace(out.String()), err
 }
 
-// Dump is everything a test could leave behind: links, addresses, routes, rules, NDP proxies and nftables, without what changes by
-// itself. What a carrier makes of a link and of a bridge's port waits until the kernel's link watch comes by (net/core/link_watch.c), and
-// the routes to its own IPv6 addresses the kernel makes in its own time (addrconf_dad_work, net/ipv6/addrconf.c).
+// Dump is everything a test could leave behind: links, addresses, routes, rules, NDP proxies and nftables, without what
+// changes by itself. What a carrier makes of a link and of a bridge's port waits until the kernel's link watch comes by
+// (net/core/link_watch.c), and the routes to its own IPv6 addresses the kernel makes in its own time
+// (addrconf_dad_work, net/ipv6/addrconf.c).
 func (h *Host) Dump(t testing.TB) string {
 	t.Helper()
 	return Normal(h.Sh(t, "ip -d -o link; ip -o addr; ip -4 route show table all; ip -6 route show table all | grep -v 'table local proto kernel'; ip rule; ip -6 neigh show proxy; nft list ruleset; bridge fdb show | grep -v permanent || true"))

@@ -62,8 +62,8 @@ func (s *site) steal(t *testing.T) {
 	}
 }
 
-// TestSpanningTree: a container does not make itself the root of a LAN's spanning tree. On a bridge that nobody guards it
-// does.
+// TestSpanningTree: a container does not make itself the root of a LAN's spanning tree. On a bridge that nobody guards
+// it does.
 func TestSpanningTree(t *testing.T) {
 	l := newGuardLab(t, false)
 	for _, spec := range []siteSpec{

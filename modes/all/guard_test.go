@@ -178,7 +178,8 @@ type row struct {
 	kind byte
 	from source
 	wrapping
-	// group is the last octet of a reserved group address, 01:80:c2:00:00:xx, that it is sent to; or unicast, or broadcast.
+	// group is the last octet of a reserved group address, 01:80:c2:00:00:xx, that it is sent to; or unicast, or
+	// broadcast.
 	group int
 	to    string // host, neighbour, far
 	port  uint16
@@ -462,9 +463,9 @@ func sites() []siteSpec {
 	return all
 }
 
-// TestGuard is the table of all ways by which a container's frames could reach the host, a neighbour or another network:
-// nothing arrives that is not to, and all that is to does. On a bridge that nobody guards all arrives that a kernel takes,
-// so that every row can fail.
+// TestGuard is the table of all ways by which a container's frames could reach the host, a neighbour or another
+// network: nothing arrives that is not to, and all that is to does. On a bridge that nobody guards all arrives that a
+// kernel takes, so that every row can fail.
 func TestGuard(t *testing.T) {
 	for _, calls := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", calls), func(t *testing.T) {

@@ -56,8 +56,8 @@ func names(frames []kerneltest.Frame, want func(kerneltest.Frame) bool) (all []s
 	return all
 }
 
-// TestSpoofing is the whole matrix of what a container could forge: nothing of it arrives, and what is honest does. Without the guard
-// all of it arrives but for what routers say, so that the test can fail.
+// TestSpoofing is the whole matrix of what a container could forge: nothing of it arrives, and what is honest does.
+// Without the guard all of it arrives but for what routers say, so that the test can fail.
 func TestSpoofing(t *testing.T) {
 	t.Parallel()
 	everything := func(kerneltest.Frame) bool { return true }

@@ -1,5 +1,5 @@
-// Package bridge is the mode of a bridge per network: the host is its gateway, what leaves takes the host's address, and
-// nothing comes in uninvited. On a bridge that belongs to the host's owner it only plugs containers in.
+// Package bridge is the mode of a bridge per network: the host is its gateway, what leaves takes the host's address,
+// and nothing comes in uninvited. On a bridge that belongs to the host's owner it only plugs containers in.
 package bridge
 
 import (
@@ -83,8 +83,9 @@ func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, err
 	return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, nil
 }
 
-// apart refuses a subnet that the host has an address in: its routes could not tell the two apart. Only here: what is on record has
-// to come up again whatever the host has got since. A subnet can be part of that of the link on which the host answers for it.
+// apart refuses a subnet that the host has an address in: its routes could not tell the two apart. Only here: what is
+// on record has to come up again whatever the host has got since. A subnet can be part of that of the link on which the
+// host answers for it.
 func (m mode) apart(n modes.Network) error {
 	for _, s := range n.Subnets {
 		link, other, err := m.k.Occupant(s.Pool, name(n), n.Opt("ndp_proxy"))
@@ -147,8 +148,9 @@ func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
 	return objects
 }
 
-// endpointObjects are the link and, while anybody is there who needs it, forwarding: not with the network already, since at boot
-// an engine that starts after netyard and finds forwarding on would not guard its own networks (moby, FORWARD policy DROP).
+// endpointObjects are the link and, while anybody is there who needs it, forwarding: not with the network already,
+// since at boot an engine that starts after netyard and finds forwarding on would not guard its own networks (moby,
+// FORWARD policy DROP).
 func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	var objects []kernel.Object
 	if !n.Internal && !hostOwned(n) {
@@ -161,8 +163,9 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 	return slices.Concat(objects, guard(n, e).Objects(), proxies(n, e), ports(n, e))
 }
 
-// guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come from the LAN, and
-// what a container passes on that the others go out by is from anywhere, so there it is the hardware address alone.
+// guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come
+// from the LAN, and what a container passes on that the others go out by is from anywhere, so there it is the hardware
+// address alone.
 func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
 	v := veth(n, e)
 	g := e.Guard(v.Name, v.MAC)
@@ -273,7 +276,8 @@ func forwarding(n modes.Network) (objects []kernel.Object) {
 	return objects
 }
 
-// peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the beginning.
+// peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the
+// beginning.
 func peer(e modes.Endpoint) string {
 	if e.Into > 0 {
 		return e.IfName

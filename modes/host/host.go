@@ -1,6 +1,6 @@
-// Package host is the mode of containers that share the host's addresses: what they listen on, the host listens on, and what leaves
-// them leaves as the host's. It is not the host's network namespace, which no driver can give. With device= the one container of
-// the network gets a whole card of the host instead.
+// Package host is the mode of containers that share the host's addresses: what they listen on, the host listens on, and
+// what leaves them leaves as the host's. It is not the host's network namespace, which no driver can give. With device=
+// the one container of the network gets a whole card of the host instead.
 package host
 
 import (
@@ -123,7 +123,8 @@ func (mode) MAC(n modes.Network, e modes.Endpoint) string {
 // Policed: what shares the host's addresses comes by the host's firewall. A card's packets do not.
 func (mode) Policed(n modes.Network) bool { return device(n) == "" }
 
-// Publishes: a container with a card has the ports of its own addresses. One that shares the host's needs none published, see Shares.
+// Publishes: a container with a card has the ports of its own addresses. One that shares the host's needs none
+// published, see Shares.
 func (mode) Publishes(n modes.Network) error {
 	if dev := device(n); dev != "" {
 		return fmt.Errorf("a container with the card %s has addresses and ports of its own", dev)

@@ -1,5 +1,6 @@
-// Package overlay is the mode of networks that are on several hosts: a bridge on each, and between them VXLAN, told of every endpoint by
-// a cluster in etcd. Nothing is learned and nothing is flooded. What leaves the network leaves by the host that the container is on.
+// Package overlay is the mode of networks that are on several hosts: a bridge on each, and between them VXLAN, told of
+// every endpoint by a cluster in etcd. Nothing is learned and nothing is flooded. What leaves the network leaves by the
+// host that the container is on.
 package overlay
 
 import (
@@ -196,8 +197,8 @@ func mtu(n modes.Network) int {
 
 func bridge(n modes.Network) string { return kernel.Name(kernel.BridgePrefix, n.ID) }
 
-// mac is the bridge's own on each host: by it the hosts reach containers elsewhere. It stays when the host's address changes: its containers
-// know it as their gateway's.
+// mac is the bridge's own on each host: by it the hosts reach containers elsewhere. It stays when the host's address
+// changes: its containers know it as their gateway's.
 func (m mode) mac(n modes.Network) net.HardwareAddr {
 	return modes.LocalMAC(n.Settled[settledID] + m.f.Host().ID)
 }
@@ -354,8 +355,8 @@ func natSet(v6 bool) kernel.SetName {
 	return kernel.NAT4
 }
 
-// endpointObjects are, as of a bridge network, the link and forwarding while anybody needs it; and the port learns nothing. One that is
-// fenced has neither a port nor ports: its address is another host's.
+// endpointObjects are, as of a bridge network, the link and forwarding while anybody needs it; and the port learns
+// nothing. One that is fenced has neither a port nor ports: its address is another host's.
 func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
 	if !n.Internal {
 		v4, v6 := n.Families()
@@ -373,7 +374,8 @@ func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object
 	return slices.Concat(objects, []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), e.Published())
 }
 
-// peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the beginning.
+// peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the
+// beginning.
 func peer(e modes.Endpoint) string {
 	if e.Into > 0 {
 		return e.IfName
@@ -392,7 +394,8 @@ func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
 	}
 }
 
-// guard binds the port to what the endpoint was given. There is no way around it: the other hosts believe what comes from this one.
+// guard binds the port to what the endpoint was given. There is no way around it: the other hosts believe what comes
+// from this one.
 func guard(n modes.Network, e modes.Endpoint) []kernel.Object {
 	v := veth(n, e)
 	return e.Guard(v.Name, v.MAC).Objects()

@@ -245,7 +245,8 @@ func (h *host) run(t *testing.T, n modes.Network, id string, ports ...modes.Port
 	return c, e
 }
 
-// TestThreeHosts: as a user sees it: containers reach each other, the outside and published ports; another overlay is not reached.
+// TestThreeHosts: as a user sees it: containers reach each other, the outside and published ports; another overlay is
+// not reached.
 func TestThreeHosts(t *testing.T) {
 	t.Parallel()
 	etcd := clustertest.Start(t, "")
