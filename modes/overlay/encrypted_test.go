@@ -204,9 +204,18 @@ func (s *station) start(url string, mends bool) {
 		_ = s.client.Close()
 		s.stop = nil
 	}
+	reason := ""
+	defer func() {
+		if reason != "" {
+			s.t.Logf("host %d is no member: %s", s.n, reason)
+		}
+	}()
 	clustertest.Eventually(s.t, "the host is no member", func() bool {
 		status, err := s.agent.Status()
-		return err == nil && status.Reason == ""
+		if reason = status.Reason; err != nil {
+			reason = err.Error()
+		}
+		return reason == ""
 	})
 }
 
