@@ -8,13 +8,14 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
 // Changes tells of changes that may have touched an object: of links and ports of bridges, of addresses, and of routes, neighbours
 // and queueing disciplines that went. Several may be told as one.
 func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
-	sock, err := nl.SubscribeAt(k.subscribeNS, k.subscribeNS, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
+	sock, err := nl.SubscribeAt(k.subscribeNS, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC)
 	if err != nil {
 		return nil, fmt.Errorf("watch links: %w", err)

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -68,4 +69,13 @@ func (k *Kernel) RefuseNext(code unix.Errno) {
 	if p, ok := k.fw.out.p.(*slowPeer); ok {
 		p.next.Store(uint32(code)) //nolint:gosec // an errno
 	}
+}
+
+// WatchTables is what Watch hears of nftables by.
+func (k *Kernel) WatchTables(ctx context.Context) (<-chan bool, error) { return k.watchTables(ctx) }
+
+// WatchLinks is what Watch hears of links by.
+func (k *Kernel) WatchLinks(ctx context.Context) error {
+	_, err := k.watchLinks(ctx)
+	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -112,7 +113,7 @@ func ownLink(l netlink.Link) bool {
 // changed is not of interest: netyard looks for itself. That look is a dump of all of it, so it is not for each of its
 // own transactions.
 func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
-	sock, err := nl.SubscribeAt(k.subscribeNS, k.subscribeNS, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	sock, err := nl.SubscribeAt(k.subscribeNS, netns.None(), unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return nil, fmt.Errorf("watch nftables: %w", err)
 	}

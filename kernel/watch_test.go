@@ -1,8 +1,14 @@
 package kernel_test
 
 import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"netyard/kernel"
 	"netyard/kernel/kerneltest"
@@ -49,4 +55,35 @@ func TestWatchAmidOwnChanges(t *testing.T) {
 	}
 	h.Sh(t, "ip link add br-0123456789ab type bridge") // as Docker's
 	eventually(t, "another's bridge is seen", func() bool { return strings.Contains(h.Sh(t, "nft list set inet netyard foreign"), "br-0123456789ab") })
+}
+
+// TestWatchStaysOutside: who begins to watch a namespace is on a thread that is where it was before. One that stayed
+// inside would run anything after that.
+func TestWatchStaysOutside(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	for name, watch := range map[string]func(context.Context) error{
+		"links":      h.WatchLinks,
+		"nftables":   func(ctx context.Context) error { _, err := h.WatchTables(ctx); return err },
+		"what heals": func(ctx context.Context) error { _, err := h.Changes(ctx); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			runtime.LockOSThread() // for good: it is thrown away with the test
+			at := func() string {
+				ns, err := os.Readlink(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return ns
+			}
+			before := at()
+			if err := watch(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if after := at(); after != before {
+				t.Errorf("the thread is in %s, and was in %s", after, before)
+			}
+		})
+	}
 }
