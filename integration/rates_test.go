@@ -118,15 +118,21 @@ func TestRateOfConnect(t *testing.T) {
 		has(t, limits(h), "rate 20Mbit")
 		healthy(t, h)
 
-		h.Netyard.Stop()
-		if err := os.Remove(filepath.Join(h.Dir, "state", "netyard.db")); err != nil {
-			t.Fatal(err)
+		lose := func(files ...string) string { // what was said to the engine is known again by the engine
+			h.Netyard.Stop()
+			for _, f := range files {
+				if err := os.Remove(filepath.Join(h.Dir, "state", f)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.Netyard.Start()
+			eventually(t, "the records are rebuilt", func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
+			healthy(t, h)
+			return limits(h)
 		}
-		h.Netyard.Start() // what was said to the engine is known again, what was changed in place is not
-		eventually(t, "the records are rebuilt", func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
-		healthy(t, h)
-		if got := limits(h); !strings.Contains(got, "rate 10Mbit") || strings.Contains(got, "ifb") {
-			t.Errorf("after the records were rebuilt there is %s", got)
+		has(t, lose("netyard.db"), "rate 20Mbit") // what was changed in place has a copy
+		if got := lose("netyard.db", "netyard.db.kept"); !strings.Contains(got, "rate 10Mbit") || strings.Contains(got, "ifb") {
+			t.Errorf("after the records and their copy were lost there is %s", got)
 		}
 		h.Docker("network disconnect b c1")
 		eventually(t, "no limit is left", func() bool { return limits(h) == "" })
