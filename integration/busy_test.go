@@ -85,13 +85,11 @@ func TestBusyHost(t *testing.T) {
 		h.Docker("run -d --name old --network web -p 8001:80", lab.Image, "sleep 1d")
 		for i := range 3 {
 			name := fmt.Sprintf("c%d-%d", round, i)
-			if out, err := h.TryDocker("start", name); err != nil { // it was not made, or could not be started
+			if _, err := h.TryDocker("start", name); err != nil { // it was not made, or could not be started
 				_, _ = h.TryDocker("rm -f", name)
-				if out, err = h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i), lab.Image, "sleep 1d"); err != nil {
+				if out, err := h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i), lab.Image, "sleep 1d"); err != nil {
 					t.Errorf("afterwards %s: %s %v", name, out, err)
 				}
-			} else {
-				_ = out
 			}
 			c := h.In(name).Listen("tcp", ":80")
 			h.Outside.Dial("tcp", fmt.Sprintf("%s:%d", h.IP, 9000+10*round+i))
