@@ -99,6 +99,7 @@ func TestGrantAtOnce(t *testing.T) {
 		if count != 1 {
 			t.Errorf("%s was asked for by name by 4, and %d got it", want, count)
 		}
+		clustertest.Eventually(t, "the host does not hear who has "+want.String(), func() bool { return !h.on(small).isFree(want) })
 	}
 }
 
