@@ -21,7 +21,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"netyard/cli/api"
-	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/event"
 )
 
 // TestMain lets scripts call netyard; TEST_WIDTH is how wide its terminal is.
@@ -71,15 +72,15 @@ type world struct {
 	endpoints []api.Endpoint
 	leases    []api.Lease
 	ports     []api.Port
-	findings  []yard.Finding
-	events    []yard.Event
+	findings  []book.Finding
+	events    []event.Event
 	broken    bool // every request fails
 }
 
 func worlds() map[string]world {
 	return map[string]world{
 		"busy":    {networks: someNetworks(), endpoints: someEndpoints(), leases: someLeases(), ports: somePorts(), findings: someFindings(), events: someEvents()},
-		"empty":   {networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, ports: []api.Port{}, findings: []yard.Finding{}, events: []yard.Event{}},
+		"empty":   {networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, ports: []api.Port{}, findings: []book.Finding{}, events: []event.Event{}},
 		"broken":  {broken: true},
 		"hostile": {endpoints: []api.Endpoint{{ID: id("e9"), Container: "a\x1b[31mb\nc", Network: "$(reboot)", State: "up"}}},
 	}
@@ -163,22 +164,22 @@ func somePorts() []api.Port {
 	}
 }
 
-func someEvents() []yard.Event {
+func someEvents() []event.Event {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	return []yard.Event{
-		{ID: 1, Time: at, Type: yard.NetworkCreated, NetworkID: id("aa11"), Text: "network aa1100000000 of mode host is up"},
+	return []event.Event{
+		{ID: 1, Time: at, Type: event.NetworkCreated, NetworkID: id("aa11"), Text: "network aa1100000000 of mode host is up"},
 		{
-			ID: 2, Time: at.Add(time.Minute), Type: yard.PortConflict, Network: "web", NetworkID: id("aa11"), EndpointID: id("e1"), Container: "shop",
+			ID: 2, Time: at.Add(time.Minute), Type: event.PortConflict, Network: "web", NetworkID: id("aa11"), EndpointID: id("e1"), Container: "shop",
 			Port: "0.0.0.0:80->80/tcp", Owner: "process nginx (pid 612)", Text: "port 0.0.0.0:80->80/tcp is not container shop's: process nginx (pid 612) has it",
 		},
 	}
 }
 
-func someFindings() []yard.Finding {
-	return []yard.Finding{
-		{Kind: yard.StrayK, Text: "link nyv-dead00000000 belongs to no network or endpoint", Removable: true},
-		{Kind: yard.Orphan, Network: "backend", Text: "endpoint e40000000000 (db): its sandbox /var/run/docker/netns/x is gone", Removable: true},
-		{Kind: yard.Fault, Network: "web", Text: "bridge nyb-aa1100000000 is missing"},
+func someFindings() []book.Finding {
+	return []book.Finding{
+		{Kind: book.StrayK, Text: "link nyv-dead00000000 belongs to no network or endpoint", Removable: true},
+		{Kind: book.Orphan, Network: "backend", Text: "endpoint e40000000000 (db): its sandbox /var/run/docker/netns/x is gone", Removable: true},
+		{Kind: book.Fault, Network: "web", Text: "bridge nyb-aa1100000000 is missing"},
 	}
 }
 
@@ -291,7 +292,7 @@ func (w world) handler() http.Handler {
 			return find("endpoint", r, w.endpoints, func(e api.Endpoint) []string { return []string{e.ID, e.Container} })
 		})
 	}
-	answer("POST /v1/gc", always(slices.DeleteFunc(slices.Clone(w.findings), func(f yard.Finding) bool { return !f.Removable })))
+	answer("POST /v1/gc", always(slices.DeleteFunc(slices.Clone(w.findings), func(f book.Finding) bool { return !f.Removable })))
 	answer("POST /v1/leases/{verb}", func(r *http.Request) (any, int) {
 		var q api.LeaseRequest
 		_ = json.NewDecoder(r.Body).Decode(&q)

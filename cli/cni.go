@@ -10,7 +10,8 @@ import (
 
 	"netyard/cli/api"
 	"netyard/cni"
-	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/overlay"
 )
 
 const (
@@ -52,7 +53,7 @@ func cniInstall(c *cli.Context) error {
 	}
 	var ranges []cni.Range
 	for _, s := range n.Subnets {
-		if s.IPAM != yard.Space && s.IPAM != yard.OverlaySpace {
+		if s.IPAM != book.Space && s.IPAM != overlay.OverlaySpace {
 			return fmt.Errorf("network %s: the addresses of %s are given by %s's own IPAM; only a network that was created with --ipam-driver netyard can be shared",
 				n.Name, s.Pool, n.Engine)
 		}
@@ -164,7 +165,7 @@ func networkRemove() *cli.Command {
 
 func ownNetworks(c *cli.Context) (names []string) {
 	ns, _ := client(c).Networks(c.Context) // no daemon, no names
-	for _, n := range slices.DeleteFunc(ns, func(n api.Network) bool { return n.Engine != yard.Own }) {
+	for _, n := range slices.DeleteFunc(ns, func(n api.Network) bool { return n.Engine != book.Own }) {
 		names = append(names, n.Name)
 	}
 	return names

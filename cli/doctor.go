@@ -7,22 +7,22 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"netyard/yard"
+	"netyard/yard/book"
 )
 
 func (p Program) doctorCommand() *cli.Command {
-	return list[yard.Finding]{
-		fetch: func(c *cli.Context) ([]yard.Finding, error) { return client(c).Doctor(c.Context) },
+	return list[book.Finding]{
+		fetch: func(c *cli.Context) ([]book.Finding, error) { return client(c).Doctor(c.Context) },
 		order: byKind,
 		bare:  true,
-		columns: func(shortener) []column[yard.Finding] {
-			return []column[yard.Finding]{
-				{cell: func(f yard.Finding) string { return f.Kind }},
-				{cell: func(f yard.Finding) string { return f.Network }},
-				{cell: func(f yard.Finding) string { return f.Text }},
+		columns: func(shortener) []column[book.Finding] {
+			return []column[book.Finding]{
+				{cell: func(f book.Finding) string { return f.Kind }},
+				{cell: func(f book.Finding) string { return f.Network }},
+				{cell: func(f book.Finding) string { return f.Text }},
 			}
 		},
-		verdict: func(found []yard.Finding) error {
+		verdict: func(found []book.Finding) error {
 			if len(found) > 0 {
 				return errFindings
 			}
@@ -33,13 +33,13 @@ func (p Program) doctorCommand() *cli.Command {
 	})
 }
 
-func byKind(a, b yard.Finding) int {
+func byKind(a, b book.Finding) int {
 	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Network, b.Network), cmp.Compare(a.Text, b.Text))
 }
 
 // A removal is a finding that gc took away, or would have.
 type removal struct {
-	yard.Finding
+	book.Finding
 
 	verb string
 }

@@ -8,19 +8,19 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"netyard/yard"
+	"netyard/yard/event"
 )
 
 func (p Program) eventsCommand() *cli.Command {
-	l := list[yard.Event]{
-		fetch: func(c *cli.Context) ([]yard.Event, error) { return client(c).Events(c.Context) },
-		order: func(a, b yard.Event) int { return cmp.Compare(a.ID, b.ID) },
-		columns: func(id shortener) []column[yard.Event] {
-			return []column[yard.Event]{
-				{head: "TIME", cell: func(e yard.Event) string { return e.Time.Local().Format(time.DateTime) }},
-				{head: "TYPE", fit: fit{goes: 2}, cell: func(e yard.Event) string { return e.Type }},
-				{head: "NETWORK", fit: fit{goes: 1}, cell: func(e yard.Event) string { return cmp.Or(e.Network, id(e.NetworkID)) }},
-				{head: "EVENT", cell: func(e yard.Event) string { return e.Text }},
+	l := list[event.Event]{
+		fetch: func(c *cli.Context) ([]event.Event, error) { return client(c).Events(c.Context) },
+		order: func(a, b event.Event) int { return cmp.Compare(a.ID, b.ID) },
+		columns: func(id shortener) []column[event.Event] {
+			return []column[event.Event]{
+				{head: "TIME", cell: func(e event.Event) string { return e.Time.Local().Format(time.DateTime) }},
+				{head: "TYPE", fit: fit{goes: 2}, cell: func(e event.Event) string { return e.Type }},
+				{head: "NETWORK", fit: fit{goes: 1}, cell: func(e event.Event) string { return cmp.Or(e.Network, id(e.NetworkID)) }},
+				{head: "EVENT", cell: func(e event.Event) string { return e.Text }},
 			}
 		},
 	}
@@ -52,11 +52,11 @@ func follow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	err = client(c).Follow(c.Context, func(e yard.Event) error {
+	err = client(c).Follow(c.Context, func(e event.Event) error {
 		if t != nil {
-			return printRows(c, t, []yard.Event{e})
+			return printRows(c, t, []event.Event{e})
 		}
-		return printLines(c.App.Writer, []yard.Event{e}, func(e yard.Event) string {
+		return printLines(c.App.Writer, []event.Event{e}, func(e event.Event) string {
 			return e.Time.Local().Format(time.DateTime) + "  " + printable(e.Type+"  "+e.Text)
 		})
 	})

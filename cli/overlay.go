@@ -17,10 +17,13 @@ import (
 	"netyard/cluster"
 	"netyard/fabric"
 	"netyard/kernel"
+	"netyard/kernel/overlay"
+	"netyard/kernel/ports"
 	"netyard/modes"
 	"netyard/names"
 	"netyard/store"
 	"netyard/yard"
+	yoverlay "netyard/yard/overlay"
 )
 
 // overlays are this host's half of overlay networks; nil when no etcd is configured: then nothing is asked, and nothing
@@ -42,7 +45,7 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 		return nil, fmt.Errorf("overlay.address: %w", err)
 	}
 	mtu := usualMTU
-	link, err := k.Carrier(vtep)
+	link, err := overlay.CarrierOf(k.Handle, vtep)
 	if err != nil { // at boot it may come later than netyard
 		log.Warn("the address that the other hosts send to is not there", "overlay.address", vtep, "err", err)
 	} else {
@@ -62,8 +65,10 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	}
 	o := &overlays{client: client}
 	o.agent, err = fabric.New(fabric.Config{
-		Held: func(network string, a netip.Addr) bool { return o.yard == nil || o.yard.Holds(network, a) },
-		Log:  log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot, Cooldown: cfg.Cooldown,
+		Held: func(network string, a netip.Addr) bool {
+			return o.yard == nil || yoverlay.Holds(o.yard.Book, network, a)
+		},
+		Log: log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot, Cooldown: cfg.Cooldown,
 		WireGuardPort: cfg.Overlay.WireGuardPort,
 		Host:          cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
 		Fence: func(ctx context.Context, network string, why map[string]string) error {
@@ -74,7 +79,7 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 		return nil, err
 	}
 	o.names = &names.Server{
-		Log: log, Sockets: k, Directory: directory{o.agent}, Changed: o.agent.Moved(), Port: modes.NamesPort,
+		Log: log, Sockets: ports.Sockets{Handle: k.Handle}, Directory: directory{o.agent}, Changed: o.agent.Moved(), Port: modes.NamesPort,
 		Resolvers: "/etc/resolv.conf", Upstream: modes.DNSPort,
 	}
 	return o, nil
@@ -97,7 +102,7 @@ func (o *overlays) keep(y *yard.Yard) error {
 		return nil
 	}
 	o.yard = y
-	ids, err := y.Overlays()
+	ids, err := yoverlay.Overlays(y.Book)
 	if err != nil {
 		return err
 	}
@@ -208,7 +213,7 @@ func (o *overlays) Overlays(ctx context.Context) ([]api.Overlay, error) {
 	for _, n := range all {
 		v := api.Overlay{ID: n.ID, Name: n.Name, VNI: n.VNI, MTU: n.MTU, Internal: n.Internal, Hosts: append([]string{}, n.Hosts...), Subnets: []api.Subnet{}}
 		for _, s := range n.Subnets {
-			v.Subnets = append(v.Subnets, api.Subnet{Pool: s.Pool.String(), Gateway: s.Gateway.String(), IPAM: yard.OverlaySpace})
+			v.Subnets = append(v.Subnets, api.Subnet{Pool: s.Pool.String(), Gateway: s.Gateway.String(), IPAM: yoverlay.OverlaySpace})
 		}
 		views = append(views, v)
 	}

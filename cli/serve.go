@@ -30,10 +30,16 @@ import (
 	"netyard/firewalld"
 	"netyard/ipam"
 	"netyard/kernel"
+	"netyard/kernel/core"
+	"netyard/kernel/ports"
 	"netyard/modes"
 	"netyard/modes/all"
 	"netyard/store"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/lease"
+	"netyard/yard/reconcile"
+	"netyard/yard/share"
 )
 
 const (
@@ -93,7 +99,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
 	if cfg.Publish == publishHost {
-		k.ObeyHostFirewall()
+		ports.ObeyHostFirewall(k.Handle)
 	}
 	if !cfg.ProtectRules {
 		k.ShareTables()
@@ -127,9 +133,9 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	tasks.Go(func() error { return k.Watch(ctx) })
 	agent.run(ctx, tasks)
 	tasks.Go(func() error { return y.Run(ctx) })
-	tasks.Go(func() error { return y.WatchSandboxes(ctx) })
-	tasks.Go(func() error { return y.KeepLeases(ctx) })
-	tasks.Go(func() error { return y.Mend(ctx) })
+	tasks.Go(func() error { return share.WatchSandboxes(ctx, y) })
+	tasks.Go(func() error { return lease.KeepLeases(ctx, y.Book) })
+	tasks.Go(func() error { return reconcile.Mend(ctx, y) })
 	if err := keepZone(ctx, tasks, k, log); err != nil {
 		return err
 	}
@@ -161,7 +167,7 @@ func keepZone(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, log 
 	if err != nil {
 		return err
 	}
-	keeper := &firewalld.Keeper{Log: log, Bridges: k.BridgeNames, Ours: kernel.OwnName, Changes: changes}
+	keeper := &firewalld.Keeper{Log: log, Bridges: k.BridgeNames, Ours: core.OwnName, Changes: changes}
 	tasks.Go(func() error { return keeper.Run(ctx) })
 	return nil
 }
@@ -173,8 +179,8 @@ func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 	}
 	return store.Open(ctx, store.Config{
 		Path: filepath.Join(cfg.StateDir, dbName), Verify: store.VerifyIn(exe, verifyName),
-		Made: yard.LostRecords, // what it ought to know an engine may: ask, before anything is taken for a stray
-		Kept: slices.Concat(yard.Kept(), cluster.Kept()),
+		Made: reconcile.LostRecords, // what it ought to know an engine may: ask, before anything is taken for a stray
+		Kept: slices.Concat(book.KeptBuckets(), cluster.Kept()),
 	})
 }
 
@@ -182,13 +188,13 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 	tellLoss(st, log)
 	start := time.Now()
 	keep := st.Fresh
-	if !keep && y.Rebuilding() { // an engine that is not on this host never says that nothing was lost
+	if !keep && reconcile.Rebuilding(y) { // an engine that is not on this host never says that nothing was lost
 		var err error
-		if keep, err = y.Unknown(); err != nil {
+		if keep, err = reconcile.Unknown(y); err != nil {
 			return fmt.Errorf("restore: %w", err)
 		}
 	}
-	if err := y.Restore(ctx, keep); err != nil {
+	if err := reconcile.Restore(ctx, y, keep); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
 	log.Info("the host matches the records", "took", time.Since(start))
@@ -234,7 +240,7 @@ func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f 
 			return nil, fmt.Errorf("start mode %s: %w", name, err)
 		}
 	}
-	return yard.New(yard.Config{
+	return yard.New(book.Config{
 		Log: log, Store: st, Kernel: k, Copies: filepath.Join(cfg.StateDir, "networks"), Modes: table, Offered: cfg.Modes,
 		BootID: boot, Fabric: f, Changed: changed, Step: failpoint(), HostID: id,
 		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),

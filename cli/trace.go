@@ -7,7 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"netyard/yard"
+	"netyard/yard/trace"
 )
 
 // errUnreachable is how trace ends when the packet does not certainly arrive; why is printed already.
@@ -42,7 +42,7 @@ func traceCommand() *cli.Command {
 	}
 }
 
-func printTrace(c *cli.Context, t yard.Trace, asJSON bool) error {
+func printTrace(c *cli.Context, t trace.Trace, asJSON bool) error {
 	if asJSON {
 		e := json.NewEncoder(c.App.Writer)
 		e.SetIndent("", "  ")

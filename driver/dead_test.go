@@ -8,8 +8,8 @@ import (
 	"syscall"
 	"testing"
 
-	"netyard/kernel"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 )
 
@@ -21,7 +21,7 @@ func TestMaker(t *testing.T) {
 	e := newEngine(t, "bridge")
 	e.ok("NetworkDriver.CreateNetwork", plain())
 	e.ok("NetworkDriver.CreateEndpoint", endpoint)
-	own, ok := kernel.ProcessAt(os.Getpid())
+	own, ok := sandbox.ProcessAt(os.Getpid())
 	if got, err := e.yard.Endpoint(deadNetwork, deadFirst); err != nil || !ok || got.Maker != own {
 		t.Errorf("it is of process %+v, want %+v (%v)", got.Maker, own, err)
 	}
@@ -43,7 +43,7 @@ func TestDeadExclusive(t *testing.T) {
 				e := lanEngine(t, c.mode)
 				e.ok("NetworkDriver.CreateNetwork", lanCreate("01", c.options))
 				engine := kerneltest.Sleep(t, nil)
-				maker, _ := kernel.ProcessAt(engine.Process.Pid)
+				maker, _ := sandbox.ProcessAt(engine.Process.Pid)
 				box := kerneltest.New(t)
 				path := filepath.Join(t.TempDir(), "netns")
 				if err := os.WriteFile(path, nil, 0o600); err != nil {

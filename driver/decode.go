@@ -15,6 +15,8 @@ import (
 
 	"netyard/modes"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/lease"
 )
 
 // The keys of libnetwork (moby, libnetwork/netlabel/labels.go).
@@ -42,7 +44,7 @@ func (d *Door) options(sent map[string]any) (mode string, opts map[string]string
 }
 
 func (d *Door) network(q createNetwork) (n modes.Network, err error) {
-	n.ID, n.Engine = q.NetworkID, yard.Docker
+	n.ID, n.Engine = q.NetworkID, book.Docker
 	if n.Mode, n.Options, err = d.options(q.Options); err != nil {
 		return n, err
 	}
@@ -56,8 +58,8 @@ func (d *Door) network(q createNetwork) (n modes.Network, err error) {
 		if err != nil {
 			return n, err
 		}
-		if pool := yard.DHCPPoolOf(s.Gateway.Addr()); pool != "" {
-			n.DHCP, s.Space, s.Gateway = append(n.DHCP, pool), yard.DHCPSpace, netip.Prefix{}
+		if pool := lease.DHCPPoolOf(s.Gateway.Addr()); pool != "" {
+			n.DHCP, s.Space, s.Gateway = append(n.DHCP, pool), book.DHCPSpace, netip.Prefix{}
 		}
 		if s.Pool.Bits() > 0 { // 0.0.0.0/0 is how the null IPAM says that there are no addresses
 			n.Subnets = append(n.Subnets, s)
@@ -108,7 +110,7 @@ var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 
 // endpoint reads what an engine says of an endpoint of a network of that mode.
 func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
-	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Container: modes.Container{Engine: yard.Docker}}
+	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Container: modes.Container{Engine: book.Docker}}
 	if q.Interface != nil {
 		for field, text := range map[string]string{"Address": q.Interface.Address, "AddressIPv6": q.Interface.AddressIPv6} {
 			if text == "" {
@@ -164,8 +166,8 @@ type port struct {
 }
 
 // ask is the port in netyard's words.
-func (p port) ask() (a yard.Ask, err error) {
-	a = yard.Ask{ContainerPort: p.Port, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd}
+func (p port) ask() (a book.Ask, err error) {
+	a = book.Ask{ContainerPort: p.Port, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd}
 	if a.Proto = map[uint8]string{protoTCP: "tcp", protoUDP: "udp", protoSCTP: "sctp"}[p.Proto]; a.Proto == "" {
 		return a, fmt.Errorf("%s: protocol %d of port %d is none of tcp, udp, sctp", labelPortMap, p.Proto, p.Port)
 	}
@@ -185,7 +187,7 @@ const (
 	protoSCTP = 132
 )
 
-func asked(ports []port) (asks []yard.Ask, err error) {
+func asked(ports []port) (asks []book.Ask, err error) {
 	for _, p := range ports {
 		a, err := p.ask()
 		if err != nil {

@@ -11,6 +11,8 @@ import (
 
 	"netyard/modes"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/reconcile"
 )
 
 // A Door is one plugin name, as in docker network create -d NAME.
@@ -190,10 +192,10 @@ func refusePorts(given options, why string) error {
 
 // hint says what to do about a network that netyard should know.
 func (d *Door) hint(err error) error {
-	if !errors.Is(err, yard.ErrNotFound) {
+	if !errors.Is(err, book.ErrNotFound) {
 		return err
 	}
-	if d.Yard.Rebuilding() {
+	if reconcile.Rebuilding(d.Yard) {
 		return fmt.Errorf("%w: netyard lost its records and is rebuilding them; try again in a moment", err)
 	}
 	return fmt.Errorf("%w in netyard's records; if its state was lost, remove the network and create it again", err)

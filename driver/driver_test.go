@@ -21,6 +21,8 @@ import (
 	"netyard/modes/all"
 	"netyard/store"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/pool"
 )
 
 // An engine speaks to a door as dockerd does, on a real socket.
@@ -51,7 +53,7 @@ func newEngine(tb testing.TB, mode string) *engine {
 			tb.Fatal(err)
 		}
 	}
-	e.yard = yard.New(yard.Config{
+	e.yard = yard.New(book.Config{
 		Log: log, Store: st, Kernel: e.host.Kernel, Modes: table, BootID: "b",
 		IPAM: ipam.New(ipam.Config{ULA: ipam.HostULA("test")}), Now: func() time.Time { return time.Now().Add(time.Duration(e.ahead.Load())) },
 	})
@@ -122,7 +124,7 @@ func (e *engine) state() string {
 	if err != nil {
 		e.tb.Fatal(err)
 	}
-	ls, ps, err := e.yard.Leases()
+	ls, ps, err := pool.Leases(e.yard)
 	if err != nil {
 		e.tb.Fatal(err)
 	}

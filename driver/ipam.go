@@ -9,6 +9,10 @@ import (
 
 	"netyard/ipam"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/lease"
+	"netyard/yard/overlay"
+	"netyard/yard/pool"
 )
 
 // The keys of libnetwork's IPAM (moby, libnetwork/ipamapi/labels.go, netlabel/labels.go).
@@ -22,9 +26,9 @@ const (
 func (d *Door) handleIPAM(mux *http.ServeMux, log *slog.Logger) {
 	i := func(verb string, h http.Handler) { mux.Handle("/IpamDriver."+verb, h) }
 	i("GetCapabilities", answer(func() ipamCapabilities { return ipamCapabilities{RequiresMACAddress: d.DHCP} }))
-	space := yard.Space
+	space := book.Space
 	if d.DHCP {
-		space = yard.DHCPSpace
+		space = book.DHCPSpace
 	}
 	i("GetDefaultAddressSpaces", answer(func() addressSpaces {
 		return addressSpaces{LocalDefaultAddressSpace: space, GlobalDefaultAddressSpace: space}
@@ -36,13 +40,13 @@ func (d *Door) handleIPAM(mux *http.ServeMux, log *slog.Logger) {
 }
 
 func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, error) {
-	if r, ok, err := yard.ParseDHCP(d.DHCP, q.Pool, q.SubPool, q.V6, q.Options); err != nil {
+	if r, ok, err := lease.ParseDHCP(d.DHCP, q.Pool, q.SubPool, q.V6, q.Options); err != nil {
 		return poolAnswer{}, err
 	} else if ok {
-		p, err := d.Yard.RequestDHCPPool(ctx, r)
+		p, err := lease.RequestDHCPPool(ctx, d.Yard.Book, r)
 		return poolAnswer{PoolID: p.ID, Pool: p.Range().String(), Data: map[string]string{labelGateway: p.Token().String()}}, err
 	}
-	if name, ok, err := yard.ParseOverlay(d.Yard.Claims(d.Mode), q.SubPool, q.Options); err != nil {
+	if name, ok, err := overlay.ParseOverlay(overlay.Claims(d.Yard.Book, d.Mode), q.SubPool, q.Options); err != nil {
 		return poolAnswer{}, err
 	} else if ok {
 		return d.requestOverlayPool(ctx, name, q)
@@ -56,7 +60,7 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 		p := ipam.NullPool(q.V6)
 		return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String(), Data: map[string]string{labelGateway: p.Subnet.String()}}, nil
 	}
-	p, err := d.Yard.RequestPool(ctx, r)
+	p, err := pool.RequestPool(ctx, d.Yard, r)
 	if err != nil {
 		return poolAnswer{}, err
 	}
@@ -64,7 +68,7 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 }
 
 func (d *Door) requestOverlayPool(ctx context.Context, name string, q requestPool) (poolAnswer, error) {
-	p, err := d.Yard.RequestOverlayPool(ctx, name, q.Pool, q.V6)
+	p, err := overlay.RequestOverlayPool(ctx, d.Yard.Book, name, q.Pool, q.V6)
 	if err != nil {
 		return poolAnswer{}, err
 	}
@@ -76,7 +80,7 @@ func (d *Door) requestOverlayPool(ctx context.Context, name string, q requestPoo
 }
 
 func (d *Door) releasePool(ctx context.Context, q releasePool) (empty, error) {
-	return empty{}, d.Yard.ReleasePool(ctx, q.PoolID)
+	return empty{}, pool.ReleasePool(ctx, d.Yard, q.PoolID)
 }
 
 func (d *Door) requestAddress(ctx context.Context, q requestAddress) (addressAnswer, error) {
@@ -94,7 +98,7 @@ func (d *Door) requestAddress(ctx context.Context, q requestAddress) (addressAns
 			return addressAnswer{}, fmt.Errorf("address %q: %w", q.Address, err)
 		}
 	}
-	a, err := d.Yard.RequestAddress(ctx, r)
+	a, err := pool.RequestAddress(ctx, d.Yard, r)
 	if err != nil {
 		return addressAnswer{}, err
 	}
@@ -106,5 +110,5 @@ func (d *Door) releaseAddress(ctx context.Context, q releaseAddress) (empty, err
 	if err != nil {
 		return empty{}, fmt.Errorf("address %q: %w", q.Address, err)
 	}
-	return empty{}, d.Yard.ReleaseAddress(ctx, q.PoolID, a)
+	return empty{}, pool.ReleaseAddress(ctx, d.Yard, q.PoolID, a)
 }

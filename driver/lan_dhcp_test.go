@@ -12,7 +12,10 @@ import (
 
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
-	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/event"
+	"netyard/yard/lease"
+	"netyard/yard/reconcile"
 )
 
 // A dhcpLAN is an engine whose host has eth0 on a LAN with a DHCP server.
@@ -38,7 +41,7 @@ func newDHCPLAN(t *testing.T, mode string) *dhcpLAN {
 	d.server.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = d.yard.KeepLeases(ctx) }()
+	go func() { defer close(done); _ = lease.KeepLeases(ctx, d.yard.Book) }()
 	t.Cleanup(func() {
 		cancel()
 		<-done
@@ -132,9 +135,9 @@ func (d *dhcpLAN) endOn(network, pool, last, addr string) {
 }
 
 // lease is that of an endpoint.
-func (d *dhcpLAN) lease(last string) (l yard.DHCPLease) {
+func (d *dhcpLAN) lease(last string) (l lease.DHCPLease) {
 	d.t.Helper()
-	all, err := d.yard.DHCPLeases()
+	all, err := lease.DHCPLeases(d.yard.Book)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -149,7 +152,7 @@ func (d *dhcpLAN) lease(last string) (l yard.DHCPLease) {
 // rename has the first container's lease extended from inside the sandbox, by a name that the server is to be told.
 func (d *dhcpLAN) rename(name string) {
 	d.t.Helper()
-	if err := d.yard.Identify("aaaaaaaaaaaa01", "eeeeeeeeee01", modes.Container{Engine: yard.Docker, ID: "c01", Name: name}); err != nil {
+	if err := reconcile.Identify(d.yard, "aaaaaaaaaaaa01", "eeeeeeeeee01", modes.Container{Engine: book.Docker, ID: "c01", Name: name}); err != nil {
 		d.t.Fatal(err)
 	}
 }
@@ -201,10 +204,10 @@ func TestLANDHCP(t *testing.T) {
 				return netip.MustParsePrefix("192.0.2.144/28").Contains(l.Lease.Addr.Addr()) && l.Tried.IsZero()
 			})
 			now := d.lease("01").Lease.Addr.Addr()
-			d.eventually("it is said", func() bool { return d.told(yard.LeaseMoved, now) })
+			d.eventually("it is said", func() bool { return d.told(event.LeaseMoved, now) })
 			d.eventually("and that the lease was lost", func() bool {
 				p, err := netip.ParsePrefix(web)
-				return err == nil && d.told(yard.LeaseLost, p.Addr())
+				return err == nil && d.told(event.LeaseLost, p.Addr())
 			})
 			if e, err := d.yard.Endpoint("aaaaaaaaaaaa01", "eeeeeeeeee01"); err != nil || e.Addrs[0].Addr() != now {
 				t.Errorf("the endpoint has %v, the lease is of %s: %v", e.Addrs, now, err)
@@ -220,7 +223,7 @@ func TestLANDHCP(t *testing.T) {
 			d.ok("NetworkDriver.DeleteNetwork", ids)
 			d.ok("IpamDriver.ReleasePool", fmt.Sprintf(`{"PoolID":%q}`, pool))
 			d.eventually("no lease is left", func() bool {
-				all, err := d.yard.DHCPLeases()
+				all, err := lease.DHCPLeases(d.yard.Book)
 				return err == nil && len(all) == 0
 			})
 			d.eventually("nothing is left on the host", func() bool { return d.state() == before })
@@ -258,7 +261,7 @@ func TestLANDHCPRefused(t *testing.T) {
 		t.Parallel()
 		kerneltest.Needs(t, "ipvlan")
 		d := newDHCPLAN(t, "ipvlan")
-		p, err := d.yard.RequestDHCPPool(t.Context(), yard.DHCPRequest{MACs: true})
+		p, err := lease.RequestDHCPPool(t.Context(), d.yard.Book, book.DHCPRequest{MACs: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -283,7 +286,7 @@ func (d *dhcpLAN) udhcpd(start, end string, seconds int) (stop func()) {
 // told says whether there is an event of that type about an address.
 func (d *dhcpLAN) told(kind string, addr netip.Addr) bool {
 	some, _ := d.yard.Events(0)
-	return slices.ContainsFunc(some, func(e yard.Event) bool { return e.Type == kind && e.Address == addr.String() && e.NetworkID != "" })
+	return slices.ContainsFunc(some, func(e event.Event) bool { return e.Type == kind && e.Address == addr.String() && e.NetworkID != "" })
 }
 
 // TestLANDHCPVLAN: on a VLAN's link, which is netyard's own, and goes with the network.
@@ -334,18 +337,18 @@ func TestDHCPLost(t *testing.T) {
 	}
 	stop()
 	d.eventually("the address is gone when the time has run out", func() bool { return !has("inet ") })
-	d.eventually("it is said", func() bool { return d.told(yard.LeaseLost, web) })
+	d.eventually("it is said", func() bool { return d.told(event.LeaseLost, web) })
 	d.eventually("the other's link is down", func() bool {
-		return d.lease("02").Phase == yard.DHCPDown && !strings.Contains(db.Sh(t, "ip link show eth0"), ",UP")
+		return d.lease("02").Phase == lease.DHCPDown && !strings.Contains(db.Sh(t, "ip link show eth0"), ",UP")
 	})
 	p, err := netip.ParsePrefix(addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.eventually("it is said that the link was taken down", func() bool { return d.told(yard.LeaseDown, p.Addr()) })
+	d.eventually("it is said that the link was taken down", func() bool { return d.told(event.LeaseDown, p.Addr()) })
 	d.udhcpd("192.0.2.120", "192.0.2.130", 60)
 	d.eventually("it has an address again", func() bool { return has("inet 192.0.2.12") })
-	d.eventually("that is said too", func() bool { return d.told(yard.LeaseMoved, d.lease("01").Lease.Addr.Addr()) })
+	d.eventually("that is said too", func() bool { return d.told(event.LeaseMoved, d.lease("01").Lease.Addr.Addr()) })
 	if !box.Pings("192.0.2.1", true) {
 		t.Error("with its new address the container does not reach the LAN")
 	}
@@ -365,7 +368,7 @@ func TestLANDHCPConflict(t *testing.T) {
 			d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
 			d.refused("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Address":"192.0.2.101","Options":{"com.docker.network.endpoint.name":"db"}}`, pool),
 				"somebody else uses the address 192.0.2.101")
-			if !d.told(yard.LeaseDeclined, netip.MustParseAddr("192.0.2.101")) {
+			if !d.told(event.LeaseDeclined, netip.MustParseAddr("192.0.2.101")) {
 				t.Error("nobody is told")
 			}
 			d.eventually("the server is told", func() bool { return d.said("DHCPDECLINE(eth0) 192.0.2.101") })
@@ -397,7 +400,7 @@ func TestLANDHCPSix(t *testing.T) {
 			global := func(last string) []string {
 				return strings.Fields(d.boxes[last].Sh(t, "ip -6 -o addr show dev eth0 scope global | sed 's/.*inet6 \\([^ ]*\\).*/\\1/'"))
 			}
-			six := func() yard.Six { return d.lease("01").Six }
+			six := func() lease.Six { return d.lease("01").Six }
 			d.eventually("DHCPv6 gives an address", func() bool {
 				a := global("01")
 				return len(a) == 1 && a[0] == six().Lease.Addr.String() && strings.HasPrefix(a[0], "2001:db8:7::1") && strings.HasSuffix(a[0], "/128") &&
@@ -430,13 +433,13 @@ func TestLANDHCPSix(t *testing.T) {
 				return len(a) == 1 && strings.HasPrefix(a[0], "2001:db8:8::1") && a[0] == six().Lease.Addr.String()
 			})
 			now := six().Lease.Addr.Addr()
-			d.eventually("that is said", func() bool { return d.told(yard.LeaseLost, first.Addr.Addr()) && d.told(yard.LeaseMoved, now) })
+			d.eventually("that is said", func() bool { return d.told(event.LeaseLost, first.Addr.Addr()) && d.told(event.LeaseMoved, now) })
 
 			d.end(managed, "01", web)
 			d.endOn("02", auto, "02", two)
 			d.eventually("the server has it back", func() bool { return d.said("DHCPRELEASE(eth0) 00:04:") })
 			d.eventually("no lease is left", func() bool {
-				all, err := d.yard.DHCPLeases()
+				all, err := lease.DHCPLeases(d.yard.Book)
 				return err == nil && len(all) == 0
 			})
 		})

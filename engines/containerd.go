@@ -21,6 +21,9 @@ import (
 
 	"netyard/modes"
 	"netyard/yard"
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	"netyard/yard/reconcile"
 )
 
 const (
@@ -153,9 +156,9 @@ func (c *Containerd) hear(ctx context.Context, e *events.Envelope) error {
 		if v.ID != v.ContainerID { // of an exec
 			return nil
 		}
-		return c.Yard.ContainerExited(ctx, attachment(e.Namespace, v.ContainerID))
+		return attach.ContainerExited(ctx, c.Yard, attachment(e.Namespace, v.ContainerID))
 	case *apievents.ContainerDelete:
-		return c.Yard.ContainerGone(ctx, attachment(e.Namespace, v.ID))
+		return attach.ContainerGone(ctx, c.Yard, attachment(e.Namespace, v.ID))
 	}
 	c.Poke() // another name
 	return nil
@@ -168,23 +171,23 @@ func (c *Containerd) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !c.rebuilt && c.Yard.Rebuilding() { // there may be no engine that would
+	if !c.rebuilt && reconcile.Rebuilding(c.Yard) { // there may be no engine that would
 		if err := c.Rebuild(ctx); err != nil {
 			return err
 		}
 	}
 	c.rebuilt = true
-	if err := c.Yard.Reconcile(ctx, census); err != nil {
-		return fmt.Errorf("reconcile with %s: %w", yard.Containerd, err)
+	if err := reconcile.Reconcile(ctx, c.Yard, census); err != nil {
+		return fmt.Errorf("reconcile with %s: %w", book.Containerd, err)
 	}
 	return c.byProcess()
 }
 
 // Census asks containerd for all containers that can have attachments.
-func (c *Containerd) Census(ctx context.Context) (yard.Census, error) {
+func (c *Containerd) Census(ctx context.Context) (reconcile.Census, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	census := yard.Census{Engine: yard.Containerd, Endpoints: map[string]yard.SeenEndpoint{}, Attachments: map[string]bool{}}
+	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}, Attachments: map[string]bool{}}
 	spaces, err := c.client.NamespaceService().List(ctx)
 	if err != nil {
 		return census, fmt.Errorf("list namespaces: %w", err)
@@ -209,14 +212,14 @@ func (c *Containerd) Census(ctx context.Context) (yard.Census, error) {
 	}
 	for _, e := range es {
 		if w, ok := who[e.Attachment]; ok && e.Attachment != "" {
-			census.Endpoints[e.ID] = yard.SeenEndpoint{NetworkID: e.NetworkID, Container: w}
+			census.Endpoints[e.ID] = reconcile.SeenEndpoint{NetworkID: e.NetworkID, Container: w}
 		}
 	}
 	return census, nil
 }
 
 func owner(o containers.Container) modes.Container {
-	w := modes.Container{Engine: yard.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image, Labels: map[string]string{}}
+	w := modes.Container{Engine: book.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image, Labels: map[string]string{}}
 	for label, v := range o.Labels {
 		if !ours(label) { // of those some may be its image's, see chosen
 			w.Labels[label] = v
@@ -245,7 +248,7 @@ func (c *Containerd) byProcess() error {
 		}
 		pid, err := strconv.Atoi(m[1])
 		if err == nil {
-			err = c.Yard.Identify(e.NetworkID, e.ID, modes.Container{PID: pid})
+			err = reconcile.Identify(c.Yard, e.NetworkID, e.ID, modes.Container{PID: pid})
 		}
 		errs = append(errs, err)
 	}

@@ -11,27 +11,28 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
-	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/reconcile"
 )
 
 // Rebuild makes the records of netyard's own networks again, and of what containerd's containers have of any, and those of other runtimes.
 func (c *Containerd) Rebuild(ctx context.Context) error {
-	census := yard.Census{Engine: yard.Containerd, Endpoints: map[string]yard.SeenEndpoint{}}
+	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}}
 	if _, err := os.Stat(c.Address); c.client != nil && !errors.Is(err, fs.ErrNotExist) {
 		ctx, cancel := context.WithTimeout(ctx, answerTime)
 		defer cancel()
 		if err := c.lookInside(ctx, census); err != nil {
-			return fmt.Errorf("rebuild the records from %s: %w", yard.Containerd, err)
+			return fmt.Errorf("rebuild the records from %s: %w", book.Containerd, err)
 		}
 	}
 	if err := lookBeside(c.Yard, cniCache, census); err != nil {
 		return err
 	}
-	return c.Yard.RebuildOwn(ctx, census)
+	return reconcile.RebuildOwn(ctx, c.Yard, census)
 }
 
 // lookInside finds the links of netyard's in the sandboxes of all running containers.
-func (c *Containerd) lookInside(ctx context.Context, census yard.Census) error {
+func (c *Containerd) lookInside(ctx context.Context, census reconcile.Census) error {
 	spaces, err := c.client.NamespaceService().List(ctx)
 	if err != nil {
 		return fmt.Errorf("list namespaces: %w", err)
@@ -49,7 +50,7 @@ func (c *Containerd) lookInside(ctx context.Context, census yard.Census) error {
 			if t.Pid == 0 {
 				continue
 			}
-			found, err := c.Yard.FindIn(fmt.Sprintf("/proc/%d/ns/net", t.Pid))
+			found, err := reconcile.FindIn(c.Yard, fmt.Sprintf("/proc/%d/ns/net", t.Pid))
 			if err != nil {
 				return err
 			}

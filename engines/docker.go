@@ -19,6 +19,8 @@ import (
 
 	"netyard/modes"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/reconcile"
 )
 
 const (
@@ -105,16 +107,16 @@ func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
 	if err != nil {
 		return d.bySandbox(), err
 	}
-	if d.Yard.Rebuilding() {
+	if reconcile.Rebuilding(d.Yard) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
 			return true, err
 		}
-		if err := d.Yard.Rebuild(ctx, c, d.Beside); err != nil {
+		if err := reconcile.Rebuild(ctx, d.Yard, c, d.Beside); err != nil {
 			return true, err
 		}
 	}
-	if err := d.Yard.Reconcile(ctx, c); err != nil {
-		return true, fmt.Errorf("reconcile with %s: %w", yard.Docker, err)
+	if err := reconcile.Reconcile(ctx, d.Yard, c); err != nil {
+		return true, fmt.Errorf("reconcile with %s: %w", book.Docker, err)
 	}
 	return d.bySandbox() || d.nameless(), nil
 }
@@ -122,7 +124,7 @@ func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
 // nameless says whether there are networks of the engine whose names it has not told yet.
 func (d *Docker) nameless() bool {
 	ns, err := d.Yard.Networks()
-	return err == nil && slices.ContainsFunc(ns, func(n modes.Network) bool { return n.Engine == yard.Docker && n.Name == "" })
+	return err == nil && slices.ContainsFunc(ns, func(n modes.Network) bool { return n.Engine == book.Docker && n.Name == "" })
 }
 
 // bySandbox finds the processes of endpoints that are not known yet, without asking anybody.
@@ -143,7 +145,7 @@ func (d *Docker) bySandbox() (unnamed bool) {
 	inhabitants := inhabitants()
 	for _, e := range open {
 		if who, ok := inhabitants.of(e.Sandbox); ok {
-			if err := d.Yard.Identify(e.NetworkID, e.ID, who); err != nil {
+			if err := reconcile.Identify(d.Yard, e.NetworkID, e.ID, who); err != nil {
 				d.Log.Warn("note an endpoint's container", "endpoint", e.ID, "err", err)
 			}
 			unnamed = unnamed || e.Container.Name == "" || e.Container.Hostname == ""
@@ -163,25 +165,25 @@ func (d *Docker) client() (*client.Client, error) {
 }
 
 // Census asks the engine for all it has to do with netyard.
-func (d *Docker) Census(ctx context.Context) (yard.Census, error) {
+func (d *Docker) Census(ctx context.Context) (reconcile.Census, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	c, err := d.client()
 	if err != nil {
-		return yard.Census{}, err
+		return reconcile.Census{}, err
 	}
 	defer c.Close() //nolint:errcheck // nothing is written
 	// Containers first: a network that is made in between is merely not missed.
 	containers, err := c.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
-		return yard.Census{}, fmt.Errorf("list containers: %w", err)
+		return reconcile.Census{}, fmt.Errorf("list containers: %w", err)
 	}
 	networks, err := c.NetworkList(ctx, client.NetworkListOptions{})
 	if err != nil {
-		return yard.Census{}, fmt.Errorf("list networks: %w", err)
+		return reconcile.Census{}, fmt.Errorf("list networks: %w", err)
 	}
-	census := yard.Census{
-		Engine: yard.Docker, Networks: map[string]yard.SeenNetwork{}, Endpoints: map[string]yard.SeenEndpoint{},
+	census := reconcile.Census{
+		Engine: book.Docker, Networks: map[string]reconcile.SeenNetwork{}, Endpoints: map[string]reconcile.SeenEndpoint{},
 		Pools: map[netip.Prefix]bool{}, Wanted: map[string]bool{},
 	}
 	for _, n := range networks.Items {
@@ -214,8 +216,8 @@ func doorMode(name string) (mode string, ok bool) {
 	return strings.CutPrefix(name, "netyard-")
 }
 
-func (d *Docker) seenNetwork(door string, n network.Network) yard.SeenNetwork {
-	s := yard.SeenNetwork{Name: n.Name, Network: modes.Network{ID: n.ID, Name: n.Name, Engine: yard.Docker, Internal: n.Internal, IPv6: n.EnableIPv6}}
+func (d *Docker) seenNetwork(door string, n network.Network) reconcile.SeenNetwork {
+	s := reconcile.SeenNetwork{Name: n.Name, Network: modes.Network{ID: n.ID, Name: n.Name, Engine: book.Docker, Internal: n.Internal, IPv6: n.EnableIPv6}}
 	var err error
 	if s.Network.Mode, s.Network.Options, err = yard.Resolve(door, n.Options); err != nil {
 		d.Log.Warn("the engine has a network that netyard would refuse", "network", n.Name, "err", err)
@@ -236,7 +238,7 @@ func (d *Docker) seenNetwork(door string, n network.Network) yard.SeenNetwork {
 			sub.Aux[name] = netip.PrefixFrom(a, c.Subnet.Bits())
 		}
 		if own {
-			sub.Space = yard.Space
+			sub.Space = book.Space
 			if r, err := yard.PoolRequest(c.Subnet.String(), "", n.IPAM.Options); err == nil {
 				r.Range = c.IPRange
 				s.Pools = append(s.Pools, r)
@@ -247,28 +249,28 @@ func (d *Docker) seenNetwork(door string, n network.Network) yard.SeenNetwork {
 	return s
 }
 
-func addEndpoint(c *yard.Census, item container.Summary, s *network.EndpointSettings) {
+func addEndpoint(c *reconcile.Census, item container.Summary, s *network.EndpointSettings) {
 	if _, ours := c.Networks[s.NetworkID]; !ours {
 		return
 	}
 	if s.IPAMConfig != nil {
 		for _, a := range []netip.Addr{s.IPAMConfig.IPv4Address, s.IPAMConfig.IPv6Address} {
 			if a.IsValid() {
-				c.Wanted[yard.WantedKey(s.NetworkID, a)] = true
+				c.Wanted[reconcile.WantedKey(s.NetworkID, a)] = true
 			}
 		}
 	}
 	if s.EndpointID == "" { // it does not run
 		return
 	}
-	who := modes.Container{Engine: yard.Docker, ID: item.ID, Image: item.Image, Labels: item.Labels}
+	who := modes.Container{Engine: book.Docker, ID: item.ID, Image: item.Image, Labels: item.Labels}
 	if who.Labels == nil { // none are known, which is not that none is known
 		who.Labels = map[string]string{}
 	}
 	if len(item.Names) > 0 {
 		who.Name = strings.TrimPrefix(item.Names[0], "/")
 	}
-	e := yard.SeenEndpoint{NetworkID: s.NetworkID, Container: who, MAC: s.MacAddress.String()}
+	e := reconcile.SeenEndpoint{NetworkID: s.NetworkID, Container: who, MAC: s.MacAddress.String()}
 	if s.IPAddress.IsValid() {
 		e.Addrs = append(e.Addrs, netip.PrefixFrom(s.IPAddress, s.IPPrefixLen))
 	}
@@ -285,7 +287,7 @@ func addEndpoint(c *yard.Census, item container.Summary, s *network.EndpointSett
 
 // fillSandboxes asks for each container where its sandbox is, and what was said for its endpoints; only lost records
 // make that worth the calls.
-func (d *Docker) fillSandboxes(ctx context.Context, census *yard.Census) error {
+func (d *Docker) fillSandboxes(ctx context.Context, census *reconcile.Census) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	c, err := d.client()

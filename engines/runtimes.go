@@ -10,6 +10,8 @@ import (
 
 	"netyard/modes"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/reconcile"
 )
 
 // cniCache is where runtimes that use libcni keep what they have attached (libcni, CacheDir): CRI-O, podman, cnitool, and containerd's.
@@ -25,7 +27,7 @@ type cached struct {
 }
 
 // is says whether an endpoint that is in one of its sandboxes is the one: the path may be another container's by now.
-func (c cached) is(s yard.SeenEndpoint) bool {
+func (c cached) is(s reconcile.SeenEndpoint) bool {
 	return s.IfName == c.IfName && (len(c.Result.IPs) == 0 || slices.ContainsFunc(c.Result.IPs, func(ip struct{ Address netip.Prefix }) bool {
 		return slices.Contains(s.Addrs, ip.Address)
 	}))
@@ -42,7 +44,7 @@ func (c cached) sandboxes() (paths []string) {
 
 // lookBeside finds what was attached by runtimes that containerd does not know of: the kernel says what netyard has in a sandbox, and the
 // runtime's own memory what it calls it when it comes to take it away.
-func lookBeside(y *yard.Yard, dir string, census yard.Census) error {
+func lookBeside(y *yard.Yard, dir string, census reconcile.Census) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
 		return fmt.Errorf("look for what runtimes have attached: %w", err)
@@ -57,7 +59,7 @@ func lookBeside(y *yard.Yard, dir string, census yard.Census) error {
 			if path == "" {
 				continue
 			}
-			found, err := y.FindIn(path)
+			found, err := reconcile.FindIn(y, path)
 			if err != nil {
 				continue // there is no such sandbox any more
 			}
@@ -65,7 +67,7 @@ func lookBeside(y *yard.Yard, dir string, census yard.Census) error {
 				if _, known := census.Endpoints[id]; known || !c.is(s) {
 					continue
 				}
-				s.Container, s.Attachment = modes.Container{Engine: yard.CNI}, c.ContainerID
+				s.Container, s.Attachment = modes.Container{Engine: book.CNI}, c.ContainerID
 				census.Endpoints[id] = s
 			}
 		}

@@ -14,7 +14,7 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 )
 
@@ -190,7 +190,7 @@ func BenchmarkThroughput(b *testing.B) {
 	all, blue := running(b, 2, 2)
 	var cs []*container
 	for i, h := range all {
-		c := h.start(blue, kernel.Name("c", strings.Repeat(fmt.Sprint(i+1), 32)))
+		c := h.start(blue, core.Name("c", strings.Repeat(fmt.Sprint(i+1), 32)))
 		cs = append(cs, c)
 		h.Sh(b, fmt.Sprintf("sysctl -qw net.ipv4.ip_forward=1; ip link add r0 type veth peer name r1; ip addr add 10.9%d.0.1/24 dev r0; ip link set r0 up; ip route add 10.9%d.0.0/24 via 192.0.2.%d", i+1, 2-i, 2-i))
 		h.Give(b, c.Host, "r1")

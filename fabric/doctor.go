@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"netyard/cluster"
-	"netyard/kernel"
+	"netyard/kernel/overlay"
 )
 
 // A Symptom is something that somebody ought to know of the cluster, as this host sees it.
@@ -31,7 +31,7 @@ func (a *Agent) Doctor(ctx context.Context) (all []Symptom, err error) {
 	if s.Reason != "" {
 		all = append(all, Symptom{Of: "host", Text: "this host is no member: " + s.Reason})
 	}
-	if err := a.c.Kernel.TellsDevices(); err != nil {
+	if err := overlay.TellsDevices(); err != nil {
 		all = append(all, Symptom{Of: "host", Text: err.Error()})
 	}
 	advice, err := a.c.Client.Advise(ctx)
@@ -79,11 +79,11 @@ type far struct {
 // probe asks the hosts that are alive whether packets get to them.
 func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 	fars := a.fars(a.dead(ctx))
-	var echoes []kernel.Echo
+	var echoes []overlay.Echo
 	for _, f := range fars {
-		echoes = append(echoes, kernel.Echo{To: f.addr}, kernel.Echo{To: f.addr, Size: f.mtu})
+		echoes = append(echoes, overlay.Echo{To: f.addr}, overlay.Echo{To: f.addr, Size: f.mtu})
 	}
-	back, err := a.c.Kernel.Echoes(ctx, echoes)
+	back, err := overlay.Echoes(ctx, a.c.Kernel.Handle, echoes)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,8 @@ import (
 
 	"netyard/cluster"
 	"netyard/kernel"
+	"netyard/kernel/core"
+	"netyard/kernel/overlay"
 	"netyard/store"
 )
 
@@ -92,7 +94,7 @@ type network struct {
 	// vteps are the hosts whose frames are let in.
 	vteps []netip.Addr
 	// host are the host's own addresses.
-	host []kernel.Addr
+	host []core.Addr
 	// sure: the kernel was told everything after everything had been read.
 	sure bool
 	// unsure: the kernel may not know what it was told, and is told all of it again.
@@ -285,7 +287,7 @@ func (a *Agent) Unbind(id string) error {
 		err = cluster.Discard(a.c.Store, "addr/"+id+"/")
 	}
 	if err == nil && n != nil {
-		err = a.c.Kernel.Remove(elements(kernel.VTEPs(a.Port(), n.VNI, n.vteps), id)...)
+		err = a.c.Kernel.Remove(elements(overlay.VTEPs(a.Port(), n.VNI, n.vteps), id)...)
 		if n.Encrypted {
 			err = errors.Join(err, a.part())
 		}
@@ -348,12 +350,12 @@ var leaving = store.Bucket[bool]{Name: "overlay_leaving"}
 var parting = store.Bucket[uint32]{Name: "overlay_parting"}
 
 // parted are the elements that keep such a network closed. They are nobody's but the Agent's, see Parting.
-func (a *Agent) parted(id string, vni uint32) []kernel.Object {
-	return elements(kernel.Closed(a.Port(), vni), "parting "+id)
+func (a *Agent) parted(id string, vni uint32) []core.Object {
+	return elements(overlay.Closed(a.Port(), vni), "parting "+id)
 }
 
 // Parting are the elements that are wanted for networks that were taken from this host and that etcd has not heard of.
-func (a *Agent) Parting() (objects []kernel.Object, err error) {
+func (a *Agent) Parting() (objects []core.Object, err error) {
 	err = a.c.Store.View(func(tx store.Tx) error {
 		return parting.Each(tx, "", func(id string, vni uint32) error {
 			objects = append(objects, a.parted(id, vni)...)

@@ -16,8 +16,11 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
+	"netyard/kernel/overlay"
 	"netyard/store"
 )
 
@@ -37,7 +40,7 @@ type host struct {
 	cooldown time.Duration
 
 	mu     sync.Mutex
-	ports  map[string]kernel.Veth // of its endpoints
+	ports  map[string]bridge.Veth // of its endpoints
 	fenced map[string]string      // as Fence told it
 }
 
@@ -56,7 +59,7 @@ func hosts(t testing.TB, e *clustertest.Etcd, many int) (all []*host) {
 	lan := kerneltest.New(t)
 	lan.Sh(t, "ip link add br0 type bridge && ip link set br0 up")
 	for n := 1; n <= many; n++ {
-		h := &host{Host: lan.Peer(t, fmt.Sprint("p", n)), lan: lan, t: t, n: n, etcd: e, ports: map[string]kernel.Veth{}}
+		h := &host{Host: lan.Peer(t, fmt.Sprint("p", n)), lan: lan, t: t, n: n, etcd: e, ports: map[string]bridge.Veth{}}
 		lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
 		h.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0", n))
 		h.ShareTables()
@@ -96,9 +99,9 @@ func (h *host) fence(ctx context.Context, _ string, why map[string]string) error
 	defer h.mu.Unlock()
 	for id, v := range h.ports {
 		v.Fenced = why[id] != ""
-		objects := []kernel.Object{v}
+		objects := []core.Object{v}
 		if !v.Fenced {
-			objects = append(objects, kernel.StaticPort{Link: v.Name, MAC: v.MAC})
+			objects = append(objects, bridge.StaticPort{Link: v.Name, MAC: v.MAC})
 		}
 		if err := h.Ensure(ctx, objects...); err != nil {
 			return err
@@ -175,21 +178,21 @@ func subnets(second int) []cluster.Subnet {
 }
 
 func (h *host) links(n cluster.Network) (br, x string) {
-	return kernel.Name(kernel.BridgePrefix, n.ID), kernel.Name(kernel.VXLANPrefix, n.ID)
+	return core.Name(core.BridgePrefix, n.ID), core.Name(core.VXLANPrefix, n.ID)
 }
 
 // up puts a network on the host, as its mode does.
 func (h *host) up(n cluster.Network) {
 	h.t.Helper()
 	br, x := h.links(n)
-	alias, mac := kernel.Alias(n.ID, ""), net.HardwareAddr{2, 0, byte(n.VNI >> 8), byte(n.VNI), 0xff, byte(h.n)}
-	objects := []kernel.Object{
-		kernel.Bridge{Name: br, Alias: alias, MTU: n.MTU, MAC: mac, IPv6: true},
-		kernel.VXLAN{Name: x, Alias: alias, Master: br, VNI: n.VNI, Local: h.Local(), Port: h.Port(), MTU: n.MTU},
-		kernel.InterfaceIn(kernel.Bridges, br), kernel.InterfaceIn(kernel.Own, br, br), kernel.InterfaceIn(kernel.Talk, br, br),
+	alias, mac := core.Alias(n.ID, ""), net.HardwareAddr{2, 0, byte(n.VNI >> 8), byte(n.VNI), 0xff, byte(h.n)}
+	objects := []core.Object{
+		bridge.Bridge{Name: br, Alias: alias, MTU: n.MTU, MAC: mac, IPv6: true},
+		overlay.VXLAN{Name: x, Alias: alias, Master: br, VNI: n.VNI, Local: h.Local(), Port: h.Port(), MTU: n.MTU},
+		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br), nft.InterfaceIn(bridge.Talk, br, br),
 	}
 	for _, s := range n.Subnets {
-		objects = append(objects, kernel.Anycast{Link: br, Alias: alias, Addr: s.Gateway})
+		objects = append(objects, overlay.Anycast{Link: br, Alias: alias, Addr: s.Gateway})
 	}
 	must(h.t, h.Ensure(h.t.Context(), objects...))
 	must(h.t, h.Bind(Bound{Network: n, Link: x, Bridge: br, MAC: cluster.MAC(mac.String()), Alias: alias}))
@@ -238,14 +241,14 @@ func (h *host) start(n cluster.Network, id string, want ...netip.Addr) *containe
 	b := c.v4.As4()
 	mac := append(net.HardwareAddr{2, 0x42}, b[:]...)
 	br, _ := h.links(n)
-	v := kernel.Veth{
-		Name: kernel.Name(kernel.VethPrefix, id), Peer: kernel.Name(kernel.PeerPrefix, id), Alias: kernel.Alias(n.ID, id), Master: br, MTU: n.MTU, MAC: mac,
+	v := bridge.Veth{
+		Name: core.Name(core.VethPrefix, id), Peer: core.Name(core.PeerPrefix, id), Alias: core.Alias(n.ID, id), Master: br, MTU: n.MTU, MAC: mac,
 	}
 	h.mu.Lock()
 	h.ports[id] = v
 	h.mu.Unlock()
-	guard := kernel.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{c.v4, c.v6}}
-	must(h.t, h.Ensure(h.t.Context(), append([]kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
+	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{c.v4, c.v6}}
+	must(h.t, h.Ensure(h.t.Context(), append([]core.Object{v, bridge.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
 	must(h.t, h.Publish(n.ID, []netip.Addr{c.v4, c.v6}, id, cluster.MAC(mac.String()), "c-"+id[:4], nil))
 	c.Take(h.t, h.Host, v.Peer, fmt.Sprintf("ip addr add %s/16 dev eth0 && ip addr add %s/64 dev eth0 nodad", c.v4, c.v6))
 	return c

@@ -10,7 +10,7 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
-	"netyard/kernel"
+	"netyard/kernel/core"
 )
 
 // onBlue has all hosts on a network, with addresses in store.
@@ -194,7 +194,7 @@ func TestLeftStaysClosed(t *testing.T) {
 		return strings.Contains(h.Sh(t, "nft list set inet netyard vnis"), number) &&
 			strings.Contains(h.Sh(t, "nft list set bridge netyard vnis_bridged"), number)
 	}
-	parting := func() []kernel.Object {
+	parting := func() []core.Object {
 		objects, err := h.Parting()
 		must(t, err)
 		return objects

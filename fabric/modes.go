@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"netyard/cluster"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 )
 
@@ -129,10 +129,10 @@ func (m Modes) Release(o modes.Overlay, addr netip.Addr) error { return m.A.Rele
 func (m Modes) Room(o modes.Overlay, v6 bool) error { return m.A.Room(o.ID, v6) }
 
 // Objects are what the other hosts make wanted in this one's kernel.
-func (m Modes) Objects(o modes.Overlay) []kernel.Object { return m.A.Objects(o.ID) }
+func (m Modes) Objects(o modes.Overlay) []core.Object { return m.A.Objects(o.ID) }
 
 // Parting are the elements that networks have here which this host has left, and of which etcd has not heard that.
-func (m Modes) Parting() ([]kernel.Object, error) { return m.A.Parting() }
+func (m Modes) Parting() ([]core.Object, error) { return m.A.Parting() }
 
 func bare(ps []netip.Prefix) (all []netip.Addr) {
 	for _, p := range ps {

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"netyard/cluster"
-	"netyard/kernel"
+	"netyard/kernel/overlay"
 	"netyard/store"
 )
 
@@ -43,7 +43,7 @@ func (a *Agent) begin() error {
 	if renews {
 		return nil
 	}
-	next, err := kernel.NewSecret()
+	next, err := overlay.NewSecret()
 	if err != nil {
 		return err
 	}
@@ -96,8 +96,8 @@ func (a *Agent) turned(ctx context.Context) error {
 }
 
 // renewed are the peers that have another key than they had. Both are sorted by address.
-func renewed(was, now []kernel.WireGuardPeer) (all []kernel.WireGuardPeer) {
-	byAddr := func(p kernel.WireGuardPeer, addr netip.Addr) int { return p.Addr.Compare(addr) }
+func renewed(was, now []overlay.WireGuardPeer) (all []overlay.WireGuardPeer) {
+	byAddr := func(p overlay.WireGuardPeer, addr netip.Addr) int { return p.Addr.Compare(addr) }
 	for _, p := range now {
 		if i, ok := slices.BinarySearchFunc(was, p.Addr, byAddr); ok && was[i].Key != p.Key {
 			all = append(all, p)
@@ -116,11 +116,11 @@ const (
 // agree sees to it that this host and peers are of one mind soon, when either has had another key since then. Two that ask each other at
 // the same time each answer the other and forget what they asked; so neither takes the answer, and WireGuard would ask again only in five
 // seconds (REKEY_TIMEOUT). One of the two asks again before, and if that is lost, too, the other. The caller holds the lock.
-func (a *Agent) agree(peers []kernel.WireGuardPeer, since time.Time) {
+func (a *Agent) agree(peers []overlay.WireGuardPeer, since time.Time) {
 	if !a.entered || len(peers) == 0 { // what comes from store tells of nobody's other key
 		return
 	}
-	var first, second []kernel.WireGuardPeer
+	var first, second []overlay.WireGuardPeer
 	for _, p := range peers {
 		if a.c.Host.Tunnel().Less(p.Addr) {
 			first = append(first, p)
@@ -136,7 +136,7 @@ func (a *Agent) agree(peers []kernel.WireGuardPeer, since time.Time) {
 }
 
 // askAgain waits until so long after since, and has those asked again who are peers then, and have not agreed.
-func (a *Agent) askAgain(ctx context.Context, peers []kernel.WireGuardPeer, since time.Time, after time.Duration) {
+func (a *Agent) askAgain(ctx context.Context, peers []overlay.WireGuardPeer, since time.Time, after time.Duration) {
 	select {
 	case <-ctx.Done():
 		return
@@ -147,8 +147,8 @@ func (a *Agent) askAgain(ctx context.Context, peers []kernel.WireGuardPeer, sinc
 	if a.tunnel.told == nil {
 		return
 	}
-	peers = slices.DeleteFunc(peers, func(p kernel.WireGuardPeer) bool { return !slices.Contains(a.tunnel.told.All, p) })
-	if err := a.c.Kernel.AskAgain(peers, since); err != nil {
+	peers = slices.DeleteFunc(peers, func(p overlay.WireGuardPeer) bool { return !slices.Contains(a.tunnel.told.All, p) })
+	if err := overlay.AskAgain(a.c.Kernel.Handle, peers, since); err != nil {
 		a.c.Log.Debug("agree upon keys with other hosts", "err", err)
 	}
 }

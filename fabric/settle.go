@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netyard/cluster"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/store"
 )
 
@@ -157,10 +157,10 @@ func (a *Agent) speak(n *network) error {
 	if err != nil {
 		return err
 	}
-	var now []kernel.Addr
+	var now []core.Addr
 	for _, o := range own {
 		if s, ok := n.Find(o.Addr); ok && o.Use == cluster.OfHost && !o.Lost && !o.Gone {
-			now = append(now, kernel.Addr{Link: n.Bridge, Alias: n.Alias, Prefix: netip.PrefixFrom(o.Addr, s.Pool.Bits())})
+			now = append(now, core.Addr{Link: n.Bridge, Alias: n.Alias, Prefix: netip.PrefixFrom(o.Addr, s.Pool.Bits())})
 		}
 	}
 	for _, old := range n.host {

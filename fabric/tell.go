@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"netyard/cluster"
-	"netyard/kernel"
+	"netyard/kernel/core"
+	"netyard/kernel/nft"
+	"netyard/kernel/overlay"
 )
 
 // everywhere is told of hosts and of which networks are on them.
@@ -51,7 +53,7 @@ func (a *Agent) tell(n *network, diff []cluster.PeerChange) {
 	err := a.admit(n)
 	if err == nil && len(diff) > 0 && !n.unsure {
 		set, gone, nobodys := n.sort(diff)
-		err = a.c.Kernel.ChangePeers(context.Background(), n.Link, set, gone, nobodys)
+		err = overlay.ChangePeers(context.Background(), a.c.Kernel.Handle, n.Link, set, gone, nobodys)
 	}
 	if err != nil { // its link may be about to come
 		a.c.Log.Debug("tell the kernel of peers", "network", n.Name, "err", err)
@@ -61,7 +63,7 @@ func (a *Agent) tell(n *network, diff []cluster.PeerChange) {
 }
 
 // sort says which peers came or became others, which addresses went, and which hardware addresses are nobody's now.
-func (n *network) sort(diff []cluster.PeerChange) (set []kernel.Peer, gone []netip.Addr, nobodys []net.HardwareAddr) {
+func (n *network) sort(diff []cluster.PeerChange) (set []overlay.Peer, gone []netip.Addr, nobodys []net.HardwareAddr) {
 	lost := map[cluster.MAC]bool{}
 	for _, d := range diff {
 		if d.New != (cluster.Peer{}) {
@@ -79,8 +81,8 @@ func (n *network) sort(diff []cluster.PeerChange) (set []kernel.Peer, gone []net
 	return set, gone, nobodys
 }
 
-func peer(p cluster.Peer) kernel.Peer {
-	return kernel.Peer{Addr: p.Addr, MAC: p.MAC.Hardware(), VTEP: p.VTEP}
+func peer(p cluster.Peer) overlay.Peer {
+	return overlay.Peer{Addr: p.Addr, MAC: p.MAC.Hardware(), VTEP: p.VTEP}
 }
 
 // admit lets in frames of the hosts that the network is on now, and of no others.
@@ -97,7 +99,7 @@ func (a *Agent) admit(n *network) error {
 	if n.vteps != nil && slices.Equal(now, n.vteps) {
 		return nil
 	}
-	if err := a.c.Kernel.Ensure(context.Background(), elements(kernel.VTEPs(a.port(), n.VNI, now), n.ID)...); err != nil {
+	if err := a.c.Kernel.Ensure(context.Background(), elements(overlay.VTEPs(a.port(), n.VNI, now), n.ID)...); err != nil {
 		return err
 	}
 	var gone []netip.Addr
@@ -110,10 +112,10 @@ func (a *Agent) admit(n *network) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	return a.c.Kernel.Remove(elements(kernel.Members(n.VNI, gone), n.ID)...)
+	return a.c.Kernel.Remove(elements(overlay.Members(n.VNI, gone), n.ID)...)
 }
 
-func elements(all []kernel.Element, owner string) (objects []kernel.Object) {
+func elements(all []nft.Element, owner string) (objects []core.Object) {
 	for _, e := range all {
 		objects = append(objects, e.For(owner))
 	}
@@ -121,7 +123,7 @@ func elements(all []kernel.Element, owner string) (objects []kernel.Object) {
 }
 
 // Objects are what a network's link and the firewall ought to know now, for who compares that with the kernel.
-func (a *Agent) Objects(id string) []kernel.Object {
+func (a *Agent) Objects(id string) []core.Object {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	n := a.networks[id]
@@ -130,7 +132,7 @@ func (a *Agent) Objects(id string) []kernel.Object {
 	}
 	peers := a.peers(n)
 	peers.Keeper = n.keeper
-	objects := append(elements(kernel.VTEPs(a.port(), n.VNI, n.vteps), id), peers)
+	objects := append(elements(overlay.VTEPs(a.port(), n.VNI, n.vteps), id), peers)
 	if n.Encrypted {
 		objects = append(objects, a.device(), a.tunnelPeers())
 	}
@@ -157,13 +159,13 @@ func (k *keeper) TellPeers() error {
 	return k.a.c.Kernel.Ensure(context.Background(), k.a.peers(n))
 }
 
-func (a *Agent) peers(n *network) kernel.Peers {
+func (a *Agent) peers(n *network) overlay.Peers {
 	if a.fenced || n.shut {
-		return kernel.Peers{Link: n.Link}
+		return overlay.Peers{Link: n.Link}
 	}
 	// A daemon that was killed may have told the kernel more than it has kept. Until etcd has been read that is not to
 	// be taken back.
-	all := kernel.Peers{Link: n.Link, Partial: !a.read(n)}
+	all := overlay.Peers{Link: n.Link, Partial: !a.read(n)}
 	peers := n.book.Peers()
 	for _, addr := range slices.SortedFunc(maps.Keys(peers), netip.Addr.Compare) {
 		all.All = append(all.All, peer(peers[addr]))

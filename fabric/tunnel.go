@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"netyard/cluster"
-	"netyard/kernel"
+	"netyard/kernel/overlay"
 	"netyard/modes"
 	"netyard/store"
 )
@@ -37,13 +37,13 @@ const secretKey = "key"
 type tunnel struct {
 	// clear is why this host cannot encrypt.
 	clear error
-	key   kernel.Secret
+	key   overlay.Secret
 	// next is the key that the others are being told of, if renews.
-	next   kernel.Secret
+	next   overlay.Secret
 	renews bool
 	port   uint16
 	// told are the peers that the kernel was told of, and whether those were all there are.
-	told *kernel.WireGuardPeers
+	told *overlay.WireGuardPeers
 	// turning is held while a key becomes another.
 	turning sync.Mutex
 }
@@ -51,13 +51,13 @@ type tunnel struct {
 // openTunnel recalls this host's key, or makes one, if this kernel has WireGuard.
 func (a *Agent) openTunnel() error {
 	a.tunnel.port = cmp.Or(a.c.WireGuardPort, WireGuardPort)
-	if a.tunnel.clear = a.c.Kernel.Encrypts(); a.tunnel.clear != nil {
+	if a.tunnel.clear = overlay.Encrypts(a.c.Kernel.Handle); a.tunnel.clear != nil {
 		return nil
 	}
 	err := a.c.Store.Update(func(tx store.Tx) error {
 		s, err := secrets.Get(tx, secretKey)
 		if errors.Is(err, store.ErrNotFound) {
-			if a.tunnel.key, err = kernel.NewSecret(); err != nil {
+			if a.tunnel.key, err = overlay.NewSecret(); err != nil {
 				return err
 			}
 			return secrets.Put(tx, secretKey, secret{Key: a.tunnel.key[:]})
@@ -75,7 +75,7 @@ func (a *Agent) openTunnel() error {
 
 // host is this one as the others are told of it.
 func (a *Agent) host() cluster.Host {
-	link, _ := a.c.Kernel.Carrier(a.c.Host.VTEP) // at boot its address may come later than netyard
+	link, _ := overlay.CarrierOf(a.c.Kernel.Handle, a.c.Host.VTEP) // at boot its address may come later than netyard
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	h := a.c.Host
@@ -94,9 +94,9 @@ func (a *Agent) host() cluster.Host {
 }
 
 // device is the WireGuard device that this host ought to have.
-func (a *Agent) device() kernel.WireGuard {
+func (a *Agent) device() overlay.WireGuard {
 	h := modes.OverlayHost{VTEP: a.c.Host.VTEP, MTU: a.c.Host.MTU}
-	return kernel.WireGuard{
+	return overlay.WireGuard{
 		Key: a.tunnel.key, Port: a.tunnel.port, MTU: h.TunnelMTU(), Addr: netip.PrefixFrom(a.c.Host.Tunnel(), cluster.TunnelBits),
 	}
 }
@@ -160,7 +160,7 @@ func (a *Agent) meet(again bool) error {
 	return nil
 }
 
-func (a *Agent) tunnelPeers() (all kernel.WireGuardPeers) {
+func (a *Agent) tunnelPeers() (all overlay.WireGuardPeers) {
 	if a.fenced {
 		return all
 	}
@@ -173,10 +173,10 @@ func (a *Agent) tunnelPeers() (all kernel.WireGuardPeers) {
 		for _, h := range n.book.Tunnels() {
 			if !seen[h.ID] {
 				seen[h.ID] = true
-				all.All = append(all.All, kernel.WireGuardPeer{Key: h.WireGuard.Bytes(), At: netip.AddrPortFrom(h.VTEP, h.WireGuardPort), Addr: h.Tunnel()})
+				all.All = append(all.All, overlay.WireGuardPeer{Key: h.WireGuard.Bytes(), At: netip.AddrPortFrom(h.VTEP, h.WireGuardPort), Addr: h.Tunnel()})
 			}
 		}
 	}
-	slices.SortFunc(all.All, func(a, b kernel.WireGuardPeer) int { return a.Addr.Compare(b.Addr) })
+	slices.SortFunc(all.All, func(a, b overlay.WireGuardPeer) int { return a.Addr.Compare(b.Addr) })
 	return all
 }

@@ -8,8 +8,9 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/overlay"
 	"netyard/store"
 )
 
@@ -18,7 +19,7 @@ import (
 func TestTunnelKey(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
-	encrypts := h.Encrypts() == nil
+	encrypts := overlay.Encrypts(h.Host.Kernel.Handle) == nil
 	first := h.host()
 	if (first.WireGuard != "") != encrypts || encrypts && first.WireGuardPort != WireGuardPort {
 		t.Errorf("the host is told of as %+v, and can encrypt: %v", first, encrypts)
@@ -70,7 +71,7 @@ func TestEncryptedRotation(t *testing.T) {
 			for _, h := range all {
 				snap, err := h.Snapshot()
 				must(t, err)
-				for _, f := range snap.Faults([]kernel.Object{h.deviceNow(), h.peersNow()}) {
+				for _, f := range snap.Faults([]core.Object{h.deviceNow(), h.peersNow()}) {
 					last += f.Text + "; "
 				}
 				if p := h.peersNow(); len(p.All) != 1 || p.Partial {
@@ -92,7 +93,7 @@ func TestEncryptedRotation(t *testing.T) {
 		}
 		var kept secret
 		must(t, one.db.View(func(tx store.Tx) (err error) { kept, err = secrets.Get(tx, secretKey); return err }))
-		if len(kept.Next) != 0 || kernel.Secret(kept.Key) != one.deviceNow().Key {
+		if len(kept.Next) != 0 || overlay.Secret(kept.Key) != one.deviceNow().Key {
 			t.Errorf("%s: what is recorded is not what is used", when)
 		}
 	}
@@ -151,13 +152,13 @@ func TestEncryptedRotation(t *testing.T) {
 	}
 }
 
-func (h *host) deviceNow() kernel.WireGuard {
+func (h *host) deviceNow() overlay.WireGuard {
 	h.Agent.mu.Lock()
 	defer h.Agent.mu.Unlock()
 	return h.device()
 }
 
-func (h *host) peersNow() kernel.WireGuardPeers {
+func (h *host) peersNow() overlay.WireGuardPeers {
 	h.Agent.mu.Lock()
 	defer h.Agent.mu.Unlock()
 	return h.tunnelPeers()

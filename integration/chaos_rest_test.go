@@ -14,7 +14,7 @@ import (
 
 	"netyard/cli/api"
 	"netyard/cluster"
-	"netyard/kernel"
+	"netyard/kernel/core"
 )
 
 // rest lets everything come to itself, and wants one picture of it: what was asked for, etcd, and each host's records and kernel.
@@ -178,7 +178,7 @@ func (c *chaos) differencesOn(h *chaosHost, p picture) (wrong []string) {
 		if id == "" {
 			continue
 		}
-		n, x, br := p.networks[chaosName(on)], kernel.Name(kernel.VXLANPrefix, id), kernel.Name(kernel.BridgePrefix, id)
+		n, x, br := p.networks[chaosName(on)], core.Name(core.VXLANPrefix, id), core.Name(core.BridgePrefix, id)
 		want = append(want, at("link %s", x), at("link %s", br))
 		if n == nil {
 			continue
@@ -205,7 +205,7 @@ func (c *chaos) differencesOn(h *chaosHost, p picture) (wrong []string) {
 		}
 		for _, is := range h.slots[on] {
 			if is != nil {
-				want = append(want, at("link %s", kernel.Name(kernel.VethPrefix, is.id)), at("ps: %s %s up", is.id[:12], is.addr))
+				want = append(want, at("link %s", core.Name(core.VethPrefix, is.id)), at("ps: %s %s up", is.id[:12], is.addr))
 			}
 		}
 	}

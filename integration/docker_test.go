@@ -61,7 +61,7 @@ func bridgeWorks(t *testing.T, e lab.Engine) {
 	}
 }
 
-// host6 is a host that forwards IPv6 already: what netyard does where it does not stays for good (kernel.Forwarding).
+// host6 is a host that forwards IPv6 already: what netyard does where it does not stays for good (beside.Forwarding).
 func host6(t *testing.T, e lab.Engine, opts ...lab.Option) *lab.Host {
 	t.Helper()
 	h := lab.New(t, e, opts...)

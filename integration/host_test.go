@@ -12,12 +12,12 @@ import (
 
 	"netyard/cli/api"
 	"netyard/integration/lab"
-	"netyard/yard"
+	"netyard/yard/event"
 )
 
-func events(t *testing.T, h *lab.Host) []yard.Event {
+func events(t *testing.T, h *lab.Host) []event.Event {
 	t.Helper()
-	return parse[[]yard.Event](t, h.Sh("netyard events --json"))
+	return parse[[]event.Event](t, h.Sh("netyard events --json"))
 }
 
 // told waits for an event of a type whose text has some words in it.
@@ -111,8 +111,8 @@ func comesAndGoes(t *testing.T, h *lab.Host) {
 		lost(t, h.Outside.Net, proto, net.JoinHostPort(h.IP6, "8080"))
 		lost(t, h.Net, proto, "127.0.0.1:8080")
 	}
-	told(t, h, yard.PortPublished, "0.0.0.0:8080->8080/tcp")
-	told(t, h, yard.PortWithdrawn, "[::]:8080->8080/udp")
+	told(t, h, event.PortPublished, "0.0.0.0:8080->8080/tcp")
+	told(t, h, event.PortWithdrawn, "[::]:8080->8080/udp")
 	h.Docker("rm -f peer")
 }
 
@@ -157,13 +157,13 @@ func programs(t *testing.T, h *lab.Host) {
 		return err == nil && out == "hello"
 	})
 	h.Run("pub", "--network plain -p 8095:80", "sleep 1d") // as with --network host
-	told(t, h, yard.PortIgnored, "8095:80/tcp")
+	told(t, h, event.PortIgnored, "8095:80/tcp")
 	if rows := portStates(t, h, "pub"); len(rows) != 0 {
 		t.Errorf("-p was not ignored: %v", rows)
 	}
 	h.Docker("rm -f simple pub")
 	lost(t, h.Net, "tcp", "127.0.0.1:8090")
-	told(t, h, yard.EndpointLeft, "network plain")
+	told(t, h, event.EndpointLeft, "network plain")
 }
 
 // TestHostMany: a hundred ports, ports that are left out, and two containers side by side.
@@ -238,8 +238,8 @@ func TestHostConflict(t *testing.T) {
 		state("one", "9091", "published")
 		mine := h.In("two").Listen("tcp", ":9091")
 		state("two", "9091", "conflict container one of docker on network h")
-		told(t, h, yard.PortConflict, "port 0.0.0.0:8080->8080/tcp is not container one's: container front of docker on network web has it")
-		told(t, h, yard.PortConflict, "9090", "process nc")
+		told(t, h, event.PortConflict, "port 0.0.0.0:8080->8080/tcp is not container one's: container front of docker on network web has it")
+		told(t, h, event.PortConflict, "9090", "process nc")
 		has(t, h.Netyard.Log(), `msg="conflict about a port of the host"`)
 		if n := strings.Count(h.Netyard.Log(), "conflict about a port"); n != 3 {
 			t.Errorf("three conflicts are logged %d times", n)
@@ -253,8 +253,8 @@ func TestHostConflict(t *testing.T) {
 			t.Logf("healed after %v", reached(t, h.Outside.Net, "tcp", h.IP+":"+port))
 			state("one", port, "published")
 		}
-		told(t, h, yard.PortHealed, "8080", "container front of docker on network web has it no longer")
-		told(t, h, yard.PortHealed, "9090", "process nc")
+		told(t, h, event.PortHealed, "8080", "container front of docker on network web has it no longer")
+		told(t, h, event.PortHealed, "9090", "process nc")
 		h.Docker("rm -f one")
 		eventually(t, "the other gets the port", func() bool {
 			h.Outside.TryDial("tcp", h.IP+":9091")
@@ -266,7 +266,7 @@ func TestHostConflict(t *testing.T) {
 		reached(t, h.Outside.Net, "tcp", h.IP+":9093")
 		// A program that comes too late.
 		h.Sh("nc -l -p 9093 >/dev/null 2>&1 & echo $! >/tmp/nc")
-		told(t, h, yard.PortConflict, "9093", "listens on it too, and hears nothing")
+		told(t, h, event.PortConflict, "9093", "listens on it too, and hears nothing")
 		state("two", "9093", "shadowing process nc")
 		h.Sh("kill $(cat /tmp/nc)")
 		state("two", "9093", "published")
@@ -411,8 +411,8 @@ func TestHostDevice(t *testing.T) {
 			h.SameAs(before)
 			h.Docker("rm -f c1")
 		}
-		told(t, h, yard.DeviceTaken, "has device "+card)
-		told(t, h, yard.DeviceGivenBack, "the host has back")
+		told(t, h, event.DeviceTaken, "has device "+card)
+		told(t, h, event.DeviceGivenBack, "the host has back")
 		h.Run("bare", "--network bare --cap-add NET_ADMIN")
 		h.Exec("bare", "ip link set eth0 mtu 1300 && ip link set eth0 name wan7 2>/dev/null; ip -o link | grep -q mtu")
 		h.Docker("rm -f bare")

@@ -18,23 +18,50 @@ type rule struct{ of, may, why string }
 
 // layers are about packages of ours, imported by way of others too.
 func layers() []rule {
-	const middle = "store kernel modes ipam ipam/dhcp policy yard"
+	const (
+		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
+		yard   = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port yard/reconcile yard/share yard/trace"
+		below  = "store ipam ipam/dhcp modes policy " + kernel
+		middle = below + " " + yard
+	)
 	return []rule{
 		{"store", "", "it knows no networks"},
-		{"kernel", "", "it does what it is told"},
-		{"modes", "kernel", "it is the contract"},
-		{"modes/all", "kernel modes modes/* modes/internal/*", "it is a table"},
-		{"modes/modetest", "kernel kernel/kerneltest modes", "it is the contract as a test"},
-		{"modes/internal/*", "kernel modes", "modes share it"},
-		{"modes/*", "kernel modes modes/internal/*", "a mode knows the contract and the kernel, and no other mode"},
+		{"kernel/core", "", "it is the ground: the handle, names, addresses, the view"},
+		{"kernel/rule", "", "it is the language of rulesets"},
+		{"kernel/nft", "kernel/core kernel/rule", "it is given rules, and knows none of netyard's"},
+		{"kernel/device", "kernel/core", "it is cards, and no rules"},
+		{"kernel/sandbox", "kernel/core kernel/rule", "it looks into sandboxes, and shows protocols by their names"},
+		{"kernel/bridge", "kernel/core kernel/nft kernel/rule", "others stand on it: the sets of bridges are its"},
+		{"kernel/beside", "kernel/core kernel/nft kernel/rule", "it is about others' chains"},
+		{"kernel/lan", "kernel/bridge kernel/core kernel/nft kernel/rule", "what it lets out is neither a bridge's nor from one"},
+		{"kernel/overlay", "kernel/bridge kernel/core kernel/nft kernel/rule", "a VXLAN device is a port of a bridge"},
+		{"kernel/policy", "kernel/bridge kernel/core kernel/nft kernel/rule", "it decides about ports of bridges"},
+		{"kernel/ports", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule kernel/sandbox", "a port leads to a bridge or to the LAN, and somebody may listen at it"},
+		{"kernel/dhcp", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule", "its wire is on a parent"},
+		{"kernel/explain", "kernel/beside kernel/bridge kernel/core kernel/lan kernel/nft kernel/ports kernel/rule kernel/sandbox", "it reads what the others made"},
+		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it puts the ruleset together, and does what it is told"},
+		{"modes", kernel, "it is the contract"},
+		{"modes/all", kernel + " modes modes/* modes/internal/*", "it is a table"},
+		{"modes/modetest", kernel + " kernel/kerneltest modes", "it is the contract as a test"},
+		{"modes/internal/*", kernel + " modes", "modes share it"},
+		{"modes/*", kernel + " modes modes/internal/*", "a mode knows the contract and the kernel, and no other mode"},
 		{"ipam", "store", "it is addresses, inside a transaction of its caller's"},
 		{"ipam/dhcp", "", "it is a protocol"},
 		{"cluster", "store", "it is records of hosts, and touches no kernel"},
 		{"cluster/clustertest", "", "it runs etcd"},
-		{"fabric", "cluster kernel modes store", "it keeps etcd and the kernel of one mind, and knows no mode by name"},
+		{"fabric", "cluster modes store " + kernel, "it keeps etcd and the kernel of one mind, and knows no mode by name"},
 		{"names", "", "it is told who is called what, and by which sockets he is asked"},
-		{"policy", "kernel modes", "it works out what follows, and touches nothing"},
-		{"yard", "store kernel modes ipam ipam/dhcp policy", "it knows no door, no engine and no mode by name"},
+		{"policy", "modes " + kernel, "it works out what follows, and touches nothing"},
+		{"yard/event", "", "it is what happened"},
+		{"yard/book", "yard/event " + below, "it is the records"},
+		{"yard/port", "yard/book yard/event " + below, "it is which ports endpoints get"},
+		{"yard/enforce", "yard/book yard/event " + below, "it is what policies ask of the kernel"},
+		{"yard/overlay", "yard/book yard/event " + below, "it is this host's part of a cluster's networks"},
+		{"yard/lease", "yard/book yard/enforce yard/event yard/overlay yard/port " + below, "an address that changes moves ports and policies with it"},
+		{"yard", "yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "it is the life of networks and endpoints, and knows no door, no engine and no mode by name"},
+		{"yard/pool", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "a pool's addresses come from one of these"},
+		{"yard/own", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "it makes networks as an engine would"},
+		{"yard/*", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "they have the yard do what they find"},
 		{"driver", middle, "no handler calls an engine's API"},
 		{"engines", middle, "it hands on to yard, and knows no door"},
 		{"firewalld", "", "it is told names of bridges, and nothing else"},
@@ -44,7 +71,7 @@ func layers() []rule {
 		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for the one question it asks"},
 		{"cli", middle + " cluster fabric names driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without its tests"},
 		{".", "cluster fabric names cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without its tests"},
-		{"kernel/kerneltest", "kernel", "every layer's tests use it"},
+		{"kernel/kerneltest", kernel, "every layer's tests use it"},
 		{"integration", "* */*", ""},
 		{"integration/*", "", "the lab treats netyard as a user would"},
 	}
@@ -54,7 +81,7 @@ func layers() []rule {
 func owners() []rule {
 	return []rule{
 		{
-			"kernel kernel/kerneltest integration/lab",
+			"kernel kernel/* integration/lab",
 			"github.com/vishvananda/* github.com/vishvananda/*/* github.com/google/nftables github.com/google/nftables/* github.com/mdlayher/netlink golang.org/x/sys/unix golang.zx2c4.com/wireguard/wgctrl golang.zx2c4.com/wireguard/wgctrl/*",
 			"the kernel is spoken to in one place",
 		},
@@ -127,7 +154,9 @@ func TestImports(t *testing.T) {
 		t.Errorf("go list knows %d packages only", seen)
 	}
 	for of, imports := range map[string]string{ // it can fail
-		"netyard/store": "netyard/modes", "netyard/kernel": "netyard/store", "netyard/modes": "netyard/store",
+		"netyard/store": "netyard/modes", "netyard/kernel": "netyard/store", "netyard/kernel/core": "netyard/kernel/nft", "netyard/kernel/nft": "netyard/kernel/bridge",
+		"netyard/kernel/bridge": "netyard/kernel/overlay", "netyard/yard/book": "netyard/yard", "netyard/yard/port": "netyard/yard/share",
+		"netyard/modes":        "netyard/store",
 		"netyard/modes/bridge": "netyard/modes/none", "netyard/modes/none": "golang.org/x/sys/unix", "netyard/ipam": "netyard/kernel",
 		"netyard/yard": "netyard/driver", "netyard/driver": "netyard/engines", "netyard/engines": "netyard/modes/all",
 		"netyard/cli/api": "github.com/vishvananda/netlink/nl", "netyard/cli": "netyard/integration/lab", "netyard": "netyard/kernel/kerneltest",

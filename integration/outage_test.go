@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"netyard/cli/api"
-	"netyard/kernel"
+	"netyard/kernel/core"
 )
 
 // plug gives a container of a host a namespace, as an engine does.
@@ -20,7 +20,7 @@ func (c *chaos) plug(h *chaosHost, at int) *chaosContainer {
 		c.t.Fatalf("%s: no container: %v", h.Name, c.why)
 	}
 	h.Sh(fmt.Sprintf("ip netns add n%d && ip link set %s netns n%[1]d name eth0 && ip -n n%[1]d addr add %[3]s dev eth0 && ip -n n%[1]d link set eth0 up",
-		at, kernel.Name(kernel.PeerPrefix, is.id), is.addr))
+		at, core.Name(core.PeerPrefix, is.id), is.addr))
 	return is
 }
 

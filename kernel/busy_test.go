@@ -15,8 +15,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
+	"netyard/kernel/policy"
+	"netyard/kernel/ports"
 )
 
 // shrink makes the sockets of this process that talk to a namespace's nftables hold next to nothing: the kernel's
@@ -119,8 +122,8 @@ func TestRefusedAfterLostAnswers(t *testing.T) {
 	}
 	// An interval that somebody put in overlaps with netyard's next one.
 	h.Sh(t, "nft add element inet netyard to_range4 '{ 192.0.2.9 . tcp . 5000-5999 : 10.9.9.9 }'")
-	var all []kernel.Object
-	for _, e := range (kernel.Publication{
+	var all []core.Object
+	for _, e := range (ports.Publication{
 		Proto: "tcp", Host: netip.MustParseAddr("192.0.2.9"), Port: 5500, Count: 1000, To: netip.MustParseAddr("10.1.0.9"), ToPort: 5500,
 	}).Elements() {
 		all = append(all, e)
@@ -184,7 +187,7 @@ func TestBusyKernel(t *testing.T) {
 			case err == nil:
 				wanted = append(wanted, publish(port)...)
 				continue
-			case !errors.Is(err, kernel.ErrBusy) || strings.Contains(err.Error(), "\n"):
+			case !errors.Is(err, nft.ErrBusy) || strings.Contains(err.Error(), "\n"):
 				t.Errorf("a request that could not be done: %v", err)
 			}
 			if refused {
@@ -195,20 +198,20 @@ func TestBusyKernel(t *testing.T) {
 			if err := h.Remove(gone...); err != nil {
 				t.Errorf("a removal meanwhile: %v", err)
 			}
-			if len(h.Published()) == 0 {
+			if len(ports.Published(h.Kernel.Handle)) == 0 {
 				t.Error("nothing is known of what is published")
 			}
 			if _, err := h.Snapshot(); err != nil {
 				t.Errorf("a look meanwhile: %v", err)
 			}
 			err = within(t, 400*time.Millisecond, func(ctx context.Context) error {
-				return h.Enforce(ctx, h.PolicyObjects([]kernel.Subject{{
-					Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("10.1.0.2"), In: &kernel.Access{},
+				return h.Enforce(ctx, policy.PolicyObjects(h.Kernel.Handle, []policy.Subject{{
+					Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("10.1.0.2"), In: &policy.Access{},
 				}}))
 			})
 			if err == nil { // the other program may have come to its end
 				err = h.Enforce(t.Context(), nil)
-			} else if errors.Is(err, kernel.ErrBusy) {
+			} else if errors.Is(err, nft.ErrBusy) {
 				err = nil
 			}
 			if err != nil {
@@ -255,8 +258,8 @@ func within(t *testing.T, d time.Duration, do func(context.Context) error) error
 }
 
 // publish is one port of the host's, of an endpoint of its own.
-func publish(port uint16) (all []kernel.Object) {
-	for _, e := range (kernel.Publication{
+func publish(port uint16) (all []core.Object) {
+	for _, e := range (ports.Publication{
 		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: port, Count: 1, To: netip.MustParseAddr("10.1.0.2"), ToPort: 80,
 	}).Elements() {
 		all = append(all, e.For(fmt.Sprintf("endpoint %d", port)))

@@ -5,8 +5,10 @@ import (
 	"testing"
 	"time"
 
-	"netyard/kernel"
+	"netyard/kernel/beside"
+	"netyard/kernel/bridge"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
 )
 
 // eventually waits for the watcher.
@@ -42,7 +44,7 @@ func TestDockerUser(t *testing.T) {
 			sorted := func() string { return h.Sh(t, iptables+" -S DOCKER-USER | grep nyb- | sort") }
 			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN && "+iptables+" -A FORWARD -j DOCKER-USER")
 			h.Watched(t)
-			poke := kernel.Bypass{In: "web0", Network: "aaaaaaaaaaaa"} // the old interface tells nobody that it changed
+			poke := beside.Bypass{In: "web0", Network: "aaaaaaaaaaaa"} // the old interface tells nobody that it changed
 			if err := h.Ensure(t.Context(), poke); err != nil {
 				t.Fatal(err)
 			}
@@ -98,7 +100,7 @@ func TestFlushRuleset(t *testing.T) {
 		eventually(t, "the ruleset is back after "+cmd, func() bool { return h.Sh(t, "nft list ruleset") == before })
 	}
 	h.Sh(t, "nft flush ruleset")
-	more := kernel.InterfaceIn(kernel.Bridges, "nyb-c")
+	more := nft.InterfaceIn(bridge.Bridges, "nyb-c")
 	if err := h.Ensure(t.Context(), more); err != nil { // in the moment before the watcher has seen it
 		t.Errorf("add an element to a table that is gone: %v", err)
 	}
@@ -121,7 +123,7 @@ func TestForwardingGuard(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range []kernel.Forwarding{{}, {IPv6: true}} {
+	for _, f := range []beside.Forwarding{{}, {IPv6: true}} {
 		if err := h.Ensure(t.Context(), f); err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +153,7 @@ func TestForwardingGuard(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Ensure(t.Context(), kernel.Forwarding{}); err != nil {
+	if err := h.Ensure(t.Context(), beside.Forwarding{}); err != nil {
 		t.Fatal(err)
 	}
 	if !passes() {
@@ -171,7 +173,7 @@ func TestGuardSparesBridges(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Ensure(t.Context(), kernel.Forwarding{}); err != nil {
+	if err := h.Ensure(t.Context(), beside.Forwarding{}); err != nil {
 		t.Fatal(err)
 	}
 	a.Sh(t, "ping -c2 -W2 10.1.0.2")

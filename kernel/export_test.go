@@ -5,17 +5,21 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"netyard/kernel/nft"
+	"netyard/kernel/nft/nfttest"
+	"netyard/kernel/overlay"
 )
 
 // LookAt makes the kernel's word on links that of another directory than /sys/class/net: no test has a wireless card.
-func (k *Kernel) LookAt(dir string) { k.sys = dir }
+func (k *Kernel) LookAt(dir string) { k.Sys = dir }
 
 // Whether a kernel of that release knows which packets its VXLAN devices made.
-var TellsDevicesIn = tellsDevices
+var TellsDevicesIn = overlay.TellsDevicesIn
 
 // A slowPeer keeps the next transaction until it is let go, and may refuse it then.
 type slowPeer struct {
-	peer
+	nft.Peer
 
 	sent, goOn chan struct{}
 	refused    unix.Errno
@@ -25,50 +29,53 @@ type slowPeer struct {
 	done    bool
 }
 
-func (p *slowPeer) send(raw []byte) error {
+func (p *slowPeer) Send(raw []byte) error {
 	if p.done {
 		if code := unix.Errno(p.next.Swap(0)); code != 0 {
-			p.answers = append(p.answers, ack(seqsOf(raw)[0], code))
+			p.answers = append(p.answers, nfttest.Ack(nfttest.SeqsOf(raw)[0], code))
 			return nil
 		}
-		return p.peer.send(raw)
+		return p.Peer.Send(raw)
 	}
 	p.done = true
 	close(p.sent)
 	<-p.goOn
 	if p.refused == 0 {
-		return p.peer.send(raw)
+		return p.Peer.Send(raw)
 	}
-	p.answers = append(p.answers, ack(seqsOf(raw)[0], p.refused))
+	p.answers = append(p.answers, nfttest.Ack(nfttest.SeqsOf(raw)[0], p.refused))
 	return nil
 }
 
-func (p *slowPeer) receive() ([]byte, error) {
+func (p *slowPeer) Receive() ([]byte, error) {
 	if len(p.answers) > 0 {
 		raw := p.answers[0]
 		p.answers = p.answers[1:]
 		return raw, nil
 	}
-	return p.peer.receive()
+	return p.Peer.Receive()
 }
 
 // Stall makes the kernel keep the next transaction until goOn is closed, and refuse it then unless the errno is 0. sent
 // is closed when the transaction is on its way.
 func (k *Kernel) Stall(refused unix.Errno) (sent, goOn chan struct{}, err error) {
 	sent, goOn = make(chan struct{}), make(chan struct{})
-	err = k.fw.runNow(func() error {
-		err := k.fw.out.open()
-		k.fw.out.p = &slowPeer{peer: k.fw.out.p, sent: sent, goOn: goOn, refused: refused}
-		return err
+	err = nft.Of(k.Handle).RunNow(func() error {
+		return nft.Of(k.Handle).Intercept(func(p nft.Peer) nft.Peer {
+			return &slowPeer{Peer: p, sent: sent, goOn: goOn, refused: refused}
+		})
 	})
 	return sent, goOn, err
 }
 
 // RefuseNext makes the kernel refuse the transaction that follows the one which Stall keeps.
-func (k *Kernel) RefuseNext(code unix.Errno) {
-	if p, ok := k.fw.out.p.(*slowPeer); ok {
-		p.next.Store(uint32(code)) //nolint:gosec // an errno
-	}
+func (k *Kernel) RefuseNext(code unix.Errno) error {
+	return nft.Of(k.Handle).Intercept(func(p nft.Peer) nft.Peer {
+		if p, ok := p.(*slowPeer); ok {
+			p.next.Store(uint32(code)) //nolint:gosec // an errno
+		}
+		return p
+	})
 }
 
 // WatchTables is what Watch hears of nftables by.

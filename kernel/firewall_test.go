@@ -11,8 +11,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	klan "netyard/kernel/lan"
+	"netyard/kernel/nft"
+	"netyard/kernel/overlay"
+	"netyard/kernel/ports"
 )
 
 // sealed is the rule whose comment changes with the ruleset.
@@ -52,10 +57,10 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-func elements() []kernel.Object {
+func elements() []core.Object {
 	web, web6 := netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd00:1::2")
-	var published []kernel.Object
-	for _, p := range []kernel.Publication{
+	var published []core.Object
+	for _, p := range []ports.Publication{
 		{Proto: "tcp", Host: netip.IPv4Unspecified(), Port: 8080, Count: 1, To: web, ToPort: 80},
 		{Proto: "tcp", Host: netip.IPv6Unspecified(), Port: 8080, Count: 1, To: web6, ToPort: 80},
 		{Proto: "udp", Host: netip.MustParseAddr("127.0.0.1"), Port: 53, Count: 1, To: web, ToPort: 53},
@@ -68,12 +73,12 @@ func elements() []kernel.Object {
 			published = append(published, e)
 		}
 	}
-	for _, e := range kernel.ClosedBut("nyb-a", []netip.Prefix{
+	for _, e := range ports.ClosedBut("nyb-a", []netip.Prefix{
 		netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32"),
 	}, []string{"eth1"}) {
 		published = append(published, e)
 	}
-	for _, p := range []kernel.OpenPort{
+	for _, p := range []ports.OpenPort{
 		{Proto: "tcp", Addr: netip.MustParseAddr("10.1.2.2"), Port: 80, Count: 1},
 		{Proto: "udp", Addr: netip.MustParseAddr("10.1.2.2"), Port: 10000, Count: 10000},
 		{Proto: "tcp", Addr: netip.MustParseAddr("fd00:2::2"), Port: 80, Count: 1},
@@ -84,30 +89,30 @@ func elements() []kernel.Object {
 		}
 	}
 	lan := netip.MustParseAddr("192.168.1.9")
-	for _, e := range (kernel.Redirect{Ports: []kernel.Publication{{Proto: "tcp", Host: lan, Port: 443, To: lan, ToPort: 8080}}}).OnHost() {
+	for _, e := range (ports.Redirect{Ports: []ports.Publication{{Proto: "tcp", Host: lan, Port: 443, To: lan, ToPort: 8080}}}).OnHost() {
 		published = append(published, e)
 	}
-	published = append(published, kernel.InterfaceIn(kernel.Shims, "nys-a"))
-	for _, e := range kernel.Guided("nyb-a", []netip.Addr{netip.MustParseAddr("10.1.0.53"), netip.MustParseAddr("fd00:1::53")}) {
+	published = append(published, nft.InterfaceIn(klan.Shims, "nys-a"))
+	for _, e := range ports.Guided("nyb-a", []netip.Addr{netip.MustParseAddr("10.1.0.53"), netip.MustParseAddr("fd00:1::53")}) {
 		published = append(published, e)
 	}
-	for _, e := range kernel.VTEPs(4789, 0x1234, []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}) {
+	for _, e := range overlay.VTEPs(4789, 0x1234, []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}) {
 		published = append(published, e)
 	}
-	for _, e := range kernel.Encrypted(4789, 0x5678) {
+	for _, e := range overlay.Encrypted(4789, 0x5678) {
 		published = append(published, e)
 	}
 	return append(published,
-		kernel.Routed("nyb-c", false), kernel.Routed("nyb-c", true), kernel.Isolated("nyb-b", false), kernel.Isolated("nyb-b", true),
-		kernel.Egress(netip.MustParsePrefix("10.1.3.0/24"), netip.MustParseAddr("192.0.2.7")),
-		kernel.Egress(netip.MustParsePrefix("10.1.4.0/24"), netip.MustParseAddr("192.0.2.8")),
-		kernel.Egress(netip.MustParsePrefix("fd00:3::/64"), netip.MustParseAddr("2001:db8::7")),
-		kernel.InterfaceIn(kernel.Bridges, "nyb-a"), kernel.InterfaceIn(kernel.Bridges, "nyb-b"),
-		kernel.InterfaceIn(kernel.Own, "nyb-a", "nyb-a"), kernel.InterfaceIn(kernel.Own, "nyb-b", "nyb-b"),
-		kernel.InterfaceIn(kernel.Internal, "nyb-b"), kernel.InterfaceIn(kernel.Talk, "nyb-a", "nyb-a"),
-		kernel.SubnetIn(kernel.NAT4, netip.MustParsePrefix("10.1.0.0/24")),
-		kernel.SubnetIn(kernel.NAT4, netip.MustParsePrefix("10.1.1.0/24")),
-		kernel.SubnetIn(kernel.NAT6, netip.MustParsePrefix("fd00:1::/64")),
+		ports.Routed("nyb-c", false), ports.Routed("nyb-c", true), ports.Isolated("nyb-b", false), ports.Isolated("nyb-b", true),
+		ports.Egress(netip.MustParsePrefix("10.1.3.0/24"), netip.MustParseAddr("192.0.2.7")),
+		ports.Egress(netip.MustParsePrefix("10.1.4.0/24"), netip.MustParseAddr("192.0.2.8")),
+		ports.Egress(netip.MustParsePrefix("fd00:3::/64"), netip.MustParseAddr("2001:db8::7")),
+		nft.InterfaceIn(bridge.Bridges, "nyb-a"), nft.InterfaceIn(bridge.Bridges, "nyb-b"),
+		nft.InterfaceIn(bridge.Own, "nyb-a", "nyb-a"), nft.InterfaceIn(bridge.Own, "nyb-b", "nyb-b"),
+		nft.InterfaceIn(bridge.Internal, "nyb-b"), nft.InterfaceIn(bridge.Talk, "nyb-a", "nyb-a"),
+		nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix("10.1.0.0/24")),
+		nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix("10.1.1.0/24")),
+		nft.SubnetIn(bridge.NAT6, netip.MustParsePrefix("fd00:1::/64")),
 	)
 }
 

@@ -16,7 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/lan"
+	"netyard/kernel/nft"
+	"netyard/kernel/overlay"
 )
 
 const (
@@ -151,23 +156,23 @@ func (l *lab) container(name string, nat, internal, open bool) *sender {
 	l.t.Helper()
 	gw4, gw6, me4, me6 := l.fresh()
 	nid, eid := fmt.Sprintf("%d%s", l.subnets, evilNet), fmt.Sprintf("f%d%s", l.subnets, strings.Repeat("e", 12))
-	br, mac := kernel.Name(kernel.BridgePrefix, nid), net.HardwareAddr{2, 0x42, 0xee, 0, 0, byte(l.subnets)}
-	v := kernel.Veth{
-		Name: kernel.Name(kernel.VethPrefix, eid), Peer: kernel.Name(kernel.PeerPrefix, eid), Alias: kernel.Alias(nid, eid), Master: br, MTU: 1500, MAC: mac,
+	br, mac := core.Name(core.BridgePrefix, nid), net.HardwareAddr{2, 0x42, 0xee, 0, 0, byte(l.subnets)}
+	v := bridge.Veth{
+		Name: core.Name(core.VethPrefix, eid), Peer: core.Name(core.PeerPrefix, eid), Alias: core.Alias(nid, eid), Master: br, MTU: 1500, MAC: mac,
 	}
 	addrs := []netip.Addr{netip.MustParsePrefix(me4).Addr(), netip.MustParsePrefix(me6).Addr()}
-	guard := kernel.PortGuard{Port: v.Name, MAC: mac, Addrs: addrs, Open: open}
-	objects := []kernel.Object{
-		kernel.Bridge{Name: br, Alias: kernel.Alias(nid, ""), MTU: 1500, IPv6: true},
-		kernel.Addr{Link: br, Alias: kernel.Alias(nid, ""), Prefix: netip.MustParsePrefix(gw4)},
-		kernel.Addr{Link: br, Alias: kernel.Alias(nid, ""), Prefix: netip.MustParsePrefix(gw6)},
-		kernel.InterfaceIn(kernel.Bridges, br), kernel.InterfaceIn(kernel.Own, br, br), kernel.InterfaceIn(kernel.Talk, br, br), v,
+	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Addrs: addrs, Open: open}
+	objects := []core.Object{
+		bridge.Bridge{Name: br, Alias: core.Alias(nid, ""), MTU: 1500, IPv6: true},
+		core.Addr{Link: br, Alias: core.Alias(nid, ""), Prefix: netip.MustParsePrefix(gw4)},
+		core.Addr{Link: br, Alias: core.Alias(nid, ""), Prefix: netip.MustParsePrefix(gw6)},
+		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br), nft.InterfaceIn(bridge.Talk, br, br), v,
 	}
 	if nat {
-		objects = append(objects, kernel.SubnetIn(kernel.NAT4, netip.MustParsePrefix(me4)), kernel.SubnetIn(kernel.NAT6, netip.MustParsePrefix(me6)))
+		objects = append(objects, nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix(me4)), nft.SubnetIn(bridge.NAT6, netip.MustParsePrefix(me6)))
 	}
 	if internal {
-		objects = append(objects, kernel.InterfaceIn(kernel.Internal, br))
+		objects = append(objects, nft.InterfaceIn(bridge.Internal, br))
 	}
 	must(l.t, l.a.Ensure(l.t.Context(), append(objects, guard.Objects()...)...))
 	c := kerneltest.New(l.t)
@@ -221,8 +226,8 @@ func (l *lab) lanMember() *sender {
 		me = "2001:db8::77/120"
 	}
 	addr, mac := netip.MustParsePrefix(me).Addr(), net.HardwareAddr{2, 0x42, 0, 0, 0, 0x77}
-	shim := kernel.ShimOn(kernel.Parent{Name: "eth0"}, "macvlan", "bridge", evilNet)
-	must(l.t, l.a.Ensure(l.t.Context(), shim, kernel.HostRoute{Shim: shim, Dst: addr, MAC: mac}))
+	shim := lan.ShimOn(lan.Parent{Name: "eth0"}, "macvlan", "bridge", evilNet)
+	must(l.t, l.a.Ensure(l.t.Context(), shim, lan.HostRoute{Shim: shim, Dst: addr, MAC: mac}))
 	l.a.Sh(l.t, fmt.Sprintf("ip link add mv0 link eth0 address %s type macvlan mode bridge", mac))
 	c.Take(l.t, l.a.Host, "mv0", fmt.Sprintf("ip addr add %s dev eth0 nodad && ip -%d route add default via %s", me, map[bool]int{false: 4, true: 6}[l.v6], l.a.vtep))
 	// The host's address is behind the shim: else it takes a while until the container has asked often enough.
@@ -240,7 +245,7 @@ func hardware(t *testing.T, h *kerneltest.Host, link string) string {
 func (l *lab) onOverlay() *sender {
 	l.t.Helper()
 	join(l.t, []*overlaid{l.a}, greenNet, greenVNI, 30)
-	must(l.t, l.a.Ensure(l.t.Context(), kernel.SubnetIn(kernel.NAT4, netip.MustParsePrefix("10.30.0.0/16")), kernel.SubnetIn(kernel.NAT6, netip.MustParsePrefix("fd30::/64"))))
+	must(l.t, l.a.Ensure(l.t.Context(), nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix("10.30.0.0/16")), nft.SubnetIn(bridge.NAT6, netip.MustParsePrefix("fd30::/64"))))
 	c := l.a.container(greenNet, 30, 3)
 	c.Sh(l.t, "ip -6 route add default via fd30::1")
 	v4, v6 := containerAddrs(30, 1, 3)
@@ -519,24 +524,24 @@ func standsForTunnel(l *lab) {
 		// As WireGuard, it has no neighbours to look for.
 		o.Sh(l.t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && ip -6 neigh add fd99::%d lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, 3-o.n, 3-o.n))
 		o.vtep = netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
-		must(l.t, o.Ensure(l.t.Context(), objectsOf(kernel.Encrypted(vxlanPort, blueVNI))...))
+		must(l.t, o.Ensure(l.t.Context(), objectsOf(overlay.Encrypted(vxlanPort, blueVNI))...))
 	}
 }
 
 // throughWireGuard joins the hosts by WireGuard.
 func throughWireGuard(l *lab) {
 	l.t.Helper()
-	var devices []kernel.WireGuard
+	var devices []overlay.WireGuard
 	for _, o := range []*overlaid{l.a, l.b} {
-		key, err := kernel.NewSecret()
+		key, err := overlay.NewSecret()
 		must(l.t, err)
-		devices = append(devices, kernel.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))})
+		devices = append(devices, overlay.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))})
 	}
 	for i, o := range []*overlaid{l.a, l.b} {
 		other := devices[1-i]
-		peer := kernel.WireGuardPeer{Key: other.Key.Public(), Addr: other.Addr.Addr(), At: netip.AddrPortFrom([]*overlaid{l.b, l.a}[i].vtep, 14789)}
-		must(l.t, o.Ensure(l.t.Context(), objectsOf(kernel.Encrypted(vxlanPort, blueVNI))...))
-		must(l.t, o.Ensure(l.t.Context(), devices[i], kernel.WireGuardPeers{All: []kernel.WireGuardPeer{peer}}))
+		peer := overlay.WireGuardPeer{Key: other.Key.Public(), Addr: other.Addr.Addr(), At: netip.AddrPortFrom([]*overlaid{l.b, l.a}[i].vtep, 14789)}
+		must(l.t, o.Ensure(l.t.Context(), objectsOf(overlay.Encrypted(vxlanPort, blueVNI))...))
+		must(l.t, o.Ensure(l.t.Context(), devices[i], overlay.WireGuardPeers{All: []overlay.WireGuardPeer{peer}}))
 	}
 	for _, o := range []*overlaid{l.a, l.b} {
 		o.vtep = netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
@@ -646,9 +651,9 @@ func (l *lab) onLAN(kind string) {
 	overBridge(l.a, prefix)
 	l.flows("over a bridge")
 	mac, me := net.HardwareAddr{2, 0x42, 0xee, 0, 0, 0x66}, netip.MustParseAddr(map[bool]string{false: "192.0.2.66", true: "2001:db8::66"}[l.v6])
-	v := kernel.Veth{Name: kernel.Name(kernel.VethPrefix, evilNet), Peer: kernel.Name(kernel.PeerPrefix, evilNet), Alias: kernel.Alias(evilNet, evilNet), Master: "br-lan", MTU: 1500, MAC: mac}
-	guard := kernel.PortGuard{Port: v.Name, MAC: mac, Open: kind == "antispoof=false", LAN: true}
-	must(t, l.a.Ensure(t.Context(), append([]kernel.Object{v}, guard.Objects()...)...))
+	v := bridge.Veth{Name: core.Name(core.VethPrefix, evilNet), Peer: core.Name(core.PeerPrefix, evilNet), Alias: core.Alias(evilNet, evilNet), Master: "br-lan", MTU: 1500, MAC: mac}
+	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Open: kind == "antispoof=false", LAN: true}
+	must(t, l.a.Ensure(t.Context(), append([]core.Object{v}, guard.Objects()...)...))
 	c := kerneltest.New(t)
 	c.Take(t, l.a.Host, v.Peer, fmt.Sprintf("ip addr add %s/%d dev eth0 nodad", me, map[bool]int{false: 24, true: 120}[l.v6]))
 	s := &sender{name: "a container on the LAN, " + kind, Host: c, addr: me}
@@ -684,7 +689,7 @@ func TestTellsDevices(t *testing.T) {
 			t.Errorf("release %s: %v", release, err)
 		}
 	}
-	if err := kerneltest.New(t).TellsDevices(); err != nil {
+	if err := overlay.TellsDevices(); err != nil {
 		t.Error(err)
 	}
 }

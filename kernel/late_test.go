@@ -10,8 +10,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
+	"netyard/kernel/policy"
+	"netyard/kernel/ports"
 )
 
 // stall is Stall, and fails the test if it cannot be done.
@@ -39,7 +42,7 @@ func watched(t *testing.T, h *kerneltest.Host) {
 }
 
 // removedInTheEnd waits until the kernel has no element but those of objects.
-func removedInTheEnd(t *testing.T, h *kerneltest.Host, objects ...kernel.Object) {
+func removedInTheEnd(t *testing.T, h *kerneltest.Host, objects ...core.Object) {
 	t.Helper()
 	for until := time.Now().Add(30 * time.Second); ; {
 		snap, err := h.Snapshot()
@@ -67,8 +70,8 @@ func TestLateRemovalRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	watched(t, h)
-	port := func(to string) (all []kernel.Object) {
-		for _, e := range (kernel.Publication{
+	port := func(to string) (all []core.Object) {
+		for _, e := range (ports.Publication{
 			Proto: "tcp", Host: netip.MustParseAddr("192.0.2.9"), Port: 8080, Count: 1, To: netip.MustParseAddr(to), ToPort: 80,
 		}).Elements() {
 			all = append(all, e)
@@ -109,10 +112,12 @@ func TestLateUndoRefused(t *testing.T) {
 	go func() { answered <- h.Ensure(ctx, elements()...) }()
 	<-sent
 	cancel()
-	if err := <-answered; !errors.Is(err, kernel.ErrBusy) {
+	if err := <-answered; !errors.Is(err, nft.ErrBusy) {
 		t.Errorf("who did not wait heard %v", err)
 	}
-	h.RefuseNext(unix.ENOMEM)
+	if err := h.RefuseNext(unix.ENOMEM); err != nil {
+		t.Fatal(err)
+	}
 	close(goOn)
 	removedInTheEnd(t, h)
 }
@@ -132,15 +137,15 @@ func TestAdoptedOverUndo(t *testing.T) {
 			if err := h.AdoptPolicy(); err != nil {
 				t.Fatal(err)
 			}
-			if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
+			if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
 				t.Fatal(err)
 			}
-			mine := kernel.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &kernel.Access{}}
+			mine := policy.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &policy.Access{}}
 			sent, goOn := stall(t, h, refused)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			answered := make(chan error, 1)
-			go func() { answered <- h.Enforce(ctx, h.PolicyObjects(append(subjects(), mine))) }()
+			go func() { answered <- h.Enforce(ctx, policy.PolicyObjects(h.Kernel.Handle, append(subjects(), mine))) }()
 			<-sent
 			if refused == 0 {
 				cancel()
@@ -153,7 +158,7 @@ func TestAdoptedOverUndo(t *testing.T) {
 			if refused == 0 {
 				close(goOn)
 			}
-			if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
+			if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
 				t.Fatal(err)
 			}
 			if out := h.Sh(t, "nft list ruleset"); strings.Count(out, other) != 2 {

@@ -4,7 +4,8 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 )
 
@@ -14,14 +15,14 @@ const (
 )
 
 // limited is an endpoint's link without a container at its other end, and its limits.
-func limited(t *testing.T, h *kerneltest.Host) (kernel.Veth, kernel.Limits) {
+func limited(t *testing.T, h *kerneltest.Host) (bridge.Veth, bridge.Limits) {
 	t.Helper()
 	h.Sh(t, "ip link add name lan0 type bridge && ip link set lan0 up")
-	v := kernel.Veth{Name: limitedLink, Peer: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Master: "lan0", MTU: 1500}
+	v := bridge.Veth{Name: limitedLink, Peer: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Master: "lan0", MTU: 1500}
 	if err := h.Ensure(t.Context(), v); err != nil {
 		t.Fatal(err)
 	}
-	return v, kernel.Limits{Link: limitedLink, Shaper: shaperLink, Alias: v.Alias, MTU: 1500}
+	return v, bridge.Limits{Link: limitedLink, Shaper: shaperLink, Alias: v.Alias, MTU: 1500}
 }
 
 // control is all of traffic control that a host has, and its shapers.
@@ -30,7 +31,7 @@ func control(t *testing.T, h *kerneltest.Host) string {
 	return h.Sh(t, "tc qdisc show | grep -v noqueue; tc filter show dev "+limitedLink+" ingress; ip -o link show type ifb | cut -d: -f2")
 }
 
-func compare(t *testing.T, h *kerneltest.Host, objects ...kernel.Object) (said []string) {
+func compare(t *testing.T, h *kerneltest.Host, objects ...core.Object) (said []string) {
 	t.Helper()
 	snap, err := h.Snapshot()
 	if err != nil {
@@ -53,10 +54,10 @@ func TestLimits(t *testing.T) {
 	h := kerneltest.New(t)
 	v, l := limited(t, h)
 	clean := control(t, h)
-	rates := [][2]kernel.Rate{{0, 0}, {10e6, 0}, {0, 10e6}, {10e6, 20e6}, {50e6, 1e9}, {8000, 8000}, {1e12, 1e12}}
+	rates := [][2]bridge.Rate{{0, 0}, {10e6, 0}, {0, 10e6}, {10e6, 20e6}, {50e6, 1e9}, {8000, 8000}, {1e12, 1e12}}
 	for _, from := range rates {
 		for _, to := range rates {
-			for _, r := range [][2]kernel.Rate{from, to, to} {
+			for _, r := range [][2]bridge.Rate{from, to, to} {
 				l.Ingress, l.Egress = r[0], r[1]
 				if err := h.Ensure(t.Context(), l); err != nil {
 					t.Fatalf("%v: %v", r, err)
@@ -159,7 +160,7 @@ func TestLimitsLeaveOthersAlone(t *testing.T) {
 			h.Sh(t, "tc filter add dev "+limitedLink+" ingress pref 7 protocol ip u32 match ip dst 192.0.2.1/32 flowid 1:1")
 			before := control(t, h)
 			l.Egress = 10e6
-			for _, r := range []kernel.Rate{10e6, 0} {
+			for _, r := range []bridge.Rate{10e6, 0} {
 				l.Egress = r
 				if err := h.Ensure(t.Context(), l); err != nil {
 					t.Fatal(err)
@@ -202,7 +203,7 @@ func TestLimitedTraffic(t *testing.T) {
 
 func TestRateString(t *testing.T) {
 	t.Parallel()
-	for r, want := range map[kernel.Rate]string{0: "unlimited", 1: "1bit", 8000: "8kbit", 1500e3: "1500kbit", 10e6: "10mbit", 1e12: "1tbit", 1e15: "1000tbit"} {
+	for r, want := range map[bridge.Rate]string{0: "unlimited", 1: "1bit", 8000: "8kbit", 1500e3: "1500kbit", 10e6: "10mbit", 1e12: "1tbit", 1e15: "1000tbit"} {
 		if got := r.String(); got != want {
 			t.Errorf("%d reads %s, not %s", uint64(r), got, want)
 		}

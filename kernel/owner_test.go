@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/beside"
 	"netyard/kernel/kerneltest"
 )
 
@@ -102,7 +102,7 @@ func TestForeignRulesInDockerUser(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Ensure(t.Context(), kernel.Bypass{In: "web0", Network: "aaaaaaaaaaaa"}); err != nil {
+	if err := h.Ensure(t.Context(), beside.Bypass{In: "web0", Network: "aaaaaaaaaaaa"}); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.Sh(t, "iptables -S DOCKER-USER"); !strings.Contains(got, theirs) || strings.Count(got, "-j ACCEPT") != 4 {

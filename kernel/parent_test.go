@@ -6,12 +6,13 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/lan"
 )
 
 // faults are what is wrong with objects, in words.
-func faults(t testing.TB, h *kerneltest.Host, objects ...kernel.Object) string {
+func faults(t testing.TB, h *kerneltest.Host, objects ...core.Object) string {
 	t.Helper()
 	snap, err := h.Snapshot()
 	if err != nil {
@@ -34,8 +35,8 @@ func TestParentShared(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	vlan := func(owner string) kernel.VLAN {
-		return kernel.VLAN{Name: "eth0.50", Parent: kernel.Parent{Name: "eth0"}, ID: 50, Owner: owner}
+	vlan := func(owner string) lan.VLAN {
+		return lan.VLAN{Name: "eth0.50", Parent: lan.Parent{Name: "eth0"}, ID: 50, Owner: owner}
 	}
 	must := func(err error) {
 		t.Helper()
@@ -69,8 +70,8 @@ func TestParentChild(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	c := kernel.Child{
-		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Parent: kernel.Parent{Name: "eth0"}, Kind: "macvlan", Mode: "bridge", Sandbox: sandbox.Path(),
+	c := lan.Child{
+		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Parent: lan.Parent{Name: "eth0"}, Kind: "macvlan", Mode: "bridge", Sandbox: sandbox.Path(),
 	}
 	plugged := func(want bool) {
 		t.Helper()

@@ -11,44 +11,47 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/policy"
 )
 
-func guard() []kernel.Object {
-	return kernel.PortGuard{
+func guard() []core.Object {
+	return bridge.PortGuard{
 		Port: "nyv-a", MAC: net.HardwareAddr{2, 0x42, 10, 1, 0, 2}, Open: true, LAN: true,
 		Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd00:1::2")},
 	}.Objects()
 }
 
-func subjects() []kernel.Subject {
-	passage := func(first, last string, proto, lastProto uint8, port, lastPort uint16) kernel.Passage {
-		return kernel.Passage{
+func subjects() []policy.Subject {
+	passage := func(first, last string, proto, lastProto uint8, port, lastPort uint16) policy.Passage {
+		return policy.Passage{
 			First: netip.MustParseAddr(first), Last: netip.MustParseAddr(last),
 			FirstProto: proto, LastProto: lastProto, FirstPort: port, LastPort: lastPort,
 		}
 	}
-	return []kernel.Subject{
+	return []policy.Subject{
 		{
 			Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("10.1.0.2"),
-			In: &kernel.Access{Allow: []kernel.Passage{
+			In: &policy.Access{Allow: []policy.Passage{
 				passage("10.1.0.9", "10.1.0.9", 6, 6, 80, 80), passage("10.1.0.9", "10.1.0.9", 17, 17, 8000, 8010), passage("10.2.0.0", "10.2.255.255", 0, 255, 0, 65535),
 			}},
-			Out: &kernel.Access{},
+			Out: &policy.Access{},
 		},
 		{
 			Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00:1::2"),
-			Out: &kernel.Access{Allow: []kernel.Passage{passage("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 58, 58, 0, 65535)}},
+			Out: &policy.Access{Allow: []policy.Passage{passage("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 58, 58, 0, 65535)}},
 		},
 	}
 }
 
 // policed is a host whose ruleset has elements of every kind.
-func policed(t *testing.T) (*kerneltest.Host, []kernel.Object) {
+func policed(t *testing.T) (*kerneltest.Host, []core.Object) {
 	t.Helper()
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add nyb-a type bridge && ip link set nyb-a alias netyard:a")
-	all := append(guard(), h.PolicyObjects(subjects())...)
+	all := append(guard(), policy.PolicyObjects(h.Kernel.Handle, subjects())...)
 	h.ShareTables()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
@@ -56,13 +59,13 @@ func policed(t *testing.T) (*kerneltest.Host, []kernel.Object) {
 	if err := h.Ensure(t.Context(), guard()...); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
+	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
 		t.Fatal(err)
 	}
 	return h, all
 }
 
-func audited(t *testing.T, h *kerneltest.Host, all []kernel.Object) (texts []string) {
+func audited(t *testing.T, h *kerneltest.Host, all []core.Object) (texts []string) {
 	t.Helper()
 	snap, err := h.Snapshot()
 	if err != nil {
@@ -130,7 +133,7 @@ func TestPolicyElements(t *testing.T) {
 	if err := h.Ensure(t.Context(), guard()...); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
+	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
 		t.Fatal(err)
 	}
 	h.ShareTables()
@@ -165,8 +168,8 @@ func TestEnforceMoves(t *testing.T) {
 	h, _ := policed(t)
 	s := subjects()
 	s[0].In.Allow[0].LastPort = 90
-	s[1].In = &kernel.Access{}
-	if err := h.Enforce(t.Context(), h.PolicyObjects(s)); err != nil {
+	s[1].In = &policy.Access{}
+	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, s)); err != nil {
 		t.Fatal(err)
 	}
 	if out := h.Sh(t, "nft list ruleset"); !strings.Contains(out, "10.1.0.2 . 10.1.0.9 . tcp . 80-90") || strings.Contains(out, "tcp . 80,") {
@@ -190,12 +193,12 @@ func TestManyElements(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	access := &kernel.Access{}
+	access := &policy.Access{}
 	for i := range 1000 {
 		a := netip.MustParseAddr(fmt.Sprintf("fd00::%x", 2*i))
-		access.Allow = append(access.Allow, kernel.Passage{First: a, Last: a, FirstProto: 6, LastProto: 6, FirstPort: 80, LastPort: 90})
+		access.Allow = append(access.Allow, policy.Passage{First: a, Last: a, FirstProto: 6, LastProto: 6, FirstPort: 80, LastPort: 90})
 	}
-	if err := h.Enforce(t.Context(), h.PolicyObjects([]kernel.Subject{{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00::1:1"), In: access}})); err != nil {
+	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, []policy.Subject{{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00::1:1"), In: access}})); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(h.Sh(t, "nft list set inet netyard allow_in6"), "80-90"); n != 1000 {
@@ -227,7 +230,7 @@ func TestAdoptPolicy(t *testing.T) {
 		if policed, err := h.Policed(); err != nil || !policed {
 			t.Errorf("%s: no policy: %v", name, err)
 		}
-		if err := h.Enforce(t.Context(), h.PolicyObjects(subjects())); err != nil {
+		if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
 			t.Fatal(err)
 		}
 		out := h.Sh(t, "nft list ruleset")
@@ -235,10 +238,10 @@ func TestAdoptPolicy(t *testing.T) {
 			t.Errorf("%s: of an address that nobody knows there is\n%s", name, out)
 		}
 	}
-	mine := kernel.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &kernel.Access{Allow: []kernel.Passage{{
+	mine := policy.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &policy.Access{Allow: []policy.Passage{{
 		First: netip.MustParseAddr("10.3.0.0"), Last: netip.MustParseAddr("10.3.0.255"), FirstProto: 6, LastProto: 6, FirstPort: 5, LastPort: 5,
 	}}}}
-	if err := h.Enforce(t.Context(), h.PolicyObjects([]kernel.Subject{mine})); err != nil {
+	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, []policy.Subject{mine})); err != nil {
 		t.Fatal(err)
 	}
 	if out := h.Sh(t, "nft list set inet netyard allow_in4"); strings.Count(out, other) != 1 || !strings.Contains(out, "tcp . 5") {

@@ -8,28 +8,29 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/ports"
 )
 
 // pathOf is a file that stands for a namespace, for other processes too.
 func pathOf(h *kerneltest.Host) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.NS()) }
 
-func redirect(sandbox *kerneltest.Host) kernel.Redirect {
+func redirect(sandbox *kerneltest.Host) ports.Redirect {
 	own, own6 := netip.MustParseAddr("192.168.7.9"), netip.MustParseAddr("2001:db8:7::9")
-	return kernel.Redirect{Endpoint: "eeeeeeeeeeee1111", Sandbox: pathOf(sandbox), Ports: []kernel.Publication{
+	return ports.Redirect{Endpoint: "eeeeeeeeeeee1111", Sandbox: pathOf(sandbox), Ports: []ports.Publication{
 		{Proto: "tcp", Host: own, Port: 443, Count: 1, To: own, ToPort: 8080},
 		{Proto: "sctp", Host: own6, Port: 7000, Count: 600, To: own6, ToPort: 8000},
 	}}
 }
 
-func faultsOf(t *testing.T, h *kerneltest.Host, o kernel.Object) string {
+func faultsOf(t *testing.T, h *kerneltest.Host, o core.Object) string {
 	t.Helper()
 	snap, err := h.LinkSnapshot()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprint(snap.Faults([]kernel.Object{o}))
+	return fmt.Sprint(snap.Faults([]core.Object{o}))
 }
 
 // TestRedirect: a table in a sandbox, which is made, looked at, read back and removed, and is never another endpoint's.
@@ -38,7 +39,7 @@ func TestRedirect(t *testing.T) {
 	h, sandbox := kerneltest.New(t), kerneltest.New(t)
 	before := sandbox.Dump(t)
 	r := redirect(sandbox)
-	other := kernel.Redirect{Endpoint: "ffffffffffff1111", Sandbox: pathOf(sandbox), Ports: r.Ports[:1]}
+	other := ports.Redirect{Endpoint: "ffffffffffff1111", Sandbox: pathOf(sandbox), Ports: r.Ports[:1]}
 	if got := faultsOf(t, h, r); !strings.Contains(got, "redirect of 192.168.7.9:443 to 8080/tcp, [2001:db8:7::9]:7000 to 8000/sctp in sandbox "+pathOf(sandbox)+" is missing") {
 		t.Errorf("before it is made: %s", got)
 	}
@@ -56,8 +57,8 @@ func TestRedirect(t *testing.T) {
 	if got := faultsOf(t, h, r); got != "[]" {
 		t.Errorf("after it was made: %s", got)
 	}
-	got, err := kernel.Redirected(pathOf(sandbox), r.Endpoint)
-	if err != nil || len(got) != 601 || !slices.Contains(got, r.Ports[0]) || !slices.Contains(got, kernel.Publication{Proto: "sctp", Host: r.Ports[1].Host, Port: 7599, Count: 1, To: r.Ports[1].To, ToPort: 8599}) {
+	got, err := ports.Redirected(pathOf(sandbox), r.Endpoint)
+	if err != nil || len(got) != 601 || !slices.Contains(got, r.Ports[0]) || !slices.Contains(got, ports.Publication{Proto: "sctp", Host: r.Ports[1].Host, Port: 7599, Count: 1, To: r.Ports[1].To, ToPort: 8599}) {
 		t.Errorf("read back: %d, %v, %v", len(got), got[:min(len(got), 3)], err)
 	}
 	for range 2 {

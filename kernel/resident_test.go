@@ -6,7 +6,7 @@ import (
 	"os/exec"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/sandbox"
 )
 
 const outsider = "NETYARD_TEST_OUTSIDER"
@@ -15,27 +15,27 @@ const outsider = "NETYARD_TEST_OUTSIDER"
 // ended, and knows that it does not see all.
 func TestOutOfSight(t *testing.T) {
 	if raw := os.Getenv(outsider); raw != "" { // inside
-		var p kernel.Process
+		var p sandbox.Process
 		if err := json.Unmarshal([]byte(raw), &p); err != nil {
 			t.Fatal(err)
 		}
-		if _, there := kernel.ProcessAt(p.PID); there {
+		if _, there := sandbox.ProcessAt(p.PID); there {
 			t.Error("the outsider is in sight")
 		}
-		if p.Ended() || p.Here() || kernel.SeesAllProcesses() {
-			t.Errorf("ended: %v, here: %v, sees all: %v", p.Ended(), p.Here(), kernel.SeesAllProcesses())
+		if p.Ended() || p.Here() || sandbox.SeesAllProcesses() {
+			t.Errorf("ended: %v, here: %v, sees all: %v", p.Ended(), p.Here(), sandbox.SeesAllProcesses())
 		}
 		return
 	}
 	t.Parallel()
-	if !kernel.SeesAllProcesses() {
+	if !sandbox.SeesAllProcesses() {
 		t.Log("the test is in a PID namespace itself")
 	}
 	sleeper := exec.Command("sleep", "1d")
 	if err := sleeper.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p, ok := kernel.ProcessAt(sleeper.Process.Pid)
+	p, ok := sandbox.ProcessAt(sleeper.Process.Pid)
 	if !ok || p.Ended() || !p.Here() {
 		t.Errorf("%+v, there: %v, ended: %v, here: %v", p, ok, p.Ended(), p.Here())
 	}

@@ -10,20 +10,20 @@ import (
 	"testing"
 	"time"
 
-	"netyard/kernel"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/sandbox"
 )
 
 // sandboxOf opens a namespace as the watcher of sandboxes does.
-func sandboxOf(t testing.TB, h *kerneltest.Host) *kernel.Sandbox {
+func sandboxOf(t testing.TB, h *kerneltest.Host) *sandbox.Sandbox {
 	t.Helper()
-	var s *kernel.Sandbox
+	var s *sandbox.Sandbox
 	err := h.Do(func() error {
 		path := fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), syscall.Gettid())
 		got := make(chan error, 1)
 		go func() { // from another namespace
 			var err error
-			s, err = kernel.OpenSandbox(path)
+			s, err = sandbox.OpenSandbox(path)
 			got <- err
 		}()
 		return <-got
@@ -113,7 +113,7 @@ func TestSandbox(t *testing.T) {
 // has. cpu-us/op is the processor's time, in µs, that other work on the machine does not lengthen.
 func BenchmarkSandboxes(b *testing.B) {
 	const count = 50
-	var all []*kernel.Sandbox
+	var all []*sandbox.Sandbox
 	for range count {
 		h := kerneltest.New(b)
 		err := h.Do(func() error {

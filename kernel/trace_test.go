@@ -5,15 +5,17 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/explain"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
 )
 
 // TestJudge: what is said of a packet is what the kernel does with it, as far as it can be read; else it is said that it cannot.
 func TestJudge(t *testing.T) {
 	t.Parallel()
-	const passes, drops, unsure = kernel.Passes, kernel.Dropped, kernel.Passes | kernel.Dropped
-	v4 := kernel.Packet{
+	const passes, drops, unsure = explain.Passes, explain.Dropped, explain.Passes | explain.Dropped
+	v4 := explain.Packet{
 		In: "eth0", Out: "nyb-a", Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"), Proto: "tcp", Port: 80,
 		OrigDst: netip.MustParseAddr("192.0.2.1"), OrigPort: 8080,
 	}
@@ -21,7 +23,7 @@ func TestJudge(t *testing.T) {
 	v6.Src, v6.Dst, v6.OrigDst = netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("fd00:1::2"), netip.Addr{}
 	for _, c := range []struct {
 		rules  string // of chain f at forward, or a whole command
-		v4, v6 kernel.Outcome
+		v4, v6 explain.Outcome
 	}{
 		{"accept; drop", passes, passes},
 		{"drop", drops, drops},
@@ -68,13 +70,13 @@ func TestJudge(t *testing.T) {
 			if err := h.LoadFirewall(); err != nil {
 				t.Fatal(err)
 			}
-			if err := h.Ensure(t.Context(), kernel.InterfaceIn(kernel.Bridges, "nyb-a"), kernel.InterfaceIn(kernel.Talk, "eth0", "nyb-a")); err != nil {
+			if err := h.Ensure(t.Context(), nft.InterfaceIn(bridge.Bridges, "nyb-a"), nft.InterfaceIn(bridge.Talk, "eth0", "nyb-a")); err != nil {
 				t.Fatal(err)
 			}
 			h.Sh(t, "nft -f - <<'END'\ntable inet mine {\nchain sub { tcp dport 80 drop\n}\nchain quiet { tcp dport 79 drop\n}\nchain f { type filter hook forward priority 5; "+
 				strings.ReplaceAll(c.rules, "; ", "\n")+"\n}\n}\nEND")
-			for p, want := range map[*kernel.Packet]kernel.Outcome{&v4: c.v4, &v6: c.v6} {
-				found, sum, err := h.Judge(kernel.Forward, *p)
+			for p, want := range map[*explain.Packet]explain.Outcome{&v4: c.v4, &v6: c.v6} {
+				found, sum, err := explain.Judge(h.Kernel.Handle, explain.Forward, *p)
 				if err != nil || sum != want {
 					t.Errorf("from %s: %d, want %d: %v %v", p.Src, sum, want, found, err)
 				}
@@ -93,24 +95,24 @@ func TestJudgeIptables(t *testing.T) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	p := kernel.Packet{In: "eth0", Out: "nyb-a", Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"), Proto: "tcp", Port: 80}
+	p := explain.Packet{In: "eth0", Out: "nyb-a", Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"), Proto: "tcp", Port: 80}
 	for _, c := range []struct {
 		cmd  string
-		want kernel.Outcome
+		want explain.Outcome
 	}{
-		{"iptables -A FORWARD -p tcp --dport 81 -j DROP", kernel.Passes},
-		{"iptables -A FORWARD -p tcp -m tcp --dport 79:81 -j DROP", kernel.Dropped},
-		{"iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j DROP", kernel.Passes},
-		{"iptables -A FORWARD -m conntrack --ctstate NEW -m comment --comment why -j REJECT", kernel.Dropped},
-		{"iptables -A FORWARD -m conntrack ! --ctstate NEW,RELATED -j DROP", kernel.Passes},
-		{"iptables -A FORWARD -m addrtype --dst-type LOCAL -j DROP", kernel.Passes},
-		{"iptables -A FORWARD -m limit --limit 1/h -j DROP", kernel.Passes | kernel.Dropped},
-		{"iptables -P FORWARD DROP", kernel.Dropped},
-		{"iptables -A FORWARD -j LOG; iptables -P FORWARD DROP; iptables -A FORWARD -i eth0 -j ACCEPT", kernel.Passes},
-		{"iptables-legacy -w 30 -A FORWARD -j LOG", kernel.Passes | kernel.Dropped},
+		{"iptables -A FORWARD -p tcp --dport 81 -j DROP", explain.Passes},
+		{"iptables -A FORWARD -p tcp -m tcp --dport 79:81 -j DROP", explain.Dropped},
+		{"iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j DROP", explain.Passes},
+		{"iptables -A FORWARD -m conntrack --ctstate NEW -m comment --comment why -j REJECT", explain.Dropped},
+		{"iptables -A FORWARD -m conntrack ! --ctstate NEW,RELATED -j DROP", explain.Passes},
+		{"iptables -A FORWARD -m addrtype --dst-type LOCAL -j DROP", explain.Passes},
+		{"iptables -A FORWARD -m limit --limit 1/h -j DROP", explain.Passes | explain.Dropped},
+		{"iptables -P FORWARD DROP", explain.Dropped},
+		{"iptables -A FORWARD -j LOG; iptables -P FORWARD DROP; iptables -A FORWARD -i eth0 -j ACCEPT", explain.Passes},
+		{"iptables-legacy -w 30 -A FORWARD -j LOG", explain.Passes | explain.Dropped},
 	} {
 		h.Sh(t, "iptables -F; iptables -P FORWARD ACCEPT; "+c.cmd)
-		if found, sum, err := h.Judge(kernel.Forward, p); err != nil || sum != c.want {
+		if found, sum, err := explain.Judge(h.Kernel.Handle, explain.Forward, p); err != nil || sum != c.want {
 			t.Errorf("%s: %d, want %d: %v %v", c.cmd, sum, c.want, found, err)
 		}
 	}

@@ -13,11 +13,15 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
+	"netyard/kernel/overlay"
+	"netyard/kernel/sandbox"
 )
 
-func objectsOf(elements []kernel.Element) (all []kernel.Object) {
+func objectsOf(elements []nft.Element) (all []core.Object) {
 	for _, e := range elements {
 		all = append(all, e.For(blueNet))
 	}
@@ -36,7 +40,7 @@ func TestEncryptedInClear(t *testing.T) {
 			blue := join(t, hosts, blueNet, blueVNI, 20)
 			green := join(t, hosts, greenNet, greenVNI, 30)
 			count := onTheWire(t, hosts[0])
-			closed := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
+			closed := objectsOf(overlay.Encrypted(vxlanPort, blueVNI))
 			for i, o := range hosts { // first the one that sends, and then the one that is sent to
 				must(t, o.Ensure(t.Context(), closed...))
 				before := count()
@@ -49,7 +53,7 @@ func TestEncryptedInClear(t *testing.T) {
 				reach(t, green[0], "10.30.2.2", true)
 				if i == 0 {
 					must(t, o.Remove(closed...))
-					must(t, o.Ensure(t.Context(), objectsOf(kernel.Closed(vxlanPort, blueVNI))...))
+					must(t, o.Ensure(t.Context(), objectsOf(overlay.Closed(vxlanPort, blueVNI))...))
 					reach(t, blue[0], "10.20.2.2", true)
 				}
 			}
@@ -72,7 +76,7 @@ func TestEncryptedByTheTunnel(t *testing.T) {
 		// As WireGuard, it has no neighbours to look for.
 		o.Sh(t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && ip -6 neigh add %s lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, other, 3-o.n))
 		o.vtep = netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
-		must(t, o.Ensure(t.Context(), objectsOf(kernel.Encrypted(vxlanPort, blueVNI))...))
+		must(t, o.Ensure(t.Context(), objectsOf(overlay.Encrypted(vxlanPort, blueVNI))...))
 	}
 	blue := join(t, hosts, blueNet, blueVNI, 20)
 	green := join(t, hosts, greenNet, greenVNI, 30) // in clear, and so not by the tunnel
@@ -92,15 +96,15 @@ func TestEncryptedByTheTunnel(t *testing.T) {
 // ruleset that is there is left alone.
 func TestClosedEarly(t *testing.T) {
 	t.Parallel()
-	for name, elements := range map[string][]kernel.Element{
-		"encrypted": kernel.Encrypted(vxlanPort, blueVNI), "in clear": kernel.Closed(vxlanPort, blueVNI),
+	for name, elements := range map[string][]nft.Element{
+		"encrypted": overlay.Encrypted(vxlanPort, blueVNI), "in clear": overlay.Closed(vxlanPort, blueVNI),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := kerneltest.New(t)
 			h.ShareTables()
 			closed := objectsOf(elements)
-			must(t, h.Ensure(t.Context(), kernel.InterfaceIn(kernel.Bridges, "nyb-a")))
+			must(t, h.Ensure(t.Context(), nft.InterfaceIn(bridge.Bridges, "nyb-a")))
 			if out := h.Sh(t, "nft list ruleset"); out != "" {
 				t.Errorf("loaded too early:\n%s", out)
 			}
@@ -124,9 +128,9 @@ func TestClosedEarly(t *testing.T) {
 // TestSecret: a key does not get into a log.
 func TestSecret(t *testing.T) {
 	t.Parallel()
-	s, err := kernel.NewSecret()
+	s, err := overlay.NewSecret()
 	must(t, err)
-	w := kernel.WireGuard{Key: s, Port: 14789}
+	w := overlay.WireGuard{Key: s, Port: 14789}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%d", "%x"} {
 		said := fmt.Sprintf(format, s) + fmt.Sprintf(format, w)
 		if strings.Contains(said, fmt.Sprintf("%d", s[0])+" "+fmt.Sprintf("%d", s[1])) || strings.Contains(said, fmt.Sprintf("%x", s[:4])) {
@@ -138,11 +142,11 @@ func TestSecret(t *testing.T) {
 // A tunneled is a host with a WireGuard device.
 type tunneled struct {
 	*overlaid
-	wg kernel.WireGuard
+	wg overlay.WireGuard
 }
 
-func (s tunneled) peer() kernel.WireGuardPeer {
-	return kernel.WireGuardPeer{Key: s.wg.Key.Public(), At: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n)), 14789), Addr: s.wg.Addr.Addr()}
+func (s tunneled) peer() overlay.WireGuardPeer {
+	return overlay.WireGuardPeer{Key: s.wg.Key.Public(), At: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n)), 14789), Addr: s.wg.Addr.Addr()}
 }
 
 // tunnels are two hosts with keys, and nothing else yet.
@@ -150,10 +154,10 @@ func tunnels(t *testing.T) (hosts []tunneled) {
 	t.Helper()
 	kerneltest.NeedsWireGuard(t)
 	for _, o := range overlayOf(t, 2, false) {
-		key, err := kernel.NewSecret()
+		key, err := overlay.NewSecret()
 		must(t, err)
 		o.Sh(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1") // as many hosts have it
-		hosts = append(hosts, tunneled{o, kernel.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))}})
+		hosts = append(hosts, tunneled{o, overlay.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))}})
 	}
 	return hosts
 }
@@ -165,11 +169,11 @@ func TestWireGuard(t *testing.T) {
 	hosts := tunnels(t)
 	a, b := hosts[0], hosts[1]
 	before := a.Dump(t)
-	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer()}}
-	objects := []kernel.Object{a.wg, peers}
+	peers := overlay.WireGuardPeers{All: []overlay.WireGuardPeer{b.peer()}}
+	objects := []core.Object{a.wg, peers}
 	for range 2 {
 		must(t, a.Ensure(t.Context(), objects...))
-		must(t, b.Ensure(t.Context(), b.wg, kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer()}}))
+		must(t, b.Ensure(t.Context(), b.wg, overlay.WireGuardPeers{All: []overlay.WireGuardPeer{a.peer()}}))
 	}
 	passes := func(when string) {
 		t.Helper()
@@ -204,7 +208,7 @@ func TestWireGuard(t *testing.T) {
 		must(t, a.Ensure(t.Context(), objects...))
 		passes("after " + cmd)
 	}
-	fresh, err := kernel.NewSecret()
+	fresh, err := overlay.NewSecret()
 	must(t, err)
 	a.wg.Key = fresh
 	objects[0] = a.wg
@@ -212,9 +216,9 @@ func TestWireGuard(t *testing.T) {
 		t.Errorf("another key: %q", said)
 	}
 	must(t, a.Ensure(t.Context(), objects...))
-	must(t, b.Ensure(t.Context(), kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer()}}))
+	must(t, b.Ensure(t.Context(), overlay.WireGuardPeers{All: []overlay.WireGuardPeer{a.peer()}}))
 	passes("with another key")
-	objects[1] = kernel.WireGuardPeers{}
+	objects[1] = overlay.WireGuardPeers{}
 	if said := faults(t, a.Host, objects...); !strings.Contains(said, "1 are missing, different or nobody's") {
 		t.Errorf("a peer too many: %q", said)
 	}
@@ -228,7 +232,7 @@ func TestWireGuard(t *testing.T) {
 		t.Errorf("a device that is wanted is a stray: %v", strays)
 	}
 	strays := snap.Strays(nil)
-	if !slices.ContainsFunc(strays, func(s kernel.Stray) bool { return s.Text == "link nyt-overlay" && s.Remove() == nil }) {
+	if !slices.ContainsFunc(strays, func(s core.Stray) bool { return s.Text == "link nyt-overlay" && s.Remove() == nil }) {
 		t.Errorf("a device that nobody wants is no stray: %v", strays)
 	}
 	must(t, a.Remove(objects...))
@@ -243,9 +247,9 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	t.Parallel()
 	hosts := tunnels(t)
 	a, b := hosts[0], hosts[1]
-	peers := kernel.WireGuardPeers{All: []kernel.WireGuardPeer{b.peer()}}
+	peers := overlay.WireGuardPeers{All: []overlay.WireGuardPeer{b.peer()}}
 	must(t, a.Ensure(t.Context(), a.wg, peers))
-	must(t, b.Ensure(t.Context(), b.wg, kernel.WireGuardPeers{All: []kernel.WireGuardPeer{a.peer()}}))
+	must(t, b.Ensure(t.Context(), b.wg, overlay.WireGuardPeers{All: []overlay.WireGuardPeer{a.peer()}}))
 	b.Sh(t, "nft add table inet block; nft 'add chain inet block in { type filter hook input priority -10; }'; nft add rule inet block in udp dport 14789 counter drop")
 	start := time.Now()
 	got := func(n int) {
@@ -259,7 +263,7 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	a.Pings("fd99::2", false)
 	got(1)
 	before := a.WireGuardPeer(t)
-	must(t, a.AskAgain(peers.All, start))
+	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, peers.All, start))
 	if now := a.WireGuardPeer(t); now.TransmitBytes > before.TransmitBytes { // it counts anew when it is set anew
 		t.Errorf("the peer that did not answer was not set anew: %+v, and before %+v", now, before)
 	}
@@ -276,14 +280,14 @@ func TestWireGuardAsksAgain(t *testing.T) {
 		t.Fatal("they do not agree")
 		return wgtypes.Peer{}
 	}
-	must(t, a.AskAgain(peers.All, start))
+	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, peers.All, start))
 	first := agreed(start)
-	must(t, a.AskAgain(peers.All, start))
-	must(t, a.AskAgain(nil, time.Now()))
+	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, peers.All, start))
+	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, nil, time.Now()))
 	if now := a.WireGuardPeer(t); now.ReceiveBytes < first.ReceiveBytes || !now.LastHandshakeTime.Equal(first.LastHandshakeTime) {
 		t.Errorf("a peer that had agreed, or was not meant, was put in anew: %+v, and before %+v", now, first)
 	}
-	must(t, a.AskAgain(peers.All, time.Now()))
+	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, peers.All, time.Now()))
 	agreed(first.LastHandshakeTime)
 	if said := faults(t, a.Host, a.wg, peers); said != "" {
 		t.Errorf("when it has been asked again: %s", said)
@@ -293,10 +297,10 @@ func TestWireGuardAsksAgain(t *testing.T) {
 // answers says whether b gets what a sends through the tunnel, where only frames of encrypted networks are let in.
 func answers(t *testing.T, a, b tunneled) bool {
 	t.Helper()
-	element := objectsOf(kernel.Encrypted(vxlanPort, blueVNI))
-	must(t, b.Ensure(t.Context(), append(element, objectsOf(kernel.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
+	element := objectsOf(overlay.Encrypted(vxlanPort, blueVNI))
+	must(t, b.Ensure(t.Context(), append(element, objectsOf(overlay.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
 	defer func() {
-		must(t, b.Remove(append(element, objectsOf(kernel.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
+		must(t, b.Remove(append(element, objectsOf(overlay.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
 	}()
 	var l net.PacketConn
 	must(t, b.Do(func() (err error) {
@@ -327,11 +331,11 @@ func TestWireGuardPort(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)
 	h := kerneltest.New(t)
-	key, err := kernel.NewSecret()
+	key, err := overlay.NewSecret()
 	must(t, err)
 	var l net.PacketConn
 	must(t, h.Do(func() (err error) { l, err = net.ListenPacket("udp4", ":14789"); return err }))
-	w := kernel.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}
+	w := overlay.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}
 	if err := h.Ensure(t.Context(), w); err == nil || !strings.Contains(err.Error(), "UDP port 14789 is in use; overlay.wireguard_port can be another") {
 		t.Errorf("a port that is taken: %v", err)
 	}
@@ -342,7 +346,7 @@ func TestWireGuardPort(t *testing.T) {
 		t.Errorf("a port that is taken: %v", err)
 	}
 	must(t, l.Close())
-	kerneltest.Released(t, func() ([]kernel.Listener, error) { return h.Listeners("udp") }, 14789)
+	kerneltest.Released(t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(h.Kernel.Handle, "udp") }, 14789)
 	must(t, h.Ensure(t.Context(), w))
 	must(t, h.Remove(w))
 }
@@ -352,13 +356,13 @@ func TestNoWireGuard(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	before := h.Dump(t)
-	if err := h.Encrypts(); err == nil {
+	if err := overlay.Encrypts(h.Kernel.Handle); err == nil {
 		t.Log("this kernel has WireGuard")
 	} else {
 		if !strings.Contains(err.Error(), "this kernel has no WireGuard") {
 			t.Errorf("%v", err)
 		}
-		if err := h.Ensure(t.Context(), kernel.WireGuard{Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}); err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard") {
+		if err := h.Ensure(t.Context(), overlay.WireGuard{Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}); err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard") {
 			t.Errorf("a device all the same: %v", err)
 		}
 	}

@@ -11,8 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
+	"netyard/kernel/overlay"
 )
 
 const (
@@ -59,21 +62,21 @@ func overlayOf(t testing.TB, hosts int, v6 bool) (all []*overlaid) {
 
 // bridge is a network of a number, with a host's own address and the gateway's: subnet is 20 for 10.20.0.0/16 and
 // fd20::/64.
-func (o *overlaid) bridge(id string, vni uint32, subnet int) (objects []kernel.Object) {
-	br, x := kernel.Name(kernel.BridgePrefix, id), kernel.Name(kernel.VXLANPrefix, id)
-	alias, mtu := kernel.Alias(id, ""), 1450
+func (o *overlaid) bridge(id string, vni uint32, subnet int) (objects []core.Object) {
+	br, x := core.Name(core.BridgePrefix, id), core.Name(core.VXLANPrefix, id)
+	alias, mtu := core.Alias(id, ""), 1450
 	if o.v6 {
 		mtu = 1430
 	}
 	mac, _ := net.ParseMAC(hostMAC(o.n))
-	return []kernel.Object{
-		kernel.Bridge{Name: br, Alias: alias, MTU: mtu, MAC: mac, IPv6: true},
-		kernel.Addr{Link: br, Alias: alias, Prefix: netip.MustParsePrefix(fmt.Sprintf("10.%d.255.%d/16", subnet, o.n))},
-		kernel.Addr{Link: br, Alias: alias, Prefix: netip.MustParsePrefix(fmt.Sprintf("fd%d::ff:%d/64", subnet, o.n))},
-		kernel.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", subnet))},
-		kernel.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("fd%d::1", subnet))},
-		kernel.VXLAN{Name: x, Alias: alias, Master: br, VNI: vni, Local: o.vtep, Port: vxlanPort, MTU: mtu},
-		kernel.InterfaceIn(kernel.Bridges, br).For(id), kernel.InterfaceIn(kernel.Own, br, br).For(id), kernel.InterfaceIn(kernel.Talk, br, br).For(id),
+	return []core.Object{
+		bridge.Bridge{Name: br, Alias: alias, MTU: mtu, MAC: mac, IPv6: true},
+		core.Addr{Link: br, Alias: alias, Prefix: netip.MustParsePrefix(fmt.Sprintf("10.%d.255.%d/16", subnet, o.n))},
+		core.Addr{Link: br, Alias: alias, Prefix: netip.MustParsePrefix(fmt.Sprintf("fd%d::ff:%d/64", subnet, o.n))},
+		overlay.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", subnet))},
+		overlay.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("fd%d::1", subnet))},
+		overlay.VXLAN{Name: x, Alias: alias, Master: br, VNI: vni, Local: o.vtep, Port: vxlanPort, MTU: mtu},
+		nft.InterfaceIn(bridge.Bridges, br).For(id), nft.InterfaceIn(bridge.Own, br, br).For(id), nft.InterfaceIn(bridge.Talk, br, br).For(id),
 	}
 }
 
@@ -88,14 +91,14 @@ func (o *overlaid) container(id string, subnet, number int) *kerneltest.Host {
 	if o.v6 {
 		mtu = 1430
 	}
-	v := kernel.Veth{
-		Name: kernel.Name(kernel.VethPrefix, eid), Peer: kernel.Name(kernel.PeerPrefix, eid), Alias: kernel.Alias(id, eid),
-		Master: kernel.Name(kernel.BridgePrefix, id), MTU: mtu, MAC: mac,
+	v := bridge.Veth{
+		Name: core.Name(core.VethPrefix, eid), Peer: core.Name(core.PeerPrefix, eid), Alias: core.Alias(id, eid),
+		Master: core.Name(core.BridgePrefix, id), MTU: mtu, MAC: mac,
 	}
 	v4, v6 := containerAddrs(subnet, o.n, number)
-	guard := kernel.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{v4, v6}}
-	must(o.t, o.Ensure(o.t.Context(), append([]kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
-	if said := faults(o.t, o.Host, v, kernel.StaticPort{Link: v.Name, MAC: mac}); said != "" {
+	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{v4, v6}}
+	must(o.t, o.Ensure(o.t.Context(), append([]core.Object{v, bridge.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
+	if said := faults(o.t, o.Host, v, bridge.StaticPort{Link: v.Name, MAC: mac}); said != "" {
 		o.t.Error(said)
 	}
 	c := kerneltest.New(o.t)
@@ -111,10 +114,10 @@ func containerAddrs(subnet, host, number int) (v4, v6 netip.Addr) {
 }
 
 // peersOf are a host's own addresses and those of its first container, as the other hosts know them.
-func (o *overlaid) peersOf(subnet int) (all []kernel.Peer) {
+func (o *overlaid) peersOf(subnet int) (all []overlay.Peer) {
 	add := func(addr, mac string) {
 		hw, _ := net.ParseMAC(mac)
-		all = append(all, kernel.Peer{Addr: netip.MustParseAddr(addr), MAC: hw, VTEP: o.vtep})
+		all = append(all, overlay.Peer{Addr: netip.MustParseAddr(addr), MAC: hw, VTEP: o.vtep})
 	}
 	v4, v6 := containerAddrs(subnet, o.n, 2)
 	add(v4.String(), containerMAC(o.n, 2))
@@ -129,7 +132,7 @@ func join(t testing.TB, hosts []*overlaid, id string, vni uint32, subnet int) (c
 	t.Helper()
 	for _, o := range hosts {
 		objects := o.bridge(id, vni, subnet)
-		peers := kernel.Peers{Link: kernel.Name(kernel.VXLANPrefix, id)}
+		peers := overlay.Peers{Link: core.Name(core.VXLANPrefix, id)}
 		var vteps []netip.Addr
 		for _, other := range hosts {
 			if other != o {
@@ -138,7 +141,7 @@ func join(t testing.TB, hosts []*overlaid, id string, vni uint32, subnet int) (c
 			}
 		}
 		objects = append(objects, peers)
-		for _, el := range kernel.VTEPs(vxlanPort, vni, vteps) {
+		for _, el := range overlay.VTEPs(vxlanPort, vni, vteps) {
 			objects = append(objects, el.For(id))
 		}
 		for range 2 { // twice is once
@@ -298,7 +301,7 @@ func TestVXLANHeals(t *testing.T) {
 	hosts := overlayOf(t, 2, false)
 	join(t, hosts, blueNet, blueVNI, 20)
 	o := hosts[0]
-	objects := append(o.bridge(blueNet, blueVNI, 20), kernel.Peers{Link: "nyx-aaaaaaaaaaa", All: hosts[1].peersOf(20)})
+	objects := append(o.bridge(blueNet, blueVNI, 20), overlay.Peers{Link: "nyx-aaaaaaaaaaa", All: hosts[1].peersOf(20)})
 	for cmd, want := range map[string]string{
 		"ip link del nyx-aaaaaaaaaaa":                                                                                              "VXLAN link nyx-aaaaaaaaaaa is missing",
 		"ip link set nyx-aaaaaaaaaaa nomaster":                                                                                     "is not a port of bridge nyb-aaaaaaaaaaa",
@@ -375,13 +378,13 @@ func TestPeers(t *testing.T) {
 	const link = "nyx-aaaaaaaaaaa"
 	must(t, o.Ensure(t.Context(), o.bridge(blueNet, blueVNI, 20)...))
 	const many = 10000
-	peer := func(i, host int) kernel.Peer {
-		return kernel.Peer{
+	peer := func(i, host int) overlay.Peer {
+		return overlay.Peer{
 			Addr: netip.AddrFrom4([4]byte{10, 20, byte(1 + i/250), byte(2 + i%250)}), MAC: net.HardwareAddr{2, 0x42, 0, byte(i >> 16), byte(i >> 8), byte(i)},
 			VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(host)}),
 		}
 	}
-	all := kernel.Peers{Link: link}
+	all := overlay.Peers{Link: link}
 	for i := range many {
 		all.All = append(all.All, peer(i, 2+i%2))
 	}
@@ -402,28 +405,28 @@ func TestPeers(t *testing.T) {
 	moved, gone := peer(5, 77), peer(6, 2)
 	all.All[5] = moved
 	all.All = append(all.All[:6:6], all.All[7:]...)
-	must(t, o.ChangePeers(t.Context(), link, []kernel.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC}))
+	must(t, overlay.ChangePeers(t.Context(), o.Host.Kernel.Handle, link, []overlay.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC}))
 	right("after a change")
-	must(t, o.ChangePeers(t.Context(), link, []kernel.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC})) // twice is once
+	must(t, overlay.ChangePeers(t.Context(), o.Host.Kernel.Handle, link, []overlay.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC})) // twice is once
 	right("after the same change")
 
-	some := kernel.Peers{Link: link, All: all.All[:10], Partial: true}
+	some := overlay.Peers{Link: link, All: all.All[:10], Partial: true}
 	if said := faults(t, o.Host, some); said != "" {
 		t.Errorf("some of them: %s", said)
 	}
 	must(t, o.Ensure(t.Context(), some))
 	right("when only some are known")
 
-	bad := kernel.Peer{Addr: peer(many, 2).Addr, MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}, VTEP: netip.MustParseAddr("2001:db8::1")} // of the other family
+	bad := overlay.Peer{Addr: peer(many, 2).Addr, MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}, VTEP: netip.MustParseAddr("2001:db8::1")} // of the other family
 	good := peer(many+1, 2)
-	if err := o.ChangePeers(t.Context(), link, []kernel.Peer{bad, good}, nil, nil); err == nil || !strings.Contains(err.Error(), bad.MAC.String()) {
+	if err := overlay.ChangePeers(t.Context(), o.Host.Kernel.Handle, link, []overlay.Peer{bad, good}, nil, nil); err == nil || !strings.Contains(err.Error(), bad.MAC.String()) {
 		t.Errorf("what the kernel does not take: %v", err)
 	}
 	out := o.Sh(t, "bridge fdb show dev "+link)
 	if !strings.Contains(out, good.MAC.String()) || bytes.Contains([]byte(out), []byte("2001:db8")) {
 		t.Errorf("the others have to be told all the same")
 	}
-	if err := o.ChangePeers(t.Context(), "nyx-bbbbbbbbbbb", []kernel.Peer{good}, nil, nil); err == nil {
+	if err := overlay.ChangePeers(t.Context(), o.Host.Kernel.Handle, "nyx-bbbbbbbbbbb", []overlay.Peer{good}, nil, nil); err == nil {
 		t.Error("a device that is not there was told")
 	}
 }

@@ -12,6 +12,12 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"netyard/kernel/beside"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
+	"netyard/kernel/nft"
+	"netyard/kernel/ports"
 )
 
 const (
@@ -61,23 +67,15 @@ func (k *Kernel) Watch(ctx context.Context) error {
 			}
 			timer = nil // every millisecond counts: where others can take the tables away, nothing else keeps networks apart
 			k.tidy()
-		case <-k.poked:
+		case <-k.Poked:
 			timer = orSoon(timer)
 		case <-tick.C:
-			k.stale.Store(true)
+			ports.StaleOf(k.Handle).Store(true)
 			k.tidy()
 		case <-timer:
 			timer = nil
 			k.tidy()
 		}
-	}
-}
-
-// poke asks the watcher to look soon.
-func (k *Kernel) poke() {
-	select {
-	case k.poked <- struct{}{}:
-	default:
 	}
 }
 
@@ -90,10 +88,10 @@ func orSoon(timer <-chan time.Time) <-chan time.Time {
 
 func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, error) {
 	links := make(chan netlink.LinkUpdate, 64)
-	ns := k.subscribeNS
+	ns := k.NS
 	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{
-		Namespace: &ns, ReceiveBufferSize: netfilterBuffer, ReceiveBufferForceSize: true,
-		ErrorCallback: func(err error) { k.log.Debug("watch links", "err", err) },
+		Namespace: &ns, ReceiveBufferSize: nft.NetfilterBuffer, ReceiveBufferForceSize: true,
+		ErrorCallback: func(err error) { k.Log.Debug("watch links", "err", err) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("watch links: %w", err)
@@ -105,29 +103,29 @@ func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, err
 // alias.
 func ownLink(l netlink.Link) bool {
 	a := l.Attrs()
-	_, _, ours := ParseAlias(a.Alias)
-	return ours || OwnName(a.Name)
+	_, _, ours := core.ParseAlias(a.Alias)
+	return ours || core.OwnName(a.Name)
 }
 
 // watchTables tells of every change of nftables that is not of this process, and whether a table has gone. What else
 // changed is not of interest: netyard looks for itself. That look is a dump of all of it, so it is not for each of its
 // own transactions.
 func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
-	sock, err := nl.SubscribeAt(k.subscribeNS, netns.None(), unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return nil, fmt.Errorf("watch nftables: %w", err)
 	}
 	const delTable = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE
 	changed := make(chan bool, 1)
-	follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
+	core.Follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
 		// None is an overrun: what was lost may have been another's.
-		if len(msgs) > 0 && !slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Pid != k.fw.out.own.Load() }) {
+		if len(msgs) > 0 && !slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Pid != nft.Of(k.Handle).Port() }) {
 			return
 		}
-		if len(msgs) == 0 || slices.ContainsFunc(msgs, foreignRules) {
+		if len(msgs) == 0 || slices.ContainsFunc(msgs, ports.ForeignRules) {
 			k.unsure.Store(true)
 		}
-		gone := slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Type == delTable && ownTable(m.Data) })
+		gone := slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Type == delTable && nft.OwnTable(m.Data) })
 		select {
 		case old := <-changed: // not taken yet
 			gone = gone || old
@@ -138,111 +136,53 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	return changed, nil
 }
 
-// ownTable says whether a message is about a table of netyard's (struct nfgenmsg, and then attributes).
-func ownTable(msg []byte) bool {
-	attrs, err := nl.ParseRouteAttr(msg[min(len(msg), unix.SizeofNlAttr):])
-	return err == nil && slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
-		return a.Attr.Type == unix.NFTA_TABLE_NAME && string(a.Value) == tableName+"\x00"
-	})
-}
-
-// follow hands f what a socket receives until ctx ends. An overrun of its buffer is a change like any other.
-func follow(ctx context.Context, sock *nl.NetlinkSocket, f func([]syscall.NetlinkMessage)) {
-	go func() {
-		<-ctx.Done()
-		sock.Close()
-	}()
-	go func() {
-		for ctx.Err() == nil {
-			msgs, _, err := sock.Receive()
-			if err != nil && ctx.Err() != nil {
-				return
-			}
-			f(msgs)
-			if err != nil {
-				time.Sleep(time.Millisecond) // a failing socket must not take a core
-			}
-		}
-	}()
-}
-
 // tidy is the watcher's look at the kernel.
 func (k *Kernel) tidy() {
-	for _, f := range []func() error{k.fw.restoreTables, k.askAnew, k.ensureLoopRoutes, k.syncBridges, k.syncDockerUser, k.syncLegacyDockerUser, k.freshenFlows} {
+	for _, f := range []func() error{nft.Of(k.Handle).RestoreTables, k.askAnew, func() error { return ports.EnsureLoopRoutes(k.Handle) }, k.syncBridges, func() error { return beside.SyncDockerUser(k.Handle) }, func() error { return beside.SyncLegacyDockerUser(k.Handle) }, func() error { return ports.FreshenFlows(k.Handle) }} {
 		if err := f(); err != nil {
-			k.log.Warn("tidy up the firewall", "err", err)
+			k.Log.Warn("tidy up the firewall", "err", err)
 		}
 	}
 }
 
-// askAnew has everybody asked anew if somebody's rules changed.
+// AskAnew has everybody asked anew if somebody's rules changed.
 func (k *Kernel) askAnew() error {
 	if !k.unsure.Swap(false) {
 		return nil
 	}
-	return k.fw.askAnew()
-}
-
-// restoreTables loads the ruleset again when a rule or an element of it is gone, or one is there that ought to have
-// been taken away.
-func (f *firewall) restoreTables() error {
-	return f.runNow(func() error {
-		if !f.loaded {
-			return nil
-		}
-		if f.doubt {
-			same, err := f.asWanted()
-			if err == nil && !same {
-				err = f.load()
-			}
-			f.doubt = f.doubt && err != nil
-			return err
-		}
-		faults, err := f.ruleFaults()
-		if err != nil {
-			return err
-		}
-		if len(faults) > 0 {
-			return f.load()
-		}
-		have, _, err := f.dumpElements()
-		if err != nil || f.hasWanted(have) {
-			return err
-		}
-		return f.load()
-	})
+	return ports.AskAnew(nft.Of(k.Handle))
 }
 
 // syncBridges makes the sets of the host's other bridges what the links say.
 func (k *Kernel) syncBridges() error {
-	links, err := retry(k.nl.LinkList)
+	links, err := core.Retry(k.NL.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
-	have := map[elementID]bool{}
-	var fresh, gone []Element
+	have := map[nft.ElementID]bool{}
+	var fresh, gone []nft.Element
 	for _, l := range links {
 		a := l.Attrs()
-		if _, _, ours := ParseAlias(a.Alias); ours || l.Type() != "bridge" {
+		if _, _, ours := core.ParseAlias(a.Alias); ours || l.Type() != "bridge" {
 			continue
 		}
-		wants := []Element{InterfaceIn(same, a.Name, a.Name)}
+		wants := []nft.Element{nft.InterfaceIn(bridge.Same, a.Name, a.Name)}
 		if foreignBridge.MatchString(a.Name) {
-			wants = append(wants, InterfaceIn(foreign, a.Name))
+			wants = append(wants, nft.InterfaceIn(bridge.Foreign, a.Name))
 		}
 		for _, e := range wants {
-			have[e.id()], fresh = true, append(fresh, e)
+			have[e.ID()], fresh = true, append(fresh, e)
 		}
 	}
-	k.fw.mu.Lock()
-	for id, w := range k.fw.want {
-		if (id.set == foreign || id.set == same) && !have[id] {
+	nft.Of(k.Handle).Mu.Lock()
+	for id, w := range nft.Of(k.Handle).Want {
+		if (id.Set == bridge.Foreign || id.Set == bridge.Same) && !have[id] {
 			gone = append(gone, w.Element)
 		}
 	}
-	k.fw.mu.Unlock()
-	if err := k.fw.remove(gone); err != nil {
+	nft.Of(k.Handle).Mu.Unlock()
+	if err := nft.Of(k.Handle).Remove(gone); err != nil {
 		return err
 	}
-	return k.fw.add(context.Background(), fresh)
+	return nft.Of(k.Handle).Add(context.Background(), fresh)
 }

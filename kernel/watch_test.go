@@ -10,8 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
 )
 
 // TestWatchAmidOwnChanges: the watcher passes by what is netyard's own doing, and misses nothing of what others do in between.
@@ -23,10 +25,10 @@ func TestWatchAmidOwnChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Watched(t)
-	own := kernel.InterfaceIn(kernel.Bridges, "nyb-own")
-	moving := []kernel.Object{
-		kernel.InterfaceIn(kernel.Bridges, "nyb-moving"),
-		kernel.Bridge{Name: "nyb-00000000000", Alias: kernel.Alias("00000000000", ""), MTU: 1500},
+	own := nft.InterfaceIn(bridge.Bridges, "nyb-own")
+	moving := []core.Object{
+		nft.InterfaceIn(bridge.Bridges, "nyb-moving"),
+		bridge.Bridge{Name: "nyb-00000000000", Alias: core.Alias("00000000000", ""), MTU: 1500},
 	}
 	if err := h.Ensure(t.Context(), own); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"net/netip"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 )
 
 // An Overlay is a network of a cluster: it is on several hosts.
@@ -96,7 +96,7 @@ type Fabric interface {
 	Room(o Overlay, v6 bool) error
 	// Objects are what the network's other hosts make wanted in this one's kernel at the moment. The Fabric keeps them
 	// so itself.
-	Objects(o Overlay) []kernel.Object
+	Objects(o Overlay) []core.Object
 	// Parting are the elements that stay for networks that this host has left, until the other hosts can know it.
-	Parting() ([]kernel.Object, error)
+	Parting() ([]core.Object, error)
 }

@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"netyard/kernel"
+	"netyard/kernel/core"
+	"netyard/kernel/dhcp"
+	"netyard/kernel/sandbox"
 )
 
 // A Network is the desired state of one network. It is what the store keeps.
@@ -80,7 +83,7 @@ type Endpoint struct {
 	BootID string `json:",omitempty"`
 	// Maker is the process of the engine that made the endpoint, where that can be seen: when it has ended, no word
 	// about the endpoint need ever come.
-	Maker kernel.Process `json:",omitzero"`
+	Maker sandbox.Process `json:",omitzero"`
 	// Container is who the endpoint belongs to, found out in the background.
 	Container Container `json:",omitzero"`
 	// Attachment is what a CNI runtime calls the container (CNI_CONTAINERID): together with the network and IfName it
@@ -91,13 +94,13 @@ type Endpoint struct {
 	// Aliases are other names the container asked for on the network.
 	Aliases []string `json:",omitempty"`
 	// NS is the namespace that was behind Sandbox when the endpoint was plugged in, by CNI.
-	NS kernel.NamespaceID `json:",omitzero"`
+	NS core.NamespaceID `json:",omitzero"`
 	// Into is, while the endpoint is being plugged in, an open descriptor of its namespace: a mode that can makes the
 	// link there, under the name IfName, since to move and rename one costs the kernel tens of milliseconds. 0: there
 	// is none.
 	Into int `json:"-"`
 	// Inside is what was plugged into the sandbox, by CNI.
-	Inside kernel.Plug `json:",omitzero"`
+	Inside sandbox.Plug `json:",omitzero"`
 }
 
 // A Port is one published port, or a range of them: what the host gets on HostIP at HostPort and the Count-1 ports
@@ -190,7 +193,7 @@ type Mode interface {
 	Attach(ctx context.Context, n Network, e Endpoint) (Link, error)
 	Detach(ctx context.Context, n Network, e Endpoint) error
 	// Objects lists what Up and the Attaches of es leave in the kernel: doctor and gc compare it with what is there.
-	Objects(n Network, es []Endpoint) []kernel.Object
+	Objects(n Network, es []Endpoint) []core.Object
 }
 
 // A Settler is a Mode that decides something once, by what the host is like when a network is created; the decision
@@ -226,7 +229,7 @@ type PortSharer interface {
 	// Shares says whether the endpoints of a network do.
 	Shares(n Network) bool
 	// Shared are the ports, one each, that the sockets of a sandbox ask of the host.
-	Shared(n Network, e Endpoint, ls []kernel.Listener) []Port
+	Shared(n Network, e Endpoint, ls []sandbox.Listener) []Port
 }
 
 // A Taker is a Mode whose endpoints take something of the host's with them.
@@ -272,7 +275,7 @@ type Sharer interface {
 // A LANer is a Mode whose endpoints can be on a LAN of the host's, where somebody else has a say in addresses.
 type LANer interface {
 	// LAN is where the links of a network's endpoints are; an error says why they are on none.
-	LAN(n Network) (kernel.LANPort, error)
+	LAN(n Network) (dhcp.LANPort, error)
 }
 
 // Env is what a mode is given.

@@ -7,7 +7,7 @@ import (
 	"regexp"
 	"strings"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
 )
 
 const (
@@ -22,7 +22,7 @@ var rateForm = regexp.MustCompile(`^([0-9]{1,20}(?:\.[0-9]{1,20})?)([kmgt]i?)?(b
 
 // ParseRate reads a rate as tc(8) writes it: a number, k, m, g, t (of 1000) or ki, mi, gi, ti (of 1024), and bit, or bps for bytes
 // per second. A number alone is in bits per second; 0 and "unlimited" are no limit.
-func ParseRate(text string) (kernel.Rate, error) {
+func ParseRate(text string) (bridge.Rate, error) {
 	lower := strings.ToLower(text)
 	if lower == Unlimited {
 		return 0, nil
@@ -46,15 +46,15 @@ func ParseRate(text string) (kernel.Rate, error) {
 	f, _ := v.Float64()
 	n := uint64(math.Min(math.Round(f), math.MaxInt64))
 	if f != 0 && (n < minRate || n > maxRate) {
-		return 0, fmt.Errorf("want a rate from %s to %s, or unlimited", kernel.Rate(minRate), kernel.Rate(maxRate))
+		return 0, fmt.Errorf("want a rate from %s to %s, or unlimited", bridge.Rate(minRate), bridge.Rate(maxRate))
 	}
-	return kernel.Rate(n), nil
+	return bridge.Rate(n), nil
 }
 
 // Limits are the rates of an endpoint, as it sees it: in and out. What is said for one direction goes before what is said for both,
 // and all that is said for the endpoint goes before what is said for its network.
-func (n Network) Limits(e Endpoint) (ingress, egress kernel.Rate) {
-	of := func(direction string) kernel.Rate {
+func (n Network) Limits(e Endpoint) (ingress, egress bridge.Rate) {
+	of := func(direction string) bridge.Rate {
 		for _, said := range []map[string]string{e.Options, n.Now()} {
 			for _, name := range []string{direction, "rate"} {
 				if v := said[name]; v != "" {

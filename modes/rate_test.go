@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
 )
 
 func TestParseRate(t *testing.T) {
@@ -50,7 +50,7 @@ func TestLimits(t *testing.T) {
 	type said = map[string]string
 	for _, c := range []struct {
 		options, changed, endpoint said
-		ingress, egress            kernel.Rate
+		ingress, egress            bridge.Rate
 	}{
 		{nil, nil, nil, 0, 0},
 		{said{"rate": "10mbit"}, nil, nil, 10e6, 10e6},

@@ -57,7 +57,7 @@ type Server struct {
 	Directory Directory
 	// Changed tells that a network came or went.
 	Changed <-chan struct{}
-	// Port is where it listens: what is for port 53 comes there (kernel.AnswerAt).
+	// Port is where it listens: what is for port 53 comes there (ports.AnswerAt).
 	Port uint16
 	// Resolvers is the file that names the host's resolvers (resolv.conf(5)), which is read for each question; they are at Upstream.
 	Resolvers string

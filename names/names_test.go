@@ -17,8 +17,9 @@ import (
 
 	"github.com/miekg/dns"
 
-	"netyard/kernel"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/ports"
+	"netyard/kernel/sandbox"
 )
 
 // A book is a Directory of what a test says.
@@ -103,7 +104,7 @@ func newRig(t *testing.T) *rig {
 // run keeps resolvers until the test ends.
 func (r *rig) run() *Server {
 	s := &Server{
-		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: r.Kernel, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port, Upstream: r.port,
+		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: ports.Sockets{Handle: r.Kernel.Handle}, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port, Upstream: r.port,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -114,7 +115,7 @@ func (r *rig) run() *Server {
 	r.t.Cleanup(func() {
 		cancel()
 		<-done
-		kerneltest.Released(r.t, func() ([]kernel.Listener, error) { return r.Listeners("tcp", "udp") }, r.port)
+		kerneltest.Released(r.t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(r.Host.Kernel.Handle, "tcp", "udp") }, r.port)
 	})
 	r.eventually("resolvers listen", func() bool { return len(r.listening()) == 6 })
 	return s
@@ -122,7 +123,7 @@ func (r *rig) run() *Server {
 
 // listening are the sockets at the resolvers' port.
 func (r *rig) listening() (all []string) {
-	ls, err := r.Listeners("tcp", "udp")
+	ls, err := sandbox.Listeners(r.Host.Kernel.Handle, "tcp", "udp")
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -498,7 +499,7 @@ func TestPort53(t *testing.T) {
 	}
 	r.Sh(t, "sysctl -qw net.ipv4.ip_forward=1")
 	for _, at := range addrs("10.20.0.1", "fd20::1") {
-		for _, e := range kernel.AnswerAt(at, 53, r.port) {
+		for _, e := range ports.AnswerAt(at, 53, r.port) {
 			if err := r.Ensure(t.Context(), e); err != nil {
 				t.Fatal(err)
 			}

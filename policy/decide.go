@@ -7,18 +7,18 @@ import (
 	"slices"
 	"strings"
 
-	"netyard/kernel"
+	"netyard/kernel/policy"
 )
 
 // A Decision is what policies say about one endpoint.
 type Decision struct {
 	Endpoint Endpoint
 	// In4 and so on are all that may pass; nil: no policy says anything.
-	In4, In6, Out4, Out6 *kernel.Access
+	In4, In6, Out4, Out6 *policy.Access
 }
 
 // Of is what an address of the endpoint may.
-func (d Decision) Of(a netip.Addr) (in, out *kernel.Access) {
+func (d Decision) Of(a netip.Addr) (in, out *policy.Access) {
 	if a.Is6() {
 		return d.In6, d.Out6
 	}
@@ -30,7 +30,7 @@ func (d Decision) Of(a netip.Addr) (in, out *kernel.Access) {
 // As long as it is not known whose an endpoint is, it is what is worst for it: closed by a policy that may be about it, and denied
 // what may be denied to it, but allowed only what is surely allowed.
 func Decide(policies []Policy, endpoints []Endpoint) []Decision {
-	d := decider{policies: policies, endpoints: endpoints, known: map[string]*kernel.Access{}, peers: map[string][]span{}}
+	d := decider{policies: policies, endpoints: endpoints, known: map[string]*policy.Access{}, peers: map[string][]span{}}
 	var all []Decision
 	for _, e := range endpoints {
 		one := Decision{Endpoint: e}
@@ -54,7 +54,7 @@ func (p Policy) section(in bool) *Section {
 type decider struct {
 	policies  []Policy
 	endpoints []Endpoint
-	known     map[string]*kernel.Access
+	known     map[string]*policy.Access
 	peers     map[string][]span
 }
 
@@ -69,7 +69,7 @@ type clause struct {
 }
 
 // allowed is what one endpoint may, in one direction and family; nil: everything, since nobody says anything.
-func (d *decider) allowed(e Endpoint, in, v6 bool) *kernel.Access {
+func (d *decider) allowed(e Endpoint, in, v6 bool) *policy.Access {
 	var clauses []clause
 	var class strings.Builder // who is in the same one is treated alike
 	open, spoken := true, false
@@ -99,7 +99,7 @@ func (d *decider) allowed(e Endpoint, in, v6 bool) *kernel.Access {
 	}
 	key := fmt.Sprint(class.String(), in, v6)
 	if d.known[key] == nil {
-		d.known[key] = &kernel.Access{Allow: settle(clauses)}
+		d.known[key] = &policy.Access{Allow: settle(clauses)}
 	}
 	return d.known[key]
 }
@@ -140,7 +140,7 @@ func (d *decider) spans(r Rule, deny, v6 bool) []span {
 
 // settle cuts the addresses where any clause begins or ends, works out what may pass in each piece, and joins neighbours that are
 // treated alike. So the passages do not overlap, and what goes before what is settled here and not in the kernel.
-func settle(clauses []clause) (passages []kernel.Passage) {
+func settle(clauses []clause) (passages []policy.Passage) {
 	type edge struct {
 		at     netip.Addr // where a clause begins, or the first address behind it
 		clause int

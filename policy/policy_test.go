@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"netyard/kernel"
+	kpolicy "netyard/kernel/policy"
 	"netyard/modes"
 	"netyard/policy"
 )
@@ -119,7 +119,7 @@ func endpoint(name, addr string, labels map[string]string) policy.Endpoint {
 
 // asked says whether decisions let a connection pass.
 func asked(ds []policy.Decision, from, to string, proto uint8, port uint16) bool {
-	pass := func(a *kernel.Access, other string) bool {
+	pass := func(a *kpolicy.Access, other string) bool {
 		if a == nil {
 			return true
 		}

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"slices"
 
-	"netyard/kernel"
+	"netyard/kernel/policy"
 )
 
 // Protocol and port together are one number, the protocol above: so what may pass is a list of ranges of numbers.
@@ -72,10 +72,10 @@ func (rs ranges) without(others ranges) (left ranges) {
 }
 
 // blocks cuts the ranges so that each has all the ports of its protocols, or some of one protocol.
-func (rs ranges) blocks() (blocks []kernel.Passage) {
+func (rs ranges) blocks() (blocks []policy.Passage) {
 	add := func(firstProto, lastProto, firstPort, lastPort uint32) {
 		//nolint:gosec // they are what the number was made of
-		blocks = append(blocks, kernel.Passage{
+		blocks = append(blocks, policy.Passage{
 			FirstProto: uint8(firstProto), LastProto: uint8(lastProto), FirstPort: uint16(firstPort), LastPort: uint16(lastPort),
 		})
 	}

@@ -8,23 +8,10 @@ import (
 
 	"netyard/ipam"
 	"netyard/modes"
+	"netyard/yard/book"
 )
 
-const (
-	// Docker is the name of the engine behind the doors of package driver.
-	Docker = "docker"
-	// Containerd is the engine of an attachment whose container is known to containerd.
-	Containerd = "containerd"
-	// CNI is the engine of one that only its runtime knows.
-	CNI = "cni"
-	// Own is the engine of networks that the admin made, or a CNI configuration: nobody but the admin removes them.
-	Own = "netyard"
-
-	defaultMode = "bridge"
-
-	// optParent is netyard's own --ipam-opt: the same subnet may be in use on several parents.
-	optParent = "parent"
-)
+const defaultMode = "bridge"
 
 // Resolve finds the mode of a network that came in by a door of that mode, and its options under their canonical names.
 func Resolve(doorMode string, given map[string]string) (mode string, opts map[string]string, err error) {
@@ -55,8 +42,8 @@ func PoolRequest(subnet, ipRange string, opts map[string]string) (r ipam.PoolReq
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(opts)) {
-		if k != optParent {
-			return r, fmt.Errorf("%w: unknown --ipam-opt %s; there is only %s", modes.ErrOption, k, optParent)
+		if k != book.OptParent {
+			return r, fmt.Errorf("%w: unknown --ipam-opt %s; there is only %s", modes.ErrOption, k, book.OptParent)
 		}
 		if !modes.ValidIfName(opts[k]) {
 			return r, fmt.Errorf("%w: --ipam-opt %s=%s: want an interface name", modes.ErrOption, k, opts[k])

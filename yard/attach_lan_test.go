@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"log/slog"
@@ -6,11 +6,15 @@ import (
 	"testing"
 
 	"netyard/ipam"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/modes/ipvlan"
 	"netyard/modes/macvlan"
+
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	yown "netyard/yard/own"
 )
 
 // TestAttachLAN: containers that come by CNI are on the LAN, and what is taken away is gone from the sandbox
@@ -27,9 +31,9 @@ func TestAttachLAN(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r.c.Modes[mode] = m
-			n, err := r.MakeNetwork(t.Context(), NetworkRequest{
-				Name: "lan", Mode: mode, Options: map[string]string{"parent": "lan0"}, Subnets: []SubnetRequest{
+			r.Config.Modes[mode] = m
+			n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+				Name: "lan", Mode: mode, Options: map[string]string{"parent": "lan0"}, Subnets: []book.SubnetRequest{
 					{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("192.0.2.0/24")}, Gateway: netip.MustParseAddr("192.0.2.1")},
 				},
 			})
@@ -39,35 +43,35 @@ func TestAttachLAN(t *testing.T) {
 			asked := p.request(n, "c1")
 			asked.Addrs = []netip.Addr{netip.MustParseAddr("192.0.2.77")}
 			for range 2 { // again, it takes the place of the former
-				if _, err := r.Attach(t.Context(), asked); err != nil {
+				if _, err := attach.Attach(t.Context(), r.Yard, asked); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if _, err := r.Attach(t.Context(), q.request(n, "c2")); err != nil {
+			if _, err := attach.Attach(t.Context(), r.Yard, q.request(n, "c2")); err != nil {
 				t.Fatal(err)
 			}
 			if !p.Pings("192.0.2.1", true) || !q.Pings("192.0.2.77", true) || !other.Pings("192.0.2.77", true) {
 				t.Error("the container is not on the LAN")
 			}
 			r.healthy("attached")
-			if faults, err := r.Faults(p.end(n, "c1")); err != nil || len(faults) > 0 {
+			if faults, err := attach.Faults(r.Yard, p.end(n, "c1")); err != nil || len(faults) > 0 {
 				t.Errorf("%v %v", faults, err)
 			}
-			ended := r.Detach(t.Context(), q.end(n, "c2"))
+			ended := attach.Detach(t.Context(), r.Yard, q.end(n, "c2"))
 			if out, err := q.TrySh("ip link show eth0"); ended != nil || err == nil {
 				t.Errorf("detached: %v, and there is %s", ended, out)
 			}
 			if !p.Pings("192.0.2.1", true) {
 				t.Error("the other container's end took this one along")
 			}
-			if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+			if err := attach.Detach(t.Context(), r.Yard, p.end(n, "c1")); err != nil {
 				t.Fatal(err)
 			}
 			r.healthy("detached")
-			if _, err := r.RemoveNetwork(t.Context(), "lan"); err != nil {
+			if _, err := yown.RemoveNetwork(t.Context(), r.Yard, "lan"); err != nil {
 				t.Fatal(err)
 			}
-			if left := r.host.Sh(t, "ip -d link | grep '"+kernel.AliasPrefix+"' || true"); left != "" {
+			if left := r.host.Sh(t, "ip -d link | grep '"+core.AliasPrefix+"' || true"); left != "" {
 				t.Errorf("left: %s", left)
 			}
 		})

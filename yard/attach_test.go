@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -12,10 +12,16 @@ import (
 	"time"
 
 	"netyard/ipam"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/store"
+
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	yown "netyard/yard/own"
+	"netyard/yard/pool"
+	"netyard/yard/reconcile"
 )
 
 // A place is a sandbox, as a runtime makes one.
@@ -33,25 +39,25 @@ func newPlace(t *testing.T) place {
 // made is a network that belongs to no engine.
 func (r *rig) made() modes.Network {
 	r.t.Helper()
-	n, err := r.MakeNetwork(r.t.Context(), NetworkRequest{Name: "web", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
+	n, err := yown.MakeNetwork(r.t.Context(), r.Yard, book.NetworkRequest{Name: "web", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	return n
 }
 
-func (p place) request(n modes.Network, name string) AttachRequest {
-	return AttachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", Sandbox: p.path, NS: p.NS(), Container: modes.Container{Engine: CNI}}
+func (p place) request(n modes.Network, name string) book.AttachRequest {
+	return book.AttachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", Sandbox: p.path, NS: p.NS(), Container: modes.Container{Engine: book.CNI}}
 }
 
-func (p place) end(n modes.Network, name string) DetachRequest {
-	return DetachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", NS: p.NS(), Gone: true}
+func (p place) end(n modes.Network, name string) attach.DetachRequest {
+	return attach.DetachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", NS: p.NS(), Gone: true}
 }
 
 // active are the addresses in use, but for gateways.
 func (r *rig) active() (as []string) {
 	r.t.Helper()
-	ls, _, err := r.Leases()
+	ls, _, err := pool.Leases(r.Yard)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -72,13 +78,13 @@ func TestAttachCrash(t *testing.T) {
 			r, p := newRig(t), newPlace(t)
 			n := r.made()
 			steps, err := r.pull(at, func() error {
-				if _, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil {
+				if _, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil {
 					return err
 				}
-				if _, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil { // replaces it
+				if _, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil { // replaces it
 					return err
 				}
-				return r.Detach(t.Context(), p.end(n, "c1"))
+				return attach.Detach(t.Context(), r.Yard, p.end(n, "c1"))
 			})
 			died = err == errPulled //nolint:errorlint // it is that one
 			if err != nil && !died {
@@ -87,7 +93,7 @@ func TestAttachCrash(t *testing.T) {
 			t.Logf("died %t after %v", died, steps)
 			r.start()
 			r.healthy("after the restart")
-			if _, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil {
+			if _, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil {
 				t.Fatalf("attach again: %v", err)
 			}
 			p.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 10.9.0.1 && exit; done; exit 1")
@@ -95,14 +101,14 @@ func TestAttachCrash(t *testing.T) {
 			if got := r.active(); len(got) != 1 {
 				t.Errorf("%v are in use", got)
 			}
-			if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+			if err := attach.Detach(t.Context(), r.Yard, p.end(n, "c1")); err != nil {
 				t.Fatal(err)
 			}
 			if got := r.active(); len(got) != 0 {
 				t.Errorf("%v are in use after the end", got)
 			}
 			r.healthy("detached")
-			if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+			if _, err := yown.RemoveNetwork(t.Context(), r.Yard, "web"); err != nil {
 				t.Fatal(err)
 			}
 			r.healthy("without the network")
@@ -124,8 +130,8 @@ func TestAttachDies(t *testing.T) {
 				r, p := newRig(t), newPlace(t)
 				n := r.made()
 				q := p.request(n, "c1")
-				q.Ports = []Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
-				steps, err := r.pull(at, func() error { _, err := r.Attach(t.Context(), q); return err })
+				q.Ports = []book.Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+				steps, err := r.pull(at, func() error { _, err := attach.Attach(t.Context(), r.Yard, q); return err })
 				if answered = err == nil; err != nil && !errors.Is(err, errPulled) {
 					t.Fatal(err)
 				}
@@ -152,7 +158,7 @@ func TestAttachDies(t *testing.T) {
 					t.Fatalf("died after %v: of what its runtime heard of, there is %v", steps, es)
 				}
 				p.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 10.9.0.1 && exit; done; exit 1")
-				if faults, err := r.Faults(p.end(n, "c1")); err != nil || len(faults) > 0 {
+				if faults, err := attach.Faults(r.Yard, p.end(n, "c1")); err != nil || len(faults) > 0 {
 					t.Errorf("it is not as it was made: %v %v", faults, err)
 				}
 			})
@@ -168,7 +174,7 @@ func TestJoinDies(t *testing.T) {
 		was, _ := r.Endpoint(netID, epID)
 		if hostToo {
 			r.boot = "boot-2"
-			r.host.Sh(t, "ip link del "+kernel.Name(kernel.VethPrefix, epID))
+			r.host.Sh(t, "ip link del "+core.Name(core.VethPrefix, epID))
 		}
 		r.start()
 		r.healthy("after the restart")
@@ -176,7 +182,7 @@ func TestJoinDies(t *testing.T) {
 		if !hostToo && (err != nil || !reflect.DeepEqual(is, was)) {
 			t.Errorf("the endpoint was %v and is %v: %v", was, is, err)
 		}
-		if hostToo && !errors.Is(err, ErrNotFound) {
+		if hostToo && !errors.Is(err, book.ErrNotFound) {
 			t.Errorf("the host went down, and there is %v: %v", is, err)
 		}
 	}
@@ -186,7 +192,7 @@ func TestJoinDies(t *testing.T) {
 func TestDeleteBusy(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
-	release, err := r.hold(t.Context(), netID, epID)
+	release, err := r.Hold(t.Context(), netID, epID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,8 +205,8 @@ func TestDeleteBusy(t *testing.T) {
 		t.Errorf("the endpoint is gone while another request has it: %v", err)
 	}
 	release()
-	r.Yard.late.Wait()
-	if is, err := r.Endpoint(netID, epID); !errors.Is(err, ErrNotFound) {
+	r.Yard.Late.Wait()
+	if is, err := r.Endpoint(netID, epID); !errors.Is(err, book.ErrNotFound) {
 		t.Errorf("the endpoint stayed: %v %v", is, err)
 	}
 }
@@ -212,8 +218,8 @@ func TestAttachHold(t *testing.T) {
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
 	n := r.made()
 	known := p.request(n, "default-c1")
-	known.Container = modes.Container{Engine: Containerd, ID: "c1", Name: "c1"}
-	a, err := r.Attach(t.Context(), known)
+	known.Container = modes.Container{Engine: book.Containerd, ID: "c1", Name: "c1"}
+	a, err := attach.Attach(t.Context(), r.Yard, known)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,45 +230,45 @@ func TestAttachHold(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(r.Detach(t.Context(), p.end(n, "default-c1")))
+	must(attach.Detach(t.Context(), r.Yard, p.end(n, "default-c1")))
 	r.healthy("a held address")
 	r.start()
 	r.healthy("a held address after a restart")
 	thief := q.request(n, "thief")
 	thief.Addrs = []netip.Addr{first}
-	if _, err := r.Attach(t.Context(), thief); err == nil {
+	if _, err := attach.Attach(t.Context(), r.Yard, thief); err == nil {
 		t.Error("a held address was given to another")
 	}
-	a, err = r.Attach(t.Context(), known)
+	a, err = attach.Attach(t.Context(), r.Yard, known)
 	must(err)
 	if got := a.Endpoint.Addrs[0].Addr(); got != first {
 		t.Errorf("started again it has %s and not %s", got, first)
 	}
-	must(r.Detach(t.Context(), p.end(n, "default-c1")))
+	must(attach.Detach(t.Context(), r.Yard, p.end(n, "default-c1")))
 
 	// Its engine has it no more: missing twice, and older than the grace period.
-	gone := Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}, Attachments: map[string]bool{}}
+	gone := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}, Attachments: map[string]bool{}}
 	there := gone
 	there.Attachments = map[string]bool{"default-c1": true}
 	r.now = r.now.Add(2 * time.Minute)
 	for range 2 {
-		must(r.Reconcile(t.Context(), there))
+		must(reconcile.Reconcile(t.Context(), r.Yard, there))
 	}
-	must(r.Reconcile(t.Context(), Census{Engine: Docker, Networks: map[string]SeenNetwork{}})) // nothing to do with it
-	must(r.Reconcile(t.Context(), gone))
+	must(reconcile.Reconcile(t.Context(), r.Yard, reconcile.Census{Engine: book.Docker, Networks: map[string]reconcile.SeenNetwork{}})) // nothing to do with it
+	must(reconcile.Reconcile(t.Context(), r.Yard, gone))
 	if len(r.active()) != 1 {
 		t.Error("an address was freed at first sight")
 	}
-	found, err := r.Audit(t.Context(), []Census{gone})
+	found, err := reconcile.Audit(t.Context(), r.Yard, []reconcile.Census{gone})
 	must(err)
-	if !slices.ContainsFunc(found, func(f Finding) bool { return strings.Contains(f.Text, "held for container c1") }) {
+	if !slices.ContainsFunc(found, func(f book.Finding) bool { return strings.Contains(f.Text, "held for container c1") }) {
 		t.Errorf("doctor says %+v", found)
 	}
-	must(r.Reconcile(t.Context(), gone))
+	must(reconcile.Reconcile(t.Context(), r.Yard, gone))
 	if left := r.active(); len(left) != 0 {
 		t.Errorf("%v are held for nobody", left)
 	}
-	must(r.ContainerGone(t.Context(), "default-c1")) // twice is once
+	must(attach.ContainerGone(t.Context(), r.Yard, "default-c1")) // twice is once
 	r.healthy("in the end")
 }
 
@@ -273,7 +279,7 @@ func TestAttachDead(t *testing.T) {
 	n := r.made()
 	req := p.request(n, "c1")
 	req.Sandbox = newPlace(t).path // another namespace at the path by now: a process of the same number
-	a, err := r.Attach(t.Context(), req)
+	a, err := attach.Attach(t.Context(), r.Yard, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,15 +288,15 @@ func TestAttachDead(t *testing.T) {
 	}
 	e := a.Endpoint
 	e.Seen = true
-	if err := r.st.Update(func(tx store.Tx) error { return putEndpoint(tx, e) }); err != nil {
+	if err := r.st.Update(func(tx store.Tx) error { return book.PutEndpoint(tx, e) }); err != nil {
 		t.Fatal(err)
 	}
-	r.sweep(context.Background())
+	r.Sweep(context.Background())
 	if len(r.active()) != 1 {
 		t.Error("a young attachment was dropped")
 	}
 	r.now = r.now.Add(2 * time.Minute)
-	r.sweep(context.Background())
+	r.Sweep(context.Background())
 	if len(r.active()) != 0 {
 		t.Error("a dead attachment stays")
 	}
@@ -304,21 +310,21 @@ func TestAttachRefused(t *testing.T) {
 	n := r.made()
 	p.Sh(t, "ip link add eth0 type bridge")
 	for what, c := range map[string]struct {
-		change func(*AttachRequest)
+		change func(*book.AttachRequest)
 		says   string
 	}{
-		"a name that is taken inside": {func(*AttachRequest) {}, "eth0 already"},
-		"the host for a sandbox":      {func(q *AttachRequest) { q.NS = r.host.NS() }, "host's own"},
-		"an address of no subnet":     {func(q *AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.1.1.1")} }, "no subnet for it"},
-		"the gateway's address":       {func(q *AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.1")} }, "taken"},
-		"a network that is not there": {func(q *AttachRequest) { q.NetworkID = "nope" }, "not found"},
-		"a port on an address of none": {func(q *AttachRequest) {
-			q.Ports = []Ask{{Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.7"), HostPort: 80, HostPortEnd: 80, ContainerPort: 80}}
+		"a name that is taken inside": {func(*book.AttachRequest) {}, "eth0 already"},
+		"the host for a sandbox":      {func(q *book.AttachRequest) { q.NS = r.host.NS() }, "host's own"},
+		"an address of no subnet":     {func(q *book.AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.1.1.1")} }, "no subnet for it"},
+		"the gateway's address":       {func(q *book.AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.1")} }, "taken"},
+		"a network that is not there": {func(q *book.AttachRequest) { q.NetworkID = "nope" }, "not found"},
+		"a port on an address of none": {func(q *book.AttachRequest) {
+			q.Ports = []book.Ask{{Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.7"), HostPort: 80, HostPortEnd: 80, ContainerPort: 80}}
 		}, "not an address of this host"},
 	} {
 		q := p.request(n, "c1")
 		c.change(&q)
-		if _, err := r.Attach(t.Context(), q); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := attach.Attach(t.Context(), r.Yard, q); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", what, err)
 		}
 		if len(r.active()) != 0 {
@@ -336,19 +342,19 @@ func TestAttachRefused(t *testing.T) {
 func TestAttachAux(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
-	of := func(gateway string, aux map[string]string) NetworkRequest {
-		s := SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}, Aux: map[string]netip.Addr{}}
+	of := func(gateway string, aux map[string]string) book.NetworkRequest {
+		s := book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}, Aux: map[string]netip.Addr{}}
 		s.Gateway, _ = netip.ParseAddr(gateway)
 		for name, a := range aux {
 			s.Aux[name] = netip.MustParseAddr(a)
 		}
-		return NetworkRequest{Name: "web", Subnets: []SubnetRequest{s}}
+		return book.NetworkRequest{Name: "web", Subnets: []book.SubnetRequest{s}}
 	}
-	for _, bad := range []NetworkRequest{
+	for _, bad := range []book.NetworkRequest{
 		of("10.9.0.2", map[string]string{"router": "10.9.0.2"}), of("", map[string]string{"router": "10.9.1.2"}),
 		of("", map[string]string{"router": "10.9.0.0"}), of("", map[string]string{"a": "10.9.0.3", "router": "10.9.0.3"}),
 	} {
-		_, err := r.MakeNetwork(t.Context(), bad)
+		_, err := yown.MakeNetwork(t.Context(), r.Yard, bad)
 		if !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), "aux-address router") {
 			t.Errorf("%v: %v", bad.Subnets[0].Aux, err)
 		}
@@ -357,7 +363,7 @@ func TestAttachAux(t *testing.T) {
 		}
 	}
 	asked := of("", map[string]string{"router": "10.9.0.2", "nas": "10.9.0.1"})
-	n, err := r.MakeNetwork(t.Context(), asked)
+	n, err := yown.MakeNetwork(t.Context(), r.Yard, asked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,22 +371,22 @@ func TestAttachAux(t *testing.T) {
 		t.Errorf("the subnet is %+v", s)
 	}
 	asked.ID = n.ID
-	if again, err := r.MakeNetwork(t.Context(), asked); err != nil || !again.Created.Equal(n.Created) {
+	if again, err := yown.MakeNetwork(t.Context(), r.Yard, asked); err != nil || !again.Created.Equal(n.Created) {
 		t.Errorf("the same again: %v %v", again, err)
 	}
-	if a, err := r.Attach(t.Context(), p.request(n, "c1")); err != nil || a.Endpoint.Addrs[0].Addr().String() != "10.9.0.4" {
+	if a, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil || a.Endpoint.Addrs[0].Addr().String() != "10.9.0.4" {
 		t.Errorf("the first container has %v: %v", a.Endpoint.Addrs, err)
 	}
 	named := q.request(n, "c2")
 	named.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.2")}
-	if _, err := r.Attach(t.Context(), named); !errors.Is(err, ipam.ErrTaken) {
+	if _, err := attach.Attach(t.Context(), r.Yard, named); !errors.Is(err, ipam.ErrTaken) {
 		t.Errorf("an address that is kept, asked for by name: %v", err)
 	}
 	r.healthy("with kept addresses")
-	if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+	if err := attach.Detach(t.Context(), r.Yard, p.end(n, "c1")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+	if _, err := yown.RemoveNetwork(t.Context(), r.Yard, "web"); err != nil {
 		t.Fatal(err)
 	}
 	if left := r.leftovers(); left != "" {
@@ -394,51 +400,51 @@ func TestAttachPorts(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
 	web := r.made()
-	back, err := r.MakeNetwork(t.Context(), NetworkRequest{Name: "back", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}}}})
+	back, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{Name: "back", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ports := []Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+	ports := []book.Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
 	// Whichever comes first, the ports are eth0's, by which the answers leave.
 	early := p.request(back, "c0")
 	early.IfName, early.Ports = "eth1", ports
-	if a, err := r.Attach(t.Context(), early); err != nil || len(a.Endpoint.Ports) != 1 {
+	if a, err := attach.Attach(t.Context(), r.Yard, early); err != nil || len(a.Endpoint.Ports) != 1 {
 		t.Fatalf("alone: %v %v", a.Endpoint.Ports, err)
 	}
 	late := p.request(web, "c0")
 	late.Ports = ports
-	if a, err := r.Attach(t.Context(), late); err != nil || len(a.Endpoint.Ports) != 1 {
+	if a, err := attach.Attach(t.Context(), r.Yard, late); err != nil || len(a.Endpoint.Ports) != 1 {
 		t.Fatalf("eth0 behind eth1: %v %v", a.Endpoint.Ports, err)
 	}
 	r.healthy("the ports have moved")
-	for _, d := range []DetachRequest{p.end(web, "c0"), {NetworkID: back.ID, Attachment: "c0", IfName: "eth1", NS: p.NS(), Gone: true}} {
-		if err := r.Detach(t.Context(), d); err != nil {
+	for _, d := range []attach.DetachRequest{p.end(web, "c0"), {NetworkID: back.ID, Attachment: "c0", IfName: "eth1", NS: p.NS(), Gone: true}} {
+		if err := attach.Detach(t.Context(), r.Yard, d); err != nil {
 			t.Fatal(err)
 		}
 	}
 	first, second, other := p.request(web, "c1"), p.request(back, "c1"), q.request(web, "c2")
 	second.IfName = "eth1"
 	first.Ports, second.Ports, other.Ports = ports, ports, ports
-	a, err := r.Attach(t.Context(), first)
+	a, err := attach.Attach(t.Context(), r.Yard, first)
 	if err != nil || fmt.Sprint(a.Endpoint.Ports) != "[0.0.0.0:8080->80/tcp]" {
 		t.Fatalf("%v %v", a.Endpoint.Ports, err)
 	}
-	if a, err := r.Attach(t.Context(), second); err != nil || len(a.Endpoint.Ports) != 0 {
+	if a, err := attach.Attach(t.Context(), r.Yard, second); err != nil || len(a.Endpoint.Ports) != 0 {
 		t.Errorf("on a second network: %v %v", a.Endpoint.Ports, err)
 	}
-	if _, err := r.Attach(t.Context(), other); err == nil || !strings.Contains(err.Error(), "8080") {
+	if _, err := attach.Attach(t.Context(), r.Yard, other); err == nil || !strings.Contains(err.Error(), "8080") {
 		t.Errorf("another container: %v", err)
 	}
-	if a, err := r.Attach(t.Context(), first); err != nil || len(a.Endpoint.Ports) != 1 {
+	if a, err := attach.Attach(t.Context(), r.Yard, first); err != nil || len(a.Endpoint.Ports) != 1 {
 		t.Errorf("again: %v %v", a.Endpoint.Ports, err)
 	}
 	r.healthy("published")
-	for _, d := range []DetachRequest{p.end(web, "c1"), {NetworkID: back.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
-		if err := r.Detach(t.Context(), d); err != nil {
+	for _, d := range []attach.DetachRequest{p.end(web, "c1"), {NetworkID: back.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
+		if err := attach.Detach(t.Context(), r.Yard, d); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.Attach(t.Context(), other); err != nil {
+	if _, err := attach.Attach(t.Context(), r.Yard, other); err != nil {
 		t.Errorf("when it is free: %v", err)
 	}
 	r.healthy("withdrawn")
@@ -448,15 +454,15 @@ func TestAttachPorts(t *testing.T) {
 func TestAttachSharesAgain(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
-	n, err := r.MakeNetwork(t.Context(), NetworkRequest{
-		Name: "shared", Mode: "host", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
+	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+		Name: "shared", Mode: "host", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var last []netip.Prefix
 	for i := range 3 {
-		a, err := r.Attach(t.Context(), p.request(n, "c1"))
+		a, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -465,7 +471,7 @@ func TestAttachSharesAgain(t *testing.T) {
 		}
 		last = a.Endpoint.Addrs
 	}
-	if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+	if err := attach.Detach(t.Context(), r.Yard, p.end(n, "c1")); err != nil {
 		t.Fatal(err)
 	}
 	r.healthy("detached")
@@ -477,21 +483,21 @@ func TestUndoSparesTheNext(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
 	n := r.made()
-	first, err := r.Attach(t.Context(), p.request(n, "c"))
+	first, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c"))
 	must(t, err)
-	second, err := r.Attach(t.Context(), p.request(n, "c"))
+	second, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c"))
 	must(t, err)
 	undo := p.end(n, "c")
 	undo.Endpoint = first.Endpoint.ID
-	must(t, r.Detach(t.Context(), undo))
+	must(t, attach.Detach(t.Context(), r.Yard, undo))
 	if e, err := r.Endpoint(n.ID, second.Endpoint.ID); err != nil || e.Phase != modes.Ready {
 		t.Errorf("the next attachment is %s: %v", e.Phase, err)
 	}
 	undo.Endpoint = second.Endpoint.ID
-	must(t, r.Detach(t.Context(), undo))
+	must(t, attach.Detach(t.Context(), r.Yard, undo))
 	r.eventually("its own is taken back", func() bool {
 		_, err := r.Endpoint(n.ID, second.Endpoint.ID)
-		return errors.Is(err, ErrNotFound)
+		return errors.Is(err, book.ErrNotFound)
 	})
 	r.healthy("afterwards")
 }

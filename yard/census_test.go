@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"net/netip"
@@ -7,25 +7,28 @@ import (
 	"time"
 
 	"netyard/ipam"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
+
+	"netyard/yard/pool"
+	"netyard/yard/reconcile"
 )
 
 // census is what an engine says that knows the network and nothing else.
-func census() Census {
-	return Census{
-		Engine: "docker", Networks: map[string]SeenNetwork{netID: {Name: "web"}}, Endpoints: map[string]SeenEndpoint{},
+func census() reconcile.Census {
+	return reconcile.Census{
+		Engine: "docker", Networks: map[string]reconcile.SeenNetwork{netID: {Name: "web"}}, Endpoints: map[string]reconcile.SeenEndpoint{},
 		Pools: map[netip.Prefix]bool{netip.MustParsePrefix("10.9.0.0/24"): true}, Wanted: map[string]bool{},
 	}
 }
 
 // looks lets the engine be asked again and again, a minute apart.
-func (r *rig) looks(times int, c Census) {
+func (r *rig) looks(times int, c reconcile.Census) {
 	r.t.Helper()
 	for range times {
 		r.now = r.now.Add(time.Minute + time.Second)
-		if err := r.Reconcile(r.t.Context(), c); err != nil {
+		if err := reconcile.Reconcile(r.t.Context(), r.Yard, c); err != nil {
 			r.t.Fatal(err)
 		}
 	}
@@ -55,14 +58,14 @@ func joined(t *testing.T, plugged bool) *rig {
 		t.Fatal(err)
 	}
 	e.Container.Engine = "docker"
-	if err := r.Identify(netID, epID, e.Container); err != nil {
+	if err := reconcile.Identify(r.Yard, netID, epID, e.Container); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := r.Join(t.Context(), netID, epID, "/proc/self/ns/net"); err != nil {
 		t.Fatal(err)
 	}
 	if plugged {
-		kerneltest.New(t).Take(t, r.host, kernel.Name(kernel.PeerPrefix, epID))
+		kerneltest.New(t).Take(t, r.host, core.Name(core.PeerPrefix, epID))
 	}
 	return r
 }
@@ -72,7 +75,7 @@ func TestReaper(t *testing.T) {
 	t.Parallel()
 	t.Run("endpoint", func(t *testing.T) {
 		r := joined(t, false)
-		if err := r.Reconcile(t.Context(), census()); err != nil { // young
+		if err := reconcile.Reconcile(t.Context(), r.Yard, census()); err != nil { // young
 			t.Fatal(err)
 		}
 		r.looks(1, census())
@@ -88,7 +91,7 @@ func TestReaper(t *testing.T) {
 	t.Run("endpoint that comes back", func(t *testing.T) {
 		r := joined(t, false)
 		known := census()
-		known.Endpoints[epID] = SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c", Name: "web1"}}
+		known.Endpoints[epID] = reconcile.SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c", Name: "web1"}}
 		r.looks(1, census())
 		r.looks(1, known)
 		r.looks(1, census())
@@ -113,7 +116,7 @@ func TestReaper(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := census()
-		c.Networks = map[string]SeenNetwork{}
+		c.Networks = map[string]reconcile.SeenNetwork{}
 		r.looks(6, c)
 		if ns, _ := r.Networks(); len(ns) != 2 {
 			t.Fatal("the word of an engine that has none of the networks was believed")
@@ -123,7 +126,7 @@ func TestReaper(t *testing.T) {
 		if err := r.CreateNetwork(t.Context(), other); err != nil {
 			t.Fatal(err)
 		}
-		c.Networks[other.ID] = SeenNetwork{Name: "other"}
+		c.Networks[other.ID] = reconcile.SeenNetwork{Name: "other"}
 		r.looks(1, c)
 		if ns, _ := r.Networks(); len(ns) != 2 {
 			t.Fatal("a network with an endpoint was dropped")
@@ -138,7 +141,7 @@ func TestReaper(t *testing.T) {
 	t.Run("network of another engine", func(t *testing.T) {
 		r := joined(t, false)
 		c := census()
-		c.Engine, c.Networks = "podman", map[string]SeenNetwork{}
+		c.Engine, c.Networks = "podman", map[string]reconcile.SeenNetwork{}
 		r.looks(5, c)
 		if ns, _ := r.Networks(); len(ns) != 1 {
 			t.Error("an engine's word about another's network was believed")
@@ -147,28 +150,28 @@ func TestReaper(t *testing.T) {
 	t.Run("lease, held address and pool", func(t *testing.T) {
 		r := joined(t, false)
 		c := census()
-		c.Endpoints[epID] = SeenEndpoint{NetworkID: netID}
+		c.Endpoints[epID] = reconcile.SeenEndpoint{NetworkID: netID}
 		static := netip.MustParseAddr("10.9.0.77")
 		kept := netip.MustParseAddr("10.9.0.78")
-		c.Wanted[WantedKey(netID, kept)] = true
+		c.Wanted[reconcile.WantedKey(netID, kept)] = true
 		for _, a := range []netip.Addr{static, kept} {
-			if _, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: a}); err != nil {
+			if _, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: a}); err != nil {
 				t.Fatal(err)
 			}
-			if err := r.ReleaseAddress(t.Context(), "10.9.0.0/24", a); err != nil {
+			if err := pool.ReleaseAddress(t.Context(), r.Yard, "10.9.0.0/24", a); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: "10.9.0.0/24"}); err != nil {
+		if _, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24"}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.RequestPool(t.Context(), ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}); err != nil {
+		if _, err := pool.RequestPool(t.Context(), r.Yard, ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}); err != nil {
 			t.Fatal(err)
 		}
 		r.now = r.now.Add(10 * time.Second)
 		r.findsWith(c, "pool 10.10.0.0/24 belongs to no network", true)
 		r.looks(3, c)
-		ls, ps, err := r.Leases()
+		ls, ps, err := pool.Leases(r.Yard)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,9 +190,9 @@ func TestReaper(t *testing.T) {
 	})
 }
 
-func (r *rig) findsWith(c Census, want string, removable bool) {
+func (r *rig) findsWith(c reconcile.Census, want string, removable bool) {
 	r.t.Helper()
-	found, err := r.Audit(r.t.Context(), []Census{c})
+	found, err := reconcile.Audit(r.t.Context(), r.Yard, []reconcile.Census{c})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -7,16 +7,17 @@ import (
 	"maps"
 	"slices"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
+	"netyard/yard/book"
 )
 
 // ChangeNetwork changes options of a network and makes its endpoints follow, without a pause for any of them. Nothing
 // is changed if anything is refused. If it cannot be made so, it is all taken back. A crash in between leaves the new
 // options on record, and the next Restore makes it so.
 func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]string) (modes.Network, error) {
-	release, err := y.locks.hold(ctx, id, false)
+	release, err := y.Locks.Hold(ctx, id, false)
 	if err != nil {
 		return modes.Network{}, err
 	}
@@ -28,7 +29,7 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 	if old.Phase != modes.Ready {
 		return old, fmt.Errorf("network %s is being created or deleted", modes.Short(id))
 	}
-	m, err := y.mode(old.Mode)
+	m, err := y.Mode(old.Mode)
 	if err != nil {
 		return old, err
 	}
@@ -39,7 +40,7 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 	if err := m.Check(n); err != nil {
 		return old, err
 	}
-	es, err := y.endpointsOf(id)
+	es, err := y.EndpointsOf(id)
 	if err != nil {
 		return old, err
 	}
@@ -50,31 +51,31 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 		undo := context.WithoutCancel(ctx)
 		return old, errors.Join(fmt.Errorf("change network %s: %w", modes.Short(id), err), y.recordChange(old), y.apply(undo, m, n, old, es, es))
 	}
-	y.c.Log.Info("network changed", "network", id, "mode", n.Mode, "options", options)
+	y.Config.Log.Info("network changed", "network", id, "mode", n.Mode, "options", options)
 	return n, nil
 }
 
 // recordChange leaves alone what others write into the record without the network's lock: its name.
 func (y *Yard) recordChange(n modes.Network) error {
-	return y.update("network changed", func(tx store.Tx) error {
-		now, err := getNetwork(tx, n.ID)
+	return y.Update("network changed", func(tx store.Tx) error {
+		now, err := book.GetNetwork(tx, n.ID)
 		if err != nil {
 			return err
 		}
 		now.Changed = n.Changed
-		return errors.Join(keepChange(tx, now), networks.Put(tx, n.ID, now))
+		return errors.Join(book.KeepChange(tx, now), book.Networks.Put(tx, n.ID, now))
 	})
 }
 
 // ChangeEndpoint changes options of one endpoint as ChangeNetwork does those of a network. They last as long as the
 // endpoint.
 func (y *Yard) ChangeEndpoint(ctx context.Context, network, id string, options map[string]string) (modes.Endpoint, error) {
-	release, err := y.hold(ctx, network, id)
+	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return modes.Endpoint{}, err
 	}
 	defer release()
-	m, n, old, err := y.whole(network, id)
+	m, n, old, err := y.Whole(network, id)
 	if err != nil {
 		return old, err
 	}
@@ -93,14 +94,14 @@ func (y *Yard) ChangeEndpoint(ctx context.Context, network, id string, options m
 		undo := context.WithoutCancel(ctx)
 		return old, errors.Join(fmt.Errorf("change endpoint %s: %w", modes.Short(id), err), y.recordEndpointChange(old), y.apply(undo, m, n, n, after, before))
 	}
-	y.c.Log.Info("endpoint changed", "network", network, "endpoint", id, "mode", n.Mode, "options", options)
+	y.Config.Log.Info("endpoint changed", "network", network, "endpoint", id, "mode", n.Mode, "options", options)
 	return e, nil
 }
 
 // recordEndpointChange leaves alone what others write into the record without the endpoint's lock: whose it is.
 func (y *Yard) recordEndpointChange(e modes.Endpoint) error {
-	return y.update("endpoint changed", func(tx store.Tx) error {
-		now, err := getEndpoint(tx, e.NetworkID, e.ID)
+	return y.Update("endpoint changed", func(tx store.Tx) error {
+		now, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
 		if err != nil {
 			return err
 		}
@@ -108,7 +109,7 @@ func (y *Yard) recordEndpointChange(e modes.Endpoint) error {
 		if now.Options == nil {
 			now.Options = map[string]string{}
 		}
-		return errors.Join(keepEndpoint(tx, now, func(k *kept) { k.Options = now.Options }), putEndpoint(tx, now))
+		return errors.Join(book.KeepEndpoint(tx, now, func(k *book.Kept) { k.Options = now.Options }), book.PutEndpoint(tx, now))
 	})
 }
 
@@ -116,7 +117,7 @@ func (y *Yard) recordEndpointChange(e modes.Endpoint) error {
 // first: an interval cannot be added beside one that it overlaps, and of who may come in rather nobody for a moment
 // than both.
 func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, before, after []modes.Endpoint) error {
-	links, err := y.c.Kernel.Has()
+	links, err := y.Config.Kernel.Has()
 	if err != nil {
 		return err
 	}
@@ -124,23 +125,23 @@ func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, 
 	for _, o := range m.Objects(to, after) {
 		wanted[o.String()] = true
 	}
-	gone := slices.DeleteFunc(m.Objects(from, before), func(o kernel.Object) bool { return wanted[o.String()] })
-	if err := y.c.Kernel.Remove(gone...); err != nil {
+	gone := slices.DeleteFunc(m.Objects(from, before), func(o core.Object) bool { return wanted[o.String()] })
+	if err := y.Config.Kernel.Remove(gone...); err != nil {
 		return err
 	}
-	y.c.Step("after former objects removed")
+	y.Config.Step("after former objects removed")
 	if err := m.Up(ctx, to); err != nil {
 		return err
 	}
 	for _, e := range after {
-		plugged := links[kernel.Alias(to.ID, e.ID)] // a link that is gone cannot be put back into a sandbox
-		if e.Phase != modes.Ready || e.Sandbox == "" || y.dead(e) || !plugged {
+		plugged := links[core.Alias(to.ID, e.ID)] // a link that is gone cannot be put back into a sandbox
+		if e.Phase != modes.Ready || e.Sandbox == "" || y.Dead(e) || !plugged {
 			continue
 		}
 		if _, err := m.Attach(ctx, to, e); err != nil {
 			return fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err)
 		}
-		y.c.Step("after endpoint attached again")
+		y.Config.Step("after endpoint attached again")
 	}
 	return nil
 }

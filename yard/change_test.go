@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"errors"
@@ -7,8 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
+
+	"netyard/yard/book"
 )
 
 type said = map[string]string
@@ -19,7 +21,7 @@ var random = regexp.MustCompile(`(?m)(^nyi-.* link/ether )\S+|index \d+ ref`)
 // state is the kernel of a rig with its traffic control.
 func (r *rig) state() string {
 	r.t.Helper()
-	dump := r.host.Dump(r.t) + "\n" + r.host.Sh(r.t, "tc qdisc show; tc filter show dev "+kernel.Name(kernel.VethPrefix, epID)+" ingress")
+	dump := r.host.Dump(r.t) + "\n" + r.host.Sh(r.t, "tc qdisc show; tc filter show dev "+core.Name(core.VethPrefix, epID)+" ingress")
 	return random.ReplaceAllString(dump, "$1")
 }
 
@@ -67,7 +69,7 @@ func TestChangeNetwork(t *testing.T) {
 			t.Errorf("%v: being asked for the network again changed the kernel", options)
 		}
 	}
-	veth := kernel.Name(kernel.VethPrefix, epID)
+	veth := core.Name(core.VethPrefix, epID)
 	for cmd, want := range map[string]string{
 		"tc qdisc show dev " + veth:               "rate 50Mbit",
 		"tc qdisc show dev nyi-eeeeeeeeeee":       "rate 20Mbit",
@@ -96,7 +98,7 @@ func TestChangeEndpoint(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.healthy("after the change")
-		got := r.host.Sh(t, "tc qdisc show dev "+kernel.Name(kernel.VethPrefix, epID)+" root")
+		got := r.host.Sh(t, "tc qdisc show dev "+core.Name(core.VethPrefix, epID)+" root")
 		if !strings.Contains(got, want) {
 			t.Errorf("after %v: %s", options, got)
 		}
@@ -121,7 +123,7 @@ func TestChangeEndpoint(t *testing.T) {
 	if left := r.host.Sh(t, "ip -o link show type ifb; tc qdisc show | grep tbf || true"); left != "" {
 		t.Errorf("the endpoint left %s", left)
 	}
-	if _, err := r.ChangeEndpoint(t.Context(), netID, epID, said{"rate": "1mbit"}); !errors.Is(err, ErrNotFound) {
+	if _, err := r.ChangeEndpoint(t.Context(), netID, epID, said{"rate": "1mbit"}); !errors.Is(err, book.ErrNotFound) {
 		t.Errorf("change of an endpoint that is gone: %v", err)
 	}
 }
@@ -144,7 +146,7 @@ func TestChangeBeforeJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.healthy("after the join")
-	if got := r.host.Sh(t, "tc qdisc show dev "+kernel.Name(kernel.VethPrefix, epID)); !strings.Contains(got, "rate 1Mbit") {
+	if got := r.host.Sh(t, "tc qdisc show dev "+core.Name(core.VethPrefix, epID)); !strings.Contains(got, "rate 1Mbit") {
 		t.Errorf("the limit is lost: %s", got)
 	}
 }
@@ -186,7 +188,7 @@ func TestRefusedChange(t *testing.T) {
 	unchanged("a change that cannot be made", err, "create link nyi-eeeeeeeeeee: a link of that name exists")
 	_, err = r.ChangeEndpoint(t.Context(), netID, epID, said{"rate": "50mbit"})
 	unchanged("a change of the endpoint that cannot be made", err, "create link nyi-eeeeeeeeeee")
-	if _, err := r.ChangeNetwork(t.Context(), "bbbb", said{"icc": "false"}); !errors.Is(err, ErrNotFound) {
+	if _, err := r.ChangeNetwork(t.Context(), "bbbb", said{"icc": "false"}); !errors.Is(err, book.ErrNotFound) {
 		t.Errorf("change of an unknown network: %v", err)
 	}
 }
@@ -237,7 +239,7 @@ func TestUnknownMode(t *testing.T) {
 	r := newRig(t)
 	n := r.network()
 	n.Mode = "brigde"
-	if err := r.CreateNetwork(t.Context(), n); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), `mode "brigde": not found; did you mean bridge?`) {
+	if err := r.CreateNetwork(t.Context(), n); !errors.Is(err, book.ErrNotFound) || !strings.Contains(err.Error(), `mode "brigde": not found; did you mean bridge?`) {
 		t.Errorf("%v", err)
 	}
 }

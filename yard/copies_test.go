@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"net/netip"
@@ -8,6 +8,11 @@ import (
 
 	"netyard/ipam"
 	"netyard/modes"
+
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	yown "netyard/yard/own"
+	"netyard/yard/reconcile"
 )
 
 // TestRebuildOwn: the records are lost, and a network that no engine knows and a container that came by CNI are on record again as they
@@ -15,8 +20,8 @@ import (
 func TestRebuildOwn(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
-	n, err := r.MakeNetwork(t.Context(), NetworkRequest{
-		Name: "web", Options: map[string]string{"icc": "false"}, Subnets: []SubnetRequest{
+	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+		Name: "web", Options: map[string]string{"icc": "false"}, Subnets: []book.SubnetRequest{
 			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24"), Range: netip.MustParsePrefix("10.9.0.64/26")}, Gateway: netip.MustParseAddr("10.9.0.7"), Aux: map[string]netip.Addr{"router": netip.MustParseAddr("10.9.0.65")}},
 		},
 	})
@@ -24,10 +29,10 @@ func TestRebuildOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	asked := p.request(n, "default-c1")
-	asked.Container = modes.Container{Engine: Containerd, ID: "c1", Name: "c1"}
+	asked.Container = modes.Container{Engine: book.Containerd, ID: "c1", Name: "c1"}
 	asked.Options = map[string]string{"ingress_rate": "20mbit"}
-	asked.Ports = []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
-	was, err := r.Attach(t.Context(), asked)
+	asked.Ports = []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
+	was, err := attach.Attach(t.Context(), r.Yard, asked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,8 +43,8 @@ func TestRebuildOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.begin(true)
-	census := Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}}
-	found, err := r.FindIn(p.path)
+	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}}
+	found, err := reconcile.FindIn(r.Yard, p.path)
 	if err != nil || len(found) != 1 {
 		t.Fatalf("in the sandbox there is %+v %v", found, err)
 	}
@@ -48,15 +53,15 @@ func TestRebuildOwn(t *testing.T) {
 		census.Endpoints[id] = s
 	}
 	for range 2 { // both engines' looks do it
-		if err := r.RebuildOwn(t.Context(), census); err != nil {
+		if err := reconcile.RebuildOwn(t.Context(), r.Yard, census); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := r.Rebuild(t.Context(), Census{Engine: Docker}, nil); err != nil { // and what is then unknown goes
+	if err := reconcile.Rebuild(t.Context(), r.Yard, reconcile.Census{Engine: book.Docker}, nil); err != nil { // and what is then unknown goes
 		t.Fatal(err)
 	}
 	again, err := r.Network(n.ID)
-	if err != nil || !again.Equal(n) || again.Name != "web" || again.Engine != Own {
+	if err != nil || !again.Equal(n) || again.Name != "web" || again.Engine != book.Own {
 		t.Errorf("the network is %+v, %v", again, err)
 	}
 	e, err := r.Endpoint(n.ID, was.Endpoint.ID)
@@ -65,19 +70,19 @@ func TestRebuildOwn(t *testing.T) {
 	}
 	p.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 10.9.0.7 && exit; done; exit 1")
 	r.healthy("rebuilt")
-	if faults, err := r.Faults(p.end(n, "default-c1")); err != nil || len(faults) > 0 {
+	if faults, err := attach.Faults(r.Yard, p.end(n, "default-c1")); err != nil || len(faults) > 0 {
 		t.Errorf("CHECK says %v %v", faults, err)
 	}
-	next, err := r.Attach(t.Context(), q.request(n, "c2"))
+	next, err := attach.Attach(t.Context(), r.Yard, q.request(n, "c2"))
 	if err != nil || next.Endpoint.Addrs[0] == was.Endpoint.Addrs[0] || !netip.MustParsePrefix("10.9.0.64/26").Contains(next.Endpoint.Addrs[0].Addr()) {
 		t.Errorf("the next container has %v, %v", next.Endpoint.Addrs, err)
 	}
-	for _, end := range []DetachRequest{p.end(n, "default-c1"), q.end(n, "c2")} {
-		if err := r.Detach(t.Context(), end); err != nil {
+	for _, end := range []attach.DetachRequest{p.end(n, "default-c1"), q.end(n, "c2")} {
+		if err := attach.Detach(t.Context(), r.Yard, end); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+	if _, err := yown.RemoveNetwork(t.Context(), r.Yard, "web"); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := os.ReadDir(filepath.Join(filepath.Dir(r.path), "networks")); len(left) > 0 {

@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -15,13 +15,18 @@ import (
 	"time"
 
 	"netyard/ipam"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/modes/bridge"
 	"netyard/modes/host"
 	"netyard/modes/overlay"
 	"netyard/store"
+
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/pool"
+	"netyard/yard/reconcile"
 )
 
 const (
@@ -41,7 +46,7 @@ type rig struct {
 	st   *store.Store
 	// fabric is the cluster that overlays are in; nil: there is none.
 	fabric modes.Fabric
-	*Yard
+	*yard.Yard
 	// cluster is what this host is in, if that is anything, with the modes that need it.
 	cluster *ledger
 }
@@ -74,7 +79,7 @@ func (r *rig) begin(keepStrays bool) {
 	}
 	r.host.ShareTables() // so that a test can plant faults in them
 	// Nothing gets into the file but by a transaction of the test's: so it is always the same that a crash leaves.
-	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour, Kept: Kept(), Verify: verify}); err != nil {
+	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify}); err != nil {
 		r.t.Fatal(err)
 	}
 	m, err := bridge.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
@@ -91,7 +96,7 @@ func (r *rig) begin(keepStrays bool) {
 	}
 	r.step = func(string) {}
 	r.now = r.now.Add(time.Second)
-	c := Config{
+	c := book.Config{
 		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
 		IPAM:   ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
 		Fabric: r.fabric,
@@ -101,8 +106,8 @@ func (r *rig) begin(keepStrays bool) {
 	if r.cluster != nil {
 		r.cluster.join(r, &c)
 	}
-	r.Yard = New(c)
-	if err := r.Restore(r.t.Context(), keepStrays); err != nil {
+	r.Yard = yard.New(c)
+	if err := reconcile.Restore(r.t.Context(), r.Yard, keepStrays); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -120,7 +125,7 @@ func (r *rig) die() {
 		if left[file], err = os.ReadFile(file); err != nil {
 			r.t.Fatal(err)
 		}
-		if strings.HasSuffix(file, ".notes") && r.boot != r.c.BootID {
+		if strings.HasSuffix(file, ".notes") && r.boot != r.Config.BootID {
 			left[file] = nil
 		}
 	}
@@ -165,11 +170,11 @@ func (r *rig) life() []func(context.Context) error {
 	var addr netip.Prefix
 	return []func(context.Context) error{
 		func(ctx context.Context) error {
-			_, err := r.RequestPool(ctx, ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")})
+			_, err := pool.RequestPool(ctx, r.Yard, ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")})
 			return err
 		},
 		func(ctx context.Context) error {
-			_, err := r.RequestAddress(ctx, ipam.AddressRequest{Pool: "10.9.0.0/24", Gateway: true})
+			_, err := pool.RequestAddress(ctx, r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24", Gateway: true})
 			if errors.Is(err, ipam.ErrTaken) {
 				return nil
 			}
@@ -177,7 +182,7 @@ func (r *rig) life() []func(context.Context) error {
 		},
 		func(ctx context.Context) error { return r.CreateNetwork(ctx, r.network()) },
 		func(ctx context.Context) (err error) {
-			addr, err = r.RequestAddress(ctx, ipam.AddressRequest{Pool: "10.9.0.0/24"})
+			addr, err = pool.RequestAddress(ctx, r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24"})
 			return err
 		},
 		func(ctx context.Context) error {
@@ -189,20 +194,20 @@ func (r *rig) life() []func(context.Context) error {
 			return err
 		},
 		func(ctx context.Context) error {
-			_, err := r.Publish(ctx, netID, epID, []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}, {Proto: "udp", ContainerPort: 53}})
+			_, err := r.Publish(ctx, netID, epID, []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}, {Proto: "udp", ContainerPort: 53}})
 			return err
 		},
 		func(ctx context.Context) error {
-			_, err := r.Publish(ctx, netID, epID, []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8081}})
+			_, err := r.Publish(ctx, netID, epID, []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8081}})
 			return err
 		},
 		func(ctx context.Context) error { return r.Leave(ctx, netID, epID) },
 		func(ctx context.Context) error { return r.DeleteEndpoint(ctx, netID, epID) },
-		func(ctx context.Context) error { return r.ReleaseAddress(ctx, "10.9.0.0/24", addr.Addr()) },
+		func(ctx context.Context) error { return pool.ReleaseAddress(ctx, r.Yard, "10.9.0.0/24", addr.Addr()) },
 		func(ctx context.Context) error {
-			return r.ReleaseAddress(ctx, "10.9.0.0/24", netip.MustParseAddr("10.9.0.1"))
+			return pool.ReleaseAddress(ctx, r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.1"))
 		},
-		func(ctx context.Context) error { return r.ReleasePool(ctx, "10.9.0.0/24") },
+		func(ctx context.Context) error { return pool.ReleasePool(ctx, r.Yard, "10.9.0.0/24") },
 		func(ctx context.Context) error { return r.DeleteNetwork(ctx, netID) },
 	}
 }
@@ -210,7 +215,7 @@ func (r *rig) life() []func(context.Context) error {
 // healthy wants records and kernel to agree.
 func (r *rig) healthy(when string) {
 	r.t.Helper()
-	found, err := r.Audit(r.t.Context(), nil)
+	found, err := reconcile.Audit(r.t.Context(), r.Yard, nil)
 	if err != nil {
 		r.t.Fatalf("%s: %v", when, err)
 	}
@@ -279,7 +284,7 @@ func (r *rig) leftovers() string {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ls, ps, err := r.Leases()
+	ls, ps, err := pool.Leases(r.Yard)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -289,8 +294,8 @@ func (r *rig) leftovers() string {
 		}
 	}
 	err = r.st.View(func(tx store.Tx) error {
-		left = append(left, claims.Keys(tx, "")...)
-		left = append(left, portClaims.Keys(tx, "")...)
+		left = append(left, book.Claims.Keys(tx, "")...)
+		left = append(left, book.PortClaims.Keys(tx, "")...)
 		return nil
 	})
 	if err != nil {
@@ -310,7 +315,7 @@ func TestReboot(t *testing.T) {
 		}
 	}
 	r.boot = "boot-2"
-	r.host.Sh(t, "ip link del "+kernel.Name(kernel.VethPrefix, epID)+"; ip link del "+kernel.Name(kernel.BridgePrefix, netID))
+	r.host.Sh(t, "ip link del "+core.Name(core.VethPrefix, epID)+"; ip link del "+core.Name(core.BridgePrefix, netID))
 	r.start()
 	r.healthy("after a reboot")
 	if es, _ := r.Endpoints(); len(es) != 0 {
@@ -319,7 +324,7 @@ func TestReboot(t *testing.T) {
 	if ns, _ := r.Networks(); len(ns) != 1 {
 		t.Errorf("the network is lost: %v", ns)
 	}
-	ls, _, err := r.Leases()
+	ls, _, err := pool.Leases(r.Yard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,8 +355,8 @@ func TestRestartKeepsFlows(t *testing.T) {
 // TestDoctor plants faults one by one; each is named, and gc removes the strays and nothing else.
 func TestDoctor(t *testing.T) {
 	t.Parallel()
-	br, veth := kernel.Name(kernel.BridgePrefix, netID), kernel.Name(kernel.VethPrefix, epID)
-	stray := kernel.Name(kernel.BridgePrefix, "dddddddddddd")
+	br, veth := core.Name(core.BridgePrefix, netID), core.Name(core.VethPrefix, epID)
+	stray := core.Name(core.BridgePrefix, "dddddddddddd")
 	faults := map[string]struct{ cmd, want string }{
 		"link":         {"ip link del " + veth, "link " + veth + " is missing"},
 		"bridge":       {"ip link del " + br, "bridge " + br + " is missing"},
@@ -392,12 +397,12 @@ func TestDoctor(t *testing.T) {
 			before := r.host.Dump(t)
 			r.host.Sh(t, strays[name].cmd)
 			r.finds(strays[name].want)
-			dry, err := r.GC(t.Context(), nil, true)
+			dry, err := reconcile.GC(t.Context(), r.Yard, nil, true)
 			if err != nil || len(dry) != 1 {
 				t.Fatalf("dry run: %v %v", dry, err)
 			}
 			r.finds(strays[name].want)
-			if _, err := r.GC(t.Context(), nil, false); err != nil {
+			if _, err := reconcile.GC(t.Context(), r.Yard, nil, false); err != nil {
 				t.Fatal(err)
 			}
 			r.healthy("after gc")
@@ -408,12 +413,12 @@ func TestDoctor(t *testing.T) {
 	}
 	t.Run("lease", func(t *testing.T) {
 		r := r6(t)
-		if _, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: "10.9.0.0/24"}); err != nil {
+		if _, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24"}); err != nil {
 			t.Fatal(err)
 		}
 		r.now = r.now.Add(time.Minute)
 		r.finds("lease 10.9.0.3 of pool 10.9.0.0/24 belongs to no endpoint")
-		if _, err := r.GC(t.Context(), nil, false); err != nil {
+		if _, err := reconcile.GC(t.Context(), r.Yard, nil, false); err != nil {
 			t.Fatal(err)
 		}
 		r.healthy("after gc")
@@ -435,7 +440,7 @@ func r6(t *testing.T) *rig {
 
 func (r *rig) finds(want string) {
 	r.t.Helper()
-	found, err := r.Audit(r.t.Context(), nil)
+	found, err := reconcile.Audit(r.t.Context(), r.Yard, nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"bytes"
@@ -6,8 +6,13 @@ import (
 	"time"
 
 	"netyard/ipam"
-	"netyard/kernel"
+	"netyard/kernel/dhcp"
 	"netyard/modes"
+
+	"netyard/yard"
+	"netyard/yard/book"
+	ylease "netyard/yard/lease"
+	"netyard/yard/pool"
 )
 
 func TestParseDHCP(t *testing.T) {
@@ -36,7 +41,7 @@ func TestParseDHCP(t *testing.T) {
 		"a subnet, and all options":  {always: true, subnet: "192.0.2.0/24", opts: map[string]string{"client_id": "mac", "hostname": "0", "conflict": "ignore"}, ok: true, wantedOptions: 3},
 		"a wrong value of an option": {always: true, opts: map[string]string{"client_id": "both"}, mustFail: true},
 	} {
-		r, ok, err := ParseDHCP(c.always, c.subnet, c.part, c.v6, c.opts)
+		r, ok, err := ylease.ParseDHCP(c.always, c.subnet, c.part, c.v6, c.opts)
 		if ok != c.ok || (err != nil) != c.mustFail || ok && len(r.Options) != c.wantedOptions {
 			t.Errorf("%s: %+v, %v, %v", name, r, ok, err)
 		}
@@ -48,38 +53,38 @@ func TestToken(t *testing.T) {
 	r := newRig(t)
 	seen := map[string]bool{}
 	for range 64 {
-		p, err := r.RequestDHCPPool(t.Context(), DHCPRequest{})
+		p, err := ylease.RequestDHCPPool(t.Context(), r.Yard.Book, book.DHCPRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if DHCPPoolOf(p.Token().Addr()) != p.ID || !isDHCP(p.ID) || seen[p.ID] {
+		if ylease.DHCPPoolOf(p.Token().Addr()) != p.ID || !ylease.IsDHCP(p.ID) || seen[p.ID] {
 			t.Errorf("pool %q, token %v", p.ID, p.Token())
 		}
 		seen[p.ID] = true
-		if err := r.ReleasePool(t.Context(), p.ID); err != nil {
+		if err := pool.ReleasePool(t.Context(), r.Yard, p.ID); err != nil {
 			t.Error(err)
 		}
 	}
 	n := r.network()
 	for _, s := range n.Subnets {
-		if id := DHCPPoolOf(s.Gateway.Addr()); id != "" {
+		if id := ylease.DHCPPoolOf(s.Gateway.Addr()); id != "" {
 			t.Errorf("gateway %v is pool %s", s.Gateway, id)
 		}
 	}
-	if id := DHCPPoolOf((DHCPPool{}).Range().Addr()); id != "" {
+	if id := ylease.DHCPPoolOf((ylease.DHCPPool{}).Range().Addr()); id != "" {
 		t.Errorf("0.0.0.0 is pool %q: it is how the null IPAM says that there is no gateway", id)
 	}
 }
 
 func TestClientID(t *testing.T) {
-	one, other := &Yard{c: Config{HostID: "one"}}, &Yard{c: Config{HostID: "other"}}
-	lan, wan := kernel.LANPort{Parent: "br-lan"}, kernel.LANPort{Parent: "br-wan"}
-	id := one.clientID(lan, "web")
-	if !bytes.Equal(id, one.clientID(lan, "web")) {
+	one, other := &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "one"}}}, &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "other"}}}
+	lan, wan := dhcp.LANPort{Parent: "br-lan"}, dhcp.LANPort{Parent: "br-wan"}
+	id := ylease.ClientID(one.Book, lan, "web")
+	if !bytes.Equal(id, ylease.ClientID(one.Book, lan, "web")) {
 		t.Error("a container that is made anew is another client")
 	}
 	for what, differs := range map[string][]byte{
-		"name": one.clientID(lan, "db"), "host": other.clientID(lan, "web"), "LAN": one.clientID(wan, "web"),
+		"name": ylease.ClientID(one.Book, lan, "db"), "host": ylease.ClientID(other.Book, lan, "web"), "LAN": ylease.ClientID(one.Book, wan, "web"),
 	} {
 		if bytes.Equal(id, differs) {
 			t.Errorf("another %s is the same client", what)
@@ -92,10 +97,10 @@ func TestClientID(t *testing.T) {
 
 // TestClientMAC: containers of different names have different hardware addresses, and one of the same name the same.
 func TestClientMAC(t *testing.T) {
-	y := &Yard{c: Config{HostID: "one"}}
+	y := &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "one"}}}
 	seen := map[string]bool{}
 	for _, name := range []string{"web", "db", "web"} {
-		mac, err := y.clientMAC(leaseRequest{AddressRequest: ipam.AddressRequest{Name: name}}, kernel.LANPort{Parent: "br-lan"})
+		mac, err := ylease.ClientMAC(y.Book, ylease.LeaseRequest{AddressRequest: ipam.AddressRequest{Name: name}}, dhcp.LANPort{Parent: "br-lan"})
 		if err != nil || len(mac) != 6 || mac[0] != 2 {
 			t.Errorf("%s: %v, %v", name, mac, err)
 		}
@@ -108,11 +113,11 @@ func TestClientMAC(t *testing.T) {
 
 func TestHostLabel(t *testing.T) {
 	for in, want := range map[string]string{"web": "web", "shop_web_1": "shop-web-1", "-x.": "x", "ü": "", "a\nb": "ab"} {
-		if got := hostLabel(in); got != want {
+		if got := ylease.HostLabel(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
 		}
 	}
-	if got := hostLabel(string(bytes.Repeat([]byte{'a'}, 100))); len(got) != 63 {
+	if got := ylease.HostLabel(string(bytes.Repeat([]byte{'a'}, 100))); len(got) != 63 {
 		t.Errorf("%d letters", len(got))
 	}
 }
@@ -121,27 +126,27 @@ func TestHostLabel(t *testing.T) {
 func TestLeaseDuties(t *testing.T) {
 	r := newRig(t)
 	now := r.now
-	lease := DHCPLease{Network: netID, Phase: DHCPHeld, Since: now}
-	for phase, want := range map[DHCPPhase]bool{DHCPOffered: false, DHCPDown: false, DHCPReleasing: true, DHCPHeld: true} {
+	lease := ylease.DHCPLease{Network: netID, Phase: ylease.DHCPHeld, Since: now}
+	for phase, want := range map[ylease.DHCPPhase]bool{ylease.DHCPOffered: false, ylease.DHCPDown: false, ylease.DHCPReleasing: true, ylease.DHCPHeld: true} {
 		lease.Phase = phase
-		if _, do := r.duty(lease, now); (do != nil) != want {
+		if _, do := ylease.Duty(r.Yard.Book, lease, now); (do != nil) != want {
 			t.Errorf("%s: %v", phase, do != nil)
 		}
 	}
-	lease.Phase = DHCPHeld
-	if due, _ := r.duty(lease, now); due.Sub(now) != time.Minute { // an endpoint may still come
+	lease.Phase = ylease.DHCPHeld
+	if due, _ := ylease.Duty(r.Yard.Book, lease, now); due.Sub(now) != time.Minute { // an endpoint may still come
 		t.Errorf("a lease without an endpoint is given back after %v", due.Sub(now))
 	}
 	named := modes.Endpoint{Container: modes.Container{ID: "0123456789abcdef", Name: "web", Hostname: "0123456789ab"}}
-	if got := r.hostname(lease, named); got != "web" {
+	if got := ylease.Hostname(r.Yard.Book, lease, named); got != "web" {
 		t.Errorf("a made-up host name: %q", got)
 	}
 	named.Container.Hostname = "shop"
-	if got := r.hostname(lease, named); got != "shop" {
+	if got := ylease.Hostname(r.Yard.Book, lease, named); got != "shop" {
 		t.Errorf("a host name: %q", got)
 	}
 	lease.Options = map[string]string{"hostname": "false"}
-	if got := r.hostname(lease, named); got != "" {
+	if got := ylease.Hostname(r.Yard.Book, lease, named); got != "" {
 		t.Errorf("hostname=false: %q", got)
 	}
 }

@@ -7,15 +7,21 @@ import (
 	"slices"
 	"time"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
+	"netyard/yard/book"
+	"netyard/yard/enforce"
+	"netyard/yard/event"
+	"netyard/yard/lease"
+	"netyard/yard/overlay"
+	"netyard/yard/port"
 )
 
 // CreateEndpoint records an endpoint; the kernel is touched when it is joined. The answer has the MAC it will have.
 // Dead endpoints that have its addresses give way.
 func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (made modes.Endpoint, err error) {
-	err = y.past(ctx, func(*judge) error {
+	err = y.Past(ctx, func(*book.Judge) error {
 		made, err = y.createEndpoint(ctx, e)
 		return err
 	})
@@ -23,27 +29,27 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (made modes
 }
 
 func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endpoint, error) {
-	release, err := y.locks.hold(ctx, e.NetworkID, true)
+	release, err := y.Locks.Hold(ctx, e.NetworkID, true)
 	if err != nil {
 		return e, err
 	}
 	defer release()
-	err = y.update("endpoint recorded", func(tx store.Tx) error {
-		n, err := getNetwork(tx, e.NetworkID)
+	err = y.Update("endpoint recorded", func(tx store.Tx) error {
+		n, err := book.GetNetwork(tx, e.NetworkID)
 		if err != nil {
 			return err
 		}
 		if n.Phase != modes.Ready {
 			return fmt.Errorf("network %s is being created or deleted", modes.Short(n.ID))
 		}
-		m, err := y.mode(n.Mode)
+		m, err := y.Mode(n.Mode)
 		if err != nil {
 			return err
 		}
 		if err := addressesFree(tx, n, e); err != nil {
 			return err
 		}
-		if e, err = y.takeLease(tx, n, e); err != nil {
+		if e, err = lease.TakeLease(y.Book, tx, n, e); err != nil {
 			return err
 		}
 		macer, own := m.(modes.MACer)
@@ -54,24 +60,24 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		case !own && !none && e.MAC != "":
 			return fmt.Errorf("mac-address %s: containers on a network of mode %s have no hardware address of their own", e.MAC, n.Mode)
 		}
-		old, err := getEndpoint(tx, e.NetworkID, e.ID)
+		old, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
 		if err == nil && old.Phase != modes.Deleting {
 			if old.MAC == e.MAC && slices.Equal(old.Addrs, e.Addrs) {
 				e = old
 				return nil
 			}
-			return fmt.Errorf("endpoint %s: %w and is different", modes.Short(e.ID), ErrExists)
+			return fmt.Errorf("endpoint %s: %w and is different", modes.Short(e.ID), book.ErrExists)
 		}
-		if err != nil && !errors.Is(err, ErrNotFound) {
+		if err != nil && !errors.Is(err, book.ErrNotFound) {
 			return err
 		}
-		e.Phase, e.Created = modes.Ready, y.c.Now()
+		e.Phase, e.Created = modes.Ready, y.Config.Now()
 		for _, a := range e.Addrs { // a reaper may have taken the lease for an orphan's while the engine was busy
-			if err := y.keepLease(tx, n, a.Addr(), e); err != nil {
+			if err := y.KeepLease(tx, n, a.Addr(), e); err != nil {
 				return err
 			}
 		}
-		return putEndpoint(tx, e)
+		return book.PutEndpoint(tx, e)
 	})
 	return e, err
 }
@@ -80,23 +86,23 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 // and never joined it has forgotten, when it gives its address to somebody else.
 func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	for _, p := range e.Addrs {
-		h, found, err := addressHolder(tx, n.ID, p.Addr())
+		h, found, err := book.AddressHolder(tx, n.ID, p.Addr())
 		if err != nil {
 			return err
 		}
 		if !found || h.Endpoint == e.ID || p.Addr().IsUnspecified() {
 			continue
 		}
-		old, err := getEndpoint(tx, h.Network, h.Endpoint)
-		if errors.Is(err, ErrNotFound) || err == nil && old.Sandbox == "" {
+		old, err := book.GetEndpoint(tx, h.Network, h.Endpoint)
+		if errors.Is(err, book.ErrNotFound) || err == nil && old.Sandbox == "" {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		return &heldError{
-			error:   fmt.Errorf("address %s: %w by %s", p.Addr(), ErrInUse, inUseBy(tx, h)),
-			holders: []holder{h},
+		return &book.HeldError{
+			Err:     fmt.Errorf("address %s: %w by %s", p.Addr(), book.ErrInUse, book.InUseBy(tx, h)),
+			Holders: []book.Holder{h},
 		}
 	}
 	return nil
@@ -105,7 +111,7 @@ func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 // Join makes the endpoint's link for a sandbox and says what to do inside. Joining the same sandbox again is success.
 // Dead endpoints that have what it needs give way.
 func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (n modes.Network, link modes.Link, err error) {
-	err = y.past(ctx, func(*judge) error {
+	err = y.Past(ctx, func(*book.Judge) error {
 		n, link, err = y.join(ctx, network, id, sandbox)
 		return err
 	})
@@ -113,8 +119,8 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (n modes.N
 }
 
 func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Network, modes.Link, error) {
-	start := y.c.Now()
-	release, err := y.hold(ctx, network, id)
+	start := y.Config.Now()
+	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return modes.Network{}, modes.Link{}, err
 	}
@@ -125,11 +131,11 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 	}
 	var n modes.Network
 	var e modes.Endpoint
-	err = y.update("endpoint joining", func(tx store.Tx) (err error) {
-		if n, err = getNetwork(tx, network); err != nil {
+	err = y.Update("endpoint joining", func(tx store.Tx) (err error) {
+		if n, err = book.GetNetwork(tx, network); err != nil {
 			return err
 		}
-		if e, err = getEndpoint(tx, network, id); err != nil {
+		if e, err = book.GetEndpoint(tx, network, id); err != nil {
 			return err
 		}
 		if n.Phase != modes.Ready || e.Phase == modes.Deleting {
@@ -139,41 +145,41 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 			return fmt.Errorf("endpoint %s: %s", modes.Short(id), e.Fenced)
 		}
 		if e.Sandbox != "" && e.Sandbox != sandbox {
-			return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(id), ErrInUse, e.Sandbox)
+			return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(id), book.ErrInUse, e.Sandbox)
 		}
-		e.Phase, e.Turned, e.Sandbox, e.BootID = modes.Pending, y.c.Now(), sandbox, y.c.BootID
+		e.Phase, e.Turned, e.Sandbox, e.BootID = modes.Pending, y.Config.Now(), sandbox, y.Config.BootID
 		if kept != nil {
 			e.Kept = kept
 		}
-		return putEndpoint(tx, e)
+		return book.PutEndpoint(tx, e)
 	})
 	if err != nil {
 		return n, modes.Link{}, err
 	}
-	m, err := y.mode(n.Mode)
+	m, err := y.Mode(n.Mode)
 	if err != nil {
 		return n, modes.Link{}, err
 	}
-	link, err := modes.Link{}, y.enforce(ctx) // first, or there would be a moment in which no policy is about it
+	link, err := modes.Link{}, enforce.Enforce(ctx, y.Book) // first, or there would be a moment in which no policy is about it
 	if err == nil {
 		link, err = y.attach(ctx, m, n, e)
 	}
 	if err != nil {
-		return n, link, errors.Join(y.heldBeside(e, err), y.unjoin(context.WithoutCancel(ctx), m, n, e))
+		return n, link, errors.Join(y.HeldBeside(e, err), y.Unjoin(context.WithoutCancel(ctx), m, n, e))
 	}
-	y.c.Log.Info("endpoint joined", "network", network, "endpoint", id, "mode", n.Mode, "took", y.c.Now().Sub(start))
-	y.tell(about(EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", owned(e), label(n))))
+	y.Config.Log.Info("endpoint joined", "network", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
+	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
 	if kept != nil {
-		y.tell(about(DeviceTaken, n, e, fmt.Sprintf("%s has device %s", owned(e), link.SrcName)))
+		y.Tell(book.About(event.DeviceTaken, n, e, fmt.Sprintf("%s has device %s", book.Owned(e), link.SrcName)))
 	}
-	y.sharing.poke()
-	y.c.Changed()
+	y.Sharing.Poke()
+	y.Config.Changed()
 	return n, link, nil
 }
 
 // keep notes what an endpoint is about to take from the host; nil when that is nothing, or noted already.
 func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string, error) {
-	m, n, e, err := y.whole(network, id)
+	m, n, e, err := y.Whole(network, id)
 	if err != nil {
 		return nil, err
 	}
@@ -181,14 +187,14 @@ func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string,
 	if !ok || e.Kept != nil {
 		return nil, nil
 	}
-	es, err := y.endpointsOf(network)
+	es, err := y.EndpointsOf(network)
 	if err != nil {
 		return nil, err
 	}
 	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool { return o.ID == id || o.Sandbox == "" && o.Kept == nil })
 	kept, err := k.Keep(ctx, n, e, others)
 	if err != nil {
-		return nil, y.heldBeside(e, err)
+		return nil, y.HeldBeside(e, err)
 	}
 	return kept, nil
 }
@@ -196,90 +202,65 @@ func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string,
 func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
 	link, err := m.Attach(ctx, n, e)
 	if err == nil {
-		err = y.dress(n, e, &link)
+		err = lease.Dress(y.Book, n, e, &link)
 	}
 	if err != nil {
 		return link, err
 	}
-	y.c.Step("after endpoint attached")
+	y.Config.Step("after endpoint attached")
 	if err := ctx.Err(); err != nil {
 		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
 	}
-	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.c.Now(), kernel.IsNamespace(e.Sandbox)
-	return link, y.attached(e)
+	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.Config.Now(), core.IsNamespace(e.Sandbox)
+	return link, y.Attached(e)
 }
 
-// unjoin takes an endpoint back to what it was before Join.
-func (y *Yard) unjoin(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+// Unjoin takes an endpoint back to what it was before Join.
+func (y *Yard) Unjoin(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	if err := m.Detach(ctx, n, e); err != nil {
 		return err
 	}
 	e.Kept = nil // it is back
-	return y.update("endpoint unjoined", func(tx store.Tx) error { return putEndpoint(tx, left(e)) })
-}
-
-func left(e modes.Endpoint) modes.Endpoint {
-	e.Container.PID = 0 // the next sandbox has none yet
-	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = modes.Ready, time.Time{}, "", "", false, nil, false
-	return e
+	return y.Update("endpoint unjoined", func(tx store.Tx) error { return book.PutEndpoint(tx, book.Left(e)) })
 }
 
 // Leave records that the sandbox has done with the endpoint, and takes its ports away: an engine does not always say
 // that first. The link stays until DeleteEndpoint: the engine is about to move it back. An unknown endpoint has left.
 func (y *Yard) Leave(ctx context.Context, network, id string) error {
-	release, err := y.hold(ctx, network, id)
+	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if err := y.clearInside(network, id); err != nil {
+	if err := port.ClearInside(y.Book, network, id); err != nil {
 		return err
 	}
 	if e, err := y.Endpoint(network, id); err == nil && e.Sandbox != "" {
-		y.leaveSix(ctx, e)
+		lease.LeaveSix(ctx, y.Book, e)
 	}
 	var was modes.Endpoint
-	err = y.update("endpoint left", func(tx store.Tx) error {
-		e, err := getEndpoint(tx, network, id)
-		if errors.Is(err, ErrNotFound) || err == nil && e.Phase == modes.Deleting {
+	err = y.Update("endpoint left", func(tx store.Tx) error {
+		e, err := book.GetEndpoint(tx, network, id)
+		if errors.Is(err, book.ErrNotFound) || err == nil && e.Phase == modes.Deleting {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
 		was = e
-		return putEndpoint(tx, left(e))
+		return book.PutEndpoint(tx, book.Left(e))
 	})
 	if err != nil || was.ID == "" {
 		return err
 	}
-	y.sharing.poke()
-	if err := y.withdraw(ctx, was); err != nil {
+	y.Sharing.Poke()
+	if err := port.Withdraw(ctx, y.Book, was); err != nil {
 		return err
 	}
 	if n, err := y.Network(network); err == nil {
-		y.tell(about(EndpointLeft, n, was, fmt.Sprintf("%s left network %s", owned(was), label(n))))
+		y.Tell(book.About(event.EndpointLeft, n, was, fmt.Sprintf("%s left network %s", book.Owned(was), book.Label(n))))
 	}
 	return nil
-}
-
-// withdraw takes the ports of an endpoint out of the kernel.
-func (y *Yard) withdraw(ctx context.Context, was modes.Endpoint) error {
-	if len(was.Ports) == 0 {
-		return nil
-	}
-	n, err := y.Network(was.NetworkID)
-	if err != nil {
-		return err
-	}
-	m, err := y.mode(n.Mode)
-	if err != nil {
-		return err
-	}
-	is := was
-	is.Ports, is.Sandbox = nil, ""
-	y.tellPorts(n, was, is, nil)
-	return y.program(ctx, m, n, was, is)
 }
 
 // DeleteEndpoint records that the endpoint is to go and answers; taking its link away costs the kernel tens of
@@ -287,53 +268,53 @@ func (y *Yard) withdraw(ctx context.Context, was modes.Endpoint) error {
 func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	was, found, err := y.condemn(ctx, network, id)
 	if errors.Is(err, context.DeadlineExceeded) { // a request before this one hangs, and an engine does not ask again
-		y.late.Go(func() { y.deleteLater(context.WithoutCancel(ctx), network, id) })
+		y.Late.Go(func() { y.deleteLater(context.WithoutCancel(ctx), network, id) })
 	}
 	if err != nil || !found {
 		return err
 	}
-	if err := y.withdraw(ctx, was); err != nil {
+	if err := port.Withdraw(ctx, y.Book, was); err != nil {
 		return err
 	}
-	y.finishLater(network, id) //nolint:contextcheck // the caller does not wait for it
-	y.c.Changed()
+	y.FinishLater(network, id) //nolint:contextcheck // the caller does not wait for it
+	y.Config.Changed()
 	return nil
 }
 
 // deleteLater deletes an endpoint when whatever has it is through.
 func (y *Yard) deleteLater(ctx context.Context, network, id string) {
 	if err := y.DeleteEndpoint(ctx, network, id); err != nil {
-		y.c.Log.Error("delete an endpoint that was busy", "network", network, "endpoint", id, "err", err)
+		y.Config.Log.Error("delete an endpoint that was busy", "network", network, "endpoint", id, "err", err)
 	}
 }
 
-// finishLater takes the link of an endpoint that is Deleting away when there is time for it.
-func (y *Yard) finishLater(network, id string) {
-	y.c.Background(func() {
+// FinishLater takes the link of an endpoint that is Deleting away when there is time for it.
+func (y *Yard) FinishLater(network, id string) {
+	y.Config.Background(func() {
 		if err := y.finish(network, id); err != nil {
-			y.c.Log.Error("take an endpoint's link away", "network", network, "endpoint", id, "err", err)
+			y.Config.Log.Error("take an endpoint's link away", "network", network, "endpoint", id, "err", err)
 		}
 	})
 }
 
 // condemn records that an endpoint is to go.
 func (y *Yard) condemn(ctx context.Context, network, id string) (e modes.Endpoint, found bool, err error) {
-	release, err := y.hold(ctx, network, id)
+	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return e, false, err
 	}
 	defer release()
-	err = y.update("endpoint deleting", func(tx store.Tx) error {
-		e, err = getEndpoint(tx, network, id)
-		if errors.Is(err, ErrNotFound) {
+	err = y.Update("endpoint deleting", func(tx store.Tx) error {
+		e, err = book.GetEndpoint(tx, network, id)
+		if errors.Is(err, book.ErrNotFound) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
 		found = true
-		e.Phase, e.Turned = modes.Deleting, y.c.Now()
-		return putEndpoint(tx, e)
+		e.Phase, e.Turned = modes.Deleting, y.Config.Now()
+		return book.PutEndpoint(tx, e)
 	})
 	return e, found, err
 }
@@ -341,61 +322,35 @@ func (y *Yard) condemn(ctx context.Context, network, id string) (e modes.Endpoin
 // finish takes away the link of an endpoint that is Deleting, and forgets it.
 func (y *Yard) finish(network, id string) error {
 	ctx := context.Background() // nobody waits for this
-	release, err := y.hold(ctx, network, id)
+	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return err
 	}
 	defer release()
-	return y.finishHeld(ctx, network, id)
+	return y.FinishHeld(ctx, network, id)
 }
 
-// finishHeld is finish for who holds the locks.
-func (y *Yard) finishHeld(ctx context.Context, network, id string) error {
-	m, n, e, err := y.whole(network, id)
-	if errors.Is(err, ErrNotFound) || err == nil && e.Phase != modes.Deleting {
+// FinishHeld is finish for who holds the locks.
+func (y *Yard) FinishHeld(ctx context.Context, network, id string) error {
+	m, n, e, err := y.Whole(network, id)
+	if errors.Is(err, book.ErrNotFound) || err == nil && e.Phase != modes.Deleting {
 		return nil // the network took it with it, or it was made anew
 	}
 	if err != nil {
 		return err
 	}
-	return y.forget(ctx, m, n, e)
+	return y.ForgetNow(ctx, m, n, e)
 }
 
-// whole is an endpoint with its network and the network's mode.
-func (y *Yard) whole(network, id string) (m modes.Mode, n modes.Network, e modes.Endpoint, err error) {
-	if e, err = y.Endpoint(network, id); err != nil {
-		return nil, n, e, err
-	}
-	if n, err = y.Network(network); err != nil {
-		return nil, n, e, err
-	}
-	m, err = y.mode(n.Mode)
-	return m, n, e, err
-}
-
-// forget takes an endpoint's link away and then its record.
-func (y *Yard) forget(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
-	y.c.Step("before endpoint detached")
+// ForgetNow takes an endpoint's link away and then its record.
+func (y *Yard) ForgetNow(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+	y.Config.Step("before endpoint detached")
 	if err := m.Detach(ctx, n, e); err != nil {
 		return err
 	}
-	y.tellGivenBack(n, e)
-	if err := y.update("endpoint gone", func(tx store.Tx) error { return eraseEndpoint(tx, e) }); err != nil {
+	y.TellGivenBack(n, e)
+	if err := y.Update("endpoint gone", func(tx store.Tx) error { return book.EraseEndpoint(tx, e) }); err != nil {
 		return err
 	}
-	return errors.Join(y.giveUpOf(n, e), y.enforce(ctx))
-}
-
-// hold takes an endpoint for one's own and shares its network.
-func (y *Yard) hold(ctx context.Context, network, id string) (func(), error) {
-	releaseNetwork, err := y.locks.hold(ctx, network, true)
-	if err != nil {
-		return nil, err
-	}
-	release, err := y.locks.hold(ctx, endpointKey(network, id), false)
-	if err != nil {
-		releaseNetwork()
-		return nil, err
-	}
-	return func() { release(); releaseNetwork() }, nil
+	return errors.Join(overlay.GiveUpOf(y.Book, n, e), enforce.Enforce(ctx, y.Book))
 }

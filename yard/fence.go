@@ -9,6 +9,9 @@ import (
 
 	"netyard/modes"
 	"netyard/store"
+	"netyard/yard/book"
+	"netyard/yard/event"
+	yoverlay "netyard/yard/overlay"
 )
 
 // fenceTime bounds one round of fencing: a request may have the network.
@@ -25,7 +28,7 @@ func (y *Yard) Fence(ctx context.Context, overlay string, fenced map[string]stri
 		return err
 	}
 	for _, n := range ns {
-		if y.Claims(n.Mode) && y.overlay(n).ID == overlay {
+		if yoverlay.Claims(y.Book, n.Mode) && yoverlay.Of(y.Book, n).ID == overlay {
 			return y.fenceOn(ctx, n.ID, fenced)
 		}
 	}
@@ -33,23 +36,23 @@ func (y *Yard) Fence(ctx context.Context, overlay string, fenced map[string]stri
 }
 
 func (y *Yard) fenceOn(ctx context.Context, network string, fenced map[string]string) error {
-	release, err := y.locks.hold(ctx, network, false)
+	release, err := y.Locks.Hold(ctx, network, false)
 	if err != nil {
 		return err
 	}
 	defer release()
 	n, err := y.Network(network)
-	if errors.Is(err, ErrNotFound) || err == nil && n.Phase != modes.Ready {
+	if errors.Is(err, book.ErrNotFound) || err == nil && n.Phase != modes.Ready {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	m, err := y.mode(n.Mode)
+	m, err := y.Mode(n.Mode)
 	if err != nil {
 		return err
 	}
-	es, err := y.endpointsOf(network)
+	es, err := y.EndpointsOf(network)
 	if err != nil {
 		return err
 	}
@@ -73,23 +76,23 @@ func (y *Yard) fence(ctx context.Context, m modes.Mode, n modes.Network, was mod
 		return errors.Join(fmt.Errorf("fence endpoint %s: %w", modes.Short(is.ID), err), y.recordFence(was)) // to be tried again
 	}
 	if why != "" {
-		y.c.Log.Error("endpoint fenced: its link is down", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name, "err", why)
-		y.tell(about(EndpointFenced, n, is, fmt.Sprintf("%s is fenced: %s", owned(is), why)))
+		y.Config.Log.Error("endpoint fenced: its link is down", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name, "err", why)
+		y.Tell(book.About(event.EndpointFenced, n, is, fmt.Sprintf("%s is fenced: %s", book.Owned(is), why)))
 	} else {
-		y.c.Log.Info("endpoint not fenced any more", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name)
-		y.tell(about(EndpointFreed, n, is, owned(is)+" has its address again"))
+		y.Config.Log.Info("endpoint not fenced any more", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name)
+		y.Tell(book.About(event.EndpointFreed, n, is, book.Owned(is)+" has its address again"))
 	}
 	return nil
 }
 
 func (y *Yard) recordFence(e modes.Endpoint) error {
-	return y.update("endpoint fenced", func(tx store.Tx) error {
-		now, err := getEndpoint(tx, e.NetworkID, e.ID)
+	return y.Update("endpoint fenced", func(tx store.Tx) error {
+		now, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
 		if err != nil {
 			return err
 		}
 		now.Fenced = e.Fenced
-		return errors.Join(keepEndpoint(tx, now, func(k *kept) { k.Fenced = now.Fenced }), putEndpoint(tx, now))
+		return errors.Join(book.KeepEndpoint(tx, now, func(k *book.Kept) { k.Fenced = now.Fenced }), book.PutEndpoint(tx, now))
 	})
 }
 
@@ -97,7 +100,7 @@ func (y *Yard) recordFence(e modes.Endpoint) error {
 func (y *Yard) Owner(id string) string {
 	es, err := y.Endpoints()
 	if at := slices.IndexFunc(es, func(e modes.Endpoint) bool { return e.ID == id }); err == nil && at >= 0 {
-		return owned(es[at])
+		return book.Owned(es[at])
 	}
 	return "endpoint " + modes.Short(id)
 }

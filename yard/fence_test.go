@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -7,8 +7,13 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
+
+	"netyard/yard/book"
+	"netyard/yard/event"
+	"netyard/yard/overlay"
+	"netyard/yard/reconcile"
 )
 
 // alone is a cluster of one host.
@@ -30,10 +35,10 @@ func (a *alone) Attach(_ modes.Overlay, e modes.Endpoint) error {
 func (*alone) Up(modes.Overlay, modes.OverlayLink) error  { return nil }
 func (*alone) Down(modes.Overlay) error                   { return nil }
 func (*alone) Detach(modes.Overlay, modes.Endpoint) error { return nil }
-func (*alone) Objects(modes.Overlay) []kernel.Object      { return nil }
+func (*alone) Objects(modes.Overlay) []core.Object        { return nil }
 func (*alone) Name(modes.Overlay, modes.Endpoint) error   { return nil }
 func (*alone) Room(modes.Overlay, bool) error             { return nil }
-func (*alone) Parting() ([]kernel.Object, error)          { return nil, nil }
+func (*alone) Parting() ([]core.Object, error)            { return nil, nil }
 func (*alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {
 	return a, nil
 }
@@ -55,7 +60,7 @@ func TestFence(t *testing.T) {
 		}
 	}
 	n := modes.Network{ID: netID, Mode: "overlay", Name: "blue", Options: map[string]string{"overlay": "blue"}, Subnets: []modes.Subnet{{
-		Pool: netip.MustParsePrefix("10.20.0.0/16"), Gateway: netip.MustParsePrefix("10.20.0.1/16"), Space: OverlaySpace,
+		Pool: netip.MustParsePrefix("10.20.0.0/16"), Gateway: netip.MustParsePrefix("10.20.0.1/16"), Space: overlay.OverlaySpace,
 	}}}
 	must(r.CreateNetwork(ctx, n))
 	create := func(id, addr string) {
@@ -67,7 +72,7 @@ func TestFence(t *testing.T) {
 	create("ffffffffffff0002", "10.20.0.6/16")
 	_, _, err := r.Join(ctx, netID, epID, "/run/x")
 	must(err)
-	_, err = r.Publish(ctx, netID, epID, []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}})
+	_, err = r.Publish(ctx, netID, epID, []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}})
 	must(err)
 	whole := r.host.Dump(t)
 	if !strings.Contains(whole, "8080") {
@@ -87,7 +92,7 @@ func TestFence(t *testing.T) {
 		if r.State(e) != "fenced" {
 			t.Errorf("%s: it is %s", when, r.State(e))
 		}
-		found, err := r.Audit(ctx, nil)
+		found, err := reconcile.Audit(ctx, r.Yard, nil)
 		must(err)
 		if len(found) != 1 || found[0].Text != "endpoint eeeeeeeeeeee is fenced: address 10.20.0.5 is host h2's now" {
 			t.Errorf("%s: doctor says %+v", when, found)
@@ -99,7 +104,7 @@ func TestFence(t *testing.T) {
 	}
 	must(r.Fence(ctx, strings.Repeat("d", 32), nil)) // of another network
 	r.host.Sh(t, "ip link set nyv-eeeeeeeeeee master nyb-aaaaaaaaaaa up")
-	must(r.mend(ctx))
+	must(reconcile.MendOnce(ctx, r.Yard))
 	fenced("tampered with")
 	f.attached = nil
 	r.start()
@@ -117,7 +122,7 @@ func TestFence(t *testing.T) {
 	if !slices.Contains(f.attached, epID) {
 		t.Error("the others are not told that it is back")
 	}
-	if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == EndpointFreed }) {
+	if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.EndpointFreed }) {
 		t.Errorf("events: %+v", evs)
 	}
 }

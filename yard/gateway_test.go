@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"net/netip"
@@ -9,6 +9,10 @@ import (
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/store"
+
+	"netyard/yard/book"
+	"netyard/yard/pool"
+	"netyard/yard/reconcile"
 )
 
 // mixed makes a network that is translated in IPv4 and routed in IPv6, with two endpoints that are joined.
@@ -38,20 +42,20 @@ func TestPublishRouted(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	first, second := r.mixed()
-	ask := func(host string, hostPort, port uint16) Ask {
-		a := Ask{Proto: "tcp", HostPort: hostPort, ContainerPort: port}
+	ask := func(host string, hostPort, port uint16) book.Ask {
+		a := book.Ask{Proto: "tcp", HostPort: hostPort, ContainerPort: port}
 		if host != "" {
 			a.HostIP = netip.MustParseAddr(host)
 		}
 		return a
 	}
 	for _, c := range []struct {
-		asks []Ask
+		asks []book.Ask
 		want string
 	}{
-		{[]Ask{ask("", 8080, 80)}, "0.0.0.0:8080->80/tcp [fd09::2]:80/tcp"},
-		{[]Ask{ask("0.0.0.0", 8080, 80)}, "0.0.0.0:8080->80/tcp"},
-		{[]Ask{ask("::", 8080, 80), ask("::", 9090, 80)}, "[fd09::2]:80/tcp"}, // once, however often
+		{[]book.Ask{ask("", 8080, 80)}, "0.0.0.0:8080->80/tcp [fd09::2]:80/tcp"},
+		{[]book.Ask{ask("0.0.0.0", 8080, 80)}, "0.0.0.0:8080->80/tcp"},
+		{[]book.Ask{ask("::", 8080, 80), ask("::", 9090, 80)}, "[fd09::2]:80/tcp"}, // once, however often
 		{run("tcp", 7000, 8000, 3), "0.0.0.0:7000-7002->8000-8002/tcp [fd09::2]:8000-8002/tcp"},
 	} {
 		ports, err := r.Publish(t.Context(), netID, first, c.asks)
@@ -60,16 +64,16 @@ func TestPublishRouted(t *testing.T) {
 		}
 		r.healthy(c.want)
 	}
-	if _, err := r.Publish(t.Context(), netID, first, []Ask{ask("::1", 8080, 80)}); err == nil || !strings.Contains(err.Error(), "publish [::1]:8080:80/tcp: the network's IPv6 is routed") {
+	if _, err := r.Publish(t.Context(), netID, first, []book.Ask{ask("::1", 8080, 80)}); err == nil || !strings.Contains(err.Error(), "publish [::1]:8080:80/tcp: the network's IPv6 is routed") {
 		t.Errorf("on an address of the host: %v", err)
 	}
 
 	// Two containers have one port each, and the host's is free for a third.
-	want, err := r.Publish(t.Context(), netID, first, []Ask{ask("::", 80, 80), ask("", 81, 81)})
+	want, err := r.Publish(t.Context(), netID, first, []book.Ask{ask("::", 80, 80), ask("", 81, 81)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Publish(t.Context(), netID, second, []Ask{ask("::", 80, 80), ask("0.0.0.0", 80, 80)}); err != nil {
+	if _, err := r.Publish(t.Context(), netID, second, []book.Ask{ask("::", 80, 80), ask("0.0.0.0", 80, 80)}); err != nil {
 		t.Error(err)
 	}
 	r.healthy("two containers")
@@ -78,7 +82,7 @@ func TestPublishRouted(t *testing.T) {
 	if err != nil || texts(e.Ports) != texts(want) {
 		t.Errorf("after a restart: %v, %v", texts(e.Ports), err)
 	}
-	if found := r.foundPorts(e.ID, SeenEndpoint{Sandbox: e.Sandbox, Addrs: e.Addrs}); texts(found) != texts(want) {
+	if found := reconcile.FoundPorts(r.Yard, e.ID, reconcile.SeenEndpoint{Sandbox: e.Sandbox, Addrs: e.Addrs}); texts(found) != texts(want) {
 		t.Errorf("found in the kernel: %s, want %s", texts(found), texts(want))
 	}
 	if err := r.Leave(t.Context(), netID, first); err != nil {
@@ -104,12 +108,12 @@ func TestGuideIsKept(t *testing.T) {
 	if ns, err := r.Networks(); err != nil || len(ns) > 0 || r.host.Dump(t) != before {
 		t.Errorf("a refusal changed something: %v, %v", ns, err)
 	}
-	n.Subnets[0].Space = Space
-	p, err := r.RequestPool(t.Context(), ipam.PoolRequest{Subnet: n.Subnets[0].Pool})
+	n.Subnets[0].Space = book.Space
+	p, err := pool.RequestPool(t.Context(), r.Yard, ipam.PoolRequest{Subnet: n.Subnets[0].Pool})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: p.ID, Addr: n.Subnets[0].Gateway.Addr(), Gateway: true}); err != nil {
+	if _, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: p.ID, Addr: n.Subnets[0].Gateway.Addr(), Gateway: true}); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.CreateNetwork(t.Context(), n); err != nil {
@@ -117,7 +121,7 @@ func TestGuideIsKept(t *testing.T) {
 	}
 	var got []string
 	for range 3 {
-		a, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: p.ID})
+		a, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: p.ID})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,14 +130,14 @@ func TestGuideIsKept(t *testing.T) {
 	if slices.Contains(got, "10.9.0.2") {
 		t.Errorf("the gateway's address was given away: %v", got)
 	}
-	if a, err := r.RequestAddress(t.Context(), ipam.AddressRequest{Pool: p.ID, Addr: netip.MustParseAddr("10.9.0.2")}); err != nil || a.Addr().String() != "10.9.0.2" {
+	if a, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: p.ID, Addr: netip.MustParseAddr("10.9.0.2")}); err != nil || a.Addr().String() != "10.9.0.2" {
 		t.Errorf("asked for by address: %v, %v", a, err)
 	}
 	if err := r.DeleteNetwork(t.Context(), n.ID); err != nil {
 		t.Fatal(err)
 	}
-	err = r.c.Store.View(func(tx store.Tx) error {
-		ls, err := r.c.IPAM.Leases(tx)
+	err = r.Config.Store.View(func(tx store.Tx) error {
+		ls, err := r.Config.IPAM.Leases(tx)
 		if len(ls) > 0 {
 			t.Errorf("leases are left: %v", ls)
 		}

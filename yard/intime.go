@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"netyard/kernel/nft"
 )
 
-// goodTime is what a request has after its deadline to say itself why it failed.
-const goodTime = 300 * time.Millisecond
+// GoodTime is what a request has after its deadline to say itself why it failed.
+const GoodTime = 300 * time.Millisecond
 
 // InTime runs a request and has an answer soon after ctx ends, whatever hangs: a system call that waits for a lock of
 // the kernel's ends for no deadline. A request that did not end in time goes on by itself, sees when the kernel answers
@@ -34,7 +36,7 @@ func InTime[A any](ctx context.Context, y *Yard, do func() (A, error), late func
 		return o.a, o.err
 	case <-ctx.Done():
 	}
-	timer := time.NewTimer(goodTime)
+	timer := time.NewTimer(GoodTime)
 	defer timer.Stop()
 	select {
 	case o := <-done:
@@ -51,8 +53,8 @@ func InTime[A any](ctx context.Context, y *Yard, do func() (A, error), late func
 
 // slow says what a request hangs on.
 func (y *Yard) slow() string {
-	if y == nil || y.c.Kernel == nil {
+	if y == nil || y.Config.Kernel == nil {
 		return "the host is slow"
 	}
-	return y.c.Kernel.Slow()
+	return nft.Slow(y.Config.Kernel.Handle)
 }

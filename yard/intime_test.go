@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"netyard/yard"
 )
 
 // TestInTime: a request that hangs has an answer soon after its deadline, and is heard of when it ends; one that says
@@ -27,8 +29,8 @@ func TestInTime(t *testing.T) {
 		{"at once, refused", 0, refused, "refused", 0, false},
 		{"in time", deadline - time.Millisecond, nil, "", deadline - time.Millisecond, false},
 		{"a moment after its deadline", deadline + 100*time.Millisecond, refused, "refused", deadline + 100*time.Millisecond, false},
-		{"late", 30 * time.Second, nil, "waited for 9s; what it began is taken back", deadline + goodTime, true},
-		{"late and refused", 30 * time.Second, refused, "waited for 9s; what it began is taken back", deadline + goodTime, true},
+		{"late", 30 * time.Second, nil, "waited for 9s; what it began is taken back", deadline + yard.GoodTime, true},
+		{"late and refused", 30 * time.Second, refused, "waited for 9s; what it began is taken back", deadline + yard.GoodTime, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -37,7 +39,7 @@ func TestInTime(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()
 				ended := make(chan error, 1)
-				a, err := InTime(ctx, nil, func() (string, error) {
+				a, err := yard.InTime(ctx, nil, func() (string, error) {
 					time.Sleep(c.takes) // of the bubble's clock, for no deadline
 					return "done", c.err
 				}, func(_ string, err error) { ended <- err })

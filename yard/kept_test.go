@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -15,6 +15,14 @@ import (
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/store"
+
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	"netyard/yard/enforce"
+	"netyard/yard/event"
+	yown "netyard/yard/own"
+	"netyard/yard/pool"
+	"netyard/yard/reconcile"
 )
 
 // losses are ways for records to get lost, the copy beside them being whole.
@@ -79,7 +87,7 @@ func closings() map[string]closing {
 	}
 	apply := func(text string) func(*rig, modes.Network, modes.Endpoint) error {
 		return func(r *rig, _ modes.Network, _ modes.Endpoint) error {
-			_, err := r.ApplyPolicies(r.t.Context(), parsed(r.t, text), false)
+			_, err := enforce.ApplyPolicies(r.t.Context(), r.Yard.Book, parsed(r.t, text), false)
 			return err
 		}
 	}
@@ -105,8 +113,8 @@ func closings() map[string]closing {
 func (c closing) made(t *testing.T) (r *rig, n modes.Network, client, app place, was modes.Endpoint) {
 	t.Helper()
 	r, client, app = newRig(t), newPlace(t), newPlace(t)
-	n, err := r.MakeNetwork(t.Context(), NetworkRequest{
-		Name: "web", Options: c.options, Internal: c.internal, Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
+	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+		Name: "web", Options: c.options, Internal: c.internal, Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -115,9 +123,9 @@ func (c closing) made(t *testing.T) (r *rig, n modes.Network, client, app place,
 		q := p.request(n, name)
 		q.Container = owners()[name]
 		if name == "app" {
-			q.Ports = []Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
+			q.Ports = []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
 		}
-		a, err := r.Attach(t.Context(), q)
+		a, err := attach.Attach(t.Context(), r.Yard, q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,8 +143,8 @@ func (c closing) made(t *testing.T) (r *rig, n modes.Network, client, app place,
 
 func owners() map[string]modes.Container {
 	return map[string]modes.Container{
-		"client": {Engine: Containerd, ID: "c1", Name: "client", Labels: map[string]string{}},
-		"app":    {Engine: Containerd, ID: "c2", Name: "app", Labels: map[string]string{"tier": "app"}},
+		"client": {Engine: book.Containerd, ID: "c1", Name: "client", Labels: map[string]string{}},
+		"app":    {Engine: book.Containerd, ID: "c2", Name: "app", Labels: map[string]string{"tier": "app"}},
 	}
 }
 
@@ -151,17 +159,17 @@ func (r *rig) lose(how func(*testing.T, string)) {
 	if ns, err := r.Networks(); err != nil || len(ns) > 0 {
 		r.t.Fatalf("the records are not lost: %v %v", ns, err)
 	}
-	if err := r.st.Update(LostRecords); err != nil {
+	if err := r.st.Update(reconcile.LostRecords); err != nil {
 		r.t.Fatal(err)
 	}
 }
 
 // found is what a look into the sandboxes finds; who says whose they are.
-func (r *rig) found(who map[string]modes.Container, places map[string]place) Census {
+func (r *rig) found(who map[string]modes.Container, places map[string]place) reconcile.Census {
 	r.t.Helper()
-	census := Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}}
+	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}}
 	for name, p := range places {
-		found, err := r.FindIn(p.path)
+		found, err := reconcile.FindIn(r.Yard, p.path)
 		if err != nil || len(found) != 1 {
 			r.t.Fatalf("in the sandbox of %s there is %+v %v", name, found, err)
 		}
@@ -173,9 +181,9 @@ func (r *rig) found(who map[string]modes.Container, places map[string]place) Cen
 	return census
 }
 
-func (r *rig) rebuilds(c Census) {
+func (r *rig) rebuilds(c reconcile.Census) {
 	r.t.Helper()
-	err := r.Rebuild(r.t.Context(), Census{Engine: Docker}, func(ctx context.Context) error { return r.RebuildOwn(ctx, c) })
+	err := reconcile.Rebuild(r.t.Context(), r.Yard, reconcile.Census{Engine: book.Docker}, func(ctx context.Context) error { return reconcile.RebuildOwn(ctx, r.Yard, c) })
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -227,20 +235,20 @@ func TestClosedOverReboot(t *testing.T) {
 			r, client, app := newRig(t), newPlace(t), newPlace(t)
 			n := r.made()
 			r.apply("name: a\nselect: {container: app}\ningress: {}")
-			if err := r.Reserve("10.9.0.0/24", netip.MustParseAddr("10.9.0.9"), "db"); err != nil {
+			if err := pool.Reserve(r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.9"), "db"); err != nil {
 				t.Fatal(err)
 			}
 			r.host.Sh(t, "nft flush ruleset; for l in $(ls /sys/class/net | grep ^ny); do ip link del $l; done")
 			r.boot = "boot-2"
 			r.lose(lose)
-			r.rebuilds(Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}})
-			if ps, err := r.Policies(); err != nil || len(ps) != 1 || ps[0].Name != "a" {
+			r.rebuilds(reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}})
+			if ps, err := enforce.Policies(r.Yard.Book); err != nil || len(ps) != 1 || ps[0].Name != "a" {
 				t.Errorf("policies are %+v, %v", ps, err)
 			}
 			r.reserved("10.9.0.9 for db")
 			var to string
 			for name, p := range map[string]place{"client": client, "app": app} {
-				a, err := r.Attach(t.Context(), p.request(n, name)) // nobody knows yet whose it is
+				a, err := attach.Attach(t.Context(), r.Yard, p.request(n, name)) // nobody knows yet whose it is
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -256,7 +264,7 @@ func TestClosedOverReboot(t *testing.T) {
 					t.Errorf("app is open to client, being %q: %s", who.Name, out)
 				}
 			}
-			if err := r.identifies(n, "app", modes.Container{Engine: Containerd, ID: "c3", Name: "other", Labels: map[string]string{}}); err != nil {
+			if err := r.identifies(n, "app", modes.Container{Engine: book.Containerd, ID: "c3", Name: "other", Labels: map[string]string{}}); err != nil {
 				t.Fatal(err)
 			}
 			client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+to+" && exit; done; exit 1") // or the test could not fail
@@ -272,8 +280,8 @@ func (r *rig) identifies(n modes.Network, attachment string, who modes.Container
 	}
 	for _, e := range es {
 		if e.Attachment == attachment && who.Name != "" {
-			return r.Reconcile(r.t.Context(), Census{
-				Engine: Containerd, Endpoints: map[string]SeenEndpoint{e.ID: {NetworkID: n.ID, Container: who}},
+			return reconcile.Reconcile(r.t.Context(), r.Yard, reconcile.Census{
+				Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{e.ID: {NetworkID: n.ID, Container: who}},
 				Attachments: map[string]bool{"client": true, "app": true},
 			})
 		}
@@ -284,7 +292,7 @@ func (r *rig) identifies(n modes.Network, attachment string, who modes.Container
 // reserved wants these reservations to be there, and no others.
 func (r *rig) reserved(want ...string) {
 	r.t.Helper()
-	ls, _, err := r.Leases()
+	ls, _, err := pool.Leases(r.Yard)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -310,7 +318,7 @@ func TestReservedOverLoss(t *testing.T) {
 			lose := losses()[how]
 			r, p, q := newRig(t), newPlace(t), newPlace(t)
 			n := r.made()
-			a, err := r.Attach(t.Context(), func() AttachRequest { // has an address that is another one's in future
+			a, err := attach.Attach(t.Context(), r.Yard, func() book.AttachRequest { // has an address that is another one's in future
 				ask := p.request(n, "p")
 				ask.Container = owners()["client"]
 				return ask
@@ -320,11 +328,11 @@ func TestReservedOverLoss(t *testing.T) {
 			}
 			taken := a.Endpoint.Addrs[0].Addr()
 			for addr, name := range map[netip.Addr]string{taken: "app", netip.MustParseAddr("10.9.0.9"): "", netip.MustParseAddr("10.9.0.8"): "db", netip.MustParseAddr("10.9.0.7"): "x"} {
-				if err := r.Reserve("10.9.0.0/24", addr, name); err != nil {
+				if err := pool.Reserve(r.Yard, "10.9.0.0/24", addr, name); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := r.Forget("10.9.0.0/24", netip.MustParseAddr("10.9.0.7")); err != nil {
+			if err := pool.Forget(r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.7")); err != nil {
 				t.Fatal(err)
 			}
 			r.lose(lose)
@@ -332,14 +340,14 @@ func TestReservedOverLoss(t *testing.T) {
 			r.reserved(taken.String()+" for app", "10.9.0.8 for db", "10.9.0.9")
 			ask := q.request(n, "q")
 			ask.Container, ask.Addrs = owners()["client"], []netip.Addr{netip.MustParseAddr("10.9.0.8")}
-			if _, err := r.Attach(t.Context(), ask); !errors.Is(err, ipam.ErrTaken) {
+			if _, err := attach.Attach(t.Context(), r.Yard, ask); !errors.Is(err, ipam.ErrTaken) {
 				t.Errorf("another one asked for a reserved address: %v", err)
 			}
-			if err := r.Detach(t.Context(), p.end(n, "p")); err != nil {
+			if err := attach.Detach(t.Context(), r.Yard, p.end(n, "p")); err != nil {
 				t.Fatal(err)
 			}
 			r.healthy("rebuilt")
-			if _, err := r.RemoveNetwork(t.Context(), "web"); err != nil {
+			if _, err := yown.RemoveNetwork(t.Context(), r.Yard, "web"); err != nil {
 				t.Fatal(err)
 			}
 			r.reserved()
@@ -392,7 +400,7 @@ func TestPoliciesLost(t *testing.T) {
 				r.lose(func(t *testing.T, path string) {
 					lose(t, path)
 					for range killed { // a daemon that was killed before it had found out what was lost
-						st, err := store.Open(t.Context(), store.Config{Path: path, Soon: time.Hour, Kept: Kept(), Verify: verify})
+						st, err := store.Open(t.Context(), store.Config{Path: path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify})
 						must(t, err)
 						must(t, st.Close())
 					}
@@ -400,30 +408,30 @@ func TestPoliciesLost(t *testing.T) {
 				shut("the daemon is back")
 				r.rebuilds(r.found(owners(), map[string]place{"client": client, "app": app}))
 				shut("rebuilt")
-				r.finds(lostText)
-				if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e Event) bool { return e.Type == PoliciesLost }) {
+				r.finds(book.LostText)
+				if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.PoliciesLost }) {
 					t.Errorf("events: %+v", evs)
 				}
 				all := "count as all from then on: "
-				if done, err := r.GC(t.Context(), nil, true); err != nil || len(done) != 1 || !strings.HasSuffix(done[0].Text, all+"none") {
+				if done, err := reconcile.GC(t.Context(), r.Yard, nil, true); err != nil || len(done) != 1 || !strings.HasSuffix(done[0].Text, all+"none") {
 					t.Errorf("a dry run of gc would %+v, %v", done, err)
 				}
 				r.start()
 				shut("after a restart")
-				r.finds(lostText)
+				r.finds(book.LostText)
 				r.apply("name: b\nselect: {container: client}\negress: {allow: [{ports: 81}]}")
 				shut("another policy is applied")
 				r.apply("name: a\nselect: {container: app}\ningress: {allow: [{ports: 80}]}")
 				shut("it is applied again")
-				if _, err := r.RemovePolicy(t.Context(), "b"); err != nil {
+				if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "b"); err != nil {
 					t.Fatal(err)
 				}
-				if done, err := r.GC(t.Context(), nil, false); err != nil || len(done) == 0 || !strings.HasSuffix(done[0].Text, all+"a") {
+				if done, err := reconcile.GC(t.Context(), r.Yard, nil, false); err != nil || len(done) == 0 || !strings.HasSuffix(done[0].Text, all+"a") {
 					t.Fatalf("gc says %+v: %v", done, err)
 				}
 				shut("these are all")
 				r.healthy("these are all")
-				if _, err := r.RemovePolicy(t.Context(), "a"); err != nil {
+				if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "a"); err != nil {
 					t.Fatal(err)
 				}
 				client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+addr+" && exit; done; exit 1")
@@ -468,9 +476,9 @@ func TestKeptByNobody(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(filepath.Dir(r.path), "networks")); err != nil {
 		t.Fatal(err)
 	}
-	r.rebuilds(Census{Engine: Containerd, Endpoints: map[string]SeenEndpoint{}})
+	r.rebuilds(reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}})
 	err := r.st.View(func(tx store.Tx) error {
-		if left := slices.Concat(changes.Keys(tx, ""), keeps.Keys(tx, "")); len(left) > 0 {
+		if left := slices.Concat(book.Changes.Keys(tx, ""), book.Keeps.Keys(tx, "")); len(left) > 0 {
 			t.Errorf("there is still %q", left)
 		}
 		return nil
@@ -490,13 +498,13 @@ func TestPolicyRefusedWithoutCopy(t *testing.T) {
 	if err := os.MkdirAll(r.path+".kept.new/x", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.ApplyPolicies(t.Context(), parsed(t, "name: b\negress: {}"), false); err == nil {
+	if _, err := enforce.ApplyPolicies(t.Context(), r.Yard.Book, parsed(t, "name: b\negress: {}"), false); err == nil {
 		t.Error("a policy was applied without a copy")
 	}
-	if _, err := r.RemovePolicy(t.Context(), "a"); err == nil {
+	if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "a"); err == nil {
 		t.Error("a policy was removed without a copy")
 	}
-	if ps, err := r.Policies(); err != nil || len(ps) != 1 || ps[0].Name != "a" {
+	if ps, err := enforce.Policies(r.Yard.Book); err != nil || len(ps) != 1 || ps[0].Name != "a" {
 		t.Errorf("policies are %+v %v", ps, err)
 	}
 	if is := r.host.Dump(t); is != was {
@@ -518,7 +526,7 @@ func TestOlderProgramBetween(t *testing.T) {
 	change("false")
 	change("true")
 	must(t, second(r.ChangeEndpoint(t.Context(), n.ID, was.ID, map[string]string{"egress_rate": "10mbit"})))
-	must(t, r.Reserve("10.9.0.0/24", netip.MustParseAddr("10.9.0.8"), "db"))
+	must(t, pool.Reserve(r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.8"), "db"))
 	r.apply("name: a\nselect: {container: app}\ningress: {}")
 	r.reserved("10.9.0.8 for db")
 	type raw = map[string]any
@@ -530,7 +538,7 @@ func TestOlderProgramBetween(t *testing.T) {
 		reserved, err = reservations.List(tx, "")
 		return err
 	}))
-	must(t, r.Forget("10.9.0.0/24", netip.MustParseAddr("10.9.0.8")))
+	must(t, pool.Forget(r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.8")))
 	must(t, r.st.Close())
 
 	copied, err := os.ReadFile(r.path + ".kept")
@@ -541,16 +549,16 @@ func TestOlderProgramBetween(t *testing.T) {
 		for i, key := range keys {
 			must(t, reservations.Put(tx, key, reserved[i]))
 		}
-		net, err := getNetwork(tx, n.ID)
+		net, err := book.GetNetwork(tx, n.ID)
 		must(t, err)
 		net.Changed = map[string]string{"icc": "false"}
-		e, err := getEndpoint(tx, n.ID, was.ID)
+		e, err := book.GetEndpoint(tx, n.ID, was.ID)
 		must(t, err)
 		e.Options, e.Fenced = map[string]string{"egress_rate": "1mbit"}, "it is another's"
-		ps, err := policies.List(tx, "")
+		ps, err := book.Policies.List(tx, "")
 		must(t, err)
 		ps[0].Name = "b"
-		return errors.Join(networks.Put(tx, n.ID, net), putEndpoint(tx, e), policies.Delete(tx, "a"), policies.Put(tx, "b", ps[0]))
+		return errors.Join(book.Networks.Put(tx, n.ID, net), book.PutEndpoint(tx, e), book.Policies.Delete(tx, "a"), book.Policies.Put(tx, "b", ps[0]))
 	}))
 	must(t, older.Close())
 	must(t, os.WriteFile(r.path+".kept", copied, 0o600)) // it does not know of it
@@ -564,7 +572,7 @@ func TestOlderProgramBetween(t *testing.T) {
 		if net.Opt("icc") != "false" || e.Options["egress_rate"] != "1mbit" || e.Fenced == "" {
 			t.Errorf("icc=%s, options %v, fenced: %q", net.Opt("icc"), e.Options, e.Fenced)
 		}
-		ps, err := r.Policies()
+		ps, err := enforce.Policies(r.Yard.Book)
 		must(t, err)
 		if len(ps) != 1 || ps[0].Name != "b" {
 			t.Errorf("policies are %v", ps)
@@ -573,7 +581,7 @@ func TestOlderProgramBetween(t *testing.T) {
 	}
 	r.lose(losses()["missing"]) // the copy has the same
 	r.rebuilds(r.found(owners(), nil))
-	if ps, err := r.Policies(); err != nil || len(ps) != 1 || ps[0].Name != "b" {
+	if ps, err := enforce.Policies(r.Yard.Book); err != nil || len(ps) != 1 || ps[0].Name != "b" {
 		t.Errorf("policies are %v: %v", ps, err)
 	}
 	r.reserved()

@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"errors"
@@ -13,10 +13,18 @@ import (
 	"time"
 
 	"netyard/ipam"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
+
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	"netyard/yard/overlay"
+	yown "netyard/yard/own"
+	"netyard/yard/pool"
+	"netyard/yard/reconcile"
 )
 
 const nextID = "ffffffffffff0009"
@@ -49,10 +57,10 @@ func end(c *exec.Cmd) {
 }
 
 // An engineProcess is the process that makes endpoints.
-func engineProcess(t *testing.T) (engine *exec.Cmd, id kernel.Process) {
+func engineProcess(t *testing.T) (engine *exec.Cmd, id sandbox.Process) {
 	t.Helper()
 	engine = kerneltest.Sleep(t, nil)
-	id, ok := kernel.ProcessAt(engine.Process.Pid)
+	id, ok := sandbox.ProcessAt(engine.Process.Pid)
 	if !ok {
 		t.Fatal("the engine's process is not to be found")
 	}
@@ -73,14 +81,14 @@ type fate struct {
 }
 
 // held is the endpoint of fates, made by the engine.
-func held(maker kernel.Process) modes.Endpoint {
+func held(maker sandbox.Process) modes.Endpoint {
 	return modes.Endpoint{ID: epID, NetworkID: netID, Maker: maker}
 }
 
 // noted is what is found out about a process in a sandbox in the background.
 func (r *rig) noted(pid int) {
 	r.t.Helper()
-	if err := r.Identify(netID, epID, modes.Container{Engine: "docker", Name: "web", PID: pid}); err != nil {
+	if err := reconcile.Identify(r.Yard, netID, epID, modes.Container{Engine: "docker", Name: "web", PID: pid}); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -98,7 +106,7 @@ var fates = []fate{
 		engine, id := engineProcess(r.t)
 		b.unmount()
 		join(held(id))
-		r.host.Sh(r.t, "ip link del "+kernel.Name(kernel.VethPrefix, epID))
+		r.host.Sh(r.t, "ip link del "+core.Name(core.VethPrefix, epID))
 		end(engine)
 	}},
 	{"the engine was killed, and its mount, which was seen, is gone", true, false, func(r *rig, b box, join joiner) {
@@ -116,7 +124,7 @@ var fates = []fate{
 	}},
 	{"of an older record, its processes ended", true, false, func(r *rig, b box, join joiner) {
 		c := kerneltest.Sleep(r.t, b.host)
-		join(held(kernel.Process{}))
+		join(held(sandbox.Process{}))
 		r.noted(c.Process.Pid)
 		end(c)
 	}},
@@ -127,15 +135,15 @@ var fates = []fate{
 		r.noted(c.Process.Pid)
 		end(engine)
 		_ = c.Process.Kill() // and nobody waits for it
-		r.eventually("there is a zombie", func() bool { _, lives := kernel.ProcessAt(c.Process.Pid); return !lives })
+		r.eventually("there is a zombie", func() bool { _, lives := sandbox.ProcessAt(c.Process.Pid); return !lives })
 	}},
 	{"another process has the number of the engine", true, false, func(_ *rig, _ box, join joiner) {
-		own, _ := kernel.ProcessAt(os.Getpid())
+		own, _ := sandbox.ProcessAt(os.Getpid())
 		own.Start = 1
 		join(held(own))
 	}},
 	{"the engine was seen from another PID namespace", false, false, func(_ *rig, _ box, join joiner) {
-		join(held(kernel.Process{PID: 1 << 22, Start: 1, Space: 1}))
+		join(held(sandbox.Process{PID: 1 << 22, Start: 1, Space: 1}))
 	}},
 	{"it lives, and so does the engine", false, false, func(r *rig, b box, join joiner) {
 		_, id := engineProcess(r.t)
@@ -179,7 +187,7 @@ var fates = []fate{
 		r.noted(0)
 	}},
 	{"who made it cannot be seen, and no process was", false, false, func(r *rig, _ box, join joiner) {
-		join(held(kernel.Process{}))
+		join(held(sandbox.Process{}))
 		r.noted(0)
 	}},
 	{"killed, its mounts cannot be seen, its link is in a sandbox", false, false, func(r *rig, b box, join joiner) {
@@ -187,7 +195,7 @@ var fates = []fate{
 		b.unmount()
 		join(held(id))
 		r.noted(0)
-		b.host.Take(r.t, r.host, kernel.Name(kernel.PeerPrefix, epID))
+		b.host.Take(r.t, r.host, core.Name(core.PeerPrefix, epID))
 		end(engine)
 	}},
 }
@@ -217,8 +225,8 @@ type thing struct {
 	refusal string
 }
 
-func ask(proto string, host uint16, at string) Ask {
-	a := Ask{Proto: proto, HostPort: host, HostPortEnd: host, ContainerPort: 80}
+func ask(proto string, host uint16, at string) book.Ask {
+	a := book.Ask{Proto: proto, HostPort: host, HostPortEnd: host, ContainerPort: 80}
 	if at != "" {
 		a.HostIP = netip.MustParseAddr(at)
 	}
@@ -226,7 +234,7 @@ func ask(proto string, host uint16, at string) Ask {
 }
 
 // publishes gives ports to an endpoint.
-func publishes(id string, asks ...Ask) func(r *rig) error {
+func publishes(id string, asks ...book.Ask) func(r *rig) error {
 	return func(r *rig) error { _, err := r.Publish(r.t.Context(), netID, id, asks); return err }
 }
 
@@ -250,7 +258,7 @@ const askedFor = "10.9.0.50"
 func requests() func(r *rig) error {
 	return func(r *rig) error {
 		q := ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: netip.MustParseAddr(askedFor)}
-		got, err := r.RequestAddress(r.t.Context(), q)
+		got, err := pool.RequestAddress(r.t.Context(), r.Yard, q)
 		if err == nil && got.Addr() != q.Addr {
 			err = fmt.Errorf("got %s", got)
 		}
@@ -286,8 +294,8 @@ var things = []thing{
 	{
 		name: "a port from a range", have: publishes(epID, ask("tcp", 8000, "")),
 		want: comes(func(r *rig) error {
-			any10 := Ask{Proto: "tcp", HostPort: 8000, HostPortEnd: 8009, ContainerPort: 80}
-			ports, err := r.Publish(r.t.Context(), netID, nextID, []Ask{any10})
+			any10 := book.Ask{Proto: "tcp", HostPort: 8000, HostPortEnd: 8009, ContainerPort: 80}
+			ports, err := r.Publish(r.t.Context(), netID, nextID, []book.Ask{any10})
 			if err == nil && ports[0].HostPort != 8000 {
 				err = fmt.Errorf("it got %d, which is not the first", ports[0].HostPort)
 			}
@@ -298,14 +306,14 @@ var things = []thing{
 	{
 		name: "a port that a CNI container asks for", have: publishes(epID, ask("tcp", 8080, "")),
 		want: func(r *rig) error {
-			subnet := SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.8.0.0/24")}}
-			n, err := r.MakeNetwork(r.t.Context(), NetworkRequest{Name: "other", Subnets: []SubnetRequest{subnet}})
+			subnet := book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.8.0.0/24")}}
+			n, err := yown.MakeNetwork(r.t.Context(), r.Yard, book.NetworkRequest{Name: "other", Subnets: []book.SubnetRequest{subnet}})
 			if err != nil {
 				return err
 			}
 			q := newPlace(r.t).request(n, "c1")
-			q.Ports = []Ask{ask("tcp", 8080, "")}
-			_, err = r.Attach(r.t.Context(), q)
+			q.Ports = []book.Ask{ask("tcp", 8080, "")}
+			_, err = attach.Attach(r.t.Context(), r.Yard, q)
 			return err
 		},
 		refusal: "in use: port 8080/tcp of the host is published by container web of docker",
@@ -329,7 +337,7 @@ var things = []thing{
 	{
 		name: "an address that is released late", pool: "10.9.0.0/24", addr: "10.9.0.50/24",
 		want: func(r *rig) error {
-			if err := r.ReleaseAddress(r.t.Context(), "10.9.0.0/24", netip.MustParseAddr("10.9.0.50")); err != nil {
+			if err := pool.ReleaseAddress(r.t.Context(), r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.50")); err != nil {
 				return err
 			}
 			return requests()(r)
@@ -339,7 +347,7 @@ var things = []thing{
 	{
 		name: "the last address of a pool", pool: "10.9.0.0/30", addr: "10.9.0.2/30", dynamic: true,
 		want: func(r *rig) error {
-			_, err := r.RequestAddress(r.t.Context(), ipam.AddressRequest{Pool: "10.9.0.0/30"})
+			_, err := pool.RequestAddress(r.t.Context(), r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/30"})
 			return err
 		},
 		refusal: "nothing free",
@@ -376,7 +384,7 @@ func TestDeadHoldNothing(t *testing.T) {
 				}
 				r.healthy("afterwards")
 				left := r.host.Dump(t)
-				if strings.Contains(left, kernel.Name(kernel.VethPrefix, epID)) || strings.Contains(left, "8080 : 10.9.0.2") {
+				if strings.Contains(left, core.Name(core.VethPrefix, epID)) || strings.Contains(left, "8080 : 10.9.0.2") {
 					t.Errorf("of the dead one there is:\n%s", left)
 				}
 				if err := r.late(); err != nil {
@@ -410,9 +418,9 @@ func (r *rig) holds(th thing, b box, f fate) {
 	}
 	if th.pool != "" {
 		gateway := netip.PrefixFrom(netip.MustParseAddr("10.9.0.1"), addr.Bits())
-		n.Subnets[0] = modes.Subnet{Pool: addr.Masked(), Gateway: gateway, Space: Space}
-		must(r.t, second(r.RequestPool(r.t.Context(), ipam.PoolRequest{Subnet: addr.Masked()})))
-		must(r.t, second(r.RequestAddress(r.t.Context(), ipam.AddressRequest{Pool: th.pool, Gateway: true})))
+		n.Subnets[0] = modes.Subnet{Pool: addr.Masked(), Gateway: gateway, Space: book.Space}
+		must(r.t, second(pool.RequestPool(r.t.Context(), r.Yard, ipam.PoolRequest{Subnet: addr.Masked()})))
+		must(r.t, second(pool.RequestAddress(r.t.Context(), r.Yard, ipam.AddressRequest{Pool: th.pool, Gateway: true})))
 	}
 	must(r.t, r.CreateNetwork(r.t.Context(), n))
 	if th.pool != "" {
@@ -420,7 +428,7 @@ func (r *rig) holds(th thing, b box, f fate) {
 		if th.dynamic {
 			q.Addr = netip.Addr{}
 		}
-		must(r.t, second(r.RequestAddress(r.t.Context(), q)))
+		must(r.t, second(pool.RequestAddress(r.t.Context(), r.Yard, q)))
 	}
 	f.make(r, b, func(e modes.Endpoint) {
 		e.Addrs = []netip.Prefix{addr}
@@ -516,28 +524,28 @@ func TestDeadAttachment(t *testing.T) {
 			b.unmount()
 			must(r.t, syscall.Mount(kerneltest.New(r.t).Path(), b.path, "", syscall.MS_BIND, ""))
 		}},
-		"the host was started anew": {true, func(r *rig, _ box) { r.c.BootID = "boot-2" }},
+		"the host was started anew": {true, func(r *rig, _ box) { r.Config.BootID = "boot-2" }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r, b := newRig(t), newBox(t)
 			n := r.made()
-			first := AttachRequest{
+			first := book.AttachRequest{
 				NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
-				Container: modes.Container{Engine: CNI},
-				Ports:     []Ask{ask("tcp", 8080, "")}, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.50")},
+				Container: modes.Container{Engine: book.CNI},
+				Ports:     []book.Ask{ask("tcp", 8080, "")}, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.50")},
 			}
-			was, err := r.Attach(t.Context(), first)
+			was, err := attach.Attach(t.Context(), r.Yard, first)
 			must(t, err)
 			owner := "endpoint " + modes.Short(was.Endpoint.ID) + " on network web"
 			c.fate(r, b)
-			for what, set := range map[string]func(*AttachRequest){
-				"port":    func(q *AttachRequest) { q.Ports = first.Ports },
-				"address": func(q *AttachRequest) { q.Addrs = first.Addrs },
+			for what, set := range map[string]func(*book.AttachRequest){
+				"port":    func(q *book.AttachRequest) { q.Ports = first.Ports },
+				"address": func(q *book.AttachRequest) { q.Addrs = first.Addrs },
 			} {
 				q := newPlace(t).request(n, "c2-"+what)
 				set(&q)
-				_, err := r.Attach(t.Context(), q)
+				_, err := attach.Attach(t.Context(), r.Yard, q)
 				switch {
 				case c.dead && err != nil:
 					t.Errorf("%s: the dead one does not give way: %v", what, err)
@@ -565,14 +573,14 @@ func TestDeadShares(t *testing.T) {
 	engine, id := engineProcess(t)
 	end(engine)
 	must(t, r.st.Update(func(tx store.Tx) error { // it was made by an engine that is no more
-		e, err := getEndpoint(tx, netID, ws[0].endpoint.ID)
+		e, err := book.GetEndpoint(tx, netID, ws[0].Endpoint.ID)
 		if err != nil {
 			return err
 		}
 		e.Maker = id
-		return putEndpoint(tx, e)
+		return book.PutEndpoint(tx, e)
 	}))
-	ws[1].judged = nil // a while later
+	ws[1].Judged = nil // a while later
 	r.see(ws[1])
 	if got := r.shares(ws[1]); len(got) != 1 || got[0] != 80 {
 		t.Errorf("the second has %v when the first is dead", got)
@@ -589,28 +597,28 @@ func TestDeadClaim(t *testing.T) {
 		r.start()
 		engine, id := engineProcess(t)
 		n := r.network()
-		n.Mode, n.Options, n.Subnets[0].Space = "overlay", map[string]string{"overlay": "blue"}, OverlaySpace
+		n.Mode, n.Options, n.Subnets[0].Space = "overlay", map[string]string{"overlay": "blue"}, overlay.OverlaySpace
 		must(t, r.CreateNetwork(t.Context(), n))
-		q := ipam.AddressRequest{Pool: overlayPoolID("blue", n.Subnets[0].Pool), Addr: netip.MustParseAddr("10.9.0.50")}
-		must(t, second(r.RequestAddress(t.Context(), q)))
+		q := ipam.AddressRequest{Pool: overlay.OverlayPoolID("blue", n.Subnets[0].Pool), Addr: netip.MustParseAddr("10.9.0.50")}
+		must(t, second(pool.RequestAddress(t.Context(), r.Yard, q)))
 		e := held(id)
 		e.Addrs = []netip.Prefix{netip.MustParsePrefix("10.9.0.50/24")}
 		must(t, second(r.CreateEndpoint(t.Context(), e)))
 		b := newBox(t)
 		_, _, err := r.Join(t.Context(), netID, epID, b.path)
 		must(t, err)
-		err = second(r.RequestAddress(t.Context(), q))
+		err = second(pool.RequestAddress(t.Context(), r.Yard, q))
 		if err == nil || !strings.Contains(err.Error(), "(endpoint eeeeeeeeeeee on network aaaaaaaaaaaa)") {
 			t.Errorf("while it may be started: %v", err)
 		}
 		end(engine)
 		if late {
-			must(t, r.ReleaseAddress(t.Context(), q.Pool, q.Addr))
+			must(t, pool.ReleaseAddress(t.Context(), r.Yard, q.Pool, q.Addr))
 			if _, err := r.Endpoint(netID, epID); err == nil {
 				t.Error("the dead one is on record after its address was released")
 			}
 		}
-		must(t, second(r.RequestAddress(t.Context(), q)))
+		must(t, second(pool.RequestAddress(t.Context(), r.Yard, q)))
 		r.healthy("afterwards")
 	}
 }
@@ -621,12 +629,12 @@ func TestDeadElements(t *testing.T) {
 	t.Parallel()
 	r, b := newRig(t), newBox(t)
 	n := r.made()
-	q := AttachRequest{
+	q := book.AttachRequest{
 		NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
-		Container: modes.Container{Engine: CNI},
-		Ports:     []Ask{ask("tcp", 8080, ""), ask("udp", 9000, "127.0.0.1")},
+		Container: modes.Container{Engine: book.CNI},
+		Ports:     []book.Ask{ask("tcp", 8080, ""), ask("udp", 9000, "127.0.0.1")},
 	}
-	must(t, second(r.Attach(t.Context(), q)))
+	must(t, second(attach.Attach(t.Context(), r.Yard, q)))
 	b.unmount()
 	r.begin(true)
 	if es, err := r.Endpoints(); err != nil || len(es) > 0 {
@@ -678,7 +686,7 @@ func TestDeadCrash(t *testing.T) {
 					must(t, r.DeleteEndpoint(t.Context(), netID, nextID))
 				}
 			}
-			must(t, r.ReleaseAddress(t.Context(), "10.9.0.0/24", netip.MustParseAddr("10.9.0.50")))
+			must(t, pool.ReleaseAddress(t.Context(), r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.50")))
 			if err := starts("ffffffffffff0010")(); err != nil {
 				t.Errorf("%s: asked again: %v", when, err)
 			}

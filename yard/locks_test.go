@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -7,14 +7,16 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"netyard/yard/book"
 )
 
 // TestHoldGivesUp: no request waits for another one longer than its deadline, and one that gave up is in nobody's way.
 func TestHoldGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var l locks
-		release, err := l.hold(t.Context(), "a", false)
+		var l book.Locks
+		release, err := l.Hold(t.Context(), "a", false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -22,25 +24,25 @@ func TestHoldGivesUp(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		start := time.Now()
-		if _, err := l.hold(ctx, "a", true); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := l.Hold(ctx, "a", true); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("waited behind a lock: %v", err)
 		}
 		if took := time.Since(start); took != patience {
 			t.Errorf("gave up after %s", took)
 		}
-		if other, err := l.hold(t.Context(), "b", false); err != nil {
+		if other, err := l.Hold(t.Context(), "b", false); err != nil {
 			t.Error(err)
 		} else {
 			other()
 		}
 		release()
-		again, err := l.hold(t.Context(), "a", false)
+		again, err := l.Hold(t.Context(), "a", false)
 		if err != nil {
 			t.Fatal(err)
 		}
 		again()
-		if len(l.by) != 0 {
-			t.Errorf("%d locks are left", len(l.by))
+		if len(l.By) != 0 {
+			t.Errorf("%d locks are left", len(l.By))
 		}
 	})
 }
@@ -48,12 +50,12 @@ func TestHoldGivesUp(t *testing.T) {
 func TestHoldSharesAndExcludes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var l locks
+		var l book.Locks
 		var inside, most atomic.Int32
 		for i := range 20 {
 			go func() {
 				shared := i%4 != 0
-				release, err := l.hold(t.Context(), "a", shared)
+				release, err := l.Hold(t.Context(), "a", shared)
 				if err != nil {
 					t.Error(err)
 					return

@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -7,22 +7,24 @@ import (
 	"testing"
 	"time"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
+
+	"netyard/yard/reconcile"
 )
 
 // TestMend: what somebody takes away comes back by itself, and what is not netyard's is left alone.
 func TestMend(t *testing.T) {
 	t.Parallel()
-	br, veth := kernel.Name(kernel.BridgePrefix, netID), kernel.Name(kernel.VethPrefix, epID)
+	br, veth := core.Name(core.BridgePrefix, netID), core.Name(core.VethPrefix, epID)
 	r := r6(t)
 	r.host.Sh(t, "ip link add mine type bridge && ip link set mine up && ip addr add 10.99.0.1/24 dev mine")
 	const mine = "ip -o -4 addr show dev mine"
 	before := kerneltest.Normal(r.host.Sh(t, mine))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- r.Mend(ctx) }()
+	go func() { done <- reconcile.Mend(ctx, r.Yard) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -58,7 +60,7 @@ func mended(t *testing.T, r *rig, cmd string) {
 	t.Helper()
 	start := time.Now()
 	for {
-		found, err := r.Audit(t.Context(), nil)
+		found, err := reconcile.Audit(t.Context(), r.Yard, nil)
 		if err == nil && len(found) == 0 {
 			t.Logf("%s: mended after %s", cmd, time.Since(start).Round(time.Millisecond))
 			return
@@ -89,11 +91,11 @@ func TestMendLeavesAlone(t *testing.T) {
 	if _, err := r.Publish(t.Context(), netID, epID, run("tcp", 8080, 80, 2)); err != nil {
 		t.Fatal(err)
 	}
-	objects, err := r.wantedOf(n)
+	objects, err := reconcile.WantedOf(r.Yard, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if some, err := r.mendObjects(t.Context(), n, objects); some || err != nil {
+	if some, err := reconcile.MendObjects(t.Context(), r.Yard, n, objects); some || err != nil {
 		t.Errorf("something was put back on a healthy host: %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -11,9 +11,14 @@ import (
 	"testing"
 
 	"netyard/ipam"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/modes/overlay"
+
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	yoverlay "netyard/yard/overlay"
+	yown "netyard/yard/own"
 )
 
 // A ledger is a cluster that forgets nothing when the daemon dies: who has which address.
@@ -59,16 +64,16 @@ func (l *ledger) Release(_ modes.Overlay, a netip.Addr) error {
 	return nil
 }
 
-func (*ledger) Up(modes.Overlay, modes.OverlayLink) error    { return nil }
-func (*ledger) Down(modes.Overlay) error                     { return nil }
-func (*ledger) Detach(modes.Overlay, modes.Endpoint) error   { return nil }
-func (*ledger) Name(modes.Overlay, modes.Endpoint) error     { return nil }
-func (*ledger) Room(modes.Overlay, bool) error               { return nil }
-func (*ledger) Parting() ([]kernel.Object, error)            { return nil, nil }
-func (*ledger) Objects(modes.Overlay) (none []kernel.Object) { return none }
+func (*ledger) Up(modes.Overlay, modes.OverlayLink) error  { return nil }
+func (*ledger) Down(modes.Overlay) error                   { return nil }
+func (*ledger) Detach(modes.Overlay, modes.Endpoint) error { return nil }
+func (*ledger) Name(modes.Overlay, modes.Endpoint) error   { return nil }
+func (*ledger) Room(modes.Overlay, bool) error             { return nil }
+func (*ledger) Parting() ([]core.Object, error)            { return nil, nil }
+func (*ledger) Objects(modes.Overlay) (none []core.Object) { return none }
 
 // join puts a host's yard into the cluster, which survives it.
-func (l *ledger) join(r *rig, c *Config) {
+func (l *ledger) join(r *rig, c *book.Config) {
 	m, err := overlay.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel, Fabric: l})
 	if err != nil {
 		r.t.Fatal(err)
@@ -79,7 +84,7 @@ func (l *ledger) join(r *rig, c *Config) {
 // reap gives up what nobody of the host has, as the Fabric does after a while.
 func (l *ledger) reap(r *rig) {
 	for a := range l.owners {
-		if !r.Holds(strings.Repeat("c", 32), a) {
+		if !yoverlay.Holds(r.Yard.Book, strings.Repeat("c", 32), a) {
 			delete(l.owners, a)
 		}
 	}
@@ -94,11 +99,11 @@ func TestOverlayCrash(t *testing.T) {
 	r.host.Sh(t, "ip addr add 192.0.2.1/24 dev lo")
 	r.cluster = l
 	r.start()
-	n, err := r.MakeNetwork(t.Context(), NetworkRequest{Name: "blue", Mode: "overlay", Subnets: []SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
+	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{Name: "blue", Mode: "overlay", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	must := func(a Attached, err error) []netip.Prefix {
+	must := func(a book.Attached, err error) []netip.Prefix {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
@@ -106,22 +111,22 @@ func TestOverlayCrash(t *testing.T) {
 		return a.Endpoint.Addrs
 	}
 	wanted := p.request(n, "c1")
-	wanted.Container = modes.Container{Engine: Containerd, ID: "c1", Name: "c1"}
+	wanted.Container = modes.Container{Engine: book.Containerd, ID: "c1", Name: "c1"}
 	for at, died := 1, true; died; at++ {
-		stays := must(r.Attach(t.Context(), q.request(n, "c2")))
+		stays := must(attach.Attach(t.Context(), r.Yard, q.request(n, "c2")))
 		steps, err := r.pull(at, func() error {
-			if _, err := r.Attach(t.Context(), wanted); err != nil {
+			if _, err := attach.Attach(t.Context(), r.Yard, wanted); err != nil {
 				return err
 			}
 			other := wanted
 			other.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.77")} // in place of the one it has
-			if _, err := r.Attach(t.Context(), other); err != nil {
+			if _, err := attach.Attach(t.Context(), r.Yard, other); err != nil {
 				return err
 			}
-			if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil { // held
+			if err := attach.Detach(t.Context(), r.Yard, p.end(n, "c1")); err != nil { // held
 				return err
 			}
-			return r.ContainerGone(t.Context(), "c1")
+			return attach.ContainerGone(t.Context(), r.Yard, "c1")
 		})
 		if died = errors.Is(err, errPulled); err != nil && !died {
 			t.Fatal(err)
@@ -130,20 +135,20 @@ func TestOverlayCrash(t *testing.T) {
 		r.start()
 		l.reap(r)
 		r.healthy(what)
-		got := must(r.Attach(t.Context(), wanted))
+		got := must(attach.Attach(t.Context(), r.Yard, wanted))
 		if l.owners[got[0].Addr()] == "" || l.owners[stays[0].Addr()] == "" || slices.Equal(got, stays) {
 			t.Errorf("%s: it has %v beside %v, and the cluster knows of %v", what, got, stays, l.owners)
 		}
 		if !p.Pings(stays[0].Addr().String(), true) {
 			t.Errorf("%s: the two do not reach each other", what)
 		}
-		if err := r.Detach(t.Context(), p.end(n, "c1")); err != nil {
+		if err := attach.Detach(t.Context(), r.Yard, p.end(n, "c1")); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.ContainerGone(t.Context(), "c1"); err != nil {
+		if err := attach.ContainerGone(t.Context(), r.Yard, "c1"); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.Detach(t.Context(), q.end(n, "c2")); err != nil {
+		if err := attach.Detach(t.Context(), r.Yard, q.end(n, "c2")); err != nil {
 			t.Fatal(err)
 		}
 		if len(l.owners) != 0 {

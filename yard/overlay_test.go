@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -20,12 +20,19 @@ import (
 	"netyard/modes"
 	"netyard/modes/overlay"
 	"netyard/store"
+
+	"netyard/yard"
+	yattach "netyard/yard/attach"
+	"netyard/yard/book"
+	yoverlay "netyard/yard/overlay"
+	yown "netyard/yard/own"
+	"netyard/yard/reconcile"
 )
 
 // A member is a host of a cluster, with a yard on it.
 type member struct {
 	*kerneltest.Host
-	*Yard
+	*yard.Yard
 	agent  *fabric.Agent
 	client *cluster.Client
 }
@@ -53,17 +60,17 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		m.agent, err = fabric.New(fabric.Config{
 			Log: log, Client: m.client, Store: st, Kernel: m.Kernel, Port: 4789, BootID: fmt.Sprint("boot", n),
 			Host: cluster.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
-			Held: func(network string, a netip.Addr) bool { return m.Holds(network, a) },
+			Held: func(network string, a netip.Addr) bool { return yoverlay.Holds(m.Yard.Book, network, a) },
 		})
 		must(err)
 		f := fabric.Modes{A: m.agent}
 		mode, err := overlay.New(modes.Env{Log: log, Kernel: m.Kernel, Fabric: f})
 		must(err)
-		m.Yard = New(Config{
+		m.Yard = yard.New(book.Config{
 			Log: log, Store: st, Kernel: m.Kernel, BootID: "boot-1", IPAM: ipam.New(ipam.Config{}), Fabric: f,
 			Modes: map[string]modes.Mode{"overlay": mode}, Background: func(f func()) { f() },
 		})
-		must(m.Restore(t.Context(), false))
+		must(reconcile.Restore(t.Context(), m.Yard, false))
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		go func() {
@@ -84,10 +91,10 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 	return all
 }
 
-func blue(subnets ...string) NetworkRequest {
-	r := NetworkRequest{Name: "blue", Mode: "overlay"}
+func blue(subnets ...string) book.NetworkRequest {
+	r := book.NetworkRequest{Name: "blue", Mode: "overlay"}
 	for _, s := range subnets {
-		r.Subnets = append(r.Subnets, SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix(s)}})
+		r.Subnets = append(r.Subnets, book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix(s)}})
 	}
 	return r
 }
@@ -111,7 +118,7 @@ func (m *member) healthy(t *testing.T, when string) {
 	m.settled(t)
 	var said string
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // the watcher mends meanwhile
-		found, err := m.Audit(t.Context(), nil)
+		found, err := reconcile.Audit(t.Context(), m.Yard, nil)
 		if err == nil && len(found) == 0 {
 			return
 		}
@@ -140,9 +147,9 @@ func TestOverlayMade(t *testing.T) {
 	t.Parallel()
 	hosts := members(t, clustertest.Start(t, ""), 2)
 	one, two := hosts[0], hosts[1]
-	refused := func(m *member, want string, r NetworkRequest) {
+	refused := func(m *member, want string, r book.NetworkRequest) {
 		t.Helper()
-		if _, err := m.MakeNetwork(t.Context(), r); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, modes.ErrOption) {
+		if _, err := yown.MakeNetwork(t.Context(), m.Yard, r); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, modes.ErrOption) {
 			t.Errorf("%v, want %q", err, want)
 		}
 		if ns, _ := m.Networks(); len(ns) > 0 {
@@ -162,7 +169,7 @@ func TestOverlayMade(t *testing.T) {
 	first := blue("10.20.0.0/16", "fd20::/64")
 	first.Internal = true
 	first.Subnets[0].Gateway = netip.MustParseAddr("10.20.0.7")
-	n, err := one.MakeNetwork(t.Context(), first)
+	n, err := yown.MakeNetwork(t.Context(), one.Yard, first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +177,7 @@ func TestOverlayMade(t *testing.T) {
 	gateway := blue("10.20.0.0/16")
 	gateway.Subnets[0].Gateway = netip.MustParseAddr("10.20.0.1")
 	refused(two, "gateway 10.20.0.1 is to be it, and in the cluster it has 10.20.0.7", gateway)
-	there, err := two.MakeNetwork(t.Context(), blue())
+	there, err := yown.MakeNetwork(t.Context(), two.Yard, blue())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +191,7 @@ func TestOverlayMade(t *testing.T) {
 	}
 	remove := func(m *member) {
 		t.Helper()
-		if _, err := m.RemoveNetwork(t.Context(), "blue"); err != nil {
+		if _, err := yown.RemoveNetwork(t.Context(), m.Yard, "blue"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -197,7 +204,7 @@ func TestOverlayMade(t *testing.T) {
 	remove(one)
 	clustertest.Eventually(t, "one host keeps it", left(1))
 	remove(two)
-	if _, err := two.MakeNetwork(t.Context(), blue("10.99.0.0/16")); err != nil {
+	if _, err := yown.MakeNetwork(t.Context(), two.Yard, blue("10.99.0.0/16")); err != nil {
 		t.Errorf("made anew at once: %v", err)
 	}
 	remove(two)
@@ -220,7 +227,7 @@ func TestOverlayAttached(t *testing.T) {
 		if i == 0 {
 			r = blue("10.20.0.0/16", "fd20::/64")
 		}
-		n, err := m.MakeNetwork(t.Context(), r)
+		n, err := yown.MakeNetwork(t.Context(), m.Yard, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -228,14 +235,14 @@ func TestOverlayAttached(t *testing.T) {
 		m.settled(t)
 	}
 	one, two := hosts[0], hosts[1]
-	attach := func(m *member, p place, name string, change ...func(*AttachRequest)) (Attached, error) {
+	attach := func(m *member, p place, name string, change ...func(*book.AttachRequest)) (book.Attached, error) {
 		r := p.request(modes.Network{ID: ids[m]}, name)
 		for _, f := range change {
 			f(&r)
 		}
-		return m.Attach(t.Context(), r)
+		return yattach.Attach(t.Context(), m.Yard, r)
 	}
-	must := func(a Attached, err error) Attached {
+	must := func(a book.Attached, err error) book.Attached {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
@@ -244,9 +251,9 @@ func TestOverlayAttached(t *testing.T) {
 	}
 	p, q, s := newPlace(t), newPlace(t), newPlace(t)
 	c1, c2 := must(attach(one, p, "c1")), must(attach(two, q, "c2"))
-	third := func(r *AttachRequest) {
+	third := func(r *book.AttachRequest) {
 		r.Addrs = []netip.Addr{netip.MustParseAddr("10.20.3.3")}
-		r.Container = modes.Container{Engine: Containerd, ID: "c3", Name: "web"}
+		r.Container = modes.Container{Engine: book.Containerd, ID: "c3", Name: "web"}
 		r.Aliases = []string{"db"}
 	}
 	c3 := must(attach(one, s, "c3", third))
@@ -254,7 +261,7 @@ func TestOverlayAttached(t *testing.T) {
 		t.Errorf("c3 has %v", c3.Endpoint.Addrs)
 	}
 	for _, from := range []place{p, q, s} {
-		for _, to := range []Attached{c1, c2, c3} {
+		for _, to := range []book.Attached{c1, c2, c3} {
 			for _, a := range to.Endpoint.Addrs {
 				if !from.Pings(a.Addr().String(), true) {
 					t.Errorf("%s is not reached", a)
@@ -276,14 +283,14 @@ func TestOverlayAttached(t *testing.T) {
 		}
 	}
 	clustertest.Eventually(t, "the other host does not know its names", named("web", "db"))
-	if err := one.Identify(ids[one], c3.Endpoint.ID, modes.Container{Name: "shop", Labels: map[string]string{"com.docker.compose.service": "front"}}); err != nil {
+	if err := reconcile.Identify(one.Yard, ids[one], c3.Endpoint.ID, modes.Container{Name: "shop", Labels: map[string]string{"com.docker.compose.service": "front"}}); err != nil {
 		t.Fatal(err)
 	}
 	clustertest.Eventually(t, "the other host does not hear of its new name", named("shop", "db", "front"))
 
 	detach := func(p place, name string) {
 		t.Helper()
-		if err := one.Detach(t.Context(), p.end(modes.Network{ID: ids[one]}, name)); err != nil {
+		if err := yattach.Detach(t.Context(), one.Yard, p.end(modes.Network{ID: ids[one]}, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -301,7 +308,7 @@ func TestOverlayAttached(t *testing.T) {
 		t.Errorf("it was stopped with %v, and started with %v", c3.Endpoint.Addrs, c3b.Endpoint.Addrs)
 	}
 	detach(s, "c3")
-	if err := one.ContainerGone(t.Context(), "c3"); err != nil {
+	if err := yattach.ContainerGone(t.Context(), one.Yard, "c3"); err != nil {
 		t.Fatal(err)
 	}
 	clustertest.Eventually(t, "the address is not free", func() bool { _, err := attach(two, newPlace(t), "heir", third); return err == nil })
@@ -318,24 +325,24 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 	t.Helper()
 	etcd.Kill(t)
 	clustertest.Eventually(t, "etcd is there", func() bool { s, _ := one.agent.Status(); return !s.Health.Down.IsZero() })
-	if err := one.Room(id); err != nil {
+	if err := yattach.Room(one.Yard, id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
 	var last error
 	for i := 0; last == nil && i < 20; i++ {
-		_, last = one.Attach(t.Context(), newPlace(t).request(modes.Network{ID: id}, fmt.Sprint("late", i)))
+		_, last = yattach.Attach(t.Context(), one.Yard, newPlace(t).request(modes.Network{ID: id}, fmt.Sprint("late", i)))
 	}
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)
 	}
-	if err := one.Room(id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
+	if err := yattach.Room(one.Yard, id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
 		t.Errorf("with an empty store: %v", err)
 	}
 }
 
 func (m *member) overlayID(t *testing.T) string {
 	t.Helper()
-	ids, err := m.Overlays()
+	ids, err := yoverlay.Overlays(m.Yard.Book)
 	if err != nil || len(ids) != 1 {
 		t.Fatalf("%v %v", ids, err)
 	}

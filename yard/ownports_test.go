@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -11,6 +11,11 @@ import (
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/modes/macvlan"
+
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	yown "netyard/yard/own"
+	"netyard/yard/reconcile"
 )
 
 // inside is a rig with an internal network, and a container on it that has been joined.
@@ -29,7 +34,7 @@ func inside(t *testing.T, p place) (r *rig, n modes.Network, link modes.Link) {
 // joins puts an endpoint into a place, as an engine does.
 func (r *rig) joins(network, id, addr string, p place) modes.Link {
 	r.t.Helper()
-	e := modes.Endpoint{ID: id, NetworkID: network, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}, Container: modes.Container{Engine: Docker}}
+	e := modes.Endpoint{ID: id, NetworkID: network, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}, Container: modes.Container{Engine: book.Docker}}
 	if _, err := r.CreateEndpoint(r.t.Context(), e); err != nil {
 		r.t.Fatal(err)
 	}
@@ -45,8 +50,8 @@ func (p place) rules(t *testing.T) string {
 	return p.Sh(t, "nft list ruleset")
 }
 
-func own(proto string, host, container uint16) Ask {
-	return Ask{Proto: proto, HostPort: host, ContainerPort: container}
+func own(proto string, host, container uint16) book.Ask {
+	return book.Ask{Proto: proto, HostPort: host, ContainerPort: container}
 }
 
 // TestLend: where no engine says who has the default route, ports are lent; they go when one does.
@@ -54,7 +59,7 @@ func TestLend(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	r, n, link := inside(t, p)
-	asks := []Ask{own("tcp", 443, 8080), own("udp", 7000, 8000), own("udp", 7001, 8001), own("tcp", 0, 80), own("tcp", 0, 443), {Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 1, ContainerPort: 1}}
+	asks := []book.Ask{own("tcp", 443, 8080), own("udp", 7000, 8000), own("udp", 7001, 8001), own("tcp", 0, 80), own("tcp", 0, 443), {Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 1, ContainerPort: 1}}
 	for range 2 {
 		if err := r.Lend(t.Context(), n, link, epID, asks); err != nil {
 			t.Fatal(err)
@@ -72,14 +77,14 @@ func TestLend(t *testing.T) {
 	if rules := p.rules(t); !strings.Contains(rules, "10.9.0.2 . tcp . 443 : 10.9.0.2 . 8080") || strings.Contains(rules, ". 80 :") {
 		t.Errorf("the sandbox has %s", rules)
 	}
-	if found := r.foundPorts(epID, SeenEndpoint{Sandbox: p.path, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}); fmt.Sprint(found) != strings.Replace(want, " 10.9.0.2:80/tcp", "", 1) {
+	if found := reconcile.FoundPorts(r.Yard, epID, reconcile.SeenEndpoint{Sandbox: p.path, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}); fmt.Sprint(found) != strings.Replace(want, " 10.9.0.2:80/tcp", "", 1) {
 		t.Errorf("found in the sandbox: %v", found)
 	}
 	p.Sh(t, "nft flush ruleset")
-	if found, err := r.Audit(t.Context(), nil); err != nil || len(found) != 1 || !strings.Contains(found[0].Text, "redirect of 10.9.0.2:443 to 8080/tcp") {
+	if found, err := reconcile.Audit(t.Context(), r.Yard, nil); err != nil || len(found) != 1 || !strings.Contains(found[0].Text, "redirect of 10.9.0.2:443 to 8080/tcp") {
 		t.Errorf("flushed in the sandbox, and doctor says %v, %v", found, err)
 	}
-	if err := r.mend(t.Context()); err != nil {
+	if err := reconcile.MendOnce(t.Context(), r.Yard); err != nil {
 		t.Fatal(err)
 	}
 	has("mended", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
@@ -115,7 +120,7 @@ func TestLendRefusals(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	r, n, _ := inside(t, p)
-	for want, asks := range map[string][]Ask{
+	for want, asks := range map[string][]book.Ask{
 		"publish 443:9090/tcp: in use: port 443/tcp of the container is asked for twice":                                                                               {own("tcp", 443, 8080), own("tcp", 443, 9090)},
 		"publish 10.0.0.1:443:8080/tcp: 10.0.0.1 is not an address of the container, which has 10.9.0.2 on network aaaaaaaaaaaa, where ports are published on its own": {{Proto: "tcp", HostIP: netip.MustParseAddr("10.0.0.1"), HostPort: 443, ContainerPort: 8080}},
 		"publish [::]:443:8080/tcp: the container has no address of a family that the port is published on":                                                            {{Proto: "tcp", HostIP: netip.IPv6Unspecified(), HostPort: 443, ContainerPort: 8080}},
@@ -127,8 +132,8 @@ func TestLendRefusals(t *testing.T) {
 	if rules := p.rules(t); rules != "" {
 		t.Errorf("a refusal left %s", rules)
 	}
-	first := Ask{Proto: "tcp", HostPort: 443, HostPortEnd: 445, ContainerPort: 8080}
-	ports, err := r.Publish(t.Context(), n.ID, epID, []Ask{first, own("tcp", 443, 9090)})
+	first := book.Ask{Proto: "tcp", HostPort: 443, HostPortEnd: 445, ContainerPort: 8080}
+	ports, err := r.Publish(t.Context(), n.ID, epID, []book.Ask{first, own("tcp", 443, 9090)})
 	if err != nil || fmt.Sprint(ports) != "[10.9.0.2:443->9090/tcp 10.9.0.2:444->8080/tcp]" {
 		t.Errorf("the first of a range that is free: %v, %v", ports, err)
 	}
@@ -140,7 +145,7 @@ func TestOwnPortsCrash(t *testing.T) {
 	t.Parallel()
 	for name, call := range map[string]func(r *rig, n modes.Network) error{
 		"publish": func(r *rig, n modes.Network) error {
-			_, err := r.Publish(context.Background(), n.ID, epID, []Ask{own("tcp", 443, 8080)})
+			_, err := r.Publish(context.Background(), n.ID, epID, []book.Ask{own("tcp", 443, 8080)})
 			return err
 		},
 		"withdraw": func(r *rig, n modes.Network) error { return r.Withdraw(context.Background(), n.ID, epID) },
@@ -153,7 +158,7 @@ func TestOwnPortsCrash(t *testing.T) {
 				r, n, link := inside(t, p)
 				p.Take(t, r.host, link.SrcName)
 				if name != "publish" {
-					if _, err := r.Publish(t.Context(), n.ID, epID, []Ask{own("tcp", 443, 8080)}); err != nil {
+					if _, err := r.Publish(t.Context(), n.ID, epID, []book.Ask{own("tcp", 443, 8080)}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -189,13 +194,13 @@ func TestAttachOwnPorts(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
 	r.host.Peer(t, "lan0")
-	m, err := macvlan.New(modes.Env{Log: r.c.Log, Kernel: r.host.Kernel})
+	m, err := macvlan.New(modes.Env{Log: r.Config.Log, Kernel: r.host.Kernel})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.c.Modes["macvlan"] = m
+	r.Config.Modes["macvlan"] = m
 	made := func(name, subnet string) modes.Network {
-		n, err := r.MakeNetwork(t.Context(), NetworkRequest{Name: name, Mode: "macvlan", Options: map[string]string{"parent": "lan0"}, Subnets: []SubnetRequest{subnetOf(subnet)}})
+		n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{Name: name, Mode: "macvlan", Options: map[string]string{"parent": "lan0"}, Subnets: []book.SubnetRequest{subnetOf(subnet)}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -203,11 +208,11 @@ func TestAttachOwnPorts(t *testing.T) {
 	}
 	lan, other := made("lan", "192.0.2.0/24"), made("other", "198.51.100.0/24")
 	asked, second := p.request(lan, "c1"), p.request(other, "c1")
-	asked.Ports, second.Ports = []Ask{own("tcp", 443, 8080)}, []Ask{own("tcp", 443, 8080)}
+	asked.Ports, second.Ports = []book.Ask{own("tcp", 443, 8080)}, []book.Ask{own("tcp", 443, 8080)}
 	second.IfName = "eth1"
 	for range 2 {
-		for _, one := range []AttachRequest{second, asked} {
-			if _, err := r.Attach(t.Context(), one); err != nil {
+		for _, one := range []book.AttachRequest{second, asked} {
+			if _, err := attach.Attach(t.Context(), r.Yard, one); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -216,8 +221,8 @@ func TestAttachOwnPorts(t *testing.T) {
 		t.Errorf("the sandbox has %s", rules)
 	}
 	r.healthy("attached")
-	for _, end := range []DetachRequest{p.end(lan, "c1"), {NetworkID: other.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
-		if err := r.Detach(t.Context(), end); err != nil {
+	for _, end := range []attach.DetachRequest{p.end(lan, "c1"), {NetworkID: other.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
+		if err := attach.Detach(t.Context(), r.Yard, end); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -226,6 +231,6 @@ func TestAttachOwnPorts(t *testing.T) {
 	}
 }
 
-func subnetOf(subnet string) SubnetRequest {
-	return SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix(subnet)}}
+func subnetOf(subnet string) book.SubnetRequest {
+	return book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix(subnet)}}
 }

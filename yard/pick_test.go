@@ -1,8 +1,10 @@
-package yard
+package yard_test
 
 import (
 	"errors"
 	"testing"
+
+	"netyard/yard/book"
 )
 
 // TestPick: a name goes before an id that begins so.
@@ -11,11 +13,11 @@ func TestPick(t *testing.T) {
 	type thing struct{ id, name string }
 	all := []thing{{"b1", "web"}, {"c2", "b"}, {"c3", "db"}, {"d4", "db"}, {"d45", ""}}
 	for ref, want := range map[string]string{"b": "c2", "b1": "b1", "web": "b1", "c3": "c3", "d45": "d45", "d4": "d4", "": "none", "x": "none", "db": "many", "c": "many"} {
-		got, err := pick("thing", ref, all, func(v thing) (string, string) { return v.id, v.name })
+		got, err := book.Pick("thing", ref, all, func(v thing) (string, string) { return v.id, v.name })
 		switch {
-		case errors.Is(err, ErrNotFound):
+		case errors.Is(err, book.ErrNotFound):
 			got.id = "none"
-		case errors.Is(err, ErrAmbiguous):
+		case errors.Is(err, book.ErrAmbiguous):
 			got.id = "many"
 		}
 		if got.id != want {

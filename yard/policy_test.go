@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"context"
@@ -9,6 +9,11 @@ import (
 
 	"netyard/modes"
 	"netyard/policy"
+
+	"netyard/yard/book"
+	"netyard/yard/enforce"
+	"netyard/yard/pool"
+	"netyard/yard/reconcile"
 )
 
 func parsed(t *testing.T, text string) []policy.Policy {
@@ -29,7 +34,7 @@ egress: {}
 
 func (r *rig) apply(text string) {
 	r.t.Helper()
-	if _, err := r.ApplyPolicies(r.t.Context(), parsed(r.t, text), false); err != nil {
+	if _, err := enforce.ApplyPolicies(r.t.Context(), r.Yard.Book, parsed(r.t, text), false); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -65,12 +70,12 @@ func TestPolicyFollows(t *testing.T) {
 	r.start()
 	want("nobody knows yet, after a restart", "")
 	who := census()
-	who.Endpoints[epID] = SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c1", Name: "app", Labels: map[string]string{}}}
+	who.Endpoints[epID] = reconcile.SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c1", Name: "app", Labels: map[string]string{}}}
 	r.looks(1, who)
 	want("it is the app", allowed)
 	r.start()
 	want("after a restart", allowed)
-	who.Endpoints[epID] = SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c1", Name: "renamed", Labels: map[string]string{}}}
+	who.Endpoints[epID] = reconcile.SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c1", Name: "renamed", Labels: map[string]string{}}}
 	r.looks(1, who)
 	if got := r.sets(); strings.Contains(got, "10.9.0.2") {
 		t.Errorf("it is called otherwise now: %s", got)
@@ -82,16 +87,16 @@ func TestPolicyFollows(t *testing.T) {
 	r.apply(strings.Replace(appPolicy, "container: app", "container: ren*", 1))
 	want("by pattern", allowed)
 	if err := errors.Join(r.Leave(t.Context(), netID, epID), r.DeleteEndpoint(t.Context(), netID, epID),
-		r.ReleaseAddress(t.Context(), "10.9.0.0/24", netip.MustParseAddr("10.9.0.2"))); err != nil {
+		pool.ReleaseAddress(t.Context(), r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.2"))); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.sets(); strings.Contains(got, "10.9.0.2") {
 		t.Errorf("the endpoint is gone: %s", got)
 	}
-	if _, err := r.RemovePolicy(t.Context(), "app"); err != nil {
+	if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "app"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.RemovePolicy(t.Context(), "app"); !errors.Is(err, ErrNotFound) {
+	if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "app"); !errors.Is(err, book.ErrNotFound) {
 		t.Errorf("removed twice: %v", err)
 	}
 	r.healthy("at the end")
@@ -108,7 +113,7 @@ func TestPolicyCrash(t *testing.T) {
 			}
 		}
 		_, err := r.pull(at, func() error {
-			_, err := r.ApplyPolicies(t.Context(), parsed(t, appPolicy), false)
+			_, err := enforce.ApplyPolicies(t.Context(), r.Yard.Book, parsed(t, appPolicy), false)
 			return err
 		})
 		r.start()
@@ -135,10 +140,10 @@ func TestPolicyTakenBack(t *testing.T) {
 	before := r.sets()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := r.ApplyPolicies(ctx, parsed(t, "name: b\negress: {}"), false); !errors.Is(err, context.Canceled) {
+	if _, err := enforce.ApplyPolicies(ctx, r.Yard.Book, parsed(t, "name: b\negress: {}"), false); !errors.Is(err, context.Canceled) {
 		t.Errorf("applied in no time: %v", err)
 	}
-	if ps, err := r.Policies(); err != nil || len(ps) != 1 {
+	if ps, err := enforce.Policies(r.Yard.Book); err != nil || len(ps) != 1 {
 		t.Errorf("%v %v", ps, err)
 	}
 	if got := r.sets(); got != before {

@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"fmt"
@@ -8,9 +8,12 @@ import (
 	"testing"
 	"time"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
+
+	"netyard/yard/book"
+	"netyard/yard/reconcile"
 )
 
 // TestRefusedCreate: a network that cannot be takes nothing of another's with it.
@@ -23,7 +26,7 @@ func TestRefusedCreate(t *testing.T) {
 	if err := r.CreateNetwork(t.Context(), twin); err == nil || !strings.Contains(err.Error(), "overlaps") {
 		t.Errorf("a second network of the same subnet: %v", err)
 	}
-	twin.Subnets, twin.Options = nil, map[string]string{"bridge": kernel.Name(kernel.BridgePrefix, netID)}
+	twin.Subnets, twin.Options = nil, map[string]string{"bridge": core.Name(core.BridgePrefix, netID)}
 	if err := r.CreateNetwork(t.Context(), twin); err == nil {
 		t.Error("a second network on the same bridge")
 	}
@@ -58,7 +61,7 @@ func TestGCBesideCreates(t *testing.T) {
 				return
 			default:
 			}
-			removed, err := r.GC(t.Context(), nil, false)
+			removed, err := reconcile.GC(t.Context(), r.Yard, nil, false)
 			if err != nil || len(removed) > 0 {
 				t.Errorf("gc removed %+v: %v", removed, err)
 				return
@@ -93,15 +96,15 @@ func TestGCBesideCreates(t *testing.T) {
 func TestModeNotOffered(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
-	r.c.Offered = []string{"none"}
+	r.Config.Offered = []string{"none"}
 	n := r.network()
 	n.ID = "bbbbbbbbbbbb0002"
 	if err := r.CreateNetwork(t.Context(), n); err == nil || !strings.Contains(err.Error(), "mode=bridge") {
 		t.Errorf("create: %v", err)
 	}
 	before := r.host.Dump(t)
-	r.c.Modes = map[string]modes.Mode{} // a mode that this program does not even know
-	if err := r.prune(t.Context()); err != nil {
+	r.Config.Modes = map[string]modes.Mode{} // a mode that this program does not even know
+	if err := reconcile.Prune(t.Context(), r.Yard); err != nil {
 		t.Fatal(err)
 	}
 	if after := r.host.Dump(t); !strings.Contains(after, "nyb-aaaaaaaaaaa") || !strings.Contains(after, "nyv-eeeeeeeeeee") {
@@ -114,12 +117,12 @@ func TestStuck(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
 	err := r.st.Update(func(tx store.Tx) error {
-		e, err := getEndpoint(tx, netID, epID)
+		e, err := book.GetEndpoint(tx, netID, epID)
 		if err != nil {
 			return err
 		}
 		e.Phase, e.Turned = modes.Deleting, r.now
-		return putEndpoint(tx, e)
+		return book.PutEndpoint(tx, e)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +130,7 @@ func TestStuck(t *testing.T) {
 	r.now = r.now.Add(10 * time.Second)
 	r.finds("endpoint eeeeeeeeeeee is stuck deleting")
 	r.now = r.now.Add(time.Minute)
-	r.retry(t.Context())
+	r.Retry(t.Context())
 	if es, _ := r.Endpoints(); len(es) != 0 {
 		t.Error("it is still stuck")
 	}

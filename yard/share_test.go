@@ -1,4 +1,4 @@
-package yard
+package yard_test
 
 import (
 	"errors"
@@ -10,14 +10,19 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
+
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/event"
+	"netyard/yard/share"
 )
 
 // sharers makes a network whose containers share the host's addresses, and endpoints on it, each with a sandbox of its
 // own.
-func (r *rig) sharers(count int) (hosts []*kerneltest.Host, all []*watched) {
+func (r *rig) sharers(count int) (hosts []*kerneltest.Host, all []*share.Watched) {
 	r.t.Helper()
 	n := modes.Network{ID: netID, Mode: "host", Subnets: []modes.Subnet{{
 		Pool: netip.MustParsePrefix("10.9.0.0/24"), Gateway: netip.MustParsePrefix("10.9.0.1/24"),
@@ -46,15 +51,15 @@ func (r *rig) sharers(count int) (hosts []*kerneltest.Host, all []*watched) {
 		}
 		hosts = append(hosts, h)
 	}
-	byID := map[string]*watched{}
-	r.rewatch(byID)
+	byID := map[string]*share.Watched{}
+	share.Rewatch(r.Yard, byID)
 	r.t.Cleanup(func() {
 		for _, w := range byID {
-			_ = w.sandbox.Close()
+			_ = w.Sandbox.Close()
 		}
 	})
 	for i := range count {
-		all = append(all, byID[endpointKey(netID, fmt.Sprintf("%04deeeeeeeeeeee", i))])
+		all = append(all, byID[book.EndpointKey(netID, fmt.Sprintf("%04deeeeeeeeeeee", i))])
 	}
 	return hosts, all
 }
@@ -74,21 +79,21 @@ func (r *rig) listen(h *kerneltest.Host, addr string) net.Listener {
 }
 
 // listeners lists the sockets of a namespace.
-func listeners(h *kerneltest.Host) func() ([]kernel.Listener, error) {
-	return func() ([]kernel.Listener, error) { return h.Listeners() }
+func listeners(h *kerneltest.Host) func() ([]sandbox.Listener, error) {
+	return func() ([]sandbox.Listener, error) { return sandbox.Listeners(h.Kernel.Handle) }
 }
 
-func (r *rig) see(w *watched) {
+func (r *rig) see(w *share.Watched) {
 	r.t.Helper()
-	if err := r.visit(r.t.Context(), w); err != nil {
+	if err := share.Visit(r.t.Context(), r.Yard, w); err != nil {
 		r.t.Fatal(err)
 	}
 }
 
 // shares are the ports that an endpoint has on record.
-func (r *rig) shares(w *watched) (ports []uint16) {
+func (r *rig) shares(w *share.Watched) (ports []uint16) {
 	r.t.Helper()
-	e, err := r.Endpoint(netID, w.endpoint.ID)
+	e, err := r.Endpoint(netID, w.Endpoint.ID)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -115,7 +120,7 @@ func TestShareConflict(t *testing.T) {
 	if a, b := r.shares(ws[0]), r.shares(ws[1]); !slices.Equal(a, []uint16{80}) || len(b) > 0 {
 		t.Errorf("the first has %v, the second %v", a, b)
 	}
-	found := r.Conflicts(ws[1].endpoint)
+	found := share.Conflicts(r.Yard, ws[1].Endpoint)
 	if len(found) != 2 || !strings.Contains(found[0].Owner, "endpoint 0000eeeeeeee") || !strings.Contains(found[1].Owner, "process yard.test") {
 		t.Errorf("conflicts: %+v", found)
 	}
@@ -132,9 +137,9 @@ func TestShareConflict(t *testing.T) {
 		t.Errorf("the first has %v, the second %v", a, b)
 	}
 	late := r.listen(r.host, ":80")
-	r.hostChanged(map[string]*watched{"": ws[1]}, nil)
+	share.HostChanged(r.Yard, map[string]*share.Watched{"": ws[1]}, nil)
 	r.see(ws[1])
-	if found := r.Conflicts(ws[1].endpoint); len(found) != 1 || !found[0].Shadow || len(r.shares(ws[1])) != 2 {
+	if found := share.Conflicts(r.Yard, ws[1].Endpoint); len(found) != 1 || !found[0].Shadow || len(r.shares(ws[1])) != 2 {
 		t.Errorf("a program that came too late: %+v %v", found, r.shares(ws[1]))
 	}
 	_ = late.Close()
@@ -145,12 +150,12 @@ func TestShareConflict(t *testing.T) {
 	for _, e := range all {
 		count[e.Type]++
 	}
-	for kind, want := range map[string]int{PortPublished: 1, PortWithdrawn: 1, PortConflict: 3, PortHealed: 3} {
+	for kind, want := range map[string]int{event.PortPublished: 1, event.PortWithdrawn: 1, event.PortConflict: 3, event.PortHealed: 3} {
 		if count[kind] != want {
 			t.Errorf("%s was told %d times, want %d: %+v", kind, count[kind], want, all)
 		}
 	}
-	if err := r.Leave(t.Context(), netID, ws[1].endpoint.ID); err != nil {
+	if err := r.Leave(t.Context(), netID, ws[1].Endpoint.ID); err != nil {
 		t.Fatal(err)
 	}
 	r.see(ws[1]) // the watcher has not yet heard of it
@@ -173,7 +178,7 @@ func TestShareCrash(t *testing.T) {
 		_ = old.Close()
 		kerneltest.Released(t, listeners(hosts[0]), 80)
 		r.listen(hosts[0], ":81")
-		steps, err := r.pull(at, func() error { return r.visit(t.Context(), w) })
+		steps, err := r.pull(at, func() error { return share.Visit(t.Context(), r.Yard, w) })
 		if err == nil {
 			if at < 4 {
 				t.Errorf("there are only the steps %q", steps)
@@ -186,7 +191,7 @@ func TestShareCrash(t *testing.T) {
 		when := fmt.Sprintf("step %q", steps[len(steps)-1])
 		r.start()
 		r.healthy(when)
-		again := &watched{mode: r.c.Modes["host"], sharer: w.sharer, network: w.network, endpoint: w.endpoint, sandbox: w.sandbox}
+		again := &share.Watched{Mode: r.Config.Modes["host"], Sharer: w.Sharer, Network: w.Network, Endpoint: w.Endpoint, Sandbox: w.Sandbox}
 		r.see(again)
 		if got := r.shares(again); !slices.Equal(got, []uint16{81}) {
 			t.Errorf("%s: after the next look it shares %v", when, got)
@@ -197,10 +202,10 @@ func TestShareCrash(t *testing.T) {
 
 func TestEvents(t *testing.T) {
 	t.Parallel()
-	y := New(Config{})
+	y := yard.New(book.Config{})
 	_, more := y.Events(0)
-	for i := range manyEvents + 10 {
-		y.tell(Event{Type: NetworkCreated, Text: fmt.Sprint(i)})
+	for i := range event.ManyEvents + 10 {
+		y.Tell(event.Event{Type: event.NetworkCreated, Text: fmt.Sprint(i)})
 	}
 	select {
 	case <-more:
@@ -208,13 +213,13 @@ func TestEvents(t *testing.T) {
 		t.Error("nobody was woken")
 	}
 	all, _ := y.Events(0)
-	if len(all) != manyEvents || all[0].ID != 11 || all[len(all)-1].ID != manyEvents+10 {
+	if len(all) != event.ManyEvents || all[0].ID != 11 || all[len(all)-1].ID != event.ManyEvents+10 {
 		t.Errorf("%d events are kept, from %d to %d", len(all), all[0].ID, all[len(all)-1].ID)
 	}
-	if some, more := y.Events(manyEvents + 9); len(some) != 1 || more == nil {
+	if some, more := y.Events(event.ManyEvents + 9); len(some) != 1 || more == nil {
 		t.Errorf("behind all but one: %v", some)
 	}
-	y.events.end()
+	y.Ring.End()
 	if _, more := y.Events(0); more != nil {
 		t.Error("there is more to wait for when the daemon ends")
 	}

@@ -8,7 +8,7 @@ import (
 	"io"
 	"net/http"
 
-	"netyard/yard"
+	"netyard/yard/book"
 )
 
 func readChange(r *http.Request) (q Change, err error) {
@@ -40,7 +40,7 @@ func (s *Server) changeEndpoint(ctx context.Context, r *http.Request) (any, erro
 	}
 	network := r.URL.Query().Get("network")
 	e, err := s.Yard.FindEndpointIn(network, r.PathValue("ref"))
-	if errors.Is(err, yard.ErrAmbiguous) && network == "" {
+	if errors.Is(err, book.ErrAmbiguous) && network == "" {
 		return nil, fmt.Errorf("%w, or which network's", err)
 	}
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 	"syscall"
 	"time"
 
-	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/trace"
 )
 
 // ErrNoDaemon says that nobody answers on the admin socket.
@@ -178,24 +179,24 @@ func (c *Client) RemovePolicy(ctx context.Context, name string) (Policy, error) 
 }
 
 // Doctor compares records, kernel and engines.
-func (c *Client) Doctor(ctx context.Context) ([]yard.Finding, error) {
-	return do[[]yard.Finding](ctx, c, http.MethodGet, "/v1/doctor", nil)
+func (c *Client) Doctor(ctx context.Context) ([]book.Finding, error) {
+	return do[[]book.Finding](ctx, c, http.MethodGet, "/v1/doctor", nil)
 }
 
 // GC removes what nobody wants, or says what it would remove.
-func (c *Client) GC(ctx context.Context, dryRun bool) ([]yard.Finding, error) {
+func (c *Client) GC(ctx context.Context, dryRun bool) ([]book.Finding, error) {
 	path := "/v1/gc"
 	if dryRun {
 		path += "?dry_run=1"
 	}
-	return do[[]yard.Finding](ctx, c, http.MethodPost, path, nil)
+	return do[[]book.Finding](ctx, c, http.MethodPost, path, nil)
 }
 
 // Trace follows the first packet of a flow.
-func (c *Client) Trace(ctx context.Context, from, to string, v6 bool) (yard.Trace, error) {
+func (c *Client) Trace(ctx context.Context, from, to string, v6 bool) (trace.Trace, error) {
 	q := url.Values{"from": {from}, "to": {to}}
 	if v6 {
 		q.Set("ipv6", "1")
 	}
-	return do[yard.Trace](ctx, c, http.MethodGet, "/v1/trace?"+q.Encode(), nil)
+	return do[trace.Trace](ctx, c, http.MethodGet, "/v1/trace?"+q.Encode(), nil)
 }

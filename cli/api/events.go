@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"strconv"
 
-	"netyard/yard"
+	"netyard/yard/event"
 )
 
 // events answers with the events that are kept, as a list; with follow=1 as a stream of JSON values that goes on until the client
@@ -29,7 +29,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	if q.Get("follow") == "" {
 		s.serve(w, r, func(context.Context, *http.Request) (any, error) {
 			some, _ := s.Yard.Events(after)
-			return append([]yard.Event{}, some...), nil
+			return append([]event.Event{}, some...), nil
 		})
 		return
 	}
@@ -56,12 +56,12 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 }
 
 // Events lists the events that the daemon keeps.
-func (c *Client) Events(ctx context.Context) ([]yard.Event, error) {
-	return do[[]yard.Event](ctx, c, http.MethodGet, "/v1/events", nil)
+func (c *Client) Events(ctx context.Context) ([]event.Event, error) {
+	return do[[]event.Event](ctx, c, http.MethodGet, "/v1/events", nil)
 }
 
 // Follow calls show for every event that the daemon keeps, and for each that comes, until ctx or the daemon ends.
-func (c *Client) Follow(ctx context.Context, show func(yard.Event) error) error {
+func (c *Client) Follow(ctx context.Context, show func(event.Event) error) error {
 	patient := *c.http
 	patient.Timeout = 0 // there may be nothing to say for days
 	w, err := request(ctx, &Client{socket: c.socket, http: &patient}, http.MethodGet, "/v1/events?follow=1", nil)
@@ -71,7 +71,7 @@ func (c *Client) Follow(ctx context.Context, show func(yard.Event) error) error 
 	defer w.Body.Close() //nolint:errcheck // read only
 	in := json.NewDecoder(w.Body)
 	for {
-		var e yard.Event
+		var e event.Event
 		err := in.Decode(&e)
 		switch {
 		case ctx.Err() != nil, errors.Is(err, io.EOF):

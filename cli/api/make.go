@@ -9,7 +9,8 @@ import (
 	"net/netip"
 
 	"netyard/ipam"
-	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/own"
 )
 
 // makeNetwork makes a network that belongs to no engine.
@@ -22,22 +23,22 @@ func (s *Server) makeNetwork(ctx context.Context, r *http.Request) (any, error) 
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadRequest, err)
 	}
-	n, err := s.Yard.MakeNetwork(ctx, yard.NetworkRequest{
+	n, err := own.MakeNetwork(ctx, s.Yard, book.NetworkRequest{
 		Name: q.Name, Mode: q.Mode, Options: q.Options, Internal: q.Internal, IPv6: q.IPv6, Subnets: subnets,
 	})
 	return networkView(n, 0), err
 }
 
 // subnets gives each gateway, range and kept address to the subnet that it is in.
-func (q NetworkRequest) subnets() (subnets []yard.SubnetRequest, err error) {
+func (q NetworkRequest) subnets() (subnets []book.SubnetRequest, err error) {
 	for _, text := range q.Subnets {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
 			return nil, fmt.Errorf("subnet %q: %w", text, err)
 		}
-		subnets = append(subnets, yard.SubnetRequest{Pool: ipam.PoolRequest{Subnet: p.Masked()}})
+		subnets = append(subnets, book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: p.Masked()}})
 	}
-	of := func(a netip.Addr) *yard.SubnetRequest {
+	of := func(a netip.Addr) *book.SubnetRequest {
 		for i := range subnets {
 			if subnets[i].Pool.Subnet.Contains(a) {
 				return &subnets[i]
@@ -71,7 +72,7 @@ func (q NetworkRequest) subnets() (subnets []yard.SubnetRequest, err error) {
 }
 
 // keep gives each address that is to be nobody's to the subnet that it is in.
-func (q NetworkRequest) keep(of func(netip.Addr) *yard.SubnetRequest) error {
+func (q NetworkRequest) keep(of func(netip.Addr) *book.SubnetRequest) error {
 	for name, text := range q.Aux {
 		a, err := netip.ParseAddr(text)
 		if err != nil {
@@ -91,6 +92,6 @@ func (q NetworkRequest) keep(of func(netip.Addr) *yard.SubnetRequest) error {
 
 // removeNetwork removes one that makeNetwork made.
 func (s *Server) removeNetwork(ctx context.Context, r *http.Request) (any, error) {
-	n, err := s.Yard.RemoveNetwork(ctx, r.PathValue("ref"))
+	n, err := own.RemoveNetwork(ctx, s.Yard, r.PathValue("ref"))
 	return networkView(n, 0), err
 }

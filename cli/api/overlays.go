@@ -6,6 +6,8 @@ import (
 	"net/url"
 
 	"netyard/modes"
+
+	"netyard/yard/overlay"
 )
 
 // An Overlay is a network of the cluster, as etcd has it.
@@ -47,7 +49,7 @@ func (s *Server) removeOverlay(ctx context.Context, r *http.Request) (any, error
 
 // reach shows who is on an overlay, on whatever host.
 func (s *Server) reach(n modes.Network) []Reached {
-	o, ok := s.Yard.Overlay(n)
+	o, ok := overlay.Overlay(s.Yard.Book, n)
 	if !ok || s.Cluster == nil {
 		return nil
 	}

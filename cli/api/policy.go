@@ -13,7 +13,7 @@ import (
 
 	"netyard/modes"
 	"netyard/policy"
-	"netyard/yard"
+	"netyard/yard/enforce"
 )
 
 // A Policy is a policy as the admin sees it.
@@ -40,7 +40,7 @@ type PolicyRequest struct {
 // policyFileMax is more than anybody writes.
 const policyFileMax = 4 << 20
 
-func policyView(s yard.PolicyState) (Policy, error) {
+func policyView(s enforce.PolicyState) (Policy, error) {
 	text, err := yaml.Marshal(s.Policy)
 	if err != nil {
 		return Policy{}, fmt.Errorf("print policy %s: %w", s.Name, err)
@@ -56,7 +56,7 @@ func policyView(s yard.PolicyState) (Policy, error) {
 	return v, nil
 }
 
-func policyViews(states []yard.PolicyState, err error) (any, error) {
+func policyViews(states []enforce.PolicyState, err error) (any, error) {
 	views := []Policy{}
 	for _, s := range states {
 		v, viewErr := policyView(s)
@@ -67,11 +67,11 @@ func policyViews(states []yard.PolicyState, err error) (any, error) {
 }
 
 func (s *Server) policies(context.Context, *http.Request) (any, error) {
-	return policyViews(s.Yard.Policies())
+	return policyViews(enforce.Policies(s.Yard.Book))
 }
 
 func (s *Server) policy(_ context.Context, r *http.Request) (any, error) {
-	state, err := s.Yard.Policy(r.PathValue("name"))
+	state, err := enforce.Policy(s.Yard.Book, r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}
@@ -87,11 +87,11 @@ func (s *Server) applyPolicies(ctx context.Context, r *http.Request) (any, error
 	if err != nil {
 		return nil, err
 	}
-	return policyViews(s.Yard.ApplyPolicies(ctx, fresh, q.DryRun))
+	return policyViews(enforce.ApplyPolicies(ctx, s.Yard.Book, fresh, q.DryRun))
 }
 
 func (s *Server) removePolicy(ctx context.Context, r *http.Request) (any, error) {
-	state, err := s.Yard.RemovePolicy(ctx, r.PathValue("name"))
+	state, err := enforce.RemovePolicy(ctx, s.Yard.Book, r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,12 @@ import (
 	"netyard/modes"
 	"netyard/policy"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/lease"
+	"netyard/yard/pool"
+	"netyard/yard/reconcile"
+	"netyard/yard/share"
+	"netyard/yard/trace"
 )
 
 // adminTime bounds an admin's request. It may ask an engine, which a request of an engine must never do.
@@ -34,7 +40,7 @@ type Server struct {
 	// Cluster is the one that overlay networks are in; nil: this host is in none.
 	Cluster Cluster
 	// Censuses ask the engines, each one.
-	Censuses []func(context.Context) (yard.Census, error)
+	Censuses []func(context.Context) (reconcile.Census, error)
 }
 
 // Handler answers requests on the admin socket.
@@ -92,12 +98,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, f func(context.Co
 
 func status(err error) int {
 	switch {
-	case errors.Is(err, yard.ErrNotFound), errors.Is(err, ipam.ErrNotFound):
+	case errors.Is(err, book.ErrNotFound), errors.Is(err, ipam.ErrNotFound):
 		return http.StatusNotFound
-	case errors.Is(err, yard.ErrInUse), errors.Is(err, yard.ErrExists), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
+	case errors.Is(err, book.ErrInUse), errors.Is(err, book.ErrExists), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
 		return http.StatusConflict
 	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid), errors.Is(err, modes.ErrOption), errors.Is(err, policy.ErrPolicy),
-		errors.Is(err, yard.ErrAmbiguous), errors.Is(err, yard.ErrQuestion):
+		errors.Is(err, book.ErrAmbiguous), errors.Is(err, trace.ErrQuestion):
 		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError
@@ -131,9 +137,9 @@ func (s *Server) networks(context.Context, *http.Request) (any, error) {
 
 func (s *Server) network(ctx context.Context, r *http.Request) (any, error) {
 	n, err := s.Yard.FindNetwork(r.PathValue("ref"))
-	if errors.Is(err, yard.ErrNotFound) { // its engine may not have told its name yet
+	if errors.Is(err, book.ErrNotFound) { // its engine may not have told its name yet
 		for _, c := range s.census(ctx) {
-			if err := s.Yard.TakeNames(c); err != nil {
+			if err := reconcile.TakeNames(s.Yard, c); err != nil {
 				return nil, err
 			}
 		}
@@ -167,7 +173,7 @@ func (s *Server) endpoints(context.Context, *http.Request) (any, error) {
 func (s *Server) ports(context.Context, *http.Request) (any, error) {
 	views := []Port{}
 	err := s.each(func(e modes.Endpoint, n modes.Network) {
-		views = append(views, portViews(e, n, s.Yard.Conflicts(e))...)
+		views = append(views, portViews(e, n, share.Conflicts(s.Yard, e))...)
 	})
 	return views, err
 }
@@ -209,7 +215,7 @@ func (s *Server) endpoint(_ context.Context, r *http.Request) (any, error) {
 }
 
 func (s *Server) leases(context.Context, *http.Request) (any, error) {
-	ls, ps, err := s.Yard.Leases()
+	ls, ps, err := pool.Leases(s.Yard)
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +238,7 @@ func (s *Server) leases(context.Context, *http.Request) (any, error) {
 	for _, l := range ls {
 		views = append(views, leaseView(l, network[l.Pool]))
 	}
-	given, err := s.Yard.DHCPLeases()
+	given, err := lease.DHCPLeases(s.Yard.Book)
 	for _, l := range given {
 		views = append(views, dhcpView(l, name[l.Network]))
 		if l.Six.Lease.Addr.IsValid() {
@@ -253,7 +259,7 @@ func (s *Server) lease(r *http.Request) (q LeaseRequest, a netip.Addr, err error
 	if q.Pool != "" {
 		return q, a, nil
 	}
-	_, pools, err := s.Yard.Leases()
+	_, pools, err := pool.Leases(s.Yard)
 	if err != nil {
 		return q, a, err
 	}
@@ -278,7 +284,7 @@ func (s *Server) reserve(_ context.Context, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q, s.Yard.Reserve(q.Pool, a, q.Name)
+	return q, pool.Reserve(s.Yard, q.Pool, a, q.Name)
 }
 
 func (s *Server) release(_ context.Context, r *http.Request) (any, error) {
@@ -286,14 +292,14 @@ func (s *Server) release(_ context.Context, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q, s.Yard.Forget(q.Pool, a)
+	return q, pool.Forget(s.Yard, q.Pool, a)
 }
 
 // census asks the engines; the comparison goes on without one that does not answer.
-func (s *Server) census(ctx context.Context) (all []yard.Census) {
+func (s *Server) census(ctx context.Context) (all []reconcile.Census) {
 	ctx, cancel := context.WithTimeout(ctx, censusTime)
 	defer cancel()
-	answers := make(chan *yard.Census, len(s.Censuses))
+	answers := make(chan *reconcile.Census, len(s.Censuses))
 	for _, ask := range s.Censuses {
 		go func() {
 			c, err := ask(ctx)
@@ -314,25 +320,25 @@ func (s *Server) census(ctx context.Context) (all []yard.Census) {
 }
 
 func (s *Server) doctor(ctx context.Context, _ *http.Request) (any, error) {
-	found, err := s.Yard.Audit(ctx, s.census(ctx))
+	found, err := reconcile.Audit(ctx, s.Yard, s.census(ctx))
 	return some(found), err
 }
 
 func (s *Server) gc(ctx context.Context, r *http.Request) (any, error) {
 	dry := r.URL.Query().Get("dry_run") != ""
-	found, err := s.Yard.GC(ctx, s.census(ctx), dry)
+	found, err := reconcile.GC(ctx, s.Yard, s.census(ctx), dry)
 	return some(found), err
 }
 
 func (s *Server) trace(_ context.Context, r *http.Request) (any, error) {
 	q := r.URL.Query()
-	return s.Yard.Trace(q.Get("from"), q.Get("to"), q.Get("ipv6") != "")
+	return trace.Follow(s.Yard, q.Get("from"), q.Get("to"), q.Get("ipv6") != "")
 }
 
 // some makes an empty list an empty list in JSON, not null.
-func some(found []yard.Finding) []yard.Finding {
+func some(found []book.Finding) []book.Finding {
 	if found == nil {
-		return []yard.Finding{}
+		return []book.Finding{}
 	}
 	return found
 }

@@ -9,7 +9,8 @@ import (
 
 	"netyard/ipam"
 	"netyard/modes"
-	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/lease"
 )
 
 // Version says what answers.
@@ -194,7 +195,7 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	return v
 }
 
-func portViews(e modes.Endpoint, n modes.Network, conflicts []yard.Conflict) (views []Port) {
+func portViews(e modes.Endpoint, n modes.Network, conflicts []book.Conflict) (views []Port) {
 	show := func(p modes.Port, state, owner string) {
 		v := Port{
 			State: state, Owner: owner,
@@ -237,14 +238,14 @@ func leaseView(l ipam.Lease, network string) Lease {
 }
 
 // sixView is what DHCPv6 gave beside a lease.
-func sixView(l yard.DHCPLease, network string) Lease {
+func sixView(l lease.DHCPLease, network string) Lease {
 	l.Lease = l.Six.Lease
 	v := dhcpView(l, network)
 	v.Kind = "dhcpv6"
 	return v
 }
 
-func dhcpView(l yard.DHCPLease, network string) Lease {
+func dhcpView(l lease.DHCPLease, network string) Lease {
 	v := Lease{
 		Pool: l.Pool, Address: l.Lease.Addr.Addr().String(), Network: network, Kind: "dhcp", State: l.State(time.Now()),
 		Name: cmp.Or(l.Hostname, l.Name), MAC: l.MAC, Since: l.Since, Server: l.Lease.Server.String(), Expires: l.Lease.Expires,

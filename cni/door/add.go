@@ -15,7 +15,10 @@ import (
 
 	"netyard/cni"
 	"netyard/modes"
-	"netyard/yard"
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	"netyard/yard/overlay"
+	"netyard/yard/own"
 )
 
 // The labels of a container that say what CNI cannot carry.
@@ -44,15 +47,15 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 	if err != nil {
 		return answer{}, err
 	}
-	r := yard.AttachRequest{
+	r := book.AttachRequest{
 		NetworkID: n.ID, Attachment: q.ContainerID, Config: c.Name, IfName: q.IfName, Sandbox: q.Netns, NS: int(netns.Fd()), Pools: p.pools,
-		Container: modes.Container{Engine: yard.CNI}, OwnRoutes: p.ownRoutes, Routes: p.inside,
+		Container: modes.Container{Engine: book.CNI}, OwnRoutes: p.ownRoutes, Routes: p.inside,
 	}
 	labels := s.whose(ctx, &r)
 	if err := s.fill(&r, c, q, n, p, labels); err != nil {
 		return answer{}, err
 	}
-	a, err := s.Yard.Attach(ctx, r)
+	a, err := attach.Attach(ctx, s.Yard, r)
 	if err != nil {
 		return answer{}, err
 	}
@@ -67,7 +70,7 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 		return n, p, err
 	}
 	if named {
-		if n, err = s.Yard.NetworkNamed(c.Network); err != nil {
+		if n, err = own.NetworkNamed(s.Yard, c.Network); err != nil {
 			return n, p, fmt.Errorf("%w; netyard network ls shows what there is", err)
 		}
 		p, err = c.planOn(n)
@@ -76,18 +79,18 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 	if p, err = c.plan(s.Yard.Knows); err != nil {
 		return n, p, err
 	}
-	n, err = s.Yard.MakeNetwork(ctx, p.network)
-	if errors.Is(err, yard.ErrExists) {
+	n, err = own.MakeNetwork(ctx, s.Yard, p.network)
+	if errors.Is(err, book.ErrExists) {
 		err = fmt.Errorf(`%w, and is not of this configuration; to attach to it, say "network": %q and leave the rest out`, err, c.Name)
 	}
-	if _, ok := s.Yard.Overlay(n); ok && err == nil { // what it is the cluster says, and not this configuration alone
+	if _, ok := overlay.Overlay(s.Yard.Book, n); ok && err == nil { // what it is the cluster says, and not this configuration alone
 		p, err = c.planOn(n)
 	}
 	return n, p, err
 }
 
 // whose asks for the container, and goes on without an answer: its name is found out later, its labels are not.
-func (s *Server) whose(ctx context.Context, r *yard.AttachRequest) map[string]string {
+func (s *Server) whose(ctx context.Context, r *book.AttachRequest) map[string]string {
 	if s.Whose == nil {
 		return nil
 	}
@@ -105,7 +108,7 @@ func (s *Server) whose(ctx context.Context, r *yard.AttachRequest) map[string]st
 }
 
 // fill reads what is wanted for this one container, from the least to the most particular.
-func (s *Server) fill(r *yard.AttachRequest, c config, q cni.Request, n modes.Network, p plan, labels map[string]string) (err error) {
+func (s *Server) fill(r *book.AttachRequest, c config, q cni.Request, n modes.Network, p plan, labels map[string]string) (err error) {
 	env, args := environment(q.Args), c.args()
 	for _, mac := range []string{labels[labelMAC], args.CNI.MAC, c.Runtime.MAC, env["MAC"]} {
 		if mac == "" {
@@ -148,12 +151,12 @@ func (s *Server) fill(r *yard.AttachRequest, c config, q cni.Request, n modes.Ne
 }
 
 // asks are the ports to publish. One without a port of the host is only said to be there.
-func asks(mappings []portMapping) (out []yard.Ask, err error) {
+func asks(mappings []portMapping) (out []book.Ask, err error) {
 	for _, m := range mappings {
 		if m.HostPort == 0 {
 			continue
 		}
-		a := yard.Ask{Proto: strings.ToLower(m.Protocol), HostPort: uint16(m.HostPort), HostPortEnd: uint16(m.HostPort), ContainerPort: uint16(m.ContainerPort)} //nolint:gosec // checked below
+		a := book.Ask{Proto: strings.ToLower(m.Protocol), HostPort: uint16(m.HostPort), HostPortEnd: uint16(m.HostPort), ContainerPort: uint16(m.ContainerPort)} //nolint:gosec // checked below
 		if a.Proto == "" {
 			a.Proto = "tcp"
 		}

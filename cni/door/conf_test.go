@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"netyard/kernel"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 )
 
@@ -101,7 +101,7 @@ func TestRoutes(t *testing.T) {
 	}
 	var got []string
 	for _, r := range p.inside([]netip.Prefix{netip.MustParsePrefix("10.1.0.2/16"), netip.MustParsePrefix("fd00:1::2/64")}) {
-		got = append(got, kernel.Route(r).String())
+		got = append(got, sandbox.Route(r).String())
 	}
 	want := []string{"192.168.0.0/16 via 10.1.0.1", "10.9.0.0/16 via 10.1.0.7", "fd00:2::/64 via fd00:1::9", "0.0.0.0/0 via 10.1.0.1", "::/0 via fd00:1::9"}
 	if d := cmp.Diff(want, got); d != "" {

@@ -20,6 +20,10 @@ import (
 	"netyard/modes/all"
 	"netyard/store"
 	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/lease"
+	"netyard/yard/own"
+	"netyard/yard/reconcile"
 )
 
 // A dhcpHost is a host with eth0 on a LAN with a DHCP server, and a runtime's view of netyard.
@@ -54,12 +58,12 @@ func newDHCPHost(t *testing.T) *dhcpHost {
 			t.Fatal(err)
 		}
 	}
-	y := yard.New(yard.Config{Log: log, Store: st, Kernel: d.host.Kernel, Modes: table, BootID: "b", IPAM: ipam.New(ipam.Config{})})
+	y := yard.New(book.Config{Log: log, Store: st, Kernel: d.host.Kernel, Modes: table, BootID: "b", IPAM: ipam.New(ipam.Config{})})
 	d.Server = &Server{Yard: y, Log: log}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks errgroup.Group
 	tasks.Go(func() error { return y.Run(ctx) })
-	tasks.Go(func() error { return y.KeepLeases(ctx) })
+	tasks.Go(func() error { return lease.KeepLeases(ctx, y.Book) })
 	t.Cleanup(func() {
 		cancel()
 		if err := tasks.Wait(); err != nil {
@@ -128,9 +132,9 @@ func (d *dhcpHost) address(result string) string {
 	return r.IPs[0].Address
 }
 
-func (d *dhcpHost) leases() []yard.DHCPLease {
+func (d *dhcpHost) leases() []lease.DHCPLease {
 	d.t.Helper()
-	all, err := d.Yard.DHCPLeases()
+	all, err := lease.DHCPLeases(d.Yard.Book)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -175,7 +179,7 @@ func TestDHCP(t *testing.T) {
 			d.do("CHECK", conf, "c1", box)
 
 			d.dnsmasq("192.0.2.150,192.0.2.159,255.255.255.0,120") // one that knows nothing of them, and refuses
-			n, err := d.Yard.NetworkNamed("lan")
+			n, err := own.NetworkNamed(d.Yard, "lan")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -185,7 +189,7 @@ func TestDHCP(t *testing.T) {
 			}
 			for _, e := range es {
 				if e.Attachment == "c1" && e.Phase == modes.Ready { // a name that the server is to be told, from inside
-					if err := d.Yard.Identify(n.ID, e.ID, modes.Container{Engine: yard.CNI, ID: "c1", Name: "web"}); err != nil {
+					if err := reconcile.Identify(d.Yard, n.ID, e.ID, modes.Container{Engine: book.CNI, ID: "c1", Name: "web"}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -201,7 +205,7 @@ func TestDHCP(t *testing.T) {
 			}
 			d.eventually("the server has it back", func() bool { return d.said("DHCPRELEASE(eth0) 192.0.2.15") })
 			d.eventually("no lease is left", func() bool { return len(d.leases()) == 0 })
-			if _, err := d.Yard.RemoveNetwork(t.Context(), "lan"); err != nil {
+			if _, err := own.RemoveNetwork(t.Context(), d.Yard, "lan"); err != nil {
 				t.Fatal(err)
 			}
 			d.eventually("nothing is left on the host", func() bool { return links() == before })

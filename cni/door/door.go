@@ -17,6 +17,9 @@ import (
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/yard"
+	"netyard/yard/attach"
+	"netyard/yard/book"
+	"netyard/yard/own"
 )
 
 const (
@@ -135,7 +138,7 @@ func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (ans
 func (s *Server) undo(ctx context.Context, q cni.Request, endpoint string) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	if err := s.del(ctx, q, nil, yard.DetachRequest{Gone: true, Endpoint: endpoint}); err != nil {
+	if err := s.del(ctx, q, nil, attach.DetachRequest{Gone: true, Endpoint: endpoint}); err != nil {
 		s.Log.Warn("take back an attachment that nobody waited for", "container", q.ContainerID, "err", err)
 	}
 }
@@ -148,7 +151,7 @@ func (s *Server) answer(ctx context.Context, q cni.Request, netns *os.File) (a a
 	case "ADD":
 		return s.add(ctx, q, netns)
 	case "DEL":
-		return a, s.del(ctx, q, netns, yard.DetachRequest{Gone: q.Netns != ""})
+		return a, s.del(ctx, q, netns, attach.DetachRequest{Gone: q.Netns != ""})
 	case "CHECK":
 		return a, s.check(q, netns)
 	case "GC":
@@ -179,7 +182,7 @@ func inWords(err error) *cni.Error {
 		{errUnavailable, cni.CodeUnavailable},
 		{ipam.ErrExhausted, cni.CodeUnavailable},
 		{context.DeadlineExceeded, cni.CodeTryAgain},
-		{yard.ErrNotFound, cni.CodeUnknown},
+		{book.ErrNotFound, cni.CodeUnknown},
 	} {
 		if errors.Is(err, is.err) {
 			code = is.code
@@ -202,7 +205,7 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 	if err != nil {
 		return err
 	}
-	faults, err := s.Yard.Faults(yard.DetachRequest{NetworkID: id, Attachment: q.ContainerID, IfName: q.IfName, NS: int(netns.Fd())})
+	faults, err := attach.Faults(s.Yard, attach.DetachRequest{NetworkID: id, Attachment: q.ContainerID, IfName: q.IfName, NS: int(netns.Fd())})
 	if err == nil && len(faults) > 0 {
 		err = errors.New(strings.Join(faults, "; "))
 	}
@@ -211,9 +214,9 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 
 // del takes an attachment away. What cannot be understood is nothing that could have been attached: a runtime must not
 // be kept from stopping a container.
-func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r yard.DetachRequest) error {
+func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r attach.DetachRequest) error {
 	id, err := s.networkOf(leniently(q.Config), q)
-	if errors.Is(err, yard.ErrNotFound) {
+	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
@@ -223,7 +226,7 @@ func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r yard.
 	if netns != nil {
 		r.NS = int(netns.Fd())
 	}
-	return s.Yard.Detach(ctx, r)
+	return attach.Detach(ctx, s.Yard, r)
 }
 
 // leniently reads what a configuration says of the network's name, whatever else is in it.
@@ -240,7 +243,7 @@ func (s *Server) networkOf(c config, q cni.Request) (string, error) {
 	if c.Network == "" {
 		return networkID(c.Name), nil
 	}
-	ns, err := s.Yard.NetworksNamed(c.Network)
+	ns, err := own.NetworksNamed(s.Yard, c.Network)
 	if err != nil {
 		return "", err
 	}
@@ -256,7 +259,7 @@ func (s *Server) networkOf(c config, q cni.Request) (string, error) {
 			return n.ID, nil
 		}
 	}
-	return "", fmt.Errorf("attachment %s of a network %q: %w", q.ContainerID, c.Network, yard.ErrNotFound)
+	return "", fmt.Errorf("attachment %s of a network %q: %w", q.ContainerID, c.Network, book.ErrNotFound)
 }
 
 // gc drops what a runtime no longer has by a configuration: a network may have several. Without a list it says nothing
@@ -273,7 +276,7 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 	}
 	c := leniently(q.Config)
 	id, err := s.networkOf(c, q)
-	if errors.Is(err, yard.ErrNotFound) {
+	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
@@ -293,7 +296,7 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 			continue
 		}
 		s.Log.Info("drop an attachment that its runtime has no more", "network", id, "container", e.Attachment, "interface", e.IfName)
-		errs = append(errs, s.Yard.Detach(ctx, yard.DetachRequest{NetworkID: id, Attachment: e.Attachment, IfName: e.IfName, NS: -1, Gone: true}))
+		errs = append(errs, attach.Detach(ctx, s.Yard, attach.DetachRequest{NetworkID: id, Attachment: e.Attachment, IfName: e.IfName, NS: -1, Gone: true}))
 	}
 	return errors.Join(errs...)
 }
@@ -310,14 +313,14 @@ func (s *Server) status(q cni.Request) error {
 			return err
 		}
 	} else {
-		n, err := s.Yard.NetworkNamed(c.Network)
+		n, err := own.NetworkNamed(s.Yard, c.Network)
 		if err != nil {
 			return fmt.Errorf("%w: %w", errUnavailable, err)
 		}
 		id = n.ID
 	}
-	err = s.Yard.Room(id)
-	if err == nil || c.Network == "" && errors.Is(err, yard.ErrNotFound) { // it will be made with the first container
+	err = attach.Room(s.Yard, id)
+	if err == nil || c.Network == "" && errors.Is(err, book.ErrNotFound) { // it will be made with the first container
 		return nil
 	}
 	return fmt.Errorf("%w: %w", errUnavailable, err)
@@ -330,7 +333,7 @@ func (s *Server) Exhume(ctx context.Context) {
 		s.Log.Warn("look for what was deleted meanwhile", "err", err)
 	}
 	for _, t := range stones {
-		err := s.del(ctx, t.Request, nil, yard.DetachRequest{Before: t.Deleted, Gone: t.Gone})
+		err := s.del(ctx, t.Request, nil, attach.DetachRequest{Before: t.Deleted, Gone: t.Gone})
 		if err == nil {
 			err = t.Remove()
 		}

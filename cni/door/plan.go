@@ -10,13 +10,14 @@ import (
 
 	"netyard/ipam"
 	"netyard/modes"
-	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/overlay"
 )
 
 // A plan is what a configuration without a network of netyard's comes to: a network that netyard makes of it, and what each container
 // gets there.
 type plan struct {
-	network yard.NetworkRequest
+	network book.NetworkRequest
 	// pools are groups of subnets: a container gets an address of each.
 	pools [][]netip.Prefix
 	// fixed are the addresses that the configuration itself names.
@@ -37,7 +38,7 @@ func networkID(name string) string {
 }
 
 func (c config) plan(known func(string) bool) (p plan, err error) {
-	p = plan{network: yard.NetworkRequest{ID: networkID(c.Name), Name: c.Name}, gateways: map[netip.Prefix]netip.Addr{}, byDefault: c.IsDefaultGateway}
+	p = plan{network: book.NetworkRequest{ID: networkID(c.Name), Name: c.Name}, gateways: map[netip.Prefix]netip.Addr{}, byDefault: c.IsDefaultGateway}
 	p.network.Mode = c.mode(known)
 	if p.network.Options, err = c.options(p.network.Mode); err != nil {
 		return p, err
@@ -51,7 +52,7 @@ func (c config) plan(known func(string) bool) (p plan, err error) {
 	hostless := p.network.Mode == "bridge" && !c.IsGateway && !c.IsDefaultGateway
 	switch i.Type {
 	case "dhcp":
-		p.network.NoSubnets, p.network.DHCP = true, &yard.DHCPRequest{}
+		p.network.NoSubnets, p.network.DHCP = true, &book.DHCPRequest{}
 	case "static":
 		err = p.static(*i, hostless)
 	default:
@@ -91,7 +92,7 @@ func (p *plan) hostLocal(i ipamConfig, hostless bool) error {
 				return err
 			}
 			s.NoGateway = hostless
-			if slices.ContainsFunc(p.network.Subnets, func(o yard.SubnetRequest) bool { return o.Pool.Subnet == s.Pool.Subnet }) {
+			if slices.ContainsFunc(p.network.Subnets, func(o book.SubnetRequest) bool { return o.Pool.Subnet == s.Pool.Subnet }) {
 				return refuse("ipam.ranges", fmt.Sprintf("subnet %s is there twice", s.Pool.Subnet))
 			}
 			p.network.Subnets = append(p.network.Subnets, s)
@@ -108,7 +109,7 @@ func (p *plan) hostLocal(i ipamConfig, hostless bool) error {
 	return nil
 }
 
-func (in ipamIn) parse() (s yard.SubnetRequest, err error) {
+func (in ipamIn) parse() (s book.SubnetRequest, err error) {
 	if s.Pool.Subnet, err = netip.ParsePrefix(in.Subnet); err != nil {
 		return s, refuse("ipam.subnet", fmt.Sprintf("%q is not a subnet", in.Subnet))
 	}
@@ -137,7 +138,7 @@ func (p *plan) static(i ipamConfig, hostless bool) error {
 		if err != nil {
 			return refuse("ipam.addresses", fmt.Sprintf("%q is not an address with the length of its prefix", a.Address))
 		}
-		s := yard.SubnetRequest{Pool: ipam.PoolRequest{Subnet: prefix.Masked()}, NoGateway: true}
+		s := book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: prefix.Masked()}, NoGateway: true}
 		if a.Gateway != "" {
 			if s.Gateway, err = netip.ParseAddr(a.Gateway); err != nil || !prefix.Contains(s.Gateway) {
 				return refuse("ipam.addresses", fmt.Sprintf("gateway %q is not an address in %s", a.Gateway, prefix.Masked()))
@@ -185,7 +186,7 @@ func (c config) planOn(n modes.Network) (p plan, err error) {
 		if s.Gateway.IsValid() {
 			p.gateways[s.Pool] = s.Gateway.Addr()
 		}
-		if s.Space == yard.OverlaySpace { // where the names of all hosts are known
+		if s.Space == overlay.OverlaySpace { // where the names of all hosts are known
 			p.dns = append(p.dns, s.Gateway.Addr().String())
 		}
 	}

@@ -10,11 +10,11 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 
-	"netyard/yard"
+	"netyard/yard/book"
 )
 
 // result is what the plugin prints: what plugins before it in the chain said, and what was attached, in the version of the configuration.
-func result(c config, p plan, a yard.Attached) (json.RawMessage, error) {
+func result(c config, p plan, a book.Attached) (json.RawMessage, error) {
 	r, err := c.former()
 	if err != nil {
 		return nil, err

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"netyard/ipam/dhcp"
-	"netyard/kernel"
+	kdhcp "netyard/kernel/dhcp"
 	"netyard/kernel/kerneltest"
 )
 
@@ -20,14 +20,14 @@ func (l *lan) serves6(t *testing.T) {
 }
 
 // inside is a container on the LAN, whose link has IPv6 as netyard turns it on.
-func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kernel.InnerLink) {
+func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kdhcp.InnerLink) {
 	t.Helper()
 	box := kerneltest.New(t)
 	port := "six" + string('a'+rune(last))
 	l.Sh(t, "ip link add "+port+" type veth peer name inner address "+mac(last).String()+" && ip link set "+port+" master br0 up")
 	box.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1") // as engines leave it
 	box.Take(t, l.Host, "inner")
-	s, err := kernel.EnterLink(box.Path(), "", mac(last))
+	s, err := kdhcp.EnterLink(box.Path(), "", mac(last))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *ker
 	return box, s
 }
 
-func (l *lan) client6(t *testing.T, s *kernel.InnerLink, last byte) *dhcp.Client6 {
+func (l *lan) client6(t *testing.T, s *kdhcp.InnerLink, last byte) *dhcp.Client6 {
 	t.Helper()
 	socket, err := s.Socket6(within(t, patience))
 	if err != nil {
@@ -91,7 +91,7 @@ func TestSix(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.SetAddr6(within(t, patience), got.Addr, time.Minute, time.Minute); !errors.Is(err, kernel.ErrDuplicate) {
+	if err := other.SetAddr6(within(t, patience), got.Addr, time.Minute, time.Minute); !errors.Is(err, kdhcp.ErrDuplicate) {
 		t.Errorf("an address that somebody has: %v; %s", err, two.Sh(t, "ip -6 addr"))
 	}
 	if err := errors.Join(other.DropAddr6(got.Addr), d.Decline(within(t, patience), got)); err != nil {

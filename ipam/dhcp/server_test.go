@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"netyard/ipam/dhcp"
-	"netyard/kernel"
+	kdhcp "netyard/kernel/dhcp"
 	"netyard/kernel/kerneltest"
 )
 
@@ -68,7 +68,7 @@ func mac(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, la
 
 func (l *lan) client(t *testing.T, id dhcp.Identity) *dhcp.Client {
 	t.Helper()
-	w, err := l.PlugWire(kernel.LANPort{Kind: "bridge", Parent: "br0"}, id.MAC)
+	w, err := kdhcp.PlugWire(l.Host.Kernel.Handle, kdhcp.LANPort{Kind: "bridge", Parent: "br0"}, id.MAC)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,12 +150,12 @@ func TestDnsmasq(t *testing.T) {
 		t.Errorf("the lease lasts %v", life)
 	}
 	l.says(t, "client provides name: web", "vendor class: test", "DHCPACK(eth0) 192.0.2.150 02:00:00:00:00:01 web")
-	c.Transport.(*kernel.Wire).NextHop = lease.NextHop
+	c.Transport.(*kdhcp.Wire).NextHop = lease.NextHop
 	if err := c.Release(within(t, patience), lease); err != nil {
 		t.Error(err)
 	}
 	l.says(t, "DHCPRELEASE(eth0) 192.0.2.150")
-	if err := c.Transport.(*kernel.Wire).Close(); err != nil {
+	if err := c.Transport.(*kdhcp.Wire).Close(); err != nil {
 		t.Error(err)
 	}
 	l.same(t, before)
@@ -168,7 +168,7 @@ func TestMacvlan(t *testing.T) {
 	l.Sh(t, "ip link del br0 && sysctl -qw net.ipv6.conf.port1.disable_ipv6=1") // what changes in its own time
 	before := l.settled(t)
 	l.dnsmasq(t, "--dhcp-range=192.0.2.100,192.0.2.200,255.255.255.0,120")
-	w, err := l.PlugWire(kernel.LANPort{Kind: "macvlan", Parent: "port1"}, mac(1))
+	w, err := kdhcp.PlugWire(l.Host.Kernel.Handle, kdhcp.LANPort{Kind: "macvlan", Parent: "port1"}, mac(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,13 +236,13 @@ func TestSandbox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Transport.(*kernel.Wire).Close(); err != nil {
+	if err := c.Transport.(*kdhcp.Wire).Close(); err != nil {
 		t.Fatal(err)
 	}
 	box := kerneltest.New(t)
 	l.Sh(t, "ip link add port3 type veth peer name inner address "+mac(1).String()+" && ip link set port3 master br0 up")
 	box.Take(t, l.Host, "inner", "ip addr add "+lease.Addr.String()+" dev eth0")
-	s, err := kernel.EnterLink(box.Path(), "", mac(1))
+	s, err := kdhcp.EnterLink(box.Path(), "", mac(1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,9 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"netyard/kernel"
+	"netyard/kernel/core"
+	"netyard/kernel/overlay"
+	"netyard/kernel/sandbox"
 )
 
 // A Host is a network namespace and the Kernel of it.
@@ -72,16 +75,16 @@ func settled() {
 
 // Released waits until no socket has any of the ports, after a test has closed them: a child that another test began
 // meanwhile may have copies, and these end only when it runs its own program. list is that of a Kernel or a Sandbox.
-func Released(t testing.TB, list func() ([]kernel.Listener, error), ports ...uint16) {
+func Released(t testing.TB, list func() ([]sandbox.Listener, error), ports ...uint16) {
 	t.Helper()
-	var left []kernel.Listener
+	var left []sandbox.Listener
 	const limit, pause = time.Minute, time.Millisecond
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(pause) {
 		all, err := list()
 		if err != nil {
 			t.Fatal(err)
 		}
-		left = slices.DeleteFunc(all, func(l kernel.Listener) bool { return !slices.Contains(ports, l.Port) })
+		left = slices.DeleteFunc(all, func(l sandbox.Listener) bool { return !slices.Contains(ports, l.Port) })
 		if len(left) == 0 {
 			return
 		}
@@ -140,7 +143,7 @@ func (h *Host) WireGuardPeer(t testing.TB) (p wgtypes.Peer) {
 			return err
 		}
 		defer c.Close() //nolint:errcheck // nothing is written
-		dev, err := c.Device(kernel.TunnelName)
+		dev, err := c.Device(core.TunnelName)
 		if err == nil && len(dev.Peers) != 1 {
 			err = fmt.Errorf("it has %d peers", len(dev.Peers))
 		}
@@ -150,7 +153,7 @@ func (h *Host) WireGuardPeer(t testing.TB) (p wgtypes.Peer) {
 		return err
 	})
 	if err != nil {
-		t.Fatalf("look at %s: %v", kernel.TunnelName, err)
+		t.Fatalf("look at %s: %v", core.TunnelName, err)
 	}
 	return p
 }
@@ -162,7 +165,7 @@ func newNS(t testing.TB) netns.NsHandle {
 	self, err := netns.Get()
 	runtime.UnlockOSThread()
 	if err == nil {
-		err = kernel.Inside(int(self), func() (err error) { // and the thread moves back
+		err = core.Inside(int(self), func() (err error) { // and the thread moves back
 			ns, err = netns.New()
 			return err
 		})
@@ -214,7 +217,7 @@ func (h *Host) Sh(t testing.TB, cmd string) string {
 // TrySh is Sh for commands that may fail.
 func (h *Host) TrySh(cmd string) (string, error) {
 	var out bytes.Buffer
-	err := kernel.Inside(int(h.ns), func() error {
+	err := core.Inside(int(h.ns), func() error {
 		c := exec.Command("sh", "-c", cmd)
 		c.Stdout, c.Stderr = &out, &out
 		return c.Run()
@@ -253,7 +256,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 }
 
 // Do runs f on a thread inside the namespace.
-func (h *Host) Do(f func() error) error { return kernel.Inside(int(h.ns), f) }
+func (h *Host) Do(f func() error) error { return core.Inside(int(h.ns), f) }
 
 // NS is an open descriptor of the namespace.
 func (h *Host) NS() int { return int(h.ns) }
@@ -261,7 +264,7 @@ func (h *Host) NS() int { return int(h.ns) }
 // NeedsWireGuard skips the test if the kernel has no WireGuard. scripts/test wants it to run in the guest kernel then.
 func NeedsWireGuard(t testing.TB) {
 	t.Helper()
-	if err := New(t).Encrypts(); err != nil {
+	if err := overlay.Encrypts(New(t).Kernel.Handle); err != nil {
 		t.Skip(err)
 	}
 }

@@ -13,8 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/nft"
+	"netyard/kernel/policy"
 	"netyard/modes"
 	"netyard/modes/all"
 )
@@ -221,10 +224,10 @@ func (s *site) up() {
 		s.t.Fatal(err)
 	}
 	if s.bridge == "" {
-		s.bridge = kernel.Name(kernel.BridgePrefix, s.network.ID)
+		s.bridge = core.Name(core.BridgePrefix, s.network.ID)
 	}
 	if s.talks {
-		pair := kernel.InterfaceIn(kernel.Talk, s.bridge, l.far.bridge)
+		pair := nft.InterfaceIn(bridge.Talk, s.bridge, l.far.bridge)
 		if err := l.host.Ensure(s.t.Context(), pair.For(s.network.ID)); err != nil {
 			s.t.Fatal(err)
 		}
@@ -250,7 +253,7 @@ func (s *site) member(last int) *party {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		p.host, p.port = kerneltest.New(s.t), kernel.Name(kernel.VethPrefix, e.ID)
+		p.host, p.port = kerneltest.New(s.t), core.Name(core.VethPrefix, e.ID)
 		p.host.Take(s.t, l.host, link.SrcName)
 	}
 	p.host.Sh(s.t, "sysctl -qw net.ipv6.conf.eth0.accept_ra=1")
@@ -264,21 +267,21 @@ func (s *site) member(last int) *party {
 // enforce closes who is to be closed.
 func (s *site) enforce() {
 	s.t.Helper()
-	access := func(closed bool, others ...netip.Addr) *kernel.Access {
+	access := func(closed bool, others ...netip.Addr) *policy.Access {
 		if !closed {
 			return nil
 		}
-		a := &kernel.Access{}
+		a := &policy.Access{}
 		for _, o := range others {
-			a.Allow = append(a.Allow, kernel.Passage{
+			a.Allow = append(a.Allow, policy.Passage{
 				First: o, Last: o, FirstProto: udp, LastProto: udp, FirstPort: openPort, LastPort: openPort,
 			})
 		}
 		return a
 	}
-	var subjects []kernel.Subject
+	var subjects []policy.Subject
 	add := func(p, peer *party, in, out bool) {
-		subject := kernel.Subject{Port: p.port, Bridge: s.bridge, Foreign: s.guard == hardware}
+		subject := policy.Subject{Port: p.port, Bridge: s.bridge, Foreign: s.guard == hardware}
 		for own, other := range map[netip.Addr]netip.Addr{p.V4: peer.V4, p.V6: peer.V6} {
 			subject.Addr, subject.In, subject.Out = own, access(in, other), access(out, other)
 			subjects = append(subjects, subject)
@@ -292,7 +295,7 @@ func (s *site) enforce() {
 	if s.closedOut {
 		add(s.evil, s.victim, false, true)
 	}
-	if err := s.lab.host.Enforce(s.t.Context(), s.lab.host.PolicyObjects(subjects)); err != nil {
+	if err := s.lab.host.Enforce(s.t.Context(), policy.PolicyObjects(s.lab.host.Kernel.Handle, subjects)); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -308,9 +311,9 @@ func (alone) Find(_ gocontext.Context, want modes.Overlay) (modes.Overlay, error
 func (alone) Host() modes.OverlayHost {
 	return modes.OverlayHost{VTEP: netip.MustParseAddr(outAddr4), Port: 4789, MTU: 1500}
 }
-func (alone) Up(modes.Overlay, modes.OverlayLink) error    { return nil }
-func (alone) Attach(modes.Overlay, modes.Endpoint) error   { return nil }
-func (alone) Objects(modes.Overlay) (none []kernel.Object) { return none }
+func (alone) Up(modes.Overlay, modes.OverlayLink) error  { return nil }
+func (alone) Attach(modes.Overlay, modes.Endpoint) error { return nil }
+func (alone) Objects(modes.Overlay) (none []core.Object) { return none }
 
 func macOf(t testing.TB, h *kerneltest.Host, link string) net.HardwareAddr {
 	t.Helper()

@@ -12,6 +12,12 @@ import (
 	"strings"
 
 	"netyard/kernel"
+	"netyard/kernel/beside"
+	kbridge "netyard/kernel/bridge"
+	"netyard/kernel/core"
+	"netyard/kernel/dhcp"
+	"netyard/kernel/nft"
+	kports "netyard/kernel/ports"
 	"netyard/modes"
 )
 
@@ -42,7 +48,7 @@ func (mode) Check(n modes.Network) error {
 			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
 		}
 	}
-	for _, prefix := range []string{kernel.VethPrefix, kernel.PeerPrefix, kernel.ShaperPrefix} {
+	for _, prefix := range []string{core.VethPrefix, core.PeerPrefix, core.ShaperPrefix} {
 		if name := n.Opt("bridge"); strings.HasPrefix(name, prefix) {
 			return fmt.Errorf("%w: bridge=%s: names that begin with %s are netyard's own", modes.ErrOption, name, prefix)
 		}
@@ -57,13 +63,13 @@ func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, err
 	}
 	name := name(n)
 	link, exists, err := m.k.FindLink(name)
-	if err != nil || link.Alias == kernel.Alias(n.ID, "") {
+	if err != nil || link.Alias == core.Alias(n.ID, "") {
 		return nil, err
 	}
 	if !exists {
 		return nil, m.apart(n)
 	}
-	if other, _, ours := kernel.ParseAlias(link.Alias); ours {
+	if other, _, ours := core.ParseAlias(link.Alias); ours {
 		return nil, fmt.Errorf("%w: bridge=%s: it is the bridge of netyard's network %s", modes.ErrOption, name, modes.Short(other))
 	}
 	if link.Kind != "bridge" {
@@ -113,7 +119,7 @@ func name(n modes.Network) string {
 	if b := n.Opt("bridge"); b != "" {
 		return b
 	}
-	return kernel.Name(kernel.BridgePrefix, n.ID)
+	return core.Name(core.BridgePrefix, n.ID)
 }
 
 func (m mode) Up(ctx context.Context, n modes.Network) error {
@@ -137,10 +143,10 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 }
 
 func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(slices.Concat(ports(n, e), guard(n, e).Objects(), proxies(n, e), []kernel.Object{limits(n, e), veth(n, e)})...) // the queues go with the link
+	return m.k.Remove(slices.Concat(ports(n, e), guard(n, e).Objects(), proxies(n, e), []core.Object{limits(n, e), veth(n, e)})...) // the queues go with the link
 }
 
-func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
+func (mode) Objects(n modes.Network, es []modes.Endpoint) []core.Object {
 	objects := networkObjects(n)
 	for _, e := range es {
 		objects = append(objects, endpointObjects(n, e)...)
@@ -151,8 +157,8 @@ func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
 // endpointObjects are the link and, while anybody is there who needs it, forwarding: not with the network already,
 // since at boot an engine that starts after netyard and finds forwarding on would not guard its own networks (moby,
 // FORWARD policy DROP).
-func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
-	var objects []kernel.Object
+func endpointObjects(n modes.Network, e modes.Endpoint) []core.Object {
+	var objects []core.Object
 	if !n.Internal && !hostOwned(n) {
 		objects = forwarding(n)
 	}
@@ -166,7 +172,7 @@ func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
 // guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come
 // from the LAN, and what a container passes on that the others go out by is from anywhere, so there it is the hardware
 // address alone.
-func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
+func guard(n modes.Network, e modes.Endpoint) kbridge.PortGuard {
 	v := veth(n, e)
 	g := e.Guard(v.Name, v.MAC)
 	g.Open, g.LAN = n.EndpointOpt(e, "antispoof") != "true", hostOwned(n) || isRouter(n, e)
@@ -174,27 +180,27 @@ func guard(n modes.Network, e modes.Endpoint) kernel.PortGuard {
 }
 
 // static says what the bridge learns from an endpoint's port: nothing, if it is bound to its hardware address.
-func static(n modes.Network, e modes.Endpoint) kernel.StaticPort {
+func static(n modes.Network, e modes.Endpoint) kbridge.StaticPort {
 	g := guard(n, e)
-	return kernel.StaticPort{Link: g.Port, MAC: g.MAC, Open: g.Open, Flooded: hostOwned(n)}
+	return kbridge.StaticPort{Link: g.Port, MAC: g.MAC, Open: g.Open, Flooded: hostOwned(n)}
 }
 
-func limits(n modes.Network, e modes.Endpoint) kernel.Limits {
-	l := kernel.Limits{
-		Link: kernel.Name(kernel.VethPrefix, e.ID), Shaper: kernel.Name(kernel.ShaperPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID), MTU: mtu(n),
+func limits(n modes.Network, e modes.Endpoint) kbridge.Limits {
+	l := kbridge.Limits{
+		Link: core.Name(core.VethPrefix, e.ID), Shaper: core.Name(core.ShaperPrefix, e.ID), Alias: core.Alias(n.ID, e.ID), MTU: mtu(n),
 	}
 	l.Ingress, l.Egress = n.Limits(e)
 	return l
 }
 
 // ports are the elements that give ports of the host to an endpoint.
-func ports(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
+func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	if n.Internal {
 		objects = e.Redirects()
 	}
 	for _, p := range e.Ports {
 		if p.Routed && !n.Internal {
-			for _, el := range (kernel.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}).Elements() {
+			for _, el := range (kports.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}).Elements() {
 				objects = append(objects, el.For(e.ID))
 			}
 		}
@@ -211,11 +217,11 @@ func (mode) Publishes(n modes.Network) error {
 }
 
 // LAN: only a bridge of the host's owner leads anywhere.
-func (mode) LAN(n modes.Network) (kernel.LANPort, error) {
+func (mode) LAN(n modes.Network) (dhcp.LANPort, error) {
 	if !hostOwned(n) {
-		return kernel.LANPort{}, fmt.Errorf("bridge %s is netyard's own and leads to no LAN; name one of the host's with -o com.docker.network.bridge.name", name(n))
+		return dhcp.LANPort{}, fmt.Errorf("bridge %s is netyard's own and leads to no LAN; name one of the host's with -o com.docker.network.bridge.name", name(n))
 	}
-	return kernel.LANPort{Kind: "bridge", Parent: name(n)}, nil
+	return dhcp.LANPort{Kind: "bridge", Parent: name(n)}, nil
 }
 
 // Redirects: nothing gets into an internal network, so its containers' ports are for each other.
@@ -229,49 +235,49 @@ func (mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
 // MAC is the same whenever the address comes back.
 func (mode) MAC(_ modes.Network, e modes.Endpoint) string { return e.StableMAC().String() }
 
-func networkObjects(n modes.Network) []kernel.Object {
+func networkObjects(n modes.Network) []core.Object {
 	br := name(n)
 	if hostOwned(n) {
-		return []kernel.Object{kernel.HostBridge{Name: br}, kernel.Bypass{In: br, Out: br, Network: modes.Short(n.ID)}}
+		return []core.Object{kbridge.HostBridge{Name: br}, beside.Bypass{In: br, Out: br, Network: modes.Short(n.ID)}}
 	}
-	var objects []kernel.Object
-	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: n.OptBool("promisc")}
-	var rest []kernel.Object
+	var objects []core.Object
+	bridge := kbridge.Bridge{Name: br, Alias: core.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: n.OptBool("promisc")}
+	var rest []core.Object
 	for _, s := range n.Subnets {
 		bridge.IPv6 = bridge.IPv6 || s.Pool.Addr().Is6() && !isolated(n, true)
 		if hostHas(n, s) {
-			rest = append(rest, kernel.Addr{Link: br, Alias: bridge.Alias, Prefix: s.Gateway})
+			rest = append(rest, core.Addr{Link: br, Alias: bridge.Alias, Prefix: s.Gateway})
 		}
 		rest = append(rest, leaveAs(n, s)...)
 	}
 	objects = append(append(objects, bridge), rest...)
 	if n.Opt("bridge") != "" {
-		objects = append(objects, kernel.Bypass{In: br, Network: modes.Short(n.ID)}, kernel.Bypass{Out: br, Network: modes.Short(n.ID)})
+		objects = append(objects, beside.Bypass{In: br, Network: modes.Short(n.ID)}, beside.Bypass{Out: br, Network: modes.Short(n.ID)})
 	}
-	objects = append(objects, kernel.InterfaceIn(kernel.Bridges, br).For(n.ID), kernel.InterfaceIn(kernel.Own, br, br).For(n.ID))
+	objects = append(objects, nft.InterfaceIn(kbridge.Bridges, br).For(n.ID), nft.InterfaceIn(kbridge.Own, br, br).For(n.ID))
 	if n.Opt("publish_from") != "" {
 		subnets, interfaces := n.OptSources("publish_from")
-		for _, el := range kernel.ClosedBut(br, subnets, interfaces) {
+		for _, el := range kports.ClosedBut(br, subnets, interfaces) {
 			objects = append(objects, el.For(n.ID))
 		}
 	}
 	objects = append(objects, gatewayObjects(n)...)
 	if n.Internal {
-		objects = append(objects, kernel.InterfaceIn(kernel.Internal, br).For(n.ID))
+		objects = append(objects, nft.InterfaceIn(kbridge.Internal, br).For(n.ID))
 	}
 	if n.OptBool("icc") {
-		objects = append(objects, kernel.InterfaceIn(kernel.Talk, br, br).For(n.ID))
+		objects = append(objects, nft.InterfaceIn(kbridge.Talk, br, br).For(n.ID))
 	}
 	return objects
 }
 
-func forwarding(n modes.Network) (objects []kernel.Object) {
+func forwarding(n modes.Network) (objects []core.Object) {
 	v4, v6 := n.Families()
 	if v4 {
-		objects = append(objects, kernel.Forwarding{})
+		objects = append(objects, beside.Forwarding{})
 	}
 	if v6 {
-		objects = append(objects, kernel.Forwarding{IPv6: true})
+		objects = append(objects, beside.Forwarding{IPv6: true})
 	}
 	return objects
 }
@@ -282,16 +288,16 @@ func peer(e modes.Endpoint) string {
 	if e.Into > 0 {
 		return e.IfName
 	}
-	return kernel.Name(kernel.PeerPrefix, e.ID)
+	return core.Name(core.PeerPrefix, e.ID)
 }
 
-func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
+func veth(n modes.Network, e modes.Endpoint) kbridge.Veth {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
 		mac = modes.LocalMAC(e.ID)
 	}
-	return kernel.Veth{
-		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: kernel.Alias(n.ID, e.ID),
+	return kbridge.Veth{
+		Name: core.Name(core.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: core.Alias(n.ID, e.ID),
 		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"), Hairpin: len(e.Ports) > 0 && !n.Internal,
 	}
 }

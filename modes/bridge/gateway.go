@@ -5,7 +5,12 @@ import (
 	"net/netip"
 	"slices"
 
-	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
+	"netyard/kernel/nft"
+	kports "netyard/kernel/ports"
+	"netyard/kernel/rule"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 )
 
@@ -165,7 +170,7 @@ func (m mode) present(n modes.Network) error {
 		if !a.IsValid() {
 			continue
 		}
-		ok, err := m.k.HasAddr(a)
+		ok, err := sandbox.HasAddr(m.k.Handle, a)
 		if err != nil {
 			return err
 		}
@@ -195,35 +200,35 @@ func unroutable(n modes.Network) error {
 }
 
 // leaveAs is the element that says with which address what leaves a subnet does so; none when it keeps its own.
-func leaveAs(n modes.Network, s modes.Subnet) []kernel.Object {
+func leaveAs(n modes.Network, s modes.Subnet) []core.Object {
 	v6 := s.Pool.Addr().Is6()
 	if n.Internal || !n.OptBool("masquerade") || gatewayMode(n, v6) != modes.GatewayNAT || s.Pool.Bits() == 0 {
 		return nil
 	}
 	if a := n.OptAddr(modes.ByFamily("egress", v6)); a.IsValid() {
-		return []kernel.Object{kernel.HostAddr{Addr: a}, kernel.Egress(s.Pool, a).For(n.ID)}
+		return []core.Object{core.HostAddr{Addr: a}, kports.Egress(s.Pool, a).For(n.ID)}
 	}
-	return []kernel.Object{kernel.SubnetIn(natSet(v6), s.Pool).For(n.ID)}
+	return []core.Object{nft.SubnetIn(natSet(v6), s.Pool).For(n.ID)}
 }
 
-func natSet(v6 bool) kernel.SetName {
+func natSet(v6 bool) rule.SetName {
 	if v6 {
-		return kernel.NAT6
+		return bridge.NAT6
 	}
-	return kernel.NAT4
+	return bridge.NAT4
 }
 
 // gatewayObjects are the elements of a network that is not just translated.
-func gatewayObjects(n modes.Network) (objects []kernel.Object) {
+func gatewayObjects(n modes.Network) (objects []core.Object) {
 	br := name(n)
 	v4, v6 := n.Families()
 	for _, family := range []struct{ has, v6 bool }{{v4, false}, {v6, true}} {
 		switch how := gatewayMode(n, family.v6); {
 		case !family.has:
 		case how == modes.GatewayRouted:
-			objects = append(objects, kernel.Routed(br, family.v6).For(n.ID))
+			objects = append(objects, kports.Routed(br, family.v6).For(n.ID))
 		case how == modes.GatewayIsolated:
-			objects = append(objects, kernel.Isolated(br, family.v6).For(n.ID))
+			objects = append(objects, kports.Isolated(br, family.v6).For(n.ID))
 		}
 	}
 	if v4 && isolated(n, false) {
@@ -236,7 +241,7 @@ func gatewayObjects(n modes.Network) (objects []kernel.Object) {
 	if !n.OptBool(exitOption) {
 		by = nil
 	}
-	for _, el := range kernel.Guided(br, by) {
+	for _, el := range kports.Guided(br, by) {
 		objects = append(objects, el.For(n.ID))
 	}
 	return objects
@@ -244,8 +249,8 @@ func gatewayObjects(n modes.Network) (objects []kernel.Object) {
 
 // deaf keeps the host from answering on a bridge for addresses that it has elsewhere (arp_ignore, ip-sysctl.rst). IPv6 needs nothing
 // of the kind: it is off there.
-func deaf(bridge string) kernel.Sysctl {
-	return kernel.Sysctl{Path: []string{"net", "ipv4", "conf", bridge, "arp_ignore"}, Value: "8"}
+func deaf(bridge string) core.Sysctl {
+	return core.Sysctl{Path: []string{"net", "ipv4", "conf", bridge, "arp_ignore"}, Value: "8"}
 }
 
 // gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has none: the
@@ -280,14 +285,14 @@ func routes(n modes.Network, e modes.Endpoint) []modes.Route {
 }
 
 // proxies are what the host answers for on the link that the network's IPv6 addresses are of.
-func proxies(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
+func proxies(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	link := n.Opt("ndp_proxy")
 	if link == "" {
 		return nil
 	}
 	for _, a := range e.Addrs {
 		if a.Addr().Is6() {
-			objects = append(objects, kernel.ProxyNeigh{Link: link, Addr: a.Addr()})
+			objects = append(objects, bridge.ProxyNeigh{Link: link, Addr: a.Addr()})
 		}
 	}
 	return objects

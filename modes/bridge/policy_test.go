@@ -9,8 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/policy"
 )
 
 // echo answers on a TCP port of a namespace, of both families.
@@ -72,20 +73,20 @@ func says(c net.Conn, within time.Duration) bool {
 }
 
 // subjects are what the kernel decides about an app: the proxy may come in at port 80, and it may go to the outside only.
-func subjects(port string, mac net.HardwareAddr, v4, v6 string) []kernel.Subject {
-	one := func(addr string, proto uint8, port, last uint16) *kernel.Access {
+func subjects(port string, mac net.HardwareAddr, v4, v6 string) []policy.Subject {
+	one := func(addr string, proto uint8, port, last uint16) *policy.Access {
 		a := netip.MustParseAddr(addr)
-		p := kernel.Passage{First: a, Last: a, FirstProto: proto, LastProto: proto, FirstPort: port, LastPort: last}
+		p := policy.Passage{First: a, Last: a, FirstProto: proto, LastProto: proto, FirstPort: port, LastPort: last}
 		if proto == 0 {
 			p.LastProto = 255
 		}
-		return &kernel.Access{Allow: []kernel.Passage{p}}
+		return &policy.Access{Allow: []policy.Passage{p}}
 	}
 	const bridge = "nyb-aaaaaaaaaaa"
-	return []kernel.Subject{
+	return []policy.Subject{
 		{Port: port, Bridge: bridge, Addr: netip.MustParseAddr(v4), In: one("10.9.0.2", 6, 80, 80), Out: one("203.0.113.1", 0, 0, 65535)},
 		{Port: port, Bridge: bridge, Addr: netip.MustParseAddr(v6), In: one("fd09::2", 6, 80, 80), Out: one("2001:db8:113::1", 0, 0, 65535)},
-		{Port: port, Bridge: bridge, Addr: kernel.LinkLocal(mac), In: &kernel.Access{}, Out: &kernel.Access{}},
+		{Port: port, Bridge: bridge, Addr: core.LinkLocal(mac), In: &policy.Access{}, Out: &policy.Access{}},
 	}
 }
 
@@ -121,11 +122,11 @@ func TestPolicy(t *testing.T) {
 			s1 := station(t, app1, "10.9.0.3", "fd09::3")
 			s2 := station(t, app2, "10.9.0.4", "fd09::4")
 			all := append(subjects("nyv-e2e2e2e2e2e", s1.MAC, "10.9.0.3", "fd09::3"), subjects("nyv-e3e3e3e3e3e", s2.MAC, "10.9.0.4", "fd09::4")...)
-			objects := l.host.PolicyObjects(all)
+			objects := policy.PolicyObjects(l.host.Kernel.Handle, all)
 			if err := l.host.Enforce(t.Context(), objects); err != nil {
 				t.Fatal(err)
 			}
-			if err := l.host.EndFlows(all); err != nil {
+			if err := policy.EndFlows(l.host.Kernel.Handle, all); err != nil {
 				t.Fatal(err)
 			}
 			if says(forbidden, 700*time.Millisecond) {

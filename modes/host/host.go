@@ -12,6 +12,9 @@ import (
 	"strings"
 
 	"netyard/kernel"
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
+	kdevice "netyard/kernel/device"
 	"netyard/modes"
 )
 
@@ -47,7 +50,7 @@ func (mode) Check(n modes.Network) error {
 // Settle only looks: a card that cannot be had is refused when somebody is there to read it.
 func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, error) {
 	if dev := device(n); dev != "" {
-		if _, err := m.k.Device(dev); err != nil {
+		if _, err := kdevice.StateOf(m.k.Handle, dev); err != nil {
 			return nil, fmt.Errorf("%w: device=%s: %w", modes.ErrOption, dev, err)
 		}
 		return nil, nil
@@ -74,7 +77,7 @@ func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 	}
 	l := modes.Link{SrcName: device(n), DstPrefix: n.Opt("iface_prefix"), Gateways: gateways(n, e)}
 	if l.SrcName == "" {
-		l.SrcName, l.MTU = kernel.Name(kernel.PeerPrefix, e.ID), n.OptInt("mtu")
+		l.SrcName, l.MTU = core.Name(core.PeerPrefix, e.ID), n.OptInt("mtu")
 	}
 	if e.IfName != "" {
 		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
@@ -86,10 +89,10 @@ func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 	if device(n) != "" {
 		return m.k.Remove(card(n, e))
 	}
-	return m.k.Remove(slices.Concat(e.Published(), guard(n, e), []kernel.Object{veth(n, e)})...)
+	return m.k.Remove(slices.Concat(e.Published(), guard(n, e), []core.Object{veth(n, e)})...)
 }
 
-func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
+func (mode) Objects(n modes.Network, es []modes.Endpoint) []core.Object {
 	objects := networkObjects(n)
 	for _, e := range es {
 		objects = append(objects, endpointObjects(n, e)...)
@@ -97,19 +100,19 @@ func (mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
 	return objects
 }
 
-func networkObjects(n modes.Network) []kernel.Object {
+func networkObjects(n modes.Network) []core.Object {
 	if device(n) != "" {
 		return nil
 	}
 	return linkObjects(n)
 }
 
-func endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
+func endpointObjects(n modes.Network, e modes.Endpoint) []core.Object {
 	if device(n) != "" {
-		return []kernel.Object{card(n, e)}
+		return []core.Object{card(n, e)}
 	}
 	v := veth(n, e)
-	return slices.Concat(forwarding(n), []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), e.Published())
+	return slices.Concat(forwarding(n), []core.Object{v, bridge.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), e.Published())
 }
 
 // MAC is derived from the address, as that of a bridge's containers; a card has its own.
@@ -147,7 +150,7 @@ func (m mode) Keep(_ context.Context, n modes.Network, _ modes.Endpoint, others 
 		}
 		return nil, fmt.Errorf("take device %s: %s has it", dev, who)
 	}
-	st, err := m.k.Device(dev)
+	st, err := kdevice.StateOf(m.k.Handle, dev)
 	if err != nil {
 		return nil, fmt.Errorf("take device %s: %w", dev, err)
 	}
@@ -159,8 +162,8 @@ func (m mode) Keep(_ context.Context, n modes.Network, _ modes.Endpoint, others 
 }
 
 // card is the object of an endpoint that has one.
-func card(n modes.Network, e modes.Endpoint) kernel.Device {
-	d := kernel.Device{Name: device(n), Network: n.ID, Endpoint: e.ID, Sandbox: e.Sandbox}
+func card(n modes.Network, e modes.Endpoint) kdevice.Device {
+	d := kdevice.Device{Name: device(n), Network: n.ID, Endpoint: e.ID, Sandbox: e.Sandbox}
 	if text := e.Kept[keptDevice]; text != "" {
 		d.Noted = json.Unmarshal([]byte(text), &d.Was) == nil
 	}

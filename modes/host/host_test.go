@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/modes/host"
 	"netyard/modes/modetest"
@@ -64,8 +64,8 @@ func TestContract(t *testing.T) {
 // TestShared: which sockets of a sandbox ask for a port of the host.
 func TestShared(t *testing.T) {
 	t.Parallel()
-	at := func(proto, addr string, port uint16) kernel.Listener {
-		return kernel.Listener{Proto: proto, Addr: netip.MustParseAddr(addr), Port: port}
+	at := func(proto, addr string, port uint16) sandbox.Listener {
+		return sandbox.Listener{Proto: proto, Addr: netip.MustParseAddr(addr), Port: port}
 	}
 	both := at("tcp", "::", 80)
 	both.Both = true
@@ -77,21 +77,21 @@ func TestShared(t *testing.T) {
 	for name, c := range map[string]struct {
 		opts map[string]string
 		e    modes.Endpoint
-		ls   []kernel.Listener
+		ls   []sandbox.Listener
 		want []modes.Port
 	}{
-		"all of a family":         {nil, e, []kernel.Listener{at("tcp", "0.0.0.0", 80)}, []modes.Port{shared("tcp", "0.0.0.0", 80)}},
-		"all of IPv6":             {nil, e, []kernel.Listener{at("tcp", "::", 80)}, []modes.Port{shared("tcp", "::", 80)}},
-		"all of both":             {nil, e, []kernel.Listener{both}, []modes.Port{shared("tcp", "0.0.0.0", 80), shared("tcp", "::", 80)}},
-		"no such family":          {nil, endpoint("10.9.0.2/24"), []kernel.Listener{both}, []modes.Port{shared("tcp", "0.0.0.0", 80)}},
-		"its own address":         {nil, e, []kernel.Listener{at("udp", "fd09::2", 53)}, []modes.Port{shared("udp", "::", 53)}},
-		"said twice":              {nil, e, []kernel.Listener{at("udp", "0.0.0.0", 53), at("udp", "10.9.0.2", 53)}, []modes.Port{shared("udp", "0.0.0.0", 53)}},
-		"loopback":                {nil, e, []kernel.Listener{at("tcp", "127.0.0.1", 80), at("tcp", "::1", 80), at("udp", "127.0.0.11", 53)}, nil},
-		"another network's":       {nil, e, []kernel.Listener{at("tcp", "10.10.0.2", 80), at("tcp", "fe80::1", 80)}, nil},
-		"an interface's":          {nil, e, []kernel.Listener{bound}, nil},
-		"a client's, it may be":   {nil, e, []kernel.Listener{fleeting}, nil},
-		"one that is asked for":   {map[string]string{"include": "50000/udp"}, e, []kernel.Listener{fleeting, at("tcp", "0.0.0.0", 50000)}, []modes.Port{shared("udp", "0.0.0.0", 50000)}},
-		"excluded from the asked": {map[string]string{"include": "1-100", "exclude": "80/tcp"}, e, []kernel.Listener{both, at("udp", "0.0.0.0", 80)}, []modes.Port{shared("udp", "0.0.0.0", 80)}},
+		"all of a family":         {nil, e, []sandbox.Listener{at("tcp", "0.0.0.0", 80)}, []modes.Port{shared("tcp", "0.0.0.0", 80)}},
+		"all of IPv6":             {nil, e, []sandbox.Listener{at("tcp", "::", 80)}, []modes.Port{shared("tcp", "::", 80)}},
+		"all of both":             {nil, e, []sandbox.Listener{both}, []modes.Port{shared("tcp", "0.0.0.0", 80), shared("tcp", "::", 80)}},
+		"no such family":          {nil, endpoint("10.9.0.2/24"), []sandbox.Listener{both}, []modes.Port{shared("tcp", "0.0.0.0", 80)}},
+		"its own address":         {nil, e, []sandbox.Listener{at("udp", "fd09::2", 53)}, []modes.Port{shared("udp", "::", 53)}},
+		"said twice":              {nil, e, []sandbox.Listener{at("udp", "0.0.0.0", 53), at("udp", "10.9.0.2", 53)}, []modes.Port{shared("udp", "0.0.0.0", 53)}},
+		"loopback":                {nil, e, []sandbox.Listener{at("tcp", "127.0.0.1", 80), at("tcp", "::1", 80), at("udp", "127.0.0.11", 53)}, nil},
+		"another network's":       {nil, e, []sandbox.Listener{at("tcp", "10.10.0.2", 80), at("tcp", "fe80::1", 80)}, nil},
+		"an interface's":          {nil, e, []sandbox.Listener{bound}, nil},
+		"a client's, it may be":   {nil, e, []sandbox.Listener{fleeting}, nil},
+		"one that is asked for":   {map[string]string{"include": "50000/udp"}, e, []sandbox.Listener{fleeting, at("tcp", "0.0.0.0", 50000)}, []modes.Port{shared("udp", "0.0.0.0", 50000)}},
+		"excluded from the asked": {map[string]string{"include": "1-100", "exclude": "80/tcp"}, e, []sandbox.Listener{both, at("udp", "0.0.0.0", 80)}, []modes.Port{shared("udp", "0.0.0.0", 80)}},
 	} {
 		m, err := host.New(modes.Env{})
 		if err != nil {

@@ -7,7 +7,11 @@ import (
 	"net/netip"
 	"slices"
 
-	"netyard/kernel"
+	"netyard/kernel/beside"
+	kbridge "netyard/kernel/bridge"
+	"netyard/kernel/core"
+	"netyard/kernel/nft"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 )
 
@@ -30,50 +34,50 @@ func checkLink(n modes.Network) error {
 	return nil
 }
 
-func bridgeOf(n modes.Network) string { return kernel.Name(kernel.BridgePrefix, n.ID) }
+func bridgeOf(n modes.Network) string { return core.Name(core.BridgePrefix, n.ID) }
 
 // linkObjects are the private link: a bridge that only the host and the network's containers are on, and what makes its packets
 // leave with the host's address. The containers reach each other on it, as programs of one host do.
-func linkObjects(n modes.Network) []kernel.Object {
+func linkObjects(n modes.Network) []core.Object {
 	br := bridgeOf(n)
-	bridge := kernel.Bridge{Name: br, Alias: kernel.Alias(n.ID, ""), MTU: n.OptInt("mtu"), MAC: modes.LocalMAC(n.ID)}
-	var rest []kernel.Object
+	bridge := kbridge.Bridge{Name: br, Alias: core.Alias(n.ID, ""), MTU: n.OptInt("mtu"), MAC: modes.LocalMAC(n.ID)}
+	var rest []core.Object
 	for _, s := range n.Subnets {
-		nat := kernel.NAT4
+		nat := kbridge.NAT4
 		if s.Pool.Addr().Is6() {
-			nat, bridge.IPv6 = kernel.NAT6, true
+			nat, bridge.IPv6 = kbridge.NAT6, true
 		}
-		rest = append(rest, kernel.Addr{Link: br, Alias: bridge.Alias, Prefix: s.Gateway}, kernel.SubnetIn(nat, s.Pool).For(n.ID))
+		rest = append(rest, core.Addr{Link: br, Alias: bridge.Alias, Prefix: s.Gateway}, nft.SubnetIn(nat, s.Pool).For(n.ID))
 	}
-	return append(append([]kernel.Object{bridge}, rest...), kernel.InterfaceIn(kernel.Bridges, br).For(n.ID),
-		kernel.InterfaceIn(kernel.Own, br, br).For(n.ID), kernel.InterfaceIn(kernel.Talk, br, br).For(n.ID))
+	return append(append([]core.Object{bridge}, rest...), nft.InterfaceIn(kbridge.Bridges, br).For(n.ID),
+		nft.InterfaceIn(kbridge.Own, br, br).For(n.ID), nft.InterfaceIn(kbridge.Talk, br, br).For(n.ID))
 }
 
 // forwarding comes with the first endpoint, not with the network: at boot an engine that starts after netyard and finds it on would
 // not guard its own networks (moby, FORWARD policy DROP).
-func forwarding(n modes.Network) (objects []kernel.Object) {
+func forwarding(n modes.Network) (objects []core.Object) {
 	for _, v6 := range []bool{false, true} {
 		if slices.ContainsFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Addr().Is6() == v6 }) {
-			objects = append(objects, kernel.Forwarding{IPv6: v6})
+			objects = append(objects, beside.Forwarding{IPv6: v6})
 		}
 	}
 	return objects
 }
 
 // veth may send back what came from it: a container reaches what it listens on by the host's address, too.
-func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
+func veth(n modes.Network, e modes.Endpoint) kbridge.Veth {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
 		mac = modes.LocalMAC(e.ID)
 	}
-	return kernel.Veth{
-		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID),
+	return kbridge.Veth{
+		Name: core.Name(core.VethPrefix, e.ID), Peer: core.Name(core.PeerPrefix, e.ID), Alias: core.Alias(n.ID, e.ID),
 		Master: bridgeOf(n), MTU: n.OptInt("mtu"), MAC: mac, Hairpin: true,
 	}
 }
 
 // guard binds an endpoint to the addresses it was given: it is closed for a port that nothing is known of.
-func guard(n modes.Network, e modes.Endpoint) []kernel.Object {
+func guard(n modes.Network, e modes.Endpoint) []core.Object {
 	v := veth(n, e)
 	return e.Guard(v.Name, v.MAC).Objects()
 }
@@ -84,9 +88,9 @@ func (mode) Shares(n modes.Network) bool { return device(n) == "" }
 // Shared are the sockets that the host's clients are to reach: bound to all addresses, or to the one that the endpoint has. What is
 // bound to loopback, to an address of another network or to an interface is private. A port is not joined with its neighbours to a
 // range: when one of them closes, the others must not be gone for a moment.
-func (mode) Shared(n modes.Network, e modes.Endpoint, ls []kernel.Listener) (shared []modes.Port) {
+func (mode) Shared(n modes.Network, e modes.Endpoint, ls []sandbox.Listener) (shared []modes.Port) {
 	include, exclude := n.OptPorts("include"), n.OptPorts("exclude")
-	in := func(ranges []modes.PortRange, l kernel.Listener) bool {
+	in := func(ranges []modes.PortRange, l sandbox.Listener) bool {
 		return slices.ContainsFunc(ranges, func(r modes.PortRange) bool { return r.Has(l.Proto, l.Port) })
 	}
 	seen := map[modes.Port]bool{}

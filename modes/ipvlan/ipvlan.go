@@ -10,6 +10,8 @@ import (
 	"net"
 
 	"netyard/kernel"
+	"netyard/kernel/core"
+	"netyard/kernel/lan"
 	"netyard/modes"
 	"netyard/modes/internal/parent"
 )
@@ -24,7 +26,7 @@ func New(e modes.Env) (modes.Mode, error) {
 		Name:    "ipvlan",
 		Setting: func(n modes.Network) (mode, flag string) { return n.Opt("ipvlan_mode"), n.Opt("ipvlan_flag") },
 		Share:   share,
-		Settle:  func(n modes.Network, name string, _ kernel.LinkInfo) error { return settle(e.Kernel, n, name) },
+		Settle:  func(n modes.Network, name string, _ core.LinkInfo) error { return settle(e.Kernel, n, name) },
 		MAC:     func(modes.Network, modes.Endpoint) net.HardwareAddr { return nil },
 		Member:  member,
 		Routed:  routed,
@@ -76,7 +78,7 @@ func settle(k *kernel.Kernel, n modes.Network, name string) error {
 	if !n.OptBool("host_access") || routed(n) || name != n.Opt("parent") {
 		return nil
 	}
-	strictness, err := k.ReversePath(name)
+	strictness, err := lan.ReversePath(k.Handle, name)
 	if err == nil && strictness == "1" {
 		err = fmt.Errorf("%w: host_access=true: net.ipv4.conf.%s.rp_filter is 1, which would drop what containers send to the host; set it to 2, or use ipvlan_mode=l3", modes.ErrOption, name)
 	}

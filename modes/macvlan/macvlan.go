@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"net"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/modes/internal/parent"
 )
@@ -40,7 +40,7 @@ func share(n, other modes.Network) error {
 	return nil
 }
 
-func settle(n modes.Network, name string, link kernel.LinkInfo) error {
+func settle(n modes.Network, name string, link core.LinkInfo) error {
 	if link.Wireless && n.Opt("macvlan_mode") != passthru {
 		return fmt.Errorf("%w: parent=%s: %s is wireless, and an access point takes frames from the one hardware address only that it knows; use -d netyard-ipvlan", modes.ErrOption, n.Opt("parent"), name)
 	}

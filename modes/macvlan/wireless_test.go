@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 )
 
@@ -13,7 +13,7 @@ func TestWireless(t *testing.T) {
 	t.Parallel()
 	for mode, refused := range map[string]bool{"bridge": true, "private": true, "vepa": true, passthru: false} {
 		n := modes.Network{Mode: "macvlan", Options: map[string]string{"parent": "wlan0", "macvlan_mode": mode}}
-		err := settle(n, "wlan0", kernel.LinkInfo{Wireless: true})
+		err := settle(n, "wlan0", core.LinkInfo{Wireless: true})
 		if (err != nil) != refused || refused && !strings.Contains(err.Error(), "parent=wlan0: wlan0 is wireless, and an access point") {
 			t.Errorf("%s: %v", mode, err)
 		}

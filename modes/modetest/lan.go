@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 )
@@ -161,7 +161,7 @@ func (l *LAN) Reaches(what string, from *kerneltest.Host, to string, want bool) 
 // Audit wants what the mode says that there is to be there, and nothing else of netyard's.
 func (l *LAN) Audit(ns []modes.Network, cs ...Container) {
 	l.TB.Helper()
-	var objects []kernel.Object
+	var objects []core.Object
 	for _, n := range ns {
 		var es []modes.Endpoint
 		for _, c := range cs {

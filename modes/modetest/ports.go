@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 )
@@ -172,7 +172,7 @@ func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients
 	for _, o := range l.Mode.Objects(c.Network, []modes.Endpoint{c.Endpoint}) {
 		still[o.String()] = true
 	}
-	gone := slices.DeleteFunc(l.Mode.Objects(c.Network, []modes.Endpoint{was}), func(o kernel.Object) bool { return still[o.String()] })
+	gone := slices.DeleteFunc(l.Mode.Objects(c.Network, []modes.Endpoint{was}), func(o core.Object) bool { return still[o.String()] })
 	if err := l.Host.Remove(gone...); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,7 @@ package none
 import (
 	"context"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 )
 
@@ -24,4 +24,4 @@ func (mode) Attach(context.Context, modes.Network, modes.Endpoint) (modes.Link, 
 // Addressless: there is nothing an address could be on.
 func (mode) Addressless() {}
 
-func (mode) Objects(modes.Network, []modes.Endpoint) []kernel.Object { return nil }
+func (mode) Objects(modes.Network, []modes.Endpoint) []core.Object { return nil }

@@ -21,18 +21,23 @@ import (
 	"netyard/fabric"
 	"netyard/ipam"
 	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/overlay"
 	"netyard/modes"
 	"netyard/modes/modetest"
 	"netyard/store"
 	"netyard/yard"
+	"netyard/yard/book"
+	yoverlay "netyard/yard/overlay"
+	"netyard/yard/reconcile"
 )
 
 // A cell is alone, and can encrypt: it has a WireGuard device while a network needs it, or says why it cannot.
 type cell struct {
 	alone
 	k     *kernel.Kernel
-	key   kernel.Secret
+	key   overlay.Secret
 	clear error
 	// has is what the cluster has; the zero Overlay: what is asked for.
 	has modes.Overlay
@@ -52,21 +57,21 @@ func (c cell) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, erro
 	return o, err
 }
 
-func (c cell) device() kernel.WireGuard {
-	return kernel.WireGuard{Key: c.key, Port: 14789, MTU: c.Host().TunnelMTU(), Addr: netip.PrefixFrom(c.Host().Tunnel, 64)}
+func (c cell) device() overlay.WireGuard {
+	return overlay.WireGuard{Key: c.key, Port: 14789, MTU: c.Host().TunnelMTU(), Addr: netip.PrefixFrom(c.Host().Tunnel, 64)}
 }
 
 func (c cell) Up(modes.Overlay, modes.OverlayLink) error {
 	return c.k.Ensure(context.Background(), c.device())
 }
-func (c cell) Down(modes.Overlay) error                    { return c.k.Remove(c.device()) }
-func (c cell) Objects(modes.Overlay) (all []kernel.Object) { return []kernel.Object{c.device()} }
+func (c cell) Down(modes.Overlay) error                  { return c.k.Remove(c.device()) }
+func (c cell) Objects(modes.Overlay) (all []core.Object) { return []core.Object{c.device()} }
 
 // TestEncryptedContract is the contract with a real WireGuard device.
 func TestEncryptedContract(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)
-	key, err := kernel.NewSecret()
+	key, err := overlay.NewSecret()
 	must(t, err)
 	n := network(netA, "red", map[string]string{"encrypted": "true"})
 	modetest.Run(t, modetest.Case{
@@ -184,14 +189,14 @@ func (s *station) start(url string, mends bool) {
 	f := fabric.Modes{A: s.agent}
 	s.mode, err = with(f)(modes.Env{Log: log, Kernel: s.Kernel})
 	must(s.t, err)
-	s.Yard = yard.New(yard.Config{
+	s.Yard = yard.New(book.Config{
 		Log: log, Store: s.st, Kernel: s.Kernel, BootID: fmt.Sprint("boot", s.n), IPAM: ipam.New(ipam.Config{}), Fabric: f,
 		Modes: map[string]modes.Mode{"overlay": s.mode}, Background: func(f func()) { f() },
 	})
-	must(s.t, s.Restore(s.t.Context(), false))
+	must(s.t, reconcile.Restore(s.t.Context(), s.Yard, false))
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
-	for _, run := range []func(context.Context) error{s.agent.Run, s.Mend}[:map[bool]int{false: 1, true: 2}[mends]] {
+	for _, run := range []func(context.Context) error{s.agent.Run, func(ctx context.Context) error { return reconcile.Mend(ctx, s.Yard) }}[:map[bool]int{false: 1, true: 2}[mends]] {
 		all.Add(1)
 		go func() {
 			defer all.Done()
@@ -233,7 +238,7 @@ func (s *station) restart(url string, mends bool) {
 func (s *station) on(n modes.Network, id string) (c *kerneltest.Host, e modes.Endpoint) {
 	s.t.Helper()
 	for i := range n.Subnets {
-		n.Subnets[i].Space = yard.OverlaySpace
+		n.Subnets[i].Space = yoverlay.OverlaySpace
 	}
 	must(s.t, s.CreateNetwork(s.t.Context(), n))
 	n, err := s.Network(n.ID)
@@ -412,7 +417,7 @@ func (p *pair) test() {
 	p.through("when the device was deleted, and a daemon runs")
 	p.beside()
 	for _, s := range []*station{p.one, p.two} {
-		if found, err := s.Audit(t.Context(), nil); err != nil || len(found) > 0 {
+		if found, err := reconcile.Audit(t.Context(), s.Yard, nil); err != nil || len(found) > 0 {
 			t.Errorf("doctor on host %d: %v, %v", s.n, found, err)
 		}
 	}
@@ -575,19 +580,19 @@ func (p *pair) forget() {
 			snap, err := s.LinkSnapshot()
 			must(t, err)
 			peers := s.peers(t, id)
-			return len(peers) == 0 && len(snap.Faults([]kernel.Object{kernel.WireGuardPeers{All: peers}})) == 0
+			return len(peers) == 0 && len(snap.Faults([]core.Object{overlay.WireGuardPeers{All: peers}})) == 0
 		})
 	}
 	p.lost("with a host that was taken out")
 }
 
 // peers are those that the host's WireGuard device ought to have.
-func (s *station) peers(t *testing.T, id string) []kernel.WireGuardPeer {
+func (s *station) peers(t *testing.T, id string) []overlay.WireGuardPeer {
 	t.Helper()
 	n, err := s.Network(id)
 	must(t, err)
 	for _, o := range s.mode.Objects(n, nil) {
-		if p, ok := o.(kernel.WireGuardPeers); ok {
+		if p, ok := o.(overlay.WireGuardPeers); ok {
 			return p.All
 		}
 	}

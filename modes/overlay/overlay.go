@@ -14,6 +14,13 @@ import (
 	"strings"
 
 	"netyard/kernel"
+	"netyard/kernel/beside"
+	kbridge "netyard/kernel/bridge"
+	"netyard/kernel/core"
+	"netyard/kernel/nft"
+	"netyard/kernel/overlay"
+	"netyard/kernel/ports"
+	"netyard/kernel/rule"
 	"netyard/modes"
 )
 
@@ -195,7 +202,7 @@ func mtu(n modes.Network) int {
 	return mtu
 }
 
-func bridge(n modes.Network) string { return kernel.Name(kernel.BridgePrefix, n.ID) }
+func bridge(n modes.Network) string { return core.Name(core.BridgePrefix, n.ID) }
 
 // mac is the bridge's own on each host: by it the hosts reach containers elsewhere. It stays when the host's address
 // changes: its containers know it as their gateway's.
@@ -205,7 +212,7 @@ func (m mode) mac(n modes.Network) net.HardwareAddr {
 
 func (m mode) link(n modes.Network) modes.OverlayLink {
 	return modes.OverlayLink{
-		Bridge: bridge(n), VXLAN: kernel.Name(kernel.VXLANPrefix, n.ID), Alias: kernel.Alias(n.ID, ""), MAC: m.mac(n).String(),
+		Bridge: bridge(n), VXLAN: core.Name(core.VXLANPrefix, n.ID), Alias: core.Alias(n.ID, ""), MAC: m.mac(n).String(),
 	}
 }
 
@@ -238,14 +245,14 @@ func (m mode) Down(_ context.Context, n modes.Network) error {
 
 // closed has no frame of the network leave but those that its VXLAN device made, and none come in; those of an
 // encrypted one also not in clear. Whom it is open for says the Fabric.
-func (m mode) closed(n modes.Network) (objects []kernel.Object) {
+func (m mode) closed(n modes.Network) (objects []core.Object) {
 	o := of(n)
 	if o.ID == "" {
 		return nil
 	}
-	elements := kernel.Closed
+	elements := overlay.Closed
 	if o.Encrypted {
-		elements = kernel.Encrypted
+		elements = overlay.Encrypted
 	}
 	for _, e := range elements(m.port(n), o.VNI) {
 		objects = append(objects, e.For(n.ID))
@@ -288,10 +295,10 @@ func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 	if m.f != nil && n.Settled[settledID] != "" {
 		err = m.f.Detach(of(n), e)
 	}
-	return errors.Join(err, m.k.Remove(slices.Concat(e.Published(), guard(n, e), []kernel.Object{veth(n, e)})...))
+	return errors.Join(err, m.k.Remove(slices.Concat(e.Published(), guard(n, e), []core.Object{veth(n, e)})...))
 }
 
-func (m mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
+func (m mode) Objects(n modes.Network, es []modes.Endpoint) []core.Object {
 	if m.f == nil {
 		return append(m.closed(n), m.ownLinks(n)...)
 	}
@@ -315,63 +322,63 @@ func (mode) Publishes(modes.Network) error { return nil }
 func (mode) Binds(modes.Network) []netip.Addr { return nil }
 
 // ownLinks are the links alone, to be taken away by a host that is in no cluster any more.
-func (mode) ownLinks(n modes.Network) []kernel.Object {
-	alias := kernel.Alias(n.ID, "")
-	return []kernel.Object{kernel.Bridge{Name: bridge(n), Alias: alias}, kernel.VXLAN{Name: kernel.Name(kernel.VXLANPrefix, n.ID), Alias: alias}}
+func (mode) ownLinks(n modes.Network) []core.Object {
+	alias := core.Alias(n.ID, "")
+	return []core.Object{kbridge.Bridge{Name: bridge(n), Alias: alias}, overlay.VXLAN{Name: core.Name(core.VXLANPrefix, n.ID), Alias: alias}}
 }
 
-func (m mode) networkObjects(n modes.Network) []kernel.Object {
+func (m mode) networkObjects(n modes.Network) []core.Object {
 	br, l, host := bridge(n), m.link(n), m.f.Host()
 	local := host.VTEP
 	if of(n).Encrypted {
 		local = host.Tunnel
 	}
-	b := kernel.Bridge{Name: br, Alias: l.Alias, MTU: mtu(n), MAC: m.mac(n)}
-	var rest []kernel.Object
+	b := kbridge.Bridge{Name: br, Alias: l.Alias, MTU: mtu(n), MAC: m.mac(n)}
+	var rest []core.Object
 	for _, s := range n.Subnets {
 		v6 := s.Pool.Addr().Is6()
 		b.IPv6 = b.IPv6 || v6
-		rest = append(rest, kernel.Anycast{Link: br, Alias: l.Alias, Addr: s.Gateway.Addr()})
-		for _, e := range kernel.AnswerAt(s.Gateway.Addr(), modes.DNSPort, modes.NamesPort) {
+		rest = append(rest, overlay.Anycast{Link: br, Alias: l.Alias, Addr: s.Gateway.Addr()})
+		for _, e := range ports.AnswerAt(s.Gateway.Addr(), modes.DNSPort, modes.NamesPort) {
 			rest = append(rest, e.For(n.ID))
 		}
 		if !n.Internal && n.OptBool("masquerade") {
-			rest = append(rest, kernel.SubnetIn(natSet(v6), s.Pool).For(n.ID))
+			rest = append(rest, nft.SubnetIn(natSet(v6), s.Pool).For(n.ID))
 		}
 	}
 	rest = append(rest,
-		kernel.VXLAN{Name: l.VXLAN, Alias: l.Alias, Master: br, VNI: of(n).VNI, Local: local, Port: host.Port, MTU: mtu(n)},
-		kernel.InterfaceIn(kernel.Bridges, br).For(n.ID), kernel.InterfaceIn(kernel.Own, br, br).For(n.ID), kernel.InterfaceIn(kernel.Talk, br, br).For(n.ID))
+		overlay.VXLAN{Name: l.VXLAN, Alias: l.Alias, Master: br, VNI: of(n).VNI, Local: local, Port: host.Port, MTU: mtu(n)},
+		nft.InterfaceIn(kbridge.Bridges, br).For(n.ID), nft.InterfaceIn(kbridge.Own, br, br).For(n.ID), nft.InterfaceIn(kbridge.Talk, br, br).For(n.ID))
 	if n.Internal {
-		rest = append(rest, kernel.InterfaceIn(kernel.Internal, br).For(n.ID))
+		rest = append(rest, nft.InterfaceIn(kbridge.Internal, br).For(n.ID))
 	}
-	return append([]kernel.Object{b}, rest...)
+	return append([]core.Object{b}, rest...)
 }
 
-func natSet(v6 bool) kernel.SetName {
+func natSet(v6 bool) rule.SetName {
 	if v6 {
-		return kernel.NAT6
+		return kbridge.NAT6
 	}
-	return kernel.NAT4
+	return kbridge.NAT4
 }
 
 // endpointObjects are, as of a bridge network, the link and forwarding while anybody needs it; and the port learns
 // nothing. One that is fenced has neither a port nor ports: its address is another host's.
-func endpointObjects(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
+func endpointObjects(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	if !n.Internal {
 		v4, v6 := n.Families()
 		if v4 {
-			objects = append(objects, kernel.Forwarding{})
+			objects = append(objects, beside.Forwarding{})
 		}
 		if v6 {
-			objects = append(objects, kernel.Forwarding{IPv6: true})
+			objects = append(objects, beside.Forwarding{IPv6: true})
 		}
 	}
 	v := veth(n, e)
 	if v.Fenced {
-		return slices.Concat(objects, []kernel.Object{v}, guard(n, e))
+		return slices.Concat(objects, []core.Object{v}, guard(n, e))
 	}
-	return slices.Concat(objects, []kernel.Object{v, kernel.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), e.Published())
+	return slices.Concat(objects, []core.Object{v, kbridge.StaticPort{Link: v.Name, MAC: v.MAC}}, guard(n, e), e.Published())
 }
 
 // peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the
@@ -380,23 +387,23 @@ func peer(e modes.Endpoint) string {
 	if e.Into > 0 {
 		return e.IfName
 	}
-	return kernel.Name(kernel.PeerPrefix, e.ID)
+	return core.Name(core.PeerPrefix, e.ID)
 }
 
-func veth(n modes.Network, e modes.Endpoint) kernel.Veth {
+func veth(n modes.Network, e modes.Endpoint) kbridge.Veth {
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
 		mac = e.StableMAC()
 	}
-	return kernel.Veth{
-		Name: kernel.Name(kernel.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: kernel.Alias(n.ID, e.ID),
+	return kbridge.Veth{
+		Name: core.Name(core.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: core.Alias(n.ID, e.ID),
 		Master: bridge(n), MTU: mtu(n), MAC: mac, Hairpin: len(e.Ports) > 0, Fenced: e.Fenced != "",
 	}
 }
 
 // guard binds the port to what the endpoint was given. There is no way around it: the other hosts believe what comes
 // from this one.
-func guard(n modes.Network, e modes.Endpoint) []kernel.Object {
+func guard(n modes.Network, e modes.Endpoint) []core.Object {
 	v := veth(n, e)
 	return e.Guard(v.Name, v.MAC).Objects()
 }

@@ -15,12 +15,14 @@ import (
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
 	"netyard/fabric"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/modes/modetest"
 	"netyard/modes/overlay"
 	"netyard/store"
+
+	"netyard/yard/reconcile"
 )
 
 const netA = "aaaaaaaaaaaa1111"
@@ -63,14 +65,14 @@ func (f alone) Find(_ context.Context, want modes.Overlay) (modes.Overlay, error
 func (f alone) Host() modes.OverlayHost {
 	return modes.OverlayHost{VTEP: netip.MustParseAddr("192.0.2.1"), Port: 4789, MTU: f.mtu}
 }
-func (alone) Up(modes.Overlay, modes.OverlayLink) error    { return nil }
-func (alone) Down(modes.Overlay) error                     { return nil }
-func (alone) Attach(modes.Overlay, modes.Endpoint) error   { return nil }
-func (alone) Detach(modes.Overlay, modes.Endpoint) error   { return nil }
-func (alone) Name(modes.Overlay, modes.Endpoint) error     { return nil }
-func (alone) Room(modes.Overlay, bool) error               { return nil }
-func (alone) Parting() ([]kernel.Object, error)            { return nil, nil }
-func (alone) Objects(modes.Overlay) (none []kernel.Object) { return none }
+func (alone) Up(modes.Overlay, modes.OverlayLink) error  { return nil }
+func (alone) Down(modes.Overlay) error                   { return nil }
+func (alone) Attach(modes.Overlay, modes.Endpoint) error { return nil }
+func (alone) Detach(modes.Overlay, modes.Endpoint) error { return nil }
+func (alone) Name(modes.Overlay, modes.Endpoint) error   { return nil }
+func (alone) Room(modes.Overlay, bool) error             { return nil }
+func (alone) Parting() ([]core.Object, error)            { return nil, nil }
+func (alone) Objects(modes.Overlay) (none []core.Object) { return none }
 func (alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {
 	return a, nil
 }
@@ -395,7 +397,7 @@ func TestLeftIsNoStray(t *testing.T) {
 	if numbers() == "" {
 		t.Error("the network is open although the others take this host for a member")
 	}
-	if found, err := s.Audit(t.Context(), nil); err != nil || len(found) > 0 {
+	if found, err := reconcile.Audit(t.Context(), s.Yard, nil); err != nil || len(found) > 0 {
 		t.Errorf("doctor: %v, %v", found, err)
 	}
 	etcd.Mend()

@@ -9,6 +9,9 @@ import (
 	"strings"
 
 	"netyard/kernel"
+	"netyard/kernel/core"
+	"netyard/kernel/dhcp"
+	"netyard/kernel/lan"
 	"netyard/modes"
 )
 
@@ -21,7 +24,7 @@ type Kind struct {
 	// Share refuses n beside another network of the same mode on the same parent.
 	Share func(n, other modes.Network) error
 	// Settle refuses a network for the link of the host that it would be on, which is empty where there is none.
-	Settle func(n modes.Network, name string, link kernel.LinkInfo) error
+	Settle func(n modes.Network, name string, link core.LinkInfo) error
 	// MAC is the hardware address of an endpoint's link; nil where it has the parent's.
 	MAC func(n modes.Network, e modes.Endpoint) net.HardwareAddr
 	// Member refuses a network whose containers cannot ask the LAN's DHCP servers.
@@ -59,7 +62,7 @@ func (m Mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 	if err := m.Kernel.Ensure(ctx, objects...); err != nil {
 		return modes.Link{}, err
 	}
-	l := modes.Link{SrcName: kernel.Name(kernel.PeerPrefix, e.ID), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n)}
+	l := modes.Link{SrcName: core.Name(core.PeerPrefix, e.ID), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n)}
 	if e.IfName != "" {
 		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
 	}
@@ -72,7 +75,7 @@ func (m Mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error
 }
 
 // Objects is what Up and the Attaches leave.
-func (m Mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
+func (m Mode) Objects(n modes.Network, es []modes.Endpoint) []core.Object {
 	objects := m.networkObjects(n)
 	for _, e := range es {
 		objects = append(objects, m.endpointObjects(n, e)...)
@@ -81,20 +84,20 @@ func (m Mode) Objects(n modes.Network, es []modes.Endpoint) []kernel.Object {
 }
 
 // LAN is the one that the parent is on.
-func (m Mode) LAN(n modes.Network) (kernel.LANPort, error) {
+func (m Mode) LAN(n modes.Network) (dhcp.LANPort, error) {
 	if island(n) {
-		return kernel.LANPort{}, errors.New("a network without a parent is on no LAN; say -o parent=")
+		return dhcp.LANPort{}, errors.New("a network without a parent is on no LAN; say -o parent=")
 	}
 	if err := m.Kind.Member(n); err != nil {
-		return kernel.LANPort{}, err
+		return dhcp.LANPort{}, err
 	}
 	p := top(n)
-	return kernel.LANPort{Kind: m.Kind.Name, Parent: p.Name, MAC: p.MAC}, nil
+	return dhcp.LANPort{Kind: m.Kind.Name, Parent: p.Name, MAC: p.MAC}, nil
 }
 
-func (m Mode) networkObjects(n modes.Network) (objects []kernel.Object) {
+func (m Mode) networkObjects(n modes.Network) (objects []core.Object) {
 	if island(n) {
-		objects = append(objects, kernel.Island{Name: name(n), Alias: kernel.Alias(n.ID, "")})
+		objects = append(objects, lan.Island{Name: name(n), Alias: core.Alias(n.ID, "")})
 	} else {
 		objects = append(objects, base(n))
 	}
@@ -110,24 +113,24 @@ func (m Mode) networkObjects(n modes.Network) (objects []kernel.Object) {
 	return objects
 }
 
-func (m Mode) endpointObjects(n modes.Network, e modes.Endpoint) []kernel.Object {
-	c := kernel.Child{
-		Name: kernel.Name(kernel.PeerPrefix, e.ID), Alias: kernel.Alias(n.ID, e.ID), Parent: top(n), Kind: m.Kind.Name,
+func (m Mode) endpointObjects(n modes.Network, e modes.Endpoint) []core.Object {
+	c := lan.Child{
+		Name: core.Name(core.PeerPrefix, e.ID), Alias: core.Alias(n.ID, e.ID), Parent: top(n), Kind: m.Kind.Name,
 		MTU: mtu(n), MAC: m.Kind.MAC(n, e), Sandbox: e.Sandbox,
 	}
 	c.Mode, c.Flag = m.Kind.Setting(n)
-	objects := append([]kernel.Object{c}, m.redirects(n, e)...)
+	objects := append([]core.Object{c}, m.redirects(n, e)...)
 	if hostAccess(n) {
 		for _, a := range e.Addrs {
-			objects = append(objects, kernel.HostRoute{Shim: m.shim(n), Dst: a.Addr(), MAC: c.MAC})
+			objects = append(objects, lan.HostRoute{Shim: m.shim(n), Dst: a.Addr(), MAC: c.MAC})
 		}
 	}
 	return append(objects, m.hostPorts(n, e)...)
 }
 
-func (m Mode) shim(n modes.Network) kernel.Shim {
+func (m Mode) shim(n modes.Network) lan.Shim {
 	mode, _ := m.Kind.Setting(n)
-	return kernel.ShimOn(top(n), m.Kind.Name, mode, n.ID)
+	return lan.ShimOn(top(n), m.Kind.Name, mode, n.ID)
 }
 
 // mtu is what the links of a network carry; 0 is what the parent carries.
@@ -153,7 +156,7 @@ func (m Mode) routes(n modes.Network, e modes.Endpoint, l *modes.Link) error {
 	}
 	// Where the host's address is not a neighbour's, the way to it would lead over the LAN's router, and back by the shim.
 	for _, a := range e.Addrs {
-		src, err := m.Kernel.SourceFor(a.Addr())
+		src, err := lan.SourceFor(m.Kernel.Handle, a.Addr())
 		if err != nil {
 			return fmt.Errorf("attach endpoint %s: %w", modes.Short(e.ID), err)
 		}

@@ -7,7 +7,8 @@ import (
 	"strconv"
 	"strings"
 
-	"netyard/kernel"
+	"netyard/kernel/core"
+	"netyard/kernel/lan"
 	"netyard/modes"
 )
 
@@ -64,13 +65,13 @@ func (m Mode) Settle(n modes.Network) (map[string]string, error) {
 
 // find takes a parent's name apart into a link of the host's and the VLAN links on it that are netyard's to make, from below. A link
 // that is there and not netyard's is the host's, whatever its name looks like.
-func (m Mode) find(parent string) (bottom string, link kernel.LinkInfo, made []string, err error) {
+func (m Mode) find(parent string) (bottom string, link core.LinkInfo, made []string, err error) {
 	for bottom = parent; ; {
 		link, exists, err := m.Kernel.FindLink(bottom)
 		if err != nil {
 			return "", link, nil, err
 		}
-		if exists && link.Alias != kernel.ParentAlias {
+		if exists && link.Alias != lan.ParentAlias {
 			return bottom, link, made, nil
 		}
 		below, _, ok := splitVLAN(bottom)
@@ -87,7 +88,7 @@ func (m Mode) noSuch(parent, link string) error {
 	if err != nil {
 		return err
 	}
-	all = slices.DeleteFunc(all, func(name string) bool { return name == "lo" || kernel.OwnName(name) })
+	all = slices.DeleteFunc(all, func(name string) bool { return name == "lo" || core.OwnName(name) })
 	return fmt.Errorf("%w: parent=%s: the host has no link %s; it has %s", modes.ErrOption, parent, link, strings.Join(all, ", "))
 }
 
@@ -102,11 +103,11 @@ func splitVLAN(name string) (below string, id int, ok bool) {
 }
 
 // fit refuses a link of the host that cannot be the parent, or the link below it.
-func (m Mode) fit(n modes.Network, name string, link kernel.LinkInfo) error {
+func (m Mode) fit(n modes.Network, name string, link core.LinkInfo) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: parent=%s: %s %s", modes.ErrOption, n.Opt("parent"), name, fmt.Sprintf(format, args...))
 	}
-	owner, _, own := kernel.ParseAlias(link.Alias)
+	owner, _, own := core.ParseAlias(link.Alias)
 	switch {
 	case own:
 		return bad("is a link of netyard's own, of network %s", modes.Short(owner))
@@ -130,7 +131,7 @@ func (m Mode) belongs(n modes.Network, name string) error {
 	if m.Kind.Routed(n) || len(n.Subnets) == 0 {
 		return nil
 	}
-	addrs, err := m.Kernel.Addrs(kernel.Parent{Name: name})
+	addrs, err := lan.Addrs(m.Kernel.Handle, lan.Parent{Name: name})
 	if err != nil {
 		return err
 	}
@@ -180,14 +181,14 @@ func island(n modes.Network) bool { return n.Opt("parent") == "" }
 // name is that of the link which containers' links are made on.
 func name(n modes.Network) string {
 	if island(n) {
-		return kernel.Name(kernel.IslandPrefix, n.ID)
+		return core.Name(core.IslandPrefix, n.ID)
 	}
 	return n.Opt("parent")
 }
 
 // base is the host's link below everything; for a network on its own there is none.
-func base(n modes.Network) kernel.Parent {
-	p := kernel.Parent{Name: n.Opt("parent"), MAC: n.Settled[settledMAC]}
+func base(n modes.Network) lan.Parent {
+	p := lan.Parent{Name: n.Opt("parent"), MAC: n.Settled[settledMAC]}
 	if made := n.Settled[settledVLANs]; made != "" {
 		first, _, _ := strings.Cut(made, ",")
 		p.Name, _, _ = splitVLAN(first)
@@ -196,23 +197,23 @@ func base(n modes.Network) kernel.Parent {
 }
 
 // vlans are the links that netyard makes on base, from below.
-func vlans(n modes.Network) (out []kernel.VLAN) {
+func vlans(n modes.Network) (out []lan.VLAN) {
 	if n.Settled[settledVLANs] == "" {
 		return nil
 	}
 	below := base(n)
 	for _, name := range strings.Split(n.Settled[settledVLANs], ",") {
 		_, id, _ := splitVLAN(name)
-		out = append(out, kernel.VLAN{Name: name, Parent: below, ID: id, Owner: n.ID})
-		below = kernel.Parent{Name: name}
+		out = append(out, lan.VLAN{Name: name, Parent: below, ID: id, Owner: n.ID})
+		below = lan.Parent{Name: name}
 	}
 	return out
 }
 
 // top is the parent of containers' links.
-func top(n modes.Network) kernel.Parent {
+func top(n modes.Network) lan.Parent {
 	if v := vlans(n); island(n) || len(v) > 0 {
-		return kernel.Parent{Name: name(n)}
+		return lan.Parent{Name: name(n)}
 	}
 	return base(n)
 }

@@ -4,7 +4,11 @@ import (
 	"fmt"
 	"net/netip"
 
-	"netyard/kernel"
+	"netyard/kernel/beside"
+	"netyard/kernel/core"
+	"netyard/kernel/lan"
+	"netyard/kernel/nft"
+	"netyard/kernel/ports"
 	"netyard/modes"
 )
 
@@ -60,16 +64,16 @@ func sharePorts(n, other modes.Network) error {
 }
 
 // gate lets published ports, and nothing else that is not the host's own, through to the host's link on the parent.
-func (m Mode) gate(n modes.Network) []kernel.Object {
+func (m Mode) gate(n modes.Network) []core.Object {
 	shim := m.shim(n).Name
-	objects := []kernel.Object{
-		kernel.Bypass{In: shim, Network: modes.Short(n.ID)},
-		kernel.Bypass{Out: shim, Network: modes.Short(n.ID)},
-		kernel.InterfaceIn(kernel.Shims, shim).For(n.ID),
+	objects := []core.Object{
+		beside.Bypass{In: shim, Network: modes.Short(n.ID)},
+		beside.Bypass{Out: shim, Network: modes.Short(n.ID)},
+		nft.InterfaceIn(lan.Shims, shim).For(n.ID),
 	}
 	if n.Opt("publish_from") != "" {
 		subnets, interfaces := n.OptSources("publish_from")
-		for _, el := range kernel.ClosedBut(shim, subnets, interfaces) {
+		for _, el := range ports.ClosedBut(shim, subnets, interfaces) {
 			objects = append(objects, el.For(n.ID))
 		}
 	}
@@ -77,11 +81,11 @@ func (m Mode) gate(n modes.Network) []kernel.Object {
 }
 
 // hostPorts give ports of the host to an endpoint.
-func (m Mode) hostPorts(n modes.Network, e modes.Endpoint) (objects []kernel.Object) {
+func (m Mode) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	for _, a := range e.Addrs {
 		if elements := e.PublishedTo(a.Addr()); len(elements) > 0 {
-			objects = append(objects, kernel.Forwarding{IPv6: a.Addr().Is6()},
-				kernel.Return{Route: kernel.HostRoute{Shim: m.shim(n), Dst: a.Addr()}, Owner: e.ID})
+			objects = append(objects, beside.Forwarding{IPv6: a.Addr().Is6()},
+				lan.Return{Route: lan.HostRoute{Shim: m.shim(n), Dst: a.Addr()}, Owner: e.ID})
 			objects = append(objects, elements...)
 		}
 	}
@@ -89,10 +93,10 @@ func (m Mode) hostPorts(n modes.Network, e modes.Endpoint) (objects []kernel.Obj
 }
 
 // redirects are the ports of an endpoint's own address. Its neighbours' packets come by the sandbox's rules in any case.
-func (m Mode) redirects(n modes.Network, e modes.Endpoint) []kernel.Object {
+func (m Mode) redirects(n modes.Network, e modes.Endpoint) []core.Object {
 	objects := e.Redirects()
 	for _, o := range objects {
-		if r, ok := o.(kernel.Redirect); ok && m.Kind.ByInput != nil && m.Kind.ByInput(n) {
+		if r, ok := o.(ports.Redirect); ok && m.Kind.ByInput != nil && m.Kind.ByInput(n) {
 			for _, el := range r.OnHost() {
 				objects = append(objects, el)
 			}

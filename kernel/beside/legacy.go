@@ -1,0 +1,162 @@
+package beside
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"netyard/kernel/core"
+	"netyard/kernel/nft"
+)
+
+// legacyTimeout bounds one run of iptables-legacy, which may wait for the xtables lock.
+const legacyTimeout = 5 * time.Second
+
+// SyncLegacyDockerUser does for hosts whose Docker still speaks the old iptables interface what syncDockerUser does by
+// netlink. The old interface replaces whole tables, so its own program is the only safe way; it runs only where the
+// kernel says that such a table is in use, and only in the watcher, never on the path of a request.
+func SyncLegacyDockerUser(k *core.Handle) error {
+	nft.Of(k).Mu.Lock()
+	bypasses := slices.Collect(maps.Keys(bypassesOf(k)))
+	nft.Of(k).Mu.Unlock()
+	for _, v := range []struct{ program, proc string }{
+		{"iptables-legacy", "/proc/net/ip_tables_names"}, {"ip6tables-legacy", "/proc/net/ip6_tables_names"},
+	} {
+		used, err := LegacyUsed(k, v.proc)
+		if err != nil || !used {
+			continue // no such interface in this kernel, or nobody uses it
+		}
+		if err := syncLegacy(k, v.program, bypasses); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// LegacyUsed says whether rules of the old iptables interface are in use; proc lists its tables.
+func LegacyUsed(k *core.Handle, proc string) (used bool, err error) {
+	err = k.Inside(func() error {
+		// "/proc/net" is the namespace of the process's first thread; "/proc/thread-self/net" of this one.
+		raw, err := os.ReadFile(strings.Replace(proc, "/proc/net", "/proc/thread-self/net", 1))
+		used = bytes.Contains(raw, []byte("filter"))
+		return err
+	})
+	return used, err
+}
+
+func syncLegacy(k *core.Handle, program string, bypasses []Bypass) error {
+	out, err := runProgram(k, program, "-w", "3", "-S", dockerUserChain)
+	if err != nil {
+		return nil //nolint:nilerr // no such chain, or no such program: Docker does not use it either
+	}
+	var have []string
+	last := 0
+	for i, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		if last > 0 && ownLegacy(line) { // Docker ended the chain while netyard looked: a rule that nothing comes to
+			if _, err := runProgram(k, program, "-w", "3", "-D", dockerUserChain, strconv.Itoa(i)); err != nil {
+				return err
+			}
+			return syncLegacy(k, program, bypasses)
+		}
+		have = append(have, line)
+		if line == "-A "+dockerUserChain+" -j RETURN" && last == 0 {
+			last = i // -N is line 0, so rules count from 1 as iptables does
+		}
+	}
+	for _, b := range bypasses {
+		spec := b.legacyArgs()
+		if slices.Contains(have, b.legacyLine()) {
+			continue
+		}
+		args := append([]string{"-w", "3", "-A", dockerUserChain}, spec...)
+		if last > 0 {
+			args = append([]string{"-w", "3", "-I", dockerUserChain, strconv.Itoa(last)}, spec...)
+		}
+		if _, err := runProgram(k, program, args...); err != nil {
+			return err
+		}
+	}
+	return dropLegacy(k, program, bypasses, have)
+}
+
+// dropLegacy deletes the rules of netyard's that are no longer wanted.
+func dropLegacy(k *core.Handle, program string, bypasses []Bypass, have []string) error {
+	var want []string
+	for _, b := range bypasses {
+		want = append(want, b.legacyLine())
+	}
+	for _, line := range have {
+		if !ownLegacy(line) || slices.Contains(want, line) {
+			continue
+		}
+		args := append([]string{"-w", "3", "-D"}, splitLegacy(line)[1:]...)
+		if _, err := runProgram(k, program, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ownLegacy says whether a line of iptables -S is a rule of netyard's.
+func ownLegacy(line string) bool {
+	return strings.Contains(line, "--comment "+bypassComment+" ") || strings.Contains(line, `--comment "`+bypassComment+" ")
+}
+
+func (b Bypass) legacyArgs() []string {
+	var args []string
+	if b.In != "" {
+		args = append(args, "-i", b.In)
+	}
+	if b.Out != "" {
+		args = append(args, "-o", b.Out)
+	}
+	return append(args, "-m", "comment", "--comment", b.comment(), "-j", "ACCEPT")
+}
+
+// legacyLine is the rule as iptables-legacy -S prints it: a comment of two words is quoted.
+func (b Bypass) legacyLine() string {
+	line := "-A " + dockerUserChain + " " + strings.Join(b.legacyArgs(), " ")
+	return strings.Replace(line, b.comment(), quoteLegacy(b.comment()), 1)
+}
+
+func quoteLegacy(s string) string {
+	if strings.Contains(s, " ") {
+		return `"` + s + `"`
+	}
+	return s
+}
+
+// splitLegacy takes a line of iptables -S apart; quotes hold a comment together.
+func splitLegacy(line string) []string {
+	var args []string
+	for i, part := range strings.Split(line, `"`) {
+		if i%2 == 1 {
+			args = append(args, part)
+		} else {
+			args = append(args, strings.Fields(part)...)
+		}
+	}
+	return args
+}
+
+func runProgram(k *core.Handle, program string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), legacyTimeout)
+	defer cancel()
+	var out, errOut bytes.Buffer
+	err := k.Inside(func() error {
+		cmd := exec.CommandContext(ctx, program, args...)
+		cmd.Stdout, cmd.Stderr = &out, &errOut
+		return cmd.Run()
+	})
+	if err != nil {
+		return "", fmt.Errorf("run %s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
+	}
+	return out.String(), nil
+}

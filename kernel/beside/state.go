@@ -1,0 +1,6 @@
+package beside
+
+import ()
+
+// Guards are the families netyard turned forwarding on for.
+type Guards struct{ V4, V6 bool }

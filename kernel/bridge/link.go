@@ -1,0 +1,356 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+// A Bridge is a bridge of netyard's own.
+type Bridge struct {
+	Name, Alias string
+	MTU         int
+	MAC         net.HardwareAddr // fixed, or it would follow the ports' as they come and go
+	IPv6        bool
+	Promisc     bool // takes frames for others too
+}
+
+// String names the link.
+func (b Bridge) String() string { return "bridge " + b.Name }
+
+func (b Bridge) Ensure(k *core.Handle) error {
+	link, err := k.Link(b.Name)
+	if err != nil {
+		return err
+	}
+	if link != nil && link.Attrs().Alias != b.Alias {
+		return fmt.Errorf("create %s: a link of that name exists and %w", b, core.ErrForeign)
+	}
+	if link == nil {
+		if link, err = b.create(k); err != nil {
+			return fmt.Errorf("create %s: %w", b, err)
+		}
+	}
+	if err := b.tune(k); err != nil {
+		return err
+	}
+	if a := link.Attrs(); a.MTU != b.MTU {
+		if err := k.NL.LinkSetMTU(link, b.MTU); err != nil {
+			return fmt.Errorf("set MTU %d on %s: %w", b.MTU, b, err)
+		}
+	}
+	if b.Promisc && link.Attrs().Promisc == 0 {
+		if err := k.NL.SetPromiscOn(link); err != nil {
+			return fmt.Errorf("make %s listen to all frames: %w", b, err)
+		}
+	}
+	if err := k.NL.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", b, err)
+	}
+	return nil
+}
+
+// create makes the link under a name of netyard's, marks it and only then gives it the wanted name: a crash in between
+// leaves nothing that could be taken for somebody else's.
+func (b Bridge) create(k *core.Handle) (netlink.Link, error) {
+	_, id, _ := strings.Cut(b.Alias, ":")
+	attrs := netlink.NewLinkAttrs()
+	// Not the MTU: only one that is set later counts as set, and does not follow the ports' (br_change_mtu,
+	// net/bridge/br_device.c).
+	attrs.Name, attrs.HardwareAddr = core.Name(core.BridgePrefix, id), b.MAC
+	if err := k.NL.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	link, err := k.NL.LinkByName(attrs.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.NL.LinkSetAlias(link, b.Alias); err != nil {
+		return nil, err
+	}
+	if attrs.Name != b.Name {
+		if err := k.NL.LinkSetName(link, b.Name); err != nil {
+			return nil, errors.Join(err, k.NL.LinkDel(link))
+		}
+		return k.NL.LinkByName(b.Name)
+	}
+	return link, nil
+}
+
+// tune sets what has to be so before the bridge is up: containers are not believed when they play the router.
+func (b Bridge) tune(k *core.Handle) error {
+	for _, s := range b.sysctls() {
+		if err := s.Ensure(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b Bridge) sysctls() []core.Sysctl {
+	v4 := func(name, value string) core.Sysctl {
+		return core.Sysctl{Path: []string{"net", "ipv4", "conf", b.Name, name}, Value: value}
+	}
+	v6 := func(name, value string) core.Sysctl {
+		return core.Sysctl{Path: []string{"net", "ipv6", "conf", b.Name, name}, Value: value, Optional: true}
+	}
+	disabled := "1"
+	if b.IPv6 {
+		disabled = "0"
+	}
+	return []core.Sysctl{
+		v4("accept_redirects", "0"), v4("accept_source_route", "0"),
+		v6("accept_ra", "0"), v6("accept_redirects", "0"), v6("disable_ipv6", disabled),
+	}
+}
+
+func (b Bridge) Remove(k *core.Handle) error { return k.DeleteLink(b.Name, b.Alias) }
+
+func (b Bridge) Check(s *core.View) []string {
+	link := s.Links[b.Name]
+	if link == nil {
+		return []string{b.String() + " is missing"}
+	}
+	var faults []string
+	a := link.Attrs()
+	if a.Alias != b.Alias {
+		return []string{fmt.Sprintf("%s %v", b, core.ErrForeign)}
+	}
+	if a.Flags&net.FlagUp == 0 {
+		faults = append(faults, b.String()+" is down")
+	}
+	if a.MTU != b.MTU {
+		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", b, a.MTU, b.MTU))
+	}
+	if b.Promisc && a.Promisc == 0 {
+		faults = append(faults, b.String()+" does not listen to all frames")
+	}
+	for _, sysctl := range b.sysctls() {
+		faults = append(faults, sysctl.Check(s)...)
+	}
+	return faults
+}
+
+// A Veth is a pair of which one end is a port of a bridge and the other waits to be moved into a sandbox.
+type Veth struct {
+	Name, Peer, Alias string
+	Master            string
+	MTU               int
+	MAC               net.HardwareAddr // of the peer
+	Isolated          bool             // reaches no other isolated port of the bridge
+	// Hairpin: the bridge may send back what came from here. Where br_netfilter is on, it translates what a container
+	// sends to its own published port before the host routes it, and the frame never leaves the bridge
+	// (br_nf_pre_routing_finish, net/bridge).
+	Hairpin bool
+	// PeerNS is an open descriptor of the namespace that the peer is made in; 0: the host's.
+	PeerNS int
+	// Fenced: nothing goes through it. It is down, and a port of no bridge, so that no entry there leads to it either.
+	Fenced bool
+}
+
+// String names the end that stays on the host.
+func (v Veth) String() string { return "link " + v.Name }
+
+func (v Veth) Ensure(k *core.Handle) error {
+	if v.Fenced {
+		return v.fence(k)
+	}
+	master, err := k.NL.LinkByName(v.Master)
+	if err != nil {
+		return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+	}
+	link, err := k.Link(v.Name)
+	if err != nil {
+		return err
+	}
+	if link == nil {
+		return v.create(k, master.Attrs().Index)
+	}
+	if a := link.Attrs(); a.Alias != "" && a.Alias != v.Alias {
+		return fmt.Errorf("create %s: a link of that name exists and %w", v, core.ErrForeign)
+	} else if a.Alias == "" {
+		if err := k.NL.LinkSetAlias(link, v.Alias); err != nil {
+			return fmt.Errorf("mark %s: %w", v, err)
+		}
+	}
+	if a := link.Attrs(); a.MasterIndex != master.Attrs().Index {
+		if v.Isolated { // a port of a bridge is isolated only after it has become one: until then nothing may pass
+			if err := k.NL.LinkSetDown(link); err != nil {
+				return fmt.Errorf("set %s down: %w", v, err)
+			}
+		}
+		if err := k.NL.LinkSetMaster(link, master); err != nil {
+			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+		}
+	}
+	if a := link.Attrs(); a.MTU != v.MTU {
+		if err := k.NL.LinkSetMTU(link, v.MTU); err != nil {
+			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
+		}
+	}
+	if err := k.NL.LinkSetIsolated(link, v.Isolated); err != nil {
+		return fmt.Errorf("set whether %s is isolated: %w", v, err)
+	}
+	if err := k.NL.LinkSetHairpin(link, v.Hairpin); err != nil {
+		return fmt.Errorf("set hairpin of %s: %w", v, err)
+	}
+	if err := k.NL.LinkSetARPOff(link); err != nil {
+		return fmt.Errorf("turn off ARP on %s: %w", v, err)
+	}
+	// The port needs no address of its own; without one it neither speaks nor listens to IPv6.
+	if err := core.NoIPv6(v.Name).Ensure(k); err != nil {
+		return err
+	}
+	if err := k.NL.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", v, err)
+	}
+	return nil
+}
+
+// fence cuts the pair off. One that is not there is cut off.
+func (v Veth) fence(k *core.Handle) error {
+	link, err := k.Link(v.Name)
+	if err != nil || link == nil {
+		return err
+	}
+	if link.Attrs().Alias != v.Alias {
+		return fmt.Errorf("fence %s: a link of that name exists and %w", v, core.ErrForeign)
+	}
+	if err := errors.Join(k.NL.LinkSetDown(link), k.NL.LinkSetNoMaster(link)); err != nil {
+		return fmt.Errorf("fence %s: %w", v, err)
+	}
+	return nil
+}
+
+// create makes the pair, and all that it is to be with two requests: each one is an event, which everybody who watches
+// links reads.
+func (v Veth) create(k *core.Handle, master int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Name, v.MTU, master
+	if len(v.MAC) == 6 {
+		attrs.HardwareAddr = core.PortMAC(v.MAC)
+	}
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU)} //nolint:gosec // an MTU
+	if v.PeerNS > 0 {
+		veth.PeerNamespace = netlink.NsFd(v.PeerNS)
+	}
+	err := k.NL.LinkAdd(veth)
+	if errors.Is(err, unix.EEXIST) && v.PeerNS > 0 {
+		err = fmt.Errorf("the sandbox has a link %s already: %w", v.Peer, err)
+	}
+	if err == nil {
+		err = core.NoIPv6(v.Name).Ensure(k)
+	}
+	if err == nil {
+		err = v.setUp(k)
+	}
+	if err != nil {
+		return fmt.Errorf("create %s: %w", v, err)
+	}
+	return nil
+}
+
+// setUp marks a new port, makes it as the bridge is to treat it, and sets it up: in this order, whatever the order of
+// the attributes (rtnl_changelink and do_setlink, net/core/rtnetlink.c).
+func (v Veth) setUp(k *core.Handle) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	req.Sockets = k.Sockets
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	// Without ARP: what bypasses the bridge must not get into the host's table of neighbours.
+	msg.Flags, msg.Change = unix.IFF_UP|unix.IFF_NOARP, unix.IFF_UP|unix.IFF_NOARP
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.Name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(v.Alias)))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+	port := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
+	port.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, core.Flag(v.Isolated))
+	port.AddRtAttr(nl.IFLA_BRPORT_MODE, core.Flag(v.Hairpin))
+	req.AddData(info)
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("mark it and set it up: %w", err)
+	}
+	return nil
+}
+
+func (v Veth) Remove(k *core.Handle) error { return k.DeleteLink(v.Name, v.Alias) }
+
+func (v Veth) Check(s *core.View) []string {
+	link := s.Links[v.Name]
+	if link == nil {
+		return []string{v.String() + " is missing"}
+	}
+	var faults []string
+	a := link.Attrs()
+	if a.Alias != v.Alias {
+		faults = append(faults, v.String()+" does not carry its alias")
+	}
+	if v.Fenced {
+		if a.MasterIndex != 0 || a.Flags&net.FlagUp != 0 {
+			faults = append(faults, v.String()+" is not fenced")
+		}
+		return faults
+	}
+	if master := s.Links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
+		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))
+	}
+	if a.Flags&net.FlagUp == 0 {
+		faults = append(faults, v.String()+" is down")
+	}
+	if a.MTU != v.MTU {
+		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
+	}
+	if a.RawFlags&unix.IFF_NOARP == 0 {
+		faults = append(faults, v.String()+" answers ARP itself")
+	}
+	p, known := PortsOf(s).Flags(a.Index)
+	switch {
+	case known && v.Isolated && !p.Isolated:
+		faults = append(faults, v.String()+" is not isolated")
+	case known && !v.Isolated && p.Isolated:
+		faults = append(faults, v.String()+" is isolated")
+	}
+	if known && v.Hairpin && !p.Hairpin {
+		faults = append(faults, v.String()+" does not send back what is for itself")
+	}
+	return faults
+}
+
+// Lost: a new pair would have its inner end outside.
+func (v Veth) Lost(s *core.View) bool { return s.Links[v.Name] == nil }
+
+// A HostBridge is a bridge that belongs to the host's owner: netyard plugs ports into it and changes nothing.
+type HostBridge struct{ Name string }
+
+// String names the link.
+func (b HostBridge) String() string { return "host's bridge " + b.Name }
+
+func (b HostBridge) Ensure(k *core.Handle) error {
+	link, err := k.Link(b.Name)
+	if err != nil {
+		return err
+	}
+	if link == nil {
+		return fmt.Errorf("attach to bridge %s: %w", b.Name, unix.ENODEV)
+	}
+	if link.Type() != "bridge" {
+		return fmt.Errorf("attach to bridge %s: it is a %s", b.Name, link.Type())
+	}
+	return nil
+}
+
+func (HostBridge) Remove(*core.Handle) error { return nil }
+
+func (b HostBridge) Check(s *core.View) []string {
+	if link := s.Links[b.Name]; link == nil || link.Type() != "bridge" {
+		return []string{b.String() + " is missing"}
+	}
+	return nil
+}

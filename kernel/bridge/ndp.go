@@ -1,0 +1,157 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sort"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+// A ProxyNeigh makes the host answer, on a link, for an IPv6 address that is reached by the host (RFC 4389 calls that proxying).
+// The neighbours on the link find the address as if it were on the link itself. It carries the mark of netyard's routes.
+//
+// The link's switch for it (proxy_ndp) is turned on, and stays on: without entries it does nothing, and who else has entries there is
+// nobody's to know.
+type ProxyNeigh struct {
+	Link string
+	Addr netip.Addr
+}
+
+// String names the entry as ip(8) does.
+func (p ProxyNeigh) String() string { return fmt.Sprintf("NDP proxy %s on %s", p.Addr, p.Link) }
+
+func (p ProxyNeigh) sysctl() core.Sysctl {
+	return core.Sysctl{Path: []string{"net", "ipv6", "conf", p.Link, "proxy_ndp"}, Value: "1"}
+}
+
+func (p ProxyNeigh) Ensure(k *core.Handle) error {
+	link, err := k.NL.LinkByName(p.Link)
+	if err != nil {
+		return fmt.Errorf("add %s: %w", p, err)
+	}
+	if err := p.sysctl().Ensure(k); err != nil {
+		return err
+	}
+	if err := changeProxy(k, unix.RTM_NEWNEIGH, link.Attrs().Index, p.Addr); err != nil {
+		return fmt.Errorf("add %s: %w", p, err)
+	}
+	return nil
+}
+
+func (p ProxyNeigh) Remove(k *core.Handle) error {
+	link, err := k.Link(p.Link)
+	if err != nil || link == nil {
+		return err
+	}
+	have, err := proxies(k)
+	if err != nil {
+		return err
+	}
+	index := link.Attrs().Index
+	if !have[proxyID{index, p.Addr}] {
+		return nil
+	}
+	if err := changeProxy(k, unix.RTM_DELNEIGH, index, p.Addr); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove %s: %w", p, err)
+	}
+	return nil
+}
+
+func (p ProxyNeigh) Check(s *core.View) []string {
+	link := s.Links[p.Link]
+	if link == nil {
+		return []string{fmt.Sprintf("%s: link %s is missing", p, p.Link)}
+	}
+	if !proxiesOf(s)[proxyID{link.Attrs().Index, p.Addr}] {
+		return []string{p.String() + " is missing"}
+	}
+	return p.sysctl().Check(s)
+}
+
+// A proxyID tells one entry from another.
+type proxyID struct {
+	link int
+	addr netip.Addr
+}
+
+// StrayProxies are the entries of netyard's that nobody wants.
+func StrayProxies(s *core.View, wanted []core.Object) (strays []core.Stray) {
+	names, want := map[int]string{}, map[proxyID]bool{}
+	for name, l := range s.Links {
+		names[l.Attrs().Index] = name
+	}
+	for _, o := range wanted {
+		if p, ok := o.(ProxyNeigh); ok && s.Links[p.Link] != nil {
+			want[proxyID{s.Links[p.Link].Attrs().Index, p.Addr}] = true
+		}
+	}
+	for id := range proxiesOf(s) {
+		if p := (ProxyNeigh{names[id.link], id.addr}); !want[id] && p.Link != "" {
+			strays = append(strays, core.Stray{Text: p.String(), Drop: func() error { return p.Remove(s.Handle) }})
+		}
+	}
+	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
+	return strays
+}
+
+// changeProxy adds or removes one entry. The netlink library knows neither the mark of an entry nor how to list it.
+func changeProxy(k *core.Handle, verb, link int, addr netip.Addr) error {
+	flags := unix.NLM_F_ACK
+	if verb == unix.RTM_NEWNEIGH {
+		flags |= unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	_, err := askProxies(k, verb, flags, link,
+		nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()), nl.NewRtAttr(netlink.NDA_PROTOCOL, []byte{core.RouteProtocol}))
+	return err
+}
+
+// proxies are the entries that carry netyard's mark.
+func proxies(k *core.Handle) (map[proxyID]bool, error) {
+	raw, err := core.Retry(func() ([][]byte, error) { return askProxies(k, unix.RTM_GETNEIGH, unix.NLM_F_DUMP, 0) })
+	if err != nil {
+		return nil, fmt.Errorf("list NDP proxies: %w", err)
+	}
+	all := map[proxyID]bool{}
+	for _, m := range raw {
+		n, err := netlink.NeighDeserialize(m)
+		if err != nil {
+			return nil, fmt.Errorf("read an NDP proxy: %w", err)
+		}
+		attrs, err := nl.ParseRouteAttr(m[(&netlink.Ndmsg{}).Len():])
+		if err != nil {
+			return nil, fmt.Errorf("read an NDP proxy: %w", err)
+		}
+		for _, a := range attrs {
+			if addr, ok := netip.AddrFromSlice(n.IP); ok && a.Attr.Type == netlink.NDA_PROTOCOL && a.Value[0] == core.RouteProtocol {
+				all[proxyID{n.LinkIndex, addr}] = true
+			}
+		}
+	}
+	return all, nil
+}
+
+func askProxies(k *core.Handle, verb, flags, link int, attrs ...*nl.RtAttr) ([][]byte, error) {
+	sock, err := nl.GetNetlinkSocketAt(k.NS, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer sock.Close()
+	limit := unix.NsecToTimeval(core.NetlinkTimeout.Nanoseconds())
+	if err := errors.Join(sock.SetSendTimeout(&limit), sock.SetReceiveTimeout(&limit)); err != nil {
+		return nil, err
+	}
+	req := nl.NewNetlinkRequest(verb, flags)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET6, Index: uint32(link), State: unix.NUD_PERMANENT, Flags: unix.NTF_PROXY}) //nolint:gosec // an index
+	for _, a := range attrs {
+		req.AddData(a)
+	}
+	return req.Execute(unix.NETLINK_ROUTE, 0)
+}

@@ -1,0 +1,120 @@
+package bridge
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"netyard/kernel/core"
+	"netyard/kernel/rule"
+)
+
+// Sets are those that are about bridges and their ports.
+func Sets() []rule.Set {
+	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
+	return append([]rule.Set{
+		{Name: Bridges, Type: nftables.TypeIFName},
+		{Name: Internal, Type: nftables.TypeIFName},
+		{Name: Foreign, Type: nftables.TypeIFName},
+		{Name: Talk, Type: pair, Concat: true},
+		{Name: Same, Type: pair, Concat: true},
+		{Name: NAT4, Type: nftables.TypeIPAddr, Interval: true},
+		{Name: NAT6, Type: nftables.TypeIP6Addr, Interval: true},
+		{Name: Own, Type: pair, Concat: true},
+	}, guardSets()...)
+}
+
+// Names are the links that it is.
+func (b Bridge) Names() []string { return []string{b.Name} }
+
+// Names are the links that it is.
+func (v Veth) Names() []string { return []string{v.Name, v.Peer} }
+
+// Names is the shaper, if there is one.
+func (l Limits) Names() []string {
+	if l.Egress == 0 {
+		return nil
+	}
+	return []string{l.Shaper}
+}
+
+// HostLink is the link by which the host sees the endpoint.
+func (v Veth) HostLink() string { return v.Name }
+
+// Plugged says whether the inner end is in a sandbox: the outer end is here, and the inner one is not.
+func (v Veth) Plugged(k *core.Handle) (bool, error) {
+	outer, err := k.Link(v.Name)
+	if err != nil || outer == nil {
+		return false, err
+	}
+	inner, err := k.Link(v.Peer)
+	return inner == nil, err
+}
+
+// queues are the qdiscs of each link, and for links that netyard redirects the index of where to.
+type queues struct {
+	qdiscs    map[int][]netlink.Qdisc
+	redirects map[int]int
+}
+
+// LookAtLimits reads what Limits are compared with.
+func LookAtLimits(v *core.View) error {
+	_, err := core.Dump(v, readQueues)
+	return err
+}
+
+func queuesOf(v *core.View) queues {
+	q, _ := core.Dump(v, readQueues)
+	return q
+}
+
+func readQueues(v *core.View) (queues, error) {
+	all := queues{map[int][]netlink.Qdisc{}, map[int]int{}}
+	qdiscs, err := core.Retry(func() ([]netlink.Qdisc, error) { return v.Handle.NL.QdiscList(nil) })
+	if err != nil {
+		return all, fmt.Errorf("list qdiscs: %w", err)
+	}
+	for _, q := range qdiscs {
+		i := q.Attrs().LinkIndex
+		all.qdiscs[i] = append(all.qdiscs[i], q)
+	}
+	for _, l := range v.Links {
+		i := l.Attrs().Index
+		hooked := slices.ContainsFunc(all.qdiscs[i], func(q netlink.Qdisc) bool { return q.Attrs().Parent == netlink.HANDLE_INGRESS })
+		if !hooked || !strings.HasPrefix(l.Attrs().Alias, core.AliasPrefix) {
+			continue
+		}
+		if all.redirects[i], err = redirected(v.Handle, l); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// LookAtProxies reads what ProxyNeigh is compared with.
+func LookAtProxies(v *core.View) error {
+	_, err := core.Dump(v, readProxies)
+	return err
+}
+
+func proxiesOf(v *core.View) map[proxyID]bool {
+	all, _ := core.Dump(v, readProxies)
+	return all
+}
+
+func readProxies(v *core.View) (map[proxyID]bool, error) { return proxies(v.Handle) }
+
+// Ports is what the bridges know of their ports, looked up when somebody first asks.
+type Ports struct {
+	load func() (portFacts, error)
+}
+
+// PortsOf is what the bridges know of their ports.
+func PortsOf(v *core.View) Ports {
+	return Ports{func() (portFacts, error) {
+		return core.Dump(v, func(v *core.View) (portFacts, error) { return readPorts(v.Handle) })
+	}}
+}

@@ -1,0 +1,251 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// An Addr is an address of the host on a link, and with it the route to its subnet.
+type Addr struct {
+	Link string
+	// Alias is what the link has to carry for the address to be taken away again.
+	Alias  string
+	Prefix netip.Prefix
+}
+
+// String names the address as ip(8) does.
+func (a Addr) String() string { return fmt.Sprintf("address %s on %s", a.Prefix, a.Link) }
+
+func (a Addr) Ensure(k *Handle) error {
+	link, err := k.NL.LinkByName(a.Link)
+	if err != nil {
+		return fmt.Errorf("add %s: %w", a, err)
+	}
+	addr := &netlink.Addr{IPNet: IPNet(a.Prefix), Flags: unix.IFA_F_NODAD} // nobody else can have it: the bridge is new
+	if a.Prefix.Addr().Is4() {
+		addr.Flags = 0
+	}
+	if err := k.NL.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add %s: %w", a, err)
+	}
+	routes, err := Retry(func() ([]netlink.Route, error) { return k.NL.RouteList(link, Family(a.Prefix.Addr())) })
+	if err != nil {
+		return fmt.Errorf("list routes of %s: %w", a.Link, err)
+	}
+	if a.hasRoute(routes) || a.Prefix.IsSingleIP() {
+		return nil
+	}
+	// The kernel's own route went with an `ip route del`; it only comes by itself with a new address.
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: IPNet(a.Prefix.Masked()), Protocol: RouteProtocol}
+	if a.Prefix.Addr().Is4() {
+		route.Scope, route.Src = netlink.SCOPE_LINK, a.Prefix.Addr().AsSlice()
+	}
+	if err := k.NL.RouteReplace(route); err != nil {
+		return fmt.Errorf("add route %s to %s: %w", a.Prefix.Masked(), a.Link, err)
+	}
+	return nil
+}
+
+func (a Addr) Remove(k *Handle) error {
+	link, err := k.Link(a.Link)
+	if err != nil || link == nil || link.Attrs().Alias != a.Alias {
+		return err
+	}
+	err = k.NL.AddrDel(link, &netlink.Addr{IPNet: IPNet(a.Prefix)})
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove %s: %w", a, err)
+	}
+	return nil
+}
+
+func (a Addr) Check(s *View) []string {
+	link := s.Links[a.Link]
+	if link == nil {
+		return nil // that the link is missing is said by the link
+	}
+	for _, got := range s.Addrs[link.Attrs().Index] {
+		if PrefixOf(got.IPNet) == a.Prefix {
+			if !a.hasRoute(s.Routes[link.Attrs().Index]) && !a.Prefix.IsSingleIP() && link.Attrs().Flags&net.FlagUp != 0 {
+				return []string{fmt.Sprintf("route %s on %s is missing", a.Prefix.Masked(), a.Link)}
+			}
+			return nil
+		}
+	}
+	return []string{a.String() + " is missing"}
+}
+
+func (a Addr) hasRoute(routes []netlink.Route) bool {
+	for _, r := range routes {
+		if r.Dst != nil && PrefixOf(r.Dst) == a.Prefix.Masked() {
+			return true
+		}
+	}
+	return false
+}
+
+// A HostAddr is an address that something of netyard's relies on and that is the host's owner's: it is only looked for. At boot it may
+// come later than netyard.
+type HostAddr struct{ Addr netip.Addr }
+
+// String names the address.
+func (a HostAddr) String() string { return fmt.Sprintf("the host's address %s", a.Addr) }
+
+func (HostAddr) Ensure(*Handle) error { return nil }
+
+func (HostAddr) Remove(*Handle) error { return nil }
+
+func (a HostAddr) Check(s *View) []string {
+	for _, addrs := range s.Addrs {
+		for _, got := range addrs {
+			if PrefixOf(got.IPNet).Addr() == a.Addr {
+				return nil
+			}
+		}
+	}
+	return []string{a.String() + " is missing: nothing comes back to what leaves with it"}
+}
+
+// Busy lists what an address pool of ours must not overlap: every destination the host has a route to and every address
+// it has, but for those on the link named except.
+func (k *Handle) Busy(except string) ([]netip.Prefix, error) {
+	skip := 0
+	if link, err := k.Link(except); except != "" && err == nil && link != nil {
+		skip = link.Attrs().Index
+	}
+	routes, err := Retry(func() ([]netlink.Route, error) { return k.NL.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var busy []netip.Prefix
+	for _, r := range routes {
+		p := PrefixOf(r.Dst)
+		if r.LinkIndex == skip && skip != 0 || !p.IsValid() || p.Bits() == 0 || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
+			continue
+		}
+		busy = append(busy, p)
+	}
+	return busy, nil
+}
+
+// Occupant finds an address of the host, on another link than except, whose subnet overlaps p. On the links within, a subnet may be
+// larger than p, as long as the host's own address is not in p.
+func (k *Handle) Occupant(p netip.Prefix, except string, within ...string) (link string, subnet netip.Prefix, err error) {
+	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, Family(p.Addr())) })
+	if err != nil {
+		return "", netip.Prefix{}, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		got := PrefixOf(a.IPNet)
+		if !got.IsValid() || got.Addr().IsLinkLocalUnicast() || !got.Masked().Overlaps(p.Masked()) {
+			continue
+		}
+		l, err := k.NL.LinkByIndex(a.LinkIndex)
+		if err != nil || l.Attrs().Name == except {
+			continue
+		}
+		if slices.Contains(within, l.Attrs().Name) && got.Bits() < p.Bits() && !p.Contains(got.Addr()) {
+			continue
+		}
+		return l.Attrs().Name, got.Masked(), nil
+	}
+	return "", netip.Prefix{}, nil
+}
+
+// Family is an address's family as netlink numbers it.
+func Family(a netip.Addr) int {
+	if a.Is4() {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
+
+// IPNet is a prefix as netlink wants it.
+func IPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// HostAddr is the host's own address in a subnet.
+func (k *Handle) HostAddr(subnet netip.Prefix) (netip.Prefix, bool, error) {
+	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, Family(subnet.Addr())) })
+	if err != nil {
+		return netip.Prefix{}, false, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if p := PrefixOf(a.IPNet); p.IsValid() && p.Masked() == subnet.Masked() {
+			return p, true, nil
+		}
+	}
+	return netip.Prefix{}, false, nil
+}
+
+// PrefixOf is a prefix as netlink has it; the zero Prefix for none.
+func PrefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	if !ok {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(addr.Unmap(), ones)
+}
+
+// LinkLocal is the IPv6 address that the kernel makes of a hardware address (modified EUI-64, RFC 4291, appendix A).
+func LinkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
+}
+
+// HostAddrs are the addresses of the host, and the subnets among them that are of netyard's bridges.
+func (k *Handle) HostAddrs() (addrs map[netip.Addr]bool, nets []netip.Prefix, err error) {
+	links, err := Retry(k.NL.LinkList)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list links: %w", err)
+	}
+	own := map[int]bool{}
+	for _, l := range links {
+		_, _, own[l.Attrs().Index] = ParseAlias(l.Attrs().Alias)
+	}
+	all, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, nil, fmt.Errorf("list addresses: %w", err)
+	}
+	addrs = map[netip.Addr]bool{}
+	for _, a := range all {
+		p := PrefixOf(a.IPNet)
+		addrs[p.Addr()] = true
+		if own[a.LinkIndex] {
+			nets = append(nets, p.Masked())
+		}
+	}
+	return addrs, nets, nil
+}
+
+// A MAC is a hardware address that can be compared.
+type MAC [6]byte
+
+// MACOf is a hardware address that can be compared.
+func MACOf(a net.HardwareAddr) (m MAC) {
+	copy(m[:], a)
+	return m
+}
+
+// Globals are a link's addresses that are good for more than the link.
+func Globals(k *Handle, link netlink.Link, family int) (out []netip.Prefix, err error) {
+	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(link, family) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
+	}
+	for _, a := range addrs {
+		if p := PrefixOf(a.IPNet); p.IsValid() && a.Scope == int(netlink.SCOPE_UNIVERSE) {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}

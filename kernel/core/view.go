@@ -1,0 +1,65 @@
+package core
+
+import (
+	"fmt"
+	"reflect"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+)
+
+// A View is the kernel at one moment: what there is of links, addresses and routes, and what packages dump of the rest when somebody
+// first asks.
+type View struct {
+	Handle *Handle
+	// Firewall says that the firewall belongs to the view; or else it is as if there were none.
+	Firewall bool
+	Links    map[string]netlink.Link
+	Addrs    map[int][]netlink.Addr
+	Routes   map[int][]netlink.Route
+
+	mu    sync.Mutex
+	dumps map[reflect.Type]any
+}
+
+// Look takes a view.
+func Look(h *Handle, firewall bool) (*View, error) {
+	v := &View{
+		Handle: h, Firewall: firewall, Links: map[string]netlink.Link{}, Addrs: map[int][]netlink.Addr{}, Routes: map[int][]netlink.Route{},
+		dumps: map[reflect.Type]any{},
+	}
+	links, err := Retry(h.NL.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		v.Links[l.Attrs().Name] = l
+	}
+	addrs, err := Retry(func() ([]netlink.Addr, error) { return h.NL.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		v.Addrs[a.LinkIndex] = append(v.Addrs[a.LinkIndex], a)
+	}
+	routes, err := Retry(func() ([]netlink.Route, error) { return h.NL.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		v.Routes[r.LinkIndex] = append(v.Routes[r.LinkIndex], r)
+	}
+	return v, nil
+}
+
+// Dump is what read makes of a view: it is read once, and there is one of each type.
+func Dump[T any](v *View, read func(*View) (T, error)) (T, error) {
+	v.mu.Lock()
+	key := reflect.TypeFor[T]()
+	if v.dumps[key] == nil {
+		v.dumps[key] = sync.OnceValues(func() (T, error) { return read(v) })
+	}
+	once := v.dumps[key].(func() (T, error))
+	v.mu.Unlock()
+	return once()
+}

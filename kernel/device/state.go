@@ -1,0 +1,250 @@
+package device
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+// A DeviceState is what a card is like on the host, as far as it loses that in a container. It is kept in the records.
+type DeviceState struct {
+	Alias  string        `json:",omitempty"`
+	MAC    string        `json:",omitempty"`
+	MTU    int           `json:",omitempty"`
+	Up     bool          `json:",omitempty"`
+	Addrs  []DeviceAddr  `json:",omitempty"`
+	Routes []DeviceRoute `json:",omitempty"`
+}
+
+// A DeviceAddr is an address of a card.
+type DeviceAddr struct {
+	Prefix           netip.Prefix
+	Peer             netip.Prefix `json:",omitzero"`
+	Broadcast        netip.Addr   `json:",omitzero"`
+	Label            string       `json:",omitempty"`
+	Scope, Flags     int          `json:",omitempty"`
+	Valid, Preferred int          `json:",omitempty"` // seconds
+}
+
+// A DeviceRoute is a route by a card that somebody put in.
+type DeviceRoute struct {
+	Dst                  netip.Prefix // of a default route the whole family
+	Via, Src             netip.Addr   `json:",omitzero"`
+	Table, Metric, Proto int          `json:",omitempty"`
+	Scope, Flags, MTU    int          `json:",omitempty"`
+}
+
+// StateOf says what a card of the host is like, or why it is none that a container can have.
+func StateOf(k *core.Handle, name string) (st DeviceState, err error) {
+	link, err := k.Link(name)
+	if err != nil {
+		return st, err
+	}
+	if link == nil {
+		return st, fmt.Errorf("there is no such link on this host: %w", unix.ENODEV)
+	}
+	if err := movable(k, link); err != nil {
+		return st, err
+	}
+	a := link.Attrs()
+	st = DeviceState{Alias: a.Alias, MAC: a.HardwareAddr.String(), MTU: a.MTU, Up: core.DeviceUp(a)}
+	const ethernet = 6 // octets
+	mac := a.HardwareAddr
+	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return st, fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	for _, a := range addrs {
+		if d := deviceAddr(a); len(mac) < ethernet || d.Prefix.Addr() != core.LinkLocal(mac) { // the kernel makes that itself
+			st.Addrs = append(st.Addrs, d)
+		}
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := core.Retry(func() ([]netlink.Route, error) {
+			return k.NL.RouteListFiltered(family, &netlink.Route{LinkIndex: a.Index, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		})
+		if err != nil {
+			return st, fmt.Errorf("list routes of %s: %w", name, err)
+		}
+		for _, r := range routes {
+			// The kernel and the router make theirs themselves.
+			if r.Protocol != unix.RTPROT_KERNEL && r.Protocol != unix.RTPROT_RA && r.Type == unix.RTN_UNICAST && r.Table != unix.RT_TABLE_LOCAL {
+				st.Routes = append(st.Routes, deviceRoute(r))
+			}
+		}
+	}
+	return st, nil
+}
+
+// movable refuses what belongs to somebody else, or what the host would be cut off without.
+func movable(k *core.Handle, link netlink.Link) error {
+	a := link.Attrs()
+	links, err := core.Retry(k.NL.LinkList)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	byIndex := map[int]string{}
+	for _, l := range links {
+		byIndex[l.Attrs().Index] = l.Attrs().Name
+	}
+	if _, _, ours := core.ParseAlias(a.Alias); ours || core.OwnName(a.Name) {
+		return errors.New("it is a link of netyard's own")
+	}
+	if a.Flags&net.FlagLoopback != 0 || link.Type() == "bridge" {
+		return fmt.Errorf("a %s cannot be moved into a container", map[bool]string{true: "loopback", false: link.Type()}[a.Flags&net.FlagLoopback != 0])
+	}
+	if a.MasterIndex != 0 {
+		return fmt.Errorf("it is part of %s", byIndex[a.MasterIndex])
+	}
+	for _, l := range links {
+		// A veth's other end is its parent too.
+		if b := l.Attrs(); b.ParentIndex == a.Index && b.NetNsID < 0 && l.Type() != "veth" && b.Index != a.Index {
+			return fmt.Errorf("%s is on top of it", b.Name)
+		}
+	}
+	return spare(k, a.Index)
+}
+
+// spare refuses the link that has the host's only default route.
+func spare(k *core.Handle, index int) error {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := core.Retry(func() ([]netlink.Route, error) { return k.NL.RouteList(nil, family) })
+		if err != nil {
+			return fmt.Errorf("list routes: %w", err)
+		}
+		by, others := false, false
+		for _, r := range routes {
+			if r.Dst != nil && core.PrefixOf(r.Dst).Bits() != 0 || r.Type != unix.RTN_UNICAST {
+				continue
+			}
+			by, others = by || r.LinkIndex == index, others || r.LinkIndex != index
+		}
+		if by && !others {
+			return errors.New("it has the host's only default route, and the host would be cut off")
+		}
+	}
+	return nil
+}
+
+// restore makes a card what it was. The mark goes last: if anything stops it half-way, it is done again.
+func (st DeviceState) restore(k *core.Handle, link netlink.Link, name string) error {
+	if link.Attrs().Name != name {
+		// A link that is up keeps its name on older kernels (dev_change_name, net/core/dev.c).
+		if err := k.NL.LinkSetDown(link); err != nil {
+			return fmt.Errorf("set it down: %w", err)
+		}
+		if err := k.NL.LinkSetName(link, name); err != nil {
+			return fmt.Errorf("call it %s again, which was %s: %w", name, link.Attrs().Name, err)
+		}
+	}
+	if mac, err := net.ParseMAC(st.MAC); err == nil && link.Attrs().HardwareAddr.String() != st.MAC {
+		if err := k.NL.LinkSetHardwareAddr(link, mac); err != nil {
+			return fmt.Errorf("set its MAC %s: %w", mac, err)
+		}
+	}
+	if st.MTU != 0 && link.Attrs().MTU != st.MTU {
+		if err := k.NL.LinkSetMTU(link, st.MTU); err != nil {
+			return fmt.Errorf("set its MTU %d: %w", st.MTU, err)
+		}
+	}
+	if st.Up {
+		if err := k.NL.LinkSetUp(link); err != nil {
+			return fmt.Errorf("set it up: %w", err)
+		}
+	}
+	for _, a := range st.Addrs {
+		if err := k.NL.AddrAdd(link, a.netlink()); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add its address %s: %w", a.Prefix, err)
+		}
+	}
+	if err := st.restoreRoutes(k, link); err != nil {
+		return err
+	}
+	if err := k.NL.LinkSetAlias(link, st.Alias); err != nil {
+		return fmt.Errorf("unmark it: %w", err)
+	}
+	return nil
+}
+
+// restoreRoutes puts the routes back, those first that others need to find their gateways by. A route that cannot be had on the host as it is now
+// is no reason to keep the rest.
+func (st DeviceState) restoreRoutes(k *core.Handle, link netlink.Link) error {
+	for _, direct := range []bool{true, false} {
+		for _, r := range st.Routes {
+			if r.Via.IsValid() == direct {
+				continue
+			}
+			if err := k.NL.RouteAdd(r.netlink(link.Attrs().Index)); err != nil && !errors.Is(err, unix.EEXIST) {
+				k.Log.Warn("a route of a device does not come back", "device", link.Attrs().Name, "route", r.Dst, "err", err)
+			}
+		}
+	}
+	return nil
+}
+
+func deviceAddr(a netlink.Addr) DeviceAddr {
+	d := DeviceAddr{Prefix: core.PrefixOf(a.IPNet), Label: a.Label, Scope: a.Scope, Flags: a.Flags, Valid: a.ValidLft, Preferred: a.PreferedLft}
+	if a.Peer != nil && core.PrefixOf(a.Peer) != d.Prefix {
+		d.Peer = core.PrefixOf(a.Peer)
+	}
+	if b, ok := netip.AddrFromSlice(a.Broadcast); ok {
+		d.Broadcast = b.Unmap()
+	}
+	return d
+}
+
+func (d DeviceAddr) netlink() *netlink.Addr {
+	// The kernel says these; nobody can ask for them (inet6_rtm_newaddr, net/ipv6/addrconf.c).
+	const told = unix.IFA_F_PERMANENT | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_SECONDARY
+	a := &netlink.Addr{IPNet: core.IPNet(d.Prefix), Label: d.Label, Scope: d.Scope, Flags: d.Flags &^ told}
+	if d.Flags&unix.IFA_F_PERMANENT == 0 {
+		a.ValidLft, a.PreferedLft = d.Valid, d.Preferred
+	}
+	if d.Peer.IsValid() {
+		a.Peer = core.IPNet(d.Peer)
+	}
+	a.Broadcast = net.IPv4zero // that is none; nil would be one of the library's making
+	if d.Broadcast.IsValid() {
+		a.Broadcast = d.Broadcast.AsSlice()
+	}
+	return a
+}
+
+func deviceRoute(r netlink.Route) DeviceRoute {
+	d := DeviceRoute{
+		Dst: core.PrefixOf(r.Dst), Table: r.Table, Metric: r.Priority, Proto: int(r.Protocol), Scope: int(r.Scope), Flags: r.Flags & unix.RTNH_F_ONLINK, MTU: r.MTU,
+	}
+	if !d.Dst.IsValid() { // the default route
+		d.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if r.Family == netlink.FAMILY_V6 {
+			d.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+	}
+	if via, ok := netip.AddrFromSlice(r.Gw); ok {
+		d.Via = via.Unmap()
+	}
+	if src, ok := netip.AddrFromSlice(r.Src); ok {
+		d.Src = src.Unmap()
+	}
+	return d
+}
+
+func (d DeviceRoute) netlink(index int) *netlink.Route {
+	r := &netlink.Route{
+		LinkIndex: index, Dst: core.IPNet(d.Dst), Table: d.Table, Priority: d.Metric, Protocol: netlink.RouteProtocol(d.Proto), Scope: netlink.Scope(d.Scope), //nolint:gosec // a scope has 8 bits
+		Flags: d.Flags, MTU: d.MTU,
+	}
+	if d.Via.IsValid() {
+		r.Gw = d.Via.AsSlice()
+	}
+	if d.Src.IsValid() {
+		r.Src = d.Src.AsSlice()
+	}
+	return r
+}

@@ -1,0 +1,199 @@
+// Package dhcp is a DHCP client's way to the wire: below IP on the host, and by sockets and addresses of a link in a
+// sandbox. The protocol itself is not here.
+package dhcp
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+// An InnerLink is a link inside a container. It keeps the namespace alive, so it is not to be kept.
+type InnerLink struct {
+	ns   netns.NsHandle
+	nl   *netlink.Handle
+	link netlink.Link
+}
+
+// EnterLink finds a link in the sandbox at a path: the one with that alias, or else the one without any that has that hardware address.
+func EnterLink(path, alias string, mac net.HardwareAddr) (*InnerLink, error) {
+	if !core.IsNamespace(path) {
+		return nil, fmt.Errorf("enter sandbox %s: there is no namespace", path)
+	}
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("enter sandbox %s: %w", path, err)
+	}
+	s := &InnerLink{ns: ns}
+	if s.nl, err = netlink.NewHandleAt(ns, unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(fmt.Errorf("enter sandbox %s: %w", path, err), ns.Close())
+	}
+	err = s.nl.SetSocketTimeout(core.NetlinkTimeout)
+	if err == nil {
+		s.link, err = s.find(alias, mac)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("find link %s in sandbox %s: %w", mac, path, err), s.Close())
+	}
+	return s, nil
+}
+
+func (s *InnerLink) find(alias string, mac net.HardwareAddr) (found netlink.Link, err error) {
+	links, err := core.Retry(s.nl.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range links {
+		switch a := l.Attrs(); {
+		case a.Alias == alias && alias != "":
+			return l, nil
+		case a.Alias == "" && bytes.Equal(a.HardwareAddr, mac):
+			found = l
+		}
+	}
+	if found == nil {
+		return nil, unix.ENODEV
+	}
+	return found, nil
+}
+
+// Close lets go of the namespace.
+func (s *InnerLink) Close() error {
+	s.nl.Close()
+	return s.ns.Close()
+}
+
+// Wire is the link below its IP.
+func (s *InnerLink) Wire() (*Wire, error) {
+	ns, err := unix.FcntlInt(uintptr(s.ns), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("keep network namespace: %w", err)
+	}
+	return openWire(netns.NsHandle(ns), s.link.Attrs().Index, s.link.Attrs().HardwareAddr)
+}
+
+// Readdress gives the link the address to in place of from, with what is to be reached by it. Either can be invalid: none. A default
+// route by another link of the sandbox stays.
+func (s *InnerLink) Readdress(from, to netip.Prefix, gateway netip.Addr, routes map[netip.Prefix]netip.Addr) error {
+	if from.IsValid() && from != to {
+		err := s.nl.AddrDel(s.link, &netlink.Addr{IPNet: core.IPNet(from)})
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s: %w", from, err)
+		}
+	}
+	if !to.IsValid() {
+		return nil
+	}
+	if err := s.nl.AddrReplace(s.link, &netlink.Addr{IPNet: core.IPNet(to)}); err != nil {
+		return fmt.Errorf("add address %s: %w", to, err)
+	}
+	for dst, via := range routes {
+		r := &netlink.Route{LinkIndex: s.link.Attrs().Index, Dst: core.IPNet(dst), Gw: via.AsSlice()}
+		if via.IsUnspecified() {
+			r.Gw, r.Scope = nil, unix.RT_SCOPE_LINK
+		}
+		if err := s.nl.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route %s by %s: %w", dst, via, err)
+		}
+	}
+	return s.defaultRoute(gateway)
+}
+
+func (s *InnerLink) defaultRoute(gateway netip.Addr) error {
+	if !gateway.IsValid() {
+		return nil
+	}
+	all, err := core.Retry(func() ([]netlink.Route, error) { return s.nl.RouteList(nil, unix.AF_INET) })
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	if slices.ContainsFunc(all, func(r netlink.Route) bool {
+		return (r.Dst == nil || core.PrefixOf(r.Dst).Bits() == 0) && r.LinkIndex != s.link.Attrs().Index
+	}) {
+		return nil
+	}
+	everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if err := s.nl.RouteReplace(&netlink.Route{LinkIndex: s.link.Attrs().Index, Dst: core.IPNet(everywhere), Gw: gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("add default route by %s: %w", gateway, err)
+	}
+	return nil
+}
+
+// Down takes the link down.
+func (s *InnerLink) Down() error {
+	if err := s.nl.LinkSetDown(s.link); err != nil {
+		return fmt.Errorf("take link %s down: %w", s.link.Attrs().Name, err)
+	}
+	return nil
+}
+
+// A Socket is a DHCP client's in a sandbox whose link has its address: answers come by way of IP.
+type Socket struct {
+	file *os.File
+	fd   int
+}
+
+// Socket opens it. It is there only while something is asked: a container may have a client of its own.
+func (s *InnerLink) Socket() (*Socket, error) {
+	var fd int
+	err := core.Inside(int(s.ns), func() (err error) {
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+			return err
+		}
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+			unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, s.link.Attrs().Name),
+			// Not to the address: a DHCPNAK is broadcast (RFC 2131, 4.1).
+			unix.Bind(fd, &unix.SockaddrInet4{Port: clientPort}))
+	})
+	if err != nil {
+		if fd > 0 {
+			err = errors.Join(err, unix.Close(fd))
+		}
+		return nil, fmt.Errorf("open a DHCP client's socket in a sandbox: %w", err)
+	}
+	return &Socket{os.NewFile(uintptr(fd), "DHCP socket"), fd}, nil
+}
+
+// Close closes the socket.
+func (s *Socket) Close() error { return s.file.Close() }
+
+// Broadcast sends a message to every DHCP server on the link.
+func (s *Socket) Broadcast(msg []byte) error {
+	return s.Send(msg, nil, netip.AddrFrom4([4]byte{255, 255, 255, 255}))
+}
+
+// Unicast sends a message to one DHCP server.
+func (s *Socket) Unicast(msg []byte, from, to netip.Addr) error {
+	return s.Send(msg, unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()}), to)
+}
+
+// Send sends a packet.
+func (s *Socket) Send(msg, control []byte, to netip.Addr) error {
+	if err := unix.Sendmsg(s.fd, msg, control, &unix.SockaddrInet4{Port: serverPort, Addr: to.As4()}, 0); err != nil {
+		return fmt.Errorf("send to %s: %w", to, err)
+	}
+	return nil
+}
+
+// Receive waits for the next message to a DHCP client.
+func (s *Socket) Receive(ctx context.Context) (msg []byte, from net.HardwareAddr, err error) {
+	buf := make([]byte, maxFrame)
+	n, err := read(ctx, s.file, buf)
+	return buf[:n], nil, err
+}
+
+// InUse is not asked by who has the address.
+func (*Socket) InUse(context.Context, netip.Addr) (net.HardwareAddr, error) { return nil, nil }

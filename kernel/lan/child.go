@@ -1,0 +1,148 @@
+// Package lan is about links on a parent of the host's: VLANs, macvlan and ipvlan links, the host's own link beside
+// them, and how answers come back by it.
+package lan
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+// A Child is a macvlan or ipvlan link on a parent. It is made on the host and waits there to be moved into a sandbox; from then on
+// the host does not see it.
+type Child struct {
+	Name, Alias string
+	Parent      Parent
+	Kind        string           // macvlan, ipvlan
+	Mode        string           // of macvlan: bridge, private, vepa, passthru; of ipvlan: l2, l3, l3s
+	Flag        string           // of ipvlan: bridge, private, vepa
+	MTU         int              // 0: the parent's
+	MAC         net.HardwareAddr // of a macvlan; nil: the kernel's choice
+	// Sandbox is the namespace it belongs in; empty when there is none.
+	Sandbox string
+}
+
+// String names the link.
+func (c Child) String() string { return "link " + c.Name }
+
+// Lost: it cannot be put back into a sandbox that is running.
+func (c Child) Lost(*core.View) bool { return c.Sandbox != "" }
+
+func (c Child) Ensure(k *core.Handle) error {
+	link, err := k.Link(c.Name)
+	if err != nil {
+		return err
+	}
+	if link != nil {
+		return c.mark(k, link)
+	}
+	if plugged, err := core.InSandbox(c.Sandbox, c.Alias); err != nil || plugged {
+		return err
+	}
+	parent, err := UpParent(k, c.Parent)
+	if err != nil {
+		return err
+	}
+	if link, err = c.create(k, parent); err != nil {
+		return err
+	}
+	return c.mark(k, link)
+}
+
+func (c Child) mark(k *core.Handle, link netlink.Link) error {
+	switch link.Attrs().Alias {
+	case c.Alias:
+		return nil
+	case "":
+		if err := k.NL.LinkSetAlias(link, c.Alias); err != nil {
+			return fmt.Errorf("mark %s: %w", c, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("create %s: a link of that name exists and %w", c, core.ErrForeign)
+}
+
+func (c Child) create(k *core.Handle, parent netlink.Link) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.ParentIndex, attrs.HardwareAddr = c.Name, c.MTU, parent.Attrs().Index, c.MAC
+	var link netlink.Link
+	if c.Kind == "ipvlan" {
+		link = &netlink.IPVlan{LinkAttrs: attrs, Mode: ipvlanModes()[c.Mode], Flag: ipvlanFlags()[c.Flag]}
+	} else {
+		link = &netlink.Macvlan{LinkAttrs: attrs, Mode: macvlanModes()[c.Mode]}
+	}
+	err := k.NL.LinkAdd(link)
+	if err == nil {
+		return link, nil
+	}
+	why := ""
+	switch name, mtu := parent.Attrs().Name, parent.Attrs().MTU; {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		why = "this kernel has no " + c.Kind + ": "
+	case errors.Is(err, unix.EBUSY): // one receive handler a link (netdev_rx_handler_register, net/core/dev.c)
+		why = fmt.Sprintf("%s is a port of a bridge or bond already, or the parent of links of another kind than %s: ", name, c.Kind)
+	case errors.Is(err, unix.EINVAL) && c.MTU > mtu:
+		why = fmt.Sprintf("MTU %d is more than the %d of %s: ", c.MTU, mtu, name)
+	case errors.Is(err, unix.EINVAL) && c.Mode == "passthru":
+		why = fmt.Sprintf("passthru is for one container at a time, and %s has one: ", name)
+	}
+	return nil, fmt.Errorf("create %s on %s: %s%w", c, c.Parent, why, err)
+}
+
+// Remove takes the link away, also out of a sandbox that still has it. Mostly it is gone already, with the sandbox.
+func (c Child) Remove(k *core.Handle) error {
+	if err := k.DeleteLink(c.Name, c.Alias); err != nil {
+		return err
+	}
+	return core.Visit(c.Sandbox, func(nl *netlink.Handle) error {
+		link, err := core.ByAlias(nl, c.Alias)
+		if err != nil || link == nil {
+			return err
+		}
+		if err := nl.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("delete %s from its sandbox: %w", c, err)
+		}
+		return nil
+	})
+}
+
+// Check looks into the sandbox. A sandbox that is no more has nothing to be missed in.
+func (c Child) Check(s *core.View) []string {
+	if link := s.Links[c.Name]; link != nil {
+		if link.Attrs().Alias != c.Alias {
+			return []string{c.String() + " does not carry its alias"}
+		}
+		return nil
+	}
+	if !core.IsNamespace(c.Sandbox) {
+		return nil
+	}
+	if plugged, err := core.InSandbox(c.Sandbox, c.Alias); err != nil {
+		return []string{fmt.Sprintf("%s: %v", c, err)}
+	} else if !plugged {
+		return []string{c.String() + " is missing from its sandbox"}
+	}
+	return nil
+}
+
+func macvlanModes() map[string]netlink.MacvlanMode {
+	return map[string]netlink.MacvlanMode{
+		"bridge": netlink.MACVLAN_MODE_BRIDGE, "private": netlink.MACVLAN_MODE_PRIVATE,
+		"vepa": netlink.MACVLAN_MODE_VEPA, "passthru": netlink.MACVLAN_MODE_PASSTHRU,
+	}
+}
+
+func ipvlanModes() map[string]netlink.IPVlanMode {
+	return map[string]netlink.IPVlanMode{"l2": netlink.IPVLAN_MODE_L2, "l3": netlink.IPVLAN_MODE_L3, "l3s": netlink.IPVLAN_MODE_L3S}
+}
+
+func ipvlanFlags() map[string]netlink.IPVlanFlag {
+	return map[string]netlink.IPVlanFlag{
+		"bridge": netlink.IPVLAN_FLAG_BRIDGE, "private": netlink.IPVLAN_FLAG_PRIVATE, "vepa": netlink.IPVLAN_FLAG_VEPA,
+	}
+}

@@ -1,0 +1,232 @@
+package lan
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+// ParentAlias is the alias of a VLAN link: several networks may share it, so it names none.
+const ParentAlias = core.AliasPrefix + "parent"
+
+// A Parent is the link that macvlan or ipvlan links are made on. It is the host's owner's: netyard changes nothing of it.
+type Parent struct {
+	Name string
+	// MAC finds it when it has another name by now; empty: only the name counts.
+	MAC string
+}
+
+// String names the link.
+func (p Parent) String() string { return "parent " + p.Name }
+
+func (p Parent) Ensure(k *core.Handle) error {
+	_, err := FindParent(k, p)
+	return err
+}
+
+func (Parent) Remove(*core.Handle) error { return nil }
+
+func (p Parent) Check(s *core.View) []string {
+	links := make([]netlink.Link, 0, len(s.Links))
+	for _, l := range s.Links {
+		links = append(links, l)
+	}
+	link := p.among(links)
+	if link == nil {
+		return []string{p.String() + " is missing"}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		return []string{p.String() + " is down"}
+	}
+	return nil
+}
+
+// among finds the parent: by its name or an alternative one, else by its hardware address, which only one link may have that is
+// not stacked on another.
+func (p Parent) among(links []netlink.Link) netlink.Link {
+	var same []netlink.Link
+	for _, l := range links {
+		a := l.Attrs()
+		if a.Name == p.Name || slices.Contains(a.AltNames, p.Name) {
+			return l
+		}
+		stacked := []string{"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "bridge", "bond", "team"}
+		if p.MAC != "" && a.HardwareAddr.String() == p.MAC && !slices.Contains(stacked, l.Type()) {
+			same = append(same, l)
+		}
+	}
+	if len(same) == 1 {
+		return same[0]
+	}
+	return nil
+}
+
+// FindParent finds the link of a parent.
+func FindParent(k *core.Handle, p Parent) (netlink.Link, error) {
+	link, err := k.Link(p.Name)
+	if err != nil || link != nil {
+		return link, err
+	}
+	links, err := core.Retry(k.NL.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	if link := p.among(links); link != nil {
+		return link, nil
+	}
+	return nil, fmt.Errorf("find %s: %w", p, unix.ENODEV)
+}
+
+// UpParent is parent for who needs it up: nothing on a link that is down can be set up.
+func UpParent(k *core.Handle, p Parent) (netlink.Link, error) {
+	link, err := FindParent(k, p)
+	if err == nil && link.Attrs().Flags&net.FlagUp == 0 {
+		return nil, fmt.Errorf("use %s: %w; ip link set %s up", p, unix.ENETDOWN, link.Attrs().Name)
+	}
+	return link, err
+}
+
+// A VLAN is an IEEE 802.1Q link of netyard's on a parent. Networks share it: it goes with the last of them.
+type VLAN struct {
+	Name   string
+	Parent Parent
+	ID     int
+	// Owner is the network that wants it.
+	Owner string
+}
+
+// String names the link.
+func (v VLAN) String() string { return "VLAN link " + v.Name }
+
+func (v VLAN) WantedBy() string { return v.Owner }
+
+func (v VLAN) Ensure(k *core.Handle) error {
+	k.Shared.Mu.Lock()
+	defer k.Shared.Mu.Unlock()
+	k.Shared.Claim(v)
+	link, err := k.Link(v.Name)
+	if err != nil {
+		return err
+	}
+	if link != nil && link.Attrs().Alias != ParentAlias {
+		return nil // the host's owner has come to have one of that name, which does as well
+	}
+	if link == nil {
+		if link, err = v.create(k); err != nil {
+			return err
+		}
+	}
+	if err := k.NL.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", v, err)
+	}
+	return nil
+}
+
+// create gives the link its name last: until it is marked it has one that only netyard gives.
+func (v VLAN) create(k *core.Handle) (netlink.Link, error) {
+	parent, err := UpParent(k, v.Parent)
+	if err != nil {
+		return nil, err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = core.Name(core.IslandPrefix, core.HashID(v.Name)), parent.Attrs().Index
+	link := &netlink.Vlan{LinkAttrs: attrs, VlanId: v.ID, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
+	switch err := k.NL.LinkAdd(link); {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return nil, fmt.Errorf("create %s: this kernel has no 802.1Q VLANs (module 8021q): %w", v, err)
+	case errors.Is(err, unix.EEXIST):
+		return nil, fmt.Errorf("create %s: %s has a link for VLAN %d by another name: %w", v, v.Parent, v.ID, err)
+	case err != nil:
+		return nil, fmt.Errorf("create %s: %w", v, err)
+	}
+	if err := k.NL.LinkSetAlias(link, ParentAlias); err != nil {
+		return nil, errors.Join(fmt.Errorf("mark %s: %w", v, err), k.NL.LinkDel(link))
+	}
+	if err := k.NL.LinkSetName(link, v.Name); err != nil {
+		return nil, errors.Join(fmt.Errorf("name %s: %w", v, err), k.NL.LinkDel(link))
+	}
+	return link, nil
+}
+
+func (v VLAN) Remove(k *core.Handle) error {
+	k.Shared.Mu.Lock()
+	defer k.Shared.Mu.Unlock()
+	if k.Shared.Disclaim(v) {
+		return nil
+	}
+	return k.DeleteLink(v.Name, ParentAlias)
+}
+
+func (v VLAN) Check(s *core.View) []string { return checkUp(s, v, v.Name) }
+
+// checkUp wants a link to be there and up.
+func checkUp(s *core.View, o core.Object, name string) []string {
+	link := s.Links[name]
+	if link == nil {
+		return []string{o.String() + " is missing"}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		return []string{o.String() + " is down"}
+	}
+	return nil
+}
+
+// An Island is a parent that leads nowhere: what is made on it reaches only each other.
+type Island struct{ Name, Alias string }
+
+// String names the link.
+func (i Island) String() string { return "link " + i.Name }
+
+func (i Island) Ensure(k *core.Handle) error {
+	link, err := k.Link(i.Name)
+	if err != nil {
+		return err
+	}
+	if link == nil {
+		if link, err = i.create(k); err != nil {
+			return fmt.Errorf("create %s: %w", i, err)
+		}
+	}
+	switch alias := link.Attrs().Alias; alias {
+	case i.Alias:
+	case "":
+		if err := k.NL.LinkSetAlias(link, i.Alias); err != nil {
+			return fmt.Errorf("mark %s: %w", i, err)
+		}
+	default:
+		return fmt.Errorf("create %s: a link of that name exists and %w", i, core.ErrForeign)
+	}
+	noIPv6 := core.Sysctl{Path: []string{"net", "ipv6", "conf", i.Name, "disable_ipv6"}, Value: "1", Optional: true}
+	if err := noIPv6.Ensure(k); err != nil {
+		return err
+	}
+	if err := k.NL.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", i, err)
+	}
+	return nil
+}
+
+// create makes a dummy, or on a kernel without them an ifb, which drops what it is given all the same: only what a tc rule
+// redirected to it goes anywhere (drivers/net/ifb.c). Both always have a carrier, which a bridge without ports has not.
+func (i Island) create(k *core.Handle) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = i.Name
+	err := k.NL.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = k.NL.LinkAdd(&netlink.Ifb{LinkAttrs: attrs})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k.NL.LinkByName(i.Name)
+}
+
+func (i Island) Remove(k *core.Handle) error { return k.DeleteLink(i.Name, i.Alias) }
+
+func (i Island) Check(s *core.View) []string { return checkUp(s, i, i.Name) }

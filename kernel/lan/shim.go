@@ -1,0 +1,306 @@
+package lan
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+const shimAlias = core.AliasPrefix + "shim:"
+
+// A Shim is the host's own link on a parent. What is on a parent reaches what else is on it, and never the parent itself: so the host
+// has to be on it too. Networks share it: it goes with the last of them.
+//
+// It has no address, so that the host has none that it had not before. It answers for the addresses of the parent, to containers only:
+// what comes from where the host would not answer by it is dropped (rp_filter), or half of the LAN would take it for the host.
+type Shim struct {
+	Name       string
+	Parent     Parent
+	Kind, Mode string // as of the parent's other links
+	// Owner is the network that wants it.
+	Owner string
+}
+
+// ShimOn describes the shim of a parent that a network wants.
+func ShimOn(p Parent, kind, mode, owner string) Shim {
+	return Shim{Name: core.Name(core.ShimPrefix, core.HashID(p.Name)), Parent: p, Kind: kind, Mode: mode, Owner: owner}
+}
+
+// String names the link.
+func (s Shim) String() string { return "link " + s.Name + " of the host on " + s.Parent.Name }
+
+func (s Shim) WantedBy() string { return s.Owner }
+
+// routed says that the links on the parent pass packets to each other by their IP addresses alone.
+func (s Shim) routed() bool { return s.Kind == "ipvlan" && s.Mode != "l2" }
+
+func (s Shim) Ensure(k *core.Handle) error {
+	k.Shared.Mu.Lock()
+	defer k.Shared.Mu.Unlock()
+	k.Shared.Claim(s)
+	parent, err := UpParent(k, s.Parent)
+	if err != nil {
+		return err
+	}
+	link, err := k.Link(s.Name)
+	if err != nil {
+		return err
+	}
+	c := Child{Name: s.Name, Alias: shimAlias + s.Parent.Name, Parent: s.Parent, Kind: s.Kind, Mode: s.Mode, Flag: "bridge"}
+	if link == nil {
+		if link, err = c.create(k, parent); err != nil {
+			return err
+		}
+	}
+	if err := c.mark(k, link); err != nil {
+		return err
+	}
+	for _, sysctl := range s.sysctls() { // before it is up: it must not take its routes from the LAN's router
+		if err := sysctl.Ensure(k); err != nil {
+			return err
+		}
+	}
+	if err := k.NL.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", s, err)
+	}
+	return s.answer(k, link, parent)
+}
+
+// answer makes the shim answer neighbour solicitations for the host's own addresses. IPv6 answers only for addresses of the link that
+// is asked on (ndisc_recv_ns, net/ipv6/ndisc.c); IPv4 for any of the host's (arp_process, net/ipv4/arp.c).
+func (s Shim) answer(k *core.Handle, link, parent netlink.Link) error {
+	if s.routed() { // nobody asks
+		return nil
+	}
+	addrs, err := core.Globals(k, parent, netlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		proxy := &netlink.Neigh{LinkIndex: link.Attrs().Index, Family: netlink.FAMILY_V6, Flags: netlink.NTF_PROXY, State: netlink.NUD_PERMANENT, IP: a.Addr().AsSlice()}
+		if err := k.NL.NeighSet(proxy); err != nil {
+			return fmt.Errorf("answer for %s on %s: %w", a.Addr(), s, err)
+		}
+	}
+	return nil
+}
+
+// sysctls: forwarding on this one link only lets it answer for the parent (proxy_ndp); the host as a whole does not forward by it.
+func (s Shim) sysctls() []core.Sysctl {
+	v6 := func(name, value string) core.Sysctl {
+		return core.Sysctl{Path: []string{"net", "ipv6", "conf", s.Name, name}, Value: value, Optional: true}
+	}
+	return []core.Sysctl{
+		{Path: []string{"net", "ipv4", "conf", s.Name, "rp_filter"}, Value: "1"},
+		{Path: []string{"net", "ipv4", "conf", s.Name, "accept_redirects"}, Value: "0"},
+		v6("accept_dad", "0"), v6("accept_ra", "0"), v6("autoconf", "0"), v6("accept_redirects", "0"), v6("forwarding", "1"), v6("proxy_ndp", "1"),
+		{Path: []string{"net", "ipv6", "neigh", s.Name, "proxy_delay"}, Value: "0", Optional: true},
+	}
+}
+
+func (s Shim) Remove(k *core.Handle) error {
+	k.Shared.Mu.Lock()
+	defer k.Shared.Mu.Unlock()
+	if k.Shared.Disclaim(s) {
+		return nil
+	}
+	return k.DeleteLink(s.Name, shimAlias+s.Parent.Name)
+}
+
+func (s Shim) Check(snap *core.View) []string {
+	faults := checkUp(snap, s, s.Name)
+	if len(faults) == 0 {
+		for _, sysctl := range s.sysctls() {
+			faults = append(faults, sysctl.Check(snap)...)
+		}
+	}
+	return faults
+}
+
+// A HostRoute is the host's way to one container by a shim.
+//
+// The shim must not ask the LAN for the container: it would do so in the name of the host's address, and everybody who hears it would
+// from then on send to the shim what is for the host (arp_process, net/ipv4/arp.c). So the container's hardware address goes with the route.
+type HostRoute struct {
+	Shim Shim
+	Dst  netip.Addr
+	MAC  net.HardwareAddr // nil: the parent's
+}
+
+// String names the route as ip(8) does.
+func (r HostRoute) String() string { return fmt.Sprintf("route %s on %s", r.Dst, r.Shim.Name) }
+
+func (r HostRoute) Ensure(k *core.Handle) error {
+	link, err := k.NL.LinkByName(r.Shim.Name)
+	if err != nil {
+		return fmt.Errorf("add %s: %w", r, err)
+	}
+	parent, err := FindParent(k, r.Shim.Parent)
+	if err != nil {
+		return err
+	}
+	route := r.route(link)
+	if r.Dst.Is4() { // IPv6 chooses the address that has most in common with the container's; IPv4 the first that it comes across
+		if src, err := sourceFor(k, parent, r.Dst); err != nil {
+			return err
+		} else if src.IsValid() {
+			route.Src = src.AsSlice()
+		}
+	}
+	filter := &netlink.Route{Dst: route.Dst, Table: unix.RT_TABLE_MAIN}
+	there, err := core.Retry(func() ([]netlink.Route, error) {
+		return k.NL.RouteListFiltered(core.Family(r.Dst), filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes to %s: %w", r.Dst, err)
+	}
+	for _, t := range there {
+		if t.LinkIndex != link.Attrs().Index {
+			return fmt.Errorf("add %s: the host has another route to that address, and it %w", r, core.ErrForeign)
+		}
+	}
+	if err := k.NL.RouteReplace(route); err != nil {
+		return fmt.Errorf("add %s: %w", r, err)
+	}
+	if n := r.neighbour(link, parent); n != nil {
+		if err := k.NL.NeighSet(n); err != nil {
+			return fmt.Errorf("add neighbour %s on %s: %w", r.Dst, r.Shim.Name, err)
+		}
+	}
+	return nil
+}
+
+func (r HostRoute) route(link netlink.Link) *netlink.Route {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: core.IPNet(netip.PrefixFrom(r.Dst, r.Dst.BitLen())), Protocol: core.RouteProtocol}
+	if r.Dst.Is4() {
+		route.Scope = netlink.SCOPE_LINK
+	}
+	return route
+}
+
+// neighbour is the container as the shim knows it; nil where there are no hardware addresses to know.
+func (r HostRoute) neighbour(link, parent netlink.Link) *netlink.Neigh {
+	if r.Shim.routed() {
+		return nil
+	}
+	n := &netlink.Neigh{
+		LinkIndex: link.Attrs().Index, Family: core.Family(r.Dst), State: netlink.NUD_PERMANENT, IP: r.Dst.AsSlice(), HardwareAddr: r.MAC,
+	}
+	if r.MAC == nil {
+		n.HardwareAddr = parent.Attrs().HardwareAddr
+	}
+	return n
+}
+
+func (r HostRoute) Remove(k *core.Handle) error {
+	link, err := k.Link(r.Shim.Name)
+	if err != nil || link == nil {
+		return err
+	}
+	gone := func(err error) bool { // an ipvlan that routes has no table of neighbours
+		return err == nil || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV)
+	}
+	if err := k.NL.RouteDel(r.route(link)); !gone(err) {
+		return fmt.Errorf("remove %s: %w", r, err)
+	}
+	if n := r.neighbour(link, link); n != nil {
+		if err := k.NL.NeighDel(n); !gone(err) {
+			return fmt.Errorf("remove neighbour %s on %s: %w", r.Dst, r.Shim.Name, err)
+		}
+	}
+	return nil
+}
+
+func (r HostRoute) Check(s *core.View) []string {
+	link := s.Links[r.Shim.Name]
+	if link == nil {
+		return nil // that the link is missing is said by the link
+	}
+	for _, route := range s.Routes[link.Attrs().Index] {
+		if p := core.PrefixOf(route.Dst); p.IsSingleIP() && p.Addr() == r.Dst {
+			return nil
+		}
+	}
+	return []string{r.String() + " is missing"}
+}
+
+// StrayRoutes are routes of netyard's on shims to containers that nobody knows.
+func StrayRoutes(s *core.View, wanted []core.Object) (strays []core.Stray) {
+	want := map[string]bool{}
+	for _, o := range wanted {
+		if r, ok := o.(HostRoute); ok {
+			want[r.String()] = true
+		}
+	}
+	for name, l := range s.Links {
+		if !strings.HasPrefix(l.Attrs().Alias, shimAlias) {
+			continue
+		}
+		for _, route := range s.Routes[l.Attrs().Index] {
+			r := HostRoute{Shim: Shim{Name: name, Kind: l.Type()}, Dst: core.PrefixOf(route.Dst).Addr()}
+			if route.Protocol != core.RouteProtocol || want[r.String()] {
+				continue
+			}
+			strays = append(strays, core.Stray{Text: r.String(), Drop: func() error { return r.Remove(s.Handle) }})
+		}
+	}
+	return strays
+}
+
+// sourceFor is the parent's address that the host speaks to dst with, if the parent has one: of dst's subnet, or else the first.
+func sourceFor(k *core.Handle, parent netlink.Link, dst netip.Addr) (src netip.Addr, err error) {
+	addrs, err := core.Globals(k, parent, core.Family(dst))
+	for _, a := range addrs {
+		if a.Masked().Contains(dst) {
+			return a.Addr(), nil
+		}
+		if !src.IsValid() {
+			src = a.Addr()
+		}
+	}
+	return src, err
+}
+
+// SourceFor is the host's address that it speaks to dst with.
+func SourceFor(k *core.Handle, dst netip.Addr) (netip.Addr, error) {
+	routes, err := k.NL.RouteGet(net.IP(dst.AsSlice()))
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("find the way to %s: %w", dst, err)
+	}
+	for _, r := range routes {
+		if a, ok := netip.AddrFromSlice(r.Src); ok {
+			return a.Unmap(), nil
+		}
+	}
+	return netip.Addr{}, nil
+}
+
+// Addrs are the addresses of a parent that are good for more than the link.
+func Addrs(k *core.Handle, p Parent) ([]netip.Prefix, error) {
+	link, err := FindParent(k, p)
+	if err != nil {
+		return nil, err
+	}
+	return core.Globals(k, link, netlink.FAMILY_ALL)
+}
+
+// ReversePath is how strictly the kernel looks at where packets that come in by a link come from (ip-sysctl.rst, rp_filter): 1 drops
+// those that it would not answer by the same link.
+func ReversePath(k *core.Handle, link string) (string, error) {
+	strictest := "0"
+	for _, conf := range []string{"all", link} { // the greater one counts
+		v, err := k.ReadSysctl(core.Sysctl{Path: []string{"net", "ipv4", "conf", conf, "rp_filter"}}.File())
+		if err != nil {
+			return "", fmt.Errorf("read rp_filter of %s: %w", conf, err)
+		}
+		strictest = max(strictest, v)
+	}
+	return strictest, nil
+}

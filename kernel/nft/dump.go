@@ -1,0 +1,223 @@
+package nft
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/rule"
+)
+
+// discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put
+// in.
+func (f *Firewall) discard(id ElementID) error {
+	return f.RunLater(Turn{Act: "discard what nobody wants", Do: func() error {
+		f.Mu.Lock()
+		w := f.Want[id]
+		wanted := w != nil && len(w.owners) > 0
+		if !wanted {
+			delete(f.Want, id)
+		}
+		f.Mu.Unlock()
+		if wanted {
+			return nil // somebody came to want it meanwhile
+		}
+		return f.Load()
+	}})
+}
+
+// DumpElements reads every set that netyard fills; none says that the table, or a set of it, is not there.
+func (f *Firewall) DumpElements() (all map[rule.SetName]map[string]Content, none bool, err error) {
+	err = f.In.Look(func(v View) error {
+		all, none = map[rule.SetName]map[string]Content{}, false
+		for _, spec := range f.Rules.Sets {
+			set, err := v.GetSetByName(spec.Table(), string(spec.Name))
+			if err != nil {
+				return err
+			}
+			if spec.Life > 0 {
+				continue
+			}
+			elements, err := v.GetSetElements(set)
+			if err != nil {
+				return err
+			}
+			all[spec.Name] = pairUp(elements)
+		}
+		return nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return all, true, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("list the elements of table %s: %w", rule.TableName, err)
+	}
+	return all, false, nil
+}
+
+// pairUp joins the two elements that the kernel makes of an interval of one field.
+func pairUp(elements []nftables.SetElement) map[string]Content {
+	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
+		if c := bytes.Compare(a.Key, b.Key); c != 0 {
+			return c
+		}
+		if a.IntervalEnd == b.IntervalEnd {
+			return 0
+		}
+		if a.IntervalEnd { // one interval ends where the next begins
+			return -1
+		}
+		return 1
+	})
+	all := map[string]Content{}
+	for i, e := range elements {
+		c := Content{Val: string(e.Val), End: string(e.KeyEnd)}
+		switch {
+		case e.IntervalEnd:
+			continue
+		case c.End == "" && i+1 < len(elements) && elements[i+1].IntervalEnd:
+			c.End = string(elements[i+1].Key)
+		}
+		all[string(e.Key)] = c
+	}
+	return all
+}
+
+// DumpRules reads the comments of the rules of each chain of the tables, in order.
+func (f *Firewall) DumpRules() (all map[string][]string, err error) {
+	err = f.In.Look(func(v View) error {
+		all = map[string][]string{}
+		for _, t := range rule.Tables() {
+			chains, err := v.ListChainsOfTableFamily(t.Family)
+			if err != nil {
+				return err
+			}
+			for _, c := range chains {
+				if c.Table.Name != t.Name {
+					continue
+				}
+				rules, err := v.GetRules(t, c)
+				if errors.Is(err, unix.ENOENT) {
+					continue // somebody took it away meanwhile
+				}
+				if err != nil {
+					return err
+				}
+				all[chainKey(t, c.Name)] = commentsOf(rules)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the rules of table %s: %w", rule.TableName, err)
+	}
+	return all, nil
+}
+
+func commentsOf(rules []*nftables.Rule) []string {
+	texts := []string{}
+	for _, r := range rules {
+		text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		texts = append(texts, text)
+	}
+	return texts
+}
+
+func chainKey(t *nftables.Table, chain string) string {
+	family := "inet"
+	if t.Family == nftables.TableFamilyBridge {
+		family = "bridge"
+	}
+	return family + " " + t.Name + " " + chain
+}
+
+// AuditRules compares the rules with the ruleset.
+func (f *Firewall) AuditRules() ([]string, error) {
+	f.Mu.Lock()
+	loaded := f.Loaded
+	f.Mu.Unlock()
+	if !loaded {
+		return []string{"the ruleset is not loaded"}, nil
+	}
+	return f.ruleFaults()
+}
+
+// ruleFaults is AuditRules whether the ruleset is this process's or not.
+func (f *Firewall) ruleFaults() (faults []string, err error) {
+	have, err := f.DumpRules()
+	if err != nil {
+		return nil, err
+	}
+	f.Mu.Lock()
+	want := f.chains()
+	f.Mu.Unlock()
+	ts := rule.Tables()
+	for i, chains := range want {
+		for _, c := range chains {
+			key := chainKey(ts[i], c.Name)
+			got, ok := have[key]
+			if !ok {
+				faults = append(faults, "nftables chain "+key+" is missing")
+				continue
+			}
+			var texts []string
+			for _, r := range c.Rules {
+				texts = append(texts, r.Comment)
+				if !slices.Contains(got, r.Comment) {
+					faults = append(faults, fmt.Sprintf("nftables rule %q of chain %s is missing", r.Comment, key))
+				}
+			}
+			for _, text := range got {
+				if !slices.Contains(texts, text) {
+					faults = append(faults, fmt.Sprintf("nftables rule %q of chain %s is not netyard's", text, key))
+				}
+			}
+		}
+	}
+	return faults, nil
+}
+
+// OwnTable says whether a message is about a table of netyard's (struct nfgenmsg, and then attributes).
+func OwnTable(msg []byte) bool {
+	attrs, err := nl.ParseRouteAttr(msg[min(len(msg), unix.SizeofNlAttr):])
+	return err == nil && slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
+		return a.Attr.Type == unix.NFTA_TABLE_NAME && string(a.Value) == rule.TableName+"\x00"
+	})
+}
+
+// RestoreTables loads the ruleset again when a rule or an element of it is gone, or one is there that ought to have
+// been taken away.
+func (f *Firewall) RestoreTables() error {
+	return f.RunNow(func() error {
+		if !f.Loaded {
+			return nil
+		}
+		if f.doubt {
+			same, err := f.asWanted()
+			if err == nil && !same {
+				err = f.Load()
+			}
+			f.doubt = f.doubt && err != nil
+			return err
+		}
+		faults, err := f.ruleFaults()
+		if err != nil {
+			return err
+		}
+		if len(faults) > 0 {
+			return f.Load()
+		}
+		have, _, err := f.DumpElements()
+		if err != nil || f.hasWanted(have) {
+			return err
+		}
+		return f.Load()
+	})
+}

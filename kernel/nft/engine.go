@@ -1,0 +1,130 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+
+	"netyard/kernel/core"
+	"netyard/kernel/rule"
+)
+
+// Open gives a handle its firewall, with these rules. They are loaded by LoadFirewall.
+func Open(h *core.Handle, rules rule.Ruleset) error {
+	f := Connect(h.Log, int(h.NS))
+	f.Handle, f.Rules, f.Want, f.poke = h, rules, map[ElementID]*Wish{}, h.Poke
+	if err := f.out.Open(); err != nil {
+		return err
+	}
+	err := f.RunNow(func() (err error) {
+		f.Conntrack, err = f.probeConntrack()
+		return err
+	})
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	core.Keep(h, f)
+	return nil
+}
+
+// chains are those of each of the tables, and the seal among them.
+func (f *Firewall) chains() [][]rule.Chain {
+	all := f.Rules.Chains(f.Sets)
+	all[0] = append(all[0], sealOf(f.Rules.Sets, all))
+	return all
+}
+
+// Port is what the kernel knows the socket by that the changes go out of (netlink(7), nl_pid).
+func (f *Firewall) Port() uint32 { return f.out.own.Load() }
+
+// Intercept puts something between the firewall and the kernel, for tests. It is for whose turn it is.
+func (f *Firewall) Intercept(wrap func(Peer) Peer) error {
+	err := f.out.Open()
+	f.out.P = wrap(f.out.P)
+	return err
+}
+
+// Of is the firewall of a handle.
+func Of(h *core.Handle) *Firewall { return core.Kept[Firewall](h) }
+
+// spec is how a set is declared.
+func (f *Firewall) spec(set rule.SetName) rule.Set {
+	s, _ := rule.SpecOf(f.Rules.Sets, set)
+	return s
+}
+
+// elements are those of a view; none says that a table is not there, or does not belong to the view.
+type elements struct {
+	by   map[rule.SetName]map[string]Content
+	none bool
+}
+
+// LookAtElements reads what an Element is compared with.
+func LookAtElements(v *core.View) error {
+	_, err := core.Dump(v, readElements)
+	return err
+}
+
+func elementsOf(v *core.View) elements {
+	e, _ := core.Dump(v, readElements)
+	return e
+}
+
+func readElements(v *core.View) (e elements, err error) {
+	if !v.Firewall {
+		return elements{none: true}, nil
+	}
+	e.by, e.none, err = Of(v.Handle).DumpElements()
+	return e, err
+}
+
+// Elements are those of each set, by their keys.
+func Elements(v *core.View) map[rule.SetName]map[string]Content { return elementsOf(v).by }
+
+// NoTable says that a table is not there at all, or is not looked at.
+func NoTable(v *core.View) bool { return elementsOf(v).none }
+
+// A Keyed object is an element whose value is not known from the records.
+type Keyed interface {
+	Key() (set rule.SetName, key string)
+}
+
+// Strays are the elements that none of the wanted objects is; policies says which sets are those of policies. What is in the sets that
+// others fill is none.
+func Strays(v *core.View, wanted []core.Object, policies func(rule.SetName) bool, others ...rule.SetName) (strays []core.Stray) {
+	want := map[ElementID]bool{}
+	for _, set := range others {
+		want[ElementID{Set: set}] = true
+	}
+	for _, o := range wanted {
+		switch o := o.(type) {
+		case Element:
+			want[o.ID()] = true
+		case Keyed:
+			set, key := o.Key()
+			want[ElementID{Set: set, Key: key}] = true
+		}
+	}
+	f := Of(v.Handle)
+	for set, keys := range Elements(v) {
+		if want[ElementID{Set: set}] {
+			continue
+		}
+		for key, c := range keys {
+			id := ElementID{Set: set, Key: key}
+			if !want[id] {
+				strays = append(strays, core.Stray{
+					Text: fmt.Sprintf("element { %s } of set %s", rule.Show(f.Rules.Sets, set, key, c.End), set), Policy: policies(set),
+					Drop: func() error { return f.discard(id) },
+				})
+			}
+		}
+	}
+	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
+	return strays
+}
+
+// NewElement is an element of one of the sets.
+func NewElement(sets []rule.Set, set rule.SetName, key, end string) Element {
+	return Element{Set: set, Text: rule.Show(sets, set, key, end), Key: key, Content: Content{End: end}}
+}

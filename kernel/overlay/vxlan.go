@@ -1,0 +1,262 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
+)
+
+// A VXLAN is the port of a network's bridge that leads to the network's other hosts. It knows what it is told (Peers),
+// learns nothing, and answers ARP and neighbour solicitations for whom it knows itself. What is for anybody else goes
+// nowhere: there is no default remote.
+type VXLAN struct {
+	Name, Alias string
+	Master      string // the bridge
+	VNI         uint32
+	Local       netip.Addr // the host's address that the others send to
+	Port        uint16
+	MTU         int // inside
+}
+
+// String names the link.
+func (v VXLAN) String() string { return "VXLAN link " + v.Name }
+
+func (v VXLAN) Ensure(k *core.Handle) error {
+	master, err := k.NL.LinkByName(v.Master)
+	if err != nil {
+		return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+	}
+	link, err := k.Link(v.Name)
+	if err != nil {
+		return err
+	}
+	if link != nil {
+		if a := link.Attrs().Alias; a != v.Alias && (a != "" || link.Type() != "vxlan") {
+			return fmt.Errorf("create %s: a link of that name exists and %w", v, core.ErrForeign)
+		}
+		if len(v.fixed(link)) > 0 { // what cannot be changed; peers are told again by who keeps them
+			if err := k.NL.LinkDel(link); err != nil {
+				return fmt.Errorf("replace %s: %w", v, err)
+			}
+			link = nil
+		}
+	}
+	if link == nil {
+		if link, err = v.create(k); err != nil {
+			return fmt.Errorf("create %s: %w", v, err)
+		}
+	}
+	if link.Attrs().Alias == "" {
+		if err := k.NL.LinkSetAlias(link, v.Alias); err != nil {
+			return fmt.Errorf("mark %s: %w", v, err)
+		}
+	}
+	return v.tune(k, link, master)
+}
+
+func (v VXLAN) create(k *core.Handle) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = v.Name, v.MTU
+	err := k.NL.LinkAdd(&netlink.Vxlan{
+		LinkAttrs: attrs, VxlanId: int(v.VNI), SrcAddr: v.Local.AsSlice(), Port: int(v.Port), Learning: false, Proxy: true,
+	})
+	if errors.Is(err, unix.EEXIST) { // one device of a number and a port in a namespace (vxlan_vni_in_use, drivers/net/vxlan)
+		err = fmt.Errorf("VNI %d at port %d has another device: %w", v.VNI, v.Port, err)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = fmt.Errorf("this kernel has no vxlan: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k.NL.LinkByName(v.Name)
+}
+
+// tune makes the link a port that nothing is learned from and everything for others is sent to.
+func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
+	// Not disable_ipv6: a link without IPv6 answers no neighbour solicitation (neigh_reduce, drivers/net/vxlan).
+	// Without a link-local address it says nothing itself.
+	if err := k.NL.LinkSetIP6AddrGenMode(link, nl6None); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("give %s no address: %w", v, err)
+	}
+	for _, s := range v.sysctls() {
+		if err := s.Ensure(k); err != nil {
+			return err
+		}
+	}
+	// A container that plays the querier of multicast would else keep neighbour solicitations from the other hosts.
+	if err := bridge.SetSnooping(k, master.Attrs().Index, false); err != nil {
+		return fmt.Errorf("turn off multicast snooping of bridge %s: %w", v.Master, err)
+	}
+	a := link.Attrs()
+	if a.MasterIndex != master.Attrs().Index {
+		if err := k.NL.LinkSetMaster(link, master); err != nil {
+			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
+		}
+	}
+	if a.MTU != v.MTU {
+		if err := k.NL.LinkSetMTU(link, v.MTU); err != nil {
+			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
+		}
+	}
+	if err := errors.Join(k.NL.LinkSetLearning(link, false), k.NL.LinkSetFlood(link, true)); err != nil {
+		return fmt.Errorf("set what %s learns: %w", v, err)
+	}
+	if err := k.NL.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", v, err)
+	}
+	return nil
+}
+
+// nl6None is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
+const nl6None = 1
+
+// sysctls let the link answer for its peers, which it does when something is sent by it, and for the host to nobody:
+// who sends frames to reserved group addresses (br_handle_frame, net/bridge/br_input.c) speaks to the link itself.
+func (v VXLAN) sysctls() []core.Sysctl {
+	const toNobody = "8" // Documentation/networking/ip-sysctl.rst, arp_ignore
+	return []core.Sysctl{
+		{Path: []string{"net", "ipv4", "conf", v.Name, "arp_ignore"}, Value: toNobody},
+		{Path: []string{"net", "ipv6", "conf", v.Name, "disable_ipv6"}, Value: "0", Optional: true},
+		{Path: []string{"net", "ipv6", "conf", v.Name, "accept_ra"}, Value: "0", Optional: true},
+	}
+}
+
+func (v VXLAN) Remove(k *core.Handle) error { return k.DeleteLink(v.Name, v.Alias) }
+
+// fixed says in words what is different that only another device can have.
+func (v VXLAN) fixed(link netlink.Link) (faults []string) {
+	x, ok := link.(*netlink.Vxlan)
+	if !ok {
+		return []string{v.String() + " is of another kind"}
+	}
+	local, _ := netip.AddrFromSlice(x.SrcAddr)
+	switch {
+	case x.VxlanId != int(v.VNI):
+		faults = append(faults, fmt.Sprintf("%s has VNI %d instead of %d", v, x.VxlanId, v.VNI))
+	case x.Port != int(v.Port):
+		faults = append(faults, fmt.Sprintf("%s is at port %d instead of %d", v, x.Port, v.Port))
+	case local.Unmap() != v.Local:
+		faults = append(faults, fmt.Sprintf("%s is at %s instead of %s", v, local.Unmap(), v.Local))
+	case x.Learning || !x.Proxy:
+		faults = append(faults, v.String()+" learns, or does not answer for its peers")
+	}
+	return faults
+}
+
+func (v VXLAN) Check(s *core.View) []string {
+	link := s.Links[v.Name]
+	if link == nil {
+		return []string{v.String() + " is missing"}
+	}
+	a := link.Attrs()
+	if a.Alias != v.Alias {
+		return []string{fmt.Sprintf("%s %v", v, core.ErrForeign)}
+	}
+	faults := v.fixed(link)
+	if master := s.Links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
+		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))
+	} else if b, ok := master.(*netlink.Bridge); ok && b.MulticastSnooping != nil && *b.MulticastSnooping {
+		faults = append(faults, fmt.Sprintf("bridge %s snoops multicast", v.Master))
+	}
+	if a.Flags&net.FlagUp == 0 {
+		faults = append(faults, v.String()+" is down")
+	}
+	if a.MTU != v.MTU {
+		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
+	}
+	if flags, ok := bridge.PortsOf(s).Flags(a.Index); ok && (flags.Learning || !flags.Flood) {
+		faults = append(faults, v.String()+" learns, or does not get what is for others")
+	}
+	for _, sysctl := range v.sysctls() {
+		faults = append(faults, sysctl.Check(s)...)
+	}
+	return faults
+}
+
+// A CarrierOf is a link that has an address of the host's.
+type Carrier struct {
+	Link string
+	MTU  int
+	MAC  string // empty: it has none
+}
+
+// CarrierOf is the link that has an address.
+func CarrierOf(k *core.Handle, a netip.Addr) (Carrier, error) {
+	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, core.Family(a)) })
+	if err != nil {
+		return Carrier{}, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, got := range addrs {
+		if core.PrefixOf(got.IPNet).Addr() != a {
+			continue
+		}
+		l, err := k.NL.LinkByIndex(got.LinkIndex)
+		if err != nil {
+			return Carrier{}, fmt.Errorf("find the link of %s: %w", a, err)
+		}
+		return Carrier{Link: l.Attrs().Name, MTU: l.Attrs().MTU, MAC: l.Attrs().HardwareAddr.String()}, nil
+	}
+	return Carrier{}, fmt.Errorf("the host has no address %s", a)
+}
+
+// An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host speaks
+// by another one: the answer to this one would stay with whichever host gets it.
+type Anycast struct {
+	Link string
+	// Alias is what the link has to carry for the address to be taken away again.
+	Alias string
+	Addr  netip.Addr
+}
+
+// String names the address.
+func (a Anycast) String() string { return fmt.Sprintf("gateway address %s on %s", a.Addr, a.Link) }
+
+func (a Anycast) addr() *netlink.Addr {
+	// Alone in its subnet, so that no route has it for a source; deprecated, so that IPv6 does not choose it either
+	// (RFC 6724, rule 3).
+	addr := &netlink.Addr{IPNet: core.IPNet(netip.PrefixFrom(a.Addr, a.Addr.BitLen()))}
+	if a.Addr.Is6() {
+		const forever = int(^uint32(0) >> 1)
+		addr.Flags, addr.ValidLft, addr.PreferedLft = unix.IFA_F_NODAD, forever, 0
+	}
+	return addr
+}
+
+func (a Anycast) Ensure(k *core.Handle) error {
+	link, err := k.NL.LinkByName(a.Link)
+	if err != nil {
+		return fmt.Errorf("add %s: %w", a, err)
+	}
+	if err := k.NL.AddrReplace(link, a.addr()); err != nil {
+		return fmt.Errorf("add %s: %w", a, err)
+	}
+	return nil
+}
+
+func (a Anycast) Remove(k *core.Handle) error {
+	return core.Addr{Link: a.Link, Alias: a.Alias, Prefix: netip.PrefixFrom(a.Addr, a.Addr.BitLen())}.Remove(k)
+}
+
+func (a Anycast) Check(s *core.View) []string {
+	link := s.Links[a.Link]
+	if link == nil {
+		return nil // that the link is missing is said by the link
+	}
+	for _, got := range s.Addrs[link.Attrs().Index] {
+		if p := core.PrefixOf(got.IPNet); p.IsSingleIP() && p.Addr() == a.Addr {
+			if a.Addr.Is6() && got.Flags&unix.IFA_F_DEPRECATED == 0 {
+				return []string{a.String() + " is one that the host speaks by"}
+			}
+			return nil
+		}
+	}
+	return []string{a.String() + " is missing"}
+}

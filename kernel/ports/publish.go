@@ -1,0 +1,225 @@
+package ports
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+	"netyard/kernel/nft"
+	"netyard/kernel/rule"
+)
+
+// Published ports are elements of maps: of one port each, found by hashing; of a range, found by its bounds. Those of one of the
+// host's addresses and those of all of them are in maps of their own, so that no map has two answers to one packet. A range keeps
+// its ports: nftables cannot count from one port to another, so a range that is shifted is one element for each port.
+const (
+	toOne4   rule.SetName = "to_one4"
+	toOne6   rule.SetName = "to_one6"
+	toAny4   rule.SetName = "to_any4"
+	toAny6   rule.SetName = "to_any6"
+	toRange4 rule.SetName = "to_range4"
+	toRange6 rule.SetName = "to_range6"
+
+	// own4 and own6 have ports of containers' own addresses that lead to others of their ports, where such packets come by the host's rules
+	// on their way and not by those of the sandbox: of ipvlan's mode l3s, which takes them at the end of input (drivers/net/ipvlan/ipvlan_l3s.c).
+	// And ports of overlays' gateways, see AnswerAt.
+	own4 rule.SetName = "own4"
+	own6 rule.SetName = "own6"
+
+	// Self4 and Self6 have the pairs (a, a) of containers with published ports: what such a container sends there itself must not
+	// come back to it from its own address. Not even the interface it came by is known of it, where br_netfilter is on.
+	Self4 rule.SetName = "self4"
+	Self6 rule.SetName = "self6"
+
+	// limited has the bridges of networks whose published ports are not for everybody.
+	limited rule.SetName = "limited"
+	// from4, from6 and fromIf say for whom they are: subnets, and interfaces that packets come in by.
+	from4  rule.SetName = "from4"
+	from6  rule.SetName = "from6"
+	fromIf rule.SetName = "from_if"
+
+	publishChain = "publish"
+)
+
+// A Publication hands what comes for ports of the host to a container.
+type Publication struct {
+	Proto string // tcp, udp, sctp
+	// Host is the host's address; the unspecified one is any of its family.
+	Host netip.Addr
+	// Port is the first of Count ports on the host, ToPort the first of them on To.
+	Port, Count uint16
+	To          netip.Addr
+	ToPort      uint16
+}
+
+// Elements are what puts the publication into the ruleset.
+func (p Publication) Elements() (all []nft.Element) {
+	set := map[bool]rule.SetName{true: toAny4, false: toOne4}[p.Host.IsUnspecified()]
+	ranges := toRange4
+	if p.To.Is6() {
+		set, ranges = map[bool]rule.SetName{true: toAny6, false: toOne6}[p.Host.IsUnspecified()], toRange6
+	}
+	host := offLoopback(p.Host)
+	if p.Count > 1 && p.Port == p.ToPort {
+		first, last := host, host
+		if p.Host.IsUnspecified() {
+			last = rule.LastOf(host)
+		}
+		all = append(all, nft.Element{
+			Set: ranges, Text: fmt.Sprintf("%s . %s . %d-%d : %s", showHost(host), p.Proto, p.Port, p.Port+p.Count-1, p.To),
+			Key:     string(first.AsSlice()) + rule.PortKey(p.Proto, p.Port),
+			Content: nft.Content{End: string(last.AsSlice()) + rule.PortKey(p.Proto, p.Port+p.Count-1), Val: string(p.To.AsSlice())},
+		})
+	} else {
+		for i := range max(p.Count, 1) {
+			key, text := rule.PortKey(p.Proto, p.Port+i), fmt.Sprintf("%s . %d : %s . %d", p.Proto, p.Port+i, p.To, p.ToPort+i)
+			if !p.Host.IsUnspecified() {
+				key, text = string(host.AsSlice())+key, showHost(host)+" . "+text
+			}
+			all = append(all, nft.Element{Set: set, Text: text, Key: key, Content: nft.Content{Val: string(p.To.AsSlice()) + rule.Wide(p.ToPort+i)}})
+		}
+	}
+	self := Self4
+	if p.To.Is6() {
+		self = Self6
+	}
+	all = append(all, nft.Element{Set: self, Text: p.To.String() + " . " + p.To.String(), Key: strings.Repeat(string(p.To.AsSlice()), 2)})
+	if p.Host.IsUnspecified() || p.Host.IsLoopback() {
+		all = append(all, loopElement(p.Proto, p.Port, max(p.Count, 1)))
+	}
+	return all
+}
+
+// Published are the publications that the ruleset has: where records were lost, that is where they can be read.
+func Published(k *core.Handle) (all []Publication) {
+	nft.Of(k).Mu.Lock()
+	defer nft.Of(k).Mu.Unlock()
+	for _, w := range nft.Of(k).Want {
+		if p, ok := publicationOf(w.Element); ok {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// publicationOf reads an element of one of the maps back.
+func publicationOf(e nft.Element) (p Publication, ok bool) {
+	size := net.IPv4len
+	switch e.Set {
+	case toOne6, toAny6, toRange6:
+		size = net.IPv6len
+	case toOne4, toAny4, toRange4:
+	default:
+		return p, false
+	}
+	p.Count, p.Host = 1, netip.IPv4Unspecified()
+	if size == net.IPv6len {
+		p.Host = netip.IPv6Unspecified()
+	}
+	port := e.Key
+	if e.Set != toAny4 && e.Set != toAny6 {
+		host, _ := netip.AddrFromSlice([]byte(e.Key[:size]))
+		p.Host, port = ontoLoopback(host), e.Key[size:]
+	}
+	p.Proto, p.Port = rule.ProtoName(port[0]), rule.PortOf(port[4:])
+	p.To, _ = netip.AddrFromSlice([]byte(e.Val[:size]))
+	p.ToPort = p.Port
+	if e.Set == toRange4 || e.Set == toRange6 {
+		p.Count = rule.PortOf(e.End[size+4:]) - p.Port + 1
+	} else {
+		p.ToPort = rule.PortOf(e.Val[size:])
+	}
+	return p, true
+}
+
+func showHost(a netip.Addr) string {
+	if a.IsUnspecified() {
+		return a.String() + "-" + rule.LastOf(a).String()
+	}
+	return a.String()
+}
+
+// ClosedBut are the elements that keep the published ports of a bridge from everybody but whom from names, by subnet or by the
+// interface they come in by.
+func ClosedBut(bridge string, subnets []netip.Prefix, interfaces []string) []nft.Element {
+	all := []nft.Element{nft.InterfaceIn(limited, bridge)}
+	for _, p := range subnets {
+		set := from4
+		if p.Addr().Is6() {
+			set = from6
+		}
+		first, last := p.Masked().Addr(), rule.LastIn(p)
+		all = append(all, nft.Element{
+			Set: set, Text: bridge + " . " + p.Masked().String(), Key: rule.IfName(bridge) + string(first.AsSlice()),
+			Content: nft.Content{End: rule.IfName(bridge) + string(last.AsSlice())},
+		})
+	}
+	for _, name := range interfaces {
+		all = append(all, nft.InterfaceIn(fromIf, name, bridge))
+	}
+	return all
+}
+
+func publishSets() []rule.Set {
+	port := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
+	with := func(addr nftables.SetDatatype) nftables.SetDatatype {
+		return nftables.MustConcatSetType(append([]nftables.SetDatatype{addr}, port...)...)
+	}
+	to := func(addr nftables.SetDatatype) nftables.SetDatatype {
+		return nftables.MustConcatSetType(addr, nftables.TypeInetService)
+	}
+	any4, any6, iface := nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName
+	return []rule.Set{
+		{Name: toOne4, Type: with(any4), Concat: true, Data: to(any4)},
+		{Name: toOne6, Type: with(any6), Concat: true, Data: to(any6)},
+		{Name: toAny4, Type: nftables.MustConcatSetType(port...), Concat: true, Data: to(any4)},
+		{Name: toAny6, Type: nftables.MustConcatSetType(port...), Concat: true, Data: to(any6)},
+		{Name: toRange4, Type: with(any4), Concat: true, Interval: true, Data: any4},
+		{Name: toRange6, Type: with(any6), Concat: true, Interval: true, Data: any6},
+		{Name: own4, Type: with(any4), Concat: true, Data: to(any4)},
+		{Name: own6, Type: with(any6), Concat: true, Data: to(any6)},
+		{Name: Self4, Type: nftables.MustConcatSetType(any4, any4), Concat: true},
+		{Name: Self6, Type: nftables.MustConcatSetType(any6, any6), Concat: true},
+		{Name: limited, Type: iface},
+		{Name: from4, Type: nftables.MustConcatSetType(iface, any4), Concat: true, Interval: true},
+		{Name: from6, Type: nftables.MustConcatSetType(iface, any6), Concat: true, Interval: true},
+		{Name: fromIf, Type: nftables.MustConcatSetType(iface, iface), Concat: true},
+	}
+}
+
+// PublishChains send what is for the host itself to where it is published. What only passes through is never touched, whatever its
+// port (CVE-2025-67499).
+func PublishChains(b rule.Book, obeys bool) []rule.Chain {
+	local := rule.Join(rule.ForHost(), rule.Jump(publishChain))
+	return []rule.Chain{
+		{Name: publishChain, Rules: []rule.Rule{
+			rule.New("to one address", b.DAddrPort(toOne4), rule.DNAT(unix.NFPROTO_IPV4, true)),
+			rule.New("to any address", b.Port(toAny4, unix.NFPROTO_IPV4), rule.DNAT(unix.NFPROTO_IPV4, true)),
+			rule.New("in a range", b.DAddrPort(toRange4), rule.DNAT(unix.NFPROTO_IPV4, false)),
+			rule.New("to one IPv6 address", b.DAddrPort(toOne6), rule.DNAT(unix.NFPROTO_IPV6, true)),
+			rule.New("to any IPv6 address", b.Port(toAny6, unix.NFPROTO_IPV6), rule.DNAT(unix.NFPROTO_IPV6, true)),
+			rule.New("in a range, IPv6", b.DAddrPort(toRange6), rule.DNAT(unix.NFPROTO_IPV6, false)),
+		}},
+		{
+			Name: "prerouting", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting,
+			Priority: nftables.ChainPriorityNATDest, Rules: append(toOwn(b), toPublished(b, obeys)...),
+		},
+		{
+			Name: "output", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput,
+			Priority: nftables.ChainPriorityNATDest, Rules: append(midstream(), rule.New("published ports, from the host", local)),
+		},
+	}
+}
+
+// toOwn are the ports of containers' own addresses. They are none of the host's, whose own firewall sees them at input all the same.
+func toOwn(b rule.Book) []rule.Rule {
+	return []rule.Rule{
+		rule.New("ports of containers' own addresses", b.DAddrPort(own4), rule.DNAT(unix.NFPROTO_IPV4, true)),
+		rule.New("ports of containers' own addresses, IPv6", b.DAddrPort(own6), rule.DNAT(unix.NFPROTO_IPV6, true)),
+	}
+}

@@ -1,0 +1,129 @@
+// Package rule is the language of rulesets: sets, chains and rules as they are declared, the expressions that rules
+// are made of, and how keys of elements are written and shown.
+package rule
+
+import (
+	"net/netip"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Either is the one of two sets that is for the family.
+func Either(v6 bool, four, six SetName) SetName {
+	if v6 {
+		return six
+	}
+	return four
+}
+
+// Families are both.
+func Families() []Family { return []Family{IPv4(), IPv6()} }
+
+// V6 says whether it is IPv6.
+func (f Family) V6() bool { return f.Proto == unix.NFPROTO_IPV6 }
+
+// EchoRequest matches what ping sends (RFC 792, RFC 4443).
+func (f Family) EchoRequest() []expr.Any {
+	proto, kind := byte(unix.IPPROTO_ICMP), byte(8)
+	if f.V6() {
+		proto, kind = unix.IPPROTO_ICMPV6, 128
+	}
+	return append(L4proto(proto),
+		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: Reg1, Data: []byte{kind}})
+}
+
+const (
+	// Mine4 and Mine6 have the flows that programs of the host began from a port that happens to be published: answers
+	// to those are theirs. TCP needs no such list, see midstream.
+	Mine4 SetName = "mine4"
+	Mine6 SetName = "mine6"
+
+	LoopOctet, LoopbackOctet = 247, 127
+)
+
+// Loop6 is a unique local address (RFC 4193) whose words add up to 1, as those of ::1 do, so that no checksum changes
+// with it (RFC 6296 calls that checksum-neutral).
+func Loop6() netip.Addr { return netip.MustParseAddr("fd6e:6574:7961:7264::b157") }
+
+// Loop4 are the addresses that stand for those of 127.0.0.0/8.
+func Loop4() netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{LoopOctet}), 8) }
+
+// A Family is what the two families do not share.
+type Family struct {
+	suffix         string
+	Proto          byte
+	Src, Dst, Size uint32 // where the addresses are (RFC 791, RFC 8200)
+	Loopback, Away netip.Prefix
+	Leave, Enter   []byte // an address, or its first octet
+	Mine           SetName
+}
+
+// IPv4 is where a packet of IPv4 has what.
+func IPv4() Family {
+	return Family{
+		Proto: unix.NFPROTO_IPV4, Src: 12, Dst: 16, Size: 4, Loopback: netip.MustParsePrefix("127.0.0.0/8"), Away: Loop4(),
+		Leave: []byte{LoopOctet}, Enter: []byte{LoopbackOctet}, Mine: Mine4,
+	}
+}
+
+// IPv6 is where a packet of IPv6 has what.
+func IPv6() Family {
+	one := netip.IPv6Loopback()
+	return Family{
+		suffix: ", IPv6", Proto: unix.NFPROTO_IPV6, Src: 8, Dst: 24, Size: 16,
+		Loopback: netip.PrefixFrom(one, 128), Away: netip.PrefixFrom(Loop6(), 128), Leave: Loop6().AsSlice(), Enter: one.AsSlice(), Mine: Mine6,
+	}
+}
+
+// Name ends a rule's comment with the family.
+func (f Family) Name(text string) string { return text + f.suffix }
+
+// From matches the source address.
+func (f Family) From(p netip.Prefix) []expr.Any { return f.match(f.Src, p) }
+
+// To matches the destination address.
+func (f Family) To(p netip.Prefix) []expr.Any { return f.match(f.Dst, p) }
+
+// match compares the octets of an address that a prefix fixes; both prefixes here end between octets.
+func (f Family) match(offset uint32, p netip.Prefix) []expr.Any {
+	octets := p.Addr().AsSlice()[:p.Bits()/8]
+	return append(NFProto(f.Proto),
+		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(octets))}, //nolint:gosec // 1 or 16
+		&expr.Cmp{Op: expr.CmpOpEq, Register: Reg1, Data: octets})
+}
+
+// Rewrite puts octets where both addresses begin. The kernel writes two octets at least and keeps the checksums; those
+// of IPv6 do not change, see Loop6.
+func (f Family) Rewrite(octets []byte) (es []expr.Any) {
+	for _, offset := range []uint32{f.Src, f.Dst} {
+		if f.Proto == unix.NFPROTO_IPV6 {
+			es = append(es, &expr.Immediate{Register: Reg1, Data: octets},
+				&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.Size})
+			continue
+		}
+		const checksumAt, pseudoHeader = 10, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR
+		es = append(es,
+			&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.Size},
+			&expr.Bitwise{SourceRegister: Reg1, DestRegister: Reg1, Len: f.Size, Mask: []byte{0, 0xff, 0xff, 0xff}, Xor: []byte{octets[0], 0, 0, 0}},
+			&expr.Payload{
+				OperationType: expr.PayloadWrite, SourceRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.Size,
+				CsumType: expr.CsumTypeInet, CsumOffset: checksumAt, CsumFlags: pseudoHeader,
+			})
+	}
+	return es
+}
+
+// Flow loads both addresses and both ports.
+func (f Family) Flow(first, second uint32, sourceFirst bool) []expr.Any {
+	r := []uint32{Reg1, Behind4, unix.NFT_REG32_02, unix.NFT_REG32_03}
+	if f.Proto == unix.NFPROTO_IPV6 {
+		r = []uint32{Reg1, Behind6, unix.NFT_REG_3, unix.NFT_REG32_09}
+	}
+	return []expr.Any{
+		&expr.Payload{DestRegister: r[0], Base: expr.PayloadBaseNetworkHeader, Offset: first, Len: f.Size},
+		&expr.Payload{DestRegister: r[1], Base: expr.PayloadBaseNetworkHeader, Offset: second, Len: f.Size},
+		PortInto(r[2], sourceFirst), PortInto(r[3], !sourceFirst),
+	}
+}

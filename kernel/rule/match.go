@@ -1,0 +1,430 @@
+package rule
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// BehindInput is behind every chain that a firewall may have at input, and before connection tracking confirms a
+// flow.
+const BehindInput = 250
+
+// FromTo loads source address, protocol and destination port.
+func (Book) FromTo(f Family) []expr.Any {
+	next := uint32(Behind4)
+	if f.Proto == unix.NFPROTO_IPV6 {
+		next = Behind6
+	}
+	return Join(NFProto(f.Proto),
+		[]expr.Any{&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size}}, protoPort(next))
+}
+
+// FromLink matches what comes in by a link.
+func FromLink(name string) []expr.Any {
+	es := NotInterface(expr.MetaKeyIIFNAME, name)
+	es[1].(*expr.Cmp).Op = expr.CmpOpEq
+	return es
+}
+
+// PortKey looks up the incoming port together with a piece of the packet.
+func (b Book) PortKey(set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
+	return b.IfKey(expr.MetaKeyIIFNAME, set, invert, base, offset, size)
+}
+
+// IfKey looks up a link's name together with a piece of the packet.
+func (b Book) IfKey(key expr.MetaKey, set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Payload{DestRegister: 2, Base: base, Offset: offset, Len: size},
+		b.Lookup(set, invert),
+	}
+}
+
+// Payload compares a piece of the packet.
+func Payload(base expr.PayloadBase, offset uint32, data string, op expr.CmpOp) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))}, //nolint:gosec // a few bytes
+		&expr.Cmp{Op: op, Register: 1, Data: []byte(data)},
+	}
+}
+
+// Zero matches when that much of the network header is zeros: the unspecified address.
+func Zero(offset, size uint32) []expr.Any {
+	return Payload(expr.PayloadBaseNetworkHeader, offset, string(make([]byte, size)), expr.CmpOpEq)
+}
+
+// EtherType matches frames of one EtherType.
+func EtherType(t uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(t >> 8), byte(t)}},
+	}
+}
+
+// UDPPort matches a port of UDP: the source's at offset 0, the destination's at 2.
+func UDPPort(offset uint32, port uint16) []expr.Any {
+	return Join(UDP(), Payload(expr.PayloadBaseTransportHeader, offset, string([]byte{byte(port >> 8), byte(port)}), expr.CmpOpEq))
+}
+
+// GoTo goes on in another chain and does not come back.
+func GoTo(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
+}
+
+// Back goes back to where the chain was entered from.
+func Back() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}} }
+
+// IfName is a link's name as a key has it.
+func IfName(n string) string { return n + strings.Repeat("\x00", unix.IFNAMSIZ-len(n)) }
+
+// DPortOf looks destination address, protocol and port up in a set.
+func (b Book) DPortOf(set SetName, f Family) []expr.Any {
+	next := uint32(Behind4)
+	if f.V6() {
+		next = Behind6
+	}
+	return slices.Concat(NFProto(f.Proto), []expr.Any{
+		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Dst, Len: f.Size},
+	}, protoPort(next), []expr.Any{b.Lookup(set, false)})
+}
+
+// IIFSAddr looks up the interface a packet comes in by and the address it is from.
+func (b Book) IIFSAddr(set SetName, f Family, invert bool) []expr.Any {
+	return append(NFProto(f.Proto),
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: Reg1},
+		&expr.Payload{DestRegister: unix.NFT_REG_2, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size},
+		b.Lookup(set, invert))
+}
+
+// Reply matches packets of the direction in which a connection was not begun.
+func Reply() []expr.Any {
+	const ipCtDirReply = 1 // nf_conntrack_tuple_common.h
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: Reg1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: Reg1, Data: []byte{ipCtDirReply}},
+	}
+}
+
+// sport and DPort look protocol and a port up in a set.
+func (b Book) DPort(set SetName) []expr.Any { return append(protoPort(Reg1), b.Lookup(set, false)) }
+
+// SPort looks protocol and source port up in a set.
+func (b Book) SPort(set SetName) []expr.Any {
+	es := protoPort(Reg1)
+	es[1] = PortInto(Behind4, true)
+	return append(es, b.Lookup(set, false))
+}
+
+// PortInto loads a port into a register.
+func PortInto(register uint32, source bool) expr.Any {
+	offset := uint32(2)
+	if source {
+		offset = 0
+	}
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
+}
+
+// UDP matches UDP.
+func UDP() []expr.Any { return L4proto(unix.IPPROTO_UDP) }
+
+// L4proto matches a protocol by its number.
+func L4proto(number byte) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: Reg1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: Reg1, Data: []byte{number}},
+	}
+}
+
+// NotFromLoopback matches what did not come in by lo.
+func NotFromLoopback() []expr.Any { return NotInterface(expr.MetaKeyIIFNAME, "lo") }
+
+// NotToLoopback matches what does not leave by lo.
+func NotToLoopback() []expr.Any { return NotInterface(expr.MetaKeyOIFNAME, "lo") }
+
+// NotInterface matches any link but one.
+func NotInterface(key expr.MetaKey, name string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: Reg1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: Reg1, Data: []byte(IfName(name))},
+	}
+}
+
+// PortOf is a port as a key has it.
+func PortOf(register string) uint16 { return binary.BigEndian.Uint16([]byte(register)) }
+
+// LastOf is the last address of the family of a.
+func LastOf(a netip.Addr) netip.Addr {
+	b := a.AsSlice()
+	for i := range b {
+		b[i] = 0xff
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
+}
+
+// LastIn is the last address of a subnet.
+func LastIn(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
+}
+
+// ProtoNumber is the number of a protocol; 0 for one that has no ports.
+func ProtoNumber(name string) byte {
+	return map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}[name]
+}
+
+// ProtoName is the name of a protocol, or its number.
+func ProtoName(number byte) string {
+	for _, name := range []string{"tcp", "udp", "sctp"} {
+		if ProtoNumber(name) == number {
+			return name
+		}
+	}
+	return strconv.Itoa(int(number))
+}
+
+// PortKey is protocol and port, each in a register of its own.
+func PortKey(proto string, port uint16) string {
+	return string([]byte{ProtoNumber(proto), 0, 0, 0}) + Wide(port)
+}
+
+// Wide is a port in a register of its own.
+func Wide(port uint16) string {
+	return string(binary.BigEndian.AppendUint16(nil, port)) + "\x00\x00"
+}
+
+// The 32-bit registers behind the first of each address family: what a concatenation's fields are loaded into.
+const (
+	Reg1    = unix.NFT_REG_1
+	Behind4 = unix.NFT_REG32_01
+	Behind6 = unix.NFT_REG_2
+)
+
+// DAddrPort looks up destination address, protocol and port in a map, and leaves in the first register what it maps to.
+func (b Book) DAddrPort(set SetName) []expr.Any {
+	family, offset, size, next := byte(unix.NFPROTO_IPV4), uint32(16), uint32(4), uint32(Behind4)
+	if b[set].KeyType.Bytes > 4*3 {
+		family, offset, size, next = unix.NFPROTO_IPV6, 24, 16, Behind6
+	}
+	return Join(NFProto(family),
+		[]expr.Any{&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}},
+		protoPort(next), b.Translate(set))
+}
+
+// Port is DAddrPort for any address of a family.
+func (b Book) Port(set SetName, family byte) []expr.Any {
+	return Join(NFProto(family), protoPort(Reg1), b.Translate(set))
+}
+
+// protoPort loads protocol and destination port into two registers; the first may be a wide one.
+func protoPort(at uint32) []expr.Any {
+	const dport = 2 // TCP, UDP and SCTP have it in one place
+	next := at + 1
+	switch at {
+	case Reg1:
+		next = Behind4
+	case Behind6:
+		next = unix.NFT_REG32_05
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: at},
+		&expr.Payload{DestRegister: next, Base: expr.PayloadBaseTransportHeader, Offset: dport, Len: 2},
+	}
+}
+
+// Translate looks up in a map what is in the first register.
+func (b Book) Translate(set SetName) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: Reg1, DestRegister: Reg1, IsDestRegSet: true, SetName: b[set].Name, SetID: b[set].ID}}
+}
+
+// DNAT sends a packet to the address in the first register, and if port is set to the port behind it.
+func DNAT(family byte, port bool) []expr.Any {
+	n := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(family), RegAddrMin: Reg1}
+	if port {
+		n.RegProtoMin, n.Specified = Behind4, true
+		if family == unix.NFPROTO_IPV6 {
+			n.RegProtoMin = Behind6
+		}
+	}
+	return []expr.Any{n}
+}
+
+// ForHost matches what is for an address of the host.
+func ForHost() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: Reg1, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: Reg1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}
+}
+
+// AddrPair looks up source and destination address together.
+func (b Book) AddrPair(set SetName, f Family) []expr.Any {
+	second := uint32(Behind4)
+	if f.Proto == unix.NFPROTO_IPV6 {
+		second = Behind6
+	}
+	return append(NFProto(f.Proto),
+		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size},
+		&expr.Payload{DestRegister: second, Base: expr.PayloadBaseNetworkHeader, Offset: f.Dst, Len: f.Size},
+		b.Lookup(set, false))
+}
+
+// Jump goes through another chain.
+func Jump(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+// Translated matches packets whose destination was translated.
+func Translated() []expr.Any {
+	const statusDNAT = 1 << 5 // IPS_DST_NAT (nf_conntrack_common.h)
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: Reg1},
+		&expr.Bitwise{
+			SourceRegister: Reg1, DestRegister: Reg1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(statusDNAT), Xor: binaryutil.NativeEndian.PutUint32(0),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: Reg1, Data: binaryutil.NativeEndian.PutUint32(0)},
+	}
+}
+
+// OIFSAddr4 looks up the interface a packet leaves by and the address it is from.
+func (b Book) OIFSAddr4(set SetName) []expr.Any {
+	const offset, size = 12, 4 // RFC 791
+	return b.oifSaddr(set, unix.NFPROTO_IPV4, offset, size)
+}
+
+// OIFSAddr6 is OIFSAddr4 for IPv6.
+func (b Book) OIFSAddr6(set SetName) []expr.Any {
+	const offset, size = 8, 16 // RFC 8200
+	return b.oifSaddr(set, unix.NFPROTO_IPV6, offset, size)
+}
+
+func (b Book) oifSaddr(set SetName, family byte, offset, size uint32) []expr.Any {
+	return Join(NFProto(family), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: Reg1},
+		&expr.Payload{DestRegister: unix.NFT_REG_2, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		b.Lookup(set, false),
+	})
+}
+
+// Untranslated matches packets whose destination is as it was sent.
+func Untranslated() []expr.Any {
+	es := Translated()
+	es[len(es)-1].(*expr.Cmp).Op = expr.CmpOpEq
+	return es
+}
+
+// Join is expressions one after the other.
+func Join(parts ...[]expr.Any) (all []expr.Any) {
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	return all
+}
+
+// Lookup looks up in a set what is in the first register.
+func (b Book) Lookup(set SetName, invert bool) expr.Any {
+	return &expr.Lookup{SourceRegister: 1, SetName: b[set].Name, SetID: b[set].ID, Invert: invert}
+}
+
+// IIF looks up the link that a packet comes in by.
+func (b Book) IIF(set SetName, invert bool) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, b.Lookup(set, invert)}
+}
+
+// OIF looks up the link that a packet leaves by.
+func (b Book) OIF(set SetName, invert bool) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, b.Lookup(set, invert)}
+}
+
+// IfPair looks up incoming and outgoing interface together: a 16-byte register each, side by side.
+func (b Book) IfPair(set SetName, invert bool) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2},
+		b.Lookup(set, invert),
+	}
+}
+
+// SAddr4 looks up the source address.
+func (b Book) SAddr4(set SetName) []expr.Any {
+	const offset = 12 // RFC 791
+	return append(NFProto(unix.NFPROTO_IPV4),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv4len}, b.Lookup(set, false))
+}
+
+// SAddr6 is SAddr4 for IPv6.
+func (b Book) SAddr6(set SetName) []expr.Any {
+	const offset = 8 // RFC 8200
+	return append(NFProto(unix.NFPROTO_IPV6),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv6len}, b.Lookup(set, false))
+}
+
+// NFProto matches a family.
+func NFProto(family byte) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+	}
+}
+
+// ICMPType matches a type of ICMP or ICMPv6.
+func ICMPType(proto, kind byte) []expr.Any {
+	etherType := []byte{0x08, 0x00}
+	if proto == unix.IPPROTO_ICMPV6 {
+		etherType = []byte{0x86, 0xdd}
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: etherType},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{kind}},
+	}
+}
+
+// IfNamePrefix matches names that begin so: a comparison shorter than the name, as nft and iptables write a wildcard.
+func IfNamePrefix(key expr.MetaKey, prefix string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(prefix)},
+	}
+}
+
+// Established matches what belongs to a connection that is known.
+func Established() []expr.Any {
+	const zero = "\x00\x00\x00\x00"
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4, Xor: []byte(zero),
+			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte(zero)},
+	}
+}
+
+// Accept lets a packet pass.
+func Accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
+
+// Drop drops a packet.
+func Drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
+
+// Masquerade gives a packet the host's address.
+func Masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
+
+// MetaIIFKind is NFT_META_IIFKIND (linux/netfilter/nf_tables.h).
+const MetaIIFKind expr.MetaKey = 26

@@ -1,0 +1,74 @@
+package rule
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+)
+
+func showField(field nftables.SetDatatype, v string) string {
+	switch field {
+	case nftables.TypeIPAddr, nftables.TypeIP6Addr:
+		addr, _ := netip.AddrFromSlice([]byte(v))
+		return addr.String()
+	case nftables.TypeInetProto:
+		return ProtoName(v[0])
+	case nftables.TypeInetService:
+		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
+	case nftables.TypeIFName:
+		return strings.TrimRight(v, "\x00")
+	case nftables.TypeMark:
+		return showNumber(v)
+	case nftables.TypeEtherAddr:
+		return net.HardwareAddr(v).String()
+	}
+	return fmt.Sprintf("%x", v)
+}
+
+// SpecOf finds how a set is declared.
+func SpecOf(sets []Set, set SetName) (Set, bool) {
+	for _, s := range sets {
+		if s.Name == set {
+			return s, true
+		}
+	}
+	return Set{}, false
+}
+
+// Show reads an element as nft prints it, field by field; each takes whole 32-bit registers.
+func Show(sets []Set, set SetName, key, end string) string {
+	const register = 4
+	spec, ok := SpecOf(sets, set)
+	if !ok {
+		return fmt.Sprintf("%x", key)
+	}
+	if !spec.Concat {
+		end = "" // it is behind the interval, and where that begins is enough
+	}
+	var words []string
+	for _, field := range FieldsOf(spec.Type) {
+		size := int(field.Bytes)
+		if len(key) < size {
+			break
+		}
+		word, whole := showField(field, key[:size]), (size+register-1)/register*register
+		if len(end) >= size {
+			if last := showField(field, end[:size]); last != word {
+				word += "-" + last
+			}
+			end = end[min(len(end), whole):]
+		}
+		words = append(words, word)
+		key = key[min(len(key), whole):]
+	}
+	return strings.Join(words, " . ")
+}
+
+func showNumber(v string) string {
+	return fmt.Sprintf("0x%08x", binaryutil.NativeEndian.Uint32([]byte(v)))
+}

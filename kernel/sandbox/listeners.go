@@ -1,0 +1,83 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+// A Sandbox is a look into another network namespace. While it is open the namespace lives on, even when its engine has
+// done with it.
+type Sandbox struct {
+	ns          *os.File
+	conn        *netlink.Conn // nil: to be opened
+	first, last uint16        // its ephemeral ports
+}
+
+// OpenSandbox opens the namespace behind a path.
+func OpenSandbox(path string) (*Sandbox, error) {
+	ns, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open sandbox: %w", err)
+	}
+	var ports []byte
+	err = core.Inside(int(ns.Fd()), func() (err error) {
+		ports, err = os.ReadFile(ephemeralFile)
+		return err
+	})
+	s := &Sandbox{ns: ns}
+	if err == nil {
+		s.first, s.last, err = parseEphemeral(strings.TrimSpace(string(ports)))
+	}
+	if err == nil {
+		err = s.dial()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("look into sandbox %s: %w", path, err), ns.Close())
+	}
+	return s, nil
+}
+
+func (s *Sandbox) dial() (err error) {
+	if s.conn != nil {
+		return nil
+	}
+	if s.conn, err = netlink.Dial(unix.NETLINK_INET_DIAG, &netlink.Config{NetNS: int(s.ns.Fd())}); err != nil {
+		s.conn = nil
+		return fmt.Errorf("open sock_diag: %w", err)
+	}
+	return nil
+}
+
+// Listeners lists the sockets in the sandbox that wait for TCP connections and UDP datagrams. After an error what is
+// left in the socket is not to be taken for the next answer: it is replaced.
+func (s *Sandbox) Listeners() (all []Listener, err error) {
+	for range 2 {
+		if err = s.dial(); err != nil {
+			return nil, err
+		}
+		if all, err = allListeners(s.conn); err == nil {
+			break
+		}
+		err = errors.Join(err, s.conn.Close())
+		s.conn = nil
+	}
+	for i, l := range all {
+		all[i].Fleeting = l.Proto == "udp" && s.first <= l.Port && l.Port <= s.last
+	}
+	return all, err
+}
+
+// Close lets go of the namespace.
+func (s *Sandbox) Close() error {
+	if s.conn == nil {
+		return s.ns.Close()
+	}
+	return errors.Join(s.conn.Close(), s.ns.Close())
+}

@@ -1,0 +1,220 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"netyard/kernel/core"
+)
+
+// A Plug is what is to be inside a sandbox: a link of the host's, moved in and set up. Docker does this half itself.
+type Plug struct {
+	Link string // the link's name on the host
+	Name string // and inside
+	// Alias is what the link has to carry for Unplug to take it away.
+	Alias string
+	MTU   int
+	Addrs []netip.Prefix
+	// Routes are put in in this order. One that the sandbox has already, by another link, stays as it is.
+	Routes []Route
+	// Metric keeps the routes of several links to one destination apart: the lowest one wins, whichever came first.
+	Metric int
+}
+
+// A Route is one route inside a sandbox; an invalid Via means that Dst is on the link.
+type Route struct {
+	Dst netip.Prefix
+	Via netip.Addr
+}
+
+// String is how ip(8) shows the route.
+func (r Route) String() string {
+	if r.Via.IsValid() {
+		return fmt.Sprintf("%s via %s", r.Dst, r.Via)
+	}
+	return r.Dst.String()
+}
+
+// ipv6Metric is what the kernel takes for the metric 0 of an IPv6 route (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h).
+const ipv6Metric = 1024
+
+// PlugIn moves a link into the network namespace behind fd, unless it was made there under its name, and sets it up. What fails half-way
+// is undone by taking the link away on the host.
+func PlugIn(ctx context.Context, k *core.Handle, fd int, p Plug) error {
+	return core.Inside(fd, func() error { // its sysctls are those of the namespace that a thread is in
+		inner, err := core.OpenNetlink(netns.None())
+		if err != nil {
+			return err
+		}
+		defer inner.Close()
+		return plugIn(ctx, k, inner, fd, p)
+	})
+}
+
+func plugIn(ctx context.Context, k *core.Handle, inner *netlink.Handle, fd int, p Plug) error {
+	link, err := core.Find(inner, p.Name)
+	if err != nil {
+		return err
+	}
+	if p.Link != p.Name {
+		if link != nil {
+			return fmt.Errorf("plug link %s in: the sandbox has a link %s already: %w", p.Link, p.Name, unix.EEXIST)
+		}
+		link, err = moveIn(k, inner, fd, p)
+	} else if link == nil {
+		err = fmt.Errorf("find link %s in the sandbox: %w", p.Name, unix.ENODEV)
+	}
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("plug link %s in: %w", p.Link, err)
+	}
+	return p.setUp(inner, link)
+}
+
+func moveIn(k *core.Handle, inner *netlink.Handle, fd int, p Plug) (netlink.Link, error) {
+	link, err := k.Link(p.Link)
+	if err == nil && link == nil {
+		err = unix.ENODEV
+	}
+	if err == nil {
+		err = k.NL.LinkSetNsFd(link, fd)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("move link %s into the sandbox: %w", p.Link, err)
+	}
+	if link, err = inner.LinkByName(p.Link); err != nil {
+		return nil, fmt.Errorf("find link %s in the sandbox: %w", p.Link, err)
+	}
+	if err := inner.LinkSetName(link, p.Name); err != nil {
+		return nil, fmt.Errorf("call link %s %s in the sandbox: %w", p.Link, p.Name, err)
+	}
+	return link, nil
+}
+
+func (p Plug) setUp(inner *netlink.Handle, link netlink.Link) error {
+	if p.MTU > 0 && link.Attrs().MTU != p.MTU {
+		if err := inner.LinkSetMTU(link, p.MTU); err != nil {
+			return fmt.Errorf("set MTU %d on %s in the sandbox: %w", p.MTU, p.Name, err)
+		}
+	}
+	if err := p.tune(); err != nil {
+		return err
+	}
+	for _, a := range p.Addrs {
+		addr := &netlink.Addr{IPNet: core.IPNet(a)}
+		if a.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // netyard knows who else has an address
+		}
+		if err := inner.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("add address %s to %s in the sandbox: %w", a, p.Name, err)
+		}
+	}
+	if err := inner.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up in the sandbox: %w", p.Name, err)
+	}
+	for _, r := range p.Routes {
+		if err := inner.RouteAdd(p.route(link, r)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add route %s to %s in the sandbox: %w", r, p.Name, err)
+		}
+	}
+	return nil
+}
+
+// tune sets what has to be so before the link is up: neighbours are told of an address that was another container's a moment ago
+// (arp_notify), and a container without an IPv6 address does not speak IPv6.
+func (p Plug) tune() error {
+	disabled := "1"
+	if slices.ContainsFunc(p.Addrs, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
+		disabled = "0"
+	}
+	for _, s := range []core.Sysctl{
+		{Path: []string{"net", "ipv4", "conf", p.Name, "arp_notify"}, Value: "1"},
+		{Path: []string{"net", "ipv6", "conf", p.Name, "disable_ipv6"}, Value: disabled, Optional: true},
+	} {
+		err := os.WriteFile(s.File(), []byte(s.Value), 0o644)
+		if err != nil && (!s.Optional || !errors.Is(err, os.ErrNotExist)) {
+			return fmt.Errorf("set %s in the sandbox: %w", s, err)
+		}
+	}
+	return nil
+}
+
+func (p Plug) route(link netlink.Link, r Route) *netlink.Route {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: core.IPNet(r.Dst.Masked()), Priority: p.Metric}
+	if r.Dst.Addr().Is6() && p.Metric > 0 {
+		route.Priority += ipv6Metric
+	}
+	if r.Via.IsValid() {
+		route.Gw = r.Via.AsSlice()
+		return route
+	}
+	route.Scope = netlink.SCOPE_LINK
+	return route
+}
+
+// Faults says in words what is not inside a sandbox as PlugIn left it.
+func (p Plug) Faults(fd int) ([]string, error) {
+	inner, err := core.NetlinkIn(fd)
+	if err != nil {
+		return nil, err
+	}
+	defer inner.Close()
+	link, err := core.Find(inner, p.Name)
+	if err != nil {
+		return nil, err
+	}
+	if link == nil {
+		return []string{"link " + p.Name + " is missing in the sandbox"}, nil
+	}
+	var faults []string
+	if link.Attrs().RawFlags&unix.IFF_UP == 0 {
+		faults = append(faults, "link "+p.Name+" is down in the sandbox")
+	}
+	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return inner.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s in the sandbox: %w", p.Name, err)
+	}
+	for _, a := range p.Addrs {
+		if !slices.ContainsFunc(addrs, func(got netlink.Addr) bool { return core.PrefixOf(got.IPNet) == a }) {
+			faults = append(faults, fmt.Sprintf("address %s is missing on %s in the sandbox", a, p.Name))
+		}
+	}
+	routes, err := core.Retry(func() ([]netlink.Route, error) { return inner.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes in the sandbox: %w", err)
+	}
+	for _, r := range p.Routes {
+		if !slices.ContainsFunc(routes, func(got netlink.Route) bool { return core.PrefixOf(got.Dst) == r.Dst.Masked() }) {
+			faults = append(faults, fmt.Sprintf("route %s is missing in the sandbox", r))
+		}
+	}
+	return faults, nil
+}
+
+// Unplug takes a link of netyard's out of a sandbox that goes on living. One that is not there, or is not netyard's, is left alone.
+// The inner end of a pair carries no alias; it goes with the outer one.
+func Unplug(k *core.Handle, fd int, p Plug) error {
+	inner, err := core.NetlinkIn(fd)
+	if err != nil {
+		return err
+	}
+	defer inner.Close()
+	link, err := core.Find(inner, p.Name)
+	if err != nil || link == nil || link.Attrs().Alias != p.Alias {
+		return err
+	}
+	if err := inner.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete link %s in the sandbox: %w", p.Name, err)
+	}
+	return nil
+}

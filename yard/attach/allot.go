@@ -1,0 +1,167 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/overlay"
+	"netyard/yard/pool"
+)
+
+// inherit returns the addresses that the attachment had, and the endpoint that had them, which is to go.
+func inherit(y *yard.Yard, tx store.Tx, r book.AttachRequest) (kept []netip.Addr, former string, err error) {
+	addrs := func(ps []netip.Prefix) {
+		for _, p := range ps {
+			kept = append(kept, p.Addr())
+		}
+	}
+	h, found, err := book.TakeHold(tx, r.Attachment, r.NetworkID, r.IfName)
+	if err != nil {
+		return nil, "", err
+	}
+	if found {
+		addrs(h.Addrs)
+	}
+	old, err := book.GetAttachment(tx, r.Attachment, r.NetworkID, r.IfName)
+	if errors.Is(err, book.ErrNotFound) {
+		return kept, "", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	addrs(old.Addrs)
+	old.Phase, old.Turned = modes.Deleting, y.Config.Now()
+	return kept, old.ID, book.PutEndpoint(tx, old)
+}
+
+// allot chooses the addresses of an attachment: one of each group, the one that was asked for, the one it had, or the
+// next free one.
+func allot(y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, kept []netip.Addr) (addrs []netip.Prefix, err error) {
+	groups := r.Pools
+	if groups == nil {
+		groups = book.ByFamily(n)
+	}
+	if err := ownPools(n); err != nil {
+		return nil, err
+	}
+	if overlay.Claims(y.Book, n.Mode) {
+		return overlay.TakeGranted(n, r, kept)
+	}
+	addrs = append(addrs, r.Leased...)
+	for _, group := range groups {
+		a, err := allotOne(y, tx, n, r, group, kept)
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, a)
+	}
+	for _, a := range r.Addrs {
+		if !slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return nil, fmt.Errorf("address %s: network %s has no subnet for it", a, book.Label(n))
+		}
+	}
+	for _, a := range kept {
+		if !slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			if err := y.ReleaseLease(tx, n, a, true); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return addrs, nil
+}
+
+// ownPools refuses a network whose addresses another IPAM hands out: nobody could tell it of those that are given here.
+func ownPools(n modes.Network) error {
+	for _, s := range n.Subnets {
+		if s.Space != book.Space && s.Space != book.DHCPSpace && s.Space != overlay.OverlaySpace {
+			return fmt.Errorf("network %s: the addresses of %s are given by %s's own IPAM; only a network that was created with --ipam-driver netyard can be shared",
+				book.Label(n), s.Pool, n.Engine)
+		}
+	}
+	return nil
+}
+
+// Shareable says why containers cannot be attached to a network by CNI; nil when they can.
+func Shareable(n modes.Network) error { return ownPools(n) }
+
+func allotOne(y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, group []netip.Prefix, kept []netip.Addr) (a netip.Prefix, err error) {
+	name := r.Container.Name
+	if name == "" {
+		name = r.Attachment
+	}
+	in := func(addrs []netip.Addr) (netip.Addr, netip.Prefix, bool) {
+		for _, a := range addrs {
+			for _, p := range group {
+				if p.Contains(a) {
+					return a, p, true
+				}
+			}
+		}
+		return netip.Addr{}, netip.Prefix{}, false
+	}
+	had, of, again := in(kept)
+	if asked, p, ok := in(r.Addrs); ok && (!again || asked != had) {
+		pool, err := y.Config.IPAM.PoolOf(tx, p, n.ID)
+		if err != nil {
+			return a, err
+		}
+		return y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: pool.ID, Addr: asked, Name: name})
+	}
+	if again {
+		return netip.PrefixFrom(had, of.Bits()), nil
+	}
+	err = ipam.ErrExhausted
+	for _, p := range group {
+		pool, poolErr := y.Config.IPAM.PoolOf(tx, p, n.ID)
+		if poolErr != nil {
+			return a, poolErr
+		}
+		if a, err = y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: pool.ID, Name: name}); !errors.Is(err, ipam.ErrExhausted) {
+			break
+		}
+	}
+	return a, err
+}
+
+// heldAllotment says of addresses that could not be allotted who has them.
+func heldAllotment(tx store.Tx, r book.AttachRequest, cause error) error {
+	held, err := pool.HoldersOf(tx, r.NetworkID, cause, r.Addrs...)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	return held
+}
+
+// errTried undoes what was only tried.
+var errTried = errors.New("only tried")
+
+// Room says why a network could not give the next container its addresses; nil when it could.
+func Room(y *yard.Yard, network string) error {
+	n, err := y.Network(network)
+	if err != nil {
+		return err
+	}
+	if n.Phase != modes.Ready {
+		return fmt.Errorf("network %s is being created or deleted", book.Label(n))
+	}
+	if overlay.Claims(y.Book, n.Mode) {
+		return overlay.RoomInCluster(y.Book, n)
+	}
+	err = y.Config.Store.Update(func(tx store.Tx) error {
+		if _, err := allot(y, tx, n, book.AttachRequest{NetworkID: n.ID, Attachment: "-"}, nil); err != nil {
+			return err
+		}
+		return errTried
+	})
+	if errors.Is(err, errTried) {
+		return nil
+	}
+	return err
+}

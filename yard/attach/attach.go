@@ -1,0 +1,288 @@
+// Package attach has containers come and go that runtimes attach by CNI: one endpoint for each of their interfaces,
+// and addresses held while they are stopped.
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"time"
+
+	"netyard/ipam"
+	"netyard/kernel/core"
+	"netyard/kernel/sandbox"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/enforce"
+	"netyard/yard/event"
+	"netyard/yard/lease"
+	"netyard/yard/overlay"
+	"netyard/yard/port"
+)
+
+// Attach makes an endpoint and plugs it into its sandbox. The same attachment again replaces the former one, and keeps
+// its addresses: a runtime that asks again has forgotten, or never heard, the first answer. Dead endpoints that have
+// what it asks for give way.
+func Attach(ctx context.Context, y *yard.Yard, r book.AttachRequest) (a book.Attached, err error) {
+	err = y.Past(ctx, func(j *book.Judge) error {
+		a, err = attachOnce(ctx, y, j, r)
+		return err
+	})
+	return a, err
+}
+
+func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachRequest) (a book.Attached, err error) {
+	start := y.Config.Now()
+	ns, err := y.Config.Kernel.SandboxID(r.NS)
+	if err != nil {
+		return a, err
+	}
+	// A runtime attaches the networks of a container all at once; their ports are for one of them.
+	releaseKey, err := y.Locks.Hold(ctx, book.ContainerLock(r.Attachment), false)
+	if err != nil {
+		return a, err
+	}
+	defer releaseKey()
+	if r.Leased, err = lease.Lease4(ctx, y.Book, j, r); err != nil { // before the network is locked: it may take seconds
+		return a, err
+	}
+	e := modes.Endpoint{
+		ID: book.RandomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName, Sandbox: r.Sandbox, NS: ns,
+		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases, BootID: y.Config.BootID, Into: r.NS,
+	}
+	seen, ok := core.NamespaceAt(r.Sandbox)
+	e.Seen = ok && seen == ns
+	if r.Allotted, err = overlay.GrantAll(ctx, y.Book, r, e.ID); err != nil { // it may take a while, too
+		held := y.Config.Store.View(func(tx store.Tx) error { return heldAllotment(tx, r, err) })
+		return a, errors.Join(held, lease.NotAttached(y.Book, r))
+	}
+	release, err := y.Hold(ctx, e.NetworkID, e.ID)
+	if err != nil {
+		return a, errors.Join(err, lease.NotAttached(y.Book, r))
+	}
+	defer release()
+	if e.Kept, err = take(ctx, y, e); err != nil {
+		return a, y.HeldBeside(e, err)
+	}
+	m, n, e, former, robbed, err := recordAttachment(y, j, r, e)
+	if err != nil {
+		return a, errors.Join(err, lease.NotAttached(y.Book, r))
+	}
+	if err := overlay.GiveUp(y.Book, n, r.Allotted.Spare...); err != nil {
+		return a, errors.Join(err, y.BuryNow(context.WithoutCancel(ctx), m, n, e))
+	}
+	for _, was := range robbed {
+		if err := port.Withdraw(ctx, y.Book, was); err != nil {
+			return a, errors.Join(err, y.BuryNow(context.WithoutCancel(ctx), m, n, e))
+		}
+	}
+	if err := finishFormer(ctx, y, former, e); err != nil {
+		return a, errors.Join(err, y.BuryNow(context.WithoutCancel(ctx), m, n, e))
+	}
+	if a, err = plug(ctx, y, m, n, e, r); err != nil {
+		return a, errors.Join(y.HeldBeside(e, err), y.BuryNow(context.WithoutCancel(ctx), m, n, e))
+	}
+	y.Config.Log.Info("endpoint attached", "network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.Config.Now().Sub(start))
+	tellAttached(y, n, a.Endpoint)
+	pokeSharing(y, m, n, a.Endpoint)
+	y.Config.Changed()
+	return a, nil
+}
+
+// pokeSharing has the sandboxes looked at anew, if this one is among those that are.
+func pokeSharing(y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint) {
+	if _, shares := port.SharesHost(m, n); shares || len(e.Kept) > 0 {
+		y.Sharing.Poke()
+	}
+}
+
+func tellAttached(y *yard.Yard, n modes.Network, e modes.Endpoint) {
+	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
+	if len(e.Kept) > 0 {
+		y.Tell(book.About(event.DeviceTaken, n, e, fmt.Sprintf("%s has device %s", book.Owned(e), e.Inside.Link)))
+	}
+	y.TellPorts(n, modes.Endpoint{}, e, nil)
+}
+
+// recordAttachment records the endpoint with its addresses and ports, in place of a former one. robbed are the
+// container's other endpoints, as they were when they had the ports.
+func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes.Endpoint) (
+	m modes.Mode, n modes.Network, _ modes.Endpoint, former string, robbed []modes.Endpoint, err error,
+) {
+	ports := &port.Choice{Y: y.Book, E: e, Reserver: r.Reserver, Judge: j}
+	if err := ports.Look(port.OnAddresses(y.Book, r)); err != nil {
+		return nil, n, e, "", nil, err
+	}
+	err = y.Update("endpoint attaching", func(tx store.Tx) error {
+		if n, err = book.GetNetwork(tx, r.NetworkID); err != nil {
+			return err
+		}
+		if n.Phase != modes.Ready {
+			return fmt.Errorf("network %s is being created or deleted", book.Label(n))
+		}
+		if m, err = y.Mode(n.Mode); err != nil {
+			return err
+		}
+		kept, old, err := inherit(y, tx, r)
+		if err != nil {
+			return err
+		}
+		former = old
+		if e.Addrs, err = allot(y, tx, n, r, kept); err != nil {
+			if !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
+				return err
+			}
+			return heldAllotment(tx, r, err)
+		}
+		if e, err = lease.TakeLease(y.Book, tx, n, e); err != nil {
+			return err
+		}
+		if macer, ok := m.(modes.MACer); ok && e.MAC == "" {
+			e.MAC = macer.MAC(n, e)
+		}
+		e.Phase, e.Created, e.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
+		if err := book.Attachments.Put(tx, book.AttachmentKey(r.Attachment, r.NetworkID, r.IfName), e.ID); err != nil {
+			return err
+		}
+		if err := book.PutEndpoint(tx, e); err != nil || len(r.Ports) == 0 {
+			return err
+		}
+		if _, shares := port.SharesHost(m, n); shares {
+			port.Ignore(y.Book, n, e, r.Ports)
+			return nil
+		}
+		asks, own, err := port.Widen(m, n, e, r.Ports)
+		if err != nil {
+			return err
+		}
+		if own, err = port.FirstOf(tx, m, n, e, own); err != nil {
+			return err
+		}
+		if robbed, err = port.Rob(tx, e); err != nil {
+			return err
+		}
+		if e.Ports, err = ports.Ports(tx, port.Unpublished(tx, e, asks)); err != nil {
+			return err
+		}
+		e.Ports = append(e.Ports, own...)
+		return book.PutEndpoint(tx, e)
+	})
+	return m, n, e, former, robbed, ports.Explain(err)
+}
+
+// plug makes the endpoint's link, plugs it in, and records that it is so.
+func plug(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint, r book.AttachRequest) (a book.Attached, err error) {
+	if err := enforce.Enforce(ctx, y.Book); err != nil { // first, or there would be a moment in which no policy is about it
+		return a, err
+	}
+	link, err := m.Attach(ctx, n, e)
+	if errors.Is(err, fs.ErrExist) && finishIn(ctx, y, e) {
+		link, err = m.Attach(ctx, n, e)
+	}
+	if err != nil {
+		return a, err
+	}
+	if err := lease.Dress(y.Book, n, e, &link); err != nil {
+		return a, err
+	}
+	y.Config.Step("after endpoint attached")
+	p := insideOf(n, e, link, r)
+	if p.Link != "" {
+		if err := sandbox.PlugIn(ctx, y.Config.Kernel.Handle, r.NS, p); err != nil {
+			return a, err
+		}
+	}
+	y.Config.Step("after endpoint plugged in")
+	if err := ctx.Err(); err != nil {
+		return a, fmt.Errorf("attach container %s: %w", r.Attachment, err)
+	}
+	e.Phase, e.Turned, e.Joined, e.Inside = modes.Ready, time.Time{}, y.Config.Now(), p
+	if err := y.Attached(e); err != nil {
+		return a, err
+	}
+	l, _, err := lease.LeaseOf(y.Book, e)
+	return book.Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
+}
+
+// finishFormer takes the link of the attachment away whose place a new one takes: now, if it is in the way, in the same
+// sandbox.
+func finishFormer(ctx context.Context, y *yard.Yard, former string, e modes.Endpoint) error {
+	if former == "" {
+		return nil
+	}
+	old, err := y.Endpoint(e.NetworkID, former)
+	if err != nil {
+		return err
+	}
+	if old.NS != e.NS {
+		y.FinishLater(e.NetworkID, former) //nolint:contextcheck // the caller does not wait for it
+		return port.Withdraw(ctx, y.Book, old)
+	}
+	return finishNow(ctx, y, old, e.NetworkID, e.Into)
+}
+
+// finishNow is finish for who holds the network's lock already, and cannot wait for it a second time: somebody who
+// wants it alone may be waiting in between. into is an open descriptor of the sandbox.
+func finishNow(ctx context.Context, y *yard.Yard, old modes.Endpoint, held string, into int) error {
+	hold := y.Hold
+	if old.NetworkID == held {
+		hold = func(ctx context.Context, network, id string) (func(), error) {
+			return y.Locks.Hold(ctx, book.EndpointKey(network, id), false)
+		}
+	}
+	release, err := hold(ctx, old.NetworkID, old.ID)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := y.FinishHeld(ctx, old.NetworkID, old.ID); err != nil {
+		return err
+	}
+	return sandbox.Unplug(y.Config.Kernel.Handle, into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
+}
+
+// finishIn takes away now what was to go from the endpoint's place in its sandbox in the background; done says that
+// there was such.
+func finishIn(ctx context.Context, y *yard.Yard, e modes.Endpoint) (done bool) {
+	all, err := y.Endpoints()
+	if err != nil {
+		return false
+	}
+	for _, old := range all {
+		if old.Phase != modes.Deleting || old.NS != e.NS || old.IfName != e.IfName {
+			continue
+		}
+		if err := finishNow(ctx, y, old, e.NetworkID, e.Into); err != nil {
+			y.Config.Log.Error("take an endpoint's link away", "network", old.NetworkID, "endpoint", old.ID, "err", err)
+			continue
+		}
+		done = true
+	}
+	return done
+}
+
+// insideOf is what a mode's link has to become inside.
+func insideOf(n modes.Network, e modes.Endpoint, link modes.Link, r book.AttachRequest) sandbox.Plug {
+	p := sandbox.Plug{
+		Link: link.SrcName, Name: e.IfName, Alias: core.Alias(n.ID, e.ID), MTU: link.MTU, Addrs: e.Addrs, Metric: book.Metric(e.IfName),
+	}
+	if !r.OwnRoutes {
+		for _, r := range link.Routes {
+			p.Routes = append(p.Routes, sandbox.Route(r))
+		}
+		for _, gw := range link.Gateways {
+			p.Routes = append(p.Routes, sandbox.Route{Dst: netip.PrefixFrom(book.Unspecified(gw), 0), Via: gw})
+		}
+	}
+	if r.Routes != nil {
+		for _, route := range r.Routes(e.Addrs) {
+			p.Routes = append(p.Routes, sandbox.Route(route))
+		}
+	}
+	return p
+}

@@ -1,0 +1,93 @@
+package book
+
+import (
+	"netyard/kernel/bridge"
+	"netyard/kernel/device"
+	"netyard/kernel/lan"
+	"netyard/modes"
+)
+
+// BridgeOf is the bridge that a network is on; empty when it has none.
+func (y *Book) BridgeOf(n modes.Network) string {
+	name, _ := y.Bridge(n)
+	return name
+}
+
+// Bridge is BridgeOf, and whether the bridge is netyard's own.
+func (y *Book) Bridge(n modes.Network) (name string, own bool) {
+	m, err := y.Mode(n.Mode)
+	if err != nil {
+		return "", false
+	}
+	for _, o := range m.Objects(n, nil) {
+		switch o := o.(type) {
+		case bridge.Bridge:
+			return o.Name, true
+		case bridge.HostBridge:
+			return o.Name, false
+		}
+	}
+	return "", false
+}
+
+// HostLink is the name of the link by which the host sees the endpoint: its own, or the parent that it is on; empty when there is none.
+func (y *Book) HostLink(n modes.Network, e modes.Endpoint) string {
+	m, err := y.Mode(n.Mode)
+	if err != nil {
+		return ""
+	}
+	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
+		switch o := o.(type) {
+		case bridge.Veth:
+			return o.Name
+		case device.Device:
+			return o.Name
+		case lan.Child:
+			return o.Parent.Name
+		}
+	}
+	return ""
+}
+
+// Objects says in words what a network and its endpoints have in the kernel.
+func (y *Book) Objects(n modes.Network) ([]string, error) {
+	m, err := y.Mode(n.Mode)
+	if err != nil {
+		return nil, err
+	}
+	es, err := y.EndpointsOf(n.ID)
+	if err != nil {
+		return nil, err
+	}
+	words := []string{}
+	for _, o := range m.Objects(n, es) {
+		if l, ok := o.(bridge.Limits); ok && l.None() {
+			continue
+		}
+		words = append(words, o.String())
+	}
+	return words, nil
+}
+
+// Addressless says whether the endpoints of a mode have no addresses at all.
+func (y *Book) Addressless(mode string) bool {
+	_, yes := y.Config.Modes[mode].(modes.Addressless)
+	return yes
+}
+
+// Knows says whether there is a mode of that name.
+func (y *Book) Knows(mode string) bool {
+	_, yes := y.Config.Modes[mode]
+	return yes
+}
+
+// Gatewayless says for each family whether the host needs no address on a network.
+func (y *Book) Gatewayless(n modes.Network) (v4, v6 bool) {
+	if y.Addressless(n.Mode) {
+		return true, true
+	}
+	if g, ok := y.Config.Modes[n.Mode].(modes.Gatewayless); ok {
+		return g.Gatewayless(n)
+	}
+	return false, false
+}

@@ -1,0 +1,39 @@
+package book
+
+import (
+	"context"
+	"time"
+
+	"netyard/modes"
+)
+
+// A Finding is one difference between the records, the kernel and the engines.
+type Finding struct {
+	// Kind is "fault" for what is missing or wrong, "stray" for what nobody wants, "orphan" for a record without an
+	// owner.
+	Kind    string `json:"kind"`
+	Network string `json:"network,omitempty"`
+	Text    string `json:"text"`
+	// Removable: gc takes it away.
+	Removable bool `json:"removable"`
+
+	// Error is why gc could not.
+	Error string `json:"error,omitempty"`
+
+	Remove func(context.Context) error
+}
+
+// The kinds of findings.
+const (
+	Fault  = "fault"
+	Orphan = "orphan"
+	StrayK = "stray"
+)
+
+// Young is how long a change may be under way before it is a finding.
+const Young = 5 * time.Second
+
+// Stuck says whether a change has not come to its end for that long.
+func (y *Book) Stuck(p modes.Phase, since time.Time, age time.Duration) bool {
+	return p != modes.Ready && y.Config.Now().Sub(since) >= age
+}

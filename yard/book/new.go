@@ -1,0 +1,24 @@
+package book
+
+import "time"
+
+// New makes a Book.
+func New(c Config) *Book {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Step == nil {
+		c.Step = func(string) {}
+	}
+	if c.Changed == nil {
+		c.Changed = func() {}
+	}
+	if c.Grace == 0 {
+		c.Grace = time.Minute
+	}
+	return &Book{
+		Config: c, Started: c.Now(),
+		Sharing: Sharing{Poked: make(chan struct{}, 1), Conflicts: map[string][]Conflict{}},
+		Keeper:  Keeper{Poked: make(chan struct{}, 1)},
+	}
+}

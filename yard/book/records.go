@@ -1,0 +1,165 @@
+package book
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"netyard/modes"
+	"netyard/store"
+)
+
+var (
+	Networks  = store.Bucket[modes.Network]{Name: "networks"}
+	Endpoints = store.Bucket[modes.Endpoint]{Name: "endpoints"}
+)
+
+// EndpointKey keeps the endpoints of a network together.
+func EndpointKey(network, id string) string { return network + "/" + id }
+
+// Network returns the record of a network.
+func (y *Book) Network(id string) (n modes.Network, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		n, err = GetNetwork(tx, id)
+		return err
+	})
+	return n, err
+}
+
+// GetNetwork reads the record of a network.
+func GetNetwork(tx store.Tx, id string) (modes.Network, error) {
+	n, err := Networks.Get(tx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return n, fmt.Errorf("network %s: %w", modes.Short(id), ErrNotFound)
+	}
+	return n, err
+}
+
+// Networks returns the records of all networks, by id.
+func (y *Book) Networks() (ns []modes.Network, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		ns, err = Networks.List(tx, "")
+		return err
+	})
+	return ns, err
+}
+
+// FindNetwork finds a network by its name, its id or the beginning of its id.
+func (y *Book) FindNetwork(ref string) (modes.Network, error) {
+	ns, err := y.Networks()
+	if err != nil {
+		return modes.Network{}, err
+	}
+	return Pick("network", ref, ns, func(n modes.Network) (string, string) { return n.ID, n.Name })
+}
+
+// FindEndpoint finds an endpoint by its id, the beginning of its id, or its container's name.
+func (y *Book) FindEndpoint(ref string) (modes.Endpoint, error) {
+	es, err := y.Endpoints()
+	if err != nil {
+		return modes.Endpoint{}, err
+	}
+	return Pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
+}
+
+// FindEndpointIn is FindEndpoint among those of one network, said as to FindNetwork; empty: of all.
+func (y *Book) FindEndpointIn(network, ref string) (modes.Endpoint, error) {
+	if network == "" {
+		return y.FindEndpoint(ref)
+	}
+	n, err := y.FindNetwork(network)
+	if err != nil {
+		return modes.Endpoint{}, err
+	}
+	es, err := y.EndpointsOf(n.ID)
+	if err != nil {
+		return modes.Endpoint{}, err
+	}
+	return Pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
+}
+
+// Pick finds one thing by its name, its id or the beginning of its id.
+func Pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (found T, err error) {
+	var named, begun []T
+	for _, v := range all {
+		id, name := names(v)
+		switch {
+		case id == ref:
+			return v, nil
+		case ref == "":
+		case name == ref:
+			named = append(named, v)
+		case strings.HasPrefix(id, ref):
+			begun = append(begun, v)
+		}
+	}
+	matches := named
+	if len(matches) == 0 { // who says a name does not mean an id that begins so
+		matches = begun
+	}
+	switch len(matches) {
+	case 0:
+		return found, fmt.Errorf("%s %q: %w", kind, ref, ErrNotFound)
+	case 1:
+		return matches[0], nil
+	}
+	return found, fmt.Errorf("%s %q: %d of them match; %w", kind, ref, len(matches), ErrAmbiguous)
+}
+
+// Endpoint returns the record of an endpoint.
+func (y *Book) Endpoint(network, id string) (e modes.Endpoint, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		e, err = GetEndpoint(tx, network, id)
+		return err
+	})
+	return e, err
+}
+
+// GetEndpoint reads the record of an endpoint.
+func GetEndpoint(tx store.Tx, network, id string) (modes.Endpoint, error) {
+	e, err := Endpoints.Get(tx, EndpointKey(network, id))
+	if errors.Is(err, store.ErrNotFound) {
+		return e, fmt.Errorf("endpoint %s of network %s: %w", modes.Short(id), modes.Short(network), ErrNotFound)
+	}
+	return e, err
+}
+
+// PutEndpoint records an endpoint with its claims.
+func PutEndpoint(tx store.Tx, e modes.Endpoint) error {
+	if err := setClaims(tx, e); err != nil {
+		return err
+	}
+	if err := setPortClaims(tx, e); err != nil {
+		return err
+	}
+	return Endpoints.Put(tx, EndpointKey(e.NetworkID, e.ID), e)
+}
+
+// EraseEndpoint forgets an endpoint with its claims.
+func EraseEndpoint(tx store.Tx, e modes.Endpoint) error {
+	e.Phase = modes.Deleting
+	if err := errors.Join(setClaims(tx, e), DropAttachment(tx, e)); err != nil {
+		return err
+	}
+	if err := setPortClaims(tx, e); err != nil {
+		return err
+	}
+	key := EndpointKey(e.NetworkID, e.ID)
+	return errors.Join(Keeps.Delete(tx, key), Endpoints.Delete(tx, key))
+}
+
+// Endpoints returns the records of all endpoints, those of a network together.
+func (y *Book) Endpoints() (es []modes.Endpoint, err error) { return y.EndpointsOf("") }
+
+// EndpointsOf returns the records of the endpoints of a network; empty: of all.
+func (y *Book) EndpointsOf(network string) (es []modes.Endpoint, err error) {
+	prefix := ""
+	if network != "" {
+		prefix = EndpointKey(network, "")
+	}
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		es, err = Endpoints.List(tx, prefix)
+		return err
+	})
+	return es, err
+}

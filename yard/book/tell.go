@@ -1,0 +1,76 @@
+package book
+
+import (
+	"fmt"
+	"slices"
+
+	"netyard/modes"
+	"netyard/yard/event"
+)
+
+// Tell keeps an event. The caller need not hold anything, and may.
+func (y *Book) Tell(e event.Event) {
+	v := &y.Ring
+	v.Mu.Lock()
+	defer v.Mu.Unlock()
+	v.Last++
+	e.ID, e.Time = v.Last, y.Config.Now()
+	v.Ring = append(v.Ring, e)
+	if len(v.Ring) > event.ManyEvents {
+		v.Ring = v.Ring[len(v.Ring)-event.ManyEvents:]
+	}
+	v.Wake()
+}
+
+// Events returns the kept events behind the one with that ID, and a channel that is closed when there are more. The
+// channel is nil when there will be none: the daemon ends.
+func (y *Book) Events(after uint64) (some []event.Event, more <-chan struct{}) {
+	v := &y.Ring
+	v.Mu.Lock()
+	defer v.Mu.Unlock()
+	for _, e := range v.Ring {
+		if e.ID > after {
+			some = append(some, e)
+		}
+	}
+	if v.Ended {
+		return some, nil
+	}
+	if v.More == nil {
+		v.More = make(chan struct{})
+	}
+	return some, v.More
+}
+
+// About is an event of that type of an endpoint.
+func About(kind string, n modes.Network, e modes.Endpoint, text string) event.Event {
+	return event.Event{
+		Type: kind, Network: n.Name, NetworkID: n.ID, EndpointID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Text: text,
+	}
+}
+
+// TellPorts says which ports an endpoint got and lost, but for those that are said otherwise.
+func (y *Book) TellPorts(n modes.Network, was, is modes.Endpoint, but map[modes.Port]bool) {
+	for _, list := range []struct {
+		kind, text string
+		some, not  []modes.Port
+	}{
+		{event.PortPublished, "port %s is %s's", is.Ports, was.Ports},
+		{event.PortWithdrawn, "port %s is no longer %s's", was.Ports, is.Ports},
+	} {
+		for _, p := range list.some {
+			if !slices.Contains(list.not, p) && !but[p] {
+				e := About(list.kind, n, is, fmt.Sprintf(list.text, p, Owned(is)))
+				e.Port = p.String()
+				y.Tell(e)
+			}
+		}
+	}
+}
+
+// TellGivenBack says that the host has again what an endpoint had taken.
+func (y *Book) TellGivenBack(n modes.Network, e modes.Endpoint) {
+	if len(e.Kept) > 0 {
+		y.Tell(About(event.DeviceGivenBack, n, e, fmt.Sprintf("the host has back what %s had", Owned(e))))
+	}
+}

@@ -1,0 +1,43 @@
+package book
+
+import (
+	"netyard/kernel/core"
+	"netyard/modes"
+)
+
+// JoinedOf are the endpoints that a sandbox has.
+func JoinedOf(es []modes.Endpoint) (in []modes.Endpoint) {
+	for _, e := range es {
+		if e.Phase == modes.Ready && e.Sandbox != "" {
+			in = append(in, e)
+		}
+	}
+	return in
+}
+
+// Dead says whether an endpoint's sandbox provably is no more.
+func (y *Book) Dead(e modes.Endpoint) bool {
+	switch {
+	case e.Sandbox == "" || e.BootID == y.Config.BootID && !e.Seen:
+		return false
+	case e.BootID != y.Config.BootID:
+		return true
+	case e.NS == core.NamespaceID{}:
+		return !core.IsNamespace(e.Sandbox)
+	}
+	now, ok := core.NamespaceAt(e.Sandbox)
+	return !ok || now != e.NS // a process of the same number, or a file of the same name, with another namespace
+}
+
+// Unplugged says whether no sandbox has an endpoint's link, so that nobody would miss it.
+func (y *Book) Unplugged(m modes.Mode, n modes.Network, e modes.Endpoint) (bool, error) {
+	if y.Dead(e) {
+		return true, nil
+	}
+	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
+		if plugged, err := y.Config.Kernel.Plugged(o); plugged || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,53 @@
+package enforce
+
+import (
+	"netyard/kernel/core"
+	"netyard/modes"
+	"netyard/yard/book"
+)
+
+// wanted is all the records ask of the kernel.
+type wanted struct {
+	Objects  []core.Object
+	Networks []modes.Network // of the object of the same index
+	// Passing are objects that are on their way in or out: there or not, neither is wrong.
+	Passing []core.Object
+	// Foreign are the networks of modes that this daemon does not know: what they have in the kernel is nobody's to
+	// judge.
+	Foreign map[string]bool
+}
+
+// Everything is all that the records ask of the kernel.
+func Everything(y *book.Book) (w wanted, err error) {
+	ns, err := y.Networks()
+	if err != nil {
+		return w, err
+	}
+	w.Foreign = map[string]bool{}
+	for _, n := range ns {
+		m, err := y.Mode(n.Mode)
+		if err != nil {
+			w.Foreign[n.ID] = true
+			continue
+		}
+		es, err := y.EndpointsOf(n.ID)
+		if err != nil {
+			return w, err
+		}
+		w.Passing = append(w.Passing, m.Objects(n, es)...)
+		if n.Phase != modes.Ready {
+			continue
+		}
+		for _, o := range m.Objects(n, book.JoinedOf(es)) {
+			w.Objects, w.Networks = append(w.Objects, o), append(w.Networks, n)
+		}
+	}
+	if y.Config.Fabric != nil {
+		parting, err := y.Config.Fabric.Parting()
+		if err != nil {
+			return w, err
+		}
+		w.Passing = append(w.Passing, parting...)
+	}
+	return w, wantedByPolicy(y, &w)
+}

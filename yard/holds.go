@@ -1,0 +1,65 @@
+package yard
+
+import (
+	"errors"
+
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard/book"
+	"netyard/yard/overlay"
+)
+
+// ReleaseHolds frees the addresses of the holds that are over.
+func (y *Yard) ReleaseHolds(over func(book.Hold) bool) error {
+	hs, err := y.AllHolds()
+	if err != nil {
+		return err
+	}
+	for _, h := range hs {
+		if !over(h) {
+			continue
+		}
+		y.Config.Log.Info("free the addresses of a container that was removed", "container", h.Container.Name, "attachment", h.Attachment, "addresses", h.Addrs)
+		if err := y.EndHold(h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// EndHold frees the addresses of a hold.
+func (y *Yard) EndHold(h book.Hold) error {
+	if err := y.Config.Store.Update(func(tx store.Tx) error { return y.releaseHold(tx, h) }); err != nil {
+		return err
+	}
+	n, err := y.Network(h.NetworkID)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return overlay.GiveUpOf(y.Book, n, modes.Endpoint{Attachment: h.Attachment, Addrs: h.Addrs})
+}
+
+func (y *Yard) releaseHold(tx store.Tx, h book.Hold) error {
+	if now, err := book.Holds.Get(tx, h.Key()); err != nil || !now.Since.Equal(h.Since) {
+		return nil //nolint:nilerr // it was taken meanwhile
+	}
+	if err := book.EraseHold(tx, h); err != nil {
+		return err
+	}
+	n, err := book.GetNetwork(tx, h.NetworkID)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, a := range h.Addrs {
+		if err := y.ReleaseLease(tx, n, a.Addr(), true); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"netyard/ipam"
+	"netyard/ipam/dhcp"
+	"netyard/kernel/sandbox"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard/book"
+	"netyard/yard/overlay"
+)
+
+// Lease4 gets an attachment the address that the LAN's DHCP server has for it, where its network has addresses from
+// there.
+func Lease4(ctx context.Context, y *book.Book, j *book.Judge, r book.AttachRequest) (addrs []netip.Prefix, err error) {
+	n, err := y.Network(r.NetworkID)
+	if err != nil {
+		return nil, err
+	}
+	for _, pool := range n.DHCP {
+		q := LeaseRequest{AddressRequest: ipam.AddressRequest{Pool: pool, Name: r.Container.Name, MAC: r.MAC}, Attachment: r.Attachment, IfName: r.IfName}
+		if at := slices.IndexFunc(r.Addrs, netip.Addr.Is4); at >= 0 {
+			q.Addr = r.Addrs[at]
+		}
+		a, err := RequestLease(ctx, y, j, q)
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, a)
+	}
+	return addrs, nil
+}
+
+// NotAttached gives back the leases and the claims of an attachment that came to nothing before it was recorded.
+func NotAttached(y *book.Book, r book.AttachRequest) error {
+	if err := overlay.Ungrant(y, r); err != nil || len(r.Leased) == 0 {
+		return err
+	}
+	return y.Update("lease not taken", func(tx store.Tx) error {
+		return eachLease(y, tx, r.NetworkID, func(l DHCPLease) error {
+			if l.Endpoint != "" || !slices.Contains(r.Leased, l.Lease.Addr) {
+				return nil
+			}
+			return giveBack(y, tx, l)
+		})
+	})
+}
+
+// TakeDHCP makes the pool of a network that belongs to no engine.
+func TakeDHCP(ctx context.Context, y *book.Book, r book.NetworkRequest) ([]string, error) {
+	if r.DHCP == nil {
+		return nil, nil
+	}
+	p, err := RequestDHCPPool(ctx, y, *r.DHCP)
+	return []string{p.ID}, err
+}
+
+// GiveDHCP gives back the pools of a network that came to nothing.
+func GiveDHCP(y *book.Book, pools []string) (err error) {
+	for _, id := range pools {
+		err = errors.Join(err, ReleaseDHCPPool(y, id))
+	}
+	return err
+}
+
+// reroute is what an endpoint that came by CNI is to have inside, when it has another lease than before: CHECK
+// compares.
+func reroute(p sandbox.Plug, internal bool, from, to dhcp.Lease) sandbox.Plug {
+	p.Addrs = slices.Clone(p.Addrs)
+	for i, a := range p.Addrs {
+		if a.Addr() == from.Addr.Addr() {
+			p.Addrs[i] = to.Addr
+		}
+	}
+	if internal {
+		return p
+	}
+	old := routesOf(from)
+	p.Routes = slices.DeleteFunc(slices.Clone(p.Routes), func(r sandbox.Route) bool { return slices.Contains(old, r) })
+	p.Routes = append(p.Routes, routesOf(to)...)
+	return p
+}
+
+// routesOf are the routes that a lease brings.
+func routesOf(l dhcp.Lease) (routes []sandbox.Route) {
+	for _, r := range l.Routes {
+		if r.Via.IsUnspecified() {
+			r.Via = netip.Addr{}
+		}
+		routes = append(routes, sandbox.Route(modes.Route{Dst: r.Dst, Via: r.Via}))
+	}
+	if l.Router.IsValid() {
+		routes = append(routes, sandbox.Route{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: l.Router})
+	}
+	return routes
+}

@@ -1,0 +1,93 @@
+package lease
+
+import (
+	"cmp"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"net"
+
+	"netyard/ipam/dhcp"
+	kdhcp "netyard/kernel/dhcp"
+	"netyard/modes"
+	"netyard/yard/book"
+)
+
+// named says whether the container is known by something that stays when it is made anew.
+func (r LeaseRequest) named() bool { return r.Name != "" || r.Attachment != "" }
+
+// who is a name for the client, apart from those of other engines' containers; empty: there is nothing to name it by.
+func (r LeaseRequest) who() string {
+	switch {
+	case r.Attachment != "":
+		return "cni " + cmp.Or(r.Name, r.Attachment) + " " + r.IfName
+	case r.Name != "":
+		return r.Name
+	case r.Addr.IsValid():
+		return r.Addr.String()
+	}
+	return ""
+}
+
+// ClientMAC is the hardware address that the engine gives the endpoint, or else one that goes with its name.
+func ClientMAC(y *book.Book, r LeaseRequest, lan kdhcp.LANPort) (net.HardwareAddr, error) {
+	if lan.Shared() {
+		return kdhcp.SharedMAC(y.Config.Kernel.Handle, lan)
+	}
+	if r.MAC != "" {
+		mac, err := net.ParseMAC(r.MAC)
+		if err != nil {
+			return nil, fmt.Errorf("mac-address %q: %w", r.MAC, err)
+		}
+		return mac, nil
+	}
+	const size, local = 6, 0x02
+	if r.named() {
+		id := ClientID(y, lan, r.who()) // its end is what differs by name
+		return append(net.HardwareAddr{local}, id[len(id)-size+1:]...), nil
+	}
+	mac := make(net.HardwareAddr, size)
+	_, _ = rand.Read(mac[1:]) // it never fails (crypto/rand)
+	mac[0] = local
+	return mac, nil
+}
+
+// ClientID is who the container of that name is on that LAN, wherever else there is one of its name (RFC 4361: type 255, an
+// identifier of the interface, and a DUID, here one by UUID, RFC 6355).
+func ClientID(y *book.Book, lan kdhcp.LANPort, name string) []byte {
+	const idType, duidUUID, uuidSize, ifaceSize = 255, 4, 16, 4
+	iface, node := sha256.Sum256([]byte("netyard "+lan.Parent)), sha256.Sum256([]byte("netyard "+y.Config.HostID+" "+name))
+	id := append([]byte{idType}, iface[:ifaceSize]...)
+	return append(append(id, 0, duidUUID), node[:uuidSize]...)
+}
+
+// HostLabel is a name as far as it can be a host's (RFC 1123, 2.1).
+func HostLabel(name string) string {
+	const most = 63
+	var out []byte
+	for _, c := range []byte(name) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+			out = append(out, c)
+		case len(out) > 0 && (c == '-' || c == '_' || c == '.'):
+			out = append(out, '-')
+		}
+	}
+	out = out[:min(len(out), most)]
+	for len(out) > 0 && out[len(out)-1] == '-' {
+		out = out[:len(out)-1]
+	}
+	return string(out)
+}
+
+// client is the lease's client, by some transport.
+func client(y *book.Book, l DHCPLease, t dhcp.Transport) (*dhcp.Client, error) {
+	mac, err := net.ParseMAC(l.MAC)
+	if err != nil {
+		return nil, fmt.Errorf("lease %s: mac-address %q: %w", l.ID, l.MAC, err)
+	}
+	return &dhcp.Client{
+		Transport: t, Identity: dhcp.Identity{MAC: mac, ID: l.ClientID, Hostname: l.Hostname, VendorClass: l.VendorClass}, Now: y.Config.Now,
+		Probe: modes.IPAMOpt(l.Options, "conflict") == "decline",
+	}, nil
+}

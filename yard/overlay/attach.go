@@ -1,0 +1,196 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard/book"
+)
+
+// GrantAll claims the addresses of an attachment: of each family the one that was asked for, the one it has, or any.
+func GrantAll(ctx context.Context, y *book.Book, r book.AttachRequest, owner string) (a book.Allotment, err error) {
+	n, err := y.Network(r.NetworkID)
+	if err != nil || !Claims(y, n.Mode) {
+		return a, err
+	}
+	if y.Config.Fabric == nil {
+		return a, fmt.Errorf("network %s: %w", book.Label(n), modes.ErrNoCluster)
+	}
+	for _, asked := range r.Addrs {
+		if !slices.ContainsFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(asked) }) {
+			return a, fmt.Errorf("address %s: network %s has no subnet for it", asked, book.Label(n))
+		}
+	}
+	kept, err := had(y, r)
+	if err != nil {
+		return a, err
+	}
+	for _, group := range book.ByFamily(n) {
+		v6 := group[0].Addr().Is6()
+		of := func(addrs []netip.Addr) (one netip.Addr) {
+			if at := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is6() == v6 }); at >= 0 {
+				one = addrs[at]
+			}
+			return one
+		}
+		asked, got := of(r.Addrs), of(kept)
+		if got.IsValid() && (!asked.IsValid() || asked == got) {
+			a.Had = append(a.Had, got)
+		} else if got, err = y.Config.Fabric.Grant(ctx, Of(y, n), owner, asked, v6); err != nil {
+			return a, err
+		}
+		for _, p := range group {
+			if p.Contains(got) {
+				a.Addrs = append(a.Addrs, netip.PrefixFrom(got, p.Bits()))
+			}
+		}
+	}
+	a.Spare = slices.DeleteFunc(kept, func(k netip.Addr) bool { return slices.Contains(a.Had, k) })
+	return a, nil
+}
+
+// had are the addresses that the attachment has, or that are held for it. The container's lock keeps others off them.
+func had(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		h, err := book.Holds.Get(tx, book.AttachmentKey(r.Attachment, r.NetworkID, r.IfName))
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		e, err := book.GetAttachment(tx, r.Attachment, r.NetworkID, r.IfName)
+		if err != nil && !errors.Is(err, book.ErrNotFound) {
+			return err
+		}
+		for _, p := range slices.Concat(h.Addrs, e.Addrs) {
+			if taken, err := book.Claimed(tx, r.NetworkID, p.Addr()); err == nil && taken && !slices.Contains(addrs, p.Addr()) {
+				addrs = append(addrs, p.Addr())
+			}
+		}
+		return nil
+	})
+	return addrs, err
+}
+
+// TakeGranted is what an attachment gets that was allotted to it, kept being what it turned out to have.
+func TakeGranted(n modes.Network, r book.AttachRequest, kept []netip.Addr) ([]netip.Prefix, error) {
+	for _, a := range r.Allotted.Had {
+		if !slices.Contains(kept, a) {
+			return nil, fmt.Errorf("network %s: address %s was given up just now; try again", book.Label(n), a)
+		}
+	}
+	return r.Allotted.Addrs, nil
+}
+
+// Ungrant gives back what was allotted to an attachment that came to nothing.
+func Ungrant(y *book.Book, r book.AttachRequest) error {
+	if len(r.Allotted.Addrs) == 0 {
+		return nil
+	}
+	n, err := y.Network(r.NetworkID)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var fresh []netip.Addr
+	for _, p := range r.Allotted.Addrs {
+		if !slices.Contains(r.Allotted.Had, p.Addr()) {
+			fresh = append(fresh, p.Addr())
+		}
+	}
+	return GiveUp(y, n, fresh...)
+}
+
+// GiveUp gives addresses of a cluster's network back that nobody of this host has, and nothing is held for. Should it not come to that,
+// the Fabric sees after a while that nobody has them (Holds).
+func GiveUp(y *book.Book, n modes.Network, addrs ...netip.Addr) error {
+	if len(addrs) == 0 || !Claims(y, n.Mode) || y.Config.Fabric == nil {
+		return nil
+	}
+	var errs []error
+	for _, a := range addrs {
+		taken, err := claimed(y, n.ID, a)
+		if err == nil && !taken {
+			err = y.Config.Fabric.Release(Of(y, n), a)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func claimed(y *book.Book, network string, a netip.Addr) (taken bool, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		taken, err = book.Claimed(tx, network, a)
+		return err
+	})
+	return taken, err
+}
+
+// GiveUpOf gives back what an endpoint had that came by CNI; of others an engine says when.
+func GiveUpOf(y *book.Book, n modes.Network, e modes.Endpoint) error {
+	if e.Attachment == "" {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, p := range e.Addrs {
+		addrs = append(addrs, p.Addr())
+	}
+	return GiveUp(y, n, addrs...)
+}
+
+// Holds says whether an endpoint of this host has an address of a cluster's network, or it is held for a container that is stopped.
+func Holds(y *book.Book, overlay string, a netip.Addr) bool {
+	ns, err := y.Networks()
+	if err != nil {
+		return true // better kept for longer
+	}
+	for _, n := range ns {
+		if Claims(y, n.Mode) && Of(y, n).ID == overlay {
+			taken, err := claimed(y, n.ID, a)
+			return taken || err != nil
+		}
+	}
+	return false
+}
+
+// RoomInCluster says why a network could not give the next container its addresses.
+func RoomInCluster(y *book.Book, n modes.Network) error {
+	if y.Config.Fabric == nil {
+		return fmt.Errorf("network %s: %w", book.Label(n), modes.ErrNoCluster)
+	}
+	for _, group := range book.ByFamily(n) {
+		if err := y.Config.Fabric.Room(Of(y, n), group[0].Addr().Is6()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// NameInCluster tells the cluster how an endpoint is called.
+func NameInCluster(y *book.Book, network, id string) error {
+	n, err := y.Network(network)
+	if err != nil || !Claims(y, n.Mode) || y.Config.Fabric == nil {
+		return err
+	}
+	e, err := y.Endpoint(network, id)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return y.Config.Fabric.Name(Of(y, n), e)
+}
+
+// Overlay is the network of the cluster that a network is; ok is false when it is none.
+func Overlay(y *book.Book, n modes.Network) (o modes.Overlay, ok bool) {
+	if !Claims(y, n.Mode) {
+		return o, false
+	}
+	return Of(y, n), true
+}

@@ -1,0 +1,316 @@
+// Package pool hands out pools and addresses to engines, from whichever source has them: the IPAM, a DHCP server, the
+// cluster.
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/lease"
+	"netyard/yard/overlay"
+)
+
+// RequestPool hands out a pool. One without a subnet keeps clear of everything the host has a route to.
+func RequestPool(ctx context.Context, y *yard.Yard, r ipam.PoolRequest) (p ipam.Pool, err error) {
+	if !r.Subnet.IsValid() {
+		busy, err := busy(y)
+		if err != nil {
+			return p, err
+		}
+		r.Busy = append(r.Busy, busy...)
+	}
+	if err := ctx.Err(); err != nil {
+		return p, err
+	}
+	r.Abandoned = y.Started
+	err = y.Update("pool recorded", func(tx store.Tx) error {
+		p, err = y.Config.IPAM.RequestPool(tx, r)
+		return err
+	})
+	return p, err
+}
+
+// busy is what the host's routes and the networks already recorded take, whatever IPAM they use.
+func busy(y *yard.Yard) ([]netip.Prefix, error) {
+	busy, err := y.Config.Kernel.Busy("")
+	if err != nil {
+		return nil, err
+	}
+	busy = append(busy, resolvers("/etc/resolv.conf")...)
+	ns, err := y.Networks()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range ns {
+		for _, s := range n.Subnets {
+			busy = append(busy, s.Pool)
+		}
+	}
+	return busy, nil
+}
+
+// ReleasePool gives a pool back; an unknown one is free. One whose network could not be deleted, since containers are
+// attached to it by CNI, stays until the network goes.
+func ReleasePool(_ context.Context, y *yard.Yard, id string) error {
+	if overlay.IsOverlay(id) {
+		return nil
+	}
+	if lease.IsDHCP(id) {
+		return lease.ReleaseDHCPPool(y.Book, id)
+	}
+	return y.Update("pool released", func(tx store.Tx) error {
+		used, err := hasAttachments(y, tx, id)
+		if err != nil || used {
+			return err
+		}
+		return y.Config.IPAM.ReleasePool(tx, id)
+	})
+}
+
+// hasAttachments says whether the pool's network has endpoints that came by CNI.
+func hasAttachments(y *yard.Yard, tx store.Tx, pool string) (has bool, err error) {
+	all, err := y.Config.IPAM.Pools(tx)
+	if err != nil {
+		return false, err
+	}
+	for _, p := range all {
+		if p.ID != pool || p.Network == "" {
+			continue
+		}
+		es, err := book.Endpoints.List(tx, book.EndpointKey(p.Network, ""))
+		return slices.ContainsFunc(es, func(e modes.Endpoint) bool { return e.Attachment != "" && e.Phase != modes.Deleting }), err
+	}
+	return false, nil
+}
+
+// RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them
+// gives it: an engine asks only for the first. Dead endpoints that have the address, or one of a pool that is full,
+// give way.
+func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
+	err = y.Past(ctx, func(j *book.Judge) error {
+		switch {
+		case overlay.IsOverlay(r.Pool):
+			a, err = overlay.RequestClaim(ctx, y.Book, r)
+		case lease.IsDHCP(r.Pool):
+			a, err = lease.RequestLease(ctx, y.Book, j, lease.LeaseRequest{AddressRequest: r})
+			return err
+		default:
+			a, err = requestOwn(y, r)
+		}
+		if err == nil || !overlay.IsOverlay(r.Pool) && !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
+			return err
+		}
+		return heldAddress(y, r.Pool, r.Addr, err)
+	})
+	return a, err
+}
+
+// heldAddress says of a request for an address which failed who has the address, or those of its pool.
+func heldAddress(y *yard.Yard, pool string, a netip.Addr, cause error) (held error) {
+	err := y.Config.Store.View(func(tx store.Tx) error {
+		network, err := networkOf(y, tx, pool)
+		if err != nil || network == "" {
+			return err
+		}
+		held, err = HoldersOf(tx, network, cause, a)
+		return err
+	})
+	if held == nil {
+		return errors.Join(cause, err)
+	}
+	return held
+}
+
+// HoldersOf are the endpoints that have addresses of a network; those of all, of which one will do, where none is
+// named.
+func HoldersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*book.HeldError, error) {
+	held := &book.HeldError{Err: cause}
+	for _, a := range addrs {
+		if !a.IsValid() {
+			continue
+		}
+		h, found, err := book.AddressHolder(tx, network, a)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			held.Err, held.Holders = fmt.Errorf("%w (%s)", held.Err, book.InUseBy(tx, h)), append(held.Holders, h)
+		}
+	}
+	if len(addrs) > 0 && addrs[0].IsValid() {
+		return held, nil
+	}
+	es, err := book.Endpoints.List(tx, book.EndpointKey(network, ""))
+	for _, e := range es {
+		held.Holders = append(held.Holders, book.Holder{Network: e.NetworkID, Endpoint: e.ID})
+	}
+	held.One = true
+	return held, err
+}
+
+// networkOf is the network whose addresses a pool has; empty when there is none yet.
+func networkOf(y *yard.Yard, tx store.Tx, pool string) (network string, err error) {
+	switch {
+	case overlay.IsOverlay(pool):
+		name, _, err := overlay.ParseOverlayPool(pool)
+		if err != nil {
+			return "", err
+		}
+		ns, err := book.Networks.List(tx, "")
+		for _, n := range ns {
+			if overlay.IsOverlayNamed(y.Book, n, name) {
+				return n.ID, err
+			}
+		}
+		return "", err
+	case lease.IsDHCP(pool):
+		p, err := lease.DhcpPools.Get(tx, pool)
+		if errors.Is(err, store.ErrNotFound) {
+			return "", nil
+		}
+		return p.Network, err
+	}
+	all, err := y.Config.IPAM.Pools(tx)
+	for _, p := range all {
+		if p.ID == pool {
+			network = p.Network
+		}
+	}
+	return network, err
+}
+
+// requestOwn hands out an address of netyard's own pools.
+func requestOwn(y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
+	err = y.Update("address recorded", func(tx store.Tx) error {
+		a, err = y.Config.IPAM.RequestAddress(tx, r)
+		if !errors.Is(err, ipam.ErrExhausted) {
+			return err
+		}
+		siblings, err := siblings(y, tx, r.Pool)
+		if err != nil {
+			return err
+		}
+		for _, p := range siblings {
+			next := r
+			next.Pool = p.ID
+			if a, err = y.Config.IPAM.RequestAddress(tx, next); !errors.Is(err, ipam.ErrExhausted) {
+				return err
+			}
+		}
+		return fmt.Errorf("request address from pool %s: %w", r.Pool, ipam.ErrExhausted)
+	})
+	return a, err
+}
+
+// siblings are the other pools of the same network and family.
+func siblings(y *yard.Yard, tx store.Tx, id string) (out []ipam.Pool, err error) {
+	all, err := y.Config.IPAM.Pools(tx)
+	if err != nil {
+		return nil, err
+	}
+	var own ipam.Pool
+	for _, p := range all {
+		if p.ID == id {
+			own = p
+		}
+	}
+	for _, p := range all {
+		if p.ID != id && own.Network != "" && p.Network == own.Network && p.Subnet.Addr().Is4() == own.Subnet.Addr().Is4() {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// ReleaseAddress gives an address back; an unknown one is free. An engine deletes the endpoint first, so an address
+// that an endpoint still has is not the caller's any more: the release is a late one, and is not believed. If that
+// endpoint is dead it goes now: an engine that was killed releases the addresses it finds in its records when it starts
+// again, and says no more of them.
+func ReleaseAddress(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) error {
+	if err := releaseDead(ctx, y, pool, a); err != nil {
+		return err
+	}
+	if overlay.IsOverlay(pool) {
+		return overlay.ReleaseClaim(y.Book, pool, a)
+	}
+	return y.Update("address released", func(tx store.Tx) error {
+		if lease.IsDHCP(pool) {
+			return lease.ReleaseGiven(y.Book, tx, pool, a)
+		}
+		all, err := y.Config.IPAM.Pools(tx)
+		if err != nil {
+			return err
+		}
+		var own ipam.Pool
+		for _, p := range all {
+			if p.ID == pool {
+				own = p
+			}
+		}
+		for _, p := range all { // it may have come from a sibling, see RequestAddress
+			if own.Network != "" && p.Network == own.Network && p.Subnet.Contains(a) {
+				own = p
+			}
+		}
+		if taken, err := book.Claimed(tx, own.Network, a); err != nil || taken {
+			return err
+		}
+		return y.Config.IPAM.ReleaseAddress(tx, own.ID, a)
+	})
+}
+
+// releaseDead drops the endpoint that has an address, if it is dead.
+func releaseDead(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) error {
+	var e modes.Endpoint
+	err := y.Config.Store.View(func(tx store.Tx) error {
+		network, err := networkOf(y, tx, pool)
+		if err != nil || network == "" {
+			return err
+		}
+		h, found, err := book.AddressHolder(tx, network, a)
+		if err != nil || !found {
+			return err
+		}
+		e, err = book.GetEndpoint(tx, h.Network, h.Endpoint)
+		return err
+	})
+	if err != nil || e.ID == "" {
+		return err
+	}
+	dead, err := y.NewJudge().Dead(ctx, e)
+	if err != nil || !dead {
+		return err
+	}
+	_, err = y.BuryDead(ctx, e)
+	return err
+}
+
+// Reserve keeps an address for whoever asks for it by address, or for the container called name.
+func Reserve(y *yard.Yard, pool string, a netip.Addr, name string) error {
+	return y.Config.Store.Update(func(tx store.Tx) error { return y.Config.IPAM.Reserve(tx, pool, a, name) })
+}
+
+// Forget drops a lease that nobody has.
+func Forget(y *yard.Yard, pool string, a netip.Addr) error {
+	return y.Config.Store.Update(func(tx store.Tx) error { return y.Config.IPAM.Forget(tx, pool, a) })
+}
+
+// Leases returns all leases and the pools they are of.
+func Leases(y *yard.Yard) (ls []ipam.Lease, ps []ipam.Pool, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		if ps, err = y.Config.IPAM.Pools(tx); err != nil {
+			return err
+		}
+		ls, err = y.Config.IPAM.Leases(tx)
+		return err
+	})
+	return ls, ps, err
+}

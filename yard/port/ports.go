@@ -1,0 +1,252 @@
+package port
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netyard/kernel/core"
+	"netyard/kernel/sandbox"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard/book"
+)
+
+// PublishOnce publishes ports, if nobody has them.
+func PublishOnce(
+	ctx context.Context, y *book.Book, j *book.Judge, network, id string, asks []book.Ask, lent bool,
+) ([]modes.Port, error) {
+	release, err := y.Hold(ctx, network, id)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	m, n, e, err := y.Whole(network, id)
+	if err != nil {
+		return nil, err
+	}
+	if _, shares := SharesHost(m, n); shares {
+		Ignore(y, n, e, asks)
+		return e.Ports, nil
+	}
+	fresh, robbed := e, []modes.Endpoint(nil)
+	fresh.Lent = lent
+	asked := len(asks) > 0
+	asks, own, err := Widen(m, n, fresh, asks)
+	if err != nil {
+		return nil, err
+	}
+	choice := &Choice{Y: y, E: e, Judge: j}
+	if err := choice.Look(asks); err != nil {
+		return nil, err
+	}
+	err = y.Update("ports recorded", func(tx store.Tx) error {
+		if fresh, err = book.GetEndpoint(tx, network, id); err != nil {
+			return err
+		}
+		if asked {
+			if robbed, err = reclaim(tx, fresh); err != nil {
+				return err
+			}
+		}
+		if fresh.Ports, err = choice.Ports(tx, asks); err != nil {
+			return err
+		}
+		fresh.Ports, fresh.Lent = append(fresh.Ports, own...), lent && asked
+		return book.PutEndpoint(tx, fresh)
+	})
+	if err != nil {
+		return nil, choice.Explain(err)
+	}
+	for _, was := range robbed {
+		if err := Withdraw(ctx, y, was); err != nil {
+			return nil, err
+		}
+	}
+	err = Program(ctx, y, m, n, e, fresh)
+	if err == nil && asked && ctx.Err() != nil { // nobody waited for it
+		err = fmt.Errorf("publish ports of endpoint %s: %w", modes.Short(id), ctx.Err())
+	}
+	if err != nil {
+		back := y.Update("ports taken back", func(tx store.Tx) error { return book.PutEndpoint(tx, e) })
+		return nil, errors.Join(err, back, Program(context.WithoutCancel(ctx), y, m, n, fresh, e))
+	}
+	y.TellPorts(n, e, fresh, nil)
+	y.Config.Changed()
+	return fresh.Ports, nil
+}
+
+// Program makes the kernel go from what an endpoint was to what it is.
+func Program(ctx context.Context, y *book.Book, m modes.Mode, n modes.Network, was, is modes.Endpoint) error {
+	if err := y.Config.Kernel.Remove(without(m.Objects(n, []modes.Endpoint{was}), m.Objects(n, []modes.Endpoint{is}))...); err != nil {
+		return err
+	}
+	y.Config.Step("after ports withdrawn")
+	if is.Sandbox == "" {
+		return nil
+	}
+	_, err := m.Attach(ctx, n, is)
+	y.Config.Step("after ports published")
+	return err
+}
+
+// without are the objects of one list that are not in the other.
+func without(old, now []core.Object) (gone []core.Object) {
+	still := map[string]bool{}
+	for _, o := range now {
+		still[o.String()] = true
+	}
+	for _, o := range old {
+		if !still[o.String()] {
+			gone = append(gone, o)
+		}
+	}
+	return gone
+}
+
+// A Choice finds the ports of the host for what an endpoint asks.
+type Choice struct {
+	Y *book.Book
+	E modes.Endpoint
+	// first and last are the host's range for who wants any port.
+	first, last uint16
+	Listeners   []sandbox.Listener
+	Claims      []book.ClaimedRange
+	given       []modes.Port
+	// Reserver is a process that listens on the ports only to keep others off them; 0: there is none.
+	Reserver int
+	// holders have ports that were asked for.
+	Judge   *book.Judge
+	Holders []book.Holder
+}
+
+// Look finds out what the host has, outside of any transaction.
+func (c *Choice) Look(asks []book.Ask) (err error) {
+	if len(asks) == 0 {
+		return nil
+	}
+	for _, a := range asks {
+		if a.HostIP.IsUnspecified() {
+			continue
+		}
+		ok, err := sandbox.HasAddr(c.Y.Config.Kernel.Handle, a.HostIP)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return fmt.Errorf("publish %s: %s is not an address of this host", a, a.HostIP)
+		}
+	}
+	var protos []string
+	for _, a := range asks {
+		protos = append(protos, a.Proto)
+		if a.HostPort > 0 || c.last > 0 {
+			continue
+		}
+		if c.first, c.last, err = sandbox.EphemeralPorts(c.Y.Config.Kernel.Handle); err != nil {
+			return err
+		}
+	}
+	c.Listeners, err = sandbox.Listeners(c.Y.Config.Kernel.Handle, protos...)
+	return err
+}
+
+// Ports chooses a port for each ask and joins those in a row to ranges.
+func (c *Choice) Ports(tx store.Tx, asks []book.Ask) ([]modes.Port, error) {
+	if len(asks) == 0 {
+		return nil, nil
+	}
+	if err := c.readClaims(tx); err != nil {
+		return nil, err
+	}
+	for _, one := range chains(asks) {
+		if err := c.chain(tx, one); err != nil {
+			return nil, &book.HeldError{Err: err, Holders: c.Holders}
+		}
+	}
+	// Who named a range gets the first port that nobody living has.
+	if unjudged := c.Unjudged(); len(unjudged) > 0 {
+		return nil, &book.HeldError{Err: book.ErrUnjudged, Holders: unjudged}
+	}
+	slices.SortFunc(c.given, ComparePorts)
+	return Join(c.given), nil
+}
+
+// readClaims reads who has which port, but for the endpoint itself.
+func (c *Choice) readClaims(tx store.Tx) error {
+	own := map[string]bool{}
+	now, err := book.GetEndpoint(tx, c.E.NetworkID, c.E.ID)
+	if err != nil {
+		return err
+	}
+	for _, p := range now.Ports {
+		own[book.ClaimOf(p).String()] = true
+	}
+	for _, key := range book.PortClaims.Keys(tx, "") {
+		if r, ok := book.ParseClaim(key); ok && !own[key] {
+			c.Claims = append(c.Claims, r)
+		}
+	}
+	return nil
+}
+
+// taken says whether somebody has one of the ports of a range; why is for who asked for just these.
+func (c *Choice) taken(tx store.Tx, proto string, a netip.Addr, first, count uint16) (why error) {
+	for _, r := range c.Claims {
+		if r.Proto == proto && r.First <= first+count-1 && first <= r.Last && sameAddr(r.Addr, a) {
+			c.meet(tx, r.Key)
+			return fmt.Errorf("%w: port %d/%s of the host is published by %s", book.ErrInUse, max(first, r.First), proto, book.Claimant(tx, r.Key))
+		}
+	}
+	for _, p := range c.given {
+		if p.Proto == proto && p.HostPort <= first+count-1 && first <= p.HostPort+p.Count-1 && sameAddr(p.HostIP, a) {
+			return fmt.Errorf("%w: port %d/%s of the host is asked for twice", book.ErrInUse, max(first, p.HostPort), proto)
+		}
+	}
+	for _, l := range c.Listeners {
+		if l.Takes(proto, a, first, count) && !l.HeldBy(c.Reserver) {
+			return listenerError{l}
+		}
+	}
+	return nil
+}
+
+// A listenerError is a port that a program of the host has. Whose it is takes a look through all processes.
+type listenerError struct{ sandbox.Listener }
+
+func (e listenerError) Error() string {
+	return fmt.Sprintf("port %d/%s of the host is in use", e.Port, e.Proto)
+}
+
+func (listenerError) Unwrap() error { return book.ErrInUse }
+
+// Explain names the program that has a port; not within a transaction.
+func (*Choice) Explain(err error) error {
+	if l := (listenerError{}); errors.As(err, &l) {
+		return fmt.Errorf("%w by %s", err, l.Owner())
+	}
+	return err
+}
+
+// sameAddr says whether a packet can be for both of two addresses that ports are published on.
+func sameAddr(a, b netip.Addr) bool {
+	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+}
+
+// meet notes who has a port.
+func (c *Choice) meet(tx store.Tx, key string) {
+	by, err := book.PortClaims.Get(tx, key)
+	if h := book.Holder(by); err == nil && !slices.Contains(c.Holders, h) {
+		c.Holders = append(c.Holders, h)
+	}
+}
+
+// Unjudged are those holders of which it has not been found out whether they live.
+func (c *Choice) Unjudged() []book.Holder {
+	if c.Judge == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(c.Holders), func(h book.Holder) bool { return c.Judge.Living[h] })
+}

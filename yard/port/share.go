@@ -1,0 +1,54 @@
+package port
+
+import (
+	"fmt"
+	"slices"
+
+	"netyard/kernel/sandbox"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard/book"
+	"netyard/yard/event"
+)
+
+// SharesHost says whether the endpoints of a network share the host's addresses.
+func SharesHost(m modes.Mode, n modes.Network) (modes.PortSharer, bool) {
+	s, ok := m.(modes.PortSharer)
+	return s, ok && s.Shares(n)
+}
+
+// Sharable sorts out which of the wanted ports an endpoint can have.
+func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, conflicts []book.Conflict, err error) {
+	if err := c.readClaims(tx); err != nil {
+		return nil, nil, err
+	}
+	for _, p := range want {
+		had := slices.Contains(c.E.Ports, p)
+		at := slices.IndexFunc(c.Claims, func(r book.ClaimedRange) bool {
+			return r.Proto == p.Proto && r.First <= p.HostPort && p.HostPort <= r.Last && sameAddr(r.Addr, p.HostIP)
+		})
+		heard := slices.IndexFunc(c.Listeners, func(l sandbox.Listener) bool { return l.Takes(p.Proto, p.HostIP, p.HostPort, 1) })
+		switch {
+		case at >= 0:
+			c.meet(tx, c.Claims[at].Key)
+			conflicts = append(conflicts, book.Conflict{Port: p, Claim: c.Claims[at].Key, Owner: book.Claimant(tx, c.Claims[at].Key)})
+			continue
+		case heard >= 0:
+			conflicts = append(conflicts, book.Conflict{Port: p, Listener: c.Listeners[heard], Shadow: had})
+		}
+		if heard < 0 || had {
+			get = append(get, p)
+		}
+	}
+	return get, conflicts, nil
+}
+
+// Ignore answers who asks for published ports where the host's are shared: as an engine does with --network host.
+func Ignore(y *book.Book, n modes.Network, e modes.Endpoint, asks []book.Ask) {
+	for _, a := range asks {
+		y.Config.Log.Warn("a published port is ignored: the container shares the host's addresses", "network", n.ID, "endpoint", e.ID, "port", a.String())
+		v := book.About(event.PortIgnored, n, e, fmt.Sprintf("-p %s of %s is ignored: it shares the host's addresses, and its ports are those it listens on", a, book.Owned(e)))
+		v.Port = a.String()
+		y.Tell(v)
+	}
+}

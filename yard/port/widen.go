@@ -1,0 +1,122 @@
+package port
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netyard/modes"
+	"netyard/yard/book"
+)
+
+// A widening says by which addresses ports are published for which an engine names none or all.
+type widening struct {
+	n      modes.Network
+	e      modes.Endpoint
+	binds  []netip.Addr
+	routed Families
+	// ownTo is where the ports of own lead to, where those may be others.
+	ownTo map[ownAt]uint16
+	// redirects: ports are the containers' own; both: and the host's as well.
+	redirects, both bool
+	// lent: what cannot be is left out without a word, since another network of the container may be meant.
+	lent bool
+	// asks are for addresses of the host, own takes none of them: where a network is routed ports are the containers' own.
+	asks []book.Ask
+	own  []modes.Port
+}
+
+// Widen replaces what is meant for every address, or the network's default, by addresses. What an endpoint is only lent leaves out what
+// is not about its network.
+func Widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.Ask) ([]book.Ask, []modes.Port, error) {
+	if len(asks) == 0 {
+		return nil, nil, nil
+	}
+	p, ok := m.(modes.Publisher)
+	if !ok {
+		return nil, nil, fmt.Errorf("publish %s: a network of mode %s does not publish ports", asks[0], n.Mode)
+	}
+	if err := p.Publishes(n); err != nil {
+		return nil, nil, fmt.Errorf("publish %s: %w", asks[0], err)
+	}
+	w := widening{n: n, e: e, binds: p.Binds(n), lent: e.Lent, ownTo: map[ownAt]uint16{}}
+	if r, ok := m.(modes.Redirector); ok {
+		w.redirects, w.both = r.Redirects(n), r.Both(n)
+	}
+	every := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	if len(w.binds) == 0 {
+		w.binds = every
+	}
+	if r, ok := m.(modes.Router); ok {
+		w.routed = Families{r.Routes(n, false), r.Routes(n, true)}
+		w.binds = append(slices.DeleteFunc(slices.Clone(w.binds), w.routed.Has), // they are about addresses of the host
+			slices.DeleteFunc(every, func(a netip.Addr) bool { return !w.routed.Has(a) })...)
+	}
+	for _, a := range w.ordered(asks) {
+		if err := w.add(a); err != nil {
+			return nil, nil, fmt.Errorf("publish %s: %w", a, err)
+		}
+	}
+	slices.SortFunc(w.own, ComparePorts)
+	return w.asks, Join(slices.Compact(w.own)), nil
+}
+
+func (w *widening) add(a book.Ask) error {
+	if w.redirects {
+		if done, err := w.addOwn(a); done || err != nil {
+			return err
+		}
+	}
+	hosts := w.binds
+	if a.HostIP.IsValid() {
+		if !hasFamily(w.e, a.HostIP) {
+			return fmt.Errorf("the container has no %s address on the network", familyName(a.HostIP))
+		}
+		hosts = []netip.Addr{a.HostIP}
+	}
+	found := false
+	for _, host := range hosts {
+		if !hasFamily(w.e, host) {
+			continue
+		}
+		found = true
+		a.HostIP = host
+		switch {
+		case !w.routed.Has(host):
+			w.asks = append(w.asks, a)
+		case host.IsUnspecified():
+			w.own = append(w.own, ownPort(w.e, a))
+		default:
+			return fmt.Errorf("the network's %s is routed: the container's own port is opened, on no address of the host", familyName(host))
+		}
+	}
+	if !found {
+		return fmt.Errorf("the container has no address of a family that ports are published on")
+	}
+	return nil
+}
+
+// ownPort is the port of an endpoint that takes none of the host's.
+func ownPort(e modes.Endpoint, a book.Ask) modes.Port {
+	at := slices.IndexFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.HostIP.Is4() })
+	return modes.Port{
+		Proto: a.Proto, HostIP: e.Addrs[at].Addr(), HostPort: a.ContainerPort, ContainerPort: a.ContainerPort, Count: 1, Routed: true,
+	}
+}
+
+// Families are the families of which something is so.
+type Families struct{ V4, V6 bool }
+
+// Has says whether the family of an address is among them.
+func (f Families) Has(a netip.Addr) bool { return a.Is4() && f.V4 || a.Is6() && f.V6 }
+
+func familyName(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+func hasFamily(e modes.Endpoint, a netip.Addr) bool {
+	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
+}

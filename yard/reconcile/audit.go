@@ -1,0 +1,278 @@
+// Package reconcile compares the records with the kernel and with engines, and settles the difference.
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/enforce"
+	"netyard/yard/lease"
+	"netyard/yard/pool"
+)
+
+// Audit compares the records with the kernel and with those engines that could be asked. A healthy host has no
+// findings.
+func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, error) {
+	out, strays, err := compare(y)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range strays {
+		out = append(out, book.Finding{
+			Kind: book.StrayK, Text: s.Text + " belongs to no network or endpoint", Removable: true,
+			Remove: func(context.Context) error { return s.Remove() },
+		})
+	}
+	blocks, err := blocks(y)
+	if err != nil {
+		return nil, err
+	}
+	lost, err := y.PoliciesLost()
+	if err != nil {
+		return nil, err
+	}
+	if lost {
+		out = append(out, book.Finding{Kind: book.Fault, Text: book.LostText})
+	}
+	records, err := auditRecords(y, censuses)
+	return slices.Concat(out, blocks, records), err
+}
+
+// auditRecords finds the records that have lost their owner, and what an engine has that is not in the records.
+func auditRecords(y *yard.Yard, censuses []Census) (out []book.Finding, err error) {
+	ns, err := y.Networks()
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]modes.Network{}
+	for _, n := range ns {
+		known[n.ID] = n
+	}
+	for _, c := range censuses {
+		found, err := auditEngine(y, known, c)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	for _, n := range ns {
+		if y.Stuck(n.Phase, n.Turned, book.Young) {
+			out = append(out, book.Finding{
+				Kind: book.Fault, Network: book.Label(n), Text: fmt.Sprintf("network %s is stuck %s", book.Label(n), n.Phase), Removable: true,
+				Remove: func(ctx context.Context) error { return y.DeleteNetwork(ctx, n.ID) },
+			})
+		}
+	}
+	es, err := y.Endpoints()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range es {
+		if e.Fenced != "" && e.Sandbox != "" {
+			out = append(out, book.Finding{Kind: book.Fault, Network: book.Label(known[e.NetworkID]), Text: fmt.Sprintf("%s is fenced: %s", book.Owned(e), e.Fenced)})
+		}
+		if y.Stuck(e.Phase, e.Turned, book.Young) {
+			out = append(out, book.Finding{
+				Kind: book.Fault, Network: book.Label(known[e.NetworkID]), Text: fmt.Sprintf("endpoint %s is stuck %s", modes.Short(e.ID), e.Phase), Removable: true,
+				Remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
+			})
+		}
+		text, removable := orphaned(y, e, censuses, book.Young)
+		if text == "" {
+			continue
+		}
+		out = append(out, book.Finding{
+			Kind: book.Orphan, Network: book.Label(known[e.NetworkID]), Removable: removable,
+			Text:   strings.TrimSuffix(fmt.Sprintf("endpoint %s (%s)", modes.Short(e.ID), e.Container.Name), " ()") + ": " + text,
+			Remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
+		})
+	}
+	given, err := lease.AuditLeases(y.Book)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, given...)
+	leases, err := orphanLeases(y, book.Young)
+	for _, l := range leases {
+		out = append(out, book.Finding{
+			Kind: book.Orphan, Text: fmt.Sprintf("lease %s of pool %s belongs to no endpoint", l.Addr, l.Pool), Removable: true,
+			Remove: func(ctx context.Context) error { return pool.ReleaseAddress(ctx, y, l.Pool, l.Addr) },
+		})
+	}
+	return out, err
+}
+
+// auditEngine compares what is not an endpoint with an engine's.
+func auditEngine(y *yard.Yard, known map[string]modes.Network, c Census) (out []book.Finding, err error) {
+	if c.Networks != nil {
+		if out, err = auditNetworks(y, known, c); err != nil {
+			return nil, err
+		}
+	}
+	hs, err := y.AllHolds()
+	for _, h := range hs {
+		if !holdOver(y, h, c, book.Young) {
+			continue
+		}
+		out = append(out, book.Finding{
+			Kind: book.Orphan, Network: book.Label(known[h.NetworkID]), Removable: true,
+			Text:   fmt.Sprintf("addresses held for container %s, which %s has no more", cmp.Or(h.Container.Name, h.Attachment), c.Engine),
+			Remove: func(context.Context) error { return y.EndHold(h) },
+		})
+	}
+	return out, err
+}
+
+// auditNetworks compares networks and pools with an engine's.
+func auditNetworks(y *yard.Yard, known map[string]modes.Network, c Census) (out []book.Finding, err error) {
+	for id, s := range c.Networks {
+		if _, ok := known[id]; !ok {
+			out = append(out, book.Finding{Kind: book.Fault, Network: s.Name, Text: fmt.Sprintf("network %s of %s is not in netyard's records", s.Name, c.Engine)})
+		}
+	}
+	lost, err := orphanNetworks(y, c, book.Young)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range lost {
+		out = append(out, book.Finding{
+			Kind: book.Orphan, Network: book.Label(n), Text: fmt.Sprintf("network %s is not known to %s", book.Label(n), c.Engine), Removable: true,
+			Remove: func(ctx context.Context) error { return y.DeleteNetwork(ctx, n.ID) },
+		})
+	}
+	pools, err := orphanPools(y, c, book.Young)
+	for _, p := range pools {
+		out = append(out, book.Finding{
+			Kind: book.Orphan, Text: "pool " + p.ID + " belongs to no network", Removable: true,
+			Remove: func(ctx context.Context) error { return pool.ReleasePool(ctx, y, p.ID) },
+		})
+	}
+	return out, err
+}
+
+// orphaned says why an endpoint of at least that age has lost its owner, empty when it has not; it is removable if no
+// sandbox has its link.
+func orphaned(y *yard.Yard, e modes.Endpoint, censuses []Census, age time.Duration) (reason string, removable bool) {
+	now := y.Config.Now()
+	if e.Phase != modes.Ready || now.Sub(e.Created) < age {
+		return "", false
+	}
+	if y.Dead(e) {
+		return "its sandbox " + e.Sandbox + " is gone", true
+	}
+	at := slices.IndexFunc(censuses, func(c Census) bool { return c.Engine == e.Container.Engine })
+	if at < 0 || now.Sub(e.Joined) < age {
+		return "", false
+	}
+	if _, ok := censuses[at].Endpoints[e.ID]; ok {
+		return "", false
+	}
+	reason = "no container of " + e.Container.Engine + " has it"
+	n, err := y.Network(e.NetworkID)
+	if err != nil {
+		return reason, false
+	}
+	m, err := y.Mode(n.Mode)
+	if err != nil {
+		return reason, false
+	}
+	if free, err := y.Unplugged(m, n, e); err != nil || !free {
+		return reason + ", but some sandbox has its link", false
+	}
+	return reason, true
+}
+
+// orphanLeases are the active leases of networks' pools that no endpoint claims and that are older than age.
+func orphanLeases(y *yard.Yard, age time.Duration) (out []ipam.Lease, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		pools, err := y.Config.IPAM.Pools(tx)
+		if err != nil {
+			return err
+		}
+		network := map[string]string{}
+		for _, p := range pools {
+			network[p.ID] = p.Network
+		}
+		leases, err := y.Config.IPAM.Leases(tx)
+		if err != nil {
+			return err
+		}
+		for _, l := range leases {
+			endpoint := l.Kind == ipam.KindDynamic || l.Kind == ipam.KindStatic
+			if !endpoint || l.State != ipam.StateActive || network[l.Pool] == "" || y.Config.Now().Sub(l.Since) < age {
+				continue
+			}
+			if has, err := book.Claimed(tx, network[l.Pool], l.Addr); err != nil {
+				return err
+			} else if !has {
+				out = append(out, l)
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+// policiesAll ends the time in which the kernel knows more of policies than the records: the admin has decided that
+// those are all. It says which.
+func policiesAll(y *yard.Yard, dryRun bool) (done []book.Finding, err error) {
+	lost, err := y.PoliciesLost()
+	if err != nil || !lost {
+		return nil, err
+	}
+	ps, err := enforce.Policies(y.Book)
+	if err != nil {
+		return nil, err
+	}
+	names := "none"
+	for i, p := range ps {
+		if i == 0 {
+			names = p.Name
+		} else {
+			names += ", " + p.Name
+		}
+	}
+	f := book.Finding{Kind: book.Fault, Text: "what the kernel has of lost policies: those on record count as all from then on: " + names, Removable: true}
+	if !dryRun {
+		y.Config.Log.Warn("the policies on record count as all; what the kernel has of others is removed", "policies", names)
+		err = y.PoliciesComplete()
+	}
+	return []book.Finding{f}, err
+}
+
+// GC removes what Audit calls removable and returns it; dryRun only returns it.
+func GC(ctx context.Context, y *yard.Yard, censuses []Census, dryRun bool) ([]book.Finding, error) {
+	done, err := policiesAll(y, dryRun)
+	if err != nil {
+		return nil, err
+	}
+	all, err := Audit(ctx, y, censuses)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range all {
+		if !f.Removable {
+			continue
+		}
+		if !dryRun {
+			y.Config.Log.Info("collect garbage", "kind", f.Kind, "object", f.Text)
+			if err := f.Remove(ctx); err != nil {
+				f.Error = err.Error()
+			}
+		}
+		done = append(done, f)
+	}
+	if !dryRun && Rebuilding(y) { // the admin has decided about what the lost records would have said
+		return done, RecordsRebuilt(y)
+	}
+	return done, nil
+}

@@ -1,0 +1,75 @@
+package reconcile
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"netyard/kernel/sandbox"
+	"netyard/modes"
+	"netyard/yard"
+	"netyard/yard/book"
+)
+
+// copies are the networks that were written down.
+func copies(y *yard.Yard) (all []SeenNetwork, err error) {
+	if y.Config.Copies == "" {
+		return nil, nil
+	}
+	files, err := filepath.Glob(filepath.Join(y.Config.Copies, "*"+book.CopySuffix))
+	if err != nil {
+		return nil, fmt.Errorf("look for copies of networks: %w", err)
+	}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		var c book.NetworkCopy
+		if err == nil {
+			err = json.Unmarshal(raw, &c)
+		}
+		if err != nil { // the others are none the worse for it
+			y.Config.Log.Error("read the copy of a network", "path", file, "err", err)
+			continue
+		}
+		all = append(all, SeenNetwork{Name: c.Network.Name, Network: c.Network, Pools: c.Pools})
+	}
+	return all, nil
+}
+
+// FindIn finds the endpoints whose links are in the sandbox behind a path, by id.
+func FindIn(y *yard.Yard, path string) (map[string]SeenEndpoint, error) {
+	found, err := sandbox.FindIn(y.Config.Kernel.Handle, path)
+	all := map[string]SeenEndpoint{}
+	for _, f := range found {
+		all[f.Endpoint] = SeenEndpoint{NetworkID: f.Network, Sandbox: path, MAC: f.MAC, Addrs: f.Plug.Addrs, IfName: f.Plug.Name, Inside: f.Plug}
+	}
+	return all, err
+}
+
+// RebuildOwn makes the records of netyard's own networks again, and of what a census found attached to them and to
+// others by CNI.
+func RebuildOwn(ctx context.Context, y *yard.Yard, c Census) error {
+	own, err := copies(y)
+	if err != nil {
+		return err
+	}
+	ns, err := y.Networks()
+	if err != nil {
+		return err
+	}
+	for _, n := range ns {
+		if !slices.ContainsFunc(own, func(s SeenNetwork) bool { return s.Network.ID == n.ID }) {
+			own = append(own, SeenNetwork{Name: n.Name, Network: n})
+		}
+	}
+	var errs []error
+	for _, s := range own {
+		if err := adoptNetwork(ctx, y, s, c); err != nil {
+			errs = append(errs, fmt.Errorf("rebuild network %s: %w", modes.Short(s.Network.ID), err))
+		}
+	}
+	return errors.Join(errs...)
+}

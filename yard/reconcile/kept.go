@@ -1,0 +1,115 @@
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"netyard/store"
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/event"
+)
+
+// noteLoss finds out whether policies were lost with the records, and says so. On a host where netyard never ran
+// nothing was.
+func noteLoss(y *yard.Yard) error {
+	s := y.Config.Store
+	if !s.Kept.MayBeLost {
+		return nil
+	}
+	lost := s.Kept.Lost
+	if !lost {
+		own, err := copies(y)
+		if err != nil {
+			return err
+		}
+		policed, err := y.Config.Kernel.Policed()
+		if err != nil {
+			return fmt.Errorf("look for policies in the kernel: %w", err)
+		}
+		lost = policed || len(own) > 0
+	}
+	err := y.Update("loss recorded", func(tx store.Tx) error {
+		if lost {
+			if err := book.Flags.Put(tx, book.FlagPoliciesLost, true); err != nil {
+				return err
+			}
+		}
+		return store.LossNoted(tx)
+	})
+	if err != nil || !lost {
+		return err
+	}
+	y.Config.Log.Error("policies and reservations were lost; what the kernel had of policies stays in force until they are applied again " +
+		"and netyard gc says that these are all")
+	y.Tell(event.Event{Type: event.PoliciesLost, Text: book.LostText})
+	return nil
+}
+
+// recall makes records and kept records agree. The kept ones are right while records that were lost are made again, and
+// after a newer copy was put into the file. Otherwise they differ only if an older netyard, which knows of no kept
+// ones, changed the records.
+func recall(y *yard.Yard) error {
+	right := Rebuilding(y) || y.Config.Store.Kept.Newer
+	return y.Update("kept records recalled", func(tx store.Tx) error {
+		if err := y.Config.IPAM.Recall(tx, right); err != nil {
+			return err
+		}
+		ns, err := book.Networks.List(tx, "")
+		if err != nil {
+			return err
+		}
+		for _, n := range ns {
+			if err := book.RecallNetwork(tx, n, right); err != nil {
+				return err
+			}
+		}
+		es, err := book.Endpoints.List(tx, "")
+		if err != nil {
+			return err
+		}
+		for _, e := range es {
+			if err := book.RecallEndpoint(tx, e, right); err != nil {
+				return err
+			}
+		}
+		return store.Recalled(tx)
+	})
+}
+
+// forgetKept drops what was kept of networks, endpoints and pools that are no more: the records are complete.
+func forgetKept(y *yard.Yard, c Census) error {
+	return y.Update("kept records forgotten", func(tx store.Tx) error {
+		for _, id := range book.Changes.Keys(tx, "") {
+			if _, err := book.Networks.Get(tx, id); errors.Is(err, store.ErrNotFound) {
+				if err := book.Changes.Delete(tx, id); err != nil {
+					return err
+				}
+			}
+		}
+		for _, key := range book.Keeps.Keys(tx, "") {
+			if _, err := book.Endpoints.Get(tx, key); errors.Is(err, store.ErrNotFound) {
+				if err := book.Keeps.Delete(tx, key); err != nil {
+					return err
+				}
+			}
+		}
+		return y.Config.IPAM.ForgetUnknown(tx, func(subnet netip.Prefix) bool { return c.Pools[subnet] })
+	})
+}
+
+// loadFirewall puts the ruleset into the kernel. What it has and no record says stays there while it is not sure that
+// the records are all.
+func loadFirewall(y *yard.Yard, keepStrays bool) error {
+	lost, err := y.PoliciesLost()
+	switch {
+	case err != nil:
+		return err
+	case keepStrays:
+		return y.Config.Kernel.AdoptFirewall()
+	case lost:
+		return y.Config.Kernel.AdoptPolicy()
+	}
+	return y.Config.Kernel.LoadFirewall()
+}

@@ -1,0 +1,272 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"netyard/ipam"
+	"netyard/kernel/core"
+	kports "netyard/kernel/ports"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/enforce"
+	"netyard/yard/overlay"
+	"netyard/yard/port"
+)
+
+const flagRebuilding = "rebuilding"
+
+// LostRecords notes that there may have been records. Until they are rebuilt nothing unknown is taken for a stray.
+func LostRecords(tx store.Tx) error { return book.Flags.Put(tx, flagRebuilding, true) }
+
+// Rebuilding says whether lost records are still to be made again.
+func Rebuilding(y *yard.Yard) bool {
+	lost := false
+	err := y.Config.Store.View(func(tx store.Tx) (err error) {
+		lost, err = book.Flags.Get(tx, flagRebuilding)
+		return err
+	})
+	return err == nil && lost
+}
+
+// Unknown says whether there is something of netyard's on the host, beside its rules, that is in no record.
+func Unknown(y *yard.Yard) (bool, error) {
+	w, err := enforce.Everything(y.Book)
+	if err != nil {
+		return false, err
+	}
+	snap, err := y.Config.Kernel.LinkSnapshot()
+	if err != nil {
+		return false, err
+	}
+	return len(snap.Strays(w.Objects)) > 0, nil
+}
+
+// Rebuild makes the records of what an engine has and the kernel still does, and then drops the strays. In between
+// others make those of what is theirs; nil: there are none.
+func Rebuild(ctx context.Context, y *yard.Yard, c Census, others func(context.Context) error) error {
+	var errs []error
+	for id, s := range c.Networks {
+		if err := adoptNetwork(ctx, y, s, c); err != nil {
+			errs = append(errs, fmt.Errorf("rebuild network %s: %w", modes.Short(id), err))
+		}
+	}
+	if others != nil {
+		errs = append(errs, others(ctx))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := errors.Join(RecordsRebuilt(y), forgetKept(y, c)); err != nil {
+		return err
+	}
+	y.Config.Log.Warn("the records are rebuilt", "engine", c.Engine, "networks", len(c.Networks), "endpoints", len(c.Endpoints))
+	return Prune(ctx, y)
+}
+
+// RecordsRebuilt ends the time in which the unknown is left alone.
+func RecordsRebuilt(y *yard.Yard) error {
+	return y.Config.Store.Update(func(tx store.Tx) error { return book.Flags.Delete(tx, flagRebuilding) })
+}
+
+// adoptNetwork makes the record of a network that its engine has. Whatever goes wrong, nothing is taken down:
+// containers run on it.
+func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) error {
+	m, err := y.Mode(s.Network.Mode)
+	if err != nil {
+		return err
+	}
+	release, err := y.Locks.Hold(ctx, s.Network.ID, false)
+	if err != nil {
+		return err
+	}
+	defer release()
+	n, err := y.Network(s.Network.ID)
+	if errors.Is(err, book.ErrNotFound) {
+		n, err = adoptRecord(ctx, y, m, s, c)
+	}
+	if err != nil {
+		return err
+	}
+	links, err := y.Config.Kernel.Has()
+	if err != nil {
+		return err
+	}
+	errs := []error{m.Up(ctx, n)}
+	var adopted []modes.Endpoint
+	for id, s := range c.Endpoints {
+		if s.NetworkID != n.ID {
+			continue
+		}
+		e, err := adoptEndpoint(y, n, id, s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(id), err))
+			continue
+		}
+		adopted = append(adopted, e)
+	}
+	errs = append(errs, enforce.Enforce(ctx, y.Book)) // closed before anything is attached again
+	for _, e := range adopted {
+		if err := restoreEndpoint(ctx, y, m, n, e, links); err != nil {
+			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func adoptRecord(ctx context.Context, y *yard.Yard, m modes.Mode, s SeenNetwork, c Census) (n modes.Network, err error) {
+	n = s.Network
+	if overlay.Claims(y.Book, n.Mode) { // its addresses are of no pool of this host's
+		s.Pools, n.Subnets = nil, slices.Clone(n.Subnets)
+		for i := range n.Subnets {
+			n.Subnets[i].Space = overlay.OverlaySpace
+		}
+	}
+	if err := fillGateways(y, m, &n, c); err != nil {
+		return n, err
+	}
+	if settler, ok := m.(modes.Settler); ok {
+		if n.Settled, err = settler.Settle(ctx, n); err != nil {
+			return n, err
+		}
+	}
+	n.Phase, n.Created = modes.Ready, y.Config.Now()
+	return n, y.Config.Store.Update(func(tx store.Tx) error {
+		if n.Changed, err = book.Changes.Get(tx, n.ID); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		for _, r := range s.Pools {
+			if err := adoptPool(y, tx, n, r); err != nil {
+				return err
+			}
+		}
+		return y.PutNew(tx, n)
+	})
+}
+
+// fillGateways finds the gateways that the engine chose itself, which it does not tell: the host has them on the
+// bridge, or a container has its default route there.
+func fillGateways(y *yard.Yard, m modes.Mode, n *modes.Network, c Census) error {
+	for i, s := range n.Subnets {
+		if s.Gateway.IsValid() {
+			continue
+		}
+		gw, found, err := y.Config.Kernel.HostAddr(s.Pool)
+		if err != nil {
+			return err
+		}
+		if _, lan := m.(modes.Sharer); lan { // there the gateway is the LAN's router
+			gw, found = netip.Prefix{}, false
+		}
+		for _, e := range c.Endpoints {
+			for _, a := range e.Gateways {
+				if !found && e.NetworkID == n.ID && s.Pool.Contains(a) {
+					gw, found = netip.PrefixFrom(a, s.Pool.Bits()), true
+				}
+			}
+		}
+		if found {
+			n.Subnets[i].Gateway = gw
+		}
+	}
+	return nil
+}
+
+func adoptPool(y *yard.Yard, tx store.Tx, n modes.Network, r ipam.PoolRequest) error {
+	p, err := y.Config.IPAM.RequestPool(tx, r)
+	if err != nil {
+		return err
+	}
+	for _, s := range n.Subnets {
+		if s.Pool != p.Subnet {
+			continue
+		}
+		if s.Gateway.IsValid() {
+			if _, err := y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: s.Gateway.Addr(), Gateway: true}); err != nil {
+				return err
+			}
+		}
+		for _, a := range s.Aux {
+			if _, err := y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a.Addr()}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// adoptEndpoint makes the record of an endpoint that was found.
+func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (modes.Endpoint, error) {
+	e := modes.Endpoint{
+		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Options: s.Options, Phase: modes.Ready,
+		Created: y.Config.Now(), Joined: y.Config.Now(), BootID: y.Config.BootID, Container: s.Container,
+		Seen: core.IsNamespace(s.Sandbox), Ports: FoundPorts(y, id, s), Attachment: s.Attachment, IfName: s.IfName, Inside: s.Inside,
+	}
+	if s.Attachment != "" {
+		e.NS, e.Seen = core.NamespaceAt(s.Sandbox)
+		if said, err := modes.ResolveEndpoint(n.Mode, s.Said); err == nil { // it was checked when the container was attached
+			e.Options = said
+		}
+	}
+	err := y.Config.Store.Update(func(tx store.Tx) error {
+		if known, err := book.GetEndpoint(tx, n.ID, id); err == nil {
+			e = known
+			return nil
+		}
+		k, found, err := book.KeptOf(tx, n.ID, id)
+		if err != nil {
+			return err
+		}
+		if found {
+			e = k.Of(e)
+		}
+		for _, a := range e.Addrs {
+			if err := y.KeepLease(tx, n, a.Addr(), e); err != nil {
+				return err
+			}
+		}
+		if e.Attachment != "" {
+			if err := book.Attachments.Put(tx, book.AttachmentKey(e.Attachment, n.ID, e.IfName), id); err != nil {
+				return err
+			}
+		}
+		return book.PutEndpoint(tx, e)
+	})
+	return e, err
+}
+
+// FoundPorts are the ports that the kernel goes on giving to a container.
+func FoundPorts(y *yard.Yard, id string, s SeenEndpoint) (ports []modes.Port) {
+	addrs := s.Addrs
+	for _, p := range kports.Published(y.Config.Kernel.Handle) {
+		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.To }) {
+			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count})
+		}
+	}
+	slices.SortFunc(ports, port.ComparePorts)
+	ports = append(port.Join(ports), foundInside(y, id, s.Sandbox)...)
+	for _, p := range kports.Opened(y.Config.Kernel.Handle) {
+		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.Addr }) {
+			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Addr, HostPort: p.Port, ContainerPort: p.Port, Count: p.Count, Routed: true})
+		}
+	}
+	return ports
+}
+
+// foundInside are the ports of an endpoint's own address that its sandbox goes on redirecting.
+func foundInside(y *yard.Yard, id, sandbox string) (ports []modes.Port) {
+	found, err := kports.Redirected(sandbox, id)
+	if err != nil {
+		y.Config.Log.Warn("look for published ports in a sandbox", "endpoint", id, "err", err)
+	}
+	for _, p := range found {
+		ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count, Routed: true})
+	}
+	slices.SortFunc(ports, port.ComparePorts)
+	return port.Join(ports)
+}

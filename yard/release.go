@@ -1,0 +1,66 @@
+package yard
+
+import (
+	"errors"
+	"net/netip"
+
+	"netyard/ipam"
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard/book"
+	"netyard/yard/lease"
+)
+
+// SettleLeases is for an endpoint that claims its addresses no longer.
+func (y *Yard) SettleLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
+	if e.Attachment != "" {
+		if err := book.DropAttachment(tx, e); err != nil {
+			return err
+		}
+		if e.Container.Engine == book.Containerd && len(e.Addrs) > 0 && len(n.DHCP) == 0 {
+			return book.PutHold(tx, book.Hold{
+				NetworkID: n.ID, Attachment: e.Attachment, IfName: e.IfName, Addrs: e.Addrs, Container: e.Container, Since: y.Config.Now(),
+			})
+		}
+	}
+	if err := lease.ReleaseLeasesOf(y.Book, tx, e); err != nil {
+		return err
+	}
+	for _, a := range e.Addrs {
+		if err := y.ReleaseLease(tx, n, a.Addr(), e.Attachment != ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ReleaseLease gives back an address that nobody claims. Docker's static ones stay held for containers that are
+// stopped, which it names in its census; of others there is no such list (forget).
+func (y *Yard) ReleaseLease(tx store.Tx, n modes.Network, a netip.Addr, forget bool) error {
+	if taken, err := book.Claimed(tx, n.ID, a); err != nil || taken {
+		return err
+	}
+	for _, s := range n.Subnets {
+		if s.Space != book.Space || !s.Pool.Contains(a) {
+			continue
+		}
+		p, err := y.Config.IPAM.PoolOf(tx, s.Pool, n.ID)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := y.Config.IPAM.ReleaseAddress(tx, p.ID, a); err != nil {
+			return err
+		}
+		l, err := y.Config.IPAM.LeaseAt(tx, p.ID, a)
+		if err == nil && forget && l.State == ipam.StateHeld {
+			err = y.Config.IPAM.Forget(tx, p.ID, a)
+		}
+		if err != nil && !errors.Is(err, ipam.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
