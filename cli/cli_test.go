@@ -294,7 +294,7 @@ func (w world) handler() http.Handler {
 	}
 	answer("POST /v1/gc", always(slices.DeleteFunc(slices.Clone(w.findings), func(f book.Finding) bool { return !f.Removable })))
 	answer("POST /v1/leases/{verb}", func(r *http.Request) (any, int) {
-		var q api.LeaseRequest
+		var q api.Request
 		_ = json.NewDecoder(r.Body).Decode(&q)
 		if q.Address == "10.224.0.1" {
 			return map[string]string{"error": "address 10.224.0.1 of pool 10.224.0.0/24: in use as gateway"}, http.StatusConflict

@@ -22,7 +22,7 @@ func (p Program) leaseCommand() *cli.Command {
 			{
 				Name: "reserve", ArgsUsage: "ADDRESS", Usage: "keep an address for who asks for it by address",
 				Flags: []cli.Flag{pool(), &cli.StringFlag{Name: "name", Usage: "keep it for the `CONTAINER` of that name only"}},
-				Action: leaseAction((*api.Client).Reserve, func(q api.LeaseRequest) string {
+				Action: leaseAction((*api.Client).Reserve, func(q api.Request) string {
 					if q.Name != "" {
 						return fmt.Sprintf("reserved %s of pool %s for %s", q.Address, q.Pool, q.Name)
 					}
@@ -32,7 +32,7 @@ func (p Program) leaseCommand() *cli.Command {
 			{
 				Name: "release", ArgsUsage: "ADDRESS", Usage: "end a reservation, or free an address that nobody has any more",
 				Flags: []cli.Flag{pool()},
-				Action: leaseAction((*api.Client).Release, func(q api.LeaseRequest) string {
+				Action: leaseAction((*api.Client).Release, func(q api.Request) string {
 					return fmt.Sprintf("released %s of pool %s", q.Address, q.Pool)
 				}),
 			},
@@ -42,14 +42,14 @@ func (p Program) leaseCommand() *cli.Command {
 
 // leaseAction asks the daemon for what ask says, about the address on the command line.
 func leaseAction(
-	ask func(*api.Client, context.Context, api.LeaseRequest) (api.LeaseRequest, error), done func(api.LeaseRequest) string,
+	ask func(*api.Client, context.Context, api.Request) (api.Request, error), done func(api.Request) string,
 ) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		a, err := netip.ParseAddr(c.Args().First())
 		if err != nil {
 			return usagef(c, "%q is not an address", c.Args().First())
 		}
-		q, err := ask(client(c), c.Context, api.LeaseRequest{Pool: c.String("pool"), Address: a.String(), Name: c.String("name")})
+		q, err := ask(client(c), c.Context, api.Request{Pool: c.String("pool"), Address: a.String(), Name: c.String("name")})
 		if err != nil {
 			return err
 		}

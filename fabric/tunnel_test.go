@@ -19,7 +19,7 @@ import (
 func TestTunnelKey(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
-	encrypts := overlay.Encrypts(h.Host.Kernel.Handle) == nil
+	encrypts := overlay.Encrypts(h.Handle) == nil
 	first := h.host()
 	if (first.WireGuard != "") != encrypts || encrypts && first.WireGuardPort != WireGuardPort {
 		t.Errorf("the host is told of as %+v, and can encrypt: %v", first, encrypts)

@@ -71,6 +71,7 @@ func layers() []rule {
 		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for the one question it asks"},
 		{"cli", middle + " cluster fabric names driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without its tests"},
 		{".", "cluster fabric names cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without its tests"},
+		{"kernel/nft/nfttest", "", "it is bytes"},
 		{"kernel/kerneltest", kernel, "every layer's tests use it"},
 		{"integration", "* */*", ""},
 		{"integration/*", "", "the lab treats netyard as a user would"},
@@ -81,7 +82,7 @@ func layers() []rule {
 func owners() []rule {
 	return []rule{
 		{
-			"kernel kernel/* integration/lab",
+			"kernel kernel/* kernel/nft/nfttest integration/lab",
 			"github.com/vishvananda/* github.com/vishvananda/*/* github.com/google/nftables github.com/google/nftables/* github.com/mdlayher/netlink golang.org/x/sys/unix golang.zx2c4.com/wireguard/wgctrl golang.zx2c4.com/wireguard/wgctrl/*",
 			"the kernel is spoken to in one place",
 		},

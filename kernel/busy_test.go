@@ -198,14 +198,14 @@ func TestBusyKernel(t *testing.T) {
 			if err := h.Remove(gone...); err != nil {
 				t.Errorf("a removal meanwhile: %v", err)
 			}
-			if len(ports.Published(h.Kernel.Handle)) == 0 {
+			if len(ports.Published(h.Handle)) == 0 {
 				t.Error("nothing is known of what is published")
 			}
 			if _, err := h.Snapshot(); err != nil {
 				t.Errorf("a look meanwhile: %v", err)
 			}
 			err = within(t, 400*time.Millisecond, func(ctx context.Context) error {
-				return h.Enforce(ctx, policy.PolicyObjects(h.Kernel.Handle, []policy.Subject{{
+				return h.Enforce(ctx, policy.Objects(h.Handle, []policy.Subject{{
 					Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("10.1.0.2"), In: &policy.Access{},
 				}}))
 			})

@@ -53,7 +53,7 @@ func (k *Kernel) Snapshot() (*Snapshot, error) {
 		return nil, err
 	}
 	rules, err := nft.Of(k.Handle).AuditRules()
-	s.rules = append(rules, loops...)
+	s.rules = slices.Concat(rules, loops)
 	return s, err
 }
 

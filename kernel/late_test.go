@@ -137,7 +137,7 @@ func TestAdoptedOverUndo(t *testing.T) {
 			if err := h.AdoptPolicy(); err != nil {
 				t.Fatal(err)
 			}
-			if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
+			if err := h.Enforce(t.Context(), policy.Objects(h.Handle, subjects())); err != nil {
 				t.Fatal(err)
 			}
 			mine := policy.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &policy.Access{}}
@@ -145,7 +145,7 @@ func TestAdoptedOverUndo(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			answered := make(chan error, 1)
-			go func() { answered <- h.Enforce(ctx, policy.PolicyObjects(h.Kernel.Handle, append(subjects(), mine))) }()
+			go func() { answered <- h.Enforce(ctx, policy.Objects(h.Handle, append(subjects(), mine))) }()
 			<-sent
 			if refused == 0 {
 				cancel()
@@ -158,7 +158,7 @@ func TestAdoptedOverUndo(t *testing.T) {
 			if refused == 0 {
 				close(goOn)
 			}
-			if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
+			if err := h.Enforce(t.Context(), policy.Objects(h.Handle, subjects())); err != nil {
 				t.Fatal(err)
 			}
 			if out := h.Sh(t, "nft list ruleset"); strings.Count(out, other) != 2 {

@@ -51,7 +51,7 @@ func policed(t *testing.T) (*kerneltest.Host, []core.Object) {
 	t.Helper()
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add nyb-a type bridge && ip link set nyb-a alias netyard:a")
-	all := append(guard(), policy.PolicyObjects(h.Kernel.Handle, subjects())...)
+	all := append(guard(), policy.Objects(h.Handle, subjects())...)
 	h.ShareTables()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func policed(t *testing.T) (*kerneltest.Host, []core.Object) {
 	if err := h.Ensure(t.Context(), guard()...); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
+	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, subjects())); err != nil {
 		t.Fatal(err)
 	}
 	return h, all
@@ -133,7 +133,7 @@ func TestPolicyElements(t *testing.T) {
 	if err := h.Ensure(t.Context(), guard()...); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
+	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, subjects())); err != nil {
 		t.Fatal(err)
 	}
 	h.ShareTables()
@@ -169,7 +169,7 @@ func TestEnforceMoves(t *testing.T) {
 	s := subjects()
 	s[0].In.Allow[0].LastPort = 90
 	s[1].In = &policy.Access{}
-	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, s)); err != nil {
+	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, s)); err != nil {
 		t.Fatal(err)
 	}
 	if out := h.Sh(t, "nft list ruleset"); !strings.Contains(out, "10.1.0.2 . 10.1.0.9 . tcp . 80-90") || strings.Contains(out, "tcp . 80,") {
@@ -198,7 +198,7 @@ func TestManyElements(t *testing.T) {
 		a := netip.MustParseAddr(fmt.Sprintf("fd00::%x", 2*i))
 		access.Allow = append(access.Allow, policy.Passage{First: a, Last: a, FirstProto: 6, LastProto: 6, FirstPort: 80, LastPort: 90})
 	}
-	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, []policy.Subject{{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00::1:1"), In: access}})); err != nil {
+	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, []policy.Subject{{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00::1:1"), In: access}})); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(h.Sh(t, "nft list set inet netyard allow_in6"), "80-90"); n != 1000 {
@@ -230,7 +230,7 @@ func TestAdoptPolicy(t *testing.T) {
 		if policed, err := h.Policed(); err != nil || !policed {
 			t.Errorf("%s: no policy: %v", name, err)
 		}
-		if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, subjects())); err != nil {
+		if err := h.Enforce(t.Context(), policy.Objects(h.Handle, subjects())); err != nil {
 			t.Fatal(err)
 		}
 		out := h.Sh(t, "nft list ruleset")
@@ -241,7 +241,7 @@ func TestAdoptPolicy(t *testing.T) {
 	mine := policy.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &policy.Access{Allow: []policy.Passage{{
 		First: netip.MustParseAddr("10.3.0.0"), Last: netip.MustParseAddr("10.3.0.255"), FirstProto: 6, LastProto: 6, FirstPort: 5, LastPort: 5,
 	}}}}
-	if err := h.Enforce(t.Context(), policy.PolicyObjects(h.Kernel.Handle, []policy.Subject{mine})); err != nil {
+	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, []policy.Subject{mine})); err != nil {
 		t.Fatal(err)
 	}
 	if out := h.Sh(t, "nft list set inet netyard allow_in4"); strings.Count(out, other) != 1 || !strings.Contains(out, "tcp . 5") {

@@ -76,7 +76,7 @@ func TestJudge(t *testing.T) {
 			h.Sh(t, "nft -f - <<'END'\ntable inet mine {\nchain sub { tcp dport 80 drop\n}\nchain quiet { tcp dport 79 drop\n}\nchain f { type filter hook forward priority 5; "+
 				strings.ReplaceAll(c.rules, "; ", "\n")+"\n}\n}\nEND")
 			for p, want := range map[*explain.Packet]explain.Outcome{&v4: c.v4, &v6: c.v6} {
-				found, sum, err := explain.Judge(h.Kernel.Handle, explain.Forward, *p)
+				found, sum, err := explain.Judge(h.Handle, explain.Forward, *p)
 				if err != nil || sum != want {
 					t.Errorf("from %s: %d, want %d: %v %v", p.Src, sum, want, found, err)
 				}
@@ -112,7 +112,7 @@ func TestJudgeIptables(t *testing.T) {
 		{"iptables-legacy -w 30 -A FORWARD -j LOG", explain.Passes | explain.Dropped},
 	} {
 		h.Sh(t, "iptables -F; iptables -P FORWARD ACCEPT; "+c.cmd)
-		if found, sum, err := explain.Judge(h.Kernel.Handle, explain.Forward, p); err != nil || sum != c.want {
+		if found, sum, err := explain.Judge(h.Handle, explain.Forward, p); err != nil || sum != c.want {
 			t.Errorf("%s: %d, want %d: %v %v", c.cmd, sum, c.want, found, err)
 		}
 	}

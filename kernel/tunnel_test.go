@@ -263,7 +263,7 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	a.Pings("fd99::2", false)
 	got(1)
 	before := a.WireGuardPeer(t)
-	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, peers.All, start))
+	must(t, overlay.AskAgain(a.Handle, peers.All, start))
 	if now := a.WireGuardPeer(t); now.TransmitBytes > before.TransmitBytes { // it counts anew when it is set anew
 		t.Errorf("the peer that did not answer was not set anew: %+v, and before %+v", now, before)
 	}
@@ -280,14 +280,14 @@ func TestWireGuardAsksAgain(t *testing.T) {
 		t.Fatal("they do not agree")
 		return wgtypes.Peer{}
 	}
-	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, peers.All, start))
+	must(t, overlay.AskAgain(a.Handle, peers.All, start))
 	first := agreed(start)
-	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, peers.All, start))
-	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, nil, time.Now()))
+	must(t, overlay.AskAgain(a.Handle, peers.All, start))
+	must(t, overlay.AskAgain(a.Handle, nil, time.Now()))
 	if now := a.WireGuardPeer(t); now.ReceiveBytes < first.ReceiveBytes || !now.LastHandshakeTime.Equal(first.LastHandshakeTime) {
 		t.Errorf("a peer that had agreed, or was not meant, was put in anew: %+v, and before %+v", now, first)
 	}
-	must(t, overlay.AskAgain(a.overlaid.Host.Kernel.Handle, peers.All, time.Now()))
+	must(t, overlay.AskAgain(a.Handle, peers.All, time.Now()))
 	agreed(first.LastHandshakeTime)
 	if said := faults(t, a.Host, a.wg, peers); said != "" {
 		t.Errorf("when it has been asked again: %s", said)
@@ -346,7 +346,7 @@ func TestWireGuardPort(t *testing.T) {
 		t.Errorf("a port that is taken: %v", err)
 	}
 	must(t, l.Close())
-	kerneltest.Released(t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(h.Kernel.Handle, "udp") }, 14789)
+	kerneltest.Released(t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(h.Handle, "udp") }, 14789)
 	must(t, h.Ensure(t.Context(), w))
 	must(t, h.Remove(w))
 }
@@ -356,7 +356,7 @@ func TestNoWireGuard(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	before := h.Dump(t)
-	if err := overlay.Encrypts(h.Kernel.Handle); err == nil {
+	if err := overlay.Encrypts(h.Handle); err == nil {
 		t.Log("this kernel has WireGuard")
 	} else {
 		if !strings.Contains(err.Error(), "this kernel has no WireGuard") {

@@ -405,9 +405,9 @@ func TestPeers(t *testing.T) {
 	moved, gone := peer(5, 77), peer(6, 2)
 	all.All[5] = moved
 	all.All = append(all.All[:6:6], all.All[7:]...)
-	must(t, overlay.ChangePeers(t.Context(), o.Host.Kernel.Handle, link, []overlay.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC}))
+	must(t, overlay.ChangePeers(t.Context(), o.Handle, link, []overlay.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC}))
 	right("after a change")
-	must(t, overlay.ChangePeers(t.Context(), o.Host.Kernel.Handle, link, []overlay.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC})) // twice is once
+	must(t, overlay.ChangePeers(t.Context(), o.Handle, link, []overlay.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC})) // twice is once
 	right("after the same change")
 
 	some := overlay.Peers{Link: link, All: all.All[:10], Partial: true}
@@ -419,14 +419,14 @@ func TestPeers(t *testing.T) {
 
 	bad := overlay.Peer{Addr: peer(many, 2).Addr, MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}, VTEP: netip.MustParseAddr("2001:db8::1")} // of the other family
 	good := peer(many+1, 2)
-	if err := overlay.ChangePeers(t.Context(), o.Host.Kernel.Handle, link, []overlay.Peer{bad, good}, nil, nil); err == nil || !strings.Contains(err.Error(), bad.MAC.String()) {
+	if err := overlay.ChangePeers(t.Context(), o.Handle, link, []overlay.Peer{bad, good}, nil, nil); err == nil || !strings.Contains(err.Error(), bad.MAC.String()) {
 		t.Errorf("what the kernel does not take: %v", err)
 	}
 	out := o.Sh(t, "bridge fdb show dev "+link)
 	if !strings.Contains(out, good.MAC.String()) || bytes.Contains([]byte(out), []byte("2001:db8")) {
 		t.Errorf("the others have to be told all the same")
 	}
-	if err := overlay.ChangePeers(t.Context(), o.Host.Kernel.Handle, "nyx-bbbbbbbbbbb", []overlay.Peer{good}, nil, nil); err == nil {
+	if err := overlay.ChangePeers(t.Context(), o.Handle, "nyx-bbbbbbbbbbb", []overlay.Peer{good}, nil, nil); err == nil {
 		t.Error("a device that is not there was told")
 	}
 }

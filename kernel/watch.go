@@ -45,7 +45,7 @@ func (k *Kernel) Watch(ctx context.Context) error {
 	tick := time.NewTicker(sweep)
 	defer tick.Stop()
 	var timer <-chan time.Time
-	k.tidy()
+	k.tidy(ctx)
 	for {
 		select {
 		case <-ctx.Done():
@@ -66,15 +66,15 @@ func (k *Kernel) Watch(ctx context.Context) error {
 				continue
 			}
 			timer = nil // every millisecond counts: where others can take the tables away, nothing else keeps networks apart
-			k.tidy()
+			k.tidy(ctx)
 		case <-k.Poked:
 			timer = orSoon(timer)
 		case <-tick.C:
 			ports.StaleOf(k.Handle).Store(true)
-			k.tidy()
+			k.tidy(ctx)
 		case <-timer:
 			timer = nil
-			k.tidy()
+			k.tidy(ctx)
 		}
 	}
 }
@@ -137,8 +137,17 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 }
 
 // tidy is the watcher's look at the kernel.
-func (k *Kernel) tidy() {
-	for _, f := range []func() error{nft.Of(k.Handle).RestoreTables, k.askAnew, func() error { return ports.EnsureLoopRoutes(k.Handle) }, k.syncBridges, func() error { return beside.SyncDockerUser(k.Handle) }, func() error { return beside.SyncLegacyDockerUser(k.Handle) }, func() error { return ports.FreshenFlows(k.Handle) }} {
+func (k *Kernel) tidy(ctx context.Context) {
+	h := k.Handle
+	for _, f := range []func() error{
+		nft.Of(h).RestoreTables,
+		k.askAnew,
+		func() error { return ports.EnsureLoopRoutes(h) },
+		k.syncBridges,
+		func() error { return beside.SyncDockerUser(h) },
+		func() error { return beside.SyncLegacyDockerUser(ctx, h) },
+		func() error { return ports.FreshenFlows(h) },
+	} {
 		if err := f(); err != nil {
 			k.Log.Warn("tidy up the firewall", "err", err)
 		}

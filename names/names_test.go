@@ -104,7 +104,7 @@ func newRig(t *testing.T) *rig {
 // run keeps resolvers until the test ends.
 func (r *rig) run() *Server {
 	s := &Server{
-		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: ports.Sockets{Handle: r.Kernel.Handle}, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port, Upstream: r.port,
+		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: ports.Sockets{Handle: r.Handle}, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port, Upstream: r.port,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -115,7 +115,7 @@ func (r *rig) run() *Server {
 	r.t.Cleanup(func() {
 		cancel()
 		<-done
-		kerneltest.Released(r.t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(r.Host.Kernel.Handle, "tcp", "udp") }, r.port)
+		kerneltest.Released(r.t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(r.Handle, "tcp", "udp") }, r.port)
 	})
 	r.eventually("resolvers listen", func() bool { return len(r.listening()) == 6 })
 	return s
@@ -123,7 +123,7 @@ func (r *rig) run() *Server {
 
 // listening are the sockets at the resolvers' port.
 func (r *rig) listening() (all []string) {
-	ls, err := sandbox.Listeners(r.Host.Kernel.Handle, "tcp", "udp")
+	ls, err := sandbox.Listeners(r.Handle, "tcp", "udp")
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ import (
 	"netyard/modes"
 	"netyard/modes/ipvlan"
 	"netyard/modes/macvlan"
-
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	yown "netyard/yard/own"

@@ -16,7 +16,6 @@ import (
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/store"
-
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	yown "netyard/yard/own"
@@ -205,7 +204,7 @@ func TestDeleteBusy(t *testing.T) {
 		t.Errorf("the endpoint is gone while another request has it: %v", err)
 	}
 	release()
-	r.Yard.Late.Wait()
+	r.Late.Wait()
 	if is, err := r.Endpoint(netID, epID); !errors.Is(err, book.ErrNotFound) {
 		t.Errorf("the endpoint stayed: %v %v", is, err)
 	}

@@ -9,7 +9,6 @@ import (
 
 	"netyard/kernel/core"
 	"netyard/modes"
-
 	"netyard/yard/book"
 )
 

@@ -8,7 +8,6 @@ import (
 
 	"netyard/ipam"
 	"netyard/modes"
-
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	yown "netyard/yard/own"

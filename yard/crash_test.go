@@ -22,7 +22,6 @@ import (
 	"netyard/modes/host"
 	"netyard/modes/overlay"
 	"netyard/store"
-
 	"netyard/yard"
 	"netyard/yard/book"
 	"netyard/yard/pool"

@@ -8,7 +8,6 @@ import (
 	"netyard/ipam"
 	"netyard/kernel/dhcp"
 	"netyard/modes"
-
 	"netyard/yard"
 	"netyard/yard/book"
 	ylease "netyard/yard/lease"
@@ -53,7 +52,7 @@ func TestToken(t *testing.T) {
 	r := newRig(t)
 	seen := map[string]bool{}
 	for range 64 {
-		p, err := ylease.RequestDHCPPool(t.Context(), r.Yard.Book, book.DHCPRequest{})
+		p, err := ylease.RequestDHCPPool(t.Context(), r.Book, book.DHCPRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +99,7 @@ func TestClientMAC(t *testing.T) {
 	y := &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "one"}}}
 	seen := map[string]bool{}
 	for _, name := range []string{"web", "db", "web"} {
-		mac, err := ylease.ClientMAC(y.Book, ylease.LeaseRequest{AddressRequest: ipam.AddressRequest{Name: name}}, dhcp.LANPort{Parent: "br-lan"})
+		mac, err := ylease.ClientMAC(y.Book, ylease.Request{AddressRequest: ipam.AddressRequest{Name: name}}, dhcp.LANPort{Parent: "br-lan"})
 		if err != nil || len(mac) != 6 || mac[0] != 2 {
 			t.Errorf("%s: %v, %v", name, mac, err)
 		}
@@ -129,24 +128,24 @@ func TestLeaseDuties(t *testing.T) {
 	lease := ylease.DHCPLease{Network: netID, Phase: ylease.DHCPHeld, Since: now}
 	for phase, want := range map[ylease.DHCPPhase]bool{ylease.DHCPOffered: false, ylease.DHCPDown: false, ylease.DHCPReleasing: true, ylease.DHCPHeld: true} {
 		lease.Phase = phase
-		if _, do := ylease.Duty(r.Yard.Book, lease, now); (do != nil) != want {
+		if _, do := ylease.TaskOf(r.Book, lease, now); (do != nil) != want {
 			t.Errorf("%s: %v", phase, do != nil)
 		}
 	}
 	lease.Phase = ylease.DHCPHeld
-	if due, _ := ylease.Duty(r.Yard.Book, lease, now); due.Sub(now) != time.Minute { // an endpoint may still come
+	if due, _ := ylease.TaskOf(r.Book, lease, now); due.Sub(now) != time.Minute { // an endpoint may still come
 		t.Errorf("a lease without an endpoint is given back after %v", due.Sub(now))
 	}
 	named := modes.Endpoint{Container: modes.Container{ID: "0123456789abcdef", Name: "web", Hostname: "0123456789ab"}}
-	if got := ylease.Hostname(r.Yard.Book, lease, named); got != "web" {
+	if got := ylease.Hostname(lease, named); got != "web" {
 		t.Errorf("a made-up host name: %q", got)
 	}
 	named.Container.Hostname = "shop"
-	if got := ylease.Hostname(r.Yard.Book, lease, named); got != "shop" {
+	if got := ylease.Hostname(lease, named); got != "shop" {
 		t.Errorf("a host name: %q", got)
 	}
 	lease.Options = map[string]string{"hostname": "false"}
-	if got := ylease.Hostname(r.Yard.Book, lease, named); got != "" {
+	if got := ylease.Hostname(lease, named); got != "" {
 		t.Errorf("hostname=false: %q", got)
 	}
 }

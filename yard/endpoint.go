@@ -49,7 +49,7 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		if err := addressesFree(tx, n, e); err != nil {
 			return err
 		}
-		if e, err = lease.TakeLease(y.Book, tx, n, e); err != nil {
+		if e, err = lease.TakeLease(tx, n, e); err != nil {
 			return err
 		}
 		macer, own := m.(modes.MACer)

@@ -9,7 +9,6 @@ import (
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/store"
-
 	"netyard/yard/book"
 	"netyard/yard/pool"
 	"netyard/yard/reconcile"

@@ -15,7 +15,6 @@ import (
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/store"
-
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	"netyard/yard/enforce"
@@ -87,7 +86,7 @@ func closings() map[string]closing {
 	}
 	apply := func(text string) func(*rig, modes.Network, modes.Endpoint) error {
 		return func(r *rig, _ modes.Network, _ modes.Endpoint) error {
-			_, err := enforce.ApplyPolicies(r.t.Context(), r.Yard.Book, parsed(r.t, text), false)
+			_, err := enforce.ApplyPolicies(r.t.Context(), r.Book, parsed(r.t, text), false)
 			return err
 		}
 	}
@@ -242,7 +241,7 @@ func TestClosedOverReboot(t *testing.T) {
 			r.boot = "boot-2"
 			r.lose(lose)
 			r.rebuilds(reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}})
-			if ps, err := enforce.Policies(r.Yard.Book); err != nil || len(ps) != 1 || ps[0].Name != "a" {
+			if ps, err := enforce.Policies(r.Book); err != nil || len(ps) != 1 || ps[0].Name != "a" {
 				t.Errorf("policies are %+v, %v", ps, err)
 			}
 			r.reserved("10.9.0.9 for db")
@@ -423,7 +422,7 @@ func TestPoliciesLost(t *testing.T) {
 				shut("another policy is applied")
 				r.apply("name: a\nselect: {container: app}\ningress: {allow: [{ports: 80}]}")
 				shut("it is applied again")
-				if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "b"); err != nil {
+				if _, err := enforce.RemovePolicy(t.Context(), r.Book, "b"); err != nil {
 					t.Fatal(err)
 				}
 				if done, err := reconcile.GC(t.Context(), r.Yard, nil, false); err != nil || len(done) == 0 || !strings.HasSuffix(done[0].Text, all+"a") {
@@ -431,7 +430,7 @@ func TestPoliciesLost(t *testing.T) {
 				}
 				shut("these are all")
 				r.healthy("these are all")
-				if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "a"); err != nil {
+				if _, err := enforce.RemovePolicy(t.Context(), r.Book, "a"); err != nil {
 					t.Fatal(err)
 				}
 				client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+addr+" && exit; done; exit 1")
@@ -498,13 +497,13 @@ func TestPolicyRefusedWithoutCopy(t *testing.T) {
 	if err := os.MkdirAll(r.path+".kept.new/x", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := enforce.ApplyPolicies(t.Context(), r.Yard.Book, parsed(t, "name: b\negress: {}"), false); err == nil {
+	if _, err := enforce.ApplyPolicies(t.Context(), r.Book, parsed(t, "name: b\negress: {}"), false); err == nil {
 		t.Error("a policy was applied without a copy")
 	}
-	if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "a"); err == nil {
+	if _, err := enforce.RemovePolicy(t.Context(), r.Book, "a"); err == nil {
 		t.Error("a policy was removed without a copy")
 	}
-	if ps, err := enforce.Policies(r.Yard.Book); err != nil || len(ps) != 1 || ps[0].Name != "a" {
+	if ps, err := enforce.Policies(r.Book); err != nil || len(ps) != 1 || ps[0].Name != "a" {
 		t.Errorf("policies are %+v %v", ps, err)
 	}
 	if is := r.host.Dump(t); is != was {
@@ -572,7 +571,7 @@ func TestOlderProgramBetween(t *testing.T) {
 		if net.Opt("icc") != "false" || e.Options["egress_rate"] != "1mbit" || e.Fenced == "" {
 			t.Errorf("icc=%s, options %v, fenced: %q", net.Opt("icc"), e.Options, e.Fenced)
 		}
-		ps, err := enforce.Policies(r.Yard.Book)
+		ps, err := enforce.Policies(r.Book)
 		must(t, err)
 		if len(ps) != 1 || ps[0].Name != "b" {
 			t.Errorf("policies are %v", ps)
@@ -581,7 +580,7 @@ func TestOlderProgramBetween(t *testing.T) {
 	}
 	r.lose(losses()["missing"]) // the copy has the same
 	r.rebuilds(r.found(owners(), nil))
-	if ps, err := enforce.Policies(r.Yard.Book); err != nil || len(ps) != 1 || ps[0].Name != "b" {
+	if ps, err := enforce.Policies(r.Book); err != nil || len(ps) != 1 || ps[0].Name != "b" {
 		t.Errorf("policies are %v: %v", ps, err)
 	}
 	r.reserved()

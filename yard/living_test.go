@@ -18,7 +18,6 @@ import (
 	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
-
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	"netyard/yard/overlay"
@@ -599,7 +598,7 @@ func TestDeadClaim(t *testing.T) {
 		n := r.network()
 		n.Mode, n.Options, n.Subnets[0].Space = "overlay", map[string]string{"overlay": "blue"}, overlay.OverlaySpace
 		must(t, r.CreateNetwork(t.Context(), n))
-		q := ipam.AddressRequest{Pool: overlay.OverlayPoolID("blue", n.Subnets[0].Pool), Addr: netip.MustParseAddr("10.9.0.50")}
+		q := ipam.AddressRequest{Pool: overlay.PoolID("blue", n.Subnets[0].Pool), Addr: netip.MustParseAddr("10.9.0.50")}
 		must(t, second(pool.RequestAddress(t.Context(), r.Yard, q)))
 		e := held(id)
 		e.Addrs = []netip.Prefix{netip.MustParsePrefix("10.9.0.50/24")}

@@ -10,7 +10,6 @@ import (
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
-
 	"netyard/yard/reconcile"
 )
 

@@ -14,7 +14,6 @@ import (
 	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/modes/overlay"
-
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	yoverlay "netyard/yard/overlay"
@@ -84,7 +83,7 @@ func (l *ledger) join(r *rig, c *book.Config) {
 // reap gives up what nobody of the host has, as the Fabric does after a while.
 func (l *ledger) reap(r *rig) {
 	for a := range l.owners {
-		if !yoverlay.Holds(r.Yard.Book, strings.Repeat("c", 32), a) {
+		if !yoverlay.Holds(r.Book, strings.Repeat("c", 32), a) {
 			delete(l.owners, a)
 		}
 	}

@@ -20,7 +20,6 @@ import (
 	"netyard/modes"
 	"netyard/modes/overlay"
 	"netyard/store"
-
 	"netyard/yard"
 	yattach "netyard/yard/attach"
 	"netyard/yard/book"
@@ -60,7 +59,7 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		m.agent, err = fabric.New(fabric.Config{
 			Log: log, Client: m.client, Store: st, Kernel: m.Kernel, Port: 4789, BootID: fmt.Sprint("boot", n),
 			Host: cluster.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
-			Held: func(network string, a netip.Addr) bool { return yoverlay.Holds(m.Yard.Book, network, a) },
+			Held: func(network string, a netip.Addr) bool { return yoverlay.Holds(m.Book, network, a) },
 		})
 		must(err)
 		f := fabric.Modes{A: m.agent}
@@ -342,7 +341,7 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 
 func (m *member) overlayID(t *testing.T) string {
 	t.Helper()
-	ids, err := yoverlay.Overlays(m.Yard.Book)
+	ids, err := yoverlay.Overlays(m.Book)
 	if err != nil || len(ids) != 1 {
 		t.Fatalf("%v %v", ids, err)
 	}

@@ -11,7 +11,6 @@ import (
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/modes/macvlan"
-
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	yown "netyard/yard/own"

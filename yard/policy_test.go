@@ -9,7 +9,6 @@ import (
 
 	"netyard/modes"
 	"netyard/policy"
-
 	"netyard/yard/book"
 	"netyard/yard/enforce"
 	"netyard/yard/pool"
@@ -34,7 +33,7 @@ egress: {}
 
 func (r *rig) apply(text string) {
 	r.t.Helper()
-	if _, err := enforce.ApplyPolicies(r.t.Context(), r.Yard.Book, parsed(r.t, text), false); err != nil {
+	if _, err := enforce.ApplyPolicies(r.t.Context(), r.Book, parsed(r.t, text), false); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -93,10 +92,10 @@ func TestPolicyFollows(t *testing.T) {
 	if got := r.sets(); strings.Contains(got, "10.9.0.2") {
 		t.Errorf("the endpoint is gone: %s", got)
 	}
-	if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "app"); err != nil {
+	if _, err := enforce.RemovePolicy(t.Context(), r.Book, "app"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := enforce.RemovePolicy(t.Context(), r.Yard.Book, "app"); !errors.Is(err, book.ErrNotFound) {
+	if _, err := enforce.RemovePolicy(t.Context(), r.Book, "app"); !errors.Is(err, book.ErrNotFound) {
 		t.Errorf("removed twice: %v", err)
 	}
 	r.healthy("at the end")
@@ -113,7 +112,7 @@ func TestPolicyCrash(t *testing.T) {
 			}
 		}
 		_, err := r.pull(at, func() error {
-			_, err := enforce.ApplyPolicies(t.Context(), r.Yard.Book, parsed(t, appPolicy), false)
+			_, err := enforce.ApplyPolicies(t.Context(), r.Book, parsed(t, appPolicy), false)
 			return err
 		})
 		r.start()
@@ -140,10 +139,10 @@ func TestPolicyTakenBack(t *testing.T) {
 	before := r.sets()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := enforce.ApplyPolicies(ctx, r.Yard.Book, parsed(t, "name: b\negress: {}"), false); !errors.Is(err, context.Canceled) {
+	if _, err := enforce.ApplyPolicies(ctx, r.Book, parsed(t, "name: b\negress: {}"), false); !errors.Is(err, context.Canceled) {
 		t.Errorf("applied in no time: %v", err)
 	}
-	if ps, err := enforce.Policies(r.Yard.Book); err != nil || len(ps) != 1 {
+	if ps, err := enforce.Policies(r.Book); err != nil || len(ps) != 1 {
 		t.Errorf("%v %v", ps, err)
 	}
 	if got := r.sets(); got != before {

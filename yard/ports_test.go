@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"netyard/modes"
-
 	"netyard/yard/book"
 	"netyard/yard/port"
 	"netyard/yard/reconcile"

@@ -11,7 +11,6 @@ import (
 	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
-
 	"netyard/yard/book"
 	"netyard/yard/reconcile"
 )

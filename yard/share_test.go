@@ -13,7 +13,6 @@ import (
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/sandbox"
 	"netyard/modes"
-
 	"netyard/yard"
 	"netyard/yard/book"
 	"netyard/yard/event"
@@ -80,7 +79,7 @@ func (r *rig) listen(h *kerneltest.Host, addr string) net.Listener {
 
 // listeners lists the sockets of a namespace.
 func listeners(h *kerneltest.Host) func() ([]sandbox.Listener, error) {
-	return func() ([]sandbox.Listener, error) { return sandbox.Listeners(h.Kernel.Handle) }
+	return func() ([]sandbox.Listener, error) { return sandbox.Listeners(h.Handle) }
 }
 
 func (r *rig) see(w *share.Watched) {

@@ -149,13 +149,13 @@ func (c *Client) Leases(ctx context.Context) ([]Lease, error) {
 }
 
 // Reserve keeps an address for whoever asks for it by address, or for the container called q.Name.
-func (c *Client) Reserve(ctx context.Context, q LeaseRequest) (LeaseRequest, error) {
-	return do[LeaseRequest](ctx, c, http.MethodPost, "/v1/leases/reserve", q)
+func (c *Client) Reserve(ctx context.Context, q Request) (Request, error) {
+	return do[Request](ctx, c, http.MethodPost, "/v1/leases/reserve", q)
 }
 
 // Release drops a lease that nobody has.
-func (c *Client) Release(ctx context.Context, q LeaseRequest) (LeaseRequest, error) {
-	return do[LeaseRequest](ctx, c, http.MethodPost, "/v1/leases/release", q)
+func (c *Client) Release(ctx context.Context, q Request) (Request, error) {
+	return do[Request](ctx, c, http.MethodPost, "/v1/leases/release", q)
 }
 
 // Policies lists all policies.

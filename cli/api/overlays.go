@@ -6,7 +6,6 @@ import (
 	"net/url"
 
 	"netyard/modes"
-
 	"netyard/yard/overlay"
 )
 

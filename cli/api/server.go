@@ -249,7 +249,7 @@ func (s *Server) leases(context.Context, *http.Request) (any, error) {
 }
 
 // lease reads a request for an address; a pool that is not named is the one the address is in.
-func (s *Server) lease(r *http.Request) (q LeaseRequest, a netip.Addr, err error) {
+func (s *Server) lease(r *http.Request) (q Request, a netip.Addr, err error) {
 	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&q); err != nil {
 		return q, a, fmt.Errorf("%w: %w", errBadRequest, err)
 	}

@@ -141,8 +141,8 @@ type Lease struct {
 	ClientID string    `json:"client_id,omitempty"`
 }
 
-// A LeaseRequest says which address of which pool to reserve or release. Pool may be empty when the address says enough.
-type LeaseRequest struct {
+// A Request says which address of which pool to reserve or release. Pool may be empty when the address says enough.
+type Request struct {
 	Pool    string `json:"pool"`
 	Address string `json:"address"`
 	Name    string `json:"name,omitempty"`

@@ -68,7 +68,7 @@ func mac(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 0, la
 
 func (l *lan) client(t *testing.T, id dhcp.Identity) *dhcp.Client {
 	t.Helper()
-	w, err := kdhcp.PlugWire(l.Host.Kernel.Handle, kdhcp.LANPort{Kind: "bridge", Parent: "br0"}, id.MAC)
+	w, err := kdhcp.PlugWire(l.Handle, kdhcp.LANPort{Kind: "bridge", Parent: "br0"}, id.MAC)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestMacvlan(t *testing.T) {
 	l.Sh(t, "ip link del br0 && sysctl -qw net.ipv6.conf.port1.disable_ipv6=1") // what changes in its own time
 	before := l.settled(t)
 	l.dnsmasq(t, "--dhcp-range=192.0.2.100,192.0.2.200,255.255.255.0,120")
-	w, err := kdhcp.PlugWire(l.Host.Kernel.Handle, kdhcp.LANPort{Kind: "macvlan", Parent: "port1"}, mac(1))
+	w, err := kdhcp.PlugWire(l.Handle, kdhcp.LANPort{Kind: "macvlan", Parent: "port1"}, mac(1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ type Bypass struct {
 	Network string
 }
 
-// bypasses that are always there: the bridges netyard names itself.
+// OwnBypasses returns the bypasses that are always there: those of the bridges that netyard names itself.
 func OwnBypasses() map[Bypass]bool {
 	return map[Bypass]bool{{In: core.BridgePrefix + "+"}: true, {Out: core.BridgePrefix + "+"}: true}
 }

@@ -114,6 +114,7 @@ func (Forwarding) Remove(*core.Handle) error { return nil }
 
 func (f Forwarding) Check(s *core.View) []string { return f.sysctl().Check(s) }
 
+// The guards of forwarding carry these comments.
 const (
 	GuardComment4 = "this host routes IPv4 for containers only"
 	GuardComment6 = "this host routes IPv6 for containers only"

@@ -22,7 +22,7 @@ const legacyTimeout = 5 * time.Second
 // SyncLegacyDockerUser does for hosts whose Docker still speaks the old iptables interface what syncDockerUser does by
 // netlink. The old interface replaces whole tables, so its own program is the only safe way; it runs only where the
 // kernel says that such a table is in use, and only in the watcher, never on the path of a request.
-func SyncLegacyDockerUser(k *core.Handle) error {
+func SyncLegacyDockerUser(ctx context.Context, k *core.Handle) error {
 	nft.Of(k).Mu.Lock()
 	bypasses := slices.Collect(maps.Keys(bypassesOf(k)))
 	nft.Of(k).Mu.Unlock()
@@ -33,7 +33,7 @@ func SyncLegacyDockerUser(k *core.Handle) error {
 		if err != nil || !used {
 			continue // no such interface in this kernel, or nobody uses it
 		}
-		if err := syncLegacy(k, v.program, bypasses); err != nil {
+		if err := syncLegacy(ctx, k, v.program, bypasses); err != nil {
 			return err
 		}
 	}
@@ -51,8 +51,8 @@ func LegacyUsed(k *core.Handle, proc string) (used bool, err error) {
 	return used, err
 }
 
-func syncLegacy(k *core.Handle, program string, bypasses []Bypass) error {
-	out, err := runProgram(k, program, "-w", "3", "-S", dockerUserChain)
+func syncLegacy(ctx context.Context, k *core.Handle, program string, bypasses []Bypass) error {
+	out, err := runProgram(ctx, k, program, "-w", "3", "-S", dockerUserChain)
 	if err != nil {
 		return nil //nolint:nilerr // no such chain, or no such program: Docker does not use it either
 	}
@@ -60,10 +60,10 @@ func syncLegacy(k *core.Handle, program string, bypasses []Bypass) error {
 	last := 0
 	for i, line := range strings.Split(strings.TrimSpace(out), "\n") {
 		if last > 0 && ownLegacy(line) { // Docker ended the chain while netyard looked: a rule that nothing comes to
-			if _, err := runProgram(k, program, "-w", "3", "-D", dockerUserChain, strconv.Itoa(i)); err != nil {
+			if _, err := runProgram(ctx, k, program, "-w", "3", "-D", dockerUserChain, strconv.Itoa(i)); err != nil {
 				return err
 			}
-			return syncLegacy(k, program, bypasses)
+			return syncLegacy(ctx, k, program, bypasses)
 		}
 		have = append(have, line)
 		if line == "-A "+dockerUserChain+" -j RETURN" && last == 0 {
@@ -79,15 +79,15 @@ func syncLegacy(k *core.Handle, program string, bypasses []Bypass) error {
 		if last > 0 {
 			args = append([]string{"-w", "3", "-I", dockerUserChain, strconv.Itoa(last)}, spec...)
 		}
-		if _, err := runProgram(k, program, args...); err != nil {
+		if _, err := runProgram(ctx, k, program, args...); err != nil {
 			return err
 		}
 	}
-	return dropLegacy(k, program, bypasses, have)
+	return dropLegacy(ctx, k, program, bypasses, have)
 }
 
 // dropLegacy deletes the rules of netyard's that are no longer wanted.
-func dropLegacy(k *core.Handle, program string, bypasses []Bypass, have []string) error {
+func dropLegacy(ctx context.Context, k *core.Handle, program string, bypasses []Bypass, have []string) error {
 	var want []string
 	for _, b := range bypasses {
 		want = append(want, b.legacyLine())
@@ -97,7 +97,7 @@ func dropLegacy(k *core.Handle, program string, bypasses []Bypass, have []string
 			continue
 		}
 		args := append([]string{"-w", "3", "-D"}, splitLegacy(line)[1:]...)
-		if _, err := runProgram(k, program, args...); err != nil {
+		if _, err := runProgram(ctx, k, program, args...); err != nil {
 			return err
 		}
 	}
@@ -146,8 +146,8 @@ func splitLegacy(line string) []string {
 	return args
 }
 
-func runProgram(k *core.Handle, program string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), legacyTimeout)
+func runProgram(ctx context.Context, k *core.Handle, program string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, legacyTimeout)
 	defer cancel()
 	var out, errOut bytes.Buffer
 	err := k.Inside(func() error {

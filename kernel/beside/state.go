@@ -1,6 +1,4 @@
 package beside
 
-import ()
-
 // Guards are the families netyard turned forwarding on for.
 type Guards struct{ V4, V6 bool }

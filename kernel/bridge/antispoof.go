@@ -71,16 +71,18 @@ func (g PortGuard) Objects() []core.Object {
 	return objects
 }
 
+// NDNeighbourAnswer is a neighbour advertisement (RFC 4861).
+const NDNeighbourAnswer = 136
+
 const (
 	icmpRedirect = 5 // RFC 792
 
 	// RFC 4861
-	ndRouterSolicit   = 133
-	ndRouterAdvert    = 134
-	ndNeighbourAsk    = 135
-	NDNeighbourAnswer = 136
-	ndRedirect        = 137
-	mldReport         = 143 // RFC 3810
+	ndRouterSolicit = 133
+	ndRouterAdvert  = 134
+	ndNeighbourAsk  = 135
+	ndRedirect      = 137
+	mldReport       = 143 // RFC 3810
 
 	dhcpServer, dhcpClient, dhcp6Server = 67, 68, 547 // RFC 2131, RFC 8415
 )

@@ -9,18 +9,18 @@ import (
 	"netyard/kernel/core"
 )
 
-// A BridgeCall makes br_netfilter take what is bridged to the chains of the inet family, on this bridge, whatever
+// A Call makes br_netfilter take what is bridged to the chains of the inet family, on this bridge, whatever
 // net.bridge.bridge-nf-call-iptables says for all of them (BROPT_NF_CALL_IPTABLES, net/bridge/br_netfilter_hooks.c). Only kernels
 // without nf_conntrack_bridge need it.
-type BridgeCall struct {
+type Call struct {
 	Name    string
 	Foreign bool // somebody else's: looked at and not altered
 }
 
 // String names the setting.
-func (b BridgeCall) String() string { return "nf_call_iptables of bridge " + b.Name }
+func (b Call) String() string { return "nf_call_iptables of bridge " + b.Name }
 
-func (b BridgeCall) Ensure(k *core.Handle) error {
+func (b Call) Ensure(k *core.Handle) error {
 	on, err := bridgeCalls(k, b.Name)
 	if err != nil || on {
 		return err
@@ -35,9 +35,9 @@ func (b BridgeCall) Ensure(k *core.Handle) error {
 	return nil
 }
 
-func (BridgeCall) Remove(*core.Handle) error { return nil } // it goes with the bridge
+func (Call) Remove(*core.Handle) error { return nil } // it goes with the bridge
 
-func (b BridgeCall) Check(s *core.View) []string {
+func (b Call) Check(s *core.View) []string {
 	if s.Links[b.Name] == nil {
 		return nil // that the bridge is missing is said by the bridge
 	}

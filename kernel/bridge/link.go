@@ -323,7 +323,7 @@ func (v Veth) Check(s *core.View) []string {
 	return faults
 }
 
-// Lost: a new pair would have its inner end outside.
+// Lost says whether the pair is gone: a new one would have its inner end outside.
 func (v Veth) Lost(s *core.View) bool { return s.Links[v.Name] == nil }
 
 // A HostBridge is a bridge that belongs to the host's owner: netyard plugs ports into it and changes nothing.

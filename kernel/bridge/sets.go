@@ -18,6 +18,7 @@ const (
 	Talk rule.SetName = "talk"
 	// NAT4 and NAT6 have the subnets that leave masqueraded.
 	NAT4 rule.SetName = "nat4"
+	// NAT6 is NAT4 for IPv6.
 	NAT6 rule.SetName = "nat6"
 	// Own has the pairs (b, b) of netyard's bridges.
 	Own rule.SetName = "own"

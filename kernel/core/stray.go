@@ -1,7 +1,5 @@
 package core
 
-import ()
-
 // A Stray is something of netyard's in the kernel that nobody wants.
 type Stray struct {
 	Text string

@@ -22,14 +22,14 @@ const devicePrefix = "netyard-device:"
 // net/core/net_namespace.c).
 const homecoming = 2 * time.Second
 
-// A StateOf is a card of the host's that a sandbox gets for itself.
+// A Device is a card of the host's that a sandbox gets for itself.
 type Device struct {
 	Name              string
 	Network, Endpoint string
 	// Sandbox is the path of its namespace; empty when there is none any more.
 	Sandbox string
 	// Was is what it was like on the host. Noted says that this is known, and that the card was taken.
-	Was   DeviceState
+	Was   State
 	Noted bool
 }
 
@@ -173,7 +173,7 @@ func StrayDevices(s *core.View, wanted []core.Object) (strays []core.Stray) {
 			if err != nil || link == nil {
 				return err
 			}
-			return DeviceState{}.restore(s.Handle, link, name)
+			return State{}.restore(s.Handle, link, name)
 		}})
 	}
 	return strays

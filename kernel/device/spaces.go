@@ -68,7 +68,8 @@ func (s *spaces) release(key string) error {
 	return f.Close()
 }
 
-func (s *spaces) close() error {
+// Close lets all of them go.
+func (s *spaces) Close() error {
 	var errs []error
 	for key := range s.by {
 		errs = append(errs, s.release(key))

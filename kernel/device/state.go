@@ -12,18 +12,18 @@ import (
 	"netyard/kernel/core"
 )
 
-// A DeviceState is what a card is like on the host, as far as it loses that in a container. It is kept in the records.
-type DeviceState struct {
-	Alias  string        `json:",omitempty"`
-	MAC    string        `json:",omitempty"`
-	MTU    int           `json:",omitempty"`
-	Up     bool          `json:",omitempty"`
-	Addrs  []DeviceAddr  `json:",omitempty"`
-	Routes []DeviceRoute `json:",omitempty"`
+// A State is what a card is like on the host, as far as it loses that in a container. It is kept in the records.
+type State struct {
+	Alias  string  `json:",omitempty"`
+	MAC    string  `json:",omitempty"`
+	MTU    int     `json:",omitempty"`
+	Up     bool    `json:",omitempty"`
+	Addrs  []Addr  `json:",omitempty"`
+	Routes []Route `json:",omitempty"`
 }
 
-// A DeviceAddr is an address of a card.
-type DeviceAddr struct {
+// A Addr is an address of a card.
+type Addr struct {
 	Prefix           netip.Prefix
 	Peer             netip.Prefix `json:",omitzero"`
 	Broadcast        netip.Addr   `json:",omitzero"`
@@ -32,8 +32,8 @@ type DeviceAddr struct {
 	Valid, Preferred int          `json:",omitempty"` // seconds
 }
 
-// A DeviceRoute is a route by a card that somebody put in.
-type DeviceRoute struct {
+// A Route is a route by a card that somebody put in.
+type Route struct {
 	Dst                  netip.Prefix // of a default route the whole family
 	Via, Src             netip.Addr   `json:",omitzero"`
 	Table, Metric, Proto int          `json:",omitempty"`
@@ -41,7 +41,7 @@ type DeviceRoute struct {
 }
 
 // StateOf says what a card of the host is like, or why it is none that a container can have.
-func StateOf(k *core.Handle, name string) (st DeviceState, err error) {
+func StateOf(k *core.Handle, name string) (st State, err error) {
 	link, err := k.Link(name)
 	if err != nil {
 		return st, err
@@ -53,7 +53,7 @@ func StateOf(k *core.Handle, name string) (st DeviceState, err error) {
 		return st, err
 	}
 	a := link.Attrs()
-	st = DeviceState{Alias: a.Alias, MAC: a.HardwareAddr.String(), MTU: a.MTU, Up: core.DeviceUp(a)}
+	st = State{Alias: a.Alias, MAC: a.HardwareAddr.String(), MTU: a.MTU, Up: core.DeviceUp(a)}
 	const ethernet = 6 // octets
 	mac := a.HardwareAddr
 	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(link, netlink.FAMILY_ALL) })
@@ -133,7 +133,7 @@ func spare(k *core.Handle, index int) error {
 }
 
 // restore makes a card what it was. The mark goes last: if anything stops it half-way, it is done again.
-func (st DeviceState) restore(k *core.Handle, link netlink.Link, name string) error {
+func (st State) restore(k *core.Handle, link netlink.Link, name string) error {
 	if link.Attrs().Name != name {
 		// A link that is up keeps its name on older kernels (dev_change_name, net/core/dev.c).
 		if err := k.NL.LinkSetDown(link); err != nil {
@@ -174,7 +174,7 @@ func (st DeviceState) restore(k *core.Handle, link netlink.Link, name string) er
 
 // restoreRoutes puts the routes back, those first that others need to find their gateways by. A route that cannot be had on the host as it is now
 // is no reason to keep the rest.
-func (st DeviceState) restoreRoutes(k *core.Handle, link netlink.Link) error {
+func (st State) restoreRoutes(k *core.Handle, link netlink.Link) error {
 	for _, direct := range []bool{true, false} {
 		for _, r := range st.Routes {
 			if r.Via.IsValid() == direct {
@@ -188,8 +188,8 @@ func (st DeviceState) restoreRoutes(k *core.Handle, link netlink.Link) error {
 	return nil
 }
 
-func deviceAddr(a netlink.Addr) DeviceAddr {
-	d := DeviceAddr{Prefix: core.PrefixOf(a.IPNet), Label: a.Label, Scope: a.Scope, Flags: a.Flags, Valid: a.ValidLft, Preferred: a.PreferedLft}
+func deviceAddr(a netlink.Addr) Addr {
+	d := Addr{Prefix: core.PrefixOf(a.IPNet), Label: a.Label, Scope: a.Scope, Flags: a.Flags, Valid: a.ValidLft, Preferred: a.PreferedLft}
 	if a.Peer != nil && core.PrefixOf(a.Peer) != d.Prefix {
 		d.Peer = core.PrefixOf(a.Peer)
 	}
@@ -199,7 +199,7 @@ func deviceAddr(a netlink.Addr) DeviceAddr {
 	return d
 }
 
-func (d DeviceAddr) netlink() *netlink.Addr {
+func (d Addr) netlink() *netlink.Addr {
 	// The kernel says these; nobody can ask for them (inet6_rtm_newaddr, net/ipv6/addrconf.c).
 	const told = unix.IFA_F_PERMANENT | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_SECONDARY
 	a := &netlink.Addr{IPNet: core.IPNet(d.Prefix), Label: d.Label, Scope: d.Scope, Flags: d.Flags &^ told}
@@ -216,8 +216,8 @@ func (d DeviceAddr) netlink() *netlink.Addr {
 	return a
 }
 
-func deviceRoute(r netlink.Route) DeviceRoute {
-	d := DeviceRoute{
+func deviceRoute(r netlink.Route) Route {
+	d := Route{
 		Dst: core.PrefixOf(r.Dst), Table: r.Table, Metric: r.Priority, Proto: int(r.Protocol), Scope: int(r.Scope), Flags: r.Flags & unix.RTNH_F_ONLINK, MTU: r.MTU,
 	}
 	if !d.Dst.IsValid() { // the default route
@@ -235,7 +235,7 @@ func deviceRoute(r netlink.Route) DeviceRoute {
 	return d
 }
 
-func (d DeviceRoute) netlink(index int) *netlink.Route {
+func (d Route) netlink(index int) *netlink.Route {
 	r := &netlink.Route{
 		LinkIndex: index, Dst: core.IPNet(d.Dst), Table: d.Table, Priority: d.Metric, Protocol: netlink.RouteProtocol(d.Proto), Scope: netlink.Scope(d.Scope), //nolint:gosec // a scope has 8 bits
 		Flags: d.Flags, MTU: d.MTU,

@@ -264,7 +264,7 @@ func (h *Host) NS() int { return int(h.ns) }
 // NeedsWireGuard skips the test if the kernel has no WireGuard. scripts/test wants it to run in the guest kernel then.
 func NeedsWireGuard(t testing.TB) {
 	t.Helper()
-	if err := overlay.Encrypts(New(t).Kernel.Handle); err != nil {
+	if err := overlay.Encrypts(New(t).Handle); err != nil {
 		t.Skip(err)
 	}
 }

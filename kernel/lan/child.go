@@ -30,7 +30,7 @@ type Child struct {
 // String names the link.
 func (c Child) String() string { return "link " + c.Name }
 
-// Lost: it cannot be put back into a sandbox that is running.
+// Lost says whether it cannot be put back: into a sandbox that is running.
 func (c Child) Lost(*core.View) bool { return c.Sandbox != "" }
 
 func (c Child) Ensure(k *core.Handle) error {

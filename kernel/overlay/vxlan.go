@@ -181,7 +181,7 @@ func (v VXLAN) Check(s *core.View) []string {
 	return faults
 }
 
-// A CarrierOf is a link that has an address of the host's.
+// A Carrier is a link that has an address of the host's.
 type Carrier struct {
 	Link string
 	MTU  int

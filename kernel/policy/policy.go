@@ -83,8 +83,8 @@ type Passage struct {
 	FirstPort, LastPort   uint16
 }
 
-// PolicyObjects are what makes the kernel decide so.
-func PolicyObjects(k *core.Handle, subjects []Subject) []core.Object {
+// Objects are what makes the kernel decide so.
+func Objects(k *core.Handle, subjects []Subject) []core.Object {
 	var objects []core.Object
 	tables := []rule.SetName{""}
 	if nft.Of(k).Conntrack {
@@ -92,7 +92,7 @@ func PolicyObjects(k *core.Handle, subjects []Subject) []core.Object {
 	}
 	for _, s := range subjects {
 		if !nft.Of(k).Conntrack {
-			objects = append(objects, bridge.BridgeCall{Name: s.Bridge, Foreign: s.Foreign})
+			objects = append(objects, bridge.Call{Name: s.Bridge, Foreign: s.Foreign})
 		}
 		for _, d := range []struct {
 			access         *Access

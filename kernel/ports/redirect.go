@@ -202,7 +202,7 @@ func (t redirector) elements() (all map[nft.ElementID]nft.Content, ok bool) {
 func (r Redirect) Remove(*core.Handle) error {
 	return r.inside(func(t redirector) error {
 		err := t.Sure(func() error {
-			there, err := t.Firewall.Has(t.table)
+			there, err := t.Has(t.table)
 			if err == nil && there {
 				t.Tx.DelTable(t.table)
 				err = t.Flush("delete table " + t.table.Name)
@@ -230,7 +230,7 @@ func (r Redirect) Check(*core.View) (faults []string) {
 	return faults
 }
 
-// Late: the sandbox may have been made after the request.
+// Late marks what cannot be restored at once: the sandbox may have been made after the request.
 func (Redirect) Late() {}
 
 // Redirected are the redirects that a sandbox has for an endpoint, one port each: where records were lost, that is

@@ -38,9 +38,13 @@ const (
 	// Mine4 and Mine6 have the flows that programs of the host began from a port that happens to be published: answers
 	// to those are theirs. TCP needs no such list, see midstream.
 	Mine4 SetName = "mine4"
+	// Mine6 is Mine4 for IPv6.
 	Mine6 SetName = "mine6"
 
-	LoopOctet, LoopbackOctet = 247, 127
+	// LoopOctet is the first octet of the addresses that stand for loopback.
+	LoopOctet = 247
+	// LoopbackOctet is the first octet of loopback addresses.
+	LoopbackOctet = 127
 )
 
 // Loop6 is a unique local address (RFC 4193) whose words add up to 1, as those of ::1 do, so that no checksum changes

@@ -113,7 +113,7 @@ func Reply() []expr.Any {
 	}
 }
 
-// sport and DPort look protocol and a port up in a set.
+// DPort looks protocol and destination port up in a set.
 func (b Book) DPort(set SetName) []expr.Any { return append(protoPort(Reg1), b.Lookup(set, false)) }
 
 // SPort looks protocol and source port up in a set.

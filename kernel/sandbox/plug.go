@@ -203,7 +203,7 @@ func (p Plug) Faults(fd int) ([]string, error) {
 
 // Unplug takes a link of netyard's out of a sandbox that goes on living. One that is not there, or is not netyard's, is left alone.
 // The inner end of a pair carries no alias; it goes with the outer one.
-func Unplug(k *core.Handle, fd int, p Plug) error {
+func Unplug(fd int, p Plug) error {
 	inner, err := core.NetlinkIn(fd)
 	if err != nil {
 		return err

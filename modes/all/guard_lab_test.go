@@ -295,7 +295,7 @@ func (s *site) enforce() {
 	if s.closedOut {
 		add(s.evil, s.victim, false, true)
 	}
-	if err := s.lab.host.Enforce(s.t.Context(), policy.PolicyObjects(s.lab.host.Kernel.Handle, subjects)); err != nil {
+	if err := s.lab.host.Enforce(s.t.Context(), policy.Objects(s.lab.host.Handle, subjects)); err != nil {
 		s.t.Fatal(err)
 	}
 }

@@ -122,11 +122,11 @@ func TestPolicy(t *testing.T) {
 			s1 := station(t, app1, "10.9.0.3", "fd09::3")
 			s2 := station(t, app2, "10.9.0.4", "fd09::4")
 			all := append(subjects("nyv-e2e2e2e2e2e", s1.MAC, "10.9.0.3", "fd09::3"), subjects("nyv-e3e3e3e3e3e", s2.MAC, "10.9.0.4", "fd09::4")...)
-			objects := policy.PolicyObjects(l.host.Kernel.Handle, all)
+			objects := policy.Objects(l.host.Handle, all)
 			if err := l.host.Enforce(t.Context(), objects); err != nil {
 				t.Fatal(err)
 			}
-			if err := policy.EndFlows(l.host.Kernel.Handle, all); err != nil {
+			if err := policy.EndFlows(l.host.Handle, all); err != nil {
 				t.Fatal(err)
 			}
 			if says(forbidden, 700*time.Millisecond) {

@@ -21,7 +21,6 @@ import (
 	"netyard/modes/modetest"
 	"netyard/modes/overlay"
 	"netyard/store"
-
 	"netyard/yard/reconcile"
 )
 

@@ -139,7 +139,7 @@ func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes
 			}
 			return heldAllotment(tx, r, err)
 		}
-		if e, err = lease.TakeLease(y.Book, tx, n, e); err != nil {
+		if e, err = lease.TakeLease(tx, n, e); err != nil {
 			return err
 		}
 		if macer, ok := m.(modes.MACer); ok && e.MAC == "" {
@@ -205,7 +205,7 @@ func plug(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e mo
 	if err := y.Attached(e); err != nil {
 		return a, err
 	}
-	l, _, err := lease.LeaseOf(y.Book, e)
+	l, _, err := lease.Of(y.Book, e)
 	return book.Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
 }
 
@@ -243,7 +243,7 @@ func finishNow(ctx context.Context, y *yard.Yard, old modes.Endpoint, held strin
 	if err := y.FinishHeld(ctx, old.NetworkID, old.ID); err != nil {
 		return err
 	}
-	return sandbox.Unplug(y.Config.Kernel.Handle, into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
+	return sandbox.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
 }
 
 // finishIn takes away now what was to go from the endpoint's place in its sandbox in the background; done says that

@@ -82,7 +82,7 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 		return err
 	}
 	if r.NS >= 0 && inner { // first: what is in the background has the kernel's lock over all links for tens of milliseconds
-		err = sandbox.Unplug(y.Config.Kernel.Handle, r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
+		err = sandbox.Unplug(r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
 	}
 	y.FinishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
 	y.Tell(book.About(event.EndpointLeft, n, e, fmt.Sprintf("%s left network %s", book.Owned(e), book.Label(n))))

@@ -12,6 +12,7 @@ import (
 	"netyard/store"
 )
 
+// CopySuffix ends the name of a copy.
 const CopySuffix = ".json"
 
 // A NetworkCopy is what a network that no engine knows has to be made from again if the records are lost.

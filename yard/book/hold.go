@@ -17,6 +17,7 @@ type Hold struct {
 	Since                         time.Time
 }
 
+// Holds are the holds, by attachment, network and interface.
 var Holds = store.Bucket[Hold]{Name: "holds"}
 
 // Key is where the hold is recorded.

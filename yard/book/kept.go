@@ -32,7 +32,7 @@ func KeptBuckets() []string {
 	return append([]string{Policies.Name, Changes.Name, Keeps.Name}, ipam.Kept()...)
 }
 
-// FlagPoliciesLost: there may have been policies that are in no record and in no copy.
+// FlagPoliciesLost is set when there may have been policies that are in no record and in no copy.
 const FlagPoliciesLost = "policies-lost"
 
 // PoliciesLost says whether the policies on record may not be all that the admin applied.
@@ -137,6 +137,7 @@ func KeepEndpoint(tx store.Tx, e modes.Endpoint, set func(*Kept)) error {
 	return Keeps.Put(tx, EndpointKey(e.NetworkID, e.ID), k)
 }
 
+// Policies are the policies, by name.
 var Policies = store.Bucket[policy.Policy]{Name: "policies"}
 
 // Flags are things to remember that are of no network.

@@ -9,6 +9,7 @@ import (
 	"netyard/store"
 )
 
+// Networks and Endpoints are the records that everything else follows from.
 var (
 	Networks  = store.Bucket[modes.Network]{Name: "networks"}
 	Endpoints = store.Bucket[modes.Endpoint]{Name: "endpoints"}

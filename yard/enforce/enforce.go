@@ -250,7 +250,7 @@ func Enforce(ctx context.Context, y *book.Book) error {
 	if err != nil {
 		return err
 	}
-	return y.Config.Kernel.Enforce(ctx, kpolicy.PolicyObjects(y.Config.Kernel.Handle, slices.Concat(subjects(y, r)...)), settled...)
+	return y.Config.Kernel.Enforce(ctx, kpolicy.Objects(y.Config.Kernel.Handle, slices.Concat(subjects(y, r)...)), settled...)
 }
 
 // subjects are what the kernel is to decide about, for each decision. Two endpoints with the same address cannot be
@@ -304,14 +304,14 @@ func place(y *book.Book, e policy.Endpoint) (port, bridge string, foreign bool) 
 }
 
 // wantedByPolicy adds what policy asks of the kernel.
-func wantedByPolicy(y *book.Book, w *wanted) error {
+func wantedByPolicy(y *book.Book, w *Wanted) error {
 	r, err := records(y, nil)
 	if err != nil {
 		return err
 	}
 	for i, subjects := range subjects(y, r) {
 		e := r.decisions[i].Endpoint
-		objects := kpolicy.PolicyObjects(y.Config.Kernel.Handle, subjects)
+		objects := kpolicy.Objects(y.Config.Kernel.Handle, subjects)
 		w.Passing = append(w.Passing, objects...)
 		if e.Phase != modes.Ready || e.Sandbox == "" || e.Network.Phase != modes.Ready {
 			continue

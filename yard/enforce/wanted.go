@@ -6,8 +6,8 @@ import (
 	"netyard/yard/book"
 )
 
-// wanted is all the records ask of the kernel.
-type wanted struct {
+// Wanted is all the records ask of the kernel.
+type Wanted struct {
 	Objects  []core.Object
 	Networks []modes.Network // of the object of the same index
 	// Passing are objects that are on their way in or out: there or not, neither is wrong.
@@ -18,7 +18,7 @@ type wanted struct {
 }
 
 // Everything is all that the records ask of the kernel.
-func Everything(y *book.Book) (w wanted, err error) {
+func Everything(y *book.Book) (w Wanted, err error) {
 	ns, err := y.Networks()
 	if err != nil {
 		return w, err

@@ -23,7 +23,7 @@ func Lease4(ctx context.Context, y *book.Book, j *book.Judge, r book.AttachReque
 		return nil, err
 	}
 	for _, pool := range n.DHCP {
-		q := LeaseRequest{AddressRequest: ipam.AddressRequest{Pool: pool, Name: r.Container.Name, MAC: r.MAC}, Attachment: r.Attachment, IfName: r.IfName}
+		q := Request{AddressRequest: ipam.AddressRequest{Pool: pool, Name: r.Container.Name, MAC: r.MAC}, Attachment: r.Attachment, IfName: r.IfName}
 		if at := slices.IndexFunc(r.Addrs, netip.Addr.Is4); at >= 0 {
 			q.Addr = r.Addrs[at]
 		}
@@ -42,7 +42,7 @@ func NotAttached(y *book.Book, r book.AttachRequest) error {
 		return err
 	}
 	return y.Update("lease not taken", func(tx store.Tx) error {
-		return eachLease(y, tx, r.NetworkID, func(l DHCPLease) error {
+		return eachLease(tx, r.NetworkID, func(l DHCPLease) error {
 			if l.Endpoint != "" || !slices.Contains(r.Leased, l.Lease.Addr) {
 				return nil
 			}

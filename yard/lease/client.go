@@ -14,10 +14,10 @@ import (
 )
 
 // named says whether the container is known by something that stays when it is made anew.
-func (r LeaseRequest) named() bool { return r.Name != "" || r.Attachment != "" }
+func (r Request) named() bool { return r.Name != "" || r.Attachment != "" }
 
 // who is a name for the client, apart from those of other engines' containers; empty: there is nothing to name it by.
-func (r LeaseRequest) who() string {
+func (r Request) who() string {
 	switch {
 	case r.Attachment != "":
 		return "cni " + cmp.Or(r.Name, r.Attachment) + " " + r.IfName
@@ -30,7 +30,7 @@ func (r LeaseRequest) who() string {
 }
 
 // ClientMAC is the hardware address that the engine gives the endpoint, or else one that goes with its name.
-func ClientMAC(y *book.Book, r LeaseRequest, lan kdhcp.LANPort) (net.HardwareAddr, error) {
+func ClientMAC(y *book.Book, r Request, lan kdhcp.LANPort) (net.HardwareAddr, error) {
 	if lan.Shared() {
 		return kdhcp.SharedMAC(y.Config.Kernel.Handle, lan)
 	}

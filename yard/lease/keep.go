@@ -58,7 +58,7 @@ func tend(ctx context.Context, y *book.Book) (next time.Time, err error) {
 	}
 	for _, l := range leases {
 		// Each has a lock of its own: who waits for IPv6 does not keep the address from being renewed, nor a container from starting.
-		for lock, of := range map[string]dutyOf{lockPrefix + l.ID: Duty, lockPrefix + l.ID + " IPv6": sixDuty} {
+		for lock, of := range map[string]tasks{lockPrefix + l.ID: TaskOf, lockPrefix + l.ID + " IPv6": sixTask} {
 			due, do := of(y, l, now)
 			if do == nil {
 				continue
@@ -113,14 +113,14 @@ func begin(k *book.Keeper, id string, do func()) {
 	})
 }
 
-// A duty is what is done about a lease.
-type duty func(context.Context, *book.Book, DHCPLease) error
+// A Task is what is done about a lease.
+type Task func(context.Context, *book.Book, DHCPLease) error
 
-// A dutyOf says what is to be done about a lease, and when; nil: nothing.
-type dutyOf func(*book.Book, DHCPLease, time.Time) (time.Time, duty)
+// A tasks says what is to be done about a lease, and when; nil: nothing.
+type tasks func(*book.Book, DHCPLease, time.Time) (time.Time, Task)
 
-// Duty is what is to be done about a lease, and when; nil: nothing.
-func Duty(y *book.Book, l DHCPLease, now time.Time) (time.Time, duty) {
+// TaskOf is what is to be done about a lease, and when; nil: nothing.
+func TaskOf(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	switch l.Phase {
 	case DHCPOffered, DHCPDown: // the request that made it is under way; it is over
 		return time.Time{}, nil
@@ -142,7 +142,7 @@ func Duty(y *book.Book, l DHCPLease, now time.Time) (time.Time, duty) {
 		}
 		return later(earlier(now.Add(idleLook), due), now.Add(namePause)), extend // a look, when it may be ready
 	}
-	if Hostname(y, l, e) != l.Hostname && l.Lease.State(now) == dhcp.Bound {
+	if Hostname(l, e) != l.Hostname && l.Lease.State(now) == dhcp.Bound {
 		due = l.Tried.Add(namePause)
 	}
 	if due.IsZero() {
@@ -153,7 +153,7 @@ func Duty(y *book.Book, l DHCPLease, now time.Time) (time.Time, duty) {
 
 // Hostname is what the server is to be told: the container's own, unless that is only the beginning of its id, as an engine makes one
 // up. Until it is known, what was told already.
-func Hostname(y *book.Book, l DHCPLease, e modes.Endpoint) string {
+func Hostname(l DHCPLease, e modes.Endpoint) string {
 	switch c := e.Container; {
 	case modes.IPAMOpt(l.Options, "hostname") != "true":
 		return ""
@@ -166,7 +166,7 @@ func Hostname(y *book.Book, l DHCPLease, e modes.Endpoint) string {
 }
 
 // perform does its duty by a lease if that is still the same, alone.
-func perform(ctx context.Context, y *book.Book, lock, id string, of dutyOf) error {
+func perform(ctx context.Context, y *book.Book, lock, id string, of tasks) error {
 	release, err := y.Locks.Hold(ctx, lock, false)
 	if err != nil {
 		return err
@@ -239,7 +239,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if e.Sandbox == "" || !core.IsNamespace(e.Sandbox) {
 		return nil
 	}
-	l.Hostname = Hostname(y, l, e)
+	l.Hostname = Hostname(l, e)
 	mac, err := net.ParseMAC(l.MAC)
 	if err != nil {
 		return err

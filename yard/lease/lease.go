@@ -93,18 +93,18 @@ func lease(y *book.Book, id string) (l DHCPLease, err error) {
 	return l, err
 }
 
-// A LeaseRequest is one for an address from the LAN's DHCP server.
-type LeaseRequest struct {
+// A Request is one for an address from the LAN's DHCP server.
+type Request struct {
 	ipam.AddressRequest
 	// Attachment and IfName are an interface's of a container that comes by CNI.
 	Attachment, IfName string
 }
 
 // RequestLease gets an address from the LAN's DHCP server.
-func RequestLease(ctx context.Context, y *book.Book, j *book.Judge, r LeaseRequest) (netip.Prefix, error) {
+func RequestLease(ctx context.Context, y *book.Book, j *book.Judge, r Request) (netip.Prefix, error) {
 	var p DHCPPool
 	err := y.Config.Store.View(func(tx store.Tx) (err error) {
-		p, err = DhcpPools.Get(tx, r.Pool)
+		p, err = DHCPPools.Get(tx, r.Pool)
 		return err
 	})
 	switch {
@@ -141,7 +141,7 @@ func RequestLease(ctx context.Context, y *book.Book, j *book.Judge, r LeaseReque
 }
 
 // newLease is a lease without an address: who asks for one, and where.
-func newLease(y *book.Book, n modes.Network, p DHCPPool, r LeaseRequest) (l DHCPLease, err error) {
+func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease, err error) {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
 		return l, err
@@ -179,7 +179,7 @@ func newLease(y *book.Book, n modes.Network, p DHCPPool, r LeaseRequest) (l DHCP
 }
 
 // acquire asks the LAN. What is on record of the same client already is gone on with. The caller has the client's lock.
-func acquire(ctx context.Context, y *book.Book, j *book.Judge, p DHCPPool, l DHCPLease, r LeaseRequest) (got netip.Prefix, err error) {
+func acquire(ctx context.Context, y *book.Book, j *book.Judge, p DHCPPool, l DHCPLease, r Request) (got netip.Prefix, err error) {
 	wish := dhcp.Wish{Addr: r.Addr, Must: r.Addr.IsValid()}
 	old, err := lease(y, l.ID)
 	if err == nil {
@@ -246,7 +246,7 @@ func notTaken(y *book.Book, l DHCPLease) error {
 // goOn looks at what is on record of a client that asks. again: the same request, put again. A container's own lease,
 // which its name tells, is its again; a hardware address can be two containers' at once, and then it is the first
 // one's.
-func goOn(ctx context.Context, y *book.Book, j *book.Judge, old, l DHCPLease, r LeaseRequest) (again bool, err error) {
+func goOn(ctx context.Context, y *book.Book, j *book.Judge, old, l DHCPLease, r Request) (again bool, err error) {
 	if old.Phase != DHCPHeld || r.Addr.IsValid() && r.Addr != old.Given {
 		return false, nil
 	}
@@ -288,14 +288,14 @@ func giveBack(y *book.Book, tx store.Tx, l DHCPLease) error {
 
 // ReleaseGiven gives back the lease of the address that an engine speaks of, unless an endpoint still has it.
 func ReleaseGiven(y *book.Book, tx store.Tx, pool string, a netip.Addr) error {
-	p, err := DhcpPools.Get(tx, pool)
+	p, err := DHCPPools.Get(tx, pool)
 	if errors.Is(err, store.ErrNotFound) || err == nil && p.Network == "" {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return eachLease(y, tx, p.Network, func(l DHCPLease) error {
+	return eachLease(tx, p.Network, func(l DHCPLease) error {
 		if l.Given != a || l.Phase == DHCPOffered {
 			return nil
 		}
@@ -308,7 +308,7 @@ func ReleaseGiven(y *book.Book, tx store.Tx, pool string, a netip.Addr) error {
 
 // ReleaseLeasesOf gives back what an endpoint has that is buried.
 func ReleaseLeasesOf(y *book.Book, tx store.Tx, e modes.Endpoint) error {
-	return eachLease(y, tx, e.NetworkID, func(l DHCPLease) error {
+	return eachLease(tx, e.NetworkID, func(l DHCPLease) error {
 		if l.Endpoint != e.ID {
 			return nil
 		}
@@ -316,7 +316,7 @@ func ReleaseLeasesOf(y *book.Book, tx store.Tx, e modes.Endpoint) error {
 	})
 }
 
-func eachLease(y *book.Book, tx store.Tx, network string, do func(DHCPLease) error) error {
+func eachLease(tx store.Tx, network string, do func(DHCPLease) error) error {
 	leases, err := dhcpLeases.List(tx, network+"/")
 	if err != nil {
 		return err
@@ -331,11 +331,11 @@ func eachLease(y *book.Book, tx store.Tx, network string, do func(DHCPLease) err
 
 // TakeLease makes the lease of an endpoint's address the endpoint's, and its hardware address the one the server knows,
 // if it has one of its own.
-func TakeLease(y *book.Book, tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, error) {
+func TakeLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, error) {
 	if len(n.DHCP) == 0 {
 		return e, nil
 	}
-	err := eachLease(y, tx, n.ID, func(l DHCPLease) error {
+	err := eachLease(tx, n.ID, func(l DHCPLease) error {
 		for _, a := range e.Addrs {
 			if l.Phase != DHCPHeld || l.Given != a.Addr() || e.MAC != "" && l.MAC != e.MAC && l.Name == "" && l.Endpoint != "" {
 				continue
@@ -354,10 +354,10 @@ func TakeLease(y *book.Book, tx store.Tx, n modes.Network, e modes.Endpoint) (mo
 	return e, err
 }
 
-// LeaseOf is the lease that an endpoint has; ok is false when it has none.
-func LeaseOf(y *book.Book, e modes.Endpoint) (found DHCPLease, ok bool, err error) {
+// Of is the lease that an endpoint has; ok is false when it has none.
+func Of(y *book.Book, e modes.Endpoint) (found DHCPLease, ok bool, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
-		return eachLease(y, tx, e.NetworkID, func(l DHCPLease) error {
+		return eachLease(tx, e.NetworkID, func(l DHCPLease) error {
 			if l.Endpoint == e.ID {
 				found, ok = l, true
 			}
@@ -372,7 +372,7 @@ func Dress(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) er
 	if len(n.DHCP) == 0 || link.SrcName == "" {
 		return nil
 	}
-	l, ok, err := LeaseOf(y, e)
+	l, ok, err := Of(y, e)
 	if err != nil || !ok {
 		return err
 	}

@@ -28,7 +28,8 @@ type DHCPPool struct {
 	Created time.Time
 }
 
-var DhcpPools = store.Bucket[DHCPPool]{Name: "dhcp-pools"}
+// DHCPPools are the pools, by their ids.
+var DHCPPools = store.Bucket[DHCPPool]{Name: "dhcp-pools"}
 
 const dhcpPrefix = "dhcp-"
 
@@ -101,8 +102,8 @@ func RequestDHCPPool(_ context.Context, y *book.Book, r book.DHCPRequest) (p DHC
 			var b [4]byte
 			_, _ = rand.Read(b[1:]) // it never fails (crypto/rand)
 			p = DHCPPool{ID: DHCPPoolOf(netip.AddrFrom4(b)), Subnet: r.Subnet, Options: r.Options, MACs: r.MACs, Created: y.Config.Now()}
-			if _, err := DhcpPools.Get(tx, p.ID); p.ID != "" && errors.Is(err, store.ErrNotFound) {
-				return DhcpPools.Put(tx, p.ID, p)
+			if _, err := DHCPPools.Get(tx, p.ID); p.ID != "" && errors.Is(err, store.ErrNotFound) {
+				return DHCPPools.Put(tx, p.ID, p)
 			}
 		}
 	})
@@ -111,7 +112,7 @@ func RequestDHCPPool(_ context.Context, y *book.Book, r book.DHCPRequest) (p DHC
 
 // ReleaseDHCPPool forgets a pool; its leases are its network's.
 func ReleaseDHCPPool(y *book.Book, id string) error {
-	return y.Update("pool released", func(tx store.Tx) error { return DhcpPools.Delete(tx, id) })
+	return y.Update("pool released", func(tx store.Tx) error { return DHCPPools.Delete(tx, id) })
 }
 
 // CheckLAN refuses a network with pools of DHCP's that is on no LAN.
@@ -137,7 +138,7 @@ func CheckLAN(y *book.Book, m modes.Mode, n modes.Network) error {
 func checkPools(y *book.Book, m modes.Mode, n modes.Network, lan dhcp.LANPort) error {
 	return y.Config.Store.View(func(tx store.Tx) error {
 		for _, id := range n.DHCP {
-			p, err := DhcpPools.Get(tx, id)
+			p, err := DHCPPools.Get(tx, id)
 			if errors.Is(err, store.ErrNotFound) {
 				continue
 			}
@@ -162,7 +163,7 @@ func checkPools(y *book.Book, m modes.Mode, n modes.Network, lan dhcp.LANPort) e
 // BindDHCP makes the pools of a network its own. One that is not on record any more has lost its options only.
 func BindDHCP(y *book.Book, tx store.Tx, n modes.Network) error {
 	for _, id := range n.DHCP {
-		p, err := DhcpPools.Get(tx, id)
+		p, err := DHCPPools.Get(tx, id)
 		if errors.Is(err, store.ErrNotFound) {
 			p, err = DHCPPool{ID: id, Created: y.Config.Now()}, nil
 		}
@@ -170,7 +171,7 @@ func BindDHCP(y *book.Book, tx store.Tx, n modes.Network) error {
 			return err
 		}
 		p.Network = n.ID
-		if err := DhcpPools.Put(tx, id, p); err != nil {
+		if err := DHCPPools.Put(tx, id, p); err != nil {
 			return err
 		}
 	}
@@ -180,7 +181,7 @@ func BindDHCP(y *book.Book, tx store.Tx, n modes.Network) error {
 // EraseDHCP forgets the pools of a network that goes. Its leases are given back in the background.
 func EraseDHCP(y *book.Book, tx store.Tx, n modes.Network) error {
 	for _, id := range n.DHCP {
-		if err := DhcpPools.Delete(tx, id); err != nil {
+		if err := DHCPPools.Delete(tx, id); err != nil {
 			return err
 		}
 	}

@@ -41,8 +41,8 @@ func checkSix(m modes.Mode, n modes.Network, p DHCPPool) error {
 	return nil
 }
 
-// sixDuty is what is to be done about the IPv6 of a lease's link, and when; nil: nothing.
-func sixDuty(y *book.Book, l DHCPLease, now time.Time) (time.Time, duty) {
+// sixTask is what is to be done about the IPv6 of a lease's link, and when; nil: nothing.
+func sixTask(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	kind := modes.IPAMOpt(l.Options, "ipv6")
 	if kind == "none" || l.Phase != DHCPHeld || l.Endpoint == "" {
 		return time.Time{}, nil
@@ -76,7 +76,7 @@ func six(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	box, err := enter(y, l, e)
+	box, err := enter(l, e)
 	if err != nil { // not moved in yet, or about to be taken out
 		return triedSix(y, l)
 	}
@@ -100,7 +100,7 @@ func six(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	return err
 }
 
-func enter(y *book.Book, l DHCPLease, e modes.Endpoint) (*kdhcp.InnerLink, error) {
+func enter(l DHCPLease, e modes.Endpoint) (*kdhcp.InnerLink, error) {
 	mac, err := net.ParseMAC(l.MAC)
 	if err != nil {
 		return nil, err
@@ -213,7 +213,7 @@ func client6(y *book.Book, l DHCPLease, t dhcp.Transport6) *dhcp.Client6 {
 // LeaveSix gives back the IPv6 address of an endpoint that leaves its sandbox, as long as it is there: from without, nobody could. What
 // the server does not hear of expires by itself.
 func LeaveSix(ctx context.Context, y *book.Book, e modes.Endpoint) {
-	l, ok, err := LeaseOf(y, e)
+	l, ok, err := Of(y, e)
 	if err != nil || !ok || !l.Six.Lease.Addr.IsValid() || l.Six.Lease.State(y.Config.Now()) == dhcp.Expired || !core.IsNamespace(e.Sandbox) {
 		return
 	}
@@ -228,7 +228,7 @@ func LeaveSix(ctx context.Context, y *book.Book, e modes.Endpoint) {
 }
 
 func sayLeave(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint) (err error) {
-	box, err := enter(y, l, e)
+	box, err := enter(l, e)
 	if err != nil {
 		return err
 	}

@@ -24,8 +24,8 @@ const overlayPrefix = "overlay-"
 // OptOverlay names a network in the cluster.
 const OptOverlay = "overlay"
 
-// An OverlayPool is a subnet of a network of a cluster, as an engine's pool.
-type OverlayPool struct {
+// An Pool is a subnet of a network of a cluster, as an engine's pool.
+type Pool struct {
 	ID     string
 	Subnet netip.Prefix
 	// Gateway is the network's; invalid while there is no such network: then it is the engine's to say.
@@ -35,8 +35,8 @@ type OverlayPool struct {
 // IsOverlay says whether a pool is one of an overlay network.
 func IsOverlay(pool string) bool { return strings.HasPrefix(pool, overlayPrefix) }
 
-// OverlayPoolID is the id of an overlay network's pool.
-func OverlayPoolID(name string, subnet netip.Prefix) string {
+// PoolID is the id of an overlay network's pool.
+func PoolID(name string, subnet netip.Prefix) string {
 	return overlayPrefix + name + "@" + subnet.String()
 }
 
@@ -77,7 +77,7 @@ func ParseOverlay(always bool, ipRange string, opts map[string]string) (name str
 
 // RequestOverlayPool is the subnet of a network of the cluster: the one that it has, or, if it is not there yet, the
 // one that is named.
-func RequestOverlayPool(ctx context.Context, y *book.Book, name, subnet string, v6 bool) (p OverlayPool, err error) {
+func RequestOverlayPool(ctx context.Context, y *book.Book, name, subnet string, v6 bool) (p Pool, err error) {
 	if y.Config.Fabric == nil {
 		return p, fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
 	}
@@ -90,7 +90,7 @@ func RequestOverlayPool(ctx context.Context, y *book.Book, name, subnet string, 
 	}
 	o, err := y.Config.Fabric.Find(ctx, modes.Overlay{Name: name})
 	if errors.Is(err, modes.ErrNoOverlay) && want.IsValid() {
-		return OverlayPool{ID: OverlayPoolID(name, want), Subnet: want}, nil
+		return Pool{ID: PoolID(name, want), Subnet: want}, nil
 	}
 	if errors.Is(err, modes.ErrNoOverlay) {
 		return p, fmt.Errorf("overlay=%s: it is not in the cluster yet, so the first of its hosts has to say its --subnet", name)
@@ -105,7 +105,7 @@ func RequestOverlayPool(ctx context.Context, y *book.Book, name, subnet string, 
 		}
 		has = append(has, s.Pool)
 		if !want.IsValid() || want == s.Pool {
-			return OverlayPool{ID: OverlayPoolID(name, s.Pool), Subnet: s.Pool, Gateway: s.Gateway}, nil
+			return Pool{ID: PoolID(name, s.Pool), Subnet: s.Pool, Gateway: s.Gateway}, nil
 		}
 	}
 	if len(has) == 0 {

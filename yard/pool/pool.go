@@ -100,7 +100,7 @@ func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a
 		case overlay.IsOverlay(r.Pool):
 			a, err = overlay.RequestClaim(ctx, y.Book, r)
 		case lease.IsDHCP(r.Pool):
-			a, err = lease.RequestLease(ctx, y.Book, j, lease.LeaseRequest{AddressRequest: r})
+			a, err = lease.RequestLease(ctx, y.Book, j, lease.Request{AddressRequest: r})
 			return err
 		default:
 			a, err = requestOwn(y, r)
@@ -172,7 +172,7 @@ func networkOf(y *yard.Yard, tx store.Tx, pool string) (network string, err erro
 		}
 		return "", err
 	case lease.IsDHCP(pool):
-		p, err := lease.DhcpPools.Get(tx, pool)
+		p, err := lease.DHCPPools.Get(tx, pool)
 		if errors.Is(err, store.ErrNotFound) {
 			return "", nil
 		}

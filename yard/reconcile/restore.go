@@ -49,7 +49,7 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	if err := enforce.Enforce(ctx, y.Book); err != nil { // what could be done is done: better closed than not started
 		y.Config.Log.Error("enforce policy", "err", err)
 	}
-	if err := loadFirewall(y, keepStrays); err != nil || keepStrays { //nolint:contextcheck // nobody waits for it
+	if err := loadFirewall(y, keepStrays); err != nil || keepStrays {
 		return err
 	}
 	return Prune(ctx, y)

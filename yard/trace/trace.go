@@ -24,7 +24,7 @@ var ErrQuestion = errors.New("bad question")
 // Host is how a trace names the host as a client.
 const Host = "host"
 
-// A Follow says what a packet meets on its way.
+// A Trace says what a packet meets on its way.
 type Trace struct {
 	// Steps are in the order of the way.
 	Steps []string `json:"steps"`
