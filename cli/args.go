@@ -28,9 +28,9 @@ const (
 	helpWord       = "help"
 )
 
-// arrange brings the arguments into the order that urfave wants, which stops looking for flags at the first argument: netyard's
-// own flags, the command, its flags, its arguments. It turns help COMMAND into COMMAND --help; urfave's own help command knows
-// nothing of commands of commands, and takes a container called help for itself.
+// arrange brings the arguments into the order that urfave wants, which stops looking for flags at the first argument:
+// netyard's own flags, the command, its flags, its arguments. It turns help COMMAND into COMMAND --help; urfave's own
+// help command knows nothing of commands of commands, and takes a container called help for itself.
 func arrange(app *cli.App, args []string) []string {
 	if args[len(args)-1] == completionFlag {
 		return args // half a command line
@@ -203,8 +203,8 @@ func unknown(c *cli.Context, kind, word string, known []string) error {
 	return usagef(c, "unknown %s %q; see %s --help", kind, word, c.Command.HelpName)
 }
 
-// near is the known word that a typing error most likely meant; empty when none is close. It measures as urfave's suggestions do,
-// which have something to suggest for every word.
+// near is the known word that a typing error most likely meant; empty when none is close. It measures as urfave's
+// suggestions do, which have something to suggest for every word.
 func near(word string, known []string) string {
 	const boost, prefix, alike = 0.7, 4, 0.8
 	best, closest := "", alike

@@ -76,7 +76,8 @@ func networkAttach() *cli.Command {
 	}
 }
 
-// printDockerCreate prints the command that gives Docker a network of the cluster. With all its subnets: or Docker would take no --ip.
+// printDockerCreate prints the command that gives Docker a network of the cluster. With all its subnets: or Docker
+// would take no --ip.
 func printDockerCreate(c *cli.Context, name string) error {
 	all, err := client(c).Overlays(c.Context)
 	if err != nil {

@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 	}})
 }
 
-// TestScripts runs testdata/*.txtar. Beside testscript's own commands there are: daemon NAME, which starts the fake daemon of that
-// name (see worlds), and exit CODE netyard …, which runs netyard and checks its exit code.
+// TestScripts runs testdata/*.txtar. Beside testscript's own commands there are: daemon NAME, which starts the fake
+// daemon of that name (see worlds), and exit CODE netyard …, which runs netyard and checks its exit code.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -183,7 +183,8 @@ func someFindings() []book.Finding {
 	}
 }
 
-// startDaemon serves a world on the script's admin socket until the script ends, and writes down the requests in the file requests.
+// startDaemon serves a world on the script's admin socket until the script ends, and writes down the requests in the
+// file requests.
 func startDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: daemon WORLD")

@@ -98,7 +98,8 @@ func (p Program) clusterDoctor() *cli.Command {
 	})
 }
 
-// few addresses in store are worth a word while there are no others, and a write that takes slowWrite, milliseconds, is.
+// few addresses in store are worth a word while there are no others, and a write that takes slowWrite, milliseconds,
+// is.
 const few, slowWrite = 4, 500
 
 func pace(worst float64) string {

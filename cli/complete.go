@@ -42,8 +42,8 @@ func completionCommand() *cli.Command {
 	}
 }
 
-// complete offers words for a command's first argument, beside its flags. Words that a shell could take for more than words are
-// left out.
+// complete offers words for a command's first argument, beside its flags. Words that a shell could take for more than
+// words are left out.
 func complete(words func(*cli.Context) []string) cli.BashCompleteFunc {
 	plain := regexp.MustCompile(`^[\w.-]+$`)
 	return func(c *cli.Context) {

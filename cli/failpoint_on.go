@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// failpoint kills the daemon at the step that the file named by NETYARD_FAILPOINT has in it, once: the file goes first, so
-// that the next daemon lives. With "hold" before the step the daemon stands still there instead: the file gets the ending
-// .held, and what came to the step goes on when that is gone. For crash tests only.
+// failpoint kills the daemon at the step that the file named by NETYARD_FAILPOINT has in it, once: the file goes first,
+// so that the next daemon lives. With "hold" before the step the daemon stands still there instead: the file gets the
+// ending .held, and what came to the step goes on when that is gone. For crash tests only.
 func failpoint() func(string) {
 	file := os.Getenv("NETYARD_FAILPOINT")
 	if file == "" {

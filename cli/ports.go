@@ -40,8 +40,8 @@ func stateOf(p api.Port) string {
 	return p.State + ": " + p.Owner
 }
 
-// hostCell is where a port is published: on the host, or at another port of the container's own address. One that is the same port of
-// that address is nowhere else.
+// hostCell is where a port is published: on the host, or at another port of the container's own address. One that is
+// the same port of that address is nowhere else.
 func hostCell(p api.Port) string {
 	if p.Routed && p.HostPort == p.Port {
 		return ""

@@ -267,8 +267,8 @@ func layout(lines [][]string, fits []fit, width int) func([]string) string {
 	}
 }
 
-// narrow makes columns fit: it cuts those that may be cut; when that is not enough it takes away one after the other, in the
-// order they go; and in the end it cuts what is left. A column that is gone has width 0.
+// narrow makes columns fit: it cuts those that may be cut; when that is not enough it takes away one after the other,
+// in the order they go; and in the end it cuts what is left. A column that is gone has width 0.
 func narrow(widths []int, fits []fit, width int) []int {
 	widths = slices.Clone(widths)
 	for {

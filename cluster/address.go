@@ -26,9 +26,9 @@ func (*TakenError) Unwrap() error { return ErrTaken }
 
 func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }
 
-// Hold makes a host's claims to addresses of a network what they are to be, all or none: those that are free, and those that it has
-// already, whatever for. It is the only way to an address, so no two hosts have one. A host that is not on the network, or was taken
-// out, gets none. At most MaxHold at once.
+// Hold makes a host's claims to addresses of a network what they are to be, all or none: those that are free, and those
+// that it has already, whatever for. It is the only way to an address, so no two hosts have one. A host that is not on
+// the network, or was taken out, gets none. At most MaxHold at once.
 func (c *Client) Hold(ctx context.Context, m Member, want ...Address) error {
 	if len(want) > MaxHold {
 		return fmt.Errorf("claim %d addresses: at most %d at once", len(want), MaxHold)

@@ -18,8 +18,8 @@ type Peer struct {
 // A PeerChange is a peer that came, went, or became another; the zero Peer: none.
 type PeerChange struct{ Old, New Peer }
 
-// A Book works out who the peers of a network are, for one host, from records as they change. It touches nothing. Only one goroutine at a
-// time may use it.
+// A Book works out who the peers of a network are, for one host, from records as they change. It touches nothing. Only
+// one goroutine at a time may use it.
 type Book struct {
 	self    string
 	net     Network
@@ -177,8 +177,8 @@ func (b *Book) judge(a netip.Addr) (p Peer, why string) {
 	return Peer{a, rec.MAC, at}, ""
 }
 
-// reach is where a host takes frames of the network, or why it does not: only one of several hosts of one key has it, the first by id, and
-// none that has this host's.
+// reach is where a host takes frames of the network, or why it does not: only one of several hosts of one key has it,
+// the first by id, and none that has this host's.
 func (b *Book) reach(h *Host) (at netip.Addr, why string) {
 	if !b.net.Encrypted {
 		return h.VTEP, ""
@@ -194,7 +194,8 @@ func (b *Book) reach(h *Host) (at netip.Addr, why string) {
 	return h.Tunnel(), ""
 }
 
-// Clear are the names of hosts of an encrypted network that this one does not encrypt for, so that they are none of its peers.
+// Clear are the names of hosts of an encrypted network that this one does not encrypt for, so that they are none of its
+// peers.
 func (b *Book) Clear() (names []string) {
 	for host, on := range b.members {
 		h := b.hosts[host]
@@ -233,8 +234,8 @@ func (b *Book) usable(a netip.Addr) bool {
 	return ok
 }
 
-// ownerOf is the one host that a hardware address leads to, if several say that it is theirs: this one, or the first by id, so that all
-// hosts think the same.
+// ownerOf is the one host that a hardware address leads to, if several say that it is theirs: this one, or the first by
+// id, so that all hosts think the same.
 func (b *Book) ownerOf(mac MAC) (owner string) {
 	for a := range b.byMAC[mac] {
 		host := b.addrs[a].Host
@@ -264,7 +265,8 @@ func (b *Book) Peers() map[netip.Addr]Peer { return maps.Clone(b.peers) }
 // Refused are the addresses that somebody has and that are no peers, and why.
 func (b *Book) Refused() map[netip.Addr]string { return maps.Clone(b.refused) }
 
-// VTEPs are where the other hosts take frames of the network: whoever else sends some is nobody. Nor is who says that he has this host's.
+// VTEPs are where the other hosts take frames of the network: whoever else sends some is nobody. Nor is who says that
+// he has this host's.
 func (b *Book) VTEPs() (all []netip.Addr) {
 	self := b.hosts[b.self]
 	for host, on := range b.members {

@@ -90,8 +90,8 @@ func TestBook(t *testing.T) {
 	}
 }
 
-// TestBookInAnyOrder: after any changes in any order the peers are those that a new Book has of what is there in the end, and the
-// changes told add up to them.
+// TestBookInAnyOrder: after any changes in any order the peers are those that a new Book has of what is there in the
+// end, and the changes told add up to them.
 func TestBookInAnyOrder(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(200) {

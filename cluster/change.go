@@ -35,8 +35,8 @@ type decision struct {
 	lease clientv3.LeaseID
 }
 
-// change reads keys, has a decision made, and writes it if the keys are still as they were; if not, it starts again. inUse is the error
-// if a prefix that must be empty is not.
+// change reads keys, has a decision made, and writes it if the keys are still as they were; if not, it starts again.
+// inUse is the error if a prefix that must be empty is not.
 func (c *Client) change(ctx context.Context, act string, keys []string, decide func(map[string]held) (decision, error)) error {
 	for range races {
 		found, err := c.read(ctx, act, keys)

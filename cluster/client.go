@@ -22,7 +22,8 @@ const (
 	// callTime bounds one exchange with etcd. An engine's request has a few of them and 9 s.
 	callTime = 3 * time.Second
 
-	// The connection is tried again often: with gRPC's own pauses, of up to two minutes, a watch needed 40 s after an outage of 150 s.
+	// The connection is tried again often: with gRPC's own pauses, of up to two minutes, a watch needed 40 s after an
+	// outage of 150 s.
 	firstPause, longestPause = 200 * time.Millisecond, 2 * time.Second
 	// A peer that says nothing is asked, or a connection through a dead router would be trusted until TCP gives up.
 	pingEvery, pingTime = 5 * time.Second, 3 * time.Second
@@ -91,7 +92,8 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// dial makes the connection, or what becomes one. With a user it asks etcd for a token, so it can fail while etcd is away.
+// dial makes the connection, or what becomes one. With a user it asks etcd for a token, so it can fail while etcd is
+// away.
 func (c *Client) dial(ctx context.Context) (*clientv3.Client, error) {
 	c.dialing.Lock()
 	defer c.dialing.Unlock()
@@ -122,8 +124,9 @@ func (c *Client) dial(ctx context.Context) (*clientv3.Client, error) {
 	return c.conn, err
 }
 
-// hangUp gives up a connection that may hold a token of an etcd from before it started again: with one in hand etcd 3.4 gives no other, and
-// the client asks on and on. The next call makes a new one, and what watched by this one reads everything again.
+// hangUp gives up a connection that may hold a token of an etcd from before it started again: with one in hand etcd 3.4
+// gives no other, and the client asks on and on. The next call makes a new one, and what watched by this one reads
+// everything again.
 func (c *Client) hangUp(conn *clientv3.Client) {
 	c.dialing.Lock()
 	defer c.dialing.Unlock()
@@ -133,8 +136,9 @@ func (c *Client) hangUp(conn *clientv3.Client) {
 	}
 }
 
-// connect is gRPC's way to a member of etcd, and notes why there is none: gRPC itself only says that time was up. Behind a connection that
-// is not the first may be an etcd from a backup, whose revisions say nothing once other hosts have written to it.
+// connect is gRPC's way to a member of etcd, and notes why there is none: gRPC itself only says that time was up.
+// Behind a connection that is not the first may be an etcd from a backup, whose revisions say nothing once other hosts
+// have written to it.
 func (c *Client) connect(ctx context.Context, addr string) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -255,8 +259,8 @@ func silent(err error) bool {
 	return code == codes.Unavailable || code == codes.DeadlineExceeded
 }
 
-// answered notes a revision that etcd said to a question that was asked when it had said another before. A lesser one says that etcd
-// went back in time: it was restored from a backup.
+// answered notes a revision that etcd said to a question that was asked when it had said another before. A lesser one
+// says that etcd went back in time: it was restored from a backup.
 func (c *Client) answered(before, revision int64) {
 	c.mu.Lock()
 	back := revision < before
@@ -279,7 +283,8 @@ func (c *Client) ours() (clientv3.Cmp, error) {
 	return clientv3.Compare(clientv3.Value(c.prefix+metaKey), "=", c.meta), nil
 }
 
-// txn does ops if the comparisons hold, in this host's cluster; ok says whether they did. In another cluster it is ErrOther.
+// txn does ops if the comparisons hold, in this host's cluster; ok says whether they did. In another cluster it is
+// ErrOther.
 func (c *Client) txn(ctx context.Context, act string, cmps []clientv3.Cmp, ops []clientv3.Op) (resp *clientv3.TxnResponse, ok bool, err error) {
 	ours, err := c.ours()
 	if err != nil {

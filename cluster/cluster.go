@@ -1,8 +1,10 @@
-// Package cluster is what the hosts of an overlay know of each other: typed records in etcd, which they claim, publish and follow.
+// Package cluster is what the hosts of an overlay know of each other: typed records in etcd, which they claim, publish
+// and follow.
 //
-// What is in etcd was written by others. A record counts only if it is one of the known kinds, within bounds, and agrees with its key
-// (Decode); nothing of it reaches a shell or the name of a file. The packets of running containers never wait for etcd: a Mirror keeps
-// what it has seen while etcd is away, and a copy of it in the host's own file for a boot without etcd.
+// What is in etcd was written by others. A record counts only if it is one of the known kinds, within bounds, and
+// agrees with its key (Decode); nothing of it reaches a shell or the name of a file. The packets of running containers
+// never wait for etcd: a Mirror keeps what it has seen while etcd is away, and a copy of it in the host's own file for
+// a boot without etcd.
 package cluster
 
 import "errors"

@@ -20,14 +20,16 @@ type Config struct {
 	Endpoints []string `yaml:"endpoints,omitempty"`
 	// CA has the certificates that etcd's are signed by; empty: those the host trusts.
 	CA string `yaml:"ca,omitempty"`
-	// Cert and Key are the host's own, by which etcd knows it. They are read anew for each connection, so they can be renewed in place.
+	// Cert and Key are the host's own, by which etcd knows it. They are read anew for each connection, so they can be
+	// renewed in place.
 	Cert string `yaml:"cert,omitempty"`
 	Key  string `yaml:"key,omitempty"`
 	User string `yaml:"user,omitempty"`
 	// PasswordFile has the user's password. It is in no configuration, since that is printed.
 	PasswordFile string `yaml:"password_file,omitempty"`
 	Prefix       string `yaml:"prefix,omitempty"`
-	// Insecure allows endpoints without TLS: whoever can change a packet on the way can then send containers' traffic anywhere.
+	// Insecure allows endpoints without TLS: whoever can change a packet on the way can then send containers' traffic
+	// anywhere.
 	Insecure bool `yaml:"insecure,omitempty"`
 }
 
@@ -72,14 +74,16 @@ func (c Config) Check() error {
 	return nil
 }
 
-// tls is nil for endpoints without. Of a certificate that is not believed told hears: gRPC only says that there is no connection.
+// tls is nil for endpoints without. Of a certificate that is not believed told hears: gRPC only says that there is no
+// connection.
 func (c Config) tls(told func(error)) (*tls.Config, error) {
 	if !strings.HasPrefix(c.Endpoints[0], "https:") {
 		return nil, nil //nolint:nilnil // none is an answer
 	}
 	t := &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		// The certificate is verified, by the roots as they are at the moment: what crypto/tls does with RootCAs, which it would keep.
+		// The certificate is verified, by the roots as they are at the moment: what crypto/tls does with RootCAs, which
+		// it would keep.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			err := c.verify(s)
@@ -126,8 +130,8 @@ func (c Config) roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// verify is what crypto/tls does, for an etcd that is one of the endpoints. A connection to an address has no name of a server
-// (hostnameInSNI, crypto/tls): then the certificate has to be for the address of one of them.
+// verify is what crypto/tls does, for an etcd that is one of the endpoints. A connection to an address has no name of a
+// server (hostnameInSNI, crypto/tls): then the certificate has to be for the address of one of them.
 func (c Config) verify(s tls.ConnectionState) error {
 	roots, err := c.roots()
 	if err != nil {

@@ -25,7 +25,8 @@ type Server struct {
 	// Leads is whether it knows of a leader.
 	Leads    bool
 	Revision int64
-	// Size is that of its file, and Quota what it may become, bytes; servers before 3.6 do not say a quota, and then it is etcd's own default.
+	// Size is that of its file, and Quota what it may become, bytes; servers before 3.6 do not say a quota, and then it
+	// is etcd's own default.
 	Size, Quota int64
 }
 
@@ -93,7 +94,8 @@ func (c *Client) server(ctx context.Context, endpoint string) Server {
 // usualQuota is that of an etcd that was told none, bytes (DefaultQuotaBytes, server/storage/quota.go).
 const usualQuota = 2 << 30
 
-// writes is how long etcd takes to have something on its disks: a lease is granted, which is written as a key is, and leaves none.
+// writes is how long etcd takes to have something on its disks: a lease is granted, which is written as a key is, and
+// leaves none.
 func (c *Client) writes(ctx context.Context) (time.Duration, error) {
 	const times = 5
 	var took []time.Duration

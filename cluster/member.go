@@ -19,8 +19,8 @@ func NewID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// Enter finds the cluster in etcd, or founds it as want says. A host that belongs to one already gives its id in want, and gets that one
-// or ErrOther: an etcd that lost its data must not make it drop what it has.
+// Enter finds the cluster in etcd, or founds it as want says. A host that belongs to one already gives its id in want,
+// and gets that one or ErrOther: an etcd that lost its data must not make it drop what it has.
 func (c *Client) Enter(ctx context.Context, want Meta) (Meta, error) {
 	const act = "enter the cluster"
 	key := c.prefix + metaKey
@@ -89,7 +89,8 @@ func (h Host) claims() []*Claim {
 	return []*Claim{{claimHostname, h.Name, h.ID}, {claimVTEP, formatAddr(h.VTEP), h.ID}}
 }
 
-// Join makes the host a member, or its record what it is now. Its name and its address are its own: somebody else's are refused.
+// Join makes the host a member, or its record what it is now. Its name and its address are its own: somebody else's are
+// refused.
 func (c *Client) Join(ctx context.Context, h Host) error {
 	own, tomb := h.Key(), Tomb{Host: h.ID}.Key()
 	keys := []string{own, tomb}
@@ -143,8 +144,8 @@ func by(c *Claim) string {
 	return " by " + c.ID[:12]
 }
 
-// Forget takes a host out: what it had is free, and it will not go on with it when it comes back. It can be said again, should it not
-// have got to its end.
+// Forget takes a host out: what it had is free, and it will not go on with it when it comes back. It can be said again,
+// should it not have got to its end.
 func (c *Client) Forget(ctx context.Context, host, by string) error {
 	act := "forget host " + host[:min(len(host), 12)]
 	own, tomb := Host{ID: host}.Key(), &Tomb{Host: host, By: by}
@@ -210,8 +211,8 @@ func (c *Client) Return(ctx context.Context, host string) error {
 	return c.drop(ctx, "return to the cluster", Tomb{Host: host}.Key(), func(Record) bool { return true })
 }
 
-// CreateNetwork makes a network, with a number that nobody has. If the name is there already, that network is the answer, unless it
-// differs from what is asked for: then the error names both. Without subnets it is only looked for.
+// CreateNetwork makes a network, with a number that nobody has. If the name is there already, that network is the
+// answer, unless it differs from what is asked for: then the error names both. Without subnets it is only looked for.
 func (c *Client) CreateNetwork(ctx context.Context, n Network) (Network, error) {
 	if err := checkName("name", n.Name); err != nil {
 		return n, fmt.Errorf("create network: %w", err)
@@ -343,8 +344,8 @@ func (c *Client) JoinNetwork(ctx context.Context, m Member) error {
 	})
 }
 
-// LeaveNetwork gives up the addresses that a host has on a network, and says that it is not on it any more. In this order: who is still
-// on it can leave again.
+// LeaveNetwork gives up the addresses that a host has on a network, and says that it is not on it any more. In this
+// order: who is still on it can leave again.
 func (c *Client) LeaveNetwork(ctx context.Context, m Member) error {
 	all, err := c.List(ctx, addrKind+"/"+m.Network+"/")
 	if err != nil {

@@ -70,7 +70,8 @@ type MirrorStatus struct {
 	Reason string
 }
 
-// NewMirror makes a Mirror of the records whose keys begin with prefix. apply is told of changes, in order, from within Run.
+// NewMirror makes a Mirror of the records whose keys begin with prefix. apply is told of changes, in order, from within
+// Run.
 func (c *Client) NewMirror(log *slog.Logger, prefix string, apply func([]Change)) *Mirror {
 	m := &Mirror{
 		c: c, log: log.With("of", prefix), prefix: prefix, apply: apply, compare: compareEvery, mercy: mercy, doubt: make(chan struct{}, 1),
@@ -107,7 +108,8 @@ func (m *Mirror) Get(key string) Record {
 	return m.kept[key].Record
 }
 
-// Has says whether etcd has a record under a key. One that an etcd from an old backup has not stays for a while all the same.
+// Has says whether etcd has a record under a key. One that an etcd from an old backup has not stays for a while all the
+// same.
 func (m *Mirror) Has(key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -23,8 +23,8 @@ func (c *Client) DropNetwork(ctx context.Context, id string) error {
 	return nil
 }
 
-// PutBack makes the record of a network again that a host has and etcd has not: it was dropped as the host joined, or an old backup lacks
-// it. A name or a number that is another's by now is refused.
+// PutBack makes the record of a network again that a host has and etcd has not: it was dropped as the host joined, or
+// an old backup lacks it. A name or a number that is another's by now is refused.
 func (c *Client) PutBack(ctx context.Context, n Network) error {
 	claims := []*Claim{{claimNetname, n.Name, n.ID}, {claimVNI, fmt.Sprintf("%06x", n.VNI), n.ID}}
 	keys := []string{n.Key()}

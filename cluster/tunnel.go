@@ -12,7 +12,8 @@ import (
 // keyLen is the length of a WireGuard key: a point of Curve25519 (RFC 7748, section 5).
 const keyLen = 32
 
-// A PublicKey is what others know a host's WireGuard by, as wg(8) writes it; empty: it has none. As text it can be compared.
+// A PublicKey is what others know a host's WireGuard by, as wg(8) writes it; empty: it has none. As text it can be
+// compared.
 type PublicKey string
 
 // Bytes is the key as the kernel takes it.
@@ -52,8 +53,9 @@ func (h Host) checkTunnel() error {
 // TunnelBits is the length of the prefix that the hosts' addresses inside WireGuard have in common.
 const TunnelBits = 64
 
-// Tunnel is the host's address inside WireGuard. It follows from the host's id, which is random: nobody claims it, so no record can claim
-// another host's. The prefix is a unique local one (RFC 4193), the same for all clusters, since it is on no other link than the tunnel.
+// Tunnel is the host's address inside WireGuard. It follows from the host's id, which is random: nobody claims it, so
+// no record can claim another host's. The prefix is a unique local one (RFC 4193), the same for all clusters, since it
+// is on no other link than the tunnel.
 func (h Host) Tunnel() netip.Addr {
 	const half = TunnelBits / 8
 	prefix, own := sha256.Sum256([]byte("netyard tunnel")), sha256.Sum256([]byte("netyard tunnel of host "+h.ID))

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestTunnel: a host's address inside WireGuard follows from its id and nothing else, so that all hosts have it alike, for good.
+// TestTunnel: a host's address inside WireGuard follows from its id and nothing else, so that all hosts have it alike,
+// for good.
 func TestTunnel(t *testing.T) {
 	t.Parallel()
 	one, two := *hostOf(1), *hostOf(2)
@@ -20,8 +21,8 @@ func TestTunnel(t *testing.T) {
 	}
 }
 
-// TestBookEncrypted: the peers of an encrypted network are at their hosts' addresses inside WireGuard; a host without a key, or with
-// another's, is none.
+// TestBookEncrypted: the peers of an encrypted network are at their hosts' addresses inside WireGuard; a host without a
+// key, or with another's, is none.
 func TestBookEncrypted(t *testing.T) {
 	t.Parallel()
 	net := blue()

@@ -1,6 +1,7 @@
-// Package cni is what the plugin that a CNI runtime starts and the daemon say to each other: one request and one answer, JSON on a unix
-// socket, and with the request an open descriptor of the container's network namespace (SCM_RIGHTS, unix(7)). A path would not do: the
-// daemon may see other mounts than the runtime, and a process may be another one by the time it looks.
+// Package cni is what the plugin that a CNI runtime starts and the daemon say to each other: one request and one
+// answer, JSON on a unix socket, and with the request an open descriptor of the container's network namespace
+// (SCM_RIGHTS, unix(7)). A path would not do: the daemon may see other mounts than the runtime, and a process may be
+// another one by the time it looks.
 //
 // The plugin knows nothing of networks, so that a new daemon needs no new plugin, and one that starts in a moment.
 package cni
@@ -22,7 +23,8 @@ const (
 	SocketName = "cni.sock"
 	// DefaultSocket is where it is unless the network configuration says otherwise ("socket").
 	DefaultSocket = "/run/netyard/" + SocketName
-	// Deadline is how long a runtime waits for an answer at most. nerdctl holds a lock over all containers of the host meanwhile.
+	// Deadline is how long a runtime waits for an answer at most. nerdctl holds a lock over all containers of the host
+	// meanwhile.
 	Deadline = 10 * time.Second
 	// MaxRequest bounds a request; a network configuration is some kilobytes.
 	MaxRequest = 1 << 20
@@ -84,8 +86,8 @@ func errAway(socket string) error {
 
 // Call sends a request to the daemon and waits for the answer, until the deadline. netns may be nil.
 //
-// It waits in plain system calls: what package net needs to wait for many at once, a process that lives for one call would spend a
-// good part of its life on.
+// It waits in plain system calls: what package net needs to wait for many at once, a process that lives for one call
+// would spend a good part of its life on.
 func Call(deadline time.Time, socket string, r Request, netns *os.File) (json.RawMessage, error) {
 	raw, err := json.Marshal(r)
 	if err != nil {
@@ -135,7 +137,8 @@ func connect(deadline time.Time, socket string) (int, error) {
 	return fd, nil
 }
 
-// again repeats a call that a signal interrupted: Go sends itself some. What is not ready by then has taken too long (socket(7), SO_RCVTIMEO).
+// again repeats a call that a signal interrupted: Go sends itself some. What is not ready by then has taken too long
+// (socket(7), SO_RCVTIMEO).
 func again(call func() error) error {
 	for {
 		switch err := call(); {

@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// TestCall: a request arrives as it was sent, with the file; a refusal comes back as one; and nobody at home is said in one line.
+// TestCall: a request arrives as it was sent, with the file; a refusal comes back as one; and nobody at home is said in
+// one line.
 func TestCall(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), SocketName)
@@ -95,7 +96,8 @@ func TestTombstones(t *testing.T) {
 	}
 }
 
-// TestInstall: nerdctl's own default network steps aside and comes back; another's network of the same name is left alone.
+// TestInstall: nerdctl's own default network steps aside and comes back; another's network of the same name is left
+// alone.
 func TestInstall(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "net.d")

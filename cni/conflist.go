@@ -32,8 +32,8 @@ type Conflist struct {
 	// Versions are for runtimes that know of more than one (CNI 1.1.0).
 	Versions []string `json:"cniVersions,omitempty"`
 	Name     string   `json:"name"`
-	// Labels show in nerdctl network inspect. There is no nerdctlID: with one, nerdctl network prune would delete networks that stopped
-	// containers need, and nerdctl network rm those that netyard has.
+	// Labels show in nerdctl network inspect. There is no nerdctlID: with one, nerdctl network prune would delete
+	// networks that stopped containers need, and nerdctl network rm those that netyard has.
 	Labels  map[string]string `json:"nerdctlLabels,omitempty"`
 	Plugins []Plugin          `json:"plugins"`
 }
@@ -83,8 +83,8 @@ func New(name, network, id, mode, socket string, ranges []Range) Conflist {
 	return c
 }
 
-// Install writes the configuration for runtimes to find, at once: one file that cannot be parsed breaks every command of nerdctl's. The
-// name puts it behind those of a cluster, which takes the first one of all for its own.
+// Install writes the configuration for runtimes to find, at once: one file that cannot be parsed breaks every command
+// of nerdctl's. The name puts it behind those of a cluster, which takes the first one of all for its own.
 func (c Conflist) Install(dir string) (path string, err error) {
 	path = filepath.Join(dir, "netyard-"+c.Name+confSuffix)
 	others, err := list(dir)
@@ -164,7 +164,8 @@ func list(dir string) (all []Installed, err error) {
 	return all, nil
 }
 
-// Uninstall removes the configurations of a network of netyard's and returns what it removed; nerdctl's own default network comes back.
+// Uninstall removes the configurations of a network of netyard's and returns what it removed; nerdctl's own default
+// network comes back.
 func Uninstall(dir, network string) (paths []string, err error) {
 	all, err := List(dir)
 	if err != nil {

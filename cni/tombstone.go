@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TombstoneDir is where what was deleted while the daemon was away is written down, beside its socket. A reboot takes it away, and
-// the containers with it.
+// TombstoneDir is where what was deleted while the daemon was away is written down, beside its socket. A reboot takes
+// it away, and the containers with it.
 func TombstoneDir(socket string) string { return filepath.Join(filepath.Dir(socket), "tombstones") }
 
 // A Tombstone says that a runtime deleted an attachment and the daemon did not hear of it.

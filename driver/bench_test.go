@@ -10,8 +10,8 @@ import (
 	"github.com/vishvananda/netlink" //nolint:depguard // the bare calls that the driver is measured against
 )
 
-// BenchmarkEndpoint is what an engine waits for when a container starts and stops: the calls over the socket, records and all,
-// beside the bare netlink calls that have to be made for it. Each iteration is a new endpoint.
+// BenchmarkEndpoint is what an engine waits for when a container starts and stops: the calls over the socket, records
+// and all, beside the bare netlink calls that have to be made for it. Each iteration is a new endpoint.
 func BenchmarkEndpoint(b *testing.B) {
 	b.Run("join/netyard", func(b *testing.B) {
 		e := newBench(b)
@@ -79,8 +79,9 @@ func (e bench) stop(i int) {
 	e.ok("NetworkDriver.DeleteEndpoint", body)
 }
 
-// BenchmarkPublish is what an engine waits for when a container with published ports starts and stops: one port, and twenty thousand in two
-// ranges, which an engine names one by one, in the endpoint's options and again when the container gets its way out.
+// BenchmarkPublish is what an engine waits for when a container with published ports starts and stops: one port, and
+// twenty thousand in two ranges, which an engine names one by one, in the endpoint's options and again when the
+// container gets its way out.
 func BenchmarkPublish(b *testing.B) {
 	ports := func(first, last int, protos ...int) string {
 		var all []string

@@ -105,7 +105,8 @@ func dockerChooses(p netip.Prefix) bool {
 	return large || small
 }
 
-// numberedZero matches the names an engine can give: it numbers a prefix, from 0 up, and a plugin only tells the prefix.
+// numberedZero matches the names an engine can give: it numbers a prefix, from 0 up, and a plugin only tells the
+// prefix.
 var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 
 // endpoint reads what an engine says of an endpoint of a network of that mode.
@@ -209,8 +210,8 @@ func portMap(given options) (ports []port, err error) {
 	return ports, nil
 }
 
-// joined is a link in an engine's words. The gateway service would give the container a second interface, on docker_gwbridge,
-// whenever no network of its has a gateway: never for ours.
+// joined is a link in an engine's words. The gateway service would give the container a second interface, on
+// docker_gwbridge, whenever no network of its has a gateway: never for ours.
 func joined(l modes.Link) joinAnswer {
 	a := joinAnswer{DisableGatewayService: true}
 	if l.SrcName != "" {

@@ -9,7 +9,8 @@ import (
 	"github.com/vishvananda/netlink" //nolint:depguard // the bare calls that the driver is measured against
 )
 
-// BenchmarkLANEndpoint is BenchmarkEndpoint's start of a container in mode macvlan, and in mode ipvlan where the kernel has it.
+// BenchmarkLANEndpoint is BenchmarkEndpoint's start of a container in mode macvlan, and in mode ipvlan where the kernel
+// has it.
 func BenchmarkLANEndpoint(b *testing.B) {
 	for _, mode := range []string{"macvlan", "ipvlan"} {
 		b.Run("mode="+mode+"/join/netyard", func(b *testing.B) {

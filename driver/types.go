@@ -41,7 +41,8 @@ type (
 	gwAllocCheck struct{ Options map[string]any }
 )
 
-// options are an endpoint's, each as it came: an engine names every single port of a range, and tells them all to calls that do not ask.
+// options are an endpoint's, each as it came: an engine names every single port of a range, and tells them all to calls
+// that do not ask.
 type options map[string]json.RawMessage
 
 // text is an option that is text.

@@ -38,8 +38,8 @@ const (
 // dockersNamespaces are those in which containerd has Docker's containers and plugins: they come by Docker's own door.
 func dockersNamespaces() []string { return []string{"moby", "plugins.moby"} }
 
-// Containerd is one containerd, whose runtimes attach containers by CNI. But for when records are rebuilt only its metadata are asked for: a
-// question about a task waits for the task, and that may wait for netyard.
+// Containerd is one containerd, whose runtimes attach containers by CNI. But for when records are rebuilt only its
+// metadata are asked for: a question about a task waits for the task, and that may wait for netyard.
 type Containerd struct {
 	// Address is its socket.
 	Address string
@@ -52,8 +52,8 @@ type Containerd struct {
 	rebuilt bool
 }
 
-// NewContainerd makes the watcher of a containerd; Run it, and Close it in the end. It connects when it is needed. Without an address
-// it asks nobody, and there is nothing to run.
+// NewContainerd makes the watcher of a containerd; Run it, and Close it in the end. It connects when it is needed.
+// Without an address it asks nobody, and there is nothing to run.
 func NewContainerd(address string, log *slog.Logger) (c *Containerd, err error) {
 	c = &Containerd{Address: address, Log: log, poked: make(chan struct{}, 1)}
 	if address == "" {
@@ -274,8 +274,8 @@ func (c *Containerd) Whose(ctx context.Context, name string) (modes.Container, m
 	return owner(o), c.chosen(namespaces.WithNamespace(ctx, ns), client, o), nil
 }
 
-// find looks an attachment's container up. Namespaces and ids may have dashes in them, so that there can be several readings; that of
-// the last dash is right for the ids that nerdctl gives.
+// find looks an attachment's container up. Namespaces and ids may have dashes in them, so that there can be several
+// readings; that of the last dash is right for the ids that nerdctl gives.
 func (c *Containerd) find(ctx context.Context, client *containerd.Client, name string) (ns string, o containers.Container, err error) {
 	err = errdefs.ErrNotFound
 	for at := strings.LastIndexByte(name, '-'); at > 0; at = strings.LastIndexByte(name[:at], '-') {

@@ -15,7 +15,8 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// Rebuild makes the records of netyard's own networks again, and of what containerd's containers have of any, and those of other runtimes.
+// Rebuild makes the records of netyard's own networks again, and of what containerd's containers have of any, and those
+// of other runtimes.
 func (c *Containerd) Rebuild(ctx context.Context) error {
 	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}}
 	if _, err := os.Stat(c.Address); c.client != nil && !errors.Is(err, fs.ErrNotExist) {

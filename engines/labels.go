@@ -13,8 +13,9 @@ import (
 // Labels of a container that begin so are options for its endpoint, but for two that are more than that (cni/door).
 const labelOption, labelMAC, labelAlias = "netyard.", "netyard.mac", "netyard.alias"
 
-// chosen are the labels of a container without those for netyard that its image has, too: an image may come from anybody, and what a
-// container may send is for who runs it to say. When the image cannot be read, none of them is known to be his.
+// chosen are the labels of a container without those for netyard that its image has, too: an image may come from
+// anybody, and what a container may send is for who runs it to say. When the image cannot be read, none of them is
+// known to be his.
 func (c *Containerd) chosen(ctx context.Context, client *containerd.Client, o containers.Container) map[string]string {
 	if o.Image == "" || !slices.ContainsFunc(slices.Collect(maps.Keys(o.Labels)), ours) {
 		return o.Labels

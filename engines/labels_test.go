@@ -7,8 +7,8 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 )
 
-// TestOwner: policies see the labels of a container, and know when it has none; those for netyard are not taken unseen, since they may be
-// the image's.
+// TestOwner: policies see the labels of a container, and know when it has none; those for netyard are not taken unseen,
+// since they may be the image's.
 func TestOwner(t *testing.T) {
 	for _, c := range []struct{ has, want map[string]string }{
 		{nil, map[string]string{}},

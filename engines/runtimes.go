@@ -14,7 +14,8 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// cniCache is where runtimes that use libcni keep what they have attached (libcni, CacheDir): CRI-O, podman, cnitool, and containerd's.
+// cniCache is where runtimes that use libcni keep what they have attached (libcni, CacheDir): CRI-O, podman, cnitool,
+// and containerd's.
 const cniCache = "/var/lib/cni/results"
 
 // A cached is one attachment as its runtime remembers it (libcni, cachedInfo).
@@ -42,8 +43,8 @@ func (c cached) sandboxes() (paths []string) {
 	return paths
 }
 
-// lookBeside finds what was attached by runtimes that containerd does not know of: the kernel says what netyard has in a sandbox, and the
-// runtime's own memory what it calls it when it comes to take it away.
+// lookBeside finds what was attached by runtimes that containerd does not know of: the kernel says what netyard has in
+// a sandbox, and the runtime's own memory what it calls it when it comes to take it away.
 func lookBeside(y *yard.Yard, dir string, census reconcile.Census) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {

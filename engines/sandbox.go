@@ -13,7 +13,8 @@ import (
 // A nsID tells one namespace from another (namespaces(7)).
 type nsID struct{ dev, ino uint64 }
 
-// residents says which process lives in which network namespace: the one with the lowest id, which for a container is its first.
+// residents says which process lives in which network namespace: the one with the lowest id, which for a container is
+// its first.
 type residents map[nsID]int
 
 // inhabitants looks at every process once.

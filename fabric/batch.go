@@ -10,8 +10,8 @@ import (
 	"netyard/store"
 )
 
-// syncMany tells etcd of many addresses in few transactions: each transaction is one message to every host of the network, and one wait for
-// etcd's disks. What it told is Synced in own; what others have is left to who looks at each.
+// syncMany tells etcd of many addresses in few transactions: each transaction is one message to every host of the
+// network, and one wait for etcd's disks. What it told is Synced in own; what others have is left to who looks at each.
 func (a *Agent) syncMany(ctx context.Context, m cluster.Member, own []Own) error {
 	var claims, gone []*Own
 	for i := range own {

@@ -44,7 +44,8 @@ func TestBatch(t *testing.T) {
 	if told != addrs {
 		t.Errorf("etcd has %d of %d addresses", told, addrs)
 	}
-	// Each transaction that writes is one revision; among them are that the host is alive, and the store that is filled up.
+	// Each transaction that writes is one revision; among them are that the host is alive, and the store that is filled
+	// up.
 	if wrote := h.status().Health.Revision - before; wrote >= int64(addrs) {
 		t.Errorf("%d transactions for %d addresses", wrote, addrs)
 	} else {

@@ -51,8 +51,8 @@ func percentile(of []time.Duration, hundredths int) float64 {
 	return float64(of[min(len(of)*hundredths/100, len(of)-1)]) / float64(time.Millisecond)
 }
 
-// BenchmarkFreshHost: a network with ten thousand endpoints comes to a host, until its kernel knows them all; beside it the bare reading
-// of the same records from etcd, and telling the kernel alone.
+// BenchmarkFreshHost: a network with ten thousand endpoints comes to a host, until its kernel knows them all; beside it
+// the bare reading of the same records from etcd, and telling the kernel alone.
 func BenchmarkFreshHost(b *testing.B) {
 	all, blue := running(b, 2, 1)
 	const many, chunk = 10000, 50
@@ -136,8 +136,8 @@ func (l *heard) when(addr netip.Addr) (time.Time, bool) {
 	return at, ok
 }
 
-// BenchmarkPropagation: an address is claimed on one host, until the kernels of two others know it; beside it how long etcd took to say
-// that it has the claim.
+// BenchmarkPropagation: an address is claimed on one host, until the kernels of two others know it; beside it how long
+// etcd took to say that it has the claim.
 func BenchmarkPropagation(b *testing.B) {
 	all, blue := running(b, 3, 3)
 	_, x := all[1].links(blue)

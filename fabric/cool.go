@@ -11,9 +11,10 @@ import (
 	"netyard/store"
 )
 
-// An address that a container had rests before another one gets it: neighbours and connection tracking elsewhere may still know the first.
-// Each host sees by itself, in the records that it follows, what became free, and passes it over while there is another. So no host has to
-// believe another one's clock, etcd has nothing of it, and a container can move with its address at once: who asks for it by name gets it.
+// An address that a container had rests before another one gets it: neighbours and connection tracking elsewhere may
+// still know the first. Each host sees by itself, in the records that it follows, what became free, and passes it over
+// while there is another. So no host has to believe another one's clock, etcd has nothing of it, and a container can
+// move with its address at once: who asks for it by name gets it.
 
 // resting are the addresses that rest, and since when, for the next life of this daemon.
 var resting = store.Bucket[time.Time]{Name: "overlay_resting"}

@@ -12,9 +12,9 @@ import (
 	"netyard/cluster"
 )
 
-// join makes this host a member of a network, by which the others let its frames in. One that had addresses there and is none any more was
-// taken out, and some of them may be others' by now: it keeps to itself until that is known. One that etcd has not because it went back
-// in time was not; nor do the others take it for that.
+// join makes this host a member of a network, by which the others let its frames in. One that had addresses there and
+// is none any more was taken out, and some of them may be others' by now: it keeps to itself until that is known. One
+// that etcd has not because it went back in time was not; nor do the others take it for that.
 func (a *Agent) join(ctx context.Context, n *network, m cluster.Member, own []Own) error {
 	out := a.members.Get(m.Key()) == nil && slices.ContainsFunc(own, func(o Own) bool { return o.Synced })
 	if out {

@@ -103,7 +103,8 @@ type Reached struct {
 	HostName string
 }
 
-// Reach are the endpoints of a network that is on this host, those of the other hosts too, as far as etcd has told. It asks nobody.
+// Reach are the endpoints of a network that is on this host, those of the other hosts too, as far as etcd has told. It
+// asks nobody.
 func (a *Agent) Reach(network string) (all []Reached) {
 	a.mu.Lock()
 	n := a.networks[network]

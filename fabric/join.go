@@ -22,8 +22,8 @@ func (a *Agent) enroll(ctx context.Context, m cluster.Member, n cluster.Network)
 	return a.c.Client.JoinNetwork(ctx, m)
 }
 
-// awaitLeft waits a little until etcd has heard of networks that were taken from this host: who removes one and makes another of its name
-// wants that one.
+// awaitLeft waits a little until etcd has heard of networks that were taken from this host: who removes one and makes
+// another of its name wants that one.
 func (a *Agent) awaitLeft(ctx context.Context) {
 	const pause, most = 10 * time.Millisecond, 300
 	for range most {

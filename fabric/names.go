@@ -11,8 +11,8 @@ import (
 	"netyard/store"
 )
 
-// rolls say who is called what, on the networks of this host. They have a lock of their own: who asks for a name does not wait for the
-// kernel to be told of ten thousand peers.
+// rolls say who is called what, on the networks of this host. They have a lock of their own: who asks for a name does
+// not wait for the kernel to be told of ten thousand peers.
 type rolls struct {
 	mu sync.Mutex
 	of map[string]*roll
@@ -22,8 +22,8 @@ type rolls struct {
 
 type seat struct{ network, sandbox string }
 
-// A roll is who is called what on one network. What is called what here is in the file, and etcd may not have heard of it yet; the rest
-// is as etcd has told.
+// A roll is who is called what on one network. What is called what here is in the file, and etcd may not have heard of
+// it yet; the rest is as etcd has told.
 type roll struct {
 	cluster.Network
 	far, near map[netip.Addr]called
@@ -159,8 +159,8 @@ func (rs *rolls) at(st *store.Store, id string) *roll {
 	return r
 }
 
-// ofAsker are the rolls of the networks that an asker is on: the one that he asks first, and, if he is a container of this host, those
-// others that his sandbox is on, by their names.
+// ofAsker are the rolls of the networks that an asker is on: the one that he asks first, and, if he is a container of
+// this host, those others that his sandbox is on, by their names.
 func (rs *rolls) ofAsker(st *store.Store, network string, asker netip.Addr) []*roll {
 	first := rs.at(st, network)
 	if first == nil {
@@ -180,8 +180,8 @@ func (rs *rolls) ofAsker(st *store.Store, network string, asker netip.Addr) []*r
 	return all
 }
 
-// Lookup is the addresses of those that an asker, who has an address of a network, knows by a name, which is in lower case: on that
-// network, or on another one that he is on. NAME.NETWORK is who is called NAME on NETWORK.
+// Lookup is the addresses of those that an asker, who has an address of a network, knows by a name, which is in lower
+// case: on that network, or on another one that he is on. NAME.NETWORK is who is called NAME on NETWORK.
 func (a *Agent) Lookup(network string, asker netip.Addr, name string) (addrs []netip.Addr) {
 	a.rolls.mu.Lock()
 	defer a.rolls.mu.Unlock()
@@ -201,8 +201,8 @@ func (a *Agent) Lookup(network string, asker netip.Addr, name string) (addrs []n
 	return addrs
 }
 
-// NameOf is how an address is called that is on one of an asker's networks; ours is false when it is on none of them, and the name is
-// empty when nobody is known to have it.
+// NameOf is how an address is called that is on one of an asker's networks; ours is false when it is on none of them,
+// and the name is empty when nobody is known to have it.
 func (a *Agent) NameOf(network string, asker, addr netip.Addr) (name string, ours bool) {
 	a.rolls.mu.Lock()
 	defer a.rolls.mu.Unlock()

@@ -10,7 +10,8 @@ import (
 	"netyard/modes"
 )
 
-// TestNames: who is called what is known on every host, also what etcd has not heard yet, for those networks that the asker is on.
+// TestNames: who is called what is known on every host, also what etcd has not heard yet, for those networks that the
+// asker is on.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")

@@ -46,8 +46,8 @@ func put(t *testing.T, e *clustertest.Etcd, records [][2]string) {
 	}
 }
 
-// TestPoisoned: whatever somebody writes into etcd, nothing of it gets into a kernel but records of members within bounds; what is not let in
-// is counted, and the hosts go on.
+// TestPoisoned: whatever somebody writes into etcd, nothing of it gets into a kernel but records of members within
+// bounds; what is not let in is counted, and the hosts go on.
 func TestPoisoned(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")

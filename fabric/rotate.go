@@ -12,8 +12,8 @@ import (
 	"netyard/store"
 )
 
-// RotateKey gives this host another key. It is recorded, told to the others, and only then used; what was begun is brought to its end by
-// itself, whatever comes in between.
+// RotateKey gives this host another key. It is recorded, told to the others, and only then used; what was begun is
+// brought to its end by itself, whatever comes in between.
 func (a *Agent) RotateKey(ctx context.Context) (cluster.PublicKey, error) {
 	a.mu.Lock()
 	cannot, renews, reason := a.tunnel.clear, a.tunnel.renews, a.reason
@@ -56,8 +56,8 @@ func (a *Agent) begin() error {
 	return nil
 }
 
-// turn goes over to the key that comes next, if one does: the others are told, the device gets it, and it is recorded as the key. Each
-// step can be done again.
+// turn goes over to the key that comes next, if one does: the others are told, the device gets it, and it is recorded
+// as the key. Each step can be done again.
 func (a *Agent) turn(ctx context.Context) error {
 	a.tunnel.turning.Lock()
 	defer a.tunnel.turning.Unlock()
@@ -106,16 +106,17 @@ func renewed(was, now []overlay.WireGuardPeer) (all []overlay.WireGuardPeer) {
 	return all
 }
 
-// How long a host that has asked a peer for keys, in vain, waits until it asks again. Longer than an answer takes from anywhere, and not
-// the same for both of them.
+// How long a host that has asked a peer for keys, in vain, waits until it asks again. Longer than an answer takes from
+// anywhere, and not the same for both of them.
 const (
 	firstAgain  = 400 * time.Millisecond
 	secondAgain = time.Second
 )
 
-// agree sees to it that this host and peers are of one mind soon, when either has had another key since then. Two that ask each other at
-// the same time each answer the other and forget what they asked; so neither takes the answer, and WireGuard would ask again only in five
-// seconds (REKEY_TIMEOUT). One of the two asks again before, and if that is lost, too, the other. The caller holds the lock.
+// agree sees to it that this host and peers are of one mind soon, when either has had another key since then. Two that
+// ask each other at the same time each answer the other and forget what they asked; so neither takes the answer, and
+// WireGuard would ask again only in five seconds (REKEY_TIMEOUT). One of the two asks again before, and if that is
+// lost, too, the other. The caller holds the lock.
 func (a *Agent) agree(peers []overlay.WireGuardPeer, since time.Time) {
 	if !a.entered || len(peers) == 0 { // what comes from store tells of nobody's other key
 		return

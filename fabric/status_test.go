@@ -80,8 +80,8 @@ func TestStatus(t *testing.T) {
 	reach(t, one.Host, two.v4, true)
 }
 
-// TestTwin: a machine was copied, with its file. The copy is told so, and gives nobody an address of the other's; so is who has another
-// one's name.
+// TestTwin: a machine was copied, with its file. The copy is told so, and gives nobody an address of the other's; so is
+// who has another one's name.
 func TestTwin(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")

@@ -1,6 +1,6 @@
-// Package firewalld keeps netyard's bridges in a zone of firewalld's that lets containers out. firewalld's own table rejects what is
-// forwarded for interfaces in no zone of that kind, and an accept in another table does not override it. Only what runs is changed,
-// never what the admin has configured: a reload forgets it, and netyard says it again.
+// Package firewalld keeps netyard's bridges in a zone of firewalld's that lets containers out. firewalld's own table
+// rejects what is forwarded for interfaces in no zone of that kind, and an accept in another table does not override
+// it. Only what runs is changed, never what the admin has configured: a reload forgets it, and netyard says it again.
 package firewalld
 
 import (
@@ -21,8 +21,8 @@ const (
 	path      = dbus.ObjectPath("/org/fedoraproject/FirewallD1")
 	zoneCalls = name + ".zone."
 
-	// Zone is where bridges go: firewalld's own zone whose interfaces are let out and to the host, as Docker's bridges are. netyard's
-	// rules go on deciding who reaches the containers.
+	// Zone is where bridges go: firewalld's own zone whose interfaces are let out and to the host, as Docker's bridges
+	// are. netyard's rules go on deciding who reaches the containers.
 	Zone = "trusted"
 
 	callTime = 10 * time.Second
@@ -90,7 +90,8 @@ func (k *Keeper) follow(ctx context.Context) error {
 	}
 }
 
-// sync puts into the zone what belongs there, and takes out what is no more. What the admin has put into another zone stays there.
+// sync puts into the zone what belongs there, and takes out what is no more. What the admin has put into another zone
+// stays there.
 func (k *Keeper) sync(ctx context.Context, conn *dbus.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()

@@ -10,7 +10,8 @@ import (
 	"netyard/integration/lab"
 )
 
-// A yardstick is one of the things that a benchmark measures in turn, so that what else the machine does meets all of them alike.
+// A yardstick is one of the things that a benchmark measures in turn, so that what else the machine does meets all of
+// them alike.
 type yardstick struct {
 	name string
 	do   func() // what is measured
@@ -35,8 +36,9 @@ func inTurn(b *testing.B, unit time.Duration, unitName string, sticks ...*yardst
 	}
 }
 
-// BenchmarkConnections is what a new connection to a published port costs, from another machine: with one port published and with
-// many, on netyard's bridge and on Docker's own, four hosts in turn, 200 connections a turn. Docker takes minutes to publish ten thousand.
+// BenchmarkConnections is what a new connection to a published port costs, from another machine: with one port
+// published and with many, on netyard's bridge and on Docker's own, four hosts in turn, 200 connections a turn. Docker
+// takes minutes to publish ten thousand.
 func BenchmarkConnections(b *testing.B) {
 	const one, many, dockersMany, turn = 1, 10_000, 500, 200
 	var sticks []*yardstick
@@ -87,8 +89,8 @@ func connect(b *testing.B, h *lab.Host, addr string, times int) {
 	}
 }
 
-// BenchmarkPublish is how long a container with one port and one with twenty thousand take to start and to stop. What the engine itself
-// makes of so many ports is measured where they mean nothing to anybody: on a network of mode none.
+// BenchmarkPublish is how long a container with one port and one with twenty thousand take to start and to stop. What
+// the engine itself makes of so many ports is measured where they mean nothing to anybody: on a network of mode none.
 func BenchmarkPublish(b *testing.B) {
 	const port, ranges = "-p 10000:10000", "-p 10000-19999:10000-19999/tcp -p 10000-19999:10000-19999/udp"
 	h := lab.New(b, lab.Engine285)

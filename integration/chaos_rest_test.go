@@ -17,7 +17,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// rest lets everything come to itself, and wants one picture of it: what was asked for, etcd, and each host's records and kernel.
+// rest lets everything come to itself, and wants one picture of it: what was asked for, etcd, and each host's records
+// and kernel.
 func (c *chaos) rest() {
 	c.t.Helper()
 	if !c.store.Running() {

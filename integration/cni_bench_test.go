@@ -10,8 +10,9 @@ import (
 	"netyard/integration/lab"
 )
 
-// besides calls netyard's plugin and the chain that nerdctl writes for its own networks in turn, as a runtime calls them, and prints
-// what each took in microseconds: which, command, time. The chain is of Debian's plugins. Both publish one port.
+// besides calls netyard's plugin and the chain that nerdctl writes for its own networks in turn, as a runtime calls
+// them, and prints what each took in microseconds: which, command, time. The chain is of Debian's plugins. Both publish
+// one port.
 const besides = `
 export CNI_PATH=/opt/cni/bin:/usr/lib/cni CNI_IFNAME=eth0
 port() { echo '"runtimeConfig":{"portMappings":[{"hostPort":'$1',"containerPort":80,"protocol":"tcp"}]}'; }
@@ -37,8 +38,8 @@ for i in $(seq $ROUNDS); do
 done
 ip link del deb0`
 
-// BenchmarkCNI measures what a runtime waits for when a container with one published port starts and stops: netyard's plugin beside
-// the chain of Debian's plugins, in one run. The medians are in docs/performance.md.
+// BenchmarkCNI measures what a runtime waits for when a container with one published port starts and stops: netyard's
+// plugin beside the chain of Debian's plugins, in one run. The medians are in docs/performance.md.
 func BenchmarkCNI(b *testing.B) {
 	h := lab.New(b, lab.Engine2010)
 	h.Netyard.Program = lab.BuildShipped(b)

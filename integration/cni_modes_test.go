@@ -13,8 +13,8 @@ func with(conf, runtime string) string {
 	return strings.Replace(conf, "{", `{"runtimeConfig":{`+runtime+"},", 1)
 }
 
-// TestCNIModes: every mode by CNI on each containerd, and what goes with it: rates, policies, several networks of one container, plugins
-// of others behind netyard's.
+// TestCNIModes: every mode by CNI on each containerd, and what goes with it: rates, policies, several networks of one
+// container, plugins of others behind netyard's.
 func TestCNIModes(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)

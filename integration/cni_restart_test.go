@@ -11,8 +11,9 @@ import (
 	"netyard/integration/lab"
 )
 
-// hook does what nerdctl has runc call when a container starts and when it has ended: DEL and ADD before its program runs, DEL after it
-// (nerdctl, pkg/ocihook). It is given the state of the container, as the runtime specification has it.
+// hook does what nerdctl has runc call when a container starts and when it has ended: DEL and ADD before its program
+// runs, DEL after it (nerdctl, pkg/ocihook). It is given the state of the container, as the runtime specification has
+// it.
 const hook = `#!/bin/sh
 pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')
 plugin() { CNI_COMMAND=$1 CNI_CONTAINERID=default-c1 CNI_NETNS=$2 CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin /opt/cni/bin/netyard <<'END'
@@ -56,8 +57,8 @@ func hooked(t *testing.T, h *lab.Host, name, conf string) {
 	h.Ctr("container create --config", filepath.Join(h.Dir, "spec.json"), "--label containerd.io/restart.status=running --label containerd.io/restart.policy=always", name)
 }
 
-// TestCNIRestartMonitor: what containerd's restart monitor starts again, at boot and after a crash, is attached as it was, and nothing is
-// left when it is removed.
+// TestCNIRestartMonitor: what containerd's restart monitor starts again, at boot and after a crash, is attached as it
+// was, and nothing is left when it is removed.
 func TestCNIRestartMonitor(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)

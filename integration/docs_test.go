@@ -45,7 +45,8 @@ func netyard(t *testing.T, args ...string) string {
 	return out.String()
 }
 
-// TestDocsOptions: every option of networks, under each of its names, is in the README and in that of each mode that knows it.
+// TestDocsOptions: every option of networks, under each of its names, is in the README and in that of each mode that
+// knows it.
 func TestDocsOptions(t *testing.T) {
 	t.Parallel()
 	for _, o := range modes.Options() {
@@ -74,8 +75,8 @@ func inTable(t *testing.T, page, name string) {
 	t.Errorf("no table of %s names `%s`", page, name)
 }
 
-// TestDocsConfiguration: every flag of serve and every key of its file is in the table of docs/operations.md, and the file shown
-// there is the defaults.
+// TestDocsConfiguration: every flag of serve and every key of its file is in the table of docs/operations.md, and the
+// file shown there is the defaults.
 func TestDocsConfiguration(t *testing.T) {
 	const page = "docs/operations.md"
 	flags := regexp.MustCompile(`(?m)^ +--([a-z0-9-]+)`).FindAllStringSubmatch(netyard(t, "serve", "--help"), -1)
@@ -193,7 +194,8 @@ func follow(t *testing.T, page string, u *url.URL) {
 	}
 }
 
-// anchors are the names of a page's headings as the usual renderers make them: small letters, no punctuation, a dash for a space.
+// anchors are the names of a page's headings as the usual renderers make them: small letters, no punctuation, a dash
+// for a space.
 func anchors(text string) map[string]bool {
 	names := map[string]bool{}
 	for line := range strings.SplitSeq(fenced.ReplaceAllString(text, ""), "\n") {

@@ -227,8 +227,8 @@ func TestStaticRoutes(t *testing.T) {
 	})
 }
 
-// TestContainerAsGateway: the others go out by the container that the network names, and while it is away nothing of theirs leaves the
-// host. The prober counts at the far end, all the time.
+// TestContainerAsGateway: the others go out by the container that the network names, and while it is away nothing of
+// theirs leaves the host. The prober counts at the far end, all the time.
 func TestContainerAsGateway(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		for _, c := range []struct{ name, flags string }{

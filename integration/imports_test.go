@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// A rule says what packages may import, and why no more than that. Patterns are those of path.Match; the first rule that fits
-// a package counts.
+// A rule says what packages may import, and why no more than that. Patterns are those of path.Match; the first rule
+// that fits a package counts.
 type rule struct{ of, may, why string }
 
 // layers are about packages of ours, imported by way of others too.

@@ -96,8 +96,8 @@ func filesBelow(t *testing.T, root string) map[string]string {
 	return files
 }
 
-// verifyUnits wants systemd to find nothing wrong with the units, where there is one to ask, and the socket unit to list the
-// sockets that the daemon serves, and no others: it would refuse them.
+// verifyUnits wants systemd to find nothing wrong with the units, where there is one to ask, and the socket unit to
+// list the sockets that the daemon serves, and no others: it would refuse them.
 func verifyUnits(t *testing.T, root string) {
 	t.Helper()
 	unit := filepath.Join(root, "etc/systemd/system/netyard.socket")
@@ -142,8 +142,8 @@ func verifyUnits(t *testing.T, root string) {
 	}
 }
 
-// check wants the example configuration to be right as it is, and also when everything in it is said aloud: it shows what
-// holds anyway.
+// check wants the example configuration to be right as it is, and also when everything in it is said aloud: it shows
+// what holds anyway.
 func check(t *testing.T, root, config string) {
 	t.Helper()
 	program := filepath.Join(root, "opt/ny/bin/netyard")

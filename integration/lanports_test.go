@@ -10,8 +10,8 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestLANPorts: what a container on the LAN or on an internal network publishes is a port of its own address, and with host_publish one of
-// the host's as well; whoever asks, whatever becomes of the daemon, and nothing of it is left.
+// TestLANPorts: what a container on the LAN or on an internal network publishes is a port of its own address, and with
+// host_publish one of the host's as well; whoever asks, whatever becomes of the daemon, and nothing of it is left.
 func TestLANPorts(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lan := lab.NewLAN(t)
@@ -114,8 +114,8 @@ func (m lanPorts) all() {
 	other.DialFail("tcp", h.IP+":8443")
 }
 
-// refusals: what cannot be is said by name, and changes nothing. Each container has an address of its own, and so a hardware
-// address: the kernel gives that of one that has just ended free in its own time.
+// refusals: what cannot be is said by name, and changes nothing. Each container has an address of its own, and so a
+// hardware address: the kernel gives that of one that has just ended free in its own time.
 func (m lanPorts) refusals() {
 	m.t.Helper()
 	for cmd, want := range map[string]string{

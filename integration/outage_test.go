@@ -51,8 +51,9 @@ func (h *chaosHost) spent(t *testing.T) (ticks int) {
 	return user + system
 }
 
-// TestOutage: etcd is dead for two minutes. Who has an address does not notice; who is new gets one of the store, and then hears why not; and
-// afterwards all is told. So it is when nothing gets through to etcd, and when a host is frozen for longer than etcd remembers.
+// TestOutage: etcd is dead for two minutes. Who has an address does not notice; who is new gets one of the store, and
+// then hears why not; and afterwards all is told. So it is when nothing gets through to etcd, and when a host is frozen
+// for longer than etcd remembers.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	const outage, parts = 2 * time.Minute, 2 // no command of the lab's may take longer

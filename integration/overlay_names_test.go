@@ -8,7 +8,8 @@ import (
 	"netyard/integration/lab"
 )
 
-// namesOverHosts: what a container of an overlay is told beside the names of its network; and what one of an internal network is not.
+// namesOverHosts: what a container of an overlay is told beside the names of its network; and what one of an internal
+// network is not.
 func namesOverHosts(t *testing.T, hosts []*lab.Host) {
 	t.Helper()
 	out := hosts[0].Outside
@@ -78,7 +79,8 @@ func overlayByCNI(t *testing.T, hosts []*lab.Host) {
 	}
 }
 
-// redByCNI: several networks of one container, an address that was asked for, a published port; and the end of a network.
+// redByCNI: several networks of one container, an address that was asked for, a published port; and the end of a
+// network.
 func redByCNI(t *testing.T, one, two *lab.Host) {
 	t.Helper()
 	sandboxes(one, "a")

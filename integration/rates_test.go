@@ -10,8 +10,8 @@ import (
 	"netyard/integration/lab"
 )
 
-// megabits measures what TCP carries between a container and the outside, in millions of bits a second: what the container sends,
-// and what it gets.
+// megabits measures what TCP carries between a container and the outside, in millions of bits a second: what the
+// container sends, and what it gets.
 func megabits(t *testing.T, h *lab.Host, container string) (sent, got float64) {
 	t.Helper()
 	measure := func(flag string) float64 {
@@ -32,8 +32,9 @@ func megabits(t *testing.T, h *lab.Host, container string) (sent, got float64) {
 	return measure(""), measure("-R")
 }
 
-// carries wants a container to send and to get that many Mbit/s: at least 90 % and at most 105 %. 0 is no limit: far more than any
-// limit of these tests. A busy machine may carry less than it is allowed to, so too little counts only if it is so three times.
+// carries wants a container to send and to get that many Mbit/s: at least 90 % and at most 105 %. 0 is no limit: far
+// more than any limit of these tests. A busy machine may carry less than it is allowed to, so too little counts only if
+// it is so three times.
 func carries(t *testing.T, h *lab.Host, container string, sends, gets float64) {
 	t.Helper()
 	const tries, much = 3, 100

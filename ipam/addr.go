@@ -7,7 +7,8 @@ import (
 	"net/netip"
 )
 
-// Addresses are counted as 128-bit numbers. An IPv4 address is counted in its IPv4-mapped form, whose low 32 bits it is.
+// Addresses are counted as 128-bit numbers. An IPv4 address is counted in its IPv4-mapped form, whose low 32 bits it
+// is.
 
 func halves(a netip.Addr) (hi, lo uint64) {
 	b := a.As16()

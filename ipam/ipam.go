@@ -37,8 +37,8 @@ type Base struct {
 	Size   int
 }
 
-// DefaultBases is 10.224.0.0/12 in slices of /24: 4096 pools, clear of the engine's own 172.16.0.0/12 and 192.168.0.0/16.
-// Behind it is the far end of the engine's block, for hosts with a route to all of 10.0.0.0/8.
+// DefaultBases is 10.224.0.0/12 in slices of /24: 4096 pools, clear of the engine's own 172.16.0.0/12 and
+// 192.168.0.0/16. Behind it is the far end of the engine's block, for hosts with a route to all of 10.0.0.0/8.
 func DefaultBases() []Base {
 	const size = 24
 	return []Base{{Prefix: netip.MustParsePrefix("10.224.0.0/12"), Size: size}, {Prefix: netip.MustParsePrefix("172.30.0.0/15"), Size: size}}

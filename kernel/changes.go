@@ -16,8 +16,8 @@ import (
 	"netyard/kernel/nft"
 )
 
-// Changes tells of changes that may have touched an object: of links and ports of bridges, of addresses, and of routes, neighbours
-// and queueing disciplines that went. Several may be told as one.
+// Changes tells of changes that may have touched an object: of links and ports of bridges, of addresses, and of routes,
+// neighbours and queueing disciplines that went. Several may be told as one.
 func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
 	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC)
@@ -38,8 +38,8 @@ func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
 	return changed, nil
 }
 
-// touches says whether a message tells of something that netyard may have made. A router's host changes routes all the time, and
-// every neighbour comes and goes: those are not looked at for each of them.
+// touches says whether a message tells of something that netyard may have made. A router's host changes routes all the
+// time, and every neighbour comes and goes: those are not looked at for each of them.
 func touches(m syscall.NetlinkMessage) bool {
 	const (
 		routeProtocol = 5 // struct rtmsg (rtnetlink(7))

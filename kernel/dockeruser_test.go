@@ -24,8 +24,8 @@ func eventually(t *testing.T, what string, cond func() bool) {
 const ownRules = `-A DOCKER-USER -i nyb-+ -m comment --comment netyard -j ACCEPT
 -A DOCKER-USER -o nyb-+ -m comment --comment netyard -j ACCEPT`
 
-// TestDockerUser: the rules come when Docker makes its chain, whatever interface it speaks, go in front of its final RETURN and
-// behind the admin's, come back after a flush, and are gone with their network.
+// TestDockerUser: the rules come when Docker makes its chain, whatever interface it speaks, go in front of its final
+// RETURN and behind the admin's, come back after a flush, and are gone with their network.
 func TestDockerUser(t *testing.T) {
 	t.Parallel()
 	for _, iptables := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
@@ -110,8 +110,8 @@ func TestFlushRuleset(t *testing.T) {
 	eventually(t, "the ruleset is back", func() bool { return h.Sh(t, "nft list ruleset") == before })
 }
 
-// TestForwardingGuard: where netyard turned forwarding on, the host routes for its containers and for nobody else; a daemon that
-// starts again remembers.
+// TestForwardingGuard: where netyard turned forwarding on, the host routes for its containers and for nobody else; a
+// daemon that starts again remembers.
 func TestForwardingGuard(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -161,7 +161,8 @@ func TestForwardingGuard(t *testing.T) {
 	}
 }
 
-// TestGuardSparesBridges: what stays on a bridge of the host's owner is not forwarded, though br_netfilter shows it as if it were.
+// TestGuardSparesBridges: what stays on a bridge of the host's owner is not forwarded, though br_netfilter shows it as
+// if it were.
 func TestGuardSparesBridges(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -208,8 +209,8 @@ func TestAdoptFirewall(t *testing.T) {
 	golden(t, "ruleset-empty.nft", h.Sh(t, "nft list ruleset"))
 }
 
-// TestForwardPolicyWithoutDockerUser: where iptables drops what is forwarded, and the way to DOCKER-USER is gone, the rules are at the end
-// of FORWARD, and go from there when the way is back.
+// TestForwardPolicyWithoutDockerUser: where iptables drops what is forwarded, and the way to DOCKER-USER is gone, the
+// rules are at the end of FORWARD, and go from there when the way is back.
 func TestForwardPolicyWithoutDockerUser(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)

@@ -22,8 +22,8 @@ import (
 	"netyard/kernel/rule"
 )
 
-// A Kernel is the network side of one network namespace: objects are made, removed and compared by it, and it keeps the ruleset. What
-// is asked about one subject is in that subject's package, which takes the Handle.
+// A Kernel is the network side of one network namespace: objects are made, removed and compared by it, and it keeps the
+// ruleset. What is asked about one subject is in that subject's package, which takes the Handle.
 type Kernel struct {
 	*core.Handle
 
@@ -74,7 +74,8 @@ func (k *Kernel) look(firewall bool) (*Snapshot, error) {
 	return &Snapshot{s: v}, nil
 }
 
-// Strays are the things of netyard's that are none of the known ones. The sets of other managers' bridges are filled from the links.
+// Strays are the things of netyard's that are none of the known ones. The sets of other managers' bridges are filled
+// from the links.
 func (s *Snapshot) Strays(known []core.Object) []core.Stray {
 	return slices.Concat(strayLinks(s.s, known), device.StrayDevices(s.s, known), lan.StrayRoutes(s.s, known),
 		nft.Strays(s.s, known, policy.IsSet, bridge.Foreign, bridge.Same), bridge.StrayProxies(s.s, known))

@@ -165,8 +165,8 @@ func inetChains(b rule.Book, guard beside.Guards, obeys bool) []rule.Chain {
 	})
 }
 
-// bridgeChains decides about frames, wherever they go. A container also does not get to play the router for its neighbours or for
-// the host (CVE-2020-13401).
+// bridgeChains decides about frames, wherever they go. A container also does not get to play the router for its
+// neighbours or for the host (CVE-2020-13401).
 func bridgeChains(b rule.Book, conntrack bool) []rule.Chain {
 	return append(bridge.GuardChains(b), policy.BridgePolicyChains(b, conntrack)...)
 }

@@ -25,8 +25,8 @@ var sealed = regexp.MustCompile(`accept comment "[0-9a-f]{16}"`)
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// golden compares a ruleset with a file of testdata. What is only there where the kernel follows connections on bridges has a file of
-// its own.
+// golden compares a ruleset with a file of testdata. What is only there where the kernel follows connections on bridges
+// has a file of its own.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	if strings.Contains(got, "@closed_in4_bridged") {

@@ -10,7 +10,8 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// TestHostname reads the host names of many processes, and no thread of this one takes one of them for its own afterwards.
+// TestHostname reads the host names of many processes, and no thread of this one takes one of them for its own
+// afterwards.
 func TestHostname(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)

@@ -8,8 +8,8 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// TestOwnedTables: where the kernel can, nobody takes netyard's tables away, not even for a moment; they outlive the daemon, and the
-// next one has them for its own.
+// TestOwnedTables: where the kernel can, nobody takes netyard's tables away, not even for a moment; they outlive the
+// daemon, and the next one has them for its own.
 func TestOwnedTables(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)

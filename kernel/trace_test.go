@@ -11,7 +11,8 @@ import (
 	"netyard/kernel/nft"
 )
 
-// TestJudge: what is said of a packet is what the kernel does with it, as far as it can be read; else it is said that it cannot.
+// TestJudge: what is said of a packet is what the kernel does with it, as far as it can be read; else it is said that
+// it cannot.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	const passes, drops, unsure = explain.Passes, explain.Dropped, explain.Passes | explain.Dropped

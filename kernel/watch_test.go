@@ -16,7 +16,8 @@ import (
 	"netyard/kernel/nft"
 )
 
-// TestWatchAmidOwnChanges: the watcher passes by what is netyard's own doing, and misses nothing of what others do in between.
+// TestWatchAmidOwnChanges: the watcher passes by what is netyard's own doing, and misses nothing of what others do in
+// between.
 func TestWatchAmidOwnChanges(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)

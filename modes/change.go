@@ -18,8 +18,9 @@ func (n Network) Now() map[string]string {
 	return now
 }
 
-// Change is the network with options changed in place; an empty value stands for the default. It refuses what Resolve refuses, and
-// what cannot be changed, by name and with the reason. Options stays what the engine asked for: it may ask again.
+// Change is the network with options changed in place; an empty value stands for the default. It refuses what Resolve
+// refuses, and what cannot be changed, by name and with the reason. Options stays what the engine asked for: it may ask
+// again.
 func (n Network) Change(given map[string]string) (Network, error) {
 	changed, err := change(Options(), n.Mode, given)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// Gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has none:
-// the engine would install it.
+// Gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has
+// none: the engine would install it.
 func (n Network) Gateways(e Endpoint) (gws []netip.Addr) {
 	if n.Internal {
 		return nil
@@ -23,7 +23,8 @@ func (n Network) Gateways(e Endpoint) (gws []netip.Addr) {
 	return gws
 }
 
-// StableMAC is derived from the address, so that a neighbour's cache stays true when the address comes back with another container.
+// StableMAC is derived from the address, so that a neighbour's cache stays true when the address comes back with
+// another container.
 func (e Endpoint) StableMAC() net.HardwareAddr {
 	if a := e.Address(true); a.IsValid() {
 		return append(net.HardwareAddr{0x02, 0x42}, a.AsSlice()...)

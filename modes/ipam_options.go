@@ -1,6 +1,7 @@
 package modes
 
-// IPAMOptions is the table of what can be said with --ipam-opt NAME=VALUE of pools that the LAN's DHCP servers give addresses from.
+// IPAMOptions is the table of what can be said with --ipam-opt NAME=VALUE of pools that the LAN's DHCP servers give
+// addresses from.
 func IPAMOptions() []Option {
 	return []Option{
 		{

@@ -227,7 +227,8 @@ func Resolve(mode string, given map[string]string) (map[string]string, error) {
 	return resolve(Options(), mode, given)
 }
 
-// ResolveEndpoint is Resolve for what was said for one endpoint: docker network connect --driver-opt, and driver_opts of compose.
+// ResolveEndpoint is Resolve for what was said for one endpoint: docker network connect --driver-opt, and driver_opts
+// of compose.
 func ResolveEndpoint(mode string, given map[string]string) (map[string]string, error) {
 	table, err := ofEndpoints(mode, given)
 	if err != nil {
@@ -390,7 +391,8 @@ func (n Network) OptAddrs(name string) (all []netip.Addr) {
 	return all
 }
 
-// OptSources is Opt for Sources. What is in another one of them is left out: the kernel's sets of ranges take no two that overlap.
+// OptSources is Opt for Sources. What is in another one of them is left out: the kernel's sets of ranges take no two
+// that overlap.
 func (n Network) OptSources(name string) (subnets []netip.Prefix, interfaces []string) {
 	for one := range strings.SplitSeq(n.Opt(name), ",") {
 		if p, err := netip.ParsePrefix(one); err == nil {
@@ -411,7 +413,8 @@ func (n Network) OptSources(name string) (subnets []netip.Prefix, interfaces []s
 
 const maxIfName = 15
 
-// ValidIfName says whether the kernel and every tool take name for an interface (dev_valid_name, net/core/dev.c, and stricter).
+// ValidIfName says whether the kernel and every tool take name for an interface (dev_valid_name, net/core/dev.c, and
+// stricter).
 func ValidIfName(name string) bool {
 	if name == "" || len(name) > maxIfName || name == "." || name == ".." || name == "all" || name == "default" {
 		return false

@@ -47,8 +47,8 @@ func (e Endpoint) PublishedTo(to netip.Addr) (objects []core.Object) {
 	return objects
 }
 
-// Redirects is what makes the ports that an endpoint publishes on its own addresses lead to where its programs listen; nothing where
-// that is the same port.
+// Redirects is what makes the ports that an endpoint publishes on its own addresses lead to where its programs listen;
+// nothing where that is the same port.
 func (e Endpoint) Redirects() []core.Object {
 	r := ports.Redirect{Endpoint: e.ID, Sandbox: e.Sandbox, NS: e.NS, Into: e.Into}
 	for _, p := range e.Ports {

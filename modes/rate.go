@@ -20,8 +20,8 @@ const (
 
 var rateForm = regexp.MustCompile(`^([0-9]{1,20}(?:\.[0-9]{1,20})?)([kmgt]i?)?(bit|bps)?$`)
 
-// ParseRate reads a rate as tc(8) writes it: a number, k, m, g, t (of 1000) or ki, mi, gi, ti (of 1024), and bit, or bps for bytes
-// per second. A number alone is in bits per second; 0 and "unlimited" are no limit.
+// ParseRate reads a rate as tc(8) writes it: a number, k, m, g, t (of 1000) or ki, mi, gi, ti (of 1024), and bit, or
+// bps for bytes per second. A number alone is in bits per second; 0 and "unlimited" are no limit.
 func ParseRate(text string) (bridge.Rate, error) {
 	lower := strings.ToLower(text)
 	if lower == Unlimited {
@@ -51,8 +51,8 @@ func ParseRate(text string) (bridge.Rate, error) {
 	return bridge.Rate(n), nil
 }
 
-// Limits are the rates of an endpoint, as it sees it: in and out. What is said for one direction goes before what is said for both,
-// and all that is said for the endpoint goes before what is said for its network.
+// Limits are the rates of an endpoint, as it sees it: in and out. What is said for one direction goes before what is
+// said for both, and all that is said for the endpoint goes before what is said for its network.
 func (n Network) Limits(e Endpoint) (ingress, egress bridge.Rate) {
 	of := func(direction string) bridge.Rate {
 		for _, said := range []map[string]string{e.Options, n.Now()} {

@@ -18,7 +18,8 @@ const (
 	// ttl is how long an answer may be kept, seconds: containers come and go.
 	ttl = 5
 
-	// serverTime is how long one of the host's resolvers is waited for, and forwardTime all of them: askers wait for 5 s (resolv.conf(5)).
+	// serverTime is how long one of the host's resolvers is waited for, and forwardTime all of them: askers wait for 5
+	// s (resolv.conf(5)).
 	serverTime, forwardTime = 2 * time.Second, 4 * time.Second
 	maxServers              = 3 // MAXNS (resolv.conf(5))
 )
@@ -94,7 +95,8 @@ func (r *resolver) records(ask dns.Question, addrs []netip.Addr) (all []dns.RR) 
 	return all
 }
 
-// reversed is the address that a name of in-addr.arpa (RFC 1035, section 3.5) or ip6.arpa (RFC 3596, section 2.5) stands for.
+// reversed is the address that a name of in-addr.arpa (RFC 1035, section 3.5) or ip6.arpa (RFC 3596, section 2.5)
+// stands for.
 func reversed(name string) (netip.Addr, bool) {
 	if text, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {
 		labels := strings.Split(text, ".")
@@ -115,7 +117,8 @@ func reversed(name string) (netip.Addr, bool) {
 	return netip.AddrFrom16([16]byte(raw)), true
 }
 
-// forward asks the host's resolvers, one after the other. The last word of one that knows nothing counts if no other knows more.
+// forward asks the host's resolvers, one after the other. The last word of one that knows nothing counts if no other
+// knows more.
 func (r *resolver) forward(ctx context.Context, q *dns.Msg, tcp bool) *dns.Msg {
 	ctx, cancel := context.WithTimeout(ctx, forwardTime)
 	defer cancel()
@@ -140,7 +143,8 @@ func (r *resolver) forward(ctx context.Context, q *dns.Msg, tcp bool) *dns.Msg {
 
 var errOther = errors.New("the answer is to another question")
 
-// exchange asks one resolver, as the question was asked. It has an id, and a port, that who does not see the question cannot know (RFC 5452).
+// exchange asks one resolver, as the question was asked. It has an id, and a port, that who does not see the question
+// cannot know (RFC 5452).
 func exchange(ctx context.Context, q *dns.Msg, server string, tcp bool) (*dns.Msg, error) {
 	ask := q.Copy()
 	ask.Id = dns.Id()

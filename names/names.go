@@ -1,6 +1,6 @@
-// Package names answers the containers of overlay networks who is called what: of each network a resolver (RFC 1035) is at the gateway's
-// address, on the network's bridge alone. It knows the containers of all hosts as the Directory does, which asks nobody; what it does not
-// know it asks the host's own resolvers, for networks that have a way out.
+// Package names answers the containers of overlay networks who is called what: of each network a resolver (RFC 1035) is
+// at the gateway's address, on the network's bridge alone. It knows the containers of all hosts as the Directory does,
+// which asks nobody; what it does not know it asks the host's own resolvers, for networks that have a way out.
 package names
 
 import (
@@ -36,11 +36,11 @@ func (n Network) has(a netip.Addr) bool {
 type Directory interface {
 	// Networks are those that are on this host.
 	Networks() []Network
-	// Lookup is the addresses of those that an asker, who has an address of a network, knows by a name: on that network, or on another one
-	// that he is on, too. Names are in lower case. None: nobody is called so.
+	// Lookup is the addresses of those that an asker, who has an address of a network, knows by a name: on that
+	// network, or on another one that he is on, too. Names are in lower case. None: nobody is called so.
 	Lookup(network string, asker netip.Addr, name string) []netip.Addr
-	// NameOf is how an address is called that is on one of his networks; ours is false when it is on none, and the name is empty when
-	// nobody has it.
+	// NameOf is how an address is called that is on one of his networks; ours is false when it is on none, and the name
+	// is empty when nobody has it.
 	NameOf(network string, asker, addr netip.Addr) (name string, ours bool)
 }
 
@@ -59,7 +59,8 @@ type Server struct {
 	Changed <-chan struct{}
 	// Port is where it listens: what is for port 53 comes there (ports.AnswerAt).
 	Port uint16
-	// Resolvers is the file that names the host's resolvers (resolv.conf(5)), which is read for each question; they are at Upstream.
+	// Resolvers is the file that names the host's resolvers (resolv.conf(5)), which is read for each question; they are
+	// at Upstream.
 	Resolvers string
 	Upstream  uint16
 
@@ -77,8 +78,8 @@ func (s *Server) Troubles() []Trouble {
 	return slices.Clone(s.troubles)
 }
 
-// lookEvery is how often it is looked whether sockets are as they should be: a bridge that somebody deleted comes back as another one,
-// and somebody may give up a port.
+// lookEvery is how often it is looked whether sockets are as they should be: a bridge that somebody deleted comes back
+// as another one, and somebody may give up a port.
 const lookEvery = 2 * time.Second
 
 // A place is where a resolver listens.
@@ -115,8 +116,8 @@ type failing struct {
 	told         bool
 }
 
-// keep opens what is missing and closes what is not wanted any more. What cannot be opened is tried again, and told of once, when that does
-// not help: of a bridge that is just being made anew the address may not be there yet.
+// keep opens what is missing and closes what is not wanted any more. What cannot be opened is tried again, and told of
+// once, when that does not help: of a bridge that is just being made anew the address may not be there yet.
 func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[place]failing) {
 	want := s.places()
 	for p, r := range open {

@@ -12,9 +12,11 @@ import (
 )
 
 const (
-	// maxQuestion is how large a question can be, by UDP, bytes: a name of 255 (RFC 1035, section 2.3.4), and what EDNS adds.
+	// maxQuestion is how large a question can be, by UDP, bytes: a name of 255 (RFC 1035, section 2.3.4), and what EDNS
+	// adds.
 	maxQuestion = 1232
-	// maxUDP is the largest answer by UDP, bytes, whoever says that he takes larger ones: what fits into the smallest IPv6 packet.
+	// maxUDP is the largest answer by UDP, bytes, whoever says that he takes larger ones: what fits into the smallest
+	// IPv6 packet.
 	maxUDP = 1232
 
 	// What is under way at once, of one network and of one asker of it.
@@ -107,7 +109,8 @@ func udpSize(q *dns.Msg) int {
 	return dns.MinMsgSize
 }
 
-// answer answers a question: at once where that waits for nobody, and beside others where the host's resolvers have to be asked.
+// answer answers a question: at once where that waits for nobody, and beside others where the host's resolvers have to
+// be asked.
 func (r *resolver) answer(ctx context.Context, q *dns.Msg, asker netip.Addr, wait bool, say func(*dns.Msg)) {
 	if a := r.local(q, asker); a != nil {
 		say(a)

@@ -27,8 +27,8 @@ func (d Decision) Of(a netip.Addr) (in, out *policy.Access) {
 
 // Decide says what follows from policies for each endpoint that one of them is about.
 //
-// As long as it is not known whose an endpoint is, it is what is worst for it: closed by a policy that may be about it, and denied
-// what may be denied to it, but allowed only what is surely allowed.
+// As long as it is not known whose an endpoint is, it is what is worst for it: closed by a policy that may be about it,
+// and denied what may be denied to it, but allowed only what is surely allowed.
 func Decide(policies []Policy, endpoints []Endpoint) []Decision {
 	d := decider{policies: policies, endpoints: endpoints, known: map[string]*policy.Access{}, peers: map[string][]span{}}
 	var all []Decision
@@ -104,7 +104,8 @@ func (d *decider) allowed(e Endpoint, in, v6 bool) *policy.Access {
 	return d.known[key]
 }
 
-// spans are the addresses that a rule means. Whose owner is not known yet is meant by a denial, and not by a permission.
+// spans are the addresses that a rule means. Whose owner is not known yet is meant by a denial, and not by a
+// permission.
 func (d *decider) spans(r Rule, deny, v6 bool) []span {
 	if r.CIDR.IsValid() {
 		if r.CIDR.Addr().Is6() != v6 {
@@ -138,8 +139,9 @@ func (d *decider) spans(r Rule, deny, v6 bool) []span {
 	return spans
 }
 
-// settle cuts the addresses where any clause begins or ends, works out what may pass in each piece, and joins neighbours that are
-// treated alike. So the passages do not overlap, and what goes before what is settled here and not in the kernel.
+// settle cuts the addresses where any clause begins or ends, works out what may pass in each piece, and joins
+// neighbours that are treated alike. So the passages do not overlap, and what goes before what is settled here and not
+// in the kernel.
 func settle(clauses []clause) (passages []policy.Passage) {
 	type edge struct {
 		at     netip.Addr // where a clause begins, or the first address behind it

@@ -33,7 +33,8 @@ func protocols() map[string]uint8 {
 	return map[string]uint8{"icmp": protoICMP, "tcp": protoTCP, "udp": protoUDP, "sctp": protoSCTP}
 }
 
-// Parse reads policies, one a YAML document. Anything it does not know is refused, with its line and the nearest it does know.
+// Parse reads policies, one a YAML document. Anything it does not know is refused, with its line and the nearest it
+// does know.
 func Parse(raw []byte) (policies []Policy, err error) {
 	d := yaml.NewDecoder(bytes.NewReader(raw))
 	for {

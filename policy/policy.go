@@ -1,4 +1,5 @@
-// Package policy says who may talk to whom: what a person writes, and what follows from it for each endpoint. It touches nothing.
+// Package policy says who may talk to whom: what a person writes, and what follows from it for each endpoint. It
+// touches nothing.
 package policy
 
 import (
@@ -21,7 +22,8 @@ type Policy struct {
 	Egress  *Section `yaml:"egress,omitempty" json:",omitempty"`
 }
 
-// A Section is what a policy says about one direction. What it denies is denied, whatever allows it; what is neither goes by Default.
+// A Section is what a policy says about one direction. What it denies is denied, whatever allows it; what is neither
+// goes by Default.
 type Section struct {
 	Default Verdict `yaml:"default,omitempty" json:",omitempty"`
 	Allow   []Rule  `yaml:"allow,omitempty" json:",omitempty"`
@@ -37,7 +39,8 @@ const (
 	Deny  Verdict = "deny"
 )
 
-// A Rule matches connections: the other end, and the port of whoever is connected to. What is left out matches everything.
+// A Rule matches connections: the other end, and the port of whoever is connected to. What is left out matches
+// everything.
 type Rule struct {
 	Selector `yaml:",inline"`
 	CIDR     Prefix `yaml:"cidr,omitempty" json:",omitzero"`

@@ -184,8 +184,8 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-// TestDisjoint: whatever policies say, the passages of an endpoint do not overlap, since the kernel refuses that, and they let
-// pass just what the rules say one by one.
+// TestDisjoint: whatever policies say, the passages of an endpoint do not overlap, since the kernel refuses that, and
+// they let pass just what the rules say one by one.
 func TestDisjoint(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))

@@ -50,7 +50,8 @@ func wantN(t *testing.T, s *Store, key string, n int, when string) {
 	}
 }
 
-// died is the file as the process leaves it that is killed now; hostToo: as it is after a power loss, with nothing that was not waited for.
+// died is the file as the process leaves it that is killed now; hostToo: as it is after a power loss, with nothing that
+// was not waited for.
 func died(t *testing.T, s *Store, hostToo bool) *Store {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "db")
@@ -146,7 +147,8 @@ func TestSoon(t *testing.T) {
 	}
 }
 
-// TestSoonStale: a process that died between a transaction and the end of what it took along leaves notes that are old news.
+// TestSoonStale: a process that died between a transaction and the end of what it took along leaves notes that are old
+// news.
 func TestSoonStale(t *testing.T) {
 	t.Parallel()
 	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), Soon: never})

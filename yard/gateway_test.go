@@ -92,8 +92,8 @@ func TestPublishRouted(t *testing.T) {
 	}
 }
 
-// TestGuideIsKept: the address of the container that is the gateway goes to nobody by accident, and where that cannot be had the
-// network is refused.
+// TestGuideIsKept: the address of the container that is the gateway goes to nobody by accident, and where that cannot
+// be had the network is refused.
 func TestGuideIsKept(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

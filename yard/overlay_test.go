@@ -215,7 +215,8 @@ func TestOverlayMade(t *testing.T) {
 	}
 }
 
-// TestOverlayAttached: containers that come by CNI have addresses of the cluster's, for as long as they are there, or held.
+// TestOverlayAttached: containers that come by CNI have addresses of the cluster's, for as long as they are there, or
+// held.
 func TestOverlayAttached(t *testing.T) {
 	t.Parallel()
 	etcd := clustertest.Start(t, "")

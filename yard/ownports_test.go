@@ -138,8 +138,8 @@ func TestLendRefusals(t *testing.T) {
 	}
 }
 
-// TestOwnPortsCrash pulls the plug at every step of publishing and of leaving. After a restart the sandbox has what is on record; and when
-// the engine, which has had no answer, takes the endpoint away, nothing.
+// TestOwnPortsCrash pulls the plug at every step of publishing and of leaving. After a restart the sandbox has what is
+// on record; and when the engine, which has had no answer, takes the endpoint away, nothing.
 func TestOwnPortsCrash(t *testing.T) {
 	t.Parallel()
 	for name, call := range map[string]func(r *rig, n modes.Network) error{
@@ -188,7 +188,8 @@ func TestOwnPortsCrash(t *testing.T) {
 	}
 }
 
-// TestAttachOwnPorts: a container that came by CNI has its ports when the runtime is answered, on the interface that has the default route.
+// TestAttachOwnPorts: a container that came by CNI has its ports when the runtime is answered, on the interface that
+// has the default route.
 func TestAttachOwnPorts(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)

@@ -44,8 +44,8 @@ func (r *rig) sets() string {
 	return r.host.Sh(r.t, "for s in closed_in4 closed_out4 allow_in4 allow_out4; do echo $s $(nft list set inet netyard $s | grep -v 'type\\|flags\\|table\\|set ' | tr -d '{}\\n\\t' | sed 's/elements = //'); done")
 }
 
-// TestPolicyFollows: closed as long as nobody knows whose the endpoint is, and what the policy says as soon as somebody does; over a
-// restart of the daemon; and free again when it is taken back.
+// TestPolicyFollows: closed as long as nobody knows whose the endpoint is, and what the policy says as soon as somebody
+// does; over a restart of the daemon; and free again when it is taken back.
 func TestPolicyFollows(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -101,7 +101,8 @@ func TestPolicyFollows(t *testing.T) {
 	r.healthy("at the end")
 }
 
-// TestPolicyCrash pulls the plug while policies change: the records and the kernel agree afterwards, on the old or the new ones.
+// TestPolicyCrash pulls the plug while policies change: the records and the kernel agree afterwards, on the old or the
+// new ones.
 func TestPolicyCrash(t *testing.T) {
 	t.Parallel()
 	for at := 1; ; at++ {
@@ -126,7 +127,8 @@ func TestPolicyCrash(t *testing.T) {
 	}
 }
 
-// TestPolicyTakenBack: one that cannot be put into the kernel is not on record either, and the one before it is in force.
+// TestPolicyTakenBack: one that cannot be put into the kernel is not on record either, and the one before it is in
+// force.
 func TestPolicyTakenBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

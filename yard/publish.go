@@ -11,8 +11,9 @@ import (
 	"netyard/yard/port"
 )
 
-// Lend publishes ports on an endpoint that has been joined, if its network has no gateway: of such an endpoint no engine says that it has the
-// container's default route, which is when the others get their ports. When the engine says so of another one, the ports go there.
+// Lend publishes ports on an endpoint that has been joined, if its network has no gateway: of such an endpoint no
+// engine says that it has the container's default route, which is when the others get their ports. When the engine says
+// so of another one, the ports go there.
 func (y *Yard) Lend(ctx context.Context, n modes.Network, link modes.Link, id string, asks []book.Ask) error {
 	m, err := y.Mode(n.Mode)
 	if err != nil {

@@ -35,7 +35,8 @@ func TestRefusedCreate(t *testing.T) {
 	}
 }
 
-// TestRestartBesideOverlap: a host that has got an address in a network's subnet since brings it up again, isolated as ever.
+// TestRestartBesideOverlap: a host that has got an address in a network's subnet since brings it up again, isolated as
+// ever.
 func TestRestartBesideOverlap(t *testing.T) {
 	t.Parallel()
 	r := r6(t)

@@ -66,7 +66,8 @@ type ClusterStatus struct {
 	Advice string `json:"advice,omitempty"`
 	// Down is since when etcd has not answered.
 	Down time.Time `json:"down,omitzero"`
-	// WriteMedian and WriteWorst are how long this host's last writes took, half of them and 99 of 100 at most, milliseconds; 0: unknown.
+	// WriteMedian and WriteWorst are how long this host's last writes took, half of them and 99 of 100 at most,
+	// milliseconds; 0: unknown.
 	WriteMedian float64 `json:"write_median_ms,omitempty"`
 	WriteWorst  float64 `json:"write_worst_ms,omitempty"`
 	Hosts       int     `json:"hosts"`
@@ -84,7 +85,8 @@ type ClusterNetwork struct {
 	Warm    int `json:"warm"`
 	Waiting int `json:"waiting"`
 	Lost    int `json:"lost"`
-	// Encrypted: what is between the hosts is inside WireGuard. Left are hosts of the network that cannot do that, and so are not spoken to.
+	// Encrypted: what is between the hosts is inside WireGuard. Left are hosts of the network that cannot do that, and
+	// so are not spoken to.
 	Encrypted bool     `json:"encrypted,omitempty"`
 	Left      []string `json:"left,omitempty"`
 	// Fenced are the endpoints that have an address of Lost, and whose links are down, in words.

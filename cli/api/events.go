@@ -12,8 +12,8 @@ import (
 	"netyard/yard/event"
 )
 
-// events answers with the events that are kept, as a list; with follow=1 as a stream of JSON values that goes on until the client
-// or the daemon ends it. after=ID leaves out what the client has.
+// events answers with the events that are kept, as a list; with follow=1 as a stream of JSON values that goes on until
+// the client or the daemon ends it. after=ID leaves out what the client has.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	var after uint64

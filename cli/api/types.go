@@ -1,5 +1,5 @@
-// Package api is the daemon's admin socket: HTTP and JSON on a unix socket that only root may use. The client half is what the
-// CLI and the CNI plugin speak.
+// Package api is the daemon's admin socket: HTTP and JSON on a unix socket that only root may use. The client half is
+// what the CLI and the CNI plugin speak.
 package api
 
 import (
@@ -41,7 +41,8 @@ type Network struct {
 	Objects []string `json:"objects,omitempty"`
 }
 
-// A NetworkRequest says what network to make. Gateways, ranges and kept addresses belong to the subnets that they are in.
+// A NetworkRequest says what network to make. Gateways, ranges and kept addresses belong to the subnets that they are
+// in.
 type NetworkRequest struct {
 	Name     string            `json:"name"`
 	Mode     string            `json:"mode,omitempty"`
@@ -94,7 +95,8 @@ type Port struct {
 	HostIP      string `json:"host_ip"`
 	HostPort    int    `json:"host_port"`
 	HostPortEnd int    `json:"host_port_end"`
-	// Routed: it is reached by the container's own address; nothing of the host's is taken, and HostIP and HostPort are the container's.
+	// Routed: it is reached by the container's own address; nothing of the host's is taken, and HostIP and HostPort are
+	// the container's.
 	Routed bool `json:"routed"`
 	// Address and Port are the container's; PortEnd is the last of a range.
 	Address     string `json:"address"`
@@ -106,8 +108,8 @@ type Port struct {
 	Engine      string `json:"engine"`
 	Network     string `json:"network"`
 	NetworkID   string `json:"network_id"`
-	// State is "published"; "conflict" when somebody else has the port; "shadowing" when the container has it, and a program of the
-	// host listens on it too and hears nothing. Owner is who that is.
+	// State is "published"; "conflict" when somebody else has the port; "shadowing" when the container has it, and a
+	// program of the host listens on it too and hears nothing. Owner is who that is.
 	State string `json:"state"`
 	Owner string `json:"owner,omitempty"`
 }
@@ -129,7 +131,8 @@ type Lease struct {
 	Name    string    `json:"name,omitempty"`
 	MAC     string    `json:"mac,omitempty"`
 	Since   time.Time `json:"since"`
-	// The rest is of leases from a DHCP server only. DNS and NTP are what it recommends; netyard shows them and nothing more.
+	// The rest is of leases from a DHCP server only. DNS and NTP are what it recommends; netyard shows them and nothing
+	// more.
 	Server   string    `json:"server,omitempty"`
 	Expires  time.Time `json:"expires,omitzero"`
 	Router   string    `json:"router,omitempty"`
@@ -148,7 +151,8 @@ type Request struct {
 	Name    string `json:"name,omitempty"`
 }
 
-// A Change says which options of a network or an endpoint to change, and to what; an empty value stands for the default.
+// A Change says which options of a network or an endpoint to change, and to what; an empty value stands for the
+// default.
 type Change struct {
 	Options map[string]string `json:"options"`
 }

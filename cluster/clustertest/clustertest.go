@@ -144,7 +144,8 @@ func (e *Etcd) Version(t testing.TB) string {
 	return string(raw)
 }
 
-// Cut makes what is sent through the wire go nowhere, as a router does that has died; Mend has it pass again, on new connections.
+// Cut makes what is sent through the wire go nowhere, as a router does that has died; Mend has it pass again, on new
+// connections.
 func (e *Etcd) Cut() { e.wire.set(true) }
 
 // Slow has whatever is sent through the wire take that long.

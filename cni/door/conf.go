@@ -13,8 +13,8 @@ import (
 	"netyard/modes"
 )
 
-// A config is a plugin's part of a network configuration: netyard's own keys, or those of the upstream plugins for bridges, macvlan and
-// ipvlan, and what the runtime adds.
+// A config is a plugin's part of a network configuration: netyard's own keys, or those of the upstream plugins for
+// bridges, macvlan and ipvlan, and what the runtime adds.
 type config struct {
 	CNIVersion   string          `json:"cniVersion"`
 	Name         string          `json:"name"`
@@ -34,8 +34,9 @@ type config struct {
 	upstream
 }
 
-// upstream are the keys of the plugins of containernetworking (plugins v1.9, main/bridge, main/macvlan, main/ipvlan). Those that netyard
-// cannot honour are here to be refused by name, and are fine with the value that they have by themselves.
+// upstream are the keys of the plugins of containernetworking (plugins v1.9, main/bridge, main/macvlan, main/ipvlan).
+// Those that netyard cannot honour are here to be refused by name, and are fine with the value that they have by
+// themselves.
 type upstream struct {
 	Bridge           string `json:"bridge"`
 	IsGateway        bool   `json:"isGateway"`
@@ -75,7 +76,8 @@ type runtimeConfig struct {
 	CgroupPath string `json:"cgroupPath"` // of no use to a network
 }
 
-// A portMapping has the keys that CNI's conventions give it; nerdctl begins them with capitals, which is the same to encoding/json.
+// A portMapping has the keys that CNI's conventions give it; nerdctl begins them with capitals, which is the same to
+// encoding/json.
 type portMapping struct {
 	HostPort      int    `json:"hostPort"`
 	ContainerPort int    `json:"containerPort"`
@@ -92,7 +94,8 @@ func (p portMapping) String() string {
 	return s
 }
 
-// bandwidth is in bits per second. Bursts, in bits, are netyard's to choose: runtimes say what the upstream plugin cannot do without.
+// bandwidth is in bits per second. Bursts, in bits, are netyard's to choose: runtimes say what the upstream plugin
+// cannot do without.
 type bandwidth struct {
 	IngressRate  uint64 `json:"ingressRate"`
 	IngressBurst uint64 `json:"ingressBurst"`
@@ -261,8 +264,8 @@ func (c config) args() (a confArgs) {
 	return a
 }
 
-// environment takes CNI_ARGS apart. Keys that are not netyard's are others', as the specification allows with IgnoreUnknown; nobody
-// leaves that out.
+// environment takes CNI_ARGS apart. Keys that are not netyard's are others', as the specification allows with
+// IgnoreUnknown; nobody leaves that out.
 func environment(args string) map[string]string {
 	env := map[string]string{}
 	for pair := range strings.SplitSeq(args, ";") {

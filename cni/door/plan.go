@@ -14,8 +14,8 @@ import (
 	"netyard/yard/overlay"
 )
 
-// A plan is what a configuration without a network of netyard's comes to: a network that netyard makes of it, and what each container
-// gets there.
+// A plan is what a configuration without a network of netyard's comes to: a network that netyard makes of it, and what
+// each container gets there.
 type plan struct {
 	network book.NetworkRequest
 	// pools are groups of subnets: a container gets an address of each.
@@ -131,7 +131,8 @@ func (in ipamIn) parse() (s book.SubnetRequest, err error) {
 	return s, nil
 }
 
-// static reads addresses that every container of the network is to have; so the network can have one container at a time.
+// static reads addresses that every container of the network is to have; so the network can have one container at a
+// time.
 func (p *plan) static(i ipamConfig, hostless bool) error {
 	for _, a := range i.Addresses {
 		prefix, err := netip.ParsePrefix(a.Address)
@@ -155,7 +156,8 @@ func (p *plan) static(i ipamConfig, hostless bool) error {
 	return nil
 }
 
-// inside are the routes of a container with these addresses: a route without a gateway goes by the first one of its family.
+// inside are the routes of a container with these addresses: a route without a gateway goes by the first one of its
+// family.
 func (p plan) inside(addrs []netip.Prefix) (routes []modes.Route) {
 	gateway := func(v4 bool) netip.Addr {
 		for _, a := range addrs {

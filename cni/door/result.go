@@ -13,7 +13,8 @@ import (
 	"netyard/yard/book"
 )
 
-// result is what the plugin prints: what plugins before it in the chain said, and what was attached, in the version of the configuration.
+// result is what the plugin prints: what plugins before it in the chain said, and what was attached, in the version of
+// the configuration.
 func result(c config, p plan, a book.Attached) (json.RawMessage, error) {
 	r, err := c.former()
 	if err != nil {
@@ -73,7 +74,8 @@ func (c config) former() (*current.Result, error) {
 	return r, nil
 }
 
-// resolvers puts the name servers in that somebody named: the runtime before the configuration, and that before its IPAM's part.
+// resolvers puts the name servers in that somebody named: the runtime before the configuration, and that before its
+// IPAM's part.
 func (c config) resolvers(dns *types.DNS, p plan) {
 	switch {
 	case c.Runtime.DNS != nil:

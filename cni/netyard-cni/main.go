@@ -1,7 +1,8 @@
-// Command netyard-cni is the plugin that CNI runtimes start for netyard's networks. It hands each call on to the daemon.
+// Command netyard-cni is the plugin that CNI runtimes start for netyard's networks. It hands each call on to the
+// daemon.
 //
-// It is the protocol's smallest part, and written out: a runtime starts it anew for every call, and of the package that would do it most
-// of the time goes into what is not needed here.
+// It is the protocol's smallest part, and written out: a runtime starts it anew for every call, and of the package that
+// would do it most of the time goes into what is not needed here.
 package main
 
 import (

@@ -22,8 +22,8 @@ const containerdConfig = `version = 2
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
 `
 
-// StartContainerd gives the host a containerd of its own, beside the one that dockerd starts for itself, with the image, and netyard's
-// plugin where ctr looks for it. cnitool is there too.
+// StartContainerd gives the host a containerd of its own, beside the one that dockerd starts for itself, with the
+// image, and netyard's plugin where ctr looks for it. cnitool is there too.
 func (h *Host) StartContainerd() {
 	t := h.report.TB()
 	t.Helper()
@@ -61,8 +61,8 @@ func (h *Host) CtrImport(image string, labels map[string]string) string {
 // debianPlugins is where this machine has the plugins of containernetworking-plugins.
 const debianPlugins = "/usr/lib/cni/"
 
-// placePlugins installs netyard's plugin, under the names that its networks have it by, cnitool, and of Debian's plugins those that do
-// their part behind netyard's.
+// placePlugins installs netyard's plugin, under the names that its networks have it by, cnitool, and of Debian's
+// plugins those that do their part behind netyard's.
 func (h *Host) placePlugins() {
 	t := h.report.TB()
 	t.Helper()
@@ -94,7 +94,8 @@ func (h *Host) TryCtr(cmd ...string) (string, error) {
 	return h.TrySh("ctr --address", containerdSocket, strings.Join(cmd, " "))
 }
 
-// CtrRun starts a container of containerd's in the background, on the first network in /etc/cni/net.d. Without cmd it sleeps.
+// CtrRun starts a container of containerd's in the background, on the first network in /etc/cni/net.d. Without cmd it
+// sleeps.
 func (h *Host) CtrRun(name, flags string, cmd ...string) {
 	t := h.report.TB()
 	t.Helper()

@@ -6,19 +6,21 @@ import (
 	"path/filepath"
 )
 
-// Firewall is what runs the host's firewall: this machine's own system, whatever the engine's is, in the host's network. Only
-// there can ufw and firewalld of Debian 12 meet an engine of another release. What they write on their disk stays their own.
+// Firewall is what runs the host's firewall: this machine's own system, whatever the engine's is, in the host's
+// network. Only there can ufw and firewalld of Debian 12 meet an engine of another release. What they write on their
+// disk stays their own.
 func (h *Host) Firewall() *Node {
 	t := h.report.TB()
 	t.Helper()
 	return newNode(h.report, nodeConfig{name: "firewall", root: "/", bridgeNF: true, net: h.Node})
 }
 
-// Bus is the environment of who speaks to the system bus that Firewalld starts. An abstract address is known to everybody in the same
-// network, whatever its files.
+// Bus is the environment of who speaks to the system bus that Firewalld starts. An abstract address is known to
+// everybody in the same network, whatever its files.
 const Bus = "DBUS_SYSTEM_BUS_ADDRESS=unix:abstract=/lab/bus"
 
-// busConfig is a system bus that lets everybody speak to everybody. The usual one would try to start PolicyKit for each call, and fail.
+// busConfig is a system bus that lets everybody speak to everybody. The usual one would try to start PolicyKit for each
+// call, and fail.
 const busConfig = `<busconfig><type>system</type><listen>unix:abstract=/lab/bus</listen><auth>EXTERNAL</auth><policy context="default">
 <allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="false"/><allow receive_sender="*"/></policy></busconfig>`
 

@@ -28,8 +28,9 @@ func loadImage(h *Host) error {
 }
 
 // imageArchive makes what docker save would print. docker import takes less, but does not let 20.10 know the stop
-// signal: a shell that is process 1 ignores SIGTERM, and each docker stop would take ten seconds.
-// An image's labels become those of its containers. To make it takes less time than to keep it in a cache and to make sure that it is the right one.
+// signal: a shell that is process 1 ignores SIGTERM, and each docker stop would take ten seconds. An image's labels
+// become those of its containers. To make it takes less time than to keep it in a cache and to make sure that it is the
+// right one.
 func imageArchive(image string, labels map[string]string) ([]byte, error) {
 	layer, err := imageLayer()
 	if err != nil {

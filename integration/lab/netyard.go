@@ -148,8 +148,8 @@ func netyard(n *Node) *Daemon {
 	return &Daemon{Service: s}
 }
 
-// Netyard gives a node that has no engine the daemon; the test asks it itself. It is not running until the test starts it, and is stopped
-// with the test.
+// Netyard gives a node that has no engine the daemon; the test asks it itself. It is not running until the test starts
+// it, and is stopped with the test.
 func (n *Node) Netyard() *Daemon {
 	t := n.report.TB()
 	t.Helper()

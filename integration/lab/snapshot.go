@@ -45,8 +45,8 @@ var (
 	lasting  = regexp.MustCompile(`\b(fe80:|ff00:|ff02:)|^MAC dev `)
 )
 
-// harmless are lines about what Docker makes when it first needs it, and then keeps: the tables and chains that iptables
-// always has, empty ones, with their policy; and what follows from IPv6 forwarding being on.
+// harmless are lines about what Docker makes when it first needs it, and then keeps: the tables and chains that
+// iptables always has, empty ones, with their policy; and what follows from IPv6 forwarding being on.
 var harmless = regexp.MustCompile(`^table ip6? (raw|mangle|nat|filter)` +
 	`( chain (PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)(: type .* policy (accept|drop);)?)?$` +
 	`|^anycast |^(33:33|01:00:5e):.* self permanent$`)
@@ -59,7 +59,8 @@ type Snapshot struct {
 	threads int            // 0: the daemon is not running
 }
 
-// Snapshot looks at the host until it looks the same twice: an engine rearranges its chains with each network, and netyard follows.
+// Snapshot looks at the host until it looks the same twice: an engine rearranges its chains with each network, and
+// netyard follows.
 func (h *Host) Snapshot() *Snapshot {
 	t := h.report.TB()
 	t.Helper()

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// firstWait is how long the first answer is waited for before the question is put again; each time twice as long. RFC 2131 begins
-	// with 4 s: an engine has not that much patience, and a LAN answers in milliseconds.
+	// firstWait is how long the first answer is waited for before the question is put again; each time twice as long.
+	// RFC 2131 begins with 4 s: an engine has not that much patience, and a LAN answers in milliseconds.
 	firstWait = 500 * time.Millisecond
 	// maxTries bounds the offers that are declined because somebody has the address.
 	maxTries = 4
@@ -48,8 +48,8 @@ type Wish struct {
 	Declined func(l Lease, holder net.HardwareAddr)
 }
 
-// Acquire gets a lease: DISCOVER, OFFER, REQUEST, ACK (RFC 2131, 3.1). A server that takes its offer back, and an address that
-// somebody has, make it begin again.
+// Acquire gets a lease: DISCOVER, OFFER, REQUEST, ACK (RFC 2131, 3.1). A server that takes its offer back, and an
+// address that somebody has, make it begin again.
 func (c *Client) Acquire(ctx context.Context, w Wish) (l Lease, err error) {
 	for range maxTries {
 		if l, err = c.acquire(ctx, w); err == nil {
@@ -132,7 +132,8 @@ func (c *Client) probe(ctx context.Context, l Lease, declined func(Lease, net.Ha
 	return errors.Join(conflict, c.Broadcast(m.ToBytes()))
 }
 
-// Extend asks for more time: of the server whose lease it is while there is time (RENEWING), and then of everyone (REBINDING).
+// Extend asks for more time: of the server whose lease it is while there is time (RENEWING), and then of everyone
+// (REBINDING).
 func (c *Client) Extend(ctx context.Context, l Lease) (Lease, error) {
 	m, err := c.message(dhcpv4.MessageTypeRequest)
 	if err != nil {
@@ -148,8 +149,8 @@ func (c *Client) Extend(ctx context.Context, l Lease) (Lease, error) {
 	return c.ask(ctx, q)
 }
 
-// Release gives a lease back. No answer comes (RFC 2131, 4.4.6), so the link is asked something that the server does answer, before,
-// since a fresh link may not yet carry frames, and behind it: the link can go when that is answered.
+// Release gives a lease back. No answer comes (RFC 2131, 4.4.6), so the link is asked something that the server does
+// answer, before, since a fresh link may not yet carry frames, and behind it: the link can go when that is answered.
 func (c *Client) Release(ctx context.Context, l Lease) error {
 	m, err := c.message(dhcpv4.MessageTypeRelease)
 	if err != nil {
@@ -197,7 +198,8 @@ type question struct {
 	fits func(Lease, dhcpv4.MessageType) bool
 }
 
-// ask puts a question, again and again with growing pauses, until an answer is the one, or ctx ends. A DHCPNAK is an error.
+// ask puts a question, again and again with growing pauses, until an answer is the one, or ctx ends. A DHCPNAK is an
+// error.
 func (c *Client) ask(ctx context.Context, q question) (Lease, error) {
 	var start time.Time
 	send := func() error {

@@ -40,8 +40,8 @@ func (c *Client6) now() time.Time {
 	return c.Now()
 }
 
-// Acquire gets an address: SOLICIT, ADVERTISE, REQUEST, REPLY (RFC 8415, 18.2.1 and 18.2.2). The first server that has one is taken: RFC
-// 8415 would have a client wait for a better one for a second. want is asked for; invalid: any.
+// Acquire gets an address: SOLICIT, ADVERTISE, REQUEST, REPLY (RFC 8415, 18.2.1 and 18.2.2). The first server that has
+// one is taken: RFC 8415 would have a client wait for a better one for a second. want is asked for; invalid: any.
 func (c *Client6) Acquire(ctx context.Context, want netip.Addr) (Lease, error) {
 	m, err := c.message(dhcpv6.MessageTypeSolicit, want, nil)
 	if err != nil {
@@ -57,7 +57,8 @@ func (c *Client6) Acquire(ctx context.Context, want netip.Addr) (Lease, error) {
 	return c.ask(ctx, m, dhcpv6.MessageTypeReply)
 }
 
-// Extend asks for more time: of the server whose lease it is while there is time (RENEW), and then of everyone (REBIND).
+// Extend asks for more time: of the server whose lease it is while there is time (RENEW), and then of everyone
+// (REBIND).
 func (c *Client6) Extend(ctx context.Context, l Lease) (Lease, error) {
 	kind, server := dhcpv6.MessageTypeRebind, []byte(nil)
 	if s := l.State(c.now()); s == Bound || s == Renewing {
@@ -130,8 +131,8 @@ func (c *Client6) message(kind dhcpv6.MessageType, addr netip.Addr, server []byt
 	return m, nil
 }
 
-// ask puts a question, again and again with growing pauses, until an answer of that type is the one, or ctx ends. What says that the
-// address is not the client's is an error.
+// ask puts a question, again and again with growing pauses, until an answer of that type is the one, or ctx ends. What
+// says that the address is not the client's is an error.
 func (c *Client6) ask(ctx context.Context, m *dhcpv6.Message, kind dhcpv6.MessageType) (Lease, error) {
 	start := c.now()
 	asked := start
@@ -194,8 +195,8 @@ func status(s *dhcpv6.OptStatusCode) error {
 	return fmt.Errorf("%w: %s", ErrRefused, s.StatusCode)
 }
 
-// setTimes6: where the server leaves T1 and T2 to the client, they are at half of the preferred lifetime and eight tenths of it
-// (RFC 8415, 21.4).
+// setTimes6: where the server leaves T1 and T2 to the client, they are at half of the preferred lifetime and eight
+// tenths of it (RFC 8415, 21.4).
 func (l *Lease) setTimes6(ia *dhcpv6.OptIANA, o *dhcpv6.OptIAAddress) {
 	if o.ValidLifetime >= infinite {
 		return

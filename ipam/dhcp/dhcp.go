@@ -1,5 +1,6 @@
-// Package dhcp is a DHCP client as far as it is a protocol: what is said to a server, what is made of its answers, and when it is
-// time to say something again. How messages travel is a Transport's business, and what becomes of a lease its caller's.
+// Package dhcp is a DHCP client as far as it is a protocol: what is said to a server, what is made of its answers, and
+// when it is time to say something again. How messages travel is a Transport's business, and what becomes of a lease
+// its caller's.
 package dhcp
 
 import (
@@ -30,8 +31,8 @@ type Transport interface {
 	Broadcast(msg []byte) error
 	// Unicast sends a message from one address to a server's.
 	Unicast(msg []byte, from, to netip.Addr) error
-	// Receive waits for the next message to a client, whoever's it is, and says which hardware address it came from, nil when that
-	// cannot be told. It ends with ctx.
+	// Receive waits for the next message to a client, whoever's it is, and says which hardware address it came from,
+	// nil when that cannot be told. It ends with ctx.
 	Receive(ctx context.Context) (msg []byte, from net.HardwareAddr, err error)
 	// InUse says who on the link has an address (RFC 5227); nil when nobody answers. It is not asked by who has it.
 	InUse(ctx context.Context, a netip.Addr) (net.HardwareAddr, error)
@@ -69,7 +70,8 @@ type Lease struct {
 	Renew   time.Time `json:"renew"`   // T1
 	Rebind  time.Time `json:"rebind"`  // T2
 	Expires time.Time `json:"expires"` // zero: never
-	// The rest is of DHCPv6 only: the server's DUID, and when the address is for flows that are there already; zero: never.
+	// The rest is of DHCPv6 only: the server's DUID, and when the address is for flows that are there already; zero:
+	// never.
 	ServerID  []byte    `json:"server_id,omitempty"`
 	Preferred time.Time `json:"preferred,omitzero"`
 }
@@ -77,7 +79,8 @@ type Lease struct {
 // minMTU is the least that every IPv4 link carries (RFC 791), and the least an option 26 may say.
 const minMTU = 68
 
-// read makes a Lease of an offer or an acknowledgement. What a server has no say in, or says senselessly, is passed over.
+// read makes a Lease of an offer or an acknowledgement. What a server has no say in, or says senselessly, is passed
+// over.
 func read(m *dhcpv4.DHCPv4, from net.HardwareAddr, start time.Time) (l Lease, err error) {
 	addr, ok := netip.AddrFromSlice(m.YourIPAddr.To4())
 	if !ok || !usable(addr) {

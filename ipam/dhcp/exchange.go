@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// exchange puts a question, again and again with growing pauses, until take is done with an answer, or ctx ends. An error of take's ends
-// it, too.
+// exchange puts a question, again and again with growing pauses, until take is done with an answer, or ctx ends. An
+// error of take's ends it, too.
 func exchange[From any](ctx context.Context, send func() error, receive func(context.Context) ([]byte, From, error),
 	take func(raw []byte, from From) (l Lease, done bool, err error),
 ) (Lease, error) {

@@ -12,7 +12,8 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// serves6 gives the server an address, and waits until the one of its link is ready too: routers advertise themselves by that.
+// serves6 gives the server an address, and waits until the one of its link is ready too: routers advertise themselves
+// by that.
 func (l *lan) serves6(t *testing.T) {
 	t.Helper()
 	l.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad; "+

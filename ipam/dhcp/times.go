@@ -33,8 +33,8 @@ const (
 	againPause = 10 * time.Second
 )
 
-// Due is when to ask for more time, having last asked in vain at tried (zero: not yet): half of what is left until the next state,
-// but a minute at least (RFC 2131, 4.4.5), or an eighth of a short lease. Never is zero.
+// Due is when to ask for more time, having last asked in vain at tried (zero: not yet): half of what is left until the
+// next state, but a minute at least (RFC 2131, 4.4.5), or an eighth of a short lease. Never is zero.
 func (l Lease) Due(now, tried time.Time) time.Time {
 	state := l.State(now)
 	switch {

@@ -16,7 +16,8 @@ func bypassesOf(k *core.Handle) map[Bypass]bool {
 	return w.bypasses
 }
 
-// GuardsOf are those of a host: it forwards only because netyard told it to, so netyard sees to it that it does so for nobody else; the firewall's lock guards them.
+// GuardsOf are those of a host: it forwards only because netyard told it to, so netyard sees to it that it does so for
+// nobody else; the firewall's lock guards them.
 func GuardsOf(k *core.Handle) *Guards { return core.Kept[Guards](k) }
 
 // chainsOf are the chains of others that netyard's accepts go into.

@@ -10,8 +10,8 @@ import (
 )
 
 // A Call makes br_netfilter take what is bridged to the chains of the inet family, on this bridge, whatever
-// net.bridge.bridge-nf-call-iptables says for all of them (BROPT_NF_CALL_IPTABLES, net/bridge/br_netfilter_hooks.c). Only kernels
-// without nf_conntrack_bridge need it.
+// net.bridge.bridge-nf-call-iptables says for all of them (BROPT_NF_CALL_IPTABLES, net/bridge/br_netfilter_hooks.c).
+// Only kernels without nf_conntrack_bridge need it.
 type Call struct {
 	Name    string
 	Foreign bool // somebody else's: looked at and not altered

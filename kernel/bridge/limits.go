@@ -17,8 +17,8 @@ const (
 	limitMark   = 0x6e79
 	limitHandle = limitMark << 16
 
-	// A queue lets through at once what the rate carries in burstTime: a timer that is late by less costs nothing. What would
-	// have to wait for longer than queueTime is dropped; that is as late as a full queue makes a packet.
+	// A queue lets through at once what the rate carries in burstTime: a timer that is late by less costs nothing. What
+	// would have to wait for longer than queueTime is dropped; that is as late as a full queue makes a packet.
 	burstTime = 10e-3
 	queueTime = 100e-3
 	// frameSlack is what a frame has beside what an MTU counts: addresses, type, two VLAN tags.
@@ -41,9 +41,10 @@ func (r Rate) String() string {
 	return strconv.FormatUint(n, 10) + units[unit]
 }
 
-// Limits are how fast packets may go to and from an endpoint that has its outer link on the host. They are kept there, where the
-// endpoint cannot change them: what it gets waits in a queue of the link itself, and what it sends in that of another link (an
-// ifb), to which it is redirected as it arrives. No limit is an object too: it is what takes a former one away.
+// Limits are how fast packets may go to and from an endpoint that has its outer link on the host. They are kept there,
+// where the endpoint cannot change them: what it gets waits in a queue of the link itself, and what it sends in that of
+// another link (an ifb), to which it is redirected as it arrives. No limit is an object too: it is what takes a former
+// one away.
 type Limits struct {
 	Link    string
 	Shaper  string // the link for what the endpoint sends
@@ -97,9 +98,9 @@ func (l Limits) Remove(k *core.Handle) error {
 	return errors.Join(dropQueue(k, link), l.unshape(k, link))
 }
 
-// queue is the token bucket that holds a rate. Its burst is small, so that tbf cuts the large packets of segmentation offload into
-// frames (tbf_segment, net/sched/sch_tbf.c): a packet of 64 kB in one piece would take 52 ms of a link of 10mbit, and every
-// other packet would wait for it.
+// queue is the token bucket that holds a rate. Its burst is small, so that tbf cuts the large packets of segmentation
+// offload into frames (tbf_segment, net/sched/sch_tbf.c): a packet of 64 kB in one piece would take 52 ms of a link of
+// 10mbit, and every other packet would wait for it.
 func (l Limits) queue(link netlink.Link, r Rate) *netlink.Tbf {
 	const bits = 8
 	perSecond := float64(r) / bits
@@ -218,8 +219,8 @@ func redirected(k *core.Handle, link netlink.Link) (to int, err error) {
 	return to, nil
 }
 
-// unshape takes the redirection away before the shaper: packets redirected to a link that is gone are dropped (tcf_mirred_act,
-// net/sched/act_mirred.c).
+// unshape takes the redirection away before the shaper: packets redirected to a link that is gone are dropped
+// (tcf_mirred_act, net/sched/act_mirred.c).
 func (l Limits) unshape(k *core.Handle, link netlink.Link) error {
 	err := k.NL.FilterDel(&netlink.U32{FilterAttrs: redirection(link)})
 	if unlessAbsent(err) != nil {

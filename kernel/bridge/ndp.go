@@ -14,11 +14,12 @@ import (
 	"netyard/kernel/core"
 )
 
-// A ProxyNeigh makes the host answer, on a link, for an IPv6 address that is reached by the host (RFC 4389 calls that proxying).
-// The neighbours on the link find the address as if it were on the link itself. It carries the mark of netyard's routes.
+// A ProxyNeigh makes the host answer, on a link, for an IPv6 address that is reached by the host (RFC 4389 calls that
+// proxying). The neighbours on the link find the address as if it were on the link itself. It carries the mark of
+// netyard's routes.
 //
-// The link's switch for it (proxy_ndp) is turned on, and stays on: without entries it does nothing, and who else has entries there is
-// nobody's to know.
+// The link's switch for it (proxy_ndp) is turned on, and stays on: without entries it does nothing, and who else has
+// entries there is nobody's to know.
 type ProxyNeigh struct {
 	Link string
 	Addr netip.Addr

@@ -26,8 +26,9 @@ func (p Ports) Flags(port int) (netlink.Protinfo, bool) {
 	return f, ok
 }
 
-// SetSnooping has a bridge look into who wants which multicast, or not. Of the bridge no more is said than that: not by the library, which
-// also says its name, and before 6.3 even the name that it has is refused for a link that is up (dev_change_name, net/core/dev.c).
+// SetSnooping has a bridge look into who wants which multicast, or not. Of the bridge no more is said than that: not by
+// the library, which also says its name, and before 6.3 even the name that it has is refused for a link that is up
+// (dev_change_name, net/core/dev.c).
 func SetSnooping(k *core.Handle, bridge int, on bool) error {
 	value := byte(0)
 	if on {

@@ -24,7 +24,8 @@ const (
 	Own rule.SetName = "own"
 	// Foreign has the bridges of other managers of containers, found by watching the links.
 	Foreign rule.SetName = "foreign"
-	// Same has the pairs (b, b) of all bridges that are not netyard's: with br_netfilter what stays on one passes the forward hook.
+	// Same has the pairs (b, b) of all bridges that are not netyard's: with br_netfilter what stays on one passes the
+	// forward hook.
 	Same rule.SetName = "same"
 )
 

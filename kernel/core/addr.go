@@ -89,8 +89,8 @@ func (a Addr) hasRoute(routes []netlink.Route) bool {
 	return false
 }
 
-// A HostAddr is an address that something of netyard's relies on and that is the host's owner's: it is only looked for. At boot it may
-// come later than netyard.
+// A HostAddr is an address that something of netyard's relies on and that is the host's owner's: it is only looked for.
+// At boot it may come later than netyard.
 type HostAddr struct{ Addr netip.Addr }
 
 // String names the address.
@@ -133,8 +133,8 @@ func (k *Handle) Busy(except string) ([]netip.Prefix, error) {
 	return busy, nil
 }
 
-// Occupant finds an address of the host, on another link than except, whose subnet overlaps p. On the links within, a subnet may be
-// larger than p, as long as the host's own address is not in p.
+// Occupant finds an address of the host, on another link than except, whose subnet overlaps p. On the links within, a
+// subnet may be larger than p, as long as the host's own address is not in p.
 func (k *Handle) Occupant(p netip.Prefix, except string, within ...string) (link string, subnet netip.Prefix, err error) {
 	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, Family(p.Addr())) })
 	if err != nil {

@@ -154,8 +154,8 @@ func (k *Handle) LinkIndex(name string) (int, error) {
 	return l.Attrs().Index, nil
 }
 
-// HasKind says whether the kernel can make links of a kind that needs a parent, loading its module if that is all it lacks. It asks
-// for one on the loopback link, which no kernel makes.
+// HasKind says whether the kernel can make links of a kind that needs a parent, loading its module if that is all it
+// lacks. It asks for one on the loopback link, which no kernel makes.
 func (k *Handle) HasKind(kind string) bool {
 	attrs := netlink.NewLinkAttrs()
 	const loopback = 1 // in every namespace (loopback_net_init, drivers/net/loopback.c)

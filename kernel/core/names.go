@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ShaperPrefix begins the names of the links where what endpoints send is delayed; they go on with the beginning of the endpoint's id.
+// ShaperPrefix begins the names of the links where what endpoints send is delayed; they go on with the beginning of the
+// endpoint's id.
 const ShaperPrefix = "nyi-"
 
 const (
@@ -75,6 +76,6 @@ func HashID(name string) string {
 // VXLANPrefix begins the names of VXLAN devices; they go on with the beginning of the network's id.
 const VXLANPrefix = "nyx-"
 
-// TunnelName is the WireGuard device of the host: one for all of its encrypted networks. The ruleset has the name, so the rules need
-// not know whether there is such a link.
+// TunnelName is the WireGuard device of the host: one for all of its encrypted networks. The ruleset has the name, so
+// the rules need not know whether there is such a link.
 const TunnelName = "nyt-overlay"

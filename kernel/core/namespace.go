@@ -133,8 +133,8 @@ func IsNamespace(path string) bool {
 	return err == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// A NamespaceID tells one network namespace from another while both live. The kernel gives numbers out again: two different ones are
-// two namespaces, two equal ones need not be one.
+// A NamespaceID tells one network namespace from another while both live. The kernel gives numbers out again: two
+// different ones are two namespaces, two equal ones need not be one.
 type NamespaceID struct {
 	Dev uint64 `json:",omitempty"`
 	Ino uint64 `json:",omitempty"`

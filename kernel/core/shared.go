@@ -35,7 +35,8 @@ func (s *SharedObjects) Disclaim(o sharedObject) bool {
 	return len(s.owners[o.String()]) > 0
 }
 
-// Claim notes which networks want the shared ones among objects, before any of them can be removed: after a restart nothing is known.
+// Claim notes which networks want the shared ones among objects, before any of them can be removed: after a restart
+// nothing is known.
 func (k *Handle) Claim(objects ...Object) {
 	k.Shared.Mu.Lock()
 	defer k.Shared.Mu.Unlock()

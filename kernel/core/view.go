@@ -8,8 +8,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// A View is the kernel at one moment: what there is of links, addresses and routes, and what packages dump of the rest when somebody
-// first asks.
+// A View is the kernel at one moment: what there is of links, addresses and routes, and what packages dump of the rest
+// when somebody first asks.
 type View struct {
 	Handle *Handle
 	// Firewall says that the firewall belongs to the view; or else it is as if there were none.

@@ -13,9 +13,10 @@ import (
 	"netyard/kernel/core"
 )
 
-// devicePrefix begins the alias of a card of the host's while a container has it: netyard-device:<network>:<endpoint>:<name>. The
-// alias goes with the card into another namespace and back, under whatever name (dev_change_net_namespace, net/core/dev.c), and is
-// gone with the next boot: so a card that carries it is one that has to be put back in order, and one that does not is in order.
+// devicePrefix begins the alias of a card of the host's while a container has it:
+// netyard-device:<network>:<endpoint>:<name>. The alias goes with the card into another namespace and back, under
+// whatever name (dev_change_net_namespace, net/core/dev.c), and is gone with the next boot: so a card that carries it
+// is one that has to be put back in order, and one that does not is in order.
 const devicePrefix = "netyard-device:"
 
 // homecoming is how long a card may be under way: the kernel takes namespaces apart in the background (cleanup_net,
@@ -86,8 +87,8 @@ func (d Device) inside(k *core.Handle) (yes bool, err error) {
 	return yes, err
 }
 
-// Remove gives the card back as it was: wherever it is, under whatever name. A card that carries no mark is in order: it was never
-// taken, or the host has started since.
+// Remove gives the card back as it was: wherever it is, under whatever name. A card that carries no mark is in order:
+// it was never taken, or the host has started since.
 func (d Device) Remove(k *core.Handle) error {
 	for end := time.Now().Add(homecoming); ; time.Sleep(homecoming / 20) {
 		if err := d.fetch(k); err != nil {

@@ -13,8 +13,9 @@ import (
 	"netyard/kernel/core"
 )
 
-// spaces are the namespaces that netyard keeps from ending: a virtual link ends with its namespace (default_device_exit_batch,
-// net/core/dev.c), and a card that goes home by itself goes to the first namespace of the machine, which need not be the host's.
+// spaces are the namespaces that netyard keeps from ending: a virtual link ends with its namespace
+// (default_device_exit_batch, net/core/dev.c), and a card that goes home by itself goes to the first namespace of the
+// machine, which need not be the host's.
 type spaces struct {
 	mu sync.Mutex
 	by map[string]*os.File

@@ -172,8 +172,8 @@ func (st State) restore(k *core.Handle, link netlink.Link, name string) error {
 	return nil
 }
 
-// restoreRoutes puts the routes back, those first that others need to find their gateways by. A route that cannot be had on the host as it is now
-// is no reason to keep the rest.
+// restoreRoutes puts the routes back, those first that others need to find their gateways by. A route that cannot be
+// had on the host as it is now is no reason to keep the rest.
 func (st State) restoreRoutes(k *core.Handle, link netlink.Link) error {
 	for _, direct := range []bool{true, false} {
 		for _, r := range st.Routes {

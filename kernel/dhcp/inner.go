@@ -26,7 +26,8 @@ type InnerLink struct {
 	link netlink.Link
 }
 
-// EnterLink finds a link in the sandbox at a path: the one with that alias, or else the one without any that has that hardware address.
+// EnterLink finds a link in the sandbox at a path: the one with that alias, or else the one without any that has that
+// hardware address.
 func EnterLink(path, alias string, mac net.HardwareAddr) (*InnerLink, error) {
 	if !core.IsNamespace(path) {
 		return nil, fmt.Errorf("enter sandbox %s: there is no namespace", path)
@@ -83,8 +84,8 @@ func (s *InnerLink) Wire() (*Wire, error) {
 	return openWire(netns.NsHandle(ns), s.link.Attrs().Index, s.link.Attrs().HardwareAddr)
 }
 
-// Readdress gives the link the address to in place of from, with what is to be reached by it. Either can be invalid: none. A default
-// route by another link of the sandbox stays.
+// Readdress gives the link the address to in place of from, with what is to be reached by it. Either can be invalid:
+// none. A default route by another link of the sandbox stays.
 func (s *InnerLink) Readdress(from, to netip.Prefix, gateway netip.Addr, routes map[netip.Prefix]netip.Addr) error {
 	if from.IsValid() && from != to {
 		err := s.nl.AddrDel(s.link, &netlink.Addr{IPNet: core.IPNet(from)})

@@ -28,8 +28,8 @@ var ErrDuplicate = errors.New("somebody else on the link has it")
 // IsUp says whether the link is up: who puts it in is through with it then.
 func (s *InnerLink) IsUp() bool { return s.link.Attrs().Flags&net.FlagUp != 0 }
 
-// EnableIPv6 gives the link IPv6: an address of the link, and what routers advertise. auto: the kernel makes itself addresses of their
-// prefixes (SLAAC, RFC 4862). routed: they are default routes.
+// EnableIPv6 gives the link IPv6: an address of the link, and what routers advertise. auto: the kernel makes itself
+// addresses of their prefixes (SLAAC, RFC 4862). routed: they are default routes.
 func (s *InnerLink) EnableIPv6(auto, routed bool) error {
 	const also = "2" // where a container forwards, too (Documentation/networking/ip-sysctl.rst, accept_ra)
 	name := s.link.Attrs().Name
@@ -57,8 +57,8 @@ func digit(b bool) string {
 	return "0"
 }
 
-// settled waits until the kernel knows whether anybody else has an address of the link that is so. given: it was there before. One that
-// has an end is taken away when somebody else has it (addrconf_dad_stop, net/ipv6/addrconf.c).
+// settled waits until the kernel knows whether anybody else has an address of the link that is so. given: it was there
+// before. One that has an end is taken away when somebody else has it (addrconf_dad_stop, net/ipv6/addrconf.c).
 func (s *InnerLink) settled(ctx context.Context, given bool, is func(netip.Addr) bool) (netip.Addr, error) {
 	for {
 		addrs, err := core.Retry(func() ([]netlink.Addr, error) { return s.nl.AddrList(s.link, unix.AF_INET6) })
@@ -88,8 +88,8 @@ func (s *InnerLink) settled(ctx context.Context, given bool, is func(netip.Addr)
 	}
 }
 
-// SetAddr6 gives the link an address until then, and waits until nobody else says that it is theirs; zero times: for ever. The kernel
-// takes it away when the time is up, whoever is there to see it.
+// SetAddr6 gives the link an address until then, and waits until nobody else says that it is theirs; zero times: for
+// ever. The kernel takes it away when the time is up, whoever is there to see it.
 func (s *InnerLink) SetAddr6(ctx context.Context, a netip.Prefix, preferred, valid time.Duration) error {
 	addr := &netlink.Addr{IPNet: core.IPNet(a), PreferedLft: int(preferred.Seconds()), ValidLft: int(valid.Seconds()), Flags: unix.IFA_F_NOPREFIXROUTE}
 	if err := s.nl.AddrReplace(s.link, addr); err != nil {

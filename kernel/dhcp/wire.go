@@ -26,8 +26,8 @@ const (
 	maxFrame                         = 64 << 10
 )
 
-// A Wire sends and takes the frames of a DHCP client on one link that has no address yet: below the host's IP, its firewall included
-// (packet(7)).
+// A Wire sends and takes the frames of a DHCP client on one link that has no address yet: below the host's IP, its
+// firewall included (packet(7)).
 type Wire struct {
 	ns    netns.NsHandle // the link's
 	index int
@@ -172,7 +172,8 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum) //nolint:gosec // folded
 }
 
-// Receive waits for the next message to a DHCP client. Checksums are not looked at: a sender on this machine leaves them to its card.
+// Receive waits for the next message to a DHCP client. Checksums are not looked at: a sender on this machine leaves
+// them to its card.
 func (w *Wire) Receive(ctx context.Context) (msg []byte, from net.HardwareAddr, err error) {
 	buf := make([]byte, maxFrame)
 	for {
@@ -217,12 +218,14 @@ func read(ctx context.Context, f *os.File, buf []byte) (int, error) {
 }
 
 const (
-	// probes are sent probePause apart (RFC 5227, 2.1.1, has three, a second or two apart): an engine waits and holds a lock meanwhile.
+	// probes are sent probePause apart (RFC 5227, 2.1.1, has three, a second or two apart): an engine waits and holds a
+	// lock meanwhile.
 	probes     = 3
 	probePause = 200 * time.Millisecond
 )
 
-// InUse asks the link who has an address (RFC 5227); nil when nobody answers, and nobody else is about to take it either.
+// InUse asks the link who has an address (RFC 5227); nil when nobody answers, and nobody else is about to take it
+// either.
 func (w *Wire) InUse(ctx context.Context, a netip.Addr) (net.HardwareAddr, error) {
 	f, err := w.listen(unix.ETH_P_ARP, nil)
 	if err != nil {
@@ -333,10 +336,11 @@ func SharedMAC(k *core.Handle, p LANPort) (net.HardwareAddr, error) {
 	return link.Attrs().HardwareAddr, nil
 }
 
-// PlugWire puts a link with that hardware address onto a LAN, for as long as the Wire is open. The other end, or the link itself, is in
-// a namespace that only this process has: nobody's IP answers on it, and when the process dies the kernel takes it all away. Where all
-// links have one hardware address, no link is made: what is sent to it comes in by the parent, as long as no link has the IP address that
-// it is for (ipvlan_addr_lookup, drivers/net/ipvlan/ipvlan_core.c).
+// PlugWire puts a link with that hardware address onto a LAN, for as long as the Wire is open. The other end, or the
+// link itself, is in a namespace that only this process has: nobody's IP answers on it, and when the process dies the
+// kernel takes it all away. Where all links have one hardware address, no link is made: what is sent to it comes in by
+// the parent, as long as no link has the IP address that it is for (ipvlan_addr_lookup,
+// drivers/net/ipvlan/ipvlan_core.c).
 func PlugWire(k *core.Handle, p LANPort, mac net.HardwareAddr) (*Wire, error) {
 	if p.Shared() {
 		return parentWire(k, p)
@@ -386,8 +390,8 @@ func freshNamespace(k *core.Handle) (ns netns.NsHandle, err error) {
 }
 
 const (
-	// wirePrefix begins the names of the temporary links, of a pair the end on the bridge. It is none of OwnName's: nobody is to take
-	// them for strays.
+	// wirePrefix begins the names of the temporary links, of a pair the end on the bridge. It is none of OwnName's:
+	// nobody is to take them for strays.
 	wirePrefix = "nyw-"
 	// wireInside is what the client's end is called.
 	wireInside = "lan0"

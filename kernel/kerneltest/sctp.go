@@ -56,8 +56,8 @@ func (h *Host) ServeSCTP(t testing.TB, port, clients int) {
 	}()
 }
 
-// AskSCTP is what such a server says to a client of one family: the addresses that SCTP has in its first packet no NAT translates, and with
-// those of both in it there is no association.
+// AskSCTP is what such a server says to a client of one family: the addresses that SCTP has in its first packet no NAT
+// translates, and with those of both in it there is no association.
 func (h *Host) AskSCTP(to netip.AddrPort) string {
 	family, at := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	if to.Addr().Is4() {

@@ -16,7 +16,8 @@ type Sniffer struct {
 	mu  sync.Mutex
 }
 
-// Sniff shows all frames of a link of the namespace to see, until the test ends. It fails the test when the kernel had more than it took.
+// Sniff shows all frames of a link of the namespace to see, until the test ends. It fails the test when the kernel had
+// more than it took.
 func (h *Host) Sniff(t testing.TB, link string, see func(frame []byte)) *Sniffer {
 	t.Helper()
 	s := &Sniffer{t: t, see: see}

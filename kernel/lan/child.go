@@ -13,8 +13,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Child is a macvlan or ipvlan link on a parent. It is made on the host and waits there to be moved into a sandbox; from then on
-// the host does not see it.
+// A Child is a macvlan or ipvlan link on a parent. It is made on the host and waits there to be moved into a sandbox;
+// from then on the host does not see it.
 type Child struct {
 	Name, Alias string
 	Parent      Parent

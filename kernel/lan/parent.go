@@ -15,7 +15,8 @@ import (
 // ParentAlias is the alias of a VLAN link: several networks may share it, so it names none.
 const ParentAlias = core.AliasPrefix + "parent"
 
-// A Parent is the link that macvlan or ipvlan links are made on. It is the host's owner's: netyard changes nothing of it.
+// A Parent is the link that macvlan or ipvlan links are made on. It is the host's owner's: netyard changes nothing of
+// it.
 type Parent struct {
 	Name string
 	// MAC finds it when it has another name by now; empty: only the name counts.
@@ -47,8 +48,8 @@ func (p Parent) Check(s *core.View) []string {
 	return nil
 }
 
-// among finds the parent: by its name or an alternative one, else by its hardware address, which only one link may have that is
-// not stacked on another.
+// among finds the parent: by its name or an alternative one, else by its hardware address, which only one link may have
+// that is not stacked on another.
 func (p Parent) among(links []netlink.Link) netlink.Link {
 	var same []netlink.Link
 	for _, l := range links {
@@ -212,8 +213,9 @@ func (i Island) Ensure(k *core.Handle) error {
 	return nil
 }
 
-// create makes a dummy, or on a kernel without them an ifb, which drops what it is given all the same: only what a tc rule
-// redirected to it goes anywhere (drivers/net/ifb.c). Both always have a carrier, which a bridge without ports has not.
+// create makes a dummy, or on a kernel without them an ifb, which drops what it is given all the same: only what a tc
+// rule redirected to it goes anywhere (drivers/net/ifb.c). Both always have a carrier, which a bridge without ports has
+// not.
 func (i Island) create(k *core.Handle) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = i.Name

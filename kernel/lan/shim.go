@@ -15,11 +15,12 @@ import (
 
 const shimAlias = core.AliasPrefix + "shim:"
 
-// A Shim is the host's own link on a parent. What is on a parent reaches what else is on it, and never the parent itself: so the host
-// has to be on it too. Networks share it: it goes with the last of them.
+// A Shim is the host's own link on a parent. What is on a parent reaches what else is on it, and never the parent
+// itself: so the host has to be on it too. Networks share it: it goes with the last of them.
 //
-// It has no address, so that the host has none that it had not before. It answers for the addresses of the parent, to containers only:
-// what comes from where the host would not answer by it is dropped (rp_filter), or half of the LAN would take it for the host.
+// It has no address, so that the host has none that it had not before. It answers for the addresses of the parent, to
+// containers only: what comes from where the host would not answer by it is dropped (rp_filter), or half of the LAN
+// would take it for the host.
 type Shim struct {
 	Name       string
 	Parent     Parent
@@ -73,8 +74,9 @@ func (s Shim) Ensure(k *core.Handle) error {
 	return s.answer(k, link, parent)
 }
 
-// answer makes the shim answer neighbour solicitations for the host's own addresses. IPv6 answers only for addresses of the link that
-// is asked on (ndisc_recv_ns, net/ipv6/ndisc.c); IPv4 for any of the host's (arp_process, net/ipv4/arp.c).
+// answer makes the shim answer neighbour solicitations for the host's own addresses. IPv6 answers only for addresses of
+// the link that is asked on (ndisc_recv_ns, net/ipv6/ndisc.c); IPv4 for any of the host's (arp_process,
+// net/ipv4/arp.c).
 func (s Shim) answer(k *core.Handle, link, parent netlink.Link) error {
 	if s.routed() { // nobody asks
 		return nil
@@ -92,7 +94,8 @@ func (s Shim) answer(k *core.Handle, link, parent netlink.Link) error {
 	return nil
 }
 
-// sysctls: forwarding on this one link only lets it answer for the parent (proxy_ndp); the host as a whole does not forward by it.
+// sysctls: forwarding on this one link only lets it answer for the parent (proxy_ndp); the host as a whole does not
+// forward by it.
 func (s Shim) sysctls() []core.Sysctl {
 	v6 := func(name, value string) core.Sysctl {
 		return core.Sysctl{Path: []string{"net", "ipv6", "conf", s.Name, name}, Value: value, Optional: true}
@@ -126,8 +129,9 @@ func (s Shim) Check(snap *core.View) []string {
 
 // A HostRoute is the host's way to one container by a shim.
 //
-// The shim must not ask the LAN for the container: it would do so in the name of the host's address, and everybody who hears it would
-// from then on send to the shim what is for the host (arp_process, net/ipv4/arp.c). So the container's hardware address goes with the route.
+// The shim must not ask the LAN for the container: it would do so in the name of the host's address, and everybody who
+// hears it would from then on send to the shim what is for the host (arp_process, net/ipv4/arp.c). So the container's
+// hardware address goes with the route.
 type HostRoute struct {
 	Shim Shim
 	Dst  netip.Addr
@@ -254,7 +258,8 @@ func StrayRoutes(s *core.View, wanted []core.Object) (strays []core.Stray) {
 	return strays
 }
 
-// sourceFor is the parent's address that the host speaks to dst with, if the parent has one: of dst's subnet, or else the first.
+// sourceFor is the parent's address that the host speaks to dst with, if the parent has one: of dst's subnet, or else
+// the first.
 func sourceFor(k *core.Handle, parent netlink.Link, dst netip.Addr) (src netip.Addr, err error) {
 	addrs, err := core.Globals(k, parent, core.Family(dst))
 	for _, a := range addrs {
@@ -291,8 +296,8 @@ func Addrs(k *core.Handle, p Parent) ([]netip.Prefix, error) {
 	return core.Globals(k, link, netlink.FAMILY_ALL)
 }
 
-// ReversePath is how strictly the kernel looks at where packets that come in by a link come from (ip-sysctl.rst, rp_filter): 1 drops
-// those that it would not answer by the same link.
+// ReversePath is how strictly the kernel looks at where packets that come in by a link come from (ip-sysctl.rst,
+// rp_filter): 1 drops those that it would not answer by the same link.
 func ReversePath(k *core.Handle, link string) (string, error) {
 	strictest := "0"
 	for _, conf := range []string{"all", link} { // the greater one counts

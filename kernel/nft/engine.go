@@ -89,8 +89,8 @@ type Keyed interface {
 	Key() (set rule.SetName, key string)
 }
 
-// Strays are the elements that none of the wanted objects is; policies says which sets are those of policies. What is in the sets that
-// others fill is none.
+// Strays are the elements that none of the wanted objects is; policies says which sets are those of policies. What is
+// in the sets that others fill is none.
 func Strays(v *core.View, wanted []core.Object, policies func(rule.SetName) bool, others ...rule.SetName) (strays []core.Stray) {
 	want := map[ElementID]bool{}
 	for _, set := range others {

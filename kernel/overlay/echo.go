@@ -21,7 +21,8 @@ import (
 	"netyard/kernel/rule"
 )
 
-// An Echo is one packet to an address that should come back: an echo request of a size that nobody on the way may cut in pieces.
+// An Echo is one packet to an address that should come back: an echo request of a size that nobody on the way may cut
+// in pieces.
 type Echo struct {
 	To   netip.Addr
 	Size int // of the packet, bytes; the least there is if that is more

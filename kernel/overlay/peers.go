@@ -25,8 +25,9 @@ type Peer struct {
 	VTEP netip.Addr // of the host that it is on
 }
 
-// ChangePeers tells a VXLAN device of peers that came or became others, of addresses that went, and of hardware addresses that no peer
-// has any more. It says everything in few system calls: one for each takes six to thirteen times as long.
+// ChangePeers tells a VXLAN device of peers that came or became others, of addresses that went, and of hardware
+// addresses that no peer has any more. It says everything in few system calls: one for each takes six to thirteen times
+// as long.
 func ChangePeers(ctx context.Context, k *core.Handle, link string, set []Peer, gone []netip.Addr, nobodys []net.HardwareAddr) error {
 	l, err := k.NL.LinkByName(link)
 	if err != nil {
@@ -74,8 +75,8 @@ type Peers struct {
 	All  []Peer
 	// Partial: there may be more of them, who are let alone.
 	Partial bool
-	// Keeper tells the device of its peers as they are by then, instead of these: they change while somebody compares, and who repaired by
-	// what he has seen would undo what came after it. Nil: these are the ones.
+	// Keeper tells the device of its peers as they are by then, instead of these: they change while somebody compares,
+	// and who repaired by what he has seen would undo what came after it. Nil: these are the ones.
 	Keeper PeerKeeper
 }
 
@@ -219,7 +220,8 @@ const (
 	answers = 4 << 20
 )
 
-// Send hands all messages over. It goes on after an error and returns the first; what is to go and is not there is none.
+// Send hands all messages over. It goes on after an error and returns the first; what is to go and is not there is
+// none.
 func (b *batch) Send(ctx context.Context, k *core.Handle) error {
 	if len(b.msgs) == 0 {
 		return nil
@@ -254,7 +256,8 @@ func (b *batch) Send(ctx context.Context, k *core.Handle) error {
 	return ctx.Err()
 }
 
-// sendSome sends the messages from one number to before another. Only the last is to be acknowledged: by then all have been dealt with.
+// sendSome sends the messages from one number to before another. Only the last is to be acknowledged: by then all have
+// been dealt with.
 func (b *batch) sendSome(fd, from, to int) error {
 	const flagsAt, seqAt = 6, 8 // struct nlmsghdr
 	var all []byte

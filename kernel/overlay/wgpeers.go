@@ -65,8 +65,8 @@ func (p WireGuardPeers) Check(s *core.View) []string {
 // lively is how long an agreement upon keys is good for (REJECT_AFTER_TIME, drivers/net/wireguard/messages.h).
 const lively = 180 * time.Second
 
-// compare says what the device has to be told, and which hosts have another key now. WireGuard itself follows a host that answers from
-// another of its addresses; who asks whether all is well lets it.
+// compare says what the device has to be told, and which hosts have another key now. WireGuard itself follows a host
+// that answers from another of its addresses; who asks whether all is well lets it.
 func (p WireGuardPeers) compare(dev *wgtypes.Device, roam bool) (changes []wgtypes.PeerConfig, renewed []wgtypes.Key) {
 	have, owner := map[wgtypes.Key]wgtypes.Peer{}, map[netip.Addr]bool{}
 	for _, peer := range dev.Peers {
@@ -113,9 +113,10 @@ func addrPort(a *net.UDPAddr) netip.AddrPort {
 	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
 
-// greet has the device agree upon keys with peers now. One that got a packet to send before both ends had the key asks again only in
-// five seconds (REKEY_TIMEOUT); so each end asks when it has it, and the later of them is answered. A peer that is to be kept alive is
-// sent something at once (set_peer, drivers/net/wireguard/netlink.c), and afterwards it is not to be.
+// greet has the device agree upon keys with peers now. One that got a packet to send before both ends had the key asks
+// again only in five seconds (REKEY_TIMEOUT); so each end asks when it has it, and the later of them is answered. A
+// peer that is to be kept alive is sent something at once (set_peer, drivers/net/wireguard/netlink.c), and afterwards
+// it is not to be.
 func greet(k *core.Handle, peers []wgtypes.Key) error {
 	const anything = 25 * time.Second
 	for _, every := range []time.Duration{anything, 0} {
@@ -133,8 +134,8 @@ func greet(k *core.Handle, peers []wgtypes.Key) error {
 	return nil
 }
 
-// AskAgain has the device ask those of the peers anew that it has not agreed upon keys with since then: WireGuard itself does so five
-// seconds after it asked last, which it remembers for as long as it has the peer.
+// AskAgain has the device ask those of the peers anew that it has not agreed upon keys with since then: WireGuard
+// itself does so five seconds after it asked last, which it remembers for as long as it has the peer.
 func AskAgain(k *core.Handle, peers []WireGuardPeer, since time.Time) error {
 	dev, err := tunnel(k)
 	if err != nil {

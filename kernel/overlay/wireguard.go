@@ -49,7 +49,8 @@ func Encrypts(k *core.Handle) error {
 	if _, err := k.ReadSysctl("/proc/sys/net/ipv6/conf/all/disable_ipv6"); err != nil {
 		return errNoIPv6
 	}
-	// A link of an MTU that there is not is refused, but only by who knows its kind (rtnl_create_link, net/core/rtnetlink.c).
+	// A link of an MTU that there is not is refused, but only by who knows its kind (rtnl_create_link,
+	// net/core/rtnetlink.c).
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = core.PeerPrefix+"probe", 1<<31
 	if err := k.NL.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs}); errors.Is(err, unix.EOPNOTSUPP) {
@@ -123,8 +124,8 @@ func (w WireGuard) create(k *core.Handle) (netlink.Link, error) {
 	return k.NL.LinkByName(core.TunnelName)
 }
 
-// taken names what somebody else has. The port is bound when the link is set up, or when it is changed while it is (wg_open and
-// set_port, drivers/net/wireguard).
+// taken names what somebody else has. The port is bound when the link is set up, or when it is changed while it is
+// (wg_open and set_port, drivers/net/wireguard).
 func (w WireGuard) taken(err error) error {
 	if errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("UDP port %d is in use; overlay.wireguard_port can be another: %w", w.Port, err)
@@ -132,8 +133,8 @@ func (w WireGuard) taken(err error) error {
 	return err
 }
 
-// configure gives the device its key and its port. With another key all that it agreed upon with its peers is void, and it agrees anew
-// at once: a peer that learned of the key a moment ago may have asked too early.
+// configure gives the device its key and its port. With another key all that it agreed upon with its peers is void, and
+// it agrees anew at once: a peer that learned of the key a moment ago may have asked too early.
 func (w WireGuard) configure(k *core.Handle) error {
 	dev, err := tunnel(k)
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// EndFlows makes the kernel forget the connections that policy does not allow: those it follows pass as answers otherwise, for as long
-// as they live. The next packet of one is a new connection, and is decided about.
+// EndFlows makes the kernel forget the connections that policy does not allow: those it follows pass as answers
+// otherwise, for as long as they live. The next packet of one is a new connection, and is decided about.
 func EndFlows(k *core.Handle, subjects []Subject) error {
 	if len(subjects) == 0 {
 		return nil

@@ -14,9 +14,10 @@ import (
 	"netyard/kernel/rule"
 )
 
-// syncFlows forgets what connection tracking remembers of UDP and is no longer so: a client that goes on sending from one port
-// keeps a flow alive for ever, and with it the container it went to, or that there was none. It compares all flows with what is
-// published; to follow each change instead would miss those that are lost on the way (kubernetes/kubernetes#126130).
+// syncFlows forgets what connection tracking remembers of UDP and is no longer so: a client that goes on sending from
+// one port keeps a flow alive for ever, and with it the container it went to, or that there was none. It compares all
+// flows with what is published; to follow each change instead would miss those that are lost on the way
+// (kubernetes/kubernetes#126130).
 func syncFlows(k *core.Handle) error {
 	addrs, nets, err := k.HostAddrs()
 	if err != nil {

@@ -15,11 +15,11 @@ import (
 	"netyard/kernel/rule"
 )
 
-// How a network is joined to what is outside of it, for each family: translated (the default), routed, or not at all; with which
-// address its containers leave, and whether one of them stands between the others and the outside.
+// How a network is joined to what is outside of it, for each family: translated (the default), routed, or not at all;
+// with which address its containers leave, and whether one of them stands between the others and the outside.
 const (
-	// open4 and open6 have the ports that containers of routed networks publish: by their own addresses. Those of one port each are
-	// found by hashing, ranges by their bounds, as in the maps of published ports.
+	// open4 and open6 have the ports that containers of routed networks publish: by their own addresses. Those of one
+	// port each are found by hashing, ranges by their bounds, as in the maps of published ports.
 	open4      rule.SetName = "open4"
 	open6      rule.SetName = "open6"
 	openRange4 rule.SetName = "open_range4"
@@ -36,8 +36,8 @@ const (
 	egress4 rule.SetName = "egress4"
 	egress6 rule.SetName = "egress6"
 
-	// GuidedBridges has the bridges of networks that a container of theirs is the gateway of, guide4 and guide6 its addresses if it goes out
-	// by that bridge itself.
+	// GuidedBridges has the bridges of networks that a container of theirs is the gateway of, guide4 and guide6 its
+	// addresses if it goes out by that bridge itself.
 	GuidedBridges rule.SetName = "guided"
 	guide4        rule.SetName = "guide4"
 	guide6        rule.SetName = "guide6"
@@ -110,7 +110,8 @@ func Egress(subnet netip.Prefix, as netip.Addr) nft.Element {
 	return e
 }
 
-// Guided lets nothing out of a bridge but what is from one of the addresses: of the container that the others go out by.
+// Guided lets nothing out of a bridge but what is from one of the addresses: of the container that the others go out
+// by.
 func Guided(bridge string, by []netip.Addr) []nft.Element {
 	all := []nft.Element{nft.InterfaceIn(GuidedBridges, bridge)}
 	for _, a := range by {
@@ -141,8 +142,8 @@ func gatewaySets() (specs []rule.Set) {
 	return append(specs, rule.Set{Name: GuidedBridges, Type: iface})
 }
 
-// GatewayChains are admit, which says who reaches what a container has published, and what keeps isolated networks from the host:
-// it answers for each of its addresses on each of its links, also where it has none.
+// GatewayChains are admit, which says who reaches what a container has published, and what keeps isolated networks from
+// the host: it answers for each of its addresses on each of its links, also where it has none.
 func GatewayChains(b rule.Book) []rule.Chain {
 	var isolation []rule.Rule
 	for _, f := range rule.Families() {
@@ -165,7 +166,8 @@ func GatewayChains(b rule.Book) []rule.Chain {
 	}
 }
 
-// KillSwitch stands before the rule that accepts answers: a flow that went out by the gateway must not go on without it.
+// KillSwitch stands before the rule that accepts answers: a flow that went out by the gateway must not go on without
+// it.
 func KillSwitch(b rule.Book) []rule.Rule {
 	rules := []rule.Rule{rule.New("answers of published ports", b.IIF(GuidedBridges, false), rule.Translated(), rule.Reply(), rule.Accept())}
 	for _, f := range rule.Families() {
@@ -178,7 +180,8 @@ func KillSwitch(b rule.Book) []rule.Rule {
 	return rules
 }
 
-// WaysIn are the ways to a container that it asked for: translated ports of the host, and ports of its own where it is routed.
+// WaysIn are the ways to a container that it asked for: translated ports of the host, and ports of its own where it is
+// routed.
 func WaysIn(b rule.Book) []rule.Rule {
 	rules := []rule.Rule{rule.New("published ports", rule.Translated(), rule.Jump(AdmitChain))}
 	for _, f := range rule.Families() {

@@ -16,9 +16,10 @@ import (
 	"netyard/kernel/sandbox"
 )
 
-// ListenOn opens sockets for UDP and TCP at an address of the host that hear one link only (SO_BINDTODEVICE, socket(7)): what comes to the
-// address by another one, or from the host itself, is not for them. They hear nothing any more when the link is gone, also when one of its
-// name comes again (LinkIndex). If somebody has the port, the error says who.
+// ListenOn opens sockets for UDP and TCP at an address of the host that hear one link only (SO_BINDTODEVICE,
+// socket(7)): what comes to the address by another one, or from the host itself, is not for them. They hear nothing any
+// more when the link is gone, also when one of its name comes again (LinkIndex). If somebody has the port, the error
+// says who.
 func ListenOn(ctx context.Context, k *core.Handle, link string, at netip.AddrPort) (udp net.PacketConn, tcp net.Listener, err error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		if ctl := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), link) }); ctl != nil {
@@ -58,8 +59,8 @@ func holder(k *core.Handle, at netip.AddrPort) string {
 	return ""
 }
 
-// AnswerAt are the elements that lead what comes for a port of one of the host's addresses, by UDP and TCP, to another of its ports there:
-// so nobody else's program, and no published port, is in the way of it, nor it in theirs.
+// AnswerAt are the elements that lead what comes for a port of one of the host's addresses, by UDP and TCP, to another
+// of its ports there: so nobody else's program, and no published port, is in the way of it, nor it in theirs.
 func AnswerAt(a netip.Addr, port, to uint16) (all []nft.Element) {
 	for _, proto := range []string{"udp", "tcp"} {
 		e := Publication{Proto: proto, Host: a, Port: port, Count: 1, To: a, ToPort: to}.Elements()[0]

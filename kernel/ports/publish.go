@@ -14,9 +14,10 @@ import (
 	"netyard/kernel/rule"
 )
 
-// Published ports are elements of maps: of one port each, found by hashing; of a range, found by its bounds. Those of one of the
-// host's addresses and those of all of them are in maps of their own, so that no map has two answers to one packet. A range keeps
-// its ports: nftables cannot count from one port to another, so a range that is shifted is one element for each port.
+// Published ports are elements of maps: of one port each, found by hashing; of a range, found by its bounds. Those of
+// one of the host's addresses and those of all of them are in maps of their own, so that no map has two answers to one
+// packet. A range keeps its ports: nftables cannot count from one port to another, so a range that is shifted is one
+// element for each port.
 const (
 	toOne4   rule.SetName = "to_one4"
 	toOne6   rule.SetName = "to_one6"
@@ -25,14 +26,15 @@ const (
 	toRange4 rule.SetName = "to_range4"
 	toRange6 rule.SetName = "to_range6"
 
-	// own4 and own6 have ports of containers' own addresses that lead to others of their ports, where such packets come by the host's rules
-	// on their way and not by those of the sandbox: of ipvlan's mode l3s, which takes them at the end of input (drivers/net/ipvlan/ipvlan_l3s.c).
-	// And ports of overlays' gateways, see AnswerAt.
+	// own4 and own6 have ports of containers' own addresses that lead to others of their ports, where such packets come
+	// by the host's rules on their way and not by those of the sandbox: of ipvlan's mode l3s, which takes them at the
+	// end of input (drivers/net/ipvlan/ipvlan_l3s.c). And ports of overlays' gateways, see AnswerAt.
 	own4 rule.SetName = "own4"
 	own6 rule.SetName = "own6"
 
-	// Self4 and Self6 have the pairs (a, a) of containers with published ports: what such a container sends there itself must not
-	// come back to it from its own address. Not even the interface it came by is known of it, where br_netfilter is on.
+	// Self4 and Self6 have the pairs (a, a) of containers with published ports: what such a container sends there
+	// itself must not come back to it from its own address. Not even the interface it came by is known of it, where
+	// br_netfilter is on.
 	Self4 rule.SetName = "self4"
 	Self6 rule.SetName = "self6"
 
@@ -144,8 +146,8 @@ func showHost(a netip.Addr) string {
 	return a.String()
 }
 
-// ClosedBut are the elements that keep the published ports of a bridge from everybody but whom from names, by subnet or by the
-// interface they come in by.
+// ClosedBut are the elements that keep the published ports of a bridge from everybody but whom from names, by subnet or
+// by the interface they come in by.
 func ClosedBut(bridge string, subnets []netip.Prefix, interfaces []string) []nft.Element {
 	all := []nft.Element{nft.InterfaceIn(limited, bridge)}
 	for _, p := range subnets {
@@ -192,8 +194,8 @@ func publishSets() []rule.Set {
 	}
 }
 
-// PublishChains send what is for the host itself to where it is published. What only passes through is never touched, whatever its
-// port (CVE-2025-67499).
+// PublishChains send what is for the host itself to where it is published. What only passes through is never touched,
+// whatever its port (CVE-2025-67499).
 func PublishChains(b rule.Book, obeys bool) []rule.Chain {
 	local := rule.Join(rule.ForHost(), rule.Jump(publishChain))
 	return []rule.Chain{
@@ -216,7 +218,8 @@ func PublishChains(b rule.Book, obeys bool) []rule.Chain {
 	}
 }
 
-// toOwn are the ports of containers' own addresses. They are none of the host's, whose own firewall sees them at input all the same.
+// toOwn are the ports of containers' own addresses. They are none of the host's, whose own firewall sees them at input
+// all the same.
 func toOwn(b rule.Book) []rule.Rule {
 	return []rule.Rule{
 		rule.New("ports of containers' own addresses", b.DAddrPort(own4), rule.DNAT(unix.NFPROTO_IPV4, true)),

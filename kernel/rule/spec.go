@@ -20,8 +20,9 @@ func Tables() []*nftables.Table {
 // Bridged ends the names of the same sets in the bridge table: a set belongs to one table.
 const Bridged = "_bridged"
 
-// TableName is the name of both tables. The ruleset is static: these rules are loaded once, atomically, and never change. What varies are the elements of the
-// sets they look into, so that a packet costs the same whatever the number of networks.
+// TableName is the name of both tables. The ruleset is static: these rules are loaded once, atomically, and never
+// change. What varies are the elements of the sets they look into, so that a packet costs the same whatever the number
+// of networks.
 const TableName = "netyard"
 
 // A SetName is the name of a set of the ruleset.

@@ -19,8 +19,8 @@ type Found struct {
 	Plug              Plug
 }
 
-// FindIn lists the links of netyard's in the sandbox behind a path: where records were lost, that is where they can be read. A link that
-// was moved in carries its alias; of a pair the outer end does, and each end has the other's number.
+// FindIn lists the links of netyard's in the sandbox behind a path: where records were lost, that is where they can be
+// read. A link that was moved in carries its alias; of a pair the outer end does, and each end has the other's number.
 func FindIn(k *core.Handle, path string) (all []Found, err error) {
 	links, err := core.Retry(k.NL.LinkList)
 	if err != nil {

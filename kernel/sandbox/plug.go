@@ -43,11 +43,12 @@ func (r Route) String() string {
 	return r.Dst.String()
 }
 
-// ipv6Metric is what the kernel takes for the metric 0 of an IPv6 route (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h).
+// ipv6Metric is what the kernel takes for the metric 0 of an IPv6 route (IP6_RT_PRIO_USER,
+// include/uapi/linux/ipv6_route.h).
 const ipv6Metric = 1024
 
-// PlugIn moves a link into the network namespace behind fd, unless it was made there under its name, and sets it up. What fails half-way
-// is undone by taking the link away on the host.
+// PlugIn moves a link into the network namespace behind fd, unless it was made there under its name, and sets it up.
+// What fails half-way is undone by taking the link away on the host.
 func PlugIn(ctx context.Context, k *core.Handle, fd int, p Plug) error {
 	return core.Inside(fd, func() error { // its sysctls are those of the namespace that a thread is in
 		inner, err := core.OpenNetlink(netns.None())
@@ -130,8 +131,8 @@ func (p Plug) setUp(inner *netlink.Handle, link netlink.Link) error {
 	return nil
 }
 
-// tune sets what has to be so before the link is up: neighbours are told of an address that was another container's a moment ago
-// (arp_notify), and a container without an IPv6 address does not speak IPv6.
+// tune sets what has to be so before the link is up: neighbours are told of an address that was another container's a
+// moment ago (arp_notify), and a container without an IPv6 address does not speak IPv6.
 func (p Plug) tune() error {
 	disabled := "1"
 	if slices.ContainsFunc(p.Addrs, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
@@ -201,8 +202,8 @@ func (p Plug) Faults(fd int) ([]string, error) {
 	return faults, nil
 }
 
-// Unplug takes a link of netyard's out of a sandbox that goes on living. One that is not there, or is not netyard's, is left alone.
-// The inner end of a pair carries no alias; it goes with the outer one.
+// Unplug takes a link of netyard's out of a sandbox that goes on living. One that is not there, or is not netyard's, is
+// left alone. The inner end of a pair carries no alias; it goes with the outer one.
 func Unplug(fd int, p Plug) error {
 	inner, err := core.NetlinkIn(fd)
 	if err != nil {

@@ -217,7 +217,8 @@ func TestHostBridgeStaysAsItIs(t *testing.T) {
 	l.host.Sh(t, "ip link show lan0")
 }
 
-// TestRouterAdvertisement: neither the host nor a neighbour believes a container that plays the router (CVE-2020-13401).
+// TestRouterAdvertisement: neither the host nor a neighbour believes a container that plays the router
+// (CVE-2020-13401).
 func TestRouterAdvertisement(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

@@ -34,7 +34,8 @@ func (mode) Routes(n modes.Network, v6 bool) bool { return gatewayMode(n, v6) ==
 // Gatewayless: on an isolated network nobody has the gateway's address, so an engine that asks need not keep one.
 func (mode) Gatewayless(n modes.Network) (v4, v6 bool) { return isolated(n, false), isolated(n, true) }
 
-// Keeps: who got the address of the container that is the gateway by accident would have the way out that nobody else has.
+// Keeps: who got the address of the container that is the gateway by accident would have the way out that nobody else
+// has.
 func (mode) Keeps(n modes.Network) (string, []netip.Addr) { return guideOption, guides(n) }
 
 // guides are the addresses of the container that the others go out by.
@@ -45,7 +46,8 @@ func isGuide(n modes.Network, e modes.Endpoint) bool {
 	return slices.ContainsFunc(guides(n), func(a netip.Addr) bool { return hasAddr(e, a) })
 }
 
-// isRouter says whether the network sends what is for others to an endpoint: it is the gateway, or the next hop of a route.
+// isRouter says whether the network sends what is for others to an endpoint: it is the gateway, or the next hop of a
+// route.
 func isRouter(n modes.Network, e modes.Endpoint) bool {
 	return isGuide(n, e) || slices.ContainsFunc(n.OptRoutes("routes"), func(r modes.Route) bool { return hasAddr(e, r.Via) })
 }
@@ -161,8 +163,8 @@ func subnetOf(n modes.Network, a netip.Addr) int {
 	return slices.IndexFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(a) })
 }
 
-// present refuses a network that relies on what the host does not have. Only where it is created: what is on record has to come up
-// again whatever the host has lost since.
+// present refuses a network that relies on what the host does not have. Only where it is created: what is on record has
+// to come up again whatever the host has lost since.
 func (m mode) present(n modes.Network) error {
 	for _, v6 := range []bool{false, true} {
 		option := modes.ByFamily("egress", v6)
@@ -247,15 +249,15 @@ func gatewayObjects(n modes.Network) (objects []core.Object) {
 	return objects
 }
 
-// deaf keeps the host from answering on a bridge for addresses that it has elsewhere (arp_ignore, ip-sysctl.rst). IPv6 needs nothing
-// of the kind: it is off there.
+// deaf keeps the host from answering on a bridge for addresses that it has elsewhere (arp_ignore, ip-sysctl.rst). IPv6
+// needs nothing of the kind: it is off there.
 func deaf(bridge string) core.Sysctl {
 	return core.Sysctl{Path: []string{"net", "ipv4", "conf", bridge, "arp_ignore"}, Value: "8"}
 }
 
-// gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has none: the
-// engine would install it. Where a container is the gateway the others have it and no other, in no family; that container itself has
-// the host only if the network says so.
+// gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has
+// none: the engine would install it. Where a container is the gateway the others have it and no other, in no family;
+// that container itself has the host only if the network says so.
 func gateways(n modes.Network, e modes.Endpoint) (gws []netip.Addr) {
 	guide := guides(n)
 	if len(guide) > 0 && !isGuide(n, e) {
@@ -276,8 +278,8 @@ func hasFamily(e modes.Endpoint, a netip.Addr) bool {
 	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
 }
 
-// routes are the static routes of an endpoint: of the families it has addresses of, and not those that lead to it, which an engine
-// could not make.
+// routes are the static routes of an endpoint: of the families it has addresses of, and not those that lead to it,
+// which an engine could not make.
 func routes(n modes.Network, e modes.Endpoint) []modes.Route {
 	return slices.DeleteFunc(n.OptRoutes("routes"), func(r modes.Route) bool {
 		return hasAddr(e, r.Via) || !hasFamily(e, r.Dst.Addr())

@@ -149,7 +149,8 @@ func TestGatewayRefusals(t *testing.T) {
 	}
 }
 
-// TestKillSwitch: nothing gets past the host, whatever routes containers make for themselves, but what the network lets out.
+// TestKillSwitch: nothing gets past the host, whatever routes containers make for themselves, but what the network lets
+// out.
 func TestKillSwitch(t *testing.T) {
 	t.Parallel()
 	for _, exit := range []bool{false, true} {

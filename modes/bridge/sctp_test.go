@@ -8,7 +8,8 @@ import (
 	"netyard/modes"
 )
 
-// TestSCTP: ports of SCTP are published as those of TCP are, and what containers open themselves goes out by the host's address.
+// TestSCTP: ports of SCTP are published as those of TCP are, and what containers open themselves goes out by the host's
+// address.
 func TestSCTP(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

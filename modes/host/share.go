@@ -36,8 +36,8 @@ func checkLink(n modes.Network) error {
 
 func bridgeOf(n modes.Network) string { return core.Name(core.BridgePrefix, n.ID) }
 
-// linkObjects are the private link: a bridge that only the host and the network's containers are on, and what makes its packets
-// leave with the host's address. The containers reach each other on it, as programs of one host do.
+// linkObjects are the private link: a bridge that only the host and the network's containers are on, and what makes its
+// packets leave with the host's address. The containers reach each other on it, as programs of one host do.
 func linkObjects(n modes.Network) []core.Object {
 	br := bridgeOf(n)
 	bridge := kbridge.Bridge{Name: br, Alias: core.Alias(n.ID, ""), MTU: n.OptInt("mtu"), MAC: modes.LocalMAC(n.ID)}
@@ -53,8 +53,8 @@ func linkObjects(n modes.Network) []core.Object {
 		nft.InterfaceIn(kbridge.Own, br, br).For(n.ID), nft.InterfaceIn(kbridge.Talk, br, br).For(n.ID))
 }
 
-// forwarding comes with the first endpoint, not with the network: at boot an engine that starts after netyard and finds it on would
-// not guard its own networks (moby, FORWARD policy DROP).
+// forwarding comes with the first endpoint, not with the network: at boot an engine that starts after netyard and finds
+// it on would not guard its own networks (moby, FORWARD policy DROP).
 func forwarding(n modes.Network) (objects []core.Object) {
 	for _, v6 := range []bool{false, true} {
 		if slices.ContainsFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Addr().Is6() == v6 }) {
@@ -85,9 +85,9 @@ func guard(n modes.Network, e modes.Endpoint) []core.Object {
 // Shares: all networks of the mode but those that hand out a card.
 func (mode) Shares(n modes.Network) bool { return device(n) == "" }
 
-// Shared are the sockets that the host's clients are to reach: bound to all addresses, or to the one that the endpoint has. What is
-// bound to loopback, to an address of another network or to an interface is private. A port is not joined with its neighbours to a
-// range: when one of them closes, the others must not be gone for a moment.
+// Shared are the sockets that the host's clients are to reach: bound to all addresses, or to the one that the endpoint
+// has. What is bound to loopback, to an address of another network or to an interface is private. A port is not joined
+// with its neighbours to a range: when one of them closes, the others must not be gone for a moment.
 func (mode) Shared(n modes.Network, e modes.Endpoint, ls []sandbox.Listener) (shared []modes.Port) {
 	include, exclude := n.OptPorts("include"), n.OptPorts("exclude")
 	in := func(ranges []modes.PortRange, l sandbox.Listener) bool {
@@ -113,7 +113,8 @@ func (mode) Shared(n modes.Network, e modes.Endpoint, ls []sandbox.Listener) (sh
 	return shared
 }
 
-// gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has none.
+// gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has
+// none.
 func gateways(n modes.Network, e modes.Endpoint) (gws []netip.Addr) {
 	if n.Internal {
 		return nil

@@ -1,5 +1,5 @@
-// Package ipvlan is the mode of containers that share the hardware address of the host's link to the LAN: as members of that LAN (l2),
-// or behind the host, which routes for them (l3, l3s). The kernel tells them apart by their IP addresses
+// Package ipvlan is the mode of containers that share the hardware address of the host's link to the LAN: as members of
+// that LAN (l2), or behind the host, which routes for them (l3, l3s). The kernel tells them apart by their IP addresses
 // (Documentation/networking/ipvlan.rst).
 package ipvlan
 
@@ -35,7 +35,8 @@ func New(e modes.Env) (modes.Mode, error) {
 	}}}, nil
 }
 
-// returns: with l2 the answers come in by the parent, where they are one of many things that are forwarded, and Docker's FORWARD drops them.
+// returns: with l2 the answers come in by the parent, where they are one of many things that are forwarded, and
+// Docker's FORWARD drops them.
 func returns(n modes.Network) error {
 	if routed(n) {
 		return nil
@@ -61,8 +62,8 @@ func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, err
 	return m.Mode.Settle(n)
 }
 
-// share: mode and flag are the parent's, not the link's: a second network that said others would change the first one's without a word
-// (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
+// share: mode and flag are the parent's, not the link's: a second network that said others would change the first one's
+// without a word (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
 func share(n, other modes.Network) error {
 	for _, option := range []string{"ipvlan_mode", "ipvlan_flag"} {
 		if has := other.Opt(option); n.Opt(option) != has {
@@ -72,8 +73,8 @@ func share(n, other modes.Network) error {
 	return nil
 }
 
-// settle refuses what would be dropped on its way: a container's packet to the host's own address comes in by the parent, and the answer
-// leaves by the host's own link.
+// settle refuses what would be dropped on its way: a container's packet to the host's own address comes in by the
+// parent, and the answer leaves by the host's own link.
 func settle(k *kernel.Kernel, n modes.Network, name string) error {
 	if !n.OptBool("host_access") || routed(n) || name != n.Opt("parent") {
 		return nil

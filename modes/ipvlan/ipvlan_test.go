@@ -61,8 +61,8 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// TestMatrix is who reaches whom in each mode and with each flag (Documentation/networking/ipvlan.rst). Routed networks have a subnet
-// of their own, which the LAN has a route to.
+// TestMatrix is who reaches whom in each mode and with each flag (Documentation/networking/ipvlan.rst). Routed networks
+// have a subnet of their own, which the LAN has a route to.
 func TestMatrix(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "ipvlan")
@@ -131,8 +131,8 @@ func addr(mode string, number, family int) string {
 	return []string{fmt.Sprintf("10.9.0.%d", number), fmt.Sprintf("2001:db8:9::%d", number)}[family]
 }
 
-// TestConntrack: what an l3s container sends and gets goes through the firewall of the host's namespace, so that it can be tracked and
-// filtered there; an l3 container's does not come in by it.
+// TestConntrack: what an l3s container sends and gets goes through the firewall of the host's namespace, so that it can
+// be tracked and filtered there; an l3 container's does not come in by it.
 func TestConntrack(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "ipvlan")

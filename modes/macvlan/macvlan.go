@@ -1,5 +1,5 @@
-// Package macvlan is the mode of containers that are members of the host's LAN, each with a hardware address of its own, by a link on
-// the host's (drivers/net/macvlan.c).
+// Package macvlan is the mode of containers that are members of the host's LAN, each with a hardware address of its
+// own, by a link on the host's (drivers/net/macvlan.c).
 package macvlan
 
 import (

@@ -82,8 +82,8 @@ func TestMatrix(t *testing.T) {
 	}{
 		{"bridge", false, true, false, false},
 		{"private", false, false, false, false},
-		// What the switch sends back of a container's broadcasts goes to that container alone, so it does not find the host; but it
-		// answers the host's.
+		// What the switch sends back of a container's broadcasts goes to that container alone, so it does not find the
+		// host; but it answers the host's.
 		{"private", true, false, false, true},
 		{"vepa", false, false, false, false},
 		{"vepa", true, true, true, true},

@@ -23,7 +23,8 @@ const (
 	FarAddr6    = "2001:db8:100::1"
 )
 
-// A LAN is a host with eth0 on a switch, another host and the router there, and a mode at work on the host. Containers are namespaces.
+// A LAN is a host with eth0 on a switch, another host and the router there, and a mode at work on the host. Containers
+// are namespaces.
 type LAN struct {
 	TB     testing.TB
 	Host   *kerneltest.Host

@@ -17,7 +17,8 @@ import (
 	"netyard/modes"
 )
 
-// Serve answers on a port of a container's addresses until the test ends: with the port, and the address of whom it sees.
+// Serve answers on a port of a container's addresses until the test ends: with the port, and the address of whom it
+// sees.
 func (l *LAN) Serve(h *kerneltest.Host, proto string, port int) {
 	l.TB.Helper()
 	err := h.Do(func() error {
@@ -85,8 +86,8 @@ func Ask(from *kerneltest.Host, proto, to string, patience time.Duration) (said 
 	return said
 }
 
-// Hears checks a line of a matrix of ports: what a server says to who asks; empty: nobody answers. One that should gets some time:
-// neighbours have to be found first.
+// Hears checks a line of a matrix of ports: what a server says to who asks; empty: nobody answers. One that should gets
+// some time: neighbours have to be found first.
 func (l *LAN) Hears(what string, from *kerneltest.Host, proto, to, want string) {
 	l.TB.Helper()
 	const tries = 6
@@ -101,7 +102,8 @@ func (l *LAN) Hears(what string, from *kerneltest.Host, proto, to, want string) 
 	}
 }
 
-// Publish gives a container ports of its own, 443 and 7000 to 7002, for its 8080 and 8000 to 8002, of each protocol and family.
+// Publish gives a container ports of its own, 443 and 7000 to 7002, for its 8080 and 8000 to 8002, of each protocol and
+// family.
 func (l *LAN) Publish(c *Container) {
 	l.TB.Helper()
 	c.Endpoint.Ports = nil
@@ -127,9 +129,9 @@ type Client struct {
 // At is the client in a namespace.
 func At(h *kerneltest.Host, addrs ...string) Client { return Client{Host: h, Addrs: addrs} }
 
-// PublishTest is what every LAN mode has to pass: published ports are at the container's own address for each of the clients, which it
-// sees by their own addresses, over a restart of the daemon; and gone with the container. The clients' addresses are in the order of the
-// container's.
+// PublishTest is what every LAN mode has to pass: published ports are at the container's own address for each of the
+// clients, which it sees by their own addresses, over a restart of the daemon; and gone with the container. The
+// clients' addresses are in the order of the container's.
 func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients map[string]Client) {
 	t.Helper()
 	before := c.Sh(t, "nft list ruleset")
@@ -181,9 +183,10 @@ func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients
 	}
 }
 
-// HostPublishTest is what every LAN mode has to pass whose networks give ports of the host: who asks the host is answered by the container,
-// through Docker's FORWARD too; the container sees the host, or, where it answers others by way of the host, them; and nothing is left. Of
-// a network that can be limited to some, who is not one of them gets no answer.
+// HostPublishTest is what every LAN mode has to pass whose networks give ports of the host: who asks the host is
+// answered by the container, through Docker's FORWARD too; the container sees the host, or, where it answers others by
+// way of the host, them; and nothing is left. Of a network that can be limited to some, who is not one of them gets no
+// answer.
 func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, siblings []string, seesThem, limited bool) {
 	t.Helper()
 	for _, tables := range []string{"iptables", "ip6tables"} {

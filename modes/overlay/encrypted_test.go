@@ -334,8 +334,9 @@ func pinged(t *testing.T, c *kerneltest.Host, to netip.Addr, count int, flags st
 	return back
 }
 
-// TestEncryptedHosts: between containers of two hosts nothing is to be read on the wire, over 10,000 packets: not before there is a
-// session of WireGuard's, not when the device is taken away, not while no daemon runs, and not while a key becomes another.
+// TestEncryptedHosts: between containers of two hosts nothing is to be read on the wire, over 10,000 packets: not
+// before there is a session of WireGuard's, not when the device is taken away, not while no daemon runs, and not while
+// a key becomes another.
 func TestEncryptedHosts(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)
@@ -469,8 +470,8 @@ func (p *pair) much() {
 	}
 }
 
-// cross: hosts that are far from each other ask each other for keys before they hear that they are asked. They agree before WireGuard asks
-// for the second time, as it would each time.
+// cross: hosts that are far from each other ask each other for keys before they hear that they are asked. They agree
+// before WireGuard asks for the second time, as it would each time.
 func (p *pair) cross() {
 	t := p.t
 	t.Helper()

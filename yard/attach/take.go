@@ -11,8 +11,9 @@ import (
 	"netyard/yard/book"
 )
 
-// take notes what an attachment is about to take from the host; nil when that is nothing. A runtime that starts a container again does not
-// wait until what it had is back in its place, and one that attaches it twice has not given it back at all: so that comes first.
+// take notes what an attachment is about to take from the host; nil when that is nothing. A runtime that starts a
+// container again does not wait until what it had is back in its place, and one that attaches it twice has not given it
+// back at all: so that comes first.
 func take(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]string, error) {
 	n, err := y.Network(e.NetworkID)
 	if err != nil {

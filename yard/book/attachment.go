@@ -137,7 +137,8 @@ func (y *Book) Attachments(network string) (es []modes.Endpoint, err error) {
 	return es, err
 }
 
-// An Allotment is what an attachment is to have on a network of a cluster. It is claimed before anything is recorded: that may take a while.
+// An Allotment is what an attachment is to have on a network of a cluster. It is claimed before anything is recorded:
+// that may take a while.
 type Allotment struct {
 	Addrs []netip.Prefix
 	// Had are those of them that the attachment has already, spare what it has besides and is to give up.

@@ -30,7 +30,8 @@ func (y *Book) Bridge(n modes.Network) (name string, own bool) {
 	return "", false
 }
 
-// HostLink is the name of the link by which the host sees the endpoint: its own, or the parent that it is on; empty when there is none.
+// HostLink is the name of the link by which the host sees the endpoint: its own, or the parent that it is on; empty
+// when there is none.
 func (y *Book) HostLink(n modes.Network, e modes.Endpoint) string {
 	m, err := y.Mode(n.Mode)
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"netyard/store"
 )
 
-// What an admin closed is known to nobody but these records, so they have a copy beside the file (store.Config.KeptBuckets),
-// and are there again when the file is lost: the policies, the reservations, what was changed in place of networks and
-// endpoints, and which endpoints are fenced.
+// What an admin closed is known to nobody but these records, so they have a copy beside the file
+// (store.Config.KeptBuckets), and are there again when the file is lost: the policies, the reservations, what was
+// changed in place of networks and endpoints, and which endpoints are fenced.
 var (
 	// Changes has Network.Changed, by network.
 	Changes = store.Bucket[map[string]string]{Name: "network-changes"}

@@ -52,8 +52,8 @@ func ClientMAC(y *book.Book, r Request, lan kdhcp.LANPort) (net.HardwareAddr, er
 	return mac, nil
 }
 
-// ClientID is who the container of that name is on that LAN, wherever else there is one of its name (RFC 4361: type 255, an
-// identifier of the interface, and a DUID, here one by UUID, RFC 6355).
+// ClientID is who the container of that name is on that LAN, wherever else there is one of its name (RFC 4361: type
+// 255, an identifier of the interface, and a DUID, here one by UUID, RFC 6355).
 func ClientID(y *book.Book, lan kdhcp.LANPort, name string) []byte {
 	const idType, duidUUID, uuidSize, ifaceSize = 255, 4, 16, 4
 	iface, node := sha256.Sum256([]byte("netyard "+lan.Parent)), sha256.Sum256([]byte("netyard "+y.Config.HostID+" "+name))

@@ -19,16 +19,18 @@ import (
 const (
 	// idleLook is how often the leases are looked through when nothing is due.
 	idleLook = 30 * time.Second
-	// releasePause is between two attempts to give a lease back, and releaseTries how many there are: it expires by itself.
+	// releasePause is between two attempts to give a lease back, and releaseTries how many there are: it expires by
+	// itself.
 	releasePause, releaseTries = 10 * time.Second, 3
-	// namePause is between two attempts to tell a server a container's name: at first the engine is still busy with the link.
+	// namePause is between two attempts to tell a server a container's name: at first the engine is still busy with the
+	// link.
 	namePause = time.Second
 	// acquireTime is how long a container without an address looks for one at a time.
 	acquireTime = 5 * time.Second
 )
 
-// KeepLeases has leases renewed from inside their sandboxes, and given back when nobody has them any more, until ctx ends. What is under
-// way then comes to its end first.
+// KeepLeases has leases renewed from inside their sandboxes, and given back when nobody has them any more, until ctx
+// ends. What is under way then comes to its end first.
 func KeepLeases(ctx context.Context, y *book.Book) error {
 	defer y.Keeper.Work.Wait()
 	for {
@@ -57,7 +59,8 @@ func tend(ctx context.Context, y *book.Book) (next time.Time, err error) {
 		return next, err
 	}
 	for _, l := range leases {
-		// Each has a lock of its own: who waits for IPv6 does not keep the address from being renewed, nor a container from starting.
+		// Each has a lock of its own: who waits for IPv6 does not keep the address from being renewed, nor a container
+		// from starting.
 		for lock, of := range map[string]tasks{lockPrefix + l.ID: TaskOf, lockPrefix + l.ID + " IPv6": sixTask} {
 			due, do := of(y, l, now)
 			if do == nil {
@@ -151,8 +154,8 @@ func TaskOf(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	return due, extend
 }
 
-// Hostname is what the server is to be told: the container's own, unless that is only the beginning of its id, as an engine makes one
-// up. Until it is known, what was told already.
+// Hostname is what the server is to be told: the container's own, unless that is only the beginning of its id, as an
+// engine makes one up. Until it is known, what was told already.
 func Hostname(l DHCPLease, e modes.Endpoint) string {
 	switch c := e.Container; {
 	case modes.IPAMOpt(l.Options, "hostname") != "true":

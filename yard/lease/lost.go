@@ -91,7 +91,8 @@ func tellLease(y *book.Book, kind string, l DHCPLease, e modes.Endpoint, text st
 	y.Tell(v)
 }
 
-// wireOf is a way to the LAN for a container without an address. What is sent to a shared hardware address does not reach it.
+// wireOf is a way to the LAN for a container without an address. What is sent to a shared hardware address does not
+// reach it.
 func wireOf(y *book.Book, l DHCPLease, box *kdhcp.InnerLink) (*kdhcp.Wire, error) {
 	if !l.LAN.Shared() {
 		return box.Wire()

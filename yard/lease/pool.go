@@ -44,9 +44,10 @@ func (p DHCPPool) Range() netip.Prefix {
 	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
 
-// Token is the gateway as the engine is told. An engine wants one before there is a lease that would name it; and it hands it back
-// with the network, as the only thing by which a network's pool can be told from another's. It is of 0.0.0.0/8, which no host has
-// (RFC 1122, 3.2.1.3), and goes into no routing table: the gateway that counts is the lease's, when an endpoint is joined.
+// Token is the gateway as the engine is told. An engine wants one before there is a lease that would name it; and it
+// hands it back with the network, as the only thing by which a network's pool can be told from another's. It is of
+// 0.0.0.0/8, which no host has (RFC 1122, 3.2.1.3), and goes into no routing table: the gateway that counts is the
+// lease's, when an endpoint is joined.
 func (p DHCPPool) Token() netip.Prefix {
 	a, _ := netip.ParseAddr(strings.TrimPrefix(p.ID, dhcpPrefix))
 	return netip.PrefixFrom(a, p.Range().Bits())
@@ -60,8 +61,8 @@ func DHCPPoolOf(token netip.Addr) string {
 	return dhcpPrefix + token.String()
 }
 
-// ParseDHCP reads --subnet, --ip-range and --ipam-opt; ok is false when they do not ask for DHCP. always: they need not, and hardware addresses
-// are told.
+// ParseDHCP reads --subnet, --ip-range and --ipam-opt; ok is false when they do not ask for DHCP. always: they need
+// not, and hardware addresses are told.
 func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]string) (r book.DHCPRequest, ok bool, err error) {
 	if _, said := opts["dhcp"]; !always && !said {
 		return r, false, nil
@@ -134,7 +135,8 @@ func CheckLAN(y *book.Book, m modes.Mode, n modes.Network) error {
 	return nil
 }
 
-// checkPools refuses what was asked for with a pool and does not go with the network. One that is not on record any more has no options.
+// checkPools refuses what was asked for with a pool and does not go with the network. One that is not on record any
+// more has no options.
 func checkPools(y *book.Book, m modes.Mode, n modes.Network, lan dhcp.LANPort) error {
 	return y.Config.Store.View(func(tx store.Tx) error {
 		for _, id := range n.DHCP {

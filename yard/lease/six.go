@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// sixTime is how long an attempt at an IPv6 address may take: the kernel asks for a second whether anybody has the link's own, and
-	// for another one about the server's.
+	// sixTime is how long an attempt at an IPv6 address may take: the kernel asks for a second whether anybody has the
+	// link's own, and for another one about the server's.
 	sixTime = 10 * time.Second
 	// sixPause is between two looks for an address that nobody gives.
 	sixPause = 10 * time.Second
@@ -162,7 +162,8 @@ func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, 
 	return nil
 }
 
-// takeSix records what was granted, and then has the link have it: the kernel takes the address away when the time is up.
+// takeSix records what was granted, and then has the link have it: the kernel takes the address away when the time is
+// up.
 func takeSix(ctx context.Context, y *book.Book, l DHCPLease, granted dhcp.Lease, box *kdhcp.InnerLink, err error) error {
 	if err != nil {
 		return err
@@ -195,7 +196,8 @@ func lostSix(y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink, 
 	return false, box.DropAddr6(addr)
 }
 
-// client6 is the lease's DHCPv6 client: the same to a server as its DHCP client, if that has an identifier (RFC 4361, 6.1).
+// client6 is the lease's DHCPv6 client: the same to a server as its DHCP client, if that has an identifier (RFC 4361,
+// 6.1).
 func client6(y *book.Book, l DHCPLease, t dhcp.Transport6) *dhcp.Client6 {
 	const iaidAt, duidAt = 1, 5
 	c := &dhcp.Client6{Transport6: t, Hostname: l.Hostname, Now: y.Config.Now}
@@ -210,8 +212,8 @@ func client6(y *book.Book, l DHCPLease, t dhcp.Transport6) *dhcp.Client6 {
 	return c
 }
 
-// LeaveSix gives back the IPv6 address of an endpoint that leaves its sandbox, as long as it is there: from without, nobody could. What
-// the server does not hear of expires by itself.
+// LeaveSix gives back the IPv6 address of an endpoint that leaves its sandbox, as long as it is there: from without,
+// nobody could. What the server does not hear of expires by itself.
 func LeaveSix(ctx context.Context, y *book.Book, e modes.Endpoint) {
 	l, ok, err := Of(y, e)
 	if err != nil || !ok || !l.Six.Lease.Addr.IsValid() || l.Six.Lease.State(y.Config.Now()) == dhcp.Expired || !core.IsNamespace(e.Sandbox) {

@@ -106,8 +106,8 @@ func Ungrant(y *book.Book, r book.AttachRequest) error {
 	return GiveUp(y, n, fresh...)
 }
 
-// GiveUp gives addresses of a cluster's network back that nobody of this host has, and nothing is held for. Should it not come to that,
-// the Fabric sees after a while that nobody has them (Holds).
+// GiveUp gives addresses of a cluster's network back that nobody of this host has, and nothing is held for. Should it
+// not come to that, the Fabric sees after a while that nobody has them (Holds).
 func GiveUp(y *book.Book, n modes.Network, addrs ...netip.Addr) error {
 	if len(addrs) == 0 || !Claims(y, n.Mode) || y.Config.Fabric == nil {
 		return nil
@@ -143,7 +143,8 @@ func GiveUpOf(y *book.Book, n modes.Network, e modes.Endpoint) error {
 	return GiveUp(y, n, addrs...)
 }
 
-// Holds says whether an endpoint of this host has an address of a cluster's network, or it is held for a container that is stopped.
+// Holds says whether an endpoint of this host has an address of a cluster's network, or it is held for a container that
+// is stopped.
 func Holds(y *book.Book, overlay string, a netip.Addr) bool {
 	ns, err := y.Networks()
 	if err != nil {

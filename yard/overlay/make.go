@@ -11,8 +11,8 @@ import (
 	"netyard/yard/book"
 )
 
-// TakeOverlay makes of what is asked for a network of the cluster's. Where no subnets are said the network has to be there, and everything
-// is as it has it; the first of its hosts says them.
+// TakeOverlay makes of what is asked for a network of the cluster's. Where no subnets are said the network has to be
+// there, and everything is as it has it; the first of its hosts says them.
 func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.NetworkRequest) error {
 	name := n.Options[OptOverlay]
 	if y.Config.Fabric == nil {

@@ -24,8 +24,8 @@ import (
 // networkName is what CNI allows as a network's name (CNI 1.1.0, section 1), which every engine takes.
 var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
-// MakeNetwork makes a network that belongs to no engine, with pools of netyard's IPAM. Its name must be nobody else's. One of the same ID
-// and the same shape is success.
+// MakeNetwork makes a network that belongs to no engine, with pools of netyard's IPAM. Its name must be nobody else's.
+// One of the same ID and the same shape is success.
 func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n modes.Network, err error) {
 	if !networkName.MatchString(r.Name) {
 		return n, fmt.Errorf("%w: name %q: want letters, digits, dots, dashes and underscores, a letter or digit first", modes.ErrOption, r.Name)
@@ -105,8 +105,8 @@ func NetworkNamed(y *yard.Yard, name string) (modes.Network, error) {
 	return modes.Network{}, fmt.Errorf("network %q: there are %d of that name, of %s and %s: say the id", name, len(ns), ns[0].Engine, ns[1].Engine)
 }
 
-// NetworksNamed finds all networks of a name, or the one that has it for its whole id. Two engines may each have one, and Docker itself
-// may have several.
+// NetworksNamed finds all networks of a name, or the one that has it for its whole id. Two engines may each have one,
+// and Docker itself may have several.
 func NetworksNamed(y *yard.Yard, name string) ([]modes.Network, error) {
 	ns, err := y.Networks()
 	if at := slices.IndexFunc(ns, func(n modes.Network) bool { return n.ID == name }); at >= 0 {

@@ -10,8 +10,8 @@ import (
 	"netyard/yard/book"
 )
 
-// Rob takes the ports of the container's interfaces behind this one: answers leave by the default route, which is the lowest one's, and
-// from another network's address they would be taken for spoofed.
+// Rob takes the ports of the container's interfaces behind this one: answers leave by the default route, which is the
+// lowest one's, and from another network's address they would be taken for spoofed.
 func Rob(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error) {
 	others, err := book.AttachmentsOf(tx, e.Attachment)
 	if err != nil {
@@ -30,7 +30,8 @@ func Rob(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error) {
 	return robbed, nil
 }
 
-// OnAddresses are the ports with the host's addresses that they will be on: of a port that names none, those of its network.
+// OnAddresses are the ports with the host's addresses that they will be on: of a port that names none, those of its
+// network.
 func OnAddresses(y *book.Book, r book.AttachRequest) (asks []book.Ask) {
 	binds := []netip.Addr{netip.IPv4Unspecified()}
 	if n, err := y.Network(r.NetworkID); err == nil {

@@ -13,7 +13,8 @@ import (
 	"netyard/yard/book"
 )
 
-// Redirects says whether ports are published on the own addresses of a network's containers, and whether on the host's as well.
+// Redirects says whether ports are published on the own addresses of a network's containers, and whether on the host's
+// as well.
 func Redirects(m modes.Mode, n modes.Network) (own, both bool) {
 	r, ok := m.(modes.Redirector)
 	return ok && r.Redirects(n), ok && r.Redirects(n) && r.Both(n)
@@ -52,8 +53,8 @@ func reclaim(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error)
 	return robbed, nil
 }
 
-// ClearInside takes what was put into the sandbox of an endpoint out of it, before it is recorded that the endpoint has left: who comes
-// after a crash in between would not know the sandbox any more.
+// ClearInside takes what was put into the sandbox of an endpoint out of it, before it is recorded that the endpoint has
+// left: who comes after a crash in between would not know the sandbox any more.
 func ClearInside(y *book.Book, network, id string) error {
 	e, err := y.Endpoint(network, id)
 	if errors.Is(err, book.ErrNotFound) {
@@ -65,7 +66,8 @@ func ClearInside(y *book.Book, network, id string) error {
 	return y.Config.Kernel.Remove(e.Redirects()...)
 }
 
-// FirstOf are the ports of its own that one of a container's interfaces gets: none, where another one before it has ports already.
+// FirstOf are the ports of its own that one of a container's interfaces gets: none, where another one before it has
+// ports already.
 func FirstOf(tx store.Tx, m modes.Mode, n modes.Network, e modes.Endpoint, own []modes.Port) ([]modes.Port, error) {
 	if redirected, _ := Redirects(m, n); !redirected {
 		return own, nil
@@ -142,8 +144,8 @@ type ownAt struct {
 	port  uint16
 }
 
-// addAt publishes a port on one of the endpoint's addresses: the first of those that will do, which for who named none is that of the
-// container. That one need not be published where another has been.
+// addAt publishes a port on one of the endpoint's addresses: the first of those that will do, which for who named none
+// is that of the container. That one need not be published where another has been.
 func (w *widening) addAt(own netip.Addr, a book.Ask) error {
 	first, last := a.HostPort, max(a.HostPort, a.HostPortEnd)
 	if a.HostPort == 0 {

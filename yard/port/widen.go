@@ -21,13 +21,14 @@ type widening struct {
 	redirects, both bool
 	// lent: what cannot be is left out without a word, since another network of the container may be meant.
 	lent bool
-	// asks are for addresses of the host, own takes none of them: where a network is routed ports are the containers' own.
+	// asks are for addresses of the host, own takes none of them: where a network is routed ports are the containers'
+	// own.
 	asks []book.Ask
 	own  []modes.Port
 }
 
-// Widen replaces what is meant for every address, or the network's default, by addresses. What an endpoint is only lent leaves out what
-// is not about its network.
+// Widen replaces what is meant for every address, or the network's default, by addresses. What an endpoint is only lent
+// leaves out what is not about its network.
 func Widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.Ask) ([]book.Ask, []modes.Port, error) {
 	if len(asks) == 0 {
 		return nil, nil, nil

@@ -10,8 +10,8 @@ import (
 	"netyard/yard/book"
 )
 
-// blocks finds rules of others that drop all that a network's containers send, whatever netyard's say. They are their owners' to
-// remove.
+// blocks finds rules of others that drop all that a network's containers send, whatever netyard's say. They are their
+// owners' to remove.
 func blocks(y *yard.Yard) (out []book.Finding, err error) {
 	ns, err := y.Networks()
 	if err != nil {
@@ -44,7 +44,8 @@ func blocks(y *yard.Yard) (out []book.Finding, err error) {
 	return out, nil
 }
 
-// blocked is the rule that certainly drops what a subnet's containers send to somewhere far away; empty when there is none.
+// blocked is the rule that certainly drops what a subnet's containers send to somewhere far away; empty when there is
+// none.
 func blocked(y *yard.Yard, bridge string, s modes.Subnet) (rule string, err error) {
 	far := netip.AddrFrom4([4]byte{198, 51, 100, 1}) // RFC 5737, RFC 3849: nobody's
 	if s.Pool.Addr().Is6() {

@@ -23,7 +23,8 @@ const (
 	mendTime = 5 * time.Second
 )
 
-// Mend puts back what somebody took away from networks and endpoints, until ctx ends. The kernel's watcher does that for the firewall.
+// Mend puts back what somebody took away from networks and endpoints, until ctx ends. The kernel's watcher does that
+// for the firewall.
 func Mend(ctx context.Context, y *yard.Yard) error {
 	changes, err := y.Config.Kernel.Changes(ctx)
 	if err != nil {

@@ -32,8 +32,8 @@ type Trace struct {
 	Reachable string `json:"reachable"`
 }
 
-// Follow follows the first packet of a flow. from is an address, a container or Host; to is PORT of this host, or CONTAINER:PORT; either
-// with /udp or /sctp behind it. v6 asks for IPv6 where an address does not say so.
+// Follow follows the first packet of a flow. from is an address, a container or Host; to is PORT of this host, or
+// CONTAINER:PORT; either with /udp or /sctp behind it. v6 asks for IPv6 where an address does not say so.
 func Follow(y *yard.Yard, from, to string, v6 bool) (Trace, error) {
 	t := &tracer{y: y, v6: v6, reach: explain.Passes}
 	if err := t.parse(from, to); err != nil {

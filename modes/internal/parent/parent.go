@@ -29,11 +29,14 @@ type Kind struct {
 	MAC func(n modes.Network, e modes.Endpoint) net.HardwareAddr
 	// Member refuses a network whose containers cannot ask the LAN's DHCP servers.
 	Member func(n modes.Network) error
-	// Routed says that a network is behind the host, which routes for it: whatever its containers send leaves by their link.
+	// Routed says that a network is behind the host, which routes for it: whatever its containers send leaves by their
+	// link.
 	Routed func(n modes.Network) bool
-	// ByInput says that what is for a network's containers comes in by the host's rules instead of theirs; nil: of none.
+	// ByInput says that what is for a network's containers comes in by the host's rules instead of theirs; nil: of
+	// none.
 	ByInput func(n modes.Network) bool
-	// Returns refuses a network whose containers' answers would not come back to the host by its own link; nil: they do.
+	// Returns refuses a network whose containers' answers would not come back to the host by its own link; nil: they
+	// do.
 	Returns func(n modes.Network) error
 }
 
@@ -154,7 +157,8 @@ func (m Mode) routes(n modes.Network, e modes.Endpoint, l *modes.Link) error {
 	if !hostAccess(n) {
 		return nil
 	}
-	// Where the host's address is not a neighbour's, the way to it would lead over the LAN's router, and back by the shim.
+	// Where the host's address is not a neighbour's, the way to it would lead over the LAN's router, and back by the
+	// shim.
 	for _, a := range e.Addrs {
 		src, err := lan.SourceFor(m.Kernel.Handle, a.Addr())
 		if err != nil {

@@ -16,8 +16,8 @@ const (
 	// minIPv6MTU is the least an IPv6 link must carry (RFC 8200, section 5).
 	minIPv6MTU = 1280
 
-	// What is kept of a network from when it was created: the names of the VLAN links that netyard makes for it, and the hardware
-	// address of the host's link below them.
+	// What is kept of a network from when it was created: the names of the VLAN links that netyard makes for it, and
+	// the hardware address of the host's link below them.
 	settledVLANs = "vlans"
 	settledMAC   = "parent_mac"
 )
@@ -63,8 +63,8 @@ func (m Mode) Settle(n modes.Network) (map[string]string, error) {
 	return settled, nil
 }
 
-// find takes a parent's name apart into a link of the host's and the VLAN links on it that are netyard's to make, from below. A link
-// that is there and not netyard's is the host's, whatever its name looks like.
+// find takes a parent's name apart into a link of the host's and the VLAN links on it that are netyard's to make, from
+// below. A link that is there and not netyard's is the host's, whatever its name looks like.
 func (m Mode) find(parent string) (bottom string, link core.LinkInfo, made []string, err error) {
 	for bottom = parent; ; {
 		link, exists, err := m.Kernel.FindLink(bottom)
@@ -126,7 +126,8 @@ func (m Mode) fit(n modes.Network, name string, link core.LinkInfo) error {
 	return m.belongs(n, name)
 }
 
-// belongs refuses a subnet that an IPAM chose on its own for containers that are members of a LAN: it is not that LAN's.
+// belongs refuses a subnet that an IPAM chose on its own for containers that are members of a LAN: it is not that
+// LAN's.
 func (m Mode) belongs(n modes.Network, name string) error {
 	if m.Kind.Routed(n) || len(n.Subnets) == 0 {
 		return nil

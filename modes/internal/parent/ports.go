@@ -92,7 +92,8 @@ func (m Mode) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Objec
 	return objects
 }
 
-// redirects are the ports of an endpoint's own address. Its neighbours' packets come by the sandbox's rules in any case.
+// redirects are the ports of an endpoint's own address. Its neighbours' packets come by the sandbox's rules in any
+// case.
 func (m Mode) redirects(n modes.Network, e modes.Endpoint) []core.Object {
 	objects := e.Redirects()
 	for _, o := range objects {
