@@ -177,7 +177,7 @@ func someEvents() []event.Event {
 
 func someFindings() []book.Finding {
 	return []book.Finding{
-		{Kind: book.StrayK, Text: "link nyv-dead00000000 belongs to no network or endpoint", Removable: true},
+		{Kind: book.Stray, Text: "link nyv-dead00000000 belongs to no network or endpoint", Removable: true},
 		{Kind: book.Orphan, Network: "backend", Text: "endpoint e40000000000 (db): its sandbox /var/run/docker/netns/x is gone", Removable: true},
 		{Kind: book.Fault, Network: "web", Text: "bridge nyb-aa1100000000 is missing"},
 	}

@@ -20,14 +20,15 @@ type Finding struct {
 	// Error is why gc could not.
 	Error string `json:"error,omitempty"`
 
-	Remove func(context.Context) error
+	// Remove takes it away; nil unless it is removable.
+	Remove func(context.Context) error `json:"-"`
 }
 
 // The kinds of findings.
 const (
 	Fault  = "fault"
 	Orphan = "orphan"
-	StrayK = "stray"
+	Stray  = "stray"
 )
 
 // Young is how long a change may be under way before it is a finding.

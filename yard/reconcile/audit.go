@@ -28,7 +28,7 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 	}
 	for _, s := range strays {
 		out = append(out, book.Finding{
-			Kind: book.StrayK, Text: s.Text + " belongs to no network or endpoint", Removable: true,
+			Kind: book.Stray, Text: s.Text + " belongs to no network or endpoint", Removable: true,
 			Remove: func(context.Context) error { return s.Remove() },
 		})
 	}
