@@ -200,13 +200,24 @@ func TestDeleteBusy(t *testing.T) {
 	if err := r.DeleteEndpoint(ctx, netID, epID); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a request that could not be done: %v", err)
 	}
-	if _, err := r.Endpoint(netID, epID); err != nil {
+	is, err := r.Endpoint(netID, epID)
+	if err != nil {
 		t.Errorf("the endpoint is gone while another request has it: %v", err)
+	}
+	// The engine goes on: it gives the address back, which the endpoint still has.
+	if err := pool.ReleaseAddress(t.Context(), r.Yard, "10.9.0.0/24", is.Addrs[0].Addr()); err != nil {
+		t.Error(err)
 	}
 	release()
 	r.Late.Wait()
 	if is, err := r.Endpoint(netID, epID); !errors.Is(err, book.ErrNotFound) {
 		t.Errorf("the endpoint stayed: %v %v", is, err)
+	}
+	r.now = r.now.Add(time.Minute)
+	r.healthy("after an endpoint was deleted late")
+	again, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: is.Addrs[0].Addr()})
+	if err != nil {
+		t.Errorf("the address of an endpoint that was deleted late: %s, %v", again, err)
 	}
 }
 

@@ -281,11 +281,13 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	return nil
 }
 
-// deleteLater deletes an endpoint when whatever has it is through.
+// deleteLater deletes an endpoint when whatever has it is through. Its addresses are released with it: the engine has
+// given them back meanwhile, when they were the endpoint's still.
 func (y *Yard) deleteLater(ctx context.Context, network, id string) {
-	if err := y.DeleteEndpoint(ctx, network, id); err != nil {
+	if err := y.Bury(ctx, network, id); err != nil {
 		y.Config.Log.Error("delete an endpoint that was busy", "network", network, "endpoint", id, "err", err)
 	}
+	y.Config.Changed()
 }
 
 // FinishLater takes the link of an endpoint that is Deleting away when there is time for it.
