@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An Addr is an address of the host on a link, and with it the route to its subnet.
+// An Addr is an address of the host on a link, together with the route to its subnet.
 type Addr struct {
 	Link string
-	// Alias is what the link has to carry for the address to be taken away again.
+	// Alias is the alias that the link must have for Remove to delete the address.
 	Alias  string
 	Prefix netip.Prefix
 }
 
-// String names the address as ip(8) does.
+// String returns the address as ip(8) writes it, and its link.
 func (a Addr) String() string { return fmt.Sprintf("address %s on %s", a.Prefix, a.Link) }
 
 func (a Addr) Ensure(k *Handle) error {
@@ -27,7 +27,8 @@ func (a Addr) Ensure(k *Handle) error {
 	if err != nil {
 		return fmt.Errorf("add %s: %w", a, err)
 	}
-	addr := &netlink.Addr{IPNet: IPNet(a.Prefix), Flags: unix.IFA_F_NODAD} // nobody else can have it: the bridge is new
+	// Duplicate address detection is off: the bridge is new, so no other station can have the address.
+	addr := &netlink.Addr{IPNet: IPNet(a.Prefix), Flags: unix.IFA_F_NODAD}
 	if a.Prefix.Addr().Is4() {
 		addr.Flags = 0
 	}
@@ -41,7 +42,7 @@ func (a Addr) Ensure(k *Handle) error {
 	if a.hasRoute(routes) || a.Prefix.IsSingleIP() {
 		return nil
 	}
-	// The kernel's own route went with an `ip route del`; it only comes by itself with a new address.
+	// The kernel adds its own route only with a new address. Somebody deleted it by `ip route del`.
 	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: IPNet(a.Prefix.Masked()), Protocol: RouteProtocol}
 	if a.Prefix.Addr().Is4() {
 		route.Scope, route.Src = netlink.SCOPE_LINK, a.Prefix.Addr().AsSlice()
@@ -67,11 +68,12 @@ func (a Addr) Remove(k *Handle) error {
 func (a Addr) Check(s *View) []string {
 	link := s.Links[a.Link]
 	if link == nil {
-		return nil // that the link is missing is said by the link
+		return nil // the link's own check reports a missing link
 	}
 	for _, got := range s.Addrs[link.Attrs().Index] {
 		if PrefixOf(got.IPNet) == a.Prefix {
-			if !a.hasRoute(s.Routes[link.Attrs().Index]) && !a.Prefix.IsSingleIP() && link.Attrs().Flags&net.FlagUp != 0 {
+			routed := a.hasRoute(s.Routes[link.Attrs().Index]) || a.Prefix.IsSingleIP()
+			if !routed && DeviceUp(link.Attrs()) {
 				return []string{fmt.Sprintf("route %s on %s is missing", a.Prefix.Masked(), a.Link)}
 			}
 			return nil
@@ -89,11 +91,11 @@ func (a Addr) hasRoute(routes []netlink.Route) bool {
 	return false
 }
 
-// A HostAddr is an address that something of netyard's relies on and that is the host's owner's: it is only looked for.
-// At boot it may come later than netyard.
+// A HostAddr is an address that netyard relies on and the admin configures: netyard checks that it exists, and never
+// adds or removes it. At boot it may appear after netyard has started.
 type HostAddr struct{ Addr netip.Addr }
 
-// String names the address.
+// String returns what the address is called in messages.
 func (a HostAddr) String() string { return fmt.Sprintf("the host's address %s", a.Addr) }
 
 func (HostAddr) Ensure(*Handle) error { return nil }
@@ -108,11 +110,12 @@ func (a HostAddr) Check(s *View) []string {
 			}
 		}
 	}
-	return []string{a.String() + " is missing: nothing comes back to what leaves with it"}
+	return []string{a.String() + " is missing: packets sent from it get no answer"}
 }
 
-// Busy lists what an address pool of ours must not overlap: every destination the host has a route to and every address
-// it has, but for those on the link named except.
+// Busy returns the prefixes that a pool of netyard's must not overlap: the destinations of the host's routes, among
+// them the subnets of its addresses. Routes by the link named except are left out, and so are default, link-local and
+// multicast routes.
 func (k *Handle) Busy(except string) ([]netip.Prefix, error) {
 	skip := 0
 	if link, err := k.Link(except); except != "" && err == nil && link != nil {
@@ -124,18 +127,23 @@ func (k *Handle) Busy(except string) ([]netip.Prefix, error) {
 	}
 	var busy []netip.Prefix
 	for _, r := range routes {
-		p := PrefixOf(r.Dst)
-		if r.LinkIndex == skip && skip != 0 || !p.IsValid() || p.Bits() == 0 || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
+		if r.LinkIndex == skip && skip != 0 {
 			continue
 		}
-		busy = append(busy, p)
+		p := PrefixOf(r.Dst)
+		if p.IsValid() && p.Bits() != 0 && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast() {
+			busy = append(busy, p)
+		}
 	}
 	return busy, nil
 }
 
-// Occupant finds an address of the host, on another link than except, whose subnet overlaps p. On the links within, a
-// subnet may be larger than p, as long as the host's own address is not in p.
-func (k *Handle) Occupant(p netip.Prefix, except string, within ...string) (link string, subnet netip.Prefix, err error) {
+// Occupant finds a link of the host, other than except, that has an address whose subnet overlaps p, and returns the
+// link and that subnet. On the links within, a subnet may be larger than p, as long as the host's own address is not in
+// p.
+func (k *Handle) Occupant(p netip.Prefix, except string, within ...string) (
+	link string, subnet netip.Prefix, err error,
+) {
 	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, Family(p.Addr())) })
 	if err != nil {
 		return "", netip.Prefix{}, fmt.Errorf("list addresses: %w", err)
@@ -157,7 +165,7 @@ func (k *Handle) Occupant(p netip.Prefix, except string, within ...string) (link
 	return "", netip.Prefix{}, nil
 }
 
-// Family is an address's family as netlink numbers it.
+// Family returns netlink's number for the family of an address.
 func Family(a netip.Addr) int {
 	if a.Is4() {
 		return netlink.FAMILY_V4
@@ -165,12 +173,12 @@ func Family(a netip.Addr) int {
 	return netlink.FAMILY_V6
 }
 
-// IPNet is a prefix as netlink wants it.
+// IPNet converts a prefix to the type that the netlink library takes.
 func IPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// HostAddr is the host's own address in a subnet.
+// HostAddr returns the host's own address in a subnet; the bool is false if it has none.
 func (k *Handle) HostAddr(subnet netip.Prefix) (netip.Prefix, bool, error) {
 	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, Family(subnet.Addr())) })
 	if err != nil {
@@ -184,7 +192,7 @@ func (k *Handle) HostAddr(subnet netip.Prefix) (netip.Prefix, bool, error) {
 	return netip.Prefix{}, false, nil
 }
 
-// PrefixOf is a prefix as netlink has it; the zero Prefix for none.
+// PrefixOf converts a prefix from the type that the netlink library returns. For nil it returns the zero Prefix.
 func PrefixOf(n *net.IPNet) netip.Prefix {
 	if n == nil {
 		return netip.Prefix{}
@@ -197,12 +205,16 @@ func PrefixOf(n *net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(addr.Unmap(), ones)
 }
 
-// LinkLocal is the IPv6 address that the kernel makes of a hardware address (modified EUI-64, RFC 4291, appendix A).
+// LinkLocal returns the IPv6 link-local address that the kernel derives from a MAC (modified EUI-64, RFC 4291,
+// appendix A).
 func LinkLocal(mac net.HardwareAddr) netip.Addr {
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
+	return netip.AddrFrom16([16]byte{
+		0: 0xfe, 1: 0x80,
+		8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5],
+	})
 }
 
-// HostAddrs are the addresses of the host, and the subnets among them that are of netyard's bridges.
+// HostAddrs returns the addresses of the host, and the subnets of those that are on netyard's own links.
 func (k *Handle) HostAddrs() (addrs map[netip.Addr]bool, nets []netip.Prefix, err error) {
 	links, err := Retry(k.NL.LinkList)
 	if err != nil {
@@ -227,16 +239,16 @@ func (k *Handle) HostAddrs() (addrs map[netip.Addr]bool, nets []netip.Prefix, er
 	return addrs, nets, nil
 }
 
-// A MAC is a hardware address that can be compared.
+// A MAC is a hardware address as a comparable value.
 type MAC [6]byte
 
-// MACOf is a hardware address that can be compared.
+// MACOf converts a hardware address to a MAC.
 func MACOf(a net.HardwareAddr) (m MAC) {
 	copy(m[:], a)
 	return m
 }
 
-// Globals are a link's addresses that are good for more than the link.
+// Globals returns the addresses of a link whose scope is global.
 func Globals(k *Handle, link netlink.Link, family int) (out []netip.Prefix, err error) {
 	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(link, family) })
 	if err != nil {

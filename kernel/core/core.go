@@ -1,6 +1,6 @@
-// Package core is the ground that every other part of kernel stands on: the handle of a network namespace, addresses,
-// names and aliases, links found and deleted, other namespaces, what several networks share, and the view that
-// objects are compared with.
+// Package core is what all other packages of kernel are built on: the handle of a network namespace, addresses, names
+// and aliases of links, finding and deleting links, access to other namespaces, objects that several networks share,
+// and the view that objects are compared with.
 package core
 
 import (
@@ -16,14 +16,15 @@ import (
 )
 
 const (
-	// NetlinkTimeout bounds one exchange with the kernel, so that no request of an engine can hang on it for long.
+	// NetlinkTimeout limits one exchange with the kernel, so that no request of an engine waits for it for long.
 	NetlinkTimeout = 5 * time.Second
 
-	// RouteProtocol marks the routes netyard puts in (rtnetlink(7), rtm_protocol); it is not in iproute2's rt_protos.
+	// RouteProtocol marks the routes that netyard adds (rtnetlink(7), rtm_protocol). iproute2's rt_protos does not use
+	// the number.
 	RouteProtocol = 78
 )
 
-// ErrForeign says that an object of the wanted name is there and belongs to someone else.
+// ErrForeign means that an object of the wanted name exists and netyard did not make it.
 var ErrForeign = errors.New("is not netyard's")
 
 func openSocket(ns netns.NsHandle) (*nl.SocketHandle, error) {
@@ -34,37 +35,37 @@ func openSocket(ns netns.NsHandle) (*nl.SocketHandle, error) {
 	wait := unix.NsecToTimeval(NetlinkTimeout.Nanoseconds())
 	if err := errors.Join(s.SetSendTimeout(&wait), s.SetReceiveTimeout(&wait)); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("bound netlink's waits: %w", err)
+		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}
 	return &nl.SocketHandle{Socket: s}, nil
 }
 
-// Retry repeats a dump that the kernel says was interrupted by a change (NLM_F_DUMP_INTR), and one whose answers got
-// lost.
+// Retry repeats a dump that a change interrupted (the kernel sets NLM_F_DUMP_INTR), or whose answers were lost.
 func Retry[T any](dump func() (T, error)) (v T, err error) {
 	const tries = 10
 	for range tries {
-		if v, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) && !unheard(err) {
+		if v, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) && !answerLost(err) {
 			return v, err
 		}
 	}
 	return v, err
 }
 
-// Again repeats what is the same if done twice, when the kernel's answer was late or lost: what it has is looked at,
-// and what is missing is done.
+// Again repeats an idempotent operation once when the kernel's answer was late or lost. The operation must look at what
+// the kernel has and do what is missing.
 func Again(do func() error) error {
 	err := do()
-	if unheard(err) {
+	if answerLost(err) {
 		err = do()
 	}
 	return err
 }
 
-// unheard says whether an error tells of an exchange that may have succeeded. The next one by the same socket skips
-// what it left, by the number of each answer (NetlinkRequest.ExecuteIter, vishvananda/netlink); but a dump that was not
-// read to its end has the kernel refuse the next one (EBUSY, __netlink_dump_start), which reads on.
-func unheard(err error) bool {
+// answerLost reports whether an error means that the kernel's answer did not arrive: the exchange may have succeeded.
+// The next exchange on the same socket skips late answers by their sequence numbers (NetlinkRequest.ExecuteIter,
+// vishvananda/netlink). But the kernel refuses a dump while an earlier one was not read to its end (EBUSY,
+// __netlink_dump_start); the refused attempt reads on, so a later one succeeds.
+func answerLost(err error) bool {
 	for _, one := range []error{unix.EAGAIN, unix.ENOBUFS, unix.EBUSY, unix.EINTR, os.ErrDeadlineExceeded} {
 		if errors.Is(err, one) {
 			return true
@@ -73,7 +74,7 @@ func unheard(err error) bool {
 	return false
 }
 
-// Poke asks the watcher to look soon.
+// Poke asks the watcher to compare soon.
 func (k *Handle) Poke() {
 	select {
 	case k.Poked <- struct{}{}:

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Has says for each alias of netyard's whether a network's or an endpoint's link carries it; a shaper alone is none.
+// Has returns the set of netyard's aliases that links of networks and endpoints carry. Shaper links (ifb) do not count.
 func (k *Handle) Has() (map[string]bool, error) {
 	links, err := Retry(k.NL.LinkList)
 	if err != nil {
@@ -28,7 +28,7 @@ func (k *Handle) Has() (map[string]bool, error) {
 	return has, nil
 }
 
-// LinkByAlias finds the link that carries an alias; nil when there is none.
+// LinkByAlias finds the link that carries an alias. It returns nil if there is none.
 func (*Handle) LinkByAlias(nl *netlink.Handle, alias string) (netlink.Link, error) {
 	links, err := Retry(nl.LinkList)
 	if err != nil {
@@ -39,13 +39,13 @@ func (*Handle) LinkByAlias(nl *netlink.Handle, alias string) (netlink.Link, erro
 			return l, nil
 		}
 	}
-	return nil, nil //nolint:nilnil // nothing there is an answer
+	return nil, nil //nolint:nilnil // no such link is a valid answer
 }
 
-// DeviceUp says whether a link was set up, whatever its carrier says.
+// DeviceUp reports whether a link is administratively up, with or without carrier.
 func DeviceUp(a *netlink.LinkAttrs) bool { return a.Flags&net.FlagUp != 0 }
 
-// SetLinkMTU sets the MTU of a link that waits on the host to be moved into a sandbox, bytes.
+// SetLinkMTU sets the MTU, in bytes, of a link that waits on the host to be moved into a sandbox.
 func (k *Handle) SetLinkMTU(name string, mtu int) error {
 	link, err := k.NL.LinkByName(name)
 	if err == nil {
@@ -57,7 +57,7 @@ func (k *Handle) SetLinkMTU(name string, mtu int) error {
 	return nil
 }
 
-// Flag is a boolean as an attribute has it.
+// Flag encodes a boolean as a one-byte netlink attribute.
 func Flag(on bool) []byte {
 	if on {
 		return []byte{1}
@@ -65,14 +65,14 @@ func Flag(on bool) []byte {
 	return []byte{0}
 }
 
-// NoIPv6 turns IPv6 off on a link.
+// NoIPv6 is the setting that turns IPv6 off on a link.
 func NoIPv6(link string) Sysctl {
 	return Sysctl{Path: []string{"net", "ipv6", "conf", link, "disable_ipv6"}, Value: "1", Optional: true}
 }
 
-// PortMAC is the hardware address of the end of a pair that is a port, when the other end's is mac. A bridge takes the
-// lowest address among its ports' for its own: this must be none of them. Nor must it be the other end's, which then
-// nobody would reach.
+// PortMAC returns a MAC for the bridge-port end of a veth pair whose other end has mac. A bridge takes the lowest MAC
+// of its ports as its own, so the first octet is high enough for the bridge never to take this one. It also differs
+// from the other end's MAC, which would be unreachable if the port had the same.
 func PortMAC(mac net.HardwareAddr) net.HardwareAddr {
 	const high, next = 0xfe, 0xfa // unicast, locally administered
 	first := byte(high)
@@ -82,14 +82,14 @@ func PortMAC(mac net.HardwareAddr) net.HardwareAddr {
 	return append(net.HardwareAddr{first}, mac[1:]...)
 }
 
-// Link finds a link by name; nil when there is none.
+// Link finds a link of the host by name. It returns nil if there is none.
 func (k *Handle) Link(name string) (netlink.Link, error) { return Find(k.NL, name) }
 
-// Find finds a link by name; nil when there is none.
+// Find finds a link by name in the namespace of nl. It returns nil if there is none.
 func Find(nl *netlink.Handle, name string) (netlink.Link, error) {
 	link, err := nl.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil, nil //nolint:nilnil // nothing there is an answer
+		return nil, nil //nolint:nilnil // no such link is a valid answer
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find link %s: %w", name, err)
@@ -97,7 +97,8 @@ func Find(nl *netlink.Handle, name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// DeleteLink removes a link if it is there and netyard's: it carries the alias, or none yet and a name of netyard's.
+// DeleteLink deletes a link if it exists and is netyard's: it has the alias, or it has no alias yet and a name that
+// only netyard gives.
 func (k *Handle) DeleteLink(name, alias string) error {
 	link, err := k.Link(name)
 	if err != nil || link == nil {
@@ -112,20 +113,20 @@ func (k *Handle) DeleteLink(name, alias string) error {
 	return nil
 }
 
-// A LinkInfo is what a mode has to know of a link it did not make.
+// A LinkInfo is what a mode has to know about a link that it did not make.
 type LinkInfo struct {
 	Kind, Alias string
 	MTU         int
 	MAC         string
-	// Encap is what its frames are: "ether", "loopback", "none".
+	// Encap is its link layer: "ether", "loopback", "none".
 	Encap string
-	// Master is the bridge or bond that it is a port of, if it is of one.
+	// Master is the bridge or bond that it is a port of; empty if it is no port.
 	Master string
-	// Wireless: it speaks to an access point, which knows it by its one hardware address.
+	// Wireless: it is a Wi-Fi client, and its access point accepts only its one MAC.
 	Wireless bool
 }
 
-// FindLink looks a link up by name; ok is false when there is none.
+// FindLink looks a link up by name; ok is false if there is none.
 func (k *Handle) FindLink(name string) (info LinkInfo, ok bool, err error) {
 	link, err := k.Link(name)
 	if err != nil || link == nil {
@@ -145,7 +146,8 @@ func (k *Handle) FindLink(name string) (info LinkInfo, ok bool, err error) {
 	return info, true, nil
 }
 
-// LinkIndex is the number of a link; 0: there is none of that name. One that was deleted and made again has another.
+// LinkIndex returns the index of a link, 0 if there is none of that name. A link that is deleted and made again gets
+// another index.
 func (k *Handle) LinkIndex(name string) (int, error) {
 	l, err := k.Link(name)
 	if err != nil || l == nil {
@@ -154,8 +156,9 @@ func (k *Handle) LinkIndex(name string) (int, error) {
 	return l.Attrs().Index, nil
 }
 
-// HasKind says whether the kernel can make links of a kind that needs a parent, loading its module if that is all it
-// lacks. It asks for one on the loopback link, which no kernel makes.
+// HasKind reports whether the kernel supports a kind of link that needs a parent. It tries to make one on the loopback
+// link, which every kernel refuses, but with EOPNOTSUPP only if it does not know the kind. The attempt loads the kind's
+// module if necessary.
 func (k *Handle) HasKind(kind string) bool {
 	attrs := netlink.NewLinkAttrs()
 	const loopback = 1 // in every namespace (loopback_net_init, drivers/net/loopback.c)
@@ -164,7 +167,7 @@ func (k *Handle) HasKind(kind string) bool {
 	return !errors.Is(err, unix.EOPNOTSUPP)
 }
 
-// Links lists the names of all links, in order.
+// Links returns the names of all links, sorted.
 func (k *Handle) Links() ([]string, error) {
 	links, err := Retry(k.NL.LinkList)
 	if err != nil {

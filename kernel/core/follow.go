@@ -8,7 +8,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// Follow hands f what a socket receives until ctx ends. An overrun of its buffer is a change like any other.
+// Follow calls f with the messages that a socket receives, until ctx ends. When the socket's buffer overruns, or
+// another error occurs, it calls f without messages: something may have changed.
 func Follow(ctx context.Context, sock *nl.NetlinkSocket, f func([]syscall.NetlinkMessage)) {
 	go func() {
 		<-ctx.Done()
@@ -22,7 +23,7 @@ func Follow(ctx context.Context, sock *nl.NetlinkSocket, f func([]syscall.Netlin
 			}
 			f(msgs)
 			if err != nil {
-				time.Sleep(time.Millisecond) // a failing socket must not take a core
+				time.Sleep(time.Millisecond) // so that a socket which fails at once does not occupy a processor
 			}
 		}
 	}()

@@ -14,28 +14,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Handle is the way to the network of one network namespace.
+// A Handle gives access to one network namespace, that of the host.
 type Handle struct {
 	Log *slog.Logger
 	NL  *netlink.Handle
-	// Sockets are for what NL has no words for.
+	// Sockets are for requests that NL cannot express, by netlink family.
 	Sockets map[int]*nl.SocketHandle
 	// NS is the namespace.
 	NS netns.NsHandle
-	// Threads is where a thread has to be to see its sysctls; closed (-1) when it is the process's own namespace.
+	// Threads is the namespace that a thread must enter to see the sysctls of NS; closed (-1) if the process is in NS.
 	Threads netns.NsHandle
-	// Poked makes the watcher look.
+	// Poked makes the watcher compare.
 	Poked chan struct{}
-	// Shared are the objects that several networks want.
+	// Shared records the objects that several networks want.
 	Shared SharedObjects
-	// Sys is where the kernel tells of links what netlink does not.
+	// Sys is the sysfs directory that shows what netlink does not show of links.
 	Sys string
 
 	mu   sync.Mutex
 	kept map[reflect.Type]any
 }
 
-// Open returns a handle of a namespace; threads is the same, or none when the process is in it.
+// Open returns a handle of a namespace. threads is the same namespace, or netns.None() if the process is in it.
 func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
 	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -43,7 +43,7 @@ func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
 	}
 	if err := handle.SetSocketTimeout(NetlinkTimeout); err != nil {
 		handle.Close()
-		return nil, fmt.Errorf("bound netlink's waits: %w", err)
+		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}
 	own, err := openSocket(ns)
 	if err != nil {
@@ -56,7 +56,7 @@ func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
 	}, nil
 }
 
-// Close gives up the sockets, and what rooms keep with the handle; what was made in the kernel stays.
+// Close closes the sockets, and those of the kept values that can be closed. What netyard made in the kernel stays.
 func (h *Handle) Close() error {
 	h.NL.Close()
 	for _, s := range h.Sockets {
@@ -73,14 +73,15 @@ func (h *Handle) Close() error {
 	return errors.Join(errs...)
 }
 
-// Keep has a handle keep what a package knows of the namespace and no object carries: one value of each type.
+// Keep stores a value with a handle: the state that a package has about the namespace and that no object carries. There
+// is one value of each type.
 func Keep[T any](h *Handle, v *T) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.kept[reflect.TypeFor[T]()] = v
 }
 
-// Kept is the value of a type that a handle keeps, which is made if there is none.
+// Kept returns the value of a type that is stored with a handle. It stores a zero value if there is none.
 func Kept[T any](h *Handle) *T {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -10,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Visit gives f the network of a sandbox; it does nothing when there is none, or none any more.
+// Visit calls f with a netlink handle inside a sandbox. It does nothing if the sandbox does not exist, or no longer
+// does.
 func Visit(sandbox string, f func(nl *netlink.Handle) error) error {
 	if sandbox == "" || !IsNamespace(sandbox) {
 		return nil
@@ -22,16 +24,16 @@ func Visit(sandbox string, f func(nl *netlink.Handle) error) error {
 	defer file.Close() //nolint:errcheck // nothing is written
 	nl, err := netlink.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
-		return fmt.Errorf("look into sandbox %s: %w", sandbox, err)
+		return fmt.Errorf("open netlink in sandbox %s: %w", sandbox, err)
 	}
 	defer nl.Close()
 	if err := nl.SetSocketTimeout(NetlinkTimeout); err != nil {
-		return fmt.Errorf("bound netlink's waits: %w", err)
+		return fmt.Errorf("set netlink timeout: %w", err)
 	}
 	return f(nl)
 }
 
-// InSandbox says whether a sandbox has the link of that alias: a link keeps its alias when it moves.
+// InSandbox reports whether a sandbox has the link with an alias. A link keeps its alias when it moves.
 func InSandbox(sandbox, alias string) (has bool, err error) {
 	err = Visit(sandbox, func(nl *netlink.Handle) error {
 		link, err := ByAlias(nl, alias)
@@ -41,7 +43,7 @@ func InSandbox(sandbox, alias string) (has bool, err error) {
 	return has, err
 }
 
-// ByAlias finds the link that carries an alias; nil when there is none.
+// ByAlias finds the link of a sandbox that carries an alias. It returns nil if there is none.
 func ByAlias(nl *netlink.Handle, alias string) (netlink.Link, error) {
 	links, err := Retry(nl.LinkList)
 	if err != nil {
@@ -52,16 +54,16 @@ func ByAlias(nl *netlink.Handle, alias string) (netlink.Link, error) {
 			return l, nil
 		}
 	}
-	return nil, nil //nolint:nilnil // nothing there is an answer
+	return nil, nil //nolint:nilnil // no such link is a valid answer
 }
 
-// Hostname is the name of the host that a process believes to be on (uts_namespaces(7)).
+// Hostname returns the host name that a process sees, that of its UTS namespace (uts_namespaces(7)).
 func (*Handle) Hostname(pid int) (string, error) {
 	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/uts", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", fmt.Errorf("open the UTS namespace of process %d: %w", pid, err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing is lost
+	defer unix.Close(fd) //nolint:errcheck // nothing is written
 	var name unix.Utsname
 	err = onThread(func() (back bool, err error) {
 		if err := unix.Setns(fd, unix.CLONE_NEWUTS); err != nil {
@@ -75,8 +77,7 @@ func (*Handle) Hostname(pid int) (string, error) {
 	return unix.ByteSliceToString(name.Nodename[:]), nil
 }
 
-// Inside runs f in the Handle's namespace. /proc/sys/net shows the namespace of the thread that opens it, so a thread
-// has to move.
+// Inside runs f on a thread in the Handle's namespace: /proc/sys/net shows the namespace of the thread that opens it.
 func (k *Handle) Inside(f func() error) error {
 	if !k.Threads.IsOpen() {
 		return f()
@@ -84,20 +85,20 @@ func (k *Handle) Inside(f func() error) error {
 	return Inside(int(k.Threads), f)
 }
 
-// Inside runs f on a thread inside the network namespace behind fd.
+// Inside runs f on a thread in the network namespace that fd refers to.
 func Inside(fd int, f func() error) error {
 	return onThread(func() (bool, error) { return enter(fd, f) })
 }
 
-// onThread runs f on a thread of its own; back says that f has left the thread as it was. Any other is thrown away: it
-// would be a trap for others.
+// onThread runs f on a locked thread. f returns back = true if it left the thread in the namespaces it found it in. Any
+// other thread ends with the call, so that no goroutine runs in the wrong namespace.
 func onThread(f func() (back bool, err error)) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The process's first thread does not end with its goroutine: it would stay inside for good, and /proc/self
-			// with it. While this goroutine holds it, the next one is on another.
+			// The process's first thread does not end with its goroutine: it could stay in the other namespace for
+			// good, and /proc/self shows that thread. While this goroutine holds it, a new one gets another thread.
 			defer runtime.UnlockOSThread()
 			done <- onThread(f)
 			return
@@ -105,19 +106,19 @@ func onThread(f func() (back bool, err error)) error {
 		back, err := f()
 		if back {
 			runtime.UnlockOSThread()
-		} // or else the thread, still locked, ends with the goroutine
+		} // otherwise the thread is still locked, and ends with the goroutine
 		done <- err
 	}()
 	return <-done
 }
 
-// enter runs f with this thread in another network namespace; back says that the thread is where it was.
+// enter runs f with this thread in another network namespace. back is true if the thread returned to its own.
 func enter(fd int, f func() error) (back bool, err error) {
 	own, err := netns.Get()
 	if err != nil {
 		return true, fmt.Errorf("open the thread's network namespace: %w", err)
 	}
-	defer own.Close() //nolint:errcheck // nothing was written
+	defer own.Close() //nolint:errcheck // nothing is written
 	if err := netns.Set(netns.NsHandle(fd)); err != nil {
 		return true, fmt.Errorf("enter network namespace: %w", err)
 	}
@@ -125,26 +126,27 @@ func enter(fd int, f func() error) (back bool, err error) {
 	return netns.Set(own) == nil, err
 }
 
-// IsNamespace says whether there is a namespace behind a path (nsfs, fs/nsfs.c): an engine leaves the plain file that
-// one was mounted on behind.
+// IsNamespace reports whether a path refers to a namespace (nsfs, fs/nsfs.c). When a namespace is gone, an engine
+// leaves the plain file behind that it was mounted on.
 func IsNamespace(path string) bool {
 	var st unix.Statfs_t
 	err := unix.Statfs(path, &st)
 	return err == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// A NamespaceID tells one network namespace from another while both live. The kernel gives numbers out again: two
-// different ones are two namespaces, two equal ones need not be one.
+// A NamespaceID identifies a network namespace while it exists. The kernel reuses inode numbers: two different IDs are
+// two namespaces, but two equal IDs seen at different times need not be the same one.
 type NamespaceID struct {
 	Dev uint64 `json:",omitempty"`
 	Ino uint64 `json:",omitempty"`
 }
 
-// SandboxID is the id of the network namespace behind fd. It refuses what is none, and the host's own.
+// SandboxID returns the ID of the network namespace that fd refers to. It refuses anything else, and the host's own
+// network namespace.
 func (k *Handle) SandboxID(fd int) (NamespaceID, error) {
 	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {
-		return NamespaceID{}, fmt.Errorf("sandbox: it is not a network namespace")
+		return NamespaceID{}, errors.New("identify sandbox: it is not a network namespace")
 	}
 	id, err := namespaceOf(fd)
 	if err != nil {
@@ -152,7 +154,7 @@ func (k *Handle) SandboxID(fd int) (NamespaceID, error) {
 	}
 	own, err := namespaceOf(int(k.NS))
 	if err == nil && own == id {
-		err = fmt.Errorf("sandbox: it is the host's own network namespace")
+		err = errors.New("identify sandbox: it is the host's own network namespace")
 	}
 	return id, err
 }
@@ -160,12 +162,12 @@ func (k *Handle) SandboxID(fd int) (NamespaceID, error) {
 func namespaceOf(fd int) (NamespaceID, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return NamespaceID{}, fmt.Errorf("look at the sandbox: %w", err)
+		return NamespaceID{}, fmt.Errorf("identify sandbox: %w", err)
 	}
 	return NamespaceID{st.Dev, st.Ino}, nil
 }
 
-// NamespaceAt is the id of the namespace behind a path; ok is false when there is none.
+// NamespaceAt returns the ID of the namespace that a path refers to; ok is false if it refers to none.
 func NamespaceAt(path string) (id NamespaceID, ok bool) {
 	if !IsNamespace(path) {
 		return id, false
@@ -177,10 +179,10 @@ func NamespaceAt(path string) (id NamespaceID, ok bool) {
 	return NamespaceID{st.Dev, st.Ino}, true
 }
 
-// NetlinkIn opens a socket in the namespace behind an open descriptor.
+// NetlinkIn opens a netlink handle in the namespace that fd refers to.
 func NetlinkIn(fd int) (*netlink.Handle, error) { return OpenNetlink(netns.NsHandle(fd)) }
 
-// OpenNetlink opens a socket in a namespace of a sandbox; none is the one that the thread is in.
+// OpenNetlink opens a netlink handle in a sandbox's namespace. netns.None() means the thread's own namespace.
 func OpenNetlink(ns netns.NsHandle) (*netlink.Handle, error) {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -188,7 +190,7 @@ func OpenNetlink(ns netns.NsHandle) (*netlink.Handle, error) {
 	}
 	if err := h.SetSocketTimeout(NetlinkTimeout); err != nil {
 		h.Close()
-		return nil, fmt.Errorf("bound netlink's waits: %w", err)
+		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}
 	return h, nil
 }

@@ -5,20 +5,21 @@ import (
 	"sync"
 )
 
-// A sharedObject is wanted by several networks at once, and goes with the last of them.
+// A sharedObject may be wanted by several networks at once. It is removed when the last of them no longer wants it.
 type sharedObject interface {
 	fmt.Stringer
 	WantedBy() string
 }
 
-// SharedObjects knows who wants which.
+// SharedObjects records the owners of each shared object.
 type SharedObjects struct {
-	// Mu is held while one is made or removed: it must not go while another network comes to want it.
+	// Mu is held while a shared object is made or removed, so that none is removed while another network begins to want
+	// it.
 	Mu     sync.Mutex
 	owners map[string]map[string]bool // by the object's name
 }
 
-// Claim notes that an object's owner wants it; Mu is held.
+// Claim records that an object's owner wants it. Mu must be held.
 func (s *SharedObjects) Claim(o sharedObject) {
 	if s.owners == nil {
 		s.owners = map[string]map[string]bool{}
@@ -29,14 +30,14 @@ func (s *SharedObjects) Claim(o sharedObject) {
 	s.owners[o.String()][o.WantedBy()] = true
 }
 
-// Disclaim undoes claim and says whether others still want it.
+// Disclaim undoes Claim, and reports whether other owners still want the object. Mu must be held.
 func (s *SharedObjects) Disclaim(o sharedObject) bool {
 	delete(s.owners[o.String()], o.WantedBy())
 	return len(s.owners[o.String()]) > 0
 }
 
-// Claim notes which networks want the shared ones among objects, before any of them can be removed: after a restart
-// nothing is known.
+// Claim records who wants the shared objects among these. After a restart nothing is recorded, so this has to be done
+// before any shared object may be removed.
 func (k *Handle) Claim(objects ...Object) {
 	k.Shared.Mu.Lock()
 	defer k.Shared.Mu.Unlock()

@@ -1,20 +1,23 @@
 package core
 
-// A Stray is something of netyard's in the kernel that nobody wants.
+// A Stray is something of netyard's in the kernel that no record wants.
 type Stray struct {
+	// Text says what it is.
 	Text string
-	// Policy: it is an element of policy.
+	// Policy: it is an element of a policy set.
 	Policy bool
-	// Network is whose it was, if it says so.
+	// Network is the ID of the network that it belonged to, if known.
 	Network string
-	Drop    func() error
+	// Drop removes it.
+	Drop func() error
 }
 
-// Remove takes the stray away.
+// Remove removes the stray from the kernel.
 func (s Stray) Remove() error { return s.Drop() }
 
-// A Loser is an object of which a part leaves the host, and does not come back.
+// A Loser is an object of which a part moves into a sandbox. Lost reports whether that part is gone: then Ensure cannot
+// repair the object.
 type Loser interface{ Lost(s *View) bool }
 
-// A Latecomer is an object in a sandbox, which some engines make only after they have asked for it.
+// A Latecomer is an object inside a sandbox. Some engines make the sandbox only after they have asked for the object.
 type Latecomer interface{ Late() }

@@ -8,18 +8,18 @@ import (
 	"strings"
 )
 
-// A Sysctl is the wanted value of a setting below /proc/sys. Once set it stays: others may have come to rely on it.
+// A Sysctl is the wanted value of a setting below /proc/sys. Remove leaves it set: others may rely on it by then.
 type Sysctl struct {
 	Path  []string // "net", "ipv4", "ip_forward"
 	Value string
-	// Optional: a kernel without this setting is as good as one where it has the value.
+	// Optional: a kernel without this setting counts as one where it has the value.
 	Optional bool
 }
 
-// File is where the setting is.
+// File returns the path of the setting.
 func (s Sysctl) File() string { return filepath.Join(append([]string{"/proc/sys"}, s.Path...)...) }
 
-// String names the setting as sysctl(8) does.
+// String returns the setting as sysctl(8) writes it.
 func (s Sysctl) String() string { return "sysctl " + strings.Join(s.Path, ".") + "=" + s.Value }
 
 func (s Sysctl) Ensure(k *Handle) error {
@@ -52,7 +52,7 @@ func (s Sysctl) Check(snap *View) []string {
 	return []string{fmt.Sprintf("%s: it is %s", s, got)}
 }
 
-// ReadSysctl reads a setting in the handle's namespace.
+// ReadSysctl reads the file of a setting in the handle's namespace.
 func (k *Handle) ReadSysctl(file string) (string, error) {
 	var raw []byte
 	err := k.Inside(func() (err error) {

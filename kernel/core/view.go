@@ -8,11 +8,11 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// A View is the kernel at one moment: what there is of links, addresses and routes, and what packages dump of the rest
-// when somebody first asks.
+// A View is the state of the kernel at one moment: links, addresses and routes, and the dumps of other packages, which
+// are made when first asked for.
 type View struct {
 	Handle *Handle
-	// Firewall says that the firewall belongs to the view; or else it is as if there were none.
+	// Firewall: the view includes the firewall. Otherwise it looks as if the host had none.
 	Firewall bool
 	Links    map[string]netlink.Link
 	Addrs    map[int][]netlink.Addr
@@ -22,10 +22,11 @@ type View struct {
 	dumps map[reflect.Type]any
 }
 
-// Look takes a view.
+// Look reads the links, addresses and routes of the namespace into a View.
 func Look(h *Handle, firewall bool) (*View, error) {
 	v := &View{
-		Handle: h, Firewall: firewall, Links: map[string]netlink.Link{}, Addrs: map[int][]netlink.Addr{}, Routes: map[int][]netlink.Route{},
+		Handle: h, Firewall: firewall,
+		Links: map[string]netlink.Link{}, Addrs: map[int][]netlink.Addr{}, Routes: map[int][]netlink.Route{},
 		dumps: map[reflect.Type]any{},
 	}
 	links, err := Retry(h.NL.LinkList)
@@ -52,7 +53,7 @@ func Look(h *Handle, firewall bool) (*View, error) {
 	return v, nil
 }
 
-// Dump is what read makes of a view: it is read once, and there is one of each type.
+// Dump returns what read reads for a view. It calls read once a view, and stores one result of each type.
 func Dump[T any](v *View, read func(*View) (T, error)) (T, error) {
 	v.mu.Lock()
 	key := reflect.TypeFor[T]()
