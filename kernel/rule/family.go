@@ -1,5 +1,5 @@
-// Package rule is the language of rulesets: sets, chains and rules as they are declared, the expressions that rules
-// are made of, and how keys of elements are written and shown.
+// Package rule describes rulesets of nftables: declarations of sets, chains and rules, the expressions that rules are
+// made of, and how keys of elements are encoded and printed.
 package rule
 
 import (
@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Either is the one of two sets that is for the family.
+// Either returns the one of two sets that is for a family.
 func Either(v6 bool, four, six SetName) SetName {
 	if v6 {
 		return six
@@ -17,13 +17,13 @@ func Either(v6 bool, four, six SetName) SetName {
 	return four
 }
 
-// Families are both.
+// Families returns both families.
 func Families() []Family { return []Family{IPv4(), IPv6()} }
 
-// V6 says whether it is IPv6.
+// V6 reports whether the family is IPv6.
 func (f Family) V6() bool { return f.Proto == unix.NFPROTO_IPV6 }
 
-// EchoRequest matches what ping sends (RFC 792, RFC 4443).
+// EchoRequest matches the echo requests that ping sends (RFC 792, RFC 4443).
 func (f Family) EchoRequest() []expr.Any {
 	proto, kind := byte(unix.IPPROTO_ICMP), byte(8)
 	if f.V6() {
@@ -35,53 +35,59 @@ func (f Family) EchoRequest() []expr.Any {
 }
 
 const (
-	// Mine4 and Mine6 have the flows that programs of the host began from a port that happens to be published: answers
-	// to those are theirs. TCP needs no such list, see midstream.
+	// Mine4 has the flows that programs of the host started from a local port which is also published. Answers to them
+	// belong to the program, not to the container. TCP needs no such set, see midstream in kernel/ports.
 	Mine4 SetName = "mine4"
 	// Mine6 is Mine4 for IPv6.
 	Mine6 SetName = "mine6"
 
-	// LoopOctet is the first octet of the addresses that stand for loopback.
+	// LoopOctet is the first octet of the IPv4 addresses that replace loopback addresses, see Loop4.
 	LoopOctet = 247
 	// LoopbackOctet is the first octet of loopback addresses.
 	LoopbackOctet = 127
 )
 
-// Loop6 is a unique local address (RFC 4193) whose words add up to 1, as those of ::1 do, so that no checksum changes
-// with it (RFC 6296 calls that checksum-neutral).
+// Loop6 returns the address that replaces ::1. It is a unique local address (RFC 4193) whose 16-bit words add up to 1,
+// as those of ::1 do, so no checksum changes (checksum-neutral in RFC 6296).
 func Loop6() netip.Addr { return netip.MustParseAddr("fd6e:6574:7961:7264::b157") }
 
-// Loop4 are the addresses that stand for those of 127.0.0.0/8.
+// Loop4 returns the range of addresses that replace those of 127.0.0.0/8.
 func Loop4() netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{LoopOctet}), 8) }
 
-// A Family is what the two families do not share.
+// A Family has what differs between rules for IPv4 and for IPv6.
 type Family struct {
-	suffix         string
-	Proto          byte
-	Src, Dst, Size uint32 // where the addresses are (RFC 791, RFC 8200)
+	suffix string // ends the comments of its rules
+	Proto  byte
+	// Src and Dst are the offsets of the addresses in the header, Size is their length (RFC 791, RFC 8200).
+	Src, Dst, Size uint32
+	// Loopback are the loopback addresses, Away those that replace them (Loop4, Loop6).
 	Loopback, Away netip.Prefix
-	Leave, Enter   []byte // an address, or its first octet
-	Mine           SetName
+	// Leave is what Rewrite puts into loopback addresses to replace them, Enter what turns them back: a whole address,
+	// or its first octet.
+	Leave, Enter []byte
+	Mine         SetName
 }
 
-// IPv4 is where a packet of IPv4 has what.
+// IPv4 returns the Family of IPv4.
 func IPv4() Family {
 	return Family{
-		Proto: unix.NFPROTO_IPV4, Src: 12, Dst: 16, Size: 4, Loopback: netip.MustParsePrefix("127.0.0.0/8"), Away: Loop4(),
+		Proto: unix.NFPROTO_IPV4, Src: 12, Dst: 16, Size: 4,
+		Loopback: netip.MustParsePrefix("127.0.0.0/8"), Away: Loop4(),
 		Leave: []byte{LoopOctet}, Enter: []byte{LoopbackOctet}, Mine: Mine4,
 	}
 }
 
-// IPv6 is where a packet of IPv6 has what.
+// IPv6 returns the Family of IPv6.
 func IPv6() Family {
 	one := netip.IPv6Loopback()
 	return Family{
 		suffix: ", IPv6", Proto: unix.NFPROTO_IPV6, Src: 8, Dst: 24, Size: 16,
-		Loopback: netip.PrefixFrom(one, 128), Away: netip.PrefixFrom(Loop6(), 128), Leave: Loop6().AsSlice(), Enter: one.AsSlice(), Mine: Mine6,
+		Loopback: netip.PrefixFrom(one, 128), Away: netip.PrefixFrom(Loop6(), 128),
+		Leave: Loop6().AsSlice(), Enter: one.AsSlice(), Mine: Mine6,
 	}
 }
 
-// Name ends a rule's comment with the family.
+// Name returns the comment of a rule of the family: the text, and ", IPv6" for IPv6.
 func (f Family) Name(text string) string { return text + f.suffix }
 
 // From matches the source address.
@@ -90,36 +96,47 @@ func (f Family) From(p netip.Prefix) []expr.Any { return f.match(f.Src, p) }
 // To matches the destination address.
 func (f Family) To(p netip.Prefix) []expr.Any { return f.match(f.Dst, p) }
 
-// match compares the octets of an address that a prefix fixes; both prefixes here end between octets.
+// match compares the whole octets of an address that a prefix fixes. The prefixes used here end at an octet.
 func (f Family) match(offset uint32, p netip.Prefix) []expr.Any {
 	octets := p.Addr().AsSlice()[:p.Bits()/8]
 	return append(NFProto(f.Proto),
-		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(octets))}, //nolint:gosec // 1 or 16
+		&expr.Payload{
+			DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset,
+			Len: uint32(len(octets)), //nolint:gosec // 1 or 16
+		},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: Reg1, Data: octets})
 }
 
-// Rewrite puts octets where both addresses begin. The kernel writes two octets at least and keeps the checksums; those
-// of IPv6 do not change, see Loop6.
+// Rewrite overwrites the beginning of both addresses of a packet. The kernel writes at least two octets at a time, so
+// for IPv4 the whole address is loaded, changed and written back. It also updates the checksums, which need no update
+// for IPv6, see Loop6.
 func (f Family) Rewrite(octets []byte) (es []expr.Any) {
 	for _, offset := range []uint32{f.Src, f.Dst} {
 		if f.Proto == unix.NFPROTO_IPV6 {
 			es = append(es, &expr.Immediate{Register: Reg1, Data: octets},
-				&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.Size})
+				&expr.Payload{
+					OperationType: expr.PayloadWrite, SourceRegister: Reg1,
+					Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.Size,
+				})
 			continue
 		}
 		const checksumAt, pseudoHeader = 10, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR
 		es = append(es,
 			&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.Size},
-			&expr.Bitwise{SourceRegister: Reg1, DestRegister: Reg1, Len: f.Size, Mask: []byte{0, 0xff, 0xff, 0xff}, Xor: []byte{octets[0], 0, 0, 0}},
+			&expr.Bitwise{
+				SourceRegister: Reg1, DestRegister: Reg1, Len: f.Size,
+				Mask: []byte{0, 0xff, 0xff, 0xff}, Xor: []byte{octets[0], 0, 0, 0},
+			},
 			&expr.Payload{
-				OperationType: expr.PayloadWrite, SourceRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.Size,
+				OperationType: expr.PayloadWrite, SourceRegister: Reg1,
+				Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.Size,
 				CsumType: expr.CsumTypeInet, CsumOffset: checksumAt, CsumFlags: pseudoHeader,
 			})
 	}
 	return es
 }
 
-// Flow loads both addresses and both ports.
+// Flow loads the addresses at two offsets and both ports, side by side as the key of a set has them.
 func (f Family) Flow(first, second uint32, sourceFirst bool) []expr.Any {
 	r := []uint32{Reg1, Behind4, unix.NFT_REG32_02, unix.NFT_REG32_03}
 	if f.Proto == unix.NFPROTO_IPV6 {

@@ -13,33 +13,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BehindInput is behind every chain that a firewall may have at input, and before connection tracking confirms a
-// flow.
+// BehindInput is a priority at the input hook: after the chains of any other firewall, and before connection tracking
+// confirms a flow.
 const BehindInput = 250
 
-// FromTo loads source address, protocol and destination port.
+// FromTo loads source address, protocol and destination port, side by side as the key of a set has them.
 func (Book) FromTo(f Family) []expr.Any {
 	next := uint32(Behind4)
 	if f.Proto == unix.NFPROTO_IPV6 {
 		next = Behind6
 	}
-	return Join(NFProto(f.Proto),
-		[]expr.Any{&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size}}, protoPort(next))
+	return Join(NFProto(f.Proto), []expr.Any{
+		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size},
+	}, protoPort(next))
 }
 
-// FromLink matches what comes in by a link.
+// FromLink matches packets that come in by a link.
 func FromLink(name string) []expr.Any {
 	es := NotInterface(expr.MetaKeyIIFNAME, name)
 	es[1].(*expr.Cmp).Op = expr.CmpOpEq
 	return es
 }
 
-// PortKey looks up the incoming port together with a piece of the packet.
+// PortKey looks up the incoming link (on a bridge, the port) together with some bytes of the packet.
 func (b Book) PortKey(set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
 	return b.IfKey(expr.MetaKeyIIFNAME, set, invert, base, offset, size)
 }
 
-// IfKey looks up a link's name together with a piece of the packet.
+// IfKey looks up a link's name together with some bytes of the packet.
 func (b Book) IfKey(key expr.MetaKey, set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
@@ -48,15 +49,16 @@ func (b Book) IfKey(key expr.MetaKey, set SetName, invert bool, base expr.Payloa
 	}
 }
 
-// Payload compares a piece of the packet.
+// Payload compares bytes of the packet with data.
 func Payload(base expr.PayloadBase, offset uint32, data string, op expr.CmpOp) []expr.Any {
+	size := uint32(len(data)) //nolint:gosec // a few bytes
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))}, //nolint:gosec // a few bytes
+		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: size},
 		&expr.Cmp{Op: op, Register: 1, Data: []byte(data)},
 	}
 }
 
-// Zero matches when that much of the network header is zeros: the unspecified address.
+// Zero matches if size bytes of the network header are zero: an unspecified address.
 func Zero(offset, size uint32) []expr.Any {
 	return Payload(expr.PayloadBaseNetworkHeader, offset, string(make([]byte, size)), expr.CmpOpEq)
 }
@@ -69,23 +71,24 @@ func EtherType(t uint16) []expr.Any {
 	}
 }
 
-// UDPPort matches a port of UDP: the source's at offset 0, the destination's at 2.
+// UDPPort matches a UDP port: the source port at offset 0, the destination port at offset 2.
 func UDPPort(offset uint32, port uint16) []expr.Any {
-	return Join(UDP(), Payload(expr.PayloadBaseTransportHeader, offset, string([]byte{byte(port >> 8), byte(port)}), expr.CmpOpEq))
+	data := string([]byte{byte(port >> 8), byte(port)})
+	return Join(UDP(), Payload(expr.PayloadBaseTransportHeader, offset, data, expr.CmpOpEq))
 }
 
-// GoTo goes on in another chain and does not come back.
+// GoTo continues in another chain, without return (verdict goto).
 func GoTo(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
-// Back goes back to where the chain was entered from.
+// Back returns to the chain that jumped here (verdict return).
 func Back() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}} }
 
-// IfName is a link's name as a key has it.
+// IfName encodes a link's name for a key.
 func IfName(n string) string { return n + strings.Repeat("\x00", unix.IFNAMSIZ-len(n)) }
 
-// DPortOf looks destination address, protocol and port up in a set.
+// DPortOf looks up destination address, protocol and destination port in a set.
 func (b Book) DPortOf(set SetName, f Family) []expr.Any {
 	next := uint32(Behind4)
 	if f.V6() {
@@ -96,7 +99,7 @@ func (b Book) DPortOf(set SetName, f Family) []expr.Any {
 	}, protoPort(next), []expr.Any{b.Lookup(set, false)})
 }
 
-// IIFSAddr looks up the interface a packet comes in by and the address it is from.
+// IIFSAddr looks up the incoming link together with the source address.
 func (b Book) IIFSAddr(set SetName, f Family, invert bool) []expr.Any {
 	return append(NFProto(f.Proto),
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: Reg1},
@@ -104,7 +107,7 @@ func (b Book) IIFSAddr(set SetName, f Family, invert bool) []expr.Any {
 		b.Lookup(set, invert))
 }
 
-// Reply matches packets of the direction in which a connection was not begun.
+// Reply matches packets of a connection's reply direction.
 func Reply() []expr.Any {
 	const ipCtDirReply = 1 // nf_conntrack_tuple_common.h
 	return []expr.Any{
@@ -113,17 +116,17 @@ func Reply() []expr.Any {
 	}
 }
 
-// DPort looks protocol and destination port up in a set.
+// DPort looks up protocol and destination port in a set.
 func (b Book) DPort(set SetName) []expr.Any { return append(protoPort(Reg1), b.Lookup(set, false)) }
 
-// SPort looks protocol and source port up in a set.
+// SPort looks up protocol and source port in a set.
 func (b Book) SPort(set SetName) []expr.Any {
 	es := protoPort(Reg1)
 	es[1] = PortInto(Behind4, true)
 	return append(es, b.Lookup(set, false))
 }
 
-// PortInto loads a port into a register.
+// PortInto loads the source or the destination port into a register.
 func PortInto(register uint32, source bool) expr.Any {
 	offset := uint32(2)
 	if source {
@@ -135,7 +138,7 @@ func PortInto(register uint32, source bool) expr.Any {
 // UDP matches UDP.
 func UDP() []expr.Any { return L4proto(unix.IPPROTO_UDP) }
 
-// L4proto matches a protocol by its number.
+// L4proto matches a transport protocol by its number.
 func L4proto(number byte) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: Reg1},
@@ -143,13 +146,13 @@ func L4proto(number byte) []expr.Any {
 	}
 }
 
-// NotFromLoopback matches what did not come in by lo.
+// NotFromLoopback matches packets that did not come in by lo.
 func NotFromLoopback() []expr.Any { return NotInterface(expr.MetaKeyIIFNAME, "lo") }
 
-// NotToLoopback matches what does not leave by lo.
+// NotToLoopback matches packets that do not leave by lo.
 func NotToLoopback() []expr.Any { return NotInterface(expr.MetaKeyOIFNAME, "lo") }
 
-// NotInterface matches any link but one.
+// NotInterface matches every link but the named one.
 func NotInterface(key expr.MetaKey, name string) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: Reg1},
@@ -157,10 +160,10 @@ func NotInterface(key expr.MetaKey, name string) []expr.Any {
 	}
 }
 
-// PortOf is a port as a key has it.
+// PortOf decodes a port from a key.
 func PortOf(register string) uint16 { return binary.BigEndian.Uint16([]byte(register)) }
 
-// LastOf is the last address of the family of a.
+// LastOf returns the last address of a's family.
 func LastOf(a netip.Addr) netip.Addr {
 	b := a.AsSlice()
 	for i := range b {
@@ -170,7 +173,7 @@ func LastOf(a netip.Addr) netip.Addr {
 	return last
 }
 
-// LastIn is the last address of a subnet.
+// LastIn returns the last address of a subnet.
 func LastIn(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -180,12 +183,12 @@ func LastIn(p netip.Prefix) netip.Addr {
 	return last
 }
 
-// ProtoNumber is the number of a protocol; 0 for one that has no ports.
+// ProtoNumber returns the number of a protocol that has ports, 0 for any other.
 func ProtoNumber(name string) byte {
 	return map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}[name]
 }
 
-// ProtoName is the name of a protocol, or its number.
+// ProtoName returns the name of a protocol that has ports, or the number of any other.
 func ProtoName(number byte) string {
 	for _, name := range []string{"tcp", "udp", "sctp"} {
 		if ProtoNumber(name) == number {
@@ -195,24 +198,26 @@ func ProtoName(number byte) string {
 	return strconv.Itoa(int(number))
 }
 
-// PortKey is protocol and port, each in a register of its own.
+// PortKey encodes protocol and port as a key: each takes a 32-bit register.
 func PortKey(proto string, port uint16) string {
 	return string([]byte{ProtoNumber(proto), 0, 0, 0}) + Wide(port)
 }
 
-// Wide is a port in a register of its own.
+// Wide encodes a port, padded to a 32-bit register.
 func Wide(port uint16) string {
 	return string(binary.BigEndian.AppendUint16(nil, port)) + "\x00\x00"
 }
 
-// The 32-bit registers behind the first of each address family: what a concatenation's fields are loaded into.
+// The registers that the fields of a concatenation are loaded into: the first, and the one behind an address of each
+// family.
 const (
 	Reg1    = unix.NFT_REG_1
 	Behind4 = unix.NFT_REG32_01
 	Behind6 = unix.NFT_REG_2
 )
 
-// DAddrPort looks up destination address, protocol and port in a map, and leaves in the first register what it maps to.
+// DAddrPort looks up destination address, protocol and destination port in a map, and puts the value into the first
+// register.
 func (b Book) DAddrPort(set SetName) []expr.Any {
 	family, offset, size, next := byte(unix.NFPROTO_IPV4), uint32(16), uint32(4), uint32(Behind4)
 	if b[set].KeyType.Bytes > 4*3 {
@@ -223,14 +228,14 @@ func (b Book) DAddrPort(set SetName) []expr.Any {
 		protoPort(next), b.Translate(set))
 }
 
-// Port is DAddrPort for any address of a family.
+// Port is DAddrPort without the address: it looks up protocol and destination port of packets of a family.
 func (b Book) Port(set SetName, family byte) []expr.Any {
 	return Join(NFProto(family), protoPort(Reg1), b.Translate(set))
 }
 
-// protoPort loads protocol and destination port into two registers; the first may be a wide one.
+// protoPort loads protocol and destination port into the register at, and the 32-bit register that follows.
 func protoPort(at uint32) []expr.Any {
-	const dport = 2 // TCP, UDP and SCTP have it in one place
+	const dport = 2 // the same offset in TCP, UDP and SCTP
 	next := at + 1
 	switch at {
 	case Reg1:
@@ -244,12 +249,15 @@ func protoPort(at uint32) []expr.Any {
 	}
 }
 
-// Translate looks up in a map what is in the first register.
+// Translate looks up the key in the first register in a map, and puts the value into the first register.
 func (b Book) Translate(set SetName) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: Reg1, DestRegister: Reg1, IsDestRegSet: true, SetName: b[set].Name, SetID: b[set].ID}}
+	return []expr.Any{&expr.Lookup{
+		SourceRegister: Reg1, DestRegister: Reg1, IsDestRegSet: true, SetName: b[set].Name, SetID: b[set].ID,
+	}}
 }
 
-// DNAT sends a packet to the address in the first register, and if port is set to the port behind it.
+// DNAT translates a packet's destination to the address in the first register, and if port is set, to the port in the
+// register behind it.
 func DNAT(family byte, port bool) []expr.Any {
 	n := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(family), RegAddrMin: Reg1}
 	if port {
@@ -261,7 +269,7 @@ func DNAT(family byte, port bool) []expr.Any {
 	return []expr.Any{n}
 }
 
-// ForHost matches what is for an address of the host.
+// ForHost matches packets to an address of the host (fib daddr type local).
 func ForHost() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: Reg1, FlagDADDR: true, ResultADDRTYPE: true},
@@ -281,7 +289,7 @@ func (b Book) AddrPair(set SetName, f Family) []expr.Any {
 		b.Lookup(set, false))
 }
 
-// Jump goes through another chain.
+// Jump continues in another chain, and returns at its end (verdict jump).
 func Jump(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
 }
@@ -299,7 +307,7 @@ func Translated() []expr.Any {
 	}
 }
 
-// OIFSAddr4 looks up the interface a packet leaves by and the address it is from.
+// OIFSAddr4 looks up the outgoing link together with the source address.
 func (b Book) OIFSAddr4(set SetName) []expr.Any {
 	const offset, size = 12, 4 // RFC 791
 	return b.oifSaddr(set, unix.NFPROTO_IPV4, offset, size)
@@ -319,14 +327,14 @@ func (b Book) oifSaddr(set SetName, family byte, offset, size uint32) []expr.Any
 	})
 }
 
-// Untranslated matches packets whose destination is as it was sent.
+// Untranslated matches packets whose destination was not translated.
 func Untranslated() []expr.Any {
 	es := Translated()
 	es[len(es)-1].(*expr.Cmp).Op = expr.CmpOpEq
 	return es
 }
 
-// Join is expressions one after the other.
+// Join concatenates expressions.
 func Join(parts ...[]expr.Any) (all []expr.Any) {
 	for _, p := range parts {
 		all = append(all, p...)
@@ -334,22 +342,22 @@ func Join(parts ...[]expr.Any) (all []expr.Any) {
 	return all
 }
 
-// Lookup looks up in a set what is in the first register.
+// Lookup looks up the key in the first register in a set.
 func (b Book) Lookup(set SetName, invert bool) expr.Any {
 	return &expr.Lookup{SourceRegister: 1, SetName: b[set].Name, SetID: b[set].ID, Invert: invert}
 }
 
-// IIF looks up the link that a packet comes in by.
+// IIF looks up the incoming link.
 func (b Book) IIF(set SetName, invert bool) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, b.Lookup(set, invert)}
 }
 
-// OIF looks up the link that a packet leaves by.
+// OIF looks up the outgoing link.
 func (b Book) OIF(set SetName, invert bool) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, b.Lookup(set, invert)}
 }
 
-// IfPair looks up incoming and outgoing interface together: a 16-byte register each, side by side.
+// IfPair looks up the incoming and the outgoing link together: a 16-byte register each, side by side.
 func (b Book) IfPair(set SetName, invert bool) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
@@ -362,17 +370,19 @@ func (b Book) IfPair(set SetName, invert bool) []expr.Any {
 func (b Book) SAddr4(set SetName) []expr.Any {
 	const offset = 12 // RFC 791
 	return append(NFProto(unix.NFPROTO_IPV4),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv4len}, b.Lookup(set, false))
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv4len},
+		b.Lookup(set, false))
 }
 
 // SAddr6 is SAddr4 for IPv6.
 func (b Book) SAddr6(set SetName) []expr.Any {
 	const offset = 8 // RFC 8200
 	return append(NFProto(unix.NFPROTO_IPV6),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv6len}, b.Lookup(set, false))
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv6len},
+		b.Lookup(set, false))
 }
 
-// NFProto matches a family.
+// NFProto matches packets of a family (NFPROTO_IPV4, NFPROTO_IPV6).
 func NFProto(family byte) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
@@ -396,7 +406,8 @@ func ICMPType(proto, kind byte) []expr.Any {
 	}
 }
 
-// IfNamePrefix matches names that begin so: a comparison shorter than the name, as nft and iptables write a wildcard.
+// IfNamePrefix matches link names that begin with prefix: it compares no more than the prefix, as nft and iptables
+// encode a wildcard.
 func IfNamePrefix(key expr.MetaKey, prefix string) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
@@ -404,7 +415,7 @@ func IfNamePrefix(key expr.MetaKey, prefix string) []expr.Any {
 	}
 }
 
-// Established matches what belongs to a connection that is known.
+// Established matches packets of connections that conntrack knows, or related to them.
 func Established() []expr.Any {
 	const zero = "\x00\x00\x00\x00"
 	return []expr.Any{
@@ -417,13 +428,13 @@ func Established() []expr.Any {
 	}
 }
 
-// Accept lets a packet pass.
+// Accept accepts a packet.
 func Accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
 
 // Drop drops a packet.
 func Drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
 
-// Masquerade gives a packet the host's address.
+// Masquerade replaces a packet's source by the address of the outgoing link.
 func Masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
 
 // MetaIIFKind is NFT_META_IIFKIND (linux/netfilter/nf_tables.h).

@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 )
 
+// showField prints one field of a key as nft does.
 func showField(field nftables.SetDatatype, v string) string {
 	switch field {
 	case nftables.TypeIPAddr, nftables.TypeIP6Addr:
@@ -30,7 +31,7 @@ func showField(field nftables.SetDatatype, v string) string {
 	return fmt.Sprintf("%x", v)
 }
 
-// SpecOf finds how a set is declared.
+// SpecOf finds the declaration of a set.
 func SpecOf(sets []Set, set SetName) (Set, bool) {
 	for _, s := range sets {
 		if s.Name == set {
@@ -40,7 +41,7 @@ func SpecOf(sets []Set, set SetName) (Set, bool) {
 	return Set{}, false
 }
 
-// Show reads an element as nft prints it, field by field; each takes whole 32-bit registers.
+// Show prints an element's key as nft does, field by field. Each field takes whole 32-bit registers.
 func Show(sets []Set, set SetName, key, end string) string {
 	const register = 4
 	spec, ok := SpecOf(sets, set)
@@ -48,7 +49,7 @@ func Show(sets []Set, set SetName, key, end string) string {
 		return fmt.Sprintf("%x", key)
 	}
 	if !spec.Concat {
-		end = "" // it is behind the interval, and where that begins is enough
+		end = "" // the first address after the interval; its beginning identifies the element
 	}
 	var words []string
 	for _, field := range FieldsOf(spec.Type) {

@@ -9,7 +9,7 @@ import (
 	"github.com/google/nftables/userdata"
 )
 
-// Tables are netyard's.
+// Tables returns netyard's tables: inet, and bridge.
 func Tables() []*nftables.Table {
 	return []*nftables.Table{
 		{Family: nftables.TableFamilyINet, Name: TableName},
@@ -17,18 +17,18 @@ func Tables() []*nftables.Table {
 	}
 }
 
-// Bridged ends the names of the same sets in the bridge table: a set belongs to one table.
+// Bridged ends the names of sets in the bridge table that have a counterpart in the inet table: a set belongs to one
+// table.
 const Bridged = "_bridged"
 
-// TableName is the name of both tables. The ruleset is static: these rules are loaded once, atomically, and never
-// change. What varies are the elements of the sets they look into, so that a packet costs the same whatever the number
-// of networks.
+// TableName is the name of both tables. The rules are loaded once, atomically, and never change. Only the elements of
+// the sets that they look up change, so a packet passes the same number of rules however many networks there are.
 const TableName = "netyard"
 
 // A SetName is the name of a set of the ruleset.
 type SetName string
 
-// A Set is how a set is declared; one with data is a map.
+// A Set is the declaration of a set. One with Data is a map.
 type Set struct {
 	Name     SetName
 	Type     nftables.SetDatatype
@@ -36,13 +36,13 @@ type Set struct {
 	Interval bool
 	Bridge   bool // in the bridge table
 	Data     nftables.SetDatatype
-	// Life is how long an element stays that the rules themselves put in; 0: netyard puts them in.
+	// Life is the timeout of elements that rules add; 0: netyard adds the elements, and they stay.
 	Life time.Duration
-	// Early: the ruleset does not wait for the rest of what is wanted when an element of it is.
+	// Early: when an element of the set is wanted, the ruleset may be loaded before everything else wanted is known.
 	Early bool
 }
 
-// Declare is the set as nftables declares it.
+// Declare converts the declaration to that of the nftables library.
 func (s Set) Declare(t *nftables.Table, id uint32) *nftables.Set {
 	set := &nftables.Set{
 		Table: t, Name: string(s.Name), ID: id, KeyType: s.Type, Concatenation: s.Concat, Interval: s.Interval,
@@ -53,14 +53,15 @@ func (s Set) Declare(t *nftables.Table, id uint32) *nftables.Set {
 		set.HasTimeout, set.Dynamic, set.Timeout, set.Size = true, true, s.Life, most
 	}
 	for _, field := range FieldsOf(s.Type) {
-		if field == nftables.TypeIFName || s.Type == nftables.TypeMark { // or nft would show them backwards
+		// Without it nft would print their bytes in reverse.
+		if field == nftables.TypeIFName || s.Type == nftables.TypeMark {
 			set.KeyByteOrder = binaryutil.NativeEndian
 		}
 	}
 	return set
 }
 
-// FieldsOf takes a concatenation apart.
+// FieldsOf returns the fields of a concatenation, or the type itself if it is none.
 func FieldsOf(key nftables.SetDatatype) []nftables.SetDatatype {
 	if many := nftables.ConcatSetTypeElements(key); len(many) > 0 {
 		return many
@@ -68,7 +69,7 @@ func FieldsOf(key nftables.SetDatatype) []nftables.SetDatatype {
 	return []nftables.SetDatatype{key}
 }
 
-// A Chain is a chain and its rules; without a hook it is one that others jump to.
+// A Chain is a chain and its rules. One without a hook is entered only by jumps from other chains.
 type Chain struct {
 	Name     string
 	Kind     nftables.ChainType
@@ -77,19 +78,19 @@ type Chain struct {
 	Rules    []Rule
 }
 
-// A Rule is one rule; its comment is how people and doctor tell it.
+// A Rule is one rule. Its comment says its purpose; people and `netyard doctor` know the rule by it.
 type Rule struct {
 	Comment string
 	Exprs   []expr.Any
 }
 
-// A Book finds the sets that rules look into.
+// A Book has the sets that rules look up, by name.
 type Book map[SetName]*nftables.Set
 
-// Comment is the user data that nft and iptables show as a rule's comment.
+// Comment encodes the user data that nft and iptables print as a rule's comment.
 func Comment(text string) []byte { return userdata.AppendString(nil, userdata.TypeComment, text) }
 
-// Table is the table that it is in.
+// Table returns the table that the set is in.
 func (s Set) Table() *nftables.Table {
 	if s.Bridge {
 		return Tables()[1]
@@ -97,7 +98,7 @@ func (s Set) Table() *nftables.Table {
 	return Tables()[0]
 }
 
-// NewBook numbers sets.
+// NewBook declares sets, and numbers them within a transaction.
 func NewBook(sets []Set) Book {
 	b := Book{}
 	for i, spec := range sets {
