@@ -61,7 +61,7 @@ func TestOwnedTables(t *testing.T) {
 	second := *h // another daemon in the same namespace must not get anywhere
 	second.Kernel = nil
 	second.Reopen(t)
-	if err := second.LoadFirewall(); err == nil || !strings.Contains(err.Error(), "another process has it") {
+	if err := second.LoadFirewall(); err == nil || !strings.Contains(err.Error(), "another process owns it") {
 		t.Errorf("a second daemon loaded its ruleset: %v", err)
 	}
 	if err := second.Close(); err != nil {

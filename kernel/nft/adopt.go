@@ -1,5 +1,5 @@
-// Package nft keeps tables of nftables: it loads a ruleset as one transaction, keeps the elements of its sets as they
-// are wanted, and says what is different in the kernel. It knows no rule of netyard's own: it is given them.
+// Package nft manages netyard's nftables tables. It loads a ruleset as one transaction, adds and removes elements of
+// its sets, and reports what differs in the kernel. It is given the rules, and knows none of netyard's.
 package nft
 
 import (
@@ -13,7 +13,8 @@ import (
 	"netyard/kernel/rule"
 )
 
-// Adopt takes the elements of some sets for wanted. They have no owner: see superseded.
+// Adopt makes the elements that the kernel has in some sets wanted elements, without an owner. Those that the records
+// decide about are left out, see superseded.
 func (f *Firewall) Adopt(of func(rule.SetName) bool) error {
 	return f.RunNow(func() error {
 		have, err := f.ReadElements(of)
@@ -27,8 +28,8 @@ func (f *Firewall) Adopt(of func(rule.SetName) bool) error {
 		for set, keys := range have {
 			for key, c := range keys {
 				e := Element{Set: set, Text: rule.Show(f.Rules.Sets, set, key, c.End), Key: key, Content: c}
-				if f.Want[e.ID()] == nil && !f.disclaimed[e.ID()] && !f.superseded(e, decided) {
-					f.Want[e.ID()] = &Wish{Element: e, owners: map[string]bool{}}
+				if f.Want[e.ID()] == nil && !f.removedEarly[e.ID()] && !f.superseded(e, decided) {
+					f.Want[e.ID()] = &WantedElement{Element: e, owners: map[string]bool{}}
 				}
 			}
 		}
@@ -36,8 +37,7 @@ func (f *Firewall) Adopt(of func(rule.SetName) bool) error {
 	})
 }
 
-// ReadElements reads the elements of some sets. A table or a set that is not there has none; one that cannot be read is
-// an error.
+// ReadElements reads the elements of some sets. A missing table or set has none; one that cannot be read is an error.
 func (f *Firewall) ReadElements(of func(rule.SetName) bool) (all map[rule.SetName]map[string]Content, err error) {
 	err = f.In.Look(func(v View) error {
 		all = map[rule.SetName]map[string]Content{}
@@ -46,7 +46,7 @@ func (f *Firewall) ReadElements(of func(rule.SetName) bool) (all map[rule.SetNam
 				continue
 			}
 			set, err := v.GetSetByName(spec.Table(), string(spec.Name))
-			if errors.Is(err, unix.ENOENT) { // no table, or an older version's
+			if errors.Is(err, unix.ENOENT) { // no table, or that of an older version, without this set
 				continue
 			}
 			if err != nil {
@@ -56,21 +56,21 @@ func (f *Firewall) ReadElements(of func(rule.SetName) bool) (all map[rule.SetNam
 			if err != nil {
 				return fmt.Errorf("read elements of set %s: %w", spec.Name, err)
 			}
-			all[spec.Name] = pairUp(elements)
+			all[spec.Name] = joinIntervals(elements)
 		}
 		return nil
 	})
 	return all, err
 }
 
-// A ruling is a direction of an address, in one of the tables.
-type ruling struct {
-	sets rule.SetName // the name of the sets without closed or allow
-	own  string
+// A policyKey is what a policy decides about: one direction of the traffic of an address, in one of the tables.
+type policyKey struct {
+	sets rule.SetName // the name of the sets, without its prefix closed_ or allow_
+	own  string       // the address, as in the key of an element
 }
 
-// rulingOf takes an element of policy apart; ok is false for others.
-func rulingOf(e Element) (r ruling, ok bool) {
+// policyKeyOf returns what an element of policy is about; ok is false for other elements.
+func policyKeyOf(e Element) (r policyKey, ok bool) {
 	name, closed := strings.CutPrefix(string(e.Set), "closed_")
 	if !closed {
 		if name, ok = strings.CutPrefix(string(e.Set), "allow_"); !ok {
@@ -84,32 +84,32 @@ func rulingOf(e Element) (r ruling, ok bool) {
 	if len(e.Key) < size {
 		return r, false
 	}
-	return ruling{rule.SetName(name), e.Key[:size]}, true
+	return policyKey{rule.SetName(name), e.Key[:size]}, true
 }
 
-// decided are the rulings that the records make.
-func (f *Firewall) decided() map[ruling]bool {
-	all := map[ruling]bool{}
+// decided returns what the policies in the records decide about.
+func (f *Firewall) decided() map[policyKey]bool {
+	all := map[policyKey]bool{}
 	for _, w := range f.Want {
-		if r, ok := rulingOf(w.Element); ok && w.owners[PolicyOwner] {
+		if r, ok := policyKeyOf(w.Element); ok && w.owners[PolicyOwner] {
 			all[r] = true
 		}
 	}
 	return all
 }
 
-// superseded says whether an element that was adopted gives way to the records: they decide about its address
-// themselves, or know the address and that nothing is decided about it. Of an address that is in no record yet, what
-// the kernel enforces stays.
-func (f *Firewall) superseded(e Element, decided map[ruling]bool) bool {
-	r, ok := rulingOf(e)
-	return ok && (decided[r] || f.settled[r.own])
+// superseded reports whether the records override an adopted element: a policy decides about the element's address and
+// direction, or the records know the address, so that no policy decides about it. For an address that is in no record
+// yet, the kernel goes on to enforce what was adopted.
+func (f *Firewall) superseded(e Element, decided map[policyKey]bool) bool {
+	r, ok := policyKeyOf(e)
+	return ok && (decided[r] || f.known[r.own])
 }
 
-// noteSettled notes the addresses that the records know all about.
-func (f *Firewall) noteSettled(addrs []netip.Addr) {
-	f.settled = map[string]bool{}
+// setKnown stores the addresses that the records know.
+func (f *Firewall) setKnown(addrs []netip.Addr) {
+	f.known = map[string]bool{}
 	for _, a := range addrs {
-		f.settled[string(a.AsSlice())] = true
+		f.known[string(a.AsSlice())] = true
 	}
 }

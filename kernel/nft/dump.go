@@ -15,10 +15,10 @@ import (
 	"netyard/kernel/rule"
 )
 
-// discard drops an element nobody wants by loading the table anew: exact, atomic, and it forgets whatever others put
-// in.
-func (f *Firewall) discard(id ElementID) error {
-	return f.RunLater(Turn{Act: "discard what nobody wants", Do: func() error {
+// removeStray removes an element that nobody wants by loading the tables again. That is atomic, and also removes
+// whatever else others have added.
+func (f *Firewall) removeStray(id ElementID) error {
+	return f.RunLater(Turn{Act: "remove a stray element of set " + string(id.Set), Do: func() error {
 		f.Mu.Lock()
 		w := f.Want[id]
 		wanted := w != nil && len(w.owners) > 0
@@ -27,13 +27,13 @@ func (f *Firewall) discard(id ElementID) error {
 		}
 		f.Mu.Unlock()
 		if wanted {
-			return nil // somebody came to want it meanwhile
+			return nil // it became wanted meanwhile
 		}
 		return f.Load()
 	}})
 }
 
-// DumpElements reads every set that netyard fills; none says that the table, or a set of it, is not there.
+// DumpElements reads every set that netyard adds elements to. none is true if a table or a set is missing.
 func (f *Firewall) DumpElements() (all map[rule.SetName]map[string]Content, none bool, err error) {
 	err = f.In.Look(func(v View) error {
 		all, none = map[rule.SetName]map[string]Content{}, false
@@ -49,7 +49,7 @@ func (f *Firewall) DumpElements() (all map[rule.SetName]map[string]Content, none
 			if err != nil {
 				return err
 			}
-			all[spec.Name] = pairUp(elements)
+			all[spec.Name] = joinIntervals(elements)
 		}
 		return nil
 	})
@@ -62,8 +62,9 @@ func (f *Firewall) DumpElements() (all map[rule.SetName]map[string]Content, none
 	return all, false, nil
 }
 
-// pairUp joins the two elements that the kernel makes of an interval of one field.
-func pairUp(elements []nftables.SetElement) map[string]Content {
+// joinIntervals turns a dump into elements by key. The kernel shows an interval of one field as two elements, its
+// beginning and its end.
+func joinIntervals(elements []nftables.SetElement) map[string]Content {
 	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
 		if c := bytes.Compare(a.Key, b.Key); c != 0 {
 			return c
@@ -71,7 +72,7 @@ func pairUp(elements []nftables.SetElement) map[string]Content {
 		if a.IntervalEnd == b.IntervalEnd {
 			return 0
 		}
-		if a.IntervalEnd { // one interval ends where the next begins
+		if a.IntervalEnd { // one interval ends where the next begins: the end comes first
 			return -1
 		}
 		return 1
@@ -90,7 +91,7 @@ func pairUp(elements []nftables.SetElement) map[string]Content {
 	return all
 }
 
-// DumpRules reads the comments of the rules of each chain of the tables, in order.
+// DumpRules reads the comments of the rules of each chain of the tables, in the order of the rules.
 func (f *Firewall) DumpRules() (all map[string][]string, err error) {
 	err = f.In.Look(func(v View) error {
 		all = map[string][]string{}
@@ -105,7 +106,7 @@ func (f *Firewall) DumpRules() (all map[string][]string, err error) {
 				}
 				rules, err := v.GetRules(t, c)
 				if errors.Is(err, unix.ENOENT) {
-					continue // somebody took it away meanwhile
+					continue // somebody deleted it meanwhile
 				}
 				if err != nil {
 					return err
@@ -138,7 +139,7 @@ func chainKey(t *nftables.Table, chain string) string {
 	return family + " " + t.Name + " " + chain
 }
 
-// AuditRules compares the rules with the ruleset.
+// AuditRules compares the rules in the kernel with the ruleset, and returns the differences.
 func (f *Firewall) AuditRules() ([]string, error) {
 	f.Mu.Lock()
 	loaded := f.Loaded
@@ -149,7 +150,7 @@ func (f *Firewall) AuditRules() ([]string, error) {
 	return f.ruleFaults()
 }
 
-// ruleFaults is AuditRules whether the ruleset is this process's or not.
+// ruleFaults is AuditRules, whether this process has loaded the ruleset or not.
 func (f *Firewall) ruleFaults() (faults []string, err error) {
 	have, err := f.DumpRules()
 	if err != nil {
@@ -184,7 +185,7 @@ func (f *Firewall) ruleFaults() (faults []string, err error) {
 	return faults, nil
 }
 
-// OwnTable says whether a message is about a table of netyard's (struct nfgenmsg, and then attributes).
+// OwnTable reports whether a message is about one of netyard's tables (struct nfgenmsg, followed by attributes).
 func OwnTable(msg []byte) bool {
 	attrs, err := nl.ParseRouteAttr(msg[min(len(msg), unix.SizeofNlAttr):])
 	return err == nil && slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
@@ -192,19 +193,19 @@ func OwnTable(msg []byte) bool {
 	})
 }
 
-// RestoreTables loads the ruleset again when a rule or an element of it is gone, or one is there that ought to have
-// been taken away.
+// RestoreTables loads the ruleset again if a rule is missing or foreign, or an element is missing. After a change that
+// failed, any other element is a reason too.
 func (f *Firewall) RestoreTables() error {
 	return f.RunNow(func() error {
 		if !f.Loaded {
 			return nil
 		}
-		if f.doubt {
+		if f.mayDiffer {
 			same, err := f.asWanted()
 			if err == nil && !same {
 				err = f.Load()
 			}
-			f.doubt = f.doubt && err != nil
+			f.mayDiffer = f.mayDiffer && err != nil
 			return err
 		}
 		faults, err := f.ruleFaults()

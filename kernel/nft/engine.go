@@ -9,10 +9,10 @@ import (
 	"netyard/kernel/rule"
 )
 
-// Open gives a handle its firewall, with these rules. They are loaded by LoadFirewall.
+// Open stores a firewall with these rules with a handle. Kernel.LoadFirewall loads them into the kernel.
 func Open(h *core.Handle, rules rule.Ruleset) error {
 	f := Connect(h.Log, int(h.NS))
-	f.Handle, f.Rules, f.Want, f.poke = h, rules, map[ElementID]*Wish{}, h.Poke
+	f.Handle, f.Rules, f.Want, f.poke = h, rules, map[ElementID]*WantedElement{}, h.Poke
 	if err := f.out.Open(); err != nil {
 		return err
 	}
@@ -27,39 +27,39 @@ func Open(h *core.Handle, rules rule.Ruleset) error {
 	return nil
 }
 
-// chains are those of each of the tables, and the seal among them.
+// chains returns the chains of each table, the seal among them.
 func (f *Firewall) chains() [][]rule.Chain {
 	all := f.Rules.Chains(f.Sets)
 	all[0] = append(all[0], sealOf(f.Rules.Sets, all))
 	return all
 }
 
-// Port is what the kernel knows the socket by that the changes go out of (netlink(7), nl_pid).
+// Port returns the netlink port ID of the socket that changes are sent by (netlink(7), nl_pid).
 func (f *Firewall) Port() uint32 { return f.out.own.Load() }
 
-// Intercept puts something between the firewall and the kernel, for tests. It is for whose turn it is.
+// Intercept puts a Peer between the firewall and the kernel, for tests. It must be called within a turn.
 func (f *Firewall) Intercept(wrap func(Peer) Peer) error {
 	err := f.out.Open()
 	f.out.P = wrap(f.out.P)
 	return err
 }
 
-// Of is the firewall of a handle.
+// Of returns the firewall of a handle.
 func Of(h *core.Handle) *Firewall { return core.Kept[Firewall](h) }
 
-// spec is how a set is declared.
+// spec returns the declaration of a set.
 func (f *Firewall) spec(set rule.SetName) rule.Set {
 	s, _ := rule.SpecOf(f.Rules.Sets, set)
 	return s
 }
 
-// elements are those of a view; none says that a table is not there, or does not belong to the view.
+// elements are the elements in a view, by set and key. none: a table or set is missing, or the view has no firewall.
 type elements struct {
 	by   map[rule.SetName]map[string]Content
 	none bool
 }
 
-// LookAtElements reads what an Element is compared with.
+// LookAtElements reads the elements into a view, for Element.Check to compare.
 func LookAtElements(v *core.View) error {
 	_, err := core.Dump(v, readElements)
 	return err
@@ -78,20 +78,22 @@ func readElements(v *core.View) (e elements, err error) {
 	return e, err
 }
 
-// Elements are those of each set, by their keys.
+// Elements returns the elements in a view, by set and key.
 func Elements(v *core.View) map[rule.SetName]map[string]Content { return elementsOf(v).by }
 
-// NoTable says that a table is not there at all, or is not looked at.
+// NoTable reports whether a table or set is missing, or the view has no firewall.
 func NoTable(v *core.View) bool { return elementsOf(v).none }
 
-// A Keyed object is an element whose value is not known from the records.
+// A Keyed object is an element whose value the records do not tell, only its key.
 type Keyed interface {
 	Key() (set rule.SetName, key string)
 }
 
-// Strays are the elements that none of the wanted objects is; policies says which sets are those of policies. What is
-// in the sets that others fill is none.
-func Strays(v *core.View, wanted []core.Object, policies func(rule.SetName) bool, others ...rule.SetName) (strays []core.Stray) {
+// Strays returns the elements in a view that are none of the wanted objects. policies reports which sets are those of
+// policies. The sets others are left out: their elements are not among the objects.
+func Strays(v *core.View, wanted []core.Object, policies func(rule.SetName) bool, others ...rule.SetName) (
+	strays []core.Stray,
+) {
 	want := map[ElementID]bool{}
 	for _, set := range others {
 		want[ElementID{Set: set}] = true
@@ -114,8 +116,9 @@ func Strays(v *core.View, wanted []core.Object, policies func(rule.SetName) bool
 			id := ElementID{Set: set, Key: key}
 			if !want[id] {
 				strays = append(strays, core.Stray{
-					Text: fmt.Sprintf("element { %s } of set %s", rule.Show(f.Rules.Sets, set, key, c.End), set), Policy: policies(set),
-					Drop: func() error { return f.discard(id) },
+					Text:   fmt.Sprintf("element { %s } of set %s", rule.Show(f.Rules.Sets, set, key, c.End), set),
+					Policy: policies(set),
+					Drop:   func() error { return f.removeStray(id) },
 				})
 			}
 		}
@@ -124,7 +127,7 @@ func Strays(v *core.View, wanted []core.Object, policies func(rule.SetName) bool
 	return strays
 }
 
-// NewElement is an element of one of the sets.
+// NewElement returns an element of one of the sets.
 func NewElement(sets []rule.Set, set rule.SetName, key, end string) Element {
 	return Element{Set: set, Text: rule.Show(sets, set, key, end), Key: key, Content: Content{End: end}}
 }

@@ -16,44 +16,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel runs an nftables transaction inside the system call that sends it, and has answered every message of it
-// when that call returns (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c). The call waits for the transactions of
-// others, as long as those take. So an exchange has no deadline: it sends, reads what is there, and compares each
-// answer with what was asked, by its number. Who waits for an exchange has a deadline of his own (turns).
+// The kernel runs an nftables transaction inside the system call that sends it, and has queued the answer to every
+// message when that call returns (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c). The call waits for transactions of
+// other programs, however long those take. So an exchange has no deadline: it sends, reads the answers that are there,
+// and matches each with its request by sequence number. Callers wait with a deadline of their own (turns).
 
-// errUnsure says that an answer got lost: the transaction may be done or not.
-var errUnsure = errors.New("the kernel's answer got lost")
+// errOutcomeUnknown means that an answer was lost: the kernel may have made the transaction or not.
+var errOutcomeUnknown = errors.New("the kernel's answer was lost")
 
-// errNothing says that a socket has nothing to read.
+// errNothing means that a socket has nothing to read.
 var errNothing = errors.New("nothing to read")
 
-// A Peer is the other end of a socket: the kernel.
+// A Peer is the socket to the kernel, or what stands in for it in tests.
 type Peer interface {
-	// Send returns when the kernel has dealt with a message; after an error it has not seen it.
+	// Send returns when the kernel has processed a transaction. After an error the kernel has not seen it.
 	Send(raw []byte) error
-	// Receive reads one answer that is there already, errNothing if none is.
+	// Receive reads one answer without waiting. It returns errNothing if there is none.
 	Receive() ([]byte, error)
-	// port is what the kernel knows the socket by (netlink(7), nl_pid).
+	// port returns the socket's netlink port ID (netlink(7), nl_pid).
 	port() uint32
 	close() error
 }
 
-// A talker exchanges transactions with the kernel, one after the other.
-type talker struct {
+// A writer sends transactions to the kernel, one after the other.
+type writer struct {
 	dial func() (Peer, error)
 	P    Peer // nil: to be opened
 	seq  uint32
-	// own is the port of the socket now, for who hears what it did.
+	// own is the port ID of the current socket, by which the watcher knows netyard's own changes.
 	own atomic.Uint32
-	// since is when the exchange that is under way began, in nanoseconds; 0: none is.
+	// since is when the current exchange began, in nanoseconds; 0: there is none.
 	since atomic.Int64
-	// orphaned: the tables belonged to a socket before this one.
+	// orphaned: the tables belong to a socket that is closed.
 	orphaned bool
 	log      *slog.Logger
 }
 
 // Open opens the socket unless it is open.
-func (t *talker) Open() error {
+func (t *writer) Open() error {
 	if t.P != nil {
 		return nil
 	}
@@ -66,8 +66,8 @@ func (t *talker) Open() error {
 	return nil
 }
 
-// drop closes a socket that is not to be trusted any more. What is left in it goes with it.
-func (t *talker) drop() error {
+// drop closes a socket that cannot be trusted any more, with the answers left in it.
+func (t *writer) drop() error {
 	if t.P == nil {
 		return nil
 	}
@@ -76,12 +76,12 @@ func (t *talker) drop() error {
 	return err
 }
 
-// slow is how long an exchange takes when it is worth a line in the log.
-const slow = time.Second
+// slowExchange is how long an exchange takes before it is logged.
+const slowExchange = time.Second
 
-// exchange sends one transaction and says what became of it: nil, it is done; errUnsure, nobody knows, and the socket
-// is closed; any other error, it is not done.
-func (t *talker) exchange(act string, msgs []netlink.Message) error {
+// exchange sends one transaction. It returns nil if the kernel made it, errOutcomeUnknown if that is not known (it has
+// closed the socket then), and any other error if the kernel did not make it.
+func (t *writer) exchange(act string, msgs []netlink.Message) error {
 	if err := t.Open(); err != nil {
 		return err
 	}
@@ -89,46 +89,49 @@ func (t *talker) exchange(act string, msgs []netlink.Message) error {
 	raw, wants := t.number(msgs)
 	start := time.Now()
 	t.since.Store(start.UnixNano())
-	told := time.AfterFunc(slow, func() {
-		t.log.Warn("the kernel's firewall is busy, with another program's change to all appearance; waiting for it", "to", act)
+	warning := time.AfterFunc(slowExchange, func() {
+		t.log.Warn("waiting for the kernel's firewall, probably busy with another program's change", "act", act)
 	})
 	defer func() {
 		t.since.Store(0)
-		if !told.Stop() {
-			t.log.Info("the kernel's firewall has answered", "to", act, "took", time.Since(start).Round(time.Millisecond))
+		if !warning.Stop() {
+			took := time.Since(start).Round(time.Millisecond)
+			t.log.Info("kernel's firewall answered", "act", act, "took", took)
 		}
 	}()
 	if err := t.P.Send(raw); err != nil {
-		return fmt.Errorf("send to the kernel: %w", err)
+		return fmt.Errorf("send transaction: %w", err)
 	}
-	err := t.hear(wants)
-	if errors.Is(err, errUnsure) {
+	err := t.readAnswers(wants)
+	if errors.Is(err, errOutcomeUnknown) {
 		err = errors.Join(err, t.drop())
 	}
 	return err
 }
 
-// framed puts the marks of a transaction around messages (struct nfgenmsg, with the subsystem as the resource of a
-// batch).
+// framed puts the messages that begin and end a batch around a transaction's (struct nfgenmsg, with the subsystem as
+// res_id).
 func framed(msgs []netlink.Message) []netlink.Message {
 	mark := func(kind uint16) netlink.Message {
 		return netlink.Message{
-			Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request}, Data: []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES},
+			Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request},
+			Data:   []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES},
 		}
 	}
 	all := append([]netlink.Message{mark(unix.NFNL_MSG_BATCH_BEGIN)}, msgs...)
 	return append(all, mark(unix.NFNL_MSG_BATCH_END))
 }
 
-// number gives each message a number that no other had, and says which of them are to be acknowledged.
-func (t *talker) number(msgs []netlink.Message) (raw []byte, wants map[uint32]bool) {
+// number encodes the messages, each with a sequence number of its own, and returns which of them the kernel has to
+// acknowledge.
+func (t *writer) number(msgs []netlink.Message) (raw []byte, wants map[uint32]bool) {
 	wants = map[uint32]bool{}
 	for _, m := range msgs {
 		t.seq++
 		if m.Header.Flags&netlink.Acknowledge != 0 {
 			wants[t.seq] = true
 		} else {
-			wants[t.seq] = false // it is answered if it fails
+			wants[t.seq] = false // the kernel answers it only if it fails
 		}
 		at := len(raw)
 		raw = append(raw, make([]byte, unix.NLMSG_HDRLEN)...)
@@ -144,10 +147,10 @@ func (t *talker) number(msgs []netlink.Message) (raw []byte, wants map[uint32]bo
 	return raw, wants
 }
 
-// hear reads all answers that are there. One refused message is enough: nothing of the transaction is done then. It is
-// done if each message that was to be acknowledged is, and no answer got lost: the first one tells of a commit that
-// failed.
-func (t *talker) hear(wants map[uint32]bool) error {
+// readAnswers reads all answers that are there, and returns the outcome of the transaction. If the kernel refused one
+// message, it did nothing of the transaction. The transaction is done if every message that wants an acknowledgement
+// has it, and no answer was lost: the answer to the first message would tell that the commit failed.
+func (t *writer) readAnswers(wants map[uint32]bool) error {
 	var refused error
 	lost, open := false, 0
 	for _, want := range wants {
@@ -160,19 +163,19 @@ func (t *talker) hear(wants map[uint32]bool) error {
 		if errors.Is(err, errNothing) {
 			break
 		}
-		if errors.Is(err, unix.ENOBUFS) { // more came than the socket holds; the rest is there
+		if errors.Is(err, unix.ENOBUFS) { // more answers than the socket's buffer holds; the others can be read
 			lost = true
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("%w: %w", errUnsure, err)
+			return fmt.Errorf("%w: %w", errOutcomeUnknown, err)
 		}
 		answers, err := syscall.ParseNetlinkMessage(raw)
 		lost = lost || err != nil
 		for _, a := range answers {
 			want, ours := wants[a.Header.Seq]
 			if !ours || a.Header.Type != unix.NLMSG_ERROR {
-				continue // of an exchange before this one
+				continue // an answer to an earlier exchange
 			}
 			if len(a.Data) < 4 {
 				lost = true
@@ -192,27 +195,27 @@ func (t *talker) hear(wants map[uint32]bool) error {
 	case refused != nil:
 		return refused
 	case lost || open > 0:
-		return errUnsure
+		return errOutcomeUnknown
 	}
 	return nil
 }
 
-// A transaction is put together message by message, and sent at once. What is put together and not sent is forgotten.
+// A transaction collects messages, to be sent all at once.
 type transaction struct {
 	*nftables.Conn
 
 	msgs []netlink.Message
 }
 
-var errNotAsked = errors.New("a transaction is not asked")
+var errQuery = errors.New("a transaction cannot query the kernel")
 
-// newTransaction makes an empty one. google/nftables puts messages together and keeps them to itself: it is given a
-// socket that hands them on.
+// newTransaction returns an empty transaction. google/nftables encodes the messages and does not expose them, so it
+// gets a fake socket that stores them.
 func newTransaction() *transaction {
 	t := &transaction{}
 	t.Conn = &nftables.Conn{TestDial: func(msgs []netlink.Message) ([]netlink.Message, error) {
 		if len(msgs) < 2 || msgs[0].Header.Type != unix.NFNL_MSG_BATCH_BEGIN {
-			return nil, errNotAsked
+			return nil, errQuery
 		}
 		t.msgs = append(t.msgs, msgs[1:len(msgs)-1]...)
 		return nil, io.EOF
@@ -220,15 +223,15 @@ func newTransaction() *transaction {
 	return t
 }
 
-// all are the messages so far.
+// all returns the messages so far.
 func (t *transaction) all() ([]netlink.Message, error) {
 	if err := t.Flush(); err != nil {
-		return nil, fmt.Errorf("put a transaction together: %w", err)
+		return nil, fmt.Errorf("encode transaction: %w", err)
 	}
 	return t.msgs, nil
 }
 
-// A netfilterSocket is a peer that is the kernel.
+// A netfilterSocket is the Peer that talks to the kernel.
 type netfilterSocket struct {
 	conn *netlink.Conn
 	raw  syscall.RawConn
@@ -272,7 +275,7 @@ func (s *netfilterSocket) port() uint32 { return s.pid }
 
 func (s *netfilterSocket) close() error { return s.conn.Close() }
 
-// Send sends messages.
+// Send sends a transaction.
 func (s *netfilterSocket) Send(raw []byte) (err error) {
 	ctl := s.raw.Control(func(fd uintptr) {
 		for {
@@ -285,7 +288,7 @@ func (s *netfilterSocket) Send(raw []byte) (err error) {
 	return errors.Join(ctl, err)
 }
 
-// Receive reads one datagram.
+// Receive reads one datagram, whatever its size.
 func (s *netfilterSocket) Receive() (raw []byte, err error) {
 	ctl := s.raw.Control(func(fd uintptr) {
 		const look = unix.MSG_PEEK | unix.MSG_TRUNC | unix.MSG_DONTWAIT

@@ -17,13 +17,12 @@ import (
 	"netyard/kernel/rule"
 )
 
-// A fakeKernel answers transactions. What it has in its receive buffer belongs to one socket, as the kernel's does.
+// A fakeKernel answers transactions. Each of its sockets has a receive buffer of its own, as the kernel's have.
 type fakeKernel struct {
 	t *testing.T
-	// deal says what becomes of a transaction: the answers to it, in whatever order and number. Nil: all is
-	// acknowledged.
+	// deal returns the answers to a transaction, in any order and number. Nil: every message is acknowledged.
 	deal func(seqs []uint32) (answers [][]byte)
-	// overrun makes the next answer an overrun of the buffer.
+	// overrun makes the next Receive report an overrun of the buffer.
 	overrun bool
 	opened  int
 	done    int
@@ -47,7 +46,7 @@ func (p *fakePeer) close() error { p.closed = true; return nil }
 
 func (p *fakePeer) Send(raw []byte) error {
 	if p.closed {
-		p.k.t.Error("something is sent by a closed socket")
+		p.k.t.Error("a transaction was sent by a closed socket")
 	}
 	seqs := nfttest.SeqsOf(raw)
 	if p.k.deal == nil {
@@ -84,8 +83,8 @@ func silent(t *testing.T) *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
-// some is a transaction of n messages.
-func some(t *testing.T, talk *talker, n int) error {
+// send sends a transaction of n messages.
+func send(t *testing.T, w *writer, n int) error {
 	t.Helper()
 	tx := newTransaction()
 	for range n {
@@ -98,11 +97,11 @@ func some(t *testing.T, talk *talker, n int) error {
 	if len(msgs) != n {
 		t.Fatalf("a transaction of %d messages has %d", n, len(msgs))
 	}
-	return talk.exchange("test", msgs)
+	return w.exchange("test", msgs)
 }
 
-// TestExchange: whatever way the answers take, a refused transaction never counts as done, one that may be done or not
-// is known as such, and the next transaction is dealt with by its own answers.
+// TestExchange: in whatever way the answers arrive, a refused transaction never counts as done, one whose outcome is
+// unknown is reported as such, and the next transaction is judged by its own answers.
 func TestExchange(t *testing.T) {
 	t.Parallel()
 	const n = 100
@@ -137,80 +136,93 @@ func TestExchange(t *testing.T) {
 			return append(acks(s[1:len(s)-2], 0), nfttest.Ack(s[len(s)-2], unix.ENOENT))
 		}, false, unix.ENOENT},
 		{"all refused", func(s []uint32) [][]byte { return acks(middle(s), unix.ENOENT) }, false, unix.ENOENT},
-		{"the sender may not", func(s []uint32) [][]byte { return [][]byte{nfttest.Ack(s[0], unix.EPERM)} }, false, unix.EPERM},
-		// The commit itself fails: the first message is refused, and then each is acknowledged (nfnetlink_rcv_batch).
+		{"the sender lacks the permission", func(s []uint32) [][]byte {
+			return [][]byte{nfttest.Ack(s[0], unix.EPERM)}
+		}, false, unix.EPERM},
+		// The commit fails: the first message is refused, and then every message is acknowledged (nfnetlink_rcv_batch).
 		{"the commit refused", func(s []uint32) [][]byte {
 			return append([][]byte{nfttest.Ack(s[0], unix.ENOMEM)}, acks(middle(s), 0)...)
 		}, false, unix.ENOMEM},
-		{"one acknowledgement missing", func(s []uint32) [][]byte { return acks(s[1:len(s)-2], 0) }, false, errUnsure},
-		{"none", func([]uint32) [][]byte { return nil }, false, errUnsure},
-		{"those of another exchange only", func(s []uint32) [][]byte { return [][]byte{nfttest.Ack(s[0]-3, 0), nfttest.Ack(s[0]-2, 0)} }, false, errUnsure},
-		{"an overrun, and some of them", func(s []uint32) [][]byte { return acks(s[20:len(s)-1], 0) }, true, errUnsure},
-		{"an overrun, and all of them", func(s []uint32) [][]byte { return acks(middle(s), 0) }, true, errUnsure}, // the first tells of the commit
-		{"an overrun, and a refusal", func(s []uint32) [][]byte { return [][]byte{nfttest.Ack(s[9], unix.EEXIST)} }, true, unix.EEXIST},
+		{"one acknowledgement missing", func(s []uint32) [][]byte {
+			return acks(s[1:len(s)-2], 0)
+		}, false, errOutcomeUnknown},
+		{"no answer", func([]uint32) [][]byte { return nil }, false, errOutcomeUnknown},
+		{"only answers to another exchange", func(s []uint32) [][]byte {
+			return [][]byte{nfttest.Ack(s[0]-3, 0), nfttest.Ack(s[0]-2, 0)}
+		}, false, errOutcomeUnknown},
+		{"an overrun, and some acknowledgements", func(s []uint32) [][]byte {
+			return acks(s[20:len(s)-1], 0)
+		}, true, errOutcomeUnknown},
+		// The lost answer may be one to the first message, which would tell that the commit failed.
+		{"an overrun, and all acknowledgements", func(s []uint32) [][]byte {
+			return acks(middle(s), 0)
+		}, true, errOutcomeUnknown},
+		{"an overrun, and a refusal", func(s []uint32) [][]byte {
+			return [][]byte{nfttest.Ack(s[9], unix.EEXIST)}
+		}, true, unix.EEXIST},
 		{"half a message", func(s []uint32) [][]byte {
 			return append(acks(s[1:len(s)-2], 0), nfttest.Ack(s[len(s)-2], 0)[:18])
-		}, false, errUnsure},
+		}, false, errOutcomeUnknown},
 		{"a message of the wrong length", func(s []uint32) [][]byte {
 			bad := nfttest.Ack(s[1], 0)
 			binary.NativeEndian.PutUint32(bad, 400)
 			return append([][]byte{bad}, acks(middle(s), 0)...)
-		}, false, errUnsure},
+		}, false, errOutcomeUnknown},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			k := &fakeKernel{t: t, deal: c.deal, overrun: c.overrun}
-			talk := &talker{dial: k.dial, log: silent(t)}
-			err := some(t, talk, n)
+			w := &writer{dial: k.dial, log: silent(t)}
+			err := send(t, w, n)
 			if !errors.Is(err, c.want) || c.want == nil && err != nil {
 				t.Errorf("the exchange ended with %v, want %v", err, c.want)
 			}
 			if err != nil && strings.Count(err.Error(), "\n") > 0 {
-				t.Errorf("one fault is said more than once: %v", err)
+				t.Errorf("the error has several lines: %v", err)
 			}
-			if unsure := errors.Is(c.want, errUnsure); unsure != (talk.P == nil) || unsure != talk.orphaned {
-				t.Errorf("the socket was replaced: %v", talk.P == nil)
+			if unknown := errors.Is(c.want, errOutcomeUnknown); unknown != (w.P == nil) || unknown != w.orphaned {
+				t.Errorf("the socket was closed: %v, want %v", w.P == nil, unknown)
 			}
 
 			k.deal = func(s []uint32) [][]byte { return acks(middle(s), unix.EEXIST) } // refused
-			if err := some(t, talk, 2); !errors.Is(err, unix.EEXIST) {
-				t.Errorf("a refused transaction after it ended with %v", err)
+			if err := send(t, w, 2); !errors.Is(err, unix.EEXIST) {
+				t.Errorf("the next transaction, which is refused, ended with %v", err)
 			}
 			k.deal = nil
-			if err := some(t, talk, 3); err != nil || k.done != 1 {
-				t.Errorf("a good one after that: %v", err)
+			if err := send(t, w, 3); err != nil || k.done != 1 {
+				t.Errorf("the one after that, which is made, ended with %v", err)
 			}
 		})
 	}
 }
 
-// TestLateAnswers: what a socket still has of earlier exchanges is never taken for an answer to a later one.
+// TestLateAnswers: late answers to earlier exchanges are never taken as answers to a later one.
 func TestLateAnswers(t *testing.T) {
 	t.Parallel()
 	k := &fakeKernel{t: t}
-	talk := &talker{dial: k.dial, log: silent(t)}
+	w := &writer{dial: k.dial, log: silent(t)}
 	var late [][]byte
 	k.deal = func(s []uint32) [][]byte {
 		late = append(late, acks(s[1:len(s)-1], 0)...)
 		return acks(s[1:len(s)-1], unix.EEXIST)
 	}
 	for range 5 {
-		if err := some(t, talk, 4); !errors.Is(err, unix.EEXIST) {
+		if err := send(t, w, 4); !errors.Is(err, unix.EEXIST) {
 			t.Fatalf("a refused transaction ended with %v", err)
 		}
-		p, ok := talk.P.(*fakePeer)
+		p, ok := w.P.(*fakePeer)
 		if !ok {
-			t.Fatal("the socket is gone")
+			t.Fatal("the socket was closed")
 		}
-		p.buffer = append(p.buffer, late...) // they say that all was done
+		p.buffer = append(p.buffer, late...) // they acknowledge every message
 	}
 }
 
-// TestHalfATransaction: what was put together and not sent does not go with the next transaction.
-func TestHalfATransaction(t *testing.T) {
+// TestUnsentMessages: messages of a transaction that was not sent are not sent with the next one.
+func TestUnsentMessages(t *testing.T) {
 	t.Parallel()
 	k := &fakeKernel{t: t}
-	f := &Firewall{log: silent(t), poke: func() {}, out: &talker{dial: k.dial, log: silent(t)}}
+	f := &Firewall{log: silent(t), poke: func() {}, out: &writer{dial: k.dial, log: silent(t)}}
 	sent := 0
 	k.deal = func(s []uint32) [][]byte {
 		sent = len(s) - 2
@@ -218,7 +230,7 @@ func TestHalfATransaction(t *testing.T) {
 	}
 	failed := errors.New("it cannot be encoded")
 	err := f.RunNow(func() error {
-		f.Tx.FlushTable(rule.Tables()[0]) // as if the table were to be filled anew
+		f.Tx.FlushTable(rule.Tables()[0]) // as Load begins
 		return failed
 	})
 	if !errors.Is(err, failed) {
@@ -233,7 +245,7 @@ func TestHalfATransaction(t *testing.T) {
 	}
 }
 
-// TestTurns: one after the other, in the order in which they came; who gives up leaves no gap.
+// TestTurns: turns are granted one after the other, in the order of the requests; a place given up is skipped.
 func TestTurns(t *testing.T) {
 	t.Parallel()
 	var q turns
@@ -245,20 +257,20 @@ func TestTurns(t *testing.T) {
 	<-second
 	select {
 	case <-fourth:
-		t.Fatal("two have it at once")
+		t.Fatal("two turns are granted at once")
 	default:
 	}
 	q.next()
 	<-fourth
-	q.leave(fourth) // it came meanwhile
+	q.leave(fourth) // its turn has come meanwhile: leave ends it
 	<-q.queue()
 }
 
-// TestBusy: who does not wait for the end of a change hears why, and what comes to be done after that is taken back
-// before anything else is; what is to be done in any case is done, in its order.
+// TestBusy: a caller that cannot wait for the end of a change gets ErrBusy; if the change is made later, it is undone
+// before any other turn. RunLater's changes are made in any case, in their order.
 func TestBusy(t *testing.T) {
 	t.Parallel()
-	f := &Firewall{log: silent(t), poke: func() {}, out: &talker{log: silent(t)}}
+	f := &Firewall{log: silent(t), poke: func() {}, out: &writer{log: silent(t)}}
 	var mu sync.Mutex
 	var did []string
 	note := func(what string) func() error {
@@ -269,31 +281,32 @@ func TestBusy(t *testing.T) {
 			return nil
 		}
 	}
-	release, begun := make(chan struct{}), make(chan struct{})
+	release, started := make(chan struct{}), make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	bounded, stop := context.WithTimeout(ctx, core.NetlinkTimeout*100)
 	defer stop()
 	hangs := make(chan error, 1)
 	go func() {
 		hangs <- f.Run(bounded, Turn{Act: "add one", Do: func() error {
-			close(begun)
+			close(started)
 			<-release
 			return note("add one")()
-		}, Undo: note("take back one")})
+		}, Undo: note("undo one")})
 	}()
-	<-begun
+	<-started
 	waits := make(chan error, 1)
 	go func() {
-		waits <- f.Run(bounded, Turn{Act: "add two", Do: note("add two"), Undo: note("take back two")})
+		waits <- f.Run(bounded, Turn{Act: "add two", Do: note("add two"), Undo: note("undo two")})
 	}()
 	cancel()
 	for _, ended := range []chan error{hangs, waits} {
-		if err := <-ended; !errors.Is(err, ErrBusy) || !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "\n") {
-			t.Errorf("who could not wait heard %v", err)
+		err := <-ended
+		if !errors.Is(err, ErrBusy) || !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("a caller that could not wait got %v", err)
 		}
 	}
 	if err := f.RunLater(Turn{Act: "remove three", Do: note("remove three")}); err != nil {
-		t.Errorf("what is done in any case: %v", err)
+		t.Errorf("RunLater returned %v", err)
 	}
 	close(release)
 	if err := f.RunNow(note("add four")); err != nil {
@@ -301,7 +314,7 @@ func TestBusy(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if got, want := strings.Join(did, ", "), "add one, take back one, remove three, add four"; got != want {
-		t.Errorf("it came to %s; want %s", got, want)
+	if got, want := strings.Join(did, ", "), "add one, undo one, remove three, add four"; got != want {
+		t.Errorf("changes made: %s; want %s", got, want)
 	}
 }

@@ -18,30 +18,32 @@ import (
 	"netyard/kernel/rule"
 )
 
-// NetfilterBuffer holds a batch that loads the ruleset with ten thousands of elements.
+// NetfilterBuffer is the size of a socket's buffers, in bytes: enough for a batch that loads the ruleset with tens of
+// thousands of elements.
 const NetfilterBuffer = 8 << 20
 
 // An Element is one element of a set of the ruleset.
 type Element struct {
 	Set rule.SetName
-	// Owner is who wants the element; it goes with the last that does.
+	// Owner wants the element. When the last owner no longer does, the element is removed.
 	Owner string
-	Text  string
-	// Key is as the kernel has it.
+	// Text is the key as nft prints it.
+	Text string
+	// Key is the key as the kernel encodes it.
 	Key string
 	Content
 }
 
-// A Content is what there is to an element beside its key.
+// A Content is all of an element but its key.
 type Content struct {
-	// End is that of an interval: behind the last address, or in a set of several fields the last of each. Empty for
-	// all others.
+	// End is the end of an interval: the first address after it, or in a set of several fields the last value of each
+	// field. It is empty for all other elements.
 	End string
-	// Val is what the element of a map maps to.
+	// Val is the value of a map's element.
 	Val string
 }
 
-// InterfaceIn is the element that puts an interface, or a pair of them, into a set.
+// InterfaceIn returns the element for a link, or a pair of links, in a set.
 func InterfaceIn(set rule.SetName, names ...string) Element {
 	var key strings.Builder
 	for _, n := range names {
@@ -50,34 +52,36 @@ func InterfaceIn(set rule.SetName, names ...string) Element {
 	return Element{Set: set, Text: strings.Join(names, " . "), Key: key.String()}
 }
 
-// SubnetIn is the element that puts the addresses of a subnet into a set.
+// SubnetIn returns the element for the addresses of a subnet in a set of intervals.
 func SubnetIn(set rule.SetName, p netip.Prefix) Element {
-	first := p.Masked().Addr()
-	return Element{Set: set, Text: p.Masked().String(), Key: string(first.AsSlice()), Content: Content{End: string(behind(p))}}
+	p = p.Masked()
+	return Element{
+		Set: set, Text: p.String(), Key: string(p.Addr().AsSlice()), Content: Content{End: string(behind(p))},
+	}
 }
 
-// An ElementID tells one element from another: those of a set do not overlap, so where one begins is enough.
+// An ElementID identifies an element. The elements of a set do not overlap, so the beginning of an interval is enough.
 type ElementID struct {
 	Set rule.SetName
 	Key string
 }
 
-// ID tells the element from others.
+// ID returns the ID of the element.
 func (e Element) ID() ElementID { return ElementID{e.Set, e.Key} }
 
-// For is the element as that owner's wish.
+// For returns the element with an owner.
 func (e Element) For(owner string) Element {
 	e.Owner = owner
 	return e
 }
 
-// A Wish is an element that ought to be there, and for whom. One that was found there has nobody.
-type Wish struct {
+// A WantedElement is an element that the kernel must have, and its owners. An adopted one has none.
+type WantedElement struct {
 	Element
 	owners map[string]bool
 }
 
-// String names the element and its set.
+// String returns the element as messages name it, and its set.
 func (e Element) String() string { return fmt.Sprintf("element { %s } of set %s", e.Text, e.Set) }
 
 func (e Element) Ensure(k *core.Handle) error { return Of(k).Add(context.Background(), []Element{e}) }
@@ -88,17 +92,16 @@ func (e Element) Check(s *core.View) []string {
 	have, ok := Elements(s)[e.Set][e.Key]
 	switch {
 	case NoTable(s):
-		return nil // that the table is missing is said once
+		return nil // a missing table is reported once, not for each element
 	case !ok:
 		return []string{e.String() + " is missing"}
 	case have != e.Content:
-		return []string{e.String() + " is not as it should be"}
+		return []string{e.String() + " has the wrong interval or value"}
 	}
 	return nil
 }
 
-// behind is the first address after a prefix's last one; all zeros when there is none, which the kernel takes for the
-// end.
+// behind returns the first address after a prefix; all zeros if there is none, which the kernel takes as the end.
 func behind(p netip.Prefix) []byte {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits() - 1; i >= 0; i-- {
@@ -111,64 +114,65 @@ func behind(p netip.Prefix) []byte {
 	return b
 }
 
-// A Firewall keeps the table. It is write-only: what ought to be there is in memory, and the kernel is never asked but
-// to be compared with it.
+// A Firewall manages netyard's tables. What the kernel must have is in memory; the kernel is read only to be compared
+// with that, and to adopt what an earlier daemon left.
 type Firewall struct {
 	Handle *core.Handle
 	Rules  rule.Ruleset
 
 	log *slog.Logger
-	// poke has the watcher compare soon.
+	// poke makes the watcher compare soon.
 	poke func()
-	// turns are for changes of the ruleset: who has it may read what is below, and changes it with mu held.
+	// turns are for changes of the ruleset. Within a turn the fields below may be read without Mu; what others read is
+	// changed with Mu held.
 	turns turns
-	// Tx is the transaction that is being put together, of whose turn it is.
+	// Tx is the transaction that the current turn puts together.
 	Tx *transaction
-	// inMemory: what is sent now is not, see insist. doubt: the kernel may have more than is wanted.
-	inMemory, doubt bool
-	// out is where transactions go; the tables belong to its socket.
-	out *talker
-	// In is where the kernel is asked.
+	// inMemory: nothing is sent to the kernel, see applyInMemory. mayDiffer: the kernel may have unwanted elements.
+	inMemory, mayDiffer bool
+	// out sends transactions. The tables belong to its socket.
+	out *writer
+	// In queries the kernel.
 	In *reader
 
 	Mu   sync.Mutex
 	Sets rule.Book
-	Want map[ElementID]*Wish
-	// disclaimed are elements that were removed before the ruleset was loaded.
-	disclaimed map[ElementID]bool
+	Want map[ElementID]*WantedElement
+	// removedEarly are the elements that were removed before the ruleset was loaded, see noteRemovedEarly.
+	removedEarly map[ElementID]bool
 
-	// adopted: there were elements that the records did not know, and may still be.
+	// adopted: Adopt has run, so there may be elements that the records do not know.
 	adopted bool
-	// settled are the addresses that the records know all about, see superseded.
-	settled map[string]bool
-	// Loaded: the table of this process is in the kernel. Until then elements are only collected, so that a restart
-	// replaces the old table by the new in one transaction and no packet sees anything in between.
+	// known are the addresses that the records know, see superseded.
+	known map[string]bool
+	// Loaded: this process has loaded its tables, or taken them over. Until then elements are only collected, so that a
+	// restart replaces the old tables in one transaction and no packet sees a state in between.
 	Loaded bool
-	// Conntrack: this kernel follows connections between ports of a bridge (nf_conntrack_bridge).
+	// Conntrack: this kernel tracks connections between ports of a bridge (nf_conntrack_bridge).
 	Conntrack bool
-	// Shared: the tables are anybody's to change.
+	// Shared: the tables have no owner, and any program can change them.
 	Shared bool
 }
 
-// Connect is of a namespace, and opens its sockets when it first needs them.
+// Connect returns a firewall for a namespace, without rules. It opens its sockets when it first needs them.
 func Connect(log *slog.Logger, ns int) *Firewall {
 	return &Firewall{
 		log: log, poke: func() {}, Sets: rule.Book{}, In: &reader{ns: ns}, Tx: newTransaction(),
-		out: &talker{log: log, dial: func() (Peer, error) { return dialNetfilter(ns) }},
+		out: &writer{log: log, dial: func() (Peer, error) { return dialNetfilter(ns) }},
 	}
 }
 
-// Close gives up the sockets.
+// Close closes the sockets.
 func (f *Firewall) Close() error { return errors.Join(f.In.close(), f.out.drop()) }
 
-// SetLoaded notes whether the tables of this process are in the kernel.
+// SetLoaded stores whether the kernel has the tables of this process.
 func (f *Firewall) SetLoaded(is bool) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	f.Loaded = is
 }
 
-// Load replaces the tables by new ones, whatever they were.
+// Load replaces the tables by new ones with all wanted elements, whatever is there. It must be called within a turn.
 func (f *Firewall) Load() error {
 	if f.inMemory {
 		return nil
@@ -176,11 +180,11 @@ func (f *Firewall) Load() error {
 	return f.Sure(func() error {
 		ts := rule.Tables()
 		for _, t := range ts {
-			if err := f.renew(t); err != nil {
+			if err := f.recreate(t); err != nil {
 				return err
 			}
 		}
-		f.renewSets()
+		f.renumberSets()
 		for _, spec := range f.Rules.Sets {
 			if err := f.Tx.AddSet(f.Sets[spec.Name], nil); err != nil {
 				return fmt.Errorf("declare set %s: %w", spec.Name, err)
@@ -196,37 +200,36 @@ func (f *Firewall) Load() error {
 			return err
 		}
 		f.SetLoaded(true)
-		f.out.orphaned, f.doubt = false, false
+		f.out.orphaned, f.mayDiffer = false, false
 		return nil
 	})
 }
 
-func (f *Firewall) renewSets() {
+func (f *Firewall) renumberSets() {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	f.Sets = rule.NewBook(f.Rules.Sets)
 }
 
-// Sure does a change that can be done again, until its outcome is known. What an earlier try left is no part of the
-// next one.
+// Sure repeats an idempotent change until its outcome is known. Each try begins with an empty transaction.
 func (f *Firewall) Sure(do func() error) (err error) {
 	const tries = 3
 	for range tries {
 		f.Tx = newTransaction()
-		if err = do(); !errors.Is(err, errUnsure) {
+		if err = do(); !errors.Is(err, errOutcomeUnknown) {
 			return err
 		}
 	}
 	return err
 }
 
-// settle finds out what became of a transaction whose answer got lost: the kernel has what is wanted, or is made to.
-// The tables belonged to a socket that is closed. They are claimed first: what is compared after that nobody else can
-// change.
-func (f *Firewall) settle() error {
+// reconcile is for a transaction whose outcome is unknown: it compares the kernel with what is wanted, and loads the
+// tables again if they differ. The socket that owned the tables is closed. So it takes ownership first, since after
+// that no other program can change what is compared.
+func (f *Firewall) reconcile() error {
 	for _, t := range rule.Tables() {
-		own, err := f.claim(t)
-		if errors.Is(err, errUnsure) || err == nil && !own && !f.Shared {
+		own, err := f.takeOwnership(t)
+		if errors.Is(err, errOutcomeUnknown) || err == nil && !own && !f.Shared {
 			return f.Load()
 		}
 		if err != nil {
@@ -240,7 +243,7 @@ func (f *Firewall) settle() error {
 	return nil
 }
 
-// asWanted says whether the kernel has the rules and elements that are wanted, and no others.
+// asWanted reports whether the kernel has the wanted rules and elements, and no others.
 func (f *Firewall) asWanted() (bool, error) {
 	faults, err := f.ruleFaults()
 	if err != nil || len(faults) > 0 {
@@ -249,16 +252,16 @@ func (f *Firewall) asWanted() (bool, error) {
 	return f.sameElements()
 }
 
-// outcome goes on where a transaction did not simply succeed. One whose table, or element, somebody took away, is part
-// of all that is wanted, as one is whose answer got lost.
+// outcome handles a transaction's error. If somebody deleted the table or an element, or the outcome is unknown, it
+// makes the kernel match what is wanted, of which the transaction is a part.
 func (f *Firewall) outcome(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		err = f.Load()
-	case errors.Is(err, errUnsure):
-		err = f.settle()
+	case errors.Is(err, errOutcomeUnknown):
+		err = f.reconcile()
 	}
-	if errors.Is(err, errUnsure) { // memory goes back to what it was, and the watcher makes the kernel follow
+	if errors.Is(err, errOutcomeUnknown) { // the caller reverts memory, and the watcher makes the kernel match
 		f.poke()
 	}
 	return err
@@ -268,7 +271,7 @@ func (f *Firewall) outcome(err error) error {
 func (f *Firewall) AddChains(t *nftables.Table, chains []rule.Chain) {
 	accept := nftables.ChainPolicyAccept
 	var made []*nftables.Chain
-	for _, spec := range chains { // all of them first: rules jump from one to another
+	for _, spec := range chains { // all chains before any rule: rules jump from one chain to another
 		c := &nftables.Chain{Table: t, Name: spec.Name}
 		if spec.Hook != nil {
 			c.Type, c.Hooknum, c.Priority, c.Policy = spec.Kind, spec.Hook, spec.Priority, &accept
@@ -282,7 +285,7 @@ func (f *Firewall) AddChains(t *nftables.Table, chains []rule.Chain) {
 	}
 }
 
-// Flush sends what was put together.
+// Flush sends the transaction.
 func (f *Firewall) Flush(act string) error {
 	if f.inMemory {
 		f.Tx = newTransaction()
@@ -299,7 +302,7 @@ func (f *Firewall) Flush(act string) error {
 	return nil
 }
 
-// Add puts elements into their sets, all or none.
+// Add adds elements to their sets, all or none.
 func (f *Firewall) Add(ctx context.Context, elements []Element) error {
 	if len(elements) == 0 {
 		return nil
@@ -315,9 +318,9 @@ func (f *Firewall) Add(ctx context.Context, elements []Element) error {
 	})
 }
 
-// addNow is add for whose turn it is. It returns those that their owners did not have before.
+// addNow is Add within a turn. It returns the elements that their owners did not have before.
 func (f *Firewall) addNow(elements []Element) (mine []Element, err error) {
-	mine, fresh, err := f.enlist(elements)
+	mine, fresh, err := f.addOwners(elements)
 	if err != nil || len(fresh) == 0 {
 		return mine, err
 	}
@@ -327,29 +330,29 @@ func (f *Firewall) addNow(elements []Element) (mine []Element, err error) {
 			err = f.outcome(f.Flush("add " + fresh[0].String()))
 		}
 	} else {
-		err = f.closeEarly(fresh)
+		err = f.loadEarly(fresh)
 	}
 	if err != nil {
-		f.strike(mine)
+		f.removeOwners(mine)
 		return nil, err
 	}
 	return mine, nil
 }
 
-// enlist notes that elements are wanted: mine are those that their owners did not want before, fresh are those that
-// nobody did.
-func (f *Firewall) enlist(elements []Element) (mine, fresh []Element, err error) {
+// addOwners records that elements are wanted. It returns as mine those that their owners did not want before, as fresh
+// those that nobody did.
+func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err error) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, e := range elements {
 		if w := f.Want[e.ID()]; w != nil && w.Content != e.Content {
-			return nil, nil, fmt.Errorf("add %s: there is one of that key, %s", e, w.Element)
+			return nil, nil, fmt.Errorf("add %s: %s has the same key and another interval or value", e, w.Element)
 		}
 	}
 	for _, e := range elements {
 		w := f.Want[e.ID()]
 		if w == nil {
-			w = &Wish{Element: e, owners: map[string]bool{}}
+			w = &WantedElement{Element: e, owners: map[string]bool{}}
 			f.Want[e.ID()] = w
 			fresh = append(fresh, e)
 		}
@@ -361,8 +364,8 @@ func (f *Firewall) enlist(elements []Element) (mine, fresh []Element, err error)
 	return mine, fresh, nil
 }
 
-// strike notes that elements are not wanted by their owners, and returns those that nobody wants any more.
-func (f *Firewall) strike(elements []Element) (gone []Element) {
+// removeOwners records that the owners of elements no longer want them. It returns those that nobody wants any more.
+func (f *Firewall) removeOwners(elements []Element) (gone []Element) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, e := range elements {
@@ -379,7 +382,7 @@ func (f *Firewall) strike(elements []Element) (gone []Element) {
 	return gone
 }
 
-// Remove takes elements out of their sets.
+// Remove removes elements that no other owner wants from their sets.
 func (f *Firewall) Remove(elements []Element) error {
 	if len(elements) == 0 {
 		return nil
@@ -387,11 +390,11 @@ func (f *Firewall) Remove(elements []Element) error {
 	return f.RunLater(Turn{Act: "remove " + elements[0].String(), Do: func() error { return f.removeNow(elements) }})
 }
 
-// removeNow is remove for whose turn it is.
+// removeNow is Remove within a turn.
 func (f *Firewall) removeNow(elements []Element) error {
-	gone := f.strike(elements)
+	gone := f.removeOwners(elements)
 	if !f.Loaded {
-		f.disclaim(elements)
+		f.noteRemovedEarly(elements)
 		return nil
 	}
 	if len(gone) == 0 {
@@ -401,30 +404,29 @@ func (f *Firewall) removeNow(elements []Element) error {
 	if err == nil {
 		err = f.outcome(f.Flush("remove " + gone[0].String()))
 	}
-	if err != nil { // they are still there, for the next try
+	if err != nil { // the kernel still has them, and the caller tries again
 		f.Mu.Lock()
 		defer f.Mu.Unlock()
 		for _, e := range gone {
-			f.Want[e.ID()] = &Wish{Element: e, owners: map[string]bool{e.Owner: true}}
+			f.Want[e.ID()] = &WantedElement{Element: e, owners: map[string]bool{e.Owner: true}}
 		}
 	}
 	return err
 }
 
-// disclaim notes elements that were removed before the ruleset was loaded: what is in the kernel of them is not to be
-// adopted.
-func (f *Firewall) disclaim(elements []Element) {
+// noteRemovedEarly records elements that were removed before the ruleset was loaded, so that Adopt does not adopt them.
+func (f *Firewall) noteRemovedEarly(elements []Element) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
-	if f.disclaimed == nil {
-		f.disclaimed = map[ElementID]bool{}
+	if f.removedEarly == nil {
+		f.removedEarly = map[ElementID]bool{}
 	}
 	for _, e := range elements {
-		f.disclaimed[e.ID()] = true
+		f.removedEarly[e.ID()] = true
 	}
 }
 
-// Wanted are the elements that somebody wants.
+// Wanted returns the wanted elements.
 func (f *Firewall) Wanted() (all []Element) {
 	for _, w := range f.Want {
 		all = append(all, w.Element)
@@ -455,51 +457,52 @@ func (f *Firewall) Change(elements []Element, op func(*nftables.Set, []nftables.
 	return nil
 }
 
-// chunk is how many elements one message carries. They are one attribute, which has 16 bits for its length; even, since
-// the two that make an interval must not be torn apart.
+// chunk is how many elements one message carries. They form one attribute, which has 16 bits for its length. The number
+// is even, since the two elements of an interval must be in one message.
 const chunk = 256
 
-// PolicyOwner is who wants the elements of policy.
+// PolicyOwner is the owner of policy elements.
 const PolicyOwner = "policy"
 
-// Replace exchanges the elements of policy.
-func (f *Firewall) Replace(ctx context.Context, wanted map[ElementID]Element, settled []netip.Addr) error {
+// Replace replaces the policy elements by wanted. known are the addresses that the records know, see superseded.
+func (f *Firewall) Replace(ctx context.Context, wanted map[ElementID]Element, known []netip.Addr) error {
 	var c policyChange
 	t := Turn{
 		Act: "enforce policy",
 		Do: func() error {
-			c = f.differ(wanted, settled)
-			return f.swap(c)
+			c = f.diffPolicy(wanted, known)
+			return f.applyPolicy(c)
 		},
-		Undo: func() error { return f.swap(c.back()) },
+		Undo: func() error { return f.applyPolicy(c.inverse()) },
 	}
-	if _, bounded := ctx.Deadline(); !bounded { // something is taken back
+	if _, bounded := ctx.Deadline(); !bounded { // the caller undoes something
 		return f.RunLater(t)
 	}
 	return f.Run(ctx, t)
 }
 
-// A policyChange is what becomes of the elements of policy. Each wish is as it was, or is to be, whosever it is: what
-// was adopted is adopted again when a change is taken back.
+// A policyChange is a change of the policy elements. It has each element with its owners before or after the change, so
+// that undoing the change restores an adopted element as adopted.
 type policyChange struct {
-	gone, fresh []*Wish
-	// taken are what was adopted and is policy's own wish from now on; freed the other way round.
-	taken, freed []*Wish
+	// gone are removed, fresh are added.
+	gone, fresh []*WantedElement
+	// acquired stay, and are owned by policy from now on; released stay, and no longer are.
+	acquired, released []*WantedElement
 }
 
-// Back is the change that takes it back.
-func (c policyChange) back() policyChange {
-	return policyChange{gone: c.fresh, fresh: c.gone, taken: c.freed, freed: c.taken}
+// inverse returns the change that undoes c.
+func (c policyChange) inverse() policyChange {
+	return policyChange{gone: c.fresh, fresh: c.gone, acquired: c.released, released: c.acquired}
 }
 
-// differ says which elements policy is to have that it has not, and the other way round.
-func (f *Firewall) differ(wanted map[ElementID]Element, settled []netip.Addr) (c policyChange) {
+// diffPolicy returns the change from the present policy elements to the wanted ones.
+func (f *Firewall) diffPolicy(wanted map[ElementID]Element, known []netip.Addr) (c policyChange) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
-	f.noteSettled(settled)
-	decided := map[ruling]bool{}
+	f.setKnown(known)
+	decided := map[policyKey]bool{}
 	for _, e := range wanted {
-		if r, ok := rulingOf(e); ok && f.adopted {
+		if r, ok := policyKeyOf(e); ok && f.adopted {
 			decided[r] = true
 		}
 	}
@@ -512,38 +515,38 @@ func (f *Firewall) differ(wanted map[ElementID]Element, settled []netip.Addr) (c
 	for id, e := range wanted {
 		switch w := f.Want[id]; {
 		case w == nil || w.Content != e.Content:
-			c.fresh = append(c.fresh, &Wish{Element: e, owners: map[string]bool{PolicyOwner: true}})
+			c.fresh = append(c.fresh, &WantedElement{Element: e, owners: map[string]bool{PolicyOwner: true}})
 		case !w.owners[PolicyOwner]:
-			c.taken = append(c.taken, w)
+			c.acquired = append(c.acquired, w)
 		}
 	}
 	return c
 }
 
-// swap makes policy want other elements.
-func (f *Firewall) swap(c policyChange) error {
-	f.wish(c)
+// applyPolicy makes a change of the policy elements, in memory and in the kernel.
+func (f *Firewall) applyPolicy(c policyChange) error {
+	f.recordPolicy(c)
 	if len(c.fresh)+len(c.gone) == 0 || !f.Loaded {
 		return nil
 	}
-	err := f.exchange(elementsIn(c.gone), elementsIn(c.fresh))
+	err := f.replaceElements(elementsIn(c.gone), elementsIn(c.fresh))
 	if err != nil {
-		f.wish(c.back())
+		f.recordPolicy(c.inverse())
 	}
 	return err
 }
 
-func elementsIn(wishes []*Wish) (all []Element) {
-	for _, w := range wishes {
+func elementsIn(wanted []*WantedElement) (all []Element) {
+	for _, w := range wanted {
 		all = append(all, w.Element)
 	}
 	return all
 }
 
-// exchange takes elements out of the kernel and puts others in.
-func (f *Firewall) exchange(gone, fresh []Element) error {
-	// Taking an element out of a set of concatenated intervals costs the kernel more the more there are (pipapo_drop,
-	// net/netfilter/nft_set_pipapo.c): 1000 of them seconds. Loading the table anew takes out none.
+// replaceElements deletes elements from the kernel and adds others, in one transaction.
+func (f *Firewall) replaceElements(gone, fresh []Element) error {
+	// To delete an element from a set of concatenated intervals takes the kernel the longer the more there are
+	// (pipapo_drop, net/netfilter/nft_set_pipapo.c): seconds to delete 1000. Loading the tables again deletes none.
 	const few = 64
 	if len(gone) > few {
 		return f.Load()
@@ -558,8 +561,8 @@ func (f *Firewall) exchange(gone, fresh []Element) error {
 	return err
 }
 
-// wish changes what policy wants.
-func (f *Firewall) wish(c policyChange) {
+// recordPolicy makes a change of the policy elements in memory.
+func (f *Firewall) recordPolicy(c policyChange) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, w := range c.gone {
@@ -568,38 +571,39 @@ func (f *Firewall) wish(c policyChange) {
 	for _, w := range c.fresh {
 		f.Want[w.ID()] = w
 	}
-	for _, w := range c.taken {
+	for _, w := range c.acquired {
 		w.owners[PolicyOwner] = true
 	}
-	for _, w := range c.freed {
+	for _, w := range c.released {
 		delete(w.owners, PolicyOwner)
 	}
 }
 
-// probeConntrack asks the kernel, by a table that nobody ever sees, whether it can follow connections in the bridge
-// family (nf_conntrack_bridge, Linux 5.3; a module that the question loads).
+// probeConntrack reports whether the kernel can track connections in the bridge family (nf_conntrack_bridge, Linux
+// 5.3). It adds a rule that needs it, and deletes the table in the same transaction. That loads the module if
+// necessary.
 func (f *Firewall) probeConntrack() (can bool, err error) {
 	err = f.Sure(func() error {
-		t := f.Tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: fmt.Sprintf("%s-probe", rule.TableName)})
+		t := f.Tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: rule.TableName + "-probe"})
 		c := f.Tx.AddChain(&nftables.Chain{Table: t, Name: "probe"})
 		f.Tx.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: rule.Established()})
 		f.Tx.DelTable(t)
-		return f.Flush("ask for connection tracking on bridges")
+		return f.Flush("probe connection tracking on bridges")
 	})
-	if errors.Is(err, errUnsure) {
+	if errors.Is(err, errOutcomeUnknown) {
 		return false, err
 	}
 	return err == nil, nil
 }
 
-// Supersede puts an element into its set, in place of one of the same key.
+// Supersede adds an element to its set, and removes one of the same key with another interval or value.
 func (f *Firewall) Supersede(e Element) error {
 	ctx, cancel := context.WithTimeout(context.Background(), core.NetlinkTimeout)
 	defer cancel()
 	f.Mu.Lock()
 	var old []Element
 	if w := f.Want[e.ID()]; w != nil && w.Content != e.Content {
-		old = []Element{w.For("")} // one that was found there is nobody's
+		old = []Element{w.For("")} // an adopted element has no owner
 		for owner := range w.owners {
 			old = append(old, w.For(owner))
 		}
@@ -611,10 +615,11 @@ func (f *Firewall) Supersede(e Element) error {
 	return f.Add(ctx, []Element{e})
 }
 
-// closeEarly loads the ruleset when the first overlay network comes before the rest of what is wanted is known, and
-// there are no tables of a daemon before this one: the host has just started, and nothing is to be disturbed. The other
-// hosts take it for a member already.
-func (f *Firewall) closeEarly(elements []Element) error {
+// loadEarly loads the ruleset as soon as an element of an Early set is wanted, which is when the first overlay network
+// is made, before the rest of what is wanted is known. The other hosts may already treat this one as a member, so the
+// network must be protected. It does so only if there are no tables of an earlier daemon: then the host has just
+// started, and there are no flows to disturb.
+func (f *Firewall) loadEarly(elements []Element) error {
 	if !slices.ContainsFunc(elements, func(e Element) bool { return f.spec(e.Set).Early }) {
 		return nil
 	}

@@ -15,8 +15,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// A reader asks the kernel what nftables has, by a socket of its own: questions are answered while a transaction waits,
-// no table belongs to the socket, and so it is replaced whenever anything went wrong with it.
+// A reader queries nftables by a socket of its own. The kernel answers queries while a transaction waits. No table
+// belongs to this socket, so it can be replaced after any error.
 type reader struct {
 	ns   int
 	mu   sync.Mutex
@@ -28,10 +28,11 @@ func (r *reader) open() (err error) {
 	if r.conn != nil {
 		return nil
 	}
-	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(r.ns), nftables.WithSockOptions(func(c *netlink.Conn) error {
+	configure := nftables.WithSockOptions(func(c *netlink.Conn) error {
 		r.sock = c
 		return c.SetReadBuffer(NetfilterBuffer)
-	}))
+	})
+	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(r.ns), configure)
 	if err != nil {
 		r.conn = nil
 		return fmt.Errorf("open nftables: %w", err)
@@ -54,24 +55,24 @@ func (r *reader) close() error {
 	return r.drop()
 }
 
-// A View is nftables as one look sees it.
+// A View gives access to nftables during one Look.
 type View struct {
 	*nftables.Conn
 
 	Sock *netlink.Conn
 }
 
-// looks is how often a look is taken that a change came between, and how often one whose answers are late or lost.
-const looks = 4
+// lookTries limits how often Look repeats because of a change, and how often because of a lost answer.
+const lookTries = 4
 
-// Look has f read what the kernel has, all of it between two transactions of anybody. It is repeated, so f begins anew
-// each time, when a transaction came between, and, with another socket, when an answer is late or lost. Where changes
-// never cease, the last look has to do.
+// Look calls f to read nftables in one consistent state, between two transactions of anybody. It calls f again, from
+// the beginning, if a transaction happened meanwhile, and also, with a new socket, if an answer is late or lost. If
+// changes do not stop, it settles for the last try.
 func (r *reader) Look(f func(v View) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for changed, lost := 0, 0; changed < looks; {
-		whole, err := r.once(f)
+	for changed, lost := 0, 0; changed < lookTries; {
+		whole, err := r.lookOnce(f)
 		switch {
 		case err == nil && whole:
 			return nil
@@ -79,7 +80,7 @@ func (r *reader) Look(f func(v View) error) error {
 			changed++
 		default:
 			err = errors.Join(err, r.drop())
-			if lost++; answered(err) || lost == looks {
+			if lost++; answered(err) || lost == lookTries {
 				return err
 			}
 		}
@@ -87,12 +88,12 @@ func (r *reader) Look(f func(v View) error) error {
 	return nil
 }
 
-func (r *reader) once(f func(v View) error) (whole bool, err error) {
+func (r *reader) lookOnce(f func(v View) error) (whole bool, err error) {
 	if err := r.open(); err != nil {
 		return false, err
 	}
 	if err := r.sock.SetDeadline(time.Now().Add(core.NetlinkTimeout)); err != nil {
-		return false, fmt.Errorf("bound netlink's waits: %w", err)
+		return false, fmt.Errorf("set netlink timeout: %w", err)
 	}
 	before, err := generation(r.sock)
 	if err != nil {
@@ -105,10 +106,12 @@ func (r *reader) once(f func(v View) error) (whole bool, err error) {
 	return before == after, err
 }
 
-// generation is a number that grows with each transaction (nf_tables_gen_info, net/netfilter/nf_tables_api.c).
+// generation returns nftables' generation ID, which changes with each transaction (nf_tables_gen_info,
+// net/netfilter/nf_tables_api.c).
 func generation(c *netlink.Conn) (string, error) {
 	answers, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request}, Data: []byte{0, 0, 0, 0},
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   []byte{0, 0, 0, 0},
 	})
 	if err != nil {
 		return "", fmt.Errorf("read the generation of nftables: %w", err)
@@ -124,10 +127,10 @@ func generation(c *netlink.Conn) (string, error) {
 			}
 		}
 	}
-	return "", errors.New("read the generation of nftables: there is none in the answer")
+	return "", errors.New("read the generation of nftables: the kernel's answer has none")
 }
 
-// answered says whether an error is the kernel's answer, and not that there was none.
+// answered reports whether an error is the kernel's answer, and not a missing answer.
 func answered(err error) bool {
 	var code syscall.Errno
 	if !errors.As(err, &code) {

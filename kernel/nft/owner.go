@@ -12,22 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where the kernel has it (since 6.9), netyard's tables belong to its netlink socket: nobody else can flush, change or
-// delete them, and `nft flush ruleset` passes them by (NFT_TABLE_F_OWNER). When the socket goes, however the daemon
-// ended, they stay as they are (NFT_TABLE_F_PERSIST), anybody can change them, and the next daemon claims them. Either
-// flag without the other is no use: a table that only has an owner goes with it.
+// Where the kernel supports it (since 6.9), netyard's tables belong to its netlink socket: no other program can flush,
+// change or delete them, and `nft flush ruleset` leaves them alone (NFT_TABLE_F_OWNER). When the socket is closed,
+// however the daemon ended, the tables stay (NFT_TABLE_F_PERSIST), any program can change them, and the next daemon
+// takes ownership of them. Both flags are needed: a table that only has an owner is deleted with the socket.
 const (
 	tableOwner   = 0x2
 	tablePersist = 0x4
 )
 
-// forks is how long a socket that was closed may live on: a child that is just being made has a copy until it runs its
-// own program, and a daemon that was killed ends with the system call that it is in.
-const forks = 2 * time.Second
+// closingTime is how long a closed socket may live on: a child that is being started has a copy until it runs its own
+// program, and a daemon that was killed ends only when the system call that it is in returns.
+const closingTime = 2 * time.Second
 
-// claim makes a table netyard's own, made now if it is not there. It is not ok where the kernel cannot do that, and for
-// a table that was made without: that one is replaced, which needs no claim.
-func (f *Firewall) claim(t *nftables.Table) (ok bool, err error) {
+// takeOwnership makes netyard's socket the owner of a table, and makes the table if it is missing. ok is false if the
+// kernel does not support it, and for a table that was made without an owner: such a table is replaced, which needs no
+// ownership.
+func (f *Firewall) takeOwnership(t *nftables.Table) (ok bool, err error) {
 	if f.Shared {
 		return false, nil
 	}
@@ -38,33 +39,35 @@ func (f *Firewall) claim(t *nftables.Table) (ok bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("encode table %s: %w", t.Name, err)
 	}
-	claim := netlink.Message{
+	request := []netlink.Message{{
 		Header: netlink.Header{
 			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE,
 			Flags: netlink.Request | netlink.Acknowledge | netlink.Create,
 		},
 		Data: append([]byte{byte(t.Family), 0, 0, 0}, attrs...),
-	}
-	// Not by google/nftables: it does not pass a table's flags on.
-	err = f.out.exchange("claim table "+t.Name, []netlink.Message{claim})
-	for wait := time.Now().Add(forks); errors.Is(err, unix.EPERM) && time.Now().Before(wait); {
+	}}
+	// Not by google/nftables: it does not send a table's flags.
+	act := "take ownership of table " + t.Name
+	err = f.out.exchange(act, request)
+	for wait := time.Now().Add(closingTime); errors.Is(err, unix.EPERM) && time.Now().Before(wait); {
 		time.Sleep(time.Millisecond)
-		err = f.out.exchange("claim table "+t.Name, []netlink.Message{claim})
+		err = f.out.exchange(act, request)
 	}
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
 		return false, nil
 	case errors.Is(err, unix.EPERM):
-		return false, fmt.Errorf("claim table %s: another process has it: %w", t.Name, err)
+		return false, fmt.Errorf("%s: another process owns it: %w", act, err)
 	case err != nil:
-		return false, fmt.Errorf("claim table %s: %w", t.Name, err)
+		return false, fmt.Errorf("%s: %w", act, err)
 	}
 	return true, nil
 }
 
-// renew queues that a table is empty, whatever it was: what it had goes in the same transaction in which the new comes.
-func (f *Firewall) renew(t *nftables.Table) error {
-	own, err := f.claim(t)
+// recreate queues the changes that leave a table empty, whatever it is now. The old content is deleted in the same
+// transaction in which the new one is added.
+func (f *Firewall) recreate(t *nftables.Table) error {
+	own, err := f.takeOwnership(t)
 	if err != nil {
 		return err
 	}
@@ -80,7 +83,7 @@ func (f *Firewall) renew(t *nftables.Table) error {
 	return nil
 }
 
-// Has says whether a table is there.
+// Has reports whether a table exists.
 func (f *Firewall) Has(t *nftables.Table) (there bool, err error) {
 	err = f.In.Look(func(v View) error {
 		all, err := v.ListTablesOfFamily(t.Family)
@@ -93,8 +96,7 @@ func (f *Firewall) Has(t *nftables.Table) (there bool, err error) {
 	return there, nil
 }
 
-// empty queues that everything in a table is deleted: the table itself must stay, since one made anew would have no
-// owner.
+// empty queues the deletion of everything in a table. The table itself must stay, since a new one would have no owner.
 func (f *Firewall) empty(t *nftables.Table) error {
 	var chains []*nftables.Chain
 	var sets []*nftables.Set
@@ -110,14 +112,14 @@ func (f *Firewall) empty(t *nftables.Table) error {
 	if err != nil {
 		return err
 	}
-	f.Tx.FlushTable(t) // what refers to others first
+	f.Tx.FlushTable(t) // rules first, since they refer to chains and sets
 	for _, c := range chains {
 		if c.Table.Name == t.Name {
 			f.Tx.DelChain(c)
 		}
 	}
 	for _, s := range sets {
-		if !s.Anonymous { // those go with their rules
+		if !s.Anonymous { // the kernel deletes those with their rules
 			f.Tx.DelSet(s)
 		}
 	}

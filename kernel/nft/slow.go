@@ -7,7 +7,7 @@ import (
 	"netyard/kernel/core"
 )
 
-// Slow says in words what the kernel is slow at: that is what a request hangs on which has not ended in time.
+// Slow says what the kernel is busy with, for the error of a request that did not end in time.
 func Slow(k *core.Handle) string {
 	if took := Of(k).out.forHowLong(); took != "" {
 		return ErrBusy.Error() + took
@@ -15,8 +15,8 @@ func Slow(k *core.Handle) string {
 	return "the kernel does not answer"
 }
 
-// took is how long an exchange has been under way; 0 if none is.
-func (t *talker) took() time.Duration {
+// took returns how long the current exchange has taken so far; 0 if there is none.
+func (t *writer) took() time.Duration {
 	since := t.since.Load()
 	if since == 0 {
 		return 0
@@ -24,10 +24,10 @@ func (t *talker) took() time.Duration {
 	return time.Since(time.Unix(0, since))
 }
 
-// forHowLong says so in words. What takes that long waits for somebody else's change.
-func (t *talker) forHowLong() string {
+// forHowLong says it in words, for an error. An exchange that takes long waits for another program's change.
+func (t *writer) forHowLong() string {
 	took := t.took()
-	if took < slow/4 {
+	if took < slowExchange/4 {
 		return ""
 	}
 	return fmt.Sprintf(" with another program's change (for %s now)", took.Round(100*time.Millisecond))

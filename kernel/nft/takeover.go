@@ -10,27 +10,28 @@ import (
 	"netyard/kernel/rule"
 )
 
-// sealChain is a chain that nothing comes by. The comment of its only rule tells this ruleset from those of other
-// versions.
+// sealChain is a chain that no packet passes. The comment of its only rule is a hash of the ruleset, by which a ruleset
+// of another version is recognized.
 const sealChain = "seal"
 
-// TakeOver goes on with the tables as they are, when a daemon before this one left just what this one wants. A table
-// that is loaded anew is replaced in one transaction, but the kernel commits what intervals have a moment after the
-// rules (nft_set_commit_update, net/netfilter/nf_tables_api.c): a flow that begins in between may not be found in them.
+// TakeOver uses the tables as they are, if an earlier daemon left exactly what this one wants, and reports whether it
+// did. That avoids a gap: Load replaces a table in one transaction, but the kernel commits intervals a moment after the
+// rules (nft_set_commit_update, net/netfilter/nf_tables_api.c), so a lookup for a new flow may miss in between.
 func (f *Firewall) TakeOver() (same bool, err error) {
-	f.renewSets()
+	f.renumberSets()
 	if same, err = f.asWanted(); err != nil || !same {
 		return false, err
 	}
 	for _, t := range rule.Tables() {
-		own, err := f.claim(t)
-		if errors.Is(err, errUnsure) {
+		own, err := f.takeOwnership(t)
+		if errors.Is(err, errOutcomeUnknown) {
 			return false, nil
 		}
 		if err != nil {
 			return false, err
 		}
-		if !own && !f.Shared { // of a kernel that cannot, or of a daemon that shared it: the load knows
+		// The kernel does not support owners, or an earlier daemon made the table without. Load handles both.
+		if !own && !f.Shared {
 			return false, nil
 		}
 	}
@@ -39,7 +40,7 @@ func (f *Firewall) TakeOver() (same bool, err error) {
 	return true, nil
 }
 
-// sameElements says whether the sets have what is wanted, and nothing else.
+// sameElements reports whether the sets have the wanted elements, and no others.
 func (f *Firewall) sameElements() (bool, error) {
 	have, none, err := f.DumpElements()
 	if err != nil || none {
@@ -52,7 +53,7 @@ func (f *Firewall) sameElements() (bool, error) {
 	return count == len(f.Want) && f.hasWanted(have), nil
 }
 
-// hasWanted says whether every element that is wanted is among those.
+// hasWanted reports whether every wanted element is among these.
 func (f *Firewall) hasWanted(have map[rule.SetName]map[string]Content) bool {
 	for id, w := range f.Want {
 		if c, ok := have[id.Set][id.Key]; !ok || c != w.Content {
@@ -62,31 +63,32 @@ func (f *Firewall) hasWanted(have map[rule.SetName]map[string]Content) bool {
 	return true
 }
 
-// sealOf is the chain that seals chains and the sets they look into.
+// sealOf returns the chain with the hash of the sets and chains.
 func sealOf(sets []rule.Set, tables [][]rule.Chain) rule.Chain {
 	sum := sha256.New()
 	for _, s := range sets {
-		note(sum, "%+v", s)
+		hashLine(sum, "%+v", s)
 	}
 	for _, chains := range tables {
 		for _, c := range chains {
-			note(sum, "chain %s %s", c.Name, c.Kind)
+			hashLine(sum, "chain %s %s", c.Name, c.Kind)
 			if c.Hook != nil {
-				note(sum, "hook %d %d", *c.Hook, *c.Priority)
+				hashLine(sum, "hook %d %d", *c.Hook, *c.Priority)
 			}
 			for _, r := range c.Rules {
-				note(sum, "rule %s", r.Comment)
+				hashLine(sum, "rule %s", r.Comment)
 				for _, e := range r.Exprs {
 					fields, err := json.Marshal(e)
-					note(sum, "%T %s %v", e, fields, err)
+					hashLine(sum, "%T %s %v", e, fields, err)
 				}
 			}
 		}
 	}
-	const digits = 16
-	return rule.Chain{Name: sealChain, Rules: []rule.Rule{rule.New(fmt.Sprintf("%.*x", digits/2, sum.Sum(nil)[:digits/2]), rule.Accept())}}
+	const size = 8 // bytes of the hash, 16 digits
+	seal := fmt.Sprintf("%x", sum.Sum(nil)[:size])
+	return rule.Chain{Name: sealChain, Rules: []rule.Rule{rule.New(seal, rule.Accept())}}
 }
 
-func note(sum hash.Hash, format string, args ...any) {
-	_, _ = fmt.Fprintf(sum, format+"\n", args...) // a hash takes everything
+func hashLine(sum hash.Hash, format string, args ...any) {
+	_, _ = fmt.Fprintf(sum, format+"\n", args...) // a hash never fails
 }

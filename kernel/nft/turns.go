@@ -13,23 +13,23 @@ import (
 )
 
 const (
-	// margin is what a request keeps of its time, to take back what it began and to answer.
-	margin = time.Second
-	// glance is how often who waits for what is going to be done in any case looks whether it takes long.
-	glance = 50 * time.Millisecond
+	// replyMargin is the part of a request's time that is left after waiting, to undo what it began and to answer.
+	replyMargin = time.Second
+	// pollInterval is how often RunLater checks whether the current exchange takes too long to wait for.
+	pollInterval = 50 * time.Millisecond
 )
 
-// ErrBusy says that a change of the firewall could not be made in time.
+// ErrBusy means that a change of the firewall could not be made in time.
 var ErrBusy = errors.New("the kernel's firewall is busy")
 
-// turns lets one after the other have something, in the order in which they came.
+// turns is a lock that is granted in the order of the requests.
 type turns struct {
 	mu      sync.Mutex
 	taken   bool
 	waiting []chan struct{}
 }
 
-// queue takes a place: the channel is closed when it is its turn.
+// queue adds a place at the end. The channel is closed when its turn comes.
 func (t *turns) queue() chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -43,7 +43,7 @@ func (t *turns) queue() chan struct{} {
 	return place
 }
 
-// leave gives up a place, or the turn that came meanwhile.
+// leave gives up a place, or the turn if it has come meanwhile.
 func (t *turns) leave(place chan struct{}) {
 	t.mu.Lock()
 	i := slices.Index(t.waiting, place)
@@ -56,7 +56,7 @@ func (t *turns) leave(place chan struct{}) {
 	}
 }
 
-// next ends a turn.
+// next ends a turn, and begins the next one.
 func (t *turns) next() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -68,25 +68,25 @@ func (t *turns) next() {
 	t.waiting = t.waiting[1:]
 }
 
-// A Turn is a change of the ruleset as one of them does it: alone, from what is wanted in memory to what the kernel
-// has.
+// A Turn is a change of the ruleset that runs alone. It changes what is wanted in memory and what the kernel has.
 type Turn struct {
+	// Act says what it does, for errors and the log.
 	Act string
 	// Do makes the change, or leaves everything as it was.
 	Do func() error
-	// Undo takes it back, for who did not wait for its end.
+	// Undo reverts the change if its caller no longer waited for the end.
 	Undo func() error
 }
 
-// Run does a change in its turn. Who has a deadline hears in time that the kernel is busy; whatever of the change comes
-// to be done after that is taken back before anything else is. Who has none waits as long as it takes.
+// Run makes a change in its turn. If ctx has a deadline, Run returns ErrBusy before it; if the change is made after
+// that all the same, it is undone before any other turn. Without a deadline Run waits as long as the change takes.
 func (f *Firewall) Run(ctx context.Context, t Turn) error {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return f.RunNow(t.Do)
 	}
 	left := time.Until(deadline)
-	ctx, cancel := context.WithTimeout(ctx, left-min(margin, left/4))
+	ctx, cancel := context.WithTimeout(ctx, left-min(replyMargin, left/4))
 	defer cancel()
 	place := f.turns.queue()
 	select {
@@ -96,53 +96,53 @@ func (f *Firewall) Run(ctx context.Context, t Turn) error {
 		return f.busy(ctx, t.Act)
 	}
 	done := make(chan error, 1)
-	var settled atomic.Bool // by the end of the change or by that of the wait, whichever is first
+	var decided atomic.Bool // by the end of the change or by the end of the wait, whichever is first
 	go func() {
 		defer f.turns.next()
 		err := f.inTurn(t.Do)
-		if settled.CompareAndSwap(false, true) {
+		if decided.CompareAndSwap(false, true) {
 			done <- err
 		} else if err == nil {
-			f.Late("take back: "+t.Act, t.Undo)
+			f.Late("undo: "+t.Act, t.Undo)
 		}
 	}()
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		if !settled.CompareAndSwap(false, true) {
+		if !decided.CompareAndSwap(false, true) {
 			return <-done
 		}
 		return f.busy(ctx, t.Act)
 	}
 }
 
-// RunLater is for what takes something away or back: it is done in its turn in any case, and not waited for when the
-// kernel is busy.
+// RunLater makes a change that removes or undoes something. It is made in its turn in any case; while the kernel is
+// busy, RunLater does not wait for it, and returns nil.
 func (f *Firewall) RunLater(t Turn) error {
 	place := f.turns.queue()
 	done := make(chan error, 1)
-	var settled atomic.Bool // by the end of the change or by that of the wait, whichever is first
+	var decided atomic.Bool // by the end of the change or by the end of the wait, whichever is first
 	go func() {
 		<-place
 		defer f.turns.next()
 		err := f.inTurn(t.Do)
-		if !settled.CompareAndSwap(false, true) && err != nil { // nobody will ask for it again
-			f.insist(t.Act, t.Do, err)
+		if !decided.CompareAndSwap(false, true) && err != nil { // nobody will repeat the request
+			f.applyInMemory(t.Act, t.Do, err)
 		}
 		done <- err
 	}()
-	tick := time.NewTicker(glance)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for end := time.Now().Add(core.NetlinkTimeout); ; {
 		select {
 		case err := <-done:
 			return err
 		case now := <-tick.C:
-			if f.out.took() < slow && now.Before(end) {
+			if f.out.took() < slowExchange && now.Before(end) {
 				continue
 			}
-			if !settled.CompareAndSwap(false, true) {
+			if !decided.CompareAndSwap(false, true) {
 				return <-done
 			}
 			return nil
@@ -150,52 +150,52 @@ func (f *Firewall) RunLater(t Turn) error {
 	}
 }
 
-// RunNow does a change in its turn, however long that takes.
+// RunNow makes a change in its turn, however long that takes.
 func (f *Firewall) RunNow(do func() error) error {
 	<-f.turns.queue()
 	defer f.turns.next()
 	return f.inTurn(do)
 }
 
-// inTurn begins with an empty transaction: what somebody put together and did not send is not to go with another's. It
-// ends with tables that are netyard's: when a socket had to be replaced they are nobody's.
+// inTurn runs a change with an empty transaction, so that messages which an earlier turn did not send are not sent with
+// it. Afterwards, if a socket had to be replaced, it takes ownership of the tables again.
 func (f *Firewall) inTurn(do func() error) error {
 	f.Tx = newTransaction()
 	err := do()
 	if f.Loaded && f.out.orphaned {
-		f.report("claim the tables again", f.settle())
+		f.report("take ownership of the tables again", f.reconcile())
 	}
 	return err
 }
 
-// Late makes a change that nobody waits for.
+// Late makes a change that nobody waits for. It must be called within a turn.
 func (f *Firewall) Late(act string, do func() error) {
 	if err := f.inTurn(do); err != nil {
-		f.insist(act, do, err)
+		f.applyInMemory(act, do, err)
 	}
 }
 
-// insist is for a change that was answered before it was made, and failed: nobody will ask for it again. It is made in
-// memory alone, and the watcher makes the kernel follow, as soon as that can be done.
-func (f *Firewall) insist(act string, do func() error, cause error) {
+// applyInMemory is for a change that failed after its request was answered: nobody will repeat it. The change is made
+// in memory alone, and the watcher makes the kernel match as soon as that is possible.
+func (f *Firewall) applyInMemory(act string, do func() error, cause error) {
 	f.inMemory = true
 	err := do()
-	f.inMemory, f.doubt = false, true
+	f.inMemory, f.mayDiffer = false, true
 	f.Tx = newTransaction()
 	f.report(act, errors.Join(cause, err))
 }
 
-// report is for changes whose outcome nobody waits for. One that failed leaves the kernel other than memory: the
-// watcher compares.
+// report logs a failed change that nobody waits for. The kernel may then differ from memory, so the watcher has to
+// compare.
 func (f *Firewall) report(act string, err error) {
 	if err == nil {
 		return
 	}
-	f.log.Warn("change the firewall", "to", act, "err", err)
+	f.log.Warn("firewall change failed", "act", act, "err", err)
 	f.poke()
 }
 
-// busy is why a change was not made in time.
+// busy returns the error of a change that was not made in time.
 func (f *Firewall) busy(ctx context.Context, act string) error {
 	return fmt.Errorf("%s: %w%s; nothing was changed, try again: %w", act, ErrBusy, f.out.forHowLong(), ctx.Err())
 }

@@ -1,4 +1,5 @@
-// Package nfttest reads and writes the messages of an nftables transaction, for tests that stand in for the kernel.
+// Package nfttest reads the messages of nftables transactions and writes answers, for tests that stand in for the
+// kernel.
 package nfttest
 
 import (
@@ -7,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SeqsOf returns the numbers of the messages of a transaction, with its first and last.
+// SeqsOf returns the sequence numbers of the messages of a transaction, including those that begin and end the batch.
 func SeqsOf(raw []byte) (seqs []uint32) {
 	for len(raw) >= unix.NLMSG_HDRLEN {
 		seqs = append(seqs, binary.NativeEndian.Uint32(raw[8:]))
@@ -17,7 +18,7 @@ func SeqsOf(raw []byte) (seqs []uint32) {
 	return seqs
 }
 
-// Ack returns a kernel's answer to a message (struct nlmsgerr).
+// Ack returns the kernel's answer to a message (struct nlmsgerr): an acknowledgement if code is 0, else an error.
 func Ack(seq uint32, code unix.Errno) []byte {
 	raw := make([]byte, 36)
 	binary.NativeEndian.PutUint32(raw, 36)
