@@ -1,4 +1,4 @@
-// Package device is about cards of the host's that a container has for itself: taken, given back, and put in order.
+// Package device moves network cards of the host into containers, and restores them on the host afterwards.
 package device
 
 import (
@@ -13,35 +13,34 @@ import (
 	"netyard/kernel/core"
 )
 
-// devicePrefix begins the alias of a card of the host's while a container has it:
-// netyard-device:<network>:<endpoint>:<name>. The alias goes with the card into another namespace and back, under
-// whatever name (dev_change_net_namespace, net/core/dev.c), and is gone with the next boot: so a card that carries it
-// is one that has to be put back in order, and one that does not is in order.
+// devicePrefix begins the alias of a card while a container has it: netyard-device:<network>:<endpoint>:<name>. The
+// alias stays with the card when it moves to another namespace and back, under whatever name (dev_change_net_namespace,
+// net/core/dev.c), and is gone after a boot. So a card with the alias has to be restored, and one without is in order.
 const devicePrefix = "netyard-device:"
 
-// homecoming is how long a card may be under way: the kernel takes namespaces apart in the background (cleanup_net,
-// net/core/net_namespace.c).
-const homecoming = 2 * time.Second
+// returnTime is how long a card may take to come back to the host: the kernel dismantles namespaces in the background
+// (cleanup_net, net/core/net_namespace.c).
+const returnTime = 2 * time.Second
 
-// A Device is a card of the host's that a sandbox gets for itself.
+// A Device is a card of the host that a sandbox uses exclusively.
 type Device struct {
 	Name              string
 	Network, Endpoint string
-	// Sandbox is the path of its namespace; empty when there is none any more.
+	// Sandbox is the path of its namespace; empty if the sandbox no longer exists.
 	Sandbox string
-	// Was is what it was like on the host. Noted says that this is known, and that the card was taken.
+	// Was is the card's state on the host before. Noted: that state was recorded, and the card was moved.
 	Was   State
 	Noted bool
 }
 
-// String names the card.
+// String returns the card as messages name it.
 func (d Device) String() string { return "device " + d.Name }
 
 func (d Device) alias() string {
 	return devicePrefix + d.Network + ":" + d.Endpoint + ":" + d.Name
 }
 
-// deviceOf is the network and the name of a card that carries an alias.
+// deviceOf returns the network and the name of the card that an alias is for; ok is false for any other alias.
 func deviceOf(alias string) (network, name string, ok bool) {
 	rest, ok := strings.CutPrefix(alias, devicePrefix)
 	parts := strings.SplitN(rest, ":", 3)
@@ -52,11 +51,11 @@ func deviceOf(alias string) (network, name string, ok bool) {
 }
 
 func (d Device) Ensure(k *core.Handle) error {
-	if err := spacesOf(k).hold(d.alias(), d.Sandbox); err != nil {
-		return fmt.Errorf("keep the sandbox of %s: %w", d, err)
+	if err := namespacesOf(k).open(d.alias(), d.Sandbox); err != nil {
+		return fmt.Errorf("open the sandbox of %s: %w", d, err)
 	}
 	link, err := k.LinkByAlias(k.NL, d.alias())
-	if err != nil || link != nil { // it waits to be moved in
+	if err != nil || link != nil { // it is on the host, ready to be moved into the sandbox
 		return err
 	}
 	if inside, err := d.inside(k); err != nil || inside {
@@ -69,17 +68,17 @@ func (d Device) Ensure(k *core.Handle) error {
 		return fmt.Errorf("take %s: %w on this host", d, unix.ENODEV)
 	}
 	if _, _, taken := deviceOf(link.Attrs().Alias); taken {
-		return fmt.Errorf("take %s: another container has it, or has not yet given it back", d)
+		return fmt.Errorf("take %s: it belongs to another container, or is not yet restored after one", d)
 	}
 	if err := k.NL.LinkSetAlias(link, d.alias()); err != nil {
-		return fmt.Errorf("mark %s: %w", d, err)
+		return fmt.Errorf("set alias of %s: %w", d, err)
 	}
 	return nil
 }
 
-// inside says whether the sandbox has the card.
+// inside reports whether the sandbox has the card.
 func (d Device) inside(k *core.Handle) (yes bool, err error) {
-	err = spacesOf(k).in(d.alias(), func(nl *netlink.Handle) error {
+	err = namespacesOf(k).visit(d.alias(), func(nl *netlink.Handle) error {
 		link, err := k.LinkByAlias(nl, d.alias())
 		yes = link != nil
 		return err
@@ -87,11 +86,11 @@ func (d Device) inside(k *core.Handle) (yes bool, err error) {
 	return yes, err
 }
 
-// Remove gives the card back as it was: wherever it is, under whatever name. A card that carries no mark is in order:
-// it was never taken, or the host has started since.
+// Remove brings the card back to the host and restores its state, wherever it is and under whatever name. A card of
+// that name without the alias is in order: it was never moved, or the host has booted since.
 func (d Device) Remove(k *core.Handle) error {
-	for end := time.Now().Add(homecoming); ; time.Sleep(homecoming / 20) {
-		if err := d.fetch(k); err != nil {
+	for end := time.Now().Add(returnTime); ; time.Sleep(returnTime / 20) {
+		if err := d.bringBack(k); err != nil {
 			return err
 		}
 		link, err := k.LinkByAlias(k.NL, d.alias())
@@ -100,7 +99,7 @@ func (d Device) Remove(k *core.Handle) error {
 		}
 		if link != nil {
 			if err := d.Was.restore(k, link, d.Name); err != nil {
-				return fmt.Errorf("give %s back: %w", d, err)
+				return fmt.Errorf("restore %s: %w", d, err)
 			}
 			break
 		}
@@ -113,25 +112,26 @@ func (d Device) Remove(k *core.Handle) error {
 			break
 		}
 		if time.Now().After(end) {
-			// Not an error: nobody can bring back what is unplugged, or was deleted with its namespace.
-			k.Log.Warn("a device did not come back from its container", "device", d.Name, "network", d.Network, "endpoint", d.Endpoint)
+			// Not an error: the card was unplugged, or deleted with its namespace, and trying again would not help.
+			k.Log.Warn("device not returned by its sandbox",
+				"device", d.Name, "network", d.Network, "endpoint", d.Endpoint)
 			break
 		}
 	}
-	return spacesOf(k).release(d.alias())
+	return namespacesOf(k).close(d.alias())
 }
 
-// fetch brings the card home from a sandbox that is still there, or is kept by netyard.
-func (d Device) fetch(k *core.Handle) error {
-	if err := spacesOf(k).hold(d.alias(), d.Sandbox); err != nil {
-		return fmt.Errorf("keep the sandbox of %s: %w", d, err)
+// bringBack moves the card from the sandbox to the host, if the sandbox exists or netyard holds it open.
+func (d Device) bringBack(k *core.Handle) error {
+	if err := namespacesOf(k).open(d.alias(), d.Sandbox); err != nil {
+		return fmt.Errorf("open the sandbox of %s: %w", d, err)
 	}
-	return spacesOf(k).in(d.alias(), func(nl *netlink.Handle) error {
+	return namespacesOf(k).visit(d.alias(), func(nl *netlink.Handle) error {
 		link, err := k.LinkByAlias(nl, d.alias())
 		if err != nil || link == nil {
 			return err
 		}
-		// On the way it has a name that nobody else has.
+		// It moves under a name that no other link has.
 		for _, step := range []func() error{
 			func() error { return nl.LinkSetDown(link) },
 			func() error { return nl.LinkSetName(link, core.Name("nydev", d.Endpoint)) },
@@ -142,7 +142,7 @@ func (d Device) fetch(k *core.Handle) error {
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("take %s back from its sandbox: %w", d, err)
+			return fmt.Errorf("move %s back to the host: %w", d, err)
 		}
 		return nil
 	})
@@ -155,7 +155,7 @@ func (d Device) Check(s *core.View) []string {
 	return nil
 }
 
-// StrayDevices are the cards on the host that carry the mark of an endpoint which nobody knows.
+// StrayDevices returns the cards on the host that have the alias of an endpoint which no record has.
 func StrayDevices(s *core.View, wanted []core.Object) (strays []core.Stray) {
 	want := map[string]bool{}
 	for _, o := range wanted {
@@ -169,13 +169,17 @@ func StrayDevices(s *core.View, wanted []core.Object) (strays []core.Stray) {
 		if !ok || want[alias] {
 			continue
 		}
-		strays = append(strays, core.Stray{Text: "mark of a container on device " + name + ", now " + at, Network: network, Drop: func() error {
-			link, err := s.Handle.LinkByAlias(s.Handle.NL, alias)
-			if err != nil || link == nil {
-				return err
-			}
-			return State{}.restore(s.Handle, link, name)
-		}})
+		strays = append(strays, core.Stray{
+			Text:    "alias of an unknown endpoint on device " + name + ", now named " + at,
+			Network: network,
+			Drop: func() error {
+				link, err := s.Handle.LinkByAlias(s.Handle.NL, alias)
+				if err != nil || link == nil {
+					return err
+				}
+				return State{}.restore(s.Handle, link, name)
+			},
+		})
 	}
 	return strays
 }

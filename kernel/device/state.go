@@ -12,7 +12,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// A State is what a card is like on the host, as far as it loses that in a container. It is kept in the records.
+// A State is the part of a card's configuration on the host that it loses when it moves into a container. The records
+// have it.
 type State struct {
 	Alias  string  `json:",omitempty"`
 	MAC    string  `json:",omitempty"`
@@ -22,7 +23,7 @@ type State struct {
 	Routes []Route `json:",omitempty"`
 }
 
-// A Addr is an address of a card.
+// An Addr is an address of a card.
 type Addr struct {
 	Prefix           netip.Prefix
 	Peer             netip.Prefix `json:",omitzero"`
@@ -32,15 +33,15 @@ type Addr struct {
 	Valid, Preferred int          `json:",omitempty"` // seconds
 }
 
-// A Route is a route by a card that somebody put in.
+// A Route is a route by a card that neither the kernel nor router advertisements made.
 type Route struct {
-	Dst                  netip.Prefix // of a default route the whole family
+	Dst                  netip.Prefix // of a default route: 0.0.0.0/0 or ::/0
 	Via, Src             netip.Addr   `json:",omitzero"`
 	Table, Metric, Proto int          `json:",omitempty"`
 	Scope, Flags, MTU    int          `json:",omitempty"`
 }
 
-// StateOf says what a card of the host is like, or why it is none that a container can have.
+// StateOf returns the state of a card of the host. It is an error if the card cannot be moved into a container.
 func StateOf(k *core.Handle, name string) (st State, err error) {
 	link, err := k.Link(name)
 	if err != nil {
@@ -49,7 +50,7 @@ func StateOf(k *core.Handle, name string) (st State, err error) {
 	if link == nil {
 		return st, fmt.Errorf("there is no such link on this host: %w", unix.ENODEV)
 	}
-	if err := movable(k, link); err != nil {
+	if err := checkMovable(k, link); err != nil {
 		return st, err
 	}
 	a := link.Attrs()
@@ -61,29 +62,32 @@ func StateOf(k *core.Handle, name string) (st State, err error) {
 		return st, fmt.Errorf("list addresses of %s: %w", name, err)
 	}
 	for _, a := range addrs {
-		if d := deviceAddr(a); len(mac) < ethernet || d.Prefix.Addr() != core.LinkLocal(mac) { // the kernel makes that itself
+		d := addrOf(a)
+		if len(mac) < ethernet || d.Prefix.Addr() != core.LinkLocal(mac) { // the kernel adds the link-local one itself
 			st.Addrs = append(st.Addrs, d)
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := core.Retry(func() ([]netlink.Route, error) {
-			return k.NL.RouteListFiltered(family, &netlink.Route{LinkIndex: a.Index, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+			filter := &netlink.Route{LinkIndex: a.Index, Table: unix.RT_TABLE_UNSPEC}
+			return k.NL.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 		})
 		if err != nil {
 			return st, fmt.Errorf("list routes of %s: %w", name, err)
 		}
 		for _, r := range routes {
-			// The kernel and the router make theirs themselves.
-			if r.Protocol != unix.RTPROT_KERNEL && r.Protocol != unix.RTPROT_RA && r.Type == unix.RTN_UNICAST && r.Table != unix.RT_TABLE_LOCAL {
-				st.Routes = append(st.Routes, deviceRoute(r))
+			// The kernel adds its own routes again, and so do router advertisements.
+			automatic := r.Protocol == unix.RTPROT_KERNEL || r.Protocol == unix.RTPROT_RA
+			if !automatic && r.Type == unix.RTN_UNICAST && r.Table != unix.RT_TABLE_LOCAL {
+				st.Routes = append(st.Routes, routeOf(r))
 			}
 		}
 	}
 	return st, nil
 }
 
-// movable refuses what belongs to somebody else, or what the host would be cut off without.
-func movable(k *core.Handle, link netlink.Link) error {
+// checkMovable refuses a link that is netyard's own or in use by another link, and one that the host cannot do without.
+func checkMovable(k *core.Handle, link netlink.Link) error {
 	a := link.Attrs()
 	links, err := core.Retry(k.NL.LinkList)
 	if err != nil {
@@ -96,23 +100,26 @@ func movable(k *core.Handle, link netlink.Link) error {
 	if _, _, ours := core.ParseAlias(a.Alias); ours || core.OwnName(a.Name) {
 		return errors.New("it is a link of netyard's own")
 	}
-	if a.Flags&net.FlagLoopback != 0 || link.Type() == "bridge" {
-		return fmt.Errorf("a %s cannot be moved into a container", map[bool]string{true: "loopback", false: link.Type()}[a.Flags&net.FlagLoopback != 0])
+	if a.Flags&net.FlagLoopback != 0 {
+		return errors.New("a loopback cannot be moved into a container")
+	}
+	if link.Type() == "bridge" {
+		return errors.New("a bridge cannot be moved into a container")
 	}
 	if a.MasterIndex != 0 {
 		return fmt.Errorf("it is part of %s", byIndex[a.MasterIndex])
 	}
 	for _, l := range links {
-		// A veth's other end is its parent too.
+		// The end of a veth pair has its other end as parent, and is not on top of it.
 		if b := l.Attrs(); b.ParentIndex == a.Index && b.NetNsID < 0 && l.Type() != "veth" && b.Index != a.Index {
 			return fmt.Errorf("%s is on top of it", b.Name)
 		}
 	}
-	return spare(k, a.Index)
+	return checkDefaultRoute(k, a.Index)
 }
 
-// spare refuses the link that has the host's only default route.
-func spare(k *core.Handle, index int) error {
+// checkDefaultRoute refuses the link that has the host's only default route.
+func checkDefaultRoute(k *core.Handle, index int) error {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := core.Retry(func() ([]netlink.Route, error) { return k.NL.RouteList(nil, family) })
 		if err != nil {
@@ -132,15 +139,16 @@ func spare(k *core.Handle, index int) error {
 	return nil
 }
 
-// restore makes a card what it was. The mark goes last: if anything stops it half-way, it is done again.
+// restore gives a card its former name and state. It resets the alias last, so that an attempt that fails half-way is
+// made again.
 func (st State) restore(k *core.Handle, link netlink.Link, name string) error {
 	if link.Attrs().Name != name {
-		// A link that is up keeps its name on older kernels (dev_change_name, net/core/dev.c).
+		// Older kernels do not rename a link that is up (dev_change_name, net/core/dev.c).
 		if err := k.NL.LinkSetDown(link); err != nil {
 			return fmt.Errorf("set it down: %w", err)
 		}
 		if err := k.NL.LinkSetName(link, name); err != nil {
-			return fmt.Errorf("call it %s again, which was %s: %w", name, link.Attrs().Name, err)
+			return fmt.Errorf("rename it from %s to %s: %w", link.Attrs().Name, name, err)
 		}
 	}
 	if mac, err := net.ParseMAC(st.MAC); err == nil && link.Attrs().HardwareAddr.String() != st.MAC {
@@ -167,13 +175,13 @@ func (st State) restore(k *core.Handle, link netlink.Link, name string) error {
 		return err
 	}
 	if err := k.NL.LinkSetAlias(link, st.Alias); err != nil {
-		return fmt.Errorf("unmark it: %w", err)
+		return fmt.Errorf("reset its alias: %w", err)
 	}
 	return nil
 }
 
-// restoreRoutes puts the routes back, those first that others need to find their gateways by. A route that cannot be
-// had on the host as it is now is no reason to keep the rest.
+// restoreRoutes adds the routes again: first those without a gateway, since the gateways of the others are reached by
+// them. A route that the host as it is now does not accept is logged, and the others are restored.
 func (st State) restoreRoutes(k *core.Handle, link netlink.Link) error {
 	for _, direct := range []bool{true, false} {
 		for _, r := range st.Routes {
@@ -181,15 +189,18 @@ func (st State) restoreRoutes(k *core.Handle, link netlink.Link) error {
 				continue
 			}
 			if err := k.NL.RouteAdd(r.netlink(link.Attrs().Index)); err != nil && !errors.Is(err, unix.EEXIST) {
-				k.Log.Warn("a route of a device does not come back", "device", link.Attrs().Name, "route", r.Dst, "err", err)
+				k.Log.Warn("route of device not restored", "device", link.Attrs().Name, "route", r.Dst, "err", err)
 			}
 		}
 	}
 	return nil
 }
 
-func deviceAddr(a netlink.Addr) Addr {
-	d := Addr{Prefix: core.PrefixOf(a.IPNet), Label: a.Label, Scope: a.Scope, Flags: a.Flags, Valid: a.ValidLft, Preferred: a.PreferedLft}
+func addrOf(a netlink.Addr) Addr {
+	d := Addr{
+		Prefix: core.PrefixOf(a.IPNet), Label: a.Label, Scope: a.Scope, Flags: a.Flags,
+		Valid: a.ValidLft, Preferred: a.PreferedLft,
+	}
 	if a.Peer != nil && core.PrefixOf(a.Peer) != d.Prefix {
 		d.Peer = core.PrefixOf(a.Peer)
 	}
@@ -200,25 +211,27 @@ func deviceAddr(a netlink.Addr) Addr {
 }
 
 func (d Addr) netlink() *netlink.Addr {
-	// The kernel says these; nobody can ask for them (inet6_rtm_newaddr, net/ipv6/addrconf.c).
-	const told = unix.IFA_F_PERMANENT | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_SECONDARY
-	a := &netlink.Addr{IPNet: core.IPNet(d.Prefix), Label: d.Label, Scope: d.Scope, Flags: d.Flags &^ told}
+	// The kernel reports these flags, and nobody can set them (inet6_rtm_newaddr, net/ipv6/addrconf.c).
+	const reported = unix.IFA_F_PERMANENT | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED |
+		unix.IFA_F_SECONDARY
+	a := &netlink.Addr{IPNet: core.IPNet(d.Prefix), Label: d.Label, Scope: d.Scope, Flags: d.Flags &^ reported}
 	if d.Flags&unix.IFA_F_PERMANENT == 0 {
 		a.ValidLft, a.PreferedLft = d.Valid, d.Preferred
 	}
 	if d.Peer.IsValid() {
 		a.Peer = core.IPNet(d.Peer)
 	}
-	a.Broadcast = net.IPv4zero // that is none; nil would be one of the library's making
+	a.Broadcast = net.IPv4zero // no broadcast address; for nil the library would compute one
 	if d.Broadcast.IsValid() {
 		a.Broadcast = d.Broadcast.AsSlice()
 	}
 	return a
 }
 
-func deviceRoute(r netlink.Route) Route {
+func routeOf(r netlink.Route) Route {
 	d := Route{
-		Dst: core.PrefixOf(r.Dst), Table: r.Table, Metric: r.Priority, Proto: int(r.Protocol), Scope: int(r.Scope), Flags: r.Flags & unix.RTNH_F_ONLINK, MTU: r.MTU,
+		Dst: core.PrefixOf(r.Dst), Table: r.Table, Metric: r.Priority, Proto: int(r.Protocol), Scope: int(r.Scope),
+		Flags: r.Flags & unix.RTNH_F_ONLINK, MTU: r.MTU,
 	}
 	if !d.Dst.IsValid() { // the default route
 		d.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -237,8 +250,10 @@ func deviceRoute(r netlink.Route) Route {
 
 func (d Route) netlink(index int) *netlink.Route {
 	r := &netlink.Route{
-		LinkIndex: index, Dst: core.IPNet(d.Dst), Table: d.Table, Priority: d.Metric, Protocol: netlink.RouteProtocol(d.Proto), Scope: netlink.Scope(d.Scope), //nolint:gosec // a scope has 8 bits
-		Flags: d.Flags, MTU: d.MTU,
+		LinkIndex: index, Dst: core.IPNet(d.Dst), Table: d.Table, Priority: d.Metric,
+		Protocol: netlink.RouteProtocol(d.Proto),
+		Scope:    netlink.Scope(d.Scope), //nolint:gosec // a scope has 8 bits
+		Flags:    d.Flags, MTU: d.MTU,
 	}
 	if d.Via.IsValid() {
 		r.Gw = d.Via.AsSlice()

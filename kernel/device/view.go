@@ -6,16 +6,16 @@ import (
 	"netyard/kernel/core"
 )
 
-func spacesOf(k *core.Handle) *spaces { return core.Kept[spaces](k) }
+func namespacesOf(k *core.Handle) *namespaces { return core.Kept[namespaces](k) }
 
-// HostLink is the link by which the host sees the endpoint.
+// HostLink returns the name of the endpoint's link on the host.
 func (d Device) HostLink() string { return d.Name }
 
-// Plugged says whether the sandbox has the card. The sandbox is kept from then on, since some engines make it only
-// after they have asked for the card.
+// Plugged reports whether the sandbox has the card. It opens the sandbox, which Ensure could not do if the engine makes
+// the sandbox only after it has asked for the card.
 func (d Device) Plugged(k *core.Handle) (bool, error) {
-	if err := spacesOf(k).hold(d.alias(), d.Sandbox); err != nil {
-		return false, fmt.Errorf("keep the sandbox of %s: %w", d, err)
+	if err := namespacesOf(k).open(d.alias(), d.Sandbox); err != nil {
+		return false, fmt.Errorf("open the sandbox of %s: %w", d, err)
 	}
 	return d.inside(k)
 }
