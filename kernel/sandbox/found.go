@@ -1,5 +1,5 @@
-// Package sandbox is about what is in a container's network namespace: links plugged in and set up, found again, and
-// sockets that listen.
+// Package sandbox sets up links inside a container's network namespace, finds them again, and lists the sockets that
+// listen there. It also finds the processes that live in sandboxes.
 package sandbox
 
 import (
@@ -12,15 +12,16 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Found is a link of netyard's that a sandbox has, as it is there.
+// A Found is a link of netyard's inside a sandbox, as it is configured there.
 type Found struct {
 	Network, Endpoint string
 	MAC               string
 	Plug              Plug
 }
 
-// FindIn lists the links of netyard's in the sandbox behind a path: where records were lost, that is where they can be
-// read. A link that was moved in carries its alias; of a pair the outer end does, and each end has the other's number.
+// FindIn lists netyard's links in the sandbox at a path, to rebuild records that were lost. A link that was moved into
+// the sandbox has its alias there. Of a veth pair the host end has it, and each end has the other's index as its
+// parent.
 func FindIn(k *core.Handle, path string) (all []Found, err error) {
 	links, err := core.Retry(k.NL.LinkList)
 	if err != nil {
@@ -39,8 +40,11 @@ func FindIn(k *core.Handle, path string) (all []Found, err error) {
 		}
 		for _, l := range inner {
 			alias := l.Attrs().Alias
-			if o := outer[l.Attrs().ParentIndex]; alias == "" && l.Type() == "veth" && o != nil && o.Attrs().ParentIndex == l.Attrs().Index {
-				alias = o.Attrs().Alias
+			if alias == "" && l.Type() == "veth" {
+				o := outer[l.Attrs().ParentIndex]
+				if o != nil && o.Attrs().ParentIndex == l.Attrs().Index {
+					alias = o.Attrs().Alias
+				}
 			}
 			network, endpoint, ours := core.ParseAlias(alias)
 			if !ours || endpoint == "" {
@@ -57,7 +61,7 @@ func FindIn(k *core.Handle, path string) (all []Found, err error) {
 	return all, err
 }
 
-// plugOf reads what PlugIn set up.
+// plugOf reads a link's configuration in the sandbox, as PlugIn has set it up.
 func plugOf(nl *netlink.Handle, l netlink.Link, alias string) (p Plug, err error) {
 	p = Plug{Link: l.Attrs().Name, Name: l.Attrs().Name, Alias: alias, MTU: l.Attrs().MTU}
 	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return nl.AddrList(l, netlink.FAMILY_ALL) })
@@ -77,7 +81,7 @@ func plugOf(nl *netlink.Handle, l netlink.Link, alias string) (p Plug, err error
 		if r.Protocol == unix.RTPROT_KERNEL || r.Dst == nil {
 			continue
 		}
-		via, _ := netip.AddrFromSlice(r.Gw) // none: it is on the link
+		via, _ := netip.AddrFromSlice(r.Gw) // invalid if there is no gateway
 		p.Routes = append(p.Routes, Route{Dst: core.PrefixOf(r.Dst), Via: via.Unmap()})
 	}
 	return p, nil

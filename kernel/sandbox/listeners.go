@@ -12,15 +12,15 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Sandbox is a look into another network namespace. While it is open the namespace lives on, even when its engine has
-// done with it.
+// A Sandbox gives access to the sockets of another network namespace. While it is open the namespace exists, even if
+// its engine has removed it.
 type Sandbox struct {
 	ns          *os.File
 	conn        *netlink.Conn // nil: to be opened
-	first, last uint16        // its ephemeral ports
+	first, last uint16        // its range of ephemeral ports
 }
 
-// OpenSandbox opens the namespace behind a path.
+// OpenSandbox opens the namespace at a path.
 func OpenSandbox(path string) (*Sandbox, error) {
 	ns, err := os.Open(path)
 	if err != nil {
@@ -39,7 +39,7 @@ func OpenSandbox(path string) (*Sandbox, error) {
 		err = s.dial()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("look into sandbox %s: %w", path, err), ns.Close())
+		return nil, errors.Join(fmt.Errorf("open sandbox %s: %w", path, err), ns.Close())
 	}
 	return s, nil
 }
@@ -55,8 +55,8 @@ func (s *Sandbox) dial() (err error) {
 	return nil
 }
 
-// Listeners lists the sockets in the sandbox that wait for TCP connections and UDP datagrams. After an error what is
-// left in the socket is not to be taken for the next answer: it is replaced.
+// Listeners lists the sockets in the sandbox that listen for TCP connections, and its unconnected UDP sockets. After an
+// error it replaces its netlink socket, so that an answer left in it is not taken as the next one, and tries once more.
 func (s *Sandbox) Listeners() (all []Listener, err error) {
 	for range 2 {
 		if err = s.dial(); err != nil {
@@ -74,7 +74,7 @@ func (s *Sandbox) Listeners() (all []Listener, err error) {
 	return all, err
 }
 
-// Close lets go of the namespace.
+// Close closes the namespace.
 func (s *Sandbox) Close() error {
 	if s.conn == nil {
 		return s.ns.Close()

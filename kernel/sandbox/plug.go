@@ -15,27 +15,28 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Plug is what is to be inside a sandbox: a link of the host's, moved in and set up. Docker does this half itself.
+// A Plug is the wanted configuration of a link inside a sandbox. It is for CNI: Docker moves and sets up links itself.
 type Plug struct {
 	Link string // the link's name on the host
-	Name string // and inside
-	// Alias is what the link has to carry for Unplug to take it away.
+	Name string // its name in the sandbox
+	// Alias is the alias that the link must have for Unplug to delete it.
 	Alias string
 	MTU   int
 	Addrs []netip.Prefix
-	// Routes are put in in this order. One that the sandbox has already, by another link, stays as it is.
+	// Routes are added in this order. One that the sandbox already has, by another link, is left alone.
 	Routes []Route
-	// Metric keeps the routes of several links to one destination apart: the lowest one wins, whichever came first.
+	// Metric is the metric of the routes. Of several links' routes to one destination the one with the lowest metric is
+	// used, whichever was added first.
 	Metric int
 }
 
-// A Route is one route inside a sandbox; an invalid Via means that Dst is on the link.
+// A Route is one route inside a sandbox. An invalid Via means that Dst is on the link.
 type Route struct {
 	Dst netip.Prefix
 	Via netip.Addr
 }
 
-// String is how ip(8) shows the route.
+// String returns the route as ip(8) writes it.
 func (r Route) String() string {
 	if r.Via.IsValid() {
 		return fmt.Sprintf("%s via %s", r.Dst, r.Via)
@@ -43,14 +44,14 @@ func (r Route) String() string {
 	return r.Dst.String()
 }
 
-// ipv6Metric is what the kernel takes for the metric 0 of an IPv6 route (IP6_RT_PRIO_USER,
+// ipv6Metric is the metric that the kernel uses for an IPv6 route with metric 0 (IP6_RT_PRIO_USER,
 // include/uapi/linux/ipv6_route.h).
 const ipv6Metric = 1024
 
-// PlugIn moves a link into the network namespace behind fd, unless it was made there under its name, and sets it up.
-// What fails half-way is undone by taking the link away on the host.
+// PlugIn moves a link into the network namespace that fd refers to, unless it was made there under its final name, and
+// sets it up. If it fails half-way, the caller has to remove the link.
 func PlugIn(ctx context.Context, k *core.Handle, fd int, p Plug) error {
-	return core.Inside(fd, func() error { // its sysctls are those of the namespace that a thread is in
+	return core.Inside(fd, func() error { // tune needs a thread in the namespace to see its sysctls
 		inner, err := core.OpenNetlink(netns.None())
 		if err != nil {
 			return err
@@ -67,7 +68,7 @@ func plugIn(ctx context.Context, k *core.Handle, inner *netlink.Handle, fd int, 
 	}
 	if p.Link != p.Name {
 		if link != nil {
-			return fmt.Errorf("plug link %s in: the sandbox has a link %s already: %w", p.Link, p.Name, unix.EEXIST)
+			return fmt.Errorf("move link %s into the sandbox: it has a link %s: %w", p.Link, p.Name, unix.EEXIST)
 		}
 		link, err = moveIn(k, inner, fd, p)
 	} else if link == nil {
@@ -77,7 +78,7 @@ func plugIn(ctx context.Context, k *core.Handle, inner *netlink.Handle, fd int, 
 		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("plug link %s in: %w", p.Link, err)
+		return fmt.Errorf("set up link %s in the sandbox: %w", p.Name, err)
 	}
 	return p.setUp(inner, link)
 }
@@ -97,7 +98,7 @@ func moveIn(k *core.Handle, inner *netlink.Handle, fd int, p Plug) (netlink.Link
 		return nil, fmt.Errorf("find link %s in the sandbox: %w", p.Link, err)
 	}
 	if err := inner.LinkSetName(link, p.Name); err != nil {
-		return nil, fmt.Errorf("call link %s %s in the sandbox: %w", p.Link, p.Name, err)
+		return nil, fmt.Errorf("rename link %s to %s in the sandbox: %w", p.Link, p.Name, err)
 	}
 	return link, nil
 }
@@ -114,7 +115,7 @@ func (p Plug) setUp(inner *netlink.Handle, link netlink.Link) error {
 	for _, a := range p.Addrs {
 		addr := &netlink.Addr{IPNet: core.IPNet(a)}
 		if a.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // netyard knows who else has an address
+			addr.Flags = unix.IFA_F_NODAD // netyard itself knows whether another endpoint has the address
 		}
 		if err := inner.AddrAdd(link, addr); err != nil {
 			return fmt.Errorf("add address %s to %s in the sandbox: %w", a, p.Name, err)
@@ -131,8 +132,8 @@ func (p Plug) setUp(inner *netlink.Handle, link netlink.Link) error {
 	return nil
 }
 
-// tune sets what has to be so before the link is up: neighbours are told of an address that was another container's a
-// moment ago (arp_notify), and a container without an IPv6 address does not speak IPv6.
+// tune sets sysctls that must be set before the link is up. arp_notify announces the address to neighbours that may
+// still have the MAC of the container that had it before. A container without an IPv6 address gets IPv6 disabled.
 func (p Plug) tune() error {
 	disabled := "1"
 	if slices.ContainsFunc(p.Addrs, func(a netip.Prefix) bool { return a.Addr().Is6() }) {
@@ -163,7 +164,7 @@ func (p Plug) route(link netlink.Link, r Route) *netlink.Route {
 	return route
 }
 
-// Faults says in words what is not inside a sandbox as PlugIn left it.
+// Faults returns what in the sandbox is not as PlugIn has set it up, one text a fault.
 func (p Plug) Faults(fd int) ([]string, error) {
 	inner, err := core.NetlinkIn(fd)
 	if err != nil {
@@ -195,15 +196,16 @@ func (p Plug) Faults(fd int) ([]string, error) {
 		return nil, fmt.Errorf("list routes in the sandbox: %w", err)
 	}
 	for _, r := range p.Routes {
-		if !slices.ContainsFunc(routes, func(got netlink.Route) bool { return core.PrefixOf(got.Dst) == r.Dst.Masked() }) {
+		same := func(got netlink.Route) bool { return core.PrefixOf(got.Dst) == r.Dst.Masked() }
+		if !slices.ContainsFunc(routes, same) {
 			faults = append(faults, fmt.Sprintf("route %s is missing in the sandbox", r))
 		}
 	}
 	return faults, nil
 }
 
-// Unplug takes a link of netyard's out of a sandbox that goes on living. One that is not there, or is not netyard's, is
-// left alone. The inner end of a pair carries no alias; it goes with the outer one.
+// Unplug deletes a link of netyard's in a sandbox that continues to exist. It does nothing if the link is missing or
+// not netyard's. The container end of a veth pair has no alias; it is deleted with the host end.
 func Unplug(fd int, p Plug) error {
 	inner, err := core.NetlinkIn(fd)
 	if err != nil {

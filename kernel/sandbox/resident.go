@@ -17,21 +17,21 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Process tells one process of this boot from every other: the kernel gives numbers out again, but not with the same
-// start.
+// A Process identifies one process of this boot. The kernel reuses PIDs, but not with the same start time.
 type Process struct {
 	PID int `json:",omitempty"`
-	// Start is when it began, in ticks since the boot (proc(5), /proc/pid/stat).
+	// Start is when it started, in clock ticks since the boot (proc(5), /proc/pid/stat).
 	Start uint64 `json:",omitempty"`
-	// Space is the PID namespace that it was seen from: elsewhere its number says nothing.
+	// Space is the inode number of the PID namespace in which it has this PID.
 	Space uint64 `json:",omitempty"`
 }
 
-// firstSpace is the host's own PID namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
-const firstSpace = 0xEFFFFFFC
+// initialPIDNamespace is the inode number of the machine's initial PID namespace (PROC_PID_INIT_INO,
+// include/linux/proc_ns.h).
+const initialPIDNamespace = 0xEFFFFFFC
 
-// pidSpace is the PID namespace that /proc shows; 0: it is not to be found.
-func pidSpace() uint64 {
+// pidNamespace returns the inode number of the PID namespace that /proc shows; 0 if it cannot be read.
+func pidNamespace() uint64 {
 	var st unix.Stat_t
 	if unix.Stat("/proc/self/ns/pid", &st) != nil {
 		return 0
@@ -39,10 +39,11 @@ func pidSpace() uint64 {
 	return st.Ino
 }
 
-// SeesAllProcesses says whether no process of the host is out of sight, as those of others are from inside a container.
-func SeesAllProcesses() bool { return pidSpace() == firstSpace }
+// SeesAllProcesses reports whether this process sees all processes of the machine. Inside a container's PID namespace
+// it does not.
+func SeesAllProcesses() bool { return pidNamespace() == initialPIDNamespace }
 
-// ProcessAt returns the process that has a number now. A zombie is none.
+// ProcessAt returns the process that has a PID now; ok is false if there is none, or only a zombie.
 func ProcessAt(pid int) (p Process, ok bool) {
 	if pid <= 0 {
 		return p, false
@@ -51,30 +52,30 @@ func ProcessAt(pid int) (p Process, ok bool) {
 	if err != nil {
 		return p, false
 	}
-	at := strings.LastIndexByte(string(raw), ')') // the name before it may contain anything
+	at := strings.LastIndexByte(string(raw), ')') // ends the name, which may contain anything
 	const state, start = 0, 19
 	fields := strings.Fields(string(raw[at+1:]))
 	if at < 0 || len(fields) <= start || fields[state] == "Z" || fields[state] == "X" {
 		return p, false
 	}
 	began, err := strconv.ParseUint(fields[start], 10, 64)
-	return Process{PID: pid, Start: began, Space: pidSpace()}, err == nil
+	return Process{PID: pid, Start: began, Space: pidNamespace()}, err == nil
 }
 
-// Known says whether it is known which process that is.
+// Known reports whether p identifies a process.
 func (p Process) Known() bool { return p.PID > 0 }
 
-// Here says whether the process is known, and would be seen if it lived.
-func (p Process) Here() bool { return p.Known() && p.Space == pidSpace() }
+// Here reports whether the process is known, and would be visible from here if it lived.
+func (p Process) Here() bool { return p.Known() && p.Space == pidNamespace() }
 
-// Ended says whether the process is known, and is no more.
+// Ended reports whether the process would be visible from here, and does not live any more.
 func (p Process) Ended() bool {
 	now, ok := ProcessAt(p.PID)
 	return p.Here() && (!ok || now != p)
 }
 
-// PeerOf returns the process at the other end of a Unix socket (unix(7), SO_PEERCRED). It is not known if that is in a
-// PID namespace which cannot be seen from here.
+// PeerOf returns the process at the other end of a Unix socket (unix(7), SO_PEERCRED). The result is not Known if that
+// process is not visible from this PID namespace.
 func PeerOf(c net.Conn) (p Process) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
@@ -96,28 +97,30 @@ func PeerOf(c net.Conn) (p Process) {
 // Residents are the network namespaces that processes live in.
 type Residents struct {
 	in map[core.NamespaceID]bool
-	// hidden: there are processes of containers of which it cannot be seen where they live.
+	// hidden: there are processes of containers whose network namespace cannot be read.
 	hidden bool
 }
 
-// contained matches the control group of a process of a container: every engine writes its id there (cgroups(7)).
-var contained = regexp.MustCompile(`[0-9a-f]{64}`)
+// containerGroup matches the control group of a container's process: every engine puts the container's ID into its path
+// (cgroups(7)).
+var containerGroup = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// FindResidents looks at every process of the host, and at each of its threads: one may live elsewhere than the
-// process's first one, or longer. It looks twice: a process may have had a child and ended while the list was read.
+// FindResidents reads the network namespace of every thread of every process: a thread may be in another namespace than
+// its process's first thread, or live longer than that. It reads twice, since a process may have started a child and
+// ended while the list was read.
 func FindResidents(ctx context.Context) (Residents, error) {
 	r := Residents{in: map[core.NamespaceID]bool{}}
 	for range 2 {
-		if err := r.look(ctx); err != nil {
-			return r, fmt.Errorf("look for the processes of sandboxes: %w", err)
+		if err := r.addAll(ctx); err != nil {
+			return r, fmt.Errorf("find the processes of sandboxes: %w", err)
 		}
 	}
 	return r, nil
 }
 
-// look adds where all processes live. This one does not count: its threads only visit.
-func (r *Residents) look(ctx context.Context) error {
-	procs, err := numbered("/proc")
+// addAll adds the network namespaces of all processes but this one, whose threads enter sandboxes only for a moment.
+func (r *Residents) addAll(ctx context.Context) error {
+	procs, err := numericEntries("/proc")
 	if err != nil {
 		return err
 	}
@@ -129,18 +132,18 @@ func (r *Residents) look(ctx context.Context) error {
 		if pid == own {
 			continue
 		}
-		if !r.add(filepath.Join("/proc", pid)) && pid != "1" { // the host's init is no container's
+		if !r.add(filepath.Join("/proc", pid)) && pid != "1" { // the host's init belongs to no container
 			raw, err := os.ReadFile(filepath.Join("/proc", pid, "cgroup"))
-			r.hidden = r.hidden || err == nil && contained.Match(raw) || errors.Is(err, fs.ErrPermission)
+			r.hidden = r.hidden || err == nil && containerGroup.Match(raw) || errors.Is(err, fs.ErrPermission)
 		}
 	}
 	return nil
 }
 
-// add notes where the threads of a process live; seen is false when it may not be known of one. One that has ended
-// lives nowhere.
+// add adds the network namespaces of the threads of a process; seen is false if one may not be read. A thread that has
+// ended is in none.
 func (r *Residents) add(proc string) (seen bool) {
-	tasks, err := numbered(filepath.Join(proc, "task"))
+	tasks, err := numericEntries(filepath.Join(proc, "task"))
 	seen = !errors.Is(err, fs.ErrPermission)
 	for _, tid := range tasks {
 		var st unix.Stat_t
@@ -154,17 +157,17 @@ func (r *Residents) add(proc string) (seen bool) {
 	return seen
 }
 
-// Deserted says whether it is certain that no process lives in a namespace.
+// Deserted reports whether it is certain that no process lives in a namespace.
 func (r Residents) Deserted(id core.NamespaceID) bool { return !r.hidden && !r.in[id] }
 
-// numbered are the entries of a directory whose names are numbers. Of one that went meanwhile there are none.
-func numbered(dir string) (names []string, err error) {
+// numericEntries returns the entries of a directory whose names are numbers; none if the directory no longer exists.
+func numericEntries(dir string) (names []string, err error) {
 	all, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return nil, nil
 	}
 	for _, e := range all {
-		if _, bad := strconv.Atoi(e.Name()); bad == nil {
+		if _, notNumber := strconv.Atoi(e.Name()); notNumber == nil {
 			names = append(names, e.Name())
 		}
 	}

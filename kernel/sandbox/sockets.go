@@ -18,25 +18,26 @@ import (
 	"netyard/kernel/rule"
 )
 
-// A Listener is a socket of the host that waits for packets to a port.
+// A Listener is a socket that receives packets to a port.
 type Listener struct {
 	Proto string
-	// Addr is what it is bound to; Both says that it is bound to all addresses of both families.
+	// Addr is the address it is bound to. Both: it is bound to all addresses of both families.
 	Addr netip.Addr
 	Both bool
 	Port uint16
-	// Bound says that it hears one interface only (SO_BINDTODEVICE).
+	// Bound: it receives from one interface only (SO_BINDTODEVICE).
 	Bound bool
-	// Fleeting says that the port is one of those given to who does not ask for one, and that it is not known whether
-	// the socket waits for anybody: a client of UDP has such a socket too, for as long as it waits for an answer.
+	// Fleeting: it is a UDP socket on an ephemeral port. It may not be a server's: a client has such a socket, too,
+	// while it waits for an answer.
 	Fleeting bool
 	inode    uint32
 }
 
-// Listeners lists the sockets of the host that wait for TCP connections and UDP datagrams (sock_diag(7)). Who names
-// protocols is told of no other: each is two dumps of tables whose size is the host's.
+// Listeners lists the sockets of the host that listen for TCP connections, and its unconnected UDP sockets
+// (sock_diag(7)). With protos it lists only those protocols: each takes two dumps of tables that may be large.
 func Listeners(k *core.Handle, protos ...string) ([]Listener, error) {
-	where := &netlink.Config{} // a socket in another namespace takes a thread, which ends with it
+	// A socket in another namespace needs a thread of its own, until it is closed.
+	where := &netlink.Config{}
 	if k.Threads.IsOpen() {
 		where.NetNS = int(k.Threads)
 	}
@@ -46,17 +47,17 @@ func Listeners(k *core.Handle, protos ...string) ([]Listener, error) {
 		if err != nil {
 			return fmt.Errorf("open sock_diag: %w", err)
 		}
-		defer c.Close() //nolint:errcheck // nothing was written
+		defer c.Close() //nolint:errcheck // nothing is written
 		all, err = allListeners(c, protos...)
 		return err
 	})
 	return all, err
 }
 
-// allListeners lists the sockets of the namespace that c is of.
+// allListeners lists the sockets of the namespace that c was opened in.
 func allListeners(c *netlink.Conn, protos ...string) (all []Listener, err error) {
 	if err := c.SetDeadline(time.Now().Add(core.NetlinkTimeout)); err != nil {
-		return nil, fmt.Errorf("bound sock_diag's waits: %w", err)
+		return nil, fmt.Errorf("set sock_diag timeout: %w", err)
 	}
 	for _, proto := range []string{"tcp", "udp"} {
 		if len(protos) > 0 && !slices.Contains(protos, proto) {
@@ -96,7 +97,7 @@ func listeners(c *netlink.Conn, proto string, family byte) (all []Listener, err 
 	return all, nil
 }
 
-// parseListener reads a struct inet_diag_msg and the attributes behind it.
+// parseListener decodes a struct inet_diag_msg and the attributes that follow it.
 func parseListener(proto string, data []byte) (l Listener, ok bool) {
 	const size, v6OnlyAttr = 72, 11 // INET_DIAG_SKV6ONLY
 	if len(data) < size {
@@ -121,8 +122,8 @@ func parseListener(proto string, data []byte) (l Listener, ok bool) {
 	return l, err == nil
 }
 
-// Takes says whether the socket gets what comes for one of the ports at an address; the unspecified one is any of its
-// family.
+// Takes reports whether the socket receives packets to an address and one of count ports from first. An unspecified a
+// stands for any address of its family.
 func (l Listener) Takes(proto string, a netip.Addr, first, count uint16) bool {
 	if l.Proto != proto || l.Port < first || l.Port-first >= max(count, 1) {
 		return false
@@ -130,12 +131,11 @@ func (l Listener) Takes(proto string, a netip.Addr, first, count uint16) bool {
 	return l.Both || l.Addr == a || l.Addr.Is4() == a.Is4() && (l.Addr.IsUnspecified() || a.IsUnspecified())
 }
 
-// Owner says in words whose the socket is. It looks through the files of every process, so only for somebody who has to
-// be told.
+// Owner says which process has the socket, for messages. It reads the open files of every process, which is slow.
 func (l Listener) Owner() string {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, proc := range procs {
-		if !holds(proc, l.inode) {
+		if !hasOpen(proc, l.inode) {
 			continue
 		}
 		raw, err := os.ReadFile(filepath.Join(proc, "cmdline"))
@@ -144,7 +144,7 @@ func (l Listener) Owner() string {
 		}
 		args := strings.Split(strings.TrimRight(string(raw), "\x00"), "\x00")
 		text := fmt.Sprintf("process %s (pid %s)", filepath.Base(args[0]), filepath.Base(proc))
-		if to := proxied(args); to != "" {
+		if to := proxyTarget(args); to != "" {
 			text += ", which publishes " + to + " for Docker"
 		}
 		return text
@@ -152,12 +152,12 @@ func (l Listener) Owner() string {
 	return "a process of another namespace"
 }
 
-// HeldBy says whether a process has the socket open.
+// HeldBy reports whether a process has the socket open.
 func (l Listener) HeldBy(pid int) bool {
-	return pid > 0 && holds(filepath.Join("/proc", strconv.Itoa(pid)), l.inode)
+	return pid > 0 && hasOpen(filepath.Join("/proc", strconv.Itoa(pid)), l.inode)
 }
 
-func holds(proc string, inode uint32) bool {
+func hasOpen(proc string, inode uint32) bool {
 	want := fmt.Sprintf("socket:[%d]", inode)
 	fds, _ := filepath.Glob(filepath.Join(proc, "fd", "*"))
 	for _, fd := range fds {
@@ -168,20 +168,20 @@ func holds(proc string, inode uint32) bool {
 	return false
 }
 
-// proxied is the container behind a docker-proxy.
-func proxied(args []string) string {
+// proxyTarget returns the container's address and port from the arguments of a docker-proxy; empty for other programs.
+func proxyTarget(args []string) string {
 	if len(args) == 0 || filepath.Base(args[0]) != "docker-proxy" {
 		return ""
 	}
-	said := map[string]string{}
+	flags := map[string]string{}
 	for i := 1; i+1 < len(args); i += 2 {
-		said[strings.TrimLeft(args[i], "-")] = args[i+1]
+		flags[strings.TrimLeft(args[i], "-")] = args[i+1]
 	}
-	return said["container-ip"] + ":" + said["container-port"]
+	return flags["container-ip"] + ":" + flags["container-port"]
 }
 
-// EphemeralPorts are the first and the last port that the host gives to who does not ask for one (ip_local_port_range,
-// ip(7)).
+// EphemeralPorts returns the first and the last port of the host's ephemeral range, from which sockets get a port that
+// ask for none (ip_local_port_range, ip(7)).
 func EphemeralPorts(k *core.Handle) (first, last uint16, err error) {
 	text, err := k.ReadSysctl(ephemeralFile)
 	if err != nil {
@@ -194,12 +194,12 @@ const ephemeralFile = "/proc/sys/net/ipv4/ip_local_port_range"
 
 func parseEphemeral(text string) (first, last uint16, err error) {
 	if _, err := fmt.Sscan(text, &first, &last); err != nil || first == 0 || last < first {
-		return 0, 0, fmt.Errorf("read the range of ephemeral ports: %q", text)
+		return 0, 0, fmt.Errorf("parse the range of ephemeral ports %q: want two port numbers", text)
 	}
 	return first, last, nil
 }
 
-// HasAddr says whether an address is one of the host's own.
+// HasAddr reports whether an address is one of the host's own.
 func HasAddr(k *core.Handle, a netip.Addr) (bool, error) {
 	addrs, _, err := k.HostAddrs()
 	return a.IsLoopback() || addrs[a], err
