@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Packet is what an Ethernet frame carries, and the type that says so. Its methods put it into what a receiver may
-// undo by itself.
+// A Packet is the payload of an Ethernet frame, and its EtherType. Its methods wrap it in encapsulations that a
+// receiver may remove on its own.
 type Packet struct {
 	Type uint16
 	Data []byte
 }
 
-// The headers that an IPv6 packet may have in front of its payload (RFC 8200, section 4).
+// Extension headers of IPv6 (RFC 8200, section 4).
 const (
 	HopByHop    = 0
 	Routing     = 43
@@ -24,7 +24,7 @@ const (
 
 const fragment6 = 44
 
-// UDP is a datagram of either family, with its checksum.
+// UDP returns a UDP datagram in an IPv4 or IPv6 packet, with its checksum.
 func UDP(from, to netip.AddrPort, data []byte) Packet {
 	src, dst := from.Addr(), to.Addr()
 	segment := udpData(from.Port(), to.Port(), data)
@@ -37,7 +37,7 @@ func UDP(from, to netip.AddrPort, data []byte) Packet {
 	return typed(ipv6(src, dst, udp, summed(segment, pseudo)))
 }
 
-// summed puts UDP's checksum into a segment; 0 would say that there is none (RFC 768).
+// summed writes UDP's checksum into a segment. A computed 0 becomes 0xffff, since 0 means no checksum (RFC 768).
 func summed(segment, pseudo []byte) []byte {
 	const at = 6
 	even := append(append([]byte{}, segment...), make([]byte, len(segment)%2)...)
@@ -49,8 +49,8 @@ func summed(segment, pseudo []byte) []byte {
 	return segment
 }
 
-// WhoHas asks a station for its hardware address, by ARP or neighbour solicitation: from is in its neighbour table
-// afterwards.
+// WhoHas returns an ARP request or a neighbour solicitation from a station. The receiver adds from to its neighbour
+// table.
 func WhoHas(mac net.HardwareAddr, from netip.Addr, to netip.Addr) Packet {
 	if from.Is4() {
 		return typed(arp(1, mac, from, Station{MAC: make(net.HardwareAddr, 6), V4: to}))
@@ -58,43 +58,46 @@ func WhoHas(mac net.HardwareAddr, from netip.Addr, to netip.Addr) Packet {
 	return typed(ipv6(from, to, icmp6, nd(from, to, neighbourAsk, to, lladdr(source, mac))))
 }
 
-// Advertise is a router's advertisement: 1800 s as the default router.
+// Advertise returns a router advertisement with a router lifetime of 1800 s.
 func Advertise(from, to netip.Addr) Packet {
 	return typed(ipv6(from, to, icmp6, icmpBody(from, to, routerAdvert, []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0})))
 }
 
-// Ping6 is an echo request of a size.
+// Ping6 returns an ICMPv6 echo request with size bytes after the ICMPv6 header's first four.
 func Ping6(from, to netip.Addr, size int) Packet {
 	const echoRequest = 128
 	return typed(ipv6(from, to, icmp6, icmpBody(from, to, echoRequest, make([]byte, size))))
 }
 
+// typed splits off the EtherType, which precedes the payload.
 func typed(b []byte) Packet { return Packet{Type: binary.BigEndian.Uint16(b), Data: b[2:]} }
 
-// Frame is the packet as it goes over the wire.
+// Frame returns the packet in an Ethernet frame.
 func (p Packet) Frame(from, to net.HardwareAddr) []byte {
 	return append(binary.BigEndian.AppendUint16(append(append([]byte{}, to...), from...), p.Type), p.Data...)
 }
 
-// Tagged puts it into a VLAN; kind is 802.1Q's type or 802.1ad's, or another one that some take for such.
+// Tagged adds a VLAN tag. kind is the EtherType of 802.1Q or 802.1ad, or another one that some receivers treat the
+// same.
 func (p Packet) Tagged(kind, tci uint16) Packet {
 	head := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, tci), p.Type)
 	return Packet{Type: kind, Data: append(head, p.Data...)}
 }
 
-// SNAP puts it behind LLC, as RFC 1042 does; organization is 0, or 0xf8 for what IEEE 802.1H makes of it.
+// SNAP adds LLC and SNAP headers (RFC 1042). organization is 0, or 0xf8 for the bridge-tunnel encapsulation of IEEE
+// 802.1H.
 func (p Packet) SNAP(organization byte) Packet {
 	head := binary.BigEndian.AppendUint16([]byte{0xaa, 0xaa, 3, 0, 0, organization}, p.Type)
 	head = append(head, p.Data...)
 	return Packet{Type: uint16(len(head)), Data: head} //nolint:gosec // short
 }
 
-// Behind puts bytes in front of it and gives it another type.
+// Behind adds bytes in front and sets another EtherType.
 func (p Packet) Behind(kind uint16, head ...byte) Packet {
 	return Packet{Type: kind, Data: append(append([]byte{}, head...), p.Data...)}
 }
 
-// Inside puts it into an IP packet of that protocol; head stands between.
+// Inside puts it into an IP packet of a protocol, behind head.
 func (p Packet) Inside(from, to netip.Addr, proto byte, head ...byte) Packet {
 	data := append(append([]byte{}, head...), p.Data...)
 	if from.Is4() {
@@ -103,14 +106,15 @@ func (p Packet) Inside(from, to netip.Addr, proto byte, head ...byte) Packet {
 	return typed(ipv6(from, to, proto, data))
 }
 
-// Extended puts extension headers of 8 octets into an IPv6 packet. All they say is that they can be passed over.
+// Extended adds extension headers of 8 octets to an IPv6 packet. Receivers skip them: they hold only padding, or no
+// segments left.
 func (p Packet) Extended(kinds ...byte) Packet {
 	data := append([]byte{}, p.Data...)
 	for i := len(kinds) - 1; i >= 0; i-- {
 		const padN, padding = 1, 4 // RFC 8200, section 4.2
 		header := []byte{data[6], 0, padN, padding, 0, 0, 0, 0}
 		if kinds[i] == Routing {
-			header = []byte{data[6], 0, 253, 0, 0, 0, 0, 0} // a type for experiments, no segments left
+			header = []byte{data[6], 0, 253, 0, 0, 0, 0, 0} // experimental routing type, no segments left
 		}
 		data = append(append(append([]byte{}, data[:40]...), header...), data[40:]...)
 		data[6] = kinds[i]
@@ -119,7 +123,8 @@ func (p Packet) Extended(kinds ...byte) Packet {
 	return Packet{Type: p.Type, Data: data}
 }
 
-// Fragments cuts it into pieces of that many octets, a multiple of 8. An id is for one packet of a sender.
+// Fragments splits an IP packet into fragments of size octets, a multiple of 8. Each packet of a sender needs another
+// id.
 func (p Packet) Fragments(size int, id uint16) (all []Packet) {
 	if p.Type == unix.ETH_P_IPV6 {
 		return p.fragments6(size, id)

@@ -10,26 +10,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Frame is an Ethernet frame a container may send, or may not.
+// A Frame is an Ethernet frame that a container may send, or may not.
 type Frame struct {
 	Name string
-	// Raw is what is sent, Seen what a packet socket then shows: a VLAN's tag is not among that.
+	// Raw is what is sent, Seen what a packet socket shows of it: a VLAN tag is not part of that.
 	Raw, Seen []byte
-	// Role: it is sent by who plays a router; no option allows that.
+	// Role: only a router may send it, and no option allows it to a container.
 	Role bool
 }
 
-// A Station is who sends or gets frames.
+// A Station sends or receives frames.
 type Station struct {
 	MAC net.HardwareAddr
 	V4  netip.Addr
 	V6  netip.Addr
 }
 
-// Local is its IPv6 address of the link (RFC 4291, appendix A).
+// Local returns its IPv6 link-local address (RFC 4291, appendix A).
 func (s Station) Local() netip.Addr {
 	m := s.MAC
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+	return netip.AddrFrom16([16]byte{
+		0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5],
+	})
 }
 
 const (
@@ -41,7 +43,7 @@ const (
 	source, target  = 1, 2 // link-layer address options of RFC 4861
 )
 
-// Forgeries are frames by which me plays somebody else to the victim.
+// Forgeries returns frames by which me pretends to the victim to be other, a router or a DHCP server.
 func Forgeries(me, other, victim Station) []Frame {
 	to := func(name string, payload []byte) Frame { return ether(name, me.MAC, victim.MAC, payload) }
 	data := []byte("forged")
@@ -50,12 +52,18 @@ func Forgeries(me, other, victim Station) []Frame {
 	na := func(about netip.Addr, options ...[]byte) []byte {
 		return ipv6(me.V6, victim.V6, icmp6, nd(me.V6, victim.V6, neighbourAnswer, about, options...))
 	}
-	hop := ipv6(me.V6, victim.V6, 0, append([]byte{icmp6, 0, 1, 4, 0, 0, 0, 0}, nd(me.V6, victim.V6, neighbourAnswer, other.V6, lladdr(target, me.MAC))...))
+	hop := ipv6(me.V6, victim.V6, 0, append([]byte{icmp6, 0, 1, 4, 0, 0, 0, 0},
+		nd(me.V6, victim.V6, neighbourAnswer, other.V6, lladdr(target, me.MAC))...))
 	tagged := to("IPv4 source in a VLAN", v4(other.V4))
 	tagged.Raw = append(append(append([]byte{}, tagged.Raw[:12]...), 0x81, 0, 0, 5), tagged.Raw[12:]...)
 	nobody, zero6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
-	advert := ipv6(me.Local(), victim.V6, icmp6, icmpBody(me.Local(), victim.V6, routerAdvert, []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0}))
-	redirect := icmpBody(me.Local(), victim.V6, redirect6, append(append(make([]byte, 4), me.Local().AsSlice()...), other.V6.AsSlice()...))
+	advert := ipv6(me.Local(), victim.V6, icmp6,
+		icmpBody(me.Local(), victim.V6, routerAdvert, []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0}))
+	redirect := icmpBody(me.Local(), victim.V6, redirect6,
+		append(append(make([]byte, 4), me.Local().AsSlice()...), other.V6.AsSlice()...))
+	redirect4 := append([]byte{5, 1, 0, 0}, append(other.V4.AsSlice(), make([]byte, 28)...)...)
+	ask := nd(me.V6, victim.V6, neighbourAsk, victim.V6, lladdr(source, other.MAC))
+	probe := nd(zero6, victim.V6, neighbourAsk, other.V6)
 	role := func(f Frame) Frame { f.Role = true; return f }
 	return []Frame{
 		ether("hardware address", other.MAC, victim.MAC, v4(me.V4)),
@@ -74,39 +82,44 @@ func Forgeries(me, other, victim Station) []Frame {
 		to("ND answer with another's hardware address", na(me.V6, lladdr(target, other.MAC))),
 		to("ND answer with a second option", na(me.V6, lladdr(14, me.MAC), lladdr(target, other.MAC))),
 		to("ND answer behind a header", hop),
-		to("ND question with another's hardware address", ipv6(me.V6, victim.V6, icmp6, nd(me.V6, victim.V6, neighbourAsk, victim.V6, lladdr(source, other.MAC)))),
-		to("ND probe of another's address", ipv6(zero6, victim.V6, icmp6, nd(zero6, victim.V6, neighbourAsk, other.V6))),
+		to("ND question with another's hardware address", ipv6(me.V6, victim.V6, icmp6, ask)),
+		to("ND probe of another's address", ipv6(zero6, victim.V6, icmp6, probe)),
 		to("DHCP server", ipv4(me.V4, victim.V4, udp, udpData(67, 68, data))),
 		to("DHCPv6 server", ipv6(me.Local(), victim.V6, udp, udpData(547, 546, data))),
 		to("another protocol", append([]byte{0x88, 0xb5}, data...)),
 		role(to("router advertisement", advert)),
 		role(to("IPv6 redirect", ipv6(me.Local(), victim.V6, icmp6, redirect))),
-		role(to("IPv4 redirect", ipv4(me.V4, victim.V4, 1, checksummed(append([]byte{5, 1, 0, 0}, append(other.V4.AsSlice(), make([]byte, 28)...)...), 2, nil)))),
+		role(to("IPv4 redirect", ipv4(me.V4, victim.V4, 1, checksummed(redirect4, 2, nil)))),
 	}
 }
 
-// Honest are frames of me that everybody needs.
+// Honest returns frames of me that every network must let through.
 func Honest(me, victim Station) []Frame {
 	to := func(name string, payload []byte) Frame { return ether(name, me.MAC, victim.MAC, payload) }
-	data, zero6 := []byte("honest"), netip.IPv6Unspecified()
+	data, zero4, zero6 := []byte("honest"), netip.IPv4Unspecified(), netip.IPv6Unspecified()
 	all4 := netip.MustParseAddr("255.255.255.255")
+	ask := nd(me.V6, victim.V6, neighbourAsk, victim.V6, lladdr(source, me.MAC))
+	answer := nd(me.V6, victim.V6, neighbourAnswer, me.V6, lladdr(target, me.MAC))
+	short := nd(me.V6, victim.V6, neighbourAnswer, me.V6)
+	probe := nd(zero6, victim.V6, neighbourAsk, me.V6, lladdr(14, me.MAC))
+	noMAC := Station{MAC: make(net.HardwareAddr, 6), V4: me.V4}
 	return []Frame{
 		to("IPv4", ipv4(me.V4, victim.V4, udp, udpData(7, 7, data))),
 		to("IPv6", ipv6(me.V6, victim.V6, udp, udpData(7, 7, data))),
 		to("IPv6 of the link", ipv6(me.Local(), victim.Local(), udp, udpData(7, 7, data))),
 		to("ARP answer", arp(2, me.MAC, me.V4, victim)),
-		ether("ARP probe", me.MAC, broadcast(), arp(1, me.MAC, netip.IPv4Unspecified(), Station{MAC: make(net.HardwareAddr, 6), V4: me.V4})),
-		to("ND question", ipv6(me.V6, victim.V6, icmp6, nd(me.V6, victim.V6, neighbourAsk, victim.V6, lladdr(source, me.MAC)))),
-		to("ND answer", ipv6(me.V6, victim.V6, icmp6, nd(me.V6, victim.V6, neighbourAnswer, me.V6, lladdr(target, me.MAC)))),
-		to("ND answer, short", ipv6(me.V6, victim.V6, icmp6, nd(me.V6, victim.V6, neighbourAnswer, me.V6))),
-		to("ND probe with a nonce", ipv6(zero6, victim.V6, icmp6, nd(zero6, victim.V6, neighbourAsk, me.V6, lladdr(14, me.MAC)))),
-		ether("DHCP client", me.MAC, broadcast(), ipv4(netip.IPv4Unspecified(), all4, udp, udpData(68, 67, data))),
+		ether("ARP probe", me.MAC, broadcast(), arp(1, me.MAC, zero4, noMAC)),
+		to("ND question", ipv6(me.V6, victim.V6, icmp6, ask)),
+		to("ND answer", ipv6(me.V6, victim.V6, icmp6, answer)),
+		to("ND answer, short", ipv6(me.V6, victim.V6, icmp6, short)),
+		to("ND probe with a nonce", ipv6(zero6, victim.V6, icmp6, probe)),
+		ether("DHCP client", me.MAC, broadcast(), ipv4(zero4, all4, udp, udpData(68, 67, data))),
 	}
 }
 
 func broadcast() net.HardwareAddr { return bytes.Repeat([]byte{0xff}, 6) }
 
-// ether puts a payload, its type in front, into a frame.
+// ether puts a payload that begins with its EtherType into a frame.
 func ether(name string, from, to net.HardwareAddr, payload []byte) Frame {
 	raw := append(append(append([]byte{}, to...), from...), payload...)
 	return Frame{Name: name, Raw: raw, Seen: raw}
@@ -125,7 +138,7 @@ func ipv6(from, to netip.Addr, next byte, payload []byte) []byte {
 	return append(append(append(h, from.AsSlice()...), to.AsSlice()...), payload...)
 }
 
-// udpData has no checksum, which IPv4 allows and a bridge does not look at.
+// udpData returns a UDP segment without a checksum: IPv4 allows that, and a bridge does not check it.
 func udpData(from, to uint16, data []byte) []byte {
 	h := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, from), to)
 	h = binary.BigEndian.AppendUint16(h, uint16(8+len(data))) //nolint:gosec // short
@@ -149,7 +162,7 @@ func icmpBody(from, to netip.Addr, kind byte, body []byte) []byte {
 	return checksummed(b, 2, pseudo)
 }
 
-// checksummed puts the Internet's checksum (RFC 1071) of pseudo and b into b.
+// checksummed writes the Internet checksum (RFC 1071) of pseudo and b into b, at an offset.
 func checksummed(b []byte, at int, pseudo []byte) []byte {
 	var sum uint32
 	all := append(append([]byte{}, pseudo...), b...)
@@ -163,13 +176,13 @@ func checksummed(b []byte, at int, pseudo []byte) []byte {
 	return b
 }
 
-// SendFrames sends frames out of an interface of the namespace the thread is in.
+// SendFrames sends frames by a link of the thread's namespace.
 func SendFrames(link string, frames []Frame) error {
 	fd, err := packetSocket(link)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing is lost
+	defer unix.Close(fd) //nolint:errcheck // every write was checked
 	for _, f := range frames {
 		if _, err := unix.Write(fd, f.Raw); err != nil {
 			return err
@@ -178,19 +191,19 @@ func SendFrames(link string, frames []Frame) error {
 	return nil
 }
 
-// A Capture sees what comes in by an interface.
+// A Capture records the frames of a link.
 type Capture struct {
 	fd  int
 	got [][]byte
 }
 
-// NewCapture begins to look, in the namespace the thread is in.
+// NewCapture starts a capture on a link of the thread's namespace.
 func NewCapture(link string) (*Capture, error) {
 	fd, err := packetSocket(link)
 	return &Capture{fd: fd}, err
 }
 
-// Got returns the names of those frames that came, after a while in which they could.
+// Got waits, and returns the names of those frames that were seen.
 func (c *Capture) Got(frames []Frame, wait time.Duration) (names []string) {
 	buf := make([]byte, 1<<16)
 	for end := time.Now().Add(wait); time.Now().Before(end); {
@@ -212,7 +225,7 @@ func (c *Capture) Got(frames []Frame, wait time.Duration) (names []string) {
 	return names
 }
 
-// Close ends it.
+// Close ends the capture.
 func (c *Capture) Close() error { return unix.Close(c.fd) }
 
 func packetSocket(link string) (int, error) {
@@ -220,7 +233,7 @@ func packetSocket(link string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	const all = uint16(unix.ETH_P_ALL)<<8&0xff00 | unix.ETH_P_ALL>>8 // in the network's order
+	const all = uint16(unix.ETH_P_ALL)<<8&0xff00 | unix.ETH_P_ALL>>8 // in network byte order
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all))
 	if err != nil {
 		return -1, err
@@ -231,7 +244,7 @@ func packetSocket(link string) (int, error) {
 	return fd, nil
 }
 
-// Count is how often a frame has come.
+// Count returns how often a frame has been seen, as of the last Got.
 func (c *Capture) Count(f Frame) (n int) {
 	for _, g := range c.got {
 		if bytes.HasPrefix(g, f.Seen) {

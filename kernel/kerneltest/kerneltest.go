@@ -1,4 +1,5 @@
-// Package kerneltest gives tests a network namespace of their own: a real kernel, empty but for lo, gone with the test.
+// Package kerneltest gives each test a network namespace of its own: a real kernel, with only lo, that ends with the
+// test. It also crafts, sends and captures packets.
 package kerneltest
 
 import (
@@ -26,7 +27,7 @@ import (
 	"netyard/kernel/sandbox"
 )
 
-// A Host is a network namespace and the Kernel of it.
+// A Host is a network namespace, and a Kernel for it.
 type Host struct {
 	*kernel.Kernel
 	ns netns.NsHandle
@@ -47,8 +48,8 @@ func New(t testing.TB) *Host {
 	return h
 }
 
-// Reopen gives the namespace a Kernel without memory, as a daemon that starts again has it. The old one is left to its
-// end.
+// Reopen opens a new Kernel for the namespace, which remembers nothing, as after a restart of the daemon. It closes the
+// old one.
 func (h *Host) Reopen(t testing.TB) {
 	t.Helper()
 	k, err := kernel.OpenAt(slog.New(slog.NewTextHandler(testWriter{t}, nil)), int(h.ns))
@@ -59,22 +60,22 @@ func (h *Host) Reopen(t testing.TB) {
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
 		}
-		settled()
+		waitForForks()
 	}
 	h.Kernel = k
 }
 
-// settled returns when what this process closed is closed in the children, too, that other tests were beginning: they
-// have copies of all its files until they run their own programs. The kernel closes these a moment after it lets the
-// parent go on (begin_new_exec in its fs/exec.c), so it can be that one is open for a little longer; for sockets there
-// is Released.
-func settled() {
+// waitForForks waits until the children that other tests are starting run their own programs. Until then they have
+// copies of all files of this process, including those that it has closed. The kernel closes the copies a moment after
+// it lets the parent continue (begin_new_exec, fs/exec.c), so one may be open a little longer; for sockets see
+// Released.
+func waitForForks() {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 }
 
-// Released waits until no socket has any of the ports, after a test has closed them: a child that another test began
-// meanwhile may have copies, and these end only when it runs its own program. list is that of a Kernel or a Sandbox.
+// Released waits until no socket has any of the ports, after a test has closed them: a child that another test is
+// starting may have copies until it runs its own program. list is that of a Kernel or a Sandbox.
 func Released(t testing.TB, list func() ([]sandbox.Listener, error), ports ...uint16) {
 	t.Helper()
 	var left []sandbox.Listener
@@ -89,11 +90,11 @@ func Released(t testing.TB, list func() ([]sandbox.Listener, error), ports ...ui
 			return
 		}
 	}
-	t.Fatalf("sockets that were closed are there: %+v", left)
+	t.Fatalf("closed sockets are still open: %+v", left)
 }
 
-// Watched lets the Kernel watch its namespace until the test ends. It is waited for: a Kernel that is closed has no
-// sockets to work with, and their numbers may be another test's by then.
+// Watched lets the Kernel watch its namespace until the test ends, and waits for the end of Watch before the Kernel is
+// closed: another test may get the file descriptors of a closed Kernel.
 func (h *Host) Watched(t testing.TB) {
 	t.Helper()
 	k := h.Kernel
@@ -109,8 +110,8 @@ func (h *Host) Watched(t testing.TB) {
 	})
 }
 
-// Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan.
-// scripts/test wants it to run in the guest kernel then.
+// Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan. Then
+// scripts/test requires that the test runs in the guest kernel.
 func Needs(t testing.TB, kinds ...string) {
 	t.Helper()
 	h := New(t)
@@ -121,10 +122,10 @@ func Needs(t testing.TB, kinds ...string) {
 	}
 }
 
-// Path is a file that stands for the namespace, as an engine's file of a sandbox does.
+// Path returns a path that refers to the namespace, like the path of a sandbox that an engine gives.
 func (h *Host) Path() string { return fmt.Sprintf("/proc/self/fd/%d", int(h.ns)) }
 
-// Pings says whether an address answers. One that should gets some time: neighbours have to be found first.
+// Pings reports whether an address answers. If it should, it gets several tries, since neighbours have to be resolved.
 func (h *Host) Pings(addr string, should bool) bool {
 	cmd := "ping -c 1 -W 1 " + addr
 	if should {
@@ -134,7 +135,7 @@ func (h *Host) Pings(addr string, should bool) bool {
 	return err == nil
 }
 
-// WireGuardPeer is what the tunnel between hosts has of its one peer.
+// WireGuardPeer returns the only peer of the tunnel between hosts. It fails the test if there is not exactly one.
 func (h *Host) WireGuardPeer(t testing.TB) (p wgtypes.Peer) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -161,11 +162,11 @@ func (h *Host) WireGuardPeer(t testing.TB) (p wgtypes.Peer) {
 func newNS(t testing.TB) netns.NsHandle {
 	t.Helper()
 	var ns netns.NsHandle
-	runtime.LockOSThread() // it looks for its own thread by number, and that may be one that is thrown away
+	runtime.LockOSThread() // netns.Get opens a path with the thread's ID, and that thread must still exist
 	self, err := netns.Get()
 	runtime.UnlockOSThread()
 	if err == nil {
-		err = core.Inside(int(self), func() (err error) { // and the thread moves back
+		err = core.Inside(int(self), func() (err error) { // netns.New moves the thread; Inside moves it back
 			ns, err = netns.New()
 			return err
 		})
@@ -178,17 +179,20 @@ func newNS(t testing.TB) netns.NsHandle {
 	return ns
 }
 
-// Peer makes another namespace joined to this one by a cable: link name on this side, eth0 on the other.
+// Peer makes another namespace, connected to this one by a veth pair: link name on this side, eth0 on the other.
 func (h *Host) Peer(t testing.TB, name string) *Host {
 	t.Helper()
 	p := New(t)
-	h.Sh(t, fmt.Sprintf("ip link add %s type veth peer name eth0 netns /proc/%d/fd/%d && ip link set %s up", name, os.Getpid(), int(p.ns), name))
+	h.Sh(t, fmt.Sprintf("ip link add %s type veth peer name eth0 netns /proc/%d/fd/%d && ip link set %s up",
+		name, os.Getpid(), int(p.ns), name))
 	p.Sh(t, "ip link set eth0 up")
-	h.Sh(t, "for i in $(seq 500); do ip link show "+name+" | grep -q 'state UP' && exit; sleep 0.02; done; exit 1") // the carrier comes by itself
+	// The kernel reports the carrier a while later.
+	h.Sh(t, "for i in $(seq 500); do ip link show "+name+" | grep -q 'state UP' && exit; sleep 0.02; done; exit 1")
 	return p
 }
 
-// Take moves a link of the host into this namespace and calls it eth0, as an engine does with a sandbox's.
+// Take moves a link of another namespace into this one and renames it eth0, as an engine does for a sandbox. Then it
+// runs cmds inside.
 func (h *Host) Take(t testing.TB, from *Host, link string, cmds ...string) {
 	t.Helper()
 	from.Sh(t, fmt.Sprintf("ip link set %s netns /proc/%d/fd/%d", link, os.Getpid(), int(h.ns)))
@@ -198,13 +202,13 @@ func (h *Host) Take(t testing.TB, from *Host, link string, cmds ...string) {
 	}
 }
 
-// Give moves a link of this namespace to another one, under the name that it has.
+// Give moves a link of this namespace to another one, without renaming it.
 func (h *Host) Give(t testing.TB, to *Host, link string) {
 	t.Helper()
 	h.Sh(t, fmt.Sprintf("ip link set %s netns /proc/%d/fd/%d", link, os.Getpid(), int(to.ns)))
 }
 
-// Sh runs a shell command inside and returns what it printed; a failure ends the test.
+// Sh runs a shell command inside and returns its output. If the command fails, the test ends.
 func (h *Host) Sh(t testing.TB, cmd string) string {
 	t.Helper()
 	out, err := h.TrySh(cmd)
@@ -225,27 +229,42 @@ func (h *Host) TrySh(cmd string) (string, error) {
 	return strings.TrimSpace(out.String()), err
 }
 
-// Dump is everything a test could leave behind: links, addresses, routes, rules, NDP proxies and nftables, without what
-// changes by itself. What a carrier makes of a link and of a bridge's port waits until the kernel's link watch comes by
-// (net/core/link_watch.c), and the routes to its own IPv6 addresses the kernel makes in its own time
-// (addrconf_dad_work, net/ipv6/addrconf.c).
+// Dump returns everything that a test could leave behind: links, addresses, routes, rules, NDP proxies and nftables. It
+// leaves out what changes on its own: the states of links and bridge ports that follow the carrier, which the kernel
+// updates with a delay (net/core/link_watch.c), and the kernel's routes to its own IPv6 addresses, which it adds with a
+// delay (addrconf_dad_work, net/ipv6/addrconf.c).
 func (h *Host) Dump(t testing.TB) string {
 	t.Helper()
-	return Normal(h.Sh(t, "ip -d -o link; ip -o addr; ip -4 route show table all; ip -6 route show table all | grep -v 'table local proto kernel'; ip rule; ip -6 neigh show proxy; nft list ruleset; bridge fdb show | grep -v permanent || true"))
+	return Normal(h.Sh(t, strings.Join([]string{
+		"ip -d -o link",
+		"ip -o addr",
+		"ip -4 route show table all",
+		"ip -6 route show table all | grep -v 'table local proto kernel'",
+		"ip rule",
+		"ip -6 neigh show proxy",
+		"nft list ruleset",
+		"bridge fdb show | grep -v permanent || true",
+	}, "; ")))
 }
 
-var volatile = regexp.MustCompile(`valid_lft \S+|preferred_lft \S+|packets \d+ bytes \d+|@if\d+|^\d+: |link-netnsid \d+|(gc|hello|tcn|topology_change|forward_delay)_timer\s+\S+|linkdown|tentative|NO-CARRIER,|,LOWER_UP|state (UNKNOWN|UP|DOWN|LOWERLAYERDOWN|disabled|forwarding) |tso_max_(size|segs) \d+`)
+// volatile matches the parts of a line that differ between two dumps of the same state.
+var volatile = regexp.MustCompile(strings.Join([]string{
+	`valid_lft \S+`, `preferred_lft \S+`, `packets \d+ bytes \d+`, `@if\d+`, `^\d+: `, `link-netnsid \d+`,
+	`(gc|hello|tcn|topology_change|forward_delay)_timer\s+\S+`, `linkdown`, `tentative`, `NO-CARRIER,`, `,LOWER_UP`,
+	`state (UNKNOWN|UP|DOWN|LOWERLAYERDOWN|disabled|forwarding) `, `tso_max_(size|segs) \d+`,
+}, "|"))
 
-// byItself matches the routes that the kernel makes for each address, and for IPv6 only in a while.
-var byItself = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*proto kernel`)
+// kernelRoute matches the routes that the kernel adds for each address; for IPv6 it does so with a delay.
+var kernelRoute = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*proto kernel`)
 
-// Normal drops from a dump what differs between two looks at the same state: numbers of links, counters, timers.
+// Normal removes from a dump what differs between two dumps of the same state: indexes of links, counters, timers.
 func Normal(dump string) string {
 	lines := strings.Split(dump, "\n")
 	for i, l := range lines {
 		lines[i] = strings.Join(strings.Fields(volatile.ReplaceAllString(l, "")), " ")
 	}
-	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return l == "" || byItself.MatchString(l) }), "\n")
+	lines = slices.DeleteFunc(lines, func(l string) bool { return l == "" || kernelRoute.MatchString(l) })
+	return strings.Join(lines, "\n")
 }
 
 type testWriter struct{ t testing.TB }
@@ -258,10 +277,11 @@ func (w testWriter) Write(p []byte) (int, error) {
 // Do runs f on a thread inside the namespace.
 func (h *Host) Do(f func() error) error { return core.Inside(int(h.ns), f) }
 
-// NS is an open descriptor of the namespace.
+// NS returns an open file descriptor of the namespace.
 func (h *Host) NS() int { return int(h.ns) }
 
-// NeedsWireGuard skips the test if the kernel has no WireGuard. scripts/test wants it to run in the guest kernel then.
+// NeedsWireGuard skips the test if the kernel has no WireGuard. Then scripts/test requires that the test runs in the
+// guest kernel.
 func NeedsWireGuard(t testing.TB) {
 	t.Helper()
 	if err := overlay.Encrypts(New(t).Handle); err != nil {
@@ -269,7 +289,8 @@ func NeedsWireGuard(t testing.TB) {
 	}
 }
 
-// Sleep starts a process that does nothing, in the namespace of a host, or where the test is. It ends with the test.
+// Sleep starts a process that does nothing, in a host's namespace, or in that of the test if in is nil. The process is
+// killed when the test ends.
 func Sleep(t testing.TB, in *Host) *exec.Cmd {
 	t.Helper()
 	c := exec.Command("sleep", "1d")

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sctp opens a socket of SCTP, which Go has no package for. It waits ten seconds for anything.
+// sctp opens an SCTP socket, which package net does not support. Each operation times out after ten seconds.
 func sctp(h *Host, family int) (fd int, err error) {
 	err = h.Do(func() error {
 		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
@@ -26,10 +26,11 @@ func sctp(h *Host, family int) (fd int, err error) {
 	return fd, err
 }
 
-// ServeSCTP tells so many clients which address it sees of them; without SCTP in the kernel the test is skipped.
+// ServeSCTP starts a server that sends each client the address it came from, and ends after that many clients. It skips
+// the test if the kernel has no SCTP.
 func (h *Host) ServeSCTP(t testing.TB, port, clients int) {
 	t.Helper()
-	fd, err := sctp(h, unix.AF_INET6) // of both families
+	fd, err := sctp(h, unix.AF_INET6) // accepts both families
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
 		t.Skipf("this kernel has no SCTP: %v", err)
 	}
@@ -56,8 +57,9 @@ func (h *Host) ServeSCTP(t testing.TB, port, clients int) {
 	}()
 }
 
-// AskSCTP is what such a server says to a client of one family: the addresses that SCTP has in its first packet no NAT
-// translates, and with those of both in it there is no association.
+// AskSCTP connects to such a server and returns what it sent, or the error. The socket has only the family of to:
+// NAT does not translate the addresses listed in SCTP's first packet, and if it listed those of both families, there
+// would be no association.
 func (h *Host) AskSCTP(to netip.AddrPort) string {
 	family, at := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	if to.Addr().Is4() {
@@ -67,14 +69,14 @@ func (h *Host) AskSCTP(to netip.AddrPort) string {
 	if err != nil {
 		return err.Error()
 	}
-	defer unix.Close(fd) //nolint:errcheck // it said what it had to say
+	defer unix.Close(fd) //nolint:errcheck // nothing is written
 	if err := unix.Connect(fd, at); err != nil {
 		return fmt.Sprintf("connect to %s: %v", to, err)
 	}
-	said := make([]byte, 64)
-	n, err := unix.Read(fd, said)
+	answer := make([]byte, 64)
+	n, err := unix.Read(fd, answer)
 	if err != nil {
 		return fmt.Sprintf("read from %s: %v", to, err)
 	}
-	return string(said[:n])
+	return string(answer[:n])
 }

@@ -10,30 +10,30 @@ import (
 	"testing"
 )
 
-// A Log is what programs have said so far.
+// A Log collects the output of programs.
 type Log struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-// Write is for the programs.
+// Write appends output.
 func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.Write(p)
 }
 
-// String is all of it.
+// String returns all output so far.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.String()
 }
 
-// Count is how often words were said.
+// Count returns how often words occur in it.
 func (l *Log) Count(words string) int { return strings.Count(l.String(), words) }
 
-// Start runs a program in the namespace until the test ends, or the returned function is called.
+// Start runs a program in the namespace until the test ends or stop is called.
 func (h *Host) Start(t testing.TB, log *Log, args ...string) (stop func()) {
 	t.Helper()
 	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // a test's
@@ -49,11 +49,12 @@ func (h *Host) Start(t testing.TB, log *Log, args ...string) (stop func()) {
 	return stop
 }
 
-// Dnsmasq is the command line of a DHCP server on a link, with no memory of what any gave before.
+// Dnsmasq returns the command line of a DHCP server on a link, with an empty lease file.
 func Dnsmasq(t testing.TB, link string, more ...string) []string {
 	t.Helper()
 	return append([]string{
-		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=" + link, "--log-dhcp", "--log-facility=-",
-		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases"),
+		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=" + link,
+		"--log-dhcp", "--log-facility=-", "--user=root", "--pid-file=", "--no-ping",
+		"--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases"),
 	}, more...)
 }

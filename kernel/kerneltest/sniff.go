@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Sniffer looks at all frames that come and go by a link.
+// A Sniffer passes all incoming and outgoing frames of a link to a function.
 type Sniffer struct {
 	t   testing.TB
 	fd  int
@@ -16,12 +16,12 @@ type Sniffer struct {
 	mu  sync.Mutex
 }
 
-// Sniff shows all frames of a link of the namespace to see, until the test ends. It fails the test when the kernel had
-// more than it took.
+// Sniff calls see with all frames of a link of the namespace, until the test ends. The test fails if the kernel dropped
+// frames because the buffer was full.
 func (h *Host) Sniff(t testing.TB, link string, see func(frame []byte)) *Sniffer {
 	t.Helper()
 	s := &Sniffer{t: t, see: see}
-	const room = 64 << 20 // bytes: a busy machine may look only now and then
+	const room = 64 << 20 // bytes: a busy machine may read it only now and then
 	err := h.Do(func() (err error) {
 		if s.fd, err = packetSocket(link); err != nil {
 			return err
@@ -49,14 +49,14 @@ func (h *Host) Sniff(t testing.TB, link string, see func(frame []byte)) *Sniffer
 		s.Look()
 		stats, err := unix.GetsockoptTpacketStats(s.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 		if err != nil || stats.Drops > 0 {
-			t.Errorf("sniff at %s: %d frames were not seen, %v", link, stats.Drops, err)
+			t.Errorf("sniff at %s: %d frames were dropped, %v", link, stats.Drops, err)
 		}
 		_ = unix.Close(s.fd)
 	})
 	return s
 }
 
-// Look shows all that has come so far.
+// Look calls see with the frames that have arrived so far.
 func (s *Sniffer) Look() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

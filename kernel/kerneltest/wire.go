@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// roomy is the size of a buffer that holds all that a test sends, in bytes.
+// roomy is the size of a receive buffer, in bytes, that holds everything that a test sends before it reads.
 const roomy = 64 << 20
 
-// Roomy gives a socket room for all that a test sends before it reads.
+// Roomy sets a receive buffer that holds everything that a test sends before it reads.
 func Roomy(c *net.UDPConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -26,7 +26,7 @@ func Roomy(c *net.UDPConn) error {
 	return errors.Join(err, failed)
 }
 
-// Pending returns what a socket has got and nobody has read yet.
+// Pending returns the datagrams that a socket has received and nobody has read yet.
 func Pending(c *net.UDPConn) (datagrams [][]byte, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -45,10 +45,10 @@ func Pending(c *net.UDPConn) (datagrams [][]byte, err error) {
 	return datagrams, err
 }
 
-// A Wire is a packet socket on a link: it keeps the frames that come in until they are asked for, and sends others.
+// A Wire is a packet socket on a link. It stores incoming frames until they are read, and sends frames.
 type Wire struct{ fd int }
 
-// NewWire begins to look, until the test ends.
+// NewWire opens a Wire, until the test ends.
 func NewWire(t testing.TB, h *Host, link string) *Wire {
 	t.Helper()
 	w := &Wire{}
@@ -60,14 +60,14 @@ func NewWire(t testing.TB, h *Host, link string) *Wire {
 			unix.SetsockoptInt(w.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
 	})
 	if err != nil {
-		t.Fatalf("look at %s: %v", link, err)
+		t.Fatalf("open a packet socket on %s: %v", link, err)
 	}
 	t.Cleanup(func() { _ = unix.Close(w.fd) })
 	return w
 }
 
-// Drain returns the frames that came in since the last time. It fails the test when there were more than it had room
-// for.
+// Drain returns the frames that came in since the last call. The test fails if the kernel dropped frames because the
+// buffer was full.
 func (w *Wire) Drain(t testing.TB) (frames [][]byte) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
@@ -80,12 +80,12 @@ func (w *Wire) Drain(t testing.TB) (frames [][]byte) {
 	}
 	stats, err := unix.GetsockoptTpacketStats(w.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	if err != nil || stats.Drops > 0 {
-		t.Fatalf("%d frames were not seen: %v", stats.Drops, err)
+		t.Fatalf("%d frames were dropped, %v", stats.Drops, err)
 	}
 	return frames
 }
 
-// Send sends frames, always from the same processor: what a frame does is done when a later one arrives.
+// Send sends frames, all from one processor: when a frame arrives, the kernel has processed those sent before it.
 func (w *Wire) Send(t testing.TB, frames ...[]byte) {
 	t.Helper()
 	if err := onOneProcessor(func() error {
