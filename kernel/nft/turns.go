@@ -103,7 +103,7 @@ func (f *Firewall) Run(ctx context.Context, t Turn) error {
 		if decided.CompareAndSwap(false, true) {
 			done <- err
 		} else if err == nil {
-			f.Late("undo: "+t.Act, t.Undo)
+			f.undoLate(t)
 		}
 	}()
 	select {
@@ -158,7 +158,7 @@ func (f *Firewall) RunNow(do func() error) error {
 }
 
 // inTurn runs a change with an empty transaction, so that messages which an earlier turn did not send are not sent with
-// it. Afterwards, if a socket had to be replaced, it takes ownership of the tables again.
+// it. Afterwards, if a socket had to be replaced, it takes ownership of the tables again, and compares them.
 func (f *Firewall) inTurn(do func() error) error {
 	f.Tx = newTransaction()
 	err := do()
@@ -168,10 +168,10 @@ func (f *Firewall) inTurn(do func() error) error {
 	return err
 }
 
-// Late makes a change that nobody waits for. It must be called within a turn.
-func (f *Firewall) Late(act string, do func() error) {
-	if err := f.inTurn(do); err != nil {
-		f.applyInMemory(act, do, err)
+// undoLate undoes a change that was made after its caller got ErrBusy, within the same turn.
+func (f *Firewall) undoLate(t Turn) {
+	if err := f.inTurn(t.Undo); err != nil {
+		f.applyInMemory("undo: "+t.Act, t.Undo, err)
 	}
 }
 
