@@ -2,7 +2,9 @@ package cli
 
 import (
 	"cmp"
+	_ "embed"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -26,8 +28,10 @@ type optionRow struct {
 	Help     string `json:"help"`
 }
 
+const markdownFlag = "markdown"
+
 func (p Program) optionsCommand() *cli.Command {
-	return list[optionRow]{
+	cmd := list[optionRow]{
 		fetch: optionRows,
 		order: func(a, b optionRow) int { return cmp.Compare(a.Name, b.Name) },
 		columns: func(shortener) []column[optionRow] {
@@ -35,15 +39,38 @@ func (p Program) optionsCommand() *cli.Command {
 				{head: "NAME", cell: func(o optionRow) string { return o.Name }},
 				{head: "DOCKER", fit: fit{goes: 1}, cell: func(o optionRow) string { return strings.Join(o.Docker, ", ") }},
 				{head: "MODES", fit: fit{goes: 2}, cell: func(o optionRow) string { return strings.Join(o.Modes, ", ") }},
-				{head: "TYPE", fit: fit{goes: 3}, cell: func(o optionRow) string { return o.Type }},
-				{head: "DEFAULT", fit: fit{goes: 4}, cell: func(o optionRow) string { return o.Default }},
-				{head: "HELP", fit: fit{goes: 5, min: 30}, cell: func(o optionRow) string { return o.Help }},
+				{head: "TYPE", fit: fit{goes: 4}, cell: func(o optionRow) string { return o.Type }},
+				{head: "DEFAULT", fit: fit{goes: 5}, cell: func(o optionRow) string { return o.Default }},
+				{head: "CHANGE", fit: fit{goes: 3}, cell: optionRow.change},
+				{head: "HELP", fit: fit{goes: 6, min: 30}, cell: func(o optionRow) string { return o.Help }},
 			}
 		},
 	}.command(p.Width, &cli.Command{
 		Name: "options", ArgsUsage: "[MODE]", BashComplete: complete(func(*cli.Context) []string { return modeNames() }),
 		Usage: "list the options of networks, what docker network create takes with -o, and Docker's keys for them",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: markdownFlag, Usage: "print a page of Markdown with a table for each mode"}},
 	})
+	table := cmd.Action
+	cmd.Action = func(c *cli.Context) error {
+		if !c.Bool(markdownFlag) {
+			return table(c)
+		}
+		return printOptionsPage(c)
+	}
+	return cmd
+}
+
+// change says where the value can be changed while containers run; empty: nowhere.
+func (o optionRow) change() string {
+	switch {
+	case o.Set && o.Endpoint:
+		return "network, endpoint"
+	case o.Set:
+		return "network"
+	case o.Endpoint:
+		return "endpoint"
+	}
+	return ""
 }
 
 // optionRows is the table of options, or what one mode knows of it. It needs no daemon.
@@ -93,6 +120,60 @@ func typeOf(o modes.Option) string {
 	case modes.String:
 	}
 	return "text"
+}
+
+//go:embed options_intro.txt
+var optionsPageIntro string
+
+// printOptionsPage prints docs/options.md: first the options that every mode has, then those of each mode. With an
+// argument it prints those of one mode.
+func printOptionsPage(c *cli.Context) error {
+	if err := onlyOne(c, "json", formatFlag, markdownFlag); err != nil {
+		return err
+	}
+	rows, err := optionRows(c)
+	if err != nil {
+		return err
+	}
+	of := modeNames()
+	if mode := c.Args().First(); mode != "" {
+		of = []string{mode}
+	}
+	slices.SortStableFunc(rows, func(a, b optionRow) int { return cmp.Compare(a.Name, b.Name) })
+	everywhere := func(o optionRow) bool { return len(o.Modes) == len(modeNames()) }
+	var b strings.Builder
+	b.WriteString(optionsPageIntro)
+	b.WriteString("\n## Every mode\n\n" + optionsTable(rows, everywhere))
+	for _, mode := range of {
+		fmt.Fprintf(&b, "\n## %s\n\nMore: [modes/%[1]s](../modes/%[1]s/README.md)\n\n", mode)
+		b.WriteString(optionsTable(rows, func(o optionRow) bool { return slices.Contains(o.Modes, mode) && !everywhere(o) }))
+	}
+	_, err = io.WriteString(c.App.Writer, b.String())
+	return err
+}
+
+// optionsTable is a Markdown table of the rows that are in it.
+func optionsTable(rows []optionRow, in func(optionRow) bool) string {
+	var b strings.Builder
+	for _, o := range rows {
+		if in(o) {
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", o.Name, quoted(o.Docker), strings.ReplaceAll(o.Type, "|", ", "),
+				quoted([]string{o.Default}), cmp.Or(o.change(), "–"), strings.ReplaceAll(o.Help, "|", "\\|"))
+		}
+	}
+	if b.Len() == 0 {
+		return "No options of its own.\n"
+	}
+	return "| Option | Docker's key | Value | Default | Change | Meaning |\n|---|---|---|---|---|---|\n" + b.String()
+}
+
+// quoted is what Markdown shows as code, with commas between; a dash for nothing.
+func quoted(words []string) string {
+	text := strings.Join(words, "`, `")
+	if text == "" {
+		return "–"
+	}
+	return "`" + text + "`"
 }
 
 func modeNames() []string { return slices.Sorted(maps.Keys(all.Modes())) }

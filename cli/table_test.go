@@ -99,6 +99,23 @@ func TestDocs(t *testing.T) {
 	check("", Program{Stdout: io.Discard, Stderr: io.Discard}.app().Commands)
 }
 
+// TestOptionsPage: docs/options.md is what the program prints.
+func TestOptionsPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/options.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	p := Program{Stdout: &out, Stderr: &errs}
+	if code := p.Run(context.Background(), []string{"netyard", "options", "--markdown"}); code != exitOK {
+		t.Fatalf("exit code %d: %s", code, &errs)
+	}
+	if diff := cmp.Diff(string(page), out.String()); diff != "" {
+		t.Errorf("docs/options.md is stale; run: go run . options --markdown >docs/options.md\n%s", diff)
+	}
+}
+
 func TestUnescape(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
@@ -122,7 +139,7 @@ func (full) Write([]byte) (int, error) { return 0, errors.New("no space left on 
 
 func TestWriteFails(t *testing.T) {
 	for _, command := range []string{
-		"options", "options --json", "options --format json", "options --format x", "completion bash", "completion fish", "man", "version",
+		"options", "options --json", "options --markdown", "options --format json", "options --format x", "completion bash", "completion fish", "man", "version",
 	} {
 		var errs bytes.Buffer
 		code := Program{Stdout: full{}, Stderr: &errs}.Run(context.Background(), append([]string{"netyard"}, strings.Fields(command)...))

@@ -45,12 +45,12 @@ func netyard(t *testing.T, args ...string) string {
 	return out.String()
 }
 
-// TestDocsOptions: every option of networks, under each of its names, is in the README and in that of each mode that
+// TestDocsOptions: every option, under each of its names, is in docs/options.md and in the README of each mode that
 // knows it.
 func TestDocsOptions(t *testing.T) {
 	t.Parallel()
 	for _, o := range modes.Options() {
-		pages := []string{"README.md"}
+		pages := []string{"docs/options.md"}
 		for mode := range all.Modes() {
 			if o.Modes == nil || slices.Contains(o.Modes, mode) {
 				pages = append(pages, "modes/"+mode+"/README.md")
@@ -144,6 +144,21 @@ func TestDocsLinks(t *testing.T) {
 	}
 	if links < 20 { // there are more: this test reads them wrongly
 		t.Errorf("only found %d links", links)
+	}
+}
+
+// TestDocsIndex: docs/README.md links to every page of docs, and docs/adr/README.md to every decision.
+func TestDocsIndex(t *testing.T) {
+	t.Parallel()
+	for _, dir := range []string{"docs", "docs/adr"} {
+		index := dir + "/README.md"
+		linked := linksOf(read(t, index))
+		for _, page := range pages(t) {
+			name := filepath.Base(page)
+			if filepath.Dir(page) == dir && page != index && !slices.Contains(linked, name) {
+				t.Errorf("%s does not link to %s", index, name)
+			}
+		}
 	}
 }
 
