@@ -124,7 +124,7 @@ func (k *Kernel) Plugged(o core.Object) (bool, error) {
 // ruleset is netyard's, for what the host is like.
 func ruleset(h *core.Handle) rule.Ruleset {
 	return rule.Ruleset{Sets: allSets(), Chains: func(b rule.Book) [][]rule.Chain {
-		inet := slices.Concat(inetChains(b, *beside.GuardsOf(h), ports.ObeysHostFirewall(h)), policy.Chains(b), overlay.Chains(b))
+		inet := slices.Concat(inetChains(b, *beside.RestrictedOf(h), ports.ObeysHostFirewall(h)), policy.Chains(b), overlay.Chains(b))
 		return [][]rule.Chain{inet, bridgeChains(b, nft.Of(h).Conntrack)}
 	}}
 }

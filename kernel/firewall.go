@@ -61,7 +61,7 @@ func (k *Kernel) LoadFirewall() error {
 		return err
 	}
 	err := nft.Of(k.Handle).RunNow(func() error {
-		if err := beside.RecallGuards(nft.Of(k.Handle)); err != nil {
+		if err := beside.RecallRestricted(nft.Of(k.Handle)); err != nil {
 			return err
 		}
 		same, err := nft.Of(k.Handle).TakeOver()
@@ -126,7 +126,7 @@ func (k *Kernel) Enforce(ctx context.Context, objects []core.Object, settled ...
 
 // inetChains decides about routed packets. An accept here does not override a drop elsewhere, and the other way round:
 // Docker's own FORWARD policy is met in DOCKER-USER (dockeruser.go).
-func inetChains(b rule.Book, guard beside.Guards, obeys bool) []rule.Chain {
+func inetChains(b rule.Book, guard beside.Restricted, obeys bool) []rule.Chain {
 	forward := slices.Concat([]rule.Rule{
 		rule.New("containers of one network", b.IfPair(bridge.Talk, false), rule.Accept()),
 	}, ports.KillSwitch(b), []rule.Rule{
@@ -139,10 +139,10 @@ func inetChains(b rule.Book, guard beside.Guards, obeys bool) []rule.Chain {
 		rule.New("nothing else comes in", b.OIF(bridge.Bridges, false), rule.Drop()),
 	})
 	if guard.V4 {
-		forward = append(forward, rule.New(beside.GuardComment4, rule.NFProto(unix.NFPROTO_IPV4), bridge.Between(b), rule.Drop()))
+		forward = append(forward, rule.New(beside.RestrictedComment4, rule.NFProto(unix.NFPROTO_IPV4), bridge.Between(b), rule.Drop()))
 	}
 	if guard.V6 {
-		forward = append(forward, rule.New(beside.GuardComment6, rule.NFProto(unix.NFPROTO_IPV6), bridge.Between(b), rule.Drop()))
+		forward = append(forward, rule.New(beside.RestrictedComment6, rule.NFProto(unix.NFPROTO_IPV6), bridge.Between(b), rule.Drop()))
 	}
 	return slices.Concat(ports.PublishChains(b, obeys), ports.LoopbackChains(b), ports.GatewayChains(b), ports.AdmitChains(b, obeys), []rule.Chain{
 		{
