@@ -44,7 +44,7 @@ func TestOwnedTables(t *testing.T) {
 	h.Reopen(t) // the socket has gone with the daemon, as after kill -9
 	// Not at once: a child that another test just forks has a copy of the socket until its exec.
 	eventually(t, "the tables are nobody's", func() bool { return !strings.Contains(list(), "flags owner") })
-	if got := list(); !strings.Contains(got, "networks are apart") {
+	if got := list(); !strings.Contains(got, "drop traffic between networks") {
 		t.Errorf("the tables went with the daemon:\n%s", got)
 	}
 	h.Sh(t, "nft insert rule inet netyard forward accept && nft add set inet netyard theirs '{ type ipv4_addr; }'")
