@@ -30,7 +30,7 @@ func Open(log *slog.Logger) (*Kernel, error) {
 func OpenAt(log *slog.Logger, fd int) (*Kernel, error) {
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("keep network namespace: %w", err)
+		return nil, fmt.Errorf("duplicate the descriptor of a network namespace: %w", err)
 	}
 	return open(log, netns.NsHandle(dup), netns.NsHandle(dup))
 }
