@@ -180,7 +180,7 @@ func GatewayChains(b rule.Book) []rule.Chain {
 // the rule that accepts established connections: a flow that went out by the gateway must not go on without it.
 func KillSwitch(b rule.Book) []rule.Rule {
 	rules := []rule.Rule{rule.New(
-		"accept answers from published ports",
+		"accept replies from published ports",
 		b.IIF(GuidedBridges, false), rule.Translated(), rule.Reply(), rule.Accept(),
 	)}
 	for _, f := range rule.Families() {

@@ -19,7 +19,7 @@ import (
 	"netyard/kernel/rule"
 )
 
-// What the host sends to a published port on loopback has to reach a container, and the container's answer the sender.
+// What the host sends to a published port on loopback has to reach a container, and the container's reply the sender.
 // The kernel accepts no packet for 127.0.0.0/8 from a link, unless route_localnet opens every loopback service of the
 // host to its neighbours (CVE-2020-8558). So the addresses of such packets are rewritten before connection tracking
 // sees them, to substitutes that only netyard uses and that are routable: 127.x.y.z becomes 247.x.y.z (reserved by RFC
@@ -119,7 +119,7 @@ func LoopbackChains(b rule.Book) []rule.Chain {
 }
 
 // loopOut returns the rules that rewrite loopback packets for published ports to substitute addresses. UDP flows that a
-// program of the host began at a published port are remembered, since the answers to them stay on loopback.
+// program of the host began at a published port are remembered, since the replies to them stay on loopback.
 func loopOut(b rule.Book, f rule.Family) (rules []rule.Rule) {
 	sets := []struct {
 		name   rule.SetName
@@ -132,8 +132,8 @@ func loopOut(b rule.Book, f rule.Family) (rules []rule.Rule) {
 		))
 	}
 	rules = append(rules, rule.New(
-		f.Name("accept answers to a program's own UDP flows on loopback"),
-		f.From(f.Loopback), rule.UDP(), answersFlow(b, f.Mine, f), rule.Accept(),
+		f.Name("accept replies to a program's own UDP flows on loopback"),
+		f.From(f.Loopback), rule.UDP(), repliesToFlow(b, f.Mine, f), rule.Accept(),
 	))
 	for _, set := range sets {
 		rules = append(rules, rule.New(
@@ -159,7 +159,7 @@ func midstream() (rules []rule.Rule) {
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: rule.Reg1, Data: []byte{syn}},
 		}
 		rules = append(rules, rule.New(
-			f.Name("do not translate TCP answers on loopback"),
+			f.Name("do not translate TCP replies on loopback"),
 			f.To(f.Away), rule.L4proto(unix.IPPROTO_TCP), notFirst, rule.Accept(),
 		))
 	}
@@ -174,8 +174,8 @@ func rememberFlow(b rule.Book, set rule.SetName, f rule.Family) []expr.Any {
 	})
 }
 
-// answersFlow matches packets in the opposite direction of a flow in a set.
-func answersFlow(b rule.Book, set rule.SetName, f rule.Family) []expr.Any {
+// repliesToFlow matches packets in the opposite direction of a flow in a set.
+func repliesToFlow(b rule.Book, set rule.SetName, f rule.Family) []expr.Any {
 	return append(f.Flow(f.Dst, f.Src, false), b.Lookup(set, false))
 }
 
