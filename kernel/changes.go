@@ -16,8 +16,8 @@ import (
 	"netyard/kernel/nft"
 )
 
-// Changes reports changes that may have affected an object: to links, bridge ports and addresses, and the removal of
-// routes, neighbours and queueing disciplines. Several changes may be reported as one.
+// Changes reports changes that may have affected an object: changes to links, bridge ports, addresses and queueing
+// disciplines, and the removal of routes and neighbours. Several changes may be reported as one.
 func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
 	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC)

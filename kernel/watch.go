@@ -103,8 +103,7 @@ func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, err
 	return links, nil
 }
 
-// ownLink reports whether netyard made a link. The alias tells it too, since a bridge may have a name of the admin's
-// choice.
+// ownLink reports whether netyard made a link, which its alias says, or its name.
 func ownLink(l netlink.Link) bool {
 	a := l.Attrs()
 	_, _, ours := core.ParseAlias(a.Alias)

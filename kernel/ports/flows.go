@@ -15,9 +15,9 @@ import (
 )
 
 // syncFlows deletes the UDP flows from connection tracking that no longer match what is published. A client that goes
-// on sending from one port keeps its flow alive for ever, and with it the container that the flow led to, or that it
-// led to none. syncFlows compares all flows with the published ports; following each change instead would miss changes
-// that get lost on the way (kubernetes/kubernetes#126130).
+// on sending from one port keeps its flow alive for ever, so its datagrams would go on to the old container, or to
+// none. syncFlows compares all flows with the published ports; following each change instead would miss changes that
+// get lost on the way (kubernetes/kubernetes#126130).
 func syncFlows(k *core.Handle) error {
 	addrs, nets, err := k.HostAddrs()
 	if err != nil {

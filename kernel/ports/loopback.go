@@ -23,7 +23,7 @@ import (
 // The kernel accepts no packet for 127.0.0.0/8 from a link, unless route_localnet opens every loopback service of the
 // host to its neighbours (CVE-2020-8558). So the addresses of such packets are rewritten before connection tracking
 // sees them, to substitutes that only netyard uses and that are routable: 127.x.y.z becomes 247.x.y.z (reserved by RFC
-// 1112), ::1 becomes loop6. From there on they are ordinary traffic between local addresses, to which the maps of
+// 1112), ::1 becomes rule.Loop6. From there on they are ordinary traffic between local addresses, to which the maps of
 // published ports apply. When the traffic comes back, the addresses are rewritten again, after the routing decision.
 // Both rewrites are stateless and happen in the kernel: no process forwards anything.
 const (
