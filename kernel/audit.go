@@ -5,13 +5,15 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Fault is something that is not as wanted: one of the objects, by its index, or the ruleset itself (-1).
+// A Fault is a difference from what is wanted: of one of the objects, given by its index, or of the ruleset itself
+// (-1).
 type Fault struct {
 	Object int
 	Text   string
-	// Lost: Ensure cannot bring it back, since a part of it is in a sandbox.
+	// Lost says that Ensure cannot restore the object, since part of it is in a sandbox.
 	Lost bool
-	// Late: it could not be made before, since it is in a sandbox that may have been made after the request.
+	// Late says that the object may not have been made at the request, since it is in a sandbox that may have been made
+	// later.
 	Late bool
 }
 
@@ -21,7 +23,7 @@ type Snapshot struct {
 	rules []string
 }
 
-// Faults are the wanted things that are missing or different, in words.
+// Faults describes each wanted object that is missing or different.
 func (s *Snapshot) Faults(wanted []core.Object) (faults []Fault) {
 	for _, text := range s.rules {
 		faults = append(faults, Fault{Object: -1, Text: text})
@@ -29,7 +31,7 @@ func (s *Snapshot) Faults(wanted []core.Object) (faults []Fault) {
 	seen := map[string]bool{}
 	for i, o := range wanted {
 		for _, text := range o.Check(s.s) {
-			if !seen[text] { // several networks want the same of the host
+			if !seen[text] { // several networks may want the same object of the host
 				seen[text] = true
 				l, ok := o.(core.Loser)
 				_, late := o.(core.Latecomer)

@@ -22,8 +22,8 @@ import (
 	"netyard/kernel/ports"
 )
 
-// shrink makes the sockets of this process that talk to a namespace's nftables hold next to nothing: the kernel's
-// answers get lost.
+// shrink makes the receive buffers of this process's sockets to a namespace's nftables so small that answers of the
+// kernel get lost. It returns how many sockets it found.
 func shrink(t *testing.T, h *kerneltest.Host) (found int) {
 	t.Helper()
 	var own uint64
@@ -51,7 +51,8 @@ func shrink(t *testing.T, h *kerneltest.Host) (found int) {
 		domain, err1 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 		proto, err2 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 		cookie, err3 := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-		if errors.Join(err1, err2, err3) != nil || domain != unix.AF_NETLINK || proto != unix.NETLINK_NETFILTER || cookie != own {
+		if errors.Join(err1, err2, err3) != nil || cookie != own ||
+			domain != unix.AF_NETLINK || proto != unix.NETLINK_NETFILTER {
 			continue
 		}
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1) == nil {
@@ -61,8 +62,8 @@ func shrink(t *testing.T, h *kerneltest.Host) (found int) {
 	return found
 }
 
-// TestLostAnswers: a transaction whose acknowledgements get lost is known to be done or not; one that is refused after
-// it is known to be refused; and the tables are netyard's all the time.
+// TestLostAnswers shows that netyard finds out whether a transaction was made when the acknowledgements are lost, and
+// owns its tables all the time.
 func TestLostAnswers(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -73,7 +74,7 @@ func TestLostAnswers(t *testing.T) {
 		t.Fatal("no socket of the Kernel's was found")
 	}
 	if err := h.Ensure(t.Context(), elements()...); err != nil {
-		t.Errorf("a transaction that was done failed: %v", err)
+		t.Errorf("a transaction that was made counts as failed: %v", err)
 	}
 	want := h.Sh(t, "nft list ruleset")
 	if !strings.Contains(want, "8080") {
@@ -89,16 +90,16 @@ func TestLostAnswers(t *testing.T) {
 	for _, s := range snap.Strays(elements()) {
 		t.Errorf("after it: a stray %s", s.Text)
 	}
-	if strings.Contains(want, "flags owner") { // or a kernel of before 6.9
+	if strings.Contains(want, "flags owner") { // Linux 6.9 or later
 		h.Sh(t, "nft flush ruleset")
 		if got := h.Sh(t, "nft list ruleset"); got != want {
-			t.Errorf("the tables are anybody's:\n%s", got)
+			t.Errorf("another process could change the tables:\n%s", got)
 		}
 	}
 
 	shrink(t, h)
 	if err := h.Remove(elements()...); err != nil {
-		t.Errorf("a removal that was done failed: %v", err)
+		t.Errorf("a removal that was made counts as failed: %v", err)
 	}
 	if snap, err = h.Snapshot(); err != nil {
 		t.Fatal(err)
@@ -108,7 +109,8 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// TestRefusedAfterLostAnswers: what the kernel refuses is refused, whatever it said before.
+// TestRefusedAfterLostAnswers shows that a transaction which the kernel refuses counts as refused, also after lost
+// answers.
 func TestRefusedAfterLostAnswers(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -118,24 +120,25 @@ func TestRefusedAfterLostAnswers(t *testing.T) {
 	}
 	shrink(t, h)
 	if err := h.Ensure(t.Context(), elements()...); err != nil {
-		t.Errorf("a transaction that was done failed: %v", err)
+		t.Errorf("a transaction that was made counts as failed: %v", err)
 	}
-	// An interval that somebody put in overlaps with netyard's next one.
+	// Another process adds an interval that overlaps with netyard's next one.
 	h.Sh(t, "nft add element inet netyard to_range4 '{ 192.0.2.9 . tcp . 5000-5999 : 10.9.9.9 }'")
 	var all []core.Object
 	for _, e := range (ports.Publication{
-		Proto: "tcp", Host: netip.MustParseAddr("192.0.2.9"), Port: 5500, Count: 1000, To: netip.MustParseAddr("10.1.0.9"), ToPort: 5500,
+		Proto: "tcp", Host: netip.MustParseAddr("192.0.2.9"), Port: 5500, Count: 1000,
+		To: netip.MustParseAddr("10.1.0.9"), ToPort: 5500,
 	}).Elements() {
 		all = append(all, e)
 	}
 	if err := h.Ensure(t.Context(), all...); err == nil {
-		t.Errorf("what the kernel refused counts as done:\n%s", h.Sh(t, "nft list map inet netyard to_range4"))
+		t.Errorf("a refused transaction counts as made:\n%s", h.Sh(t, "nft list map inet netyard to_range4"))
 	} else if strings.Contains(err.Error(), "\n") {
-		t.Errorf("one fault is said more than once: %v", err)
+		t.Errorf("one fault is reported more than once: %v", err)
 	}
 }
 
-// busyFor starts another program's transaction, of so many addresses that the kernel takes a while.
+// busyFor starts a transaction of another process, with so many addresses that the kernel is busy with it for a while.
 func busyFor(t *testing.T, h *kerneltest.Host, addresses int) (ended chan struct{}) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "many.nft")
@@ -163,8 +166,9 @@ func busyFor(t *testing.T, h *kerneltest.Host, addresses int) (ended chan struct
 	return ended
 }
 
-// TestBusyKernel: while another program's transaction keeps the kernel, each request succeeds or says in one line why
-// it did not; what is taken away goes when it can; and afterwards the kernel has what is wanted, and no more.
+// TestBusyKernel shows that, while another process's transaction keeps the kernel busy, each request succeeds or fails
+// with an error of one line, that a removal is made when the kernel is free, and that afterwards the kernel has exactly
+// what is wanted.
 func TestBusyKernel(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -180,67 +184,69 @@ func TestBusyKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	wanted, port, refused := elements(), uint16(7000), false
-	for many := 60000; !refused && many < 2000000; many *= 2 { // a fast machine has to be given more to do
+	for many := 60000; !refused && many < 2000000; many *= 2 { // a fast machine needs more addresses to be busy
 		for ended := busyFor(t, h, many); !over(ended); port++ {
-			err := within(t, 400*time.Millisecond, func(ctx context.Context) error { return h.Ensure(ctx, publish(port)...) })
+			err := within(t, 400*time.Millisecond, func(ctx context.Context) error {
+				return h.Ensure(ctx, publish(port)...)
+			})
 			switch {
 			case err == nil:
 				wanted = append(wanted, publish(port)...)
 				continue
 			case !errors.Is(err, nft.ErrBusy) || strings.Contains(err.Error(), "\n"):
-				t.Errorf("a request that could not be done: %v", err)
+				t.Errorf("a request failed with another error: %v", err)
 			}
 			if refused {
 				continue
 			}
 			refused = true
-			t.Logf("it says: %v", err)
+			t.Logf("the error is: %v", err)
 			if err := h.Remove(gone...); err != nil {
-				t.Errorf("a removal meanwhile: %v", err)
+				t.Errorf("a removal meanwhile failed: %v", err)
 			}
 			if len(ports.Published(h.Handle)) == 0 {
-				t.Error("nothing is known of what is published")
+				t.Error("the published ports are not known meanwhile")
 			}
 			if _, err := h.Snapshot(); err != nil {
-				t.Errorf("a look meanwhile: %v", err)
+				t.Errorf("a snapshot meanwhile failed: %v", err)
 			}
 			err = within(t, 400*time.Millisecond, func(ctx context.Context) error {
 				return h.Enforce(ctx, policy.Objects(h.Handle, []policy.Subject{{
 					Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("10.1.0.2"), In: &policy.Access{},
 				}}))
 			})
-			if err == nil { // the other program may have come to its end
+			if err == nil { // the other process may have finished
 				err = h.Enforce(t.Context(), nil)
 			} else if errors.Is(err, nft.ErrBusy) {
 				err = nil
 			}
 			if err != nil {
-				t.Errorf("policy meanwhile: %v", err)
+				t.Errorf("enforcing policy meanwhile failed: %v", err)
 			}
 		}
 	}
 	if !refused {
-		t.Fatal("nobody waited for the other program's transaction")
+		t.Fatal("no request had to wait for the other process's transaction")
 	}
-	said := ""
+	logged := ""
 	eventually(t, "the kernel has what is wanted", func() bool {
 		snap, err := h.Snapshot()
 		if err != nil {
 			t.Fatal(err)
 		}
 		now := fmt.Sprint(snap.Faults(wanted), snap.Strays(wanted))
-		if now != said {
+		if now != logged {
 			t.Log(now)
 		}
-		said = now
+		logged = now
 		return len(snap.Faults(wanted)) == 0 && len(snap.Strays(wanted)) == 0
 	})
 	if err := h.Ensure(t.Context(), gone...); err != nil {
-		t.Errorf("what was removed cannot be there again: %v", err)
+		t.Errorf("removed elements could not be added again: %v", err)
 	}
 }
 
-// over says whether something has ended, and waits a little if not.
+// over reports whether something has ended, and waits 10 ms if it has not.
 func over(ended chan struct{}) bool {
 	select {
 	case <-ended:
@@ -257,10 +263,11 @@ func within(t *testing.T, d time.Duration, do func(context.Context) error) error
 	return do(ctx)
 }
 
-// publish is one port of the host's, of an endpoint of its own.
+// publish returns the elements of one published port of the host, owned by an endpoint of its own.
 func publish(port uint16) (all []core.Object) {
 	for _, e := range (ports.Publication{
-		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: port, Count: 1, To: netip.MustParseAddr("10.1.0.2"), ToPort: 80,
+		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: port, Count: 1,
+		To: netip.MustParseAddr("10.1.0.2"), ToPort: 80,
 	}).Elements() {
 		all = append(all, e.For(fmt.Sprintf("endpoint %d", port)))
 	}

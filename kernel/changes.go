@@ -16,8 +16,8 @@ import (
 	"netyard/kernel/nft"
 )
 
-// Changes tells of changes that may have touched an object: of links and ports of bridges, of addresses, and of routes,
-// neighbours and queueing disciplines that went. Several may be told as one.
+// Changes reports changes that may have affected an object: changes to links, bridge ports, addresses and queueing
+// disciplines, and the removal of routes and neighbours. Several changes may be reported as one.
 func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
 	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC)
@@ -26,8 +26,8 @@ func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
 	}
 	changed := make(chan struct{}, 1)
 	core.Follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
-		// None is an overrun: what was lost may have been one that counts.
-		if len(msgs) > 0 && !slices.ContainsFunc(msgs, touches) {
+		// No message means an overrun: a relevant one may have been lost.
+		if len(msgs) > 0 && !slices.ContainsFunc(msgs, isRelevant) {
 			return
 		}
 		select {
@@ -38,9 +38,9 @@ func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
 	return changed, nil
 }
 
-// touches says whether a message tells of something that netyard may have made. A router's host changes routes all the
-// time, and every neighbour comes and goes: those are not looked at for each of them.
-func touches(m syscall.NetlinkMessage) bool {
+// isRelevant reports whether a message is about something that netyard may have made. On a router routes change all the
+// time, and neighbours come and go on any host: most of these messages are ignored.
+func isRelevant(m syscall.NetlinkMessage) bool {
 	const (
 		routeProtocol = 5 // struct rtmsg (rtnetlink(7))
 		neighState    = 8 // struct ndmsg
@@ -51,7 +51,11 @@ func touches(m syscall.NetlinkMessage) bool {
 	case unix.RTM_NEWROUTE, unix.RTM_NEWNEIGH:
 		return false
 	case unix.RTM_DELROUTE:
-		return len(m.Data) > routeProtocol && (m.Data[routeProtocol] == unix.RTPROT_KERNEL || m.Data[routeProtocol] == core.RouteProtocol)
+		if len(m.Data) <= routeProtocol {
+			return false
+		}
+		protocol := m.Data[routeProtocol]
+		return protocol == unix.RTPROT_KERNEL || protocol == core.RouteProtocol
 	case unix.RTM_DELNEIGH:
 		return len(m.Data) >= neighSize && (binary.NativeEndian.Uint16(m.Data[neighState:])&unix.NUD_PERMANENT != 0 ||
 			m.Data[neighFlags]&unix.NTF_PROXY != 0)
@@ -59,7 +63,7 @@ func touches(m syscall.NetlinkMessage) bool {
 	return true
 }
 
-// BridgeNames are the bridges of netyard's networks.
+// BridgeNames returns the names of the bridges of netyard's networks, sorted.
 func (k *Kernel) BridgeNames() (names []string) {
 	nft.Of(k.Handle).Mu.Lock()
 	defer nft.Of(k.Handle).Mu.Unlock()

@@ -11,12 +11,12 @@ import (
 	"netyard/kernel/nft"
 )
 
-// eventually waits for the watcher.
+// eventually waits for a condition that the watcher brings about.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("in vain waited until %s", what)
+			t.Fatalf("waited in vain until %s", what)
 		}
 	}
 }
@@ -24,8 +24,8 @@ func eventually(t *testing.T, what string, cond func() bool) {
 const ownRules = `-A DOCKER-USER -i nyb-+ -m comment --comment netyard -j ACCEPT
 -A DOCKER-USER -o nyb-+ -m comment --comment netyard -j ACCEPT`
 
-// TestDockerUser: the rules come when Docker makes its chain, whatever interface it speaks, go in front of its final
-// RETURN and behind the admin's, come back after a flush, and are gone with their network.
+// TestDockerUser shows that the bypasses are added when Docker makes its chain, by either iptables interface, that they
+// stand before its final RETURN and after the admin's rules, return after a flush, and are removed with their network.
 func TestDockerUser(t *testing.T) {
 	t.Parallel()
 	for _, iptables := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
@@ -39,47 +39,60 @@ func TestDockerUser(t *testing.T) {
 				out, _ := h.TrySh(iptables + " -S DOCKER-USER | grep -v ^-N")
 				return out
 			}
-			save, restore := iptables+"-save", iptables+"-restore"
+			count := func(text string) int { return strings.Count(rules(), text) }
+			saveAndRestore := iptables + "-save | " + iptables + "-restore"
+			client := "192.0.2.1"
+			if strings.HasPrefix(iptables, "ip6") {
+				client = "2001:db8::1"
+			}
 			iptables += " -w 30" // the old interface has one lock for all namespaces
 			sorted := func() string { return h.Sh(t, iptables+" -S DOCKER-USER | grep nyb- | sort") }
-			h.Sh(t, iptables+" -N DOCKER-USER && "+iptables+" -A DOCKER-USER -s "+map[bool]string{true: "2001:db8::1", false: "192.0.2.1"}[strings.HasPrefix(iptables, "ip6")]+" -j DROP && "+iptables+" -A DOCKER-USER -j RETURN && "+iptables+" -A FORWARD -j DOCKER-USER")
+			for _, args := range []string{
+				"-N DOCKER-USER", "-A DOCKER-USER -s " + client + " -j DROP", "-A DOCKER-USER -j RETURN",
+				"-A FORWARD -j DOCKER-USER",
+			} {
+				h.Sh(t, iptables+" "+args)
+			}
 			h.Watched(t)
-			poke := beside.Bypass{In: "web0", Network: "aaaaaaaaaaaa"} // the old interface tells nobody that it changed
-			if err := h.Ensure(t.Context(), poke); err != nil {
+			// The old interface reports no changes: making an object is what makes the watcher look.
+			web := beside.Bypass{In: "web0", Network: "aaaaaaaaaaaa"}
+			if err := h.Ensure(t.Context(), web); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the rules are there", func() bool { return strings.Count(rules(), "ACCEPT") == 3 })
+			eventually(t, "the rules are there", func() bool { return count("ACCEPT") == 3 })
 			lines := strings.Split(rules(), "\n")
 			if !strings.Contains(lines[0], "DROP") || lines[len(lines)-1] != "-A DOCKER-USER -j RETURN" {
-				t.Errorf("not between the admin's rule and the end:\n%s", rules())
+				t.Errorf("the rules are not between the admin's rule and the end:\n%s", rules())
 			}
 			if got := sorted(); got != ownRules {
 				t.Errorf("got\n%s\nwant\n%s", got, ownRules)
 			}
-			if err := h.Remove(poke); err != nil {
+			if err := h.Remove(web); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the network's rule is gone", func() bool { return !strings.Contains(rules(), "web0") })
+			eventually(t, "the network's rule is gone", func() bool { return count("web0") == 0 })
 			if strings.Contains(iptables, "nft") {
 				h.Sh(t, iptables+" -F DOCKER-USER")
-				eventually(t, "the rules are back after a flush", func() bool { return strings.Count(rules(), "ACCEPT") == 2 })
-				// What comes back that way has its comment in another form: netyard must know it all the same.
-				h.Sh(t, save+" | "+restore)
-				if err := h.Ensure(t.Context(), poke); err != nil {
+				eventually(t, "the rules are back after a flush", func() bool { return count("ACCEPT") == 2 })
+				// A restored rule has its comment in another form; netyard must still recognize it.
+				h.Sh(t, saveAndRestore)
+				if err := h.Ensure(t.Context(), web); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, "no rule is there twice", func() bool { return sorted() == ownRules && strings.Count(rules(), "web0") == 1 })
-				h.Sh(t, save+" | "+restore)
-				if err := h.Remove(poke); err != nil {
+				eventually(t, "no rule is there twice", func() bool {
+					return sorted() == ownRules && count("web0") == 1
+				})
+				h.Sh(t, saveAndRestore)
+				if err := h.Remove(web); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, "the network's restored rule is gone", func() bool { return !strings.Contains(rules(), "web0") })
+				eventually(t, "the network's restored rule is gone", func() bool { return count("web0") == 0 })
 			}
 		})
 	}
 }
 
-// TestFlushRuleset: what somebody flushed is back at once, elements and all.
+// TestFlushRuleset shows that tables, rules and elements which somebody deletes are restored at once.
 func TestFlushRuleset(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -101,8 +114,8 @@ func TestFlushRuleset(t *testing.T) {
 	}
 	h.Sh(t, "nft flush ruleset")
 	more := nft.InterfaceIn(bridge.Bridges, "nyb-c")
-	if err := h.Ensure(t.Context(), more); err != nil { // in the moment before the watcher has seen it
-		t.Errorf("add an element to a table that is gone: %v", err)
+	if err := h.Ensure(t.Context(), more); err != nil { // before the watcher has noticed
+		t.Errorf("an element could not be added to a table that is gone: %v", err)
 	}
 	if err := h.Remove(more); err != nil {
 		t.Error(err)
@@ -110,9 +123,9 @@ func TestFlushRuleset(t *testing.T) {
 	eventually(t, "the ruleset is back", func() bool { return h.Sh(t, "nft list ruleset") == before })
 }
 
-// TestForwardingGuard: where netyard turned forwarding on, the host routes for its containers and for nobody else; a
-// daemon that starts again remembers.
-func TestForwardingGuard(t *testing.T) {
+// TestForwardingRestricted shows that, where netyard turned forwarding on, the host routes for its containers only,
+// also after a restart of the daemon.
+func TestForwardingRestricted(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	left, right := h.Peer(t, "left"), h.Peer(t, "right")
@@ -145,7 +158,7 @@ func TestForwardingGuard(t *testing.T) {
 	if passes() {
 		t.Error("after a restart the host is a router for everybody")
 	}
-	// Where the admin turned it on, that is the admin's business.
+	// Where the admin turned forwarding on, netyard does not restrict it.
 	if err := h.UnloadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -161,12 +174,13 @@ func TestForwardingGuard(t *testing.T) {
 	}
 }
 
-// TestGuardSparesBridges: what stays on a bridge of the host's owner is not forwarded, though br_netfilter shows it as
-// if it were.
-func TestGuardSparesBridges(t *testing.T) {
+// TestForwardingWithinBridges shows that traffic within a bridge of the host's owner passes where forwarding is
+// restricted, although br_netfilter shows it to the rules as if it were forwarded.
+func TestForwardingWithinBridges(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.Sh(t, "ip link add lan0 type bridge && ip link set lan0 up && sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.ipv4.ip_forward=0")
+	h.Sh(t, "ip link add lan0 type bridge && ip link set lan0 up")
+	h.Sh(t, "sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.ipv4.ip_forward=0")
 	a, b := h.Peer(t, "pa"), h.Peer(t, "pb")
 	h.Sh(t, "ip link set pa master lan0 && ip link set pb master lan0")
 	a.Sh(t, "ip addr add 10.1.0.1/24 dev eth0")
@@ -179,11 +193,11 @@ func TestGuardSparesBridges(t *testing.T) {
 	}
 	a.Sh(t, "ping -c2 -W2 10.1.0.2")
 	if !strings.Contains(h.Sh(t, "nft list ruleset"), "this host routes IPv4 for containers only") {
-		t.Error("there is no guard to spare anything")
+		t.Error("forwarding is not restricted")
 	}
 }
 
-// TestAdoptFirewall: without records, what the kernel has stays as it is.
+// TestAdoptFirewall shows that the ruleset in the kernel stays as it is when the records are lost.
 func TestAdoptFirewall(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -209,8 +223,8 @@ func TestAdoptFirewall(t *testing.T) {
 	golden(t, "ruleset-empty.nft", h.Sh(t, "nft list ruleset"))
 }
 
-// TestForwardPolicyWithoutDockerUser: where iptables drops what is forwarded, and the way to DOCKER-USER is gone, the
-// rules are at the end of FORWARD, and go from there when the way is back.
+// TestForwardPolicyWithoutDockerUser shows that the bypasses are at the end of FORWARD where its policy is DROP and no
+// rule leads to DOCKER-USER, and that they are removed from there once a rule does again.
 func TestForwardPolicyWithoutDockerUser(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -218,14 +232,18 @@ func TestForwardPolicyWithoutDockerUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Watched(t)
-	count := func() int { return strings.Count(h.Sh(t, "iptables -S FORWARD"), "nyb-") }
-	h.Sh(t, "iptables -A FORWARD -s 192.0.2.1 -j DROP && iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP")
-	eventually(t, "the rules are in DOCKER-USER", func() bool { return strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })
-	eventually(t, "and not in FORWARD", func() bool { return count() == 0 })
-	h.Sh(t, "for i in 1 2 3 4 5 6 7 8 9; do iptables -F; iptables -X && break; done")
-	eventually(t, "the rules are in FORWARD", func() bool { return count() == 2 })
+	count := func(chain string) int { return strings.Count(h.Sh(t, "iptables -S "+chain), "nyb-") }
+	const flush = "for i in 1 2 3 4 5 6 7 8 9; do iptables -F; iptables -X && break; done"
+	h.Sh(t, "iptables -A FORWARD -s 192.0.2.1 -j DROP && iptables -N DOCKER-USER")
+	h.Sh(t, "iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP")
+	eventually(t, "the rules are in DOCKER-USER", func() bool { return count("DOCKER-USER") == 2 })
+	eventually(t, "the rules are not in FORWARD", func() bool { return count("FORWARD") == 0 })
+	h.Sh(t, flush)
+	eventually(t, "the rules are in FORWARD", func() bool { return count("FORWARD") == 2 })
 	h.Sh(t, "iptables -N DOCKER-USER && iptables -I FORWARD -j DOCKER-USER")
-	eventually(t, "the rules are back in DOCKER-USER", func() bool { return count() == 0 && strings.Count(h.Sh(t, "iptables -S DOCKER-USER"), "nyb-") == 2 })
-	h.Sh(t, "for i in 1 2 3 4 5 6 7 8 9; do iptables -F; iptables -X && break; done; iptables -P FORWARD ACCEPT")
-	eventually(t, "there are no rules that nobody needs", func() bool { return count() == 0 })
+	eventually(t, "the rules are back in DOCKER-USER", func() bool {
+		return count("FORWARD") == 0 && count("DOCKER-USER") == 2
+	})
+	h.Sh(t, flush+"; iptables -P FORWARD ACCEPT")
+	eventually(t, "no rule is left that nobody needs", func() bool { return count("FORWARD") == 0 })
 }

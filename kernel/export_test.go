@@ -11,19 +11,19 @@ import (
 	"netyard/kernel/overlay"
 )
 
-// LookAt makes the kernel's word on links that of another directory than /sys/class/net: no test has a wireless card.
+// LookAt makes another directory stand for /sys/class/net: no test machine has a wireless card.
 func (k *Kernel) LookAt(dir string) { k.Sys = dir }
 
-// Whether a kernel of that release knows which packets its VXLAN devices made.
+// TellsDevicesIn reports whether a kernel of that release knows which packets its VXLAN devices made.
 var TellsDevicesIn = overlay.TellsDevicesIn
 
-// A slowPeer keeps the next transaction until it is let go, and may refuse it then.
+// A slowPeer holds the next transaction back until goOn is closed, and may refuse it then.
 type slowPeer struct {
 	nft.Peer
 
 	sent, goOn chan struct{}
 	refused    unix.Errno
-	// next is what the transaction after that is refused with.
+	// next is the errno that refuses the transaction after that; 0: it is not refused.
 	next    atomic.Uint32
 	answers [][]byte
 	done    bool
@@ -56,8 +56,8 @@ func (p *slowPeer) Receive() ([]byte, error) {
 	return p.Peer.Receive()
 }
 
-// Stall makes the kernel keep the next transaction until goOn is closed, and refuse it then unless the errno is 0. sent
-// is closed when the transaction is on its way.
+// Stall makes the kernel hold the next transaction back until goOn is closed, and then refuse it unless the errno is 0.
+// sent is closed when the transaction has been sent.
 func (k *Kernel) Stall(refused unix.Errno) (sent, goOn chan struct{}, err error) {
 	sent, goOn = make(chan struct{}), make(chan struct{})
 	err = nft.Of(k.Handle).RunNow(func() error {
@@ -68,7 +68,7 @@ func (k *Kernel) Stall(refused unix.Errno) (sent, goOn chan struct{}, err error)
 	return sent, goOn, err
 }
 
-// RefuseNext makes the kernel refuse the transaction that follows the one which Stall keeps.
+// RefuseNext makes the kernel refuse the transaction after the one that Stall holds back.
 func (k *Kernel) RefuseNext(code unix.Errno) error {
 	return nft.Of(k.Handle).Intercept(func(p nft.Peer) nft.Peer {
 		if p, ok := p.(*slowPeer); ok {
@@ -78,10 +78,10 @@ func (k *Kernel) RefuseNext(code unix.Errno) error {
 	})
 }
 
-// WatchTables is what Watch hears of nftables by.
+// WatchTables is how Watch is told of changes to nftables.
 func (k *Kernel) WatchTables(ctx context.Context) (<-chan bool, error) { return k.watchTables(ctx) }
 
-// WatchLinks is what Watch hears of links by.
+// WatchLinks is how Watch is told of changes to links.
 func (k *Kernel) WatchLinks(ctx context.Context) error {
 	_, err := k.watchLinks(ctx)
 	return err

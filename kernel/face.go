@@ -22,13 +22,14 @@ import (
 	"netyard/kernel/rule"
 )
 
-// A Kernel is the network side of one network namespace: objects are made, removed and compared by it, and it keeps the
-// ruleset. What is asked about one subject is in that subject's package, which takes the Handle.
+// A Kernel is the kernel's network configuration in one network namespace: it makes, removes and compares objects, and
+// maintains the ruleset. Operations on one subject are functions of that subject's package, which take the Handle.
 type Kernel struct {
 	*core.Handle
 
-	// unsure says that somebody's rules changed: the watcher has the host's firewall asked anew, where it decides.
-	unsure atomic.Bool
+	// foreignChange says that rules which are not netyard's have changed: the watcher then empties the sets of admitted
+	// clients, where the host's firewall decides about published ports.
+	foreignChange atomic.Bool
 }
 
 func open(log *slog.Logger, ns, threads netns.NsHandle) (*Kernel, error) {
@@ -42,13 +43,13 @@ func open(log *slog.Logger, ns, threads netns.NsHandle) (*Kernel, error) {
 	return &Kernel{Handle: h}, nil
 }
 
-// Snapshot looks at the kernel, to be compared with what is wanted.
+// Snapshot reads the state of the kernel, to be compared with what is wanted.
 func (k *Kernel) Snapshot() (*Snapshot, error) {
 	s, err := k.look(true)
 	if err != nil {
 		return nil, err
 	}
-	loops, err := ports.LoopFaults(k.Handle)
+	loops, err := ports.LoopRouteFaults(k.Handle)
 	if err != nil {
 		return nil, err
 	}
@@ -57,31 +58,33 @@ func (k *Kernel) Snapshot() (*Snapshot, error) {
 	return s, err
 }
 
-// LinkSnapshot is a Snapshot without the firewall, which the watcher keeps itself: nothing of that is at fault.
+// LinkSnapshot is Snapshot without the firewall, which the watcher restores itself: the snapshot has no faults of it.
 func (k *Kernel) LinkSnapshot() (*Snapshot, error) { return k.look(false) }
 
-// look takes a view of all that strays are looked for in.
+// look reads everything that faults and strays are looked for in.
 func (k *Kernel) look(firewall bool) (*Snapshot, error) {
 	v, err := core.Look(k.Handle, firewall)
 	if err != nil {
 		return nil, err
 	}
-	for _, at := range []func(*core.View) error{bridge.LookAtLimits, bridge.LookAtProxies, nft.LookAtElements, beside.LookAtChains} {
-		if err := at(v); err != nil {
+	for _, read := range []func(*core.View) error{
+		bridge.LookAtLimits, bridge.LookAtProxies, nft.LookAtElements, beside.LookAtChains,
+	} {
+		if err := read(v); err != nil {
 			return nil, err
 		}
 	}
 	return &Snapshot{s: v}, nil
 }
 
-// Strays are the things of netyard's that are none of the known ones. The sets of other managers' bridges are filled
-// from the links.
+// Strays returns the things of netyard's in the kernel that belong to none of the known objects. The sets of other
+// managers' bridges are not compared, since they are filled from the links.
 func (s *Snapshot) Strays(known []core.Object) []core.Stray {
 	return slices.Concat(strayLinks(s.s, known), device.StrayDevices(s.s, known), lan.StrayRoutes(s.s, known),
 		nft.Strays(s.s, known, policy.IsSet, bridge.Foreign, bridge.Same), bridge.StrayProxies(s.s, known))
 }
 
-// strayLinks are the links of netyard's that are none of the wanted.
+// strayLinks returns the links of netyard's that none of the objects names.
 func strayLinks(v *core.View, wanted []core.Object) (strays []core.Stray) {
 	want := map[string]bool{}
 	for _, o := range wanted {
@@ -97,7 +100,7 @@ func strayLinks(v *core.View, wanted []core.Object) (strays []core.Stray) {
 			continue
 		}
 		if id, inner := strings.CutPrefix(name, core.PeerPrefix); inner && v.Links[core.VethPrefix+id] != nil {
-			continue // it shares the outer end's fate
+			continue // it is removed with the outer end
 		}
 		network, _, _ := core.ParseAlias(a.Alias)
 		strays = append(strays, core.Stray{Text: "link " + name, Network: network, Drop: func() error {
@@ -111,7 +114,7 @@ func strayLinks(v *core.View, wanted []core.Object) (strays []core.Stray) {
 	return strays
 }
 
-// Plugged says whether a sandbox has an endpoint's link.
+// Plugged reports whether a sandbox has the link of an endpoint; o is the object that plugs it in.
 func (k *Kernel) Plugged(o core.Object) (bool, error) {
 	if p, ok := o.(interface {
 		Plugged(k *core.Handle) (bool, error)
@@ -121,15 +124,16 @@ func (k *Kernel) Plugged(o core.Object) (bool, error) {
 	return false, nil
 }
 
-// ruleset is netyard's, for what the host is like.
+// ruleset returns netyard's ruleset, which depends on what the host can do and how it is configured.
 func ruleset(h *core.Handle) rule.Ruleset {
 	return rule.Ruleset{Sets: allSets(), Chains: func(b rule.Book) [][]rule.Chain {
-		inet := slices.Concat(inetChains(b, *beside.GuardsOf(h), ports.ObeysHostFirewall(h)), policy.Chains(b), overlay.Chains(b))
+		own := inetChains(b, *beside.RestrictedOf(h), ports.ObeysHostFirewall(h))
+		inet := slices.Concat(own, policy.Chains(b), overlay.Chains(b))
 		return [][]rule.Chain{inet, bridgeChains(b, nft.Of(h).Conntrack)}
 	}}
 }
 
-// allSets are the sets of both tables.
+// allSets returns the sets of both tables.
 func allSets() []rule.Set {
 	return slices.Concat(ports.Sets(), lan.Sets(), bridge.Sets(), policy.Sets(), overlay.Sets())
 }

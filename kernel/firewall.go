@@ -20,8 +20,8 @@ import (
 	"netyard/kernel/rule"
 )
 
-// AdoptFirewall is LoadFirewall for when the records are lost: what is in the kernel's table counts as wanted, but for
-// what the records say otherwise. If it cannot be read nothing is loaded: what is in force stays so.
+// AdoptFirewall loads the firewall when the records are lost: elements in the kernel's table count as wanted, unless
+// the records say otherwise. If the table cannot be read, nothing is loaded and the current rules stay in force.
 func (k *Kernel) AdoptFirewall() error {
 	if err := nft.Of(k.Handle).Adopt(func(rule.SetName) bool { return true }); err != nil {
 		return err
@@ -29,7 +29,8 @@ func (k *Kernel) AdoptFirewall() error {
 	return k.LoadFirewall()
 }
 
-// AdoptPolicy is LoadFirewall for when the policies alone are lost: what the kernel has of them counts as wanted.
+// AdoptPolicy loads the firewall when only the policies are lost: policy elements in the kernel's table count as
+// wanted.
 func (k *Kernel) AdoptPolicy() error {
 	if err := nft.Of(k.Handle).Adopt(policy.IsSet); err != nil {
 		return err
@@ -37,7 +38,7 @@ func (k *Kernel) AdoptPolicy() error {
 	return k.LoadFirewall()
 }
 
-// Policed says whether the kernel has elements of policy.
+// Policed reports whether the kernel has elements of policy.
 func (k *Kernel) Policed() (bool, error) {
 	have, err := nft.Of(k.Handle).ReadElements(policy.IsSet)
 	if err != nil {
@@ -51,8 +52,8 @@ func (k *Kernel) Policed() (bool, error) {
 	return false, nil
 }
 
-// LoadFirewall puts the ruleset and every element wanted so far into the kernel, in one transaction. Nobody waits for
-// it: it takes the time it takes.
+// LoadFirewall loads the ruleset and every element wanted so far, in one transaction. It has no deadline, since no
+// request waits for it.
 func (k *Kernel) LoadFirewall() error {
 	if err := k.syncBridges(); err != nil {
 		return err
@@ -61,7 +62,7 @@ func (k *Kernel) LoadFirewall() error {
 		return err
 	}
 	err := nft.Of(k.Handle).RunNow(func() error {
-		if err := beside.RecallGuards(nft.Of(k.Handle)); err != nil {
+		if err := beside.RecallRestricted(nft.Of(k.Handle)); err != nil {
 			return err
 		}
 		same, err := nft.Of(k.Handle).TakeOver()
@@ -73,7 +74,7 @@ func (k *Kernel) LoadFirewall() error {
 	return errors.Join(err, nft.Of(k.Handle).RunNow(func() error { return beside.SyncDockerUserNow(nft.Of(k.Handle)) }))
 }
 
-// UnloadFirewall takes the tables, and the routes that go with them, out of the kernel.
+// UnloadFirewall deletes the tables, and the local routes that belong to them.
 func (k *Kernel) UnloadFirewall() error {
 	if err := ports.RemoveLoopRoutes(k.Handle); err != nil {
 		return err
@@ -95,16 +96,17 @@ func (k *Kernel) UnloadFirewall() error {
 	})
 }
 
-// ShareTables leaves the tables to whoever wants to change them, as kernels before 6.9 do. Call it before LoadFirewall.
+// ShareTables makes the tables changeable by anybody, as they are on kernels before 6.9. Call it before LoadFirewall.
 func (k *Kernel) ShareTables() {
 	nft.Of(k.Handle).Mu.Lock()
 	defer nft.Of(k.Handle).Mu.Unlock()
 	nft.Of(k.Handle).Shared = true
 }
 
-// Enforce makes the elements of policy what these objects say, in one transaction: a packet sees the policies as they
-// were or as they are to be. Before the ruleset is loaded they are only collected. What was adopted stays for all
-// addresses but those that are decided about here or settled: of those the records know all.
+// Enforce replaces the elements of policy by those among the objects, in one transaction: a packet sees either the old
+// policies or the new ones. Before the ruleset is loaded, the elements are only collected. Adopted elements stay,
+// except those of addresses that the objects decide about or that are settled: of those addresses the records know
+// everything.
 func (k *Kernel) Enforce(ctx context.Context, objects []core.Object, settled ...netip.Addr) error {
 	wanted := map[nft.ElementID]nft.Element{}
 	var rest []core.Object
@@ -124,49 +126,72 @@ func (k *Kernel) Enforce(ctx context.Context, objects []core.Object, settled ...
 	return k.Ensure(ctx, rest...)
 }
 
-// inetChains decides about routed packets. An accept here does not override a drop elsewhere, and the other way round:
-// Docker's own FORWARD policy is met in DOCKER-USER (dockeruser.go).
-func inetChains(b rule.Book, guard beside.Guards, obeys bool) []rule.Chain {
+// inetChains returns the chains for routed packets and for published ports. An accept here does not override a drop
+// elsewhere, and vice versa: a Bypass (kernel/beside) lets traffic pass Docker's own FORWARD policy.
+func inetChains(b rule.Book, restricted beside.Restricted, obeys bool) []rule.Chain {
+	fromNetworks, toNetworks := b.IIF(bridge.Bridges, false), b.OIF(bridge.Bridges, false)
 	forward := slices.Concat([]rule.Rule{
-		rule.New("containers of one network", b.IfPair(bridge.Talk, false), rule.Accept()),
+		rule.New("accept traffic within a network", b.IfPair(bridge.Talk, false), rule.Accept()),
 	}, ports.KillSwitch(b), []rule.Rule{
-		rule.New("answers", rule.Established(), rule.Accept()),
-		rule.New("internal networks have no way out", b.IIF(bridge.Internal, false), rule.Drop()),
-		rule.New("nor in", b.OIF(bridge.Internal, false), rule.Drop()),
-	}, ports.WaysIn(b), lan.OnlyPublished(b), []rule.Rule{
-		rule.New("networks are apart", b.IIF(bridge.Bridges, false), b.OIF(bridge.Bridges, false), rule.Drop()),
-		rule.New("and apart from other managers' networks", b.IIF(bridge.Bridges, false), b.OIF(bridge.Foreign, false), rule.Drop()),
-		rule.New("nothing else comes in", b.OIF(bridge.Bridges, false), rule.Drop()),
+		rule.New("accept established connections", rule.Established(), rule.Accept()),
+		rule.New("drop outbound from internal networks", b.IIF(bridge.Internal, false), rule.Drop()),
+		rule.New("drop inbound to internal networks", b.OIF(bridge.Internal, false), rule.Drop()),
+	}, ports.InboundRules(b), lan.OnlyPublished(b), []rule.Rule{
+		rule.New("drop traffic between networks", fromNetworks, toNetworks, rule.Drop()),
+		rule.New("drop traffic to other managers' networks", fromNetworks, b.OIF(bridge.Foreign, false), rule.Drop()),
+		rule.New("drop other inbound traffic to containers", toNetworks, rule.Drop()),
 	})
-	if guard.V4 {
-		forward = append(forward, rule.New(beside.GuardComment4, rule.NFProto(unix.NFPROTO_IPV4), bridge.Between(b), rule.Drop()))
+	for _, g := range []struct {
+		on      bool
+		comment string
+		proto   byte
+	}{
+		{restricted.V4, beside.RestrictedComment4, unix.NFPROTO_IPV4},
+		{restricted.V6, beside.RestrictedComment6, unix.NFPROTO_IPV6},
+	} {
+		if g.on {
+			forward = append(forward, rule.New(g.comment, rule.NFProto(g.proto), bridge.Between(b), rule.Drop()))
+		}
 	}
-	if guard.V6 {
-		forward = append(forward, rule.New(beside.GuardComment6, rule.NFProto(unix.NFPROTO_IPV6), bridge.Between(b), rule.Drop()))
-	}
-	return slices.Concat(ports.PublishChains(b, obeys), ports.LoopbackChains(b), ports.GatewayChains(b), ports.AdmitChains(b, obeys), []rule.Chain{
-		{
-			Name: "forward", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
-			Priority: nftables.ChainPriorityFilter, Rules: forward,
+	return slices.Concat(
+		ports.PublishChains(b, obeys), ports.LoopbackChains(b), ports.GatewayChains(b), ports.AdmitChains(b, obeys),
+		[]rule.Chain{
+			{
+				Name: "forward", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
+				Priority: nftables.ChainPriorityFilter, Rules: forward,
+			},
+			{
+				Name: "postrouting", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting,
+				Priority: nftables.ChainPriorityNATSource,
+				Rules:    slices.Concat(lan.Returning(b), masquerading(b), ports.EgressRules(b)),
+			},
 		},
-		{
-			Name: "postrouting", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting,
-			Priority: nftables.ChainPriorityNATSource, Rules: slices.Concat(lan.Returning(b), []rule.Rule{
-				rule.New("a neighbour's answer comes back by way of the host", rule.Translated(), b.IfPair(bridge.Own, false), rule.Masquerade()),
-				rule.New("and so does its own", b.AddrPair(ports.Self4, rule.IPv4()), rule.Masquerade()),
-				rule.New("and its own, IPv6", b.AddrPair(ports.Self6, rule.IPv6()), rule.Masquerade()),
-				rule.New("so does the answer to loopback", ports.LoopSource4(), b.OIF(bridge.Bridges, false), rule.Masquerade()),
-				rule.New("and IPv6 loopback", ports.LoopSource6(), b.OIF(bridge.Bridges, false), rule.Masquerade()),
-				rule.New("so do answers that would else go by the container that is the gateway", rule.Translated(), b.OIF(ports.GuidedBridges, false), rule.Masquerade()),
-				rule.New("leave with the host's address", b.SAddr4(bridge.NAT4), b.OIF(bridge.Bridges, true), rule.Masquerade()),
-				rule.New("leave with the host's address, IPv6", b.SAddr6(bridge.NAT6), b.OIF(bridge.Bridges, true), rule.Masquerade()),
-			}, ports.Leaving(b)),
-		},
-	})
+	)
 }
 
-// bridgeChains decides about frames, wherever they go. A container also does not get to play the router for its
-// neighbours or for the host (CVE-2020-13401).
+// masquerading returns the rules that give traffic an address of the host: traffic whose answer must come back by way
+// of the host, and outbound traffic of networks with NAT.
+func masquerading(b rule.Book) []rule.Rule {
+	toNetworks, outbound := b.OIF(bridge.Bridges, false), b.OIF(bridge.Bridges, true)
+	return []rule.Rule{
+		rule.New("masquerade hairpin traffic between neighbours",
+			rule.Translated(), b.IfPair(bridge.Own, false), rule.Masquerade()),
+		rule.New("masquerade hairpin traffic to the sender itself",
+			b.AddrPair(ports.Self4, rule.IPv4()), rule.Masquerade()),
+		rule.New("masquerade hairpin traffic to the sender itself, IPv6",
+			b.AddrPair(ports.Self6, rule.IPv6()), rule.Masquerade()),
+		rule.New("masquerade loopback traffic to containers", ports.LoopSource4(), toNetworks, rule.Masquerade()),
+		rule.New("masquerade loopback traffic to containers, IPv6",
+			ports.LoopSource6(), toNetworks, rule.Masquerade()),
+		rule.New("masquerade clients of networks with a gateway container",
+			rule.Translated(), b.OIF(ports.GuidedBridges, false), rule.Masquerade()),
+		rule.New("masquerade outbound traffic", b.SAddr4(bridge.NAT4), outbound, rule.Masquerade()),
+		rule.New("masquerade outbound traffic, IPv6", b.SAddr6(bridge.NAT6), outbound, rule.Masquerade()),
+	}
+}
+
+// bridgeChains returns the chains for all frames on bridges. They also keep a container from acting as the router of
+// its neighbours or of the host (CVE-2020-13401).
 func bridgeChains(b rule.Book, conntrack bool) []rule.Chain {
 	return append(bridge.GuardChains(b), policy.BridgePolicyChains(b, conntrack)...)
 }

@@ -20,13 +20,13 @@ import (
 	"netyard/kernel/ports"
 )
 
-// sealed is the rule whose comment changes with the ruleset.
+// sealed matches the rule whose comment changes with the ruleset.
 var sealed = regexp.MustCompile(`accept comment "[0-9a-f]{16}"`)
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// golden compares a ruleset with a file of testdata. What is only there where the kernel follows connections on bridges
-// has a file of its own.
+// golden compares a ruleset with a file in testdata. Rules that exist only where the kernel tracks connections on
+// bridges are in a file of their own, and are compared with that.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	if strings.Contains(got, "@closed_in4_bridged") {
@@ -89,21 +89,25 @@ func elements() []core.Object {
 		}
 	}
 	lan := netip.MustParseAddr("192.168.1.9")
-	for _, e := range (ports.Redirect{Ports: []ports.Publication{{Proto: "tcp", Host: lan, Port: 443, To: lan, ToPort: 8080}}}).OnHost() {
+	https := ports.Publication{Proto: "tcp", Host: lan, Port: 443, To: lan, ToPort: 8080}
+	for _, e := range (ports.Redirect{Ports: []ports.Publication{https}}).OnHost() {
 		published = append(published, e)
 	}
 	published = append(published, nft.InterfaceIn(klan.Shims, "nys-a"))
-	for _, e := range ports.Guided("nyb-a", []netip.Addr{netip.MustParseAddr("10.1.0.53"), netip.MustParseAddr("fd00:1::53")}) {
+	gateways := []netip.Addr{netip.MustParseAddr("10.1.0.53"), netip.MustParseAddr("fd00:1::53")}
+	for _, e := range ports.Guided("nyb-a", gateways) {
 		published = append(published, e)
 	}
-	for _, e := range overlay.VTEPs(4789, 0x1234, []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}) {
+	members := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}
+	for _, e := range overlay.VTEPs(4789, 0x1234, members) {
 		published = append(published, e)
 	}
 	for _, e := range overlay.Encrypted(4789, 0x5678) {
 		published = append(published, e)
 	}
 	return append(published,
-		ports.Routed("nyb-c", false), ports.Routed("nyb-c", true), ports.Isolated("nyb-b", false), ports.Isolated("nyb-b", true),
+		ports.Routed("nyb-c", false), ports.Routed("nyb-c", true),
+		ports.Isolated("nyb-b", false), ports.Isolated("nyb-b", true),
 		ports.Egress(netip.MustParsePrefix("10.1.3.0/24"), netip.MustParseAddr("192.0.2.7")),
 		ports.Egress(netip.MustParsePrefix("10.1.4.0/24"), netip.MustParseAddr("192.0.2.8")),
 		ports.Egress(netip.MustParsePrefix("fd00:3::/64"), netip.MustParseAddr("2001:db8::7")),
@@ -119,7 +123,7 @@ func elements() []core.Object {
 func TestRuleset(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.ShareTables() // or the listing would depend on what the kernel can
+	h.ShareTables() // or the listing would depend on the kernel's version
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +136,7 @@ func TestRuleset(t *testing.T) {
 	full := h.Sh(t, "nft list ruleset")
 	golden(t, "ruleset.nft", full)
 
-	// One by one or all at once, before the load or after it: the same table.
+	// Elements added one by one or all at once, before the load or after it, lead to the same table.
 	h.Reopen(t)
 	h.ShareTables()
 	if err := h.Ensure(t.Context(), elements()...); err != nil {
@@ -152,7 +156,7 @@ func TestRuleset(t *testing.T) {
 		t.Fatal(err)
 	}
 	if faults, strays := snap.Faults(elements()), snap.Strays(elements()); len(faults)+len(strays) > 0 {
-		t.Errorf("audit of what is as wanted: %v %v", faults, strays)
+		t.Errorf("audit without differences: %v %v", faults, strays)
 	}
 
 	if err := h.Remove(elements()...); err != nil {
@@ -169,7 +173,8 @@ func TestRuleset(t *testing.T) {
 	}
 }
 
-// TestTakeOver: a daemon that finds just what it wants changes nothing, and one that does not loads its own.
+// TestTakeOver shows that a daemon which finds exactly the wanted ruleset changes nothing, and that one which does not
+// loads its own.
 func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -183,7 +188,7 @@ func TestTakeOver(t *testing.T) {
 		if err := h.LoadFirewall(); err != nil {
 			t.Fatal(err)
 		}
-		return h.Sh(t, "nft -a list ruleset") // with handles, which are given anew with each load
+		return h.Sh(t, "nft -a list ruleset") // with handles, which are new after each load
 	}
 	first := load()
 	if again := load(); again != first {
@@ -192,7 +197,8 @@ func TestTakeOver(t *testing.T) {
 	for _, cmd := range []string{
 		"nft add element inet netyard bridges { lost }", "nft delete element inet netyard bridges { nyb-a }",
 		"nft add rule inet netyard forward accept", "nft flush chain bridge netyard guard", "nft flush ruleset",
-		"nft delete rule inet netyard seal handle $(nft -a list chain inet netyard seal | sed -n 's/.*comment.*handle //p')",
+		"nft delete rule inet netyard seal handle " +
+			"$(nft -a list chain inet netyard seal | sed -n 's/.*comment.*handle //p')",
 	} {
 		h.Sh(t, cmd)
 		load()

@@ -1,6 +1,6 @@
-// Package kernel is the only part of netyard that talks to the Linux kernel's network: links, addresses, routes,
-// sysctls and nftables. What it makes is described by Objects: plain data that can be made, removed and compared
-// with what is there, each idempotently. Everything it makes says in its name or alias whose it is.
+// Package kernel is the only part of netyard that reads and changes the Linux kernel's network: links, addresses,
+// routes, sysctls and nftables. What it makes is described by objects: plain data that can be made, removed and
+// compared with the kernel, each idempotently. The name or alias of everything that it makes says that it is netyard's.
 package kernel
 
 import (
@@ -17,7 +17,7 @@ import (
 	"netyard/kernel/ports"
 )
 
-// Open returns the Handle of the namespace the process is in.
+// Open returns the Kernel of the network namespace that the process is in.
 func Open(log *slog.Logger) (*Kernel, error) {
 	ns, err := netns.Get()
 	if err != nil {
@@ -26,23 +26,23 @@ func Open(log *slog.Logger) (*Kernel, error) {
 	return open(log, ns, netns.None())
 }
 
-// OpenAt returns the Handle of the namespace behind an open descriptor, which the caller keeps.
+// OpenAt returns the Kernel of the network namespace behind an open descriptor, which stays the caller's.
 func OpenAt(log *slog.Logger, fd int) (*Kernel, error) {
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("keep network namespace: %w", err)
+		return nil, fmt.Errorf("duplicate the descriptor of a network namespace: %w", err)
 	}
 	return open(log, netns.NsHandle(dup), netns.NsHandle(dup))
 }
 
-// Ensure makes all objects be there, in order. It stops at the first it cannot make.
+// Ensure makes all objects, in order. It stops at the first one that it cannot make.
 func (k *Kernel) Ensure(ctx context.Context, objects ...core.Object) error {
 	var elements []nft.Element
 	for _, o := range objects {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("make %s: %w", o, err)
 		}
-		if e, ok := o.(nft.Element); ok { // one transaction for all of them, at the end: links come first
+		if e, ok := o.(nft.Element); ok { // all elements in one transaction at the end: links come first
 			elements = append(elements, e)
 			continue
 		}
@@ -51,13 +51,14 @@ func (k *Kernel) Ensure(ctx context.Context, objects ...core.Object) error {
 		}
 	}
 	if len(elements) > 0 {
-		defer ports.StaleFlows(k.Handle, elements)
+		defer ports.MarkStaleFlows(k.Handle, elements)
 		return nft.Of(k.Handle).Add(ctx, elements)
 	}
 	return nil
 }
 
-// Remove undoes Ensure, last object first. It goes on after an error and returns them all.
+// Remove removes all objects: set elements first, in one transaction, then the others in reverse order. It continues
+// after an error, and returns all errors.
 func (k *Kernel) Remove(objects ...core.Object) error {
 	var errs []error
 	var elements []nft.Element
@@ -68,7 +69,7 @@ func (k *Kernel) Remove(objects ...core.Object) error {
 	}
 	if len(elements) > 0 {
 		errs = append(errs, nft.Of(k.Handle).Remove(elements))
-		ports.StaleFlows(k.Handle, elements)
+		ports.MarkStaleFlows(k.Handle, elements)
 	}
 	for i := len(objects) - 1; i >= 0; i-- {
 		if _, ok := objects[i].(nft.Element); !ok {

@@ -17,7 +17,7 @@ import (
 	"netyard/kernel/ports"
 )
 
-// stall is Stall, and fails the test if it cannot be done.
+// stall calls Stall, and fails the test if that fails.
 func stall(t *testing.T, h *kerneltest.Host, refused unix.Errno) (sent, goOn chan struct{}) {
 	t.Helper()
 	sent, goOn, err := h.Stall(refused)
@@ -27,7 +27,7 @@ func stall(t *testing.T, h *kerneltest.Host, refused unix.Errno) (sent, goOn cha
 	return sent, goOn
 }
 
-// watched has the kernel watched as long as the test runs.
+// watched runs the watcher until the test ends, and fails the test if the watcher fails.
 func watched(t *testing.T, h *kerneltest.Host) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -41,8 +41,8 @@ func watched(t *testing.T, h *kerneltest.Host) {
 	})
 }
 
-// removedInTheEnd waits until the kernel has no element but those of objects.
-func removedInTheEnd(t *testing.T, h *kerneltest.Host, objects ...core.Object) {
+// eventuallyOnly waits until the kernel has the elements of objects, and no others.
+func eventuallyOnly(t *testing.T, h *kerneltest.Host, objects ...core.Object) {
 	t.Helper()
 	for until := time.Now().Add(30 * time.Second); ; {
 		snap, err := h.Snapshot()
@@ -60,8 +60,9 @@ func removedInTheEnd(t *testing.T, h *kerneltest.Host, objects ...core.Object) {
 	}
 }
 
-// TestLateRemovalRefused: a removal that was answered before it was made, and that the kernel then refused, is made all
-// the same: who asked will not ask again. Whoever comes next has the key.
+// TestLateRemovalRefused shows that a removal which was reported as done before the kernel had made it, and which the
+// kernel then refuses, is made all the same, since the caller will not ask again. Afterwards another endpoint gets the
+// port.
 func TestLateRemovalRefused(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -72,7 +73,8 @@ func TestLateRemovalRefused(t *testing.T) {
 	watched(t, h)
 	port := func(to string) (all []core.Object) {
 		for _, e := range (ports.Publication{
-			Proto: "tcp", Host: netip.MustParseAddr("192.0.2.9"), Port: 8080, Count: 1, To: netip.MustParseAddr(to), ToPort: 80,
+			Proto: "tcp", Host: netip.MustParseAddr("192.0.2.9"), Port: 8080, Count: 1,
+			To: netip.MustParseAddr(to), ToPort: 80,
 		}).Elements() {
 			all = append(all, e)
 		}
@@ -87,17 +89,18 @@ func TestLateRemovalRefused(t *testing.T) {
 	go func() { answered <- h.Remove(old...) }()
 	<-sent
 	if err := <-answered; err != nil {
-		t.Errorf("a removal that waits for the kernel: %v", err)
+		t.Errorf("a removal that waits for the kernel failed: %v", err)
 	}
 	close(goOn)
-	removedInTheEnd(t, h)
+	eventuallyOnly(t, h)
 	if err := h.Ensure(t.Context(), next...); err != nil {
-		t.Errorf("the next one with that port: %v", err)
+		t.Errorf("the next endpoint did not get the port: %v", err)
 	}
-	removedInTheEnd(t, h, next...)
+	eventuallyOnly(t, h, next...)
 }
 
-// TestLateUndoRefused: a change that nobody waited for is taken back, also if the kernel refuses that at first.
+// TestLateUndoRefused shows that a change whose caller did not wait for its end is undone, even if the kernel refuses
+// that at first.
 func TestLateUndoRefused(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -113,25 +116,26 @@ func TestLateUndoRefused(t *testing.T) {
 	<-sent
 	cancel()
 	if err := <-answered; !errors.Is(err, nft.ErrBusy) {
-		t.Errorf("who did not wait heard %v", err)
+		t.Errorf("the caller that did not wait got %v", err)
 	}
 	if err := h.RefuseNext(unix.ENOMEM); err != nil {
 		t.Fatal(err)
 	}
 	close(goOn)
-	removedInTheEnd(t, h)
+	eventuallyOnly(t, h)
 }
 
-// TestAdoptedOverUndo: a policy that could not be applied in time leaves what was adopted as it was: of an address that
-// no record decides about, what the kernel enforces stays.
-func TestAdoptedOverUndo(t *testing.T) {
+// TestAdoptedElementsSurviveUndo shows that a policy which could not be applied in time leaves adopted elements as they
+// were: the kernel goes on enforcing what it has of an address that no record decides about.
+func TestAdoptedElementsSurviveUndo(t *testing.T) {
 	t.Parallel()
 	for name, refused := range map[string]unix.Errno{"nobody waited": 0, "the kernel refused": unix.ENOMEM} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h, _ := policed(t)
 			const other = "10.1.0.7"
-			h.Sh(t, "nft add element inet netyard closed_in4 '{ "+other+" }'; nft add element inet netyard allow_in4 '{ "+other+" . 10.3.0.0/16 . tcp . 1-9 }'")
+			h.Sh(t, "nft add element inet netyard closed_in4 '{ "+other+" }'")
+			h.Sh(t, "nft add element inet netyard allow_in4 '{ "+other+" . 10.3.0.0/16 . tcp . 1-9 }'")
 			h.Reopen(t)
 			h.ShareTables()
 			if err := h.AdoptPolicy(); err != nil {
@@ -140,7 +144,9 @@ func TestAdoptedOverUndo(t *testing.T) {
 			if err := h.Enforce(t.Context(), policy.Objects(h.Handle, subjects())); err != nil {
 				t.Fatal(err)
 			}
-			mine := policy.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &policy.Access{}}
+			mine := policy.Subject{
+				Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &policy.Access{},
+			}
 			sent, goOn := stall(t, h, refused)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
@@ -153,7 +159,7 @@ func TestAdoptedOverUndo(t *testing.T) {
 				close(goOn)
 			}
 			if err := <-answered; err == nil {
-				t.Error("it counts as done")
+				t.Error("the change counts as done")
 			}
 			if refused == 0 {
 				close(goOn)
@@ -162,7 +168,7 @@ func TestAdoptedOverUndo(t *testing.T) {
 				t.Fatal(err)
 			}
 			if out := h.Sh(t, "nft list ruleset"); strings.Count(out, other) != 2 {
-				t.Errorf("of an address that no record decides about there is\n%s", out)
+				t.Errorf("the elements of an address that no record decides about are gone:\n%s", out)
 			}
 		})
 	}

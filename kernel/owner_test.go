@@ -8,8 +8,8 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// TestOwnedTables: where the kernel can, nobody takes netyard's tables away, not even for a moment; they outlive the
-// daemon, and the next one has them for its own.
+// TestOwnedTables shows that, where the kernel has table owners, nobody can change or delete netyard's tables at any
+// time, that the tables outlive the daemon, and that the next daemon owns them.
 func TestOwnedTables(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -22,7 +22,7 @@ func TestOwnedTables(t *testing.T) {
 	list := func() string { return h.Sh(t, "nft list ruleset") }
 	full := list()
 	if !strings.Contains(full, "flags owner") {
-		// A kernel of before 6.9. What there is instead, TestFlushRuleset sees.
+		// The kernel is older than 6.9. TestFlushRuleset shows what netyard does there instead.
 		if err := h.UnloadFirewall(); err != nil {
 			t.Fatal(err)
 		}
@@ -30,8 +30,9 @@ func TestOwnedTables(t *testing.T) {
 	}
 	h.Sh(t, "nft flush ruleset")
 	for _, cmd := range []string{
-		"nft delete table inet netyard", "nft flush chain inet netyard forward", "nft insert rule inet netyard forward accept",
-		"nft delete element inet netyard bridges { nyb-a }", "nft delete table bridge netyard",
+		"nft delete table inet netyard", "nft flush chain inet netyard forward",
+		"nft insert rule inet netyard forward accept", "nft delete element inet netyard bridges { nyb-a }",
+		"nft delete table bridge netyard",
 	} {
 		if out, err := h.TrySh(cmd); err == nil {
 			t.Errorf("%s: succeeded: %s", cmd, out)
@@ -41,11 +42,11 @@ func TestOwnedTables(t *testing.T) {
 		t.Errorf("somebody changed the tables:\n%s", got)
 	}
 
-	h.Reopen(t) // the socket has gone with the daemon, as after kill -9
-	// Not at once: a child that another test just forks has a copy of the socket until its exec.
-	eventually(t, "the tables are nobody's", func() bool { return !strings.Contains(list(), "flags owner") })
-	if got := list(); !strings.Contains(got, "networks are apart") {
-		t.Errorf("the tables went with the daemon:\n%s", got)
+	h.Reopen(t) // closes the socket, as kill -9 of the daemon does
+	// Not at once: a child that another test is forking has a copy of the socket until its exec.
+	eventually(t, "the tables have no owner", func() bool { return !strings.Contains(list(), "flags owner") })
+	if got := list(); !strings.Contains(got, "drop traffic between networks") {
+		t.Errorf("the tables were deleted with the daemon:\n%s", got)
 	}
 	h.Sh(t, "nft insert rule inet netyard forward accept && nft add set inet netyard theirs '{ type ipv4_addr; }'")
 	if err := h.Ensure(t.Context(), elements()...); err != nil {
@@ -58,7 +59,7 @@ func TestOwnedTables(t *testing.T) {
 		t.Errorf("the next daemon's tables differ:\n%s", got)
 	}
 
-	second := *h // another daemon in the same namespace must not get anywhere
+	second := *h // a second daemon in the same namespace must fail
 	second.Kernel = nil
 	second.Reopen(t)
 	if err := second.LoadFirewall(); err == nil || !strings.Contains(err.Error(), "another process owns it") {
@@ -71,7 +72,7 @@ func TestOwnedTables(t *testing.T) {
 		t.Errorf("the second daemon changed the tables:\n%s", got)
 	}
 
-	// One that was told to share them takes over what is left of one that was not, and the other way round.
+	// A daemon that shares its tables takes over those that another one owned, and vice versa.
 	h.Reopen(t)
 	h.ShareTables()
 	if err := h.LoadFirewall(); err != nil {
@@ -83,7 +84,7 @@ func TestOwnedTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := list(); strings.Contains(got, `"x"`) {
-		t.Errorf("what was found there stayed:\n%s", got)
+		t.Errorf("an element that is not netyard's stayed:\n%s", got)
 	}
 	if err := h.UnloadFirewall(); err != nil {
 		t.Fatal(err)
@@ -93,7 +94,8 @@ func TestOwnedTables(t *testing.T) {
 	}
 }
 
-// TestForeignRulesInDockerUser: a comment that begins with netyard's name does not make an admin's rule netyard's.
+// TestForeignRulesInDockerUser shows that a rule of the admin's whose comment begins with netyard's name is not taken
+// for netyard's.
 func TestForeignRulesInDockerUser(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -105,7 +107,8 @@ func TestForeignRulesInDockerUser(t *testing.T) {
 	if err := h.Ensure(t.Context(), beside.Bypass{In: "web0", Network: "aaaaaaaaaaaa"}); err != nil {
 		t.Fatal(err)
 	}
-	if got := h.Sh(t, "iptables -S DOCKER-USER"); !strings.Contains(got, theirs) || strings.Count(got, "-j ACCEPT") != 4 {
+	got := h.Sh(t, "iptables -S DOCKER-USER")
+	if !strings.Contains(got, theirs) || strings.Count(got, "-j ACCEPT") != 4 {
 		t.Errorf("the chain is\n%s", got)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"netyard/kernel/ports"
 )
 
-// pathOf is a file that stands for a namespace, for other processes too.
+// pathOf returns a path that stands for a namespace, for other processes too.
 func pathOf(h *kerneltest.Host) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.NS()) }
 
 func redirect(sandbox *kerneltest.Host) ports.Redirect {
@@ -33,14 +33,17 @@ func faultsOf(t *testing.T, h *kerneltest.Host, o core.Object) string {
 	return fmt.Sprint(snap.Faults([]core.Object{o}))
 }
 
-// TestRedirect: a table in a sandbox, which is made, looked at, read back and removed, and is never another endpoint's.
+// TestRedirect shows that the table in a sandbox is made, checked, read back and removed, without affecting the table
+// of another endpoint.
 func TestRedirect(t *testing.T) {
 	t.Parallel()
 	h, sandbox := kerneltest.New(t), kerneltest.New(t)
 	before := sandbox.Dump(t)
 	r := redirect(sandbox)
 	other := ports.Redirect{Endpoint: "ffffffffffff1111", Sandbox: pathOf(sandbox), Ports: r.Ports[:1]}
-	if got := faultsOf(t, h, r); !strings.Contains(got, "redirect of 192.168.7.9:443 to 8080/tcp, [2001:db8:7::9]:7000 to 8000/sctp in sandbox "+pathOf(sandbox)+" is missing") {
+	missing := "redirect of 192.168.7.9:443 to 8080/tcp, [2001:db8:7::9]:7000 to 8000/sctp in sandbox " +
+		pathOf(sandbox) + " is missing"
+	if got := faultsOf(t, h, r); !strings.Contains(got, missing) {
 		t.Errorf("before it is made: %s", got)
 	}
 	var handle string
@@ -50,7 +53,7 @@ func TestRedirect(t *testing.T) {
 		}
 		now := sandbox.Sh(t, "nft -a list table inet netyard-eeeeeeeeeeee | head -1")
 		if handle != "" && now != handle {
-			t.Errorf("what is as it should be was made again: %s, %s", handle, now)
+			t.Errorf("a table without faults was made again: %s, %s", handle, now)
 		}
 		handle = now
 	}
@@ -58,7 +61,10 @@ func TestRedirect(t *testing.T) {
 		t.Errorf("after it was made: %s", got)
 	}
 	got, err := ports.Redirected(pathOf(sandbox), r.Endpoint)
-	if err != nil || len(got) != 601 || !slices.Contains(got, r.Ports[0]) || !slices.Contains(got, ports.Publication{Proto: "sctp", Host: r.Ports[1].Host, Port: 7599, Count: 1, To: r.Ports[1].To, ToPort: 8599}) {
+	last := ports.Publication{
+		Proto: "sctp", Host: r.Ports[1].Host, Port: 7599, Count: 1, To: r.Ports[1].To, ToPort: 8599,
+	}
+	if err != nil || len(got) != 601 || !slices.Contains(got, r.Ports[0]) || !slices.Contains(got, last) {
 		t.Errorf("read back: %d, %v, %v", len(got), got[:min(len(got), 3)], err)
 	}
 	for range 2 {
@@ -67,7 +73,7 @@ func TestRedirect(t *testing.T) {
 		}
 	}
 	if left := sandbox.Sh(t, "nft list tables"); left != "table inet netyard-ffffffffffff" {
-		t.Errorf("after one endpoint has left: %s", left)
+		t.Errorf("after one endpoint was removed: %s", left)
 	}
 	if err := h.Remove(other); err != nil {
 		t.Fatal(err)
@@ -76,7 +82,7 @@ func TestRedirect(t *testing.T) {
 		t.Errorf("something is left: %s", after)
 	}
 	gone := r
-	gone.Sandbox = t.TempDir() + "/gone" // neither made nor missed
+	gone.Sandbox = t.TempDir() + "/gone" // not made, and not reported as missing
 	if err := h.Ensure(t.Context(), gone); err != nil {
 		t.Error(err)
 	}
@@ -85,8 +91,8 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
-// TestRedirectMended: whatever somebody in the sandbox takes away is missed, and made again.
-func TestRedirectMended(t *testing.T) {
+// TestRedirectRestored shows that whatever is deleted in a sandbox is reported as missing, and made again.
+func TestRedirectRestored(t *testing.T) {
 	t.Parallel()
 	h, sandbox := kerneltest.New(t), kerneltest.New(t)
 	r := redirect(sandbox)
@@ -106,7 +112,7 @@ func TestRedirectMended(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := faultsOf(t, h, r); got != "[]" {
-			t.Errorf("%s put back: %s", what, got)
+			t.Errorf("%s restored: %s", what, got)
 		}
 	}
 }

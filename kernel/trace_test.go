@@ -11,19 +11,20 @@ import (
 	"netyard/kernel/nft"
 )
 
-// TestJudge: what is said of a packet is what the kernel does with it, as far as it can be read; else it is said that
-// it cannot.
+// TestJudge shows that a verdict about a packet agrees with what the kernel does with it, or says that netyard cannot
+// tell.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	const passes, drops, unsure = explain.Passes, explain.Dropped, explain.Passes | explain.Dropped
 	v4 := explain.Packet{
-		In: "eth0", Out: "nyb-a", Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"), Proto: "tcp", Port: 80,
+		In: "eth0", Out: "nyb-a", Proto: "tcp", Port: 80,
+		Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"),
 		OrigDst: netip.MustParseAddr("192.0.2.1"), OrigPort: 8080,
 	}
 	v6 := v4
 	v6.Src, v6.Dst, v6.OrigDst = netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("fd00:1::2"), netip.Addr{}
 	for _, c := range []struct {
-		rules  string // of chain f at forward, or a whole command
+		rules  string // of chain f at forward, separated by "; "
 		v4, v6 explain.Outcome
 	}{
 		{"accept; drop", passes, passes},
@@ -71,17 +72,23 @@ func TestJudge(t *testing.T) {
 			if err := h.LoadFirewall(); err != nil {
 				t.Fatal(err)
 			}
-			if err := h.Ensure(t.Context(), nft.InterfaceIn(bridge.Bridges, "nyb-a"), nft.InterfaceIn(bridge.Talk, "eth0", "nyb-a")); err != nil {
+			a, toA := nft.InterfaceIn(bridge.Bridges, "nyb-a"), nft.InterfaceIn(bridge.Talk, "eth0", "nyb-a")
+			if err := h.Ensure(t.Context(), a, toA); err != nil {
 				t.Fatal(err)
 			}
-			h.Sh(t, "nft -f - <<'END'\ntable inet mine {\nchain sub { tcp dport 80 drop\n}\nchain quiet { tcp dport 79 drop\n}\nchain f { type filter hook forward priority 5; "+
-				strings.ReplaceAll(c.rules, "; ", "\n")+"\n}\n}\nEND")
+			h.Sh(t, "nft -f - <<'END'\ntable inet mine {\n"+
+				"chain sub { tcp dport 80 drop\n}\nchain quiet { tcp dport 79 drop\n}\n"+
+				"chain f { type filter hook forward priority 5; "+strings.ReplaceAll(c.rules, "; ", "\n")+"\n}\n}\nEND")
 			for p, want := range map[*explain.Packet]explain.Outcome{&v4: c.v4, &v6: c.v6} {
 				found, sum, err := explain.Judge(h.Handle, explain.Forward, *p)
 				if err != nil || sum != want {
 					t.Errorf("from %s: %d, want %d: %v %v", p.Src, sum, want, found, err)
 				}
-				if want != passes && (len(found) == 0 || !strings.Contains(found[len(found)-1].Rule, "table") && !strings.Contains(found[len(found)-1].Rule, "inet mine")) {
+				last := ""
+				if len(found) > 0 {
+					last = found[len(found)-1].Rule
+				}
+				if want != passes && !strings.Contains(last, "table") && !strings.Contains(last, "inet mine") {
 					t.Errorf("from %s: no rule is named: %v", p.Src, found)
 				}
 			}
@@ -89,14 +96,18 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestJudgeIptables: rules of iptables-nft, with its own matches, and legacy iptables, which cannot be read.
+// TestJudgeIptables shows the same for rules of iptables-nft with matches of iptables, and that legacy iptables is
+// reported as rules that netyard cannot read.
 func TestJudgeIptables(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	p := explain.Packet{In: "eth0", Out: "nyb-a", Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"), Proto: "tcp", Port: 80}
+	p := explain.Packet{
+		In: "eth0", Out: "nyb-a", Proto: "tcp", Port: 80,
+		Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("10.1.0.2"),
+	}
 	for _, c := range []struct {
 		cmd  string
 		want explain.Outcome

@@ -21,18 +21,20 @@ import (
 )
 
 const (
-	// settle is how long a burst of changes may last before netyard looks at what came of it.
-	settle = 20 * time.Millisecond
-	// sweep is how often it looks without having been told of a change.
+	// burst is how long the watcher collects changes before it restores what they have altered.
+	burst = 20 * time.Millisecond
+	// sweep is how often it does so without having been told of a change.
 	sweep = time.Minute
 )
 
-// foreignBridge matches the bridges that other managers of containers and machines make: Docker, podman, CNI, nerdctl,
-// libvirt, LXC, LXD and Incus. A bridge of the host's owner, such as br-lan, is not among them.
-var foreignBridge = regexp.MustCompile(`^(docker0|docker_gwbridge|br-[0-9a-f]{12}|(podman|cni|nerdctl|virbr|lxcbr|lxdbr|incusbr)[0-9a-z-]*)$`)
+// foreignBridge matches the bridges of other managers of containers and virtual machines: Docker, podman, CNI, nerdctl,
+// libvirt, LXC, LXD and Incus. It does not match a bridge of the host's owner, such as br-lan.
+var foreignBridge = regexp.MustCompile(
+	`^(docker0|docker_gwbridge|br-[0-9a-f]{12}|(podman|cni|nerdctl|virbr|lxcbr|lxdbr|incusbr)[0-9a-z-]*)$`)
 
-// Watch follows changes of links and of nftables until ctx ends: it keeps the set of other managers' bridges, puts the
-// bypasses into DOCKER-USER when Docker makes that chain, and loads the ruleset anew when somebody took it away.
+// Watch follows changes to links and nftables until ctx ends. It keeps the set of other managers' bridges up to date,
+// adds the bypasses to DOCKER-USER when Docker makes that chain, and loads the ruleset again when somebody has deleted
+// it.
 func (k *Kernel) Watch(ctx context.Context) error {
 	links, err := k.watchLinks(ctx)
 	if err != nil {
@@ -45,45 +47,47 @@ func (k *Kernel) Watch(ctx context.Context) error {
 	tick := time.NewTicker(sweep)
 	defer tick.Stop()
 	var timer <-chan time.Time
-	k.tidy(ctx)
+	k.repair(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case l, ok := <-links:
-			if !ok { // more came at once than the socket holds
+			if !ok { // the socket's buffer has overrun
 				if links, err = k.watchLinks(ctx); err != nil {
 					return err
 				}
 			}
-			if ok && ownLink(l.Link) { // each container brings some, and none of them is anything to tidy up
+			if ok && ownLink(l.Link) { // each container brings several, and none of them needs a repair
 				continue
 			}
-			timer = orSoon(timer)
+			timer = afterBurst(timer)
 		case gone := <-tables:
 			if !gone {
-				timer = orSoon(timer)
+				timer = afterBurst(timer)
 				continue
 			}
-			timer = nil // every millisecond counts: where others can take the tables away, nothing else keeps networks apart
-			k.tidy(ctx)
+			// Every millisecond counts: while the tables are gone, networks are not isolated.
+			timer = nil
+			k.repair(ctx)
 		case <-k.Poked:
-			timer = orSoon(timer)
+			timer = afterBurst(timer)
 		case <-tick.C:
 			ports.StaleOf(k.Handle).Store(true)
-			k.tidy(ctx)
+			k.repair(ctx)
 		case <-timer:
 			timer = nil
-			k.tidy(ctx)
+			k.repair(ctx)
 		}
 	}
 }
 
-func orSoon(timer <-chan time.Time) <-chan time.Time {
+// afterBurst returns the timer that is running, or starts one.
+func afterBurst(timer <-chan time.Time) <-chan time.Time {
 	if timer != nil {
 		return timer
 	}
-	return time.After(settle)
+	return time.After(burst)
 }
 
 func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, error) {
@@ -91,7 +95,7 @@ func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, err
 	ns := k.NS
 	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{
 		Namespace: &ns, ReceiveBufferSize: nft.NetfilterBuffer, ReceiveBufferForceSize: true,
-		ErrorCallback: func(err error) { k.Log.Debug("watch links", "err", err) },
+		ErrorCallback: func(err error) { k.Log.Debug("watching links failed", "err", err) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("watch links: %w", err)
@@ -99,17 +103,16 @@ func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, err
 	return links, nil
 }
 
-// ownLink says whether a link is one that netyard made. Of a bridge that is given another name both are told, and its
-// alias.
+// ownLink reports whether netyard made a link, which its alias says, or its name.
 func ownLink(l netlink.Link) bool {
 	a := l.Attrs()
 	_, _, ours := core.ParseAlias(a.Alias)
 	return ours || core.OwnName(a.Name)
 }
 
-// watchTables tells of every change of nftables that is not of this process, and whether a table has gone. What else
-// changed is not of interest: netyard looks for itself. That look is a dump of all of it, so it is not for each of its
-// own transactions.
+// watchTables reports every change to nftables by another process, and whether it deleted a table of netyard's. What
+// else changed is of no interest: netyard compares the ruleset itself. That comparison dumps all of it, so netyard's
+// own transactions do not cause one.
 func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
 	if err != nil {
@@ -118,16 +121,19 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	const delTable = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE
 	changed := make(chan bool, 1)
 	core.Follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
-		// None is an overrun: what was lost may have been another's.
-		if len(msgs) > 0 && !slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Pid != nft.Of(k.Handle).Port() }) {
+		// No message means an overrun: a change by another process may have been lost.
+		byOther := func(m syscall.NetlinkMessage) bool { return m.Header.Pid != nft.Of(k.Handle).Port() }
+		if len(msgs) > 0 && !slices.ContainsFunc(msgs, byOther) {
 			return
 		}
-		if len(msgs) == 0 || slices.ContainsFunc(msgs, ports.ForeignRules) {
-			k.unsure.Store(true)
+		if len(msgs) == 0 || slices.ContainsFunc(msgs, ports.IsForeignChange) {
+			k.foreignChange.Store(true)
 		}
-		gone := slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool { return m.Header.Type == delTable && nft.OwnTable(m.Data) })
+		gone := slices.ContainsFunc(msgs, func(m syscall.NetlinkMessage) bool {
+			return m.Header.Type == delTable && nft.OwnTable(m.Data)
+		})
 		select {
-		case old := <-changed: // not taken yet
+		case old := <-changed: // not received yet
 			gone = gone || old
 		default:
 		}
@@ -136,33 +142,33 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 	return changed, nil
 }
 
-// tidy is the watcher's look at the kernel.
-func (k *Kernel) tidy(ctx context.Context) {
+// repair restores what the watcher looks after: the ruleset, and what belongs to it outside of netyard's tables.
+func (k *Kernel) repair(ctx context.Context) {
 	h := k.Handle
 	for _, f := range []func() error{
 		nft.Of(h).RestoreTables,
-		k.askAnew,
+		k.forgetAdmitted,
 		func() error { return ports.EnsureLoopRoutes(h) },
 		k.syncBridges,
 		func() error { return beside.SyncDockerUser(h) },
 		func() error { return beside.SyncLegacyDockerUser(ctx, h) },
-		func() error { return ports.FreshenFlows(h) },
+		func() error { return ports.DeleteStaleFlows(h) },
 	} {
 		if err := f(); err != nil {
-			k.Log.Warn("tidy up the firewall", "err", err)
+			k.Log.Warn("firewall repair failed", "err", err)
 		}
 	}
 }
 
-// AskAnew has everybody asked anew if somebody's rules changed.
-func (k *Kernel) askAnew() error {
-	if !k.unsure.Swap(false) {
+// forgetAdmitted empties the sets of admitted clients if rules that are not netyard's have changed.
+func (k *Kernel) forgetAdmitted() error {
+	if !k.foreignChange.Swap(false) {
 		return nil
 	}
-	return ports.AskAnew(nft.Of(k.Handle))
+	return ports.ForgetAdmitted(nft.Of(k.Handle))
 }
 
-// syncBridges makes the sets of the host's other bridges what the links say.
+// syncBridges updates the sets of the host's other bridges from its links.
 func (k *Kernel) syncBridges() error {
 	links, err := core.Retry(k.NL.LinkList)
 	if err != nil {

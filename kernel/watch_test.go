@@ -16,8 +16,8 @@ import (
 	"netyard/kernel/nft"
 )
 
-// TestWatchAmidOwnChanges: the watcher passes by what is netyard's own doing, and misses nothing of what others do in
-// between.
+// TestWatchAmidOwnChanges shows that the watcher ignores netyard's own changes, and misses no change that another
+// process makes in between.
 func TestWatchAmidOwnChanges(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -35,7 +35,8 @@ func TestWatchAmidOwnChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, theirs := range []string{
-		"nft delete table inet netyard", "nft delete element inet netyard bridges '{ \"nyb-own\" }'", "nft flush ruleset",
+		"nft delete table inet netyard", "nft delete element inet netyard bridges '{ \"nyb-own\" }'",
+		"nft flush ruleset",
 	} {
 		for range 5 {
 			if err := h.Ensure(t.Context(), moving...); err != nil {
@@ -46,7 +47,7 @@ func TestWatchAmidOwnChanges(t *testing.T) {
 			}
 		}
 		h.Sh(t, theirs)
-		_ = h.Ensure(t.Context(), moving...) // right behind it; it finds no table, or the new one
+		_ = h.Ensure(t.Context(), moving...) // at once: the table may be gone, or loaded again
 		back := func() bool {
 			out, err := h.TrySh("nft list set inet netyard bridges")
 			return err == nil && strings.Contains(out, `"nyb-own"`)
@@ -56,23 +57,25 @@ func TestWatchAmidOwnChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.Sh(t, "ip link add br-0123456789ab type bridge") // as Docker's
-	eventually(t, "another's bridge is seen", func() bool { return strings.Contains(h.Sh(t, "nft list set inet netyard foreign"), "br-0123456789ab") })
+	h.Sh(t, "ip link add br-0123456789ab type bridge") // named as Docker names its bridges
+	eventually(t, "another manager's bridge is in the set", func() bool {
+		return strings.Contains(h.Sh(t, "nft list set inet netyard foreign"), "br-0123456789ab")
+	})
 }
 
-// TestWatchStaysOutside: who begins to watch a namespace is on a thread that is where it was before. One that stayed
-// inside would run anything after that.
+// TestWatchStaysOutside shows that a thread which starts to watch a namespace is in its own namespace afterwards. A
+// thread that stayed in the other one would run any other goroutine there.
 func TestWatchStaysOutside(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	for name, watch := range map[string]func(context.Context) error{
-		"links":      h.WatchLinks,
-		"nftables":   func(ctx context.Context) error { _, err := h.WatchTables(ctx); return err },
-		"what heals": func(ctx context.Context) error { _, err := h.Changes(ctx); return err },
+		"links":    h.WatchLinks,
+		"nftables": func(ctx context.Context) error { _, err := h.WatchTables(ctx); return err },
+		"changes":  func(ctx context.Context) error { _, err := h.Changes(ctx); return err },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			runtime.LockOSThread() // for good: it is thrown away with the test
+			runtime.LockOSThread() // never unlocked: the thread ends with the test
 			at := func() string {
 				ns, err := os.Readlink(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
 				if err != nil {

@@ -367,7 +367,7 @@ func TestDoctor(t *testing.T) {
 		"address":      {"ip addr del 10.9.0.1/24 dev " + br, "address 10.9.0.1/24 on " + br + " is missing"},
 		"route":        {"ip route del 10.9.0.0/24 dev " + br, "route 10.9.0.0/24 on " + br + " is missing"},
 		"element":      {"nft delete element inet netyard nat4 { 10.9.0.0/24 }", "element { 10.9.0.0/24 } of set nat4 is missing"},
-		"rule":         {"nft flush chain inet netyard forward", `rule "networks are apart" of chain inet netyard forward is missing`},
+		"rule":         {"nft flush chain inet netyard forward", `rule "drop traffic between networks" of chain inet netyard forward is missing`},
 		"table":        {"nft delete table inet netyard", "chain inet netyard forward is missing"},
 		"foreign rule": {"nft add rule inet netyard forward accept", `rule "" of chain inet netyard forward is not netyard's`},
 		"forwarding":   {"sysctl -qw net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward=1: it is 0"},

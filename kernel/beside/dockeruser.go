@@ -1,5 +1,5 @@
-// Package beside is about what netyard does beside others: its accepts in the chains of Docker and ufw, by nftables
-// and by the old iptables interface, and forwarding for containers only.
+// Package beside makes netyard work beside others on the host: it adds accept rules to the chains of Docker and ufw, by
+// nftables and by the old iptables interface, and turns on forwarding for containers only.
 package beside
 
 import (
@@ -25,35 +25,36 @@ const (
 	bypassComment   = "netyard"
 )
 
-// yieldingChains are the chains of others that netyard's accepts go into, by family: the one Docker leaves to the
-// admin, and the one ufw keeps the admin's rules for routed packets in.
-func yieldingChains(family nftables.TableFamily) []string {
+// bypassChains returns the names of the chains that take a Bypass, by family: the one that Docker leaves to the admin,
+// and the one that ufw keeps the admin's rules for routed packets in.
+func bypassChains(family nftables.TableFamily) []string {
 	if family == nftables.TableFamilyIPv6 {
 		return []string{dockerUserChain, "ufw6-user-forward"}
 	}
 	return []string{dockerUserChain, "ufw-user-forward"}
 }
 
-// A Bypass is a rule in Docker's DOCKER-USER chain that keeps Docker's FORWARD policy DROP off packets of netyard's
-// networks: an accept in a table of our own cannot override it, and with br_netfilter it even cuts what stays on one
-// bridge. What netyard forbids is dropped in its own table all the same. The rules go in front of the chain's final
-// RETURN, so that what the admin put there comes first.
+// A Bypass is a rule in Docker's DOCKER-USER chain, or in one of bypassChains in its place, that lets traffic of
+// netyard's networks pass Docker's FORWARD policy DROP. An accept in netyard's own table cannot override that policy,
+// which with br_netfilter even drops traffic within one bridge. What netyard's own table drops is dropped all the same.
+// The rules stand in front of the chain's final RETURN, so that the admin's rules in the chain come first.
 type Bypass struct {
-	// In and Out are interface names; "" is any, a final + stands for any ending (iptables(8)).
+	// In and Out are interface names; an empty one matches any, a final + matches any ending (iptables(8)).
 	In, Out string
-	// Network is whose rule it is; empty for the two that let every bridge of netyard's naming through.
+	// Network is the ID of the network that the rule belongs to; empty for the two rules of the bridges that netyard
+	// names.
 	Network string
 }
 
-// OwnBypasses returns the bypasses that are always there: those of the bridges that netyard names itself.
+// OwnBypasses returns the bypasses that every host needs: those of the bridges that netyard names itself.
 func OwnBypasses() map[Bypass]bool {
 	return map[Bypass]bool{{In: core.BridgePrefix + "+"}: true, {Out: core.BridgePrefix + "+"}: true}
 }
 
-// comment marks the rule as netyard's and says of which network.
+// comment marks the rule as netyard's and names its network.
 func (b Bypass) comment() string { return strings.TrimSpace(bypassComment + " " + b.Network) }
 
-// String reads like iptables-save.
+// String returns the rule as iptables-save prints it, without its comment.
 func (b Bypass) String() string {
 	s := "rule -A " + dockerUserChain
 	if b.In != "" {
@@ -84,7 +85,7 @@ func (b Bypass) Remove(k *core.Handle) error {
 func (b Bypass) Check(s *core.View) []string {
 	var faults []string
 	for _, have := range chainsOf(s) {
-		if !have.spare && !slices.Contains(have.bypasses, b) {
+		if !have.unneeded && !slices.Contains(have.bypasses, b) {
 			text := strings.Replace(b.String(), dockerUserChain, have.chain.Name, 1)
 			faults = append(faults, fmt.Sprintf("%s (%s) is missing", text, have.family))
 		}
@@ -92,13 +93,16 @@ func (b Bypass) Check(s *core.View) []string {
 	return faults
 }
 
-// SyncDockerUser makes the DOCKER-USER chains hold just the rules wanted. Where Docker has made none there is nothing
-// to do: the watcher calls again when it does.
+// SyncDockerUser makes the DOCKER-USER chains hold exactly the wanted bypasses. Where Docker has made no such chain it
+// does nothing: the watcher calls it again when Docker does.
 func SyncDockerUser(k *core.Handle) error {
-	return nft.Of(k).RunLater(nft.Turn{Act: "update chain " + dockerUserChain, Do: func() error { return SyncDockerUserNow(nft.Of(k)) }})
+	return nft.Of(k).RunLater(nft.Turn{
+		Act: "update chain " + dockerUserChain,
+		Do:  func() error { return SyncDockerUserNow(nft.Of(k)) },
+	})
 }
 
-// SyncDockerUserNow is SyncDockerUser for whose turn it is.
+// SyncDockerUserNow is SyncDockerUser for a caller whose turn it is to change the ruleset.
 func SyncDockerUserNow(f *nft.Firewall) error {
 	return f.Sure(func() error {
 		chains, err := dockerUserChains(f)
@@ -114,14 +118,14 @@ func SyncDockerUserNow(f *nft.Firewall) error {
 	})
 }
 
-// A dockerUser is one family's DOCKER-USER chain as it is.
+// A dockerUser is the current state of one family's DOCKER-USER chain, or of another chain that takes a Bypass.
 type dockerUser struct {
 	family   string
 	chain    *nftables.Chain
 	rules    []*nftables.Rule
-	bypasses []Bypass // of netyard's, in the order of their rules
+	bypasses []Bypass // those that the rules of ours stand for, in the same order
 	ours     []*nftables.Rule
-	spare    bool           // no rule of netyard's is needed here
+	unneeded bool           // no rule of netyard's is needed here
 	end      *nftables.Rule // the plain RETURN that ends the chain, wherever Docker put it; nil: none
 }
 
@@ -132,7 +136,7 @@ func dockerUserChains(f *nft.Firewall) (all []dockerUser, err error) {
 			family nftables.TableFamily
 			name   string
 		}{{nftables.TableFamilyIPv4, "IPv4"}, {nftables.TableFamilyIPv6, "IPv6"}} {
-			some, err := yielding(v, one.family)
+			some, err := bypassed(v, one.family)
 			if err != nil {
 				return err
 			}
@@ -146,11 +150,11 @@ func dockerUserChains(f *nft.Firewall) (all []dockerUser, err error) {
 	return all, err
 }
 
-// yielding are a family's chains that netyard's accepts belong in. Where FORWARD drops what no rule of it decides
-// about, and comes by none of them, it is one itself: so Docker's chain is when somebody has flushed its rules, and
-// with them the way to DOCKER-USER. A chain that FORWARD does not come by is left empty: who flushes all chains is
-// about to delete them, and the kernel deletes no chain with rules.
-func yielding(v nft.View, family nftables.TableFamily) (all []dockerUser, err error) {
+// bypassed returns a family's chains that take a Bypass, or have one that they do not need. FORWARD itself is one of
+// them where its policy is DROP and none of its rules leads to the others: that is how somebody who flushes Docker's
+// rules leaves it. A chain that FORWARD does not lead to gets no rules: whoever flushes all chains is about to delete
+// them, and the kernel deletes no chain that has rules.
+func bypassed(v nft.View, family nftables.TableFamily) (all []dockerUser, err error) {
 	chains, err := v.ListChainsOfTableFamily(family)
 	if err != nil {
 		return nil, fmt.Errorf("find chain %s: %w", dockerUserChain, err)
@@ -164,41 +168,41 @@ func yielding(v nft.View, family nftables.TableFamily) (all []dockerUser, err er
 			return nil, fmt.Errorf("list chain %s: %w", c.Name, err)
 		}
 	}
-	passed := map[string]bool{}
-	passes(rules, forwardChain, passed)
-	comesBy := slices.ContainsFunc(yieldingChains(family), func(name string) bool { return passed[name] })
+	reached := map[string]bool{}
+	collectReached(rules, forwardChain, reached)
+	leadsOn := slices.ContainsFunc(bypassChains(family), func(name string) bool { return reached[name] })
 	for _, c := range chains {
 		base := c.Name == forwardChain && c.Hooknum != nil
-		if c.Table.Name != "filter" || !base && !slices.Contains(yieldingChains(family), c.Name) {
+		if c.Table.Name != "filter" || !base && !slices.Contains(bypassChains(family), c.Name) {
 			continue
 		}
 		d := dockerUser{chain: c, rules: rules[c.Name]}
-		d.spare = !passed[c.Name] || base && (comesBy || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop)
+		d.unneeded = !reached[c.Name] || base && (leadsOn || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop)
 		d.read()
-		if !d.spare || len(d.ours) > 0 {
+		if !d.unneeded || len(d.ours) > 0 {
 			all = append(all, d)
 		}
 	}
 	return all, nil
 }
 
-// passes collects the chains that packets may come by from one on.
-func passes(rules map[string][]*nftables.Rule, from string, passed map[string]bool) {
-	if passed[from] {
+// collectReached adds to reached the chains that a packet may reach from a chain, and that chain itself.
+func collectReached(rules map[string][]*nftables.Rule, from string, reached map[string]bool) {
+	if reached[from] {
 		return
 	}
-	passed[from] = true
+	reached[from] = true
 	for _, r := range rules[from] {
 		for _, e := range r.Exprs {
 			if v, ok := e.(*expr.Verdict); ok && v.Chain != "" {
-				passes(rules, v.Chain, passed)
+				collectReached(rules, v.Chain, reached)
 			}
 		}
 	}
 }
 
-// read finds netyard's rules. One that nothing comes to, behind the end, or that comes before one of the admin's, who
-// put that at the end since, is none that is wanted: it is made anew in its place.
+// read finds netyard's rules in the chain. A rule that no packet reaches, behind the end, or that stands before a rule
+// which the admin has appended since, counts as no wanted one: it is deleted, and made again in its place.
 func (d *dockerUser) read() {
 	theirs := -1
 	for i, r := range d.rules {
@@ -216,13 +220,14 @@ func (d *dockerUser) read() {
 		if !ours {
 			continue
 		}
-		if behind || i < theirs || d.spare {
+		if behind || i < theirs || d.unneeded {
 			b = Bypass{}
 		}
 		d.ours, d.bypasses = append(d.ours, r), append(d.bypasses, b)
 	}
 }
 
+// syncChain deletes and adds rules of netyard's until the chain has exactly the wanted ones.
 func syncChain(f *nft.Firewall, d dockerUser) error {
 	changed := false
 	f.Mu.Lock()
@@ -241,11 +246,14 @@ func syncChain(f *nft.Firewall, d dockerUser) error {
 		before = d.end.Handle
 	}
 	for b := range wanted {
-		if d.spare || slices.Contains(d.bypasses, b) {
+		if d.unneeded || slices.Contains(d.bypasses, b) {
 			continue
 		}
 		changed = true
-		r := &nftables.Rule{Table: d.chain.Table, Chain: d.chain, Exprs: b.exprs(), UserData: rule.Comment(b.comment()), Position: before}
+		r := &nftables.Rule{
+			Table: d.chain.Table, Chain: d.chain, Position: before,
+			Exprs: b.exprs(), UserData: rule.Comment(b.comment()),
+		}
 		if before != 0 {
 			f.Tx.InsertRule(r)
 		} else {
@@ -258,7 +266,7 @@ func syncChain(f *nft.Firewall, d dockerUser) error {
 	return f.Flush("update chain " + d.chain.Name)
 }
 
-// exprs is the rule as iptables-nft writes it, so that iptables can show it.
+// exprs returns the rule's expressions as iptables-nft writes them, so that iptables can list the rule.
 func (b Bypass) exprs() []expr.Any {
 	var es []expr.Any
 	for key, name := range map[expr.MetaKey]string{expr.MetaKeyIIFNAME: b.In, expr.MetaKeyOIFNAME: b.Out} {
@@ -271,8 +279,9 @@ func (b Bypass) exprs() []expr.Any {
 	return append(es, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})
 }
 
-// ownBypass reads a rule that is netyard's: its comment says so, and it matches nothing but interfaces. The comment is
-// user data as netyard and iptables write it, and a match of its own in a rule that came back by iptables-restore.
+// ownBypass returns the bypass that a rule stands for, if the rule is netyard's: its comment says so, and it matches
+// nothing but interfaces. The comment is user data where netyard or iptables wrote the rule, and a match expression
+// where iptables-restore did.
 func ownBypass(r *nftables.Rule) (b Bypass, ok bool) {
 	text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 	var key expr.MetaKey
@@ -304,7 +313,7 @@ func ownBypass(r *nftables.Rule) (b Bypass, ok bool) {
 	return b, owner == bypassComment
 }
 
-// match reads a comparison of a name; a shorter one than names are is a wildcard.
+// match reads a comparison of an interface name; one that compares less than a whole name is a wildcard.
 func (b *Bypass) match(key expr.MetaKey, c *expr.Cmp) bool {
 	name := strings.TrimRight(string(c.Data), "\x00")
 	if len(c.Data) < unix.IFNAMSIZ {
@@ -321,7 +330,7 @@ func (b *Bypass) match(key expr.MetaKey, c *expr.Cmp) bool {
 	return c.Op == expr.CmpOpEq
 }
 
-// isReturn says whether a rule is a plain RETURN, the end Docker gives the chain.
+// isReturn reports whether a rule is a plain RETURN, with which Docker ends the chain.
 func isReturn(r *nftables.Rule) bool {
 	for _, e := range r.Exprs {
 		switch e := e.(type) {

@@ -12,11 +12,11 @@ import (
 	"netyard/kernel/nft"
 )
 
-// Forwarding lets the host route. Where it was off, netyard turns it on and then drops what is forwarded for others
-// than its containers, as Docker does with its FORWARD policy: a host must not become a router by the way.
+// Forwarding is the sysctl that lets the host route. Where it was off, netyard turns it on and then drops what is not
+// forwarded for its containers, as Docker does with its FORWARD policy: the host must not become a router for others.
 type Forwarding struct{ IPv6 bool }
 
-// String names the setting.
+// String returns the name and value of the sysctl.
 func (f Forwarding) String() string { return f.sysctl().String() }
 
 func (f Forwarding) sysctl() core.Sysctl {
@@ -40,15 +40,15 @@ func (f Forwarding) Ensure(k *core.Handle) error {
 			return err
 		}
 	}
-	if err := guardForward(k, f.IPv6); err != nil { // first, or for a moment the host would route for everybody
+	if err := restrictForward(k, f.IPv6); err != nil { // first, or the host would route for everybody for a moment
 		return err
 	}
-	k.Log.Warn("turn forwarding on for containers only", "setting", s.String())
+	k.Log.Warn("forwarding turned on for containers only", "setting", s.String())
 	return s.Ensure(k)
 }
 
-// keepRouterAdverts lets interfaces that got their routes from router advertisements go on doing so: forwarding makes
-// the kernel ignore them unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst).
+// keepRouterAdverts keeps router advertisements working on interfaces that accept them: with forwarding on, the kernel
+// ignores them unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst).
 func keepRouterAdverts(k *core.Handle) error {
 	return k.Inside(func() error {
 		files, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
@@ -67,15 +67,16 @@ func keepRouterAdverts(k *core.Handle) error {
 	})
 }
 
-func guardForward(k *core.Handle, ipv6 bool) error {
+// restrictForward adds the rule that drops what the host would forward for others than netyard's containers.
+func restrictForward(k *core.Handle, ipv6 bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), core.NetlinkTimeout)
 	defer cancel()
 	set := func(on bool) (changed bool) {
 		nft.Of(k).Mu.Lock()
 		defer nft.Of(k).Mu.Unlock()
-		flag := &GuardsOf(k).V4
+		flag := &RestrictedOf(k).V4
 		if ipv6 {
-			flag = &GuardsOf(k).V6
+			flag = &RestrictedOf(k).V6
 		}
 		changed = *flag != on
 		*flag = on
@@ -84,7 +85,7 @@ func guardForward(k *core.Handle, ipv6 bool) error {
 	return nft.Of(k).Run(ctx, nft.Turn{
 		Act: "drop what is forwarded for others",
 		Do: func() error {
-			// Nothing is forwarded for anybody before the first load either: Restore loads before it attaches.
+			// Before the first load nothing is forwarded: Restore loads the ruleset before it attaches endpoints.
 			if !set(true) || !nft.Of(k).Loaded {
 				return nil
 			}
@@ -94,18 +95,19 @@ func guardForward(k *core.Handle, ipv6 bool) error {
 			}
 			return err
 		},
-		Undo: func() error { return nil }, // it forbids nothing while the host does not forward, and the next try needs it
+		// The rule drops nothing while the host does not forward, and the next attempt needs it.
+		Undo: func() error { return nil },
 	})
 }
 
-// RecallGuards reads from the table in the kernel, left by an earlier process, which guards it had.
-func RecallGuards(f *nft.Firewall) error {
+// RecallRestricted finds out for which families an earlier process restricted forwarding, from the rules in the kernel.
+func RecallRestricted(f *nft.Firewall) error {
 	have, err := f.DumpRules()
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, rules := range have {
-		GuardsOf(f.Handle).V4 = GuardsOf(f.Handle).V4 || slices.Contains(rules, GuardComment4)
-		GuardsOf(f.Handle).V6 = GuardsOf(f.Handle).V6 || slices.Contains(rules, GuardComment6)
+		RestrictedOf(f.Handle).V4 = RestrictedOf(f.Handle).V4 || slices.Contains(rules, RestrictedComment4)
+		RestrictedOf(f.Handle).V6 = RestrictedOf(f.Handle).V6 || slices.Contains(rules, RestrictedComment6)
 	}
 	return err
 }
@@ -114,8 +116,9 @@ func (Forwarding) Remove(*core.Handle) error { return nil }
 
 func (f Forwarding) Check(s *core.View) []string { return f.sysctl().Check(s) }
 
-// The guards of forwarding carry these comments.
+// These are the comments of the rules that restrict forwarding. RecallRestricted finds the rules of an earlier process
+// by them, so they must not change.
 const (
-	GuardComment4 = "this host routes IPv4 for containers only"
-	GuardComment6 = "this host routes IPv6 for containers only"
+	RestrictedComment4 = "this host routes IPv4 for containers only"
+	RestrictedComment6 = "this host routes IPv6 for containers only"
 )

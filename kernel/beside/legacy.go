@@ -19,9 +19,9 @@ import (
 // legacyTimeout bounds one run of iptables-legacy, which may wait for the xtables lock.
 const legacyTimeout = 5 * time.Second
 
-// SyncLegacyDockerUser does for hosts whose Docker still speaks the old iptables interface what syncDockerUser does by
-// netlink. The old interface replaces whole tables, so its own program is the only safe way; it runs only where the
-// kernel says that such a table is in use, and only in the watcher, never on the path of a request.
+// SyncLegacyDockerUser is SyncDockerUser for hosts whose Docker uses the old iptables interface. That interface
+// replaces whole tables, so its own program is the only safe way to change one. The program runs only where the kernel
+// says that such a table is in use, and only in the watcher, never during a request.
 func SyncLegacyDockerUser(ctx context.Context, k *core.Handle) error {
 	nft.Of(k).Mu.Lock()
 	bypasses := slices.Collect(maps.Keys(bypassesOf(k)))
@@ -31,7 +31,7 @@ func SyncLegacyDockerUser(ctx context.Context, k *core.Handle) error {
 	} {
 		used, err := LegacyUsed(k, v.proc)
 		if err != nil || !used {
-			continue // no such interface in this kernel, or nobody uses it
+			continue // the kernel has no such interface, or nobody uses it
 		}
 		if err := syncLegacy(ctx, k, v.program, bypasses); err != nil {
 			return err
@@ -40,10 +40,10 @@ func SyncLegacyDockerUser(ctx context.Context, k *core.Handle) error {
 	return nil
 }
 
-// LegacyUsed says whether rules of the old iptables interface are in use; proc lists its tables.
+// LegacyUsed reports whether rules of the old iptables interface are in use; proc is the file that lists its tables.
 func LegacyUsed(k *core.Handle, proc string) (used bool, err error) {
 	err = k.Inside(func() error {
-		// "/proc/net" is the namespace of the process's first thread; "/proc/thread-self/net" of this one.
+		// /proc/net shows the namespace of the process's main thread, /proc/thread-self/net that of this thread.
 		raw, err := os.ReadFile(strings.Replace(proc, "/proc/net", "/proc/thread-self/net", 1))
 		used = bytes.Contains(raw, []byte("filter"))
 		return err
@@ -54,12 +54,12 @@ func LegacyUsed(k *core.Handle, proc string) (used bool, err error) {
 func syncLegacy(ctx context.Context, k *core.Handle, program string, bypasses []Bypass) error {
 	out, err := runProgram(ctx, k, program, "-w", "3", "-S", dockerUserChain)
 	if err != nil {
-		return nil //nolint:nilerr // no such chain, or no such program: Docker does not use it either
+		return nil //nolint:nilerr // there is no such chain or no such program: Docker does not use it either
 	}
 	var have []string
 	last := 0
 	for i, line := range strings.Split(strings.TrimSpace(out), "\n") {
-		if last > 0 && ownLegacy(line) { // Docker ended the chain while netyard looked: a rule that nothing comes to
+		if last > 0 && ownLegacy(line) { // behind the end, which Docker has added since: no packet reaches the rule
 			if _, err := runProgram(ctx, k, program, "-w", "3", "-D", dockerUserChain, strconv.Itoa(i)); err != nil {
 				return err
 			}
@@ -67,7 +67,7 @@ func syncLegacy(ctx context.Context, k *core.Handle, program string, bypasses []
 		}
 		have = append(have, line)
 		if line == "-A "+dockerUserChain+" -j RETURN" && last == 0 {
-			last = i // -N is line 0, so rules count from 1 as iptables does
+			last = i // line 0 is -N, so the rules count from 1, as iptables counts them
 		}
 	}
 	for _, b := range bypasses {
@@ -83,11 +83,11 @@ func syncLegacy(ctx context.Context, k *core.Handle, program string, bypasses []
 			return err
 		}
 	}
-	return dropLegacy(ctx, k, program, bypasses, have)
+	return deleteUnwantedLegacy(ctx, k, program, bypasses, have)
 }
 
-// dropLegacy deletes the rules of netyard's that are no longer wanted.
-func dropLegacy(ctx context.Context, k *core.Handle, program string, bypasses []Bypass, have []string) error {
+// deleteUnwantedLegacy deletes the rules of netyard's that are no longer wanted.
+func deleteUnwantedLegacy(ctx context.Context, k *core.Handle, program string, bypasses []Bypass, have []string) error {
 	var want []string
 	for _, b := range bypasses {
 		want = append(want, b.legacyLine())
@@ -104,9 +104,10 @@ func dropLegacy(ctx context.Context, k *core.Handle, program string, bypasses []
 	return nil
 }
 
-// ownLegacy says whether a line of iptables -S is a rule of netyard's.
+// ownLegacy reports whether a line of iptables -S is a rule of netyard's.
 func ownLegacy(line string) bool {
-	return strings.Contains(line, "--comment "+bypassComment+" ") || strings.Contains(line, `--comment "`+bypassComment+" ")
+	return strings.Contains(line, "--comment "+bypassComment+" ") ||
+		strings.Contains(line, `--comment "`+bypassComment+" ")
 }
 
 func (b Bypass) legacyArgs() []string {
@@ -120,7 +121,7 @@ func (b Bypass) legacyArgs() []string {
 	return append(args, "-m", "comment", "--comment", b.comment(), "-j", "ACCEPT")
 }
 
-// legacyLine is the rule as iptables-legacy -S prints it: a comment of two words is quoted.
+// legacyLine returns the rule as iptables-legacy -S prints it, which quotes a comment of two words.
 func (b Bypass) legacyLine() string {
 	line := "-A " + dockerUserChain + " " + strings.Join(b.legacyArgs(), " ")
 	return strings.Replace(line, b.comment(), quoteLegacy(b.comment()), 1)
@@ -133,7 +134,7 @@ func quoteLegacy(s string) string {
 	return s
 }
 
-// splitLegacy takes a line of iptables -S apart; quotes hold a comment together.
+// splitLegacy splits a line of iptables -S into arguments; a quoted comment is one argument.
 func splitLegacy(line string) []string {
 	var args []string
 	for i, part := range strings.Split(line, `"`) {
@@ -156,7 +157,8 @@ func runProgram(ctx context.Context, k *core.Handle, program string, args ...str
 		return cmd.Run()
 	})
 	if err != nil {
-		return "", fmt.Errorf("run %s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
+		said := strings.TrimSpace(errOut.String())
+		return "", fmt.Errorf("run %s %s: %w: %s", program, strings.Join(args, " "), err, said)
 	}
 	return out.String(), nil
 }

@@ -1,4 +1,4 @@
 package beside
 
-// Guards are the families netyard turned forwarding on for.
-type Guards struct{ V4, V6 bool }
+// Restricted says for which families netyard turned forwarding on, and therefore restricts it to containers.
+type Restricted struct{ V4, V6 bool }

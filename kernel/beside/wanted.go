@@ -5,7 +5,7 @@ import (
 	"netyard/kernel/nft"
 )
 
-// wanted are the bypasses that are to be there; the firewall's lock guards them.
+// wanted holds the bypasses that have to exist. The firewall's lock protects it.
 type wanted struct{ bypasses map[Bypass]bool }
 
 func bypassesOf(k *core.Handle) map[Bypass]bool {
@@ -16,17 +16,16 @@ func bypassesOf(k *core.Handle) map[Bypass]bool {
 	return w.bypasses
 }
 
-// GuardsOf are those of a host: it forwards only because netyard told it to, so netyard sees to it that it does so for
-// nobody else; the firewall's lock guards them.
-func GuardsOf(k *core.Handle) *Guards { return core.Kept[Guards](k) }
+// RestrictedOf returns the families that a host forwards for containers only. The firewall's lock protects them.
+func RestrictedOf(k *core.Handle) *Restricted { return core.Kept[Restricted](k) }
 
-// chainsOf are the chains of others that netyard's accepts go into.
+// chainsOf returns the chains of others that take a Bypass, as they were when the view first read them.
 func chainsOf(v *core.View) []dockerUser {
 	all, _ := core.Dump(v, readChains)
 	return all
 }
 
-// LookAtChains reads what a Bypass is compared with.
+// LookAtChains reads the chains that a Bypass is compared with.
 func LookAtChains(v *core.View) error {
 	_, err := core.Dump(v, readChains)
 	return err

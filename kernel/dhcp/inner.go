@@ -1,5 +1,5 @@
-// Package dhcp is a DHCP client's way to the wire: below IP on the host, and by sockets and addresses of a link in a
-// sandbox. The protocol itself is not here.
+// Package dhcp connects a DHCP client to the link: below IP on the host, and by sockets and addresses of a link in a
+// sandbox. The protocol itself is in ipam/dhcp.
 package dhcp
 
 import (
@@ -19,18 +19,18 @@ import (
 	"netyard/kernel/core"
 )
 
-// An InnerLink is a link inside a container. It keeps the namespace alive, so it is not to be kept.
+// An InnerLink is a link inside a sandbox. It keeps the namespace alive, so close it soon.
 type InnerLink struct {
 	ns   netns.NsHandle
 	nl   *netlink.Handle
 	link netlink.Link
 }
 
-// EnterLink finds a link in the sandbox at a path: the one with that alias, or else the one without any that has that
-// hardware address.
+// EnterLink finds a link in the sandbox at a path: the one with that alias, or else the one without an alias that has
+// that hardware address.
 func EnterLink(path, alias string, mac net.HardwareAddr) (*InnerLink, error) {
 	if !core.IsNamespace(path) {
-		return nil, fmt.Errorf("enter sandbox %s: there is no namespace", path)
+		return nil, fmt.Errorf("enter sandbox %s: the path is no network namespace", path)
 	}
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
@@ -69,23 +69,23 @@ func (s *InnerLink) find(alias string, mac net.HardwareAddr) (found netlink.Link
 	return found, nil
 }
 
-// Close lets go of the namespace.
+// Close releases the namespace.
 func (s *InnerLink) Close() error {
 	s.nl.Close()
 	return s.ns.Close()
 }
 
-// Wire is the link below its IP.
+// Wire opens a Wire on the link.
 func (s *InnerLink) Wire() (*Wire, error) {
 	ns, err := unix.FcntlInt(uintptr(s.ns), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("keep network namespace: %w", err)
+		return nil, fmt.Errorf("duplicate the descriptor of a network namespace: %w", err)
 	}
 	return openWire(netns.NsHandle(ns), s.link.Attrs().Index, s.link.Attrs().HardwareAddr)
 }
 
-// Readdress gives the link the address to in place of from, with what is to be reached by it. Either can be invalid:
-// none. A default route by another link of the sandbox stays.
+// Readdress replaces the link's address from by to, and adds the routes and the default gateway that go with it. An
+// address that is not valid stands for none. A default route by another link of the sandbox is kept.
 func (s *InnerLink) Readdress(from, to netip.Prefix, gateway netip.Addr, routes map[netip.Prefix]netip.Addr) error {
 	if from.IsValid() && from != to {
 		err := s.nl.AddrDel(s.link, &netlink.Addr{IPNet: core.IPNet(from)})
@@ -105,7 +105,7 @@ func (s *InnerLink) Readdress(from, to netip.Prefix, gateway netip.Addr, routes 
 			r.Gw, r.Scope = nil, unix.RT_SCOPE_LINK
 		}
 		if err := s.nl.RouteReplace(r); err != nil {
-			return fmt.Errorf("add route %s by %s: %w", dst, via, err)
+			return fmt.Errorf("add route %s via %s: %w", dst, via, err)
 		}
 	}
 	return s.defaultRoute(gateway)
@@ -125,27 +125,28 @@ func (s *InnerLink) defaultRoute(gateway netip.Addr) error {
 		return nil
 	}
 	everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if err := s.nl.RouteReplace(&netlink.Route{LinkIndex: s.link.Attrs().Index, Dst: core.IPNet(everywhere), Gw: gateway.AsSlice()}); err != nil {
-		return fmt.Errorf("add default route by %s: %w", gateway, err)
+	route := &netlink.Route{LinkIndex: s.link.Attrs().Index, Dst: core.IPNet(everywhere), Gw: gateway.AsSlice()}
+	if err := s.nl.RouteReplace(route); err != nil {
+		return fmt.Errorf("add default route via %s: %w", gateway, err)
 	}
 	return nil
 }
 
-// Down takes the link down.
+// Down sets the link down.
 func (s *InnerLink) Down() error {
 	if err := s.nl.LinkSetDown(s.link); err != nil {
-		return fmt.Errorf("take link %s down: %w", s.link.Attrs().Name, err)
+		return fmt.Errorf("set link %s down: %w", s.link.Attrs().Name, err)
 	}
 	return nil
 }
 
-// A Socket is a DHCP client's in a sandbox whose link has its address: answers come by way of IP.
+// A Socket is a DHCP client's socket in a sandbox whose link has its address already: answers arrive by IP.
 type Socket struct {
 	file *os.File
 	fd   int
 }
 
-// Socket opens it. It is there only while something is asked: a container may have a client of its own.
+// Socket opens a Socket. Close it once the server has answered, since the container may have a DHCP client of its own.
 func (s *InnerLink) Socket() (*Socket, error) {
 	var fd int
 	err := core.Inside(int(s.ns), func() (err error) {
@@ -156,14 +157,14 @@ func (s *InnerLink) Socket() (*Socket, error) {
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
 			unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, s.link.Attrs().Name),
-			// Not to the address: a DHCPNAK is broadcast (RFC 2131, 4.1).
+			// Not bound to the address, since a DHCPNAK is broadcast (RFC 2131, 4.1).
 			unix.Bind(fd, &unix.SockaddrInet4{Port: clientPort}))
 	})
 	if err != nil {
 		if fd > 0 {
 			err = errors.Join(err, unix.Close(fd))
 		}
-		return nil, fmt.Errorf("open a DHCP client's socket in a sandbox: %w", err)
+		return nil, fmt.Errorf("open a DHCP socket in a sandbox: %w", err)
 	}
 	return &Socket{os.NewFile(uintptr(fd), "DHCP socket"), fd}, nil
 }
@@ -181,10 +182,10 @@ func (s *Socket) Unicast(msg []byte, from, to netip.Addr) error {
 	return s.Send(msg, unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()}), to)
 }
 
-// Send sends a packet.
+// Send sends a message to a DHCP server; control is ancillary data of the socket (sendmsg(2)).
 func (s *Socket) Send(msg, control []byte, to netip.Addr) error {
 	if err := unix.Sendmsg(s.fd, msg, control, &unix.SockaddrInet4{Port: serverPort, Addr: to.As4()}, 0); err != nil {
-		return fmt.Errorf("send to %s: %w", to, err)
+		return fmt.Errorf("send DHCP message to %s: %w", to, err)
 	}
 	return nil
 }
@@ -196,5 +197,5 @@ func (s *Socket) Receive(ctx context.Context) (msg []byte, from net.HardwareAddr
 	return buf[:n], nil, err
 }
 
-// InUse is not asked by who has the address.
+// InUse always reports that an address is free: a link that has its address needs no probe.
 func (*Socket) InUse(context.Context, netip.Addr) (net.HardwareAddr, error) { return nil, nil }

@@ -18,28 +18,28 @@ import (
 const (
 	clientPort6, serverPort6 = 546, 547 // RFC 8415, 7.2
 
-	// dadPause is between two looks at an address that the kernel asks the link about.
+	// dadPause is how long to wait between two reads of an address while duplicate address detection runs.
 	dadPause = 100 * time.Millisecond
 )
 
-// ErrDuplicate says that somebody else on the link has an address (RFC 4862, 5.4).
-var ErrDuplicate = errors.New("somebody else on the link has it")
+// ErrDuplicate says that another host on the link has an address (RFC 4862, 5.4).
+var ErrDuplicate = errors.New("another host on the link has it")
 
-// IsUp says whether the link is up: who puts it in is through with it then.
+// IsUp reports whether the link is up, which means that it is plugged in completely.
 func (s *InnerLink) IsUp() bool { return s.link.Attrs().Flags&net.FlagUp != 0 }
 
-// EnableIPv6 gives the link IPv6: an address of the link, and what routers advertise. auto: the kernel makes itself
-// addresses of their prefixes (SLAAC, RFC 4862). routed: they are default routes.
+// EnableIPv6 enables IPv6 on the link: a link-local address, and router advertisements. With auto, the kernel makes
+// addresses from the advertised prefixes (SLAAC, RFC 4862). With routed, the advertising routers become default routes.
 func (s *InnerLink) EnableIPv6(auto, routed bool) error {
-	const also = "2" // where a container forwards, too (Documentation/networking/ip-sysctl.rst, accept_ra)
+	const always = "2" // also where the container forwards (Documentation/networking/ip-sysctl.rst, accept_ra)
 	name := s.link.Attrs().Name
 	return core.Inside(int(s.ns), func() error {
 		for _, v := range []struct{ key, value string }{
-			{"accept_ra", also},
+			{"accept_ra", always},
 			{"autoconf", digit(auto)},
 			{"accept_ra_pinfo", "1"},
 			{"accept_ra_defrtr", digit(routed)},
-			{"disable_ipv6", "0"}, // last: a solicitation of routers comes of it
+			{"disable_ipv6", "0"}, // last, since it makes the kernel solicit routers
 		} {
 			set := core.Sysctl{Path: []string{"net", "ipv6", "conf", name, v.key}, Value: v.value}
 			if err := os.WriteFile(set.File(), []byte(set.Value), 0o644); err != nil {
@@ -57,20 +57,21 @@ func digit(b bool) string {
 	return "0"
 }
 
-// settled waits until the kernel knows whether anybody else has an address of the link that is so. given: it was there
-// before. One that has an end is taken away when somebody else has it (addrconf_dad_stop, net/ipv6/addrconf.c).
-func (s *InnerLink) settled(ctx context.Context, given bool, is func(netip.Addr) bool) (netip.Addr, error) {
+// awaitAddr waits until duplicate address detection has ended for an address of the link that matches. With given, the
+// address has been added before and must not disappear: the kernel removes one with a limited lifetime when it finds a
+// duplicate (addrconf_dad_stop, net/ipv6/addrconf.c).
+func (s *InnerLink) awaitAddr(ctx context.Context, given bool, matches func(netip.Addr) bool) (netip.Addr, error) {
 	for {
 		addrs, err := core.Retry(func() ([]netlink.Addr, error) { return s.nl.AddrList(s.link, unix.AF_INET6) })
 		if err != nil {
-			return netip.Addr{}, fmt.Errorf("list addresses of a sandbox: %w", err)
+			return netip.Addr{}, fmt.Errorf("list addresses in a sandbox: %w", err)
 		}
 		found := false
 		for _, a := range addrs {
 			addr := core.PrefixOf(a.IPNet).Addr()
-			found = found || is(addr)
+			found = found || matches(addr)
 			switch {
-			case !is(addr):
+			case !matches(addr):
 			case a.Flags&unix.IFA_F_DADFAILED != 0:
 				return addr, ErrDuplicate
 			case a.Flags&unix.IFA_F_TENTATIVE == 0:
@@ -88,20 +89,23 @@ func (s *InnerLink) settled(ctx context.Context, given bool, is func(netip.Addr)
 	}
 }
 
-// SetAddr6 gives the link an address until then, and waits until nobody else says that it is theirs; zero times: for
-// ever. The kernel takes it away when the time is up, whoever is there to see it.
+// SetAddr6 adds an address with its lifetimes to the link, and waits until duplicate address detection has ended. A
+// lifetime of zero means for ever. The kernel removes the address when it expires, whether or not the daemon runs.
 func (s *InnerLink) SetAddr6(ctx context.Context, a netip.Prefix, preferred, valid time.Duration) error {
-	addr := &netlink.Addr{IPNet: core.IPNet(a), PreferedLft: int(preferred.Seconds()), ValidLft: int(valid.Seconds()), Flags: unix.IFA_F_NOPREFIXROUTE}
+	addr := &netlink.Addr{
+		IPNet: core.IPNet(a), Flags: unix.IFA_F_NOPREFIXROUTE,
+		PreferedLft: int(preferred.Seconds()), ValidLft: int(valid.Seconds()),
+	}
 	if err := s.nl.AddrReplace(s.link, addr); err != nil {
 		return fmt.Errorf("add address %s: %w", a, err)
 	}
-	if _, err := s.settled(ctx, true, func(is netip.Addr) bool { return is == a.Addr() }); err != nil {
+	if _, err := s.awaitAddr(ctx, true, func(b netip.Addr) bool { return b == a.Addr() }); err != nil {
 		return fmt.Errorf("add address %s: %w", a, err)
 	}
 	return nil
 }
 
-// DropAddr6 takes an address away.
+// DropAddr6 removes an address from the link.
 func (s *InnerLink) DropAddr6(a netip.Prefix) error {
 	err := s.nl.AddrDel(s.link, &netlink.Addr{IPNet: core.IPNet(a)})
 	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
@@ -110,17 +114,17 @@ func (s *InnerLink) DropAddr6(a netip.Prefix) error {
 	return nil
 }
 
-// A Socket6 is a DHCPv6 client's on a link of a sandbox. It is there only while something is asked.
+// A Socket6 is a DHCPv6 client's socket on a link in a sandbox. Close it once the server has answered.
 type Socket6 struct {
 	conn net.PacketConn
 	zone string
 }
 
-// Socket6 opens it, from the link's own address, which it waits for (RFC 8415, 17.1).
+// Socket6 opens a Socket6 at the link-local address, which it waits for (RFC 8415, 17.1).
 func (s *InnerLink) Socket6(ctx context.Context) (*Socket6, error) {
-	from, err := s.settled(ctx, false, netip.Addr.IsLinkLocalUnicast)
+	from, err := s.awaitAddr(ctx, false, netip.Addr.IsLinkLocalUnicast)
 	if err != nil {
-		return nil, fmt.Errorf("open a DHCPv6 client's socket in a sandbox: %w", err)
+		return nil, fmt.Errorf("open a DHCPv6 socket in a sandbox: %w", err)
 	}
 	var file *os.File
 	err = core.Inside(int(s.ns), func() error {
@@ -133,17 +137,20 @@ func (s *InnerLink) Socket6(ctx context.Context) (*Socket6, error) {
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
 			unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, s.link.Attrs().Name),
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, s.link.Attrs().Index),
-			unix.Bind(fd, &unix.SockaddrInet6{Port: clientPort6, Addr: from.As16(), ZoneId: uint32(s.link.Attrs().Index)})) //nolint:gosec // an index
+			unix.Bind(fd, &unix.SockaddrInet6{
+				Port: clientPort6, Addr: from.As16(),
+				ZoneId: uint32(s.link.Attrs().Index), //nolint:gosec // an index
+			}))
 	})
 	if file != nil {
-		defer file.Close() //nolint:errcheck // the connection has one of its own
+		defer file.Close() //nolint:errcheck // the connection has a descriptor of its own
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open a DHCPv6 client's socket in a sandbox: %w", err)
+		return nil, fmt.Errorf("open a DHCPv6 socket in a sandbox: %w", err)
 	}
 	conn, err := net.FilePacketConn(file)
 	if err != nil {
-		return nil, fmt.Errorf("open a DHCPv6 client's socket in a sandbox: %w", err)
+		return nil, fmt.Errorf("open a DHCPv6 socket in a sandbox: %w", err)
 	}
 	return &Socket6{conn: conn, zone: fmt.Sprint(s.link.Attrs().Index)}, nil
 }
@@ -155,7 +162,7 @@ func (s *Socket6) Close() error { return s.conn.Close() }
 func (s *Socket6) Multicast(msg []byte) error {
 	all := net.UDPAddr{IP: net.ParseIP("ff02::1:2"), Port: serverPort6, Zone: s.zone}
 	if _, err := s.conn.WriteTo(msg, &all); err != nil {
-		return fmt.Errorf("send to DHCPv6 servers: %w", err)
+		return fmt.Errorf("send DHCPv6 message to all servers: %w", err)
 	}
 	return nil
 }

@@ -26,19 +26,21 @@ const (
 	maxFrame                         = 64 << 10
 )
 
-// A Wire sends and takes the frames of a DHCP client on one link that has no address yet: below the host's IP, its
-// firewall included (packet(7)).
+// A Wire sends and receives the frames of a DHCP client on a link that has no address yet. It works below the host's
+// IP, and so also below its firewall (packet(7)).
 type Wire struct {
-	ns    netns.NsHandle // the link's
+	ns    netns.NsHandle // of the link
 	index int
 	mac   net.HardwareAddr
-	ip    *os.File // takes what is for the client's port
-	// NextHop is where Unicast's frames go; nil: to everybody on the link, of whom only one has the address.
+	ip    *os.File // receives frames for the client's port
+	// NextHop is the hardware address that Unicast sends to. If nil, Unicast sends to the Ethernet broadcast address:
+	// only one host on the link has the IP address.
 	NextHop net.HardwareAddr
-	end     func() error
+	// unplug removes the link if it was made for the Wire; nil if it was not.
+	unplug func() error
 }
 
-// openWire is a Wire on a link of the namespace behind ns, which it keeps.
+// openWire opens a Wire on a link of the namespace behind ns, which the Wire owns from then on.
 func openWire(ns netns.NsHandle, index int, mac net.HardwareAddr) (*Wire, error) {
 	w := &Wire{ns: ns, index: index, mac: mac}
 	var err error
@@ -48,7 +50,7 @@ func openWire(ns netns.NsHandle, index int, mac net.HardwareAddr) (*Wire, error)
 	return w, nil
 }
 
-// listen opens a socket for the frames of one protocol that pass a filter.
+// listen opens a packet socket for the frames of one protocol that pass a filter.
 func (w *Wire) listen(protocol uint16, filter []unix.SockFilter) (file *os.File, err error) {
 	err = core.Inside(int(w.ns), func() error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -57,7 +59,7 @@ func (w *Wire) listen(protocol uint16, filter []unix.SockFilter) (file *os.File,
 		}
 		file = os.NewFile(uintptr(fd), "packet socket")
 		if len(filter) > 0 {
-			prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]} //nolint:gosec // a few
+			prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]} //nolint:gosec // a few instructions
 			if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
 				return err
 			}
@@ -73,9 +75,11 @@ func (w *Wire) listen(protocol uint16, filter []unix.SockFilter) (file *os.File,
 	return file, nil
 }
 
+// swap converts between the byte order of the host and that of the network.
 func swap(v uint16) uint16 { return v<<8 | v>>8 }
 
-// toClientPort passes what is UDP for port 68 and no later fragment (net/core/filter.c; bpf(4) explains the language).
+// toClientPort is a filter that passes UDP datagrams for port 68, but no later fragments (net/core/filter.c; bpf(4)
+// explains the language).
 func toClientPort() []unix.SockFilter {
 	const protocolAt, fragmentAt, portAt = etherHeader + 9, etherHeader + 6, etherHeader + 2
 	return []unix.SockFilter{
@@ -91,49 +95,49 @@ func toClientPort() []unix.SockFilter {
 	}
 }
 
-// MAC is the hardware address of the link.
+// MAC returns the hardware address of the link.
 func (w *Wire) MAC() net.HardwareAddr { return w.mac }
 
-// Close gives up the Wire, and the link if it was made for it.
+// Close closes the socket, and removes the link if it was made for the Wire.
 func (w *Wire) Close() error {
 	err := w.ip.Close()
-	if w.end != nil {
-		err = errors.Join(err, w.end())
+	if w.unplug != nil {
+		err = errors.Join(err, w.unplug())
 	}
 	return errors.Join(err, w.ns.Close())
 }
 
 // Broadcast sends a message to every DHCP server on the link.
 func (w *Wire) Broadcast(msg []byte) error {
-	return w.Send(msg, netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255}), everybody())
+	return w.Send(msg, netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255}), broadcastMAC())
 }
 
-// Unicast sends a message to one DHCP server, by way of NextHop.
+// Unicast sends a message to one DHCP server, via NextHop.
 func (w *Wire) Unicast(msg []byte, from, to netip.Addr) error {
 	hop := w.NextHop
 	if hop == nil {
-		hop = everybody()
+		hop = broadcastMAC()
 	}
 	return w.Send(msg, from, to, hop)
 }
 
-func everybody() net.HardwareAddr { return net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }
+func broadcastMAC() net.HardwareAddr { return net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }
 
-// Send sends a packet.
+// Send sends a message to an IP address, in a frame to a hardware address.
 func (w *Wire) Send(msg []byte, from, to netip.Addr, hop net.HardwareAddr) error {
 	if _, err := w.ip.Write(append(w.frame(unix.ETH_P_IP, hop), datagram(msg, from, to)...)); err != nil {
-		return fmt.Errorf("send to %s: %w", to, err)
+		return fmt.Errorf("send DHCP message to %s: %w", to, err)
 	}
 	return nil
 }
 
-// frame is the header of an Ethernet frame.
+// frame returns the header of an Ethernet frame, with room for the rest.
 func (w *Wire) frame(protocol uint16, to net.HardwareAddr) []byte {
 	f := append(append(make([]byte, 0, maxFrame), to...), w.mac...)
 	return binary.BigEndian.AppendUint16(f, protocol)
 }
 
-// datagram is an IP packet from a DHCP client to a server (RFC 791, RFC 768).
+// datagram returns an IP packet with a UDP datagram from a DHCP client to a server (RFC 791, RFC 768).
 func datagram(msg []byte, from, to netip.Addr) []byte {
 	const version, ttl = 0x45, 64
 	size := ipHeader + udpHeader + len(msg)
@@ -157,7 +161,7 @@ func datagram(msg []byte, from, to netip.Addr) []byte {
 	return p
 }
 
-// checksum is the internet's (RFC 1071).
+// checksum returns the Internet checksum (RFC 1071).
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) > 1; b = b[2:] {
@@ -172,8 +176,8 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum) //nolint:gosec // folded
 }
 
-// Receive waits for the next message to a DHCP client. Checksums are not looked at: a sender on this machine leaves
-// them to its card.
+// Receive waits for the next message to a DHCP client. It does not verify checksums: a sender on this machine leaves
+// them to its network card.
 func (w *Wire) Receive(ctx context.Context) (msg []byte, from net.HardwareAddr, err error) {
 	buf := make([]byte, maxFrame)
 	for {
@@ -181,14 +185,14 @@ func (w *Wire) Receive(ctx context.Context) (msg []byte, from net.HardwareAddr, 
 		if err != nil {
 			return nil, nil, err
 		}
-		if msg, ok := carried(buf[:n]); ok {
+		if msg, ok := udpPayload(buf[:n]); ok {
 			return msg, append(net.HardwareAddr{}, buf[6:12]...), nil
 		}
 	}
 }
 
-// carried is what a frame with a UDP datagram carries.
-func carried(f []byte) ([]byte, bool) {
+// udpPayload returns the payload of the UDP datagram in a frame.
+func udpPayload(f []byte) ([]byte, bool) {
 	if len(f) < etherHeader+ipHeader+udpHeader {
 		return nil, false
 	}
@@ -200,7 +204,7 @@ func carried(f []byte) ([]byte, bool) {
 	return p[head+udpHeader : size], true
 }
 
-// read is Read that ends with ctx.
+// read is Read bounded by ctx.
 func read(ctx context.Context, f *os.File, buf []byte) (int, error) {
 	if err := f.SetReadDeadline(time.Time{}); err != nil {
 		return 0, fmt.Errorf("wait for an answer: %w", err)
@@ -218,35 +222,36 @@ func read(ctx context.Context, f *os.File, buf []byte) (int, error) {
 }
 
 const (
-	// probes are sent probePause apart (RFC 5227, 2.1.1, has three, a second or two apart): an engine waits and holds a
-	// lock meanwhile.
+	// probes are sent probePause apart. RFC 5227, 2.1.1 has three, one or two seconds apart, but an engine waits and
+	// holds a lock meanwhile.
 	probes     = 3
 	probePause = 200 * time.Millisecond
 )
 
-// InUse asks the link who has an address (RFC 5227); nil when nobody answers, and nobody else is about to take it
-// either.
+// InUse probes an address by ARP (RFC 5227) and returns the hardware address of the host that has it, or is about to
+// take it; nil if there is none.
 func (w *Wire) InUse(ctx context.Context, a netip.Addr) (net.HardwareAddr, error) {
 	f, err := w.listen(unix.ETH_P_ARP, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // nothing is lost
+	defer f.Close() //nolint:errcheck // nothing is pending
 	for range probes {
-		if _, err := f.Write(append(w.frame(unix.ETH_P_ARP, everybody()), w.probe(a)...)); err != nil {
+		if _, err := f.Write(append(w.frame(unix.ETH_P_ARP, broadcastMAC()), w.probe(a)...)); err != nil {
 			return nil, fmt.Errorf("probe %s: %w", a, err)
 		}
-		holder, err := w.holder(ctx, f, a)
-		if holder != nil || err != nil {
-			return holder, err
+		owner, err := w.awaitOwner(ctx, f, a)
+		if owner != nil || err != nil {
+			return owner, err
 		}
 	}
 	return nil, nil
 }
 
-// The fields of an ARP packet (RFC 826) of Ethernet and IPv4.
+// The size of an ARP packet for Ethernet and IPv4, and where its fields are (RFC 826).
 const arpSize, arpSenderMAC, arpSenderIP, arpTargetIP = 28, 8, 14, 24
 
+// probe returns an ARP probe for an address.
 func (w *Wire) probe(a netip.Addr) []byte {
 	p := make([]byte, arpSize)
 	copy(p, []byte{0, 1, 8, 0, 6, 4, 0, 1})
@@ -255,14 +260,15 @@ func (w *Wire) probe(a netip.Addr) []byte {
 	return p
 }
 
-func (w *Wire) holder(ctx context.Context, f *os.File, a netip.Addr) (net.HardwareAddr, error) {
+// awaitOwner waits for probePause for a host that answers for an address, or probes it too.
+func (w *Wire) awaitOwner(ctx context.Context, f *os.File, a netip.Addr) (net.HardwareAddr, error) {
 	pause, cancel := context.WithTimeout(ctx, probePause)
 	defer cancel()
 	buf := make([]byte, maxFrame)
 	for {
 		n, err := read(pause, f, buf)
-		if pause.Err() != nil { // on a busy host an answer may have come before it was looked for
-			if n, err = waiting(f, buf); n == 0 && err == nil {
+		if pause.Err() != nil { // on a busy host an answer may have arrived and not been read yet
+			if n, err = readPending(f, buf); n == 0 && err == nil {
 				return nil, ctx.Err()
 			}
 		}
@@ -276,21 +282,21 @@ func (w *Wire) holder(ctx context.Context, f *os.File, a netip.Addr) (net.Hardwa
 		sender := append(net.HardwareAddr{}, p[arpSenderMAC:arpSenderIP]...)
 		from, _ := netip.AddrFromSlice(p[arpSenderIP : arpSenderIP+4])
 		target, _ := netip.AddrFromSlice(p[arpTargetIP : arpTargetIP+4])
-		probed := from.IsUnspecified() && target == a // somebody else probes for it
+		probed := from.IsUnspecified() && target == a // another host probes the address
 		if (from == a || probed) && sender.String() != w.mac.String() {
 			return sender, nil
 		}
 	}
 }
 
-// waiting reads what is there already; 0: nothing is.
-func waiting(f *os.File, buf []byte) (n int, err error) {
+// readPending reads a frame that has arrived already; 0 means that there is none.
+func readPending(f *os.File, buf []byte) (n int, err error) {
 	if err := f.SetReadDeadline(time.Time{}); err != nil {
-		return 0, fmt.Errorf("look for an answer: %w", err)
+		return 0, fmt.Errorf("read pending answers: %w", err)
 	}
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return 0, fmt.Errorf("look for an answer: %w", err)
+		return 0, fmt.Errorf("read pending answers: %w", err)
 	}
 	outer := raw.Read(func(fd uintptr) bool {
 		n, err = unix.Read(int(fd), buf)
@@ -300,34 +306,36 @@ func waiting(f *os.File, buf []byte) (n int, err error) {
 		return 0, nil
 	}
 	if err := errors.Join(err, outer); err != nil {
-		return 0, fmt.Errorf("look for an answer: %w", err)
+		return 0, fmt.Errorf("read pending answers: %w", err)
 	}
 	return n, nil
 }
 
-// A LANPort says how links get onto a LAN that the host is on.
+// A LANPort says how links are connected to a LAN that the host is on.
 type LANPort struct {
-	Kind   string // bridge: as a port of Parent; macvlan, ipvlan: on top of it
+	// Kind is bridge for a port of the bridge Parent, macvlan or ipvlan for a link on top of Parent.
+	Kind   string
 	Parent string
-	// MAC is the parent's, by which it is found when it has got another name; empty: by its name only.
+	// MAC is the hardware address of the parent, by which it is found after it was renamed. If MAC is empty, the parent
+	// is found by its name only.
 	MAC string `json:",omitempty"`
 }
 
-// String names the LAN.
+// String returns the name of the parent.
 func (p LANPort) String() string { return p.Parent }
 
-// Shared says that all links have the parent's hardware address.
+// Shared reports whether all links have the parent's hardware address.
 func (p LANPort) Shared() bool { return p.Kind == "ipvlan" }
 
 func (p LANPort) parent(k *core.Handle) (netlink.Link, error) {
 	link, err := lan.UpParent(k, lan.Parent{Name: p.Parent, MAC: p.MAC})
 	if err != nil {
-		return nil, fmt.Errorf("get onto the LAN of %s: %w", p, err)
+		return nil, fmt.Errorf("connect to the LAN of %s: %w", p, err)
 	}
 	return link, nil
 }
 
-// SharedMAC is the hardware address that all links on a LANPort have that is Shared.
+// SharedMAC returns the hardware address that all links on a shared LANPort have.
 func SharedMAC(k *core.Handle, p LANPort) (net.HardwareAddr, error) {
 	link, err := p.parent(k)
 	if err != nil {
@@ -336,31 +344,31 @@ func SharedMAC(k *core.Handle, p LANPort) (net.HardwareAddr, error) {
 	return link.Attrs().HardwareAddr, nil
 }
 
-// PlugWire puts a link with that hardware address onto a LAN, for as long as the Wire is open. The other end, or the
-// link itself, is in a namespace that only this process has: nobody's IP answers on it, and when the process dies the
-// kernel takes it all away. Where all links have one hardware address, no link is made: what is sent to it comes in by
-// the parent, as long as no link has the IP address that it is for (ipvlan_addr_lookup,
-// drivers/net/ipvlan/ipvlan_core.c).
+// PlugWire makes a link with a hardware address on a LAN, which exists as long as the Wire is open. The client's end is
+// in a namespace that only this process holds: no IP stack answers on it, and when the process dies, the kernel removes
+// both. Where all links share the parent's hardware address, no link is made: frames for it arrive at the parent, as
+// long as no link has the IP address that they are for (ipvlan_addr_lookup, drivers/net/ipvlan/ipvlan_core.c).
 func PlugWire(k *core.Handle, p LANPort, mac net.HardwareAddr) (*Wire, error) {
 	if p.Shared() {
 		return parentWire(k, p)
 	}
-	ns, err := freshNamespace(k)
+	ns, err := newNamespace(k)
 	if err != nil {
 		return nil, err
 	}
-	index, end, err := plug(k, p, mac, ns)
+	index, unplug, err := plug(k, p, mac, ns)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a link on the LAN of %s: %w", p, err), ns.Close())
 	}
 	w, err := openWire(ns, index, mac)
 	if err != nil {
-		return nil, errors.Join(err, end())
+		return nil, errors.Join(err, unplug())
 	}
-	w.end = end
+	w.unplug = unplug
 	return w, nil
 }
 
+// parentWire opens a Wire on the parent of a shared LANPort.
 func parentWire(k *core.Handle, p LANPort) (*Wire, error) {
 	link, err := p.parent(k)
 	if err != nil {
@@ -368,19 +376,20 @@ func parentWire(k *core.Handle, p LANPort) (*Wire, error) {
 	}
 	ns, err := unix.FcntlInt(uintptr(k.NS), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("keep network namespace: %w", err)
+		return nil, fmt.Errorf("duplicate the descriptor of a network namespace: %w", err)
 	}
 	return openWire(netns.NsHandle(ns), link.Attrs().Index, link.Attrs().HardwareAddr)
 }
 
-// freshNamespace is one that nothing else is in.
-func freshNamespace(k *core.Handle) (ns netns.NsHandle, err error) {
-	err = core.Inside(int(k.NS), func() (err error) { // and the thread moves back
+// newNamespace makes an empty network namespace.
+func newNamespace(k *core.Handle) (ns netns.NsHandle, err error) {
+	err = core.Inside(int(k.NS), func() (err error) { // Inside moves the thread back afterwards
 		if ns, err = netns.New(); err != nil {
 			return err
 		}
-		// Nor does anybody's IPv6 speak up in it: its link has the hardware address of a container's.
-		_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644) // a kernel without IPv6 is as good
+		// IPv6 must not answer in it, since its link has the hardware address of a container's link. The file is
+		// missing where the kernel has no IPv6.
+		_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644)
 		return nil
 	})
 	if err != nil {
@@ -390,15 +399,17 @@ func freshNamespace(k *core.Handle) (ns netns.NsHandle, err error) {
 }
 
 const (
-	// wirePrefix begins the names of the temporary links, of a pair the end on the bridge. It is none of OwnName's:
-	// nobody is to take them for strays.
+	// wirePrefix is the prefix of the names of temporary links; of a veth pair, of the end on the bridge. OwnName does
+	// not know it, so that such links are not taken for strays.
 	wirePrefix = "nyw-"
-	// wireInside is what the client's end is called.
+	// wireInside is the name of the client's end.
 	wireInside = "lan0"
 )
 
-// plug makes the link, with its client's end in ns, and returns what takes it away.
-func plug(k *core.Handle, p LANPort, mac net.HardwareAddr, ns netns.NsHandle) (index int, end func() error, err error) {
+// plug makes the link, with the client's end in ns, and returns a function that removes it.
+func plug(
+	k *core.Handle, p LANPort, mac net.HardwareAddr, ns netns.NsHandle,
+) (index int, unplug func() error, err error) {
 	parent, err := p.parent(k)
 	if err != nil {
 		return 0, nil, err
@@ -412,45 +423,48 @@ func plug(k *core.Handle, p LANPort, mac net.HardwareAddr, ns netns.NsHandle) (i
 	}
 	nl, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return 0, nil, err // the link goes with its namespace
+		return 0, nil, err // the kernel removes the link with its namespace
 	}
 	inner, err := nl.LinkByName(wireInside)
 	if err != nil {
 		nl.Close()
 		return 0, nil, err
 	}
-	end = func() error {
+	unplug = func() error {
 		defer nl.Close()
 		return nl.LinkDel(inner)
 	}
 	err = nl.LinkSetUp(inner)
 	if pair, ok := link.(*netlink.Veth); ok && err == nil {
-		err = upPort(k, pair.Name)
+		err = setPortUp(k, pair.Name)
 	}
 	if err != nil {
-		return 0, nil, errors.Join(err, end())
+		return 0, nil, errors.Join(err, unplug())
 	}
-	return inner.Attrs().Index, end, nil
+	return inner.Attrs().Index, unplug, nil
 }
 
-// link is what gets a client onto the LAN.
+// link describes the link that connects a client to the LAN.
 func (p LANPort) link(parent netlink.Link, mac net.HardwareAddr, ns netns.NsHandle) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	switch p.Kind {
 	case "bridge":
-		attrs.Name = core.Name(wirePrefix, hex.EncodeToString(mac[1:])) // the beginnings of addresses are alike
+		attrs.Name = core.Name(wirePrefix, hex.EncodeToString(mac[1:])) // the first octets of addresses are alike
 		attrs.MTU, attrs.MasterIndex = parent.Attrs().MTU, parent.Attrs().Index
 		attrs.HardwareAddr = core.PortMAC(mac)
-		return &netlink.Veth{LinkAttrs: attrs, PeerName: wireInside, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(ns)}, nil
+		return &netlink.Veth{
+			LinkAttrs: attrs, PeerName: wireInside, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(ns),
+		}, nil
 	case "macvlan":
-		attrs.Name, attrs.ParentIndex, attrs.HardwareAddr, attrs.Namespace = wireInside, parent.Attrs().Index, mac, netlink.NsFd(ns)
+		attrs.Name, attrs.HardwareAddr = wireInside, mac
+		attrs.ParentIndex, attrs.Namespace = parent.Attrs().Index, netlink.NsFd(ns)
 		return &netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}, nil
 	}
-	return nil, fmt.Errorf("a LAN by %s: %w", p.Kind, unix.EOPNOTSUPP)
+	return nil, fmt.Errorf("link of kind %s: %w", p.Kind, unix.EOPNOTSUPP)
 }
 
-// upPort sets a port of a bridge up, without IPv6 of its own.
-func upPort(k *core.Handle, name string) error {
+// setPortUp sets a port of a bridge up, without IPv6 of its own.
+func setPortUp(k *core.Handle, name string) error {
 	quiet := core.Sysctl{Path: []string{"net", "ipv6", "conf", name, "disable_ipv6"}, Value: "1", Optional: true}
 	if err := quiet.Ensure(k); err != nil {
 		return err

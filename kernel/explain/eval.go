@@ -16,7 +16,7 @@ import (
 	"netyard/kernel/rule"
 )
 
-// A truth is whether something matches, as far as netyard can tell.
+// A truth says whether something matches, as far as netyard can tell.
 type truth uint8
 
 const (
@@ -34,14 +34,14 @@ func truthOf(b bool) truth {
 
 func (t truth) not() truth { return yes - t }
 
-// A verdict is a rule's; may: the rule may as well not have one.
+// A verdict is what a rule does when it matches; uncertain says that the rule may also do nothing, or something else.
 type verdict struct {
 	expr.Verdict
-	may bool
+	uncertain bool
 }
 
-// A register file of nf_tables: 64 bytes, of which some are known (NFT_REG_1 to 4 of 16 bytes are the same as
-// NFT_REG32_00 to 15 of 4).
+// registers are the 64 bytes of registers of nf_tables, of which some are known. NFT_REG_1 to 4, of 16 bytes each, are
+// the same memory as NFT_REG32_00 to 15, of 4 bytes each.
 type registers struct{ value, known [64]byte }
 
 func regAt(r uint32) int {
@@ -51,7 +51,8 @@ func regAt(r uint32) int {
 	return int(r-1) * 16
 }
 
-// load puts bytes into a register; where known is 0 they are not. A load of less fills up its last four with zeros.
+// load puts bytes into a register; known has the bits of value that are known. The kernel pads the last four bytes with
+// zeros, and so does load.
 func (g *registers) load(r uint32, value, known []byte) {
 	at := regAt(r)
 	if at < 0 || at+len(value) > len(g.value) {
@@ -64,7 +65,8 @@ func (g *registers) load(r uint32, value, known []byte) {
 	}
 }
 
-func sure(n int) []byte { return bytes.Repeat([]byte{0xff}, n) }
+// allKnown returns the mask of n bytes that are known.
+func allKnown(n int) []byte { return bytes.Repeat([]byte{0xff}, n) }
 
 func (g *registers) at(r uint32, n int) (value, known []byte) {
 	at := regAt(r)
@@ -74,7 +76,7 @@ func (g *registers) at(r uint32, n int) (value, known []byte) {
 	return g.value[at : at+n], g.known[at : at+n]
 }
 
-// rule says whether a rule matches, and what it then does.
+// rule says whether a rule matches the packet, and what it then does.
 func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict) {
 	matches, v = yes, verdict{Verdict: expr.Verdict{Kind: expr.VerdictContinue}}
 	g := &registers{}
@@ -88,9 +90,9 @@ func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict) {
 		case *expr.Target:
 			v = target(e)
 		case *expr.NAT, *expr.Redir:
-			// Where netyard's own sends it, who asks knows; another's may send it elsewhere.
+			// The caller knows where netyard's own rules translate the packet to; others' may translate it elsewhere.
 			if t.Name != rule.TableName {
-				v = verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, may: true}
+				v = verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, uncertain: true}
 			} else {
 				v.Kind = expr.VerdictAccept
 			}
@@ -100,7 +102,7 @@ func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict) {
 				v.Verdict = *vm
 			}
 			if m == maybe && e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT {
-				v = verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, may: true}
+				v = verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, uncertain: true}
 			}
 		default:
 			m = j.match(g, e)
@@ -115,18 +117,19 @@ func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict) {
 	return matches, v
 }
 
-// target is what an extension of iptables does.
+// target returns the verdict of an iptables target.
 func target(e *expr.Target) verdict {
 	switch e.Name {
 	case "REJECT":
 		return verdict{Verdict: expr.Verdict{Kind: expr.VerdictDrop}}
-	case "LOG", "NFLOG", "MARK", "CONNMARK", "TCPMSS", "CT", "MASQUERADE", "SNAT", "CHECKSUM", "DSCP", "TOS", "CLASSIFY", "TRACE":
+	case "LOG", "NFLOG", "MARK", "CONNMARK", "TCPMSS", "CT", "MASQUERADE", "SNAT", "CHECKSUM", "DSCP", "TOS",
+		"CLASSIFY", "TRACE":
 		return verdict{Verdict: expr.Verdict{Kind: expr.VerdictContinue}}
 	}
-	return verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, may: true}
+	return verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, uncertain: true}
 }
 
-// match does what an expression does to the registers, and says whether the rule goes on.
+// match evaluates an expression: it updates the registers, and says whether the rule continues.
 func (j *judge) match(g *registers, e expr.Any) truth {
 	switch e := e.(type) {
 	case *expr.Meta:
@@ -147,14 +150,14 @@ func (j *judge) match(g *registers, e expr.Any) truth {
 	case *expr.Fib:
 		j.fib(g, e)
 	case *expr.Immediate:
-		g.load(e.Register, e.Data, sure(len(e.Data)))
+		g.load(e.Register, e.Data, allKnown(len(e.Data)))
 	case *expr.Bitwise:
 		bitwise(g, e)
 	case *expr.Cmp:
 		return compare(g, e)
 	case *expr.Range:
 		value, known := g.at(e.Register, len(e.FromData))
-		if !bytes.Equal(known, sure(len(known))) {
+		if !bytes.Equal(known, allKnown(len(known))) {
 			return maybe
 		}
 		in := truthOf(bytes.Compare(value, e.FromData) >= 0 && bytes.Compare(value, e.ToData) <= 0)
@@ -166,7 +169,7 @@ func (j *judge) match(g *registers, e expr.Any) truth {
 		return j.xtMatch(e)
 	case *expr.Counter, *expr.Log, *expr.Masq, *expr.Dynset, *expr.Objref, *expr.Notrack:
 	default:
-		g.known = [64]byte{} // who knows what it loads, and where
+		g.known = [64]byte{} // it may have loaded anything, into any register
 		return maybe
 	}
 	return yes
@@ -188,7 +191,9 @@ func compare(g *registers, e *expr.Cmp) truth {
 		return maybe
 	}
 	c := bytes.Compare(value, e.Data)
-	return truthOf(map[expr.CmpOp]bool{expr.CmpOpLt: c < 0, expr.CmpOpLte: c <= 0, expr.CmpOpGt: c > 0, expr.CmpOpGte: c >= 0}[e.Op])
+	return truthOf(map[expr.CmpOp]bool{
+		expr.CmpOpLt: c < 0, expr.CmpOpLte: c <= 0, expr.CmpOpGt: c > 0, expr.CmpOpGte: c >= 0,
+	}[e.Op])
 }
 
 func bitwise(g *registers, e *expr.Bitwise) {
@@ -200,13 +205,13 @@ func bitwise(g *registers, e *expr.Bitwise) {
 	}
 	v, k := make([]byte, n), make([]byte, n)
 	for i := range n {
-		v[i], k[i] = value[i]&e.Mask[i]^e.Xor[i], known[i]|^e.Mask[i] // what the mask takes away is known
+		v[i], k[i] = value[i]&e.Mask[i]^e.Xor[i], known[i]|^e.Mask[i] // bits that the mask clears are known
 	}
 	g.load(e.DestRegister, v, k)
 }
 
 func (j *judge) meta(g *registers, e *expr.Meta) {
-	set := func(b []byte) { g.load(e.Register, b, sure(len(b))) }
+	set := func(b []byte) { g.load(e.Register, b, allKnown(len(b))) }
 	nfproto, ether := byte(unix.NFPROTO_IPV4), []byte{0x08, 0x00}
 	if j.p.Dst.Is6() {
 		nfproto, ether = unix.NFPROTO_IPV6, []byte{0x86, 0xdd}
@@ -231,8 +236,8 @@ func (j *judge) meta(g *registers, e *expr.Meta) {
 	}
 }
 
-// kind loads of which kind the link is that a packet came in by; a rule that asks for it does not match for a card,
-// which has none.
+// kind loads the kind of the link that the packet came in by. A network card has no kind, and a rule that asks for it
+// does not match.
 func (j *judge) kind(g *registers, e *expr.Meta) truth {
 	l, err := j.k.Link(j.p.In)
 	if err != nil {
@@ -242,7 +247,7 @@ func (j *judge) kind(g *registers, e *expr.Meta) truth {
 	if l == nil || l.Type() == "device" {
 		return no
 	}
-	g.load(e.Register, []byte(rule.IfName(l.Type())), sure(unix.IFNAMSIZ))
+	g.load(e.Register, []byte(rule.IfName(l.Type())), allKnown(unix.IFNAMSIZ))
 	return yes
 }
 
@@ -253,11 +258,11 @@ func (j *judge) index(name string) uint32 {
 	return 0
 }
 
-// payload loads from a packet of which only some is known (RFC 791, RFC 8200, RFC 9293).
+// payload loads from the headers of the packet, of which only some fields are known (RFC 791, RFC 8200, RFC 9293).
 func (j *judge) payload(g *registers, e *expr.Payload) {
 	const size, syn = 64, 2
 	var head, known [size]byte
-	put := func(at int, b []byte) { copy(head[at:], b); copy(known[at:], sure(len(b))) }
+	put := func(at int, b []byte) { copy(head[at:], b); copy(known[at:], allKnown(len(b))) }
 	switch e.Base {
 	case expr.PayloadBaseNetworkHeader:
 		if j.p.Dst.Is4() {
@@ -282,7 +287,7 @@ func (j *judge) payload(g *registers, e *expr.Payload) {
 // ct loads what connection tracking knows of the first packet of a flow (nf_conntrack_common.h).
 func (j *judge) ct(g *registers, e *expr.Ct) {
 	const dstNAT, dstDone = 1 << 5, 1 << 8
-	set := func(b []byte) { g.load(e.Register, b, sure(len(b))) }
+	set := func(b []byte) { g.load(e.Register, b, allKnown(len(b))) }
 	dst, port := j.p.Dst, j.p.Port
 	if j.p.translated() {
 		dst, port = j.p.OrigDst, j.p.OrigPort
@@ -309,7 +314,7 @@ func (j *judge) ct(g *registers, e *expr.Ct) {
 	default:
 		g.load(e.Register, make([]byte, 16), make([]byte, 16))
 	}
-	if e.Direction == 1 { // the answer's, which is not known yet
+	if e.Direction == 1 { // that of the reply, which is not known yet
 		g.load(e.Register, make([]byte, 16), make([]byte, 16))
 	}
 }
@@ -321,8 +326,8 @@ func (j *judge) fib(g *registers, e *expr.Fib) {
 		if j.p.Local {
 			kind = unix.RTN_LOCAL
 		}
-		g.load(e.Register, binaryutil.NativeEndian.PutUint32(kind), sure(4))
-	case e.ResultOIF && e.FlagSADDR && e.FlagIIF: // is the way back the way it came?
+		g.load(e.Register, binaryutil.NativeEndian.PutUint32(kind), allKnown(4))
+	case e.ResultOIF && e.FlagSADDR && e.FlagIIF: // is the route back by the interface that it came in by?
 		iface, _, err := RouteTo(j.k, j.p.Src)
 		if err != nil || iface != j.p.In {
 			g.load(e.Register, make([]byte, 4), make([]byte, 4))
@@ -332,13 +337,13 @@ func (j *judge) fib(g *registers, e *expr.Fib) {
 		if e.FlagPRESENT {
 			back = []byte{1, 0, 0, 0}
 		}
-		g.load(e.Register, back, sure(len(back)))
+		g.load(e.Register, back, allKnown(len(back)))
 	default:
 		g.load(e.Register, make([]byte, 16), make([]byte, 16))
 	}
 }
 
-// xtMatch is a match of iptables' own.
+// xtMatch evaluates a match extension of iptables.
 func (j *judge) xtMatch(e *expr.Match) truth {
 	ports := func(p [2]uint16, invert bool) truth {
 		in := truthOf(j.p.Port >= p[0] && j.p.Port <= p[1])
@@ -375,13 +380,15 @@ func (j *judge) xtMatch(e *expr.Match) truth {
 }
 
 func (j *judge) xtConntrack(match, invert, state, status uint16) truth {
-	const isNew, dstState, dstStatus = 1 << (2%3 + 1), 1 << 7, 1 << 5 // XT_CONNTRACK_STATE_BIT(IP_CT_NEW), XT_CONNTRACK_STATE_DNAT
+	// XT_CONNTRACK_STATE_BIT(IP_CT_NEW), XT_CONNTRACK_STATE_DNAT, IPS_DST_NAT
+	const isNew, dstState, dstStatus = 1 << (2%3 + 1), 1 << 7, 1 << 5
 	if match&^uint16(xt.ConntrackState|xt.ConntrackStatus|xt.ConntrackStateAlias) != 0 {
 		return maybe
 	}
 	m := yes
 	if match&uint16(xt.ConntrackState) != 0 {
-		m = min(m, truthOf((state&isNew != 0 || state&dstState != 0 && j.p.translated()) != (invert&uint16(xt.ConntrackState) != 0)))
+		has := state&isNew != 0 || state&dstState != 0 && j.p.translated()
+		m = min(m, truthOf(has != (invert&uint16(xt.ConntrackState) != 0)))
 	}
 	if match&uint16(xt.ConntrackStatus) != 0 {
 		if status != dstStatus {
@@ -415,11 +422,11 @@ func (j *judge) set(t *nftables.Table, name string) (*knownSet, error) {
 	return s, nil
 }
 
-// lookup looks a key up in a set; of a map it loads what the key maps to.
+// lookup looks a key up in a set; in a map it also loads the value.
 func (j *judge) lookup(t *nftables.Table, g *registers, e *expr.Lookup) (truth, *expr.Verdict) {
 	s, err := j.set(t, e.SetName)
 	if err != nil {
-		return maybe, nil // of a type that is not known: it may be in there
+		return maybe, nil // google/nftables does not know the set's type: the key may be in it
 	}
 	n := 0
 	for _, el := range s.elements {
@@ -428,13 +435,13 @@ func (j *judge) lookup(t *nftables.Table, g *registers, e *expr.Lookup) (truth, 
 	key, known := g.at(e.SourceRegister, n)
 	found := no
 	var hit *nftables.SetElement
-	if n > 0 && !bytes.Equal(known, sure(n)) {
+	if n > 0 && !bytes.Equal(known, allKnown(n)) {
 		found = maybe
 	} else if hit = s.find(key); hit != nil {
 		found = yes
 	}
 	if hit != nil && e.IsDestRegSet && e.DestRegister != unix.NFT_REG_VERDICT {
-		g.load(e.DestRegister, hit.Val, sure(len(hit.Val)))
+		g.load(e.DestRegister, hit.Val, allKnown(len(hit.Val)))
 	}
 	if e.Invert {
 		found = found.not()
@@ -445,7 +452,7 @@ func (j *judge) lookup(t *nftables.Table, g *registers, e *expr.Lookup) (truth, 
 	return found, nil
 }
 
-// verdictOf reads the verdict that an element maps to, which google/nftables leaves in its attributes (NFTA_VERDICT_*).
+// verdictOf reads the verdict that a map element has. google/nftables leaves it as netlink attributes (NFTA_VERDICT_*).
 func verdictOf(val []byte) *expr.Verdict {
 	attrs, err := netlink.UnmarshalAttributes(val)
 	if err != nil {
@@ -463,7 +470,7 @@ func verdictOf(val []byte) *expr.Verdict {
 	return v
 }
 
-// find finds the element that has a key.
+// find returns the element that contains a key.
 func (s *knownSet) find(key []byte) *nftables.SetElement {
 	if !s.set.Interval {
 		for i, e := range s.elements {
@@ -492,7 +499,7 @@ func (s *knownSet) find(key []byte) *nftables.SetElement {
 	return best
 }
 
-// fieldsWithin compares a concatenation field by field, each of which fills whole registers.
+// fieldsWithin compares each field of a concatenation with its bounds; each field fills whole registers.
 func (s *knownSet) fieldsWithin(key, first, last []byte) bool {
 	at := 0
 	for _, f := range rule.FieldsOf(s.set.KeyType) {

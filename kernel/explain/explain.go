@@ -1,4 +1,4 @@
-// Package explain says what the rules of a host do to a packet, netyard's and everybody else's.
+// Package explain says what the rules of a host do to a packet: netyard's rules and everybody else's.
 package explain
 
 import (
@@ -22,21 +22,22 @@ import (
 
 // A Packet is the first packet of a flow, at one of netfilter's hooks.
 type Packet struct {
-	// In and Out are the interfaces it comes in and leaves by; empty where it has none, as one for the host or from it.
+	// In and Out are the interfaces that it comes in and leaves by; empty where it has none, as a packet from or to the
+	// host.
 	In, Out  string
 	Src, Dst netip.Addr
 	Proto    string
 	Port     uint16
 	// Local says that Dst is an address of the host.
 	Local bool
-	// OrigDst and OrigPort are what it was sent to, if it was translated on the way.
+	// OrigDst and OrigPort are its original destination, if it was translated on the way.
 	OrigDst  netip.Addr
 	OrigPort uint16
 }
 
 func (p Packet) translated() bool { return p.OrigDst.IsValid() }
 
-// A Hook is where rules see a packet.
+// A Hook is a netfilter hook, where rules see a packet.
 type Hook string
 
 // The hooks that Judge knows.
@@ -55,7 +56,7 @@ func (h Hook) number() nftables.ChainHook {
 	}[h]
 }
 
-// An Outcome is what may become of a packet; there are several where netyard cannot tell.
+// An Outcome is a set of what may become of a packet; it has both members where netyard cannot tell.
 type Outcome uint8
 
 // What may become of a packet.
@@ -64,16 +65,16 @@ const (
 	Dropped
 )
 
-// A Judgement is what a rule does to a packet.
+// A Judgement is what one rule does to a packet.
 type Judgement struct {
-	Rule    string
-	Foreign bool
+	Rule    string // what identifies the rule, see ruleName
+	Foreign bool   // the rule is not netyard's
 	Outcome Outcome
 }
 
-// Judge says which rules at a hook decide about a packet, in the order in which it meets them, and what becomes of it.
-// It reads all chains of nftables there, which are iptables-nft's too. Rules that only may match are named as such:
-// what it cannot read, it does not guess.
+// Judge names the rules at a hook that decide about a packet, in the order in which the packet reaches them, and says
+// what becomes of it. It reads all nftables chains at the hook, which include those of iptables-nft. A rule that
+// netyard cannot fully evaluate is reported as one that may drop the packet.
 func Judge(k *core.Handle, h Hook, p Packet) (out []Judgement, sum Outcome, err error) {
 	err = nft.Of(k).In.Look(func(v nft.View) (err error) {
 		out, sum, err = (&judge{k: k, v: v, p: p, sets: map[string]*knownSet{}}).hook(h)
@@ -82,8 +83,14 @@ func Judge(k *core.Handle, h Hook, p Packet) (out []Judgement, sum Outcome, err 
 	if err != nil || sum == Dropped {
 		return out, sum, err
 	}
-	if used, err := beside.LegacyUsed(k, map[bool]string{true: "/proc/net/ip_tables_names", false: "/proc/net/ip6_tables_names"}[p.Dst.Is4()]); err == nil && used && h != Prerouting {
-		out = append(out, Judgement{Rule: "the rules of iptables-legacy, which cannot be read here", Foreign: true, Outcome: Passes | Dropped})
+	tables := "/proc/net/ip_tables_names"
+	if !p.Dst.Is4() {
+		tables = "/proc/net/ip6_tables_names"
+	}
+	if used, err := beside.LegacyUsed(k, tables); err == nil && used && h != Prerouting {
+		out = append(out, Judgement{
+			Rule: "the rules of iptables-legacy, which cannot be read here", Foreign: true, Outcome: Passes | Dropped,
+		})
 		sum |= Dropped
 	}
 	return out, sum, nil
@@ -125,7 +132,8 @@ type judge struct {
 	depth int
 }
 
-// baseChains are the chains at a hook that see packets of the family, in their order.
+// baseChains returns the chains at a hook that see packets of the family, by priority, and reads the rules of all
+// chains.
 func (j *judge) baseChains(h Hook) (all []*nftables.Chain, err error) {
 	families := []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4}
 	if j.p.Dst.Is6() {
@@ -143,8 +151,9 @@ func (j *judge) baseChains(h Hook) (all []*nftables.Chain, err error) {
 		}
 		for _, c := range chains {
 			j.rules[chainID(c.Table, c.Name)] = rules[c.Table.Name+" "+c.Name]
-			// The chain that lets clients in drops what has come through all others: it decides about nothing.
-			if c.Hooknum != nil && *c.Hooknum == h.number() && (c.Table.Name != krule.TableName || c.Name != ports.AdmitChain) {
+			// The chain that admits clients drops what has passed all other chains: it does not decide.
+			admits := c.Table.Name == krule.TableName && c.Name == ports.AdmitChain
+			if c.Hooknum != nil && *c.Hooknum == h.number() && !admits {
 				all = append(all, c)
 			}
 		}
@@ -153,21 +162,23 @@ func (j *judge) baseChains(h Hook) (all []*nftables.Chain, err error) {
 	return all, nil
 }
 
-func familyWord(f nftables.TableFamily) string {
-	return map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}[f]
+func familyName(f nftables.TableFamily) string {
+	return map[nftables.TableFamily]string{
+		nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6",
+	}[f]
 }
 
 func chainID(t *nftables.Table, chain string) string {
-	return familyWord(t.Family) + " " + t.Name + " " + chain
+	return familyName(t.Family) + " " + t.Name + " " + chain
 }
 
-// What a walk through a chain may end with.
+// An ending is a set of the ways in which the evaluation of a chain may end.
 type ending uint8
 
 const (
-	goesOn ending = 1 << iota
-	accepted
-	droppedEnd
+	continues ending = 1 << iota
+	accepts
+	drops
 )
 
 // base follows the packet through a base chain.
@@ -176,81 +187,82 @@ func (j *judge) base(c *nftables.Chain) (Outcome, error) {
 	if err != nil {
 		return 0, err
 	}
-	if e&goesOn != 0 && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-		e = e&^goesOn | droppedEnd
-		j.note(c.Table, "the policy of chain "+chainID(c.Table, c.Name), e == droppedEnd)
+	if e&continues != 0 && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+		e = e&^continues | drops
+		j.record(c.Table, "the policy of chain "+chainID(c.Table, c.Name), e == drops)
 	}
 	switch {
-	case e&droppedEnd == 0:
+	case e&drops == 0:
 		return Passes, nil
-	case e == droppedEnd:
+	case e == drops:
 		return Dropped, nil
 	}
 	return Passes | Dropped, nil
 }
 
-func (j *judge) note(t *nftables.Table, rule string, sure bool) {
+// record adds a judgement of a rule that drops the packet, or if not certain may drop it.
+func (j *judge) record(t *nftables.Table, rule string, certain bool) {
 	o := Dropped
-	if !sure {
+	if !certain {
 		o |= Passes
 	}
 	j.found = append(j.found, Judgement{Rule: rule, Foreign: t.Name != krule.TableName, Outcome: o})
 }
 
-// chain follows the packet through the rules of a chain. sure: it certainly comes here.
-func (j *judge) chain(t *nftables.Table, name string, sure bool) (ending, error) {
-	const deepest = 16 // NFT_JUMP_STACK_SIZE (net/netfilter/nf_tables.h)
-	if j.depth++; j.depth > deepest+1 {
-		return goesOn | accepted | droppedEnd, nil
+// chain follows the packet through the rules of a chain; reached says that the packet certainly gets there.
+func (j *judge) chain(t *nftables.Table, name string, reached bool) (ending, error) {
+	const maxDepth = 16 // NFT_JUMP_STACK_SIZE (net/netfilter/nf_tables.h)
+	if j.depth++; j.depth > maxDepth+1 {
+		return continues | accepts | drops, nil
 	}
 	defer func() { j.depth-- }()
 	var e ending
 	for i, r := range j.rules[chainID(t, name)] {
 		matches, v := j.rule(t, r)
-		if matches == no || v.Kind == expr.VerdictContinue && !v.may {
+		if matches == no || v.Kind == expr.VerdictContinue && !v.uncertain {
 			continue
 		}
-		certain := sure && matches == yes && e == 0
+		certain := reached && matches == yes && e == 0
 		some, leaves, err := j.verdict(t, v, certain)
 		if err != nil {
 			return 0, err
 		}
-		if some&droppedEnd != 0 && v.Chain == "" {
-			j.note(t, ruleName(t, name, i, r), certain && !v.may)
+		if some&drops != 0 && v.Chain == "" {
+			j.record(t, ruleName(t, name, i, r), certain && !v.uncertain)
 		}
-		e |= some &^ goesOn
-		if matches == yes && !v.may && (leaves || some&goesOn == 0) {
-			return e | some&goesOn, nil
+		e |= some &^ continues
+		if matches == yes && !v.uncertain && (leaves || some&continues == 0) {
+			return e | some&continues, nil
 		}
 	}
-	return e | goesOn, nil
+	return e | continues, nil
 }
 
-// verdict is what a verdict may end the walk with, and whether the rest of the chain is left out.
-func (j *judge) verdict(t *nftables.Table, v verdict, sure bool) (e ending, leaves bool, err error) {
+// verdict says how a verdict may end the evaluation, and whether it skips the rest of the chain.
+func (j *judge) verdict(t *nftables.Table, v verdict, certain bool) (e ending, leaves bool, err error) {
 	switch v.Kind {
 	case expr.VerdictAccept:
-		return accepted, false, nil
+		return accepts, false, nil
 	case expr.VerdictDrop:
-		return droppedEnd, false, nil
+		return drops, false, nil
 	case expr.VerdictReturn:
-		return goesOn, true, nil
+		return continues, true, nil
 	case expr.VerdictJump, expr.VerdictGoto:
-		e, err := j.chain(t, v.Chain, sure)
+		e, err := j.chain(t, v.Chain, certain)
 		return e, v.Kind == expr.VerdictGoto, err
 	}
-	return goesOn | accepted | droppedEnd, false, nil // queued to a program, or what is not known
+	return continues | accepts | drops, false, nil // queued to a program, or unknown
 }
 
-// ruleName is how people find a rule.
+// ruleName identifies a rule for people: by its comment if it is netyard's, otherwise by its place in its chain.
 func ruleName(t *nftables.Table, chain string, i int, r readRule) string {
 	text, _ := userdata.GetString(r.userData, userdata.TypeComment)
 	if t.Name == krule.TableName && text != "" {
 		return fmt.Sprintf("netyard's rule %q of chain %s", text, chain)
 	}
 	name := fmt.Sprintf("rule %d (handle %d) of chain %s", i+1, r.handle, chainID(t, chain))
-	if words := r.words(); words != "" {
-		name += ": " + words
+	if summary := r.summary(); summary != "" {
+		name += ": " + summary
 	}
 	if text != "" {
 		name += fmt.Sprintf(" (%q)", text)
@@ -258,33 +270,36 @@ func ruleName(t *nftables.Table, chain string, i int, r readRule) string {
 	return name
 }
 
-// words says what can be said of a rule without reading all of it.
-func (r readRule) words() string {
-	var said []string
+// summary says in words those parts of a rule that are easy to say: extensions, verdicts and expressions not
+// understood.
+func (r readRule) summary() string {
+	var words []string
 	for _, e := range r.exprs {
 		switch e := e.(type) {
 		case *expr.Match:
 			if e.Name != "comment" {
-				said = append(said, "match "+e.Name)
+				words = append(words, "match "+e.Name)
 			}
 		case *expr.Target:
-			said = append(said, e.Name)
+			words = append(words, e.Name)
 		case *expr.Verdict:
-			if name := verdictWord(e.Kind); name != "" {
-				said = append(said, name)
+			if name := verdictName(e.Kind); name != "" {
+				words = append(words, name)
 			}
 		case *expr.Reject:
-			said = append(said, "reject")
+			words = append(words, "reject")
 		}
 	}
-	return strings.Join(append(said, r.unread...), ", ")
+	return strings.Join(append(words, r.unknown...), ", ")
 }
 
-func verdictWord(k expr.VerdictKind) string {
-	return map[expr.VerdictKind]string{expr.VerdictDrop: "drop", expr.VerdictAccept: "accept", expr.VerdictQueue: "queue"}[k]
+func verdictName(k expr.VerdictKind) string {
+	return map[expr.VerdictKind]string{
+		expr.VerdictDrop: "drop", expr.VerdictAccept: "accept", expr.VerdictQueue: "queue",
+	}[k]
 }
 
-// RouteTo is the interface that the host reaches an address by, and the host's own address towards it.
+// RouteTo returns the interface by which the host reaches an address, and the source address that it uses towards it.
 func RouteTo(k *core.Handle, a netip.Addr) (iface string, src netip.Addr, err error) {
 	routes, err := k.NL.RouteGet(a.AsSlice())
 	if err != nil || len(routes) == 0 {
@@ -298,13 +313,17 @@ func RouteTo(k *core.Handle, a netip.Addr) (iface string, src netip.Addr, err er
 	return link.Attrs().Name, src.Unmap(), nil
 }
 
-// BridgedSeen says whether netfilter's rules for routed packets see what stays on one bridge (br_netfilter).
+// BridgedSeen reports whether the rules for routed packets see traffic within one bridge (br_netfilter).
 func BridgedSeen(k *core.Handle, v6 bool) bool {
-	v, err := k.ReadSysctl("/proc/sys/net/bridge/bridge-nf-call-" + map[bool]string{false: "iptables", true: "ip6tables"}[v6])
+	file := "/proc/sys/net/bridge/bridge-nf-call-iptables"
+	if v6 {
+		file = "/proc/sys/net/bridge/bridge-nf-call-ip6tables"
+	}
+	v, err := k.ReadSysctl(file)
 	return err == nil && v == "1"
 }
 
-// l4 is the number of the packet's protocol.
+// l4 returns the number of the packet's protocol.
 func (p Packet) l4() byte {
 	if n := krule.ProtoNumber(p.Proto); n != 0 {
 		return n

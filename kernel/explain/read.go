@@ -13,20 +13,23 @@ import (
 	"netyard/kernel/nft"
 )
 
-// A readRule is a rule as the kernel has it. google/nftables leaves out what it does not know of a rule, and then it
-// would seem to say more than it does: so rules are read here, and what is not known is kept by name.
+// A readRule is a rule as the kernel has it. google/nftables leaves out the expressions of a rule that it does not
+// know, and so the rule would seem to match more packets than it does. So netyard reads the rules itself, and keeps the
+// names of unknown expressions.
 type readRule struct {
 	handle   uint64
 	exprs    []expr.Any
-	unread   []string
+	unknown  []string
 	userData []byte
 }
 
-// readRules reads the rules of all tables of a family, by table and chain.
+// readRules reads the rules of all tables of a family; the keys are table and chain.
 func readRules(v nft.View, family nftables.TableFamily) (map[string][]readRule, error) {
 	msgs, err := v.Sock.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
-		Data:   []byte{byte(family), 0, 0, 0},
+		Header: netlink.Header{
+			Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump,
+		},
+		Data: []byte{byte(family), 0, 0, 0},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list rules: %w", err)
@@ -91,7 +94,7 @@ func (r *readRule) readExprs(family byte, data []byte) error {
 				body = a.Data
 			}
 		}
-		e := known(name)
+		e := newExpr(name)
 		if e != nil && name != "notrack" && unmarshal(family, body, e) != nil {
 			e = nil
 		}
@@ -102,16 +105,16 @@ func (r *readRule) readExprs(family byte, data []byte) error {
 			}
 		}
 		if e == nil {
-			r.unread = append(r.unread, name)
-			e = &unreadExpr{}
+			r.unknown = append(r.unknown, name)
+			e = &unknownExpr{}
 		}
 		r.exprs = append(r.exprs, e)
 	}
 	return nil
 }
 
-// unmarshal reads an expression. Of ct, google/nftables takes the direction for four bytes, and does not see what is
-// written.
+// unmarshal reads an expression. google/nftables reads the direction of a ct expression as four bytes, where the kernel
+// has one, and does not see whether the expression sets a value.
 func unmarshal(family byte, body []byte, e expr.Any) error {
 	ct, ok := e.(*expr.Ct)
 	if !ok {
@@ -135,11 +138,11 @@ func unmarshal(family byte, body []byte, e expr.Any) error {
 	return nil
 }
 
-// An unreadExpr stands for an expression that netyard does not know: it may match or not.
-type unreadExpr struct{ expr.Any }
+// An unknownExpr stands for an expression that netyard does not know: it may match or not.
+type unknownExpr struct{ expr.Any }
 
-// known makes an expression of that name; nil for those that netyard does not understand.
-func known(name string) expr.Any {
+// newExpr returns an empty expression with that name; nil for one that netyard does not understand.
+func newExpr(name string) expr.Any {
 	switch name {
 	case "meta":
 		return &expr.Meta{}

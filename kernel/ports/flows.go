@@ -14,32 +14,32 @@ import (
 	"netyard/kernel/rule"
 )
 
-// syncFlows forgets what connection tracking remembers of UDP and is no longer so: a client that goes on sending from
-// one port keeps a flow alive for ever, and with it the container it went to, or that there was none. It compares all
-// flows with what is published; to follow each change instead would miss those that are lost on the way
-// (kubernetes/kubernetes#126130).
+// syncFlows deletes the UDP flows from connection tracking that no longer match what is published. A client that goes
+// on sending from one port keeps its flow alive for ever, so its datagrams would go on to the old container, or to
+// none. syncFlows compares all flows with the published ports; following each change instead would miss changes that
+// get lost on the way (kubernetes/kubernetes#126130).
 func syncFlows(k *core.Handle) error {
 	addrs, nets, err := k.HostAddrs()
 	if err != nil {
 		return err
 	}
 	nft.Of(k).Mu.Lock()
-	book := newFlowBook(nft.Of(k).Wanted(), addrs, nets)
+	stale := newFlowFilter(nft.Of(k).Wanted(), addrs, nets)
 	nft.Of(k).Mu.Unlock()
-	n, err := k.ForgetFlows(book, unix.AF_INET, unix.AF_INET6)
+	n, err := k.ForgetFlows(stale, unix.AF_INET, unix.AF_INET6)
 	if err != nil {
-		return fmt.Errorf("forget stale UDP flows: %w", err)
+		return fmt.Errorf("delete stale UDP flows: %w", err)
 	}
 	if n > 0 {
-		k.Log.Debug("forget stale UDP flows", "count", n)
+		k.Log.Debug("stale UDP flows deleted", "count", n)
 	}
 	return nil
 }
 
-// StaleFlows has the watcher look through the flows when where datagrams go has changed.
-func StaleFlows(k *core.Handle, changed []nft.Element) {
+// MarkStaleFlows makes the watcher look for stale flows if any of the changed elements publishes a UDP port.
+func MarkStaleFlows(k *core.Handle, changed []nft.Element) {
 	for _, e := range changed {
-		if ofUDP(e) {
+		if isUDP(e) {
 			StaleOf(k).Store(true)
 			k.Poke()
 			return
@@ -47,8 +47,8 @@ func StaleFlows(k *core.Handle, changed []nft.Element) {
 	}
 }
 
-// ofUDP says whether an element publishes a port of UDP.
-func ofUDP(e nft.Element) bool {
+// isUDP reports whether an element publishes a UDP port.
+func isUDP(e nft.Element) bool {
 	switch e.Set {
 	case toAny4, toAny6:
 		return e.Key[0] == unix.IPPROTO_UDP
@@ -61,40 +61,40 @@ func ofUDP(e nft.Element) bool {
 	}
 }
 
-// FreshenFlows looks through the flows if they may be stale.
-func FreshenFlows(k *core.Handle) error {
+// DeleteStaleFlows deletes stale UDP flows if there may be any.
+func DeleteStaleFlows(k *core.Handle) error {
 	if !StaleOf(k).Swap(false) {
 		return nil
 	}
 	return syncFlows(k)
 }
 
-// A flowBook knows where datagrams for ports of the host go. It is the filter of flows that go elsewhere.
-type flowBook struct {
+// A flowFilter matches the flows of datagrams for ports of the host that lead elsewhere than the published ports say.
+type flowFilter struct {
 	host map[netip.Addr]bool
 	want map[nft.ElementID]nft.Content
-	// ranges are few.
+	// ranges are few, so a search through all of them is fast enough.
 	ranges []nft.Element
-	// nets are the subnets of netyard's bridges: translations to other addresses are somebody else's.
+	// nets are the subnets of netyard's bridges; a flow that is translated to any other address is not netyard's.
 	nets []netip.Prefix
 }
 
-func newFlowBook(elements []nft.Element, host map[netip.Addr]bool, nets []netip.Prefix) *flowBook {
-	b := &flowBook{host: host, nets: nets, want: map[nft.ElementID]nft.Content{}}
+func newFlowFilter(elements []nft.Element, host map[netip.Addr]bool, nets []netip.Prefix) *flowFilter {
+	b := &flowFilter{host: host, nets: nets, want: map[nft.ElementID]nft.Content{}}
 	for _, e := range elements {
 		switch e.Set {
 		case toOne4, toOne6, toAny4, toAny6:
 			b.want[e.ID()] = e.Content
 		case toRange4, toRange6:
 			b.ranges = append(b.ranges, e)
-		default: // of no port
+		default: // not a published port
 		}
 	}
 	return b
 }
 
-// MatchConntrackFlow says whether a flow is to be forgotten.
-func (b *flowBook) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+// MatchConntrackFlow reports whether a flow is stale and has to be deleted.
+func (b *flowFilter) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	if f.Forward.Protocol != unix.IPPROTO_UDP {
 		return false
 	}
@@ -102,7 +102,7 @@ func (b *flowBook) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	from, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
 	dst, from = dst.Unmap(), from.Unmap()
 	if !b.host[dst] && !rule.Loop4().Contains(dst) && dst != rule.Loop6() {
-		return false // it passes through
+		return false // it is routed through the host
 	}
 	to, port, published := b.lookup(dst, f.Forward.DstPort)
 	if published {
@@ -111,8 +111,8 @@ func (b *flowBook) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	return from != dst && slices.ContainsFunc(b.nets, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
-// lookup does what the chain publish does.
-func (b *flowBook) lookup(dst netip.Addr, port uint16) (to netip.Addr, toPort uint16, ok bool) {
+// lookup finds the target of a published port as the chain publish does.
+func (b *flowFilter) lookup(dst netip.Addr, port uint16) (to netip.Addr, toPort uint16, ok bool) {
 	one, anyAddr, ranges := toOne4, toAny4, toRange4
 	if dst.Is6() {
 		one, anyAddr, ranges = toOne6, toAny6, toRange6
@@ -135,7 +135,7 @@ func (b *flowBook) lookup(dst netip.Addr, port uint16) (to netip.Addr, toPort ui
 	return to, 0, false
 }
 
-// within says whether each field of a key of address, protocol and port is within the bounds of an element.
+// within reports whether the address, protocol and port of a key each lie within the bounds of an element.
 func within(e nft.Element, key string, addr int) bool {
 	for _, at := range [][2]int{{0, addr}, {addr, addr + 4}, {addr + 4, addr + 8}} {
 		field := key[at[0]:at[1]]

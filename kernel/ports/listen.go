@@ -16,11 +16,13 @@ import (
 	"netyard/kernel/sandbox"
 )
 
-// ListenOn opens sockets for UDP and TCP at an address of the host that hear one link only (SO_BINDTODEVICE,
-// socket(7)): what comes to the address by another one, or from the host itself, is not for them. They hear nothing any
-// more when the link is gone, also when one of its name comes again (LinkIndex). If somebody has the port, the error
-// says who.
-func ListenOn(ctx context.Context, k *core.Handle, link string, at netip.AddrPort) (udp net.PacketConn, tcp net.Listener, err error) {
+// ListenOn opens a UDP and a TCP socket at an address of the host, bound to one link (SO_BINDTODEVICE, socket(7)): they
+// do not receive what comes to the address by another link or from the host itself. They receive nothing any more once
+// the link is gone, not even when another link gets its name (LinkIndex). If the port is taken, the error names the
+// program that has it.
+func ListenOn(
+	ctx context.Context, k *core.Handle, link string, at netip.AddrPort,
+) (udp net.PacketConn, tcp net.Listener, err error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		if ctl := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), link) }); ctl != nil {
 			return ctl
@@ -32,12 +34,12 @@ func ListenOn(ctx context.Context, k *core.Handle, link string, at netip.AddrPor
 			return err
 		}
 		if tcp, err = lc.Listen(ctx, "tcp", at.String()); err != nil {
-			_ = udp.Close() // nothing was sent
+			_ = udp.Close() // nothing was sent by it
 		}
 		return err
 	})
 	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, nil, fmt.Errorf("listen on %s at %s: %w%s", link, at, err, holder(k, at))
+		return nil, nil, fmt.Errorf("listen on %s at %s: %w%s", link, at, err, portOwner(k, at))
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen on %s at %s: %w", link, at, err)
@@ -45,8 +47,8 @@ func ListenOn(ctx context.Context, k *core.Handle, link string, at netip.AddrPor
 	return udp, tcp, nil
 }
 
-// holder says who has a port at an address.
-func holder(k *core.Handle, at netip.AddrPort) string {
+// portOwner returns ": " and who has a port at an address, or "" if that is not known.
+func portOwner(k *core.Handle, at netip.AddrPort) string {
 	all, err := sandbox.Listeners(k, "udp", "tcp")
 	if err != nil {
 		return ""
@@ -59,8 +61,9 @@ func holder(k *core.Handle, at netip.AddrPort) string {
 	return ""
 }
 
-// AnswerAt are the elements that lead what comes for a port of one of the host's addresses, by UDP and TCP, to another
-// of its ports there: so nobody else's program, and no published port, is in the way of it, nor it in theirs.
+// AnswerAt returns the elements that redirect UDP and TCP for a port of one of the host's addresses to another port at
+// the same address. So a listener there conflicts neither with another program that has the first port nor with a
+// published port.
 func AnswerAt(a netip.Addr, port, to uint16) (all []nft.Element) {
 	for _, proto := range []string{"udp", "tcp"} {
 		e := Publication{Proto: proto, Host: a, Port: port, Count: 1, To: a, ToPort: to}.Elements()[0]

@@ -14,10 +14,10 @@ import (
 	"netyard/kernel/rule"
 )
 
-// Published ports are elements of maps: of one port each, found by hashing; of a range, found by its bounds. Those of
-// one of the host's addresses and those of all of them are in maps of their own, so that no map has two answers to one
-// packet. A range keeps its ports: nftables cannot count from one port to another, so a range that is shifted is one
-// element for each port.
+// Published ports are map elements: single ports are found by hashing, ranges by their bounds. Ports on one of the
+// host's addresses and ports on all of them are in separate maps, so that no map has two answers to one packet. A range
+// leads to the same port numbers: nftables cannot count from one port to another, so a range that is shifted becomes
+// one element for each port.
 const (
 	toOne4   rule.SetName = "to_one4"
 	toOne6   rule.SetName = "to_one6"
@@ -26,21 +26,21 @@ const (
 	toRange4 rule.SetName = "to_range4"
 	toRange6 rule.SetName = "to_range6"
 
-	// own4 and own6 have ports of containers' own addresses that lead to others of their ports, where such packets come
-	// by the host's rules on their way and not by those of the sandbox: of ipvlan's mode l3s, which takes them at the
-	// end of input (drivers/net/ipvlan/ipvlan_l3s.c). And ports of overlays' gateways, see AnswerAt.
+	// own4 and own6 redirect ports of containers' own addresses to other ports there, for packets that pass the host's
+	// rules and not those of the sandbox: those of ipvlan in mode l3s, which takes packets at the end of the input hook
+	// (drivers/net/ipvlan/ipvlan_l3s.c). They also hold the ports of overlay gateways, see AnswerAt.
 	own4 rule.SetName = "own4"
 	own6 rule.SetName = "own6"
 
-	// Self4 and Self6 have the pairs (a, a) of containers with published ports: what such a container sends there
-	// itself must not come back to it from its own address. Not even the interface it came by is known of it, where
-	// br_netfilter is on.
+	// Self4 and Self6 hold the pairs (a, a) of containers with published ports: what such a container sends to its own
+	// published port must not come back to it with its own source address. With br_netfilter on, not even the interface
+	// that the packet came by is known.
 	Self4 rule.SetName = "self4"
 	Self6 rule.SetName = "self6"
 
-	// limited has the bridges of networks whose published ports are not for everybody.
+	// limited holds the bridges of networks whose published ports are restricted to some clients (publish_from).
 	limited rule.SetName = "limited"
-	// from4, from6 and fromIf say for whom they are: subnets, and interfaces that packets come in by.
+	// from4, from6 and fromIf hold those clients: subnets, and the interfaces that packets come in by.
 	from4  rule.SetName = "from4"
 	from6  rule.SetName = "from6"
 	fromIf rule.SetName = "from_if"
@@ -48,56 +48,62 @@ const (
 	publishChain = "publish"
 )
 
-// A Publication hands what comes for ports of the host to a container.
+// A Publication leads packets for ports of the host to a container.
 type Publication struct {
 	Proto string // tcp, udp, sctp
-	// Host is the host's address; the unspecified one is any of its family.
+	// Host is the host's address; the unspecified address stands for all addresses of its family.
 	Host netip.Addr
-	// Port is the first of Count ports on the host, ToPort the first of them on To.
+	// Port is the first of Count ports on the host, ToPort the first on To.
 	Port, Count uint16
 	To          netip.Addr
 	ToPort      uint16
 }
 
-// Elements are what puts the publication into the ruleset.
+// Elements returns the set elements that publish the ports.
 func (p Publication) Elements() (all []nft.Element) {
 	set := map[bool]rule.SetName{true: toAny4, false: toOne4}[p.Host.IsUnspecified()]
 	ranges := toRange4
 	if p.To.Is6() {
 		set, ranges = map[bool]rule.SetName{true: toAny6, false: toOne6}[p.Host.IsUnspecified()], toRange6
 	}
-	host := offLoopback(p.Host)
+	host := toSubstitute(p.Host)
 	if p.Count > 1 && p.Port == p.ToPort {
 		first, last := host, host
 		if p.Host.IsUnspecified() {
 			last = rule.LastOf(host)
 		}
+		lastPort := p.Port + p.Count - 1
 		all = append(all, nft.Element{
-			Set: ranges, Text: fmt.Sprintf("%s . %s . %d-%d : %s", showHost(host), p.Proto, p.Port, p.Port+p.Count-1, p.To),
-			Key:     string(first.AsSlice()) + rule.PortKey(p.Proto, p.Port),
-			Content: nft.Content{End: string(last.AsSlice()) + rule.PortKey(p.Proto, p.Port+p.Count-1), Val: string(p.To.AsSlice())},
+			Set: ranges, Text: fmt.Sprintf("%s . %s . %d-%d : %s", showHost(host), p.Proto, p.Port, lastPort, p.To),
+			Key: string(first.AsSlice()) + rule.PortKey(p.Proto, p.Port),
+			Content: nft.Content{
+				End: string(last.AsSlice()) + rule.PortKey(p.Proto, lastPort), Val: string(p.To.AsSlice()),
+			},
 		})
 	} else {
 		for i := range max(p.Count, 1) {
-			key, text := rule.PortKey(p.Proto, p.Port+i), fmt.Sprintf("%s . %d : %s . %d", p.Proto, p.Port+i, p.To, p.ToPort+i)
+			key := rule.PortKey(p.Proto, p.Port+i)
+			text := fmt.Sprintf("%s . %d : %s . %d", p.Proto, p.Port+i, p.To, p.ToPort+i)
 			if !p.Host.IsUnspecified() {
 				key, text = string(host.AsSlice())+key, showHost(host)+" . "+text
 			}
-			all = append(all, nft.Element{Set: set, Text: text, Key: key, Content: nft.Content{Val: string(p.To.AsSlice()) + rule.Wide(p.ToPort+i)}})
+			all = append(all, nft.Element{
+				Set: set, Text: text, Key: key,
+				Content: nft.Content{Val: string(p.To.AsSlice()) + rule.Wide(p.ToPort+i)},
+			})
 		}
 	}
-	self := Self4
-	if p.To.Is6() {
-		self = Self6
-	}
-	all = append(all, nft.Element{Set: self, Text: p.To.String() + " . " + p.To.String(), Key: strings.Repeat(string(p.To.AsSlice()), 2)})
+	all = append(all, nft.Element{
+		Set: rule.Either(p.To.Is6(), Self4, Self6), Text: p.To.String() + " . " + p.To.String(),
+		Key: strings.Repeat(string(p.To.AsSlice()), 2),
+	})
 	if p.Host.IsUnspecified() || p.Host.IsLoopback() {
 		all = append(all, loopElement(p.Proto, p.Port, max(p.Count, 1)))
 	}
 	return all
 }
 
-// Published are the publications that the ruleset has: where records were lost, that is where they can be read.
+// Published returns the publications that the ruleset has, from which lost records are rebuilt.
 func Published(k *core.Handle) (all []Publication) {
 	nft.Of(k).Mu.Lock()
 	defer nft.Of(k).Mu.Unlock()
@@ -109,7 +115,7 @@ func Published(k *core.Handle) (all []Publication) {
 	return all
 }
 
-// publicationOf reads an element of one of the maps back.
+// publicationOf returns the publication that an element of one of the maps stands for.
 func publicationOf(e nft.Element) (p Publication, ok bool) {
 	size := net.IPv4len
 	switch e.Set {
@@ -126,7 +132,7 @@ func publicationOf(e nft.Element) (p Publication, ok bool) {
 	port := e.Key
 	if e.Set != toAny4 && e.Set != toAny6 {
 		host, _ := netip.AddrFromSlice([]byte(e.Key[:size]))
-		p.Host, port = ontoLoopback(host), e.Key[size:]
+		p.Host, port = fromSubstitute(host), e.Key[size:]
 	}
 	p.Proto, p.Port = rule.ProtoName(port[0]), rule.PortOf(port[4:])
 	p.To, _ = netip.AddrFromSlice([]byte(e.Val[:size]))
@@ -146,8 +152,8 @@ func showHost(a netip.Addr) string {
 	return a.String()
 }
 
-// ClosedBut are the elements that keep the published ports of a bridge from everybody but whom from names, by subnet or
-// by the interface they come in by.
+// ClosedBut returns the elements that close the published ports of a bridge to all clients but those in the given
+// subnets and those that come in by the given interfaces.
 func ClosedBut(bridge string, subnets []netip.Prefix, interfaces []string) []nft.Element {
 	all := []nft.Element{nft.InterfaceIn(limited, bridge)}
 	for _, p := range subnets {
@@ -194,18 +200,19 @@ func publishSets() []rule.Set {
 	}
 }
 
-// PublishChains send what is for the host itself to where it is published. What only passes through is never touched,
-// whatever its port (CVE-2025-67499).
+// PublishChains returns the chains that translate packets for published ports of the host itself. What is only routed
+// through the host is never translated, whatever its port (CVE-2025-67499).
 func PublishChains(b rule.Book, obeys bool) []rule.Chain {
 	local := rule.Join(rule.ForHost(), rule.Jump(publishChain))
+	const v4, v6 = unix.NFPROTO_IPV4, unix.NFPROTO_IPV6
 	return []rule.Chain{
 		{Name: publishChain, Rules: []rule.Rule{
-			rule.New("to one address", b.DAddrPort(toOne4), rule.DNAT(unix.NFPROTO_IPV4, true)),
-			rule.New("to any address", b.Port(toAny4, unix.NFPROTO_IPV4), rule.DNAT(unix.NFPROTO_IPV4, true)),
-			rule.New("in a range", b.DAddrPort(toRange4), rule.DNAT(unix.NFPROTO_IPV4, false)),
-			rule.New("to one IPv6 address", b.DAddrPort(toOne6), rule.DNAT(unix.NFPROTO_IPV6, true)),
-			rule.New("to any IPv6 address", b.Port(toAny6, unix.NFPROTO_IPV6), rule.DNAT(unix.NFPROTO_IPV6, true)),
-			rule.New("in a range, IPv6", b.DAddrPort(toRange6), rule.DNAT(unix.NFPROTO_IPV6, false)),
+			rule.New("translate ports of one address", b.DAddrPort(toOne4), rule.DNAT(v4, true)),
+			rule.New("translate ports of any address", b.Port(toAny4, v4), rule.DNAT(v4, true)),
+			rule.New("translate ports in a range", b.DAddrPort(toRange4), rule.DNAT(v4, false)),
+			rule.New("translate ports of one address, IPv6", b.DAddrPort(toOne6), rule.DNAT(v6, true)),
+			rule.New("translate ports of any address, IPv6", b.Port(toAny6, v6), rule.DNAT(v6, true)),
+			rule.New("translate ports in a range, IPv6", b.DAddrPort(toRange6), rule.DNAT(v6, false)),
 		}},
 		{
 			Name: "prerouting", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting,
@@ -213,16 +220,18 @@ func PublishChains(b rule.Book, obeys bool) []rule.Chain {
 		},
 		{
 			Name: "output", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput,
-			Priority: nftables.ChainPriorityNATDest, Rules: append(midstream(), rule.New("published ports, from the host", local)),
+			Priority: nftables.ChainPriorityNATDest,
+			Rules:    append(midstream(), rule.New("translate published ports for the host itself", local)),
 		},
 	}
 }
 
-// toOwn are the ports of containers' own addresses. They are none of the host's, whose own firewall sees them at input
-// all the same.
+// toOwn returns the rules that redirect ports of containers' own addresses. These are not ports of the host, yet its
+// own firewall sees such packets at the input hook.
 func toOwn(b rule.Book) []rule.Rule {
+	const v4, v6 = unix.NFPROTO_IPV4, unix.NFPROTO_IPV6
 	return []rule.Rule{
-		rule.New("ports of containers' own addresses", b.DAddrPort(own4), rule.DNAT(unix.NFPROTO_IPV4, true)),
-		rule.New("ports of containers' own addresses, IPv6", b.DAddrPort(own6), rule.DNAT(unix.NFPROTO_IPV6, true)),
+		rule.New("redirect ports of containers' own addresses", b.DAddrPort(own4), rule.DNAT(v4, true)),
+		rule.New("redirect ports of containers' own addresses, IPv6", b.DAddrPort(own6), rule.DNAT(v6, true)),
 	}
 }

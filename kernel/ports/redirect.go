@@ -18,30 +18,30 @@ import (
 )
 
 const (
-	// redirectPrefix begins the names of tables in sandboxes, and the beginning of an endpoint's id ends them. It is
-	// not the name of the host's table: a container may have a netyard of its own.
+	// redirectPrefix is the first part of the names of tables in sandboxes; the first digits of the endpoint's ID
+	// follow. The name differs from that of the host's table, since a container may run a netyard of its own.
 	redirectPrefix = rule.TableName + "-"
 	redirectID     = 12 // digits
 )
 
-// A Redirect makes ports of a sandbox's own addresses lead to others of its ports. What goes by a macvlan or ipvlan
-// link, or stays on a bridge, does not pass the rules of the host: so the rules are in the sandbox. They go with it.
+// A Redirect makes ports of a sandbox's own addresses lead to other ports of the sandbox. Traffic by a macvlan or
+// ipvlan link, or within a bridge, does not pass the rules of the host: so the rules are in the sandbox, and disappear
+// with it.
 //
-// A sandbox that is not there yet, as with engines before 28 when they ask for the ports, gets them as soon as somebody
-// looks.
+// Engines before 28 ask for the ports when there is no sandbox yet. The rules are then added by the next repair.
 type Redirect struct {
-	// Endpoint is whose it is: a sandbox may have several.
+	// Endpoint is the owner's ID: a sandbox may have several endpoints.
 	Endpoint string
 	Sandbox  string
-	// NS is the namespace that Sandbox stood for, where that is known: a path can come to stand for another.
+	// NS is the namespace that Sandbox stood for, if known: a path may later stand for another namespace.
 	NS core.NamespaceID
-	// Into is an open descriptor of the sandbox while it is being plugged in; 0: there is none.
+	// Into is an open descriptor of the sandbox while the endpoint is being plugged in; 0 means none.
 	Into int
 	// Ports have the same address for Host and To.
 	Ports []Publication
 }
 
-// String names the ports.
+// String lists the ports and names the sandbox.
 func (r Redirect) String() string {
 	var ports []string
 	for _, p := range r.Ports {
@@ -51,23 +51,32 @@ func (r Redirect) String() string {
 }
 
 func (r Redirect) table() *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyINet, Name: redirectPrefix + r.Endpoint[:min(len(r.Endpoint), redirectID)]}
+	id := r.Endpoint[:min(len(r.Endpoint), redirectID)]
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: redirectPrefix + id}
 }
 
-// redirectSets are the maps of a table in a sandbox: they are like those of the host's.
+// redirectSets returns the maps of a table in a sandbox, which are declared like the host's maps of the same names.
 func redirectSets() (specs []rule.Set) {
 	return slices.DeleteFunc(publishSets(), func(s rule.Set) bool { return s.Name != toOne4 && s.Name != toOne6 })
 }
 
-// redirectChains send on what comes from elsewhere, and what the sandbox sends to its own address.
+// redirectChains returns the chains that redirect what comes from outside, and what the sandbox sends to its own
+// address.
 func redirectChains(b rule.Book) []rule.Chain {
+	const v4, v6 = unix.NFPROTO_IPV4, unix.NFPROTO_IPV6
 	rules := []rule.Rule{
-		rule.New("published ports of its own", b.DAddrPort(toOne4), rule.DNAT(unix.NFPROTO_IPV4, true)),
-		rule.New("published ports of its own, IPv6", b.DAddrPort(toOne6), rule.DNAT(unix.NFPROTO_IPV6, true)),
+		rule.New("redirect the container's published ports", b.DAddrPort(toOne4), rule.DNAT(v4, true)),
+		rule.New("redirect the container's published ports, IPv6", b.DAddrPort(toOne6), rule.DNAT(v6, true)),
 	}
 	return []rule.Chain{
-		{Name: "prerouting", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Rules: rules},
-		{Name: "output", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest, Rules: rules},
+		{
+			Name: "prerouting", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPrerouting,
+			Priority: nftables.ChainPriorityNATDest, Rules: rules,
+		},
+		{
+			Name: "output", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookOutput,
+			Priority: nftables.ChainPriorityNATDest, Rules: rules,
+		},
 	}
 }
 
@@ -81,7 +90,8 @@ func (r Redirect) elements() (all []nft.Element) {
 	return all
 }
 
-// OnHost are the elements that do the same for what comes by the host's rules and not by the sandbox's.
+// OnHost returns the elements of the host's table that redirect packets which pass the host's rules and not the
+// sandbox's.
 func (r Redirect) OnHost() (all []nft.Element) {
 	for _, e := range r.elements() {
 		e.Set = map[rule.SetName]rule.SetName{toOne4: own4, toOne6: own6}[e.Set]
@@ -90,13 +100,13 @@ func (r Redirect) OnHost() (all []nft.Element) {
 	return all
 }
 
-// A redirector is a firewall of one table in a sandbox.
+// A redirector is a firewall with a single table, in a sandbox.
 type redirector struct {
 	*nft.Firewall
 	table *nftables.Table
 }
 
-// inside gives f the table of the sandbox; it does nothing when there is no sandbox, or none any more.
+// inside calls f with the table of the sandbox. It does nothing if the sandbox does not exist, not yet or no longer.
 func (r Redirect) inside(f func(t redirector) error) error {
 	fd := r.Into
 	if fd == 0 {
@@ -114,7 +124,7 @@ func (r Redirect) inside(f func(t redirector) error) error {
 		fd = int(file.Fd())
 	}
 	t := redirector{Firewall: nft.Connect(slog.New(slog.DiscardHandler), fd), table: r.table()}
-	defer t.Close() //nolint:errcheck // what was sent was answered
+	defer t.Close() //nolint:errcheck // every request has been answered
 	for i, spec := range redirectSets() {
 		t.Sets[spec.Name] = spec.Declare(t.table, uint32(i+1)) //nolint:gosec // two
 	}
@@ -133,10 +143,10 @@ func (r Redirect) Ensure(*core.Handle) error {
 	})
 }
 
-// load replaces the table, in one transaction.
+// load replaces the table in one transaction.
 func (t redirector) load(elements []nft.Element) error {
 	return t.Sure(func() error {
-		t.Tx.AddTable(t.table) // or there would be nothing to delete
+		t.Tx.AddTable(t.table) // DelTable fails if there is no table
 		t.Tx.DelTable(t.table)
 		t.Tx.AddTable(t.table)
 		for _, spec := range redirectSets() {
@@ -152,7 +162,7 @@ func (t redirector) load(elements []nft.Element) error {
 	})
 }
 
-// has says whether the table is there with its rules and just these elements.
+// has reports whether the table exists with its rules and exactly these elements.
 func (t redirector) has(elements []nft.Element) bool {
 	have, ok := t.elements()
 	if !ok || len(have) != len(elements) {
@@ -216,7 +226,7 @@ func (r Redirect) Remove(*core.Handle) error {
 	})
 }
 
-// Check looks into the sandbox. One that is not there has nothing to be missed in.
+// Check compares the table in the sandbox. A sandbox that does not exist misses nothing.
 func (r Redirect) Check(*core.View) (faults []string) {
 	err := r.inside(func(t redirector) error {
 		if !t.has(r.elements()) {
@@ -224,17 +234,18 @@ func (r Redirect) Check(*core.View) (faults []string) {
 		}
 		return nil
 	})
-	if err != nil && core.IsNamespace(r.Sandbox) { // it may have gone meanwhile
+	if err != nil && core.IsNamespace(r.Sandbox) { // the sandbox may be gone by now
 		faults = append(faults, fmt.Sprintf("%s: %v", r, err))
 	}
 	return faults
 }
 
-// Late marks what cannot be restored at once: the sandbox may have been made after the request.
+// Late marks the object as one that cannot always be restored at once: the sandbox may have been made after the
+// request.
 func (Redirect) Late() {}
 
-// Redirected are the redirects that a sandbox has for an endpoint, one port each: where records were lost, that is
-// where they can be read.
+// Redirected returns the redirects that a sandbox has for an endpoint, one port each, from which lost records are
+// rebuilt.
 func Redirected(sandbox, endpoint string) (all []Publication, err error) {
 	r := Redirect{Endpoint: endpoint, Sandbox: sandbox}
 	err = r.inside(func(t redirector) error {

@@ -11,29 +11,29 @@ import (
 	"netyard/kernel/rule"
 )
 
-// Sets are those that are about ports.
+// Sets returns the sets of this package.
 func Sets() []rule.Set {
 	return slices.Concat(publishSets(), loopbackSets(), gatewaySets(), admitSets())
 }
 
-// An obedience says whether the host's firewall decides about published ports; the firewall's lock guards it.
-type obedience struct{ on bool }
+// A hostDecision says whether the host's firewall decides about published ports. The firewall's lock protects it.
+type hostDecision struct{ on bool }
 
-func obedienceOf(k *core.Handle) *obedience { return core.Kept[obedience](k) }
+func hostDecisionOf(k *core.Handle) *hostDecision { return core.Kept[hostDecision](k) }
 
-// ObeysHostFirewall is obedience for who holds the lock.
-func ObeysHostFirewall(k *core.Handle) bool { return obedienceOf(k).on }
+// ObeysHostFirewall is Obeys for a caller that holds the firewall's lock.
+func ObeysHostFirewall(k *core.Handle) bool { return hostDecisionOf(k).on }
 
-// staleness says that flows may be known that are no longer so: the watcher looks through them.
+// staleness says that there may be stale UDP flows, for which the watcher looks.
 type staleness struct{ atomic.Bool }
 
-// StaleOf is that of a host.
+// StaleOf returns the flag of a host that there may be stale UDP flows.
 func StaleOf(k *core.Handle) *atomic.Bool { return &core.Kept[staleness](k).Bool }
 
 // Sockets opens sockets in the namespace of a handle.
 type Sockets struct{ *core.Handle }
 
-// ListenOn is ListenOn of the handle.
+// ListenOn is ListenOn in the namespace of the handle.
 func (s Sockets) ListenOn(ctx context.Context, link string, at netip.AddrPort) (net.PacketConn, net.Listener, error) {
 	return ListenOn(ctx, s.Handle, link, at)
 }
