@@ -55,7 +55,7 @@ func benchLab(b *testing.B) *benchHosts {
 var forgedRules = regexp.MustCompile(`table (\w+) netyard|chain (\w+)|` +
 	`comment "(?:frames by a link that does not lead back|VXLAN that leaves|frames by a translated port|` +
 	`nothing is forwarded into the tunnel|frames of netyard's networks|others, which may have such frames behind them|` +
-	`frames of overlays that came behind others)" # handle (\d+)`)
+	`drop overlay frames hidden behind another datagram)" # handle (\d+)`)
 
 // rules puts the ruleset in as it is, or without those rules.
 func (l *benchHosts) rules(b *testing.B, all bool) {

@@ -176,11 +176,11 @@ func madeRules(b rule.Book) []rule.Rule {
 		rule.New("fragments, whose network is not known, IPv6", rule.NFProto(unix.NFPROTO_IPV6), bridge.Fragment6(), rule.Drop()),
 		rule.New("frames that no VXLAN device made", bridge.VNI(rule.Reg1), []expr.Any{b.Lookup(bridge.VNIs, false)}, rule.Drop()),
 		rule.New("made by a VXLAN device of somebody else's", madeBy("vxlan"), rule.Back()),
-		rule.New("for this host, and may be several datagrams", ToLink("lo"), bridge.Several(), rule.Drop()),
+		rule.New("for this host, and may be several datagrams", ToLink("lo"), bridge.MaybeSeveral(), rule.Drop()),
 		rule.New("for a host of a network, and may be several datagrams",
-			rule.NFProto(unix.NFPROTO_IPV4), bridge.ToMember(b, false, ""), bridge.Several(), rule.Drop()),
+			rule.NFProto(unix.NFPROTO_IPV4), bridge.ToMember(b, false, ""), bridge.MaybeSeveral(), rule.Drop()),
 		rule.New("for a host of a network, and may be several datagrams, IPv6",
-			rule.NFProto(unix.NFPROTO_IPV6), bridge.ToMember(b, true, ""), bridge.Several(), rule.Drop()),
+			rule.NFProto(unix.NFPROTO_IPV6), bridge.ToMember(b, true, ""), bridge.MaybeSeveral(), rule.Drop()),
 	}
 }
 

@@ -270,7 +270,7 @@ func neighbours() []expr.Any {
 		[]expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}}},
 		[]expr.Any{
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-			&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: []byte{listenerQuery}, ToData: []byte{bridge.NDNeighbourAnswer}},
+			&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: []byte{listenerQuery}, ToData: []byte{bridge.NDNeighbourAdvert}},
 		},
 	)
 }
