@@ -142,7 +142,8 @@ func TestLimitsDrift(t *testing.T) {
 	l.Ingress, l.Egress = 0, 0
 	said := strings.Join(compare(t, h, v, l), "; ")
 	for _, want := range []string{
-		"the limit to the container is set, but not wanted", "the limit from the container is set", "stray link " + shaperLink,
+		"the limit to the container is set, but not wanted", "the limit from the container is set",
+		"stray link " + shaperLink,
 	} {
 		if !strings.Contains(said, want) {
 			t.Errorf("of unwanted limits the audit says %q, not %q", said, want)
@@ -160,7 +161,8 @@ func TestLimitsLeaveOthersAlone(t *testing.T) {
 			_, l := limited(t, h)
 			h.Sh(t, "tc qdisc add dev "+limitedLink+" root handle 1: tbf rate 1mbit burst 20kb limit 40kb")
 			h.Sh(t, "tc qdisc add dev "+limitedLink+" "+hook)
-			h.Sh(t, "tc filter add dev "+limitedLink+" ingress pref 7 protocol ip u32 match ip dst 192.0.2.1/32 flowid 1:1")
+			h.Sh(t, "tc filter add dev "+limitedLink+
+				" ingress pref 7 protocol ip u32 match ip dst 192.0.2.1/32 flowid 1:1")
 			before := trafficControl(t, h)
 			l.Egress = 10e6
 			for _, r := range []bridge.Rate{10e6, 0} {
