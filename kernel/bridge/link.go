@@ -13,7 +13,7 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Bridge is a bridge of netyard's own.
+// A Bridge is a bridge that netyard makes.
 type Bridge struct {
 	Name, Alias string
 	MTU         int

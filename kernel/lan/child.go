@@ -116,7 +116,7 @@ func (c Child) Remove(k *core.Handle) error {
 func (c Child) Check(s *core.View) []string {
 	if link := s.Links[c.Name]; link != nil {
 		if link.Attrs().Alias != c.Alias {
-			return []string{c.String() + " does not carry its alias"}
+			return []string{c.String() + " has another alias"}
 		}
 		return nil
 	}
