@@ -68,7 +68,7 @@ func TestLimits(t *testing.T) {
 				t.Errorf("from %v to %v: %v", from, to, said)
 			}
 			if got := trafficControl(t, h); l.None() && got != clean {
-				t.Errorf("from %v to none leaves:\n%s", from, got)
+				t.Errorf("unlimited after %v leaves:\n%s", from, got)
 			}
 		}
 	}

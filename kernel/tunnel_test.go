@@ -47,7 +47,7 @@ func TestEncryptedInClear(t *testing.T) {
 				reach(t, blue[0], "10.20.2.2", false)
 				reach(t, hosts[0].Host, "fd20::2:2", false)
 				if after := count(); i == 0 && after != before {
-					t.Errorf("it left in clear: %s, and then %s", before, after)
+					t.Errorf("frames left in clear: %s, then %s", before, after)
 				}
 				reach(t, blue[1], "10.20.1.2", false)
 				reach(t, green[0], "10.30.2.2", true)

@@ -345,7 +345,7 @@ func TestVXLANDrift(t *testing.T) {
 	must(t, o.Remove(objects...))
 	must(t, o.Remove(objects...))
 	if out, err := o.TrySh("ip link show nyx-aaaaaaaaaaa"); err == nil {
-		t.Errorf("it is still there: %s", out)
+		t.Errorf("the device still exists: %s", out)
 	}
 	o.Sh(t, "ip link add nyx-aaaaaaaaaaa type bridge && ip link set nyx-aaaaaaaaaaa alias mine")
 	must(t, o.Ensure(t.Context(), objects[0]))
@@ -377,7 +377,7 @@ func TestVXLANStray(t *testing.T) {
 		}
 	}
 	if out, err := o.TrySh("ip link show nyx-aaaaaaaaaaa"); err == nil {
-		t.Errorf("it is still there: %s", out)
+		t.Errorf("the device still exists: %s", out)
 	}
 }
 
@@ -409,7 +409,7 @@ func TestPeers(t *testing.T) {
 	start := time.Now()
 	must(t, o.Ensure(t.Context(), all))
 	fresh := time.Since(start)
-	right("all of them")
+	right("after all were set")
 	start = time.Now()
 	must(t, o.Ensure(t.Context(), all))
 	t.Logf("%d peers set in %s, compared in %s", many, fresh, time.Since(start))
@@ -425,10 +425,10 @@ func TestPeers(t *testing.T) {
 
 	some := overlay.Peers{Link: link, All: all.All[:10], Partial: true}
 	if said := faults(t, o.Host, some); said != "" {
-		t.Errorf("some of them: %s", said)
+		t.Errorf("a partial list of peers: %s", said)
 	}
 	must(t, o.Ensure(t.Context(), some))
-	right("when only some are known")
+	right("after a partial list")
 
 	bad := overlay.Peer{
 		Addr: peer(many, 2).Addr, MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1},
