@@ -9,8 +9,8 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// BenchmarkForged is what the rules cost that tell the frames of VXLAN devices from those of others: a stream between
-// containers on two hosts, with them and without, in turn. The ratio is the median of the pairs.
+// BenchmarkForged measures what the rules cost that tell frames of VXLAN devices from forged ones: a stream between
+// containers on two hosts, in turn with and without them. The ratio is the median of the pairs.
 func BenchmarkForged(b *testing.B) {
 	for name, flags := range map[string]string{"TCP": "", "small datagrams": " -u -b 0 -l 64"} {
 		b.Run(name, func(b *testing.B) {
@@ -46,18 +46,19 @@ func benchLab(b *testing.B) *benchHosts {
 	hosts := overlayOf(b, 2, false)
 	l := &benchHosts{hosts, join(b, hosts, blueNet, blueVNI, 20)}
 	if !l.blue[0].Pings("10.20.2.2", true) {
-		b.Fatal("no way between the containers")
+		b.Fatal("the containers do not reach each other")
 	}
 	return l
 }
 
-// forgedRules matches the rules that are measured, by their comments, in a listing with handles.
+// forgedRules matches the measured rules by their comments, in a listing with handles.
 var forgedRules = regexp.MustCompile(`table (\w+) netyard|chain (\w+)|` +
-	`comment "(?:frames by a link that does not lead back|VXLAN that leaves|frames by a translated port|` +
-	`nothing is forwarded into the tunnel|frames of netyard's networks|others, which may have such frames behind them|` +
-	`frames of overlays that came behind others)" # handle (\d+)`)
+	`comment "(?:check frames from a link that does not lead back to the sender|check outgoing VXLAN|` +
+	`drop frames to a translated port|drop what is forwarded into the tunnel|` +
+	`accept frames of netyard's networks, without the mark|mark other VXLAN, which may hide such frames|` +
+	`drop overlay frames hidden behind another datagram)" # handle (\d+)`)
 
-// rules puts the ruleset in as it is, or without those rules.
+// rules loads the ruleset as it is, or without those rules.
 func (l *benchHosts) rules(b *testing.B, all bool) {
 	b.Helper()
 	for _, o := range l.hosts {
@@ -80,15 +81,16 @@ func (l *benchHosts) rules(b *testing.B, all bool) {
 		}
 		const many = 7
 		if found != many {
-			b.Fatalf("%d rules are measured, and not %d", found, many)
+			b.Fatalf("%d rules are measured, want %d", found, many)
 		}
 	}
 }
 
-// stream is what iperf3 gets through, bits a second.
+// stream returns the throughput of iperf3, in bits per second.
 func (l *benchHosts) stream(b *testing.B, flags string) float64 {
 	b.Helper()
-	l.blue[1].Sh(b, "iperf3 -s -1 -D && for i in $(seq 100); do ss -ltn | grep -q :5201 && exit; sleep 0.02; done; exit 1")
+	l.blue[1].Sh(b, "iperf3 -s -1 -D && "+
+		"for i in $(seq 100); do ss -ltn | grep -q :5201 && exit; sleep 0.02; done; exit 1")
 	var said struct {
 		End struct {
 			Received struct {

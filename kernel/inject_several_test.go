@@ -14,8 +14,8 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// sendAs sends what any program may: size cuts it into several datagrams, which the kernel takes apart behind all rules
-// (UDP_SEGMENT, udp(7)). from, if there is one, is an address that need not be the sender's. What a rule or a missing
+// sendAs sends what any program may. size splits the payload into several datagrams, which the kernel does after all
+// rules (UDP_SEGMENT, udp(7)). from, if valid, is an address that need not be the sender's. What a rule or a missing
 // route refuses is not sent.
 func sendAs(h *kerneltest.Host, from netip.Addr, to netip.AddrPort, size int, payload []byte) error {
 	type option struct{ level, name, value int }
@@ -52,28 +52,30 @@ func sendAs(h *kerneltest.Host, from netip.Addr, to netip.AddrPort, size int, pa
 	})
 }
 
-// singly has datagrams leave the first host one by one, as by a card.
-func (l *lab) singly() {
+// noOffload makes datagrams leave the first host one by one, as from a card without segmentation offload.
+func (l *lab) noOffload() {
 	l.t.Helper()
-	l.a.Sh(l.t, "ip link set eth0 gso_max_segs 1; ! ip link show nyt-overlay || ip link set nyt-overlay gso_max_segs 1")
+	l.a.Sh(l.t, "ip link set eth0 gso_max_segs 1; "+
+		"! ip link show nyt-overlay || ip link set nyt-overlay gso_max_segs 1")
 }
 
-// behind puts forged frames of blue behind a datagram that may pass.
-func (l *lab) behind(to *overlaid) map[string][]byte {
+// hidden returns payloads with forged frames of blue after a datagram that may pass.
+func (l *lab) hidden(to *overlaid) map[string][]byte {
 	frame := l.forged(blueVNI, to)
-	nothing := make([]byte, len(frame))
+	zeros := make([]byte, len(frame))
 	return map[string][]byte{
-		"behind one of nobody's": slices.Concat(l.forged(otherVNI, to), frame),
-		"behind what is none":    slices.Concat(nothing, frame),
-		"behind several":         slices.Concat(l.forged(otherVNI, to), nothing, frame, frame),
+		"behind an unknown VNI": slices.Concat(l.forged(otherVNI, to), frame),
+		"behind zeros":          slices.Concat(zeros, frame),
+		"behind several":        slices.Concat(l.forged(otherVNI, to), zeros, frame, frame),
 	}
 }
 
-// several: who sends several datagrams as one has no frame among them taken. from is a source that is not its own.
+// several checks that no frame is accepted from a sender that hands several datagrams over as one. from is a source
+// address that is not its own.
 func (l *lab) several(s *sender, to *overlaid, from netip.Addr) {
 	l.t.Helper()
 	size := len(l.forged(blueVNI, to))
-	for how, payload := range l.behind(to) {
+	for how, payload := range l.hidden(to) {
 		for _, source := range []netip.Addr{{}, from} {
 			name := fmt.Sprintf("%s, to host %d, %s, from %v", s.name, to.n, how, source)
 			l.refused(name, s, to, func() error {
@@ -83,8 +85,8 @@ func (l *lab) several(s *sender, to *overlaid, from netip.Addr) {
 	}
 }
 
-// TestVXLANSeveral: a program that has the kernel send several datagrams as one puts no frame into an overlay, behind a
-// datagram that may pass: neither on another member nor on the host itself. Without rules it does.
+// TestVXLANSeveral: a program that hands several datagrams to the kernel as one gets no frame into an overlay behind a
+// datagram that may pass, neither on another member nor on the host itself. Without rules it does.
 func TestVXLANSeveral(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -94,7 +96,7 @@ func TestVXLANSeveral(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, c.v6, c.tunnel)
-			l.singly()
+			l.noOffload()
 			docker := l.other("a container of Docker's bridge", "docker0")
 			for _, s := range []*sender{
 				docker, l.container("a container of a bridge network", true, false, false), l.cni(),
@@ -104,11 +106,12 @@ func TestVXLANSeveral(t *testing.T) {
 				l.several(s, l.b, l.at(l.a))
 				l.several(s, l.a, l.at(l.b))
 			}
-			everybody := netip.MustParseAddrPort(map[bool]string{false: "192.0.2.255:4789", true: "[ff02::1%eth0]:4789"}[c.v6])
-			program := &sender{name: "a program of the host, to everybody", Host: l.a.Host, addr: l.a.vtep}
-			for how, payload := range l.behind(l.b) {
+			group := map[bool]string{false: "192.0.2.255:4789", true: "[ff02::1%eth0]:4789"}[c.v6]
+			broadcast := netip.MustParseAddrPort(group)
+			program := &sender{name: "a program of the host, by broadcast", Host: l.a.Host, addr: l.a.vtep}
+			for how, payload := range l.hidden(l.b) {
 				l.refused(program.name+", "+how, program, l.b, func() error {
-					return sendAs(l.a.Host, netip.Addr{}, everybody, len(l.forged(blueVNI, l.b)), payload)
+					return sendAs(l.a.Host, netip.Addr{}, broadcast, len(l.forged(blueVNI, l.b)), payload)
 				})
 			}
 			l.flows("at last")
@@ -116,8 +119,8 @@ func TestVXLANSeveral(t *testing.T) {
 				must(t, o.UnloadFirewall())
 			}
 			for _, to := range []*overlaid{l.a, l.b} {
-				for how, payload := range l.behind(to) {
-					l.taken(how, to, func() error {
+				for how, payload := range l.hidden(to) {
+					l.accepted(how, to, func() error {
 						at := netip.AddrPortFrom(l.at(to), vxlanPort)
 						return sendAs(docker.Host, netip.Addr{}, at, len(l.forged(blueVNI, to)), payload)
 					})
@@ -127,8 +130,9 @@ func TestVXLANSeveral(t *testing.T) {
 	}
 }
 
-// TestVXLANToEverybody: a host takes no frame that was sent to an address which it has together with others.
-func TestVXLANToEverybody(t *testing.T) {
+// TestVXLANToGroups: a host accepts no frame that was sent to an address which it shares with others: broadcast,
+// multicast or anycast.
+func TestVXLANToGroups(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "over IPv4", true: "over IPv6"}[v6], func(t *testing.T) {
@@ -140,35 +144,42 @@ func TestVXLANToEverybody(t *testing.T) {
 			inner := l.container("a container of an internal network", false, true, false) // 10.104.0.0/24
 			lan, program := l.lanMember(), &sender{name: "a program of the host", Host: l.a.Host, addr: l.a.vtep}
 			addrs := []string{
-				"255.255.255.255", "224.0.0.1", "192.0.2.255", "10.101.0.255", "10.102.0.255", "10.103.0.255", "10.104.0.255",
+				"255.255.255.255", "224.0.0.1", "192.0.2.255",
+				"10.101.0.255", "10.102.0.255", "10.103.0.255", "10.104.0.255",
 			}
 			if v6 {
-				addrs = []string{"ff02::1%eth0", "ff01::1%eth0", "2001:db8::", "fd64:1::", "fd64:2::", "fd64:3::", "fd64:4::"}
+				addrs = []string{
+					"ff02::1%eth0", "ff01::1%eth0", "2001:db8::", "fd64:1::", "fd64:2::", "fd64:3::", "fd64:4::",
+				}
 			}
 			frame := l.forged(blueVNI, l.a)
 			for _, s := range []*sender{docker, plain, loose, inner, lan, program} {
 				for _, a := range addrs {
 					at := netip.AddrPortFrom(netip.MustParseAddr(a), vxlanPort)
-					l.refused(s.name+", to "+a, s, l.a, func() error { return sendAs(s.Host, netip.Addr{}, at, 0, frame) })
+					l.refused(s.name+", to "+a, s, l.a, func() error {
+						return sendAs(s.Host, netip.Addr{}, at, 0, frame)
+					})
 				}
 			}
 			l.flows("at last")
 			must(t, l.a.UnloadFirewall())
-			group := map[bool]string{false: "10.101.0.255", true: "fd64:2::"}[v6] // of another bridge, or the forger keeps it
+			// For IPv6 the address of another bridge: a packet to that of its own would not leave the sender.
+			group := map[bool]string{false: "10.101.0.255", true: "fd64:2::"}[v6]
 			if !v6 {
-				l.taken("to a group", l.a, func() error {
+				l.accepted("to a group", l.a, func() error {
 					return sendAs(docker.Host, netip.Addr{}, netip.MustParseAddrPort("224.0.0.1:4789"), 0, frame)
 				})
 			}
-			l.taken("to "+group, l.a, func() error {
-				return sendAs(docker.Host, netip.Addr{}, netip.AddrPortFrom(netip.MustParseAddr(group), vxlanPort), 0, frame)
+			l.accepted("to "+group, l.a, func() error {
+				at := netip.AddrPortFrom(netip.MustParseAddr(group), vxlanPort)
+				return sendAs(docker.Host, netip.Addr{}, at, 0, frame)
 			})
 		})
 	}
 }
 
-// TestVXLANBehindBridge: a host that is on a bridge of another one is a member beside it: its frames pass the bridge,
-// also where br_netfilter takes them to the rules for what is routed.
+// TestVXLANBehindBridge: a host behind a bridge of another host is a member of its own. Its frames pass the bridge,
+// even where br_netfilter passes them to the rules for routed packets.
 func TestVXLANBehindBridge(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {
@@ -193,7 +204,7 @@ func TestVXLANBehindBridge(t *testing.T) {
 			reach(t, blue[1], "fd20::3:2", true)
 			reach(t, blue[0], "10.20.2.2", true)
 			reach(t, blue[2], "10.20.1.2", true)
-			for range 2 { // a frame that has to be cut
+			for range 2 { // a frame that has to be fragmented
 				blue[2].Sh(t, "ping -c1 -W5 -s 4000 10.20.2.2")
 			}
 		})

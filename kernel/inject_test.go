@@ -32,7 +32,7 @@ const (
 	evilNet   = "cccccccccccc3333"
 )
 
-// A lab is two hosts of an overlay, of which the first has sources that are no VXLAN device.
+// A lab is two hosts of an overlay. On the first one there are senders other than its VXLAN devices.
 type lab struct {
 	t        *testing.T
 	a, b     *overlaid
@@ -42,18 +42,18 @@ type lab struct {
 	subnets  int
 }
 
-// A sender is somebody on the first host who sends datagrams.
+// A sender is something on the first host that sends datagrams.
 type sender struct {
 	name string
 	*kerneltest.Host
 	addr netip.Addr
 	mac  net.HardwareAddr
-	// aloof is who reaches this host only.
-	aloof bool
+	// localOnly: it reaches only this host.
+	localOnly bool
 }
 
-// newLab makes the hosts, with blue on both and green on both. tunnel: blue is encrypted, by a link that stands for
-// WireGuard's or by its own.
+// newLab makes the hosts, with the network blue on both. With tunnel, blue is encrypted, by WireGuard or by a link that
+// stands for it.
 func newLab(t *testing.T, v6 bool, tunnel func(l *lab)) *lab {
 	t.Helper()
 	hosts := overlayOf(t, 2, v6)
@@ -77,11 +77,11 @@ func newLab(t *testing.T, v6 bool, tunnel func(l *lab)) *lab {
 	return l
 }
 
-// count has a host count, behind all that may drop it, what it takes: a frame of the forger's, also when it has come
-// out of the VXLAN device, one of a number of nobody's, and a datagram that is none.
+// count makes a host count what it accepts, after everything that may drop it: frames of the forger, also when they
+// have come out of the VXLAN device, frames with an unknown VNI, and datagrams that are not VXLAN.
 func (l *lab) count(o *overlaid) {
 	l.t.Helper()
-	// A frame's sender is 22 bytes behind where UDP begins: 8 of UDP, 8 of VXLAN, 6 of the receiver's address.
+	// The source address of a frame is 22 bytes after the start of UDP: 8 of UDP, 8 of VXLAN, 6 of the destination.
 	o.Sh(l.t, `nft -f - <<'END'
 table inet probe {
 	counter forged { }
@@ -122,7 +122,7 @@ func counters(t *testing.T, o *overlaid) map[string]int {
 	return all
 }
 
-// at is where a host takes frames of blue.
+// at returns the address at which a host receives frames of blue.
 func (l *lab) at(o *overlaid) netip.Addr {
 	if l.tunneled {
 		return netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
@@ -130,11 +130,12 @@ func (l *lab) at(o *overlaid) netip.Addr {
 	return o.vtep
 }
 
-// fresh are the addresses of a subnet of its own: of a gateway, and of a container.
+// fresh returns addresses of a new subnet: of a gateway, and of a container.
 func (l *lab) fresh() (gw4, gw6, me4, me6 string) {
 	l.subnets++
 	n := l.subnets
-	return fmt.Sprintf("10.%d.0.1/24", 100+n), fmt.Sprintf("fd64:%d::1/64", n), fmt.Sprintf("10.%d.0.2/24", 100+n), fmt.Sprintf("fd64:%d::2/64", n)
+	return fmt.Sprintf("10.%d.0.1/24", 100+n), fmt.Sprintf("fd64:%d::1/64", n),
+		fmt.Sprintf("10.%d.0.2/24", 100+n), fmt.Sprintf("fd64:%d::2/64", n)
 }
 
 func (l *lab) pick(v4, v6 string) netip.Addr {
@@ -144,21 +145,23 @@ func (l *lab) pick(v4, v6 string) netip.Addr {
 	return netip.MustParsePrefix(v4).Addr()
 }
 
-// settle gives who sends its addresses and its way out.
-func (l *lab) settle(c *kerneltest.Host, gw4, gw6, me4, me6 string) {
+// configure gives a sender its addresses and default routes.
+func (l *lab) configure(c *kerneltest.Host, gw4, gw6, me4, me6 string) {
 	l.t.Helper()
-	c.Sh(l.t, fmt.Sprintf("ip addr add %s dev eth0 && ip addr add %s dev eth0 nodad && ip route add default via %s && ip -6 route add default via %s",
+	c.Sh(l.t, fmt.Sprintf("ip addr add %s dev eth0 && ip addr add %s dev eth0 nodad && "+
+		"ip route add default via %s && ip -6 route add default via %s",
 		me4, me6, netip.MustParsePrefix(gw4).Addr(), netip.MustParsePrefix(gw6).Addr()))
 }
 
-// container is one of a bridge network of netyard's.
+// container starts a container on a bridge network of netyard's.
 func (l *lab) container(name string, nat, internal, open bool) *sender {
 	l.t.Helper()
 	gw4, gw6, me4, me6 := l.fresh()
 	nid, eid := fmt.Sprintf("%d%s", l.subnets, evilNet), fmt.Sprintf("f%d%s", l.subnets, strings.Repeat("e", 12))
 	br, mac := core.Name(core.BridgePrefix, nid), net.HardwareAddr{2, 0x42, 0xee, 0, 0, byte(l.subnets)}
 	v := bridge.Veth{
-		Name: core.Name(core.VethPrefix, eid), Peer: core.Name(core.PeerPrefix, eid), Alias: core.Alias(nid, eid), Master: br, MTU: 1500, MAC: mac,
+		Name: core.Name(core.VethPrefix, eid), Peer: core.Name(core.PeerPrefix, eid), Alias: core.Alias(nid, eid),
+		Master: br, MTU: 1500, MAC: mac,
 	}
 	addrs := []netip.Addr{netip.MustParsePrefix(me4).Addr(), netip.MustParsePrefix(me6).Addr()}
 	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Addrs: addrs, Open: open}
@@ -166,10 +169,12 @@ func (l *lab) container(name string, nat, internal, open bool) *sender {
 		bridge.Bridge{Name: br, Alias: core.Alias(nid, ""), MTU: 1500, IPv6: true},
 		core.Addr{Link: br, Alias: core.Alias(nid, ""), Prefix: netip.MustParsePrefix(gw4)},
 		core.Addr{Link: br, Alias: core.Alias(nid, ""), Prefix: netip.MustParsePrefix(gw6)},
-		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br), nft.InterfaceIn(bridge.Talk, br, br), v,
+		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br), nft.InterfaceIn(bridge.Talk, br, br),
+		v,
 	}
 	if nat {
-		objects = append(objects, nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix(me4)), nft.SubnetIn(bridge.NAT6, netip.MustParsePrefix(me6)))
+		objects = append(objects, nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix(me4)),
+			nft.SubnetIn(bridge.NAT6, netip.MustParsePrefix(me6)))
 	}
 	if internal {
 		objects = append(objects, nft.InterfaceIn(bridge.Internal, br))
@@ -177,38 +182,42 @@ func (l *lab) container(name string, nat, internal, open bool) *sender {
 	must(l.t, l.a.Ensure(l.t.Context(), append(objects, guard.Objects()...)...))
 	c := kerneltest.New(l.t)
 	c.Take(l.t, l.a.Host, v.Peer)
-	l.settle(c, gw4, gw6, me4, me6)
-	return &sender{name: name, Host: c, addr: l.pick(me4, me6), mac: mac, aloof: internal}
+	l.configure(c, gw4, gw6, me4, me6)
+	return &sender{name: name, Host: c, addr: l.pick(me4, me6), mac: mac, localOnly: internal}
 }
 
-// other is one behind a bridge of another manager, which masquerades by iptables as Docker and libvirt do.
+// other starts a sender behind a bridge of another manager, which masquerades by iptables as Docker and libvirt do.
 func (l *lab) other(name, bridge string) *sender {
 	l.t.Helper()
 	gw4, gw6, me4, me6 := l.fresh()
 	c := kerneltest.New(l.t)
-	l.a.Sh(l.t, fmt.Sprintf("ip link add %[1]s type bridge && ip link set %[1]s up && ip addr add %[2]s dev %[1]s && ip addr add %[3]s dev %[1]s nodad", bridge, gw4, gw6))
-	l.a.Sh(l.t, fmt.Sprintf("ip link add p-%s type veth peer name e-%[1]s && ip link set p-%[1]s master %[1]s up", bridge))
+	l.a.Sh(l.t, fmt.Sprintf("ip link add %[1]s type bridge && ip link set %[1]s up && "+
+		"ip addr add %[2]s dev %[1]s && ip addr add %[3]s dev %[1]s nodad", bridge, gw4, gw6))
+	l.a.Sh(l.t, fmt.Sprintf("ip link add p-%s type veth peer name e-%[1]s && "+
+		"ip link set p-%[1]s master %[1]s up", bridge))
 	for cmd, from := range map[string]string{"iptables": me4, "ip6tables": me6} {
-		l.a.Sh(l.t, fmt.Sprintf("%s -w 30 -t nat -A POSTROUTING -s %s ! -o %s -j MASQUERADE", cmd, netip.MustParsePrefix(from).Masked(), bridge))
+		l.a.Sh(l.t, fmt.Sprintf("%s -w 30 -t nat -A POSTROUTING -s %s ! -o %s -j MASQUERADE",
+			cmd, netip.MustParsePrefix(from).Masked(), bridge))
 	}
 	c.Take(l.t, l.a.Host, "e-"+bridge)
-	l.settle(c, gw4, gw6, me4, me6)
+	l.configure(c, gw4, gw6, me4, me6)
 	return &sender{name: name, Host: c, addr: l.pick(me4, me6)}
 }
 
-// cni is one that the stock plugin has attached, with ipMasq.
+// cni starts a sender that the stock CNI bridge plugin attaches, with ipMasq.
 func (l *lab) cni() *sender {
 	l.t.Helper()
 	_, _, me4, me6 := l.fresh()
 	c := kerneltest.New(l.t)
-	conf := fmt.Sprintf(`{"cniVersion":"0.4.0","name":"stock","type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local",
-		"dataDir":%q,"ranges":[[{"subnet":%q}],[{"subnet":%q}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}`,
+	conf := fmt.Sprintf(`{"cniVersion":"0.4.0","name":"stock","type":"bridge","bridge":"cni0","isGateway":true,
+		"ipMasq":true,"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":%q}],[{"subnet":%q}]],
+		"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}`,
 		l.t.TempDir(), netip.MustParsePrefix(me4).Masked(), netip.MustParsePrefix(me6).Masked())
 	must(l.t, l.a.Do(func() error {
 		cmd := exec.Command("/usr/lib/cni/bridge")
 		cmd.Stdin = strings.NewReader(conf)
-		cmd.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID=stock", "CNI_IFNAME=eth0", "CNI_PATH=/usr/lib/cni",
-			fmt.Sprintf("CNI_NETNS=/proc/%d/fd/%d", os.Getpid(), c.NS()))
+		cmd.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID=stock", "CNI_IFNAME=eth0",
+			"CNI_PATH=/usr/lib/cni", fmt.Sprintf("CNI_NETNS=/proc/%d/fd/%d", os.Getpid(), c.NS()))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("the stock bridge plugin: %w: %s", err, out)
 		}
@@ -217,7 +226,7 @@ func (l *lab) cni() *sender {
 	return &sender{name: "a container of the stock CNI bridge", Host: c, addr: l.pick(me4, me6)}
 }
 
-// lanMember is a container on macvlan that the host has a link of its own to.
+// lanMember starts a macvlan container that the host reaches by a shim.
 func (l *lab) lanMember() *sender {
 	l.t.Helper()
 	c := kerneltest.New(l.t)
@@ -229,39 +238,43 @@ func (l *lab) lanMember() *sender {
 	shim := lan.ShimOn(lan.Parent{Name: "eth0"}, "macvlan", "bridge", evilNet)
 	must(l.t, l.a.Ensure(l.t.Context(), shim, lan.HostRoute{Shim: shim, Dst: addr, MAC: mac}))
 	l.a.Sh(l.t, fmt.Sprintf("ip link add mv0 link eth0 address %s type macvlan mode bridge", mac))
-	c.Take(l.t, l.a.Host, "mv0", fmt.Sprintf("ip addr add %s dev eth0 nodad && ip -%d route add default via %s", me, map[bool]int{false: 4, true: 6}[l.v6], l.a.vtep))
-	// The host's address is behind the shim: else it takes a while until the container has asked often enough.
-	c.Sh(l.t, fmt.Sprintf("ip neigh replace %s lladdr %s dev eth0 nud permanent", l.a.vtep, hardware(l.t, l.a.Host, shim.Name)))
-	return &sender{name: "a container on macvlan with host_access", Host: c, addr: addr, aloof: true}
+	c.Take(l.t, l.a.Host, "mv0", fmt.Sprintf("ip addr add %s dev eth0 nodad && ip -%d route add default via %s",
+		me, map[bool]int{false: 4, true: 6}[l.v6], l.a.vtep))
+	// The host's address is behind the shim; without this entry it takes the container several requests to find it.
+	c.Sh(l.t, fmt.Sprintf("ip neigh replace %s lladdr %s dev eth0 nud permanent",
+		l.a.vtep, macOf(l.t, l.a.Host, shim.Name)))
+	return &sender{name: "a container on macvlan with host_access", Host: c, addr: addr, localOnly: true}
 }
 
-// hardware is the address of a link.
-func hardware(t *testing.T, h *kerneltest.Host, link string) string {
+// macOf returns the hardware address of a link.
+func macOf(t *testing.T, h *kerneltest.Host, link string) string {
 	t.Helper()
 	return h.Sh(t, "ip -o link show "+link+" | sed 's/.*link.ether \\([^ ]*\\).*/\\1/'")
 }
 
-// onOverlay is a container of another overlay, whose way out is the host.
+// onOverlay starts a container on another overlay, whose gateway is the host.
 func (l *lab) onOverlay() *sender {
 	l.t.Helper()
 	join(l.t, []*overlaid{l.a}, greenNet, greenVNI, 30)
-	must(l.t, l.a.Ensure(l.t.Context(), nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix("10.30.0.0/16")), nft.SubnetIn(bridge.NAT6, netip.MustParsePrefix("fd30::/64"))))
+	must(l.t, l.a.Ensure(l.t.Context(), nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix("10.30.0.0/16")),
+		nft.SubnetIn(bridge.NAT6, netip.MustParsePrefix("fd30::/64"))))
 	c := l.a.container(greenNet, 30, 3)
 	c.Sh(l.t, "ip -6 route add default via fd30::1")
 	v4, v6 := containerAddrs(30, 1, 3)
 	return &sender{name: "a container of another overlay", Host: c, addr: l.pick(v4.String()+"/16", v6.String()+"/64")}
 }
 
-// forged is what would be a frame of blue from the other host's container, but for its sender.
+// forged returns what would be a frame of blue from the other host's container, except for its source address.
 func (l *lab) forged(vni uint32, to *overlaid) []byte {
-	victim := kerneltest.Station{V4: netip.MustParseAddr(fmt.Sprintf("10.20.%d.2", to.n)), V6: netip.MustParseAddr(fmt.Sprintf("fd20::%d:2", to.n))}
+	var victim, me kerneltest.Station
+	victim.V4, victim.V6 = containerAddrs(20, to.n, 2)
 	victim.MAC, _ = net.ParseMAC(containerMAC(to.n, 2))
-	me := kerneltest.Station{V4: netip.MustParseAddr(fmt.Sprintf("10.20.%d.2", 3-to.n)), V6: netip.MustParseAddr(fmt.Sprintf("fd20::%d:2", 3-to.n))}
+	me.V4, me.V6 = containerAddrs(20, 3-to.n, 2)
 	me.MAC, _ = net.ParseMAC(forger)
 	return vxlanFrame(vni, kerneltest.Honest(me, victim)[0].Raw)
 }
 
-// A shape is how a datagram is put into packets.
+// A shape is a way to put a datagram into packets.
 type shape struct {
 	name string
 	make func(from, to netip.AddrPort, payload []byte) [][]byte
@@ -277,11 +290,14 @@ func shapes() []shape {
 		{name: "without a checksum", v4: true, make: func(from, to netip.AddrPort, p []byte) [][]byte {
 			return [][]byte{ipPacket(from.Addr(), to.Addr(), nil, 0, false, udpSegment(from, to, p, false))}
 		}},
-		{name: "behind options", make: func(from, to netip.AddrPort, p []byte) [][]byte {
-			return [][]byte{ipPacket(from.Addr(), to.Addr(), []byte{1, 1, 1, 1, 1, 1, 1, 0}, 0, false, whole(from, to, p))}
+		{name: "with options", make: func(from, to netip.AddrPort, p []byte) [][]byte {
+			options := []byte{1, 1, 1, 1, 1, 1, 1, 0}
+			return [][]byte{ipPacket(from.Addr(), to.Addr(), options, 0, false, whole(from, to, p))}
 		}},
-		{name: "in fragments", make: func(from, to netip.AddrPort, p []byte) [][]byte { return fragments(from, to, whole(from, to, p), 24) }},
-		{name: "in fragments, the first of UDP's header alone", make: func(from, to netip.AddrPort, p []byte) [][]byte {
+		{name: "in fragments", make: func(from, to netip.AddrPort, p []byte) [][]byte {
+			return fragments(from, to, whole(from, to, p), 24)
+		}},
+		{name: "in fragments after the UDP header", make: func(from, to netip.AddrPort, p []byte) [][]byte {
 			return fragments(from, to, whole(from, to, p), 8)
 		}},
 		{name: "in fragments, the last one first", make: func(from, to netip.AddrPort, p []byte) [][]byte {
@@ -297,13 +313,14 @@ func udpSegment(from, to netip.AddrPort, payload []byte, sum bool) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(8+len(payload)))
 	b = append(append(b, 0, 0), payload...)
 	if sum || to.Addr().Is6() {
-		pseudo := append(append(from.Addr().AsSlice(), to.Addr().AsSlice()...), 0, 0, byte(len(b)>>8), byte(len(b)), 0, 0, 0, unix.IPPROTO_UDP)
+		pseudo := append(from.Addr().AsSlice(), to.Addr().AsSlice()...)
+		pseudo = append(pseudo, 0, 0, byte(len(b)>>8), byte(len(b)), 0, 0, 0, unix.IPPROTO_UDP)
 		binary.BigEndian.PutUint16(b[6:], internetSum(append(pseudo, b...)))
 	}
 	return b
 }
 
-// internetSum is the Internet's checksum (RFC 1071).
+// internetSum returns the Internet checksum (RFC 1071).
 func internetSum(b []byte) uint16 {
 	var sum uint32
 	for i, c := range b {
@@ -315,8 +332,7 @@ func internetSum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// ipPacket is a packet with eight bytes of options or none, and the fragment that it is: offset in bytes, and whether
-// there are more.
+// ipPacket returns a packet with eight bytes of options or none. offset, in bytes, and more say which fragment it is.
 func ipPacket(from, to netip.Addr, options []byte, offset int, more bool, payload []byte) []byte {
 	const packetID = 0x4242
 	fragment := offset > 0 || more
@@ -328,7 +344,8 @@ func ipPacket(from, to netip.Addr, options []byte, offset int, more bool, payloa
 			bits |= 0x2000
 		}
 		h = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(h, packetID), bits)
-		h = append(append(append(append(h, 64, unix.IPPROTO_UDP, 0, 0), from.AsSlice()...), to.AsSlice()...), options...)
+		h = append(append(h, 64, unix.IPPROTO_UDP, 0, 0), from.AsSlice()...)
+		h = append(append(h, to.AsSlice()...), options...)
 		binary.BigEndian.PutUint16(h[10:], internetSum(h))
 		return append(h, payload...)
 	}
@@ -338,7 +355,8 @@ func ipPacket(from, to netip.Addr, options []byte, offset int, more bool, payloa
 		if more {
 			bits |= 1
 		}
-		payload = append(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{next, 0}, bits), packetID), payload...)
+		header := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{next, 0}, bits), packetID)
+		payload = append(header, payload...)
 		next = unix.IPPROTO_FRAGMENT
 	}
 	if len(options) > 0 {
@@ -356,7 +374,7 @@ func fragments(from, to netip.AddrPort, segment []byte, first int) [][]byte {
 	}
 }
 
-// raw sends packets as they are. What the kernel or a rule of this namespace refuses is not sent.
+// raw sends packets unchanged. What the kernel or a rule of this namespace refuses is not sent.
 func raw(h *kerneltest.Host, to netip.Addr, packets [][]byte) error {
 	return h.Do(func() error {
 		family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
@@ -377,7 +395,7 @@ func raw(h *kerneltest.Host, to netip.Addr, packets [][]byte) error {
 	})
 }
 
-// datagram sends one as any program may. What a rule refuses is not sent.
+// datagram sends a datagram as any program may. What a rule refuses is not sent.
 func datagram(h *kerneltest.Host, to netip.AddrPort, payload []byte) error {
 	return h.Do(func() error {
 		c, err := net.Dial("udp", to.String())
@@ -392,19 +410,20 @@ func datagram(h *kerneltest.Host, to netip.AddrPort, payload []byte) error {
 	})
 }
 
-// refused: after send, none of the forger's frames has been taken by a host, and honest datagrams of the same sender
-// have.
+// refused checks that after send a host has accepted none of the forger's frames, but honest datagrams of the same
+// sender.
 func (l *lab) refused(name string, s *sender, to *overlaid, send func() error) {
 	l.t.Helper()
 	before := counters(l.t, to)
 	must(l.t, send())
 	honest := netip.AddrPortFrom(to.vtep, plainPort)
-	must(l.t, datagram(s.Host, netip.AddrPortFrom(to.vtep, vxlanPort), vxlanFrame(otherVNI, l.forged(otherVNI, to)[8:])))
+	other := vxlanFrame(otherVNI, l.forged(otherVNI, to)[8:])
+	must(l.t, datagram(s.Host, netip.AddrPortFrom(to.vtep, vxlanPort), other))
 	eventually(l.t, name+": an honest datagram arrives", func() bool {
 		must(l.t, datagram(s.Host, honest, []byte("honest")))
 		return counters(l.t, to)["plain"] > before["plain"]
 	})
-	eventually(l.t, name+": a frame of a number of nobody's arrives", func() bool {
+	eventually(l.t, name+": a frame with an unknown VNI arrives", func() bool {
 		if counters(l.t, to)["others"] > before["others"] {
 			return true
 		}
@@ -412,29 +431,30 @@ func (l *lab) refused(name string, s *sender, to *overlaid, send func() error) {
 		return false
 	})
 	if l.tunneled {
-		reach(l.t, l.blue[0], "10.20.2.2", true) // what was sent before by the same way has come
+		reach(l.t, l.blue[0], "10.20.2.2", true) // what was sent before on the same path has arrived
 	}
 	if n := forgedOf(counters(l.t, to)) - forgedOf(before); n != 0 {
-		l.t.Errorf("%s: %d forged frames were taken", name, n)
+		l.t.Errorf("%s: %d forged frames were accepted", name, n)
 	}
 }
 
-// forgedOf are the forger's frames that a host took, counted where they come in or where they come out.
+// forgedOf counts the forger's frames that a host accepted, where they come in or where they come out of the VXLAN
+// device.
 func forgedOf(counts map[string]int) int { return counts["forged"] + counts["inside"] }
 
-// taken: after send the forger's frames are taken. That is the control: the frames are such that a host without rules
-// takes them.
-func (l *lab) taken(name string, to *overlaid, send func() error) {
+// accepted checks that after send the forger's frames are accepted. It is the control: a host without rules accepts
+// such frames.
+func (l *lab) accepted(name string, to *overlaid, send func() error) {
 	l.t.Helper()
 	before := counters(l.t, to)
-	eventually(l.t, name+": a forged frame is taken where no rules are", func() bool {
+	eventually(l.t, name+": a host without rules accepts a forged frame", func() bool {
 		must(l.t, send())
 		return forgedOf(counters(l.t, to)) > forgedOf(before)
 	})
 }
 
-// tries has a sender try all ways to a host.
-func (l *lab) tries(s *sender, to *overlaid, all bool) {
+// tryAll makes a sender try all ways to get a forged frame to a host.
+func (l *lab) tryAll(s *sender, to *overlaid, all bool) {
 	l.t.Helper()
 	at := netip.AddrPortFrom(l.at(to), vxlanPort)
 	frame := l.forged(blueVNI, to)
@@ -456,8 +476,8 @@ func (l *lab) tries(s *sender, to *overlaid, all bool) {
 	}
 }
 
-// past sends frames that do not pass the bridge, but come up at the port itself.
-func (l *lab) past(s *sender) {
+// bypass sends frames to reserved group addresses, which do not pass the bridge but end at the port itself.
+func (l *lab) bypass(s *sender) {
 	l.t.Helper()
 	from, at := netip.AddrPortFrom(l.at(l.b), 40000), netip.AddrPortFrom(l.at(l.a), vxlanPort)
 	packet := ipPacket(from.Addr(), at.Addr(), nil, 0, false, udpSegment(from, at, l.forged(blueVNI, l.a), true))
@@ -467,33 +487,38 @@ func (l *lab) past(s *sender) {
 	}
 	mac := s.mac
 	if mac == nil {
-		mac, _ = net.ParseMAC(hardware(l.t, s.Host, "eth0"))
+		mac, _ = net.ParseMAC(macOf(l.t, s.Host, "eth0"))
 	}
 	var frames []kerneltest.Frame
 	for group := byte(0); group <= 0x0f; group++ {
-		frames = append(frames, kerneltest.Frame{Raw: slices.Concat([]byte{1, 0x80, 0xc2, 0, 0, group}, mac, kind, packet)})
+		to := []byte{1, 0x80, 0xc2, 0, 0, group}
+		frames = append(frames, kerneltest.Frame{Raw: slices.Concat(to, mac, kind, packet)})
 	}
 	l.refused(s.name+", past the bridge", s, l.a, func() error {
 		return s.Do(func() error { return kerneltest.SendFrames("eth0", frames) })
 	})
 }
 
-// turned sends to a port that somebody's rule translates to VXLAN's, of another member or of the host.
-func (l *lab) turned(s *sender) {
+// translated sends to a port that a rule of the admin translates to the VXLAN port, of another member or of the host.
+func (l *lab) translated(s *sender) {
 	l.t.Helper()
 	cmd, to := "iptables", l.at(l.b).String()
 	if l.at(l.b).Is6() {
 		cmd, to = "ip6tables", "["+to+"]"
 	}
-	for target, how := range map[*overlaid]string{l.b: fmt.Sprintf("DNAT --to-destination %s:%d", to, vxlanPort), l.a: fmt.Sprintf("REDIRECT --to-ports %d", vxlanPort)} {
+	for target, how := range map[*overlaid]string{
+		l.b: fmt.Sprintf("DNAT --to-destination %s:%d", to, vxlanPort),
+		l.a: fmt.Sprintf("REDIRECT --to-ports %d", vxlanPort),
+	} {
 		rule := fmt.Sprintf("-p udp -d %s --dport %d -j %s", l.a.vtep, dnatPort, how)
 		l.a.Sh(l.t, fmt.Sprintf("%s -w 30 -t nat -I PREROUTING %s && %[1]s -w 30 -t nat -I OUTPUT %[2]s", cmd, rule))
 		at := netip.AddrPortFrom(l.a.vtep, dnatPort)
 		for _, who := range []*sender{s, {name: "the host", Host: l.a.Host, addr: l.a.vtep}} {
-			l.refused(fmt.Sprintf("%s, by a translated port to host %d", who.name, target.n), who, target, func() error {
+			name := fmt.Sprintf("%s, by a translated port to host %d", who.name, target.n)
+			l.refused(name, who, target, func() error {
 				return datagram(who.Host, at, l.forged(blueVNI, target))
 			})
-			l.refused(fmt.Sprintf("%s, by a translated port to host %d, from a member", who.name, target.n), who, target, func() error {
+			l.refused(name+", from a member", who, target, func() error {
 				from := netip.AddrPortFrom(l.b.vtep, 40000)
 				return raw(who.Host, at.Addr(), shapes()[0].make(from, at, l.forged(blueVNI, target)))
 			})
@@ -502,7 +527,7 @@ func (l *lab) turned(s *sender) {
 	}
 }
 
-// flows: containers of blue reach each other.
+// flows checks that the containers of blue reach each other.
 func (l *lab) flows(when string) {
 	l.t.Helper()
 	for i, c := range l.blue {
@@ -513,7 +538,7 @@ func (l *lab) flows(when string) {
 	}
 }
 
-// standsForTunnel joins the hosts by a pair of links that stands for WireGuard's.
+// standsForTunnel joins the hosts by a veth pair that stands for the WireGuard link.
 func standsForTunnel(l *lab) {
 	l.t.Helper()
 	l.a.Sh(l.t, "ip link add nyt-overlay type veth peer name tun0")
@@ -521,8 +546,9 @@ func standsForTunnel(l *lab) {
 	l.b.Sh(l.t, "ip link set tun0 name nyt-overlay")
 	for _, o := range []*overlaid{l.a, l.b} {
 		o.Sh(l.t, fmt.Sprintf("ip addr add fd99::%d/64 dev nyt-overlay nodad && ip link set nyt-overlay up", o.n))
-		// As WireGuard, it has no neighbours to look for.
-		o.Sh(l.t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && ip -6 neigh add fd99::%d lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, 3-o.n, 3-o.n))
+		// Like WireGuard, the link needs no neighbour discovery.
+		o.Sh(l.t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && "+
+			"ip -6 neigh add fd99::%d lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, 3-o.n, 3-o.n))
 		o.vtep = netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
 		must(l.t, o.Ensure(l.t.Context(), objectsOf(overlay.Encrypted(vxlanPort, blueVNI))...))
 	}
@@ -535,11 +561,13 @@ func throughWireGuard(l *lab) {
 	for _, o := range []*overlaid{l.a, l.b} {
 		key, err := overlay.NewSecret()
 		must(l.t, err)
-		devices = append(devices, overlay.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))})
+		addr := netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))
+		devices = append(devices, overlay.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: addr})
 	}
 	for i, o := range []*overlaid{l.a, l.b} {
 		other := devices[1-i]
-		peer := overlay.WireGuardPeer{Key: other.Key.Public(), Addr: other.Addr.Addr(), At: netip.AddrPortFrom([]*overlaid{l.b, l.a}[i].vtep, 14789)}
+		at := netip.AddrPortFrom([]*overlaid{l.b, l.a}[i].vtep, 14789)
+		peer := overlay.WireGuardPeer{Key: other.Key.Public(), Addr: other.Addr.Addr(), At: at}
 		must(l.t, o.Ensure(l.t.Context(), objectsOf(overlay.Encrypted(vxlanPort, blueVNI))...))
 		must(l.t, o.Ensure(l.t.Context(), devices[i], overlay.WireGuardPeers{All: []overlay.WireGuardPeer{peer}}))
 	}
@@ -548,13 +576,14 @@ func throughWireGuard(l *lab) {
 	}
 }
 
-// TestWireGuardForged is of TestVXLANForged what is another matter by a real tunnel: the guest that has one is slow.
+// TestWireGuardForged is the part of TestVXLANForged that differs with a real tunnel: the guest that has one is slow.
 func TestWireGuardForged(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)
 	l := newLab(t, true, throughWireGuard)
 	l.flows("at first")
-	docker, program := l.other("a container of Docker's bridge", "docker0"), &sender{name: "a program of the host", Host: l.a.Host, addr: l.a.vtep}
+	docker := l.other("a container of Docker's bridge", "docker0")
+	program := &sender{name: "a program of the host", Host: l.a.Host, addr: l.a.vtep}
 	for _, s := range []*sender{docker, program} {
 		at := netip.AddrPortFrom(l.at(l.b), vxlanPort)
 		l.refused(s.name, s, l.b, func() error { return datagram(s.Host, at, l.forged(blueVNI, l.b)) })
@@ -563,10 +592,10 @@ func TestWireGuardForged(t *testing.T) {
 	l.control(docker)
 }
 
-// TestVXLANForged: nothing on a host but its own VXLAN devices puts a frame into an overlay network: neither what the
-// host masquerades, of whatever manager's container or machine, nor what a program of the host sends, whatever source
-// it says and however the datagram is cut; neither on another member nor on the host itself. Datagrams that are not
-// netyard's pass, and so do frames of the network.
+// TestVXLANForged: nothing on a host but its own VXLAN devices gets a frame into an overlay, neither on another member
+// nor on the host itself. That holds for what the host masquerades, of any manager's container or virtual machine, and
+// for what a program of the host sends, with any source address and however the datagram is fragmented. Datagrams that
+// are not for netyard's networks pass, and so do frames of the network.
 func TestVXLANForged(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -596,34 +625,35 @@ func (l *lab) test() {
 	}
 	for _, s := range all {
 		for _, to := range []*overlaid{l.a, l.b} {
-			if to == l.a || !s.aloof {
-				l.tries(s, to, s == docker)
+			if to == l.a || !s.localOnly {
+				l.tryAll(s, to, s == docker)
 			}
 		}
 	}
-	l.past(docker)
-	l.past(plain)
-	l.turned(docker)
+	l.bypass(docker)
+	l.bypass(plain)
+	l.translated(docker)
 	l.flows("at last")
 	l.control(docker)
 }
 
-// control: without rules forged frames are taken.
+// control checks that hosts without rules accept the forged frames.
 func (l *lab) control(s *sender) {
 	l.t.Helper()
 	for _, o := range []*overlaid{l.a, l.b} {
 		must(l.t, o.UnloadFirewall())
 	}
 	at := netip.AddrPortFrom(l.at(l.b), vxlanPort)
-	l.taken("to another member", l.b, func() error { return datagram(s.Host, at, l.forged(blueVNI, l.b)) })
-	here := netip.AddrPortFrom(l.at(l.a), vxlanPort)
-	l.taken("to the host itself", l.a, func() error {
-		return raw(s.Host, here.Addr(), shapes()[0].make(netip.AddrPortFrom(l.at(l.b), 40000), here, l.forged(blueVNI, l.a)))
+	l.accepted("to another member", l.b, func() error { return datagram(s.Host, at, l.forged(blueVNI, l.b)) })
+	here, from := netip.AddrPortFrom(l.at(l.a), vxlanPort), netip.AddrPortFrom(l.at(l.b), 40000)
+	l.accepted("to the host itself", l.a, func() error {
+		return raw(s.Host, here.Addr(), shapes()[0].make(from, here, l.forged(blueVNI, l.a)))
 	})
 }
 
-// TestForgedOnTheLAN: on a bridge that the host's LAN is on, a container that may use any address sends no frames in
-// another member's or the host's own name, cut or whole, where nothing of it is routed. What is not netyard's passes.
+// TestForgedOnTheLAN: on a bridge to the host's LAN, where nothing is routed, a container that may use any address
+// cannot send frames with the source address of another member or the host, whole or in fragments. What is not for
+// netyard's networks passes.
 func TestForgedOnTheLAN(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {
@@ -637,7 +667,7 @@ func TestForgedOnTheLAN(t *testing.T) {
 	}
 }
 
-// overBridge makes a host reach the LAN by a bridge.
+// overBridge connects a host to the LAN through a bridge.
 func overBridge(o *overlaid, prefix string) {
 	o.t.Helper()
 	o.Sh(o.t, fmt.Sprintf("ip link add br-lan type bridge && ip addr flush dev eth0 scope global && "+
@@ -650,15 +680,21 @@ func (l *lab) onLAN(kind string) {
 	prefix := fmt.Sprintf("%s/%d", l.a.vtep, map[bool]int{false: 24, true: 120}[l.v6])
 	overBridge(l.a, prefix)
 	l.flows("over a bridge")
-	mac, me := net.HardwareAddr{2, 0x42, 0xee, 0, 0, 0x66}, netip.MustParseAddr(map[bool]string{false: "192.0.2.66", true: "2001:db8::66"}[l.v6])
-	v := bridge.Veth{Name: core.Name(core.VethPrefix, evilNet), Peer: core.Name(core.PeerPrefix, evilNet), Alias: core.Alias(evilNet, evilNet), Master: "br-lan", MTU: 1500, MAC: mac}
+	mac := net.HardwareAddr{2, 0x42, 0xee, 0, 0, 0x66}
+	me := netip.MustParseAddr(map[bool]string{false: "192.0.2.66", true: "2001:db8::66"}[l.v6])
+	v := bridge.Veth{
+		Name: core.Name(core.VethPrefix, evilNet), Peer: core.Name(core.PeerPrefix, evilNet),
+		Alias: core.Alias(evilNet, evilNet), Master: "br-lan", MTU: 1500, MAC: mac,
+	}
 	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Open: kind == "antispoof=false", LAN: true}
 	must(t, l.a.Ensure(t.Context(), append([]core.Object{v}, guard.Objects()...)...))
 	c := kerneltest.New(t)
-	c.Take(t, l.a.Host, v.Peer, fmt.Sprintf("ip addr add %s/%d dev eth0 nodad", me, map[bool]int{false: 24, true: 120}[l.v6]))
+	bits := map[bool]int{false: 24, true: 120}[l.v6]
+	c.Take(t, l.a.Host, v.Peer, fmt.Sprintf("ip addr add %s/%d dev eth0 nodad", me, bits))
 	s := &sender{name: "a container on the LAN, " + kind, Host: c, addr: me}
 	to := netip.AddrPortFrom(l.b.vtep, vxlanPort)
-	must(t, datagram(c, netip.AddrPortFrom(l.b.vtep, plainPort), []byte("who is it"))) // its neighbour is known from then on
+	// From then on the container knows the hardware address of its neighbour.
+	must(t, datagram(c, netip.AddrPortFrom(l.b.vtep, plainPort), []byte("who is it")))
 	reach(t, c, l.b.vtep.String(), true)
 	frame := l.forged(blueVNI, l.b)
 	for _, sh := range shapes() {
@@ -669,23 +705,25 @@ func (l *lab) onLAN(kind string) {
 			return raw(c, to.Addr(), sh.make(netip.AddrPortFrom(l.a.vtep, 40000), to, frame))
 		})
 	}
-	l.singly()
+	l.noOffload()
 	l.several(s, l.b, l.a.vtep)
 	l.several(s, l.a, l.b.vtep)
 	l.flows("at last")
 	must(t, l.a.UnloadFirewall())
-	l.taken(s.name, l.b, func() error {
+	l.accepted(s.name, l.b, func() error {
 		return raw(c, to.Addr(), shapes()[0].make(netip.AddrPortFrom(l.a.vtep, 40000), to, frame))
 	})
 }
 
-// TestTellsDevices: kernels that are too old are named, others are not, and this one is none of them.
+// TestTellsDevices: kernels that are too old are refused by their release, others are not, and neither is this one.
 func TestTellsDevices(t *testing.T) {
 	t.Parallel()
 	for release, old := range map[string]bool{
-		"4.18.0-553.el8": true, "5.4.0-200-generic": true, "5.6.19": true, "5.7.0": false, "5.10.0-30-amd64": false, "6.1.0": false, "unknown": false,
+		"4.18.0-553.el8": true, "5.4.0-200-generic": true, "5.6.19": true,
+		"5.7.0": false, "5.10.0-30-amd64": false, "6.1.0": false, "unknown": false,
 	} {
-		if err := kernel.TellsDevicesIn(release); (err != nil) != old || old && !strings.Contains(err.Error(), release) {
+		err := kernel.TellsDevicesIn(release)
+		if (err != nil) != old || old && !strings.Contains(err.Error(), release) {
 			t.Errorf("release %s: %v", release, err)
 		}
 	}

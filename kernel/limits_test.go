@@ -14,7 +14,7 @@ const (
 	shaperLink  = "nyi-eeeeeeeeeee"
 )
 
-// limited is an endpoint's link without a container at its other end, and its limits.
+// limited makes an endpoint's link without a container at its other end, and returns it with its limits.
 func limited(t *testing.T, h *kerneltest.Host) (bridge.Veth, bridge.Limits) {
 	t.Helper()
 	h.Sh(t, "ip link add name lan0 type bridge && ip link set lan0 up")
@@ -25,10 +25,11 @@ func limited(t *testing.T, h *kerneltest.Host) (bridge.Veth, bridge.Limits) {
 	return v, bridge.Limits{Link: limitedLink, Shaper: shaperLink, Alias: v.Alias, MTU: 1500}
 }
 
-// control is all of traffic control that a host has, and its shapers.
-func control(t *testing.T, h *kerneltest.Host) string {
+// trafficControl lists the traffic trafficControl of a host, and its shapers.
+func trafficControl(t *testing.T, h *kerneltest.Host) string {
 	t.Helper()
-	return h.Sh(t, "tc qdisc show | grep -v noqueue; tc filter show dev "+limitedLink+" ingress; ip -o link show type ifb | cut -d: -f2")
+	return h.Sh(t, "tc qdisc show | grep -v noqueue; tc filter show dev "+limitedLink+" ingress; "+
+		"ip -o link show type ifb | cut -d: -f2")
 }
 
 func compare(t *testing.T, h *kerneltest.Host, objects ...core.Object) (said []string) {
@@ -48,12 +49,12 @@ func compare(t *testing.T, h *kerneltest.Host, objects ...core.Object) (said []s
 	return said
 }
 
-// TestLimits: every set of limits follows every other by Ensure alone, and none is as if there had never been any.
+// TestLimits: Ensure alone changes any set of limits into any other, and limits of 0 leave nothing.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	v, l := limited(t, h)
-	clean := control(t, h)
+	clean := trafficControl(t, h)
 	rates := [][2]bridge.Rate{{0, 0}, {10e6, 0}, {0, 10e6}, {10e6, 20e6}, {50e6, 1e9}, {8000, 8000}, {1e12, 1e12}}
 	for _, from := range rates {
 		for _, to := range rates {
@@ -66,8 +67,8 @@ func TestLimits(t *testing.T) {
 			if said := compare(t, h, v, l); len(said) > 0 {
 				t.Errorf("from %v to %v: %v", from, to, said)
 			}
-			if got := control(t, h); l.None() && got != clean {
-				t.Errorf("from %v to none leaves:\n%s", from, got)
+			if got := trafficControl(t, h); l.None() && got != clean {
+				t.Errorf("unlimited after %v leaves:\n%s", from, got)
 			}
 		}
 	}
@@ -76,13 +77,13 @@ func TestLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := control(t, h); got != clean {
+	if got := trafficControl(t, h); got != clean {
 		t.Errorf("Remove leaves:\n%s", got)
 	}
 }
 
-// TestLimitsOfNoLink: a link that went with its sandbox leaves a shaper behind, and Remove takes it.
-func TestLimitsOfNoLink(t *testing.T) {
+// TestLimitsWithoutLink: a link that went with its sandbox leaves a shaper behind, and Remove deletes it.
+func TestLimitsWithoutLink(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	v, l := limited(t, h)
@@ -92,10 +93,10 @@ func TestLimitsOfNoLink(t *testing.T) {
 	}
 	h.Sh(t, "ip link del "+limitedLink)
 	if has, err := h.Has(); err != nil || has[v.Alias] {
-		t.Errorf("a shaper alone is taken for the endpoint's link: %v", err)
+		t.Errorf("a shaper alone counts as the endpoint's link: %v", err)
 	}
 	if err := h.Ensure(t.Context(), l); err == nil {
-		t.Error("limits of a link that is not there")
+		t.Error("limits were set on a missing link")
 	}
 	if said := strings.Join(compare(t, h), "; "); said != "stray link "+shaperLink {
 		t.Errorf("the audit says %q", said)
@@ -108,8 +109,8 @@ func TestLimitsOfNoLink(t *testing.T) {
 	}
 }
 
-// TestLimitsAudit: whatever part of limits is gone or different is told, and Ensure puts it right.
-func TestLimitsAudit(t *testing.T) {
+// TestLimitsDrift: every part of the limits that is missing or different is reported, and Ensure repairs it.
+func TestLimitsDrift(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	v, l := limited(t, h)
@@ -120,7 +121,7 @@ func TestLimitsAudit(t *testing.T) {
 		"tc filter del dev " + limitedLink + " ingress":                                                   "is not redirected to " + shaperLink,
 		"tc qdisc del dev " + shaperLink + " root":                                                        "the limit from the container (20mbit) is missing",
 		"tc qdisc change dev " + shaperLink + " root handle 6e79: tbf rate 5mbit burst 20kb limit 40kb":   "the limit from the container is 5mbit instead of 20mbit",
-		"tc qdisc change dev " + limitedLink + " root handle 6e79: tbf rate 10mbit burst 20kb limit 40kb": "has a queue of another size",
+		"tc qdisc change dev " + limitedLink + " root handle 6e79: tbf rate 10mbit burst 20kb limit 40kb": "has another queue size",
 		"ip link del " + shaperLink:                                                                       "link " + shaperLink + " is missing",
 		"tc qdisc replace dev " + limitedLink + " root handle 7: tbf rate 1mbit burst 20kb limit 40kb":    "the limit to the container (10mbit) is missing",
 	} {
@@ -140,14 +141,17 @@ func TestLimitsAudit(t *testing.T) {
 	}
 	l.Ingress, l.Egress = 0, 0
 	said := strings.Join(compare(t, h, v, l), "; ")
-	for _, want := range []string{"the limit to the container is there, and was not asked for", "the limit from the container is there", "stray link " + shaperLink} {
+	for _, want := range []string{
+		"the limit to the container is set, but not wanted", "the limit from the container is set",
+		"stray link " + shaperLink,
+	} {
 		if !strings.Contains(said, want) {
-			t.Errorf("of limits that nobody wants the audit says %q, not %q", said, want)
+			t.Errorf("of unwanted limits the audit says %q, not %q", said, want)
 		}
 	}
 }
 
-// TestLimitsLeaveOthersAlone: queues and filters of the host's owner on a link of netyard's stay.
+// TestLimitsLeaveOthersAlone: queues and filters of the admin on a link of netyard's stay.
 func TestLimitsLeaveOthersAlone(t *testing.T) {
 	t.Parallel()
 	for _, hook := range []string{"ingress", "clsact"} {
@@ -157,8 +161,9 @@ func TestLimitsLeaveOthersAlone(t *testing.T) {
 			_, l := limited(t, h)
 			h.Sh(t, "tc qdisc add dev "+limitedLink+" root handle 1: tbf rate 1mbit burst 20kb limit 40kb")
 			h.Sh(t, "tc qdisc add dev "+limitedLink+" "+hook)
-			h.Sh(t, "tc filter add dev "+limitedLink+" ingress pref 7 protocol ip u32 match ip dst 192.0.2.1/32 flowid 1:1")
-			before := control(t, h)
+			h.Sh(t, "tc filter add dev "+limitedLink+
+				" ingress pref 7 protocol ip u32 match ip dst 192.0.2.1/32 flowid 1:1")
+			before := trafficControl(t, h)
 			l.Egress = 10e6
 			for _, r := range []bridge.Rate{10e6, 0} {
 				l.Egress = r
@@ -166,7 +171,7 @@ func TestLimitsLeaveOthersAlone(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if got := control(t, h); got != before {
+			if got := trafficControl(t, h); got != before {
 				t.Errorf("before:\n%s\nafter:\n%s", before, got)
 			}
 			h.Sh(t, "ip link add name "+shaperLink+" type ifb && ip link set "+shaperLink+" alias mine")
@@ -178,7 +183,7 @@ func TestLimitsLeaveOthersAlone(t *testing.T) {
 	}
 }
 
-// TestLimitedTraffic: what is delayed arrives, on the link that it was redirected from.
+// TestLimitedTraffic: delayed packets arrive, on the link that they were redirected from.
 func TestLimitedTraffic(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -186,7 +191,7 @@ func TestLimitedTraffic(t *testing.T) {
 	c := kerneltest.New(t)
 	c.Take(t, h, "nyp-eeeeeeeeeee", "ip addr add 10.9.0.2/24 dev eth0")
 	h.Sh(t, "ip addr add 10.9.0.1/24 dev lan0")
-	l.Ingress, l.Egress = 8000, 8000 // the slowest there is carries the largest frame
+	l.Ingress, l.Egress = 8000, 8000 // the lowest rate carries the largest frame
 	if err := h.Ensure(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +208,9 @@ func TestLimitedTraffic(t *testing.T) {
 
 func TestRateString(t *testing.T) {
 	t.Parallel()
-	for r, want := range map[bridge.Rate]string{0: "unlimited", 1: "1bit", 8000: "8kbit", 1500e3: "1500kbit", 10e6: "10mbit", 1e12: "1tbit", 1e15: "1000tbit"} {
+	for r, want := range map[bridge.Rate]string{
+		0: "unlimited", 1: "1bit", 8000: "8kbit", 1500e3: "1500kbit", 10e6: "10mbit", 1e12: "1tbit", 1e15: "1000tbit",
+	} {
 		if got := r.String(); got != want {
 			t.Errorf("%d reads %s, not %s", uint64(r), got, want)
 		}

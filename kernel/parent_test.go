@@ -11,7 +11,7 @@ import (
 	"netyard/kernel/lan"
 )
 
-// faults are what is wrong with objects, in words.
+// faults returns what is wrong with objects, in words.
 func faults(t testing.TB, h *kerneltest.Host, objects ...core.Object) string {
 	t.Helper()
 	snap, err := h.Snapshot()
@@ -25,9 +25,9 @@ func faults(t testing.TB, h *kerneltest.Host, objects ...core.Object) string {
 	return strings.Join(said, "; ")
 }
 
-// TestParentShared: a VLAN link is there as long as any network wants it, also when a daemon that starts again first
-// takes one down.
-func TestParentShared(t *testing.T) {
+// TestVLANShared: a VLAN link exists as long as any network wants it, even when a restarted daemon first removes a
+// network.
+func TestVLANShared(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "vlan")
 	h := kerneltest.New(t)
@@ -54,16 +54,17 @@ func TestParentShared(t *testing.T) {
 	h.Sh(t, "ip link show eth0.50")
 	must(h.Remove(vlan("c")))
 	if out, err := h.TrySh("ip link show eth0.50"); err == nil {
-		t.Errorf("nobody wants it, and it is there: %s", out)
+		t.Errorf("no network wants the link, and it exists: %s", out)
 	}
 	h.Sh(t, "ip link add link eth0 name eth0.50 type vlan id 50")
 	must(h.Ensure(t.Context(), vlan("a")))
 	must(h.Remove(vlan("a")))
-	h.Sh(t, "ip link show eth0.50") // the host's own
+	h.Sh(t, "ip link show eth0.50") // the admin's
 }
 
-// TestParentChild: a link in a sandbox is found there, neither missed nor made again, and taken away from there.
-func TestParentChild(t *testing.T) {
+// TestChildInSandbox: a link in a sandbox is found there: it is neither reported missing nor made again, and Remove
+// deletes it there.
+func TestChildInSandbox(t *testing.T) {
 	t.Parallel()
 	h, sandbox := kerneltest.New(t), kerneltest.New(t)
 	h.Peer(t, "eth0")
@@ -71,7 +72,8 @@ func TestParentChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := lan.Child{
-		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Parent: lan.Parent{Name: "eth0"}, Kind: "macvlan", Mode: "bridge", Sandbox: sandbox.Path(),
+		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Parent: lan.Parent{Name: "eth0"}, Kind: "macvlan", Mode: "bridge",
+		Sandbox: sandbox.Path(),
 	}
 	plugged := func(want bool) {
 		t.Helper()
@@ -91,14 +93,14 @@ func TestParentChild(t *testing.T) {
 		}
 	}
 	if out, err := h.TrySh("ip link show " + c.Name); err == nil {
-		t.Errorf("a sandbox has it, and it was made again: %s", out)
+		t.Errorf("a link that a sandbox has was made again: %s", out)
 	}
 	if said := faults(t, h, c); said != "" {
-		t.Errorf("a fault where all is well: %s", said)
+		t.Errorf("a fault without a cause: %s", said)
 	}
 	sandbox.Sh(t, "ip link del eth0")
 	if said := faults(t, h, c); said != "link nyp-eeeeeeeeeee is missing from its sandbox" {
-		t.Errorf("missing, and told: %q", said)
+		t.Errorf("for a missing link the fault is %q", said)
 	}
 	if err := h.Ensure(t.Context(), c); err != nil {
 		t.Fatal(err)
@@ -112,15 +114,15 @@ func TestParentChild(t *testing.T) {
 	plugged(false)
 	c.Sandbox = filepath.Join(t.TempDir(), "gone")
 	if said := faults(t, h, c); said != "" {
-		t.Errorf("of a sandbox that is no more: %s", said)
+		t.Errorf("of a sandbox that does not exist: %s", said)
 	}
 	if err := h.Remove(c); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestParentWireless: what the kernel says of a link, and netlink does not.
-func TestParentWireless(t *testing.T) {
+// TestWirelessLink: sysfs tells a wireless link; netlink does not.
+func TestWirelessLink(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add wlan0 type veth peer name eth0")

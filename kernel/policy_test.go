@@ -35,18 +35,22 @@ func subjects() []policy.Subject {
 		{
 			Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("10.1.0.2"),
 			In: &policy.Access{Allow: []policy.Passage{
-				passage("10.1.0.9", "10.1.0.9", 6, 6, 80, 80), passage("10.1.0.9", "10.1.0.9", 17, 17, 8000, 8010), passage("10.2.0.0", "10.2.255.255", 0, 255, 0, 65535),
+				passage("10.1.0.9", "10.1.0.9", 6, 6, 80, 80),
+				passage("10.1.0.9", "10.1.0.9", 17, 17, 8000, 8010),
+				passage("10.2.0.0", "10.2.255.255", 0, 255, 0, 65535),
 			}},
 			Out: &policy.Access{},
 		},
 		{
 			Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00:1::2"),
-			Out: &policy.Access{Allow: []policy.Passage{passage("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 58, 58, 0, 65535)}},
+			Out: &policy.Access{Allow: []policy.Passage{
+				passage("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 58, 58, 0, 65535),
+			}},
 		},
 	}
 }
 
-// policed is a host whose ruleset has elements of every kind.
+// policed returns a host whose ruleset has elements of every kind.
 func policed(t *testing.T) (*kerneltest.Host, []core.Object) {
 	t.Helper()
 	h := kerneltest.New(t)
@@ -82,13 +86,14 @@ func audited(t *testing.T, h *kerneltest.Host, all []core.Object) (texts []strin
 	return texts
 }
 
-// TestPolicyElements: each kind of element is put in, compared, taken over, put back and taken out as it should be.
+// TestPolicyElements: each kind of element is added, compared, adopted, restored and removed correctly.
 func TestPolicyElements(t *testing.T) {
 	t.Parallel()
 	h, all := policed(t)
 	full := h.Sh(t, "nft list ruleset")
 	for _, want := range []string{
-		"10.1.0.2 . 10.1.0.9 . tcp . 80", "10.1.0.2 . 10.1.0.9 . udp . 8000-8010", "10.1.0.2 . 10.2.0.0/16 . 0-255 . 0-65535",
+		"10.1.0.2 . 10.1.0.9 . tcp . 80", "10.1.0.2 . 10.1.0.9 . udp . 8000-8010",
+		"10.1.0.2 . 10.2.0.0/16 . 0-255 . 0-65535",
 		`"nyv-a" . 02:42:0a:01:00:02`, `"nyv-a" . 10.1.0.2`, `"nyv-a" . fe80::42:aff:fe01:2`,
 	} {
 		if !strings.Contains(full, want) {
@@ -96,7 +101,7 @@ func TestPolicyElements(t *testing.T) {
 		}
 	}
 	if got := audited(t, h, all); len(got) > 0 {
-		t.Errorf("audit of what is as wanted: %q", got)
+		t.Errorf("audit of a correct ruleset: %q", got)
 	}
 	for element, text := range map[string]string{
 		"inet netyard allow_in4 '{ 10.1.0.2 . 10.1.0.9 . udp . 8000-8010 }'": "element { 10.1.0.2 . 10.1.0.9 . udp . 8000-8010 } of set allow_in4 is missing",
@@ -113,7 +118,7 @@ func TestPolicyElements(t *testing.T) {
 	h.Sh(t, "nft add element inet netyard allow_in4 '{ 10.1.0.3 . 10.3.0.0/16 . tcp . 1-9 }'")
 	want := "stray element { 10.1.0.3 . 10.3.0.0-10.3.255.255 . tcp . 1-9 } of set allow_in4 belongs"
 	if got := audited(t, h, all); len(got) != 1 || !strings.HasPrefix(want, got[0]) {
-		t.Errorf("audit of what somebody added: %q", got)
+		t.Errorf("audit of an added element: %q", got)
 	}
 	snap, err := h.Snapshot()
 	if err != nil {
@@ -128,7 +133,7 @@ func TestPolicyElements(t *testing.T) {
 	}
 	same(t, "removing a stray", full, h.Sh(t, "nft list ruleset"))
 
-	// A new process collects the same and loads it at once; one without records takes over what is there.
+	// A new process collects the same elements and loads them at once; one without records adopts those in the kernel.
 	h.Reopen(t)
 	if err := h.Ensure(t.Context(), guard()...); err != nil {
 		t.Fatal(err)
@@ -145,12 +150,12 @@ func TestPolicyElements(t *testing.T) {
 	if err := h.AdoptFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	same(t, "taking it over", full, h.Sh(t, "nft list ruleset"))
+	same(t, "adopting it", full, h.Sh(t, "nft list ruleset"))
 }
 
 func same(t *testing.T, act, want, got string) {
 	t.Helper()
-	parts := func(s string) []string { // in no order: the kernel lists elements as it likes
+	parts := func(s string) []string { // sorted: the kernel lists elements in any order
 		all := strings.FieldsFunc(s, func(r rune) bool { return strings.ContainsRune(",{}\n", r) })
 		for i := range all {
 			all[i] = strings.TrimSpace(all[i])
@@ -158,12 +163,13 @@ func same(t *testing.T, act, want, got string) {
 		return slices.Sorted(slices.Values(all))
 	}
 	if d := cmp.Diff(parts(want), parts(got)); d != "" {
-		t.Errorf("%s is not what was there:\n%s", act, d)
+		t.Errorf("%s changed the ruleset:\n%s", act, d)
 	}
 }
 
-// TestEnforceMoves: only what is different moves, and an element that grows takes the place of the smaller one.
-func TestEnforceMoves(t *testing.T) {
+// TestEnforceMovesOnlyChanges: Enforce changes only the elements that differ, and a larger element replaces the smaller
+// one.
+func TestEnforceMovesOnlyChanges(t *testing.T) {
 	t.Parallel()
 	h, _ := policed(t)
 	s := subjects()
@@ -172,19 +178,21 @@ func TestEnforceMoves(t *testing.T) {
 	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, s)); err != nil {
 		t.Fatal(err)
 	}
-	if out := h.Sh(t, "nft list ruleset"); !strings.Contains(out, "10.1.0.2 . 10.1.0.9 . tcp . 80-90") || strings.Contains(out, "tcp . 80,") {
+	out := h.Sh(t, "nft list ruleset")
+	if !strings.Contains(out, "10.1.0.2 . 10.1.0.9 . tcp . 80-90") || strings.Contains(out, "tcp . 80,") {
 		t.Errorf("after the change there is\n%s", out)
 	}
 	h.Sh(t, "nft flush ruleset")
-	if err := h.Enforce(t.Context(), nil); err != nil { // and it is put back, without policy
+	if err := h.Enforce(t.Context(), nil); err != nil { // the ruleset is restored, without policy
 		t.Fatal(err)
 	}
-	if out := h.Sh(t, "nft list ruleset"); strings.Contains(out, "10.1.0.9") || !strings.Contains(out, `"nyv-a" . 10.1.0.2`) {
+	out = h.Sh(t, "nft list ruleset")
+	if strings.Contains(out, "10.1.0.9") || !strings.Contains(out, `"nyv-a" . 10.1.0.2`) {
 		t.Errorf("after the flush there is\n%s", out)
 	}
 }
 
-// TestManyElements: more than a netlink message holds, put in and taken out at once.
+// TestManyElements: more elements than a netlink message holds are added and removed at once.
 func TestManyElements(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -196,9 +204,12 @@ func TestManyElements(t *testing.T) {
 	access := &policy.Access{}
 	for i := range 1000 {
 		a := netip.MustParseAddr(fmt.Sprintf("fd00::%x", 2*i))
-		access.Allow = append(access.Allow, policy.Passage{First: a, Last: a, FirstProto: 6, LastProto: 6, FirstPort: 80, LastPort: 90})
+		access.Allow = append(access.Allow, policy.Passage{
+			First: a, Last: a, FirstProto: 6, LastProto: 6, FirstPort: 80, LastPort: 90,
+		})
 	}
-	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, []policy.Subject{{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00::1:1"), In: access}})); err != nil {
+	subject := policy.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00::1:1"), In: access}
+	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, []policy.Subject{subject})); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(h.Sh(t, "nft list set inet netyard allow_in6"), "80-90"); n != 1000 {
@@ -212,13 +223,14 @@ func TestManyElements(t *testing.T) {
 	}
 }
 
-// TestAdoptPolicy: what the kernel enforces of addresses that are in no record stays over each change of policy, until
-// the records know the address: then it is as they say, also where the two would overlap.
+// TestAdoptPolicy: the policy in the kernel for addresses in no record survives each change of policy, until the
+// records know the address. Then it is as they say, even where elements would overlap.
 func TestAdoptPolicy(t *testing.T) {
 	t.Parallel()
 	h, _ := policed(t)
 	const other = "10.1.0.7"
-	h.Sh(t, "nft add element inet netyard closed_in4 '{ "+other+" }'; nft add element inet netyard allow_in4 '{ "+other+" . 10.3.0.0/16 . tcp . 1-9 }'")
+	h.Sh(t, "nft add element inet netyard closed_in4 '{ "+other+" }'; "+
+		"nft add element inet netyard allow_in4 '{ "+other+" . 10.3.0.0/16 . tcp . 1-9 }'")
 	for name, adopt := range map[string]func(*kernel.Kernel) error{
 		"the ruleset": (*kernel.Kernel).AdoptFirewall, "policy alone": (*kernel.Kernel).AdoptPolicy,
 	} {
@@ -235,17 +247,20 @@ func TestAdoptPolicy(t *testing.T) {
 		}
 		out := h.Sh(t, "nft list ruleset")
 		if strings.Count(out, other) != 2 {
-			t.Errorf("%s: of an address that nobody knows there is\n%s", name, out)
+			t.Errorf("%s: of an address in no record there is\n%s", name, out)
 		}
 	}
-	mine := policy.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: &policy.Access{Allow: []policy.Passage{{
-		First: netip.MustParseAddr("10.3.0.0"), Last: netip.MustParseAddr("10.3.0.255"), FirstProto: 6, LastProto: 6, FirstPort: 5, LastPort: 5,
-	}}}}
+	in := &policy.Access{Allow: []policy.Passage{{
+		First: netip.MustParseAddr("10.3.0.0"), Last: netip.MustParseAddr("10.3.0.255"),
+		FirstProto: 6, LastProto: 6, FirstPort: 5, LastPort: 5,
+	}}}
+	mine := policy.Subject{Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr(other), In: in}
 	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, []policy.Subject{mine})); err != nil {
 		t.Fatal(err)
 	}
-	if out := h.Sh(t, "nft list set inet netyard allow_in4"); strings.Count(out, other) != 1 || !strings.Contains(out, "tcp . 5") {
-		t.Errorf("decided otherwise:\n%s", out)
+	out := h.Sh(t, "nft list set inet netyard allow_in4")
+	if strings.Count(out, other) != 1 || !strings.Contains(out, "tcp . 5") {
+		t.Errorf("the records do not win:\n%s", out)
 	}
 	h.Sh(t, "nft add element inet netyard closed_in4 '{ 10.1.0.8 }'")
 	h.Reopen(t)
@@ -253,10 +268,11 @@ func TestAdoptPolicy(t *testing.T) {
 	if err := h.AdoptPolicy(); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Enforce(t.Context(), nil, netip.MustParseAddr(other)); err != nil { // it is known, and nothing is decided about it
+	// The records know the address, and no policy applies to it.
+	if err := h.Enforce(t.Context(), nil, netip.MustParseAddr(other)); err != nil {
 		t.Fatal(err)
 	}
 	if out := h.Sh(t, "nft list ruleset"); strings.Contains(out, other) || !strings.Contains(out, "10.1.0.8") {
-		t.Errorf("known, and free:\n%s", out)
+		t.Errorf("an address without policy:\n%s", out)
 	}
 }

@@ -28,9 +28,9 @@ func objectsOf(elements []nft.Element) (all []core.Object) {
 	return all
 }
 
-// TestEncryptedInClear: frames of an encrypted network neither leave by a link that is not the tunnel, nor are let in
-// by one, whoever they are from; those of other networks are none of it. No kernel with WireGuard is needed for that:
-// the rules do not ask for one.
+// TestEncryptedInClear: frames of an encrypted network neither leave by another link than the tunnel nor are accepted
+// from one, whoever sends them. Frames of other networks are not affected. The test needs no kernel with WireGuard,
+// since the rules need none.
 func TestEncryptedInClear(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {
@@ -41,13 +41,13 @@ func TestEncryptedInClear(t *testing.T) {
 			green := join(t, hosts, greenNet, greenVNI, 30)
 			count := onTheWire(t, hosts[0])
 			closed := objectsOf(overlay.Encrypted(vxlanPort, blueVNI))
-			for i, o := range hosts { // first the one that sends, and then the one that is sent to
+			for i, o := range hosts { // first the sender, then the receiver
 				must(t, o.Ensure(t.Context(), closed...))
 				before := count()
 				reach(t, blue[0], "10.20.2.2", false)
 				reach(t, hosts[0].Host, "fd20::2:2", false)
 				if after := count(); i == 0 && after != before {
-					t.Errorf("it left in clear: %s, and then %s", before, after)
+					t.Errorf("frames left in clear: %s, then %s", before, after)
 				}
 				reach(t, blue[1], "10.20.1.2", false)
 				reach(t, green[0], "10.30.2.2", true)
@@ -61,8 +61,8 @@ func TestEncryptedInClear(t *testing.T) {
 	}
 }
 
-// TestEncryptedByTheTunnel: by the link of that name they pass, and nothing else comes by it; when it goes, they do not
-// take another way.
+// TestEncryptedByTheTunnel: frames pass by the link of that name, and nothing else comes by it. When the link goes, the
+// frames do not take another way.
 func TestEncryptedByTheTunnel(t *testing.T) {
 	t.Parallel()
 	hosts := overlayOf(t, 2, true)
@@ -71,15 +71,17 @@ func TestEncryptedByTheTunnel(t *testing.T) {
 	a.Give(t, b.Host, "tun0")
 	b.Sh(t, "ip link set tun0 name nyt-overlay")
 	for _, o := range hosts {
-		o.Sh(t, fmt.Sprintf("ip addr add fd99::%d/64 dev nyt-overlay nodad && ip link set nyt-overlay up && ip -6 route add default via 2001:db8::%d", o.n, 3-o.n))
+		o.Sh(t, fmt.Sprintf("ip addr add fd99::%d/64 dev nyt-overlay nodad && ip link set nyt-overlay up && "+
+			"ip -6 route add default via 2001:db8::%d", o.n, 3-o.n))
 		other := netip.MustParseAddr(fmt.Sprintf("fd99::%d", 3-o.n))
-		// As WireGuard, it has no neighbours to look for.
-		o.Sh(t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && ip -6 neigh add %s lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, other, 3-o.n))
+		// Like WireGuard, the link needs no neighbour discovery.
+		o.Sh(t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && "+
+			"ip -6 neigh add %s lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, other, 3-o.n))
 		o.vtep = netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
 		must(t, o.Ensure(t.Context(), objectsOf(overlay.Encrypted(vxlanPort, blueVNI))...))
 	}
 	blue := join(t, hosts, blueNet, blueVNI, 20)
-	green := join(t, hosts, greenNet, greenVNI, 30) // in clear, and so not by the tunnel
+	green := join(t, hosts, greenNet, greenVNI, 30) // not encrypted, so not by the tunnel
 	count := onTheWire(t, a)
 	reach(t, blue[0], "10.20.2.2", true)
 	reach(t, blue[1], "fd20::1:2", true)
@@ -92,8 +94,8 @@ func TestEncryptedByTheTunnel(t *testing.T) {
 	}
 }
 
-// TestClosedEarly: on a host that has just started an overlay network is closed before anything else is known, and a
-// ruleset that is there is left alone.
+// TestClosedEarly: on a host that has just started, an overlay network is closed before anything else is known, and a
+// ruleset that exists is left alone.
 func TestClosedEarly(t *testing.T) {
 	t.Parallel()
 	for name, elements := range map[string][]nft.Element{
@@ -106,12 +108,14 @@ func TestClosedEarly(t *testing.T) {
 			closed := objectsOf(elements)
 			must(t, h.Ensure(t.Context(), nft.InterfaceIn(bridge.Bridges, "nyb-a")))
 			if out := h.Sh(t, "nft list ruleset"); out != "" {
-				t.Errorf("loaded too early:\n%s", out)
+				t.Errorf("the ruleset was loaded too early:\n%s", out)
 			}
 			must(t, h.Ensure(t.Context(), closed...))
 			out := h.Sh(t, "nft -a list table inet netyard")
-			if !strings.Contains(out, "elements = { 0x00001234 }") || !strings.Contains(out, "chain vxlan_out") || !strings.Contains(out, "nyb-a") {
-				t.Errorf("it is not closed:\n%s", out)
+			for _, want := range []string{"elements = { 0x00001234 }", "chain vxlan_out", "nyb-a"} {
+				if !strings.Contains(out, want) {
+					t.Errorf("the network is not closed, %s is missing:\n%s", want, out)
+				}
 			}
 			must(t, h.LoadFirewall())
 			h.Reopen(t)
@@ -119,13 +123,13 @@ func TestClosedEarly(t *testing.T) {
 			before := h.Sh(t, "nft -a list ruleset")
 			must(t, h.Ensure(t.Context(), closed...))
 			if after := h.Sh(t, "nft -a list ruleset"); after != before {
-				t.Errorf("a ruleset that was there is another:\n%s", after)
+				t.Errorf("an existing ruleset was changed:\n%s", after)
 			}
 		})
 	}
 }
 
-// TestSecret: a key does not get into a log.
+// TestSecret: no format prints a key.
 func TestSecret(t *testing.T) {
 	t.Parallel()
 	s, err := overlay.NewSecret()
@@ -133,7 +137,8 @@ func TestSecret(t *testing.T) {
 	w := overlay.WireGuard{Key: s, Port: 14789}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%d", "%x"} {
 		said := fmt.Sprintf(format, s) + fmt.Sprintf(format, w)
-		if strings.Contains(said, fmt.Sprintf("%d", s[0])+" "+fmt.Sprintf("%d", s[1])) || strings.Contains(said, fmt.Sprintf("%x", s[:4])) {
+		decimal, hex := fmt.Sprintf("%d %d", s[0], s[1]), fmt.Sprintf("%x", s[:4])
+		if strings.Contains(said, decimal) || strings.Contains(said, hex) {
 			t.Errorf("%s prints %s", format, said)
 		}
 	}
@@ -146,24 +151,26 @@ type tunneled struct {
 }
 
 func (s tunneled) peer() overlay.WireGuardPeer {
-	return overlay.WireGuardPeer{Key: s.wg.Key.Public(), At: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n)), 14789), Addr: s.wg.Addr.Addr()}
+	at := netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n)), 14789)
+	return overlay.WireGuardPeer{Key: s.wg.Key.Public(), At: at, Addr: s.wg.Addr.Addr()}
 }
 
-// tunnels are two hosts with keys, and nothing else yet.
+// tunnels makes two hosts with keys and no device yet.
 func tunnels(t *testing.T) (hosts []tunneled) {
 	t.Helper()
 	kerneltest.NeedsWireGuard(t)
 	for _, o := range overlayOf(t, 2, false) {
 		key, err := overlay.NewSecret()
 		must(t, err)
-		o.Sh(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1") // as many hosts have it
-		hosts = append(hosts, tunneled{o, overlay.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))}})
+		o.Sh(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1") // as on many hosts
+		addr := netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", o.n))
+		hosts = append(hosts, tunneled{o, overlay.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: addr}})
 	}
 	return hosts
 }
 
-// TestWireGuard: two hosts that have each other for peers speak; what somebody took away or altered is seen, and put
-// right; another key is taken at once; and all of it goes.
+// TestWireGuard: two hosts that are each other's peers reach each other. What somebody removed or changed is reported,
+// and Ensure repairs it; a new key takes effect at once; Remove leaves nothing.
 func TestWireGuard(t *testing.T) {
 	t.Parallel()
 	hosts := tunnels(t)
@@ -199,7 +206,8 @@ func TestWireGuard(t *testing.T) {
 			t.Errorf("after %s: %q, want %q", cmd, said, want)
 		}
 		if strings.Contains(cmd, "dummy") {
-			if err := a.Ensure(t.Context(), objects...); err == nil || !strings.Contains(err.Error(), "is not netyard's") {
+			err := a.Ensure(t.Context(), objects...)
+			if err == nil || !strings.Contains(err.Error(), "is not netyard's") {
 				t.Errorf("over somebody else's link: %v", err)
 			}
 			must(t, a.Remove(objects...))
@@ -219,12 +227,12 @@ func TestWireGuard(t *testing.T) {
 	must(t, b.Ensure(t.Context(), overlay.WireGuardPeers{All: []overlay.WireGuardPeer{a.peer()}}))
 	passes("with another key")
 	objects[1] = overlay.WireGuardPeers{}
-	if said := faults(t, a.Host, objects...); !strings.Contains(said, "1 are missing, different or nobody's") {
-		t.Errorf("a peer too many: %q", said)
+	if said := faults(t, a.Host, objects...); !strings.Contains(said, "1 missing, different or unwanted") {
+		t.Errorf("an unwanted peer: %q", said)
 	}
 	must(t, a.Ensure(t.Context(), objects...))
 	if said := faults(t, a.Host, objects...); said != "" || answers(t, a, b) {
-		t.Errorf("the peer is still one: %s", said)
+		t.Errorf("the peer is still there: %s", said)
 	}
 	snap, err := a.Snapshot()
 	must(t, err)
@@ -232,8 +240,9 @@ func TestWireGuard(t *testing.T) {
 		t.Errorf("a device that is wanted is a stray: %v", strays)
 	}
 	strays := snap.Strays(nil)
-	if !slices.ContainsFunc(strays, func(s core.Stray) bool { return s.Text == "link nyt-overlay" && s.Remove() == nil }) {
-		t.Errorf("a device that nobody wants is no stray: %v", strays)
+	removed := func(s core.Stray) bool { return s.Text == "link nyt-overlay" && s.Remove() == nil }
+	if !slices.ContainsFunc(strays, removed) {
+		t.Errorf("an unwanted device is no stray: %v", strays)
 	}
 	must(t, a.Remove(objects...))
 	if after := a.Dump(t); after != before {
@@ -241,8 +250,8 @@ func TestWireGuard(t *testing.T) {
 	}
 }
 
-// TestWireGuardAsksAgain: who asked a peer in vain need not wait for WireGuard to ask again, and who agreed with it is
-// let alone.
+// TestWireGuardAsksAgain: a peer that did not answer a handshake gets a new one before WireGuard retries, and one that
+// did is left alone.
 func TestWireGuardAsksAgain(t *testing.T) {
 	t.Parallel()
 	hosts := tunnels(t)
@@ -250,11 +259,12 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	peers := overlay.WireGuardPeers{All: []overlay.WireGuardPeer{b.peer()}}
 	must(t, a.Ensure(t.Context(), a.wg, peers))
 	must(t, b.Ensure(t.Context(), b.wg, overlay.WireGuardPeers{All: []overlay.WireGuardPeer{a.peer()}}))
-	b.Sh(t, "nft add table inet block; nft 'add chain inet block in { type filter hook input priority -10; }'; nft add rule inet block in udp dport 14789 counter drop")
+	b.Sh(t, "nft add table inet block; nft 'add chain inet block in { type filter hook input priority -10; }'; "+
+		"nft add rule inet block in udp dport 14789 counter drop")
 	start := time.Now()
 	got := func(n int) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("the other got no %d packets", n), func() bool {
+		eventually(t, fmt.Sprintf("the other host has got %d packets", n), func() bool {
 			m := regexp.MustCompile(`packets (\d+)`).FindStringSubmatch(b.Sh(t, "nft list table inet block"))
 			have, err := strconv.Atoi(m[1])
 			return err == nil && have >= n
@@ -264,44 +274,45 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	got(1)
 	before := a.WireGuardPeer(t)
 	must(t, overlay.AskAgain(a.Handle, peers.All, start))
-	if now := a.WireGuardPeer(t); now.TransmitBytes > before.TransmitBytes { // it counts anew when it is set anew
-		t.Errorf("the peer that did not answer was not set anew: %+v, and before %+v", now, before)
+	// The counter starts at 0 when the peer is added anew.
+	if now := a.WireGuardPeer(t); now.TransmitBytes > before.TransmitBytes {
+		t.Errorf("the peer that did not answer was not reset: %+v, and before %+v", now, before)
 	}
 	got(2)
 	b.Sh(t, "nft delete table inet block")
 
-	agreed := func(since time.Time) wgtypes.Peer {
+	handshake := func(since time.Time) wgtypes.Peer {
 		t.Helper()
 		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 			if p := a.WireGuardPeer(t); p.LastHandshakeTime.After(since) {
 				return p
 			}
 		}
-		t.Fatal("they do not agree")
+		t.Fatal("no handshake")
 		return wgtypes.Peer{}
 	}
 	must(t, overlay.AskAgain(a.Handle, peers.All, start))
-	first := agreed(start)
+	first := handshake(start)
 	must(t, overlay.AskAgain(a.Handle, peers.All, start))
 	must(t, overlay.AskAgain(a.Handle, nil, time.Now()))
-	if now := a.WireGuardPeer(t); now.ReceiveBytes < first.ReceiveBytes || !now.LastHandshakeTime.Equal(first.LastHandshakeTime) {
-		t.Errorf("a peer that had agreed, or was not meant, was put in anew: %+v, and before %+v", now, first)
+	now := a.WireGuardPeer(t)
+	if now.ReceiveBytes < first.ReceiveBytes || !now.LastHandshakeTime.Equal(first.LastHandshakeTime) {
+		t.Errorf("a peer with a handshake, or not asked for, was reset: %+v, and before %+v", now, first)
 	}
 	must(t, overlay.AskAgain(a.Handle, peers.All, time.Now()))
-	agreed(first.LastHandshakeTime)
+	handshake(first.LastHandshakeTime)
 	if said := faults(t, a.Host, a.wg, peers); said != "" {
-		t.Errorf("when it has been asked again: %s", said)
+		t.Errorf("after another handshake: %s", said)
 	}
 }
 
-// answers says whether b gets what a sends through the tunnel, where only frames of encrypted networks are let in.
+// answers reports whether b receives what a sends through the tunnel, which lets in only frames of encrypted networks.
 func answers(t *testing.T, a, b tunneled) bool {
 	t.Helper()
-	element := objectsOf(overlay.Encrypted(vxlanPort, blueVNI))
-	must(t, b.Ensure(t.Context(), append(element, objectsOf(overlay.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
-	defer func() {
-		must(t, b.Remove(append(element, objectsOf(overlay.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()}))...)...))
-	}()
+	vteps := overlay.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()})
+	elements := objectsOf(append(overlay.Encrypted(vxlanPort, blueVNI), vteps...))
+	must(t, b.Ensure(t.Context(), elements...))
+	defer func() { must(t, b.Remove(elements...)) }()
 	var l net.PacketConn
 	must(t, b.Do(func() (err error) {
 		l, err = net.ListenPacket("udp", netip.AddrPortFrom(b.wg.Addr.Addr(), vxlanPort).String())
@@ -315,7 +326,7 @@ func answers(t *testing.T, a, b tunneled) bool {
 				return err
 			}
 			_, err = c.Write(vxlanFrame(blueVNI, []byte("a frame")))
-			_ = err // without a peer it is refused, in whatever words
+			_ = err // without a peer it is refused, with any error
 			return c.Close()
 		}))
 		_ = l.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
@@ -326,7 +337,7 @@ func answers(t *testing.T, a, b tunneled) bool {
 	return false
 }
 
-// TestWireGuardPort: a port that another has is refused by its number, and nothing of the device stays.
+// TestWireGuardPort: a port in use is refused by its number, and nothing of the device stays.
 func TestWireGuardPort(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)
@@ -336,14 +347,15 @@ func TestWireGuardPort(t *testing.T) {
 	var l net.PacketConn
 	must(t, h.Do(func() (err error) { l, err = net.ListenPacket("udp4", ":14789"); return err }))
 	w := overlay.WireGuard{Key: key, Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}
-	if err := h.Ensure(t.Context(), w); err == nil || !strings.Contains(err.Error(), "UDP port 14789 is in use; overlay.wireguard_port can be another") {
-		t.Errorf("a port that is taken: %v", err)
+	const inUse = "UDP port 14789 is in use; set overlay.wireguard_port to another"
+	if err := h.Ensure(t.Context(), w); err == nil || !strings.Contains(err.Error(), inUse) {
+		t.Errorf("a port in use: %v", err)
 	}
 	w.Port = 14790
 	must(t, h.Ensure(t.Context(), w))
-	w.Port = 14789 // now of a device that is up
-	if err := h.Ensure(t.Context(), w); err == nil || !strings.Contains(err.Error(), "UDP port 14789 is in use") {
-		t.Errorf("a port that is taken: %v", err)
+	w.Port = 14789 // now for a device that is up
+	if err := h.Ensure(t.Context(), w); err == nil || !strings.Contains(err.Error(), inUse) {
+		t.Errorf("a port in use: %v", err)
 	}
 	must(t, l.Close())
 	kerneltest.Released(t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(h.Handle, "udp") }, 14789)
@@ -351,7 +363,7 @@ func TestWireGuardPort(t *testing.T) {
 	must(t, h.Remove(w))
 }
 
-// TestNoWireGuard: a kernel without it says so; one with it does not.
+// TestNoWireGuard: on a kernel without WireGuard, Encrypts says so and leaves nothing.
 func TestNoWireGuard(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -362,11 +374,12 @@ func TestNoWireGuard(t *testing.T) {
 		if !strings.Contains(err.Error(), "this kernel has no WireGuard") {
 			t.Errorf("%v", err)
 		}
-		if err := h.Ensure(t.Context(), overlay.WireGuard{Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}); err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard") {
-			t.Errorf("a device all the same: %v", err)
+		w := overlay.WireGuard{Port: 14789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}
+		if said := fmt.Sprint(h.Ensure(t.Context(), w)); !strings.Contains(said, "this kernel has no WireGuard") {
+			t.Errorf("a device all the same: %s", said)
 		}
 	}
 	if after := h.Dump(t); after != before {
-		t.Errorf("asking left something:\n%s", after)
+		t.Errorf("Encrypts left something:\n%s", after)
 	}
 }

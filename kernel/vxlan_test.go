@@ -25,7 +25,7 @@ const (
 	greenNet          = "bbbbbbbbbbbb2222"
 )
 
-// An overlaid is a host of an overlay, with containers on it.
+// An overlaid is a host of an overlay.
 type overlaid struct {
 	*kerneltest.Host
 	t    testing.TB
@@ -47,12 +47,14 @@ func overlayOf(t testing.TB, hosts int, v6 bool) (all []*overlaid) {
 	lan := kerneltest.New(t)
 	lan.Sh(t, "ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
 	for n := 1; n <= hosts; n++ {
-		o := &overlaid{Host: lan.Peer(t, fmt.Sprint("p", n)), t: t, n: n, v6: v6, vtep: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})}
+		o := &overlaid{Host: lan.Peer(t, fmt.Sprint("p", n)), t: t, n: n, v6: v6}
+		o.vtep = netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})
 		if v6 {
 			o.vtep = netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", n))
 		}
 		lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
-		o.Sh(t, fmt.Sprintf("ip addr add %s/%d dev eth0 nodad 2>/dev/null || ip addr add %s/24 dev eth0", o.vtep, o.vtep.BitLen()-8, o.vtep))
+		o.Sh(t, fmt.Sprintf("ip addr add %s/%d dev eth0 nodad 2>/dev/null || ip addr add %s/24 dev eth0",
+			o.vtep, o.vtep.BitLen()-8, o.vtep))
 		o.ShareTables()
 		must(t, o.LoadFirewall())
 		all = append(all, o)
@@ -60,8 +62,8 @@ func overlayOf(t testing.TB, hosts int, v6 bool) (all []*overlaid) {
 	return all
 }
 
-// bridge is a network of a number, with a host's own address and the gateway's: subnet is 20 for 10.20.0.0/16 and
-// fd20::/64.
+// bridge returns the objects of a network with a VNI, with the host's own address and the gateway's. subnet is 20 for
+// 10.20.0.0/16 and fd20::/64.
 func (o *overlaid) bridge(id string, vni uint32, subnet int) (objects []core.Object) {
 	br, x := core.Name(core.BridgePrefix, id), core.Name(core.VXLANPrefix, id)
 	alias, mtu := core.Alias(id, ""), 1450
@@ -76,13 +78,14 @@ func (o *overlaid) bridge(id string, vni uint32, subnet int) (objects []core.Obj
 		overlay.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", subnet))},
 		overlay.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("fd%d::1", subnet))},
 		overlay.VXLAN{Name: x, Alias: alias, Master: br, VNI: vni, Local: o.vtep, Port: vxlanPort, MTU: mtu},
-		nft.InterfaceIn(bridge.Bridges, br).For(id), nft.InterfaceIn(bridge.Own, br, br).For(id), nft.InterfaceIn(bridge.Talk, br, br).For(id),
+		nft.InterfaceIn(bridge.Bridges, br).For(id), nft.InterfaceIn(bridge.Own, br, br).For(id),
+		nft.InterfaceIn(bridge.Talk, br, br).For(id),
 	}
 }
 
 func hostMAC(n int) string { return fmt.Sprintf("02:00:00:00:ff:%02x", n) }
 
-// container starts one; its addresses are those of subnet that end with host and number.
+// container starts a container; its addresses are those of subnet that end with the numbers of host and container.
 func (o *overlaid) container(id string, subnet, number int) *kerneltest.Host {
 	o.t.Helper()
 	eid := fmt.Sprintf("%d%d%d", subnet, o.n, number) + strings.Repeat("e", 12)
@@ -97,8 +100,9 @@ func (o *overlaid) container(id string, subnet, number int) *kerneltest.Host {
 	}
 	v4, v6 := containerAddrs(subnet, o.n, number)
 	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{v4, v6}}
-	must(o.t, o.Ensure(o.t.Context(), append([]core.Object{v, bridge.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
-	if said := faults(o.t, o.Host, v, bridge.StaticPort{Link: v.Name, MAC: mac}); said != "" {
+	port := bridge.StaticPort{Link: v.Name, MAC: mac}
+	must(o.t, o.Ensure(o.t.Context(), append([]core.Object{v, port}, guard.Objects()...)...))
+	if said := faults(o.t, o.Host, v, port); said != "" {
 		o.t.Error(said)
 	}
 	c := kerneltest.New(o.t)
@@ -110,10 +114,11 @@ func (o *overlaid) container(id string, subnet, number int) *kerneltest.Host {
 func containerMAC(host, number int) string { return fmt.Sprintf("02:42:00:00:%02x:%02x", host, number) }
 
 func containerAddrs(subnet, host, number int) (v4, v6 netip.Addr) {
-	return netip.MustParseAddr(fmt.Sprintf("10.%d.%d.%d", subnet, host, number)), netip.MustParseAddr(fmt.Sprintf("fd%d::%d:%d", subnet, host, number))
+	return netip.MustParseAddr(fmt.Sprintf("10.%d.%d.%d", subnet, host, number)),
+		netip.MustParseAddr(fmt.Sprintf("fd%d::%d:%d", subnet, host, number))
 }
 
-// peersOf are a host's own addresses and those of its first container, as the other hosts know them.
+// peersOf returns a host's own addresses and those of its first container, as peers for the other hosts.
 func (o *overlaid) peersOf(subnet int) (all []overlay.Peer) {
 	add := func(addr, mac string) {
 		hw, _ := net.ParseMAC(mac)
@@ -127,7 +132,7 @@ func (o *overlaid) peersOf(subnet int) (all []overlay.Peer) {
 	return all
 }
 
-// join makes a network on all hosts, which know of each other, with a container on each.
+// join makes a network on all hosts, which have each other as peers, with a container on each.
 func join(t testing.TB, hosts []*overlaid, id string, vni uint32, subnet int) (containers []*kerneltest.Host) {
 	t.Helper()
 	for _, o := range hosts {
@@ -155,10 +160,12 @@ func join(t testing.TB, hosts []*overlaid, id string, vni uint32, subnet int) (c
 	return containers
 }
 
-// onTheWire counts VXLAN packets that a host sends.
+// onTheWire counts the VXLAN packets that a host sends.
 func onTheWire(t *testing.T, o *overlaid) func() string {
 	t.Helper()
-	o.Sh(t, "nft add table netdev count; nft 'add chain netdev count out { type filter hook egress device eth0 priority 0; }'; nft 'add rule netdev count out udp dport 4789 counter'")
+	o.Sh(t, "nft add table netdev count; "+
+		"nft 'add chain netdev count out { type filter hook egress device eth0 priority 0; }'; "+
+		"nft 'add rule netdev count out udp dport 4789 counter'")
 	return func() string { return o.Sh(t, "nft list chain netdev count out | grep -o 'packets [0-9]*'") }
 }
 
@@ -170,7 +177,7 @@ func reach(t *testing.T, from *kerneltest.Host, to string, want bool) {
 }
 
 // TestVXLAN: containers and hosts of a network reach each other over the underlay, IPv4 and IPv6, and those of another
-// network do not; nothing but frames for known peers is on the wire.
+// network do not. Only frames for known peers are on the wire.
 func TestVXLAN(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {
@@ -185,7 +192,7 @@ func TestVXLAN(t *testing.T) {
 					if i != j {
 						reach(t, c, v4.String(), true)
 						reach(t, c, v6.String(), true)
-						reach(t, hosts[i].Host, v4.String(), true) // by its own address: the gateway's is here, too
+						reach(t, hosts[i].Host, v4.String(), true) // from its own address, not the gateway's
 						reach(t, hosts[i].Host, v6.String(), true)
 					}
 				}
@@ -198,30 +205,35 @@ func TestVXLAN(t *testing.T) {
 			reach(t, green[0], "10.20.1.2", false)
 			full := fmt.Sprint("ping -c1 -W2 -M do -s ", map[bool]int{false: 1450, true: 1430}[v6]-28, " 10.20.2.2")
 			blue[0].Sh(t, "for i in 1 2 3 4 5; do "+full+" && exit; done; exit 1")
-			quiet(t, hosts, blue)
+			unknownStays(t, hosts, blue)
 			if t.Failed() {
-				t.Log(hosts[0].Sh(t, "ip addr; bridge fdb show dev nyx-aaaaaaaaaaa; ip neigh show dev nyx-aaaaaaaaaaa; nft list ruleset"))
+				t.Log(hosts[0].Sh(t, "ip addr; bridge fdb show dev nyx-aaaaaaaaaaa; "+
+					"ip neigh show dev nyx-aaaaaaaaaaa; nft list ruleset"))
 			}
 		})
 	}
 }
 
-// quiet: what is for nobody that is known stays on the host.
-func quiet(t *testing.T, hosts []*overlaid, blue []*kerneltest.Host) {
+// unknownStays checks that frames for unknown addresses stay on the host.
+func unknownStays(t *testing.T, hosts []*overlaid, blue []*kerneltest.Host) {
 	t.Helper()
 	count := onTheWire(t, hosts[0])
 	me := kerneltest.Station{V4: netip.MustParseAddr("10.20.1.2"), V6: netip.MustParseAddr("fd20::1:2")}
 	me.MAC, _ = net.ParseMAC(containerMAC(1, 2))
-	nobody := kerneltest.Station{V4: netip.MustParseAddr("10.20.9.9"), V6: netip.MustParseAddr("fd20::9:9"), MAC: net.HardwareAddr{2, 0x42, 9, 9, 9, 9}}
-	frames := kerneltest.Honest(me, nobody) // to an unknown address, and to everybody
+	unknown := kerneltest.Station{
+		V4: netip.MustParseAddr("10.20.9.9"), V6: netip.MustParseAddr("fd20::9:9"),
+		MAC: net.HardwareAddr{2, 0x42, 9, 9, 9, 9},
+	}
+	frames := kerneltest.Honest(me, unknown) // unicast to an unknown address, and broadcast
 	must(t, blue[0].Do(func() error { return kerneltest.SendFrames("eth0", frames) }))
 	for _, cmd := range []string{
-		"ping -c2 -i0.2 -W1 10.20.9.9", "ping -c2 -i0.2 -W1 fd20::9:9", "ping -b -c2 -i0.2 -W1 10.20.255.255", "ping -c2 -i0.2 -W1 ff02::1%eth0", "ping -c2 -i0.2 -W1 224.0.0.1",
+		"ping -c2 -i0.2 -W1 10.20.9.9", "ping -c2 -i0.2 -W1 fd20::9:9", "ping -b -c2 -i0.2 -W1 10.20.255.255",
+		"ping -c2 -i0.2 -W1 ff02::1%eth0", "ping -c2 -i0.2 -W1 224.0.0.1",
 	} {
 		_, _ = blue[0].TrySh(cmd)
 	}
 	if got := count(); got != "packets 0" {
-		t.Errorf("on the wire, for nobody: %s", got)
+		t.Errorf("frames for unknown addresses on the wire: %s", got)
 	}
 	reach(t, blue[0], "10.20.2.2", true)
 	if got := count(); got == "packets 0" {
@@ -229,13 +241,12 @@ func quiet(t *testing.T, hosts []*overlaid, blue []*kerneltest.Host) {
 	}
 }
 
-// vxlanFrame is what an injector sends: a frame to a container, inside VXLAN.
+// vxlanFrame is the payload that an injector sends: a frame to a container, inside VXLAN.
 func vxlanFrame(vni uint32, inner []byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{0x08, 0, 0, 0}, vni<<8), inner...)
 }
 
-// TestVXLANInjection: of what somebody sends who is no member, or for another network than the one he is on, nothing
-// arrives.
+// TestVXLANInjection: frames from a host that is no member, or for a network that the host is not on, do not arrive.
 func TestVXLANInjection(t *testing.T) {
 	t.Parallel()
 	for _, v6 := range []bool{false, true} {
@@ -244,13 +255,13 @@ func TestVXLANInjection(t *testing.T) {
 			hosts := overlayOf(t, 4, v6) // the fourth is no member; the third is on green only
 			blue := join(t, hosts[:2], blueNet, blueVNI, 20)
 			join(t, []*overlaid{hosts[0], hosts[2]}, greenNet, greenVNI, 30)
-			for _, o := range hosts[1:] { // they send what they like, as machines do that netyard is not on
+			for _, o := range hosts[1:] { // they can send anything, as machines without netyard
 				must(t, o.UnloadFirewall())
 			}
-			victim, me := kerneltest.Station{V4: netip.MustParseAddr("10.20.1.2")}, kerneltest.Station{V4: netip.MustParseAddr("10.20.2.2")}
+			victim := kerneltest.Station{V4: netip.MustParseAddr("10.20.1.2"), V6: netip.MustParseAddr("fd20::1:2")}
+			me := kerneltest.Station{V4: netip.MustParseAddr("10.20.2.2"), V6: netip.MustParseAddr("fd20::2:2")}
 			victim.MAC, _ = net.ParseMAC(containerMAC(1, 2))
 			me.MAC, _ = net.ParseMAC(containerMAC(2, 2))
-			victim.V6, me.V6 = netip.MustParseAddr("fd20::1:2"), netip.MustParseAddr("fd20::2:2")
 			frames := kerneltest.Honest(me, victim)[:1]
 			for name, c := range map[string]struct {
 				from *overlaid
@@ -258,10 +269,10 @@ func TestVXLANInjection(t *testing.T) {
 				many int
 				want int
 			}{
-				"a member":                          {hosts[1], blueVNI, 200, 200},
-				"nobody":                            {hosts[3], blueVNI, 1000, 0},
-				"a member of another network":       {hosts[2], blueVNI, 1000, 0},
-				"a member, with a number of nobody": {hosts[1], 0x9999, 1000, 0},
+				"a member":                      {hosts[1], blueVNI, 200, 200},
+				"no member":                     {hosts[3], blueVNI, 1000, 0},
+				"a member of another network":   {hosts[2], blueVNI, 1000, 0},
+				"a member, with an unknown VNI": {hosts[1], 0x9999, 1000, 0},
 			} {
 				var capture *kerneltest.Capture
 				must(t, blue[0].Do(func() (err error) { capture, err = kerneltest.NewCapture("eth0"); return err }))
@@ -275,7 +286,7 @@ func TestVXLANInjection(t *testing.T) {
 						if _, err := conn.Write(vxlanFrame(c.vni, frames[0].Raw)); err != nil {
 							return err
 						}
-						time.Sleep(100 * time.Microsecond) // not more than queues hold
+						time.Sleep(100 * time.Microsecond) // or queues overflow
 					}
 					return nil
 				}))
@@ -295,8 +306,8 @@ func TestVXLANInjection(t *testing.T) {
 	}
 }
 
-// TestVXLANHeals: what somebody took away or altered is seen, and put right.
-func TestVXLANHeals(t *testing.T) {
+// TestVXLANDrift: what somebody removed or changed is reported, and Ensure repairs it.
+func TestVXLANDrift(t *testing.T) {
 	t.Parallel()
 	hosts := overlayOf(t, 2, false)
 	join(t, hosts, blueNet, blueVNI, 20)
@@ -307,18 +318,18 @@ func TestVXLANHeals(t *testing.T) {
 		"ip link set nyx-aaaaaaaaaaa nomaster":                                                                                     "is not a port of bridge nyb-aaaaaaaaaaa",
 		"ip link set nyx-aaaaaaaaaaa down":                                                                                         "is down",
 		"ip link set nyx-aaaaaaaaaaa mtu 1300":                                                                                     "has MTU 1300 instead of 1450",
-		"bridge link set dev nyx-aaaaaaaaaaa learning on":                                                                          "learns",
-		"bridge link set dev nyx-aaaaaaaaaaa flood off":                                                                            "does not get what is for others",
-		"ip link set nyb-aaaaaaaaaaa type bridge mcast_snooping 1":                                                                 "snoops multicast",
+		"bridge link set dev nyx-aaaaaaaaaaa learning on":                                                                          "learns addresses",
+		"bridge link set dev nyx-aaaaaaaaaaa flood off":                                                                            "does not receive unknown unicast",
+		"ip link set nyb-aaaaaaaaaaa type bridge mcast_snooping 1":                                                                 "has multicast snooping on",
 		"sysctl -qw net.ipv6.conf.nyx-aaaaaaaaaaa.disable_ipv6=1":                                                                  "disable_ipv6",
-		"bridge fdb del " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa":                                                            "2 are missing or different",
-		"bridge fdb replace " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa dst 192.0.2.9":                                          "2 are missing or different",
-		"ip neigh del 10.20.2.2 dev nyx-aaaaaaaaaaa":                                                                               "1 are missing or different, 10.20.2.2 among them",
-		"ip neigh flush dev nyx-aaaaaaaaaaa nud permanent":                                                                         "4 are missing or different",
-		"bridge fdb add 02:00:00:00:00:99 dev nyx-aaaaaaaaaaa dst 192.0.2.9":                                                       "1 entries are of nobody",
-		"ip neigh add 10.20.9.9 lladdr 02:00:00:00:00:99 dev nyx-aaaaaaaaaaa":                                                      "1 entries are of nobody",
+		"bridge fdb del " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa":                                                            "2 missing or different",
+		"bridge fdb replace " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa dst 192.0.2.9":                                          "2 missing or different",
+		"ip neigh del 10.20.2.2 dev nyx-aaaaaaaaaaa":                                                                               "1 missing or different, including 10.20.2.2",
+		"ip neigh flush dev nyx-aaaaaaaaaaa nud permanent":                                                                         "4 missing or different",
+		"bridge fdb add 02:00:00:00:00:99 dev nyx-aaaaaaaaaaa dst 192.0.2.9":                                                       "1 entries of no peer",
+		"ip neigh add 10.20.9.9 lladdr 02:00:00:00:00:99 dev nyx-aaaaaaaaaaa":                                                      "1 entries of no peer",
 		"ip addr del 10.20.0.1/32 dev nyb-aaaaaaaaaaa":                                                                             "gateway address 10.20.0.1 on nyb-aaaaaaaaaaa is missing",
-		"ip -6 addr change fd20::1/128 dev nyb-aaaaaaaaaaa preferred_lft forever":                                                  "is one that the host speaks by",
+		"ip -6 addr change fd20::1/128 dev nyb-aaaaaaaaaaa preferred_lft forever":                                                  "is not deprecated: the host may use it as source",
 		"ip link del nyx-aaaaaaaaaaa && ip link add nyx-aaaaaaaaaaa type vxlan id 7 dstport 4789 local 192.0.2.1 nolearning proxy": "carry|is not netyard's",
 	} {
 		o.Sh(t, cmd)
@@ -328,13 +339,13 @@ func TestVXLANHeals(t *testing.T) {
 		}
 		must(t, o.Ensure(t.Context(), objects...))
 		if said := faults(t, o.Host, objects...); said != "" {
-			t.Errorf("after %s it is not put right: %s", cmd, said)
+			t.Errorf("after %s it is not repaired: %s", cmd, said)
 		}
 	}
 	must(t, o.Remove(objects...))
 	must(t, o.Remove(objects...))
 	if out, err := o.TrySh("ip link show nyx-aaaaaaaaaaa"); err == nil {
-		t.Errorf("it is still there: %s", out)
+		t.Errorf("the device still exists: %s", out)
 	}
 	o.Sh(t, "ip link add nyx-aaaaaaaaaaa type bridge && ip link set nyx-aaaaaaaaaaa alias mine")
 	must(t, o.Ensure(t.Context(), objects[0]))
@@ -343,7 +354,7 @@ func TestVXLANHeals(t *testing.T) {
 	}
 }
 
-// TestVXLANStray: a device that no network wants is found, and goes.
+// TestVXLANStray: a device that no network wants is reported as a stray and removed.
 func TestVXLANStray(t *testing.T) {
 	t.Parallel()
 	hosts := overlayOf(t, 1, false)
@@ -366,11 +377,11 @@ func TestVXLANStray(t *testing.T) {
 		}
 	}
 	if out, err := o.TrySh("ip link show nyx-aaaaaaaaaaa"); err == nil {
-		t.Errorf("it is still there: %s", out)
+		t.Errorf("the device still exists: %s", out)
 	}
 }
 
-// TestPeers: many at once, and then what changes; the device has them all and no others.
+// TestPeers: many peers are set at once, and then changed; the device has all of them and no others.
 func TestPeers(t *testing.T) {
 	t.Parallel()
 	hosts := overlayOf(t, 1, false)
@@ -380,7 +391,8 @@ func TestPeers(t *testing.T) {
 	const many = 10000
 	peer := func(i, host int) overlay.Peer {
 		return overlay.Peer{
-			Addr: netip.AddrFrom4([4]byte{10, 20, byte(1 + i/250), byte(2 + i%250)}), MAC: net.HardwareAddr{2, 0x42, 0, byte(i >> 16), byte(i >> 8), byte(i)},
+			Addr: netip.AddrFrom4([4]byte{10, 20, byte(1 + i/250), byte(2 + i%250)}),
+			MAC:  net.HardwareAddr{2, 0x42, 0, byte(i >> 16), byte(i >> 8), byte(i)},
 			VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(host)}),
 		}
 	}
@@ -397,36 +409,42 @@ func TestPeers(t *testing.T) {
 	start := time.Now()
 	must(t, o.Ensure(t.Context(), all))
 	fresh := time.Since(start)
-	right("all of them")
+	right("after all were set")
 	start = time.Now()
 	must(t, o.Ensure(t.Context(), all))
-	t.Logf("%d peers told in %s, compared in %s", many, fresh, time.Since(start))
+	t.Logf("%d peers set in %s, compared in %s", many, fresh, time.Since(start))
 
 	moved, gone := peer(5, 77), peer(6, 2)
 	all.All[5] = moved
 	all.All = append(all.All[:6:6], all.All[7:]...)
-	must(t, overlay.ChangePeers(t.Context(), o.Handle, link, []overlay.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC}))
-	right("after a change")
-	must(t, overlay.ChangePeers(t.Context(), o.Handle, link, []overlay.Peer{moved}, []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC})) // twice is once
-	right("after the same change")
+	addrs, macs := []netip.Addr{gone.Addr}, []net.HardwareAddr{gone.MAC}
+	for _, when := range []string{"after a change", "after the same change again"} {
+		must(t, overlay.ChangePeers(t.Context(), o.Handle, link, []overlay.Peer{moved}, addrs, macs))
+		right(when)
+	}
 
 	some := overlay.Peers{Link: link, All: all.All[:10], Partial: true}
 	if said := faults(t, o.Host, some); said != "" {
-		t.Errorf("some of them: %s", said)
+		t.Errorf("a partial list of peers: %s", said)
 	}
 	must(t, o.Ensure(t.Context(), some))
-	right("when only some are known")
+	right("after a partial list")
 
-	bad := overlay.Peer{Addr: peer(many, 2).Addr, MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}, VTEP: netip.MustParseAddr("2001:db8::1")} // of the other family
+	bad := overlay.Peer{
+		Addr: peer(many, 2).Addr, MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1},
+		VTEP: netip.MustParseAddr("2001:db8::1"), // of the other family
+	}
 	good := peer(many+1, 2)
-	if err := overlay.ChangePeers(t.Context(), o.Handle, link, []overlay.Peer{bad, good}, nil, nil); err == nil || !strings.Contains(err.Error(), bad.MAC.String()) {
-		t.Errorf("what the kernel does not take: %v", err)
+	err := overlay.ChangePeers(t.Context(), o.Handle, link, []overlay.Peer{bad, good}, nil, nil)
+	if err == nil || !strings.Contains(err.Error(), bad.MAC.String()) {
+		t.Errorf("a peer that the kernel refuses: %v", err)
 	}
 	out := o.Sh(t, "bridge fdb show dev "+link)
 	if !strings.Contains(out, good.MAC.String()) || bytes.Contains([]byte(out), []byte("2001:db8")) {
-		t.Errorf("the others have to be told all the same")
+		t.Errorf("the other peers are not set:\n%s", out)
 	}
-	if err := overlay.ChangePeers(t.Context(), o.Handle, "nyx-bbbbbbbbbbb", []overlay.Peer{good}, nil, nil); err == nil {
-		t.Error("a device that is not there was told")
+	err = overlay.ChangePeers(t.Context(), o.Handle, "nyx-bbbbbbbbbbb", []overlay.Peer{good}, nil, nil)
+	if err == nil {
+		t.Error("peers of a missing device were set")
 	}
 }

@@ -1,5 +1,5 @@
-// Package bridge is about bridges and their ports: the links, their rate limits, the guard of what a port may send,
-// and what bridges know of their ports.
+// Package bridge makes bridges and their ports: the links, their rate limits, the guard that checks what a port may
+// send, and the view of what bridges know of their ports.
 package bridge
 
 import (
@@ -16,17 +16,18 @@ import (
 	"netyard/kernel/rule"
 )
 
-// The guard of ports: what a container sends has to come from the addresses its endpoint was given. It stands in the
-// bridge family, before anything else sees the frame, and is closed for a port nothing is known of.
+// The port guard drops what a container sends from addresses other than those of its endpoint. It works in the bridge
+// family, before anything else sees the frame, and fails closed: a port without elements can send nothing.
 const (
-	// MACs has the hardware address of each port.
+	// MACs holds (port, hardware address): what each port may send from.
 	MACs rule.SetName = "macs"
-	// Addrs4 and Addrs6 have the addresses of each port; IPv6's link-local one is among them.
+	// Addrs4 and Addrs6 hold (port, address): what each port may send from. IPv6 includes the link-local address.
 	Addrs4 rule.SetName = "addrs4"
 	Addrs6 rule.SetName = "addrs6"
-	// Unguarded has the ports that may use any address (antispoof=false).
+	// Unguarded holds the ports that may use any address (antispoof=false).
 	Unguarded rule.SetName = "unguarded"
-	// LAN has the ports on bridges of the host's owner: addresses there may come from others than netyard.
+	// LAN holds the ports that are bound to their hardware address only: on a host bridge, others than netyard assign
+	// addresses, and a container that is a gateway forwards packets of others.
 	LAN rule.SetName = "lan"
 )
 
@@ -41,18 +42,19 @@ func guardSets() []rule.Set {
 	}
 }
 
-// A PortGuard is what a port of a bridge may send.
+// A PortGuard is what a bridge port may send.
 type PortGuard struct {
 	Port  string
 	MAC   net.HardwareAddr
 	Addrs []netip.Addr
-	// Open lets it use any address.
+	// Open ports may use any address.
 	Open bool
-	// LAN binds it to its hardware address only.
+	// LAN ports are bound to their hardware address only.
 	LAN bool
 }
 
-// Objects are the elements that make it so. The addresses are there for an open port, too: a policy may bind it.
+// Objects returns the set elements of the guard. They include the addresses of an open port, too, since a policy may
+// bind the port to them.
 func (g PortGuard) Objects() []core.Object {
 	objects := []core.Object{nft.NewElement(guardSets(), MACs, rule.IfName(g.Port)+string(g.MAC)+"\x00\x00", "")}
 	for _, a := range append(g.Addrs[:len(g.Addrs):len(g.Addrs)], core.LinkLocal(g.MAC)) {
@@ -71,124 +73,164 @@ func (g PortGuard) Objects() []core.Object {
 	return objects
 }
 
-// NDNeighbourAnswer is a neighbour advertisement (RFC 4861).
-const NDNeighbourAnswer = 136
+// NDNeighbourAdvert is the ICMPv6 type of a neighbour advertisement (RFC 4861).
+const NDNeighbourAdvert = 136
 
 const (
 	icmpRedirect = 5 // RFC 792
 
 	// RFC 4861
-	ndRouterSolicit = 133
-	ndRouterAdvert  = 134
-	ndNeighbourAsk  = 135
-	ndRedirect      = 137
-	mldReport       = 143 // RFC 3810
+	ndRouterSolicit    = 133
+	ndRouterAdvert     = 134
+	ndNeighbourSolicit = 135
+	ndRedirect         = 137
+	mldReport          = 143 // RFC 3810
 
 	dhcpServer, dhcpClient, dhcp6Server = 67, 68, 547 // RFC 2131, RFC 8415
 )
 
-// GuardChains decide about every frame that enters a bridge by a port of netyard's: one comparison for all others.
-// Their priority is that of destination NAT in this family, since br_netfilter (0) and conntrack (-200) shall not see
-// what is dropped.
+// GuardChains returns the chains that check every frame which enters a bridge by a port of netyard's. A frame from any
+// other port costs only the comparison of the port's name. Their priority is that of destination NAT in this family, so
+// that br_netfilter (0) and conntrack (-200) never see what is dropped.
 func GuardChains(b rule.Book) []rule.Chain {
-	free := rule.Join(b.IIF(Unguarded, false), b.IIF(Bound, true))
-	lan := rule.Join(b.IIF(LAN, false), b.IIF(Bound, true))
+	unchecked := rule.Join(b.IIF(Unguarded, false), b.IIF(Bound, true))
 	return []rule.Chain{
 		{
 			Name: "guard", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting,
 			Priority: nftables.ChainPriorityRef(-300), Rules: []rule.Rule{
-				rule.New("what containers send", rule.IfNamePrefix(expr.MetaKeyIIFNAME, core.VethPrefix), rule.Jump("port")),
-				rule.New("frames of overlays that came behind others", rule.IfNamePrefix(expr.MetaKeyIIFNAME, core.VXLANPrefix), suspected(), rule.Drop()),
+				rule.New("check frames from containers", fromPort(core.VethPrefix), rule.Jump("port")),
+				rule.New("drop overlay frames hidden behind another datagram",
+					fromPort(core.VXLANPrefix), suspected(), rule.Drop()),
 			},
 		},
 		{Name: "port", Rules: []rule.Rule{
-			rule.New("antispoof=false, and no policy", free, rule.GoTo("roles")),
-			rule.New("hardware address", b.PortKey(MACs, true, expr.PayloadBaseLLHeader, 6, 6), rule.Drop()),
-			rule.New("IPv4", onWire(unix.ETH_P_IP), rule.GoTo("ipv4")),
-			rule.New("IPv6", onWire(unix.ETH_P_IPV6), readable(), rule.GoTo("ipv6")),
-			rule.New("ARP", onWire(unix.ETH_P_ARP), rule.GoTo("arp")),
-			rule.New("drop what cannot be checked: tags, other protocols, IPv6 headers cut by a fragment", rule.Drop()),
+			rule.New("antispoof=false and no egress policy: skip the address checks", unchecked, rule.GoTo("roles")),
+			rule.New("drop spoofed source MAC address",
+				b.PortKey(MACs, true, expr.PayloadBaseLLHeader, 6, 6), rule.Drop()),
+			rule.New("check IPv4", outerEtherType(unix.ETH_P_IP), rule.GoTo("ipv4")),
+			rule.New("check IPv6", outerEtherType(unix.ETH_P_IPV6), readable(), rule.GoTo("ipv6")),
+			rule.New("check ARP", outerEtherType(unix.ETH_P_ARP), rule.GoTo("arp")),
+			rule.New("drop what cannot be checked: VLAN tags, other protocols, IPv6 header chains cut by a fragment",
+				rule.Drop()),
 		}},
 		{Name: "roles", Rules: roleRules(b)},
-		{Name: "ipv4", Rules: slices.Concat([]rule.Rule{
-			rule.New("no redirects", rule.ICMPType(unix.IPPROTO_ICMP, icmpRedirect), rule.Drop()),
-			rule.New("no DHCP servers", rule.UDPPort(0, dhcpServer), rule.Drop()),
-			rule.New("own address", b.PortKey(Addrs4, false, expr.PayloadBaseNetworkHeader, 12, 4), rule.Back()),
-		}, forged(b, false), []rule.Rule{
-			rule.New("the LAN gives addresses", lan, rule.Back()),
-			rule.New("DHCP clients have none yet", rule.Zero(12, 4), rule.UDPPort(0, dhcpClient), rule.UDPPort(2, dhcpServer), rule.Back()),
-			rule.New("no other source", rule.Drop()),
-		})},
-		{Name: "ipv6", Rules: slices.Concat([]rule.Rule{
-			rule.New("neighbour discovery", rule.L4proto(unix.IPPROTO_ICMPV6), rule.Jump("nd")),
-			rule.New("no DHCPv6 servers", rule.UDPPort(0, dhcp6Server), rule.Drop()),
-			rule.New("own address, IPv6", b.PortKey(Addrs6, false, expr.PayloadBaseNetworkHeader, 8, 16), rule.Back()),
-		}, forged(b, true), []rule.Rule{
-			rule.New("the LAN gives addresses, IPv6", lan, rule.Back()),
-		}, unspecified())},
+		{Name: "ipv4", Rules: ipv4Rules(b)},
+		{Name: "ipv6", Rules: ipv6Rules(b)},
 		{Name: "nd", Rules: ndRules(b)},
-		{Name: "arp", Rules: []rule.Rule{
-			rule.New("Ethernet and IPv4", rule.Payload(expr.PayloadBaseNetworkHeader, 0, "\x00\x01\x08\x00\x06\x04", expr.CmpOpNeq), rule.Drop()),
-			rule.New("hardware address of the sender", b.PortKey(MACs, true, expr.PayloadBaseNetworkHeader, 8, 6), rule.Drop()),
-			rule.New("address of the sender", b.PortKey(Addrs4, false, expr.PayloadBaseNetworkHeader, 14, 4), rule.Back()),
-			rule.New("the LAN gives addresses, ARP", b.IIF(LAN, false), rule.Back()),
-			rule.New("probes come from nobody", rule.Zero(14, 4), rule.Back()), // RFC 5227
-			rule.New("no other sender", rule.Drop()),
-		}},
+		{Name: "arp", Rules: arpRules(b)},
 	}
 }
 
-// OnPorts drop what comes up on a port itself, not on its bridge: frames to reserved group addresses (br_handle_frame,
-// net/bridge/br_input.c). No chain of the bridge family sees all of them. ARP is off on ports of containers.
+// fromPort matches frames from a port whose name begins with prefix.
+func fromPort(prefix string) []expr.Any { return rule.IfNamePrefix(expr.MetaKeyIIFNAME, prefix) }
+
+// OnPorts returns the rules that drop what ends at a port itself and not at its bridge: frames to reserved group
+// addresses (br_handle_frame, net/bridge/br_input.c). No chain of the bridge family sees all of them. ARP needs no
+// rule, since it is off on the ports of containers.
 func OnPorts() []rule.Rule {
 	return []rule.Rule{
-		rule.New("drop what bypasses the bridge of a container", rule.IfNamePrefix(expr.MetaKeyIIFNAME, core.VethPrefix), rule.Drop()),
-		rule.New("drop what bypasses the bridge of an overlay", rule.IfNamePrefix(expr.MetaKeyIIFNAME, core.VXLANPrefix), rule.Drop()),
+		rule.New("drop what bypasses the bridge of a container", fromPort(core.VethPrefix), rule.Drop()),
+		rule.New("drop what bypasses the bridge of an overlay", fromPort(core.VXLANPrefix), rule.Drop()),
 	}
 }
 
-// BeforeDefragmentation is NF_IP_PRI_RAW_BEFORE_DEFRAG (linux/netfilter_ipv4.h): what is dropped takes no part in
-// anybody's fragments.
+// BeforeDefragmentation is NF_IP_PRI_RAW_BEFORE_DEFRAG (linux/netfilter_ipv4.h). A packet that is dropped there never
+// becomes part of a reassembled one.
 func BeforeDefragmentation() *nftables.ChainPriority { return nftables.ChainPriorityRef(-450) }
 
-// roleRules drop what a router says, and what could have that inside unseen. Of several tags the kernel takes off the
-// first only before it looks, and a receiver all of VLAN 0 (__netif_receive_skb_core, net/core/dev.c).
+// roleRules drop what only a router sends, and frames in which that could be hidden. Of several VLAN tags the kernel
+// removes only the first one before these rules, while a receiver removes all tags of VLAN 0 (__netif_receive_skb_core,
+// net/core/dev.c).
 func roleRules(b rule.Book) []rule.Rule {
 	snap := func(organization byte) []expr.Any { // RFC 1042, and IEEE 802.1H
 		header := string([]byte{0xaa, 0xaa, 3, 0, 0, organization})
-		return rule.Join(rule.EtherType(unix.ETH_P_802_2), rule.Payload(expr.PayloadBaseNetworkHeader, 0, header, expr.CmpOpEq))
+		return rule.Join(rule.EtherType(unix.ETH_P_802_2),
+			rule.Payload(expr.PayloadBaseNetworkHeader, 0, header, expr.CmpOpEq))
 	}
 	const bridgeTunnel = 0xf8
 	v6 := rule.EtherType(unix.ETH_P_IPV6)
-	return slices.Concat(forged(b, false), forged(b, true), []rule.Rule{
-		rule.New("drop redirects", rule.ICMPType(unix.IPPROTO_ICMP, icmpRedirect), rule.Drop()),
+	return slices.Concat(forgedRules(b, false), forgedRules(b, true), []rule.Rule{
+		rule.New("drop ICMP redirects", rule.ICMPType(unix.IPPROTO_ICMP, icmpRedirect), rule.Drop()),
 		rule.New("accept other IPv4", rule.EtherType(unix.ETH_P_IP), rule.Accept()),
 		rule.New("drop router advertisements", rule.ICMPType(unix.IPPROTO_ICMPV6, ndRouterAdvert), rule.Drop()),
-		rule.New("drop IPv6 redirects", rule.ICMPType(unix.IPPROTO_ICMPV6, ndRedirect), rule.Drop()),
-		rule.New("accept other IPv6 whose headers can be read", v6, readable(), rule.Accept()),
-		rule.New("drop IPv6 headers cut by a fragment", v6, rule.Drop()),
-		rule.New("drop several tags", rule.EtherType(unix.ETH_P_8021Q), rule.Drop()),
-		rule.New("drop several tags, 802.1ad", rule.EtherType(unix.ETH_P_8021AD), rule.Drop()),
-		rule.New("drop IP in LLC", snap(0), rule.Drop()),
-		rule.New("drop IP in LLC, 802.1H", snap(bridgeTunnel), rule.Drop()),
+		rule.New("drop ICMPv6 redirects", rule.ICMPType(unix.IPPROTO_ICMPV6, ndRedirect), rule.Drop()),
+		rule.New("accept other IPv6 with a complete header chain", v6, readable(), rule.Accept()),
+		rule.New("drop IPv6 header chains cut by a fragment", v6, rule.Drop()),
+		rule.New("drop frames with several VLAN tags", rule.EtherType(unix.ETH_P_8021Q), rule.Drop()),
+		rule.New("drop frames with several VLAN tags, 802.1ad", rule.EtherType(unix.ETH_P_8021AD), rule.Drop()),
+		rule.New("drop IP inside LLC and SNAP", snap(0), rule.Drop()),
+		rule.New("drop IP inside LLC and SNAP, 802.1H", snap(bridgeTunnel), rule.Drop()),
 	})
 }
 
-// unspecified lets a host that has no address yet say what it may say without: router and neighbour solicitation
-// (RFC 4861, 4.1, 4.3) and the groups it listens to (RFC 3590).
-func unspecified() (rules []rule.Rule) {
+// lanAddress matches ports whose IP source address is not checked, since the LAN assigns it.
+func lanAddress(b rule.Book) []expr.Any { return rule.Join(b.IIF(LAN, false), b.IIF(Bound, true)) }
+
+// ipv4Rules check the source address of IPv4, and drop what only a router or a DHCP server sends.
+func ipv4Rules(b rule.Book) []rule.Rule {
+	const base, source, size = expr.PayloadBaseNetworkHeader, 12, 4 // RFC 791
+	return slices.Concat([]rule.Rule{
+		rule.New("drop ICMP redirects", rule.ICMPType(unix.IPPROTO_ICMP, icmpRedirect), rule.Drop()),
+		rule.New("drop DHCP server messages", rule.UDPPort(0, dhcpServer), rule.Drop()),
+		rule.New("accept own source address", b.PortKey(Addrs4, false, base, source, size), rule.Back()),
+	}, forgedRules(b, false), []rule.Rule{
+		rule.New("accept any source: the LAN assigns addresses", lanAddress(b), rule.Back()),
+		rule.New("accept DHCP requests without a source address",
+			rule.Zero(source, size), rule.UDPPort(0, dhcpClient), rule.UDPPort(2, dhcpServer), rule.Back()),
+		rule.New("drop spoofed source address", rule.Drop()),
+	})
+}
+
+// ipv6Rules do the same for IPv6, and have neighbour discovery checked.
+func ipv6Rules(b rule.Book) []rule.Rule {
+	const base, source, size = expr.PayloadBaseNetworkHeader, 8, 16 // RFC 8200
+	return slices.Concat([]rule.Rule{
+		rule.New("check neighbour discovery", rule.L4proto(unix.IPPROTO_ICMPV6), rule.Jump("nd")),
+		rule.New("drop DHCPv6 server messages", rule.UDPPort(0, dhcp6Server), rule.Drop()),
+		rule.New("accept own source address, IPv6", b.PortKey(Addrs6, false, base, source, size), rule.Back()),
+	}, forgedRules(b, true), []rule.Rule{
+		rule.New("accept any source: the LAN assigns addresses, IPv6", lanAddress(b), rule.Back()),
+	}, unspecifiedRules())
+}
+
+// arpRules check the sender's addresses in the body of ARP.
+func arpRules(b rule.Book) []rule.Rule {
+	const (
+		base               = expr.PayloadBaseNetworkHeader
+		hardware, protocol = 8, 14 // offsets of the sender's addresses (RFC 826)
+		ethernetIPv4       = "\x00\x01\x08\x00\x06\x04"
+	)
+	return []rule.Rule{
+		rule.New("drop ARP other than for IPv4 over Ethernet",
+			rule.Payload(base, 0, ethernetIPv4, expr.CmpOpNeq), rule.Drop()),
+		rule.New("drop ARP with spoofed sender MAC address", b.PortKey(MACs, true, base, hardware, 6), rule.Drop()),
+		rule.New("accept ARP with own sender address", b.PortKey(Addrs4, false, base, protocol, 4), rule.Back()),
+		rule.New("accept ARP with any sender address: the LAN assigns addresses", b.IIF(LAN, false), rule.Back()),
+		rule.New("accept ARP probes", rule.Zero(protocol, 4), rule.Back()), // RFC 5227
+		rule.New("drop ARP with spoofed sender address", rule.Drop()),
+	}
+}
+
+// unspecifiedRules accept what a host without an address may send: router and neighbour solicitation (RFC 4861, 4.1,
+// 4.3) and reports of the groups it listens to (RFC 3590). They drop every other source.
+func unspecifiedRules() (rules []rule.Rule) {
 	for _, c := range []struct {
 		kind byte
 		text string
-	}{{ndRouterSolicit, "asks for a router"}, {ndNeighbourAsk, "probes an address"}, {mldReport, "joins groups"}} {
-		rules = append(rules, rule.New("who has no address yet "+c.text, rule.Zero(8, 16), rule.ICMPType(unix.IPPROTO_ICMPV6, c.kind), rule.Back()))
+	}{
+		{ndRouterSolicit, "router solicitations"},
+		{ndNeighbourSolicit, "address probes"},
+		{mldReport, "multicast reports"},
+	} {
+		rules = append(rules, rule.New("accept "+c.text+" without a source address",
+			rule.Zero(8, 16), rule.ICMPType(unix.IPPROTO_ICMPV6, c.kind), rule.Back()))
 	}
-	return append(rules, rule.New("no other source, IPv6", rule.Drop()))
+	return append(rules, rule.New("drop spoofed source address, IPv6", rule.Drop()))
 }
 
-// ndRules check what neighbour discovery says in its body: the address it is about and the hardware address in its
-// option. That option has to be the only one, and no extension header may stand before (RFC 6980 for fragments): the
-// offsets are fixed.
+// ndRules check the body of neighbour discovery: the address that it is about, and the hardware address in its option.
+// The option has to be the only one, and no extension header may precede the message (RFC 6980 for fragments), since
+// the rules read fixed offsets.
 func ndRules(b rule.Book) []rule.Rule {
 	const (
 		base                 = expr.PayloadBaseTransportHeader
@@ -199,36 +241,45 @@ func ndRules(b rule.Book) []rule.Rule {
 	long := func(n byte) []expr.Any {
 		return rule.Payload(expr.PayloadBaseNetworkHeader, 4, string([]byte{0, n}), expr.CmpOpEq)
 	}
-	// own: the option at that offset is of that kind and has the port's own hardware address.
+	// own matches a message whose option at that offset is of that kind and has the port's own hardware address.
 	own := func(offset uint32, option string) []expr.Any {
-		return rule.Join(long(byte(offset+size)), rule.Payload(base, offset, option, expr.CmpOpEq), b.PortKey(MACs, false, base, offset+2, 6))
+		return rule.Join(long(byte(offset+size)), rule.Payload(base, offset, option, expr.CmpOpEq),
+			b.PortKey(MACs, false, base, offset+2, 6))
 	}
 	others := rule.Join(b.PortKey(Addrs6, true, base, 8, 16), b.IIF(LAN, true), rule.Drop())
 	return []rule.Rule{
-		rule.New("no router advertisements", kind(ndRouterAdvert), rule.Drop()),
-		rule.New("no IPv6 redirects", kind(ndRedirect), rule.Drop()),
-		rule.New("what is no neighbour discovery",
+		rule.New("drop router advertisements", kind(ndRouterAdvert), rule.Drop()),
+		rule.New("drop ICMPv6 redirects", kind(ndRedirect), rule.Drop()),
+		rule.New("continue with other ICMPv6",
 			[]expr.Any{
 				&expr.Payload{DestRegister: 1, Base: base, Offset: 0, Len: 1},
-				&expr.Range{Op: expr.CmpOpNeq, Register: 1, FromData: []byte{ndRouterSolicit}, ToData: []byte{NDNeighbourAnswer}},
+				&expr.Range{
+					Op: expr.CmpOpNeq, Register: 1,
+					FromData: []byte{ndRouterSolicit}, ToData: []byte{NDNeighbourAdvert},
+				},
 			}, rule.Back()),
-		rule.New("later fragments, of what is no neighbour discovery", laterFragment(), rule.Back()),
-		rule.New("nothing in between", rule.Payload(expr.PayloadBaseNetworkHeader, 6, "\x3a", expr.CmpOpNeq), rule.Drop()),
-		rule.New("a router is asked for", kind(ndRouterSolicit), long(rs), rule.Back()),
-		rule.New("a router is asked for, by hardware address", kind(ndRouterSolicit), own(rs, source), rule.Back()),
-		rule.New("only own addresses are probed", kind(ndNeighbourAsk), rule.Zero(8, 16), others),
-		rule.New("only own addresses are answered for", kind(NDNeighbourAnswer), others),
-		rule.New("a probe with a nonce", kind(ndNeighbourAsk), rule.Zero(8, 16), long(ns+size), rule.Back()), // RFC 7527
-		rule.New("a neighbour is asked for", kind(ndNeighbourAsk), long(ns), rule.Back()),
-		rule.New("a neighbour is asked for, by hardware address", kind(ndNeighbourAsk), own(ns, source), rule.Back()),
-		rule.New("a neighbour is answered", kind(NDNeighbourAnswer), long(ns), rule.Back()),
-		rule.New("a neighbour is answered, with hardware address", kind(NDNeighbourAnswer), own(ns, target), rule.Back()),
-		rule.New("no other neighbour discovery", rule.Drop()),
+		rule.New("continue with later fragments of other ICMPv6", laterFragment(), rule.Back()),
+		rule.New("drop neighbour discovery behind extension headers",
+			rule.Payload(expr.PayloadBaseNetworkHeader, 6, "\x3a", expr.CmpOpNeq), rule.Drop()),
+		rule.New("continue with router solicitations", kind(ndRouterSolicit), long(rs), rule.Back()),
+		rule.New("continue with router solicitations with own MAC address",
+			kind(ndRouterSolicit), own(rs, source), rule.Back()),
+		rule.New("drop address probes for others' addresses", kind(ndNeighbourSolicit), rule.Zero(8, 16), others),
+		rule.New("drop neighbour advertisements of others' addresses", kind(NDNeighbourAdvert), others),
+		rule.New("continue with address probes with a nonce", // RFC 7527
+			kind(ndNeighbourSolicit), rule.Zero(8, 16), long(ns+size), rule.Back()),
+		rule.New("continue with neighbour solicitations", kind(ndNeighbourSolicit), long(ns), rule.Back()),
+		rule.New("continue with neighbour solicitations with own MAC address",
+			kind(ndNeighbourSolicit), own(ns, source), rule.Back()),
+		rule.New("continue with neighbour advertisements", kind(NDNeighbourAdvert), long(ns), rule.Back()),
+		rule.New("continue with neighbour advertisements with own MAC address",
+			kind(NDNeighbourAdvert), own(ns, target), rule.Back()),
+		rule.New("drop other neighbour discovery", rule.Drop()),
 	}
 }
 
-// readable matches IPv6 of which the chain of headers can be followed to the protocol. In a first fragment it may end
-// before that, and then what the receiver puts together was seen by nobody (RFC 7112).
+// readable matches IPv6 packets whose header chain can be followed to the upper-layer protocol. In a first fragment the
+// chain may end before that, and then no rule has seen what the receiver reassembles (RFC 7112).
 func readable() []expr.Any {
 	const reserved = 255 // RFC 5237: no protocol
 	return []expr.Any{
@@ -237,8 +288,8 @@ func readable() []expr.Any {
 	}
 }
 
-// laterFragment matches fragments of IPv6 but the first (RFC 8200, section 4.5). No receiver puts together what lacks
-// its first.
+// laterFragment matches IPv6 fragments other than the first one (RFC 8200, section 4.5). No receiver reassembles a
+// packet that lacks its first fragment, and a first fragment with neighbour discovery is dropped.
 func laterFragment() []expr.Any {
 	const next, header, offset = 6, 44, 40 + 2
 	return append(rule.Payload(expr.PayloadBaseNetworkHeader, next, string([]byte{header}), expr.CmpOpEq),
@@ -247,9 +298,9 @@ func laterFragment() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}})
 }
 
-// onWire matches the type that stands in the frame: that of a tag, where there is one. Meta's protocol is what is
-// behind the first tag.
-func onWire(t uint16) []expr.Any {
+// outerEtherType matches the EtherType in the frame itself: that of the tag, where there is one. meta protocol is the
+// type behind the first tag.
+func outerEtherType(t uint16) []expr.Any {
 	const at = 12
 	return rule.Payload(expr.PayloadBaseLLHeader, at, string([]byte{byte(t >> 8), byte(t)}), expr.CmpOpEq)
 }

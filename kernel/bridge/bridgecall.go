@@ -9,12 +9,12 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Call makes br_netfilter take what is bridged to the chains of the inet family, on this bridge, whatever
-// net.bridge.bridge-nf-call-iptables says for all of them (BROPT_NF_CALL_IPTABLES, net/bridge/br_netfilter_hooks.c).
+// A Call makes br_netfilter pass the frames of one bridge to the chains of the inet family, whatever
+// net.bridge.bridge-nf-call-iptables says for all bridges (BROPT_NF_CALL_IPTABLES, net/bridge/br_netfilter_hooks.c).
 // Only kernels without nf_conntrack_bridge need it.
 type Call struct {
 	Name    string
-	Foreign bool // somebody else's: looked at and not altered
+	Foreign bool // not netyard's bridge: checked and never changed
 }
 
 // String names the setting.
@@ -26,8 +26,8 @@ func (b Call) Ensure(k *core.Handle) error {
 		return err
 	}
 	if b.Foreign {
-		return fmt.Errorf("enforce policy on the host's bridge %s: this kernel has no nf_conntrack_bridge, and neither %s nor "+
-			"net.bridge.bridge-nf-call-iptables is on", b.Name, b)
+		return fmt.Errorf("enforce policy on the host's bridge %s: this kernel has no nf_conntrack_bridge, and "+
+			"neither %s nor net.bridge.bridge-nf-call-iptables is on; turn one of them on", b.Name, b)
 	}
 	if err := setBridgeCalls(k, b.Name); err != nil {
 		return fmt.Errorf("turn on %s (this kernel has no nf_conntrack_bridge; is br_netfilter loaded?): %w", b, err)
@@ -35,11 +35,11 @@ func (b Call) Ensure(k *core.Handle) error {
 	return nil
 }
 
-func (Call) Remove(*core.Handle) error { return nil } // it goes with the bridge
+func (Call) Remove(*core.Handle) error { return nil } // it is removed with the bridge
 
 func (b Call) Check(s *core.View) []string {
 	if s.Links[b.Name] == nil {
-		return nil // that the bridge is missing is said by the bridge
+		return nil // the bridge reports that it is missing
 	}
 	on, err := bridgeCalls(s.Handle, b.Name)
 	if err != nil {
@@ -51,7 +51,7 @@ func (b Call) Check(s *core.View) []string {
 	return nil
 }
 
-// bridgeCalls says whether frames of both families are taken there.
+// bridgeCalls reports whether br_netfilter passes the frames of a bridge on, for both families.
 func bridgeCalls(k *core.Handle, bridge string) (bool, error) {
 	all := true
 	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
@@ -69,35 +69,35 @@ func bridgeCalls(k *core.Handle, bridge string) (bool, error) {
 	err = k.Inside(func() error {
 		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(link.Attrs().Index) //nolint:gosec // an index of the kernel's
+		msg.Index = int32(link.Attrs().Index) //nolint:gosec // an index from the kernel
 		req.AddData(msg)
 		answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 		if err != nil {
-			return fmt.Errorf("look at bridge %s: %w", bridge, err)
+			return fmt.Errorf("read settings of bridge %s: %w", bridge, err)
 		}
 		for _, a := range answers {
-			own = own || callsOf(a)
+			own = own || callsIn(a)
 		}
 		return nil
 	})
 	return own, err
 }
 
-// callsOf finds the two settings in a link's message.
-func callsOf(msg []byte) bool {
+// callsIn reports whether a link's netlink message has both settings on.
+func callsIn(msg []byte) bool {
 	found := map[uint16]bool{}
-	each(msg[unix.SizeofIfInfomsg:], unix.IFLA_LINKINFO, func(info []byte) {
-		each(info, nl.IFLA_INFO_DATA, func(data []byte) {
+	eachAttr(msg[unix.SizeofIfInfomsg:], unix.IFLA_LINKINFO, func(info []byte) {
+		eachAttr(info, nl.IFLA_INFO_DATA, func(data []byte) {
 			for _, kind := range []uint16{nl.IFLA_BR_NF_CALL_IPTABLES, nl.IFLA_BR_NF_CALL_IP6TABLES} {
-				each(data, kind, func(v []byte) { found[kind] = len(v) > 0 && v[0] != 0 })
+				eachAttr(data, kind, func(v []byte) { found[kind] = len(v) > 0 && v[0] != 0 })
 			}
 		})
 	})
 	return found[nl.IFLA_BR_NF_CALL_IPTABLES] && found[nl.IFLA_BR_NF_CALL_IP6TABLES]
 }
 
-// each calls f with the attributes of a kind.
-func each(raw []byte, kind uint16, f func([]byte)) {
+// eachAttr calls f with the value of each attribute of a kind.
+func eachAttr(raw []byte, kind uint16, f func([]byte)) {
 	attrs, err := nl.ParseRouteAttr(raw)
 	if err != nil {
 		return
@@ -117,7 +117,7 @@ func setBridgeCalls(k *core.Handle, bridge string) error {
 	return k.Inside(func() error {
 		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(link.Attrs().Index) //nolint:gosec // an index of the kernel's
+		msg.Index = int32(link.Attrs().Index) //nolint:gosec // an index from the kernel
 		req.AddData(msg)
 		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))

@@ -13,22 +13,23 @@ import (
 )
 
 const (
-	// limitMark is "ny". As the handle of a qdisc and the preference of a filter it tells netyard's from others'.
+	// limitMark is "ny". It is the handle of netyard's qdiscs and the preference of its filters, and tells them from
+	// those of others.
 	limitMark   = 0x6e79
 	limitHandle = limitMark << 16
 
-	// A queue lets through at once what the rate carries in burstTime: a timer that is late by less costs nothing. What
-	// would have to wait for longer than queueTime is dropped; that is as late as a full queue makes a packet.
+	// A queue sends at once what the rate carries in burstTime, so a timer that fires late by less costs nothing. It
+	// drops what would have to wait longer than queueTime: a full queue delays a packet by that much.
 	burstTime = 10e-3
 	queueTime = 100e-3
-	// frameSlack is what a frame has beside what an MTU counts: addresses, type, two VLAN tags.
+	// frameSlack is what a frame has in addition to the MTU: addresses, type, two VLAN tags.
 	frameSlack = 22
 )
 
-// A Rate is a speed in bits per second; 0 is no limit.
+// A Rate is a speed in bits per second; 0 means unlimited.
 type Rate uint64
 
-// String writes the rate as tc(8) does.
+// String formats the rate as tc(8) does.
 func (r Rate) String() string {
 	if r == 0 {
 		return "unlimited"
@@ -41,23 +42,23 @@ func (r Rate) String() string {
 	return strconv.FormatUint(n, 10) + units[unit]
 }
 
-// Limits are how fast packets may go to and from an endpoint that has its outer link on the host. They are kept there,
-// where the endpoint cannot change them: what it gets waits in a queue of the link itself, and what it sends in that of
-// another link (an ifb), to which it is redirected as it arrives. No limit is an object too: it is what takes a former
-// one away.
+// Limits are how fast packets may go to and from an endpoint whose outer link is on the host. The queues are on the
+// host, where the endpoint cannot change them: packets to the endpoint wait in a queue of its outer link, packets from
+// it in a queue of another link (an ifb, the shaper), to which they are redirected as they arrive. Limits of 0 are an
+// object, too: they remove former limits.
 type Limits struct {
 	Link    string
-	Shaper  string // the link for what the endpoint sends
+	Shaper  string // the link that packets from the endpoint are redirected to
 	Alias   string // of the shaper
 	MTU     int
 	Ingress Rate // to the endpoint
 	Egress  Rate // from the endpoint
 }
 
-// String names the link that is limited.
+// String names the limited link.
 func (l Limits) String() string { return "rate limits of link " + l.Link }
 
-// None says that there are no limits.
+// None reports whether both directions are unlimited.
 func (l Limits) None() bool { return l.Ingress == 0 && l.Egress == 0 }
 
 func (l Limits) Ensure(k *core.Handle) error {
@@ -71,10 +72,10 @@ func (l Limits) Ensure(k *core.Handle) error {
 	if l.Ingress > 0 {
 		err = k.NL.QdiscReplace(l.queue(link, l.Ingress))
 	} else {
-		err = dropQueue(k, link)
+		err = removeQueue(k, link)
 	}
 	if err != nil {
-		return fmt.Errorf("limit what goes to link %s to %s: %w", l.Link, l.Ingress, err)
+		return fmt.Errorf("limit traffic to link %s to %s: %w", l.Link, l.Ingress, err)
 	}
 	if l.Egress > 0 {
 		err = l.shape(k, link)
@@ -82,7 +83,7 @@ func (l Limits) Ensure(k *core.Handle) error {
 		err = l.unshape(k, link)
 	}
 	if err != nil {
-		return fmt.Errorf("limit what comes from link %s to %s: %w", l.Link, l.Egress, err)
+		return fmt.Errorf("limit traffic from link %s to %s: %w", l.Link, l.Egress, err)
 	}
 	return nil
 }
@@ -95,16 +96,17 @@ func (l Limits) Remove(k *core.Handle) error {
 	if link == nil {
 		return k.DeleteLink(l.Shaper, l.Alias)
 	}
-	return errors.Join(dropQueue(k, link), l.unshape(k, link))
+	return errors.Join(removeQueue(k, link), l.unshape(k, link))
 }
 
-// queue is the token bucket that holds a rate. Its burst is small, so that tbf cuts the large packets of segmentation
-// offload into frames (tbf_segment, net/sched/sch_tbf.c): a packet of 64 kB in one piece would take 52 ms of a link of
-// 10mbit, and every other packet would wait for it.
+// queue returns the token bucket filter for a rate. Its burst is small, so that tbf splits the large packets of
+// segmentation offload into frames (tbf_segment, net/sched/sch_tbf.c): a packet of 64 kB in one piece would occupy a
+// link of 10mbit for 52 ms, and every other packet would wait for it.
 func (l Limits) queue(link netlink.Link, r Rate) *netlink.Tbf {
 	const bits = 8
 	perSecond := float64(r) / bits
-	burst := math.Max(perSecond*burstTime, 2*float64(l.MTU+frameSlack)) // less than a frame would never get through
+	// A burst of less than a frame would let nothing pass.
+	burst := math.Max(perSecond*burstTime, 2*float64(l.MTU+frameSlack))
 	limit := math.Min(perSecond*queueTime+burst, math.MaxUint32)
 	return &netlink.Tbf{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: limitHandle, Parent: netlink.HANDLE_ROOT},
@@ -114,16 +116,16 @@ func (l Limits) queue(link netlink.Link, r Rate) *netlink.Tbf {
 	}
 }
 
-// dropQueue takes netyard's queue from a link, and nobody else's: the kernel compares handles.
-func dropQueue(k *core.Handle, link netlink.Link) error {
+// removeQueue removes netyard's queue from a link, and nobody else's: the kernel compares handles.
+func removeQueue(k *core.Handle, link netlink.Link) error {
 	err := k.NL.QdiscDel(&netlink.GenericQdisc{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: limitHandle, Parent: netlink.HANDLE_ROOT},
 	})
 	return unlessAbsent(err)
 }
 
-// unlessAbsent is the error of taking away a qdisc or filter that may not be there (tc_get_qdisc, net/sched/sch_api.c;
-// tc_del_tfilter, net/sched/cls_api.c).
+// unlessAbsent returns err unless it says that the qdisc or filter to be removed does not exist (tc_get_qdisc,
+// net/sched/sch_api.c; tc_del_tfilter, net/sched/cls_api.c).
 func unlessAbsent(err error) error {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 		return nil
@@ -131,7 +133,7 @@ func unlessAbsent(err error) error {
 	return err
 }
 
-// shape makes the shaper and its queue before it redirects anything there.
+// shape makes the shaper and its queue before it redirects packets there.
 func (l Limits) shape(k *core.Handle, link netlink.Link) error {
 	shaper, err := l.ensureShaper(k)
 	if err != nil {
@@ -173,7 +175,7 @@ func (l Limits) ensureShaper(k *core.Handle) (netlink.Link, error) {
 	return shaper, nil
 }
 
-// redirect sends what arrives on link to the shaper, from where it comes back as if it arrived on link just then.
+// redirect sends what arrives on link to the shaper. From there it comes back as if it arrived on link just then.
 func redirect(k *core.Handle, link, shaper netlink.Link) error {
 	to, err := redirected(k, link)
 	if err != nil || to == shaper.Attrs().Index {
@@ -185,23 +187,26 @@ func redirect(k *core.Handle, link, shaper netlink.Link) error {
 	if err := k.NL.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("redirect link %s: %w", link.Attrs().Name, err)
 	}
-	f := &netlink.U32{FilterAttrs: redirection(link), Actions: []netlink.Action{netlink.NewMirredAction(shaper.Attrs().Index)}}
+	action := netlink.NewMirredAction(shaper.Attrs().Index)
+	f := &netlink.U32{FilterAttrs: redirection(link), Actions: []netlink.Action{action}}
 	if err := errors.Join(unlessAbsent(k.NL.FilterDel(f)), k.NL.FilterAdd(f)); err != nil {
 		return fmt.Errorf("redirect link %s to %s: %w", link.Attrs().Name, shaper.Attrs().Name, err)
 	}
 	return nil
 }
 
-// redirection says which filter it is. u32 without a key is what every kernel with traffic control has.
+// redirection identifies netyard's filter. It is a u32 filter without a key, which every kernel with traffic control
+// has.
 func redirection(link netlink.Link) netlink.FilterAttrs {
 	return netlink.FilterAttrs{
-		LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: limitMark, Protocol: unix.ETH_P_ALL,
+		LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS,
+		Priority: limitMark, Protocol: unix.ETH_P_ALL,
 	}
 }
 
-// redirected is the index of the link that netyard's filter redirects to; 0 without one.
+// redirected returns the index of the link that netyard's filter redirects to, or 0 if there is no filter.
 func redirected(k *core.Handle, link netlink.Link) (to int, err error) {
-	filters, err := core.Retry(func() ([]netlink.Filter, error) { return k.NL.FilterList(link, netlink.HANDLE_MIN_INGRESS) })
+	filters, err := ingressFilters(k, link)
 	if unlessAbsent(err) != nil {
 		return 0, fmt.Errorf("list filters of link %s: %w", link.Attrs().Name, err)
 	}
@@ -219,24 +224,24 @@ func redirected(k *core.Handle, link netlink.Link) (to int, err error) {
 	return to, nil
 }
 
-// unshape takes the redirection away before the shaper: packets redirected to a link that is gone are dropped
-// (tcf_mirred_act, net/sched/act_mirred.c).
+// unshape removes the redirection before the shaper: the kernel drops packets that are redirected to a link which is
+// gone (tcf_mirred_act, net/sched/act_mirred.c).
 func (l Limits) unshape(k *core.Handle, link netlink.Link) error {
 	err := k.NL.FilterDel(&netlink.U32{FilterAttrs: redirection(link)})
 	if unlessAbsent(err) != nil {
-		return fmt.Errorf("end the redirection of link %s: %w", l.Link, err)
+		return fmt.Errorf("remove the redirection of link %s: %w", l.Link, err)
 	}
 	if err == nil {
-		if err := dropIngress(k, link); err != nil {
+		if err := removeIngress(k, link); err != nil {
 			return err
 		}
 	}
 	return k.DeleteLink(l.Shaper, l.Alias)
 }
 
-// dropIngress takes the hook for filters from a link, unless others have filters there.
-func dropIngress(k *core.Handle, link netlink.Link) error {
-	filters, err := core.Retry(func() ([]netlink.Filter, error) { return k.NL.FilterList(link, netlink.HANDLE_MIN_INGRESS) })
+// removeIngress removes the ingress qdisc from a link, unless others have filters there.
+func removeIngress(k *core.Handle, link netlink.Link) error {
+	filters, err := ingressFilters(k, link)
 	if err != nil || len(filters) > 0 {
 		return unlessAbsent(err)
 	}
@@ -252,10 +257,14 @@ func dropIngress(k *core.Handle, link netlink.Link) error {
 	return nil
 }
 
+func ingressFilters(k *core.Handle, link netlink.Link) ([]netlink.Filter, error) {
+	return core.Retry(func() ([]netlink.Filter, error) { return k.NL.FilterList(link, netlink.HANDLE_MIN_INGRESS) })
+}
+
 func (l Limits) Check(s *core.View) (faults []string) {
 	link := s.Links[l.Link]
 	if link == nil {
-		return nil // that the link is missing is said by the link
+		return nil // the link reports that it is missing
 	}
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	if text := l.compare(s, link, l.Ingress); text != "" {
@@ -264,7 +273,7 @@ func (l Limits) Check(s *core.View) (faults []string) {
 	to, shaper := queuesOf(s).redirects[link.Attrs().Index], s.Links[l.Shaper]
 	switch {
 	case l.Egress == 0 && to != 0:
-		fault("link %s: the limit from the container is there, and was not asked for", l.Link)
+		fault("link %s: the limit from the container is set, but not wanted", l.Link)
 	case l.Egress == 0:
 	case shaper == nil:
 		fault("link %s is missing", l.Shaper)
@@ -278,7 +287,7 @@ func (l Limits) Check(s *core.View) (faults []string) {
 	return faults
 }
 
-// compare says in words what is wrong with the queue of a link, nothing when it holds the rate.
+// compare says in words how the queue of a link differs from the rate, or returns nothing if it does not.
 func (l Limits) compare(s *core.View, link netlink.Link, r Rate) string {
 	const bits = 8
 	var got *netlink.Tbf
@@ -293,12 +302,12 @@ func (l Limits) compare(s *core.View, link netlink.Link, r Rate) string {
 	case got == nil:
 		return fmt.Sprintf("(%s) is missing", r)
 	case r == 0:
-		return "is there, and was not asked for"
+		return "is set, but not wanted"
 	}
 	if want := l.queue(link, r); got.Rate != want.Rate {
 		return fmt.Sprintf("is %s instead of %s", Rate(got.Rate*bits), r)
 	} else if got.Limit != want.Limit || got.Buffer != want.Buffer {
-		return fmt.Sprintf("(%s) has a queue of another size", r)
+		return fmt.Sprintf("(%s) has another queue size", r)
 	}
 	return ""
 }

@@ -13,13 +13,13 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Bridge is a bridge of netyard's own.
+// A Bridge is a bridge that netyard makes.
 type Bridge struct {
 	Name, Alias string
 	MTU         int
-	MAC         net.HardwareAddr // fixed, or it would follow the ports' as they come and go
+	MAC         net.HardwareAddr // set, or it would change as ports come and go
 	IPv6        bool
-	Promisc     bool // takes frames for others too
+	Promisc     bool // receives frames to other hardware addresses, too
 }
 
 // String names the link.
@@ -48,7 +48,7 @@ func (b Bridge) Ensure(k *core.Handle) error {
 	}
 	if b.Promisc && link.Attrs().Promisc == 0 {
 		if err := k.NL.SetPromiscOn(link); err != nil {
-			return fmt.Errorf("make %s listen to all frames: %w", b, err)
+			return fmt.Errorf("set %s promiscuous: %w", b, err)
 		}
 	}
 	if err := k.NL.LinkSetUp(link); err != nil {
@@ -57,13 +57,13 @@ func (b Bridge) Ensure(k *core.Handle) error {
 	return nil
 }
 
-// create makes the link under a name of netyard's, marks it and only then gives it the wanted name: a crash in between
-// leaves nothing that could be taken for somebody else's.
+// create makes the link under a name that only netyard uses, marks it, and only then gives it the wanted name. A crash
+// in between leaves no link that looks like somebody else's.
 func (b Bridge) create(k *core.Handle) (netlink.Link, error) {
 	_, id, _ := strings.Cut(b.Alias, ":")
 	attrs := netlink.NewLinkAttrs()
-	// Not the MTU: only one that is set later counts as set, and does not follow the ports' (br_change_mtu,
-	// net/bridge/br_device.c).
+	// The MTU is not among the attributes: only an MTU that is set later counts as set and does not follow those of the
+	// ports (br_change_mtu, net/bridge/br_device.c).
 	attrs.Name, attrs.HardwareAddr = core.Name(core.BridgePrefix, id), b.MAC
 	if err := k.NL.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, err
@@ -84,7 +84,8 @@ func (b Bridge) create(k *core.Handle) (netlink.Link, error) {
 	return link, nil
 }
 
-// tune sets what has to be so before the bridge is up: containers are not believed when they play the router.
+// tune sets the sysctls of the bridge before it is up: the host must not accept router advertisements or redirects from
+// containers.
 func (b Bridge) tune(k *core.Handle) error {
 	for _, s := range b.sysctls() {
 		if err := s.Ensure(k); err != nil {
@@ -130,7 +131,7 @@ func (b Bridge) Check(s *core.View) []string {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", b, a.MTU, b.MTU))
 	}
 	if b.Promisc && a.Promisc == 0 {
-		faults = append(faults, b.String()+" does not listen to all frames")
+		faults = append(faults, b.String()+" is not promiscuous")
 	}
 	for _, sysctl := range b.sysctls() {
 		faults = append(faults, sysctl.Check(s)...)
@@ -138,24 +139,24 @@ func (b Bridge) Check(s *core.View) []string {
 	return faults
 }
 
-// A Veth is a pair of which one end is a port of a bridge and the other waits to be moved into a sandbox.
+// A Veth is a pair of links. One end is a port of a bridge, the other end (the peer) is to be moved into a sandbox.
 type Veth struct {
 	Name, Peer, Alias string
 	Master            string
 	MTU               int
 	MAC               net.HardwareAddr // of the peer
-	Isolated          bool             // reaches no other isolated port of the bridge
-	// Hairpin: the bridge may send back what came from here. Where br_netfilter is on, it translates what a container
-	// sends to its own published port before the host routes it, and the frame never leaves the bridge
+	Isolated          bool             // cannot reach other isolated ports of the bridge
+	// Hairpin lets the bridge send a frame back to the port it came from. Where br_netfilter is on, it translates what
+	// a container sends to its own published port before the host routes it, and the frame never leaves the bridge
 	// (br_nf_pre_routing_finish, net/bridge).
 	Hairpin bool
-	// PeerNS is an open descriptor of the namespace that the peer is made in; 0: the host's.
+	// PeerNS is an open descriptor of the namespace that the peer is made in; 0 means the host's.
 	PeerNS int
-	// Fenced: nothing goes through it. It is down, and a port of no bridge, so that no entry there leads to it either.
+	// Fenced blocks all traffic: the link is down and a port of no bridge, so that no entry of a bridge leads to it.
 	Fenced bool
 }
 
-// String names the end that stays on the host.
+// String names the end on the host.
 func (v Veth) String() string { return "link " + v.Name }
 
 func (v Veth) Ensure(k *core.Handle) error {
@@ -181,7 +182,7 @@ func (v Veth) Ensure(k *core.Handle) error {
 		}
 	}
 	if a := link.Attrs(); a.MasterIndex != master.Attrs().Index {
-		if v.Isolated { // a port of a bridge is isolated only after it has become one: until then nothing may pass
+		if v.Isolated { // isolation can be set only on a port: nothing may pass until then
 			if err := k.NL.LinkSetDown(link); err != nil {
 				return fmt.Errorf("set %s down: %w", v, err)
 			}
@@ -196,7 +197,7 @@ func (v Veth) Ensure(k *core.Handle) error {
 		}
 	}
 	if err := k.NL.LinkSetIsolated(link, v.Isolated); err != nil {
-		return fmt.Errorf("set whether %s is isolated: %w", v, err)
+		return fmt.Errorf("set isolation of %s: %w", v, err)
 	}
 	if err := k.NL.LinkSetHairpin(link, v.Hairpin); err != nil {
 		return fmt.Errorf("set hairpin of %s: %w", v, err)
@@ -204,7 +205,7 @@ func (v Veth) Ensure(k *core.Handle) error {
 	if err := k.NL.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("turn off ARP on %s: %w", v, err)
 	}
-	// The port needs no address of its own; without one it neither speaks nor listens to IPv6.
+	// The port needs no address of its own; without one it neither sends nor receives IPv6.
 	if err := core.NoIPv6(v.Name).Ensure(k); err != nil {
 		return err
 	}
@@ -214,7 +215,7 @@ func (v Veth) Ensure(k *core.Handle) error {
 	return nil
 }
 
-// fence cuts the pair off. One that is not there is cut off.
+// fence blocks the traffic of the pair. A pair that does not exist is fenced.
 func (v Veth) fence(k *core.Handle) error {
 	link, err := k.Link(v.Name)
 	if err != nil || link == nil {
@@ -229,21 +230,23 @@ func (v Veth) fence(k *core.Handle) error {
 	return nil
 }
 
-// create makes the pair, and all that it is to be with two requests: each one is an event, which everybody who watches
-// links reads.
+// create makes the pair and sets it up in two requests: each request is an event that everybody who watches links has
+// to read.
 func (v Veth) create(k *core.Handle, master int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Name, v.MTU, master
 	if len(v.MAC) == 6 {
 		attrs.HardwareAddr = core.PortMAC(v.MAC)
 	}
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU)} //nolint:gosec // an MTU
+	veth := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU), //nolint:gosec // an MTU
+	}
 	if v.PeerNS > 0 {
 		veth.PeerNamespace = netlink.NsFd(v.PeerNS)
 	}
 	err := k.NL.LinkAdd(veth)
 	if errors.Is(err, unix.EEXIST) && v.PeerNS > 0 {
-		err = fmt.Errorf("the sandbox has a link %s already: %w", v.Peer, err)
+		err = fmt.Errorf("the sandbox already has a link %s: %w", v.Peer, err)
 	}
 	if err == nil {
 		err = core.NoIPv6(v.Name).Ensure(k)
@@ -257,13 +260,13 @@ func (v Veth) create(k *core.Handle, master int) error {
 	return nil
 }
 
-// setUp marks a new port, makes it as the bridge is to treat it, and sets it up: in this order, whatever the order of
-// the attributes (rtnl_changelink and do_setlink, net/core/rtnetlink.c).
+// setUp marks a new port, sets what the bridge is to know of it, and sets it up. The kernel does it in this order,
+// whatever the order of the attributes (rtnl_changelink and do_setlink, net/core/rtnetlink.c).
 func (v Veth) setUp(k *core.Handle) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 	req.Sockets = k.Sockets
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	// Without ARP: what bypasses the bridge must not get into the host's table of neighbours.
+	// ARP is off: what bypasses the bridge must not get into the host's neighbour table.
 	msg.Flags, msg.Change = unix.IFF_UP|unix.IFF_NOARP, unix.IFF_UP|unix.IFF_NOARP
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.Name)))
@@ -290,7 +293,7 @@ func (v Veth) Check(s *core.View) []string {
 	var faults []string
 	a := link.Attrs()
 	if a.Alias != v.Alias {
-		faults = append(faults, v.String()+" does not carry its alias")
+		faults = append(faults, v.String()+" has another alias")
 	}
 	if v.Fenced {
 		if a.MasterIndex != 0 || a.Flags&net.FlagUp != 0 {
@@ -308,7 +311,7 @@ func (v Veth) Check(s *core.View) []string {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
 	}
 	if a.RawFlags&unix.IFF_NOARP == 0 {
-		faults = append(faults, v.String()+" answers ARP itself")
+		faults = append(faults, v.String()+" has ARP on")
 	}
 	p, known := PortsOf(s).Flags(a.Index)
 	switch {
@@ -318,15 +321,15 @@ func (v Veth) Check(s *core.View) []string {
 		faults = append(faults, v.String()+" is isolated")
 	}
 	if known && v.Hairpin && !p.Hairpin {
-		faults = append(faults, v.String()+" does not send back what is for itself")
+		faults = append(faults, v.String()+" has hairpin mode off")
 	}
 	return faults
 }
 
-// Lost says whether the pair is gone: a new one would have its inner end outside.
+// Lost reports whether the pair is gone. A new pair would have its inner end outside the sandbox.
 func (v Veth) Lost(s *core.View) bool { return s.Links[v.Name] == nil }
 
-// A HostBridge is a bridge that belongs to the host's owner: netyard plugs ports into it and changes nothing.
+// A HostBridge is a bridge that the admin made: netyard attaches ports to it and changes nothing else.
 type HostBridge struct{ Name string }
 
 // String names the link.
@@ -341,7 +344,7 @@ func (b HostBridge) Ensure(k *core.Handle) error {
 		return fmt.Errorf("attach to bridge %s: %w", b.Name, unix.ENODEV)
 	}
 	if link.Type() != "bridge" {
-		return fmt.Errorf("attach to bridge %s: it is a %s", b.Name, link.Type())
+		return fmt.Errorf("attach to bridge %s: it is a %s, not a bridge", b.Name, link.Type())
 	}
 	return nil
 }

@@ -14,12 +14,12 @@ import (
 	"netyard/kernel/core"
 )
 
-// A ProxyNeigh makes the host answer, on a link, for an IPv6 address that is reached by the host (RFC 4389 calls that
-// proxying). The neighbours on the link find the address as if it were on the link itself. It carries the mark of
+// A ProxyNeigh is an NDP proxy entry (RFC 4389): the host answers neighbour solicitations on a link for an IPv6 address
+// that is reached through the host, as if the address were on the link itself. The entry carries the protocol number of
 // netyard's routes.
 //
-// The link's switch for it (proxy_ndp) is turned on, and stays on: without entries it does nothing, and who else has
-// entries there is nobody's to know.
+// Ensure turns proxy_ndp on for the link, and nothing turns it off again: without entries it has no effect, and netyard
+// cannot know who else has entries there.
 type ProxyNeigh struct {
 	Link string
 	Addr netip.Addr
@@ -76,13 +76,13 @@ func (p ProxyNeigh) Check(s *core.View) []string {
 	return p.sysctl().Check(s)
 }
 
-// A proxyID tells one entry from another.
+// A proxyID identifies one entry.
 type proxyID struct {
 	link int
 	addr netip.Addr
 }
 
-// StrayProxies are the entries of netyard's that nobody wants.
+// StrayProxies returns the entries of netyard's that no object wants.
 func StrayProxies(s *core.View, wanted []core.Object) (strays []core.Stray) {
 	names, want := map[int]string{}, map[proxyID]bool{}
 	for name, l := range s.Links {
@@ -102,20 +102,20 @@ func StrayProxies(s *core.View, wanted []core.Object) (strays []core.Stray) {
 	return strays
 }
 
-// changeProxy adds or removes one entry. The netlink library knows neither the mark of an entry nor how to list it.
+// changeProxy adds or removes one entry. The netlink library can neither set the protocol of an entry nor list entries.
 func changeProxy(k *core.Handle, verb, link int, addr netip.Addr) error {
 	flags := unix.NLM_F_ACK
 	if verb == unix.RTM_NEWNEIGH {
 		flags |= unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
-	_, err := askProxies(k, verb, flags, link,
-		nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()), nl.NewRtAttr(netlink.NDA_PROTOCOL, []byte{core.RouteProtocol}))
+	_, err := requestProxies(k, verb, flags, link, nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()),
+		nl.NewRtAttr(netlink.NDA_PROTOCOL, []byte{core.RouteProtocol}))
 	return err
 }
 
-// proxies are the entries that carry netyard's mark.
+// proxies returns the entries with netyard's protocol number.
 func proxies(k *core.Handle) (map[proxyID]bool, error) {
-	raw, err := core.Retry(func() ([][]byte, error) { return askProxies(k, unix.RTM_GETNEIGH, unix.NLM_F_DUMP, 0) })
+	raw, err := core.Retry(func() ([][]byte, error) { return requestProxies(k, unix.RTM_GETNEIGH, unix.NLM_F_DUMP, 0) })
 	if err != nil {
 		return nil, fmt.Errorf("list NDP proxies: %w", err)
 	}
@@ -130,7 +130,8 @@ func proxies(k *core.Handle) (map[proxyID]bool, error) {
 			return nil, fmt.Errorf("read an NDP proxy: %w", err)
 		}
 		for _, a := range attrs {
-			if addr, ok := netip.AddrFromSlice(n.IP); ok && a.Attr.Type == netlink.NDA_PROTOCOL && a.Value[0] == core.RouteProtocol {
+			own := a.Attr.Type == netlink.NDA_PROTOCOL && a.Value[0] == core.RouteProtocol
+			if addr, ok := netip.AddrFromSlice(n.IP); ok && own {
 				all[proxyID{n.LinkIndex, addr}] = true
 			}
 		}
@@ -138,7 +139,8 @@ func proxies(k *core.Handle) (map[proxyID]bool, error) {
 	return all, nil
 }
 
-func askProxies(k *core.Handle, verb, flags, link int, attrs ...*nl.RtAttr) ([][]byte, error) {
+// requestProxies sends one request about proxy entries of IPv6, and returns the answers.
+func requestProxies(k *core.Handle, verb, flags, link int, attrs ...*nl.RtAttr) ([][]byte, error) {
 	sock, err := nl.GetNetlinkSocketAt(k.NS, netns.None(), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
@@ -150,7 +152,10 @@ func askProxies(k *core.Handle, verb, flags, link int, attrs ...*nl.RtAttr) ([][
 	}
 	req := nl.NewNetlinkRequest(verb, flags)
 	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
-	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET6, Index: uint32(link), State: unix.NUD_PERMANENT, Flags: unix.NTF_PROXY}) //nolint:gosec // an index
+	req.AddData(&netlink.Ndmsg{
+		Family: unix.AF_INET6, Index: uint32(link), //nolint:gosec // an index
+		State: unix.NUD_PERMANENT, Flags: unix.NTF_PROXY,
+	})
 	for _, a := range attrs {
 		req.AddData(a)
 	}

@@ -10,13 +10,14 @@ import (
 	"netyard/kernel/core"
 )
 
-// readPorts are what the ports do, and which hardware addresses the bridges have entries for, by the index of the port.
+// portFacts are the flags of each port, and the hardware addresses that bridges have forwarding entries for, by the
+// index of the port.
 type portFacts struct {
 	flags   map[int]netlink.Protinfo
 	entries map[int]map[core.MAC]bool
 }
 
-// Flags are those of a port; ok is false when it is none, or nothing can be said.
+// Flags returns the flags of a port. ok is false if it is no port, or the ports could not be read.
 func (p Ports) Flags(port int) (netlink.Protinfo, bool) {
 	facts, err := p.load()
 	if err != nil {
@@ -26,9 +27,9 @@ func (p Ports) Flags(port int) (netlink.Protinfo, bool) {
 	return f, ok
 }
 
-// SetSnooping has a bridge look into who wants which multicast, or not. Of the bridge no more is said than that: not by
-// the library, which also says its name, and before 6.3 even the name that it has is refused for a link that is up
-// (dev_change_name, net/core/dev.c).
+// SetSnooping turns multicast snooping of a bridge on or off. The request names nothing else of the bridge. The
+// library's own request also has the bridge's name, and before 6.3 the kernel refuses even the present name for a link
+// that is up (dev_change_name, net/core/dev.c).
 func SetSnooping(k *core.Handle, bridge int, on bool) error {
 	value := byte(0)
 	if on {
@@ -37,7 +38,7 @@ func SetSnooping(k *core.Handle, bridge int, on bool) error {
 	return k.Inside(func() error {
 		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(bridge) //nolint:gosec // what the kernel has there
+		msg.Index = int32(bridge) //nolint:gosec // an index from the kernel
 		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
 		info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.IFLA_BR_MCAST_SNOOPING, []byte{value})
@@ -48,13 +49,13 @@ func SetSnooping(k *core.Handle, bridge int, on bool) error {
 	})
 }
 
-// has says whether the bridge has an entry for a hardware address at a port.
-func (p Ports) has(port int, m core.MAC) bool {
+// hasEntry reports whether the bridge has a forwarding entry for a hardware address at a port.
+func (p Ports) hasEntry(port int, m core.MAC) bool {
 	facts, err := p.load()
 	return err == nil && facts.entries[port][m]
 }
 
-// readPorts asks for links as bridges see them: the list of all links has nothing of the kind.
+// readPorts lists links as bridges see them (AF_BRIDGE), since the list of all links has no flags of ports.
 func readPorts(k *core.Handle) (f portFacts, err error) {
 	f = portFacts{map[int]netlink.Protinfo{}, map[int]map[core.MAC]bool{}}
 	list, err := core.Retry(func() ([]netlink.Neigh, error) { return k.NL.NeighList(0, unix.AF_BRIDGE) })

@@ -7,29 +7,29 @@ import (
 )
 
 const (
-	// Bound has the ports whose egress is decided: they send from their own addresses, whatever antispoof says.
+	// Bound holds the ports with an egress policy: they send from their own addresses, whatever antispoof says.
 	Bound rule.SetName = "bound"
 
-	// Bridges has the bridge of each network.
+	// Bridges holds the bridge of each network.
 	Bridges rule.SetName = "bridges"
-	// Internal has those of them that have no way out.
+	// Internal holds the bridges of internal networks, which have no way out.
 	Internal rule.SetName = "internal"
-	// Talk has the pairs of bridges that may talk; (b, b) lets the containers of b reach each other.
+	// Talk holds the pairs of bridges that may reach each other; (b, b) lets the containers of b reach each other.
 	Talk rule.SetName = "talk"
-	// NAT4 and NAT6 have the subnets that leave masqueraded.
+	// NAT4 and NAT6 hold the subnets whose traffic is masqueraded when it leaves the host.
 	NAT4 rule.SetName = "nat4"
 	// NAT6 is NAT4 for IPv6.
 	NAT6 rule.SetName = "nat6"
-	// Own has the pairs (b, b) of netyard's bridges.
+	// Own holds the pair (b, b) for each of netyard's bridges.
 	Own rule.SetName = "own"
-	// Foreign has the bridges of other managers of containers, found by watching the links.
+	// Foreign holds the bridges of other container managers, found by watching the links.
 	Foreign rule.SetName = "foreign"
-	// Same has the pairs (b, b) of all bridges that are not netyard's: with br_netfilter what stays on one passes the
-	// forward hook.
+	// Same holds the pair (b, b) for each bridge that is not netyard's: with br_netfilter, frames that stay on one
+	// bridge pass the forward hook.
 	Same rule.SetName = "same"
 )
 
-// Between matches what is forwarded for no container at all, neither netyard's nor another manager's.
+// Between matches what is forwarded for no container, neither netyard's nor another manager's.
 func Between(b rule.Book) []expr.Any {
 	return rule.Join(b.IIF(Bridges, true), b.IIF(Foreign, true), b.OIF(Foreign, true), b.IfPair(Same, true))
 }

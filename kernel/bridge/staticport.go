@@ -11,17 +11,17 @@ import (
 	"netyard/kernel/core"
 )
 
-// A StaticPort is a port of a bridge with one hardware address, which is there for good: the bridge learns nothing from
-// what comes by it. It would learn also from frames to reserved group addresses, which no guard sees
-// (__br_handle_local_finish, net/bridge/br_input.c), and a container that uses another's address there would get what
-// is for that one, or for another host.
+// A StaticPort is a bridge port with one permanent hardware address: the bridge learns nothing from its frames. Else it
+// would learn even from frames to reserved group addresses, which no guard sees (__br_handle_local_finish,
+// net/bridge/br_input.c), and a container that uses another's address there would receive what is for that container,
+// or for another host.
 type StaticPort struct {
 	Link string
 	MAC  net.HardwareAddr
-	// Open ports have what addresses they like: the bridge learns from them.
+	// Open ports may use any address, so the bridge learns from them.
 	Open bool
-	// Flooded ports get frames that the bridge has no entry for. On a bridge of the host's owner an entry may be
-	// missing for a VLAN.
+	// Flooded ports receive frames that the bridge has no entry for. On a host bridge an entry may be missing for a
+	// VLAN.
 	Flooded bool
 }
 
@@ -39,7 +39,7 @@ func (p StaticPort) Ensure(k *core.Handle) error {
 	if p.Open {
 		return nil
 	}
-	const sticky = 0x40 // NTF_STICKY (linux/neighbour.h): whoever else uses the address, the entry stays at this port
+	const sticky = 0x40 // NTF_STICKY (linux/neighbour.h): the entry stays at this port, whoever else uses the address
 	entry := &netlink.Neigh{
 		LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER | sticky,
 		State: netlink.NUD_NOARP, HardwareAddr: p.MAC,
@@ -50,13 +50,14 @@ func (p StaticPort) Ensure(k *core.Handle) error {
 	return nil
 }
 
-// tune sets all at once. A port that sends what only bridges send is disabled by the kernel, where the bridge takes
-// part in STP: a container does not change which way a LAN's frames go (br_stp_rcv, net/bridge/br_stp_bpdu.c).
+// tune sets all flags in one request. With BPDU guard the kernel disables a port that sends what only bridges send,
+// where the bridge takes part in STP: a container must not change the paths of a LAN (br_stp_rcv,
+// net/bridge/br_stp_bpdu.c).
 func (p StaticPort) tune(k *core.Handle, port int) error {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	req.Sockets = k.Sockets
 	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
-	msg.Index = int32(port) //nolint:gosec // an index of the kernel's
+	msg.Index = int32(port) //nolint:gosec // an index from the kernel
 	req.AddData(msg)
 	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
 	info.AddRtAttr(nl.IFLA_BRPORT_LEARNING, core.Flag(p.Open))
@@ -67,12 +68,12 @@ func (p StaticPort) tune(k *core.Handle, port int) error {
 	return err
 }
 
-func (StaticPort) Remove(*core.Handle) error { return nil } // it goes with the link
+func (StaticPort) Remove(*core.Handle) error { return nil } // it is removed with the link
 
 func (p StaticPort) Check(s *core.View) (faults []string) {
 	link := s.Links[p.Link]
 	if link == nil {
-		return nil // that the link is missing is said by the link
+		return nil // the link reports that it is missing
 	}
 	index := link.Attrs().Index
 	fault := func(text string) { faults = append(faults, p.String()+" "+text) }
@@ -80,18 +81,18 @@ func (p StaticPort) Check(s *core.View) (faults []string) {
 	switch {
 	case !ok:
 	case flags.Learning && !p.Open:
-		fault("learns")
+		fault("learns addresses")
 	case !flags.Learning && p.Open:
-		fault("does not learn")
+		fault("does not learn addresses")
 	case flags.Flood && !p.Open && !p.Flooded:
-		fault("gets what is for others")
+		fault("receives unknown unicast")
 	case !flags.Flood && (p.Open || p.Flooded):
-		fault("does not get what may be for it")
+		fault("does not receive unknown unicast")
 	case flags.Guard == p.Open:
-		fault(map[bool]string{true: "does not let STP in", false: "lets STP in"}[p.Open])
+		fault(map[bool]string{true: "has BPDU guard on", false: "has BPDU guard off"}[p.Open])
 	}
-	if !p.Open && !PortsOf(s).has(index, core.MACOf(p.MAC)) {
-		fault("has no entry for " + p.MAC.String())
+	if !p.Open && !PortsOf(s).hasEntry(index, core.MACOf(p.MAC)) {
+		fault("has no forwarding entry for " + p.MAC.String())
 	}
 	return faults
 }

@@ -12,7 +12,7 @@ import (
 	"netyard/kernel/rule"
 )
 
-// Sets are those that are about bridges and their ports.
+// Sets returns the sets about bridges and their ports.
 func Sets() []rule.Set {
 	pair := nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)
 	return append([]rule.Set{
@@ -27,13 +27,13 @@ func Sets() []rule.Set {
 	}, guardSets()...)
 }
 
-// Names are the links that it is.
+// Names returns the name of the link.
 func (b Bridge) Names() []string { return []string{b.Name} }
 
-// Names are the links that it is.
+// Names returns the names of both ends.
 func (v Veth) Names() []string { return []string{v.Name, v.Peer} }
 
-// Names is the shaper, if there is one.
+// Names returns the name of the shaper, if there is one.
 func (l Limits) Names() []string {
 	if l.Egress == 0 {
 		return nil
@@ -41,10 +41,10 @@ func (l Limits) Names() []string {
 	return []string{l.Shaper}
 }
 
-// HostLink is the link by which the host sees the endpoint.
+// HostLink returns the link by which the host sees the endpoint.
 func (v Veth) HostLink() string { return v.Name }
 
-// Plugged says whether the inner end is in a sandbox: the outer end is here, and the inner one is not.
+// Plugged reports whether the inner end is in a sandbox: the outer end is on the host and the inner one is not.
 func (v Veth) Plugged(k *core.Handle) (bool, error) {
 	outer, err := k.Link(v.Name)
 	if err != nil || outer == nil {
@@ -54,7 +54,7 @@ func (v Veth) Plugged(k *core.Handle) (bool, error) {
 	return inner == nil, err
 }
 
-// queues are the qdiscs of each link, and for links that netyard redirects the index of where to.
+// queues are the qdiscs of each link, and for redirected links of netyard's the index of the target.
 type queues struct {
 	qdiscs    map[int][]netlink.Qdisc
 	redirects map[int]int
@@ -83,8 +83,10 @@ func readQueues(v *core.View) (queues, error) {
 	}
 	for _, l := range v.Links {
 		i := l.Attrs().Index
-		hooked := slices.ContainsFunc(all.qdiscs[i], func(q netlink.Qdisc) bool { return q.Attrs().Parent == netlink.HANDLE_INGRESS })
-		if !hooked || !strings.HasPrefix(l.Attrs().Alias, core.AliasPrefix) {
+		hasIngress := slices.ContainsFunc(all.qdiscs[i], func(q netlink.Qdisc) bool {
+			return q.Attrs().Parent == netlink.HANDLE_INGRESS
+		})
+		if !hasIngress || !strings.HasPrefix(l.Attrs().Alias, core.AliasPrefix) {
 			continue
 		}
 		if all.redirects[i], err = redirected(v.Handle, l); err != nil {
@@ -107,12 +109,12 @@ func proxiesOf(v *core.View) map[proxyID]bool {
 
 func readProxies(v *core.View) (map[proxyID]bool, error) { return proxies(v.Handle) }
 
-// Ports is what the bridges know of their ports, looked up when somebody first asks.
+// Ports is what the bridges know of their ports. It is read when somebody first asks.
 type Ports struct {
 	load func() (portFacts, error)
 }
 
-// PortsOf is what the bridges know of their ports.
+// PortsOf returns what the bridges of a view know of their ports.
 func PortsOf(v *core.View) Ports {
 	return Ports{func() (portFacts, error) {
 		return core.Dump(v, func(v *core.View) (portFacts, error) { return readPorts(v.Handle) })

@@ -1,5 +1,5 @@
-// Package lan is about links on a parent of the host's: VLANs, macvlan and ipvlan links, the host's own link beside
-// them, and how answers come back by it.
+// Package lan makes links on a parent, which is a link of the host: VLANs, macvlan and ipvlan links, and the host's own
+// link beside them (the shim). It also makes replies to the host come back through the shim.
 package lan
 
 import (
@@ -13,8 +13,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Child is a macvlan or ipvlan link on a parent. It is made on the host and waits there to be moved into a sandbox;
-// from then on the host does not see it.
+// A Child is a macvlan or ipvlan link on a parent. It is made on the host and then moved into a sandbox; from then on
+// the host does not see it.
 type Child struct {
 	Name, Alias string
 	Parent      Parent
@@ -23,14 +23,14 @@ type Child struct {
 	Flag        string           // of ipvlan: bridge, private, vepa
 	MTU         int              // 0: the parent's
 	MAC         net.HardwareAddr // of a macvlan; nil: the kernel's choice
-	// Sandbox is the namespace it belongs in; empty when there is none.
+	// Sandbox is the path of the namespace that the link belongs in; empty if there is none.
 	Sandbox string
 }
 
 // String names the link.
 func (c Child) String() string { return "link " + c.Name }
 
-// Lost says whether it cannot be put back: into a sandbox that is running.
+// Lost reports whether a missing link cannot be restored: nothing puts a link into a running sandbox.
 func (c Child) Lost(*core.View) bool { return c.Sandbox != "" }
 
 func (c Child) Ensure(k *core.Handle) error {
@@ -84,8 +84,9 @@ func (c Child) create(k *core.Handle, parent netlink.Link) (netlink.Link, error)
 	switch name, mtu := parent.Attrs().Name, parent.Attrs().MTU; {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		why = "this kernel has no " + c.Kind + ": "
-	case errors.Is(err, unix.EBUSY): // one receive handler a link (netdev_rx_handler_register, net/core/dev.c)
-		why = fmt.Sprintf("%s is a port of a bridge or bond already, or the parent of links of another kind than %s: ", name, c.Kind)
+	case errors.Is(err, unix.EBUSY): // a link has one receive handler (netdev_rx_handler_register, net/core/dev.c)
+		const format = "%s is already a port of a bridge or bond, or the parent of links of another kind than %s: "
+		why = fmt.Sprintf(format, name, c.Kind)
 	case errors.Is(err, unix.EINVAL) && c.MTU > mtu:
 		why = fmt.Sprintf("MTU %d is more than the %d of %s: ", c.MTU, mtu, name)
 	case errors.Is(err, unix.EINVAL) && c.Mode == "passthru":
@@ -94,7 +95,7 @@ func (c Child) create(k *core.Handle, parent netlink.Link) (netlink.Link, error)
 	return nil, fmt.Errorf("create %s on %s: %s%w", c, c.Parent, why, err)
 }
 
-// Remove takes the link away, also out of a sandbox that still has it. Mostly it is gone already, with the sandbox.
+// Remove deletes the link, also from a sandbox that still has it. Mostly it has gone with its sandbox before.
 func (c Child) Remove(k *core.Handle) error {
 	if err := k.DeleteLink(c.Name, c.Alias); err != nil {
 		return err
@@ -111,11 +112,11 @@ func (c Child) Remove(k *core.Handle) error {
 	})
 }
 
-// Check looks into the sandbox. A sandbox that is no more has nothing to be missed in.
+// Check looks into the sandbox, too. A sandbox that no longer exists lacks nothing.
 func (c Child) Check(s *core.View) []string {
 	if link := s.Links[c.Name]; link != nil {
 		if link.Attrs().Alias != c.Alias {
-			return []string{c.String() + " does not carry its alias"}
+			return []string{c.String() + " has another alias"}
 		}
 		return nil
 	}
@@ -138,7 +139,9 @@ func macvlanModes() map[string]netlink.MacvlanMode {
 }
 
 func ipvlanModes() map[string]netlink.IPVlanMode {
-	return map[string]netlink.IPVlanMode{"l2": netlink.IPVLAN_MODE_L2, "l3": netlink.IPVLAN_MODE_L3, "l3s": netlink.IPVLAN_MODE_L3S}
+	return map[string]netlink.IPVlanMode{
+		"l2": netlink.IPVLAN_MODE_L2, "l3": netlink.IPVLAN_MODE_L3, "l3s": netlink.IPVLAN_MODE_L3S,
+	}
 }
 
 func ipvlanFlags() map[string]netlink.IPVlanFlag {

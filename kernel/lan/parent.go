@@ -12,14 +12,14 @@ import (
 	"netyard/kernel/core"
 )
 
-// ParentAlias is the alias of a VLAN link: several networks may share it, so it names none.
+// ParentAlias is the alias of VLAN links. Several networks may share one, so it names none of them.
 const ParentAlias = core.AliasPrefix + "parent"
 
-// A Parent is the link that macvlan or ipvlan links are made on. It is the host's owner's: netyard changes nothing of
-// it.
+// A Parent is the link of the host that macvlan or ipvlan links are made on. It is the admin's: netyard changes nothing
+// of it.
 type Parent struct {
 	Name string
-	// MAC finds it when it has another name by now; empty: only the name counts.
+	// MAC finds the link after it was renamed; empty: only the name counts.
 	MAC string
 }
 
@@ -38,7 +38,7 @@ func (p Parent) Check(s *core.View) []string {
 	for _, l := range s.Links {
 		links = append(links, l)
 	}
-	link := p.among(links)
+	link := p.findIn(links)
 	if link == nil {
 		return []string{p.String() + " is missing"}
 	}
@@ -48,9 +48,9 @@ func (p Parent) Check(s *core.View) []string {
 	return nil
 }
 
-// among finds the parent: by its name or an alternative one, else by its hardware address, which only one link may have
-// that is not stacked on another.
-func (p Parent) among(links []netlink.Link) netlink.Link {
+// findIn finds the parent in a list of links: by its name or an alternative name, else by its hardware address, if
+// exactly one link has it that is not stacked on another.
+func (p Parent) findIn(links []netlink.Link) netlink.Link {
 	var same []netlink.Link
 	for _, l := range links {
 		a := l.Attrs()
@@ -68,7 +68,7 @@ func (p Parent) among(links []netlink.Link) netlink.Link {
 	return nil
 }
 
-// FindParent finds the link of a parent.
+// FindParent returns the link of a parent.
 func FindParent(k *core.Handle, p Parent) (netlink.Link, error) {
 	link, err := k.Link(p.Name)
 	if err != nil || link != nil {
@@ -78,13 +78,13 @@ func FindParent(k *core.Handle, p Parent) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	if link := p.among(links); link != nil {
+	if link := p.findIn(links); link != nil {
 		return link, nil
 	}
 	return nil, fmt.Errorf("find %s: %w", p, unix.ENODEV)
 }
 
-// UpParent is parent for who needs it up: nothing on a link that is down can be set up.
+// UpParent returns the link of a parent, which has to be up: no link on a parent that is down can be set up.
 func UpParent(k *core.Handle, p Parent) (netlink.Link, error) {
 	link, err := FindParent(k, p)
 	if err == nil && link.Attrs().Flags&net.FlagUp == 0 {
@@ -93,12 +93,12 @@ func UpParent(k *core.Handle, p Parent) (netlink.Link, error) {
 	return link, err
 }
 
-// A VLAN is an IEEE 802.1Q link of netyard's on a parent. Networks share it: it goes with the last of them.
+// A VLAN is an IEEE 802.1Q link of netyard's on a parent. Networks share it; it is removed with the last of them.
 type VLAN struct {
 	Name   string
 	Parent Parent
 	ID     int
-	// Owner is the network that wants it.
+	// Owner is the network that wants the link.
 	Owner string
 }
 
@@ -116,7 +116,7 @@ func (v VLAN) Ensure(k *core.Handle) error {
 		return err
 	}
 	if link != nil && link.Attrs().Alias != ParentAlias {
-		return nil // the host's owner has come to have one of that name, which does as well
+		return nil // the admin has made a link of that name since, which will do
 	}
 	if link == nil {
 		if link, err = v.create(k); err != nil {
@@ -129,7 +129,7 @@ func (v VLAN) Ensure(k *core.Handle) error {
 	return nil
 }
 
-// create gives the link its name last: until it is marked it has one that only netyard gives.
+// create gives the link its name last: until the link is marked it has a name that only netyard uses.
 func (v VLAN) create(k *core.Handle) (netlink.Link, error) {
 	parent, err := UpParent(k, v.Parent)
 	if err != nil {
@@ -142,7 +142,7 @@ func (v VLAN) create(k *core.Handle) (netlink.Link, error) {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return nil, fmt.Errorf("create %s: this kernel has no 802.1Q VLANs (module 8021q): %w", v, err)
 	case errors.Is(err, unix.EEXIST):
-		return nil, fmt.Errorf("create %s: %s has a link for VLAN %d by another name: %w", v, v.Parent, v.ID, err)
+		return nil, fmt.Errorf("create %s: %s already has VLAN %d under another name: %w", v, v.Parent, v.ID, err)
 	case err != nil:
 		return nil, fmt.Errorf("create %s: %w", v, err)
 	}
@@ -166,7 +166,7 @@ func (v VLAN) Remove(k *core.Handle) error {
 
 func (v VLAN) Check(s *core.View) []string { return checkUp(s, v, v.Name) }
 
-// checkUp wants a link to be there and up.
+// checkUp reports a link that is missing or down.
 func checkUp(s *core.View, o core.Object, name string) []string {
 	link := s.Links[name]
 	if link == nil {
@@ -178,7 +178,7 @@ func checkUp(s *core.View, o core.Object, name string) []string {
 	return nil
 }
 
-// An Island is a parent that leads nowhere: what is made on it reaches only each other.
+// An Island is a parent that leads nowhere: the links on it reach only each other.
 type Island struct{ Name, Alias string }
 
 // String names the link.
@@ -213,9 +213,8 @@ func (i Island) Ensure(k *core.Handle) error {
 	return nil
 }
 
-// create makes a dummy, or on a kernel without them an ifb, which drops what it is given all the same: only what a tc
-// rule redirected to it goes anywhere (drivers/net/ifb.c). Both always have a carrier, which a bridge without ports has
-// not.
+// create makes a dummy link, or on a kernel without them an ifb, which drops what it is given as well: only what a tc
+// rule redirected to it goes anywhere (drivers/net/ifb.c). Both always have a carrier, unlike a bridge without ports.
 func (i Island) create(k *core.Handle) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = i.Name

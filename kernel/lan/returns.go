@@ -15,21 +15,22 @@ import (
 	"netyard/kernel/rule"
 )
 
-// A container on the LAN answers its neighbours there itself, and everybody else by the LAN's router. So what was sent
-// to a port of the host, and comes to such a container by the host's own link, has to come from the host: or the answer
-// would not go by the host, and come to the client from an address that it never spoke to. The link has no address to
-// masquerade with (Shim): which one it is, is said for each container.
+// A container on the LAN replies to its neighbours there directly, and to everybody else through the LAN's router. So a
+// packet to a published port of the host, which reaches such a container through the host's own link (the shim), has to
+// come from an address of the host. Else the reply would bypass the host, and the client would get it from an address
+// that it never contacted. The shim has no address to masquerade with (Shim), so a map holds the address for each
+// container.
 const (
-	// Shims has the host's own links on parents that published ports lead to.
+	// Shims holds the host's own links on parents that published ports lead to.
 	Shims rule.SetName = "shims"
 
-	// back4 and back6 say, for containers that are reached by such a link, which of the host's addresses they answer
-	// to.
+	// back4 and back6 map a container that is reached through a shim to the host's address that it replies to.
 	back4 rule.SetName = "back4"
 	back6 rule.SetName = "back6"
 )
 
-// A Return makes a container answer the host, whoever it was that the host passed on to it.
+// A Return is the source NAT that makes a container reply to the host, whoever sent the packet that the host forwards
+// to it.
 type Return struct {
 	Route HostRoute
 	// Owner is the endpoint.
@@ -37,18 +38,20 @@ type Return struct {
 }
 
 // String names the container.
-func (r Return) String() string { return fmt.Sprintf("answers of %s to the host", r.Route.Dst) }
+func (r Return) String() string { return fmt.Sprintf("return address of %s", r.Route.Dst) }
 
-// element is the map's. It is not known from the records, since the host's addresses are not.
+// element returns the element of the map. The records do not have its value, since they do not have the host's
+// addresses.
 func (r Return) element(k *core.Handle) (nft.Element, error) {
-	e := nft.Element{Set: rule.Either(r.Route.Dst.Is6(), back4, back6), Owner: r.Owner, Text: r.Route.Dst.String(), Key: string(r.Route.Dst.AsSlice())}
+	e := nft.Element{Owner: r.Owner, Text: r.Route.Dst.String()}
+	e.Set, e.Key = r.Key()
 	parent, err := FindParent(k, r.Route.Shim.Parent)
 	if err != nil {
 		return e, err
 	}
 	src, err := sourceFor(k, parent, r.Route.Dst)
 	if err == nil && !src.IsValid() {
-		err = fmt.Errorf("the host has no address of that family on parent %s", r.Route.Shim.Parent.Name)
+		err = fmt.Errorf("the host has no address of that family on %s", r.Route.Shim.Parent)
 	}
 	e.Text += " : " + src.String()
 	e.Val = string(src.AsSlice())
@@ -61,13 +64,14 @@ func (r Return) Ensure(k *core.Handle) error {
 		err = nft.Of(k).Supersede(e)
 	}
 	if err != nil {
-		return fmt.Errorf("make %s: %w", r, err)
+		return fmt.Errorf("set %s: %w", r, err)
 	}
 	return nil
 }
 
 func (r Return) Remove(k *core.Handle) error {
-	id := nft.ElementID{Set: rule.Either(r.Route.Dst.Is6(), back4, back6), Key: string(r.Route.Dst.AsSlice())}
+	var id nft.ElementID
+	id.Set, id.Key = r.Key()
 	nft.Of(k).Mu.Lock()
 	w := nft.Of(k).Want[id]
 	nft.Of(k).Mu.Unlock()
@@ -77,13 +81,13 @@ func (r Return) Remove(k *core.Handle) error {
 	if err := nft.Of(k).Remove([]nft.Element{w.For(r.Owner)}); err != nil {
 		return err
 	}
-	return forgetFlowsTo(k, r.Route.Dst)
+	return deleteFlowsTo(k, r.Route.Dst)
 }
 
-// Check compares with what is wanted where the firewall is not looked at: the host's addresses change.
+// Check compares with the element that netyard wants where the view has no table: the host's addresses change.
 func (r Return) Check(s *core.View) []string {
 	if s.Links[r.Route.Shim.Name] == nil {
-		return nil // that the link is missing is said by the link
+		return nil // the link reports that it is missing
 	}
 	e, err := r.element(s.Handle)
 	if err != nil {
@@ -95,7 +99,7 @@ func (r Return) Check(s *core.View) []string {
 	nft.Of(s.Handle).Mu.Lock()
 	defer nft.Of(s.Handle).Mu.Unlock()
 	if w := nft.Of(s.Handle).Want[e.ID()]; w == nil || w.Content != e.Content {
-		return []string{r.String() + " are not as they should be"}
+		return []string{r.String() + " is missing or different"}
 	}
 	return nil
 }
@@ -108,28 +112,37 @@ func returnSets() []rule.Set {
 	}
 }
 
-// Returning gives what goes to a container on the LAN the host's address.
+// Returning returns the rules that translate the source of what goes to a container on the LAN to an address of the
+// host.
 func Returning(b rule.Book) (rules []rule.Rule) {
 	for _, f := range rule.Families() {
-		rules = append(rules, rule.New(f.Name("a container on the LAN answers by way of the host"), rule.Translated(), rule.NFProto(f.Proto), []expr.Any{
+		dst := []expr.Any{
 			&expr.Payload{DestRegister: rule.Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Dst, Len: f.Size},
-		}, b.Translate(rule.Either(f.V6(), back4, back6)), []expr.Any{&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.Proto), RegAddrMin: rule.Reg1}}))
+		}
+		snat := []expr.Any{
+			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.Proto), RegAddrMin: rule.Reg1},
+		}
+		rules = append(rules, rule.New(f.Name("make containers on the LAN reply through the host"),
+			rule.Translated(), rule.NFProto(f.Proto), dst, b.Translate(rule.Either(f.V6(), back4, back6)), snat))
 	}
 	return rules
 }
 
-// OnlyPublished keeps to published ports, and the answers, what Docker's chain lets through for the sake of them
-// (Bypass). What other containers of this host send to the LAN by such a link they could send before.
+// OnlyPublished returns the rules that drop, of what Docker's chain lets through for published ports (Bypass),
+// everything but published ports and their replies. What other containers of this host send to the LAN through a shim
+// passes as before.
 func OnlyPublished(b rule.Book) []rule.Rule {
 	return []rule.Rule{
-		rule.New("nothing else goes by the host's links on the LAN", b.OIF(Shims, false), b.IIF(bridge.Bridges, true), b.IIF(bridge.Foreign, true), rule.Drop()),
-		rule.New("nor comes by them", b.IIF(Shims, false), rule.Untranslated(), rule.Drop()),
+		rule.New("drop other traffic to the LAN through the host's links on it",
+			b.OIF(Shims, false), b.IIF(bridge.Bridges, true), b.IIF(bridge.Foreign, true), rule.Drop()),
+		rule.New("drop other traffic from the LAN through the host's links on it",
+			b.IIF(Shims, false), rule.Untranslated(), rule.Drop()),
 	}
 }
 
-// forgetFlowsTo makes connection tracking forget where datagrams for the host's ports went: a client that goes on
-// sending from one port keeps a flow alive for ever.
-func forgetFlowsTo(k *core.Handle, to netip.Addr) error {
+// deleteFlowsTo deletes the conntrack entries of UDP datagrams to the host's ports that went to a container: a client
+// that goes on sending from one port keeps its flow alive for ever.
+func deleteFlowsTo(k *core.Handle, to netip.Addr) error {
 	addrs, _, err := k.HostAddrs()
 	if err != nil {
 		return err
@@ -139,18 +152,18 @@ func forgetFlowsTo(k *core.Handle, to netip.Addr) error {
 		family = unix.AF_INET6
 	}
 	if _, err := k.ForgetFlows(flowsTo{host: addrs, to: to}, family); err != nil {
-		return fmt.Errorf("forget UDP flows to %s: %w", to, err)
+		return fmt.Errorf("delete UDP flows to %s: %w", to, err)
 	}
 	return nil
 }
 
-// flowsTo finds datagrams that were sent to an address of the host and went to a container.
+// flowsTo matches the flows of datagrams that were sent to an address of the host and went to a container.
 type flowsTo struct {
 	host map[netip.Addr]bool
 	to   netip.Addr
 }
 
-// MatchConntrackFlow is netlink's name for it.
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (f flowsTo) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	dst, _ := netip.AddrFromSlice(flow.Forward.DstIP)
 	from, _ := netip.AddrFromSlice(flow.Reverse.SrcIP)

@@ -15,23 +15,24 @@ import (
 
 const shimAlias = core.AliasPrefix + "shim:"
 
-// A Shim is the host's own link on a parent. What is on a parent reaches what else is on it, and never the parent
-// itself: so the host has to be on it too. Networks share it: it goes with the last of them.
+// A Shim is the host's own link on a parent. The links on a parent reach each other, but never the parent itself, so
+// the host has to be on the parent, too. Networks share the shim; it is removed with the last of them.
 //
-// It has no address, so that the host has none that it had not before. It answers for the addresses of the parent, to
-// containers only: what comes from where the host would not answer by it is dropped (rp_filter), or half of the LAN
-// would take it for the host.
+// The shim has no address, so that the host gets no new one. It answers for the addresses of the parent, to containers
+// only: what comes from a source that the host would not reply to through the shim is dropped (rp_filter). Else half of
+// the LAN would take the shim for the host.
 type Shim struct {
 	Name       string
 	Parent     Parent
 	Kind, Mode string // as of the parent's other links
-	// Owner is the network that wants it.
+	// Owner is the network that wants the link.
 	Owner string
 }
 
-// ShimOn describes the shim of a parent that a network wants.
+// ShimOn returns the shim of a parent for a network that wants it.
 func ShimOn(p Parent, kind, mode, owner string) Shim {
-	return Shim{Name: core.Name(core.ShimPrefix, core.HashID(p.Name)), Parent: p, Kind: kind, Mode: mode, Owner: owner}
+	name := core.Name(core.ShimPrefix, core.HashID(p.Name))
+	return Shim{Name: name, Parent: p, Kind: kind, Mode: mode, Owner: owner}
 }
 
 // String names the link.
@@ -39,7 +40,7 @@ func (s Shim) String() string { return "link " + s.Name + " of the host on " + s
 
 func (s Shim) WantedBy() string { return s.Owner }
 
-// routed says that the links on the parent pass packets to each other by their IP addresses alone.
+// routed reports whether the links on the parent pass packets to each other by IP address alone.
 func (s Shim) routed() bool { return s.Kind == "ipvlan" && s.Mode != "l2" }
 
 func (s Shim) Ensure(k *core.Handle) error {
@@ -54,7 +55,8 @@ func (s Shim) Ensure(k *core.Handle) error {
 	if err != nil {
 		return err
 	}
-	c := Child{Name: s.Name, Alias: shimAlias + s.Parent.Name, Parent: s.Parent, Kind: s.Kind, Mode: s.Mode, Flag: "bridge"}
+	alias := shimAlias + s.Parent.Name
+	c := Child{Name: s.Name, Alias: alias, Parent: s.Parent, Kind: s.Kind, Mode: s.Mode, Flag: "bridge"}
 	if link == nil {
 		if link, err = c.create(k, parent); err != nil {
 			return err
@@ -63,7 +65,7 @@ func (s Shim) Ensure(k *core.Handle) error {
 	if err := c.mark(k, link); err != nil {
 		return err
 	}
-	for _, sysctl := range s.sysctls() { // before it is up: it must not take its routes from the LAN's router
+	for _, sysctl := range s.sysctls() { // before it is up: it must not accept routes from the LAN's router
 		if err := sysctl.Ensure(k); err != nil {
 			return err
 		}
@@ -71,14 +73,14 @@ func (s Shim) Ensure(k *core.Handle) error {
 	if err := k.NL.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", s, err)
 	}
-	return s.answer(k, link, parent)
+	return s.answerForHost(k, link, parent)
 }
 
-// answer makes the shim answer neighbour solicitations for the host's own addresses. IPv6 answers only for addresses of
-// the link that is asked on (ndisc_recv_ns, net/ipv6/ndisc.c); IPv4 for any of the host's (arp_process,
-// net/ipv4/arp.c).
-func (s Shim) answer(k *core.Handle, link, parent netlink.Link) error {
-	if s.routed() { // nobody asks
+// answerForHost makes the shim answer neighbour solicitations for the host's own addresses. IPv6 answers only for
+// addresses of the link that the solicitation came by (ndisc_recv_ns, net/ipv6/ndisc.c); IPv4 answers for any address
+// of the host (arp_process, net/ipv4/arp.c).
+func (s Shim) answerForHost(k *core.Handle, link, parent netlink.Link) error {
+	if s.routed() { // nobody sends solicitations
 		return nil
 	}
 	addrs, err := core.Globals(k, parent, netlink.FAMILY_V6)
@@ -86,16 +88,19 @@ func (s Shim) answer(k *core.Handle, link, parent netlink.Link) error {
 		return err
 	}
 	for _, a := range addrs {
-		proxy := &netlink.Neigh{LinkIndex: link.Attrs().Index, Family: netlink.FAMILY_V6, Flags: netlink.NTF_PROXY, State: netlink.NUD_PERMANENT, IP: a.Addr().AsSlice()}
+		proxy := &netlink.Neigh{
+			LinkIndex: link.Attrs().Index, Family: netlink.FAMILY_V6, Flags: netlink.NTF_PROXY,
+			State: netlink.NUD_PERMANENT, IP: a.Addr().AsSlice(),
+		}
 		if err := k.NL.NeighSet(proxy); err != nil {
-			return fmt.Errorf("answer for %s on %s: %w", a.Addr(), s, err)
+			return fmt.Errorf("add NDP proxy %s on %s: %w", a.Addr(), s, err)
 		}
 	}
 	return nil
 }
 
-// sysctls: forwarding on this one link only lets it answer for the parent (proxy_ndp); the host as a whole does not
-// forward by it.
+// sysctls returns the settings of the shim. Forwarding, on this link only, lets it answer for the parent (proxy_ndp);
+// the host as a whole does not forward by it.
 func (s Shim) sysctls() []core.Sysctl {
 	v6 := func(name, value string) core.Sysctl {
 		return core.Sysctl{Path: []string{"net", "ipv6", "conf", s.Name, name}, Value: value, Optional: true}
@@ -103,7 +108,8 @@ func (s Shim) sysctls() []core.Sysctl {
 	return []core.Sysctl{
 		{Path: []string{"net", "ipv4", "conf", s.Name, "rp_filter"}, Value: "1"},
 		{Path: []string{"net", "ipv4", "conf", s.Name, "accept_redirects"}, Value: "0"},
-		v6("accept_dad", "0"), v6("accept_ra", "0"), v6("autoconf", "0"), v6("accept_redirects", "0"), v6("forwarding", "1"), v6("proxy_ndp", "1"),
+		v6("accept_dad", "0"), v6("accept_ra", "0"), v6("autoconf", "0"), v6("accept_redirects", "0"),
+		v6("forwarding", "1"), v6("proxy_ndp", "1"),
 		{Path: []string{"net", "ipv6", "neigh", s.Name, "proxy_delay"}, Value: "0", Optional: true},
 	}
 }
@@ -127,11 +133,11 @@ func (s Shim) Check(snap *core.View) []string {
 	return faults
 }
 
-// A HostRoute is the host's way to one container by a shim.
+// A HostRoute is the host's route to one container through a shim.
 //
-// The shim must not ask the LAN for the container: it would do so in the name of the host's address, and everybody who
-// hears it would from then on send to the shim what is for the host (arp_process, net/ipv4/arp.c). So the container's
-// hardware address goes with the route.
+// The shim must not ask the LAN for the container's hardware address: the request would carry the host's address, and
+// everybody who hears it would from then on send to the shim what is for the host (arp_process, net/ipv4/arp.c). So a
+// permanent neighbour entry goes with the route.
 type HostRoute struct {
 	Shim Shim
 	Dst  netip.Addr
@@ -151,7 +157,7 @@ func (r HostRoute) Ensure(k *core.Handle) error {
 		return err
 	}
 	route := r.route(link)
-	if r.Dst.Is4() { // IPv6 chooses the address that has most in common with the container's; IPv4 the first that it comes across
+	if r.Dst.Is4() { // IPv6 selects the source with the longest common prefix, IPv4 the first one that it finds
 		if src, err := sourceFor(k, parent, r.Dst); err != nil {
 			return err
 		} else if src.IsValid() {
@@ -182,20 +188,22 @@ func (r HostRoute) Ensure(k *core.Handle) error {
 }
 
 func (r HostRoute) route(link netlink.Link) *netlink.Route {
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: core.IPNet(netip.PrefixFrom(r.Dst, r.Dst.BitLen())), Protocol: core.RouteProtocol}
+	dst := core.IPNet(netip.PrefixFrom(r.Dst, r.Dst.BitLen()))
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Protocol: core.RouteProtocol}
 	if r.Dst.Is4() {
 		route.Scope = netlink.SCOPE_LINK
 	}
 	return route
 }
 
-// neighbour is the container as the shim knows it; nil where there are no hardware addresses to know.
+// neighbour returns the neighbour entry of the container on the shim, or nil where links do not use hardware addresses.
 func (r HostRoute) neighbour(link, parent netlink.Link) *netlink.Neigh {
 	if r.Shim.routed() {
 		return nil
 	}
 	n := &netlink.Neigh{
-		LinkIndex: link.Attrs().Index, Family: core.Family(r.Dst), State: netlink.NUD_PERMANENT, IP: r.Dst.AsSlice(), HardwareAddr: r.MAC,
+		LinkIndex: link.Attrs().Index, Family: core.Family(r.Dst), State: netlink.NUD_PERMANENT,
+		IP: r.Dst.AsSlice(), HardwareAddr: r.MAC,
 	}
 	if r.MAC == nil {
 		n.HardwareAddr = parent.Attrs().HardwareAddr
@@ -208,7 +216,7 @@ func (r HostRoute) Remove(k *core.Handle) error {
 	if err != nil || link == nil {
 		return err
 	}
-	gone := func(err error) bool { // an ipvlan that routes has no table of neighbours
+	gone := func(err error) bool { // an ipvlan link that routes has no neighbour table
 		return err == nil || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV)
 	}
 	if err := k.NL.RouteDel(r.route(link)); !gone(err) {
@@ -225,7 +233,7 @@ func (r HostRoute) Remove(k *core.Handle) error {
 func (r HostRoute) Check(s *core.View) []string {
 	link := s.Links[r.Shim.Name]
 	if link == nil {
-		return nil // that the link is missing is said by the link
+		return nil // the link reports that it is missing
 	}
 	for _, route := range s.Routes[link.Attrs().Index] {
 		if p := core.PrefixOf(route.Dst); p.IsSingleIP() && p.Addr() == r.Dst {
@@ -235,7 +243,7 @@ func (r HostRoute) Check(s *core.View) []string {
 	return []string{r.String() + " is missing"}
 }
 
-// StrayRoutes are routes of netyard's on shims to containers that nobody knows.
+// StrayRoutes returns netyard's routes on shims that no object wants.
 func StrayRoutes(s *core.View, wanted []core.Object) (strays []core.Stray) {
 	want := map[string]bool{}
 	for _, o := range wanted {
@@ -258,8 +266,8 @@ func StrayRoutes(s *core.View, wanted []core.Object) (strays []core.Stray) {
 	return strays
 }
 
-// sourceFor is the parent's address that the host speaks to dst with, if the parent has one: of dst's subnet, or else
-// the first.
+// sourceFor returns the parent's address that the host uses as source towards dst, if the parent has one: an address in
+// the subnet of dst, or else the first one.
 func sourceFor(k *core.Handle, parent netlink.Link, dst netip.Addr) (src netip.Addr, err error) {
 	addrs, err := core.Globals(k, parent, core.Family(dst))
 	for _, a := range addrs {
@@ -273,11 +281,11 @@ func sourceFor(k *core.Handle, parent netlink.Link, dst netip.Addr) (src netip.A
 	return src, err
 }
 
-// SourceFor is the host's address that it speaks to dst with.
+// SourceFor returns the address that the host uses as source towards dst.
 func SourceFor(k *core.Handle, dst netip.Addr) (netip.Addr, error) {
 	routes, err := k.NL.RouteGet(net.IP(dst.AsSlice()))
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("find the way to %s: %w", dst, err)
+		return netip.Addr{}, fmt.Errorf("find the route to %s: %w", dst, err)
 	}
 	for _, r := range routes {
 		if a, ok := netip.AddrFromSlice(r.Src); ok {
@@ -287,7 +295,7 @@ func SourceFor(k *core.Handle, dst netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, nil
 }
 
-// Addrs are the addresses of a parent that are good for more than the link.
+// Addrs returns the addresses of a parent that are valid beyond the link.
 func Addrs(k *core.Handle, p Parent) ([]netip.Prefix, error) {
 	link, err := FindParent(k, p)
 	if err != nil {
@@ -296,11 +304,11 @@ func Addrs(k *core.Handle, p Parent) ([]netip.Prefix, error) {
 	return core.Globals(k, link, netlink.FAMILY_ALL)
 }
 
-// ReversePath is how strictly the kernel looks at where packets that come in by a link come from (ip-sysctl.rst,
-// rp_filter): 1 drops those that it would not answer by the same link.
+// ReversePath returns how strictly the kernel checks the source of packets that come in by a link (ip-sysctl.rst,
+// rp_filter): 1 drops a packet whose reply would not leave by the same link.
 func ReversePath(k *core.Handle, link string) (string, error) {
 	strictest := "0"
-	for _, conf := range []string{"all", link} { // the greater one counts
+	for _, conf := range []string{"all", link} { // the kernel uses the greater one
 		v, err := k.ReadSysctl(core.Sysctl{Path: []string{"net", "ipv4", "conf", conf, "rp_filter"}}.File())
 		if err != nil {
 			return "", fmt.Errorf("read rp_filter of %s: %w", conf, err)

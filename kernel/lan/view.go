@@ -5,28 +5,28 @@ import (
 	"netyard/kernel/rule"
 )
 
-// Sets are those that are about links on parents.
+// Sets returns the sets about links on parents.
 func Sets() []rule.Set { return returnSets() }
 
-// Names are the links that it is.
+// Names returns the name of the link.
 func (c Child) Names() []string { return []string{c.Name} }
 
-// Names are the links that it is.
+// Names returns the name of the link.
 func (i Island) Names() []string { return []string{i.Name} }
 
-// Names are the links that it is.
+// Names returns the name of the link.
 func (v VLAN) Names() []string { return []string{v.Name} }
 
-// Names are the links that it is.
+// Names returns the name of the link.
 func (s Shim) Names() []string { return []string{s.Name} }
 
-// HostLink is the link by which the host sees the endpoint: the parent.
+// HostLink returns the link by which the host sees the endpoint: the parent.
 func (c Child) HostLink() string { return c.Parent.Name }
 
-// Plugged says whether the sandbox has the link.
+// Plugged reports whether the sandbox has the link.
 func (c Child) Plugged(*core.Handle) (bool, error) { return core.InSandbox(c.Sandbox, c.Alias) }
 
-// Key is the element that it is: what that maps to is not known from the records.
+// Key returns the set and the key of the element; its value is not known from the records.
 func (r Return) Key() (set rule.SetName, key string) {
 	return rule.Either(r.Route.Dst.Is6(), back4, back6), string(r.Route.Dst.AsSlice())
 }

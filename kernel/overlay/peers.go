@@ -22,16 +22,18 @@ import (
 type Peer struct {
 	Addr netip.Addr
 	MAC  net.HardwareAddr
-	VTEP netip.Addr // of the host that it is on
+	VTEP netip.Addr // of the host that has the address
 }
 
-// ChangePeers tells a VXLAN device of peers that came or became others, of addresses that went, and of hardware
-// addresses that no peer has any more. It says everything in few system calls: one for each takes six to thirteen times
-// as long.
-func ChangePeers(ctx context.Context, k *core.Handle, link string, set []Peer, gone []netip.Addr, nobodys []net.HardwareAddr) error {
+// ChangePeers changes the entries of a VXLAN device: it sets those of new and changed peers, and removes those of
+// addresses and hardware addresses that no peer has any more. It needs few system calls; one call for each entry takes
+// six to thirteen times as long.
+func ChangePeers(
+	ctx context.Context, k *core.Handle, link string, set []Peer, goneAddrs []netip.Addr, goneMACs []net.HardwareAddr,
+) error {
 	l, err := k.NL.LinkByName(link)
 	if err != nil {
-		return fmt.Errorf("tell %s of its peers: %w", link, err)
+		return fmt.Errorf("change peers of %s: %w", link, err)
 	}
 	index := l.Attrs().Index
 	var b batch
@@ -43,46 +45,51 @@ func ChangePeers(ctx context.Context, k *core.Handle, link string, set []Peer, g
 		}
 		b.add(unix.RTM_NEWNEIGH, neighbour(index, p.Addr, p.MAC), p.Addr.String())
 	}
-	for _, a := range gone {
+	for _, a := range goneAddrs {
 		b.add(unix.RTM_DELNEIGH, neighbour(index, a, nil), a.String())
 	}
-	for _, m := range nobodys {
+	for _, m := range goneMACs {
 		b.add(unix.RTM_DELNEIGH, forwarding(index, m, netip.Addr{}), m.String())
 	}
-	if err := b.Send(ctx, k); err != nil {
-		return fmt.Errorf("tell %s of its peers: %w", link, err)
+	if err := b.send(ctx, k); err != nil {
+		return fmt.Errorf("change peers of %s: %w", link, err)
 	}
 	return nil
 }
 
-// forwarding is the entry that sends frames for a hardware address to a host.
+// forwarding returns the forwarding entry that sends frames for a hardware address to a host.
 func forwarding(link int, m net.HardwareAddr, vtep netip.Addr) *netlink.Neigh {
-	n := &netlink.Neigh{LinkIndex: link, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, HardwareAddr: m}
+	n := &netlink.Neigh{
+		LinkIndex: link, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF,
+		State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, HardwareAddr: m,
+	}
 	if vtep.IsValid() {
 		n.IP = vtep.AsSlice()
 	}
 	return n
 }
 
-// neighbour is the entry by which the device answers for an address.
+// neighbour returns the neighbour entry by which the device answers for an address.
 func neighbour(link int, a netip.Addr, m net.HardwareAddr) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: link, Family: core.Family(a), State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: m}
+	return &netlink.Neigh{
+		LinkIndex: link, Family: core.Family(a), State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: m,
+	}
 }
 
-// Peers are all peers of a VXLAN device: it knows them, and nobody else.
+// Peers are all peers of a VXLAN device: it has entries for them and for nobody else.
 type Peers struct {
 	Link string
 	All  []Peer
-	// Partial: there may be more of them, who are let alone.
+	// Partial: there may be more peers; their entries are left alone.
 	Partial bool
-	// Keeper tells the device of its peers as they are by then, instead of these: they change while somebody compares,
-	// and who repaired by what he has seen would undo what came after it. Nil: these are the ones.
+	// Keeper, if set, gives the device its peers as they are at that moment, instead of All. Peers change during a
+	// comparison, and a repair from an older list would undo later changes.
 	Keeper PeerKeeper
 }
 
-// A PeerKeeper knows the peers of a device.
+// A PeerKeeper knows the current peers of a device.
 type PeerKeeper interface {
-	// TellPeers tells the device all of them.
+	// TellPeers gives the device all of them.
 	TellPeers() error
 }
 
@@ -101,15 +108,15 @@ func (p Peers) Ensure(k *core.Handle) error {
 	if err != nil {
 		return err
 	}
-	return ChangePeers(context.Background(), k, p.Link, d.set, d.gone, d.nobodys)
+	return ChangePeers(context.Background(), k, p.Link, d.set, d.goneAddrs, d.goneMACs)
 }
 
-func (Peers) Remove(*core.Handle) error { return nil } // they go with the device
+func (Peers) Remove(*core.Handle) error { return nil } // they are removed with the device
 
 func (p Peers) Check(s *core.View) []string {
 	link := s.Links[p.Link]
 	if link == nil {
-		return nil // that the link is missing is said by the link
+		return nil // the link reports that it is missing
 	}
 	d, err := p.compare(s.Handle, link.Attrs().Index)
 	if err != nil {
@@ -117,22 +124,22 @@ func (p Peers) Check(s *core.View) []string {
 	}
 	var faults []string
 	if n := len(d.set); n > 0 {
-		faults = append(faults, fmt.Sprintf("%s: %d are missing or different, %s among them", p, n, d.set[0].Addr))
+		faults = append(faults, fmt.Sprintf("%s: %d missing or different, including %s", p, n, d.set[0].Addr))
 	}
-	if n := len(d.gone) + len(d.nobodys); n > 0 {
-		faults = append(faults, fmt.Sprintf("%s: %d entries are of nobody", p, n))
+	if n := len(d.goneAddrs) + len(d.goneMACs); n > 0 {
+		faults = append(faults, fmt.Sprintf("%s: %d entries of no peer", p, n))
 	}
 	return faults
 }
 
-// A peerDiff is what a device has to be told.
+// A peerDiff is how the entries of a device have to change.
 type peerDiff struct {
-	set     []Peer
-	gone    []netip.Addr
-	nobodys []net.HardwareAddr
+	set       []Peer
+	goneAddrs []netip.Addr
+	goneMACs  []net.HardwareAddr
 }
 
-// compare looks at what a device knows.
+// compare returns how the entries of a device differ from its peers.
 func (p Peers) compare(k *core.Handle, link int) (d peerDiff, err error) {
 	forwards, err := forwards(k, link)
 	if err != nil {
@@ -164,17 +171,17 @@ func (p Peers) compare(k *core.Handle, link int) (d peerDiff, err error) {
 		return d, nil
 	}
 	for m := range forwards {
-		d.nobodys = append(d.nobodys, net.HardwareAddr(m[:]))
+		d.goneMACs = append(d.goneMACs, net.HardwareAddr(m[:]))
 	}
 	for a := range neighbours {
-		d.gone = append(d.gone, a)
+		d.goneAddrs = append(d.goneAddrs, a)
 	}
-	slices.SortFunc(d.gone, netip.Addr.Compare)
-	slices.SortFunc(d.nobodys, func(a, b net.HardwareAddr) int { return bytes.Compare(a, b) })
+	slices.SortFunc(d.goneAddrs, netip.Addr.Compare)
+	slices.SortFunc(d.goneMACs, func(a, b net.HardwareAddr) int { return bytes.Compare(a, b) })
 	return d, nil
 }
 
-// forwards are a VXLAN device's own entries for hardware addresses, and where they lead.
+// forwards returns a VXLAN device's own forwarding entries: the VTEP of each hardware address.
 func forwards(k *core.Handle, link int) (map[core.MAC]netip.Addr, error) {
 	list, err := core.Retry(func() ([]netlink.Neigh, error) { return k.NL.NeighList(link, unix.AF_BRIDGE) })
 	if err != nil {
@@ -190,7 +197,7 @@ func forwards(k *core.Handle, link int) (map[core.MAC]netip.Addr, error) {
 	return all, nil
 }
 
-// A batch is changes of neighbours that go to the kernel many at a time.
+// A batch is a list of changes of entries that go to the kernel many at a time.
 type batch struct {
 	msgs  [][]byte
 	names []string
@@ -202,7 +209,10 @@ func (b *batch) add(verb uint16, n *netlink.Neigh, name string) {
 		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
 	req := nl.NewNetlinkRequest(int(verb), flags)
-	req.AddData(&netlink.Ndmsg{Family: uint8(n.Family), Index: uint32(n.LinkIndex), State: uint16(n.State), Flags: uint8(n.Flags)}) //nolint:gosec // what the kernel has there
+	req.AddData(&netlink.Ndmsg{
+		Family: uint8(n.Family), Index: uint32(n.LinkIndex), //nolint:gosec // as wide as the kernel's
+		State: uint16(n.State), Flags: uint8(n.Flags), //nolint:gosec // the same
+	})
 	if n.IP != nil {
 		req.AddData(nl.NewRtAttr(netlink.NDA_DST, n.IP))
 	}
@@ -214,15 +224,15 @@ func (b *batch) add(verb uint16, n *netlink.Neigh, name string) {
 }
 
 const (
-	// perSend is how many messages one system call carries, each of less than a hundred bytes.
+	// perSend is how many messages go in one system call; each has less than a hundred bytes.
 	perSend = 256
-	// answers holds an error for each of them.
-	answers = 4 << 20
+	// answerBuffer is a receive buffer with room for an error about each of them, in bytes.
+	answerBuffer = 4 << 20
 )
 
-// Send hands all messages over. It goes on after an error and returns the first; what is to go and is not there is
-// none.
-func (b *batch) Send(ctx context.Context, k *core.Handle) error {
+// send sends all messages. It goes on after an error and returns the first one. To remove what does not exist is no
+// error.
+func (b *batch) send(ctx context.Context, k *core.Handle) error {
 	if len(b.msgs) == 0 {
 		return nil
 	}
@@ -234,19 +244,19 @@ func (b *batch) Send(ctx context.Context, k *core.Handle) error {
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing is lost
+	defer unix.Close(fd) //nolint:errcheck // nothing is buffered
 	limit := unix.NsecToTimeval(core.NetlinkTimeout.Nanoseconds())
 	for _, option := range []int{unix.SO_SNDTIMEO, unix.SO_RCVTIMEO} {
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &limit); err != nil {
-			return fmt.Errorf("bound netlink's waits: %w", err)
+			return fmt.Errorf("set netlink timeouts: %w", err)
 		}
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, answers); err != nil {
-		return fmt.Errorf("widen netlink's buffer: %w", err)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, answerBuffer); err != nil {
+		return fmt.Errorf("enlarge netlink's receive buffer: %w", err)
 	}
 	var first error
 	for from := 0; from < len(b.msgs) && ctx.Err() == nil; from += perSend {
-		if err := b.sendSome(fd, from, min(from+perSend, len(b.msgs))); err != nil && first == nil {
+		if err := b.sendRange(fd, from, min(from+perSend, len(b.msgs))); err != nil && first == nil {
 			first = err
 		}
 	}
@@ -256,9 +266,9 @@ func (b *batch) Send(ctx context.Context, k *core.Handle) error {
 	return ctx.Err()
 }
 
-// sendSome sends the messages from one number to before another. Only the last is to be acknowledged: by then all have
-// been dealt with.
-func (b *batch) sendSome(fd, from, to int) error {
+// sendRange sends the messages from index from up to index to, which is not included. Only the last one asks for an
+// acknowledgement: by then the kernel has processed all of them.
+func (b *batch) sendRange(fd, from, to int) error {
 	const flagsAt, seqAt = 6, 8 // struct nlmsghdr
 	var all []byte
 	for i := from; i < to; i++ {
@@ -276,11 +286,11 @@ func (b *batch) sendSome(fd, from, to int) error {
 	if err := unix.Sendto(fd, all, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("send to the kernel: %w", err)
 	}
-	return b.outcome(fd, to-1)
+	return b.readAnswers(fd, to-1)
 }
 
-// outcome reads answers up to that of the last message.
-func (b *batch) outcome(fd, last int) (first error) {
+// readAnswers reads the kernel's answers up to that of the last message, and returns the first error.
+func (b *batch) readAnswers(fd, last int) (first error) {
 	buf := make([]byte, 1<<16)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
@@ -288,11 +298,11 @@ func (b *batch) outcome(fd, last int) (first error) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("hear from the kernel: %w", err)
+			return fmt.Errorf("receive from the kernel: %w", err)
 		}
 		msgs, err := syscall.ParseNetlinkMessage(buf[:n])
 		if err != nil {
-			return fmt.Errorf("read the kernel's answer: %w", err)
+			return fmt.Errorf("parse the kernel's answer: %w", err)
 		}
 		for _, m := range msgs {
 			if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 {

@@ -11,62 +11,70 @@ import (
 	"netyard/kernel/rule"
 )
 
-// A network that is encrypted fails closed: not because its frames find their way into WireGuard, but because these
-// rules drop what does not. They stand before the network's VXLAN device does, and stay until it has gone. So nothing
-// leaves in clear before the first handshake, nor when somebody deletes the WireGuard device and a default route would
-// have what is for the other end of it; and nothing is let in that did not come by it.
+// An encrypted network fails closed: not because its frames find their way into WireGuard, but because these rules drop
+// every frame that does not. They are loaded before the network's VXLAN device is made, and stay until it is gone. So
+// nothing leaves in clear before the first handshake, nor after somebody deletes the WireGuard device, when a default
+// route would take what is for the other end; and no frame is accepted that did not come through WireGuard.
 const (
-	// encrypted has the numbers of those networks.
+	// encrypted holds the VNIs of encrypted networks.
 	encrypted rule.SetName = "encrypted"
 
 	tunnelChain = "tunnel"
 )
 
-// Encrypted says that a network's frames are inside WireGuard, or nowhere. Ensure it before the VXLAN device, and
-// remove it after.
+// Encrypted returns the elements that let a network's frames travel inside WireGuard only. Ensure them before the VXLAN
+// device, and remove them after it.
 func Encrypted(port uint16, vni uint32) []nft.Element {
-	return append(Closed(port, vni), nft.NewElement(Sets(), encrypted, string(binaryutil.NativeEndian.PutUint32(vni)), ""))
+	number := string(binaryutil.NativeEndian.PutUint32(vni))
+	return append(Closed(port, vni), nft.NewElement(Sets(), encrypted, number, ""))
 }
 
 func tunnelSets() []rule.Set {
 	return []rule.Set{{Name: encrypted, Type: nftables.TypeMark, Early: true}}
 }
 
-// byVXLANPort matches what is for a UDP port of VXLAN.
-func byVXLANPort(b rule.Book) []expr.Any { return bridge.ToVXLANPort(b, bridge.VXLANPorts) }
+// toVXLANPort matches UDP to a port that receives VXLAN.
+func toVXLANPort(b rule.Book) []expr.Any { return bridge.ToVXLANPort(b, bridge.VXLANPorts) }
 
-// inClear drops frames of encrypted networks that did not come by the tunnel.
-func inClear(b rule.Book) rule.Rule {
-	return rule.New("frames of an encrypted network, in clear", bridge.VNI(rule.Reg1), []expr.Any{b.Lookup(encrypted, false)}, rule.NotInterface(expr.MetaKeyIIFNAME, core.TunnelName), rule.Drop())
+// toNetwork matches a VXLAN packet whose VNI is in a set, or with invert one whose VNI is not.
+func toNetwork(b rule.Book, set rule.SetName, invert bool) []expr.Any {
+	return append(bridge.VNI(rule.Reg1), b.Lookup(set, invert))
 }
 
-// tunnelChains are about what comes out of the tunnel, and what ought to go into it. Other hosts reach nothing of this
-// one by it but the networks that they have in common, and no container reaches anything by it: nothing is forwarded
-// into it. The way out is looked at last of all, when nothing can change any more where a packet leaves.
+// clearRule drops frames of encrypted networks that did not come through the tunnel.
+func clearRule(b rule.Book) rule.Rule {
+	return rule.New("drop frames of encrypted networks that come in clear",
+		toNetwork(b, encrypted, false), rule.NotInterface(expr.MetaKeyIIFNAME, core.TunnelName), rule.Drop())
+}
+
+// tunnelChains check what comes out of the tunnel, and what has to go into it. Through it other hosts reach nothing of
+// this host but the encrypted networks that both are on, and no container reaches anything: nothing is forwarded into
+// it. Outgoing packets are checked last of all, when nothing can change any more where a packet leaves.
 func tunnelChains(b rule.Book) []rule.Chain {
 	return []rule.Chain{
 		{Name: tunnelChain, Rules: []rule.Rule{
-			rule.New("frames of an encrypted network", byVXLANPort(b), rule.ForHost(), bridge.VNI(rule.Reg1), []expr.Any{b.Lookup(encrypted, false)}, rule.Back()),
-			rule.New("nothing else comes by the tunnel", rule.Drop()),
+			rule.New("continue with frames of encrypted networks",
+				toVXLANPort(b), rule.ForHost(), toNetwork(b, encrypted, false), rule.Back()),
+			rule.New("drop other traffic from the tunnel", rule.Drop()),
 		}},
 		{
 			Name: "tunnel_forward", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
 			Priority: nftables.ChainPriorityFilter, Rules: []rule.Rule{
-				rule.New("nothing is forwarded into the tunnel", ToLink(core.TunnelName), rule.Drop()),
+				rule.New("drop what is forwarded into the tunnel", toLink(core.TunnelName), rule.Drop()),
 			},
 		},
 		{
 			Name: "vxlan_out", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookPostrouting,
 			Priority: nftables.ChainPrioritySELinuxLast, Rules: []rule.Rule{
-				rule.New("VXLAN that leaves", byVXLANPort(b), rule.Jump(madeChain)),
+				rule.New("check outgoing VXLAN", toVXLANPort(b), rule.Jump(madeChain)),
 			},
 		},
 		{Name: madeChain, Rules: madeRules(b)},
 	}
 }
 
-// ToLink matches what leaves by an interface.
-func ToLink(name string) []expr.Any {
+// toLink matches packets that leave by a link.
+func toLink(name string) []expr.Any {
 	es := rule.NotInterface(expr.MetaKeyOIFNAME, name)
 	es[1].(*expr.Cmp).Op = expr.CmpOpEq
 	return es

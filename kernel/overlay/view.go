@@ -7,19 +7,19 @@ import (
 	"netyard/kernel/rule"
 )
 
-// Sets are those that are about networks across hosts.
+// Sets returns the sets about networks across hosts.
 func Sets() []rule.Set { return append(vtepSets(), tunnelSets()...) }
 
-// Chains are those that are about networks across hosts.
+// Chains returns the chains about networks across hosts.
 func Chains(b rule.Book) []rule.Chain { return append(vtepChains(b), tunnelChains(b)...) }
 
-// Names are the links that it is.
+// Names returns the name of the link.
 func (v VXLAN) Names() []string { return []string{v.Name} }
 
-// Names are the links that it is.
+// Names returns the name of the link.
 func (WireGuard) Names() []string { return []string{core.TunnelName} }
 
-// tunnelIn is the device as WireGuard has it.
+// tunnelIn returns the state of the WireGuard device; a view reads it once.
 func tunnelIn(v *core.View) (*wgtypes.Device, error) {
 	return core.Dump(v, func(v *core.View) (*wgtypes.Device, error) { return tunnel(v.Handle) })
 }

@@ -13,14 +13,14 @@ import (
 	"netyard/kernel/core"
 )
 
-// A VXLAN is the port of a network's bridge that leads to the network's other hosts. It knows what it is told (Peers),
-// learns nothing, and answers ARP and neighbour solicitations for whom it knows itself. What is for anybody else goes
+// A VXLAN is the port of a network's bridge that leads to the network's other hosts. Its entries are given to it
+// (Peers), it learns none, and it answers ARP and neighbour solicitations for its peers. Frames for anybody else go
 // nowhere: there is no default remote.
 type VXLAN struct {
 	Name, Alias string
 	Master      string // the bridge
 	VNI         uint32
-	Local       netip.Addr // the host's address that the others send to
+	Local       netip.Addr // the host's address that the other hosts send to
 	Port        uint16
 	MTU         int // inside
 }
@@ -41,7 +41,7 @@ func (v VXLAN) Ensure(k *core.Handle) error {
 		if a := link.Attrs().Alias; a != v.Alias && (a != "" || link.Type() != "vxlan") {
 			return fmt.Errorf("create %s: a link of that name exists and %w", v, core.ErrForeign)
 		}
-		if len(v.fixed(link)) > 0 { // what cannot be changed; peers are told again by who keeps them
+		if len(v.fixed(link)) > 0 { // these cannot be changed; Peers sets the entries of the new device
 			if err := k.NL.LinkDel(link); err != nil {
 				return fmt.Errorf("replace %s: %w", v, err)
 			}
@@ -65,10 +65,11 @@ func (v VXLAN) create(k *core.Handle) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = v.Name, v.MTU
 	err := k.NL.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: attrs, VxlanId: int(v.VNI), SrcAddr: v.Local.AsSlice(), Port: int(v.Port), Learning: false, Proxy: true,
+		LinkAttrs: attrs, VxlanId: int(v.VNI), SrcAddr: v.Local.AsSlice(), Port: int(v.Port),
+		Learning: false, Proxy: true,
 	})
-	if errors.Is(err, unix.EEXIST) { // one device of a number and a port in a namespace (vxlan_vni_in_use, drivers/net/vxlan)
-		err = fmt.Errorf("VNI %d at port %d has another device: %w", v.VNI, v.Port, err)
+	if errors.Is(err, unix.EEXIST) { // one device per namespace, VNI and port (vxlan_vni_in_use, drivers/net/vxlan)
+		err = fmt.Errorf("another device has VNI %d at port %d: %w", v.VNI, v.Port, err)
 	}
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		err = fmt.Errorf("this kernel has no vxlan: %w", err)
@@ -79,19 +80,20 @@ func (v VXLAN) create(k *core.Handle) (netlink.Link, error) {
 	return k.NL.LinkByName(v.Name)
 }
 
-// tune makes the link a port that nothing is learned from and everything for others is sent to.
+// tune makes the link a port from which the bridge learns nothing, and to which it sends all unknown unicast.
 func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
-	// Not disable_ipv6: a link without IPv6 answers no neighbour solicitation (neigh_reduce, drivers/net/vxlan).
-	// Without a link-local address it says nothing itself.
+	// IPv6 stays on (disable_ipv6): a link without IPv6 answers no neighbour solicitation (neigh_reduce,
+	// drivers/net/vxlan). Without a link-local address the link sends nothing of its own.
 	if err := k.NL.LinkSetIP6AddrGenMode(link, nl6None); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return fmt.Errorf("give %s no address: %w", v, err)
+		return fmt.Errorf("turn off IPv6 address generation on %s: %w", v, err)
 	}
 	for _, s := range v.sysctls() {
 		if err := s.Ensure(k); err != nil {
 			return err
 		}
 	}
-	// A container that plays the querier of multicast would else keep neighbour solicitations from the other hosts.
+	// With snooping, a container that acts as multicast querier would keep neighbour solicitations from the other
+	// hosts.
 	if err := bridge.SetSnooping(k, master.Attrs().Index, false); err != nil {
 		return fmt.Errorf("turn off multicast snooping of bridge %s: %w", v.Master, err)
 	}
@@ -107,7 +109,7 @@ func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
 		}
 	}
 	if err := errors.Join(k.NL.LinkSetLearning(link, false), k.NL.LinkSetFlood(link, true)); err != nil {
-		return fmt.Errorf("set what %s learns: %w", v, err)
+		return fmt.Errorf("set learning and flooding of %s: %w", v, err)
 	}
 	if err := k.NL.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", v, err)
@@ -118,8 +120,8 @@ func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
 // nl6None is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
 const nl6None = 1
 
-// sysctls let the link answer for its peers, which it does when something is sent by it, and for the host to nobody:
-// who sends frames to reserved group addresses (br_handle_frame, net/bridge/br_input.c) speaks to the link itself.
+// sysctls returns the settings of the link: it answers for its peers, when something is sent through it, and for the
+// host to nobody. Frames to reserved group addresses (br_handle_frame, net/bridge/br_input.c) reach the link itself.
 func (v VXLAN) sysctls() []core.Sysctl {
 	const toNobody = "8" // Documentation/networking/ip-sysctl.rst, arp_ignore
 	return []core.Sysctl{
@@ -131,7 +133,7 @@ func (v VXLAN) sysctls() []core.Sysctl {
 
 func (v VXLAN) Remove(k *core.Handle) error { return k.DeleteLink(v.Name, v.Alias) }
 
-// fixed says in words what is different that only another device can have.
+// fixed says in words what differs and can be set only when a device is made.
 func (v VXLAN) fixed(link netlink.Link) (faults []string) {
 	x, ok := link.(*netlink.Vxlan)
 	if !ok {
@@ -142,11 +144,11 @@ func (v VXLAN) fixed(link netlink.Link) (faults []string) {
 	case x.VxlanId != int(v.VNI):
 		faults = append(faults, fmt.Sprintf("%s has VNI %d instead of %d", v, x.VxlanId, v.VNI))
 	case x.Port != int(v.Port):
-		faults = append(faults, fmt.Sprintf("%s is at port %d instead of %d", v, x.Port, v.Port))
+		faults = append(faults, fmt.Sprintf("%s has port %d instead of %d", v, x.Port, v.Port))
 	case local.Unmap() != v.Local:
-		faults = append(faults, fmt.Sprintf("%s is at %s instead of %s", v, local.Unmap(), v.Local))
+		faults = append(faults, fmt.Sprintf("%s has local address %s instead of %s", v, local.Unmap(), v.Local))
 	case x.Learning || !x.Proxy:
-		faults = append(faults, v.String()+" learns, or does not answer for its peers")
+		faults = append(faults, v.String()+" learns addresses, or does not answer for its peers")
 	}
 	return faults
 }
@@ -164,7 +166,7 @@ func (v VXLAN) Check(s *core.View) []string {
 	if master := s.Links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
 		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))
 	} else if b, ok := master.(*netlink.Bridge); ok && b.MulticastSnooping != nil && *b.MulticastSnooping {
-		faults = append(faults, fmt.Sprintf("bridge %s snoops multicast", v.Master))
+		faults = append(faults, fmt.Sprintf("bridge %s has multicast snooping on", v.Master))
 	}
 	if a.Flags&net.FlagUp == 0 {
 		faults = append(faults, v.String()+" is down")
@@ -173,7 +175,7 @@ func (v VXLAN) Check(s *core.View) []string {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
 	}
 	if flags, ok := bridge.PortsOf(s).Flags(a.Index); ok && (flags.Learning || !flags.Flood) {
-		faults = append(faults, v.String()+" learns, or does not get what is for others")
+		faults = append(faults, v.String()+" learns addresses, or does not receive unknown unicast")
 	}
 	for _, sysctl := range v.sysctls() {
 		faults = append(faults, sysctl.Check(s)...)
@@ -181,14 +183,14 @@ func (v VXLAN) Check(s *core.View) []string {
 	return faults
 }
 
-// A Carrier is a link that has an address of the host's.
+// A Carrier is a link that has an address of the host.
 type Carrier struct {
 	Link string
 	MTU  int
-	MAC  string // empty: it has none
+	MAC  string // empty: none
 }
 
-// CarrierOf is the link that has an address.
+// CarrierOf returns the link that has an address.
 func CarrierOf(k *core.Handle, a netip.Addr) (Carrier, error) {
 	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, core.Family(a)) })
 	if err != nil {
@@ -207,11 +209,11 @@ func CarrierOf(k *core.Handle, a netip.Addr) (Carrier, error) {
 	return Carrier{}, fmt.Errorf("the host has no address %s", a)
 }
 
-// An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host speaks
-// by another one: the answer to this one would stay with whichever host gets it.
+// An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host uses
+// another address as source: a reply to this one would stay with whichever host receives it.
 type Anycast struct {
 	Link string
-	// Alias is what the link has to carry for the address to be taken away again.
+	// Alias is the alias that the link must have for Remove to delete the address.
 	Alias string
 	Addr  netip.Addr
 }
@@ -220,8 +222,8 @@ type Anycast struct {
 func (a Anycast) String() string { return fmt.Sprintf("gateway address %s on %s", a.Addr, a.Link) }
 
 func (a Anycast) addr() *netlink.Addr {
-	// Alone in its subnet, so that no route has it for a source; deprecated, so that IPv6 does not choose it either
-	// (RFC 6724, rule 3).
+	// It is alone in its subnet, so that no route has it as source, and deprecated, so that IPv6 does not select it
+	// either (RFC 6724, rule 3).
 	addr := &netlink.Addr{IPNet: core.IPNet(netip.PrefixFrom(a.Addr, a.Addr.BitLen()))}
 	if a.Addr.Is6() {
 		const forever = int(^uint32(0) >> 1)
@@ -248,12 +250,12 @@ func (a Anycast) Remove(k *core.Handle) error {
 func (a Anycast) Check(s *core.View) []string {
 	link := s.Links[a.Link]
 	if link == nil {
-		return nil // that the link is missing is said by the link
+		return nil // the link reports that it is missing
 	}
 	for _, got := range s.Addrs[link.Attrs().Index] {
 		if p := core.PrefixOf(got.IPNet); p.IsSingleIP() && p.Addr() == a.Addr {
 			if a.Addr.Is6() && got.Flags&unix.IFA_F_DEPRECATED == 0 {
-				return []string{a.String() + " is one that the host speaks by"}
+				return []string{a.String() + " is not deprecated: the host may use it as source"}
 			}
 			return nil
 		}

@@ -20,37 +20,38 @@ const tunnelAlias = core.AliasPrefix + "tunnel"
 
 var (
 	errNoWireGuard = errors.New("this kernel has no WireGuard")
-	errNoIPv6      = errors.New("this host has IPv6 turned off (ipv6.disable=1), and the hosts' addresses inside WireGuard are of it")
+	errNoIPv6      = errors.New("this host has IPv6 turned off (ipv6.disable=1), which hosts use inside WireGuard")
 )
 
-// A Secret is a private key of WireGuard's. It does not print.
+// A Secret is a private key of WireGuard. It is never printed.
 type Secret [wgtypes.KeyLen]byte
 
-// NewSecret makes a key that nobody has.
+// NewSecret generates a key.
 func NewSecret() (Secret, error) {
 	key, err := wgtypes.GeneratePrivateKey()
 	if err != nil {
-		return Secret{}, fmt.Errorf("make a WireGuard key: %w", err)
+		return Secret{}, fmt.Errorf("generate a WireGuard key: %w", err)
 	}
 	return Secret(key), nil
 }
 
-// Public is the key that the others have to know.
+// Public returns the public key, which the other hosts need.
 func (s Secret) Public() [wgtypes.KeyLen]byte { return wgtypes.Key(s).PublicKey() }
 
-// Format keeps the key to itself, whatever is asked for.
+// Format prints a placeholder, whatever the verb.
 func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("(secret)")) }
 
-// LogValue keeps it, too.
+// LogValue returns the same placeholder for logs.
 func (Secret) LogValue() slog.Value { return slog.StringValue("(secret)") }
 
-// Encrypts says why this host cannot have a WireGuard device; nil: it can. A module that is only not loaded is.
+// Encrypts returns an error if this host cannot have a WireGuard device. A kernel module that is not loaded yet gets
+// loaded.
 func Encrypts(k *core.Handle) error {
 	if _, err := k.ReadSysctl("/proc/sys/net/ipv6/conf/all/disable_ipv6"); err != nil {
 		return errNoIPv6
 	}
-	// A link of an MTU that there is not is refused, but only by who knows its kind (rtnl_create_link,
-	// net/core/rtnetlink.c).
+	// The kernel refuses a link of an impossible MTU, but only after it has found the driver of its kind
+	// (rtnl_create_link, net/core/rtnetlink.c).
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = core.PeerPrefix+"probe", 1<<31
 	if err := k.NL.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs}); errors.Is(err, unix.EOPNOTSUPP) {
@@ -59,12 +60,12 @@ func Encrypts(k *core.Handle) error {
 	return nil
 }
 
-// A WireGuard is the device that all VXLAN of encrypted networks goes through.
+// A WireGuard is the device that carries the VXLAN packets of all encrypted networks.
 type WireGuard struct {
 	Key  Secret
 	Port uint16 // UDP, on all addresses of the host
 	MTU  int
-	// Addr is the host's address inside, and with it the route to the others'.
+	// Addr is the host's address inside the tunnel; its prefix is the route to the other hosts.
 	Addr netip.Prefix
 }
 
@@ -93,7 +94,7 @@ func (w WireGuard) Ensure(k *core.Handle) error {
 		return err
 	}
 	if err := k.NL.LinkSetIP6AddrGenMode(link, nl6None); err != nil {
-		return fmt.Errorf("give %s no other address: %w", w, err)
+		return fmt.Errorf("turn off IPv6 address generation on %s: %w", w, err)
 	}
 	for _, s := range w.sysctls() {
 		if err := s.Ensure(k); err != nil {
@@ -105,7 +106,7 @@ func (w WireGuard) Ensure(k *core.Handle) error {
 			return fmt.Errorf("set MTU %d on %s: %w", w.MTU, w, err)
 		}
 	}
-	if err := w.taken(k.NL.LinkSetUp(link)); err != nil {
+	if err := w.portInUse(k.NL.LinkSetUp(link)); err != nil {
 		return fmt.Errorf("set %s up: %w", w, err)
 	}
 	return w.address().Ensure(k)
@@ -124,21 +125,21 @@ func (w WireGuard) create(k *core.Handle) (netlink.Link, error) {
 	return k.NL.LinkByName(core.TunnelName)
 }
 
-// taken names what somebody else has. The port is bound when the link is set up, or when it is changed while it is
-// (wg_open and set_port, drivers/net/wireguard).
-func (w WireGuard) taken(err error) error {
+// portInUse names the port if another socket has it. The port is bound when the link is set up, or when it is changed
+// while the link is up (wg_open and set_port, drivers/net/wireguard).
+func (w WireGuard) portInUse(err error) error {
 	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("UDP port %d is in use; overlay.wireguard_port can be another: %w", w.Port, err)
+		return fmt.Errorf("UDP port %d is in use; set overlay.wireguard_port to another: %w", w.Port, err)
 	}
 	return err
 }
 
-// configure gives the device its key and its port. With another key all that it agreed upon with its peers is void, and
-// it agrees anew at once: a peer that learned of the key a moment ago may have asked too early.
+// configure sets the key and the port of the device. A new key voids all its sessions, so it starts new handshakes at
+// once: a peer that learned of the key a moment ago may have tried too early.
 func (w WireGuard) configure(k *core.Handle) error {
 	dev, err := tunnel(k)
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", w, err)
+		return fmt.Errorf("read %s: %w", w, err)
 	}
 	var c wgtypes.Config
 	if key := wgtypes.Key(w.Key); dev.PrivateKey != key {
@@ -150,7 +151,7 @@ func (w WireGuard) configure(k *core.Handle) error {
 	if c.PrivateKey == nil && c.ListenPort == nil {
 		return nil
 	}
-	if err := w.taken(setTunnel(k, c)); err != nil {
+	if err := w.portInUse(setTunnel(k, c)); err != nil {
 		return fmt.Errorf("configure %s: %w", w, err)
 	}
 	if c.PrivateKey == nil {
@@ -160,14 +161,14 @@ func (w WireGuard) configure(k *core.Handle) error {
 	for _, p := range dev.Peers {
 		all = append(all, p.PublicKey)
 	}
-	return greet(k, all)
+	return startHandshakes(k, all)
 }
 
 func (w WireGuard) address() core.Addr {
 	return core.Addr{Link: core.TunnelName, Alias: tunnelAlias, Prefix: w.Addr}
 }
 
-// sysctls: a new link has what the host has as its default, and IPv6 is often off there.
+// sysctls returns the settings of the link. A new link has the host's defaults, and IPv6 is often off there.
 func (WireGuard) sysctls() []core.Sysctl {
 	return []core.Sysctl{
 		{Path: []string{"net", "ipv6", "conf", core.TunnelName, "disable_ipv6"}, Value: "0"},
@@ -189,11 +190,11 @@ func (w WireGuard) Check(s *core.View) []string {
 	var faults []string
 	switch dev, err := tunnelIn(s); {
 	case err != nil:
-		faults = append(faults, fmt.Sprintf("look at %s: %v", w, err))
+		faults = append(faults, fmt.Sprintf("read %s: %v", w, err))
 	case dev.PrivateKey != wgtypes.Key(w.Key):
 		faults = append(faults, w.String()+" has another key")
 	case dev.ListenPort != int(w.Port):
-		faults = append(faults, fmt.Sprintf("%s is at port %d instead of %d", w, dev.ListenPort, w.Port))
+		faults = append(faults, fmt.Sprintf("%s has port %d instead of %d", w, dev.ListenPort, w.Port))
 	}
 	if a.Flags&net.FlagUp == 0 {
 		faults = append(faults, w.String()+" is down")
@@ -207,7 +208,7 @@ func (w WireGuard) Check(s *core.View) []string {
 	return append(faults, w.address().Check(s)...)
 }
 
-// tunnel is the device as WireGuard has it.
+// tunnel returns the state of the WireGuard device.
 func tunnel(k *core.Handle) (dev *wgtypes.Device, err error) {
 	err = wireguard(k, func(c *wgctrl.Client) (err error) {
 		dev, err = c.Device(core.TunnelName)
@@ -220,7 +221,7 @@ func setTunnel(k *core.Handle, c wgtypes.Config) error {
 	return wireguard(k, func(wg *wgctrl.Client) error { return wg.ConfigureDevice(core.TunnelName, c) })
 }
 
-// wireguard runs f with a socket of its own, in the Handle's namespace.
+// wireguard calls f with a client of its own in the Handle's namespace.
 func wireguard(k *core.Handle, f func(*wgctrl.Client) error) error {
 	return k.Inside(func() error {
 		c, err := wgctrl.New()

@@ -11,8 +11,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// EndFlows makes the kernel forget the connections that policy does not allow: those it follows pass as answers
-// otherwise, for as long as they live. The next packet of one is a new connection, and is decided about.
+// EndFlows deletes the conntrack entries of connections that policy does not allow: as long as they exist, their
+// packets pass as replies. The next packet of such a connection counts as a new one, and policy decides about it.
 func EndFlows(k *core.Handle, subjects []Subject) error {
 	if len(subjects) == 0 {
 		return nil
@@ -26,21 +26,21 @@ func EndFlows(k *core.Handle, subjects []Subject) error {
 		ends.by[s.Addr] = s
 	}
 	if _, err := k.ForgetFlows(ends, unix.AF_INET, unix.AF_INET6); err != nil {
-		return fmt.Errorf("end connections that policy does not allow: %w", err)
+		return fmt.Errorf("delete connections that policy does not allow: %w", err)
 	}
 	return nil
 }
 
-// flowEnds finds the connections that are to end.
+// flowEnds matches the connections that are to end.
 type flowEnds struct {
-	host map[netip.Addr]bool // what the host sends nobody decides about
+	host map[netip.Addr]bool // no policy applies to what the host sends
 	by   map[netip.Addr]Subject
 }
 
-// MatchConntrackFlow is netlink's name for it.
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (f flowEnds) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	from, ok1 := netip.AddrFromSlice(flow.Forward.SrcIP)
-	to, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP) // where it really goes, whatever it was sent to
+	to, ok2 := netip.AddrFromSlice(flow.Reverse.SrcIP) // the real destination, after translation
 	if !ok1 || !ok2 {
 		return false
 	}

@@ -2,8 +2,8 @@ package policy
 
 import "netyard/kernel/rule"
 
-// Sets are those of policy.
+// Sets returns the sets of policy.
 func Sets() []rule.Set { return policySets() }
 
-// Chains are those of policy, for what is routed.
+// Chains returns the chains of policy for routed packets.
 func Chains(b rule.Book) []rule.Chain { return policyChains(b) }
