@@ -6,9 +6,11 @@ import (
 	"testing"
 
 	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/explain"
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/nft"
+	"netyard/kernel/ports"
 )
 
 // TestJudge shows that a verdict about a packet agrees with what the kernel does with it, or says that netyard cannot
@@ -93,6 +95,38 @@ func TestJudge(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestJudgeLetIn shows that the chain which admits clients to published ports does not decide about their packets: with
+// publish=host it drops what the host's firewall has let through.
+func TestJudgeLetIn(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	ports.ObeyHostFirewall(h.Handle)
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	pub := ports.Publication{
+		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: 8080, Count: 1, To: netip.MustParseAddr("10.1.0.2"), ToPort: 80,
+	}
+	var wanted []core.Object
+	for _, e := range pub.Elements() {
+		wanted = append(wanted, e.For("web"))
+	}
+	if err := h.Ensure(t.Context(), wanted...); err != nil {
+		t.Fatal(err)
+	}
+	p := explain.Packet{
+		In: "eth0", Proto: "tcp", Port: 8080, Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("192.0.2.1"),
+	}
+	for rules, want := range map[string]explain.Outcome{"accept": explain.Passes, "tcp dport 8080 drop": explain.Dropped} {
+		h.Sh(t, "nft -f - <<'END'\ntable inet mine\ndelete table inet mine\ntable inet mine {\n"+
+			"chain i { type filter hook input priority 0; "+rules+"\n}\n}\nEND")
+		found, sum, err := explain.Judge(h.Handle, explain.Input, p)
+		if err != nil || sum != want {
+			t.Errorf("%s: %d, want %d: %v %v", rules, sum, want, found, err)
+		}
 	}
 }
 

@@ -152,7 +152,7 @@ func (j *judge) baseChains(h Hook) (all []*nftables.Chain, err error) {
 		for _, c := range chains {
 			j.rules[chainID(c.Table, c.Name)] = rules[c.Table.Name+" "+c.Name]
 			// The chain that admits clients drops what has passed all other chains: it does not decide.
-			admits := c.Table.Name == krule.TableName && c.Name == ports.AdmitChain
+			admits := c.Table.Name == krule.TableName && c.Name == ports.LetInChain
 			if c.Hooknum != nil && *c.Hooknum == h.number() && !admits {
 				all = append(all, c)
 			}

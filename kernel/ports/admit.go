@@ -31,7 +31,8 @@ const (
 	// interface.
 	admitLife = 10 * time.Minute
 
-	letInChain = "let_in"
+	// LetInChain admits clients whose packets the host's firewall has let through.
+	LetInChain = "let_in"
 )
 
 // ObeyHostFirewall makes the host's own firewall decide about published ports. Call it before LoadFirewall.
@@ -92,7 +93,7 @@ func AdmitChains(b rule.Book, obeys bool) []rule.Chain {
 			rule.New(f.Name("admit the client to a port in a range"), remote, b.DAddrPort(ranges), then))
 	}
 	return []rule.Chain{{
-		Name: letInChain, Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput,
+		Name: LetInChain, Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput,
 		Priority: nftables.ChainPriorityRef(rule.BehindInput), Rules: rules,
 	}}
 }

@@ -43,8 +43,8 @@ const (
 	guide4        rule.SetName = "guide4"
 	guide6        rule.SetName = "guide6"
 
-	// AdmitChain decides which clients reach a published port.
-	AdmitChain = "admit"
+	// admitChain decides which clients reach a published port.
+	admitChain = "admit"
 )
 
 // An OpenPort is a port of a container, or Count consecutive ports, that is reached without translation.
@@ -161,7 +161,7 @@ func GatewayChains(b rule.Book) []rule.Chain {
 		))
 	}
 	return []rule.Chain{
-		{Name: AdmitChain, Rules: []rule.Rule{
+		{Name: admitChain, Rules: []rule.Rule{
 			rule.New("accept clients on interfaces named in publish_from", b.IfPair(fromIf, false), rule.Accept()),
 			rule.New("accept IPv4 clients named in publish_from", b.OIFSAddr4(from4), rule.Accept()),
 			rule.New("accept IPv6 clients named in publish_from", b.OIFSAddr6(from6), rule.Accept()),
@@ -196,19 +196,19 @@ func KillSwitch(b rule.Book) []rule.Rule {
 // InboundRules returns the forward rules for what containers have opened: translated ports of the host, and on routed
 // networks ports of their own and pings. The chain admit decides which clients may use them.
 func InboundRules(b rule.Book) []rule.Rule {
-	rules := []rule.Rule{rule.New("check clients of published ports", rule.Translated(), rule.Jump(AdmitChain))}
+	rules := []rule.Rule{rule.New("check clients of published ports", rule.Translated(), rule.Jump(admitChain))}
 	for _, f := range rule.Families() {
 		single, ranges := rule.Either(f.V6(), open4, open6), rule.Either(f.V6(), openRange4, openRange6)
 		const text = "check clients of ports on routed networks"
 		rules = append(rules,
-			rule.New(f.Name(text), b.DPortOf(single, f), rule.Jump(AdmitChain)),
-			rule.New(f.Name(text+", port ranges"), b.DPortOf(ranges, f), rule.Jump(AdmitChain)))
+			rule.New(f.Name(text), b.DPortOf(single, f), rule.Jump(admitChain)),
+			rule.New(f.Name(text+", port ranges"), b.DPortOf(ranges, f), rule.Jump(admitChain)))
 	}
 	for _, f := range rule.Families() {
 		rules = append(rules, rule.New(
 			f.Name("check who pings routed networks"),
 			b.OIF(rule.Either(f.V6(), routed4, routed6), false), rule.NFProto(f.Proto), f.EchoRequest(),
-			rule.Jump(AdmitChain),
+			rule.Jump(admitChain),
 		))
 	}
 	return rules
