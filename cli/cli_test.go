@@ -25,7 +25,7 @@ import (
 	"netyard/yard/event"
 )
 
-// TestMain lets scripts call netyard; TEST_WIDTH is how wide its terminal is.
+// TestMain lets scripts call netyard. TEST_WIDTH is the width of its terminal.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"netyard": func() {
 		width, _ := strconv.Atoi(os.Getenv("TEST_WIDTH"))
@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 	}})
 }
 
-// TestScripts runs testdata/*.txtar. Beside testscript's own commands there are: daemon NAME, which starts the fake
-// daemon of that name (see worlds), and exit CODE netyard …, which runs netyard and checks its exit code.
+// TestScripts runs testdata/*.txtar. It adds two commands to those of testscript: daemon NAME starts the fake daemon of
+// that name (see worlds), and exit CODE netyard … runs netyard and checks its exit code.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -44,7 +44,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("NETYARD_RUN_DIR", filepath.Join(e.WorkDir, "run"))
 			e.Setenv("TZ", "UTC")
-			e.Setenv("GORACE", "atexit_sleep_ms=0") // or with -race every command takes a second more
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // with -race, every command would take a second longer
 			return os.Mkdir(filepath.Join(e.WorkDir, "run"), 0o700)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"daemon": startDaemon, "exit": exitWith},
@@ -66,7 +66,7 @@ func exitWith(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// A world is what a fake daemon knows.
+// A world has the answers of a fake daemon.
 type world struct {
 	networks  []api.Network
 	endpoints []api.Endpoint
@@ -79,10 +79,18 @@ type world struct {
 
 func worlds() map[string]world {
 	return map[string]world{
-		"busy":    {networks: someNetworks(), endpoints: someEndpoints(), leases: someLeases(), ports: somePorts(), findings: someFindings(), events: someEvents()},
-		"empty":   {networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, ports: []api.Port{}, findings: []book.Finding{}, events: []event.Event{}},
-		"broken":  {broken: true},
-		"hostile": {endpoints: []api.Endpoint{{ID: id("e9"), Container: "a\x1b[31mb\nc", Network: "$(reboot)", State: "up"}}},
+		"busy": {
+			networks: someNetworks(), endpoints: someEndpoints(), leases: someLeases(), ports: somePorts(),
+			findings: someFindings(), events: someEvents(),
+		},
+		"empty": {
+			networks: []api.Network{}, endpoints: []api.Endpoint{}, leases: []api.Lease{}, ports: []api.Port{},
+			findings: []book.Finding{}, events: []event.Event{},
+		},
+		"broken": {broken: true},
+		"hostile": {endpoints: []api.Endpoint{
+			{ID: id("e9"), Container: "a\x1b[31mb\nc", Network: "$(reboot)", State: "up"},
+		}},
 	}
 }
 
@@ -183,41 +191,41 @@ func someFindings() []book.Finding {
 	}
 }
 
-// startDaemon serves a world on the script's admin socket until the script ends, and writes down the requests in the
-// file requests.
+// startDaemon serves a world on the script's admin socket until the script ends, and records the requests in the file
+// requests.
 func startDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: daemon WORLD")
 	}
 	w, ok := worlds()[args[0]]
 	if !ok {
-		ts.Fatalf("there is no world %s", args[0])
+		ts.Fatalf("unknown world %s", args[0])
 	}
 	l, err := net.Listen("unix", filepath.Join(ts.Getenv("NETYARD_RUN_DIR"), socketName))
 	ts.Check(err)
-	s := &http.Server{Handler: &notebook{next: w.handler(), file: ts.MkAbs("requests")}, ReadHeaderTimeout: time.Minute}
+	s := &http.Server{Handler: &recorder{next: w.handler(), file: ts.MkAbs("requests")}, ReadHeaderTimeout: time.Minute}
 	done := make(chan struct{})
 	go func() { _ = s.Serve(l); close(done) }()
 	ts.Defer(func() { _ = s.Close(); <-done })
 }
 
-// A notebook writes down what is asked.
-type notebook struct {
+// A recorder writes each request to a file.
+type recorder struct {
 	next http.Handler
 	file string
 	mu   sync.Mutex
 }
 
-func (n *notebook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+func (c *recorder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	body, _ := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(strings.NewReader(string(body)))
-	if f, err := os.OpenFile(n.file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err == nil {
+	if f, err := os.OpenFile(c.file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err == nil {
 		_, _ = fmt.Fprintln(f, strings.TrimSpace(r.Method+" "+r.URL.String()+" "+string(body)))
 		_ = f.Close()
 	}
-	n.next.ServeHTTP(w, r)
+	c.next.ServeHTTP(w, r)
 }
 
 func (w world) handler() http.Handler {
@@ -285,7 +293,7 @@ func (w world) handler() http.Handler {
 			var q api.Change
 			_ = json.NewDecoder(r.Body).Decode(&q)
 			if _, fixed := q.Options["mtu"]; fixed {
-				return map[string]string{"error": "bad option: mtu cannot be changed in place: make the network anew"}, http.StatusBadRequest
+				return map[string]string{"error": "mtu cannot be changed in place; recreate the network"}, http.StatusBadRequest
 			}
 			if kind == "networks" {
 				return find("network", r, w.networks, func(n api.Network) []string { return []string{n.ID, n.Name} })
@@ -317,7 +325,7 @@ func find[T any](kind string, r *http.Request, all []T, names func(T) []string) 
 	return map[string]string{"error": fmt.Sprintf("%s %q: not found", kind, r.PathValue("ref"))}, http.StatusNotFound
 }
 
-// policies answers about one policy.
+// policies answers requests about one policy.
 func policies(answer func(string, func(*http.Request) (any, int))) {
 	app := api.Policy{
 		Name: "app", Selects: "network=web, container=app*", Ingress: "deny but for 1 allowed, 0 denied", Endpoints: []string{"app1", "app2"},
@@ -336,7 +344,7 @@ func policies(answer func(string, func(*http.Request) (any, int))) {
 		var q api.PolicyRequest
 		_ = json.NewDecoder(r.Body).Decode(&q)
 		if strings.Contains(q.Text, "igress") {
-			return map[string]string{"error": `bad policy: line 2: unknown field "igress" in policy; did you mean ingress?`}, http.StatusBadRequest
+			return map[string]string{"error": `line 2: unknown field "igress" in policy; did you mean ingress?`}, http.StatusBadRequest
 		}
 		done, none := app, app
 		done.Change, none.Change, none.Name, none.Endpoints = "created", "unchanged", "empty", nil

@@ -12,12 +12,14 @@ import (
 
 func (p Program) networkCommand() *cli.Command {
 	return &cli.Command{
-		Name: "network", Usage: "look at networks and change them, and make some that belong to no engine",
+		Name: "network", Usage: "list, inspect and change networks, and manage those that belong to no engine",
+		Description: describe("", "netyard network ls", "netyard network inspect web"),
 		Subcommands: []*cli.Command{
 			p.networkList(), networkCreate(), networkAttach(), networkRemove(),
 			inspectCommand(&cli.Command{
-				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and what it has in the kernel",
-				Description:  "It is found by name, id or the beginning of its id.",
+				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and its kernel objects",
+				Description: describe("NAME is its name, its ID or the beginning of its ID. For an overlay, the endpoints on all hosts are shown too.",
+					"netyard network inspect web", "netyard network inspect web --format '{{json .Objects}}'"),
 				BashComplete: complete(networkNames),
 			}, func(c *cli.Context, ref string) (api.Network, error) { return client(c).Network(c.Context, ref) }),
 			networkSet(),
@@ -41,6 +43,7 @@ func (p Program) networkList() *cli.Command {
 				{head: "STATE", fit: fit{goes: 4}, cell: func(n api.Network) string { return n.State }},
 			}
 		},
+		examples: []string{"netyard network ls", "netyard network ls --format '{{.Name}} {{.Mode}}'"},
 	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list networks"})
 }
 
@@ -60,7 +63,7 @@ func yesNo(b bool) string {
 }
 
 func networkNames(c *cli.Context) (names []string) {
-	ns, _ := client(c).Networks(c.Context) // no daemon, no names
+	ns, _ := client(c).Networks(c.Context) // without a daemon there is nothing to complete
 	for _, n := range ns {
 		names = append(names, cmp.Or(n.Name, n.ID))
 	}
