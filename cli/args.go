@@ -215,8 +215,9 @@ func near(word string, known []string) string {
 	const boost, prefix, alike = 0.7, 4, 0.8
 	best, closest := "", alike
 	for _, k := range known {
-		if d := smetrics.JaroWinkler(strings.TrimLeft(word, "-"), strings.TrimLeft(k, "-"), boost, prefix); d >= closest {
-			best, closest = k, d
+		likeness := smetrics.JaroWinkler(strings.TrimLeft(word, "-"), strings.TrimLeft(k, "-"), boost, prefix)
+		if likeness >= closest {
+			best, closest = k, likeness
 		}
 	}
 	return best

@@ -40,8 +40,9 @@ func (p Program) clusterNetworks() *cli.Command {
 func clusterRemove() *cli.Command {
 	return &cli.Command{
 		Name: "rm", ArgsUsage: "NETWORK", Usage: "remove a network from the cluster that is on none of its hosts",
-		Description: describe("It is refused while a host has the network. netyard network rm on the last host removes the network\n"+
-			"from the cluster too.", "netyard cluster rm blue", "netyard cluster rm old-lab"),
+		Description: describe("A network that is on a host is refused. When netyard network rm removes the network\n"+
+			"from its last host, the cluster's record is removed too.",
+			"netyard cluster rm blue", "netyard cluster networks"),
 		BashComplete: complete(overlayNames),
 		Action: func(c *cli.Context) error {
 			return client(c).RemoveOverlay(c.Context, c.Args().First())
@@ -62,10 +63,12 @@ func overlayNames(c *cli.Context) (names []string) {
 func networkAttach() *cli.Command {
 	return &cli.Command{
 		Name: "attach", ArgsUsage: "NAME", Usage: "attach this host to a network of the cluster",
-		Description: describe("The network was created on another host, by netyard network create --mode overlay or by Docker. This host\n"+
-			"gets it with all its subnets. Prints the network's ID.", "netyard network attach blue", "netyard network attach --docker blue"),
+		Description: describe(
+			"The network was created on another host, by netyard network create --mode overlay or by\n"+
+				"Docker. This host gets it with all its subnets. Prints the network's ID.",
+			"netyard network attach blue", "netyard network attach --docker blue"),
 		Flags: []cli.Flag{&cli.BoolFlag{
-			Name: "docker", Usage: "change nothing; print the docker network create command that attaches this host's Docker",
+			Name: "docker", Usage: "only print the docker network create command that attaches this host's Docker",
 		}},
 		BashComplete: complete(overlayNames),
 		Action: func(c *cli.Context) error {

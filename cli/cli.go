@@ -74,7 +74,8 @@ func (p Program) Run(ctx context.Context, args []string) int {
 
 func (p Program) app() *cli.App {
 	app := &cli.App{
-		Name: "netyard", HelpName: "netyard", Version: p.Version, Usage: "container networks for Docker and CNI runtimes",
+		Name: "netyard", HelpName: "netyard", Version: p.Version,
+		Usage:                "container networks for Docker and CNI runtimes",
 		Description:          description(),
 		Writer:               p.Stdout,
 		ErrWriter:            p.Stderr,

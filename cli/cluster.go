@@ -44,20 +44,24 @@ func (p Program) clusterCommand() *cli.Command {
 				examples: []string{"netyard cluster hosts", "netyard cluster hosts --format '{{.Name}} {{.Address}}'"},
 			}.command(p.Width, &cli.Command{
 				Name: "hosts", Usage: "list the hosts of the cluster",
-				Description: "ALIVE: netyard runs there and reaches etcd. ENCRYPTS: the host supports encrypted networks.",
+				Description: "ALIVE: netyard runs there and reaches etcd.\n" +
+					"ENCRYPTS: the host supports encrypted networks.",
 			}),
 			p.clusterDoctor(), p.clusterNetworks(), clusterRemove(),
 			{
 				Name: "forget", ArgsUsage: "HOST", Usage: "remove a host from the cluster",
-				Description: describe("HOST is a name or an ID. The host's addresses are released and the other hosts exchange no traffic with it.\n"+
-					"If it comes back, it has no overlay traffic until netyard cluster rejoin is run there.",
+				Description: describe(
+					"HOST is a name or an ID. The host's addresses are released, and the other hosts exchange no\n"+
+						"traffic with it. If it comes back, it has no overlay traffic until netyard cluster rejoin\n"+
+						"is run there.",
 					"netyard cluster forget host3", "netyard cluster hosts --format '{{.ID}} {{.Name}}'"),
 				Action: func(c *cli.Context) error {
 					h, err := client(c).ForgetHost(c.Context, c.Args().First())
 					if err != nil {
 						return err
 					}
-					_, err = fmt.Fprintf(c.App.Writer, "removed %s (%s) from the cluster\n", printable(h.Name), h.Address)
+					name := printable(h.Name)
+					_, err = fmt.Fprintf(c.App.Writer, "removed %s (%s) from the cluster\n", name, h.Address)
 					return err
 				},
 			},
@@ -76,12 +80,15 @@ func (p Program) clusterCommand() *cli.Command {
 			},
 			{
 				Name: "rejoin", Usage: "re-admit this host after it was removed from the cluster",
-				Description: describe("Addresses that were reassigned meanwhile stay with their new holders. Endpoints that had them are fenced\n"+
-					"until they are restarted.", "netyard cluster rejoin", "netyard cluster rejoin && netyard cluster status"),
+				Description: describe(
+					"Addresses that were reassigned meanwhile stay with their new holders. Endpoints that had\n"+
+						"them are fenced until they are restarted.",
+					"netyard cluster rejoin", "netyard cluster rejoin && netyard cluster status"),
 				Action: func(c *cli.Context) error {
 					err := client(c).Rejoin(c.Context)
 					if err == nil {
-						_, err = fmt.Fprintln(c.App.Writer, "this host is joining the cluster; netyard cluster status shows when it is a member")
+						_, err = fmt.Fprintln(c.App.Writer,
+							"this host is joining the cluster; netyard cluster status shows when it is a member")
 					}
 					return err
 				},
@@ -113,8 +120,8 @@ func (p Program) clusterDoctor() *cli.Command {
 		examples: []string{"netyard cluster doctor", "netyard cluster doctor --json"},
 	}.command(0, &cli.Command{ // findings are not cut
 		Name: "doctor", Usage: "check etcd, this host's membership and the paths to the other hosts",
-		Description: "Prints a line for each finding and exits with code 4; prints nothing if there is none. Each host of each network\n" +
-			"is sent a small packet and one of the network's full MTU.",
+		Description: "Prints a line for each finding and exits with code 4; prints nothing if there is none.\n" +
+			"Each host of each network is sent a small packet and one of the network's full MTU.",
 	})
 }
 
@@ -155,7 +162,8 @@ func clusterStatus(c *cli.Context) error {
 	if !s.Down.IsZero() {
 		say("etcd has not answered since %s", s.Down.Format(time.RFC3339))
 	} else if s.WriteWorst > 0 {
-		say("etcd is %s: writes take %.0f ms (median), %.0f ms (99th percentile)", pace(s.WriteWorst), s.WriteMedian, s.WriteWorst)
+		say("etcd is %s: writes take %.0f ms (median), %.0f ms (99th percentile)",
+			pace(s.WriteWorst), s.WriteMedian, s.WriteWorst)
 	}
 	if s.Rejected > 0 {
 		say("%d records in etcd rejected; see the log", s.Rejected)
@@ -171,7 +179,8 @@ func clusterStatus(c *cli.Context) error {
 		say("%s %s: %d peers, %d spare addresses, %d not yet reported to etcd, %d lost to other hosts, %d rejected",
 			kind, n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
 		if s.Reason != "" && n.Warm < few {
-			say("  few spare addresses: after the next %d containers, new ones are refused until this host is a member again", n.Warm)
+			say("  few spare addresses: after the next %d containers, new ones are refused "+
+				"until this host is a member again", n.Warm)
 		}
 		for _, text := range n.Fenced {
 			say("  fenced: %s; its link is down until it is restarted", printable(text))

@@ -41,8 +41,9 @@ func (p Program) cniCommand() *cli.Command {
 			},
 			{
 				Name: "uninstall", ArgsUsage: "NETWORK", Usage: "uninstall the CNI configuration of a network",
-				Description: describe("The network itself stays.", "netyard cni uninstall web", "netyard cni uninstall --dir /etc/cni/net.d web"),
-				Flags:       []cli.Flag{confDirFlag()}, BashComplete: complete(networkNames), Action: cniUninstall,
+				Description: describe("The network itself stays.",
+					"netyard cni uninstall web", "netyard cni uninstall --dir /etc/cni/net.d web"),
+				Flags: []cli.Flag{confDirFlag()}, BashComplete: complete(networkNames), Action: cniUninstall,
 			},
 			p.cniList(),
 		},
@@ -114,7 +115,8 @@ func (p Program) cniList() *cli.Command {
 		},
 		examples: []string{"netyard cni ls", "netyard cni ls --format '{{.Path}}'"},
 	}.command(p.Width, &cli.Command{
-		Name: "ls", Usage: "list the installed CNI configurations of netyard's networks", Flags: []cli.Flag{confDirFlag()},
+		Name: "ls", Usage: "list the installed CNI configurations of netyard's networks",
+		Flags: []cli.Flag{confDirFlag()},
 	})
 }
 
@@ -125,8 +127,9 @@ func networkCreate() *cli.Command {
 	}
 	return &cli.Command{
 		Name: "create", ArgsUsage: "NAME", Usage: "create a network that belongs to no engine",
-		Description: describe("Addresses come from netyard's IPAM. netyard cni install makes the network available to nerdctl. Prints the\n"+
-			"network's ID.", "netyard network create web",
+		Description: describe(
+			"Addresses come from netyard's IPAM. netyard cni install makes the network available to\n"+
+				"nerdctl. Prints the network's ID.", "netyard network create web",
 			"netyard network create --mode macvlan -o parent=eth0 --subnet 192.0.2.0/24 --gateway 192.0.2.1 lan"),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "mode", Usage: "the network's `MODE`", DefaultText: "bridge"},
@@ -165,8 +168,10 @@ func networkCreate() *cli.Command {
 func networkRemove() *cli.Command {
 	return &cli.Command{
 		Name: "rm", ArgsUsage: "NAME", Usage: "remove a network that belongs to no engine",
-		Description: describe("It was created by netyard network create or by a CNI configuration; docker network rm removes Docker's. Its CNI\n"+
-			"configurations are removed too. It is refused while containers are attached.",
+		Description: describe(
+			"Such a network was created by netyard network create or by a CNI configuration. Its CNI\n"+
+				"configurations are removed too. A network with containers attached is refused.\n"+
+				"Docker's networks are removed by docker network rm.",
 			"netyard network rm web", "netyard network rm 9e76b970fe2e"),
 		Flags: []cli.Flag{confDirFlag()}, BashComplete: complete(ownNetworks),
 		Action: func(c *cli.Context) error {

@@ -84,7 +84,8 @@ func manTail() string {
 	for code, meaning := range exitCodes() {
 		fmt.Fprintf(&b, ".TP\n\\fB%d\\fP\n%s\n", code, meaning)
 	}
-	b.WriteString(".SH ENVIRONMENT\n.TP\n\\fBNETYARD_RUN_DIR\\fP\nthe value of \\fB--run-dir\\fP if that flag is not given\n")
+	b.WriteString(".SH ENVIRONMENT\n.TP\n\\fBNETYARD_RUN_DIR\\fP\n")
+	b.WriteString("the value of \\fB--run-dir\\fP if that flag is not given\n")
 	fmt.Fprintf(&b, ".SH FILES\n.TP\n\\fI%s/%s\\fP\nthe daemon's admin socket\n", defaultRunDir, socketName)
 	return b.String()
 }

@@ -81,8 +81,9 @@ func (cfg *Config) checkOverlay() error {
 		return nil
 	}
 	a, err := netip.ParseAddr(cfg.Overlay.Address)
-	if err != nil || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
-		return fmt.Errorf("overlay.address: %q is not a unicast address that other hosts can reach", cfg.Overlay.Address)
+	local := a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.Zone() != ""
+	if err != nil || local || a.IsMulticast() {
+		return fmt.Errorf("overlay.address: %q is not a unicast address that other hosts reach", cfg.Overlay.Address)
 	}
 	vxlan, wireguard := cmp.Or(cfg.Overlay.Port, vxlanPort), cmp.Or(cfg.Overlay.WireGuardPort, fabric.WireGuardPort)
 	if vxlan == wireguard {
@@ -116,11 +117,13 @@ func serveFlags() []cli.Flag {
 		return &cli.StringFlag{Name: name, Usage: usage, DefaultText: value}
 	}
 	return []cli.Flag{
-		str("config", "configuration `FILE` (YAML; its keys are these flags with _ instead of -)", defaultConfig+", if it exists"),
+		str("config", "configuration `FILE` (YAML; its keys are these flags with _ instead of -)",
+			defaultConfig+", if it exists"),
 		str("state-dir", "`DIR` of the database", d.StateDir),
 		str("plugin-dir", "`DIR` where Docker looks for plugin sockets", d.PluginDir),
-		str("docker-host", "`ADDRESS` of the Docker engine, which is asked for container names; empty: not asked", d.DockerHost),
-		str("containerd-address", "`SOCKET` of containerd, which is asked for the names and labels of containers; empty: not asked",
+		str("docker-host", "`ADDRESS` of the Docker engine, to ask for container names; empty: do not ask",
+			d.DockerHost),
+		str("containerd-address", "`SOCKET` of containerd, to ask for container names and labels; empty: do not ask",
 			d.ContainerdAddress),
 		&cli.StringSliceFlag{
 			Name: "modes", Usage: "`MODES` that networks can be created with", DefaultText: strings.Join(d.Modes, ","),
@@ -128,17 +131,21 @@ func serveFlags() []cli.Flag {
 		str("log-level", "log `LEVEL`: debug, info, warn or error", d.LogLevel),
 		str("log-format", "log `FORMAT`: text or json", d.LogFormat),
 		&cli.StringSliceFlag{
-			Name: "pools", Usage: "`BASE:SIZE` pools for networks without --subnet: subnets of length SIZE are taken from BASE",
+			Name:        "pools",
+			Usage:       "`BASE:SIZE` pools for networks without --subnet: subnets of length SIZE are taken from BASE",
 			DefaultText: defaultPools(),
 		},
-		str("ipv6-pool", "`PREFIX` (a /48) for IPv6 networks without --subnet", "a unique local one, derived from the machine ID"),
+		str("ipv6-pool", "`PREFIX` (a /48) for IPv6 networks without --subnet",
+			"a unique local one, derived from the machine ID"),
 		&cli.DurationFlag{
-			Name: "cooldown", Usage: "`DURATION` before a released address is assigned again", DefaultText: d.Cooldown.String(),
+			Name: "cooldown", Usage: "`DURATION` before a released address is assigned again",
+			DefaultText: d.Cooldown.String(),
 		},
-		str("publish", "`WHO` filters published ports: open (nobody) or host (the host's firewall, like the host's own ports)",
+		str("publish", "`WHO` filters published ports: open (nobody) or host (the host's firewall, as its own ports)",
 			d.Publish),
 		&cli.BoolFlag{
-			Name: "protect-rules", Usage: "prevent changes to netyard's nftables tables by others (Linux 6.9 and newer); " +
+			Name: "protect-rules",
+			Usage: "prevent changes to netyard's nftables tables by others (Linux 6.9 and newer); " +
 				"on by default, --protect-rules=false turns it off",
 		},
 		&cli.BoolFlag{Name: "check", Usage: "check the configuration, print it and exit"},
@@ -159,8 +166,9 @@ func loadConfig(c *cli.Context) (Config, error) {
 		return cfg, fmt.Errorf("read configuration: %w", err)
 	}
 	for name, to := range map[string]*string{
-		"state-dir": &cfg.StateDir, "run-dir": &cfg.RunDir, "plugin-dir": &cfg.PluginDir, "docker-host": &cfg.DockerHost,
-		"containerd-address": &cfg.ContainerdAddress, "log-level": &cfg.LogLevel, "log-format": &cfg.LogFormat,
+		"state-dir": &cfg.StateDir, "run-dir": &cfg.RunDir, "plugin-dir": &cfg.PluginDir,
+		"docker-host": &cfg.DockerHost, "containerd-address": &cfg.ContainerdAddress,
+		"log-level": &cfg.LogLevel, "log-format": &cfg.LogFormat,
 		"ipv6-pool": &cfg.IPv6Pool, "publish": &cfg.Publish,
 	} {
 		if c.IsSet(name) {
@@ -210,7 +218,8 @@ func (cfg *Config) decode(raw []byte) error {
 
 // check returns an error that names the first key whose value is not valid.
 func (cfg *Config) check() error {
-	for key, dir := range map[string]string{"state_dir": cfg.StateDir, "run_dir": cfg.RunDir, "plugin_dir": cfg.PluginDir} {
+	dirs := map[string]string{"state_dir": cfg.StateDir, "run_dir": cfg.RunDir, "plugin_dir": cfg.PluginDir}
+	for key, dir := range dirs {
 		if !filepath.IsAbs(dir) {
 			return fmt.Errorf("%s: %q is not an absolute path", key, dir)
 		}
@@ -218,7 +227,7 @@ func (cfg *Config) check() error {
 	known := all.Modes()
 	for _, m := range cfg.Modes {
 		if _, ok := known[m]; !ok {
-			return fmt.Errorf("modes: unknown mode %q; the modes are %s", m, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+			return fmt.Errorf("modes: unknown mode %q; the modes are %s", m, strings.Join(modeNames(), ", "))
 		}
 	}
 	if len(cfg.Modes) == 0 {
@@ -234,7 +243,7 @@ func (cfg *Config) check() error {
 		return err
 	}
 	if cfg.DockerHost != "" && !strings.Contains(cfg.DockerHost, "://") {
-		return fmt.Errorf("docker_host: %q has no scheme; it is required, as in unix:///var/run/docker.sock", cfg.DockerHost)
+		return fmt.Errorf("docker_host: %q has no scheme, as in unix:///var/run/docker.sock", cfg.DockerHost)
 	}
 	if cfg.Publish != publishOpen && cfg.Publish != publishHost {
 		return fmt.Errorf("publish: %q is neither open nor host", cfg.Publish)

@@ -31,8 +31,9 @@ func (p Program) doctorCommand() *cli.Command {
 		examples: []string{"netyard doctor", "netyard doctor || echo unhealthy"},
 	}.command(0, &cli.Command{ // findings are not cut
 		Name: "doctor", Usage: "compare records, kernel and engines and report the differences",
-		Description: "Prints a line for each finding (its kind, its network, what it is) and exits with code 4; prints nothing on a\n" +
-			"healthy host. Kinds are fault (missing or wrong), stray (in the kernel without a record) and orphan (without an owner).",
+		Description: "Prints a line for each finding (kind, network, what it is) and exits with code 4; prints\n" +
+			"nothing on a healthy host. The kinds are fault (missing or wrong), stray (in the kernel without\n" +
+			"a record) and orphan (a record without an owner).",
 	})
 }
 

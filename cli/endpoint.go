@@ -12,7 +12,8 @@ import (
 func (p Program) endpointCommand() *cli.Command {
 	return &cli.Command{
 		Name: "endpoint", Usage: "list, inspect and change endpoints",
-		Description: describe("An endpoint is a container's place on one network.", "netyard endpoint ls", "netyard endpoint inspect web1"),
+		Description: describe("An endpoint is a container's place on one network.",
+			"netyard endpoint ls", "netyard endpoint inspect web1"),
 		Subcommands: []*cli.Command{
 			p.endpointList(),
 			inspectCommand(&cli.Command{

@@ -29,10 +29,12 @@ func (p Program) eventsCommand() *cli.Command {
 	}
 	cmd := l.command(p.Width, &cli.Command{
 		Name: "events", Usage: "list recent events",
-		Description: "Events are about networks, endpoints, ports, conflicts and DHCP leases. The daemon keeps the last 1024.",
+		Description: "Events are about networks, endpoints, ports, conflicts and DHCP leases.\n" +
+			"The daemon keeps the last 1024.",
 	})
 	cmd.Flags = append(cmd.Flags, &cli.BoolFlag{
-		Name: "follow", Aliases: []string{"f"}, Usage: "continue with new events; with --json, print one JSON object per line",
+		Name: "follow", Aliases: []string{"f"},
+		Usage: "continue with new events; with --json, print one JSON object per line",
 	})
 	once := cmd.Action
 	cmd.Action = func(c *cli.Context) error {

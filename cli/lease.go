@@ -14,7 +14,7 @@ import (
 func (p Program) leaseCommand() *cli.Command {
 	pool := func() cli.Flag {
 		return &cli.StringFlag{
-			Name: "pool", Usage: "`POOL` of the address, as lease ls shows it; required if several pools contain the address",
+			Name: "pool", Usage: "`POOL` of the address, as lease ls shows it; required if several pools contain it",
 		}
 	}
 	return &cli.Command{
@@ -24,8 +24,9 @@ func (p Program) leaseCommand() *cli.Command {
 			p.leaseList(),
 			{
 				Name: "reserve", ArgsUsage: "ADDRESS", Usage: "reserve an address",
-				Description: describe("Without --name, a container gets the address only if it asks for that address. With --name, the container of\n"+
-					"that name gets it. An address that is in use becomes reserved when it is released.",
+				Description: describe(
+					"Without --name, a container gets the address only if it asks for it. With --name, the\n"+
+						"container of that name gets it. An address in use becomes reserved when it is released.",
 					"netyard lease reserve 10.224.0.20", "netyard lease reserve --name db 10.224.0.21"),
 				Flags: []cli.Flag{pool(), &cli.StringFlag{Name: "name", Usage: "reserve it for this `CONTAINER` only"}},
 				Action: leaseAction((*api.Client).Reserve, func(q api.Request) string {
@@ -37,8 +38,9 @@ func (p Program) leaseCommand() *cli.Command {
 			},
 			{
 				Name: "release", ArgsUsage: "ADDRESS", Usage: "release an address that is reserved, held or cooling",
-				Description: describe("An address that is in use is refused.", "netyard lease release 10.224.0.20", "netyard lease release --pool 10.224.0.0/24 10.224.0.20"),
-				Flags:       []cli.Flag{pool()},
+				Description: describe("An address that is in use is refused.",
+					"netyard lease release 10.224.0.20", "netyard lease release --pool 10.224.0.0/24 10.224.0.20"),
+				Flags: []cli.Flag{pool()},
 				Action: leaseAction((*api.Client).Release, func(q api.Request) string {
 					return fmt.Sprintf("released %s of pool %s", q.Address, q.Pool)
 				}),
@@ -56,7 +58,8 @@ func leaseAction(
 		if err != nil {
 			return usagef(c, "%q is not an IP address", c.Args().First())
 		}
-		q, err := ask(client(c), c.Context, api.Request{Pool: c.String("pool"), Address: a.String(), Name: c.String("name")})
+		q := api.Request{Pool: c.String("pool"), Address: a.String(), Name: c.String("name")}
+		q, err = ask(client(c), c.Context, q)
 		if err != nil {
 			return err
 		}

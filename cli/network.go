@@ -18,7 +18,8 @@ func (p Program) networkCommand() *cli.Command {
 			p.networkList(), networkCreate(), networkAttach(), networkRemove(),
 			inspectCommand(&cli.Command{
 				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and its kernel objects",
-				Description: describe("NAME is its name, its ID or the beginning of its ID. For an overlay, the endpoints on all hosts are shown too.",
+				Description: describe("NAME is its name, its ID or the beginning of its ID.\n"+
+					"For an overlay, the endpoints on all hosts are shown too.",
 					"netyard network inspect web", "netyard network inspect web --format '{{json .Objects}}'"),
 				BashComplete: complete(networkNames),
 			}, func(c *cli.Context, ref string) (api.Network, error) { return client(c).Network(c.Context, ref) }),
@@ -39,7 +40,9 @@ func (p Program) networkList() *cli.Command {
 				{head: "MODE", fit: fit{goes: 5}, cell: func(n api.Network) string { return n.Mode }},
 				{head: "SUBNETS", fit: fit{goes: 6}, cell: subnets},
 				{head: "INTERNAL", fit: fit{goes: 2}, cell: func(n api.Network) string { return yesNo(n.Internal) }},
-				{head: "ENDPOINTS", fit: fit{goes: 3}, cell: func(n api.Network) string { return strconv.Itoa(n.Endpoints) }},
+				{head: "ENDPOINTS", fit: fit{goes: 3}, cell: func(n api.Network) string {
+					return strconv.Itoa(n.Endpoints)
+				}},
 				{head: "STATE", fit: fit{goes: 4}, cell: func(n api.Network) string { return n.State }},
 			}
 		},

@@ -33,8 +33,12 @@ func (p Program) optionsCommand() *cli.Command {
 		columns: func(shortener) []column[optionRow] {
 			return []column[optionRow]{
 				{head: "NAME", cell: func(o optionRow) string { return o.Name }},
-				{head: "DOCKER", fit: fit{goes: 1}, cell: func(o optionRow) string { return strings.Join(o.Docker, ", ") }},
-				{head: "MODES", fit: fit{goes: 2}, cell: func(o optionRow) string { return strings.Join(o.Modes, ", ") }},
+				{head: "DOCKER", fit: fit{goes: 1}, cell: func(o optionRow) string {
+					return strings.Join(o.Docker, ", ")
+				}},
+				{head: "MODES", fit: fit{goes: 2}, cell: func(o optionRow) string {
+					return strings.Join(o.Modes, ", ")
+				}},
 				{head: "TYPE", fit: fit{goes: 3}, cell: func(o optionRow) string { return o.Type }},
 				{head: "DEFAULT", fit: fit{goes: 4}, cell: func(o optionRow) string { return o.Default }},
 				{head: "HELP", fit: fit{goes: 5, min: 30}, cell: func(o optionRow) string { return o.Help }},
@@ -42,9 +46,10 @@ func (p Program) optionsCommand() *cli.Command {
 		},
 		examples: []string{"netyard options bridge", "netyard options --format '{{.Name}}={{.Default}}'"},
 	}.command(p.Width, &cli.Command{
-		Name: "options", ArgsUsage: "[MODE]", BashComplete: complete(func(*cli.Context) []string { return modeNames() }),
-		Usage:       "list the options of networks, or those of one mode",
-		Description: "docker network create and netyard network create set them with -o. DOCKER shows other keys that are accepted.",
+		Name: "options", ArgsUsage: "[MODE]", Usage: "list the options of networks, or those of one mode",
+		Description: "docker network create and netyard network create set them with -o.\n" +
+			"DOCKER shows other keys that are accepted.",
+		BashComplete: complete(func(*cli.Context) []string { return modeNames() }),
 	})
 }
 
@@ -98,4 +103,5 @@ func typeOf(o modes.Option) string {
 	return "text"
 }
 
+// modeNames returns the names of all modes.
 func modeNames() []string { return slices.Sorted(maps.Keys(all.Modes())) }

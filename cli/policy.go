@@ -21,7 +21,8 @@ func (p Program) policyCommand() *cli.Command {
 			p.policyList(),
 			{
 				Name: "apply", ArgsUsage: "FILE", Usage: "apply the policies in a file, all or none",
-				Description: describe("A policy replaces the one of the same name; others stay. FILE - is standard input.",
+				Description: describe(
+					"A policy replaces the one of the same name; others stay.\nFILE - is standard input.",
 					"netyard policy apply --dry-run app.yaml", "netyard policy show app | netyard policy apply -"),
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "show what would change"}},
 				Action: applyPolicies,
@@ -30,12 +31,15 @@ func (p Program) policyCommand() *cli.Command {
 				Name: "show", ArgsUsage: "NAME", Usage: "print a policy as YAML, and the endpoints that it selects",
 				Description: describe("netyard policy apply accepts the output.",
 					"netyard policy show app > app.yaml", "netyard policy show app --format '{{json .Endpoints}}'"),
-				Flags:        []cli.Flag{&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE` instead"}},
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE` instead"},
+				},
 				BashComplete: complete(policyNames), Action: showPolicy,
 			},
 			{
 				Name: "rm", ArgsUsage: "NAME", Usage: "remove a policy", BashComplete: complete(policyNames),
-				Description: describe("", "netyard policy rm app", "netyard policy show app > app.yaml && netyard policy rm app"),
+				Description: describe("", "netyard policy rm app",
+					"netyard policy show app > app.yaml && netyard policy rm app"),
 				Action: func(c *cli.Context) error {
 					v, err := client(c).RemovePolicy(c.Context, c.Args().First())
 					if err != nil {
@@ -83,7 +87,8 @@ func applyPolicies(c *cli.Context) error {
 		would = "would be "
 	}
 	for _, v := range done {
-		if _, err := fmt.Fprintf(c.App.Writer, "%s %s%s: selects %s\n", v.Name, would, v.Change, selected(v)); err != nil {
+		_, err := fmt.Fprintf(c.App.Writer, "%s %s%s: selects %s\n", v.Name, would, v.Change, selected(v))
+		if err != nil {
 			return err
 		}
 	}

@@ -27,14 +27,17 @@ func (p Program) portsCommand() *cli.Command {
 					return net.JoinHostPort(p.Address, span(p.Port, p.PortEnd))
 				}},
 				{head: "ENGINE", fit: fit{goes: 1}, cell: func(p api.Port) string { return p.Engine }},
-				{head: "NETWORK", fit: fit{goes: 2}, cell: func(p api.Port) string { return cmp.Or(p.Network, id(p.NetworkID)) }},
+				{head: "NETWORK", fit: fit{goes: 2}, cell: func(p api.Port) string {
+					return cmp.Or(p.Network, id(p.NetworkID))
+				}},
 				{head: "STATE", fit: fit{goes: 4}, cell: stateOf},
 			}
 		},
-		examples: []string{"netyard ports", "netyard ports --format '{{.Container}} {{.HostPort}}/{{.Proto}} {{.State}}'"},
+		examples: []string{"netyard ports", "netyard ports --format '{{.Container}} {{.HostPort}}/{{.Proto}}'"},
 	}.command(p.Width, &cli.Command{
 		Name: "ports", Usage: "list the published ports of all containers",
-		Description: "docker ps does not show those on a plugin's networks. HOST is the published address, TARGET the container's.",
+		Description: "docker ps does not show those on a plugin's networks.\n" +
+			"HOST is the published address and port, TARGET the container's.",
 	})
 }
 

@@ -20,7 +20,9 @@ func (p Program) psCommand() *cli.Command {
 				{head: "ENGINE", fit: fit{goes: 2}, cell: func(e api.Endpoint) string { return e.Engine }},
 				{head: "NETWORK", fit: fit{goes: 8}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
 				{head: "MODE", fit: fit{goes: 4}, cell: func(e api.Endpoint) string { return e.Mode }},
-				{head: "ADDRESS", fit: fit{goes: 7}, cell: func(e api.Endpoint) string { return strings.Join(e.Addresses, ", ") }},
+				{head: "ADDRESS", fit: fit{goes: 7}, cell: func(e api.Endpoint) string {
+					return strings.Join(e.Addresses, ", ")
+				}},
 				{head: "MAC", fit: fit{goes: 1}, cell: func(e api.Endpoint) string { return e.MAC }},
 				{head: "INTERFACE", fit: fit{goes: 3}, cell: func(e api.Endpoint) string { return e.Interface }},
 				{head: "PORTS", fit: fit{goes: 5, min: 12}, cell: func(e api.Endpoint) string {
@@ -31,7 +33,8 @@ func (p Program) psCommand() *cli.Command {
 		},
 		examples: []string{"netyard ps", `netyard ps --format '{{.Container}}\t{{join .Addresses ", "}}'`},
 	}.command(p.Width, &cli.Command{
-		Name: "ps", Aliases: []string{"ls"}, Usage: "list containers with their networks, addresses, interfaces and ports",
+		Name: "ps", Aliases: []string{"ls"},
+		Usage: "list containers with their networks, addresses, interfaces and ports",
 	})
 }
 

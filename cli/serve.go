@@ -184,7 +184,8 @@ func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 	}
 	return store.Open(ctx, store.Config{
 		Path: filepath.Join(cfg.StateDir, dbName), Verify: store.VerifyIn(exe, verifyName),
-		Made: reconcile.LostRecords, // engines may know what a new database lacks; nothing is a stray before they answered
+		// Engines may know what a new database lacks: until they answer, nothing is a stray.
+		Made: reconcile.LostRecords,
 		Kept: slices.Concat(book.KeptBuckets(), cluster.Kept()),
 	})
 }
@@ -194,7 +195,8 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 	logDamage(st, log)
 	start := time.Now()
 	keep := st.Fresh
-	if !keep && reconcile.Rebuilding(y) { // an engine that does not run on this host never reports that nothing is missing
+	if !keep && reconcile.Rebuilding(y) {
+		// An engine that does not run on this host never reports that nothing is missing.
 		var err error
 		if keep, err = reconcile.Unknown(y); err != nil {
 			return fmt.Errorf("restore: %w", err)
@@ -219,7 +221,8 @@ func logDamage(st *store.Store, log *slog.Logger) {
 		log.Warn("copy of policies, reservations and changes newer than the database; using the copy")
 	}
 	if st.Kept.Err != nil {
-		log.Error("copy of policies, reservations and changes not written; they cannot be changed until it is", "err", st.Kept.Err)
+		log.Error("copy of policies, reservations and changes not written; they cannot be changed until it is",
+			"err", st.Kept.Err)
 	}
 }
 

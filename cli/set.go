@@ -30,7 +30,8 @@ func networkSet() *cli.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.App.Writer, "changed network %s: %s\n", printable(cmp.Or(n.Name, modes.Short(n.ID))), changes(c))
+			name := printable(cmp.Or(n.Name, modes.Short(n.ID)))
+			_, err = fmt.Fprintf(c.App.Writer, "changed network %s: %s\n", name, changes(c))
 			return err
 		},
 	}
@@ -38,9 +39,10 @@ func networkSet() *cli.Command {
 
 func endpointSet() *cli.Command {
 	return &cli.Command{
-		Name: "set", ArgsUsage: "ID|CONTAINER" + setArgs, Usage: "change options of one endpoint while its container runs",
-		Description: describe("A change lasts until the container stops. To keep it, use docker network connect --driver-opt or\n"+
-			"netyard network set. OPTION= restores the network's value.\n"+
+		Name: "set", ArgsUsage: "ID|CONTAINER" + setArgs,
+		Usage: "change options of one endpoint while its container runs",
+		Description: describe("A change lasts until the container stops. To keep it, use docker network connect\n"+
+			"--driver-opt or netyard network set. OPTION= restores the network's value.\n"+
 			"These can be changed: "+settable(func(o modes.Option) bool { return o.Endpoint })+".",
 			"netyard endpoint set web1 rate=10mbit", "netyard endpoint set --network web web1 rate=unlimited"),
 		Flags: []cli.Flag{&cli.StringFlag{

@@ -48,7 +48,9 @@ type fit struct {
 func (l list[R]) command(width int, cmd *cli.Command) *cli.Command {
 	cmd.Flags = append(cmd.Flags,
 		&cli.BoolFlag{Name: "json", Usage: "print a JSON array"},
-		&cli.StringFlag{Name: formatFlag, Usage: "print each row with a Go `TEMPLATE`; json prints one JSON object per line"},
+		&cli.StringFlag{
+			Name: formatFlag, Usage: "print each row with a Go `TEMPLATE`; json prints one JSON object per line",
+		},
 	)
 	if !l.bare {
 		cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "no-trunc", Usage: "print full IDs and all columns"})
@@ -143,9 +145,11 @@ func parseFormat(c *cli.Context) (*template.Template, error) {
 	case format == "json": // as with docker
 		format = "{{json .}}"
 	case strings.HasPrefix(format, "table "):
-		return nil, usagef(c, "--format '%s': table templates are not supported; without --format, a table is printed", format)
+		return nil, usagef(c, "--format '%s': table templates are not supported; without --format there is a table",
+			format)
 	}
-	t, err := template.New(formatFlag).Funcs(template.FuncMap{"json": compact, "join": strings.Join}).Parse(unescape(format))
+	functions := template.FuncMap{"json": compact, "join": strings.Join}
+	t, err := template.New(formatFlag).Funcs(functions).Parse(unescape(format))
 	if err != nil {
 		return nil, formatError(c, err)
 	}
@@ -155,7 +159,8 @@ func parseFormat(c *cli.Context) (*template.Template, error) {
 // formatError returns an error of the template, without what text/template repeats.
 func formatError(c *cli.Context, err error) error {
 	text := strings.TrimPrefix(err.Error(), "template: "+formatFlag+":")
-	return usagef(c, "--format '%s': %s", c.String(formatFlag), strings.Replace(text, `executing "`+formatFlag+`" `, "", 1))
+	text = strings.Replace(text, `executing "`+formatFlag+`" `, "", 1)
+	return usagef(c, "--format '%s': %s", c.String(formatFlag), text)
 }
 
 // compact is the template function json: v as one line.

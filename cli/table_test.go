@@ -184,10 +184,12 @@ func (full) Write([]byte) (int, error) { return 0, errors.New("no space left on 
 
 func TestWriteFails(t *testing.T) {
 	for _, command := range []string{
-		"options", "options --json", "options --format json", "options --format x", "completion bash", "completion fish", "man", "version",
+		"options", "options --json", "options --format json", "options --format x",
+		"completion bash", "completion fish", "man", "version",
 	} {
 		var errs bytes.Buffer
-		code := Program{Stdout: full{}, Stderr: &errs}.Run(context.Background(), append([]string{"netyard"}, strings.Fields(command)...))
+		args := append([]string{"netyard"}, strings.Fields(command)...)
+		code := Program{Stdout: full{}, Stderr: &errs}.Run(context.Background(), args)
 		if want := "netyard: no space left on device\n"; code != exitFailed || errs.String() != want {
 			t.Errorf("%s: exit code %d, %q", command, code, &errs)
 		}

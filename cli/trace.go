@@ -18,10 +18,12 @@ func traceCommand() *cli.Command {
 	return &cli.Command{
 		Name: "trace", Usage: "trace a packet through the firewall rules and say whether it arrives",
 		ArgsUsage: "CLIENT TARGET",
-		Description: describe("CLIENT is an IP address, a container, or the word host. TARGET is PORT, a port of this host, or CONTAINER:PORT,\n"+
-			"a port of a container's own address; /udp or /sctp may follow the port. A rule that netyard cannot interpret is\n"+
-			"reported as one that may match. The exit code is 0 if the packet certainly arrives, and 1 if it does not or if\n"+
-			"netyard cannot tell.", "netyard trace 203.0.113.1 8080", "netyard trace web1 db:5432"),
+		Description: describe(
+			"CLIENT is an IP address, a container, or the word host. TARGET is PORT, a port of this host,\n"+
+				"or CONTAINER:PORT, a port of a container's own address; /udp or /sctp may follow the port.\n"+
+				"A rule that netyard cannot interpret is reported as one that may match. The exit code is 0 if\n"+
+				"the packet certainly arrives, and 1 if it does not or if netyard cannot tell.",
+			"netyard trace 203.0.113.1 8080", "netyard trace web1 db:5432"),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: six, Aliases: []string{"6"}, Usage: "use IPv6 between containers or from the host"},
 			&cli.BoolFlag{Name: asJSON, Usage: "print JSON"},

@@ -80,12 +80,12 @@ type ClusterStatus struct {
 type ClusterNetwork struct {
 	Name  string `json:"name"`
 	Peers int    `json:"peers"` // addresses on other hosts
-	// Warm is the number of spare addresses, claimed ahead for new containers; Waiting that of addresses not yet reported
-	// to etcd; Lost that of addresses that belong to another host according to etcd.
+	// Warm is the number of spare addresses, which are claimed in advance for new containers. Waiting is the number of
+	// addresses not yet reported to etcd, Lost that of addresses that belong to another host according to etcd.
 	Warm    int `json:"warm"`
 	Waiting int `json:"waiting"`
 	Lost    int `json:"lost"`
-	// Encrypted: traffic between hosts is inside WireGuard. Left names the hosts of the network that do not support that;
+	// Encrypted: traffic between hosts is inside WireGuard. Left names the hosts of the network that do not support it;
 	// there is no traffic with them.
 	Encrypted bool     `json:"encrypted,omitempty"`
 	Left      []string `json:"left,omitempty"`

@@ -46,8 +46,8 @@ func policyView(s enforce.PolicyState) (Policy, error) {
 		return Policy{}, fmt.Errorf("print policy %s: %w", s.Name, err)
 	}
 	v := Policy{
-		Name: s.Name, Selects: s.Select.String(), Ingress: s.Ingress.Summary(), Egress: s.Egress.Summary(), Change: s.Change,
-		Endpoints: []string{}, Text: string(text),
+		Name: s.Name, Selects: s.Select.String(), Ingress: s.Ingress.Summary(), Egress: s.Egress.Summary(),
+		Change: s.Change, Endpoints: []string{}, Text: string(text),
 	}
 	for _, e := range s.Endpoints {
 		v.Endpoints = append(v.Endpoints, cmp.Or(e.Container.Name, modes.Short(e.ID)))

@@ -1,5 +1,5 @@
-// Package api is the daemon's admin API: HTTP and JSON on a unix socket that only root may use. It has the server and the
-// client that the CLI uses.
+// Package api is the daemon's admin API: HTTP and JSON on a unix socket that only root may use. It has the server, and
+// the client that the CLI uses.
 package api
 
 import (
@@ -95,8 +95,8 @@ type Port struct {
 	HostIP      string `json:"host_ip"`
 	HostPort    int    `json:"host_port"`
 	HostPortEnd int    `json:"host_port_end"`
-	// Routed: the port is published at the container's own address. HostIP and HostPort are the container's, and no port
-	// of the host is used.
+	// Routed: the port is published at the container's own address. HostIP and HostPort are the container's; no port of
+	// the host is used.
 	Routed bool `json:"routed"`
 	// Address and Port are the container's; PortEnd is the last port of a range.
 	Address     string `json:"address"`
@@ -108,8 +108,8 @@ type Port struct {
 	Engine      string `json:"engine"`
 	Network     string `json:"network"`
 	NetworkID   string `json:"network_id"`
-	// State is "published"; "conflict" if the port belongs to another owner; "shadowing" if the container has the port and
-	// a program of the host listens on it too and receives nothing. Owner is that other owner or program.
+	// State is "published"; "conflict" if the port belongs to another owner; "shadowing" if the container has the port
+	// and a program of the host listens on it too and receives nothing. Owner is that other owner or program.
 	State string `json:"state"`
 	Owner string `json:"owner,omitempty"`
 }
@@ -131,8 +131,8 @@ type Lease struct {
 	Name    string    `json:"name,omitempty"`
 	MAC     string    `json:"mac,omitempty"`
 	Since   time.Time `json:"since"`
-	// The fields below are of leases from a DHCP server only. DNS and NTP are what the server offers; netyard only shows
-	// them.
+	// The fields below are of leases from a DHCP server only. DNS and NTP are what the server offers; netyard only
+	// shows them.
 	Server   string    `json:"server,omitempty"`
 	Expires  time.Time `json:"expires,omitzero"`
 	Router   string    `json:"router,omitempty"`
@@ -185,8 +185,9 @@ func networkView(n modes.Network, endpoints int) Network {
 
 func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) Endpoint {
 	v := Endpoint{
-		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image, PID: e.Container.PID,
-		Engine: e.Container.Engine, Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
+		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image,
+		PID: e.Container.PID, Engine: e.Container.Engine,
+		Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
 		State: state, Options: e.Options, Sandbox: e.Sandbox, Aliases: e.Aliases, Attachment: e.Attachment,
 		Created: e.Created, Joined: e.Joined, Addresses: []string{}, Ports: []string{},
 	}
@@ -252,8 +253,9 @@ func sixView(l lease.DHCPLease, network string) Lease {
 func dhcpView(l lease.DHCPLease, network string) Lease {
 	v := Lease{
 		Pool: l.Pool, Address: l.Lease.Addr.Addr().String(), Network: network, Kind: "dhcp", State: l.State(time.Now()),
-		Name: cmp.Or(l.Hostname, l.Name), MAC: l.MAC, Since: l.Since, Server: l.Lease.Server.String(), Expires: l.Lease.Expires,
-		Domain: l.Lease.Domain, MTU: l.Lease.MTU, Hostname: l.Hostname, ClientID: hex.EncodeToString(l.ClientID),
+		Name: cmp.Or(l.Hostname, l.Name), MAC: l.MAC, Since: l.Since, Server: l.Lease.Server.String(),
+		Expires: l.Lease.Expires, Domain: l.Lease.Domain, MTU: l.Lease.MTU, Hostname: l.Hostname,
+		ClientID: hex.EncodeToString(l.ClientID),
 	}
 	if l.Lease.Router.IsValid() {
 		v.Router = l.Lease.Router.String()
