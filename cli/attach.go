@@ -20,14 +20,14 @@ func (p Program) clusterNetworks() *cli.Command {
 		columns: func(shortener) []column[api.Overlay] {
 			return []column[api.Overlay]{
 				{head: "NAME", cell: func(n api.Overlay) string { return n.Name }},
-				{head: "SUBNETS", fit: fit{goes: 4}, cell: func(n api.Overlay) string {
+				{head: "SUBNETS", fit: fit{drop: 4}, cell: func(n api.Overlay) string {
 					return subnets(api.Network{Subnets: n.Subnets})
 				}},
-				{head: "VNI", fit: fit{goes: 1}, cell: func(n api.Overlay) string {
+				{head: "VNI", fit: fit{drop: 1}, cell: func(n api.Overlay) string {
 					return strconv.FormatUint(uint64(n.VNI), 10)
 				}},
-				{head: "MTU", fit: fit{goes: 2}, cell: func(n api.Overlay) string { return strconv.Itoa(n.MTU) }},
-				{head: "INTERNAL", fit: fit{goes: 3}, cell: func(n api.Overlay) string { return yesNo(n.Internal) }},
+				{head: "MTU", fit: fit{drop: 2}, cell: func(n api.Overlay) string { return strconv.Itoa(n.MTU) }},
+				{head: "INTERNAL", fit: fit{drop: 3}, cell: func(n api.Overlay) string { return yesNo(n.Internal) }},
 				{head: "HOSTS", cell: func(n api.Overlay) string { return strings.Join(n.Hosts, ", ") }},
 			}
 		},

@@ -76,6 +76,7 @@ func (p Program) app() *cli.App {
 	app := &cli.App{
 		Name: "netyard", HelpName: "netyard", Version: p.Version,
 		Usage:                "container networks for Docker and CNI runtimes",
+		UsageText:            "netyard [OPTIONS] COMMAND",
 		Description:          description(),
 		Writer:               p.Stdout,
 		ErrWriter:            p.Stderr,

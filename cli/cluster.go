@@ -32,13 +32,13 @@ func (p Program) clusterCommand() *cli.Command {
 						{head: "NAME", cell: func(h api.ClusterHost) string { return h.Name }},
 						{head: "ADDRESS", cell: func(h api.ClusterHost) string { return h.Address }},
 						{head: "ALIVE", cell: func(h api.ClusterHost) string { return strconv.FormatBool(h.Alive) }},
-						{head: "ENCRYPTS", fit: fit{goes: 3}, cell: func(h api.ClusterHost) string {
+						{head: "ENCRYPTS", fit: fit{drop: 3}, cell: func(h api.ClusterHost) string {
 							return strconv.FormatBool(h.Encrypts)
 						}},
-						{head: "NETWORKS", fit: fit{goes: 1}, cell: func(h api.ClusterHost) string {
+						{head: "NETWORKS", fit: fit{drop: 1}, cell: func(h api.ClusterHost) string {
 							return strings.Join(h.Networks, ", ")
 						}},
-						{head: "VERSION", fit: fit{goes: 2}, cell: func(h api.ClusterHost) string { return h.Version }},
+						{head: "VERSION", fit: fit{drop: 2}, cell: func(h api.ClusterHost) string { return h.Version }},
 					}
 				},
 				examples: []string{"netyard cluster hosts", "netyard cluster hosts --format '{{.Name}} {{.Address}}'"},

@@ -109,8 +109,8 @@ func (p Program) cniList() *cli.Command {
 		columns: func(shortener) []column[cni.Installed] {
 			return []column[cni.Installed]{
 				{head: "NAME", cell: func(i cni.Installed) string { return i.Name }},
-				{head: "NETWORK", fit: fit{goes: 2}, cell: func(i cni.Installed) string { return i.Network }},
-				{head: "FILE", fit: fit{goes: 1}, cell: func(i cni.Installed) string { return i.Path }},
+				{head: "NETWORK", fit: fit{drop: 2}, cell: func(i cni.Installed) string { return i.Network }},
+				{head: "FILE", fit: fit{drop: 1}, cell: func(i cni.Installed) string { return i.Path }},
 			}
 		},
 		examples: []string{"netyard cni ls", "netyard cni ls --format '{{.Path}}'"},

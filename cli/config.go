@@ -156,11 +156,11 @@ func serveFlags() []cli.Flag {
 func loadConfig(c *cli.Context) (Config, error) {
 	cfg := defaults()
 	file := c.String("config")
-	raw, err := os.ReadFile(cmpOr(file, defaultConfig))
+	raw, err := os.ReadFile(cmp.Or(file, defaultConfig))
 	switch {
 	case err == nil:
 		if err := cfg.decode(raw); err != nil {
-			return cfg, fmt.Errorf("read %s: %w", cmpOr(file, defaultConfig), err)
+			return cfg, fmt.Errorf("read %s: %w", cmp.Or(file, defaultConfig), err)
 		}
 	case file != "" || !errors.Is(err, os.ErrNotExist):
 		return cfg, fmt.Errorf("read configuration: %w", err)
@@ -197,13 +197,6 @@ func defaultPools() string {
 		words = append(words, fmt.Sprintf("%s:%d", b.Prefix, b.Size))
 	}
 	return strings.Join(words, ",")
-}
-
-func cmpOr(s, or string) string {
-	if s == "" {
-		return or
-	}
-	return s
 }
 
 // decode parses YAML. It refuses unknown keys and names them and their lines.

@@ -36,14 +36,14 @@ func (p Program) endpointList() *cli.Command {
 		columns: func(id shortener) []column[api.Endpoint] {
 			return []column[api.Endpoint]{
 				{head: "ID", cell: func(e api.Endpoint) string { return id(e.ID) }},
-				{head: "NETWORK", fit: fit{goes: 5}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
-				{head: "CONTAINER", fit: fit{goes: 6}, cell: func(e api.Endpoint) string {
+				{head: "NETWORK", fit: fit{drop: 5}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
+				{head: "CONTAINER", fit: fit{drop: 6}, cell: func(e api.Endpoint) string {
 					return cmp.Or(e.Container, id(e.ContainerID))
 				}},
-				{head: "SANDBOX", fit: fit{goes: 1}, cell: func(e api.Endpoint) string { return e.Sandbox }},
-				{head: "CREATED", fit: fit{goes: 2}, cell: func(e api.Endpoint) string { return moment(e.Created) }},
-				{head: "JOINED", fit: fit{goes: 3}, cell: func(e api.Endpoint) string { return moment(e.Joined) }},
-				{head: "STATE", fit: fit{goes: 4}, cell: func(e api.Endpoint) string { return e.State }},
+				{head: "SANDBOX", fit: fit{drop: 1}, cell: func(e api.Endpoint) string { return e.Sandbox }},
+				{head: "CREATED", fit: fit{drop: 2}, cell: func(e api.Endpoint) string { return moment(e.Created) }},
+				{head: "JOINED", fit: fit{drop: 3}, cell: func(e api.Endpoint) string { return moment(e.Joined) }},
+				{head: "STATE", fit: fit{drop: 4}, cell: func(e api.Endpoint) string { return e.State }},
 			}
 		},
 		examples: []string{"netyard endpoint ls", "netyard endpoint ls --format '{{.ID}} {{.State}}'"},

@@ -18,8 +18,8 @@ func (p Program) eventsCommand() *cli.Command {
 		columns: func(id shortener) []column[event.Event] {
 			return []column[event.Event]{
 				{head: "TIME", cell: func(e event.Event) string { return e.Time.Local().Format(time.DateTime) }},
-				{head: "TYPE", fit: fit{goes: 2}, cell: func(e event.Event) string { return e.Type }},
-				{head: "NETWORK", fit: fit{goes: 1}, cell: func(e event.Event) string {
+				{head: "TYPE", fit: fit{drop: 2}, cell: func(e event.Event) string { return e.Type }},
+				{head: "NETWORK", fit: fit{drop: 1}, cell: func(e event.Event) string {
 					return cmp.Or(e.Network, id(e.NetworkID))
 				}},
 				{head: "EVENT", cell: func(e event.Event) string { return e.Text }},

@@ -75,14 +75,14 @@ func (p Program) leaseList() *cli.Command {
 		columns: func(shortener) []column[api.Lease] {
 			return []column[api.Lease]{
 				{head: "ADDRESS", cell: func(l api.Lease) string { return l.Address }},
-				{head: "POOL", fit: fit{goes: 3}, cell: func(l api.Lease) string { return l.Pool }},
-				{head: "NETWORK", fit: fit{goes: 7}, cell: func(l api.Lease) string { return l.Network }},
-				{head: "KIND", fit: fit{goes: 5}, cell: func(l api.Lease) string { return l.Kind }},
-				{head: "STATE", fit: fit{goes: 6}, cell: func(l api.Lease) string { return l.State }},
-				{head: "HOLDER", fit: fit{goes: 8}, cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
-				{head: "SERVER", fit: fit{goes: 1}, cell: func(l api.Lease) string { return l.Server }},
-				{head: "EXPIRES", fit: fit{goes: 2}, cell: func(l api.Lease) string { return moment(l.Expires) }},
-				{head: "SINCE", fit: fit{goes: 4}, cell: func(l api.Lease) string { return moment(l.Since) }},
+				{head: "POOL", fit: fit{drop: 3}, cell: func(l api.Lease) string { return l.Pool }},
+				{head: "NETWORK", fit: fit{drop: 7}, cell: func(l api.Lease) string { return l.Network }},
+				{head: "KIND", fit: fit{drop: 5}, cell: func(l api.Lease) string { return l.Kind }},
+				{head: "STATE", fit: fit{drop: 6}, cell: func(l api.Lease) string { return l.State }},
+				{head: "HOLDER", fit: fit{drop: 8}, cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
+				{head: "SERVER", fit: fit{drop: 1}, cell: func(l api.Lease) string { return l.Server }},
+				{head: "EXPIRES", fit: fit{drop: 2}, cell: func(l api.Lease) string { return moment(l.Expires) }},
+				{head: "SINCE", fit: fit{drop: 4}, cell: func(l api.Lease) string { return moment(l.Since) }},
 			}
 		},
 		examples: []string{"netyard lease ls", "netyard lease ls --format '{{.Address}} {{.State}}'"},

@@ -35,15 +35,15 @@ func (p Program) networkList() *cli.Command {
 		id:    func(n api.Network) string { return n.ID },
 		columns: func(id shortener) []column[api.Network] {
 			return []column[api.Network]{
-				{head: "ID", fit: fit{goes: 1}, cell: func(n api.Network) string { return id(n.ID) }},
+				{head: "ID", fit: fit{drop: 1}, cell: func(n api.Network) string { return id(n.ID) }},
 				{head: "NAME", cell: func(n api.Network) string { return cmp.Or(n.Name, id(n.ID)) }},
-				{head: "MODE", fit: fit{goes: 5}, cell: func(n api.Network) string { return n.Mode }},
-				{head: "SUBNETS", fit: fit{goes: 6}, cell: subnets},
-				{head: "INTERNAL", fit: fit{goes: 2}, cell: func(n api.Network) string { return yesNo(n.Internal) }},
-				{head: "ENDPOINTS", fit: fit{goes: 3}, cell: func(n api.Network) string {
+				{head: "MODE", fit: fit{drop: 5}, cell: func(n api.Network) string { return n.Mode }},
+				{head: "SUBNETS", fit: fit{drop: 6}, cell: subnets},
+				{head: "INTERNAL", fit: fit{drop: 2}, cell: func(n api.Network) string { return yesNo(n.Internal) }},
+				{head: "ENDPOINTS", fit: fit{drop: 3}, cell: func(n api.Network) string {
 					return strconv.Itoa(n.Endpoints)
 				}},
-				{head: "STATE", fit: fit{goes: 4}, cell: func(n api.Network) string { return n.State }},
+				{head: "STATE", fit: fit{drop: 4}, cell: func(n api.Network) string { return n.State }},
 			}
 		},
 		examples: []string{"netyard network ls", "netyard network ls --format '{{.Name}} {{.Mode}}'"},

@@ -33,15 +33,15 @@ func (p Program) optionsCommand() *cli.Command {
 		columns: func(shortener) []column[optionRow] {
 			return []column[optionRow]{
 				{head: "NAME", cell: func(o optionRow) string { return o.Name }},
-				{head: "DOCKER", fit: fit{goes: 1}, cell: func(o optionRow) string {
+				{head: "DOCKER", fit: fit{drop: 1}, cell: func(o optionRow) string {
 					return strings.Join(o.Docker, ", ")
 				}},
-				{head: "MODES", fit: fit{goes: 2}, cell: func(o optionRow) string {
+				{head: "MODES", fit: fit{drop: 2}, cell: func(o optionRow) string {
 					return strings.Join(o.Modes, ", ")
 				}},
-				{head: "TYPE", fit: fit{goes: 3}, cell: func(o optionRow) string { return o.Type }},
-				{head: "DEFAULT", fit: fit{goes: 4}, cell: func(o optionRow) string { return o.Default }},
-				{head: "HELP", fit: fit{goes: 5, min: 30}, cell: func(o optionRow) string { return o.Help }},
+				{head: "TYPE", fit: fit{drop: 3}, cell: func(o optionRow) string { return o.Type }},
+				{head: "DEFAULT", fit: fit{drop: 4}, cell: func(o optionRow) string { return o.Default }},
+				{head: "HELP", fit: fit{drop: 5, min: 30}, cell: func(o optionRow) string { return o.Help }},
 			}
 		},
 		examples: []string{"netyard options bridge", "netyard options --format '{{.Name}}={{.Default}}'"},

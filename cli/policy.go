@@ -60,10 +60,10 @@ func (p Program) policyList() *cli.Command {
 		columns: func(shortener) []column[api.Policy] {
 			return []column[api.Policy]{
 				{head: "NAME", cell: func(v api.Policy) string { return v.Name }},
-				{head: "SELECTS", fit: fit{goes: 4}, cell: func(v api.Policy) string { return v.Selects }},
-				{head: "INGRESS", fit: fit{goes: 2}, cell: func(v api.Policy) string { return v.Ingress }},
-				{head: "EGRESS", fit: fit{goes: 3}, cell: func(v api.Policy) string { return v.Egress }},
-				{head: "ENDPOINTS", fit: fit{goes: 1}, cell: func(v api.Policy) string {
+				{head: "SELECTS", fit: fit{drop: 4}, cell: func(v api.Policy) string { return v.Selects }},
+				{head: "INGRESS", fit: fit{drop: 2}, cell: func(v api.Policy) string { return v.Ingress }},
+				{head: "EGRESS", fit: fit{drop: 3}, cell: func(v api.Policy) string { return v.Egress }},
+				{head: "ENDPOINTS", fit: fit{drop: 1}, cell: func(v api.Policy) string {
 					return strings.Join(v.Endpoints, ", ")
 				}},
 			}

@@ -23,14 +23,14 @@ func (p Program) portsCommand() *cli.Command {
 				{head: "CONTAINER", cell: func(p api.Port) string {
 					return cmp.Or(p.Container, id(p.ContainerID), id(p.EndpointID))
 				}},
-				{head: "TARGET", fit: fit{goes: 3}, cell: func(p api.Port) string {
+				{head: "TARGET", fit: fit{drop: 3}, cell: func(p api.Port) string {
 					return net.JoinHostPort(p.Address, span(p.Port, p.PortEnd))
 				}},
-				{head: "ENGINE", fit: fit{goes: 1}, cell: func(p api.Port) string { return p.Engine }},
-				{head: "NETWORK", fit: fit{goes: 2}, cell: func(p api.Port) string {
+				{head: "ENGINE", fit: fit{drop: 1}, cell: func(p api.Port) string { return p.Engine }},
+				{head: "NETWORK", fit: fit{drop: 2}, cell: func(p api.Port) string {
 					return cmp.Or(p.Network, id(p.NetworkID))
 				}},
-				{head: "STATE", fit: fit{goes: 4}, cell: stateOf},
+				{head: "STATE", fit: fit{drop: 4}, cell: stateOf},
 			}
 		},
 		examples: []string{"netyard ports", "netyard ports --format '{{.Container}} {{.HostPort}}/{{.Proto}}'"},

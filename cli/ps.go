@@ -17,18 +17,18 @@ func (p Program) psCommand() *cli.Command {
 		columns: func(id shortener) []column[api.Endpoint] {
 			return []column[api.Endpoint]{
 				{head: "CONTAINER", cell: func(e api.Endpoint) string { return containerOf(e, id) }},
-				{head: "ENGINE", fit: fit{goes: 2}, cell: func(e api.Endpoint) string { return e.Engine }},
-				{head: "NETWORK", fit: fit{goes: 8}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
-				{head: "MODE", fit: fit{goes: 4}, cell: func(e api.Endpoint) string { return e.Mode }},
-				{head: "ADDRESS", fit: fit{goes: 7}, cell: func(e api.Endpoint) string {
+				{head: "ENGINE", fit: fit{drop: 2}, cell: func(e api.Endpoint) string { return e.Engine }},
+				{head: "NETWORK", fit: fit{drop: 8}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
+				{head: "MODE", fit: fit{drop: 4}, cell: func(e api.Endpoint) string { return e.Mode }},
+				{head: "ADDRESS", fit: fit{drop: 7}, cell: func(e api.Endpoint) string {
 					return strings.Join(e.Addresses, ", ")
 				}},
-				{head: "MAC", fit: fit{goes: 1}, cell: func(e api.Endpoint) string { return e.MAC }},
-				{head: "INTERFACE", fit: fit{goes: 3}, cell: func(e api.Endpoint) string { return e.Interface }},
-				{head: "PORTS", fit: fit{goes: 5, min: 12}, cell: func(e api.Endpoint) string {
+				{head: "MAC", fit: fit{drop: 1}, cell: func(e api.Endpoint) string { return e.MAC }},
+				{head: "INTERFACE", fit: fit{drop: 3}, cell: func(e api.Endpoint) string { return e.Interface }},
+				{head: "PORTS", fit: fit{drop: 5, min: 12}, cell: func(e api.Endpoint) string {
 					return strings.Join(e.Ports, ", ")
 				}},
-				{head: "STATE", fit: fit{goes: 6}, cell: func(e api.Endpoint) string { return e.State }},
+				{head: "STATE", fit: fit{drop: 6}, cell: func(e api.Endpoint) string { return e.State }},
 			}
 		},
 		examples: []string{"netyard ps", `netyard ps --format '{{.Container}}\t{{join .Addresses ", "}}'`},

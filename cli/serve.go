@@ -212,7 +212,7 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 // logDamage logs what is wrong with the database and its copy.
 func logDamage(st *store.Store, log *slog.Logger) {
 	if st.Damaged != "" {
-		log.Error("database damaged; rebuilding it from its copy, the kernel and the engines", "aside", st.Damaged)
+		log.Error("database damaged and set aside; rebuilding it from its copy, the kernel and the engines", "aside", st.Damaged)
 	}
 	if st.Kept.Damaged {
 		log.Error("copy of policies, reservations and changes damaged")

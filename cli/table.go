@@ -40,7 +40,7 @@ type column[R any] struct {
 
 // A fit says how a column yields when the terminal is narrower than the table.
 type fit struct {
-	goes int // columns are dropped in this order, 1 first; 0: never
+	drop int // columns are dropped in this order, 1 first; 0: never
 	min  int // width to which it is cut before any column is dropped; 0: it is not cut
 }
 
@@ -95,8 +95,8 @@ const dropText = "On a narrow terminal, columns are dropped in this order: "
 
 // dropOrder says in which order columns are dropped on a narrow terminal.
 func dropOrder[R any](columns []column[R]) string {
-	columns = slices.DeleteFunc(columns, func(c column[R]) bool { return c.goes == 0 })
-	slices.SortFunc(columns, func(a, b column[R]) int { return cmp.Compare(a.goes, b.goes) })
+	columns = slices.DeleteFunc(columns, func(c column[R]) bool { return c.drop == 0 })
+	slices.SortFunc(columns, func(a, b column[R]) int { return cmp.Compare(a.drop, b.drop) })
 	var heads []string
 	for _, c := range columns {
 		heads = append(heads, c.head)
@@ -278,7 +278,7 @@ func layout(lines [][]string, fits []fit, width int) func([]string) string {
 }
 
 // narrow makes the columns fit a width. It cuts those that may be cut; if that is not enough, it drops one column after
-// the other, in the order of fit.goes; at last it cuts the remaining ones. A dropped column has width 0.
+// the other, in the order of fit.drop; at last it cuts the remaining ones. A dropped column has width 0.
 func narrow(widths []int, fits []fit, width int) []int {
 	widths = slices.Clone(widths)
 	for {
@@ -294,7 +294,7 @@ func narrow(widths []int, fits []fit, width int) []int {
 		}
 		next := -1
 		for i, f := range fits {
-			if f.goes > 0 && widths[i] > 0 && (next < 0 || f.goes < fits[next].goes) {
+			if f.drop > 0 && widths[i] > 0 && (next < 0 || f.drop < fits[next].drop) {
 				next = i
 			}
 		}

@@ -61,11 +61,11 @@ func TestNarrow(t *testing.T) {
 		width  int
 		want   []int
 	}{
-		{"fits", []int{4, 4}, []fit{{}, {goes: 1}}, 10, []int{4, 4}},
-		{"drops the first column", []int{4, 4, 4}, []fit{{}, {goes: 2}, {goes: 1}}, 15, []int{4, 4, 0}},
-		{"drops the next one", []int{4, 4, 4}, []fit{{}, {goes: 2}, {goes: 1}}, 9, []int{4, 0, 0}},
-		{"cuts before it drops", []int{4, 4, 9}, []fit{{}, {goes: 1}, {min: 3}}, 15, []int{4, 4, 3}},
-		{"drops what cutting cannot save", []int{4, 4, 9}, []fit{{}, {goes: 1}, {min: 3}}, 14, []int{4, 0, 8}},
+		{"fits", []int{4, 4}, []fit{{}, {drop: 1}}, 10, []int{4, 4}},
+		{"drops the first column", []int{4, 4, 4}, []fit{{}, {drop: 2}, {drop: 1}}, 15, []int{4, 4, 0}},
+		{"drops the next one", []int{4, 4, 4}, []fit{{}, {drop: 2}, {drop: 1}}, 9, []int{4, 0, 0}},
+		{"cuts before it drops", []int{4, 4, 9}, []fit{{}, {drop: 1}, {min: 3}}, 15, []int{4, 4, 3}},
+		{"drops what cutting cannot save", []int{4, 4, 9}, []fit{{}, {drop: 1}, {min: 3}}, 14, []int{4, 0, 8}},
 		{"cuts columns that stay", []int{9, 9}, []fit{{}, {}}, 12, []int{9, 1}},
 		{"cuts them further", []int{9, 9}, []fit{{}, {}}, 6, []int{3, 1}},
 	} {

@@ -251,7 +251,7 @@ func (s *Server) leases(context.Context, *http.Request) (any, error) {
 	for _, l := range given {
 		views = append(views, dhcpView(l, name[l.Network]))
 		if l.Six.Lease.Addr.IsValid() {
-			views = append(views, sixView(l, name[l.Network]))
+			views = append(views, dhcpv6View(l, name[l.Network]))
 		}
 	}
 	return views, err
@@ -330,13 +330,13 @@ func (s *Server) census(ctx context.Context) (all []reconcile.Census) {
 
 func (s *Server) doctor(ctx context.Context, _ *http.Request) (any, error) {
 	found, err := reconcile.Audit(ctx, s.Yard, s.census(ctx))
-	return some(found), err
+	return orEmpty(found), err
 }
 
 func (s *Server) gc(ctx context.Context, r *http.Request) (any, error) {
 	dry := r.URL.Query().Get("dry_run") != ""
 	found, err := reconcile.GC(ctx, s.Yard, s.census(ctx), dry)
-	return some(found), err
+	return orEmpty(found), err
 }
 
 func (s *Server) trace(_ context.Context, r *http.Request) (any, error) {
@@ -344,8 +344,8 @@ func (s *Server) trace(_ context.Context, r *http.Request) (any, error) {
 	return trace.Follow(s.Yard, q.Get("from"), q.Get("to"), q.Get("ipv6") != "")
 }
 
-// some returns findings that are [] in JSON if there are none, not null.
-func some(found []book.Finding) []book.Finding {
+// orEmpty returns findings that JSON encodes as [] if there are none, not as null.
+func orEmpty(found []book.Finding) []book.Finding {
 	if found == nil {
 		return []book.Finding{}
 	}

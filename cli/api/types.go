@@ -242,8 +242,8 @@ func leaseView(l ipam.Lease, network string) Lease {
 	}
 }
 
-// sixView returns the DHCPv6 lease that an endpoint has besides its DHCPv4 lease.
-func sixView(l lease.DHCPLease, network string) Lease {
+// dhcpv6View returns the DHCPv6 lease that an endpoint has besides its DHCPv4 lease.
+func dhcpv6View(l lease.DHCPLease, network string) Lease {
 	l.Lease = l.Six.Lease
 	v := dhcpView(l, network)
 	v.Kind = "dhcpv6"
