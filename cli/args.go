@@ -64,7 +64,7 @@ func arrange(app *cli.App, args []string) []string {
 		case sub != nil:
 			command, flags, commands = append(command, a), sub.Flags, sub.Subcommands
 		case len(commands) > 0:
-			return slices.Concat(global, command, args[i:]) // unknown command: the rest cannot be told apart
+			return slices.Concat(global, command, args[i:]) // unknown command: the rest cannot be interpreted
 		default:
 			rest = append(rest, a)
 		}

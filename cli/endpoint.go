@@ -60,7 +60,7 @@ func moment(t time.Time) string {
 	return t.Local().Format(time.DateTime)
 }
 
-// containerNames returns the endpoints' containers; an endpoint whose container has no name yet by its ID.
+// containerNames returns the names of the endpoints' containers, and the ID of an endpoint whose container has none.
 func containerNames(c *cli.Context) (names []string) {
 	es, _ := client(c).Endpoints(c.Context) // without a daemon there is nothing to complete
 	for _, e := range es {

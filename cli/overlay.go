@@ -26,8 +26,8 @@ import (
 	yoverlay "netyard/yard/overlay"
 )
 
-// overlays has the parts of the daemon that serve overlay networks. It is nil if no etcd is configured; the methods that
-// serve calls accept that.
+// overlays has the parts of the daemon that serve overlay networks. It is nil if no etcd is configured; the methods
+// that serve calls accept that.
 type overlays struct {
 	agent  *fabric.Agent
 	client *cluster.Client

@@ -196,7 +196,7 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 	start := time.Now()
 	keep := st.Fresh
 	if !keep && reconcile.Rebuilding(y) {
-		// An engine that does not run on this host never reports that nothing is missing.
+		// A rebuild ends when the engines have answered, which one that is not on this host never does.
 		var err error
 		if keep, err = reconcile.Unknown(y); err != nil {
 			return fmt.Errorf("restore: %w", err)
@@ -212,7 +212,8 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 // logDamage logs what is wrong with the database and its copy.
 func logDamage(st *store.Store, log *slog.Logger) {
 	if st.Damaged != "" {
-		log.Error("database damaged and set aside; rebuilding it from its copy, the kernel and the engines", "aside", st.Damaged)
+		log.Error("database damaged and set aside; rebuilding it from its copy, the kernel and the engines",
+			"aside", st.Damaged)
 	}
 	if st.Kept.Damaged {
 		log.Error("copy of policies, reservations and changes damaged")

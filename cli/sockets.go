@@ -35,7 +35,7 @@ func newSockets() (sockets, error) {
 	return s, nil
 }
 
-// unused returns systemd's sockets that nothing listens on. An engine that connects to one would wait forever.
+// unused returns systemd's sockets that the daemon does not serve. An engine that connects to one would wait forever.
 func (s sockets) unused() []string { return slices.Sorted(maps.Keys(s.activated)) }
 
 // listen opens a socket that only root may use. It replaces the socket of a dead daemon, never that of a live one.

@@ -23,7 +23,7 @@ type Policy struct {
 	Selects string `json:"selects"`
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`
-	// Endpoints names the containers that it selects now; one whose name is not known yet by its endpoint's ID.
+	// Endpoints has the names of the containers that it selects now, or the endpoint's ID if the name is not known yet.
 	Endpoints []string `json:"endpoints"`
 	// Change says what the request did: created, changed, unchanged or removed.
 	Change string `json:"change,omitempty"`
