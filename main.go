@@ -1,4 +1,4 @@
-// Command netyard gives the containers of a host their networks.
+// Command netyard connects the containers of a host to networks. It is both the daemon and its admin CLI.
 package main
 
 import (
@@ -7,7 +7,7 @@ import (
 	"netyard/cli"
 )
 
-// version is set by the linker: -X main.version=v1.2.3; it can set nothing but a variable.
+// version is set by the linker (-X main.version=v1.2.3), which can set only variables.
 var version string
 
 func main() { os.Exit(cli.Main(os.Args, version)) }

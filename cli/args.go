@@ -9,12 +9,12 @@ import (
 	"github.com/xrash/smetrics"
 )
 
-// A usageError is a mistake in what was typed.
+// A usageError reports a mistake on the command line.
 type usageError struct{ text string }
 
 func (e usageError) Error() string { return e.text }
 
-// usagef says what is wrong with how the command of c was called.
+// usagef returns a usageError that begins with the name of c's command.
 func usagef(c *cli.Context, format string, args ...any) error {
 	where := ""
 	if name, ok := strings.CutPrefix(c.Command.HelpName, c.App.HelpName+" "); ok {
@@ -24,16 +24,17 @@ func usagef(c *cli.Context, format string, args ...any) error {
 }
 
 const (
-	completionFlag = "--generate-bash-completion" // urfave's
+	completionFlag = "--generate-bash-completion" // of urfave/cli
 	helpWord       = "help"
 )
 
-// arrange brings the arguments into the order that urfave wants, which stops looking for flags at the first argument:
-// netyard's own flags, the command, its flags, its arguments. It turns help COMMAND into COMMAND --help; urfave's own
-// help command knows nothing of commands of commands, and takes a container called help for itself.
+// arrange sorts the arguments into the order that urfave/cli needs: global flags, the command, its flags, its
+// arguments. urfave/cli stops parsing flags at the first argument. arrange also turns help COMMAND into
+// COMMAND --help: urfave/cli's own help command does not know subcommands, and would show help where help is the name
+// of a container.
 func arrange(app *cli.App, args []string) []string {
 	if args[len(args)-1] == completionFlag {
-		return args // half a command line
+		return args // the command line is not complete yet
 	}
 	global, command, rest := args[:1:1], []string(nil), []string(nil)
 	flags, commands, help := app.Flags, app.Commands, []string(nil)
@@ -63,7 +64,7 @@ func arrange(app *cli.App, args []string) []string {
 		case sub != nil:
 			command, flags, commands = append(command, a), sub.Flags, sub.Subcommands
 		case len(commands) > 0:
-			return slices.Concat(global, command, args[i:]) // no command of ours: what follows says nothing
+			return slices.Concat(global, command, args[i:]) // unknown command: the rest cannot be interpreted
 		default:
 			rest = append(rest, a)
 		}
@@ -71,7 +72,8 @@ func arrange(app *cli.App, args []string) []string {
 	return slices.Concat(global, command, help, rest)
 }
 
-// missingValue lets nothing follow a flag that has no value, or that would become its value.
+// missingValue returns the arguments with a flag that lacks its value at the end: whatever followed the flag would
+// become its value.
 func missingValue(global, command []string, ofGlobal bool) []string {
 	if ofGlobal {
 		return global
@@ -79,7 +81,7 @@ func missingValue(global, command []string, ofGlobal bool) []string {
 	return slices.Concat(global, command)
 }
 
-// flagOf finds the flag that an argument like --name or --name=value sets.
+// flagOf returns the flag that an argument such as --name or --name=value sets, or nil.
 func flagOf(flags []cli.Flag, arg string) cli.Flag {
 	name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 	for _, f := range flags {
@@ -90,12 +92,13 @@ func flagOf(flags []cli.Flag, arg string) cli.Flag {
 	return nil
 }
 
-// takesNext says whether the argument after arg is the value of its flag.
+// takesNext reports whether the argument after arg is the value of flag f.
 func takesNext(f cli.Flag, arg string) bool {
 	v, ok := f.(cli.DocGenerationFlag)
 	return ok && v.TakesValue() && !strings.Contains(arg, "=")
 }
 
+// commandOf returns the command of that name, or nil.
 func commandOf(commands []*cli.Command, name string) *cli.Command {
 	for _, c := range commands {
 		if c.HasName(name) {
@@ -105,14 +108,15 @@ func commandOf(commands []*cli.Command, name string) *cli.Command {
 	return nil
 }
 
-// prepare gives every command what all of them have: a check of its arguments, and errors instead of pages of help.
+// prepare gives every command a usage line and a check of its arguments, and has it return usage errors instead of
+// printing its help page.
 func prepare(path string, commands []*cli.Command) {
 	for _, c := range commands {
 		name := path + " " + c.Name
 		c.OnUsageError, c.HideHelpCommand = flagError, true
 		for _, f := range c.Flags {
 			if b, ok := f.(*cli.BoolFlag); ok {
-				b.DisableDefaultText = true // it is always false
+				b.DisableDefaultText = true // always false
 			}
 		}
 		if len(c.Subcommands) > 0 {
@@ -131,10 +135,10 @@ func prepare(path string, commands []*cli.Command) {
 	}
 }
 
-// more ends a word of ArgsUsage that stands for one argument or more.
+// more is the suffix of a word of ArgsUsage that stands for one or more arguments.
 const more = "..."
 
-// checkArgs counts arguments: one for each word of ArgsUsage, where those in brackets may be left out.
+// checkArgs checks the number of arguments: one for each word of ArgsUsage. Words in brackets are optional.
 func checkArgs(c *cli.Context) error {
 	words := strings.Fields(c.Command.ArgsUsage)
 	least := slices.IndexFunc(append(slices.Clone(words), "["), func(w string) bool { return w[0] == '[' })
@@ -147,7 +151,7 @@ func checkArgs(c *cli.Context) error {
 	return nil
 }
 
-// wantCommand is the action of what has commands: it is done when none of them was named.
+// wantCommand is the action of a command that has subcommands. It runs when none of them was named.
 func wantCommand(c *cli.Context) error {
 	switch {
 	case c.Args().Present():
@@ -158,7 +162,7 @@ func wantCommand(c *cli.Context) error {
 	return cli.ShowSubcommandHelp(c)
 }
 
-// flagError says in a line what urfave would say with a page of help.
+// flagError returns a one-line error where urfave/cli would print a help page.
 func flagError(c *cli.Context, err error, _ bool) error {
 	name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -")
 	if !ok {
@@ -173,22 +177,23 @@ func flagError(c *cli.Context, err error, _ bool) error {
 	return unknown(c, "flag", dashed(name), known)
 }
 
-// pairs reads the KEY=VALUEs of a flag that can be said more than once.
+// pairs parses the KEY=VALUE values of a flag that can be repeated.
 func pairs(c *cli.Context, flag string) (map[string]string, error) {
 	all := map[string]string{}
 	for _, text := range c.StringSlice(flag) {
 		k, v, ok := strings.Cut(text, "=")
 		if !ok || k == "" {
-			return nil, usagef(c, "--%s %s: want KEY=VALUE", flag, text)
+			return nil, usagef(c, "--%s %s: not KEY=VALUE", flag, text)
 		}
 		if old, twice := all[k]; twice && old != v {
-			return nil, usagef(c, "--%s %s: %s is said twice", flag, text, k)
+			return nil, usagef(c, "--%s %s: %s already has the value %q", flag, text, k, old)
 		}
 		all[k] = v
 	}
 	return all, nil
 }
 
+// dashed returns a flag as it is typed.
 func dashed(flag string) string {
 	if len(flag) == 1 {
 		return "-" + flag
@@ -196,6 +201,7 @@ func dashed(flag string) string {
 	return "--" + flag
 }
 
+// unknown returns the error for a word that is not known. It suggests the nearest known word.
 func unknown(c *cli.Context, kind, word string, known []string) error {
 	if n := near(word, known); n != "" {
 		return usagef(c, "unknown %s %q; did you mean %s?", kind, word, n)
@@ -203,19 +209,21 @@ func unknown(c *cli.Context, kind, word string, known []string) error {
 	return usagef(c, "unknown %s %q; see %s --help", kind, word, c.Command.HelpName)
 }
 
-// near is the known word that a typing error most likely meant; empty when none is close. It measures as urfave's
-// suggestions do, which have something to suggest for every word.
+// near returns the known word that a typing error most likely meant, or "" if none is close. It uses the measure of
+// urfave/cli's own suggestions, which suggest something for every word.
 func near(word string, known []string) string {
 	const boost, prefix, alike = 0.7, 4, 0.8
 	best, closest := "", alike
 	for _, k := range known {
-		if d := smetrics.JaroWinkler(strings.TrimLeft(word, "-"), strings.TrimLeft(k, "-"), boost, prefix); d >= closest {
-			best, closest = k, d
+		likeness := smetrics.JaroWinkler(strings.TrimLeft(word, "-"), strings.TrimLeft(k, "-"), boost, prefix)
+		if likeness >= closest {
+			best, closest = k, likeness
 		}
 	}
 	return best
 }
 
+// visible returns the names of the commands that help lists.
 func visible(commands []*cli.Command) []string {
 	names := []string{helpWord}
 	for _, c := range commands {

@@ -63,7 +63,8 @@ func TestNear(t *testing.T) {
 	t.Parallel()
 	known := []string{"ps", "ls", "network", "endpoint", "lease", "doctor", "gc", "version", "completion", "options"}
 	for word, want := range map[string]string{
-		"nework": "network", "pss": "ps", "docter": "doctor", "leases": "lease", "lsit": "ls", "xyzzy": "", "": "", "optoins": "options",
+		"nework": "network", "pss": "ps", "docter": "doctor", "leases": "lease", "lsit": "ls", "optoins": "options",
+		"xyzzy": "", "": "",
 	} {
 		if got := near(word, known); got != want {
 			t.Errorf("%s: got %q, want %q", word, got, want)

@@ -9,6 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/modes/all"
+	"netyard/yard/overlay"
 )
 
 func (p Program) clusterNetworks() *cli.Command {
@@ -18,55 +20,63 @@ func (p Program) clusterNetworks() *cli.Command {
 		columns: func(shortener) []column[api.Overlay] {
 			return []column[api.Overlay]{
 				{head: "NAME", cell: func(n api.Overlay) string { return n.Name }},
-				{head: "SUBNETS", fit: fit{goes: 4}, cell: func(n api.Overlay) string { return subnets(api.Network{Subnets: n.Subnets}) }},
-				{head: "VNI", fit: fit{goes: 1}, cell: func(n api.Overlay) string { return strconv.FormatUint(uint64(n.VNI), 10) }},
-				{head: "MTU", fit: fit{goes: 2}, cell: func(n api.Overlay) string { return strconv.Itoa(n.MTU) }},
-				{head: "INTERNAL", fit: fit{goes: 3}, cell: func(n api.Overlay) string { return yesNo(n.Internal) }},
+				{head: "SUBNETS", fit: fit{drop: 4}, cell: func(n api.Overlay) string {
+					return subnets(api.Network{Subnets: n.Subnets})
+				}},
+				{head: "VNI", fit: fit{drop: 1}, cell: func(n api.Overlay) string {
+					return strconv.FormatUint(uint64(n.VNI), 10)
+				}},
+				{head: "MTU", fit: fit{drop: 2}, cell: func(n api.Overlay) string { return strconv.Itoa(n.MTU) }},
+				{head: "INTERNAL", fit: fit{drop: 3}, cell: func(n api.Overlay) string { return yesNo(n.Internal) }},
 				{head: "HOSTS", cell: func(n api.Overlay) string { return strings.Join(n.Hosts, ", ") }},
 			}
 		},
-	}.command(p.Width, &cli.Command{Name: "networks", Usage: "list the networks of the cluster, and the hosts that they are on"})
+		examples: []string{
+			"netyard cluster networks", `netyard cluster networks --format '{{.Name}}: {{join .Hosts ", "}}'`,
+		},
+	}.command(p.Width, &cli.Command{Name: "networks", Usage: "list the networks of the cluster and the hosts of each"})
 }
 
 func clusterRemove() *cli.Command {
 	return &cli.Command{
-		Name: "rm", ArgsUsage: "NETWORK", Usage: "take a network out of the cluster that no host has any more; netyard network rm on the last one does it, too",
+		Name: "rm", ArgsUsage: "NETWORK", Usage: "remove a network from the cluster that is on none of its hosts",
+		Description: describe("A network that is on a host is refused. When netyard network rm removes the network\n"+
+			"from its last host, the cluster's record is removed too.",
+			"netyard cluster rm blue", "netyard cluster networks"),
 		BashComplete: complete(overlayNames),
 		Action: func(c *cli.Context) error {
-			if c.Args().Len() != 1 {
-				return usagef(c, "say one network")
-			}
 			return client(c).RemoveOverlay(c.Context, c.Args().First())
 		},
 	}
 }
 
-// overlayNames are the networks of the cluster.
+// overlayNames returns the names of the cluster's networks.
 func overlayNames(c *cli.Context) (names []string) {
-	ns, _ := client(c).Overlays(c.Context) // no cluster, no names
+	ns, _ := client(c).Overlays(c.Context) // without a cluster there is nothing to complete
 	for _, n := range ns {
 		names = append(names, n.Name)
 	}
 	return names
 }
 
-// networkAttach has a network of the cluster on this host as well.
+// networkAttach creates a network of the cluster on this host as well.
 func networkAttach() *cli.Command {
 	return &cli.Command{
-		Name: "attach", ArgsUsage: "NAME", Usage: "have a network of the cluster on this host, as netyard network create made it on another",
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "docker", Usage: "do nothing, and print the docker network create that does it for this host's Docker"},
-		},
+		Name: "attach", ArgsUsage: "NAME", Usage: "attach this host to a network of the cluster",
+		Description: describe(
+			"The network was created on another host, by netyard network create --mode overlay or by\n"+
+				"Docker. This host gets it with all its subnets. Prints the network's ID.",
+			"netyard network attach blue", "netyard network attach --docker blue"),
+		Flags: []cli.Flag{&cli.BoolFlag{
+			Name: "docker", Usage: "only print the docker network create command that attaches this host's Docker",
+		}},
 		BashComplete: complete(overlayNames),
 		Action: func(c *cli.Context) error {
-			if c.Args().Len() != 1 {
-				return usagef(c, "say one network")
-			}
 			name := c.Args().First()
 			if c.Bool("docker") {
 				return printDockerCreate(c, name)
 			}
-			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{Name: name, Mode: "overlay"})
+			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{Name: name, Mode: all.Overlay})
 			if err != nil {
 				return err
 			}
@@ -76,22 +86,26 @@ func networkAttach() *cli.Command {
 	}
 }
 
-// printDockerCreate prints the command that gives Docker a network of the cluster. With all its subnets: or Docker
-// would take no --ip.
+// printDockerCreate prints the command that creates a network of the cluster in Docker. It names all subnets, since
+// Docker accepts --ip only in subnets that it was given.
 func printDockerCreate(c *cli.Context, name string) error {
-	all, err := client(c).Overlays(c.Context)
+	known, err := client(c).Overlays(c.Context)
 	if err != nil {
 		return err
 	}
-	at := slices.IndexFunc(all, func(n api.Overlay) bool { return n.Name == name })
+	at := slices.IndexFunc(known, func(n api.Overlay) bool { return n.Name == name })
 	if at < 0 {
-		return fmt.Errorf("network %s is not in the cluster; netyard cluster networks shows what is", name)
+		return fmt.Errorf("network %s is not in the cluster; netyard cluster networks lists its networks", name)
 	}
-	words := []string{"docker network create -d netyard-overlay --ipam-driver netyard-overlay", "-o overlay=" + name, "--ipam-opt overlay=" + name}
-	if all[at].Internal {
+	const plugin, option = overlay.OverlaySpace, overlay.OptOverlay // one plugin is both drivers
+	words := []string{
+		"docker network create -d", plugin, "--ipam-driver", plugin,
+		"-o", option + "=" + name, "--ipam-opt", option + "=" + name,
+	}
+	if known[at].Internal {
 		words = append(words, "--internal")
 	}
-	for _, s := range all[at].Subnets {
+	for _, s := range known[at].Subnets {
 		if strings.Contains(s.Pool, ":") && !slices.Contains(words, "--ipv6") {
 			words = append(words, "--ipv6")
 		}

@@ -1,4 +1,4 @@
-// Package cli is what people type: the commands of the admin, which ask the daemon, and serve, which is the daemon.
+// Package cli has the commands of netyard: those of the admin, which ask the daemon, and serve, which is the daemon.
 package cli
 
 import (
@@ -27,32 +27,32 @@ const (
 	exitFindings
 )
 
-// exitCodes says what they mean, in their order, for --help and the man page.
+// exitCodes returns the meaning of each exit code, in order, for --help and the manual page.
 func exitCodes() []string {
 	return []string{
-		exitOK:       "it worked",
+		exitOK:       "success",
 		exitFailed:   "the request failed",
-		exitUsage:    "wrong usage: an unknown command, flag or argument",
+		exitUsage:    "usage error: unknown command, flag or argument",
 		exitNoDaemon: "the daemon is not running",
-		exitFindings: "doctor found something",
+		exitFindings: "doctor reported findings",
 	}
 }
 
 const runDirFlag = "run-dir"
 
-// errFindings is how doctor ends on a host that is not healthy; what it found is printed already.
+// errFindings is the error of doctor on a host that is not healthy. The findings are printed already.
 var errFindings = errors.New("there are findings")
 
-// A Program is netyard as somebody called it.
+// A Program is one run of netyard.
 type Program struct {
 	Version string
 	Stdout  io.Writer
 	Stderr  io.Writer
-	// Width is that of the terminal that Stdout is; 0: it is none, and tables are as wide as they are.
+	// Width is the width of the terminal, in columns; 0: Stdout is no terminal, and tables are not cut.
 	Width int
 }
 
-// Main does what the process's arguments say and returns its exit code. An empty version is looked up in the binary.
+// Main runs netyard on the process's terminal and returns the exit code. An empty version is read from the binary.
 func Main(args []string, version string) int {
 	width, _, err := term.GetSize(int(os.Stdout.Fd()))
 	if err != nil {
@@ -62,50 +62,59 @@ func Main(args []string, version string) int {
 	return p.Run(context.Background(), args)
 }
 
-// Run does what args say, the program's name first, and returns the exit code.
+// Run runs the command in args, which begin with the program's name, and returns the exit code.
 func (p Program) Run(ctx context.Context, args []string) int {
 	app := p.app()
 	err := app.RunContext(ctx, arrange(app, args))
 	if err != nil && !errors.Is(err, errFindings) && !errors.Is(err, errUnreachable) {
-		_, _ = fmt.Fprintln(p.Stderr, "netyard: "+explain(err)) // nobody is left to be told
+		_, _ = fmt.Fprintln(p.Stderr, "netyard: "+explain(err)) // stderr is the last place to report to
 	}
 	return exitCode(err)
 }
 
 func (p Program) app() *cli.App {
 	app := &cli.App{
-		Name: "netyard", HelpName: "netyard", Version: p.Version, Usage: "networks for the containers of one host",
+		Name: "netyard", HelpName: "netyard", Version: p.Version,
+		Usage:                "container networks for Docker and CNI runtimes",
+		UsageText:            "netyard [OPTIONS] COMMAND",
 		Description:          description(),
 		Writer:               p.Stdout,
 		ErrWriter:            p.Stderr,
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
 		Flags: []cli.Flag{&cli.StringFlag{
-			Name: runDirFlag, Usage: "`DIR` of the daemon's admin socket, " + socketName, Value: defaultRunDir, EnvVars: []string{"NETYARD_RUN_DIR"},
+			Name: runDirFlag, Usage: "`DIR` of the daemon's admin socket, " + socketName, Value: defaultRunDir,
+			EnvVars: []string{"NETYARD_RUN_DIR"},
 		}},
 		Commands: []*cli.Command{
-			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.eventsCommand(), p.leaseCommand(),
-			p.cniCommand(), p.policyCommand(), p.clusterCommand(), p.doctorCommand(), p.gcCommand(), traceCommand(),
-			p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(), verifyCommand(),
+			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.eventsCommand(),
+			p.leaseCommand(), p.cniCommand(), p.policyCommand(), p.clusterCommand(), p.doctorCommand(), p.gcCommand(),
+			traceCommand(), p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(), verifyCommand(),
 		},
 		Action:         wantCommand,
 		OnUsageError:   flagError,
-		ExitErrHandler: func(*cli.Context, error) {}, // or urfave prints errors and exits by itself
+		ExitErrHandler: func(*cli.Context, error) {}, // urfave/cli must not print errors and exit itself
 	}
 	prepare(app.Name, app.Commands)
 	return app
 }
 
+// description is the program's.
 func description() string {
 	var b strings.Builder
-	b.WriteString("Exit codes:\n")
+	b.WriteString("netyard COMMAND --help shows a command's flags and examples.\n\nExit codes:\n")
 	for code, meaning := range exitCodes() {
 		fmt.Fprintf(&b, "\n%d  %s", code, meaning)
 	}
 	return b.String()
 }
 
-// client speaks to the daemon of the run directory that c says.
+// describe returns the description of a command: text, which may be empty, and examples of its use.
+func describe(text string, examples ...string) string {
+	return strings.TrimLeft(text+"\n\nExamples:\n\n  "+strings.Join(examples, "\n  "), "\n")
+}
+
+// client returns a client of the daemon in c's run directory.
 func client(c *cli.Context) *api.Client {
 	return api.NewClient(filepath.Join(c.String(runDirFlag), socketName))
 }
@@ -128,7 +137,7 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// explain says an error in one line.
+// explain returns an error as one line.
 func explain(err error) string {
 	text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 	if errors.Is(err, fs.ErrPermission) {
@@ -137,7 +146,7 @@ func explain(err error) string {
 	return printable(text)
 }
 
-// printable keeps what others named from steering the terminal.
+// printable replaces control characters: names are chosen by others and could control the terminal.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {

@@ -16,9 +16,14 @@ import (
 
 func (p Program) clusterCommand() *cli.Command {
 	return &cli.Command{
-		Name: "cluster", Usage: "look at the cluster that overlay networks are in",
+		Name: "cluster", Usage: "show and manage the cluster of hosts that share overlay networks",
+		Description: describe("", "netyard cluster status", "netyard cluster hosts"),
 		Subcommands: []*cli.Command{
-			{Name: "status", Usage: "say how this host fares as a member", Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}}, Action: clusterStatus},
+			{
+				Name: "status", Usage: "show whether this host is a member, and the state of its overlay networks",
+				Description: describe("", "netyard cluster status", "netyard cluster status --json"),
+				Flags:       []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}}, Action: clusterStatus,
+			},
 			list[api.ClusterHost]{
 				fetch: func(c *cli.Context) ([]api.ClusterHost, error) { return client(c).ClusterHosts(c.Context) },
 				order: func(a, b api.ClusterHost) int { return strings.Compare(a.Name, b.Name) },
@@ -27,44 +32,63 @@ func (p Program) clusterCommand() *cli.Command {
 						{head: "NAME", cell: func(h api.ClusterHost) string { return h.Name }},
 						{head: "ADDRESS", cell: func(h api.ClusterHost) string { return h.Address }},
 						{head: "ALIVE", cell: func(h api.ClusterHost) string { return strconv.FormatBool(h.Alive) }},
-						{head: "ENCRYPTS", fit: fit{goes: 3}, cell: func(h api.ClusterHost) string { return strconv.FormatBool(h.Encrypts) }},
-						{head: "NETWORKS", fit: fit{goes: 1}, cell: func(h api.ClusterHost) string { return strings.Join(h.Networks, ", ") }},
-						{head: "VERSION", fit: fit{goes: 2}, cell: func(h api.ClusterHost) string { return h.Version }},
+						{head: "ENCRYPTS", fit: fit{drop: 3}, cell: func(h api.ClusterHost) string {
+							return strconv.FormatBool(h.Encrypts)
+						}},
+						{head: "NETWORKS", fit: fit{drop: 1}, cell: func(h api.ClusterHost) string {
+							return strings.Join(h.Networks, ", ")
+						}},
+						{head: "VERSION", fit: fit{drop: 2}, cell: func(h api.ClusterHost) string { return h.Version }},
 					}
 				},
-			}.command(p.Width, &cli.Command{Name: "hosts", Usage: "list the hosts of the cluster"}),
+				examples: []string{"netyard cluster hosts", "netyard cluster hosts --format '{{.Name}} {{.Address}}'"},
+			}.command(p.Width, &cli.Command{
+				Name: "hosts", Usage: "list the hosts of the cluster",
+				Description: "ALIVE: netyard runs there and reaches etcd.\n" +
+					"ENCRYPTS: the host supports encrypted networks.",
+			}),
 			p.clusterDoctor(), p.clusterNetworks(), clusterRemove(),
 			{
-				Name: "forget", ArgsUsage: "HOST", Usage: "take a host out: its addresses are free, and it is fenced when it comes back",
+				Name: "forget", ArgsUsage: "HOST", Usage: "remove a host from the cluster",
+				Description: describe(
+					"HOST is a name or an ID. The host's addresses are released, and the other hosts exchange no\n"+
+						"traffic with it. If it comes back, it has no overlay traffic until netyard cluster rejoin\n"+
+						"is run there.",
+					"netyard cluster forget host3", "netyard cluster hosts --format '{{.ID}} {{.Name}}'"),
 				Action: func(c *cli.Context) error {
-					if c.Args().Len() != 1 {
-						return usagef(c, "say one host")
-					}
 					h, err := client(c).ForgetHost(c.Context, c.Args().First())
 					if err != nil {
 						return err
 					}
-					_, err = fmt.Fprintf(c.App.Writer, "forgot %s (%s)\n", printable(h.Name), h.Address)
+					name := printable(h.Name)
+					_, err = fmt.Fprintf(c.App.Writer, "removed %s (%s) from the cluster\n", name, h.Address)
 					return err
 				},
 			},
 			{
-				Name: "rotate-key", Usage: "give this host another key for networks that are encrypted",
+				Name: "rotate-key", Usage: "replace this host's key for encrypted networks",
+				Description: describe("Prints the new public key.",
+					"netyard cluster rotate-key", "netyard cluster hosts --format '{{.Name}} {{.Encrypts}}'"),
 				Action: func(c *cli.Context) error {
 					k, err := client(c).RotateKey(c.Context)
 					if err != nil {
 						return err
 					}
-					_, err = fmt.Fprintf(c.App.Writer, "this host's key is now %s\n", printable(k.Public))
+					_, err = fmt.Fprintf(c.App.Writer, "new public key of this host: %s\n", printable(k.Public))
 					return err
 				},
 			},
 			{
-				Name: "rejoin", Usage: "have this host back after it was taken out; what others were given meanwhile is theirs",
+				Name: "rejoin", Usage: "re-admit this host after it was removed from the cluster",
+				Description: describe(
+					"Addresses that were reassigned meanwhile stay with their new holders. Endpoints that had\n"+
+						"them are fenced until they are restarted.",
+					"netyard cluster rejoin", "netyard cluster rejoin && netyard cluster status"),
 				Action: func(c *cli.Context) error {
 					err := client(c).Rejoin(c.Context)
 					if err == nil {
-						_, err = fmt.Fprintln(c.App.Writer, "this host joins the cluster again; netyard cluster status says when it has")
+						_, err = fmt.Fprintln(c.App.Writer,
+							"this host is joining the cluster; netyard cluster status shows when it is a member")
 					}
 					return err
 				},
@@ -93,20 +117,25 @@ func (p Program) clusterDoctor() *cli.Command {
 			}
 			return nil
 		},
-	}.command(0, &cli.Command{ // of what is wrong nothing is cut
-		Name: "doctor", Usage: "look for what is wrong with etcd, with this host, and with the way to the others; silent when nothing is",
+		examples: []string{"netyard cluster doctor", "netyard cluster doctor --json"},
+	}.command(0, &cli.Command{ // findings are not cut
+		Name: "doctor", Usage: "check etcd, this host's membership and the paths to the other hosts",
+		Description: "Prints a line for each finding and exits with code 4; prints nothing if there is none.\n" +
+			"Each host of each network is sent a small packet and one of the network's full MTU.",
 	})
 }
 
-// few addresses in store are worth a word while there are no others, and a write that takes slowWrite, milliseconds,
-// is.
-const few, slowWrite = 4, 500
+const (
+	few       = 4   // fewer spare addresses than this are reported while no more can be claimed
+	slowWrite = 500 // milliseconds; a slower write to etcd is reported
+)
 
+// pace rates the latency of writes to etcd.
 func pace(worst float64) string {
 	if worst >= slowWrite {
 		return "slow"
 	}
-	return "well"
+	return "healthy"
 }
 
 func clusterStatus(c *cli.Context) error {
@@ -125,7 +154,7 @@ func clusterStatus(c *cli.Context) error {
 	if s.Reason == "" {
 		say("this host is a member, one of %d", s.Hosts)
 	} else {
-		say("this host is no member: %s", printable(s.Reason))
+		say("this host is not a member: %s", printable(s.Reason))
 	}
 	if s.Advice != "" {
 		say("  %s", s.Advice)
@@ -133,31 +162,34 @@ func clusterStatus(c *cli.Context) error {
 	if !s.Down.IsZero() {
 		say("etcd has not answered since %s", s.Down.Format(time.RFC3339))
 	} else if s.WriteWorst > 0 {
-		say("etcd is %s: of the last writes half took %.0f ms at most, 99 of 100 took %.0f ms", pace(s.WriteWorst), s.WriteMedian, s.WriteWorst)
+		say("etcd is %s: writes take %.0f ms (median), %.0f ms (99th percentile)",
+			pace(s.WriteWorst), s.WriteMedian, s.WriteWorst)
 	}
 	if s.Rejected > 0 {
-		say("%d records in etcd are not let in; the log names them", s.Rejected)
+		say("%d records in etcd rejected; see the log", s.Rejected)
 	}
 	if s.Clear != "" {
-		say("this host can encrypt nothing: %s", printable(s.Clear))
+		say("this host cannot encrypt: %s", printable(s.Clear))
 	}
 	for _, n := range s.Networks {
 		kind := "network"
 		if n.Encrypted {
 			kind = "encrypted network"
 		}
-		say("%s %s: %d peers, %d addresses in store, %d that etcd has not heard of, %d lost, %d refused", kind, n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
+		say("%s %s: %d peers, %d spare addresses, %d not yet reported to etcd, %d lost to other hosts, %d rejected",
+			kind, n.Name, n.Peers, n.Warm, n.Waiting, n.Lost, len(n.Refused))
 		if s.Reason != "" && n.Warm < few {
-			say("  its store is nearly empty: containers that start after the next %d are refused until this host is a member again", n.Warm)
+			say("  few spare addresses: after the next %d containers, new ones are refused "+
+				"until this host is a member again", n.Warm)
 		}
 		for _, text := range n.Fenced {
-			say("  %s; its link is down until it starts again", printable(text))
+			say("  fenced: %s; its link is down until it is restarted", printable(text))
 		}
 		for _, a := range slices.Sorted(maps.Keys(n.Refused)) {
-			say("  address %s is not believed: %s", a, printable(n.Refused[a]))
+			say("  address %s rejected: %s", a, printable(n.Refused[a]))
 		}
 		if len(n.Left) > 0 {
-			say("  these hosts cannot encrypt, and are not spoken to: %s", printable(strings.Join(n.Left, ", ")))
+			say("  no traffic with hosts that cannot encrypt: %s", printable(strings.Join(n.Left, ", ")))
 		}
 	}
 	return err

@@ -20,22 +20,29 @@ const (
 )
 
 func confDirFlag() cli.Flag {
-	return &cli.StringFlag{Name: dirFlag, Usage: "`DIR` where runtimes look for networks", Value: cni.ConfDir, EnvVars: []string{"NETCONFPATH"}}
+	return &cli.StringFlag{
+		Name: dirFlag, Usage: "`DIR` of CNI configurations", Value: cni.ConfDir, EnvVars: []string{"NETCONFPATH"},
+	}
 }
 
 func (p Program) cniCommand() *cli.Command {
 	return &cli.Command{
-		Name: "cni", Usage: "give networks to nerdctl, and to whatever else speaks CNI",
+		Name: "cni", Usage: "install networks for nerdctl and other CNI runtimes",
+		Description: describe("", "netyard cni install web", "netyard cni ls"),
 		Subcommands: []*cli.Command{
 			{
-				Name: "install", ArgsUsage: "NETWORK", Usage: "let nerdctl have a network: nerdctl run --net NETWORK",
+				Name: "install", ArgsUsage: "NETWORK", Usage: "install the CNI configuration of a network",
+				Description: describe("Containers use the network with nerdctl run --net NETWORK.",
+					"netyard cni install web", "netyard cni install --default web"),
 				Flags: []cli.Flag{confDirFlag(), &cli.BoolFlag{
-					Name: defaultFlag, Usage: "also make it the network of containers that name none, in place of nerdctl's own",
+					Name: defaultFlag, Usage: "also make it the default network, in place of nerdctl's own",
 				}},
 				BashComplete: complete(networkNames), Action: cniInstall,
 			},
 			{
-				Name: "uninstall", ArgsUsage: "NETWORK", Usage: "take it away from nerdctl again; the network stays",
+				Name: "uninstall", ArgsUsage: "NETWORK", Usage: "uninstall the CNI configuration of a network",
+				Description: describe("The network itself stays.",
+					"netyard cni uninstall web", "netyard cni uninstall --dir /etc/cni/net.d web"),
 				Flags: []cli.Flag{confDirFlag()}, BashComplete: complete(networkNames), Action: cniUninstall,
 			},
 			p.cniList(),
@@ -49,13 +56,13 @@ func cniInstall(c *cli.Context) error {
 		return err
 	}
 	if n.Name == "" {
-		return fmt.Errorf("network %s has no name yet: its engine was not asked", n.ID)
+		return fmt.Errorf("install network %s: its name is not known until its engine answers", n.ID)
 	}
 	var ranges []cni.Range
 	for _, s := range n.Subnets {
 		if s.IPAM != book.Space && s.IPAM != overlay.OverlaySpace {
-			return fmt.Errorf("network %s: the addresses of %s are given by %s's own IPAM; only a network that was created with --ipam-driver netyard can be shared",
-				n.Name, s.Pool, n.Engine)
+			return fmt.Errorf("install network %s: the addresses of %s are managed by %s's own IPAM; "+
+				"only networks created with --ipam-driver netyard can be shared", n.Name, s.Pool, n.Engine)
 		}
 		ranges = append(ranges, cni.Range{Subnet: s.Pool, Gateway: s.Gateway})
 	}
@@ -79,12 +86,12 @@ func cniInstall(c *cli.Context) error {
 func cniUninstall(c *cli.Context) error {
 	paths, err := uninstalled(c, c.Args().First())
 	if err == nil && len(paths) == 0 {
-		err = fmt.Errorf("network %s is not installed in %s", c.Args().First(), c.String(dirFlag))
+		err = fmt.Errorf("uninstall network %s: it has no configuration in %s", c.Args().First(), c.String(dirFlag))
 	}
 	return err
 }
 
-// uninstalled removes a network's configurations and says so.
+// uninstalled removes the CNI configurations of a network and prints which.
 func uninstalled(c *cli.Context, network string) ([]string, error) {
 	paths, err := cni.Uninstall(c.String(dirFlag), network)
 	for _, path := range paths {
@@ -102,27 +109,37 @@ func (p Program) cniList() *cli.Command {
 		columns: func(shortener) []column[cni.Installed] {
 			return []column[cni.Installed]{
 				{head: "NAME", cell: func(i cni.Installed) string { return i.Name }},
-				{head: "NETWORK", fit: fit{goes: 2}, cell: func(i cni.Installed) string { return i.Network }},
-				{head: "FILE", fit: fit{goes: 1}, cell: func(i cni.Installed) string { return i.Path }},
+				{head: "NETWORK", fit: fit{drop: 2}, cell: func(i cni.Installed) string { return i.Network }},
+				{head: "FILE", fit: fit{drop: 1}, cell: func(i cni.Installed) string { return i.Path }},
 			}
 		},
-	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list the networks that nerdctl has of netyard's", Flags: []cli.Flag{confDirFlag()}})
+		examples: []string{"netyard cni ls", "netyard cni ls --format '{{.Path}}'"},
+	}.command(p.Width, &cli.Command{
+		Name: "ls", Usage: "list the installed CNI configurations of netyard's networks",
+		Flags: []cli.Flag{confDirFlag()},
+	})
 }
 
-// networkCreate makes a network without an engine.
+// networkCreate creates a network that belongs to no engine.
 func networkCreate() *cli.Command {
 	many := func(name, usage string, aliases ...string) cli.Flag {
 		return &cli.StringSliceFlag{Name: name, Aliases: aliases, Usage: usage}
 	}
 	return &cli.Command{
-		Name: "create", ArgsUsage: "NAME", Usage: "make a network that belongs to no engine; netyard cni install gives it to nerdctl",
+		Name: "create", ArgsUsage: "NAME", Usage: "create a network that belongs to no engine",
+		Description: describe(
+			"Addresses come from netyard's IPAM. netyard cni install makes the network available to\n"+
+				"nerdctl. Prints the network's ID.", "netyard network create web",
+			"netyard network create --mode macvlan -o parent=eth0 --subnet 192.0.2.0/24 --gateway 192.0.2.1 lan"),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "mode", Usage: "the network's `MODE`", DefaultText: "bridge"},
-			many("subnet", "an address range, `CIDR`; without any, netyard chooses"), many("gateway", "the host's `ADDRESS` in a subnet"),
-			many("ip-range", "the part of a subnet, `CIDR`, that dynamic addresses are from"),
-			many("aux-address", "an address in a subnet that no container gets, `NAME=ADDRESS`"),
-			&cli.BoolFlag{Name: "ipv6", Usage: "with an IPv6 subnet"}, &cli.BoolFlag{Name: "internal", Usage: "without a way out"},
-			many("opt", "an option, `KEY=VALUE`; netyard options lists them", "o"),
+			many("subnet", "`CIDR` of a subnet; without this flag, netyard chooses one"),
+			many("gateway", "`ADDRESS` of the gateway in a subnet"),
+			many("ip-range", "`CIDR` in a subnet that dynamic addresses are taken from"),
+			many("aux-address", "`NAME=ADDRESS` in a subnet that no container gets"),
+			&cli.BoolFlag{Name: "ipv6", Usage: "add an IPv6 subnet"},
+			&cli.BoolFlag{Name: "internal", Usage: "isolate the network from everything outside it"},
+			many("opt", "option `KEY=VALUE`; netyard options lists them", "o"),
 		},
 		Action: func(c *cli.Context) error {
 			options, err := pairs(c, "opt")
@@ -134,9 +151,9 @@ func networkCreate() *cli.Command {
 				return err
 			}
 			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{
-				Aux:  aux,
 				Name: c.Args().First(), Mode: c.String("mode"), Options: options, Subnets: c.StringSlice("subnet"),
-				Gateways: c.StringSlice("gateway"), Ranges: c.StringSlice("ip-range"), IPv6: c.Bool("ipv6"), Internal: c.Bool("internal"),
+				Gateways: c.StringSlice("gateway"), Ranges: c.StringSlice("ip-range"), Aux: aux,
+				IPv6: c.Bool("ipv6"), Internal: c.Bool("internal"),
 			})
 			if err != nil {
 				return err
@@ -147,10 +164,15 @@ func networkCreate() *cli.Command {
 	}
 }
 
-// networkRemove removes one, and what nerdctl has of it.
+// networkRemove removes a network that belongs to no engine, and its CNI configurations.
 func networkRemove() *cli.Command {
 	return &cli.Command{
-		Name: "rm", ArgsUsage: "NAME", Usage: "remove a network that netyard network create, or a CNI configuration, made",
+		Name: "rm", ArgsUsage: "NAME", Usage: "remove a network that belongs to no engine",
+		Description: describe(
+			"Such a network was created by netyard network create or by a CNI configuration. Its CNI\n"+
+				"configurations are removed too. A network with containers attached is refused.\n"+
+				"Docker's networks are removed by docker network rm.",
+			"netyard network rm web", "netyard network rm 9e76b970fe2e"),
 		Flags: []cli.Flag{confDirFlag()}, BashComplete: complete(ownNetworks),
 		Action: func(c *cli.Context) error {
 			n, err := client(c).RemoveNetwork(c.Context, c.Args().First())
@@ -163,8 +185,9 @@ func networkRemove() *cli.Command {
 	}
 }
 
+// ownNetworks returns the names of the networks that belong to no engine.
 func ownNetworks(c *cli.Context) (names []string) {
-	ns, _ := client(c).Networks(c.Context) // no daemon, no names
+	ns, _ := client(c).Networks(c.Context) // without a daemon there is nothing to complete
 	for _, n := range slices.DeleteFunc(ns, func(n api.Network) bool { return n.Engine != book.Own }) {
 		names = append(names, n.Name)
 	}

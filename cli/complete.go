@@ -19,9 +19,10 @@ var zshCompletion string
 func completionCommand() *cli.Command {
 	shells := []string{"bash", "zsh", "fish"}
 	return &cli.Command{
-		Name: "completion", ArgsUsage: strings.Join(shells, "|"), BashComplete: complete(func(*cli.Context) []string { return shells }),
-		Usage:       "print the script that makes a shell complete netyard's command lines",
-		Description: "For bash and zsh: source <(netyard completion bash)\nFor fish: netyard completion fish | source",
+		Name: "completion", ArgsUsage: strings.Join(shells, "|"),
+		BashComplete: complete(func(*cli.Context) []string { return shells }),
+		Usage:        "print the completion script of a shell",
+		Description:  describe("", "source <(netyard completion bash)", "netyard completion fish | source"),
 		Action: func(c *cli.Context) (err error) {
 			var script string
 			switch shell := c.Args().First(); shell {
@@ -42,8 +43,8 @@ func completionCommand() *cli.Command {
 	}
 }
 
-// complete offers words for a command's first argument, beside its flags. Words that a shell could take for more than
-// words are left out.
+// complete returns the completion of a command: its flags, and words for its first argument. Words with characters that
+// a shell could interpret are left out.
 func complete(words func(*cli.Context) []string) cli.BashCompleteFunc {
 	plain := regexp.MustCompile(`^[\w.-]+$`)
 	return func(c *cli.Context) {
@@ -53,7 +54,7 @@ func complete(words func(*cli.Context) []string) cli.BashCompleteFunc {
 		}
 		for _, w := range words(c) {
 			if plain.MatchString(w) {
-				_, _ = fmt.Fprintln(c.App.Writer, w) // a shell that went away completes nothing
+				_, _ = fmt.Fprintln(c.App.Writer, w) // a shell that has gone needs no completion
 			}
 		}
 	}
@@ -61,10 +62,11 @@ func complete(words func(*cli.Context) []string) cli.BashCompleteFunc {
 
 func manCommand() *cli.Command {
 	return &cli.Command{
-		Name: "man", Hidden: true, Usage: "print the manual page, as in: netyard man | man -l -",
+		Name: "man", Hidden: true, Usage: "print the manual page",
+		Description: describe("", "netyard man | man -l -", "netyard man > netyard.8"),
 		Action: func(c *cli.Context) error {
 			app := *c.App
-			app.Description = "" // exit codes have a section of their own here
+			app.Description = "" // manTail has the exit codes, in a section of their own
 			page, err := app.ToMan()
 			if err != nil {
 				return fmt.Errorf("make manual page: %w", err)
@@ -75,14 +77,15 @@ func manCommand() *cli.Command {
 	}
 }
 
-// manTail is the part of the manual page that urfave knows nothing of.
+// manTail returns the sections of the manual page that urfave/cli does not write.
 func manTail() string {
 	var b strings.Builder
 	b.WriteString(".SH EXIT STATUS\n")
 	for code, meaning := range exitCodes() {
 		fmt.Fprintf(&b, ".TP\n\\fB%d\\fP\n%s\n", code, meaning)
 	}
-	b.WriteString(".SH ENVIRONMENT\n.TP\n\\fBNETYARD_RUN_DIR\\fP\nwhat \\fB--run-dir\\fP is when it is not said\n")
+	b.WriteString(".SH ENVIRONMENT\n.TP\n\\fBNETYARD_RUN_DIR\\fP\n")
+	b.WriteString("the value of \\fB--run-dir\\fP if that flag is not given\n")
 	fmt.Fprintf(&b, ".SH FILES\n.TP\n\\fI%s/%s\\fP\nthe daemon's admin socket\n", defaultRunDir, socketName)
 	return b.String()
 }

@@ -31,7 +31,7 @@ const (
 	defaultStateDir = "/var/lib/netyard"
 )
 
-// Config is what the daemon is told, by its file or by flags; a flag wins.
+// Config is the daemon's configuration, from its file and from flags. Flags have precedence.
 type Config struct {
 	StateDir          string        `yaml:"state_dir"`
 	RunDir            string        `yaml:"run_dir"`
@@ -44,48 +44,50 @@ type Config struct {
 	Pools             []string      `yaml:"pools"`
 	IPv6Pool          string        `yaml:"ipv6_pool"`
 	Cooldown          time.Duration `yaml:"cooldown"`
-	// Publish says who decides about published ports: they are open, or the host's firewall has to let them through.
+	// Publish says who filters published ports: nobody, so that they are open, or the host's firewall.
 	Publish string `yaml:"publish"`
-	// Etcd is where the cluster is that overlay networks are in; without endpoints there is none.
+	// Etcd configures the access to the cluster of overlay networks. Without endpoints, the host is in no cluster.
 	Etcd cluster.Config `yaml:"etcd,omitempty"`
-	// Overlay is this host, as the others of the cluster see it.
+	// Overlay describes this host to the other hosts of the cluster.
 	Overlay OverlayConfig `yaml:"overlay,omitempty"`
-	// ProtectRules keeps others from changing netyard's tables, where the kernel can.
+	// ProtectRules prevents other programs from changing netyard's nftables tables, where the kernel supports it.
 	ProtectRules bool `yaml:"protect_rules"`
 }
 
-// An OverlayConfig is a host of overlay networks.
+// An OverlayConfig describes a host of the cluster to the others.
 type OverlayConfig struct {
-	// Address is the host's that the others send to.
+	// Address is the host's address that other hosts send to.
 	Address string `yaml:"address,omitempty"`
 	// Port is the UDP port of VXLAN, on all hosts of the cluster; 0: 4789.
 	Port uint16 `yaml:"port,omitempty"`
 	// WireGuardPort is the UDP port of this host's WireGuard; 0: 14789.
 	WireGuardPort uint16 `yaml:"wireguard_port,omitempty"`
-	// Name is the host's in the cluster; empty: its own.
+	// Name is the host's name in the cluster; empty: its host name.
 	Name string `yaml:"name,omitempty"`
 }
 
-// vxlanPort is VXLAN's (RFC 7348, section 8).
+// vxlanPort is the UDP port that IANA assigned to VXLAN (RFC 7348, section 8).
 const vxlanPort = 4789
 
-// checkOverlay refuses what the others could not reach this host by.
+// checkOverlay checks that other hosts of the cluster can reach this one by its configuration.
 func (cfg *Config) checkOverlay() error {
 	if err := cfg.Etcd.Check(); err != nil {
 		return err
 	}
 	if !cfg.Etcd.Enabled() {
 		if cfg.Overlay != (OverlayConfig{}) {
-			return errors.New("overlay: it is for hosts of a cluster, and etcd.endpoints is not set")
+			return errors.New("overlay: requires etcd.endpoints, which is not set")
 		}
 		return nil
 	}
 	a, err := netip.ParseAddr(cfg.Overlay.Address)
-	if err != nil || a.Zone() != "" || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
-		return fmt.Errorf("overlay.address: %q is not an address of this host that the others of the cluster can send to", cfg.Overlay.Address)
+	local := a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.Zone() != ""
+	if err != nil || local || a.IsMulticast() {
+		return fmt.Errorf("overlay.address: %q is not a unicast address that other hosts reach", cfg.Overlay.Address)
 	}
-	if vxlan, own := cmp.Or(cfg.Overlay.Port, vxlanPort), cmp.Or(cfg.Overlay.WireGuardPort, fabric.WireGuardPort); vxlan == own {
-		return fmt.Errorf("overlay.wireguard_port: %d is VXLAN's (overlay.port)", own)
+	vxlan, wireguard := cmp.Or(cfg.Overlay.Port, vxlanPort), cmp.Or(cfg.Overlay.WireGuardPort, fabric.WireGuardPort)
+	if vxlan == wireguard {
+		return fmt.Errorf("overlay.wireguard_port: %d is the port of VXLAN (overlay.port) too", wireguard)
 	}
 	if name := cfg.Overlay.Name; name != "" {
 		if err := cluster.CheckName("overlay.name", name); err != nil {
@@ -115,40 +117,59 @@ func serveFlags() []cli.Flag {
 		return &cli.StringFlag{Name: name, Usage: usage, DefaultText: value}
 	}
 	return []cli.Flag{
-		str("config", "configuration `FILE` (YAML; the keys are these flags with _ for -)", defaultConfig+", if it is there"),
+		str("config", "configuration `FILE` (YAML; its keys are these flags with _ instead of -)",
+			defaultConfig+", if it exists"),
 		str("state-dir", "`DIR` of the database", d.StateDir),
-		str("plugin-dir", "`DIR` where Docker looks for plugins' sockets", d.PluginDir),
-		str("docker-host", "`ADDRESS` of the Docker engine, asked in the background for containers' names; empty: never", d.DockerHost),
-		str("containerd-address", "`SOCKET` of containerd, asked for the names and labels of containers that nerdctl attaches; empty: never", d.ContainerdAddress),
-		&cli.StringSliceFlag{Name: "modes", Usage: "`MODES` to offer", DefaultText: strings.Join(d.Modes, ",")},
-		str("log-level", "debug, info, warn or error", d.LogLevel),
-		str("log-format", "text or json", d.LogFormat),
-		&cli.StringSliceFlag{Name: "pools", Usage: "`BASE:SIZE` blocks that networks without --subnet are cut from", DefaultText: defaultPools()},
-		str("ipv6-pool", "the `PREFIX` (/48) that IPv6 networks without --subnet are cut from", "one of the host's own, from its machine id"),
-		&cli.DurationFlag{Name: "cooldown", Usage: "how long a freed address rests before it is handed out again", DefaultText: d.Cooldown.String()},
-		str("publish", "who decides about published ports: open, they are open; or host, the host's firewall does, as about ports of the host's own", d.Publish),
-		&cli.BoolFlag{Name: "protect-rules", Usage: "keep others from changing netyard's nftables tables, which needs Linux 6.9; so it is unless --protect-rules=false"},
+		str("plugin-dir", "`DIR` where Docker looks for plugin sockets", d.PluginDir),
+		str("docker-host", "`ADDRESS` of the Docker engine, to ask for container names; empty: do not ask",
+			d.DockerHost),
+		str("containerd-address", "`SOCKET` of containerd, to ask for container names and labels; empty: do not ask",
+			d.ContainerdAddress),
+		&cli.StringSliceFlag{
+			Name: "modes", Usage: "`MODES` that networks can be created with", DefaultText: strings.Join(d.Modes, ","),
+		},
+		str("log-level", "log `LEVEL`: debug, info, warn or error", d.LogLevel),
+		str("log-format", "log `FORMAT`: text or json", d.LogFormat),
+		&cli.StringSliceFlag{
+			Name:        "pools",
+			Usage:       "`BASE:SIZE` pools for networks without --subnet: subnets of length SIZE are taken from BASE",
+			DefaultText: defaultPools(),
+		},
+		str("ipv6-pool", "`PREFIX` (a /48) for IPv6 networks without --subnet",
+			"a unique local one, derived from the machine ID"),
+		&cli.DurationFlag{
+			Name: "cooldown", Usage: "`DURATION` before a released address is assigned again",
+			DefaultText: d.Cooldown.String(),
+		},
+		str("publish", "`WHO` filters published ports: open (nobody) or host (the host's firewall, as its own ports)",
+			d.Publish),
+		&cli.BoolFlag{
+			Name: "protect-rules",
+			Usage: "prevent changes to netyard's nftables tables by others (Linux 6.9 and newer); " +
+				"on by default, --protect-rules=false turns it off",
+		},
 		&cli.BoolFlag{Name: "check", Usage: "check the configuration, print it and exit"},
 	}
 }
 
-// loadConfig reads the file and lets the flags have the last word.
+// loadConfig reads the configuration file and applies the flags.
 func loadConfig(c *cli.Context) (Config, error) {
 	cfg := defaults()
 	file := c.String("config")
-	raw, err := os.ReadFile(cmpOr(file, defaultConfig))
+	raw, err := os.ReadFile(cmp.Or(file, defaultConfig))
 	switch {
 	case err == nil:
 		if err := cfg.decode(raw); err != nil {
-			return cfg, fmt.Errorf("read %s: %w", cmpOr(file, defaultConfig), err)
+			return cfg, fmt.Errorf("read %s: %w", cmp.Or(file, defaultConfig), err)
 		}
 	case file != "" || !errors.Is(err, os.ErrNotExist):
 		return cfg, fmt.Errorf("read configuration: %w", err)
 	}
 	for name, to := range map[string]*string{
-		"state-dir": &cfg.StateDir, "run-dir": &cfg.RunDir, "plugin-dir": &cfg.PluginDir, "docker-host": &cfg.DockerHost,
-		"containerd-address": &cfg.ContainerdAddress, "log-level": &cfg.LogLevel, "log-format": &cfg.LogFormat, "ipv6-pool": &cfg.IPv6Pool,
-		"publish": &cfg.Publish,
+		"state-dir": &cfg.StateDir, "run-dir": &cfg.RunDir, "plugin-dir": &cfg.PluginDir,
+		"docker-host": &cfg.DockerHost, "containerd-address": &cfg.ContainerdAddress,
+		"log-level": &cfg.LogLevel, "log-format": &cfg.LogFormat,
+		"ipv6-pool": &cfg.IPv6Pool, "publish": &cfg.Publish,
 	} {
 		if c.IsSet(name) {
 			*to = c.String(name)
@@ -169,6 +190,7 @@ func loadConfig(c *cli.Context) (Config, error) {
 	return cfg, cfg.check()
 }
 
+// defaultPools formats IPAM's default pools as the flag takes them.
 func defaultPools() string {
 	var words []string
 	for _, b := range ipam.DefaultBases() {
@@ -177,14 +199,7 @@ func defaultPools() string {
 	return strings.Join(words, ",")
 }
 
-func cmpOr(s, or string) string {
-	if s == "" {
-		return or
-	}
-	return s
-}
-
-// decode reads YAML and refuses keys it does not know, by name and line.
+// decode parses YAML. It refuses unknown keys and names them and their lines.
 func (cfg *Config) decode(raw []byte) error {
 	d := yaml.NewDecoder(bytes.NewReader(raw))
 	d.KnownFields(true)
@@ -194,9 +209,10 @@ func (cfg *Config) decode(raw []byte) error {
 	return nil
 }
 
-// check refuses what the daemon could not work with; the error names the key.
+// check returns an error that names the first key whose value is not valid.
 func (cfg *Config) check() error {
-	for key, dir := range map[string]string{"state_dir": cfg.StateDir, "run_dir": cfg.RunDir, "plugin_dir": cfg.PluginDir} {
+	dirs := map[string]string{"state_dir": cfg.StateDir, "run_dir": cfg.RunDir, "plugin_dir": cfg.PluginDir}
+	for key, dir := range dirs {
 		if !filepath.IsAbs(dir) {
 			return fmt.Errorf("%s: %q is not an absolute path", key, dir)
 		}
@@ -204,11 +220,11 @@ func (cfg *Config) check() error {
 	known := all.Modes()
 	for _, m := range cfg.Modes {
 		if _, ok := known[m]; !ok {
-			return fmt.Errorf("modes: there is no mode %q; there are %s", m, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+			return fmt.Errorf("modes: unknown mode %q; the modes are %s", m, strings.Join(modeNames(), ", "))
 		}
 	}
 	if len(cfg.Modes) == 0 {
-		return errors.New("modes: none is left to offer")
+		return errors.New("modes: at least one mode is required")
 	}
 	if _, err := cfg.level(); err != nil {
 		return err
@@ -220,7 +236,7 @@ func (cfg *Config) check() error {
 		return err
 	}
 	if cfg.DockerHost != "" && !strings.Contains(cfg.DockerHost, "://") {
-		return fmt.Errorf("docker_host: %q has no scheme, as unix:///var/run/docker.sock", cfg.DockerHost)
+		return fmt.Errorf("docker_host: %q has no scheme, as in unix:///var/run/docker.sock", cfg.DockerHost)
 	}
 	if cfg.Publish != publishOpen && cfg.Publish != publishHost {
 		return fmt.Errorf("publish: %q is neither open nor host", cfg.Publish)
@@ -229,7 +245,7 @@ func (cfg *Config) check() error {
 		return err
 	}
 	if cfg.Cooldown < 0 {
-		return fmt.Errorf("cooldown: %s is less than nothing", cfg.Cooldown)
+		return fmt.Errorf("cooldown: %s is negative", cfg.Cooldown)
 	}
 	_, err := cfg.ula("")
 	return err
@@ -237,12 +253,12 @@ func (cfg *Config) check() error {
 
 func (cfg *Config) level() (l slog.Level, err error) {
 	if err := l.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
-		return l, fmt.Errorf("log_level: %q is none of debug, info, warn, error", cfg.LogLevel)
+		return l, fmt.Errorf("log_level: %q is not debug, info, warn or error", cfg.LogLevel)
 	}
 	return l, nil
 }
 
-// logger writes to w as configured.
+// logger returns a logger that writes to w as configured.
 func (cfg *Config) logger(w io.Writer) (*slog.Logger, error) {
 	l, err := cfg.level()
 	if err != nil {
@@ -255,12 +271,12 @@ func (cfg *Config) logger(w io.Writer) (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(w, opts)), nil
 }
 
-// bases reads BASE:SIZE pairs, as 10.224.0.0/12:24.
+// bases parses BASE:SIZE pairs such as 10.224.0.0/12:24.
 func (cfg *Config) bases() (bases []ipam.Base, err error) {
 	for _, text := range cfg.Pools {
 		at := strings.LastIndexByte(text, ':')
 		if at < 0 {
-			return nil, fmt.Errorf("pools: %q is not BASE:SIZE, as 10.224.0.0/12:24", text)
+			return nil, fmt.Errorf("pools: %q is not BASE:SIZE, as in 10.224.0.0/12:24", text)
 		}
 		base, err := netip.ParsePrefix(text[:at])
 		if err != nil || !base.Addr().Is4() {
@@ -275,7 +291,7 @@ func (cfg *Config) bases() (bases []ipam.Base, err error) {
 	return bases, nil
 }
 
-// ula is the block for IPv6 networks without a subnet.
+// ula returns the prefix for IPv6 networks without a subnet (RFC 4193).
 func (cfg *Config) ula(machineID string) (netip.Prefix, error) {
 	if cfg.IPv6Pool == "" {
 		return ipam.HostULA(machineID), nil

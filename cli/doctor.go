@@ -28,16 +28,21 @@ func (p Program) doctorCommand() *cli.Command {
 			}
 			return nil
 		},
-	}.command(0, &cli.Command{ // of what is wrong nothing is cut
-		Name: "doctor", Usage: "compare records, kernel and engine and say where they differ; silent on a healthy host",
+		examples: []string{"netyard doctor", "netyard doctor || echo unhealthy"},
+	}.command(0, &cli.Command{ // findings are not cut
+		Name: "doctor", Usage: "compare records, kernel and engines and report the differences",
+		Description: "Prints a line for each finding (kind, network, what it is) and exits with code 4; prints\n" +
+			"nothing on a healthy host. The kinds are fault (missing or wrong), stray (in the kernel without\n" +
+			"a record) and orphan (a record without an owner).",
 	})
 }
 
+// byKind is the order of findings.
 func byKind(a, b book.Finding) int {
 	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Network, b.Network), cmp.Compare(a.Text, b.Text))
 }
 
-// A removal is a finding that gc took away, or would have.
+// A removal is a finding that gc removed, or would remove.
 type removal struct {
 	book.Finding
 
@@ -59,18 +64,21 @@ func (p Program) gcCommand() *cli.Command {
 		},
 		verdict: func(rows []removal) error {
 			if slices.ContainsFunc(rows, func(r removal) bool { return r.Error != "" }) {
-				return errors.New("not everything could be removed")
+				return errors.New("some findings could not be removed")
 			}
 			return nil
 		},
+		examples: []string{"netyard gc --dry-run", "netyard gc"},
 	}.command(0, &cli.Command{
-		Name: "gc", Usage: "remove what nobody wants and say what it was",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "only say what it would be"}},
+		Name: "gc", Usage: "remove orphaned state",
+		Description: "Removes the findings of netyard doctor that can be removed without harm, and prints each.",
+		Flags:       []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "show what would be removed"}},
 	})
 }
 
 const dryRunFlag = "dry-run"
 
+// collect asks the daemon to remove what it can, or with --dry-run what it would remove.
 func collect(c *cli.Context) (rows []removal, err error) {
 	dry, verb := c.Bool(dryRunFlag), "removed"
 	if dry {

@@ -18,16 +18,24 @@ func (p Program) eventsCommand() *cli.Command {
 		columns: func(id shortener) []column[event.Event] {
 			return []column[event.Event]{
 				{head: "TIME", cell: func(e event.Event) string { return e.Time.Local().Format(time.DateTime) }},
-				{head: "TYPE", fit: fit{goes: 2}, cell: func(e event.Event) string { return e.Type }},
-				{head: "NETWORK", fit: fit{goes: 1}, cell: func(e event.Event) string { return cmp.Or(e.Network, id(e.NetworkID)) }},
+				{head: "TYPE", fit: fit{drop: 2}, cell: func(e event.Event) string { return e.Type }},
+				{head: "NETWORK", fit: fit{drop: 1}, cell: func(e event.Event) string {
+					return cmp.Or(e.Network, id(e.NetworkID))
+				}},
 				{head: "EVENT", cell: func(e event.Event) string { return e.Text }},
 			}
 		},
+		examples: []string{"netyard events", "netyard events --follow --json"},
 	}
 	cmd := l.command(p.Width, &cli.Command{
-		Name: "events", Usage: "list what happened lately: networks, endpoints, ports, conflicts, leases of DHCP; the daemon keeps the last 1024",
+		Name: "events", Usage: "list recent events",
+		Description: "Events are about networks, endpoints, ports, conflicts and DHCP leases.\n" +
+			"The daemon keeps the last 1024.",
 	})
-	cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on with what happens from now on; with --json a line of JSON each"})
+	cmd.Flags = append(cmd.Flags, &cli.BoolFlag{
+		Name: "follow", Aliases: []string{"f"},
+		Usage: "continue with new events; with --json, print one JSON object per line",
+	})
 	once := cmd.Action
 	cmd.Action = func(c *cli.Context) error {
 		if !c.Bool("follow") {
@@ -38,7 +46,7 @@ func (p Program) eventsCommand() *cli.Command {
 	return cmd
 }
 
-// follow prints events as they come, a line each.
+// follow prints the kept events and then new ones as they come, one per line.
 func follow(c *cli.Context) error {
 	if err := onlyOne(c, "json", formatFlag); err != nil {
 		return err
@@ -60,7 +68,7 @@ func follow(c *cli.Context) error {
 			return e.Time.Local().Format(time.DateTime) + "  " + printable(e.Type+"  "+e.Text)
 		})
 	})
-	if errors.Is(err, syscall.EPIPE) { // whoever read them has seen enough
+	if errors.Is(err, syscall.EPIPE) { // the reader has closed the pipe
 		return nil
 	}
 	return err

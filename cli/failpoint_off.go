@@ -2,5 +2,5 @@
 
 package cli
 
-// failpoint is where crash tests stop the daemon; a released one has none.
+// failpoint is used by crash tests to stop the daemon. A released daemon has none.
 func failpoint() func(string) { return nil }

@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// failpoint kills the daemon at the step that the file named by NETYARD_FAILPOINT has in it, once: the file goes first,
-// so that the next daemon lives. With "hold" before the step the daemon stands still there instead: the file gets the
-// ending .held, and what came to the step goes on when that is gone. For crash tests only.
+// failpoint returns a function that kills the daemon at one step, for crash tests only. NETYARD_FAILPOINT names a file
+// that contains the step. The file is removed first, so that the next daemon survives. If the file contains
+// "hold STEP", the goroutine that reaches the step waits instead: the file is renamed to FILE.held, and the goroutine
+// goes on when that file is removed.
 func failpoint() func(string) {
 	file := os.Getenv("NETYARD_FAILPOINT")
 	if file == "" {
@@ -22,12 +23,12 @@ func failpoint() func(string) {
 		if err != nil {
 			return
 		}
-		at, hold := strings.CutPrefix(strings.TrimSpace(string(raw)), "hold ")
+		at, held := strings.CutPrefix(strings.TrimSpace(string(raw)), "hold ")
 		if at != step {
 			return
 		}
-		if hold {
-			stand(file)
+		if held {
+			hold(file)
 			return
 		}
 		_ = os.Remove(file)
@@ -35,7 +36,8 @@ func failpoint() func(string) {
 	}
 }
 
-func stand(file string) {
+// hold renames the file to FILE.held and waits until that is removed.
+func hold(file string) {
 	held := file + ".held"
 	for err := os.Rename(file, held); err == nil; _, err = os.Stat(held) {
 		time.Sleep(time.Millisecond)

@@ -13,15 +13,22 @@ import (
 
 func (p Program) leaseCommand() *cli.Command {
 	pool := func() cli.Flag {
-		return &cli.StringFlag{Name: "pool", Usage: "the `POOL` of the address, as lease ls shows it; needed only when several have it"}
+		return &cli.StringFlag{
+			Name: "pool", Usage: "`POOL` of the address, as lease ls shows it; required if several pools contain it",
+		}
 	}
 	return &cli.Command{
-		Name: "lease", Usage: "look at the addresses of netyard's own IPAM, and set some aside",
+		Name: "lease", Usage: "list leases, and reserve and release addresses of netyard's IPAM",
+		Description: describe("", "netyard lease ls", "netyard lease reserve 10.224.0.20"),
 		Subcommands: []*cli.Command{
 			p.leaseList(),
 			{
-				Name: "reserve", ArgsUsage: "ADDRESS", Usage: "keep an address for who asks for it by address",
-				Flags: []cli.Flag{pool(), &cli.StringFlag{Name: "name", Usage: "keep it for the `CONTAINER` of that name only"}},
+				Name: "reserve", ArgsUsage: "ADDRESS", Usage: "reserve an address",
+				Description: describe(
+					"Without --name, a container gets the address only if it asks for it. With --name, the\n"+
+						"container of that name gets it. An address in use becomes reserved when it is released.",
+					"netyard lease reserve 10.224.0.20", "netyard lease reserve --name db 10.224.0.21"),
+				Flags: []cli.Flag{pool(), &cli.StringFlag{Name: "name", Usage: "reserve it for this `CONTAINER` only"}},
 				Action: leaseAction((*api.Client).Reserve, func(q api.Request) string {
 					if q.Name != "" {
 						return fmt.Sprintf("reserved %s of pool %s for %s", q.Address, q.Pool, q.Name)
@@ -30,7 +37,9 @@ func (p Program) leaseCommand() *cli.Command {
 				}),
 			},
 			{
-				Name: "release", ArgsUsage: "ADDRESS", Usage: "end a reservation, or free an address that nobody has any more",
+				Name: "release", ArgsUsage: "ADDRESS", Usage: "release an address that is reserved, held or cooling",
+				Description: describe("An address that is in use is refused.",
+					"netyard lease release 10.224.0.20", "netyard lease release --pool 10.224.0.0/24 10.224.0.20"),
 				Flags: []cli.Flag{pool()},
 				Action: leaseAction((*api.Client).Release, func(q api.Request) string {
 					return fmt.Sprintf("released %s of pool %s", q.Address, q.Pool)
@@ -40,16 +49,17 @@ func (p Program) leaseCommand() *cli.Command {
 	}
 }
 
-// leaseAction asks the daemon for what ask says, about the address on the command line.
+// leaseAction returns the action that calls ask with the address on the command line and prints what done returns.
 func leaseAction(
 	ask func(*api.Client, context.Context, api.Request) (api.Request, error), done func(api.Request) string,
 ) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		a, err := netip.ParseAddr(c.Args().First())
 		if err != nil {
-			return usagef(c, "%q is not an address", c.Args().First())
+			return usagef(c, "%q is not an IP address", c.Args().First())
 		}
-		q, err := ask(client(c), c.Context, api.Request{Pool: c.String("pool"), Address: a.String(), Name: c.String("name")})
+		q := api.Request{Pool: c.String("pool"), Address: a.String(), Name: c.String("name")}
+		q, err = ask(client(c), c.Context, q)
 		if err != nil {
 			return err
 		}
@@ -65,20 +75,24 @@ func (p Program) leaseList() *cli.Command {
 		columns: func(shortener) []column[api.Lease] {
 			return []column[api.Lease]{
 				{head: "ADDRESS", cell: func(l api.Lease) string { return l.Address }},
-				{head: "POOL", fit: fit{goes: 3}, cell: func(l api.Lease) string { return l.Pool }},
-				{head: "NETWORK", fit: fit{goes: 7}, cell: func(l api.Lease) string { return l.Network }},
-				{head: "KIND", fit: fit{goes: 5}, cell: func(l api.Lease) string { return l.Kind }},
-				{head: "STATE", fit: fit{goes: 6}, cell: func(l api.Lease) string { return l.State }},
-				{head: "HOLDER", fit: fit{goes: 8}, cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
-				{head: "SERVER", fit: fit{goes: 1}, cell: func(l api.Lease) string { return l.Server }},
-				{head: "EXPIRES", fit: fit{goes: 2}, cell: func(l api.Lease) string { return moment(l.Expires) }},
-				{head: "SINCE", fit: fit{goes: 4}, cell: func(l api.Lease) string { return moment(l.Since) }},
+				{head: "POOL", fit: fit{drop: 3}, cell: func(l api.Lease) string { return l.Pool }},
+				{head: "NETWORK", fit: fit{drop: 7}, cell: func(l api.Lease) string { return l.Network }},
+				{head: "KIND", fit: fit{drop: 5}, cell: func(l api.Lease) string { return l.Kind }},
+				{head: "STATE", fit: fit{drop: 6}, cell: func(l api.Lease) string { return l.State }},
+				{head: "HOLDER", fit: fit{drop: 8}, cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
+				{head: "SERVER", fit: fit{drop: 1}, cell: func(l api.Lease) string { return l.Server }},
+				{head: "EXPIRES", fit: fit{drop: 2}, cell: func(l api.Lease) string { return moment(l.Expires) }},
+				{head: "SINCE", fit: fit{drop: 4}, cell: func(l api.Lease) string { return moment(l.Since) }},
 			}
 		},
-	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list the addresses that are not free"})
+		examples: []string{"netyard lease ls", "netyard lease ls --format '{{.Address}} {{.State}}'"},
+	}.command(p.Width, &cli.Command{
+		Name: "ls", Usage: "list the addresses that are in use, held, cooling or reserved",
+		Description: "They are those of netyard's IPAM and those that DHCP servers leased to containers.",
+	})
 }
 
-// byAddress puts 10.0.0.9 before 10.0.0.10, and pools that overlap one after the other.
+// byAddress orders leases by pool, then numerically by address: 10.0.0.9 comes before 10.0.0.10.
 func byAddress(a, b api.Lease) int {
 	x, _ := netip.ParseAddr(a.Address)
 	y, _ := netip.ParseAddr(b.Address)

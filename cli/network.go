@@ -12,12 +12,15 @@ import (
 
 func (p Program) networkCommand() *cli.Command {
 	return &cli.Command{
-		Name: "network", Usage: "look at networks and change them, and make some that belong to no engine",
+		Name: "network", Usage: "list, inspect and change networks, and manage those that belong to no engine",
+		Description: describe("", "netyard network ls", "netyard network inspect web"),
 		Subcommands: []*cli.Command{
 			p.networkList(), networkCreate(), networkAttach(), networkRemove(),
 			inspectCommand(&cli.Command{
-				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and what it has in the kernel",
-				Description:  "It is found by name, id or the beginning of its id.",
+				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and its kernel objects",
+				Description: describe("NAME is its name, its ID or the beginning of its ID.\n"+
+					"For an overlay, the endpoints on all hosts are shown too.",
+					"netyard network inspect web", "netyard network inspect web --format '{{json .Objects}}'"),
 				BashComplete: complete(networkNames),
 			}, func(c *cli.Context, ref string) (api.Network, error) { return client(c).Network(c.Context, ref) }),
 			networkSet(),
@@ -32,15 +35,18 @@ func (p Program) networkList() *cli.Command {
 		id:    func(n api.Network) string { return n.ID },
 		columns: func(id shortener) []column[api.Network] {
 			return []column[api.Network]{
-				{head: "ID", fit: fit{goes: 1}, cell: func(n api.Network) string { return id(n.ID) }},
+				{head: "ID", fit: fit{drop: 1}, cell: func(n api.Network) string { return id(n.ID) }},
 				{head: "NAME", cell: func(n api.Network) string { return cmp.Or(n.Name, id(n.ID)) }},
-				{head: "MODE", fit: fit{goes: 5}, cell: func(n api.Network) string { return n.Mode }},
-				{head: "SUBNETS", fit: fit{goes: 6}, cell: subnets},
-				{head: "INTERNAL", fit: fit{goes: 2}, cell: func(n api.Network) string { return yesNo(n.Internal) }},
-				{head: "ENDPOINTS", fit: fit{goes: 3}, cell: func(n api.Network) string { return strconv.Itoa(n.Endpoints) }},
-				{head: "STATE", fit: fit{goes: 4}, cell: func(n api.Network) string { return n.State }},
+				{head: "MODE", fit: fit{drop: 5}, cell: func(n api.Network) string { return n.Mode }},
+				{head: "SUBNETS", fit: fit{drop: 6}, cell: subnets},
+				{head: "INTERNAL", fit: fit{drop: 2}, cell: func(n api.Network) string { return yesNo(n.Internal) }},
+				{head: "ENDPOINTS", fit: fit{drop: 3}, cell: func(n api.Network) string {
+					return strconv.Itoa(n.Endpoints)
+				}},
+				{head: "STATE", fit: fit{drop: 4}, cell: func(n api.Network) string { return n.State }},
 			}
 		},
+		examples: []string{"netyard network ls", "netyard network ls --format '{{.Name}} {{.Mode}}'"},
 	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list networks"})
 }
 
@@ -60,7 +66,7 @@ func yesNo(b bool) string {
 }
 
 func networkNames(c *cli.Context) (names []string) {
-	ns, _ := client(c).Networks(c.Context) // no daemon, no names
+	ns, _ := client(c).Networks(c.Context) // without a daemon there is nothing to complete
 	for _, n := range ns {
 		names = append(names, cmp.Or(n.Name, n.ID))
 	}

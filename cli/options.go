@@ -15,14 +15,14 @@ import (
 	"netyard/modes/all"
 )
 
-// An optionRow is an option of networks as netyard options shows it.
+// An optionRow is a network option as netyard options shows it.
 type optionRow struct {
 	Name    string   `json:"name"`
 	Docker  []string `json:"docker"`
 	Modes   []string `json:"modes"`
 	Type    string   `json:"type"`
 	Default string   `json:"default"`
-	// Endpoint: it can be said for one endpoint. Set: it can be changed in place.
+	// Endpoint: it can be set for one endpoint. Set: it can be changed while containers run.
 	Endpoint bool   `json:"endpoint"`
 	Set      bool   `json:"set"`
 	Help     string `json:"help"`
@@ -37,18 +37,27 @@ func (p Program) optionsCommand() *cli.Command {
 		columns: func(shortener) []column[optionRow] {
 			return []column[optionRow]{
 				{head: "NAME", cell: func(o optionRow) string { return o.Name }},
-				{head: "DOCKER", fit: fit{goes: 1}, cell: func(o optionRow) string { return strings.Join(o.Docker, ", ") }},
-				{head: "MODES", fit: fit{goes: 2}, cell: func(o optionRow) string { return strings.Join(o.Modes, ", ") }},
-				{head: "TYPE", fit: fit{goes: 4}, cell: func(o optionRow) string { return o.Type }},
-				{head: "DEFAULT", fit: fit{goes: 5}, cell: func(o optionRow) string { return o.Default }},
-				{head: "CHANGE", fit: fit{goes: 3}, cell: optionRow.change},
-				{head: "HELP", fit: fit{goes: 6, min: 30}, cell: func(o optionRow) string { return o.Help }},
+				{head: "DOCKER", fit: fit{drop: 1}, cell: func(o optionRow) string {
+					return strings.Join(o.Docker, ", ")
+				}},
+				{head: "MODES", fit: fit{drop: 2}, cell: func(o optionRow) string {
+					return strings.Join(o.Modes, ", ")
+				}},
+				{head: "TYPE", fit: fit{drop: 4}, cell: func(o optionRow) string { return o.Type }},
+				{head: "DEFAULT", fit: fit{drop: 5}, cell: func(o optionRow) string { return o.Default }},
+				{head: "CHANGE", fit: fit{drop: 3}, cell: optionRow.change},
+				{head: "HELP", fit: fit{drop: 6, min: 30}, cell: func(o optionRow) string { return o.Help }},
 			}
 		},
+		examples: []string{"netyard options bridge", "netyard options --format '{{.Name}}={{.Default}}'"},
 	}.command(p.Width, &cli.Command{
-		Name: "options", ArgsUsage: "[MODE]", BashComplete: complete(func(*cli.Context) []string { return modeNames() }),
-		Usage: "list the options of networks, what docker network create takes with -o, and Docker's keys for them",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: markdownFlag, Usage: "print a page of Markdown with a table for each mode"}},
+		Name: "options", ArgsUsage: "[MODE]", Usage: "list the options of networks, or those of one mode",
+		Description: "docker network create and netyard network create set them with -o.\n" +
+			"DOCKER shows other keys that are accepted.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: markdownFlag, Usage: "print a page of Markdown with a table for each mode"},
+		},
+		BashComplete: complete(func(*cli.Context) []string { return modeNames() }),
 	})
 	table := cmd.Action
 	cmd.Action = func(c *cli.Context) error {
@@ -73,7 +82,7 @@ func (o optionRow) change() string {
 	return ""
 }
 
-// optionRows is the table of options, or what one mode knows of it. It needs no daemon.
+// optionRows returns the options of all modes or of one. It does not ask the daemon.
 func optionRows(c *cli.Context) (rows []optionRow, err error) {
 	mode := c.Args().First()
 	if known := modeNames(); mode != "" && !slices.Contains(known, mode) {
@@ -84,8 +93,8 @@ func optionRows(c *cli.Context) (rows []optionRow, err error) {
 			continue
 		}
 		row := optionRow{
-			Name: o.Name, Docker: append([]string{}, o.Docker...), Modes: o.Modes, Type: typeOf(o), Default: o.Default, Help: o.Help,
-			Endpoint: o.Endpoint, Set: o.Set,
+			Name: o.Name, Docker: append([]string{}, o.Docker...), Modes: o.Modes, Type: typeOf(o), Default: o.Default,
+			Help: o.Help, Endpoint: o.Endpoint, Set: o.Set,
 		}
 		if row.Modes == nil {
 			row.Modes = modeNames()
@@ -95,6 +104,7 @@ func optionRows(c *cli.Context) (rows []optionRow, err error) {
 	return rows, nil
 }
 
+// typeOf describes the values of an option.
 func typeOf(o modes.Option) string {
 	switch o.Kind {
 	case modes.Bool:

@@ -26,19 +26,20 @@ import (
 	yoverlay "netyard/yard/overlay"
 )
 
-// overlays are this host's half of overlay networks; nil when no etcd is configured: then nothing is asked, and nothing
-// runs.
+// overlays has the parts of the daemon that serve overlay networks. It is nil if no etcd is configured; the methods
+// that serve calls accept that.
 type overlays struct {
 	agent  *fabric.Agent
 	client *cluster.Client
 	names  *names.Server
-	// yard is there before the Agent runs.
+	// yard is set before the Agent runs.
 	yard *yard.Yard
 }
 
+// newFabric connects the host to its cluster. It returns nil if no etcd is configured.
 func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k *kernel.Kernel) (*overlays, error) {
 	if !cfg.Etcd.Enabled() {
-		return nil, nil //nolint:nilnil // none is an answer
+		return nil, nil //nolint:nilnil // a nil *overlays is valid
 	}
 	vtep, err := netip.ParseAddr(cfg.Overlay.Address)
 	if err != nil {
@@ -46,8 +47,8 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 	}
 	mtu := usualMTU
 	link, err := overlay.CarrierOf(k.Handle, vtep)
-	if err != nil { // at boot it may come later than netyard
-		log.Warn("the address that the other hosts send to is not there", "overlay.address", vtep, "err", err)
+	if err != nil { // at boot, the address may appear later
+		log.Warn("overlay address not found on this host", "overlay.address", vtep, "err", err)
 	} else {
 		mtu = link.MTU
 	}
@@ -68,9 +69,11 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 		Held: func(network string, a netip.Addr) bool {
 			return o.yard == nil || yoverlay.Holds(o.yard.Book, network, a)
 		},
-		Log: log, Client: client, Store: st, Kernel: k, Port: cmp.Or(cfg.Overlay.Port, vxlanPort), BootID: boot, Cooldown: cfg.Cooldown,
-		WireGuardPort: cfg.Overlay.WireGuardPort,
-		Host:          cluster.Host{Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-")},
+		Log: log, Client: client, Store: st, Kernel: k, BootID: boot, Cooldown: cfg.Cooldown,
+		Port: cmp.Or(cfg.Overlay.Port, vxlanPort), WireGuardPort: cfg.Overlay.WireGuardPort,
+		Host: cluster.Host{
+			Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-"),
+		},
 		Fence: func(ctx context.Context, network string, why map[string]string) error {
 			return o.yard.Fence(ctx, network, why)
 		},
@@ -79,16 +82,16 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 		return nil, err
 	}
 	o.names = &names.Server{
-		Log: log, Sockets: ports.Sockets{Handle: k.Handle}, Directory: directory{o.agent}, Changed: o.agent.Moved(), Port: modes.NamesPort,
-		Resolvers: "/etc/resolv.conf", Upstream: modes.DNSPort,
+		Log: log, Sockets: ports.Sockets{Handle: k.Handle}, Directory: directory{o.agent}, Changed: o.agent.Moved(),
+		Port: modes.NamesPort, Resolvers: "/etc/resolv.conf", Upstream: modes.DNSPort,
 	}
 	return o, nil
 }
 
-// usualMTU is Ethernet's, bytes.
+// usualMTU is the MTU of Ethernet, in bytes.
 const usualMTU = 1500
 
-// modes is the Agent as modes see it; nil when there is none.
+// modes returns the Agent as modes use it; nil if there is none.
 func (o *overlays) modes() modes.Fabric {
 	if o == nil {
 		return nil
@@ -96,8 +99,8 @@ func (o *overlays) modes() modes.Fabric {
 	return fabric.Modes{A: o.agent}
 }
 
-// keep has the Agent forget the networks that are not on record any more.
-func (o *overlays) keep(y *yard.Yard) error {
+// start tells the Agent which networks are on record; it forgets the others.
+func (o *overlays) start(y *yard.Yard) error {
 	if o == nil {
 		return nil
 	}
@@ -109,6 +112,7 @@ func (o *overlays) keep(y *yard.Yard) error {
 	return o.agent.Keep(ids)
 }
 
+// run starts the tasks of the Agent and of the name server.
 func (o *overlays) run(ctx context.Context, tasks *errgroup.Group) {
 	if o == nil {
 		return
@@ -117,10 +121,10 @@ func (o *overlays) run(ctx context.Context, tasks *errgroup.Group) {
 	tasks.Go(func() error { return o.names.Run(ctx) })
 }
 
-// directory is the Agent as resolvers see it.
+// directory is the Agent as the name server uses it.
 type directory struct{ *fabric.Agent }
 
-// Networks are those that are on this host.
+// Networks returns the overlays that are on this host.
 func (d directory) Networks() (all []names.Network) {
 	for _, b := range d.Here() {
 		n := names.Network{ID: b.ID, Name: b.Name, Link: b.Bridge, Internal: b.Internal}
@@ -132,6 +136,7 @@ func (d directory) Networks() (all []names.Network) {
 	return all
 }
 
+// close ends the connection to etcd.
 func (o *overlays) close() error {
 	if o == nil {
 		return nil
@@ -139,7 +144,7 @@ func (o *overlays) close() error {
 	return o.client.Close()
 }
 
-// admin is what the admin can ask of the cluster; nil when there is none.
+// admin returns the cluster as the admin socket serves it; nil if there is none.
 func (o *overlays) admin() api.Cluster {
 	if o == nil {
 		return nil
@@ -147,17 +152,19 @@ func (o *overlays) admin() api.Cluster {
 	return o
 }
 
-// Status says how this host fares as a member.
+// Status returns this host's membership and the state of its overlays.
 func (o *overlays) Status() (api.ClusterStatus, error) {
 	s, err := o.agent.Status()
 	v := api.ClusterStatus{
-		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Advice: s.Advice, Down: s.Health.Down, Hosts: s.Hosts.Records,
-		WriteMedian: milliseconds(s.Health.Median), WriteWorst: milliseconds(s.Health.Worst),
-		Rejected: s.Hosts.Rejected + s.Members.Rejected, Clear: s.Clear, Networks: []api.ClusterNetwork{},
+		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Advice: s.Advice, Clear: s.Clear,
+		Hosts: s.Hosts.Records, Rejected: s.Hosts.Rejected + s.Members.Rejected, Networks: []api.ClusterNetwork{},
+		Down: s.Health.Down, WriteMedian: milliseconds(s.Health.Median), WriteWorst: milliseconds(s.Health.Worst),
 	}
 	for _, n := range s.Networks {
-		w := api.ClusterNetwork{Name: n.Name, Peers: n.Peers, Warm: n.Warm, Waiting: n.Waiting, Lost: n.Lost, Read: n.Addresses.Compared, Refused: map[string]string{}}
-		w.Encrypted, w.Left = n.Encrypted, n.Left
+		w := api.ClusterNetwork{
+			Name: n.Name, Peers: n.Peers, Warm: n.Warm, Waiting: n.Waiting, Lost: n.Lost, Read: n.Addresses.Compared,
+			Encrypted: n.Encrypted, Left: n.Left, Refused: map[string]string{},
+		}
 		for a, why := range n.Refused {
 			w.Refused[a.String()] = why
 		}
@@ -172,7 +179,7 @@ func (o *overlays) Status() (api.ClusterStatus, error) {
 	return v, err
 }
 
-// Hosts are the members, as etcd has them.
+// Hosts returns the hosts of the cluster from etcd.
 func (o *overlays) Hosts(ctx context.Context) ([]api.ClusterHost, error) {
 	all, err := o.agent.Members(ctx)
 	views := []api.ClusterHost{}
@@ -182,18 +189,18 @@ func (o *overlays) Hosts(ctx context.Context) ([]api.ClusterHost, error) {
 	return views, err
 }
 
-// Rejoin has this host back that was taken out.
+// Rejoin re-admits this host after it was removed from the cluster.
 func (o *overlays) Rejoin(ctx context.Context) error { return o.agent.Rejoin(ctx) }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// Forget takes a host out.
+// Forget removes a host from the cluster.
 func (o *overlays) Forget(ctx context.Context, host string) (api.ClusterHost, error) {
 	m, err := o.agent.Forget(ctx, host)
 	return hostView(m), err
 }
 
-// Doctor looks for what is wrong.
+// Doctor checks etcd, this host, the paths to the others, and the name server.
 func (o *overlays) Doctor(ctx context.Context) ([]api.ClusterSymptom, error) {
 	found, err := o.agent.Doctor(ctx)
 	views := []api.ClusterSymptom{}
@@ -206,50 +213,59 @@ func (o *overlays) Doctor(ctx context.Context) ([]api.ClusterSymptom, error) {
 	return views, err
 }
 
-// Overlays are the networks of the cluster, as etcd has them.
+// Overlays returns the networks of the cluster from etcd.
 func (o *overlays) Overlays(ctx context.Context) ([]api.Overlay, error) {
 	all, err := o.agent.Overlays(ctx)
 	views := []api.Overlay{}
 	for _, n := range all {
-		v := api.Overlay{ID: n.ID, Name: n.Name, VNI: n.VNI, MTU: n.MTU, Internal: n.Internal, Hosts: append([]string{}, n.Hosts...), Subnets: []api.Subnet{}}
+		v := api.Overlay{
+			ID: n.ID, Name: n.Name, VNI: n.VNI, MTU: n.MTU, Internal: n.Internal,
+			Hosts: append([]string{}, n.Hosts...), Subnets: []api.Subnet{},
+		}
 		for _, s := range n.Subnets {
-			v.Subnets = append(v.Subnets, api.Subnet{Pool: s.Pool.String(), Gateway: s.Gateway.String(), IPAM: yoverlay.OverlaySpace})
+			v.Subnets = append(v.Subnets, api.Subnet{
+				Pool: s.Pool.String(), Gateway: s.Gateway.String(), IPAM: yoverlay.OverlaySpace,
+			})
 		}
 		views = append(views, v)
 	}
 	return views, err
 }
 
-// RemoveOverlay takes a network out that no host has.
+// RemoveOverlay removes a network from the cluster that is on no host.
 func (o *overlays) RemoveOverlay(ctx context.Context, name string) error {
 	return o.agent.RemoveOverlay(ctx, name)
 }
 
-// Reach are the endpoints of a network, on whatever host.
+// Reach returns the endpoints of a network on all hosts.
 func (o *overlays) Reach(id string) (views []api.Reached) {
 	for _, r := range o.agent.Reach(id) {
 		views = append(views, api.Reached{
-			Address: r.Addr.String(), Host: cmp.Or(r.HostName, r.Host), Container: r.Name, Aliases: r.Aliases, MAC: string(r.MAC), Endpoint: r.Endpoint,
+			Address: r.Addr.String(), Host: cmp.Or(r.HostName, r.Host), Container: r.Name, Aliases: r.Aliases,
+			MAC: string(r.MAC), Endpoint: r.Endpoint,
 		})
 	}
 	return views
 }
 
-// RotateKey gives this host another key.
+// RotateKey replaces this host's WireGuard key.
 func (o *overlays) RotateKey(ctx context.Context) (api.ClusterKey, error) {
 	key, err := o.agent.RotateKey(ctx)
 	return api.ClusterKey{Public: string(key)}, err
 }
 
 func hostView(m fabric.Member) api.ClusterHost {
-	return api.ClusterHost{ID: m.ID, Name: m.Name, Address: m.VTEP.String(), Alive: m.Alive, Networks: m.Networks, Encrypts: m.WireGuard != "", Version: m.Version}
+	return api.ClusterHost{
+		ID: m.ID, Name: m.Name, Address: m.VTEP.String(), Alive: m.Alive, Networks: m.Networks,
+		Encrypts: m.WireGuard != "", Version: m.Version,
+	}
 }
 
-// bootID tells one life of the host's kernel from the next.
+// bootID returns an ID that differs for every boot of the host.
 func bootID() (string, error) {
 	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return "", fmt.Errorf("read boot id: %w", err)
+		return "", fmt.Errorf("read the boot ID: %w", err)
 	}
 	return strings.TrimSpace(string(raw)), nil
 }

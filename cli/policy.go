@@ -14,22 +14,32 @@ import (
 
 func (p Program) policyCommand() *cli.Command {
 	return &cli.Command{
-		Name: "policy", Usage: "say who may talk to whom",
+		Name: "policy", Usage: "list, apply and remove traffic policies",
+		Description: describe("A policy says which traffic is allowed to and from the endpoints that it selects.",
+			"netyard policy ls", "netyard policy apply app.yaml"),
 		Subcommands: []*cli.Command{
 			p.policyList(),
 			{
-				Name: "apply", ArgsUsage: "FILE", Usage: "put the policies of a file in place, all or none; - is standard input",
-				Description: "A policy takes the place of the one of the same name; others stay.",
-				Flags:       []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "only say what would change"}},
-				Action:      applyPolicies,
+				Name: "apply", ArgsUsage: "FILE", Usage: "apply the policies in a file, all or none",
+				Description: describe(
+					"A policy replaces the one of the same name; others stay.\nFILE - is standard input.",
+					"netyard policy apply --dry-run app.yaml", "netyard policy show app | netyard policy apply -"),
+				Flags:  []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "show what would change"}},
+				Action: applyPolicies,
 			},
 			{
-				Name: "show", ArgsUsage: "NAME", Usage: "print a policy as it can be applied again, and whom it is about",
-				Flags:        []cli.Flag{&cli.StringFlag{Name: formatFlag, Usage: "print it by a Go `TEMPLATE` instead"}},
+				Name: "show", ArgsUsage: "NAME", Usage: "print a policy as YAML, and the endpoints that it selects",
+				Description: describe("netyard policy apply accepts the output.",
+					"netyard policy show app > app.yaml", "netyard policy show app --format '{{json .Endpoints}}'"),
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE` instead"},
+				},
 				BashComplete: complete(policyNames), Action: showPolicy,
 			},
 			{
-				Name: "rm", ArgsUsage: "NAME", Usage: "take a policy back", BashComplete: complete(policyNames),
+				Name: "rm", ArgsUsage: "NAME", Usage: "remove a policy", BashComplete: complete(policyNames),
+				Description: describe("", "netyard policy rm app",
+					"netyard policy show app > app.yaml && netyard policy rm app"),
 				Action: func(c *cli.Context) error {
 					v, err := client(c).RemovePolicy(c.Context, c.Args().First())
 					if err != nil {
@@ -50,13 +60,16 @@ func (p Program) policyList() *cli.Command {
 		columns: func(shortener) []column[api.Policy] {
 			return []column[api.Policy]{
 				{head: "NAME", cell: func(v api.Policy) string { return v.Name }},
-				{head: "SELECTS", fit: fit{goes: 4}, cell: func(v api.Policy) string { return v.Selects }},
-				{head: "INGRESS", fit: fit{goes: 2}, cell: func(v api.Policy) string { return v.Ingress }},
-				{head: "EGRESS", fit: fit{goes: 3}, cell: func(v api.Policy) string { return v.Egress }},
-				{head: "ENDPOINTS", fit: fit{goes: 1}, cell: func(v api.Policy) string { return strings.Join(v.Endpoints, ", ") }},
+				{head: "SELECTS", fit: fit{drop: 4}, cell: func(v api.Policy) string { return v.Selects }},
+				{head: "INGRESS", fit: fit{drop: 2}, cell: func(v api.Policy) string { return v.Ingress }},
+				{head: "EGRESS", fit: fit{drop: 3}, cell: func(v api.Policy) string { return v.Egress }},
+				{head: "ENDPOINTS", fit: fit{drop: 1}, cell: func(v api.Policy) string {
+					return strings.Join(v.Endpoints, ", ")
+				}},
 			}
 		},
-	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list policies and whom they are about"})
+		examples: []string{"netyard policy ls", "netyard policy ls --format '{{.Name}}: {{.Selects}}'"},
+	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list policies and the endpoints that they select"})
 }
 
 func applyPolicies(c *cli.Context) error {
@@ -74,15 +87,17 @@ func applyPolicies(c *cli.Context) error {
 		would = "would be "
 	}
 	for _, v := range done {
-		about := "about nobody yet"
-		if len(v.Endpoints) > 0 {
-			about = "about " + strings.Join(v.Endpoints, ", ")
-		}
-		if _, err := fmt.Fprintf(c.App.Writer, "%s %s%s: %s\n", v.Name, would, v.Change, printable(about)); err != nil {
+		_, err := fmt.Fprintf(c.App.Writer, "%s %s%s: selects %s\n", v.Name, would, v.Change, selected(v))
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// selected names the endpoints that a policy selects now.
+func selected(v api.Policy) string {
+	return printable(cmp.Or(strings.Join(v.Endpoints, ", "), "no endpoint yet"))
 }
 
 func readFile(name string) ([]byte, error) {
@@ -104,12 +119,12 @@ func showPolicy(c *cli.Context) error {
 	if t != nil {
 		return printOne(c, t, v)
 	}
-	_, err = fmt.Fprintf(c.App.Writer, "%s# about: %s\n", v.Text, printable(cmp.Or(strings.Join(v.Endpoints, ", "), "nobody yet")))
+	_, err = fmt.Fprintf(c.App.Writer, "%s# selects: %s\n", v.Text, selected(v))
 	return err
 }
 
 func policyNames(c *cli.Context) (names []string) {
-	all, _ := client(c).Policies(c.Context) // no daemon, no names
+	all, _ := client(c).Policies(c.Context) // without a daemon there is nothing to complete
 	for _, v := range all {
 		names = append(names, v.Name)
 	}

@@ -20,19 +20,28 @@ func (p Program) portsCommand() *cli.Command {
 			return []column[api.Port]{
 				{head: "HOST", cell: hostCell},
 				{head: "PROTO", cell: func(p api.Port) string { return p.Proto }},
-				{head: "CONTAINER", cell: func(p api.Port) string { return cmp.Or(p.Container, id(p.ContainerID), id(p.EndpointID)) }},
-				{head: "TARGET", fit: fit{goes: 3}, cell: func(p api.Port) string { return net.JoinHostPort(p.Address, span(p.Port, p.PortEnd)) }},
-				{head: "ENGINE", fit: fit{goes: 1}, cell: func(p api.Port) string { return p.Engine }},
-				{head: "NETWORK", fit: fit{goes: 2}, cell: func(p api.Port) string { return cmp.Or(p.Network, id(p.NetworkID)) }},
-				{head: "STATE", fit: fit{goes: 4}, cell: stateOf},
+				{head: "CONTAINER", cell: func(p api.Port) string {
+					return cmp.Or(p.Container, id(p.ContainerID), id(p.EndpointID))
+				}},
+				{head: "TARGET", fit: fit{drop: 3}, cell: func(p api.Port) string {
+					return net.JoinHostPort(p.Address, span(p.Port, p.PortEnd))
+				}},
+				{head: "ENGINE", fit: fit{drop: 1}, cell: func(p api.Port) string { return p.Engine }},
+				{head: "NETWORK", fit: fit{drop: 2}, cell: func(p api.Port) string {
+					return cmp.Or(p.Network, id(p.NetworkID))
+				}},
+				{head: "STATE", fit: fit{drop: 4}, cell: stateOf},
 			}
 		},
+		examples: []string{"netyard ports", "netyard ports --format '{{.Container}} {{.HostPort}}/{{.Proto}}'"},
 	}.command(p.Width, &cli.Command{
-		Name: "ports", Usage: "list the published ports of all containers, which docker ps cannot show for a plugin's networks",
+		Name: "ports", Usage: "list the published ports of all containers",
+		Description: "docker ps does not show those on a plugin's networks.\n" +
+			"HOST is the published address and port, TARGET the container's.",
 	})
 }
 
-// stateOf is a port's state, and who else is in it.
+// stateOf returns a port's state, with the owner that it conflicts with.
 func stateOf(p api.Port) string {
 	if p.Owner == "" {
 		return p.State
@@ -40,8 +49,8 @@ func stateOf(p api.Port) string {
 	return p.State + ": " + p.Owner
 }
 
-// hostCell is where a port is published: on the host, or at another port of the container's own address. One that is
-// the same port of that address is nowhere else.
+// hostCell returns where a port is published: at an address of the host, or, on a routed network, at another port of
+// the container's own address. It is empty if that port is the container's own.
 func hostCell(p api.Port) string {
 	if p.Routed && p.HostPort == p.Port {
 		return ""
@@ -49,7 +58,7 @@ func hostCell(p api.Port) string {
 	return net.JoinHostPort(p.HostIP, span(p.HostPort, p.HostPortEnd))
 }
 
-// span is a port, or the first and the last of a range.
+// span formats a port, or the first and last port of a range.
 func span(first, last int) string {
 	if last <= first {
 		return strconv.Itoa(first)
@@ -57,6 +66,7 @@ func span(first, last int) string {
 	return fmt.Sprintf("%d-%d", first, last)
 }
 
+// byHostPort is the order of netyard ports.
 func byHostPort(a, b api.Port) int {
 	x, _ := netip.ParseAddr(a.HostIP)
 	y, _ := netip.ParseAddr(b.HostIP)

@@ -17,18 +17,24 @@ func (p Program) psCommand() *cli.Command {
 		columns: func(id shortener) []column[api.Endpoint] {
 			return []column[api.Endpoint]{
 				{head: "CONTAINER", cell: func(e api.Endpoint) string { return containerOf(e, id) }},
-				{head: "ENGINE", fit: fit{goes: 2}, cell: func(e api.Endpoint) string { return e.Engine }},
-				{head: "NETWORK", fit: fit{goes: 8}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
-				{head: "MODE", fit: fit{goes: 4}, cell: func(e api.Endpoint) string { return e.Mode }},
-				{head: "ADDRESS", fit: fit{goes: 7}, cell: func(e api.Endpoint) string { return strings.Join(e.Addresses, ", ") }},
-				{head: "MAC", fit: fit{goes: 1}, cell: func(e api.Endpoint) string { return e.MAC }},
-				{head: "INTERFACE", fit: fit{goes: 3}, cell: func(e api.Endpoint) string { return e.Interface }},
-				{head: "PORTS", fit: fit{goes: 5, min: 12}, cell: func(e api.Endpoint) string { return strings.Join(e.Ports, ", ") }},
-				{head: "STATE", fit: fit{goes: 6}, cell: func(e api.Endpoint) string { return e.State }},
+				{head: "ENGINE", fit: fit{drop: 2}, cell: func(e api.Endpoint) string { return e.Engine }},
+				{head: "NETWORK", fit: fit{drop: 8}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
+				{head: "MODE", fit: fit{drop: 4}, cell: func(e api.Endpoint) string { return e.Mode }},
+				{head: "ADDRESS", fit: fit{drop: 7}, cell: func(e api.Endpoint) string {
+					return strings.Join(e.Addresses, ", ")
+				}},
+				{head: "MAC", fit: fit{drop: 1}, cell: func(e api.Endpoint) string { return e.MAC }},
+				{head: "INTERFACE", fit: fit{drop: 3}, cell: func(e api.Endpoint) string { return e.Interface }},
+				{head: "PORTS", fit: fit{drop: 5, min: 12}, cell: func(e api.Endpoint) string {
+					return strings.Join(e.Ports, ", ")
+				}},
+				{head: "STATE", fit: fit{drop: 6}, cell: func(e api.Endpoint) string { return e.State }},
 			}
 		},
+		examples: []string{"netyard ps", `netyard ps --format '{{.Container}}\t{{join .Addresses ", "}}'`},
 	}.command(p.Width, &cli.Command{
-		Name: "ps", Aliases: []string{"ls"}, Usage: "list what is in the networks: containers, addresses, interfaces, ports",
+		Name: "ps", Aliases: []string{"ls"},
+		Usage: "list containers with their networks, addresses, interfaces and ports",
 	})
 }
 
@@ -42,11 +48,12 @@ func byNetwork(a, b api.Endpoint) int {
 	)
 }
 
-// containerOf names the container, or gives the best id there is: before the engine was asked that is the endpoint's.
+// containerOf returns the container's name, or its ID, or, before the engine was asked, the endpoint's ID.
 func containerOf(e api.Endpoint, id shortener) string {
 	return cmp.Or(e.Container, id(e.ContainerID), id(e.ID))
 }
 
+// networkOf returns the name of the endpoint's network, or its ID.
 func networkOf(e api.Endpoint, id shortener) string {
 	return cmp.Or(e.Network, id(e.NetworkID))
 }

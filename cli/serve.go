@@ -46,13 +46,14 @@ const (
 	socketName = "netyard.sock"
 	dbName     = "netyard.db"
 
-	// goodbye is how long requests that are under way may take to end when the daemon is told to.
-	goodbye = 10 * time.Second
+	// shutdownTime bounds how long the daemon waits for requests in progress when it stops.
+	shutdownTime = 10 * time.Second
 )
 
 func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name: "serve", Usage: "run the daemon", Flags: serveFlags(),
+		Description: describe("", "netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
 		Action: func(c *cli.Context) error {
 			cfg, err := loadConfig(c)
 			if err != nil {
@@ -72,6 +73,7 @@ func serveCommand() *cli.Command {
 	}
 }
 
+// printConfig prints the configuration as its file would have it.
 func printConfig(w io.Writer, cfg Config) error {
 	raw, err := yaml.Marshal(cfg)
 	if err != nil {
@@ -81,8 +83,9 @@ func printConfig(w io.Writer, cfg Config) error {
 	return err
 }
 
-// serve wires the daemon together. The order matters: the database first, since only one daemon may have it; then the
-// sockets, so that engines wait instead of failing; then the host is made to match the records; then the answers.
+// serve assembles and runs the daemon. The order matters: first the database, since only one daemon may open it; then
+// the sockets, so that engines wait instead of failing; then the host is restored from the records; then requests are
+// answered.
 func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (err error) {
 	st, err := openStore(ctx, cfg)
 	if err != nil {
@@ -110,7 +113,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, runtime.Close()) }()
-	agent, err := newFabric(cfg, log, version, st, k) //nolint:contextcheck // the kernel answers at once, or not at all
+	agent, err := newFabric(cfg, log, version, st, k) //nolint:contextcheck // the kernel answers at once or not at all
 	if err != nil {
 		return err
 	}
@@ -124,7 +127,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
-	if err := agent.keep(y); err != nil { //nolint:contextcheck // the kernel answers at once, or not at all
+	if err := agent.start(y); err != nil { //nolint:contextcheck // the kernel answers at once or not at all
 		return err
 	}
 	plugins := &door.Server{Yard: y, Log: log, Tombstones: cni.TombstoneDir(filepath.Join(cfg.RunDir, cni.SocketName))}
@@ -136,7 +139,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 	tasks.Go(func() error { return share.WatchSandboxes(ctx, y) })
 	tasks.Go(func() error { return lease.KeepLeases(ctx, y.Book) })
 	tasks.Go(func() error { return reconcile.Mend(ctx, y) })
-	if err := keepZone(ctx, tasks, k, log); err != nil {
+	if err := runFirewalld(ctx, tasks, k, log); err != nil {
 		return err
 	}
 	server := &api.Server{Yard: y, Log: log, Version: version, Cluster: agent.admin()}
@@ -156,13 +159,14 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		d.Yard, d.Log, d.Greeted = y, log, docker.Poke
 		serveOn(ctx, tasks, d.listener, d.Handler())
 	}
-	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir, "admin", filepath.Join(cfg.RunDir, socketName))
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // nobody to notify is no error
+	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir,
+		"admin", filepath.Join(cfg.RunDir, socketName))
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not to run under systemd is no error
 	return tasks.Wait()
 }
 
-// keepZone tells firewalld of the bridges.
-func keepZone(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, log *slog.Logger) error {
+// runFirewalld starts the task that keeps netyard's bridges in their firewalld zone.
+func runFirewalld(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, log *slog.Logger) error {
 	changes, err := k.Changes(ctx)
 	if err != nil {
 		return err
@@ -172,6 +176,7 @@ func keepZone(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, log 
 	return nil
 }
 
+// openStore opens the database.
 func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -179,16 +184,19 @@ func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
 	}
 	return store.Open(ctx, store.Config{
 		Path: filepath.Join(cfg.StateDir, dbName), Verify: store.VerifyIn(exe, verifyName),
-		Made: reconcile.LostRecords, // what it ought to know an engine may: ask, before anything is taken for a stray
+		// Engines may know what a new database lacks: until they answer, nothing is a stray.
+		Made: reconcile.LostRecords,
 		Kept: slices.Concat(book.KeptBuckets(), cluster.Kept()),
 	})
 }
 
+// restore makes the kernel match the records.
 func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logger) error {
-	tellLoss(st, log)
+	logDamage(st, log)
 	start := time.Now()
 	keep := st.Fresh
-	if !keep && reconcile.Rebuilding(y) { // an engine that is not on this host never says that nothing was lost
+	if !keep && reconcile.Rebuilding(y) {
+		// A rebuild ends when the engines have answered, which one that is not on this host never does.
 		var err error
 		if keep, err = reconcile.Unknown(y); err != nil {
 			return fmt.Errorf("restore: %w", err)
@@ -197,27 +205,32 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 	if err := reconcile.Restore(ctx, y, keep); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	log.Info("the host matches the records", "took", time.Since(start))
+	log.Info("host restored from records", "took", time.Since(start))
 	return nil
 }
 
-// tellLoss says what became of the database and the copy beside it.
-func tellLoss(st *store.Store, log *slog.Logger) {
+// logDamage logs what is wrong with the database and its copy.
+func logDamage(st *store.Store, log *slog.Logger) {
 	if st.Damaged != "" {
-		log.Error("the database was damaged; it is set aside and rebuilt from its copy, the kernel and the engine", "aside", st.Damaged)
+		log.Error("database damaged and set aside; rebuilding it from its copy, the kernel and the engines",
+			"aside", st.Damaged)
 	}
 	if st.Kept.Damaged {
-		log.Error("the copy of policies, reservations and changes beside the database was damaged")
+		log.Error("copy of policies, reservations and changes damaged")
 	}
 	if st.Kept.Newer {
-		log.Warn("the copy of policies, reservations and changes was newer than the database, and counts")
+		log.Warn("copy of policies, reservations and changes newer than the database; using the copy")
 	}
 	if st.Kept.Err != nil {
-		log.Error("write the copy of policies, reservations and changes; they cannot be changed until it can be written", "err", st.Kept.Err)
+		log.Error("copy of policies, reservations and changes not written; they cannot be changed until it is",
+			"err", st.Kept.Err)
 	}
 }
 
-func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f modes.Fabric, changed func()) (*yard.Yard, error) {
+// newYard makes the yard, with an instance of each mode.
+func newYard(
+	cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f modes.Fabric, changed func(),
+) (*yard.Yard, error) {
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
@@ -235,19 +248,20 @@ func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f 
 		return nil, err
 	}
 	table := map[string]modes.Mode{}
-	for name, newMode := range all.Modes() { // those not offered too: networks of theirs may be there
+	for name, newMode := range all.Modes() { // also of modes that are not offered: they may have networks
 		if table[name], err = newMode(modes.Env{Log: log, Kernel: k, Fabric: f}); err != nil {
 			return nil, fmt.Errorf("start mode %s: %w", name, err)
 		}
 	}
 	return yard.New(book.Config{
-		Log: log, Store: st, Kernel: k, Copies: filepath.Join(cfg.StateDir, "networks"), Modes: table, Offered: cfg.Modes,
+		Log: log, Store: st, Kernel: k, Copies: filepath.Join(cfg.StateDir, "networks"),
+		Modes: table, Offered: cfg.Modes,
 		BootID: boot, Fabric: f, Changed: changed, Step: failpoint(), HostID: id,
 		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),
 	}), nil
 }
 
-// cooldown says none as ipam does: there 0 is the default.
+// cooldown converts the configured time to package ipam's: there, 0 is the default and -1 is none.
 func cooldown(d time.Duration) time.Duration {
 	if d == 0 {
 		return -1
@@ -255,8 +269,8 @@ func cooldown(d time.Duration) time.Duration {
 	return d
 }
 
-// machineID is what the host's IPv6 prefix is made from: machine-id(5), or, on a host without, one that is kept with
-// the state.
+// machineID returns the ID that the host's IPv6 prefix is derived from: machine-id(5), or, on a host without one, a
+// random ID that is kept in the state directory.
 func machineID(cfg Config) (string, error) {
 	raw, err := os.ReadFile("/etc/machine-id")
 	if id := strings.TrimSpace(string(raw)); err == nil && id != "" {
@@ -271,18 +285,18 @@ func machineID(cfg Config) (string, error) {
 		err = os.WriteFile(file, fresh, 0o600)
 	}
 	if err != nil {
-		return "", fmt.Errorf("make a machine id: %w", err)
+		return "", fmt.Errorf("create a machine ID: %w", err)
 	}
 	return strings.TrimSpace(string(fresh)), nil
 }
 
-// A plugin is one of Docker's: its socket and what is behind it.
+// A plugin is a Docker plugin: its socket and its handler.
 type plugin struct {
 	driver.Door
 	listener net.Listener
 }
 
-// listenAll opens every socket, or none.
+// listenAll opens all sockets, or none.
 func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtimes net.Listener, err error) {
 	s, err := newSockets()
 	if err != nil {
@@ -310,7 +324,8 @@ func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtime
 	}
 	defer func() {
 		if unused := s.unused(); err == nil && len(unused) > 0 {
-			err = fmt.Errorf("systemd handed over sockets that nobody would answer on: %s; is a mode missing in the configuration?", strings.Join(unused, ", "))
+			err = fmt.Errorf("take sockets from systemd: nothing serves %s; add the mode to the configuration, "+
+				"or remove the socket from netyard.socket", strings.Join(unused, ", "))
 		}
 	}()
 	names := driver.Modes(table)
@@ -321,12 +336,13 @@ func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtime
 			return nil, nil, nil, err
 		}
 		open = append(open, l)
-		doors = append(doors, &plugin{Door: driver.Door{Name: name, Mode: mode, DHCP: name == driver.DHCPName}, listener: l})
+		door := driver.Door{Name: name, Mode: mode, DHCP: name == driver.DHCPName}
+		doors = append(doors, &plugin{Door: door, listener: l})
 	}
 	return doors, admin, runtimes, nil
 }
 
-// serveOn answers on a socket until ctx ends, and then lets what is under way come to its end.
+// serveOn serves HTTP on a socket until ctx ends, and then waits for requests in progress.
 func serveOn(ctx context.Context, tasks *errgroup.Group, l net.Listener, h http.Handler) {
 	const headerTime = 10 * time.Second
 	s := &http.Server{Handler: h, ReadHeaderTimeout: headerTime, ConnContext: driver.WithCaller}
@@ -338,9 +354,9 @@ func serveOn(ctx context.Context, tasks *errgroup.Group, l net.Listener, h http.
 	})
 	tasks.Go(func() error {
 		<-ctx.Done()
-		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbye)
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
 		defer cancel()
-		if err := s.Shutdown(bye); err != nil {
+		if err := s.Shutdown(limit); err != nil {
 			return errors.Join(fmt.Errorf("stop serving on %s: %w", l.Addr(), err), s.Close())
 		}
 		return nil

@@ -17,8 +17,9 @@ const setArgs = " OPTION=VALUE" + more
 func networkSet() *cli.Command {
 	return &cli.Command{
 		Name: "set", ArgsUsage: "NAME" + setArgs, Usage: "change options of a network while containers run",
-		Description: "OPTION= goes back to the default. All is checked before anything is changed; what cannot be changed is refused by name.\n" +
-			"These can be changed: " + settable(func(modes.Option) bool { return true }) + ".",
+		Description: describe("OPTION= restores the default. Either all options are changed, or none.\n"+
+			"These can be changed: "+settable(func(modes.Option) bool { return true })+".",
+			"netyard network set web rate=50mbit icc=false", "netyard network set web icc="),
 		BashComplete: complete(networkNames),
 		Action: func(c *cli.Context) error {
 			change, err := readChange(c)
@@ -29,7 +30,8 @@ func networkSet() *cli.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.App.Writer, "changed network %s: %s\n", printable(cmp.Or(n.Name, modes.Short(n.ID))), said(c))
+			name := printable(cmp.Or(n.Name, modes.Short(n.ID)))
+			_, err = fmt.Fprintf(c.App.Writer, "changed network %s: %s\n", name, changes(c))
 			return err
 		},
 	}
@@ -37,11 +39,15 @@ func networkSet() *cli.Command {
 
 func endpointSet() *cli.Command {
 	return &cli.Command{
-		Name: "set", ArgsUsage: "ID|CONTAINER" + setArgs, Usage: "change options of one endpoint while its container runs",
-		Description: "It lasts until the container stops; for good say it with docker network connect --driver-opt, or for the network.\n" +
-			"OPTION= goes back to what the network says.\n" +
-			"These can be changed: " + settable(func(o modes.Option) bool { return o.Endpoint }) + ".",
-		Flags:        []cli.Flag{&cli.StringFlag{Name: "network", Usage: "the `NETWORK` of the endpoint; needed when the container is in several"}},
+		Name: "set", ArgsUsage: "ID|CONTAINER" + setArgs,
+		Usage: "change options of one endpoint while its container runs",
+		Description: describe("A change lasts until the container stops. To keep it, use docker network connect\n"+
+			"--driver-opt or netyard network set. OPTION= restores the network's value.\n"+
+			"These can be changed: "+settable(func(o modes.Option) bool { return o.Endpoint })+".",
+			"netyard endpoint set web1 rate=10mbit", "netyard endpoint set --network web web1 rate=unlimited"),
+		Flags: []cli.Flag{&cli.StringFlag{
+			Name: "network", Usage: "`NETWORK` of the endpoint; required if the container is on several",
+		}},
 		BashComplete: complete(containerNames),
 		Action: func(c *cli.Context) error {
 			change, err := readChange(c)
@@ -53,13 +59,13 @@ func endpointSet() *cli.Command {
 				return err
 			}
 			_, err = fmt.Fprintf(c.App.Writer, "changed endpoint %s (%s): %s\n",
-				modes.Short(e.ID), printable(cmp.Or(e.Container, modes.Short(e.ContainerID), "-")), said(c))
+				modes.Short(e.ID), printable(cmp.Or(e.Container, modes.Short(e.ContainerID), "-")), changes(c))
 			return err
 		},
 	}
 }
 
-// settable names the options that can be changed in place.
+// settable lists the options that can be changed while containers run.
 func settable(of func(modes.Option) bool) string {
 	var names []string
 	for _, o := range modes.Options() {
@@ -71,10 +77,10 @@ func settable(of func(modes.Option) bool) string {
 	return strings.Join(names, ", ")
 }
 
-// said is what was asked for, as it was typed.
-func said(c *cli.Context) string { return printable(strings.Join(c.Args().Tail(), " ")) }
+// changes returns the arguments OPTION=VALUE as they were typed.
+func changes(c *cli.Context) string { return printable(strings.Join(c.Args().Tail(), " ")) }
 
-// readChange reads the arguments OPTION=VALUE behind the first.
+// readChange parses the arguments OPTION=VALUE.
 func readChange(c *cli.Context) (q api.Change, err error) {
 	q.Options = map[string]string{}
 	for _, arg := range c.Args().Tail() {
@@ -83,7 +89,7 @@ func readChange(c *cli.Context) (q api.Change, err error) {
 			return q, usagef(c, "%q is not OPTION=VALUE", arg)
 		}
 		if old, twice := q.Options[name]; twice && old != value {
-			return q, usagef(c, "%s is said twice: %s and %s", name, old, value)
+			return q, usagef(c, "%s is given twice: %s and %s", name, old, value)
 		}
 		q.Options[name] = value
 	}

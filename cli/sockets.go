@@ -16,7 +16,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 )
 
-// sockets makes the daemon's sockets, or takes them from systemd when it was started by one of them (sd_listen_fds(3)).
+// sockets opens the daemon's sockets. Those that systemd passes on activation are used as they are (sd_listen_fds(3)).
 type sockets struct {
 	activated map[string]net.Listener // by path
 }
@@ -35,10 +35,10 @@ func newSockets() (sockets, error) {
 	return s, nil
 }
 
-// unused are the sockets of systemd's that were not asked for. An engine that connects to one would wait for ever.
+// unused returns systemd's sockets that the daemon does not serve. An engine that connects to one would wait forever.
 func (s sockets) unused() []string { return slices.Sorted(maps.Keys(s.activated)) }
 
-// listen opens a socket that only root may use. A file that a dead daemon left is replaced; a live daemon's never.
+// listen opens a socket that only root may use. It replaces the socket of a dead daemon, never that of a live one.
 func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (net.Listener, error) {
 	if l, ok := s.activated[path]; ok {
 		delete(s.activated, path)
@@ -50,7 +50,7 @@ func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
-	old := syscall.Umask(0o177) // or for a moment others could connect
+	old := syscall.Umask(0o177) // others must never be able to connect
 	defer syscall.Umask(old)
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
@@ -59,16 +59,17 @@ func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (
 	return l, nil
 }
 
+// removeStale removes a socket that no process listens on.
 func removeStale(ctx context.Context, path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look for an old socket: %w", err)
+		return fmt.Errorf("check for a stale socket: %w", err)
 	}
 	if st.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("listen on %s: a file that is not a socket is in the way", path)
+		return fmt.Errorf("listen on %s: a file that is not a socket exists there", path)
 	}
 	const answerTime = time.Second
 	c, err := (&net.Dialer{Timeout: answerTime}).DialContext(ctx, "unix", path)
@@ -76,7 +77,7 @@ func removeStale(ctx context.Context, path string) error {
 		return errors.Join(fmt.Errorf("listen on %s: another daemon answers there", path), c.Close())
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("listen on %s: is the socket there anybody's? %w", path, err)
+		return fmt.Errorf("listen on %s: check whether the socket there is in use: %w", path, err)
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("remove stale socket: %w", err)

@@ -17,44 +17,48 @@ import (
 
 const formatFlag = "format"
 
-// A list is a command that shows rows.
+// A list is a command that prints rows.
 type list[R any] struct {
-	fetch   func(c *cli.Context) ([]R, error)
-	order   func(a, b R) int
-	columns func(id shortener) []column[R]
-	id      func(R) string       // for --quiet; nil: there are no ids
-	bare    bool                 // no line of heads
-	verdict func(rows []R) error // what the command ends with; nil: success
+	fetch    func(c *cli.Context) ([]R, error)
+	order    func(a, b R) int
+	columns  func(id shortener) []column[R]
+	id       func(R) string       // for --quiet; nil: rows have no id
+	bare     bool                 // without headings; no column is dropped
+	verdict  func(rows []R) error // returns the command's error; nil: the command succeeds
+	examples []string
 }
 
-// A shortener shows an id as people see it.
+// A shortener returns an id as tables show it.
 type shortener func(id string) string
 
-// A column is one of a table.
+// A column is a column of a table.
 type column[R any] struct {
 	head string
 	cell func(R) string
 	fit
 }
 
-// A fit says what becomes of a column on a terminal that is narrower than the table.
+// A fit says how a column yields when the terminal is narrower than the table.
 type fit struct {
-	goes int // columns leave in this order, 1 first; 0: stays
-	min  int // how narrow it is cut before any column leaves; 0: it is not
+	drop int // columns are dropped in this order, 1 first; 0: never
+	min  int // width to which it is cut before any column is dropped; 0: it is not cut
 }
 
-// command makes cmd show the list.
+// command completes cmd as the command that prints the list.
 func (l list[R]) command(width int, cmd *cli.Command) *cli.Command {
 	cmd.Flags = append(cmd.Flags,
 		&cli.BoolFlag{Name: "json", Usage: "print a JSON array"},
-		&cli.StringFlag{Name: formatFlag, Usage: "print each row by a Go `TEMPLATE`; json: a line of JSON each"},
+		&cli.StringFlag{
+			Name: formatFlag, Usage: "print each row with a Go `TEMPLATE`; json prints one JSON object per line",
+		},
 	)
 	if !l.bare {
-		cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "no-trunc", Usage: "show whole ids and all columns"})
-		cmd.Description = leaving(l.columns(modes.Short))
+		cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "no-trunc", Usage: "print full IDs and all columns"})
+		cmd.Description = strings.TrimSpace(cmd.Description + "\n" + dropOrder(l.columns(modes.Short)))
 	}
+	cmd.Description = describe(cmd.Description, l.examples...)
 	if l.id != nil {
-		cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print only ids"})
+		cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print only IDs"})
 	}
 	cmd.Action = func(c *cli.Context) error {
 		if err := onlyOne(c, "json", formatFlag, "quiet"); err != nil {
@@ -77,25 +81,27 @@ func (l list[R]) command(width int, cmd *cli.Command) *cli.Command {
 	return cmd
 }
 
+// onlyOne returns an error if more than one of the flags is set.
 func onlyOne(c *cli.Context, flags ...string) error {
 	set := slices.DeleteFunc(flags, func(f string) bool { return !c.IsSet(f) })
 	if len(set) > 1 {
-		return usagef(c, "--%s and --%s exclude each other", set[0], set[1])
+		return usagef(c, "--%s and --%s are mutually exclusive", set[0], set[1])
 	}
 	return nil
 }
 
-const leaveText = "On a terminal that is too narrow columns leave in this order: "
+// dropText begins the sentence about the columns that a narrow terminal does not show.
+const dropText = "On a narrow terminal, columns are dropped in this order: "
 
-// leaving says which columns a narrow terminal does without.
-func leaving[R any](columns []column[R]) string {
-	columns = slices.DeleteFunc(columns, func(c column[R]) bool { return c.goes == 0 })
-	slices.SortFunc(columns, func(a, b column[R]) int { return cmp.Compare(a.goes, b.goes) })
+// dropOrder says in which order columns are dropped on a narrow terminal.
+func dropOrder[R any](columns []column[R]) string {
+	columns = slices.DeleteFunc(columns, func(c column[R]) bool { return c.drop == 0 })
+	slices.SortFunc(columns, func(a, b column[R]) int { return cmp.Compare(a.drop, b.drop) })
 	var heads []string
 	for _, c := range columns {
 		heads = append(heads, c.head)
 	}
-	return leaveText + strings.Join(heads, ", ") + "."
+	return dropText + strings.Join(heads, ", ") + "."
 }
 
 func (l list[R]) print(c *cli.Context, tmpl *template.Template, rows []R, width int) error {
@@ -105,7 +111,7 @@ func (l list[R]) print(c *cli.Context, tmpl *template.Template, rows []R, width 
 	}
 	switch {
 	case c.Bool("json"):
-		return printJSON(c.App.Writer, append([]R{}, rows...)) // of no rows [], not null
+		return printJSON(c.App.Writer, append([]R{}, rows...)) // no rows are [], not null
 	case tmpl != nil:
 		return printRows(c, tmpl, rows)
 	case c.Bool("quiet"):
@@ -130,7 +136,7 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// parseFormat reads --format; nil is none.
+// parseFormat parses --format. It returns nil if the flag is not set.
 func parseFormat(c *cli.Context) (*template.Template, error) {
 	format := c.String(formatFlag)
 	switch {
@@ -139,21 +145,25 @@ func parseFormat(c *cli.Context) (*template.Template, error) {
 	case format == "json": // as with docker
 		format = "{{json .}}"
 	case strings.HasPrefix(format, "table "):
-		return nil, usagef(c, "--format '%s': there are no tables by template; there is one without --format", format)
+		return nil, usagef(c, "--format '%s': table templates are not supported; without --format there is a table",
+			format)
 	}
-	t, err := template.New(formatFlag).Funcs(template.FuncMap{"json": compact, "join": strings.Join}).Parse(unescape(format))
+	functions := template.FuncMap{"json": compact, "join": strings.Join}
+	t, err := template.New(formatFlag).Funcs(functions).Parse(unescape(format))
 	if err != nil {
 		return nil, formatError(c, err)
 	}
 	return t, nil
 }
 
-// formatError shows the template and, of what text/template says, only what is news.
+// formatError returns an error of the template, without what text/template repeats.
 func formatError(c *cli.Context, err error) error {
 	text := strings.TrimPrefix(err.Error(), "template: "+formatFlag+":")
-	return usagef(c, "--format '%s': %s", c.String(formatFlag), strings.Replace(text, `executing "`+formatFlag+`" `, "", 1))
+	text = strings.Replace(text, `executing "`+formatFlag+`" `, "", 1)
+	return usagef(c, "--format '%s': %s", c.String(formatFlag), text)
 }
 
+// compact is the template function json: v as one line.
 func compact(v any) (string, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -162,7 +172,7 @@ func compact(v any) (string, error) {
 	return strings.TrimSuffix(b.String(), "\n"), err
 }
 
-// unescape lets \t and \n mean what they say outside of actions: shells pass them on as they are.
+// unescape replaces \t and \n outside template actions: shells pass them on literally.
 func unescape(format string) string {
 	plain := strings.NewReplacer(`\t`, "\t", `\n`, "\n")
 	var b strings.Builder
@@ -194,7 +204,7 @@ func printRows[R any](c *cli.Context, t *template.Template, rows []R) error {
 	return err
 }
 
-// printOne prints a value by a template, or as JSON.
+// printOne prints a value with a template, or as JSON if there is none.
 func printOne(c *cli.Context, t *template.Template, v any) error {
 	if t == nil {
 		return printJSON(c.App.Writer, v)
@@ -202,9 +212,9 @@ func printOne(c *cli.Context, t *template.Template, v any) error {
 	return printRows(c, t, []any{v})
 }
 
-// inspectCommand makes cmd show the one value that get finds.
+// inspectCommand completes cmd as the command that prints the value that get returns.
 func inspectCommand[R any](cmd *cli.Command, get func(c *cli.Context, ref string) (R, error)) *cli.Command {
-	cmd.Flags = []cli.Flag{&cli.StringFlag{Name: formatFlag, Usage: "print it by a Go `TEMPLATE` instead of as JSON"}}
+	cmd.Flags = []cli.Flag{&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE` instead of as JSON"}}
 	cmd.Action = func(c *cli.Context) error {
 		t, err := parseFormat(c)
 		if err != nil {
@@ -242,9 +252,9 @@ func printTable[R any](w io.Writer, columns []column[R], rows []R, heads bool, w
 	return printLines(w, lines, layout(lines, fits, width))
 }
 
-const gap = 2 // between columns
+const gap = 2 // between columns, in characters
 
-// layout says how a line of cells reads. A width of 0 is no limit.
+// layout returns the function that formats a line of cells. A width of 0 is no limit.
 func layout(lines [][]string, fits []fit, width int) func([]string) string {
 	widths := make([]int, len(fits))
 	for _, line := range lines {
@@ -267,8 +277,8 @@ func layout(lines [][]string, fits []fit, width int) func([]string) string {
 	}
 }
 
-// narrow makes columns fit: it cuts those that may be cut; when that is not enough it takes away one after the other,
-// in the order they go; and in the end it cuts what is left. A column that is gone has width 0.
+// narrow makes the columns fit a width. It cuts those that may be cut; if that is not enough, it drops one column after
+// the other, in the order of fit.drop; at last it cuts the remaining ones. A dropped column has width 0.
 func narrow(widths []int, fits []fit, width int) []int {
 	widths = slices.Clone(widths)
 	for {
@@ -284,7 +294,7 @@ func narrow(widths []int, fits []fit, width int) []int {
 		}
 		next := -1
 		for i, f := range fits {
-			if f.goes > 0 && widths[i] > 0 && (next < 0 || f.goes < fits[next].goes) {
+			if f.drop > 0 && widths[i] > 0 && (next < 0 || f.drop < fits[next].drop) {
 				next = i
 			}
 		}
@@ -295,6 +305,7 @@ func narrow(widths []int, fits []fit, width int) []int {
 	}
 }
 
+// lineLength returns the length of a line with these columns.
 func lineLength(widths []int) int {
 	n := -gap
 	for _, w := range widths {
@@ -305,7 +316,7 @@ func lineLength(widths []int) int {
 	return n
 }
 
-// shave takes over off the columns, from the last one on, and leaves each what least says.
+// shave cuts columns by over characters in total, beginning with the last one, and none below its least width.
 func shave(widths []int, over int, least func(i int) int) []int {
 	for i := len(widths) - 1; i >= 0 && over > 0; i-- {
 		n := min(over, max(0, widths[i]-least(i)))
@@ -315,6 +326,7 @@ func shave(widths []int, over int, least func(i int) int) []int {
 	return widths
 }
 
+// cut shortens s to a width and marks the cut.
 func cut(s string, width int) string {
 	if utf8.RuneCountInString(s) <= width {
 		return s

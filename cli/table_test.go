@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// TestNoWrap asks for every table on terminals of every width: no line may be longer.
+// TestNoWrap prints tables on terminals of every width: no line may be wider than the terminal.
 func TestNoWrap(t *testing.T) {
 	dir := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, socketName))
@@ -44,7 +45,7 @@ func TestNoWrap(t *testing.T) {
 				}
 			}
 			if out.Len() == 0 || out.Len() < before/2 {
-				t.Errorf("%s on %d columns: too much is gone: %s", command, width, &out)
+				t.Errorf("%s on %d columns: too much is dropped: %s", command, width, &out)
 			}
 			before = out.Len()
 		}
@@ -60,13 +61,13 @@ func TestNarrow(t *testing.T) {
 		width  int
 		want   []int
 	}{
-		{"it fits", []int{4, 4}, []fit{{}, {goes: 1}}, 10, []int{4, 4}},
-		{"the first to go", []int{4, 4, 4}, []fit{{}, {goes: 2}, {goes: 1}}, 15, []int{4, 4, 0}},
-		{"and the next", []int{4, 4, 4}, []fit{{}, {goes: 2}, {goes: 1}}, 9, []int{4, 0, 0}},
-		{"cut before others go", []int{4, 4, 9}, []fit{{}, {goes: 1}, {min: 3}}, 15, []int{4, 4, 3}},
-		{"not cut but gone", []int{4, 4, 9}, []fit{{}, {goes: 1}, {min: 3}}, 14, []int{4, 0, 8}},
-		{"what stays is cut", []int{9, 9}, []fit{{}, {}}, 12, []int{9, 1}},
-		{"what stays is cut more", []int{9, 9}, []fit{{}, {}}, 6, []int{3, 1}},
+		{"fits", []int{4, 4}, []fit{{}, {drop: 1}}, 10, []int{4, 4}},
+		{"drops the first column", []int{4, 4, 4}, []fit{{}, {drop: 2}, {drop: 1}}, 15, []int{4, 4, 0}},
+		{"drops the next one", []int{4, 4, 4}, []fit{{}, {drop: 2}, {drop: 1}}, 9, []int{4, 0, 0}},
+		{"cuts before it drops", []int{4, 4, 9}, []fit{{}, {drop: 1}, {min: 3}}, 15, []int{4, 4, 3}},
+		{"drops what cutting cannot save", []int{4, 4, 9}, []fit{{}, {drop: 1}, {min: 3}}, 14, []int{4, 0, 8}},
+		{"cuts columns that stay", []int{9, 9}, []fit{{}, {}}, 12, []int{9, 1}},
+		{"cuts them further", []int{9, 9}, []fit{{}, {}}, 6, []int{3, 1}},
 	} {
 		if diff := cmp.Diff(c.want, narrow(c.widths, c.fits, c.width)); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", c.name, diff)
@@ -74,29 +75,90 @@ func TestNarrow(t *testing.T) {
 	}
 }
 
-// TestDocs: the page about the commands has each of them, and the order in which their columns leave.
+// walk calls visit for all commands but the internal one, with their names.
+func walk(app *cli.App, visit func(name string, c *cli.Command)) {
+	var each func(path string, cs []*cli.Command)
+	each = func(path string, cs []*cli.Command) {
+		for _, c := range cs {
+			if c.Name == verifyName {
+				continue
+			}
+			name := strings.TrimSpace(path + " " + c.Name)
+			visit(name, c)
+			each(name, c.Subcommands)
+		}
+	}
+	each("", app.Commands)
+}
+
+// TestDocs: docs/cli.md lists every command, and the order in which columns of tables are dropped.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("../docs/cli.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var check func(path string, cs []*cli.Command)
-	check = func(path string, cs []*cli.Command) {
-		for _, c := range cs {
-			name := strings.TrimSpace(path + " " + c.Name)
-			if c.Name != verifyName && len(c.Subcommands) == 0 && !strings.Contains(string(raw), "`"+name) {
-				t.Errorf("%s is not there", name)
+	tables := 0
+	walk(Program{Stdout: io.Discard, Stderr: io.Discard}.app(), func(name string, c *cli.Command) {
+		if len(c.Subcommands) == 0 && !strings.Contains(string(raw), "`"+name) {
+			t.Errorf("%s is missing", name)
+		}
+		_, order, ok := strings.Cut(c.Description, dropText)
+		if !ok {
+			return
+		}
+		tables++
+		order, _, _ = strings.Cut(order, ".")
+		if row := "| `" + name + "` | " + order + " |"; !strings.Contains(string(raw), row) {
+			t.Errorf("missing: %s", row)
+		}
+	})
+	if tables < 10 {
+		t.Errorf("only found %d tables: this test reads descriptions wrongly", tables)
+	}
+}
+
+// TestExamples: the help of every command has at least two examples, and the command line accepts each.
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	walk(Program{Stdout: io.Discard, Stderr: io.Discard}.app(), func(name string, c *cli.Command) {
+		_, examples, _ := strings.Cut(c.Description, "Examples:\n\n")
+		lines := strings.Split(examples, "\n")
+		if len(lines) < 2 {
+			t.Errorf("%s has the examples %q", name, lines)
+		}
+		for _, line := range lines {
+			for _, call := range netyardCall.FindAllStringSubmatch(line, -1) {
+				accepts(t, call[1])
 			}
-			if order, ok := strings.CutPrefix(c.Description, leaveText); ok {
-				if row := "| `" + name + "` | " + strings.TrimSuffix(order, ".") + " |"; !strings.Contains(string(raw), row) {
-					t.Errorf("not there: %s", row)
-				}
-			}
-			check(name, c.Subcommands)
+		}
+	})
+}
+
+// netyardCall matches a call of netyard in a line of shell.
+var netyardCall = regexp.MustCompile(`(?:^|[ (])(netyard(?: '[^']*'| [\w/.:=+,-]+)+)`)
+
+// accepts runs a command line whose actions do nothing: flags and arguments have to be known.
+func accepts(t *testing.T, line string) {
+	t.Helper()
+	app := Program{Stdout: io.Discard, Stderr: io.Discard}.app()
+	ran := false
+	walk(app, func(_ string, c *cli.Command) {
+		if len(c.Subcommands) == 0 {
+			c.Action = func(ctx *cli.Context) error { ran = true; return checkArgs(ctx) }
+		}
+	})
+	var args []string
+	for i, part := range strings.Split(line, "'") {
+		if i%2 == 1 {
+			args = append(args, part)
+		} else {
+			args = append(args, strings.Fields(part)...)
 		}
 	}
-	check("", Program{Stdout: io.Discard, Stderr: io.Discard}.app().Commands)
+	if err := app.Run(arrange(app, args)); err != nil || !ran {
+		t.Errorf("%s: %v, a command ran: %v", line, err, ran)
+	}
 }
 
 // TestOptionsPage: docs/options.md is what the program prints.
@@ -132,17 +194,19 @@ func TestUnescape(t *testing.T) {
 	}
 }
 
-// A full disk: nothing can be written.
+// full is a full disk: every write fails.
 type full struct{}
 
 func (full) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
 
 func TestWriteFails(t *testing.T) {
 	for _, command := range []string{
-		"options", "options --json", "options --markdown", "options --format json", "options --format x", "completion bash", "completion fish", "man", "version",
+		"options", "options --json", "options --markdown", "options --format json", "options --format x",
+		"completion bash", "completion fish", "man", "version",
 	} {
 		var errs bytes.Buffer
-		code := Program{Stdout: full{}, Stderr: &errs}.Run(context.Background(), append([]string{"netyard"}, strings.Fields(command)...))
+		args := append([]string{"netyard"}, strings.Fields(command)...)
+		code := Program{Stdout: full{}, Stderr: &errs}.Run(context.Background(), args)
 		if want := "netyard: no space left on device\n"; code != exitFailed || errs.String() != want {
 			t.Errorf("%s: exit code %d, %q", command, code, &errs)
 		}
@@ -161,7 +225,7 @@ func TestCommit(t *testing.T) {
 		}
 	}
 	if got := buildVersion("v1"); got != "v1" {
-		t.Errorf("what the linker said became %s", got)
+		t.Errorf("the linker's version became %s", got)
 	}
 	if got := buildVersion(""); got == "" {
 		t.Error("no version")

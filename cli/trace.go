@@ -10,19 +10,22 @@ import (
 	"netyard/yard/trace"
 )
 
-// errUnreachable is how trace ends when the packet does not certainly arrive; why is printed already.
+// errUnreachable is the error of trace if the packet may not arrive. The reason is printed already.
 var errUnreachable = errors.New("not reachable")
 
 func traceCommand() *cli.Command {
 	const six, asJSON = "ipv6", "json"
 	return &cli.Command{
-		Name: "trace", Usage: "say what a packet meets on its way, which rules decide about it, and whether it arrives",
+		Name: "trace", Usage: "trace a packet through the firewall rules and say whether it arrives",
 		ArgsUsage: "CLIENT TARGET",
-		Description: "CLIENT is an IP address, a container, or the word host. TARGET is PORT, one of this host's, or CONTAINER:PORT, one of a container's\n" +
-			"own address; either with /udp or /sctp behind it. A rule that netyard cannot read may match, and is named as such. The exit code is 0 if the packet\n" +
-			"certainly arrives, and 1 if it does not, or if netyard cannot tell.",
+		Description: describe(
+			"CLIENT is an IP address, a container, or the word host. TARGET is PORT, a port of this host,\n"+
+				"or CONTAINER:PORT, a port of a container's own address; /udp or /sctp may follow the port.\n"+
+				"A rule that netyard cannot interpret is reported as one that may match. The exit code is 0 if\n"+
+				"the packet certainly arrives, and 1 if it does not or if netyard cannot tell.",
+			"netyard trace 203.0.113.1 8080", "netyard trace web1 db:5432"),
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: six, Aliases: []string{"6"}, Usage: "between containers, or from the host: by IPv6"},
+			&cli.BoolFlag{Name: six, Aliases: []string{"6"}, Usage: "use IPv6 between containers or from the host"},
 			&cli.BoolFlag{Name: asJSON, Usage: "print JSON"},
 		},
 		BashComplete: complete(containerNames),
@@ -42,14 +45,17 @@ func traceCommand() *cli.Command {
 	}
 }
 
+// printTrace prints the steps of a trace and its result.
 func printTrace(c *cli.Context, t trace.Trace, asJSON bool) error {
 	if asJSON {
 		e := json.NewEncoder(c.App.Writer)
 		e.SetIndent("", "  ")
 		return e.Encode(t)
 	}
-	end := map[string]string{"yes": "reachable", "no": "not reachable", "unsure": "netyard cannot tell whether it is reachable"}[t.Reachable]
-	for _, s := range append(t.Steps, end) {
+	result := map[string]string{
+		"yes": "reachable", "no": "not reachable", "unsure": "netyard cannot tell whether it is reachable",
+	}[t.Reachable]
+	for _, s := range append(t.Steps, result) {
 		if _, err := fmt.Fprintln(c.App.Writer, s); err != nil {
 			return err
 		}

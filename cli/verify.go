@@ -10,11 +10,11 @@ import (
 
 const verifyName = "verify-state"
 
-// verifyCommand examines a database in a process of its own: memory that runs out ends a process. serve runs it before
-// it opens the file.
+// verifyCommand checks a database. serve runs it in a process of its own before it opens the file: a process that runs
+// out of memory is killed.
 func verifyCommand() *cli.Command {
 	return &cli.Command{
-		Name: verifyName, Hidden: true, ArgsUsage: "FILE", Usage: "examine a database",
+		Name: verifyName, Hidden: true, ArgsUsage: "FILE", Usage: "check a database file",
 		Action: func(c *cli.Context) error {
 			err := store.Verify(c.Args().First())
 			if err == nil {

@@ -11,10 +11,10 @@ import (
 	"netyard/modes"
 )
 
-// versions are who speaks and who answers.
+// versions are those of this program and of the daemon that answers.
 type versions struct {
 	Client clientVersion `json:"client"`
-	Daemon *api.Version  `json:"daemon"` // nil: it is not running
+	Daemon *api.Version  `json:"daemon"` // nil: the daemon is not running
 }
 
 type clientVersion struct {
@@ -26,10 +26,11 @@ type clientVersion struct {
 
 func (p Program) versionCommand() *cli.Command {
 	return &cli.Command{
-		Name: "version", Usage: "show the version of this program and of the daemon",
+		Name: "version", Usage: "show the versions of this program and of the daemon",
+		Description: describe("", "netyard version", "netyard version --format '{{.Client.Version}}'"),
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "json", Usage: "print it as JSON"},
-			&cli.StringFlag{Name: formatFlag, Usage: "print it by a Go `TEMPLATE`"},
+			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
+			&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE`"},
 		},
 		Action: func(c *cli.Context) error {
 			t, err := parseFormat(c)
@@ -52,23 +53,24 @@ func (p Program) versionCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return missing // after what is known was said
+			return missing // the client's version is printed already
 		},
 	}
 }
 
 func printVersions(c *cli.Context, v versions) error {
-	_, err := fmt.Fprintf(c.App.Writer, "client  %s (%s, %s/%s)\n", v.Client.Version, v.Client.Go, v.Client.OS, v.Client.Arch)
+	w := c.App.Writer
+	_, err := fmt.Fprintf(w, "client  %s (%s, %s/%s)\n", v.Client.Version, v.Client.Go, v.Client.OS, v.Client.Arch)
 	if err == nil && v.Daemon != nil {
-		_, err = fmt.Fprintf(c.App.Writer, "daemon  %s (pid %d)\n", v.Daemon.Version, v.Daemon.PID)
+		_, err = fmt.Fprintf(w, "daemon  %s (pid %d)\n", v.Daemon.Version, v.Daemon.PID)
 	}
 	return err
 }
 
-// buildVersion is what the linker was told, or else the commit that the program was built from, or else devel.
-func buildVersion(told string) string {
-	if told != "" {
-		return told
+// buildVersion returns the version that the linker set, or the commit that the program was built from, or "devel".
+func buildVersion(linked string) string {
+	if linked != "" {
+		return linked
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -77,6 +79,7 @@ func buildVersion(told string) string {
 	return commit(info.Settings)
 }
 
+// commit returns the shortened commit in the build settings, marked if the tree had changes.
 func commit(settings []debug.BuildSetting) string {
 	version, changed := "devel", ""
 	for _, s := range settings {

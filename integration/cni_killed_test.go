@@ -116,7 +116,7 @@ func TestCNIRecordsLost(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)
 	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 --aux-address router=10.77.0.65 -o icc=true")
-	for aux, want := range map[string]string{"10.77.0.9": "want KEY=VALUE", "a=b": "want an address", "a=10.78.0.1": "it is in no subnet", "a=10.76.0.1": "it is the gateway"} {
+	for aux, want := range map[string]string{"10.77.0.9": "not KEY=VALUE", "a=b": "not an IP address", "a=10.78.0.1": "not in a --subnet", "a=10.76.0.1": "it is the gateway"} {
 		if out, err := h.TrySh("netyard network create bad --subnet 10.76.0.0/24 --gateway 10.76.0.1 --aux-address " + aux); err == nil || !strings.Contains(fmt.Sprint(out, err), want) {
 			t.Errorf("--aux-address %s: %s %v, want %q", aux, out, err, want)
 		}

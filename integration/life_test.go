@@ -319,7 +319,7 @@ func TestDamagedState(t *testing.T) {
 				return h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'") == was
 			})
 		}
-		has(t, h.Netyard.Log(), "the database was damaged")
+		has(t, h.Netyard.Log(), "database damaged and set aside")
 		has(t, h.Netyard.Log(), "the records are rebuilt")
 		has(t, h.DockerErr("run --rm --network own --ip 10.77.0.50 busybox sleep 1"), "10.77.0.50")
 		h.Run("c6", "--network own")

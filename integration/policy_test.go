@@ -75,11 +75,11 @@ func TestPolicy(t *testing.T) {
 
 		refusals(t, h)
 		said, err := apply(t, h, "--dry-run", policies)
-		if err != nil || !strings.Contains(said, "app would be created: about app1, app2") {
+		if err != nil || !strings.Contains(said, "app would be created: selects app1, app2") {
 			t.Fatalf("dry run: %v %s", err, said)
 		}
 		app1.Dial("tcp", at("app2", "80"))
-		for _, want := range []string{"app created: about app1, app2", "app unchanged: about app1, app2"} {
+		for _, want := range []string{"app created: selects app1, app2", "app unchanged: selects app1, app2"} {
 			if said, err = apply(t, h, "", policies); err != nil || !strings.Contains(said, want) {
 				t.Fatalf("apply: %v %q, want %q", err, said, want)
 			}

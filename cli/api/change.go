@@ -11,9 +11,10 @@ import (
 	"netyard/yard/book"
 )
 
+// readChange decodes a request to change options.
 func readChange(r *http.Request) (q Change, err error) {
 	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&q); err != nil {
-		return q, fmt.Errorf("%w: %w", errBadRequest, err)
+		return q, badRequestf("decode the change: %w", err)
 	}
 	return q, nil
 }
@@ -41,7 +42,7 @@ func (s *Server) changeEndpoint(ctx context.Context, r *http.Request) (any, erro
 	network := r.URL.Query().Get("network")
 	e, err := s.Yard.FindEndpointIn(network, r.PathValue("ref"))
 	if errors.Is(err, book.ErrAmbiguous) && network == "" {
-		return nil, fmt.Errorf("%w, or which network's", err)
+		return nil, fmt.Errorf("%w; name its network (--network)", err)
 	}
 	if err != nil {
 		return nil, err

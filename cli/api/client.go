@@ -16,39 +16,42 @@ import (
 	"netyard/yard/trace"
 )
 
-// ErrNoDaemon says that nobody answers on the admin socket.
+// ErrNoDaemon says that no daemon answers on the admin socket.
 var ErrNoDaemon = errors.New("the netyard daemon is not running")
 
-// StatusError is a refusal by the daemon.
+// A StatusError is an error that the daemon answered with.
 type StatusError struct {
 	Status  int
 	Message string
 }
 
-// Error is what the daemon said.
+// Error returns the daemon's message.
 func (e *StatusError) Error() string { return e.Message }
 
-// patience is how much longer the client waits than a daemon that works needs at most: one that hangs must not hang a
-// cron job too. One that had no processor for a while still says itself what was slow.
+// patience is how much longer the client waits than a working daemon takes at most, so that a daemon that hangs does
+// not hang a cron job too. A daemon that got no processor time for a while can still report what was slow.
 const patience = 15 * time.Second
 
-// A Client speaks to the daemon.
+// A Client sends requests to the daemon.
 type Client struct {
 	socket string
 	http   *http.Client
 }
 
-// NewClient makes the client of the daemon on that socket.
+// NewClient returns a client of the daemon on that socket.
 func NewClient(socket string) *Client {
 	var d net.Dialer
 	return &Client{socket: socket, http: &http.Client{
 		Timeout: adminTime + patience,
 		Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return d.DialContext(ctx, "unix", socket)
+			},
 		},
 	}}
 }
 
+// do sends a request and decodes the answer.
 func do[A any](ctx context.Context, c *Client, method, path string, q any) (a A, err error) {
 	w, err := request(ctx, c, method, path, q)
 	if err != nil {
@@ -61,7 +64,7 @@ func do[A any](ctx context.Context, c *Client, method, path string, q any) (a A,
 	return a, nil
 }
 
-// request asks the daemon. The answer is one of success, and the caller closes it.
+// request sends a request and returns the response if it has status 200. The caller closes its body.
 func request(ctx context.Context, c *Client, method, path string, q any) (*http.Response, error) {
 	var body bytes.Buffer
 	if q != nil {
@@ -75,7 +78,8 @@ func request(ctx context.Context, c *Client, method, path string, q any) (*http.
 	}
 	w, err := c.http.Do(r)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, fmt.Errorf("%w (no answer on %s); start it with: systemctl start netyard, or netyard serve", ErrNoDaemon, c.socket)
+		return nil, fmt.Errorf("%w (no answer on %s); start it with: systemctl start netyard, or netyard serve",
+			ErrNoDaemon, c.socket)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the daemon: %w", err)
@@ -83,13 +87,13 @@ func request(ctx context.Context, c *Client, method, path string, q any) (*http.
 	if w.StatusCode != http.StatusOK {
 		defer w.Body.Close() //nolint:errcheck // read only
 		f := failure{Error: w.Status}
-		_ = json.NewDecoder(w.Body).Decode(&f) // the status says it otherwise
+		_ = json.NewDecoder(w.Body).Decode(&f) // without a message, the status remains
 		return nil, &StatusError{Status: w.StatusCode, Message: f.Error}
 	}
 	return w, nil
 }
 
-// Version says what answers.
+// Version returns the daemon's version.
 func (c *Client) Version(ctx context.Context) (Version, error) {
 	return do[Version](ctx, c, http.MethodGet, "/v1/version", nil)
 }
@@ -99,22 +103,22 @@ func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	return do[[]Network](ctx, c, http.MethodGet, "/v1/networks", nil)
 }
 
-// Network finds one by name, id or the beginning of its id.
+// Network returns the network with that name, ID or beginning of an ID.
 func (c *Client) Network(ctx context.Context, ref string) (Network, error) {
 	return do[Network](ctx, c, http.MethodGet, "/v1/networks/"+url.PathEscape(ref), nil)
 }
 
-// MakeNetwork makes a network that belongs to no engine.
+// MakeNetwork creates a network that belongs to no engine.
 func (c *Client) MakeNetwork(ctx context.Context, q NetworkRequest) (Network, error) {
 	return do[Network](ctx, c, http.MethodPost, "/v1/networks", q)
 }
 
-// RemoveNetwork removes a network that belongs to no engine, found as by Network.
+// RemoveNetwork removes a network that belongs to no engine. Network explains ref.
 func (c *Client) RemoveNetwork(ctx context.Context, ref string) (Network, error) {
 	return do[Network](ctx, c, http.MethodDelete, "/v1/networks/"+url.PathEscape(ref), nil)
 }
 
-// ChangeNetwork changes options of a network and of all that is on it.
+// ChangeNetwork changes options of a network and of all its endpoints.
 func (c *Client) ChangeNetwork(ctx context.Context, ref string, q Change) (Network, error) {
 	return do[Network](ctx, c, http.MethodPatch, "/v1/networks/"+url.PathEscape(ref), q)
 }
@@ -129,12 +133,12 @@ func (c *Client) Ports(ctx context.Context) ([]Port, error) {
 	return do[[]Port](ctx, c, http.MethodGet, "/v1/ports", nil)
 }
 
-// Endpoint finds one by id, the beginning of its id, or its container's name.
+// Endpoint returns the endpoint with that ID, beginning of an ID, or container name.
 func (c *Client) Endpoint(ctx context.Context, ref string) (Endpoint, error) {
 	return do[Endpoint](ctx, c, http.MethodGet, "/v1/endpoints/"+url.PathEscape(ref), nil)
 }
 
-// ChangeEndpoint changes options of one endpoint, which is looked for in one network if that is not empty.
+// ChangeEndpoint changes options of one endpoint. It considers only endpoints of the network, if that is not empty.
 func (c *Client) ChangeEndpoint(ctx context.Context, network, ref string, q Change) (Endpoint, error) {
 	path := "/v1/endpoints/" + url.PathEscape(ref)
 	if network != "" {
@@ -143,17 +147,17 @@ func (c *Client) ChangeEndpoint(ctx context.Context, network, ref string, q Chan
 	return do[Endpoint](ctx, c, http.MethodPatch, path, q)
 }
 
-// Leases lists all leases of netyard's own IPAM.
+// Leases lists the leases of netyard's IPAM and those from DHCP servers.
 func (c *Client) Leases(ctx context.Context) ([]Lease, error) {
 	return do[[]Lease](ctx, c, http.MethodGet, "/v1/leases", nil)
 }
 
-// Reserve keeps an address for whoever asks for it by address, or for the container called q.Name.
+// Reserve reserves an address: for whoever asks for it by address, or for the container named q.Name.
 func (c *Client) Reserve(ctx context.Context, q Request) (Request, error) {
 	return do[Request](ctx, c, http.MethodPost, "/v1/leases/reserve", q)
 }
 
-// Release drops a lease that nobody has.
+// Release releases an address that is reserved, held or cooling.
 func (c *Client) Release(ctx context.Context, q Request) (Request, error) {
 	return do[Request](ctx, c, http.MethodPost, "/v1/leases/release", q)
 }
@@ -163,27 +167,27 @@ func (c *Client) Policies(ctx context.Context) ([]Policy, error) {
 	return do[[]Policy](ctx, c, http.MethodGet, "/v1/policies", nil)
 }
 
-// Policy finds one by its name.
+// Policy returns the policy of that name.
 func (c *Client) Policy(ctx context.Context, name string) (Policy, error) {
 	return do[Policy](ctx, c, http.MethodGet, "/v1/policies/"+url.PathEscape(name), nil)
 }
 
-// ApplyPolicies puts the policies of a file in place, or says what that would change.
+// ApplyPolicies applies the policies of a file, or with q.DryRun returns what that would change.
 func (c *Client) ApplyPolicies(ctx context.Context, q PolicyRequest) ([]Policy, error) {
 	return do[[]Policy](ctx, c, http.MethodPost, "/v1/policies", q)
 }
 
-// RemovePolicy takes one back.
+// RemovePolicy removes a policy.
 func (c *Client) RemovePolicy(ctx context.Context, name string) (Policy, error) {
 	return do[Policy](ctx, c, http.MethodDelete, "/v1/policies/"+url.PathEscape(name), nil)
 }
 
-// Doctor compares records, kernel and engines.
+// Doctor compares records, kernel and engines and returns the differences.
 func (c *Client) Doctor(ctx context.Context) ([]book.Finding, error) {
 	return do[[]book.Finding](ctx, c, http.MethodGet, "/v1/doctor", nil)
 }
 
-// GC removes what nobody wants, or says what it would remove.
+// GC removes what can be removed of the findings, or with dryRun returns what it would remove.
 func (c *Client) GC(ctx context.Context, dryRun bool) ([]book.Finding, error) {
 	path := "/v1/gc"
 	if dryRun {
@@ -192,7 +196,7 @@ func (c *Client) GC(ctx context.Context, dryRun bool) ([]book.Finding, error) {
 	return do[[]book.Finding](ctx, c, http.MethodPost, path, nil)
 }
 
-// Trace follows the first packet of a flow.
+// Trace traces the first packet of a flow.
 func (c *Client) Trace(ctx context.Context, from, to string, v6 bool) (trace.Trace, error) {
 	q := url.Values{"from": {from}, "to": {to}}
 	if v6 {

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"net/url"
 	"time"
@@ -10,27 +9,27 @@ import (
 	"netyard/modes"
 )
 
-// A Cluster is what the admin can ask of the cluster that overlay networks are in.
+// A Cluster answers the admin's requests about the cluster of overlay networks.
 type Cluster interface {
 	Status() (ClusterStatus, error)
 	Hosts(ctx context.Context) ([]ClusterHost, error)
-	// Forget takes a host out, by its name or its id.
+	// Forget removes the host with that name or ID from the cluster.
 	Forget(ctx context.Context, host string) (ClusterHost, error)
-	// Overlays are the networks of the cluster, as etcd has them.
+	// Overlays returns the networks of the cluster from etcd.
 	Overlays(ctx context.Context) ([]Overlay, error)
-	// RemoveOverlay takes one out that no host has.
+	// RemoveOverlay removes a network from the cluster that is on no host.
 	RemoveOverlay(ctx context.Context, name string) error
-	// Reach are the endpoints of a network that is on this host, by its id in the cluster, those of other hosts too.
+	// Reach returns the endpoints, on all hosts, of a network that is on this host. id is its ID in the cluster.
 	Reach(id string) []Reached
-	// Rejoin has this host back that was taken out.
+	// Rejoin re-admits this host after it was removed from the cluster.
 	Rejoin(ctx context.Context) error
-	// Doctor looks for what is wrong with etcd, this host, and the way to the others.
+	// Doctor checks etcd, this host, and the paths to the other hosts.
 	Doctor(ctx context.Context) ([]ClusterSymptom, error)
-	// RotateKey gives this host another key for what is encrypted.
+	// RotateKey replaces this host's key for encrypted networks.
 	RotateKey(ctx context.Context) (ClusterKey, error)
 }
 
-// A ClusterSymptom is something that somebody ought to know of the cluster.
+// A ClusterSymptom is a finding of Cluster.Doctor.
 type ClusterSymptom struct {
 	// Of is "etcd", "host" or "network".
 	Of      string `json:"of"`
@@ -38,41 +37,41 @@ type ClusterSymptom struct {
 	Text    string `json:"text"`
 }
 
-// A ClusterKey is the public half of the key that a host has now.
+// A ClusterKey is a host's current key.
 type ClusterKey struct {
 	Public string `json:"public"`
 }
 
-// A ClusterHost is a member, as etcd has it.
+// A ClusterHost is a host of the cluster, from etcd.
 type ClusterHost struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
 	Address string `json:"address"`
-	// Alive: its netyard runs and reaches etcd.
+	// Alive: netyard runs on the host and reaches etcd.
 	Alive    bool     `json:"alive"`
 	Networks []string `json:"networks"`
-	// Encrypts: networks that are encrypted can be on it.
+	// Encrypts: the host supports encrypted networks.
 	Encrypts bool   `json:"encrypts"`
 	Version  string `json:"version,omitempty"`
 }
 
-// A ClusterStatus is how this host fares as a member.
+// A ClusterStatus is this host's membership and the state of its overlays.
 type ClusterStatus struct {
 	Host    string `json:"host"`
 	Cluster string `json:"cluster,omitempty"`
-	// Reason is why it is no member at the moment; empty: it is one.
+	// Reason says why this host is not a member at the moment; empty: it is one.
 	Reason string `json:"reason,omitempty"`
-	// Advice is what to do about it.
+	// Advice says what to do about it.
 	Advice string `json:"advice,omitempty"`
-	// Down is since when etcd has not answered.
+	// Down is the time since which etcd has not answered; zero: it answers.
 	Down time.Time `json:"down,omitzero"`
-	// WriteMedian and WriteWorst are how long this host's last writes took, half of them and 99 of 100 at most,
+	// WriteMedian and WriteWorst are the median and the 99th percentile of this host's last writes to etcd, in
 	// milliseconds; 0: unknown.
 	WriteMedian float64 `json:"write_median_ms,omitempty"`
 	WriteWorst  float64 `json:"write_worst_ms,omitempty"`
 	Hosts       int     `json:"hosts"`
-	Rejected    int     `json:"rejected"` // records in etcd that are not let in
-	// Clear is why this host can encrypt nothing; empty: it can.
+	Rejected    int     `json:"rejected"` // records in etcd that are not valid and not used
+	// Clear says why this host cannot encrypt; empty: it can.
 	Clear    string           `json:"clear,omitempty"`
 	Networks []ClusterNetwork `json:"networks"`
 }
@@ -81,25 +80,27 @@ type ClusterStatus struct {
 type ClusterNetwork struct {
 	Name  string `json:"name"`
 	Peers int    `json:"peers"` // addresses on other hosts
-	// Warm are in store, Waiting are addresses that etcd has not heard of, Lost those that it says are another host's.
+	// Warm is the number of spare addresses, which are claimed in advance for new containers. Waiting is the number of
+	// addresses not yet reported to etcd, Lost that of addresses that belong to another host according to etcd.
 	Warm    int `json:"warm"`
 	Waiting int `json:"waiting"`
 	Lost    int `json:"lost"`
-	// Encrypted: what is between the hosts is inside WireGuard. Left are hosts of the network that cannot do that, and
-	// so are not spoken to.
+	// Encrypted: traffic between hosts is inside WireGuard. Left names the hosts of the network that do not support it;
+	// there is no traffic with them.
 	Encrypted bool     `json:"encrypted,omitempty"`
 	Left      []string `json:"left,omitempty"`
-	// Fenced are the endpoints that have an address of Lost, and whose links are down, in words.
+	// Fenced describes the endpoints that have a lost address. Their links are down.
 	Fenced []string `json:"fenced,omitempty"`
-	// Refused are addresses in etcd that are no peers, and why.
+	// Refused has the addresses in etcd that are not used as peers, and why.
 	Refused map[string]string `json:"refused,omitempty"`
-	// Read is when all of it was last read from etcd.
+	// Read is the time when all of it was last read from etcd.
 	Read time.Time `json:"read,omitzero"`
 }
 
+// inCluster returns the cluster, or an error if this host is in none.
 func (s *Server) inCluster() (Cluster, error) {
 	if s.Cluster == nil {
-		return nil, fmt.Errorf("%w: %w", errBadRequest, modes.ErrNoCluster)
+		return nil, badRequestf("%w", modes.ErrNoCluster)
 	}
 	return s.Cluster, nil
 }
@@ -144,12 +145,12 @@ func (s *Server) rotateKey(ctx context.Context, _ *http.Request) (any, error) {
 	return c.RotateKey(ctx)
 }
 
-// ClusterStatus says how this host fares as a member of its cluster.
+// ClusterStatus returns this host's membership and the state of its overlays.
 func (c *Client) ClusterStatus(ctx context.Context) (ClusterStatus, error) {
 	return do[ClusterStatus](ctx, c, http.MethodGet, "/v1/cluster", nil)
 }
 
-// ClusterHosts are the members, as etcd has them.
+// ClusterHosts returns the hosts of the cluster from etcd.
 func (c *Client) ClusterHosts(ctx context.Context) ([]ClusterHost, error) {
 	return do[[]ClusterHost](ctx, c, http.MethodGet, "/v1/cluster/hosts", nil)
 }
@@ -162,23 +163,23 @@ func (s *Server) rejoin(ctx context.Context, _ *http.Request) (any, error) {
 	return struct{}{}, err
 }
 
-// Rejoin has the daemon's host back that was taken out.
+// Rejoin re-admits the daemon's host after it was removed from the cluster.
 func (c *Client) Rejoin(ctx context.Context) error {
 	_, err := do[struct{}](ctx, c, http.MethodPost, "/v1/cluster/rejoin", nil)
 	return err
 }
 
-// ForgetHost takes a host out.
+// ForgetHost removes a host from the cluster.
 func (c *Client) ForgetHost(ctx context.Context, host string) (ClusterHost, error) {
 	return do[ClusterHost](ctx, c, http.MethodDelete, "/v1/cluster/hosts/"+url.PathEscape(host), nil)
 }
 
-// ClusterDoctor looks for what is wrong with etcd, the daemon's host, and the way to the others.
+// ClusterDoctor checks etcd, the daemon's host, and the paths to the other hosts.
 func (c *Client) ClusterDoctor(ctx context.Context) ([]ClusterSymptom, error) {
 	return do[[]ClusterSymptom](ctx, c, http.MethodGet, "/v1/cluster/doctor", nil)
 }
 
-// RotateKey gives this host another key for what is encrypted.
+// RotateKey replaces this host's key for encrypted networks.
 func (c *Client) RotateKey(ctx context.Context) (ClusterKey, error) {
 	return do[ClusterKey](ctx, c, http.MethodPost, "/v1/cluster/key", nil)
 }

@@ -12,8 +12,8 @@ import (
 	"netyard/yard/event"
 )
 
-// events answers with the events that are kept, as a list; with follow=1 as a stream of JSON values that goes on until
-// the client or the daemon ends it. after=ID leaves out what the client has.
+// events answers with the events that are kept: as a list, or with follow=1 as a stream of JSON values that continues
+// with new events until the client or the daemon ends it. after=ID leaves out events up to that one.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	var after uint64
@@ -21,7 +21,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 		var err error
 		if after, err = strconv.ParseUint(text, 10, 64); err != nil {
 			s.serve(w, r, func(context.Context, *http.Request) (any, error) {
-				return nil, fmt.Errorf("%w: after=%s: want the number of an event", errBadRequest, text)
+				return nil, badRequestf("after=%s: not the number of an event", text)
 			})
 			return
 		}
@@ -40,7 +40,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 		some, more := s.Yard.Events(after)
 		for _, e := range some {
 			if err := out.Encode(e); err != nil {
-				return // the client went away
+				return // the client has closed the connection
 			}
 			after = e.ID
 		}
@@ -60,11 +60,11 @@ func (c *Client) Events(ctx context.Context) ([]event.Event, error) {
 	return do[[]event.Event](ctx, c, http.MethodGet, "/v1/events", nil)
 }
 
-// Follow calls show for every event that the daemon keeps, and for each that comes, until ctx or the daemon ends.
+// Follow calls show for every event that the daemon keeps, and then for each new one, until ctx or the daemon ends.
 func (c *Client) Follow(ctx context.Context, show func(event.Event) error) error {
-	patient := *c.http
-	patient.Timeout = 0 // there may be nothing to say for days
-	w, err := request(ctx, &Client{socket: c.socket, http: &patient}, http.MethodGet, "/v1/events?follow=1", nil)
+	unlimited := *c.http
+	unlimited.Timeout = 0 // there may be no event for days
+	w, err := request(ctx, &Client{socket: c.socket, http: &unlimited}, http.MethodGet, "/v1/events?follow=1", nil)
 	if err != nil {
 		return err
 	}

@@ -13,15 +13,15 @@ import (
 	"netyard/yard/own"
 )
 
-// makeNetwork makes a network that belongs to no engine.
+// makeNetwork creates a network that belongs to no engine.
 func (s *Server) makeNetwork(ctx context.Context, r *http.Request) (any, error) {
 	var q NetworkRequest
 	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&q); err != nil {
-		return nil, fmt.Errorf("%w: %w", errBadRequest, err)
+		return nil, badRequestf("decode the network: %w", err)
 	}
 	subnets, err := q.subnets()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errBadRequest, err)
+		return nil, badRequest{err}
 	}
 	n, err := own.MakeNetwork(ctx, s.Yard, book.NetworkRequest{
 		Name: q.Name, Mode: q.Mode, Options: q.Options, Internal: q.Internal, IPv6: q.IPv6, Subnets: subnets,
@@ -29,7 +29,7 @@ func (s *Server) makeNetwork(ctx context.Context, r *http.Request) (any, error) 
 	return networkView(n, 0), err
 }
 
-// subnets gives each gateway, range and kept address to the subnet that it is in.
+// subnets returns the subnets, each with its gateway, range and auxiliary addresses.
 func (q NetworkRequest) subnets() (subnets []book.SubnetRequest, err error) {
 	for _, text := range q.Subnets {
 		p, err := netip.ParsePrefix(text)
@@ -53,7 +53,7 @@ func (q NetworkRequest) subnets() (subnets []book.SubnetRequest, err error) {
 		}
 		s := of(a)
 		if s == nil || s.Gateway.IsValid() {
-			return nil, fmt.Errorf("gateway %s: want a subnet of its own that it is in", a)
+			return nil, fmt.Errorf("gateway %s: not in a --subnet, or the subnet has another gateway", a)
 		}
 		s.Gateway = a
 	}
@@ -64,23 +64,23 @@ func (q NetworkRequest) subnets() (subnets []book.SubnetRequest, err error) {
 		}
 		s := of(p.Addr())
 		if s == nil || s.Pool.Range.IsValid() {
-			return nil, fmt.Errorf("ip-range %s: want a subnet of its own that it is in", p)
+			return nil, fmt.Errorf("ip-range %s: not in a --subnet, or the subnet has another range", p)
 		}
 		s.Pool.Range = p.Masked()
 	}
-	return subnets, q.keep(of)
+	return subnets, q.addAux(of)
 }
 
-// keep gives each address that is to be nobody's to the subnet that it is in.
-func (q NetworkRequest) keep(of func(netip.Addr) *book.SubnetRequest) error {
+// addAux adds each auxiliary address to the subnet that it is in.
+func (q NetworkRequest) addAux(of func(netip.Addr) *book.SubnetRequest) error {
 	for name, text := range q.Aux {
 		a, err := netip.ParseAddr(text)
 		if err != nil {
-			return fmt.Errorf("aux-address %s=%s: want an address", name, text)
+			return fmt.Errorf("aux-address %s=%s: not an IP address", name, text)
 		}
 		s := of(a)
 		if s == nil {
-			return fmt.Errorf("aux-address %s=%s: it is in no subnet that was given", name, text)
+			return fmt.Errorf("aux-address %s=%s: not in a --subnet", name, text)
 		}
 		if s.Aux == nil {
 			s.Aux = map[string]netip.Addr{}
@@ -90,7 +90,7 @@ func (q NetworkRequest) keep(of func(netip.Addr) *book.SubnetRequest) error {
 	return nil
 }
 
-// removeNetwork removes one that makeNetwork made.
+// removeNetwork removes a network that belongs to no engine.
 func (s *Server) removeNetwork(ctx context.Context, r *http.Request) (any, error) {
 	n, err := own.RemoveNetwork(ctx, s.Yard, r.PathValue("ref"))
 	return networkView(n, 0), err

@@ -9,7 +9,7 @@ import (
 	"netyard/yard/overlay"
 )
 
-// An Overlay is a network of the cluster, as etcd has it.
+// An Overlay is a network of the cluster, from etcd.
 type Overlay struct {
 	ID       string   `json:"id"`
 	Name     string   `json:"name"`
@@ -17,10 +17,10 @@ type Overlay struct {
 	Subnets  []Subnet `json:"subnets"`
 	MTU      int      `json:"mtu"`
 	Internal bool     `json:"internal"`
-	Hosts    []string `json:"hosts"` // that it is on
+	Hosts    []string `json:"hosts"` // the names of those that the network is on
 }
 
-// A Reached is an endpoint of an overlay, on whatever host.
+// A Reached is an endpoint of an overlay, on any host.
 type Reached struct {
 	Address   string   `json:"address"`
 	Host      string   `json:"host"`
@@ -46,7 +46,7 @@ func (s *Server) removeOverlay(ctx context.Context, r *http.Request) (any, error
 	return struct{}{}, c.RemoveOverlay(ctx, r.PathValue("name"))
 }
 
-// reach shows who is on an overlay, on whatever host.
+// reach returns the endpoints of an overlay on all hosts; nil if n is no overlay.
 func (s *Server) reach(n modes.Network) []Reached {
 	o, ok := overlay.Overlay(s.Yard.Book, n)
 	if !ok || s.Cluster == nil {
@@ -55,12 +55,12 @@ func (s *Server) reach(n modes.Network) []Reached {
 	return s.Cluster.Reach(o.ID)
 }
 
-// Overlays are the networks of the cluster.
+// Overlays returns the networks of the cluster.
 func (c *Client) Overlays(ctx context.Context) ([]Overlay, error) {
 	return do[[]Overlay](ctx, c, http.MethodGet, "/v1/cluster/networks", nil)
 }
 
-// RemoveOverlay takes a network out of the cluster that no host has.
+// RemoveOverlay removes a network from the cluster that is on no host.
 func (c *Client) RemoveOverlay(ctx context.Context, name string) error {
 	_, err := do[struct{}](ctx, c, http.MethodDelete, "/v1/cluster/networks/"+url.PathEscape(name), nil)
 	return err

@@ -16,28 +16,28 @@ import (
 	"netyard/yard/enforce"
 )
 
-// A Policy is a policy as the admin sees it.
+// A Policy is a policy as the admin socket shows it.
 type Policy struct {
 	Name string `json:"name"`
-	// Selects, Ingress and Egress are what it says, in words.
+	// Selects, Ingress and Egress summarize it in words.
 	Selects string `json:"selects"`
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`
-	// Endpoints are the containers it is about now, or the endpoints of those that are not known yet.
+	// Endpoints has the names of the containers that it selects now, or the endpoint's ID if the name is not known yet.
 	Endpoints []string `json:"endpoints"`
-	// Change is what a request did to it: created, changed, unchanged or removed.
+	// Change says what the request did: created, changed, unchanged or removed.
 	Change string `json:"change,omitempty"`
-	// Text is the whole of it, in YAML.
+	// Text is the whole policy, in YAML.
 	Text string `json:"text"`
 }
 
-// A PolicyRequest has a policy file.
+// A PolicyRequest contains a policy file.
 type PolicyRequest struct {
 	Text   string `json:"text"`
 	DryRun bool   `json:"dry_run,omitempty"`
 }
 
-// policyFileMax is more than anybody writes.
+// policyFileMax bounds a policy file, in bytes; real ones are smaller.
 const policyFileMax = 4 << 20
 
 func policyView(s enforce.PolicyState) (Policy, error) {
@@ -46,8 +46,8 @@ func policyView(s enforce.PolicyState) (Policy, error) {
 		return Policy{}, fmt.Errorf("print policy %s: %w", s.Name, err)
 	}
 	v := Policy{
-		Name: s.Name, Selects: s.Select.String(), Ingress: s.Ingress.Summary(), Egress: s.Egress.Summary(), Change: s.Change,
-		Endpoints: []string{}, Text: string(text),
+		Name: s.Name, Selects: s.Select.String(), Ingress: s.Ingress.Summary(), Egress: s.Egress.Summary(),
+		Change: s.Change, Endpoints: []string{}, Text: string(text),
 	}
 	for _, e := range s.Endpoints {
 		v.Endpoints = append(v.Endpoints, cmp.Or(e.Container.Name, modes.Short(e.ID)))
@@ -81,7 +81,7 @@ func (s *Server) policy(_ context.Context, r *http.Request) (any, error) {
 func (s *Server) applyPolicies(ctx context.Context, r *http.Request) (any, error) {
 	var q PolicyRequest
 	if err := json.NewDecoder(io.LimitReader(r.Body, policyFileMax)).Decode(&q); err != nil {
-		return nil, fmt.Errorf("%w: %w", errBadRequest, err)
+		return nil, badRequestf("decode the policies: %w", err)
 	}
 	fresh, err := policy.Parse([]byte(q.Text))
 	if err != nil {

@@ -26,24 +26,24 @@ import (
 	"netyard/yard/trace"
 )
 
-// adminTime bounds an admin's request. It may ask an engine, which a request of an engine must never do.
+// adminTime bounds an admin's request. Such a request may ask an engine, which a request of an engine must never do.
 const adminTime = 30 * time.Second
 
-// censusTime is how long doctor and gc wait for an engine before they go on without it.
+// censusTime bounds how long doctor and gc wait for an engine before they go on without it.
 const censusTime = 5 * time.Second
 
-// A Server answers the admin.
+// A Server answers requests on the admin socket.
 type Server struct {
 	Yard    *yard.Yard
 	Log     *slog.Logger
 	Version string
-	// Cluster is the one that overlay networks are in; nil: this host is in none.
+	// Cluster is the cluster of overlay networks; nil: this host is in none.
 	Cluster Cluster
-	// Censuses ask the engines, each one.
+	// Censuses has a function for each engine that asks it for its networks and endpoints.
 	Censuses []func(context.Context) (reconcile.Census, error)
 }
 
-// Handler answers requests on the admin socket.
+// Handler returns the handler of the admin socket.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, f func(context.Context, *http.Request) (any, error)) {
@@ -81,11 +81,12 @@ func (s *Server) Handler() http.Handler {
 	return mux
 }
 
+// serve answers a request with the result of f, as JSON.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, f func(context.Context, *http.Request) (any, error)) {
 	ctx, cancel := context.WithTimeout(r.Context(), adminTime)
 	defer cancel()
 	v, err := yard.InTime(ctx, s.Yard, func() (any, error) { return f(ctx, r) }, func(_ any, err error) {
-		s.Log.Info("an admin request that took too long has ended", "path", r.URL.Path, "err", err)
+		s.Log.Info("overdue admin request ended", "path", r.URL.Path, "err", err)
 	})
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
@@ -93,23 +94,31 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, f func(context.Co
 		w.WriteHeader(status(err))
 		v = failure{err.Error()}
 	}
-	_ = json.NewEncoder(w).Encode(v) // a client that went away reads nothing
+	_ = json.NewEncoder(w).Encode(v) // the client may have closed the connection
 }
 
+// status returns the HTTP status for an error.
 func status(err error) int {
+	var bad badRequest
 	switch {
 	case errors.Is(err, book.ErrNotFound), errors.Is(err, ipam.ErrNotFound):
 		return http.StatusNotFound
-	case errors.Is(err, book.ErrInUse), errors.Is(err, book.ErrExists), errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
+	case errors.Is(err, book.ErrInUse), errors.Is(err, book.ErrExists),
+		errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
 		return http.StatusConflict
-	case errors.Is(err, errBadRequest), errors.Is(err, ipam.ErrInvalid), errors.Is(err, modes.ErrOption), errors.Is(err, policy.ErrPolicy),
-		errors.Is(err, book.ErrAmbiguous), errors.Is(err, trace.ErrQuestion):
+	case errors.As(err, &bad), errors.Is(err, ipam.ErrInvalid), errors.Is(err, modes.ErrOption),
+		errors.Is(err, policy.ErrPolicy), errors.Is(err, book.ErrAmbiguous), errors.Is(err, trace.ErrQuestion):
 		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError
 }
 
-var errBadRequest = errors.New("bad request")
+// A badRequest is an error in what the client sent. Its text is that of the error alone.
+type badRequest struct{ error }
+
+func (e badRequest) Unwrap() error { return e.error }
+
+func badRequestf(format string, args ...any) error { return badRequest{fmt.Errorf(format, args...)} }
 
 func (s *Server) version(context.Context, *http.Request) (any, error) {
 	return Version{Version: s.Version, PID: os.Getpid(), Goroutines: runtime.NumGoroutine()}, nil
@@ -137,7 +146,7 @@ func (s *Server) networks(context.Context, *http.Request) (any, error) {
 
 func (s *Server) network(ctx context.Context, r *http.Request) (any, error) {
 	n, err := s.Yard.FindNetwork(r.PathValue("ref"))
-	if errors.Is(err, book.ErrNotFound) { // its engine may not have told its name yet
+	if errors.Is(err, book.ErrNotFound) { // its name may not be known before its engine was asked
 		for _, c := range s.census(ctx) {
 			if err := reconcile.TakeNames(s.Yard, c); err != nil {
 				return nil, err
@@ -242,19 +251,19 @@ func (s *Server) leases(context.Context, *http.Request) (any, error) {
 	for _, l := range given {
 		views = append(views, dhcpView(l, name[l.Network]))
 		if l.Six.Lease.Addr.IsValid() {
-			views = append(views, sixView(l, name[l.Network]))
+			views = append(views, dhcpv6View(l, name[l.Network]))
 		}
 	}
 	return views, err
 }
 
-// lease reads a request for an address; a pool that is not named is the one the address is in.
+// lease decodes a request about an address. If it names no pool, the pool is the one that contains the address.
 func (s *Server) lease(r *http.Request) (q Request, a netip.Addr, err error) {
 	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&q); err != nil {
-		return q, a, fmt.Errorf("%w: %w", errBadRequest, err)
+		return q, a, badRequestf("decode the address: %w", err)
 	}
 	if a, err = netip.ParseAddr(q.Address); err != nil {
-		return q, a, fmt.Errorf("%w: address %q: %w", errBadRequest, q.Address, err)
+		return q, a, badRequestf("address %q: %w", q.Address, err)
 	}
 	if q.Pool != "" {
 		return q, a, nil
@@ -271,12 +280,12 @@ func (s *Server) lease(r *http.Request) (q Request, a netip.Addr, err error) {
 	}
 	switch len(in) {
 	case 0:
-		return q, a, fmt.Errorf("%w: no pool of netyard's has address %s", errBadRequest, a)
+		return q, a, badRequestf("address %s: no pool of netyard's IPAM contains it", a)
 	case 1:
 		q.Pool = in[0]
 		return q, a, nil
 	}
-	return q, a, fmt.Errorf("%w: address %s is in the pools %s: say which", errBadRequest, a, strings.Join(in, ", "))
+	return q, a, badRequestf("address %s: the pools %s contain it; name one (--pool)", a, strings.Join(in, ", "))
 }
 
 func (s *Server) reserve(_ context.Context, r *http.Request) (any, error) {
@@ -295,7 +304,7 @@ func (s *Server) release(_ context.Context, r *http.Request) (any, error) {
 	return q, pool.Forget(s.Yard, q.Pool, a)
 }
 
-// census asks the engines; the comparison goes on without one that does not answer.
+// census asks all engines and returns the answers. An engine that does not answer in time is left out.
 func (s *Server) census(ctx context.Context) (all []reconcile.Census) {
 	ctx, cancel := context.WithTimeout(ctx, censusTime)
 	defer cancel()
@@ -304,7 +313,7 @@ func (s *Server) census(ctx context.Context) (all []reconcile.Census) {
 		go func() {
 			c, err := ask(ctx)
 			if err != nil {
-				s.Log.Debug("compare without an engine", "err", err)
+				s.Log.Debug("engine census failed", "err", err)
 				answers <- nil
 				return
 			}
@@ -321,13 +330,13 @@ func (s *Server) census(ctx context.Context) (all []reconcile.Census) {
 
 func (s *Server) doctor(ctx context.Context, _ *http.Request) (any, error) {
 	found, err := reconcile.Audit(ctx, s.Yard, s.census(ctx))
-	return some(found), err
+	return orEmpty(found), err
 }
 
 func (s *Server) gc(ctx context.Context, r *http.Request) (any, error) {
 	dry := r.URL.Query().Get("dry_run") != ""
 	found, err := reconcile.GC(ctx, s.Yard, s.census(ctx), dry)
-	return some(found), err
+	return orEmpty(found), err
 }
 
 func (s *Server) trace(_ context.Context, r *http.Request) (any, error) {
@@ -335,8 +344,8 @@ func (s *Server) trace(_ context.Context, r *http.Request) (any, error) {
 	return trace.Follow(s.Yard, q.Get("from"), q.Get("to"), q.Get("ipv6") != "")
 }
 
-// some makes an empty list an empty list in JSON, not null.
-func some(found []book.Finding) []book.Finding {
+// orEmpty returns findings that JSON encodes as [] if there are none, not as null.
+func orEmpty(found []book.Finding) []book.Finding {
 	if found == nil {
 		return []book.Finding{}
 	}

@@ -1,5 +1,5 @@
-// Package api is the daemon's admin socket: HTTP and JSON on a unix socket that only root may use. The client half is
-// what the CLI and the CNI plugin speak.
+// Package api is the daemon's admin API: HTTP and JSON on a unix socket that only root may use. It has the server, and
+// the client that the CLI uses.
 package api
 
 import (
@@ -13,19 +13,19 @@ import (
 	"netyard/yard/lease"
 )
 
-// Version says what answers.
+// Version identifies the daemon.
 type Version struct {
 	Version string `json:"version"`
 	PID     int    `json:"pid"`
-	// Goroutines tells a leak: it is the same whenever nothing goes on.
+	// Goroutines shows leaks: in an idle daemon, it is constant.
 	Goroutines int `json:"goroutines"`
 }
 
-// A Network is a network as the admin sees it.
+// A Network is a network as the admin socket shows it.
 type Network struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
-	// Engine is who made the network and removes it: docker, or netyard for the admin and CNI configurations.
+	// Engine owns the network: docker, or netyard for those that the admin or a CNI configuration created.
 	Engine    string            `json:"engine,omitempty"`
 	Mode      string            `json:"mode"`
 	State     string            `json:"state"`
@@ -35,14 +35,14 @@ type Network struct {
 	Settled   map[string]string `json:"settled,omitempty"`
 	Endpoints int               `json:"endpoints"`
 	Created   time.Time         `json:"created"`
-	// Reach are, of an overlay, the addresses of the endpoints of all hosts.
+	// Reach has the endpoints of an overlay on all hosts.
 	Reach []Reached `json:"reach,omitempty"`
-	// Objects are what the network has in the kernel, in words.
+	// Objects describes the network's kernel objects.
 	Objects []string `json:"objects,omitempty"`
 }
 
-// A NetworkRequest says what network to make. Gateways, ranges and kept addresses belong to the subnets that they are
-// in.
+// A NetworkRequest says which network to create. Gateways, ranges and auxiliary addresses belong to the subnets that
+// contain them.
 type NetworkRequest struct {
 	Name     string            `json:"name"`
 	Mode     string            `json:"mode,omitempty"`
@@ -77,13 +77,13 @@ type Endpoint struct {
 	Addresses   []string `json:"addresses"`
 	MAC         string   `json:"mac"`
 	Interface   string   `json:"interface"`
-	// Options are what was said for this endpoint alone.
+	// Options are those set for this endpoint alone.
 	Options map[string]string `json:"options,omitempty"`
 	Ports   []string          `json:"ports"`
 	State   string            `json:"state"`
 	Sandbox string            `json:"sandbox,omitempty"`
 	Aliases []string          `json:"aliases,omitempty"`
-	// Attachment is what a CNI runtime calls the container.
+	// Attachment identifies the container to its CNI runtime.
 	Attachment string    `json:"attachment,omitempty"`
 	Created    time.Time `json:"created"`
 	Joined     time.Time `json:"joined,omitzero"`
@@ -95,10 +95,10 @@ type Port struct {
 	HostIP      string `json:"host_ip"`
 	HostPort    int    `json:"host_port"`
 	HostPortEnd int    `json:"host_port_end"`
-	// Routed: it is reached by the container's own address; nothing of the host's is taken, and HostIP and HostPort are
-	// the container's.
+	// Routed: the port is published at the container's own address. HostIP and HostPort are the container's; no port of
+	// the host is used.
 	Routed bool `json:"routed"`
-	// Address and Port are the container's; PortEnd is the last of a range.
+	// Address and Port are the container's; PortEnd is the last port of a range.
 	Address     string `json:"address"`
 	Port        int    `json:"port"`
 	PortEnd     int    `json:"port_end"`
@@ -108,8 +108,8 @@ type Port struct {
 	Engine      string `json:"engine"`
 	Network     string `json:"network"`
 	NetworkID   string `json:"network_id"`
-	// State is "published"; "conflict" when somebody else has the port; "shadowing" when the container has it, and a
-	// program of the host listens on it too and hears nothing. Owner is who that is.
+	// State is "published"; "conflict" if the port belongs to another owner; "shadowing" if the container has the port
+	// and a program of the host listens on it too and receives nothing. Owner is that other owner or program.
 	State string `json:"state"`
 	Owner string `json:"owner,omitempty"`
 }
@@ -121,7 +121,7 @@ const (
 	PortShadowing = "shadowing"
 )
 
-// A Lease is an address of netyard's own IPAM that is not free.
+// A Lease is an address that is not free: of netyard's IPAM, or from a DHCP server.
 type Lease struct {
 	Pool    string    `json:"pool"`
 	Address string    `json:"address"`
@@ -131,8 +131,8 @@ type Lease struct {
 	Name    string    `json:"name,omitempty"`
 	MAC     string    `json:"mac,omitempty"`
 	Since   time.Time `json:"since"`
-	// The rest is of leases from a DHCP server only. DNS and NTP are what it recommends; netyard shows them and nothing
-	// more.
+	// The fields below are of leases from a DHCP server only. DNS and NTP are what the server offers; netyard only
+	// shows them.
 	Server   string    `json:"server,omitempty"`
 	Expires  time.Time `json:"expires,omitzero"`
 	Router   string    `json:"router,omitempty"`
@@ -144,28 +144,28 @@ type Lease struct {
 	ClientID string    `json:"client_id,omitempty"`
 }
 
-// A Request says which address of which pool to reserve or release. Pool may be empty when the address says enough.
+// A Request names an address to reserve or release. Pool may be empty if only one pool contains the address.
 type Request struct {
 	Pool    string `json:"pool"`
 	Address string `json:"address"`
 	Name    string `json:"name,omitempty"`
 }
 
-// A Change says which options of a network or an endpoint to change, and to what; an empty value stands for the
+// A Change has the options of a network or an endpoint to change, and their values. An empty value restores the
 // default.
 type Change struct {
 	Options map[string]string `json:"options"`
 }
 
-// failure is how an error is said.
+// failure is the answer to a request that failed.
 type failure struct {
 	Error string `json:"error"`
 }
 
 func networkView(n modes.Network, endpoints int) Network {
 	v := Network{
-		ID: n.ID, Name: n.Name, Engine: n.Engine, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal, Options: n.Now(), Settled: n.Settled,
-		Endpoints: endpoints, Created: n.Created, Subnets: []Subnet{},
+		ID: n.ID, Name: n.Name, Engine: n.Engine, Mode: n.Mode, State: n.Phase.String(), Internal: n.Internal,
+		Options: n.Now(), Settled: n.Settled, Endpoints: endpoints, Created: n.Created, Subnets: []Subnet{},
 	}
 	for _, s := range n.Subnets {
 		sub := Subnet{Pool: s.Pool.String(), IPAM: s.Space}
@@ -185,10 +185,11 @@ func networkView(n modes.Network, endpoints int) Network {
 
 func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) Endpoint {
 	v := Endpoint{
-		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image, PID: e.Container.PID,
-		Engine: e.Container.Engine, Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
-		State: state, Options: e.Options, Sandbox: e.Sandbox, Aliases: e.Aliases, Attachment: e.Attachment, Created: e.Created, Joined: e.Joined,
-		Addresses: []string{}, Ports: []string{},
+		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image,
+		PID: e.Container.PID, Engine: e.Container.Engine,
+		Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
+		State: state, Options: e.Options, Sandbox: e.Sandbox, Aliases: e.Aliases, Attachment: e.Attachment,
+		Created: e.Created, Joined: e.Joined, Addresses: []string{}, Ports: []string{},
 	}
 	for _, a := range e.Addrs {
 		v.Addresses = append(v.Addresses, a.String())
@@ -202,8 +203,8 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 func portViews(e modes.Endpoint, n modes.Network, conflicts []book.Conflict) (views []Port) {
 	show := func(p modes.Port, state, owner string) {
 		v := Port{
-			State: state, Owner: owner,
-			Proto: p.Proto, HostIP: p.HostIP.String(), HostPort: int(p.HostPort), HostPortEnd: int(p.HostPort) + int(p.Count) - 1, Routed: p.Routed,
+			State: state, Owner: owner, Proto: p.Proto, Routed: p.Routed,
+			HostIP: p.HostIP.String(), HostPort: int(p.HostPort), HostPortEnd: int(p.HostPort) + int(p.Count) - 1,
 			Port: int(p.ContainerPort), PortEnd: int(p.ContainerPort) + int(p.Count) - 1,
 			Container: e.Container.Name, ContainerID: e.Container.ID, EndpointID: e.ID, Engine: e.Container.Engine,
 			Network: n.Name, NetworkID: n.ID,
@@ -241,8 +242,8 @@ func leaseView(l ipam.Lease, network string) Lease {
 	}
 }
 
-// sixView is what DHCPv6 gave beside a lease.
-func sixView(l lease.DHCPLease, network string) Lease {
+// dhcpv6View returns the DHCPv6 lease that an endpoint has besides its DHCPv4 lease.
+func dhcpv6View(l lease.DHCPLease, network string) Lease {
 	l.Lease = l.Six.Lease
 	v := dhcpView(l, network)
 	v.Kind = "dhcpv6"
@@ -252,8 +253,9 @@ func sixView(l lease.DHCPLease, network string) Lease {
 func dhcpView(l lease.DHCPLease, network string) Lease {
 	v := Lease{
 		Pool: l.Pool, Address: l.Lease.Addr.Addr().String(), Network: network, Kind: "dhcp", State: l.State(time.Now()),
-		Name: cmp.Or(l.Hostname, l.Name), MAC: l.MAC, Since: l.Since, Server: l.Lease.Server.String(), Expires: l.Lease.Expires,
-		Domain: l.Lease.Domain, MTU: l.Lease.MTU, Hostname: l.Hostname, ClientID: hex.EncodeToString(l.ClientID),
+		Name: cmp.Or(l.Hostname, l.Name), MAC: l.MAC, Since: l.Since, Server: l.Lease.Server.String(),
+		Expires: l.Lease.Expires, Domain: l.Lease.Domain, MTU: l.Lease.MTU, Hostname: l.Hostname,
+		ClientID: hex.EncodeToString(l.ClientID),
 	}
 	if l.Lease.Router.IsValid() {
 		v.Router = l.Lease.Router.String()

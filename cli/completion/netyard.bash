@@ -5,7 +5,7 @@ _netyard() {
 	local line=("${COMP_WORDS[@]:0:COMP_CWORD}")
 	[[ $cur == -* ]] && line+=("$cur")
 	COMPREPLY=()
-	# Not compgen -W: it would expand what the words contain.
+	# Not compgen -W, which would expand the words.
 	while IFS= read -r word; do
 		[[ $word == "$cur"* ]] && COMPREPLY+=("$word")
 	done < <("${line[@]}" --generate-bash-completion 2>/dev/null)

@@ -13,7 +13,7 @@ _netyard() {
 	fi
 }
 
-# As a file in $fpath it is run to complete; sourced it only registers.
+# Autoloaded from $fpath, this file runs to complete a word; sourced, it only registers the function.
 if [[ ${funcstack[1]} == _netyard ]]; then
 	_netyard "$@"
 else

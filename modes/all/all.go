@@ -11,6 +11,9 @@ import (
 	"netyard/modes/overlay"
 )
 
+// Overlay is the name of the mode whose networks are on several hosts.
+const Overlay = "overlay"
+
 // Modes is the table of modes by name.
 func Modes() map[string]modes.New {
 	return map[string]modes.New{
@@ -19,6 +22,6 @@ func Modes() map[string]modes.New {
 		"ipvlan":  ipvlan.New,
 		"macvlan": macvlan.New,
 		"none":    none.New,
-		"overlay": overlay.New,
+		Overlay:   overlay.New,
 	}
 }
