@@ -186,4 +186,5 @@ func quoted(words []string) string {
 	return "`" + text + "`"
 }
 
+// modeNames returns the names of all modes.
 func modeNames() []string { return slices.Sorted(maps.Keys(all.Modes())) }
