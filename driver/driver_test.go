@@ -274,7 +274,7 @@ func TestBadInput(t *testing.T) {
 	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"192.0.2.7","HostPort":8080,"HostPortEnd":8080}]}}`, "publish 192.0.2.7:8080:80/tcp: 192.0.2.7 is not an address of this host")
 	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"::","HostPort":8080,"HostPortEnd":8080}]}}`, "publish [::]:8080:80/tcp: the container has no IPv6 address")
 	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"web","HostPort":8080}]}}`, "publish web")
-	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":1,"Port":80}]}}`, "protocol 1 of port 80 is none of tcp, udp, sctp")
+	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":1,"Port":80}]}}`, "publish port 80: protocol 1 is not tcp, udp or sctp")
 }
 
 func TestInterfaceName(t *testing.T) {

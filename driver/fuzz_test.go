@@ -68,7 +68,7 @@ func FuzzCreateEndpoint(f *testing.F) {
 		if err != nil {
 			return
 		}
-		asks, err := asked(ports)
+		asks, err := asksOf(ports)
 		for _, a := range asks {
 			if err == nil && a.Proto == "" {
 				t.Errorf("%q: a port without a protocol", body)
