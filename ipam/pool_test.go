@@ -11,7 +11,7 @@ import (
 	"netyard/store"
 )
 
-// A poolTest is a request where there are other pools, and what is expected of it.
+// A poolTest is a request while other pools exist, and its expected result.
 type poolTest struct {
 	name string
 	in   PoolRequest
@@ -72,7 +72,7 @@ func TestRequestPool(t *testing.T) {
 		},
 		{
 			name: "everything", in: PoolRequest{Subnet: prefix("0.0.0.0/0")},
-			err: ErrInvalid, text: "request pool: subnet 0.0.0.0/0: not usable: is every address",
+			err: ErrInvalid, text: "request pool: subnet 0.0.0.0/0: not usable: contains all addresses",
 		},
 	})
 }
@@ -100,8 +100,8 @@ func TestPoolOverlap(t *testing.T) {
 			err: ErrOverlap, text: "request pool: subnet 10.2.0.0/24 overlaps pool 10.2.0.0/24@eth0.10",
 		},
 		{
-			name: "domain that would break keys", in: PoolRequest{Subnet: prefix("10.9.0.0/24"), Domain: "a|b"},
-			err: ErrInvalid, text: `request pool: domain "a|b": not usable: has a "|"`,
+			name: "domain with the separator of keys", in: PoolRequest{Subnet: prefix("10.9.0.0/24"), Domain: "a|b"},
+			err: ErrInvalid, text: `request pool: domain "a|b": not usable: contains "|"`,
 		},
 		{
 			name: "ipv6", in: PoolRequest{Subnet: prefix("fd00:2::/64"), V6: true},
@@ -133,7 +133,11 @@ func TestRequestPoolAgain(t *testing.T) {
 			r.get(AddressRequest{Pool: id, Gateway: true})
 			r.get(AddressRequest{Pool: id, Addr: ip("10.1.0.9")})
 		}, true, nil},
-		{"unbound, with a reservation", func(r *rig) { r.reserve(id, "10.1.0.7", "db") }, true, []string{"10.1.0.7 reserved reserved db"}},
+		{
+			"unbound, with a reservation", func(r *rig) { r.reserve(id, "10.1.0.7", "db") },
+			true,
+			[]string{"10.1.0.7 reserved reserved db"},
+		},
 		{
 			"unbound, with an endpoint", func(r *rig) { r.get(AddressRequest{Pool: id, MAC: "02:00:00:00:00:01"}) },
 			false,
@@ -185,7 +189,7 @@ func TestPoolsWithoutSubnet(t *testing.T) {
 		}
 		seen[p.Subnet] = true
 		for _, b := range busy {
-			if b.IsValid() && b.Bits() > 0 && plain(b).Overlaps(p.Subnet) {
+			if b.IsValid() && b.Bits() > 0 && masked(b).Overlaps(p.Subnet) {
 				t.Errorf("pool %s overlaps busy %s", p.ID, b)
 			}
 		}
@@ -254,7 +258,7 @@ func TestBindPool(t *testing.T) {
 		r.now = start.Add(time.Duration(i) * time.Second)
 		r.pool(PoolRequest{Subnet: subnet, Domain: domain}, "")
 	}
-	r.pool(PoolRequest{Subnet: prefix("10.1.0.0/25")}, "") // the same beginning
+	r.pool(PoolRequest{Subnet: prefix("10.1.0.0/25")}, "") // begins with the same address
 	for _, network := range []string{"n1", "n2", "n1", "n3"} {
 		wantError(t, bind(network), nil, "")
 	}
@@ -353,5 +357,5 @@ func TestHostULA(t *testing.T) {
 		t.Errorf("two hosts have %s", a)
 	}
 	equal(t, "prefix of the same host", HostULA("9c1185a5c5e9fc54612808977ee8f548"), a)
-	equal(t, "prefix of a known host", a, prefix("fd5e:41b1:549e::/48")) // the end of what sha256sum says
+	equal(t, "prefix of a known host", a, prefix("fd5e:41b1:549e::/48")) // the end of sha256sum's output
 }
