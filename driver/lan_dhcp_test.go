@@ -367,7 +367,7 @@ func TestLANDHCPConflict(t *testing.T) {
 			pool := d.pool("")
 			d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
 			d.refused("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Address":"192.0.2.101","Options":{"com.docker.network.endpoint.name":"db"}}`, pool),
-				"somebody else uses the address 192.0.2.101")
+				"address conflict: 192.0.2.101 is in use by")
 			if !d.told(event.LeaseDeclined, netip.MustParseAddr("192.0.2.101")) {
 				t.Error("nobody is told")
 			}
