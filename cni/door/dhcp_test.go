@@ -60,9 +60,7 @@ func newDHCPHost(t *testing.T) *dhcpHost {
 			t.Fatal(err)
 		}
 	}
-	y := yard.New(book.Config{
-		Log: log, Store: st, Kernel: d.host.Kernel, Modes: table, BootID: "b", IPAM: ipam.New(ipam.Config{}),
-	})
+	y := yard.New(book.Config{Log: log, Store: st, Kernel: d.host.Kernel, Modes: table, BootID: "b", IPAM: ipam.New(ipam.Config{})})
 	d.Server = &Server{Yard: y, Log: log}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks errgroup.Group
