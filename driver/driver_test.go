@@ -314,7 +314,7 @@ func TestInterfaceName(t *testing.T) {
 	}
 }
 
-// TestGatewayless shows that an engine is told to reserve no gateway address if the network has no gateway.
+// TestGatewayless shows that GwAllocCheck has an engine skip the gateway address of a network without a gateway.
 func TestGatewayless(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")

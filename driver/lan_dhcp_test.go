@@ -128,7 +128,7 @@ func (d *dhcpLAN) startOn(network, pool, last, name string) (addr string) {
 	addr = d.requestAddress(pool, name)
 	d.ok("NetworkDriver.CreateEndpoint", endpointOf(network, last, fmt.Sprintf(`,"Interface":{"Address":%q}`, addr)))
 	box := kerneltest.New(d.t)
-	// An engine turns IPv6 off in sandboxes where nobody asked for it.
+	// An engine disables IPv6 in sandboxes by default.
 	box.Sh(d.t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
 	d.boxes[last] = box
 	j, link := d.join(network, last, box)

@@ -49,7 +49,7 @@ type Containerd struct {
 
 	client *containerd.Client
 	poked  chan struct{}
-	// rebuilt says that the first check is done, so that records which were still being rebuilt then are rebuilt.
+	// rebuilt says that this process has rebuilt what it can from containerd, or that there was nothing to rebuild.
 	rebuilt bool
 }
 

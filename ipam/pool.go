@@ -166,8 +166,8 @@ func (m *IPAM) checkOverlap(tx store.Tx, p Pool, abandoned time.Time, all []Pool
 	return nil
 }
 
-// BindPool binds the unbound pool of a subnet to a network. If several domains have one, it takes that of the likely
-// domain, or else the newest. If the network has such a pool already, it does nothing.
+// BindPool binds the unbound pool of a subnet to a network. If several domains have one, it binds that of the likely
+// domain, or else the newest. If the network has a pool of the subnet already, it does nothing.
 func (m *IPAM) BindPool(tx store.Tx, subnet netip.Prefix, likely, network string) error {
 	subnet = masked(subnet)
 	if _, err := m.PoolOf(tx, subnet, network); !errors.Is(err, ErrNotFound) {

@@ -143,7 +143,7 @@ func TestRequestPoolAgain(t *testing.T) {
 			false,
 			[]string{"10.1.0.1 dynamic active"},
 		},
-		{"unbound, with an endpoint that is gone", func(r *rig) {
+		{"unbound, with a released address", func(r *rig) {
 			r.release(id, r.get(AddressRequest{Pool: id}))
 		}, true, nil},
 	}
@@ -184,7 +184,8 @@ func TestPoolsWithoutSubnet(t *testing.T) {
 		if v6 {
 			within, size = ula, 64
 		}
-		if !within.Contains(p.Subnet.Addr()) || p.Subnet.Bits() != size || p.Subnet != p.Subnet.Masked() || seen[p.Subnet] {
+		if !within.Contains(p.Subnet.Addr()) || p.Subnet.Bits() != size ||
+			p.Subnet != p.Subnet.Masked() || seen[p.Subnet] {
 			t.Errorf("pool %d is %s", i, p.ID)
 		}
 		seen[p.Subnet] = true
@@ -217,10 +218,12 @@ func TestPoolCursor(t *testing.T) {
 	next() // skips the one in use
 	next() // the second base
 	equal(t, "pools", got, []string{
-		"10.0.0.0/32", "10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32", "10.0.0.0/32", "10.0.0.1/32", "10.0.0.3/32", "10.9.0.0/24",
+		"10.0.0.0/32", "10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32",
+		"10.0.0.0/32", "10.0.0.1/32", "10.0.0.3/32", "10.9.0.0/24",
 	})
 	_, err := r.tryPool(PoolRequest{})
-	wantError(t, err, ErrExhausted, "request pool: cut a subnet from [10.0.0.0/30 in /32 10.9.0.0/24 in /24]: nothing free")
+	wantError(t, err, ErrExhausted,
+		"request pool: cut a subnet from [10.0.0.0/30 in /32 10.9.0.0/24 in /24]: nothing free")
 }
 
 func TestBaseThatIsAllBusy(t *testing.T) {
@@ -249,7 +252,7 @@ func TestBadBase(t *testing.T) {
 func TestBindPool(t *testing.T) {
 	r := newRig(t, Config{})
 	subnet := prefix("10.1.0.0/24")
-	likely := map[string]string{"n1": "eth2", "n2": "eth7"} // the others say nothing
+	likely := map[string]string{"n1": "eth2", "n2": "eth7"} // none for the others
 	bind := func(network string) error {
 		return r.store.Update(func(tx store.Tx) error { return r.ipam.BindPool(tx, subnet, likely[network], network) })
 	}
@@ -264,7 +267,9 @@ func TestBindPool(t *testing.T) {
 	}
 	wantError(t, bind("n4"), ErrNotFound, "bind pool 10.1.0.0/24 to network n4: unbound pool: not found")
 	r.do(func(tx store.Tx) error {
-		for network, want := range map[string]string{"n1": "10.1.0.0/24@eth2", "n2": "10.1.0.0/24@eth1", "n3": "10.1.0.0/24@eth0"} {
+		for network, want := range map[string]string{
+			"n1": "10.1.0.0/24@eth2", "n2": "10.1.0.0/24@eth1", "n3": "10.1.0.0/24@eth0",
+		} {
 			p, err := r.ipam.PoolOf(tx, prefix("10.1.0.77/24"), network)
 			if err != nil {
 				return err

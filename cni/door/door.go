@@ -137,8 +137,8 @@ func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (ans
 	})
 }
 
-// undo removes an attachment whose runtime did not get the answer. The runtime may have sent the request again
-// meanwhile; undo does not remove the endpoint which that made.
+// undo removes an attachment whose runtime did not get the answer. It removes only the endpoint of that request: the
+// runtime may have sent the request again, which made another one.
 func (s *Server) undo(ctx context.Context, q cni.Request, endpoint string) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()

@@ -63,7 +63,8 @@ func (l Lease) Due(now, tried time.Time) time.Time {
 	return next
 }
 
-// Patience returns how long an attempt to extend a lease may take: an eighth of the lease, but at most 5 s.
+// Patience returns how long an attempt to extend a lease may take, so that it ends before the next one is due: an
+// eighth of the lease, but at least firstWait and at most 5 s.
 func (l Lease) Patience() time.Duration {
 	const most = 5 * time.Second
 	if l.Expires.IsZero() {
