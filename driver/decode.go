@@ -151,7 +151,7 @@ func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
 	}
 	if e.IfName, _ = q.Options.text(labelIfName); e.IfName != "" {
 		if !modes.ValidIfName(e.IfName) || !numberedZero.MatchString(e.IfName) {
-			return e, fmt.Errorf("%w: %s=%s: a network plugin can only set names of letters that end in 0, such as wan0",
+			return e, fmt.Errorf("%w: %s=%s: a plugin can only set names of letters that end in 0, such as wan0",
 				modes.ErrOption, labelIfName, e.IfName)
 		}
 	}

@@ -25,7 +25,8 @@ const (
 )
 
 // errEmpty refuses a call without a body. When a plugin dies during a call, the engine sends the call again with the
-// body that it has already consumed, so empty (moby/moby#39331). Decoded, that would be a request with every field zero.
+// body that it has already consumed, so empty (moby/moby#39331). Decoded, that would be a request with every field
+// zero.
 var errEmpty = errors.New("decode request: it has no body; the engine sent it again after a failure and lost the body")
 
 // A request can be checked before its handler starts.
