@@ -1,9 +1,9 @@
-// Package cni is what the plugin that a CNI runtime starts and the daemon say to each other: one request and one
-// answer, JSON on a unix socket, and with the request an open descriptor of the container's network namespace
-// (SCM_RIGHTS, unix(7)). A path would not do: the daemon may see other mounts than the runtime, and a process may be
-// another one by the time it looks.
+// Package cni is the protocol between the plugin that a CNI runtime starts and the daemon: one request and one answer,
+// as JSON on a unix socket. With the request comes an open descriptor of the container's network namespace (SCM_RIGHTS,
+// unix(7)). A path would not be enough: the daemon may see other mounts than the runtime, and a process ID may have
+// been reused by the time the daemon opens it.
 //
-// The plugin knows nothing of networks, so that a new daemon needs no new plugin, and one that starts in a moment.
+// The plugin knows nothing of networks, so that it starts fast and a new daemon needs no new plugin.
 package cni
 
 import (
@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	// SocketName is the socket's, in the daemon's run_dir.
+	// SocketName is the file name of the socket, in the daemon's run_dir.
 	SocketName = "cni.sock"
-	// DefaultSocket is where it is unless the network configuration says otherwise ("socket").
+	// DefaultSocket is the path of the socket if the network configuration does not name one ("socket").
 	DefaultSocket = "/run/netyard/" + SocketName
-	// Deadline is how long a runtime waits for an answer at most. nerdctl holds a lock over all containers of the host
-	// meanwhile.
+	// Deadline is the longest time that a runtime waits for an answer. Meanwhile nerdctl holds a lock over all
+	// containers of the host.
 	Deadline = 10 * time.Second
-	// MaxRequest bounds a request; a network configuration is some kilobytes.
+	// MaxRequest is the largest size of a request in bytes; a network configuration is some kilobytes.
 	MaxRequest = 1 << 20
 )
 
@@ -42,10 +42,10 @@ const (
 	CodeNamespace   = 8
 	CodeTryAgain    = 11
 	CodeUnavailable = 50
-	CodeFailed      = 100 // the first of a plugin's own
+	CodeFailed      = 100 // the first code for a plugin's own errors
 )
 
-// A Request is a call of the plugin, as the runtime made it.
+// A Request is a call of the plugin as the runtime made it.
 type Request struct {
 	Command     string          `json:"command"`
 	ContainerID string          `json:"containerID,omitempty"`
@@ -55,20 +55,20 @@ type Request struct {
 	Config      json.RawMessage `json:"config"`
 }
 
-// An Answer is what the plugin is to print.
+// An Answer is what the plugin prints.
 type Answer struct {
 	Result json.RawMessage `json:"result,omitempty"`
 	Error  *Error          `json:"error,omitempty"`
 }
 
-// An Error is a refusal, in CNI's words.
+// An Error is an error in CNI's form.
 type Error struct {
 	Code    uint   `json:"code"`
 	Msg     string `json:"msg"`
 	Details string `json:"details,omitempty"`
 }
 
-// Error says it in one line.
+// Error returns the message and the details in one line.
 func (e *Error) Error() string {
 	if e.Details == "" {
 		return e.Msg
@@ -76,18 +76,18 @@ func (e *Error) Error() string {
 	return e.Msg + "; " + e.Details
 }
 
-// errAway is how a call ends that found no daemon.
-func errAway(socket string) error {
+// errNotRunning returns the error of a call that found no daemon.
+func errNotRunning(socket string) error {
 	return &Error{
 		Code: CodeTryAgain, Msg: fmt.Sprintf("the netyard daemon is not running (no answer on %s)", socket),
 		Details: "start it with: systemctl start netyard, or netyard serve",
 	}
 }
 
-// Call sends a request to the daemon and waits for the answer, until the deadline. netns may be nil.
+// Call sends a request to the daemon and waits for the answer until the deadline. netns may be nil.
 //
-// It waits in plain system calls: what package net needs to wait for many at once, a process that lives for one call
-// would spend a good part of its life on.
+// It uses blocking system calls: the poller that package net starts, to wait for many connections at once, would be a
+// good part of the run time of a process that lives for one call.
 func Call(deadline time.Time, socket string, r Request, netns *os.File) (json.RawMessage, error) {
 	raw, err := json.Marshal(r)
 	if err != nil {
@@ -95,22 +95,22 @@ func Call(deadline time.Time, socket string, r Request, netns *os.File) (json.Ra
 	}
 	fd, err := connect(deadline, socket)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, errAway(socket)
+		return nil, errNotRunning(socket)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ask the netyard daemon on %s: %w", socket, err)
+		return nil, fmt.Errorf("connect to the netyard daemon on %s: %w", socket, err)
 	}
-	defer syscall.Close(fd) //nolint:errcheck // all is read by then
+	defer syscall.Close(fd) //nolint:errcheck // the answer was read, or the call failed
 	if err := send(fd, raw, netns); err != nil {
-		return nil, fmt.Errorf("ask the netyard daemon on %s: %w", socket, err)
+		return nil, fmt.Errorf("send request to the netyard daemon on %s: %w", socket, err)
 	}
-	said, err := hear(fd, deadline)
+	raw, err = receiveAnswer(fd, deadline)
 	var a Answer
 	if err == nil {
-		err = json.Unmarshal(said, &a)
+		err = json.Unmarshal(raw, &a)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("hear the netyard daemon's answer on %s: %w", socket, err)
+		return nil, fmt.Errorf("read the netyard daemon's answer on %s: %w", socket, err)
 	}
 	if a.Error != nil {
 		return nil, a.Error
@@ -118,18 +118,18 @@ func Call(deadline time.Time, socket string, r Request, netns *os.File) (json.Ra
 	return a.Result, nil
 }
 
-// connect opens a connection on which no call waits for longer than until the deadline.
+// connect opens a connection on which each system call ends by the deadline.
 func connect(deadline time.Time, socket string) (int, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
 	left := syscall.NsecToTimeval(max(time.Until(deadline), time.Millisecond).Nanoseconds())
-	err = errors.Join(
-		syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &left), // bounds connect(2), too (socket(7))
+	err = errors.Join( // SO_SNDTIMEO bounds connect(2) too (socket(7))
+		syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &left),
 		syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &left))
 	if err == nil {
-		err = again(func() error { return syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}) })
+		err = retry(func() error { return syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}) })
 	}
 	if err != nil {
 		return -1, errors.Join(err, syscall.Close(fd))
@@ -137,9 +137,9 @@ func connect(deadline time.Time, socket string) (int, error) {
 	return fd, nil
 }
 
-// again repeats a call that a signal interrupted: Go sends itself some. What is not ready by then has taken too long
-// (socket(7), SO_RCVTIMEO).
-func again(call func() error) error {
+// retry repeats a system call that a signal interrupted: the Go runtime sends itself signals. EAGAIN means that the
+// socket's time-out has passed (socket(7), SO_RCVTIMEO).
+func retry(call func() error) error {
 	for {
 		switch err := call(); {
 		case errors.Is(err, syscall.EAGAIN):
@@ -150,7 +150,8 @@ func again(call func() error) error {
 	}
 }
 
-// send writes a request, at once if it can: the daemon is woken once. The descriptor goes with the first byte.
+// send writes a request, in one call if possible, so that the daemon wakes once. The descriptor goes with the first
+// byte.
 func send(fd int, raw []byte, netns *os.File) error {
 	var rights []byte
 	if netns != nil {
@@ -158,7 +159,7 @@ func send(fd int, raw []byte, netns *os.File) error {
 	}
 	for len(raw) > 0 {
 		n := 0
-		err := again(func() (err error) {
+		err := retry(func() (err error) {
 			n, err = syscall.SendmsgN(fd, raw, rights, nil, syscall.MSG_NOSIGNAL)
 			return err
 		})
@@ -170,32 +171,33 @@ func send(fd int, raw []byte, netns *os.File) error {
 	return nil
 }
 
-// hear reads until the daemon has said all.
-func hear(fd int, deadline time.Time) (said []byte, err error) {
+// receiveAnswer reads until the daemon closes the connection.
+func receiveAnswer(fd int, deadline time.Time) (raw []byte, err error) {
 	buf := make([]byte, 1<<14)
 	for {
 		n := 0
-		err := again(func() (err error) {
+		err := retry(func() (err error) {
 			n, err = syscall.Read(fd, buf)
 			return err
 		})
 		switch {
 		case err != nil:
 			return nil, err
-		case n == 0 && len(said) == 0:
+		case n == 0 && len(raw) == 0:
 			return nil, io.ErrUnexpectedEOF
 		case n == 0:
-			return said, nil
+			return raw, nil
 		case time.Now().After(deadline):
 			return nil, os.ErrDeadlineExceeded
 		}
-		said = append(said, buf[:n]...)
+		raw = append(raw, buf[:n]...)
 	}
 }
 
-// Receive reads a request from a connection. The file is nil when none came with it; otherwise the caller closes it.
+// Receive reads a request from a connection. netns is nil if no descriptor came with it; otherwise the caller closes
+// it.
 func Receive(c *net.UnixConn) (r Request, netns *os.File, err error) {
-	const space = 64 // for one descriptor: cmsg(3)
+	const space = 64 // room for the control message of one descriptor (cmsg(3))
 	first, rights := make([]byte, 1), make([]byte, space)
 	n, size, _, _, err := c.ReadMsgUnix(first, rights)
 	if err == nil && n == 0 {
@@ -217,10 +219,10 @@ func Receive(c *net.UnixConn) (r Request, netns *os.File, err error) {
 	return r, netns, nil
 }
 
-// descriptor takes the one descriptor out of a control message, and closes whatever else came with it.
+// descriptor returns the first descriptor of a control message and closes all others.
 func descriptor(control []byte) (*os.File, error) {
 	if len(control) == 0 {
-		return nil, nil //nolint:nilnil // none came
+		return nil, nil //nolint:nilnil // no descriptor is not an error
 	}
 	messages, err := syscall.ParseSocketControlMessage(control)
 	if err != nil {
@@ -234,10 +236,10 @@ func descriptor(control []byte) (*os.File, error) {
 		}
 	}
 	if len(fds) == 0 {
-		return nil, nil //nolint:nilnil // none came
+		return nil, nil //nolint:nilnil // no descriptor is not an error
 	}
 	for _, fd := range fds[1:] {
-		_ = syscall.Close(fd) // nobody asked for it
+		_ = syscall.Close(fd)
 	}
 	syscall.CloseOnExec(fds[0])
 	return os.NewFile(uintptr(fds[0]), "netns"), nil

@@ -11,14 +11,18 @@ import (
 	"time"
 )
 
-// TestCall: a request arrives as it was sent, with the file; a refusal comes back as one; and nobody at home is said in
-// one line.
+// TestCall shows that a request arrives as it was sent, with the descriptor, that an error comes back as one, and that
+// the error of a call without a daemon has one line.
 func TestCall(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), SocketName)
 	end := time.Now().Add(Deadline)
-	sent := Request{Command: "ADD", ContainerID: "c", Netns: "/x", IfName: "eth0", Args: "A=B", Config: json.RawMessage(`{"name":"web"}`)}
-	if _, err := Call(end, socket, sent, nil); err == nil || !strings.Contains(err.Error(), "systemctl start netyard") || strings.Contains(err.Error(), "\n") {
+	sent := Request{
+		Command: "ADD", ContainerID: "c", Netns: "/x", IfName: "eth0", Args: "A=B",
+		Config: json.RawMessage(`{"name":"web"}`),
+	}
+	_, err := Call(end, socket, sent, nil)
+	if err == nil || !strings.Contains(err.Error(), "systemctl start netyard") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("without a daemon: %v", err)
 	}
 	l, err := net.Listen("unix", socket)
@@ -34,17 +38,21 @@ func TestCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() {
-		for _, a := range []Answer{{Result: json.RawMessage(`{"ok":true}`)}, {Error: &Error{Code: 7, Msg: "no", Details: "because"}}} {
+		for _, a := range []Answer{
+			{Result: json.RawMessage(`{"ok":true}`)},
+			{Error: &Error{Code: 7, Msg: "no", Details: "because"}},
+		} {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
 			got, f, err := Receive(c.(*net.UnixConn))
-			if err != nil || got.ContainerID != sent.ContainerID || string(got.Config) != string(sent.Config) || f == nil {
+			if err != nil || f == nil ||
+				got.ContainerID != sent.ContainerID || string(got.Config) != string(sent.Config) {
 				t.Errorf("got %+v, %v, %v", got, f, err)
 			} else if raw := make([]byte, 9); true {
 				if _, err := f.ReadAt(raw, 0); err != nil || string(raw) != "a sandbox" {
-					t.Errorf("the file has %q: %v", raw, err)
+					t.Errorf("the file contains %q: %v", raw, err)
 				}
 				f.Close()
 			}
@@ -58,28 +66,32 @@ func TestCall(t *testing.T) {
 		t.Errorf("%s %v", got, err)
 	}
 	if _, err := Call(end, socket, sent, file); err == nil || err.Error() != "no; because" {
-		t.Errorf("a refusal: %v", err)
+		t.Errorf("the daemon's error: %v", err)
 	}
-	// Nobody accepts any more, and the connection waits: nothing does for longer than the deadline.
-	if _, err := Call(time.Now().Add(50*time.Millisecond), socket, sent, file); !errors.Is(err, os.ErrDeadlineExceeded) {
+	// No one accepts this connection, so the call waits, but not beyond the deadline.
+	_, err = Call(time.Now().Add(50*time.Millisecond), socket, sent, file)
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("without an answer: %v", err)
 	}
 }
 
-// TestTombstones: what was written is read; what is none is removed.
+// TestTombstones shows that tombstones are read as they were written, and that other files are removed.
 func TestTombstones(t *testing.T) {
 	t.Parallel()
 	dir := TombstoneDir(filepath.Join(t.TempDir(), "run", SocketName))
 	if ts, err := Tombstones(dir); len(ts) != 0 || err != nil {
-		t.Errorf("of no directory: %v %v", ts, err)
+		t.Errorf("without a directory: %v %v", ts, err)
 	}
-	want := Tombstone{Request: Request{Command: "DEL", ContainerID: "c", IfName: "eth0", Config: json.RawMessage(`{}`)}, Deleted: time.Now().UTC(), Gone: true}
-	for range 2 { // twice is once
+	want := Tombstone{
+		Request: Request{Command: "DEL", ContainerID: "c", IfName: "eth0", Config: json.RawMessage(`{}`)},
+		Deleted: time.Now().UTC(), Gone: true,
+	}
+	for range 2 { // the second Put replaces the first
 		if err := want.Put(dir); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "junk"+stoneSuffix), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "junk"+tombstoneSuffix), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ts, err := Tombstones(dir)
@@ -96,12 +108,12 @@ func TestTombstones(t *testing.T) {
 	}
 }
 
-// TestInstall: nerdctl's own default network steps aside and comes back; another's network of the same name is left
-// alone.
+// TestInstall shows that nerdctl's own default network is set aside and restored, and that a network of the same name
+// but of another plugin is not replaced.
 func TestInstall(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "net.d")
-	own := filepath.Join(dir, nerdctlsOwn)
+	own := filepath.Join(dir, nerdctlDefault)
 	conf := func(name string) Conflist {
 		return New(name, "web", "id", "bridge", DefaultSocket, []Range{{Subnet: "10.1.0.0/24", Gateway: "10.1.0.1"}})
 	}
@@ -111,7 +123,8 @@ func TestInstall(t *testing.T) {
 	if err := os.WriteFile(own, []byte(`{"name":"bridge","plugins":[{"type":"bridge"}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "other.conflist"), []byte(`{"name":"taken","plugins":[{"type":"bridge"}]}`), 0o600); err != nil {
+	other := filepath.Join(dir, "other.conflist")
+	if err := os.WriteFile(other, []byte(`{"name":"taken","plugins":[{"type":"bridge"}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	path, err := conf(DefaultNetwork).Install(dir)
@@ -119,11 +132,12 @@ func TestInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw, err := os.ReadFile(path)
-	if err != nil || !strings.Contains(string(raw), `"nerdctl/default-network": "true"`) || strings.Contains(string(raw), "nerdctlID") {
+	if s := string(raw); err != nil ||
+		!strings.Contains(s, `"nerdctl/default-network": "true"`) || strings.Contains(s, "nerdctlID") {
 		t.Errorf("%s %v", raw, err)
 	}
 	if _, err := os.Stat(own); err == nil {
-		t.Error("two networks called bridge")
+		t.Error("two networks are named bridge")
 	}
 	if _, err := conf("taken").Install(dir); err == nil || !strings.Contains(err.Error(), "other.conflist") {
 		t.Errorf("a name that is taken: %v", err)
@@ -137,6 +151,6 @@ func TestInstall(t *testing.T) {
 		t.Errorf("%v %v", gone, err)
 	}
 	if _, err := os.Stat(own); err != nil {
-		t.Errorf("nerdctl's own network did not come back: %v", err)
+		t.Errorf("nerdctl's own network was not restored: %v", err)
 	}
 }

@@ -12,62 +12,65 @@ import (
 )
 
 const (
-	// ConfDir is where runtimes look for networks.
+	// ConfDir is the directory of the runtimes' network configurations.
 	ConfDir = "/etc/cni/net.d"
-	// confSuffix is that of a file which a runtime reads.
+	// confSuffix is the suffix of files that runtimes read.
 	confSuffix = ".conflist"
-	// pluginType names the plugin's program: a link to netyard-cni.
+	// pluginType is the file name of the plugin's program, a link to netyard-cni.
 	pluginType = "netyard"
 
 	// DefaultNetwork is the network of nerdctl's containers that name none.
 	DefaultNetwork = "bridge"
-	// nerdctlsOwn is the file that nerdctl makes of it, and asideSuffix what it ends with while netyard stands in.
-	nerdctlsOwn = "nerdctl-bridge.conflist"
-	asideSuffix = ".netyard-aside"
+	// nerdctlDefault is the file of nerdctl's own default network. While netyard provides that network, the file has
+	// asideSuffix, so that nerdctl does not read it.
+	nerdctlDefault = "nerdctl-bridge.conflist"
+	asideSuffix    = ".netyard-aside"
 )
 
-// A Conflist is a network configuration list for runtimes, of one plugin that does everything.
+// A Conflist is a network configuration list for runtimes, with netyard as its only plugin.
 type Conflist struct {
 	CNIVersion string `json:"cniVersion"`
-	// Versions are for runtimes that know of more than one (CNI 1.1.0).
+	// Versions is for runtimes that read more than one version (CNI 1.1.0).
 	Versions []string `json:"cniVersions,omitempty"`
 	Name     string   `json:"name"`
 	// Labels show in nerdctl network inspect. There is no nerdctlID: with one, nerdctl network prune would delete
-	// networks that stopped containers need, and nerdctl network rm those that netyard has.
+	// networks that stopped containers need, and nerdctl network rm would delete networks of netyard.
 	Labels  map[string]string `json:"nerdctlLabels,omitempty"`
 	Plugins []Plugin          `json:"plugins"`
 }
 
-// A Plugin is netyard's part of a Conflist.
+// A Plugin is netyard's entry in a Conflist.
 type Plugin struct {
 	Type         string          `json:"type"`
 	Network      string          `json:"network"`
 	Socket       string          `json:"socket"`
 	Capabilities map[string]bool `json:"capabilities"`
-	// IPAM is for people and for nerdctl network inspect; the addresses are netyard's to give.
+	// IPAM is for people and for nerdctl network inspect; the daemon does not read it to give addresses.
 	IPAM *IPAM `json:"ipam,omitempty"`
 }
 
-// An IPAM says what addresses a network has.
+// An IPAM lists the subnets of a network.
 type IPAM struct {
 	Type   string    `json:"type"`
 	Ranges [][]Range `json:"ranges"`
 }
 
-// A Range is one subnet of it.
+// A Range is one subnet of an IPAM.
 type Range struct {
 	Subnet  string `json:"subnet"`
 	Gateway string `json:"gateway,omitempty"`
 }
 
-// New is the configuration of a network of netyard's under a name of its own; ranges are its subnets.
+// New returns the configuration of a netyard network under the name that runtimes use; ranges are its subnets.
 func New(name, network, id, mode, socket string, ranges []Range) Conflist {
 	c := Conflist{
 		CNIVersion: "1.0.0", Versions: []string{"1.0.0", "1.1.0"}, Name: name,
 		Labels: map[string]string{"netyard.mode": mode, "netyard.network": id},
 		Plugins: []Plugin{{
 			Type: pluginType, Network: network, Socket: socket,
-			Capabilities: map[string]bool{"portMappings": true, "ips": true, "mac": true, "bandwidth": true, "aliases": true, "dns": true},
+			Capabilities: map[string]bool{
+				"portMappings": true, "ips": true, "mac": true, "bandwidth": true, "aliases": true, "dns": true,
+			},
 		}},
 	}
 	if name == DefaultNetwork {
@@ -83,8 +86,9 @@ func New(name, network, id, mode, socket string, ranges []Range) Conflist {
 	return c
 }
 
-// Install writes the configuration for runtimes to find, at once: one file that cannot be parsed breaks every command
-// of nerdctl's. The name puts it behind those of a cluster, which takes the first one of all for its own.
+// Install writes the configuration to the runtimes' directory, atomically: a file that cannot be parsed breaks every
+// nerdctl command. Its file name sorts after those of a Kubernetes network, since the kubelet's runtime uses the first
+// file as the cluster's network.
 func (c Conflist) Install(dir string) (path string, err error) {
 	path = filepath.Join(dir, "netyard-"+c.Name+confSuffix)
 	others, err := list(dir)
@@ -92,9 +96,9 @@ func (c Conflist) Install(dir string) (path string, err error) {
 		return path, err
 	}
 	for _, o := range others {
-		own := c.Name == DefaultNetwork && filepath.Base(o.Path) == nerdctlsOwn
+		own := c.Name == DefaultNetwork && filepath.Base(o.Path) == nerdctlDefault
 		if o.Name == c.Name && o.Path != path && !own {
-			return path, fmt.Errorf("install network %s: %s has a network of that name already", c.Name, o.Path)
+			return path, fmt.Errorf("install network %s: %s already defines a network of that name", c.Name, o.Path)
 		}
 	}
 	raw, err := json.MarshalIndent(c, "", "  ")
@@ -108,7 +112,8 @@ func (c Conflist) Install(dir string) (path string, err error) {
 		err = os.Rename(path+".new", path)
 	}
 	if err == nil && c.Name == DefaultNetwork {
-		err = ignoreMissing(os.Rename(filepath.Join(dir, nerdctlsOwn), filepath.Join(dir, nerdctlsOwn+asideSuffix)))
+		own := filepath.Join(dir, nerdctlDefault)
+		err = ignoreMissing(os.Rename(own, own+asideSuffix))
 	}
 	if err != nil {
 		return path, fmt.Errorf("install network %s: %w", c.Name, err)
@@ -123,26 +128,27 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// An Installed is a configuration that is there.
+// An Installed is a configuration file in the runtimes' directory.
 type Installed struct {
 	Path, Name string
-	// Network is netyard's, empty when the configuration is of another plugin or is a whole network by itself.
+	// Network is the netyard network that it names. It is empty if the configuration is of another plugin or defines a
+	// network itself.
 	Network string
-	// Ours: netyard's plugin is in it.
+	// Ours says that the configuration has netyard's plugin.
 	Ours bool
 }
 
-// List finds the configurations with netyard's plugin in a directory.
+// List returns the configurations in a directory that have netyard's plugin.
 func List(dir string) ([]Installed, error) {
 	all, err := list(dir)
 	return slices.DeleteFunc(all, func(i Installed) bool { return !i.Ours }), err
 }
 
-// list reads all that can be read.
+// list returns all configurations in a directory, except those that it cannot parse.
 func list(dir string) (all []Installed, err error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*"+confSuffix))
 	if err != nil {
-		return nil, fmt.Errorf("look into %s: %w", dir, err)
+		return nil, fmt.Errorf("list network configurations in %s: %w", dir, err)
 	}
 	for _, path := range files {
 		raw, err := os.ReadFile(path)
@@ -151,7 +157,7 @@ func list(dir string) (all []Installed, err error) {
 		}
 		var c Conflist
 		if err := json.Unmarshal(raw, &c); err != nil {
-			continue // another's, of another form
+			continue // not in the form of a Conflist, so not netyard's
 		}
 		i := Installed{Path: path, Name: c.Name}
 		for _, p := range c.Plugins {
@@ -164,8 +170,8 @@ func list(dir string) (all []Installed, err error) {
 	return all, nil
 }
 
-// Uninstall removes the configurations of a network of netyard's and returns what it removed; nerdctl's own default
-// network comes back.
+// Uninstall removes the configurations of a netyard network and returns their paths. If one of them was the default
+// network, it restores nerdctl's own.
 func Uninstall(dir, network string) (paths []string, err error) {
 	all, err := List(dir)
 	if err != nil {
@@ -180,9 +186,9 @@ func Uninstall(dir, network string) (paths []string, err error) {
 		}
 		paths = append(paths, i.Path)
 		if i.Name == DefaultNetwork {
-			own := filepath.Join(dir, nerdctlsOwn)
+			own := filepath.Join(dir, nerdctlDefault)
 			if err := ignoreMissing(os.Rename(own+asideSuffix, own)); err != nil {
-				return paths, fmt.Errorf("put nerdctl's own network back: %w", err)
+				return paths, fmt.Errorf("restore nerdctl's own network: %w", err)
 			}
 		}
 	}

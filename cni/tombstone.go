@@ -12,26 +12,26 @@ import (
 	"time"
 )
 
-// TombstoneDir is where what was deleted while the daemon was away is written down, beside its socket. A reboot takes
-// it away, and the containers with it.
+// TombstoneDir returns the directory of tombstones, which is beside the daemon's socket. A reboot removes it, as it
+// removes the containers.
 func TombstoneDir(socket string) string { return filepath.Join(filepath.Dir(socket), "tombstones") }
 
-// A Tombstone says that a runtime deleted an attachment and the daemon did not hear of it.
+// A Tombstone records that a runtime deleted an attachment while the daemon did not answer.
 type Tombstone struct {
 	Request
-	// Deleted is when: an attachment of the same name that was made later is another one.
+	// Deleted is the time of the deletion. An attachment of the same name that was made later is not meant.
 	Deleted time.Time `json:"deleted"`
-	// Gone: the runtime named a sandbox, so that it has done with it.
+	// Gone says that the runtime named a sandbox, so that the deletion is final (see attach.DetachRequest).
 	Gone bool `json:"gone"`
 	path string
 }
 
-const stoneSuffix = ".json"
+const tombstoneSuffix = ".json"
 
-// Put writes a tombstone, for the daemon to find when it is back.
+// Put writes a tombstone, which the daemon reads when it runs again.
 func (t Tombstone) Put(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make tombstone directory: %w", err)
+		return fmt.Errorf("create tombstone directory: %w", err)
 	}
 	raw, err := json.Marshal(t)
 	if err != nil {
@@ -42,13 +42,14 @@ func (t Tombstone) Put(dir string) error {
 	if err := os.WriteFile(name+".new", raw, 0o600); err != nil {
 		return fmt.Errorf("write tombstone: %w", err)
 	}
-	if err := os.Rename(name+".new", name+stoneSuffix); err != nil {
+	if err := os.Rename(name+".new", name+tombstoneSuffix); err != nil {
 		return fmt.Errorf("write tombstone: %w", err)
 	}
 	return nil
 }
 
-// Tombstones reads all that are there. What cannot be read as one is removed: nobody could ever do anything about it.
+// Tombstones returns all tombstones in a directory. It removes files that it cannot read as tombstones, since nobody
+// could process them.
 func Tombstones(dir string) (ts []Tombstone, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -58,7 +59,7 @@ func Tombstones(dir string) (ts []Tombstone, err error) {
 		return nil, fmt.Errorf("read tombstones: %w", err)
 	}
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), stoneSuffix) {
+		if !strings.HasSuffix(e.Name(), tombstoneSuffix) {
 			continue
 		}
 		t := Tombstone{path: filepath.Join(dir, e.Name())}
@@ -77,7 +78,7 @@ func Tombstones(dir string) (ts []Tombstone, err error) {
 	return ts, nil
 }
 
-// Remove ends a tombstone.
+// Remove deletes a tombstone's file. A file that does not exist is not an error.
 func (t Tombstone) Remove() error {
 	if err := os.Remove(t.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove tombstone: %w", err)

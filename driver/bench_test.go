@@ -10,8 +10,8 @@ import (
 	"github.com/vishvananda/netlink" //nolint:depguard // the bare calls that the driver is measured against
 )
 
-// BenchmarkEndpoint is what an engine waits for when a container starts and stops: the calls over the socket, records
-// and all, beside the bare netlink calls that have to be made for it. Each iteration is a new endpoint.
+// BenchmarkEndpoint measures what an engine waits for when a container starts and stops: the calls over the socket,
+// with the records, and beside them the bare netlink calls that they need. Each iteration is a new endpoint.
 func BenchmarkEndpoint(b *testing.B) {
 	b.Run("join/netyard", func(b *testing.B) {
 		e := newBench(b)
@@ -19,7 +19,7 @@ func BenchmarkEndpoint(b *testing.B) {
 			e.start(i)
 			b.StopTimer()
 			e.stop(i)
-			e.settle()
+			e.waitIdle()
 			b.StartTimer()
 		}
 	})
@@ -38,7 +38,7 @@ func BenchmarkEndpoint(b *testing.B) {
 		e := newBench(b)
 		for i := 0; b.Loop(); i++ {
 			b.StopTimer()
-			e.settle()
+			e.waitIdle()
 			e.start(i)
 			b.StartTimer()
 			e.stop(i)
@@ -69,7 +69,8 @@ func newBench(b *testing.B) bench {
 func (e bench) start(i int) {
 	id := fmt.Sprintf("%014x", i)
 	addr := fmt.Sprintf("10.9.%d.%d/16", 1+i/250%250, 1+i%250)
-	e.ok("NetworkDriver.CreateEndpoint", strings.NewReplacer("eeeeeeeeeeee01", id, "10.9.0.2/24", addr).Replace(endpoint))
+	body := strings.NewReplacer("eeeeeeeeeeee01", id, "10.9.0.2/24", addr).Replace(endpoint)
+	e.ok("NetworkDriver.CreateEndpoint", body)
 	e.ok("NetworkDriver.Join", strings.Replace(join, "eeeeeeeeeeee01", id, 1))
 }
 
@@ -79,40 +80,45 @@ func (e bench) stop(i int) {
 	e.ok("NetworkDriver.DeleteEndpoint", body)
 }
 
-// BenchmarkPublish is what an engine waits for when a container with published ports starts and stops: one port, and
-// twenty thousand in two ranges, which an engine names one by one, in the endpoint's options and again when the
-// container gets its way out.
+// BenchmarkPublish measures what an engine waits for when a container with published ports starts and stops: one port,
+// and twenty thousand in two ranges, which an engine lists one by one, in the endpoint's options and again in
+// ProgramExternalConnectivity.
 func BenchmarkPublish(b *testing.B) {
 	ports := func(first, last int, protos ...int) string {
 		var all []string
 		for _, proto := range protos {
 			for p := first; p <= last; p++ {
-				all = append(all, fmt.Sprintf(`{"Proto":%d,"IP":"","Port":%d,"HostIP":"0.0.0.0","HostPort":%d,"HostPortEnd":%d}`, proto, p, p, p))
+				const port = `{"Proto":%d,"IP":"","Port":%d,"HostIP":"0.0.0.0","HostPort":%d,"HostPortEnd":%d}`
+				all = append(all, fmt.Sprintf(port, proto, p, p, p))
 			}
 		}
 		return `"com.docker.network.portmap":[` + strings.Join(all, ",") + "]"
 	}
-	for name, portmap := range map[string]string{"one": ports(10_000, 10_000, 6), "range": ports(10_000, 19_999, 6, 17)} {
+	for name, portmap := range map[string]string{
+		"one":   ports(10_000, 10_000, 6),
+		"range": ports(10_000, 19_999, 6, 17),
+	} {
 		options := `"Options":{` + portmap + "}"
 		e := newBench(b)
 		b.Run("ports="+name, func(b *testing.B) {
 			for i := 0; b.Loop(); i++ {
 				id := fmt.Sprintf("%014x", i)
-				e.ok("NetworkDriver.CreateEndpoint", strings.NewReplacer("eeeeeeeeeeee01", id, `"Options":{}`, options).Replace(endpoint))
-				e.ok("NetworkDriver.Join", strings.Replace(join, "eeeeeeeeeeee01", id, 1))
-				e.ok("NetworkDriver.ProgramExternalConnectivity", strings.Replace(strings.TrimSuffix(ids, "}")+","+options+"}", "eeeeeeeeeeee01", id, 1))
-				e.ok("NetworkDriver.RevokeExternalConnectivity", strings.Replace(ids, "eeeeeeeeeeee01", id, 1))
+				r := strings.NewReplacer("eeeeeeeeeeee01", id, `"Options":{}`, options)
+				e.ok("NetworkDriver.CreateEndpoint", r.Replace(endpoint))
+				e.ok("NetworkDriver.Join", r.Replace(join))
+				e.ok("NetworkDriver.ProgramExternalConnectivity", r.Replace(strings.TrimSuffix(ids, "}")+","+options+"}"))
+				e.ok("NetworkDriver.RevokeExternalConnectivity", r.Replace(ids))
 				e.stop(i)
 				b.StopTimer()
-				e.settle()
+				e.waitIdle()
 				b.StartTimer()
 			}
 		})
 	}
 }
 
-// settle waits until what is done in the background is done, or the next call would wait for it.
-func (e bench) settle() {
+// waitIdle waits until work in the background is done, so that the next call need not wait for it.
+func (e bench) waitIdle() {
 	for {
 		es, err := e.yard.Endpoints()
 		if err != nil {
@@ -150,12 +156,14 @@ func (e bench) bareOn(name string, f func(nl *netlink.Handle, link netlink.Link)
 	f(nl, link)
 }
 
-// bareVeth makes what a container needs: a pair, one end on the bridge, marked and up.
+// bareVeth makes the links of a container: a veth pair, one end on the bridge, with an alias, and up.
 func bareVeth(b *testing.B, nl *netlink.Handle, br netlink.Link, i int) netlink.Link {
 	b.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MasterIndex = fmt.Sprintf("v%d", i), br.Attrs().Index
-	v := &netlink.Veth{LinkAttrs: attrs, PeerName: fmt.Sprintf("p%d", i), PeerHardwareAddr: net.HardwareAddr{2, 66, 10, 9, 0, 2}}
+	v := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: fmt.Sprintf("p%d", i), PeerHardwareAddr: net.HardwareAddr{2, 66, 10, 9, 0, 2},
+	}
 	if err := nl.LinkAdd(v); err != nil {
 		b.Fatal(err)
 	}

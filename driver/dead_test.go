@@ -15,7 +15,7 @@ import (
 
 const deadNetwork, deadFirst, deadNext = "aaaaaaaaaaaa01", "eeeeeeeeeeee01", "ffffffffffff02"
 
-// TestMaker: an endpoint is the engine's process's that sent for it.
+// TestMaker shows that an endpoint's record has the engine's process that requested it.
 func TestMaker(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
@@ -23,12 +23,12 @@ func TestMaker(t *testing.T) {
 	e.ok("NetworkDriver.CreateEndpoint", endpoint)
 	own, ok := sandbox.ProcessAt(os.Getpid())
 	if got, err := e.yard.Endpoint(deadNetwork, deadFirst); err != nil || !ok || got.Maker != own {
-		t.Errorf("it is of process %+v, want %+v (%v)", got.Maker, own, err)
+		t.Errorf("the endpoint's process is %+v, want %+v (%v)", got.Maker, own, err)
 	}
 }
 
-// TestDeadExclusive: what only one container can have, a parent to pass through or a card of the host's, is the next
-// one's at once if who has it is dead: its engine was killed, and what is left is a mount.
+// TestDeadExclusive shows that a resource for one container only, a passthru parent or a device of the host, is free at
+// once for the next container if its owner is dead: its engine was killed, and only a mount of its sandbox is left.
 func TestDeadExclusive(t *testing.T) {
 	t.Parallel()
 	const passing = "passthru is for one container at a time, and eth0 has one: invalid argument " +
@@ -54,7 +54,9 @@ func TestDeadExclusive(t *testing.T) {
 				}
 				t.Cleanup(func() { _ = syscall.Unmount(path, syscall.MNT_DETACH) })
 				addr := netip.MustParsePrefix("10.9.0.2/24")
-				first := modes.Endpoint{ID: deadFirst, NetworkID: deadNetwork, Maker: maker, Addrs: []netip.Prefix{addr}}
+				first := modes.Endpoint{
+					ID: deadFirst, NetworkID: deadNetwork, Maker: maker, Addrs: []netip.Prefix{addr},
+				}
 				if _, err := e.yard.CreateEndpoint(t.Context(), first); err != nil {
 					t.Fatal(err)
 				}
@@ -74,13 +76,13 @@ func TestDeadExclusive(t *testing.T) {
 				if lives {
 					e.refused("NetworkDriver.Join", next, c.refusal)
 					if _, err := e.yard.Endpoint(deadNetwork, deadFirst); err != nil {
-						t.Errorf("the living one was dropped: %v", err)
+						t.Errorf("the living endpoint was removed: %v", err)
 					}
 					return
 				}
 				e.ok("NetworkDriver.Join", next)
 				if _, err := e.yard.Endpoint(deadNetwork, deadFirst); err == nil {
-					t.Error("the dead one is still on record")
+					t.Error("the dead endpoint is still on record")
 				}
 			})
 		}

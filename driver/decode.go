@@ -19,7 +19,7 @@ import (
 	"netyard/yard/lease"
 )
 
-// The keys of libnetwork (moby, libnetwork/netlabel/labels.go).
+// The option keys of libnetwork (moby, libnetwork/netlabel/labels.go).
 const (
 	labelGeneric  = "com.docker.network.generic"
 	labelInternal = "com.docker.network.internal"
@@ -29,7 +29,7 @@ const (
 	labelEngine   = "com.docker.network."
 )
 
-// options finds the mode and the -o options among what an engine sends with a network.
+// options returns the mode and the -o options of a network, from the options that an engine sent with it.
 func (d *Door) options(sent map[string]any) (mode string, opts map[string]string, err error) {
 	given := map[string]string{}
 	generic, _ := sent[labelGeneric].(map[string]any)
@@ -43,6 +43,7 @@ func (d *Door) options(sent map[string]any) (mode string, opts map[string]string
 	return yard.Resolve(d.Mode, given)
 }
 
+// network returns the network that an engine wants.
 func (d *Door) network(q createNetwork) (n modes.Network, err error) {
 	n.ID, n.Engine = q.NetworkID, book.Docker
 	if n.Mode, n.Options, err = d.options(q.Options); err != nil {
@@ -52,7 +53,7 @@ func (d *Door) network(q createNetwork) (n modes.Network, err error) {
 	n.IPv6, _ = q.Options[labelIPv6].(bool)
 	for _, data := range slices.Concat(q.IPv4Data, q.IPv6Data) {
 		if data == nil {
-			return n, errors.New("IPv4Data or IPv6Data: an entry is empty")
+			return n, errors.New("decode request: an entry of IPv4Data or IPv6Data is empty")
 		}
 		s, err := subnet(*data)
 		if err != nil {
@@ -61,7 +62,7 @@ func (d *Door) network(q createNetwork) (n modes.Network, err error) {
 		if pool := lease.DHCPPoolOf(s.Gateway.Addr()); pool != "" {
 			n.DHCP, s.Space, s.Gateway = append(n.DHCP, pool), book.DHCPSpace, netip.Prefix{}
 		}
-		if s.Pool.Bits() > 0 { // 0.0.0.0/0 is how the null IPAM says that there are no addresses
+		if s.Pool.Bits() > 0 { // with 0.0.0.0/0 the null IPAM says that there are no addresses
 			n.Subnets = append(n.Subnets, s)
 		}
 	}
@@ -97,23 +98,23 @@ func subnet(data network.IPAMData) (s modes.Subnet, err error) {
 // dockerSpace is the address space of Docker's own IPAM.
 const dockerSpace = "LocalDefault"
 
-// dockerChooses says whether a subnet looks like those that Docker's IPAM takes when nobody names one (moby,
-// libnetwork/ipamutils/utils.go): it does not tell.
+// dockerChooses reports whether a subnet looks like one that Docker's IPAM chose itself (moby,
+// libnetwork/ipamutils/utils.go). An engine does not say whether the user named the subnet.
 func dockerChooses(p netip.Prefix) bool {
 	large := p.Bits() == 16 && netip.MustParsePrefix("172.16.0.0/12").Contains(p.Addr())
 	small := p.Bits() == 20 && netip.MustParsePrefix("192.168.0.0/16").Contains(p.Addr())
 	return large || small
 }
 
-// numberedZero matches the names an engine can give: it numbers a prefix, from 0 up, and a plugin only tells the
-// prefix.
+// numberedZero matches the interface names that an engine can set: a plugin answers a prefix only, and the engine
+// appends the lowest free number.
 var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 
-// endpoint reads what an engine says of an endpoint of a network of that mode.
+// endpoint returns the endpoint that an engine wants on a network of the mode.
 func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
 	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Container: modes.Container{Engine: book.Docker}}
-	if q.Interface != nil {
-		for field, text := range map[string]string{"Address": q.Interface.Address, "AddressIPv6": q.Interface.AddressIPv6} {
+	if i := q.Interface; i != nil {
+		for field, text := range map[string]string{"Address": i.Address, "AddressIPv6": i.AddressIPv6} {
 			if text == "" {
 				continue
 			}
@@ -126,7 +127,7 @@ func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
 			}
 		}
 		slices.SortFunc(e.Addrs, netip.Prefix.Compare)
-		if e.MAC = q.Interface.MacAddress; e.MAC != "" {
+		if e.MAC = i.MacAddress; e.MAC != "" {
 			mac, err := net.ParseMAC(e.MAC)
 			if err != nil {
 				return e, fmt.Errorf("mac-address %q: %w", e.MAC, err)
@@ -150,13 +151,14 @@ func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
 	}
 	if e.IfName, _ = q.Options.text(labelIfName); e.IfName != "" {
 		if !modes.ValidIfName(e.IfName) || !numberedZero.MatchString(e.IfName) {
-			return e, fmt.Errorf("%w: %s=%s: a plugin can only have names of letters that end in 0, such as wan0", modes.ErrOption, labelIfName, e.IfName)
+			return e, fmt.Errorf("%w: %s=%s: a plugin can only set names of letters that end in 0, such as wan0",
+				modes.ErrOption, labelIfName, e.IfName)
 		}
 	}
 	return e, nil
 }
 
-// A port is one published port as libnetwork has it (moby, libnetwork/types.PortBinding).
+// A port is one published port in libnetwork's form (moby, libnetwork/types.PortBinding).
 type port struct {
 	Proto       uint8
 	IP          string
@@ -166,11 +168,11 @@ type port struct {
 	HostPortEnd uint16
 }
 
-// ask is the port in netyard's words.
+// ask returns the port in netyard's form.
 func (p port) ask() (a book.Ask, err error) {
 	a = book.Ask{ContainerPort: p.Port, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd}
 	if a.Proto = map[uint8]string{protoTCP: "tcp", protoUDP: "udp", protoSCTP: "sctp"}[p.Proto]; a.Proto == "" {
-		return a, fmt.Errorf("%s: protocol %d of port %d is none of tcp, udp, sctp", labelPortMap, p.Proto, p.Port)
+		return a, fmt.Errorf("publish port %d: protocol %d is not tcp, udp or sctp", p.Port, p.Proto)
 	}
 	if p.HostIP != "" {
 		if a.HostIP, err = netip.ParseAddr(p.HostIP); err != nil {
@@ -188,7 +190,8 @@ const (
 	protoSCTP = 132
 )
 
-func asked(ports []port) (asks []book.Ask, err error) {
+// asksOf returns the ports in netyard's form.
+func asksOf(ports []port) (asks []book.Ask, err error) {
 	for _, p := range ports {
 		a, err := p.ask()
 		if err != nil {
@@ -199,6 +202,7 @@ func asked(ports []port) (asks []book.Ask, err error) {
 	return asks, nil
 }
 
+// portMap returns the published ports among an endpoint's options.
 func portMap(given options) (ports []port, err error) {
 	raw, ok := given[labelPortMap]
 	if !ok {
@@ -210,9 +214,9 @@ func portMap(given options) (ports []port, err error) {
 	return ports, nil
 }
 
-// joined is a link in an engine's words. The gateway service would give the container a second interface, on
-// docker_gwbridge, whenever no network of its has a gateway: never for ours.
-func joined(l modes.Link) joinAnswer {
+// joinAnswerOf returns the answer to a Join with this link. It disables the engine's gateway service, which otherwise
+// gives a container a second interface, on docker_gwbridge, when none of its networks has a gateway.
+func joinAnswerOf(l modes.Link) joinAnswer {
 	a := joinAnswer{DisableGatewayService: true}
 	if l.SrcName != "" {
 		a.InterfaceName = &interfaceName{SrcName: l.SrcName, DstPrefix: l.DstPrefix, DstName: l.DstName}

@@ -1,5 +1,5 @@
-// Package driver is Docker's door: the protocol of libnetwork's remote network drivers and IPAM drivers. One Door is
-// one plugin name; all of them lead to the same yard.
+// Package driver is Docker's door: it serves the protocol of libnetwork's remote network drivers and IPAM drivers. A
+// Door serves one plugin name; all doors use the same yard.
 package driver
 
 import (
@@ -15,21 +15,21 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// A Door is one plugin name, as in docker network create -d NAME.
+// A Door serves one plugin name, as in docker network create -d NAME.
 type Door struct {
-	// Name is the plugin's name: "netyard", whose networks say their mode themselves, or "netyard-MODE".
+	// Name is the plugin's name: "netyard", whose networks name their mode in the option mode, or "netyard-MODE".
 	Name string
-	// Mode is the mode of every network that comes in here; empty: the option mode says it.
+	// Mode is the mode of every network created by this door. If empty, the option mode of each network names it.
 	Mode string
-	// DHCP: it leads to addresses from the LANs' DHCP servers, and to no networks.
+	// DHCP makes this a door for addresses from the LANs' DHCP servers only, without networks.
 	DHCP bool
 	Yard *yard.Yard
 	Log  *slog.Logger
-	// Greeted is called when an engine makes itself known, as it does when it starts.
+	// Greeted is called when an engine activates the plugin or asks for its capabilities, as it does when it starts.
 	Greeted func()
 }
 
-// Handler answers an engine.
+// Handler returns the HTTP handler of the plugin's verbs.
 func (d *Door) Handler() http.Handler {
 	mux := http.NewServeMux()
 	log := d.Log.With("driver", d.Name)
@@ -67,7 +67,7 @@ func (d *Door) handleNetworks(mux *http.ServeMux, log *slog.Logger) {
 	n("DiscoverDelete", call(d.Yard, log, "DiscoverDelete", nothing[discovery]))
 }
 
-// nothing is a verb with nothing to do.
+// nothing handles a verb that needs no work.
 func nothing[Q request](context.Context, Q) (empty, error) { return empty{}, nil }
 
 func (d *Door) capabilities() capabilities {
@@ -84,9 +84,11 @@ func (d *Door) gwAllocCheck(_ context.Context, q gwAllocCheck) (gwAllocAnswer, e
 	return gwAllocAnswer{SkipIPv4: v4, SkipIPv6: v6}, nil
 }
 
-// allocateNetwork is only sent by a swarm's manager to drivers of global scope, which netyard never says to be.
+// allocateNetwork refuses a call that a swarm's manager sends only to drivers of global scope; netyard's scope is
+// local.
 func (*Door) allocateNetwork(context.Context, allocate) (empty, error) {
-	return empty{}, fmt.Errorf("netyard's networks are local to their host; a swarm can use them with --config-only and --config-from")
+	return empty{}, errors.New("allocate network: netyard's networks are local to their host; " +
+		"to use them in a swarm, create them with --config-only and --config-from")
 }
 
 func (d *Door) createNetwork(ctx context.Context, q createNetwork) (empty, error) {
@@ -110,8 +112,9 @@ func (d *Door) createEndpoint(ctx context.Context, q createEndpoint) (endpointAn
 	if err != nil {
 		return endpointAnswer{}, err
 	}
-	if d.Yard.Addressless(n.Mode) { // no gateway, so program will never be sent
-		if err := refusePorts(q.Options, "a network of mode "+n.Mode+" has no addresses to publish them on"); err != nil {
+	if d.Yard.Addressless(n.Mode) { // without a gateway, an engine never sends ProgramExternalConnectivity
+		err := refusePorts(q.Options, "networks of mode "+n.Mode+" have no addresses to publish ports on")
+		if err != nil {
 			return endpointAnswer{}, err
 		}
 	}
@@ -131,7 +134,7 @@ func (d *Door) deleteEndpoint(ctx context.Context, q deleteEndpoint) (empty, err
 	return empty{}, d.Yard.DeleteEndpoint(ctx, q.NetworkID, q.EndpointID)
 }
 
-// operInfoAnswer tells nothing: engines ask often and show it to nobody.
+// operInfoAnswer returns no information: engines ask often and show it to nobody.
 func operInfoAnswer(context.Context, operInfo) (infoAnswer, error) {
 	return infoAnswer{Value: map[string]any{}}, nil
 }
@@ -141,7 +144,7 @@ func (d *Door) join(ctx context.Context, q join) (joinAnswer, error) {
 	if err != nil {
 		return joinAnswer{}, err
 	}
-	asks, err := asked(ports)
+	asks, err := asksOf(ports)
 	if err != nil {
 		return joinAnswer{}, err
 	}
@@ -152,21 +155,21 @@ func (d *Door) join(ctx context.Context, q join) (joinAnswer, error) {
 	if err := d.Yard.Lend(ctx, n, link, q.EndpointID, asks); err != nil {
 		return joinAnswer{}, errors.Join(err, d.Yard.Leave(context.WithoutCancel(ctx), q.NetworkID, q.EndpointID))
 	}
-	return joined(link), nil
+	return joinAnswerOf(link), nil
 }
 
 func (d *Door) leave(ctx context.Context, q leave) (empty, error) {
 	return empty{}, d.Yard.Leave(ctx, q.NetworkID, q.EndpointID)
 }
 
-// program is sent for the endpoint that has the container's default route, with the ports to publish. Engine 29 may
-// send it twice.
+// program publishes an endpoint's ports (ProgramExternalConnectivity). An engine sends it for the endpoint that has the
+// container's default route; engine 29 may send it twice.
 func (d *Door) program(ctx context.Context, q program) (empty, error) {
 	ports, err := portMap(q.Options)
 	if err != nil {
 		return empty{}, err
 	}
-	asks, err := asked(ports)
+	asks, err := asksOf(ports)
 	if err != nil {
 		return empty{}, err
 	}
@@ -178,7 +181,8 @@ func (d *Door) revoke(ctx context.Context, q revoke) (empty, error) {
 	return empty{}, d.Yard.Withdraw(ctx, q.NetworkID, q.EndpointID)
 }
 
-func refusePorts(given options, why string) error {
+// refusePorts returns an error that gives the cause, if the options publish any port.
+func refusePorts(given options, cause string) error {
 	ports, err := portMap(given)
 	if err != nil || len(ports) == 0 {
 		return err
@@ -187,10 +191,10 @@ func refusePorts(given options, why string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("publish %s: %s; leave -p and -P out", first, why)
+	return fmt.Errorf("publish %s: %s; remove -p and -P", first, cause)
 }
 
-// hint says what to do about a network that netyard should know.
+// hint adds the remedy to an error about a network that is not in the records.
 func (d *Door) hint(err error) error {
 	if !errors.Is(err, book.ErrNotFound) {
 		return err
@@ -198,13 +202,14 @@ func (d *Door) hint(err error) error {
 	if reconcile.Rebuilding(d.Yard) {
 		return fmt.Errorf("%w: netyard lost its records and is rebuilding them; try again in a moment", err)
 	}
-	return fmt.Errorf("%w in netyard's records; if its state was lost, remove the network and create it again", err)
+	return fmt.Errorf("%w in netyard's records; if they were lost, remove the network and create it again", err)
 }
 
-// DHCPName is the name of the door that leads to addresses only.
+// DHCPName is the plugin name of the door for addresses from DHCP servers only.
 const DHCPName = "netyard-dhcp"
 
-// Modes lists the doors there are for a table of modes: the one that asks, and one a mode.
+// Modes returns the plugin names of a table of modes, each with the mode of its networks: "netyard", whose networks
+// name their mode themselves, and one name for each mode.
 func Modes(table map[string]modes.New) map[string]string {
 	doors := map[string]string{"netyard": ""}
 	for m := range table {

@@ -25,14 +25,14 @@ import (
 	"netyard/yard/pool"
 )
 
-// An engine speaks to a door as dockerd does, on a real socket.
+// An engine calls a door as dockerd does, over a real socket.
 type engine struct {
 	tb      testing.TB
 	client  *http.Client
 	host    *kerneltest.Host
 	yard    *yard.Yard
 	greeted atomic.Int32
-	ahead   atomic.Int64 // of the time that it is
+	ahead   atomic.Int64 // by how much the yard's clock is ahead
 }
 
 func newEngine(tb testing.TB, mode string) *engine {
@@ -68,7 +68,8 @@ func newEngine(tb testing.TB, mode string) *engine {
 	}
 	s := &http.Server{Handler: d.Handler(), ConnContext: driver.WithCaller}
 	go func() { _ = s.Serve(l) }()
-	e.client = &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", sock) }}}
+	dial := func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", sock) }
+	e.client = &http.Client{Transport: &http.Transport{DialContext: dial}}
 	tb.Cleanup(func() { _ = s.Close(); cancel(); <-done; _ = st.Close() })
 	return e
 }
@@ -91,7 +92,7 @@ func (e *engine) post(verb, body string) (int, map[string]any) {
 	return r.StatusCode, v
 }
 
-// ok wants a verb to succeed.
+// ok calls a verb, which must succeed, and returns the answer.
 func (e *engine) ok(verb, body string) map[string]any {
 	e.tb.Helper()
 	status, v := e.post(verb, body)
@@ -101,7 +102,7 @@ func (e *engine) ok(verb, body string) map[string]any {
 	return v
 }
 
-// refused wants a verb to fail, with the same words under both keys.
+// refused calls a verb, which must fail with an error that contains want, under both keys.
 func (e *engine) refused(verb, body, want string) {
 	e.tb.Helper()
 	_, v := e.post(verb, body)
@@ -128,18 +129,28 @@ func (e *engine) state() string {
 	if err != nil {
 		e.tb.Fatal(err)
 	}
-	return fmt.Sprintf("%d networks %d endpoints %d leases %d pools\n%s", len(ns), len(es), len(ls), len(ps), e.host.Dump(e.tb))
+	return fmt.Sprintf("%d networks %d endpoints %d leases %d pools\n%s",
+		len(ns), len(es), len(ls), len(ps), e.host.Dump(e.tb))
 }
 
 const (
-	create   = `{"NetworkID":"aaaaaaaaaaaa01","Options":{"com.docker.network.generic":{%s},"com.docker.network.enable_ipv6":false},"IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"10.9.0.0/24","Gateway":"10.9.0.1/24","AuxAddresses":{"r":"10.9.0.9/24"}}],"IPv6Data":[]}`
-	endpoint = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Interface":{"Address":"10.9.0.2/24","AddressIPv6":"","MacAddress":""},"Options":{}}`
-	ids      = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01"}`
-	join     = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","SandboxKey":"/run/docker/netns/5","Options":null}`
+	create = `{"NetworkID":"aaaaaaaaaaaa01",` +
+		`"Options":{"com.docker.network.generic":{%s},"com.docker.network.enable_ipv6":false},` +
+		`"IPv4Data":[{"AddressSpace":"LocalDefault","Pool":"10.9.0.0/24","Gateway":"10.9.0.1/24",` +
+		`"AuxAddresses":{"r":"10.9.0.9/24"}}],"IPv6Data":[]}`
+	endpoint = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01",` +
+		`"Interface":{"Address":"10.9.0.2/24","AddressIPv6":"","MacAddress":""},"Options":{}}`
+	ids  = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01"}`
+	join = `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","SandboxKey":"/run/docker/netns/5",` +
+		`"Options":null}`
+	joined = "map[DisableGatewayService:true Gateway:10.9.0.1 " +
+		"InterfaceName:map[DstPrefix:eth SrcName:nyp-eeeeeeeeeee]]" // the answer to join
 )
 
+// plain returns the body of a CreateNetwork without options.
 func plain() string { return fmt.Sprintf(create, "") }
 
+// TestLife shows the life of a network with one endpoint, and that each verb can be sent twice.
 func TestLife(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
@@ -151,9 +162,9 @@ func TestLife(t *testing.T) {
 		t.Errorf("GetCapabilities: %v", v)
 	}
 	if e.greeted.Load() != 2 {
-		t.Errorf("greeted %d times", e.greeted.Load())
+		t.Errorf("Greeted was called %d times", e.greeted.Load())
 	}
-	for range 2 { // every verb is one that may come twice
+	for range 2 {
 		e.ok("NetworkDriver.CreateNetwork", plain())
 	}
 	first := e.ok("NetworkDriver.CreateEndpoint", endpoint)
@@ -162,10 +173,8 @@ func TestLife(t *testing.T) {
 	}
 	e.ok("NetworkDriver.CreateEndpoint", endpoint)
 	for range 2 {
-		j := e.ok("NetworkDriver.Join", join)
-		want := "map[DisableGatewayService:true Gateway:10.9.0.1 InterfaceName:map[DstPrefix:eth SrcName:nyp-eeeeeeeeeee]]"
-		if fmt.Sprint(j) != want {
-			t.Errorf("Join: %v, want %s", j, want)
+		if j := e.ok("NetworkDriver.Join", join); fmt.Sprint(j) != joined {
+			t.Errorf("Join: %v, want %s", j, joined)
 		}
 		e.ok("NetworkDriver.ProgramExternalConnectivity", ids)
 		e.ok("NetworkDriver.EndpointOperInfo", ids)
@@ -184,11 +193,15 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestUnknown shows that verbs which remove something succeed for unknown IDs, and that others fail.
 func TestUnknown(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "")
 	before := e.state()
-	for _, verb := range []string{"Leave", "DeleteEndpoint", "DeleteNetwork", "RevokeExternalConnectivity", "FreeNetwork", "DiscoverNew", "DiscoverDelete"} {
+	for _, verb := range []string{
+		"Leave", "DeleteEndpoint", "DeleteNetwork", "RevokeExternalConnectivity", "FreeNetwork", "DiscoverNew",
+		"DiscoverDelete",
+	} {
 		e.ok("NetworkDriver."+verb, ids)
 	}
 	e.ok("IpamDriver.ReleasePool", `{"PoolID":"10.9.0.0/24"}`)
@@ -198,11 +211,12 @@ func TestUnknown(t *testing.T) {
 	e.refused("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/24","Address":"","Options":{}}`, "pool 10.9.0.0/24")
 	e.refused("NetworkDriver.AllocateNetwork", ids, "swarm")
 	if after := e.state(); after != before {
-		t.Errorf("a call about nothing changed something:\n%s", after)
+		t.Errorf("a call with unknown IDs changed something:\n%s", after)
 	}
 }
 
-// TestDamagedBody: a call that an engine sent again comes without its body, and must not be taken for one of zeros.
+// TestDamagedBody shows that calls with an empty or damaged body are refused: a call that an engine sends again has no
+// body, and must not be read as one with every field zero.
 func TestDamagedBody(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
@@ -217,7 +231,9 @@ func TestDamagedBody(t *testing.T) {
 		"IpamDriver.ReleasePool": `{"PoolID":"x"}`, "IpamDriver.ReleaseAddress": `{"PoolID":"x","Address":"10.0.0.1"}`,
 	}
 	for verb, whole := range bodies {
-		for name, body := range map[string]string{"empty": "", "truncated": whole[:len(whole)-2], "trailing": whole + "{}", "not an object": "[]"} {
+		for name, body := range map[string]string{
+			"empty": "", "truncated": whole[:len(whole)-2], "trailing": whole + "{}", "not an object": "[]",
+		} {
 			if status, v := e.post(verb, body); status != http.StatusBadRequest || v["Err"] == "" {
 				t.Errorf("%s with a %s body: %d %v", verb, name, status, v)
 			}
@@ -233,6 +249,7 @@ func TestDamagedBody(t *testing.T) {
 	}
 }
 
+// TestBadInput shows that invalid options and values are refused by name, and change nothing.
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
@@ -251,10 +268,12 @@ func TestBadInput(t *testing.T) {
 	} {
 		e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, opts), want)
 	}
-	e.refused("NetworkDriver.CreateNetwork", strings.Replace(plain(), "10.9.0.0/24", "10.9.0.0", 1), `subnet "10.9.0.0"`)
+	notSubnet := strings.Replace(plain(), "10.9.0.0/24", "10.9.0.0", 1)
+	e.refused("NetworkDriver.CreateNetwork", notSubnet, `subnet "10.9.0.0"`)
 	e.refused("NetworkDriver.CreateNetwork", strings.Replace(plain(), "10.9.0.1/24", "10.8.0.1/24", 1), "gateway 10.8.0.1 is not in subnet")
 	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/33"}`, "subnet")
-	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/24","SubPool":"10.8.0.0/25"}`, "ip-range")
+	outside := `{"AddressSpace":"netyard","Pool":"10.9.0.0/24","SubPool":"10.8.0.0/25"}`
+	e.refused("IpamDriver.RequestPool", outside, "ip-range")
 	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Options":{"scope":"x"}}`, "--ipam-opt scope")
 	if after := e.state(); after != before {
 		t.Errorf("a refusal changed something:\n%s", after)
@@ -273,22 +292,29 @@ func TestBadInput(t *testing.T) {
 	e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"icc":"false"`), "exists already and is different")
 	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"192.0.2.7","HostPort":8080,"HostPortEnd":8080}]}}`, "publish 192.0.2.7:8080:80/tcp: 192.0.2.7 is not an address of this host")
 	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"::","HostPort":8080,"HostPortEnd":8080}]}}`, "publish [::]:8080:80/tcp: the container has no IPv6 address")
-	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"web","HostPort":8080}]}}`, "publish web")
-	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":1,"Port":80}]}}`, "protocol 1 of port 80 is none of tcp, udp, sctp")
+	for port, want := range map[string]string{
+		`{"Proto":6,"Port":80,"HostIP":"web","HostPort":8080}`: "publish web",
+		`{"Proto":1,"Port":80}`:                                "publish port 80: protocol 1 is not tcp, udp or sctp",
+	} {
+		options := `"Options":{"com.docker.network.portmap":[` + port + `]}}`
+		e.refused("NetworkDriver.ProgramExternalConnectivity", strings.TrimSuffix(ids, "}")+","+options, want)
+	}
 }
 
+// TestInterfaceName shows that an interface's name in the container reaches the answer to Join.
 func TestInterfaceName(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
 	e.ok("NetworkDriver.CreateNetwork", plain())
-	e.ok("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, `"Options":{}`, `"Options":{"com.docker.network.endpoint.ifname":"wan0"}`, 1))
+	options := `"Options":{"com.docker.network.endpoint.ifname":"wan0"}`
+	e.ok("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, `"Options":{}`, options, 1))
 	j := e.ok("NetworkDriver.Join", join)
 	if got := fmt.Sprint(j["InterfaceName"]); got != "map[DstName:wan0 DstPrefix:wan SrcName:nyp-eeeeeeeeeee]" {
 		t.Errorf("InterfaceName %s", got)
 	}
 }
 
-// TestGatewayless: an engine keeps no address for a gateway that nobody is.
+// TestGatewayless shows that GwAllocCheck has an engine skip the gateway address of a network without a gateway.
 func TestGatewayless(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
@@ -306,18 +332,20 @@ func TestGatewayless(t *testing.T) {
 	}
 }
 
-// TestStaticRoutes: routes are told as an engine has them, by the next hop or on the link.
+// TestStaticRoutes shows that routes are in the answer to Join in the engine's form: via a next hop, or on-link.
 func TestStaticRoutes(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
 	e.ok("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"routes":"10.7.0.0/16@10.9.0.7,10.6.0.1/16"`))
 	e.ok("NetworkDriver.CreateEndpoint", endpoint)
-	want := "[map[Destination:10.7.0.0/16 NextHop:10.9.0.7 RouteType:0] map[Destination:10.6.0.0/16 NextHop: RouteType:1]]"
+	want := "[map[Destination:10.7.0.0/16 NextHop:10.9.0.7 RouteType:0] " +
+		"map[Destination:10.6.0.0/16 NextHop: RouteType:1]]"
 	if got := fmt.Sprint(e.ok("NetworkDriver.Join", join)["StaticRoutes"]); got != want {
 		t.Errorf("StaticRoutes %s, want %s", got, want)
 	}
 }
 
+// TestNone shows the life of a network without addresses.
 func TestNone(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "none")
@@ -328,8 +356,10 @@ func TestNone(t *testing.T) {
 	if p["Pool"] != "0.0.0.0/0" {
 		t.Errorf("RequestPool: %v", p)
 	}
-	e.ok("NetworkDriver.CreateNetwork", `{"NetworkID":"aaaaaaaaaaaa01","IPv4Data":[{"AddressSpace":"null","Pool":"0.0.0.0/0"}]}`)
-	if v := e.ok("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2/24", "", 1)); fmt.Sprint(v) != "map[Interface:map[]]" {
+	body := `{"NetworkID":"aaaaaaaaaaaa01","IPv4Data":[{"AddressSpace":"null","Pool":"0.0.0.0/0"}]}`
+	e.ok("NetworkDriver.CreateNetwork", body)
+	v := e.ok("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2/24", "", 1))
+	if fmt.Sprint(v) != "map[Interface:map[]]" {
 		t.Errorf("CreateEndpoint: %v", v)
 	}
 	if v := e.ok("NetworkDriver.Join", join); fmt.Sprint(v) != "map[DisableGatewayService:true]" {
@@ -337,34 +367,38 @@ func TestNone(t *testing.T) {
 	}
 }
 
-// TestIPAM goes the way of docker network create with --ipam-driver netyard.
+// TestIPAM makes the calls of docker network create with --ipam-driver netyard, and of its containers.
 func TestIPAM(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "")
 	address := func(pool, more string) string {
 		return e.ok("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,%s}`, pool, more))["Address"].(string)
 	}
-	pool := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/29","SubPool":"","Options":{},"V6":false}`)
-	id := pool["PoolID"].(string)
-	if a := address(id, `"Address":"","Options":{"RequestAddressType":"com.docker.network.gateway"}`); a != "10.9.0.1/29" {
+	request := `{"AddressSpace":"netyard","Pool":"10.9.0.0/29","SubPool":"","Options":{},"V6":false}`
+	id := e.ok("IpamDriver.RequestPool", request)["PoolID"].(string)
+	gateway := `"Address":"","Options":{"RequestAddressType":"com.docker.network.gateway"}`
+	if a := address(id, gateway); a != "10.9.0.1/29" {
 		t.Errorf("gateway %s", a)
 	}
 	if a := address(id, `"Address":"10.9.0.6","Options":{}`); a != "10.9.0.6/29" {
 		t.Errorf("aux %s", a)
 	}
 	second := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.1.0/29"}`)["PoolID"].(string)
-	body := `{"NetworkID":"aaaaaaaaaaaa01","Options":{},"IPv4Data":[{"AddressSpace":"netyard","Pool":"10.9.0.0/29","Gateway":"10.9.0.1/29"},{"AddressSpace":"netyard","Pool":"10.9.1.0/29","Gateway":"10.9.1.1/29"}]}`
+	body := `{"NetworkID":"aaaaaaaaaaaa01","Options":{},"IPv4Data":[` +
+		`{"AddressSpace":"netyard","Pool":"10.9.0.0/29","Gateway":"10.9.0.1/29"},` +
+		`{"AddressSpace":"netyard","Pool":"10.9.1.0/29","Gateway":"10.9.1.1/29"}]}`
 	e.ok("NetworkDriver.CreateNetwork", body)
-	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/28"}`, "subnet 10.9.0.0/28 overlaps pool 10.9.0.0/29")
+	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/28"}`,
+		"subnet 10.9.0.0/28 overlaps pool 10.9.0.0/29")
 	e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/28","Options":{"parent":"eth0.10"}}`)
 	for _, want := range []string{"10.9.0.2/29", "10.9.0.3/29", "10.9.0.4/29", "10.9.0.5/29"} {
 		if a := address(id, `"Address":"","Options":{}`); a != want {
 			t.Errorf("got %s, want %s", a, want)
 		}
 	}
-	// The engine asks the first pool only; when that is full, the network's other one gives.
+	// An engine requests addresses from the first pool only. If that is full, they come from the network's other pool.
 	if a := address(id, `"Address":"","Options":{}`); a != "10.9.1.2/29" && a != "10.9.1.1/29" {
-		t.Errorf("from the sibling %s", a)
+		t.Errorf("from the other pool %s", a)
 	}
 	e.refused("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/29","Address":"10.9.0.3","Options":{}}`, "10.9.0.3")
 	_ = second
@@ -375,8 +409,8 @@ func TestIPAM(t *testing.T) {
 	}
 }
 
-// TestLateRelease: an engine that gives back, late, the address of an endpoint of long ago does not take it from the
-// one that has it now.
+// TestLateRelease shows that a late ReleaseAddress for a former endpoint does not release the address of the endpoint
+// that has it now.
 func TestLateRelease(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
@@ -391,11 +425,12 @@ func TestLateRelease(t *testing.T) {
 	e.ok("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/24","Address":"10.9.0.2"}`)
 }
 
-// TestManyNetworks: 300 networks without a subnet, none over a route or another's.
+// TestManyNetworks shows that 300 networks without a named subnet overlap no route and not each other.
 func TestManyNetworks(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, "bridge")
-	e.host.Sh(t, "ip link add vpn type bridge && ip link set vpn up && ip addr add 10.224.7.1/24 dev vpn && ip route add 10.225.0.0/16 dev vpn")
+	e.host.Sh(t, "ip link add vpn type bridge && ip link set vpn up && "+
+		"ip addr add 10.224.7.1/24 dev vpn && ip route add 10.225.0.0/16 dev vpn")
 	seen := map[string]bool{}
 	for range 300 {
 		p := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard"}`)["Pool"].(string)

@@ -7,7 +7,7 @@ import (
 	"netyard/yard"
 )
 
-// fuzz feeds a decoder with bodies; what it lets through has what the verb needs.
+// fuzz shows that a decoder accepts only bodies with all fields that the verb needs.
 func fuzz[Q request](f *testing.F, seeds ...string) {
 	f.Helper()
 	for _, s := range append(seeds, "", "{}", "null", "[]", `{"NetworkID":1}`) {
@@ -16,13 +16,16 @@ func fuzz[Q request](f *testing.F, seeds ...string) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		q, err := decode[Q](bytes.NewReader(body))
 		if err == nil && q.missing() != "" {
-			t.Errorf("%q went through without %s", body, q.missing())
+			t.Errorf("%q was accepted without %s", body, q.missing())
 		}
 	})
 }
 
 func FuzzCreateNetwork(f *testing.F) {
-	const seed = `{"NetworkID":"a","Options":{"com.docker.network.generic":{"mtu":"1400"},"com.docker.network.internal":true},"IPv4Data":[{"AddressSpace":"netyard","Pool":"10.9.0.0/24","Gateway":"10.9.0.1/24","AuxAddresses":{"r":"10.9.0.9/24"}},null]}`
+	const seed = `{"NetworkID":"a",` +
+		`"Options":{"com.docker.network.generic":{"mtu":"1400"},"com.docker.network.internal":true},` +
+		`"IPv4Data":[{"AddressSpace":"netyard","Pool":"10.9.0.0/24","Gateway":"10.9.0.1/24",` +
+		`"AuxAddresses":{"r":"10.9.0.9/24"}},null]}`
 	for _, s := range []string{seed, "{}", `{"NetworkID":"a","IPv6Data":[{"Pool":"::/0"}]}`} {
 		f.Add([]byte(s))
 	}
@@ -48,7 +51,9 @@ func FuzzCreateNetwork(f *testing.F) {
 }
 
 func FuzzCreateEndpoint(f *testing.F) {
-	const seed = `{"NetworkID":"a","EndpointID":"b","Interface":{"Address":"10.9.0.2/24","AddressIPv6":"fd00::2/64","MacAddress":"02:42:0a:09:00:02"},"Options":{"com.docker.network.endpoint.ifname":"wan0","com.docker.network.portmap":[{"Proto":6,"Port":80}]}}`
+	const seed = `{"NetworkID":"a","EndpointID":"b",` +
+		`"Interface":{"Address":"10.9.0.2/24","AddressIPv6":"fd00::2/64","MacAddress":"02:42:0a:09:00:02"},` +
+		`"Options":{"com.docker.network.endpoint.ifname":"wan0","com.docker.network.portmap":[{"Proto":6,"Port":80}]}}`
 	for _, s := range []string{seed, "{}"} {
 		f.Add([]byte(s))
 	}
@@ -68,7 +73,7 @@ func FuzzCreateEndpoint(f *testing.F) {
 		if err != nil {
 			return
 		}
-		asks, err := asked(ports)
+		asks, err := asksOf(ports)
 		for _, a := range asks {
 			if err == nil && a.Proto == "" {
 				t.Errorf("%q: a port without a protocol", body)
@@ -78,7 +83,9 @@ func FuzzCreateEndpoint(f *testing.F) {
 }
 
 func FuzzRequestPool(f *testing.F) {
-	for _, s := range []string{`{"AddressSpace":"netyard","Pool":"10.9.0.0/24","SubPool":"10.9.0.0/25","Options":{"parent":"eth0.10"},"V6":false}`, "{}"} {
+	const seed = `{"AddressSpace":"netyard","Pool":"10.9.0.0/24","SubPool":"10.9.0.0/25",` +
+		`"Options":{"parent":"eth0.10"},"V6":false}`
+	for _, s := range []string{seed, "{}"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {

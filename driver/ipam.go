@@ -15,7 +15,7 @@ import (
 	"netyard/yard/pool"
 )
 
-// The keys of libnetwork's IPAM (moby, libnetwork/ipamapi/labels.go, netlabel/labels.go).
+// The option keys of libnetwork's IPAM (moby, libnetwork/ipamapi/labels.go, netlabel/labels.go).
 const (
 	labelRequestType = "RequestAddressType"
 	labelGateway     = "com.docker.network.gateway"
@@ -44,7 +44,7 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 		return poolAnswer{}, err
 	} else if ok {
 		p, err := lease.RequestDHCPPool(ctx, d.Yard.Book, r)
-		return poolAnswer{PoolID: p.ID, Pool: p.Range().String(), Data: map[string]string{labelGateway: p.Token().String()}}, err
+		return poolAnswer{PoolID: p.ID, Pool: p.Range().String(), Data: gatewayData(p.Token())}, err
 	}
 	if name, ok, err := overlay.ParseOverlay(overlay.Claims(d.Yard.Book, d.Mode), q.SubPool, q.Options); err != nil {
 		return poolAnswer{}, err
@@ -58,7 +58,7 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 	r.V6 = q.V6
 	if d.Yard.Addressless(d.Mode) && !r.Subnet.IsValid() {
 		p := ipam.NullPool(q.V6)
-		return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String(), Data: map[string]string{labelGateway: p.Subnet.String()}}, nil
+		return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String(), Data: gatewayData(p.Subnet)}, nil
 	}
 	p, err := pool.RequestPool(ctx, d.Yard, r)
 	if err != nil {
@@ -67,14 +67,19 @@ func (d *Door) requestPool(ctx context.Context, q requestPool) (poolAnswer, erro
 	return poolAnswer{PoolID: p.ID, Pool: p.Subnet.String()}, nil
 }
 
+// gatewayData names the gateway in the answer to RequestPool; otherwise the engine requests an address for one.
+func gatewayData(gateway netip.Prefix) map[string]string {
+	return map[string]string{labelGateway: gateway.String()}
+}
+
 func (d *Door) requestOverlayPool(ctx context.Context, name string, q requestPool) (poolAnswer, error) {
 	p, err := overlay.RequestOverlayPool(ctx, d.Yard.Book, name, q.Pool, q.V6)
 	if err != nil {
 		return poolAnswer{}, err
 	}
 	a := poolAnswer{PoolID: p.ID, Pool: p.Subnet.String()}
-	if p.Gateway.IsValid() { // or the engine asks for one
-		a.Data = map[string]string{labelGateway: p.Gateway.String()}
+	if p.Gateway.IsValid() {
+		a.Data = gatewayData(p.Gateway)
 	}
 	return a, nil
 }
@@ -90,7 +95,10 @@ func (d *Door) requestAddress(ctx context.Context, q requestAddress) (addressAns
 		}
 	}
 	r := ipam.AddressRequest{
-		Pool: q.PoolID, Gateway: q.Options[labelRequestType] == labelGateway, Name: q.Options[labelName], MAC: q.Options[labelMAC],
+		Pool:    q.PoolID,
+		Gateway: q.Options[labelRequestType] == labelGateway,
+		Name:    q.Options[labelName],
+		MAC:     q.Options[labelMAC],
 	}
 	if q.Address != "" {
 		var err error

@@ -9,8 +9,8 @@ import (
 	"github.com/vishvananda/netlink" //nolint:depguard // the bare calls that the driver is measured against
 )
 
-// BenchmarkLANEndpoint is BenchmarkEndpoint's start of a container in mode macvlan, and in mode ipvlan where the kernel
-// has it.
+// BenchmarkLANEndpoint measures what BenchmarkEndpoint does for the start of a container, in mode macvlan, and in mode
+// ipvlan if the kernel has it.
 func BenchmarkLANEndpoint(b *testing.B) {
 	for _, mode := range []string{"macvlan", "ipvlan"} {
 		b.Run("mode="+mode+"/join/netyard", func(b *testing.B) {
@@ -19,7 +19,7 @@ func BenchmarkLANEndpoint(b *testing.B) {
 				e.start(i)
 				b.StopTimer()
 				e.stop(i)
-				e.settle()
+				e.waitIdle()
 				b.StartTimer()
 			}
 		})
@@ -44,11 +44,12 @@ func newLANBench(b *testing.B, mode string) bench {
 		b.Skipf("this kernel has no %s", mode)
 	}
 	e.host.Peer(b, "eth0")
-	e.ok("NetworkDriver.CreateNetwork", strings.Replace(lanCreate("01", `"parent":"eth0"`), "10.9.0.0/24", "10.9.0.0/16", 1))
+	body := strings.Replace(lanCreate("01", `"parent":"eth0"`), "10.9.0.0/24", "10.9.0.0/16", 1)
+	e.ok("NetworkDriver.CreateNetwork", body)
 	return bench{e}
 }
 
-// bareChild makes what a container needs: a link on the parent, with its hardware address, marked.
+// bareChild makes the link of a container: one on the parent, with the container's hardware address and an alias.
 func bareChild(b *testing.B, nl *netlink.Handle, parent netlink.Link, mode string, i int) netlink.Link {
 	b.Helper()
 	attrs := netlink.NewLinkAttrs()

@@ -7,7 +7,8 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 )
 
-// The requests are those of docker/go-plugins-helpers; the answers are our own where its lack what newer engines read.
+// The requests are those of docker/go-plugins-helpers. The answers are defined here, because the library's lack fields
+// that newer engines read.
 type (
 	createNetwork  struct{ network.CreateNetworkRequest }
 	deleteNetwork  struct{ network.DeleteNetworkRequest }
@@ -37,19 +38,20 @@ type (
 	requestAddress struct{ ipam.RequestAddressRequest }
 	releaseAddress struct{ ipam.ReleaseAddressRequest }
 
-	// gwAllocCheck asks, from engine 28.0 on, whether the network needs a gateway's address.
+	// gwAllocCheck asks whether the network needs a gateway address. Engines send it from 28.0 on.
 	gwAllocCheck struct{ Options map[string]any }
 )
 
-// options are an endpoint's, each as it came: an engine names every single port of a range, and tells them all to calls
-// that do not ask.
+// options are an endpoint's options, each undecoded: an engine lists every single port of a range, also in calls that
+// do not use them.
 type options map[string]json.RawMessage
 
-// text is an option that is text.
+// text returns an option that is a string.
 func (o options) text(key string) (s string, ok bool) {
 	return s, json.Unmarshal(o[key], &s) == nil
 }
 
+// firstMissing takes pairs of a field's name and value, and returns the name of the first empty field, or "".
 func firstMissing(fields ...string) string {
 	for i := 0; i < len(fields); i += 2 {
 		if fields[i+1] == "" {
@@ -96,7 +98,7 @@ type gwAllocAnswer struct{ SkipIPv4, SkipIPv6 bool }
 
 type endpointAnswer struct{ Interface *interfaceAnswer }
 
-// interfaceAnswer has only what the request left empty: an engine refuses to have its own values changed.
+// interfaceAnswer holds only values that the request left empty: an engine rejects answers that set its own values.
 type interfaceAnswer struct {
 	MacAddress string `json:",omitempty"`
 }
@@ -111,7 +113,8 @@ type joinAnswer struct {
 	DisableGatewayService bool
 }
 
-// interfaceName has DstName for engines that honour it (moby/moby#52866); the others number DstPrefix.
+// interfaceName names the interface: DstName for engines that read it (moby/moby#52866); the others append a number to
+// DstPrefix.
 type interfaceName struct {
 	SrcName   string
 	DstPrefix string
@@ -120,7 +123,7 @@ type interfaceName struct {
 
 type staticRoute struct {
 	Destination string
-	RouteType   int // 0: by NextHop, 1: on the link
+	RouteType   int // 0: via NextHop, 1: on-link
 	NextHop     string
 }
 

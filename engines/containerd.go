@@ -27,45 +27,46 @@ import (
 )
 
 const (
-	// resync is the pause between two looks at containerd that nothing called for: events are hints, and some are lost.
-	resync = time.Minute
-	// labelName is what nerdctl calls a container (nerdctl, pkg/labels).
+	// resyncInterval is the time between two checks of containerd without an event or a Poke: events can be lost.
+	resyncInterval = time.Minute
+	// labelName is the label with the name that nerdctl gives a container (nerdctl, pkg/labels).
 	labelName = "nerdctl/name"
-	// connectTime bounds one try to connect, and the pauses between tries.
-	connectTime = 2 * time.Second
+	// connectTimeout bounds one attempt to connect, and the time between attempts.
+	connectTimeout = 2 * time.Second
 )
 
-// dockersNamespaces are those in which containerd has Docker's containers and plugins: they come by Docker's own door.
-func dockersNamespaces() []string { return []string{"moby", "plugins.moby"} }
+// dockerNamespaces returns the namespaces in which containerd has Docker's containers and plugins. These use Docker's
+// door.
+func dockerNamespaces() []string { return []string{"moby", "plugins.moby"} }
 
-// Containerd is one containerd, whose runtimes attach containers by CNI. But for when records are rebuilt only its
-// metadata are asked for: a question about a task waits for the task, and that may wait for netyard.
+// Containerd watches one containerd, whose runtimes attach containers by CNI. Except to rebuild records it reads only
+// containerd's metadata: a question about a task waits for the task, which may wait for netyard.
 type Containerd struct {
-	// Address is its socket.
+	// Address is the path of containerd's socket.
 	Address string
 	Yard    *yard.Yard
 	Log     *slog.Logger
 
 	client *containerd.Client
 	poked  chan struct{}
-	// rebuilt: this process has, as far as it can from here.
+	// rebuilt says that this process has rebuilt what it can from containerd, or that there was nothing to rebuild.
 	rebuilt bool
 }
 
-// NewContainerd makes the watcher of a containerd; Run it, and Close it in the end. It connects when it is needed.
-// Without an address it asks nobody, and there is nothing to run.
+// NewContainerd returns the watcher of a containerd. Call Run to start it and Close at the end. It connects on first
+// use. Without an address it has no containerd, and must not be run.
 func NewContainerd(address string, log *slog.Logger) (c *Containerd, err error) {
 	c = &Containerd{Address: address, Log: log, poked: make(chan struct{}, 1)}
 	if address == "" {
 		return c, nil
 	}
-	if c.client, err = containerd.New(address, containerd.WithTimeout(connectTime)); err != nil {
+	if c.client, err = containerd.New(address, containerd.WithTimeout(connectTimeout)); err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
 	return c, nil
 }
 
-// Close gives the connection up.
+// Close closes the connection.
 func (c *Containerd) Close() error {
 	if c.client == nil {
 		return nil
@@ -73,7 +74,7 @@ func (c *Containerd) Close() error {
 	return c.client.Close()
 }
 
-// Poke says that something has changed and a look is worth while.
+// Poke has containerd checked soon, since something has changed. It does not wait.
 func (c *Containerd) Poke() {
 	select {
 	case c.poked <- struct{}{}:
@@ -81,70 +82,72 @@ func (c *Containerd) Poke() {
 	}
 }
 
-// Run keeps the records and containerd in agreement until ctx ends.
+// Run reconciles the records with containerd until ctx ends.
 func (c *Containerd) Run(ctx context.Context) error {
-	wait, silent := soon, false
+	wait, silent := pokeDelay, false
 	for {
 		began := time.Now()
 		err := c.follow(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if time.Since(began) > resync { // it did answer
-			wait, silent = soon, false
+		if time.Since(began) > resyncInterval { // it was connected for that long
+			wait, silent = pokeDelay, false
 		}
 		if !silent {
-			c.Log.Info("containerd does not answer; netyard works without it", "containerd", c.Address, "err", err)
+			c.Log.Info("containerd not reachable; netyard works without it", "containerd", c.Address, "err", err)
 		}
 		silent = true
 		if !sleep(ctx, wait) {
 			return nil
 		}
-		wait = min(2*wait, often)
+		wait = min(2*wait, pollInterval)
 	}
 }
 
-// follow looks at containerd, and again whenever something happens there, until the stream of events breaks.
+// follow checks containerd, and again after events, until the stream of events ends.
 func (c *Containerd) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Before the first look, or what happens in between would be missed.
-	happened, broke := c.client.EventService().Subscribe(ctx, `topic=="/tasks/exit"`, `topic=="/containers/delete"`, `topic=="/containers/update"`)
-	tick := time.NewTicker(resync)
+	// Subscribe before the first check, so that no event in between is missed.
+	stream, errs := c.client.EventService().Subscribe(ctx,
+		`topic=="/tasks/exit"`, `topic=="/containers/delete"`, `topic=="/containers/update"`)
+	tick := time.NewTicker(resyncInterval)
 	defer tick.Stop()
-	if err := c.look(ctx); err != nil {
+	if err := c.check(ctx); err != nil {
 		return err
 	}
-	c.Log.Info("containerd answers", "containerd", c.Address)
+	c.Log.Info("containerd connected", "containerd", c.Address)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-broke:
+		case err := <-errs:
 			if err == nil {
 				err = errors.New("the stream of events ended")
 			}
 			return err
-		case e := <-happened:
-			if err := c.hear(ctx, e); err != nil {
-				c.Log.Warn("follow containerd", "topic", e.Topic, "err", err)
+		case e := <-stream:
+			if err := c.handle(ctx, e); err != nil {
+				c.Log.Warn("containerd event not handled", "topic", e.Topic, "err", err)
 			}
 			continue
 		case <-tick.C:
 		case <-c.poked:
-			if !sleep(ctx, soon) {
+			if !sleep(ctx, pokeDelay) {
 				return nil
 			}
 		}
-		if err := c.look(ctx); err != nil {
+		if err := c.check(ctx); err != nil {
 			return err
 		}
 	}
 }
 
-// hear acts on an event. An attachment is called by the namespace and the id of its container, by nerdctl as by ctr.
-func (c *Containerd) hear(ctx context.Context, e *events.Envelope) error {
-	if slices.Contains(dockersNamespaces(), e.Namespace) {
+// handle acts on an event: it detaches a container that exited or was deleted, and checks containerd soon after an
+// update.
+func (c *Containerd) handle(ctx context.Context, e *events.Envelope) error {
+	if slices.Contains(dockerNamespaces(), e.Namespace) {
 		return nil
 	}
 	v, err := typeurl.UnmarshalAny(e.Event)
@@ -153,25 +156,27 @@ func (c *Containerd) hear(ctx context.Context, e *events.Envelope) error {
 	}
 	switch v := v.(type) {
 	case *apievents.TaskExit:
-		if v.ID != v.ContainerID { // of an exec
+		if v.ID != v.ContainerID { // the exit of an exec
 			return nil
 		}
 		return attach.ContainerExited(ctx, c.Yard, attachment(e.Namespace, v.ContainerID))
 	case *apievents.ContainerDelete:
 		return attach.ContainerGone(ctx, c.Yard, attachment(e.Namespace, v.ID))
 	}
-	c.Poke() // another name
+	c.Poke() // an update may change the name
 	return nil
 }
 
+// attachment returns the name of a container's attachment, which nerdctl and ctr form in the same way.
 func attachment(namespace, id string) string { return namespace + "-" + id }
 
-func (c *Containerd) look(ctx context.Context) error {
+// check reads containerd's containers and reconciles the records with them.
+func (c *Containerd) check(ctx context.Context) error {
 	census, err := c.Census(ctx)
 	if err != nil {
 		return err
 	}
-	if !c.rebuilt && reconcile.Rebuilding(c.Yard) { // there may be no engine that would
+	if !c.rebuilt && reconcile.Rebuilding(c.Yard) { // there may be no Docker engine, which would do it too
 		if err := c.Rebuild(ctx); err != nil {
 			return err
 		}
@@ -180,21 +185,25 @@ func (c *Containerd) look(ctx context.Context) error {
 	if err := reconcile.Reconcile(ctx, c.Yard, census); err != nil {
 		return fmt.Errorf("reconcile with %s: %w", book.Containerd, err)
 	}
-	return c.byProcess()
+	return c.recordProcesses()
 }
 
 // Census asks containerd for all containers that can have attachments.
 func (c *Containerd) Census(ctx context.Context) (reconcile.Census, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}, Attachments: map[string]bool{}}
+	census := reconcile.Census{
+		Engine:      book.Containerd,
+		Endpoints:   map[string]reconcile.SeenEndpoint{},
+		Attachments: map[string]bool{},
+	}
 	spaces, err := c.client.NamespaceService().List(ctx)
 	if err != nil {
 		return census, fmt.Errorf("list namespaces: %w", err)
 	}
-	who := map[string]modes.Container{}
+	owners := map[string]modes.Container{}
 	for _, ns := range spaces {
-		if slices.Contains(dockersNamespaces(), ns) {
+		if slices.Contains(dockerNamespaces(), ns) {
 			continue
 		}
 		all, err := c.client.ContainerService().List(namespaces.WithNamespace(ctx, ns))
@@ -202,7 +211,7 @@ func (c *Containerd) Census(ctx context.Context) (reconcile.Census, error) {
 			return census, fmt.Errorf("list containers of namespace %s: %w", ns, err)
 		}
 		for _, o := range all {
-			who[attachment(ns, o.ID)] = owner(o)
+			owners[attachment(ns, o.ID)] = ownerOf(o)
 			census.Attachments[attachment(ns, o.ID)] = true
 		}
 	}
@@ -211,31 +220,34 @@ func (c *Containerd) Census(ctx context.Context) (reconcile.Census, error) {
 		return census, err
 	}
 	for _, e := range es {
-		if w, ok := who[e.Attachment]; ok && e.Attachment != "" {
-			census.Endpoints[e.ID] = reconcile.SeenEndpoint{NetworkID: e.NetworkID, Container: w}
+		if c, ok := owners[e.Attachment]; ok && e.Attachment != "" {
+			census.Endpoints[e.ID] = reconcile.SeenEndpoint{NetworkID: e.NetworkID, Container: c}
 		}
 	}
 	return census, nil
 }
 
-func owner(o containers.Container) modes.Container {
-	w := modes.Container{Engine: book.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image, Labels: map[string]string{}}
+// ownerOf returns a container of containerd as the owner of endpoints.
+func ownerOf(o containers.Container) modes.Container {
+	c := modes.Container{
+		Engine: book.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image, Labels: map[string]string{},
+	}
 	for label, v := range o.Labels {
-		if !ours(label) { // of those some may be its image's, see chosen
-			w.Labels[label] = v
+		if !ours(label) { // netyard's labels may come from the image, see userLabels
+			c.Labels[label] = v
 		}
 	}
-	if w.Name == "" {
-		w.Name = o.ID // ctr's ids are names
+	if c.Name == "" {
+		c.Name = o.ID // ctr's IDs are names
 	}
-	return w
+	return c
 }
 
-// processOf finds the process in a sandbox's path.
+// processOf matches a sandbox's path that has a process ID.
 var processOf = regexp.MustCompile(`^/proc/(\d+)/ns/net$`)
 
-// byProcess notes the processes of attachments.
-func (c *Containerd) byProcess() error {
+// recordProcesses records the processes of attachments whose sandbox's path has a process ID.
+func (c *Containerd) recordProcesses() error {
 	es, err := c.Yard.Endpoints()
 	if err != nil {
 		return err
@@ -255,33 +267,35 @@ func (c *Containerd) byProcess() error {
 	return errors.Join(errs...)
 }
 
-// Whose finds the container of an attachment that is being made, and the labels that whoever runs it chose.
+// Whose returns the container of an attachment that is being made, and its labels (see userLabels).
 func (c *Containerd) Whose(ctx context.Context, name string) (modes.Container, map[string]string, error) {
 	client := c.client
 	ns, o, err := c.find(ctx, client, name)
-	if errdefs.IsUnavailable(err) { // the connection may only be waiting for its next try: containerd has just started
-		fresh, fErr := containerd.New(c.Address, containerd.WithTimeout(connectTime))
+	if errdefs.IsUnavailable(err) { // containerd may have just started, and the connection not tried again yet
+		fresh, fErr := containerd.New(c.Address, containerd.WithTimeout(connectTimeout))
 		if fErr != nil {
 			return modes.Container{}, nil, fErr
 		}
-		defer fresh.Close() //nolint:errcheck // nothing is written
+		defer fresh.Close() //nolint:errcheck // all answers were read
 		client = fresh
 		ns, o, err = c.find(ctx, client, name)
 	}
 	if err != nil {
 		return modes.Container{}, nil, err
 	}
-	return owner(o), c.chosen(namespaces.WithNamespace(ctx, ns), client, o), nil
+	return ownerOf(o), c.userLabels(namespaces.WithNamespace(ctx, ns), client, o), nil
 }
 
-// find looks an attachment's container up. Namespaces and ids may have dashes in them, so that there can be several
-// readings; that of the last dash is right for the ids that nerdctl gives.
-func (c *Containerd) find(ctx context.Context, client *containerd.Client, name string) (ns string, o containers.Container, err error) {
+// find looks up an attachment's container. Namespaces and IDs may contain dashes, so it tries each dash as the
+// separator, the last one first, which is right for the IDs that nerdctl gives.
+func (c *Containerd) find(
+	ctx context.Context, client *containerd.Client, name string,
+) (ns string, o containers.Container, err error) {
 	err = errdefs.ErrNotFound
 	for at := strings.LastIndexByte(name, '-'); at > 0; at = strings.LastIndexByte(name[:at], '-') {
 		var id string
 		ns, id = name[:at], name[at+1:]
-		if slices.Contains(dockersNamespaces(), ns) {
+		if slices.Contains(dockerNamespaces(), ns) {
 			continue
 		}
 		o, err = client.ContainerService().Get(namespaces.WithNamespace(ctx, ns), id)

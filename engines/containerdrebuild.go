@@ -15,31 +15,32 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// Rebuild makes the records of netyard's own networks again, and of what containerd's containers have of any, and those
-// of other runtimes.
+// Rebuild makes the lost records of netyard's own networks again, and those of all attachments of containerd's
+// containers and of other runtimes.
 func (c *Containerd) Rebuild(ctx context.Context) error {
 	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}}
 	if _, err := os.Stat(c.Address); c.client != nil && !errors.Is(err, fs.ErrNotExist) {
-		ctx, cancel := context.WithTimeout(ctx, answerTime)
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 		defer cancel()
-		if err := c.lookInside(ctx, census); err != nil {
-			return fmt.Errorf("rebuild the records from %s: %w", book.Containerd, err)
+		if err := c.addRunning(ctx, census); err != nil {
+			return fmt.Errorf("rebuild records from %s: %w", book.Containerd, err)
 		}
 	}
-	if err := lookBeside(c.Yard, cniCache, census); err != nil {
+	if err := addCached(c.Yard, cniCache, census); err != nil {
 		return err
 	}
 	return reconcile.RebuildOwn(ctx, c.Yard, census)
 }
 
-// lookInside finds the links of netyard's in the sandboxes of all running containers.
-func (c *Containerd) lookInside(ctx context.Context, census reconcile.Census) error {
+// addRunning adds the endpoints of containerd's running containers to the census: it finds netyard's links in their
+// sandboxes.
+func (c *Containerd) addRunning(ctx context.Context, census reconcile.Census) error {
 	spaces, err := c.client.NamespaceService().List(ctx)
 	if err != nil {
 		return fmt.Errorf("list namespaces: %w", err)
 	}
 	for _, ns := range spaces {
-		if slices.Contains(dockersNamespaces(), ns) {
+		if slices.Contains(dockerNamespaces(), ns) {
 			continue
 		}
 		ctx := namespaces.WithNamespace(ctx, ns)
@@ -57,12 +58,13 @@ func (c *Containerd) lookInside(ctx context.Context, census reconcile.Census) er
 			}
 			o, err := c.client.ContainerService().Get(ctx, t.ID)
 			if err != nil {
-				continue // it has gone meanwhile
+				continue // the container was removed meanwhile
 			}
-			who := owner(o)
-			who.PID = int(t.Pid)
+			owner := ownerOf(o)
+			owner.PID = int(t.Pid)
 			for id, s := range found {
-				s.Container, s.Attachment, s.Said = who, attachment(ns, t.ID), said(c.chosen(ctx, c.client, o))
+				s.Container, s.Attachment = owner, attachment(ns, t.ID)
+				s.Said = labelOptions(c.userLabels(ctx, c.client, o))
 				census.Endpoints[id] = s
 			}
 		}

@@ -1,5 +1,6 @@
-// Package engines finds out who the endpoints belong to, and what an engine has forgotten. It works in the background
-// only: an engine that waits for netyard cannot answer netyard, so nothing on a request's path may ask one.
+// Package engines finds the containers that endpoints belong to, and the endpoints and networks that an engine no
+// longer has. It works in the background only: an engine that waits for netyard cannot answer netyard, so nothing on a
+// request's path may ask one.
 package engines
 
 import (
@@ -24,34 +25,34 @@ import (
 )
 
 const (
-	// answerTime is how long an engine may take to answer; a booting one does not answer at all.
-	answerTime = 10 * time.Second
-	// often is the pause between two looks at an engine nobody poked at.
-	often = 30 * time.Second
-	// soon is the pause before the first look after a poke, and the first of the pauses, each twice as long, while the
-	// engine does not show yet what netyard was told of.
-	soon = 200 * time.Millisecond
+	// answerTimeout bounds an engine's answer; while an engine starts it does not answer at all.
+	answerTimeout = 10 * time.Second
+	// pollInterval is the time between two checks of an engine without a Poke, and the longest between two retries.
+	pollInterval = 30 * time.Second
+	// pokeDelay is the time from a Poke to the check. It is also the first interval between retries, which double while
+	// the engine does not answer, or does not list yet what netyard has from it.
+	pokeDelay = 200 * time.Millisecond
 )
 
-// Docker is one Docker engine.
+// Docker watches one Docker engine.
 type Docker struct {
-	// Host is the engine's address, unix:///var/run/docker.sock.
+	// Host is the engine's address, as in unix:///var/run/docker.sock.
 	Host string
 	Yard *yard.Yard
 	Log  *slog.Logger
 
-	// Beside makes the records of others' that were lost with the engine's; nil: there are none.
+	// Beside rebuilds the records of endpoints of other engines, after the records were lost; nil if there are none.
 	Beside func(context.Context) error
 
 	poked chan struct{}
 }
 
-// NewDocker makes the watcher of an engine; Run it.
+// NewDocker returns the watcher of an engine. Call Run to start it.
 func NewDocker(host string, log *slog.Logger) *Docker {
 	return &Docker{Host: host, Log: log, poked: make(chan struct{}, 1)}
 }
 
-// Poke says that something has changed and a look is worth while.
+// Poke has the engine checked soon, since something has changed. It does not wait.
 func (d *Docker) Poke() {
 	select {
 	case d.poked <- struct{}{}:
@@ -59,9 +60,9 @@ func (d *Docker) Poke() {
 	}
 }
 
-// Run keeps the records and the engine in agreement until ctx ends.
+// Run reconciles the records with the engine until ctx ends.
 func (d *Docker) Run(ctx context.Context) error {
-	wait, silent := soon, false
+	wait, silent := pokeDelay, false
 	for {
 		timer := time.NewTimer(wait)
 		select {
@@ -70,25 +71,26 @@ func (d *Docker) Run(ctx context.Context) error {
 			return nil
 		case <-d.poked:
 			timer.Stop()
-			if !sleep(ctx, soon) {
+			if !sleep(ctx, pokeDelay) {
 				return nil
 			}
-			wait = soon
+			wait = pokeDelay
 		case <-timer.C:
 		}
-		unnamed, err := d.look(ctx)
+		unnamed, err := d.check(ctx)
 		if err != nil && !silent {
-			d.Log.Info("the engine does not answer; netyard works without it", "engine", d.Host, "err", err)
+			d.Log.Info("engine not reachable; netyard works without it", "engine", d.Host, "err", err)
 		}
 		silent = err != nil
 		if unnamed || err != nil {
-			wait = min(2*wait, often)
+			wait = min(2*wait, pollInterval)
 		} else {
-			wait = often
+			wait = pollInterval
 		}
 	}
 }
 
+// sleep waits for a duration. It returns false if ctx ends before.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -98,14 +100,15 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// look asks the engine once. unnamed says that there are endpoints whose container is not known yet.
-func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
+// check asks the engine once and reconciles the records with its answer. unnamed says that the container of an endpoint
+// or the name of a network is not known yet.
+func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 	if err := d.Yard.BuryLost(ctx); err != nil {
-		d.Log.Warn("drop what an engine left that was killed", "err", err)
+		d.Log.Warn("removal of a killed engine's endpoints failed", "err", err)
 	}
 	c, err := d.Census(ctx)
 	if err != nil {
-		return d.bySandbox(), err
+		return d.identifyBySandbox(), err
 	}
 	if reconcile.Rebuilding(d.Yard) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
@@ -118,35 +121,40 @@ func (d *Docker) look(ctx context.Context) (unnamed bool, err error) {
 	if err := reconcile.Reconcile(ctx, d.Yard, c); err != nil {
 		return true, fmt.Errorf("reconcile with %s: %w", book.Docker, err)
 	}
-	return d.bySandbox() || d.nameless(), nil
+	return d.identifyBySandbox() || d.hasUnnamedNetwork(), nil
 }
 
-// nameless says whether there are networks of the engine whose names it has not told yet.
-func (d *Docker) nameless() bool {
+// hasUnnamedNetwork reports whether the name of one of the engine's networks is not known yet.
+func (d *Docker) hasUnnamedNetwork() bool {
 	ns, err := d.Yard.Networks()
-	return err == nil && slices.ContainsFunc(ns, func(n modes.Network) bool { return n.Engine == book.Docker && n.Name == "" })
+	return err == nil && slices.ContainsFunc(ns, func(n modes.Network) bool {
+		return n.Engine == book.Docker && n.Name == ""
+	})
 }
 
-// bySandbox finds the processes of endpoints that are not known yet, without asking anybody.
-func (d *Docker) bySandbox() (unnamed bool) {
+// identifyBySandbox finds the processes and container IDs of endpoints whose container is not fully known, without
+// asking the engine. unnamed says that the container of one of them remains unknown or unnamed.
+func (d *Docker) identifyBySandbox() (unnamed bool) {
 	es, err := d.Yard.Endpoints()
 	if err != nil {
 		return false
 	}
-	var open []modes.Endpoint
+	var unknown []modes.Endpoint
 	for _, e := range es {
-		if e.Attachment == "" && e.Sandbox != "" && e.Phase == modes.Ready && (!e.Seen || e.Container.PID == 0 || e.Container.Name == "" || e.Container.Hostname == "") {
-			open = append(open, e)
+		c := e.Container
+		known := e.Seen && c.PID != 0 && c.Name != "" && c.Hostname != ""
+		if e.Attachment == "" && e.Sandbox != "" && e.Phase == modes.Ready && !known {
+			unknown = append(unknown, e)
 		}
 	}
-	if len(open) == 0 {
+	if len(unknown) == 0 {
 		return false
 	}
-	inhabitants := inhabitants()
-	for _, e := range open {
-		if who, ok := inhabitants.of(e.Sandbox); ok {
-			if err := reconcile.Identify(d.Yard, e.NetworkID, e.ID, who); err != nil {
-				d.Log.Warn("note an endpoint's container", "endpoint", e.ID, "err", err)
+	first := scanProcesses()
+	for _, e := range unknown {
+		if c, ok := first.container(e.Sandbox); ok {
+			if err := reconcile.Identify(d.Yard, e.NetworkID, e.ID, c); err != nil {
+				d.Log.Warn("endpoint's container not recorded", "endpoint", e.ID, "err", err)
 			}
 			unnamed = unnamed || e.Container.Name == "" || e.Container.Hostname == ""
 		} else {
@@ -164,16 +172,16 @@ func (d *Docker) client() (*client.Client, error) {
 	return c, nil
 }
 
-// Census asks the engine for all it has to do with netyard.
+// Census asks the engine for all its networks and endpoints of netyard's drivers.
 func (d *Docker) Census(ctx context.Context) (reconcile.Census, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	c, err := d.client()
 	if err != nil {
 		return reconcile.Census{}, err
 	}
-	defer c.Close() //nolint:errcheck // nothing is written
-	// Containers first: a network that is made in between is merely not missed.
+	defer c.Close() //nolint:errcheck // all answers were read
+	// Containers are listed first, so that a network made in between is not missing from the census.
 	containers, err := c.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return reconcile.Census{}, fmt.Errorf("list containers: %w", err)
@@ -183,8 +191,11 @@ func (d *Docker) Census(ctx context.Context) (reconcile.Census, error) {
 		return reconcile.Census{}, fmt.Errorf("list networks: %w", err)
 	}
 	census := reconcile.Census{
-		Engine: book.Docker, Networks: map[string]reconcile.SeenNetwork{}, Endpoints: map[string]reconcile.SeenEndpoint{},
-		Pools: map[netip.Prefix]bool{}, Wanted: map[string]bool{},
+		Engine:    book.Docker,
+		Networks:  map[string]reconcile.SeenNetwork{},
+		Endpoints: map[string]reconcile.SeenEndpoint{},
+		Pools:     map[netip.Prefix]bool{},
+		Wanted:    map[string]bool{},
 	}
 	for _, n := range networks.Items {
 		if _, own := doorMode(n.IPAM.Driver); own {
@@ -207,20 +218,23 @@ func (d *Docker) Census(ctx context.Context) (reconcile.Census, error) {
 	return census, nil
 }
 
-// doorMode takes a driver's name apart; ok is false when it is not one of netyard's.
+// doorMode returns the mode in the name of a driver; ok is false if the driver is not netyard's.
 func doorMode(name string) (mode string, ok bool) {
-	name, _, _ = strings.Cut(name, ":") // a managed plugin's has a tag
+	name, _, _ = strings.Cut(name, ":") // the name of a managed plugin has a tag
 	if name == "netyard" {
 		return "", true
 	}
 	return strings.CutPrefix(name, "netyard-")
 }
 
-func (d *Docker) seenNetwork(door string, n network.Network) reconcile.SeenNetwork {
-	s := reconcile.SeenNetwork{Name: n.Name, Network: modes.Network{ID: n.ID, Name: n.Name, Engine: book.Docker, Internal: n.Internal, IPv6: n.EnableIPv6}}
+// seenNetwork returns the network that an engine lists for a driver of the mode.
+func (d *Docker) seenNetwork(mode string, n network.Network) reconcile.SeenNetwork {
+	s := reconcile.SeenNetwork{Name: n.Name, Network: modes.Network{
+		ID: n.ID, Name: n.Name, Engine: book.Docker, Internal: n.Internal, IPv6: n.EnableIPv6,
+	}}
 	var err error
-	if s.Network.Mode, s.Network.Options, err = yard.Resolve(door, n.Options); err != nil {
-		d.Log.Warn("the engine has a network that netyard would refuse", "network", n.Name, "err", err)
+	if s.Network.Mode, s.Network.Options, err = yard.Resolve(mode, n.Options); err != nil {
+		d.Log.Warn("invalid options on a network of the engine", "network", n.Name, "id", n.ID, "err", err)
 	}
 	_, own := doorMode(n.IPAM.Driver)
 	for _, c := range n.IPAM.Config {
@@ -249,6 +263,8 @@ func (d *Docker) seenNetwork(door string, n network.Network) reconcile.SeenNetwo
 	return s
 }
 
+// addEndpoint adds a container's endpoint to the census, if it is on one of netyard's networks, and the addresses that
+// the user requested for it.
 func addEndpoint(c *reconcile.Census, item container.Summary, s *network.EndpointSettings) {
 	if _, ours := c.Networks[s.NetworkID]; !ours {
 		return
@@ -260,7 +276,7 @@ func addEndpoint(c *reconcile.Census, item container.Summary, s *network.Endpoin
 			}
 		}
 	}
-	if s.EndpointID == "" { // it does not run
+	if s.EndpointID == "" { // the container does not run
 		return
 	}
 	who := modes.Container{Engine: book.Docker, ID: item.ID, Image: item.Image, Labels: item.Labels}
@@ -285,19 +301,19 @@ func addEndpoint(c *reconcile.Census, item container.Summary, s *network.Endpoin
 	c.Endpoints[s.EndpointID] = e
 }
 
-// fillSandboxes asks for each container where its sandbox is, and what was said for its endpoints; only lost records
-// make that worth the calls.
+// fillSandboxes adds the sandbox paths and the options of all endpoints to the census. It needs a call for each
+// container, which only lost records are worth.
 func (d *Docker) fillSandboxes(ctx context.Context, census *reconcile.Census) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	c, err := d.client()
 	if err != nil {
 		return err
 	}
-	defer c.Close() //nolint:errcheck // nothing is written
+	defer c.Close() //nolint:errcheck // all answers were read
 	for id, e := range census.Endpoints {
 		got, err := c.ContainerInspect(ctx, e.Container.ID, client.ContainerInspectOptions{})
-		if errdefs.IsNotFound(err) { // it went meanwhile
+		if errdefs.IsNotFound(err) { // it was removed meanwhile
 			delete(census.Endpoints, id)
 			continue
 		}
@@ -313,7 +329,7 @@ func (d *Docker) fillSandboxes(ctx context.Context, census *reconcile.Census) er
 	return nil
 }
 
-// endpointOptions are what --driver-opt said for an endpoint, without the engine's own keys.
+// endpointOptions returns the options that --driver-opt set for an endpoint, without the engine's own keys.
 func (d *Docker) endpointOptions(mode, id string, settings map[string]*network.EndpointSettings) map[string]string {
 	for _, s := range settings {
 		if s.EndpointID != id {
@@ -323,7 +339,7 @@ func (d *Docker) endpointOptions(mode, id string, settings map[string]*network.E
 		maps.DeleteFunc(given, func(key, _ string) bool { return strings.HasPrefix(key, "com.docker.network.") })
 		options, err := modes.ResolveEndpoint(mode, given)
 		if err != nil {
-			d.Log.Warn("the engine has an endpoint that netyard would refuse", "endpoint", id, "err", err)
+			d.Log.Warn("invalid options on an endpoint of the engine", "endpoint", id, "err", err)
 		}
 		return options
 	}

@@ -14,11 +14,11 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// cniCache is where runtimes that use libcni keep what they have attached (libcni, CacheDir): CRI-O, podman, cnitool,
-// and containerd's.
+// cniCache is the directory where runtimes that use libcni record their attachments (libcni, CacheDir): CRI-O, podman,
+// cnitool, and those of containerd.
 const cniCache = "/var/lib/cni/results"
 
-// A cached is one attachment as its runtime remembers it (libcni, cachedInfo).
+// A cached is one attachment as its runtime recorded it (libcni, cachedInfo).
 type cached struct {
 	ContainerID, IfName, NetNS string
 	Result                     struct {
@@ -27,14 +27,19 @@ type cached struct {
 	}
 }
 
-// is says whether an endpoint that is in one of its sandboxes is the one: the path may be another container's by now.
-func (c cached) is(s reconcile.SeenEndpoint) bool {
-	return s.IfName == c.IfName && (len(c.Result.IPs) == 0 || slices.ContainsFunc(c.Result.IPs, func(ip struct{ Address netip.Prefix }) bool {
+// matches reports whether an endpoint found in one of the attachment's sandboxes belongs to the attachment: the path
+// may be another container's by now.
+func (c cached) matches(s reconcile.SeenEndpoint) bool {
+	if s.IfName != c.IfName {
+		return false
+	}
+	return len(c.Result.IPs) == 0 || slices.ContainsFunc(c.Result.IPs, func(ip struct{ Address netip.Prefix }) bool {
 		return slices.Contains(s.Addrs, ip.Address)
-	}))
+	})
 }
 
-// sandboxes are the paths that its sandbox may be at. Older runtimes remember only what the plugin said of it.
+// sandboxes returns the paths where the attachment's sandbox may be. Older runtimes record only the paths in the
+// plugin's result.
 func (c cached) sandboxes() (paths []string) {
 	paths = append(paths, c.NetNS)
 	for _, i := range c.Result.Interfaces {
@@ -43,18 +48,18 @@ func (c cached) sandboxes() (paths []string) {
 	return paths
 }
 
-// lookBeside finds what was attached by runtimes that containerd does not know of: the kernel says what netyard has in
-// a sandbox, and the runtime's own memory what it calls it when it comes to take it away.
-func lookBeside(y *yard.Yard, dir string, census reconcile.Census) error {
+// addCached adds the attachments of runtimes other than containerd's to the census. The kernel shows netyard's links in
+// a sandbox; the runtime's cache has the name by which the runtime will delete the attachment.
+func addCached(y *yard.Yard, dir string, census reconcile.Census) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
-		return fmt.Errorf("look for what runtimes have attached: %w", err)
+		return fmt.Errorf("list attachments in %s: %w", dir, err)
 	}
 	for _, file := range files {
 		var c cached
 		raw, err := os.ReadFile(file)
 		if err != nil || json.Unmarshal(raw, &c) != nil || c.ContainerID == "" {
-			continue // it is nobody's, or was taken away meanwhile
+			continue // not an attachment, or deleted meanwhile
 		}
 		for _, path := range c.sandboxes() {
 			if path == "" {
@@ -62,10 +67,10 @@ func lookBeside(y *yard.Yard, dir string, census reconcile.Census) error {
 			}
 			found, err := reconcile.FindIn(y, path)
 			if err != nil {
-				continue // there is no such sandbox any more
+				continue // the sandbox no longer exists
 			}
 			for id, s := range found {
-				if _, known := census.Endpoints[id]; known || !c.is(s) {
+				if _, known := census.Endpoints[id]; known || !c.matches(s) {
 					continue
 				}
 				s.Container, s.Attachment = modes.Container{Engine: book.CNI}, c.ContainerID

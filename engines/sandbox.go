@@ -10,16 +10,15 @@ import (
 	"netyard/modes"
 )
 
-// A nsID tells one namespace from another (namespaces(7)).
+// A nsID identifies a namespace (namespaces(7)).
 type nsID struct{ dev, ino uint64 }
 
-// residents says which process lives in which network namespace: the one with the lowest id, which for a container is
-// its first.
-type residents map[nsID]int
+// firstProcesses has the process with the lowest ID of each network namespace; a container's is its first process.
+type firstProcesses map[nsID]int
 
-// inhabitants looks at every process once.
-func inhabitants() residents {
-	r := residents{}
+// scanProcesses reads the namespace of every process of the host.
+func scanProcesses() firstProcesses {
+	r := firstProcesses{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		pid, err := strconv.Atoi(filepath.Base(dir))
@@ -28,7 +27,7 @@ func inhabitants() residents {
 		}
 		id, ok := namespace(filepath.Join(dir, "ns/net"))
 		if !ok {
-			continue // it ended, or it is a kernel thread
+			continue // the process has ended, or is a kernel thread
 		}
 		if old, known := r[id]; !known || pid < old {
 			r[id] = pid
@@ -49,8 +48,8 @@ func namespace(path string) (nsID, bool) {
 	return nsID{sys.Dev, sys.Ino}, true
 }
 
-// of finds out who lives in a sandbox.
-func (r residents) of(sandbox string) (modes.Container, bool) {
+// container returns the process and container ID of a sandbox; ok is false if the sandbox has no process.
+func (r firstProcesses) container(sandbox string) (c modes.Container, ok bool) {
 	id, ok := namespace(sandbox)
 	if !ok {
 		return modes.Container{}, false
@@ -59,18 +58,18 @@ func (r residents) of(sandbox string) (modes.Container, bool) {
 	if !ok {
 		return modes.Container{}, false
 	}
-	who := modes.Container{PID: pid}
+	c.PID = pid
 	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
 	if err == nil {
-		who.ID = containerID(string(raw))
+		c.ID = containerID(string(raw))
 	}
-	return who, true
+	return c, true
 }
 
-// hexID is a container's id as every engine writes it into the names of control groups.
+// hexID matches a container's ID as every engine writes it into the names of control groups.
 var hexID = regexp.MustCompile(`[/-]([0-9a-f]{64})(?:\.scope)?(?:/|\n|$)`)
 
-// containerID finds the id in a process's /proc/PID/cgroup (cgroups(7)); empty when it is in no container.
+// containerID returns the container ID in a process's /proc/PID/cgroup (cgroups(7)), or "" if there is none.
 func containerID(cgroups string) string {
 	if m := hexID.FindStringSubmatch(cgroups); m != nil {
 		return m[1]

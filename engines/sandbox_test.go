@@ -25,14 +25,14 @@ func TestContainerID(t *testing.T) {
 	}
 }
 
-func TestResidents(t *testing.T) {
+func TestFirstProcesses(t *testing.T) {
 	t.Parallel()
-	who, ok := inhabitants().of("/proc/self/ns/net")
-	if !ok || who.PID == 0 || who.PID > os.Getpid() {
-		t.Errorf("who lives in this namespace: %+v %v", who, ok)
+	c, ok := scanProcesses().container("/proc/self/ns/net")
+	if !ok || c.PID == 0 || c.PID > os.Getpid() {
+		t.Errorf("container of this namespace: %+v %v", c, ok)
 	}
-	if _, ok := inhabitants().of("/nonexistent"); ok {
-		t.Error("somebody lives in a sandbox that is not there")
+	if _, ok := scanProcesses().container("/nonexistent"); ok {
+		t.Error("a sandbox that does not exist has a process")
 	}
 }
 

@@ -1,6 +1,7 @@
-// Package firewalld keeps netyard's bridges in a zone of firewalld's that lets containers out. firewalld's own table
-// rejects what is forwarded for interfaces in no zone of that kind, and an accept in another table does not override
-// it. Only what runs is changed, never what the admin has configured: a reload forgets it, and netyard says it again.
+// Package firewalld keeps netyard's bridges in a zone of firewalld that lets containers out. firewalld's own table
+// rejects forwarded traffic of interfaces that are in no such zone, and an accept in another table does not override
+// that. It changes only firewalld's runtime configuration, never the admin's permanent one: a reload of firewalld drops
+// the change, and netyard makes it again.
 package firewalld
 
 import (
@@ -16,59 +17,64 @@ import (
 )
 
 const (
-	// name, path and the interfaces are firewalld.dbus(5)'s.
+	// name, path and the interfaces are those of firewalld.dbus(5).
 	name      = "org.fedoraproject.FirewallD1"
 	path      = dbus.ObjectPath("/org/fedoraproject/FirewallD1")
 	zoneCalls = name + ".zone."
 
-	// Zone is where bridges go: firewalld's own zone whose interfaces are let out and to the host, as Docker's bridges
-	// are. netyard's rules go on deciding who reaches the containers.
+	// Zone is the zone for the bridges: a predefined one that lets its interfaces reach the host and other networks, as
+	// Docker's zone does. netyard's rules still decide who reaches the containers.
 	Zone = "trusted"
 
-	callTime = 10 * time.Second
-	// again is how often a bus or a firewalld is looked for that tells nobody that it came.
-	again = 30 * time.Second
-	// settle is how long a network may take from its first change to being wanted.
-	settle = 200 * time.Millisecond
+	// callTimeout bounds all D-Bus calls of one synchronization.
+	callTimeout = 10 * time.Second
+	// retryInterval is the time between two attempts to find a bus, or two synchronizations without a signal.
+	retryInterval = 30 * time.Second
+	// changeDelay is the time from a change of a network to the next synchronization, by when the change is recorded.
+	changeDelay = 200 * time.Millisecond
 )
 
 // A Keeper keeps bridges in the zone.
 type Keeper struct {
 	Log *slog.Logger
-	// Bridges are those that are wanted there, Ours says of an interface that it can only be netyard's.
+	// Bridges returns the bridges that belong in the zone.
 	Bridges func() []string
-	Ours    func(string) bool
-	// Changes tells that they may have changed.
+	// Ours reports whether an interface can only be netyard's.
+	Ours func(string) bool
+	// Changes signals that the bridges may have changed.
 	Changes <-chan struct{}
 }
 
-// Run keeps the bridges in the zone until ctx ends. A host without firewalld, or without a bus, is left alone.
+// Run keeps the bridges in the zone until ctx ends. On a host without a system bus or firewalld it changes nothing.
 func (k *Keeper) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := k.follow(ctx); err != nil && ctx.Err() == nil {
-			k.Log.Debug("no firewalld to speak to", "err", err)
+			k.Log.Debug("firewalld not reachable", "err", err)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(again):
+		case <-time.After(retryInterval):
 		}
 	}
 	return nil
 }
 
-// follow is one connection's life.
+// follow connects to the bus and synchronizes the zone whenever the bridges or firewalld change, until the connection
+// breaks.
 func (k *Keeper) follow(ctx context.Context) error {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("connect to the system bus: %w", err)
 	}
-	defer conn.Close() //nolint:errcheck // nothing is lost with it
-	for _, match := range [][]dbus.MatchOption{
-		{dbus.WithMatchInterface(name), dbus.WithMatchMember("Reloaded")},
-		{dbus.WithMatchInterface("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, name)},
-	} {
+	defer conn.Close() //nolint:errcheck // no call is in progress
+	reloaded := []dbus.MatchOption{dbus.WithMatchInterface(name), dbus.WithMatchMember("Reloaded")}
+	started := []dbus.MatchOption{
+		dbus.WithMatchInterface("org.freedesktop.DBus"), dbus.WithMatchMember("NameOwnerChanged"),
+		dbus.WithMatchArg(0, name),
+	}
+	for _, match := range [][]dbus.MatchOption{reloaded, started} {
 		if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
-			return fmt.Errorf("listen for firewalld: %w", err)
+			return fmt.Errorf("subscribe to firewalld's signals: %w", err)
 		}
 	}
 	const several = 16
@@ -81,19 +87,19 @@ func (k *Keeper) follow(ctx context.Context) error {
 			return nil
 		case _, ok := <-signals:
 			if !ok {
-				return errors.New("the system bus went away")
+				return errors.New("the system bus closed the connection")
 			}
 		case <-k.Changes:
-			time.Sleep(settle)
-		case <-time.After(again):
+			time.Sleep(changeDelay)
+		case <-time.After(retryInterval):
 		}
 	}
 }
 
-// sync puts into the zone what belongs there, and takes out what is no more. What the admin has put into another zone
-// stays there.
+// sync adds bridges to the zone that belong there and removes netyard's interfaces that do not. It leaves bridges that
+// the admin has put into another zone where they are.
 func (k *Keeper) sync(ctx context.Context, conn *dbus.Conn) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var runs bool
 	err := conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, name).Store(&runs)
@@ -103,7 +109,7 @@ func (k *Keeper) sync(ctx context.Context, conn *dbus.Conn) {
 	firewalld := conn.Object(name, path)
 	var have []string
 	if err := firewalld.CallWithContext(ctx, zoneCalls+"getInterfaces", 0, Zone).Store(&have); err != nil {
-		k.Log.Warn("ask firewalld for the interfaces of a zone", "zone", Zone, "err", err)
+		k.Log.Warn("firewalld zone not read", "zone", Zone, "err", err)
 		return
 	}
 	want := k.Bridges()
@@ -125,11 +131,14 @@ func (k *Keeper) sync(ctx context.Context, conn *dbus.Conn) {
 	}
 }
 
+// call calls addInterface or removeInterface for a bridge. An error that the zone has the wanted state already is none.
 func (k *Keeper) call(ctx context.Context, firewalld dbus.BusObject, method, bridge string) {
 	err := firewalld.CallWithContext(ctx, zoneCalls+method, 0, Zone, bridge).Err
-	if err != nil && !strings.Contains(err.Error(), "ZONE_ALREADY_SET") && !strings.Contains(err.Error(), "UNKNOWN_INTERFACE") {
-		k.Log.Warn("tell firewalld of a bridge", "call", method, "zone", Zone, "bridge", bridge, "err", err)
+	done := err == nil ||
+		strings.Contains(err.Error(), "ZONE_ALREADY_SET") || strings.Contains(err.Error(), "UNKNOWN_INTERFACE")
+	if !done {
+		k.Log.Warn("firewalld zone not changed", "call", method, "zone", Zone, "bridge", bridge, "err", err)
 		return
 	}
-	k.Log.Info("told firewalld of a bridge", "call", method, "zone", Zone, "bridge", bridge)
+	k.Log.Info("firewalld zone changed", "call", method, "zone", Zone, "bridge", bridge)
 }

@@ -55,7 +55,7 @@ func overlayByCNI(t *testing.T, hosts []*lab.Host) {
 	one, two := hosts[0], hosts[2]
 	for _, h := range []*lab.Host{one, two} {
 		h.StartContainerd()
-		eventually(t, h.Name+" hears of what containers do", func() bool { return strings.Contains(h.Netyard.Log(), "containerd answers") })
+		eventually(t, h.Name+" hears of what containers do", func() bool { return strings.Contains(h.Netyard.Log(), "containerd connected") })
 	}
 	two.Sh("netyard network create red --mode overlay --subnet 10.50.0.0/16 --subnet fd50::/64")
 	has(t, one.Sh("netyard cluster networks"), "10.50.0.0/16, fd50::/64")

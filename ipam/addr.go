@@ -7,9 +7,9 @@ import (
 	"net/netip"
 )
 
-// Addresses are counted as 128-bit numbers. An IPv4 address is counted in its IPv4-mapped form, whose low 32 bits it
-// is.
+// Addresses are counted as 128-bit numbers. An IPv4 address is the low 32 bits of its IPv4-mapped form.
 
+// halves returns the high and the low 64 bits of an address.
 func halves(a netip.Addr) (hi, lo uint64) {
 	b := a.As16()
 	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
@@ -36,7 +36,8 @@ func add(a netip.Addr, n uint64, shift int) netip.Addr {
 	return sum
 }
 
-// distance returns (a - from)>>shift for an a that is not less than from. What 64 bits cannot hold is math.MaxUint64.
+// distance returns (a - from)>>shift for an a that is not less than from, or math.MaxUint64 if the result needs more
+// than 64 bits.
 func distance(from, a netip.Addr, shift int) uint64 {
 	fhi, flo := halves(from)
 	hi, lo := halves(a)
@@ -51,11 +52,11 @@ func distance(from, a netip.Addr, shift int) uint64 {
 	return lo>>shift | hi<<(64-shift)
 }
 
-// hostBits is how many bits of p's addresses are not its prefix.
+// hostBits returns the number of bits of p's addresses that are not part of its prefix.
 func hostBits(p netip.Prefix) int { return p.Addr().BitLen() - p.Bits() }
 
-// plain is p without host bits, and as IPv4 when it is IPv4 in IPv6's clothes: netlink gives both forms.
-func plain(p netip.Prefix) netip.Prefix {
+// masked returns p without host bits, and as an IPv4 prefix if it is an IPv4-mapped one: netlink returns both forms.
+func masked(p netip.Prefix) netip.Prefix {
 	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
 	}

@@ -33,11 +33,11 @@ func TestAddAndDistance(t *testing.T) {
 		})
 	}
 	if got := distance(ip("fd00::"), ip("fd01::"), 0); got != math.MaxUint64 {
-		t.Errorf("a distance that is too great is %d", got)
+		t.Errorf("a distance of more than 64 bits is %d", got)
 	}
 }
 
-func TestPlain(t *testing.T) {
+func TestMasked(t *testing.T) {
 	for in, want := range map[string]string{
 		"10.0.0.5/24":          "10.0.0.0/24",
 		"::ffff:10.0.0.5/120":  "10.0.0.0/24",
@@ -46,7 +46,7 @@ func TestPlain(t *testing.T) {
 		"192.168.1.1/32":       "192.168.1.1/32",
 		"fd12:3456:789a::1/48": "fd12:3456:789a::/48",
 	} {
-		if got := plain(prefix(in)).String(); got != want {
+		if got := masked(prefix(in)).String(); got != want {
 			t.Errorf("%s is %s, want %s", in, got, want)
 		}
 	}

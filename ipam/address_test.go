@@ -7,7 +7,7 @@ import (
 	"netyard/store"
 )
 
-// A step is one call on a pool and what is expected of it.
+// A step is one call on a pool and its expected result.
 type step struct {
 	do   string // get, release, reserve, forget or wait
 	req  AddressRequest
@@ -64,7 +64,7 @@ func (r *rig) run(pool string, steps []step) {
 	}
 }
 
-// An addressTest is steps on a pool and the leases that they lead to.
+// An addressTest has steps on a pool, and the leases that they must lead to.
 type addressTest struct {
 	name    string
 	pool    PoolRequest
@@ -108,7 +108,7 @@ func TestGateway(t *testing.T) {
 			leases: []string{"10.1.0.1 aux active", "10.1.0.2 aux active router", "10.1.0.3 gateway active"},
 		},
 		{
-			name: "gateway by address, asked again before the network is there", unbound: true,
+			name: "gateway by address, requested again before the network exists", unbound: true,
 			pool: PoolRequest{Subnet: prefix("10.1.0.0/24")},
 			steps: []step{
 				get(AddressRequest{Addr: ip("10.1.0.254"), Gateway: true}, "10.1.0.254"),
@@ -232,7 +232,7 @@ func TestExplicit(t *testing.T) {
 			leases: []string{"10.1.0.7 static active"},
 		},
 		{
-			name: "taken says by whom", pool: PoolRequest{Subnet: prefix("10.1.0.0/24")},
+			name: "taken names the owner", pool: PoolRequest{Subnet: prefix("10.1.0.0/24")},
 			steps: []step{
 				static("10.1.0.5", "db"),
 				fails(static("10.1.0.5", "web"), ErrTaken, "request address 10.1.0.5 from pool 10.1.0.0/24: taken by db"),
@@ -293,7 +293,7 @@ func TestReuse(t *testing.T) {
 			leases: []string{"10.1.0.3 dynamic active"},
 		},
 		{
-			name: "cooling ones are passed over until they have rested", pool: PoolRequest{Subnet: prefix("10.1.0.0/29")},
+			name: "cooling addresses are not given until their time is over", pool: PoolRequest{Subnet: prefix("10.1.0.0/29")},
 			steps: []step{
 				get(dynamic, "10.1.0.1"), get(dynamic, "10.1.0.2"), get(dynamic, "10.1.0.3"), get(dynamic, "10.1.0.4"), get(dynamic, "10.1.0.5"),
 				release("10.1.0.2"), wait(), release("10.1.0.1"), get(dynamic, "10.1.0.6"), get(dynamic, "10.1.0.2"), get(dynamic, "10.1.0.1"),
@@ -327,8 +327,8 @@ func TestReserve(t *testing.T) {
 				fails(static("10.1.0.1", "db"), ErrTaken, "request address 10.1.0.1 from pool 10.1.0.0/29: taken by a reservation for web"),
 				static("10.1.0.1", "web"), static("10.1.0.2", "db"), release("10.1.0.1"), release("10.1.0.2"),
 				static("10.1.0.1", ""), release("10.1.0.1"), named("web", "10.1.0.1"), named("web", "10.1.0.4"), release("10.1.0.1"),
-				fails(forget("10.1.0.3"), ErrInUse, "forget address 10.1.0.3 of pool 10.1.0.0/29: in use as dynamic"),
-				fails(forget("10.1.0.6"), ErrNotFound, "forget address 10.1.0.6 of pool 10.1.0.0/29: not found"),
+				fails(forget("10.1.0.3"), ErrInUse, "free address 10.1.0.3 of pool 10.1.0.0/29: in use as dynamic"),
+				fails(forget("10.1.0.6"), ErrNotFound, "free address 10.1.0.6 of pool 10.1.0.0/29: not found"),
 				forget("10.1.0.2"), get(dynamic, "10.1.0.5"), get(dynamic, "10.1.0.6"), get(dynamic, "10.1.0.2"),
 				fails(get(dynamic, ""), ErrExhausted, "request address from pool 10.1.0.0/29: nothing free"),
 			},
@@ -347,7 +347,7 @@ func TestReserve(t *testing.T) {
 			leases: []string{"10.1.0.2 dynamic active web", "10.1.0.3 dynamic active shop", "10.1.0.4 dynamic active mail"},
 		},
 		{
-			name: "reserved what is not to be", pool: PoolRequest{Subnet: prefix("10.1.0.0/24")},
+			name: "reservations that are refused", pool: PoolRequest{Subnet: prefix("10.1.0.0/24")},
 			steps: []step{
 				fails(reserve("10.1.0.255", ""), ErrInvalid,
 					"reserve address 10.1.0.255 of pool 10.1.0.0/24: not usable: the network's own address or its broadcast"),

@@ -10,17 +10,19 @@ const (
 	fullWord  = ^uint64(0)
 )
 
-// words keeps the words of an addrSet. One that was never put is 0, and one that is put as 0 need not be kept.
+// words stores the words of an addrSet. A word that was never put is 0, so that one that is put as 0 need not be
+// stored.
 type words interface {
 	get(level int, index uint64) (uint64, error)
 	put(level int, index, word uint64) error
 }
 
-// An addrSet is a set of the numbers below size that finds its next gap in as many steps as it has levels.
+// An addrSet is a set of numbers below size. It finds the next number that is not a member in as many steps as it has
+// levels.
 //
-// It is a tree of words, 64 children to a word. A bit of level 0 is a member; a bit of a level above is set when
-// that child is full. A search climbs while it meets full words and then descends where a bit is clear, which is
-// why it costs the same in an empty /16 as in one with a single gap. Words of untouched parts are not there at all.
+// It is a tree of words, with 64 children to a word. A bit of level 0 is a member; a bit of a higher level says that
+// the child is full. A search goes up past full words and then down at a clear bit, so that it costs the same in an
+// empty /16 as in one with a single gap. Words without a set bit are not stored.
 type addrSet struct {
 	words  words
 	size   uint64
@@ -57,7 +59,7 @@ func (s addrSet) add(i uint64) error {
 	return nil
 }
 
-// remove makes i no member.
+// remove removes i from the set.
 func (s addrSet) remove(i uint64) error {
 	for level := range s.levels {
 		word, err := s.words.get(level, i>>wordShift)
@@ -79,7 +81,8 @@ func (s addrSet) remove(i uint64) error {
 	return nil
 }
 
-// nextFree returns the first number not less than from that is no member: one at or above size when there is none.
+// nextFree returns the first number not less than from that is not a member. If there is none below size, the result is
+// size or more.
 func (s addrSet) nextFree(from uint64) (uint64, error) {
 	if from >= s.size {
 		return s.size, nil

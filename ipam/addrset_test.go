@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// mapWords keeps words in a map and counts how often it is asked.
+// mapWords stores words in a map and counts calls of get.
 type mapWords struct {
 	words map[wordKey]uint64
 	gets  int
@@ -84,7 +84,9 @@ func TestAddrSetNextFree(t *testing.T) {
 }
 
 func TestAddrSetLevels(t *testing.T) {
-	for size, want := range map[uint64]int{1: 1, 64: 1, 65: 2, 256: 2, 4096: 2, 4097: 3, 1 << 16: 3, 1 << 24: 4, 1 << 32: 6} {
+	for size, want := range map[uint64]int{
+		1: 1, 64: 1, 65: 2, 256: 2, 4096: 2, 4097: 3, 1 << 16: 3, 1 << 24: 4, 1 << 32: 6,
+	} {
 		if got := newAddrSet(nil, size).levels; got != want {
 			t.Errorf("a set of %d has %d levels, want %d", size, got, want)
 		}
@@ -110,7 +112,8 @@ func TestAddrSetFailure(t *testing.T) {
 	}
 }
 
-// FuzzAddrSet reads the size from the first two bytes and then operations of four: what to do, where and how far.
+// FuzzAddrSet compares an addrSet with a map. The first two bytes of the input are the size, and each four bytes an
+// operation: what to do, where and for how many numbers.
 func FuzzAddrSet(f *testing.F) {
 	f.Add([]byte{0, 7, 0, 0, 3, 0})
 	f.Add([]byte{1, 0, 0, 0, 0, 255, 1, 0, 9, 1, 2, 0, 0, 0})

@@ -8,8 +8,8 @@ import (
 	"netyard/store"
 )
 
-// BenchmarkAllocate is one request and one release in a /16: first with a commit for each pair, as the daemon does
-// it, and then many pairs in a transaction, which leaves the disk out.
+// BenchmarkAllocate measures one request and one release in a /16: with a commit for each pair, as in the daemon, and
+// with many pairs in one transaction, which excludes the disk.
 func BenchmarkAllocate(b *testing.B) {
 	for _, percent := range []int{1, 50, 99} {
 		b.Run(fmt.Sprintf("used=%d%%", percent), func(b *testing.B) {
@@ -32,7 +32,8 @@ func BenchmarkAllocate(b *testing.B) {
 	}
 }
 
-// pair requests an address and releases it. A second goes by, so that as many addresses cool as on a busy host.
+// pair requests an address and releases it. It advances the clock by a second, so that as many addresses cool as on a
+// busy host.
 func (r *rig) pair(tx store.Tx, pool string) error {
 	r.now = r.now.Add(time.Second)
 	a, err := r.ipam.RequestAddress(tx, AddressRequest{Pool: pool})
@@ -42,7 +43,7 @@ func (r *rig) pair(tx store.Tx, pool string) error {
 	return r.ipam.ReleaseAddress(tx, pool, a.Addr())
 }
 
-// benchPool makes a /16 of which so much is used.
+// benchPool makes a /16 with this percentage of its addresses in use.
 func benchPool(b *testing.B, percent int) (*rig, string) {
 	b.Helper()
 	r := newRig(b, Config{})

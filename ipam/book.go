@@ -11,45 +11,45 @@ import (
 )
 
 const (
-	// windowBits bounds the addresses that dynamic ones are looked for among: all of an IPv4 pool, a corner of a /64.
+	// windowBits bounds the addresses that are searched for a dynamic one: all of an IPv4 pool, a part of a /64.
 	windowBits = 32
-	// namesKept is how many releases back a pool remembers who had which address. Names can be random and are without
-	// number, so that something must bound them.
+	// namesKept is the number of releases for which a pool records which name had which address. It bounds the record,
+	// since names can be random and any number.
 	namesKept = 4096
 	keySep    = "|"
 )
 
-// A cursor is where a pool's counting stands.
+// A cursor has the counters of a pool.
 type cursor struct {
-	Next     uint64 `json:"next"`     // the offset that the next dynamic address is looked for from
-	Released uint64 `json:"released"` // how many named addresses were given up, ever
+	Next     uint64 `json:"next"`     // the offset from which the next dynamic address is searched
+	Released uint64 `json:"released"` // how many addresses with a name were ever released
 }
 
-// A lastAddr is the address that a name had when it last gave one up.
+// A lastAddr is the address that a name had when it last released one.
 type lastAddr struct {
 	Addr    netip.Addr `json:"addr"`
 	Release uint64     `json:"release"`
 }
 
-// Keys begin with the pool's ID. The numbers in them have a fixed width, so that their order is the numbers'.
+// Keys begin with the pool's ID. The numbers in them have a fixed width, so that keys are in the order of the numbers.
 var (
 	wordBucket        = store.Bucket[uint64]{Name: "ipam-words"}            // pool|level|index: see addrSet
 	cursorBucket      = store.Bucket[cursor]{Name: "ipam-cursors"}          // pool
 	coolingBucket     = store.Bucket[netip.Addr]{Name: "ipam-cooling"}      // pool|freed|address
 	macBucket         = store.Bucket[netip.Addr]{Name: "ipam-macs"}         // pool|MAC of an active lease
-	reservationBucket = store.Bucket[netip.Addr]{Name: "ipam-reservations"} // pool|name that it is reserved for
+	reservationBucket = store.Bucket[netip.Addr]{Name: "ipam-reservations"} // pool|name for which it is reserved
 	nameBucket        = store.Bucket[lastAddr]{Name: "ipam-names"}          // pool|name
 	releaseBucket     = store.Bucket[string]{Name: "ipam-releases"}         // pool|number of the release: the name
 	reservedBucket    = store.Bucket[reserved]{Name: "ipam-reserved"}       // pool|address
 )
 
-// A reserved is a reservation: what has to outlive all leases and pools if the records are lost.
+// A reserved is the record of a reservation. It is separate from leases and pools since it must not be lost with them.
 type reserved struct {
 	Addr netip.Addr `json:"addr"`
 	For  string     `json:"for,omitempty"`
 }
 
-// Kept are the buckets whose records nobody else knows, and that have to outlive the file.
+// Kept returns the names of buckets that must be in the copy of the database, since their records cannot be rebuilt.
 func Kept() []string { return []string{reservedBucket.Name} }
 
 func addrKey(pool string, a netip.Addr) string {
@@ -59,10 +59,10 @@ func addrKey(pool string, a netip.Addr) string {
 
 func numberKey(pool string, n uint64) string { return fmt.Sprintf("%s%s%016x", pool, keySep, n) }
 
-// bare is a in its own family and without a zone.
-func bare(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+// unmapped returns an address without a zone, and an IPv4-mapped address as IPv4.
+func unmapped(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
-// find is Get for a record that need not be there.
+// find returns a record that need not exist.
 func find[T any](tx store.Tx, b store.Bucket[T], key string) (v T, found bool, err error) {
 	v, err = b.Get(tx, key)
 	if errors.Is(err, ErrNotFound) {
@@ -71,8 +71,8 @@ func find[T any](tx store.Tx, b store.Bucket[T], key string) (v T, found bool, e
 	return v, err == nil, err
 }
 
-// A book is a pool's part of the file: its leases, and what is kept to find them or a free address without a search.
-// It counts addresses by their offset from origin. Leases outside the window have no offset, and are only leases.
+// A book has a pool's records: its leases, and indexes that find a lease or a free address without a search. It counts
+// addresses by their offset from origin. Leases outside the window have no offset, and are not in the set of used ones.
 type book struct {
 	tx     store.Tx
 	pool   Pool
@@ -83,19 +83,19 @@ type book struct {
 }
 
 func (m *IPAM) book(tx store.Tx, p Pool) book {
-	// The window follows a range that is too far up its subnet to be seen from there.
-	seen := p.Subnet
+	// The window starts at the range if the range is too far up its subnet for a window that starts at the subnet.
+	window := p.Subnet
 	if p.Range.IsValid() && distance(p.Subnet.Addr(), p.Range.Addr(), 0) >= 1<<windowBits {
-		seen = p.Range
+		window = p.Range
 	}
-	size := uint64(1) << min(hostBits(seen), windowBits)
+	size := uint64(1) << min(hostBits(window), windowBits)
 	return book{
 		tx: tx, pool: p, now: m.c.Now(), cool: m.c.Cooldown,
-		origin: seen.Addr(), used: newAddrSet(poolWords{tx, p.ID}, size),
+		origin: window.Addr(), used: newAddrSet(poolWords{tx, p.ID}, size),
 	}
 }
 
-// poolWords keeps a pool's words in the file.
+// poolWords stores the words of a pool's addrSet as records.
 type poolWords struct {
 	tx   store.Tx
 	pool string
@@ -117,7 +117,7 @@ func (w poolWords) put(level int, index, word uint64) error {
 	return wordBucket.Put(w.tx, w.key(level, index), word)
 }
 
-// usable says whether a host of the subnet can have a.
+// usable reports whether a host of the subnet can have the address.
 func (b book) usable(a netip.Addr) bool {
 	subnet := b.pool.Subnet
 	if hostBits(subnet) <= 1 {
@@ -129,9 +129,9 @@ func (b book) usable(a netip.Addr) bool {
 	return a.Is6() || a != add(subnet.Addr(), 1<<hostBits(subnet)-1, 0)
 }
 
-// fits fails when a cannot be leased from this pool.
-func (b book) fits(a netip.Addr) error {
-	if a = bare(a); !b.pool.Subnet.Contains(a) {
+// check returns an error if the pool cannot lease an address.
+func (b book) check(a netip.Addr) error {
+	if a = unmapped(a); !b.pool.Subnet.Contains(a) {
 		return fmt.Errorf("%w: outside subnet %s", ErrInvalid, b.pool.Subnet)
 	}
 	if !b.usable(a) {
@@ -140,9 +140,9 @@ func (b book) fits(a netip.Addr) error {
 	return nil
 }
 
-// lease returns the lease of a; of a free address one without a state.
+// lease returns the lease of an address. The lease of a free address has no state.
 func (b book) lease(a netip.Addr) (Lease, error) {
-	a = bare(a)
+	a = unmapped(a)
 	l, found, err := find(b.tx, leaseBucket, addrKey(b.pool.ID, a))
 	if !found {
 		l = Lease{Pool: b.pool.ID, Addr: a}
@@ -150,14 +150,14 @@ func (b book) lease(a netip.Addr) (Lease, error) {
 	return l, err
 }
 
-// replace records that to is now what from was.
+// replace replaces the lease from by to, which has the same address, in all records.
 func (b book) replace(from, to Lease) error {
 	return errors.Join(b.unindex(from), b.index(to), leaseBucket.Put(b.tx, addrKey(b.pool.ID, to.Addr), to),
-		b.keep(to), b.mark(to.Addr, addrSet.add))
+		b.putReservation(to), b.changeUsed(to.Addr, addrSet.add))
 }
 
-// keep records the reservation of a lease, or that there is none.
-func (b book) keep(l Lease) error {
+// putReservation records the reservation of a lease, or removes it if the lease is not reserved.
+func (b book) putReservation(l Lease) error {
 	key := addrKey(b.pool.ID, l.Addr)
 	if !l.Reserved {
 		return reservedBucket.Delete(b.tx, key)
@@ -165,7 +165,7 @@ func (b book) keep(l Lease) error {
 	return reservedBucket.Put(b.tx, key, reserved{l.Addr, l.ReservedFor})
 }
 
-// prune drops the reservations that are in no lease.
+// prune removes the reservations that have no reserved lease.
 func (b book) prune(leases []Lease) error {
 	reserved := map[string]bool{}
 	for _, l := range leases {
@@ -183,8 +183,8 @@ func (b book) prune(leases []Lease) error {
 	return nil
 }
 
-// recall makes the leases of reservations that outlived them.
-func (b book) recall() error {
+// restoreReservations makes a lease for each reservation that has none.
+func (b book) restoreReservations() error {
 	all, err := reservedBucket.List(b.tx, b.pool.ID+keySep)
 	if err != nil {
 		return err
@@ -194,7 +194,7 @@ func (b book) recall() error {
 		if err != nil {
 			return err
 		}
-		if l.Reserved || b.fits(r.Addr) != nil {
+		if l.Reserved || b.check(r.Addr) != nil {
 			continue
 		}
 		if err := b.reserve(l, r.For); err != nil {
@@ -204,7 +204,7 @@ func (b book) recall() error {
 	return nil
 }
 
-// reserve makes an address reserved; while somebody has it, for when it is given up.
+// reserve reserves a lease's address. An active lease becomes reserved when it is released.
 func (b book) reserve(from Lease, name string) error {
 	to := from
 	to.Reserved, to.ReservedFor = true, name
@@ -215,14 +215,15 @@ func (b book) reserve(from Lease, name string) error {
 	return b.replace(from, to)
 }
 
-// free ends a lease.
+// free removes a lease and its reservation.
 func (b book) free(l Lease) error {
 	key := addrKey(b.pool.ID, l.Addr)
-	return errors.Join(b.unindex(l), leaseBucket.Delete(b.tx, key), reservedBucket.Delete(b.tx, key), b.mark(l.Addr, addrSet.remove))
+	return errors.Join(b.unindex(l), leaseBucket.Delete(b.tx, key), reservedBucket.Delete(b.tx, key),
+		b.changeUsed(l.Addr, addrSet.remove))
 }
 
-// mark changes the set of used offsets, if a is within the window.
-func (b book) mark(a netip.Addr, change func(addrSet, uint64) error) error {
+// changeUsed adds an address to the set of used offsets or removes it, if it is within the window.
+func (b book) changeUsed(a netip.Addr, change func(addrSet, uint64) error) error {
 	if a.Less(b.origin) {
 		return nil
 	}
@@ -236,7 +237,7 @@ func (b book) coolingKey(l Lease) string {
 	return addrKey(numberKey(b.pool.ID, uint64(l.Freed.UnixNano())), l.Addr)
 }
 
-// index makes l found by what it may be looked for by.
+// index adds a lease to the indexes.
 func (b book) index(l Lease) error {
 	var errs []error
 	if l.State == StateCooling {
@@ -251,7 +252,7 @@ func (b book) index(l Lease) error {
 	return errors.Join(errs...)
 }
 
-// unindex undoes index.
+// unindex removes a lease from the indexes.
 func (b book) unindex(l Lease) error {
 	var errs []error
 	if l.State == StateCooling {
@@ -266,7 +267,8 @@ func (b book) unindex(l Lease) error {
 	return errors.Join(errs...)
 }
 
-// unlink drops what is under name, unless that is not a: two leases can have one MAC, and the index has the later one.
+// unlink removes the entry of a name from an index, unless it has another address: two leases can have the same MAC,
+// and the index has the later one.
 func (b book) unlink(from store.Bucket[netip.Addr], name string, a netip.Addr) error {
 	key := b.pool.ID + keySep + name
 	if got, found, err := find(b.tx, from, key); err != nil || !found || got != a {
@@ -275,7 +277,7 @@ func (b book) unlink(from store.Bucket[netip.Addr], name string, a netip.Addr) e
 	return from.Delete(b.tx, key)
 }
 
-// remember notes that the lease's holder had its address, and forgets who gave one up namesKept releases ago.
+// remember records the address that a lease's name had, and removes the record that is namesKept releases old.
 func (b book) remember(l Lease) error {
 	c, _, err := find(b.tx, cursorBucket, b.pool.ID)
 	if err != nil {
@@ -302,7 +304,7 @@ func (b book) remember(l Lease) error {
 	return errors.Join(err, releaseBucket.Delete(b.tx, old))
 }
 
-// hasEndpoints says whether a container has an address of the pool.
+// hasEndpoints reports whether a container has an address of the pool.
 func (b book) hasEndpoints() (bool, error) {
 	found := false
 	err := leaseBucket.Each(b.tx, b.pool.ID+keySep, func(_ string, l Lease) error {
@@ -315,7 +317,7 @@ func (b book) hasEndpoints() (bool, error) {
 	return found, err
 }
 
-// clear frees what is not reserved.
+// clear frees all addresses that are not reserved.
 func (b book) clear() error {
 	ls, err := leaseBucket.List(b.tx, b.pool.ID+keySep)
 	for _, l := range ls {
@@ -326,17 +328,19 @@ func (b book) clear() error {
 	return err
 }
 
-// erase drops all that is recorded under the pool.
+// erase removes all records of the pool's addresses.
 func (b book) erase() error {
 	prefix := b.pool.ID + keySep
 	return errors.Join(
 		cursorBucket.Delete(b.tx, b.pool.ID),
 		eraseAll(b.tx, leaseBucket, prefix), eraseAll(b.tx, wordBucket, prefix), eraseAll(b.tx, coolingBucket, prefix),
 		eraseAll(b.tx, macBucket, prefix), eraseAll(b.tx, reservationBucket, prefix),
-		eraseAll(b.tx, nameBucket, prefix), eraseAll(b.tx, releaseBucket, prefix), eraseAll(b.tx, reservedBucket, prefix),
+		eraseAll(b.tx, nameBucket, prefix), eraseAll(b.tx, releaseBucket, prefix),
+		eraseAll(b.tx, reservedBucket, prefix),
 	)
 }
 
+// eraseAll removes all records whose keys have a prefix.
 func eraseAll[T any](tx store.Tx, b store.Bucket[T], prefix string) error {
 	for _, key := range b.Keys(tx, prefix) {
 		if err := b.Delete(tx, key); err != nil {

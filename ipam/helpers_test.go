@@ -27,7 +27,7 @@ var (
 	}
 )
 
-// openStore opens an empty file whose invariants are checked when the test ends.
+// openStore opens an empty database, whose invariants are checked when the test ends.
 func openStore(t testing.TB) *store.Store {
 	t.Helper()
 	s, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "state.db")})
@@ -59,7 +59,7 @@ func newRig(t testing.TB, c Config) *rig {
 	return r
 }
 
-// do runs fn in a transaction of its own and fails the test when it fails.
+// do runs fn in a transaction of its own and fails the test if fn fails.
 func (r *rig) do(fn func(tx store.Tx) error) {
 	r.t.Helper()
 	if err := r.store.Update(fn); err != nil {
@@ -67,7 +67,7 @@ func (r *rig) do(fn func(tx store.Tx) error) {
 	}
 }
 
-// pool requests a pool, and binds it to a network unless that is empty.
+// pool requests a pool, and binds it to a network if one is given.
 func (r *rig) pool(req PoolRequest, network string) (p Pool) {
 	r.t.Helper()
 	r.do(func(tx store.Tx) (err error) {
@@ -92,7 +92,7 @@ func (r *rig) try(req AddressRequest) (got netip.Prefix, err error) {
 	return got, err
 }
 
-// get requests an address that is expected to be granted.
+// get requests an address and fails the test if it is not granted.
 func (r *rig) get(req AddressRequest) string {
 	r.t.Helper()
 	got, err := r.try(req)
@@ -146,7 +146,7 @@ func equal[T any](t testing.TB, what string, got, want T) {
 	}
 }
 
-// checkInvariants fails the test when the records of the file contradict each other.
+// checkInvariants fails the test if records of the database contradict each other.
 func checkInvariants(t testing.TB, s *store.Store) {
 	t.Helper()
 	err := s.View(func(tx store.Tx) error {
@@ -169,7 +169,7 @@ func checkInvariants(t testing.TB, s *store.Store) {
 		}
 		for _, key := range allKeys(tx) {
 			if pool, _, _ := strings.Cut(key, keySep); !known[pool] {
-				t.Errorf("record %q is of no pool", key)
+				t.Errorf("record %q belongs to no pool", key)
 			}
 		}
 		return nil
@@ -214,9 +214,9 @@ func checkPool(t testing.TB, b book) error {
 		return err
 	}
 	equal(t, b.pool.ID+": bits", got, wantWords(members, b.used.levels))
-	inFile := map[string]netip.Addr{}
-	err = coolingBucket.Each(b.tx, b.pool.ID+keySep, func(k string, a netip.Addr) error { inFile[k] = a; return nil })
-	equal(t, b.pool.ID+": cooling", inFile, cooling)
+	recorded := map[string]netip.Addr{}
+	err = coolingBucket.Each(b.tx, b.pool.ID+keySep, func(k string, a netip.Addr) error { recorded[k] = a; return nil })
+	equal(t, b.pool.ID+": cooling", recorded, cooling)
 	return errors.Join(err,
 		eachIndexed(b, macBucket, func(mac string, a netip.Addr) {
 			if l := byAddr[a]; l.State != StateActive || l.MAC != mac {
@@ -262,12 +262,12 @@ func eachIndexed(b book, in store.Bucket[netip.Addr], fn func(name string, a net
 	})
 }
 
-// checkNames checks that each name that is remembered will be forgotten.
+// checkNames checks that each recorded name will be removed after namesKept releases.
 func checkNames(t testing.TB, b book) error {
 	t.Helper()
 	releases := releaseBucket.Keys(b.tx, b.pool.ID+keySep)
 	if len(releases) > namesKept {
-		t.Errorf("%s: %d releases are remembered, more than %d", b.pool.ID, len(releases), namesKept)
+		t.Errorf("%s: %d releases are recorded, more than %d", b.pool.ID, len(releases), namesKept)
 	}
 	return nameBucket.Each(b.tx, b.pool.ID+keySep, func(key string, last lastAddr) error {
 		name, err := releaseBucket.Get(b.tx, numberKey(b.pool.ID, last.Release))
@@ -278,13 +278,13 @@ func checkNames(t testing.TB, b book) error {
 	})
 }
 
-// A wordKey is where a word of an addrSet is.
+// A wordKey is the position of a word of an addrSet.
 type wordKey struct {
 	level int
 	index uint64
 }
 
-// wantWords builds the words of a set of these members the plain way.
+// wantWords returns the words of a set of these members, computed level by level.
 func wantWords(members map[uint64]bool, levels int) map[wordKey]uint64 {
 	want := map[wordKey]uint64{}
 	for level := range levels {

@@ -1,6 +1,6 @@
-// Package ipam hands out address pools and the addresses in them.
+// Package ipam is netyard's own address management: it gives pools, and the addresses in them.
 //
-// It keeps nothing in memory but its configuration: each call reads and writes within its caller's transaction,
+// It has nothing in memory but its configuration. Each call reads and writes records within its caller's transaction,
 // so that what was granted and what is recorded cannot differ, whenever the process dies.
 package ipam
 
@@ -13,53 +13,58 @@ import (
 	"netyard/store"
 )
 
-// DefaultCooldown is how long a freed address rests: longer than neighbours keep a stale ARP entry in use.
+// DefaultCooldown is how long a released address is not given again: longer than neighbours use a stale ARP entry.
 const DefaultCooldown = time.Minute
 
 var (
-	// ErrNotFound says that there is no such pool or lease.
+	// ErrNotFound says that a pool or lease does not exist.
 	ErrNotFound = store.ErrNotFound
 	// ErrOverlap says that a subnet has addresses in common with another pool of its domain.
 	ErrOverlap = errors.New("overlaps pool")
-	// ErrExhausted says that nothing is left to hand out.
+	// ErrExhausted says that no subnet or address is free.
 	ErrExhausted = errors.New("nothing free")
-	// ErrTaken says that somebody else has the address, or that it is reserved for them.
+	// ErrTaken says that an address has another owner, or is reserved for one.
 	ErrTaken = errors.New("taken")
-	// ErrInUse says that an active lease was to be dropped.
+	// ErrInUse says that a lease cannot be removed since it is active.
 	ErrInUse = errors.New("in use")
-	// ErrInvalid says that a subnet, range or address cannot be used as the request wants.
+	// ErrInvalid says that a subnet, range or address cannot be used in the requested way.
 	ErrInvalid = errors.New("not usable")
 )
 
-// A Base is a block from which pools are cut, in slices of Size bits of prefix, when the user names no subnet.
+// A Base is a block from which subnets are cut for pools whose subnet the user does not name. Size is their prefix
+// length.
 type Base struct {
 	Prefix netip.Prefix
 	Size   int
 }
 
-// DefaultBases is 10.224.0.0/12 in slices of /24: 4096 pools, clear of the engine's own 172.16.0.0/12 and
-// 192.168.0.0/16. Behind it is the far end of the engine's block, for hosts with a route to all of 10.0.0.0/8.
+// DefaultBases returns 10.224.0.0/12 in subnets of /24: 4096 pools, clear of the engine's own 172.16.0.0/12 and
+// 192.168.0.0/16. The second base is the upper end of the engine's block, for hosts with a route to all of 10.0.0.0/8.
 func DefaultBases() []Base {
 	const size = 24
-	return []Base{{Prefix: netip.MustParsePrefix("10.224.0.0/12"), Size: size}, {Prefix: netip.MustParsePrefix("172.30.0.0/15"), Size: size}}
+	return []Base{
+		{Prefix: netip.MustParsePrefix("10.224.0.0/12"), Size: size},
+		{Prefix: netip.MustParsePrefix("172.30.0.0/15"), Size: size},
+	}
 }
 
-// Config is what an IPAM works by. The zero value is usable, except that it has no IPv6 to cut from.
+// Config is the configuration of an IPAM. The zero value is usable, but has no block for IPv6 subnets.
 type Config struct {
-	// Bases are the IPv4 blocks for pools without a subnet; none: DefaultBases.
+	// Bases are the IPv4 blocks for pools without a named subnet. Default: DefaultBases.
 	Bases []Base
 	// ULA is the host's own /48, from which /64s are cut; see HostULA.
 	ULA netip.Prefix
-	// Cooldown is how long a freed address is passed over while there is another; 0: DefaultCooldown, negative: none.
+	// Cooldown is how long a released address is not given again while another is free. 0: DefaultCooldown, negative:
+	// none.
 	Cooldown time.Duration
-	// Now tells the time; nil: time.Now.
+	// Now returns the time. Default: time.Now.
 	Now func() time.Time
 }
 
-// An IPAM hands out pools and addresses. Its methods are safe for concurrent use as far as their transactions are.
+// An IPAM gives pools and addresses. Its methods are safe for concurrent use as far as their transactions are.
 type IPAM struct{ c Config }
 
-// New returns an IPAM that works by c.
+// New returns an IPAM with the configuration.
 func New(c Config) *IPAM {
 	if len(c.Bases) == 0 {
 		c.Bases = DefaultBases()
@@ -73,8 +78,8 @@ func New(c Config) *IPAM {
 	return &IPAM{c: c}
 }
 
-// HostULA is the unique local /48 (RFC 4193) of the host with this machine ID: the same after each boot and
-// different from other hosts', without anything to remember.
+// HostULA returns the unique local /48 (RFC 4193) of the host with this machine ID. It is computed, not recorded: the
+// same after each boot, and different from that of other hosts.
 func HostULA(machineID string) netip.Prefix {
 	sum := sha256.Sum256([]byte("netyard ula " + machineID))
 	a := [16]byte{0: 0xfd}

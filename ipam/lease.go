@@ -9,27 +9,27 @@ import (
 	"netyard/store"
 )
 
-// A Kind says what a lease's address was asked for.
+// A Kind says what a lease's address was requested as.
 type Kind string
 
 // The kinds of leases.
 const (
-	KindGateway  Kind = "gateway"  // the bridge's or the router's own
-	KindAux      Kind = "aux"      // kept from containers by the user, when the network was made
+	KindGateway  Kind = "gateway"  // the address of the bridge or the router
+	KindAux      Kind = "aux"      // excluded from use by containers when the network was created
 	KindStatic   Kind = "static"   // named by the user
-	KindDynamic  Kind = "dynamic"  // chosen by us
-	KindReserved Kind = "reserved" // set aside by the user; nobody's at present
+	KindDynamic  Kind = "dynamic"  // chosen by the IPAM
+	KindReserved Kind = "reserved" // reserved by the user, and without an owner at present
 )
 
-// A State says who may have a lease's address next.
+// A State says who can get a lease's address next.
 type State string
 
 // The states of leases. An address without a lease is free.
 const (
-	StateActive   State = "active"   // somebody has it
-	StateCooling  State = "cooling"  // was dynamic and is passed over for a while
-	StateHeld     State = "held"     // was static: for who asks for it by address, as its stopped container will
-	StateReserved State = "reserved" // for who asks for it by address, and is who it is reserved for
+	StateActive   State = "active"   // it has an owner
+	StateCooling  State = "cooling"  // was dynamic; not given again for a while
+	StateHeld     State = "held"     // was static; for a request by address, as its stopped container will make
+	StateReserved State = "reserved" // for a request by its name, or by address without another name
 )
 
 // A Lease is an address of a pool that is not free.
@@ -38,20 +38,20 @@ type Lease struct {
 	Addr  netip.Addr `json:"addr"`
 	Kind  Kind       `json:"kind"`
 	State State      `json:"state"`
-	// Name and MAC are the holder's, or the last one's; of a reserved lease Name is who it is reserved for.
-	// Either is empty when it is not known.
+	// Name and MAC are those of the owner, or of the last one; either is empty if it is not known. The Name of a
+	// reserved lease is that for which it is reserved.
 	Name  string    `json:"name,omitempty"`
 	MAC   string    `json:"mac,omitempty"`
 	Since time.Time `json:"since"`
-	// Freed is when the last holder gave it up; zero while active.
+	// Freed is the time when the last owner released it; zero while active.
 	Freed time.Time `json:"freed,omitzero"`
-	// Reserved says that the address becomes reserved, for ReservedFor if that is set, once its holder gives it up.
+	// Reserved says that the address becomes reserved, for ReservedFor if that is set, when its owner releases it.
 	Reserved    bool   `json:"reserved,omitempty"`
 	ReservedFor string `json:"reserved_for,omitempty"`
 }
 
-// holder says whose l is, for an error.
-func (l Lease) holder() string {
+// owner returns the end of an error about a lease: whom it belongs to.
+func (l Lease) owner() string {
 	switch {
 	case l.State == StateReserved && l.Name != "":
 		return "by a reservation for " + l.Name
@@ -65,7 +65,7 @@ func (l Lease) holder() string {
 
 var leaseBucket = store.Bucket[Lease]{Name: "ipam-leases"}
 
-// Leases returns every lease in order of its pool, then its address.
+// Leases returns all leases in order of their pools, then their addresses.
 func (m *IPAM) Leases(tx store.Tx) ([]Lease, error) {
 	pools, err := m.Pools(tx)
 	if err != nil {
@@ -94,18 +94,18 @@ func (m *IPAM) Held(tx store.Tx) ([]Lease, error) {
 	return held, err
 }
 
-// LeaseAt returns the lease of an address; ErrNotFound when the address is free or the pool is not known.
+// LeaseAt returns the lease of an address, or ErrNotFound if the address is free or the pool does not exist.
 func (m *IPAM) LeaseAt(tx store.Tx, pool string, addr netip.Addr) (Lease, error) {
-	l, err := leaseBucket.Get(tx, addrKey(pool, bare(addr)))
+	l, err := leaseBucket.Get(tx, addrKey(pool, unmapped(addr)))
 	if err != nil {
 		return Lease{}, fmt.Errorf("find lease of %s in pool %s: %w", addr, pool, err)
 	}
 	return l, nil
 }
 
-// Reserve sets an address aside for the container of this name, or, when name is empty, for whoever asks for it
-// by address. What name asks for without naming an address is this one. An active lease stays its holder's and
-// becomes reserved when it is given up. To reserve again changes the name.
+// Reserve reserves an address for the container of this name, which gets it if it requests no other; or, if name is
+// empty, for requests by address. An active lease stays with its owner, and becomes reserved when it is released. To
+// reserve again changes the name.
 func (m *IPAM) Reserve(tx store.Tx, pool string, addr netip.Addr, name string) error {
 	err := func() error {
 		p, err := poolBucket.Get(tx, pool)
@@ -113,7 +113,7 @@ func (m *IPAM) Reserve(tx store.Tx, pool string, addr netip.Addr, name string) e
 			return err
 		}
 		b := m.book(tx, p)
-		if err := b.fits(addr); err != nil {
+		if err := b.check(addr); err != nil {
 			return err
 		}
 		from, err := b.lease(addr)
@@ -128,36 +128,36 @@ func (m *IPAM) Reserve(tx store.Tx, pool string, addr netip.Addr, name string) e
 	return nil
 }
 
-// Recall makes the reservations of all pools agree with their leases: those that outlived their leases have some again,
-// and those that are in leases alone outlive them from now on. Unless right, the leases are right: what outlived them
-// was given up by a netyard that did not know of it.
-func (m *IPAM) Recall(tx store.Tx, right bool) error {
+// Recall makes the reservations of all pools agree with the leases. Reservations without a lease get a lease again, and
+// leases that are reserved get a reservation. If authoritative is false, reservations without a lease are removed
+// before: an older netyard that did not know of reservations has released them.
+func (m *IPAM) Recall(tx store.Tx, authoritative bool) error {
 	pools, err := m.Pools(tx)
 	if err != nil {
-		return fmt.Errorf("recall reservations: %w", err)
+		return fmt.Errorf("restore reservations: %w", err)
 	}
 	for _, p := range pools {
 		b := m.book(tx, p)
 		leases, err := leaseBucket.List(tx, p.ID+keySep)
-		if err == nil && !right {
+		if err == nil && !authoritative {
 			err = b.prune(leases)
 		}
 		for _, l := range leases {
 			if err == nil && l.Reserved {
-				err = b.keep(l)
+				err = b.putReservation(l)
 			}
 		}
 		if err == nil {
-			err = b.recall()
+			err = b.restoreReservations()
 		}
 		if err != nil {
-			return fmt.Errorf("recall reservations of pool %s: %w", p.ID, err)
+			return fmt.Errorf("restore reservations of pool %s: %w", p.ID, err)
 		}
 	}
 	return nil
 }
 
-// ForgetUnknown drops the reservations of pools that there are not.
+// ForgetUnknown removes the reservations of pools that do not exist, except those for whose subnet but returns true.
 func (m *IPAM) ForgetUnknown(tx store.Tx, but func(subnet netip.Prefix) bool) error {
 	for _, key := range reservedBucket.Keys(tx, "") {
 		id, _, _ := strings.Cut(key, keySep)
@@ -170,19 +170,20 @@ func (m *IPAM) ForgetUnknown(tx store.Tx, but func(subnet netip.Prefix) bool) er
 			err = reservedBucket.Delete(tx, key)
 		}
 		if err != nil {
-			return fmt.Errorf("forget reservations of pool %s: %w", id, err)
+			return fmt.Errorf("remove reservations of pool %s: %w", id, err)
 		}
 	}
 	return nil
 }
 
-// reserved is l as it is while nobody has it.
+// reserved returns a reserved lease as it is without an owner.
 func (l Lease) reserved() Lease {
 	l.Kind, l.State, l.Name, l.MAC = KindReserved, StateReserved, l.ReservedFor, ""
 	return l
 }
 
-// Forget frees an address that is held, cooling or reserved, now. An active one says ErrInUse, a free one ErrNotFound.
+// Forget frees an address that is held, cooling or reserved. It returns ErrInUse for an active one and ErrNotFound for
+// a free one.
 func (m *IPAM) Forget(tx store.Tx, pool string, addr netip.Addr) error {
 	err := func() error {
 		p, err := poolBucket.Get(tx, pool)
@@ -197,12 +198,12 @@ func (m *IPAM) Forget(tx store.Tx, pool string, addr netip.Addr) error {
 		case l.State == "":
 			return ErrNotFound
 		case l.State == StateActive:
-			return fmt.Errorf("%w %s", ErrInUse, l.holder())
+			return fmt.Errorf("%w %s", ErrInUse, l.owner())
 		}
 		return b.free(l)
 	}()
 	if err != nil {
-		return fmt.Errorf("forget address %s of pool %s: %w", addr, pool, err)
+		return fmt.Errorf("free address %s of pool %s: %w", addr, pool, err)
 	}
 	return nil
 }

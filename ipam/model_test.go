@@ -13,7 +13,7 @@ import (
 	"netyard/store"
 )
 
-// A model is what the package does, done the plain way: maps, and searches through all of them.
+// A model does what the package does in the simplest way: with maps, and searches through all of them.
 type model struct {
 	pools map[string]*poolModel
 }
@@ -21,9 +21,9 @@ type model struct {
 type poolModel struct {
 	pool   Pool
 	leases map[netip.Addr]Lease
-	byMAC  map[string]netip.Addr // the latest active lease of each
-	byFor  map[string]netip.Addr // the latest reservation for each
-	byName map[string]netip.Addr // the latest release of each
+	byMAC  map[string]netip.Addr // the latest active lease of each MAC
+	byFor  map[string]netip.Addr // the latest reservation for each name
+	byName map[string]netip.Addr // the latest release of each name
 }
 
 func newPoolModel(p Pool) *poolModel {
@@ -36,7 +36,9 @@ func newPoolModel(p Pool) *poolModel {
 func (m *model) clone() *model {
 	c := &model{pools: map[string]*poolModel{}}
 	for id, p := range m.pools {
-		c.pools[id] = &poolModel{p.pool, maps.Clone(p.leases), maps.Clone(p.byMAC), maps.Clone(p.byFor), maps.Clone(p.byName)}
+		c.pools[id] = &poolModel{
+			p.pool, maps.Clone(p.leases), maps.Clone(p.byMAC), maps.Clone(p.byFor), maps.Clone(p.byName),
+		}
 	}
 	return c
 }
@@ -49,7 +51,7 @@ func (p *poolModel) usable(a netip.Addr) bool {
 	return a != n.Addr() && (a.Is6() || n.Contains(a.Next()))
 }
 
-// put records l and keeps the indexes as if each was searched for.
+// put records a lease and updates the indexes.
 func (p *poolModel) put(l Lease) {
 	p.drop(l.Addr)
 	p.leases[l.Addr] = l
@@ -67,7 +69,7 @@ func (p *poolModel) drop(a netip.Addr) {
 	maps.DeleteFunc(p.byFor, func(_ string, b netip.Addr) bool { return a == b })
 }
 
-// cooling returns the cooling leases, the longest first.
+// cooling returns the cooling leases, the one released first at the front.
 func (p *poolModel) cooling() (ls []Lease) {
 	for _, l := range p.leases {
 		if l.State == StateCooling {
@@ -83,7 +85,7 @@ func (p *poolModel) cooling() (ls []Lease) {
 	return ls
 }
 
-// choose says which address a dynamic request must get; not valid: any free one of the range.
+// choose returns the address that a dynamic request must get. If it is not valid, any free one of the range will do.
 func (p *poolModel) choose(r AddressRequest) netip.Addr {
 	if a, ok := p.byMAC[r.MAC]; ok && r.MAC != "" {
 		if l := p.leases[a]; r.Name == "" || l.Name == "" || l.Name == r.Name {
@@ -111,7 +113,8 @@ func (p *poolModel) request(r AddressRequest, now time.Time, got netip.Addr, err
 		switch {
 		case !p.usable(r.Addr):
 			return expect(err, ErrInvalid)
-		case l.State == StateActive && !again, l.State == StateReserved && l.Name != "" && r.Name != "" && l.Name != r.Name:
+		case l.State == StateActive && !again,
+			l.State == StateReserved && l.Name != "" && r.Name != "" && l.Name != r.Name:
 			return expect(err, ErrTaken)
 		}
 	} else if want = p.choose(r); !want.IsValid() {
@@ -132,10 +135,11 @@ func (p *poolModel) request(r AddressRequest, now time.Time, got netip.Addr, err
 	return nil
 }
 
-// search checks the answer to a request that could have any free address. It is done when there was none to have.
+// search checks the answer to a request that can get any free address. done says that the answer must be an error, or
+// is wrong.
 func (p *poolModel) search(now time.Time, got netip.Addr, err error) (done bool, _ error) {
 	for i, l := range p.cooling() {
-		if i < thawAtOnce && now.Sub(l.Freed) >= DefaultCooldown {
+		if i < cooledPerRequest && now.Sub(l.Freed) >= DefaultCooldown {
 			p.drop(l.Addr)
 		}
 	}
@@ -143,7 +147,7 @@ func (p *poolModel) search(now time.Time, got netip.Addr, err error) (done bool,
 	if p.pool.Range.IsValid() {
 		within = p.pool.Range
 	}
-	free := hostBits(within) > 10 // than there are operations for
+	free := hostBits(within) > 10 // more addresses than operations
 	for a := within.Addr(); !free && within.Contains(a); a = a.Next() {
 		free = p.usable(a) && p.leases[a].State == ""
 	}
@@ -227,7 +231,7 @@ var modelPools = []PoolRequest{
 	{Subnet: prefix("fd00:3::/122")},
 }
 
-// operate does one random operation in the file and in the model.
+// operate does one random operation in the database and in the model.
 func (m *model) operate(r *rig, tx store.Tx, rnd *rand.Rand) error {
 	req := modelPools[rnd.IntN(len(modelPools))]
 	id := poolID(req.Subnet, req.Domain)
@@ -271,7 +275,7 @@ func (m *model) operate(r *rig, tx store.Tx, rnd *rand.Rand) error {
 	}
 }
 
-// somewhere is mostly an address that has a lease, and now and then one that is none of the subnet's.
+// somewhere returns a random address: mostly one that has a lease, and sometimes one outside the subnet.
 func (p *poolModel) somewhere(rnd *rand.Rand) netip.Addr {
 	if n := len(p.leases); n > 0 && rnd.IntN(10) < 8 {
 		return slices.SortedFunc(maps.Keys(p.leases), netip.Addr.Compare)[rnd.IntN(n)]
@@ -319,7 +323,7 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// compare checks that the file has the model's leases and no others.
+// compare checks that the database has the model's leases and no others.
 func (m *model) compare(t *testing.T, r *rig) {
 	t.Helper()
 	var want []Lease

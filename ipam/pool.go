@@ -11,50 +11,51 @@ import (
 	"netyard/store"
 )
 
-// A Pool is a subnet whose addresses are handed out.
+// A Pool is a subnet whose addresses the IPAM gives.
 type Pool struct {
-	// ID is the subnet, and "@" and the domain when there is one: a call that is repeated finds the same pool.
+	// ID is the subnet, and "@" and the domain if there is one, so that a repeated request finds the same pool.
 	ID string `json:"id"`
-	// Subnet is what the addresses are in.
+	// Subnet is the range of all its addresses.
 	Subnet netip.Prefix `json:"subnet"`
-	// Range is the part of Subnet that dynamic addresses come from; not valid: all of it.
+	// Range is the part of Subnet for dynamic addresses. If it is not valid, they come from all of Subnet.
 	Range netip.Prefix `json:"range,omitzero"`
-	// First and Last bound the dynamic addresses too, where no prefix can say it; not valid: they do not.
+	// First and Last, if valid, are further bounds of the dynamic addresses, which need not be those of a prefix.
 	First netip.Addr `json:"first,omitzero"`
 	Last  netip.Addr `json:"last,omitzero"`
-	// Domain is where the subnet's addresses mean something, such as a parent interface. Pools overlap only within one.
+	// Domain is the scope of the subnet's addresses, such as a parent interface. Only pools of one domain can overlap.
 	Domain string `json:"domain,omitempty"`
-	// Chosen: nobody named the subnet.
+	// Chosen says that the IPAM chose the subnet, and not the user.
 	Chosen bool `json:"chosen,omitempty"`
-	// Network is whose pool it is; empty until BindPool: the engine asks for pools before it names the network.
+	// Network is the ID of the network that has the pool. It is empty until BindPool: an engine requests pools before
+	// it creates the network.
 	Network string    `json:"network,omitempty"`
 	Created time.Time `json:"created"`
 }
 
 // A PoolRequest says what pool is wanted.
 type PoolRequest struct {
-	// Subnet is the one the user named; not valid: the next free one.
+	// Subnet is the subnet that the user named. If it is not valid, the IPAM chooses one.
 	Subnet netip.Prefix
 	// Range is the ip-range within Subnet, if any.
 	Range netip.Prefix
 	// First and Last are the first and the last dynamic address, each if it is valid.
 	First, Last netip.Addr
-	// Domain is what the subnet may overlap nothing in.
+	// Domain is the scope in which the subnet must overlap no other.
 	Domain string
-	// V6 asks for IPv6 where no Subnet does.
+	// V6 requests an IPv6 pool if there is no Subnet.
 	V6 bool
-	// Abandoned is when callers that asked earlier and made no network had all died. A pool that one of them took is
-	// free for who asks for the same; a later one is somebody's who is about to make a network. Zero: any such pool is
-	// free.
+	// Abandoned is a time by which all callers that had requested a pool and made no network were dead. A pool that is
+	// older and unbound is given again to a request for the same; a newer one belongs to a caller that may still make
+	// its network. If Abandoned is zero, every unbound pool is given again.
 	Abandoned time.Time
-	// Busy is what a pool without Subnet must keep clear of: the host's routes and resolvers. Default routes do not
-	// count.
+	// Busy are prefixes that a chosen subnet must not overlap: the host's routes and resolvers. Default routes are
+	// ignored.
 	Busy []netip.Prefix
 }
 
 var poolBucket = store.Bucket[Pool]{Name: "ipam-pools"}
 
-// NullPool is the pool of networks that have no addresses. It is in no file and hands nothing out.
+// NullPool returns the pool of networks that have no addresses. It is not recorded, and has no addresses.
 func NullPool(v6 bool) Pool {
 	subnet := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	if v6 {
@@ -72,24 +73,24 @@ func poolID(subnet netip.Prefix, domain string) string {
 
 // RequestPool records the pool that r asks for.
 //
-// Who asks again for exactly the pool that no network has yet gets it again, without what the first caller took of it:
-// that caller died before it made its network, see Abandoned.
+// A request for exactly the same pool as an unbound one gets that pool, without the addresses that were requested from
+// it: the first caller died before it made its network, see Abandoned.
 func (m *IPAM) RequestPool(tx store.Tx, r PoolRequest) (Pool, error) {
 	all, err := m.Pools(tx)
 	if err != nil {
 		return Pool{}, fmt.Errorf("request pool: %w", err)
 	}
-	p := Pool{Domain: r.Domain, First: bare(r.First), Last: bare(r.Last), Created: m.c.Now()}
+	p := Pool{Domain: r.Domain, First: unmapped(r.First), Last: unmapped(r.Last), Created: m.c.Now()}
 	switch {
 	case strings.Contains(r.Domain, keySep):
-		err = fmt.Errorf("domain %q: %w: has a %q", r.Domain, ErrInvalid, keySep)
+		err = fmt.Errorf("domain %q: %w: contains %q", r.Domain, ErrInvalid, keySep)
 	case r.Subnet.IsValid():
 		p.Subnet, p.Range, err = explicitSubnet(r)
 		if err == nil {
-			err = p.bounded()
+			err = p.checkBounds()
 		}
 		if err == nil {
-			err = m.admit(tx, p, r.Abandoned, all)
+			err = m.checkOverlap(tx, p, r.Abandoned, all)
 		}
 	case r.Range.IsValid():
 		err = fmt.Errorf("ip-range %s: %w: needs a subnet", r.Range, ErrInvalid)
@@ -103,7 +104,7 @@ func (m *IPAM) RequestPool(tx store.Tx, r PoolRequest) (Pool, error) {
 	p.ID = poolID(p.Subnet, p.Domain)
 	err = poolBucket.Put(tx, p.ID, p)
 	if err == nil {
-		err = m.book(tx, p).recall()
+		err = m.book(tx, p).restoreReservations()
 	}
 	if err != nil {
 		return Pool{}, fmt.Errorf("request pool: %w", err)
@@ -111,44 +112,45 @@ func (m *IPAM) RequestPool(tx store.Tx, r PoolRequest) (Pool, error) {
 	return p, nil
 }
 
-// explicitSubnet returns the subnet and range of r as they are recorded.
+// explicitSubnet returns the subnet and range of r in the form in which they are recorded.
 func explicitSubnet(r PoolRequest) (subnet, part netip.Prefix, err error) {
-	subnet = plain(r.Subnet)
+	subnet = masked(r.Subnet)
 	if subnet.Bits() == 0 {
-		return subnet, part, fmt.Errorf("subnet %s: %w: is every address", subnet, ErrInvalid)
+		return subnet, part, fmt.Errorf("subnet %s: %w: contains all addresses", subnet, ErrInvalid)
 	}
 	if !r.Range.IsValid() {
 		return subnet, part, nil
 	}
-	part = plain(r.Range)
+	part = masked(r.Range)
 	if part.Bits() < subnet.Bits() || !subnet.Contains(part.Addr()) {
 		return subnet, part, fmt.Errorf("ip-range %s: %w: outside subnet %s", part, ErrInvalid, subnet)
 	}
 	return subnet, part, nil
 }
 
-// bounded fails when the bounds of the dynamic addresses are not the subnet's, or the wrong way round.
-func (p Pool) bounded() error {
+// checkBounds returns an error if First or Last is outside the subnet, or Last is before First.
+func (p Pool) checkBounds() error {
 	for _, a := range []netip.Addr{p.First, p.Last} {
 		if a.IsValid() && !p.Subnet.Contains(a) {
 			return fmt.Errorf("range bound %s: %w: outside subnet %s", a, ErrInvalid, p.Subnet)
 		}
 	}
 	if p.First.IsValid() && p.Last.IsValid() && p.Last.Less(p.First) {
-		return fmt.Errorf("range from %s to %s: %w: ends before it begins", p.First, p.Last, ErrInvalid)
+		return fmt.Errorf("range from %s to %s: %w: the end is before the start", p.First, p.Last, ErrInvalid)
 	}
 	return nil
 }
 
-// admit fails when a pool of p's domain is in p's way, and clears p's own remains away.
-func (m *IPAM) admit(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error {
+// checkOverlap returns an error if p overlaps a pool of its domain. If that is an abandoned pool with the same values,
+// it frees the addresses of that pool instead.
+func (m *IPAM) checkOverlap(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error {
 	for _, other := range all {
 		if other.Domain != p.Domain || !other.Subnet.Overlaps(p.Subnet) {
 			continue
 		}
 		overlap := fmt.Errorf("subnet %s %w %s", p.Subnet, ErrOverlap, other.ID)
-		if other.Subnet != p.Subnet || other.Range != p.Range || other.First != p.First || other.Last != p.Last || other.Network != "" ||
-			!abandoned.IsZero() && other.Created.After(abandoned) {
+		same := other.Subnet == p.Subnet && other.Range == p.Range && other.First == p.First && other.Last == p.Last
+		if !same || other.Network != "" || !abandoned.IsZero() && other.Created.After(abandoned) {
 			return overlap
 		}
 		b := m.book(tx, other)
@@ -164,29 +166,30 @@ func (m *IPAM) admit(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error
 	return nil
 }
 
-// BindPool gives the pool of subnet that no network has to network. If several domains have one, it is that of the
-// domain that is likely, or else the newest. It is no error if network has it already.
+// BindPool binds the unbound pool of a subnet to a network. If several domains have one, it binds that of the likely
+// domain, or else the newest. If the network has a pool of the subnet already, it does nothing.
 func (m *IPAM) BindPool(tx store.Tx, subnet netip.Prefix, likely, network string) error {
-	subnet = plain(subnet)
+	subnet = masked(subnet)
 	if _, err := m.PoolOf(tx, subnet, network); !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	var newest Pool
+	var best Pool
 	err := poolBucket.Each(tx, subnet.String(), func(_ string, p Pool) error {
 		if p.Subnet != subnet || p.Network != "" {
 			return nil
 		}
-		if is, was := p.Domain == likely, newest.Domain == likely; newest.ID == "" || is && !was || is == was && p.Created.After(newest.Created) {
-			newest = p
+		is, was := p.Domain == likely, best.Domain == likely
+		if best.ID == "" || is && !was || is == was && p.Created.After(best.Created) {
+			best = p
 		}
 		return nil
 	})
-	if err == nil && newest.ID == "" {
+	if err == nil && best.ID == "" {
 		err = fmt.Errorf("unbound pool: %w", ErrNotFound)
 	}
 	if err == nil {
-		newest.Network = network
-		err = poolBucket.Put(tx, newest.ID, newest)
+		best.Network = network
+		err = poolBucket.Put(tx, best.ID, best)
 	}
 	if err != nil {
 		return fmt.Errorf("bind pool %s to network %s: %w", subnet, network, err)
@@ -194,7 +197,8 @@ func (m *IPAM) BindPool(tx store.Tx, subnet netip.Prefix, likely, network string
 	return nil
 }
 
-// UnbindPool takes the pool of subnet from network, which came to nothing: whoever asked for the pool gives it back.
+// UnbindPool makes the pool of a subnet unbound again, since its network was not made. The caller that requested the
+// pool releases it.
 func (m *IPAM) UnbindPool(tx store.Tx, subnet netip.Prefix, network string) error {
 	p, err := m.PoolOf(tx, subnet, network)
 	if errors.Is(err, ErrNotFound) {
@@ -210,9 +214,9 @@ func (m *IPAM) UnbindPool(tx store.Tx, subnet netip.Prefix, network string) erro
 	return nil
 }
 
-// PoolOf returns the pool of subnet that network has.
+// PoolOf returns the pool of a subnet that is bound to a network.
 func (m *IPAM) PoolOf(tx store.Tx, subnet netip.Prefix, network string) (Pool, error) {
-	subnet = plain(subnet)
+	subnet = masked(subnet)
 	var found Pool
 	err := poolBucket.Each(tx, subnet.String(), func(_ string, p Pool) error {
 		if p.Subnet == subnet && p.Network == network {
@@ -230,7 +234,7 @@ func (m *IPAM) PoolOf(tx store.Tx, subnet netip.Prefix, network string) (Pool, e
 	return found, nil
 }
 
-// Pools returns every pool in order of its subnet, then its domain.
+// Pools returns all pools in order of their subnets, then their domains.
 func (m *IPAM) Pools(tx store.Tx) ([]Pool, error) {
 	all, err := poolBucket.List(tx, "")
 	if err != nil {
@@ -241,7 +245,7 @@ func (m *IPAM) Pools(tx store.Tx) ([]Pool, error) {
 	return all, nil
 }
 
-// ReleasePool forgets the pool and all that was recorded of its addresses. One that is not known is no error.
+// ReleasePool removes a pool and all records of its addresses. A pool that does not exist is not an error.
 func (m *IPAM) ReleasePool(tx store.Tx, id string) error {
 	p, known, err := find(tx, poolBucket, id)
 	if err == nil && known {

@@ -11,7 +11,7 @@ import (
 	"netyard/store"
 )
 
-// A poolTest is a request where there are other pools, and what is expected of it.
+// A poolTest is a request while other pools exist, and its expected result.
 type poolTest struct {
 	name string
 	in   PoolRequest
@@ -72,7 +72,7 @@ func TestRequestPool(t *testing.T) {
 		},
 		{
 			name: "everything", in: PoolRequest{Subnet: prefix("0.0.0.0/0")},
-			err: ErrInvalid, text: "request pool: subnet 0.0.0.0/0: not usable: is every address",
+			err: ErrInvalid, text: "request pool: subnet 0.0.0.0/0: not usable: contains all addresses",
 		},
 	})
 }
@@ -100,8 +100,8 @@ func TestPoolOverlap(t *testing.T) {
 			err: ErrOverlap, text: "request pool: subnet 10.2.0.0/24 overlaps pool 10.2.0.0/24@eth0.10",
 		},
 		{
-			name: "domain that would break keys", in: PoolRequest{Subnet: prefix("10.9.0.0/24"), Domain: "a|b"},
-			err: ErrInvalid, text: `request pool: domain "a|b": not usable: has a "|"`,
+			name: "domain with the separator of keys", in: PoolRequest{Subnet: prefix("10.9.0.0/24"), Domain: "a|b"},
+			err: ErrInvalid, text: `request pool: domain "a|b": not usable: contains "|"`,
 		},
 		{
 			name: "ipv6", in: PoolRequest{Subnet: prefix("fd00:2::/64"), V6: true},
@@ -133,13 +133,17 @@ func TestRequestPoolAgain(t *testing.T) {
 			r.get(AddressRequest{Pool: id, Gateway: true})
 			r.get(AddressRequest{Pool: id, Addr: ip("10.1.0.9")})
 		}, true, nil},
-		{"unbound, with a reservation", func(r *rig) { r.reserve(id, "10.1.0.7", "db") }, true, []string{"10.1.0.7 reserved reserved db"}},
+		{
+			"unbound, with a reservation", func(r *rig) { r.reserve(id, "10.1.0.7", "db") },
+			true,
+			[]string{"10.1.0.7 reserved reserved db"},
+		},
 		{
 			"unbound, with an endpoint", func(r *rig) { r.get(AddressRequest{Pool: id, MAC: "02:00:00:00:00:01"}) },
 			false,
 			[]string{"10.1.0.1 dynamic active"},
 		},
-		{"unbound, with an endpoint that is gone", func(r *rig) {
+		{"unbound, with a released address", func(r *rig) {
 			r.release(id, r.get(AddressRequest{Pool: id}))
 		}, true, nil},
 	}
@@ -180,12 +184,13 @@ func TestPoolsWithoutSubnet(t *testing.T) {
 		if v6 {
 			within, size = ula, 64
 		}
-		if !within.Contains(p.Subnet.Addr()) || p.Subnet.Bits() != size || p.Subnet != p.Subnet.Masked() || seen[p.Subnet] {
+		if !within.Contains(p.Subnet.Addr()) || p.Subnet.Bits() != size ||
+			p.Subnet != p.Subnet.Masked() || seen[p.Subnet] {
 			t.Errorf("pool %d is %s", i, p.ID)
 		}
 		seen[p.Subnet] = true
 		for _, b := range busy {
-			if b.IsValid() && b.Bits() > 0 && plain(b).Overlaps(p.Subnet) {
+			if b.IsValid() && b.Bits() > 0 && masked(b).Overlaps(p.Subnet) {
 				t.Errorf("pool %s overlaps busy %s", p.ID, b)
 			}
 		}
@@ -213,10 +218,12 @@ func TestPoolCursor(t *testing.T) {
 	next() // skips the one in use
 	next() // the second base
 	equal(t, "pools", got, []string{
-		"10.0.0.0/32", "10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32", "10.0.0.0/32", "10.0.0.1/32", "10.0.0.3/32", "10.9.0.0/24",
+		"10.0.0.0/32", "10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32",
+		"10.0.0.0/32", "10.0.0.1/32", "10.0.0.3/32", "10.9.0.0/24",
 	})
 	_, err := r.tryPool(PoolRequest{})
-	wantError(t, err, ErrExhausted, "request pool: cut a subnet from [10.0.0.0/30 in /32 10.9.0.0/24 in /24]: nothing free")
+	wantError(t, err, ErrExhausted,
+		"request pool: cut a subnet from [10.0.0.0/30 in /32 10.9.0.0/24 in /24]: nothing free")
 }
 
 func TestBaseThatIsAllBusy(t *testing.T) {
@@ -245,7 +252,7 @@ func TestBadBase(t *testing.T) {
 func TestBindPool(t *testing.T) {
 	r := newRig(t, Config{})
 	subnet := prefix("10.1.0.0/24")
-	likely := map[string]string{"n1": "eth2", "n2": "eth7"} // the others say nothing
+	likely := map[string]string{"n1": "eth2", "n2": "eth7"} // none for the others
 	bind := func(network string) error {
 		return r.store.Update(func(tx store.Tx) error { return r.ipam.BindPool(tx, subnet, likely[network], network) })
 	}
@@ -254,13 +261,15 @@ func TestBindPool(t *testing.T) {
 		r.now = start.Add(time.Duration(i) * time.Second)
 		r.pool(PoolRequest{Subnet: subnet, Domain: domain}, "")
 	}
-	r.pool(PoolRequest{Subnet: prefix("10.1.0.0/25")}, "") // the same beginning
+	r.pool(PoolRequest{Subnet: prefix("10.1.0.0/25")}, "") // begins with the same address
 	for _, network := range []string{"n1", "n2", "n1", "n3"} {
 		wantError(t, bind(network), nil, "")
 	}
 	wantError(t, bind("n4"), ErrNotFound, "bind pool 10.1.0.0/24 to network n4: unbound pool: not found")
 	r.do(func(tx store.Tx) error {
-		for network, want := range map[string]string{"n1": "10.1.0.0/24@eth2", "n2": "10.1.0.0/24@eth1", "n3": "10.1.0.0/24@eth0"} {
+		for network, want := range map[string]string{
+			"n1": "10.1.0.0/24@eth2", "n2": "10.1.0.0/24@eth1", "n3": "10.1.0.0/24@eth0",
+		} {
 			p, err := r.ipam.PoolOf(tx, prefix("10.1.0.77/24"), network)
 			if err != nil {
 				return err
@@ -353,5 +362,5 @@ func TestHostULA(t *testing.T) {
 		t.Errorf("two hosts have %s", a)
 	}
 	equal(t, "prefix of the same host", HostULA("9c1185a5c5e9fc54612808977ee8f548"), a)
-	equal(t, "prefix of a known host", a, prefix("fd5e:41b1:549e::/48")) // the end of what sha256sum says
+	equal(t, "prefix of a known host", a, prefix("fd5e:41b1:549e::/48")) // the end of sha256sum's output
 }

@@ -2,5 +2,5 @@
 
 package ipam
 
-// The race detector makes each step ten times as long, and a transaction has no races.
+// With the race detector each step takes ten times as long, and steps within one transaction cannot race.
 const wholePoolBits = 19

@@ -11,14 +11,15 @@ import (
 // An AddressRequest says what address is wanted.
 type AddressRequest struct {
 	Pool string
-	// Addr is the one the user named; not valid: any.
+	// Addr is the address that the user named. If it is not valid, the IPAM chooses one.
 	Addr netip.Addr
-	// Gateway asks for the pool's gateway.
+	// Gateway requests the pool's gateway address.
 	Gateway bool
-	// Name and MAC are the container's, where they are known.
+	// Name and MAC are those of the container, if known.
 	Name, MAC string
 }
 
+// kind returns the kind of the lease that r gets.
 func (r AddressRequest) kind(p Pool) Kind {
 	switch {
 	case r.Gateway:
@@ -26,18 +27,18 @@ func (r AddressRequest) kind(p Pool) Kind {
 	case !r.Addr.IsValid():
 		return KindDynamic
 	case p.Network == "":
-		return KindAux // containers come after their network
+		return KindAux // the network is not made yet, so it is not a container's
 	}
 	return KindStatic
 }
 
-// repeats says whether l is what r asks for, granted when r was first made. Two containers can be given one MAC;
-// where their names are known they are told apart.
+// repeats reports whether r is a repeated request that l was granted to. Two containers can have the same MAC; they are
+// told apart by their names, where those are known.
 func (r AddressRequest) repeats(l Lease) bool {
 	return r.MAC != "" && r.MAC == l.MAC && (r.Name == "" || l.Name == "" || r.Name == l.Name)
 }
 
-// RequestAddress grants the address that r asks for and returns it with the length of its subnet's prefix.
+// RequestAddress grants the address that r asks for and returns it with the prefix length of its subnet.
 func (m *IPAM) RequestAddress(tx store.Tx, r AddressRequest) (netip.Prefix, error) {
 	r.MAC = strings.ToLower(r.MAC)
 	got, err := m.grant(tx, r)
@@ -70,7 +71,7 @@ func (m *IPAM) grant(tx store.Tx, r AddressRequest) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	if from.State != StateActive { // or else it is r's already
+	if from.State != StateActive { // otherwise r has it already
 		to := Lease{
 			Pool: p.ID, Addr: from.Addr, Kind: r.kind(p), State: StateActive, Name: r.Name, MAC: r.MAC, Since: b.now,
 			Reserved: from.Reserved, ReservedFor: from.ReservedFor,
@@ -80,9 +81,9 @@ func (m *IPAM) grant(tx store.Tx, r AddressRequest) (netip.Prefix, error) {
 	return netip.PrefixFrom(from.Addr, p.Subnet.Bits()), err
 }
 
-// explicit returns the lease of the address that r names, if r may have it.
+// explicit returns the lease of the address that r names, if r can have it.
 func (b book) explicit(r AddressRequest) (Lease, error) {
-	if err := b.fits(r.Addr); err != nil {
+	if err := b.check(r.Addr); err != nil {
 		return Lease{}, err
 	}
 	l, err := b.lease(r.Addr)
@@ -90,18 +91,18 @@ func (b book) explicit(r AddressRequest) (Lease, error) {
 		return Lease{}, err
 	}
 	taken := l.State == StateActive && !r.repeats(l) && (!r.Gateway || !b.ownGateway(l))
-	others := l.State == StateReserved && l.Name != "" && r.Name != "" && l.Name != r.Name
-	if taken || others {
-		return Lease{}, fmt.Errorf("%w %s", ErrTaken, l.holder())
+	reserved := l.State == StateReserved && l.Name != "" && r.Name != "" && l.Name != r.Name
+	if taken || reserved {
+		return Lease{}, fmt.Errorf("%w %s", ErrTaken, l.owner())
 	}
 	return l, nil
 }
 
-// ownGateway says whether l is the gateway of a network that is being made: its request is being repeated.
+// ownGateway reports whether l is the gateway of a network that is being made, so that its request is a repeated one.
 func (b book) ownGateway(l Lease) bool { return l.Kind == KindGateway && b.pool.Network == "" }
 
-// ReleaseAddress takes an address back from its holder. Who had it can get it again: a dynamic one cools, and is
-// what its name gets next; a static one is held. An address nobody has, of whatever pool, is no error.
+// ReleaseAddress ends the ownership of an address. Its last owner can get it again: a dynamic address cools, and is
+// what its name gets next; a static one is held. An address without an owner, of whatever pool, is not an error.
 func (m *IPAM) ReleaseAddress(tx store.Tx, pool string, addr netip.Addr) error {
 	p, known, err := find(tx, poolBucket, pool)
 	if err == nil && known {

@@ -29,7 +29,7 @@ func TestTwoDomains(t *testing.T) {
 			Pool: a, Addr: ip("192.168.10.9"), Kind: KindStatic, State: StateHeld, Since: start, Freed: start,
 		}})
 		l, err := r.ipam.LeaseAt(tx, b, ip("192.168.10.9"))
-		equal(t, "the other's", l.State, StateActive)
+		equal(t, "state in the other domain", l.State, StateActive)
 		return err
 	})
 }
@@ -48,13 +48,14 @@ func TestLeaseAt(t *testing.T) {
 	r.do(func(tx store.Tx) error {
 		l, err := r.ipam.LeaseAt(tx, pool, ip("10.1.0.1"))
 		equal(t, "lease", l, Lease{
-			Pool: pool, Addr: ip("10.1.0.1"), Kind: KindDynamic, State: StateActive, Name: "web", MAC: "02:00:00:00:00:01", Since: start,
+			Pool: pool, Addr: ip("10.1.0.1"), Kind: KindDynamic, State: StateActive,
+			Name: "web", MAC: "02:00:00:00:00:01", Since: start,
 		})
 		if _, err := r.ipam.LeaseAt(tx, pool, ip("10.1.0.2")); err == nil {
 			t.Error("a free address has a lease")
 		} else {
-			wantError(t, err, ErrNotFound,
-				"find lease of 10.1.0.2 in pool 10.1.0.0/24: ipam-leases 10.1.0.0/24|00000000000000000000ffff0a010002: not found")
+			wantError(t, err, ErrNotFound, "find lease of 10.1.0.2 in pool 10.1.0.0/24: "+
+				"ipam-leases 10.1.0.0/24|00000000000000000000ffff0a010002: not found")
 		}
 		return err
 	})
@@ -63,7 +64,7 @@ func TestLeaseAt(t *testing.T) {
 func TestCooldown(t *testing.T) {
 	pool := func(r *rig) string { return r.subnet("10.1.0.0/29", "n") }
 	states := func(r *rig) string { return fmt.Sprint(r.leases()) }
-	t.Run("of its own length", func(t *testing.T) {
+	t.Run("configured", func(t *testing.T) {
 		r := newRig(t, Config{Cooldown: time.Hour})
 		id := pool(r)
 		r.release(id, r.get(AddressRequest{Pool: id}))
@@ -97,7 +98,7 @@ func TestCooldown(t *testing.T) {
 		}
 		equal(t, "order", got, []string{"10.1.0.4", "10.1.0.2", "10.1.0.6"})
 	})
-	t.Run("many rest at once", func(t *testing.T) {
+	t.Run("many cool at once", func(t *testing.T) {
 		r := newRig(t, Config{})
 		id := r.subnet("10.2.0.0/24", "n")
 		for i := range 20 {
@@ -107,7 +108,7 @@ func TestCooldown(t *testing.T) {
 			r.release(id, fmt.Sprintf("10.2.0.%d", i+1))
 		}
 		r.now = start.Add(time.Hour)
-		for want := 20 - thawAtOnce; want >= 0; want -= thawAtOnce {
+		for want := 20 - cooledPerRequest; want >= 0; want -= cooledPerRequest {
 			r.get(AddressRequest{Pool: id})
 			r.do(func(tx store.Tx) error {
 				equal(t, "cooling", len(coolingBucket.Keys(tx, id)), want)
@@ -117,8 +118,9 @@ func TestCooldown(t *testing.T) {
 	})
 }
 
-// TestNamesAreForgotten: names are without number where containers come and go, and the file must not grow with them.
-func TestNamesAreForgotten(t *testing.T) {
+// TestNamesAreBounded shows that the records of names are removed after a number of releases: containers that come and
+// go can have any number of names, and the database must not grow with them.
+func TestNamesAreBounded(t *testing.T) {
 	r := newRig(t, Config{Cooldown: -1})
 	pool := r.subnet("10.1.0.0/24", "n")
 	cycle := func(name string) string {
@@ -130,7 +132,7 @@ func TestNamesAreForgotten(t *testing.T) {
 	cycle("web")                   // 2
 	cycle("job2")                  // 3
 	cycle("web")                   // 4
-	r.do(func(tx store.Tx) error { // all but the last of the releases until the first is forgotten
+	r.do(func(tx store.Tx) error { // skip all but the last of the releases until the first is removed
 		c, err := cursorBucket.Get(tx, pool)
 		equal(t, "releases", c.Released, 4)
 		c.Released = namesKept - 1
@@ -139,7 +141,7 @@ func TestNamesAreForgotten(t *testing.T) {
 		}
 		return cursorBucket.Put(tx, pool, c)
 	})
-	remembered := func(want ...string) {
+	recorded := func(want ...string) {
 		t.Helper()
 		r.do(func(tx store.Tx) error {
 			equal(t, "names", nameBucket.Keys(tx, pool), want)
@@ -147,18 +149,18 @@ func TestNamesAreForgotten(t *testing.T) {
 		})
 	}
 	cycle("job3")
-	remembered(pool+"|job1", pool+"|job2", pool+"|job3", pool+"|web")
-	cycle("job3") // forgets 1
-	remembered(pool+"|job2", pool+"|job3", pool+"|web")
-	cycle("job3") // forgets 2, and web was released again since
-	remembered(pool+"|job2", pool+"|job3", pool+"|web")
-	cycle("job3") // forgets 3
-	remembered(pool+"|job3", pool+"|web")
-	equal(t, "address of a name that is remembered", cycle("web"), "10.1.0.2")
-	equal(t, "address of a name that is not", cycle("job1"), "10.1.0.5")
+	recorded(pool+"|job1", pool+"|job2", pool+"|job3", pool+"|web")
+	cycle("job3") // removes 1
+	recorded(pool+"|job2", pool+"|job3", pool+"|web")
+	cycle("job3") // removes 2, but web was released again since
+	recorded(pool+"|job2", pool+"|job3", pool+"|web")
+	cycle("job3") // removes 3
+	recorded(pool+"|job3", pool+"|web")
+	equal(t, "address of a recorded name", cycle("web"), "10.1.0.2")
+	equal(t, "address of a removed name", cycle("job1"), "10.1.0.5")
 }
 
-func TestUnknownIsNoError(t *testing.T) {
+func TestUnknownPoolsAndAddresses(t *testing.T) {
 	r := newRig(t, Config{})
 	pool := r.subnet("10.1.0.0/24", "n")
 	r.release("10.2.0.0/24", "10.2.0.1")
@@ -167,11 +169,11 @@ func TestUnknownIsNoError(t *testing.T) {
 	_, err := r.try(AddressRequest{Pool: "10.2.0.0/24"})
 	wantError(t, err, ErrNotFound, "request address from pool 10.2.0.0/24: ipam-pools 10.2.0.0/24: not found")
 	wantError(t, r.forget("10.2.0.0/24", "10.2.0.1"), ErrNotFound,
-		"forget address 10.2.0.1 of pool 10.2.0.0/24: ipam-pools 10.2.0.0/24: not found")
+		"free address 10.2.0.1 of pool 10.2.0.0/24: ipam-pools 10.2.0.0/24: not found")
 }
 
-// TestWholePool fills a /16, or a smaller one where each step is slow, to its last address, and finds the gaps in it
-// again.
+// TestWholePool fills a /16, or a smaller pool with the race detector, which is slow, to its last address, and then
+// finds each gap in it.
 func TestWholePool(t *testing.T) {
 	r := newRig(t, Config{})
 	subnet := netip.PrefixFrom(ip("10.7.0.0"), wholePoolBits)
@@ -192,7 +194,7 @@ func TestWholePool(t *testing.T) {
 		})
 	}
 	equal(t, "different addresses", len(seen), usable)
-	equal(t, "network or broadcast handed out", seen[ip("10.7.0.0")] || seen[last], false)
+	equal(t, "network or broadcast address given", seen[ip("10.7.0.0")] || seen[last], false)
 	_, err := r.try(AddressRequest{Pool: pool})
 	wantError(t, err, ErrExhausted, "request address from pool "+pool+": nothing free")
 	for _, addr := range []string{"10.7.20.17", "10.7.3.255", last.Prev().String(), "10.7.0.1"} {

@@ -6,8 +6,9 @@ import (
 	"netyard/store"
 )
 
-// thawAtOnce is how many rested addresses a request frees. Each release rests one, so that more than one keeps up.
-const thawAtOnce = 4
+// cooledPerRequest is how many cooled addresses a request frees at most. Each release cools one, so that more than one
+// is enough to keep up.
+const cooledPerRequest = 4
 
 // gateway returns the lease of the first address of the subnet, or else of the first free one.
 func (b book) gateway() (Lease, error) {
@@ -21,7 +22,7 @@ func (b book) gateway() (Lease, error) {
 	}
 	within := b.pool.Subnet
 	if b.origin != within.Addr() {
-		within = b.pool.Range // the subnet's beginning is not in the window
+		within = b.pool.Range // the start of the subnet is not in the window
 	}
 	s := b.span(within)
 	i, err := b.used.nextFree(s.lo)
@@ -31,16 +32,16 @@ func (b book) gateway() (Lease, error) {
 	return Lease{Addr: add(b.origin, i, 0)}, err
 }
 
-// dynamic returns the lease of the address that is best for r: the one that it has, that is kept for its name or that
-// its name had last; one that is free; and only then the one that has rested longest, however short that is:
-// with nothing else left a rest that is cut short is better than a container that does not start.
+// dynamic returns the lease of the best address for r, in this order: the one that r has, that is reserved for its
+// name, or that its name had last; a free one; and the one that has cooled longest, even if its time is not over, since
+// without it the container would not start.
 func (b book) dynamic(r AddressRequest) (Lease, error) {
 	for _, own := range []func(AddressRequest) (Lease, bool, error){b.byMAC, b.byReservation, b.byName} {
 		if l, ok, err := own(r); err != nil || ok {
 			return l, err
 		}
 	}
-	if err := b.thaw(); err != nil {
+	if err := b.freeCooled(); err != nil {
 		return Lease{}, err
 	}
 	if l, ok, err := b.next(); err != nil || ok {
@@ -53,7 +54,7 @@ func (b book) dynamic(r AddressRequest) (Lease, error) {
 	return l, err
 }
 
-// byMAC finds the active lease that r was granted when it was first made.
+// byMAC finds the active lease that r was granted before, if r is a repeated request.
 func (b book) byMAC(r AddressRequest) (Lease, bool, error) {
 	l, found, err := b.indexed(macBucket, r.MAC)
 	return l, found && r.repeats(l), err
@@ -65,6 +66,7 @@ func (b book) byReservation(r AddressRequest) (Lease, bool, error) {
 	return l, found && l.State == StateReserved, err
 }
 
+// indexed returns the lease whose address is recorded under a name in an index.
 func (b book) indexed(in store.Bucket[netip.Addr], name string) (Lease, bool, error) {
 	a, found, err := find(b.tx, in, b.pool.ID+keySep+name)
 	if err != nil || !found {
@@ -74,7 +76,7 @@ func (b book) indexed(in store.Bucket[netip.Addr], name string) (Lease, bool, er
 	return l, err == nil, err
 }
 
-// byName finds the address that r's name had last, if nobody else has come by it.
+// byName finds the address that r's name had last, if it has no other owner since.
 func (b book) byName(r AddressRequest) (Lease, bool, error) {
 	last, found, err := find(b.tx, nameBucket, b.pool.ID+keySep+r.Name)
 	if err != nil || !found {
@@ -84,22 +86,22 @@ func (b book) byName(r AddressRequest) (Lease, bool, error) {
 	return l, l.State == "" || l.State == StateCooling, err
 }
 
-// thaw frees addresses that have rested long enough. It does a few at a time, so that no request pays for a
-// thousand containers that were stopped at once.
-func (b book) thaw() error {
-	var rested []Lease
+// freeCooled frees addresses whose cooldown is over. It frees a few at a time, so that no request takes long after a
+// thousand containers were stopped at once.
+func (b book) freeCooled() error {
+	var cooled []Lease
 	err := coolingBucket.Each(b.tx, b.pool.ID+keySep, func(_ string, a netip.Addr) error {
 		l, err := b.lease(a)
 		if err != nil {
 			return err
 		}
-		if len(rested) == thawAtOnce || b.now.Sub(l.Freed) < b.cool {
+		if len(cooled) == cooledPerRequest || b.now.Sub(l.Freed) < b.cool {
 			return store.ErrStop
 		}
-		rested = append(rested, l)
+		cooled = append(cooled, l)
 		return nil
 	})
-	for _, l := range rested {
+	for _, l := range cooled {
 		if err == nil {
 			err = b.free(l)
 		}
@@ -107,8 +109,8 @@ func (b book) thaw() error {
 	return err
 }
 
-// next takes the first free address at or after the cursor, wrapping around, so that an address that was just free
-// is the last one to be handed out.
+// next returns the first free address from the cursor on, and then from the start of the range, so that an address that
+// was just freed is the last one to be given.
 func (b book) next() (Lease, bool, error) {
 	c, _, err := find(b.tx, cursorBucket, b.pool.ID)
 	if err != nil {
@@ -130,7 +132,7 @@ func (b book) next() (Lease, bool, error) {
 	return Lease{Addr: add(b.origin, i, 0)}, true, cursorBucket.Put(b.tx, b.pool.ID, c)
 }
 
-// span returns the offsets of part's usable addresses, as far as they are within the window.
+// span returns the offsets of the usable addresses of part that are within the window.
 func (b book) span(part netip.Prefix) span {
 	lo := distance(b.origin, part.Addr(), 0)
 	end := min(lo+1<<min(hostBits(part), windowBits), b.used.size)
@@ -143,20 +145,20 @@ func (b book) span(part netip.Prefix) span {
 	return span{lo, end}
 }
 
-// bound cuts a span at the pool's first and last dynamic address.
+// bound limits a span to the pool's first and last dynamic address.
 func (b book) bound(s span) span {
 	if a := b.pool.First; a.IsValid() && b.origin.Less(a) {
 		s.lo = max(s.lo, distance(b.origin, a, 0))
 	}
 	if a := b.pool.Last; a.IsValid() && !a.Less(b.origin) {
-		if i := distance(b.origin, a, 0); i < s.end { // or else the window ends before it
+		if i := distance(b.origin, a, 0); i < s.end { // otherwise the window ends before it
 			s.end = i + 1
 		}
 	}
 	return s
 }
 
-// longestCooling finds the address that was given up first.
+// longestCooling returns the cooling lease that was released first.
 func (b book) longestCooling() (l Lease, found bool, err error) {
 	err = coolingBucket.Each(b.tx, b.pool.ID+keySep, func(_ string, a netip.Addr) error {
 		first, err := b.lease(a)

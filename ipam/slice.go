@@ -9,14 +9,14 @@ import (
 	"netyard/store"
 )
 
-// maxSliceBits bounds the slices of one base, so that they are counted without overflow.
+// maxSliceBits bounds the number of subnets of one base, so that counting them cannot overflow.
 const maxSliceBits = 32
 
-// baseBucket holds, per base, the slice to look at next: a subnet just given up is not handed out again at once,
-// while peers may still have routes to it.
+// baseBucket has, for each base, the number of the next subnet to try, so that a released subnet is not given again at
+// once, while others may still have routes to it.
 var baseBucket = store.Bucket[uint64]{Name: "ipam-bases"}
 
-// nextSubnet cuts a subnet that overlaps no pool of any domain and nothing busy from the first base that has one.
+// nextSubnet returns a subnet that overlaps no pool of any domain and no busy prefix, from the first base that has one.
 func (m *IPAM) nextSubnet(tx store.Tx, r PoolRequest, all []Pool) (netip.Prefix, error) {
 	bases := m.c.Bases
 	if r.V6 {
@@ -31,7 +31,7 @@ func (m *IPAM) nextSubnet(tx store.Tx, r PoolRequest, all []Pool) (netip.Prefix,
 	}
 	for _, p := range r.Busy {
 		if p.IsValid() && p.Bits() > 0 {
-			taken = append(taken, plain(p))
+			taken = append(taken, masked(p))
 		}
 	}
 	for _, base := range bases {
@@ -43,12 +43,13 @@ func (m *IPAM) nextSubnet(tx store.Tx, r PoolRequest, all []Pool) (netip.Prefix,
 	return netip.Prefix{}, fmt.Errorf("cut a subnet from %v: %w", bases, ErrExhausted)
 }
 
-// String is the base as its user writes it.
+// String returns the base as text for errors. It is also its key in baseBucket.
 func (b Base) String() string { return fmt.Sprintf("%s in /%d", b.Prefix, b.Size) }
 
-// cut takes the first slice at or after the cursor, wrapping around, that no prefix of taken overlaps.
+// cut returns the first subnet of the base, from the recorded next one on and then from the start, that no prefix of
+// taken overlaps.
 func (b Base) cut(tx store.Tx, taken []netip.Prefix) (subnet netip.Prefix, ok bool, err error) {
-	b.Prefix = plain(b.Prefix)
+	b.Prefix = masked(b.Prefix)
 	width := b.Size - b.Prefix.Bits()
 	if !b.Prefix.IsValid() || width < 0 || width > maxSliceBits || b.Size > b.Prefix.Addr().BitLen() {
 		return subnet, false, fmt.Errorf("base %s: %w", b, ErrInvalid)
@@ -70,10 +71,10 @@ func (b Base) cut(tx store.Tx, taken []netip.Prefix) (subnet netip.Prefix, ok bo
 	return netip.PrefixFrom(first, b.Size), true, baseBucket.Put(tx, key, i+1)
 }
 
-// A span is the numbers from lo up to, and without, end.
+// A span is a range of numbers from lo to end, without end.
 type span struct{ lo, end uint64 }
 
-// spans returns which slices of the base the prefixes touch, in order of their first.
+// spans returns the numbers of the base's subnets that overlap the prefixes, in order of lo.
 func (b Base) spans(taken []netip.Prefix) []span {
 	var spans []span
 	for _, p := range taken {
@@ -93,7 +94,7 @@ func (b Base) spans(taken []netip.Prefix) []span {
 	return spans
 }
 
-// firstGap returns the first number from from on that is in no span.
+// firstGap returns the first number, not below from, that is in no span.
 func firstGap(spans []span, from uint64) uint64 {
 	for _, s := range spans {
 		if s.lo > from {

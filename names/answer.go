@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// ttl is how long an answer may be kept, seconds: containers come and go.
+	// ttl is the time for which an answer may be cached, in seconds. It is short since containers come and go.
 	ttl = 5
 
-	// serverTime is how long one of the host's resolvers is waited for, and forwardTime all of them: askers wait for 5
-	// s (resolv.conf(5)).
-	serverTime, forwardTime = 2 * time.Second, 4 * time.Second
-	maxServers              = 3 // MAXNS (resolv.conf(5))
+	// serverTimeout bounds the wait for one of the host's resolvers, and forwardTimeout for all of them: resolver
+	// libraries wait for 5 s (resolv.conf(5)).
+	serverTimeout, forwardTimeout = 2 * time.Second, 4 * time.Second
+	maxServers                    = 3 // MAXNS (resolv.conf(5))
 )
 
-// failure is an answer that says only how it went.
-func failure(q *dns.Msg, code int) *dns.Msg {
+// reply returns an answer with a code and no records.
+func reply(q *dns.Msg, code int) *dns.Msg {
 	a := new(dns.Msg)
 	a.SetRcode(q, code)
 	a.RecursionAvailable = true
@@ -35,41 +35,42 @@ func failure(q *dns.Msg, code int) *dns.Msg {
 	return a
 }
 
-// local answers what the directory knows, and what is refused; nil: the host's resolvers have to be asked.
+// local returns the answer to a question that the directory can answer or that is refused, or nil if the host's
+// resolvers have to be asked.
 func (r *resolver) local(q *dns.Msg, asker netip.Addr) *dns.Msg {
 	switch opt := q.IsEdns0(); {
 	case q.Opcode != dns.OpcodeQuery:
-		return failure(q, dns.RcodeNotImplemented)
+		return reply(q, dns.RcodeNotImplemented)
 	case len(q.Question) != 1:
-		return failure(q, dns.RcodeFormatError)
+		return reply(q, dns.RcodeFormatError)
 	case opt != nil && opt.Version() != 0:
-		return failure(q, dns.RcodeBadVers)
+		return reply(q, dns.RcodeBadVers)
 	}
 	ask := q.Question[0]
 	if ask.Qclass != dns.ClassINET || ask.Qtype == dns.TypeAXFR || ask.Qtype == dns.TypeIXFR {
-		return failure(q, dns.RcodeRefused)
+		return reply(q, dns.RcodeRefused)
 	}
 	name := strings.ToLower(strings.TrimSuffix(ask.Name, "."))
-	a := failure(q, dns.RcodeSuccess)
+	a := reply(q, dns.RcodeSuccess)
 	if addr, ok := reversed(name); ok {
-		called, ours := r.s.Directory.NameOf(r.n.ID, asker, addr)
+		host, ours := r.s.Directory.NameOf(r.n.ID, asker, addr)
 		switch {
-		case ours && called == "":
+		case ours && host == "":
 			a.Rcode = dns.RcodeNameError
 			return a
 		case ours:
-			if _, fits := dns.IsDomainName(called); fits && (ask.Qtype == dns.TypePTR || ask.Qtype == dns.TypeANY) {
-				a.Answer = []dns.RR{&dns.PTR{Hdr: header(ask, dns.TypePTR), Ptr: dns.Fqdn(called)}}
+			if _, valid := dns.IsDomainName(host); valid && (ask.Qtype == dns.TypePTR || ask.Qtype == dns.TypeANY) {
+				a.Answer = []dns.RR{&dns.PTR{Hdr: header(ask, dns.TypePTR), Ptr: dns.Fqdn(host)}}
 			}
 			return a
 		}
 	} else if addrs := r.s.Directory.Lookup(r.n.ID, asker, name); len(addrs) > 0 {
-		// Who is known and has no address of that family has none: an error would have the asker ask others.
+		// A known name without addresses of the family gets an empty answer: after an error the asker would ask others.
 		a.Answer = r.records(ask, addrs)
 		return a
 	}
 	if r.n.Internal {
-		return failure(q, dns.RcodeRefused)
+		return reply(q, dns.RcodeRefused)
 	}
 	return nil
 }
@@ -78,7 +79,7 @@ func header(ask dns.Question, kind uint16) dns.RR_Header {
 	return dns.RR_Header{Name: ask.Name, Rrtype: kind, Class: dns.ClassINET, Ttl: ttl}
 }
 
-// records are the addresses that are asked for, each time with another one in front.
+// records returns records of the addresses that match the question's type, starting with another address each time.
 func (r *resolver) records(ask dns.Question, addrs []netip.Addr) (all []dns.RR) {
 	for _, addr := range addrs {
 		switch {
@@ -95,8 +96,7 @@ func (r *resolver) records(ask dns.Question, addrs []netip.Addr) (all []dns.RR) 
 	return all
 }
 
-// reversed is the address that a name of in-addr.arpa (RFC 1035, section 3.5) or ip6.arpa (RFC 3596, section 2.5)
-// stands for.
+// reversed returns the address of a name in in-addr.arpa (RFC 1035, section 3.5) or ip6.arpa (RFC 3596, section 2.5).
 func reversed(name string) (netip.Addr, bool) {
 	if text, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {
 		labels := strings.Split(text, ".")
@@ -117,21 +117,21 @@ func reversed(name string) (netip.Addr, bool) {
 	return netip.AddrFrom16([16]byte(raw)), true
 }
 
-// forward asks the host's resolvers, one after the other. The last word of one that knows nothing counts if no other
-// knows more.
+// forward asks the host's resolvers in turn, until one does not answer SERVFAIL or REFUSED. If none does, it returns
+// the last answer.
 func (r *resolver) forward(ctx context.Context, q *dns.Msg, tcp bool) *dns.Msg {
-	ctx, cancel := context.WithTimeout(ctx, forwardTime)
+	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 	conf, err := dns.ClientConfigFromFile(r.s.Resolvers)
 	if err != nil {
-		r.s.Log.Debug("read the host's resolvers", "err", err)
-		return failure(q, dns.RcodeServerFailure)
+		r.s.Log.Debug("host's resolvers not read", "err", err)
+		return reply(q, dns.RcodeServerFailure)
 	}
-	last := failure(q, dns.RcodeServerFailure)
+	last := reply(q, dns.RcodeServerFailure)
 	for _, server := range conf.Servers[:min(len(conf.Servers), maxServers)] {
 		a, err := exchange(ctx, q, net.JoinHostPort(server, strconv.Itoa(int(r.s.Upstream))), tcp)
 		if err != nil {
-			r.s.Log.Debug("ask a resolver of the host's", "resolver", server, "err", err)
+			r.s.Log.Debug("host's resolver failed", "resolver", server, "err", err)
 			continue
 		}
 		if last = a; a.Rcode != dns.RcodeServerFailure && a.Rcode != dns.RcodeRefused {
@@ -143,15 +143,15 @@ func (r *resolver) forward(ctx context.Context, q *dns.Msg, tcp bool) *dns.Msg {
 
 var errOther = errors.New("the answer is to another question")
 
-// exchange asks one resolver, as the question was asked. It has an id, and a port, that who does not see the question
-// cannot know (RFC 5452).
+// exchange forwards a question to one resolver, by the protocol that it came by. The ID and the source port are random,
+// so that an attacker who does not see the question cannot forge an answer (RFC 5452).
 func exchange(ctx context.Context, q *dns.Msg, server string, tcp bool) (*dns.Msg, error) {
 	ask := q.Copy()
 	ask.Id = dns.Id()
 	if opt := ask.IsEdns0(); opt != nil {
 		opt.SetUDPSize(min(opt.UDPSize(), maxUDP))
 	}
-	client := &dns.Client{Net: "udp", Timeout: serverTime}
+	client := &dns.Client{Net: "udp", Timeout: serverTimeout}
 	if tcp {
 		client.Net = "tcp"
 	}
@@ -159,13 +159,15 @@ func exchange(ctx context.Context, q *dns.Msg, server string, tcp bool) (*dns.Ms
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close() //nolint:errcheck // all is said
+	defer conn.Close() //nolint:errcheck // the answer was read
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	a, _, err := client.ExchangeWithConnContext(ctx, ask, conn)
 	if err != nil {
 		return nil, err
 	}
-	if !a.Response || len(a.Question) != 1 || !strings.EqualFold(a.Question[0].Name, q.Question[0].Name) || a.Question[0].Qtype != q.Question[0].Qtype {
+	same := a.Response && len(a.Question) == 1 && a.Question[0].Qtype == q.Question[0].Qtype &&
+		strings.EqualFold(a.Question[0].Name, q.Question[0].Name)
+	if !same {
 		return nil, errOther
 	}
 	a.Id, a.Question = q.Id, q.Question

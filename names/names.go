@@ -1,6 +1,6 @@
-// Package names answers the containers of overlay networks who is called what: of each network a resolver (RFC 1035) is
-// at the gateway's address, on the network's bridge alone. It knows the containers of all hosts as the Directory does,
-// which asks nobody; what it does not know it asks the host's own resolvers, for networks that have a way out.
+// Package names resolves container names for the containers of overlay networks. Each network has a resolver (RFC 1035)
+// at the gateway's address, which listens on the network's bridge only. A Directory knows the containers of all hosts
+// and answers without waiting. Other questions are forwarded to the host's own resolvers, except for internal networks.
 package names
 
 import (
@@ -15,92 +15,96 @@ import (
 	"time"
 )
 
-// A Network is one whose containers are answered.
+// A Network is a network whose containers the server answers.
 type Network struct {
 	ID   string
 	Name string
-	// Link is the bridge that they are on, At the addresses there that they ask, Subnets those that they ask from.
-	Link    string
-	At      []netip.Addr
+	// Link is the network's bridge.
+	Link string
+	// At are the addresses on the bridge at which the resolver listens.
+	At []netip.Addr
+	// Subnets are the ranges of the containers' addresses.
 	Subnets []netip.Prefix
-	// Internal: nothing is asked outside for them.
+	// Internal says that questions are not forwarded to the host's resolvers.
 	Internal bool
 }
 
-// has says whether an address is one of a container's.
+// has reports whether an address can be a container's.
 func (n Network) has(a netip.Addr) bool {
-	return !slices.Contains(n.At, a) && slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Contains(a) })
+	inSubnet := slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Contains(a) })
+	return inSubnet && !slices.Contains(n.At, a)
 }
 
-// A Directory says who is called what. It waits for nobody.
+// A Directory maps names to addresses and back. Its methods do not wait.
 type Directory interface {
-	// Networks are those that are on this host.
+	// Networks returns the overlay networks on this host.
 	Networks() []Network
-	// Lookup is the addresses of those that an asker, who has an address of a network, knows by a name: on that
-	// network, or on another one that he is on, too. Names are in lower case. None: nobody is called so.
+	// Lookup returns the addresses of the containers with a name, on the given network and on other networks that the
+	// asker, who has an address of the given one, is also on. The name is in lower case. It returns none if no
+	// container has the name.
 	Lookup(network string, asker netip.Addr, name string) []netip.Addr
-	// NameOf is how an address is called that is on one of his networks; ours is false when it is on none, and the name
-	// is empty when nobody has it.
+	// NameOf returns the name of the container with an address. ours is false if the address is on none of the asker's
+	// networks. The name is empty if no container has the address.
 	NameOf(network string, asker, addr netip.Addr) (name string, ours bool)
 }
 
-// Sockets opens them; see kernel.Kernel.
+// Sockets opens sockets in the host's namespace; ports.Sockets implements it.
 type Sockets interface {
 	ListenOn(ctx context.Context, link string, at netip.AddrPort) (net.PacketConn, net.Listener, error)
 	LinkIndex(link string) (int, error)
 }
 
-// A Server keeps a resolver on each network.
+// A Server runs a resolver on each network.
 type Server struct {
 	Log       *slog.Logger
 	Sockets   Sockets
 	Directory Directory
-	// Changed tells that a network came or went.
+	// Changed signals that a network was created or removed.
 	Changed <-chan struct{}
-	// Port is where it listens: what is for port 53 comes there (ports.AnswerAt).
+	// Port is the port to listen on; packets to port 53 are redirected there (ports.AnswerAt).
 	Port uint16
-	// Resolvers is the file that names the host's resolvers (resolv.conf(5)), which is read for each question; they are
-	// at Upstream.
+	// Resolvers is the file that names the host's resolvers (resolv.conf(5)). It is read for each question.
 	Resolvers string
-	Upstream  uint16
+	// Upstream is the port of the host's resolvers.
+	Upstream uint16
 
 	mu       sync.Mutex
 	troubles []Trouble
 }
 
-// A Trouble is why names are not answered at an address of a network.
+// A Trouble is the reason why names are not resolved at an address of a network.
 type Trouble struct{ Network, Text string }
 
-// Troubles are those that there are at the moment.
+// Troubles returns the current troubles.
 func (s *Server) Troubles() []Trouble {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.troubles)
 }
 
-// lookEvery is how often it is looked whether sockets are as they should be: a bridge that somebody deleted comes back
-// as another one, and somebody may give up a port.
-const lookEvery = 2 * time.Second
+// checkInterval is the time between two checks of the sockets: a bridge that was deleted and made again has another
+// index, and a port that was in use may be free.
+const checkInterval = 2 * time.Second
 
-// A place is where a resolver listens.
+// A place is an address of a link at which a resolver listens.
 type place struct {
 	network, link string
 	index         int
 	at            netip.Addr
 }
 
-// Run keeps resolvers on all networks until ctx ends.
+// Run runs resolvers on all networks until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	open, failed := map[place]*resolver{}, map[place]failing{}
+	open, failed := map[place]*resolver{}, map[place]failure{}
 	defer func() {
 		for _, r := range open {
 			r.close()
 		}
 	}()
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for {
-		s.keep(ctx, open, failed)
+		s.sync(ctx, open, failed)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -110,15 +114,15 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// A failing place is one that cannot be listened at.
-type failing struct {
-	network, why string
-	told         bool
+// A failure is the reason why a place has no resolver.
+type failure struct {
+	network, cause string
+	reported       bool
 }
 
-// keep opens what is missing and closes what is not wanted any more. What cannot be opened is tried again, and told of
-// once, when that does not help: of a bridge that is just being made anew the address may not be there yet.
-func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[place]failing) {
+// sync opens missing resolvers and closes those that are no longer wanted. It retries what failed, and reports a
+// failure when it occurs a second time: a bridge that is being made again may not have its address yet.
+func (s *Server) sync(ctx context.Context, open map[place]*resolver, failed map[place]failure) {
 	want := s.places()
 	for p, r := range open {
 		if _, ok := want[p]; !ok {
@@ -126,7 +130,7 @@ func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[
 			delete(open, p)
 		}
 	}
-	maps.DeleteFunc(failed, func(p place, _ failing) bool { _, ok := want[p]; return !ok })
+	maps.DeleteFunc(failed, func(p place, _ failure) bool { _, ok := want[p]; return !ok })
 	for p, n := range want {
 		if open[p] != nil || ctx.Err() != nil {
 			continue
@@ -135,38 +139,39 @@ func (s *Server) keep(ctx context.Context, open map[place]*resolver, failed map[
 		switch {
 		case err == nil:
 			open[p] = newResolver(ctx, s, n, udp, tcp)
-			if failed[p].told {
-				s.Log.Info("names are answered after all", "network", n.Name, "address", p.at)
+			if failed[p].reported {
+				s.Log.Info("resolver started after a failure", "network", n.Name, "id", n.ID, "address", p.at)
 			}
 			delete(failed, p)
-		case failed[p].why != err.Error():
-			failed[p] = failing{network: n.Name, why: err.Error()}
-		case !failed[p].told:
-			failed[p] = failing{n.Name, err.Error(), true}
-			s.Log.Warn("names of containers on other hosts are not answered", "network", n.Name, "address", p.at, "err", err)
+		case failed[p].cause != err.Error():
+			failed[p] = failure{network: n.Name, cause: err.Error()}
+		case !failed[p].reported:
+			failed[p] = failure{n.Name, err.Error(), true}
+			s.Log.Warn("resolver not started", "network", n.Name, "id", n.ID, "address", p.at, "err", err)
 		}
 	}
-	s.note(failed)
+	s.setTroubles(failed)
 }
 
-// note keeps what to tell of for who asks.
-func (s *Server) note(failed map[place]failing) {
+// setTroubles sets what Troubles returns.
+func (s *Server) setTroubles(failed map[place]failure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.troubles = nil
 	for _, f := range failed {
-		if f.told {
-			s.troubles = append(s.troubles, Trouble{f.network, "names of containers on other hosts are not answered: " + f.why})
+		if f.reported {
+			text := "names of containers on other hosts are not resolved: " + f.cause
+			s.troubles = append(s.troubles, Trouble{f.network, text})
 		}
 	}
 }
 
-// places are where resolvers should listen.
+// places returns the places where resolvers should listen.
 func (s *Server) places() map[place]Network {
 	want := map[place]Network{}
 	for _, n := range s.Directory.Networks() {
 		index, err := s.Sockets.LinkIndex(n.Link)
-		if err != nil || index == 0 { // it is about to come, or to go
+		if err != nil || index == 0 { // the bridge is not made yet, or is being removed
 			continue
 		}
 		for _, at := range n.At {
@@ -176,5 +181,5 @@ func (s *Server) places() map[place]Network {
 	return want
 }
 
-// isClosed says whether a socket was closed from here.
+// isClosed reports whether an error is that of a socket which this process has closed.
 func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }

@@ -22,7 +22,7 @@ import (
 	"netyard/kernel/sandbox"
 )
 
-// A book is a Directory of what a test says.
+// A book is a Directory with fixed contents.
 type book struct {
 	mu       sync.Mutex
 	networks []Network
@@ -75,36 +75,51 @@ type rig struct {
 }
 
 const (
-	blueBridge = "ip link add nyb-blue type bridge && ip addr add 10.20.0.1/16 dev nyb-blue && ip addr add fd20::1/64 dev nyb-blue nodad && ip link set nyb-blue up && ip link set c1 master nyb-blue"
-	darkBridge = "ip link add nyb-dark type bridge && ip addr add 10.30.0.1/16 dev nyb-dark && ip link set nyb-dark up && ip link set c2 master nyb-dark"
+	blueBridge = "ip link add nyb-blue type bridge && ip addr add 10.20.0.1/16 dev nyb-blue && " +
+		"ip addr add fd20::1/64 dev nyb-blue nodad && ip link set nyb-blue up && ip link set c1 master nyb-blue"
+	darkBridge = "ip link add nyb-dark type bridge && ip addr add 10.30.0.1/16 dev nyb-dark && " +
+		"ip link set nyb-dark up && ip link set c2 master nyb-dark"
 )
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{
-		Host: kerneltest.New(t), t: t, file: filepath.Join(t.TempDir(), "resolv.conf"), log: new(kerneltest.Log), changed: make(chan struct{}, 1),
+		Host: kerneltest.New(t), t: t, file: filepath.Join(t.TempDir(), "resolv.conf"),
+		log: new(kerneltest.Log), changed: make(chan struct{}, 1),
 		book: &book{names: map[string]map[string][]netip.Addr{
-			"b": {"web": addrs("10.20.0.7", "fd20::7"), "four": addrs("10.20.0.8"), "many": addrs("10.20.0.10", "10.20.0.11", "10.20.0.12")},
+			"b": {
+				"web":  addrs("10.20.0.7", "fd20::7"),
+				"four": addrs("10.20.0.8"),
+				"many": addrs("10.20.0.10", "10.20.0.11", "10.20.0.12"),
+			},
 			"d": {"web": addrs("10.30.0.7")},
 		}},
 	}
 	r.blue, r.dark = r.Peer(t, "c1"), r.Peer(t, "c2")
 	r.Sh(t, blueBridge)
 	r.Sh(t, darkBridge)
-	r.blue.Sh(t, "ip addr add 10.20.0.5/16 dev eth0 && ip addr add fd20::5/64 dev eth0 nodad && ip addr add 192.0.2.5/32 dev eth0 && ip route add default via 10.20.0.1")
+	r.blue.Sh(t, "ip addr add 10.20.0.5/16 dev eth0 && ip addr add fd20::5/64 dev eth0 nodad && "+
+		"ip addr add 192.0.2.5/32 dev eth0 && ip route add default via 10.20.0.1")
 	r.dark.Sh(t, "ip addr add 10.30.0.5/16 dev eth0 && ip route add default via 10.30.0.1")
 	r.Sh(t, "ip route add 192.0.2.5 dev nyb-blue")
 	r.book.networks = []Network{
-		{ID: "b", Name: "blue", Link: "nyb-blue", At: addrs("10.20.0.1", "fd20::1"), Subnets: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/64")}},
-		{ID: "d", Name: "dark", Link: "nyb-dark", At: addrs("10.30.0.1"), Subnets: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16")}, Internal: true},
+		{
+			ID: "b", Name: "blue", Link: "nyb-blue", At: addrs("10.20.0.1", "fd20::1"),
+			Subnets: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/64")},
+		},
+		{
+			ID: "d", Name: "dark", Link: "nyb-dark", At: addrs("10.30.0.1"), Internal: true,
+			Subnets: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16")},
+		},
 	}
 	return r
 }
 
-// run keeps resolvers until the test ends.
+// run runs the resolvers until the test ends.
 func (r *rig) run() *Server {
 	s := &Server{
-		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: ports.Sockets{Handle: r.Handle}, Directory: r.book, Changed: r.changed, Resolvers: r.file, Port: r.port, Upstream: r.port,
+		Log: slog.New(slog.NewTextHandler(r.log, nil)), Sockets: ports.Sockets{Handle: r.Handle}, Directory: r.book,
+		Changed: r.changed, Resolvers: r.file, Port: r.port, Upstream: r.port,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -115,13 +130,14 @@ func (r *rig) run() *Server {
 	r.t.Cleanup(func() {
 		cancel()
 		<-done
-		kerneltest.Released(r.t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(r.Handle, "tcp", "udp") }, r.port)
+		listeners := func() ([]sandbox.Listener, error) { return sandbox.Listeners(r.Handle, "tcp", "udp") }
+		kerneltest.Released(r.t, listeners, r.port)
 	})
 	r.eventually("resolvers listen", func() bool { return len(r.listening()) == 6 })
 	return s
 }
 
-// listening are the sockets at the resolvers' port.
+// listening returns the sockets at the resolvers' port.
 func (r *rig) listening() (all []string) {
 	ls, err := sandbox.Listeners(r.Handle, "tcp", "udp")
 	if err != nil {
@@ -144,8 +160,8 @@ func (r *rig) eventually(what string, cond func() bool) {
 	}
 }
 
-// outside is a resolver of the host's, at an address of its own loopback; it knows what answer makes of a question.
-func (r *rig) outside(at string, answer func(q *dns.Msg) *dns.Msg) {
+// upstream starts a resolver of the host at an address of the test's own loopback. It sends what answer returns.
+func (r *rig) upstream(at string, answer func(q *dns.Msg) *dns.Msg) {
 	r.t.Helper()
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		if a := answer(q); a != nil {
@@ -177,6 +193,7 @@ func (r *rig) outside(at string, answer func(q *dns.Msg) *dns.Msg) {
 	}
 }
 
+// resolvers writes the file that names the host's resolvers.
 func (r *rig) resolvers(servers ...string) {
 	r.t.Helper()
 	text := ""
@@ -191,10 +208,10 @@ func (r *rig) resolvers(servers ...string) {
 // A question is one that a container asks.
 type question struct {
 	of       *kerneltest.Host
-	at       string // 10.20.0.1 unless said
-	port     uint16 // the resolvers' unless said
-	network  string // udp unless said
-	from     string // its own address, if not the kernel's choice
+	at       string // default: 10.20.0.1
+	port     uint16 // default: the resolvers' port
+	network  string // default: udp
+	from     string // source address, default: the kernel's choice
 	kind     uint16
 	name     string
 	edns     uint16
@@ -236,8 +253,8 @@ func (r *rig) ask(q question) (*dns.Msg, error) {
 	return a, err
 }
 
-// says is how an answer reads: its code, flags that matter, and the data of its records.
-func (r *rig) says(q question) string {
+// answer returns an answer as text: its code, TC if it is set, and the data of its records.
+func (r *rig) answer(q question) string {
 	r.t.Helper()
 	a, err := r.ask(q)
 	if err != nil {
@@ -257,18 +274,18 @@ func (r *rig) says(q question) string {
 	return text
 }
 
-// TestAnswers: what is asked, and what is said.
+// TestAnswers shows the answers to questions of all kinds.
 func TestAnswers(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg {
+	r.upstream("127.0.0.1", func(q *dns.Msg) *dns.Msg {
 		a := new(dns.Msg).SetReply(q)
 		switch name := q.Question[0].Name; {
 		case strings.HasPrefix(name, "out."):
-			a.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(203, 0, 113, 9)}}
+			a.Answer = []dns.RR{recordA(name, 9)}
 		case strings.HasPrefix(name, "outlong."):
 			for i := range 100 {
-				a.Answer = append(a.Answer, &dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(203, 0, 113, byte(i))})
+				a.Answer = append(a.Answer, recordA(name, byte(i)))
 			}
 			if !strings.HasPrefix(name, "outlong.tcp") {
 				a.Truncate(512)
@@ -300,7 +317,7 @@ func TestAnswers(t *testing.T) {
 		{question{kind: dns.TypePTR, name: "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa"}, "NOERROR web.blue."},
 		{question{kind: dns.TypeA, name: "7.0.20.10.in-addr.arpa"}, "NOERROR"},
 		{question{kind: dns.TypePTR, name: "9.9.20.10.in-addr.arpa"}, "NXDOMAIN"},
-		{question{kind: dns.TypePTR, name: "9.113.0.203.in-addr.arpa"}, "NXDOMAIN"}, // the outside's word
+		{question{kind: dns.TypePTR, name: "9.113.0.203.in-addr.arpa"}, "NXDOMAIN"}, // the host's resolver's answer
 		{question{kind: dns.TypeA, name: "out.example"}, "NOERROR 203.0.113.9"},
 		{question{kind: dns.TypeA, name: "out.example", network: "tcp"}, "NOERROR 203.0.113.9"},
 		{question{kind: dns.TypeA, name: "nobody"}, "NXDOMAIN"},
@@ -308,29 +325,29 @@ func TestAnswers(t *testing.T) {
 		{question{kind: dns.TypeA, name: "web", change: func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }}, "REFUSED"},
 		{question{kind: dns.TypeA, name: "web", change: func(m *dns.Msg) { m.Opcode = dns.OpcodeUpdate }}, "NOTIMP"},
 		{question{kind: dns.TypeA, name: "web", change: func(m *dns.Msg) { m.Question = nil }}, "FORMERR"},
-		{question{kind: dns.TypeA, name: "web", edns: 1232, change: func(m *dns.Msg) { m.IsEdns0().SetVersion(1) }}, "BADSIG"}, // which has BADVERS's number,
+		{question{kind: dns.TypeA, name: "web", edns: 1232, change: func(m *dns.Msg) { m.IsEdns0().SetVersion(1) }}, "BADSIG"}, // has the same number as BADVERS
 	} {
 		q.of = r.blue
-		if got := r.says(q.question); got != q.want {
+		if got := r.answer(q.question); got != q.want {
 			t.Errorf("%s %s: %q, want %q", dns.TypeToString[q.kind], q.name, got, q.want)
 		}
 	}
 	r.sizes()
 	firsts := map[string]int{}
 	for range 6 {
-		firsts[strings.Fields(r.says(question{of: r.blue, kind: dns.TypeA, name: "many"}))[1]]++
+		firsts[strings.Fields(r.answer(question{of: r.blue, kind: dns.TypeA, name: "many"}))[1]]++
 	}
 	if len(firsts) != 3 || firsts["10.20.0.11"] != 2 {
-		t.Errorf("in front were %v", firsts)
+		t.Errorf("first addresses, with their counts: %v", firsts)
 	}
 	for name, want := range map[string]string{"web": "NOERROR 10.30.0.7", "four": "REFUSED", "out.example": "REFUSED"} {
-		if got := r.says(question{of: r.dark, at: "10.30.0.1", kind: dns.TypeA, name: name}); got != want {
+		if got := r.answer(question{of: r.dark, at: "10.30.0.1", kind: dns.TypeA, name: name}); got != want {
 			t.Errorf("on an internal network, %s: %q", name, got)
 		}
 	}
 }
 
-// sizes: by UDP no more than is asked for, and never much; the whole by TCP.
+// sizes shows that an answer by UDP is no larger than the asker accepts and than maxUDP, and that it is whole by TCP.
 func (r *rig) sizes() {
 	r.t.Helper()
 	for size, most := range map[uint16]int{0: 512, 1000: 1000, 65535: maxUDP} {
@@ -343,20 +360,28 @@ func (r *rig) sizes() {
 		}
 	}
 	for name, want := range map[string]int{"crowd": 200, "outlong.tcp": 100} {
-		if a, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: name, network: "tcp"}); err != nil || a.Truncated || len(a.Answer) != want {
+		a, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: name, network: "tcp"})
+		if err != nil || a.Truncated || len(a.Answer) != want {
 			r.t.Errorf("%s by TCP: %v %v", name, err, a)
 		}
 	}
-	if got := r.says(question{of: r.blue, kind: dns.TypeA, name: "outlong.example"}); !strings.HasPrefix(got, "NOERROR TC") {
-		r.t.Errorf("cut by the host's resolver: %s", got)
+	got := r.answer(question{of: r.blue, kind: dns.TypeA, name: "outlong.example"})
+	if !strings.HasPrefix(got, "NOERROR TC") {
+		r.t.Errorf("truncated by the host's resolver: %s", got)
 	}
 }
 
-// TestWhoIsAnswered: the containers of a network, and nobody else.
+// recordA returns a record of an address of 203.0.113.0/24.
+func recordA(name string, last byte) *dns.A {
+	h := dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}
+	return &dns.A{Hdr: h, A: net.IPv4(203, 0, 113, last)}
+}
+
+// TestWhoIsAnswered shows that only the containers of a network are answered.
 func TestWhoIsAnswered(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
+	r.upstream("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
 	r.resolvers("127.0.0.1")
 	r.run()
 	r.Sh(t, "sysctl -qw net.ipv4.ip_forward=1")
@@ -372,39 +397,43 @@ func TestWhoIsAnswered(t *testing.T) {
 			}
 			q.network, q.kind, q.name, q.patience = network, dns.TypeA, "web", short
 			if a, err := r.ask(q); err == nil {
-				t.Errorf("%s is told %v", who, a)
+				t.Errorf("%s is answered %v", who, a)
 			}
 		}
 	}
-	if !r.dark.Pings("10.20.0.1", true) || r.says(question{of: r.blue, kind: dns.TypeA, name: "web"}) != "NOERROR 10.20.0.7" {
-		t.Error("who may ask is not answered, or who may not has no way there anyhow")
+	if got := r.answer(question{of: r.blue, kind: dns.TypeA, name: "web"}); got != "NOERROR 10.20.0.7" {
+		t.Errorf("a container of the network is answered %q", got)
+	}
+	if !r.dark.Pings("10.20.0.1", true) {
+		t.Error("the resolver's address is not reachable from the other network, so that the test shows nothing")
 	}
 }
 
-// TestHostsResolvers: those that are silent or know nothing are passed by; they are as the file has them now.
+// TestHostsResolvers shows that the next resolver of the host is asked if one is silent or refuses, and that the file
+// is read for each question.
 func TestHostsResolvers(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	ip := func(last byte) func(*dns.Msg) *dns.Msg {
 		return func(q *dns.Msg) *dns.Msg {
 			a := new(dns.Msg).SetReply(q)
-			a.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(203, 0, 113, last)}}
+			a.Answer = []dns.RR{recordA(q.Question[0].Name, last)}
 			return a
 		}
 	}
-	r.outside("127.0.0.1", ip(1))
-	r.outside("127.0.0.2", ip(2))
-	r.outside("127.0.0.3", func(*dns.Msg) *dns.Msg { return nil })
-	r.outside("127.0.0.4", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetRcode(q, dns.RcodeRefused) })
-	r.outside("127.0.0.5", func(q *dns.Msg) *dns.Msg {
+	r.upstream("127.0.0.1", ip(1))
+	r.upstream("127.0.0.2", ip(2))
+	r.upstream("127.0.0.3", func(*dns.Msg) *dns.Msg { return nil })
+	r.upstream("127.0.0.4", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetRcode(q, dns.RcodeRefused) })
+	r.upstream("127.0.0.5", func(q *dns.Msg) *dns.Msg {
 		a := new(dns.Msg).SetReply(q)
 		a.Question[0].Name = "other."
 		return a
 	})
 	r.run() // there is no file yet
 	q := question{of: r.blue, kind: dns.TypeA, name: "out.example"}
-	if got := r.says(q); got != "SERVFAIL" {
-		t.Errorf("without any: %s", got)
+	if got := r.answer(q); got != "SERVFAIL" {
+		t.Errorf("without a resolver of the host: %s", got)
 	}
 	for _, c := range []struct {
 		servers []string
@@ -418,29 +447,30 @@ func TestHostsResolvers(t *testing.T) {
 		{[]string{"127.0.0.5"}, "SERVFAIL"},
 	} {
 		r.resolvers(c.servers...)
-		if got := r.says(q); got != c.want {
+		if got := r.answer(q); got != c.want {
 			t.Errorf("%v: %s, want %s", c.servers, got, c.want)
 		}
 	}
-	// While questions wait for a silent one, names of containers are answered; and of the waiting there are not too
-	// many.
+	// While questions wait for a silent resolver, names of containers are resolved, and the number of waiting questions
+	// is limited.
 	r.resolvers("127.0.0.3")
+	q.patience = time.Millisecond
 	for range 2 * askerForwards {
-		if _, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: "out.example", patience: time.Millisecond}); err == nil {
-			break // refused: there are too many
+		if _, err := r.ask(q); err == nil {
+			break // refused: the limit is reached
 		}
 	}
-	if got := r.says(question{of: r.blue, kind: dns.TypeA, name: "web"}); got != "NOERROR 10.20.0.7" {
-		t.Errorf("meanwhile: %s", got)
+	if got := r.answer(question{of: r.blue, kind: dns.TypeA, name: "web"}); got != "NOERROR 10.20.0.7" {
+		t.Errorf("while other questions wait: %s", got)
 	}
 }
 
-// TestSockets: they come and go with networks, follow a bridge that is made anew, and wait for a port that somebody
-// has.
+// TestSockets shows that sockets are opened and closed with networks, opened again on a bridge that was made again, and
+// opened when a port in use becomes free.
 func TestSockets(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
+	r.upstream("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
 	s := r.run()
 	answered := func() bool {
 		a, err := r.ask(question{of: r.blue, kind: dns.TypeA, name: "web", patience: time.Second})
@@ -448,7 +478,7 @@ func TestSockets(t *testing.T) {
 	}
 	r.Sh(t, "ip link del nyb-blue")
 	r.Sh(t, blueBridge)
-	r.eventually("it is answered on the new bridge", answered)
+	r.eventually("a name is resolved on the new bridge", answered)
 	set := func(ns []Network) {
 		r.book.mu.Lock()
 		r.book.networks = ns
@@ -457,41 +487,43 @@ func TestSockets(t *testing.T) {
 	}
 	all := r.book.Networks()
 	set(all[1:])
-	r.eventually("the sockets of a network that went are gone", func() bool { return len(r.listening()) == 2 })
+	r.eventually("the sockets of the removed network are closed", func() bool { return len(r.listening()) == 2 })
 	set(nil)
-	r.eventually("all sockets are gone", func() bool { return len(r.listening()) == 0 })
-	var thief net.Listener
+	r.eventually("all sockets are closed", func() bool { return len(r.listening()) == 0 })
+	var other net.Listener
 	if err := r.Do(func() (err error) {
-		thief, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp4", fmt.Sprint("0.0.0.0:", r.port))
+		other, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp4", fmt.Sprint("0.0.0.0:", r.port))
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
 	set(all)
-	r.eventually("it is said who has the port", func() bool {
-		return strings.Contains(r.log.String(), "address=10.20.0.1") && strings.Contains(r.log.String(), fmt.Sprintf("(pid %d) has tcp of 0.0.0.0:%d", os.Getpid(), r.port))
+	owner := fmt.Sprintf("(pid %d) has tcp of 0.0.0.0:%d", os.Getpid(), r.port)
+	r.eventually("the log names the owner of the port", func() bool {
+		return strings.Contains(r.log.String(), "address=10.20.0.1") && strings.Contains(r.log.String(), owner)
 	})
-	if a, err := r.ask(question{of: r.blue, at: "fd20::1", kind: dns.TypeA, name: "web"}); err != nil || len(a.Answer) != 1 {
+	a, err := r.ask(question{of: r.blue, at: "fd20::1", kind: dns.TypeA, name: "web"})
+	if err != nil || len(a.Answer) != 1 {
 		t.Errorf("at the other address: %v %v", a, err)
 	}
-	r.eventually("both networks are in trouble", func() bool { return len(s.Troubles()) == 2 })
+	r.eventually("both networks have a trouble", func() bool { return len(s.Troubles()) == 2 })
 	if all := s.Troubles(); !strings.Contains(all[0].Text, "has tcp of 0.0.0.0") || all[0].Network == "" {
 		t.Errorf("troubles: %v", all)
 	}
-	_ = thief.Close()
-	r.eventually("it is answered when the port is free", answered)
-	r.eventually("there is no trouble any more", func() bool { return len(s.Troubles()) == 0 })
-	if n := r.log.Count("has tcp of 0.0.0.0"); n != 2 { // one of each network
-		t.Errorf("it was told of %d times: %s", n, r.log)
+	_ = other.Close()
+	r.eventually("a name is resolved when the port is free", answered)
+	r.eventually("no trouble is left", func() bool { return len(s.Troubles()) == 0 })
+	if n := r.log.Count("has tcp of 0.0.0.0"); n != 2 { // once for each network
+		t.Errorf("the failure was logged %d times: %s", n, r.log)
 	}
 }
 
-// TestPort53: the resolver is there, whoever has that port of all the host's addresses, and for nobody but its
-// containers.
+// TestPort53 shows that the resolver answers at port 53, even if another process has that port on all addresses of the
+// host, and that it answers only the network's containers.
 func TestPort53(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.outside("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
+	r.upstream("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
 	r.run()
 	r.ShareTables()
 	if err := r.LoadFirewall(); err != nil {
@@ -519,13 +551,16 @@ func TestPort53(t *testing.T) {
 	}
 	for _, network := range []string{"udp", "tcp"} {
 		for _, at := range []string{"10.20.0.1", "fd20::1"} {
-			if got := r.says(question{of: r.blue, network: network, at: at, port: 53, kind: dns.TypeA, name: "web"}); got != "NOERROR 10.20.0.7" {
+			q := question{of: r.blue, network: network, at: at, port: 53, kind: dns.TypeA, name: "web"}
+			if got := r.answer(q); got != "NOERROR 10.20.0.7" {
 				t.Errorf("%s at %s: %q", network, at, got)
 			}
 		}
 		for who, of := range map[string]*kerneltest.Host{"another network": r.dark, "the host": r.Host} {
-			if a, err := r.ask(question{of: of, network: network, port: 53, kind: dns.TypeA, name: "web", patience: 300 * time.Millisecond}); err == nil {
-				t.Errorf("%s is told %v", who, a)
+			const short = 300 * time.Millisecond
+			q := question{of: of, network: network, port: 53, kind: dns.TypeA, name: "web", patience: short}
+			if a, err := r.ask(q); err == nil {
+				t.Errorf("%s is answered %v", who, a)
 			}
 		}
 	}
@@ -534,34 +569,36 @@ func TestPort53(t *testing.T) {
 	}
 }
 
-// TestGate: so many at once, and of one so many.
-func TestGate(t *testing.T) {
+// TestLimiter shows that the total and the number of one asker are limited.
+func TestLimiter(t *testing.T) {
 	t.Parallel()
-	g := gate{all: 3, each: 2}
+	g := limiter{all: 3, each: 2}
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	for i, want := range []bool{true, true, false} {
 		if g.enter(a) != want {
-			t.Errorf("%d: not %t", i, want)
+			t.Errorf("enter %d of the first asker: not %t", i, want)
 		}
 	}
 	if !g.enter(b) || g.enter(b) {
-		t.Error("the second asker")
+		t.Error("the second asker does not have exactly one left")
 	}
 	g.leave(a)
 	if !g.enter(b) || len(g.in) != 2 {
-		t.Error("after one has left")
+		t.Error("the second asker cannot enter after the first one left")
 	}
 	for _, who := range []netip.Addr{a, b, b} {
 		g.leave(who)
 	}
 	if len(g.in) != 0 || g.sum != 0 {
-		t.Errorf("left: %v", g.in)
+		t.Errorf("after all have left: %v", g.in)
 	}
 }
 
-// FuzzQuery: whatever is asked, the answer can be sent, fits, and is to that question.
+// FuzzQuery shows that the answer to every question can be packed, is not too large, and has the question's ID.
 func FuzzQuery(f *testing.F) {
-	for _, name := range []string{"web", "7.0.20.10.in-addr.arpa", "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa", "."} {
+	for _, name := range []string{
+		"web", "7.0.20.10.in-addr.arpa", "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa", ".",
+	} {
 		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypePTR, dns.TypeANY} {
 			q := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind).SetEdns0(4096, true)
 			raw, err := q.Pack()
@@ -571,10 +608,14 @@ func FuzzQuery(f *testing.F) {
 			f.Add(raw)
 		}
 	}
-	network := Network{ID: "b", Subnets: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/64")}, Internal: true}
-	r := &resolver{n: network, s: &Server{Directory: &book{networks: []Network{network}, names: map[string]map[string][]netip.Addr{
+	network := Network{
+		ID: "b", Internal: true,
+		Subnets: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd20::/64")},
+	}
+	names := map[string]map[string][]netip.Addr{
 		"b": {"web": addrs("10.20.0.7", "fd20::7"), strings.Repeat("x", 70): addrs("10.20.0.8")},
-	}}}}
+	}
+	r := &resolver{n: network, s: &Server{Directory: &book{networks: []Network{network}, names: names}}}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		q := new(dns.Msg)
 		if len(raw) > maxQuestion || q.Unpack(raw) != nil || q.Response {
@@ -582,7 +623,7 @@ func FuzzQuery(f *testing.F) {
 		}
 		a := r.local(q, netip.MustParseAddr("10.20.0.5"))
 		if a == nil {
-			t.Fatal("an internal network asks outside")
+			t.Fatal("a question of an internal network is forwarded")
 		}
 		a.Truncate(udpSize(q))
 		out, err := a.Pack()

@@ -12,40 +12,41 @@ import (
 )
 
 const (
-	// maxQuestion is how large a question can be, by UDP, bytes: a name of 255 (RFC 1035, section 2.3.4), and what EDNS
-	// adds.
+	// maxQuestion is the size of the largest question by UDP, in bytes: a name of up to 255 (RFC 1035, section 2.3.4),
+	// and what EDNS adds.
 	maxQuestion = 1232
-	// maxUDP is the largest answer by UDP, bytes, whoever says that he takes larger ones: what fits into the smallest
-	// IPv6 packet.
+	// maxUDP is the size of the largest answer by UDP, in bytes, even if the asker accepts larger ones: it fits into an
+	// IPv6 packet of the minimum MTU.
 	maxUDP = 1232
 
-	// What is under way at once, of one network and of one asker of it.
+	// The limits of forwarded questions and of connections at a time, for a network and for each of its askers.
 	networkForwards, askerForwards = 256, 64
 	networkConns, askerConns       = 128, 16
 
-	// idleTime is how long a connection may say nothing, and connTime how long it may last.
-	idleTime, connTime = 5 * time.Second, time.Minute
+	// idleTimeout is how long a connection may be idle, and connTimeout how long it may last.
+	idleTimeout, connTimeout = 5 * time.Second, time.Minute
 )
 
-// A resolver answers at one address of one network.
+// A resolver answers questions at one address of one network.
 type resolver struct {
 	s   *Server
 	n   Network
 	udp net.PacketConn
 	tcp net.Listener
-	// turn is whose address comes first.
+	// turn counts answers, to rotate the addresses in them.
 	turn            atomic.Uint32
-	forwards, conns gate
+	forwards, conns limiter
 	stop            context.CancelFunc
 	all             sync.WaitGroup
 }
 
-// newResolver answers on sockets until it is closed, or ctx ends.
+// newResolver starts a resolver on these sockets. It runs until it is closed or ctx ends.
 func newResolver(ctx context.Context, s *Server, n Network, udp net.PacketConn, tcp net.Listener) *resolver {
 	ctx, stop := context.WithCancel(ctx)
 	r := &resolver{
 		s: s, n: n, udp: udp, tcp: tcp, stop: stop,
-		forwards: gate{all: networkForwards, each: askerForwards}, conns: gate{all: networkConns, each: askerConns},
+		forwards: limiter{all: networkForwards, each: askerForwards},
+		conns:    limiter{all: networkConns, each: askerConns},
 	}
 	context.AfterFunc(ctx, func() { _, _ = udp.Close(), tcp.Close() })
 	r.all.Go(func() { r.serveUDP(ctx) })
@@ -53,10 +54,10 @@ func newResolver(ctx context.Context, s *Server, n Network, udp net.PacketConn, 
 	return r
 }
 
-// close ends it; what is under way is not answered any more.
+// close stops the resolver. Questions in progress are not answered.
 func (r *resolver) close() {
 	r.stop()
-	_, _ = r.udp.Close(), r.tcp.Close() // twice is once
+	_, _ = r.udp.Close(), r.tcp.Close() // also closed when ctx ends; a second Close does nothing
 	r.all.Wait()
 }
 
@@ -67,12 +68,12 @@ func (r *resolver) serveUDP(ctx context.Context) {
 		if ctx.Err() != nil || isClosed(err) {
 			return
 		}
-		if err != nil { // it passes, or the link is gone
+		if err != nil { // a passing error, or the link was removed
 			sleep(ctx)
 			continue
 		}
 		asker, ok := r.asker(from)
-		if !ok { // nobody who may ask is answered nothing at all, or others could be hit with answers
+		if !ok { // no answer to others, not even an error: it could be an attack by reflection
 			continue
 		}
 		q := new(dns.Msg)
@@ -82,14 +83,14 @@ func (r *resolver) serveUDP(ctx context.Context) {
 		r.answer(ctx, q, asker, false, func(a *dns.Msg) {
 			a.Truncate(udpSize(q))
 			if raw, err := a.Pack(); err == nil {
-				_, _ = r.udp.WriteTo(raw, from) // who does not get it asks again
+				_, _ = r.udp.WriteTo(raw, from) // an asker who does not get the answer asks again
 			}
 		})
 	}
 }
 
-// asker is who sent something, if he is on the network.
-func (r *resolver) asker(from net.Addr) (netip.Addr, bool) {
+// asker returns the address of a sender; ok is false if it is not a container's address on the network.
+func (r *resolver) asker(from net.Addr) (asker netip.Addr, ok bool) {
 	var at netip.AddrPort
 	switch a := from.(type) {
 	case *net.UDPAddr:
@@ -97,11 +98,11 @@ func (r *resolver) asker(from net.Addr) (netip.Addr, bool) {
 	case *net.TCPAddr:
 		at = a.AddrPort()
 	}
-	asker := at.Addr().Unmap()
+	asker = at.Addr().Unmap()
 	return asker, r.n.has(asker)
 }
 
-// udpSize is how large an answer the asker takes (RFC 6891, section 6.2.3).
+// udpSize returns the size of the largest answer that the asker accepts (RFC 6891, section 6.2.3), up to maxUDP.
 func udpSize(q *dns.Msg) int {
 	if opt := q.IsEdns0(); opt != nil {
 		return min(max(int(opt.UDPSize()), dns.MinMsgSize), maxUDP)
@@ -109,22 +110,22 @@ func udpSize(q *dns.Msg) int {
 	return dns.MinMsgSize
 }
 
-// answer answers a question: at once where that waits for nobody, and beside others where the host's resolvers have to
-// be asked.
-func (r *resolver) answer(ctx context.Context, q *dns.Msg, asker netip.Addr, wait bool, say func(*dns.Msg)) {
+// answer answers a question by calling send. A question for the host's resolvers is forwarded in the background; with
+// tcp, answer forwards it by TCP and waits.
+func (r *resolver) answer(ctx context.Context, q *dns.Msg, asker netip.Addr, tcp bool, send func(*dns.Msg)) {
 	if a := r.local(q, asker); a != nil {
-		say(a)
+		send(a)
 		return
 	}
 	if !r.forwards.enter(asker) {
-		say(failure(q, dns.RcodeServerFailure))
+		send(reply(q, dns.RcodeServerFailure))
 		return
 	}
 	ask := func() {
 		defer r.forwards.leave(asker)
-		say(r.forward(ctx, q, wait))
+		send(r.forward(ctx, q, tcp))
 	}
-	if wait {
+	if tcp {
 		ask()
 		return
 	}
@@ -137,7 +138,7 @@ func (r *resolver) serveTCP(ctx context.Context) {
 		if ctx.Err() != nil || isClosed(err) {
 			return
 		}
-		if err != nil { // of that connection, or of the whole host: out of descriptors
+		if err != nil { // an error of that connection, or no free descriptors
 			sleep(ctx)
 			continue
 		}
@@ -148,11 +149,12 @@ func (r *resolver) serveTCP(ctx context.Context) {
 		}
 		r.all.Go(func() {
 			defer r.conns.leave(asker)
-			r.converse(ctx, c, asker)
+			r.serveConn(ctx, c, asker)
 		})
 	}
 }
 
+// sleep waits before the next try after an error.
 func sleep(ctx context.Context) {
 	const pause = 100 * time.Millisecond
 	select {
@@ -161,14 +163,14 @@ func sleep(ctx context.Context) {
 	}
 }
 
-// converse answers one question after the other.
-func (r *resolver) converse(ctx context.Context, c net.Conn, asker netip.Addr) {
+// serveConn answers the questions of one connection, one after the other.
+func (r *resolver) serveConn(ctx context.Context, c net.Conn, asker netip.Addr) {
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	defer c.Close() //nolint:errcheck // what was to be said is said
-	end := time.Now().Add(connTime)
+	defer c.Close() //nolint:errcheck // all answers were written, or writing failed
+	end := time.Now().Add(connTimeout)
 	conn := &dns.Conn{Conn: c}
 	for {
-		idle := time.Now().Add(idleTime)
+		idle := time.Now().Add(idleTimeout)
 		if idle.After(end) {
 			idle = end
 		}
@@ -181,7 +183,7 @@ func (r *resolver) converse(ctx context.Context, c net.Conn, asker netip.Addr) {
 		}
 		r.answer(ctx, q, asker, true, func(a *dns.Msg) {
 			a.Truncate(dns.MaxMsgSize)
-			if c.SetDeadline(time.Now().Add(idleTime)) != nil {
+			if c.SetDeadline(time.Now().Add(idleTimeout)) != nil {
 				return
 			}
 			err = conn.WriteMsg(a)
@@ -192,17 +194,19 @@ func (r *resolver) converse(ctx context.Context, c net.Conn, asker netip.Addr) {
 	}
 }
 
-// A gate lets so many through at once, and of one asker so many: one that floods is not to keep the others out.
-type gate struct {
+// A limiter limits what is in progress at a time, in total and for each asker, so that one asker who floods the
+// resolver does not block the others.
+type limiter struct {
 	all, each int
 
 	mu sync.Mutex
-	in map[netip.Addr]int
-	// sum is that of in.
+	in map[netip.Addr]int // by asker
+	// sum is the sum of all values of in.
 	sum int
 }
 
-func (g *gate) enter(asker netip.Addr) bool {
+// enter counts one more for an asker, or returns false if a limit is reached.
+func (g *limiter) enter(asker netip.Addr) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.sum >= g.all || g.in[asker] >= g.each {
@@ -216,7 +220,8 @@ func (g *gate) enter(asker netip.Addr) bool {
 	return true
 }
 
-func (g *gate) leave(asker netip.Addr) {
+// leave counts one less for an asker.
+func (g *limiter) leave(asker netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.sum--

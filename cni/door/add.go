@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -21,13 +22,13 @@ import (
 	"netyard/yard/own"
 )
 
-// The labels of a container that say what CNI cannot carry.
+// Container labels for what CNI has no field for.
 const (
 	labelMAC   = "netyard.mac"
 	labelAlias = "netyard.alias"
-	// labelOption begins those that are options for the container's endpoint: netyard.rate=…
+	// labelOption is the prefix of labels that set an option of the container's endpoint: netyard.rate=…
 	labelOption = "netyard."
-	// labelNetworks are the networks of a container of nerdctl's (nerdctl, pkg/labels).
+	// labelNetworks lists the networks of a nerdctl container (nerdctl, pkg/labels).
 	labelNetworks = "nerdctl/networks"
 )
 
@@ -37,7 +38,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 		return answer{}, fmt.Errorf("%w: CNI_NETNS is empty", errSandbox)
 	}
 	if !modes.ValidIfName(q.IfName) {
-		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s is no interface name", errEnvironment, q.IfName)
+		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s: not a valid interface name", errEnvironment, q.IfName)
 	}
 	c, err := decodeConfig(q.Config)
 	if err != nil {
@@ -48,10 +49,18 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 		return answer{}, err
 	}
 	r := book.AttachRequest{
-		NetworkID: n.ID, Attachment: q.ContainerID, Config: c.Name, IfName: q.IfName, Sandbox: q.Netns, NS: int(netns.Fd()), Pools: p.pools,
-		Container: modes.Container{Engine: book.CNI}, OwnRoutes: p.ownRoutes, Routes: p.inside,
+		NetworkID:  n.ID,
+		Attachment: q.ContainerID,
+		Container:  modes.Container{Engine: book.CNI},
+		Config:     c.Name,
+		IfName:     q.IfName,
+		Sandbox:    q.Netns,
+		NS:         int(netns.Fd()),
+		Pools:      p.pools,
+		OwnRoutes:  p.ownRoutes,
+		Routes:     p.containerRoutes,
 	}
-	labels := s.whose(ctx, &r)
+	labels := s.container(ctx, &r)
 	if err := s.fill(&r, c, q, n, p, labels); err != nil {
 		return answer{}, err
 	}
@@ -63,7 +72,8 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 	return answer{raw, a.Endpoint.ID}, err
 }
 
-// network finds the network of a configuration, or makes it.
+// network returns the network of a configuration and the plan for its containers. It makes the network if the
+// configuration does not name one.
 func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan, err error) {
 	named, err := c.isNamed()
 	if err != nil {
@@ -71,7 +81,7 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 	}
 	if named {
 		if n, err = own.NetworkNamed(s.Yard, c.Network); err != nil {
-			return n, p, fmt.Errorf("%w; netyard network ls shows what there is", err)
+			return n, p, fmt.Errorf("%w; netyard network ls lists the networks", err)
 		}
 		p, err = c.planOn(n)
 		return n, p, err
@@ -81,25 +91,27 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 	}
 	n, err = own.MakeNetwork(ctx, s.Yard, p.network)
 	if errors.Is(err, book.ErrExists) {
-		err = fmt.Errorf(`%w, and is not of this configuration; to attach to it, say "network": %q and leave the rest out`, err, c.Name)
+		err = fmt.Errorf(`%w; it was not made from this configuration: to attach to it, `+
+			`set "network": %q and remove the other keys`, err, c.Name)
 	}
-	if _, ok := overlay.Overlay(s.Yard.Book, n); ok && err == nil { // what it is the cluster says, and not this configuration alone
+	if _, ok := overlay.Overlay(s.Yard.Book, n); ok && err == nil { // the cluster defines it, not the configuration
 		p, err = c.planOn(n)
 	}
 	return n, p, err
 }
 
-// whose asks for the container, and goes on without an answer: its name is found out later, its labels are not.
-func (s *Server) whose(ctx context.Context, r *book.AttachRequest) map[string]string {
+// container sets the request's container and returns the container's labels. Without an answer from the engine in time
+// it leaves both out: the container's name is found later, its labels are not.
+func (s *Server) container(ctx context.Context, r *book.AttachRequest) map[string]string {
 	if s.Whose == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	found, labels, err := s.Whose(ctx, r.Attachment)
 	if err != nil {
 		if ctx.Err() != nil {
-			s.Log.Warn("attach a container without its labels: containerd did not answer", "container", r.Attachment)
+			s.Log.Warn("container labels ignored: containerd did not answer", "container", r.Attachment)
 		}
 		return nil
 	}
@@ -107,8 +119,11 @@ func (s *Server) whose(ctx context.Context, r *book.AttachRequest) map[string]st
 	return labels
 }
 
-// fill reads what is wanted for this one container, from the least to the most particular.
-func (s *Server) fill(r *book.AttachRequest, c config, q cni.Request, n modes.Network, p plan, labels map[string]string) (err error) {
+// fill sets what is wanted for this container: MAC, aliases, options, addresses and ports. Where several sources give a
+// MAC, the most specific one counts.
+func (s *Server) fill(
+	r *book.AttachRequest, c config, q cni.Request, n modes.Network, p plan, labels map[string]string,
+) (err error) {
 	env, args := environment(q.Args), c.args()
 	for _, mac := range []string{labels[labelMAC], args.CNI.MAC, c.Runtime.MAC, env["MAC"]} {
 		if mac == "" {
@@ -116,7 +131,7 @@ func (s *Server) fill(r *book.AttachRequest, c config, q cni.Request, n modes.Ne
 		}
 		parsed, err := net.ParseMAC(mac)
 		if err != nil || len(parsed) != 6 || parsed[0]&1 != 0 {
-			return fmt.Errorf("%w: mac address %q: want six bytes, of one host", errEnvironment, mac)
+			return fmt.Errorf("%w: MAC %q: want a unicast address of 6 bytes", errEnvironment, mac)
 		}
 		r.MAC = parsed.String()
 	}
@@ -137,32 +152,35 @@ func (s *Server) fill(r *book.AttachRequest, c config, q cni.Request, n modes.Ne
 	if r.Options, err = modes.ResolveEndpoint(n.Mode, given); err != nil {
 		return err
 	}
-	if r.Addrs, err = wanted(c, env, args, n, labels); err != nil {
+	if r.Addrs, err = requestedAddrs(c, env, args, n, labels); err != nil {
 		return err
 	}
 	r.Addrs = onePerSubnet(append(r.Addrs, p.fixed...), n)
-	if r.Ports, err = asks(c.Runtime.PortMappings); err != nil {
+	if r.Ports, err = asksOf(c.Runtime.PortMappings); err != nil {
 		return err
 	}
 	if len(r.Ports) > 0 {
-		r.Reserver = reserver(q.ContainerID)
+		r.Reserver = portReserver(q.ContainerID)
 	}
 	return nil
 }
 
-// asks are the ports to publish. One without a port of the host is only said to be there.
-func asks(mappings []portMapping) (out []book.Ask, err error) {
+// asksOf returns the ports to publish. A mapping without a host port publishes nothing.
+func asksOf(mappings []portMapping) (out []book.Ask, err error) {
 	for _, m := range mappings {
 		if m.HostPort == 0 {
 			continue
 		}
-		a := book.Ask{Proto: strings.ToLower(m.Protocol), HostPort: uint16(m.HostPort), HostPortEnd: uint16(m.HostPort), ContainerPort: uint16(m.ContainerPort)} //nolint:gosec // checked below
+		a := book.Ask{Proto: strings.ToLower(m.Protocol)}
 		if a.Proto == "" {
 			a.Proto = "tcp"
 		}
-		if m.HostPort != int(a.HostPort) || m.ContainerPort != int(a.ContainerPort) || m.ContainerPort == 0 || !slices.Contains([]string{"tcp", "udp", "sctp"}, a.Proto) {
-			return nil, refuse("runtimeConfig.portMappings", fmt.Sprintf("%s is no port of tcp, udp or sctp", m))
+		if m.HostPort < 0 || m.HostPort > math.MaxUint16 || m.ContainerPort < 1 || m.ContainerPort > math.MaxUint16 ||
+			!slices.Contains([]string{"tcp", "udp", "sctp"}, a.Proto) {
+			return nil, refuse("runtimeConfig.portMappings", fmt.Sprintf("%s is not a port of tcp, udp or sctp", m))
 		}
+		a.HostPort, a.ContainerPort = uint16(m.HostPort), uint16(m.ContainerPort) //nolint:gosec // checked above
+		a.HostPortEnd = a.HostPort
 		if m.HostIP != "" {
 			if a.HostIP, err = netip.ParseAddr(m.HostIP); err != nil {
 				return nil, refuse("runtimeConfig.portMappings", fmt.Sprintf("%s: %q is not an address", m, m.HostIP))
@@ -176,9 +194,9 @@ func asks(mappings []portMapping) (out []book.Ask, err error) {
 	return out, nil
 }
 
-// reserver is the process with which nerdctl keeps the ports of a container from others (nerdctl, pkg/portutil); 0:
-// there is none.
-func reserver(attachment string) int {
+// portReserver returns the process ID of nerdctl's port reserver of a container, which listens on its host ports to
+// reserve them (nerdctl, pkg/portutil), or 0 if there is none.
+func portReserver(attachment string) int {
 	at := strings.LastIndexByte(attachment, '-')
 	if at < 0 {
 		return 0
@@ -187,18 +205,21 @@ func reserver(attachment string) int {
 	if err != nil {
 		return 0
 	}
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(raw))) // 0 when it is none
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(raw))) // 0 if it is not a number
 	return pid
 }
 
-// wanted are the addresses that were asked for by name. A runtime passes those of a container to each of its networks:
-// what is of another network is left alone, unless there is no other.
-func wanted(c config, env map[string]string, args confArgs, n modes.Network, labels map[string]string) (in []netip.Addr, err error) {
-	for _, said := range []struct {
+// requestedAddrs returns the addresses that the user requested on the network. A runtime passes all requested addresses
+// of a container to each of its networks, so an address outside the network's subnets is ignored, and is an error only
+// if the container is known to be on no other network.
+func requestedAddrs(
+	c config, env map[string]string, args confArgs, n modes.Network, labels map[string]string,
+) (in []netip.Addr, err error) {
+	for _, source := range []struct {
 		key   string
 		texts []string
 	}{{"IP", strings.Split(env["IP"], ",")}, {"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", args.CNI.IPs}} {
-		as, err := addresses(said.key, said.texts)
+		as, err := addresses(source.key, source.texts)
 		if err != nil {
 			return nil, err
 		}
@@ -213,13 +234,13 @@ func wanted(c config, env map[string]string, args confArgs, n modes.Network, lab
 	return in, nil
 }
 
-// onlyNetwork says whether a container is known to be on one network only.
+// onlyNetwork reports whether a container's labels say that it is on one network only.
 func onlyNetwork(labels map[string]string) bool {
 	var names []string
 	return json.Unmarshal([]byte(labels[labelNetworks]), &names) == nil && len(names) == 1
 }
 
-// onePerSubnet keeps the first address of each subnet.
+// onePerSubnet returns the first address of each subnet.
 func onePerSubnet(as []netip.Addr, n modes.Network) (out []netip.Addr) {
 	seen := map[netip.Prefix]bool{}
 	for _, a := range as {

@@ -13,40 +13,39 @@ import (
 	"netyard/modes"
 )
 
-// A config is a plugin's part of a network configuration: netyard's own keys, or those of the upstream plugins for
-// bridges, macvlan and ipvlan, and what the runtime adds.
+// A config is the plugin's part of a network configuration: netyard's own keys, or those of the upstream plugins
+// bridge, macvlan and ipvlan, and those that the runtime adds.
 type config struct {
 	CNIVersion   string          `json:"cniVersion"`
 	Name         string          `json:"name"`
 	Type         string          `json:"type"`
 	Capabilities map[string]bool `json:"capabilities"`
 	PrevResult   json.RawMessage `json:"prevResult"`
-	Args         json.RawMessage `json:"args"` // conventions, see confArgs
+	Args         json.RawMessage `json:"args"` // see confArgs
 	DNS          types.DNS       `json:"dns"`
 	Runtime      runtimeConfig   `json:"runtimeConfig"`
 	IPAM         *ipamConfig     `json:"ipam"`
 
-	// netyard's own.
-	Network string            `json:"network"` // the network is there already, and says all
+	// netyard's own keys.
+	Network string            `json:"network"` // an existing network, which defines everything itself
 	Socket  string            `json:"socket"`  // read by the plugin
 	Options map[string]string `json:"options"` // of a network that is made from this configuration
 
 	upstream
 }
 
-// upstream are the keys of the plugins of containernetworking (plugins v1.9, main/bridge, main/macvlan, main/ipvlan).
-// Those that netyard cannot honour are here to be refused by name, and are fine with the value that they have by
-// themselves.
+// upstream holds the keys of the plugins of containernetworking (plugins v1.9, main/bridge, main/macvlan, main/ipvlan).
+// Those that netyard does not support are here so that it can refuse them by name; their default values are accepted.
 type upstream struct {
 	Bridge           string `json:"bridge"`
 	IsGateway        bool   `json:"isGateway"`
 	IsDefaultGateway bool   `json:"isDefaultGateway"`
 	IPMasq           bool   `json:"ipMasq"`
-	HairpinMode      bool   `json:"hairpinMode"` // netyard's ports have it when they need it: with published ports
+	HairpinMode      bool   `json:"hairpinMode"` // ignored: netyard enables hairpin mode where published ports need it
 	PromiscMode      bool   `json:"promiscMode"`
 	PortIsolation    bool   `json:"portIsolation"`
 	MTU              int    `json:"mtu"`
-	MacSpoofChk      bool   `json:"macspoofchk"` // netyard holds addresses too, and does so unless it is told otherwise
+	MacSpoofChk      bool   `json:"macspoofchk"` // netyard checks addresses too, and does so by default
 	Master           string `json:"master"`
 	Mode             string `json:"mode"`
 
@@ -54,14 +53,14 @@ type upstream struct {
 	IPMasqBackend       string          `json:"ipMasqBackend"`
 	Vlan                int             `json:"vlan"`
 	VlanTrunk           json.RawMessage `json:"vlanTrunk"`
-	PreserveDefaultVlan *bool           `json:"preserveDefaultVlan"` // of ports with a vlan only
+	PreserveDefaultVlan *bool           `json:"preserveDefaultVlan"` // has a meaning only with vlan
 	EnableDad           bool            `json:"enabledad"`
 	DisableIf           bool            `json:"disableContainerInterface"`
 	LinkContNs          bool            `json:"linkInContainer"`
 	BcQueueLen          uint32          `json:"bcqueuelen"`
 }
 
-// runtimeConfig is what a runtime passes for the capabilities that the configuration declares.
+// runtimeConfig holds what a runtime passes for the capabilities that the configuration declares.
 type runtimeConfig struct {
 	PortMappings []portMapping `json:"portMappings"`
 	IPs          []string      `json:"ips"`
@@ -73,11 +72,10 @@ type runtimeConfig struct {
 		Searches []string `json:"searches"`
 		Options  []string `json:"options"`
 	} `json:"dns"`
-	CgroupPath string `json:"cgroupPath"` // of no use to a network
+	CgroupPath string `json:"cgroupPath"` // not used
 }
 
-// A portMapping has the keys that CNI's conventions give it; nerdctl begins them with capitals, which is the same to
-// encoding/json.
+// A portMapping has the keys of CNI's conventions. nerdctl capitalizes them, which encoding/json accepts.
 type portMapping struct {
 	HostPort      int    `json:"hostPort"`
 	ContainerPort int    `json:"containerPort"`
@@ -85,7 +83,7 @@ type portMapping struct {
 	HostIP        string `json:"hostIP"`
 }
 
-// String is how -p says it.
+// String returns the mapping in the form of -p.
 func (p portMapping) String() string {
 	s := fmt.Sprintf("%d:%d/%s", p.HostPort, p.ContainerPort, p.Protocol)
 	if p.HostIP != "" {
@@ -94,8 +92,8 @@ func (p portMapping) String() string {
 	return s
 }
 
-// bandwidth is in bits per second. Bursts, in bits, are netyard's to choose: runtimes say what the upstream plugin
-// cannot do without.
+// bandwidth holds rates in bits per second and bursts in bits. netyard ignores the bursts, which runtimes set because
+// the upstream plugin requires them, and chooses its own.
 type bandwidth struct {
 	IngressRate  uint64 `json:"ingressRate"`
 	IngressBurst uint64 `json:"ingressBurst"`
@@ -103,13 +101,14 @@ type bandwidth struct {
 	EgressBurst  uint64 `json:"egressBurst"`
 }
 
-// rates are the bandwidth as options: what the container gets, and what it sends.
+// rates returns the bandwidth as endpoint options: ingress is what the container receives, egress what it sends.
 func (r runtimeConfig) rates() map[string]string {
 	out := map[string]string{}
-	if r.Bandwidth == nil {
+	b := r.Bandwidth
+	if b == nil {
 		return out
 	}
-	for option, bits := range map[string]uint64{"ingress_rate": r.Bandwidth.IngressRate, "egress_rate": r.Bandwidth.EgressRate} {
+	for option, bits := range map[string]uint64{"ingress_rate": b.IngressRate, "egress_rate": b.EgressRate} {
 		if bits > 0 {
 			out[option] = fmt.Sprintf("%dbit", bits)
 		}
@@ -117,7 +116,7 @@ func (r runtimeConfig) rates() map[string]string {
 	return out
 }
 
-// ipamConfig is what the upstream plugins host-local, static and dhcp are told.
+// ipamConfig holds the keys of the upstream plugins host-local, static and dhcp.
 type ipamConfig struct {
 	Type   string     `json:"type"`
 	Ranges [][]ipamIn `json:"ranges"`
@@ -125,7 +124,7 @@ type ipamConfig struct {
 	Routes     []ipamRoute     `json:"routes"`
 	Addresses  []ipamAddress   `json:"addresses"`
 	ResolvConf string          `json:"resolvConf"`
-	DataDir    string          `json:"dataDir"` // netyard keeps leases in its own database
+	DataDir    string          `json:"dataDir"` // ignored: netyard's leases are in its own database
 	DNS        types.DNS       `json:"dns"`
 	Daemon     string          `json:"daemonSocketPath"`
 	Request    json.RawMessage `json:"request"`
@@ -150,7 +149,7 @@ type ipamAddress struct {
 	Gateway string `json:"gateway"`
 }
 
-// confArgs is the part of "args" that CNI's conventions give to plugins; the rest is others'.
+// confArgs is the part of "args" that CNI's conventions define for plugins; netyard ignores the rest.
 type confArgs struct {
 	CNI struct {
 		IPs []string `json:"ips"`
@@ -158,17 +157,18 @@ type confArgs struct {
 	} `json:"cni"`
 }
 
-// errConfig is at the root of every refusal of a configuration.
-var errConfig = errors.New("bad network configuration")
+// errConfig is wrapped by every error about a configuration, and is the first part of its text.
+var errConfig = errors.New("network configuration")
 
-func refuse(key, why string) error {
-	return fmt.Errorf("%w: key %s: %s", errConfig, key, why)
+// refuse returns an error about a key of the configuration.
+func refuse(key, cause string) error {
+	return fmt.Errorf("%w: key %s: %s", errConfig, key, cause)
 }
 
-// runtimePrefix begins the keys that a runtime adds by itself (CNI specification 1.1.0, section 4).
+// runtimePrefix is the prefix of keys that a runtime adds itself (CNI specification 1.1.0, section 4).
 const runtimePrefix = "cni.dev/"
 
-// decodeConfig reads a configuration and refuses, by name, what netyard does not know or cannot do.
+// decodeConfig decodes a configuration and refuses, by name, keys that netyard does not know or support.
 func decodeConfig(raw []byte) (c config, err error) {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &keys); err != nil {
@@ -187,30 +187,32 @@ func decodeConfig(raw []byte) (c config, err error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&c); err != nil {
 		if key, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-			return c, refuse(strings.Trim(key, `"`), "netyard does not know it, so it would not be honoured")
+			return c, refuse(strings.Trim(key, `"`), "unknown to netyard, which would ignore it; remove it")
 		}
 		return c, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	return c, c.check()
 }
 
+// check refuses keys that netyard does not support.
 func (c config) check() error {
-	const vlans = "a network for each VLAN is mode macvlan or ipvlan on a master with the VLAN's number"
+	const vlans = "VLANs on bridges are not supported; use mode macvlan or ipvlan with a VLAN link as master"
+	nftables := c.IPMasqBackend == "" || c.IPMasqBackend == "nftables"
 	for _, r := range []struct {
-		bad      bool
-		key, why string
+		bad        bool
+		key, cause string
 	}{
-		{c.ForceAddress, "forceAddress", "netyard changes no address of a bridge that it did not make"},
-		{c.IPMasqBackend != "" && c.IPMasqBackend != "nftables", "ipMasqBackend", "netyard masquerades by nftables only"},
+		{c.ForceAddress, "forceAddress", "netyard does not change the addresses of a bridge that it did not make"},
+		{!nftables, "ipMasqBackend", "netyard masquerades with nftables only"},
 		{c.Vlan != 0, "vlan", vlans},
 		{len(c.VlanTrunk) > 0 && string(c.VlanTrunk) != "null", "vlanTrunk", vlans},
-		{c.EnableDad, "enabledad", "netyard gives no address twice, and waits for nobody to say so"},
-		{c.DisableIf, "disableContainerInterface", "an interface that nobody can use is not one of netyard's"},
-		{c.LinkContNs, "linkInContainer", "the master is a link of the host's"},
-		{c.BcQueueLen != 0, "bcqueuelen", "netyard leaves the kernel's"},
+		{c.EnableDad, "enabledad", "netyard gives no address twice and does not wait for duplicate address detection"},
+		{c.DisableIf, "disableContainerInterface", "netyard always sets the container's interface up"},
+		{c.LinkContNs, "linkInContainer", "the master must be a link of the host"},
+		{c.BcQueueLen != 0, "bcqueuelen", "netyard does not change the kernel's default"},
 	} {
 		if r.bad {
-			return refuse(r.key, r.why)
+			return refuse(r.key, r.cause)
 		}
 	}
 	return c.checkIPAM()
@@ -225,47 +227,49 @@ func (c config) checkIPAM() error {
 	case "dhcp":
 		return c.checkDHCP()
 	default:
-		return refuse("ipam.type", fmt.Sprintf("%q is none of dhcp, host-local, static, netyard", c.IPAM.Type))
+		return refuse("ipam.type", fmt.Sprintf("%q is not dhcp, host-local, static or netyard", c.IPAM.Type))
 	}
 	for key, raw := range map[string]json.RawMessage{"ipam.request": c.IPAM.Request, "ipam.provide": c.IPAM.Provide} {
 		if len(raw) > 0 {
-			return refuse(key, "it is of ipam type dhcp")
+			return refuse(key, "needs ipam type dhcp")
 		}
 	}
 	if c.IPAM.Daemon != "" {
-		return refuse("ipam.daemonSocketPath", "it is of ipam type dhcp")
+		return refuse("ipam.daemonSocketPath", "needs ipam type dhcp")
 	}
 	return nil
 }
 
-// checkDHCP refuses what somebody would expect to be told to a DHCP server, or to be more than its answer.
+// checkDHCP refuses keys that would choose what netyard sends to the DHCP server, or that contradict the server's
+// answer.
 func (c config) checkDHCP() error {
 	i := *c.IPAM
+	static := i.ipamIn != ipamIn{} || len(i.Ranges) > 0 || len(i.Addresses) > 0
 	for _, r := range []struct {
-		bad      bool
-		key, why string
+		bad        bool
+		key, cause string
 	}{
-		{len(i.Request) > 0, "ipam.request", "netyard asks for what it uses"},
-		{len(i.Provide) > 0, "ipam.provide", "netyard tells the server the container's identifier and name"},
-		{i.Daemon != "", "ipam.daemonSocketPath", "netyard asks the DHCP server by itself, without another daemon"},
-		{i.ipamIn != ipamIn{} || len(i.Ranges) > 0 || len(i.Addresses) > 0, "ipam.type", "with dhcp subnets, ranges, addresses and gateways are the DHCP server's to say"},
-		{c.IsGateway || c.IsDefaultGateway, "isGateway", "with ipam type dhcp the gateway is the LAN's router, as the DHCP server says"},
+		{len(i.Request) > 0, "ipam.request", "netyard requests the options that it uses, and no others"},
+		{len(i.Provide) > 0, "ipam.provide", "netyard sends the container's identifier and name, and no other options"},
+		{i.Daemon != "", "ipam.daemonSocketPath", "netyard has its own DHCP client and uses no other daemon"},
+		{static, "ipam.type", "with dhcp, subnets, ranges, addresses and gateways come from the DHCP server"},
+		{c.IsGateway || c.IsDefaultGateway, "isGateway", "with ipam type dhcp, the DHCP server names the gateway"},
 	} {
 		if r.bad {
-			return refuse(r.key, r.why)
+			return refuse(r.key, r.cause)
 		}
 	}
 	return nil
 }
 
-// args are those of "args" that are meant for netyard; what is not of the form is others'.
+// args returns the "args" for netyard. It ignores args of another form, which are for other plugins.
 func (c config) args() (a confArgs) {
 	_ = json.Unmarshal(c.Args, &a)
 	return a
 }
 
-// environment takes CNI_ARGS apart. Keys that are not netyard's are others', as the specification allows with
-// IgnoreUnknown; nobody leaves that out.
+// environment returns the keys and values of CNI_ARGS. netyard ignores keys that it does not know, as the specification
+// allows with IgnoreUnknown, which all runtimes set.
 func environment(args string) map[string]string {
 	env := map[string]string{}
 	for pair := range strings.SplitSeq(args, ";") {
@@ -276,7 +280,7 @@ func environment(args string) map[string]string {
 	return env
 }
 
-// addresses reads addresses, each with or without the length of a prefix.
+// addresses parses addresses, each with or without a prefix length.
 func addresses(key string, texts []string) (as []netip.Addr, err error) {
 	for _, t := range texts {
 		if t == "" {
@@ -294,7 +298,7 @@ func addresses(key string, texts []string) (as []netip.Addr, err error) {
 	return as, nil
 }
 
-// mode is that of a network that is made from this configuration: the plugin's name says it, or else the keys do.
+// mode returns the mode of a network made from this configuration: the plugin's name gives it, or else the keys do.
 func (c config) mode(known func(string) bool) string {
 	if m := strings.TrimPrefix(c.Type, "netyard-"); known(m) {
 		return m
@@ -310,7 +314,7 @@ func (c config) mode(known func(string) bool) string {
 	return "macvlan"
 }
 
-// options are the upstream keys as netyard's options of a mode.
+// options returns the options of a network of the mode, from "options" and the upstream keys.
 func (c config) options(mode string) (map[string]string, error) {
 	out := map[string]string{}
 	for k, v := range c.Options {
@@ -323,7 +327,8 @@ func (c config) options(mode string) (map[string]string, error) {
 	}
 	if mode != "bridge" {
 		if c.Bridge != "" || c.IsGateway || c.IsDefaultGateway || c.IPMasq || c.HairpinMode {
-			return nil, refuse("bridge", "the network is of mode "+mode)
+			return nil, refuse("bridge",
+				"bridge, isGateway, isDefaultGateway, ipMasq and hairpinMode do not apply to mode "+mode)
 		}
 		for k, v := range map[string]string{"parent": c.Master, mode + "_mode": c.Mode} {
 			if v != "" {
@@ -333,7 +338,7 @@ func (c config) options(mode string) (map[string]string, error) {
 		return out, nil
 	}
 	if c.Master != "" || c.Mode != "" {
-		return nil, refuse("master", "the network is of mode bridge")
+		return nil, refuse("master", "master and mode do not apply to mode bridge")
 	}
 	if c.Bridge != "" {
 		out["bridge"] = c.Bridge
@@ -351,7 +356,8 @@ func (c config) options(mode string) (map[string]string, error) {
 	return out, nil
 }
 
-// isNamed says whether the configuration names a network, and refuses keys beside that which would say what it is.
+// isNamed reports whether the configuration names an existing network. Beside the name it refuses keys that define a
+// network.
 func (c config) isNamed() (bool, error) {
 	if c.Network == "" {
 		return false, nil
@@ -359,15 +365,17 @@ func (c config) isNamed() (bool, error) {
 	u, zero := c.upstream, upstream{}
 	u.VlanTrunk, u.PreserveDefaultVlan = nil, nil
 	if fmt.Sprint(u) != fmt.Sprint(zero) || len(c.Options) > 0 {
-		return true, refuse("network", fmt.Sprintf("network %s is what it is; leave out bridge, isGateway, ipMasq, mtu, master, mode, options and the like", c.Network))
+		return true, refuse("network", fmt.Sprintf("network %s has its own configuration; "+
+			"remove bridge, isGateway, ipMasq, mtu, master, mode, options and the like", c.Network))
 	}
 	if c.IPAM != nil && c.IPAM.Type != "netyard" && c.IPAM.Type != "" {
-		return true, refuse("ipam.type", fmt.Sprintf("the addresses of network %s are netyard's to give", c.Network))
+		return true, refuse("ipam.type",
+			fmt.Sprintf("network %s has its own IPAM; remove ipam, or use type netyard", c.Network))
 	}
 	return true, nil
 }
 
-// A route is one as the configuration has it.
+// parse returns the route of the configuration.
 func (r ipamRoute) parse() (out modes.Route, err error) {
 	if out.Dst, err = netip.ParsePrefix(r.Dst); err != nil {
 		return out, refuse("ipam.routes", fmt.Sprintf("%q is not a destination", r.Dst))

@@ -13,7 +13,7 @@ import (
 
 func knows(mode string) bool { return mode == "bridge" || mode == "macvlan" || mode == "ipvlan" }
 
-// TestOptions: the upstream plugins' keys are netyard's options.
+// TestOptions shows that keys of the upstream plugins set netyard's mode and options.
 func TestOptions(t *testing.T) {
 	t.Parallel()
 	for conf, want := range map[string]struct {
@@ -47,7 +47,7 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// TestRefused: what cannot be honoured is refused, and the error names the key.
+// TestRefused shows that keys that netyard does not support are refused, with an error that names the key.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for conf, key := range map[string]string{
@@ -87,10 +87,11 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestRoutes: a route without a gateway goes by that of its family.
+// TestRoutes shows that a route without a gateway goes via the gateway of its family.
 func TestRoutes(t *testing.T) {
 	t.Parallel()
-	c, err := decodeConfig([]byte(`{"isDefaultGateway":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.1.0.0/16"}],[{"subnet":"fd00:1::/64","gateway":"fd00:1::9"}]],
+	c, err := decodeConfig([]byte(`{"isDefaultGateway":true,"ipam":{"type":"host-local",
+		"ranges":[[{"subnet":"10.1.0.0/16"}],[{"subnet":"fd00:1::/64","gateway":"fd00:1::9"}]],
 		"routes":[{"dst":"192.168.0.0/16"},{"dst":"10.9.0.0/16","gw":"10.1.0.7"},{"dst":"fd00:2::/64"}]}}`))
 	if err != nil {
 		t.Fatal(err)
@@ -100,16 +101,20 @@ func TestRoutes(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, r := range p.inside([]netip.Prefix{netip.MustParsePrefix("10.1.0.2/16"), netip.MustParsePrefix("fd00:1::2/64")}) {
+	addrs := []netip.Prefix{netip.MustParsePrefix("10.1.0.2/16"), netip.MustParsePrefix("fd00:1::2/64")}
+	for _, r := range p.containerRoutes(addrs) {
 		got = append(got, sandbox.Route(r).String())
 	}
-	want := []string{"192.168.0.0/16 via 10.1.0.1", "10.9.0.0/16 via 10.1.0.7", "fd00:2::/64 via fd00:1::9", "0.0.0.0/0 via 10.1.0.1", "::/0 via fd00:1::9"}
+	want := []string{
+		"192.168.0.0/16 via 10.1.0.1", "10.9.0.0/16 via 10.1.0.7", "fd00:2::/64 via fd00:1::9",
+		"0.0.0.0/0 via 10.1.0.1", "::/0 via fd00:1::9",
+	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
 }
 
-// FuzzConfig: whatever a runtime sends is understood or refused in one line.
+// FuzzConfig shows that every configuration is accepted, or refused with an error of one line.
 func FuzzConfig(f *testing.F) {
 	for _, s := range []string{
 		`{"cniVersion":"1.0.0","name":"web","type":"netyard","network":"web","capabilities":{"portMappings":true}}`,
@@ -122,8 +127,8 @@ func FuzzConfig(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte, args string) {
 		c, err := decodeConfig(raw)
 		if err != nil {
-			if strings.Contains(inWords(err).Msg, "\n") {
-				t.Errorf("more than a line: %v", err)
+			if strings.Contains(cniError(err).Msg, "\n") {
+				t.Errorf("more than one line: %v", err)
 			}
 			return
 		}
@@ -133,10 +138,10 @@ func FuzzConfig(f *testing.F) {
 					t.Errorf("subnet %s", s.Pool.Subnet)
 				}
 			}
-			p.inside(nil)
+			p.containerRoutes(nil)
 		}
-		if _, err := asks(c.Runtime.PortMappings); err == nil {
-			_, _ = wanted(c, environment(args), c.args(), modes.Network{}, nil)
+		if _, err := asksOf(c.Runtime.PortMappings); err == nil {
+			_, _ = requestedAddrs(c, environment(args), c.args(), modes.Network{}, nil)
 		}
 	})
 }

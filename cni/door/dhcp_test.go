@@ -26,7 +26,7 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// A dhcpHost is a host with eth0 on a LAN with a DHCP server, and a runtime's view of netyard.
+// A dhcpHost is a host with eth0 on a LAN that has a DHCP server, and with the CNI door that runtimes call.
 type dhcpHost struct {
 	*Server
 	t    *testing.T
@@ -36,13 +36,15 @@ type dhcpHost struct {
 	log  kerneltest.Log
 }
 
-func (d *dhcpHost) said(words string) bool { return d.log.Count(words) > 0 }
+// logged reports whether the DHCP server logged a text.
+func (d *dhcpHost) logged(text string) bool { return d.log.Count(text) > 0 }
 
 func newDHCPHost(t *testing.T) *dhcpHost {
 	t.Helper()
 	d := &dhcpHost{t: t, host: kerneltest.New(t)}
 	d.lan = d.host.Peer(t, "eth0")
-	d.host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+	d.host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 "+
+		"net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
 	d.lan.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
 	if err := d.host.LoadFirewall(); err != nil {
 		t.Fatal(err)
@@ -77,7 +79,7 @@ func newDHCPHost(t *testing.T) *dhcpHost {
 	return d
 }
 
-// dnsmasq serves these addresses, with no memory of those it served before.
+// dnsmasq starts a DHCP server for these addresses, which has no leases of the server before it.
 func (d *dhcpHost) dnsmasq(span string) {
 	d.t.Helper()
 	if d.stop != nil {
@@ -85,7 +87,8 @@ func (d *dhcpHost) dnsmasq(span string) {
 	}
 	const ready = "DHCP, IP range"
 	before := d.log.Count(ready)
-	d.stop = d.lan.Start(d.t, &d.log, kerneltest.Dnsmasq(d.t, "eth0", "--dhcp-option=6,192.0.2.8", "--dhcp-range="+span)...)
+	args := kerneltest.Dnsmasq(d.t, "eth0", "--dhcp-option=6,192.0.2.8", "--dhcp-range="+span)
+	d.stop = d.lan.Start(d.t, &d.log, args...)
 	d.eventually("dnsmasq is ready", func() bool { return d.log.Count(ready) > before })
 }
 
@@ -98,7 +101,7 @@ func (d *dhcpHost) eventually(what string, cond func() bool) {
 	}
 }
 
-// call is what a runtime says of a container.
+// call makes a runtime's call for a container.
 func (d *dhcpHost) call(command, conf, id string, box *kerneltest.Host) (out string, err error) {
 	d.t.Helper()
 	netns, err := os.Open(box.Path())
@@ -106,7 +109,9 @@ func (d *dhcpHost) call(command, conf, id string, box *kerneltest.Host) (out str
 		d.t.Fatal(err)
 	}
 	defer netns.Close()
-	a, err := d.answer(d.t.Context(), cni.Request{Command: command, ContainerID: id, IfName: "eth0", Netns: box.Path(), Config: json.RawMessage(conf)}, netns)
+	a, err := d.answer(d.t.Context(), cni.Request{
+		Command: command, ContainerID: id, IfName: "eth0", Netns: box.Path(), Config: json.RawMessage(conf),
+	}, netns)
 	return string(a.result), err
 }
 
@@ -119,14 +124,15 @@ func (d *dhcpHost) do(command, conf, id string, box *kerneltest.Host) string {
 	return out
 }
 
-// address is the one in a result.
+// address returns the address in a result.
 func (d *dhcpHost) address(result string) string {
 	d.t.Helper()
 	var r struct {
 		IPs []struct{ Address, Gateway string }
 		DNS struct{ Nameservers []string }
 	}
-	if err := json.Unmarshal([]byte(result), &r); err != nil || len(r.IPs) != 1 || r.IPs[0].Gateway != "192.0.2.1" || fmt.Sprint(r.DNS.Nameservers) != "[192.0.2.8]" {
+	if err := json.Unmarshal([]byte(result), &r); err != nil || len(r.IPs) != 1 ||
+		r.IPs[0].Gateway != "192.0.2.1" || fmt.Sprint(r.DNS.Nameservers) != "[192.0.2.8]" {
 		d.t.Fatalf("result %s: %v", result, err)
 	}
 	return r.IPs[0].Address
@@ -141,7 +147,7 @@ func (d *dhcpHost) leases() []lease.DHCPLease {
 	return all
 }
 
-// TestDHCP: containers of a runtime's whose addresses are a DHCP server's, on a bridge of the host's owner and on
+// TestDHCP shows the life of containers with addresses from a DHCP server, on a bridge that netyard did not make and on
 // macvlan.
 func TestDHCP(t *testing.T) {
 	t.Parallel()
@@ -153,32 +159,37 @@ func TestDHCP(t *testing.T) {
 			t.Parallel()
 			d := newDHCPHost(t)
 			if name == "bridge" {
-				d.host.Sh(t, "ip link add br-lan type bridge && ip link set br-lan up && ip link set eth0 master br-lan")
+				d.host.Sh(t, "ip link add br-lan type bridge && ip link set br-lan up && "+
+					"ip link set eth0 master br-lan")
 			}
-			links := func() string { return d.host.Sh(t, "ip -br link | cut -d@ -f1 | cut -d' ' -f1 | sort; ip route") } // a bridge learns and forgets by itself
+			links := func() string { // without forwarding entries, which a bridge learns and forgets
+				return d.host.Sh(t, "ip -br link | cut -d@ -f1 | cut -d' ' -f1 | sort; ip route")
+			}
 			before := links()
 			box, other := kerneltest.New(t), kerneltest.New(t)
-			if _, err := d.call("ADD", conf, "c1", box); err == nil || !strings.Contains(err.Error(), "no DHCP server answered within 7s") {
+			_, err := d.call("ADD", conf, "c1", box)
+			if err == nil || !strings.Contains(err.Error(), "no DHCP server answered within 7s") {
 				t.Fatalf("without a server: %v", err)
 			}
 			d.dnsmasq("192.0.2.100,192.0.2.110,255.255.255.0,120")
 			one := d.address(d.do("ADD", conf, "c1", box))
-			const named = `{"cniVersion":"1.0.0","name":"other","type":"netyard","network":"lan"}` // on a network that is there
+			const named = `{"cniVersion":"1.0.0","name":"other","type":"netyard","network":"lan"}` // the same network
 			two := d.address(d.do("ADD", named, "c2", other))
 			to, _, _ := strings.Cut(two, "/")
 			if one == two || !box.Pings(to, true) || !box.Pings("192.0.2.1", true) {
 				t.Errorf("c1 with %s does not reach the LAN, or c2 with %s", one, two)
 			}
-			if got := box.Sh(t, "ip -4 addr show dev eth0; ip route"); !strings.Contains(got, one) || !strings.Contains(got, "default via 192.0.2.1") {
-				t.Errorf("inside: %s", got)
+			if got := box.Sh(t, "ip -4 addr show dev eth0; ip route"); !strings.Contains(got, one) ||
+				!strings.Contains(got, "default via 192.0.2.1") {
+				t.Errorf("in the sandbox: %s", got)
 			}
 			d.do("CHECK", conf, "c1", box)
-			if again := d.address(d.do("ADD", conf, "c1", box)); again != one { // a runtime that did not hear the first answer
-				t.Errorf("asked again, the container has %s and had %s", again, one)
+			if again := d.address(d.do("ADD", conf, "c1", box)); again != one { // the runtime missed the first answer
+				t.Errorf("after a second ADD the container has %s, and had %s", again, one)
 			}
 			d.do("CHECK", conf, "c1", box)
 
-			d.dnsmasq("192.0.2.150,192.0.2.159,255.255.255.0,120") // one that knows nothing of them, and refuses
+			d.dnsmasq("192.0.2.150,192.0.2.159,255.255.255.0,120") // does not know the leases, and answers NAK
 			n, err := own.NetworkNamed(d.Yard, "lan")
 			if err != nil {
 				t.Fatal(err)
@@ -188,8 +199,9 @@ func TestDHCP(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, e := range es {
-				if e.Attachment == "c1" && e.Phase == modes.Ready { // a name that the server is to be told, from inside
-					if err := reconcile.Identify(d.Yard, n.ID, e.ID, modes.Container{Engine: book.CNI, ID: "c1", Name: "web"}); err != nil {
+				if e.Attachment == "c1" && e.Phase == modes.Ready { // netyard renews the lease with a new name
+					web := modes.Container{Engine: book.CNI, ID: "c1", Name: "web"}
+					if err := reconcile.Identify(d.Yard, n.ID, e.ID, web); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -197,13 +209,16 @@ func TestDHCP(t *testing.T) {
 			d.eventually("the container has another address", func() bool {
 				return strings.Contains(box.Sh(t, "ip -4 addr show dev eth0"), "inet 192.0.2.15")
 			})
-			d.eventually("CHECK knows it", func() bool { _, err := d.call("CHECK", conf, "c1", box); return err == nil })
+			d.eventually("CHECK expects the new address", func() bool {
+				_, err := d.call("CHECK", conf, "c1", box)
+				return err == nil
+			})
 
 			for range 2 {
 				d.do("DEL", conf, "c1", box)
 				d.do("DEL", named, "c2", other)
 			}
-			d.eventually("the server has it back", func() bool { return d.said("DHCPRELEASE(eth0) 192.0.2.15") })
+			d.eventually("the address is released", func() bool { return d.logged("DHCPRELEASE(eth0) 192.0.2.15") })
 			d.eventually("no lease is left", func() bool { return len(d.leases()) == 0 })
 			if _, err := own.RemoveNetwork(t.Context(), d.Yard, "lan"); err != nil {
 				t.Fatal(err)

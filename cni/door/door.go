@@ -1,4 +1,5 @@
-// Package door is the daemon's half of CNI: it answers the plugin, for nerdctl and whatever else speaks CNI.
+// Package door is the door for CNI: the daemon's side of the protocol of package cni. It serves the plugin for nerdctl,
+// podman and every other CNI runtime.
 package door
 
 import (
@@ -23,27 +24,27 @@ import (
 )
 
 const (
-	// answerTime is when a request has to end, so that the plugin hears of it before its own deadline.
-	answerTime = cni.Deadline - time.Second
-	// lookTime is how long an attachment waits to be told whose it is: with it come the labels of the container.
-	lookTime = 500 * time.Millisecond
-	// stoneTime is the pause between two looks for tombstones: of a runtime whose request took too long, while the
-	// daemon was there.
-	stoneTime = time.Minute
+	// answerTimeout bounds a request, so that the plugin has the answer before its own deadline.
+	answerTimeout = cni.Deadline - time.Second
+	// lookupTimeout bounds the look-up of an attachment's container and its labels.
+	lookupTimeout = 500 * time.Millisecond
+	// tombstoneInterval is the time between two reads of the tombstones. A running daemon has some when it answered a
+	// DEL too late.
+	tombstoneInterval = time.Minute
 )
 
-// A Server answers the plugin.
+// A Server serves the plugin.
 type Server struct {
 	Yard *yard.Yard
 	Log  *slog.Logger
-	// Whose finds the container of an attachment; nil when there is nobody to ask. It must not wait for a task that is
-	// being made: that one waits for this answer.
+	// Whose finds the container of an attachment; nil if there is no engine to ask. It must not wait for a task that is
+	// being created: that task waits for the answer to this request.
 	Whose func(ctx context.Context, attachment string) (c modes.Container, labels map[string]string, err error)
 	// Tombstones is the directory of cni.TombstoneDir.
 	Tombstones string
 }
 
-// Serve answers on a socket until ctx ends, and then lets what is under way come to its end.
+// Serve serves requests on a socket until ctx ends, and then waits for the requests in progress.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
@@ -62,7 +63,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 		}
-		for more := true; more; { // forget those that have ended
+		for more := true; more; { // count those that have ended
 			select {
 			case <-done:
 				running--
@@ -79,20 +80,20 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 }
 
 func (s *Server) serve(ctx context.Context, c net.Conn) {
-	defer c.Close() //nolint:errcheck // what was to be said is said, or nobody listens
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer c.Close() //nolint:errcheck // the answer was sent, or the plugin is gone
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return
 	}
-	_ = c.SetDeadline(time.Now().Add(cni.Deadline)) // a plugin that hangs is no reason to
+	_ = c.SetDeadline(time.Now().Add(cni.Deadline)) // so that a plugin that hangs does not block this goroutine
 	q, netns, err := cni.Receive(u)
 	if err != nil {
-		s.Log.Debug("read a request of a CNI plugin", "err", err)
+		s.Log.Debug("CNI request not read", "err", err)
 		return
 	}
-	go func() { // a runtime that was killed takes the plugin with it
+	go func() { // the connection closes when the plugin ends, as when its runtime is killed
 		if _, err := c.Read(make([]byte, 1)); err != nil {
 			cancel()
 		}
@@ -102,50 +103,55 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	made, err := s.inTime(ctx, q, netns)
 	a.Result = made.result
 	if err != nil {
-		s.Log.Warn("refused a CNI plugin", "command", q.Command, "container", q.ContainerID, "interface", q.IfName, "err", err)
-		a.Error = inWords(err)
+		s.Log.Warn("CNI request failed",
+			"command", q.Command, "container", q.ContainerID, "interface", q.IfName, "err", err)
+		a.Error = cniError(err)
 	}
-	s.Log.Debug("answered a CNI plugin", "command", q.Command, "container", q.ContainerID, "took", time.Since(start))
-	if err := json.NewEncoder(c).Encode(a); err != nil && q.Command == "ADD" && a.Error == nil { // nobody knows of it
-		s.undo(context.WithoutCancel(ctx), q, made.endpoint)
+	s.Log.Debug("CNI request answered", "command", q.Command, "container", q.ContainerID, "took", time.Since(start))
+	if err := json.NewEncoder(c).Encode(a); err != nil && q.Command == "ADD" && a.Error == nil {
+		s.undo(context.WithoutCancel(ctx), q, made.endpoint) // the runtime does not know of the attachment
 	}
 }
 
-// An answer is what a plugin gets, and which endpoint was made for it.
+// An answer is the result of a request and the ID of the endpoint that it made.
 type answer struct {
 	result   json.RawMessage
 	endpoint string
 }
 
-// inTime answers whatever hangs. An attachment that is made after that is one that nobody knows of.
+// inTime answers a request by the deadline of ctx, even if its work hangs. It undoes an attachment that was made after
+// that, since the runtime does not know of it.
 func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (answer, error) {
 	start := time.Now()
 	return yard.InTime(ctx, s.Yard, func() (answer, error) {
 		if netns != nil {
-			defer netns.Close() //nolint:errcheck // nothing is written to it
+			defer netns.Close() //nolint:errcheck // opened for reading only
 		}
 		return s.answer(ctx, q, netns)
 	}, func(a answer, err error) {
-		s.Log.Info("a CNI request that took too long has ended", "command", q.Command, "container", q.ContainerID, "took", time.Since(start), "err", err)
+		s.Log.Info("timed-out CNI request ended",
+			"command", q.Command, "container", q.ContainerID, "took", time.Since(start), "err", err)
 		if q.Command == "ADD" && err == nil {
 			s.undo(context.WithoutCancel(ctx), q, a.endpoint)
 		}
 	})
 }
 
-// undo takes back an attachment that its runtime did not hear of. The runtime may have asked again meanwhile: what that
-// made stays.
+// undo removes an attachment whose runtime did not get the answer. It removes only the endpoint of that request: the
+// runtime may have sent the request again, which made another one.
 func (s *Server) undo(ctx context.Context, q cni.Request, endpoint string) {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	if err := s.del(ctx, q, nil, attach.DetachRequest{Gone: true, Endpoint: endpoint}); err != nil {
-		s.Log.Warn("take back an attachment that nobody waited for", "container", q.ContainerID, "err", err)
+		s.Log.Warn("removal of an unanswered attachment failed", "container", q.ContainerID, "err", err)
 	}
 }
 
+// answer does what a request asks for.
 func (s *Server) answer(ctx context.Context, q cni.Request, netns *os.File) (a answer, err error) {
 	if strings.ContainsAny(q.ContainerID+q.IfName, "|/\x00") { // they are parts of keys and paths
-		return a, fmt.Errorf("%w: container %q, interface %q", errEnvironment, q.ContainerID, q.IfName)
+		return a, fmt.Errorf("%w: container %q, interface %q: must not contain |, / or NUL",
+			errEnvironment, q.ContainerID, q.IfName)
 	}
 	switch q.Command {
 	case "ADD":
@@ -159,17 +165,18 @@ func (s *Server) answer(ctx context.Context, q cni.Request, netns *os.File) (a a
 	case "STATUS":
 		return a, s.status(q)
 	}
-	return a, fmt.Errorf("%w: command %q", errEnvironment, q.Command)
+	return a, fmt.Errorf("%w: command %q is unknown", errEnvironment, q.Command)
 }
 
+// The kinds of errors that have a code of their own in CNI. Each is the first part of the error's text.
 var (
-	errEnvironment = errors.New("bad environment")
-	errSandbox     = errors.New("no sandbox")
-	errUnavailable = errors.New("not available")
+	errEnvironment = errors.New("CNI parameters")
+	errSandbox     = errors.New("open sandbox")
+	errUnavailable = errors.New("network unavailable")
 )
 
-// inWords gives an error CNI's code.
-func inWords(err error) *cni.Error {
+// cniError returns an error in CNI's form, with the code of its kind.
+func cniError(err error) *cni.Error {
 	code := uint(cni.CodeFailed)
 	for _, is := range []struct {
 		err  error
@@ -192,7 +199,7 @@ func inWords(err error) *cni.Error {
 	return &cni.Error{Code: code, Msg: "netyard: " + strings.ReplaceAll(err.Error(), "\n", "; ")}
 }
 
-// check says what of an attachment is not as it was made.
+// check returns an error that lists the faults of an attachment.
 func (s *Server) check(q cni.Request, netns *os.File) error {
 	if netns == nil {
 		return fmt.Errorf("%w: CNI_NETNS is empty", errSandbox)
@@ -205,17 +212,19 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 	if err != nil {
 		return err
 	}
-	faults, err := attach.Faults(s.Yard, attach.DetachRequest{NetworkID: id, Attachment: q.ContainerID, IfName: q.IfName, NS: int(netns.Fd())})
+	faults, err := attach.Faults(s.Yard, attach.DetachRequest{
+		NetworkID: id, Attachment: q.ContainerID, IfName: q.IfName, NS: int(netns.Fd()),
+	})
 	if err == nil && len(faults) > 0 {
 		err = errors.New(strings.Join(faults, "; "))
 	}
 	return err
 }
 
-// del takes an attachment away. What cannot be understood is nothing that could have been attached: a runtime must not
-// be kept from stopping a container.
+// del removes an attachment. It does not refuse an invalid configuration, since that would prevent a runtime from
+// stopping a container, and no attachment was made from one.
 func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r attach.DetachRequest) error {
-	id, err := s.networkOf(leniently(q.Config), q)
+	id, err := s.networkOf(networkKeys(q.Config), q)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
@@ -229,16 +238,16 @@ func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r attac
 	return attach.Detach(ctx, s.Yard, r)
 }
 
-// leniently reads what a configuration says of the network's name, whatever else is in it.
-func leniently(raw []byte) (c config) {
+// networkKeys reads only the keys of a configuration that name the network, and ignores all others.
+func networkKeys(raw []byte) (c config) {
 	var names struct{ Name, Network string }
 	_ = json.Unmarshal(raw, &names)
 	c.Name, c.Network = names.Name, names.Network
 	return c
 }
 
-// networkOf is the id of the network that a configuration is about; it need not be there. If another of its name came
-// later, it is the one that has the attachment.
+// networkOf returns the ID of a configuration's network, which need not exist. If several networks have the name, it is
+// the one that has the attachment.
 func (s *Server) networkOf(c config, q cni.Request) (string, error) {
 	if c.Network == "" {
 		return networkID(c.Name), nil
@@ -255,15 +264,17 @@ func (s *Server) networkOf(c config, q cni.Request) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if slices.ContainsFunc(es, func(e modes.Endpoint) bool { return e.Attachment == q.ContainerID && e.IfName == q.IfName }) {
+		if slices.ContainsFunc(es, func(e modes.Endpoint) bool {
+			return e.Attachment == q.ContainerID && e.IfName == q.IfName
+		}) {
 			return n.ID, nil
 		}
 	}
-	return "", fmt.Errorf("attachment %s of a network %q: %w", q.ContainerID, c.Network, book.ErrNotFound)
+	return "", fmt.Errorf("attachment %s on network %q: %w", q.ContainerID, c.Network, book.ErrNotFound)
 }
 
-// gc drops what a runtime no longer has by a configuration: a network may have several. Without a list it says nothing
-// of what it has.
+// gc removes the attachments of a configuration that the runtime's list of valid attachments does not name. It leaves
+// attachments of other configurations of the network alone. Without a list it does nothing.
 func (s *Server) gc(ctx context.Context, q cni.Request) error {
 	var list struct {
 		Valid *[]struct {
@@ -272,9 +283,9 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 		} `json:"cni.dev/valid-attachments"`
 	}
 	if err := json.Unmarshal(q.Config, &list); err != nil || list.Valid == nil {
-		return nil //nolint:nilerr // it is no list
+		return nil //nolint:nilerr // without a list there is nothing to compare with
 	}
-	c := leniently(q.Config)
+	c := networkKeys(q.Config)
 	id, err := s.networkOf(c, q)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
@@ -295,13 +306,15 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 		if valid[e.Attachment+"|"+e.IfName] || e.Config != "" && e.Config != c.Name {
 			continue
 		}
-		s.Log.Info("drop an attachment that its runtime has no more", "network", id, "container", e.Attachment, "interface", e.IfName)
-		errs = append(errs, attach.Detach(ctx, s.Yard, attach.DetachRequest{NetworkID: id, Attachment: e.Attachment, IfName: e.IfName, NS: -1, Gone: true}))
+		s.Log.Info("orphaned attachment found", "network", id, "container", e.Attachment, "interface", e.IfName)
+		errs = append(errs, attach.Detach(ctx, s.Yard, attach.DetachRequest{
+			NetworkID: id, Attachment: e.Attachment, IfName: e.IfName, NS: -1, Gone: true,
+		}))
 	}
 	return errors.Join(errs...)
 }
 
-// status says whether the next attachment could be made.
+// status returns an error if the next ADD with the configuration would fail.
 func (s *Server) status(q cni.Request) error {
 	c, err := decodeConfig(q.Config)
 	if err != nil {
@@ -320,32 +333,33 @@ func (s *Server) status(q cni.Request) error {
 		id = n.ID
 	}
 	err = attach.Room(s.Yard, id)
-	if err == nil || c.Network == "" && errors.Is(err, book.ErrNotFound) { // it will be made with the first container
+	if err == nil || c.Network == "" && errors.Is(err, book.ErrNotFound) { // the first ADD makes the network
 		return nil
 	}
 	return fmt.Errorf("%w: %w", errUnavailable, err)
 }
 
-// Exhume does what runtimes wanted while nobody answered; call it after the host matches the records.
+// Exhume removes the attachments that tombstones name, and then the tombstones. Call it after the kernel was restored
+// from the records.
 func (s *Server) Exhume(ctx context.Context) {
-	stones, err := cni.Tombstones(s.Tombstones)
+	tombstones, err := cni.Tombstones(s.Tombstones)
 	if err != nil {
-		s.Log.Warn("look for what was deleted meanwhile", "err", err)
+		s.Log.Warn("tombstones not read", "err", err)
 	}
-	for _, t := range stones {
+	for _, t := range tombstones {
 		err := s.del(ctx, t.Request, nil, attach.DetachRequest{Before: t.Deleted, Gone: t.Gone})
 		if err == nil {
 			err = t.Remove()
 		}
 		if err != nil {
-			s.Log.Warn("delete what was deleted meanwhile", "container", t.ContainerID, "err", err)
+			s.Log.Warn("tombstone not processed", "container", t.ContainerID, "err", err)
 		}
 	}
 }
 
-// Run looks for tombstones until ctx ends.
+// Run processes tombstones every minute until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	tick := time.NewTicker(stoneTime)
+	tick := time.NewTicker(tombstoneInterval)
 	defer tick.Stop()
 	for {
 		select {

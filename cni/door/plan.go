@@ -14,31 +14,35 @@ import (
 	"netyard/yard/overlay"
 )
 
-// A plan is what a configuration without a network of netyard's comes to: a network that netyard makes of it, and what
-// each container gets there.
+// A plan is the network that netyard makes from a configuration that names none, and what each container gets on it.
 type plan struct {
 	network book.NetworkRequest
-	// pools are groups of subnets: a container gets an address of each.
+	// pools are groups of subnets: a container gets one address of each group.
 	pools [][]netip.Prefix
-	// fixed are the addresses that the configuration itself names.
+	// fixed are the addresses that the configuration itself assigns to containers.
 	fixed []netip.Addr
-	// gateways are the routers, by subnet.
+	// gateways are the routers by subnet.
 	gateways map[netip.Prefix]netip.Addr
 	routes   []modes.Route
-	// byDefault: the gateways get default routes.
-	byDefault bool
-	dns       []string // name servers of resolvConf, or of the network
-	// ownRoutes: the configuration says all routes, and the network none.
+	// defaultRoutes says that containers have default routes via the gateways.
+	defaultRoutes bool
+	dns           []string // name servers of resolvConf, or of the network
+	// ownRoutes says that all routes come from the configuration, and none from the network.
 	ownRoutes bool
 }
 
-// networkID is that of the network which is made of the configuration of that name.
+// networkID returns the ID of the network that is made from the configuration of that name.
 func networkID(name string) string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte("netyard cni "+name)))
 }
 
+// plan returns the plan of a configuration that names no network.
 func (c config) plan(known func(string) bool) (p plan, err error) {
-	p = plan{network: book.NetworkRequest{ID: networkID(c.Name), Name: c.Name}, gateways: map[netip.Prefix]netip.Addr{}, byDefault: c.IsDefaultGateway}
+	p = plan{
+		network:       book.NetworkRequest{ID: networkID(c.Name), Name: c.Name},
+		gateways:      map[netip.Prefix]netip.Addr{},
+		defaultRoutes: c.IsDefaultGateway,
+	}
 	p.network.Mode = c.mode(known)
 	if p.network.Options, err = c.options(p.network.Mode); err != nil {
 		return p, err
@@ -49,14 +53,14 @@ func (c config) plan(known func(string) bool) (p plan, err error) {
 		p.network.NoSubnets = true
 		return p, nil
 	}
-	hostless := p.network.Mode == "bridge" && !c.IsGateway && !c.IsDefaultGateway
+	noGateway := p.network.Mode == "bridge" && !c.IsGateway && !c.IsDefaultGateway
 	switch i.Type {
 	case "dhcp":
 		p.network.NoSubnets, p.network.DHCP = true, &book.DHCPRequest{}
 	case "static":
-		err = p.static(*i, hostless)
+		err = p.static(*i, noGateway)
 	default:
-		err = p.hostLocal(*i, hostless)
+		err = p.hostLocal(*i, noGateway)
 	}
 	if err != nil {
 		return p, err
@@ -78,8 +82,9 @@ func (c config) plan(known func(string) bool) (p plan, err error) {
 	return p, nil
 }
 
-// hostLocal reads subnets and ranges: an address is wanted from each set of them.
-func (p *plan) hostLocal(i ipamConfig, hostless bool) error {
+// hostLocal adds the subnets and ranges of ipam type host-local: a container gets an address from each set of them.
+// noGateway says that the host does not have the gateway's address.
+func (p *plan) hostLocal(i ipamConfig, noGateway bool) error {
 	sets := i.Ranges
 	if i.Subnet != "" {
 		sets = append([][]ipamIn{{i.ipamIn}}, sets...)
@@ -91,9 +96,10 @@ func (p *plan) hostLocal(i ipamConfig, hostless bool) error {
 			if err != nil {
 				return err
 			}
-			s.NoGateway = hostless
-			if slices.ContainsFunc(p.network.Subnets, func(o book.SubnetRequest) bool { return o.Pool.Subnet == s.Pool.Subnet }) {
-				return refuse("ipam.ranges", fmt.Sprintf("subnet %s is there twice", s.Pool.Subnet))
+			s.NoGateway = noGateway
+			same := func(o book.SubnetRequest) bool { return o.Pool.Subnet == s.Pool.Subnet }
+			if slices.ContainsFunc(p.network.Subnets, same) {
+				return refuse("ipam.ranges", fmt.Sprintf("subnet %s is listed twice", s.Pool.Subnet))
 			}
 			p.network.Subnets = append(p.network.Subnets, s)
 			p.gateways[s.Pool.Subnet] = s.Gateway
@@ -104,7 +110,7 @@ func (p *plan) hostLocal(i ipamConfig, hostless bool) error {
 		}
 	}
 	if len(p.network.Subnets) == 0 && i.Type == "host-local" {
-		return refuse("ipam.ranges", "there is no subnet")
+		return refuse("ipam.ranges", "ipam type host-local needs a subnet")
 	}
 	return nil
 }
@@ -117,7 +123,11 @@ func (in ipamIn) parse() (s book.SubnetRequest, err error) {
 	for _, f := range []struct {
 		key, text string
 		to        *netip.Addr
-	}{{"rangeStart", in.First, &s.Pool.First}, {"rangeEnd", in.Last, &s.Pool.Last}, {"gateway", in.Gateway, &s.Gateway}} {
+	}{
+		{"rangeStart", in.First, &s.Pool.First},
+		{"rangeEnd", in.Last, &s.Pool.Last},
+		{"gateway", in.Gateway, &s.Gateway},
+	} {
 		if f.text == "" {
 			continue
 		}
@@ -126,39 +136,40 @@ func (in ipamIn) parse() (s book.SubnetRequest, err error) {
 		}
 	}
 	if !s.Gateway.IsValid() && !s.Pool.Subnet.IsSingleIP() {
-		s.Gateway = s.Pool.Subnet.Addr().Next() // as host-local has it
+		s.Gateway = s.Pool.Subnet.Addr().Next() // host-local's default
 	}
 	return s, nil
 }
 
-// static reads addresses that every container of the network is to have; so the network can have one container at a
-// time.
-func (p *plan) static(i ipamConfig, hostless bool) error {
+// static adds the addresses of ipam type static, which every container of the network gets; so the network can have one
+// container at a time. noGateway says that the host does not have the gateway's address.
+func (p *plan) static(i ipamConfig, noGateway bool) error {
 	for _, a := range i.Addresses {
 		prefix, err := netip.ParsePrefix(a.Address)
 		if err != nil {
-			return refuse("ipam.addresses", fmt.Sprintf("%q is not an address with the length of its prefix", a.Address))
+			return refuse("ipam.addresses", fmt.Sprintf("%q is not an address with a prefix length", a.Address))
 		}
 		s := book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: prefix.Masked()}, NoGateway: true}
 		if a.Gateway != "" {
 			if s.Gateway, err = netip.ParseAddr(a.Gateway); err != nil || !prefix.Contains(s.Gateway) {
-				return refuse("ipam.addresses", fmt.Sprintf("gateway %q is not an address in %s", a.Gateway, prefix.Masked()))
+				return refuse("ipam.addresses",
+					fmt.Sprintf("gateway %q is not an address in %s", a.Gateway, prefix.Masked()))
 			}
-			s.NoGateway = hostless
+			s.NoGateway = noGateway
 		}
 		p.network.Subnets = append(p.network.Subnets, s)
 		p.gateways[s.Pool.Subnet] = s.Gateway
 		p.pools, p.fixed = append(p.pools, []netip.Prefix{s.Pool.Subnet}), append(p.fixed, prefix.Addr())
 	}
 	if len(p.fixed) == 0 {
-		return refuse("ipam.addresses", "there is none")
+		return refuse("ipam.addresses", "ipam type static needs an address")
 	}
 	return nil
 }
 
-// inside are the routes of a container with these addresses: a route without a gateway goes by the first one of its
-// family.
-func (p plan) inside(addrs []netip.Prefix) (routes []modes.Route) {
+// containerRoutes returns the routes of a container with these addresses: a route without a gateway goes via the first
+// gateway of its family.
+func (p plan) containerRoutes(addrs []netip.Prefix) (routes []modes.Route) {
 	gateway := func(v4 bool) netip.Addr {
 		for _, a := range addrs {
 			if gw := p.gateways[a.Masked()]; gw.IsValid() && gw.Is4() == v4 {
@@ -174,21 +185,21 @@ func (p plan) inside(addrs []netip.Prefix) (routes []modes.Route) {
 		routes = append(routes, r)
 	}
 	for _, zero := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		if gw := gateway(zero.Is4()); p.byDefault && gw.IsValid() {
+		if gw := gateway(zero.Is4()); p.defaultRoutes && gw.IsValid() {
 			routes = append(routes, modes.Route{Dst: netip.PrefixFrom(zero, 0), Via: gw})
 		}
 	}
 	return routes
 }
 
-// planOn is what a container gets on a network that says the rest itself.
+// planOn returns the plan for containers on an existing network, which defines the rest itself.
 func (c config) planOn(n modes.Network) (p plan, err error) {
 	p.gateways = map[netip.Prefix]netip.Addr{}
 	for _, s := range n.Subnets {
 		if s.Gateway.IsValid() {
 			p.gateways[s.Pool] = s.Gateway.Addr()
 		}
-		if s.Space == overlay.OverlaySpace { // where the names of all hosts are known
+		if s.Space == overlay.OverlaySpace { // the gateway resolves the names of all hosts' containers
 			p.dns = append(p.dns, s.Gateway.Addr().String())
 		}
 	}

@@ -13,10 +13,10 @@ import (
 	"netyard/yard/book"
 )
 
-// result is what the plugin prints: what plugins before it in the chain said, and what was attached, in the version of
-// the configuration.
+// result returns what the plugin prints: the result of the plugins before it in the chain, and what was attached, in
+// the configuration's version.
 func result(c config, p plan, a book.Attached) (json.RawMessage, error) {
-	r, err := c.former()
+	r, err := c.prevResult()
 	if err != nil {
 		return nil, err
 	}
@@ -58,8 +58,8 @@ func result(c config, p plan, a book.Attached) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// former is the result of the plugins before.
-func (c config) former() (*current.Result, error) {
+// prevResult returns the result of the plugins before, or an empty one.
+func (c config) prevResult() (*current.Result, error) {
 	if len(c.PrevResult) == 0 {
 		return &current.Result{CNIVersion: current.ImplementedSpecVersion}, nil
 	}
@@ -74,12 +74,13 @@ func (c config) former() (*current.Result, error) {
 	return r, nil
 }
 
-// resolvers puts the name servers in that somebody named: the runtime before the configuration, and that before its
-// IPAM's part.
+// resolvers sets the name servers. Those of the runtime come before those of the configuration, and these before those
+// of its ipam part and those of the plan.
 func (c config) resolvers(dns *types.DNS, p plan) {
+	rt := c.Runtime.DNS
 	switch {
-	case c.Runtime.DNS != nil:
-		*dns = types.DNS{Nameservers: c.Runtime.DNS.Servers, Search: c.Runtime.DNS.Searches, Options: c.Runtime.DNS.Options}
+	case rt != nil:
+		*dns = types.DNS{Nameservers: rt.Servers, Search: rt.Searches, Options: rt.Options}
 	case !c.DNS.IsEmpty():
 		*dns = c.DNS
 	case c.IPAM != nil && !c.IPAM.DNS.IsEmpty():

@@ -1,8 +1,8 @@
-// Command netyard-cni is the plugin that CNI runtimes start for netyard's networks. It hands each call on to the
+// Command netyard-cni is the plugin that CNI runtimes start for netyard's networks. It forwards each call to the
 // daemon.
 //
-// It is the protocol's smallest part, and written out: a runtime starts it anew for every call, and of the package that
-// would do it most of the time goes into what is not needed here.
+// It implements the plugin's side of the protocol without the CNI project's package: a runtime starts it for every
+// call, and most of that package's start-up time goes into what is not needed here.
 package main
 
 import (
@@ -18,14 +18,14 @@ import (
 	"netyard/cni"
 )
 
-// versions are those of the specification that netyard speaks, from the oldest.
+// versions returns the versions of the specification that netyard supports, oldest first.
 func versions() []string { return []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} }
 
 // A verb is a command of the specification.
 type verb struct {
-	// since is the first version that has it.
+	// since is the first version that has the command.
 	since string
-	// needs are the parameters that it cannot be without (CNI specification 1.1.0, section 2, "Parameters").
+	// needs are its required parameters (CNI specification 1.1.0, section 2, "Parameters").
 	needs []string
 }
 
@@ -40,7 +40,7 @@ func verbs() map[string]verb {
 	}
 }
 
-// conf is what the plugin itself reads of a network configuration.
+// conf holds the keys of a network configuration that the plugin itself reads.
 type conf struct {
 	CNIVersion, Name, Socket string
 }
@@ -50,13 +50,13 @@ func main() {
 	c, err := run(command)
 	switch {
 	case err == nil:
-	case command == "DEL": // an error here would keep a runtime from ever stopping the container
+	case command == "DEL": // with an error, a runtime would never stop the container
 		fmt.Fprintln(os.Stderr, "netyard-cni: "+err.Error())
 	default:
-		_ = answer(struct { // there is nowhere to say that it could not be said
+		_ = answer(struct { // an error of writing the error cannot be reported
 			CNIVersion string `json:"cniVersion,omitempty"`
 			*cni.Error
-		}{c.CNIVersion, say(err)})
+		}{c.CNIVersion, asCNIError(err)})
 		os.Exit(1)
 	}
 }
@@ -64,7 +64,8 @@ func main() {
 func run(command string) (c conf, err error) {
 	switch command {
 	case "":
-		_, err = fmt.Fprintf(os.Stderr, "netyard-cni: hands on to the netyard daemon\nCNI protocol versions supported: %s\n", strings.Join(versions(), ", "))
+		_, err = fmt.Fprintf(os.Stderr, "netyard-cni: forwards CNI calls to the netyard daemon\n"+
+			"CNI protocol versions supported: %s\n", strings.Join(versions(), ", "))
 		return c, err
 	case "VERSION":
 		return c, answer(struct {
@@ -78,14 +79,14 @@ func run(command string) (c conf, err error) {
 		return c, err
 	}
 	netns, err := openNetns(r.Netns)
-	if err != nil && command != "DEL" { // there, one that is gone is as good as none
+	if err != nil && command != "DEL" { // DEL does not need the namespace
 		return c, refuse(cni.CodeNamespace, "open CNI_NETNS: %v", err)
 	}
 	result, err := cni.Call(began.Add(cni.Deadline), c.Socket, r, netns)
-	if err != nil && command == "DEL" { // for the daemon to find when it is back
-		stone := cni.Tombstone{Request: r, Deleted: began, Gone: r.Netns != ""}
-		if lost := stone.Put(cni.TombstoneDir(c.Socket)); lost != nil {
-			err = fmt.Errorf("%w; %w", err, lost)
+	if err != nil && command == "DEL" { // the daemon reads the tombstone when it runs again
+		t := cni.Tombstone{Request: r, Deleted: began, Gone: r.Netns != ""}
+		if putErr := t.Put(cni.TombstoneDir(c.Socket)); putErr != nil {
+			err = fmt.Errorf("%w; %w", err, putErr)
 		}
 	}
 	if err == nil && len(result) > 0 {
@@ -94,7 +95,7 @@ func run(command string) (c conf, err error) {
 	return c, err
 }
 
-// read reads a call from the environment and in, and refuses what the specification does not have.
+// read reads a call from the environment and in, and refuses calls that are invalid by the specification.
 func read(command string, in io.Reader) (r cni.Request, c conf, err error) {
 	v, known := verbs()[command]
 	if !known {
@@ -106,32 +107,38 @@ func read(command string, in io.Reader) (r cni.Request, c conf, err error) {
 	}
 	raw, err := io.ReadAll(in)
 	if err != nil {
-		return r, c, refuse(cni.CodeIO, "read the network configuration: %v", err)
+		return r, c, refuse(cni.CodeIO, "read network configuration: %v", err)
 	}
 	r = cni.Request{
-		Command: command, ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"), IfName: os.Getenv("CNI_IFNAME"),
-		Args: os.Getenv("CNI_ARGS"), Config: raw,
+		Command:     command,
+		ContainerID: os.Getenv("CNI_CONTAINERID"),
+		Netns:       os.Getenv("CNI_NETNS"),
+		IfName:      os.Getenv("CNI_IFNAME"),
+		Args:        os.Getenv("CNI_ARGS"),
+		Config:      raw,
 	}
 	if err := json.Unmarshal(raw, &c); err != nil {
-		return r, c, refuse(cni.CodeDecoding, "decode the network configuration: %v", err)
+		return r, c, refuse(cni.CodeDecoding, "decode network configuration: %v", err)
 	}
 	if c.Socket == "" {
 		c.Socket = cni.DefaultSocket
 	}
 	switch at := slices.Index(versions(), c.CNIVersion); {
 	case at < 0:
-		return r, c, refuse(cni.CodeVersion, "incompatible CNI versions: the configuration's is %q, supported are %s", c.CNIVersion, strings.Join(versions(), ", "))
+		return r, c, refuse(cni.CodeVersion, "key cniVersion: %q is not supported; supported are %s",
+			c.CNIVersion, strings.Join(versions(), ", "))
 	case at < slices.Index(versions(), v.since):
-		return r, c, refuse(cni.CodeVersion, "the configuration's version %s does not allow %s", c.CNIVersion, command)
+		return r, c, refuse(cni.CodeVersion, "key cniVersion: %s has no command %s, which needs at least %s",
+			c.CNIVersion, command, v.since)
 	case !valid(c.Name):
-		return r, c, refuse(cni.CodeConfig, "key name: %q is no name of a network", c.Name)
+		return r, c, refuse(cni.CodeConfig, "key name: %q is not a valid network name", c.Name)
 	case r.ContainerID != "" && !valid(r.ContainerID):
-		return r, c, refuse(cni.CodeEnvironment, "CNI_CONTAINERID=%s: it is no name of a container", r.ContainerID)
+		return r, c, refuse(cni.CodeEnvironment, "CNI_CONTAINERID=%s: not a valid container ID", r.ContainerID)
 	}
 	return r, c, nil
 }
 
-// valid says whether a container or a network can be called so: [a-zA-Z0-9][a-zA-Z0-9_.-]*.
+// valid reports whether a network name or container ID matches [a-zA-Z0-9][a-zA-Z0-9_.-]*.
 func valid(name string) bool {
 	for i, b := range []byte(name) {
 		alnum := b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9'
@@ -144,7 +151,7 @@ func valid(name string) bool {
 
 func openNetns(path string) (*os.File, error) {
 	if path == "" {
-		return nil, nil //nolint:nilnil // none was named
+		return nil, nil //nolint:nilnil // the runtime named no namespace
 	}
 	return os.Open(path)
 }
@@ -161,8 +168,8 @@ func refuse(code uint, format string, args ...any) error {
 	return &cni.Error{Code: code, Msg: fmt.Sprintf(format, args...)}
 }
 
-// say puts an error into CNI's form.
-func say(err error) *cni.Error {
+// asCNIError returns an error in CNI's form. One that did not come from the daemon has the code "try again later".
+func asCNIError(err error) *cni.Error {
 	var refused *cni.Error
 	if errors.As(err, &refused) {
 		return refused

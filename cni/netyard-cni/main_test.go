@@ -8,7 +8,8 @@ import (
 	"netyard/cni"
 )
 
-// TestRead: a call is read as the runtime made it, and what the specification does not have is refused with its code.
+// TestRead shows that a call is read as the runtime made it, and that a call that is invalid by the specification is
+// refused with the code that the specification gives.
 func TestRead(t *testing.T) {
 	const web = `{"cniVersion":"1.0.0","name":"web"}`
 	for name, test := range map[string]struct {
@@ -31,12 +32,15 @@ func TestRead(t *testing.T) {
 		"no name":                    {command: "ADD", conf: `{"cniVersion":"1.0.0"}`, code: cni.CodeConfig},
 		"a name with a space":        {command: "ADD", conf: `{"cniVersion":"1.0.0","name":"w b"}`, code: cni.CodeConfig},
 		"no version":                 {command: "ADD", conf: `{"name":"web"}`, code: cni.CodeVersion},
-		"a version to come":          {command: "ADD", conf: `{"cniVersion":"1.2.0","name":"web"}`, code: cni.CodeVersion},
-		"CHECK before it was there":  {command: "CHECK", conf: `{"cniVersion":"0.3.1","name":"web"}`, code: cni.CodeVersion},
-		"GC before it was there":     {command: "GC", conf: web, code: cni.CodeVersion},
+		"a future version":           {command: "ADD", conf: `{"cniVersion":"1.2.0","name":"web"}`, code: cni.CodeVersion},
+		"CHECK in an older version":  {command: "CHECK", conf: `{"cniVersion":"0.3.1","name":"web"}`, code: cni.CodeVersion},
+		"GC in an older version":     {command: "GC", conf: web, code: cni.CodeVersion},
 	} {
 		t.Run(name, func(t *testing.T) {
-			env := map[string]string{"CNI_CONTAINERID": "c_1.x-", "CNI_NETNS": "/run/netns/c", "CNI_IFNAME": "eth0", "CNI_PATH": "/p", "CNI_ARGS": "A=B"}
+			env := map[string]string{
+				"CNI_CONTAINERID": "c_1.x-", "CNI_NETNS": "/run/netns/c", "CNI_IFNAME": "eth0",
+				"CNI_PATH": "/p", "CNI_ARGS": "A=B",
+			}
 			for k, v := range test.set {
 				env[k] = v
 			}
@@ -52,7 +56,8 @@ func TestRead(t *testing.T) {
 			case test.code == 0 && err != nil:
 				t.Error(err)
 			case test.code == 0:
-				if r.Command != test.command || r.Args != "A=B" || string(r.Config) != test.conf || c.Socket != cni.DefaultSocket || c.Name != "web" {
+				if r.Command != test.command || r.Args != "A=B" || string(r.Config) != test.conf ||
+					c.Socket != cni.DefaultSocket || c.Name != "web" {
 					t.Errorf("%+v %+v", r, c)
 				}
 			case !errors.As(err, &refused) || refused.Code != test.code || strings.Contains(refused.Msg, "\n"):

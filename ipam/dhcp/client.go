@@ -12,20 +12,20 @@ import (
 )
 
 const (
-	// firstWait is how long the first answer is waited for before the question is put again; each time twice as long.
-	// RFC 2131 begins with 4 s: an engine has not that much patience, and a LAN answers in milliseconds.
+	// firstWait is the time until a message is sent again without an answer; it doubles each time. RFC 2131 begins with
+	// 4 s, but an engine does not wait that long, and a LAN answers in milliseconds.
 	firstWait = 500 * time.Millisecond
-	// maxTries bounds the offers that are declined because somebody has the address.
+	// maxTries bounds the attempts of Acquire, after conflicts and refusals.
 	maxTries = 4
 )
 
-// A Client is one client on one link.
+// A Client is a DHCPv4 client on one link.
 type Client struct {
 	Transport
 	Identity
-	// Now tells the time; nil: time.Now.
+	// Now returns the time. Default: time.Now.
 	Now func() time.Time
-	// Probe: before an address is taken, the link is asked whether somebody has it.
+	// Probe says that Acquire asks the link whether a station already has the address.
 	Probe bool
 }
 
@@ -36,20 +36,20 @@ func (c *Client) now() time.Time {
 	return c.Now()
 }
 
-// A Wish is what a client would like to be offered.
+// A Wish says which lease a client wants.
 type Wish struct {
-	// Addr is the address it asks for; invalid: any.
+	// Addr is the address to request; any if it is not valid.
 	Addr netip.Addr
-	// Must: no other will do.
+	// Must says that no other address than Addr is accepted.
 	Must bool
-	// Offered is called with what a server offers before the client takes it up; an error ends it.
+	// Offered, if not nil, is called with an offer before the client accepts it. An error ends Acquire.
 	Offered func(Lease) error
-	// Declined is called with what was given back since somebody has it; nil: nobody wants to know.
+	// Declined, if not nil, is called with a lease that is declined, and the station that has its address.
 	Declined func(l Lease, holder net.HardwareAddr)
 }
 
-// Acquire gets a lease: DISCOVER, OFFER, REQUEST, ACK (RFC 2131, 3.1). A server that takes its offer back, and an
-// address that somebody has, make it begin again.
+// Acquire acquires a lease: DISCOVER, OFFER, REQUEST, ACK (RFC 2131, 3.1). It starts again if the server withdraws its
+// offer or a station already has the address.
 func (c *Client) Acquire(ctx context.Context, w Wish) (l Lease, err error) {
 	for range maxTries {
 		if l, err = c.acquire(ctx, w); err == nil {
@@ -68,7 +68,7 @@ func (c *Client) acquire(ctx context.Context, w Wish) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	m.SetBroadcast() // it has no address yet, and not every link lets through what is for another hardware address
+	m.SetBroadcast() // the client has no address yet, and not every link passes frames to its hardware address
 	if w.Addr.IsValid() {
 		m.UpdateOption(dhcpv4.OptRequestedIPAddress(w.Addr.AsSlice()))
 	}
@@ -81,7 +81,7 @@ func (c *Client) acquire(ctx context.Context, w Wish) (Lease, error) {
 		return kind == dhcpv4.MessageTypeOffer
 	}})
 	if errors.Is(err, ErrNoServer) && other.IsValid() {
-		return offer, fmt.Errorf("%w: asked for %s, offered %s", ErrOtherAddress, w.Addr, other)
+		return offer, fmt.Errorf("%w: %s instead of %s", ErrOtherAddress, other, w.Addr)
 	}
 	if err != nil {
 		return offer, err
@@ -91,15 +91,15 @@ func (c *Client) acquire(ctx context.Context, w Wish) (Lease, error) {
 			return offer, err
 		}
 	}
-	l, err := c.take(ctx, m.TransactionID, offer)
+	l, err := c.accept(ctx, m.TransactionID, offer)
 	if err != nil || !c.Probe {
 		return l, err
 	}
 	return l, c.probe(ctx, l, w.Declined)
 }
 
-// take takes an offer up.
-func (c *Client) take(ctx context.Context, id dhcpv4.TransactionID, offer Lease) (Lease, error) {
+// accept requests the address of an offer.
+func (c *Client) accept(ctx context.Context, id dhcpv4.TransactionID, offer Lease) (Lease, error) {
 	m, err := c.message(dhcpv4.MessageTypeRequest)
 	if err != nil {
 		return Lease{}, err
@@ -113,7 +113,7 @@ func (c *Client) take(ctx context.Context, id dhcpv4.TransactionID, offer Lease)
 	}})
 }
 
-// probe declines an address that somebody has.
+// probe asks the link whether a station already has a lease's address, and declines the lease if one has.
 func (c *Client) probe(ctx context.Context, l Lease, declined func(Lease, net.HardwareAddr)) error {
 	holder, err := c.InUse(ctx, l.Addr.Addr())
 	if err != nil || holder == nil {
@@ -122,7 +122,7 @@ func (c *Client) probe(ctx context.Context, l Lease, declined func(Lease, net.Ha
 	if declined != nil {
 		declined(l, holder)
 	}
-	conflict := fmt.Errorf("%w %s: %s answers for it", ErrConflict, l.Addr.Addr(), holder)
+	conflict := fmt.Errorf("%w: %s is in use by %s", ErrConflict, l.Addr.Addr(), holder)
 	m, err := c.message(dhcpv4.MessageTypeDecline)
 	if err != nil {
 		return errors.Join(conflict, err)
@@ -132,8 +132,7 @@ func (c *Client) probe(ctx context.Context, l Lease, declined func(Lease, net.Ha
 	return errors.Join(conflict, c.Broadcast(m.ToBytes()))
 }
 
-// Extend asks for more time: of the server whose lease it is while there is time (RENEWING), and then of everyone
-// (REBINDING).
+// Extend extends a lease. Until T2 it asks the server of the lease (RENEWING), after that every server (REBINDING).
 func (c *Client) Extend(ctx context.Context, l Lease) (Lease, error) {
 	m, err := c.message(dhcpv4.MessageTypeRequest)
 	if err != nil {
@@ -149,8 +148,9 @@ func (c *Client) Extend(ctx context.Context, l Lease) (Lease, error) {
 	return c.ask(ctx, q)
 }
 
-// Release gives a lease back. No answer comes (RFC 2131, 4.4.6), so the link is asked something that the server does
-// answer, before, since a fresh link may not yet carry frames, and behind it: the link can go when that is answered.
+// Release releases a lease. A server does not answer a DHCPRELEASE (RFC 2131, 4.4.6), so Release probes the server's
+// address before it, since a new link may not yet carry frames, and after it: when that probe is answered, the message
+// has been sent and the link can be removed.
 func (c *Client) Release(ctx context.Context, l Lease) error {
 	m, err := c.message(dhcpv4.MessageTypeRelease)
 	if err != nil {
@@ -160,19 +160,20 @@ func (c *Client) Release(ctx context.Context, l Lease) error {
 	m.UpdateOption(dhcpv4.OptServerIdentifier(l.Server.AsSlice()))
 	_, before := c.InUse(ctx, l.Server)
 	err = c.Unicast(m.ToBytes(), l.Addr.Addr(), l.Server)
-	_, behind := c.InUse(ctx, l.Server)
-	return errors.Join(before, err, behind)
+	_, after := c.InUse(ctx, l.Server)
+	return errors.Join(before, err, after)
 }
 
+// message returns a new message with the client's identity.
 func (c *Client) message(kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, error) {
 	m, err := dhcpv4.New(dhcpv4.WithMessageType(kind), dhcpv4.WithHwAddr(c.MAC))
 	if err != nil {
-		return nil, fmt.Errorf("make a DHCP message: %w", err)
+		return nil, fmt.Errorf("make DHCP message: %w", err)
 	}
 	if len(c.ID) > 0 {
 		m.UpdateOption(dhcpv4.OptClientIdentifier(c.ID))
 	}
-	if kind == dhcpv4.MessageTypeRelease || kind == dhcpv4.MessageTypeDecline { // RFC 2131, table 5: these say no more
+	if kind == dhcpv4.MessageTypeRelease || kind == dhcpv4.MessageTypeDecline { // no other options: RFC 2131, table 5
 		return m, nil
 	}
 	if c.Hostname != "" {
@@ -188,18 +189,18 @@ func (c *Client) message(kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, error) {
 	return m, nil
 }
 
-// A question is a message and what is an answer to it.
+// A question is a message and a test for its answer.
 type question struct {
 	m *dhcpv4.DHCPv4
-	// of is the server that is asked; invalid: all of them.
+	// of is the server that is asked; all servers if it is not valid.
 	of netip.Addr
-	// from is the client's address, when it is the one server only that the message goes to; invalid: it is broadcast.
+	// from is the client's address if the message is sent by unicast. If it is not valid, the message is broadcast.
 	from netip.Addr
+	// fits reports whether a lease in a message of that type is the answer.
 	fits func(Lease, dhcpv4.MessageType) bool
 }
 
-// ask puts a question, again and again with growing pauses, until an answer is the one, or ctx ends. A DHCPNAK is an
-// error.
+// ask sends a question, repeatedly as exchange does, until an answer fits. A DHCPNAK is an error.
 func (c *Client) ask(ctx context.Context, q question) (Lease, error) {
 	var start time.Time
 	send := func() error {
@@ -212,7 +213,7 @@ func (c *Client) ask(ctx context.Context, q question) (Lease, error) {
 	return exchange(ctx, send, c.Receive, func(raw []byte, from net.HardwareAddr) (l Lease, done bool, err error) {
 		a, err := dhcpv4.FromBytes(raw)
 		if err != nil || !answers(a, q.m) {
-			return l, false, nil //nolint:nilerr // somebody else's, or nothing that can be read
+			return l, false, nil //nolint:nilerr // not an answer to the message, or not readable
 		}
 		if a.MessageType() == dhcpv4.MessageTypeNak {
 			if q.of.IsValid() && !net.IP(q.of.AsSlice()).Equal(a.ServerIdentifier()) {
@@ -225,14 +226,17 @@ func (c *Client) ask(ctx context.Context, q question) (Lease, error) {
 	})
 }
 
+// answers reports whether a is an answer to m.
 func answers(a, m *dhcpv4.DHCPv4) bool {
-	return a.OpCode == dhcpv4.OpcodeBootReply && a.TransactionID == m.TransactionID && a.ClientHWAddr.String() == m.ClientHWAddr.String()
+	return a.OpCode == dhcpv4.OpcodeBootReply && a.TransactionID == m.TransactionID &&
+		a.ClientHWAddr.String() == m.ClientHWAddr.String()
 }
 
+// refusal returns the error of a DHCPNAK, with the server's message if it has a printable one.
 func refusal(a *dhcpv4.DHCPv4) error {
 	server := net.IP(a.ServerIdentifier())
-	if why := a.Message(); printable(why) == why && why != "" {
-		return fmt.Errorf("%w: %s says: %s", ErrRefused, server, why)
+	if text := a.Message(); printable(text) == text && text != "" {
+		return fmt.Errorf("%w: %s: %s", ErrRefused, server, text)
 	}
 	return fmt.Errorf("%w: %s", ErrRefused, server)
 }

@@ -17,19 +17,20 @@ import (
 type Transport6 interface {
 	// Multicast sends a message to every server and relay on the link (ff02::1:2).
 	Multicast(msg []byte) error
-	// Receive waits for the next message to a client, whoever's it is, and says whom it came from. It ends with ctx.
+	// Receive waits for the next message to any client, until ctx ends. It returns the address that the message came
+	// from.
 	Receive(ctx context.Context) (msg []byte, from netip.Addr, err error)
 }
 
-// A Client6 is one client on one link that wants an address (RFC 8415, IA_NA).
+// A Client6 is a DHCPv6 client for one address on one link (RFC 8415, IA_NA).
 type Client6 struct {
 	Transport6
-	// DUID is who the client is, and IAID which link of it.
+	// DUID identifies the client, and IAID its link.
 	DUID []byte
 	IAID [4]byte
-	// Hostname is option 39; empty: not said.
+	// Hostname is option 39. If empty, it is not sent.
 	Hostname string
-	// Now tells the time; nil: time.Now.
+	// Now returns the time. Default: time.Now.
 	Now func() time.Time
 }
 
@@ -40,8 +41,9 @@ func (c *Client6) now() time.Time {
 	return c.Now()
 }
 
-// Acquire gets an address: SOLICIT, ADVERTISE, REQUEST, REPLY (RFC 8415, 18.2.1 and 18.2.2). The first server that has
-// one is taken: RFC 8415 would have a client wait for a better one for a second. want is asked for; invalid: any.
+// Acquire acquires an address: SOLICIT, ADVERTISE, REQUEST, REPLY (RFC 8415, 18.2.1 and 18.2.2). It uses the first
+// server that has one, and does not wait a second for a better one as RFC 8415 has it. want is the address to request;
+// any if it is not valid.
 func (c *Client6) Acquire(ctx context.Context, want netip.Addr) (Lease, error) {
 	m, err := c.message(dhcpv6.MessageTypeSolicit, want, nil)
 	if err != nil {
@@ -57,8 +59,7 @@ func (c *Client6) Acquire(ctx context.Context, want netip.Addr) (Lease, error) {
 	return c.ask(ctx, m, dhcpv6.MessageTypeReply)
 }
 
-// Extend asks for more time: of the server whose lease it is while there is time (RENEW), and then of everyone
-// (REBIND).
+// Extend extends a lease. Until T2 it asks the server of the lease (RENEW), after that every server (REBIND).
 func (c *Client6) Extend(ctx context.Context, l Lease) (Lease, error) {
 	kind, server := dhcpv6.MessageTypeRebind, []byte(nil)
 	if s := l.State(c.now()); s == Bound || s == Renewing {
@@ -70,48 +71,49 @@ func (c *Client6) Extend(ctx context.Context, l Lease) (Lease, error) {
 	}
 	more, err := c.ask(ctx, m, dhcpv6.MessageTypeReply)
 	if err == nil && more.Addr != l.Addr {
-		err = fmt.Errorf("%w: it has %s instead of %s", ErrRefused, more.Addr.Addr(), l.Addr.Addr())
+		err = fmt.Errorf("%w: it offers %s instead of %s", ErrRefused, more.Addr.Addr(), l.Addr.Addr())
 	}
 	return more, err
 }
 
-// Release gives an address back, and waits until the server says that it heard.
+// Release releases an address and waits for the server's reply.
 func (c *Client6) Release(ctx context.Context, l Lease) error {
-	return c.giveBack(ctx, dhcpv6.MessageTypeRelease, l)
+	return c.end(ctx, dhcpv6.MessageTypeRelease, l)
 }
 
-// Decline gives back an address that somebody else on the link has.
+// Decline declines an address that another station on the link has.
 func (c *Client6) Decline(ctx context.Context, l Lease) error {
-	return c.giveBack(ctx, dhcpv6.MessageTypeDecline, l)
+	return c.end(ctx, dhcpv6.MessageTypeDecline, l)
 }
 
-func (c *Client6) giveBack(ctx context.Context, kind dhcpv6.MessageType, l Lease) error {
+// end releases or declines an address.
+func (c *Client6) end(ctx context.Context, kind dhcpv6.MessageType, l Lease) error {
 	m, err := c.message(kind, l.Addr.Addr(), l.ServerID)
 	if err != nil {
 		return err
 	}
 	_, err = c.ask(ctx, m, dhcpv6.MessageTypeReply)
-	if errors.Is(err, ErrRefused) { // it is not the client's any more
+	if errors.Is(err, ErrRefused) { // the server does not have the lease any more
 		return nil
 	}
 	return err
 }
 
-// message is one about an address of the client's, to the server of that DUID or to all.
+// message returns a new message about an address, to the server with this DUID, or to all servers if it is nil.
 func (c *Client6) message(kind dhcpv6.MessageType, addr netip.Addr, server []byte) (*dhcpv6.Message, error) {
 	m, err := dhcpv6.NewMessage()
 	if err != nil {
-		return nil, fmt.Errorf("make a DHCPv6 message: %w", err)
+		return nil, fmt.Errorf("make DHCPv6 message: %w", err)
 	}
 	m.MessageType = kind
 	duid, err := dhcpv6.DUIDFromBytes(c.DUID)
 	if err != nil {
-		return nil, fmt.Errorf("make a DHCPv6 message: %w", err)
+		return nil, fmt.Errorf("make DHCPv6 message: %w", err)
 	}
 	m.AddOption(dhcpv6.OptClientID(duid))
 	if server != nil {
 		if duid, err = dhcpv6.DUIDFromBytes(server); err != nil {
-			return nil, fmt.Errorf("make a DHCPv6 message: %w", err)
+			return nil, fmt.Errorf("make DHCPv6 message: %w", err)
 		}
 		m.AddOption(dhcpv6.OptServerID(duid))
 	}
@@ -131,8 +133,8 @@ func (c *Client6) message(kind dhcpv6.MessageType, addr netip.Addr, server []byt
 	return m, nil
 }
 
-// ask puts a question, again and again with growing pauses, until an answer of that type is the one, or ctx ends. What
-// says that the address is not the client's is an error.
+// ask sends a message, repeatedly as exchange does, until an answer of that type fits. A reply that refuses the address
+// is an error.
 func (c *Client6) ask(ctx context.Context, m *dhcpv6.Message, kind dhcpv6.MessageType) (Lease, error) {
 	start := c.now()
 	asked := start
@@ -144,7 +146,7 @@ func (c *Client6) ask(ctx context.Context, m *dhcpv6.Message, kind dhcpv6.Messag
 	return exchange(ctx, send, c.Receive, func(raw []byte, from netip.Addr) (l Lease, done bool, err error) {
 		a, err := dhcpv6.MessageFromBytes(raw)
 		if err != nil || a.MessageType != kind || a.TransactionID != m.TransactionID || !c.isMine(a) {
-			return l, false, nil //nolint:nilerr // somebody else's, or nothing that can be read
+			return l, false, nil //nolint:nilerr // not an answer to the message, or not readable
 		}
 		if m.MessageType == dhcpv6.MessageTypeRelease || m.MessageType == dhcpv6.MessageTypeDecline {
 			return l, true, nil
@@ -157,12 +159,13 @@ func (c *Client6) ask(ctx context.Context, m *dhcpv6.Message, kind dhcpv6.Messag
 	})
 }
 
+// isMine reports whether an answer is for this client.
 func (c *Client6) isMine(a *dhcpv6.Message) bool {
 	id := a.Options.ClientID()
 	return id != nil && bytes.Equal(id.ToBytes(), c.DUID) && a.Options.ServerID() != nil
 }
 
-// read makes a Lease of an answer.
+// read returns the lease of an answer.
 func (c *Client6) read(a *dhcpv6.Message, from netip.Addr, start time.Time) (l Lease, err error) {
 	if err := status(a.Options.Status()); err != nil {
 		return l, err
@@ -179,15 +182,18 @@ func (c *Client6) read(a *dhcpv6.Message, from netip.Addr, start time.Time) (l L
 			if !ok || !usable6(addr) || o.ValidLifetime <= 0 || status(o.Options.Status()) != nil {
 				continue
 			}
-			l = Lease{Addr: netip.PrefixFrom(addr, addr.BitLen()), Server: from, ServerID: a.Options.ServerID().ToBytes(), DNS: addrs6(a.Options.DNS()), Start: start}
+			l = Lease{
+				Addr: netip.PrefixFrom(addr, addr.BitLen()), Server: from, Start: start,
+				ServerID: a.Options.ServerID().ToBytes(), DNS: addrs6(a.Options.DNS()),
+			}
 			l.setTimes6(ia, o)
 			return l, nil
 		}
 	}
-	return l, fmt.Errorf("%w: %s has no address for it", ErrRefused, from)
+	return l, fmt.Errorf("%w: %s has no address for the client", ErrRefused, from)
 }
 
-// status is what a server says went wrong (RFC 8415, 21.13).
+// status returns the error of a status code (RFC 8415, 21.13).
 func status(s *dhcpv6.OptStatusCode) error {
 	if s == nil || s.StatusCode == iana.StatusSuccess {
 		return nil
@@ -195,8 +201,8 @@ func status(s *dhcpv6.OptStatusCode) error {
 	return fmt.Errorf("%w: %s", ErrRefused, s.StatusCode)
 }
 
-// setTimes6: where the server leaves T1 and T2 to the client, they are at half of the preferred lifetime and eight
-// tenths of it (RFC 8415, 21.4).
+// setTimes6 sets the lease's times. If the server leaves T1 and T2 to the client, they are at 0.5 and 0.8 of the
+// preferred lifetime (RFC 8415, 21.4).
 func (l *Lease) setTimes6(ia *dhcpv6.OptIANA, o *dhcpv6.OptIAAddress) {
 	if o.ValidLifetime >= infinite {
 		return
@@ -217,10 +223,13 @@ func (l *Lease) setTimes6(ia *dhcpv6.OptIANA, o *dhcpv6.OptIAAddress) {
 	l.Preferred = l.Start.Add(preferred)
 }
 
+// usable6 reports whether an IPv6 address can be a container's lease.
 func usable6(a netip.Addr) bool {
-	return a.Is6() && !a.Is4In6() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast()
+	special := a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()
+	return a.Is6() && !a.Is4In6() && !special
 }
 
+// addrs6 returns the IPv6 addresses that can be servers'.
 func addrs6(ips []net.IP) (out []netip.Addr) {
 	for _, ip := range ips {
 		if a, ok := netip.AddrFromSlice(ip.To16()); ok && a.Is6() && !a.IsUnspecified() && !a.IsMulticast() {

@@ -14,11 +14,11 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
-// A fake is a link with one server, in a test's own time.
+// A fake is a link with one server.
 type fake struct {
-	answer func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 // nil: silence
-	said   []dhcpv4.MessageType
-	modes  []string
+	answer func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 // returns nil for no answer
+	sent   []dhcpv4.MessageType                  // by the client
+	modes  []string                              // broadcast or unicast, of each message
 	queue  chan []byte
 	inUse  map[netip.Addr]bool
 }
@@ -36,7 +36,7 @@ func (f *fake) take(msg []byte, how string) error {
 	if err != nil {
 		return err
 	}
-	f.said, f.modes = append(f.said, m.MessageType()), append(f.modes, how)
+	f.sent, f.modes = append(f.sent, m.MessageType()), append(f.modes, how)
 	if a := f.answer(m); a != nil {
 		f.queue <- a.ToBytes()
 	}
@@ -63,11 +63,12 @@ var self = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 
 func server() net.IP { return net.IPv4(192, 0, 2, 1) }
 
-// reply answers with an address for a minute.
+// reply returns an answer with an address for a minute.
 func reply(m *dhcpv4.DHCPv4, kind dhcpv4.MessageType, addr string, more ...dhcpv4.Modifier) *dhcpv4.DHCPv4 {
 	a, err := dhcpv4.NewReplyFromRequest(m, append([]dhcpv4.Modifier{
 		dhcpv4.WithMessageType(kind), dhcpv4.WithYourIP(net.ParseIP(addr)), dhcpv4.WithServerIP(server()),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(server())), dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithLeaseTime(60),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(server())),
+		dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithLeaseTime(60),
 	}, more...)...)
 	if err != nil {
 		panic(err)
@@ -75,7 +76,7 @@ func reply(m *dhcpv4.DHCPv4, kind dhcpv4.MessageType, addr string, more ...dhcpv
 	return a
 }
 
-// good is a server that gives the addresses in turn, one for each DISCOVER.
+// good returns a server that gives the addresses in turn, one for each DISCOVER.
 func good(addrs ...string) func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	at := -1
 	return func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
@@ -100,26 +101,29 @@ func TestAcquire(t *testing.T) {
 		wish   Wish
 		want   string // the address, or empty
 		err    error
-		said   []dhcpv4.MessageType
+		sent   []dhcpv4.MessageType
 	}{
 		"plain": {
 			answer: good("192.0.2.10"), want: "192.0.2.10/24",
-			said: []dhcpv4.MessageType{dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest},
+			sent: []dhcpv4.MessageType{dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest},
 		},
 		"conflict": {
 			answer: good("192.0.2.10", "192.0.2.11"), inUse: "192.0.2.10", want: "192.0.2.11/24",
-			said: []dhcpv4.MessageType{
-				dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeDecline, dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest,
+			sent: []dhcpv4.MessageType{
+				dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeDecline,
+				dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest,
 			},
 		},
-		"conflict, and no other will do": {
-			answer: good("192.0.2.10"), inUse: "192.0.2.10", wish: Wish{Addr: netip.MustParseAddr("192.0.2.10"), Must: true}, err: ErrConflict,
+		"conflict, and no other address is accepted": {
+			answer: good("192.0.2.10"), inUse: "192.0.2.10", err: ErrConflict,
+			wish: Wish{Addr: netip.MustParseAddr("192.0.2.10"), Must: true},
 		},
-		"another address than asked for": {
-			answer: good("192.0.2.10"), wish: Wish{Addr: netip.MustParseAddr("192.0.2.99"), Must: true}, err: ErrOtherAddress,
+		"another address than requested": {
+			answer: good("192.0.2.10"), err: ErrOtherAddress,
+			wish: Wish{Addr: netip.MustParseAddr("192.0.2.99"), Must: true},
 		},
-		"silence": {answer: func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return nil }, err: ErrNoServer},
-		"an offer taken back": {
+		"no answer": {answer: func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return nil }, err: ErrNoServer},
+		"an offer withdrawn": {
 			answer: func() func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 				serve, naks := good("192.0.2.10"), 1
 				return func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
@@ -131,7 +135,7 @@ func TestAcquire(t *testing.T) {
 				}
 			}(), want: "192.0.2.10/24",
 		},
-		"the first question is lost": {
+		"the first message is lost": {
 			answer: func() func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 				serve, lost := good("192.0.2.10"), 1
 				return func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
@@ -142,12 +146,14 @@ func TestAcquire(t *testing.T) {
 				}
 			}(), want: "192.0.2.10/24",
 		},
-		"answers to somebody else": {answer: func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+		"answers to another client": {answer: func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 			a := reply(m, dhcpv4.MessageTypeOffer, "192.0.2.10")
 			a.TransactionID[0]++
 			return a
 		}, err: ErrNoServer},
-		"no address in the offer": {answer: func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return reply(m, dhcpv4.MessageTypeOffer, "0.0.0.0") }, err: ErrNoServer},
+		"no address in the offer": {answer: func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+			return reply(m, dhcpv4.MessageTypeOffer, "0.0.0.0")
+		}, err: ErrNoServer},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -165,15 +171,15 @@ func TestAcquire(t *testing.T) {
 				if took := time.Since(began); took > 7*time.Second {
 					t.Errorf("it took %v", took)
 				}
-				if c.said != nil && !slices.Equal(f.said, c.said) {
-					t.Errorf("said %v", f.said)
+				if c.sent != nil && !slices.Equal(f.sent, c.sent) {
+					t.Errorf("sent %v", f.sent)
 				}
 			})
 		})
 	}
 }
 
-// TestLife lets an hour's lease of a container pass, with servers that answer, fall silent, and refuse.
+// TestLife shows the life of a lease with a server that first answers, then does not, and then refuses.
 func TestLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		serve := good("192.0.2.10")
@@ -183,10 +189,11 @@ func TestLife(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l.Renew.Sub(l.Start) != 30*time.Second || l.Rebind.Sub(l.Start) != 52500*time.Millisecond || l.Expires.Sub(l.Start) != time.Minute {
-			t.Errorf("times %v %v %v", l.Renew.Sub(l.Start), l.Rebind.Sub(l.Start), l.Expires.Sub(l.Start))
+		t1, t2, life := l.Renew.Sub(l.Start), l.Rebind.Sub(l.Start), l.Expires.Sub(l.Start)
+		if t1 != 30*time.Second || t2 != 52500*time.Millisecond || life != time.Minute {
+			t.Errorf("times %v %v %v", t1, t2, life)
 		}
-		for range 60 { // always in time, and of its own server
+		for range 60 { // renewed at T1, by its own server
 			time.Sleep(time.Until(l.Due(time.Now(), time.Time{})))
 			if l, err = c.Extend(t.Context(), l); err != nil || l.State(time.Now()) != Bound {
 				t.Fatal(l.State(time.Now()), err)
@@ -196,7 +203,7 @@ func TestLife(t *testing.T) {
 			}
 		}
 		f.answer = func(*dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return nil }
-		f.said, f.modes = nil, nil
+		f.sent, f.modes = nil, nil
 		var tried time.Time
 		attempts := 0
 		for l.State(time.Now()) != Expired {
@@ -213,12 +220,12 @@ func TestLife(t *testing.T) {
 			attempts++
 		}
 		if at := time.Now(); at.Before(l.Expires) || at.Sub(l.Expires) > time.Second {
-			t.Errorf("expired at %v, noticed at %v", l.Expires, at)
+			t.Errorf("expired at %v, but the last attempt was due at %v", l.Expires, at)
 		}
 		if attempts < 3 || attempts > 12 || f.modes[0] != "unicast" || f.modes[len(f.modes)-1] != "broadcast" {
 			t.Errorf("%d attempts, by %v", attempts, f.modes)
 		}
-		if next := time.Until(l.Due(time.Now(), time.Now())); next != againPause {
+		if next := time.Until(l.Due(time.Now(), time.Now())); next != acquireInterval {
 			t.Errorf("without an address, the next attempt is after %v", next)
 		}
 		f.answer = func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return reply(m, dhcpv4.MessageTypeNak, "0.0.0.0") }
@@ -228,7 +235,7 @@ func TestLife(t *testing.T) {
 	})
 }
 
-// TestOtherServer: while its own server is asked, another one's refusal says nothing; later it does.
+// TestOtherServer shows that a DHCPNAK of another server is ignored while renewing, and not while rebinding.
 func TestOtherServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(good("192.0.2.10"))
@@ -238,7 +245,8 @@ func TestOtherServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.answer = func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
-			return reply(m, dhcpv4.MessageTypeNak, "0.0.0.0", dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(192, 0, 2, 2))))
+			other := dhcpv4.OptServerIdentifier(net.IPv4(192, 0, 2, 2))
+			return reply(m, dhcpv4.MessageTypeNak, "0.0.0.0", dhcpv4.WithOption(other))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -258,28 +266,32 @@ func TestRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	odd := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10", dhcpv4.WithLeaseTime(100),
-		dhcpv4.WithGeneric(dhcpv4.OptionRenewTimeValue, []byte{0, 0, 0, 200}), dhcpv4.WithGeneric(dhcpv4.OptionRebindingTimeValue, []byte{0, 0, 0, 150}),
-		dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, []byte{0, 1}), dhcpv4.WithOption(dhcpv4.OptDomainName("bad\x1b[31mname")),
+		dhcpv4.WithGeneric(dhcpv4.OptionRenewTimeValue, []byte{0, 0, 0, 200}),
+		dhcpv4.WithGeneric(dhcpv4.OptionRebindingTimeValue, []byte{0, 0, 0, 150}),
+		dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, []byte{0, 1}),
+		dhcpv4.WithOption(dhcpv4.OptDomainName("bad\x1b[31mname")),
 		dhcpv4.WithDNS(net.IPv4zero, net.IPv4(192, 0, 2, 8)), dhcpv4.WithRouter(net.IPv4bcast, net.IPv4(192, 0, 2, 7)))
 	l, err := read(odd, nil, time.Unix(0, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !l.Renew.Before(l.Rebind) || !l.Rebind.Before(l.Expires) || l.MTU != 0 || l.Domain != "" || len(l.DNS) != 1 || l.Router.String() != "192.0.2.7" {
+	if !l.Renew.Before(l.Rebind) || !l.Rebind.Before(l.Expires) ||
+		l.MTU != 0 || l.Domain != "" || len(l.DNS) != 1 || l.Router.String() != "192.0.2.7" {
 		t.Errorf("%+v", l)
 	}
 	forever := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10", dhcpv4.WithLeaseTime(0xffffffff))
-	if l, err = read(forever, nil, time.Unix(0, 0)); err != nil || !l.Expires.IsZero() || l.State(time.Now()) != Bound || !l.Due(time.Now(), time.Time{}).IsZero() {
+	l, err = read(forever, nil, time.Unix(0, 0))
+	if err != nil || !l.Expires.IsZero() || l.State(time.Now()) != Bound || !l.Due(time.Now(), time.Time{}).IsZero() {
 		t.Errorf("%+v %v", l, err)
 	}
-	nobody := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10")
-	nobody.Options.Del(dhcpv4.OptionServerIdentifier)
-	if _, err := read(nobody, nil, time.Unix(0, 0)); err == nil {
-		t.Error("a server that does not say who it is")
+	anonymous := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10")
+	anonymous.Options.Del(dhcpv4.OptionServerIdentifier)
+	if _, err := read(anonymous, nil, time.Unix(0, 0)); err == nil {
+		t.Error("an answer without a server identifier is accepted")
 	}
 }
 
-// FuzzAnswer: whatever comes from the wire, a lease is usable or an error.
+// FuzzAnswer shows that every message from the wire is a usable lease or an error.
 func FuzzAnswer(f *testing.F) {
 	m, err := dhcpv4.NewDiscovery(self)
 	if err != nil {
@@ -295,7 +307,8 @@ func FuzzAnswer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !l.Addr.IsValid() || !l.Addr.Addr().Is4() || !l.Expires.IsZero() && (!l.Renew.Before(l.Rebind) || !l.Rebind.Before(l.Expires)) {
+		ordered := l.Expires.IsZero() || l.Renew.Before(l.Rebind) && l.Rebind.Before(l.Expires)
+		if !l.Addr.IsValid() || !l.Addr.Addr().Is4() || !ordered {
 			t.Errorf("%+v", l)
 		}
 		for _, c := range []byte(l.Domain) {

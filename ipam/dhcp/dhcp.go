@@ -1,6 +1,5 @@
-// Package dhcp is a DHCP client as far as it is a protocol: what is said to a server, what is made of its answers, and
-// when it is time to say something again. How messages travel is a Transport's business, and what becomes of a lease
-// its caller's.
+// Package dhcp is the protocol part of a DHCP client: it makes requests, reads answers, and knows when a lease is to be
+// renewed. A Transport sends and receives the messages, and the caller uses the lease.
 package dhcp
 
 import (
@@ -15,49 +14,51 @@ import (
 )
 
 var (
-	// ErrNoServer says that nobody answered in time.
+	// ErrNoServer says that no server answered in time.
 	ErrNoServer = errors.New("no DHCP server answered")
-	// ErrRefused says that the server answered, with a DHCPNAK: the address is not the client's.
+	// ErrRefused says that the server answered with a DHCPNAK, or with an error in DHCPv6.
 	ErrRefused = errors.New("the DHCP server refused")
-	// ErrConflict says that somebody on the link has the address that the server offered.
-	ErrConflict = errors.New("somebody else uses the address")
-	// ErrOtherAddress says that the server has another address for the client than the one that it must have.
-	ErrOtherAddress = errors.New("the DHCP server does not give that address")
+	// ErrConflict says that a station on the link already has the address that the server gave.
+	ErrConflict = errors.New("address conflict")
+	// ErrOtherAddress says that the server offered another address than the one that the client must have.
+	ErrOtherAddress = errors.New("the DHCP server offered another address")
 )
 
 // A Transport carries the messages of one client on one link.
 type Transport interface {
 	// Broadcast sends a message to every server, from the client's address if it has one.
 	Broadcast(msg []byte) error
-	// Unicast sends a message from one address to a server's.
+	// Unicast sends a message from the client's address to a server's.
 	Unicast(msg []byte, from, to netip.Addr) error
-	// Receive waits for the next message to a client, whoever's it is, and says which hardware address it came from,
-	// nil when that cannot be told. It ends with ctx.
+	// Receive waits for the next message to any client, until ctx ends. It returns the hardware address that the
+	// message came from, or nil if that is not known.
 	Receive(ctx context.Context) (msg []byte, from net.HardwareAddr, err error)
-	// InUse says who on the link has an address (RFC 5227); nil when nobody answers. It is not asked by who has it.
+	// InUse probes an address that the client does not have (RFC 5227). It returns the hardware address of the station
+	// that has it, or nil if none answers.
 	InUse(ctx context.Context, a netip.Addr) (net.HardwareAddr, error)
 }
 
-// An Identity is who a client says it is. A server knows a client by its ID; MAC is where the answers go.
+// An Identity identifies a client to servers.
 type Identity struct {
+	// MAC is the hardware address to which servers send answers.
 	MAC net.HardwareAddr
-	// ID is option 61 with its type in front; empty: the server takes the hardware address for it.
+	// ID is the client identifier (option 61), beginning with its type. If empty, servers identify the client by MAC.
 	ID []byte
-	// Hostname is option 12, VendorClass option 60; empty: not said.
+	// Hostname is option 12 and VendorClass option 60. An empty one is not sent.
 	Hostname, VendorClass string
 }
 
-// A Route is one of option 121 (RFC 3442); an unspecified Via means that Dst is on the link.
+// A Route is a route of option 121 (RFC 3442). If Via is unspecified, Dst is on-link.
 type Route struct {
 	Dst netip.Prefix `json:"dst"`
 	Via netip.Addr   `json:"via"`
 }
 
-// A Lease is what a server grants.
+// A Lease is an address that a server grants, with its options and times.
 type Lease struct {
 	Addr   netip.Prefix `json:"addr"`
 	Server netip.Addr   `json:"server"`
-	// NextHop is the hardware address that the server's answers come from: its own, or a relay's.
+	// NextHop is the hardware address that the server's answers come from: the server's or a relay's.
 	NextHop net.HardwareAddr `json:"next_hop,omitempty"`
 	Router  netip.Addr       `json:"router,omitzero"`
 	Routes  []Route          `json:"routes,omitempty"`
@@ -65,30 +66,31 @@ type Lease struct {
 	NTP     []netip.Addr     `json:"ntp,omitempty"`
 	Domain  string           `json:"domain,omitempty"`
 	MTU     int              `json:"mtu,omitempty"`
-	// Start is when it was asked for; the others are counted from there (RFC 2131, 4.4.1).
+	// Start is when the client requested the lease; the other times are counted from it (RFC 2131, 4.4.1).
 	Start   time.Time `json:"start"`
 	Renew   time.Time `json:"renew"`   // T1
 	Rebind  time.Time `json:"rebind"`  // T2
 	Expires time.Time `json:"expires"` // zero: never
-	// The rest is of DHCPv6 only: the server's DUID, and when the address is for flows that are there already; zero:
-	// never.
-	ServerID  []byte    `json:"server_id,omitempty"`
+
+	// ServerID is the server's DUID, in DHCPv6 only.
+	ServerID []byte `json:"server_id,omitempty"`
+	// Preferred is the end of the preferred lifetime, in DHCPv6 only: from then on the address is for existing flows
+	// only. Zero: never.
 	Preferred time.Time `json:"preferred,omitzero"`
 }
 
-// minMTU is the least that every IPv4 link carries (RFC 791), and the least an option 26 may say.
+// minMTU is the smallest MTU of an IPv4 link (RFC 791), and the smallest value of option 26.
 const minMTU = 68
 
-// read makes a Lease of an offer or an acknowledgement. What a server has no say in, or says senselessly, is passed
-// over.
+// read returns the lease of an offer or an acknowledgement. It ignores options with invalid values.
 func read(m *dhcpv4.DHCPv4, from net.HardwareAddr, start time.Time) (l Lease, err error) {
 	addr, ok := netip.AddrFromSlice(m.YourIPAddr.To4())
 	if !ok || !usable(addr) {
-		return l, fmt.Errorf("the DHCP server offers no address but %s", m.YourIPAddr)
+		return l, fmt.Errorf("the DHCP server offers an invalid address: %s", m.YourIPAddr)
 	}
 	server, ok := netip.AddrFromSlice(m.ServerIdentifier().To4())
 	if !ok {
-		return l, errors.New("the DHCP server does not say who it is (option 54)")
+		return l, errors.New("the DHCP server's answer has no server identifier (option 54)")
 	}
 	bits := 32
 	if mask := m.SubnetMask(); mask != nil {
@@ -97,8 +99,8 @@ func read(m *dhcpv4.DHCPv4, from net.HardwareAddr, start time.Time) (l Lease, er
 		}
 	}
 	l = Lease{
-		Addr: netip.PrefixFrom(addr, bits), Server: server, NextHop: from, DNS: addrs(m.DNS()), NTP: addrs(m.NTPServers()),
-		Domain: printable(m.DomainName()), Start: start,
+		Addr: netip.PrefixFrom(addr, bits), Server: server, NextHop: from, Start: start,
+		DNS: addrs(m.DNS()), NTP: addrs(m.NTPServers()), Domain: printable(m.DomainName()),
 	}
 	l.readRoutes(m)
 	if mtu, err := dhcpv4.GetUint16(dhcpv4.OptionInterfaceMTU, m.Options); err == nil && mtu >= minMTU {
@@ -108,7 +110,7 @@ func read(m *dhcpv4.DHCPv4, from net.HardwareAddr, start time.Time) (l Lease, er
 	return l, nil
 }
 
-// readRoutes: who gives classless routes means them instead of a router (RFC 3442).
+// readRoutes sets the lease's router and routes. Classless routes (option 121) replace the router option (RFC 3442).
 func (l *Lease) readRoutes(m *dhcpv4.DHCPv4) {
 	for _, r := range m.ClasslessStaticRoute() {
 		dst, ok := prefix(r.Dest)
@@ -129,10 +131,11 @@ func (l *Lease) readRoutes(m *dhcpv4.DHCPv4) {
 // infinite is a lease time of 0xffffffff seconds (RFC 2131, 3.3).
 const infinite = 0xffffffff * time.Second
 
-// setTimes: T1 is at half the lease and T2 at seven eighths of it, unless the server says otherwise and makes sense.
+// setTimes sets the lease's times. By default T1 is at half of the lease and T2 at seven eighths; other values of the
+// server are used if they are in order.
 func (l *Lease) setTimes(m *dhcpv4.DHCPv4) {
-	const noTime = time.Hour // an acknowledgement has to have one
-	life := m.IPAddressLeaseTime(noTime)
+	const defaultTime = time.Hour // an acknowledgement without a lease time is invalid
+	life := m.IPAddressLeaseTime(defaultTime)
 	if life >= infinite {
 		return
 	}
@@ -148,10 +151,13 @@ func (l *Lease) setTimes(m *dhcpv4.DHCPv4) {
 	l.Renew, l.Rebind, l.Expires = l.Start.Add(t1), l.Start.Add(t2), l.Start.Add(life)
 }
 
+// usable reports whether an IPv4 address can be a host's.
 func usable(a netip.Addr) bool {
-	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && a != broadcast
 }
 
+// addrs returns the usable IPv4 addresses.
 func addrs(ips []net.IP) (out []netip.Addr) {
 	for _, ip := range ips {
 		if a, ok := netip.AddrFromSlice(ip.To4()); ok && usable(a) {
@@ -161,7 +167,8 @@ func addrs(ips []net.IP) (out []netip.Addr) {
 	return out
 }
 
-func prefix(n *net.IPNet) (netip.Prefix, bool) {
+// prefix returns an IPv4 network as a prefix; ok is false if it is not one.
+func prefix(n *net.IPNet) (p netip.Prefix, ok bool) {
 	if n == nil {
 		return netip.Prefix{}, false
 	}
@@ -170,7 +177,7 @@ func prefix(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a, ones).Masked(), ok && size == 32
 }
 
-// printable is text of a server's that can go on a terminal, or nothing.
+// printable returns a server's text if it is safe to print on a terminal, or "".
 func printable(s string) string {
 	for _, c := range s {
 		if c <= ' ' || c > '~' {

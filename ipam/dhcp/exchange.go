@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// exchange puts a question, again and again with growing pauses, until take is done with an answer, or ctx ends. An
-// error of take's ends it, too.
+// exchange sends a message and receives answers, until take accepts one or returns an error, or ctx ends. It sends the
+// message again after intervals that double.
 func exchange[From any](ctx context.Context, send func() error, receive func(context.Context) ([]byte, From, error),
 	take func(raw []byte, from From) (l Lease, done bool, err error),
 ) (Lease, error) {
@@ -24,6 +24,7 @@ func exchange[From any](ctx context.Context, send func() error, receive func(con
 	}
 }
 
+// listen passes received messages to take for the duration of wait.
 func listen[From any](ctx context.Context, wait time.Duration, receive func(context.Context) ([]byte, From, error),
 	take func(raw []byte, from From) (l Lease, done bool, err error),
 ) (l Lease, done bool, err error) {

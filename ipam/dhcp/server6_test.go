@@ -12,20 +12,21 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// serves6 gives the server an address, and waits until the one of its link is ready too: routers advertise themselves
-// by that.
-func (l *lan) serves6(t *testing.T) {
+// prepare6 gives the server an address, and waits until its link-local address, which router advertisements come from,
+// is ready.
+func (l *lan) prepare6(t *testing.T) {
 	t.Helper()
-	l.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad; "+
-		"for i in $(seq 200); do ip -6 addr show dev eth0 scope link | grep inet6 | grep -qv tentative && exit; sleep 0.1; done; exit 1")
+	l.server.Sh(t, "ip addr add 2001:db8:7::1/64 dev eth0 nodad; for i in $(seq 200); do "+
+		"ip -6 addr show dev eth0 scope link | grep inet6 | grep -qv tentative && exit; sleep 0.1; done; exit 1")
 }
 
-// inside is a container on the LAN, whose link has IPv6 as netyard turns it on.
+// inside returns a container on the LAN, and its link, on which netyard has enabled IPv6.
 func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kdhcp.InnerLink) {
 	t.Helper()
 	box := kerneltest.New(t)
 	port := "six" + string('a'+rune(last))
-	l.Sh(t, "ip link add "+port+" type veth peer name inner address "+mac(last).String()+" && ip link set "+port+" master br0 up")
+	l.Sh(t, "ip link add "+port+" type veth peer name inner address "+mac(last).String())
+	l.Sh(t, "ip link set "+port+" master br0 up")
 	box.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1") // as engines leave it
 	box.Take(t, l.Host, "inner")
 	s, err := kdhcp.EnterLink(box.Path(), "", mac(last))
@@ -34,7 +35,7 @@ func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kdh
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	if !s.IsUp() {
-		t.Error("the link is up, and does not seem so")
+		t.Error("the link is up, but IsUp returns false")
 	}
 	if err := s.EnableIPv6(auto, true); err != nil {
 		t.Fatal(err)
@@ -49,23 +50,29 @@ func (l *lan) client6(t *testing.T, s *kdhcp.InnerLink, last byte) *dhcp.Client6
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = socket.Close() })
-	return &dhcp.Client6{Transport6: socket, DUID: append([]byte{0, 3, 0, 1}, mac(last)...), IAID: [4]byte{1, 2, 3, last}, Hostname: "web"}
+	return &dhcp.Client6{
+		Transport6: socket, Hostname: "web",
+		DUID: append([]byte{0, 3, 0, 1}, mac(last)...), IAID: [4]byte{1, 2, 3, last},
+	}
 }
 
-// TestSix goes through a lease of DHCPv6 with a real server.
-func TestSix(t *testing.T) {
+// TestDHCPv6 shows the life of a DHCPv6 lease with a real server.
+func TestDHCPv6(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
-	l.serves6(t)
-	stop := l.dnsmasq(t, "--dhcp-range=2001:db8:7::100,2001:db8:7::101,64,120", "--enable-ra", "--dhcp-option=option6:dns-server,[2001:db8:7::8]")
+	l.prepare6(t)
+	stop := l.dnsmasq(t, "--dhcp-range=2001:db8:7::100,2001:db8:7::101,64,120", "--enable-ra",
+		"--dhcp-option=option6:dns-server,[2001:db8:7::8]")
 	box, s := l.inside(t, 1, false)
 	c := l.client6(t, s, 1)
 	lease, err := c.Acquire(within(t, patience), netip.MustParseAddr("2001:db8:7::101"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lease.Addr.String() != "2001:db8:7::101/128" || lease.Expires.Sub(lease.Start) != 2*time.Minute || !lease.Server.Is6() ||
-		len(lease.DNS) != 1 || lease.DNS[0].String() != "2001:db8:7::8" || !lease.Renew.Before(lease.Rebind) || !lease.Rebind.Before(lease.Expires) {
+	if lease.Addr.String() != "2001:db8:7::101/128" || !lease.Server.Is6() ||
+		len(lease.DNS) != 1 || lease.DNS[0].String() != "2001:db8:7::8" ||
+		lease.Expires.Sub(lease.Start) != 2*time.Minute ||
+		!lease.Renew.Before(lease.Rebind) || !lease.Rebind.Before(lease.Expires) {
 		t.Errorf("lease %+v", lease)
 	}
 	if err := s.SetAddr6(within(t, patience), lease.Addr, time.Minute, 2*time.Minute); err != nil {
@@ -75,37 +82,40 @@ func TestSix(t *testing.T) {
 		t.Errorf("the container does not reach the LAN: %s", box.Sh(t, "ip -6 addr; ip -6 route"))
 	}
 	if got := box.Sh(t, "ip -6 addr show dev eth0 scope global"); strings.Count(got, "inet6") != 1 {
-		t.Errorf("the link made itself an address that nobody wanted: %s", got)
+		t.Errorf("the link has another address than that of the lease: %s", got)
 	}
 	for range 2 { // RENEW, and REBIND
-		if lease, err = c.Extend(within(t, patience), lease); err != nil || lease.Addr.Addr().String() != "2001:db8:7::101" {
+		lease, err = c.Extend(within(t, patience), lease)
+		if err != nil || lease.Addr.Addr().String() != "2001:db8:7::101" {
 			t.Fatalf("extended: %v, %v", lease.Addr, err)
 		}
 		lease.Rebind, lease.Renew = time.Now(), time.Now()
 	}
-	l.says(t, "DHCPSOLICIT(eth0)", "DHCPREQUEST(eth0)", "DHCPRENEW(eth0)", "DHCPREBIND(eth0)", "client provides name: web")
+	l.logs(t, "DHCPSOLICIT(eth0)", "DHCPREQUEST(eth0)", "DHCPRENEW(eth0)", "DHCPREBIND(eth0)",
+		"client provides name: web")
 
-	two, other := l.inside(t, 2, false) // somebody has taken the address that the server will give
+	two, other := l.inside(t, 2, false) // another host uses the address that the server will give
 	l.server.Sh(t, "ip addr add 2001:db8:7::100/128 dev eth0 nodad")
 	d := l.client6(t, other, 2)
 	got, err := d.Acquire(within(t, patience), netip.Addr{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.SetAddr6(within(t, patience), got.Addr, time.Minute, time.Minute); !errors.Is(err, kdhcp.ErrDuplicate) {
-		t.Errorf("an address that somebody has: %v; %s", err, two.Sh(t, "ip -6 addr"))
+	err = other.SetAddr6(within(t, patience), got.Addr, time.Minute, time.Minute)
+	if !errors.Is(err, kdhcp.ErrDuplicate) {
+		t.Errorf("an address that another host uses: %v; %s", err, two.Sh(t, "ip -6 addr"))
 	}
 	if err := errors.Join(other.DropAddr6(got.Addr), d.Decline(within(t, patience), got)); err != nil {
 		t.Error(err)
 	}
-	l.says(t, "DHCPDECLINE(eth0)")
+	l.logs(t, "DHCPDECLINE(eth0)")
 	if _, err := d.Extend(within(t, patience), got); !errors.Is(err, dhcp.ErrRefused) {
-		t.Errorf("more time for what was declined: %v", err)
+		t.Errorf("extend a declined lease: %v", err)
 	}
 	if err := c.Release(within(t, patience), lease); err != nil {
 		t.Error(err)
 	}
-	l.says(t, "DHCPRELEASE(eth0)")
+	l.logs(t, "DHCPRELEASE(eth0)")
 	if err := s.DropAddr6(lease.Addr); err != nil {
 		t.Error(err)
 	}
@@ -115,11 +125,11 @@ func TestSix(t *testing.T) {
 	}
 }
 
-// TestSLAAC: a link makes itself an address of what a router advertises.
+// TestSLAAC shows that a link configures an address from a prefix that a router advertises.
 func TestSLAAC(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
-	l.serves6(t)
+	l.prepare6(t)
 	l.dnsmasq(t, "--dhcp-range=2001:db8:7::,ra-only", "--enable-ra")
 	box, _ := l.inside(t, 1, true)
 	made := func() bool {
@@ -128,7 +138,7 @@ func TestSLAAC(t *testing.T) {
 	}
 	for end := time.Now().Add(patience); !made(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("there is no address: %s", box.Sh(t, "ip -6 addr"))
+			t.Fatalf("no address was configured: %s", box.Sh(t, "ip -6 addr"))
 		}
 	}
 	if !box.Pings("2001:db8:7::1", true) {

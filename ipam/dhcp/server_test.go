@@ -43,17 +43,18 @@ func (l *lan) serve(t *testing.T, args ...string) (stop func()) {
 	return l.server.Start(t, l.log, args...)
 }
 
-// dnsmasq takes what is behind dhcp-range.
+// dnsmasq starts dnsmasq with more options.
 func (l *lan) dnsmasq(t *testing.T, more ...string) (stop func()) {
 	t.Helper()
 	return l.serve(t, kerneltest.Dnsmasq(t, "eth0", more...)...)
 }
 
-// udhcpd is the server whose leases can be short.
+// udhcpd starts BusyBox's server, which can give short leases.
 func (l *lan) udhcpd(t *testing.T, start, end string, seconds int) (stop func()) {
 	t.Helper()
 	dir := t.TempDir()
-	conf := fmt.Sprintf("start %s\nend %s\ninterface eth0\nlease_file %s/leases\npidfile %s/pid\nmin_lease 1\noption lease %d\noption subnet 255.255.255.0\noption router 192.0.2.1\n",
+	conf := fmt.Sprintf("start %s\nend %s\ninterface eth0\nlease_file %s/leases\npidfile %s/pid\n"+
+		"min_lease 1\noption lease %d\noption subnet 255.255.255.0\noption router 192.0.2.1\n",
 		start, end, dir, dir, seconds)
 	if err := os.WriteFile(dir+"/conf", []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
@@ -89,8 +90,8 @@ func within(t *testing.T, d time.Duration) context.Context {
 
 const patience = 15 * time.Second
 
-// settled is what the host is like when its links have come up.
-func (l *lan) settled(t *testing.T) string {
+// stableDump returns the host's state when it no longer changes: its links need some time to come up.
+func (l *lan) stableDump(t *testing.T) string {
 	t.Helper()
 	for last := ""; ; time.Sleep(500 * time.Millisecond) {
 		now := l.Dump(t)
@@ -101,7 +102,8 @@ func (l *lan) settled(t *testing.T) string {
 	}
 }
 
-func (l *lan) same(t *testing.T, before string) {
+// unchanged waits until the host's state is as it was before.
+func (l *lan) unchanged(t *testing.T, before string) {
 	t.Helper()
 	after := l.Dump(t)
 	for end := time.Now().Add(patience); after != before && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
@@ -112,7 +114,8 @@ func (l *lan) same(t *testing.T, before string) {
 	}
 }
 
-func (l *lan) says(t *testing.T, words ...string) {
+// logs waits until the server has logged these texts.
+func (l *lan) logs(t *testing.T, words ...string) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		missing := ""
@@ -125,48 +128,52 @@ func (l *lan) says(t *testing.T, words ...string) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the server does not say %q:\n%s", missing, l.log)
+			t.Fatalf("the server did not log %q:\n%s", missing, l.log)
 		}
 	}
 }
 
-// TestDnsmasq goes through a lease with a real server, and nothing is left of it on the host.
+// TestDnsmasq shows the life of a lease with a real server, and that nothing is left on the host.
 func TestDnsmasq(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
-	before := l.settled(t)
-	l.dnsmasq(t, "--dhcp-range=192.0.2.100,192.0.2.200,255.255.255.0,120", "--dhcp-option=3,192.0.2.7", "--dhcp-option=6,192.0.2.8,192.0.2.9",
-		"--dhcp-option=26,1400", "--dhcp-option=42,192.0.2.10", "--dhcp-option=121,198.51.100.0/24,192.0.2.11,0.0.0.0/0,192.0.2.12")
+	before := l.stableDump(t)
+	l.dnsmasq(t, "--dhcp-range=192.0.2.100,192.0.2.200,255.255.255.0,120",
+		"--dhcp-option=3,192.0.2.7", "--dhcp-option=6,192.0.2.8,192.0.2.9",
+		"--dhcp-option=26,1400", "--dhcp-option=42,192.0.2.10",
+		"--dhcp-option=121,198.51.100.0/24,192.0.2.11,0.0.0.0/0,192.0.2.12")
 	c := l.client(t, dhcp.Identity{MAC: mac(1), ID: []byte("\x00web"), Hostname: "web", VendorClass: "test"})
 	lease, err := c.Acquire(within(t, patience), dhcp.Wish{Addr: netip.MustParseAddr("192.0.2.150")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lease.Addr.String() != "192.0.2.150/24" || lease.Server.String() != "192.0.2.1" || lease.Router.String() != "192.0.2.12" || lease.MTU != 1400 ||
-		fmt.Sprint(lease.DNS, lease.NTP) != "[192.0.2.8 192.0.2.9] [192.0.2.10]" || fmt.Sprint(lease.Routes) != "[{198.51.100.0/24 192.0.2.11}]" {
+	if lease.Addr.String() != "192.0.2.150/24" || lease.Server.String() != "192.0.2.1" ||
+		lease.Router.String() != "192.0.2.12" || lease.MTU != 1400 ||
+		fmt.Sprint(lease.DNS, lease.NTP) != "[192.0.2.8 192.0.2.9] [192.0.2.10]" ||
+		fmt.Sprint(lease.Routes) != "[{198.51.100.0/24 192.0.2.11}]" {
 		t.Errorf("lease %+v", lease)
 	}
 	if life := lease.Expires.Sub(lease.Start); life != 2*time.Minute {
 		t.Errorf("the lease lasts %v", life)
 	}
-	l.says(t, "client provides name: web", "vendor class: test", "DHCPACK(eth0) 192.0.2.150 02:00:00:00:00:01 web")
+	l.logs(t, "client provides name: web", "vendor class: test", "DHCPACK(eth0) 192.0.2.150 02:00:00:00:00:01 web")
 	c.Transport.(*kdhcp.Wire).NextHop = lease.NextHop
 	if err := c.Release(within(t, patience), lease); err != nil {
 		t.Error(err)
 	}
-	l.says(t, "DHCPRELEASE(eth0) 192.0.2.150")
+	l.logs(t, "DHCPRELEASE(eth0) 192.0.2.150")
 	if err := c.Transport.(*kdhcp.Wire).Close(); err != nil {
 		t.Error(err)
 	}
-	l.same(t, before)
+	l.unchanged(t, before)
 }
 
-// TestMacvlan: on a link of the host's that is a parent.
+// TestMacvlan shows that a client gets a lease on a macvlan link.
 func TestMacvlan(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
-	l.Sh(t, "ip link del br0 && sysctl -qw net.ipv6.conf.port1.disable_ipv6=1") // what changes in its own time
-	before := l.settled(t)
+	l.Sh(t, "ip link del br0 && sysctl -qw net.ipv6.conf.port1.disable_ipv6=1") // their state changes by itself
+	before := l.stableDump(t)
 	l.dnsmasq(t, "--dhcp-range=192.0.2.100,192.0.2.200,255.255.255.0,120")
 	w, err := kdhcp.PlugWire(l.Handle, kdhcp.LANPort{Kind: "macvlan", Parent: "port1"}, mac(1))
 	if err != nil {
@@ -181,31 +188,34 @@ func TestMacvlan(t *testing.T) {
 	if err := errors.Join(c.Release(within(t, patience), lease), w.Close()); err != nil {
 		t.Error(err)
 	}
-	l.says(t, "DHCPACK(eth0) 192.0.2.1", "DHCPRELEASE(eth0) 192.0.2.1")
-	l.same(t, before)
+	l.logs(t, "DHCPACK(eth0) 192.0.2.1", "DHCPRELEASE(eth0) 192.0.2.1")
+	l.unchanged(t, before)
 }
 
-// TestConflict: an address that somebody has without the server's leave is declined, and another taken.
+// TestConflict shows that an address that another host uses without a lease is declined, and another one acquired.
 func TestConflict(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
 	l.udhcpd(t, "192.0.2.100", "192.0.2.101", 60)
-	squatter := l.Peer(t, "port2")
+	other := l.Peer(t, "port2")
 	l.Sh(t, "ip link set port2 master br0")
-	squatter.Sh(t, "ip addr add 192.0.2.100/24 dev eth0 && sysctl -qw net.ipv4.icmp_echo_ignore_all=1")
-	squatter.Sh(t, "sysctl -qw net.ipv4.conf.eth0.arp_ignore=8") // deaf while the server looks itself
+	other.Sh(t, "ip addr add 192.0.2.100/24 dev eth0 && sysctl -qw net.ipv4.icmp_echo_ignore_all=1")
+	other.Sh(t, "sysctl -qw net.ipv4.conf.eth0.arp_ignore=8") // does not answer while the server probes
 	c := l.client(t, dhcp.Identity{MAC: mac(1)})
-	lease, err := c.Acquire(within(t, patience), dhcp.Wish{Addr: netip.MustParseAddr("192.0.2.100"), Offered: func(dhcp.Lease) error {
-		squatter.Sh(t, "sysctl -qw net.ipv4.conf.eth0.arp_ignore=0")
+	answer := func(dhcp.Lease) error {
+		other.Sh(t, "sysctl -qw net.ipv4.conf.eth0.arp_ignore=0")
 		return nil
-	}})
+	}
+	wish := dhcp.Wish{Addr: netip.MustParseAddr("192.0.2.100"), Offered: answer}
+	lease, err := c.Acquire(within(t, patience), wish)
 	if err != nil || lease.Addr.String() != "192.0.2.101/24" {
 		t.Errorf("lease %v, %v", lease.Addr, err)
 	}
 }
 
-// TestNobody: no server, no free address, another address than the one there must be.
-func TestNobody(t *testing.T) {
+// TestNoLease shows the errors without a server, without a free address, and with another address than the required
+// one.
+func TestNoLease(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
 	c := l.client(t, dhcp.Identity{MAC: mac(1)})
@@ -220,12 +230,13 @@ func TestNobody(t *testing.T) {
 	if _, err := other.Acquire(within(t, 4*time.Second), dhcp.Wish{}); !errors.Is(err, dhcp.ErrNoServer) {
 		t.Errorf("no free address: %v", err)
 	}
-	if _, err := c.Acquire(within(t, patience), dhcp.Wish{Addr: netip.MustParseAddr("192.0.2.200"), Must: true}); !errors.Is(err, dhcp.ErrOtherAddress) {
+	wish := dhcp.Wish{Addr: netip.MustParseAddr("192.0.2.200"), Must: true}
+	if _, err := c.Acquire(within(t, patience), wish); !errors.Is(err, dhcp.ErrOtherAddress) {
 		t.Errorf("another address: %v", err)
 	}
 }
 
-// TestSandbox: more time for a lease from inside a container, over and over; a server that has forgotten it refuses.
+// TestSandbox shows that a lease is renewed from inside a container, and refused by a server that does not know it.
 func TestSandbox(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
@@ -240,7 +251,8 @@ func TestSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	box := kerneltest.New(t)
-	l.Sh(t, "ip link add port3 type veth peer name inner address "+mac(1).String()+" && ip link set port3 master br0 up")
+	l.Sh(t, "ip link add port3 type veth peer name inner address "+mac(1).String())
+	l.Sh(t, "ip link set port3 master br0 up")
 	box.Take(t, l.Host, "inner", "ip addr add "+lease.Addr.String()+" dev eth0")
 	s, err := kdhcp.EnterLink(box.Path(), "", mac(1))
 	if err != nil {
@@ -267,9 +279,9 @@ func TestSandbox(t *testing.T) {
 	if _, err := c.Extend(within(t, time.Second), lease); !errors.Is(err, dhcp.ErrNoServer) {
 		t.Errorf("without a server: %v", err)
 	}
-	l.dnsmasq(t, "--dhcp-range=192.0.2.150,192.0.2.160,255.255.255.0,120") // udhcpd would say nothing
+	l.dnsmasq(t, "--dhcp-range=192.0.2.150,192.0.2.160,255.255.255.0,120") // udhcpd would not answer
 	if _, err := c.Extend(within(t, patience), lease); !errors.Is(err, dhcp.ErrRefused) {
-		t.Errorf("a server that knows nothing of it: %v", err)
+		t.Errorf("a server that does not know the lease: %v", err)
 	}
 	wire, err := s.Wire()
 	if err != nil {
@@ -287,7 +299,7 @@ func TestSandbox(t *testing.T) {
 	got := box.Sh(t, "ip -4 -o addr show dev eth0; ip route; ping -c 1 -W 5 192.0.2.1 >/dev/null && echo reached")
 	for _, want := range []string{fresh.Addr.String(), "default via 192.0.2.1", "reached"} {
 		if !strings.Contains(got, want) || strings.Contains(got, lease.Addr.Addr().String()+"/") {
-			t.Errorf("the sandbox is not as it should be (%s): %s", want, got)
+			t.Errorf("the sandbox has no %s, or still the old address: %s", want, got)
 		}
 	}
 }

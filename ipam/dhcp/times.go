@@ -2,18 +2,18 @@ package dhcp
 
 import "time"
 
-// A State is how far the time of a lease has run (RFC 2131, figure 5).
+// A State is the state of a client with a lease (RFC 2131, figure 5).
 type State string
 
 // The states of a lease.
 const (
 	Bound     State = "bound"
-	Renewing  State = "renewing"  // T1 has passed: its server is asked
-	Rebinding State = "rebinding" // T2 has passed: every server is asked
-	Expired   State = "expired"   // the address must not be used any more
+	Renewing  State = "renewing"  // T1 has passed: the client asks its server to extend the lease
+	Rebinding State = "rebinding" // T2 has passed: the client asks every server
+	Expired   State = "expired"   // the address must no longer be used
 )
 
-// State is where a lease is at a moment.
+// State returns the state of a lease at a time.
 func (l Lease) State(now time.Time) State {
 	switch {
 	case l.Expires.IsZero() || now.Before(l.Renew):
@@ -27,14 +27,15 @@ func (l Lease) State(now time.Time) State {
 }
 
 const (
-	// leastPause is RFC 2131's least time between two attempts, for leases that are long enough for it.
-	leastPause = time.Minute
-	// againPause is how often a client without an address looks for one.
-	againPause = 10 * time.Second
+	// minInterval is the shortest time between two attempts (RFC 2131), for leases that are long enough.
+	minInterval = time.Minute
+	// acquireInterval is the time between two attempts of a client without an address.
+	acquireInterval = 10 * time.Second
 )
 
-// Due is when to ask for more time, having last asked in vain at tried (zero: not yet): half of what is left until the
-// next state, but a minute at least (RFC 2131, 4.4.5), or an eighth of a short lease. Never is zero.
+// Due returns the time of the next attempt to extend a lease, or zero if it never ends. tried is the time of the last
+// attempt, which failed, or zero. The interval is half of the time until the next state, but at least a minute (RFC
+// 2131, 4.4.5), or an eighth of a short lease.
 func (l Lease) Due(now, tried time.Time) time.Time {
 	state := l.State(now)
 	switch {
@@ -46,7 +47,7 @@ func (l Lease) Due(now, tried time.Time) time.Time {
 		if tried.Before(l.Expires) {
 			return l.Expires
 		}
-		return tried.Add(againPause)
+		return tried.Add(acquireInterval)
 	}
 	began, next := l.Renew, l.Rebind
 	if state == Rebinding {
@@ -55,14 +56,15 @@ func (l Lease) Due(now, tried time.Time) time.Time {
 	if tried.Before(began) {
 		return began
 	}
-	pause := max(next.Sub(tried)/2, min(leastPause, l.Expires.Sub(l.Start)/8))
-	if due := tried.Add(pause); due.Before(next) {
+	interval := max(next.Sub(tried)/2, min(minInterval, l.Expires.Sub(l.Start)/8))
+	if due := tried.Add(interval); due.Before(next) {
 		return due
 	}
 	return next
 }
 
-// Patience is how long an attempt at more time may take: until the next one is due, and no longer than a few seconds.
+// Patience returns how long an attempt to extend a lease may take, so that it ends before the next one is due: an
+// eighth of the lease, but at least firstWait and at most 5 s.
 func (l Lease) Patience() time.Duration {
 	const most = 5 * time.Second
 	if l.Expires.IsZero() {
