@@ -23,12 +23,12 @@ func (a *Agent) syncMany(ctx context.Context, m cluster.Member, own []Own) error
 			claims = append(claims, o)
 		}
 	}
-	for some := range slices.Chunk(claims, cluster.MaxHold) {
+	for some := range slices.Chunk(claims, cluster.MaxClaims) {
 		var want []cluster.Address
 		for _, o := range some {
 			want = append(want, o.claim())
 		}
-		if err := a.c.Client.Hold(ctx, m, want...); errors.Is(err, cluster.ErrTaken) {
+		if err := a.c.Client.ClaimAddresses(ctx, m, want...); errors.Is(err, cluster.ErrTaken) {
 			continue
 		} else if err != nil {
 			return err
@@ -37,7 +37,7 @@ func (a *Agent) syncMany(ctx context.Context, m cluster.Member, own []Own) error
 			return err
 		}
 	}
-	for some := range slices.Chunk(gone, cluster.MaxHold) {
+	for some := range slices.Chunk(gone, cluster.MaxClaims) {
 		if err := a.c.Client.Release(ctx, m, addrsOf(some)...); err != nil {
 			return err
 		}

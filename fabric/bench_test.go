@@ -60,7 +60,7 @@ func BenchmarkFreshHost(b *testing.B) {
 	all[0].stop() // it would give them up: it has no containers for them
 	all[0].stop = func() {}
 	for i := 0; i < many; i += chunk {
-		must(b, all[0].c.Client.Hold(b.Context(), m, all[0].claims(blue, i, chunk)...))
+		must(b, all[0].c.Client.ClaimAddresses(b.Context(), m, all[0].claims(blue, i, chunk)...))
 	}
 	h := all[1]
 	_, x := h.links(blue)
@@ -150,7 +150,7 @@ func BenchmarkPropagation(b *testing.B) {
 	for i := range max(b.N, 200) {
 		a := all[0].claims(blue, i, 1)[0]
 		start := time.Now()
-		must(b, all[0].c.Client.Hold(b.Context(), m, a))
+		must(b, all[0].c.Client.ClaimAddresses(b.Context(), m, a))
 		claim = append(claim, time.Since(start))
 		for l, took := range map[*heard]*[]time.Duration{two: &second, three: &third} {
 			clustertest.Eventually(b, "a host does not hear", func() bool {

@@ -128,7 +128,7 @@ var networks = store.Bucket[Bound]{Name: "overlay_networks"}
 
 // New makes an Agent of what the file has. Without etcd it already tells the kernel who the others were.
 func New(c Config) (*Agent, error) {
-	who, err := cluster.Recall(c.Store)
+	who, err := cluster.LoadIdentity(c.Store)
 	if err != nil {
 		return nil, fmt.Errorf("read who this host is: %w", err)
 	}

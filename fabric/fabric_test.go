@@ -465,9 +465,9 @@ func TestAddresses(t *testing.T) {
 
 	// What is in etcd and not in the file is given up: somebody's crash.
 	stray := cluster.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: cluster.Warm}
-	must(t, all[0].c.Client.Hold(t.Context(), cluster.Member{Network: blue.ID, Host: all[0].self}, stray))
+	must(t, all[0].c.Client.ClaimAddresses(t.Context(), cluster.Member{Network: blue.ID, Host: all[0].self}, stray))
 	clustertest.Eventually(t, "an address that nobody knows is kept", func() bool {
-		return all[1].c.Client.Hold(t.Context(), cluster.Member{Network: blue.ID, Host: all[1].self}, stray) == nil
+		return all[1].c.Client.ClaimAddresses(t.Context(), cluster.Member{Network: blue.ID, Host: all[1].self}, stray) == nil
 	})
 
 	must(t, all[0].Unbind(blue.ID))

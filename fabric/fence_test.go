@@ -77,13 +77,13 @@ func TestForgotten(t *testing.T) {
 	must(t, all[0].c.Client.Forget(t.Context(), all[1].self, "h1"))
 	clustertest.Eventually(t, "who was taken out is not fenced", func() bool {
 		_, x := all[1].links(blue)
-		return strings.Contains(all[1].status().Reason, "taken out") && !strings.Contains(all[1].Sh(t, "bridge fdb show dev "+x), "dst")
+		return strings.Contains(all[1].status().Reason, "removed from the cluster") && !strings.Contains(all[1].Sh(t, "bridge fdb show dev "+x), "dst")
 	})
 	clustertest.Eventually(t, "the others still know who was taken out", func() bool {
 		_, x := all[0].links(blue)
 		return !strings.Contains(all[0].Sh(t, "bridge fdb show dev "+x), "dst 192.0.2.2")
 	})
-	if _, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); err == nil || !strings.Contains(err.Error(), "taken out") {
+	if _, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); err == nil || !strings.Contains(err.Error(), "removed from the cluster") {
 		t.Errorf("who was taken out gives addresses: %v", err)
 	}
 	said = all[1].spoken(two.v4)

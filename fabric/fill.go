@@ -38,7 +38,7 @@ func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluste
 	if len(claims) == 0 {
 		return nil
 	}
-	if err := a.c.Client.Hold(ctx, m, claims...); errors.Is(err, cluster.ErrTaken) { // somebody was faster; the next look finds others
+	if err := a.c.Client.ClaimAddresses(ctx, m, claims...); errors.Is(err, cluster.ErrTaken) { // somebody was faster; the next look finds others
 		return nil
 	} else if err != nil {
 		return err

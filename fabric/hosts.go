@@ -150,5 +150,5 @@ func (a *Agent) Rejoin(ctx context.Context) error {
 	if !out {
 		return errors.New("rejoin: this host was not taken out of the cluster")
 	}
-	return a.c.Client.Return(ctx, a.self)
+	return a.c.Client.Readmit(ctx, a.self)
 }

@@ -15,7 +15,7 @@ func (a *Agent) enroll(ctx context.Context, m cluster.Member, n cluster.Network)
 	if !errors.Is(err, cluster.ErrNotFound) {
 		return err
 	}
-	if err := a.c.Client.PutBack(ctx, n); err != nil {
+	if err := a.c.Client.RestoreNetwork(ctx, n); err != nil {
 		a.c.Log.Warn("a network of this host is not in etcd", "network", n.Name, "err", err)
 		return err
 	}

@@ -168,14 +168,14 @@ func (a *Agent) try(ctx context.Context, n *network, o Own, named bool) error {
 		return err
 	}
 	m := cluster.Member{Network: o.Network, Host: a.self}
-	err := a.c.Client.Hold(ctx, m, o.claim())
+	err := a.c.Client.ClaimAddresses(ctx, m, o.claim())
 	if errors.Is(err, cluster.ErrNotFound) { // the network has just been made here, and this is faster
 		var own []Own
 		if own, err = a.Own(o.Network); err == nil {
 			err = a.join(ctx, n, m, own)
 		}
 		if err == nil {
-			err = a.c.Client.Hold(ctx, m, o.claim())
+			err = a.c.Client.ClaimAddresses(ctx, m, o.claim())
 		}
 	}
 	o.Trying, o.Synced = false, true

@@ -33,7 +33,7 @@ func (a *Agent) belong(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := a.enter(ctx)
 		if err == nil {
-			err = a.c.Client.Live(ctx, a.c.Log, a.host, a.c.BootID, a.say)
+			err = a.c.Client.StayAlive(ctx, a.c.Log, a.host, a.c.BootID, a.say)
 		} else if ctx.Err() == nil {
 			a.say(err)
 		}
@@ -84,7 +84,7 @@ func (a *Agent) enter(ctx context.Context) error {
 	who := a.who
 	who.Meta = meta
 	a.mu.Unlock()
-	if err := cluster.Remember(a.c.Store, who); err != nil {
+	if err := cluster.SaveIdentity(a.c.Store, who); err != nil {
 		return err
 	}
 	a.mu.Lock()
@@ -234,7 +234,7 @@ func (a *Agent) leave(ctx context.Context) error {
 			if err := a.c.Client.LeaveNetwork(ctx, cluster.Member{Network: id, Host: a.self}); err != nil {
 				return err
 			}
-			if err := a.c.Client.DropNetwork(ctx, id); err != nil { // the last one takes it along
+			if err := a.c.Client.DeleteUnusedNetwork(ctx, id); err != nil { // the last one takes it along
 				return err
 			}
 		}
@@ -367,7 +367,7 @@ func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 		}
 		return a.settleOwn(o, func(now Own, tx store.Tx) error { return a.released(o, now, tx) })
 	}
-	err := a.c.Client.Hold(ctx, m, o.claim())
+	err := a.c.Client.ClaimAddresses(ctx, m, o.claim())
 	if errors.Is(err, cluster.ErrTaken) {
 		if o.Endpoint == "" { // nobody will miss it
 			a.doubt(m.Network)

@@ -71,7 +71,7 @@ func (a *Agent) Status() (Status, error) {
 	for id, n := range a.networks {
 		s.Networks[id] = NetworkStatus{
 			Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(), Fenced: maps.Clone(n.fenced),
-			Unsure: n.unsure, Shut: n.shut, Encrypted: n.Encrypted, Left: n.book.Clear(),
+			Unsure: n.unsure, Shut: n.shut, Encrypted: n.Encrypted, Left: n.book.Unencrypted(),
 		}
 	}
 	a.mu.Unlock()

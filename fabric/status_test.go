@@ -64,7 +64,7 @@ func TestStatus(t *testing.T) {
 	clustertest.Backup(t, e.Dir, kept)
 	e.Wipe(t)
 	e.Run(t)
-	h.says("than this host belongs to: none", "from a backup")
+	h.says("it holds none", "from a backup")
 	reach(t, one.Host, two.v4, true)
 	if _, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); err != nil {
 		t.Errorf("what is in store is this host's whatever etcd it meets: %v", err)
@@ -105,7 +105,7 @@ func TestTwin(t *testing.T) {
 	first.run()
 	first.member()
 	second.run()
-	second.says("another machine is alive under this host's id (boot boot1)", "remove netyard.db")
+	second.says("another running machine has this host's ID (boot boot1)", "remove netyard.db")
 	if _, err := second.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrTwin) {
 		t.Errorf("a copy gives addresses: %v", err)
 	}

@@ -71,7 +71,7 @@ func (n *network) sort(diff []cluster.PeerChange) (set []overlay.Peer, gone []ne
 		} else {
 			gone = append(gone, d.Old.Addr)
 		}
-		if d.Old != (cluster.Peer{}) && !n.book.Leads(d.Old.MAC) {
+		if d.Old != (cluster.Peer{}) && !n.book.HasMAC(d.Old.MAC) {
 			lost[d.Old.MAC] = true
 		}
 	}
