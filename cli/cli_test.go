@@ -320,7 +320,7 @@ func find[T any](kind string, r *http.Request, all []T, names func(T) []string) 
 // policies answers about one policy.
 func policies(answer func(string, func(*http.Request) (any, int))) {
 	app := api.Policy{
-		Name: "app", Selects: "network=web, container=app*", Ingress: "deny but for 1 allowed, 0 denied", Endpoints: []string{"app1", "app2"},
+		Name: "app", Selects: "network=web, container=app*", Ingress: "default deny, 1 allow, 0 deny", Endpoints: []string{"app1", "app2"},
 		Text: "name: app\nselect:\n    network: web\n    container: app*\ningress:\n    allow:\n        - container: proxy\n          ports: [80/tcp]\n",
 	}
 	one := func(r *http.Request) (any, int) {
@@ -336,7 +336,7 @@ func policies(answer func(string, func(*http.Request) (any, int))) {
 		var q api.PolicyRequest
 		_ = json.NewDecoder(r.Body).Decode(&q)
 		if strings.Contains(q.Text, "igress") {
-			return map[string]string{"error": `bad policy: line 2: unknown field "igress" in policy; did you mean ingress?`}, http.StatusBadRequest
+			return map[string]string{"error": `invalid policy: line 2: unknown field "igress" in policy; did you mean ingress?`}, http.StatusBadRequest
 		}
 		done, none := app, app
 		done.Change, none.Change, none.Name, none.Endpoints = "created", "unchanged", "empty", nil
