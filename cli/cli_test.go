@@ -373,7 +373,7 @@ func find[T any](kind string, r *http.Request, all []T, names func(T) []string) 
 // policies answers requests about one policy.
 func policies(answer func(string, func(*http.Request) (any, int))) {
 	app := api.Policy{
-		Name: "app", Selects: "network=web, container=app*", Ingress: "deny but for 1 allowed, 0 denied",
+		Name: "app", Selects: "network=web, container=app*", Ingress: "default deny, 1 allow, 0 deny",
 		Endpoints: []string{"app1", "app2"},
 		Text: `name: app
 select:

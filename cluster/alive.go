@@ -11,30 +11,33 @@ import (
 )
 
 const (
-	// lifetime is how long a host counts as alive that says nothing, seconds.
-	lifetime = 30
-	// pulse is how often etcd is asked whether it is there, and still the same.
-	pulse = 3 * time.Second
+	// aliveTTL is how long a silent host still counts as alive, in seconds.
+	aliveTTL = 30
+	// checkEvery is how often this host asks etcd whether it answers and still holds the cluster.
+	checkEvery = 3 * time.Second
 )
 
-// Live makes a host a member, as h says that it is at the time, says that it is alive until ctx ends, and notices when
-// etcd is away, goes back in time or belongs to another cluster. told is called with why it cannot, once for each
-// reason, and with nil when it can again. The word is taken back in the end; a member it stays.
-func (c *Client) Live(ctx context.Context, log *slog.Logger, h func() Host, boot string, told func(error)) error {
+// StayAlive makes a host a member of the cluster and renews its Alive record until ctx ends; h returns the host as it
+// is at the moment. It notices when etcd is away, was restored from a backup or holds another cluster. It calls report
+// with the reason why the host is no member, once for each reason, and with nil when it is one again. At the end the
+// Alive record is deleted; the host stays a member.
+func (c *Client) StayAlive(
+	ctx context.Context, log *slog.Logger, h func() Host, boot string, report func(error),
+) error {
 	var last string
-	lived := false
+	wasAlive := false
 	for ctx.Err() == nil {
-		err := c.live(ctx, h, boot, lived, func() {
-			last, lived = "", true
-			told(nil)
+		err := c.stayAliveOnce(ctx, h, boot, wasAlive, func() {
+			last, wasAlive = "", true
+			report(nil)
 		})
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil && err.Error() != last {
 			last = err.Error()
-			log.Warn("saying that this host is alive", "err", err)
-			told(err)
+			log.Warn("announcement of this host failed", "err", err)
+			report(err)
 		}
 		if !sleep(ctx, retryEvery) {
 			return nil
@@ -43,18 +46,18 @@ func (c *Client) Live(ctx context.Context, log *slog.Logger, h func() Host, boot
 	return nil
 }
 
-// live is Live until something is wrong. A lease that etcd has forgotten is no reason to stop: the next is a new one.
-// lived: this process was let in before, so the machine was not reset since, and who is alive with another boot is a
-// twin whatever card it has.
-func (c *Client) live(ctx context.Context, h func() Host, boot string, lived bool, said func()) error {
+// stayAliveOnce does the work of StayAlive until an error occurs. A lease that etcd has lost is no error: the next call
+// gets a new one. wasAlive says that this process has announced the host before: the machine was not reset since, so an
+// Alive record with another boot ID is a twin's, whatever its card.
+func (c *Client) stayAliveOnce(ctx context.Context, h func() Host, boot string, wasAlive bool, onAlive func()) error {
 	a := Alive{Host: h().ID, Boot: boot}
 	conn, err := c.dial(ctx)
 	if err != nil {
-		return c.note("grant a lease", err)
+		return c.noteResult("grant a lease", err)
 	}
 	var lease clientv3.LeaseID
 	err = c.call(ctx, "grant a lease", func(ctx context.Context, conn *clientv3.Client) error {
-		granted, err := conn.Grant(ctx, lifetime)
+		granted, err := conn.Grant(ctx, aliveTTL)
 		if err == nil {
 			lease = granted.ID
 		}
@@ -63,70 +66,71 @@ func (c *Client) live(ctx context.Context, h func() Host, boot string, lived boo
 	if err != nil {
 		return err
 	}
-	defer func() { // not with the host's ctx, which may have ended
-		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer func() { // ctx may have ended
+		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_, _ = conn.Revoke(bye, lease) // or it ends by itself
+		_, _ = conn.Revoke(bound, lease) // otherwise it expires
 	}()
-	// Alive first: a machine that was cloned must not take its twin's record.
-	say := func() error {
+	// The Alive record comes first: a clone must not overwrite the host record of the machine it was copied from.
+	write := func() error {
 		who := h()
-		if lived {
+		if wasAlive {
 			who.Card = ""
 		}
-		return c.sayAlive(ctx, who, a, lease)
+		return c.writeAlive(ctx, who, a, lease)
 	}
-	err = say()
+	err = write()
 	if errors.Is(err, ErrNotFound) {
 		if err = c.Join(ctx, h()); err == nil {
-			err = say()
+			err = write()
 		}
 	}
 	if err == nil {
-		err = c.Join(ctx, h()) // as it is now
+		err = c.Join(ctx, h()) // updates the record
 	}
 	if err != nil {
 		return err
 	}
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
-	kept, err := conn.KeepAlive(inner, lease)
+	renewals, err := conn.KeepAlive(inner, lease)
 	if err != nil {
-		return fmt.Errorf("keep the lease: %w", err)
+		return fmt.Errorf("keep lease alive: %w", err)
 	}
-	said()
-	tick := time.NewTicker(pulse)
+	onAlive()
+	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case _, ok := <-kept:
+		case _, ok := <-renewals:
 			if !ok {
-				return fmt.Errorf("keep the lease: it has ended")
+				return fmt.Errorf("keep lease alive: it ended")
 			}
 		case <-tick.C:
-			found, err := c.read(ctx, "ask etcd", []string{a.Key()})
+			found, err := c.read(ctx, "check etcd", []string{a.Key()})
 			if err != nil {
 				return err
 			}
-			if !found[a.Key()].there { // this host was taken out, or etcd does not know of the lease
+			if !found[a.Key()].there { // this host was removed from the cluster, or etcd lost the lease
 				return nil
 			}
 			if now, _ := found[a.Key()].Record.(*Alive); now != nil && now.Boot != boot {
-				return fmt.Errorf("%w (boot %s), which came later", ErrTwin, now.Boot)
+				return fmt.Errorf("%w (boot %s); it started later", ErrTwin, now.Boot)
 			}
 		}
 	}
 }
 
-// sayAlive refuses when another machine has the same id: one was cloned. The boot id tells them apart, and a daemon
-// from the one before. A machine that was reset has another boot id, too, and its containers are not to wait until the
-// word of its former life ends: it has the former one's address on the same card, which no two machines that others
-// reach can have.
-func (c *Client) sayAlive(ctx context.Context, h Host, a Alive, lease clientv3.LeaseID) error {
+// writeAlive writes the Alive record and refuses when another machine has the same ID, as a clone has. The boot ID
+// tells machines apart; a restarted daemon has the same one. A machine that was reset has a new boot ID, too, and its
+// containers must not wait until its former Alive record expires: it is recognised by its former address on the same
+// card, which no two reachable machines can share.
+func (c *Client) writeAlive(ctx context.Context, h Host, a Alive, lease clientv3.LeaseID) error {
 	own, tomb := Host{ID: a.Host}.Key(), Tomb{Host: a.Host}.Key()
-	return c.change(ctx, "say that this host is alive", []string{a.Key(), own, tomb}, func(found map[string]held) (d decision, err error) {
+	keys := []string{a.Key(), own, tomb}
+	return c.change(ctx, "announce host", keys, func(found map[string]entry) (d decision, err error) {
 		was, _ := found[own].Record.(*Host)
 		switch has, _ := found[a.Key()].Record.(*Alive); {
 		case found[tomb].there:
@@ -134,14 +138,15 @@ func (c *Client) sayAlive(ctx context.Context, h Host, a Alive, lease clientv3.L
 		case !found[own].there:
 			return d, fmt.Errorf("host %s %w", a.Host, ErrNotFound)
 		case has != nil && has.Boot != a.Boot && !h.onCardOf(was):
-			return d, fmt.Errorf("%w (boot %s); if it was this one before a restart, that ends within %d s", ErrTwin, has.Boot, lifetime)
+			return d, fmt.Errorf("%w (boot %s); if that was this machine before a reboot, it expires within %d s",
+				ErrTwin, has.Boot, aliveTTL)
 		}
 		d.put, d.lease = []Record{&a}, lease
 		return d, nil
 	})
 }
 
-// onCardOf says whether a host's address is on the card that another record says has it.
+// onCardOf says whether a host has the same address on the same card as an earlier record of it.
 func (h Host) onCardOf(was *Host) bool {
 	return was != nil && h.Card != "" && h.Card == was.Card && h.VTEP == was.VTEP
 }

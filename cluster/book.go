@@ -8,56 +8,57 @@ import (
 	"strings"
 )
 
-// A Peer is an address of a network that is on another host, and how it is reached.
+// A Peer is an address of a network on another host, and how to reach it.
 type Peer struct {
 	Addr netip.Addr
 	MAC  MAC
-	VTEP netip.Addr // of the host it is on
+	VTEP netip.Addr // of its host
 }
 
-// A PeerChange is a peer that came, went, or became another; the zero Peer: none.
+// A PeerChange is a peer that was added, removed or changed; a zero Peer stands for none.
 type PeerChange struct{ Old, New Peer }
 
-// A Book works out who the peers of a network are, for one host, from records as they change. It touches nothing. Only
-// one goroutine at a time may use it.
+// A Book computes the peers of a network, as one host sees them, from records as they change. It has no side effects.
+// Only one goroutine at a time may use it.
 type Book struct {
 	self    string
 	net     Network
 	hosts   map[string]*Host
 	members map[string]bool
 	addrs   map[netip.Addr]*Address
-	// byHost and byMAC find addresses by what a change may be about.
+	// byHost and byMAC find the addresses that a change of a host or of a MAC affects.
 	byHost map[string]map[netip.Addr]bool
 	byMAC  map[MAC]map[netip.Addr]bool
-	// byKey finds hosts by their keys.
+	// byKey finds hosts by their WireGuard keys.
 	byKey map[PublicKey]map[string]bool
 	peers map[netip.Addr]Peer
-	// refused is why an address that somebody has is no peer.
+	// refused says why a claimed address is no peer.
 	refused map[netip.Addr]string
 }
 
-// NewBook makes the Book of a network on a host.
+// NewBook makes the Book of a network for the host self.
 func NewBook(self string, net Network) *Book {
 	return &Book{
 		self: self, net: net, hosts: map[string]*Host{}, members: map[string]bool{}, addrs: map[netip.Addr]*Address{},
-		byHost: map[string]map[netip.Addr]bool{}, byMAC: map[MAC]map[netip.Addr]bool{}, byKey: map[PublicKey]map[string]bool{}, peers: map[netip.Addr]Peer{}, refused: map[netip.Addr]string{},
+		byHost: map[string]map[netip.Addr]bool{}, byMAC: map[MAC]map[netip.Addr]bool{},
+		byKey: map[PublicKey]map[string]bool{}, peers: map[netip.Addr]Peer{}, refused: map[netip.Addr]string{},
 	}
 }
 
-// Apply takes changes of records, of other networks too, and says what becomes of the peers.
+// Apply applies changes of records and returns the resulting changes of peers. Changes of other networks are ignored.
 func (b *Book) Apply(changes []Change) (diff []PeerChange) {
 	touched := map[netip.Addr]bool{}
 	for _, c := range changes {
-		b.note(c, touched)
+		b.update(c, touched)
 	}
 	for a := range touched {
-		if rec := b.addrs[a]; rec != nil { // whether a hardware address is one host's depends on all who have it
+		if rec := b.addrs[a]; rec != nil { // which host owns a MAC depends on all addresses that have it
 			maps.Copy(touched, b.byMAC[rec.MAC])
 		}
 	}
 	for a := range touched {
 		old := b.peers[a]
-		now, why := b.judge(a)
+		now, why := b.resolve(a)
 		delete(b.refused, a)
 		if why != "" {
 			b.refused[a] = why
@@ -73,16 +74,16 @@ func (b *Book) Apply(changes []Change) (diff []PeerChange) {
 	return diff
 }
 
-// note takes one change in, and adds the addresses that it may be about.
-func (b *Book) note(c Change, touched map[netip.Addr]bool) {
+// update applies one change and adds the addresses that it affects to touched.
+func (b *Book) update(c Change, touched map[netip.Addr]bool) {
 	r := c.New
 	if r == nil {
 		r = c.Old
 	}
 	switch r := r.(type) {
 	case *Host:
-		b.noteHost(r, c.New != nil, touched)
-		if r.ID == b.self { // nobody else may have its address
+		b.updateHost(r, c.New != nil, touched)
+		if r.ID == b.self { // no other host may have its address
 			for a := range b.addrs {
 				touched[a] = true
 			}
@@ -112,8 +113,8 @@ func (b *Book) note(c Change, touched map[netip.Addr]bool) {
 	}
 }
 
-// noteHost takes in what a host has become. A key that it had, or has now, may be another's, too.
-func (b *Book) noteHost(r *Host, there bool, touched map[netip.Addr]bool) {
+// updateHost applies the change of a host. Other hosts may have its old or new WireGuard key, so they are affected too.
+func (b *Book) updateHost(r *Host, there bool, touched map[netip.Addr]bool) {
 	keys := []PublicKey{r.WireGuard}
 	if old := b.hosts[r.ID]; old != nil {
 		keys = append(keys, old.WireGuard)
@@ -149,8 +150,8 @@ func unindex[K, V comparable](in map[K]map[V]bool, key K, a V) {
 	}
 }
 
-// judge says which peer an address is, or why it is none although somebody has it.
-func (b *Book) judge(a netip.Addr) (p Peer, why string) {
+// resolve returns the peer at an address, or why there is none although the address is claimed.
+func (b *Book) resolve(a netip.Addr) (p Peer, why string) {
 	rec := b.addrs[a]
 	if rec == nil || rec.Host == b.self || rec.MAC == "" {
 		return p, ""
@@ -168,7 +169,7 @@ func (b *Book) judge(a netip.Addr) (p Peer, why string) {
 		return p, fmt.Sprintf("its host %s has this host's address %s", host.Name, host.VTEP)
 	}
 	if owner := b.ownerOf(rec.MAC); owner != rec.Host {
-		return p, fmt.Sprintf("its hardware address %s is one of host %.12s", rec.MAC, owner)
+		return p, fmt.Sprintf("its MAC address %s belongs to host %.12s", rec.MAC, owner)
 	}
 	at, why := b.reach(host)
 	if why != "" {
@@ -177,8 +178,8 @@ func (b *Book) judge(a netip.Addr) (p Peer, why string) {
 	return Peer{a, rec.MAC, at}, ""
 }
 
-// reach is where a host takes frames of the network, or why it does not: only one of several hosts of one key has it,
-// the first by id, and none that has this host's.
+// reach returns the address at which a host receives frames of the network, or why it receives none. Of several hosts
+// with the same WireGuard key only the first by ID receives frames, and none that has this host's key.
 func (b *Book) reach(h *Host) (at netip.Addr, why string) {
 	if !b.net.Encrypted {
 		return h.VTEP, ""
@@ -188,15 +189,15 @@ func (b *Book) reach(h *Host) (at netip.Addr, why string) {
 	}
 	for other := range b.byKey[h.WireGuard] {
 		if other == b.self || other < h.ID {
-			return at, fmt.Sprintf("its host %s has the key of host %.12s", h.Name, other)
+			return at, fmt.Sprintf("its host %s has the same WireGuard key as host %.12s", h.Name, other)
 		}
 	}
 	return h.Tunnel(), ""
 }
 
-// Clear are the names of hosts of an encrypted network that this one does not encrypt for, so that they are none of its
-// peers.
-func (b *Book) Clear() (names []string) {
+// Unencrypted returns the names of those hosts of an encrypted network that this host cannot encrypt for and that are
+// therefore no peers.
+func (b *Book) Unencrypted() (names []string) {
 	for host, on := range b.members {
 		h := b.hosts[host]
 		if !on || h == nil || host == b.self {
@@ -210,7 +211,7 @@ func (b *Book) Clear() (names []string) {
 	return names
 }
 
-// Tunnels are the other hosts of an encrypted network that this one encrypts for.
+// Tunnels returns the other hosts of an encrypted network that this host encrypts for.
 func (b *Book) Tunnels() (all []Host) {
 	for host, on := range b.members {
 		h := b.hosts[host]
@@ -234,8 +235,8 @@ func (b *Book) usable(a netip.Addr) bool {
 	return ok
 }
 
-// ownerOf is the one host that a hardware address leads to, if several say that it is theirs: this one, or the first by
-// id, so that all hosts think the same.
+// ownerOf returns the host that owns a MAC address, if several claim it: this host, or else the first by ID, so that
+// all hosts agree.
 func (b *Book) ownerOf(mac MAC) (owner string) {
 	for a := range b.byMAC[mac] {
 		host := b.addrs[a].Host
@@ -249,8 +250,8 @@ func (b *Book) ownerOf(mac MAC) (owner string) {
 	return owner
 }
 
-// Leads says whether any peer has a hardware address.
-func (b *Book) Leads(mac MAC) bool {
+// HasMAC says whether any peer has a MAC address.
+func (b *Book) HasMAC(mac MAC) bool {
 	for a := range b.byMAC[mac] {
 		if b.peers[a].MAC == mac {
 			return true
@@ -259,14 +260,14 @@ func (b *Book) Leads(mac MAC) bool {
 	return false
 }
 
-// Peers are all of them.
+// Peers returns all peers of the network by address.
 func (b *Book) Peers() map[netip.Addr]Peer { return maps.Clone(b.peers) }
 
-// Refused are the addresses that somebody has and that are no peers, and why.
+// Refused returns the claimed addresses that are no peers, and why.
 func (b *Book) Refused() map[netip.Addr]string { return maps.Clone(b.refused) }
 
-// VTEPs are where the other hosts take frames of the network: whoever else sends some is nobody. Nor is who says that
-// he has this host's.
+// VTEPs returns the addresses at which the other hosts receive frames of the network. Frames from any other source are
+// dropped. A host that claims this host's address is left out.
 func (b *Book) VTEPs() (all []netip.Addr) {
 	self := b.hosts[b.self]
 	for host, on := range b.members {

@@ -21,7 +21,8 @@ func hostOf(n int) *Host {
 }
 
 func addrOf(addr string, host int, mac MAC) *Address {
-	return &Address{Network: id(9), Addr: netip.MustParseAddr(addr), Host: id(host), Use: Endpoint, Endpoint: "e" + addr[len(addr)-1:], MAC: mac}
+	return &Address{Network: id(9), Addr: netip.MustParseAddr(addr), Host: id(host), Use: Endpoint, Endpoint: "e" +
+		addr[len(addr)-1:], MAC: mac}
 }
 
 const macA, macB MAC = "02:42:0a:14:00:0a", "02:42:0a:14:00:0b"
@@ -49,21 +50,23 @@ func TestBook(t *testing.T) {
 	}
 	gone := func(r Record) { b.Apply([]Change{{Key: r.Key(), Old: r}}) }
 
-	put(addrOf("10.20.0.10", 2, macA)) // before anything is known of its host
+	put(addrOf("10.20.0.10", 2, macA)) // before its host is known
 	peers()
 	put(hostOf(1), hostOf(2), &Member{id(9), id(1)})
 	peers()
 	put(&Member{id(9), id(2)}, addrOf("fd20::a", 2, macA))
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
 
-	put(&Address{Network: id(9), Addr: netip.MustParseAddr("10.20.0.99"), Host: id(2), Use: Warm}, addrOf("10.20.0.11", 1, macB))
+	put(&Address{Network: id(9), Addr: netip.MustParseAddr("10.20.0.99"), Host: id(2), Use: Warm},
+		addrOf("10.20.0.11", 1, macB))
 	other := addrOf("10.20.0.12", 2, macB)
 	other.Network = id(8)
 	put(other, &Member{id(8), id(3)})
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
 
-	// What a broken or hostile host may say.
-	put(hostOf(3), &Member{id(9), id(3)}, addrOf("10.20.0.30", 3, macA), addrOf("10.20.0.31", 3, macB), addrOf("10.20.0.1", 3, "02:00:00:00:00:01"),
+	// Claims that a broken or hostile host may make.
+	put(hostOf(3), &Member{id(9), id(3)}, addrOf("10.20.0.30", 3, macA), addrOf("10.20.0.31", 3, macB),
+		addrOf("10.20.0.1", 3, "02:00:00:00:00:01"),
 		addrOf("10.99.0.1", 3, "02:00:00:00:00:02"), addrOf("10.20.255.255", 3, "02:00:00:00:00:03"))
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
 	if len(b.Refused()) != 5 {
@@ -71,7 +74,7 @@ func TestBook(t *testing.T) {
 	}
 	gone(addrOf("10.20.0.10", 2, macA))
 	gone(addrOf("fd20::a", 2, macA))
-	peers("10.20.0.30 " + string(macA) + " 192.0.2.3") // it is the only one now
+	peers("10.20.0.30 " + string(macA) + " 192.0.2.3") // the only claim to this MAC now
 	twin := hostOf(3)
 	twin.VTEP = hostOf(1).VTEP
 	put(twin)
@@ -90,8 +93,8 @@ func TestBook(t *testing.T) {
 	}
 }
 
-// TestBookInAnyOrder: after any changes in any order the peers are those that a new Book has of what is there in the
-// end, and the changes told add up to them.
+// TestBookInAnyOrder: after any changes in any order a Book has the same peers as a new Book of the final records, and
+// the reported changes add up to them.
 func TestBookInAnyOrder(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(200) {
@@ -113,7 +116,7 @@ func TestBookInAnyOrder(t *testing.T) {
 			for _, d := range b.Apply(cs) {
 				if d.Old != (Peer{}) {
 					if told[d.Old.Addr] != d.Old {
-						t.Fatalf("seed %d: %v went, and it was %v", seed, d.Old, told[d.Old.Addr])
+						t.Fatalf("seed %d: %v was removed, but it was reported as %v", seed, d.Old, told[d.Old.Addr])
 					}
 					delete(told, d.Old.Addr)
 				}
@@ -126,8 +129,10 @@ func TestBookInAnyOrder(t *testing.T) {
 		for _, r := range there {
 			fresh.Apply([]Change{{Key: r.Key(), New: r}})
 		}
-		if !maps.Equal(fresh.Peers(), b.Peers()) || !maps.Equal(told, b.Peers()) || !maps.Equal(fresh.Refused(), b.Refused()) {
-			t.Fatalf("seed %d: peers %v, told %v, anew %v; refused %v, anew %v", seed, b.Peers(), told, fresh.Peers(), b.Refused(), fresh.Refused())
+		if !maps.Equal(fresh.Peers(), b.Peers()) || !maps.Equal(told, b.Peers()) ||
+			!maps.Equal(fresh.Refused(), b.Refused()) {
+			t.Fatalf("seed %d: peers %v, reported %v, in a new Book %v; refused %v, in a new Book %v",
+				seed, b.Peers(), told, fresh.Peers(), b.Refused(), fresh.Refused())
 		}
 	}
 }

@@ -9,36 +9,39 @@ import (
 )
 
 const (
-	// maxOps is how many keys a transaction reads or writes; etcd takes 128 unless told otherwise (--max-txn-ops).
+	// maxOps is how many keys a transaction reads or writes; etcd accepts 128 by default (--max-txn-ops).
 	maxOps = 100
-	// races is how often a change is decided anew because somebody was faster. It ends: each time somebody got on.
-	races = 10
+	// maxAttempts is how often a change is tried when other writers were faster. Each failed attempt means that another
+	// writer succeeded, so it need not be large.
+	maxAttempts = 10
 )
 
-// A held is what is under a key.
-type held struct {
-	// Record is nil when nothing is there, and when it cannot be read.
+// An entry is what etcd has under a key.
+type entry struct {
+	// Record is nil when there is nothing, and when it cannot be decoded.
 	Record
 	there bool
 	rev   int64
 }
 
-// A decision is what is written, by what was there.
+// A decision is what to write, given the entries that were read.
 type decision struct {
 	put    []Record
 	delete []string
-	// deleteAll are the prefixes of keys that go.
+	// deleteAll lists prefixes whose keys are all deleted.
 	deleteAll []string
-	// empty are prefixes that must have no key.
+	// empty lists prefixes below which there must be no key.
 	empty []string
-	// lease is what the records put are on; 0: none.
+	// lease is the lease of the records in put; 0: none.
 	lease clientv3.LeaseID
 }
 
-// change reads keys, has a decision made, and writes it if the keys are still as they were; if not, it starts again.
-// inUse is the error if a prefix that must be empty is not.
-func (c *Client) change(ctx context.Context, act string, keys []string, decide func(map[string]held) (decision, error)) error {
-	for range races {
+// change reads keys, calls decide, and writes its decision if the keys are unchanged; otherwise it starts again. It
+// fails with ErrInUse if a prefix that must be empty is not.
+func (c *Client) change(
+	ctx context.Context, act string, keys []string, decide func(map[string]entry) (decision, error),
+) error {
+	for range maxAttempts {
 		found, err := c.read(ctx, act, keys)
 		if err != nil {
 			return err
@@ -57,12 +60,12 @@ func (c *Client) change(ctx context.Context, act string, keys []string, decide f
 		start := time.Now()
 		_, ok, err := c.txn(ctx, act, cmps, ops)
 		if err == nil {
-			c.written(time.Since(start))
+			c.noteWrite(time.Since(start))
 		}
 		if err != nil || ok {
 			return err
 		}
-		for _, p := range d.empty { // it may be this, and that does not pass by itself
+		for _, p := range d.empty { // trying again would not help
 			if some, err := c.List(ctx, p); err != nil {
 				return err
 			} else if len(some) > 0 {
@@ -70,11 +73,13 @@ func (c *Client) change(ctx context.Context, act string, keys []string, decide f
 			}
 		}
 	}
-	return fmt.Errorf("%s: others changed it %d times in a row", act, races)
+	return fmt.Errorf("%s: gave up after %d conflicting changes; try again", act, maxAttempts)
 }
 
 // compile turns a decision into a transaction.
-func (c *Client) compile(keys []string, found map[string]held, d decision) (cmps []clientv3.Cmp, ops []clientv3.Op, err error) {
+func (c *Client) compile(keys []string, found map[string]entry, d decision) (
+	cmps []clientv3.Cmp, ops []clientv3.Op, err error,
+) {
 	for _, k := range keys {
 		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(c.prefix+k), "=", found[k].rev))
 	}
@@ -101,8 +106,8 @@ func (c *Client) compile(keys []string, found map[string]held, d decision) (cmps
 	return cmps, ops, nil
 }
 
-// read is what is under some keys, at one moment.
-func (c *Client) read(ctx context.Context, act string, keys []string) (map[string]held, error) {
+// read returns the entries of keys, all at one revision.
+func (c *Client) read(ctx context.Context, act string, keys []string) (map[string]entry, error) {
 	var gets []clientv3.Op
 	for _, k := range keys {
 		gets = append(gets, clientv3.OpGet(c.prefix+k))
@@ -111,20 +116,20 @@ func (c *Client) read(ctx context.Context, act string, keys []string) (map[strin
 	if err != nil {
 		return nil, err
 	}
-	if !ok { // with no comparison but the one of the cluster, which says so itself
+	if !ok { // cannot be: the only comparison is that of the cluster, which txn reports itself
 		return nil, fmt.Errorf("%s: %w", act, ErrOther)
 	}
-	found := map[string]held{}
+	found := map[string]entry{}
 	for i, k := range keys {
 		for _, kv := range resp.Responses[i].GetResponseRange().Kvs {
-			r, _ := Decode(k, kv.Value) // what cannot be read is there all the same
-			found[k] = held{Record: r, there: true, rev: kv.ModRevision}
+			r, _ := Decode(k, kv.Value) // an undecodable value still occupies the key
+			found[k] = entry{Record: r, there: true, rev: kv.ModRevision}
 		}
 	}
 	return found, nil
 }
 
-// List is the records whose keys begin with a prefix, without those that cannot be read.
+// List returns the records whose keys begin with prefix, without those that cannot be decoded.
 func (c *Client) List(ctx context.Context, prefix string) (all []Record, err error) {
 	_, err = c.scan(ctx, prefix, func(key string, value []byte) {
 		if r, err := Decode(key, value); err == nil {
@@ -134,11 +139,13 @@ func (c *Client) List(ctx context.Context, prefix string) (all []Record, err err
 	return all, err
 }
 
-// page is how many keys one answer of a scan has.
+// page is how many keys scan asks for at once.
 const page = 5000
 
-// scan calls f with every key that begins with a prefix, all as they were at one revision.
-func (c *Client) scan(ctx context.Context, prefix string, f func(key string, value []byte)) (revision int64, err error) {
+// scan calls f with every key that begins with prefix, all at one revision, and returns that revision.
+func (c *Client) scan(ctx context.Context, prefix string, f func(key string, value []byte)) (
+	revision int64, err error,
+) {
 	from, end := c.prefix+prefix, clientv3.GetPrefixRangeEnd(c.prefix+prefix)
 	for {
 		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(page)}

@@ -19,47 +19,47 @@ import (
 )
 
 const (
-	// callTime bounds one exchange with etcd. An engine's request has a few of them and 9 s.
+	// callTime bounds one call to etcd. An engine's request makes a few of them and has 9 s.
 	callTime = 3 * time.Second
 
-	// The connection is tried again often: with gRPC's own pauses, of up to two minutes, a watch needed 40 s after an
-	// outage of 150 s.
+	// These bound the pauses between connection attempts: with gRPC's own, of up to two minutes, a watch needed 40 s to
+	// recover from an outage of 150 s.
 	firstPause, longestPause = 200 * time.Millisecond, 2 * time.Second
-	// A peer that says nothing is asked, or a connection through a dead router would be trusted until TCP gives up.
+	// A silent connection is probed; otherwise one through a dead router would be trusted until TCP gives up.
 	pingEvery, pingTime = 5 * time.Second, 3 * time.Second
 )
 
-// A Client speaks to etcd. It has no connection until the first call.
+// A Client talks to etcd. It connects at the first call.
 type Client struct {
 	c      Config
-	prefix string // with a slash at its end
+	prefix string // ends with a slash
 
 	dialing sync.Mutex
 	conn    *clientv3.Client
 
 	mu sync.Mutex
-	// meta is the cluster's record as etcd has it; empty until Enter.
+	// meta is the cluster's Meta record as etcd has it; empty until Enter.
 	meta string
-	// down is since when etcd has not answered, and why; zero while it does.
+	// down is since when etcd has not answered, and reason why; zero while it does.
 	down   time.Time
 	reason error
-	// wire is what went wrong with the last connection, where gRPC does not say it.
-	wire error
-	// revision is the greatest that etcd has said.
+	// dialErr is the error of the last connection attempt, which gRPC does not report.
+	dialErr error
+	// revision is the last revision that etcd reported.
 	revision int64
-	// connected: there was a connection.
+	// connected says that a connection has been made before.
 	connected bool
-	// doubted are told when etcd may have gone back in time.
-	doubted []chan struct{}
-	// took is how long the last writes took, in a ring.
-	took  [writes]time.Duration
-	wrote int
+	// rechecks are signalled when etcd may have been restored from a backup.
+	rechecks []chan struct{}
+	// writeTimes is a ring of how long the last writes took.
+	writeTimes [keptWrites]time.Duration
+	writeCount int
 }
 
-// writes is how many of the last writes say how fast etcd is.
-const writes = 100
+// keptWrites is how many of the last writes Health considers.
+const keptWrites = 100
 
-// Open makes a Client of a configuration that Check has passed, and reads its files.
+// Open checks a configuration and the files it names, and makes a Client of it.
 func Open(c Config) (*Client, error) {
 	if err := c.Check(); err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func Open(c Config) (*Client, error) {
 	return &Client{c: c, prefix: prefix + "/"}, nil
 }
 
-// Close gives the connection up.
+// Close closes the connection.
 func (c *Client) Close() error {
 	c.dialing.Lock()
 	defer c.dialing.Unlock()
@@ -92,15 +92,15 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// dial makes the connection, or what becomes one. With a user it asks etcd for a token, so it can fail while etcd is
-// away.
+// dial returns the connection, and opens it if there is none; gRPC connects in the background. With a user it asks
+// etcd for a token, so it fails while etcd is away.
 func (c *Client) dial(ctx context.Context) (*clientv3.Client, error) {
 	c.dialing.Lock()
 	defer c.dialing.Unlock()
 	if c.conn != nil {
 		return c.conn, nil
 	}
-	tls, err := c.c.tls(c.missed)
+	tls, err := c.c.tls(c.noteDialError)
 	if err != nil {
 		return nil, err
 	}
@@ -112,9 +112,11 @@ func (c *Client) dial(ctx context.Context) (*clientv3.Client, error) {
 		Context:   context.WithoutCancel(ctx), // it outlives this call
 		Endpoints: c.c.Endpoints, TLS: tls, Username: c.c.User, Password: password,
 		DialTimeout: callTime, DialKeepAliveTime: pingEvery, DialKeepAliveTimeout: pingTime,
-		Logger: zap.NewNop(), // what goes wrong is an error of some call
+		Logger: zap.NewNop(), // every failure is also the error of a call
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longestPause},
+			Backoff: backoff.Config{
+				BaseDelay: firstPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longestPause,
+			},
 			MinConnectTimeout: callTime,
 		}), grpc.WithContextDialer(c.connect)},
 	})
@@ -124,25 +126,25 @@ func (c *Client) dial(ctx context.Context) (*clientv3.Client, error) {
 	return c.conn, err
 }
 
-// hangUp gives up a connection that may hold a token of an etcd from before it started again: with one in hand etcd 3.4
-// gives no other, and the client asks on and on. The next call makes a new one, and what watched by this one reads
-// everything again.
-func (c *Client) hangUp(conn *clientv3.Client) {
+// disconnect closes a connection that may hold a token from before etcd was restarted: etcd 3.4 issues no other while
+// the client sends that one, and the client retries forever. The next call connects again, and mirrors that watched
+// over this connection read everything again.
+func (c *Client) disconnect(conn *clientv3.Client) {
 	c.dialing.Lock()
 	defer c.dialing.Unlock()
 	if c.conn == conn {
 		c.conn = nil
-		_ = conn.Close() // it is of no use in any case
+		_ = conn.Close() // it is useless in any case
 	}
 }
 
-// connect is gRPC's way to a member of etcd, and notes why there is none: gRPC itself only says that time was up.
-// Behind a connection that is not the first may be an etcd from a backup, whose revisions say nothing once other hosts
-// have written to it.
+// connect dials a member of etcd for gRPC and records why that failed, since gRPC only reports a timeout. After every
+// connection but the first it has the mirrors compared: etcd may have been restored from a backup, which its revision
+// does not show once other hosts have written to it.
 func (c *Client) connect(ctx context.Context, addr string) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
-		c.missed(err)
+		c.noteDialError(err)
 		return nil, err
 	}
 	c.mu.Lock()
@@ -150,16 +152,16 @@ func (c *Client) connect(ctx context.Context, addr string) (net.Conn, error) {
 	c.connected = true
 	c.mu.Unlock()
 	if again {
-		c.doubt()
+		c.recheck()
 	}
 	return conn, nil
 }
 
-// doubt has everything read again.
-func (c *Client) doubt() {
+// recheck makes all mirrors read everything again.
+func (c *Client) recheck() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, ch := range c.doubted {
+	for _, ch := range c.rechecks {
 		select {
 		case ch <- struct{}{}:
 		default:
@@ -167,33 +169,33 @@ func (c *Client) doubt() {
 	}
 }
 
-// missed notes why a connection did not come about.
-func (c *Client) missed(err error) {
+// noteDialError records why a connection failed.
+func (c *Client) noteDialError(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.wire = err
+	c.dialErr = err
 }
 
 // Health is what a Client knows of etcd.
 type Health struct {
 	// Down is since when etcd has not answered; zero while it does.
 	Down time.Time
-	// Reason is why, in one line; empty while it does.
+	// Reason is why it does not answer, in one line; empty while it does.
 	Reason string
-	// Revision is the greatest of etcd's that was seen.
+	// Revision is the last revision of etcd that was seen.
 	Revision int64
-	// Median and Worst are how long the last writes took, half of them and 99 of 100 at most; zero: there were none.
+	// Median and Worst are the 50th and 99th percentile of how long the last writes took; zero: there were none.
 	Median, Worst time.Duration
 }
 
-// Health says whether etcd answered the last time it was asked.
+// Health returns whether etcd answered the last call, and how fast it writes.
 func (c *Client) Health() Health {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h := Health{Down: c.down, Revision: c.revision}
-	if took := slices.Clone(c.took[:min(c.wrote, writes)]); len(took) > 0 {
-		slices.Sort(took)
-		h.Median, h.Worst = took[len(took)/2], took[len(took)*99/100]
+	if times := slices.Clone(c.writeTimes[:min(c.writeCount, keptWrites)]); len(times) > 0 {
+		slices.Sort(times)
+		h.Median, h.Worst = times[len(times)/2], times[len(times)*99/100]
 	}
 	if c.reason != nil {
 		h.Reason = c.reason.Error()
@@ -201,36 +203,36 @@ func (c *Client) Health() Health {
 	return h
 }
 
-// written notes how long a write took.
-func (c *Client) written(took time.Duration) {
+// noteWrite records how long a write took.
+func (c *Client) noteWrite(took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.took[c.wrote%writes] = took
-	c.wrote++
+	c.writeTimes[c.writeCount%keptWrites] = took
+	c.writeCount++
 }
 
-// call makes one exchange with etcd, in bounded time, and notes whether it answered.
+// call makes one call to etcd, in bounded time, and records whether etcd answered.
 func (c *Client) call(ctx context.Context, act string, f func(context.Context, *clientv3.Client) error) error {
 	bound, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	conn, err := c.dial(bound)
 	if err == nil {
-		if err = f(bound, conn); err != nil && silent(err) && c.c.User != "" {
-			c.hangUp(conn)
+		if err = f(bound, conn); err != nil && isNoAnswer(err) && c.c.User != "" {
+			c.disconnect(conn)
 		}
 	}
-	if ctx.Err() != nil && err != nil { // the caller's time was up, which says nothing of etcd
+	if ctx.Err() != nil && err != nil { // the caller's deadline passed, which says nothing about etcd
 		return fmt.Errorf("%s: %w", act, ctx.Err())
 	}
-	return c.note(act, err)
+	return c.noteResult(act, err)
 }
 
-// note is what an exchange says of etcd.
-func (c *Client) note(act string, err error) error {
+// noteResult records whether etcd answered a call, and returns the call's error with its context.
+func (c *Client) noteResult(act string, err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err == nil || !silent(err) {
-		c.down, c.reason, c.wire = time.Time{}, nil, nil
+	if err == nil || !isNoAnswer(err) {
+		c.down, c.reason, c.dialErr = time.Time{}, nil, nil
 		if err != nil {
 			return fmt.Errorf("%s: %w", act, err)
 		}
@@ -239,29 +241,29 @@ func (c *Client) note(act string, err error) error {
 	if c.down.IsZero() {
 		c.down = time.Now()
 	}
-	if c.wire != nil {
-		err = c.wire
+	if c.dialErr != nil {
+		err = c.dialErr
 	}
 	c.reason = err
 	return fmt.Errorf("%s: %w since %s: %w", act, ErrUnreachable, c.down.Format(time.RFC3339), err)
 }
 
-// silent says whether an error means that etcd did not answer, rather than that it said no.
-func silent(err error) bool {
+// isNoAnswer says whether an error means that etcd did not answer, rather than that it refused.
+func isNoAnswer(err error) bool {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return true
 	}
 	code := status.Code(err)
-	var said rpctypes.EtcdError
-	if errors.As(err, &said) {
-		code = said.Code()
+	var etcdErr rpctypes.EtcdError
+	if errors.As(err, &etcdErr) {
+		code = etcdErr.Code()
 	}
 	return code == codes.Unavailable || code == codes.DeadlineExceeded
 }
 
-// answered notes a revision that etcd said to a question that was asked when it had said another before. A lesser one
-// says that etcd went back in time: it was restored from a backup.
-func (c *Client) answered(before, revision int64) {
+// noteRevision records the revision of an answer. before is the revision that was known when the call was made: a lower
+// one means that etcd was restored from a backup.
+func (c *Client) noteRevision(before, revision int64) {
 	c.mu.Lock()
 	back := revision < before
 	if back || revision > c.revision {
@@ -269,12 +271,12 @@ func (c *Client) answered(before, revision int64) {
 	}
 	c.mu.Unlock()
 	if back {
-		c.doubt()
+		c.recheck()
 	}
 }
 
-// ours is the comparison by which a transaction holds only in the cluster this host belongs to.
-func (c *Client) ours() (clientv3.Cmp, error) {
+// clusterGuard returns the comparison that makes a transaction fail in any cluster but this host's.
+func (c *Client) clusterGuard() (clientv3.Cmp, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.meta == "" {
@@ -283,23 +285,26 @@ func (c *Client) ours() (clientv3.Cmp, error) {
 	return clientv3.Compare(clientv3.Value(c.prefix+metaKey), "=", c.meta), nil
 }
 
-// txn does ops if the comparisons hold, in this host's cluster; ok says whether they did. In another cluster it is
-// ErrOther.
-func (c *Client) txn(ctx context.Context, act string, cmps []clientv3.Cmp, ops []clientv3.Op) (resp *clientv3.TxnResponse, ok bool, err error) {
-	ours, err := c.ours()
+// txn performs ops in this host's cluster if the comparisons hold; ok says whether they did. In another cluster it
+// fails with ErrOther.
+func (c *Client) txn(ctx context.Context, act string, cmps []clientv3.Cmp, ops []clientv3.Op) (
+	resp *clientv3.TxnResponse, ok bool, err error,
+) {
+	guard, err := c.clusterGuard()
 	if err != nil {
 		return nil, false, fmt.Errorf("%s: %w", act, err)
 	}
 	before := c.Health().Revision
 	err = c.call(ctx, act, func(ctx context.Context, conn *clientv3.Client) error {
-		resp, err = conn.Txn(ctx).If(append(cmps[:len(cmps):len(cmps)], ours)...).Then(ops...).Else(clientv3.OpGet(c.prefix + metaKey)).Commit()
+		resp, err = conn.Txn(ctx).If(append(cmps[:len(cmps):len(cmps)], guard)...).
+			Then(ops...).Else(clientv3.OpGet(c.prefix + metaKey)).Commit()
 		return err
 	})
 	if err != nil {
 		return nil, false, err
 	}
 	if resp.Succeeded {
-		c.answered(before, resp.Header.Revision)
+		c.noteRevision(before, resp.Header.Revision)
 		return resp, true, nil
 	}
 	c.mu.Lock()
@@ -307,10 +312,10 @@ func (c *Client) txn(ctx context.Context, act string, cmps []clientv3.Cmp, ops [
 	c.mu.Unlock()
 	switch kvs := resp.Responses[0].GetResponseRange().Kvs; {
 	case len(kvs) == 0:
-		return nil, false, fmt.Errorf("%s: %w than this host belongs to: none", act, ErrOther)
+		return nil, false, fmt.Errorf("%s: %w: it holds none", act, ErrOther)
 	case string(kvs[0].Value) != meta:
-		return nil, false, fmt.Errorf("%s: %w than this host belongs to", act, ErrOther)
+		return nil, false, fmt.Errorf("%s: %w: it holds another one", act, ErrOther)
 	}
-	c.answered(before, resp.Header.Revision)
+	c.noteRevision(before, resp.Header.Revision)
 	return resp, false, nil
 }

@@ -11,36 +11,37 @@ import (
 	"strings"
 )
 
-// DefaultPrefix is where in etcd a cluster is kept unless the configuration says otherwise.
+// DefaultPrefix is the prefix of a cluster's keys in etcd unless the configuration sets another.
 const DefaultPrefix = "/netyard/v1"
 
-// Config says how etcd is reached. The zero Config: there is no cluster.
+// Config says how to reach etcd. The zero Config means that there is no cluster.
 type Config struct {
-	// Endpoints are URLs of etcd's members.
+	// Endpoints are the URLs of etcd's members.
 	Endpoints []string `yaml:"endpoints,omitempty"`
-	// CA has the certificates that etcd's are signed by; empty: those the host trusts.
+	// CA is the file with the certificates that etcd's certificate is verified by; empty: those the host trusts.
 	CA string `yaml:"ca,omitempty"`
-	// Cert and Key are the host's own, by which etcd knows it. They are read anew for each connection, so they can be
-	// renewed in place.
+	// Cert and Key are the files with the certificate and key by which etcd authenticates this host. They are read
+	// again for each connection, so they can be renewed in place.
 	Cert string `yaml:"cert,omitempty"`
 	Key  string `yaml:"key,omitempty"`
 	User string `yaml:"user,omitempty"`
-	// PasswordFile has the user's password. It is in no configuration, since that is printed.
+	// PasswordFile is the file with the user's password. The password itself is not part of the configuration, since
+	// that is printed.
 	PasswordFile string `yaml:"password_file,omitempty"`
 	Prefix       string `yaml:"prefix,omitempty"`
-	// Insecure allows endpoints without TLS: whoever can change a packet on the way can then send containers' traffic
-	// anywhere.
+	// Insecure allows endpoints without TLS. Whoever can modify packets on the way to etcd can then redirect
+	// containers' traffic.
 	Insecure bool `yaml:"insecure,omitempty"`
 }
 
-// Enabled says whether there is a cluster at all.
+// Enabled says whether a cluster is configured.
 func (c Config) Enabled() bool { return len(c.Endpoints) > 0 }
 
-// Check refuses what no cluster could be reached by; the error names the key of the configuration.
+// Check refuses a configuration by which no cluster could be reached; the error names the configuration key.
 func (c Config) Check() error {
 	if !c.Enabled() {
 		if c.CA+c.Cert+c.Key+c.User+c.PasswordFile+c.Prefix != "" || c.Insecure {
-			return errors.New("etcd.endpoints: there are none, and other keys of etcd are set")
+			return errors.New("etcd.endpoints: is empty, but other etcd keys are set; set it or remove them")
 		}
 		return nil
 	}
@@ -53,20 +54,20 @@ func (c Config) Check() error {
 		if u.Scheme == "https" {
 			secure++
 		} else if !c.Insecure {
-			return fmt.Errorf("etcd.endpoints: %s has no TLS; say https, or insecure: true", e)
+			return fmt.Errorf("etcd.endpoints: %s does not use TLS; use https, or set insecure: true", e)
 		}
 	}
 	if secure != 0 && secure != len(c.Endpoints) {
-		return errors.New("etcd.endpoints: some are https and some are not")
+		return errors.New("etcd.endpoints: mixes http and https; use one of them")
 	}
 	if secure == 0 && c.CA+c.Cert+c.Key != "" {
-		return errors.New("etcd.ca, etcd.cert and etcd.key are for endpoints with https")
+		return errors.New("etcd.ca, etcd.cert and etcd.key need https endpoints")
 	}
 	if (c.Cert == "") != (c.Key == "") {
-		return errors.New("etcd.cert and etcd.key go together")
+		return errors.New("etcd.cert and etcd.key must be set together")
 	}
 	if (c.User == "") != (c.PasswordFile == "") {
-		return errors.New("etcd.user and etcd.password_file go together")
+		return errors.New("etcd.user and etcd.password_file must be set together")
 	}
 	if p := c.Prefix; p != "" && (!strings.HasPrefix(p, "/") || path.Clean(p) != p || p == "/" || len(p) > maxName) {
 		return fmt.Errorf("etcd.prefix: %q is not a path such as %s", p, DefaultPrefix)
@@ -74,47 +75,47 @@ func (c Config) Check() error {
 	return nil
 }
 
-// tls is nil for endpoints without. Of a certificate that is not believed told hears: gRPC only says that there is no
-// connection.
-func (c Config) tls(told func(error)) (*tls.Config, error) {
+// tls returns the TLS configuration; nil for endpoints without TLS. It calls report when etcd's certificate is refused,
+// since gRPC only says that there is no connection.
+func (c Config) tls(report func(error)) (*tls.Config, error) {
 	if !strings.HasPrefix(c.Endpoints[0], "https:") {
 		return nil, nil //nolint:nilnil // none is an answer
 	}
 	t := &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		// The certificate is verified, by the roots as they are at the moment: what crypto/tls does with RootCAs, which
-		// it would keep.
+		// VerifyConnection verifies the certificate as crypto/tls would with RootCAs, but reads the roots each time, so
+		// that they can be renewed in place.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			err := c.verify(s)
 			if err != nil {
-				told(err)
+				report(err)
 			}
 			return err
 		},
 	}
 	if c.Cert != "" {
-		if _, err := c.pair(); err != nil { // or it would be known only once etcd refuses it
+		if _, err := c.keyPair(); err != nil { // otherwise it would fail only when etcd asks for it
 			return nil, err
 		}
-		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.pair() }
+		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.keyPair() }
 	}
 	_, err := c.roots()
 	return t, err
 }
 
-func (c Config) pair() (*tls.Certificate, error) {
-	if err := private("etcd.key", c.Key); err != nil {
+func (c Config) keyPair() (*tls.Certificate, error) {
+	if err := checkPrivate("etcd.key", c.Key); err != nil {
 		return nil, err
 	}
-	pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	keyPair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
 	if err != nil {
 		return nil, fmt.Errorf("etcd.cert: %w", err)
 	}
-	return &pair, nil
+	return &keyPair, nil
 }
 
-// roots are nil, for those the host trusts, unless the configuration names some.
+// roots returns the configured CA certificates; nil, for those the host trusts, when none are configured.
 func (c Config) roots() (*x509.CertPool, error) {
 	if c.CA == "" {
 		return nil, nil //nolint:nilnil // none is an answer
@@ -125,13 +126,13 @@ func (c Config) roots() (*x509.CertPool, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(raw) {
-		return nil, fmt.Errorf("etcd.ca: %s has no certificate", c.CA)
+		return nil, fmt.Errorf("etcd.ca: %s contains no certificate", c.CA)
 	}
 	return pool, nil
 }
 
-// verify is what crypto/tls does, for an etcd that is one of the endpoints. A connection to an address has no name of a
-// server (hostnameInSNI, crypto/tls): then the certificate has to be for the address of one of them.
+// verify verifies etcd's certificate as crypto/tls does. A connection to an IP address has no server name
+// (hostnameInSNI, crypto/tls): then the certificate must be valid for the address of one of the endpoints.
 func (c Config) verify(s tls.ConnectionState) error {
 	roots, err := c.roots()
 	if err != nil {
@@ -153,7 +154,7 @@ func (c Config) verify(s tls.ConnectionState) error {
 	return err
 }
 
-// hosts are those of the endpoints, without ports.
+// hosts returns the hosts of the endpoints, without ports.
 func (c Config) hosts() (all []string) {
 	for _, e := range c.Endpoints {
 		if u, err := url.Parse(e); err == nil {
@@ -167,7 +168,7 @@ func (c Config) password() (string, error) {
 	if c.PasswordFile == "" {
 		return "", nil
 	}
-	if err := private("etcd.password_file", c.PasswordFile); err != nil {
+	if err := checkPrivate("etcd.password_file", c.PasswordFile); err != nil {
 		return "", err
 	}
 	raw, err := os.ReadFile(c.PasswordFile)
@@ -177,15 +178,15 @@ func (c Config) password() (string, error) {
 	return strings.TrimRight(string(raw), "\r\n"), nil
 }
 
-// private refuses a secret that others can read.
-func private(key, file string) error {
+// checkPrivate refuses a file with a secret that other users can read.
+func checkPrivate(key, file string) error {
 	const others = 0o077
 	st, err := os.Stat(file)
 	if err != nil {
 		return fmt.Errorf("%s: %w", key, err)
 	}
 	if st.Mode().Perm()&others != 0 {
-		return fmt.Errorf("%s: %s has mode %04o: others can read it; chmod 600", key, file, st.Mode().Perm())
+		return fmt.Errorf("%s: %s has mode %04o, so others can read it; chmod 600", key, file, st.Mode().Perm())
 	}
 	return nil
 }

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// The keys, below the prefix of the cluster:
+// These are the keys below the prefix of the cluster:
 //
 //	meta                          Meta, written once
 //	host/<host>                   Host
@@ -17,7 +17,7 @@ import (
 //	tomb/<host>                   Tomb
 //	net/<network>                 Network
 //	member/<network>/<host>       Member
-//	addr/<network>/<address>      Address; the address as 32 hexadecimal digits, so that keys are in its order
+//	addr/<network>/<address>      Address; the address as 32 hexadecimal digits, so that keys sort as addresses do
 //	hostname/<name>               Claim of a host
 //	vtep/<address>                Claim of a host
 //	netname/<name>                Claim of a network
@@ -39,31 +39,31 @@ const (
 
 func claimKinds() []string { return []string{claimHostname, claimVTEP, claimNetname, claimVNI} }
 
-// Key is the one key of its kind.
+// Key returns the record's key, which is the only one of its kind.
 func (Meta) Key() string { return metaKey }
 
-// Key is by the host's id.
+// Key returns the host's key, by its ID.
 func (h Host) Key() string { return hostKind + "/" + h.ID }
 
-// Key is by the host's id.
+// Key returns the record's key, by the host's ID.
 func (a Alive) Key() string { return aliveKind + "/" + a.Host }
 
-// Key is by the host's id.
+// Key returns the record's key, by the host's ID.
 func (t Tomb) Key() string { return tombKind + "/" + t.Host }
 
-// Key is by the network's id.
+// Key returns the network's key, by its ID.
 func (n Network) Key() string { return netKind + "/" + n.ID }
 
-// Key is by the network's id and the host's.
+// Key returns the record's key, by the IDs of the network and the host.
 func (m Member) Key() string { return memberKind + "/" + m.Network + "/" + m.Host }
 
-// Key is by the network's id and the address.
+// Key returns the record's key, by the network's ID and the address.
 func (a Address) Key() string { return addrKind + "/" + a.Network + "/" + formatAddr(a.Addr) }
 
-// Key is by what is claimed.
+// Key returns the record's key, by what is claimed.
 func (c Claim) Key() string { return c.Kind + "/" + c.What }
 
-// formatAddr is an address of either family as 32 hexadecimal digits.
+// formatAddr returns an address of either family as 32 hexadecimal digits.
 func formatAddr(a netip.Addr) string {
 	if !a.IsValid() {
 		return ""
@@ -72,7 +72,7 @@ func formatAddr(a netip.Addr) string {
 	return hex.EncodeToString(b[:])
 }
 
-// parseAddr is the address that formatAddr wrote; invalid when it is none.
+// parseAddr reverses formatAddr; the address is invalid if the text is.
 func parseAddr(text string) netip.Addr {
 	raw, err := hex.DecodeString(text)
 	if err != nil {
@@ -89,7 +89,7 @@ func checkID(what, id string) error {
 	return nil
 }
 
-// checkName lets in what engines let in as names of containers and networks, and hosts as theirs.
+// checkName accepts what engines accept as names of containers and networks, and what hosts are called.
 func checkName(what, name string) error {
 	if name == "" || len(name) > maxName {
 		return fmt.Errorf("%s has %d bytes; it can have 1 to %d", what, len(name), maxName)
@@ -99,29 +99,31 @@ func checkName(what, name string) error {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
 		case i > 0 && (c == '.' || c == '-' || c == '_'):
 		default:
-			return fmt.Errorf("%s %q: letters and digits, and after the first dots, dashes and underscores", what, name)
+			return fmt.Errorf("%s %q: use letters and digits, and after the first also dots, dashes and underscores",
+				what, name)
 		}
 	}
 	return nil
 }
 
-// CheckName refuses what cannot be the name of a network or a host.
+// CheckName refuses an invalid name of a network, an endpoint or a host; the error calls it what.
 func CheckName(what, name string) error { return checkName(what, name) }
 
-// checkUnicast refuses addresses that no host on a network of several can have.
+// checkUnicast refuses addresses that no single host on a shared network can have.
 func checkUnicast(what string, a netip.Addr) error {
 	switch {
 	case !a.IsValid() || a.Zone() != "" || a.Is4In6():
-		return fmt.Errorf("%s is not an address", what)
-	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("%s %s is not the address of one host", what, a)
+		return fmt.Errorf("%s is not an IP address", what)
+	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast(),
+		a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("%s %s is not a routable unicast address", what, a)
 	}
 	return nil
 }
 
 func (m Meta) check() error {
 	if m.Schema < 1 || m.Port == 0 {
-		return fmt.Errorf("schema %d and port %d", m.Schema, m.Port)
+		return fmt.Errorf("schema %d and port %d must not be 0", m.Schema, m.Port)
 	}
 	return checkID("cluster", m.Cluster)
 }
@@ -131,7 +133,7 @@ func (h Host) check() error {
 		return fmt.Errorf("mtu %d is not from %d to %d", h.MTU, minIPv6MTU, maxMTU)
 	}
 	if len(h.Version) > maxName || strings.ContainsFunc(h.Version, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return fmt.Errorf("version %.40q is not one", h.Version)
+		return fmt.Errorf("version %.40q has invalid characters or is too long", h.Version)
 	}
 	if h.Card != "" {
 		if err := h.Card.check(); err != nil {
@@ -159,7 +161,7 @@ func (n Network) check() error {
 		return fmt.Errorf("mtu %d is not from %d to %d", n.MTU, minMTU, maxMTU)
 	}
 	if len(n.Subnets) == 0 || len(n.Subnets) > maxNets {
-		return fmt.Errorf("%d subnets; there can be 1 to %d", len(n.Subnets), maxNets)
+		return fmt.Errorf("%d subnets; a network has 1 to %d", len(n.Subnets), maxNets)
 	}
 	for i, s := range n.Subnets {
 		if err := s.check(); err != nil {
@@ -180,24 +182,24 @@ func (n Network) check() error {
 func (s Subnet) check() error {
 	p := s.Pool
 	if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
-		return fmt.Errorf("subnet %s is not one", p)
+		return fmt.Errorf("subnet %s is not a valid prefix", p)
 	}
-	// A host needs an address of its own beside the gateway's, and a container one.
+	// A host needs an address of its own beside the gateway's, and a container needs one.
 	const hostBits = 3
 	if p.Bits() > p.Addr().BitLen()-hostBits || p.Bits() < 8 {
-		return fmt.Errorf("subnet %s: its length can be 8 to %d", p, p.Addr().BitLen()-hostBits)
+		return fmt.Errorf("subnet %s: the prefix length must be 8 to %d", p, p.Addr().BitLen()-hostBits)
 	}
 	if err := checkUnicast("subnet", p.Addr().Next()); err != nil {
 		return err
 	}
 	if !s.Usable(s.Gateway) {
-		return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway, p)
+		return fmt.Errorf("gateway %s is not a usable address of subnet %s", s.Gateway, p)
 	}
 	return nil
 }
 
-// Usable says whether somebody can have an address of the subnet: the first is its name, and in IPv4 the last is
-// everybody's.
+// Usable says whether a host or container can have an address of the subnet: the first is the subnet itself, and in
+// IPv4 the last is the broadcast address.
 func (s Subnet) Usable(a netip.Addr) bool {
 	if !s.Pool.Contains(a) || a == s.Pool.Addr() || a.Zone() != "" {
 		return false
@@ -205,7 +207,7 @@ func (s Subnet) Usable(a netip.Addr) bool {
 	return a.Is6() || s.Pool.Contains(a.Next())
 }
 
-// Find is the subnet of the network that somebody can have the address in.
+// Find returns the subnet of the network in which an address is usable.
 func (n Network) Find(a netip.Addr) (Subnet, bool) {
 	for _, s := range n.Subnets {
 		if s.Usable(a) {
@@ -221,7 +223,7 @@ func (a Address) check() error {
 	}
 	if a.Use == Gateway {
 		if a.Host != "" || a.Endpoint != "" || a.MAC != "" {
-			return errors.New("a gateway is nobody's own")
+			return errors.New("a gateway address has no host, endpoint or MAC")
 		}
 		return a.checkNames()
 	}
@@ -231,7 +233,7 @@ func (a Address) check() error {
 	switch a.Use {
 	case Warm:
 		if a.Endpoint != "" || a.MAC != "" {
-			return errors.New("nobody has an address that is kept warm")
+			return errors.New("a warm address has no endpoint or MAC")
 		}
 	case OfHost:
 		if a.Endpoint != "" {
@@ -241,7 +243,7 @@ func (a Address) check() error {
 	case Endpoint:
 		return cmp.Or(checkName("endpoint", a.Endpoint), a.MAC.check(), a.checkNames())
 	default:
-		return fmt.Errorf("use %.40q is not known", a.Use)
+		return fmt.Errorf("use %.40q is unknown", a.Use)
 	}
 	return a.checkNames()
 }
@@ -251,7 +253,7 @@ func (a Address) checkNames() error {
 		return errors.New("only endpoints have names")
 	}
 	if len(a.Aliases) > MaxNames {
-		return fmt.Errorf("%d aliases, which is more than %d", len(a.Aliases), MaxNames)
+		return fmt.Errorf("%d aliases, and at most %d are allowed", len(a.Aliases), MaxNames)
 	}
 	names := a.Aliases
 	if a.Name != "" {
@@ -274,7 +276,7 @@ func (c Claim) check() error {
 	}
 	var vni uint32
 	if _, err := fmt.Sscanf(c.What, "%06x", &vni); err != nil || fmt.Sprintf("%06x", vni) != c.What || vni == 0 {
-		return fmt.Errorf("vni %.40q is not one", c.What)
+		return fmt.Errorf("vni %.40q is not a VNI of 6 hexadecimal digits", c.What)
 	}
 	return checkID("id", c.ID)
 }

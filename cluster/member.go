@@ -12,15 +12,15 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// NewID is an id that nobody has.
+// NewID returns a new random ID.
 func NewID() string {
 	var b [idLen / 2]byte
 	_, _ = rand.Read(b[:]) // it never fails
 	return hex.EncodeToString(b[:])
 }
 
-// Enter finds the cluster in etcd, or founds it as want says. A host that belongs to one already gives its id in want,
-// and gets that one or ErrOther: an etcd that lost its data must not make it drop what it has.
+// Enter finds the cluster in etcd, or creates it as want says. A host that belongs to a cluster already passes its ID
+// in want, and gets that one or ErrOther: an etcd that lost its data must not make the host drop what it has.
 func (c *Client) Enter(ctx context.Context, want Meta) (Meta, error) {
 	const act = "enter the cluster"
 	key := c.prefix + metaKey
@@ -29,13 +29,14 @@ func (c *Client) Enter(ctx context.Context, want Meta) (Meta, error) {
 	if err != nil {
 		return Meta{}, fmt.Errorf("%s: %w", act, err)
 	}
-	found := clientv3.OpPut(key, value)
+	create := clientv3.OpPut(key, value)
 	if want.Cluster != "" {
-		found = clientv3.OpGet(key)
+		create = clientv3.OpGet(key)
 	}
 	var resp *clientv3.TxnResponse
 	err = c.call(ctx, act, func(ctx context.Context, conn *clientv3.Client) error {
-		resp, err = conn.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).Then(found).Else(clientv3.OpGet(key)).Commit()
+		isFree := clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
+		resp, err = conn.Txn(ctx).If(isFree).Then(create).Else(clientv3.OpGet(key)).Commit()
 		return err
 	})
 	if err != nil {
@@ -53,7 +54,7 @@ func (c *Client) Enter(ctx context.Context, want Meta) (Meta, error) {
 		}
 		have, value = r.(*Meta), string(raw)
 	}
-	if err := want.fits(*have); err != nil {
+	if err := want.compatible(*have); err != nil {
 		return Meta{}, fmt.Errorf("%s: %w", act, err)
 	}
 	c.mu.Lock()
@@ -62,17 +63,17 @@ func (c *Client) Enter(ctx context.Context, want Meta) (Meta, error) {
 	return *have, nil
 }
 
-// fits says why a host cannot be in a cluster.
-func (m Meta) fits(have Meta) error {
+// compatible returns why a host that wants m cannot be in the cluster have.
+func (m Meta) compatible(have Meta) error {
 	switch {
 	case have.Schema > Schema:
-		return fmt.Errorf("its records are of schema %d, of a newer netyard; this one knows %d", have.Schema, Schema)
+		return fmt.Errorf("its records have schema %d, and this netyard knows %d; upgrade it", have.Schema, Schema)
 	case m.Cluster != "" && m.Cluster != have.Cluster:
 		return fmt.Errorf("%w: this host belongs to %.8s, and etcd has %.8s", ErrOther, m.Cluster, have.Cluster)
 	case m.Port != have.Port:
-		return fmt.Errorf("the hosts take VXLAN at port %d, and this one would at %d", have.Port, m.Port)
+		return fmt.Errorf("the cluster uses VXLAN port %d, and this host %d", have.Port, m.Port)
 	case m.IPv6 != have.IPv6:
-		return fmt.Errorf("the hosts speak %s to each other, and this one would speak %s", familyName(have.IPv6), familyName(m.IPv6))
+		return fmt.Errorf("the cluster's hosts use %s, and this host %s", familyName(have.IPv6), familyName(m.IPv6))
 	}
 	return nil
 }
@@ -84,20 +85,20 @@ func familyName(v6 bool) string {
 	return "IPv4"
 }
 
-// claims are the names that a host has for itself.
+// claims returns the claims to a host's name and VTEP.
 func (h Host) claims() []*Claim {
 	return []*Claim{{claimHostname, h.Name, h.ID}, {claimVTEP, formatAddr(h.VTEP), h.ID}}
 }
 
-// Join makes the host a member, or its record what it is now. Its name and its address are its own: somebody else's are
-// refused.
+// Join makes the host a member of the cluster, or updates its record. It fails if another host has the name or the
+// address.
 func (c *Client) Join(ctx context.Context, h Host) error {
 	own, tomb := h.Key(), Tomb{Host: h.ID}.Key()
 	keys := []string{own, tomb}
 	for _, cl := range h.claims() {
 		keys = append(keys, cl.Key())
 	}
-	return c.change(ctx, "join as "+h.Name, keys, func(found map[string]held) (d decision, err error) {
+	return c.change(ctx, "join cluster as "+h.Name, keys, func(found map[string]entry) (d decision, err error) {
 		if found[tomb].there {
 			return d, ErrForgotten
 		}
@@ -110,13 +111,13 @@ func (c *Client) Join(ctx context.Context, h Host) error {
 			if !at.there {
 				d.put = append(d.put, cl)
 			} else if has, ok := at.Record.(*Claim); !ok || has.ID != h.ID {
-				return d, fmt.Errorf("%s %s %w%s", what(cl.Kind), said(cl), ErrTaken, by(has))
+				return d, fmt.Errorf("%s %s %w%s", claimLabel(cl.Kind), claimText(cl), ErrTaken, ownerText(has))
 			}
 		}
 		if old == nil {
 			return d, nil
 		}
-		for _, cl := range old.claims() { // what it was known by
+		for _, cl := range old.claims() { // its former name or address
 			if !slices.ContainsFunc(h.claims(), func(now *Claim) bool { return *now == *cl }) {
 				d.delete = append(d.delete, cl.Key())
 			}
@@ -125,31 +126,35 @@ func (c *Client) Join(ctx context.Context, h Host) error {
 	})
 }
 
-// what is a kind of claim for people.
-func what(kind string) string {
-	return map[string]string{claimHostname: "host name", claimVTEP: "address", claimNetname: "network name", claimVNI: "VNI"}[kind]
+// claimLabel names a kind of claim in errors.
+func claimLabel(kind string) string {
+	return map[string]string{
+		claimHostname: "host name", claimVTEP: "address", claimNetname: "network name", claimVNI: "VNI",
+	}[kind]
 }
 
-func said(c *Claim) string {
+// claimText returns what is claimed, as errors print it.
+func claimText(c *Claim) string {
 	if c.Kind == claimVTEP {
 		return parseAddr(c.What).String()
 	}
 	return c.What
 }
 
-func by(c *Claim) string {
+// ownerText returns who has a claim, as the end of an error.
+func ownerText(c *Claim) string {
 	if c == nil {
-		return " by a record that cannot be read"
+		return " by an invalid record"
 	}
 	return " by " + c.ID[:12]
 }
 
-// Forget takes a host out: what it had is free, and it will not go on with it when it comes back. It can be said again,
-// should it not have got to its end.
+// Forget removes a host from the cluster: what it had becomes free, and its tombstone keeps it from using that when it
+// comes back. After a failure it can be called again.
 func (c *Client) Forget(ctx context.Context, host, by string) error {
 	act := "forget host " + host[:min(len(host), 12)]
 	own, tomb := Host{ID: host}.Key(), &Tomb{Host: host, By: by}
-	err := c.change(ctx, act, []string{own, tomb.Key()}, func(found map[string]held) (d decision, err error) {
+	err := c.change(ctx, act, []string{own, tomb.Key()}, func(found map[string]entry) (d decision, err error) {
 		if !found[own].there && !found[tomb.Key()].there {
 			return d, fmt.Errorf("host %s %w", host, ErrNotFound)
 		}
@@ -171,7 +176,8 @@ func (c *Client) Forget(ctx context.Context, host, by string) error {
 		}
 		for _, r := range claims {
 			if cl, ok := r.(*Claim); ok && cl.ID == host {
-				if err := c.drop(ctx, act, cl.Key(), func(r Record) bool { now, ok := r.(*Claim); return ok && now.ID == host }); err != nil {
+				owned := func(r Record) bool { now, ok := r.(*Claim); return ok && now.ID == host }
+				if err := c.deleteIf(ctx, act, cl.Key(), owned); err != nil {
 					return err
 				}
 			}
@@ -180,7 +186,7 @@ func (c *Client) Forget(ctx context.Context, host, by string) error {
 	return c.leaveAll(ctx, host)
 }
 
-// leaveAll gives up all that a host has on networks.
+// leaveAll makes a host leave all its networks.
 func (c *Client) leaveAll(ctx context.Context, host string) error {
 	members, err := c.List(ctx, memberKind+"/")
 	if err != nil {
@@ -196,42 +202,43 @@ func (c *Client) leaveAll(ctx context.Context, host string) error {
 	return nil
 }
 
-// drop deletes a key if what is under it is still meant.
-func (c *Client) drop(ctx context.Context, act, key string, meant func(Record) bool) error {
-	return c.change(ctx, act, []string{key}, func(found map[string]held) (d decision, err error) {
-		if at := found[key]; at.there && meant(at.Record) {
+// deleteIf deletes a key if its record matches.
+func (c *Client) deleteIf(ctx context.Context, act, key string, match func(Record) bool) error {
+	return c.change(ctx, act, []string{key}, func(found map[string]entry) (d decision, err error) {
+		if at := found[key]; at.there && match(at.Record) {
 			d.delete = []string{key}
 		}
 		return d, nil
 	})
 }
 
-// Return lets a host that was taken out join again, without anything it had.
-func (c *Client) Return(ctx context.Context, host string) error {
-	return c.drop(ctx, "return to the cluster", Tomb{Host: host}.Key(), func(Record) bool { return true })
+// Readmit lets a host that was removed join again; what it had is not given back.
+func (c *Client) Readmit(ctx context.Context, host string) error {
+	return c.deleteIf(ctx, "rejoin cluster", Tomb{Host: host}.Key(), func(Record) bool { return true })
 }
 
-// CreateNetwork makes a network, with a number that nobody has. If the name is there already, that network is the
-// answer, unless it differs from what is asked for: then the error names both. Without subnets it is only looked for.
+// CreateNetwork creates a network with a free VNI. If there is one with this name already, it returns that one, and an
+// error that names both values if they differ. Without subnets it only looks for the network.
 func (c *Client) CreateNetwork(ctx context.Context, n Network) (Network, error) {
 	if err := checkName("name", n.Name); err != nil {
 		return n, fmt.Errorf("create network: %w", err)
 	}
 	there, err := c.FindNetwork(ctx, n.Name)
 	if err == nil {
-		return there, n.agrees(there)
+		return there, n.matches(there)
 	}
 	if len(n.Subnets) == 0 || !isNotFound(err) {
 		return n, err
 	}
 	act := "create network " + n.Name
 	n.ID = NewID()
-	for range races {
+	for range maxAttempts {
 		n.VNI = randomVNI()
 		name := &Claim{claimNetname, n.Name, n.ID}
 		vni := &Claim{claimVNI, fmt.Sprintf("%06x", n.VNI), n.ID}
 		taken, faster := false, false
-		err := c.change(ctx, act, []string{name.Key(), vni.Key()}, func(found map[string]held) (d decision, err error) {
+		keys := []string{name.Key(), vni.Key()}
+		err := c.change(ctx, act, keys, func(found map[string]entry) (d decision, err error) {
 			faster, taken = found[name.Key()].there, found[vni.Key()].there
 			if taken || faster {
 				return d, nil
@@ -247,15 +254,15 @@ func (c *Client) CreateNetwork(ctx context.Context, n Network) (Network, error) 
 			return n, err
 		case faster:
 			there, err := c.FindNetwork(ctx, n.Name)
-			return there, cmp.Or(err, n.agrees(there))
+			return there, cmp.Or(err, n.matches(there))
 		case !taken:
 			return n, nil
 		}
 	}
-	return n, fmt.Errorf("%s: no free VNI in %d tries", act, races)
+	return n, fmt.Errorf("%s: no free VNI in %d attempts; try again", act, maxAttempts)
 }
 
-// randomVNI is one of those that networks get.
+// randomVNI returns a random VNI from MinVNI on.
 func randomVNI() uint32 {
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // it never fails
@@ -263,13 +270,14 @@ func randomVNI() uint32 {
 	return MinVNI + v%(MaxVNI-MinVNI)
 }
 
-// agrees says how what is asked for differs from what is there.
-func (n Network) agrees(there Network) error {
+// matches returns how a requested network differs from the one that is there.
+func (n Network) matches(there Network) error {
 	if len(n.Subnets) > 0 && !slices.Equal(n.Subnets, there.Subnets) {
-		return fmt.Errorf("network %s: it was to have %s, and the cluster's has %s", n.Name, subnetNames(n.Subnets), subnetNames(there.Subnets))
+		return fmt.Errorf("network %s: subnets %s differ from the cluster's %s",
+			n.Name, subnetNames(n.Subnets), subnetNames(there.Subnets))
 	}
 	if n.MTU != 0 && n.MTU != there.MTU {
-		return fmt.Errorf("network %s: it was to have MTU %d, and the cluster's has %d", n.Name, n.MTU, there.MTU)
+		return fmt.Errorf("network %s: MTU %d differs from the cluster's %d", n.Name, n.MTU, there.MTU)
 	}
 	if n.Internal != there.Internal {
 		return fmt.Errorf("network %s: internal is %t in the cluster", n.Name, there.Internal)
@@ -287,7 +295,7 @@ func subnetNames(subnets []Subnet) (text string) {
 	return text
 }
 
-// FindNetwork is the network of a name.
+// FindNetwork returns the network with a name.
 func (c *Client) FindNetwork(ctx context.Context, name string) (Network, error) {
 	act := "find network " + name
 	claim := Claim{Kind: claimNetname, What: name}.Key()
@@ -305,15 +313,17 @@ func (c *Client) FindNetwork(ctx context.Context, name string) (Network, error) 
 	}
 	n, ok := found[key].Record.(*Network)
 	if !ok || n.Name != name {
-		return Network{}, fmt.Errorf("network %s %w: its record is damaged", name, ErrNotFound)
+		return Network{}, fmt.Errorf("network %s %w: its record is missing or invalid", name, ErrNotFound)
 	}
 	return *n, nil
 }
 
-// DeleteNetwork removes a network that is on no host any more.
+// DeleteNetwork deletes a network that is on no host any more.
 func (c *Client) DeleteNetwork(ctx context.Context, n Network) error {
-	name, vni := Claim{Kind: claimNetname, What: n.Name}.Key(), Claim{Kind: claimVNI, What: fmt.Sprintf("%06x", n.VNI)}.Key()
-	return c.change(ctx, "delete network "+n.Name, []string{n.Key(), name, vni}, func(found map[string]held) (d decision, err error) {
+	name := Claim{Kind: claimNetname, What: n.Name}.Key()
+	vni := Claim{Kind: claimVNI, What: fmt.Sprintf("%06x", n.VNI)}.Key()
+	keys := []string{n.Key(), name, vni}
+	return c.change(ctx, "delete network "+n.Name, keys, func(found map[string]entry) (d decision, err error) {
 		if !found[n.Key()].there {
 			return d, nil
 		}
@@ -323,15 +333,17 @@ func (c *Client) DeleteNetwork(ctx context.Context, n Network) error {
 				d.delete = append(d.delete, k)
 			}
 		}
-		d.deleteAll, d.empty = []string{addrKind + "/" + n.ID + "/"}, []string{memberKind + "/" + n.ID + "/"}
+		d.deleteAll = []string{addrKind + "/" + n.ID + "/"}
+		d.empty = []string{memberKind + "/" + n.ID + "/"}
 		return d, nil
 	})
 }
 
-// JoinNetwork says that a network is on a host.
+// JoinNetwork records that a network is on a host.
 func (c *Client) JoinNetwork(ctx context.Context, m Member) error {
 	net, host := Network{ID: m.Network}.Key(), Host{ID: m.Host}.Key()
-	return c.change(ctx, "join network", []string{net, host, m.Key()}, func(found map[string]held) (d decision, err error) {
+	keys := []string{net, host, m.Key()}
+	return c.change(ctx, "join network", keys, func(found map[string]entry) (d decision, err error) {
 		for _, k := range []string{net, host} {
 			if !found[k].there {
 				return d, fmt.Errorf("%s %w", k, ErrNotFound)
@@ -344,8 +356,8 @@ func (c *Client) JoinNetwork(ctx context.Context, m Member) error {
 	})
 }
 
-// LeaveNetwork gives up the addresses that a host has on a network, and says that it is not on it any more. In this
-// order: who is still on it can leave again.
+// LeaveNetwork releases the addresses that a host has on a network, and then deletes its membership. In this order, a
+// failed call can be repeated while the host is still a member.
 func (c *Client) LeaveNetwork(ctx context.Context, m Member) error {
 	all, err := c.List(ctx, addrKind+"/"+m.Network+"/")
 	if err != nil {
@@ -360,5 +372,5 @@ func (c *Client) LeaveNetwork(ctx context.Context, m Member) error {
 	if err := c.Release(ctx, m, own...); err != nil {
 		return err
 	}
-	return c.drop(ctx, "leave network", m.Key(), func(Record) bool { return true })
+	return c.deleteIf(ctx, "leave network", m.Key(), func(Record) bool { return true })
 }

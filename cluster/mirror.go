@@ -12,83 +12,86 @@ import (
 )
 
 const (
-	// compareEvery is how often everything is read again: etcd before 3.4.36 and 3.5.18 may lose events of a watch.
+	// compareEvery is how often everything is read again: etcd before 3.4.36 and 3.5.18 may lose watch events.
 	compareEvery = 5 * time.Minute
-	// mercy is how long a record lives that an etcd from an old backup has not: its host puts it back meanwhile.
-	mercy = time.Minute
-	// retryEvery is the pause before etcd is asked again that did not answer, beside the connection's own.
+	// grace is how long a mirror keeps a record that is missing after etcd was restored from an old backup: in this
+	// time the record's host restores it.
+	grace = time.Minute
+	// retryEvery is the pause before etcd is asked again after it did not answer, on top of the connection's own.
 	retryEvery = time.Second
 )
 
-// A Change is one record that came, went, or became another.
+// A Change is one record that was added, removed or changed.
 type Change struct {
 	Key string
-	// Old and New are nil where there is none.
+	// Old is nil for a record that was added, New for one that was removed.
 	Old, New Record
 }
 
-// A Mirror is a copy of the records below a prefix, which follows etcd and stays as it is while etcd is away.
+// A Mirror is a copy of the records below a prefix. It follows etcd, and stays as it is while etcd is away.
 type Mirror struct {
 	c      *Client
 	log    *slog.Logger
 	prefix string
 	apply  func([]Change)
-	// compare is compareEvery, less in tests.
+	// compare is compareEvery, and grace the constant of this name; both are shorter in tests.
 	compare time.Duration
-	mercy   time.Duration
-	doubt   chan struct{}
+	grace   time.Duration
+	// recheck is signalled when everything is to be read again.
+	recheck chan struct{}
 
-	mu   sync.Mutex
-	kept map[string]kept
-	// dirty are the keys that differ from what was saved.
+	mu     sync.Mutex
+	cached map[string]cached
+	// dirty are the keys that differ from what Save has written.
 	dirty  map[string]bool
 	status MirrorStatus
-	bad    map[string]string
-	// spare is until when nothing goes that etcd has not.
-	spare time.Time
+	// bad says why records were rejected, by key.
+	bad map[string]string
+	// graceUntil is until when records that are missing in etcd are kept.
+	graceUntil time.Time
 }
 
-type kept struct {
+type cached struct {
 	Record
 	value string
-	// spared: etcd, which went back in time, has it not.
-	spared bool
+	// missing says that etcd, restored from a backup, does not have the record.
+	missing bool
 }
 
-// A MirrorStatus is how a Mirror fares.
+// A MirrorStatus is the state of a Mirror.
 type MirrorStatus struct {
 	Records int
-	// Revision is that of etcd's up to which everything is known.
+	// Revision is the revision of etcd up to which the Mirror is complete.
 	Revision int64
 	// Compared is when everything was last read; zero: never by this process.
 	Compared time.Time
-	// Compares counts the times it was, and Missed the changes that only that found after the first.
+	// Compares counts how often everything was read, and Missed the changes that the watch had not reported by then.
 	Compares, Missed int
-	// Rejected are the keys of records that could not be let in.
+	// Rejected counts the keys whose records were rejected.
 	Rejected int
-	// Reason is why it does not follow at the moment; empty while it does.
+	// Reason is why the Mirror does not follow etcd at the moment; empty while it does.
 	Reason string
 }
 
-// NewMirror makes a Mirror of the records whose keys begin with prefix. apply is told of changes, in order, from within
-// Run.
+// NewMirror makes a Mirror of the records whose keys begin with prefix. Run calls apply with the changes, in order.
 func (c *Client) NewMirror(log *slog.Logger, prefix string, apply func([]Change)) *Mirror {
 	m := &Mirror{
-		c: c, log: log.With("of", prefix), prefix: prefix, apply: apply, compare: compareEvery, mercy: mercy, doubt: make(chan struct{}, 1),
-		kept: map[string]kept{}, dirty: map[string]bool{}, bad: map[string]string{},
+		c: c, log: log.With("prefix", prefix), prefix: prefix, apply: apply,
+		compare: compareEvery, grace: grace, recheck: make(chan struct{}, 1),
+		cached: map[string]cached{}, dirty: map[string]bool{}, bad: map[string]string{},
 	}
 	c.mu.Lock()
-	c.doubted = append(c.doubted, m.doubt)
+	c.rechecks = append(c.rechecks, m.recheck)
 	c.mu.Unlock()
 	return m
 }
 
-// Status says how it fares.
+// Status returns the state of the Mirror.
 func (m *Mirror) Status() MirrorStatus {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.status
-	s.Records, s.Rejected = len(m.kept), len(m.bad)
+	s.Records, s.Rejected = len(m.cached), len(m.bad)
 	return s
 }
 
@@ -96,30 +99,30 @@ func (m *Mirror) Status() MirrorStatus {
 func (m *Mirror) Each(f func(Record)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, k := range m.kept {
+	for _, k := range m.cached {
 		f(k.Record)
 	}
 }
 
-// Get is the record under a key; nil when there is none.
+// Get returns the record under a key; nil when there is none.
 func (m *Mirror) Get(key string) Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.kept[key].Record
+	return m.cached[key].Record
 }
 
-// Has says whether etcd has a record under a key. One that an etcd from an old backup has not stays for a while all the
-// same.
+// Has says whether etcd has a record under a key. Get also returns one that an old backup lacks, during the grace
+// period.
 func (m *Mirror) Has(key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	k := m.kept[key]
-	return k.Record != nil && !k.spared
+	k := m.cached[key]
+	return k.Record != nil && !k.missing
 }
 
-// Run follows etcd until ctx ends. Whatever goes wrong, it reads everything again.
+// Run follows etcd until ctx ends. After any error it reads everything again.
 func (m *Mirror) Run(ctx context.Context) error {
-	defer m.forsake()
+	defer m.unsubscribe()
 	for ctx.Err() == nil {
 		err := m.follow(ctx)
 		if ctx.Err() != nil {
@@ -135,9 +138,9 @@ func (m *Mirror) Run(ctx context.Context) error {
 			continue
 		}
 		if news { // once, not once a second
-			m.log.Warn("following etcd", "err", err)
+			m.log.Warn("watch of etcd failed", "err", err)
 		}
-		// Hosts that lost etcd together do not come back together.
+		// The random part keeps hosts that lost etcd together from coming back together.
 		if !sleep(ctx, retryEvery+rand.N(retryEvery)) { //nolint:gosec // it need not be secret
 			return nil
 		}
@@ -145,18 +148,19 @@ func (m *Mirror) Run(ctx context.Context) error {
 	return nil
 }
 
-// forsake ends what NewMirror began.
-func (m *Mirror) forsake() {
+// unsubscribe undoes the subscription that NewMirror made.
+func (m *Mirror) unsubscribe() {
 	m.c.mu.Lock()
 	defer m.c.mu.Unlock()
-	for i, ch := range m.c.doubted {
-		if ch == m.doubt {
-			m.c.doubted = append(m.c.doubted[:i:i], m.c.doubted[i+1:]...)
+	for i, ch := range m.c.rechecks {
+		if ch == m.recheck {
+			m.c.rechecks = append(m.c.rechecks[:i:i], m.c.rechecks[i+1:]...)
 			return
 		}
 	}
 }
 
+// sleep waits for d; it returns false if ctx ends before.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -168,7 +172,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// follow reads everything and then listens to what changes, until it is time to read again, or something is wrong.
+// follow reads everything and then watches for changes, until it is time to read again or an error occurs.
 func (m *Mirror) follow(ctx context.Context) error {
 	revision, err := m.list(ctx)
 	if err != nil {
@@ -177,16 +181,16 @@ func (m *Mirror) follow(ctx context.Context) error {
 	return m.watch(ctx, revision+1)
 }
 
-// list makes the copy what etcd has.
+// list reads everything and makes the copy equal to it, except for records in their grace period.
 func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
-	select { // what it was about is seen now
-	case <-m.doubt:
+	select { // this read answers an earlier recheck
+	case <-m.recheck:
 	default:
 	}
-	have, bad := map[string]kept{}, map[string]string{}
+	have, bad := map[string]cached{}, map[string]string{}
 	revision, err = m.c.scan(ctx, m.prefix, func(key string, value []byte) {
 		if r, err := Decode(key, value); err == nil {
-			have[key] = kept{Record: r, value: string(value)}
+			have[key] = cached{Record: r, value: string(value)}
 		} else {
 			bad[key] = err.Error()
 		}
@@ -197,59 +201,61 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 	m.mu.Lock()
 	back := revision < m.status.Revision
 	if back {
-		m.spare = time.Now().Add(m.mercy)
-		m.log.Warn("etcd went back in time; what it has not is kept for a while, so that its owners can put it back", "from", m.status.Revision, "to", revision)
+		m.graceUntil = time.Now().Add(m.grace)
+		m.log.Warn("etcd revision went back; missing records kept until their hosts restore them",
+			"from", m.status.Revision, "to", revision, "for", m.grace)
 	}
-	spare := time.Now().Before(m.spare)
+	inGrace := time.Now().Before(m.graceUntil)
 	var changes []Change
 	for key, now := range have {
-		old := m.kept[key]
-		m.kept[key] = now
+		old := m.cached[key]
+		m.cached[key] = now
 		if old.value != now.value {
 			changes = append(changes, Change{key, old.Record, now.Record})
 			m.dirty[key] = true
 		}
 	}
-	for key, old := range m.kept {
+	for key, old := range m.cached {
 		if _, there := have[key]; there {
 			continue
 		}
-		if (back || spare && old.spared) && bad[key] == "" { // what was there after it went back was taken away by somebody
-			old.spared = true
-			m.kept[key] = old
+		// A record that etcd had after it was restored, and no longer has, was deleted: it gets no grace.
+		if (back || inGrace && old.missing) && bad[key] == "" {
+			old.missing = true
+			m.cached[key] = old
 			continue
 		}
 		changes = append(changes, Change{key, old.Record, nil})
-		delete(m.kept, key)
+		delete(m.cached, key)
 		m.dirty[key] = true
 	}
-	m.refuse(bad)
+	m.noteRejected(bad)
 	if m.status.Compares++; m.status.Compares > 1 {
 		m.status.Missed += len(changes)
 	}
 	m.status.Revision, m.status.Compared, m.status.Reason = revision, time.Now(), ""
 	m.mu.Unlock()
-	m.tell(changes)
+	m.notify(changes)
 	return revision, nil
 }
 
-// refuse notes which records could not be let in; the log hears of each once.
-func (m *Mirror) refuse(bad map[string]string) {
+// noteRejected records which keys were rejected, and logs each once.
+func (m *Mirror) noteRejected(bad map[string]string) {
 	for key, why := range bad {
 		if m.bad[key] != why {
-			m.log.Warn("a record in etcd is not let in", "err", why)
+			m.log.Warn("etcd record rejected", "err", why)
 		}
 	}
 	m.bad = bad
 }
 
-func (m *Mirror) tell(changes []Change) {
+func (m *Mirror) notify(changes []Change) {
 	if len(changes) > 0 {
 		m.apply(changes)
 	}
 }
 
-// watch listens from a revision on. That it ends without an error means that everything is to be read again.
+// watch applies changes from a revision on. It returns nil when everything is to be read again.
 func (m *Mirror) watch(ctx context.Context, from int64) error {
 	conn, err := m.c.dial(ctx)
 	if err != nil {
@@ -266,60 +272,61 @@ func (m *Mirror) watch(ctx context.Context, from int64) error {
 			return nil
 		case <-due.C:
 			return nil
-		case <-m.doubt:
+		case <-m.recheck:
 			return nil
 		case resp, ok := <-responses:
 			if !ok {
-				return fmt.Errorf("watch %s: it ended", m.prefix)
+				return fmt.Errorf("watch %s: the connection was closed", m.prefix)
 			}
-			if resp.CompactRevision != 0 { // no fault: this host was away for longer than etcd remembers
+			if resp.CompactRevision != 0 { // no error: this host was away for longer than etcd keeps history
 				return nil
 			}
 			if err := resp.Err(); err != nil {
 				return fmt.Errorf("watch %s: %w", m.prefix, err)
 			}
-			m.take(resp)
+			m.applyEvents(resp)
 		}
 	}
 }
 
+// nextCompare returns the time until everything is read again: at the end of a grace period, or after compare.
 func (m *Mirror) nextCompare() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if left := time.Until(m.spare); left > 0 {
+	if left := time.Until(m.graceUntil); left > 0 {
 		return min(left, m.compare)
 	}
 	return m.compare
 }
 
-// take is what a watch said.
-func (m *Mirror) take(resp clientv3.WatchResponse) {
+// applyEvents applies the events of a watch.
+func (m *Mirror) applyEvents(resp clientv3.WatchResponse) {
 	m.mu.Lock()
 	var changes []Change
 	for _, ev := range resp.Events {
 		key := string(ev.Kv.Key[len(m.c.prefix):])
-		old := m.kept[key]
+		old := m.cached[key]
 		delete(m.bad, key)
-		var now kept
+		var now cached
 		if ev.Type == clientv3.EventTypePut {
 			r, err := Decode(key, ev.Kv.Value)
 			if err != nil {
-				m.log.Warn("a record in etcd is not let in", "err", err)
+				m.log.Warn("etcd record rejected", "err", err)
 				m.bad[key] = err.Error()
 			} else {
-				now = kept{Record: r, value: string(ev.Kv.Value)}
+				now = cached{Record: r, value: string(ev.Kv.Value)}
 			}
 		}
 		if now.value == old.value {
 			if now.Record != nil {
-				m.kept[key] = now // spared no more
+				m.cached[key] = now // no longer missing
 			}
 			continue
 		}
 		if m.dirty[key] = true; now.Record == nil {
-			delete(m.kept, key)
+			delete(m.cached, key)
 		} else {
-			m.kept[key] = now
+			m.cached[key] = now
 		}
 		changes = append(changes, Change{key, old.Record, now.Record})
 	}
@@ -327,5 +334,5 @@ func (m *Mirror) take(resp clientv3.WatchResponse) {
 		m.status.Revision = resp.Header.Revision
 	}
 	m.mu.Unlock()
-	m.tell(changes)
+	m.notify(changes)
 }

@@ -6,10 +6,11 @@ import (
 	"fmt"
 )
 
-// DropNetwork deletes a network by its id if it is on no host; one that is, or that is gone already, is left alone.
-func (c *Client) DropNetwork(ctx context.Context, id string) error {
+// DeleteUnusedNetwork deletes the network with an ID if it is on no host; otherwise, or if there is none, it does
+// nothing.
+func (c *Client) DeleteUnusedNetwork(ctx context.Context, id string) error {
 	key := Network{ID: id}.Key()
-	found, err := c.read(ctx, "drop network", []string{key})
+	found, err := c.read(ctx, "delete network", []string{key})
 	if err != nil {
 		return err
 	}
@@ -23,9 +24,9 @@ func (c *Client) DropNetwork(ctx context.Context, id string) error {
 	return nil
 }
 
-// PutBack makes the record of a network again that a host has and etcd has not: it was dropped as the host joined, or
-// an old backup lacks it. A name or a number that is another's by now is refused.
-func (c *Client) PutBack(ctx context.Context, n Network) error {
+// RestoreNetwork writes the record of a network again that a host has and etcd does not: it was deleted while the host
+// joined, or an old backup lacks it. It fails if another network has the name or the VNI by now.
+func (c *Client) RestoreNetwork(ctx context.Context, n Network) error {
 	claims := []*Claim{{claimNetname, n.Name, n.ID}, {claimVNI, fmt.Sprintf("%06x", n.VNI), n.ID}}
 	keys := []string{n.Key()}
 	for _, cl := range claims {
@@ -34,14 +35,14 @@ func (c *Client) PutBack(ctx context.Context, n Network) error {
 	for _, s := range n.Subnets {
 		keys = append(keys, Address{Network: n.ID, Addr: s.Gateway}.Key())
 	}
-	return c.change(ctx, "put network "+n.Name+" back", keys, func(found map[string]held) (d decision, err error) {
+	return c.change(ctx, "restore network "+n.Name, keys, func(found map[string]entry) (d decision, err error) {
 		if found[n.Key()].there {
 			return d, nil
 		}
 		d.put = []Record{&n}
 		for _, cl := range claims {
 			if has, ok := found[cl.Key()].Record.(*Claim); found[cl.Key()].there && (!ok || has.ID != n.ID) {
-				return d, fmt.Errorf("%s %s %w%s", what(cl.Kind), said(cl), ErrTaken, by(has))
+				return d, fmt.Errorf("%s %s %w%s", claimLabel(cl.Kind), claimText(cl), ErrTaken, ownerText(has))
 			}
 			d.put = append(d.put, cl)
 		}

@@ -7,29 +7,29 @@ import (
 	"netyard/store"
 )
 
-// What a host remembers of its cluster: a host that starts without etcd still has its peers.
+// These buckets hold what a host saves of its cluster, so that a host that starts without etcd still has its peers.
 var (
-	// identity has who this host is, and where it belongs.
+	// identity holds the host's Identity.
 	identity = store.Bucket[Identity]{Name: "cluster"}
-	// copies has the records of mirrors, as etcd had them, by their keys.
+	// copies holds the records of mirrors, as etcd had them, by key.
 	copies = store.Bucket[string]{Name: "cluster_records"}
 )
 
-// Kept are the buckets whose records have to outlive the file: a host that was taken out of the cluster is not to be
-// let in as another one.
+// Kept returns the buckets whose records must survive the loss of the database: a host that was removed from the
+// cluster must not be admitted again under a new ID.
 func Kept() []string { return []string{identity.Name} }
 
-// An Identity is who a host is. It is made once, and stays when the host's name or address changes.
+// An Identity is a host's ID and cluster. It is made once, and stays when the host's name or address changes.
 type Identity struct {
 	Host string
-	// Meta is the cluster it belongs to; its Cluster is empty until it entered one.
+	// Meta is the cluster that the host belongs to; Meta.Cluster is empty until it has entered one.
 	Meta Meta
 }
 
 const identityKey = "identity"
 
-// Recall is who this host is; a host that has no id gets one.
-func Recall(st *store.Store) (i Identity, err error) {
+// LoadIdentity returns the host's Identity; a host without one gets a new ID.
+func LoadIdentity(st *store.Store) (i Identity, err error) {
 	err = st.Update(func(tx store.Tx) error {
 		i, err = identity.Get(tx, identityKey)
 		if errors.Is(err, store.ErrNotFound) {
@@ -41,12 +41,12 @@ func Recall(st *store.Store) (i Identity, err error) {
 	return i, err
 }
 
-// Remember keeps who this host is.
-func Remember(st *store.Store, i Identity) error {
+// SaveIdentity records the host's Identity.
+func SaveIdentity(st *store.Store, i Identity) error {
 	return st.Update(func(tx store.Tx) error { return identity.Put(tx, identityKey, i) })
 }
 
-// Load fills a Mirror with what was saved, and tells of it. What cannot be let in any more is left out.
+// Load fills a Mirror with the saved records and passes them to apply. Records that are rejected now are left out.
 func (m *Mirror) Load(st *store.Store) error {
 	var changes []Change
 	err := st.View(func(tx store.Tx) error {
@@ -56,9 +56,9 @@ func (m *Mirror) Load(st *store.Store) error {
 			r, err := Decode(key, []byte(value))
 			if err != nil {
 				m.dirty[key] = true
-				return nil //nolint:nilerr // it is taken out by the next Save
+				return nil //nolint:nilerr // the next Save deletes it
 			}
-			m.kept[key] = kept{Record: r, value: value}
+			m.cached[key] = cached{Record: r, value: value}
 			changes = append(changes, Change{Key: key, New: r})
 			return nil
 		})
@@ -66,18 +66,18 @@ func (m *Mirror) Load(st *store.Store) error {
 	if err != nil {
 		return fmt.Errorf("load records of the cluster: %w", err)
 	}
-	m.tell(changes)
+	m.notify(changes)
 	return nil
 }
 
-// Save writes what changed since the last time.
+// Save writes the records that changed since the last Save.
 func (m *Mirror) Save(st *store.Store) error {
 	m.mu.Lock()
 	dirty := m.dirty
 	m.dirty = map[string]bool{}
 	values := make(map[string]string, len(dirty))
 	for key := range dirty {
-		values[key] = m.kept[key].value
+		values[key] = m.cached[key].value
 	}
 	m.mu.Unlock()
 	if len(values) == 0 {
@@ -106,7 +106,7 @@ func (m *Mirror) Save(st *store.Store) error {
 	return fmt.Errorf("save records of the cluster: %w", err)
 }
 
-// Discard forgets what was saved below a prefix: this host does not follow it any more.
+// Discard deletes the saved records below a prefix that this host no longer follows.
 func Discard(st *store.Store, prefix string) error {
 	return st.Update(func(tx store.Tx) error {
 		for _, key := range copies.Keys(tx, prefix) {

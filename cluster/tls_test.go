@@ -20,7 +20,7 @@ import (
 	"netyard/cluster/clustertest"
 )
 
-// An authority signs certificates into files.
+// An authority signs certificates and writes them to files.
 type authority struct {
 	t    *testing.T
 	dir  string
@@ -51,8 +51,10 @@ func (a *authority) sign(name string, signer *x509.Certificate, isCA bool) (*x50
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	must(a.t, err)
 	c := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter:    time.Now().Add(24 * time.Hour),
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, BasicConstraintsValid: true, IsCA: isCA,
 	}
 	if name == "elsewhere" {
@@ -69,7 +71,7 @@ func (a *authority) sign(name string, signer *x509.Certificate, isCA bool) (*x50
 	return c, key
 }
 
-// issue makes name.crt and name.key.
+// issue writes name.crt and name.key.
 func (a *authority) issue(name string) {
 	a.t.Helper()
 	cert, key := a.sign(name, a.cert, false)
@@ -79,7 +81,7 @@ func (a *authority) issue(name string) {
 	a.write(name+".key", "EC PRIVATE KEY", raw, 0o600)
 }
 
-// says is the error of a first exchange with etcd.
+// says returns the error of a first call to etcd.
 func says(t *testing.T, c Config) error {
 	t.Helper()
 	cl, err := Open(c)
@@ -91,8 +93,8 @@ func says(t *testing.T, c Config) error {
 	return err
 }
 
-// refuses waits until a first exchange with etcd fails with these words: an etcd that is slow to answer is unreachable
-// before.
+// refuses waits until a first call to etcd fails with this text: before, an etcd that is slow to answer is reported as
+// unreachable.
 func refuses(t *testing.T, c Config, what string) {
 	t.Helper()
 	var err error
@@ -101,18 +103,19 @@ func refuses(t *testing.T, c Config, what string) {
 			t.Logf("%v, want %q", err, what)
 		}
 	}()
-	clustertest.Eventually(t, "nothing is said of: "+what, func() bool {
+	clustertest.Eventually(t, "no error with "+what, func() bool {
 		if err = says(t, c); err == nil {
-			t.Fatalf("let in, want %q", what)
+			t.Fatalf("no error, want %q", what)
 		}
 		return strings.Contains(err.Error(), what)
 	})
 	if strings.Contains(err.Error(), "\n") {
-		t.Errorf("more than one line: %v", err)
+		t.Errorf("the error has several lines: %v", err)
 	}
 }
 
-// TestTLS: only who etcd knows gets in, only that etcd is believed, and certificates are renewed in place.
+// TestTLS: only a host with a certificate gets in, only an etcd with a certificate is trusted, and certificates can be
+// renewed in place.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	ca, rogue := newAuthority(t, "ca"), newAuthority(t, "rogue")
@@ -121,43 +124,53 @@ func TestTLS(t *testing.T) {
 	}
 	rogue.issue("host")
 	serve := func(cert string) *clustertest.Etcd {
-		return clustertest.Start(t, "https", "--cert-file", ca.file(cert+".crt"), "--key-file", ca.file(cert+".key"), "--client-cert-auth", "--trusted-ca-file", ca.file("ca.crt"))
+		return clustertest.Start(t, "https", "--cert-file", ca.file(cert+".crt"), "--key-file", ca.file(cert+".key"),
+			"--client-cert-auth", "--trusted-ca-file", ca.file("ca.crt"))
 	}
 	e, far := serve("server"), serve("elsewhere")
-	good := Config{Endpoints: []string{e.URL}, CA: ca.file("ca.crt"), Cert: ca.file("host.crt"), Key: ca.file("host.key")}
+	good := Config{
+		Endpoints: []string{e.URL}, CA: ca.file("ca.crt"), Cert: ca.file("host.crt"),
+		Key: ca.file("host.key"),
+	}
 	must(t, eventually(func() error { return says(t, good) }))
 	for what, c := range map[string]Config{
 		"certificate signed by unknown authority": {Endpoints: []string{e.URL}, CA: rogue.file("rogue.crt"), Cert: good.Cert, Key: good.Key},
 		"certificate is valid for 192.0.2.1":      {Endpoints: []string{far.URL}, CA: good.CA, Cert: good.Cert, Key: good.Key},
 		"etcd is unreachable":                     {Endpoints: []string{e.URL}, CA: good.CA, Cert: rogue.file("host.crt"), Key: rogue.file("host.key")},
-		"unknown authority":                       {Endpoints: []string{e.URL}, Cert: good.Cert, Key: good.Key}, // the host trusts others
-		"no such file":                            {Endpoints: []string{e.URL}, CA: good.CA + "x", Cert: good.Cert, Key: good.Key},
-		"has no certificate":                      {Endpoints: []string{e.URL}, CA: good.Key, Cert: good.Cert, Key: good.Key},
+		// the host trusts other authorities
+		"unknown authority":       {Endpoints: []string{e.URL}, Cert: good.Cert, Key: good.Key},
+		"no such file":            {Endpoints: []string{e.URL}, CA: good.CA + "x", Cert: good.Cert, Key: good.Key},
+		"contains no certificate": {Endpoints: []string{e.URL}, CA: good.Key, Cert: good.Cert, Key: good.Key},
 	} {
 		refuses(t, c, what)
 	}
 	must(t, os.Chmod(good.Key, 0o640))
 	if err := says(t, good); err == nil || !strings.Contains(err.Error(), "others can read it") {
-		t.Errorf("a key that others can read: %v", err)
+		t.Errorf("a key file that others can read: %v", err)
 	}
 
-	// The host's certificate is renewed, and the one before is of no use any more: etcd takes those of another
-	// authority now.
-	c, err := Open(Config{Endpoints: good.Endpoints, CA: good.CA, Cert: rogue.file("host.crt"), Key: rogue.file("host.key")})
+	// The files are replaced in place: at first they hold a certificate of an authority that etcd does not trust.
+	c, err := Open(Config{
+		Endpoints: good.Endpoints, CA: good.CA, Cert: rogue.file("host.crt"),
+		Key: rogue.file("host.key"),
+	})
 	must(t, err)
 	defer c.Close()
 	if _, err := c.Enter(t.Context(), Meta{Port: 4789}); err == nil {
-		t.Fatal("let in with another authority's certificate")
+		t.Fatal("no error with another authority's certificate")
 	}
 	for _, f := range []string{"host.crt", "host.key"} {
 		raw, err := os.ReadFile(ca.file(f))
 		must(t, err)
 		must(t, os.WriteFile(rogue.file(f), raw, 0o600))
 	}
-	clustertest.Eventually(t, "a renewed certificate is not used", func() bool { _, err := c.Enter(t.Context(), Meta{Port: 4789}); return err == nil })
+	clustertest.Eventually(t, "a renewed certificate is not used", func() bool {
+		_, err := c.Enter(t.Context(), Meta{Port: 4789})
+		return err == nil
+	})
 }
 
-// TestUser: a user with a password sees its prefix, and no more.
+// TestUser: a user with a password can read its prefix and nothing else.
 func TestUser(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
@@ -168,7 +181,8 @@ func TestUser(t *testing.T) {
 	for _, f := range []func() error{
 		func() error { _, err := conn.RoleAdd(t.Context(), "netyard"); return err },
 		func() error {
-			_, err := conn.RoleGrantPermission(t.Context(), "netyard", "/blue/", clientv3.GetPrefixRangeEnd("/blue/"), clientv3.PermissionType(clientv3.PermReadWrite))
+			_, err := conn.RoleGrantPermission(t.Context(), "netyard", "/blue/", clientv3.GetPrefixRangeEnd("/blue/"),
+				clientv3.PermissionType(clientv3.PermReadWrite))
 			return err
 		},
 		func() error { _, err := conn.UserAdd(t.Context(), "netyard", "secret"); return err },
@@ -186,16 +200,16 @@ func TestUser(t *testing.T) {
 	wrong := filepath.Join(t.TempDir(), "wrong")
 	must(t, os.WriteFile(wrong, []byte("guess"), 0o600))
 	for what, c := range map[string]Config{
-		"permission denied":      {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: secret, Prefix: "/green"},
-		"authentication failed":  {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: wrong, Prefix: "/blue"},
-		"user name is empty":     {Endpoints: good.Endpoints, Insecure: true, Prefix: "/blue"},
-		"no such file":           {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: wrong + "x"},
-		"others can read it; ch": {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: "/etc/passwd"},
+		"permission denied":         {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: secret, Prefix: "/green"},
+		"authentication failed":     {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: wrong, Prefix: "/blue"},
+		"user name is empty":        {Endpoints: good.Endpoints, Insecure: true, Prefix: "/blue"},
+		"no such file":              {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: wrong + "x"},
+		"so others can read it; ch": {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: "/etc/passwd"},
 	} {
 		refuses(t, c, what)
 	}
 
-	// A token is no use to an etcd that has started again; the client gets another by itself.
+	// After a restart etcd no longer accepts the token; the client gets another one by itself.
 	c, err := Open(good)
 	must(t, err)
 	defer c.Close()
@@ -203,30 +217,31 @@ func TestUser(t *testing.T) {
 	v := newView(t, c, "addr/")
 	follow(t, v.Mirror)
 	must(t, eventually(func() error { return c.Join(t.Context(), *hostOf(1)) }))
-	net, m := onBlue(t, c, 1)
+	net, m := joinBlue(t, c, 1)
 	e.Kill(t)
 	e.Run(t)
 	hold(t, c, m, 0, 3)
-	clustertest.Eventually(t, "the watch did not survive", func() bool { return v.Status().Records == 5 && net.ID != "" })
+	clustertest.Eventually(t, "the watch did not survive",
+		func() bool { return v.Status().Records == 5 && net.ID != "" })
 }
 
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	https := []string{"https://192.0.2.1:2379"}
 	if err := (Config{}).Check(); err != nil || (Config{}).Enabled() {
-		t.Errorf("nothing configured: %v", err)
+		t.Errorf("the zero Config: %v", err)
 	}
 	if err := (Config{Endpoints: https}).Check(); err != nil {
 		t.Error(err)
 	}
 	for what, c := range map[string]Config{
-		"etcd.endpoints: there are none":                        {Prefix: "/x"},
+		"etcd.endpoints: is empty":                              {Prefix: "/x"},
 		`etcd.endpoints: "192.0.2.1:2379" is not a URL`:         {Endpoints: []string{"192.0.2.1:2379"}},
-		"has no TLS; say https, or insecure: true":              {Endpoints: []string{"http://192.0.2.1:2379"}},
-		"some are https and some are not":                       {Endpoints: []string{https[0], "http://192.0.2.1:2379"}, Insecure: true},
-		"etcd.cert and etcd.key are for endpoints with https":   {Endpoints: []string{"http://192.0.2.1:2379"}, Insecure: true, CA: "x"},
-		"etcd.cert and etcd.key go together":                    {Endpoints: https, Cert: "x"},
-		"etcd.user and etcd.password_file go together":          {Endpoints: https, User: "x"},
+		"does not use TLS; use https, or set insecure: true":    {Endpoints: []string{"http://192.0.2.1:2379"}},
+		"mixes http and https":                                  {Endpoints: []string{https[0], "http://192.0.2.1:2379"}, Insecure: true},
+		"etcd.cert and etcd.key need https endpoints":           {Endpoints: []string{"http://192.0.2.1:2379"}, Insecure: true, CA: "x"},
+		"etcd.cert and etcd.key must be set together":           {Endpoints: https, Cert: "x"},
+		"etcd.user and etcd.password_file must be set together": {Endpoints: https, User: "x"},
 		`etcd.prefix: "netyard" is not a path`:                  {Endpoints: https, Prefix: "netyard"},
 		`etcd.prefix: "/netyard/" is not a path such as /netya`: {Endpoints: https, Prefix: "/netyard/"},
 	} {

@@ -12,18 +12,17 @@ import (
 // keyLen is the length of a WireGuard key: a point of Curve25519 (RFC 7748, section 5).
 const keyLen = 32
 
-// A PublicKey is what others know a host's WireGuard by, as wg(8) writes it; empty: it has none. As text it can be
-// compared.
+// A PublicKey is a host's WireGuard public key, as wg(8) prints it; empty: it has none. As text it is comparable.
 type PublicKey string
 
-// Bytes is the key as the kernel takes it.
+// Bytes returns the key in the kernel's form.
 func (k PublicKey) Bytes() (raw [keyLen]byte) {
-	b, _ := base64.StdEncoding.DecodeString(string(k)) // it was checked when it came in
+	b, _ := base64.StdEncoding.DecodeString(string(k)) // check has accepted it
 	copy(raw[:], b)
 	return raw
 }
 
-// PublicKeyOf writes a key as text.
+// PublicKeyOf returns a key as text.
 func PublicKeyOf(raw [keyLen]byte) PublicKey {
 	return PublicKey(base64.StdEncoding.EncodeToString(raw[:]))
 }
@@ -32,17 +31,18 @@ func (k PublicKey) check() error {
 	raw, err := base64.StdEncoding.Strict().DecodeString(string(k))
 	switch {
 	case err != nil || len(raw) != keyLen || base64.StdEncoding.EncodeToString(raw) != string(k):
-		return fmt.Errorf("wireguard %.60q is not a key", string(k))
+		return fmt.Errorf("wireguard %.60q is not a WireGuard key", string(k))
 	case bytes.Equal(raw, make([]byte, keyLen)):
-		return errors.New("wireguard is nobody's: it is all zeros")
+		return errors.New("wireguard key is all zeros")
 	}
 	return nil
 }
 
-// checkTunnel: a key and the port that it is used at go together.
+// checkTunnel refuses a WireGuard key without a port, or a port without a key.
 func (h Host) checkTunnel() error {
 	if (h.WireGuard == "") != (h.WireGuardPort == 0) {
-		return fmt.Errorf("wireguard %.60q and wireguard_port %d: one is missing", string(h.WireGuard), h.WireGuardPort)
+		return fmt.Errorf("wireguard %.60q and wireguard_port %d must be set together", string(h.WireGuard),
+			h.WireGuardPort)
 	}
 	if h.WireGuard == "" {
 		return nil
@@ -50,12 +50,12 @@ func (h Host) checkTunnel() error {
 	return h.WireGuard.check()
 }
 
-// TunnelBits is the length of the prefix that the hosts' addresses inside WireGuard have in common.
+// TunnelBits is the length of the prefix that all hosts' addresses inside WireGuard share.
 const TunnelBits = 64
 
-// Tunnel is the host's address inside WireGuard. It follows from the host's id, which is random: nobody claims it, so
-// no record can claim another host's. The prefix is a unique local one (RFC 4193), the same for all clusters, since it
-// is on no other link than the tunnel.
+// Tunnel returns the host's address inside WireGuard. It is derived from the host's ID, which is random, and is not in
+// any record, so no record can claim another host's. The prefix is a unique local one (RFC 4193), and the same for all
+// clusters, since it is used on no link but the tunnel.
 func (h Host) Tunnel() netip.Addr {
 	const half = TunnelBits / 8
 	prefix, own := sha256.Sum256([]byte("netyard tunnel")), sha256.Sum256([]byte("netyard tunnel of host "+h.ID))

@@ -5,14 +5,15 @@ import (
 	"testing"
 )
 
-// TestTunnel: a host's address inside WireGuard follows from its id and nothing else, so that all hosts have it alike,
+// TestTunnel: a host's address inside WireGuard is derived from its ID alone, so that all hosts compute the same one,
 // for good.
 func TestTunnel(t *testing.T) {
 	t.Parallel()
 	one, two := *hostOf(1), *hostOf(2)
 	one.Name, one.WireGuard = "other", keyOf(9)
-	if got, want := one.Tunnel().String(), hostOf(1).Tunnel().String(); got != want || got != "fd37:7698:1b77:784c:fc15:c3ca:6264:a534" {
-		t.Errorf("the address of host 1 is %s, and then %s", want, got)
+	if got, want := one.Tunnel().String(), hostOf(1).Tunnel().String(); got != want ||
+		got != "fd37:7698:1b77:784c:fc15:c3ca:6264:a534" {
+		t.Errorf("the address of host 1 is %s, and with another name and key %s", want, got)
 	}
 	a, b := one.Tunnel(), two.Tunnel()
 	p, err := a.Prefix(TunnelBits)
@@ -21,8 +22,8 @@ func TestTunnel(t *testing.T) {
 	}
 }
 
-// TestBookEncrypted: the peers of an encrypted network are at their hosts' addresses inside WireGuard; a host without a
-// key, or with another's, is none.
+// TestBookEncrypted: the peers of an encrypted network are reached at their hosts' addresses inside WireGuard; the
+// addresses of a host without a key, or with another host's key, are no peers.
 func TestBookEncrypted(t *testing.T) {
 	t.Parallel()
 	net := blue()
@@ -73,7 +74,8 @@ func TestBookEncrypted(t *testing.T) {
 			t.Errorf("%s: %d peers, want %d; refused %v", when, len(b.Peers()), len(want), b.Refused())
 		}
 	}
-	put(keyed(1, 1), keyed(2, 2), keyed(3, 0), keyed(4, 4), &Member{id(9), id(1)}, &Member{id(9), id(2)}, &Member{id(9), id(3)}, &Member{id(9), id(4)},
+	put(keyed(1, 1), keyed(2, 2), keyed(3, 0), keyed(4, 4), &Member{id(9), id(1)}, &Member{id(9), id(2)},
+		&Member{id(9), id(3)}, &Member{id(9), id(4)},
 		addrOf("10.20.0.12", 2, macA), addrOf("10.20.0.13", 3, macB), addrOf("10.20.0.14", 4, "02:42:0a:14:00:0c"))
 	state("at first", hostOf(2), hostOf(4))
 	if why := b.Refused()[addrOf("10.20.0.13", 3, macB).Addr]; why != "its host h3 cannot encrypt" {
@@ -82,11 +84,11 @@ func TestBookEncrypted(t *testing.T) {
 	put(keyed(3, 3))
 	state("when it has a key", hostOf(2), hostOf(3), hostOf(4))
 	put(keyed(4, 2))
-	state("when a host takes another's key", hostOf(2), hostOf(3))
+	state("when a host has another host's key", hostOf(2), hostOf(3))
 	put(keyed(2, 1))
-	state("when that one takes this host's", hostOf(3), hostOf(4))
+	state("when that host has this host's key", hostOf(3), hostOf(4))
 	put(keyed(2, 5), keyed(4, 4))
-	state("when all is well", hostOf(2), hostOf(3), hostOf(4))
+	state("when all keys differ", hostOf(2), hostOf(3), hostOf(4))
 	put(keyed(4, 0))
-	state("when one has no key any more", hostOf(2), hostOf(3))
+	state("when a host has no key any more", hostOf(2), hostOf(3))
 }

@@ -10,8 +10,9 @@ import (
 	"netyard/store"
 )
 
-// syncMany tells etcd of many addresses in few transactions: each transaction is one message to every host of the
-// network, and one wait for etcd's disks. What it told is Synced in own; what others have is left to who looks at each.
+// syncMany claims and releases many addresses in few transactions: each transaction is one message to every host of the
+// network, and one wait for etcd's disks. It sets Synced in own; a batch with an address of another host is left to
+// syncOne.
 func (a *Agent) syncMany(ctx context.Context, m cluster.Member, own []Own) error {
 	var claims, gone []*Own
 	for i := range own {
@@ -23,25 +24,25 @@ func (a *Agent) syncMany(ctx context.Context, m cluster.Member, own []Own) error
 			claims = append(claims, o)
 		}
 	}
-	for some := range slices.Chunk(claims, cluster.MaxHold) {
+	for some := range slices.Chunk(claims, cluster.MaxClaims) {
 		var want []cluster.Address
 		for _, o := range some {
 			want = append(want, o.claim())
 		}
-		if err := a.c.Client.Hold(ctx, m, want...); errors.Is(err, cluster.ErrTaken) {
+		if err := a.c.Client.ClaimAddresses(ctx, m, want...); errors.Is(err, cluster.ErrTaken) {
 			continue
 		} else if err != nil {
 			return err
 		}
-		if err := a.settleMany(m.Network, some, a.told); err != nil {
+		if err := a.updateMany(m.Network, some, a.markSynced); err != nil {
 			return err
 		}
 	}
-	for some := range slices.Chunk(gone, cluster.MaxHold) {
+	for some := range slices.Chunk(gone, cluster.MaxClaims) {
 		if err := a.c.Client.Release(ctx, m, addrsOf(some)...); err != nil {
 			return err
 		}
-		if err := a.settleMany(m.Network, some, a.released); err != nil {
+		if err := a.updateMany(m.Network, some, a.deleteReleased); err != nil {
 			return err
 		}
 	}
@@ -55,9 +56,9 @@ func addrsOf(own []*Own) (all []netip.Addr) {
 	return all
 }
 
-// settleMany records what became of addresses that etcd was told of, each by what it is now.
-func (a *Agent) settleMany(network string, some []*Own, settle func(told, now Own, tx store.Tx) error) error {
-	defer a.rolls.doubt(network)
+// updateMany calls update for each address that was written to etcd, with its current record, in one transaction.
+func (a *Agent) updateMany(network string, some []*Own, update func(written, now Own, tx store.Tx) error) error {
+	defer a.names.markStale(network)
 	err := a.c.Store.Update(func(tx store.Tx) error {
 		for _, o := range some {
 			now, err := owns.Get(tx, o.key())
@@ -65,7 +66,7 @@ func (a *Agent) settleMany(network string, some []*Own, settle func(told, now Ow
 				continue
 			}
 			if err == nil {
-				err = settle(*o, now, tx)
+				err = update(*o, now, tx)
 			}
 			if err != nil {
 				return err
@@ -82,17 +83,17 @@ func (a *Agent) settleMany(network string, some []*Own, settle func(told, now Ow
 	return nil
 }
 
-// told is for an address that etcd has as it was; one that became another meanwhile is told again.
-func (*Agent) told(told, now Own, tx store.Tx) error {
-	if !same(now, told) || now.Gone {
+// markSynced marks an address that was claimed in etcd as synced, unless it has changed meanwhile.
+func (*Agent) markSynced(written, now Own, tx store.Tx) error {
+	if !same(now, written) || now.Gone {
 		return nil
 	}
 	now.Synced, now.Lost = true, false
 	return owns.Put(tx, now.key(), now)
 }
 
-// released is for an address that was given back, unless somebody took it meanwhile.
-func (*Agent) released(_, now Own, tx store.Tx) error {
+// deleteReleased deletes the record of an address that was released in etcd, unless it was granted again meanwhile.
+func (*Agent) deleteReleased(_, now Own, tx store.Tx) error {
 	if !now.Gone {
 		return nil
 	}

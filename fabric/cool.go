@@ -11,55 +11,56 @@ import (
 	"netyard/store"
 )
 
-// An address that a container had rests before another one gets it: neighbours and connection tracking elsewhere may
-// still know the first. Each host sees by itself, in the records that it follows, what became free, and passes it over
-// while there is another. So no host has to believe another one's clock, etcd has nothing of it, and a container can
-// move with its address at once: who asks for it by name gets it.
+// An address that a container had is in cooldown before another container gets it: neighbour tables and connection
+// tracking elsewhere may still refer to the first. Each host sees in the mirrored records which addresses become free,
+// and avoids those while others are free. So no host depends on another host's clock, nothing of it is in etcd, and a
+// container can move with its address at once: a request that names the address gets it.
 
-// resting are the addresses that rest, and since when, for the next life of this daemon.
-var resting = store.Bucket[time.Time]{Name: "overlay_resting"}
+// cooling holds the addresses in cooldown, and since when, for the next start of the daemon.
+var cooling = store.Bucket[time.Time]{Name: "overlay_resting"}
 
-// cool notes what changes of records say of addresses that containers had.
-func (n *network) cool(cs []cluster.Change, now time.Time) {
-	n.restMu.Lock()
-	defer n.restMu.Unlock()
+// noteCooldown starts the cooldown of addresses that endpoints had, and ends that of addresses that endpoints have, by
+// changes of records.
+func (n *network) noteCooldown(cs []cluster.Change, now time.Time) {
+	n.coolMu.Lock()
+	defer n.coolMu.Unlock()
 	for _, c := range cs {
 		old, _ := c.Old.(*cluster.Address)
 		is, _ := c.New.(*cluster.Address)
 		switch {
 		case is != nil && is.Use == cluster.Endpoint:
-			n.rest(is.Addr, time.Time{})
+			n.setCooling(is.Addr, time.Time{})
 		case old != nil && old.Use == cluster.Endpoint:
-			n.rest(old.Addr, now)
+			n.setCooling(old.Addr, now)
 		}
 	}
 }
 
-// rest notes since when an address rests; the zero time: it does not. The caller holds restMu.
-func (n *network) rest(addr netip.Addr, since time.Time) {
-	if _, was := n.resting[addr]; !was && since.IsZero() {
+// setCooling records since when an address is in cooldown; the zero time: it is not. The caller holds coolMu.
+func (n *network) setCooling(addr netip.Addr, since time.Time) {
+	if _, was := n.cooling[addr]; !was && since.IsZero() {
 		return
 	}
-	if n.resting[addr] = since; since.IsZero() {
-		delete(n.resting, addr)
+	if n.cooling[addr] = since; since.IsZero() {
+		delete(n.cooling, addr)
 	}
-	n.turned[addr] = true
+	n.changedCooling[addr] = true
 }
 
-// rests says whether an address is to be passed over.
-func (n *network) rests(addr netip.Addr) bool {
-	n.restMu.Lock()
-	defer n.restMu.Unlock()
-	since, ok := n.resting[addr]
+// isCooling says whether an address is in cooldown.
+func (n *network) isCooling(addr netip.Addr) bool {
+	n.coolMu.Lock()
+	defer n.coolMu.Unlock()
+	since, ok := n.cooling[addr]
 	age := time.Since(since)
-	return ok && age >= 0 && age < n.cooldown // a clock that was set back does not make it longer
+	return ok && age >= 0 && age < n.cooldown // a clock that was set back does not extend it
 }
 
-// rested are the free addresses that rest, the one that has rested longest first: where no other is left.
-func (n *network) rested(v6 bool, want int) (all []netip.Addr) {
-	n.restMu.Lock()
-	since := maps.Clone(n.resting)
-	n.restMu.Unlock()
+// coolingAddrs returns up to want free addresses in cooldown, the oldest first, for when no other is free.
+func (n *network) coolingAddrs(v6 bool, want int) (all []netip.Addr) {
+	n.coolMu.Lock()
+	since := maps.Clone(n.cooling)
+	n.coolMu.Unlock()
 	for a := range since {
 		if _, ok := n.Find(a); ok && a.Is6() == v6 && n.isFree(a) {
 			all = append(all, a)
@@ -69,27 +70,27 @@ func (n *network) rested(v6 bool, want int) (all []netip.Addr) {
 	return all[:min(want, len(all))]
 }
 
-// keepRest writes down what rests and what does not any more.
-func (a *Agent) keepRest(n *network) error {
-	n.restMu.Lock()
-	for addr, since := range n.resting {
+// saveCooling records which addresses are in cooldown.
+func (a *Agent) saveCooling(n *network) error {
+	n.coolMu.Lock()
+	for addr, since := range n.cooling {
 		if age := time.Since(since); age < 0 || age >= n.cooldown {
-			n.rest(addr, time.Time{})
+			n.setCooling(addr, time.Time{})
 		}
 	}
-	turned := n.turned
-	n.turned = map[netip.Addr]bool{}
-	now := maps.Clone(n.resting)
-	n.restMu.Unlock()
-	if len(turned) == 0 {
+	changed := n.changedCooling
+	n.changedCooling = map[netip.Addr]bool{}
+	now := maps.Clone(n.cooling)
+	n.coolMu.Unlock()
+	if len(changed) == 0 {
 		return nil
 	}
 	return a.c.Store.Update(func(tx store.Tx) error {
-		for addr := range turned {
+		for addr := range changed {
 			key := Own{Network: n.ID, Addr: addr}.key()
-			write := func() error { return resting.Put(tx, key, now[addr]) }
+			write := func() error { return cooling.Put(tx, key, now[addr]) }
 			if now[addr].IsZero() {
-				write = func() error { return resting.Delete(tx, key) }
+				write = func() error { return cooling.Delete(tx, key) }
 			}
 			if err := write(); err != nil {
 				return err
@@ -99,12 +100,12 @@ func (a *Agent) keepRest(n *network) error {
 	})
 }
 
-// loadRest reads what the daemon before this one wrote down.
-func (a *Agent) loadRest(n *network) error {
+// loadCooling loads what the daemon before this one recorded.
+func (a *Agent) loadCooling(n *network) error {
 	return a.c.Store.View(func(tx store.Tx) error {
-		return resting.Each(tx, n.ID+"/", func(key string, since time.Time) error {
+		return cooling.Each(tx, n.ID+"/", func(key string, since time.Time) error {
 			if addr, err := netip.ParseAddr(strings.TrimPrefix(key, n.ID+"/")); err == nil {
-				n.resting[addr] = since
+				n.cooling[addr] = since
 			}
 			return nil
 		})

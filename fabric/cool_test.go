@@ -12,7 +12,7 @@ import (
 )
 
 // TestCooldown: an address that a container had is the last one that another gets, on any host, also after a restart of
-// its daemon; who asks for it by name gets it at once.
+// the daemon; a request that names it gets it at once.
 func TestCooldown(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
@@ -23,10 +23,11 @@ func TestCooldown(t *testing.T) {
 		h.run()
 		h.member()
 	}
-	small := all[0].network("small", cluster.Subnet{Pool: netip.MustParsePrefix("10.40.0.0/28"), Gateway: netip.MustParseAddr("10.40.0.1")})
+	pool, gateway := netip.MustParsePrefix("10.40.0.0/28"), netip.MustParseAddr("10.40.0.1")
+	small := all[0].network("small", cluster.Subnet{Pool: pool, Gateway: gateway})
 	settled := func(h *host) {
 		t.Helper()
-		clustertest.Eventually(t, "a host has not settled", func() bool {
+		clustertest.Eventually(t, "a host has not synced", func() bool {
 			s := h.status().Networks[small.ID]
 			return s.Warm == 1 && s.Waiting == 0 && !s.Unsure
 		})
@@ -37,14 +38,15 @@ func TestCooldown(t *testing.T) {
 	}
 	free := func(h *host, a netip.Addr) {
 		t.Helper()
-		clustertest.Eventually(t, "an address is not free", func() bool { return h.on(small).isFree(a) && h.on(small).rests(a) })
+		clustertest.Eventually(t, "an address is not free and in cooldown",
+			func() bool { return h.on(small).isFree(a) && h.on(small).isCooling(a) })
 	}
 	use := func(h *host, endpoint string, want netip.Addr) netip.Addr {
 		t.Helper()
 		a, err := h.Grant(t.Context(), Wish{Network: small.ID, Endpoint: endpoint, Addr: want})
 		must(t, err)
 		must(t, h.Publish(small.ID, []netip.Addr{a}, endpoint, "02:42:0a:28:00:99", "", nil))
-		clustertest.Eventually(t, "the others do not hear of an endpoint", func() bool {
+		clustertest.Eventually(t, "the other host does not see the endpoint", func() bool {
 			rec, _ := all[1].on(small).addrs.Get(cluster.Address{Network: small.ID, Addr: a}.Key()).(*cluster.Address)
 			return rec != nil && rec.Use == cluster.Endpoint
 		})
@@ -60,10 +62,10 @@ func TestCooldown(t *testing.T) {
 	free(all[0], a)
 	free(all[1], a)
 	if b := use(all[1], "two", a); b != a {
-		t.Errorf("%s was asked for by name, and %s given", a, b)
+		t.Errorf("%s was requested, and %s granted", a, b)
 	}
-	if all[1].on(small).rests(a) {
-		t.Error("an address rests that a container has")
+	if all[1].on(small).isCooling(a) {
+		t.Error("an address that a container has is in cooldown")
 	}
 	drop(all[1], "two")
 	free(all[0], a)
@@ -83,11 +85,11 @@ func TestCooldown(t *testing.T) {
 		}
 		must(t, err)
 		if slices.Contains(got, b) {
-			t.Fatalf("%s was given twice: %v", b, got)
+			t.Fatalf("%s was granted twice: %v", b, got)
 		}
 		got = append(got, b)
 	}
-	if at := slices.Index(got, a); len(got) < 9 || at < len(got)-2 { // one may have been on its way to the store
-		t.Errorf("%s rested, and is number %d of those that were given: %v", a, at, got)
+	if at := slices.Index(got, a); len(got) < 9 || at < len(got)-2 { // one may just be claimed as a warm one
+		t.Errorf("%s was in cooldown, and was granted as number %d: %v", a, at, got)
 	}
 }

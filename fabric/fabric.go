@@ -1,9 +1,10 @@
-// Package fabric is a host's half of overlay networks: it keeps etcd and the kernel of one mind. It claims the host's
-// addresses, keeps a few in store for containers that come while etcd is away, and tells each network's VXLAN device
-// who is where.
+// Package fabric is a host's half of overlay networks: it keeps etcd and the kernel in step. It claims the host's
+// addresses, keeps a few warm (claimed in advance) for containers that start while etcd is away, and gives each
+// network's VXLAN device its peers.
 //
-// What the host has is in its own file first and in etcd as soon as that can be; what the others have is in etcd first,
-// with a copy in the file. So an etcd that is away, or comes back without its memory, takes nothing from anybody.
+// What this host has is recorded in its own database first, and in etcd as soon as possible; what other hosts have is
+// in etcd first, with a copy in the database. So an etcd that is away, or comes back without its data, takes nothing
+// from any container.
 package fabric
 
 import (
@@ -25,112 +26,112 @@ import (
 	"netyard/store"
 )
 
-// Config is all that an Agent needs.
+// Config is what an Agent needs.
 type Config struct {
 	Log    *slog.Logger
 	Client *cluster.Client
 	Store  *store.Store
 	Kernel *kernel.Kernel
-	// Host is this host, but for its id, which is in the file.
+	// Host is this host, without its ID, which is in the database.
 	Host cluster.Host
-	// Port is the UDP port of VXLAN, if this host founds the cluster.
+	// Port is the UDP port of VXLAN, used if this host creates the cluster.
 	Port uint16
-	// WireGuardPort is that of this host; 0: WireGuardPort.
+	// WireGuardPort is the UDP port of this host's WireGuard device; 0: the constant WireGuardPort.
 	WireGuardPort uint16
-	// Held says whether somebody of this host has an address of a network, or means to have it again; nil: nobody who
-	// is not reached by it.
+	// Held says whether an endpoint of this host has an address of a network or will use it again, although it is not
+	// published; nil: none.
 	Held func(network string, addr netip.Addr) bool
-	// Cooldown is how long an address that a container had is passed over while there is another.
+	// Cooldown is how long an address that a container had is avoided while another is free.
 	Cooldown time.Duration
-	// BootID tells one life of the host's kernel from the next.
+	// BootID identifies the current boot of the host.
 	BootID string
-	// Fence is told which endpoints of a network have an address that etcd says is another host's, and why, whenever
-	// that changed; nothing may go through their links. It is told again until it answers without an error.
+	// Fence is called with the endpoints of a network that have an address which is another host's according to etcd,
+	// and why, whenever that changes; it must block their traffic. It is called again until it succeeds.
 	Fence func(ctx context.Context, network string, endpoints map[string]string) error
 }
 
 const (
-	// settleEvery is how often what was not to be had is tried again.
-	settleEvery = time.Second
-	// patience is how long an address waits for the endpoint that it was granted to: an engine's requests end in
-	// seconds.
-	patience = 5 * time.Minute
+	// retryEvery is how often work that failed is tried again.
+	retryEvery = time.Second
+	// useTimeout is how long an address stays granted to an endpoint that does not publish it: an engine's requests end
+	// within seconds.
+	useTimeout = 5 * time.Minute
 )
 
 // An Agent is a host's part in overlay networks.
 type Agent struct {
 	c Config
-	// self is this host's id.
+	// self is this host's ID.
 	self string
-	// hosts and members are of all networks.
+	// hosts and members mirror the records of all hosts and memberships.
 	hosts, members *cluster.Mirror
-	poked          chan struct{}
-	// rolls say who is called what; moved tells that there is another one.
-	rolls *rolls
+	wake           chan struct{}
+	// names holds the names of endpoints; moved is signalled when a network is bound or unbound.
+	names *nameTables
 	moved chan struct{}
-	// impatient makes patience nothing, in tests.
-	impatient atomic.Bool
+	// reapAtOnce makes useTimeout 0, in tests.
+	reapAtOnce atomic.Bool
 
 	mu       sync.Mutex
 	who      cluster.Identity
 	networks map[string]*network
-	// fenced: an administrator took this host out. Until it is back nothing of an overlay gets in or out.
+	// fenced says that an admin removed this host from the cluster. Until it rejoins, all overlay traffic is blocked.
 	fenced bool
-	// entered: etcd has the cluster that this host belongs to.
+	// entered says that this host has found its cluster in etcd.
 	entered bool
-	// reason is why the host is no member at the moment; nil: it is one.
+	// reason is why the host is not a member at the moment; nil: it is one.
 	reason error
 	tasks  *tasks
 	tunnel tunnel
 }
 
-// A network is one that is on this host.
+// A network is a network that is on this host, with its state.
 type network struct {
 	Bound
 	book   *cluster.Book
 	keeper *keeper
 	addrs  *cluster.Mirror
 	stop   func()
-	// vteps are the hosts whose frames are let in.
+	// vteps are the VTEPs from which frames are accepted; nil: the kernel was not given any yet.
 	vteps []netip.Addr
 	// host are the host's own addresses.
 	host []core.Addr
-	// sure: the kernel was told everything after everything had been read.
-	sure bool
-	// unsure: the kernel may not know what it was told, and is told all of it again.
+	// complete says that the kernel was given everything after everything had been read from etcd.
+	complete bool
+	// unsure says that the kernel may lack something, so that it is given everything again.
 	unsure bool
-	// shut: nothing gets in or out until it is known which of the addresses that this host had are still its own.
+	// shut says that all traffic is blocked until it is known which of the host's former addresses are still its own.
 	shut bool
-	// fenced is what was told of the endpoints that have another host's address; nil: nothing was told yet.
+	// fenced is what Fence was last called with; nil: it was not called yet.
 	fenced map[string]string
 
-	restMu   sync.Mutex
+	coolMu   sync.Mutex
 	cooldown time.Duration
-	// resting are the addresses that rest, and since when; turned are those of which the file says otherwise.
-	resting map[netip.Addr]time.Time
-	turned  map[netip.Addr]bool
+	// cooling are the addresses in cooldown, and since when; changedCooling are those whose record differs.
+	cooling        map[netip.Addr]time.Time
+	changedCooling map[netip.Addr]bool
 }
 
 // A Bound is a network that is on this host, and the link that leads to its other hosts.
 type Bound struct {
 	cluster.Network
 	ID string
-	// Link is the VXLAN device, Bridge the bridge that it is a port of, and MAC the bridge's: the host's own addresses
-	// are there.
+	// Link is the VXLAN device, Bridge the bridge that it is a port of, and MAC the bridge's MAC. The host's own
+	// addresses are on the bridge.
 	Link, Bridge string
 	MAC          cluster.MAC
-	// Alias is what those links carry.
+	// Alias is the alias of both links.
 	Alias string
 }
 
-// networks are those that are on this host.
+// networks holds the networks that are on this host.
 var networks = store.Bucket[Bound]{Name: "overlay_networks"}
 
-// New makes an Agent of what the file has. Without etcd it already tells the kernel who the others were.
+// New makes an Agent from the records in the database. Without etcd, the saved copies already give it the peers.
 func New(c Config) (*Agent, error) {
-	who, err := cluster.Recall(c.Store)
+	who, err := cluster.LoadIdentity(c.Store)
 	if err != nil {
-		return nil, fmt.Errorf("read who this host is: %w", err)
+		return nil, fmt.Errorf("load the host's identity: %w", err)
 	}
 	c.Host.ID = who.Host
 	if c.Fence == nil {
@@ -140,13 +141,14 @@ func New(c Config) (*Agent, error) {
 		c.Held = func(string, netip.Addr) bool { return false }
 	}
 	a := &Agent{
-		c: c, self: who.Host, who: who, poked: make(chan struct{}, 1), networks: map[string]*network{}, reason: cluster.ErrNotYet, tasks: &tasks{}, rolls: newRolls(), moved: make(chan struct{}, 1),
+		c: c, self: who.Host, who: who, wake: make(chan struct{}, 1), networks: map[string]*network{},
+		reason: cluster.ErrNotYet, tasks: &tasks{}, names: newNameTables(), moved: make(chan struct{}, 1),
 	}
-	if err := errors.Join(a.recover(), a.openTunnel(), a.keepClosed()); err != nil {
+	if err := errors.Join(a.releaseInterrupted(), a.openTunnel(), a.closeLeftNetworks()); err != nil {
 		return nil, err
 	}
-	a.hosts = c.Client.NewMirror(c.Log, "host/", a.everywhere)
-	a.members = c.Client.NewMirror(c.Log, "member/", a.everywhere)
+	a.hosts = c.Client.NewMirror(c.Log, "host/", a.applyHostChanges)
+	a.members = c.Client.NewMirror(c.Log, "member/", a.applyHostChanges)
 	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
 		if err := m.Load(c.Store); err != nil {
 			return nil, err
@@ -171,8 +173,8 @@ func New(c Config) (*Agent, error) {
 	return a, nil
 }
 
-// keepClosed closes the networks again that etcd has not heard this host has left.
-func (a *Agent) keepClosed() error {
+// closeLeftNetworks closes networks that this host has left without etcd having recorded that, see Parting.
+func (a *Agent) closeLeftNetworks() error {
 	objects, err := a.Parting()
 	if err != nil {
 		return err
@@ -180,20 +182,20 @@ func (a *Agent) keepClosed() error {
 	return a.c.Kernel.Ensure(context.Background(), objects...)
 }
 
-// Port is the UDP port of VXLAN.
+// Port returns the UDP port of VXLAN.
 func (a *Agent) Port() uint16 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.port()
 }
 
-// port is the cluster's, once this host has been in one.
+// port returns the cluster's port, or the configured one if this host has never been in a cluster.
 func (a *Agent) port() uint16 { return cmp.Or(a.who.Meta.Port, a.c.Port) }
 
-// Local is where this host takes VXLAN.
+// Local returns this host's VTEP.
 func (a *Agent) Local() netip.Addr { return a.c.Host.VTEP }
 
-// Bind puts a network on this host: the link is there. It is recorded; what etcd has to hear of it follows.
+// Bind records that a network is on this host; its links must exist. Run then joins the network in etcd.
 func (a *Agent) Bind(b Bound) error {
 	b.ID = b.Network.ID
 	a.mu.Lock()
@@ -206,23 +208,23 @@ func (a *Agent) Bind(b Bound) error {
 		}
 	}
 	if n != nil {
-		if isNew { // only before Run: whoever reads it later holds no lock
+		if isNew { // happens only before Run: later readers hold no lock
 			n.Bound = b
 		}
 		n.unsure = true
-		a.poke()
+		a.wakeUp()
 		return nil
 	}
 	if err := a.add(b); err != nil {
 		return err
 	}
-	a.poke()
-	a.tellMoved()
+	a.wakeUp()
+	a.notifyMoved()
 	return nil
 }
 
-// bind records a network, and by which hardware address the host itself is reached there: that of a bridge can change
-// with the host's.
+// bind records a network, and updates the MAC of the host's own addresses there: that of a bridge can change with the
+// host's.
 func bind(tx store.Tx, b Bound) error {
 	own, err := owns.List(tx, b.ID+"/")
 	if err != nil {
@@ -240,23 +242,24 @@ func bind(tx store.Tx, b Bound) error {
 	return networks.Put(tx, b.ID, b)
 }
 
-// add begins to keep a network. The caller holds the lock.
+// add starts the work on a network. The caller holds the lock.
 func (a *Agent) add(b Bound) error {
 	n := &network{
 		keeper: &keeper{a, b.ID},
 		Bound:  b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true,
-		cooldown: a.c.Cooldown, resting: map[netip.Addr]time.Time{}, turned: map[netip.Addr]bool{},
+		cooldown: a.c.Cooldown, cooling: map[netip.Addr]time.Time{}, changedCooling: map[netip.Addr]bool{},
 	}
-	if err := a.loadRest(n); err != nil {
+	if err := a.loadCooling(n); err != nil {
 		return err
 	}
 	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
 		m.Each(func(r cluster.Record) { n.book.Apply([]cluster.Change{{Key: r.Key(), New: r}}) })
 	}
-	n.addrs = a.c.Client.NewMirror(a.c.Log, "addr/"+b.ID+"/", func(cs []cluster.Change) { a.heard(n, cs) })
+	n.addrs = a.c.Client.NewMirror(a.c.Log, "addr/"+b.ID+"/",
+		func(cs []cluster.Change) { a.applyAddressChanges(n, cs) })
 	a.networks[b.ID] = n
-	a.rolls.open(b.Network)
-	a.mu.Unlock() // Load tells heard, which locks
+	a.names.open(b.Network)
+	a.mu.Unlock() // Load calls applyAddressChanges, which locks
 	err := n.addrs.Load(a.c.Store)
 	a.mu.Lock()
 	if err != nil {
@@ -268,20 +271,20 @@ func (a *Agent) add(b Bound) error {
 	return nil
 }
 
-// Unbind takes a network from this host. Its addresses are given up; etcd hears of it when it can.
+// Unbind removes a network from this host. Its addresses are released in etcd as soon as etcd answers.
 func (a *Agent) Unbind(id string) error {
 	a.mu.Lock()
 	n := a.networks[id]
 	delete(a.networks, id)
 	a.mu.Unlock()
-	a.rolls.close(id)
-	a.tellMoved()
+	a.names.close(id)
+	a.notifyMoved()
 	if n != nil {
 		n.stop()
 	}
-	err := a.forget(id, n)
+	err := a.forgetNetwork(id, n)
 	if err == nil && n != nil {
-		err = a.c.Kernel.Ensure(context.Background(), a.parted(id, n.VNI)...)
+		err = a.c.Kernel.Ensure(context.Background(), a.closedElements(id, n.VNI)...)
 	}
 	if err == nil {
 		err = cluster.Discard(a.c.Store, "addr/"+id+"/")
@@ -289,18 +292,18 @@ func (a *Agent) Unbind(id string) error {
 	if err == nil && n != nil {
 		err = a.c.Kernel.Remove(elements(overlay.VTEPs(a.Port(), n.VNI, n.vteps), id)...)
 		if n.Encrypted {
-			err = errors.Join(err, a.part())
+			err = errors.Join(err, a.releaseDevice())
 		}
 	}
-	a.poke()
+	a.wakeUp()
 	if err != nil {
-		return fmt.Errorf("take network %s from this host: %w", id, err)
+		return fmt.Errorf("remove network %s from this host: %w", id, err)
 	}
 	return nil
 }
 
-// forget takes a network from the records; what is left is that etcd has to hear of it.
-func (a *Agent) forget(id string, n *network) error {
+// forgetNetwork deletes the records of a network, and records that it is to be left in etcd.
+func (a *Agent) forgetNetwork(id string, n *network) error {
 	return a.c.Store.Update(func(tx store.Tx) error {
 		if err := networks.Delete(tx, id); err != nil {
 			return err
@@ -310,21 +313,21 @@ func (a *Agent) forget(id string, n *network) error {
 				return err
 			}
 		}
-		for _, key := range resting.Keys(tx, id+"/") {
-			if err := resting.Delete(tx, key); err != nil {
+		for _, key := range cooling.Keys(tx, id+"/") {
+			if err := cooling.Delete(tx, key); err != nil {
 				return err
 			}
 		}
 		if n != nil {
-			if err := parting.Put(tx, id, n.VNI); err != nil {
+			if err := leftVNIs.Put(tx, id, n.VNI); err != nil {
 				return err
 			}
 		}
-		return leaving.Put(tx, id, true)
+		return leftNetworks.Put(tx, id, true)
 	})
 }
 
-// Keep unbinds all networks but those: a daemon that died may have left others.
+// Keep unbinds all networks but those with these IDs: a daemon that died may have left others.
 func (a *Agent) Keep(ids []string) error {
 	a.mu.Lock()
 	var others []string
@@ -342,45 +345,46 @@ func (a *Agent) Keep(ids []string) error {
 	return nil
 }
 
-// leaving are networks that were taken from this host and of which etcd has not heard that yet.
-var leaving = store.Bucket[bool]{Name: "overlay_leaving"}
+// leftNetworks holds networks that were removed from this host and not left in etcd yet.
+var leftNetworks = store.Bucket[bool]{Name: "overlay_leaving"}
 
-// parting are the numbers of those networks. The other hosts take this one for a member until etcd has heard, so the
-// networks stay closed: nothing of a container's leaves for them as a frame of theirs.
-var parting = store.Bucket[uint32]{Name: "overlay_parting"}
+// leftVNIs holds the VNIs of those networks. The other hosts take this one for a member until it has left in etcd, so
+// the networks stay closed: nothing that a container sends can leave as a frame of theirs.
+var leftVNIs = store.Bucket[uint32]{Name: "overlay_parting"}
 
-// parted are the elements that keep such a network closed. They are nobody's but the Agent's, see Parting.
-func (a *Agent) parted(id string, vni uint32) []core.Object {
+// closedElements returns the elements that keep such a network closed. They belong to the Agent alone, see Parting.
+func (a *Agent) closedElements(id string, vni uint32) []core.Object {
 	return elements(overlay.Closed(a.Port(), vni), "parting "+id)
 }
 
-// Parting are the elements that are wanted for networks that were taken from this host and that etcd has not heard of.
+// Parting returns the elements that keep networks closed which were removed from this host and not left in etcd yet.
 func (a *Agent) Parting() (objects []core.Object, err error) {
 	err = a.c.Store.View(func(tx store.Tx) error {
-		return parting.Each(tx, "", func(id string, vni uint32) error {
-			objects = append(objects, a.parted(id, vni)...)
+		return leftVNIs.Each(tx, "", func(id string, vni uint32) error {
+			objects = append(objects, a.closedElements(id, vni)...)
 			return nil
 		})
 	})
 	return objects, err
 }
 
-// opens opens a network that etcd knows this host has left.
-func (a *Agent) opens(id string) error {
+// removeClosed removes the elements of a network that this host has left in etcd.
+func (a *Agent) removeClosed(id string) error {
 	var vni uint32
-	err := a.c.Store.View(func(tx store.Tx) (err error) { vni, err = parting.Get(tx, id); return err })
+	err := a.c.Store.View(func(tx store.Tx) (err error) { vni, err = leftVNIs.Get(tx, id); return err })
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
 	if err == nil {
-		err = a.c.Kernel.Remove(a.parted(id, vni)...)
+		err = a.c.Kernel.Remove(a.closedElements(id, vni)...)
 	}
 	return err
 }
 
-func (a *Agent) poke() {
+// wakeUp makes syncLoop run at once.
+func (a *Agent) wakeUp() {
 	select {
-	case a.poked <- struct{}{}:
+	case a.wake <- struct{}{}:
 	default:
 	}
 }

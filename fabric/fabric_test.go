@@ -24,7 +24,7 @@ import (
 	"netyard/store"
 )
 
-// A host is one of an overlay: a namespace on the LAN, and an Agent.
+// A host is a host of an overlay: a namespace on the LAN, and an Agent.
 type host struct {
 	*kerneltest.Host
 	*Agent
@@ -34,14 +34,14 @@ type host struct {
 	n    int
 	etcd *clustertest.Etcd
 	db   *store.Store
-	file string // the directory that it is in
+	file string // the directory of the database
 	stop func()
-	// cooldown is what the next boot has.
+	// cooldown is the agent's Cooldown from the next boot on.
 	cooldown time.Duration
 
 	mu     sync.Mutex
 	ports  map[string]bridge.Veth // of its endpoints
-	fenced map[string]string      // as Fence told it
+	fenced map[string]string      // as Fence was last called
 }
 
 const port = 4789
@@ -53,13 +53,15 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// hosts makes some on one LAN, with one etcd; their agents do not run yet.
+// hosts makes hosts on one LAN, with one etcd; their agents do not run yet.
 func hosts(t testing.TB, e *clustertest.Etcd, many int) (all []*host) {
 	t.Helper()
 	lan := kerneltest.New(t)
 	lan.Sh(t, "ip link add br0 type bridge && ip link set br0 up")
 	for n := 1; n <= many; n++ {
-		h := &host{Host: lan.Peer(t, fmt.Sprint("p", n)), lan: lan, t: t, n: n, etcd: e, ports: map[string]bridge.Veth{}}
+		h := &host{
+			Host: lan.Peer(t, fmt.Sprint("p", n)), lan: lan, t: t, n: n, etcd: e, ports: map[string]bridge.Veth{},
+		}
 		lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
 		h.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0", n))
 		h.ShareTables()
@@ -78,22 +80,25 @@ func hosts(t testing.TB, e *clustertest.Etcd, many int) (all []*host) {
 	return all
 }
 
-// boot makes the agent anew, with what its file has; at is the end of the host's address on the LAN.
+// boot makes a new agent on the same database; at is the last byte of the host's address on the LAN.
 func (h *host) boot(at int) {
 	h.t.Helper()
 	c, err := cluster.Open(cluster.Config{Endpoints: []string{h.etcd.URL}, Insecure: true})
 	must(h.t, err)
 	h.t.Cleanup(func() { _ = c.Close() })
 	h.Agent, err = New(Config{
-		Log: slog.New(slog.DiscardHandler), Client: c, Store: h.db, Kernel: h.Kernel, Port: port, BootID: fmt.Sprint("boot", h.n),
-		Host:  cluster.Host{Name: fmt.Sprint("h", h.n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(at)}), MTU: 1500},
+		Log: slog.New(slog.DiscardHandler), Client: c, Store: h.db, Kernel: h.Kernel, Port: port,
+		BootID: fmt.Sprint("boot", h.n),
+		Host: cluster.Host{
+			Name: fmt.Sprint("h", h.n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(at)}), MTU: 1500,
+		},
 		Fence: h.fence, Cooldown: h.cooldown,
 	})
 	must(h.t, err)
 	h.stop = func() {}
 }
 
-// fence cuts endpoints off, as yard does.
+// fence fences endpoints, as yard does.
 func (h *host) fence(ctx context.Context, _ string, why map[string]string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -111,21 +116,21 @@ func (h *host) fence(ctx context.Context, _ string, why map[string]string) error
 	return nil
 }
 
-// on is a network as the agent has it.
+// on returns the agent's state of a network.
 func (h *host) on(n cluster.Network) *network {
 	h.Agent.mu.Lock()
 	defer h.Agent.mu.Unlock()
 	return h.networks[n.ID]
 }
 
-// isFenced says why an endpoint is; empty: it is not.
+// isFenced returns why an endpoint is fenced; empty: it is not.
 func (h *host) isFenced(id string) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.fenced[id]
 }
 
-// run lets the agent work until stop.
+// run runs the agent until stop.
 func (h *host) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -136,10 +141,11 @@ func (h *host) run() {
 	h.stop = func() { cancel(); <-done }
 }
 
-// member waits until the host is one.
+// member waits until the host is a member of the cluster.
 func (h *host) member() {
 	h.t.Helper()
-	clustertest.Eventually(h.t, fmt.Sprintf("host %d is no member", h.n), func() bool { return h.status().Reason == "" })
+	clustertest.Eventually(h.t, fmt.Sprintf("host %d is not a member", h.n),
+		func() bool { return h.status().Reason == "" })
 }
 
 func (h *host) status() Status {
@@ -149,19 +155,19 @@ func (h *host) status() Status {
 	return s
 }
 
-// network finds one of the cluster's, or makes it.
+// network finds a network of the cluster, or creates it.
 func (h *host) network(name string, subnets ...cluster.Subnet) cluster.Network {
 	h.t.Helper()
 	var n cluster.Network
-	must(h.t, answered(h.t, func() (err error) {
+	must(h.t, retryUnreachable(h.t, func() (err error) {
 		n, err = h.c.Client.CreateNetwork(h.t.Context(), cluster.Network{Name: name, MTU: 1450, Subnets: subnets})
 		return err
 	}))
 	return n
 }
 
-// answered asks etcd again that was too busy to answer in time.
-func answered(t testing.TB, f func() error) (err error) {
+// retryUnreachable repeats a call that a busy etcd may not answer in time.
+func retryUnreachable(t testing.TB, f func() error) (err error) {
 	t.Helper()
 	clustertest.Eventually(t, "etcd does not answer", func() bool {
 		err = f()
@@ -171,21 +177,25 @@ func answered(t testing.TB, f func() error) (err error) {
 }
 
 func subnets(second int) []cluster.Subnet {
-	return []cluster.Subnet{
-		{Pool: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", second)), Gateway: netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", second))},
-		{Pool: netip.MustParsePrefix(fmt.Sprintf("fd%d::/64", second)), Gateway: netip.MustParseAddr(fmt.Sprintf("fd%d::1", second))},
+	subnet := func(pool, gateway string) cluster.Subnet {
+		return cluster.Subnet{
+			Pool:    netip.MustParsePrefix(fmt.Sprintf(pool, second)),
+			Gateway: netip.MustParseAddr(fmt.Sprintf(gateway, second)),
+		}
 	}
+	return []cluster.Subnet{subnet("10.%d.0.0/16", "10.%d.0.1"), subnet("fd%d::/64", "fd%d::1")}
 }
 
 func (h *host) links(n cluster.Network) (br, x string) {
 	return core.Name(core.BridgePrefix, n.ID), core.Name(core.VXLANPrefix, n.ID)
 }
 
-// up puts a network on the host, as its mode does.
+// up brings a network up on the host, as its mode does.
 func (h *host) up(n cluster.Network) {
 	h.t.Helper()
 	br, x := h.links(n)
-	alias, mac := core.Alias(n.ID, ""), net.HardwareAddr{2, 0, byte(n.VNI >> 8), byte(n.VNI), 0xff, byte(h.n)}
+	alias := core.Alias(n.ID, "")
+	mac := net.HardwareAddr{2, 0, byte(n.VNI >> 8), byte(n.VNI), 0xff, byte(h.n)}
 	objects := []core.Object{
 		bridge.Bridge{Name: br, Alias: alias, MTU: n.MTU, MAC: mac, IPv6: true},
 		overlay.VXLAN{Name: x, Alias: alias, Master: br, VNI: n.VNI, Local: h.Local(), Port: h.Port(), MTU: n.MTU},
@@ -198,16 +208,16 @@ func (h *host) up(n cluster.Network) {
 	must(h.t, h.Bind(Bound{Network: n, Link: x, Bridge: br, MAC: cluster.MAC(mac.String()), Alias: alias}))
 }
 
-// warm waits until there are addresses in store, and the host has its own.
+// warm waits until the host has all its warm addresses and its own one.
 func (h *host) warm(n cluster.Network) {
 	h.t.Helper()
-	clustertest.Eventually(h.t, fmt.Sprintf("host %d has no addresses in store", h.n), func() bool {
+	clustertest.Eventually(h.t, fmt.Sprintf("host %d lacks warm addresses", h.n), func() bool {
 		s := h.status().Networks[n.ID]
-		return s.Warm == 2*warmest && s.Waiting == 0 && !s.Unsure
+		return s.Warm == 2*maxWarm && s.Waiting == 0 && !s.Unsure
 	})
 }
 
-// release gives back all that an endpoint has.
+// release releases all addresses of an endpoint.
 func (h *host) release(n cluster.Network, endpoint string) {
 	h.t.Helper()
 	own, err := h.Own(n.ID)
@@ -225,7 +235,7 @@ type container struct {
 	v4, v6 netip.Addr
 }
 
-// start makes a container with an address of each family.
+// start starts a container with an address of each family.
 func (h *host) start(n cluster.Network, id string, want ...netip.Addr) *container {
 	h.t.Helper()
 	c := &container{Host: kerneltest.New(h.t)}
@@ -242,30 +252,35 @@ func (h *host) start(n cluster.Network, id string, want ...netip.Addr) *containe
 	mac := append(net.HardwareAddr{2, 0x42}, b[:]...)
 	br, _ := h.links(n)
 	v := bridge.Veth{
-		Name: core.Name(core.VethPrefix, id), Peer: core.Name(core.PeerPrefix, id), Alias: core.Alias(n.ID, id), Master: br, MTU: n.MTU, MAC: mac,
+		Name: core.Name(core.VethPrefix, id), Peer: core.Name(core.PeerPrefix, id), Alias: core.Alias(n.ID, id),
+		Master: br, MTU: n.MTU, MAC: mac,
 	}
 	h.mu.Lock()
 	h.ports[id] = v
 	h.mu.Unlock()
 	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{c.v4, c.v6}}
-	must(h.t, h.Ensure(h.t.Context(), append([]core.Object{v, bridge.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)...))
+	objects := append([]core.Object{v, bridge.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)
+	must(h.t, h.Ensure(h.t.Context(), objects...))
 	must(h.t, h.Publish(n.ID, []netip.Addr{c.v4, c.v6}, id, cluster.MAC(mac.String()), "c-"+id[:4], nil))
-	c.Take(h.t, h.Host, v.Peer, fmt.Sprintf("ip addr add %s/16 dev eth0 && ip addr add %s/64 dev eth0 nodad", c.v4, c.v6))
+	c.Take(h.t, h.Host, v.Peer,
+		fmt.Sprintf("ip addr add %s/16 dev eth0 && ip addr add %s/64 dev eth0 nodad", c.v4, c.v6))
 	return c
 }
 
-// knows waits until a host has told its kernel of some peers, and asks the kernel.
+// knows waits until the host's kernel has neighbour entries for these peers.
 func (h *host) knows(n cluster.Network, addrs ...netip.Addr) {
 	h.t.Helper()
 	_, x := h.links(n)
 	for _, a := range addrs {
 		clustertest.Eventually(h.t, fmt.Sprintf("host %d does not know %s", h.n, a), func() bool {
 			out, err := h.TrySh("ip neigh show dev " + x)
-			return err == nil && slices.ContainsFunc(strings.Split(out, "\n"), func(l string) bool { return strings.HasPrefix(l, a.String()+" ") })
+			isEntry := func(line string) bool { return strings.HasPrefix(line, a.String()+" ") }
+			return err == nil && slices.ContainsFunc(strings.Split(out, "\n"), isEntry)
 		})
 	}
 }
 
+// reach checks whether a ping gets an answer.
 func reach(t *testing.T, from *kerneltest.Host, to netip.Addr, want bool) {
 	t.Helper()
 	if got := from.Pings(to.String(), want); got != want {
@@ -273,8 +288,8 @@ func reach(t *testing.T, from *kerneltest.Host, to netip.Addr, want bool) {
 	}
 }
 
-// audited: the kernel has what the agent thinks it has.
-func (h *host) audited(n cluster.Network) {
+// wantNoDrift waits until the kernel has what the agent wants.
+func (h *host) wantNoDrift(n cluster.Network) {
 	h.t.Helper()
 	clustertest.Eventually(h.t, fmt.Sprintf("on host %d the kernel and the agent differ", h.n), func() bool {
 		snap, err := h.Snapshot()
@@ -284,7 +299,8 @@ func (h *host) audited(n cluster.Network) {
 	})
 }
 
-// TestOverlay: three hosts, two networks; then etcd dies, and nobody who has an address notices.
+// TestOverlay: containers on three hosts and two networks reach those of their own network only, also while etcd is
+// away.
 func TestOverlay(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
@@ -318,7 +334,7 @@ func TestOverlay(t *testing.T) {
 			if i != j {
 				reach(t, from.Host, to.v4, true)
 				reach(t, from.Host, to.v6, true)
-				reach(t, all[i].Host, to.v4, true) // the host itself, by an address of its own
+				reach(t, all[i].Host, to.v4, true) // from the host itself, with its own address
 				reach(t, all[i].Host, to.v6, true)
 			}
 		}
@@ -327,14 +343,14 @@ func TestOverlay(t *testing.T) {
 	reach(t, other.Host, cs[2].v4, false)
 	reach(t, other.Host, cs[0].v4, false)
 	for _, h := range all {
-		h.audited(blue)
+		h.wantNoDrift(blue)
 	}
-	outage(t, e, all, blue, cs)
+	checkOutage(t, e, all, blue, cs)
 }
 
-// outage: what is, goes on; what is new comes from the store while that lasts; then it is said why not; and all is told
-// afterwards.
-func outage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network, cs []*container) {
+// checkOutage checks an outage of etcd: traffic goes on; new containers get warm addresses, and when none is left an
+// error that says why; and the other hosts learn of everything afterwards.
+func checkOutage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network, cs []*container) {
 	t.Helper()
 	pinged := make(chan string, 1)
 	go func() {
@@ -342,25 +358,29 @@ func outage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network
 		pinged <- out
 	}()
 	e.Kill(t)
-	clustertest.Eventually(t, "the outage is not noticed", func() bool { return all[0].status().Reason != "" && !all[0].status().Health.Down.IsZero() })
+	clustertest.Eventually(t, "the outage is not noticed", func() bool {
+		return all[0].status().Reason != "" && !all[0].status().Health.Down.IsZero()
+	})
 	fresh := all[0].start(blue, "b7eeeeeeeeee")
-	reach(t, fresh.Host, cs[0].v4, true) // on the same host; the others hear of it later
+	reach(t, fresh.Host, cs[0].v4, true) // on the same host; the others learn of it later
 	reach(t, cs[0].Host, cs[2].v4, true)
 	count, err := 0, error(nil)
 	for ; count < 50; count++ {
-		if _, err = all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: fmt.Sprintf("x%d", count)}); err != nil {
+		_, err = all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: fmt.Sprintf("x%d", count)})
+		if err != nil {
 			break
 		}
 	}
-	if count != warmest-1 || !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrUnreachable) || strings.Contains(err.Error(), "\n") {
-		t.Errorf("%d addresses from the store, and then %v", count, err)
+	if count != maxWarm-1 || !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrUnreachable) ||
+		strings.Contains(err.Error(), "\n") {
+		t.Errorf("%d warm addresses were granted, and then %v", count, err)
 	}
 	all[0].release(blue, "x0")
 	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "again"}); err != nil {
-		t.Errorf("one that was given back: %s, %v", got, err)
+		t.Errorf("an address that was released: %s, %v", got, err)
 	}
 	if out := <-pinged; !strings.Contains(out, "300 packets transmitted, 300 received, 0% packet loss") {
-		t.Errorf("in an outage of etcd: %s", out)
+		t.Errorf("ping during an outage of etcd: %s", out)
 	}
 	e.Run(t)
 	for _, h := range all[1:] {
@@ -375,15 +395,15 @@ func outage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network
 	all[0].warm(blue)
 }
 
-// TestColdBoot: a host that starts without etcd has the peers it had, and says what it is waiting for.
+// TestColdBoot: a host that starts without etcd has the peers it had before, and its status says what is missing.
 func TestColdBoot(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	blue := onBlue(t, all)
+	blue := joinBlue(t, all)
 	there, here := all[1].start(blue, "b1eeeeeeeeee"), all[0].start(blue, "b2eeeeeeeeee")
 	all[0].knows(blue, there.v4, there.v6)
-	all[1].knows(blue, here.v4, here.v6) // else nobody answers: etcd cannot tell it any more
+	all[1].knows(blue, here.v4, here.v6) // without it there is no answer, and etcd is down from here on
 	all[0].stop()
 	e.Kill(t)
 	br, x := all[0].links(blue)
@@ -392,53 +412,60 @@ func TestColdBoot(t *testing.T) {
 	all[0].run()
 	all[0].up(blue)
 	all[0].knows(blue, there.v4, there.v6)
-	all[0].audited(blue)
+	all[0].wantNoDrift(blue)
 	reach(t, here.Host, there.v4, true)
 	if s := all[0].status(); s.Reason == "" || s.Networks[blue.ID].Peers < 4 || s.Meta.Cluster == "" {
 		t.Errorf("status without etcd: %+v", s)
 	}
-	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b2eeeeeeeeee"}); err != nil || got != here.v4 {
-		t.Errorf("a container that starts again: %s, %v, and it had %s", got, err, here.v4)
+	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b2eeeeeeeeee"}); err != nil ||
+		got != here.v4 {
+		t.Errorf("a container that starts again got %s, %v; it had %s", got, err, here.v4)
 	}
 	e.Run(t)
 	all[0].member()
 	all[0].warm(blue)
 }
 
-// TestAddresses: asked for by name, twice, by two, back again.
+// TestAddresses: a requested address is granted once, and again after it was released, also on another host; unused and
+// unknown addresses are released.
 func TestAddresses(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	blue := onBlue(t, all)
+	blue := joinBlue(t, all)
 	want := netip.MustParseAddr("10.20.7.7")
-	take := func(h *host, endpoint string) (netip.Addr, error) {
+	request := func(h *host, endpoint string) (netip.Addr, error) {
 		return h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: endpoint, Addr: want})
 	}
 	for range 2 {
-		if got, err := take(all[0], "one"); err != nil || got != want {
+		if got, err := request(all[0], "one"); err != nil || got != want {
 			t.Fatalf("%s, %v", got, err)
 		}
 	}
-	if _, err := take(all[0], "two"); !errors.Is(err, cluster.ErrTaken) {
+	if _, err := request(all[0], "two"); !errors.Is(err, cluster.ErrTaken) {
 		t.Errorf("another container: %v", err)
 	}
-	if _, err := take(all[1], "two"); !errors.Is(err, cluster.ErrTaken) || !strings.Contains(err.Error(), want.String()) {
+	_, err := request(all[1], "two")
+	if !errors.Is(err, cluster.ErrTaken) || !strings.Contains(err.Error(), want.String()) {
 		t.Errorf("another host: %v", err)
 	}
 	for _, bad := range []string{"10.20.0.1", "10.20.0.0", "10.20.255.255", "10.21.0.5"} {
-		if _, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "bad", Addr: netip.MustParseAddr(bad)}); err == nil {
-			t.Errorf("%s was given", bad)
+		w := Wish{Network: blue.ID, Endpoint: "bad", Addr: netip.MustParseAddr(bad)}
+		if _, err := all[0].Grant(t.Context(), w); err == nil {
+			t.Errorf("%s was granted", bad)
 		}
 	}
 	must(t, all[0].Release(blue.ID, want))
-	clustertest.Eventually(t, "an address that was given back is not free", func() bool { _, err := take(all[1], "two"); return err == nil })
+	clustertest.Eventually(t, "a released address is not free", func() bool {
+		_, err := request(all[1], "two")
+		return err == nil
+	})
 
-	// A container that moves to another host with its address.
+	// A container moves to another host with its address.
 	c := all[1].start(blue, "b4eeeeeeeeee")
 	all[0].knows(blue, c.v4)
 	must(t, all[1].Withdraw(blue.ID, "b4eeeeeeeeee"))
-	clustertest.Eventually(t, "what was withdrawn is still known", func() bool {
+	clustertest.Eventually(t, "an address that was withdrawn is still a peer", func() bool {
 		_, x := all[0].links(blue)
 		return !strings.Contains(all[0].Sh(t, "ip neigh show dev "+x), c.v4.String()+" ")
 	})
@@ -454,49 +481,52 @@ func TestAddresses(t *testing.T) {
 	all[0].knows(blue, from.v4)
 	reach(t, from.Host, d.v4, true)
 
-	// What is granted, and never used.
-	lazy, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "lazy"})
+	// An address that is granted and never published is released.
+	unused, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "unused"})
 	must(t, err)
-	all[0].impatient.Store(true)
-	clustertest.Eventually(t, "an address waits for ever", func() bool {
-		_, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "other", Addr: lazy})
+	all[0].reapAtOnce.Store(true)
+	clustertest.Eventually(t, "an unused address is not released", func() bool {
+		_, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "other", Addr: unused})
 		return err == nil
 	})
 
-	// What is in etcd and not in the file is given up: somebody's crash.
+	// An address that is in etcd but not in the database, as after a crash, is released.
 	stray := cluster.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: cluster.Warm}
-	must(t, all[0].c.Client.Hold(t.Context(), cluster.Member{Network: blue.ID, Host: all[0].self}, stray))
-	clustertest.Eventually(t, "an address that nobody knows is kept", func() bool {
-		return all[1].c.Client.Hold(t.Context(), cluster.Member{Network: blue.ID, Host: all[1].self}, stray) == nil
+	must(t, all[0].c.Client.ClaimAddresses(t.Context(), cluster.Member{Network: blue.ID, Host: all[0].self}, stray))
+	clustertest.Eventually(t, "an address that is in no database is not released", func() bool {
+		m := cluster.Member{Network: blue.ID, Host: all[1].self}
+		return all[1].c.Client.ClaimAddresses(t.Context(), m, stray) == nil
 	})
 
 	must(t, all[0].Unbind(blue.ID))
-	clustertest.Eventually(t, "who left is still known", func() bool {
+	clustertest.Eventually(t, "a host that left still has addresses", func() bool {
 		recs, err := all[1].c.Client.List(t.Context(), "addr/"+blue.ID+"/")
 		must(t, err)
-		return !slices.ContainsFunc(recs, func(r cluster.Record) bool { return r.(*cluster.Address).Host == all[0].self })
+		isFirst := func(r cluster.Record) bool { return r.(*cluster.Address).Host == all[0].self }
+		return !slices.ContainsFunc(recs, isFirst)
 	})
 }
 
-// TestReaddressed: a host gets another address.
+// TestReaddressed: after a host gets another address, all containers reach each other again.
 func TestReaddressed(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	blue := onBlue(t, all)
+	blue := joinBlue(t, all)
 	one, two := all[0].start(blue, "b1eeeeeeeeee"), all[1].start(blue, "b2eeeeeeeeee")
 	all[0].knows(blue, two.v4)
 	all[1].knows(blue, one.v4)
 	reach(t, one.Host, two.v4, true)
 
 	all[1].stop()
-	all[1].Sh(t, "ip addr add 192.0.2.102/24 dev eth0 && ip addr del 192.0.2.2/24 dev eth0 && ip addr add 192.0.2.102/24 dev eth0 2>/dev/null; true")
+	all[1].Sh(t, "ip addr add 192.0.2.102/24 dev eth0 && ip addr del 192.0.2.2/24 dev eth0 && "+
+		"ip addr add 192.0.2.102/24 dev eth0 2>/dev/null; true")
 	all[1].boot(102)
 	all[1].up(blue)
 	all[1].run()
 	all[1].member()
 	all[1].knows(blue, one.v4)
-	clustertest.Eventually(t, "the others do not hear of another address", func() bool {
+	clustertest.Eventually(t, "the other host does not use the new address", func() bool {
 		_, x := all[0].links(blue)
 		return strings.Contains(all[0].Sh(t, "bridge fdb show dev "+x), "dst 192.0.2.102")
 	})
@@ -507,11 +537,11 @@ func TestReaddressed(t *testing.T) {
 	}
 }
 
-// TestRepair: who repairs by what he saw a moment ago takes nothing back of what came after it.
+// TestRepair: a repair with objects from a moment ago does not undo later changes of peers.
 func TestRepair(t *testing.T) {
 	t.Parallel()
 	all := hosts(t, clustertest.Start(t, ""), 2)
-	blue := onBlue(t, all)
+	blue := joinBlue(t, all)
 	gone := all[1].start(blue, "b1eeeeeeeeee")
 	all[0].knows(blue, gone.v4)
 	seen := all[0].Objects(blue.ID)
@@ -520,7 +550,7 @@ func TestRepair(t *testing.T) {
 	all[0].knows(blue, fresh.v4)
 	_, x := all[0].links(blue)
 	forgot := func() bool { return !strings.Contains(all[0].Sh(t, "ip neigh show dev "+x), gone.v4.String()+" ") }
-	clustertest.Eventually(t, "who went is still known", forgot)
+	clustertest.Eventually(t, "an endpoint that was withdrawn is still a peer", forgot)
 	must(t, all[0].Ensure(t.Context(), seen...))
 	if out := all[0].Sh(t, "ip neigh show dev "+x); !strings.Contains(out, fresh.v4.String()+" ") || !forgot() {
 		t.Errorf("after a repair: %s", out)

@@ -12,15 +12,16 @@ import (
 	"netyard/cluster"
 )
 
-// join makes this host a member of a network, by which the others let its frames in. One that had addresses there and
-// is none any more was taken out, and some of them may be others' by now: it keeps to itself until that is known. One
-// that etcd has not because it went back in time was not; nor do the others take it for that.
+// join makes this host a member of a network, so that the others accept its frames. If the host had addresses there but
+// is no member any more, it was removed from the cluster, and some of them may be other hosts' by now: its traffic is
+// blocked until that is known. This does not apply to a membership that is missing because etcd was restored from an
+// old backup; the other hosts keep it as well.
 func (a *Agent) join(ctx context.Context, n *network, m cluster.Member, own []Own) error {
 	out := a.members.Get(m.Key()) == nil && slices.ContainsFunc(own, func(o Own) bool { return o.Synced })
 	if out {
 		a.mu.Lock()
 		n.shut = true
-		err := a.inform(n) //nolint:contextcheck // the kernel answers at once, or not at all
+		err := a.updateKernel(n) //nolint:contextcheck // the kernel answers at once
 		a.mu.Unlock()
 		if err != nil {
 			return err
@@ -29,9 +30,9 @@ func (a *Agent) join(ctx context.Context, n *network, m cluster.Member, own []Ow
 	return a.enroll(ctx, m, n.Network)
 }
 
-// fence has the endpoints cut off that have another host's address, before this host is heard again.
+// fence calls Fence with the endpoints that have another host's address, before traffic of this host is allowed again.
 func (a *Agent) fence(ctx context.Context, n *network) error {
-	if err := a.mute(n.ID); err != nil {
+	if err := a.updateMute(n.ID); err != nil {
 		return err
 	}
 	own, err := a.Own(n.ID)
@@ -41,7 +42,7 @@ func (a *Agent) fence(ctx context.Context, n *network) error {
 	fenced := map[string]string{}
 	for _, o := range own {
 		if o.fences() {
-			fenced[o.Endpoint] = fmt.Sprintf("address %s is %s's now", o.Addr, a.holder(n, o))
+			fenced[o.Endpoint] = fmt.Sprintf("address %s is %s's now", o.Addr, a.ownerName(n, o))
 		}
 	}
 	if n.fenced == nil || !maps.Equal(fenced, n.fenced) {
@@ -55,14 +56,14 @@ func (a *Agent) fence(ctx context.Context, n *network) error {
 	return nil
 }
 
-// errLost says that an address was found to be another host's: all is to be looked at again.
-var errLost = errors.New("an address is another host's now")
+// errTaken says that an address turned out to be another host's, so that the network must be synced again.
+var errTaken = errors.New("an address is another host's now")
 
 // fences says whether an address is the reason for its endpoint to be fenced.
 func (o Own) fences() bool { return o.Lost && !o.Gone && o.Endpoint != "" }
 
-// mute has the other addresses of fenced endpoints lead to nobody, and those of others to their endpoints again.
-func (a *Agent) mute(network string) error {
+// updateMute mutes the other addresses of fenced endpoints, and unmutes those of endpoints that are not fenced.
+func (a *Agent) updateMute(network string) error {
 	own, err := a.Own(network)
 	if err != nil {
 		return err
@@ -74,7 +75,7 @@ func (a *Agent) mute(network string) error {
 	if !slices.ContainsFunc(own, func(o Own) bool { return o.Mute != fenced[o.Endpoint] }) {
 		return nil
 	}
-	return a.edit(network, func(o *Own) bool {
+	return a.updateOwns(network, func(o *Own) bool {
 		if o.Mute == fenced[o.Endpoint] {
 			return false
 		}
@@ -83,6 +84,7 @@ func (a *Agent) mute(network string) error {
 	})
 }
 
+// rank is a sort key that puts those for which first is true first.
 func rank(first bool) int {
 	if first {
 		return 0
@@ -90,24 +92,24 @@ func rank(first bool) int {
 	return 1
 }
 
-// open lets the host be heard again on a network: all addresses that it has there are its own, or fenced.
-func (a *Agent) open(n *network) {
+// reopenNetwork allows traffic of a network again: all addresses that the host has there are its own, or fenced.
+func (a *Agent) reopenNetwork(n *network) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if n.shut && a.reason == nil {
 		n.shut, n.unsure = false, true
-		a.poke()
+		a.wakeUp()
 	}
 }
 
 // isOthers says whether an address is another host's, as far as is known.
-func (a *Agent) isOthers(n *network, addr netip.Addr) bool {
+func (a *Agent) isRemote(n *network, addr netip.Addr) bool {
 	rec, _ := n.addrs.Get(cluster.Address{Network: n.ID, Addr: addr}.Key()).(*cluster.Address)
 	return rec != nil && rec.Host != a.self
 }
 
-// holder is the host that has an address which this one lost, as people call it.
-func (a *Agent) holder(n *network, o Own) string {
+// ownerName names the host that has an address which this host lost.
+func (a *Agent) ownerName(n *network, o Own) string {
 	rec, _ := n.addrs.Get(o.record("").Key()).(*cluster.Address)
 	if rec == nil {
 		return "another host"

@@ -8,8 +8,8 @@ import (
 	"netyard/store"
 )
 
-// fill claims the host's own address in a subnet, and some that are kept in store.
-func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluster.Subnet, own []Own) error {
+// fillWarm claims the host's own address in a subnet, and the warm addresses that are missing.
+func (a *Agent) fillWarm(ctx context.Context, m cluster.Member, n *network, s cluster.Subnet, own []Own) error {
 	warm, host := 0, false
 	for _, o := range own {
 		if s.Pool.Contains(o.Addr) && !o.Gone && !o.Lost {
@@ -20,10 +20,10 @@ func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluste
 		}
 	}
 	var claims []cluster.Address
-	want := n.warmth(s) - warm
-	free := n.free(s.Pool.Addr().Is6(), max(want, 0)+1)
+	want := n.wantWarm(s) - warm
+	free := n.freeAddrs(s.Pool.Addr().Is6(), max(want, 0)+1)
 	if !host && len(free) == 0 {
-		free = n.rested(s.Pool.Addr().Is6(), 1)
+		free = n.coolingAddrs(s.Pool.Addr().Is6(), 1)
 	}
 	for _, addr := range free {
 		switch {
@@ -38,19 +38,21 @@ func (a *Agent) fill(ctx context.Context, m cluster.Member, n *network, s cluste
 	if len(claims) == 0 {
 		return nil
 	}
-	if err := a.c.Client.Hold(ctx, m, claims...); errors.Is(err, cluster.ErrTaken) { // somebody was faster; the next look finds others
+	err := a.c.Client.ClaimAddresses(ctx, m, claims...)
+	if errors.Is(err, cluster.ErrTaken) { // another host was faster; the next sync tries others
 		return nil
-	} else if err != nil {
+	}
+	if err != nil {
 		return err
 	}
-	err := a.stock(n.ID, claims)
-	a.doubt(n.ID)
+	err = a.recordWarm(n.ID, claims)
+	a.markUnsure(n.ID)
 	return err
 }
 
-// stock records what was claimed. A request may have asked for one of them meanwhile, and got it: etcd does not tell
-// them apart.
-func (a *Agent) stock(network string, claims []cluster.Address) error {
+// recordWarm records what was claimed. A request may have been granted one of them meanwhile, since etcd does not tell
+// claims of one host apart; that one is left alone.
+func (a *Agent) recordWarm(network string, claims []cluster.Address) error {
 	var own []Own
 	for _, c := range claims {
 		own = append(own, Own{Network: network, Addr: c.Addr, Use: c.Use, MAC: c.MAC, Synced: true})
@@ -61,12 +63,13 @@ func (a *Agent) stock(network string, claims []cluster.Address) error {
 	})
 }
 
-// warmth is how many addresses of a subnet are kept in store: two of a hundred, and none when it is nearly full.
-func (n *network) warmth(s cluster.Subnet) int {
+// wantWarm returns how many addresses of a subnet are kept warm: 2 %, but at least 1 and at most maxWarm, and none when
+// the subnet is nearly full.
+func (n *network) wantWarm(s cluster.Subnet) int {
 	const few, full = 50, 5 // 1/50 of them; more than 4/5
 	bits := s.Pool.Addr().BitLen() - s.Pool.Bits()
 	if bits >= 16 {
-		return warmest
+		return maxWarm
 	}
 	all := 1 << bits
 	used := 0
@@ -78,5 +81,5 @@ func (n *network) warmth(s cluster.Subnet) int {
 	if used*full > all*(full-1) {
 		return 0
 	}
-	return min(warmest, max(1, all/few))
+	return min(maxWarm, max(1, all/few))
 }

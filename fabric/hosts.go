@@ -10,7 +10,7 @@ import (
 	"netyard/cluster"
 )
 
-// A Member is a host of the cluster, as etcd has it.
+// A Member is a host of the cluster as recorded in etcd.
 type Member struct {
 	cluster.Host
 	Alive    bool
@@ -50,7 +50,7 @@ func (a *Agent) Members(ctx context.Context) (all []Member, err error) {
 	return all, nil
 }
 
-// An Overlay is a network of the cluster, as etcd has it, and the names of the hosts that it is on.
+// An Overlay is a network of the cluster as recorded in etcd, with the names of its hosts.
 type Overlay struct {
 	cluster.Network
 	Hosts []string
@@ -80,7 +80,7 @@ func (a *Agent) Overlays(ctx context.Context) (all []Overlay, err error) {
 	return all, err
 }
 
-// RemoveOverlay takes a network out of etcd that no host has any more.
+// RemoveOverlay deletes a network from etcd that is on no host any more.
 func (a *Agent) RemoveOverlay(ctx context.Context, name string) error {
 	all, err := a.Overlays(ctx)
 	if err != nil {
@@ -91,20 +91,21 @@ func (a *Agent) RemoveOverlay(ctx context.Context, name string) error {
 		return fmt.Errorf("network %s %w", name, cluster.ErrNotFound)
 	}
 	if hosts := all[at].Hosts; len(hosts) > 0 {
-		return fmt.Errorf("network %s %w on %s; remove it there, or netyard cluster forget a host that is no more", name, cluster.ErrInUse, strings.Join(hosts, ", "))
+		return fmt.Errorf("network %s %w on %s; remove it there, or run netyard cluster forget for a host that is gone",
+			name, cluster.ErrInUse, strings.Join(hosts, ", "))
 	}
 	return a.c.Client.DeleteNetwork(ctx, all[at].Network)
 }
 
-// A Reached is an endpoint of a network, on whatever host.
+// A Reached is an endpoint of a network, on any host.
 type Reached struct {
 	cluster.Address
-	// Name is the host's; empty when it is not known.
+	// HostName is the name of its host; empty when it is not known.
 	HostName string
 }
 
-// Reach are the endpoints of a network that is on this host, those of the other hosts too, as far as etcd has told. It
-// asks nobody.
+// Reach returns the endpoints, on all hosts, of a network that is on this host, as far as they are known. It does not
+// ask etcd.
 func (a *Agent) Reach(network string) (all []Reached) {
 	a.mu.Lock()
 	n := a.networks[network]
@@ -126,7 +127,7 @@ func (a *Agent) Reach(network string) (all []Reached) {
 	return all
 }
 
-// Forget takes a host out, by its name or its id. This one cannot: it would go on as if nothing had been said.
+// Forget removes a host from the cluster, by its name or ID, and returns it. It refuses to remove this host, which runs.
 func (a *Agent) Forget(ctx context.Context, host string) (Member, error) {
 	all, err := a.Members(ctx)
 	if err != nil {
@@ -137,18 +138,19 @@ func (a *Agent) Forget(ctx context.Context, host string) (Member, error) {
 	case at < 0:
 		return Member{}, fmt.Errorf("host %s %w", host, cluster.ErrNotFound)
 	case all[at].ID == a.self:
-		return all[at], errors.New("forget this host itself: say it on another one")
+		return all[at], errors.New("forget host: this host cannot remove itself; run it on another host")
 	}
 	return all[at], a.c.Client.Forget(ctx, all[at].ID, a.c.Host.Name)
 }
 
-// Rejoin has this host be a member again after it was taken out. What others were given of it meanwhile is theirs.
+// Rejoin re-admits this host after it was removed from the cluster. Addresses that other hosts got meanwhile stay
+// theirs.
 func (a *Agent) Rejoin(ctx context.Context) error {
 	a.mu.Lock()
 	out := errors.Is(a.reason, cluster.ErrForgotten)
 	a.mu.Unlock()
 	if !out {
-		return errors.New("rejoin: this host was not taken out of the cluster")
+		return errors.New("rejoin: this host was not removed from the cluster")
 	}
-	return a.c.Client.Return(ctx, a.self)
+	return a.c.Client.Readmit(ctx, a.self)
 }

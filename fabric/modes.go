@@ -18,8 +18,8 @@ type Modes struct{ A *Agent }
 
 var _ modes.Fabric = Modes{}
 
-// Find is the network of a name; one with subnets is made if it is not there, and without subnets it is only looked
-// for.
+// Find returns the network with a name. It creates one that does not exist if want has subnets, and returns
+// ErrNoOverlay otherwise.
 func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, error) {
 	ask := cluster.Network{Name: want.Name, Internal: want.Internal}
 	for _, s := range want.Subnets {
@@ -31,33 +31,39 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 		if !errors.Is(err, cluster.ErrNotFound) {
 			return modes.Overlay{}, err
 		}
-		ask.MTU, ask.Encrypted = want.MTU, want.Encrypted // of one that is there, they are that one's
+		ask.MTU, ask.Encrypted = want.MTU, want.Encrypted // an existing network keeps its own
 	}
 	if len(want.Subnets) == 0 && err != nil {
 		return modes.Overlay{}, fmt.Errorf("network %s %w", want.Name, modes.ErrNoOverlay)
 	}
-	if len(want.Subnets) > 0 { // or nobody said what else it is to be
+	if len(want.Subnets) > 0 { // otherwise there is nothing to compare
 		if there, err = m.A.c.Client.CreateNetwork(ctx, ask); err != nil {
 			return modes.Overlay{}, err
 		}
 	}
-	o := modes.Overlay{ID: there.ID, Name: there.Name, VNI: there.VNI, MTU: there.MTU, Internal: there.Internal, Encrypted: there.Encrypted}
+	o := modes.Overlay{
+		ID: there.ID, Name: there.Name, VNI: there.VNI, MTU: there.MTU,
+		Internal: there.Internal, Encrypted: there.Encrypted,
+	}
 	for _, s := range there.Subnets {
 		o.Subnets = append(o.Subnets, modes.Subnet{Pool: s.Pool, Gateway: netip.PrefixFrom(s.Gateway, s.Pool.Bits())})
 	}
 	return o, nil
 }
 
-// Host is this one as the others see it.
+// Host returns this host as the others see it.
 func (m Modes) Host() modes.OverlayHost {
-	return modes.OverlayHost{ID: m.A.self, VTEP: m.A.c.Host.VTEP, Port: m.A.Port(), MTU: m.A.c.Host.MTU, Tunnel: m.A.c.Host.Tunnel(), Clear: m.A.tunnel.clear}
+	h := m.A.c.Host
+	return modes.OverlayHost{
+		ID: m.A.self, VTEP: h.VTEP, Port: m.A.Port(), MTU: h.MTU, Tunnel: h.Tunnel(), Clear: m.A.tunnel.clear,
+	}
 }
 
-// Up says that a network's links are on this host.
+// Up binds a network whose links are on this host.
 func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) error {
 	n := cluster.Network{ID: o.ID, Name: o.Name, VNI: o.VNI, MTU: o.MTU, Internal: o.Internal, Encrypted: o.Encrypted}
 	if o.Encrypted {
-		if err := m.A.raise(); err != nil {
+		if err := m.A.createDevice(); err != nil {
 			return err
 		}
 	}
@@ -67,53 +73,56 @@ func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) error {
 	return m.A.Bind(Bound{Network: n, Link: l.VXLAN, Bridge: l.Bridge, Alias: l.Alias, MAC: cluster.MAC(l.MAC)})
 }
 
-// Down says that they are about to go. One that never came up may still be in etcd, where it was made.
+// Down unbinds a network before its links are removed. One that never came up is left in etcd as well, since Find may
+// have created it there.
 func (m Modes) Down(o modes.Overlay) error { return m.A.Unbind(o.ID) }
 
-// Attach says that the addresses of an endpoint are here, and who it is.
+// Attach publishes the addresses and names of an endpoint of this host.
 func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
 	mac := e.MAC
 	if mac == "" {
 		mac = e.StableMAC().String()
 	}
-	m.A.rolls.sit(e.ID, seat{o.ID, e.Sandbox})
-	return m.A.Publish(o.ID, bare(e.Addrs), e.ID, cluster.MAC(mac), known(e.Container.Name), aliases(e))
+	m.A.names.setPlace(e.ID, place{o.ID, e.Sandbox})
+	return m.A.Publish(o.ID, withoutPrefix(e.Addrs), e.ID, cluster.MAC(mac), validName(e.Container.Name), aliases(e))
 }
 
-// The labels of a container that say names of it: nerdctl and Docker tell a plugin of no others, and Compose's services
-// are aliases.
+// These labels of a container give it further names: nerdctl and Docker pass a plugin no others, and the name of a
+// Compose service is an alias.
 const (
 	labelAlias   = "netyard.alias"
 	labelService = "com.docker.compose.service"
 )
 
-// aliases are the other names of an endpoint: those that were asked for, and those that its container's labels say.
+// aliases returns the other names of an endpoint: the requested ones, and those from its container's labels.
 func aliases(e modes.Endpoint) []string {
 	all := slices.Clone(e.Aliases)
-	for _, said := range append(strings.Split(e.Container.Labels[labelAlias], ","), e.Container.Labels[labelService]) {
-		if said = known(strings.TrimSpace(said)); said != "" && !slices.Contains(all, said) && len(all) < cluster.MaxNames {
-			all = append(all, said)
+	labels := e.Container.Labels
+	for _, name := range append(strings.Split(labels[labelAlias], ","), labels[labelService]) {
+		name = validName(strings.TrimSpace(name))
+		if name != "" && !slices.Contains(all, name) && len(all) < cluster.MaxNames {
+			all = append(all, name)
 		}
 	}
 	return all
 }
 
-// known is a name as the cluster takes it: one that it does not is none.
-func known(name string) string {
+// validName returns a name, or nothing if the cluster does not accept it.
+func validName(name string) string {
 	if cluster.CheckName("name", name) != nil {
 		return ""
 	}
 	return name
 }
 
-// Name says how an endpoint is called.
+// Name changes the names of an endpoint.
 func (m Modes) Name(o modes.Overlay, e modes.Endpoint) error {
-	return m.A.Rename(o.ID, e.ID, known(e.Container.Name), aliases(e))
+	return m.A.Rename(o.ID, e.ID, validName(e.Container.Name), aliases(e))
 }
 
-// Detach says that they are not any more.
+// Detach withdraws the addresses and names of an endpoint.
 func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error {
-	m.A.rolls.rise(e.ID)
+	m.A.names.removePlace(e.ID)
 	return m.A.Withdraw(o.ID, e.ID)
 }
 
@@ -122,19 +131,19 @@ func (m Modes) Grant(ctx context.Context, o modes.Overlay, owner string, addr ne
 	return m.A.Grant(ctx, Wish{Network: o.ID, Endpoint: owner, Addr: addr, V6: v6})
 }
 
-// Release gives one back.
+// Release returns a granted address.
 func (m Modes) Release(o modes.Overlay, addr netip.Addr) error { return m.A.Release(o.ID, addr) }
 
-// Room says why no address of a family could be granted now.
+// Room returns why no address of a family could be granted now.
 func (m Modes) Room(o modes.Overlay, v6 bool) error { return m.A.Room(o.ID, v6) }
 
-// Objects are what the other hosts make wanted in this one's kernel.
+// Objects returns what this host's kernel should have because of the other hosts.
 func (m Modes) Objects(o modes.Overlay) []core.Object { return m.A.Objects(o.ID) }
 
-// Parting are the elements that networks have here which this host has left, and of which etcd has not heard that.
+// Parting returns the elements of networks that were removed from this host and not left in etcd yet.
 func (m Modes) Parting() ([]core.Object, error) { return m.A.Parting() }
 
-func bare(ps []netip.Prefix) (all []netip.Addr) {
+func withoutPrefix(ps []netip.Prefix) (all []netip.Addr) {
 	for _, p := range ps {
 		all = append(all, p.Addr())
 	}

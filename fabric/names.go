@@ -11,50 +11,56 @@ import (
 	"netyard/store"
 )
 
-// rolls say who is called what, on the networks of this host. They have a lock of their own: who asks for a name does
-// not wait for the kernel to be told of ten thousand peers.
-type rolls struct {
+// nameTables hold the names of endpoints, on the networks of this host. They have a lock of their own, so that a lookup
+// does not wait while the kernel is given ten thousand peers.
+type nameTables struct {
 	mu sync.Mutex
-	of map[string]*roll
-	// seats are where the endpoints of this host are, by their ids: two in one sandbox are one container's.
-	seats map[string]seat
+	of map[string]*nameTable
+	// places says where the endpoints of this host are, by their IDs: two in one sandbox are one container's.
+	places map[string]place
 }
 
-type seat struct{ network, sandbox string }
+// A place is the network and the sandbox of an endpoint.
+type place struct{ network, sandbox string }
 
-// A roll is who is called what on one network. What is called what here is in the file, and etcd may not have heard of
-// it yet; the rest is as etcd has told.
-type roll struct {
+// A nameTable holds the names on one network. Those of this host's endpoints are taken from the database, since etcd
+// may not have them yet; the others from etcd.
+type nameTable struct {
 	cluster.Network
-	far, near map[netip.Addr]called
-	// stale: near may not be what the file has.
+	remote, local map[netip.Addr]namedEndpoint
+	// stale says that local may differ from the database.
 	stale bool
-	// names are the addresses of each name, in lower case.
+	// names holds the addresses of each name, in lower case; the number counts how often an address has the name.
 	names map[string]map[netip.Addr]int
 }
 
-// A called is an endpoint, and what it is called.
-type called struct {
+// A namedEndpoint is an endpoint with its names.
+type namedEndpoint struct {
 	endpoint string
 	names    []string
 }
 
-func newRolls() *rolls { return &rolls{of: map[string]*roll{}, seats: map[string]seat{}} }
-
-func (rs *rolls) open(n cluster.Network) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	rs.of[n.ID] = &roll{Network: n, far: map[netip.Addr]called{}, near: map[netip.Addr]called{}, stale: true, names: map[string]map[netip.Addr]int{}}
+func newNameTables() *nameTables {
+	return &nameTables{of: map[string]*nameTable{}, places: map[string]place{}}
 }
 
-func (rs *rolls) close(id string) {
+func (rs *nameTables) open(n cluster.Network) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.of[n.ID] = &nameTable{
+		Network: n, remote: map[netip.Addr]namedEndpoint{}, local: map[netip.Addr]namedEndpoint{}, stale: true,
+		names: map[string]map[netip.Addr]int{},
+	}
+}
+
+func (rs *nameTables) close(id string) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	delete(rs.of, id)
 }
 
-// doubt says that the file may have others for a network than before.
-func (rs *rolls) doubt(id string) {
+// markStale says that names of a network may have changed in the database.
+func (rs *nameTables) markStale(id string) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	if r := rs.of[id]; r != nil {
@@ -62,21 +68,21 @@ func (rs *rolls) doubt(id string) {
 	}
 }
 
-// sit notes where an endpoint is; rise that it is nowhere.
-func (rs *rolls) sit(endpoint string, s seat) {
+// setPlace records where an endpoint is.
+func (rs *nameTables) setPlace(endpoint string, s place) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.seats[endpoint] = s
+	rs.places[endpoint] = s
 }
 
-func (rs *rolls) rise(endpoint string) {
+func (rs *nameTables) removePlace(endpoint string) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	delete(rs.seats, endpoint)
+	delete(rs.places, endpoint)
 }
 
-// heard takes in what etcd told of addresses; those of this host are in the file.
-func (rs *rolls) heard(id, self string, changes []cluster.Change) {
+// apply applies changes of address records; those of this host are ignored, since the database has them.
+func (rs *nameTables) apply(id, self string, changes []cluster.Change) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	r := rs.of[id]
@@ -85,11 +91,11 @@ func (rs *rolls) heard(id, self string, changes []cluster.Change) {
 	}
 	for _, c := range changes {
 		if old, ok := c.Old.(*cluster.Address); ok {
-			r.set(r.far, old.Addr, called{})
+			r.set(r.remote, old.Addr, namedEndpoint{})
 		}
 		if now, ok := c.New.(*cluster.Address); ok && now.Host != self && now.Use == cluster.Endpoint {
 			if names := namesOf(now.Name, now.Aliases); len(names) > 0 {
-				r.set(r.far, now.Addr, called{now.Endpoint, names})
+				r.set(r.remote, now.Addr, namedEndpoint{now.Endpoint, names})
 			}
 		}
 	}
@@ -104,8 +110,8 @@ func namesOf(name string, aliases []string) (all []string) {
 	return all
 }
 
-// set says what an address is called, in one of the two halves of a roll.
-func (r *roll) set(half map[netip.Addr]called, a netip.Addr, c called) {
+// set sets the names of an address in one of the two halves of a table, local or remote; the zero value removes it.
+func (r *nameTable) set(half map[netip.Addr]namedEndpoint, a netip.Addr, c namedEndpoint) {
 	for _, n := range half[a].names {
 		if r.names[n][a]--; r.names[n][a] == 0 {
 			delete(r.names[n], a)
@@ -125,8 +131,8 @@ func (r *roll) set(half map[netip.Addr]called, a netip.Addr, c called) {
 	}
 }
 
-// refresh makes near what the file has.
-func (r *roll) refresh(st *store.Store) error {
+// refresh loads local from the database if it is stale.
+func (r *nameTable) refresh(st *store.Store) error {
 	if !r.stale {
 		return nil
 	}
@@ -138,20 +144,20 @@ func (r *roll) refresh(st *store.Store) error {
 	if err != nil {
 		return err
 	}
-	for a := range r.near {
-		r.set(r.near, a, called{})
+	for a := range r.local {
+		r.set(r.local, a, namedEndpoint{})
 	}
 	for _, o := range own {
 		if o.Use == cluster.Endpoint && !o.Gone && !o.Lost {
-			r.set(r.near, o.Addr, called{o.Endpoint, namesOf(o.Name, o.Aliases)})
+			r.set(r.local, o.Addr, namedEndpoint{o.Endpoint, namesOf(o.Name, o.Aliases)})
 		}
 	}
 	r.stale = false
 	return nil
 }
 
-// at is the roll of a network, as it is now; nil when it is not on this host.
-func (rs *rolls) at(st *store.Store, id string) *roll {
+// current returns the refreshed table of a network; nil when the network is not on this host.
+func (rs *nameTables) current(st *store.Store, id string) *nameTable {
 	r := rs.of[id]
 	if r == nil || r.refresh(st) != nil {
 		return nil
@@ -159,33 +165,33 @@ func (rs *rolls) at(st *store.Store, id string) *roll {
 	return r
 }
 
-// ofAsker are the rolls of the networks that an asker is on: the one that he asks first, and, if he is a container of
-// this host, those others that his sandbox is on, by their names.
-func (rs *rolls) ofAsker(st *store.Store, network string, asker netip.Addr) []*roll {
-	first := rs.at(st, network)
+// visibleTo returns the tables that a client may use: first that of the network it asks on, then, if the client is a
+// container of this host, those of the other networks that its sandbox is on, sorted by name.
+func (rs *nameTables) visibleTo(st *store.Store, network string, asker netip.Addr) []*nameTable {
+	first := rs.current(st, network)
 	if first == nil {
 		return nil
 	}
-	all := []*roll{first}
-	own := rs.seats[first.near[asker].endpoint]
-	for _, s := range rs.seats {
+	all := []*nameTable{first}
+	own := rs.places[first.local[asker].endpoint]
+	for _, s := range rs.places {
 		if s.sandbox == "" || s.sandbox != own.sandbox || s.network == network {
 			continue
 		}
-		if r := rs.at(st, s.network); r != nil && !slices.Contains(all, r) {
+		if r := rs.current(st, s.network); r != nil && !slices.Contains(all, r) {
 			all = append(all, r)
 		}
 	}
-	slices.SortFunc(all[1:], func(a, b *roll) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(all[1:], func(a, b *nameTable) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
 
-// Lookup is the addresses of those that an asker, who has an address of a network, knows by a name, which is in lower
-// case: on that network, or on another one that he is on. NAME.NETWORK is who is called NAME on NETWORK.
+// Lookup returns the addresses that a name, in lower case, has for a client with the address asker on a network: on
+// that network, or else on another network that the client is on. NAME.NETWORK means the name NAME on NETWORK.
 func (a *Agent) Lookup(network string, asker netip.Addr, name string) (addrs []netip.Addr) {
-	a.rolls.mu.Lock()
-	defer a.rolls.mu.Unlock()
-	for _, r := range a.rolls.ofAsker(a.c.Store, network, asker) {
+	a.names.mu.Lock()
+	defer a.names.mu.Unlock()
+	for _, r := range a.names.visibleTo(a.c.Store, network, asker) {
 		found := r.names[name]
 		if short, ok := strings.CutSuffix(name, "."+strings.ToLower(r.Name)); ok && len(found) == 0 {
 			found = r.names[short]
@@ -201,16 +207,16 @@ func (a *Agent) Lookup(network string, asker netip.Addr, name string) (addrs []n
 	return addrs
 }
 
-// NameOf is how an address is called that is on one of an asker's networks; ours is false when it is on none of them,
-// and the name is empty when nobody is known to have it.
+// NameOf returns the name of an address on one of the client's networks, as for Lookup; ours is false when it is on
+// none of them, and the name is empty when no endpoint is known to have the address.
 func (a *Agent) NameOf(network string, asker, addr netip.Addr) (name string, ours bool) {
-	a.rolls.mu.Lock()
-	defer a.rolls.mu.Unlock()
-	for _, r := range a.rolls.ofAsker(a.c.Store, network, asker) {
+	a.names.mu.Lock()
+	defer a.names.mu.Unlock()
+	for _, r := range a.names.visibleTo(a.c.Store, network, asker) {
 		if !slices.ContainsFunc(r.Subnets, func(s cluster.Subnet) bool { return s.Pool.Contains(addr) }) {
 			continue
 		}
-		for _, half := range []map[netip.Addr]called{r.near, r.far} {
+		for _, half := range []map[netip.Addr]namedEndpoint{r.local, r.remote} {
 			if names := half[addr].names; len(names) > 0 {
 				return names[0] + "." + r.Name, true
 			}
@@ -220,7 +226,7 @@ func (a *Agent) NameOf(network string, asker, addr netip.Addr) (name string, our
 	return "", false
 }
 
-// Here are the networks that are on this host.
+// Here returns the networks that are on this host.
 func (a *Agent) Here() (all []Bound) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -230,10 +236,10 @@ func (a *Agent) Here() (all []Bound) {
 	return all
 }
 
-// Moved tells that a network came to this host, or went.
+// Moved returns a channel that receives when a network was bound to this host or unbound.
 func (a *Agent) Moved() <-chan struct{} { return a.moved }
 
-func (a *Agent) tellMoved() {
+func (a *Agent) notifyMoved() {
 	select {
 	case a.moved <- struct{}{}:
 	default:

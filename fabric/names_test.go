@@ -10,8 +10,8 @@ import (
 	"netyard/modes"
 )
 
-// TestNames: who is called what is known on every host, also what etcd has not heard yet, for those networks that the
-// asker is on.
+// TestNames: names of endpoints are known on every host, for the networks that the asker is on; those of the host's own
+// endpoints also before etcd has them.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
@@ -33,7 +33,10 @@ func TestNames(t *testing.T) {
 		t.Helper()
 		a, err := h.Grant(t.Context(), Wish{Network: n.ID, Endpoint: id})
 		must(t, err)
-		ep := modes.Endpoint{ID: id, Addrs: []netip.Prefix{netip.PrefixFrom(a, 16)}, Sandbox: sandbox, Aliases: aliases, Container: modes.Container{Name: name}}
+		ep := modes.Endpoint{
+			ID: id, Addrs: []netip.Prefix{netip.PrefixFrom(a, 16)}, Sandbox: sandbox, Aliases: aliases,
+			Container: modes.Container{Name: name},
+		}
 		must(t, Modes{h.Agent}.Attach(modes.Overlay{ID: n.ID}, ep))
 		return a
 	}
@@ -44,54 +47,55 @@ func TestNames(t *testing.T) {
 	}
 	nobody := netip.Addr{}
 	web1 := publish(one, blue, "e1", "Web", "/run/one", "db")
-	is("it is not known at once on its own host", one, blue, nobody, "web", web1)
-	is("it is not known on the other host", two, blue, nobody, "web", web1)
-	is("its alias is not known", two, blue, nobody, "db", web1)
-	is("it is not known by the network's name", two, blue, nobody, "web.blue", web1)
+	is("a name is not known on its own host", one, blue, nobody, "web", web1)
+	is("a name is not known on the other host", two, blue, nobody, "web", web1)
+	is("an alias is not known", two, blue, nobody, "db", web1)
+	is("a name with the network's name is not known", two, blue, nobody, "web.blue", web1)
 	web2 := publish(two, blue, "e2", "web", "/run/two")
 	for _, h := range all {
-		is("two of a name are not both known", h, blue, nobody, "web", web1, web2)
+		is("two endpoints with one name are not both known", h, blue, nobody, "web", web1, web2)
 	}
 	if name, ours := two.NameOf(blue.ID, nobody, web1); name != "web.Blue" || !ours {
 		t.Errorf("%s is called %q", web1, name)
 	}
 	if name, ours := two.NameOf(blue.ID, nobody, web1.Next()); name != "" || !ours {
-		t.Errorf("nobody is called %q", name)
+		t.Errorf("a free address is called %q", name)
 	}
 
-	// Who is on two networks knows the names of both, and nobody else does.
+	// A container on two networks knows the names of both; others know only those of their own network.
 	green1 := publish(one, green, "e3", "Web", "/run/one")
 	far := publish(two, green, "e4", "far", "/run/four")
-	is("a name of the asker's other network", one, blue, web1, "far", far)
-	is("the same by the network's name", one, blue, web1, "far.green", far)
-	is("a name on both is that of the network which is asked", one, green, green1, "web", green1)
-	is("unless it says which", one, green, green1, "web.blue", web1, web2)
-	is("a name of a network that the asker is not on", two, blue, web2, "far")
-	is("or who is on another host", two, blue, web1, "far")
+	is("a name on the asker's other network", one, blue, web1, "far", far)
+	is("the same with the network's name", one, blue, web1, "far.green", far)
+	is("a name on both networks is not that of the network that is asked", one, green, green1, "web", green1)
+	is("a name on both networks, with the other network's name,", one, green, green1, "web.blue", web1, web2)
+	is("a name on a network that the asker is not on", two, blue, web2, "far")
+	is("a name for an asker of another host", two, blue, web1, "far")
 	if name, ours := one.NameOf(blue.ID, web1, far); name != "far.green" || !ours {
 		t.Errorf("%s is called %q", far, name)
 	}
 	if _, ours := two.NameOf(blue.ID, web2, far); ours {
-		t.Error("an address of a network that the asker is not on")
+		t.Error("an address on a network that the asker is not on has a name")
 	}
 
-	e.Cut() // what is known stays known, and what comes here is known here
+	e.Cut() // known names stay, and new ones of this host are known here
 	late := publish(one, blue, "e5", "late", "/run/five")
-	is("what comes while etcd is away", one, blue, nobody, "late", late)
-	is("what was there", one, blue, nobody, "web", web1, web2)
-	must(t, Modes{one.Agent}.Name(modes.Overlay{ID: blue.ID}, modes.Endpoint{ID: "e5", Container: modes.Container{Name: "later"}}))
-	is("its new name", one, blue, nobody, "later", late)
-	is("its old name", one, blue, nobody, "late")
+	is("a name that is new while etcd is away", one, blue, nobody, "late", late)
+	is("a name from before the outage", one, blue, nobody, "web", web1, web2)
+	must(t, Modes{one.Agent}.Name(modes.Overlay{ID: blue.ID},
+		modes.Endpoint{ID: "e5", Container: modes.Container{Name: "later"}}))
+	is("a changed name", one, blue, nobody, "later", late)
+	is("the name before the change", one, blue, nobody, "late")
 	must(t, Modes{one.Agent}.Detach(modes.Overlay{ID: blue.ID}, modes.Endpoint{ID: "e1"}))
-	is("what left while etcd is away", one, blue, nobody, "db")
+	is("an alias that was withdrawn while etcd is away", one, blue, nobody, "db")
 	e.Mend()
-	is("it is not known on the other host", two, blue, nobody, "later", late)
-	is("what left is", two, blue, nobody, "web", web2)
+	is("a name from the outage, on the other host,", two, blue, nobody, "later", late)
+	is("a name that was withdrawn, on the other host,", two, blue, nobody, "web", web2)
 
 	two.stop()
-	two.boot(2) // with what its file has, and without etcd
-	is("after a restart", two, blue, nobody, "later", late)
-	is("its own after a restart", two, blue, nobody, "web", web2)
+	two.boot(2) // with the saved records, without etcd
+	is("a name of the other host, after a restart,", two, blue, nobody, "later", late)
+	is("a name of its own, after a restart,", two, blue, nobody, "web", web2)
 	must(t, two.Unbind(blue.ID))
-	is("of a network that went", two, blue, nobody, "web")
+	is("a name on a network that was removed", two, blue, nobody, "web")
 }

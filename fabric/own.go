@@ -13,7 +13,7 @@ import (
 	"netyard/store"
 )
 
-// An Own is an address that this host has claimed. Synced says that etcd has it so.
+// An Own is an address that this host has claimed. Synced says that etcd has the same.
 type Own struct {
 	Network  string
 	Addr     netip.Addr
@@ -23,26 +23,27 @@ type Own struct {
 	Name     string      `json:",omitempty"`
 	Aliases  []string    `json:",omitempty"`
 	Synced   bool        `json:",omitempty"`
-	// Since is since when an endpoint has it that is not reached by it: it is about to come, or was forgotten.
+	// Since is since when it has been granted to an endpoint without being published: the endpoint has not started yet,
+	// has stopped, or never came.
 	Since time.Time `json:",omitzero"`
-	// Trying: it is being asked for in etcd, and nobody has been told that he has it.
+	// Trying says that it is being claimed in etcd and not granted to anybody yet.
 	Trying bool `json:",omitempty"`
-	// Gone: it is to be given up.
+	// Gone says that it is to be released.
 	Gone bool `json:",omitempty"`
-	// Lost: etcd says that it is another host's. It is claimed again when nobody has it any more; until then its
+	// Lost says that it is another host's according to etcd. It is claimed again when it is free; until then its
 	// endpoint is fenced.
 	Lost bool `json:",omitempty"`
-	// Mute: its endpoint is fenced for another address, so nobody is told that anybody is reached by this one. The
-	// hardware address is the same for both, and it may be another host's as well.
+	// Mute says that its endpoint is fenced because of another address, so that this one is not published either: both
+	// have the same MAC, which may be another host's as well.
 	Mute bool `json:",omitempty"`
 }
 
-// owns are the addresses of this host, by network and address.
+// owns holds the addresses of this host, by network and address.
 var owns = store.Bucket[Own]{Name: "overlay_addresses"}
 
 func (o Own) key() string { return o.Network + "/" + o.Addr.String() }
 
-// claim is what etcd is told of it. Who is to have an address of the store is nobody's business yet.
+// claim returns the claim to write to etcd. The endpoint of a warm or muted address is not written.
 func (o Own) claim() cluster.Address {
 	if o.Use == cluster.Warm || o.Mute {
 		return cluster.Address{Addr: o.Addr, Use: cluster.Warm}
@@ -50,23 +51,23 @@ func (o Own) claim() cluster.Address {
 	return cluster.Address{Addr: o.Addr, Use: o.Use, Endpoint: o.Endpoint, MAC: o.MAC, Name: o.Name, Aliases: o.Aliases}
 }
 
-// A Wish is what an endpoint asks for in a network.
+// A Wish is a request for an address of a network, for an endpoint.
 type Wish struct {
-	Network  string // its id in the cluster
+	Network  string // its ID in the cluster
 	Endpoint string
-	// Addr is the one that it must be; invalid: any, of the family that V6 says.
+	// Addr is the wanted address; invalid: any, of the family that V6 says.
 	Addr netip.Addr
 	V6   bool
 }
 
-// warmest is how many addresses of a family are kept in store, at most.
-const warmest = 8
+// maxWarm is how many addresses of a family are kept warm, at most.
+const maxWarm = 8
 
-// ErrNone says that no address can be had.
+// ErrNone says that no address can be granted.
 var ErrNone = errors.New("no address can be claimed")
 
-// Grant gives an endpoint an address: one in store, at once, or else one that is claimed in etcd now. Asked again, it
-// is the same.
+// Grant gives an endpoint an address: a warm one, at once, or else one that it claims in etcd. A repeated request gets
+// the same address.
 func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	a.mu.Lock()
 	n := a.networks[w.Network]
@@ -75,27 +76,27 @@ func (a *Agent) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("network %s is not on this host", w.Network)
 	}
 	if _, ok := n.Find(w.Addr); w.Addr.IsValid() && (!ok || n.isGateway(w.Addr)) {
-		return netip.Addr{}, fmt.Errorf("address %s is none that a container on network %s can have", w.Addr, n.Name)
+		return netip.Addr{}, fmt.Errorf("address %s is not usable by a container on network %s", w.Addr, n.Name)
 	}
 	if err := a.mayGrant(); err != nil {
 		return netip.Addr{}, fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, err)
 	}
-	got, err := a.fromStore(w)
+	got, err := a.fromWarm(w)
 	if err != nil || got.IsValid() {
-		a.poke()
+		a.wakeUp()
 		return got, err
 	}
-	const looks = 8
-	for range looks {
+	const attempts = 8
+	for range attempts {
 		got, err = a.claim(ctx, n, w)
-		if w.Addr.IsValid() || !errors.Is(err, errAsked) {
+		if w.Addr.IsValid() || !errors.Is(err, errPending) {
 			break
 		}
 	}
 	return got, err
 }
 
-// claim gives an endpoint an address that is claimed in etcd now.
+// claim claims an address in etcd for an endpoint.
 func (a *Agent) claim(ctx context.Context, n *network, w Wish) (netip.Addr, error) {
 	tries := []netip.Addr{w.Addr}
 	if !w.Addr.IsValid() {
@@ -105,52 +106,53 @@ func (a *Agent) claim(ctx context.Context, n *network, w Wish) (netip.Addr, erro
 		}
 	}
 	if len(tries) == 0 {
-		return netip.Addr{}, fmt.Errorf("%w on network %s: all are taken", ErrNone, n.Name)
+		return netip.Addr{}, fmt.Errorf("%w on network %s: all addresses are in use", ErrNone, n.Name)
 	}
-	var asked error
+	var pending error
 	for _, addr := range tries {
 		o := Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint, Since: time.Now()}
-		switch err := a.try(ctx, n, o, w.Addr.IsValid()); {
+		switch err := a.claimOne(ctx, n, o, w.Addr.IsValid()); {
 		case err == nil:
 			return addr, nil
 		case w.Addr.IsValid() && errors.Is(err, cluster.ErrTaken):
 			return netip.Addr{}, fmt.Errorf("network %s: %w", n.Name, err)
-		case errors.Is(err, errAsked):
-			asked = err
+		case errors.Is(err, errPending):
+			pending = err
 		case !errors.Is(err, cluster.ErrTaken):
 			return netip.Addr{}, fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, err)
 		}
 	}
-	if asked != nil {
-		return netip.Addr{}, fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, asked)
+	if pending != nil {
+		return netip.Addr{}, fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, pending)
 	}
-	return netip.Addr{}, fmt.Errorf("%w on network %s: others took the last ones", ErrNone, n.Name)
+	return netip.Addr{}, fmt.Errorf("%w on network %s: other hosts claimed the last free ones", ErrNone, n.Name)
 }
 
-// errAsked says that an address is recorded already: it came into store, or another request asks for it.
-var errAsked = fmt.Errorf("%w by another request of this host", cluster.ErrTaken)
+// errPending says that an address is recorded already: it was claimed as a warm one, or another request claims it.
+var errPending = fmt.Errorf("%w by another request of this host", cluster.ErrTaken)
 
-// candidates are addresses that nobody has and no other request of this host is asking for; those that rest come last.
+// candidates returns addresses that are free and that no other request of this host is claiming; those in cooldown come
+// last.
 func (a *Agent) candidates(n *network, v6 bool) ([]netip.Addr, error) {
 	own, err := a.Own(n.ID)
 	if err != nil {
 		return nil, err
 	}
-	recent := map[netip.Addr]bool{} // etcd has not told of them yet
+	recent := map[netip.Addr]bool{} // claimed by this host, but not in the mirror yet
 	for _, o := range own {
 		if n.isFree(o.Addr) {
 			recent[o.Addr] = true
 		}
 	}
-	want := warmest + len(recent)
-	tries := n.free(v6, want)
+	want := maxWarm + len(recent)
+	tries := n.freeAddrs(v6, want)
 	if len(tries) < want {
-		tries = append(tries, n.rested(v6, want-len(tries))...)
+		tries = append(tries, n.coolingAddrs(v6, want-len(tries))...)
 	}
 	return slices.DeleteFunc(tries, func(addr netip.Addr) bool { return recent[addr] }), nil
 }
 
-// mayGrant says why what this host has in store is not its own to give.
+// mayGrant returns why this host must not grant any address: its warm ones may belong to another host.
 func (a *Agent) mayGrant() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -160,49 +162,49 @@ func (a *Agent) mayGrant() error {
 	return nil
 }
 
-// try claims an address in etcd. It is recorded before, so that whatever happens somebody knows that it has to be given
-// back. Etcd does not tell a host's requests apart, so which of them has an address is decided by the host's file.
-func (a *Agent) try(ctx context.Context, n *network, o Own, named bool) error {
+// claimOne claims one address in etcd. It is recorded before, so that it is released whatever happens. Etcd does not
+// tell requests of one host apart, so the database decides which of them gets an address.
+func (a *Agent) claimOne(ctx context.Context, n *network, o Own, named bool) error {
 	o.Trying = true
 	if err := a.c.Store.Update(func(tx store.Tx) error { return reserve(tx, o, named) }); err != nil {
 		return err
 	}
 	m := cluster.Member{Network: o.Network, Host: a.self}
-	err := a.c.Client.Hold(ctx, m, o.claim())
-	if errors.Is(err, cluster.ErrNotFound) { // the network has just been made here, and this is faster
+	err := a.c.Client.ClaimAddresses(ctx, m, o.claim())
+	if errors.Is(err, cluster.ErrNotFound) { // syncNetwork has not joined the new network yet
 		var own []Own
 		if own, err = a.Own(o.Network); err == nil {
 			err = a.join(ctx, n, m, own)
 		}
 		if err == nil {
-			err = a.c.Client.Hold(ctx, m, o.claim())
+			err = a.c.Client.ClaimAddresses(ctx, m, o.claim())
 		}
 	}
 	o.Trying, o.Synced = false, true
 	put := func(tx store.Tx) error { return owns.Put(tx, o.key(), o) }
 	if errors.Is(err, cluster.ErrTaken) {
 		put = func(tx store.Tx) error { return owns.Delete(tx, o.key()) }
-	} else if err != nil { // etcd may have done it all the same
+	} else if err != nil { // etcd may have accepted the claim all the same
 		o.Endpoint, o.Gone, o.Synced = "", true, false
 	}
 	return errors.Join(err, a.c.Store.Update(put))
 }
 
-// reserve records that an address is being asked for, unless it is recorded already.
-// What is about to be forgotten may be asked for; and by its name the host's own address, which is replaced.
+// reserve records that an address is being claimed, unless it is recorded already. It replaces a lost address that is
+// to be released and, if the request named the address, the host's own one, for which another is claimed.
 func reserve(tx store.Tx, o Own, named bool) error {
 	has, err := owns.Get(tx, o.key())
 	replaced := has.Lost && has.Gone || named && has.Use == cluster.OfHost
 	switch {
 	case err == nil && !replaced:
-		return fmt.Errorf("address %s %w", o.Addr, errAsked)
+		return fmt.Errorf("address %s %w", o.Addr, errPending)
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return err
 	}
 	return owns.Put(tx, o.key(), o)
 }
 
-// putNew records those addresses that are not recorded, and says which ones: what is recorded was taken meanwhile.
+// putNew records those addresses that are not recorded yet, and returns them; a recorded one was claimed meanwhile.
 func putNew(tx store.Tx, own []Own) (put []Own, err error) {
 	for _, o := range own {
 		_, err := owns.Get(tx, o.key())
@@ -220,8 +222,8 @@ func putNew(tx store.Tx, own []Own) (put []Own, err error) {
 	return put, nil
 }
 
-// recover gives up what a daemon before this one asked for and did not live to tell of.
-func (a *Agent) recover() error {
+// releaseInterrupted marks for release the addresses that a daemon before this one was claiming when it died.
+func (a *Agent) releaseInterrupted() error {
 	return a.c.Store.Update(func(tx store.Tx) error {
 		all, err := owns.List(tx, "")
 		if err != nil {
@@ -240,9 +242,9 @@ func (a *Agent) recover() error {
 	})
 }
 
-// fromStore gives what the endpoint has already, or an address that is kept in store; while etcd is away also one that
-// is to be given up, since it does not go before etcd is back. Invalid: there is none.
-func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
+// fromWarm returns the address that the endpoint has already, or a warm one; while etcd is away also one that is to be
+// released, since it still belongs to this host then. The address is invalid if there is none.
+func (a *Agent) fromWarm(w Wish) (got netip.Addr, err error) {
 	away := !a.c.Client.Health().Down.IsZero()
 	err = a.c.Store.Update(func(tx store.Tx) error {
 		all, err := owns.List(tx, w.Network+"/")
@@ -254,7 +256,8 @@ func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 			if o.Lost && !o.Gone && o.Addr == w.Addr {
 				return fmt.Errorf("address %s %w by another host", w.Addr, cluster.ErrTaken)
 			}
-			if o.Lost || o.Trying || o.Use == cluster.OfHost || w.Addr.IsValid() && o.Addr != w.Addr || !w.Addr.IsValid() && o.Addr.Is6() != w.V6 {
+			if o.Lost || o.Trying || o.Use == cluster.OfHost || w.Addr.IsValid() && o.Addr != w.Addr ||
+				!w.Addr.IsValid() && o.Addr.Is6() != w.V6 {
 				continue
 			}
 			mine, idle := o.Endpoint == w.Endpoint, o.Endpoint == "" || o.Gone
@@ -272,17 +275,20 @@ func (a *Agent) fromStore(w Wish) (got netip.Addr, err error) {
 			return nil
 		}
 		got = best.Addr
-		best.Endpoint, best.Gone, best.Since = w.Endpoint, false, time.Now() // what it is for etcd hears when it is known, see Publish
+		// The endpoint is written to etcd by Publish.
+		best.Endpoint, best.Gone, best.Since = w.Endpoint, false, time.Now()
 		return owns.Put(tx, best.key(), best)
 	})
 	return got, err
 }
 
-// Publish says how addresses are reached that an endpoint has, and by which names it is known. The others hear of it
-// when etcd does. One that was not granted here is claimed.
-func (a *Agent) Publish(network string, addrs []netip.Addr, endpoint string, mac cluster.MAC, name string, aliases []string) error {
-	defer a.poke()
-	defer a.rolls.doubt(network)
+// Publish records the MAC and the names of an endpoint and its addresses, and has them written to etcd, where the other
+// hosts see them. An address that was not granted here is claimed.
+func (a *Agent) Publish(
+	network string, addrs []netip.Addr, endpoint string, mac cluster.MAC, name string, aliases []string,
+) error {
+	defer a.wakeUp()
+	defer a.names.markStale(network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		for _, addr := range addrs {
 			o, err := owns.Get(tx, Own{Network: network, Addr: addr}.key())
@@ -292,7 +298,10 @@ func (a *Agent) Publish(network string, addrs []netip.Addr, endpoint string, mac
 			if o.Lost {
 				return fmt.Errorf("address %s %w by another host", addr, cluster.ErrTaken)
 			}
-			now := Own{Network: network, Addr: addr, Use: cluster.Endpoint, Endpoint: endpoint, MAC: mac, Name: name, Aliases: aliases, Mute: o.Mute}
+			now := Own{
+				Network: network, Addr: addr, Use: cluster.Endpoint, Endpoint: endpoint, MAC: mac,
+				Name: name, Aliases: aliases, Mute: o.Mute,
+			}
 			if _, err := cluster.Encode(now.record(a.self)); err != nil {
 				return err
 			}
@@ -305,22 +314,23 @@ func (a *Agent) Publish(network string, addrs []netip.Addr, endpoint string, mac
 	})
 }
 
-// record is the claim as it is in etcd.
+// record returns the claim with its key, as a record of etcd.
 func (o Own) record(host string) *cluster.Address {
 	rec := o.claim()
 	rec.Network, rec.Host = o.Network, host
 	return &rec
 }
 
-// same says whether etcd is told the same of two.
+// same says whether two addresses have the same claim.
 func same(o, p Own) bool {
 	a, b := o.claim(), p.claim()
-	return a.Addr == b.Addr && a.Use == b.Use && a.Endpoint == b.Endpoint && a.MAC == b.MAC && a.Name == b.Name && slices.Equal(a.Aliases, b.Aliases)
+	return a.Addr == b.Addr && a.Use == b.Use && a.Endpoint == b.Endpoint && a.MAC == b.MAC && a.Name == b.Name &&
+		slices.Equal(a.Aliases, b.Aliases)
 }
 
-// Rename says by which names an endpoint is known that was published.
+// Rename changes the names of a published endpoint.
 func (a *Agent) Rename(network, endpoint, name string, aliases []string) error {
-	return a.edit(network, func(o *Own) bool {
+	return a.updateOwns(network, func(o *Own) bool {
 		if o.Use != cluster.Endpoint || o.Endpoint != endpoint || o.Name == name && slices.Equal(o.Aliases, aliases) {
 			return false
 		}
@@ -329,7 +339,8 @@ func (a *Agent) Rename(network, endpoint, name string, aliases []string) error {
 	})
 }
 
-// Room says why no address of a family could be granted now: there is none in store, and etcd cannot be asked.
+// Room returns why no address of a family could be granted now: none is warm, and etcd does not answer or has none
+// free.
 func (a *Agent) Room(network string, v6 bool) error {
 	a.mu.Lock()
 	n, reason := a.networks[network], a.reason
@@ -340,10 +351,10 @@ func (a *Agent) Room(network string, v6 bool) error {
 	switch {
 	case n == nil:
 		return fmt.Errorf("network %s is not on this host", network)
-	case reason == nil && len(n.free(v6, 1)) > 0:
+	case reason == nil && len(n.freeAddrs(v6, 1)) > 0:
 		return nil
 	case reason == nil:
-		reason = errors.New("all are taken")
+		reason = errors.New("all addresses are in use")
 	}
 	own, err := a.Own(network)
 	if err != nil || slices.ContainsFunc(own, func(o Own) bool { return o.idle() && o.Addr.Is6() == v6 }) {
@@ -352,12 +363,12 @@ func (a *Agent) Room(network string, v6 bool) error {
 	return fmt.Errorf("%w on network %s: %w", ErrNone, n.Name, reason)
 }
 
-// idle says whether an address is in store for whoever comes.
+// idle says whether an address is warm and free for any endpoint.
 func (o Own) idle() bool { return o.Use == cluster.Warm && o.Endpoint == "" && !o.Trying && !o.Lost }
 
-// Withdraw says that nobody is reached by an endpoint's addresses any more. They stay granted until they are released.
+// Withdraw undoes Publish: an endpoint is not reached by its addresses any more. They stay granted until Release.
 func (a *Agent) Withdraw(network, endpoint string) error {
-	return a.edit(network, func(o *Own) bool {
+	return a.updateOwns(network, func(o *Own) bool {
 		if o.Use != cluster.Endpoint || o.Endpoint != endpoint {
 			return false
 		}
@@ -366,9 +377,9 @@ func (a *Agent) Withdraw(network, endpoint string) error {
 	})
 }
 
-// Release gives an address back.
+// Release returns a granted address.
 func (a *Agent) Release(network string, addr netip.Addr) error {
-	return a.edit(network, func(o *Own) bool {
+	return a.updateOwns(network, func(o *Own) bool {
 		if o.Addr != addr || o.Use == cluster.OfHost || o.Endpoint == "" {
 			return false
 		}
@@ -377,10 +388,10 @@ func (a *Agent) Release(network string, addr netip.Addr) error {
 	})
 }
 
-// edit changes the addresses of a network that f says.
-func (a *Agent) edit(network string, f func(*Own) bool) error {
-	defer a.poke()
-	defer a.rolls.doubt(network)
+// updateOwns records the addresses of a network that f changes; f returns whether it changed one.
+func (a *Agent) updateOwns(network string, f func(*Own) bool) error {
+	defer a.wakeUp()
+	defer a.names.markStale(network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		all, err := owns.List(tx, network+"/")
 		if err != nil {
@@ -398,7 +409,7 @@ func (a *Agent) edit(network string, f func(*Own) bool) error {
 	})
 }
 
-// Own are the addresses that this host has in a network.
+// Own returns the addresses that this host has in a network.
 func (a *Agent) Own(network string) (all []Own, err error) {
 	err = a.c.Store.View(func(tx store.Tx) (err error) {
 		all, err = owns.List(tx, network+"/")
@@ -411,23 +422,22 @@ func (n *network) isGateway(addr netip.Addr) bool {
 	return slices.ContainsFunc(n.Subnets, func(s cluster.Subnet) bool { return s.Gateway == addr })
 }
 
-// free are some addresses that nobody is known to have and that do not rest, at random: hosts that look at the same
-// time do not meet. In a subnet that is nearly full, random ones are mostly taken; then they are looked for one after
-// the other.
-func (n *network) free(v6 bool, want int) (found []netip.Addr) {
+// freeAddrs returns up to want addresses that are free and not in cooldown. They are random, so that hosts that choose
+// at the same time do not collide. In a nearly full subnet most random ones are in use; then it searches in order.
+func (n *network) freeAddrs(v6 bool, want int) (found []netip.Addr) {
 	for _, s := range n.Subnets {
 		if s.Pool.Addr().Is6() != v6 {
 			continue
 		}
 		for range 4 * want {
-			if addr := random(s.Pool); len(found) < want && s.Usable(addr) && n.isFree(addr) && !n.rests(addr) && !slices.Contains(found, addr) {
+			if addr := randomAddr(s.Pool); len(found) < want && n.isChoice(s, addr) && !slices.Contains(found, addr) {
 				found = append(found, addr)
 			}
 		}
 		const most = 1 << 16
 		addr := s.Pool.Addr()
 		for i := 0; len(found) < want && i < most && s.Pool.Contains(addr); i++ {
-			if s.Usable(addr) && n.isFree(addr) && !n.rests(addr) && !slices.Contains(found, addr) {
+			if n.isChoice(s, addr) && !slices.Contains(found, addr) {
 				found = append(found, addr)
 			}
 			addr = addr.Next()
@@ -436,19 +446,26 @@ func (n *network) free(v6 bool, want int) (found []netip.Addr) {
 	return found
 }
 
+// isChoice says whether an address of a subnet can be claimed without using one in cooldown.
+func (n *network) isChoice(s cluster.Subnet, addr netip.Addr) bool {
+	return s.Usable(addr) && n.isFree(addr) && !n.isCooling(addr)
+}
+
+// isFree says whether no host has claimed an address, as far as is known.
 func (n *network) isFree(addr netip.Addr) bool {
 	return !n.isGateway(addr) && n.addrs.Get(cluster.Address{Network: n.ID, Addr: addr}.Key()) == nil
 }
 
-// random is an address of a subnet. Of an IPv6 one it is among its first, so that people can read it.
-func random(p netip.Prefix) netip.Addr {
+// randomAddr returns a random address of a subnet. Of an IPv6 subnet it is one of the first 65536, so that people can
+// read it.
+func randomAddr(p netip.Prefix) netip.Addr {
 	const short = 16
 	b := p.Addr().AsSlice()
-	free := min(p.Addr().BitLen()-p.Bits(), 32)
+	hostBits := min(p.Addr().BitLen()-p.Bits(), 32)
 	if p.Addr().Is6() {
-		free = min(free, short)
+		hostBits = min(hostBits, short)
 	}
-	offset := rand.Uint32() >> (32 - free) //nolint:gosec // it need not be secret
+	offset := rand.Uint32() >> (32 - hostBits) //nolint:gosec // it need not be secret
 	for i := range 4 {
 		b[len(b)-1-i] |= byte(offset >> (8 * i))
 	}

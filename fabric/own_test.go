@@ -13,8 +13,10 @@ import (
 	"netyard/cluster/clustertest"
 )
 
-// atOnce grants what many endpoints ask for at the same time.
-func (h *host) atOnce(n cluster.Network, round string, many int, want netip.Addr) (got []netip.Addr, errs []error) {
+// grantAtOnce grants addresses to many endpoints at the same time.
+func (h *host) grantAtOnce(n cluster.Network, round string, many int, want netip.Addr) (
+	got []netip.Addr, errs []error,
+) {
 	h.t.Helper()
 	got, errs = make([]netip.Addr, many), make([]error, many)
 	var all sync.WaitGroup
@@ -27,26 +29,26 @@ func (h *host) atOnce(n cluster.Network, round string, many int, want netip.Addr
 	return got, errs
 }
 
-// told waits until etcd has what the host has.
-func (h *host) told(n cluster.Network) {
+// waitSynced waits until etcd has all that the host has.
+func (h *host) waitSynced(n cluster.Network) {
 	h.t.Helper()
-	clustertest.Eventually(h.t, "etcd has not heard", func() bool {
+	clustertest.Eventually(h.t, "etcd lacks addresses of the host", func() bool {
 		s := h.status().Networks[n.ID]
 		return s.Waiting == 0 && !s.Unsure
 	})
 }
 
-// idle waits until the host knows that nobody has an address but itself, the gateway, and the store.
+// idle waits until the only addresses in use are the host's own, the gateway and the warm ones.
 func (h *host) idle(n cluster.Network) {
 	h.t.Helper()
-	clustertest.Eventually(h.t, "addresses that were given back are not free", func() bool {
+	clustertest.Eventually(h.t, "released addresses are not free", func() bool {
 		s := h.status().Networks[n.ID]
 		return s.Waiting == 0 && !s.Unsure && s.Addresses.Records == 2+s.Warm
 	})
 }
 
-// TestGrantAtOnce: containers of one host that start at the same time get different addresses, also of those that rest,
-// and while the store is filled up; and an address that several ask for by name only one gets.
+// TestGrantAtOnce: containers of one host that start at the same time get different addresses, also addresses in
+// cooldown, and while warm ones are claimed; and of several that request one address only one gets it.
 func TestGrantAtOnce(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
@@ -57,22 +59,22 @@ func TestGrantAtOnce(t *testing.T) {
 	pool := netip.MustParsePrefix("10.50.0.0/27")
 	small := h.network("small", cluster.Subnet{Pool: pool, Gateway: netip.MustParseAddr("10.50.0.1")})
 	h.up(small)
-	const many = 24 // of 29, of which the host has one, and one is kept in store
+	const many = 24 // of 29; the host has one, and one is warm
 	for round := range 4 {
 		h.idle(small)
-		got, errs := h.atOnce(small, fmt.Sprint("r", round, "e"), many, netip.Addr{})
+		got, errs := h.grantAtOnce(small, fmt.Sprint("r", round, "e"), many, netip.Addr{})
 		if err := errors.Join(errs...); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		seen := map[netip.Addr]bool{}
 		for i, a := range got {
 			if seen[a] {
-				t.Fatalf("round %d: %s was given twice: %v", round, a, got)
+				t.Fatalf("round %d: %s was granted twice: %v", round, a, got)
 			}
 			seen[a] = true
 			must(t, h.Publish(small.ID, []netip.Addr{a}, fmt.Sprint("r", round, "e", i), "02:42:0a:32:00:99", "", nil))
 		}
-		h.told(small)
+		h.waitSynced(small)
 		for i := range got {
 			must(t, h.Withdraw(small.ID, fmt.Sprint("r", round, "e", i)))
 			h.release(small, fmt.Sprint("r", round, "e", i))
@@ -86,28 +88,28 @@ func TestGrantAtOnce(t *testing.T) {
 				want = a
 			}
 		}
-		got, errs := h.atOnce(small, fmt.Sprint("n", n, "e"), 4, want)
+		got, errs := h.grantAtOnce(small, fmt.Sprint("n", n, "e"), 4, want)
 		count := 0
 		for i := range got {
 			switch {
 			case errs[i] == nil && got[i] == want:
 				count++
 			case !errors.Is(errs[i], cluster.ErrTaken):
-				t.Errorf("%s was asked for: %s, %v", want, got[i], errs[i])
+				t.Errorf("request for %s: %s, %v", want, got[i], errs[i])
 			}
 		}
 		if count != 1 {
-			t.Errorf("%s was asked for by name by 4, and %d got it", want, count)
+			t.Errorf("%s was requested by 4, and %d got it", want, count)
 		}
-		clustertest.Eventually(t, "the host does not hear who has "+want.String(), func() bool { return !h.on(small).isFree(want) })
+		clustertest.Eventually(t, want.String()+" is still free", func() bool { return !h.on(small).isFree(want) })
 	}
 }
 
-// TestStock: what a request got meanwhile is not put into store, and is not given up as what nobody has.
-func TestStock(t *testing.T) {
+// TestRecordWarm: an address that a request was granted meanwhile is not recorded as warm, and not released as unknown.
+func TestRecordWarm(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
-	blue := onBlue(t, []*host{h})
+	blue := joinBlue(t, []*host{h})
 	h.stop()
 	h.stop = func() {}
 	before, err := h.Own(blue.ID)
@@ -116,7 +118,7 @@ func TestStock(t *testing.T) {
 	if _, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "one", Addr: want}); err != nil {
 		t.Fatal(err)
 	}
-	must(t, h.stock(blue.ID, []cluster.Address{{Addr: want, Use: cluster.Warm}}))
+	must(t, h.recordWarm(blue.ID, []cluster.Address{{Addr: want, Use: cluster.Warm}}))
 	got, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "two", Addr: want})
 	if !errors.Is(err, cluster.ErrTaken) {
 		t.Errorf("another container: %s, %v", got, err)
@@ -126,12 +128,13 @@ func TestStock(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go n.addrs.Run(ctx)
-	clustertest.Eventually(t, "the host does not hear", func() bool { return n.addrs.Get(rec.Key()) != nil })
-	after, err := h.forgotten(n, before)
+	clustertest.Eventually(t, "the mirror does not have the address",
+		func() bool { return n.addrs.Get(rec.Key()) != nil })
+	after, err := h.compareWithEtcd(n, before)
 	must(t, err)
 	for _, o := range after {
 		if o.Addr == want {
-			t.Errorf("what a request got is to be given up: %+v", o)
+			t.Errorf("an address that was granted is to be released: %+v", o)
 		}
 	}
 }

@@ -12,69 +12,72 @@ import (
 	"netyard/store"
 )
 
-// RotateKey gives this host another key. It is recorded, told to the others, and only then used; what was begun is
-// brought to its end by itself, whatever comes in between.
+// RotateKey gives this host a new WireGuard key and returns it. The key is recorded, published to the other hosts, and
+// only then used. A rotation that is interrupted is completed later.
 func (a *Agent) RotateKey(ctx context.Context) (cluster.PublicKey, error) {
 	a.mu.Lock()
-	cannot, renews, reason := a.tunnel.clear, a.tunnel.renews, a.reason
+	cannot, rotates, reason := a.tunnel.clear, a.tunnel.rotates, a.reason
 	a.mu.Unlock()
 	if cannot != nil {
 		return "", cannot
 	}
-	if reason != nil && !renews { // it would be used only when the others have heard of it
-		return "", fmt.Errorf("this host is no member of the cluster: %w", reason)
+	if reason != nil && !rotates { // the key could not be published, and so not be used
+		return "", fmt.Errorf("rotate WireGuard key: this host is not a member of the cluster: %w", reason)
 	}
-	if err := a.begin(); err != nil {
-		return "", fmt.Errorf("record another WireGuard key: %w", err)
+	if err := a.recordNextKey(); err != nil {
+		return "", fmt.Errorf("record new WireGuard key: %w", err)
 	}
-	if err := a.turn(ctx); err != nil {
-		return "", fmt.Errorf("another WireGuard key is recorded, and used as soon as the others can be told: %w", err)
+	if err := a.rotateIfPending(ctx); err != nil {
+		return "", fmt.Errorf("publish new WireGuard key: %w; it is recorded, and used once it can be published", err)
 	}
 	return a.host().WireGuard, nil
 }
 
-// begin records the key that comes next. One that is coming is the one.
-func (a *Agent) begin() error {
-	a.tunnel.turning.Lock()
-	defer a.tunnel.turning.Unlock()
+// recordNextKey records a new key as the next one, unless a rotation is pending already.
+func (a *Agent) recordNextKey() error {
+	a.tunnel.rotating.Lock()
+	defer a.tunnel.rotating.Unlock()
 	a.mu.Lock()
-	key, renews := a.tunnel.key, a.tunnel.renews
+	key, rotates := a.tunnel.key, a.tunnel.rotates
 	a.mu.Unlock()
-	if renews {
+	if rotates {
 		return nil
 	}
 	next, err := overlay.NewSecret()
 	if err != nil {
 		return err
 	}
-	if err := a.c.Store.Update(func(tx store.Tx) error { return secrets.Put(tx, secretKey, secret{Key: key[:], Next: next[:]}) }); err != nil {
+	err = a.c.Store.Update(func(tx store.Tx) error {
+		return secrets.Put(tx, secretKey, secret{Key: key[:], Next: next[:]})
+	})
+	if err != nil {
 		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.tunnel.next, a.tunnel.renews = next, true
+	a.tunnel.next, a.tunnel.rotates = next, true
 	return nil
 }
 
-// turn goes over to the key that comes next, if one does: the others are told, the device gets it, and it is recorded
-// as the key. Each step can be done again.
-func (a *Agent) turn(ctx context.Context) error {
-	a.tunnel.turning.Lock()
-	defer a.tunnel.turning.Unlock()
+// rotateIfPending completes a pending rotation: it publishes the next key, sets it on the device, and records it as the
+// key. Each step can be repeated.
+func (a *Agent) rotateIfPending(ctx context.Context) error {
+	a.tunnel.rotating.Lock()
+	defer a.tunnel.rotating.Unlock()
 	a.mu.Lock()
-	renews := a.tunnel.renews
+	rotates := a.tunnel.rotates
 	a.mu.Unlock()
-	if !renews {
+	if !rotates {
 		return nil
 	}
 	if err := a.c.Client.Join(ctx, a.host()); err != nil {
 		return err
 	}
-	return a.turned(ctx)
+	return a.finishRotation(ctx)
 }
 
-// turned is turn when the others have been told.
-func (a *Agent) turned(ctx context.Context) error {
+// finishRotation completes a rotation whose key has been published.
+func (a *Agent) finishRotation(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	next, since := a.tunnel.next, time.Now()
@@ -84,19 +87,20 @@ func (a *Agent) turned(ctx context.Context) error {
 			return err
 		}
 	}
-	if a.tunnel.told != nil {
-		a.agree(a.tunnel.told.All, since) //nolint:contextcheck // it lives as long as Run
+	if a.tunnel.programmed != nil {
+		a.retryHandshakes(a.tunnel.programmed.All, since) //nolint:contextcheck // it runs until Run ends
 	}
-	if err := a.c.Store.Update(func(tx store.Tx) error { return secrets.Put(tx, secretKey, secret{Key: next[:]}) }); err != nil {
+	err := a.c.Store.Update(func(tx store.Tx) error { return secrets.Put(tx, secretKey, secret{Key: next[:]}) })
+	if err != nil {
 		return err
 	}
-	a.tunnel.renews = false
-	a.c.Log.Info("this host has another WireGuard key", "public", cluster.PublicKeyOf(next.Public()))
+	a.tunnel.rotates = false
+	a.c.Log.Info("key of WireGuard rotated", "public", cluster.PublicKeyOf(next.Public()))
 	return nil
 }
 
-// renewed are the peers that have another key than they had. Both are sorted by address.
-func renewed(was, now []overlay.WireGuardPeer) (all []overlay.WireGuardPeer) {
+// changedKeys returns the peers in now whose key differs from that in was. Both are sorted by address.
+func changedKeys(was, now []overlay.WireGuardPeer) (all []overlay.WireGuardPeer) {
 	byAddr := func(p overlay.WireGuardPeer, addr netip.Addr) int { return p.Addr.Compare(addr) }
 	for _, p := range now {
 		if i, ok := slices.BinarySearchFunc(was, p.Addr, byAddr); ok && was[i].Key != p.Key {
@@ -106,19 +110,19 @@ func renewed(was, now []overlay.WireGuardPeer) (all []overlay.WireGuardPeer) {
 	return all
 }
 
-// How long a host that has asked a peer for keys, in vain, waits until it asks again. Longer than an answer takes from
-// anywhere, and not the same for both of them.
+// These are the times after which a host whose handshake with a peer got no answer starts another. They are longer than
+// any answer takes, and differ, so that the two hosts do not retry at the same time.
 const (
-	firstAgain  = 400 * time.Millisecond
-	secondAgain = time.Second
+	firstRetry  = 400 * time.Millisecond
+	secondRetry = time.Second
 )
 
-// agree sees to it that this host and peers are of one mind soon, when either has had another key since then. Two that
-// ask each other at the same time each answer the other and forget what they asked; so neither takes the answer, and
-// WireGuard would ask again only in five seconds (REKEY_TIMEOUT). One of the two asks again before, and if that is
-// lost, too, the other. The caller holds the lock.
-func (a *Agent) agree(peers []overlay.WireGuardPeer, since time.Time) {
-	if !a.entered || len(peers) == 0 { // what comes from store tells of nobody's other key
+// retryHandshakes makes this host and peers complete a handshake soon after one of them has changed its key at since.
+// Two hosts that start handshakes at the same time each answer the other's and forget their own, so neither accepts the
+// answer, and WireGuard would retry only after five seconds (REKEY_TIMEOUT). One of the two retries before, and if that
+// is lost, too, the other does. The caller holds the lock.
+func (a *Agent) retryHandshakes(peers []overlay.WireGuardPeer, since time.Time) {
+	if !a.entered || len(peers) == 0 { // peers from the saved copy have no changed key
 		return
 	}
 	var first, second []overlay.WireGuardPeer
@@ -130,14 +134,17 @@ func (a *Agent) agree(peers []overlay.WireGuardPeer, since time.Time) {
 		}
 	}
 	a.tasks.start(func(ctx context.Context) error {
-		a.askAgain(ctx, first, since, firstAgain)
-		a.askAgain(ctx, second, since, secondAgain)
+		a.retryHandshake(ctx, first, since, firstRetry)
+		a.retryHandshake(ctx, second, since, secondRetry)
 		return nil
 	})
 }
 
-// askAgain waits until so long after since, and has those asked again who are peers then, and have not agreed.
-func (a *Agent) askAgain(ctx context.Context, peers []overlay.WireGuardPeer, since time.Time, after time.Duration) {
+// retryHandshake waits until after has passed since since, and then starts handshakes with those that are still peers
+// and have completed none.
+func (a *Agent) retryHandshake(
+	ctx context.Context, peers []overlay.WireGuardPeer, since time.Time, after time.Duration,
+) {
 	select {
 	case <-ctx.Done():
 		return
@@ -145,11 +152,12 @@ func (a *Agent) askAgain(ctx context.Context, peers []overlay.WireGuardPeer, sin
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.tunnel.told == nil {
+	if a.tunnel.programmed == nil {
 		return
 	}
-	peers = slices.DeleteFunc(peers, func(p overlay.WireGuardPeer) bool { return !slices.Contains(a.tunnel.told.All, p) })
+	peers = slices.DeleteFunc(peers,
+		func(p overlay.WireGuardPeer) bool { return !slices.Contains(a.tunnel.programmed.All, p) })
 	if err := overlay.AskAgain(a.c.Kernel.Handle, peers, since); err != nil {
-		a.c.Log.Debug("agree upon keys with other hosts", "err", err)
+		a.c.Log.Debug("retry of WireGuard handshakes failed", "err", err)
 	}
 }

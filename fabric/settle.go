@@ -14,61 +14,61 @@ import (
 	"netyard/store"
 )
 
-// Run keeps etcd, the file and the kernel of one mind until ctx ends.
+// Run keeps etcd, the database and the kernel in step until ctx ends.
 func (a *Agent) Run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(ctx)
 	defer a.tasks.wait()
 	defer cancel()
 	a.tasks.run(inner)
 	all, ctx := errgroup.WithContext(ctx)
-	all.Go(func() error { return a.belong(ctx) })
-	all.Go(func() error { return a.settle(ctx) })
+	all.Go(func() error { return a.stayMember(ctx) })
+	all.Go(func() error { return a.syncLoop(ctx) })
 	err := all.Wait()
 	a.save()
 	return err
 }
 
-// belong makes this host a member of the cluster, and says that it is alive.
-func (a *Agent) belong(ctx context.Context) error {
+// stayMember makes this host a member of the cluster, and keeps announcing that it is alive.
+func (a *Agent) stayMember(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := a.enter(ctx)
 		if err == nil {
-			err = a.c.Client.Live(ctx, a.c.Log, a.host, a.c.BootID, a.say)
+			err = a.c.Client.StayAlive(ctx, a.c.Log, a.host, a.c.BootID, a.setReason)
 		} else if ctx.Err() == nil {
-			a.say(err)
+			a.setReason(err)
 		}
 		if err != nil {
 			select {
 			case <-ctx.Done():
-			case <-time.After(settleEvery):
+			case <-time.After(retryEvery):
 			}
 		}
 	}
 	return nil
 }
 
-// say notes why this host is no member; nil: it is one.
-func (a *Agent) say(err error) {
+// setReason records why this host is not a member; nil: it is one.
+func (a *Agent) setReason(err error) {
 	a.mu.Lock()
 	was := a.reason
 	a.reason = err
 	if fenced := errors.Is(err, cluster.ErrForgotten); fenced != a.fenced && (err == nil || fenced) {
 		a.fenced = fenced
 		for _, n := range a.networks {
-			n.unsure, n.shut = true, true // until it is known what is still this host's, see syncNetwork
+			n.unsure, n.shut = true, true // until it is known which addresses are still this host's, see syncNetwork
 		}
 	}
 	a.mu.Unlock()
 	if err == nil && was != nil {
-		a.c.Log.Info("this host is a member of the cluster", "host", a.self)
+		a.c.Log.Info("joined the cluster", "host", a.c.Host.Name, "id", a.self)
 	}
 	if err != nil && (was == nil || was.Error() != err.Error()) {
-		a.c.Log.Warn("this host is no member of the cluster", "err", err)
+		a.c.Log.Warn("not a member of the cluster", "host", a.c.Host.Name, "id", a.self, "err", err)
 	}
-	a.poke()
+	a.wakeUp()
 }
 
-// enter finds the cluster, or founds it if there is none and this host belongs nowhere.
+// enter finds the cluster in etcd, or creates it if there is none and this host has never been in one.
 func (a *Agent) enter(ctx context.Context) error {
 	a.mu.Lock()
 	want := a.who.Meta
@@ -84,7 +84,7 @@ func (a *Agent) enter(ctx context.Context) error {
 	who := a.who
 	who.Meta = meta
 	a.mu.Unlock()
-	if err := cluster.Remember(a.c.Store, who); err != nil {
+	if err := cluster.SaveIdentity(a.c.Store, who); err != nil {
 		return err
 	}
 	a.mu.Lock()
@@ -92,7 +92,7 @@ func (a *Agent) enter(ctx context.Context) error {
 	first := !a.entered
 	a.entered = true
 	if first {
-		a.tasks.start(a.hosts.Run)   //nolint:contextcheck // it lives as long as Run
+		a.tasks.start(a.hosts.Run)   //nolint:contextcheck // it runs until Run ends
 		a.tasks.start(a.members.Run) //nolint:contextcheck // the same
 		for _, n := range a.networks {
 			n.stop = a.tasks.start(n.addrs.Run) //nolint:contextcheck // the same
@@ -102,57 +102,56 @@ func (a *Agent) enter(ctx context.Context) error {
 	return nil
 }
 
-// settle does what is left to be done, again and again: at once when there is something, and each second what could not
-// be done.
-func (a *Agent) settle(ctx context.Context) error {
-	tick := time.NewTicker(settleEvery)
+// syncLoop does pending work: at once after wakeUp, and each second what failed before.
+func (a *Agent) syncLoop(ctx context.Context) error {
+	tick := time.NewTicker(retryEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-a.poked:
+		case <-a.wake:
 		case <-tick.C:
 			a.save()
 		}
-		a.assure() //nolint:contextcheck // the kernel answers at once, or not at all
+		a.retryKernel() //nolint:contextcheck // the kernel answers at once
 		if err := a.sync(ctx); err != nil && ctx.Err() == nil {
-			a.c.Log.Debug("bring etcd up to date", "err", err)
+			a.c.Log.Debug("update of etcd failed", "err", err)
 		}
 	}
 }
 
-// assure tells the kernel everything again of networks of which it may not know everything.
-func (a *Agent) assure() {
+// retryKernel gives the kernel everything again of networks of which it may lack something.
+func (a *Agent) retryKernel() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, n := range a.networks {
 		read := a.read(n)
-		if !n.unsure && (n.sure || !read) {
+		if !n.unsure && (n.complete || !read) {
 			continue
 		}
-		if err := a.inform(n); err == nil {
-			n.unsure, n.sure = false, read
+		if err := a.updateKernel(n); err == nil {
+			n.unsure, n.complete = false, read
 		} else {
-			a.c.Log.Debug("tell the kernel of all peers", "network", n.Name, "err", err)
+			a.c.Log.Debug("update of all peers in the kernel failed", "network", n.Name, "id", n.ID, "err", err)
 		}
 	}
 }
 
-// inform tells the kernel everything about a network. The caller holds the lock.
-func (a *Agent) inform(n *network) error {
-	err := a.admit(n)
+// updateKernel gives the kernel everything about a network. The caller holds the lock.
+func (a *Agent) updateKernel(n *network) error {
+	err := a.setVTEPs(n)
 	if err == nil {
 		err = a.c.Kernel.Ensure(context.Background(), a.peers(n))
 	}
 	if err == nil {
-		err = a.speak(n)
+		err = a.setHostAddrs(n)
 	}
 	return err
 }
 
-// speak gives the host its own addresses of a network, and takes away those that are not any more.
-func (a *Agent) speak(n *network) error {
+// setHostAddrs sets the host's own addresses of a network on its bridge, and removes former ones.
+func (a *Agent) setHostAddrs(n *network) error {
 	own, err := a.Own(n.ID)
 	if err != nil {
 		return err
@@ -160,7 +159,8 @@ func (a *Agent) speak(n *network) error {
 	var now []core.Addr
 	for _, o := range own {
 		if s, ok := n.Find(o.Addr); ok && o.Use == cluster.OfHost && !o.Lost && !o.Gone {
-			now = append(now, core.Addr{Link: n.Bridge, Alias: n.Alias, Prefix: netip.PrefixFrom(o.Addr, s.Pool.Bits())})
+			now = append(now,
+				core.Addr{Link: n.Bridge, Alias: n.Alias, Prefix: netip.PrefixFrom(o.Addr, s.Pool.Bits())})
 		}
 	}
 	for _, old := range n.host {
@@ -179,7 +179,7 @@ func (a *Agent) speak(n *network) error {
 	return nil
 }
 
-// save writes the copies of what the others have.
+// save saves the copies of the cluster's records, and which addresses are in cooldown.
 func (a *Agent) save() {
 	a.mu.Lock()
 	mirrors := []*cluster.Mirror{a.hosts, a.members}
@@ -189,18 +189,18 @@ func (a *Agent) save() {
 	}
 	a.mu.Unlock()
 	for _, n := range on {
-		if err := a.keepRest(n); err != nil {
-			a.c.Log.Warn("keep which addresses rest", "network", n.Name, "err", err)
+		if err := a.saveCooling(n); err != nil {
+			a.c.Log.Warn("cooldown of addresses not saved", "network", n.Name, "id", n.ID, "err", err)
 		}
 	}
 	for _, m := range mirrors {
 		if err := m.Save(a.c.Store); err != nil {
-			a.c.Log.Warn("keep a copy of the cluster", "err", err)
+			a.c.Log.Warn("copy of cluster records not saved", "err", err)
 		}
 	}
 }
 
-// sync tells etcd what it has not heard yet. While this host is no member there is nobody to tell.
+// sync writes to etcd what it does not have yet. It fails while this host is not a member.
 func (a *Agent) sync(ctx context.Context) error {
 	a.mu.Lock()
 	if a.reason != nil {
@@ -212,18 +212,18 @@ func (a *Agent) sync(ctx context.Context) error {
 		on = append(on, n)
 	}
 	a.mu.Unlock()
-	errs := []error{a.turn(ctx), a.leave(ctx)}
+	errs := []error{a.rotateIfPending(ctx), a.leaveNetworks(ctx)}
 	for _, n := range on {
 		errs = append(errs, a.syncNetwork(ctx, n))
 	}
 	return errors.Join(errs...)
 }
 
-// leave gives up networks that were taken from this host.
-func (a *Agent) leave(ctx context.Context) error {
+// leaveNetworks leaves, in etcd, networks that were removed from this host.
+func (a *Agent) leaveNetworks(ctx context.Context) error {
 	var ids []string
 	err := a.c.Store.View(func(tx store.Tx) error {
-		ids = leaving.Keys(tx, "")
+		ids = leftNetworks.Keys(tx, "")
 		return nil
 	})
 	for _, id := range ids {
@@ -234,15 +234,15 @@ func (a *Agent) leave(ctx context.Context) error {
 			if err := a.c.Client.LeaveNetwork(ctx, cluster.Member{Network: id, Host: a.self}); err != nil {
 				return err
 			}
-			if err := a.c.Client.DropNetwork(ctx, id); err != nil { // the last one takes it along
+			if err := a.c.Client.DeleteUnusedNetwork(ctx, id); err != nil { // the last member deletes the network
 				return err
 			}
 		}
-		if err := a.opens(id); err != nil {
+		if err := a.removeClosed(id); err != nil {
 			return err
 		}
 		err := a.c.Store.Update(func(tx store.Tx) error {
-			return errors.Join(leaving.Delete(tx, id), parting.Delete(tx, id))
+			return errors.Join(leftNetworks.Delete(tx, id), leftVNIs.Delete(tx, id))
 		})
 		if err != nil {
 			return err
@@ -251,11 +251,11 @@ func (a *Agent) leave(ctx context.Context) error {
 	return err
 }
 
-// syncNetwork makes this host a member of a network, and its addresses there in etcd what they are here.
+// syncNetwork makes this host a member of a network, and its addresses in etcd what they are in the database.
 func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 	m := cluster.Member{Network: n.ID, Host: a.self}
 	if a.members.Status().Compares == 0 || n.addrs.Status().Compares == 0 {
-		return nil // what etcd has is not known yet
+		return nil // etcd has not been read yet
 	}
 	own, err := a.Own(n.ID)
 	if err != nil {
@@ -266,53 +266,56 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 			return err
 		}
 	}
-	own, err = a.forgotten(n, own)
+	own, err = a.compareWithEtcd(n, own)
 	if err == nil {
-		err = a.reap(own)
+		err = a.releaseUnused(own)
 	}
 	if err != nil {
 		return err
 	}
 	var errs []error
-	slices.SortStableFunc(own, func(o, p Own) int { return rank(a.isOthers(n, o.Addr)) - rank(a.isOthers(n, p.Addr)) }) // see Own.Mute
-	rest := slices.IndexFunc(own, func(o Own) bool { return !a.isOthers(n, o.Addr) })
+	slices.SortStableFunc(own, func(o, p Own) int { // lost addresses first, see Own.Mute
+		return rank(a.isRemote(n, o.Addr)) - rank(a.isRemote(n, p.Addr))
+	})
+	rest := slices.IndexFunc(own, func(o Own) bool { return !a.isRemote(n, o.Addr) })
 	for i := range own {
-		if i == rest { // of what is nobody else's, all at once
+		if i == rest { // the rest belong to no other host: all at once
 			if err := a.syncMany(ctx, m, own[i:]); err != nil {
 				errs = append(errs, err)
 				break
 			}
 		}
 		o := own[i]
-		if o.Synced || o.Trying || o.Lost && !o.Gone && a.isOthers(n, o.Addr) {
+		if o.Synced || o.Trying || o.Lost && !o.Gone && a.isRemote(n, o.Addr) {
 			continue
 		}
 		err := a.syncOne(ctx, m, o)
 		errs = append(errs, err)
-		if errors.Is(err, cluster.ErrUnreachable) || errors.Is(err, cluster.ErrNotFound) || errors.Is(err, errLost) {
-			break // it is the same for the others, or may change what is said of them
+		if errors.Is(err, cluster.ErrUnreachable) || errors.Is(err, cluster.ErrNotFound) || errors.Is(err, errTaken) {
+			break // the others would fail alike, or their claims may change
 		}
 	}
 	if err := errors.Join(append(errs, a.fence(ctx, n))...); err != nil {
 		return err
 	}
-	a.open(n)
+	a.reopenNetwork(n)
 	for _, s := range n.Subnets {
-		if err := a.fill(ctx, m, n, s, own); err != nil {
+		if err := a.fillWarm(ctx, m, n, s, own); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// forgotten finds what etcd and this host do not have alike although it was so: after an old backup, or a crash. What
-// is here and not there is told again; what is there and not here is given up.
-func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
+// compareWithEtcd finds addresses on which etcd and this host disagree although they were in step, after an old backup
+// or a crash. What only this host has is claimed again; what only etcd has is released.
+func (a *Agent) compareWithEtcd(n *network, own []Own) ([]Own, error) {
 	known := map[netip.Addr]bool{}
 	for i, o := range own {
 		known[o.Addr] = true
 		want := o.record(a.self)
-		if rec, _ := n.addrs.Get(want.Key()).(*cluster.Address); o.Synced && (rec == nil || !rec.Equal(*want) || !n.addrs.Has(want.Key())) {
+		rec, _ := n.addrs.Get(want.Key()).(*cluster.Address)
+		if o.Synced && (rec == nil || !rec.Equal(*want) || !n.addrs.Has(want.Key())) {
 			own[i].Synced = false
 		}
 	}
@@ -333,16 +336,19 @@ func (a *Agent) forgotten(n *network, own []Own) ([]Own, error) {
 	return append(own, put...), err
 }
 
-// reap gives up addresses that were granted to somebody who never came, or never said that he has done with them.
-func (a *Agent) reap(own []Own) error {
+// releaseUnused releases addresses that were granted to an endpoint which never published or never released them.
+func (a *Agent) releaseUnused(own []Own) error {
 	for i, o := range own {
-		if o.Use != cluster.Warm || o.Endpoint == "" || o.Gone || o.Trying || o.Since.IsZero() || time.Since(o.Since) < patience && !a.impatient.Load() {
+		if o.Use != cluster.Warm || o.Endpoint == "" || o.Gone || o.Trying || o.Since.IsZero() {
+			continue
+		}
+		if time.Since(o.Since) < useTimeout && !a.reapAtOnce.Load() {
 			continue
 		}
 		if a.c.Held(o.Network, o.Addr) {
 			continue
 		}
-		err := a.settleOwn(o, func(now Own, tx store.Tx) error {
+		err := a.updateOwn(o, func(now Own, tx store.Tx) error {
 			if now.Use != cluster.Warm || !now.Since.Equal(o.Since) {
 				return nil
 			}
@@ -357,7 +363,7 @@ func (a *Agent) reap(own []Own) error {
 	return nil
 }
 
-// syncOne tells etcd of one address.
+// syncOne claims or releases one address in etcd.
 func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 	if o.Gone {
 		if !o.Lost {
@@ -365,46 +371,48 @@ func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
 				return err
 			}
 		}
-		return a.settleOwn(o, func(now Own, tx store.Tx) error { return a.released(o, now, tx) })
+		return a.updateOwn(o, func(now Own, tx store.Tx) error { return a.deleteReleased(o, now, tx) })
 	}
-	err := a.c.Client.Hold(ctx, m, o.claim())
+	err := a.c.Client.ClaimAddresses(ctx, m, o.claim())
 	if errors.Is(err, cluster.ErrTaken) {
-		if o.Endpoint == "" { // nobody will miss it
-			a.doubt(m.Network)
-			return a.settleOwn(o, func(now Own, tx store.Tx) error {
-				if now.Endpoint != "" { // somebody was given it meanwhile; he hears of it at the next look
+		if o.Endpoint == "" { // no endpoint has it
+			a.markUnsure(m.Network)
+			return a.updateOwn(o, func(now Own, tx store.Tx) error {
+				if now.Endpoint != "" { // granted meanwhile; the next sync marks it as lost
 					return nil
 				}
 				return owns.Delete(tx, o.key())
 			})
 		}
 		if !o.Lost {
-			a.c.Log.Error("an address of this host is another host's", "network", m.Network, "address", o.Addr, "endpoint", o.Endpoint)
+			a.c.Log.Error("address lost to another host", "network", m.Network, "address", o.Addr, "endpoint",
+				o.Endpoint)
 		}
-		err = a.settleOwn(o, func(now Own, tx store.Tx) error {
+		err = a.updateOwn(o, func(now Own, tx store.Tx) error {
 			now.Lost, now.Synced = true, false
 			return owns.Put(tx, o.key(), now)
 		})
-		return errors.Join(err, a.mute(o.Network), errLost)
+		return errors.Join(err, a.updateMute(o.Network), errTaken)
 	}
 	if err != nil {
 		return err
 	}
-	return a.settleOwn(o, func(now Own, tx store.Tx) error { return a.told(o, now, tx) })
+	return a.updateOwn(o, func(now Own, tx store.Tx) error { return a.markSynced(o, now, tx) })
 }
 
-// doubt has the kernel told everything of a network again.
-func (a *Agent) doubt(id string) {
+// markUnsure has the kernel given everything of a network again.
+func (a *Agent) markUnsure(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if n := a.networks[id]; n != nil {
 		n.unsure = true
-		a.poke()
+		a.wakeUp()
 	}
 }
 
-func (a *Agent) settleOwn(o Own, f func(Own, store.Tx) error) error {
-	defer a.rolls.doubt(o.Network)
+// updateOwn calls f with the current record of an address, in a transaction; a deleted one is left alone.
+func (a *Agent) updateOwn(o Own, f func(Own, store.Tx) error) error {
+	defer a.names.markStale(o.Network)
 	return a.c.Store.Update(func(tx store.Tx) error {
 		now, err := owns.Get(tx, o.key())
 		if errors.Is(err, store.ErrNotFound) {

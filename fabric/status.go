@@ -8,47 +8,52 @@ import (
 	"netyard/cluster"
 )
 
-// Status is how this host fares as a member.
+// Status is the state of this host as a member of the cluster.
 type Status struct {
 	Host   string
 	Meta   cluster.Meta
 	Health cluster.Health
-	// Reason is why it is no member at the moment; empty: it is one. Advice is what to do about that.
+	// Reason is why it is not a member at the moment; empty: it is one. Advice is what to do about that.
 	Reason, Advice string
-	// Clear is why it can encrypt nothing; empty: it can.
+	// Clear is why it cannot encrypt; empty: it can.
 	Clear          string
 	Hosts, Members cluster.MirrorStatus
 	Networks       map[string]NetworkStatus
 }
 
-// A NetworkStatus is how a network on this host fares.
+// A NetworkStatus is the state of a network on this host.
 type NetworkStatus struct {
 	Name      string
 	Addresses cluster.MirrorStatus
 	Peers     int
 	Refused   map[netip.Addr]string
-	// Warm is how many addresses are in store, Waiting how many etcd has not heard of yet, Lost how many are others'.
+	// Warm counts warm addresses, Waiting those that etcd does not have yet, and Lost those that are other hosts' now.
 	Warm, Waiting, Lost int
-	// Fenced says why endpoints are cut off, by their ids.
+	// Fenced says why endpoints are fenced, by their IDs.
 	Fenced map[string]string
-	// Unsure: the kernel may not know of all peers. Shut: nothing gets in or out for a moment, see Agent.join.
+	// Unsure says that the kernel may lack peers, and Shut that all traffic is blocked for a moment, see Agent.join.
 	Unsure, Shut bool
-	// Encrypted: what is between the hosts is inside WireGuard. Left are hosts of the network that cannot do that.
+	// Encrypted says that traffic between hosts is inside WireGuard. Left are hosts of the network that cannot encrypt.
 	Encrypted bool
 	Left      []string
 }
 
-// advice is what somebody can do about a host that is no member; empty: nothing is to be done here.
+// advice returns what an admin can do when the host is not a member for this reason; empty: nothing on this host.
 func advice(reason error) string {
 	for _, a := range []struct {
 		why  error
 		what string
 	}{
-		{cluster.ErrUnreachable, "containers go on, and new ones get addresses that are in store; what etcd has not heard of it is told when it is back"},
-		{cluster.ErrForgotten, "nothing of the overlays gets in or out; netyard cluster rejoin has this host back, without the addresses that others were given meanwhile"},
-		{cluster.ErrTwin, "if this machine is a copy of that one, it needs an id of its own: stop netyard, remove netyard.db and netyard.db.kept from its state_dir, and start it"},
-		{cluster.ErrOther, "nothing is changed here, and nothing is written there; give this host's cluster back to etcd from a backup, however old, or correct etcd.endpoints and etcd.prefix"},
-		{cluster.ErrTaken, "give this host another overlay.name or overlay.address, or say netyard cluster forget on another host if the one that has it is no more"},
+		{cluster.ErrUnreachable, "bring etcd back; running containers are not affected, new ones get warm addresses " +
+			"while there are any, and changes are written to etcd when it is back"},
+		{cluster.ErrForgotten, "all overlay traffic of this host is blocked; netyard cluster rejoin re-admits it, " +
+			"without the addresses that other hosts got meanwhile"},
+		{cluster.ErrTwin, "if this machine is a copy of that one, it needs an ID of its own: stop netyard, " +
+			"remove netyard.db and netyard.db.kept from its state_dir, and start it"},
+		{cluster.ErrOther, "nothing is changed on this host, and nothing is written to etcd; restore this host's " +
+			"cluster from a backup of etcd, however old, or correct etcd.endpoints and etcd.prefix"},
+		{cluster.ErrTaken, "give this host another overlay.name or overlay.address, or run netyard cluster forget on " +
+			"another host if the host that has it no longer exists"},
 	} {
 		if errors.Is(reason, a.why) {
 			return a.what
@@ -57,9 +62,12 @@ func advice(reason error) string {
 	return ""
 }
 
-// Status says it.
+// Status returns the state of this host as a member of the cluster.
 func (a *Agent) Status() (Status, error) {
-	s := Status{Health: a.c.Client.Health(), Hosts: a.hosts.Status(), Members: a.members.Status(), Networks: map[string]NetworkStatus{}}
+	s := Status{
+		Health: a.c.Client.Health(), Hosts: a.hosts.Status(), Members: a.members.Status(),
+		Networks: map[string]NetworkStatus{},
+	}
 	a.mu.Lock()
 	s.Host, s.Meta = a.who.Host, a.who.Meta
 	if a.reason != nil {
@@ -70,8 +78,9 @@ func (a *Agent) Status() (Status, error) {
 	}
 	for id, n := range a.networks {
 		s.Networks[id] = NetworkStatus{
-			Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(), Fenced: maps.Clone(n.fenced),
-			Unsure: n.unsure, Shut: n.shut, Encrypted: n.Encrypted, Left: n.book.Clear(),
+			Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(),
+			Fenced: maps.Clone(n.fenced), Unsure: n.unsure, Shut: n.shut,
+			Encrypted: n.Encrypted, Left: n.book.Unencrypted(),
 		}
 	}
 	a.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"netyard/store"
 )
 
-// says waits until the status says why the host is no member, and what to do about it.
-func (h *host) says(reason, advice string) {
+// waitReason waits until the status has this reason and advice.
+func (h *host) waitReason(reason, advice string) {
 	h.t.Helper()
 	var s Status
 	defer func() {
@@ -21,24 +21,25 @@ func (h *host) says(reason, advice string) {
 			h.t.Logf("status: %q, %q", s.Reason, s.Advice)
 		}
 	}()
-	clustertest.Eventually(h.t, "nobody says "+reason, func() bool {
+	clustertest.Eventually(h.t, "the status lacks "+reason, func() bool {
 		s = h.status()
-		return strings.Contains(s.Reason, reason) && strings.Contains(s.Advice, advice) && !strings.Contains(s.Reason, "\n")
+		return strings.Contains(s.Reason, reason) && strings.Contains(s.Advice, advice) &&
+			!strings.Contains(s.Reason, "\n")
 	})
 }
 
-// TestStatus: what somebody is told of each trouble with etcd, and that all is well afterwards.
+// TestStatus: the status reports each problem with etcd, and the host works again afterwards.
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	blue := onBlue(t, all)
+	blue := joinBlue(t, all)
 	one, two := all[0].start(blue, "b1eeeeeeeeee"), all[1].start(blue, "b2eeeeeeeeee")
 	all[0].knows(blue, two.v4)
 	all[1].knows(blue, one.v4)
 	h := all[0]
 	if s := h.status(); s.Reason+s.Advice != "" || s.Health.Worst == 0 || s.Health.Worst < s.Health.Median {
-		t.Errorf("when all is well: %+v", s)
+		t.Errorf("status of a healthy host: %+v", s)
 	}
 
 	const slow = 150 * time.Millisecond
@@ -46,14 +47,14 @@ func TestStatus(t *testing.T) {
 	h.start(blue, "b3eeeeeeeeee")
 	clustertest.Eventually(t, "a slow etcd is not noticed", func() bool { return h.status().Health.Worst >= slow })
 	if s := h.status(); s.Reason != "" {
-		t.Errorf("a slow etcd is none: %s", s.Reason)
+		t.Errorf("with a slow etcd the host is not a member: %s", s.Reason)
 	}
 	e.Slow(0)
 
-	e.Cut() // a router that has died: nobody hears of it, and nobody says no
-	h.says(cluster.ErrUnreachable.Error(), "containers go on")
+	e.Cut() // as a dead router: no answer, and no refusal
+	h.waitReason(cluster.ErrUnreachable.Error(), "running containers are not affected")
 	if h.status().Health.Down.IsZero() {
-		t.Error("it is not said since when")
+		t.Error("the status does not say since when")
 	}
 	reach(t, one.Host, two.v4, true)
 	e.Mend()
@@ -64,10 +65,10 @@ func TestStatus(t *testing.T) {
 	clustertest.Backup(t, e.Dir, kept)
 	e.Wipe(t)
 	e.Run(t)
-	h.says("than this host belongs to: none", "from a backup")
+	h.waitReason("it holds none", "from a backup")
 	reach(t, one.Host, two.v4, true)
 	if _, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); err != nil {
-		t.Errorf("what is in store is this host's whatever etcd it meets: %v", err)
+		t.Errorf("a warm address is this host's whatever etcd holds: %v", err)
 	}
 	e.Kill(t)
 	clustertest.Backup(t, kept, e.Dir)
@@ -80,13 +81,13 @@ func TestStatus(t *testing.T) {
 	reach(t, one.Host, two.v4, true)
 }
 
-// TestTwin: a machine was copied, with its file. The copy is told so, and gives nobody an address of the other's; so is
-// who has another one's name.
+// TestTwin: a copy of a machine, with its database, reports ErrTwin and grants no addresses; a host with another host's
+// name reports that.
 func TestTwin(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 3)
-	blue := onBlue(t, all[:1])
+	blue := joinBlue(t, all[:1])
 	first, second := all[0], all[1]
 	first.stop()
 	must(t, first.db.Close())
@@ -105,13 +106,14 @@ func TestTwin(t *testing.T) {
 	first.run()
 	first.member()
 	second.run()
-	second.says("another machine is alive under this host's id (boot boot1)", "remove netyard.db")
-	if _, err := second.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrTwin) {
-		t.Errorf("a copy gives addresses: %v", err)
+	second.waitReason("another running machine has this host's ID (boot boot1)", "remove netyard.db")
+	_, err := second.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"})
+	if !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrTwin) {
+		t.Errorf("a copy grants addresses: %v", err)
 	}
 	first.warm(blue)
 
 	all[2].c.Host.Name = "h1"
 	all[2].run()
-	all[2].says("host name h1 is taken by", "another overlay.name")
+	all[2].waitReason("host name h1 is taken by", "another overlay.name")
 }

@@ -5,21 +5,21 @@ import (
 	"sync"
 )
 
-// tasks are goroutines that come and go while an Agent runs, and end with it.
+// tasks are goroutines that start and stop while an Agent runs, and end with it.
 type tasks struct {
 	mu  sync.Mutex
-	ctx context.Context //nolint:containedctx // that of Run, for what is started later
+	ctx context.Context //nolint:containedctx // Run's, for goroutines that are started later
 	all sync.WaitGroup
 }
 
-// run lets tasks be started until it is waited for.
+// run allows start to be called until wait.
 func (t *tasks) run(ctx context.Context) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.ctx = ctx
 }
 
-// start runs f until Run's context ends or stop is called, which waits for it.
+// start runs f until Run's context ends or stop is called; stop waits for f to return.
 func (t *tasks) start(f func(context.Context) error) (stop func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -29,7 +29,7 @@ func (t *tasks) start(f func(context.Context) error) (stop func()) {
 	go func() {
 		defer t.all.Done()
 		defer close(done)
-		_ = f(ctx) // it ends only with its context, and says in its status what is wrong
+		_ = f(ctx) // it returns only when its context ends; its status has the errors
 	}()
 	return func() {
 		cancel()

@@ -14,24 +14,24 @@ import (
 	"netyard/kernel/overlay"
 )
 
-// everywhere is told of hosts and of which networks are on them.
-func (a *Agent) everywhere(cs []cluster.Change) {
+// applyHostChanges applies changes of hosts and memberships to all networks.
+func (a *Agent) applyHostChanges(cs []cluster.Change) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, n := range a.networks {
-		a.tell(n, n.book.Apply(cs))
+		a.applyPeerChanges(n, n.book.Apply(cs))
 	}
 }
 
-// heard is told of addresses of one network.
-func (a *Agent) heard(n *network, cs []cluster.Change) {
-	a.rolls.heard(n.ID, a.self, cs)
+// applyAddressChanges applies changes of addresses of one network.
+func (a *Agent) applyAddressChanges(n *network, cs []cluster.Change) {
+	a.names.apply(n.ID, a.self, cs)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	n.cool(cs, time.Now())
-	a.tell(n, n.book.Apply(cs))
+	n.noteCooldown(cs, time.Now())
+	a.applyPeerChanges(n, n.book.Apply(cs))
 	if slices.ContainsFunc(cs, a.isOwn) {
-		a.poke()
+		a.wakeUp()
 	}
 }
 
@@ -45,25 +45,29 @@ func (a *Agent) isOwn(c cluster.Change) bool {
 	return false
 }
 
-// tell has the kernel know what became of a network's peers. The lock is held, so that what is later stays later.
-func (a *Agent) tell(n *network, diff []cluster.PeerChange) {
+// applyPeerChanges applies changes of a network's peers to the kernel. The caller holds the lock, which keeps them in
+// order.
+func (a *Agent) applyPeerChanges(n *network, diff []cluster.PeerChange) {
 	if a.fenced || n.shut {
 		return
 	}
-	err := a.admit(n)
+	err := a.setVTEPs(n)
 	if err == nil && len(diff) > 0 && !n.unsure {
-		set, gone, nobodys := n.sort(diff)
-		err = overlay.ChangePeers(context.Background(), a.c.Kernel.Handle, n.Link, set, gone, nobodys)
+		set, gone, unused := n.splitChanges(diff)
+		err = overlay.ChangePeers(context.Background(), a.c.Kernel.Handle, n.Link, set, gone, unused)
 	}
-	if err != nil { // its link may be about to come
-		a.c.Log.Debug("tell the kernel of peers", "network", n.Name, "err", err)
+	if err != nil { // the link may not exist yet
+		a.c.Log.Debug("update of peers in the kernel failed", "network", n.Name, "id", n.ID, "err", err)
 		n.unsure = true
-		a.poke()
+		a.wakeUp()
 	}
 }
 
-// sort says which peers came or became others, which addresses went, and which hardware addresses are nobody's now.
-func (n *network) sort(diff []cluster.PeerChange) (set []overlay.Peer, gone []netip.Addr, nobodys []net.HardwareAddr) {
+// splitChanges returns the peers that were added or changed, the addresses that were removed, and the MAC addresses
+// that no peer has any more.
+func (n *network) splitChanges(diff []cluster.PeerChange) (
+	set []overlay.Peer, gone []netip.Addr, unused []net.HardwareAddr,
+) {
 	lost := map[cluster.MAC]bool{}
 	for _, d := range diff {
 		if d.New != (cluster.Peer{}) {
@@ -71,35 +75,36 @@ func (n *network) sort(diff []cluster.PeerChange) (set []overlay.Peer, gone []ne
 		} else {
 			gone = append(gone, d.Old.Addr)
 		}
-		if d.Old != (cluster.Peer{}) && !n.book.Leads(d.Old.MAC) {
+		if d.Old != (cluster.Peer{}) && !n.book.HasMAC(d.Old.MAC) {
 			lost[d.Old.MAC] = true
 		}
 	}
 	for m := range lost {
-		nobodys = append(nobodys, m.Hardware())
+		unused = append(unused, m.Hardware())
 	}
-	return set, gone, nobodys
+	return set, gone, unused
 }
 
 func peer(p cluster.Peer) overlay.Peer {
 	return overlay.Peer{Addr: p.Addr, MAC: p.MAC.Hardware(), VTEP: p.VTEP}
 }
 
-// admit lets in frames of the hosts that the network is on now, and of no others.
-func (a *Agent) admit(n *network) error {
+// setVTEPs makes the firewall accept frames of a network from its current members, and from no other host.
+func (a *Agent) setVTEPs(n *network) error {
 	now := n.book.VTEPs()
 	if a.fenced || n.shut {
 		now = nil
 	}
 	if n.Encrypted {
-		if err := a.meet(false); err != nil {
+		if err := a.updateTunnelPeers(false); err != nil {
 			return err
 		}
 	}
 	if n.vteps != nil && slices.Equal(now, n.vteps) {
 		return nil
 	}
-	if err := a.c.Kernel.Ensure(context.Background(), elements(overlay.VTEPs(a.port(), n.VNI, now), n.ID)...); err != nil {
+	if err := a.c.Kernel.Ensure(context.Background(), elements(overlay.VTEPs(a.port(), n.VNI, now),
+		n.ID)...); err != nil {
 		return err
 	}
 	var gone []netip.Addr
@@ -108,7 +113,7 @@ func (a *Agent) admit(n *network) error {
 			gone = append(gone, v)
 		}
 	}
-	n.vteps = slices.Grow(now, 1) // not nil: an empty one was told, too
+	n.vteps = slices.Grow(now, 1) // not nil, although it may be empty
 	if len(gone) == 0 {
 		return nil
 	}
@@ -122,7 +127,7 @@ func elements(all []nft.Element, owner string) (objects []core.Object) {
 	return objects
 }
 
-// Objects are what a network's link and the firewall ought to know now, for who compares that with the kernel.
+// Objects returns what a network's link and the firewall should have now, to be compared with the kernel.
 func (a *Agent) Objects(id string) []core.Object {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -142,13 +147,13 @@ func (a *Agent) Objects(id string) []core.Object {
 	return objects
 }
 
-// A keeper tells the kernel of one network's peers when somebody else saw that it does not know them.
+// A keeper gives the kernel the current peers of one network; a repair calls it when the kernel lacks some.
 type keeper struct {
 	a  *Agent
 	id string
 }
 
-// TellPeers does it.
+// TellPeers gives the kernel the current peers.
 func (k *keeper) TellPeers() error {
 	k.a.mu.Lock()
 	defer k.a.mu.Unlock()
@@ -159,12 +164,13 @@ func (k *keeper) TellPeers() error {
 	return k.a.c.Kernel.Ensure(context.Background(), k.a.peers(n))
 }
 
+// peers returns the peers that the kernel should know of a network.
 func (a *Agent) peers(n *network) overlay.Peers {
 	if a.fenced || n.shut {
 		return overlay.Peers{Link: n.Link}
 	}
-	// A daemon that was killed may have told the kernel more than it has kept. Until etcd has been read that is not to
-	// be taken back.
+	// A daemon that was killed may have given the kernel more peers than it had saved. Until etcd has been read, those
+	// must not be removed.
 	all := overlay.Peers{Link: n.Link, Partial: !a.read(n)}
 	peers := n.book.Peers()
 	for _, addr := range slices.SortedFunc(maps.Keys(peers), netip.Addr.Compare) {
@@ -173,7 +179,7 @@ func (a *Agent) peers(n *network) overlay.Peers {
 	return all
 }
 
-// read says whether all there is to know of a network has been read from etcd since this daemon started.
+// read says whether all records of a network have been read from etcd since this daemon started.
 func (a *Agent) read(n *network) bool {
 	return a.hosts.Status().Compares > 0 && a.members.Status().Compares > 0 && n.addrs.Status().Compares > 0
 }

@@ -16,39 +16,38 @@ import (
 	"netyard/store"
 )
 
-// WireGuardPort is the UDP port of WireGuard unless the configuration says otherwise. It is none of those that people
-// give their own tunnels, and below those that the kernel gives to anybody (net.ipv4.ip_local_port_range).
+// WireGuardPort is the UDP port of WireGuard unless the configuration sets another. It is none that admins commonly use
+// for tunnels of their own, and below the kernel's ephemeral ports (net.ipv4.ip_local_port_range).
 const WireGuardPort = 14789
 
-// A secret is this host's private key, and the one that comes next while the others are told of it. It is in the file
-// that has the rest of what the host is: so a key and what it is for are recorded in one transaction, and nobody but
-// root can read either.
+// A secret is this host's private key, and the next one while a rotation is pending. It is in the database with the
+// rest of the host's records, so that a key and its use are recorded in one transaction, and only root can read it.
 type secret struct {
 	Key  []byte
 	Next []byte `json:",omitempty"`
 }
 
-// secrets has one.
+// secrets holds this host's secret.
 var secrets = store.Bucket[secret]{Name: "wireguard"}
 
 const secretKey = "key"
 
-// A tunnel is what a host has of WireGuard. The Agent's lock is held by who looks at it.
+// A tunnel is the state of the host's WireGuard device. The Agent's lock guards it.
 type tunnel struct {
-	// clear is why this host cannot encrypt.
+	// clear is why this host cannot encrypt; nil: it can.
 	clear error
 	key   overlay.Secret
-	// next is the key that the others are being told of, if renews.
-	next   overlay.Secret
-	renews bool
-	port   uint16
-	// told are the peers that the kernel was told of, and whether those were all there are.
-	told *overlay.WireGuardPeers
-	// turning is held while a key becomes another.
-	turning sync.Mutex
+	// next is the key that is being published, if rotates.
+	next    overlay.Secret
+	rotates bool
+	port    uint16
+	// programmed are the peers that the kernel was last given; nil: none yet.
+	programmed *overlay.WireGuardPeers
+	// rotating is held during each step of a rotation.
+	rotating sync.Mutex
 }
 
-// openTunnel recalls this host's key, or makes one, if this kernel has WireGuard.
+// openTunnel loads this host's key, or creates one, if the kernel has WireGuard.
 func (a *Agent) openTunnel() error {
 	a.tunnel.port = cmp.Or(a.c.WireGuardPort, WireGuardPort)
 	if a.tunnel.clear = overlay.Encrypts(a.c.Kernel.Handle); a.tunnel.clear != nil {
@@ -64,18 +63,19 @@ func (a *Agent) openTunnel() error {
 		}
 		copy(a.tunnel.key[:], s.Key)
 		copy(a.tunnel.next[:], s.Next)
-		a.tunnel.renews = len(s.Next) > 0
+		a.tunnel.rotates = len(s.Next) > 0
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("recall this host's WireGuard key: %w", err)
+		return fmt.Errorf("load WireGuard key: %w", err)
 	}
 	return nil
 }
 
-// host is this one as the others are told of it.
+// host returns this host's record as it is published.
 func (a *Agent) host() cluster.Host {
-	link, _ := overlay.CarrierOf(a.c.Kernel.Handle, a.c.Host.VTEP) // at boot its address may come later than netyard
+	// at boot its address may be set after netyard starts
+	link, _ := overlay.CarrierOf(a.c.Kernel.Handle, a.c.Host.VTEP)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	h := a.c.Host
@@ -86,18 +86,19 @@ func (a *Agent) host() cluster.Host {
 		return h
 	}
 	key := a.tunnel.key
-	if a.tunnel.renews {
+	if a.tunnel.rotates {
 		key = a.tunnel.next
 	}
 	h.WireGuard, h.WireGuardPort = cluster.PublicKeyOf(key.Public()), a.tunnel.port
 	return h
 }
 
-// device is the WireGuard device that this host ought to have.
+// device returns the WireGuard device that this host should have.
 func (a *Agent) device() overlay.WireGuard {
 	h := modes.OverlayHost{VTEP: a.c.Host.VTEP, MTU: a.c.Host.MTU}
 	return overlay.WireGuard{
-		Key: a.tunnel.key, Port: a.tunnel.port, MTU: h.TunnelMTU(), Addr: netip.PrefixFrom(a.c.Host.Tunnel(), cluster.TunnelBits),
+		Key: a.tunnel.key, Port: a.tunnel.port, MTU: h.TunnelMTU(),
+		Addr: netip.PrefixFrom(a.c.Host.Tunnel(), cluster.TunnelBits),
 	}
 }
 
@@ -111,8 +112,8 @@ func (a *Agent) encrypts() bool {
 	return false
 }
 
-// raise makes the device, for a network that is about to come.
-func (a *Agent) raise() error {
+// createDevice creates the device, for a network that is about to be bound.
+func (a *Agent) createDevice() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.tunnel.clear != nil {
@@ -120,46 +121,48 @@ func (a *Agent) raise() error {
 	}
 	err := a.c.Kernel.Ensure(context.Background(), a.device())
 	if err == nil {
-		err = a.meet(true)
+		err = a.updateTunnelPeers(true)
 	}
 	if err != nil && !a.encrypts() {
-		err = errors.Join(err, a.lower())
+		err = errors.Join(err, a.removeDevice())
 	}
 	return err
 }
 
-// lower takes the device away.
-func (a *Agent) lower() error {
-	a.tunnel.told = nil
+// removeDevice removes the device.
+func (a *Agent) removeDevice() error {
+	a.tunnel.programmed = nil
 	return a.c.Kernel.Remove(a.device())
 }
 
-// part gives up what the tunnel has for a network that has gone.
-func (a *Agent) part() error {
+// releaseDevice removes the peers of a network that was unbound, or the device if no other network needs it.
+func (a *Agent) releaseDevice() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.encrypts() {
-		return a.meet(false)
+		return a.updateTunnelPeers(false)
 	}
-	return a.lower()
+	return a.removeDevice()
 }
 
-// meet has the device know the hosts that an encrypted network of this one is on, and nobody else.
-func (a *Agent) meet(again bool) error {
-	now, was, since := a.tunnelPeers(), a.tunnel.told, time.Now()
+// updateTunnelPeers gives the device the hosts of this host's encrypted networks as its peers, if they have changed or
+// again is set.
+func (a *Agent) updateTunnelPeers(again bool) error {
+	now, was, since := a.tunnelPeers(), a.tunnel.programmed, time.Now()
 	if !again && was != nil && was.Partial == now.Partial && slices.Equal(was.All, now.All) {
 		return nil
 	}
 	if err := a.c.Kernel.Ensure(context.Background(), now); err != nil {
 		return err
 	}
-	a.tunnel.told = &now
+	a.tunnel.programmed = &now
 	if was != nil {
-		a.agree(renewed(was.All, now.All), since)
+		a.retryHandshakes(changedKeys(was.All, now.All), since)
 	}
 	return nil
 }
 
+// tunnelPeers returns the hosts that this host's encrypted networks are on.
 func (a *Agent) tunnelPeers() (all overlay.WireGuardPeers) {
 	if a.fenced {
 		return all
@@ -169,11 +172,12 @@ func (a *Agent) tunnelPeers() (all overlay.WireGuardPeers) {
 		if !n.Encrypted {
 			continue
 		}
-		all.Partial = all.Partial || !a.read(n) // as with Peers
+		all.Partial = all.Partial || !a.read(n) // see Agent.peers
 		for _, h := range n.book.Tunnels() {
 			if !seen[h.ID] {
 				seen[h.ID] = true
-				all.All = append(all.All, overlay.WireGuardPeer{Key: h.WireGuard.Bytes(), At: netip.AddrPortFrom(h.VTEP, h.WireGuardPort), Addr: h.Tunnel()})
+				at := netip.AddrPortFrom(h.VTEP, h.WireGuardPort)
+				all.All = append(all.All, overlay.WireGuardPeer{Key: h.WireGuard.Bytes(), At: at, Addr: h.Tunnel()})
 			}
 		}
 	}

@@ -14,35 +14,36 @@ import (
 	"netyard/store"
 )
 
-// TestTunnelKey: the key is the host's for good, in a file that nobody else can read, and without WireGuard there is
-// none; the others hear of the public one only.
+// TestTunnelKey: the WireGuard key stays the same over a restart, and without WireGuard there is none; only the public
+// key is published.
 func TestTunnelKey(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
 	encrypts := overlay.Encrypts(h.Handle) == nil
 	first := h.host()
 	if (first.WireGuard != "") != encrypts || encrypts && first.WireGuardPort != WireGuardPort {
-		t.Errorf("the host is told of as %+v, and can encrypt: %v", first, encrypts)
+		t.Errorf("the host is published as %+v, and can encrypt: %v", first, encrypts)
 	}
 	h.boot(1)
 	if again := h.host(); again != first {
 		t.Errorf("after a restart it is %+v instead of %+v", again, first)
 	}
 	if s := h.status(); (s.Clear == "") != encrypts {
-		t.Errorf("it cannot encrypt: %q", s.Clear)
+		t.Errorf("the status says that the host cannot encrypt: %q", s.Clear)
 	}
-	if _, err := h.RotateKey(t.Context()); err == nil || !encrypts && !strings.Contains(err.Error(), "this kernel has no WireGuard") {
-		t.Errorf("another key before it is a member, or without WireGuard: %v", err)
+	_, err := h.RotateKey(t.Context())
+	if err == nil || !encrypts && !strings.Contains(err.Error(), "this kernel has no WireGuard") {
+		t.Errorf("rotation before the host is a member, or without WireGuard: %v", err)
 	}
 	o := Modes{h.Agent}
-	if err := o.A.raise(); (err == nil) != encrypts {
+	if err := o.A.createDevice(); (err == nil) != encrypts {
 		t.Errorf("a device: %v", err)
 	}
-	must(t, h.part())
+	must(t, h.releaseDevice())
 }
 
-// TestEncryptedRotation: whatever ends a daemon while a key becomes another, the next brings it to its end, and nobody
-// is left with a key that is not used.
+// TestEncryptedRotation: a rotation that is interrupted at any step is completed by the next daemon, and no host is left
+// with an unused key.
 func TestEncryptedRotation(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)
@@ -53,16 +54,17 @@ func TestEncryptedRotation(t *testing.T) {
 		h.member()
 	}
 	var n cluster.Network
-	must(t, answered(t, func() (err error) {
-		n, err = all[0].c.Client.CreateNetwork(t.Context(), cluster.Network{Name: "red", MTU: 1370, Encrypted: true, Subnets: subnets(20)})
+	must(t, retryUnreachable(t, func() (err error) {
+		red := cluster.Network{Name: "red", MTU: 1370, Encrypted: true, Subnets: subnets(20)}
+		n, err = all[0].c.Client.CreateNetwork(t.Context(), red)
 		return err
 	}))
 	one, two := all[0], all[1]
 	for _, h := range all {
-		must(t, h.raise())
+		must(t, h.createDevice())
 		h.up(n)
 	}
-	pending := false // a key is to come
+	pending := false // a rotation is pending
 	right := func(when string) {
 		t.Helper()
 		var last string
@@ -79,7 +81,8 @@ func TestEncryptedRotation(t *testing.T) {
 				}
 			}
 			for _, pair := range [][2]*host{{one, two}, {two, one}} {
-				if p := pair[0].peersNow().All; len(p) != 1 || cluster.PublicKeyOf(p[0].Key) != cluster.PublicKeyOf(pair[1].deviceNow().Key.Public()) {
+				want := cluster.PublicKeyOf(pair[1].deviceNow().Key.Public())
+				if p := pair[0].peersNow().All; len(p) != 1 || cluster.PublicKeyOf(p[0].Key) != want {
 					last += "a peer has another key; "
 				}
 			}
@@ -94,7 +97,7 @@ func TestEncryptedRotation(t *testing.T) {
 		var kept secret
 		must(t, one.db.View(func(tx store.Tx) (err error) { kept, err = secrets.Get(tx, secretKey); return err }))
 		if len(kept.Next) != 0 || overlay.Secret(kept.Key) != one.deviceNow().Key {
-			t.Errorf("%s: what is recorded is not what is used", when)
+			t.Errorf("%s: the recorded key is not the one in use", when)
 		}
 	}
 	right("at first")
@@ -103,9 +106,9 @@ func TestEncryptedRotation(t *testing.T) {
 		name string
 		do   func() error
 	}{
-		{"recorded", func() error { return one.begin() }},
-		{"told to the others", func() error {
-			return answered(t, func() error { return one.c.Client.Join(t.Context(), one.host()) })
+		{"recorded", func() error { return one.recordNextKey() }},
+		{"published", func() error {
+			return retryUnreachable(t, func() error { return one.c.Client.Join(t.Context(), one.host()) })
 		}},
 		{"used", func() error {
 			d := one.deviceNow()
@@ -124,18 +127,18 @@ func TestEncryptedRotation(t *testing.T) {
 		clustertest.Eventually(t, "a key that was "+steps[until].name+" is not used", func() bool {
 			one.Agent.mu.Lock()
 			defer one.Agent.mu.Unlock()
-			return !one.tunnel.renews
+			return !one.tunnel.rotates
 		})
 		right("after a key was " + steps[until].name)
 		if now := one.host().WireGuard; keys[now] {
-			t.Errorf("after a key was %s it is an old one", steps[until].name)
+			t.Errorf("after a key was %s the host has an old one", steps[until].name)
 		} else {
 			keys[now] = true
 		}
 	}
 	e.Cut()
 	if _, err := one.RotateKey(t.Context()); err == nil {
-		t.Error("a key that nobody can be told of is used")
+		t.Error("a key that cannot be published is used")
 	}
 	pending = true
 	right("while etcd is away")
@@ -143,11 +146,12 @@ func TestEncryptedRotation(t *testing.T) {
 	clustertest.Eventually(t, "a key that waited for etcd is not used", func() bool {
 		one.Agent.mu.Lock()
 		defer one.Agent.mu.Unlock()
-		return !one.tunnel.renews
+		return !one.tunnel.rotates
 	})
 	pending = false
 	right("when it is back")
-	if one.peersNow().All[0].Addr != (cluster.Host{ID: two.self}).Tunnel() || !one.deviceNow().Addr.Contains(netip.Addr(two.deviceNow().Addr.Addr())) {
+	if one.peersNow().All[0].Addr != (cluster.Host{ID: two.self}).Tunnel() ||
+		!one.deviceNow().Addr.Contains(netip.Addr(two.deviceNow().Addr.Addr())) {
 		t.Errorf("the hosts are at %v and %v", one.deviceNow().Addr, one.peersNow().All)
 	}
 }

@@ -138,7 +138,9 @@ func newChaos(t *testing.T) *chaos {
 		c.hosts = append(c.hosts, h)
 	}
 	for _, h := range c.hosts {
-		eventually(t, h.Name+" is a member", func() bool { return strings.Contains(h.netyard.Log(), "this host is a member of the cluster") })
+		eventually(t, h.Name+" joins the cluster", func() bool {
+			return strings.Contains(h.netyard.Log(), "joined the cluster")
+		})
 		h.Sh("netyard gc") // or a new file would wait for an engine to say what it may have lost, and let strays alone
 	}
 	return c

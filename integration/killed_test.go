@@ -276,7 +276,9 @@ func (k *kills) cluster(t *testing.T) {
 		d.Start("--config", config)
 	}
 	for _, d := range []*lab.Daemon{k.h.Netyard, other} {
-		eventually(t, "a host is a member", func() bool { return strings.Contains(d.Log(), "this host is a member of the cluster") })
+		eventually(t, "a host joins the cluster", func() bool {
+			return strings.Contains(d.Log(), "joined the cluster")
+		})
 	}
 }
 

@@ -102,7 +102,9 @@ func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab
 		h.Netyard.Start("--config", write(filepath.Join(h.Dir, "netyard.yaml"), asOn(steps["yaml"][0], i, hosts)))
 	}
 	for _, h := range hosts {
-		eventually(t, h.Name+" is a member", func() bool { return strings.Contains(h.Netyard.Log(), "this host is a member of the cluster") })
+		eventually(t, h.Name+" joins the cluster", func() bool {
+			return strings.Contains(h.Netyard.Log(), "joined the cluster")
+		})
 	}
 	t.Cleanup(func() { leaveAll(t, hosts) })
 	return members, hosts

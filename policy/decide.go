@@ -10,14 +10,14 @@ import (
 	"netyard/kernel/policy"
 )
 
-// A Decision is what policies say about one endpoint.
+// A Decision is the outcome of all policies for one endpoint.
 type Decision struct {
 	Endpoint Endpoint
-	// In4 and so on are all that may pass; nil: no policy says anything.
+	// In4, In6, Out4 and Out6 are the allowed traffic; nil: no policy restricts it.
 	In4, In6, Out4, Out6 *policy.Access
 }
 
-// Of is what an address of the endpoint may.
+// Of returns the allowed traffic for an address of the endpoint.
 func (d Decision) Of(a netip.Addr) (in, out *policy.Access) {
 	if a.Is6() {
 		return d.In6, d.Out6
@@ -25,12 +25,14 @@ func (d Decision) Of(a netip.Addr) (in, out *policy.Access) {
 	return d.In4, d.Out4
 }
 
-// Decide says what follows from policies for each endpoint that one of them is about.
+// Decide returns the decision for each endpoint that a policy applies to.
 //
-// As long as it is not known whose an endpoint is, it is what is worst for it: closed by a policy that may be about it,
-// and denied what may be denied to it, but allowed only what is surely allowed.
+// While the container of an endpoint is not known, the strictest outcome applies: every policy that may select the
+// endpoint restricts it, every deny rule that may match applies, and only allow rules that surely match do.
 func Decide(policies []Policy, endpoints []Endpoint) []Decision {
-	d := decider{policies: policies, endpoints: endpoints, known: map[string]*policy.Access{}, peers: map[string][]span{}}
+	d := decider{
+		policies: policies, endpoints: endpoints, cache: map[string]*policy.Access{}, peers: map[string][]span{},
+	}
 	var all []Decision
 	for _, e := range endpoints {
 		one := Decision{Endpoint: e}
@@ -50,29 +52,29 @@ func (p Policy) section(in bool) *Section {
 	return p.Egress
 }
 
-// A decider remembers what it worked out already: most endpoints are treated as some other one is.
+// A decider caches results, since most endpoints are treated like another one.
 type decider struct {
 	policies  []Policy
 	endpoints []Endpoint
-	known     map[string]*policy.Access
+	cache     map[string]*policy.Access
 	peers     map[string][]span
 }
 
-// A span is a range of addresses; both ends belong to it.
+// A span is a range of addresses, ends included.
 type span struct{ first, last netip.Addr }
 
-// A clause is a rule with its addresses looked up.
+// A clause is a rule with the addresses that it matches.
 type clause struct {
 	spans []span
 	ports ranges
 	deny  bool
 }
 
-// allowed is what one endpoint may, in one direction and family; nil: everything, since nobody says anything.
+// allowed returns what one endpoint may receive or send, in one family; nil: everything, since no policy applies.
 func (d *decider) allowed(e Endpoint, in, v6 bool) *policy.Access {
 	var clauses []clause
-	var class strings.Builder // who is in the same one is treated alike
-	open, spoken := true, false
+	var class strings.Builder // endpoints of one class are treated alike
+	open, restricted := true, false
 	for i, p := range d.policies {
 		section := p.section(in)
 		m := p.Select.matches(e)
@@ -80,7 +82,7 @@ func (d *decider) allowed(e Endpoint, in, v6 bool) *policy.Access {
 			continue
 		}
 		fmt.Fprintf(&class, "%d:%d ", i, m)
-		spoken = true
+		restricted = true
 		open = open && section.verdict() == Allow
 		for _, r := range section.Deny {
 			clauses = append(clauses, clause{d.spans(r, true, v6), portsOf(r), true})
@@ -91,21 +93,21 @@ func (d *decider) allowed(e Endpoint, in, v6 bool) *policy.Access {
 			}
 		}
 	}
-	if !spoken {
+	if !restricted {
 		return nil
 	}
 	if open {
 		clauses = append(clauses, clause{[]span{everything(v6)}, ranges{everyPort()}, false})
 	}
 	key := fmt.Sprint(class.String(), in, v6)
-	if d.known[key] == nil {
-		d.known[key] = &policy.Access{Allow: settle(clauses)}
+	if d.cache[key] == nil {
+		d.cache[key] = &policy.Access{Allow: passagesOf(clauses)}
 	}
-	return d.known[key]
+	return d.cache[key]
 }
 
-// spans are the addresses that a rule means. Whose owner is not known yet is meant by a denial, and not by a
-// permission.
+// spans returns the addresses that a rule matches. An endpoint whose container is not known yet is matched by a deny
+// rule, and not by an allow rule.
 func (d *decider) spans(r Rule, deny, v6 bool) []span {
 	if r.CIDR.IsValid() {
 		if r.CIDR.Addr().Is6() != v6 {
@@ -117,8 +119,8 @@ func (d *decider) spans(r Rule, deny, v6 bool) []span {
 		return []span{everything(v6)}
 	}
 	key := fmt.Sprint(r.Selector, deny, v6)
-	if known, ok := d.peers[key]; ok {
-		return known
+	if cached, ok := d.peers[key]; ok {
+		return cached
 	}
 	least := yes
 	if deny {
@@ -139,12 +141,12 @@ func (d *decider) spans(r Rule, deny, v6 bool) []span {
 	return spans
 }
 
-// settle cuts the addresses where any clause begins or ends, works out what may pass in each piece, and joins
-// neighbours that are treated alike. So the passages do not overlap, and what goes before what is settled here and not
-// in the kernel.
-func settle(clauses []clause) (passages []policy.Passage) {
+// passagesOf splits the address space where any clause begins or ends, determines the allowed ports of each piece, and
+// joins neighbours with the same. So passages do not overlap, and precedence of rules is resolved here, not in the
+// kernel.
+func passagesOf(clauses []clause) (passages []policy.Passage) {
 	type edge struct {
-		at     netip.Addr // where a clause begins, or the first address behind it
+		at     netip.Addr // where a clause begins, or the first address after it
 		clause int
 		begins bool
 	}
@@ -158,7 +160,7 @@ func settle(clauses []clause) (passages []policy.Passage) {
 		}
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return a.at.Compare(b.at) })
-	inside := make([]int, len(clauses)) // how many spans of each clause have the piece
+	inside := make([]int, len(clauses)) // how many spans of each clause contain the piece
 	var last ranges
 	var from netip.Addr
 	emit := func(until netip.Addr) {
@@ -176,7 +178,7 @@ func settle(clauses []clause) (passages []policy.Passage) {
 				inside[edges[i].clause]--
 			}
 		}
-		now := passing(clauses, inside)
+		now := allowedPorts(clauses, inside)
 		if slices.Equal(now, last) {
 			continue
 		}
@@ -191,8 +193,8 @@ func settle(clauses []clause) (passages []policy.Passage) {
 	return passages
 }
 
-// passing is what may pass in a piece that these clauses have.
-func passing(clauses []clause, inside []int) ranges {
+// allowedPorts returns the allowed ports of a piece, given how many spans of each clause contain it.
+func allowedPorts(clauses []clause, inside []int) ranges {
 	var allow, deny ranges
 	for i, c := range clauses {
 		switch {
@@ -206,6 +208,7 @@ func passing(clauses []clause, inside []int) ranges {
 	return allow.union().without(deny.union())
 }
 
+// everything returns all addresses of a family.
 func everything(v6 bool) span {
 	if v6 {
 		return span{netip.IPv6Unspecified(), lastOf(netip.PrefixFrom(netip.IPv6Unspecified(), 0))}
@@ -213,6 +216,7 @@ func everything(v6 bool) span {
 	return span{netip.IPv4Unspecified(), lastOf(netip.PrefixFrom(netip.IPv4Unspecified(), 0))}
 }
 
+// lastOf returns the last address of a prefix.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {

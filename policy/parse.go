@@ -18,8 +18,8 @@ import (
 	"netyard/modes"
 )
 
-// ErrPolicy is at the root of every refusal of a policy.
-var ErrPolicy = errors.New("bad policy")
+// ErrPolicy is wrapped by every error that rejects a policy.
+var ErrPolicy = errors.New("invalid policy")
 
 const (
 	protoICMP   = 1
@@ -33,8 +33,8 @@ func protocols() map[string]uint8 {
 	return map[string]uint8{"icmp": protoICMP, "tcp": protoTCP, "udp": protoUDP, "sctp": protoSCTP}
 }
 
-// Parse reads policies, one a YAML document. Anything it does not know is refused, with its line and the nearest it
-// does know.
+// Parse reads policies, one per YAML document. It rejects an unknown field, and names its line and the nearest known
+// field.
 func Parse(raw []byte) (policies []Policy, err error) {
 	d := yaml.NewDecoder(bytes.NewReader(raw))
 	for {
@@ -44,10 +44,11 @@ func Parse(raw []byte) (policies []Policy, err error) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s", ErrPolicy, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: "))
+			line := strings.ReplaceAll(err.Error(), "\n", " ")
+			return nil, fmt.Errorf("%w: %s", ErrPolicy, strings.TrimPrefix(line, "yaml: "))
 		}
 		n := doc.Content[0]
-		if isNull(n) { // between two ---
+		if isNull(n) { // an empty document, between two ---
 			continue
 		}
 		var p Policy
@@ -55,17 +56,17 @@ func Parse(raw []byte) (policies []Policy, err error) {
 			return nil, fmt.Errorf("%w: %w", ErrPolicy, err)
 		}
 		if slices.ContainsFunc(policies, func(o Policy) bool { return o.Name == p.Name }) {
-			return nil, fmt.Errorf("%w: line %d: name: %s is there twice", ErrPolicy, n.Line, p.Name)
+			return nil, fmt.Errorf("%w: line %d: name: %s is used twice", ErrPolicy, n.Line, p.Name)
 		}
 		policies = append(policies, p)
 	}
 	if len(policies) == 0 {
-		return nil, fmt.Errorf("%w: there is none in it", ErrPolicy)
+		return nil, fmt.Errorf("%w: the file has no policy", ErrPolicy)
 	}
 	return policies, nil
 }
 
-// fields reads a mapping, each key by its function.
+// fields reads a mapping; it has the function that reads the value of each key.
 type fields map[string]func(*yaml.Node) error
 
 func (f fields) read(n *yaml.Node, what string) error {
@@ -85,9 +86,9 @@ func (f fields) read(n *yaml.Node, what string) error {
 			if near := modes.Nearest(key.Value, names); near != "" {
 				return at(key, "unknown field %q in %s; did you mean %s?", key.Value, what, near)
 			}
-			return at(key, "unknown field %q in %s; there are %s", key.Value, what, strings.Join(names, ", "))
+			return at(key, "unknown field %q in %s; known are %s", key.Value, what, strings.Join(names, ", "))
 		case seen[key.Value]:
-			return at(key, "field %s is there twice in %s", key.Value, what)
+			return at(key, "field %s is used twice in %s", key.Value, what)
 		}
 		seen[key.Value] = true
 		if err := read(value); err != nil {
@@ -108,13 +109,14 @@ func (p *Policy) read(n *yaml.Node) error {
 	case err != nil:
 		return err
 	case p.Name == "":
-		return at(n, "name: a policy has to have one")
+		return at(n, "name: a policy must have a name")
 	case p.Ingress == nil && p.Egress == nil:
-		return at(n, "%s: want ingress, egress or both: without them it decides nothing", p.Name)
+		return at(n, "%s: want ingress, egress or both; without them the policy has no effect", p.Name)
 	}
 	return nil
 }
 
+// section returns the function that reads a section.
 func section(name string, to **Section) func(*yaml.Node) error {
 	return func(n *yaml.Node) error {
 		s := &Section{}
@@ -132,6 +134,7 @@ func section(name string, to **Section) func(*yaml.Node) error {
 	}
 }
 
+// rules returns the function that reads a list of rules.
 func rules(name string, to *[]Rule) func(*yaml.Node) error {
 	return func(n *yaml.Node) error {
 		if isNull(n) {
@@ -149,13 +152,13 @@ func rules(name string, to *[]Rule) func(*yaml.Node) error {
 			})
 			f["ports"] = func(n *yaml.Node) error { return r.readPorts(n, name+".ports") }
 			if isNull(item) {
-				return at(item, "%s: an empty rule; {} is one that matches everything", name)
+				return at(item, "%s: the rule is empty; write {} to match everything", name)
 			}
 			if err := f.read(item, name); err != nil {
 				return err
 			}
 			if r.CIDR.IsValid() && !r.IsZero() {
-				return at(item, "%s: cidr excludes network, container and labels: two rules say both", name)
+				return at(item, "%s: cidr excludes network, container and labels; use two rules", name)
 			}
 			*to = append(*to, r)
 		}
@@ -171,7 +174,7 @@ func (s *Selector) fields(name string) fields {
 			if n.Kind != yaml.MappingNode {
 				return at(n, "%s.labels: want label: value", name)
 			}
-			if len(n.Content) > 0 { // none is as if they were left out
+			if len(n.Content) > 0 { // {} is the same as leaving labels out
 				s.Labels = map[string]string{}
 			}
 			for i := 0; i+1 < len(n.Content); i += 2 {
@@ -193,18 +196,19 @@ func (r *Rule) readPorts(n *yaml.Node, name string) error {
 	}
 	for _, item := range items {
 		var p Port
-		if err := text(name, new(string), func(v string) error { return p.UnmarshalText([]byte(v)) })(item); err != nil {
+		read := text(name, new(string), func(v string) error { return p.UnmarshalText([]byte(v)) })
+		if err := read(item); err != nil {
 			return err
 		}
 		r.Ports = append(r.Ports, p)
 	}
 	if len(r.Ports) == 0 {
-		return at(n, "%s: an empty list; leave it out for all ports", name)
+		return at(n, "%s: the list is empty; leave it out to match all ports", name)
 	}
 	return nil
 }
 
-// text reads a single value.
+// text returns the function that reads a single value and checks it.
 func text(name string, to *string, valid func(string) error) func(*yaml.Node) error {
 	return func(n *yaml.Node) error {
 		if n.Kind != yaml.ScalarNode || isNull(n) {
@@ -218,6 +222,7 @@ func text(name string, to *string, valid func(string) error) func(*yaml.Node) er
 	}
 }
 
+// at returns an error with the line of a node.
 func at(n *yaml.Node, format string, args ...any) error {
 	return fmt.Errorf("line %d: %w", n.Line, fmt.Errorf(format, args...))
 }
@@ -233,7 +238,7 @@ func validName(v string) error {
 
 func validPattern(v string) error {
 	if _, err := path.Match(v, ""); err != nil || v == "" {
-		return errors.New("want a name, or a pattern of * and ? and [a-z]")
+		return errors.New("want a name, or a pattern with *, ? and [a-z]")
 	}
 	return nil
 }
@@ -247,18 +252,18 @@ func parsePrefix(v string) (Prefix, error) {
 		return Prefix{}, errors.New("want an address, or a range such as 10.0.0.0/8")
 	}
 	if p != p.Masked() {
-		return Prefix{}, fmt.Errorf("it has bits behind the /%d; did you mean %s?", p.Bits(), p.Masked())
+		return Prefix{}, fmt.Errorf("has host bits set beyond /%d; did you mean %s?", p.Bits(), p.Masked())
 	}
 	return Prefix{p}, nil
 }
 
-// IsZero says that there is none.
+// IsZero says whether there is no range.
 func (p Prefix) IsZero() bool { return !p.IsValid() }
 
-// MarshalText writes a port as people do: 80/tcp, 8000-8010/udp, icmp.
+// MarshalText returns the port as String does.
 func (p Port) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// String is 80/tcp, 8000-8010/udp or icmp.
+// String returns the port as in 80/tcp, 8000-8010/udp or icmp.
 func (p Port) String() string {
 	proto := strconv.Itoa(int(p.Proto))
 	for name, n := range protocols() {
@@ -275,7 +280,7 @@ func (p Port) String() string {
 	return fmt.Sprintf("%d-%d/%s", p.First, p.Last, proto)
 }
 
-// UnmarshalText reads a port. Without a protocol it is one of TCP, as with docker run -p.
+// UnmarshalText reads a port. Without a protocol it is a TCP port, as with docker run -p.
 func (p *Port) UnmarshalText(raw []byte) error {
 	want := errors.New("want a port as in 80, 53/udp, 8000-8010/tcp, or one of icmp, sctp, tcp, udp")
 	numbers, name, given := strings.Cut(string(raw), "/")

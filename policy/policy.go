@@ -1,5 +1,5 @@
-// Package policy says who may talk to whom: what a person writes, and what follows from it for each endpoint. It
-// touches nothing.
+// Package policy reads network policies and decides which traffic each endpoint may receive and send. It has no side
+// effects.
 package policy
 
 import (
@@ -12,18 +12,18 @@ import (
 	"netyard/modes"
 )
 
-// A Policy is one document of a policy file. It is what the store keeps.
+// A Policy is one document of a policy file. The database holds it in this form.
 type Policy struct {
 	Name string `yaml:"name"`
-	// Select says which endpoints it is about; an empty one is about all.
+	// Select selects the endpoints that the policy applies to; an empty one selects all.
 	Select Selector `yaml:"select,omitempty" json:",omitzero"`
-	// Ingress and Egress decide about one direction each; nil: it says nothing about that one.
+	// Ingress and Egress apply to one direction each; nil: the policy does not restrict that direction.
 	Ingress *Section `yaml:"ingress,omitempty" json:",omitempty"`
 	Egress  *Section `yaml:"egress,omitempty" json:",omitempty"`
 }
 
-// A Section is what a policy says about one direction. What it denies is denied, whatever allows it; what is neither
-// goes by Default.
+// A Section is the part of a policy for one direction. A deny rule takes precedence over every allow rule; Default
+// applies to what no rule matches.
 type Section struct {
 	Default Verdict `yaml:"default,omitempty" json:",omitempty"`
 	Allow   []Rule  `yaml:"allow,omitempty" json:",omitempty"`
@@ -39,41 +39,42 @@ const (
 	Deny  Verdict = "deny"
 )
 
-// A Rule matches connections: the other end, and the port of whoever is connected to. What is left out matches
-// everything.
+// A Rule matches connections by their other end and their destination port. A part that is left out matches everything.
 type Rule struct {
 	Selector `yaml:",inline"`
 	CIDR     Prefix `yaml:"cidr,omitempty" json:",omitzero"`
 	Ports    []Port `yaml:"ports,omitempty,flow" json:",omitempty"`
 }
 
-// A Selector matches endpoints: all that it says has to fit.
+// A Selector matches endpoints: all of its parts must match.
 type Selector struct {
-	Network   string            `yaml:"network,omitempty" json:",omitempty"`   // a name, with * and ? as a shell has them, or an id
-	Container string            `yaml:"container,omitempty" json:",omitempty"` // a name, likewise
+	// a name with wildcards, see path.Match, or an ID
+	Network   string            `yaml:"network,omitempty" json:",omitempty"`
+	Container string            `yaml:"container,omitempty" json:",omitempty"` // a name with wildcards
 	Labels    map[string]string `yaml:"labels,omitempty,flow" json:",omitempty"`
 }
 
-// A Prefix is a range of addresses as people write it; a single address is one, too.
+// A Prefix is a range of addresses in CIDR notation, or a single address.
 type Prefix struct{ netip.Prefix }
 
-// A Port is one port or a range of them, of a protocol; a protocol alone has all of them.
+// A Port is one port or a range of ports of a protocol; a protocol alone means all its ports.
 type Port struct {
 	First, Last uint16
 	Proto       uint8
 }
 
-// An Endpoint is what a policy sees of one.
+// An Endpoint is an endpoint as policies see it.
 type Endpoint struct {
 	modes.Endpoint
 
 	Network modes.Network
 	Addrs   []netip.Addr
-	// Gone endpoints are decided about as long as they have a link, and are nobody's peers.
+	// Gone says that the endpoint is being removed: it is decided about while it has a link, but rules do not match it
+	// as the other end.
 	Gone bool
 }
 
-// A match is whether a selector fits: an endpoint whose owner is not known yet may turn out to fit.
+// A match says whether a selector matches; maybe stands for an endpoint whose container is not known yet.
 type match uint8
 
 const (
@@ -82,24 +83,25 @@ const (
 	yes
 )
 
-// matches says whether the selector fits an endpoint.
+// matches says whether the selector matches an endpoint.
 func (s Selector) matches(e Endpoint) match {
 	m := yes
 	for _, part := range []match{
-		glob(s.Network, e.Network.Name, e.Network.ID), glob(s.Container, e.Container.Name), labelled(s.Labels, e.Container),
+		glob(s.Network, e.Network.Name, e.Network.ID), glob(s.Container, e.Container.Name),
+		labelled(s.Labels, e.Container),
 	} {
 		m = min(m, part)
 	}
 	return m
 }
 
-// glob matches a pattern with the name of a thing, which is not always known yet, or one of its other names.
+// glob matches a pattern with a name, which may not be known yet, or with one of the other names.
 func glob(pattern, name string, others ...string) match {
 	if pattern == "" || pattern == "*" {
 		return yes
 	}
 	for _, n := range append(others, name) {
-		if ok, _ := path.Match(pattern, n); ok && n != "" { // patterns were checked when they were read
+		if ok, _ := path.Match(pattern, n); ok && n != "" { // Parse has checked the pattern
 			return yes
 		}
 	}
@@ -109,6 +111,7 @@ func glob(pattern, name string, others ...string) match {
 	return no
 }
 
+// labelled matches labels with those of a container, which may not be known yet.
 func labelled(want map[string]string, c modes.Container) match {
 	if len(want) > 0 && c.Labels == nil {
 		return maybe
@@ -121,10 +124,10 @@ func labelled(want map[string]string, c modes.Container) match {
 	return yes
 }
 
-// IsZero says that the selector fits everything.
+// IsZero says whether the selector matches everything.
 func (s Selector) IsZero() bool { return s.Network == "" && s.Container == "" && len(s.Labels) == 0 }
 
-// String is how a selector reads in tables.
+// String returns the selector as tables show it.
 func (s Selector) String() string {
 	var parts []string
 	if s.Network != "" {
@@ -142,12 +145,12 @@ func (s Selector) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// Summary is a section in a few words.
+// Summary returns the section in a few words, as tables show it.
 func (s *Section) Summary() string {
 	if s == nil {
 		return ""
 	}
-	return fmt.Sprintf("%s but for %d allowed, %d denied", s.verdict(), len(s.Allow), len(s.Deny))
+	return fmt.Sprintf("default %s, %d allow, %d deny", s.verdict(), len(s.Allow), len(s.Deny))
 }
 
 func (s *Section) verdict() Verdict {
@@ -157,8 +160,8 @@ func (s *Section) verdict() Verdict {
 	return Deny
 }
 
-// Selected says whether a policy is about an endpoint; one whose owner is not known yet is taken for selected.
+// Selected says whether a policy applies to an endpoint; one whose container is not known yet counts as selected.
 func (p Policy) Selected(e Endpoint) bool { return p.Select.matches(e) != no }
 
-// Equal says whether two policies say the same.
+// Equal says whether two policies are the same.
 func (p Policy) Equal(q Policy) bool { return reflect.DeepEqual(p, q) }

@@ -15,7 +15,7 @@ import (
 )
 
 const file = `
-# Only the proxy may talk to the app.
+# Only the proxy may connect to the app.
 name: app
 select: {network: web, container: app*}
 ingress:
@@ -46,7 +46,8 @@ func TestParse(t *testing.T) {
 		{
 			Name: "app", Select: policy.Selector{Network: "web", Container: "app*"},
 			Ingress: &policy.Section{Allow: []policy.Rule{{
-				Selector: policy.Selector{Container: "proxy"}, Ports: []policy.Port{{First: 80, Last: 80, Proto: 6}, {First: 8000, Last: 8010, Proto: 17}},
+				Selector: policy.Selector{Container: "proxy"},
+				Ports:    []policy.Port{{First: 80, Last: 80, Proto: 6}, {First: 8000, Last: 8010, Proto: 17}},
 			}}},
 		},
 		{
@@ -55,9 +56,14 @@ func TestParse(t *testing.T) {
 				Default: policy.Deny,
 				Allow: []policy.Rule{
 					{CIDR: prefix("203.0.113.1/32")},
-					{CIDR: prefix("fd00::/8"), Ports: []policy.Port{{First: 53, Last: 53, Proto: 17}, {Last: 65535, Proto: 1}}},
+					{
+						CIDR:  prefix("fd00::/8"),
+						Ports: []policy.Port{{First: 53, Last: 53, Proto: 17}, {Last: 65535, Proto: 1}},
+					},
 				},
-				Deny: []policy.Rule{{CIDR: prefix("203.0.113.1/32"), Ports: []policy.Port{{First: 25, Last: 25, Proto: 6}}}},
+				Deny: []policy.Rule{
+					{CIDR: prefix("203.0.113.1/32"), Ports: []policy.Port{{First: 25, Last: 25, Proto: 6}}},
+				},
 			},
 		},
 	}
@@ -66,34 +72,34 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestRefusals: each says the line, the field and what would have been right.
-func TestRefusals(t *testing.T) {
+// TestParseErrors: each error names the line, the field and what is valid.
+func TestParseErrors(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"":                                   "there is none in it",
+		"":                                   "the file has no policy",
 		"- a":                                "line 1: policy: want fields",
-		"name: a\nname: b":                   "line 2: field name is there twice in policy",
+		"name: a\nname: b":                   "line 2: field name is used twice in policy",
 		"nam: a":                             `line 1: unknown field "nam" in policy; did you mean name?`,
-		"ingress: {}":                        "line 1: name: a policy has to have one",
+		"ingress: {}":                        "line 1: name: a policy must have a name",
 		"name: a b":                          `line 1: name: "a b": want 1 to 63 letters`,
-		"name: a\nselect: {net: b}":          `line 2: unknown field "net" in select; there are container, labels, network`,
+		"name: a\nselect: {net: b}":          `line 2: unknown field "net" in select; known are container, labels, network`,
 		"name: a":                            "line 1: a: want ingress, egress or both",
 		"name: a\nigress: {}":                `line 2: unknown field "igress" in policy; did you mean`,
 		"name: a\ningress:\n  defalt: deny":  `line 3: unknown field "defalt" in ingress; did you mean default?`,
 		"name: a\ningress:\n  default: drop": `line 3: ingress.default: "drop": want allow or deny`,
 		"name: a\ningress:\n  allow: {}":     "line 3: ingress.allow: want a list of rules",
-		"name: a\ningress:\n  allow:\n    -": "line 4: ingress.allow: an empty rule; {}",
+		"name: a\ningress:\n  allow:\n    -": "line 4: ingress.allow: the rule is empty; write {}",
 		"name: a\ningress:\n  allow:\n    - {port: 80}":                      `line 4: unknown field "port" in ingress.allow; did you mean ports?`,
 		"name: a\ningress:\n  allow:\n    - ports: [80, 0]":                  `line 4: ingress.allow.ports: "0": want a port as in`,
 		"name: a\ningress:\n  allow:\n    - ports: [90-80]":                  `ingress.allow.ports: "90-80": want a port`,
 		"name: a\ningress:\n  allow:\n    - ports: 80/ftp":                   `ingress.allow.ports: "80/ftp": want a port`,
-		"name: a\ningress:\n  allow:\n    - ports: []":                       "ingress.allow.ports: an empty list",
-		"name: a\negress:\n  deny:\n    - cidr: 10.0.0.1/8":                  `egress.deny.cidr: "10.0.0.1/8": it has bits behind the /8; did you mean 10.0.0.0/8?`,
+		"name: a\ningress:\n  allow:\n    - ports: []":                       "ingress.allow.ports: the list is empty",
+		"name: a\negress:\n  deny:\n    - cidr: 10.0.0.1/8":                  `egress.deny.cidr: "10.0.0.1/8": has host bits set beyond /8; did you mean 10.0.0.0/8?`,
 		"name: a\negress:\n  deny:\n    - cidr: ten":                         `egress.deny.cidr: "ten": want an address, or a range`,
 		"name: a\negress:\n  deny:\n    - {cidr: 10.0.0.0/8, container: b}":  "egress.deny: cidr excludes network, container and labels",
 		"name: a\nselect: {container: '[a'}\negress: {}":                     `line 2: select.container: "[a": want a name, or a pattern`,
 		"name: a\nselect: {labels: [a]}\negress: {}":                         "select.labels: want label: value",
-		"name: a\negress: {}\n---\nname: a\negress: {}":                      "line 4: name: a is there twice",
+		"name: a\negress: {}\n---\nname: a\negress: {}":                      "line 4: name: a is used twice",
 		"name: a\n\tegress: {}":                                              "line 2",
 		"name: a\nselect: {labels: {a: {b: c}}}\ningress: {}":                "select.labels.a: want a single value",
 		"name: a\ningress:\n  allow:\n    - {container: }":                   "ingress.allow.container: want a single value",
@@ -117,15 +123,16 @@ func endpoint(name, addr string, labels map[string]string) policy.Endpoint {
 	}
 }
 
-// asked says whether decisions let a connection pass.
-func asked(ds []policy.Decision, from, to string, proto uint8, port uint16) bool {
+// passes says whether decisions let a connection pass.
+func passes(ds []policy.Decision, from, to string, proto uint8, port uint16) bool {
 	pass := func(a *kpolicy.Access, other string) bool {
 		if a == nil {
 			return true
 		}
 		for _, p := range a.Allow {
 			o := netip.MustParseAddr(other)
-			if p.First.Compare(o) <= 0 && o.Compare(p.Last) <= 0 && p.FirstProto <= proto && proto <= p.LastProto && p.FirstPort <= port && port <= p.LastPort {
+			if p.First.Compare(o) <= 0 && o.Compare(p.Last) <= 0 && p.FirstProto <= proto && proto <= p.LastProto &&
+				p.FirstPort <= port && port <= p.LastPort {
 				return true
 			}
 		}
@@ -167,35 +174,37 @@ func TestDecide(t *testing.T) {
 		{"203.0.113.9", "10.0.0.3", 6, 80, false},
 		{"10.0.0.3", "10.0.0.4", 6, 80, false},
 		{"10.0.0.3", "203.0.113.1", 6, 443, true},
-		{"10.0.0.3", "203.0.113.1", 6, 25, false}, // denied goes before allowed
+		{"10.0.0.3", "203.0.113.1", 6, 25, false}, // deny takes precedence over allow
 		{"10.0.0.3", "203.0.113.2", 6, 443, false},
-		{"10.0.0.6", "203.0.113.2", 6, 443, true}, // of whom nobody speaks
+		{"10.0.0.6", "203.0.113.2", 6, 443, true}, // no policy selects it
 		{"fd00::3", "fd00::9", 17, 53, true},
 		{"fd00::3", "fd00::9", 58, 128, true},
 		{"fd00::3", "fd00::9", 6, 53, false},
 		{"fd00::3", "2001:db8::1", 17, 53, false},
-		{"10.0.0.5", "203.0.113.1", 6, 443, false}, // nobody knows yet who that is
+		{"10.0.0.5", "203.0.113.1", 6, 443, false}, // its container is not known yet
 		{"10.0.0.2", "10.0.0.5", 6, 80, false},
 		{"10.0.0.5", "10.0.0.6", 6, 80, false},
 	} {
-		if got := asked(ds, c.from, c.to, c.proto, c.port); got != c.want {
+		if got := passes(ds, c.from, c.to, c.proto, c.port); got != c.want {
 			t.Errorf("%s to %s, protocol %d, port %d: %v, want %v", c.from, c.to, c.proto, c.port, got, c.want)
 		}
 	}
 }
 
-// TestDisjoint: whatever policies say, the passages of an endpoint do not overlap, since the kernel refuses that, and
-// they let pass just what the rules say one by one.
+// TestDisjoint: for any policies, the passages of an endpoint do not overlap, since the kernel refuses that, and they
+// allow exactly what the rules allow one by one.
 func TestDisjoint(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
 	pick := func(list ...string) string { return list[r.IntN(len(list))] }
 	rules := func() (rs []policy.Rule) {
 		for range r.IntN(4) {
-			rule := policy.Rule{CIDR: policy.Prefix{Prefix: netip.MustParsePrefix(pick("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "0.0.0.0/0", "10.1.2.3/32", "255.255.255.255/32"))}}
+			cidr := pick("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "0.0.0.0/0", "10.1.2.3/32", "255.255.255.255/32")
+			rule := policy.Rule{CIDR: policy.Prefix{Prefix: netip.MustParsePrefix(cidr)}}
 			for range r.IntN(3) {
 				var p policy.Port
-				if err := p.UnmarshalText([]byte(pick("80", "1-100", "50-65535/udp", "tcp", "icmp", "65535", "100-200/udp"))); err != nil {
+				text := pick("80", "1-100", "50-65535/udp", "tcp", "icmp", "65535", "100-200/udp")
+				if err := p.UnmarshalText([]byte(text)); err != nil {
 					t.Fatal(err)
 				}
 				rule.Ports = append(rule.Ports, p)
@@ -206,11 +215,13 @@ func TestDisjoint(t *testing.T) {
 	}
 	for range 500 {
 		s := policy.Section{Default: policy.Verdict(pick("", "allow", "deny")), Allow: rules(), Deny: rules()}
-		ds := policy.Decide([]policy.Policy{{Name: "a", Ingress: &s}}, []policy.Endpoint{endpoint("a", "10.9.9.9", nil)})
+		ds := policy.Decide([]policy.Policy{{Name: "a", Ingress: &s}},
+			[]policy.Endpoint{endpoint("a", "10.9.9.9", nil)})
 		passages := ds[0].In4.Allow
 		for i, p := range passages {
 			for _, q := range passages[:i] {
-				if p.First.Compare(q.Last) <= 0 && q.First.Compare(p.Last) <= 0 && p.FirstProto <= q.LastProto && q.FirstProto <= p.LastProto &&
+				if p.First.Compare(q.Last) <= 0 && q.First.Compare(p.Last) <= 0 &&
+					p.FirstProto <= q.LastProto && q.FirstProto <= p.LastProto &&
 					p.FirstPort <= q.LastPort && q.FirstPort <= p.LastPort {
 					t.Fatalf("%+v: %v and %v overlap", s, p, q)
 				}
@@ -218,16 +229,18 @@ func TestDisjoint(t *testing.T) {
 		}
 		for range 200 {
 			from := pick("10.1.2.3", "10.1.2.4", "10.1.9.9", "10.200.0.1", "1.1.1.1", "255.255.255.255", "0.0.0.0")
-			proto, port := []uint8{0, 1, 6, 17, 58, 255}[r.IntN(6)], []uint16{0, 1, 50, 80, 100, 101, 200, 65535}[r.IntN(8)]
+			proto := []uint8{0, 1, 6, 17, 58, 255}[r.IntN(6)]
+			port := []uint16{0, 1, 50, 80, 100, 101, 200, 65535}[r.IntN(8)]
 			want := s.Default == policy.Allow || hit(s.Allow, from, proto, port)
 			want = want && !hit(s.Deny, from, proto, port)
-			if got := asked(ds, from, "10.9.9.9", proto, port); got != want {
+			if got := passes(ds, from, "10.9.9.9", proto, port); got != want {
 				t.Fatalf("%+v: %s protocol %d port %d: %v, want %v\n%v", s, from, proto, port, got, want, passages)
 			}
 		}
 	}
 }
 
+// hit says whether a rule matches a connection.
 func hit(rules []policy.Rule, from string, proto uint8, port uint16) bool {
 	for _, r := range rules {
 		ports := len(r.Ports) == 0
@@ -241,13 +254,13 @@ func hit(rules []policy.Rule, from string, proto uint8, port uint16) bool {
 	return false
 }
 
-// FuzzParse: what can be read is something that can be decided about.
+// FuzzParse: Parse and Decide accept any input without a panic, and errors have one line.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(file))
 	f.Fuzz(func(_ *testing.T, raw []byte) {
 		ps, err := policy.Parse(raw)
 		if err != nil && strings.Contains(err.Error(), "\n") {
-			panic(fmt.Sprintf("more than a line: %q", err))
+			panic(fmt.Sprintf("the error has several lines: %q", err))
 		}
 		policy.Decide(ps, []policy.Endpoint{endpoint("a", "10.0.0.1", nil)})
 	})

@@ -7,34 +7,37 @@ import (
 	"netyard/kernel/policy"
 )
 
-// Protocol and port together are one number, the protocol above: so what may pass is a list of ranges of numbers.
+// Protocol and port together are one number, with the protocol in the upper bits, so that allowed traffic is a list of
+// ranges of numbers.
 const (
 	portBits = 16
 	maxPort  = 1<<portBits - 1
 	maxProto = 1<<8 - 1
 )
 
-// A portRange is a range of such numbers; both ends belong to it.
+// A portRange is a range of such numbers, ends included.
 type portRange struct{ first, last uint32 }
 
 func everyPort() portRange { return portRange{0, maxProto<<portBits | maxPort} }
 
 type ranges []portRange
 
+// portsOf returns the protocols and ports of a rule.
 func portsOf(r Rule) (rs ranges) {
 	if len(r.Ports) == 0 {
 		return ranges{everyPort()}
 	}
 	for _, p := range r.Ports {
-		if p.Proto == protoICMP { // of either family
+		if p.Proto == protoICMP { // icmp means both families
 			rs = append(rs, portRange{protoICMPv6 << portBits, protoICMPv6<<portBits | maxPort})
 		}
-		rs = append(rs, portRange{uint32(p.Proto)<<portBits | uint32(p.First), uint32(p.Proto)<<portBits | uint32(p.Last)})
+		proto := uint32(p.Proto) << portBits
+		rs = append(rs, portRange{proto | uint32(p.First), proto | uint32(p.Last)})
 	}
 	return rs.union()
 }
 
-// union puts the ranges in order and joins those that touch.
+// union sorts the ranges and joins those that overlap or touch.
 func (rs ranges) union() (joined ranges) {
 	rs = slices.Clone(rs)
 	slices.SortFunc(rs, func(a, b portRange) int { return cmp.Compare(a.first, b.first) })
@@ -48,7 +51,7 @@ func (rs ranges) union() (joined ranges) {
 	return joined
 }
 
-// without is what is left of rs when others are taken away; both are unions.
+// without returns rs minus others; both must be results of union.
 func (rs ranges) without(others ranges) (left ranges) {
 	for _, r := range rs {
 		for _, o := range others {
@@ -71,12 +74,13 @@ func (rs ranges) without(others ranges) (left ranges) {
 	return left
 }
 
-// blocks cuts the ranges so that each has all the ports of its protocols, or some of one protocol.
+// blocks splits the ranges so that each has all ports of its protocols, or some ports of one protocol.
 func (rs ranges) blocks() (blocks []policy.Passage) {
 	add := func(firstProto, lastProto, firstPort, lastPort uint32) {
-		//nolint:gosec // they are what the number was made of
+		//nolint:gosec // the numbers were made of these types
 		blocks = append(blocks, policy.Passage{
-			FirstProto: uint8(firstProto), LastProto: uint8(lastProto), FirstPort: uint16(firstPort), LastPort: uint16(lastPort),
+			FirstProto: uint8(firstProto), LastProto: uint8(lastProto),
+			FirstPort: uint16(firstPort), LastPort: uint16(lastPort),
 		})
 	}
 	for _, r := range rs {

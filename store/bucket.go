@@ -9,13 +9,13 @@ import (
 	"strconv"
 )
 
-// A Bucket is a typed corner of the file, ordered by key.
+// A Bucket is a typed set of records in the database, ordered by key.
 type Bucket[T any] struct{ Name string }
 
 // ErrStop ends Each early and is not an error to its caller.
 var ErrStop = errors.New("stop")
 
-// Put writes v under key, replacing what was there.
+// Put writes a record, replacing the one under key.
 func (b Bucket[T]) Put(tx Tx, key string, v T) error {
 	bk, err := tx.tx.CreateBucketIfNotExists([]byte(b.Name))
 	if err != nil {
@@ -26,18 +26,18 @@ func (b Bucket[T]) Put(tx Tx, key string, v T) error {
 		return fmt.Errorf("encode %s %s: %w", b.Name, key, err)
 	}
 	sealed := seal([]byte(key), p)
-	tx.kept.touch(b.Name, bk.Get([]byte(key)), sealed)
+	tx.kept.markChanged(b.Name, bk.Get([]byte(key)), sealed)
 	if err := bk.Put([]byte(key), sealed); err != nil {
 		return fmt.Errorf("write %s %s: %w", b.Name, key, err)
 	}
 	return nil
 }
 
-// Get reads the record under key, or says ErrNotFound.
+// Get reads the record under key; it fails with ErrNotFound if there is none.
 func (b Bucket[T]) Get(tx Tx, key string) (v T, err error) {
 	var raw []byte
 	if bk := tx.tx.Bucket([]byte(b.Name)); bk != nil {
-		raw = tx.seen(b.Name, key, bk.Get([]byte(key)))
+		raw = tx.latest(b.Name, key, bk.Get([]byte(key)))
 	}
 	if raw == nil {
 		return v, fmt.Errorf("%s %s: %w", b.Name, key, ErrNotFound)
@@ -45,20 +45,20 @@ func (b Bucket[T]) Get(tx Tx, key string) (v T, err error) {
 	return b.decode(key, raw)
 }
 
-// Delete removes the record under key; one that is not there is no error.
+// Delete deletes the record under key; a missing one is no error.
 func (b Bucket[T]) Delete(tx Tx, key string) error {
 	bk := tx.tx.Bucket([]byte(b.Name))
 	if bk == nil {
 		return nil
 	}
-	tx.kept.touch(b.Name, bk.Get([]byte(key)), nil)
+	tx.kept.markChanged(b.Name, bk.Get([]byte(key)), nil)
 	if err := bk.Delete([]byte(key)); err != nil {
 		return fmt.Errorf("delete %s %s: %w", b.Name, key, err)
 	}
 	return nil
 }
 
-// Each calls fn with every record whose key begins with prefix, in order of key. fn must not write to the bucket.
+// Each calls fn with every record whose key begins with prefix, in the order of keys. fn must not write to the bucket.
 func (b Bucket[T]) Each(tx Tx, prefix string, fn func(key string, v T) error) error {
 	bk := tx.tx.Bucket([]byte(b.Name))
 	if bk == nil {
@@ -66,7 +66,7 @@ func (b Bucket[T]) Each(tx Tx, prefix string, fn func(key string, v T) error) er
 	}
 	c := bk.Cursor()
 	for k, raw := c.Seek([]byte(prefix)); k != nil && bytes.HasPrefix(k, []byte(prefix)); k, raw = c.Next() {
-		v, err := b.decode(string(k), tx.seen(b.Name, string(k), raw))
+		v, err := b.decode(string(k), tx.latest(b.Name, string(k), raw))
 		if err == nil {
 			err = fn(string(k), v)
 		}
@@ -80,7 +80,7 @@ func (b Bucket[T]) Each(tx Tx, prefix string, fn func(key string, v T) error) er
 	return nil
 }
 
-// List returns every record whose key begins with prefix, in order of key.
+// List returns the records whose keys begin with prefix, in the order of keys.
 func (b Bucket[T]) List(tx Tx, prefix string) (vs []T, err error) {
 	err = b.Each(tx, prefix, func(_ string, v T) error {
 		vs = append(vs, v)
@@ -89,7 +89,7 @@ func (b Bucket[T]) List(tx Tx, prefix string) (vs []T, err error) {
 	return vs, err
 }
 
-// Keys returns the keys that begin with prefix, in order, without decoding what is under them.
+// Keys returns the keys that begin with prefix, in order, without decoding their records.
 func (b Bucket[T]) Keys(tx Tx, prefix string) (keys []string) {
 	bk := tx.tx.Bucket([]byte(b.Name))
 	if bk == nil {
@@ -113,19 +113,21 @@ func (b Bucket[T]) decode(key string, raw []byte) (v T, err error) {
 	return v, nil
 }
 
-// sumLen is a CRC-32C in hexadecimal and the space behind it: a file stays readable to a person.
+// sumLen is the length of a CRC-32C in hexadecimal and a space, which keep the file readable to people.
 const sumLen = 9
 
-// checksum is over the key as well: a value under a key that is not its own is as wrong as one that was altered.
+// checksum covers the key as well, so that a value under another key is noticed like an altered one.
 func checksum(key, p []byte) uint32 {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	return crc32.Update(crc32.Checksum(key, table), table, p)
 }
 
+// seal returns a value with its checksum.
 func seal(key, p []byte) []byte {
 	return append(fmt.Appendf(make([]byte, 0, sumLen+len(p)), "%08x ", checksum(key, p)), p...)
 }
 
+// unseal returns a value without its checksum, and fails with ErrDamaged if that is wrong.
 func unseal(key, raw []byte) ([]byte, error) {
 	if len(raw) < sumLen {
 		return nil, fmt.Errorf("%d bytes: %w", len(raw), ErrDamaged)

@@ -15,27 +15,26 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Kept buckets are those whose records have a copy in a file beside the records, so that they outlive the loss of the
-// file. The copy is written within the transaction that changes one of them: next to the former copy and synced before
-// the commit, in its place after it. So what was acknowledged is in both files, and a copy that cannot be written
-// refuses the change. A crash in between leaves both copies, and what either has counts.
+// Kept buckets are those whose records have a copy in a second file, so that they survive the loss of the database. The
+// copy is written within the transaction that changes one of them: before the commit it is written to a new file and
+// synced, and after the commit it replaces the former copy. So an acknowledged change is in both files, and a change
+// whose copy cannot be written is refused. A crash in between leaves both copies, and the records of both count.
 const (
-	// keptSuffix is behind the name of the file that has the copy.
+	// keptSuffix is the suffix of the file with the copy.
 	keptSuffix = ".kept"
-	// newSuffix is behind the name of a file that is being written.
+	// newSuffix is the suffix of a file that is being written.
 	newSuffix = ".new"
-	// generationKey has how often the kept records were changed: of a copy and a file that differ the higher one is
-	// the newer.
+	// generationKey counts the changes of kept records: if a copy and the database differ, the higher one is newer.
 	generationKey = "kept"
-	// recallKey is there from when a newer copy was put into the file until Recalled.
+	// recallKey exists after a newer copy was put into the database, until Recalled.
 	recallKey = "kept-recall"
-	// lossKey is there from when a file was made for one that was lost, with a copy that was not whole, until
-	// LossNoted. Its value is lossSure if there were records, and empty if there may have been none.
+	// lossKey exists after a lost file was replaced without a whole copy, until LossNoted. Its value is lossSure if
+	// there surely were records, and empty if there may have been none.
 	lossKey  = "kept-loss"
 	lossSure = "sure"
 )
 
-// A keptRecord is one record of a copy. Its value is as in the file, with its checksum.
+// A keptRecord is one record of a copy. Its value is as in the database, with its checksum.
 type keptRecord struct {
 	Bucket, Key string
 	Value       []byte
@@ -48,13 +47,13 @@ type keptHead struct {
 	Records    int
 }
 
-// A keptCopy is what a copy has.
+// A keptCopy is the content of a copy.
 type keptCopy struct {
 	generation uint64
 	records    map[[2]string][]byte // by bucket and key
-	// found: there is a copy. whole: nothing of it is missing or altered.
+	// found says that there is a copy, and whole that nothing of it is missing or altered.
 	found, whole bool
-	// numbered: it has a generation. A file that an older netyard made has none.
+	// numbered says that it has a generation. A database of an older netyard has none.
 	numbered bool
 }
 
@@ -95,14 +94,15 @@ func readKept(path string) (c keptCopy, err error) {
 	return c, nil
 }
 
-// readKeptBoth reads the copy, and what a crash left beside it. Of what only one of them has the caller gets it, too:
-// a change that nobody was told of may have taken it away, and what was closed is closed rather too long.
+// readKeptBoth reads the copy and the one that a crash may have left unpublished, and merges them. A record that only
+// one of them has is included, although an unacknowledged change may have deleted it: a restriction is better kept too
+// long than lost.
 func readKeptBoth(path string) (c keptCopy, err error) {
 	if c, err = readKept(path); err != nil {
 		return c, err
 	}
 	next, err := readKept(path + newSuffix)
-	if err != nil || !next.whole { // torn: its transaction was not committed
+	if err != nil || !next.whole { // not whole: its transaction was not committed
 		return c, err
 	}
 	if !c.found {
@@ -130,7 +130,7 @@ func (c keptCopy) encode() ([]byte, error) {
 	return out, nil
 }
 
-// keptOf collects the kept records as a transaction sees them.
+// keptOf returns the kept records as a transaction sees them.
 func keptOf(tx *bbolt.Tx, buckets []string) (c keptCopy, err error) {
 	c = keptCopy{found: true, whole: true, records: map[[2]string][]byte{}}
 	meta := tx.Bucket([]byte(metaBucket))
@@ -154,7 +154,7 @@ func keptOf(tx *bbolt.Tx, buckets []string) (c keptCopy, err error) {
 	return c, nil
 }
 
-// putKept makes the kept records those of a copy.
+// putKept replaces the kept records by those of a copy.
 func putKept(tx *bbolt.Tx, buckets []string, c keptCopy) error {
 	for _, name := range buckets {
 		if err := tx.DeleteBucket([]byte(name)); err != nil && tx.Bucket([]byte(name)) != nil {
@@ -163,7 +163,7 @@ func putKept(tx *bbolt.Tx, buckets []string, c keptCopy) error {
 	}
 	for k, v := range c.records {
 		if !slices.Contains(buckets, k[0]) {
-			continue // nobody keeps it any more
+			continue // the bucket is not kept any more
 		}
 		b, err := tx.CreateBucketIfNotExists([]byte(k[0]))
 		if err == nil {
@@ -176,35 +176,35 @@ func putKept(tx *bbolt.Tx, buckets []string, c keptCopy) error {
 	return putMetaNumber(tx, generationKey, c.generation)
 }
 
-// A keeper writes the copy of the kept records.
-type keeper struct {
+// A copyWriter writes the copy of the kept records.
+type copyWriter struct {
 	path    string
 	buckets []string
-	// mu: from the first write of a copy until it is in its place, or gone.
+	// mu is held while a new copy is written, until it is published or removed.
 	mu sync.Mutex
 }
 
-// A keptTx is a transaction's part of the copy.
-type keptTx struct {
-	*keeper
+// A copyTx tracks whether a transaction changes kept records, and writes their copy.
+type copyTx struct {
+	*copyWriter
 
-	dirty, held bool
+	dirty, locked bool
 }
 
-// touch notes that a record of a bucket changes from what it was; nil: there was none, or is none.
-func (k *keptTx) touch(bucket string, from, to []byte) {
+// markChanged records that a transaction changes a record; nil: there was none before, or is none after.
+func (k *copyTx) markChanged(bucket string, from, to []byte) {
 	if k != nil && !bytes.Equal(from, to) && slices.Contains(k.buckets, bucket) {
 		k.dirty = true
 	}
 }
 
-// stage writes the copy as a transaction leaves it next to the former one, and syncs it.
-func (k *keptTx) stage(tx *bbolt.Tx) error {
+// stage writes a new copy with the transaction's changes next to the former one, and syncs it.
+func (k *copyTx) stage(tx *bbolt.Tx) error {
 	if !k.dirty {
 		return nil
 	}
-	k.mu.Lock() // the former transaction may not have put its copy in place yet
-	k.held = true
+	k.mu.Lock() // the transaction before may not have published its copy yet
+	k.locked = true
 	generation, err := metaNumber(tx.Bucket([]byte(metaBucket)), generationKey)
 	if err == nil {
 		err = putMetaNumber(tx, generationKey, generation+1)
@@ -222,39 +222,40 @@ func (k *keptTx) stage(tx *bbolt.Tx) error {
 	return nil
 }
 
-// discard takes away the copy of a transaction that was not committed.
-func (k *keptTx) discard() error {
-	if !k.held {
+// discard removes the copy of a transaction that was not committed.
+func (k *copyTx) discard() error {
+	if !k.locked {
 		return nil
 	}
 	return k.unstage()
 }
 
-// publish puts the copy of a committed transaction in its place. If that fails it is on the disk all the same, and
-// counts.
-func (k *keptTx) publish() {
-	if k.held {
-		_ = k.keeper.publish()
+// publish replaces the former copy by that of a committed transaction. If that fails, the new one is on the disk all
+// the same, and counts.
+func (k *copyTx) publish() {
+	if k.locked {
+		_ = k.copyWriter.publish()
 	}
 }
 
-func (k *keptTx) end() {
-	if k.held {
+// end releases the lock.
+func (k *copyTx) end() {
+	if k.locked {
 		k.mu.Unlock()
 	}
 }
 
-// syncKept makes the copy and the file have the same. The file is right, unless the copy is newer: then the file has
-// lost a transaction, with a page of its own, or an older one was put in its place. A file without a generation is of a
-// netyard that knew of no copy: it is right, but for what the copy alone has.
+// syncKept makes the copy and the database agree. The database takes precedence, unless the copy is newer: then the
+// database has lost a transaction with a damaged page, or was replaced by an older one. A database without a generation
+// is from a netyard that had no copy: it takes precedence, and records that only the copy has are added.
 func (s *Store) syncKept() error {
-	found, err := readKept(s.keeper.path)
+	found, err := readKept(s.copyWriter.path)
 	if err != nil {
 		return err
 	}
 	own, same := keptCopy{}, true
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		own, err = keptOf(tx, s.keeper.buckets)
+		own, err = keptOf(tx, s.copyWriter.buckets)
 		return err
 	})
 	if err != nil {
@@ -269,7 +270,7 @@ func (s *Store) syncKept() error {
 			maps.Copy(found.records, own.records)
 		}
 		err := s.db.Update(func(tx *bbolt.Tx) error {
-			if err := putKept(tx, s.keeper.buckets, found); err != nil || !own.numbered {
+			if err := putKept(tx, s.copyWriter.buckets, found); err != nil || !own.numbered {
 				return err
 			}
 			return tx.Bucket([]byte(metaBucket)).Put([]byte(recallKey), []byte{})
@@ -279,7 +280,7 @@ func (s *Store) syncKept() error {
 		}
 		same = same && own.numbered
 		own.records, own.generation = found.records, found.generation
-	} else if !own.numbered { // if there is no room for it, the next start does it
+	} else if !own.numbered { // if the disk is full, the next start does it
 		_ = s.db.Update(func(tx *bbolt.Tx) error { return putMetaNumber(tx, generationKey, own.generation) })
 	}
 	if err := s.readMarks(); err != nil {
@@ -288,18 +289,19 @@ func (s *Store) syncKept() error {
 	if !s.Fresh {
 		s.Kept.Missing, s.Kept.Damaged = !found.found, found.found && !found.whole
 	}
-	same = same && found.whole && found.generation == own.generation && maps.EqualFunc(found.records, own.records, bytes.Equal)
+	same = same && found.whole && found.generation == own.generation &&
+		maps.EqualFunc(found.records, own.records, bytes.Equal)
 	if same {
-		return s.keeper.unstage()
+		return s.copyWriter.unstage()
 	}
 	own.found, own.whole = true, true
-	if s.Kept.Err = s.keeper.write(own); s.Kept.Err == nil {
-		s.Kept.Err = s.keeper.publish()
+	if s.Kept.Err = s.copyWriter.write(own); s.Kept.Err == nil {
+		s.Kept.Err = s.copyWriter.publish()
 	}
 	return nil
 }
 
-// readMarks finds out what is still to be done about a copy that was newer, or not whole.
+// readMarks reads whether a newer or lost copy is still to be handled.
 func (s *Store) readMarks() error {
 	return s.db.View(func(tx *bbolt.Tx) error {
 		meta := tx.Bucket([]byte(metaBucket))
@@ -310,13 +312,14 @@ func (s *Store) readMarks() error {
 	})
 }
 
-// LossNoted says that the loss of kept records was dealt with, see KeptState.MayBeLost.
+// LossNoted records that the loss of kept records was handled, see KeptState.MayBeLost.
 func LossNoted(tx Tx) error { return tx.tx.Bucket([]byte(metaBucket)).Delete([]byte(lossKey)) }
 
-// Recalled notes that the other records agree with those of the newer copy again, see KeptState.Newer.
+// Recalled records that the other records agree with those of the newer copy again, see KeptState.Newer.
 func Recalled(tx Tx) error { return tx.tx.Bucket([]byte(metaBucket)).Delete([]byte(recallKey)) }
 
-func (k *keeper) write(c keptCopy) error {
+// write writes a new copy next to the former one, and syncs it.
+func (k *copyWriter) write(c keptCopy) error {
 	raw, err := c.encode()
 	if err != nil {
 		return err
@@ -331,36 +334,36 @@ func (k *keeper) write(c keptCopy) error {
 	return nil
 }
 
-// unstage takes away a copy whose transaction was not committed.
-func (k *keeper) unstage() error {
+// unstage removes a copy whose transaction was not committed.
+func (k *copyWriter) unstage() error {
 	if err := os.Remove(k.path + newSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
-// publish puts the copy in the place of the former one.
-func (k *keeper) publish() error {
+// publish replaces the former copy by the new one.
+func (k *copyWriter) publish() error {
 	if err := os.Rename(k.path+newSuffix, k.path); err != nil {
 		return err
 	}
 	return syncDir(k.path)
 }
 
-// WriteDurable puts a file in the place of another, whole or not at all: after a crash of the host either is there.
+// WriteDurable replaces a file atomically: after a crash of the host, either the former or the new content is there.
 func WriteDurable(path string, raw []byte) error {
 	err := writeSynced(path+newSuffix, raw)
 	if err == nil {
 		err = os.Rename(path+newSuffix, path)
 	}
 	if err != nil {
-		_ = os.Remove(path + newSuffix) // the error is what counts
+		_ = os.Remove(path + newSuffix) // err is reported, whether or not this works
 		return err
 	}
 	return syncDir(path)
 }
 
-// writeSynced writes a file and waits for the disk.
+// writeSynced writes a file and syncs it to the disk.
 func writeSynced(path string, raw []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -373,7 +376,7 @@ func writeSynced(path string, raw []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// syncDir waits until the disk has the names in the directory of a file.
+// syncDir syncs the directory of a file to the disk.
 func syncDir(path string) error {
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {

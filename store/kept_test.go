@@ -18,18 +18,20 @@ import (
 
 var keepsakes = Bucket[record]{Name: "keepsakes"}
 
-// keeping is how a file with kept records is opened.
-func keeping(path string) Config {
+// configOf is the Config of a database with kept records.
+func configOf(path string) Config {
 	return Config{Path: path, Kept: []string{keepsakes.Name}, Verify: inProcess}
 }
 
-// inProcess examines without another process.
+// inProcess checks the file in this process.
 func inProcess(_ context.Context, path string) error { return Verify(path) }
 
+// putBoth writes records with these keys to both buckets.
 func putBoth(keys ...string) func(Tx) error {
 	return func(tx Tx) error {
 		for _, key := range keys {
-			if err := errors.Join(records.Put(tx, key, record{Name: key}), keepsakes.Put(tx, key, record{Name: key})); err != nil {
+			r := record{Name: key}
+			if err := errors.Join(records.Put(tx, key, r), keepsakes.Put(tx, key, r)); err != nil {
 				return err
 			}
 		}
@@ -37,8 +39,8 @@ func putBoth(keys ...string) func(Tx) error {
 	}
 }
 
-// has lists what a store has of both buckets.
-func has(t *testing.T, s *Store) (others, kept []string) {
+// keysOf returns the keys of both buckets.
+func keysOf(t *testing.T, s *Store) (others, kept []string) {
 	t.Helper()
 	err := s.View(func(tx Tx) error {
 		others, kept = records.Keys(tx, ""), keepsakes.Keys(tx, "")
@@ -53,7 +55,7 @@ func has(t *testing.T, s *Store) (others, kept []string) {
 
 func (s *Store) wants(t *testing.T, others, kept string) {
 	t.Helper()
-	gotOthers, gotKept := has(t, s)
+	gotOthers, gotKept := keysOf(t, s)
 	if got := strings.Join(gotOthers, " "); got != others {
 		t.Errorf("records are %q, want %q", got, others)
 	}
@@ -62,13 +64,13 @@ func (s *Store) wants(t *testing.T, others, kept string) {
 	}
 }
 
-// made is a file with two records of each kind; it is closed.
-func made(t *testing.T) (path string) {
+// newFile creates a database with two records in each bucket, and closes it.
+func newFile(t *testing.T) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "state.db")
-	s := open(t, keeping(path))
+	s := open(t, configOf(path))
 	if !s.Fresh || !s.Kept.Missing {
-		t.Errorf("a new file is %+v", s.Kept)
+		t.Errorf("a new database: fresh %v, %+v", s.Fresh, s.Kept)
 	}
 	update(t, s, func(tx Tx) error { return errors.Join(LossNoted(tx), putBoth("a")(tx)) })
 	update(t, s, putBoth("b"))
@@ -87,9 +89,8 @@ func replaceBytes(t *testing.T, path string, change func([]byte) []byte) {
 	}
 }
 
-// TestKeptOutlive: whatever becomes of the file, kept records are there again when it is opened, from the first
-// transaction on.
-func TestKeptOutlive(t *testing.T) {
+// TestKeptSurvive: whatever happens to the file, the kept records are there when it is opened again.
+func TestKeptSurvive(t *testing.T) {
 	zero := func(raw []byte) []byte { return make([]byte, len(raw)) }
 	for name, lose := range map[string]func(t *testing.T, path string){
 		"missing":    func(t *testing.T, path string) { wantError(t, os.Remove(path), nil, "") },
@@ -99,7 +100,9 @@ func TestKeptOutlive(t *testing.T) {
 		"two pages":  func(t *testing.T, path string) { wantError(t, os.Truncate(path, 8192), nil, "") },
 		"five pages": func(t *testing.T, path string) { wantError(t, os.Truncate(path, 5*4096), nil, "") },
 		"zeros":      func(t *testing.T, path string) { replaceBytes(t, path, zero) },
-		"text":       func(t *testing.T, path string) { replaceBytes(t, path, func([]byte) []byte { return []byte("x\n") }) },
+		"text": func(t *testing.T, path string) {
+			replaceBytes(t, path, func([]byte) []byte { return []byte("x\n") })
+		},
 		"zeros, long": func(t *testing.T, path string) {
 			replaceBytes(t, path, func([]byte) []byte { return make([]byte, 1<<20) })
 		},
@@ -108,31 +111,32 @@ func TestKeptOutlive(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := made(t)
+			path := newFile(t)
 			lose(t, path)
-			s := open(t, keeping(path))
+			s := open(t, configOf(path))
 			s.wants(t, "", "a b")
 			if !s.Fresh || s.Kept != (KeptState{}) || (s.Damaged == "") != (name == "missing") {
-				t.Errorf("it says fresh %v, %+v, damaged %q", s.Fresh, s.Kept, s.Damaged)
+				t.Errorf("fresh %v, %+v, damaged %q", s.Fresh, s.Kept, s.Damaged)
 			}
-			update(t, s, func(tx Tx) error { return errors.Join(keepsakes.Delete(tx, "a"), keepsakes.Put(tx, "c", record{})) })
+			update(t, s,
+				func(tx Tx) error { return errors.Join(keepsakes.Delete(tx, "a"), keepsakes.Put(tx, "c", record{})) })
 			wantError(t, s.Close(), nil, "")
 			wantError(t, os.Remove(path), nil, "")
-			open(t, keeping(path)).wants(t, "", "b c")
+			open(t, configOf(path)).wants(t, "", "b c")
 		})
 	}
 }
 
-// TestKeptRefused: a change of a kept record whose copy cannot be written changes nothing; others go on.
+// TestKeptRefused: a change of a kept record is refused if the copy cannot be written; other changes are not.
 func TestKeptRefused(t *testing.T) {
-	path := made(t)
-	s := open(t, keeping(path))
+	path := newFile(t)
+	s := open(t, configOf(path))
 	wantError(t, os.MkdirAll(path+keptSuffix+newSuffix+"/full", 0o700), nil, "")
 	if err := s.Update(putBoth("c")); err == nil {
 		t.Error("a kept record was changed without a copy")
 	}
 	s.wants(t, "a b", "a b")
-	update(t, s, putBoth("a", "b")) // nothing is another than before
+	update(t, s, putBoth("a", "b")) // the same records as before
 	update(t, s, func(tx Tx) error {
 		return errors.Join(records.Put(tx, "d", record{}), keepsakes.Delete(tx, "no such"))
 	})
@@ -141,26 +145,26 @@ func TestKeptRefused(t *testing.T) {
 	update(t, s, putBoth("c"))
 	wantError(t, s.Close(), nil, "")
 	wantError(t, os.Remove(path), nil, "")
-	open(t, keeping(path)).wants(t, "", "a b c")
+	open(t, configOf(path)).wants(t, "", "a b c")
 }
 
-// TestKeptFailed: a transaction that fails leaves the copy as it was, and none beside it.
+// TestKeptFailed: a transaction that fails leaves the copy as it was, and no unpublished one.
 func TestKeptFailed(t *testing.T) {
-	path := made(t)
-	s := open(t, keeping(path))
+	path := newFile(t)
+	s := open(t, configOf(path))
 	boom := errors.New("boom")
 	err := s.Update(func(tx Tx) error { return errors.Join(putBoth("c")(tx), boom) })
 	wantError(t, err, boom, "boom")
 	if _, err := os.Stat(path + keptSuffix + newSuffix); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a copy was left: %v", err)
+		t.Errorf("an unpublished copy is left: %v", err)
 	}
 	wantError(t, s.Close(), nil, "")
 	wantError(t, os.Remove(path), nil, "")
-	open(t, keeping(path)).wants(t, "", "a b")
+	open(t, configOf(path)).wants(t, "", "a b")
 }
 
-// tiny mounts a file system of that many kilobytes.
-func tiny(t *testing.T, size int) (dir string) {
+// mountTiny mounts a file system of size kilobytes.
+func mountTiny(t *testing.T, size int) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	if err := syscall.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%dk", size)); err != nil {
@@ -174,7 +178,7 @@ func tiny(t *testing.T, size int) (dir string) {
 	return dir
 }
 
-// fillUp takes all the room of a file system.
+// fillUp fills a file system.
 func fillUp(t *testing.T, dir string) (file string) {
 	t.Helper()
 	file = filepath.Join(dir, "filler")
@@ -192,38 +196,38 @@ func fillUp(t *testing.T, dir string) (file string) {
 	return file
 }
 
-// TestKeptFullDisk: on a full disk a change is refused and changes nothing, what is there stays, and is opened; a
-// damaged file, for which none can take its place, stays where it is.
+// TestKeptFullDisk: on a full disk a change is refused and changes nothing, and the database can be opened; a damaged
+// file stays where it is, since it cannot be replaced.
 func TestKeptFullDisk(t *testing.T) {
-	dir := tiny(t, 512)
+	dir := mountTiny(t, 512)
 	path := filepath.Join(dir, "state.db")
-	s := open(t, keeping(path))
+	s := open(t, configOf(path))
 	update(t, s, putBoth("a", "b"))
 	filler := fillUp(t, dir)
 	if err := s.Update(putBoth("c")); !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("a change on a full disk says %v", err)
+		t.Errorf("a change on a full disk: %v", err)
 	}
 	s.wants(t, "a b", "a b")
 	wantError(t, s.Close(), nil, "")
-	s = open(t, keeping(path))
+	s = open(t, configOf(path))
 	s.wants(t, "a b", "a b")
 	wantError(t, s.Close(), nil, "")
 
 	replaceHead(t, path)
 	before := names(t, dir)
 	for range 3 {
-		if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, syscall.ENOSPC) {
+		if _, err := Open(t.Context(), configOf(path)); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("a damaged file on a full disk: %v", err)
 		}
 	}
 	if now := names(t, dir); now != before {
-		t.Errorf("there is %s, and was %s", now, before)
+		t.Errorf("the directory has %s, and had %s", now, before)
 	}
 	wantError(t, os.Remove(filler), nil, "")
-	s = open(t, keeping(path))
+	s = open(t, configOf(path))
 	s.wants(t, "", "a b")
 	if s.Damaged == "" {
-		t.Error("it was not set aside")
+		t.Error("the damaged file was not moved aside")
 	}
 	wantError(t, s.Close(), nil, "")
 }
@@ -253,16 +257,17 @@ func names(t *testing.T, dir string) string {
 	return strings.Join(all, " ")
 }
 
-// TestKeptReadOnly: a file system that cannot be written to is an error, whether the file is there, damaged or
+// TestKeptReadOnly: on a read-only file system, Open fails and changes nothing, whether the file is sound, damaged or
 // missing.
 func TestKeptReadOnly(t *testing.T) {
-	dir := tiny(t, 512)
+	dir := mountTiny(t, 512)
 	path := filepath.Join(dir, "state.db")
 	for name, lose := range map[string]func(){
-		"sound": func() {}, "damaged": func() { replaceHead(t, path) }, "missing": func() { wantError(t, os.Remove(path), nil, "") },
+		"sound": func() {}, "damaged": func() { replaceHead(t, path) },
+		"missing": func() { wantError(t, os.Remove(path), nil, "") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := open(t, keeping(path))
+			s := open(t, configOf(path))
 			update(t, s, putBoth("a"))
 			wantError(t, s.Close(), nil, "")
 			lose()
@@ -270,17 +275,17 @@ func TestKeptReadOnly(t *testing.T) {
 			if err := syscall.Mount("none", dir, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, syscall.EROFS) {
-				t.Errorf("open says %v", err)
+			if _, err := Open(t.Context(), configOf(path)); !errors.Is(err, syscall.EROFS) {
+				t.Errorf("open: %v", err)
 			}
 			if err := syscall.Mount("none", dir, "tmpfs", syscall.MS_REMOUNT, ""); err != nil {
 				t.Fatal(err)
 			}
 			if now := names(t, dir); now != before {
-				t.Errorf("there is %s, and was %s", now, before)
+				t.Errorf("the directory has %s, and had %s", now, before)
 			}
-			s = open(t, keeping(path))
-			if _, kept := has(t, s); len(kept) != 1 {
+			s = open(t, configOf(path))
+			if _, kept := keysOf(t, s); len(kept) != 1 {
 				t.Errorf("kept records are %v", kept)
 			}
 			wantError(t, s.Close(), nil, "")
@@ -288,15 +293,15 @@ func TestKeptReadOnly(t *testing.T) {
 	}
 }
 
-// TestKeptTorn: a crash while the copy is being written. Before the commit the file has the former state, and the copy
-// too; after it both copies are there, and if the file is lost just then, what either has counts.
+// TestKeptTorn: a crash while the copy is being written. Before the commit, the database and the copy have the former
+// state; after it there are two copies, and if the database is lost just then, the records of both count.
 func TestKeptTorn(t *testing.T) {
-	path := made(t)
+	path := newFile(t)
 	former, err := os.ReadFile(path + keptSuffix)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := open(t, keeping(path))
+	s := open(t, configOf(path))
 	update(t, s, func(tx Tx) error { return errors.Join(keepsakes.Delete(tx, "a"), keepsakes.Put(tx, "c", record{})) })
 	wantError(t, s.Close(), nil, "")
 	next, err := os.ReadFile(path + keptSuffix)
@@ -305,34 +310,35 @@ func TestKeptTorn(t *testing.T) {
 	}
 	crash := func(next []byte) {
 		t.Helper()
-		err := errors.Join(os.WriteFile(path+keptSuffix, former, 0o600), os.WriteFile(path+keptSuffix+newSuffix, next, 0o600))
+		err := errors.Join(os.WriteFile(path+keptSuffix, former, 0o600),
+			os.WriteFile(path+keptSuffix+newSuffix, next, 0o600))
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	crash(next)
-	s = open(t, keeping(path))
+	s = open(t, configOf(path))
 	s.wants(t, "a b", "b c")
 	if left := names(t, filepath.Dir(path)); strings.Contains(left, newSuffix) {
-		t.Errorf("left over: %s", left)
+		t.Errorf("an unpublished copy is left: %s", left)
 	}
 	wantError(t, s.Close(), nil, "")
 	crash(next)
 	wantError(t, os.Remove(path), nil, "")
-	s = open(t, keeping(path))
+	s = open(t, configOf(path))
 	s.wants(t, "", "a b c")
 	wantError(t, s.Close(), nil, "")
-	for cut := range len(next) - 1 { // but for the end of the last line
+	for cut := range len(next) - 1 { // all lengths; the last newline may be missing
 		crash(next[:cut])
 		wantError(t, os.Remove(path), nil, "")
-		s = open(t, keeping(path))
+		s = open(t, configOf(path))
 		s.wants(t, "", "a b")
 		wantError(t, s.Close(), nil, "")
 	}
 }
 
-// TestKeptDamaged: of a damaged copy what is sound is there when the file is lost, and it is said that it is not all.
-// With a sound file nothing is lost, and the copy is whole again.
+// TestKeptDamaged: if the database is lost and the copy damaged, the copy's sound records are there, and Kept.Damaged
+// is set. With a sound database nothing is lost, and the copy is written again.
 func TestKeptDamaged(t *testing.T) {
 	flip := func(at int) func([]byte) []byte {
 		return func(raw []byte) []byte {
@@ -340,7 +346,7 @@ func TestKeptDamaged(t *testing.T) {
 			return raw
 		}
 	}
-	path := made(t)
+	path := newFile(t)
 	whole, err := os.ReadFile(path + keptSuffix)
 	if err != nil {
 		t.Fatal(err)
@@ -357,10 +363,10 @@ func TestKeptDamaged(t *testing.T) {
 		}
 		replaceBytes(t, path+keptSuffix, flip(at))
 		if at%7 == 0 {
-			s := open(t, keeping(path))
+			s := open(t, configOf(path))
 			s.wants(t, "a b", "a b")
 			if !s.Kept.Damaged || s.Fresh || s.Kept.Newer {
-				t.Errorf("byte %d: it says %+v", at, s.Kept)
+				t.Errorf("byte %d: %+v", at, s.Kept)
 			}
 			wantError(t, s.Close(), nil, "")
 			if now, err := os.ReadFile(path + keptSuffix); err != nil || string(now) != string(whole) {
@@ -369,7 +375,7 @@ func TestKeptDamaged(t *testing.T) {
 			continue
 		}
 		wantError(t, os.Remove(path), nil, "")
-		s := open(t, keeping(path))
+		s := open(t, configOf(path))
 		got := map[string]record{}
 		if err := s.View(func(tx Tx) error {
 			return keepsakes.Each(tx, "", func(key string, r record) error { got[key] = r; return nil })
@@ -377,63 +383,63 @@ func TestKeptDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !s.Kept.Damaged || len(got) > 2 {
-			t.Errorf("byte %d: %v, it says %+v", at, got, s.Kept)
+			t.Errorf("byte %d: records %v, %+v", at, got, s.Kept)
 		}
 		maps.DeleteFunc(got, func(key string, r record) bool { return all[key] == r })
 		if len(got) > 0 {
-			t.Errorf("byte %d: there is %v", at, got)
+			t.Errorf("byte %d: wrong records %v", at, got)
 		}
 		wantError(t, s.Close(), nil, "")
 		aside, _ := filepath.Glob(path + keptSuffix + ".damaged-*")
 		if len(aside) != 1 {
-			t.Fatalf("byte %d: set aside: %v", at, aside)
+			t.Fatalf("byte %d: copies that were moved aside: %v", at, aside)
 		}
 		wantError(t, os.Remove(aside[0]), nil, "")
 	}
 }
 
-// TestKeptNewer: an older file that was put in the place of the newer one, or one that lost its last transaction, does
-// not take back what the copy has.
+// TestKeptNewer: the records of the copy win over a database that was replaced by an older one, or that lost its last
+// transaction.
 func TestKeptNewer(t *testing.T) {
-	path := made(t)
+	path := newFile(t)
 	older, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := open(t, keeping(path))
+	s := open(t, configOf(path))
 	update(t, s, putBoth("c"))
 	wantError(t, s.Close(), nil, "")
 	wantError(t, os.WriteFile(path, older, 0o600), nil, "")
-	s = open(t, keeping(path))
+	s = open(t, configOf(path))
 	s.wants(t, "a b", "a b c")
 	if !s.Kept.Newer || s.Fresh {
-		t.Errorf("it says %+v", s.Kept)
+		t.Errorf("kept state %+v", s.Kept)
 	}
 	update(t, s, func(tx Tx) error { return errors.Join(Recalled(tx), putBoth("d")(tx)) })
 	wantError(t, s.Close(), nil, "")
-	s = open(t, keeping(path))
+	s = open(t, configOf(path))
 	s.wants(t, "a b d", "a b c d")
 	if s.Kept != (KeptState{}) {
-		t.Errorf("it says %+v", s.Kept)
+		t.Errorf("kept state %+v", s.Kept)
 	}
 	wantError(t, s.Close(), nil, "")
-	raw, err := os.ReadFile(path) // one meta page torn: bbolt goes back to the transaction before
+	raw, err := os.ReadFile(path) // with one meta page torn, bbolt goes back to the transaction before
 	if err != nil {
 		t.Fatal(err)
 	}
 	copy(raw[mustMeta(t, raw).tx%2*4096+pageHead:], make([]byte, metaLen))
 	wantError(t, os.WriteFile(path, raw, 0o600), nil, "")
-	open(t, keeping(path)).wants(t, "a b", "a b c d")
+	open(t, configOf(path)).wants(t, "a b", "a b c d")
 }
 
-// TestKeptUpgrade: a file from before there was a copy gets one; a copy of a newer netyard is refused and left alone.
+// TestKeptUpgrade: a database without a copy gets one; a copy of a newer netyard is refused and left alone.
 func TestKeptUpgrade(t *testing.T) {
-	path := made(t)
+	path := newFile(t)
 	wantError(t, os.Remove(path+keptSuffix), nil, "")
-	s := open(t, keeping(path))
+	s := open(t, configOf(path))
 	s.wants(t, "a b", "a b")
 	if s.Fresh || !s.Kept.Missing {
-		t.Errorf("it says %+v", s.Kept)
+		t.Errorf("kept state %+v", s.Kept)
 	}
 	wantError(t, s.Close(), nil, "")
 	whole := keptCopy{records: map[[2]string][]byte{}, generation: 9}
@@ -447,11 +453,11 @@ func TestKeptUpgrade(t *testing.T) {
 	}
 	wantError(t, os.WriteFile(path+keptSuffix, newer, 0o600), nil, "")
 	for range 2 {
-		if _, err := Open(t.Context(), keeping(path)); !errors.Is(err, ErrSchema) {
+		if _, err := Open(t.Context(), configOf(path)); !errors.Is(err, ErrSchema) {
 			t.Errorf("a newer copy: %v", err)
 		}
 		if now, err := os.ReadFile(path + keptSuffix); err != nil || !cmp.Equal(now, newer) {
-			t.Errorf("the newer copy is another one now: %v", err)
+			t.Errorf("the newer copy was changed: %v", err)
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
@@ -459,41 +465,41 @@ func TestKeptUpgrade(t *testing.T) {
 	}
 }
 
-// TestKeptNewerOverRestarts: who makes the other records agree with a newer copy hears of it until that is done.
+// TestKeptNewerOverRestarts: Kept.Newer stays set over restarts until Recalled.
 func TestKeptNewerOverRestarts(t *testing.T) {
-	path := made(t)
+	path := newFile(t)
 	older, err := os.ReadFile(path)
 	wantError(t, err, nil, "")
-	s := open(t, keeping(path))
+	s := open(t, configOf(path))
 	update(t, s, putBoth("c"))
 	wantError(t, s.Close(), nil, "")
 	wantError(t, os.WriteFile(path, older, 0o600), nil, "")
 	for range 3 {
-		s = open(t, keeping(path))
+		s = open(t, configOf(path))
 		if !s.Kept.Newer {
-			t.Fatalf("it says %+v", s.Kept)
+			t.Fatalf("kept state %+v", s.Kept)
 		}
 		wantError(t, s.Close(), nil, "")
 	}
-	s = open(t, keeping(path))
+	s = open(t, configOf(path))
 	update(t, s, Recalled)
 	wantError(t, s.Close(), nil, "")
-	if s = open(t, keeping(path)); s.Kept.Newer {
-		t.Errorf("it says %+v", s.Kept)
+	if s = open(t, configOf(path)); s.Kept.Newer {
+		t.Errorf("kept state %+v", s.Kept)
 	}
 }
 
-// TestKeptOfOlderProgram: a file that a netyard made which knew of no copy is right, but for what the copy alone has,
-// however new the copy is: the admin changed the records since.
+// TestKeptOfOlderProgram: a database of a netyard that had no copy wins over the copy, however new that is, since the
+// admin may have changed the records since; records that only the copy has are added.
 func TestKeptOfOlderProgram(t *testing.T) {
-	path := made(t)
-	s := open(t, keeping(path))
+	path := newFile(t)
+	s := open(t, configOf(path))
 	update(t, s, putBoth("c"))
 	update(t, s, putBoth("d"))
 	wantError(t, s.Close(), nil, "")
 	wantError(t, os.Remove(path), nil, "")
-	old := keeping(path)
-	old.Kept, old.Path = nil, path+".old" // where it finds no copy
+	old := configOf(path)
+	old.Kept, old.Path = nil, path+".old" // where there is no copy
 	s = open(t, old)
 	err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(metaBucket)).Delete([]byte(generationKey)) })
 	wantError(t, err, nil, "")
@@ -502,25 +508,24 @@ func TestKeptOfOlderProgram(t *testing.T) {
 	wantError(t, s.Close(), nil, "")
 	wantError(t, os.Rename(old.Path, path), nil, "")
 	for range 2 {
-		s = open(t, keeping(path))
+		s = open(t, configOf(path))
 		s.wants(t, "", "a b c d x")
 		err := s.View(func(tx Tx) error {
 			r, err := keepsakes.Get(tx, "c")
 			if r.Name != "changed" {
-				t.Errorf("the copy's record is in the place of the file's: %+v", r)
+				t.Errorf("the copy's record replaced the database's: %+v", r)
 			}
 			return err
 		})
 		wantError(t, err, nil, "")
 		if s.Kept.Newer {
-			t.Errorf("it says %+v", s.Kept)
+			t.Errorf("kept state %+v", s.Kept)
 		}
 		wantError(t, s.Close(), nil, "")
 	}
 }
 
-// TestLossOverRestarts: that kept records may be lost is known until it was dealt with, over whatever kills a daemon
-// before that.
+// TestLossOverRestarts: Kept.MayBeLost and Kept.Lost stay set over restarts until LossNoted.
 func TestLossOverRestarts(t *testing.T) {
 	for name, c := range map[string]struct {
 		lose      func(path string) error
@@ -532,20 +537,20 @@ func TestLossOverRestarts(t *testing.T) {
 		"damaged, the copy missing": {func(path string) error { return errors.Join(os.Truncate(path, 100), os.Remove(path+keptSuffix)) }, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := made(t)
+			path := newFile(t)
 			wantError(t, c.lose(path), nil, "")
 			for range 3 {
-				s := open(t, keeping(path))
+				s := open(t, configOf(path))
 				if s.Kept.MayBeLost != c.may || s.Kept.Lost != c.sure {
-					t.Errorf("it says %+v", s.Kept)
+					t.Errorf("kept state %+v", s.Kept)
 				}
 				wantError(t, s.Close(), nil, "")
 			}
-			s := open(t, keeping(path))
+			s := open(t, configOf(path))
 			update(t, s, LossNoted)
 			wantError(t, s.Close(), nil, "")
-			if s = open(t, keeping(path)); s.Kept.MayBeLost || s.Kept.Lost {
-				t.Errorf("afterwards it says %+v", s.Kept)
+			if s = open(t, configOf(path)); s.Kept.MayBeLost || s.Kept.Lost {
+				t.Errorf("after LossNoted: %+v", s.Kept)
 			}
 		})
 	}

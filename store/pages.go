@@ -8,13 +8,13 @@ import (
 	"math"
 )
 
-// The layout of a bbolt file (go.etcd.io/bbolt/internal/common, version 2). Numbers are in the byte order of the
-// machine.
+// These constants describe the layout of a bbolt file (go.etcd.io/bbolt/internal/common, version 2). Numbers are in the
+// byte order of the machine.
 const (
 	metaMagic   = 0xED0CDAED
 	metaVersion = 2
 	metaLen     = 64 // of a meta record, with its checksum
-	metaSummed  = 56 // what the checksum is over
+	metaSummed  = 56 // the part that the checksum covers
 
 	pageHead    = 16
 	elementLen  = 16
@@ -22,32 +22,32 @@ const (
 	isBranch    = 0x01
 	isLeaf      = 0x02
 	isFreelist  = 0x10
-	isBucket    = 0x01 // flag of a leaf's element
+	isBucket    = 0x01 // a flag of a leaf's element
 	noFreelist  = math.MaxUint64
-	manyFree    = math.MaxUint16 // the count of a free list whose real count is its first entry
+	manyFree    = math.MaxUint16 // stands for a free list whose count is its first entry
 	minPageSize = 1024
 	maxPageSize = 64 << 10
-	maxDepth    = 64 // of pages below pages: bbolt needs some ten for all that a disk can hold
+	maxDepth    = 64 // levels of pages: bbolt needs some ten for all that a disk can hold
 )
 
-// A pageMeta is a meta record: where the newest transaction is.
+// A pageMeta is a meta record, which points to the pages of a transaction.
 type pageMeta struct {
 	root, freelist, pages, tx uint64
 	pageSize                  uint64
 	version                   uint32
 }
 
-// A pageFile is a whole file, read into memory. Its methods check the structure of its pages without trusting any
-// number in it, so that a damaged file ends nothing but the examination.
+// A pageFile is a whole file in memory. Its methods check the structure of its pages without trusting any number in it,
+// so that a damaged file cannot crash the process.
 type pageFile struct {
 	raw  []byte
 	meta pageMeta
-	// owner says what each page below meta.pages is for; empty: nothing yet.
+	// owner says what each page below meta.pages is used for; empty: nothing so far.
 	owner []string
 }
 
-// checkPages checks that every page of a file is reachable once or free, that it is in order, and that nothing points
-// out of it.
+// checkPages checks that every page of a file is either reachable exactly once or free, that keys are in order, and
+// that no reference points outside of the file.
 func checkPages(raw []byte) error {
 	meta, err := newestMeta(raw)
 	if err != nil {
@@ -55,17 +55,17 @@ func checkPages(raw []byte) error {
 	}
 	f := &pageFile{raw: raw, meta: meta}
 	if n := uint64(len(raw)) / meta.pageSize; meta.pages < 2 || meta.pages > n {
-		return fmt.Errorf("%d pages are in use, the file has %d: %w", meta.pages, n, ErrDamaged)
+		return fmt.Errorf("the meta page counts %d pages, the file has %d: %w", meta.pages, n, ErrDamaged)
 	}
 	f.owner = make([]string, meta.pages)
 	f.owner[0], f.owner[1] = "meta", "meta"
-	if err := f.bucket(meta.root, 0); err != nil {
+	if err := f.checkBucket(meta.root, 0); err != nil {
 		return err
 	}
 	if meta.freelist == noFreelist {
 		return nil
 	}
-	if err := f.free(); err != nil {
+	if err := f.checkFreeList(); err != nil {
 		return err
 	}
 	for id, owner := range f.owner {
@@ -76,8 +76,8 @@ func checkPages(raw []byte) error {
 	return nil
 }
 
-// newestMeta finds the meta record of the newest transaction. One of the two may be torn: the transaction before it is
-// whole then.
+// newestMeta returns the meta record of the newest transaction. One of the two records may be torn; then it returns the
+// one of the transaction before.
 func newestMeta(raw []byte) (newest pageMeta, err error) {
 	err = fmt.Errorf("no sound meta page: %w", ErrDamaged)
 	for size := uint64(minPageSize); size <= maxPageSize; size *= 2 {
@@ -87,7 +87,7 @@ func newestMeta(raw []byte) (newest pageMeta, err error) {
 				continue
 			}
 			if m.version != metaVersion {
-				return m, fmt.Errorf("version %d of the file's format is not known", m.version)
+				return m, fmt.Errorf("unknown file format version %d", m.version)
 			}
 			if err != nil || m.tx > newest.tx {
 				newest, err = m, nil
@@ -97,6 +97,7 @@ func newestMeta(raw []byte) (newest pageMeta, err error) {
 	return newest, err
 }
 
+// metaAt reads the meta record of the page at an offset.
 func metaAt(raw []byte, at uint64) (m pageMeta, ok bool) {
 	if at+pageHead+metaLen > uint64(len(raw)) {
 		return m, false
@@ -114,54 +115,54 @@ func metaAt(raw []byte, at uint64) (m pageMeta, ok bool) {
 	}, true
 }
 
-// A page is one page with those that overflow from it.
+// A page is one page with its overflow pages.
 type page struct {
 	id    uint64
 	flags uint16
 	count int
-	body  []byte // all of it, from the header on
+	body  []byte // all bytes, with the header
 }
 
-// take returns a page and notes what it is for.
-func (f *pageFile) take(id uint64, owner string) (p page, err error) {
+// usePage returns a page and records what it is used for.
+func (f *pageFile) usePage(id uint64, owner string) (p page, err error) {
 	size := f.meta.pageSize
 	if id < 2 || id >= f.meta.pages {
-		return p, fmt.Errorf("page %d of %s is none of the file's %d: %w", id, owner, f.meta.pages, ErrDamaged)
+		return p, fmt.Errorf("page %d of %s is not one of the file's %d: %w", id, owner, f.meta.pages, ErrDamaged)
 	}
 	head := f.raw[id*size:][:pageHead]
 	order := binary.NativeEndian
 	if got := order.Uint64(head); got != id {
-		return p, fmt.Errorf("page %d says that it is page %d: %w", id, got, ErrDamaged)
+		return p, fmt.Errorf("page %d has the number %d: %w", id, got, ErrDamaged)
 	}
 	last := id + uint64(order.Uint32(head[12:]))
 	if last >= f.meta.pages {
-		return p, fmt.Errorf("page %d ends behind the file: %w", id, ErrDamaged)
+		return p, fmt.Errorf("page %d ends after the end of the file: %w", id, ErrDamaged)
 	}
 	for i := id; i <= last; i++ {
 		if f.owner[i] != "" {
-			return p, fmt.Errorf("page %d is in two places, %s and %s: %w", i, f.owner[i], owner, ErrDamaged)
+			return p, fmt.Errorf("page %d is used twice, by %s and %s: %w", i, f.owner[i], owner, ErrDamaged)
 		}
 		f.owner[i] = owner
 	}
 	return page{id, order.Uint16(head[8:]), int(order.Uint16(head[10:])), f.raw[id*size : (last+1)*size]}, nil
 }
 
-// bucket checks the pages of a bucket.
-func (f *pageFile) bucket(root uint64, depth int) error {
-	p, err := f.take(root, "a bucket")
+// checkBucket checks the pages of a bucket.
+func (f *pageFile) checkBucket(root uint64, depth int) error {
+	p, err := f.usePage(root, "a bucket")
 	if err == nil {
-		err = f.node(p, nil, nil, depth)
+		err = f.checkNode(p, nil, nil, depth)
 	}
 	return err
 }
 
-// node checks a page and those below it. Its keys are from low on, and before high; nil: there is no such bound.
-func (f *pageFile) node(p page, low, high []byte, depth int) error {
+// checkNode checks a page and those below it. Its keys must be at least low and less than high; nil: no bound.
+func (f *pageFile) checkNode(p page, low, high []byte, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("page %d is too deep: %w", p.id, ErrDamaged)
+		return fmt.Errorf("page %d is nested too deeply: %w", p.id, ErrDamaged)
 	}
 	if p.flags != isBranch && p.flags != isLeaf {
-		return fmt.Errorf("page %d is of no known kind (%#x): %w", p.id, p.flags, ErrDamaged)
+		return fmt.Errorf("page %d is of unknown kind %#x: %w", p.id, p.flags, ErrDamaged)
 	}
 	elements, err := p.elements()
 	if err != nil {
@@ -181,11 +182,11 @@ func (f *pageFile) node(p page, low, high []byte, depth int) error {
 		switch {
 		case p.flags == isBranch:
 			var child page
-			if child, err = f.take(e.child, "a branch"); err == nil {
-				err = f.node(child, e.key, next, depth+1)
+			if child, err = f.usePage(e.child, "a branch"); err == nil {
+				err = f.checkNode(child, e.key, next, depth+1)
 			}
 		case e.flags&isBucket != 0:
-			err = f.nested(p, e, depth+1)
+			err = f.checkNested(p, e, depth+1)
 		}
 		if err != nil {
 			return err
@@ -194,29 +195,30 @@ func (f *pageFile) node(p page, low, high []byte, depth int) error {
 	return nil
 }
 
-// nested checks a bucket whose head is a leaf's value. A small one is there as a whole.
-func (f *pageFile) nested(p page, e element, depth int) error {
+// checkNested checks a bucket whose header is the value of a leaf's element. A small bucket is stored there entirely.
+func (f *pageFile) checkNested(p page, e element, depth int) error {
 	if len(e.value) < bucketHead {
-		return fmt.Errorf("bucket %q of page %d is cut off: %w", e.key, p.id, ErrDamaged)
+		return fmt.Errorf("bucket %q of page %d is truncated: %w", e.key, p.id, ErrDamaged)
 	}
 	if root := binary.NativeEndian.Uint64(e.value); root != 0 {
-		return f.bucket(root, depth)
+		return f.checkBucket(root, depth)
 	}
 	inline := e.value[bucketHead:]
 	if len(inline) < pageHead {
-		return fmt.Errorf("bucket %q of page %d is cut off: %w", e.key, p.id, ErrDamaged)
+		return fmt.Errorf("bucket %q of page %d is truncated: %w", e.key, p.id, ErrDamaged)
 	}
 	order := binary.NativeEndian
-	return f.node(page{p.id, order.Uint16(inline[8:]), int(order.Uint16(inline[10:])), inline}, nil, nil, depth)
+	return f.checkNode(page{p.id, order.Uint16(inline[8:]), int(order.Uint16(inline[10:])), inline}, nil, nil, depth)
 }
 
-// An element is one key of a page, with the page below it or its value.
+// An element is one key of a page, with its child page or its value.
 type element struct {
 	key, value []byte
 	child      uint64
 	flags      uint32
 }
 
+// elements reads the elements of a page.
 func (p page) elements() (all []element, err error) {
 	if pageHead+p.count*elementLen > len(p.body) {
 		return nil, fmt.Errorf("page %d has no room for %d elements: %w", p.id, p.count, ErrDamaged)
@@ -231,11 +233,12 @@ func (p page) elements() (all []element, err error) {
 			pos, keyLen, e.child = uint64(order.Uint32(b)), uint64(order.Uint32(b[4:])), order.Uint64(b[8:])
 		} else {
 			e.flags = order.Uint32(b)
-			pos, keyLen, valueLen = uint64(order.Uint32(b[4:])), uint64(order.Uint32(b[8:])), uint64(order.Uint32(b[12:]))
+			pos, keyLen, valueLen = uint64(order.Uint32(b[4:])), uint64(order.Uint32(b[8:])),
+				uint64(order.Uint32(b[12:]))
 		}
 		from := uint64(at) + pos
 		if from+keyLen+valueLen > uint64(len(p.body)) {
-			return nil, fmt.Errorf("an element of page %d ends behind it: %w", p.id, ErrDamaged)
+			return nil, fmt.Errorf("an element of page %d ends after the end of the page: %w", p.id, ErrDamaged)
 		}
 		e.key, e.value = p.body[from:from+keyLen], p.body[from+keyLen:from+keyLen+valueLen]
 		all = append(all, e)
@@ -243,16 +246,16 @@ func (p page) elements() (all []element, err error) {
 	return all, nil
 }
 
-// free checks the list of free pages.
-func (f *pageFile) free() error {
-	p, err := f.take(f.meta.freelist, "the free list")
+// checkFreeList checks the list of free pages.
+func (f *pageFile) checkFreeList() error {
+	p, err := f.usePage(f.meta.freelist, "the free list")
 	if err != nil {
 		return err
 	}
 	ids := p.body[pageHead:]
 	count := uint64(p.count)
 	if p.flags != isFreelist {
-		return fmt.Errorf("page %d is no free list (%#x): %w", p.id, p.flags, ErrDamaged)
+		return fmt.Errorf("page %d is not a free list but of kind %#x: %w", p.id, p.flags, ErrDamaged)
 	}
 	if count == manyFree && len(ids) >= 8 {
 		count, ids = binary.NativeEndian.Uint64(ids), ids[8:]
@@ -263,7 +266,7 @@ func (f *pageFile) free() error {
 	for i := range count {
 		id := binary.NativeEndian.Uint64(ids[8*i:])
 		if id < 2 || id >= f.meta.pages || f.owner[id] != "" {
-			return fmt.Errorf("page %d is free, and is not: %w", id, ErrDamaged)
+			return fmt.Errorf("page %d is in the free list, and not free: %w", id, ErrDamaged)
 		}
 		f.owner[id] = "free"
 	}

@@ -15,58 +15,58 @@ import (
 )
 
 const (
-	// notesSuffix is behind the name of the file that has what is not in the file yet.
-	notesSuffix = ".notes"
-	// foldedKey has the number of the last note that is in the file.
-	foldedKey = "folded"
-	// soonTime is how long a note waits for a transaction that takes it along, before it gets one of its own: until who
-	// asked has heard.
-	soonTime = 20 * time.Millisecond
-	// againTime is the pause after one that failed.
-	againTime = time.Second
+	// journalSuffix is the suffix of the file with the writes that the database does not have yet.
+	journalSuffix = ".notes"
+	// flushedKey holds the number of the last pending write that is in the database.
+	flushedKey = "folded"
+	// flushDelay is how long a pending write waits for a transaction to be part of, before it gets one of its own: long
+	// enough for the caller to be answered.
+	flushDelay = 20 * time.Millisecond
+	// retryDelay is the pause after a flush that failed.
+	retryDelay = time.Second
 )
 
-// A note is a record that is to replace one which is in the file.
-type note struct {
+// A pendingWrite is a record that is to replace one in the database.
+type pendingWrite struct {
 	N           uint64
 	Bucket, Key string
-	Value       []byte // as in the file, with its checksum
+	Value       []byte // as in the database, with its checksum
 
-	// folded is the transaction that has it; 0: none.
-	folded atomic.Int64
+	// flushedIn is the transaction that contains it; 0: none.
+	flushedIn atomic.Int64
 }
 
-// notes are what every reader sees and the file does not have yet. They are in a file beside, too, so that they outlive
-// the process.
-type notes struct {
+// A journal holds the writes that every reader sees and the database does not have yet. They are also in a file, so
+// that they survive the process.
+type journal struct {
 	wait time.Duration
-	live atomic.Pointer[[]*note] // never changed, only replaced
+	live atomic.Pointer[[]*pendingWrite] // the slice is never modified, only replaced
 
-	mu     sync.Mutex // of what follows, and of replacing live
+	mu     sync.Mutex // guards the fields below, and replacing live
 	file   *os.File
 	last   uint64
 	timer  *time.Timer
 	closed bool
 }
 
-// Soon replaces the record under key: for every reader at once, and in the file with the transaction that comes next,
-// or in a moment. Until then it outlives the process, and not the host: it is for facts that a host which went down
-// makes void. That way nobody has to wait for the disk. There has to be a record under the key already, and only one at
-// a time may replace it.
+// Soon replaces the record under key: at once for every reader, and in the database with the next transaction, or after
+// a short delay. Until then it survives a crash of the process, but not of the host; so it is for facts that do not
+// outlive the host's boot. The caller does not wait for the disk. There must be a record under the key already, and
+// only one caller at a time may replace it.
 func (b Bucket[T]) Soon(s *Store, key string, v T) error {
 	p, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s %s: %w", b.Name, key, err)
 	}
-	if err := s.notes.put(&note{Bucket: b.Name, Key: key, Value: seal([]byte(key), p)}); err != nil {
+	if err := s.journal.put(&pendingWrite{Bucket: b.Name, Key: key, Value: seal([]byte(key), p)}); err != nil {
 		return fmt.Errorf("write %s %s: %w", b.Name, key, err)
 	}
-	s.notes.fold(s.notes.wait, s)
+	s.journal.flushAfter(s.journal.wait, s)
 	return nil
 }
 
-// put appends a note to the file, and shows it.
-func (ns *notes) put(n *note) error {
+// put appends a pending write to the journal file, and makes it visible to readers.
+func (ns *journal) put(n *pendingWrite) error {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	if ns.closed {
@@ -82,24 +82,25 @@ func (ns *notes) put(n *note) error {
 		return err
 	}
 	if _, err := ns.file.Write(append(seal(nil, line), '\n')); err != nil {
-		return errors.Join(err, ns.file.Truncate(st.Size())) // nothing behind half a line would be read
+		return errors.Join(err, ns.file.Truncate(st.Size())) // readJournal stops at an incomplete line
 	}
 	ns.last = n.N
-	ns.show(append(slices.Clone(ns.pending()), n))
+	ns.setPending(append(slices.Clone(ns.pending()), n))
 	return nil
 }
 
-func (ns *notes) pending() []*note {
+// pending returns the pending writes, oldest first.
+func (ns *journal) pending() []*pendingWrite {
 	if p := ns.live.Load(); p != nil {
 		return *p
 	}
 	return nil
 }
 
-func (ns *notes) show(all []*note) { ns.live.Store(&all) }
+func (ns *journal) setPending(all []*pendingWrite) { ns.live.Store(&all) }
 
-// fold has the notes put into the file after a while, if no transaction does it before.
-func (ns *notes) fold(after time.Duration, s *Store) {
+// flushAfter flushes the pending writes after a delay, unless a transaction does it before.
+func (ns *journal) flushAfter(after time.Duration, s *Store) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	if ns.closed || ns.timer != nil {
@@ -113,22 +114,23 @@ func (ns *notes) fold(after time.Duration, s *Store) {
 		if idle {
 			return
 		}
-		if err := s.Update(func(Tx) error { return nil }); err != nil { // the next one who waits for a transaction is told
-			ns.fold(againTime, s)
+		if err := s.Update(func(Tx) error { return nil }); err != nil { // the next Update reports it
+			ns.flushAfter(retryDelay, s)
 		}
 	})
 }
 
-// isIn says whether a transaction has the note. The number of one that was rolled back is that of the next one.
-func (n *note) isIn(tx *bbolt.Tx) bool {
-	f := n.folded.Load()
+// isIn says whether a transaction sees the write in the database. A writing transaction may have the ID of one that was
+// rolled back, so for it an equal ID does not count.
+func (n *pendingWrite) isIn(tx *bbolt.Tx) bool {
+	f := n.flushedIn.Load()
 	return f != 0 && (f < int64(tx.ID()) || f == int64(tx.ID()) && !tx.Writable())
 }
 
-// into writes the notes into a transaction, before anything else: whoever changes a record changes the last one. It
-// returns the number of the last.
-func (ns *notes) into(tx *bbolt.Tx) (last uint64, err error) {
-	all := slices.DeleteFunc(slices.Clone(ns.pending()), func(n *note) bool { return n.isIn(tx) })
+// writeTo puts the pending writes into a transaction, before its own writes, so that those replace the latest records.
+// It returns the number of the last one.
+func (ns *journal) writeTo(tx *bbolt.Tx) (last uint64, err error) {
+	all := slices.DeleteFunc(slices.Clone(ns.pending()), func(n *pendingWrite) bool { return n.isIn(tx) })
 	if len(all) == 0 {
 		return 0, nil
 	}
@@ -142,35 +144,35 @@ func (ns *notes) into(tx *bbolt.Tx) (last uint64, err error) {
 		}
 	}
 	last = all[len(all)-1].N
-	if err := putMetaNumber(tx, foldedKey, last); err != nil {
+	if err := putMetaNumber(tx, flushedKey, last); err != nil {
 		return 0, err
 	}
 	for _, n := range all {
-		n.folded.Store(int64(tx.ID()))
+		n.flushedIn.Store(int64(tx.ID()))
 	}
 	return last, nil
 }
 
-// forget is for notes that are in the file, up to the last.
-func (ns *notes) forget(last uint64) {
+// dropFlushed drops the pending writes up to the number last, which are in the database now.
+func (ns *journal) dropFlushed(last uint64) {
 	if last == 0 {
 		return
 	}
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
-	rest := slices.DeleteFunc(slices.Clone(ns.pending()), func(n *note) bool { return n.N <= last })
-	ns.show(rest)
+	rest := slices.DeleteFunc(slices.Clone(ns.pending()), func(n *pendingWrite) bool { return n.N <= last })
+	ns.setPending(rest)
 	if len(rest) == 0 && !ns.closed {
-		_ = ns.file.Truncate(0) // what stays is known by its number
+		_ = ns.file.Truncate(0) // if it fails, flushedKey tells which are old
 	}
 }
 
-// seen is the record under a key as a transaction sees it, when it finds stored in the file.
-func (t Tx) seen(bucket, key string, stored []byte) []byte {
+// latest returns the record under a key as a transaction sees it; stored is the one in the database.
+func (t Tx) latest(bucket, key string, stored []byte) []byte {
 	if stored == nil {
 		return nil
 	}
-	for _, n := range slices.Backward(t.notes) {
+	for _, n := range slices.Backward(t.pending) {
 		if n.Key == key && n.Bucket == bucket && !n.isIn(t.tx) {
 			return n.Value
 		}
@@ -178,31 +180,31 @@ func (t Tx) seen(bucket, key string, stored []byte) []byte {
 	return stored
 }
 
-// openNotes opens the file beside, and puts what it has into the records: the process before has ended before it could.
-// With new records it says nothing.
-func (s *Store) openNotes() error {
-	ns := &s.notes
+// openJournal opens the journal file and flushes the writes that the process before left in it. With a fresh database
+// they are discarded.
+func (s *Store) openJournal() error {
+	ns := &s.journal
 	flags := os.O_RDWR | os.O_CREATE | os.O_APPEND
 	if s.Fresh {
 		flags |= os.O_TRUNC
 	}
 	err := s.db.View(func(tx *bbolt.Tx) (err error) {
-		ns.last, err = metaNumber(tx.Bucket([]byte(metaBucket)), foldedKey)
+		ns.last, err = metaNumber(tx.Bucket([]byte(metaBucket)), flushedKey)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	raw, err := os.ReadFile(s.db.Path() + notesSuffix)
+	raw, err := os.ReadFile(s.db.Path() + journalSuffix)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if ns.file, err = os.OpenFile(s.db.Path()+notesSuffix, flags, 0o600); err != nil {
+	if ns.file, err = os.OpenFile(s.db.Path()+journalSuffix, flags, 0o600); err != nil {
 		return err
 	}
-	if left := readNotes(raw, ns.last); len(left) > 0 && !s.Fresh {
+	if left := readJournal(raw, ns.last); len(left) > 0 && !s.Fresh {
 		ns.last = left[len(left)-1].N
-		ns.show(left)
+		ns.setPending(left)
 		err = s.Update(func(Tx) error { return nil })
 	} else {
 		err = ns.file.Truncate(0)
@@ -213,12 +215,12 @@ func (s *Store) openNotes() error {
 	return err
 }
 
-// readNotes reads the notes behind the last that is in the file, as far as they are sound: after the host went down
+// readJournal reads the writes with numbers above last, up to the first unsound line: after a crash of the host
 // anything may follow.
-func readNotes(raw []byte, last uint64) (left []*note) {
+func readJournal(raw []byte, last uint64) (left []*pendingWrite) {
 	for line := range bytes.Lines(raw) {
 		p, err := unseal(nil, bytes.TrimSuffix(line, []byte("\n")))
-		n := &note{}
+		n := &pendingWrite{}
 		if err != nil || json.Unmarshal(p, n) != nil {
 			break
 		}
@@ -229,8 +231,8 @@ func readNotes(raw []byte, last uint64) (left []*note) {
 	return left
 }
 
-// close puts what is left into the file and closes the other one.
-func (ns *notes) close(s *Store) error {
+// close flushes the pending writes and closes the journal file.
+func (ns *journal) close(s *Store) error {
 	var err error
 	if len(ns.pending()) > 0 {
 		err = s.Update(func(Tx) error { return nil })

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// never is longer than any test: nothing is put into the file but by a transaction of the test's.
-const never = time.Hour
+// noFlush is longer than any test, so that pending writes are flushed only by the test's own transactions.
+const noFlush = time.Hour
 
 func putRecord(t *testing.T, s *Store, key string, r record) {
 	t.Helper()
@@ -20,14 +20,14 @@ func putRecord(t *testing.T, s *Store, key string, r record) {
 	}
 }
 
-func soon(t *testing.T, s *Store, key string, r record) {
+func putSoon(t *testing.T, s *Store, key string, r record) {
 	t.Helper()
 	if err := records.Soon(s, key, r); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// wantN wants a record to be seen, alone and among all, with that number; -1: not at all.
+// wantN checks that Get and Each find a record with the number n; -1: not at all.
 func wantN(t *testing.T, s *Store, key string, n int, when string) {
 	t.Helper()
 	got, listed := -1, -1
@@ -46,17 +46,17 @@ func wantN(t *testing.T, s *Store, key string, n int, when string) {
 		})
 	})
 	if err != nil || got != n || listed != n {
-		t.Errorf("%s: record %s is %d, and %d among all, want %d: %v", when, key, got, listed, n, err)
+		t.Errorf("%s: Get finds %s with %d, and Each with %d, want %d: %v", when, key, got, listed, n, err)
 	}
 }
 
-// died is the file as the process leaves it that is killed now; hostToo: as it is after a power loss, with nothing that
-// was not waited for.
-func died(t *testing.T, s *Store, hostToo bool) *Store {
+// reopenAfterCrash opens a copy of the files as a crash of the process would leave them now; with hostToo, as a power
+// loss would leave them, without what was not synced.
+func reopenAfterCrash(t *testing.T, s *Store, hostToo bool) *Store {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "db")
-	for _, suffix := range []string{notesSuffix, ""} {
-		if hostToo && suffix == notesSuffix {
+	for _, suffix := range []string{journalSuffix, ""} {
+		if hostToo && suffix == journalSuffix {
 			continue
 		}
 		raw, err := os.ReadFile(s.db.Path() + suffix)
@@ -67,33 +67,34 @@ func died(t *testing.T, s *Store, hostToo bool) *Store {
 			t.Fatal(err)
 		}
 	}
-	return open(t, Config{Path: path, Soon: never})
+	return open(t, Config{Path: path, Soon: noFlush})
 }
 
-// TestSoon: what is to be in the file soon is seen at once, outlives the process, and is behind whatever comes later.
+// TestSoon: a write by Soon is seen at once, survives a crash of the process, and is replaced by any later write.
 func TestSoon(t *testing.T) {
 	t.Parallel()
-	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), Soon: never})
+	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), Soon: noFlush})
 	putRecord(t, s, "a", record{N: 1})
 	putRecord(t, s, "b", record{N: 1})
-	soon(t, s, "a", record{N: 2})
-	soon(t, s, "a", record{N: 3})
-	wantN(t, s, "a", 3, "noted")
-	wantN(t, died(t, s, false), "a", 3, "the process died")
-	wantN(t, died(t, s, true), "a", 1, "the host went down")
-	soon(t, s, "c", record{N: 1})
-	wantN(t, s, "c", -1, "what is not there is not replaced")
+	putSoon(t, s, "a", record{N: 2})
+	putSoon(t, s, "a", record{N: 3})
+	wantN(t, s, "a", 3, "pending")
+	wantN(t, reopenAfterCrash(t, s, false), "a", 3, "the process crashed")
+	wantN(t, reopenAfterCrash(t, s, true), "a", 1, "the host crashed")
+	putSoon(t, s, "c", record{N: 1})
+	wantN(t, s, "c", -1, "a missing record is not created")
 
 	failed := errors.New("failed")
-	if err := s.Update(func(tx Tx) error { return errors.Join(failed, records.Put(tx, "b", record{N: 9})) }); !errors.Is(err, failed) {
+	err := s.Update(func(tx Tx) error { return errors.Join(failed, records.Put(tx, "b", record{N: 9})) })
+	if !errors.Is(err, failed) {
 		t.Fatal(err)
 	}
 	wantN(t, s, "a", 3, "a transaction failed")
 	wantN(t, s, "b", 1, "a transaction failed")
-	wantN(t, died(t, s, false), "a", 3, "a transaction failed and the process died")
+	wantN(t, reopenAfterCrash(t, s, false), "a", 3, "a transaction failed and the process crashed")
 
-	// A reader of before goes on seeing what it saw.
-	err := s.View(func(tx Tx) error {
+	// A reader keeps the view from its start.
+	err = s.View(func(tx Tx) error {
 		done := make(chan error, 1)
 		go func() {
 			done <- s.Update(func(tx Tx) error {
@@ -109,7 +110,7 @@ func TestSoon(t *testing.T) {
 		}
 		r, err := records.Get(tx, "a")
 		if err != nil || r.N != 3 {
-			t.Errorf("a reader of before sees %d, want 3: %v", r.N, err)
+			t.Errorf("a reader that began before sees %d, want 3: %v", r.N, err)
 		}
 		return nil
 	})
@@ -117,24 +118,24 @@ func TestSoon(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantN(t, s, "a", 4, "changed later")
-	if st, err := os.Stat(s.db.Path() + notesSuffix); err != nil || st.Size() != 0 {
-		t.Errorf("the file beside still has something: %v %v", st, err)
+	if st, err := os.Stat(s.db.Path() + journalSuffix); err != nil || st.Size() != 0 {
+		t.Errorf("the journal file is not empty: %v %v", st, err)
 	}
-	wantN(t, died(t, s, true), "a", 4, "changed later, and the host went down")
+	wantN(t, reopenAfterCrash(t, s, true), "a", 4, "changed later, and the host crashed")
 
-	soon(t, s, "a", record{N: 5})
+	putSoon(t, s, "a", record{N: 5})
 	if err := s.Update(func(tx Tx) error { return records.Delete(tx, "a") }); err != nil {
 		t.Fatal(err)
 	}
 	wantN(t, s, "a", -1, "deleted")
-	wantN(t, died(t, s, false), "a", -1, "deleted, and the process died")
+	wantN(t, reopenAfterCrash(t, s, false), "a", -1, "deleted, and the process crashed")
 
-	soon(t, s, "b", record{N: 2})
+	putSoon(t, s, "b", record{N: 2})
 	path := s.db.Path()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(path + notesSuffix); err != nil {
+	if err := os.Remove(path + journalSuffix); err != nil {
 		t.Fatal(err)
 	}
 	if err := Verify(path); err != nil {
@@ -143,57 +144,57 @@ func TestSoon(t *testing.T) {
 	again := open(t, Config{Path: path})
 	wantN(t, again, "b", 2, "closed")
 	if err := records.Soon(s, "b", record{N: 3}); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("a closed store notes: %v", err)
+		t.Errorf("Soon on a closed store: %v", err)
 	}
 }
 
-// TestSoonStale: a process that died between a transaction and the end of what it took along leaves notes that are old
-// news.
+// TestSoonStale: pending writes that are in the database already, since the process crashed before it truncated the
+// journal, are ignored.
 func TestSoonStale(t *testing.T) {
 	t.Parallel()
-	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), Soon: never})
+	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), Soon: noFlush})
 	putRecord(t, s, "a", record{N: 1})
-	soon(t, s, "a", record{N: 2})
-	stale, err := os.ReadFile(s.db.Path() + notesSuffix)
+	putSoon(t, s, "a", record{N: 2})
+	stale, err := os.ReadFile(s.db.Path() + journalSuffix)
 	if err != nil {
 		t.Fatal(err)
 	}
 	putRecord(t, s, "a", record{N: 3})
 	plant := func(raw []byte) *Store {
 		t.Helper()
-		if err := os.WriteFile(s.db.Path()+notesSuffix, raw, 0o600); err != nil {
+		if err := os.WriteFile(s.db.Path()+journalSuffix, raw, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return died(t, s, false)
+		return reopenAfterCrash(t, s, false)
 	}
-	wantN(t, plant(stale), "a", 3, "old news")
-	wantN(t, plant([]byte("0")), "a", 3, "half a line")
+	wantN(t, plant(stale), "a", 3, "stale writes")
+	wantN(t, plant([]byte("0")), "a", 3, "an incomplete line")
 
-	// Behind it, what is newer counts, as far as it is whole.
-	soon(t, s, "a", record{N: 4})
-	fresh, err := os.ReadFile(s.db.Path() + notesSuffix)
+	// Newer writes after stale ones count, as far as they are complete.
+	putSoon(t, s, "a", record{N: 4})
+	fresh, err := os.ReadFile(s.db.Path() + journalSuffix)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fresh = fresh[1:] // of what was planted
+	fresh = fresh[1:] // without the byte that was planted
 	both := append(append([]byte{}, stale...), fresh...)
-	wantN(t, plant(both), "a", 4, "old news and new")
-	wantN(t, plant(both[:len(both)-3]), "a", 3, "old news and half of new")
+	wantN(t, plant(both), "a", 4, "stale writes and newer ones")
+	wantN(t, plant(both[:len(both)-3]), "a", 3, "stale writes and an incomplete newer one")
 	again := plant(both)
-	soon(t, again, "a", record{N: 5})
-	wantN(t, died(t, again, false), "a", 5, "the next one is newer still")
+	putSoon(t, again, "a", record{N: 5})
+	wantN(t, reopenAfterCrash(t, again, false), "a", 5, "a write after the crash")
 
-	// With records that were made anew it is nobody's.
+	// With a fresh database the journal is discarded.
 	path := filepath.Join(t.TempDir(), "db")
-	if err := os.WriteFile(path+notesSuffix, both, 0o600); err != nil {
+	if err := os.WriteFile(path+journalSuffix, both, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	other := open(t, Config{Path: path, Soon: never})
+	other := open(t, Config{Path: path, Soon: noFlush})
 	putRecord(t, other, "a", record{N: 7})
-	wantN(t, died(t, other, false), "a", 7, "new records")
+	wantN(t, reopenAfterCrash(t, other, false), "a", 7, "a fresh database")
 }
 
-// TestSoonAlone: without any other transaction it is in the file after a while, and many at once are each in it.
+// TestSoonAlone: without any other transaction, pending writes are flushed after a while, also many at once.
 func TestSoonAlone(t *testing.T) {
 	t.Parallel()
 	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db")})
@@ -219,13 +220,13 @@ func TestSoonAlone(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	for end := time.Now().Add(time.Minute); len(s.notes.pending()) > 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(s.journal.pending()) > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("it is not put into the file")
+			t.Fatal("pending writes are not flushed")
 		}
 	}
-	after := died(t, s, true)
+	after := reopenAfterCrash(t, s, true)
 	for i := range many {
-		wantN(t, after, fmt.Sprint(i), 11, "the host went down")
+		wantN(t, after, fmt.Sprint(i), 11, "the host crashed")
 	}
 }

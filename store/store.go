@@ -1,7 +1,7 @@
-// Package store keeps records in one bbolt file. It knows nothing of networks.
+// Package store stores records in one bbolt file, the database. It knows nothing of networks.
 //
-// A value is JSON behind the CRC-32C of its key and itself, so that a page which a disk or a stray write altered
-// is noticed when it is read and never taken for a record.
+// A value is JSON, preceded by the CRC-32C of its key and itself, so that a page which a disk or a stray write has
+// altered is noticed when it is read, and never taken for a record.
 package store
 
 import (
@@ -18,93 +18,92 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// Schema is the version of the records this program writes. A file of a newer one is refused.
+// Schema is the version of the records that this program writes. A file with a newer one is refused.
 const Schema = 1
 
 const (
 	metaBucket = "meta"
 	schemaKey  = "schema"
 
-	// lockWait is how long Open waits for the file's lock; a daemon that is shutting down gives it up in less.
+	// lockWait is how long Open waits for the file's lock; a daemon that shuts down releases it sooner.
 	lockWait = time.Second
 )
 
 var (
 	// ErrNotFound says that no record has that key.
 	ErrNotFound = errors.New("not found")
-	// ErrDamaged says that the file, or a value in it, is not what was written.
+	// ErrDamaged says that the file, or a value in it, differs from what was written.
 	ErrDamaged = errors.New("damaged")
 	// ErrLocked says that another process has the file open.
 	ErrLocked = errors.New("in use")
 	// ErrSchema says that the file was written by a newer program.
 	ErrSchema = errors.New("written by a newer netyard")
-	// ErrUnexamined says that it could not be found out whether the file is sound.
-	ErrUnexamined = errors.New("the examination came to no result")
+	// ErrUnexamined says that the check of the file had no result.
+	ErrUnexamined = errors.New("the check had no result")
 )
 
-// A Store is one open file. It has one writer: the process that opened it.
+// A Store is an open database. It has one writer: the process that opened it.
 type Store struct {
-	db     *bbolt.DB
-	notes  notes
-	keeper keeper
-	// Damaged is where a file that could not be trusted was moved to; empty when the file was sound.
+	db         *bbolt.DB
+	journal    journal
+	copyWriter copyWriter
+	// Damaged is the path that a damaged file was moved to; empty when the file was sound.
 	Damaged string
-	// Fresh: there was no file, or an empty one.
+	// Fresh says that there was no file, or an empty one.
 	Fresh bool
-	// Kept is what became of the copy of the kept records.
+	// Kept is the state of the copy of the kept records when the file was opened.
 	Kept KeptState
 }
 
-// KeptState is what Open found of the copy of the kept records.
+// KeptState is what Open found out about the copy of the kept records.
 type KeptState struct {
-	// Missing: there was no copy. On a host where netyard never ran there is none.
+	// Missing says that there was no copy. On a host where netyard never ran there is none.
 	Missing bool
-	// Damaged: it was not whole. If the file was lost as well, only a part of the kept records is there.
+	// Damaged says that the copy was not whole. If the file was lost as well, only some of the kept records are there.
 	Damaged bool
-	// Newer: it had changes that the file had lost, or an older file was put in its place. They are in the file again.
-	// It stays so over restarts until Recalled.
+	// Newer says that the copy had changes which the file did not have, since the file lost them or was replaced by an
+	// older one. They are in the file again. It stays set over restarts until Recalled.
 	Newer bool
-	// MayBeLost: the file was lost, and the copy was missing or not whole. Lost: there were records. Both stay so over
-	// restarts until LossNoted: who finds out what was lost may be killed before that.
+	// MayBeLost says that the file was lost, and the copy missing or not whole; Lost says that there surely were
+	// records. Both stay set over restarts until LossNoted, since a daemon that handles the loss may be killed.
 	MayBeLost, Lost bool
-	// Err is why it could not be brought up to date. Changes of kept records are refused for as long as it cannot.
+	// Err is why the copy could not be brought up to date. Until that succeeds, changes of kept records are refused.
 	Err error
 }
 
-// A Tx is a transaction: everything it wrote is there, or nothing is.
+// A Tx is a transaction: either all of its writes take effect, or none does.
 type Tx struct {
-	tx    *bbolt.Tx
-	notes []*note // what is newer than in the file
-	kept  *keptTx // nil: nothing is to be copied
+	tx      *bbolt.Tx
+	pending []*pendingWrite // writes that the file does not have yet
+	kept    *copyTx         // nil: there is no copy to write
 }
 
 // Config says where the file is and how it is checked before use.
 type Config struct {
 	Path string
-	// Verify examines the file before it is opened. It is best done in another process (see Verify). nil: no
-	// examination.
+	// Verify checks the file before it is opened, preferably in another process (see VerifyIn). nil: no check.
 	Verify func(ctx context.Context, path string) error
 	Now    func() time.Time
-	// Made writes the first records of a new file, in the transaction that makes it. nil: there are none.
+	// Made writes the first records of a new file, in the transaction that creates it. nil: there are none.
 	Made func(Tx) error
-	// Kept are the buckets whose records have a copy beside the file and outlive it.
+	// Kept lists the buckets whose records have a copy beside the file and survive its loss.
 	Kept []string
-	// Soon is how long what Bucket.Soon was given waits for a transaction that takes it along; default 20 ms.
+	// Soon is how long a write by Bucket.Soon waits for a transaction to be part of; default 20 ms.
 	Soon time.Duration
 }
 
-// Open opens the file, making it if it is not there. A damaged file is moved aside and another takes its place, which
-// has nothing but the kept records: Damaged then says where it went, and the caller rebuilds what it can from
-// elsewhere. What cannot be examined, read or written is left as it is, and is an error.
+// Open opens the database, and creates it if there is none. A damaged file is moved aside and replaced by one that has
+// only the kept records: Damaged then says where it is, and the caller rebuilds what it can from elsewhere. A file that
+// cannot be checked, read or written is left as it is, and Open fails.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(c.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
-	s := &Store{keeper: keeper{path: c.Path + keptSuffix, buckets: c.Kept}}
-	if s.notes.wait = c.Soon; c.Soon == 0 {
-		s.notes.wait = soonTime
+	s := &Store{copyWriter: copyWriter{path: c.Path + keptSuffix, buckets: c.Kept}}
+	if s.journal.wait = c.Soon; c.Soon == 0 {
+		s.journal.wait = flushDelay
 	}
-	lost, err := isLost(ctx, c)
+	lost, err := findLoss(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -133,26 +132,26 @@ func openDB(path string) (*bbolt.DB, error) {
 	return db, nil
 }
 
-// prepare makes an open file ready for use.
+// prepare makes an open database ready for use.
 func (s *Store) prepare(c Config) error {
 	if err := s.migrate(c.Made); err != nil {
 		return err
 	}
-	if err := s.openNotes(); err != nil {
-		return fmt.Errorf("open %s%s: %w", c.Path, notesSuffix, err)
+	if err := s.openJournal(); err != nil {
+		return fmt.Errorf("open %s%s: %w", c.Path, journalSuffix, err)
 	}
 	if err := s.syncKept(); err != nil {
-		return errors.Join(fmt.Errorf("open %s: %w", s.keeper.path, err), s.notes.close(s))
+		return errors.Join(fmt.Errorf("open %s: %w", s.copyWriter.path, err), s.journal.close(s))
 	}
 	return nil
 }
 
-// isLost says why there is no file that can be used: fs.ErrNotExist, or ErrDamaged; nil: there is one.
-func isLost(ctx context.Context, c Config) (lost, err error) {
+// findLoss returns why there is no usable file: fs.ErrNotExist or ErrDamaged; nil: there is one.
+func findLoss(ctx context.Context, c Config) (lost, err error) {
 	if _, err := os.Stat(c.Path); errors.Is(err, fs.ErrNotExist) {
 		return fs.ErrNotExist, nil
 	} else if err != nil {
-		return nil, fmt.Errorf("look for the database: %w", err)
+		return nil, fmt.Errorf("find the database: %w", err)
 	}
 	if c.Verify == nil {
 		return nil, nil
@@ -169,10 +168,10 @@ func isLost(ctx context.Context, c Config) (lost, err error) {
 	}
 }
 
-// replace makes a file with the kept records alone, moves a damaged one aside, and puts the new one in its place.
-// Nothing is moved before there is something to take its place: on a full disk all stays as it is.
+// replace creates a file with only the kept records, moves a damaged one aside, and puts the new one in its place.
+// Nothing is moved before the new file is complete, so that on a full disk everything stays as it is.
 func (s *Store) replace(c Config, lost error) error {
-	copied, err := readKeptBoth(s.keeper.path)
+	copied, err := readKeptBoth(s.copyWriter.path)
 	if err != nil {
 		return err
 	}
@@ -181,7 +180,7 @@ func (s *Store) replace(c Config, lost error) error {
 		return fmt.Errorf("remove an unfinished database: %w", err)
 	}
 	if err := makeDB(fresh, c, copied, lost); err != nil {
-		return errors.Join(fmt.Errorf("make a database: %w", err), os.RemoveAll(fresh))
+		return errors.Join(fmt.Errorf("create a database: %w", err), os.RemoveAll(fresh))
 	}
 	now := time.Now
 	if c.Now != nil {
@@ -195,12 +194,13 @@ func (s *Store) replace(c Config, lost error) error {
 		s.Damaged = c.Path + suffix
 	}
 	if copied.found && !copied.whole {
-		if err := os.Rename(s.keeper.path, s.keeper.path+suffix); err != nil {
-			return fmt.Errorf("move damaged %s aside: %w", s.keeper.path, err)
+		if err := os.Rename(s.copyWriter.path, s.copyWriter.path+suffix); err != nil {
+			return fmt.Errorf("move damaged %s aside: %w", s.copyWriter.path, err)
 		}
 	}
-	if err := os.Remove(c.Path + notesSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) { // they are of the file that is lost
-		return fmt.Errorf("remove former notes: %w", err)
+	// The journal belongs to the file that is lost.
+	if err := os.Remove(c.Path + journalSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the former journal: %w", err)
 	}
 	if err := os.Rename(fresh, c.Path); err != nil {
 		return fmt.Errorf("put the new database in place: %w", err)
@@ -212,13 +212,13 @@ func (s *Store) replace(c Config, lost error) error {
 	return nil
 }
 
-// makeDB makes a file that has what Made writes, and the records of a copy; lost is what became of the former one.
+// makeDB creates a file with what Made writes and the records of a copy; lost says what happened to the former file.
 func makeDB(path string, c Config, copied keptCopy, lost error) error {
 	db, err := openDB(path)
 	if err != nil {
 		return err
 	}
-	s := &Store{db: db, keeper: keeper{buckets: c.Kept}}
+	s := &Store{db: db, copyWriter: copyWriter{buckets: c.Kept}}
 	err = s.migrate(c.Made)
 	if err == nil {
 		err = db.Update(func(tx *bbolt.Tx) error {
@@ -235,6 +235,7 @@ func makeDB(path string, c Config, copied keptCopy, lost error) error {
 	return errors.Join(err, db.Close())
 }
 
+// lockedError names the process that has the file open.
 func lockedError(path string) error {
 	if pid := lockHolder(path); pid != 0 {
 		return fmt.Errorf("open %s: %w by process %d", path, ErrLocked, pid)
@@ -242,7 +243,7 @@ func lockedError(path string) error {
 	return fmt.Errorf("open %s: %w by another process", path, ErrLocked)
 }
 
-// migrate brings the records to the current schema. There is one schema yet.
+// migrate brings the records to the current schema. There is only one so far.
 func (s *Store) migrate(made func(Tx) error) error {
 	v, err := s.schema()
 	switch {
@@ -250,7 +251,7 @@ func (s *Store) migrate(made func(Tx) error) error {
 		return err
 	case v > Schema:
 		return fmt.Errorf("open %s: schema %d: %w (this one knows %d)", s.db.Path(), v, ErrSchema, Schema)
-	case v == Schema: // a full disk may have no room for a transaction
+	case v == Schema: // without a transaction, for which a full disk may have no room
 		return nil
 	}
 	return s.db.Update(func(tx *bbolt.Tx) error {
@@ -266,7 +267,7 @@ func (s *Store) migrate(made func(Tx) error) error {
 	})
 }
 
-// schema is the version of the file's records; 0 when there is none yet.
+// schema returns the version of the file's records; 0 when there is none yet.
 func (s *Store) schema() (v int, err error) {
 	err = s.db.View(func(tx *bbolt.Tx) error {
 		if b := tx.Bucket([]byte(metaBucket)); b != nil {
@@ -277,7 +278,7 @@ func (s *Store) schema() (v int, err error) {
 	return v, err
 }
 
-// schemaOf reads the version of the records; 0 when there is none yet.
+// schemaOf reads the version of the records from the meta bucket; 0 when there is none yet.
 func schemaOf(meta *bbolt.Bucket) (int, error) {
 	raw := meta.Get([]byte(schemaKey))
 	if raw == nil {
@@ -290,19 +291,19 @@ func schemaOf(meta *bbolt.Bucket) (int, error) {
 	return v, nil
 }
 
-// View reads a consistent picture of the records.
+// View calls fn with a consistent view of the records.
 func (s *Store) View(fn func(Tx) error) error {
-	newer := s.notes.pending() // before the transaction begins: one that is folded in between says so itself
-	return s.db.View(func(tx *bbolt.Tx) error { return fn(Tx{tx: tx, notes: newer}) })
+	newer := s.journal.pending() // read before the transaction begins: isIn tells those that are flushed in between
+	return s.db.View(func(tx *bbolt.Tx) error { return fn(Tx{tx: tx, pending: newer}) })
 }
 
-// Update changes the file; when fn fails nothing has changed. It holds the only write lock: do no kernel work in fn.
+// Update changes records; if fn fails, nothing changes. It holds the only write lock, so fn must not do kernel work.
 func (s *Store) Update(fn func(Tx) error) error {
-	var folded uint64
-	kept := &keptTx{keeper: &s.keeper}
+	var flushed uint64
+	kept := &copyTx{copyWriter: &s.copyWriter}
 	defer kept.end()
 	err := s.db.Update(func(tx *bbolt.Tx) (err error) {
-		if folded, err = s.notes.into(tx); err != nil {
+		if flushed, err = s.journal.writeTo(tx); err != nil {
 			return err
 		}
 		if err := fn(Tx{tx: tx, kept: kept}); err != nil {
@@ -313,17 +314,17 @@ func (s *Store) Update(fn func(Tx) error) error {
 	if err != nil {
 		return errors.Join(err, kept.discard())
 	}
-	s.notes.forget(folded)
+	s.journal.dropFlushed(flushed)
 	kept.publish()
 	return nil
 }
 
-// Close gives the file up.
+// Close flushes pending writes and closes the files.
 func (s *Store) Close() error {
-	return errors.Join(s.notes.close(s), s.db.Close())
+	return errors.Join(s.journal.close(s), s.db.Close())
 }
 
-// metaNumber reads a number of the file's own records; 0: it is not there yet.
+// metaNumber reads a number from the meta bucket; 0: it is not there yet.
 func metaNumber(meta *bbolt.Bucket, key string) (uint64, error) {
 	raw := meta.Get([]byte(key))
 	if raw == nil {
@@ -336,6 +337,7 @@ func metaNumber(meta *bbolt.Bucket, key string) (uint64, error) {
 	return v, nil
 }
 
+// putMetaNumber writes a number to the meta bucket.
 func putMetaNumber(tx *bbolt.Tx, key string, n uint64) error {
 	if err := tx.Bucket([]byte(metaBucket)).Put([]byte(key), strconv.AppendUint(nil, n, 10)); err != nil {
 		return fmt.Errorf("write %s: %w", key, err)

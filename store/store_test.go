@@ -16,7 +16,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// roleEnv names what this test binary does when it is run again as another process.
+// roleEnv is the environment variable that says what this test binary does when a test runs it as another process.
 const roleEnv = "NETYARD_STORE_TEST_ROLE"
 
 func TestMain(m *testing.M) {
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 		line, code := Report(Verify(path))
 		fmt.Println(line)
 		os.Exit(code)
-	case "hold": // the file, until the parent closes the pipe
+	case "hold": // hold the file open until the parent closes the pipe
 		s, err := Open(context.Background(), Config{Path: path})
 		fmt.Println(err)
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -91,7 +91,7 @@ func TestBucket(t *testing.T) {
 	err := s.View(func(tx Tx) error {
 		got, err := records.Get(tx, "c")
 		if d := cmp.Diff(record{"again", 9}, got); d != "" {
-			t.Errorf("record that was put twice (-want +got):\n%s", d)
+			t.Errorf("record that was written twice (-want +got):\n%s", d)
 		}
 		if d := cmp.Diff([]string{"a/1", "b/1", "b/10", "b/2", "c"}, records.Keys(tx, "")); d != "" {
 			t.Errorf("keys (-want +got):\n%s", d)
@@ -171,7 +171,7 @@ func TestUpdateThatFails(t *testing.T) {
 	wantError(t, err, errMine, "mine")
 	err = s.View(func(tx Tx) error {
 		if keys := records.Keys(tx, ""); len(keys) > 0 {
-			t.Errorf("records %q are there", keys)
+			t.Errorf("the failed transaction wrote %q", keys)
 		}
 		return nil
 	})
@@ -194,7 +194,7 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-// edit changes the file behind the store's back.
+// edit changes the file without the store.
 func edit(t *testing.T, path string, fn func(tx *bbolt.Tx) error) {
 	t.Helper()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait})
@@ -217,7 +217,7 @@ func TestDamagedValue(t *testing.T) {
 	tests := []struct {
 		name string
 		edit func(tx *bbolt.Tx) error
-		text string // of what reads it
+		text string // the error of reading it
 	}{
 		{"a bit of the value", put("records", "a", func(v []byte) []byte { v[len(v)-2] ^= 1; return v }), `decode records "a": checksum: damaged`},
 		{"a bit of the checksum", put("records", "a", func(v []byte) []byte { v[0] ^= 1; return v }), `decode records "a": checksum: damaged`},
@@ -238,12 +238,12 @@ func TestDamagedValue(t *testing.T) {
 			wantError(t, s.Close(), nil, "")
 			edit(t, path, tt.edit)
 			if err := Verify(path); !errors.Is(err, ErrDamaged) {
-				t.Errorf("verify says %v", err)
+				t.Errorf("the check says %v", err)
 			}
 			s = open(t, Config{Path: path})
 			err := s.View(func(tx Tx) error {
 				if _, err := records.Get(tx, "b"); err != nil {
-					t.Errorf("the record beside it: %v", err)
+					t.Errorf("the other record: %v", err)
 				}
 				_, err := records.Get(tx, "a")
 				return err
@@ -268,10 +268,10 @@ func TestSchema(t *testing.T) {
 	edit(t, path, set("2"))
 	_, err := Open(t.Context(), Config{Path: path})
 	wantError(t, err, ErrSchema, "open "+path+": schema 2: written by a newer netyard (this one knows 1)")
-	wantError(t, Verify(path), nil, "") // a newer file is not a damaged one
+	wantError(t, Verify(path), nil, "") // a newer file is not damaged
 	edit(t, path, func(tx *bbolt.Tx) error {
 		if v := tx.Bucket([]byte("meta")).Get([]byte("schema")); string(v) != "2" {
-			t.Errorf("schema of the refused file is now %q", v)
+			t.Errorf("the schema of the refused file was changed to %q", v)
 		}
 		return nil
 	})
@@ -280,7 +280,7 @@ func TestSchema(t *testing.T) {
 	wantError(t, Verify(path), ErrDamaged, `read schema version "q": damaged`)
 }
 
-// asRole runs this binary as another process that ends before the test does.
+// asRole runs this test binary as another process, which ends with the test, and returns its first line of output.
 func asRole(t *testing.T, role, path string) (cmd *exec.Cmd, firstLine string) {
 	t.Helper()
 	cmd = exec.Command(os.Args[0], path)

@@ -19,31 +19,30 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// Exit codes of a process that runs Verify for VerifyIn. Any other end says nothing about the file.
+// These are the exit codes of a process that runs Verify for VerifyIn. Any other end says nothing about the file.
 const (
 	ExitSound  = 0
 	ExitLocked = 3
-	ExitUnsure = 4 // it could not be examined
-	// ExitDamaged counts only with damagedWord before what was found.
+	ExitUnsure = 4 // the file could not be checked
+	// ExitDamaged counts only if the line of output begins with damagedPrefix.
 	ExitDamaged = 5
 )
 
-// damagedWord begins the line in which an examiner says that a file is damaged. No other program that fails says it.
-const damagedWord = "netyard: examined and damaged: "
+// damagedPrefix begins the line that reports a damaged file. No other program that fails prints it.
+const damagedPrefix = "netyard: examined and damaged: "
 
 const (
-	// examinations is how often VerifyIn tries when an examiner comes to no result, examinePause how long it waits in
-	// between.
-	examinations = 3
-	examinePause = time.Second
+	// maxExaminations is how often VerifyIn runs the check if it has no result, with examinePause in between.
+	maxExaminations = 3
+	examinePause    = time.Second
 )
 
-// Verify reads the whole file: the structure of its pages, the free list and each value's checksum. Only what it found
-// in the file is ErrDamaged; what kept it from reading is not. Memory can run out at any point, which ends the
-// process: VerifyIn runs it in one of its own.
+// Verify checks the whole file: the structure of its pages, the free list and the checksum of each value. It fails with
+// ErrDamaged only for what it found in the file, not if it could not read it. Memory can run out at any point, which
+// ends the process; therefore VerifyIn runs it in a process of its own.
 func Verify(path string) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() { // the pages were read, so it is what they say
+	defer func() { // the file was read, so its contents caused the panic
 		if p := recover(); p != nil {
 			err = fmt.Errorf("check %s: %w: %v", path, ErrDamaged, p)
 		}
@@ -63,17 +62,17 @@ func Verify(path string) (err error) {
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
-	defer db.Close() //nolint:errcheck // read only
+	defer db.Close() //nolint:errcheck // opened read-only
 	return db.View(checkValues)
 }
 
-// readLocked reads a file whole, under the lock that keeps bbolt from writing to it until unlock.
+// readLocked reads a whole file, under the lock that keeps bbolt from writing to it until unlock.
 func readLocked(path string) (raw []byte, unlock func(), err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	unlock = func() { _ = f.Close() } // read only
+	unlock = func() { _ = f.Close() } // opened read-only
 	for until := time.Now().Add(lockWait); ; time.Sleep(lockWait / 20) {
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
 		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(until) {
@@ -99,7 +98,7 @@ func checkValues(tx *bbolt.Tx) error {
 		if string(name) == metaBucket {
 			_, err := schemaOf(b)
 			if err == nil {
-				_, err = metaNumber(b, foldedKey)
+				_, err = metaNumber(b, flushedKey)
 			}
 			if err == nil {
 				_, err = metaNumber(b, generationKey)
@@ -115,7 +114,7 @@ func checkValues(tx *bbolt.Tx) error {
 	})
 }
 
-// Report is what a process that ran Verify prints, and the code it ends with.
+// Report returns what a process that ran Verify prints, and its exit code.
 func Report(err error) (line string, code int) {
 	switch {
 	case err == nil:
@@ -123,14 +122,14 @@ func Report(err error) (line string, code int) {
 	case errors.Is(err, ErrLocked):
 		return err.Error(), ExitLocked
 	case errors.Is(err, ErrDamaged):
-		return damagedWord + err.Error(), ExitDamaged
+		return damagedPrefix + err.Error(), ExitDamaged
 	}
 	return err.Error(), ExitUnsure
 }
 
 // VerifyIn returns a Config.Verify that runs argv with the path appended; that process calls Verify, prints Report's
-// line and ends with its code. A file is damaged only if that process says so. If it is killed, or comes to no result,
-// it is run again, and in the end the error says why: that is no word about the file.
+// line and exits with its code. A file is damaged only if that process reports it. If it is killed or has no result, it
+// is run again, and after the last run the error, ErrUnexamined, says why; that says nothing about the file.
 func VerifyIn(argv ...string) func(ctx context.Context, path string) error {
 	return func(ctx context.Context, path string) error {
 		return verifyIn(ctx, argv, path, examinePause)
@@ -139,7 +138,7 @@ func VerifyIn(argv ...string) func(ctx context.Context, path string) error {
 
 func verifyIn(ctx context.Context, argv []string, path string, pause time.Duration) error {
 	var why string
-	for try := range examinations {
+	for try := range maxExaminations {
 		if try > 0 {
 			select {
 			case <-ctx.Done():
@@ -147,7 +146,7 @@ func verifyIn(ctx context.Context, argv []string, path string, pause time.Durati
 			}
 		}
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("verify %s: %w", path, err)
+			return fmt.Errorf("check %s: %w", path, err)
 		}
 		done, failed, err := examine(ctx, argv, path)
 		if done {
@@ -155,12 +154,12 @@ func verifyIn(ctx context.Context, argv []string, path string, pause time.Durati
 		}
 		why = failed
 	}
-	return fmt.Errorf("verify %s: %w %d times, the last time it %s; the file was left as it is, and netyard does not start without "+
-		"having examined it: see that there is memory, and that the file can be read, and start netyard again",
-		path, ErrUnexamined, examinations, why)
+	return fmt.Errorf("check %s: %w in %d runs; the last one %s; the file was left as it is; netyard does not start "+
+		"without this check: make sure that memory is free and that the file can be read, and start netyard again",
+		path, ErrUnexamined, maxExaminations, why)
 }
 
-// examine runs the examiner once. done: it came to a result, which is err; otherwise failed says what became of it.
+// examine runs the check once. done says that it had a result, which is err; otherwise failed says what happened.
 func examine(ctx context.Context, argv []string, path string) (done bool, failed string, err error) {
 	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:len(argv):len(argv)], path)...)
 	var stdout, stderr bytes.Buffer
@@ -171,19 +170,19 @@ func examine(ctx context.Context, argv []string, path string) (done bool, failed
 	case err == nil:
 		return true, "", nil
 	case ctx.Err() != nil:
-		return true, "", fmt.Errorf("verify %s: %w", path, ctx.Err())
+		return true, "", fmt.Errorf("check %s: %w", path, ctx.Err())
 	case !errors.As(err, &exit):
 		return false, "could not be run: " + err.Error(), nil
 	}
 	line := firstLine(stdout.String())
-	said, isDamaged := strings.CutPrefix(line, damagedWord)
+	finding, isDamaged := strings.CutPrefix(line, damagedPrefix)
 	switch code := exit.ExitCode(); {
 	case code == ExitLocked:
-		return true, "", fmt.Errorf("verify %s: %w", path, ErrLocked)
+		return true, "", fmt.Errorf("check %s: %w", path, ErrLocked)
 	case code == ExitDamaged && isDamaged:
-		return true, "", fmt.Errorf("verify %s: %w: %s", path, ErrDamaged, said)
+		return true, "", fmt.Errorf("check %s: %w: %s", path, ErrDamaged, finding)
 	case code == ExitUnsure && line != "":
-		return false, "said: " + line, nil
+		return false, "reported: " + line, nil
 	}
 	if line = firstLine(stderr.String()); line == "" {
 		return false, "ended with " + exit.String(), nil
@@ -196,7 +195,7 @@ func firstLine(s string) string {
 	return line
 }
 
-// lockHolder finds who holds the file's lock (proc(5), /proc/locks); 0 when it cannot be told.
+// lockHolder returns the process that holds the file's lock (proc(5), /proc/locks); 0 when it cannot be determined.
 func lockHolder(path string) int {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -210,7 +209,7 @@ func lockHolder(path string) int {
 	if err != nil {
 		return 0
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close() //nolint:errcheck // opened read-only
 	inode := ":" + strconv.FormatUint(sys.Ino, 10)
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		// 1: FLOCK  ADVISORY  WRITE 4242 fe:00:1234 0 EOF

@@ -26,20 +26,19 @@ func TestVerifyIn(t *testing.T) {
 
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	wantError(t, verify(gone, path), context.Canceled, "verify "+path+": context canceled")
+	wantError(t, verify(gone, path), context.Canceled, "check "+path+": context canceled")
 	t.Setenv(roleEnv, "verify")
 	edit(t, path, put("records", "a", func([]byte) []byte { return []byte("x") }))
-	wantError(t, verify(t.Context(), path), ErrDamaged, "verify "+path+`: damaged: records "a": 1 bytes: damaged`)
+	wantError(t, verify(t.Context(), path), ErrDamaged, "check "+path+`: damaged: records "a": 1 bytes: damaged`)
 }
 
-// examiner is VerifyIn without a pause worth the name.
+// examiner is VerifyIn with a pause of only 1 ms.
 func examiner(argv ...string) func(context.Context, string) error {
 	return func(ctx context.Context, path string) error { return verifyIn(ctx, argv, path, time.Millisecond) }
 }
 
-// TestExaminerFails: an examiner that is killed, cannot run or says something else says nothing about the file, which
-// stays where it is and is not opened; it was tried several times. The one that says that the file is damaged is
-// believed at once.
+// TestExaminerFails: if the check is killed, cannot run or prints something else, it is run again, and the file stays
+// where it is and is not opened. A check that reports a damaged file is believed at once.
 func TestExaminerFails(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "state.db")
@@ -75,14 +74,14 @@ func TestExaminerFails(t *testing.T) {
 		"a panic":               {sh("echo panic: damaged >&2; exit 2"), "panic: damaged", 3},
 		"another program":       {sh("exit 1"), "exit status 1", 3},
 		"damaged, by code only": {sh(fmt.Sprint("exit ", ExitDamaged)), fmt.Sprint("exit status ", ExitDamaged), 3},
-		"damaged, by word only": {sh("echo '" + damagedWord + "x'; exit 1"), "exit status 1", 3},
-		"damaged, on stderr":    {sh(fmt.Sprint("echo '", damagedWord, "x' >&2; exit ", ExitDamaged)), "exit status", 3},
-		"cannot read":           {sh(fmt.Sprint("echo read: input/output error; exit ", ExitUnsure)), "said: read: input/output error", 3},
+		"damaged, by word only": {sh("echo '" + damagedPrefix + "x'; exit 1"), "exit status 1", 3},
+		"damaged, on stderr":    {sh(fmt.Sprint("echo '", damagedPrefix, "x' >&2; exit ", ExitDamaged)), "exit status", 3},
+		"cannot read":           {sh(fmt.Sprint("echo read: input/output error; exit ", ExitUnsure)), "reported: read: input/output error", 3},
 		"no memory to start it": {[]string{"sh", "-c", "echo >>" + tries + "; ulimit -v 20000; exec " + os.Args[0] + " #"}, "ended with", 3},
 		"no program":            {[]string{filepath.Join(dir, "no-such-program")}, "no such file", 0},
 		"no permission":         {[]string{dir}, "permission denied", 0},
 		"no format":             {[]string{text}, "exec format error", 0},
-		"damaged":               {sh(fmt.Sprint("echo '", damagedWord, "x'; exit ", ExitDamaged)), "", 1},
+		"damaged":               {sh(fmt.Sprint("echo '", damagedPrefix, "x'; exit ", ExitDamaged)), "", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv(roleEnv, "verify")
@@ -91,10 +90,10 @@ func TestExaminerFails(t *testing.T) {
 			}
 			err := examiner(c.argv...)(t.Context(), path)
 			if err == nil || errors.Is(err, ErrDamaged) != (c.says == "") {
-				t.Fatalf("verify says %v", err)
+				t.Fatalf("the check says %v", err)
 			}
 			if n, _ := os.ReadFile(tries); len(n) != c.tries {
-				t.Errorf("it was tried %d times, want %d", len(n), c.tries)
+				t.Errorf("the check was run %d times, want %d", len(n), c.tries)
 			}
 			if c.says == "" {
 				return
@@ -109,16 +108,16 @@ func TestExaminerFails(t *testing.T) {
 				t.Errorf("open says %v", err)
 			}
 			if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, raw) {
-				t.Errorf("the file is another one now: %v", err)
+				t.Errorf("the file has changed: %v", err)
 			}
 			if aside, _ := filepath.Glob(path + ".damaged*"); len(aside) > 0 {
-				t.Errorf("there is %v", aside)
+				t.Errorf("the file was moved aside: %v", aside)
 			}
 		})
 	}
 }
 
-// TestExaminerFailsOnce: one that was killed is run again, and its word counts.
+// TestExaminerFailsOnce: a check that was killed is run again, and the second result counts.
 func TestExaminerFailsOnce(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "state.db")
@@ -128,26 +127,28 @@ func TestExaminerFailsOnce(t *testing.T) {
 		end string
 		is  error
 	}{
-		"sound": {"exit 0", nil}, "damaged": {fmt.Sprint("echo '", damagedWord, "x'; exit ", ExitDamaged), ErrDamaged},
-		"locked": {fmt.Sprint("exit ", ExitLocked), ErrLocked},
+		"sound":   {"exit 0", nil},
+		"damaged": {fmt.Sprint("echo '", damagedPrefix, "x'; exit ", ExitDamaged), ErrDamaged},
+		"locked":  {fmt.Sprint("exit ", ExitLocked), ErrLocked},
 	} {
 		t.Run(name, func(t *testing.T) {
 			first := filepath.Join(t.TempDir(), "first")
 			script := "mkdir " + first + " 2>/dev/null && kill -KILL $$; " + c.end + " #"
-			if err := examiner("sh", "-c", script)(t.Context(), path); !errors.Is(err, c.is) || err == nil != (c.is == nil) {
-				t.Errorf("verify says %v", err)
+			err := examiner("sh", "-c", script)(t.Context(), path)
+			if !errors.Is(err, c.is) || (err == nil) != (c.is == nil) {
+				t.Errorf("the check says %v", err)
 			}
 		})
 	}
 }
 
-// TestExaminerStopped: who is told to end while an examiner fails does not wait for the next.
+// TestExaminerStopped: after the context ends, a failed check is not run again.
 func TestExaminerStopped(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	path := filepath.Join(t.TempDir(), "state.db")
 	started := filepath.Join(t.TempDir(), "started")
 	go func() {
-		for { // until the first has failed; the pause is longer than any test
+		for { // until the first check runs; the pause after it is longer than any test
 			if _, err := os.Stat(started); err == nil {
 				cancel()
 				return
@@ -155,10 +156,10 @@ func TestExaminerStopped(t *testing.T) {
 		}
 	}()
 	err := verifyIn(ctx, []string{"sh", "-c", "mkdir " + started + "; kill -KILL $$ #"}, path, time.Hour)
-	wantError(t, err, context.Canceled, "verify "+path+": context canceled")
+	wantError(t, err, context.Canceled, "check "+path+": context canceled")
 }
 
-// fill writes a file of many pages, the last record in a transaction of its own, and returns what it looks like.
+// fill writes a database of many pages, the last record in a transaction of its own, and returns the file's content.
 func fill(t *testing.T, path string) []byte {
 	t.Helper()
 	s := open(t, Config{Path: path})
@@ -196,7 +197,7 @@ func TestDamagedFile(t *testing.T) {
 	try := func(name string, raw []byte) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv(roleEnv, "verify")
-			t.Setenv("GORACE", "atexit_sleep_ms=0") // a second for each process
+			t.Setenv("GORACE", "atexit_sleep_ms=0") // the default is a second per process
 			outcomes[checkDamaged(t, raw)]++
 		})
 	}
@@ -208,7 +209,7 @@ func TestDamagedFile(t *testing.T) {
 		try(fmt.Sprint("pages, round ", round), raw)
 	}
 	if outcomes[true] == 0 || outcomes[false] == 0 {
-		t.Errorf("outcomes of the rounds are %v; both were wanted", outcomes)
+		t.Errorf("sound and damaged files in the rounds: %v, want some of both", outcomes)
 	}
 	for round := range 20 {
 		raw := bytes.Clone(sound)
@@ -238,18 +239,18 @@ func TestDamagedFile(t *testing.T) {
 		edit(branchOf(t, raw, root))
 		try(name, raw)
 	}
-	// Another key in the same place: only the checksum can tell.
+	// Another key in the same place is noticed only by the checksum.
 	raw := bytes.ReplaceAll(sound, []byte("001999"), []byte("00199~"))
 	try("a key", raw)
 }
 
-// branchOf finds the first branch page below a root.
+// branchOf returns the first branch page of a bucket.
 func branchOf(t *testing.T, raw []byte, root uint64) []byte {
 	t.Helper()
 	size := mustMeta(t, raw).pageSize
 	for id := uint64(2); id < uint64(len(raw))/size; id++ {
 		f := &pageFile{raw: raw, meta: mustMeta(t, raw), owner: make([]string, mustMeta(t, raw).pages)}
-		if f.bucket(root, 0) == nil && f.owner[id] == "a bucket" && raw[id*size+8] == isBranch {
+		if f.checkBucket(root, 0) == nil && f.owner[id] == "a bucket" && raw[id*size+8] == isBranch {
 			return raw[id*size:]
 		}
 	}
@@ -257,7 +258,7 @@ func branchOf(t *testing.T, raw []byte, root uint64) []byte {
 	return nil
 }
 
-// mustMeta is the newest meta record of a file.
+// mustMeta returns the newest meta record of a file.
 func mustMeta(t *testing.T, raw []byte) pageMeta {
 	t.Helper()
 	m, err := newestMeta(raw)
@@ -267,7 +268,7 @@ func mustMeta(t *testing.T, raw []byte) pageMeta {
 	return m
 }
 
-// FuzzCheckPages: nothing that a file has in it ends the process, and what is taken for sound bbolt can read.
+// FuzzCheckPages: no content of a file crashes the process, and bbolt can read what checkPages accepts.
 func FuzzCheckPages(f *testing.F) {
 	path := filepath.Join(f.TempDir(), "state.db")
 	s, err := Open(f.Context(), Config{Path: path})
@@ -297,13 +298,13 @@ func FuzzCheckPages(f *testing.F) {
 			t.Fatal(err)
 		}
 		if err := Verify(path); err != nil && !errors.Is(err, ErrDamaged) {
-			t.Errorf("verify says %v", err)
+			t.Errorf("the check says %v", err)
 		}
 	})
 }
 
-// checkDamaged opens the file and says whether it was sound: then it has what was written, and otherwise it is empty,
-// and what it was is beside it.
+// checkDamaged opens a file with this content and returns whether it was sound: then it must have the written records;
+// otherwise the new file must be empty, and the former one moved aside.
 func checkDamaged(t *testing.T, raw []byte) (sound bool) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "state.db")
@@ -314,9 +315,9 @@ func checkDamaged(t *testing.T, raw []byte) (sound bool) {
 	defer cancel()
 	verify := VerifyIn(os.Args[0])
 	if err := verify(ctx, path); err != nil && !errors.Is(err, ErrDamaged) {
-		t.Fatalf("verify says %v", err)
+		t.Fatalf("the check says %v", err)
 	} else {
-		t.Log("verify says", err)
+		t.Log("the check says", err)
 	}
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	s := open(t, Config{Path: path, Verify: verify, Now: func() time.Time { return now }})
@@ -331,8 +332,8 @@ func checkDamaged(t *testing.T, raw []byte) (sound bool) {
 		return errors.Join(err, records.Put(tx, "new", record{"new", 1}))
 	})
 	if s.Damaged == "" {
-		if n < filled { // the last transaction can be lost, with the page that says it was committed
-			t.Errorf("%d of %d records are left in a sound file", n, filled)
+		if n < filled { // the last transaction can be lost with its meta page
+			t.Errorf("%d of %d records are in a sound file", n, filled)
 		}
 		return true
 	}
@@ -340,7 +341,7 @@ func checkDamaged(t *testing.T, raw []byte) (sound bool) {
 		t.Errorf("moved to %s, want %s", s.Damaged, want)
 	}
 	if aside, err := os.ReadFile(s.Damaged); err != nil || !bytes.Equal(aside, raw) {
-		t.Errorf("what was moved aside is not the file: %d bytes, %v", len(aside), err)
+		t.Errorf("the file that was moved aside differs: %d bytes, %v", len(aside), err)
 	}
 	if n > 0 {
 		t.Errorf("the new file has %d records", n)

@@ -1,4 +1,4 @@
-// Package clustertest gives tests an etcd of their own, which they can kill, restore and cut off.
+// Package clustertest runs an etcd for a test, which the test can kill, restore from a backup and cut off.
 package clustertest
 
 import (
@@ -17,22 +17,22 @@ import (
 	"time"
 )
 
-// An Etcd is one member, on loopback, and what is before it: a wire that can be cut.
+// An Etcd is a single-member etcd on loopback, behind a proxy that the test can cut.
 type Etcd struct {
-	// URL is that of the wire.
+	// URL is the URL of the proxy.
 	URL string
-	// Dir has its data while it is stopped.
+	// Dir is its data directory; a test may change it while etcd is stopped.
 	Dir string
 
 	args   []string
-	client string // host:port, behind the wire
+	client string // host:port, behind the proxy
 	peer   string
 	cmd    *exec.Cmd
-	said   bytes.Buffer
-	wire   *wire
+	output bytes.Buffer
+	proxy  *proxy
 }
 
-// Program is the etcd that tests run: NETYARD_ETCD, or that of the machine.
+// Program returns the etcd that tests run: NETYARD_ETCD, or the one in PATH.
 func Program() string {
 	if p := os.Getenv("NETYARD_ETCD"); p != "" {
 		return p
@@ -40,36 +40,38 @@ func Program() string {
 	return "etcd"
 }
 
-// Start runs etcd until the test ends, with these arguments beside its own. With TLS in them scheme is https.
+// Start runs etcd until the test ends, with args beside its own. If args configure TLS, scheme is https.
 func Start(t testing.TB, scheme string, args ...string) *Etcd {
 	t.Helper()
 	if scheme == "" {
 		scheme = "http"
 	}
-	own := fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(256), 1+rand.N(254)) //nolint:gosec // it need not be secret
+	//nolint:gosec // it need not be secret
+	own := fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(256), 1+rand.N(254))
 	e := &Etcd{Dir: filepath.Join(t.TempDir(), "data"), client: own + ":2379", peer: own + ":2380", args: args}
-	e.wire = newWire(t, e.client)
-	e.URL = scheme + "://" + e.wire.l.Addr().String()
+	e.proxy = newProxy(t, e.client)
+	e.URL = scheme + "://" + e.proxy.l.Addr().String()
 	e.args = append([]string{
 		"--listen-client-urls", scheme + "://" + e.client, "--advertise-client-urls", scheme + "://" + e.client,
-		"--listen-peer-urls", "http://" + e.peer, "--initial-advertise-peer-urls", "http://" + e.peer, "--initial-cluster", "default=http://" + e.peer,
-		"--heartbeat-interval", "50", "--election-timeout", "500", "--logger", "zap", "--log-level", "error", "--auto-compaction-retention", "0",
+		"--listen-peer-urls", "http://" + e.peer, "--initial-advertise-peer-urls", "http://" + e.peer,
+		"--initial-cluster", "default=http://" + e.peer, "--heartbeat-interval", "50", "--election-timeout", "500",
+		"--logger", "zap", "--log-level", "error", "--auto-compaction-retention", "0",
 	}, args...)
 	t.Cleanup(func() {
 		e.Kill(t)
 		if t.Failed() {
-			t.Logf("etcd said:\n%s", e.said.String())
+			t.Logf("output of etcd:\n%s", e.output.String())
 		}
 	})
 	e.Run(t)
 	return e
 }
 
-// Run starts it again after Kill.
+// Run starts etcd again after Kill.
 func (e *Etcd) Run(t testing.TB) {
 	t.Helper()
 	e.cmd = exec.Command(Program(), append([]string{"--data-dir", e.Dir}, e.args...)...)
-	e.cmd.Stdout, e.cmd.Stderr = &e.said, &e.said
+	e.cmd.Stdout, e.cmd.Stderr = &e.output, &e.output
 	if err := e.cmd.Start(); err != nil {
 		t.Fatalf("start etcd (package etcd-server): %v", err)
 	}
@@ -78,12 +80,12 @@ func (e *Etcd) Run(t testing.TB) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("etcd does not serve on %s:\n%s", e.client, e.said.String())
+			t.Fatalf("etcd does not serve on %s:\n%s", e.client, e.output.String())
 		}
 	}
 }
 
-// serves says whether it has a leader, or listens, where only who it knows may ask.
+// serves says whether etcd has a leader; with TLS, where only known clients may ask, whether it listens.
 func (e *Etcd) serves() bool {
 	if strings.HasPrefix(e.URL, "https:") {
 		conn, err := net.Dial("tcp", e.client)
@@ -99,7 +101,7 @@ func (e *Etcd) serves() bool {
 	return err == nil && resp.StatusCode == http.StatusOK
 }
 
-// Kill ends it as a power cut does.
+// Kill ends etcd as a power cut would.
 func (e *Etcd) Kill(t testing.TB) {
 	t.Helper()
 	if e.cmd == nil {
@@ -110,7 +112,7 @@ func (e *Etcd) Kill(t testing.TB) {
 	e.cmd = nil
 }
 
-// Wipe takes all its data away. It has to be stopped.
+// Wipe deletes all its data. It must be stopped.
 func (e *Etcd) Wipe(t testing.TB) {
 	t.Helper()
 	if err := os.RemoveAll(e.Dir); err != nil {
@@ -118,7 +120,7 @@ func (e *Etcd) Wipe(t testing.TB) {
 	}
 }
 
-// Backup copies its data to a directory, or back. It has to be stopped.
+// Backup copies its data to a directory, or back. It must be stopped.
 func Backup(t testing.TB, from, to string) {
 	t.Helper()
 	if err := os.RemoveAll(to); err != nil {
@@ -129,14 +131,14 @@ func Backup(t testing.TB, from, to string) {
 	}
 }
 
-// Version is what it says of itself.
+// Version returns the version that etcd reports, as JSON.
 func (e *Etcd) Version(t testing.TB) string {
 	t.Helper()
 	resp, err := http.Get("http://" + e.client + "/version")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was read
+	defer resp.Body.Close() //nolint:errcheck // it has been read
 	raw, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
@@ -144,22 +146,21 @@ func (e *Etcd) Version(t testing.TB) string {
 	return string(raw)
 }
 
-// Cut makes what is sent through the wire go nowhere, as a router does that has died; Mend has it pass again, on new
-// connections.
-func (e *Etcd) Cut() { e.wire.set(true) }
+// Cut makes the proxy drop all data, as a dead router does; Mend lets it pass again, on new connections.
+func (e *Etcd) Cut() { e.proxy.setCut(true) }
 
-// Slow has whatever is sent through the wire take that long.
+// Slow delays all data through the proxy by d.
 func (e *Etcd) Slow(d time.Duration) {
-	e.wire.mu.Lock()
-	defer e.wire.mu.Unlock()
-	e.wire.slow = d
+	e.proxy.mu.Lock()
+	defer e.proxy.mu.Unlock()
+	e.proxy.slow = d
 }
 
 // Mend undoes Cut.
-func (e *Etcd) Mend() { e.wire.set(false) }
+func (e *Etcd) Mend() { e.proxy.setCut(false) }
 
-// A wire passes connections on.
-type wire struct {
+// A proxy forwards connections.
+type proxy struct {
 	l  net.Listener
 	to string
 
@@ -169,13 +170,13 @@ type wire struct {
 	conns map[net.Conn]bool
 }
 
-func newWire(t testing.TB, to string) *wire {
+func newProxy(t testing.TB, to string) *proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{l: l, to: to, conns: map[net.Conn]bool{}}
+	p := &proxy{l: l, to: to, conns: map[net.Conn]bool{}}
 	var all sync.WaitGroup
 	all.Add(1)
 	go func() {
@@ -188,34 +189,34 @@ func newWire(t testing.TB, to string) *wire {
 			all.Add(1)
 			go func() {
 				defer all.Done()
-				w.pass(in)
+				p.serve(in)
 			}()
 		}
 	}()
 	t.Cleanup(func() {
 		_ = l.Close()
-		w.drop()
+		p.closeConns()
 		all.Wait()
 	})
-	return w
+	return p
 }
 
-// pass carries one connection until either end closes it.
-func (w *wire) pass(in net.Conn) {
-	defer in.Close() //nolint:errcheck // either end may have
-	w.hold(in, true)
-	defer w.hold(in, false)
-	out, err := net.Dial("tcp", w.to)
+// serve forwards one connection until either end closes it.
+func (p *proxy) serve(in net.Conn) {
+	defer in.Close() //nolint:errcheck // it may be closed already
+	p.track(in, true)
+	defer p.track(in, false)
+	out, err := net.Dial("tcp", p.to)
 	if err != nil {
 		return
 	}
-	defer out.Close() //nolint:errcheck // either end may have
-	w.hold(out, true)
-	defer w.hold(out, false)
+	defer out.Close() //nolint:errcheck // it may be closed already
+	p.track(out, true)
+	defer p.track(out, false)
 	done := make(chan struct{}, 2)
 	for _, d := range []struct{ from, to net.Conn }{{in, out}, {out, in}} {
 		go func() {
-			w.carry(d.from, d.to)
+			p.copy(d.from, d.to)
 			_, _ = d.from.Close(), d.to.Close()
 			done <- struct{}{}
 		}()
@@ -224,16 +225,16 @@ func (w *wire) pass(in net.Conn) {
 	<-done
 }
 
-func (w *wire) carry(from, to net.Conn) {
+func (p *proxy) copy(from, to net.Conn) {
 	buf := make([]byte, 1<<16)
 	for {
 		n, err := from.Read(buf)
 		if err != nil {
 			return
 		}
-		w.mu.Lock()
-		cut, slow := w.cut, w.slow
-		w.mu.Unlock()
+		p.mu.Lock()
+		cut, slow := p.cut, p.slow
+		p.mu.Unlock()
 		time.Sleep(slow)
 		if cut {
 			continue
@@ -244,32 +245,32 @@ func (w *wire) carry(from, to net.Conn) {
 	}
 }
 
-func (w *wire) hold(c net.Conn, on bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if delete(w.conns, c); on {
-		w.conns[c] = true
+func (p *proxy) track(c net.Conn, on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if delete(p.conns, c); on {
+		p.conns[c] = true
 	}
 }
 
-func (w *wire) set(cut bool) {
-	w.mu.Lock()
-	w.cut = cut
-	w.mu.Unlock()
+func (p *proxy) setCut(cut bool) {
+	p.mu.Lock()
+	p.cut = cut
+	p.mu.Unlock()
 	if !cut {
-		w.drop() // what was lost on the way would have been sent again by TCP; here it is not
+		p.closeConns() // TCP would send dropped data again, but this proxy does not
 	}
 }
 
-func (w *wire) drop() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for c := range w.conns {
+func (p *proxy) closeConns() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
 		_ = c.Close()
 	}
 }
 
-// Eventually waits for something that takes its time on a busy machine.
+// Eventually waits up to a minute until ok returns true; the failure message says what did not happen.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
@@ -279,5 +280,5 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// Direct is the URL past the wire.
+// Direct returns the URL that bypasses the proxy.
 func (e *Etcd) Direct() string { return "http://" + e.client }

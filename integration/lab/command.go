@@ -10,18 +10,18 @@ import (
 	"time"
 )
 
-// commandTime is how long any one command of a test may take. Docker waits up to 60 s for a plugin that is down; a
-// test that runs into that is to see it, and not to hang.
+// commandTime is how long a command of a test may take. Docker waits up to 60 s for a plugin that is down; a test that
+// runs into that must see it, and not hang.
 const commandTime = 2 * time.Minute
 
-// run runs a command and returns what it printed, trimmed. The error is what it complained.
-// start says where: (*exec.Cmd).Start for this machine's own namespaces.
+// run runs a command and returns its standard output, trimmed. The error has its standard error. start starts it in
+// some namespaces: startHere in this machine's own.
 func run(path string, args []string, prepare func(*exec.Cmd), start func(*exec.Cmd) error) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.WaitDelay = time.Second // a grandchild that keeps the output open must not keep the test
+	cmd.WaitDelay = time.Second // a grandchild that keeps the output open must not block the test
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	prepare(cmd)
 	err := start(cmd)
@@ -35,26 +35,26 @@ func run(path string, args []string, prepare func(*exec.Cmd), start func(*exec.C
 	case ctx.Err() != nil:
 		err = fmt.Errorf("took more than %v", commandTime)
 	}
-	// A shell command often says on its standard output what went wrong.
+	// Shell commands often print errors to their standard output.
 	return out, commandError{strings.TrimSpace(strings.Join([]string{stderr.String(), out}, "\n")), err}
 }
 
-// A commandError is what a command printed before it failed.
+// A commandError is the error of a failed command, with its output.
 type commandError struct {
-	said string
-	err  error
+	output string
+	err    error
 }
 
 func (e commandError) Error() string {
-	if e.said == "" {
+	if e.output == "" {
 		return e.err.Error()
 	}
-	return e.said
+	return e.output
 }
 
 func (e commandError) Unwrap() error { return e.err }
 
-// within calls f until it succeeds, and returns its last error when it has not by then.
+// within calls f until it succeeds; after limit it returns the last error.
 func within(limit time.Duration, f func() error) error {
 	deadline := time.Now().Add(limit)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
@@ -69,5 +69,5 @@ func within(limit time.Duration, f func() error) error {
 // startHere starts a command in this machine's own namespaces.
 func startHere(cmd *exec.Cmd) error { return cmd.Start() }
 
-// nothing prepares nothing.
+// nothing is a prepare function for run that does nothing.
 func nothing(*exec.Cmd) {}

@@ -11,19 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CtrImage is Image as containerd calls it.
+// CtrImage is containerd's name of Image.
 const CtrImage = "docker.io/library/" + Image + ":latest"
 
 // containerdSocket is where nerdctl and netyard look for it.
 const containerdSocket = "/run/containerd/containerd.sock"
 
-// containerdConfig leaves out what no test needs and what would take another's directories.
+// containerdConfig disables plugins that no test needs, or that would use directories of others.
 const containerdConfig = `version = 2
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
 `
 
-// StartContainerd gives the host a containerd of its own, beside the one that dockerd starts for itself, with the
-// image, and netyard's plugin where ctr looks for it. cnitool is there too.
+// StartContainerd starts a containerd on the host, beside the one that dockerd starts for itself, loads the image, and
+// installs netyard's plugin where ctr looks for it, and cnitool.
 func (h *Host) StartContainerd() {
 	t := h.report.TB()
 	t.Helper()
@@ -31,7 +31,8 @@ func (h *Host) StartContainerd() {
 	if err := os.WriteFile(config, []byte(containerdConfig), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	h.Containerd = h.Service("containerd", "containerd", "--config", config, "--root", filepath.Join(h.Dir, "containerd"),
+	h.Containerd = h.Service("containerd", "containerd", "--config", config, "--root",
+		filepath.Join(h.Dir, "containerd"),
 		"--state", "/run/containerd/state", "--address", containerdSocket)
 	h.Containerd.ready = func() error {
 		_, err := h.TryCtr("version")
@@ -42,7 +43,7 @@ func (h *Host) StartContainerd() {
 	h.CtrImport(Image, nil)
 }
 
-// CtrImport gives containerd an image with labels, and says what to call it.
+// CtrImport loads an image with labels into containerd, and returns its name.
 func (h *Host) CtrImport(image string, labels map[string]string) string {
 	t := h.report.TB()
 	t.Helper()
@@ -52,25 +53,26 @@ func (h *Host) CtrImport(image string, labels map[string]string) string {
 		err = os.WriteFile(file, archive, 0o644)
 	}
 	if err != nil {
-		t.Fatalf("lab: make the image %s: %v", image, err)
+		t.Fatalf("lab: build the image %s: %v", image, err)
 	}
 	h.Ctr("images import", file)
 	return strings.Replace(CtrImage, Image, image, 1)
 }
 
-// debianPlugins is where this machine has the plugins of containernetworking-plugins.
+// debianPlugins is the directory of Debian's package containernetworking-plugins on this machine.
 const debianPlugins = "/usr/lib/cni/"
 
-// placePlugins installs netyard's plugin, under the names that its networks have it by, cnitool, and of Debian's
-// plugins those that do their part behind netyard's.
+// placePlugins installs netyard's plugin, under all names that networks call it by, cnitool, and those of Debian's
+// plugins that can be chained after netyard's.
 func (h *Host) placePlugins() {
 	t := h.report.TB()
 	t.Helper()
 	for name, program := range map[string]string{
-		"netyard-cni": BuildPlugin(t), "cnitool": BuildCNITool(t), "bandwidth": debianPlugins + "bandwidth", "tuning": debianPlugins + "tuning",
+		"netyard-cni": BuildPlugin(t), "cnitool": BuildCNITool(t),
+		"bandwidth": debianPlugins + "bandwidth", "tuning": debianPlugins + "tuning",
 	} {
-		if err := place(program, filepath.Join(h.Dir, "bin", name)); err != nil {
-			t.Fatalf("put %s on %s: %v", name, h.Name, err)
+		if err := install(program, filepath.Join(h.Dir, "bin", name)); err != nil {
+			t.Fatalf("install %s on %s: %v", name, h.Name, err)
 		}
 	}
 	h.Sh("mkdir -p /opt/cni/bin && cp", filepath.Join(h.Dir, "bin", "netyard-cni"), "/opt/cni/bin/netyard")
@@ -78,7 +80,7 @@ func (h *Host) placePlugins() {
 	h.Sh("for mode in bridge macvlan ipvlan; do ln -sf netyard /opt/cni/bin/netyard-$mode; done")
 }
 
-// Ctr runs a ctr command line, with a shell's quotes, and returns what it printed; the test fails if the command does.
+// Ctr runs a ctr command line, with shell quoting, and returns its output; the test fails if the command does.
 func (h *Host) Ctr(cmd ...string) string {
 	t := h.report.TB()
 	t.Helper()
@@ -89,12 +91,12 @@ func (h *Host) Ctr(cmd ...string) string {
 	return out
 }
 
-// TryCtr runs a ctr command line, and may be called from any goroutine. The error is what it complained.
+// TryCtr runs a ctr command line; the error has its error output. It may be called from any goroutine.
 func (h *Host) TryCtr(cmd ...string) (string, error) {
 	return h.TrySh("ctr --address", containerdSocket, strings.Join(cmd, " "))
 }
 
-// CtrRun starts a container of containerd's in the background, on the first network in /etc/cni/net.d. Without cmd it
+// CtrRun starts a containerd container in the background, on the first network in /etc/cni/net.d. Without cmd it
 // sleeps.
 func (h *Host) CtrRun(name, flags string, cmd ...string) {
 	t := h.report.TB()
@@ -125,10 +127,10 @@ func (h *Host) tryCtrRun(image, name, flags string, cmd ...string) (string, erro
 	return h.TryCtr("run -d --cni --cgroup", h.cgroup(name), flags, image, name, strings.Join(cmd, " "))
 }
 
-// cgroup is that of a container: below the node's, to go with it.
+// cgroup returns a container's cgroup: it is below the node's, so that it is removed with that.
 func (h *Host) cgroup(name string) string { return "/" + filepath.Base(h.Dir) + "/" + name }
 
-// CtrPID is the first process of a container of containerd's, as the host numbers it.
+// CtrPID returns the first process of a containerd container, by its PID on the host.
 func (h *Host) CtrPID(name string) string {
 	t := h.report.TB()
 	t.Helper()
@@ -141,25 +143,26 @@ func (h *Host) CtrPID(name string) string {
 	return ""
 }
 
-// CtrExec runs a shell command in a container of containerd's; the error is what it complained.
+// CtrExec runs a shell command in a containerd container; the error has its error output.
 func (h *Host) CtrExec(name string, cmd ...string) (string, error) {
-	return h.TryCtr(fmt.Sprintf("task exec --exec-id x%d %s sh -c", time.Now().UnixNano(), name), "'"+strings.Join(cmd, " ")+"'")
+	exec := fmt.Sprintf("task exec --exec-id x%d %s sh -c", time.Now().UnixNano(), name)
+	return h.TryCtr(exec, "'"+strings.Join(cmd, " ")+"'")
 }
 
-// CtrStop ends the task of a container, and the container stays.
+// CtrStop ends the task of a container; the container stays.
 func (h *Host) CtrStop(name string) {
 	h.report.TB().Helper()
 	h.Ctr("task rm -f", name)
 }
 
-// CtrRemove ends a container.
+// CtrRemove ends and removes a container.
 func (h *Host) CtrRemove(name string) {
 	_, _ = h.TryCtr("task rm -f", name) // there may be none
 	h.report.TB().Helper()
 	h.Ctr("container rm", name)
 }
 
-// removeCtr removes all containers of containerd's.
+// removeCtr removes all containers of containerd.
 func (h *Host) removeCtr() error {
 	if h.Containerd == nil || !h.Containerd.Running() {
 		return nil
@@ -179,7 +182,7 @@ func (h *Host) removeCtr() error {
 	return errors.Join(errs...)
 }
 
-// removeOwn removes the networks that are no engine's, with what runtimes have of them.
+// removeOwn removes the networks that belong to no engine, and what runtimes keep of them.
 func (h *Host) removeOwn() error {
 	if !h.Netyard.Running() {
 		return nil
@@ -190,12 +193,13 @@ func (h *Host) removeOwn() error {
 		_, err := h.TrySh("netyard network rm", name)
 		errs = append(errs, err)
 	}
+	// ip makes /run/netns a mount point, which stays.
 	_, err = h.TrySh("rm -rf /etc/cni/net.d /run/netyard/tombstones; rmdir /etc/cni 2>/dev/null; " +
-		"ip -all netns del; umount /run/netns 2>/dev/null && rmdir /run/netns || true") // ip makes the directory a mount, for good
+		"ip -all netns del; umount /run/netns 2>/dev/null && rmdir /run/netns || true")
 	return errors.Join(append(errs, err)...)
 }
 
-// Named is a network namespace that the host made by name: ip netns add NAME.
+// Named returns a network namespace of the host by its name: ip netns add NAME.
 func (h *Host) Named(name string) *Net {
 	return &Net{report: h.report, name: name, node: h.Node, space: func() (space, error) {
 		return openNet(h.Inside("/run/netns/"+name), unix.CLONE_NEWNET)

@@ -20,7 +20,7 @@ const (
 	cgroupRoot = "/sys/fs/cgroup"
 )
 
-// baseDir is where the disks of nodes are. It must be on a file system that overlay2 works on.
+// baseDir returns the directory with the disks of nodes. Its file system must support overlay2.
 func baseDir() string {
 	if dir := os.Getenv("NETYARD_LAB_DIR"); dir != "" {
 		return dir
@@ -28,10 +28,10 @@ func baseDir() string {
 	return "/var/tmp"
 }
 
-// newDir makes a directory for a node, and removes those that earlier test runs could not: of a process that was
-// killed. A directory is in use for as long as its lock is held.
+// newDir makes a directory for a node, and removes those that killed test processes left. A directory is in use while
+// its lock is held.
 func newDir(name string) (string, *os.File, error) {
-	sweep()
+	removeStale()
 	made, err := os.MkdirTemp(baseDir(), "."+dirPrefix+name+"-")
 	if err != nil {
 		return "", nil, err
@@ -43,7 +43,7 @@ func newDir(name string) (string, *os.File, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return "", nil, err
 	}
-	// Its name is one that sweep looks at only now that it is locked.
+	// Only now that it is locked it gets a name that removeStale considers.
 	dir := filepath.Join(baseDir(), filepath.Base(made)[1:])
 	if err := os.Rename(made, dir); err != nil {
 		return "", nil, err
@@ -51,8 +51,8 @@ func newDir(name string) (string, *os.File, error) {
 	return dir, lock, os.Chmod(dir, 0o755)
 }
 
-// sweep removes the directories and cgroups of test processes that are gone. Their nodes went with them.
-func sweep() {
+// removeStale removes the directories and cgroups of test processes that have ended; their nodes ended with them.
+func removeStale() {
 	dirs, _ := filepath.Glob(filepath.Join(baseDir(), dirPrefix+"*"))
 	for _, dir := range dirs {
 		lock, err := os.Open(filepath.Join(dir, "lock"))
@@ -67,7 +67,7 @@ func sweep() {
 	}
 }
 
-// destroy turns the node off, removes what it left on this machine, and fails the test if it cannot.
+// destroy powers the node off and removes what it has on this machine; the test fails if something is left.
 func (n *Node) destroy() {
 	t := n.report.TB()
 	t.Helper()
@@ -95,8 +95,8 @@ func (n *Node) destroy() {
 	n.lock.Close()
 }
 
-// removeCgroups removes the cgroup of that name, and those below it, in every hierarchy: in cgroup v1 each controller
-// has one. The kernel may need a moment after the last process of a cgroup died.
+// removeCgroups removes the cgroup with a name, and those below it, in every hierarchy: in cgroup v1 each controller has
+// one. It tries for 2 s, since the kernel may need a moment after the last process of a cgroup has ended.
 func removeCgroups(name string) error {
 	tops, _ := filepath.Glob(filepath.Join(cgroupRoot, "*", name))
 	tops = append(tops, filepath.Join(cgroupRoot, name))
@@ -110,7 +110,7 @@ func removeCgroups(name string) error {
 	return err
 }
 
-// removeTrees removes directories and the directories in them, and no file: those of a cgroup go with it.
+// removeTrees removes directories with the directories in them, but no files: those of a cgroup go with it.
 func removeTrees(tops []string) error {
 	var errs []error
 	for _, top := range tops {
@@ -130,8 +130,8 @@ func removeTrees(tops []string) error {
 	return errors.Join(errs...)
 }
 
-// place puts a program at path: by a link if it is on the same file system, else by a copy.
-func place(from, path string) error {
+// install puts a program at path: as a hard link if it is on the same file system, otherwise as a copy.
+func install(from, path string) error {
 	from, err := filepath.EvalSymlinks(from)
 	if err != nil {
 		return err
@@ -155,7 +155,7 @@ func place(from, path string) error {
 	return errors.Join(err, out.Close())
 }
 
-// newBootID makes an id in the form the kernel's has.
+// newBootID returns an ID in the form of the kernel's boot ID.
 func newBootID() string {
 	var b [16]byte
 	rand.Read(b[:])

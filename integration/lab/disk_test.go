@@ -13,7 +13,7 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestNothingStays looks at this machine after a test, and after one that was killed.
+// TestNothingStays: nothing of a host is left on this machine after a test, and after one that was killed.
 func TestNothingStays(t *testing.T) {
 	if os.Getenv("LAB_TEST_HANG") != "" {
 		h := lab.New(t, lab.Engine285, lab.Name("stays"))
@@ -30,7 +30,7 @@ func TestNothingStays(t *testing.T) {
 	gone := func(t *testing.T) {
 		t.Helper()
 		var left []string
-		for range 50 { // the kernel takes its time with mounts and links
+		for range 50 { // the kernel removes mounts and links with a delay
 			if left = stays(dir); len(left) == 0 {
 				return
 			}
@@ -44,7 +44,7 @@ func TestNothingStays(t *testing.T) {
 		h.Run("c1", "")
 		h.In("c1").Listen("tcp", ":80")
 		if len(stays(dir)) < 4 {
-			t.Error("this test does not see what is there")
+			t.Error("this test does not see the host")
 		}
 	})
 	gone(t)
@@ -53,7 +53,7 @@ func TestNothingStays(t *testing.T) {
 	gone(t)
 }
 
-// stays lists what hosts whose disks are in dir have on this machine. Other tests may be running on it.
+// stays lists what is on this machine of hosts whose disks are in dir. Other tests may be running.
 func stays(dir string) (found []string) {
 	for _, pattern := range []string{
 		dir + "/*", "/sys/fs/cgroup/netyard*stays*", "/sys/fs/cgroup/*/netyard*stays*",
@@ -71,7 +71,7 @@ func stays(dir string) (found []string) {
 	return found
 }
 
-// hangAndKill runs this test's program until it has a host with a container, and kills it.
+// hangAndKill runs this test's program until it has a host with a container, and kills it then.
 func hangAndKill(t *testing.T) {
 	t.Helper()
 	cmd := exec.Command(self(t), "-test.run=^TestNothingStays$", "-test.v")

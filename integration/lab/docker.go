@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Docker runs a docker command line, with a shell's quotes, and returns what it printed; the test fails if the command
-// does. The words of cmd are joined by spaces: h.Docker("network rm", name).
+// Docker runs a docker command line, with shell quoting, and returns its output; the test fails if the command does.
+// The words of cmd are joined by spaces: h.Docker("network rm", name).
 func (h *Host) Docker(cmd ...string) string {
 	t := h.report.TB()
 	t.Helper()
 	out, err := h.TryDocker(cmd...)
-	if stillLeaving(err) {
-		out, err = h.insist(cmd...)
+	if isLeaving(err) {
+		out, err = h.retryRemove(cmd...)
 	}
 	if err != nil {
 		t.Fatalf("%s# docker %s\n%v", h.Name, strings.Join(cmd, " "), err)
@@ -26,43 +26,43 @@ func (h *Host) Docker(cmd ...string) string {
 	return out
 }
 
-// stillLeaving says whether an engine does not remove a network since a container that it has removed is still leaving
-// it: engine 20.10 says of a container that it is gone before that.
-func stillLeaving(err error) bool {
+// isLeaving says whether an engine refuses to remove a network since a removed container is still leaving it: engine
+// 20.10 reports a container as removed before that.
+func isLeaving(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "has active endpoints")
 }
 
 var noSuchNetwork = regexp.MustCompile(`No such network|network \S+ not found`)
 
-// insist removes networks that containers are still leaving. When many end at once, engine 20.10 loses count of the
-// endpoints of a network (endpoint_cnt, moby/moby#17217) and counts anew only when it starts.
-func (h *Host) insist(cmd ...string) (out string, err error) {
+// retryRemove removes networks that containers are still leaving. When many containers end at once, engine 20.10 loses
+// count of the endpoints of a network (endpoint_cnt, moby/moby#17217) until it is restarted.
+func (h *Host) retryRemove(cmd ...string) (out string, err error) {
 	again := func() error {
 		out, err = h.TryDocker(cmd...)
-		if err != nil && !stillLeaving(err) && noSuchNetwork.MatchString(err.Error()) {
-			err = nil // one of several, that went the last time
+		if err != nil && !isLeaving(err) && noSuchNetwork.MatchString(err.Error()) {
+			err = nil // the last attempt removed this one of several networks
 		}
 		return err
 	}
-	if within(settleTime/4, again) != nil && stillLeaving(err) {
+	if within(settleTime/4, again) != nil && isLeaving(err) {
 		h.Dockerd.Restart()
 		_ = within(settleTime, again)
 	}
 	return out, err
 }
 
-// DockerErr runs a docker command line that must fail, and returns what it complained.
+// DockerErr runs a docker command line that must fail, and returns its error output.
 func (h *Host) DockerErr(cmd ...string) string {
 	t := h.report.TB()
 	t.Helper()
 	out, err := h.TryDocker(cmd...)
 	if err == nil {
-		t.Fatalf("%s# docker %s\nsucceeded and must not: %s", h.Name, strings.Join(cmd, " "), out)
+		t.Fatalf("%s# docker %s\nmust fail, but succeeded: %s", h.Name, strings.Join(cmd, " "), out)
 	}
 	return err.Error()
 }
 
-// TryDocker runs a docker command line, and may be called from any goroutine. The error is what it complained.
+// TryDocker runs a docker command line; the error has its error output. It may be called from any goroutine.
 func (h *Host) TryDocker(cmd ...string) (string, error) {
 	t := h.report.TB()
 	t.Helper()
@@ -71,7 +71,7 @@ func (h *Host) TryDocker(cmd ...string) (string, error) {
 	return run("/bin/sh", []string{"-c", line}, h.client, startHere)
 }
 
-// client is the environment of a docker command: this machine's client, the host's engine.
+// client sets the environment of a docker command, which is this machine's client and the host's engine.
 func (h *Host) client(c *exec.Cmd) {
 	c.Env = append(c.Environ(), "DOCKER_HOST=unix://"+filepath.Join(h.Dir, "docker.sock"),
 		"DOCKER_CONFIG="+filepath.Join(h.Dir, "client"), "DOCKER_CLI_HINTS=false")
@@ -86,7 +86,7 @@ func (h *Host) Run(name, flags string, cmd ...string) {
 	h.Docker("run -d --name", name, flags, Image, strings.Join(cmd, " "))
 }
 
-// Exec runs a shell command in a container and returns what it printed; the test fails if the command does.
+// Exec runs a shell command in a container and returns its output; the test fails if the command does.
 func (h *Host) Exec(container string, cmd ...string) string {
 	t := h.report.TB()
 	t.Helper()
@@ -97,23 +97,23 @@ func (h *Host) Exec(container string, cmd ...string) string {
 	return out
 }
 
-// ExecErr runs a shell command in a container that must fail, and returns what it complained.
+// ExecErr runs a shell command in a container that must fail, and returns its error output.
 func (h *Host) ExecErr(container string, cmd ...string) string {
 	t := h.report.TB()
 	t.Helper()
 	out, err := h.TryExec(container, cmd...)
 	if err == nil {
-		t.Fatalf("%s# %s\nsucceeded and must not: %s", container, strings.Join(cmd, " "), out)
+		t.Fatalf("%s# %s\nmust fail, but succeeded: %s", container, strings.Join(cmd, " "), out)
 	}
 	return err.Error()
 }
 
-// TryExec runs a shell command in a container. The error is what it complained.
+// TryExec runs a shell command in a container; the error has its error output.
 func (h *Host) TryExec(container string, cmd ...string) (string, error) {
 	return run("docker", []string{"exec", container, "sh", "-c", strings.Join(cmd, " ")}, h.client, startHere)
 }
 
-// Ping fails the test if the container does not get an answer from target, a name or an address, soon.
+// Ping fails the test unless the container soon gets an answer from target, a name or an address.
 func (h *Host) Ping(container, target string) {
 	t := h.report.TB()
 	t.Helper()
@@ -126,8 +126,8 @@ func (h *Host) Ping(container, target string) {
 	}
 }
 
-// PingFail fails the test if the container gets an answer from target. A name must be known all the same: that nobody
-// knows it proves nothing.
+// PingFail fails the test if the container gets an answer from target, or if it cannot resolve target's name, which
+// would prove nothing.
 func (h *Host) PingFail(container, target string) {
 	t := h.report.TB()
 	t.Helper()
@@ -136,11 +136,11 @@ func (h *Host) PingFail(container, target string) {
 	case err == nil:
 		t.Fatalf("%s must not reach %s:\n%s", container, target, out)
 	case !strings.Contains(err.Error(), "packet loss"):
-		t.Fatalf("%s cannot even try to reach %s: %v", container, target, err)
+		t.Fatalf("%s cannot send to %s: %v", container, target, err)
 	}
 }
 
-// In is the network namespace of a running container.
+// In returns the network namespace of a running container.
 func (h *Host) In(container string) *Net {
 	t := h.report.TB()
 	t.Helper()
@@ -154,19 +154,21 @@ func (h *Host) In(container string) *Net {
 	}}
 }
 
-// Addr is the container's IPv4 address on a network.
+// Addr returns the container's IPv4 address on a network.
 func (h *Host) Addr(container, network string) string {
 	h.report.TB().Helper()
-	return h.Docker(fmt.Sprintf(`inspect -f '{{(index .NetworkSettings.Networks %q).IPAddress}}' %s`, network, container))
+	return h.Docker(fmt.Sprintf(`inspect -f '{{(index .NetworkSettings.Networks %q).IPAddress}}' %s`, network,
+		container))
 }
 
-// Addr6 is the container's IPv6 address on a network.
+// Addr6 returns the container's IPv6 address on a network.
 func (h *Host) Addr6(container, network string) string {
 	h.report.TB().Helper()
-	return h.Docker(fmt.Sprintf(`inspect -f '{{(index .NetworkSettings.Networks %q).GlobalIPv6Address}}' %s`, network, container))
+	return h.Docker(fmt.Sprintf(`inspect -f '{{(index .NetworkSettings.Networks %q).GlobalIPv6Address}}' %s`, network,
+		container))
 }
 
-// RemoveAll removes all containers, of containerd's too, and all networks that are not Docker's own.
+// RemoveAll removes all containers, also those of containerd, and all networks that are not Docker's own.
 func (h *Host) RemoveAll() {
 	t := h.report.TB()
 	t.Helper()
@@ -194,6 +196,7 @@ func (h *Host) RemoveContainers() {
 	}
 }
 
+// remove runs verb on what list prints.
 func (h *Host) remove(list, verb string) error {
 	out, err := h.TryDocker(list)
 	if err != nil || out == "" {
@@ -201,8 +204,8 @@ func (h *Host) remove(list, verb string) error {
 	}
 	cmd := []string{verb, strings.ReplaceAll(out, "\n", " ")}
 	_, err = h.TryDocker(cmd...)
-	if stillLeaving(err) {
-		_, err = h.insist(cmd...)
+	if isLeaving(err) {
+		_, err = h.retryRemove(cmd...)
 	}
 	return err
 }

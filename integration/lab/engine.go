@@ -16,28 +16,28 @@ import (
 // An Engine is a version of Docker.
 type Engine string
 
-// The engines that tests run on. 20.10 is this machine's own: of Debian 12. The others are in roots that
+// These are the engines that tests run on. 20.10 is this machine's own, of Debian 12. The others are in roots that
 // scripts/engines makes.
 const (
 	Engine2010 Engine = "20.10"
 	Engine261  Engine = "26.1"
 	Engine285  Engine = "28.5"
 	Engine298  Engine = "29.8"
-	// Engine298nft is 29.8 with its firewall by nftables: tables of its own, no DOCKER-USER, and forwarding is the
-	// admin's.
+	// Engine298nft is 29.8 with its nftables firewall: it has tables of its own and no DOCKER-USER, and does not enable
+	// forwarding.
 	Engine298nft Engine = "29.8-nft"
 )
 
-// Version is the release of the engine, without what is special about how it is run.
+// Version returns the release of the engine, without the variant.
 func (e Engine) Version() string {
 	version, _, _ := strings.Cut(string(e), "-")
 	return version
 }
 
-// Nftables says whether the engine's own firewall is by nftables, and not by iptables.
+// Nftables says whether the engine's own firewall uses nftables, and not iptables.
 func (e Engine) Nftables() bool { return strings.HasSuffix(string(e), "-nft") }
 
-// args are what the engine is started with to be the one that it is.
+// args returns the arguments that select the engine's variant.
 func (e Engine) args() []string {
 	if e.Nftables() {
 		return []string{"--firewall-backend=nftables"}
@@ -45,12 +45,12 @@ func (e Engine) args() []string {
 	return nil
 }
 
-// suite is the name of the root that has the engine: of a Debian release, or of what is built.
+// suite returns the name of the root that has the engine: that of a Debian release, or of a version that is built.
 func (e Engine) suite() string {
 	return map[Engine]string{Engine261: "trixie", Engine285: "forky", Engine298: "29.8", Engine298nft: "29.8"}[e]
 }
 
-// root is the directory that the engine's system is in.
+// root returns the directory with the engine's system.
 func (e Engine) root() string {
 	if e == Engine2010 {
 		return "/"
@@ -64,33 +64,33 @@ func (e Engine) need(t testing.TB) {
 	switch {
 	case e == Engine2010:
 		if _, err := os.Stat("/usr/sbin/dockerd"); err != nil {
-			Skip(t, "no engine 20.10: apt-get install docker.io on Debian 12 makes it")
+			Skip(t, "no engine 20.10; on Debian 12, apt-get install docker.io installs it")
 		}
 	case e.suite() == "":
-		t.Fatalf("lab: there is no engine %q: 20.10, 26.1, 28.5, 29.8 and 29.8-nft are known", string(e))
+		t.Fatalf("lab: unknown engine %q; known are 20.10, 26.1, 28.5, 29.8 and 29.8-nft", string(e))
 	default:
 		if _, err := os.Stat(filepath.Join(e.root(), ".ready")); err != nil {
-			Skip(t, fmt.Sprintf("no engine %s in %s: scripts/engines %s makes it", e, e.root(), e.suite()))
+			Skip(t, fmt.Sprintf("no engine %s in %s; scripts/engines %s makes it", e, e.root(), e.suite()))
 		}
 	}
 }
 
-// Etcd is the program of an etcd newer than this machine's own, put into a directory that a node sees. scripts/engines
-// gets it.
+// Etcd installs an etcd that is newer than this machine's own in a directory of a node, and returns its path.
+// scripts/engines gets it.
 func Etcd(t testing.TB, dir string) string {
 	t.Helper()
 	program := filepath.Join(Engine285.root(), "usr/bin/etcd")
 	if _, err := os.Stat(program); err != nil {
-		Skip(t, fmt.Sprintf("no %s: scripts/engines makes it", program))
+		Skip(t, fmt.Sprintf("no %s; scripts/engines makes it", program))
 	}
 	to := filepath.Join(dir, "etcd-server")
-	if err := place(program, to); err != nil {
+	if err := install(program, to); err != nil {
 		t.Fatal(err)
 	}
 	return to
 }
 
-// Engines runs the test once on each of these engines, or on those that NETYARD_ENGINES names
+// Engines runs a test once on each of these engines, or on those that NETYARD_ENGINES names
 // ("20.10,26.1,28.5,29.8,29.8-nft").
 func Engines(t *testing.T, engines []Engine, test func(t *testing.T, e Engine)) {
 	t.Helper()
@@ -99,7 +99,7 @@ func Engines(t *testing.T, engines []Engine, test func(t *testing.T, e Engine)) 
 	}
 }
 
-// Chosen are the engines that NETYARD_ENGINES names, or else these.
+// Chosen returns the engines that NETYARD_ENGINES names, or else these.
 func Chosen(engines ...Engine) []Engine {
 	names := os.Getenv("NETYARD_ENGINES")
 	if names == "" {
@@ -112,7 +112,7 @@ func Chosen(engines ...Engine) []Engine {
 	return engines
 }
 
-// cacheDir is where things are kept that are dear to make.
+// cacheDir returns the directory for what takes long to make.
 func cacheDir() string {
 	if dir := os.Getenv("NETYARD_CACHE"); dir != "" {
 		return dir
@@ -120,7 +120,7 @@ func cacheDir() string {
 	return "/var/cache/netyard"
 }
 
-// needRoot fails the test if it cannot make namespaces, or skips it in a -short run.
+// needRoot fails the test unless it runs as root, and skips it in a -short run.
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() == 0 {
@@ -132,7 +132,7 @@ func needRoot(t testing.TB) {
 	t.Fatal("only root can make the hosts of this test; go test -short skips it")
 }
 
-// dockerd declares the engine of a node.
+// dockerd declares the engine of a node as a service.
 func dockerd(n *Node, e Engine, args []string) *Service {
 	line := append([]string{"dockerd"}, e.args()...)
 	s := n.Service("dockerd", append(line,
@@ -141,12 +141,12 @@ func dockerd(n *Node, e Engine, args []string) *Service {
 		"--data-root", filepath.Join(n.Dir, "docker"), "--storage-driver", "overlay2",
 		"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/"+filepath.Base(n.Dir))...)
 	s.Args = args
-	s.late = "timeout waiting for containerd to start" // 15 s, which a machine can need that does a lot else
+	s.lateMessage = "timeout waiting for containerd to start" // 15 s, which a busy machine may need
 	s.ready = func() error { return answers(filepath.Join(n.Dir, "docker.sock"), "/_ping") }
 	return s
 }
 
-// answers asks for a page at a Unix socket; any page will do.
+// answers requests a page at a Unix socket; any HTTP response counts as an answer.
 func answers(socket, page string) error {
 	client := http.Client{
 		Timeout: 5 * time.Second,

@@ -6,25 +6,27 @@ import (
 	"path/filepath"
 )
 
-// Firewall is what runs the host's firewall: this machine's own system, whatever the engine's is, in the host's
-// network. Only there can ufw and firewalld of Debian 12 meet an engine of another release. What they write on their
-// disk stays their own.
+// Firewall makes a node for the host's firewall: it runs this machine's own system, whatever the engine's is, in the
+// host's network namespace. So ufw and firewalld of Debian 12 can be tested with engines of other releases. The node
+// has a disk of its own.
 func (h *Host) Firewall() *Node {
 	t := h.report.TB()
 	t.Helper()
 	return newNode(h.report, nodeConfig{name: "firewall", root: "/", bridgeNF: true, net: h.Node})
 }
 
-// Bus is the environment of who speaks to the system bus that Firewalld starts. An abstract address is known to
-// everybody in the same network, whatever its files.
+// Bus is the environment variable for clients of the system bus that Firewalld starts. An abstract address is reachable
+// from the whole network namespace, whatever its files.
 const Bus = "DBUS_SYSTEM_BUS_ADDRESS=unix:abstract=/lab/bus"
 
-// busConfig is a system bus that lets everybody speak to everybody. The usual one would try to start PolicyKit for each
-// call, and fail.
-const busConfig = `<busconfig><type>system</type><listen>unix:abstract=/lab/bus</listen><auth>EXTERNAL</auth><policy context="default">
-<allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="false"/><allow receive_sender="*"/></policy></busconfig>`
+// busConfig configures a system bus without restrictions. The usual one would try to start PolicyKit for each call, and
+// fail.
+const busConfig = `<busconfig><type>system</type><listen>unix:abstract=/lab/bus</listen><auth>EXTERNAL</auth>
+<policy context="default">
+<allow user="*"/><allow own="*"/>
+<allow send_destination="*" eavesdrop="false"/><allow receive_sender="*"/></policy></busconfig>`
 
-// Firewalld declares firewalld, and starts the system bus that it speaks on.
+// Firewalld declares firewalld as a service, and starts the system bus that it uses.
 func (n *Node) Firewalld() *Service {
 	config := filepath.Join(n.Dir, "bus.xml")
 	if err := os.WriteFile(config, []byte(busConfig), 0o644); err != nil {
@@ -39,6 +41,7 @@ func (n *Node) Firewalld() *Service {
 	return s
 }
 
+// tries runs a shell command in the node; the error has its output.
 func (n *Node) tries(cmd string) error {
 	if out, err := n.TrySh(cmd); err != nil {
 		return fmt.Errorf("%s: %w", out, err)

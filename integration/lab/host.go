@@ -1,5 +1,5 @@
-// Package lab makes hosts out of namespaces, each with a Docker engine of its own, a netyard daemon and a network
-// around it, so that a test reads like the commands that a user types:
+// Package lab makes hosts of namespaces, each with a Docker engine, a netyard daemon and a network around it, so that a
+// test reads like the commands that a user types:
 //
 //	h := lab.New(t, lab.Engine285)
 //	h.Netyard.Start()
@@ -10,12 +10,12 @@
 //	h.In("c2").Listen("tcp", ":80")
 //	h.Outside.Dial("tcp", h.IP+":8080")
 //
-// A host is real as far as the engine and the daemon can tell: they have the network, the processes and /run of a
-// machine that runs nothing else, the disk outlives a power loss, and each boot has its own id. Several hosts can
-// share a LAN (NewLAN, On). Whatever a test starts ends with it, even if the test is killed.
+// To the engine and the daemon a host looks like a real machine: they see the network, the processes and /run of a
+// machine that runs nothing else, the disk survives a power loss, and each boot has its own ID. Several hosts can share
+// a LAN (NewLAN, On). Whatever a test starts ends with it, even if the test is killed.
 //
-// A test that cannot go on fails; what it typed and the logs of its services are printed then. NETYARD_LAB_HOLD=10m
-// keeps the hosts of a failed test for that long, and says how to get into them.
+// When a test fails, its commands and the logs of its services are printed. NETYARD_LAB_HOLD=10m keeps the hosts of a
+// failed test for that long, and prints how to enter them.
 package lab
 
 import (
@@ -31,57 +31,57 @@ type Host struct {
 	*Node
 	// Engine is the version of Docker that it runs.
 	Engine Engine
-	// LAN is what its eth0 is connected to, and Outside the machine on the other side, which is also its gateway.
+	// LAN is the LAN of its eth0, and Outside that LAN's outside node, which is the host's gateway.
 	LAN     *LAN
 	Outside *Node
-	// Dockerd is the engine. It is running when New returns, unless the host has none, see NoEngine.
+	// Dockerd is the engine. It runs when New returns, unless the host has none, see NoEngine.
 	Dockerd *Service
-	// Netyard is the daemon. It is not running until the test starts it.
+	// Netyard is the daemon, which the test starts.
 	Netyard *Daemon
-	// Containerd is one beside the engine; nil until StartContainerd.
+	// Containerd is a containerd beside the engine; nil until StartContainerd.
 	Containerd *Service
 
 	noEngine bool
-	base     *Snapshot // the host before the test did anything
-	back     []*Service
+	base     *Snapshot // the state of the host before the test did anything
+	stopped  []*Service
 }
 
 // An Option changes how New makes a host.
 type Option func(*options)
 
 type options struct {
-	name string
-	lan  *LAN
-	args []string
-	bare bool
+	name     string
+	lan      *LAN
+	args     []string
+	noEngine bool
 }
 
-// On puts the host on a LAN that is there already, so that several hosts see each other.
+// On puts the host on an existing LAN, so that several hosts reach each other.
 func On(l *LAN) Option { return func(o *options) { o.lan = l } }
 
 // Name gives the host another name than "host".
 func Name(name string) Option { return func(o *options) { o.name = name } }
 
-// DockerdArgs adds arguments to the command line of dockerd: "--live-restore". They can be changed later in
+// DockerdArgs adds arguments such as "--live-restore" to the command line of dockerd. They can be changed later in
 // Host.Dockerd.Args.
 func DockerdArgs(args ...string) Option {
 	return func(o *options) { o.args = append(o.args, args...) }
 }
 
-// NoEngine leaves out the engine, and netyard is told that there is none: for a test of what others ask netyard for.
-// The host is that of the engine all the same, with the containerd and the tools that it has.
-func NoEngine() Option { return func(o *options) { o.bare = true } }
+// NoEngine makes a host without an engine, and configures netyard accordingly, for tests of other clients of netyard.
+// The host still has the root of the engine's release, with its containerd and tools.
+func NoEngine() Option { return func(o *options) { o.noEngine = true } }
 
-// New boots a host with the engine. The test is skipped if the engine is not on this machine. When the test ends, what
-// the daemon left behind is looked for (see CheckLeftovers), and the host is removed.
+// New boots a host with an engine. The test is skipped if the engine is not on this machine. At the end of the test,
+// CheckLeftovers looks for what the daemon left behind, and the host is removed.
 func New(t testing.TB, e Engine, opts ...Option) *Host {
 	t.Helper()
 	needRoot(t)
 	e.need(t)
-	if !machine.host(t) {
-		t.Fatal("lab: the test has more hosts than it asked for places: say lab.Hosts before the first")
+	if !hostLimit.addHost(t) {
+		t.Fatal("lab: the test has more hosts than slots; call lab.Hosts before the first host")
 	}
-	t.Cleanup(func() { machine.leave(t) })
+	t.Cleanup(func() { hostLimit.removeHost(t) })
 	began := time.Now()
 	o := options{name: "host"}
 	for _, opt := range opts {
@@ -92,10 +92,10 @@ func New(t testing.TB, e Engine, opts ...Option) *Host {
 		o.lan = newLAN(r)
 	}
 	h := &Host{
-		Engine: e, noEngine: o.bare, LAN: o.lan, Outside: o.lan.Outside,
+		Engine: e, noEngine: o.noEngine, LAN: o.lan, Outside: o.lan.Outside,
 		Node: newNode(r, nodeConfig{
 			name: o.name, root: e.root(), dns: o.lan.Outside.IP, bridgeNF: true,
-			forward: e.Nftables(), // such an engine does not start without, and leaves it to the admin
+			forward: e.Nftables(), // such an engine does not start without, and does not enable it
 		}),
 	}
 	if err := os.WriteFile(filepath.Join(h.Dir, "daemon.json"), []byte("{}\n"), 0o644); err != nil {
@@ -103,57 +103,58 @@ func New(t testing.TB, e Engine, opts ...Option) *Host {
 	}
 	h.LAN.Plug(h.Node)
 	h.Dockerd, h.Netyard = dockerd(h.Node, e, o.args), netyard(h.Node)
-	h.Netyard.onReady = h.remember
+	h.Netyard.onReady = h.takeBase
 	t.Cleanup(h.end)
 	if h.noEngine {
 		h.Netyard.Args = append(h.Netyard.Args, "--docker-host", "")
-		h.Sh("sysctl -qw net.ipv4.ip_forward=1") // as the engine would; else netyard does, with rules that stay
-		t.Logf("%s is up: no engine, and the system of docker %s, %v", h.Name, e, time.Since(began).Round(10*time.Millisecond))
+		h.Sh("sysctl -qw net.ipv4.ip_forward=1") // as the engine would; otherwise netyard does, with rules that stay
+		t.Logf("%s is up after %v: no engine, root of docker %s", h.Name, time.Since(began).Round(10*time.Millisecond),
+			e)
 		return h
 	}
 	h.Dockerd.Start()
 	if err := loadImage(h); err != nil {
 		t.Fatalf("lab: load the image: %v", err)
 	}
-	h.Dockerd.onReady = h.remember
-	t.Logf("%s is up: docker %s, %v", h.Name, e, time.Since(began).Round(10*time.Millisecond))
+	h.Dockerd.onReady = h.takeBase
+	t.Logf("%s is up after %v: docker %s", h.Name, time.Since(began).Round(10*time.Millisecond), e)
 	return h
 }
 
-// Use makes a subtest the one that the host reports to, until the subtest ends. A subtest that works on its parent's
-// host must say so: it would fail its parent otherwise, in the wrong goroutine. The subtests of one host cannot be
-// parallel.
+// Use makes the host report failures to a subtest until the subtest ends. A subtest that uses its parent's host must
+// call it: otherwise it would fail its parent from the wrong goroutine. Subtests of one host cannot be parallel.
 func (h *Host) Use(t testing.TB) {
 	t.Helper()
-	h.report.lend(t)
+	h.report.redirect(t)
 	if lan := h.Outside.report; lan != h.report {
-		lan.lend(t)
+		lan.redirect(t)
 	}
 }
 
-// PowerLoss takes the power from the host: every process is gone at once, and with them the network and /run. What is
-// on its disk stays. Boot brings it back.
+// PowerLoss powers the host off: all processes end at once, and with them the network and /run. Its disk stays. Boot
+// brings it back.
 func (h *Host) PowerLoss() {
 	h.report.TB().Helper()
-	h.back = nil
+	h.stopped = nil
 	for _, s := range []*Service{h.Netyard.Service, h.Dockerd, h.Containerd} {
 		if s != nil && s.Running() {
-			h.back = append(h.back, s)
+			h.stopped = append(h.stopped, s)
 		}
 	}
 	h.powerOff()
 }
 
-// Boot is PowerOn, and then starts what was running when the power went: netyard and then the engine, and containerd.
+// Boot powers the host on, and then starts what was running at the power loss: netyard, the engine and containerd, in
+// this order.
 func (h *Host) Boot() {
 	h.report.TB().Helper()
 	h.PowerOn()
-	for _, s := range h.back {
+	for _, s := range h.stopped {
 		s.Start()
 	}
 }
 
-// PowerOn gives the host its power back, with a new boot id, and starts nothing yet.
+// PowerOn powers the host on, with a new boot ID, and starts no services.
 func (h *Host) PowerOn() {
 	t := h.report.TB()
 	t.Helper()
@@ -163,15 +164,15 @@ func (h *Host) PowerOn() {
 	h.powerOn(t)
 }
 
-// remember keeps what the host was like before the test did anything: when both daemons answered for the first time.
-func (h *Host) remember() {
+// takeBase takes a snapshot of the host before the test does anything: when both daemons answer for the first time.
+func (h *Host) takeBase() {
 	if h.base == nil && (h.Dockerd.Running() || h.noEngine) && h.Netyard.Running() {
 		h.base = h.Snapshot()
 	}
 }
 
-// CheckLeftovers removes all containers and networks, and fails the test if the host is then not as it was before
-// there were any. New does this at the end of each test that has both daemons running then.
+// CheckLeftovers removes all containers and networks, and fails the test unless the host is then as it was before there
+// were any. New calls it at the end of each test, if both daemons are running then.
 func (h *Host) CheckLeftovers() {
 	t := h.report.TB()
 	t.Helper()
@@ -182,7 +183,7 @@ func (h *Host) CheckLeftovers() {
 	h.SameAs(h.base)
 }
 
-// end is the last thing on a host before its power goes.
+// end checks the host at the end of the test, before it is powered off.
 func (h *Host) end() {
 	t := h.report.TB()
 	t.Helper()
@@ -193,18 +194,18 @@ func (h *Host) end() {
 	if h.Dockerd.Running() || h.noEngine {
 		h.CheckLeftovers()
 	}
-	h.Netyard.Stop() // its exit code tells of data races
+	h.Netyard.Stop() // its exit code reports data races
 }
 
-// hold keeps the host of a failed test for somebody to look at.
+// hold keeps the host of a failed test for NETYARD_LAB_HOLD, for a developer to look at.
 func (h *Host) hold(t testing.TB) {
 	t.Helper()
 	wait, err := time.ParseDuration(os.Getenv("NETYARD_LAB_HOLD"))
 	if err != nil || !t.Failed() || !h.On() {
 		return
 	}
-	// Not t.Log: it shows nothing before the test has ended.
-	fmt.Fprintf(os.Stderr, "lab: %s failed; for %v there is:\n  nsenter -t %d -a env PATH=%s/bin:$PATH sh\n"+
+	// t.Log would print only after the test has ended.
+	fmt.Fprintf(os.Stderr, "lab: %s failed; its host is kept for %v:\n  nsenter -t %d -a env PATH=%s/bin:$PATH sh\n"+
 		"  docker -H unix://%[4]s/docker.sock ps\n", t.Name(), wait, h.initPID(), h.Dir)
 	time.Sleep(wait)
 }

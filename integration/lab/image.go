@@ -13,10 +13,10 @@ import (
 	"strings"
 )
 
-// Image is the image that containers are made from: busybox, with a shell and the usual small tools.
+// Image is the image of containers: busybox, with a shell and the usual small tools.
 const Image = "busybox"
 
-// loadImage gives a fresh engine its image. No registry is needed.
+// loadImage loads the image into a fresh engine, without a registry.
 func loadImage(h *Host) error {
 	archive, err := imageArchive(Image, nil)
 	if err != nil {
@@ -27,10 +27,9 @@ func loadImage(h *Host) error {
 	return err
 }
 
-// imageArchive makes what docker save would print. docker import takes less, but does not let 20.10 know the stop
-// signal: a shell that is process 1 ignores SIGTERM, and each docker stop would take ten seconds. An image's labels
-// become those of its containers. To make it takes less time than to keep it in a cache and to make sure that it is the
-// right one.
+// imageArchive returns an image as docker save would. docker import needs less, but cannot set the stop signal with
+// engine 20.10: a shell that is process 1 ignores SIGTERM, so each docker stop would take ten seconds. The image's
+// labels become those of its containers. Building it is faster than caching and validating it.
 func imageArchive(image string, labels map[string]string) ([]byte, error) {
 	layer, err := imageLayer()
 	if err != nil {
@@ -38,11 +37,17 @@ func imageArchive(image string, labels map[string]string) ([]byte, error) {
 	}
 	config := asJSON(map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Cmd": []string{"sh"}, "StopSignal": "SIGKILL", "Env": []string{"PATH=/bin"}, "Labels": labels},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
+		"config": map[string]any{
+			"Cmd": []string{"sh"}, "StopSignal": "SIGKILL", "Env": []string{"PATH=/bin"}, "Labels": labels,
+		},
+		"rootfs": map[string]any{
+			"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))},
+		},
 	})
 	name := fmt.Sprintf("%x.json", sha256.Sum256(config))
-	manifest := asJSON([]map[string]any{{"Config": name, "RepoTags": []string{image + ":latest"}, "Layers": []string{"layer.tar"}}})
+	manifest := asJSON([]map[string]any{
+		{"Config": name, "RepoTags": []string{image + ":latest"}, "Layers": []string{"layer.tar"}},
+	})
 	var a archive
 	a.add(tar.Header{Name: "layer.tar", Mode: 0o644}, layer)
 	a.add(tar.Header{Name: name, Mode: 0o644}, config)
@@ -50,7 +55,7 @@ func imageArchive(image string, labels map[string]string) ([]byte, error) {
 	return a.bytes()
 }
 
-// imageLayer packs busybox, and links by the names of its tools.
+// imageLayer returns a layer with busybox and links named after its tools.
 func imageLayer() ([]byte, error) {
 	program, err := os.ReadFile(busybox)
 	if err != nil {
@@ -75,7 +80,7 @@ func imageLayer() ([]byte, error) {
 	return a.bytes()
 }
 
-// An archive is a tar file in the making. The first error stays.
+// An archive builds a tar file, and collects errors until the end.
 type archive struct {
 	buf bytes.Buffer
 	w   *tar.Writer
@@ -97,7 +102,7 @@ func (a *archive) bytes() ([]byte, error) {
 	return a.buf.Bytes(), err
 }
 
-// asJSON encodes what consists of strings, lists and maps, which cannot fail.
+// asJSON encodes a value of strings, lists and maps, which cannot fail.
 func asJSON(v any) []byte {
 	b, _ := json.Marshal(v)
 	return b

@@ -17,23 +17,22 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestMain also lets the test's own program stand in for netyard, and for a test that is killed.
+// TestMain also lets the test's own program stand in for netyard.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
 		os.Exit(serve(os.Args[2:]))
 	}
 	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
-		os.Exit(0) // netyard network ls, as the lab asks at the end, and not all of these tests again
+		os.Exit(0) // netyard network ls, which the lab runs at the end, must not run these tests again
 	}
 	os.Exit(lab.Main(m))
 }
 
-// every is every engine that the lab knows; ends are the oldest and the newest, for what is the same with those
-// between.
+// every returns all engines that the lab knows; ends returns the oldest and the newest, for what those between do alike.
 func every() []lab.Engine { return append(ends(), lab.Engine261, lab.Engine285, lab.Engine298nft) }
 func ends() []lab.Engine  { return []lab.Engine{lab.Engine2010, lab.Engine298} }
 
-// each runs the test on these engines, beside each other as far as there is room.
+// each runs the test on these engines, in parallel as far as there are slots.
 func each(t *testing.T, engines []lab.Engine, test func(t *testing.T, e lab.Engine)) {
 	t.Helper()
 	for _, e := range engines {
@@ -49,7 +48,9 @@ func TestEngines(t *testing.T) {
 		t.Run(env, func(t *testing.T) {
 			t.Setenv("NETYARD_ENGINES", env)
 			var got []string
-			lab.Engines(t, []lab.Engine{lab.Engine2010, lab.Engine285}, func(_ *testing.T, e lab.Engine) { got = append(got, string(e)) })
+			lab.Engines(t, []lab.Engine{lab.Engine2010, lab.Engine285}, func(_ *testing.T, e lab.Engine) {
+				got = append(got, string(e))
+			})
 			same(t, strings.Join(got, " "), want)
 		})
 	}
@@ -88,7 +89,7 @@ func TestHost(t *testing.T) {
 		h.Outside.DialFail("tcp", h.IP+":8081")
 		has(t, h.Tool("conntrack -L -p tcp 2>/dev/null"), "dport=8080")
 
-		// The outside has no way to a container but NAT, and networks are apart.
+		// The outside reaches a container only through NAT, and networks are isolated.
 		h.Outside.DialFail("tcp", h.Addr("c2", "a")+":80")
 		h.Docker("network create b")
 		h.Run("c3", "--network b")
@@ -109,11 +110,11 @@ func TestPowerLoss(t *testing.T) {
 
 		h.PowerLoss()
 		if _, err := h.TrySh("true"); err == nil {
-			t.Error("a host without power runs commands")
+			t.Error("a host that is off runs commands")
 		}
 		h.Boot()
 		if h.BootID() == boot {
-			t.Error("the boot id is the same after a boot")
+			t.Error("the boot ID is the same after a boot")
 		}
 		same(t, h.Sh("cat /sys/class/net/eth0/address"), mac)
 		h.Sh("test -e /etc/on-disk && ! test -e /run/in-memory && ! ip link show in-memory")
@@ -130,7 +131,7 @@ func TestKillDockerd(t *testing.T) {
 		h.Run("c1", "--network a --restart=always")
 		h.Dockerd.Kill()
 		if _, err := h.TryDocker("ps"); err == nil || h.Dockerd.Running() {
-			t.Error("dockerd lives")
+			t.Error("dockerd is running after it was killed")
 		}
 		h.Dockerd.Start()
 		running(t, h, "c1")
@@ -187,21 +188,22 @@ func TestHostsOnOneLAN(t *testing.T) {
 	}
 }
 
-// TestNetyard proves the handling of the daemon, with the test's own program in its place.
+// TestNetyard: the lab's handling of the daemon, with the test's own program in its place.
 func TestNetyard(t *testing.T) {
 	each(t, ends(), func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
 		h.Netyard.Program = self(t)
 		h.Netyard.Start("--extra")
-		has(t, h.Netyard.Log(), "serve --state-dir "+h.Dir+"/state --run-dir /run/netyard --plugin-dir /run/docker/plugins "+
-			"--docker-host unix://"+h.Dir+"/docker.sock --extra")
+		has(t, h.Netyard.Log(),
+			"serve --state-dir "+h.Dir+"/state --run-dir /run/netyard --plugin-dir /run/docker/plugins "+
+				"--docker-host unix://"+h.Dir+"/docker.sock --extra")
 		h.Sh("test -S /run/docker/plugins/netyard.sock")
 
 		h.Run("c1", "")
-		h.Ping("c1", h.Outside.IP) // goes on whatever happens to the daemon
+		h.Ping("c1", h.Outside.IP) // works whatever happens to the daemon
 		h.Netyard.Kill()
 		if h.Netyard.Running() || !h.Dockerd.Running() {
-			t.Error("netyard lives, or dockerd does not")
+			t.Error("netyard is running, or dockerd is not")
 		}
 		h.Netyard.Start()
 		h.Netyard.Restart()
@@ -210,7 +212,7 @@ func TestNetyard(t *testing.T) {
 		h.Netyard.Env = []string{"NETYARD_FAILPOINT=some"}
 		h.Netyard.Launch()
 		if code := h.Netyard.Wait(10 * time.Second).ExitCode(); code != 3 {
-			t.Errorf("the failpoint ended it with %d and not 3", code)
+			t.Errorf("exit code at the failpoint is %d, want 3", code)
 		}
 		h.Netyard.Env = nil
 		h.Netyard.Start()
@@ -220,15 +222,15 @@ func TestNetyard(t *testing.T) {
 		if h.Netyard.PID() == pid || !h.Netyard.Running() {
 			t.Error("netyard is not running after a boot")
 		}
-	}) // and then nothing is left over
+	}) // New checks for leftovers
 }
 
-// TestService has a DHCP server on the LAN, and a client on the host's disk, so to speak: the LAN carries the frames of
-// any number of hardware addresses.
+// TestService: a DHCP server runs as a service on the LAN, and the LAN carries the frames of a second MAC address of a
+// host.
 func TestService(t *testing.T) {
 	h := lab.New(t, lab.Engine285)
-	dhcp := h.Outside.Service("dhcp", "dnsmasq", "-d", "--port=0", "--no-ping", "--interface=lan", "--leasefile-ro", "--user=root",
-		"--dhcp-range=203.0.113.100,203.0.113.110,1h")
+	dhcp := h.Outside.Service("dhcp", "dnsmasq", "-d", "--port=0", "--no-ping", "--interface=lan", "--leasefile-ro",
+		"--user=root", "--dhcp-range=203.0.113.100,203.0.113.110,1h")
 	dhcp.Start()
 	h.Sh("ip link add m0 link eth0 type macvlan mode bridge && ip link set m0 up")
 	has(t, h.Sh("udhcpc -i m0 -f -n -q -s /bin/true 2>&1"), "203.0.113.1")
@@ -236,13 +238,13 @@ func TestService(t *testing.T) {
 	dhcp.Stop()
 }
 
-// serve is as much of netyard as the lab needs to see.
+// serve stands in for netyard, as far as the lab needs it.
 func serve(args []string) int {
 	fmt.Println("serve", strings.Join(args, " "))
 	if os.Getenv("NETYARD_FAILPOINT") != "" {
 		return 3
 	}
-	// Before anybody can see it: whoever sees the socket may send a signal.
+	// Before the sockets exist: whoever sees them may send a signal.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	for _, path := range []string{"/run/netyard/netyard.sock", "/run/docker/plugins/netyard.sock"} {
@@ -277,6 +279,7 @@ func self(t *testing.T) string {
 	return path
 }
 
+// running waits until a container runs.
 func running(t *testing.T, h *lab.Host, container string) {
 	t.Helper()
 	for range 100 {

@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	// reachTime is how long Ping and Dial go on trying: IPv6 addresses need more than a second to become usable.
+	// reachTime is how long Ping and Dial retry: IPv6 addresses need more than a second to become usable.
 	reachTime = 8 * time.Second
-	// silenceTime is how long an answer may take before PingFail and DialFail take it for none.
+	// silenceTime is how long PingFail and DialFail wait for an answer.
 	silenceTime = time.Second
 )
 
-// A Net is a network namespace: of a node, or of a container. The test itself can listen and dial in it.
+// A Net is the network namespace of a node or a container. The test itself can listen and dial in it.
 type Net struct {
 	report *reporter
 	name   string
 	space  func() (space, error)
-	node   *Node // whose it is
+	node   *Node // the node that it is on
 }
 
-// Tool runs a shell command with this machine's own programs in the network namespace, so that a test is not limited
-// to what a container or an engine's root has: h.In("c1").Tool("tcpdump …"), h.Tool("conntrack -L").
+// Tool runs a shell command with this machine's own programs in the network namespace, since a container or an engine's
+// root may lack them: h.In("c1").Tool("tcpdump …"), h.Tool("conntrack -L").
 func (n *Net) Tool(cmd ...string) string {
 	t := n.report.TB()
 	t.Helper()
@@ -58,10 +58,10 @@ func (n *Net) do(f func() error) error {
 	return s.do(f)
 }
 
-// Do calls f on a thread that is in the network namespace: sockets that f makes are there.
+// Do calls f on a thread in the network namespace, so that sockets that f opens are there.
 func (n *Net) Do(f func() error) error { return n.do(f) }
 
-// A Server tells each client the address that it sees the client come from.
+// A Server answers each client with the source address that it sees.
 type Server struct {
 	// Addr is what it listens on.
 	Addr  string
@@ -70,9 +70,8 @@ type Server struct {
 	seen  []string
 }
 
-// Listen answers TCP connections or UDP datagrams on addr with the address they come from: Listen("tcp", ":80").
-// It ends with the test, or with its node's power; until then it keeps the network namespace alive, even when the
-// container is gone.
+// Listen starts a Server for TCP connections or UDP datagrams on addr: Listen("tcp", ":80"). It ends with the test, or
+// when its node is powered off; until then it keeps the network namespace alive, even without the container.
 func (n *Net) Listen(network, addr string) *Server {
 	t := n.report.TB()
 	t.Helper()
@@ -122,8 +121,7 @@ func (s *Server) serve(conn net.Conn) {
 	conn.SetDeadline(time.Now().Add(commandTime))
 	s.note(conn.RemoteAddr())
 	io.WriteString(conn, conn.RemoteAddr().String()+"\n")
-	// What the client says is of no interest, but closing with some of it unread would reset the connection,
-	// and might overtake the answer.
+	// Closing with unread input would reset the connection, which might overtake the answer.
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tcp.CloseWrite()
 		io.Copy(io.Discard, conn)
@@ -147,7 +145,7 @@ func (n *Net) listenUDP(s *Server, network, addr string) error {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if err == nil { // else an ICMP error that an earlier answer met
+			if err == nil { // otherwise an ICMP error for an earlier answer
 				s.note(from)
 				conn.WriteTo([]byte(from.String()+"\n"), from)
 			}
@@ -172,8 +170,8 @@ func (s *Server) Seen() []string {
 // Close stops the server.
 func (s *Server) Close() error { return s.close() }
 
-// Dial connects to addr from the network namespace and returns what it is told: by a Server, the address that the
-// server saw. It keeps trying for a while.
+// Dial connects to addr from the network namespace and returns the answer: from a Server, the source address that it
+// saw. It retries for reachTime.
 func (n *Net) Dial(network, addr string) string {
 	t := n.report.TB()
 	t.Helper()
@@ -193,16 +191,16 @@ func (n *Net) DialFail(network, addr string) {
 	t := n.report.TB()
 	t.Helper()
 	if answer, err := n.TryDial(network, addr); err == nil {
-		t.Fatalf("%s must not reach %s %s, and was answered: %s", n.name, network, addr, answer)
+		t.Fatalf("%s must not reach %s %s, but got the answer: %s", n.name, network, addr, answer)
 	}
 }
 
-// TryDial tries once. The address must be a number: names are looked up elsewhere.
+// TryDial tries once. addr must be an IP address, since names would be resolved on this machine.
 func (n *Net) TryDial(network, addr string) (string, error) {
 	return n.try(&net.Dialer{Timeout: silenceTime}, network, addr)
 }
 
-// TryDialFrom is TryDial from a port of the caller's choice.
+// TryDialFrom is TryDial with a source port.
 func (n *Net) TryDialFrom(port int, network, addr string) (string, error) {
 	d := &net.Dialer{Timeout: silenceTime, LocalAddr: &net.TCPAddr{Port: port}}
 	if strings.HasPrefix(network, "udp") {
@@ -230,12 +228,12 @@ func (n *Net) try(d *net.Dialer, network, addr string) (string, error) {
 	buf := make([]byte, 4<<10)
 	got, err := conn.Read(buf)
 	if err != nil && got == 0 {
-		return "", fmt.Errorf("connected, and no answer: %w", err)
+		return "", fmt.Errorf("connected, but got no answer: %w", err)
 	}
 	return strings.TrimSpace(string(buf[:got])), nil
 }
 
-// openNet is the network namespace that a file stands for.
+// openNet opens the network namespace of a file.
 func openNet(path string, flag int) (space, error) {
 	file, err := os.Open(path)
 	if err != nil {

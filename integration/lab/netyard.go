@@ -13,27 +13,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What takes long to find out is found out once.
+// Programs are built once per test program.
 var (
-	build        = sync.OnceValues(buildNetyard)
-	buildPlugin  = sync.OnceValues(func() (string, error) { return buildSmall("netyard-cni", "netyard/cni/netyard-cni") })
+	build       = sync.OnceValues(buildNetyard)
+	buildPlugin = sync.OnceValues(func() (string,
+		error,
+	) {
+		return buildSmall("netyard-cni", "netyard/cni/netyard-cni")
+	})
 	buildShipped = sync.OnceValues(func() (string, error) { return buildSmall("netyard-shipped", "netyard") })
-	buildCNITool = sync.OnceValues(func() (string, error) { return buildSmall("cnitool", "github.com/containernetworking/cni/cnitool") })
+	buildCNITool = sync.OnceValues(func() (string, error) {
+		return buildSmall("cnitool", "github.com/containernetworking/cni/cnitool")
+	})
 )
 
-// BuildShipped returns the netyard program as it is shipped, for what is measured.
+// BuildShipped returns the netyard program as it is shipped, for benchmarks.
 func BuildShipped(t testing.TB) string {
 	t.Helper()
 	return built(t, "netyard", buildShipped)
 }
 
-// BuildPlugin returns netyard's CNI plugin, as it is shipped.
+// BuildPlugin returns netyard's CNI plugin as it is shipped.
 func BuildPlugin(t testing.TB) string {
 	t.Helper()
 	return built(t, "netyard-cni", buildPlugin)
 }
 
-// BuildCNITool returns the tool of CNI's authors that calls plugins as a runtime would.
+// BuildCNITool returns cnitool, the CNI project's tool that calls plugins as a runtime does.
 func BuildCNITool(t testing.TB) string {
 	t.Helper()
 	return built(t, "cnitool", buildCNITool)
@@ -48,13 +54,13 @@ func built(t testing.TB, name string, build func() (string, error)) string {
 	return path
 }
 
-// buildSmall builds a program that needs no C library, for any root.
+// buildSmall builds a program without cgo, which runs in any root.
 func buildSmall(name, pkg string) (string, error) {
 	return compile(name, []string{"CGO_ENABLED=0"}, "-trimpath", "-ldflags", "-s -w", pkg)
 }
 
-// Build returns the netyard program under test, with the race detector and the failpoints in it. It is built once a
-// run from the module that the test belongs to, unless NETYARD_BIN names one that is there already.
+// Build returns the netyard program under test, with the race detector and failpoints. It is built once per run, from
+// the test's module, unless NETYARD_BIN names one.
 func Build(t testing.TB) string {
 	t.Helper()
 	path, err := build()
@@ -81,7 +87,7 @@ func compile(name string, env []string, args ...string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	// The tests of several packages run at the same time.
+	// Tests of several packages run at the same time.
 	lock, err := os.Create(filepath.Join(dir, ".lock"))
 	if err != nil {
 		return "", err
@@ -90,7 +96,7 @@ func compile(name string, env []string, args ...string) (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", err
 	}
-	// Several checkouts on one machine must not test each other's.
+	// Several checkouts on one machine must not use each other's programs.
 	path := filepath.Join(dir, fmt.Sprintf("%s-%08x", name, crc32.ChecksumIEEE(mod)))
 	cmd := exec.Command("go", append([]string{"build", "-buildvcs=false", "-o", path}, args...)...)
 	cmd.Env = append(cmd.Environ(), env...)
@@ -104,11 +110,12 @@ func compile(name string, env []string, args ...string) (string, error) {
 // A Daemon is the netyard daemon of a host.
 type Daemon struct {
 	*Service
-	// Program is the binary that Start runs; empty: the one that Build makes.
+	// Program is the binary that Start runs; empty: the one of Build.
 	Program string
 }
 
-// Start starts the daemon and waits until it answers. Arguments are added to its command line, this time and later.
+// Start starts the daemon and waits until it answers. The arguments are added to its command line, also for later
+// starts.
 func (d *Daemon) Start(args ...string) {
 	t := d.node.report.TB()
 	t.Helper()
@@ -116,7 +123,7 @@ func (d *Daemon) Start(args ...string) {
 	d.WaitReady()
 }
 
-// Launch starts the daemon and does not wait until it answers.
+// Launch starts the daemon without waiting until it answers.
 func (d *Daemon) Launch(args ...string) {
 	t := d.node.report.TB()
 	t.Helper()
@@ -124,8 +131,8 @@ func (d *Daemon) Launch(args ...string) {
 	if program == "" {
 		program = Build(t)
 	}
-	if err := place(program, filepath.Join(d.node.Dir, "bin", "netyard")); err != nil {
-		t.Fatalf("put netyard on %s: %v", d.node.Name, err)
+	if err := install(program, filepath.Join(d.node.Dir, "bin", "netyard")); err != nil {
+		t.Fatalf("install netyard on %s: %v", d.node.Name, err)
 	}
 	d.Args = append(d.Args, args...)
 	d.Service.Launch()
@@ -139,7 +146,7 @@ func (d *Daemon) Restart() {
 	d.Start()
 }
 
-// netyard declares the daemon of a node.
+// netyard declares the daemon of a node as a service.
 func netyard(n *Node) *Daemon {
 	s := n.Service("netyard",
 		"netyard", "serve", "--state-dir", filepath.Join(n.Dir, "state"), "--run-dir", "/run/netyard",
@@ -148,8 +155,8 @@ func netyard(n *Node) *Daemon {
 	return &Daemon{Service: s}
 }
 
-// Netyard gives a node that has no engine the daemon; the test asks it itself. It is not running until the test starts
-// it, and is stopped with the test.
+// Netyard declares a daemon on a node without an engine, for the test to call directly. The test starts it; it is
+// stopped at the end of the test.
 func (n *Node) Netyard() *Daemon {
 	t := n.report.TB()
 	t.Helper()
@@ -157,7 +164,7 @@ func (n *Node) Netyard() *Daemon {
 	d.Args = append(d.Args, "--docker-host", "", "--containerd-address", "")
 	t.Cleanup(func() {
 		if !t.Failed() && d.Running() {
-			d.Stop() // its exit code tells of data races
+			d.Stop() // its exit code reports data races
 		}
 	})
 	return d

@@ -23,13 +23,13 @@ const busybox = "/usr/bin/busybox"
 //go:embed node.sh
 var nodeScript string
 
-// A Node is a machine made of namespaces: network, mounts, processes, host name, System V IPC. It has this machine's
-// kernel, a root of its own choice, an empty /run and /tmp, and a private view of /etc, /opt and /var/lib.
+// A Node is a machine made of namespaces: network, mount, PID, UTS and IPC. It has this machine's kernel, a configurable
+// root, an empty /run and /tmp, and private /etc, /opt and /var/lib.
 type Node struct {
 	*Net
 	// Name is its host name.
 	Name string
-	// Dir is its disk: a directory with the same path inside and out that outlives a power loss.
+	// Dir is its disk: a directory that has the same path inside and outside, and survives a power loss.
 	Dir string
 	// IP and IP6 are its addresses on the first LAN it was plugged into.
 	IP, IP6 string
@@ -37,7 +37,7 @@ type Node struct {
 	config   nodeConfig
 	mu       sync.Mutex
 	init     *exec.Cmd // nil when the power is off
-	hold     io.Closer // the pipe the node lives by
+	hold     io.Closer // the pipe that keeps the node alive
 	pidfd    *os.File
 	services []*Service
 	servers  []*Server
@@ -45,17 +45,17 @@ type Node struct {
 	lock     *os.File
 }
 
-// nodeConfig is what a node is made from.
+// nodeConfig configures a node.
 type nodeConfig struct {
 	name     string
 	root     string // the system it runs
-	dns      string // its name server, if any
-	bridgeNF bool   // bridged packets go through iptables, which is what the kernel does by default
-	forward  bool   // its admin has turned forwarding on
-	net      *Node  // whose network it shares; nil: it has its own
+	dns      string // its name server; empty: none
+	bridgeNF bool   // bridged packets pass iptables, as by the kernel's default
+	forward  bool   // forwarding is enabled
+	net      *Node  // the node whose network namespace it shares; nil: it has its own
 }
 
-// newNode makes a node and turns it on. It ends with the test.
+// newNode makes a node and powers it on. It is removed at the end of the test.
 func newNode(r *reporter, c nodeConfig) *Node {
 	t := r.TB()
 	t.Helper()
@@ -73,14 +73,14 @@ func newNode(r *reporter, c nodeConfig) *Node {
 	return n
 }
 
-// fill makes what the first boot expects in the node's directory.
+// fill creates what the first boot needs in the node's directory.
 func (n *Node) fill() error {
 	for _, d := range []string{"root", "disk", "log", "bin", "tools"} {
 		if err := os.MkdirAll(filepath.Join(n.Dir, d), 0o755); err != nil {
 			return err
 		}
 	}
-	if err := place(busybox, filepath.Join(n.Dir, "tools", "busybox")); err != nil {
+	if err := install(busybox, filepath.Join(n.Dir, "tools", "busybox")); err != nil {
 		return err
 	}
 	for _, tool := range []string{"ping", "ping6", "nc", "wget", "arping", "traceroute", "telnet", "udhcpc"} {
@@ -91,18 +91,19 @@ func (n *Node) fill() error {
 	return nil
 }
 
-// powerOn makes the namespaces, as a boot would: a new boot id, nothing in /run, no interface but what is plugged in.
+// powerOn makes the namespaces as a boot would: a new boot ID, an empty /run, and only the interfaces that are plugged
+// in.
 func (n *Node) powerOn(t testing.TB) {
 	t.Helper()
 	if err := n.boot(); err != nil {
-		t.Fatalf("lab: turn on %s: %v", n.Name, err)
+		t.Fatalf("lab: power on %s: %v", n.Name, err)
 	}
 	for _, p := range n.plugs {
 		p.connect(t, n)
 	}
 }
 
-// boot starts the node's first process and waits until it has made the node.
+// boot starts the node's first process and waits until it has set the node up.
 func (n *Node) boot() error {
 	if err := os.WriteFile(filepath.Join(n.Dir, "boot_id"), []byte(newBootID()+"\n"), 0o644); err != nil {
 		return err
@@ -134,8 +135,8 @@ func (n *Node) boot() error {
 	}
 	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
 	tell.Close()
-	said, _ := io.ReadAll(ready)
-	if err != nil || string(said) != "ready\n" {
+	status, _ := io.ReadAll(ready)
+	if err != nil || string(status) != "ready\n" {
 		cmd.Process.Kill()
 		err = errors.Join(err, cmd.Wait(), errors.New(stderr.String()))
 		unix.Close(fd)
@@ -147,13 +148,13 @@ func (n *Node) boot() error {
 	return nil
 }
 
-// powerOff kills every process of the node at once. When it returns they are all gone: the kernel lets the init of a
-// PID namespace end only after everything else in it.
+// powerOff kills all processes of the node at once. When it returns they are gone: the kernel lets the init of a PID
+// namespace end only after all other processes in it.
 func (n *Node) powerOff() {
 	t := n.report.TB()
 	t.Helper()
-	if err := n.noteTimes(); err != nil {
-		t.Errorf("lab: note what %s had of the processors: %v", n.Name, err)
+	if err := n.recordTimes(); err != nil {
+		t.Errorf("lab: record the CPU time of %s: %v", n.Name, err)
 	}
 	n.mu.Lock()
 	init, servers := n.init, n.servers
@@ -166,7 +167,7 @@ func (n *Node) powerOff() {
 		s.expectEnd()
 	}
 	for _, s := range servers {
-		s.Close() // a socket would keep the network namespace
+		s.Close() // a socket would keep the network namespace alive
 	}
 	init.Process.Kill()
 	init.Wait()
@@ -177,36 +178,36 @@ func (n *Node) powerOff() {
 			<-ended
 		}
 	}
-	// A machine that boots again has no cgroups of before either.
+	// A real machine has no former cgroups after a boot either.
 	if err := removeCgroups(filepath.Base(n.Dir)); err != nil {
 		t.Errorf("lab: %s left cgroups: %v", n.Name, err)
 	}
 }
 
-// On says whether the node's power is on.
+// On says whether the node is powered on.
 func (n *Node) On() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.init != nil
 }
 
-// Inside returns the path by which this machine reaches a file of the running node: Inside("/run/x").
+// Inside returns the path of a running node's file on this machine: Inside("/run/x").
 func (n *Node) Inside(path string) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.init == nil {
-		return "/proc/0/root" // nothing is there
+		return "/proc/0/root" // it does not exist
 	}
 	return fmt.Sprintf("/proc/%d/root%s", n.init.Process.Pid, path)
 }
 
-// BootID is what the node's processes read in /proc/sys/kernel/random/boot_id.
+// BootID returns the boot ID that the node's processes read in /proc/sys/kernel/random/boot_id.
 func (n *Node) BootID() string {
 	return n.Sh("cat /proc/sys/kernel/random/boot_id")
 }
 
-// Sh runs a shell command in the node and returns what it printed; the test fails if the command does.
-// The words of cmd are joined by spaces.
+// Sh runs a shell command in the node and returns its output; the test fails if the command does. The words of cmd are
+// joined by spaces.
 func (n *Node) Sh(cmd ...string) string {
 	t := n.report.TB()
 	t.Helper()
@@ -217,20 +218,21 @@ func (n *Node) Sh(cmd ...string) string {
 	return out
 }
 
-// ShErr runs a shell command in the node that must fail, and returns what it complained.
+// ShErr runs a shell command in the node that must fail, and returns its error output.
 func (n *Node) ShErr(cmd ...string) string {
 	t := n.report.TB()
 	t.Helper()
 	out, err := n.TrySh(cmd...)
 	if err == nil {
-		t.Fatalf("%s# %s\nsucceeded and must not: %s", n.Name, strings.Join(cmd, " "), out)
+		t.Fatalf("%s# %s\nmust fail, but succeeded: %s", n.Name, strings.Join(cmd, " "), out)
 	}
 	return err.Error()
 }
 
-// TrySh runs a shell command in the node. The error is what the command complained.
+// TrySh runs a shell command in the node; the error has its error output.
 func (n *Node) TrySh(cmd ...string) (string, error) {
-	return run("/bin/sh", []string{"-c", strings.Join(cmd, " ")}, func(c *exec.Cmd) { c.Env = n.environ() }, n.startInside)
+	prepare := func(c *exec.Cmd) { c.Env = n.environ() }
+	return run("/bin/sh", []string{"-c", strings.Join(cmd, " ")}, prepare, n.startInside)
 }
 
 // startInside starts a command in all of the node's namespaces.
@@ -242,7 +244,8 @@ func (n *Node) startInside(c *exec.Cmd) error {
 	return s.start(c)
 }
 
-// environ puts the programs of the test first, and busybox last: it only stands in for what the root lacks.
+// environ returns the node's environment. In PATH the test's programs come first, and busybox last, for tools that the
+// root lacks.
 func (n *Node) environ() []string {
 	return []string{
 		"PATH=" + n.Dir + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:" + n.Dir + "/tools",
@@ -250,7 +253,7 @@ func (n *Node) environ() []string {
 	}
 }
 
-// initPID is the node's first process as this machine sees it.
+// initPID returns the PID, on this machine, of the node's first process; 0 if the node is off.
 func (n *Node) initPID() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()

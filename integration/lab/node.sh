@@ -1,10 +1,10 @@
-# The first process of a node. It begins in fresh namespaces, builds the node's own view of the disk, and ends as
-# the init that reaps the node's orphans. Its standard input is a pipe that the test holds: when the test goes away,
-# however that happens, cat reads end-of-file, the init ends, and the kernel kills whatever is left in the node.
+# This script is the first process of a node. It starts in new namespaces, mounts the node's file systems, and becomes
+# the init that reaps the node's orphaned processes. Its standard input is a pipe that the test holds: when the test
+# ends, in whatever way, cat reads end-of-file, the init ends, and the kernel kills what is left in the node.
 #
-# ROOT: the system to run. DIR: the node's directory, the same path inside and out. NAME: its host name.
-# FORWARD: 1 if its admin has turned forwarding on.
-# File descriptor 3: closed after "ready" has been written to it.
+# ROOT: the root file system. DIR: the node's directory, with the same path inside and outside. NAME: its host name.
+# DNS: its name server, or empty. BRIDGE_NF: 1 if bridged packets pass iptables. FORWARD: 1 to enable forwarding.
+# File descriptor 3: the script writes "ready" to it when the node is set up.
 set -eu
 new=$DIR/root
 
@@ -14,7 +14,7 @@ mount -t proc proc "$new/proc"
 mount -t sysfs sysfs "$new/sys" # shows the interfaces of the namespace it is mounted from
 mount --rbind /sys/fs/cgroup "$new/sys/fs/cgroup"
 mount --rbind /dev "$new/dev"
-# What the node writes to its disk stays its own, and is there again after a power loss.
+# What the node writes there is private to it, and survives a power loss.
 for d in etc opt var/lib; do
 	mkdir -p "$DIR/disk/$d" "$DIR/disk/.work/$d"
 	mount -t overlay -o "lowerdir=$new/$d,upperdir=$DIR/disk/$d,workdir=$DIR/disk/.work/$d" overlay "$new/$d"

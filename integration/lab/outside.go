@@ -7,14 +7,14 @@ import (
 	"testing"
 )
 
-// Addresses that nobody has: of RFC 5737 and RFC 3849.
+// These are addresses for documentation (RFC 5737, RFC 3849), which no real host has.
 const (
 	defaultLAN  = "203.0.113.0/24"
 	defaultLAN6 = "2001:db8:113::/64"
 )
 
-// A LAN is an Ethernet segment: a switch, and on it the outside, which is the gateway of whatever is plugged in. The
-// outside has no route to any container, so a container is heard there only through NAT, or when it is on the LAN.
+// A LAN is an Ethernet segment: a switch, and the outside node, which is the gateway of all nodes that are plugged in.
+// The outside has no route to any container, so it reaches a container only through NAT, or on the LAN itself.
 type LAN struct {
 	// Outside is the node at the first address of the LAN.
 	Outside *Node
@@ -24,8 +24,8 @@ type LAN struct {
 	last      int // the number of the last node that was plugged in
 }
 
-// NewLAN makes a LAN, for several hosts to be on (see On). The prefixes, an IPv4 and an IPv6 one, are needed only for
-// a second LAN in one test.
+// NewLAN makes a LAN for several hosts (see On). The prefixes, an IPv4 and an IPv6 one, are needed only for a second
+// LAN in one test.
 func NewLAN(t testing.TB, prefixes ...netip.Prefix) *LAN {
 	t.Helper()
 	needRoot(t)
@@ -43,7 +43,7 @@ func newLAN(r *reporter, prefixes ...netip.Prefix) *LAN {
 			l.net6 = p.Masked()
 		}
 	}
-	// The outside switches for others: its own firewall must not see those frames.
+	// The outside only switches frames between others; its own firewall must not see them.
 	l.Outside = newNode(r, nodeConfig{name: "outside", root: "/", bridgeNF: false})
 	l.Outside.IP, l.Outside.IP6 = l.addrs(1)
 	l.Outside.Sh(`ip link add lan address`, l.mac(1), `type bridge mcast_snooping 0
@@ -54,7 +54,7 @@ func newLAN(r *reporter, prefixes ...netip.Prefix) *LAN {
 	return l
 }
 
-// Node plugs one more machine into the LAN: one without an engine, that has all programs of this machine.
+// Node makes another node on the LAN: it has no engine, and all programs of this machine.
 func (l *LAN) Node(name string) *Node {
 	t := l.Outside.report.TB()
 	t.Helper()
@@ -63,8 +63,8 @@ func (l *LAN) Node(name string) *Node {
 	return n
 }
 
-// Plug connects a node to the LAN with a new interface, eth0 first, and returns the interface's name. The node's first
-// LAN is where its default routes go. The interface is there again after a power loss, with the same addresses.
+// Plug connects a node to the LAN by a new interface, eth0 first, and returns the interface's name. The default routes
+// of a node lead to its first LAN. After a power loss the interface is made again, with the same addresses.
 func (l *LAN) Plug(n *Node) string {
 	t := n.report.TB()
 	t.Helper()
@@ -80,7 +80,7 @@ func (l *LAN) Plug(n *Node) string {
 	return p.iface
 }
 
-// addrs are the addresses of the LAN's member of that number.
+// addrs returns the addresses of the node with a number on the LAN.
 func (l *LAN) addrs(number int) (v4, v6 string) {
 	nth := func(a netip.Addr) string {
 		b := a.AsSlice()
@@ -91,7 +91,7 @@ func (l *LAN) addrs(number int) (v4, v6 string) {
 	return nth(l.net.Addr()), nth(l.net6.Addr())
 }
 
-// mac is the hardware address that goes with the IPv4 address: the same after each boot, as a real card's.
+// mac returns a MAC address derived from the IPv4 address, so that it is the same after each boot, as a real card's.
 func (l *LAN) mac(number int) string {
 	b := l.net.Addr().As4()
 	return fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", b[0], b[1], b[2], int(b[3])+number)
@@ -104,14 +104,14 @@ type plug struct {
 	iface  string
 }
 
-// port is the name of the cable's other end.
+// port returns the name of the cable's other end.
 func (p plug) port() string { return fmt.Sprintf("port%d", p.number) }
 
 func (p plug) connect(t testing.TB, n *Node) {
 	t.Helper()
 	out := p.lan.Outside
 	v4, v6 := p.lan.addrs(p.number)
-	p.disconnect() // the kernel may not yet have got round to it, after a power loss
+	p.disconnect() // after a power loss the kernel may not have removed it yet
 	_, err := run("/bin/sh", []string{"-ec", fmt.Sprintf(
 		"ip link add %s address %s netns %d type veth peer name %s netns %d",
 		p.iface, p.lan.mac(p.number), n.initPID(), p.port(), out.initPID())}, nothing, startHere)
@@ -119,7 +119,7 @@ func (p plug) connect(t testing.TB, n *Node) {
 		t.Fatalf("lab: connect %s to the LAN: %v", n.Name, err)
 	}
 	out.Sh("ip link set", p.port(), "master lan up")
-	n.Sh("echo 0 >/proc/sys/net/ipv6/conf/"+p.iface+"/accept_dad\n", // it would take a second, at each boot
+	n.Sh("echo 0 >/proc/sys/net/ipv6/conf/"+p.iface+"/accept_dad\n", // duplicate address detection takes a second
 		"ip link set", p.iface, "up &&",
 		"ip addr add", fmt.Sprintf("%s/%d", v4, p.lan.net.Bits()), "brd + dev", p.iface, "&&",
 		"ip addr add", fmt.Sprintf("%s/%d", v6, p.lan.net6.Bits()), "dev", p.iface)

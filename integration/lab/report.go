@@ -12,14 +12,14 @@ import (
 	"testing"
 )
 
-// skipsEnv names the file that a line is added to for each test that was skipped.
+// skipsEnv names the file that gets a line for each skipped test.
 const skipsEnv = "NETYARD_SKIPS"
 
-// Main runs a package's tests and then prints why some were skipped, which go test hides. Use it in TestMain:
+// Main runs a package's tests and then prints why tests were skipped, which go test hides. Use it in TestMain:
 //
 //	func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 //
-// A script that wants the reasons of several packages sets NETYARD_SKIPS to a file; each test adds its line there.
+// A script that wants the reasons of several packages sets NETYARD_SKIPS to a file, to which each test adds its line.
 func Main(m *testing.M) int {
 	if os.Getenv(skipsEnv) != "" {
 		return m.Run()
@@ -42,7 +42,7 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Skip skips the test and leaves the reason where Main, or the script that runs the tests, finds it.
+// Skip skips the test and records the reason for Main, or for the script that runs the tests.
 func Skip(t testing.TB, reason string) {
 	t.Helper()
 	if path := os.Getenv(skipsEnv); path != "" {
@@ -54,22 +54,22 @@ func Skip(t testing.TB, reason string) {
 	t.Skip(reason)
 }
 
-// A reporter is the test that failures go to. What belongs together shares one, so that a subtest can take over a host
-// that its parent made: a test must not fail its parent from its own goroutine.
+// A reporter holds the test that failures are reported to. The parts of a host share one, so that a subtest can take
+// over a host that its parent made: a subtest must not fail its parent from its own goroutine.
 type reporter struct {
 	mu sync.Mutex
 	tb testing.TB
 }
 
-// TB returns the test that failures go to now.
+// TB returns the test that failures are reported to now.
 func (r *reporter) TB() testing.TB {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.tb
 }
 
-// lend gives the reports to t until t ends.
-func (r *reporter) lend(t testing.TB) {
+// redirect reports failures to t until t ends.
+func (r *reporter) redirect(t testing.TB) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,7 +82,7 @@ func (r *reporter) lend(t testing.TB) {
 	})
 }
 
-// chatter is what engines say a hundred times at each start.
+// chatter matches lines that engines log a hundred times at each start.
 var chatter = regexp.MustCompile(`msg="?(loading plugin|skip loading plugin|\[core\]|serving\.\.\.)`)
 
 // tail returns the last lines of a log, without chatter.

@@ -15,39 +15,41 @@ import (
 )
 
 const (
-	// startTime is how long a service may take until it is ready. Dockerd waits 15 s for each plugin call that
-	// nobody answers.
+	// startTime is how long a service may take until it is ready. Dockerd waits 15 s for each plugin call without an
+	// answer.
 	startTime = 3 * time.Minute
-	// stopTime is how long it may take to end after SIGTERM.
+	// stopTime is how long a service may take to end after SIGTERM.
 	stopTime = 90 * time.Second
 )
 
-// disaster is what no log of a Go program may contain.
-var disaster = regexp.MustCompile(`(?m)^(WARNING: DATA RACE|panic: .*|fatal error: .*|unexpected fault address .*)$`)
+// fatalOutput matches what no log of a Go program may contain.
+var fatalOutput = regexp.MustCompile(`(?m)^(WARNING: DATA RACE|panic: .*|fatal error: .*|unexpected fault address .*)$`)
 
-// A Service is a program that a node runs: dockerd, netyard, a DHCP server. It can be started and ended any number of
-// times. A service that ends when nobody asked it to fails the test.
+// A Service is a program that a node runs: dockerd, netyard, a DHCP server. It can be started and stopped any number of
+// times. A service that ends by itself fails the test.
 type Service struct {
 	// Name is also the name of its log.
 	Name string
-	// Args are added to its command line when it is started the next time.
+	// Args are added to its command line at the next start.
 	Args []string
-	// Env is added to its environment, likewise: "NETYARD_FAILPOINT=…".
+	// Env is added to its environment at the next start: "NETYARD_FAILPOINT=…".
 	Env []string
 
 	node    *Node
-	command func() []string // the program and the arguments it always has
+	command func() []string // the program and its fixed arguments
 	ready   func() error    // whether it answers; nil: it is ready once started
 	onReady func()
-	late    string // what it says last when something that it waits for was late; it is then started again, as systemd does
+	// lateMessage is in its last line of output if something that it waits for was late; it is started again then, as
+	// by systemd.
+	lateMessage string
 
 	mu       sync.Mutex
 	cmd      *exec.Cmd
 	ended    chan struct{} // closed when the process is gone
-	expected bool          // somebody asked for its end
+	expected bool          // the test expects its end
 }
 
-// Service declares a program for the node to run; it is not started yet. The program must stay in the foreground.
+// Service declares a program for the node to run, without starting it. The program must stay in the foreground.
 func (n *Node) Service(name string, command ...string) *Service {
 	s := &Service{Name: name, node: n, command: func() []string { return command }}
 	n.services = append(n.services, s)
@@ -62,7 +64,7 @@ func (s *Service) Start() {
 	s.WaitReady()
 }
 
-// Launch starts the service and does not wait until it answers.
+// Launch starts the service without waiting until it answers.
 func (s *Service) Launch() {
 	t := s.node.report.TB()
 	t.Helper()
@@ -81,8 +83,9 @@ func (s *Service) launch() error {
 	}
 	defer log.Close()
 	line := slices.Concat(s.command(), s.Args)
-	fmt.Fprintf(log, "──── %s %s %s\n", time.Now().Format(time.TimeOnly), strings.Join(s.Env, " "), strings.Join(line, " "))
-	// The shell finds the program in the node's own root, and becomes it.
+	fmt.Fprintf(log, "──── %s %s %s\n",
+		time.Now().Format(time.TimeOnly), strings.Join(s.Env, " "), strings.Join(line, " "))
+	// The shell finds the program in the node's own root, and replaces itself by it.
 	cmd := exec.Command("/bin/sh", append([]string{"-c", `exec "$0" "$@"`}, line...)...)
 	cmd.Env = append(s.node.environ(), s.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
@@ -128,13 +131,13 @@ func (s *Service) WaitReady() {
 	}
 }
 
-// wasLate says whether the service ended since something was late.
+// wasLate says whether the service ended since something that it waits for was late.
 func (s *Service) wasLate() bool {
 	last := tail(s.Log(), 1)
-	return s.late != "" && strings.Contains(last, s.late)
+	return s.lateMessage != "" && strings.Contains(last, s.lateMessage)
 }
 
-// Stop asks the service to end, as systemd would, and fails the test if it does not end well.
+// Stop sends SIGTERM to the service, as systemd would, and fails the test unless it exits with code 0.
 func (s *Service) Stop() {
 	t := s.node.report.TB()
 	t.Helper()
@@ -145,7 +148,7 @@ func (s *Service) Stop() {
 	}
 }
 
-// Kill ends the service with SIGKILL, and only that one process: what it started goes on.
+// Kill sends SIGKILL to the service's own process; its child processes go on.
 func (s *Service) Kill() {
 	t := s.node.report.TB()
 	t.Helper()
@@ -175,7 +178,7 @@ func (s *Service) Signal(sig syscall.Signal) {
 	cmd.Process.Signal(sig)
 }
 
-// Wait waits until the service has ended, by itself or otherwise, and says how. The test that calls it expects the end.
+// Wait waits until the service has ended, and returns its state; the end is expected.
 func (s *Service) Wait(limit time.Duration) *os.ProcessState {
 	t := s.node.report.TB()
 	t.Helper()
@@ -192,7 +195,7 @@ func (s *Service) Wait(limit time.Duration) *os.ProcessState {
 	return cmd.ProcessState
 }
 
-// Running says whether the service's process is there.
+// Running says whether the service's process exists.
 func (s *Service) Running() bool {
 	cmd, ended := s.process()
 	if cmd == nil {
@@ -206,7 +209,7 @@ func (s *Service) Running() bool {
 	}
 }
 
-// PID is the process as this machine sees it; 0 if it is not running.
+// PID returns the service's PID on this machine; 0 if it is not running.
 func (s *Service) PID() int {
 	if cmd, _ := s.process(); s.Running() {
 		return cmd.Process.Pid
@@ -214,7 +217,7 @@ func (s *Service) PID() int {
 	return 0
 }
 
-// Log returns what the service has printed, in all its lives.
+// Log returns the output of the service, from all its starts.
 func (s *Service) Log() string {
 	data, _ := os.ReadFile(s.logPath())
 	return string(data)
@@ -234,7 +237,7 @@ func (s *Service) expectEnd() {
 	s.expected = true
 }
 
-// state says in words how the service is.
+// state describes the service's state in errors.
 func (s *Service) state() string {
 	cmd, _ := s.process()
 	switch {
@@ -246,7 +249,7 @@ func (s *Service) state() string {
 	return cmd.ProcessState.String()
 }
 
-// check fails the test if the service ended by itself, or if its log tells of something that must never happen.
+// check fails the test if the service ended by itself, or if its log has fatalOutput.
 func (s *Service) check() {
 	t := s.node.report.TB()
 	t.Helper()
@@ -256,7 +259,7 @@ func (s *Service) check() {
 	if !expected && !s.Running() {
 		t.Errorf("%s on %s ended by itself: %s", s.Name, s.node.Name, s.state())
 	}
-	if found := disaster.FindString(s.Log()); found != "" {
+	if found := fatalOutput.FindString(s.Log()); found != "" {
 		t.Errorf("the log of %s on %s has %q", s.Name, s.node.Name, found)
 	}
 }

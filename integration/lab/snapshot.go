@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	// settleTime is how long background work has to end before a difference counts.
+	// settleTime is how long background work may take before a difference counts.
 	settleTime = 40 * time.Second
-	// threadSlack is by how much the daemon's threads may grow. Go starts one for each call that blocks, and keeps it.
+	// threadSlack is how many threads the daemon may gain. Go starts one for each call that blocks, and keeps it.
 	threadSlack = 32
 )
 
-// lookScript prints what a host is made of, in sections.
-const lookScript = `
+// snapshotScript prints the state of a host, in sections.
+const snapshotScript = `
 section() { echo "## $1"; }
 section link;      ip -d -o link
 section address;   ip -o addr
@@ -33,62 +33,62 @@ section netns;     awk '$3 == "nsfs" && $2 !~ "/default$" { print $2 }' /proc/se
 section file;      find /run/netyard /run/docker/plugins /run/netns /etc/cni -printf '%y %p\n' 2>/dev/null
 true`
 
-// noise is what changes by itself, or says nothing: numbers the kernel counts up, timers, the carrier.
+// noise matches what changes by itself or does not matter: numbers that the kernel counts up, timers, the carrier.
 var noise = regexp.MustCompile(`^\d+: |@if\d+|\b\w+_timer +[\d.]+|\b(valid_lft|preferred_lft|expires) \w+|` +
 	`\b(linkdown|tentative|dadfailed|fdb_n_learned \d+|tso_max_size \d+|tso_max_segs \d+|pref medium)\b|\\`)
 
-// dockers is a line about one of Docker's own two bridges. Docker gives them new hardware addresses at each boot, and
-// IPv6 addresses when the first container comes, which stay.
+// These match lines about Docker's own two bridges. Docker gives them new MAC addresses at each boot, and, with the
+// first container, IPv6 addresses that stay (lastingAddr).
 var (
-	dockers  = regexp.MustCompile(`\b(docker0|docker_gwbridge)\b`)
-	hardware = regexp.MustCompile(`\b([0-9a-f]{1,2}:){5}[0-9a-f]{1,2}\b`)
-	lasting  = regexp.MustCompile(`\b(fe80:|ff00:|ff02:)|^MAC dev `)
+	dockerBridges = regexp.MustCompile(`\b(docker0|docker_gwbridge)\b`)
+	hardware      = regexp.MustCompile(`\b([0-9a-f]{1,2}:){5}[0-9a-f]{1,2}\b`)
+	lastingAddr   = regexp.MustCompile(`\b(fe80:|ff00:|ff02:)|^MAC dev `)
 )
 
-// harmless are lines about what Docker makes when it first needs it, and then keeps: the tables and chains that
-// iptables always has, empty ones, with their policy; and what follows from IPv6 forwarding being on.
+// harmless matches lines about what Docker creates at first need and then keeps: the built-in tables and chains of
+// iptables, if empty, with their policy; and the effects of IPv6 forwarding being on.
 var harmless = regexp.MustCompile(`^table ip6? (raw|mangle|nat|filter)` +
 	`( chain (PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)(: type .* policy (accept|drop);)?)?$` +
 	`|^anycast |^(33:33|01:00:5e):.* self permanent$`)
 
-// A Snapshot is what a host is made of at one moment: links, addresses, routes, rules, permanent neighbours, forwarding
-// entries, the nftables ruleset, the files that daemons leave in /run, and what the netyard process holds.
+// A Snapshot is the state of a host at one moment: links, addresses, routes, rules, permanent neighbours, forwarding
+// entries, the nftables ruleset, the files that daemons leave in /run, and the open files and threads of netyard.
 type Snapshot struct {
-	lines   map[string]int // each with its section in front, and how often it is there
-	held    map[string]int // open files of the daemon, by kind
+	lines   map[string]int // lines with their section as prefix, and how often each occurs
+	open    map[string]int // open files of the daemon, by kind
 	threads int            // 0: the daemon is not running
 }
 
-// Snapshot looks at the host until it looks the same twice: an engine rearranges its chains with each network, and
-// netyard follows.
+// Snapshot takes snapshots of the host until two in a row are the same: an engine rearranges its chains with each
+// network, and netyard reacts.
 func (h *Host) Snapshot() *Snapshot {
 	t := h.report.TB()
 	t.Helper()
 	const tries, pause = 20, 150 * time.Millisecond
-	s, err := h.look()
+	s, err := h.takeSnapshot()
 	for range tries {
 		if err != nil {
 			break
 		}
 		before := s
 		time.Sleep(pause)
-		if s, err = h.look(); err == nil && len(before.Diff(s)) == 0 {
+		if s, err = h.takeSnapshot(); err == nil && len(before.Diff(s)) == 0 {
 			break
 		}
 	}
 	if err != nil {
-		t.Fatalf("lab: look at %s: %v", h.Name, err)
+		t.Fatalf("lab: take a snapshot of %s: %v", h.Name, err)
 	}
 	return s
 }
 
-// SameAs fails the test if the host does not become what it was at the snapshot. Background work gets time to settle.
-// The order of things is not compared.
+// SameAs fails the test unless the state of the host becomes that of the snapshot, within a time for background work to
+// end. Order is not compared.
 func (h *Host) SameAs(before *Snapshot) {
 	t := h.report.TB()
 	t.Helper()
 	err := within(settleTime, func() error {
-		now, err := h.look()
+		now, err := h.takeSnapshot()
 		if err != nil {
 			return err
 		}
@@ -98,18 +98,19 @@ func (h *Host) SameAs(before *Snapshot) {
 		return nil
 	})
 	if err != nil {
-		t.Errorf("%s is not what it was (- gone, + come, ~ changed):\n%v", h.Name, err)
+		t.Errorf("%s differs from the snapshot (- removed, + added, ~ changed):\n%v", h.Name, err)
 	}
 }
 
-func (h *Host) look() (*Snapshot, error) {
-	out, err := h.TrySh(lookScript)
+// takeSnapshot takes one snapshot.
+func (h *Host) takeSnapshot() (*Snapshot, error) {
+	out, err := h.TrySh(snapshotScript)
 	if err != nil {
 		return nil, err
 	}
 	s := &Snapshot{lines: map[string]int{}}
 	var section string
-	var path []string // the table and the chain that a line of nft is in
+	var path []string // the table and the chain of a line of nft
 	for line := range strings.SplitSeq(out, "\n") {
 		if name, ok := strings.CutPrefix(line, "## "); ok {
 			section = name
@@ -123,30 +124,31 @@ func (h *Host) look() (*Snapshot, error) {
 		}
 	}
 	if pid := h.Netyard.PID(); pid != 0 {
-		s.held, s.threads = held(pid)
+		s.open, s.threads = openCounts(pid)
 	}
 	return s, nil
 }
 
-// normal is a line without what is noise in it; empty if it is nothing else.
+// normal returns a line without noise; empty if nothing else is in it.
 func normal(line string) string {
 	line = strings.Join(strings.Fields(noise.ReplaceAllString(line, " ")), " ")
 	if harmless.MatchString(line) {
 		return ""
 	}
-	if dockers.MatchString(line) {
+	if dockerBridges.MatchString(line) {
 		line = hardware.ReplaceAllString(line, "MAC")
-		if lasting.MatchString(line) {
+		if lastingAddr.MatchString(line) {
 			return ""
 		}
 	}
 	return line
 }
 
-// inRuleset puts the table and the chain in front of a rule, so that it means something by itself.
+// inRuleset prefixes a rule with its table and chain, so that it can be understood by itself. It also returns the path
+// of the next line.
 func inRuleset(path []string, line string) (string, []string) {
 	line = strings.TrimSpace(line)
-	if head, _, found := strings.Cut(line, " # progname "); found { // whose table it is
+	if head, _, found := strings.Cut(line, " # progname "); found { // the owner of the table
 		line = head
 	}
 	switch {
@@ -163,9 +165,9 @@ func inRuleset(path []string, line string) (string, []string) {
 	return strings.Join(path, " ") + ": " + line, path
 }
 
-// held counts what a process has open, by kind, and its threads. Unix sockets are not counted: Docker keeps idle
-// connections. A thread in a foreign network namespace counts as something held.
-func held(pid int) (map[string]int, int) {
+// openCounts counts the open files of a process, by kind, and its threads. Unix sockets are not counted, since Docker
+// keeps idle connections. A thread in another network namespace counts like an open file.
+func openCounts(pid int) (map[string]int, int) {
 	proc := fmt.Sprintf("/proc/%d", pid)
 	counts := map[string]int{}
 	unixSockets, _ := os.ReadFile(proc + "/net/unix")
@@ -195,22 +197,23 @@ func held(pid int) (map[string]int, int) {
 	return counts, len(tasks)
 }
 
-// Diff says what has gone ("- …"), come ("+ …") and changed ("~ …"), a line each.
+// Diff returns what was removed ("- …"), added ("+ …") and changed ("~ …"), a line each.
 func (s *Snapshot) Diff(now *Snapshot) []string {
 	diff := diffCounts(s.lines, now.lines)
 	if s.threads > 0 && now.threads > 0 {
-		for _, line := range diffCounts(s.held, now.held) {
-			if strings.HasPrefix(line, "+") { // it may hold less
+		for _, line := range diffCounts(s.open, now.open) {
+			if strings.HasPrefix(line, "+") { // fewer are allowed
 				diff = append(diff, line+" (netyard)")
 			}
 		}
 		if now.threads > s.threads+threadSlack {
-			diff = append(diff, fmt.Sprintf("+ netyard has %d threads, and had %d", now.threads, s.threads))
+			diff = append(diff, fmt.Sprintf("+ netyard has %d threads, and had %d before", now.threads, s.threads))
 		}
 	}
 	return diff
 }
 
+// diffCounts returns the differences of two sets of lines, with their counts.
 func diffCounts(before, now map[string]int) []string {
 	all := maps.Clone(before)
 	maps.Copy(all, now)
@@ -226,7 +229,7 @@ func diffCounts(before, now map[string]int) []string {
 	return joinChanged(diff)
 }
 
-// joinChanged replaces the two lines of a link that is there in both by what is different: they are long.
+// joinChanged replaces the two long lines of a link that changed by one with the differences.
 func joinChanged(diff []string) []string {
 	gone := map[string]int{} // link to the place of its line
 	var joined []string
@@ -251,6 +254,7 @@ func joinChanged(diff []string) []string {
 	return joined
 }
 
+// changed returns the words that differ between two lines.
 func changed(before, now []string) string {
 	if len(before) != len(now) {
 		return fmt.Sprintf(" was %s\n  is %s", strings.Join(before, " "), strings.Join(now, " "))

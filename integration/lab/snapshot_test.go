@@ -7,7 +7,7 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestSnapshot leaves one thing of each kind behind, and sees it found.
+// TestSnapshot: Diff finds one leftover of each kind.
 func TestSnapshot(t *testing.T) {
 	h := lab.New(t, lab.Engine2010)
 	h.Netyard.Program = self(t)
@@ -28,7 +28,7 @@ func TestSnapshot(t *testing.T) {
 	} {
 		h.Sh(c.leave)
 		var diff string
-		for range tries { // a signal takes its time
+		for range tries { // a signal takes effect with a delay
 			if diff = strings.Join(before.Diff(h.Snapshot()), "\n"); strings.Contains(diff, c.want) {
 				break
 			}
@@ -41,7 +41,7 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
-// TestNoFalseAlarm uses what Docker has of its own, some of which it never undoes. New ends with CheckLeftovers.
+// TestNoFalseAlarm: what Docker itself leaves behind is not reported as a leftover. New ends with CheckLeftovers.
 func TestNoFalseAlarm(t *testing.T) {
 	each(t, every(), func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)

@@ -9,24 +9,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allSpaces is every namespace that a node has of its own.
+// allSpaces are all kinds of namespaces that a node has of its own.
 const allSpaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
-// A space is namespaces that one thread is about to enter. It is used once.
+// A space is a set of namespaces for a thread to enter. It is used once.
 type space struct {
 	file  *os.File // a pidfd, which holds no namespace alive, or a file of /proc/PID/ns
-	flags int      // which namespaces of it: CLONE_NEWNET, …
+	flags int      // which of its namespaces: CLONE_NEWNET, …
 }
 
-// do calls f on a thread of its own inside the namespaces. The thread is never given back: nothing can take it home
-// again for certain, so it ends with the goroutine.
+// do calls f on a thread of its own inside the namespaces. The thread is not reused: it might not get back to its
+// former namespaces, so it ends with the goroutine.
 func (s space) do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The first thread cannot end before the process does: it would keep the namespaces, and be what
-			// /proc/self shows. While it is held here, the next try gets another.
+			// The main thread cannot end before the process does: it would keep the namespaces, and /proc/self
+			// would show them. While it is locked here, the next goroutine gets another thread.
 			done <- s.do(f)
 			runtime.UnlockOSThread()
 			return
@@ -41,8 +41,8 @@ func (s space) do(f func() error) error {
 	return <-done
 }
 
-// start starts cmd inside the namespaces, as a child of this process: its pid is the one this machine knows it by, and
-// a signal reaches it with nothing in between.
+// start starts cmd inside the namespaces, as a child of this process: its PID is the one in this machine's namespace,
+// and signals reach it directly.
 func (s space) start(cmd *exec.Cmd) error { return s.do(cmd.Start) }
 
 func (s space) enter() error {

@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// timesEnv names the file that gets a line for each node whose power goes: what its processes had of the processors,
-// user and system, in seconds, as far as nobody would wait for them and count it.
+// timesEnv names the file that gets a line for each node that is powered off: the CPU time, user and system, in
+// seconds, of those of its processes that no parent waits for and accounts.
 const timesEnv = "NETYARD_TIMES"
 
-// noteTimes adds the line of the running node.
-func (n *Node) noteTimes() error {
+// recordTimes adds the line of the running node.
+func (n *Node) recordTimes() error {
 	path := os.Getenv(timesEnv)
 	if path == "" {
 		return nil
@@ -30,9 +30,9 @@ func (n *Node) noteTimes() error {
 	return err
 }
 
-// orphanTimes sums up the processes in the PID namespace that init is the first of, those in namespaces below it, and
-// the children that they have waited for. When init is killed the kernel ends them without anybody's waiting. This
-// program itself waits for init and the services.
+// orphanTimes returns the CPU time of the processes in the PID namespace of init and in those below it, with that of
+// children that they have waited for. When init is killed, the kernel ends them, and nobody waits for them. Not
+// included are init and the services, which this program waits for.
 func orphanTimes(init int) (user, system float64) {
 	space, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init))
 	if err != nil {
@@ -58,10 +58,10 @@ func orphanTimes(init int) (user, system float64) {
 	return user, system
 }
 
-// A process is what /proc says of one.
+// A process is a process as /proc shows it.
 type process struct {
 	parent, space string
-	user, system  float64 // seconds, its own and those of the children that it waited for
+	user, system  float64 // seconds, with those of the children that it waited for
 }
 
 func readProcess(proc string) (process, bool) {

@@ -7,56 +7,59 @@ import (
 	"testing"
 )
 
-// A hall lets in as many hosts as it has places, in the order in which their tests came, so that a test that wants many
-// places gets them.
-type hall struct {
-	mu     sync.Mutex
-	places int
-	taken  int
-	queue  []*claim
-	inside map[string]*claim // by the name of the test
+// A limiter allows as many hosts as it has slots, in the order in which tests ask, so that a test that wants many slots
+// is not starved.
+type limiter struct {
+	mu      sync.Mutex
+	slots   int
+	used    int
+	queue   []*grant
+	granted map[string]*grant // by the name of the test
 }
 
-// A claim is the places that a test has until it ends, for itself and its subtests.
-type claim struct {
-	places int
-	hosts  int // how many were made
-	enter  chan struct{}
+// A grant is the slots that a test has until it ends, for itself and its subtests.
+type grant struct {
+	slots int
+	hosts int // how many hosts the test has
+	enter chan struct{}
 }
 
-// machine is where all hosts of this program are. How many engines a machine bears at once follows from its cores:
-// beside each other they would only take longer, and what waits for an answer would wait too long.
-var machine = newHall(max(2, runtime.NumCPU())) //nolint:gochecknoglobals // the tests of a program share one machine
+// hostLimit limits the hosts of this program by the machine's cores: more engines at the same time would only take
+// longer, and run into timeouts.
+//
+//nolint:gochecknoglobals // the tests of a program share one machine
+var hostLimit = newLimiter(max(2, runtime.NumCPU()))
 
-func newHall(places int) *hall { return &hall{places: places, inside: map[string]*claim{}} }
+func newLimiter(slots int) *limiter { return &limiter{slots: slots, granted: map[string]*grant{}} }
 
-// Hosts waits until there is room for so many hosts with an engine, and keeps the room until the test ends. New asks
-// for one itself; a test with more asks here, before the first, so that no two tests wait for each other with half of
-// what they need.
+// Hosts waits for slots for many hosts with an engine, and keeps them until the test ends. New acquires one slot by
+// itself; a test with more hosts calls Hosts before the first, so that no two tests wait for each other with half of
+// the slots that they need.
 func Hosts(t testing.TB, many int) {
 	t.Helper()
-	if !machine.claim(t, many) {
-		t.Fatal("lab: the test has its places already: say Hosts, or Alone, once and before the first host")
+	if !hostLimit.acquire(t, many) {
+		t.Fatal("lab: the test has its slots already; call Hosts or Alone once, before the first host")
 	}
 }
 
-// Alone waits until no host runs, and keeps others out until the test ends: for a test that does a lot at once.
+// Alone waits until no host runs, and blocks hosts of other tests until the test ends, for a test that needs the whole
+// machine.
 func Alone(t testing.TB) {
 	t.Helper()
-	Hosts(t, machine.places)
+	Hosts(t, hostLimit.slots)
 }
 
-// claim says false if the test has places already.
-func (h *hall) claim(t testing.TB, places int) bool {
+// acquire waits for slots for a test; it returns false if the test has some already.
+func (h *limiter) acquire(t testing.TB, slots int) bool {
 	t.Helper()
 	name := t.Name()
 	h.mu.Lock()
-	if h.of(name) != nil {
+	if h.grantOf(name) != nil {
 		h.mu.Unlock()
 		return false
 	}
-	c := &claim{places: min(places, h.places), enter: make(chan struct{})}
-	h.inside[name] = c
+	c := &grant{slots: min(slots, h.slots), enter: make(chan struct{})}
+	h.granted[name] = c
 	h.queue = append(h.queue, c)
 	h.admit()
 	h.mu.Unlock()
@@ -64,39 +67,39 @@ func (h *hall) claim(t testing.TB, places int) bool {
 	t.Cleanup(func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(h.inside, name)
-		h.taken -= c.places
+		delete(h.granted, name)
+		h.used -= c.slots
 		h.admit()
 	})
 	return true
 }
 
-// host takes one of the test's places, which it waits for if nobody has asked for any. It says false if there are more
-// hosts than that.
-func (h *hall) host(t testing.TB) bool {
+// addHost counts a host of a test, for which it acquires one slot if the test has none. It returns false if the test has
+// more hosts than slots.
+func (h *limiter) addHost(t testing.TB) bool {
 	t.Helper()
-	h.claim(t, 1)
+	h.acquire(t, 1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	c := h.of(t.Name())
+	c := h.grantOf(t.Name())
 	c.hosts++
-	return c.hosts <= c.places || c.places == h.places
+	return c.hosts <= c.slots || c.slots == h.slots
 }
 
-// leave gives a host's place back to its test.
-func (h *hall) leave(t testing.TB) {
+// removeHost undoes addHost.
+func (h *limiter) removeHost(t testing.TB) {
 	t.Helper()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if c := h.of(t.Name()); c != nil {
+	if c := h.grantOf(t.Name()); c != nil {
 		c.hosts--
 	}
 }
 
-// of is the claim of a test or of one that it is a part of.
-func (h *hall) of(name string) *claim {
+// grantOf returns the grant of a test, or of the test that it is a subtest of; nil if there is none.
+func (h *limiter) grantOf(name string) *grant {
 	for {
-		if c := h.inside[name]; c != nil {
+		if c := h.granted[name]; c != nil {
 			return c
 		}
 		end := strings.LastIndexByte(name, '/')
@@ -107,10 +110,10 @@ func (h *hall) of(name string) *claim {
 	}
 }
 
-// admit lets in who has waited longest, for as long as there is room.
-func (h *hall) admit() {
-	for len(h.queue) > 0 && h.taken+h.queue[0].places <= h.places {
-		h.taken += h.queue[0].places
+// admit grants slots to those who have waited longest, while there are enough.
+func (h *limiter) admit() {
+	for len(h.queue) > 0 && h.used+h.queue[0].slots <= h.slots {
+		h.used += h.queue[0].slots
 		close(h.queue[0].enter)
 		h.queue = h.queue[1:]
 	}

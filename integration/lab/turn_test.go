@@ -7,27 +7,27 @@ import (
 	"testing/synctest"
 )
 
-// TestPlaces has more tests than there is room for, some of which want all of it; fewer places would be seen, more too.
-func TestPlaces(t *testing.T) {
-	const places = 3
-	h := newHall(places)
-	var inside, most atomic.Int32
+// TestSlots: with more tests than slots, some of which want all slots, exactly all slots are used.
+func TestSlots(t *testing.T) {
+	const slots = 3
+	h := newLimiter(slots)
+	var granted, most atomic.Int32
 	t.Run("all", func(t *testing.T) {
 		for i := range 24 {
 			t.Run(fmt.Sprint(i), func(t *testing.T) {
 				t.Parallel()
-				want := int32(1 + i%places)
+				want := int32(1 + i%slots)
 				if want == 1 {
-					h.host(t)
-				} else if !h.claim(t, int(want)) {
-					t.Error("a test that has no places was refused them")
+					h.addHost(t)
+				} else if !h.acquire(t, int(want)) {
+					t.Error("a test without slots was refused")
 				}
-				if h.claim(t, 1) {
-					t.Error("a test got places twice")
+				if h.acquire(t, 1) {
+					t.Error("a test got slots twice")
 				}
-				now := inside.Add(want)
-				if now > places {
-					t.Errorf("%d are inside, and there are %d places", now, places)
+				now := granted.Add(want)
+				if now > slots {
+					t.Errorf("%d slots are used, and there are %d", now, slots)
 				}
 				was := most.Load()
 				for now > was && !most.CompareAndSwap(was, now) {
@@ -35,55 +35,55 @@ func TestPlaces(t *testing.T) {
 				}
 				t.Run("part", func(t *testing.T) {
 					h.mu.Lock()
-					made := h.of(t.Name()).hosts
+					made := h.grantOf(t.Name()).hosts
 					h.mu.Unlock()
-					if h.host(t) != (int32(made) < want || want == places) {
-						t.Errorf("a host beside %d, of %d places, is taken wrongly", made, want)
+					if h.addHost(t) != (int32(made) < want || want == slots) {
+						t.Errorf("addHost with %d hosts and %d slots has the wrong result", made, want)
 					}
 				})
-				inside.Add(-want)
+				granted.Add(-want)
 			})
 		}
 	})
-	if most.Load() != places {
-		t.Errorf("%d places of %d were used", most.Load(), places)
+	if most.Load() != slots {
+		t.Errorf("%d slots of %d were used", most.Load(), slots)
 	}
-	if h.taken != 0 || len(h.inside) != 0 || len(h.queue) != 0 {
-		t.Errorf("left in the hall: %+v", h)
+	if h.used != 0 || len(h.granted) != 0 || len(h.queue) != 0 {
+		t.Errorf("the limiter is not empty: %+v", h)
 	}
 }
 
-// TestPlacesInOrder: who wants the whole machine is not passed by those who want little.
-func TestPlacesInOrder(t *testing.T) {
+// TestSlotsInOrder: a test that wants all slots is not overtaken by tests that want few.
+func TestSlotsInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHall(2)
+		h := newLimiter(2)
 		a, all, late := &caller{TB: t, name: "a"}, &caller{TB: t, name: "all"}, &caller{TB: t, name: "late"}
-		h.host(a)
+		h.addHost(a)
 		for _, c := range []*caller{all, late} {
 			go func() {
-				h.claim(c, map[*caller]int{all: 2, late: 1}[c])
+				h.acquire(c, map[*caller]int{all: 2, late: 1}[c])
 				c.in.Store(true)
 			}()
 			synctest.Wait()
 		}
 		if all.in.Load() || late.in.Load() {
-			t.Fatal("somebody got in beside a host, before or as one that wants the machine for itself")
+			t.Fatal("a test got slots beside a host, although a test before it wants all slots")
 		}
 		a.end()
 		synctest.Wait()
 		if !all.in.Load() || late.in.Load() {
-			t.Fatal("who wants the machine for itself is not the next, and alone")
+			t.Fatal("the test that wants all slots is not the next, and alone")
 		}
 		all.end()
 		synctest.Wait()
 		if !late.in.Load() {
-			t.Fatal("the last does not get in")
+			t.Fatal("the last test gets no slot")
 		}
 		late.end()
 	})
 }
 
-// A caller is a test whose end is somebody else's choice.
+// A caller is a test that ends when its end method is called.
 type caller struct {
 	testing.TB
 	name string
