@@ -8,13 +8,13 @@ import (
 	"netyard/integration/lab"
 )
 
-// with puts what a runtime adds into a plugin's configuration.
+// with adds a runtimeConfig to a plugin's configuration, as a runtime does.
 func with(conf, runtime string) string {
 	return strings.Replace(conf, "{", `{"runtimeConfig":{`+runtime+"},", 1)
 }
 
-// TestCNIModes: every mode by CNI on each containerd, and what goes with it: rates, policies, several networks of one
-// container, plugins of others behind netyard's.
+// TestCNIModes: networks of modes macvlan, bridge, none and host by CNI, with rates, policies, several networks of one
+// container, and other plugins chained after netyard's.
 func TestCNIModes(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)
@@ -32,16 +32,16 @@ func TestCNIModes(t *testing.T) {
 		aCard(t, h)
 		chained(t, h)
 		h.Sh("for n in a b c; do ip netns del $n; done")
-		eventually(t, "nobody is left", func() bool { return len(ps(t, h)) == 0 })
+		eventually(t, "no endpoint is left", func() bool { return len(ps(t, h)) == 0 })
 		healthy(t, h)
 	})
 }
 
-// severalNetworks: one container on a macvlan network, on a bridge and on nothing; the way out is that of eth0.
+// severalNetworks tests one container on networks of modes macvlan, bridge and none; its default route is that of eth0.
 func severalNetworks(t *testing.T, h *lab.Host, conf map[string]string) {
 	t.Helper()
 	lan := call{id: "a", netns: "/run/netns/a", conf: conf["lan"], args: "MAC=02:00:00:00:00:0a;IP=203.0.113.200"}
-	web := call{id: "a", netns: "/run/netns/a", ifName: "eth1", conf: conf["web"], args: "IP=203.0.113.200"} // of the other network
+	web := call{id: "a", netns: "/run/netns/a", ifName: "eth1", conf: conf["web"], args: "IP=203.0.113.200"} // an address of the macvlan network
 	nothing := call{id: "a", netns: "/run/netns/a", ifName: "eth2", conf: conf["nothing"]}
 	if r := valid(t, "1.0.0", web.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.2/24" {
 		t.Errorf("on the bridge it has %s", r.IPs[0].Address)
@@ -50,12 +50,12 @@ func severalNetworks(t *testing.T, h *lab.Host, conf map[string]string) {
 		t.Errorf("on the LAN it has %+v", r.IPs)
 	}
 	if r := valid(t, "1.0.0", nothing.do(t, h, "ADD")); len(r.IPs)+len(r.Interfaces) != 0 {
-		t.Errorf("on nothing it has %+v", r)
+		t.Errorf("on the network of mode none it has %+v", r)
 	}
 	has(t, h.Sh("ip -n a link show eth0"), "02:00:00:00:00:0a")
 	has(t, h.Sh("ip -n a route get 192.0.2.1"), "via "+h.Outside.IP+" dev eth0")
 	h.Outside.Listen("tcp", ":7000")
-	has(t, h.Named("a").Dial("tcp", h.Outside.IP+":7000"), "203.0.113.200") // as itself: no NAT
+	has(t, h.Named("a").Dial("tcp", h.Outside.IP+":7000"), "203.0.113.200") // its own address, without NAT
 	h.Sh("ip netns exec a ping -c 1 -W 2 10.77.0.1")
 	for _, c := range []call{lan, web, nothing} {
 		c.do(t, h, "CHECK")
@@ -67,13 +67,14 @@ func severalNetworks(t *testing.T, h *lab.Host, conf map[string]string) {
 		c.do(t, h, "DEL")
 		c.do(t, h, "DEL")
 	}
-	if out, err := h.TrySh("ip -n a link show eth0"); err == nil { // it is in the sandbox as a whole, and goes at once
-		t.Errorf("after DEL there is still %s", out)
+	if out, err := h.TrySh("ip -n a link show eth0"); err == nil { // the link is in the sandbox only, and removed at once
+		t.Errorf("after DEL the link is left: %s", out)
 	}
-	eventually(t, "the other end of the pair takes this one with it", func() bool { _, err := h.TrySh("ip -n a link show eth1"); return err != nil })
+	eventually(t, "the veth link in the sandbox is gone", func() bool { _, err := h.TrySh("ip -n a link show eth1"); return err != nil })
 }
 
-// sharesTheHosts: what the container listens on, the host listens on; a port that is asked for is not refused.
+// sharesTheHosts tests mode host: a port that a container listens on is reached at the host's address, and a requested
+// published port is ignored, not refused.
 func sharesTheHosts(t *testing.T, h *lab.Host, conf string) {
 	t.Helper()
 	c := call{id: "a", netns: "/run/netns/a", conf: with(conf, `"portMappings":[{"hostPort":8090,"containerPort":90,"protocol":"tcp"}]`)}
@@ -85,7 +86,7 @@ func sharesTheHosts(t *testing.T, h *lab.Host, conf string) {
 	c.do(t, h, "DEL")
 }
 
-// ratesAndPolicy: a limit by the runtime, one by a label, and a policy about a container of containerd's.
+// ratesAndPolicy tests rates from the runtime and from a label, and a policy that selects a containerd container.
 func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 	t.Helper()
 	h.Sh("mv /etc/cni/net.d/netyard-web.conflist /etc/cni/net.d/00-web.conflist") // ctr takes the first one
@@ -129,7 +130,8 @@ func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 	h.Sh("mv /etc/cni/net.d/00-web.conflist /etc/cni/net.d/netyard-web.conflist")
 }
 
-// aCard: a whole card of the host's, and it comes back as it was, however often it is asked for.
+// aCard tests a network with a device of the host: it is moved into the container, also by a repeated ADD, and comes
+// back as it was.
 func aCard(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Sh("ip link add card0 type veth peer name wire0; ip addr add 198.51.100.9/24 dev card0; ip link set wire0 up; ip link set card0 up")
@@ -142,19 +144,19 @@ func aCard(t *testing.T, h *lab.Host) {
 	}
 	other := call{id: "b", netns: "/run/netns/b", conf: c.conf}
 	if _, msg := other.refused(t, h, "ADD"); !strings.Contains(msg, "card0") {
-		t.Errorf("the card of another: %s", msg)
+		t.Errorf("a device that another container has: %s", msg)
 	}
 	c.do(t, h, "DEL")
-	c.do(t, h, "ADD") // started again at once
+	c.do(t, h, "ADD") // restarted at once
 	c.do(t, h, "DEL")
-	eventually(t, "the card is back", func() bool {
+	eventually(t, "the device is back", func() bool {
 		out, err := h.TrySh("ip -o addr show card0 | sed 's/valid_lft.*//'")
 		return err == nil && strings.Join(strings.Fields(out), " ") == strings.Join(strings.Fields(before), " ")
 	})
 	h.Sh("netyard network rm nic; ip link del card0")
 }
 
-// chained: plugins of others behind an installed network's.
+// chained tests other plugins chained after an installed network's.
 func chained(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Sh(fmt.Sprintf(`cat > /etc/cni/net.d/chain.conflist <<'END'

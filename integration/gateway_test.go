@@ -14,7 +14,8 @@ const (
 	mode6 = "-o com.docker.network.bridge.gateway_mode_ipv6="
 )
 
-// TestRouted: containers are reached by their own addresses, but only on the ports they publish, and keep them outside.
+// TestRouted: containers are reached by their own addresses, but only on published ports, and keep their addresses when
+// they connect to the outside.
 func TestRouted(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -33,7 +34,7 @@ func TestRouted(t *testing.T) {
 			h.In(name).Listen("udp", ":9010")
 		}
 		rows := map[string]string{}
-		eventually(t, "ps has names", func() bool {
+		eventually(t, "ps shows names", func() bool {
 			for _, row := range ps(t, h) {
 				rows[row.Container] = strings.Join(row.Ports, " ")
 			}
@@ -49,7 +50,7 @@ func TestRouted(t *testing.T) {
 		h.Netyard.Stop()
 		h.Sh("rm", h.Dir+"/state/netyard.db")
 		h.Netyard.Start()
-		eventually(t, "lost records have their ports again", func() bool {
+		eventually(t, "ports are rebuilt after the records were lost", func() bool {
 			return strings.Count(h.Sh("netyard ps"), "10.72.0.2:9000-9009/udp") == 1
 		})
 		routedMatrix(t, h)
@@ -71,7 +72,7 @@ func TestRouted(t *testing.T) {
 		}
 		healthy(t, h)
 
-		// Whoever gets the address next has none of it open.
+		// The next container with the address has no open ports.
 		h.Docker("rm -f web")
 		h.Run("next", "--network routed --ip 10.72.0.2")
 		h.In("next").Listen("tcp", ":80")
@@ -79,13 +80,13 @@ func TestRouted(t *testing.T) {
 	})
 }
 
-// routedMatrix tries the ports of TestRouted's containers from outside, from the host and from another network.
+// routedMatrix tests the ports of TestRouted's containers from outside, from the host and from another network.
 func routedMatrix(t *testing.T, h *lab.Host) {
 	t.Helper()
 	for at, want := range map[string]bool{
 		"tcp 10.72.0.2:80": true, "tcp [fd00:72::2]:80": true, "udp 10.72.0.2:9003": true, "udp [fd00:72::2]:9003": true,
 		"tcp 10.72.0.2:81": false, "tcp [fd00:72::2]:81": false, "udp 10.72.0.2:9010": false, "udp [fd00:72::2]:9010": false,
-		"tcp " + h.IP + ":8080": true, "tcp [" + h.IP6 + "]:8080": false, // of the mixed one, which has it translated
+		"tcp " + h.IP + ":8080": true, "tcp [" + h.IP6 + "]:8080": false, // of the mixed network, whose IPv4 is NAT
 		"tcp 10.73.0.2:80": false, "tcp [fd00:73::2]:80": true, "tcp [fd00:73::2]:81": false,
 		"tcp 10.74.0.2:80": false, "tcp [fd00:74::2]:80": false,
 	} {
@@ -104,7 +105,7 @@ func routedMatrix(t *testing.T, h *lab.Host) {
 	reach(t, "host", h.Net, "tcp", "10.72.0.2:81", true)
 }
 
-// TestIsolated: containers of the network reach each other, and nothing else.
+// TestIsolated: containers of an isolated network reach each other, and nothing else.
 func TestIsolated(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -118,10 +119,13 @@ func TestIsolated(t *testing.T) {
 			t.Errorf("the host has an address on an isolated network: %s", addrs)
 		}
 		if addrs := h.Tool("ip -o addr show dev half0"); !strings.Contains(addrs, "10.76.0.1/24") || strings.Contains(addrs, "inet6") {
-			t.Errorf("addresses on a network that is isolated in IPv6 only: %s", addrs)
+			t.Errorf("addresses on a network that is isolated only for IPv6: %s", addrs)
 		}
-		for _, pair := range [][2]string{{"c1", h.Addr("c2", "alone")}, {"c1", h.Addr6("c2", "alone")}, {"c1", "c2"}, {"c3", h.Addr("c4", "half")}, {"c3", h.Addr6("c4", "half")}, {"c3", "10.76.0.1"}} {
-			h.Ping(pair[0], pair[1])
+		for _, to := range []string{h.Addr("c2", "alone"), h.Addr6("c2", "alone"), "c2"} {
+			h.Ping("c1", to)
+		}
+		for _, to := range []string{h.Addr("c4", "half"), h.Addr6("c4", "half"), "10.76.0.1"} {
+			h.Ping("c3", to)
 		}
 		noRoute(t, h, "c1")
 		h.In("c1").Tool("ip route add default dev eth0")
@@ -138,7 +142,7 @@ func TestIsolated(t *testing.T) {
 	})
 }
 
-// TestEgress: a network's containers leave with the address it says, and with no other.
+// TestEgress: connections of a network's containers leave with the configured egress address, and with no other.
 func TestEgress(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -169,7 +173,7 @@ func TestEgress(t *testing.T) {
 	})
 }
 
-// TestNDPProxy: a container with an address of the LAN's own subnet is found there, without a route.
+// TestNDPProxy: a container with an address of the LAN's own subnet is reached from the LAN without a route.
 func TestNDPProxy(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -190,10 +194,10 @@ func TestNDPProxy(t *testing.T) {
 		healthy(t, h)
 		h.Netyard.Restart()
 		has(t, h.Outside.Dial("tcp", at), "["+h.Outside.IP6+"]:")
-		// It can be another link, while containers run; one that is not there changes nothing.
+		// The link can be changed while containers run; a missing link is refused and changes nothing.
 		h.Sh("ip link add up1 type bridge && ip link set up1 up && netyard network set global ndp_proxy=up1")
 		if out, err := h.TrySh("netyard network set global ndp_proxy=eth9 2>&1"); err == nil {
-			t.Errorf("NDP proxies on a link that is not there: %s", out)
+			t.Errorf("NDP proxies on a missing link: %s", out)
 		}
 		if proxies := h.Tool("ip -6 neigh show proxy"); strings.Count(proxies, "dev up1") != 2 || strings.Contains(proxies, "dev eth0") {
 			t.Errorf("NDP proxies on the other link: %s", proxies)
@@ -206,7 +210,7 @@ func TestNDPProxy(t *testing.T) {
 	})
 }
 
-// TestStaticRoutes: what a network says is in its containers, and leads there.
+// TestStaticRoutes: the routes of a network are set in its containers, and work.
 func TestStaticRoutes(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -227,8 +231,8 @@ func TestStaticRoutes(t *testing.T) {
 	})
 }
 
-// TestContainerAsGateway: the others go out by the container that the network names, and while it is away nothing of
-// theirs leaves the host. The prober counts at the far end, all the time.
+// TestContainerAsGateway: containers reach the outside through the container with the network's gateway address, and
+// while it is away none of their packets leaves the host. The outside counts packets all the time.
 func TestContainerAsGateway(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		for _, c := range []struct{ name, flags string }{
@@ -242,10 +246,11 @@ func TestContainerAsGateway(t *testing.T) {
 }
 
 const (
-	guideIP      = "10.75.0.2" // the first that would be given to anybody
+	guideIP      = "10.75.0.2" // the first address that IPAM would give
 	guideOutside = "203.0.113.50"
 )
 
+// gatewayWorks tests a gateway container on a network with flags.
 func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	t.Helper()
 	h.Sh("ip addr add", guideOutside+"/24 dev eth0")
@@ -265,11 +270,11 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	}'`)
 	h.Run("c1", "--network vpn -p 8090:80", fmt.Sprintf("sh -c 'while true; do ping -i 0.05 %s; sleep 0.1; done'", h.Outside.IP))
 	if a := h.Addr("c1", "vpn"); a == guideIP {
-		t.Fatalf("a container that did not ask for it got the gateway's address %s", a)
+		t.Fatalf("a container that did not request it got the gateway's address %s", a)
 	}
 	born := h.Docker("inspect -f '{{.State.StartedAt}}' c1")
 	c1 := h.In("c1")
-	silent(t, h, c1, "before there is a gateway")
+	silent(t, h, c1, "before the gateway starts")
 
 	h.Docker("create --name vpn --network vpn --ip", guideIP, "--sysctl net.ipv4.ip_forward=0 busybox sleep 1d")
 	if !strings.Contains(flags, "gateway_exit") {
@@ -293,7 +298,7 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	has(t, c1.Dial("tcp", h.Outside.IP+":7"), guideOutside+":")
 
 	h.Docker("stop -t 0 vpn")
-	// A route of the client's own, past the gateway.
+	// The client sets a route past the gateway.
 	c1.Tool("ip route replace default via 10.75.0.1")
 	silent(t, h, c1, "with a route of its own")
 	h.Netyard.Stop()
@@ -317,25 +322,26 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	h.Sh("ip addr del", guideOutside+"/24 dev eth0")
 }
 
-// silent wants the client to get nowhere, and nothing of its to be counted outside.
+// silent checks that the client reaches nothing, and that no packet of it is counted outside.
 func silent(t *testing.T, h *lab.Host, client *lab.Net, when string) {
 	t.Helper()
 	before := counted(h, "good")
-	for range 2 { // a second each, and 20 pings beside it
+	for range 2 { // a second each, with 20 pings meanwhile
 		if got, err := client.TryDial("tcp", h.Outside.IP+":7"); err == nil {
-			t.Errorf("%s: the client got out, as %s", when, got)
+			t.Errorf("%s: the client reached the outside, as %s", when, got)
 		}
 	}
 	if good, leak := counted(h, "good"), counted(h, "leak"); good != before || leak != "0" {
-		t.Errorf("%s: packets outside: %s past the gateway, by its address %s and then %s", when, leak, before, good)
+		t.Errorf("%s: packets outside: %s past the gateway; with its address %s before and %s after", when, leak, before, good)
 	}
 }
 
+// counted returns the packets of a counter on the outside.
 func counted(h *lab.Host, counter string) string {
 	return h.Outside.Sh("nft list counter inet probe", counter, "| grep -o 'packets [0-9]*' | cut -d' ' -f2")
 }
 
-// TestGatewayRefusals: each a one-line error that names the option, and nothing changed.
+// TestGatewayRefusals: invalid options are refused in one line that names the option, and nothing changes.
 func TestGatewayRefusals(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -361,7 +367,7 @@ func TestGatewayRefusals(t *testing.T) {
 			out := h.DockerErr("network create -d netyard-bridge --subnet 10.72.0.0/24", cmd, "x")
 			has(t, out, want)
 			if strings.Count(strings.TrimSpace(strings.Split(out, "\n\nRun 'docker")[0]), "\n") > 0 {
-				t.Errorf("%s: more than one line: %q", cmd, out)
+				t.Errorf("%s: the error has several lines: %q", cmd, out)
 			}
 		}
 		h.SameAs(before)

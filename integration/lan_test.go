@@ -10,10 +10,10 @@ import (
 	"netyard/integration/lab"
 )
 
-// onLAN are the flags of a network on the lab's LAN, with the part of it that nobody else has.
+// onLAN are the flags of a network on the lab's LAN, with a range that the lab does not use.
 const onLAN = "--subnet 203.0.113.0/24 --gateway 203.0.113.1 --ip-range 203.0.113.128/25 --ipv6 --subnet 2001:db8:113::/64 --gateway 2001:db8:113::1"
 
-// TestMacvlan: containers are members of the LAN, and nothing of them is left.
+// TestMacvlan: containers on macvlan networks are reached on the LAN, and nothing of them is left.
 func TestMacvlan(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lan := lab.NewLAN(t)
@@ -42,11 +42,11 @@ func TestMacvlan(t *testing.T) {
 		h.PingFail("a1", h.Addr("a2", "alone"))
 		h.Ping("n1", "n2")
 		noRoute(t, h, "n1")
-		has(t, h.Exec("c1", "ip link show eth0"), "02:42:cb:00:71:c8") // of the address: the same whenever it comes back
+		has(t, h.Exec("c1", "ip link show eth0"), "02:42:cb:00:71:c8") // derived from the address, so that it is the same after a restart
 		healthy(t, h)
 		named(t, h, "c1", "n2")
 		if out := h.Sh("netyard ps"); strings.Count(out, "macvlan") != 6 {
-			t.Errorf("ps does not have all six:\n%s", out)
+			t.Errorf("ps does not show all six:\n%s", out)
 		}
 
 		h.Netyard.Restart()
@@ -74,8 +74,8 @@ func TestMacvlan(t *testing.T) {
 	})
 }
 
-// TestHostAccess: a macvlan network whose containers and host reach each other, with many containers, over a restart
-// and a flap.
+// TestHostAccess: with host_access, containers of a macvlan network and the host reach each other, after a kill of the
+// daemon, after the link was down, and with many containers.
 func TestHostAccess(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lab.Alone(t)
@@ -87,7 +87,7 @@ func TestHostAccess(t *testing.T) {
 		h.Docker("network create -d netyard-macvlan -o parent=eth0 -o host_access=true --subnet 10.77.0.0/24 elsewhere")
 		h.Run("c1", "--network lan --ip 203.0.113.200 --ip6 2001:db8:113::200")
 		h.Run("e1", "--network elsewhere")
-		h.Ping("e1", h.IP) // by a route of its own
+		h.Ping("e1", h.IP) // by a host route
 		h.In("c1").Listen("tcp", ":80")
 		h.Listen("tcp", ":7")
 		both := func() {
@@ -105,12 +105,14 @@ func TestHostAccess(t *testing.T) {
 		both()
 		h.Netyard.Start()
 		both()
-		h.Sh("ip link set eth0 down && ip link set eth0 up && ip -6 addr add", h.IP6+"/64 dev eth0; ip route replace default via", h.Outside.IP, "; ip -6 route replace default via", h.Outside.IP6)
-		eventually(t, "the address has been found to be nobody else's", func() bool { return !strings.Contains(h.Sh("ip -6 addr show dev eth0"), "tentative") })
+		h.Sh("ip link set eth0 down && ip link set eth0 up && ip -6 addr add", h.IP6+"/64 dev eth0;",
+			"ip route replace default via", h.Outside.IP, "; ip -6 route replace default via", h.Outside.IP6)
+		eventually(t, "duplicate address detection has ended", func() bool {
+			return !strings.Contains(h.Sh("ip -6 addr show dev eth0"), "tentative")
+		})
 		both()
 		healthy(t, h)
-		// More than one at a time, and not more than the engine can end: 20.10 gives up on a container after ten
-		// seconds.
+		// Several at a time, but not more than the engine can end: 20.10 gives up on a container after ten seconds.
 		const many, atOnce = 50, 5
 		var names []string
 		for i := range many {
@@ -143,7 +145,7 @@ func TestHostAccess(t *testing.T) {
 	})
 }
 
-// TestLANRefusals: each a one-line error that names the thing, and nothing changed.
+// TestLANRefusals: invalid networks are refused in one line that names the cause, and nothing changes.
 func TestLANRefusals(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -164,7 +166,7 @@ func TestLANRefusals(t *testing.T) {
 			out := h.DockerErr(cmd)
 			has(t, out, want)
 			if strings.Contains(strings.TrimSpace(out), "\n") {
-				t.Errorf("%s: more than one line: %q", cmd, out)
+				t.Errorf("%s: the error has several lines: %q", cmd, out)
 			}
 		}
 		h.SameAs(before)
