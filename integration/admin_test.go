@@ -46,7 +46,8 @@ func shown(t *testing.T, h *lab.Host) (lines []string) {
 		if len(r.Addresses) == 0 {
 			mac = ""
 		}
-		lines = append(lines, fmt.Sprint(r.Network, r.Container, r.ContainerID, r.ID, mac, r.Addresses, r.State, r.Engine, r.PID))
+		lines = append(lines, fmt.Sprint(r.Network, r.Container, r.ContainerID, r.ID, mac, r.Addresses, r.State,
+			r.Engine, r.PID))
 	}
 	slices.Sort(lines)
 	return lines
@@ -61,9 +62,11 @@ func inspected(t *testing.T, h *lab.Host, networks ...string) (lines []string) {
 	for _, name := range networks {
 		for _, n := range parse[[]network](t, h.Docker("network inspect", name)) {
 			for id, c := range n.Containers {
-				addrs := slices.DeleteFunc([]string{c.IPv4Address, c.IPv6Address}, func(a string) bool { return a == "" })
+				addrs := slices.DeleteFunc([]string{c.IPv4Address, c.IPv6Address},
+					func(a string) bool { return a == "" })
 				pid := strings.TrimSpace(h.Docker("inspect -f '{{.State.Pid}}'", c.Name))
-				lines = append(lines, fmt.Sprint(name, c.Name, id, c.EndpointID, c.MacAddress, addrs, "up", "docker", pid))
+				lines = append(lines, fmt.Sprint(name, c.Name, id, c.EndpointID, c.MacAddress, addrs, "up", "docker",
+					pid))
 			}
 		}
 	}

@@ -45,7 +45,12 @@ func BenchmarkConnections(b *testing.B) {
 	for _, c := range []struct {
 		name, network string
 		ports         int
-	}{{"netyard-1", "net", one}, {"netyard-10000", "net", many}, {"docker-1", "own", one}, {"docker-500", "own", dockersMany}} {
+	}{
+		{"netyard-1", "net", one},
+		{"netyard-10000", "net", many},
+		{"docker-1", "own", one},
+		{"docker-500", "own", dockersMany},
+	} {
 		h := lab.New(b, lab.Engine285, lab.Name(c.name), lab.DockerdArgs("--userland-proxy=false"))
 		h.Netyard.Program = lab.BuildShipped(b)
 		h.Netyard.Start()

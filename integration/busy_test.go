@@ -67,11 +67,13 @@ func TestBusyHost(t *testing.T) {
 		for i := range 3 {
 			name := fmt.Sprintf("c%d-%d", round, i)
 			request("docker run -p "+name, func() (string, error) {
-				return h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i), lab.Image, "sleep 1d")
+				return h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i),
+					lab.Image, "sleep 1d")
 			})
 		}
 		request("policy apply", func() (string, error) {
-			return apply(t, h, "", "name: p"+suffix+"\nselect: {network: web, container: first}\ningress: {allow: [{cidr: 10.77.0.0/24}]}\n")
+			return apply(t, h, "", "name: p"+suffix+"\nselect: {network: web, container: first}\ningress: {allow: "+
+				"[{cidr: 10.77.0.0/24}]}\n")
 		})
 		request("network create", func() (string, error) {
 			return h.TrySh(fmt.Sprintf("netyard network create n%d --subnet 10.78.%[1]d.0/24", round))
@@ -87,7 +89,9 @@ func TestBusyHost(t *testing.T) {
 			name := fmt.Sprintf("c%d-%d", round, i)
 			if _, err := h.TryDocker("start", name); err != nil { // its creation or start had failed
 				_, _ = h.TryDocker("rm -f", name)
-				if out, err := h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i), lab.Image, "sleep 1d"); err != nil {
+				port := fmt.Sprintf("%d:80", 9000+10*round+i)
+				out, err := h.TryDocker("run -d --name", name, "--network web -p", port, lab.Image, "sleep 1d")
+				if err != nil {
 					t.Errorf("afterwards %s: %s %v", name, out, err)
 				}
 			}

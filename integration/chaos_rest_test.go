@@ -211,7 +211,8 @@ func (c *chaos) differencesOn(h *chaosHost, p picture) (wrong []string) {
 		}
 		for _, is := range h.slots[on] {
 			if is != nil {
-				want = append(want, at("link %s", core.Name(core.VethPrefix, is.id)), at("ps: %s %s up", is.id[:12], is.addr))
+				want = append(want, at("link %s", core.Name(core.VethPrefix, is.id)),
+					at("ps: %s %s up", is.id[:12], is.addr))
 			}
 		}
 	}

@@ -34,8 +34,8 @@ const (
 
 // TestChaos: three hosts, real daemons and a real etcd; random containers and networks are created and removed by the
 // driver's protocol, as an engine would, while daemons and etcd are killed and cut off, and the kernels are tampered
-// with. No address is granted twice at any moment, and at the end the kernels, etcd and the requests agree. NETYARD_SEED
-// repeats the operations of another run; NETYARD_OPERATIONS sets their number.
+// with. No address is granted twice at any moment, and at the end the kernels, etcd and the requests agree.
+// NETYARD_SEED repeats the operations of another run; NETYARD_OPERATIONS sets their number.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	number := func(name string, otherwise uint64) uint64 {
@@ -47,7 +47,8 @@ func TestChaos(t *testing.T) {
 	}
 	seed := number("NETYARD_SEED", uint64(time.Now().UnixNano()))
 	ops := operations(seed, int(number("NETYARD_OPERATIONS", 500)))
-	t.Logf("NETYARD_SEED=%d NETYARD_OPERATIONS=%d: operations %08x", seed, len(ops), crc32.ChecksumIEEE([]byte(fmt.Sprint(ops))))
+	t.Logf("NETYARD_SEED=%d NETYARD_OPERATIONS=%d: operations %08x", seed, len(ops),
+		crc32.ChecksumIEEE([]byte(fmt.Sprint(ops))))
 	c := newChaos(t)
 	start := time.Now()
 	c.play(ops)
@@ -259,7 +260,8 @@ func (c *chaos) happen(op operation) (undo func()) {
 		return func() { c.store.Launch() }
 	case "cut":
 		name := fmt.Sprint("cut", op.Longer)
-		h.Sh(fmt.Sprintf("nft 'table inet %s { chain o { type filter hook output priority -300 ; ip daddr %s drop ; } ; "+
+		h.Sh(fmt.Sprintf("nft 'table inet %s { "+
+			"chain o { type filter hook output priority -300 ; ip daddr %s drop ; } ; "+
 			"chain i { type filter hook input priority -300 ; ip saddr %[2]s drop ; } ; }'", name, c.etcd.IP))
 		return func() { h.Sh("nft delete table inet", name, "2>/dev/null; true") }
 	case "link":
@@ -399,7 +401,8 @@ func (is *chaosContainer) join(h *chaosHost, on int) map[string]any {
 
 // request requests an address, records its host, and fails the test if another host has it.
 func (c *chaos) request(h *chaosHost, on int, want string) (netip.Prefix, error) {
-	answer, err := h.call("IpamDriver.RequestAddress", map[string]any{"PoolID": chaosPoolID(on), "Address": want, "Options": map[string]string{}})
+	answer, err := h.call("IpamDriver.RequestAddress",
+		map[string]any{"PoolID": chaosPoolID(on), "Address": want, "Options": map[string]string{}})
 	if err != nil {
 		return netip.Prefix{}, err
 	}

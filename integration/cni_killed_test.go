@@ -27,7 +27,10 @@ func (s stop) at(step string) {
 // held waits until the daemon has paused.
 func (s stop) held() {
 	s.t.Helper()
-	eventually(s.t, "the daemon reaches the step", func() bool { _, err := os.Stat(s.file + ".held"); return err == nil })
+	eventually(s.t, "the daemon reaches the step", func() bool {
+		_, err := os.Stat(s.file + ".held")
+		return err == nil
+	})
 }
 
 // goOn makes the daemon continue.
@@ -49,7 +52,8 @@ func TestCNIKilled(t *testing.T) {
 	h.StartContainerd()
 	h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard cni install web")
 	sandboxes(h, "a")
-	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]`)}
+	const mapping = `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]`
+	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), mapping)}
 	for _, step := range []string{
 		"before endpoint attaching", "after endpoint attaching", "after endpoint attached",
 		"after endpoint plugged in", "after endpoint ready",
@@ -89,7 +93,10 @@ END`, a.netns, a.conf)))
 	s.held()
 	kill(h, "echo "+pid)
 	s.goOn()
-	eventually(t, "the attachment is up", func() bool { rows := ps(t, h); return len(rows) == 1 && rows[0].State == "up" })
+	eventually(t, "the attachment is up", func() bool {
+		rows := ps(t, h)
+		return len(rows) == 1 && rows[0].State == "up"
+	})
 	h.CtrRemove("c2")
 	nothing(t, h, "the container's removal")
 	h.CtrRun("c3", "")
@@ -114,15 +121,20 @@ func nothing(t *testing.T, h *lab.Host, after string) {
 	})
 }
 
-// TestCNIRecordsLost: after the database is lost, records of containerd containers are rebuilt, on netyard's own network
-// and on one of Docker's, with their addresses, ports and limits, and so are attachments that containerd does not know.
-// Running containers are not affected.
+// TestCNIRecordsLost: after the database is lost, records of containerd containers are rebuilt, on netyard's own
+// network and on one of Docker's, with their addresses, ports and limits, and so are attachments that containerd does
+// not know. Running containers are not affected.
 func TestCNIRecordsLost(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)
-	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 --aux-address router=10.77.0.65 -o icc=true")
-	for aux, want := range map[string]string{"10.77.0.9": "want KEY=VALUE", "a=b": "want an address", "a=10.78.0.1": "it is in no subnet", "a=10.76.0.1": "it is the gateway"} {
-		if out, err := h.TrySh("netyard network create bad --subnet 10.76.0.0/24 --gateway 10.76.0.1 --aux-address " + aux); err == nil || !strings.Contains(fmt.Sprint(out, err), want) {
+	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 --aux-address router=10.77.0.65 " +
+		"-o icc=true")
+	for aux, want := range map[string]string{
+		"10.77.0.9": "want KEY=VALUE", "a=b": "want an address",
+		"a=10.78.0.1": "it is in no subnet", "a=10.76.0.1": "it is the gateway",
+	} {
+		out, err := h.TrySh("netyard network create bad --subnet 10.76.0.0/24 --gateway 10.76.0.1 --aux-address", aux)
+		if err == nil || !strings.Contains(fmt.Sprint(out, err), want) {
 			t.Errorf("--aux-address %s: %s %v, want %q", aux, out, err, want)
 		}
 	}
@@ -135,7 +147,8 @@ func TestCNIRecordsLost(t *testing.T) {
 	h.Run("d1", "--network theirs")
 	sandboxes(h, "t") // for an attachment that containerd does not know
 	h.Sh(`CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d`,
-		`CAP_ARGS='{"portMappings":[{"hostPort":8099,"containerPort":80,"protocol":"tcp"}]}' cnitool add web /run/netns/t`)
+		`CAP_ARGS='{"portMappings":[{"hostPort":8099,"containerPort":80,"protocol":"tcp"}]}'`,
+		`cnitool add web /run/netns/t`)
 	row := "netyard ps --format '{{.Container}} {{.Engine}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}}" +
 		" {{.Interface}} {{.Options}} {{.State}}'"
 	was := ""
@@ -196,8 +209,8 @@ func TestCNIRecordsLost(t *testing.T) {
 	healthy(t, h)
 }
 
-// TestCNIWithoutDocker: without a Docker engine, which would confirm that no record was lost, strays are removed all the
-// same.
+// TestCNIWithoutDocker: without a Docker engine, which would confirm that no record was lost, strays are removed all
+// the same.
 func TestCNIWithoutDocker(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)
@@ -207,7 +220,8 @@ func TestCNIWithoutDocker(t *testing.T) {
 	h.Netyard.Start()
 	h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard cni install web")
 	sandboxes(h, "a")
-	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), `"portMappings":[{"hostPort":8099,"containerPort":80,"protocol":"tcp"}]`)}
+	const mapping = `"portMappings":[{"hostPort":8099,"containerPort":80,"protocol":"tcp"}]`
+	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), mapping)}
 	a.do(t, h, "ADD")
 	published := func() bool { return strings.Contains(h.Tool("nft list table inet netyard"), "8099") }
 	if !published() {

@@ -11,9 +11,9 @@ import (
 	"netyard/integration/lab"
 )
 
-// hook does what nerdctl's hooks do, which runc calls when a container starts and after it has ended: DEL and ADD before
-// its program runs, DEL after it (nerdctl, pkg/ocihook). Its input is the state of the container, as the OCI runtime
-// specification defines it.
+// hook does what nerdctl's hooks do, which runc calls when a container starts and after it has ended: DEL and ADD
+// before its program runs, DEL after it (nerdctl, pkg/ocihook). Its input is the state of the container, as the OCI
+// runtime specification defines it.
 const hook = `#!/bin/sh
 pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')
 plugin() { CNI_COMMAND=$1 CNI_CONTAINERID=default-c1 CNI_NETNS=$2 CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin /opt/cni/bin/netyard <<'END'
@@ -71,7 +71,8 @@ func TestCNIRestartMonitor(t *testing.T) {
 			t.Helper()
 			eventually(t, "c1 is attached "+when, func() bool {
 				rows := ps(t, h)
-				return len(rows) == 1 && rows[0].Container == "c1" && strings.HasPrefix(rows[0].Addresses[0], "10.77.0.2/")
+				return len(rows) == 1 && rows[0].Container == "c1" &&
+					strings.HasPrefix(rows[0].Addresses[0], "10.77.0.2/")
 			})
 			h.Sh("ping -c 1 -W 5 10.77.0.2")
 		}

@@ -140,7 +140,8 @@ func TestCNI(t *testing.T) {
 		has(t, out, "default via 10.77.0.1 dev eth0")
 		eventually(t, "ps shows containerd's containers", func() bool {
 			rows := ps(t, h)
-			return len(rows) == 2 && rows[0].Engine == "containerd" && rows[0].PID != 0 && strings.HasPrefix(rows[0].Container, "c")
+			return len(rows) == 2 && rows[0].Engine == "containerd" && rows[0].PID != 0 &&
+				strings.HasPrefix(rows[0].Container, "c")
 		})
 		healthy(t, h)
 
@@ -149,7 +150,8 @@ func TestCNI(t *testing.T) {
 		has(t, h.Sh("netyard lease ls"), "10.77.0.2")
 		healthy(t, h)
 		h.CtrRemove("c1")
-		eventually(t, "the address is free", func() bool { return !strings.Contains(h.Sh("netyard lease ls | grep active"), "10.77.0.2 ") })
+		eventually(t, "the address is free",
+			func() bool { return !strings.Contains(h.Sh("netyard lease ls | grep active"), "10.77.0.2 ") })
 		has(t, h.ShErr("netyard network rm web"), "in use by container c2")
 		h.CtrRemove("c2")
 		eventually(t, "no endpoint is left", func() bool { return len(ps(t, h)) == 0 })
@@ -172,7 +174,8 @@ func TestCNIVersions(t *testing.T) {
 			sandboxes(h, ns)
 			c := call{id: ns, netns: "/run/netns/" + ns, conf: confOf(t, h, "web", version)}
 			r := valid(t, version, c.do(t, h, "ADD"))
-			if len(r.IPs) != 2 || r.IPs[0].Gateway != "10.77.0.1" || r.IPs[1].Gateway != "fd77::1" || len(r.Routes) != 2 {
+			if len(r.IPs) != 2 || r.IPs[0].Gateway != "10.77.0.1" || r.IPs[1].Gateway != "fd77::1" ||
+				len(r.Routes) != 2 {
 				t.Errorf("%s: %+v", version, r)
 			}
 			at := r.IPs[0].Interface
@@ -187,7 +190,10 @@ func TestCNIVersions(t *testing.T) {
 				c.do(t, h, "STATUS")
 			}
 			c.do(t, h, "DEL")
-			eventually(t, "the link is gone", func() bool { _, err := h.TrySh("ip -n", ns, "link show eth0"); return err != nil })
+			eventually(t, "the link is gone", func() bool {
+				_, err := h.TrySh("ip -n", ns, "link show eth0")
+				return err != nil
+			})
 			h.Sh("ip netns del", ns)
 		}
 		old := call{id: "x", netns: "/proc/1/ns/net", conf: confOf(t, h, "web", "0.1.0")}
@@ -227,7 +233,8 @@ func TestCNILife(t *testing.T) {
 			t.Errorf("after a restart ADD has address %s, want %s", again, first)
 		}
 		// Another container in the same sandbox is refused.
-		if _, msg := (call{id: "other", netns: "/run/netns/a", conf: conf}).refused(t, h, "ADD"); !strings.Contains(msg, "eth0 already") {
+		other := call{id: "other", netns: "/run/netns/a", conf: conf}
+		if _, msg := other.refused(t, h, "ADD"); !strings.Contains(msg, "eth0 already") {
 			t.Errorf("two attachments with one interface name: %s", msg)
 		}
 		if n := len(ps(t, h)); n != 1 {
@@ -237,8 +244,10 @@ func TestCNILife(t *testing.T) {
 			a.do(t, h, "DEL")
 		}
 		(call{id: "a", conf: conf}).do(t, h, "DEL")
-		(call{id: "never", conf: `{"cniVersion":"1.0.0","name":"nowhere","type":"netyard","network":"nowhere"}`}).do(t, h, "DEL")
-		(call{id: "never", conf: `{"cniVersion":"1.0.0","name":"nowhere","type":"netyard","nonsense":true}`}).do(t, h, "DEL")
+		for _, key := range []string{`"network":"nowhere"`, `"nonsense":true`} {
+			never := call{id: "never", conf: `{"cniVersion":"1.0.0","name":"nowhere","type":"netyard",` + key + `}`}
+			never.do(t, h, "DEL")
+		}
 		eventually(t, "nothing is left", func() bool { return len(ps(t, h)) == 0 })
 
 		// Without the daemon, ADD fails and names what to start, and DEL is done later.
@@ -306,8 +315,8 @@ func TestCNISoft(t *testing.T) {
 	})
 }
 
-// TestCNIPowerLoss: after a power loss nobody calls DEL; a container that is started again has its address, and one that
-// was removed while netyard was down has none.
+// TestCNIPowerLoss: after a power loss nobody calls DEL; a container that is started again has its address, and one
+// that was removed while netyard was down has none.
 func TestCNIPowerLoss(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)
@@ -331,7 +340,8 @@ func TestCNIPowerLoss(t *testing.T) {
 		h.Netyard.Start()
 		eventually(t, "gc frees the address of a removed container", func() bool {
 			h.Sh("netyard gc")
-			return !strings.Contains(h.Sh("netyard lease ls"), "10.77.0.2 ") || strings.Contains(h.Sh("netyard lease ls | grep '10.77.0.2 '"), "cooling")
+			return !strings.Contains(h.Sh("netyard lease ls"), "10.77.0.2 ") ||
+				strings.Contains(h.Sh("netyard lease ls | grep '10.77.0.2 '"), "cooling")
 		})
 		c2.do(t, h, "DEL")
 		h.Sh("ip netns del a")
@@ -339,7 +349,8 @@ func TestCNIPowerLoss(t *testing.T) {
 	})
 }
 
-// TestCNIShared: containers of two engines on one network reach each other, and cannot have the same addresses or ports.
+// TestCNIShared: containers of two engines on one network reach each other, and cannot have the same addresses or
+// ports.
 func TestCNIShared(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)
@@ -368,7 +379,8 @@ func TestCNIShared(t *testing.T) {
 			t.Errorf("an address of a Docker container: %s", msg)
 		}
 		a.args = ""
-		a.conf = strings.Replace(a.conf, `{`, `{"runtimeConfig":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]},`, 1)
+		const mapping = `"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]`
+		a.conf = with(a.conf, mapping)
 		if _, msg := a.refused(t, h, "ADD"); !strings.Contains(msg, "8080") || !strings.Contains(msg, "d1") {
 			t.Errorf("a port of a Docker container: %s", msg)
 		}
@@ -392,7 +404,10 @@ func TestCNIShared(t *testing.T) {
 		h.CtrRemove("c1")
 		eventually(t, "c1 is gone", func() bool { return len(ps(t, h)) == 0 })
 		_, _ = h.TryDocker("network rm web")
-		eventually(t, "the network is gone", func() bool { h.Sh("netyard gc"); return !strings.Contains(h.Sh("netyard network ls"), "web") })
+		eventually(t, "the network is gone", func() bool {
+			h.Sh("netyard gc")
+			return !strings.Contains(h.Sh("netyard network ls"), "web")
+		})
 	})
 }
 
@@ -405,16 +420,17 @@ func TestCNIPorts(t *testing.T) {
 		h.Sh("netyard network create back --subnet 10.78.0.0/24")
 		h.Sh("netyard cni install web; netyard cni install back")
 		sandboxes(h, "a")
-		with := func(network string) string {
-			return strings.Replace(confOf(t, h, network, "1.0.0"), `{`, `{"runtimeConfig":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]},`, 1)
-		}
-		web, back := call{id: "a", netns: "/run/netns/a", conf: with("web"), args: "IgnoreUnknown=1;IP=10.77.0.9"},
-			call{id: "a", netns: "/run/netns/a", ifName: "eth1", conf: with("back"), args: "IgnoreUnknown=1;IP=10.77.0.9"}
+		const mapping = `"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]`
+		published := func(network string) string { return with(confOf(t, h, network, "1.0.0"), mapping) }
+		web := call{id: "a", netns: "/run/netns/a", conf: published("web"), args: "IgnoreUnknown=1;IP=10.77.0.9"}
+		back := web
+		back.ifName, back.conf = "eth1", published("back")
 		back.do(t, h, "ADD")
 		if r := valid(t, "1.0.0", web.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.9/24" {
 			t.Errorf("requested 10.77.0.9, got %s", r.IPs[0].Address)
 		}
-		has(t, h.Sh("ip -n a route get 192.0.2.1"), "via 10.77.0.1 dev eth0") // of eth0, although eth1 was attached first
+		// of eth0, although eth1 was attached first
+		has(t, h.Sh("ip -n a route get 192.0.2.1"), "via 10.77.0.1 dev eth0")
 		h.Named("a").Listen("tcp", ":80")
 		has(t, h.Outside.Dial("tcp", h.IP+":8080"), h.Outside.IP)
 		h.Dial("tcp", "127.0.0.1:8080")
@@ -423,8 +439,7 @@ func TestCNIPorts(t *testing.T) {
 			t.Errorf("the port is published %d times:\n%s", n, h.Sh("netyard ports"))
 		}
 		for _, c := range []call{web, back} {
-			c.conf = strings.Replace(c.conf, `"runtimeConfig"`, `"runtimeConfig":{"portMappings":null},"was"`, 1)
-			c.conf = strings.Replace(c.conf, `,"was":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]}`, "", 1)
+			c.conf = strings.Replace(c.conf, mapping, `"portMappings":null`, 1)
 			c.do(t, h, "DEL")
 		}
 		h.Outside.DialFail("tcp", h.IP+":8080")
@@ -432,8 +447,8 @@ func TestCNIPorts(t *testing.T) {
 	})
 }
 
-// upstreamBridge is the example of the upstream bridge plugin's documentation, and upstreamRanges an example with ranges
-// and routes, both with only the type changed.
+// upstreamBridge is the example of the upstream bridge plugin's documentation, and upstreamRanges an example with
+// ranges and routes, both with only the type changed.
 const (
 	upstreamBridge = `{
     "cniVersion": "0.3.1",
@@ -476,7 +491,8 @@ func TestCNIUpstream(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
 		sandboxes(h, "a", "b", "c", "d")
-		a, b := call{id: "a", netns: "/run/netns/a", conf: upstreamBridge}, call{id: "b", netns: "/run/netns/b", conf: upstreamBridge}
+		a, b := call{id: "a", netns: "/run/netns/a", conf: upstreamBridge},
+			call{id: "b", netns: "/run/netns/b", conf: upstreamBridge}
 		valid(t, "0.3.1", a.do(t, h, "ADD"))
 		b.do(t, h, "ADD")
 		h.Sh("ip netns exec a ping -c 1 -W 2 10.10.0.3")
@@ -486,39 +502,47 @@ func TestCNIUpstream(t *testing.T) {
 		has(t, h.Named("a").Dial("tcp", h.Outside.IP+":7000"), h.IP) // masqueraded
 		c := call{id: "c", netns: "/run/netns/c", conf: upstreamRanges}
 		r := valid(t, "1.0.0", c.do(t, h, "ADD"))
-		if len(r.IPs) != 2 || r.IPs[0].Address != "10.11.1.30/16" || r.IPs[0].Gateway != "10.11.0.254" || r.IPs[1].Address != "3ffe:ffff:0:1ff::10/64" {
+		if len(r.IPs) != 2 || r.IPs[0].Address != "10.11.1.30/16" || r.IPs[0].Gateway != "10.11.0.254" ||
+			r.IPs[1].Address != "3ffe:ffff:0:1ff::10/64" {
 			t.Errorf("ranges: %+v", r)
 		}
 		routes := h.Sh("ip -n c route; ip -n c -6 route; ip -n c link show eth0; ip -d link show type bridge")
 		for _, want := range []string{
-			"default via 10.11.0.254", "192.168.0.0/16 via 10.11.5.1", "3ffe:ffff:0:200::/64 via 3ffe:ffff:0:1ff::1", "mtu 1400", "promiscuity 1",
+			"default via 10.11.0.254", "192.168.0.0/16 via 10.11.5.1", "3ffe:ffff:0:200::/64 via 3ffe:ffff:0:1ff::1",
+			"mtu 1400", "promiscuity 1",
 		} {
 			has(t, routes, want)
 		}
-		d := call{id: "d", netns: "/run/netns/d", conf: strings.Replace(upstreamRanges, `"args": {"cni": {"ips": ["10.11.1.30"]}},`, "", 1)}
+		withoutArgs := strings.Replace(upstreamRanges, `"args": {"cni": {"ips": ["10.11.1.30"]}},`, "", 1)
+		d := call{id: "d", netns: "/run/netns/d", conf: withoutArgs}
 		if r := valid(t, "1.0.0", d.do(t, h, "ADD")); r.IPs[0].Address != "10.11.1.20/16" {
 			t.Errorf("the first address of the range is %s", r.IPs[0].Address)
 		}
-		for key, was := range map[string]string{"vlan": `"vlan": 5,`, "ipam.type": "", "bridgge": `"bridgge": "x",`, "enabledad": `"enabledad": true,`} {
+		for key, was := range map[string]string{
+			"vlan": `"vlan": 5,`, "ipam.type": "", "bridgge": `"bridgge": "x",`, "enabledad": `"enabledad": true,`,
+		} {
 			conf := strings.Replace(upstreamBridge, `"ipMasq"`, was+`"ipMasq"`, 1)
 			if key == "ipam.type" {
 				conf = strings.Replace(conf, "host-local", "dhcp", 1)
 			}
-			if code, msg := (call{id: "x", netns: "/run/netns/a", ifName: "eth9", conf: conf}).refused(t, h, "ADD"); code != 7 || !strings.Contains(msg, "key "+key) {
+			x := call{id: "x", netns: "/run/netns/a", ifName: "eth9", conf: conf}
+			if code, msg := x.refused(t, h, "ADD"); code != 7 || !strings.Contains(msg, "key "+key) {
 				t.Errorf("%s: %d %s", key, code, msg)
 			}
 		}
 		changed := strings.Replace(upstreamBridge, "10.10.0.0", "10.12.0.0", 1)
-		if _, msg := (call{id: "x", netns: "/run/netns/c", ifName: "eth9", conf: changed}).refused(t, h, "ADD"); !strings.Contains(msg, "in use") {
+		x := call{id: "x", netns: "/run/netns/c", ifName: "eth9", conf: changed}
+		if _, msg := x.refused(t, h, "ADD"); !strings.Contains(msg, "in use") {
 			t.Errorf("another subnet while containers are attached: %s", msg)
 		}
 		a.do(t, h, "DEL")
 		b.do(t, h, "DEL")
 		eventually(t, "two endpoints are left", func() bool { return len(ps(t, h)) == 2 })
-		if r := valid(t, "0.3.1", (call{id: "b", netns: "/run/netns/b", conf: changed}).do(t, h, "ADD")); r.IPs[0].Address != "10.12.0.2/16" {
+		b.conf = changed
+		if r := valid(t, "0.3.1", b.do(t, h, "ADD")); r.IPs[0].Address != "10.12.0.2/16" {
 			t.Errorf("after the change of the subnet it has %s", r.IPs[0].Address)
 		}
-		(call{id: "b", netns: "/run/netns/b", conf: changed}).do(t, h, "DEL")
+		b.do(t, h, "DEL")
 		eventually(t, "the endpoint is gone", func() bool { return len(ps(t, h)) == 2 })
 		// GC without a list does nothing; with one, it removes what is not in it.
 		gc := strings.Replace(c.conf, "1.0.0", "1.1.0", 1)
@@ -526,11 +550,14 @@ func TestCNIUpstream(t *testing.T) {
 		if n := len(ps(t, h)); n != 2 {
 			t.Errorf("%d endpoints after a GC without a list", n)
 		}
-		(call{conf: fmt.Sprintf(`{"cniVersion":"1.1.0","name":"second","type":"netyard","network":%q,"cni.dev/valid-attachments":[]}`, ps(t, h)[0].Network)}).do(t, h, "GC")
+		second := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"second","type":"netyard","network":%q,`+
+			`"cni.dev/valid-attachments":[]}`, ps(t, h)[0].Network)
+		(call{conf: second}).do(t, h, "GC")
 		if n := len(ps(t, h)); n != 2 {
 			t.Errorf("%d endpoints after a GC of another configuration of the network", n)
 		}
-		(call{conf: strings.Replace(gc, `{`, `{"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}],`, 1)}).do(t, h, "GC")
+		const list = `{"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}],`
+		(call{conf: strings.Replace(gc, `{`, list, 1)}).do(t, h, "GC")
 		eventually(t, "GC removes what is not in the list", func() bool { return len(ps(t, h)) == 1 })
 		c.do(t, h, "DEL")
 		h.Sh("for n in a b c d; do ip netns del $n; done")
@@ -547,7 +574,8 @@ func TestCNICrowd(t *testing.T) {
 		const first, many, places = 32, 160, 8
 		h.Sh(fmt.Sprintf("for i in $(seq 0 %d); do ip netns add n$i; done", first-1))
 		out := h.Sh(crowd(upstreamBridge, fmt.Sprintf(
-			"for i in $(seq 0 %d); do (call ADD c$i /run/netns/n$i > %s/add$i 2>&1 || echo ADD $i failed) & done; wait", first-1, h.Dir)))
+			"for i in $(seq 0 %d); do (call ADD c$i /run/netns/n$i > %s/add$i 2>&1 || echo ADD $i failed) & done; wait",
+			first-1, h.Dir)))
 		if out != "" {
 			t.Fatalf("%s\n%s", out, h.Sh("cat "+h.Dir+"/add*"))
 		}
@@ -561,7 +589,8 @@ func TestCNICrowd(t *testing.T) {
 		if len(seen) != first {
 			t.Errorf("%d addresses", len(seen))
 		}
-		out = h.Sh(crowd(upstreamBridge, fmt.Sprintf("for i in $(seq 0 %d); do call DEL c$i /run/netns/n$i || echo DEL $i failed; done", first-1)))
+		out = h.Sh(crowd(upstreamBridge,
+			fmt.Sprintf("for i in $(seq 0 %d); do call DEL c$i /run/netns/n$i || echo DEL $i failed; done", first-1)))
 		if out != "" {
 			t.Fatal(out)
 		}
@@ -577,7 +606,8 @@ func TestCNICrowd(t *testing.T) {
 			t.Fatal(out)
 		}
 		eventually(t, "no endpoint is left", func() bool { return len(ps(t, h)) == 0 })
-		if left := h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v gateway || true"); left != "" {
+		left := h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v gateway || true")
+		if left != "" {
 			t.Errorf("leases are left: %s", left)
 		}
 		h.Sh(fmt.Sprintf("for i in $(seq 0 %d); do ip netns del n$i; done", first-1))
@@ -632,10 +662,12 @@ func TestCNILabels(t *testing.T) {
 		h := hostCNI(t, e, lab.NoEngine())
 		h.Sh("netyard network create web --subnet 10.77.0.0/24")
 		h.Sh("netyard cni install web")
-		h.CtrRun("c1", "--label netyard.mac=02:00:00:00:00:07 --label netyard.rate=20mbit --label netyard.alias=db,store --label nerdctl/name=shop")
+		h.CtrRun("c1", "--label netyard.mac=02:00:00:00:00:07 --label netyard.rate=20mbit --label "+
+			"netyard.alias=db,store --label nerdctl/name=shop")
 		eventually(t, "ps shows the name", func() bool { return strings.Contains(h.Sh("netyard ps"), "shop") })
 		r := ps(t, h)[0]
-		if r.MAC != "02:00:00:00:00:07" || fmt.Sprint(r.Aliases) != "[db store]" || r.ContainerID != "c1" || r.Options["rate"] == "" {
+		if r.MAC != "02:00:00:00:00:07" || fmt.Sprint(r.Aliases) != "[db store]" || r.ContainerID != "c1" ||
+			r.Options["rate"] == "" {
 			t.Errorf("%+v", r)
 		}
 		if out, err := h.CtrExec("c1", "ip link show eth0"); err != nil || !strings.Contains(out, "02:00:00:00:00:07") {
@@ -645,10 +677,14 @@ func TestCNILabels(t *testing.T) {
 			t.Error("an unknown netyard label was accepted")
 		}
 		// Labels of the image are ignored.
-		image := h.CtrImport("labelled", map[string]string{"netyard.antispoof": "false", "netyard.mac": "02:00:00:00:00:08", "netyard.alias": "db", "netyard.rate": "1gbit", "tier": "web"})
+		image := h.CtrImport("labelled", map[string]string{
+			"netyard.antispoof": "false", "netyard.mac": "02:00:00:00:00:08", "netyard.alias": "db",
+			"netyard.rate": "1gbit", "tier": "web",
+		})
 		h.CtrRunImage(image, "c3", "--label netyard.rate=30mbit")
 		i := slices.IndexFunc(ps(t, h), func(r api.Endpoint) bool { return r.ContainerID == "c3" })
-		if r = ps(t, h)[i]; r.MAC == "02:00:00:00:00:08" || len(r.Aliases) > 0 || len(r.Options) != 1 || r.Options["rate"] == "" {
+		if r = ps(t, h)[i]; r.MAC == "02:00:00:00:00:08" || len(r.Aliases) > 0 || len(r.Options) != 1 ||
+			r.Options["rate"] == "" {
 			t.Errorf("with labels of the image: %+v", r)
 		}
 		healthy(t, h)
@@ -667,7 +703,8 @@ func TestCNINames(t *testing.T) {
 	a, b := call{id: "a", netns: "/run/netns/a", conf: conf}, call{id: "b", netns: "/run/netns/b", conf: conf}
 	a.do(t, h, "ADD")
 	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.78.0.0/24 web")
-	eventually(t, "there are two networks", func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 2 })
+	eventually(t, "there are two networks",
+		func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 2 })
 	for _, command := range []string{"ADD", "STATUS"} {
 		b.conf = strings.Replace(conf, `"1.0.0"`, `"1.1.0"`, 1)
 		if _, msg := b.refused(t, h, command); !strings.Contains(msg, "there are 2 of that name") {
@@ -678,7 +715,8 @@ func TestCNINames(t *testing.T) {
 	a.do(t, h, "DEL")
 	eventually(t, "the endpoint is gone", func() bool { return len(ps(t, h)) == 0 })
 	h.Docker("network rm web")
-	eventually(t, "there is one network", func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 1 })
+	eventually(t, "there is one network",
+		func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 1 })
 	b.do(t, h, "ADD")
 	b.do(t, h, "DEL")
 	h.Sh("ip netns del a; ip netns del b")

@@ -92,8 +92,10 @@ func TestDHCP(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		d := newDHCP(t, e)
 		before := d.Snapshot()
-		server := d.dnsmasq("203.0.113.100,203.0.113.110,255.255.255.0,120", "--dhcp-option=3,"+d.Outside.IP, "--dhcp-option=6,203.0.113.8",
-			"--enable-ra", "--dhcp-range=2001:db8:113::1000,2001:db8:113::1fff,64,120", "--dhcp-option=42,203.0.113.9", "--dhcp-option=26,1400", "--dhcp-option=121,198.51.100.0/24,"+d.Outside.IP+",0.0.0.0/0,"+d.Outside.IP)
+		server := d.dnsmasq("203.0.113.100,203.0.113.110,255.255.255.0,120", "--dhcp-option=3,"+d.Outside.IP,
+			"--dhcp-option=6,203.0.113.8",
+			"--enable-ra", "--dhcp-range=2001:db8:113::1000,2001:db8:113::1fff,64,120", "--dhcp-option=42,203.0.113.9",
+			"--dhcp-option=26,1400", "--dhcp-option=121,198.51.100.0/24,"+d.Outside.IP+",0.0.0.0/0,"+d.Outside.IP)
 		d.Outside.Sh("ip addr add 198.51.100.1/32 dev lo")
 		for _, create := range []string{
 			onBridge + " --ipam-driver netyard-dhcp --ipam-opt vendor_class=box",
@@ -114,7 +116,8 @@ func TestDHCP(t *testing.T) {
 			six := strings.Contains(create, "ipv6=dhcp")
 			if six {
 				eventually(t, "the container has a DHCPv6 address", func() bool {
-					return strings.Contains(d.Exec("web", "ip -6 addr show dev eth0"), "inet6 2001:db8:113::1") && strings.Contains(d.Sh("netyard lease ls"), "dhcpv6")
+					return strings.Contains(d.Exec("web", "ip -6 addr show dev eth0"), "inet6 2001:db8:113::1") &&
+						strings.Contains(d.Sh("netyard lease ls"), "dhcpv6")
 				})
 				d.Ping("web", d.Outside.IP6)
 			} else { // on macvlan containers do not reach the host
@@ -125,8 +128,10 @@ func TestDHCP(t *testing.T) {
 			has(t, d.Exec("web", "ip route"), "198.51.100.0/24 via "+d.Outside.IP)
 			d.says(server, "vendor class: box", "client provides name: shop", "client provides name: db")
 			list := d.leases()
-			if len(list) != 2 || list[0].State != "bound" || list[0].Server != d.Outside.IP || time.Until(list[0].Expires) > 2*time.Minute ||
-				list[0].Network != "lan" || strings.Join(list[0].DNS, " ") != "203.0.113.8" || strings.Join(list[0].NTP, " ") != "203.0.113.9" {
+			if len(list) != 2 || list[0].State != "bound" || list[0].Server != d.Outside.IP ||
+				time.Until(list[0].Expires) > 2*time.Minute ||
+				list[0].Network != "lan" || strings.Join(list[0].DNS, " ") != "203.0.113.8" ||
+				strings.Join(list[0].NTP, " ") != "203.0.113.9" {
 				t.Errorf("leases %+v", list)
 			}
 			has(t, d.Sh("netyard lease ls"), addr)

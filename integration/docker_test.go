@@ -38,7 +38,8 @@ func bridgeWorks(t *testing.T, e lab.Engine) {
 			h.PingFail("c3", h.Addr("c1", "a"))
 			noRoute(t, h, "c4")
 			// A route that the container sets itself does not help either.
-			h.In("c4").Tool("ip route add default via", h.Docker("network inspect -f '{{(index .IPAM.Config 0).Gateway}}' in"))
+			h.In("c4").Tool("ip route add default via",
+				h.Docker("network inspect -f '{{(index .IPAM.Config 0).Gateway}}' in"))
 			h.PingFail("c4", h.Outside.IP)
 			h.PingFail("c4", h.Addr("c1", "a"))
 			h.PingFail("c1", h.Addr("c4", "in"))
@@ -189,7 +190,8 @@ func TestOptions(t *testing.T) {
 		h.Sh("ip link add lan0 address 02:00:00:00:00:99 type bridge && ip link set lan0 up &&",
 			"ip addr add 10.80.0.1/24 dev lan0")
 		look := func() string {
-			return h.Tool("ip -o -4 addr show dev lan0; ip -o link show dev lan0 | grep -o 'mtu [0-9]*\\|ether [0-9a-f:]*'")
+			return h.Tool("ip -o -4 addr show dev lan0; ip -o link show dev lan0 | grep -o 'mtu [0-9]*\\|ether " +
+				"[0-9a-f:]*'")
 		}
 		before := look()
 		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.name=lan0",
@@ -221,7 +223,8 @@ func TestNone(t *testing.T) {
 			if links := h.Exec("c"+name, "ls /sys/class/net"); links != "lo" {
 				t.Errorf("%s: a container has the links %q", create, links)
 			}
-			if out := h.DockerErr("run --rm -p 8080:80 --network", name, "busybox sleep 1"); !strings.Contains(out, "publish 8080:80/tcp") {
+			out := h.DockerErr("run --rm -p 8080:80 --network", name, "busybox sleep 1")
+			if !strings.Contains(out, "publish 8080:80/tcp") {
 				t.Errorf("%s: -p: %s", create, out)
 			}
 		}
@@ -259,12 +262,14 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%s: the error has several lines: %q", cmd, out)
 			}
 		}
-		if out, err := h.TrySh("netyard serve --state-dir", h.Dir+"/state", "--run-dir /run/other --plugin-dir /run/other 2>&1"); err == nil {
+		if out, err := h.TrySh("netyard serve --state-dir", h.Dir+"/state",
+			"--run-dir /run/other --plugin-dir /run/other 2>&1"); err == nil {
 			t.Error("a second daemon started on the same state")
 		} else {
 			has(t, out, "in use by process")
 		}
-		if out, err := h.TrySh("netyard serve --state-dir /run/other --run-dir /run/other --plugin-dir /run/docker/plugins 2>&1"); err == nil {
+		if out, err := h.TrySh("netyard serve --state-dir /run/other --run-dir /run/other --plugin-dir " +
+			"/run/docker/plugins 2>&1"); err == nil {
 			t.Error("a second daemon took the first one's sockets")
 		} else {
 			has(t, out, "another daemon answers there")

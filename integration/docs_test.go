@@ -75,8 +75,8 @@ func inTable(t *testing.T, page, name string) {
 	t.Errorf("no table of %s has `%s`", page, name)
 }
 
-// TestDocsConfiguration: the table of docs/operations.md has every flag of serve and every key of its file, and the file
-// shown there has the defaults.
+// TestDocsConfiguration: the table of docs/operations.md has every flag of serve and every key of its file, and the
+// file shown there has the defaults.
 func TestDocsConfiguration(t *testing.T) {
 	const page = "docs/operations.md"
 	flags := regexp.MustCompile(`(?m)^ +--([a-z0-9-]+)`).FindAllStringSubmatch(netyard(t, "serve", "--help"), -1)

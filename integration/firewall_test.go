@@ -29,8 +29,8 @@ func published(h *lab.Host) (binds []string) {
 	return binds
 }
 
-// firewalldWith says whether firewalld can run beside the engine here. Debian 12's, with libnftables 1.0.6, crashes with
-// a segmentation fault when it reads tables made by a newer nft, such as that in the root of engine 29. On a real
+// firewalldWith says whether firewalld can run beside the engine here. Debian 12's, with libnftables 1.0.6, crashes
+// with a segmentation fault when it reads tables made by a newer nft, such as that in the root of engine 29. On a real
 // machine, which has one nft, this does not happen.
 func firewalldWith(t *testing.T, e lab.Engine) bool {
 	t.Helper()
@@ -44,13 +44,13 @@ func firewalldWith(t *testing.T, e lab.Engine) bool {
 func keepRules(h *lab.Host) (restore func()) {
 	h.Sh("iptables-save | grep -v nyb- >/tmp/v4; ip6tables-save | grep -v nyb- >/tmp/v6; true")
 	return func() {
-		h.Sh("for t in iptables ip6tables; do for p in INPUT FORWARD OUTPUT; do $t -P $p ACCEPT; done; $t -F; $t -X; done; " +
-			"iptables-restore </tmp/v4; ip6tables-restore </tmp/v6")
+		h.Sh("for t in iptables ip6tables; do for p in INPUT FORWARD OUTPUT; do $t -P $p ACCEPT; done; " +
+			"$t -F; $t -X; done; iptables-restore </tmp/v4; ip6tables-restore </tmp/v6")
 	}
 }
 
-// works checks that everything works as on a host without another firewall: containers reach the outside and each other,
-// and are reached on their published ports; and networks stay isolated.
+// works checks that everything works as on a host without another firewall: containers reach the outside and each
+// other, and are reached on their published ports; and networks stay isolated.
 func works(t *testing.T, h *lab.Host, binds []string, when string) {
 	t.Helper()
 	t.Log(when)

@@ -20,9 +20,12 @@ func TestRouted(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
 		h.Outside.Sh("ip route add 10.72.0.0/14 via", h.IP, "&& ip -6 route add fd00:70::/28 via", h.IP6)
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64", mode4+"routed", mode6+"routed routed")
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.73.0.0/24 --subnet fd00:73::/64", mode4+"nat", mode6+"routed mixed")
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.74.0.0/24 --subnet fd00:74::/64 -o publish_from=198.51.100.0/24", mode4+"routed", mode6+"routed limited")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64", mode4+"routed",
+			mode6+"routed routed")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.73.0.0/24 --subnet fd00:73::/64", mode4+"nat",
+			mode6+"routed mixed")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.74.0.0/24 --subnet fd00:74::/64 -o "+
+			"publish_from=198.51.100.0/24", mode4+"routed", mode6+"routed limited")
 		h.Run("web", "--network routed -p 8080:80 -p 9000-9009:9000-9009/udp")
 		h.Run("mix", "--network mixed -p 8080:80")
 		h.Run("lim", "--network limited -p 8080:80")
@@ -109,8 +112,10 @@ func routedMatrix(t *testing.T, h *lab.Host) {
 func TestIsolated(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Docker("network create -d netyard-bridge --internal --ipv6 --subnet 10.75.0.0/24 --subnet fd00:75::/64", mode4+"isolated", mode6+"isolated -o bridge=alone0 alone")
-		h.Docker("network create -d netyard-bridge --internal --ipv6 --subnet 10.76.0.0/24 --subnet fd00:76::/64", mode6+"isolated -o bridge=half0 half")
+		h.Docker("network create -d netyard-bridge --internal --ipv6 --subnet 10.75.0.0/24 --subnet fd00:75::/64",
+			mode4+"isolated", mode6+"isolated -o bridge=alone0 alone")
+		h.Docker("network create -d netyard-bridge --internal --ipv6 --subnet 10.76.0.0/24 --subnet fd00:76::/64",
+			mode6+"isolated -o bridge=half0 half")
 		h.Run("c1", "--network alone")
 		h.Run("c2", "--network alone")
 		h.Run("c3", "--network half")
@@ -118,7 +123,8 @@ func TestIsolated(t *testing.T) {
 		if addrs := h.Tool("ip -o addr show dev alone0"); addrs != "" {
 			t.Errorf("the host has an address on an isolated network: %s", addrs)
 		}
-		if addrs := h.Tool("ip -o addr show dev half0"); !strings.Contains(addrs, "10.76.0.1/24") || strings.Contains(addrs, "inet6") {
+		if addrs := h.Tool("ip -o addr show dev half0"); !strings.Contains(addrs, "10.76.0.1/24") ||
+			strings.Contains(addrs, "inet6") {
 			t.Errorf("addresses on a network that is isolated only for IPv6: %s", addrs)
 		}
 		for _, to := range []string{h.Addr("c2", "alone"), h.Addr6("c2", "alone"), "c2"} {
@@ -146,8 +152,10 @@ func TestIsolated(t *testing.T) {
 func TestEgress(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Sh("ip addr add 203.0.113.60/24 dev eth0 && ip -6 addr add 2001:db8:113::60/64 dev eth0 nodad preferred_lft 0")
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64 -o com.docker.network.host_ipv4=203.0.113.60 -o egress_ipv6=2001:db8:113::60 mail")
+		h.Sh("ip addr add 203.0.113.60/24 dev eth0 && ip -6 addr add 2001:db8:113::60/64 dev eth0 nodad " +
+			"preferred_lft 0")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64 -o " +
+			"com.docker.network.host_ipv4=203.0.113.60 -o egress_ipv6=2001:db8:113::60 mail")
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.73.0.0/24 --subnet fd00:73::/64 other")
 		h.Run("c1", "--network mail")
 		h.Run("c2", "--network other")
@@ -177,7 +185,8 @@ func TestEgress(t *testing.T) {
 func TestNDPProxy(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet 2001:db8:113:0:72::/80 -o ndp_proxy=eth0", mode6+"routed global")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet 2001:db8:113:0:72::/80 -o "+
+			"ndp_proxy=eth0", mode6+"routed global")
 		h.Run("c1", "--network global -p 80:80")
 		h.Run("c2", "--network global")
 		addr := h.Addr6("c1", "global")
@@ -199,7 +208,8 @@ func TestNDPProxy(t *testing.T) {
 		if out, err := h.TrySh("netyard network set global ndp_proxy=eth9 2>&1"); err == nil {
 			t.Errorf("NDP proxies on a missing link: %s", out)
 		}
-		if proxies := h.Tool("ip -6 neigh show proxy"); strings.Count(proxies, "dev up1") != 2 || strings.Contains(proxies, "dev eth0") {
+		if proxies := h.Tool("ip -6 neigh show proxy"); strings.Count(proxies, "dev up1") != 2 ||
+			strings.Contains(proxies, "dev eth0") {
 			t.Errorf("NDP proxies on the other link: %s", proxies)
 		}
 		healthy(t, h)
@@ -214,12 +224,17 @@ func TestNDPProxy(t *testing.T) {
 func TestStaticRoutes(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64 -o routes=10.99.0.0/16@10.72.0.200,10.98.0.0/16,fd99::/64@fd00:72::200 site")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64 -o " +
+			"routes=10.99.0.0/16@10.72.0.200,10.98.0.0/16,fd99::/64@fd00:72::200 site")
 		h.Run("router", "--network site --ip 10.72.0.200 --ip6 fd00:72::200")
-		h.In("router").Tool("ip addr add 10.99.0.1/32 dev lo && ip addr add 10.98.0.1/32 dev lo && ip addr add fd99::1/128 dev lo")
+		h.In("router").Tool("ip addr add 10.99.0.1/32 dev lo && ip addr add 10.98.0.1/32 dev lo && ip addr add " +
+			"fd99::1/128 dev lo")
 		h.Run("c1", "--network site")
 		routes := h.In("c1").Tool("ip route; ip -6 route")
-		for _, want := range []string{"10.99.0.0/16 via 10.72.0.200 dev eth0", "10.98.0.0/16 dev eth0", "fd99::/64 via fd00:72::200 dev eth0", "default via 10.72.0.1"} {
+		for _, want := range []string{
+			"10.99.0.0/16 via 10.72.0.200 dev eth0", "10.98.0.0/16 dev eth0",
+			"fd99::/64 via fd00:72::200 dev eth0", "default via 10.72.0.1",
+		} {
 			has(t, routes, want)
 		}
 		for _, there := range []string{"10.99.0.1", "10.98.0.1", "fd99::1", h.Outside.IP} {
@@ -255,7 +270,8 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	t.Helper()
 	h.Sh("ip addr add", guideOutside+"/24 dev eth0")
 	h.Docker("network create -d netyard-bridge --subnet 10.74.0.0/24 -o egress_ipv4="+guideOutside, "uplink")
-	h.Docker("network create -d netyard-bridge --ipam-driver netyard", flags, "--subnet 10.75.0.0/24 -o gateway_address="+guideIP, "vpn")
+	h.Docker("network create -d netyard-bridge --ipam-driver netyard", flags,
+		"--subnet 10.75.0.0/24 -o gateway_address="+guideIP, "vpn")
 	h.Outside.Listen("tcp", h.Outside.IP+":7")
 	h.Outside.Sh(`nft 'table inet probe {
 		counter good { }
@@ -268,7 +284,8 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 			tcp dport 7 ip saddr != 203.0.113.50 counter name leak
 		}
 	}'`)
-	h.Run("c1", "--network vpn -p 8090:80", fmt.Sprintf("sh -c 'while true; do ping -i 0.05 %s; sleep 0.1; done'", h.Outside.IP))
+	h.Run("c1", "--network vpn -p 8090:80", fmt.Sprintf("sh -c 'while true; do ping -i 0.05 %s; sleep 0.1; done'",
+		h.Outside.IP))
 	if a := h.Addr("c1", "vpn"); a == guideIP {
 		t.Fatalf("a container that did not request it got the gateway's address %s", a)
 	}
@@ -282,7 +299,8 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	}
 	up := func(verb string) {
 		h.Docker(verb, "vpn")
-		h.In("vpn").Tool("nft add table ip nat && nft 'add chain ip nat out { type nat hook postrouting priority 100; }' &&",
+		h.In("vpn").Tool("nft add table ip nat && nft 'add chain ip nat out { type nat hook postrouting priority "+
+			"100; }' &&",
 			"nft add rule ip nat out ip saddr 10.75.0.0/24 ip daddr != 10.75.0.0/24 masquerade && sysctl -qw net.ipv4.ip_forward=1")
 		has(t, c1.Dial("tcp", h.Outside.IP+":7"), guideOutside+":")
 	}
@@ -332,7 +350,8 @@ func silent(t *testing.T, h *lab.Host, client *lab.Net, when string) {
 		}
 	}
 	if good, leak := counted(h, "good"), counted(h, "leak"); good != before || leak != "0" {
-		t.Errorf("%s: packets outside: %s past the gateway; with its address %s before and %s after", when, leak, before, good)
+		t.Errorf("%s: packets outside: %s past the gateway; with its address %s before and %s after", when, leak,
+			before, good)
 	}
 }
 

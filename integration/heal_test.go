@@ -86,7 +86,8 @@ func TestFlushesUnderTraffic(t *testing.T) {
 			newProbe(t, h.In("stranger"), web+":80"), newProbe(t, h.Outside.Net, web+":81"),
 			newProbe(t, h.Outside.Net, h.IP+":8001"), newProbe(t, h.In("inside"), h.Outside.IP+":83"),
 		}
-		sink := h.Outside.Service("sink", "sh", "-c", "sleep 1d | /usr/bin/busybox nc -l -p 7001") // ends when its input ends
+		// ends when its input ends
+		sink := h.Outside.Service("sink", "sh", "-c", "sleep 1d | /usr/bin/busybox nc -l -p 7001")
 		sink.Start()
 		eventually(t, "the sink listens", func() bool { return strings.Contains(h.Outside.Tool("ss -Htln"), ":7001") })
 		h.Docker("exec -d web sh -c 'while true; do echo x; usleep 20000; done | nc " + h.Outside.IP + " 7001'")

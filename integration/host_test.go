@@ -205,9 +205,11 @@ func TestHostMany(t *testing.T) {
 			for _, w := range want {
 				all[w] = api.PortPublished
 			}
-			eventually(t, fmt.Sprint(name, " shares just ", want), func() bool { return maps.Equal(portStates(t, h, name), all) })
+			eventually(t, fmt.Sprint(name, " shares just ", want),
+				func() bool { return maps.Equal(portStates(t, h, name), all) })
 		}
-		shares("some", "tcp 0.0.0.0:8000", "tcp 0.0.0.0:8001", "tcp 0.0.0.0:9000", "udp 0.0.0.0:9000", "udp 0.0.0.0:50000")
+		shares("some", "tcp 0.0.0.0:8000", "tcp 0.0.0.0:8001", "tcp 0.0.0.0:9000", "udp 0.0.0.0:9000",
+			"udp 0.0.0.0:50000")
 		shares("but", "tcp 0.0.0.0:7002", "udp 0.0.0.0:7002", "tcp 0.0.0.0:7005")
 		h.Docker("rm -f many")
 		lost(t, h.Outside.Net, "tcp", h.IP+":6000")
@@ -242,7 +244,8 @@ func TestHostConflict(t *testing.T) {
 		state("one", "9091", "published")
 		mine := h.In("two").Listen("tcp", ":9091")
 		state("two", "9091", "conflict container one of docker on network h")
-		told(t, h, event.PortConflict, "port 0.0.0.0:8080->8080/tcp is not container one's: container front of docker on network web has it")
+		told(t, h, event.PortConflict,
+			"port 0.0.0.0:8080->8080/tcp is not container one's: container front of docker on network web has it")
 		told(t, h, event.PortConflict, "9090", "process nc")
 		has(t, h.Netyard.Log(), `msg="conflict about a port of the host"`)
 		if n := strings.Count(h.Netyard.Log(), "conflict about a port"); n != 3 {
@@ -301,7 +304,8 @@ func TestHostRestart(t *testing.T) {
 		h.Sh("netyard events --follow --json >/tmp/events 2>&1 & echo $! >/tmp/follower")
 		in.Listen("tcp", ":8083")
 		eventually(t, "the follower prints the event", func() bool {
-			return strings.Contains(h.Sh("cat /tmp/events"), `"type":"port.published"`) && strings.Contains(h.Sh("cat /tmp/events"), ":8083->8083/tcp")
+			return strings.Contains(h.Sh("cat /tmp/events"), `"type":"port.published"`) &&
+				strings.Contains(h.Sh("cat /tmp/events"), ":8083->8083/tcp")
 		})
 		h.Netyard.Restart() // does not wait for followers
 		eventually(t, "the follower ends with the daemon", func() bool {
@@ -403,7 +407,8 @@ func TestHostDevice(t *testing.T) {
 			"ip route add 10.97.0.0/16 dev", card, "src 198.51.100.2 table 100 proto static &&",
 			"ip -6 route add 2001:db8:99::/48 via 2001:db8:51::1")
 		mac := h.Sh("cat /sys/class/net/" + card + "/address")
-		h.Docker("network create -d netyard-host -o device="+card, "--subnet 198.51.100.0/24 --gateway 198.51.100.1 nic")
+		h.Docker("network create -d netyard-host -o device="+card,
+			"--subnet 198.51.100.0/24 --gateway 198.51.100.1 nic")
 		h.Docker("network create -d netyard-host -o device="+card, "--ipam-driver null bare")
 		before := h.Snapshot()
 		for i := range 4 { // two ways to end, each twice
@@ -434,7 +439,8 @@ func inside(t *testing.T, h *lab.Host, router, card, mac string) {
 	named(t, h, "c1")
 	has(t, h.Sh("netyard ps"), card)
 	has(t, h.DockerErr("run --rm --network nic busybox true"), "take device "+card+": container c1 has it")
-	has(t, h.DockerErr("run --rm --network bare busybox true"), "take device "+card+": there is no such link on this host")
+	has(t, h.DockerErr("run --rm --network bare busybox true"),
+		"take device "+card+": there is no such link on this host")
 	has(t, h.DockerErr("run --rm --network nic -p 80:80 busybox true"), card)
 	healthy(t, h)
 }

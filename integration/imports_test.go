@@ -19,8 +19,10 @@ type rule struct{ of, may, why string }
 // layers returns the rules about imports within the module, including indirect ones.
 func layers() []rule {
 	const (
-		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
-		yard   = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port yard/reconcile yard/share yard/trace"
+		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan " +
+			"kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
+		yard = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port " +
+			"yard/reconcile yard/share yard/trace"
 		below  = "store ipam ipam/dhcp modes policy " + kernel
 		middle = below + " " + yard
 	)

@@ -109,7 +109,9 @@ func verifyUnits(t *testing.T, root string) {
 	for _, m := range regexp.MustCompile(`(?m)^ListenStream=(.*)$`).FindAllStringSubmatch(string(raw), -1) {
 		listed = append(listed, m[1])
 	}
-	served := []string{"/run/netyard/netyard.sock", "/run/netyard/cni.sock", "/run/docker/plugins/" + driver.DHCPName + ".sock"}
+	served := []string{
+		"/run/netyard/netyard.sock", "/run/netyard/cni.sock", "/run/docker/plugins/" + driver.DHCPName + ".sock",
+	}
 	for name := range driver.Modes(all.Modes()) {
 		served = append(served, "/run/docker/plugins/"+name+".sock")
 	}
@@ -159,7 +161,8 @@ func check(t *testing.T, root, config string) {
 		t.Fatal(err)
 	}
 	explicit := filepath.Join(t.TempDir(), "explicit.yaml")
-	if err := os.WriteFile(explicit, regexp.MustCompile(`(?m)^#(\w)`).ReplaceAll(raw, []byte("$1")), 0o600); err != nil {
+	settings := regexp.MustCompile(`(?m)^#(\w)`).ReplaceAll(raw, []byte("$1"))
+	if err := os.WriteFile(explicit, settings, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	// For these keys, an empty value means a default that is not shown.

@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	// backTime is how long it may take after a kill until everything is as before; the test's log says how long it took.
+	// backTime is how long it may take after a kill until everything is as before; the test's log says how long it
+	// took.
 	backTime = time.Minute
 	// strictTime is the limit with NETYARD_KILLS_STRICT, for an otherwise idle machine.
 	strictTime = 10 * time.Second
@@ -179,7 +180,8 @@ var capabilities = []capability{
 		return answer(k.h.Net, "10.82.0.50:80", "80")
 	}},
 	{
-		name: "two networks", container: "both", flags: "--network theirs --ip 10.81.0.60 -p 8070:80", connect: "--ip 10.83.0.60 other",
+		name: "two networks", container: "both", flags: "--network theirs --ip 10.81.0.60 -p 8070:80",
+		connect: "--ip 10.83.0.60 other",
 		works: func(k *kills) error {
 			_, err1 := k.h.TryExec("both", "ping -c 1 -W 1 fixed")
 			_, err2 := k.h.TryExec("fixed", "ping -c 1 -W 1 both")
@@ -285,9 +287,11 @@ func (k *kills) cluster(t *testing.T) {
 // peer attaches a sandbox on the far node to the overlay, without an engine.
 func (k *kills) peer(t *testing.T) {
 	t.Helper()
-	k.far.Sh("netyard network attach blue && netyard cni install blue && ip netns add peer && ip -n peer link set lo up")
+	k.far.Sh("netyard network attach blue && netyard cni install blue && ip netns add peer && ip -n peer link set " +
+		"lo up")
 	list := parse[struct{ Plugins []map[string]any }](t, k.far.Sh("cat /etc/cni/net.d/netyard-blue.conflist"))
-	k.far.Sh(fmt.Sprintf("CNI_COMMAND=ADD CNI_CONTAINERID=peer CNI_NETNS=/run/netns/peer CNI_IFNAME=eth0 CNI_PATH=/ %s <<'END'\n%s\nEND",
+	k.far.Sh(fmt.Sprintf("CNI_COMMAND=ADD CNI_CONTAINERID=peer CNI_NETNS=/run/netns/peer CNI_IFNAME=eth0 CNI_PATH=/ "+
+		"%s <<'END'\n%s\nEND",
 		lab.BuildPlugin(t), asPlugin(t, list.Plugins[0], "blue", "1.0.0")))
 }
 

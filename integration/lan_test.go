@@ -11,7 +11,8 @@ import (
 )
 
 // onLAN are the flags of a network on the lab's LAN, with a range that the lab does not use.
-const onLAN = "--subnet 203.0.113.0/24 --gateway 203.0.113.1 --ip-range 203.0.113.128/25 --ipv6 --subnet 2001:db8:113::/64 --gateway 2001:db8:113::1"
+const onLAN = "--subnet 203.0.113.0/24 --gateway 203.0.113.1 --ip-range 203.0.113.128/25 --ipv6 --subnet " +
+	"2001:db8:113::/64 --gateway 2001:db8:113::1"
 
 // TestMacvlan: containers on macvlan networks are reached on the LAN, and nothing of them is left.
 func TestMacvlan(t *testing.T) {
@@ -21,7 +22,8 @@ func TestMacvlan(t *testing.T) {
 		h := host(t, e, lab.On(lan))
 		before := h.Snapshot()
 		h.Docker("network create -d netyard-macvlan -o parent=eth0", onLAN, "lan")
-		h.Docker("network create -d netyard -o mode=macvlan -o macvlan_mode=private -o parent=eth0 --subnet 10.77.0.0/24 alone")
+		h.Docker("network create -d netyard -o mode=macvlan -o macvlan_mode=private -o parent=eth0 --subnet " +
+			"10.77.0.0/24 alone")
 		h.Docker("network create -d netyard-macvlan --subnet 10.78.0.0/24 nowhere")
 		h.Run("c1", "--network lan --ip 203.0.113.200 --ip6 2001:db8:113::200")
 		h.Run("c2", "--network lan")
@@ -42,7 +44,8 @@ func TestMacvlan(t *testing.T) {
 		h.PingFail("a1", h.Addr("a2", "alone"))
 		h.Ping("n1", "n2")
 		noRoute(t, h, "n1")
-		has(t, h.Exec("c1", "ip link show eth0"), "02:42:cb:00:71:c8") // derived from the address, so that it is the same after a restart
+		// derived from the address, so that it is the same after a restart
+		has(t, h.Exec("c1", "ip link show eth0"), "02:42:cb:00:71:c8")
 		healthy(t, h)
 		named(t, h, "c1", "n2")
 		if out := h.Sh("netyard ps"); strings.Count(out, "macvlan") != 6 {
@@ -65,11 +68,14 @@ func TestMacvlan(t *testing.T) {
 		h.Docker("network rm lan alone nowhere")
 		h.SameAs(before)
 
-		h.Docker("network create -d netyard-macvlan -o macvlan_mode=passthru -o parent=eth0 --subnet 203.0.113.0/24 --gateway 203.0.113.1 pass")
+		h.Docker("network create -d netyard-macvlan -o macvlan_mode=passthru -o parent=eth0 --subnet 203.0.113.0/24 " +
+			"--gateway 203.0.113.1 pass")
 		h.Run("p1", "--network pass --ip 203.0.113.210")
 		h.Ping("p1", other.IP)
-		has(t, h.DockerErr("run --rm --network pass busybox true"), "passthru is for one container at a time, and eth0 has one")
-		has(t, h.DockerErr("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 x"), "network pass has parent eth0 already, and macvlan_mode=passthru has its parent for itself")
+		has(t, h.DockerErr("run --rm --network pass busybox true"),
+			"passthru is for one container at a time, and eth0 has one")
+		has(t, h.DockerErr("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 x"),
+			"network pass has parent eth0 already, and macvlan_mode=passthru has its parent for itself")
 		healthy(t, h)
 	})
 }
@@ -129,7 +135,8 @@ func TestHostAccess(t *testing.T) {
 			}
 			wg.Wait()
 		}
-		addrs := strings.Fields(h.Docker("inspect -f '{{.NetworkSettings.Networks.lan.IPAddress}}'", strings.Join(names, " ")))
+		addrs := strings.Fields(h.Docker("inspect -f '{{.NetworkSettings.Networks.lan.IPAddress}}'",
+			strings.Join(names, " ")))
 		if len(addrs) != many {
 			t.Fatalf("%d containers have the addresses %v", many, addrs)
 		}

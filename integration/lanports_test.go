@@ -17,14 +17,17 @@ func TestLANPorts(t *testing.T) {
 		lan := lab.NewLAN(t)
 		other := lan.Node("other")
 		h := lab.New(t, e, lab.On(lan))
-		h.Sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1") // otherwise netyard enables it, with a guard that stays
+		// otherwise netyard enables it, with a guard that stays
+		h.Sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 		h.Netyard.Start()
 		before := h.Snapshot()
-		h.Docker("network create -d netyard-macvlan -o parent=eth0 -o host_access=true -o host_publish=true", onLAN, "lan")
+		h.Docker("network create -d netyard-macvlan -o parent=eth0 -o host_access=true -o host_publish=true", onLAN,
+			"lan")
 		h.Docker("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 --gateway 10.77.0.1 plain")
 		h.Docker("network create -d netyard-bridge --internal --subnet 10.78.0.0/24 inside")
 		h.Docker("network create -d netyard-bridge --subnet 10.79.0.0/24 out")
-		h.Run("web", "--network lan --ip 203.0.113.200 --ip6 2001:db8:113::200 -p 443:8080 -p 443:8080/udp -p 7000-7002:8000-8002 -p 5000:5000")
+		h.Run("web", "--network lan --ip 203.0.113.200 --ip6 2001:db8:113::200 -p 443:8080 -p 443:8080/udp -p "+
+			"7000-7002:8000-8002 -p 5000:5000")
 		h.Run("peer", "--network lan --ip 203.0.113.201 --ip6 2001:db8:113::201")
 		h.Run("in1", "--network inside --ip 10.78.0.11 -p 8443:8080")
 		h.Run("in2", "--network inside --ip 10.78.0.12")
@@ -43,7 +46,8 @@ func TestLANPorts(t *testing.T) {
 		h.Netyard.Start()
 		m.all()
 		healthy(t, h)
-		wants(t, h, "web", "tcp 0.0.0.0:443", "udp [::]:443", "tcp 0.0.0.0:7000", "tcp 203.0.113.200:443", "udp [2001:db8:113::200]:443", "tcp 203.0.113.200:7000", "tcp 203.0.113.200:5000")
+		wants(t, h, "web", "tcp 0.0.0.0:443", "udp [::]:443", "tcp 0.0.0.0:7000", "tcp 203.0.113.200:443",
+			"udp [2001:db8:113::200]:443", "tcp 203.0.113.200:7000", "tcp 203.0.113.200:5000")
 		wants(t, h, "in1", "tcp 10.78.0.11:8443")
 		eventually(t, "ps shows all names", func() bool { return strings.Contains(h.Sh("netyard ps"), "in2") })
 		has(t, h.Sh("netyard ps"), "203.0.113.200:443->8080/tcp")
@@ -72,7 +76,8 @@ func TestLANPorts(t *testing.T) {
 // wants waits until netyard ports shows these published ports of a container.
 func wants(t *testing.T, h *lab.Host, container string, at ...string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s has the ports %v", container, at), func() bool { // its name is looked up in the background
+	// its name is looked up in the background
+	eventually(t, fmt.Sprintf("%s has the ports %v", container, at), func() bool {
 		states := portStates(t, h, container)
 		return !slices.ContainsFunc(at, func(one string) bool { return states[one] != "published" })
 	})
@@ -137,5 +142,6 @@ func (m lanPorts) refusals() {
 			m.t.Errorf("%s: the error has several lines: %q", cmd, out)
 		}
 	}
-	m.h.Docker("run --rm --network plain --ip 10.77.0.50 -p 8443:8080 -P --expose 9 busybox true") // a port of the container's own address conflicts with no other
+	// a port of the container's own address conflicts with no other
+	m.h.Docker("run --rm --network plain --ip 10.77.0.50 -p 8443:8080 -P --expose 9 busybox true")
 }

@@ -22,7 +22,8 @@ import (
 func steps() []string {
 	var all []string
 	for _, s := range []string{
-		"pool recorded", "address recorded", "network recorded", "network ready", "endpoint recorded", "endpoint joining",
+		"pool recorded", "address recorded", "network recorded", "network ready", "endpoint recorded",
+		"endpoint joining",
 		"endpoint ready", "ports recorded", "endpoint left", "endpoint deleting", "endpoint gone",
 		"address released", "pool released",
 		"network deleting", "network gone",
@@ -179,7 +180,8 @@ func TestRestartUnderTraffic(t *testing.T) {
 		h.Run("c2", "--network a")
 		h.Ping("c1", h.Outside.IP)
 		// One loop of pings per path, also with NAT; slow enough to span the restarts, and bounded.
-		const slow = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); ping -c 1 -W 3 %[1]s >/dev/null || echo lost %[1]s; usleep 5000; done"
+		const slow = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); ping -c 1 -W 3 %[1]s >/dev/null || echo lost " +
+			"%[1]s; usleep 5000; done"
 		result := make(chan string, 2)
 		for _, target := range []string{h.Addr("c2", "a"), h.Outside.IP} {
 			go func() {
@@ -292,7 +294,8 @@ func TestLiveRestore(t *testing.T) {
 func TestDamagedState(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
-		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 --aux-address router=10.77.0.9 own")
+		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 --aux-address " +
+			"router=10.77.0.9 own")
 		h.Docker("network create -d netyard --ipam-driver netyard auto")
 		h.Docker("network create -d netyard-bridge --internal theirs")
 		h.Docker("network create -d netyard-none --ipam-driver null nothing")
@@ -301,8 +304,10 @@ func TestDamagedState(t *testing.T) {
 		h.Run("c3", "--network theirs")
 		h.Run("c4", "--network theirs")
 		h.Run("c5", "--network nothing")
-		eventually(t, "ps shows all containers by name", func() bool { return strings.Count(h.Sh("netyard ps --format '{{.Container}}'"), "c") == 5 })
-		was := h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'")
+		eventually(t, "ps shows all containers by name",
+			func() bool { return strings.Count(h.Sh("netyard ps --format '{{.Container}}'"), "c") == 5 })
+		was := h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} " +
+			"{{.Interface}} {{.State}}'")
 		for round := range 5 {
 			h.Netyard.Stop()
 			file := filepath.Join(h.Dir, "state", "netyard.db")
@@ -319,7 +324,8 @@ func TestDamagedState(t *testing.T) {
 			h.Ping("c3", "c4")
 			healthy(t, h)
 			eventually(t, "the records are as they were", func() bool {
-				return h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'") == was
+				return h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} "+
+					"{{.Interface}} {{.State}}'") == was
 			})
 		}
 		has(t, h.Netyard.Log(), "the database was damaged")

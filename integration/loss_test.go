@@ -45,7 +45,10 @@ func shutHost(t *testing.T, h *lab.Host) *shut {
 	h.Sh("netyard lease reserve --name db 10.77.0.200")
 	h.Sh("netyard network set apart icc=false")
 	s.policies = h.Sh("netyard policy ls")
-	eventually(t, "the proxy is allowed", func() bool { _, err := h.TryExec("proxy", "ping -c 1 -W 1 "+s.app); return err == nil })
+	eventually(t, "the proxy is allowed", func() bool {
+		_, err := h.TryExec("proxy", "ping -c 1 -W 1 "+s.app)
+		return err == nil
+	})
 	s.closed()
 	return s
 }
@@ -142,7 +145,8 @@ func killedExaminer(t *testing.T, h *lab.Host) string {
 	}
 	for file, text := range map[string][]byte{
 		examined: raw, killed: []byte("#!/bin/sh\nkill -KILL $$\n"),
-		start: []byte("#!/bin/sh\nexec 9<" + examined + "\nmount --bind " + killed + " " + examined + "\nexec /proc/self/fd/9 \"$@\"\n"),
+		start: []byte("#!/bin/sh\nexec 9<" + examined + "\nmount --bind " + killed + " " + examined +
+			"\nexec /proc/self/fd/9 \"$@\"\n"),
 	} {
 		if err := os.WriteFile(file, text, 0o755); err != nil {
 			t.Fatal(err)
@@ -162,7 +166,8 @@ func TestClosedOnFullDisk(t *testing.T) {
 		s := shutHost(t, h)
 		full := func() { _, _ = h.TrySh("dd if=/dev/zero bs=4096 of=" + state + "/filler") }
 		full()
-		if out, err := apply(t, h, "", strings.Replace(lossPolicy, "container: proxy", "container: client", 1)); err == nil {
+		changed := strings.Replace(lossPolicy, "container: proxy", "container: client", 1)
+		if out, err := apply(t, h, "", changed); err == nil {
 			t.Errorf("a policy was applied on a full disk: %s", out)
 		} else {
 			has(t, out+err.Error(), "no space left on device")

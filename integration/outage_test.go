@@ -53,8 +53,8 @@ func (h *chaosHost) spent(t *testing.T) (ticks int) {
 }
 
 // TestOutage: etcd is down for two minutes. Running containers are not affected; new ones get warm addresses, and then
-// an error that says why; and afterwards the other hosts learn of everything. The same when a host is cut off from etcd,
-// and when it is frozen for longer than etcd keeps history.
+// an error that says why; and afterwards the other hosts learn of everything. The same when a host is cut off from
+// etcd, and when it is frozen for longer than etcd keeps history.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	const outage, parts = 2 * time.Minute, 2 // the lab limits the time of a command
@@ -84,12 +84,14 @@ func TestOutage(t *testing.T) {
 		late = append(late, c.plug(a, at))
 	}
 	_, err := c.request(a, 0, "")
-	if err == nil || !strings.Contains(err.Error(), "no address can be claimed on network net0") || !strings.Contains(err.Error(), "etcd is unreachable since") {
+	if err == nil || !strings.Contains(err.Error(), "no address can be claimed on network net0") ||
+		!strings.Contains(err.Error(), "etcd is unreachable since") {
 		t.Errorf("after the last warm address: %v", err)
 	}
 	for range parts {
 		out := <-pinged
-		if want := fmt.Sprintf("%d packets transmitted, %[1]d received, 0%% packet loss", pings); !strings.Contains(out, want) {
+		want := fmt.Sprintf("%d packets transmitted, %[1]d received, 0%% packet loss", pings)
+		if !strings.Contains(out, want) {
 			t.Errorf("ping during an outage of etcd: %s", out)
 		}
 	}
@@ -119,7 +121,8 @@ func TestOutage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.gateway("compaction", map[string]any{"revision": p.revision, "physical": true}, &struct{}{}); err != nil {
+	compact := map[string]any{"revision": p.revision, "physical": true}
+	if err := c.gateway("compaction", compact, &struct{}{}); err != nil {
 		t.Fatal(err)
 	}
 	undo()

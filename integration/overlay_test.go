@@ -37,7 +37,8 @@ func (all etcds) Launch() {
 func guide(t *testing.T) map[string][]string {
 	t.Helper()
 	blocks := map[string][]string{}
-	for _, m := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(read(t, "docs/overlay.md"), -1) {
+	for _, m := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(read(t, "docs/overlay.md"),
+		-1) {
 		blocks[m[1]] = append(blocks[m[1]], m[2])
 	}
 	if len(blocks["bash"]) != 4 || len(blocks["ini"]) != 1 || len(blocks["yaml"]) != 1 {
@@ -91,7 +92,8 @@ func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab
 			write(filepath.Join(h.Dir, f), string(raw))
 		}
 		h.Sh("cd", h.Dir, "&& bash -e", write(filepath.Join(h.Dir, "install"), asOn(steps["bash"][1], i, hosts)))
-		etcd := h.Service("etcd", lab.Etcd(t, h.Dir), "--data-dir", filepath.Join(h.Dir, "etcd"), "--log-level", "error")
+		etcd := h.Service("etcd", lab.Etcd(t, h.Dir), "--data-dir", filepath.Join(h.Dir, "etcd"), "--log-level",
+			"error")
 		etcd.Env = strings.Fields(asOn(steps["ini"][0], i, hosts))
 		members = append(members, etcd)
 	}
@@ -130,14 +132,19 @@ func leaveAll(t *testing.T, hosts []*lab.Host) {
 func TestOverlay(t *testing.T) {
 	t.Parallel()
 	etcd, hosts := inCluster(t, lab.Engine285, lab.Engine2010, lab.Engine285)
-	const flags = "network create -d netyard-overlay --ipam-driver netyard-overlay -o overlay=%s --ipam-opt overlay=%[1]s --ipv6 %s %[1]s"
+	const flags = "network create -d netyard-overlay --ipam-driver netyard-overlay -o overlay=%s --ipam-opt " +
+		"overlay=%[1]s --ipv6 %s %[1]s"
 	subnets := "--subnet 10.20.0.0/16 --subnet fd20::/64"
 	hosts[0].Docker(fmt.Sprintf(flags, "blue", subnets))
-	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "blue", "--subnet 10.21.0.0/16 --subnet fd20::/64")), "subnet 10.21.0.0/16 is to be it, and in the cluster it has 10.20.0.0/16")
+	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "blue", "--subnet 10.21.0.0/16 --subnet fd20::/64")),
+		"subnet 10.21.0.0/16 is to be it, and in the cluster it has 10.20.0.0/16")
 	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet")
-	if _, err := hosts[1].TrySh("ip link add nosuch type wireguard"); err != nil { // with WireGuard, other tests cover this
-		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "-o encrypted --subnet 10.30.0.0/16 --subnet fd30::/64")), "encrypted=true: this kernel has no WireGuard")
-		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet") // still
+	// with WireGuard, other tests cover this
+	if _, err := hosts[1].TrySh("ip link add nosuch type wireguard"); err != nil {
+		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "-o encrypted --subnet 10.30.0.0/16 --subnet fd30::/64")),
+			"encrypted=true: this kernel has no WireGuard")
+		// still
+		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet")
 	}
 	for i, h := range hosts {
 		if i > 0 {
@@ -181,9 +188,13 @@ func TestOverlay(t *testing.T) {
 	overlayByCNI(t, hosts)
 	forgedFrames(t, hosts)
 
-	eventually(t, "cluster doctor finds nothing", func() bool { _, err := hosts[1].TrySh("netyard cluster doctor"); return err == nil })
+	eventually(t, "cluster doctor finds nothing", func() bool {
+		_, err := hosts[1].TrySh("netyard cluster doctor")
+		return err == nil
+	})
 	has(t, hosts[0].Sh("netyard cluster status"), "this host is a member, one of 3")
-	if out := hosts[1].Sh("netyard cluster hosts --format '{{.Alive}} {{.Address}} {{join .Networks \", \"}}'"); strings.Count(out, "true") != 3 || !strings.Contains(out, hosts[2].IP) || !strings.Contains(out, "blue, green") {
+	out := hosts[1].Sh("netyard cluster hosts --format '{{.Alive}} {{.Address}} {{join .Networks \", \"}}'")
+	if strings.Count(out, "true") != 3 || !strings.Contains(out, hosts[2].IP) || !strings.Contains(out, "blue, green") {
 		t.Errorf("cluster hosts: %s", out)
 	}
 	has(t, hosts[0].ShErr("netyard cluster forget nobody"), "host nobody is not in the cluster")
@@ -216,8 +227,8 @@ func TestOverlay(t *testing.T) {
 	}
 }
 
-// forgedFrames tests that containers cannot forge frames of the overlay by sending VXLAN packets to another host, on any
-// kind of network; VXLAN packets with other VNIs arrive.
+// forgedFrames tests that containers cannot forge frames of the overlay by sending VXLAN packets to another host, on
+// any kind of network; VXLAN packets with other VNIs arrive.
 func forgedFrames(t *testing.T, hosts []*lab.Host) {
 	t.Helper()
 	from, to := hosts[0], hosts[1]

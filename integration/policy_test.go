@@ -116,7 +116,8 @@ func TestPolicy(t *testing.T) {
 		before := h.Addr("app1", "web")
 		running.close()
 		h.Docker("stop -t 0 app1")
-		h.Run("heir", "--network web --ip "+before) // otherwise engines from 29 on, which pass names, get the same address for app1
+		// otherwise engines from 29 on, which pass names, get the same address for app1
+		h.Run("heir", "--network web --ip "+before)
 		h.Docker("start app1")
 		app1 = h.In("app1")
 		listen(app1, "80", "81")
@@ -140,7 +141,8 @@ func TestPolicy(t *testing.T) {
 func refusals(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Docker("network create -d netyard-none --ipam-driver null nothing")
-	eventually(t, "network ls shows the network's name", func() bool { return strings.Contains(h.Sh("netyard network ls"), "nothing") })
+	eventually(t, "network ls shows the network's name",
+		func() bool { return strings.Contains(h.Sh("netyard network ls"), "nothing") })
 	for text, want := range map[string]string{
 		policies + "\nselekt: {}\n":                                       `line 12: unknown field "selekt" in policy; did you mean select?`,
 		policies + "---\nname: b\nselect: {network: nothing}\negress: {}": "select.network: nothing is of mode none",
@@ -172,8 +174,13 @@ func TestPolicyPublished(t *testing.T) {
 		for _, c := range []struct {
 			rule    string
 			reaches bool
-		}{{"{cidr: 198.51.100.0/24}", false}, {"{cidr: 203.0.113.1, ports: 8080}", false}, {"{cidr: 203.0.113.1, ports: 80}", true}} {
-			if _, err := apply(t, h, "", "name: app\nselect: {container: app}\ningress:\n  allow:\n    - "+c.rule+"\n"); err != nil {
+		}{
+			{"{cidr: 198.51.100.0/24}", false},
+			{"{cidr: 203.0.113.1, ports: 8080}", false},
+			{"{cidr: 203.0.113.1, ports: 80}", true},
+		} {
+			text := "name: app\nselect: {container: app}\ningress:\n  allow:\n    - " + c.rule + "\n"
+			if _, err := apply(t, h, "", text); err != nil {
 				t.Fatal(err)
 			}
 			if c.reaches {
@@ -223,7 +230,8 @@ func survives(t *testing.T, h *lab.Host, from *lab.Net, forbidden string, friend
 	}
 	t.Logf("%d tries, %d violations, %d failures", tries.Load(), violations.Load(), failures.Load())
 	if violations.Load() > 0 || failures.Load() > 0 || tries.Load() == 0 {
-		t.Errorf("in %d tries, %d forbidden connections succeeded, and %d allowed ones failed", tries.Load(), violations.Load(), failures.Load())
+		t.Errorf("in %d tries, %d forbidden connections succeeded, and %d allowed ones failed", tries.Load(),
+			violations.Load(), failures.Load())
 	}
 }
 
@@ -257,7 +265,8 @@ func TestSpoofing(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.77.0.0/24 --subnet fd77::/64 web")
-		h.Docker("network create -d netyard-bridge -o antispoof=false --ipv6 --subnet 10.78.0.0/24 --subnet fd78::/64 open")
+		h.Docker("network create -d netyard-bridge -o antispoof=false --ipv6",
+			"--subnet 10.78.0.0/24 --subnet fd78::/64 open")
 		for _, n := range []string{"web", "open"} {
 			for _, c := range []string{"me", "other", "victim"} {
 				h.Run(n+c, "--network "+n)
@@ -290,7 +299,8 @@ func station(t *testing.T, h *lab.Host, container, network string) kerneltest.St
 		t.Fatal(err)
 	}
 	return kerneltest.Station{
-		MAC: mac, V4: netip.MustParseAddr(h.Addr(container, network)), V6: netip.MustParseAddr(h.Addr6(container, network)),
+		MAC: mac, V4: netip.MustParseAddr(h.Addr(container, network)),
+		V6: netip.MustParseAddr(h.Addr6(container, network)),
 	}
 }
 

@@ -108,7 +108,8 @@ func taken(t *testing.T, h *lab.Host) {
 	h.Sh("nc -l -p 8081 127.0.0.1 >/dev/null 2>&1 &")
 	h.Docker("run -d --name docks -p 8082:80 busybox sleep 1d")
 	eventually(t, "the engine's own links have their link-local addresses", func() bool {
-		_, err := h.TrySh("for l in /sys/class/net/veth*; do ip -6 -o addr show dev ${l##*/} scope link | grep -v tentative | grep -q fe80 || exit; done")
+		_, err := h.TrySh("for l in /sys/class/net/veth*; do ip -6 -o addr show dev ${l##*/} scope link | grep -v " +
+			"tentative | grep -q fe80 || exit; done")
 		return err == nil
 	})
 	before := h.Snapshot()
@@ -189,7 +190,9 @@ func TestPublishedSafely(t *testing.T) {
 			ip route add 10.70.0.0/24 via`, h.IP)
 		attack := func(when string) {
 			for _, proto := range []string{"tcp", "udp"} {
-				for _, at := range []string{"127.0.0.1:8000", "247.0.0.1:8000", h.IP + ":8000", h.Addr("web", "a") + ":80"} {
+				for _, at := range []string{
+					"127.0.0.1:8000", "247.0.0.1:8000", h.IP + ":8000", h.Addr("web", "a") + ":80",
+				} {
 					reach(t, when+": outside to "+proto+" "+at, h.Outside.Net, proto, at, false)
 				}
 			}
@@ -217,7 +220,8 @@ func passing(t *testing.T, h *lab.Host) {
 	iface := behind.Plug(h.Node)
 	docker := func(verb string) { // with nftables an engine drops only containers' traffic
 		if !h.Engine.Nftables() {
-			h.Sh("iptables", verb, "DOCKER-USER -o", iface, "-j ACCEPT; iptables", verb, "DOCKER-USER -i", iface, "-j ACCEPT")
+			h.Sh("iptables", verb, "DOCKER-USER -o", iface, "-j ACCEPT; iptables", verb, "DOCKER-USER -i", iface,
+				"-j ACCEPT")
 		}
 	}
 	docker("-I")

@@ -43,8 +43,8 @@ func ways() []cell {
 	}
 }
 
-// TestReachability: each client reaches a published port exactly if it uses an address that the port is published on, by
-// each protocol and family.
+// TestReachability: each client reaches a published port exactly if it uses an address that the port is published on,
+// by each protocol and family.
 func TestReachability(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)

@@ -48,13 +48,15 @@ func carries(t *testing.T, h *lab.Host, container string, sends, gets float64) {
 		sent, got := megabits(t, h, container)
 		t.Logf("%s sends %.2f and receives %.2f Mbit/s, limits %v and %v", container, sent, got, sends, gets)
 		if sends > 0 && sent > 1.05*sends || gets > 0 && got > 1.05*gets {
-			t.Errorf("%s sends %.2f and receives %.2f Mbit/s, above its limits %v and %v", container, sent, got, sends, gets)
+			t.Errorf("%s sends %.2f and receives %.2f Mbit/s, above its limits %v and %v", container, sent, got, sends,
+				gets)
 		}
 		if sent >= least(sends) && got >= least(gets) {
 			return
 		}
 		if try == tries {
-			t.Errorf("%s sends %.2f and receives %.2f Mbit/s, far below its limits %v and %v", container, sent, got, sends, gets)
+			t.Errorf("%s sends %.2f and receives %.2f Mbit/s, far below its limits %v and %v", container, sent, got,
+				sends, gets)
 			return
 		}
 	}
@@ -75,8 +77,10 @@ func TestRates(t *testing.T) {
 		h.Run("c2", "--network name=web,driver-opt=rate=unlimited,driver-opt=egress_rate=20mbit")
 		carries(t, h, "c2", 20, 0)
 		healthy(t, h)
-		has(t, h.DockerErr("run --rm --network name=web,driver-opt=rate=fast busybox true"), "rate=fast: want a rate such as 10mbit")
-		has(t, h.DockerErr("network create -d netyard-bridge -o rate=10mb bad"), "rate=10mb: want a rate such as 10mbit")
+		has(t, h.DockerErr("run --rm --network name=web,driver-opt=rate=fast busybox true"),
+			"rate=fast: want a rate such as 10mbit")
+		has(t, h.DockerErr("network create -d netyard-bridge -o rate=10mb bad"),
+			"rate=10mb: want a rate such as 10mbit")
 
 		named(t, h, "c1", "c2")
 		h.Sh("netyard endpoint set c1 rate=50mbit")
@@ -113,7 +117,8 @@ func TestRateOfConnect(t *testing.T) {
 		if strings.Contains(limits(h), "ifb") {
 			t.Errorf("what c1 sends is limited: %s", limits(h))
 		}
-		eventually(t, "ps shows the container's name", func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
+		eventually(t, "ps shows the container's name",
+			func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
 		has(t, h.ShErr("netyard endpoint set c1 rate=20mbit"), "say more of the id, or which network's")
 		has(t, h.Sh("netyard endpoint set c1 --network b ingress_rate= egress_rate=20000kbit"), "changed endpoint")
 		has(t, limits(h), "rate 20Mbit")
@@ -127,12 +132,14 @@ func TestRateOfConnect(t *testing.T) {
 				}
 			}
 			h.Netyard.Start()
-			eventually(t, "the records are rebuilt", func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
+			eventually(t, "the records are rebuilt",
+				func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
 			healthy(t, h)
 			return limits(h)
 		}
 		has(t, lose("netyard.db"), "rate 20Mbit") // what was changed in place has a copy
-		if got := lose("netyard.db", "netyard.db.kept"); !strings.Contains(got, "rate 10Mbit") || strings.Contains(got, "ifb") {
+		if got := lose("netyard.db", "netyard.db.kept"); !strings.Contains(got, "rate 10Mbit") ||
+			strings.Contains(got, "ifb") {
 			t.Errorf("limits after the records and their copy were lost: %s", got)
 		}
 		h.Docker("network disconnect b c1")
@@ -149,7 +156,8 @@ func TestNetworkSet(t *testing.T) {
 		h.Run("c2", "--network web")
 		h.Ping("c1", "c2")
 		outside := h.Outside.Listen("tcp", ":80")
-		eventually(t, "network ls shows the network's name", func() bool { return strings.Contains(h.Sh("netyard network ls"), "web") })
+		eventually(t, "network ls shows the network's name",
+			func() bool { return strings.Contains(h.Sh("netyard network ls"), "web") })
 
 		has(t, h.Sh("netyard network set web icc=false rate=10mbit"), "changed network web: icc=false rate=10mbit")
 		h.PingFail("c1", "c2")

@@ -48,7 +48,8 @@ func TestTrace(t *testing.T) {
 			reach(t, question, from, proto, addr, want)
 			trace(question, want, words...)
 		}
-		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", true, "published by container web on network a", "port 80", "reachable")
+		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", true, "published by container web on network a", "port 80",
+			"reachable")
 		both(out+" 8000/udp", h.Outside.Net, "udp", at+":8000", true, "8000/udp")
 		both(h.Outside.IP6+" 8000", h.Outside.Net, "tcp", "["+h.IP6+"]:8000", true, "published by container web")
 		both(out+" 8001", h.Outside.Net, "tcp", at+":8001", false, "on loopback only")
@@ -65,7 +66,8 @@ func TestTrace(t *testing.T) {
 		both(out+" web:80", h.Outside.Net, "tcp", web+":80", false, `"nothing else comes in"`)
 
 		h.Tool("iptables -I FORWARD -j DROP")
-		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "not netyard's", "chain ip filter FORWARD: drop", "rule 1 ")
+		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "not netyard's", "chain ip filter FORWARD: drop",
+			"rule 1 ")
 		both("peer web:80", h.In("peer"), "tcp", web+":80", false, "not netyard's", "chain ip filter FORWARD")
 		trace(h.Outside.IP6+" 8000", true)
 		eventually(t, "doctor names the rule", func() bool {
@@ -79,12 +81,15 @@ func TestTrace(t *testing.T) {
 		healthy(t, h)
 
 		// Rules that trace cannot interpret are reported as such.
-		h.Tool("iptables -I FORWARD -m u32 --u32 '0>>22&0x3C@0>>24=1' -j DROP 2>/dev/null || iptables -I FORWARD -m limit --limit 1/h -j DROP")
+		h.Tool("iptables -I FORWARD -m u32 --u32 '0>>22&0x3C@0>>24=1' -j DROP 2>/dev/null || iptables -I FORWARD -m " +
+			"limit --limit 1/h -j DROP")
 		trace(out+" 8000", false, "may be dropped by", "cannot tell")
 		h.Tool("iptables -D FORWARD 1")
 		// With the engine's own nft: Debian 12's 1.0.6 crashes with a segmentation fault beside the tables of an engine
 		// with nftables.
-		h.Sh("nft 'table inet mine { set bad { type ipv4_addr; flags interval; elements = { 203.0.113.0/24 }; }; chain f { type filter hook forward priority 5; ip saddr @bad tcp dport vmap { 80 : drop, 81 : accept }; }; }'")
+		h.Sh("nft 'table inet mine { set bad { type ipv4_addr; flags interval; elements = { 203.0.113.0/24 }; }; " +
+			"chain f { type filter hook forward priority 5; ip saddr @bad tcp dport vmap { 80 : drop, 81 : accept " +
+			"}; }; }'")
 		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "chain inet mine f")
 		h.Sh("nft delete table inet mine")
 		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", true)
