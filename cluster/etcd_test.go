@@ -292,7 +292,8 @@ func checkRestoreNetwork(t *testing.T, c *Client, net Network, m Member) {
 	must(t, c.DeleteNetwork(t.Context(), other))
 }
 
-// TestResetMachine: a machine that was reset can announce itself before its former Alive record expires; a clone cannot.
+// TestResetMachine: a machine that was reset can announce itself before its former Alive record expires; a clone
+// cannot.
 func TestResetMachine(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")

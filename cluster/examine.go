@@ -25,8 +25,8 @@ type Server struct {
 	// HasLeader says whether it knows a leader.
 	HasLeader bool
 	Revision  int64
-	// Size is the size of its database, and Quota the limit, in bytes. Servers before 3.6 do not report a quota; then it
-	// is etcd's default.
+	// Size is the size of its database, and Quota the limit, in bytes. Servers before 3.6 do not report a quota; then
+	// it is etcd's default.
 	Size, Quota int64
 }
 
@@ -94,8 +94,8 @@ func (c *Client) server(ctx context.Context, endpoint string) Server {
 // usualQuota is etcd's default quota, in bytes (DefaultQuotaBytes, server/storage/quota.go).
 const usualQuota = 2 << 30
 
-// timeWrite returns how long etcd takes for a write to disk. It grants and revokes a lease, which is written as a key is
-// but leaves none.
+// timeWrite returns how long etcd takes for a write to disk. It grants and revokes a lease, which is written as a key
+// is but leaves none.
 func (c *Client) timeWrite(ctx context.Context) (time.Duration, error) {
 	const times = 5
 	var took []time.Duration

@@ -147,8 +147,8 @@ func (l *arrivals) when(addr netip.Addr) (time.Time, bool) {
 	return at, ok
 }
 
-// BenchmarkPropagation measures the time from a claim on one host until the kernels of two others have the address; and,
-// for comparison, until etcd has confirmed the claim.
+// BenchmarkPropagation measures the time from a claim on one host until the kernels of two others have the address;
+// and, for comparison, until etcd has confirmed the claim.
 func BenchmarkPropagation(b *testing.B) {
 	all, blue := running(b, 3, 3)
 	_, x := all[1].links(blue)

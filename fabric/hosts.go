@@ -127,7 +127,8 @@ func (a *Agent) Reach(network string) (all []Reached) {
 	return all
 }
 
-// Forget removes a host from the cluster, by its name or ID, and returns it. It refuses to remove this host, which runs.
+// Forget removes a host from the cluster, by its name or ID, and returns it. It refuses to remove this host, which
+// runs.
 func (a *Agent) Forget(ctx context.Context, host string) (Member, error) {
 	all, err := a.Members(ctx)
 	if err != nil {

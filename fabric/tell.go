@@ -103,8 +103,8 @@ func (a *Agent) setVTEPs(n *network) error {
 	if n.vteps != nil && slices.Equal(now, n.vteps) {
 		return nil
 	}
-	if err := a.c.Kernel.Ensure(context.Background(), elements(overlay.VTEPs(a.port(), n.VNI, now),
-		n.ID)...); err != nil {
+	vteps := elements(overlay.VTEPs(a.port(), n.VNI, now), n.ID)
+	if err := a.c.Kernel.Ensure(context.Background(), vteps...); err != nil {
 		return err
 	}
 	var gone []netip.Addr

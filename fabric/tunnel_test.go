@@ -42,8 +42,8 @@ func TestTunnelKey(t *testing.T) {
 	must(t, h.releaseDevice())
 }
 
-// TestEncryptedRotation: a rotation that is interrupted at any step is completed by the next daemon, and no host is left
-// with an unused key.
+// TestEncryptedRotation: a rotation that is interrupted at any step is completed by the next daemon, and no host is
+// left with an unused key.
 func TestEncryptedRotation(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)

@@ -10,7 +10,7 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestAgree: netyard ps says of every container what docker network inspect says.
+// TestAgree: netyard ps and docker network inspect show the same of every container.
 func TestAgree(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -38,7 +38,7 @@ func TestAgree(t *testing.T) {
 	})
 }
 
-// shown is what netyard ps says, a line an endpoint.
+// shown returns what netyard ps shows, a line per endpoint.
 func shown(t *testing.T, h *lab.Host) (lines []string) {
 	t.Helper()
 	for _, r := range ps(t, h) {
@@ -46,13 +46,14 @@ func shown(t *testing.T, h *lab.Host) (lines []string) {
 		if len(r.Addresses) == 0 {
 			mac = ""
 		}
-		lines = append(lines, fmt.Sprint(r.Network, r.Container, r.ContainerID, r.ID, mac, r.Addresses, r.State, r.Engine, r.PID))
+		lines = append(lines, fmt.Sprint(r.Network, r.Container, r.ContainerID, r.ID, mac, r.Addresses, r.State,
+			r.Engine, r.PID))
 	}
 	slices.Sort(lines)
 	return lines
 }
 
-// inspected is the same from docker.
+// inspected returns the same from docker.
 func inspected(t *testing.T, h *lab.Host, networks ...string) (lines []string) {
 	t.Helper()
 	type network struct {
@@ -61,9 +62,11 @@ func inspected(t *testing.T, h *lab.Host, networks ...string) (lines []string) {
 	for _, name := range networks {
 		for _, n := range parse[[]network](t, h.Docker("network inspect", name)) {
 			for id, c := range n.Containers {
-				addrs := slices.DeleteFunc([]string{c.IPv4Address, c.IPv6Address}, func(a string) bool { return a == "" })
+				addrs := slices.DeleteFunc([]string{c.IPv4Address, c.IPv6Address},
+					func(a string) bool { return a == "" })
 				pid := strings.TrimSpace(h.Docker("inspect -f '{{.State.Pid}}'", c.Name))
-				lines = append(lines, fmt.Sprint(name, c.Name, id, c.EndpointID, c.MacAddress, addrs, "up", "docker", pid))
+				lines = append(lines, fmt.Sprint(name, c.Name, id, c.EndpointID, c.MacAddress, addrs, "up", "docker",
+					pid))
 			}
 		}
 	}
@@ -72,7 +75,7 @@ func inspected(t *testing.T, h *lab.Host, networks ...string) (lines []string) {
 }
 
 // TestWithoutAPI: an engine whose API does not answer is served all the same, and its containers are known by their
-// ids.
+// IDs.
 func TestWithoutAPI(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
@@ -82,7 +85,7 @@ func TestWithoutAPI(t *testing.T) {
 		h.Run("c2", "--network a")
 		h.Ping("c1", "c2")
 		want := h.Docker("inspect -f '{{.Id}} {{.State.Pid}}' c1 c2")
-		eventually(t, "the containers are known", func() bool {
+		eventually(t, "ps shows the containers", func() bool {
 			rows := ps(t, h)
 			return len(rows) == 2 && !slices.ContainsFunc(rows, func(r api.Endpoint) bool {
 				return !strings.Contains(want, fmt.Sprintf("%s %d", r.ContainerID, r.PID)) || r.ContainerID == ""
@@ -95,7 +98,7 @@ func TestWithoutAPI(t *testing.T) {
 	})
 }
 
-// TestDoctor plants a few faults on a host with an engine; the rest are planted in yard's tests.
+// TestDoctor: doctor and gc on a host with an engine, for a few faults; yard's tests have the rest.
 func TestDoctor(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -106,7 +109,7 @@ func TestDoctor(t *testing.T) {
 		healthy(t, h)
 		veth := h.Sh("netyard endpoint inspect c2 --format '{{.Interface}}'")
 		bridge := h.Sh("netyard ps --format '{{.NetworkID}}'")[:11]
-		// These are put right before doctor can look: that it names them is tried in yard.
+		// These are repaired before doctor can find them; yard tests that it names them.
 		for cmd, healed := range map[string]string{
 			"ip addr del 10.77.0.1/24 dev nyb-" + bridge: "ip addr show dev nyb-" + bridge + " | grep -q 10.77.0.1/24",
 			"ip link set " + veth + " nomaster":          "ip link show master nyb-" + bridge + " | grep -q " + veth,
@@ -116,7 +119,7 @@ func TestDoctor(t *testing.T) {
 				continue // it has none
 			}
 			h.Sh(cmd)
-			eventually(t, cmd+" is put right", func() bool {
+			eventually(t, cmd+" is repaired", func() bool {
 				_, err := h.TrySh(healed)
 				return err == nil
 			})
@@ -125,18 +128,18 @@ func TestDoctor(t *testing.T) {
 		h.Sh("ip link add nyb-0123456789a type bridge")
 		out, err := h.TrySh("netyard doctor")
 		if err == nil {
-			t.Error("doctor ends with success beside a stray link")
+			t.Error("doctor exits with 0 although there is a stray link")
 		}
 		has(t, strings.Join(strings.Fields(out), " "), "stray - link nyb-0123456789a belongs to no network or endpoint")
 		has(t, h.Sh("netyard gc --dry-run"), "would remove  stray  -  link nyb-0123456789a")
 		has(t, h.Sh("netyard gc"), "removed  stray  -  link nyb-0123456789a")
-		h.Netyard.Restart() // puts right what is missing
+		h.Netyard.Restart() // repairs what is missing
 		healthy(t, h)
 		h.Ping("c1", "c2")
 	})
 }
 
-// TestReserve: an address asked for by hand stays its stopped container's, and a reserved one nobody's.
+// TestReserve: a requested address stays with its stopped container, and a reserved one is not given to containers.
 func TestReserve(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)

@@ -10,15 +10,15 @@ import (
 	"netyard/integration/lab"
 )
 
-// A yardstick is one of the things that a benchmark measures in turn, so that what else the machine does meets all of
-// them alike.
+// A yardstick is one of several operations that a benchmark measures in turn, so that other load on the machine affects
+// all alike.
 type yardstick struct {
 	name string
-	do   func() // what is measured
+	do   func() // the operation
 	took []time.Duration
 }
 
-// inTurn measures each thing an iteration, and reports the medians in units of the time that such a name says.
+// inTurn measures each operation once per iteration, and reports the medians in a unit of time.
 func inTurn(b *testing.B, unit time.Duration, unitName string, sticks ...*yardstick) {
 	b.Helper()
 	b.ResetTimer()
@@ -36,23 +36,28 @@ func inTurn(b *testing.B, unit time.Duration, unitName string, sticks ...*yardst
 	}
 }
 
-// BenchmarkConnections is what a new connection to a published port costs, from another machine: with one port
-// published and with many, on netyard's bridge and on Docker's own, four hosts in turn, 200 connections a turn. Docker
-// takes minutes to publish ten thousand.
+// BenchmarkConnections measures new connections from another machine to a published port, with one and with many
+// published ports, on netyard's bridge and on Docker's own: four hosts in turn, 200 connections each. Docker has only
+// 500 ports, since it takes minutes to publish ten thousand.
 func BenchmarkConnections(b *testing.B) {
 	const one, many, dockersMany, turn = 1, 10_000, 500, 200
 	var sticks []*yardstick
 	for _, c := range []struct {
 		name, network string
 		ports         int
-	}{{"netyard-1", "net", one}, {"netyard-10000", "net", many}, {"docker-1", "own", one}, {"docker-500", "own", dockersMany}} {
+	}{
+		{"netyard-1", "net", one},
+		{"netyard-10000", "net", many},
+		{"docker-1", "own", one},
+		{"docker-500", "own", dockersMany},
+	} {
 		h := lab.New(b, lab.Engine285, lab.Name(c.name), lab.DockerdArgs("--userland-proxy=false"))
 		h.Netyard.Program = lab.BuildShipped(b)
 		h.Netyard.Start()
 		h.Docker("network create -d netyard-bridge net")
 		h.Docker("network create own")
 		h.Run("web", "--network "+c.network+" -p 20000:80")
-		for i := 1; i < c.ports; i += 500 { // not one range: as many ports as many containers have
+		for i := 1; i < c.ports; i += 500 { // single ports, not one range, as of many containers
 			flags := ""
 			for p := i; p < min(i+500, c.ports); p++ {
 				flags += fmt.Sprintf(" -p %d:%d", 20_000+p, 30_000-p)
@@ -66,7 +71,7 @@ func BenchmarkConnections(b *testing.B) {
 	inTurn(b, time.Microsecond*turn, "µs", sticks...)
 }
 
-// connect makes some connections and closes each at once.
+// connect opens connections and closes each at once.
 func connect(b *testing.B, h *lab.Host, addr string, times int) {
 	b.Helper()
 	err := h.Outside.Do(func() error {
@@ -78,7 +83,7 @@ func connect(b *testing.B, h *lab.Host, addr string, times int) {
 				return err
 			}
 			if t, ok := c.(*net.TCPConn); ok {
-				_ = t.SetLinger(0) // no TIME_WAIT, or the ports would run out
+				_ = t.SetLinger(0) // avoid TIME_WAIT, which would exhaust the ports
 			}
 			_ = c.Close()
 		}
@@ -89,8 +94,8 @@ func connect(b *testing.B, h *lab.Host, addr string, times int) {
 	}
 }
 
-// BenchmarkPublish is how long a container with one port and one with twenty thousand take to start and to stop. What
-// the engine itself makes of so many ports is measured where they mean nothing to anybody: on a network of mode none.
+// BenchmarkPublish measures how long containers with one and with twenty thousand ports take to start and to stop; and,
+// on a network of mode none, which ignores ports, how much of that is the engine's own time.
 func BenchmarkPublish(b *testing.B) {
 	const port, ranges = "-p 10000:10000", "-p 10000-19999:10000-19999/tcp -p 10000-19999:10000-19999/udp"
 	h := lab.New(b, lab.Engine285)
@@ -108,7 +113,8 @@ func BenchmarkPublish(b *testing.B) {
 		{"engine-one", "none", port},
 		{"engine-range", "none", ranges},
 	} {
-		sticks = append(sticks, &yardstick{name: c.name + "-start", do: start(c.network, c.ports)}, &yardstick{name: c.name + "-stop", do: stop})
+		sticks = append(sticks, &yardstick{name: c.name + "-start", do: start(c.network, c.ports)},
+			&yardstick{name: c.name + "-stop", do: stop})
 	}
 	inTurn(b, time.Millisecond, "ms", sticks...)
 }

@@ -14,12 +14,12 @@ import (
 	"netyard/integration/lab"
 )
 
-// fewest is how many addresses the kernel needs a second or so for.
+// fewest is a number of addresses that take the kernel about a second to load.
 const fewest = 60000
 
-// TestBusyHost: another program's nftables transaction keeps the kernel, and the daemon has no processor for 8 s. Each
-// request succeeds or says why it did not; afterwards everything works, and doctor is silent. NETYARD_BUSY is how many
-// addresses the other program loads, and NETYARD_ROUNDS how often; with two million nothing else can be changed for
+// TestBusyHost: another program's nftables transaction blocks the kernel's nftables, and the daemon is stopped for 8 s.
+// Each request succeeds or fails with the reason; afterwards everything works, and doctor finds nothing. NETYARD_BUSY
+// sets how many addresses the other program loads, and NETYARD_ROUNDS how often; two million block other changes for
 // longer than a request may take.
 func TestBusyHost(t *testing.T) {
 	t.Parallel()
@@ -56,7 +56,7 @@ func TestBusyHost(t *testing.T) {
 				said := fmt.Sprint(out, " ", err)
 				t.Logf("round %d: %s ended after %s: %s", round, name, took, said)
 				if !strings.Contains(said, "try again") && !strings.Contains(said, "wait for another request") {
-					t.Errorf("%s failed and does not say why: %s", name, said)
+					t.Errorf("%s failed without the reason: %s", name, said)
 				}
 				mu.Lock()
 				defer mu.Unlock()
@@ -67,11 +67,13 @@ func TestBusyHost(t *testing.T) {
 		for i := range 3 {
 			name := fmt.Sprintf("c%d-%d", round, i)
 			request("docker run -p "+name, func() (string, error) {
-				return h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i), lab.Image, "sleep 1d")
+				return h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i),
+					lab.Image, "sleep 1d")
 			})
 		}
 		request("policy apply", func() (string, error) {
-			return apply(t, h, "", "name: p"+suffix+"\nselect: {network: web, container: first}\ningress: {allow: [{cidr: 10.77.0.0/24}]}\n")
+			return apply(t, h, "", "name: p"+suffix+"\nselect: {network: web, container: first}\ningress: {allow: "+
+				"[{cidr: 10.77.0.0/24}]}\n")
 		})
 		request("network create", func() (string, error) {
 			return h.TrySh(fmt.Sprintf("netyard network create n%d --subnet 10.78.%[1]d.0/24", round))
@@ -85,9 +87,11 @@ func TestBusyHost(t *testing.T) {
 		h.Docker("run -d --name old --network web -p 8001:80", lab.Image, "sleep 1d")
 		for i := range 3 {
 			name := fmt.Sprintf("c%d-%d", round, i)
-			if _, err := h.TryDocker("start", name); err != nil { // it was not made, or could not be started
+			if _, err := h.TryDocker("start", name); err != nil { // its creation or start had failed
 				_, _ = h.TryDocker("rm -f", name)
-				if out, err := h.TryDocker("run -d --name", name, "--network web -p", fmt.Sprintf("%d:80", 9000+10*round+i), lab.Image, "sleep 1d"); err != nil {
+				port := fmt.Sprintf("%d:80", 9000+10*round+i)
+				out, err := h.TryDocker("run -d --name", name, "--network web -p", port, lab.Image, "sleep 1d")
+				if err != nil {
 					t.Errorf("afterwards %s: %s %v", name, out, err)
 				}
 			}
@@ -100,19 +104,21 @@ func TestBusyHost(t *testing.T) {
 		healthy(t, h)
 		for _, word := range []string{"mismatched sequence", "i/o timeout"} {
 			if strings.Contains(h.Netyard.Log(), word) {
-				t.Errorf("the daemon says %q:\n%s", word, h.Netyard.Log())
+				t.Errorf("the daemon's log has %q:\n%s", word, h.Netyard.Log())
 			}
 		}
-		t.Logf("round %d: %d requests said why they could not be done", round, len(failed))
+		t.Logf("round %d: %d requests failed with the reason", round, len(failed))
 	}
 	h.RemoveAll()
-	h.Sh("for p in $(netyard policy ls --format '{{.Name}}'); do netyard policy rm $p; done; for n in $(netyard network ls --format '{{.Name}}'); do netyard network rm $n; done")
+	h.Sh("for p in $(netyard policy ls --format '{{.Name}}'); do netyard policy rm $p; done;",
+		"for n in $(netyard network ls --format '{{.Name}}'); do netyard network rm $n; done")
 }
 
-// untilBusy waits until a change of nftables has to wait, or the program that it would wait for has ended. The change
-// is made in the end.
+// untilBusy waits until a change of nftables is blocked, or the program that would block it has ended. probed is closed
+// when the last change has been made.
 func untilBusy(h *lab.Host, ended chan struct{}, addresses int) (probed chan struct{}) {
-	atOnce := 300 * time.Millisecond * time.Duration(max(1, addresses/fewest/3)) // what is a small part of the other's time
+	// A change that takes longer is blocked; this is a small part of the other program's time.
+	atOnce := 300 * time.Millisecond * time.Duration(max(1, addresses/fewest/3))
 	for {
 		probed = make(chan struct{})
 		go func() {
@@ -129,20 +135,20 @@ func untilBusy(h *lab.Host, ended chan struct{}, addresses int) (probed chan str
 	}
 }
 
-// freeze takes a process's processor away for longer than any deadline of its exchanges with the kernel.
+// freeze stops a process for longer than any deadline of its calls to the kernel.
 func freeze(t *testing.T, pid int) {
 	t.Helper()
 	const frozen = 8 * time.Second
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(frozen) // this is what is done to it
+	<-time.After(frozen) // the duration is what is tested
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// number is one that the environment may say.
+// number returns the number in an environment variable, or a default.
 func number(t *testing.T, name string, otherwise int) int {
 	t.Helper()
 	text := os.Getenv(name)

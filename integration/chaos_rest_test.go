@@ -17,8 +17,7 @@ import (
 	"netyard/kernel/core"
 )
 
-// rest lets everything come to itself, and wants one picture of it: what was asked for, etcd, and each host's records
-// and kernel.
+// rest undoes faults and waits until everything agrees: the requests, etcd, and each host's records and kernel.
 func (c *chaos) rest() {
 	c.t.Helper()
 	if !c.store.Running() {
@@ -27,7 +26,7 @@ func (c *chaos) rest() {
 	for _, h := range c.hosts {
 		h.Sh("for t in $(nft list tables inet | grep -o 'cut[0-9]*'); do nft delete table inet $t; done")
 	}
-	const limit = 3 * time.Minute // netyard looks by itself once a minute
+	const limit = 3 * time.Minute // netyard compares by itself once a minute
 	var wrong []string
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		if wrong = c.differences(); len(wrong) == 0 {
@@ -35,10 +34,10 @@ func (c *chaos) rest() {
 		}
 	}
 	slices.Sort(wrong)
-	c.t.Errorf("at rest:\n%s", strings.Join(wrong, "\n"))
+	c.t.Errorf("differences at the end:\n%s", strings.Join(wrong, "\n"))
 }
 
-// picture is what etcd has.
+// A picture is the content of etcd.
 type picture struct {
 	hosts    map[string]*cluster.Host
 	networks map[string]*cluster.Network // by name
@@ -47,7 +46,7 @@ type picture struct {
 	revision string
 }
 
-// gateway asks etcd as nobody of netyard's does: by its JSON gateway.
+// gateway calls etcd by its JSON gateway, independently of netyard's client.
 func (c *chaos) gateway(verb string, ask, answer any) error {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -71,15 +70,19 @@ func (c *chaos) gateway(verb string, ask, answer any) error {
 	return json.NewDecoder(resp.Body).Decode(answer)
 }
 
-// look reads all that etcd has.
+// look reads the content of etcd.
 func (c *chaos) look() (p picture, err error) {
-	p = picture{map[string]*cluster.Host{}, map[string]*cluster.Network{}, map[string][]string{}, map[string][]*cluster.Address{}, ""}
+	p = picture{
+		hosts: map[string]*cluster.Host{}, networks: map[string]*cluster.Network{},
+		members: map[string][]string{}, addrs: map[string][]*cluster.Address{},
+	}
 	const prefix = cluster.DefaultPrefix + "/"
 	var answer struct {
 		Header struct{ Revision string }
 		Kvs    []struct{ Key, Value string }
 	}
-	err = c.gateway("range", map[string][]byte{"key": []byte(prefix), "range_end": []byte(cluster.DefaultPrefix + "0")}, &answer)
+	all := map[string][]byte{"key": []byte(prefix), "range_end": []byte(cluster.DefaultPrefix + "0")}
+	err = c.gateway("range", all, &answer)
 	if err != nil {
 		return p, err
 	}
@@ -105,7 +108,7 @@ func (c *chaos) look() (p picture, err error) {
 	return p, nil
 }
 
-// differences are all that is not as it ought to be.
+// differences returns everything that does not agree.
 func (c *chaos) differences() (wrong []string) {
 	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	p, err := c.look()
@@ -120,7 +123,7 @@ func (c *chaos) differences() (wrong []string) {
 		if n == nil {
 			for _, h := range c.hosts {
 				if h.networks[on] != "" {
-					say("%s has network %d, and etcd has not", h.Name, on)
+					say("%s has network %d, and etcd does not", h.Name, on)
 				}
 			}
 			continue
@@ -128,16 +131,18 @@ func (c *chaos) differences() (wrong []string) {
 		var have, want []string
 		for _, r := range p.addrs[n.ID] {
 			if r.Use == cluster.Endpoint {
-				have = append(have, fmt.Sprintf("etcd: network %d: %s of %s is %s on %s", on, r.Addr, r.MAC, r.Endpoint[:12], p.hosts[r.Host].Name))
+				have = append(have, fmt.Sprintf("etcd: network %d: %s of %s is %s on %s",
+					on, r.Addr, r.MAC, r.Endpoint[:12], p.hosts[r.Host].Name))
 			}
 			if r.Host != "" && !slices.Contains(p.members[n.ID], r.Host) {
-				say("etcd: %s of network %d is a host's that is not on it", r.Addr, on)
+				say("etcd: %s of network %d belongs to a host that is not on the network", r.Addr, on)
 			}
 		}
 		for _, h := range c.hosts {
 			for _, is := range h.slots[on] {
 				if is != nil {
-					want = append(want, fmt.Sprintf("etcd: network %d: %s of %s is %s on %s", on, is.addr.Addr(), is.mac, is.id[:12], h.Name))
+					want = append(want, fmt.Sprintf("etcd: network %d: %s of %s is %s on %s",
+						on, is.addr.Addr(), is.mac, is.id[:12], h.Name))
 				}
 			}
 		}
@@ -149,7 +154,7 @@ func (c *chaos) differences() (wrong []string) {
 	return wrong
 }
 
-// differ says what only one of two has.
+// differ returns what is only in one of two lists.
 func differ(have, want []string) (wrong []string) {
 	for _, w := range want {
 		if !slices.Contains(have, w) {
@@ -158,7 +163,7 @@ func differ(have, want []string) (wrong []string) {
 	}
 	for _, h := range have {
 		if !slices.Contains(want, h) {
-			wrong = append(wrong, "nobody's: "+h)
+			wrong = append(wrong, "unexpected: "+h)
 		}
 	}
 	return wrong
@@ -206,7 +211,8 @@ func (c *chaos) differencesOn(h *chaosHost, p picture) (wrong []string) {
 		}
 		for _, is := range h.slots[on] {
 			if is != nil {
-				want = append(want, at("link %s", core.Name(core.VethPrefix, is.id)), at("ps: %s %s up", is.id[:12], is.addr))
+				want = append(want, at("link %s", core.Name(core.VethPrefix, is.id)),
+					at("ps: %s %s up", is.id[:12], is.addr))
 			}
 		}
 	}
@@ -227,7 +233,7 @@ func (c *chaos) differencesOn(h *chaosHost, p picture) (wrong []string) {
 		have = append(have, at("ps: %s %s %s", e.ID[:12], strings.Join(e.Addresses, " "), e.State))
 	}
 	slices.Sort(want)
-	wrong = append(wrong, differ(have, slices.Compact(want))...) // several addresses have one hardware address
+	wrong = append(wrong, differ(have, slices.Compact(want))...) // several addresses have the same MAC
 	for _, l := range ask("netyard doctor; true") {
 		if l != "" {
 			wrong = append(wrong, at("doctor: %s", l))

@@ -32,10 +32,10 @@ const (
 	chaosSlots    = 10 // containers that a host can have on a network
 )
 
-// TestChaos: three hosts, real daemons and a real etcd; random containers and networks come and go by the driver's
-// protocol, as an engine sends it, while daemons and etcd are killed, cut off from each other and tampered with. No
-// address is given twice at any moment, and when all is quiet, the kernels, etcd and what was asked for are one.
-// NETYARD_SEED does the operations of another run again, NETYARD_OPERATIONS more of them.
+// TestChaos: three hosts, real daemons and a real etcd; random containers and networks are created and removed by the
+// driver's protocol, as an engine would, while daemons and etcd are killed and cut off, and the kernels are tampered
+// with. No address is granted twice at any moment, and at the end the kernels, etcd and the requests agree.
+// NETYARD_SEED repeats the operations of another run; NETYARD_OPERATIONS sets their number.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	number := func(name string, otherwise uint64) uint64 {
@@ -47,7 +47,8 @@ func TestChaos(t *testing.T) {
 	}
 	seed := number("NETYARD_SEED", uint64(time.Now().UnixNano()))
 	ops := operations(seed, int(number("NETYARD_OPERATIONS", 500)))
-	t.Logf("NETYARD_SEED=%d NETYARD_OPERATIONS=%d: operations %08x", seed, len(ops), crc32.ChecksumIEEE([]byte(fmt.Sprint(ops))))
+	t.Logf("NETYARD_SEED=%d NETYARD_OPERATIONS=%d: operations %08x", seed, len(ops),
+		crc32.ChecksumIEEE([]byte(fmt.Sprint(ops))))
 	c := newChaos(t)
 	start := time.Now()
 	c.play(ops)
@@ -55,40 +56,45 @@ func TestChaos(t *testing.T) {
 	c.rest()
 }
 
-// An operation is one thing that happens. Which ones do is in the seed alone, whatever comes of them.
+// An operation is one event. The seed alone determines the operations, whatever their results.
 type operation struct {
 	Kind          string
-	Host, On, At  int // of containers: the network, and which one of it
+	Host, On, At  int // On is the network of a container, and At its slot there
 	Named, Longer int
 }
 
+// operations returns the operations of a seed.
 func operations(seed uint64, many int) (ops []operation) {
 	rnd := rand.New(rand.NewPCG(seed, 42))
 	kinds := map[string]int{
-		"container": 860, "network": 20, "restart": 50, "address": 20, // what users do
-		"kill": 8, "stop": 2, "etcd": 2, "cut": 4, "link": 10, "peers": 5, "bridge": 5, "down": 8, "freeze": 2, // and what happens
+		"container": 860, "network": 20, "restart": 50, "address": 20, // by users
+		// faults
+		"kill": 8, "stop": 2, "etcd": 2, "cut": 4, "link": 10, "peers": 5, "bridge": 5, "down": 8, "freeze": 2,
 	}
 	var names []string
-	for _, kind := range []string{"container", "network", "restart", "address", "kill", "stop", "etcd", "cut", "link", "peers", "bridge", "down", "freeze"} {
+	for _, kind := range []string{
+		"container", "network", "restart", "address",
+		"kill", "stop", "etcd", "cut", "link", "peers", "bridge", "down", "freeze",
+	} {
 		for range kinds[kind] {
 			names = append(names, kind)
 		}
 	}
 	for range many {
 		ops = append(ops, operation{
-			Kind: names[rnd.IntN(len(names))], Host: rnd.IntN(chaosHosts), On: rnd.IntN(chaosNetworks), At: rnd.IntN(chaosSlots),
-			Named: rnd.IntN(400), Longer: rnd.IntN(40),
+			Kind: names[rnd.IntN(len(names))], Host: rnd.IntN(chaosHosts), On: rnd.IntN(chaosNetworks),
+			At: rnd.IntN(chaosSlots), Named: rnd.IntN(400), Longer: rnd.IntN(40),
 		})
 	}
 	return ops
 }
 
-// A chaosHost is a host, and what its engine would know of it. Only its own worker touches that.
+// A chaosHost is a host with what its engine would know. Only its own worker accesses that.
 type chaosHost struct {
 	*lab.Node
 	netyard  *lab.Daemon
 	client   *http.Client
-	networks [chaosNetworks]string // their ids; empty: not on this host
+	networks [chaosNetworks]string // their IDs; empty: not on this host
 	slots    [chaosNetworks][chaosSlots]*chaosContainer
 	made     int
 	away     bool // its daemon is stopped, or frozen
@@ -109,7 +115,7 @@ type chaos struct {
 	mu     sync.Mutex
 	counts map[string]int
 	why    map[string]int
-	book   map[string]string // who has an address: this test's own word
+	book   map[string]string // the host of each granted address, as this test recorded it
 }
 
 func newChaos(t *testing.T) *chaos {
@@ -119,13 +125,15 @@ func newChaos(t *testing.T) *chaos {
 	lan := lab.NewLAN(t)
 	c.etcd = lan.Node("etcd")
 	url := "http://" + c.etcd.IP + ":2379"
-	c.store = c.etcd.Service("etcd", "etcd", "--data-dir", filepath.Join(c.etcd.Dir, "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url, "--log-level", "error")
+	c.store = c.etcd.Service("etcd", "etcd", "--data-dir", filepath.Join(c.etcd.Dir, "etcd"),
+		"--listen-client-urls", url, "--advertise-client-urls", url, "--log-level", "error")
 	c.store.Launch()
 	for i := range chaosHosts {
 		h := &chaosHost{Node: lan.Node(fmt.Sprint("h", i+1))}
 		h.netyard = h.Netyard()
 		config := filepath.Join(h.Dir, "netyard.yaml")
-		text := fmt.Sprintf("cooldown: 2s\nmodes: [overlay]\netcd:\n  endpoints: [%q]\n  insecure: true\noverlay:\n  address: %s\n", url, h.IP)
+		text := fmt.Sprintf("cooldown: 2s\nmodes: [overlay]\n"+
+			"etcd:\n  endpoints: [%q]\n  insecure: true\noverlay:\n  address: %s\n", url, h.IP)
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -141,7 +149,7 @@ func newChaos(t *testing.T) *chaos {
 		eventually(t, h.Name+" joins the cluster", func() bool {
 			return strings.Contains(h.netyard.Log(), "joined the cluster")
 		})
-		h.Sh("netyard gc") // or a new file would wait for an engine to say what it may have lost, and let strays alone
+		h.Sh("netyard gc") // otherwise a new database waits for an engine before strays are removed
 	}
 	return c
 }
@@ -152,7 +160,7 @@ func (c *chaos) count(what string) {
 	c.counts[what]++
 }
 
-// failed counts what was refused or came to nothing; the log has why, once.
+// failed counts an operation that failed, and logs each reason once.
 func (c *chaos) failed(what string, err error) {
 	c.count(what + " failed")
 	c.mu.Lock()
@@ -165,10 +173,9 @@ func (c *chaos) failed(what string, err error) {
 
 var digits = regexp.MustCompile(`[0-9a-f]*[0-9][0-9a-f]*`)
 
-// play hands the operations out in their order: what a user does to a host, to the host's worker; what happens, happens
-// here.
+// play performs the operations in order: those of users are passed to their host's worker, and faults happen here.
 func (c *chaos) play(ops []operation) {
-	const ahead = 4 // how far a worker may be behind
+	const ahead = 4 // operations that a worker may lag behind
 	var workers sync.WaitGroup
 	var queues []chan operation
 	for _, h := range c.hosts {
@@ -208,7 +215,7 @@ func (c *chaos) play(ops []operation) {
 			select {
 			case queues[op.Host] <- op:
 				sent = true
-			case <-time.After(patience): // its worker may be waiting for what was taken away
+			case <-time.After(patience): // its worker may be waiting for a fault to be undone
 				mend(len(ops) + i)
 			}
 		}
@@ -220,10 +227,10 @@ func (c *chaos) play(ops []operation) {
 	workers.Wait()
 }
 
-// users are the kinds of operations that users do; the others happen to them.
+// users are the kinds of operations by users; the others are faults.
 var users = []string{"container", "network", "restart", "address"}
 
-// happen does something to a host or to etcd; undo is done later.
+// happen causes a fault of a host or of etcd; undo, if any, is to be called later.
 func (c *chaos) happen(op operation) (undo func()) {
 	h := c.hosts[op.Host]
 	c.count(op.Kind)
@@ -253,7 +260,9 @@ func (c *chaos) happen(op operation) (undo func()) {
 		return func() { c.store.Launch() }
 	case "cut":
 		name := fmt.Sprint("cut", op.Longer)
-		h.Sh(fmt.Sprintf("nft 'table inet %s { chain o { type filter hook output priority -300 ; ip daddr %s drop ; } ; chain i { type filter hook input priority -300 ; ip saddr %[2]s drop ; } ; }'", name, c.etcd.IP))
+		h.Sh(fmt.Sprintf("nft 'table inet %s { "+
+			"chain o { type filter hook output priority -300 ; ip daddr %s drop ; } ; "+
+			"chain i { type filter hook input priority -300 ; ip saddr %[2]s drop ; } ; }'", name, c.etcd.IP))
 		return func() { h.Sh("nft delete table inet", name, "2>/dev/null; true") }
 	case "link":
 		try(fmt.Sprintf(some, "nyx-", 1+op.On, "ip link del $l"))
@@ -262,12 +271,13 @@ func (c *chaos) happen(op operation) (undo func()) {
 	case "down":
 		try(fmt.Sprintf(some, "ny[bvx]-", 1+op.At, "ip link set $l down"))
 	case "peers":
-		try(fmt.Sprintf(some, "nyx-", 1+op.On, "ip neigh flush dev $l nud permanent; bridge fdb show dev $l | while read m x y r; do bridge fdb del $m dev $l; done"))
+		try(fmt.Sprintf(some, "nyx-", 1+op.On, "ip neigh flush dev $l nud permanent; "+
+			"bridge fdb show dev $l | while read m x y r; do bridge fdb del $m dev $l; done"))
 	}
 	return nil
 }
 
-// use does what a user does on a host.
+// use performs an operation of a user on a host.
 func (c *chaos) use(h *chaosHost, op operation) {
 	c.count(op.Kind)
 	is := h.slots[op.On][op.At]
@@ -279,7 +289,7 @@ func (c *chaos) use(h *chaosHost, op operation) {
 			c.remove(h, op.On, at)
 		}
 		c.removeNetwork(h, op.On)
-	case h.networks[op.On] == "": // a container wants it
+	case h.networks[op.On] == "": // a container needs the network
 		c.createNetwork(h, op.On)
 	case op.Kind == "restart" && is != nil:
 		if _, err := h.call("NetworkDriver.Leave", is.ids(h, op.On)); err == nil {
@@ -289,7 +299,7 @@ func (c *chaos) use(h *chaosHost, op operation) {
 			}
 		}
 		c.remove(h, op.On, op.At)
-	case op.Kind == "address" && is == nil: // asked for, and given back without having been used
+	case op.Kind == "address" && is == nil: // requested, and released without being used
 		if a, err := c.request(h, op.On, ""); err == nil {
 			c.release(h, op.On, a)
 		}
@@ -300,7 +310,7 @@ func (c *chaos) use(h *chaosHost, op operation) {
 	}
 }
 
-// call is one call of an engine's: as an engine does, it is tried again while nobody listens, and only then.
+// call makes one call of an engine: like an engine, it retries while nobody listens, and only then.
 func (h *chaosHost) call(verb string, body map[string]any) (answer map[string]any, err error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
@@ -330,7 +340,7 @@ func (h *chaosHost) call(verb string, body map[string]any) (answer map[string]an
 	}
 }
 
-// sure makes a call that takes something away until it is answered.
+// sure repeats a call that removes something until it succeeds, for two minutes.
 func (c *chaos) sure(h *chaosHost, verb string, body map[string]any) {
 	var err error
 	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
@@ -353,11 +363,16 @@ func (h *chaosHost) newID() string {
 func (c *chaos) createNetwork(h *chaosHost, on int) {
 	id := h.newID()
 	gateway := fmt.Sprintf("10.%d.0.1/24", 50+on)
-	_, err := h.call("IpamDriver.RequestPool", map[string]any{"AddressSpace": "netyard-overlay", "Pool": chaosPool(on), "Options": map[string]string{"overlay": chaosName(on)}})
+	options := map[string]string{"overlay": chaosName(on)}
+	_, err := h.call("IpamDriver.RequestPool", map[string]any{
+		"AddressSpace": "netyard-overlay", "Pool": chaosPool(on), "Options": options,
+	})
 	if err == nil {
 		_, err = h.call("NetworkDriver.CreateNetwork", map[string]any{
-			"NetworkID": id, "Options": map[string]any{"com.docker.network.generic": map[string]string{"overlay": chaosName(on)}},
-			"IPv4Data": []any{map[string]any{"AddressSpace": "netyard-overlay", "Pool": chaosPool(on), "Gateway": gateway}},
+			"NetworkID": id, "Options": map[string]any{"com.docker.network.generic": options},
+			"IPv4Data": []any{map[string]any{
+				"AddressSpace": "netyard-overlay", "Pool": chaosPool(on), "Gateway": gateway,
+			}},
 		})
 	}
 	if err == nil {
@@ -384,22 +399,23 @@ func (is *chaosContainer) join(h *chaosHost, on int) map[string]any {
 	return body
 }
 
-// request asks for an address, and notes whose it is. Nobody else may have it.
+// request requests an address, records its host, and fails the test if another host has it.
 func (c *chaos) request(h *chaosHost, on int, want string) (netip.Prefix, error) {
-	answer, err := h.call("IpamDriver.RequestAddress", map[string]any{"PoolID": chaosPoolID(on), "Address": want, "Options": map[string]string{}})
+	answer, err := h.call("IpamDriver.RequestAddress",
+		map[string]any{"PoolID": chaosPoolID(on), "Address": want, "Options": map[string]string{}})
 	if err != nil {
 		return netip.Prefix{}, err
 	}
 	text, _ := answer["Address"].(string)
 	a, err := netip.ParsePrefix(text)
 	if err != nil || want != "" && a.Addr().String() != want {
-		c.t.Errorf("%s: asked for address %q and got %q", h.Name, want, text)
+		c.t.Errorf("%s: requested address %q and got %q", h.Name, want, text)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := fmt.Sprint(on, " ", a.Addr())
 	if has := c.book[key]; has != "" {
-		c.t.Errorf("%s of network %d is %s's, and was given to %s", a, on, has, h.Name)
+		c.t.Errorf("%s of network %d is %s's, and was granted to %s", a, on, has, h.Name)
 	}
 	c.book[key] = h.Name
 	return a, err
@@ -407,12 +423,12 @@ func (c *chaos) request(h *chaosHost, on int, want string) (netip.Prefix, error)
 
 func (c *chaos) release(h *chaosHost, on int, a netip.Prefix) {
 	c.mu.Lock()
-	delete(c.book, fmt.Sprint(on, " ", a.Addr())) // from the moment it is said
+	delete(c.book, fmt.Sprint(on, " ", a.Addr())) // free from the time of the request on
 	c.mu.Unlock()
 	c.sure(h, "IpamDriver.ReleaseAddress", map[string]any{"PoolID": chaosPoolID(on), "Address": a.Addr().String()})
 }
 
-// start runs a container, one in four with an address of its choice.
+// start starts a container, one in four with a requested address.
 func (c *chaos) start(h *chaosHost, op operation) {
 	want := ""
 	if op.Named < 100 {
@@ -431,7 +447,7 @@ func (c *chaos) start(h *chaosHost, op operation) {
 	if _, err = h.call("NetworkDriver.CreateEndpoint", body); err == nil {
 		_, err = h.call("NetworkDriver.Join", is.join(h, op.On))
 	}
-	if err != nil { // as docker rm does afterwards
+	if err != nil { // removed as by docker rm
 		c.failed("start", err)
 		c.remove(h, op.On, op.At)
 	}

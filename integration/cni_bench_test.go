@@ -10,9 +10,9 @@ import (
 	"netyard/integration/lab"
 )
 
-// besides calls netyard's plugin and the chain that nerdctl writes for its own networks in turn, as a runtime calls
-// them, and prints what each took in microseconds: which, command, time. The chain is of Debian's plugins. Both publish
-// one port.
+// besides calls netyard's plugin and the chain of Debian's plugins that nerdctl configures for its own networks in
+// turn, as a runtime calls them, and prints a line per call: which, command, time in microseconds. Both publish one
+// port.
 const besides = `
 export CNI_PATH=/opt/cni/bin:/usr/lib/cni CNI_IFNAME=eth0
 port() { echo '"runtimeConfig":{"portMappings":[{"hostPort":'$1',"containerPort":80,"protocol":"tcp"}]}'; }
@@ -38,8 +38,8 @@ for i in $(seq $ROUNDS); do
 done
 ip link del deb0`
 
-// BenchmarkCNI measures what a runtime waits for when a container with one published port starts and stops: netyard's
-// plugin beside the chain of Debian's plugins, in one run. The medians are in docs/performance.md.
+// BenchmarkCNI measures how long a runtime waits for plugins when a container with one published port starts and stops,
+// with netyard's plugin and with the chain of Debian's plugins, in one run. The medians are in docs/performance.md.
 func BenchmarkCNI(b *testing.B) {
 	h := lab.New(b, lab.Engine2010)
 	h.Netyard.Program = lab.BuildShipped(b)
@@ -49,13 +49,13 @@ func BenchmarkCNI(b *testing.B) {
 	b.ResetTimer()
 	h.Sh(fmt.Sprintf("cat > %s/besides <<'END'\n%s\nEND", h.Dir, besides))
 	out := h.Sh(fmt.Sprintf("ROUNDS=%d bash %s/besides", b.N, h.Dir))
-	h.Netyard.Stop() // nobody looks for what Debian's plugins leave
+	h.Netyard.Stop() // disables the check for leftovers, which Debian's plugins would fail
 	times := map[string][]float64{}
 	for line := range strings.Lines(out) {
 		f := strings.Fields(line)
 		us, err := strconv.ParseFloat(f[len(f)-1], 64)
 		if len(f) != 3 || err != nil {
-			b.Fatalf("what is %q?", line)
+			b.Fatalf("unexpected output %q", line)
 		}
 		times[f[1]+"-"+f[0]] = append(times[f[1]+"-"+f[0]], us/1000)
 	}

@@ -10,13 +10,13 @@ import (
 	"netyard/integration/lab"
 )
 
-// A stop makes the daemon stand still at a step.
+// A stop makes the daemon pause at a step.
 type stop struct {
 	t    *testing.T
 	file string
 }
 
-// at is for the next time that the daemon comes by the step.
+// at makes the daemon pause when it next reaches the step.
 func (s stop) at(step string) {
 	s.t.Helper()
 	if err := os.WriteFile(s.file, []byte("hold "+step), 0o600); err != nil {
@@ -24,13 +24,16 @@ func (s stop) at(step string) {
 	}
 }
 
-// held waits until the daemon stands.
+// held waits until the daemon has paused.
 func (s stop) held() {
 	s.t.Helper()
-	eventually(s.t, "the daemon comes by the step", func() bool { _, err := os.Stat(s.file + ".held"); return err == nil })
+	eventually(s.t, "the daemon reaches the step", func() bool {
+		_, err := os.Stat(s.file + ".held")
+		return err == nil
+	})
 }
 
-// goOn lets it go on.
+// goOn makes the daemon continue.
 func (s stop) goOn() {
 	s.t.Helper()
 	if err := os.Remove(s.file + ".held"); err != nil {
@@ -38,8 +41,8 @@ func (s stop) goOn() {
 	}
 }
 
-// TestCNIKilled kills the plugin, or the runtime and the plugin, while the daemon works for them: nobody hears of what
-// it made, so nothing of it stays, and the next container has its place.
+// TestCNIKilled kills the plugin, or the runtime and the plugin, while the daemon works for them: nobody gets the
+// answer, so the attachment is removed, and the next container can have its address and port.
 func TestCNIKilled(t *testing.T) {
 	t.Parallel()
 	h := lab.New(t, lab.Engine2010, lab.NoEngine())
@@ -49,8 +52,12 @@ func TestCNIKilled(t *testing.T) {
 	h.StartContainerd()
 	h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard cni install web")
 	sandboxes(h, "a")
-	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]`)}
-	for _, step := range []string{"before endpoint attaching", "after endpoint attaching", "after endpoint attached", "after endpoint plugged in", "after endpoint ready"} {
+	const mapping = `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]`
+	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), mapping)}
+	for _, step := range []string{
+		"before endpoint attaching", "after endpoint attaching", "after endpoint attached",
+		"after endpoint plugged in", "after endpoint ready",
+	} {
 		s.at(step)
 		pid := strings.TrimSpace(h.Sh(fmt.Sprintf(`CNI_COMMAND=ADD CNI_CONTAINERID=a CNI_NETNS=%s CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin /opt/cni/bin/netyard >/dev/null 2>&1 <<'END' & echo $!
 %s
@@ -59,7 +66,7 @@ END`, a.netns, a.conf)))
 		kill(h, "echo "+pid)
 		s.goOn()
 		nothing(t, h, step)
-		valid(t, "1.0.0", a.do(t, h, "ADD")) // in the same place, with the same port
+		valid(t, "1.0.0", a.do(t, h, "ADD")) // the same attachment, with the same port
 		h.Sh("ip netns exec a ping -c 1 -W 2 10.77.0.1")
 		a.do(t, h, "DEL")
 		nothing(t, h, step)
@@ -67,25 +74,29 @@ END`, a.netns, a.conf)))
 	h.Sh("ip netns del a")
 	healthy(t, h)
 
-	// The runtime and all that it started die; what it made of the container is there, and nobody starts it.
-	run := "setsid ctr --address /run/containerd/containerd.sock run -d --cni --cgroup /" + filepath.Base(h.Dir) + "/%s " + lab.CtrImage + " %[1]s sleep 1d >/dev/null 2>&1 & echo $!"
+	// The runtime and its child processes are killed; the container was created, but is never started.
+	run := "setsid ctr --address /run/containerd/containerd.sock run -d --cni --cgroup /" + filepath.Base(h.Dir) +
+		"/%s " + lab.CtrImage + " %[1]s sleep 1d >/dev/null 2>&1 & echo $!"
 	s.at("after endpoint plugged in")
 	group := strings.TrimSpace(h.Sh(fmt.Sprintf(run, "c1")))
 	s.held()
 	kill(h, "pgrep -g "+group)
 	s.goOn()
-	eventually(t, "the attachment that nobody heard of is gone", func() bool { return len(ps(t, h)) == 0 })
-	h.CtrRemove("c1") // which holds its address until then
+	eventually(t, "the unanswered attachment is gone", func() bool { return len(ps(t, h)) == 0 })
+	h.CtrRemove("c1") // the container holds its address until then
 	nothing(t, h, "the container's removal")
 
-	// Only the runtime dies, and its plugin hears the answer: the container that nobody starts has its network until it
-	// is removed.
+	// Only the runtime is killed, and its plugin gets the answer: the container, which is never started, stays attached
+	// until it is removed.
 	s.at("after endpoint plugged in")
 	pid := strings.TrimSpace(h.Sh(fmt.Sprintf(run, "c2")))
 	s.held()
 	kill(h, "echo "+pid)
 	s.goOn()
-	eventually(t, "the attachment is there", func() bool { rows := ps(t, h); return len(rows) == 1 && rows[0].State == "up" })
+	eventually(t, "the attachment is up", func() bool {
+		rows := ps(t, h)
+		return len(rows) == 1 && rows[0].State == "up"
+	})
 	h.CtrRemove("c2")
 	nothing(t, h, "the container's removal")
 	h.CtrRun("c3", "")
@@ -95,29 +106,35 @@ END`, a.netns, a.conf)))
 	healthy(t, h)
 }
 
-// kill kills processes, and waits until none of them has a socket any more: what is answered to one that is only dying
-// is heard.
+// kill kills processes and waits until their sockets are closed; before, an answer to them still counts as received.
 func kill(h *lab.Host, which string) {
-	h.Sh("p=$(" + which + "); kill -9 $p; for i in $p; do while ls -d /proc/$i/fd/* >/dev/null 2>&1; do sleep 0.01; done; done")
+	h.Sh("p=$(" + which + "); kill -9 $p; " +
+		"for i in $p; do while ls -d /proc/$i/fd/* >/dev/null 2>&1; do sleep 0.01; done; done")
 }
 
-// nothing wants no attachment to be there, and no address in use.
+// nothing waits until there is no attachment, and no address in use.
 func nothing(t *testing.T, h *lab.Host, after string) {
 	t.Helper()
 	eventually(t, "nothing is left after "+after, func() bool {
-		return len(ps(t, h)) == 0 && h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v -e gateway -e aux || true") == ""
+		active := "netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v -e gateway -e aux || true"
+		return len(ps(t, h)) == 0 && h.Sh(active) == ""
 	})
 }
 
-// TestCNIRecordsLost: the database is gone, and containers of containerd's are on record again, on netyard's own
-// network and on one of Docker's, with their addresses, ports and limits, and so is what a runtime attached that
-// containerd does not know. They notice nothing.
+// TestCNIRecordsLost: after the database is lost, records of containerd containers are rebuilt, on netyard's own
+// network and on one of Docker's, with their addresses, ports and limits, and so are attachments that containerd does
+// not know. Running containers are not affected.
 func TestCNIRecordsLost(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)
-	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 --aux-address router=10.77.0.65 -o icc=true")
-	for aux, want := range map[string]string{"10.77.0.9": "not KEY=VALUE", "a=b": "not an IP address", "a=10.78.0.1": "not in a --subnet", "a=10.76.0.1": "it is the gateway"} {
-		if out, err := h.TrySh("netyard network create bad --subnet 10.76.0.0/24 --gateway 10.76.0.1 --aux-address " + aux); err == nil || !strings.Contains(fmt.Sprint(out, err), want) {
+	h.Sh("netyard network create web --subnet 10.77.0.0/24 --ip-range 10.77.0.64/26 --aux-address router=10.77.0.65 " +
+		"-o icc=true")
+	for aux, want := range map[string]string{
+		"10.77.0.9": "not KEY=VALUE", "a=b": "not an IP address",
+		"a=10.78.0.1": "not in a --subnet", "a=10.76.0.1": "it is the gateway",
+	} {
+		out, err := h.TrySh("netyard network create bad --subnet 10.76.0.0/24 --gateway 10.76.0.1 --aux-address", aux)
+		if err == nil || !strings.Contains(fmt.Sprint(out, err), want) {
 			t.Errorf("--aux-address %s: %s %v, want %q", aux, out, err, want)
 		}
 	}
@@ -128,13 +145,18 @@ func TestCNIRecordsLost(t *testing.T) {
 	h.Sh("mv /run/conf/netyard-theirs.conflist /etc/cni/net.d/00-theirs.conflist")
 	h.CtrRun("c2", "")
 	h.Run("d1", "--network theirs")
-	sandboxes(h, "t") // of a runtime that containerd does not know
-	h.Sh("CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d CAP_ARGS='{\"portMappings\":[{\"hostPort\":8099,\"containerPort\":80,\"protocol\":\"tcp\"}]}' cnitool add web /run/netns/t")
-	row := "netyard ps --format '{{.Container}} {{.Engine}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.Options}} {{.State}}'"
+	sandboxes(h, "t") // for an attachment that containerd does not know
+	h.Sh(`CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d`,
+		`CAP_ARGS='{"portMappings":[{"hostPort":8099,"containerPort":80,"protocol":"tcp"}]}'`,
+		`cnitool add web /run/netns/t`)
+	row := "netyard ps --format '{{.Container}} {{.Engine}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}}" +
+		" {{.Interface}} {{.Options}} {{.State}}'"
 	was := ""
-	eventually(t, "all have names", func() bool {
+	eventually(t, "ps shows all names", func() bool {
 		was = h.Sh(row)
-		return strings.Contains(was, "shop containerd") && strings.Contains(was, "c2 containerd") && strings.Contains(was, "d1 docker") // hexadecimal names have a d1, too
+		// With the engine, since hexadecimal names may contain "d1", too.
+		return strings.Contains(was, "shop containerd") && strings.Contains(was, "c2 containerd") &&
+			strings.Contains(was, "d1 docker")
 	})
 	list := h.Sh("netyard network ls")
 	for range 2 {
@@ -145,7 +167,7 @@ func TestCNIRecordsLost(t *testing.T) {
 		eventually(t, "the records are as they were", func() bool {
 			if again := h.Sh(row); again != now {
 				now = again
-				t.Logf("of\n%s\nthere is\n%s", was, now)
+				t.Logf("before\n%s\nnow\n%s", was, now)
 			}
 			return now == was
 		})
@@ -154,20 +176,21 @@ func TestCNIRecordsLost(t *testing.T) {
 		}
 		for c, to := range map[string]string{"c1": "10.77.0.1", "c2": h.Addr("d1", "theirs")} {
 			if out, err := h.CtrExec(c, "ping -c 1 -W 2", to); err != nil {
-				t.Errorf("%s reaches %s no more: %s %v", c, to, out, err)
+				t.Errorf("%s does not reach %s any more: %s %v", c, to, out, err)
 			}
 		}
 		healthy(t, h)
 	}
 	h.Sh("ip netns exec t ping -c 1 -W 2 10.77.0.1")
-	h.Sh("CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d cnitool check web /run/netns/t; CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d cnitool del web /run/netns/t; ip netns del t")
+	h.Sh("CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d cnitool check web /run/netns/t;",
+		"CNI_PATH=/opt/cni/bin NETCONFPATH=/etc/cni/net.d cnitool del web /run/netns/t; ip netns del t")
 	rows := ""
-	eventually(t, "what cnitool had is gone", func() bool { // its link is, when it says so
+	eventually(t, "the attachment of cnitool is gone", func() bool { // when cnitool returns, its link is gone
 		rows = h.Sh(row)
 		return strings.Count(strings.TrimSpace(rows), "\n") == 2
 	})
 	if strings.Contains(rows, " cni ") {
-		t.Errorf("after cnitool del there is\n%s", rows)
+		t.Errorf("after cnitool del ps shows\n%s", rows)
 	}
 	sandboxes(h, "a")
 	a := call{id: "a", netns: "/run/netns/a", conf: confOf(t, h, "web", "1.0.0")}
@@ -186,8 +209,8 @@ func TestCNIRecordsLost(t *testing.T) {
 	healthy(t, h)
 }
 
-// TestCNIWithoutDocker: where there is no engine of Docker's nobody ever says that no record was lost. What is nobody's
-// goes all the same.
+// TestCNIWithoutDocker: without a Docker engine, which would confirm that no record was lost, strays are removed all
+// the same.
 func TestCNIWithoutDocker(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)
@@ -197,7 +220,8 @@ func TestCNIWithoutDocker(t *testing.T) {
 	h.Netyard.Start()
 	h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard cni install web")
 	sandboxes(h, "a")
-	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), `"portMappings":[{"hostPort":8099,"containerPort":80,"protocol":"tcp"}]`)}
+	const mapping = `"portMappings":[{"hostPort":8099,"containerPort":80,"protocol":"tcp"}]`
+	a := call{id: "a", netns: "/run/netns/a", conf: with(confOf(t, h, "web", "1.0.0"), mapping)}
 	a.do(t, h, "ADD")
 	published := func() bool { return strings.Contains(h.Tool("nft list table inet netyard"), "8099") }
 	if !published() {
@@ -207,7 +231,7 @@ func TestCNIWithoutDocker(t *testing.T) {
 	h.Sh("ip netns del a")
 	h.Netyard.Start()
 	if published() {
-		t.Errorf("the port of a container that is gone is published:\n%s", h.Tool("nft list table inet netyard"))
+		t.Errorf("the port of a removed container is published:\n%s", h.Tool("nft list table inet netyard"))
 	}
 	healthy(t, h)
 }

@@ -8,18 +8,20 @@ import (
 	"netyard/integration/lab"
 )
 
-// with puts what a runtime adds into a plugin's configuration.
+// with adds a runtimeConfig to a plugin's configuration, as a runtime does.
 func with(conf, runtime string) string {
 	return strings.Replace(conf, "{", `{"runtimeConfig":{`+runtime+"},", 1)
 }
 
-// TestCNIModes: every mode by CNI on each containerd, and what goes with it: rates, policies, several networks of one
-// container, plugins of others behind netyard's.
+// TestCNIModes: networks of modes macvlan, bridge, none and host by CNI, with rates, policies, several networks of one
+// container, and other plugins chained after netyard's.
 func TestCNIModes(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)
-		h.Sh("netyard network create lan --mode macvlan -o parent=eth0 --subnet 203.0.113.0/24 --gateway", h.Outside.IP, "--ip-range 203.0.113.128/25")
-		h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard network create nothing --mode none; netyard network create shared --mode host --subnet 10.71.0.0/24")
+		h.Sh("netyard network create lan --mode macvlan -o parent=eth0 --subnet 203.0.113.0/24 --gateway", h.Outside.IP,
+			"--ip-range 203.0.113.128/25")
+		h.Sh("netyard network create web --subnet 10.77.0.0/24; netyard network create nothing --mode none; netyard " +
+			"network create shared --mode host --subnet 10.71.0.0/24")
 		h.Sh("for n in lan web nothing shared; do netyard cni install $n; done")
 		sandboxes(h, "a", "b", "c")
 		conf := map[string]string{}
@@ -32,30 +34,32 @@ func TestCNIModes(t *testing.T) {
 		aCard(t, h)
 		chained(t, h)
 		h.Sh("for n in a b c; do ip netns del $n; done")
-		eventually(t, "nobody is left", func() bool { return len(ps(t, h)) == 0 })
+		eventually(t, "no endpoint is left", func() bool { return len(ps(t, h)) == 0 })
 		healthy(t, h)
 	})
 }
 
-// severalNetworks: one container on a macvlan network, on a bridge and on nothing; the way out is that of eth0.
+// severalNetworks tests one container on networks of modes macvlan, bridge and none; its default route is that of eth0.
 func severalNetworks(t *testing.T, h *lab.Host, conf map[string]string) {
 	t.Helper()
 	lan := call{id: "a", netns: "/run/netns/a", conf: conf["lan"], args: "MAC=02:00:00:00:00:0a;IP=203.0.113.200"}
-	web := call{id: "a", netns: "/run/netns/a", ifName: "eth1", conf: conf["web"], args: "IP=203.0.113.200"} // of the other network
+	// an address of the macvlan network
+	web := call{id: "a", netns: "/run/netns/a", ifName: "eth1", conf: conf["web"], args: "IP=203.0.113.200"}
 	nothing := call{id: "a", netns: "/run/netns/a", ifName: "eth2", conf: conf["nothing"]}
 	if r := valid(t, "1.0.0", web.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.2/24" {
 		t.Errorf("on the bridge it has %s", r.IPs[0].Address)
 	}
-	if r := valid(t, "1.0.0", lan.do(t, h, "ADD")); len(r.IPs) != 1 || r.IPs[0].Address != "203.0.113.200/24" || r.IPs[0].Gateway != h.Outside.IP {
+	if r := valid(t, "1.0.0", lan.do(t, h, "ADD")); len(r.IPs) != 1 || r.IPs[0].Address != "203.0.113.200/24" ||
+		r.IPs[0].Gateway != h.Outside.IP {
 		t.Errorf("on the LAN it has %+v", r.IPs)
 	}
 	if r := valid(t, "1.0.0", nothing.do(t, h, "ADD")); len(r.IPs)+len(r.Interfaces) != 0 {
-		t.Errorf("on nothing it has %+v", r)
+		t.Errorf("on the network of mode none it has %+v", r)
 	}
 	has(t, h.Sh("ip -n a link show eth0"), "02:00:00:00:00:0a")
 	has(t, h.Sh("ip -n a route get 192.0.2.1"), "via "+h.Outside.IP+" dev eth0")
 	h.Outside.Listen("tcp", ":7000")
-	has(t, h.Named("a").Dial("tcp", h.Outside.IP+":7000"), "203.0.113.200") // as itself: no NAT
+	has(t, h.Named("a").Dial("tcp", h.Outside.IP+":7000"), "203.0.113.200") // its own address, without NAT
 	h.Sh("ip netns exec a ping -c 1 -W 2 10.77.0.1")
 	for _, c := range []call{lan, web, nothing} {
 		c.do(t, h, "CHECK")
@@ -67,16 +71,22 @@ func severalNetworks(t *testing.T, h *lab.Host, conf map[string]string) {
 		c.do(t, h, "DEL")
 		c.do(t, h, "DEL")
 	}
-	if out, err := h.TrySh("ip -n a link show eth0"); err == nil { // it is in the sandbox as a whole, and goes at once
-		t.Errorf("after DEL there is still %s", out)
+	// the link is in the sandbox only, and removed at once
+	if out, err := h.TrySh("ip -n a link show eth0"); err == nil {
+		t.Errorf("after DEL the link is left: %s", out)
 	}
-	eventually(t, "the other end of the pair takes this one with it", func() bool { _, err := h.TrySh("ip -n a link show eth1"); return err != nil })
+	eventually(t, "the veth link in the sandbox is gone", func() bool {
+		_, err := h.TrySh("ip -n a link show eth1")
+		return err != nil
+	})
 }
 
-// sharesTheHosts: what the container listens on, the host listens on; a port that is asked for is not refused.
+// sharesTheHosts tests mode host: a port that a container listens on is reached at the host's address, and a requested
+// published port is ignored, not refused.
 func sharesTheHosts(t *testing.T, h *lab.Host, conf string) {
 	t.Helper()
-	c := call{id: "a", netns: "/run/netns/a", conf: with(conf, `"portMappings":[{"hostPort":8090,"containerPort":90,"protocol":"tcp"}]`)}
+	const mapping = `"portMappings":[{"hostPort":8090,"containerPort":90,"protocol":"tcp"}]`
+	c := call{id: "a", netns: "/run/netns/a", conf: with(conf, mapping)}
 	valid(t, "1.0.0", c.do(t, h, "ADD"))
 	s := h.Named("a").Listen("tcp", ":8080")
 	reached(t, h.Outside.Net, "tcp", h.IP+":8080")
@@ -85,12 +95,13 @@ func sharesTheHosts(t *testing.T, h *lab.Host, conf string) {
 	c.do(t, h, "DEL")
 }
 
-// ratesAndPolicy: a limit by the runtime, one by a label, and a policy about a container of containerd's.
+// ratesAndPolicy tests rates from the runtime and from a label, and a policy that selects a containerd container.
 func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 	t.Helper()
 	h.Sh("mv /etc/cni/net.d/netyard-web.conflist /etc/cni/net.d/00-web.conflist") // ctr takes the first one
 	h.CtrRun("c1", "--label netyard.rate=20mbit --label tier=app")
-	b := call{id: "b", netns: "/run/netns/b", conf: with(conf, `"bandwidth":{"ingressRate":30000000,"ingressBurst":300000,"egressRate":40000000,"egressBurst":400000}`)}
+	const bandwidth = `"bandwidth":{"ingressRate":30000000,"ingressBurst":300000,"egressRate":40000000,"egressBurst":400000}`
+	b := call{id: "b", netns: "/run/netns/b", conf: with(conf, bandwidth)}
 	c := call{id: "c", netns: "/run/netns/c", conf: conf}
 	b.do(t, h, "ADD")
 	valid(t, "1.0.0", c.do(t, h, "ADD"))
@@ -107,18 +118,21 @@ func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 		}
 		return at["c1"] != ""
 	})
-	if _, err := apply(t, h, "", "name: only-80\nselect: {network: web, labels: {tier: app}}\ningress:\n  allow:\n    - {cidr: 10.77.0.0/24, ports: [80]}\n"); err != nil {
-		t.Fatal(err)
+	policy := func(name, tier string) {
+		text := "name: " + name + "\nselect: {network: web, labels: {tier: " + tier + "}}\n" +
+			"ingress:\n  allow:\n    - {cidr: 10.77.0.0/24, ports: [80]}\n"
+		if _, err := apply(t, h, "", text); err != nil {
+			t.Fatal(err)
+		}
 	}
+	policy("only-80", "app")
 	h.Sh("ip netns attach c1", h.CtrPID("c1"))
 	servers := listen(h.Named("c1"), "80", "81")
 	h.Named("c").Dial("tcp", at["c1"]+":80")
 	h.Named("c").DialFail("tcp", at["c1"]+":81")
 	healthy(t, h)
 	h.Sh("netyard policy rm only-80")
-	if _, err := apply(t, h, "", "name: of-others\nselect: {network: web, labels: {tier: db}}\ningress:\n  allow:\n    - {cidr: 10.77.0.0/24, ports: [80]}\n"); err != nil {
-		t.Fatal(err)
-	}
+	policy("of-others", "db")
 	h.Named("c").Dial("tcp", at["c1"]+":81")
 	h.Sh("netyard policy rm of-others")
 	servers.close()
@@ -129,11 +143,14 @@ func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 	h.Sh("mv /etc/cni/net.d/00-web.conflist /etc/cni/net.d/netyard-web.conflist")
 }
 
-// aCard: a whole card of the host's, and it comes back as it was, however often it is asked for.
+// aCard tests a network with a device of the host: it is moved into the container, also by a repeated ADD, and comes
+// back as it was.
 func aCard(t *testing.T, h *lab.Host) {
 	t.Helper()
-	h.Sh("ip link add card0 type veth peer name wire0; ip addr add 198.51.100.9/24 dev card0; ip link set wire0 up; ip link set card0 up")
-	h.Sh("netyard network create nic --mode host -o device=card0 --subnet 198.51.100.0/24 --gateway 198.51.100.1; netyard cni install nic")
+	h.Sh("ip link add card0 type veth peer name wire0; ip addr add 198.51.100.9/24 dev card0; ip link set wire0 up; " +
+		"ip link set card0 up")
+	h.Sh("netyard network create nic --mode host -o device=card0 --subnet 198.51.100.0/24 --gateway 198.51.100.1; " +
+		"netyard cni install nic")
 	before := h.Sh("ip -o addr show card0 | sed 's/valid_lft.*//'")
 	c := call{id: "a", netns: "/run/netns/a", conf: confOf(t, h, "nic", "1.0.0"), args: "IP=198.51.100.2"}
 	for range 2 {
@@ -142,19 +159,19 @@ func aCard(t *testing.T, h *lab.Host) {
 	}
 	other := call{id: "b", netns: "/run/netns/b", conf: c.conf}
 	if _, msg := other.refused(t, h, "ADD"); !strings.Contains(msg, "card0") {
-		t.Errorf("the card of another: %s", msg)
+		t.Errorf("a device that another container has: %s", msg)
 	}
 	c.do(t, h, "DEL")
-	c.do(t, h, "ADD") // started again at once
+	c.do(t, h, "ADD") // restarted at once
 	c.do(t, h, "DEL")
-	eventually(t, "the card is back", func() bool {
+	eventually(t, "the device is back", func() bool {
 		out, err := h.TrySh("ip -o addr show card0 | sed 's/valid_lft.*//'")
 		return err == nil && strings.Join(strings.Fields(out), " ") == strings.Join(strings.Fields(before), " ")
 	})
 	h.Sh("netyard network rm nic; ip link del card0")
 }
 
-// chained: plugins of others behind an installed network's.
+// chained tests other plugins chained after an installed network's.
 func chained(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Sh(fmt.Sprintf(`cat > /etc/cni/net.d/chain.conflist <<'END'

@@ -21,14 +21,14 @@ func hostCNI(t *testing.T, e lab.Engine, opts ...lab.Option) *lab.Host {
 	return h
 }
 
-// A call is one of a CNI plugin, as a runtime makes it.
+// A call is a call of a CNI plugin, as a runtime makes it.
 type call struct {
 	id, netns, ifName, args string
 	conf                    string // a plugin's configuration
-	plugin                  string // its program; netyard's unless it is said
+	plugin                  string // the plugin's program; empty: netyard's
 }
 
-// run calls the plugin and returns what it printed.
+// run calls the plugin and returns its output.
 func (c call) run(h *lab.Host, command string) (string, error) {
 	if c.ifName == "" {
 		c.ifName = "eth0"
@@ -36,11 +36,12 @@ func (c call) run(h *lab.Host, command string) (string, error) {
 	if c.plugin == "" {
 		c.plugin = "/opt/cni/bin/netyard"
 	}
-	return h.TrySh(fmt.Sprintf("CNI_COMMAND=%s CNI_CONTAINERID='%s' CNI_NETNS='%s' CNI_IFNAME='%s' CNI_ARGS='%s' CNI_PATH=/opt/cni/bin %s <<'END'\n%s\nEND",
+	return h.TrySh(fmt.Sprintf("CNI_COMMAND=%s CNI_CONTAINERID='%s' CNI_NETNS='%s' CNI_IFNAME='%s' CNI_ARGS='%s' "+
+		"CNI_PATH=/opt/cni/bin %s <<'END'\n%s\nEND",
 		command, c.id, c.netns, c.ifName, c.args, c.plugin, c.conf))
 }
 
-// do is run for a call that must succeed.
+// do calls the plugin, which must succeed.
 func (c call) do(t *testing.T, h *lab.Host, command string) string {
 	t.Helper()
 	out, err := c.run(h, command)
@@ -50,22 +51,22 @@ func (c call) do(t *testing.T, h *lab.Host, command string) string {
 	return out
 }
 
-// refused is run for a call that must fail, and returns what the plugin said.
+// refused calls the plugin, which must fail, and returns its error.
 func (c call) refused(t *testing.T, h *lab.Host, command string) (code uint, msg string) {
 	t.Helper()
 	out, err := c.run(h, command)
 	if err == nil {
-		t.Fatalf("%s %s %s succeeded and must not: %s", command, c.id, c.ifName, out)
+		t.Fatalf("%s %s %s must fail, but succeeded: %s", command, c.id, c.ifName, out)
 	}
-	said := parse[struct {
+	refusal := parse[struct {
 		Code    uint
 		Msg     string
 		Details string
 	}](t, out)
-	return said.Code, said.Msg + " " + said.Details
+	return refusal.Code, refusal.Msg + " " + refusal.Details
 }
 
-// A cniResult is what the tests read of a result.
+// A cniResult is a result of a plugin, as far as the tests need it.
 type cniResult struct {
 	CNIVersion string
 	Interfaces []struct{ Name, Mac, Sandbox string }
@@ -77,7 +78,7 @@ type cniResult struct {
 	DNS    struct{ Nameservers []string }
 }
 
-// valid wants a result to be one of that version of the specification, to the last key.
+// valid checks that a result has only the keys of a version of the specification, and decodes it.
 func valid(t *testing.T, version, out string) cniResult {
 	t.Helper()
 	r, err := create.Create(version, []byte(out))
@@ -89,18 +90,19 @@ func valid(t *testing.T, version, out string) cniResult {
 		t.Fatal(err)
 	}
 	if a, b := parse[any](t, string(again)), parse[any](t, out); fmt.Sprint(a) != fmt.Sprint(b) {
-		t.Errorf("a result of %s has no such keys:\n%s\n%s", version, out, again)
+		t.Errorf("the result has keys that %s does not have:\n%s\n%s", version, out, again)
 	}
 	return parse[cniResult](t, out)
 }
 
-// confOf is the configuration of an installed network for its one plugin, as libcni makes it.
+// confOf returns the configuration of an installed network for its one plugin, as libcni passes it.
 func confOf(t *testing.T, h *lab.Host, network, version string) string {
 	t.Helper()
 	list := parse[struct{ Plugins []map[string]any }](t, h.Sh("cat /etc/cni/net.d/netyard-"+network+".conflist"))
 	return asPlugin(t, list.Plugins[0], network, version)
 }
 
+// asPlugin returns the configuration of a plugin with a name and a version, as libcni passes it.
 func asPlugin(t *testing.T, plugin map[string]any, name, version string) string {
 	t.Helper()
 	plugin["name"], plugin["cniVersion"] = name, version
@@ -111,14 +113,14 @@ func asPlugin(t *testing.T, plugin map[string]any, name, version string) string 
 	return string(raw)
 }
 
-// sandboxes makes network namespaces, by name.
+// sandboxes makes named network namespaces.
 func sandboxes(h *lab.Host, names ...string) {
 	for _, n := range names {
 		h.Sh("ip netns add", n, "&& ip -n", n, "link set lo up")
 	}
 }
 
-// TestCNI: from nothing to containers on a network, as docs/nerdctl.md has it, and back.
+// TestCNI: a network is created, installed, used by containers and removed, as in docs/nerdctl.md.
 func TestCNI(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
@@ -128,37 +130,40 @@ func TestCNI(t *testing.T) {
 		h.CtrRun("c1", "")
 		h.CtrRun("c2", "")
 		var out string
-		eventually(t, "c1 reaches c2 and says so", func() (said bool) { // the ctr of Debian 12 may lose what a short command says
+		// The ctr of Debian 12 may lose the output of a short command.
+		eventually(t, "c1 reaches c2 and prints so", func() bool {
 			var err error
 			out, err = h.CtrExec("c1", "ip addr show eth0; ip route; ping -c 1 -W 2 10.77.0.3")
 			return err == nil && out != ""
 		})
 		has(t, out, "10.77.0.2/24")
 		has(t, out, "default via 10.77.0.1 dev eth0")
-		eventually(t, "ps shows containers of containerd's", func() bool {
+		eventually(t, "ps shows containerd's containers", func() bool {
 			rows := ps(t, h)
-			return len(rows) == 2 && rows[0].Engine == "containerd" && rows[0].PID != 0 && strings.HasPrefix(rows[0].Container, "c")
+			return len(rows) == 2 && rows[0].Engine == "containerd" && rows[0].PID != 0 &&
+				strings.HasPrefix(rows[0].Container, "c")
 		})
 		healthy(t, h)
 
-		h.CtrStop("c1") // ctr run -d never deletes: containerd tells of the end
-		eventually(t, "a dead container's link is gone", func() bool { return len(ps(t, h)) == 1 })
+		h.CtrStop("c1") // ctr run -d never calls DEL: containerd reports the end
+		eventually(t, "an ended container's link is gone", func() bool { return len(ps(t, h)) == 1 })
 		has(t, h.Sh("netyard lease ls"), "10.77.0.2")
 		healthy(t, h)
 		h.CtrRemove("c1")
-		eventually(t, "the address is free", func() bool { return !strings.Contains(h.Sh("netyard lease ls | grep active"), "10.77.0.2 ") })
+		eventually(t, "the address is free",
+			func() bool { return !strings.Contains(h.Sh("netyard lease ls | grep active"), "10.77.0.2 ") })
 		has(t, h.ShErr("netyard network rm web"), "in use by container c2")
 		h.CtrRemove("c2")
-		eventually(t, "nobody is left", func() bool { return len(ps(t, h)) == 0 })
+		eventually(t, "no endpoint is left", func() bool { return len(ps(t, h)) == 0 })
 		h.Sh("netyard network rm web")
 		if out := h.Sh("ls /etc/cni/net.d"); out != "" {
-			t.Errorf("the network is gone, and there is still %s", out)
+			t.Errorf("the network is removed, but there is still %s", out)
 		}
 		healthy(t, h)
 	})
 }
 
-// TestCNIVersions: the result is of the version that was asked for; an unknown one is refused.
+// TestCNIVersions: the result has the requested version; an unknown version is refused.
 func TestCNIVersions(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
@@ -169,12 +174,13 @@ func TestCNIVersions(t *testing.T) {
 			sandboxes(h, ns)
 			c := call{id: ns, netns: "/run/netns/" + ns, conf: confOf(t, h, "web", version)}
 			r := valid(t, version, c.do(t, h, "ADD"))
-			if len(r.IPs) != 2 || r.IPs[0].Gateway != "10.77.0.1" || r.IPs[1].Gateway != "fd77::1" || len(r.Routes) != 2 {
+			if len(r.IPs) != 2 || r.IPs[0].Gateway != "10.77.0.1" || r.IPs[1].Gateway != "fd77::1" ||
+				len(r.Routes) != 2 {
 				t.Errorf("%s: %+v", version, r)
 			}
 			at := r.IPs[0].Interface
 			if at == nil || r.Interfaces[*at].Name != "eth0" || r.Interfaces[*at].Sandbox != c.netns {
-				t.Errorf("%s: the address is of %+v", version, r)
+				t.Errorf("%s: the address has the wrong interface: %+v", version, r)
 			}
 			has(t, h.Sh("ip -n", ns, "addr show eth0"), r.IPs[1].Address)
 			if version >= "0.4.0" {
@@ -184,7 +190,10 @@ func TestCNIVersions(t *testing.T) {
 				c.do(t, h, "STATUS")
 			}
 			c.do(t, h, "DEL")
-			eventually(t, "the link is gone", func() bool { _, err := h.TrySh("ip -n", ns, "link show eth0"); return err != nil })
+			eventually(t, "the link is gone", func() bool {
+				_, err := h.TrySh("ip -n", ns, "link show eth0")
+				return err != nil
+			})
 			h.Sh("ip netns del", ns)
 		}
 		old := call{id: "x", netns: "/proc/1/ns/net", conf: confOf(t, h, "web", "0.1.0")}
@@ -196,7 +205,7 @@ func TestCNIVersions(t *testing.T) {
 	})
 }
 
-// TestCNILife: what runtimes do to a plugin, one trap after the other.
+// TestCNILife: repeated, early, late and conflicting calls of a plugin, as runtimes make them.
 func TestCNILife(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
@@ -209,36 +218,39 @@ func TestCNILife(t *testing.T) {
 		a.do(t, h, "DEL") // before any ADD, as nerdctl does
 		first := address()
 		if again := address(); again != first {
-			t.Errorf("the same attachment again has %s and not %s", again, first)
+			t.Errorf("a repeated ADD has address %s, want %s", again, first)
 		}
 		if n := len(ps(t, h)); n != 1 {
-			t.Errorf("ADD twice makes %d", n)
+			t.Errorf("a repeated ADD makes %d endpoints", n)
 		}
 		a.do(t, h, "CHECK")
 		h.Sh("ip -n a addr del", first, "dev eth0")
 		if _, msg := a.refused(t, h, "CHECK"); !strings.Contains(msg, "address "+first+" is missing") {
-			t.Errorf("CHECK says %s", msg)
+			t.Errorf("CHECK: %s", msg)
 		}
 		h.Netyard.Restart()
 		if again := address(); again != first {
-			t.Errorf("after a restart it has %s and not %s", again, first)
+			t.Errorf("after a restart ADD has address %s, want %s", again, first)
 		}
-		// Another container in the same sandbox has no place there.
-		if _, msg := (call{id: "other", netns: "/run/netns/a", conf: conf}).refused(t, h, "ADD"); !strings.Contains(msg, "eth0 already") {
-			t.Errorf("two attachments in one place: %s", msg)
+		// Another container in the same sandbox is refused.
+		other := call{id: "other", netns: "/run/netns/a", conf: conf}
+		if _, msg := other.refused(t, h, "ADD"); !strings.Contains(msg, "eth0 already") {
+			t.Errorf("two attachments with one interface name: %s", msg)
 		}
 		if n := len(ps(t, h)); n != 1 {
-			t.Errorf("%d after a refusal", n)
+			t.Errorf("%d endpoints after a refusal", n)
 		}
 		for range 2 {
 			a.do(t, h, "DEL")
 		}
 		(call{id: "a", conf: conf}).do(t, h, "DEL")
-		(call{id: "never", conf: `{"cniVersion":"1.0.0","name":"nowhere","type":"netyard","network":"nowhere"}`}).do(t, h, "DEL")
-		(call{id: "never", conf: `{"cniVersion":"1.0.0","name":"nowhere","type":"netyard","nonsense":true}`}).do(t, h, "DEL")
+		for _, key := range []string{`"network":"nowhere"`, `"nonsense":true`} {
+			never := call{id: "never", conf: `{"cniVersion":"1.0.0","name":"nowhere","type":"netyard",` + key + `}`}
+			never.do(t, h, "DEL")
+		}
 		eventually(t, "nothing is left", func() bool { return len(ps(t, h)) == 0 })
 
-		// While the daemon is away: an ADD says what to start, and a DEL is done later.
+		// Without the daemon, ADD fails and names what to start, and DEL is done later.
 		b := call{id: "b", netns: "/run/netns/b", conf: conf}
 		b.do(t, h, "ADD")
 		h.Netyard.Stop()
@@ -247,11 +259,11 @@ func TestCNILife(t *testing.T) {
 		}
 		b.do(t, h, "DEL")
 		h.Netyard.Start()
-		eventually(t, "what the tombstone names is gone", func() bool { return len(ps(t, h)) == 0 })
+		eventually(t, "the attachment of the tombstone is gone", func() bool { return len(ps(t, h)) == 0 })
 		if left := h.Sh("ls /run/netyard/tombstones"); left != "" {
-			t.Errorf("there is still the tombstone %s", left)
+			t.Errorf("the tombstone %s is left", left)
 		}
-		b.do(t, h, "ADD") // the tombstone of a former one is not this one's
+		b.do(t, h, "ADD") // the former tombstone does not apply to this attachment
 		h.Sh("ip netns del a; ip netns del b")
 		healthyBut(t, h, "is gone")
 		b.do(t, h, "DEL")
@@ -259,17 +271,17 @@ func TestCNILife(t *testing.T) {
 	})
 }
 
-// healthyBut wants doctor to find nothing but what says why.
+// healthyBut waits until doctor reports why.
 func healthyBut(t *testing.T, h *lab.Host, why string) {
 	t.Helper()
-	eventually(t, "doctor says "+why, func() bool {
+	eventually(t, "doctor reports "+why, func() bool {
 		out, _ := h.TrySh("netyard doctor")
 		return strings.Contains(out, why)
 	})
 }
 
-// TestCNISoft: a DEL without a sandbox takes nothing from a container that runs: nerdctl kill -s HUP sends one, and
-// nerdctl stop sends one before the signal. The container's end does.
+// TestCNISoft: a DEL without a sandbox does not detach a running container, since nerdctl kill -s HUP sends one, and
+// nerdctl stop sends one before the signal. The end of the container does.
 func TestCNISoft(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
@@ -282,20 +294,20 @@ func TestCNISoft(t *testing.T) {
 			t.Fatalf("the container lost its network: %s %v", out, err)
 		}
 		pid := h.CtrPID("c1")
-		h.Sh("kill -9", pid) // a crash: no runtime says anything
-		eventually(t, "the crash is seen", func() bool { return len(ps(t, h)) == 0 })
+		h.Sh("kill -9", pid) // a crash, which no runtime reports
+		eventually(t, "the crash is noticed", func() bool { return len(ps(t, h)) == 0 })
 		c.do(t, h, "DEL")
-		// Started again it has its address again, and whoever came meanwhile another.
+		// A restarted container has its address again, and one that started meanwhile has another.
 		h.Ctr("task rm -f c1")
 		h.CtrRun("c2", "")
 		rows := ps(t, h)
 		if len(rows) != 1 || rows[0].Addresses[0] != "10.77.0.3/24" {
-			t.Errorf("another container has %+v", rows)
+			t.Errorf("the other container has %+v", rows)
 		}
 		sandboxes(h, "again")
 		again := call{id: "default-c1", netns: "/run/netns/again", conf: c.conf}
 		if r := valid(t, "1.0.0", again.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.2/24" {
-			t.Errorf("started again it has %s", r.IPs[0].Address)
+			t.Errorf("after a restart it has %s", r.IPs[0].Address)
 		}
 		again.do(t, h, "DEL")
 		h.Sh("ip netns del again")
@@ -303,8 +315,8 @@ func TestCNISoft(t *testing.T) {
 	})
 }
 
-// TestCNIPowerLoss: nobody deletes what was there before; a container that is started again has its address, and one
-// that was removed while netyard was away holds none.
+// TestCNIPowerLoss: after a power loss nobody calls DEL; a container that is started again has its address, and one
+// that was removed while netyard was down has none.
 func TestCNIPowerLoss(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)
@@ -316,19 +328,20 @@ func TestCNIPowerLoss(t *testing.T) {
 		h.Boot()
 		healthy(t, h)
 		if n := len(ps(t, h)); n != 0 {
-			t.Errorf("%d after a power loss", n)
+			t.Errorf("%d endpoints after a power loss", n)
 		}
 		sandboxes(h, "a")
 		c2 := call{id: "default-c2", netns: "/run/netns/a", conf: confOf(t, h, "web", "1.0.0")}
 		if r := valid(t, "1.0.0", c2.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.3/24" {
-			t.Errorf("started again it has %s", r.IPs[0].Address)
+			t.Errorf("after a restart it has %s", r.IPs[0].Address)
 		}
 		h.Netyard.Stop()
 		h.Ctr("container rm c1")
 		h.Netyard.Start()
-		eventually(t, "the address of a removed container is free, as doctor and gc see it", func() bool {
+		eventually(t, "gc frees the address of a removed container", func() bool {
 			h.Sh("netyard gc")
-			return !strings.Contains(h.Sh("netyard lease ls"), "10.77.0.2 ") || strings.Contains(h.Sh("netyard lease ls | grep '10.77.0.2 '"), "cooling")
+			return !strings.Contains(h.Sh("netyard lease ls"), "10.77.0.2 ") ||
+				strings.Contains(h.Sh("netyard lease ls | grep '10.77.0.2 '"), "cooling")
 		})
 		c2.do(t, h, "DEL")
 		h.Sh("ip netns del a")
@@ -336,7 +349,8 @@ func TestCNIPowerLoss(t *testing.T) {
 	})
 }
 
-// TestCNIShared: containers of two engines on one network reach each other, and none can have what the other has.
+// TestCNIShared: containers of two engines on one network reach each other, and cannot have the same addresses or
+// ports.
 func TestCNIShared(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e)
@@ -345,7 +359,7 @@ func TestCNIShared(t *testing.T) {
 		h.Run("d1", "--network web -p 8080:80")
 		h.CtrRun("c1", "")
 		addr := ""
-		eventually(t, "both are in one table", func() bool {
+		eventually(t, "ps shows both", func() bool {
 			rows := ps(t, h)
 			for _, r := range rows {
 				if r.Engine == "containerd" && r.Container == "c1" {
@@ -362,12 +376,13 @@ func TestCNIShared(t *testing.T) {
 		sandboxes(h, "a")
 		a := call{id: "a", netns: "/run/netns/a", conf: confOf(t, h, "web", "1.0.0"), args: "IP=" + h.Addr("d1", "web")}
 		if _, msg := a.refused(t, h, "ADD"); !strings.Contains(msg, "taken") {
-			t.Errorf("an address of Docker's: %s", msg)
+			t.Errorf("an address of a Docker container: %s", msg)
 		}
 		a.args = ""
-		a.conf = strings.Replace(a.conf, `{`, `{"runtimeConfig":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]},`, 1)
+		const mapping = `"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]`
+		a.conf = with(a.conf, mapping)
 		if _, msg := a.refused(t, h, "ADD"); !strings.Contains(msg, "8080") || !strings.Contains(msg, "d1") {
-			t.Errorf("a port of Docker's: %s", msg)
+			t.Errorf("a port of a Docker container: %s", msg)
 		}
 		a.conf = strings.Replace(a.conf, "8080", "8081", 1)
 		a.do(t, h, "ADD")
@@ -379,8 +394,8 @@ func TestCNIShared(t *testing.T) {
 		h.Docker("network create -d netyard --subnet 10.78.0.0/24 dockers")
 		has(t, h.ShErr("netyard cni install dockers"), "--ipam-driver netyard")
 
-		// Docker ignores the refusal to delete a network that others are on; they keep it, and it goes with the last of
-		// them.
+		// Docker ignores the refusal to delete a network with other endpoints; they keep it, and it is removed after
+		// the last of them.
 		h.Docker("rm -f d1")
 		_, _ = h.TryDocker("network rm web")
 		if _, err := h.CtrExec("c1", "ping -c 1 -W 2 10.77.0.1"); err != nil {
@@ -389,12 +404,15 @@ func TestCNIShared(t *testing.T) {
 		h.CtrRemove("c1")
 		eventually(t, "c1 is gone", func() bool { return len(ps(t, h)) == 0 })
 		_, _ = h.TryDocker("network rm web")
-		eventually(t, "the network is gone", func() bool { h.Sh("netyard gc"); return !strings.Contains(h.Sh("netyard network ls"), "web") })
+		eventually(t, "the network is gone", func() bool {
+			h.Sh("netyard gc")
+			return !strings.Contains(h.Sh("netyard network ls"), "web")
+		})
 	})
 }
 
-// TestCNIPorts: a published port is reached from outside and from the host itself, once, whatever networks the
-// container is on.
+// TestCNIPorts: a published port is reached from outside and from the host itself, and is published once although the
+// container is on two networks.
 func TestCNIPorts(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
@@ -402,16 +420,17 @@ func TestCNIPorts(t *testing.T) {
 		h.Sh("netyard network create back --subnet 10.78.0.0/24")
 		h.Sh("netyard cni install web; netyard cni install back")
 		sandboxes(h, "a")
-		with := func(network string) string {
-			return strings.Replace(confOf(t, h, network, "1.0.0"), `{`, `{"runtimeConfig":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]},`, 1)
-		}
-		web, back := call{id: "a", netns: "/run/netns/a", conf: with("web"), args: "IgnoreUnknown=1;IP=10.77.0.9"},
-			call{id: "a", netns: "/run/netns/a", ifName: "eth1", conf: with("back"), args: "IgnoreUnknown=1;IP=10.77.0.9"}
+		const mapping = `"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]`
+		published := func(network string) string { return with(confOf(t, h, network, "1.0.0"), mapping) }
+		web := call{id: "a", netns: "/run/netns/a", conf: published("web"), args: "IgnoreUnknown=1;IP=10.77.0.9"}
+		back := web
+		back.ifName, back.conf = "eth1", published("back")
 		back.do(t, h, "ADD")
 		if r := valid(t, "1.0.0", web.do(t, h, "ADD")); r.IPs[0].Address != "10.77.0.9/24" {
-			t.Errorf("asked for 10.77.0.9, it has %s", r.IPs[0].Address)
+			t.Errorf("requested 10.77.0.9, got %s", r.IPs[0].Address)
 		}
-		has(t, h.Sh("ip -n a route get 192.0.2.1"), "via 10.77.0.1 dev eth0") // eth0's, though eth1 came first
+		// of eth0, although eth1 was attached first
+		has(t, h.Sh("ip -n a route get 192.0.2.1"), "via 10.77.0.1 dev eth0")
 		h.Named("a").Listen("tcp", ":80")
 		has(t, h.Outside.Dial("tcp", h.IP+":8080"), h.Outside.IP)
 		h.Dial("tcp", "127.0.0.1:8080")
@@ -420,8 +439,7 @@ func TestCNIPorts(t *testing.T) {
 			t.Errorf("the port is published %d times:\n%s", n, h.Sh("netyard ports"))
 		}
 		for _, c := range []call{web, back} {
-			c.conf = strings.Replace(c.conf, `"runtimeConfig"`, `"runtimeConfig":{"portMappings":null},"was"`, 1)
-			c.conf = strings.Replace(c.conf, `,"was":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"}]}`, "", 1)
+			c.conf = strings.Replace(c.conf, mapping, `"portMappings":null`, 1)
 			c.do(t, h, "DEL")
 		}
 		h.Outside.DialFail("tcp", h.IP+":8080")
@@ -429,8 +447,8 @@ func TestCNIPorts(t *testing.T) {
 	})
 }
 
-// upstreamBridge is the example of the upstream bridge plugin's documentation, and upstreamChain the list that nerdctl
-// writes for its own default network, both with only the type changed.
+// upstreamBridge is the example of the upstream bridge plugin's documentation, and upstreamRanges an example with
+// ranges and routes, both with only the type changed.
 const (
 	upstreamBridge = `{
     "cniVersion": "0.3.1",
@@ -467,13 +485,14 @@ const (
 }`
 )
 
-// TestCNIUpstream: configurations written for the upstream plugins work when only the type is changed; what cannot be
-// honoured is refused by its name.
+// TestCNIUpstream: configurations for the upstream plugins work when only the type is changed; an unsupported key is
+// refused by its name.
 func TestCNIUpstream(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
 		sandboxes(h, "a", "b", "c", "d")
-		a, b := call{id: "a", netns: "/run/netns/a", conf: upstreamBridge}, call{id: "b", netns: "/run/netns/b", conf: upstreamBridge}
+		a, b := call{id: "a", netns: "/run/netns/a", conf: upstreamBridge},
+			call{id: "b", netns: "/run/netns/b", conf: upstreamBridge}
 		valid(t, "0.3.1", a.do(t, h, "ADD"))
 		b.do(t, h, "ADD")
 		h.Sh("ip netns exec a ping -c 1 -W 2 10.10.0.3")
@@ -483,60 +502,71 @@ func TestCNIUpstream(t *testing.T) {
 		has(t, h.Named("a").Dial("tcp", h.Outside.IP+":7000"), h.IP) // masqueraded
 		c := call{id: "c", netns: "/run/netns/c", conf: upstreamRanges}
 		r := valid(t, "1.0.0", c.do(t, h, "ADD"))
-		if len(r.IPs) != 2 || r.IPs[0].Address != "10.11.1.30/16" || r.IPs[0].Gateway != "10.11.0.254" || r.IPs[1].Address != "3ffe:ffff:0:1ff::10/64" {
+		if len(r.IPs) != 2 || r.IPs[0].Address != "10.11.1.30/16" || r.IPs[0].Gateway != "10.11.0.254" ||
+			r.IPs[1].Address != "3ffe:ffff:0:1ff::10/64" {
 			t.Errorf("ranges: %+v", r)
 		}
 		routes := h.Sh("ip -n c route; ip -n c -6 route; ip -n c link show eth0; ip -d link show type bridge")
 		for _, want := range []string{
-			"default via 10.11.0.254", "192.168.0.0/16 via 10.11.5.1", "3ffe:ffff:0:200::/64 via 3ffe:ffff:0:1ff::1", "mtu 1400", "promiscuity 1",
+			"default via 10.11.0.254", "192.168.0.0/16 via 10.11.5.1", "3ffe:ffff:0:200::/64 via 3ffe:ffff:0:1ff::1",
+			"mtu 1400", "promiscuity 1",
 		} {
 			has(t, routes, want)
 		}
-		d := call{id: "d", netns: "/run/netns/d", conf: strings.Replace(upstreamRanges, `"args": {"cni": {"ips": ["10.11.1.30"]}},`, "", 1)}
+		withoutArgs := strings.Replace(upstreamRanges, `"args": {"cni": {"ips": ["10.11.1.30"]}},`, "", 1)
+		d := call{id: "d", netns: "/run/netns/d", conf: withoutArgs}
 		if r := valid(t, "1.0.0", d.do(t, h, "ADD")); r.IPs[0].Address != "10.11.1.20/16" {
-			t.Errorf("the first of the range is %s", r.IPs[0].Address)
+			t.Errorf("the first address of the range is %s", r.IPs[0].Address)
 		}
-		for key, was := range map[string]string{"vlan": `"vlan": 5,`, "ipam.type": "", "bridgge": `"bridgge": "x",`, "enabledad": `"enabledad": true,`} {
+		for key, was := range map[string]string{
+			"vlan": `"vlan": 5,`, "ipam.type": "", "bridgge": `"bridgge": "x",`, "enabledad": `"enabledad": true,`,
+		} {
 			conf := strings.Replace(upstreamBridge, `"ipMasq"`, was+`"ipMasq"`, 1)
 			if key == "ipam.type" {
 				conf = strings.Replace(conf, "host-local", "dhcp", 1)
 			}
-			if code, msg := (call{id: "x", netns: "/run/netns/a", ifName: "eth9", conf: conf}).refused(t, h, "ADD"); code != 7 || !strings.Contains(msg, "key "+key) {
+			x := call{id: "x", netns: "/run/netns/a", ifName: "eth9", conf: conf}
+			if code, msg := x.refused(t, h, "ADD"); code != 7 || !strings.Contains(msg, "key "+key) {
 				t.Errorf("%s: %d %s", key, code, msg)
 			}
 		}
 		changed := strings.Replace(upstreamBridge, "10.10.0.0", "10.12.0.0", 1)
-		if _, msg := (call{id: "x", netns: "/run/netns/c", ifName: "eth9", conf: changed}).refused(t, h, "ADD"); !strings.Contains(msg, "in use") {
-			t.Errorf("another subnet while containers are there: %s", msg)
+		x := call{id: "x", netns: "/run/netns/c", ifName: "eth9", conf: changed}
+		if _, msg := x.refused(t, h, "ADD"); !strings.Contains(msg, "in use") {
+			t.Errorf("another subnet while containers are attached: %s", msg)
 		}
 		a.do(t, h, "DEL")
 		b.do(t, h, "DEL")
-		eventually(t, "the two are gone", func() bool { return len(ps(t, h)) == 2 })
-		if r := valid(t, "0.3.1", (call{id: "b", netns: "/run/netns/b", conf: changed}).do(t, h, "ADD")); r.IPs[0].Address != "10.12.0.2/16" {
-			t.Errorf("after the change it has %s", r.IPs[0].Address)
+		eventually(t, "two endpoints are left", func() bool { return len(ps(t, h)) == 2 })
+		b.conf = changed
+		if r := valid(t, "0.3.1", b.do(t, h, "ADD")); r.IPs[0].Address != "10.12.0.2/16" {
+			t.Errorf("after the change of the subnet it has %s", r.IPs[0].Address)
 		}
-		(call{id: "b", netns: "/run/netns/b", conf: changed}).do(t, h, "DEL")
-		eventually(t, "it is gone", func() bool { return len(ps(t, h)) == 2 })
-		// GC without a list says nothing; with one, what is not in it is gone.
+		b.do(t, h, "DEL")
+		eventually(t, "the endpoint is gone", func() bool { return len(ps(t, h)) == 2 })
+		// GC without a list does nothing; with one, it removes what is not in it.
 		gc := strings.Replace(c.conf, "1.0.0", "1.1.0", 1)
 		(call{conf: gc}).do(t, h, "GC")
 		if n := len(ps(t, h)); n != 2 {
-			t.Errorf("%d after a GC without a list", n)
+			t.Errorf("%d endpoints after a GC without a list", n)
 		}
-		(call{conf: fmt.Sprintf(`{"cniVersion":"1.1.0","name":"second","type":"netyard","network":%q,"cni.dev/valid-attachments":[]}`, ps(t, h)[0].Network)}).do(t, h, "GC")
+		second := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"second","type":"netyard","network":%q,`+
+			`"cni.dev/valid-attachments":[]}`, ps(t, h)[0].Network)
+		(call{conf: second}).do(t, h, "GC")
 		if n := len(ps(t, h)); n != 2 {
-			t.Errorf("%d after a GC of another configuration of the network", n)
+			t.Errorf("%d endpoints after a GC of another configuration of the network", n)
 		}
-		(call{conf: strings.Replace(gc, `{`, `{"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}],`, 1)}).do(t, h, "GC")
-		eventually(t, "what is not in the list is gone", func() bool { return len(ps(t, h)) == 1 })
+		const list = `{"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}],`
+		(call{conf: strings.Replace(gc, `{`, list, 1)}).do(t, h, "GC")
+		eventually(t, "GC removes what is not in the list", func() bool { return len(ps(t, h)) == 1 })
 		c.do(t, h, "DEL")
 		h.Sh("for n in a b c d; do ip netns del $n; done")
 		healthy(t, h)
 	})
 }
 
-// TestCNICrowd: many first attachments at once on a network that is not there yet, and many that come and go with
-// duplicates that come late: nothing is left, nothing is given twice, and no DEL ever fails.
+// TestCNICrowd: many first attachments at once to a network that does not exist yet, and many ADDs and DELs with late
+// duplicates: nothing is left, no address is given twice, and no DEL fails.
 func TestCNICrowd(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lab.Alone(t)
@@ -544,21 +574,23 @@ func TestCNICrowd(t *testing.T) {
 		const first, many, places = 32, 160, 8
 		h.Sh(fmt.Sprintf("for i in $(seq 0 %d); do ip netns add n$i; done", first-1))
 		out := h.Sh(crowd(upstreamBridge, fmt.Sprintf(
-			"for i in $(seq 0 %d); do (call ADD c$i /run/netns/n$i > %s/add$i 2>&1 || echo ADD $i failed) & done; wait", first-1, h.Dir)))
+			"for i in $(seq 0 %d); do (call ADD c$i /run/netns/n$i > %s/add$i 2>&1 || echo ADD $i failed) & done; wait",
+			first-1, h.Dir)))
 		if out != "" {
 			t.Fatalf("%s\n%s", out, h.Sh("cat "+h.Dir+"/add*"))
 		}
 		seen := map[string]bool{}
 		for _, r := range ps(t, h) {
 			if seen[r.Addresses[0]] {
-				t.Errorf("%s is there twice", r.Addresses[0])
+				t.Errorf("two endpoints have %s", r.Addresses[0])
 			}
 			seen[r.Addresses[0]] = true
 		}
 		if len(seen) != first {
 			t.Errorf("%d addresses", len(seen))
 		}
-		out = h.Sh(crowd(upstreamBridge, fmt.Sprintf("for i in $(seq 0 %d); do call DEL c$i /run/netns/n$i || echo DEL $i failed; done", first-1)))
+		out = h.Sh(crowd(upstreamBridge,
+			fmt.Sprintf("for i in $(seq 0 %d); do call DEL c$i /run/netns/n$i || echo DEL $i failed; done", first-1)))
 		if out != "" {
 			t.Fatal(out)
 		}
@@ -573,21 +605,25 @@ func TestCNICrowd(t *testing.T) {
 		if out != "" {
 			t.Fatal(out)
 		}
-		eventually(t, "nobody is left", func() bool { return len(ps(t, h)) == 0 })
-		if left := h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v gateway || true"); left != "" {
-			t.Errorf("there are still leases: %s", left)
+		eventually(t, "no endpoint is left", func() bool { return len(ps(t, h)) == 0 })
+		left := h.Sh("netyard lease ls --format '{{.State}} {{.Kind}}' | grep active | grep -v gateway || true")
+		if left != "" {
+			t.Errorf("leases are left: %s", left)
 		}
 		h.Sh(fmt.Sprintf("for i in $(seq 0 %d); do ip netns del n$i; done", first-1))
 		healthy(t, h)
 	})
 }
 
-// crowd is a shell script with a function that calls the plugin: call COMMAND ID NETNS.
+// crowd returns a shell script with a function that calls the plugin: call COMMAND ID NETNS.
 func crowd(conf, script string) string {
-	return "conf='" + conf + "'\n" + `call() { echo "$conf" | CNI_COMMAND=$1 CNI_CONTAINERID=$2 CNI_NETNS=$3 CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin /opt/cni/bin/netyard; }` + "\n" + script
+	return "conf='" + conf + "'\n" + `call() {
+	echo "$conf" | CNI_COMMAND=$1 CNI_CONTAINERID=$2 CNI_NETNS=$3 CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin \
+		/opt/cni/bin/netyard
+}` + "\n" + script
 }
 
-// TestCNIChain: before and behind netyard's plugin others do their part, called as libcni calls them.
+// TestCNIChain: netyard's plugin works in a chain before and after other plugins, called as libcni calls them.
 func TestCNIChain(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010, lab.NoEngine())
@@ -611,46 +647,52 @@ END`)
 	has(t, h.Sh("ip netns exec a cat /proc/sys/net/ipv4/conf/eth0/log_martians"), "1")
 	h.Sh(tool, "check chain /run/netns/a")
 	h.Sh(tool, "del chain /run/netns/a")
-	eventually(t, "it is gone", func() bool { return len(ps(t, h)) == 0 })
+	eventually(t, "the endpoint is gone", func() bool { return len(ps(t, h)) == 0 })
 	if _, err := h.TrySh(tool, "add behind /run/netns/a"); err == nil {
-		t.Error("two plugins made an eth0")
+		t.Error("two plugins of a chain made an eth0")
 	}
 	h.Sh(tool, "del behind /run/netns/a")
 	h.Sh("ip netns del a; rm -rf /run/behind /var/lib/cni")
 	healthy(t, h)
 }
 
-// TestCNILabels: labels say what CNI cannot carry; one that says nothing is refused.
+// TestCNILabels: labels set options that CNI has no keys for; an unknown netyard label is refused.
 func TestCNILabels(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := hostCNI(t, e, lab.NoEngine())
 		h.Sh("netyard network create web --subnet 10.77.0.0/24")
 		h.Sh("netyard cni install web")
-		h.CtrRun("c1", "--label netyard.mac=02:00:00:00:00:07 --label netyard.rate=20mbit --label netyard.alias=db,store --label nerdctl/name=shop")
+		h.CtrRun("c1", "--label netyard.mac=02:00:00:00:00:07 --label netyard.rate=20mbit --label "+
+			"netyard.alias=db,store --label nerdctl/name=shop")
 		eventually(t, "ps shows the name", func() bool { return strings.Contains(h.Sh("netyard ps"), "shop") })
 		r := ps(t, h)[0]
-		if r.MAC != "02:00:00:00:00:07" || fmt.Sprint(r.Aliases) != "[db store]" || r.ContainerID != "c1" || r.Options["rate"] == "" {
+		if r.MAC != "02:00:00:00:00:07" || fmt.Sprint(r.Aliases) != "[db store]" || r.ContainerID != "c1" ||
+			r.Options["rate"] == "" {
 			t.Errorf("%+v", r)
 		}
 		if out, err := h.CtrExec("c1", "ip link show eth0"); err != nil || !strings.Contains(out, "02:00:00:00:00:07") {
-			t.Errorf("inside: %s %v", out, err)
+			t.Errorf("link in the container: %s %v", out, err)
 		}
 		if _, err := h.TryCtrRun("c2", "--label netyard.mca=x"); err == nil {
-			t.Error("a label that says nothing was taken")
+			t.Error("an unknown netyard label was accepted")
 		}
-		// What an image says is nobody's wish, unless somebody says it, too.
-		image := h.CtrImport("labelled", map[string]string{"netyard.antispoof": "false", "netyard.mac": "02:00:00:00:00:08", "netyard.alias": "db", "netyard.rate": "1gbit", "tier": "web"})
+		// Labels of the image are ignored.
+		image := h.CtrImport("labelled", map[string]string{
+			"netyard.antispoof": "false", "netyard.mac": "02:00:00:00:00:08", "netyard.alias": "db",
+			"netyard.rate": "1gbit", "tier": "web",
+		})
 		h.CtrRunImage(image, "c3", "--label netyard.rate=30mbit")
 		i := slices.IndexFunc(ps(t, h), func(r api.Endpoint) bool { return r.ContainerID == "c3" })
-		if r = ps(t, h)[i]; r.MAC == "02:00:00:00:00:08" || len(r.Aliases) > 0 || len(r.Options) != 1 || r.Options["rate"] == "" {
-			t.Errorf("with an image's labels: %+v", r)
+		if r = ps(t, h)[i]; r.MAC == "02:00:00:00:00:08" || len(r.Aliases) > 0 || len(r.Options) != 1 ||
+			r.Options["rate"] == "" {
+			t.Errorf("with labels of the image: %+v", r)
 		}
 		healthy(t, h)
 	})
 }
 
-// TestCNINames: an engine made another network of a name. Nobody is attached to either by that name, and who was is let
-// go.
+// TestCNINames: after an engine has made a second network with the same name, ADD by that name is refused, while DEL of
+// an attachment from before works.
 func TestCNINames(t *testing.T) {
 	t.Parallel()
 	h := hostCNI(t, lab.Engine2010)
@@ -661,18 +703,20 @@ func TestCNINames(t *testing.T) {
 	a, b := call{id: "a", netns: "/run/netns/a", conf: conf}, call{id: "b", netns: "/run/netns/b", conf: conf}
 	a.do(t, h, "ADD")
 	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.78.0.0/24 web")
-	eventually(t, "there are two", func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 2 })
+	eventually(t, "there are two networks",
+		func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 2 })
 	for _, command := range []string{"ADD", "STATUS"} {
 		b.conf = strings.Replace(conf, `"1.0.0"`, `"1.1.0"`, 1)
 		if _, msg := b.refused(t, h, command); !strings.Contains(msg, "there are 2 of that name") {
-			t.Errorf("%s by a name that two have: %s", command, msg)
+			t.Errorf("%s with an ambiguous name: %s", command, msg)
 		}
 	}
 	a.do(t, h, "CHECK")
 	a.do(t, h, "DEL")
-	eventually(t, "it is gone", func() bool { return len(ps(t, h)) == 0 })
+	eventually(t, "the endpoint is gone", func() bool { return len(ps(t, h)) == 0 })
 	h.Docker("network rm web")
-	eventually(t, "there is one", func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 1 })
+	eventually(t, "there is one network",
+		func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 1 })
 	b.do(t, h, "ADD")
 	b.do(t, h, "DEL")
 	h.Sh("ip netns del a; ip netns del b")

@@ -12,62 +12,62 @@ import (
 	"netyard/integration/lab"
 )
 
-// usual is the engine of a test that shows what netyard does in the kernel, with records, and for whoever types its
-// commands: there the engine only says what is wanted, and one of them says it as well as another.
+// usual is the engine of tests that show what netyard does in the kernel, with records and in its CLI. There the engine
+// only makes requests, and all engines make the same.
 const usual = lab.Engine285
 
-// A column is the engines of tests to which the engine matters, and why it does.
+// A column has the engines of tests to which the engine matters, and why it does.
 type column struct {
 	why     string
 	engines []lab.Engine
 	tests   []string
 }
 
-// columns is the matrix of tests and engines. A test that calls engines and is in none of these runs on the usual one.
-// A test that names its engines itself says there why.
+// columns returns the matrix of tests and engines. A test that calls engines and is not in it runs on the usual engine.
 func columns() []column {
 	const oldest, debian, newest, nft = lab.Engine2010, lab.Engine285, lab.Engine298, lab.Engine298nft
 	return []column{
 		{
-			why:     "the main job, by every engine there is",
+			why:     "the main function, with every engine",
 			engines: []lab.Engine{oldest, lab.Engine261, debian, newest, nft},
 			tests:   []string{"TestBridge"},
 		}, {
-			why:     "what an engine sends when a network is made and a container comes, what it does with the answers, what it shows of a refusal",
+			why: "what an engine sends to create networks and start containers, " +
+				"how it uses the answers, and how it shows errors",
 			engines: []lab.Engine{oldest, debian, newest},
 			tests: []string{
-				"TestIPv6", "TestCompose", "TestOptions", "TestNone", "TestRefusals", "TestPorts", "TestRouted", "TestIsolated", "TestStaticRoutes",
-				"TestMacvlan", "TestHost", "TestDHCP",
+				"TestIPv6", "TestCompose", "TestOptions", "TestNone", "TestRefusals", "TestPorts", "TestRouted",
+				"TestIsolated", "TestStaticRoutes", "TestMacvlan", "TestHost", "TestDHCP",
 			},
 		}, {
-			why:     "networks of IPv6 alone, which older engines do not have",
+			why:     "IPv6-only networks, which older engines do not have",
 			engines: []lab.Engine{debian, newest},
 			tests:   []string{"TestIPv6Alone"},
 		}, {
-			why:     "what an engine forgets, sends again, or takes down when it, netyard or the host ends",
+			why:     "what an engine forgets, repeats or removes when it, netyard or the host ends",
 			engines: []lab.Engine{oldest, debian, newest},
 			tests:   []string{"TestEngineRestarts", "TestLiveRestore", "TestHostDevice"},
 		}, {
-			why:     "the same, where it takes long; TestKilled is about the newest",
+			why:     "the same, in long tests; TestKilled has the newest",
 			engines: []lab.Engine{oldest, debian},
 			tests:   []string{"TestKillAnywhere", "TestDHCPCrash"},
 		}, {
-			why:     "what an engine answers who asks for its networks and containers",
+			why:     "what an engine's API returns about networks and containers",
 			engines: []lab.Engine{oldest, debian, newest},
 			tests:   []string{"TestAgree", "TestDamagedState"},
 		}, {
-			why:     "an engine's own rules beside netyard's: by iptables, and by nftables",
+			why:     "an engine's own rules beside netyard's, by iptables and by nftables",
 			engines: []lab.Engine{debian, nft},
 			tests:   []string{"TestHeals", "TestReachability", "TestPublishedSafely"},
 		}, {
-			why:     "which containerd is beside the engine: 1.6 of Debian 12, and Debian's newest",
+			why:     "the containerd beside the engine: 1.6 of Debian 12, and Debian's newest",
 			engines: []lab.Engine{oldest, debian},
 			tests:   []string{"TestCNI", "TestCNILife", "TestCNILabels"},
 		},
 	}
 }
 
-// enginesOf are the engines that a test runs on.
+// enginesOf returns the engines that a test runs on.
 func enginesOf(test string) []lab.Engine {
 	for _, c := range columns() {
 		if slices.Contains(c.tests, test) {
@@ -77,8 +77,7 @@ func enginesOf(test string) []lab.Engine {
 	return []lab.Engine{usual}
 }
 
-// TestColumns walks the matrix: each test in it is one that runs on engines, is there once, and each engine has the
-// whole of what engines send and forget.
+// TestColumns: each test of the matrix calls engines and is in it once, and each engine has a test.
 func TestColumns(t *testing.T) {
 	t.Parallel()
 	there := callers(t, "engines")
@@ -89,14 +88,14 @@ func TestColumns(t *testing.T) {
 			ran[e] = true
 		}
 		if len(c.engines) < 2 {
-			t.Errorf("%s: the engine does not matter to %v", c.why, c.tests)
+			t.Errorf("%s: %v have only one engine", c.why, c.tests)
 		}
 		for _, name := range c.tests {
 			if !there[name] {
-				t.Errorf("%s: there is no test %s that runs on engines", c.why, name)
+				t.Errorf("%s: no test %s calls engines", c.why, name)
 			}
 			if seen[name] {
-				t.Errorf("%s is there twice", name)
+				t.Errorf("%s is in the matrix twice", name)
 			}
 			seen[name] = true
 		}
@@ -107,11 +106,11 @@ func TestColumns(t *testing.T) {
 		}
 	}
 	if len(there) <= len(seen) {
-		t.Errorf("of %d tests that run on engines %d are about these", len(there), len(seen))
+		t.Errorf("%d tests call engines, and %d are in the matrix", len(there), len(seen))
 	}
 }
 
-// callers are the tests of this package that call a function by its name.
+// callers returns the tests of this package that call a function.
 func callers(t *testing.T, function string) map[string]bool {
 	t.Helper()
 	names, err := filepath.Glob("*_test.go")

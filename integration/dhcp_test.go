@@ -12,45 +12,49 @@ import (
 	"netyard/integration/lab"
 )
 
-// A dhcpLAN is a host that bridges its eth0, and so its containers, to a LAN.
+// A dhcpLAN is a host with a bridge that connects its containers to the LAN.
 type dhcpLAN struct {
 	*lab.Host
 	t       *testing.T
 	servers int
 }
 
-// newDHCP makes a host whose own bridge br-lan has eth0 as a port, as a server's at home or in a rack.
+// newDHCP makes a host whose own bridge br-lan has eth0 as a port.
 func newDHCP(t *testing.T, e lab.Engine) *dhcpLAN {
 	t.Helper()
 	h := lab.New(t, e)
-	h.Sh("ip link add br-lan type bridge && sysctl -qw net.ipv6.conf.br-lan.disable_ipv6=1 && ip link set br-lan up && ip addr flush dev eth0 && ip link set eth0 master br-lan && bridge link set dev eth0 learning off", // or what it learns would come and go
-
-		"&& ip addr add", h.IP+"/24 dev br-lan && ip route add default via", h.Outside.IP, "&& ping -c 1 -W 5", h.Outside.IP)
+	// Without learning off, learned forwarding entries would change the snapshots.
+	h.Sh("ip link add br-lan type bridge && sysctl -qw net.ipv6.conf.br-lan.disable_ipv6=1 && ip link set br-lan up",
+		"&& ip addr flush dev eth0 && ip link set eth0 master br-lan && bridge link set dev eth0 learning off",
+		"&& ip addr add", h.IP+"/24 dev br-lan && ip route add default via", h.Outside.IP,
+		"&& ping -c 1 -W 5", h.Outside.IP)
 	h.Netyard.Start()
 	return &dhcpLAN{Host: h, t: t}
 }
 
-// dnsmasq runs the usual server on the other side of the LAN; range is what it gives.
+// dnsmasq runs dnsmasq as DHCP server on the outside; span is its range of addresses.
 func (d *dhcpLAN) dnsmasq(span string, more ...string) *lab.Service {
 	d.t.Helper()
 	d.servers++
 	name := fmt.Sprintf("dnsmasq%d", d.servers)
 	s := d.Outside.Service(name, append([]string{
-		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=lan", "--log-dhcp", "--log-facility=-",
-		"--user=root", "--pid-file=", "--no-ping", "--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(d.Outside.Dir, name),
+		"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=lan",
+		"--log-dhcp", "--log-facility=-", "--user=root", "--pid-file=", "--no-ping",
+		"--dhcp-authoritative", "--dhcp-leasefile=" + filepath.Join(d.Outside.Dir, name),
 		"--dhcp-range=" + span,
 	}, more...)...)
 	s.Start()
 	return s
 }
 
-// udhcpd runs a server whose leases can be as short as a test.
+// udhcpd runs a DHCP server that allows very short leases.
 func (d *dhcpLAN) udhcpd(start, end string, seconds int) *lab.Service {
 	d.t.Helper()
 	d.servers++
 	name := fmt.Sprintf("udhcpd%d", d.servers)
 	file := filepath.Join(d.Outside.Dir, name)
-	conf := fmt.Sprintf("start %s\nend %s\ninterface lan\nlease_file %s.leases\npidfile %s.pid\nmin_lease 1\noption lease %d\noption subnet 255.255.255.0\noption router %s\n",
+	conf := fmt.Sprintf("start %s\nend %s\ninterface lan\nlease_file %s.leases\npidfile %s.pid\nmin_lease 1\n"+
+		"option lease %d\noption subnet 255.255.255.0\noption router %s\n",
 		start, end, file, file, seconds, d.Outside.IP)
 	for name, text := range map[string]string{file: conf, file + ".leases": ""} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
@@ -62,14 +66,15 @@ func (d *dhcpLAN) udhcpd(start, end string, seconds int) *lab.Service {
 	return s
 }
 
+// says waits until the log of a service has these words.
 func (d *dhcpLAN) says(s *lab.Service, words ...string) {
 	d.t.Helper()
 	for _, w := range words {
-		eventually(d.t, s.Name+" says "+w, func() bool { return strings.Contains(s.Log(), w) })
+		eventually(d.t, s.Name+" logs "+w, func() bool { return strings.Contains(s.Log(), w) })
 	}
 }
 
-// leases are those of DHCP servers.
+// leases returns the leases from DHCP servers.
 func (d *dhcpLAN) leases() (out []api.Lease) {
 	d.t.Helper()
 	for _, l := range parse[[]api.Lease](d.t, d.Sh("netyard lease ls --json")) {
@@ -82,13 +87,15 @@ func (d *dhcpLAN) leases() (out []api.Lease) {
 
 const onBridge = "-d netyard-bridge -o com.docker.network.bridge.name=br-lan"
 
-// TestDHCP goes through the life of containers whose addresses come from the LAN's server.
+// TestDHCP: containers get addresses, routes and other options from the LAN's DHCP server, and release their leases.
 func TestDHCP(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		d := newDHCP(t, e)
 		before := d.Snapshot()
-		server := d.dnsmasq("203.0.113.100,203.0.113.110,255.255.255.0,120", "--dhcp-option=3,"+d.Outside.IP, "--dhcp-option=6,203.0.113.8",
-			"--enable-ra", "--dhcp-range=2001:db8:113::1000,2001:db8:113::1fff,64,120", "--dhcp-option=42,203.0.113.9", "--dhcp-option=26,1400", "--dhcp-option=121,198.51.100.0/24,"+d.Outside.IP+",0.0.0.0/0,"+d.Outside.IP)
+		server := d.dnsmasq("203.0.113.100,203.0.113.110,255.255.255.0,120", "--dhcp-option=3,"+d.Outside.IP,
+			"--dhcp-option=6,203.0.113.8",
+			"--enable-ra", "--dhcp-range=2001:db8:113::1000,2001:db8:113::1fff,64,120", "--dhcp-option=42,203.0.113.9",
+			"--dhcp-option=26,1400", "--dhcp-option=121,198.51.100.0/24,"+d.Outside.IP+",0.0.0.0/0,"+d.Outside.IP)
 		d.Outside.Sh("ip addr add 198.51.100.1/32 dev lo")
 		for _, create := range []string{
 			onBridge + " --ipam-driver netyard-dhcp --ipam-opt vendor_class=box",
@@ -108,11 +115,12 @@ func TestDHCP(t *testing.T) {
 			d.Ping("web", "198.51.100.1")
 			six := strings.Contains(create, "ipv6=dhcp")
 			if six {
-				eventually(t, "DHCPv6 has given an address", func() bool {
-					return strings.Contains(d.Exec("web", "ip -6 addr show dev eth0"), "inet6 2001:db8:113::1") && strings.Contains(d.Sh("netyard lease ls"), "dhcpv6")
+				eventually(t, "the container has a DHCPv6 address", func() bool {
+					return strings.Contains(d.Exec("web", "ip -6 addr show dev eth0"), "inet6 2001:db8:113::1") &&
+						strings.Contains(d.Sh("netyard lease ls"), "dhcpv6")
 				})
 				d.Ping("web", d.Outside.IP6)
-			} else { // on macvlan the host is apart from its containers
+			} else { // on macvlan containers do not reach the host
 				d.Ping("web", d.IP)
 			}
 			d.Ping("web", "db")
@@ -120,8 +128,10 @@ func TestDHCP(t *testing.T) {
 			has(t, d.Exec("web", "ip route"), "198.51.100.0/24 via "+d.Outside.IP)
 			d.says(server, "vendor class: box", "client provides name: shop", "client provides name: db")
 			list := d.leases()
-			if len(list) != 2 || list[0].State != "bound" || list[0].Server != d.Outside.IP || time.Until(list[0].Expires) > 2*time.Minute ||
-				list[0].Network != "lan" || strings.Join(list[0].DNS, " ") != "203.0.113.8" || strings.Join(list[0].NTP, " ") != "203.0.113.9" {
+			if len(list) != 2 || list[0].State != "bound" || list[0].Server != d.Outside.IP ||
+				time.Until(list[0].Expires) > 2*time.Minute ||
+				list[0].Network != "lan" || strings.Join(list[0].DNS, " ") != "203.0.113.8" ||
+				strings.Join(list[0].NTP, " ") != "203.0.113.9" {
 				t.Errorf("leases %+v", list)
 			}
 			has(t, d.Sh("netyard lease ls"), addr)
@@ -142,7 +152,7 @@ func TestDHCP(t *testing.T) {
 	})
 }
 
-// TestDHCPAsked: --ip, with the LAN's subnet, and what is refused.
+// TestDHCPAsked: --ip is honoured with --subnet of the LAN, and invalid requests are refused.
 func TestDHCPAsked(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		d := newDHCP(t, e)
@@ -163,13 +173,13 @@ func TestDHCPAsked(t *testing.T) {
 		began := time.Now()
 		out := d.DockerErr("run --rm --network lan busybox true")
 		has(t, out, "get an address by DHCP on br-lan: no DHCP server answered within 7s")
-		if took := time.Since(began); took > 20*time.Second { // the engine's own time included, on a busy machine
-			t.Errorf("it took %v to say that there is no server", took)
+		if took := time.Since(began); took > 20*time.Second { // with the engine's own time, on a busy machine
+			t.Errorf("the error without a server took %v", took)
 		}
 		server := d.dnsmasq("203.0.113.100,203.0.113.101,255.255.255.0,120")
 		d.Run("c1", "--network lan --ip 203.0.113.101")
 		if a := d.Addr("c1", "lan"); a != "203.0.113.101" {
-			t.Errorf("asked for 203.0.113.101, got %s", a)
+			t.Errorf("requested 203.0.113.101, got %s", a)
 		}
 		d.Run("c2", "--network lan")
 		d.Ping("c1", "c2")
@@ -182,7 +192,7 @@ func TestDHCPAsked(t *testing.T) {
 	})
 }
 
-// TestDHCPRenewal: short leases go on under traffic that loses nothing, whatever becomes of netyard and of the server
+// TestDHCPRenewal: short leases are renewed without loss of traffic, although netyard and the server are killed
 // meanwhile.
 func TestDHCPRenewal(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
@@ -208,21 +218,23 @@ func TestDHCPRenewal(t *testing.T) {
 		}
 		extended := func(than time.Time) {
 			t.Helper()
-			eventually(t, "there is more time", func() bool { return expires().After(than) })
+			eventually(t, "the lease is renewed", func() bool { return expires().After(than) })
 		}
 		extended(expires())
 		d.Netyard.Kill()
 		d.Netyard.Start()
 		extended(expires())
 		server.Kill()
-		eventually(t, "it is time to ask again, and the server is away", func() bool { return time.Until(expires()) < seconds*time.Second*2/5 })
+		eventually(t, "the time to renew has passed without the server", func() bool {
+			return time.Until(expires()) < seconds*time.Second*2/5
+		})
 		server.Start()
 		extended(expires())
 		if out := <-pings; !strings.Contains(out, " 0% packet loss") {
-			t.Errorf("traffic was lost: %s", out[max(0, len(out)-300):])
+			t.Errorf("packets were lost: %s", out[max(0, len(out)-300):])
 		}
 		if acks := strings.Count(server.Log(), "sending ACK to "+addr); acks < 4 {
-			t.Errorf("the server granted it %d times in three lease times:\n%s", acks, server.Log())
+			t.Errorf("the server sent %d ACKs in three lease times:\n%s", acks, server.Log())
 		}
 		healthy(t, d.Host)
 		d.Docker("rm -f web")
@@ -230,8 +242,8 @@ func TestDHCPRenewal(t *testing.T) {
 	})
 }
 
-// TestDHCPCrash: the daemon dies while a server is asked, and while one has just granted; nothing is left but a start
-// that failed.
+// TestDHCPCrash: the daemon is killed while it asks for a lease, and right after one was granted; the container's start
+// fails, and nothing is left.
 func TestDHCPCrash(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		d := newDHCP(t, e)
@@ -244,8 +256,8 @@ func TestDHCPCrash(t *testing.T) {
 				failed <- err
 			}()
 		}
-		start() // nobody answers
-		eventually(t, "a server is asked for", func() bool { return strings.Contains(d.Sh("ip -o link"), "nyw-") })
+		start() // there is no server
+		eventually(t, "a server is looked for", func() bool { return strings.Contains(d.Sh("ip -o link"), "nyw-") })
 		d.Netyard.Kill()
 		d.Netyard.Start()
 		if err := <-failed; err == nil {
@@ -264,7 +276,7 @@ func TestDHCPCrash(t *testing.T) {
 		d.Netyard.Wait(time.Minute)
 		d.Netyard.Start()
 		<-failed
-		d.says(server, "DHCPACK(lan)", "DHCPRELEASE(lan)") // nobody was told of that lease
+		d.says(server, "DHCPACK(lan)", "DHCPRELEASE(lan)") // the lease was not recorded
 		eventually(t, "no lease is left", func() bool { return len(d.leases()) == 0 })
 		d.SameAs(before)
 		d.Run("c1", "--network lan")

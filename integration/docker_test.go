@@ -8,7 +8,7 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestBridge is the main job: containers of a real engine on netyard's networks.
+// TestBridge: the main function: containers of a real engine on netyard's bridge networks.
 func TestBridge(t *testing.T) { engines(t, bridgeWorks) }
 
 func bridgeWorks(t *testing.T, e lab.Engine) {
@@ -37,17 +37,19 @@ func bridgeWorks(t *testing.T, e lab.Engine) {
 			h.Ping("c4", "c5")
 			h.PingFail("c3", h.Addr("c1", "a"))
 			noRoute(t, h, "c4")
-			// Nor does a route help, if a container gets itself one.
-			h.In("c4").Tool("ip route add default via", h.Docker("network inspect -f '{{(index .IPAM.Config 0).Gateway}}' in"))
+			// A route that the container sets itself does not help either.
+			h.In("c4").Tool("ip route add default via",
+				h.Docker("network inspect -f '{{(index .IPAM.Config 0).Gateway}}' in"))
 			h.PingFail("c4", h.Outside.IP)
 			h.PingFail("c4", h.Addr("c1", "a"))
 			h.PingFail("c1", h.Addr("c4", "in"))
 			for _, network := range []string{"tcp", "udp"} {
 				server := h.Outside.Listen(network, h.Outside.IP+":7")
-				has(t, h.In("c1").Dial(network, server.Addr), h.IP+":") // it comes with the host's address
+				has(t, h.In("c1").Dial(network, server.Addr), h.IP+":") // masqueraded with the host's address
 			}
-			// With a route of its own, the outside still does not get in, nor the inside of an internal network out.
-			h.Outside.Sh("ip route add 10.64.0.0/10 via", h.IP, "&& ip route add 172.16.0.0/12 via", h.IP, "&& ip route add 192.168.0.0/16 via", h.IP)
+			// With routes to the containers, the outside still does not reach them.
+			h.Outside.Sh("ip route add 10.64.0.0/10 via", h.IP, "&& ip route add 172.16.0.0/12 via", h.IP,
+				"&& ip route add 192.168.0.0/16 via", h.IP)
 			h.In("c1").Listen("tcp", ":80")
 			h.Outside.DialFail("tcp", h.Addr("c1", "a")+":80")
 			h.Outside.Sh("ip route del 10.64.0.0/10 && ip route del 172.16.0.0/12 && ip route del 192.168.0.0/16")
@@ -61,7 +63,7 @@ func bridgeWorks(t *testing.T, e lab.Engine) {
 	}
 }
 
-// host6 is a host that forwards IPv6 already: what netyard does where it does not stays for good (beside.Forwarding).
+// host6 boots a host that forwards IPv6 already; otherwise netyard would enable it, which stays (beside.Forwarding).
 func host6(t *testing.T, e lab.Engine, opts ...lab.Option) *lab.Host {
 	t.Helper()
 	h := lab.New(t, e, opts...)
@@ -79,7 +81,7 @@ func TestIPv6(t *testing.T) {
 		h.Run("c2", "--network both --ip 10.77.0.77 --ip6 fd77::77")
 		h.Run("c3", "--network other")
 		if a, a6 := h.Addr("c2", "both"), h.Addr6("c2", "both"); a != "10.77.0.77" || a6 != "fd77::77" {
-			t.Errorf("asked for 10.77.0.77 and fd77::77, got %s and %s", a, a6)
+			t.Errorf("requested 10.77.0.77 and fd77::77, got %s and %s", a, a6)
 		}
 		h.Ping("c1", "fd77::77")
 		h.Ping("c1", h.Outside.IP6)
@@ -91,7 +93,7 @@ func TestIPv6(t *testing.T) {
 	})
 }
 
-// TestIPv6Alone: networks without IPv4, and a subnet of the host's own block.
+// TestIPv6Alone: networks without IPv4, and an IPv6 subnet from the host's own block.
 func TestIPv6Alone(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -110,7 +112,7 @@ func TestIPv6Alone(t *testing.T) {
 	})
 }
 
-// noRoute wants a container to have no way out to begin with.
+// noRoute checks that a container has no route to the outside.
 func noRoute(t *testing.T, h *lab.Host, container string) {
 	t.Helper()
 	if out := h.ExecErr(container, "ping -c 1 -W 1 "+h.Outside.IP); !strings.Contains(out, "unreachable") {
@@ -118,8 +120,7 @@ func noRoute(t *testing.T, h *lab.Host, container string) {
 	}
 }
 
-// TestCompose goes through what docker compose does: several networks, connect and disconnect while it runs, restart,
-// rm.
+// TestCompose: what docker compose does: several networks, connect and disconnect of a running container, restart, rm.
 func TestCompose(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -133,21 +134,21 @@ func TestCompose(t *testing.T) {
 		h.Run("db", "--network back")
 		h.Ping("db", "app")
 		h.Ping("web", "db")
-		h.Ping("web", h.Outside.IP) // the default route is the front's
+		h.Ping("web", h.Outside.IP) // the default route is that of front
 		noRoute(t, h, "db")
 		h.Docker("network disconnect back web")
-		h.ExecErr("db", "ping -c 1 -W 1 app") // nobody knows the name any more
+		h.ExecErr("db", "ping -c 1 -W 1 app") // the name is not resolved any more
 		h.Docker("network connect back web")
 		h.Ping("web", "db")
 		h.Run("f1", "--network front")
 		h.Run("t1", "--network theirs")
-		h.PingFail("f1", h.Addr("t1", "theirs")) // Docker's own networks are apart from netyard's
+		h.PingFail("f1", h.Addr("t1", "theirs")) // Docker's own networks are isolated from netyard's
 		h.PingFail("t1", h.Addr("f1", "front"))
 		h.Ping("t1", h.Outside.IP)
 		h.Docker("rm -f f1 t1")
 		h.Docker("network connect theirs web")
 		h.Docker("network disconnect front web")
-		h.Ping("web", h.Outside.IP) // now over Docker's own
+		h.Ping("web", h.Outside.IP) // now over Docker's own network
 		h.Docker("network connect front web")
 		h.Docker("network disconnect theirs web")
 		h.Ping("web", h.Outside.IP)
@@ -167,10 +168,12 @@ func TestCompose(t *testing.T) {
 func TestOptions(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
-		h.Docker("network create -d netyard-bridge -o com.docker.network.driver.mtu=1400 -o com.docker.network.bridge.name=web0 -o com.docker.network.container_iface_prefix=net named")
+		h.Docker("network create -d netyard-bridge -o com.docker.network.driver.mtu=1400",
+			"-o com.docker.network.bridge.name=web0 -o com.docker.network.container_iface_prefix=net named")
 		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.enable_icc=false apart")
-		if e == lab.Engine2010 { // to which the newer client cannot say this
-			h.Sh("/usr/bin/docker -H unix:///run/docker.sock run -d --name c1 --network named --mac-address 02:11:22:33:44:55 busybox sleep 1d")
+		if e == lab.Engine2010 { // the newer client cannot pass --mac-address to it
+			h.Sh("/usr/bin/docker -H unix:///run/docker.sock run -d --name c1 --network named",
+				"--mac-address 02:11:22:33:44:55 busybox sleep 1d")
 		} else {
 			h.Run("c1", "--network named --mac-address 02:11:22:33:44:55")
 		}
@@ -184,12 +187,15 @@ func TestOptions(t *testing.T) {
 		h.Ping("c2", h.Outside.IP)
 
 		// The host's own bridge, with the LAN's gateway on it.
-		h.Sh("ip link add lan0 address 02:00:00:00:00:99 type bridge && ip link set lan0 up && ip addr add 10.80.0.1/24 dev lan0")
+		h.Sh("ip link add lan0 address 02:00:00:00:00:99 type bridge && ip link set lan0 up &&",
+			"ip addr add 10.80.0.1/24 dev lan0")
 		look := func() string {
-			return h.Tool("ip -o -4 addr show dev lan0; ip -o link show dev lan0 | grep -o 'mtu [0-9]*\\|ether [0-9a-f:]*'")
+			return h.Tool("ip -o -4 addr show dev lan0; ip -o link show dev lan0 | grep -o 'mtu [0-9]*\\|ether " +
+				"[0-9a-f:]*'")
 		}
 		before := look()
-		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.name=lan0 --subnet 10.80.0.0/24 --gateway 10.80.0.1 lan")
+		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.name=lan0",
+			"--subnet 10.80.0.0/24 --gateway 10.80.0.1 lan")
 		h.Run("c4", "--network lan")
 		h.Run("c5", "--network lan")
 		h.Ping("c4", "c5")
@@ -198,7 +204,7 @@ func TestOptions(t *testing.T) {
 		h.Docker("rm -f c4 c5")
 		h.Docker("network rm lan")
 		if after := look(); after != before {
-			t.Errorf("the host's bridge was altered:\n%s\n%s", before, after)
+			t.Errorf("the host's bridge was changed:\n%s\n%s", before, after)
 		}
 		h.Sh("ip link del lan0")
 	})
@@ -207,14 +213,18 @@ func TestOptions(t *testing.T) {
 func TestNone(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
-		for i, create := range []string{"-d netyard-none --ipam-driver netyard-none", "-d netyard-none --ipam-driver null", "-d netyard-none", "-d netyard -o mode=none --ipam-driver null"} {
+		for i, create := range []string{
+			"-d netyard-none --ipam-driver netyard-none", "-d netyard-none --ipam-driver null",
+			"-d netyard-none", "-d netyard -o mode=none --ipam-driver null",
+		} {
 			name := fmt.Sprintf("n%d", i)
 			h.Docker("network create", create, name)
 			h.Run("c"+name, "--network "+name)
 			if links := h.Exec("c"+name, "ls /sys/class/net"); links != "lo" {
 				t.Errorf("%s: a container has the links %q", create, links)
 			}
-			if out := h.DockerErr("run --rm -p 8080:80 --network", name, "busybox sleep 1"); !strings.Contains(out, "publish 8080:80/tcp") {
+			out := h.DockerErr("run --rm -p 8080:80 --network", name, "busybox sleep 1")
+			if !strings.Contains(out, "publish 8080:80/tcp") {
 				t.Errorf("%s: -p: %s", create, out)
 			}
 		}
@@ -226,7 +236,7 @@ func TestNone(t *testing.T) {
 	})
 }
 
-// TestRefusals: each a one-line error that names the thing, and nothing changed.
+// TestRefusals: invalid requests are refused in one line that names the cause, and nothing changes.
 func TestRefusals(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -247,22 +257,27 @@ func TestRefusals(t *testing.T) {
 		} {
 			out := h.DockerErr(cmd)
 			has(t, out, want)
-			if lines := strings.Count(strings.TrimSpace(strings.Split(out, "\n\nRun 'docker")[0]), "\n"); lines > 0 && !strings.HasPrefix(out, "docker:") {
-				t.Errorf("%s: more than one line: %q", cmd, out)
+			text := strings.TrimSpace(strings.Split(out, "\n\nRun 'docker")[0])
+			if strings.Contains(text, "\n") && !strings.HasPrefix(out, "docker:") {
+				t.Errorf("%s: the error has several lines: %q", cmd, out)
 			}
 		}
-		if out, err := h.TrySh("netyard serve --state-dir", h.Dir+"/state", "--run-dir /run/other --plugin-dir /run/other 2>&1"); err == nil {
+		if out, err := h.TrySh("netyard serve --state-dir", h.Dir+"/state",
+			"--run-dir /run/other --plugin-dir /run/other 2>&1"); err == nil {
 			t.Error("a second daemon started on the same state")
 		} else {
 			has(t, out, "in use by process")
 		}
-		if out, err := h.TrySh("netyard serve --state-dir /run/other --run-dir /run/other --plugin-dir /run/docker/plugins 2>&1"); err == nil {
+		if out, err := h.TrySh("netyard serve --state-dir /run/other --run-dir /run/other --plugin-dir " +
+			"/run/docker/plugins 2>&1"); err == nil {
 			t.Error("a second daemon took the first one's sockets")
 		} else {
 			has(t, out, "another daemon answers there")
 		}
 		h.Sh("rm -rf /run/other")
-		if modes := h.Sh("stat -c %a /run/netyard /run/netyard/netyard.sock /run/docker/plugins/netyard.sock /run/docker/plugins/netyard-bridge.sock"); modes != "700\n600\n600\n600" {
+		modes := h.Sh("stat -c %a /run/netyard /run/netyard/netyard.sock",
+			"/run/docker/plugins/netyard.sock /run/docker/plugins/netyard-bridge.sock")
+		if modes != "700\n600\n600\n600" {
 			t.Errorf("modes of the sockets: %q", modes)
 		}
 		h.SameAs(before)

@@ -21,9 +21,10 @@ import (
 	"netyard/modes/all"
 )
 
-// root is the top of the module, as seen from the folder of this test.
+// root is the root of the module, relative to this package.
 const root = ".."
 
+// read returns a file of the module.
 func read(t *testing.T, path string) string {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(root, path))
@@ -33,14 +34,14 @@ func read(t *testing.T, path string) string {
 	return string(raw)
 }
 
-// netyard runs the program in this process and returns what it printed.
+// netyard runs the program in this process and returns its output.
 func netyard(t *testing.T, args ...string) string {
 	t.Helper()
 	t.Setenv("NETYARD_RUN_DIR", "/run/netyard")
-	var out, complaint bytes.Buffer
-	p := cli.Program{Version: "test", Stdout: &out, Stderr: &complaint}
+	var out, stderr bytes.Buffer
+	p := cli.Program{Version: "test", Stdout: &out, Stderr: &stderr}
 	if code := p.Run(t.Context(), append([]string{"netyard"}, args...)); code != 0 {
-		t.Fatalf("netyard %s: %d %s", strings.Join(args, " "), code, complaint.String())
+		t.Fatalf("netyard %s: %d %s", strings.Join(args, " "), code, stderr.String())
 	}
 	return out.String()
 }
@@ -64,7 +65,7 @@ func TestDocsOptions(t *testing.T) {
 	}
 }
 
-// inTable wants a row of a table of the page to name a thing.
+// inTable checks that a row of a table on a page has a name.
 func inTable(t *testing.T, page, name string) {
 	t.Helper()
 	for line := range strings.SplitSeq(read(t, page), "\n") {
@@ -72,17 +73,17 @@ func inTable(t *testing.T, page, name string) {
 			return
 		}
 	}
-	t.Errorf("no table of %s names `%s`", page, name)
+	t.Errorf("no table of %s has `%s`", page, name)
 }
 
-// TestDocsConfiguration: every flag of serve and every key of its file is in the table of docs/operations.md, and the
-// file shown there is the defaults.
+// TestDocsConfiguration: the table of docs/operations.md has every flag of serve and every key of its file, and the
+// file shown there has the defaults.
 func TestDocsConfiguration(t *testing.T) {
 	const page = "docs/operations.md"
 	flags := regexp.MustCompile(`(?m)^ +--([a-z0-9-]+)`).FindAllStringSubmatch(netyard(t, "serve", "--help"), -1)
 	keys := regexp.MustCompile("yaml:\"([a-z0-9_]+)\"").FindAllStringSubmatch(read(t, "cli/config.go"), -1)
-	if len(flags) < 10 || len(keys) < 10 { // more than half of what there is: this test reads them wrongly
-		t.Fatalf("only found the flags %v and the keys %v", flags, keys)
+	if len(flags) < 10 || len(keys) < 10 { // there are more, so this test reads them wrongly
+		t.Fatalf("found only the flags %v and the keys %v", flags, keys)
 	}
 	for _, f := range flags {
 		if f[1] != "help" {
@@ -107,7 +108,7 @@ func TestDocsConfiguration(t *testing.T) {
 		t.Errorf("%s does not show the defaults (-want +got):\n%s", page, d)
 	}
 	if d := cmp.Diff(defaults, decode(t, netyard(t, "serve", "--check", "--config", file))); d != "" {
-		t.Errorf("the file shown in %s means something else (-want +got):\n%s", page, d)
+		t.Errorf("the file shown in %s is read as other values (-want +got):\n%s", page, d)
 	}
 }
 
@@ -119,7 +120,7 @@ func decode(t *testing.T, text string) (v map[string]any) {
 	return v
 }
 
-// TestDocsRuleset: the ruleset that is explained is the one that is loaded.
+// TestDocsRuleset: docs/firewall.md shows the ruleset that is loaded.
 func TestDocsRuleset(t *testing.T) {
 	t.Parallel()
 	if !strings.Contains(read(t, "docs/firewall.md"), read(t, "kernel/testdata/ruleset.nft")) {
@@ -127,7 +128,7 @@ func TestDocsRuleset(t *testing.T) {
 	}
 }
 
-// TestDocsLinks: every file, and every heading of one, that a Markdown page links to is there.
+// TestDocsLinks: every file and every heading that a Markdown page links to exists.
 func TestDocsLinks(t *testing.T) {
 	t.Parallel()
 	links := 0
@@ -142,8 +143,8 @@ func TestDocsLinks(t *testing.T) {
 			}
 		}
 	}
-	if links < 20 { // there are more: this test reads them wrongly
-		t.Errorf("only found %d links", links)
+	if links < 20 { // there are more, so this test reads them wrongly
+		t.Errorf("found only %d links", links)
 	}
 }
 
@@ -162,7 +163,7 @@ func TestDocsIndex(t *testing.T) {
 	}
 }
 
-// pages are all Markdown files of the module.
+// pages returns all Markdown files of the module.
 func pages(t *testing.T) (files []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -186,7 +187,7 @@ var (
 	linked = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 )
 
-// linksOf are the targets of a page's links; what stands in code is none.
+// linksOf returns the targets of a page's links, without those in code.
 func linksOf(text string) (links []string) {
 	for _, m := range linked.FindAllStringSubmatch(inline.ReplaceAllString(fenced.ReplaceAllString(text, ""), ""), -1) {
 		links = append(links, m[1])
@@ -194,6 +195,7 @@ func linksOf(text string) (links []string) {
 	return links
 }
 
+// follow checks that the target of a link exists.
 func follow(t *testing.T, page string, u *url.URL) {
 	t.Helper()
 	target := page
@@ -205,12 +207,12 @@ func follow(t *testing.T, page string, u *url.URL) {
 		return
 	}
 	if u.Fragment != "" && !anchors(read(t, target))[u.Fragment] {
-		t.Errorf("%s links to %s, and no heading there is called so", page, u)
+		t.Errorf("%s links to %s, which has no such heading", page, u)
 	}
 }
 
-// anchors are the names of a page's headings as the usual renderers make them: small letters, no punctuation, a dash
-// for a space.
+// anchors returns the anchors of a page's headings as common renderers make them: lower case, without punctuation, with
+// dashes for spaces.
 func anchors(text string) map[string]bool {
 	names := map[string]bool{}
 	for line := range strings.SplitSeq(fenced.ReplaceAllString(text, ""), "\n") {

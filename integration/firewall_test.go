@@ -8,8 +8,8 @@ import (
 	"netyard/integration/lab"
 )
 
-// published starts a container that publishes port 80 in each way, and says on what addresses, from port 8000 of the
-// host on.
+// published starts a container that publishes port 80 on several host addresses, from host port 8000 on, and returns
+// those addresses; an empty one means all.
 func published(h *lab.Host) (binds []string) {
 	matrixNetworks(h)
 	binds = []string{"", h.IP, "[" + h.IP6 + "]", "127.0.0.1", "[::1]"}
@@ -29,43 +29,43 @@ func published(h *lab.Host) (binds []string) {
 	return binds
 }
 
-// firewalldWith says whether firewalld can run beside the engine here. That of Debian 12, with libnftables 1.0.6, ends
-// with a segmentation fault when it reads tables that a newer nft made, as engine 29 does with that of its root; a
-// machine has one nft, and there it does not happen.
+// firewalldWith says whether firewalld can run beside the engine here. Debian 12's, with libnftables 1.0.6, crashes
+// with a segmentation fault when it reads tables made by a newer nft, such as that in the root of engine 29. On a real
+// machine, which has one nft, this does not happen.
 func firewalldWith(t *testing.T, e lab.Engine) bool {
 	t.Helper()
 	if e.Nftables() {
-		t.Log("libnftables 1.0.6 cannot read the tables of nft 1.1: what is tested here is tested with iptables")
+		t.Log("not tested with nftables, since libnftables 1.0.6 cannot read the tables of nft 1.1")
 	}
 	return !e.Nftables()
 }
 
-// keepRules brings the tables that iptables shows back to what they were, when the test ends: a firewall leaves its
-// chains behind.
+// keepRules saves the tables of iptables; restore restores them, since a firewall leaves its chains behind.
 func keepRules(h *lab.Host) (restore func()) {
 	h.Sh("iptables-save | grep -v nyb- >/tmp/v4; ip6tables-save | grep -v nyb- >/tmp/v6; true")
 	return func() {
-		h.Sh("for t in iptables ip6tables; do for p in INPUT FORWARD OUTPUT; do $t -P $p ACCEPT; done; $t -F; $t -X; done; iptables-restore </tmp/v4; ip6tables-restore </tmp/v6")
+		h.Sh("for t in iptables ip6tables; do for p in INPUT FORWARD OUTPUT; do $t -P $p ACCEPT; done; " +
+			"$t -F; $t -X; done; iptables-restore </tmp/v4; ip6tables-restore </tmp/v6")
 	}
 }
 
-// works wants what a host without any other firewall has: containers get out, reach each other, and are reached on
-// their ports; and what is kept apart stays so.
+// works checks that everything works as on a host without another firewall: containers reach the outside and each
+// other, and are reached on their published ports; and networks stay isolated.
 func works(t *testing.T, h *lab.Host, binds []string, when string) {
 	t.Helper()
 	t.Log(when)
 	for _, to := range []string{h.Outside.IP, h.Outside.IP6} {
-		reach(t, when+": a container gets out", h.In("web"), "tcp", "["+to+"]:7000", true)
+		reach(t, when+": a container to the outside", h.In("web"), "tcp", "["+to+"]:7000", true)
 	}
-	reach(t, when+": a container reaches its neighbour", h.In("peer"), "tcp", "["+h.Addr("web", "a")+"]:80", true)
-	reach(t, when+": a container reaches its neighbour by IPv6", h.In("peer"), "tcp", "["+h.Addr6("web", "a")+"]:80", true)
-	reach(t, when+": networks are apart", h.In("stranger"), "tcp", h.Addr("web", "a")+":80", false)
-	reach(t, when+": an unpublished port is closed to the LAN", h.Outside.Net, "tcp", h.Addr("web", "a")+":80", false)
+	reach(t, when+": a container to its neighbour", h.In("peer"), "tcp", "["+h.Addr("web", "a")+"]:80", true)
+	reach(t, when+": a container to its neighbour by IPv6", h.In("peer"), "tcp", "["+h.Addr6("web", "a")+"]:80", true)
+	reach(t, when+": a container to another network", h.In("stranger"), "tcp", h.Addr("web", "a")+":80", false)
+	reach(t, when+": the LAN to an unpublished port", h.Outside.Net, "tcp", h.Addr("web", "a")+":80", false)
 	matrix(t, h, binds)
 }
 
-// TestBesideUfw: with the real ufw enabled, published ports are open and containers get out, whoever starts first. ufw
-// knows no engine, and netyard's rules are the same beside each, so one is enough; it is the newest.
+// TestBesideUfw: with ufw enabled, published ports are open and containers reach the outside, whichever starts first.
+// One engine is enough: ufw is independent of engines, and netyard's rules are the same beside each.
 func TestBesideUfw(t *testing.T) {
 	t.Parallel()
 	h := lab.New(t, lab.Engine285)
@@ -78,18 +78,18 @@ func TestBesideUfw(t *testing.T) {
 	binds := published(h)
 	fw.Sh("ufw --force enable")
 	healthy(t, h)
-	works(t, h, binds, "ufw came last")
+	works(t, h, binds, "ufw started last")
 	h.Netyard.Restart()
 	fw.Sh("ufw reload; ufw allow 22/tcp; ufw route deny proto tcp from any to any port 4444")
 	healthy(t, h)
-	works(t, h, binds, "netyard came last, and ufw was reloaded")
+	works(t, h, binds, "netyard started last, and ufw was reloaded")
 	h.Listen("tcp", ":9999")
-	h.Outside.DialFail("tcp", h.IP+":9999") // the host's own ports are ufw's
+	h.Outside.DialFail("tcp", h.IP+":9999") // ufw decides about the host's own ports
 	fw.Sh("ufw --force disable")
 	restore()
 }
 
-// TestBesideFirewalld: likewise with the real firewalld, and across its reloads.
+// TestBesideFirewalld: the same with firewalld, also after its reloads.
 func TestBesideFirewalld(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		if !firewalldWith(t, e) {
@@ -100,7 +100,7 @@ func TestBesideFirewalld(t *testing.T) {
 		h.Netyard.Env = append(h.Netyard.Env, lab.Bus)
 		fw := h.Firewall()
 		firewalld := fw.Firewalld()
-		h.Dockerd.Env = append(h.Dockerd.Env, lab.Bus) // it puts its own rules back after a reload
+		h.Dockerd.Env = append(h.Dockerd.Env, lab.Bus) // it restores its own rules after a reload
 		h.Dockerd.Restart()
 		h.Netyard.Start()
 		h.Outside.Listen("tcp", ":7000")
@@ -116,7 +116,7 @@ func TestBesideFirewalld(t *testing.T) {
 		}
 		inZone()
 		healthy(t, h)
-		works(t, h, binds, "firewalld came last")
+		works(t, h, binds, "firewalld started last")
 		fw.Sh(lab.Bus + " firewall-cmd --reload")
 		inZone()
 		works(t, h, binds, "firewalld was reloaded")
@@ -135,8 +135,8 @@ func TestBesideFirewalld(t *testing.T) {
 	})
 }
 
-// TestHostFirewallDecides: with publish=host, a published port is open to whom the host's own firewall opens it, and to
-// nobody else.
+// TestHostFirewallDecides: with publish=host, a published port is open only to those for whom the host's own firewall
+// allows it.
 func TestHostFirewallDecides(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		if !firewalldWith(t, e) {
@@ -169,38 +169,38 @@ func TestHostFirewallDecides(t *testing.T) {
 			reach(t, "the host itself", h.Net, proto, fmt.Sprintf("%s:%d", h.IP, port), true)
 			reach(t, "the host by loopback", h.Net, proto, fmt.Sprintf("127.0.0.1:%d", port), true)
 		}
-		open("tcp", 8000) // without a firewall all is open
+		open("tcp", 8000) // without a firewall all ports are open
 		open("udp", 8000)
 		open("tcp", 9005)
 		fw.Sh("ufw --force enable")
-		closed("ufw came", "tcp", 8000)
-		closed("ufw came", "udp", 8000)
-		closed("ufw came", "tcp", 9005)
+		closed("ufw is enabled", "tcp", 8000)
+		closed("ufw is enabled", "udp", 8000)
+		closed("ufw is enabled", "tcp", 9005)
 		fw.Sh("ufw allow 8000/tcp; ufw allow 9000:9009/tcp")
 		open("tcp", 8000)
 		open("tcp", 9005)
 		closed("ufw allows TCP only", "udp", 8000)
 		fw.Sh("ufw delete allow 8000/tcp; ufw allow from 203.0.113.99 to any port 8000 proto tcp")
-		closed("ufw allows it to another", "tcp", 8000)
+		closed("ufw allows another client", "tcp", 8000)
 		h.Netyard.Restart()
-		closed("netyard started again", "tcp", 8000)
+		closed("netyard restarted", "tcp", 8000)
 		healthy(t, h)
 		fw.Sh("ufw --force disable")
 		restore()
 
 		firewalld.Start()
-		closed("firewalld came", "tcp", 8000)
+		closed("firewalld started", "tcp", 8000)
 		fw.Sh(lab.Bus + " firewall-cmd --add-port=8000/tcp")
 		open("tcp", 8000)
-		closed("firewalld opens TCP only", "udp", 8000)
+		closed("firewalld allows TCP only", "udp", 8000)
 		fw.Sh(lab.Bus + " firewall-cmd --reload")
-		closed("firewalld forgot it", "tcp", 8000)
+		closed("firewalld reloaded", "tcp", 8000)
 		firewalld.Stop()
 		restore()
 	})
 }
 
-// TestPublishFrom: published ports answer whom their network says, and on the addresses it says.
+// TestPublishFrom: published ports are open to the clients of publish_from, and on the addresses of bind.
 func TestPublishFrom(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)

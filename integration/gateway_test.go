@@ -14,14 +14,18 @@ const (
 	mode6 = "-o com.docker.network.bridge.gateway_mode_ipv6="
 )
 
-// TestRouted: containers are reached by their own addresses, but only on the ports they publish, and keep them outside.
+// TestRouted: containers are reached by their own addresses, but only on published ports, and keep their addresses when
+// they connect to the outside.
 func TestRouted(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
 		h.Outside.Sh("ip route add 10.72.0.0/14 via", h.IP, "&& ip -6 route add fd00:70::/28 via", h.IP6)
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64", mode4+"routed", mode6+"routed routed")
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.73.0.0/24 --subnet fd00:73::/64", mode4+"nat", mode6+"routed mixed")
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.74.0.0/24 --subnet fd00:74::/64 -o publish_from=198.51.100.0/24", mode4+"routed", mode6+"routed limited")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64", mode4+"routed",
+			mode6+"routed routed")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.73.0.0/24 --subnet fd00:73::/64", mode4+"nat",
+			mode6+"routed mixed")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.74.0.0/24 --subnet fd00:74::/64 -o "+
+			"publish_from=198.51.100.0/24", mode4+"routed", mode6+"routed limited")
 		h.Run("web", "--network routed -p 8080:80 -p 9000-9009:9000-9009/udp")
 		h.Run("mix", "--network mixed -p 8080:80")
 		h.Run("lim", "--network limited -p 8080:80")
@@ -33,7 +37,7 @@ func TestRouted(t *testing.T) {
 			h.In(name).Listen("udp", ":9010")
 		}
 		rows := map[string]string{}
-		eventually(t, "ps has names", func() bool {
+		eventually(t, "ps shows names", func() bool {
 			for _, row := range ps(t, h) {
 				rows[row.Container] = strings.Join(row.Ports, " ")
 			}
@@ -49,7 +53,7 @@ func TestRouted(t *testing.T) {
 		h.Netyard.Stop()
 		h.Sh("rm", h.Dir+"/state/netyard.db")
 		h.Netyard.Start()
-		eventually(t, "lost records have their ports again", func() bool {
+		eventually(t, "ports are rebuilt after the records were lost", func() bool {
 			return strings.Count(h.Sh("netyard ps"), "10.72.0.2:9000-9009/udp") == 1
 		})
 		routedMatrix(t, h)
@@ -71,7 +75,7 @@ func TestRouted(t *testing.T) {
 		}
 		healthy(t, h)
 
-		// Whoever gets the address next has none of it open.
+		// The next container with the address has no open ports.
 		h.Docker("rm -f web")
 		h.Run("next", "--network routed --ip 10.72.0.2")
 		h.In("next").Listen("tcp", ":80")
@@ -79,13 +83,13 @@ func TestRouted(t *testing.T) {
 	})
 }
 
-// routedMatrix tries the ports of TestRouted's containers from outside, from the host and from another network.
+// routedMatrix tests the ports of TestRouted's containers from outside, from the host and from another network.
 func routedMatrix(t *testing.T, h *lab.Host) {
 	t.Helper()
 	for at, want := range map[string]bool{
 		"tcp 10.72.0.2:80": true, "tcp [fd00:72::2]:80": true, "udp 10.72.0.2:9003": true, "udp [fd00:72::2]:9003": true,
 		"tcp 10.72.0.2:81": false, "tcp [fd00:72::2]:81": false, "udp 10.72.0.2:9010": false, "udp [fd00:72::2]:9010": false,
-		"tcp " + h.IP + ":8080": true, "tcp [" + h.IP6 + "]:8080": false, // of the mixed one, which has it translated
+		"tcp " + h.IP + ":8080": true, "tcp [" + h.IP6 + "]:8080": false, // of the mixed network, whose IPv4 is NAT
 		"tcp 10.73.0.2:80": false, "tcp [fd00:73::2]:80": true, "tcp [fd00:73::2]:81": false,
 		"tcp 10.74.0.2:80": false, "tcp [fd00:74::2]:80": false,
 	} {
@@ -104,12 +108,14 @@ func routedMatrix(t *testing.T, h *lab.Host) {
 	reach(t, "host", h.Net, "tcp", "10.72.0.2:81", true)
 }
 
-// TestIsolated: containers of the network reach each other, and nothing else.
+// TestIsolated: containers of an isolated network reach each other, and nothing else.
 func TestIsolated(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Docker("network create -d netyard-bridge --internal --ipv6 --subnet 10.75.0.0/24 --subnet fd00:75::/64", mode4+"isolated", mode6+"isolated -o bridge=alone0 alone")
-		h.Docker("network create -d netyard-bridge --internal --ipv6 --subnet 10.76.0.0/24 --subnet fd00:76::/64", mode6+"isolated -o bridge=half0 half")
+		h.Docker("network create -d netyard-bridge --internal --ipv6 --subnet 10.75.0.0/24 --subnet fd00:75::/64",
+			mode4+"isolated", mode6+"isolated -o bridge=alone0 alone")
+		h.Docker("network create -d netyard-bridge --internal --ipv6 --subnet 10.76.0.0/24 --subnet fd00:76::/64",
+			mode6+"isolated -o bridge=half0 half")
 		h.Run("c1", "--network alone")
 		h.Run("c2", "--network alone")
 		h.Run("c3", "--network half")
@@ -117,11 +123,15 @@ func TestIsolated(t *testing.T) {
 		if addrs := h.Tool("ip -o addr show dev alone0"); addrs != "" {
 			t.Errorf("the host has an address on an isolated network: %s", addrs)
 		}
-		if addrs := h.Tool("ip -o addr show dev half0"); !strings.Contains(addrs, "10.76.0.1/24") || strings.Contains(addrs, "inet6") {
-			t.Errorf("addresses on a network that is isolated in IPv6 only: %s", addrs)
+		if addrs := h.Tool("ip -o addr show dev half0"); !strings.Contains(addrs, "10.76.0.1/24") ||
+			strings.Contains(addrs, "inet6") {
+			t.Errorf("addresses on a network that is isolated only for IPv6: %s", addrs)
 		}
-		for _, pair := range [][2]string{{"c1", h.Addr("c2", "alone")}, {"c1", h.Addr6("c2", "alone")}, {"c1", "c2"}, {"c3", h.Addr("c4", "half")}, {"c3", h.Addr6("c4", "half")}, {"c3", "10.76.0.1"}} {
-			h.Ping(pair[0], pair[1])
+		for _, to := range []string{h.Addr("c2", "alone"), h.Addr6("c2", "alone"), "c2"} {
+			h.Ping("c1", to)
+		}
+		for _, to := range []string{h.Addr("c4", "half"), h.Addr6("c4", "half"), "10.76.0.1"} {
+			h.Ping("c3", to)
 		}
 		noRoute(t, h, "c1")
 		h.In("c1").Tool("ip route add default dev eth0")
@@ -138,12 +148,14 @@ func TestIsolated(t *testing.T) {
 	})
 }
 
-// TestEgress: a network's containers leave with the address it says, and with no other.
+// TestEgress: connections of a network's containers leave with the configured egress address, and with no other.
 func TestEgress(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Sh("ip addr add 203.0.113.60/24 dev eth0 && ip -6 addr add 2001:db8:113::60/64 dev eth0 nodad preferred_lft 0")
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64 -o com.docker.network.host_ipv4=203.0.113.60 -o egress_ipv6=2001:db8:113::60 mail")
+		h.Sh("ip addr add 203.0.113.60/24 dev eth0 && ip -6 addr add 2001:db8:113::60/64 dev eth0 nodad " +
+			"preferred_lft 0")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64 -o " +
+			"com.docker.network.host_ipv4=203.0.113.60 -o egress_ipv6=2001:db8:113::60 mail")
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.73.0.0/24 --subnet fd00:73::/64 other")
 		h.Run("c1", "--network mail")
 		h.Run("c2", "--network other")
@@ -169,11 +181,12 @@ func TestEgress(t *testing.T) {
 	})
 }
 
-// TestNDPProxy: a container with an address of the LAN's own subnet is found there, without a route.
+// TestNDPProxy: a container with an address of the LAN's own subnet is reached from the LAN without a route.
 func TestNDPProxy(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet 2001:db8:113:0:72::/80 -o ndp_proxy=eth0", mode6+"routed global")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet 2001:db8:113:0:72::/80 -o "+
+			"ndp_proxy=eth0", mode6+"routed global")
 		h.Run("c1", "--network global -p 80:80")
 		h.Run("c2", "--network global")
 		addr := h.Addr6("c1", "global")
@@ -190,12 +203,13 @@ func TestNDPProxy(t *testing.T) {
 		healthy(t, h)
 		h.Netyard.Restart()
 		has(t, h.Outside.Dial("tcp", at), "["+h.Outside.IP6+"]:")
-		// It can be another link, while containers run; one that is not there changes nothing.
+		// The link can be changed while containers run; a missing link is refused and changes nothing.
 		h.Sh("ip link add up1 type bridge && ip link set up1 up && netyard network set global ndp_proxy=up1")
 		if out, err := h.TrySh("netyard network set global ndp_proxy=eth9 2>&1"); err == nil {
-			t.Errorf("NDP proxies on a link that is not there: %s", out)
+			t.Errorf("NDP proxies on a missing link: %s", out)
 		}
-		if proxies := h.Tool("ip -6 neigh show proxy"); strings.Count(proxies, "dev up1") != 2 || strings.Contains(proxies, "dev eth0") {
+		if proxies := h.Tool("ip -6 neigh show proxy"); strings.Count(proxies, "dev up1") != 2 ||
+			strings.Contains(proxies, "dev eth0") {
 			t.Errorf("NDP proxies on the other link: %s", proxies)
 		}
 		healthy(t, h)
@@ -206,16 +220,21 @@ func TestNDPProxy(t *testing.T) {
 	})
 }
 
-// TestStaticRoutes: what a network says is in its containers, and leads there.
+// TestStaticRoutes: the routes of a network are set in its containers, and work.
 func TestStaticRoutes(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
-		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64 -o routes=10.99.0.0/16@10.72.0.200,10.98.0.0/16,fd99::/64@fd00:72::200 site")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64 -o " +
+			"routes=10.99.0.0/16@10.72.0.200,10.98.0.0/16,fd99::/64@fd00:72::200 site")
 		h.Run("router", "--network site --ip 10.72.0.200 --ip6 fd00:72::200")
-		h.In("router").Tool("ip addr add 10.99.0.1/32 dev lo && ip addr add 10.98.0.1/32 dev lo && ip addr add fd99::1/128 dev lo")
+		h.In("router").Tool("ip addr add 10.99.0.1/32 dev lo && ip addr add 10.98.0.1/32 dev lo && ip addr add " +
+			"fd99::1/128 dev lo")
 		h.Run("c1", "--network site")
 		routes := h.In("c1").Tool("ip route; ip -6 route")
-		for _, want := range []string{"10.99.0.0/16 via 10.72.0.200 dev eth0", "10.98.0.0/16 dev eth0", "fd99::/64 via fd00:72::200 dev eth0", "default via 10.72.0.1"} {
+		for _, want := range []string{
+			"10.99.0.0/16 via 10.72.0.200 dev eth0", "10.98.0.0/16 dev eth0",
+			"fd99::/64 via fd00:72::200 dev eth0", "default via 10.72.0.1",
+		} {
 			has(t, routes, want)
 		}
 		for _, there := range []string{"10.99.0.1", "10.98.0.1", "fd99::1", h.Outside.IP} {
@@ -227,8 +246,8 @@ func TestStaticRoutes(t *testing.T) {
 	})
 }
 
-// TestContainerAsGateway: the others go out by the container that the network names, and while it is away nothing of
-// theirs leaves the host. The prober counts at the far end, all the time.
+// TestContainerAsGateway: containers reach the outside through the container with the network's gateway address, and
+// while it is away none of their packets leaves the host. The outside counts packets all the time.
 func TestContainerAsGateway(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		for _, c := range []struct{ name, flags string }{
@@ -242,15 +261,17 @@ func TestContainerAsGateway(t *testing.T) {
 }
 
 const (
-	guideIP      = "10.75.0.2" // the first that would be given to anybody
+	guideIP      = "10.75.0.2" // the first address that IPAM would give
 	guideOutside = "203.0.113.50"
 )
 
+// gatewayWorks tests a gateway container on a network with flags.
 func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	t.Helper()
 	h.Sh("ip addr add", guideOutside+"/24 dev eth0")
 	h.Docker("network create -d netyard-bridge --subnet 10.74.0.0/24 -o egress_ipv4="+guideOutside, "uplink")
-	h.Docker("network create -d netyard-bridge --ipam-driver netyard", flags, "--subnet 10.75.0.0/24 -o gateway_address="+guideIP, "vpn")
+	h.Docker("network create -d netyard-bridge --ipam-driver netyard", flags,
+		"--subnet 10.75.0.0/24 -o gateway_address="+guideIP, "vpn")
 	h.Outside.Listen("tcp", h.Outside.IP+":7")
 	h.Outside.Sh(`nft 'table inet probe {
 		counter good { }
@@ -263,13 +284,14 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 			tcp dport 7 ip saddr != 203.0.113.50 counter name leak
 		}
 	}'`)
-	h.Run("c1", "--network vpn -p 8090:80", fmt.Sprintf("sh -c 'while true; do ping -i 0.05 %s; sleep 0.1; done'", h.Outside.IP))
+	h.Run("c1", "--network vpn -p 8090:80", fmt.Sprintf("sh -c 'while true; do ping -i 0.05 %s; sleep 0.1; done'",
+		h.Outside.IP))
 	if a := h.Addr("c1", "vpn"); a == guideIP {
-		t.Fatalf("a container that did not ask for it got the gateway's address %s", a)
+		t.Fatalf("a container that did not request it got the gateway's address %s", a)
 	}
 	born := h.Docker("inspect -f '{{.State.StartedAt}}' c1")
 	c1 := h.In("c1")
-	silent(t, h, c1, "before there is a gateway")
+	silent(t, h, c1, "before the gateway starts")
 
 	h.Docker("create --name vpn --network vpn --ip", guideIP, "--sysctl net.ipv4.ip_forward=0 busybox sleep 1d")
 	if !strings.Contains(flags, "gateway_exit") {
@@ -277,7 +299,8 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	}
 	up := func(verb string) {
 		h.Docker(verb, "vpn")
-		h.In("vpn").Tool("nft add table ip nat && nft 'add chain ip nat out { type nat hook postrouting priority 100; }' &&",
+		h.In("vpn").Tool("nft add table ip nat && nft 'add chain ip nat out { type nat hook postrouting priority "+
+			"100; }' &&",
 			"nft add rule ip nat out ip saddr 10.75.0.0/24 ip daddr != 10.75.0.0/24 masquerade && sysctl -qw net.ipv4.ip_forward=1")
 		has(t, c1.Dial("tcp", h.Outside.IP+":7"), guideOutside+":")
 	}
@@ -293,7 +316,7 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	has(t, c1.Dial("tcp", h.Outside.IP+":7"), guideOutside+":")
 
 	h.Docker("stop -t 0 vpn")
-	// A route of the client's own, past the gateway.
+	// The client sets a route past the gateway.
 	c1.Tool("ip route replace default via 10.75.0.1")
 	silent(t, h, c1, "with a route of its own")
 	h.Netyard.Stop()
@@ -317,25 +340,27 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 	h.Sh("ip addr del", guideOutside+"/24 dev eth0")
 }
 
-// silent wants the client to get nowhere, and nothing of its to be counted outside.
+// silent checks that the client reaches nothing, and that no packet of it is counted outside.
 func silent(t *testing.T, h *lab.Host, client *lab.Net, when string) {
 	t.Helper()
 	before := counted(h, "good")
-	for range 2 { // a second each, and 20 pings beside it
+	for range 2 { // a second each, with 20 pings meanwhile
 		if got, err := client.TryDial("tcp", h.Outside.IP+":7"); err == nil {
-			t.Errorf("%s: the client got out, as %s", when, got)
+			t.Errorf("%s: the client reached the outside, as %s", when, got)
 		}
 	}
 	if good, leak := counted(h, "good"), counted(h, "leak"); good != before || leak != "0" {
-		t.Errorf("%s: packets outside: %s past the gateway, by its address %s and then %s", when, leak, before, good)
+		t.Errorf("%s: packets outside: %s past the gateway; with its address %s before and %s after", when, leak,
+			before, good)
 	}
 }
 
+// counted returns the packets of a counter on the outside.
 func counted(h *lab.Host, counter string) string {
 	return h.Outside.Sh("nft list counter inet probe", counter, "| grep -o 'packets [0-9]*' | cut -d' ' -f2")
 }
 
-// TestGatewayRefusals: each a one-line error that names the option, and nothing changed.
+// TestGatewayRefusals: invalid options are refused in one line that names the option, and nothing changes.
 func TestGatewayRefusals(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -361,7 +386,7 @@ func TestGatewayRefusals(t *testing.T) {
 			out := h.DockerErr("network create -d netyard-bridge --subnet 10.72.0.0/24", cmd, "x")
 			has(t, out, want)
 			if strings.Count(strings.TrimSpace(strings.Split(out, "\n\nRun 'docker")[0]), "\n") > 0 {
-				t.Errorf("%s: more than one line: %q", cmd, out)
+				t.Errorf("%s: the error has several lines: %q", cmd, out)
 			}
 		}
 		h.SameAs(before)

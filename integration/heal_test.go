@@ -12,7 +12,7 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestHeals: what somebody takes away from a host comes back by itself, and everything works again.
+// TestHeals: what is removed from a host's kernel is repaired, and everything works again.
 func TestHeals(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
@@ -38,21 +38,21 @@ func TestHeals(t *testing.T) {
 			}
 			h.Sh(cmd)
 			began := time.Now()
-			eventually(t, "all is well after "+cmd, func() bool {
+			eventually(t, "everything is repaired after "+cmd, func() bool {
 				out, err := h.TrySh("netyard doctor")
 				return err == nil && out == ""
 			})
-			t.Logf("%s: well after %s", cmd, time.Since(began).Round(10*time.Millisecond))
+			t.Logf("%s: repaired after %s", cmd, time.Since(began).Round(10*time.Millisecond))
 			h.Ping("web", h.Outside.IP)
 			h.Ping("peer", "web")
 			h.Outside.Dial("tcp", h.IP+":8000")
 		}
-		h.Dockerd.Restart() // it brings back what was flushed of its own
+		h.Dockerd.Restart() // it restores its own flushed rules
 	})
 }
 
-// TestFlushesUnderTraffic: in 100 rounds of flushes and reloads nothing that is kept apart is reached even once, and
-// what goes on is not disturbed.
+// TestFlushesUnderTraffic: in 100 rounds of flushes and reloads no isolated target is reached even once, and an
+// established flow goes on.
 func TestFlushesUnderTraffic(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		if !firewalldWith(t, e) {
@@ -86,7 +86,8 @@ func TestFlushesUnderTraffic(t *testing.T) {
 			newProbe(t, h.In("stranger"), web+":80"), newProbe(t, h.Outside.Net, web+":81"),
 			newProbe(t, h.Outside.Net, h.IP+":8001"), newProbe(t, h.In("inside"), h.Outside.IP+":83"),
 		}
-		sink := h.Outside.Service("sink", "sh", "-c", "sleep 1d | /usr/bin/busybox nc -l -p 7001") // it ends with what it reads
+		// ends when its input ends
+		sink := h.Outside.Service("sink", "sh", "-c", "sleep 1d | /usr/bin/busybox nc -l -p 7001")
 		sink.Start()
 		eventually(t, "the sink listens", func() bool { return strings.Contains(h.Outside.Tool("ss -Htln"), ":7001") })
 		h.Docker("exec -d web sh -c 'while true; do echo x; usleep 20000; done | nc " + h.Outside.IP + " 7001'")
@@ -95,14 +96,14 @@ func TestFlushesUnderTraffic(t *testing.T) {
 		const rounds, reloads = 100, 10
 		for round := range rounds {
 			switch {
-			case round < reloads: // before the first flush, after which firewalld misses its own table
+			case round < reloads: // before the first flush, which removes firewalld's own table
 				fw.Sh(lab.Bus + " firewall-cmd --reload")
 			case round%10 == 5:
 				h.Sh("iptables -F DOCKER-USER; iptables -F")
 			default:
 				h.Sh("nft flush ruleset")
 			}
-			sendMore(t, probes) // while netyard notices and mends
+			sendMore(t, probes) // while netyard notices and repairs
 		}
 		for _, p := range probes {
 			p.end()
@@ -113,7 +114,7 @@ func TestFlushesUnderTraffic(t *testing.T) {
 			}
 		}
 		before := arrived()
-		eventually(t, "the flow that was there before goes on", func() bool { return arrived() > before })
+		eventually(t, "the established flow goes on", func() bool { return arrived() > before })
 		sink.Kill()
 		healthy(t, h)
 		firewalld.Stop()
@@ -122,7 +123,7 @@ func TestFlushesUnderTraffic(t *testing.T) {
 	})
 }
 
-// A probe sends datagrams where none may arrive, a thousand a second at most, until its end.
+// A probe sends datagrams where none may arrive, at most a thousand per second, until its end.
 type probe struct {
 	conn net.Conn
 	sent atomic.Int64
@@ -144,7 +145,7 @@ func newProbe(t *testing.T, from *lab.Net, to string) *probe {
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for range tick.C {
-			// It is refused when an ICMP error has come, and when there is no route for a moment.
+			// Write fails after an ICMP error, and while there is no route.
 			if _, err := p.conn.Write([]byte("x\n")); errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -155,7 +156,7 @@ func newProbe(t *testing.T, from *lab.Net, to string) *probe {
 	return p
 }
 
-// sendMore waits until each has tried some more.
+// sendMore waits until each probe has sent some more datagrams.
 func sendMore(t *testing.T, probes []*probe) {
 	t.Helper()
 	const some = 20
@@ -163,7 +164,7 @@ func sendMore(t *testing.T, probes []*probe) {
 	for _, p := range probes {
 		enough[p] = p.sent.Load() + some
 	}
-	eventually(t, "datagrams are sent by all", func() bool {
+	eventually(t, "all probes have sent datagrams", func() bool {
 		return !slices.ContainsFunc(probes, func(p *probe) bool { return p.sent.Load() < enough[p] })
 	})
 }

@@ -15,12 +15,13 @@ import (
 	"netyard/yard/event"
 )
 
+// events returns what netyard events shows.
 func events(t *testing.T, h *lab.Host) []event.Event {
 	t.Helper()
 	return parse[[]event.Event](t, h.Sh("netyard events --json"))
 }
 
-// told waits for an event of a type whose text has some words in it.
+// told waits for an event of a type whose text contains words.
 func told(t *testing.T, h *lab.Host, kind string, words ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("there is an event %s of %q", kind, words), func() bool {
@@ -37,7 +38,7 @@ func told(t *testing.T, h *lab.Host, kind string, words ...string) {
 	})
 }
 
-// reached waits until an address answers, and says how long it took.
+// reached waits until an address answers, and returns how long that took.
 func reached(t *testing.T, from *lab.Net, proto, at string) time.Duration {
 	t.Helper()
 	start := time.Now()
@@ -48,34 +49,36 @@ func reached(t *testing.T, from *lab.Net, proto, at string) time.Duration {
 	return time.Since(start)
 }
 
-// lost waits until an address does not answer.
+// lost waits until an address does not answer, and returns how long that took.
 func lost(t *testing.T, from *lab.Net, proto, at string) time.Duration {
 	t.Helper()
 	start := time.Now()
-	eventually(t, proto+" "+at+" is silent", func() bool {
+	eventually(t, proto+" "+at+" does not answer", func() bool {
 		_, err := from.TryDial(proto, at)
 		return err != nil
 	})
 	return time.Since(start)
 }
 
-// portStates are the states of the ports of a container as netyard ports shows them, by protocol, address and port.
+// portStates returns the states of a container's ports as netyard ports shows them, by protocol, address and port.
 func portStates(t *testing.T, h *lab.Host, container string) map[string]string {
 	t.Helper()
 	states := map[string]string{}
 	for _, p := range ports(t, h) {
 		if p.Container == container {
-			states[fmt.Sprintf("%s %s", p.Proto, net.JoinHostPort(p.HostIP, fmt.Sprint(p.HostPort)))] = strings.TrimSpace(p.State + " " + p.Owner)
+			at := p.Proto + " " + net.JoinHostPort(p.HostIP, fmt.Sprint(p.HostPort))
+			states[at] = strings.TrimSpace(p.State + " " + p.Owner)
 		}
 	}
 	return states
 }
 
-// TestHost: what a container listens on, the host listens on, for as long as it does, and nothing else.
+// TestHost: a port that a container on a network of mode host listens on is reached at the host's addresses while it
+// listens, and no other port is.
 func TestHost(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
-		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1") // or the guard of forwarding stays behind
+		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1") // otherwise netyard enables it, with a guard that stays
 		h.Netyard.Start()
 		h.Docker("network create -d netyard-host plain")
 		h.Docker("network create -d netyard-host --ipv6 --subnet 10.71.0.0/24 --subnet fd00:71::/64 h")
@@ -89,7 +92,8 @@ func TestHost(t *testing.T) {
 	})
 }
 
-// comesAndGoes: by protocol, family, and from everywhere that the host's own sockets are reached from.
+// comesAndGoes tests that a port appears and disappears with the listener, for each protocol and family, and for all
+// clients of the host's own sockets.
 func comesAndGoes(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Run("peer", "--network h")
@@ -107,7 +111,7 @@ func comesAndGoes(t *testing.T, h *lab.Host) {
 			t.Errorf("the container sees a client at %s as %s", h.Outside.IP, from)
 		}
 		s.Close()
-		t.Logf("%s: there after %v, gone after %v", proto, took, lost(t, h.Outside.Net, proto, h.IP+":8080"))
+		t.Logf("%s: open after %v, closed after %v", proto, took, lost(t, h.Outside.Net, proto, h.IP+":8080"))
 		lost(t, h.Outside.Net, proto, net.JoinHostPort(h.IP6, "8080"))
 		lost(t, h.Net, proto, "127.0.0.1:8080")
 	}
@@ -116,13 +120,13 @@ func comesAndGoes(t *testing.T, h *lab.Host) {
 	h.Docker("rm -f peer")
 }
 
-// private: what a program binds to loopback is its container's own, and so is the name server of the engine.
+// private tests that listeners on a container's loopback, and the engine's name server there, are not shared.
 func private(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.In("one").Listen("tcp", "127.0.0.1:8081")
 	h.In("one").Listen("tcp", "[::1]:8081")
-	h.In("one").Listen("tcp", h.Addr("one", "h")+":8082") // but its own address is the host's
-	mine := h.In("one").Listen("udp", ":40000")           // a client's socket looks like this
+	h.In("one").Listen("tcp", h.Addr("one", "h")+":8082") // its own address is shared
+	mine := h.In("one").Listen("udp", ":40000")           // as a client's socket
 	reached(t, h.Outside.Net, "tcp", h.IP+":8082")
 	for _, at := range []string{h.IP + ":8081", h.IP + ":53", h.IP + ":40000"} {
 		reach(t, "outside to "+at, h.Outside.Net, "tcp", at, false)
@@ -131,11 +135,11 @@ func private(t *testing.T, h *lab.Host) {
 	reach(t, "loopback", h.Net, "tcp", "127.0.0.1:8081", false)
 	mine.Close()
 	if got := portStates(t, h, "one"); len(got) != 1 || got["tcp 0.0.0.0:8082"] != api.PortPublished {
-		t.Errorf("the host shares %v", got)
+		t.Errorf("the shared ports are %v", got)
 	}
 }
 
-// egress: the world sees the host.
+// egress tests that the outside sees the host's addresses as sources.
 func egress(t *testing.T, h *lab.Host) {
 	t.Helper()
 	for proto, port := range map[string]string{"tcp": "7001", "udp": "7002"} {
@@ -148,11 +152,11 @@ func egress(t *testing.T, h *lab.Host) {
 	}
 }
 
-// programs: with a container's own programs, and its end.
+// programs tests listeners of a container's own programs, and the end of the container.
 func programs(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Docker(`exec -d simple sh -c "while echo hello | nc -l -p 8090; do :; done"`)
-	eventually(t, "nc -l is heard", func() bool {
+	eventually(t, "nc -l is reached", func() bool {
 		out, err := h.TrySh("nc -w 1 " + h.IP + " 8090 </dev/null")
 		return err == nil && out == "hello"
 	})
@@ -166,7 +170,7 @@ func programs(t *testing.T, h *lab.Host) {
 	told(t, h, event.EndpointLeft, "network plain")
 }
 
-// TestHostMany: a hundred ports, ports that are left out, and two containers side by side.
+// TestHostMany: a hundred ports, include and exclude lists, and several containers.
 func TestHostMany(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -201,9 +205,11 @@ func TestHostMany(t *testing.T) {
 			for _, w := range want {
 				all[w] = api.PortPublished
 			}
-			eventually(t, fmt.Sprint(name, " shares just ", want), func() bool { return maps.Equal(portStates(t, h, name), all) })
+			eventually(t, fmt.Sprint(name, " shares just ", want),
+				func() bool { return maps.Equal(portStates(t, h, name), all) })
 		}
-		shares("some", "tcp 0.0.0.0:8000", "tcp 0.0.0.0:8001", "tcp 0.0.0.0:9000", "udp 0.0.0.0:9000", "udp 0.0.0.0:50000")
+		shares("some", "tcp 0.0.0.0:8000", "tcp 0.0.0.0:8001", "tcp 0.0.0.0:9000", "udp 0.0.0.0:9000",
+			"udp 0.0.0.0:50000")
 		shares("but", "tcp 0.0.0.0:7002", "udp 0.0.0.0:7002", "tcp 0.0.0.0:7005")
 		h.Docker("rm -f many")
 		lost(t, h.Outside.Net, "tcp", h.IP+":6000")
@@ -212,7 +218,7 @@ func TestHostMany(t *testing.T) {
 	})
 }
 
-// TestHostConflict: who has a port already keeps it, is named, and gives way to nobody until the port is free.
+// TestHostConflict: in a conflict the owner keeps the port and is named; when it releases the port, the other gets it.
 func TestHostConflict(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -222,7 +228,7 @@ func TestHostConflict(t *testing.T) {
 		h.In("front").Listen("tcp", ":80")
 		h.Run("one", "--network h")
 		h.Run("two", "--network h")
-		eventually(t, "names are known", func() bool { return strings.Count(h.Sh("netyard ps"), " up") == 3 })
+		eventually(t, "ps shows the names", func() bool { return strings.Count(h.Sh("netyard ps"), " up") == 3 })
 		h.Sh("nc -l -p 9090 >/dev/null 2>&1 & echo $! >/tmp/nc")
 		for _, port := range []string{":8080", ":9090", ":9091"} {
 			h.In("one").Listen("tcp", port)
@@ -238,19 +244,20 @@ func TestHostConflict(t *testing.T) {
 		state("one", "9091", "published")
 		mine := h.In("two").Listen("tcp", ":9091")
 		state("two", "9091", "conflict container one of docker on network h")
-		told(t, h, event.PortConflict, "port 0.0.0.0:8080->8080/tcp is not container one's: container front of docker on network web has it")
+		told(t, h, event.PortConflict,
+			"port 0.0.0.0:8080->8080/tcp is not container one's: container front of docker on network web has it")
 		told(t, h, event.PortConflict, "9090", "process nc")
 		has(t, h.Netyard.Log(), `msg="conflict about a port of the host"`)
 		if n := strings.Count(h.Netyard.Log(), "conflict about a port"); n != 3 {
 			t.Errorf("three conflicts are logged %d times", n)
 		}
-		out := h.DockerErr("run --rm --network web -p 9091:80 busybox true") // and others hear of it
+		out := h.DockerErr("run --rm --network web -p 9091:80 busybox true") // conflicts name this container, too
 		has(t, out, "port 9091/tcp of the host is published by container one of docker on network h")
 
 		h.Docker("rm -f front")
 		h.Sh("kill $(cat /tmp/nc)")
 		for _, port := range []string{"8080", "9090"} {
-			t.Logf("healed after %v", reached(t, h.Outside.Net, "tcp", h.IP+":"+port))
+			t.Logf("the conflict ended after %v", reached(t, h.Outside.Net, "tcp", h.IP+":"+port))
 			state("one", port, "published")
 		}
 		told(t, h, event.PortHealed, "8080", "container front of docker on network web has it no longer")
@@ -264,7 +271,7 @@ func TestHostConflict(t *testing.T) {
 
 		h.In("two").Listen("tcp", ":9093")
 		reached(t, h.Outside.Net, "tcp", h.IP+":9093")
-		// A program that comes too late.
+		// A program of the host listens later.
 		h.Sh("nc -l -p 9093 >/dev/null 2>&1 & echo $! >/tmp/nc")
 		told(t, h, event.PortConflict, "9093", "listens on it too, and hears nothing")
 		state("two", "9093", "shadowing process nc")
@@ -274,7 +281,7 @@ func TestHostConflict(t *testing.T) {
 	})
 }
 
-// TestHostRestart: what is shared stays so without the daemon, and the next one goes on watching.
+// TestHostRestart: shared ports work without the daemon, and after its restart changes are noticed again.
 func TestHostRestart(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -296,10 +303,11 @@ func TestHostRestart(t *testing.T) {
 		}
 		h.Sh("netyard events --follow --json >/tmp/events 2>&1 & echo $! >/tmp/follower")
 		in.Listen("tcp", ":8083")
-		eventually(t, "the follower is told", func() bool {
-			return strings.Contains(h.Sh("cat /tmp/events"), `"type":"port.published"`) && strings.Contains(h.Sh("cat /tmp/events"), ":8083->8083/tcp")
+		eventually(t, "the follower prints the event", func() bool {
+			return strings.Contains(h.Sh("cat /tmp/events"), `"type":"port.published"`) &&
+				strings.Contains(h.Sh("cat /tmp/events"), ":8083->8083/tcp")
 		})
-		h.Netyard.Restart() // which does not wait for those who follow
+		h.Netyard.Restart() // does not wait for followers
 		eventually(t, "the follower ends with the daemon", func() bool {
 			_, err := h.TrySh("kill -0 $(cat /tmp/follower)")
 			return err != nil
@@ -316,8 +324,8 @@ func TestHostRestart(t *testing.T) {
 	})
 }
 
-// keepTalking connects to a server in a container by the host's address; each call of talk says something and wants it
-// back.
+// keepTalking connects to an echo server in a container by the host's address; each call of talk sends something and
+// checks that it is echoed.
 func keepTalking(t *testing.T, from, in *lab.Net, ip string, port int) (talk func()) {
 	t.Helper()
 	var l net.Listener
@@ -358,7 +366,7 @@ func keepTalking(t *testing.T, from, in *lab.Net, ip string, port int) (talk fun
 	}
 }
 
-// TestHostRefused: what the mode cannot be is refused in one line, and nothing changes.
+// TestHostRefused: invalid options of mode host are refused by name, and nothing changes.
 func TestHostRefused(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -386,23 +394,24 @@ func TestHostRefused(t *testing.T) {
 	})
 }
 
-// TestHostDevice: a card of the host in a container, and back as it was.
+// TestHostDevice: a device of the host is moved into a container, and comes back as it was.
 func TestHostDevice(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
 		far := lab.NewLAN(t, netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:51::/64"))
 		card := far.Plug(h.Node)
-		h.Sh("ip link set", card, "mtu 1400 alias uplink &&", // and with more than most have
+		h.Sh("ip link set", card, "mtu 1400 alias uplink &&", // with attributes that must be restored
 			"ip addr add 198.51.100.77/25 dev", card, "label", card+":x &&",
 			"ip addr add 10.99.0.1 peer 10.99.0.2/32 dev", card, "&&",
 			"ip route add 10.98.0.0/16 via 198.51.100.1 metric 50 &&",
 			"ip route add 10.97.0.0/16 dev", card, "src 198.51.100.2 table 100 proto static &&",
 			"ip -6 route add 2001:db8:99::/48 via 2001:db8:51::1")
 		mac := h.Sh("cat /sys/class/net/" + card + "/address")
-		h.Docker("network create -d netyard-host -o device="+card, "--subnet 198.51.100.0/24 --gateway 198.51.100.1 nic")
+		h.Docker("network create -d netyard-host -o device="+card,
+			"--subnet 198.51.100.0/24 --gateway 198.51.100.1 nic")
 		h.Docker("network create -d netyard-host -o device="+card, "--ipam-driver null bare")
 		before := h.Snapshot()
-		for i := range 4 { // each end twice
+		for i := range 4 { // two ways to end, each twice
 			h.Run("c1", "--network nic --ip 198.51.100.2")
 			if i == 0 {
 				inside(t, h, far.Outside.IP, card, mac)
@@ -422,7 +431,7 @@ func TestHostDevice(t *testing.T) {
 	})
 }
 
-// inside: the container has the card itself, nobody else gets it, and everybody is told.
+// inside tests that the container has the device itself, and that others are refused with an error that names it.
 func inside(t *testing.T, h *lab.Host, router, card, mac string) {
 	t.Helper()
 	h.Ping("c1", router)
@@ -430,34 +439,35 @@ func inside(t *testing.T, h *lab.Host, router, card, mac string) {
 	named(t, h, "c1")
 	has(t, h.Sh("netyard ps"), card)
 	has(t, h.DockerErr("run --rm --network nic busybox true"), "take device "+card+": container c1 has it")
-	has(t, h.DockerErr("run --rm --network bare busybox true"), "take device "+card+": there is no such link on this host")
+	has(t, h.DockerErr("run --rm --network bare busybox true"),
+		"take device "+card+": there is no such link on this host")
 	has(t, h.DockerErr("run --rm --network nic -p 80:80 busybox true"), card)
 	healthy(t, h)
 }
 
-// deviceCrashes: the card comes back whoever dies.
+// deviceCrashes tests that the device comes back after kills of netyard and the engine.
 func deviceCrashes(t *testing.T, h *lab.Host, before *lab.Snapshot) {
 	t.Helper()
 	start := func() { h.Run("c1", "--network nic --ip 198.51.100.2") }
 	start()
-	h.Netyard.Kill() // in the middle of a container's life
+	h.Netyard.Kill() // while the container runs
 	h.Netyard.Start()
 	healthy(t, h)
 	h.Docker("rm -f c1")
 	h.SameAs(before)
 
 	start()
-	h.Netyard.Kill() // and while it ends
+	h.Netyard.Kill() // while the container ends
 	done := make(chan error, 1)
 	misses(t, h, func() { go func() { _, err := h.TryDocker("rm -f c1"); done <- err }() })
 	h.Netyard.Start()
 	if err := <-done; err != nil {
-		t.Errorf("docker rm while netyard was away: %v", err)
+		t.Errorf("docker rm while netyard was down: %v", err)
 	}
 	h.SameAs(before)
 
 	start()
-	h.Dockerd.Kill() // the engine takes down what it finds when it starts
+	h.Dockerd.Kill() // at its start the engine ends the containers that it finds
 	h.Dockerd.Start()
 	h.SameAs(before)
 	h.Docker("rm -f c1")

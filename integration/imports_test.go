@@ -12,103 +12,106 @@ import (
 	"testing"
 )
 
-// A rule says what packages may import, and why no more than that. Patterns are those of path.Match; the first rule
-// that fits a package counts.
+// A rule says what packages may import, and why nothing else. Patterns are those of path.Match; the first rule that
+// matches a package applies.
 type rule struct{ of, may, why string }
 
-// layers are about packages of ours, imported by way of others too.
+// layers returns the rules about imports within the module, including indirect ones.
 func layers() []rule {
 	const (
-		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
-		yard   = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port yard/reconcile yard/share yard/trace"
+		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan " +
+			"kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
+		yard = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port " +
+			"yard/reconcile yard/share yard/trace"
 		below  = "store ipam ipam/dhcp modes policy " + kernel
 		middle = below + " " + yard
 	)
 	return []rule{
-		{"store", "", "it knows no networks"},
-		{"kernel/core", "", "it is the ground: the handle, names, addresses, the view"},
+		{"store", "", "it is independent of networks"},
+		{"kernel/core", "", "it is the basis: the handle, names, addresses, the view"},
 		{"kernel/rule", "", "it is the language of rulesets"},
-		{"kernel/nft", "kernel/core kernel/rule", "it is given rules, and knows none of netyard's"},
-		{"kernel/device", "kernel/core", "it is cards, and no rules"},
-		{"kernel/sandbox", "kernel/core kernel/rule", "it looks into sandboxes, and shows protocols by their names"},
-		{"kernel/bridge", "kernel/core kernel/nft kernel/rule", "others stand on it: the sets of bridges are its"},
-		{"kernel/beside", "kernel/core kernel/nft kernel/rule", "it is about others' chains"},
-		{"kernel/lan", "kernel/bridge kernel/core kernel/nft kernel/rule", "what it lets out is neither a bridge's nor from one"},
+		{"kernel/nft", "kernel/core kernel/rule", "it loads rules that it is given, and defines none"},
+		{"kernel/device", "kernel/core", "it handles network cards, without rules"},
+		{"kernel/sandbox", "kernel/core kernel/rule", "it works in sandboxes, and names protocols"},
+		{"kernel/bridge", "kernel/core kernel/nft kernel/rule", "others build on it: it defines the sets of bridges"},
+		{"kernel/beside", "kernel/core kernel/nft kernel/rule", "it handles other programs' chains"},
+		{"kernel/lan", "kernel/bridge kernel/core kernel/nft kernel/rule", "the traffic that it allows does not involve a bridge"},
 		{"kernel/overlay", "kernel/bridge kernel/core kernel/nft kernel/rule", "a VXLAN device is a port of a bridge"},
-		{"kernel/policy", "kernel/bridge kernel/core kernel/nft kernel/rule", "it decides about ports of bridges"},
-		{"kernel/ports", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule kernel/sandbox", "a port leads to a bridge or to the LAN, and somebody may listen at it"},
-		{"kernel/dhcp", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule", "its wire is on a parent"},
-		{"kernel/explain", "kernel/beside kernel/bridge kernel/core kernel/lan kernel/nft kernel/ports kernel/rule kernel/sandbox", "it reads what the others made"},
-		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it puts the ruleset together, and does what it is told"},
-		{"modes", kernel, "it is the contract"},
-		{"modes/all", kernel + " modes modes/* modes/internal/*", "it is a table"},
-		{"modes/modetest", kernel + " kernel/kerneltest modes", "it is the contract as a test"},
-		{"modes/internal/*", kernel + " modes", "modes share it"},
-		{"modes/*", kernel + " modes modes/internal/*", "a mode knows the contract and the kernel, and no other mode"},
-		{"ipam", "store", "it is addresses, inside a transaction of its caller's"},
-		{"ipam/dhcp", "", "it is a protocol"},
-		{"cluster", "store", "it is records of hosts, and touches no kernel"},
+		{"kernel/policy", "kernel/bridge kernel/core kernel/nft kernel/rule", "policies apply at ports of bridges"},
+		{"kernel/ports", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule kernel/sandbox", "a published port leads to a bridge or to the LAN, and a program may listen on it"},
+		{"kernel/dhcp", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule", "its link is on a parent"},
+		{"kernel/explain", "kernel/beside kernel/bridge kernel/core kernel/lan kernel/nft kernel/ports kernel/rule kernel/sandbox", "it reads what the others create"},
+		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it composes the ruleset and applies objects"},
+		{"modes", kernel, "it is the contract of modes"},
+		{"modes/all", kernel + " modes modes/* modes/internal/*", "it is the table of modes"},
+		{"modes/modetest", kernel + " kernel/kerneltest modes", "it tests the contract of modes"},
+		{"modes/internal/*", kernel + " modes", "modes share its code"},
+		{"modes/*", kernel + " modes modes/internal/*", "a mode uses the contract and the kernel, and no other mode"},
+		{"ipam", "store", "it manages addresses, within its caller's transaction"},
+		{"ipam/dhcp", "", "it implements a protocol"},
+		{"cluster", "store", "it handles records of hosts, without the kernel"},
 		{"cluster/clustertest", "", "it runs etcd"},
-		{"fabric", "cluster modes store " + kernel, "it keeps etcd and the kernel of one mind, and knows no mode by name"},
-		{"names", "", "it is told who is called what, and by which sockets he is asked"},
-		{"policy", "modes " + kernel, "it works out what follows, and touches nothing"},
-		{"yard/event", "", "it is what happened"},
-		{"yard/book", "yard/event " + below, "it is the records"},
-		{"yard/port", "yard/book yard/event " + below, "it is which ports endpoints get"},
-		{"yard/enforce", "yard/book yard/event " + below, "it is what policies ask of the kernel"},
-		{"yard/overlay", "yard/book yard/event " + below, "it is this host's part of a cluster's networks"},
-		{"yard/lease", "yard/book yard/enforce yard/event yard/overlay yard/port " + below, "an address that changes moves ports and policies with it"},
-		{"yard", "yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "it is the life of networks and endpoints, and knows no door, no engine and no mode by name"},
-		{"yard/pool", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "a pool's addresses come from one of these"},
-		{"yard/own", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "it makes networks as an engine would"},
-		{"yard/*", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "they have the yard do what they find"},
+		{"fabric", "cluster modes store " + kernel, "it keeps etcd and the kernel in step, and knows no mode by its name"},
+		{"names", "", "it is given names, and the sockets on which it answers"},
+		{"policy", "modes " + kernel, "it computes decisions, without side effects"},
+		{"yard/event", "", "it defines events"},
+		{"yard/book", "yard/event " + below, "it holds the records"},
+		{"yard/port", "yard/book yard/event " + below, "it decides which ports endpoints get"},
+		{"yard/enforce", "yard/book yard/event " + below, "it applies policies to the kernel"},
+		{"yard/overlay", "yard/book yard/event " + below, "it is this host's part of overlay networks"},
+		{"yard/lease", "yard/book yard/enforce yard/event yard/overlay yard/port " + below, "when a lease changes an address, ports and policies follow"},
+		{"yard", "yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "it manages networks and endpoints, and knows no door, no engine and no mode by its name"},
+		{"yard/pool", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "the addresses of a pool come from one of these"},
+		{"yard/own", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "it creates networks as an engine would"},
+		{"yard/*", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "they call yard for what they find"},
 		{"driver", middle, "no handler calls an engine's API"},
-		{"engines", middle, "it hands on to yard, and knows no door"},
-		{"firewalld", "", "it is told names of bridges, and nothing else"},
+		{"engines", middle, "it calls yard, and knows no door"},
+		{"firewalld", "", "it needs only the names of bridges"},
 		{"cli/api", middle, "it is a door to yard"},
-		{"cni", "", "a plugin starts in a moment"},
-		{"cni/netyard-cni", "cni", "it hands on to the daemon, and knows no network"},
-		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for the one question it asks"},
-		{"cli", middle + " cluster fabric names driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without its tests"},
-		{".", "cluster fabric names cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without its tests"},
-		{"kernel/nft/nfttest", "", "it is bytes"},
-		{"kernel/kerneltest", kernel, "every layer's tests use it"},
+		{"cni", "", "a plugin must start fast"},
+		{"cni/netyard-cni", "cni", "it only calls the daemon"},
+		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for its one query"},
+		{"cli", middle + " cluster fabric names driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without packages for tests"},
+		{".", "cluster fabric names cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without packages for tests"},
+		{"kernel/nft/nfttest", "", "it builds messages of bytes"},
+		{"kernel/kerneltest", kernel, "tests of every layer use it"},
 		{"integration", "* */*", ""},
-		{"integration/*", "", "the lab treats netyard as a user would"},
+		{"integration/*", "", "the lab uses netyard as a user does"},
 	}
 }
 
-// owners are about what a package imports itself: of is who may, and may is what.
+// owners returns the rules about direct imports that only some packages may have: of are the packages, may the imports.
 func owners() []rule {
 	return []rule{
 		{
 			"kernel kernel/* kernel/nft/nfttest integration/lab",
 			"github.com/vishvananda/* github.com/vishvananda/*/* github.com/google/nftables github.com/google/nftables/* github.com/mdlayher/netlink golang.org/x/sys/unix golang.zx2c4.com/wireguard/wgctrl golang.zx2c4.com/wireguard/wgctrl/*",
-			"the kernel is spoken to in one place",
+			"only one place calls the kernel",
 		},
-		{"cli", "netyard/modes/all", "all others know modes by name at most"},
-		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "engines are asked in one place"},
+		{"cli", "netyard/modes/all", "all others know modes by their names at most"},
+		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "only one place calls engines"},
 		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest", "testing", "tests are not part of the program"},
-		{"names", "github.com/miekg/dns", "names are answered in one place"},
-		{"cluster", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "etcd is spoken to in one place"},
+		{"names", "github.com/miekg/dns", "only one place answers name queries"},
+		{"cluster", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "only one place calls etcd"},
 	}
 }
 
-// A pkg is as much of go list's answer as the rules need.
+// A pkg is a package as go list reports it, as far as the rules need it.
 type pkg struct {
 	ImportPath    string
 	Imports, Deps []string
 }
 
+// name returns the path of the package within the module.
 func (p pkg) name() string {
 	return strings.TrimPrefix(strings.Replace(p.ImportPath, "netyard", ".", 1), "./")
 }
 
-// broken says how a package breaks the rules.
+// broken returns how a package breaks the rules.
 func broken(p pkg) (complaints []string) {
 	at := slices.IndexFunc(layers(), func(r rule) bool { return fits(r.of, p.name()) })
 	if at < 0 {
-		return []string{fmt.Sprintf("%s has no place in the table of layers", p.ImportPath)}
+		return []string{fmt.Sprintf("%s is not in the table of layers", p.ImportPath)}
 	}
 	for _, dep := range p.Deps {
 		if name, ours := strings.CutPrefix(dep, "netyard/"); ours && !fits(layers()[at].may, name) {
@@ -125,6 +128,7 @@ func broken(p pkg) (complaints []string) {
 	return complaints
 }
 
+// fits says whether one of several patterns matches a name.
 func fits(patterns, name string) bool {
 	return slices.ContainsFunc(strings.Fields(patterns), func(p string) bool {
 		ok, err := path.Match(p, name)
@@ -132,7 +136,7 @@ func fits(patterns, name string) bool {
 	})
 }
 
-// TestImports holds the layers of docs/architecture.md: imports point downward only.
+// TestImports: imports follow the layers of docs/architecture.md and point downward only.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", "netyard/...").Output()
@@ -152,9 +156,9 @@ func TestImports(t *testing.T) {
 		}
 	}
 	if seen < 15 {
-		t.Errorf("go list knows %d packages only", seen)
+		t.Errorf("go list reports only %d packages", seen)
 	}
-	for of, imports := range map[string]string{ // it can fail
+	for of, imports := range map[string]string{ // imports that must be reported
 		"netyard/store": "netyard/modes", "netyard/kernel": "netyard/store", "netyard/kernel/core": "netyard/kernel/nft", "netyard/kernel/nft": "netyard/kernel/bridge",
 		"netyard/kernel/bridge": "netyard/kernel/overlay", "netyard/yard/book": "netyard/yard", "netyard/yard/port": "netyard/yard/share",
 		"netyard/modes":        "netyard/store",

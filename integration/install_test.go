@@ -22,7 +22,7 @@ import (
 	"netyard/modes/all"
 )
 
-// TestInstall installs below a directory, looks at what is there, and removes it again.
+// TestInstall: scripts/install installs the expected files below a directory, and removes them again.
 func TestInstall(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join(t.TempDir(), "a root")
@@ -50,12 +50,12 @@ func TestInstall(t *testing.T) {
 	got := filesBelow(t, root)
 	for path, text := range want {
 		if raw, ok := got[path]; !ok || !strings.Contains(raw, text) {
-			t.Errorf("%s: there: %t; want %q in it", path, ok, text)
+			t.Errorf("%s: exists: %t; want %q in it", path, ok, text)
 		}
 		delete(got, path)
 	}
 	for path := range got {
-		t.Errorf("%s is there, and nobody asked for it", path)
+		t.Errorf("unexpected file %s", path)
 	}
 	verifyUnits(t, root)
 
@@ -72,7 +72,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// filesBelow are the files of a tree, and what is in those that are not programs.
+// filesBelow returns the files of a tree, with the content of those that are not programs.
 func filesBelow(t *testing.T, root string) map[string]string {
 	t.Helper()
 	files := map[string]string{}
@@ -96,8 +96,8 @@ func filesBelow(t *testing.T, root string) map[string]string {
 	return files
 }
 
-// verifyUnits wants systemd to find nothing wrong with the units, where there is one to ask, and the socket unit to
-// list the sockets that the daemon serves, and no others: it would refuse them.
+// verifyUnits checks that systemd-analyze, if there is one, accepts the units, and that the socket unit lists exactly
+// the sockets that the daemon serves, since the daemon refuses others.
 func verifyUnits(t *testing.T, root string) {
 	t.Helper()
 	unit := filepath.Join(root, "etc/systemd/system/netyard.socket")
@@ -109,7 +109,9 @@ func verifyUnits(t *testing.T, root string) {
 	for _, m := range regexp.MustCompile(`(?m)^ListenStream=(.*)$`).FindAllStringSubmatch(string(raw), -1) {
 		listed = append(listed, m[1])
 	}
-	served := []string{"/run/netyard/netyard.sock", "/run/netyard/cni.sock", "/run/docker/plugins/" + driver.DHCPName + ".sock"}
+	served := []string{
+		"/run/netyard/netyard.sock", "/run/netyard/cni.sock", "/run/docker/plugins/" + driver.DHCPName + ".sock",
+	}
 	for name := range driver.Modes(all.Modes()) {
 		served = append(served, "/run/docker/plugins/"+name+".sock")
 	}
@@ -120,10 +122,10 @@ func verifyUnits(t *testing.T, root string) {
 	}
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Log("there is no systemd-analyze to ask about the units")
+		t.Log("units not verified: there is no systemd-analyze")
 		return
 	}
-	// It looks for programs and manual pages in this machine's root.
+	// systemd-analyze looks for programs and manual pages in this machine's root.
 	dir := t.TempDir()
 	for _, name := range []string{"netyard.socket", "netyard.service"} {
 		raw, err := os.ReadFile(filepath.Join(filepath.Dir(unit), name))
@@ -142,8 +144,8 @@ func verifyUnits(t *testing.T, root string) {
 	}
 }
 
-// check wants the example configuration to be right as it is, and also when everything in it is said aloud: it shows
-// what holds anyway.
+// check checks that the example configuration is valid, also with all its comments made settings, and that those have
+// the default values.
 func check(t *testing.T, root, config string) {
 	t.Helper()
 	program := filepath.Join(root, "opt/ny/bin/netyard")
@@ -158,17 +160,20 @@ func check(t *testing.T, root, config string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	aloud := filepath.Join(t.TempDir(), "aloud.yaml")
-	if err := os.WriteFile(aloud, regexp.MustCompile(`(?m)^#(\w)`).ReplaceAll(raw, []byte("$1")), 0o600); err != nil {
+	explicit := filepath.Join(t.TempDir(), "explicit.yaml")
+	settings := regexp.MustCompile(`(?m)^#(\w)`).ReplaceAll(raw, []byte("$1"))
+	if err := os.WriteFile(explicit, settings, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	blocks := regexp.MustCompile(`(?m)^(pools:.*\n(    - .*\n)*|ipv6_pool:.*\n)`) // where nothing means a default that is not shown
-	if silent, said := blocks.ReplaceAllString(ask(config), ""), blocks.ReplaceAllString(ask(aloud), ""); silent != said {
-		t.Errorf("the example shows other values than the defaults:\n%s\nfor\n%s", said, silent)
+	// For these keys, an empty value means a default that is not shown.
+	blocks := regexp.MustCompile(`(?m)^(pools:.*\n(    - .*\n)*|ipv6_pool:.*\n)`)
+	defaults, shown := blocks.ReplaceAllString(ask(config), ""), blocks.ReplaceAllString(ask(explicit), "")
+	if defaults != shown {
+		t.Errorf("the example shows other values than the defaults:\n%s\nfor\n%s", shown, defaults)
 	}
 }
 
-// TestSocketActivation starts the daemon as systemd does: with sockets that are there before it and stay when it goes.
+// TestSocketActivation starts the daemon as systemd does, with sockets that exist before it and stay after it.
 func TestSocketActivation(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -180,7 +185,7 @@ func TestSocketActivation(t *testing.T) {
 	for _, path := range paths {
 		s.listen(t, path)
 	}
-	// What is asked before the daemon is there waits for it.
+	// A request that is sent before the daemon starts waits for it.
 	early := make(chan string, 1)
 	go func() { early <- ask(dir, "plugins/netyard-bridge.sock", http.MethodPost, "/Plugin.Activate") }()
 	for range 2 {
@@ -192,29 +197,30 @@ func TestSocketActivation(t *testing.T) {
 		stop()
 		for _, path := range paths {
 			if _, err := os.Stat(filepath.Join(dir, path)); err != nil {
-				t.Errorf("the daemon removed a socket that is not its own: %v", err)
+				t.Errorf("the daemon removed a socket that it was given: %v", err)
 			}
 		}
 	}
 	has(t, <-early, "NetworkDriver")
 
-	// An engine would wait for ever where nobody answers.
+	// An engine would wait forever on a socket that nobody serves.
 	s.listen(t, "plugins/netyard-nosuch.sock")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	out, err := s.command(ctx).CombinedOutput()
 	if err == nil {
-		t.Error("the daemon started with a socket that it does not know")
+		t.Error("the daemon started with an unknown socket")
 	}
 	has(t, string(out), "plugins/netyard-nosuch.sock")
 }
 
-// An activation is systemd's part.
+// An activation does systemd's part of a socket activation.
 type activation struct {
 	dir, program string
 	sockets      []*os.File
 }
 
+// listen opens a socket for the daemon.
 func (a *activation) listen(t *testing.T, name string) {
 	t.Helper()
 	path := filepath.Join(a.dir, name)
@@ -234,16 +240,17 @@ func (a *activation) listen(t *testing.T, name string) {
 	a.sockets = append(a.sockets, f)
 }
 
-// command is the daemon with the sockets handed over, in a network namespace of its own.
+// command returns the daemon's command with the sockets passed to it, in a network namespace of its own.
 func (a *activation) command(ctx context.Context) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "unshare", "--net", "sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh",
-		a.program, "--run-dir", a.dir+"/run", "serve", "--config", "/dev/null", "--state-dir", a.dir+"/state", "--plugin-dir", a.dir+"/plugins", "--docker-host", "")
+		a.program, "--run-dir", a.dir+"/run", "serve", "--config", "/dev/null",
+		"--state-dir", a.dir+"/state", "--plugin-dir", a.dir+"/plugins", "--docker-host", "")
 	cmd.Env = append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(a.sockets)), "NOTIFY_SOCKET="+a.dir+"/notify")
 	cmd.ExtraFiles = a.sockets
 	return cmd
 }
 
-// start starts the daemon and waits until it says that it is ready. What it returns ends the daemon.
+// start starts the daemon and waits until it reports that it is ready; stop ends it.
 func (a *activation) start(t *testing.T) (stop func()) {
 	t.Helper()
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(a.dir, "notify"), Net: "unixgram"})
@@ -260,15 +267,15 @@ func (a *activation) start(t *testing.T) (stop func()) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	said := make([]byte, 64)
+	status := make([]byte, 64)
 	if err := notify.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	n, err := notify.Read(said)
-	if string(said[:n]) != "READY=1" {
+	n, err := notify.Read(status)
+	if string(status[:n]) != "READY=1" {
 		_ = cmd.Process.Kill()
 		<-ended
-		t.Fatalf("the daemon said %q, %v; want READY=1\n%s", said[:n], err, &log)
+		t.Fatalf("the daemon reported %q, %v; want READY=1\n%s", status[:n], err, &log)
 	}
 	return func() {
 		t.Helper()
@@ -279,13 +286,14 @@ func (a *activation) start(t *testing.T) (stop func()) {
 	}
 }
 
-// ask sends a request to a socket, and returns what is answered.
+// ask sends a request to a socket and returns the response.
 func ask(dir, socket, method, page string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, socket))
-	}}}
+	}
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
 	q, err := http.NewRequestWithContext(ctx, method, "http://netyard"+page, strings.NewReader("{}"))
 	if err != nil {
 		return err.Error()

@@ -18,17 +18,17 @@ import (
 )
 
 const (
-	// backTime is how long what was killed may take until everything is as before; the test's log says how long it
+	// backTime is how long it may take after a kill until everything is as before; the test's log says how long it
 	// took.
 	backTime = time.Minute
-	// strictTime is what is allowed where NETYARD_KILLS_STRICT is set: on a machine that does nothing else.
+	// strictTime is the limit with NETYARD_KILLS_STRICT, for an otherwise idle machine.
 	strictTime = 10 * time.Second
 )
 
-// TestKilled kills the engine, its containerd, the daemon and the host, alone and together, and starts what was killed
-// again. Each time every container with a restart policy is back on its networks, with its ports, addresses, MAC and
-// names, whatever it has of netyard. NETYARD_KILLS=3 does it three times in a row, and on each engine with and without
-// live-restore; without it each has one of the two.
+// TestKilled kills the engine, its containerd, the daemon and the host, alone and together, and starts them again. Each
+// time, every container with a restart policy is back on its networks, with its ports, addresses, MAC and names.
+// NETYARD_KILLS=3 repeats it three times, and on each engine with and without live-restore; otherwise each engine has
+// one of the two.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	for _, e := range lab.Chosen(lab.Engine2010, lab.Engine285, lab.Engine298, lab.Engine298nft) {
@@ -40,7 +40,7 @@ func TestKilled(t *testing.T) {
 				k := newKills(t, e, live)
 				for round := range rounds(t) {
 					for _, c := range killings {
-						if !live || c.ends != always { // which is the same with it
+						if !live || c.ends != always { // a power loss is the same with live-restore
 							t.Run(fmt.Sprintf("%d %s", round+1, c.name), func(t *testing.T) { k.row(t, c) })
 							if !k.h.Dockerd.Running() || !k.h.Netyard.Running() {
 								t.Fatalf("after the kill of %s the engine or the daemon did not start", c.name)
@@ -48,13 +48,14 @@ func TestKilled(t *testing.T) {
 						}
 					}
 				}
-				t.Log("after the engine's answer each was back in\n" + k.table.String())
+				t.Log("times until each works again, from the engine's answer on:\n" + k.table.String())
 				healthy(t, k.h)
 			})
 		}
 	}
 }
 
+// rounds returns NETYARD_KILLS, or 1.
 func rounds(t *testing.T) int {
 	t.Helper()
 	n, err := strconv.Atoi(os.Getenv("NETYARD_KILLS"))
@@ -67,14 +68,14 @@ func rounds(t *testing.T) int {
 	return n
 }
 
-// A killing is who is killed, and in which order they come back. When do returns, the engine answers.
+// A killing says what is killed, and in which order it is started again. When do returns, the engine answers.
 type killing struct {
 	name string
 	ends ending
 	do   func(h *lab.Host)
 }
 
-// An ending says whether containers end with who is killed.
+// An ending says whether containers end by a killing.
 type ending int
 
 const (
@@ -128,24 +129,24 @@ var killings = []killing{
 	}},
 }
 
-// killEngine kills the engine, and then the containerd that it would start again.
+// killEngine kills the engine, and then the containerd that the engine would restart.
 func killEngine(h *lab.Host) {
 	h.Dockerd.Kill()
 	kill(h, "cat /run/docker/containerd/containerd.pid")
 }
 
-// A capability is what a container has of netyard, and that it works.
+// A capability is something that netyard provides to a container, with a test that it works.
 type capability struct {
 	name      string
 	container string
 	flags     string // of docker create
 	mac       string
 	cmd       string
-	connect   string // a second network, and the flags of docker network connect
+	connect   string // arguments of docker network connect, for a second network
 	works     func(k *kills) error
 }
 
-// serve is a command that answers on ports for as long as the container lives, each with its number.
+// serve returns a command that answers on ports, with the port's number, while the container runs.
 func serve(ports ...int) string {
 	var b strings.Builder
 	for _, p := range ports {
@@ -154,7 +155,7 @@ func serve(ports ...int) string {
 	return `sh -c "` + b.String() + `wait"`
 }
 
-// The addresses are of the networks that newKills makes.
+// The addresses are in the networks that newKills creates.
 var capabilities = []capability{
 	{name: "a port", container: "port", flags: "--network theirs -p 8080:80", works: func(k *kills) error {
 		return answer(k.h.Outside.Net, k.h.IP+":8080", "80")
@@ -168,7 +169,7 @@ var capabilities = []capability{
 	}},
 	{name: "a port on loopback", container: "loopback", flags: "--network theirs -p 127.0.0.1:8090:80", works: func(k *kills) error {
 		if got, err := k.h.Outside.TryDial("tcp", k.h.IP+":8090"); err == nil {
-			return fmt.Errorf("the outside reaches it: %s", got)
+			return fmt.Errorf("the outside reaches a port on loopback: %s", got)
 		}
 		return answer(k.h.Net, "127.0.0.1:8090", "80")
 	}},
@@ -179,7 +180,8 @@ var capabilities = []capability{
 		return answer(k.h.Net, "10.82.0.50:80", "80")
 	}},
 	{
-		name: "two networks", container: "both", flags: "--network theirs --ip 10.81.0.60 -p 8070:80", connect: "--ip 10.83.0.60 other",
+		name: "two networks", container: "both", flags: "--network theirs --ip 10.81.0.60 -p 8070:80",
+		connect: "--ip 10.83.0.60 other",
 		works: func(k *kills) error {
 			_, err1 := k.h.TryExec("both", "ping -c 1 -W 1 fixed")
 			_, err2 := k.h.TryExec("fixed", "ping -c 1 -W 1 both")
@@ -202,7 +204,7 @@ var capabilities = []capability{
 	}},
 }
 
-// answer wants a port to be answered by who serves it.
+// answer checks that a port is answered with want.
 func answer(from *lab.Net, addr, want string) error {
 	got, err := from.TryDial("tcp", addr)
 	if err == nil && got != want {
@@ -215,14 +217,14 @@ func answer(from *lab.Net, addr, want string) error {
 type kills struct {
 	h     *lab.Host
 	far   *lab.Node
-	live  bool // its containers outlive their engine
+	live  bool // with live-restore
 	was   state
 	table *strings.Builder
 }
 
-// newKills makes the host, its networks and its containers. An engine that starts asks a driver at once only if the
-// IPAM of one of its networks has the driver's name, and tells that one alone to let go what it had before: netyard is
-// told, netyard-bridge is not.
+// newKills makes the host, its networks and its containers. An engine that starts calls a driver at once only if the
+// IPAM driver of one of its networks has the same name, and tells only that driver to release what it had before: it
+// tells netyard, but not netyard-bridge.
 func newKills(t *testing.T, e lab.Engine, live bool) *kills {
 	t.Helper()
 	lan := lab.NewLAN(t)
@@ -260,7 +262,7 @@ func newKills(t *testing.T, e lab.Engine, live bool) *kills {
 	return k
 }
 
-// cluster makes the host and the other machine, where etcd is, members of a cluster.
+// cluster makes the host and the far node, which runs etcd, members of a cluster.
 func (k *kills) cluster(t *testing.T) {
 	t.Helper()
 	url := "http://" + k.far.IP + ":2379"
@@ -282,23 +284,25 @@ func (k *kills) cluster(t *testing.T) {
 	}
 }
 
-// peer puts somebody on the overlay who is on another machine, and has no engine.
+// peer attaches a sandbox on the far node to the overlay, without an engine.
 func (k *kills) peer(t *testing.T) {
 	t.Helper()
-	k.far.Sh("netyard network attach blue && netyard cni install blue && ip netns add peer && ip -n peer link set lo up")
+	k.far.Sh("netyard network attach blue && netyard cni install blue && ip netns add peer && ip -n peer link set " +
+		"lo up")
 	list := parse[struct{ Plugins []map[string]any }](t, k.far.Sh("cat /etc/cni/net.d/netyard-blue.conflist"))
-	k.far.Sh(fmt.Sprintf("CNI_COMMAND=ADD CNI_CONTAINERID=peer CNI_NETNS=/run/netns/peer CNI_IFNAME=eth0 CNI_PATH=/ %s <<'END'\n%s\nEND",
+	k.far.Sh(fmt.Sprintf("CNI_COMMAND=ADD CNI_CONTAINERID=peer CNI_NETNS=/run/netns/peer CNI_IFNAME=eth0 CNI_PATH=/ "+
+		"%s <<'END'\n%s\nEND",
 		lab.BuildPlugin(t), asPlugin(t, list.Plugins[0], "blue", "1.0.0")))
 }
 
-// make makes the container of a capability; its networks are there when it starts for the first time.
+// make creates and starts the container of a capability, with its networks connected before the first start.
 func (k *kills) make(c capability) {
 	cmd := c.cmd
 	if cmd == "" {
 		cmd = serve(80)
 	}
 	flags := c.flags
-	if c.mac != "" && k.h.Engine != lab.Engine2010 { // to which the newer client cannot say this
+	if c.mac != "" && k.h.Engine != lab.Engine2010 { // the newer client cannot pass this to it
 		flags += " --mac-address " + c.mac
 	}
 	k.h.Docker("create --restart always --name", c.container, flags, lab.Image, cmd)
@@ -308,7 +312,7 @@ func (k *kills) make(c capability) {
 	k.h.Docker("start", c.container)
 }
 
-// row kills, and waits until every capability is there again.
+// row performs a killing and waits until every capability works again.
 func (k *kills) row(t *testing.T, c killing) {
 	t.Helper()
 	k.h.Use(t)
@@ -328,7 +332,7 @@ func (k *kills) row(t *testing.T, c killing) {
 	k.report(t, c, took, errs)
 	if t.Failed() {
 		for i, want := range capabilities {
-			if errs[i] != nil { // so that the next row is one of its own
+			if errs[i] != nil { // so that the next row starts afresh
 				_, _ = k.h.TryDocker("rm -f", want.container)
 			}
 		}
@@ -342,23 +346,23 @@ func (k *kills) row(t *testing.T, c killing) {
 		return
 	}
 	if err := back(func() error { return k.compare(k.now(t), c) }); err != nil {
-		t.Errorf("it is not as it was: %v", err)
+		t.Errorf("the state differs from before: %v", err)
 	}
 	healthy(t, k.h)
 	k.remember(t)
 }
 
-// report says what is not back, and keeps for the table how long it took.
+// report reports what does not work again, and adds the times to the table.
 func (k *kills) report(t *testing.T, c killing, took []time.Duration, errs []error) {
 	t.Helper()
 	words := []string{c.name}
 	for i, want := range capabilities {
 		switch {
 		case errs[i] != nil:
-			t.Errorf("%s is not back: %v\n%s", want.name, errs[i], k.why(want.container))
+			t.Errorf("%s does not work again: %v\n%s", want.name, errs[i], k.why(want.container))
 			words = append(words, "never")
 		case os.Getenv("NETYARD_KILLS_STRICT") != "" && took[i] > strictTime:
-			t.Errorf("%s is back only after %v", want.name, took[i])
+			t.Errorf("%s works again only after %v", want.name, took[i])
 			fallthrough
 		default:
 			words = append(words, took[i].Round(10*time.Millisecond).String())
@@ -367,7 +371,7 @@ func (k *kills) report(t *testing.T, c killing, took []time.Duration, errs []err
 	k.line(words...)
 }
 
-// why is what the engine says of a container.
+// why returns the engine's status and error of a container.
 func (k *kills) why(container string) string {
 	out, err := k.h.TryDocker("inspect -f '{{.State.Status}} {{.State.Error}}'", container)
 	if err != nil {
@@ -376,7 +380,7 @@ func (k *kills) why(container string) string {
 	return out
 }
 
-// line adds one to the table.
+// line adds a line to the table.
 func (k *kills) line(words ...string) {
 	fmt.Fprintf(k.table, "%-40s", words[0])
 	for _, w := range words[1:] {
@@ -385,7 +389,7 @@ func (k *kills) line(words ...string) {
 	k.table.WriteByte('\n')
 }
 
-// back waits until something is as it was.
+// back retries f for backTime, and returns its last error.
 func back(f func() error) error {
 	for end := time.Now().Add(backTime); ; time.Sleep(50 * time.Millisecond) {
 		if err := f(); err == nil || time.Now().After(end) {
@@ -394,17 +398,17 @@ func back(f func() error) error {
 	}
 }
 
-// A state is what is to be as before.
+// A state is what must be the same after a killing.
 type state struct {
-	networks map[string]string // of each container: its networks, with the addresses and MAC that are its own
+	networks map[string]string // networks of each container, with its fixed addresses and MAC
 	ports    []string
 	started  []string // when the containers were started
 }
 
-// dynamic is an address and a MAC that another start may change.
+// dynamic matches an address and a MAC that may change with a restart.
 var dynamic = regexp.MustCompile(`=\S*`)
 
-// remember keeps what is to be the same after the next killing, once netyard knows of all by their names.
+// remember records the state before the next killing, once netyard ports shows all containers by their names.
 func (k *kills) remember(t *testing.T) {
 	t.Helper()
 	eventually(t, "netyard ports shows all containers by their names", func() bool {
@@ -413,10 +417,12 @@ func (k *kills) remember(t *testing.T) {
 	})
 }
 
+// now returns the current state.
 func (k *kills) now(t *testing.T) state {
 	t.Helper()
 	s := state{networks: map[string]string{}}
-	cmd := []string{"inspect -f '{{.State.StartedAt}} {{.Name}}{{range $n, $e := .NetworkSettings.Networks}} {{$n}}={{$e.IPAddress}},{{$e.MacAddress}}{{end}}'"}
+	cmd := []string{"inspect -f '{{.State.StartedAt}} {{.Name}}" +
+		"{{range $n, $e := .NetworkSettings.Networks}} {{$n}}={{$e.IPAddress}},{{$e.MacAddress}}{{end}}'"}
 	for _, c := range capabilities {
 		cmd = append(cmd, c.container)
 	}
@@ -429,18 +435,19 @@ func (k *kills) now(t *testing.T) state {
 		s.started = append(s.started, started)
 	}
 	for _, p := range ports(t, k.h) {
-		s.ports = append(s.ports, fmt.Sprintf("%s: %s %s:%d-%d %s", p.Container, p.Proto, p.HostIP, p.HostPort, p.HostPortEnd, p.State))
+		s.ports = append(s.ports, fmt.Sprintf("%s: %s %s:%d-%d %s",
+			p.Container, p.Proto, p.HostIP, p.HostPort, p.HostPortEnd, p.State))
 	}
 	slices.Sort(s.ports)
 	return s
 }
 
-// compare says what is another now.
+// compare returns what differs from the state before.
 func (k *kills) compare(now state, c killing) error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(k.was.networks)) {
 		if was, is := k.was.networks[name], now.networks[name]; was != is {
-			errs = append(errs, fmt.Errorf("container %s was %s and is %s", name, was, is))
+			errs = append(errs, fmt.Errorf("container %s: networks were %s and are %s", name, was, is))
 		}
 	}
 	if !slices.Equal(k.was.ports, now.ports) {
@@ -448,7 +455,7 @@ func (k *kills) compare(now state, c killing) error {
 	}
 	goOn := c.ends == never || c.ends == mostly && k.live
 	if same := slices.Equal(k.was.started, now.started); same != goOn {
-		errs = append(errs, fmt.Errorf("the containers went on: %t, want %t", same, goOn))
+		errs = append(errs, fmt.Errorf("the containers kept running: %t, want %t", same, goOn))
 	}
 	return errors.Join(errs...)
 }

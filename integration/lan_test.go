@@ -10,10 +10,11 @@ import (
 	"netyard/integration/lab"
 )
 
-// onLAN are the flags of a network on the lab's LAN, with the part of it that nobody else has.
-const onLAN = "--subnet 203.0.113.0/24 --gateway 203.0.113.1 --ip-range 203.0.113.128/25 --ipv6 --subnet 2001:db8:113::/64 --gateway 2001:db8:113::1"
+// onLAN are the flags of a network on the lab's LAN, with a range that the lab does not use.
+const onLAN = "--subnet 203.0.113.0/24 --gateway 203.0.113.1 --ip-range 203.0.113.128/25 --ipv6 --subnet " +
+	"2001:db8:113::/64 --gateway 2001:db8:113::1"
 
-// TestMacvlan: containers are members of the LAN, and nothing of them is left.
+// TestMacvlan: containers on macvlan networks are reached on the LAN, and nothing of them is left.
 func TestMacvlan(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lan := lab.NewLAN(t)
@@ -21,7 +22,8 @@ func TestMacvlan(t *testing.T) {
 		h := host(t, e, lab.On(lan))
 		before := h.Snapshot()
 		h.Docker("network create -d netyard-macvlan -o parent=eth0", onLAN, "lan")
-		h.Docker("network create -d netyard -o mode=macvlan -o macvlan_mode=private -o parent=eth0 --subnet 10.77.0.0/24 alone")
+		h.Docker("network create -d netyard -o mode=macvlan -o macvlan_mode=private -o parent=eth0 --subnet " +
+			"10.77.0.0/24 alone")
 		h.Docker("network create -d netyard-macvlan --subnet 10.78.0.0/24 nowhere")
 		h.Run("c1", "--network lan --ip 203.0.113.200 --ip6 2001:db8:113::200")
 		h.Run("c2", "--network lan")
@@ -42,11 +44,12 @@ func TestMacvlan(t *testing.T) {
 		h.PingFail("a1", h.Addr("a2", "alone"))
 		h.Ping("n1", "n2")
 		noRoute(t, h, "n1")
-		has(t, h.Exec("c1", "ip link show eth0"), "02:42:cb:00:71:c8") // of the address: the same whenever it comes back
+		// derived from the address, so that it is the same after a restart
+		has(t, h.Exec("c1", "ip link show eth0"), "02:42:cb:00:71:c8")
 		healthy(t, h)
 		named(t, h, "c1", "n2")
 		if out := h.Sh("netyard ps"); strings.Count(out, "macvlan") != 6 {
-			t.Errorf("ps does not have all six:\n%s", out)
+			t.Errorf("ps does not show all six:\n%s", out)
 		}
 
 		h.Netyard.Restart()
@@ -65,17 +68,20 @@ func TestMacvlan(t *testing.T) {
 		h.Docker("network rm lan alone nowhere")
 		h.SameAs(before)
 
-		h.Docker("network create -d netyard-macvlan -o macvlan_mode=passthru -o parent=eth0 --subnet 203.0.113.0/24 --gateway 203.0.113.1 pass")
+		h.Docker("network create -d netyard-macvlan -o macvlan_mode=passthru -o parent=eth0 --subnet 203.0.113.0/24 " +
+			"--gateway 203.0.113.1 pass")
 		h.Run("p1", "--network pass --ip 203.0.113.210")
 		h.Ping("p1", other.IP)
-		has(t, h.DockerErr("run --rm --network pass busybox true"), "passthru is for one container at a time, and eth0 has one")
-		has(t, h.DockerErr("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 x"), "network pass has parent eth0 already, and macvlan_mode=passthru has its parent for itself")
+		has(t, h.DockerErr("run --rm --network pass busybox true"),
+			"passthru is for one container at a time, and eth0 has one")
+		has(t, h.DockerErr("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 x"),
+			"network pass has parent eth0 already, and macvlan_mode=passthru has its parent for itself")
 		healthy(t, h)
 	})
 }
 
-// TestHostAccess: a macvlan network whose containers and host reach each other, with many containers, over a restart
-// and a flap.
+// TestHostAccess: with host_access, containers of a macvlan network and the host reach each other, after a kill of the
+// daemon, after the link was down, and with many containers.
 func TestHostAccess(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lab.Alone(t)
@@ -87,7 +93,7 @@ func TestHostAccess(t *testing.T) {
 		h.Docker("network create -d netyard-macvlan -o parent=eth0 -o host_access=true --subnet 10.77.0.0/24 elsewhere")
 		h.Run("c1", "--network lan --ip 203.0.113.200 --ip6 2001:db8:113::200")
 		h.Run("e1", "--network elsewhere")
-		h.Ping("e1", h.IP) // by a route of its own
+		h.Ping("e1", h.IP) // by a host route
 		h.In("c1").Listen("tcp", ":80")
 		h.Listen("tcp", ":7")
 		both := func() {
@@ -105,12 +111,14 @@ func TestHostAccess(t *testing.T) {
 		both()
 		h.Netyard.Start()
 		both()
-		h.Sh("ip link set eth0 down && ip link set eth0 up && ip -6 addr add", h.IP6+"/64 dev eth0; ip route replace default via", h.Outside.IP, "; ip -6 route replace default via", h.Outside.IP6)
-		eventually(t, "the address has been found to be nobody else's", func() bool { return !strings.Contains(h.Sh("ip -6 addr show dev eth0"), "tentative") })
+		h.Sh("ip link set eth0 down && ip link set eth0 up && ip -6 addr add", h.IP6+"/64 dev eth0;",
+			"ip route replace default via", h.Outside.IP, "; ip -6 route replace default via", h.Outside.IP6)
+		eventually(t, "duplicate address detection has ended", func() bool {
+			return !strings.Contains(h.Sh("ip -6 addr show dev eth0"), "tentative")
+		})
 		both()
 		healthy(t, h)
-		// More than one at a time, and not more than the engine can end: 20.10 gives up on a container after ten
-		// seconds.
+		// Several at a time, but not more than the engine can end: 20.10 gives up on a container after ten seconds.
 		const many, atOnce = 50, 5
 		var names []string
 		for i := range many {
@@ -127,7 +135,8 @@ func TestHostAccess(t *testing.T) {
 			}
 			wg.Wait()
 		}
-		addrs := strings.Fields(h.Docker("inspect -f '{{.NetworkSettings.Networks.lan.IPAddress}}'", strings.Join(names, " ")))
+		addrs := strings.Fields(h.Docker("inspect -f '{{.NetworkSettings.Networks.lan.IPAddress}}'",
+			strings.Join(names, " ")))
 		if len(addrs) != many {
 			t.Fatalf("%d containers have the addresses %v", many, addrs)
 		}
@@ -143,7 +152,7 @@ func TestHostAccess(t *testing.T) {
 	})
 }
 
-// TestLANRefusals: each a one-line error that names the thing, and nothing changed.
+// TestLANRefusals: invalid networks are refused in one line that names the cause, and nothing changes.
 func TestLANRefusals(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -164,7 +173,7 @@ func TestLANRefusals(t *testing.T) {
 			out := h.DockerErr(cmd)
 			has(t, out, want)
 			if strings.Contains(strings.TrimSpace(out), "\n") {
-				t.Errorf("%s: more than one line: %q", cmd, out)
+				t.Errorf("%s: the error has several lines: %q", cmd, out)
 			}
 		}
 		h.SameAs(before)

@@ -10,21 +10,24 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestLANPorts: what a container on the LAN or on an internal network publishes is a port of its own address, and with
-// host_publish one of the host's as well; whoever asks, whatever becomes of the daemon, and nothing of it is left.
+// TestLANPorts: a port published by a container on the LAN or on an internal network is at its own address, and with
+// host_publish also at the host's; for every client, with and without the daemon, and nothing of it is left.
 func TestLANPorts(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lan := lab.NewLAN(t)
 		other := lan.Node("other")
 		h := lab.New(t, e, lab.On(lan))
-		h.Sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1") // or the guard of forwarding stays behind
+		// otherwise netyard enables it, with a guard that stays
+		h.Sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 		h.Netyard.Start()
 		before := h.Snapshot()
-		h.Docker("network create -d netyard-macvlan -o parent=eth0 -o host_access=true -o host_publish=true", onLAN, "lan")
+		h.Docker("network create -d netyard-macvlan -o parent=eth0 -o host_access=true -o host_publish=true", onLAN,
+			"lan")
 		h.Docker("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 --gateway 10.77.0.1 plain")
 		h.Docker("network create -d netyard-bridge --internal --subnet 10.78.0.0/24 inside")
 		h.Docker("network create -d netyard-bridge --subnet 10.79.0.0/24 out")
-		h.Run("web", "--network lan --ip 203.0.113.200 --ip6 2001:db8:113::200 -p 443:8080 -p 443:8080/udp -p 7000-7002:8000-8002 -p 5000:5000")
+		h.Run("web", "--network lan --ip 203.0.113.200 --ip6 2001:db8:113::200 -p 443:8080 -p 443:8080/udp -p "+
+			"7000-7002:8000-8002 -p 5000:5000")
 		h.Run("peer", "--network lan --ip 203.0.113.201 --ip6 2001:db8:113::201")
 		h.Run("in1", "--network inside --ip 10.78.0.11 -p 8443:8080")
 		h.Run("in2", "--network inside --ip 10.78.0.12")
@@ -43,9 +46,10 @@ func TestLANPorts(t *testing.T) {
 		h.Netyard.Start()
 		m.all()
 		healthy(t, h)
-		wants(t, h, "web", "tcp 0.0.0.0:443", "udp [::]:443", "tcp 0.0.0.0:7000", "tcp 203.0.113.200:443", "udp [2001:db8:113::200]:443", "tcp 203.0.113.200:7000", "tcp 203.0.113.200:5000")
+		wants(t, h, "web", "tcp 0.0.0.0:443", "udp [::]:443", "tcp 0.0.0.0:7000", "tcp 203.0.113.200:443",
+			"udp [2001:db8:113::200]:443", "tcp 203.0.113.200:7000", "tcp 203.0.113.200:5000")
 		wants(t, h, "in1", "tcp 10.78.0.11:8443")
-		eventually(t, "ps has all names", func() bool { return strings.Contains(h.Sh("netyard ps"), "in2") })
+		eventually(t, "ps shows all names", func() bool { return strings.Contains(h.Sh("netyard ps"), "in2") })
 		has(t, h.Sh("netyard ps"), "203.0.113.200:443->8080/tcp")
 		has(t, h.Sh("netyard trace", other.IP, "443"), "\nreachable")
 		has(t, h.Sh("netyard trace in2 in1:8443"), "sends it on to port 8080")
@@ -54,11 +58,11 @@ func TestLANPorts(t *testing.T) {
 		listen()
 		m.all()
 		wants(t, h, "web", "tcp 203.0.113.200:443", "tcp 0.0.0.0:443")
-		h.In("web").Tool("nft flush ruleset") // somebody with rights in the container
+		h.In("web").Tool("nft flush ruleset") // as a privileged process in the container
 		h.Sh("ip link add poke type veth peer name poked && ip link del poke")
 		reached(t, other.Net, "tcp", "203.0.113.200:443")
 		m.refusals()
-		h.Docker("network connect out in1") // the default route is there now, and so are the ports
+		h.Docker("network connect out in1") // the default route moves there, and so do the ports
 		reached(t, other.Net, "tcp", h.IP+":8443")
 		lost(t, h.In("in2"), "tcp", "10.78.0.11:8443")
 		wants(t, h, "in1", "tcp 0.0.0.0:8443")
@@ -69,27 +73,30 @@ func TestLANPorts(t *testing.T) {
 	})
 }
 
-// wants checks where netyard ports says that a container's ports are.
+// wants waits until netyard ports shows these published ports of a container.
 func wants(t *testing.T, h *lab.Host, container string, at ...string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s has the ports %v", container, at), func() bool { // its name is found in the background
+	// its name is looked up in the background
+	eventually(t, fmt.Sprintf("%s has the ports %v", container, at), func() bool {
 		states := portStates(t, h, container)
 		return !slices.ContainsFunc(at, func(one string) bool { return states[one] != "published" })
 	})
 }
 
-// lanPorts is who reaches the published ports, and whom the container sees.
+// lanPorts tests who reaches the published ports, and which client address the container sees.
 type lanPorts struct {
 	t     *testing.T
 	h     *lab.Host
 	other *lab.Node
 }
 
+// all tests all clients and ports.
 func (m lanPorts) all() {
 	m.t.Helper()
 	h, other, peer := m.h, m.other, m.h.In("peer")
 	own, host := []string{"203.0.113.200", "2001:db8:113::200"}, []string{h.IP, h.IP6}
-	loop, others, peers := []string{"127.0.0.1", "::1"}, []string{other.IP, other.IP6}, []string{"203.0.113.201", "2001:db8:113::201"}
+	loop, others := []string{"127.0.0.1", "::1"}, []string{other.IP, other.IP6}
+	peers := []string{"203.0.113.201", "2001:db8:113::201"}
 	sees := func(from *lab.Net, proto, addr, port, whom string) {
 		m.t.Helper()
 		has(m.t, from.Dial(proto, net.JoinHostPort(addr, port)), net.JoinHostPort(whom, ""))
@@ -114,8 +121,8 @@ func (m lanPorts) all() {
 	other.DialFail("tcp", h.IP+":8443")
 }
 
-// refusals: what cannot be is said by name, and changes nothing. Each container has an address of its own, and so a
-// hardware address: the kernel gives that of one that has just ended free in its own time.
+// refusals tests that invalid requests are refused by name and change nothing. Each container has another address, and
+// so another MAC, since the kernel releases the MAC of an ended container with a delay.
 func (m lanPorts) refusals() {
 	m.t.Helper()
 	for cmd, want := range map[string]string{
@@ -132,8 +139,9 @@ func (m lanPorts) refusals() {
 		out := m.h.DockerErr(cmd)
 		has(m.t, out, want)
 		if strings.HasPrefix(cmd, "network") && strings.Contains(strings.TrimSpace(out), "\n") {
-			m.t.Errorf("%s: more than one line: %q", cmd, out)
+			m.t.Errorf("%s: the error has several lines: %q", cmd, out)
 		}
 	}
-	m.h.Docker("run --rm --network plain --ip 10.77.0.50 -p 8443:8080 -P --expose 9 busybox true") // a port of the container's is nobody else's
+	// a port of the container's own address conflicts with no other
+	m.h.Docker("run --rm --network plain --ip 10.77.0.50 -p 8443:8080 -P --expose 9 busybox true")
 }

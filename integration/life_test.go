@@ -17,13 +17,15 @@ import (
 	"netyard/integration/lab"
 )
 
-// steps are where a daemon can die in the life of a network and a container: see yard's Step. The test fails if one of
-// them is never come by.
+// steps returns the steps at which the test kills the daemon in the life of a network and a container: see yard's Step.
+// The test fails if one of them is never reached.
 func steps() []string {
 	var all []string
 	for _, s := range []string{
-		"pool recorded", "address recorded", "network recorded", "network ready", "endpoint recorded", "endpoint joining",
-		"endpoint ready", "ports recorded", "endpoint left", "endpoint deleting", "endpoint gone", "address released", "pool released",
+		"pool recorded", "address recorded", "network recorded", "network ready", "endpoint recorded",
+		"endpoint joining",
+		"endpoint ready", "ports recorded", "endpoint left", "endpoint deleting", "endpoint gone",
+		"address released", "pool released",
 		"network deleting", "network gone",
 	} {
 		all = append(all, "before "+s, "after "+s)
@@ -32,11 +34,11 @@ func steps() []string {
 		"before endpoint detached", "after network down")
 }
 
-// TestKillAnywhere kills the daemon at each step while an engine works with it, as a supervisor starts it again, and
-// wants record, kernel and engine to agree afterwards, and the next container to be as if nothing had happened.
+// TestKillAnywhere kills the daemon at each step while an engine uses it, and restarts it like a supervisor. Afterwards
+// records, kernel and engine agree, and the next container works.
 func TestKillAnywhere(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
-		const hosts = 3 // it mostly waits
+		const hosts = 3 // in parallel, since each mostly waits
 		all := steps()
 		for i := range hosts {
 			t.Run(fmt.Sprint("host ", i+1), func(t *testing.T) {
@@ -67,11 +69,12 @@ func killAt(t *testing.T, e lab.Engine, steps []string) {
 				"network rm net",
 			)
 			if _, err := os.Stat(failpoint); err == nil {
-				t.Fatal("the daemon never came by this step")
+				t.Fatal("the daemon never reached this step")
 			}
 			_, _ = h.TryDocker("rm -f c1")
 			_, _ = h.TryDocker("network rm net")
-			eventually(t, "what is left of the first is out of the second's way", func() bool { // when it counts as an orphan
+			// Leftovers of the first network are removed once they count as orphans.
+			eventually(t, "the network can be created again", func() bool {
 				t.Logf("gc: %s", h.Sh("netyard gc"))
 				_, err := h.TryDocker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 net")
 				return err == nil
@@ -84,7 +87,7 @@ func killAt(t *testing.T, e lab.Engine, steps []string) {
 	}
 }
 
-// supervised runs docker commands, and starts netyard again whenever it dies; the commands may fail.
+// supervised runs docker commands, which may fail, and restarts netyard whenever it has ended.
 func supervised(t *testing.T, h *lab.Host, cmds ...string) {
 	t.Helper()
 	for _, cmd := range cmds {
@@ -107,8 +110,8 @@ func supervised(t *testing.T, h *lab.Host, cmds ...string) {
 	}
 }
 
-// TestChurn: containers in a row, more than what a leak of one thing each could hide in, and many at once; then
-// everything is as it was. TestCNICrowd has hundreds, without the work of an engine.
+// TestChurn: containers in a row, enough to show a leak of one object each, and many at once; then everything is as
+// before. TestCNICrowd has hundreds, without an engine.
 func TestChurn(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		const inARow, atOnce = 40, 20
@@ -116,9 +119,9 @@ func TestChurn(t *testing.T) {
 		h := host(t, e)
 		h.Docker("network create -d netyard --ipam-driver netyard a")
 		h.Docker("network create -d netyard-bridge b")
-		h.Docker("run --rm --network a busybox hostname") // what an engine only does once
+		h.Docker("run --rm --network a busybox hostname") // what an engine does only once
 		before := h.Snapshot()
-		// An engine keeps its connections, each of which is a socket and a goroutine.
+		// An engine keeps connections open, each of which has a socket and a goroutine.
 		goroutines := func() int {
 			v := parse[struct{ Daemon api.Version }](t, h.Sh("netyard version --json"))
 			sockets := strings.Count(h.Sh(fmt.Sprintf("ls -l /proc/%d/fd", v.Daemon.PID)), "socket:")
@@ -130,7 +133,7 @@ func TestChurn(t *testing.T) {
 		for range inARow {
 			a := h.Docker("run --rm --network a busybox hostname -i")
 			if seen[a] {
-				t.Errorf("address %s came again before it had cooled down", a)
+				t.Errorf("address %s was given again before its cooldown ended", a)
 			}
 			seen[a] = true
 		}
@@ -147,7 +150,7 @@ func TestChurn(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				if other, taken := owners[out]; taken || err != nil || out == "" {
-					t.Errorf("address %q of %s: %v; taken by %q", out, name, err, other)
+					t.Errorf("address %q of %s: %v; also given to %q", out, name, err, other)
 				}
 				owners[out] = name
 			})
@@ -159,7 +162,7 @@ func TestChurn(t *testing.T) {
 		}
 		h.Docker("rm -f", strings.Join(slices.Sorted(maps.Values(owners)), " "))
 		h.SameAs(before)
-		const slack = 8 // idle connections to the engine's API, which have two goroutines a socket
+		const slack = 8 // idle connections to the engine's API, with two goroutines per socket
 		eventually(t, "the daemon has as few goroutines as before", func() bool { return goroutines() <= busy+slack })
 		leases := h.Sh("netyard lease ls --format '{{.Kind}} {{.State}}'")
 		if strings.Contains(leases, "dynamic active") {
@@ -168,7 +171,7 @@ func TestChurn(t *testing.T) {
 	})
 }
 
-// TestRestartUnderTraffic: flows go on while netyard restarts, however it ends, and docker ps answers without it.
+// TestRestartUnderTraffic: no packet is lost while netyard restarts or is killed, and docker ps answers without it.
 func TestRestartUnderTraffic(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -176,8 +179,9 @@ func TestRestartUnderTraffic(t *testing.T) {
 		h.Run("c1", "--network a")
 		h.Run("c2", "--network a")
 		h.Ping("c1", h.Outside.IP)
-		// A ping of its own for each path, the NATed one too; slow enough to span the restarts, and bounded.
-		const slow = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); ping -c 1 -W 3 %[1]s >/dev/null || echo lost %[1]s; usleep 5000; done"
+		// One loop of pings per path, also with NAT; slow enough to span the restarts, and bounded.
+		const slow = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); ping -c 1 -W 3 %[1]s >/dev/null || echo lost " +
+			"%[1]s; usleep 5000; done"
 		result := make(chan string, 2)
 		for _, target := range []string{h.Addr("c2", "a"), h.Outside.IP} {
 			go func() {
@@ -190,7 +194,7 @@ func TestRestartUnderTraffic(t *testing.T) {
 			h.Netyard.Kill()
 			start := time.Now()
 			h.Docker("ps")
-			t.Logf("docker ps took %s with netyard dead", time.Since(start))
+			t.Logf("docker ps took %s without netyard", time.Since(start))
 			h.Netyard.Start()
 		}
 		for range 2 {
@@ -205,8 +209,8 @@ func TestRestartUnderTraffic(t *testing.T) {
 	})
 }
 
-// TestEngineRestarts: containers of restart=always come back with their networks however the engine ended, and nothing
-// leaks.
+// TestEngineRestarts: containers with restart=always come back with their networks, however the engine ended, and
+// nothing is left over.
 func TestEngineRestarts(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -223,7 +227,7 @@ func TestEngineRestarts(t *testing.T) {
 			})
 			h.Ping("c1", h.Outside.IP)
 			h.Ping("c2", h.Outside.IP)
-			eventually(t, "ps shows the two of them and no orphan "+when, func() bool {
+			eventually(t, "ps shows only these two "+when, func() bool {
 				t.Logf("%s: gc: %s", when, h.Sh("netyard gc"))
 				return len(ps(t, h)) == 2
 			})
@@ -238,7 +242,7 @@ func TestEngineRestarts(t *testing.T) {
 		h.PowerLoss()
 		h.Boot()
 		working("after a power loss")
-		// netyard comes late: the engine tries for a while, and its API must not wait for ever.
+		// netyard starts late: the engine retries for a while, and its API must not block forever.
 		h.Dockerd.Stop()
 		h.Netyard.Stop()
 		misses(t, h, h.Dockerd.Launch)
@@ -248,19 +252,19 @@ func TestEngineRestarts(t *testing.T) {
 	})
 }
 
-// misses does something that makes the engine ask netyard, which is down, and waits until it has asked in vain.
+// misses calls do, which makes the engine call netyard while that is down, and waits until such a call has failed.
 func misses(t *testing.T, h *lab.Host, do func()) {
 	t.Helper()
 	count := func() int { return len(inVain.FindAllString(h.Dockerd.Log(), -1)) }
 	before := count()
 	do()
-	eventually(t, "the engine has asked in vain", func() bool { return count() > before })
+	eventually(t, "a call of the engine has failed", func() bool { return count() > before })
 }
 
-// inVain is what every engine writes into its log (pkg/plugins/plugins.go and client.go of moby).
+// inVain matches what every engine logs for such a call (pkg/plugins/plugins.go and client.go of moby).
 var inVain = regexp.MustCompile(`Unable to (locate|connect to) plugin`)
 
-// TestLiveRestore: containers that outlive their engine keep their networks.
+// TestLiveRestore: with live-restore, containers keep their networks when the engine ends.
 func TestLiveRestore(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e, lab.DockerdArgs("--live-restore"))
@@ -285,11 +289,13 @@ func TestLiveRestore(t *testing.T) {
 	})
 }
 
-// TestDamagedState: random pages of the database are overwritten; netyard says so, rebuilds it, and nobody notices.
+// TestDamagedState: after random pages of the database are overwritten, netyard logs that, rebuilds the records, and
+// running containers are not affected.
 func TestDamagedState(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
-		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 --aux-address router=10.77.0.9 own")
+		h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 --aux-address " +
+			"router=10.77.0.9 own")
 		h.Docker("network create -d netyard --ipam-driver netyard auto")
 		h.Docker("network create -d netyard-bridge --internal theirs")
 		h.Docker("network create -d netyard-none --ipam-driver null nothing")
@@ -298,8 +304,10 @@ func TestDamagedState(t *testing.T) {
 		h.Run("c3", "--network theirs")
 		h.Run("c4", "--network theirs")
 		h.Run("c5", "--network nothing")
-		eventually(t, "all containers have names", func() bool { return strings.Count(h.Sh("netyard ps --format '{{.Container}}'"), "c") == 5 })
-		was := h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'")
+		eventually(t, "ps shows all containers by name",
+			func() bool { return strings.Count(h.Sh("netyard ps --format '{{.Container}}'"), "c") == 5 })
+		was := h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} " +
+			"{{.Interface}} {{.State}}'")
 		for round := range 5 {
 			h.Netyard.Stop()
 			file := filepath.Join(h.Dir, "state", "netyard.db")
@@ -316,7 +324,8 @@ func TestDamagedState(t *testing.T) {
 			h.Ping("c3", "c4")
 			healthy(t, h)
 			eventually(t, "the records are as they were", func() bool {
-				return h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} {{.Interface}} {{.State}}'") == was
+				return h.Sh("netyard ps --format '{{.Container}} {{.Network}} {{.Mode}} {{.Addresses}} {{.MAC}} "+
+					"{{.Interface}} {{.State}}'") == was
 			})
 		}
 		has(t, h.Netyard.Log(), "database damaged and set aside")
@@ -324,7 +333,7 @@ func TestDamagedState(t *testing.T) {
 		has(t, h.DockerErr("run --rm --network own --ip 10.77.0.50 busybox sleep 1"), "10.77.0.50")
 		h.Run("c6", "--network own")
 		h.Ping("c6", "c1")
-		h.Ping("c6", h.Outside.IP) // the gateway, which the engine had chosen itself, is known again
+		h.Ping("c6", h.Outside.IP) // the gateway that the engine chose is rebuilt
 		h.Run("c7", "--network auto")
 		h.Ping("c7", h.Outside.IP)
 		has(t, h.DockerErr("run --rm --network own --ip 10.77.0.9 busybox sleep 1"), "10.77.0.9") // an aux address
@@ -334,7 +343,7 @@ func TestDamagedState(t *testing.T) {
 	})
 }
 
-// overwritePages writes noise over some pages of a file, the same ones for the same seed.
+// overwritePages overwrites some pages of a file with noise; the seed determines which.
 func overwritePages(t *testing.T, file string, seed uint64) {
 	t.Helper()
 	const page, pages = 4096, 3

@@ -10,14 +10,14 @@ import (
 	"netyard/integration/lab"
 )
 
-// lossPolicy closes one container against all others.
+// lossPolicy allows only one container to connect to another.
 const lossPolicy = `
 name: app
 select: {labels: {tier: app}}
 ingress: {allow: [{container: proxy}]}
 `
 
-// A shut is a host on which something is closed.
+// A shut is a host with restrictions: a policy, a reservation and a network with icc=false.
 type shut struct {
 	*lab.Host
 
@@ -26,7 +26,7 @@ type shut struct {
 	policies     string
 }
 
-// shutHost applies a policy, reserves an address, and closes a network against itself while its containers run.
+// shutHost applies a policy, reserves an address, and sets icc=false on a network while its containers run.
 func shutHost(t *testing.T, h *lab.Host) *shut {
 	t.Helper()
 	h.Docker("network create -d netyard --ipam-driver netyard --subnet 10.77.0.0/24 web")
@@ -37,7 +37,7 @@ func shutHost(t *testing.T, h *lab.Host) *shut {
 	h.Run("aa", "--network apart")
 	h.Run("bb", "--network apart")
 	s := &shut{Host: h, t: t, app: h.Addr("app", "web"), proxied: h.Addr("bb", "apart")}
-	h.Ping("client", s.app) // or nothing below could fail
+	h.Ping("client", s.app) // shows that the tests below can fail
 	h.Ping("aa", s.proxied)
 	if out, err := apply(t, h, "", lossPolicy); err != nil {
 		t.Fatal(out, err)
@@ -45,19 +45,22 @@ func shutHost(t *testing.T, h *lab.Host) *shut {
 	h.Sh("netyard lease reserve --name db 10.77.0.200")
 	h.Sh("netyard network set apart icc=false")
 	s.policies = h.Sh("netyard policy ls")
-	eventually(t, "the proxy is known", func() bool { _, err := h.TryExec("proxy", "ping -c 1 -W 1 "+s.app); return err == nil })
+	eventually(t, "the proxy is allowed", func() bool {
+		_, err := h.TryExec("proxy", "ping -c 1 -W 1 "+s.app)
+		return err == nil
+	})
 	s.closed()
 	return s
 }
 
-// closed wants that to be shut, for packets.
+// closed checks that the policy and icc=false are in force.
 func (s *shut) closed() {
 	s.t.Helper()
 	s.PingFail("client", s.app)
 	s.PingFail("aa", s.proxied)
 }
 
-// whole wants all of it to be on record, and in force, and nothing else to be closed.
+// whole checks that all restrictions are on record and in force, and that nothing else is closed.
 func (s *shut) whole() {
 	s.t.Helper()
 	healthy(s.t, s.Host)
@@ -69,7 +72,7 @@ func (s *shut) whole() {
 	has(s.t, s.Sh("netyard network inspect apart"), "icc")
 }
 
-// refuses starts the daemon and wants it to end by itself, and to say why.
+// refuses checks that the daemon does not start, and logs why.
 func (s *shut) refuses(why ...string) {
 	s.t.Helper()
 	before := len(s.Netyard.Log())
@@ -83,9 +86,8 @@ func (s *shut) refuses(why ...string) {
 	s.closed()
 }
 
-// TestClosedOverLoss: a policy, a reservation and a network that was closed later stay so when the examiner of the
-// database is killed, and when the database is damaged or missing: in the kernel while there is no daemon, and on
-// record when there is one again.
+// TestClosedOverLoss: a policy, a reservation and a later icc=false stay in force when the check of the database is
+// killed, and when the database is damaged or missing: in the kernel without the daemon, and on record after its start.
 func TestClosedOverLoss(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -99,16 +101,16 @@ func TestClosedOverLoss(t *testing.T) {
 		}
 		program := h.Netyard.Program
 		h.Netyard.Program = killedExaminer(t, h)
-		s.refuses(db, "signal: killed", "3 times", "left as it is")
+		s.refuses(db, "signal: killed", "3 runs", "left as it is")
 		h.Sh("umount", filepath.Join(h.Dir, "examined"))
 		h.Netyard.Program = program
 		if now, err := os.ReadFile(db); err != nil || string(now) != string(was) {
-			t.Errorf("the database is another one now: %v", err)
+			t.Errorf("the database has changed: %v", err)
 		}
 		h.Netyard.Start()
 		s.whole()
 		if aside, _ := filepath.Glob(db + ".damaged-*"); len(aside) > 0 {
-			t.Errorf("set aside: %v", aside)
+			t.Errorf("moved aside: %v", aside)
 		}
 		for name, lose := range map[string]func() error{
 			"damaged": func() error { overwritePages(t, db, 1); return nil },
@@ -131,18 +133,20 @@ func TestClosedOverLoss(t *testing.T) {
 	})
 }
 
-// killedExaminer is a program that becomes the daemon, and in whose place each process it starts of itself finds one
-// that is killed.
+// killedExaminer returns a program that starts the daemon, but replaces its file by one that is killed, so that each
+// process that the daemon starts of itself is killed.
 func killedExaminer(t *testing.T, h *lab.Host) string {
 	t.Helper()
-	examined, killed, start := filepath.Join(h.Dir, "examined"), filepath.Join(h.Dir, "killed"), filepath.Join(h.Dir, "start")
+	path := func(name string) string { return filepath.Join(h.Dir, name) }
+	examined, killed, start := path("examined"), path("killed"), path("start")
 	raw, err := os.ReadFile(lab.Build(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for file, text := range map[string][]byte{
 		examined: raw, killed: []byte("#!/bin/sh\nkill -KILL $$\n"),
-		start: []byte("#!/bin/sh\nexec 9<" + examined + "\nmount --bind " + killed + " " + examined + "\nexec /proc/self/fd/9 \"$@\"\n"),
+		start: []byte("#!/bin/sh\nexec 9<" + examined + "\nmount --bind " + killed + " " + examined +
+			"\nexec /proc/self/fd/9 \"$@\"\n"),
 	} {
 		if err := os.WriteFile(file, text, 0o755); err != nil {
 			t.Fatal(err)
@@ -151,8 +155,8 @@ func killedExaminer(t *testing.T, h *lab.Host) string {
 	return start
 }
 
-// TestClosedOnFullDisk: on a full disk a change of policy is refused and changes nothing, and the daemon starts again;
-// a database that was damaged there stays where it is, and what was closed stays closed, until there is room.
+// TestClosedOnFullDisk: on a full disk a change of a policy is refused and changes nothing, and the daemon can restart;
+// with a damaged database it does not start, and restrictions stay in force, until there is space.
 func TestClosedOnFullDisk(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
@@ -162,7 +166,8 @@ func TestClosedOnFullDisk(t *testing.T) {
 		s := shutHost(t, h)
 		full := func() { _, _ = h.TrySh("dd if=/dev/zero bs=4096 of=" + state + "/filler") }
 		full()
-		if out, err := apply(t, h, "", strings.Replace(lossPolicy, "container: proxy", "container: client", 1)); err == nil {
+		changed := strings.Replace(lossPolicy, "container: proxy", "container: client", 1)
+		if out, err := apply(t, h, "", changed); err == nil {
 			t.Errorf("a policy was applied on a full disk: %s", out)
 		} else {
 			has(t, out+err.Error(), "no space left on device")
@@ -180,7 +185,7 @@ func TestClosedOnFullDisk(t *testing.T) {
 			s.refuses("no space left on device")
 		}
 		if now := h.Sh("ls", state); now != was {
-			t.Errorf("there is\n%s and was\n%s", now, was)
+			t.Errorf("the directory has\n%s and had\n%s", now, was)
 		}
 		h.Sh("rm", state+"/filler")
 		h.Netyard.Start()

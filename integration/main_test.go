@@ -1,4 +1,4 @@
-// Package integration tests netyard as a whole: with real engines, on hosts of their own.
+// Package integration tests netyard as a whole, with real engines, on hosts of package lab.
 package integration
 
 import (
@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
-// engines runs a test on each engine that matters to it, see columns, beside each other as far as the machine has room.
+// engines runs a test on each engine that matters to it, see columns, in parallel as far as the lab has slots.
 func engines(t *testing.T, test func(t *testing.T, e lab.Engine)) {
 	t.Helper()
 	t.Parallel()
@@ -34,24 +34,26 @@ func host(t *testing.T, e lab.Engine, opts ...lab.Option) *lab.Host {
 	return h
 }
 
+// has checks that a text contains another.
 func has(t *testing.T, got, want string) {
 	t.Helper()
 	if !strings.Contains(got, want) {
-		t.Errorf("%q does not say %q", got, want)
+		t.Errorf("%q does not contain %q", got, want)
 	}
 }
 
-// eventually waits for what the daemon does in the background; what is the complaint when it does not come.
+// eventually waits up to a minute until cond is true; what describes the condition in the failure.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	const limit, pause = 60 * time.Second, 100 * time.Millisecond
 	for end := time.Now().Add(limit); !cond(); time.Sleep(pause) {
 		if time.Now().After(end) {
-			t.Fatalf("in vain waited until %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }
 
+// parse decodes JSON.
 func parse[T any](t *testing.T, text string) (v T) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(text), &v); err != nil {
@@ -60,13 +62,14 @@ func parse[T any](t *testing.T, text string) (v T) {
 	return v
 }
 
+// ps returns what netyard ps shows.
 func ps(t *testing.T, h *lab.Host) []api.Endpoint {
 	t.Helper()
 	return parse[[]api.Endpoint](t, h.Sh("netyard ps --json"))
 }
 
-// named waits until netyard ps shows containers by their names. In its text there are hexadecimal names that have a c1
-// in them, too.
+// named waits until netyard ps shows these names of containers. It reads the JSON output, since in the text hexadecimal
+// IDs may contain "c1", too.
 func named(t *testing.T, h *lab.Host, names ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("ps shows %v", names), func() bool {
@@ -78,16 +81,16 @@ func named(t *testing.T, h *lab.Host, names ...string) {
 	})
 }
 
-// healthy wants record, kernel and engine to agree.
+// healthy waits until netyard doctor finds nothing: records, kernel and engine agree.
 func healthy(t *testing.T, h *lab.Host) {
 	t.Helper()
-	said := ""
-	eventually(t, "doctor is silent", func() bool {
+	last := ""
+	eventually(t, "doctor finds nothing", func() bool {
 		out, err := h.TrySh("netyard doctor 2>&1")
-		if out != said && out != "" {
-			t.Logf("doctor says: %s", out)
+		if out != last && out != "" {
+			t.Logf("doctor: %s", out)
 		}
-		said = out
+		last = out
 		return err == nil && out == ""
 	})
 }

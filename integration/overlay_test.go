@@ -18,7 +18,7 @@ import (
 	"netyard/integration/lab"
 )
 
-// etcds are the members of etcd.
+// etcds are the members of an etcd cluster.
 type etcds []*lab.Service
 
 func (all etcds) Kill() {
@@ -33,25 +33,26 @@ func (all etcds) Launch() {
 	}
 }
 
-// A guide is what docs/overlay.md tells people to do, by the language of its blocks.
+// guide returns the code blocks of docs/overlay.md, by language.
 func guide(t *testing.T) map[string][]string {
 	t.Helper()
 	blocks := map[string][]string{}
-	for _, m := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(read(t, "docs/overlay.md"), -1) {
+	for _, m := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(read(t, "docs/overlay.md"),
+		-1) {
 		blocks[m[1]] = append(blocks[m[1]], m[2])
 	}
 	if len(blocks["bash"]) != 4 || len(blocks["ini"]) != 1 || len(blocks["yaml"]) != 1 {
-		t.Fatalf("docs/overlay.md has other blocks than this test takes it for: %v", blocks)
+		t.Fatalf("docs/overlay.md has other blocks than this test expects: %v", blocks)
 	}
 	return blocks
 }
 
-// asOn is a block of the guide as somebody would type it on a host: with addresses as they are here, and h1's as this
-// host's.
+// asOn returns a block of the guide as an admin would type it on a host: with the hosts' addresses, and this host's
+// name and address in place of h1's.
 func asOn(text string, at int, hosts []*lab.Host) string {
 	h, lines := hosts[at], strings.SplitAfter(text, "\n")
 	for i, l := range lines {
-		if !strings.Contains(l, "192.0.2.2") { // not about all of them
+		if !strings.Contains(l, "192.0.2.2") { // the line is not about all hosts
 			lines[i] = strings.NewReplacer("192.0.2.1", h.IP, "h1", h.Name).Replace(l)
 		}
 	}
@@ -62,8 +63,7 @@ func asOn(text string, at int, hosts []*lab.Host) string {
 	return text
 }
 
-// inCluster makes three hosts on one LAN, each with a member of etcd, as docs/overlay.md says. Not all of them have the
-// same engine.
+// inCluster makes a host for each engine on one LAN, each with a member of etcd, following docs/overlay.md.
 func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab.Host) {
 	t.Helper()
 	lab.Hosts(t, len(engines))
@@ -92,7 +92,8 @@ func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab
 			write(filepath.Join(h.Dir, f), string(raw))
 		}
 		h.Sh("cd", h.Dir, "&& bash -e", write(filepath.Join(h.Dir, "install"), asOn(steps["bash"][1], i, hosts)))
-		etcd := h.Service("etcd", lab.Etcd(t, h.Dir), "--data-dir", filepath.Join(h.Dir, "etcd"), "--log-level", "error")
+		etcd := h.Service("etcd", lab.Etcd(t, h.Dir), "--data-dir", filepath.Join(h.Dir, "etcd"), "--log-level",
+			"error")
 		etcd.Env = strings.Fields(asOn(steps["ini"][0], i, hosts))
 		members = append(members, etcd)
 	}
@@ -110,8 +111,8 @@ func inCluster(t *testing.T, engines ...lab.Engine) (members etcds, hosts []*lab
 	return members, hosts
 }
 
-// leaveAll removes what is on hosts while they still have an etcd: a network that a host left stays closed until etcd
-// has heard of it.
+// leaveAll removes everything from the hosts while etcd still runs: a network that was removed from a host stays closed
+// until the host has left it in etcd.
 func leaveAll(t *testing.T, hosts []*lab.Host) {
 	t.Helper()
 	if t.Failed() {
@@ -121,24 +122,29 @@ func leaveAll(t *testing.T, hosts []*lab.Host) {
 		h.RemoveAll()
 	}
 	for _, h := range hosts {
-		eventually(t, "etcd knows that "+h.Name+" has left its networks", func() bool {
+		eventually(t, h.Name+" has left its networks in etcd", func() bool {
 			return !strings.Contains(h.Sh("nft list set inet netyard vnis"), "elements")
 		})
 	}
 }
 
-// TestOverlay: three hosts with engines of their own; then etcd dies.
+// TestOverlay: containers on three hosts reach each other by address and name, also while etcd is down.
 func TestOverlay(t *testing.T) {
 	t.Parallel()
 	etcd, hosts := inCluster(t, lab.Engine285, lab.Engine2010, lab.Engine285)
-	const flags = "network create -d netyard-overlay --ipam-driver netyard-overlay -o overlay=%s --ipam-opt overlay=%[1]s --ipv6 %s %[1]s"
+	const flags = "network create -d netyard-overlay --ipam-driver netyard-overlay -o overlay=%s --ipam-opt " +
+		"overlay=%[1]s --ipv6 %s %[1]s"
 	subnets := "--subnet 10.20.0.0/16 --subnet fd20::/64"
 	hosts[0].Docker(fmt.Sprintf(flags, "blue", subnets))
-	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "blue", "--subnet 10.21.0.0/16 --subnet fd20::/64")), "subnet 10.21.0.0/16 is to be it, and in the cluster it has 10.20.0.0/16")
+	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "blue", "--subnet 10.21.0.0/16 --subnet fd20::/64")),
+		"subnet 10.21.0.0/16 is to be it, and in the cluster it has 10.20.0.0/16")
 	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet")
-	if _, err := hosts[1].TrySh("ip link add nosuch type wireguard"); err != nil { // with it, the tests of the guest kernel are those that count
-		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "-o encrypted --subnet 10.30.0.0/16 --subnet fd30::/64")), "encrypted=true: this kernel has no WireGuard")
-		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet") // still
+	// with WireGuard, other tests cover this
+	if _, err := hosts[1].TrySh("ip link add nosuch type wireguard"); err != nil {
+		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "-o encrypted --subnet 10.30.0.0/16 --subnet fd30::/64")),
+			"encrypted=true: this kernel has no WireGuard")
+		// still
+		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet")
 	}
 	for i, h := range hosts {
 		if i > 0 {
@@ -182,9 +188,13 @@ func TestOverlay(t *testing.T) {
 	overlayByCNI(t, hosts)
 	forgedFrames(t, hosts)
 
-	eventually(t, "the doctor finds nothing", func() bool { _, err := hosts[1].TrySh("netyard cluster doctor"); return err == nil })
+	eventually(t, "cluster doctor finds nothing", func() bool {
+		_, err := hosts[1].TrySh("netyard cluster doctor")
+		return err == nil
+	})
 	has(t, hosts[0].Sh("netyard cluster status"), "this host is a member, one of 3")
-	if out := hosts[1].Sh("netyard cluster hosts --format '{{.Alive}} {{.Address}} {{join .Networks \", \"}}'"); strings.Count(out, "true") != 3 || !strings.Contains(out, hosts[2].IP) || !strings.Contains(out, "blue, green") {
+	out := hosts[1].Sh("netyard cluster hosts --format '{{.Alive}} {{.Address}} {{join .Networks \", \"}}'")
+	if strings.Count(out, "true") != 3 || !strings.Contains(out, hosts[2].IP) || !strings.Contains(out, "blue, green") {
 		t.Errorf("cluster hosts: %s", out)
 	}
 	has(t, hosts[0].ShErr("netyard cluster forget nobody"), "host nobody is not in the cluster")
@@ -194,13 +204,13 @@ func TestOverlay(t *testing.T) {
 	hosts[1].Netyard.Kill()
 	hosts[1].Netyard.Start()
 	pairs()
-	hosts[0].Run("late", "--network blue")             // from the store
-	hosts[0].Ping("late", hosts[0].Addr("c1", "blue")) // the other hosts hear of it later
+	hosts[0].Run("late", "--network blue")             // with a warm address
+	hosts[0].Ping("late", hosts[0].Addr("c1", "blue")) // the other hosts learn of it later
 	etcd.Launch()
 	hosts[2].Ping("c3", hosts[0].Addr("late", "blue"))
 	hosts[2].Ping("c3", "late")
 
-	// A container moves with its address. An engine takes --ip only where the network was made with its --subnet.
+	// A container moves with its address. An engine accepts --ip only for a network that was created with --subnet.
 	addr := hosts[1].Addr("c2", "blue")
 	hosts[1].Docker("rm -f c2")
 	eventually(t, "the address is free", func() bool {
@@ -217,8 +227,8 @@ func TestOverlay(t *testing.T) {
 	}
 }
 
-// forgedFrames: what containers of one host send to another as frames of the overlay is none there, whoever made their
-// network; other VXLAN, and other datagrams, arrive.
+// forgedFrames tests that containers cannot forge frames of the overlay by sending VXLAN packets to another host, on
+// any kind of network; VXLAN packets with other VNIs arrive.
 func forgedFrames(t *testing.T, hosts []*lab.Host) {
 	t.Helper()
 	from, to := hosts[0], hosts[1]
@@ -253,7 +263,8 @@ END`, vni))
 				return err
 			}
 			defer conn.Close()
-			_, err = conn.Write(append(binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, vni<<8), "markmark, a frame that nobody made"...))
+			header := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, vni<<8)
+			_, err = conn.Write(append(header, "markmark, a forged frame"...))
 			if errors.Is(err, unix.EPERM) {
 				err = nil
 			}
@@ -268,7 +279,7 @@ END`, vni))
 		send(name, uint32(vni))
 		eventually(t, "other VXLAN arrives", func() bool { send(name, 11259375); return count("others") })
 		if count("forged") {
-			t.Errorf("container %s wrote a frame into the overlay", name)
+			t.Errorf("container %s sent a frame into the overlay", name)
 		}
 	}
 	to.Tool("nft delete table inet probe")

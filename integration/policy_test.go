@@ -16,7 +16,7 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// policies are what TestPolicy applies: only the proxy may talk to the app, and the app to one address outside.
+// policies is the policy of TestPolicy: only the proxy may connect to the app, and the app only to one address outside.
 const policies = `
 name: app
 select: {network: web, labels: {tier: app}}
@@ -29,6 +29,7 @@ egress:
     - {cidr: 2001:db8:113::1, ports: [7]}
 `
 
+// apply runs netyard policy apply.
 func apply(t *testing.T, h *lab.Host, flags, text string) (string, error) {
 	t.Helper()
 	file := filepath.Join(h.Dir, "policy.yaml")
@@ -38,9 +39,10 @@ func apply(t *testing.T, h *lab.Host, flags, text string) (string, error) {
 	return h.TrySh("netyard policy apply", flags, file)
 }
 
-// servers listen in a container until it ends, and say whom they saw.
+// servers are servers in a container.
 type servers []*lab.Server
 
+// listen starts a TCP server on each port.
 func listen(c *lab.Net, ports ...string) (all servers) {
 	for _, p := range ports {
 		all = append(all, c.Listen("tcp", ":"+p))
@@ -54,8 +56,8 @@ func (s servers) close() {
 	}
 }
 
-// TestPolicy: who may talk to whom, over a restart of a container, which gets another address, and the death of the
-// daemon.
+// TestPolicy: a policy is in force, also after a container restarted with another address, and while the daemon is
+// killed.
 func TestPolicy(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
@@ -92,7 +94,7 @@ func TestPolicy(t *testing.T) {
 			proxy.Dial("tcp", at6("app1", "80"))
 			app1.Dial("tcp", h.Outside.IP+":7")
 			app1.Dial("tcp", "["+h.Outside.IP6+"]:7")
-			h.Dial("tcp", at("app1", "81")) // the host itself always gets in
+			h.Dial("tcp", at("app1", "81")) // the host itself is always allowed
 			for _, c := range []struct {
 				from *lab.Net
 				to   string
@@ -114,7 +116,8 @@ func TestPolicy(t *testing.T) {
 		before := h.Addr("app1", "web")
 		running.close()
 		h.Docker("stop -t 0 app1")
-		h.Run("heir", "--network web --ip "+before) // or an engine that tells names, from 29 on, gets it the same one
+		// otherwise engines from 29 on, which pass names, get the same address for app1
+		h.Run("heir", "--network web --ip "+before)
 		h.Docker("start app1")
 		app1 = h.In("app1")
 		listen(app1, "80", "81")
@@ -134,11 +137,12 @@ func TestPolicy(t *testing.T) {
 	})
 }
 
-// refusals: one line with the field and its line, and nothing changed.
+// refusals tests that invalid policies are refused with the line and the field, and change nothing.
 func refusals(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Docker("network create -d netyard-none --ipam-driver null nothing")
-	eventually(t, "the network has its name", func() bool { return strings.Contains(h.Sh("netyard network ls"), "nothing") })
+	eventually(t, "network ls shows the network's name",
+		func() bool { return strings.Contains(h.Sh("netyard network ls"), "nothing") })
 	for text, want := range map[string]string{
 		policies + "\nselekt: {}\n":                                       `line 12: unknown field "selekt" in policy; did you mean select?`,
 		policies + "---\nname: b\nselect: {network: nothing}\negress: {}": "select.network: nothing is of mode none",
@@ -149,17 +153,16 @@ func refusals(t *testing.T, h *lab.Host) {
 	}
 	h.Docker("network rm nothing")
 	if got := h.Sh("netyard policy ls --json"); got != "[]" {
-		t.Errorf("a refused policy is there: %s", got)
+		t.Errorf("a refused policy was recorded: %s", got)
 	}
 	for _, set := range []string{"inet netyard closed_in4", "inet netyard allow_out6", "bridge netyard quiet"} {
 		if got := h.Sh("nft list set", set); strings.Contains(got, "elements") {
-			t.Errorf("a refusal put something in: %s", got)
+			t.Errorf("a refused policy added elements: %s", got)
 		}
 	}
 }
 
-// TestPolicyPublished: a published port is subject to the policy of its container, with the client's address and the
-// container's port.
+// TestPolicyPublished: policies apply to published ports, with the client's address and the container's port.
 func TestPolicyPublished(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -171,8 +174,13 @@ func TestPolicyPublished(t *testing.T) {
 		for _, c := range []struct {
 			rule    string
 			reaches bool
-		}{{"{cidr: 198.51.100.0/24}", false}, {"{cidr: 203.0.113.1, ports: 8080}", false}, {"{cidr: 203.0.113.1, ports: 80}", true}} {
-			if _, err := apply(t, h, "", "name: app\nselect: {container: app}\ningress:\n  allow:\n    - "+c.rule+"\n"); err != nil {
+		}{
+			{"{cidr: 198.51.100.0/24}", false},
+			{"{cidr: 203.0.113.1, ports: 8080}", false},
+			{"{cidr: 203.0.113.1, ports: 80}", true},
+		} {
+			text := "name: app\nselect: {container: app}\ningress:\n  allow:\n    - " + c.rule + "\n"
+			if _, err := apply(t, h, "", text); err != nil {
 				t.Fatal(err)
 			}
 			if c.reaches {
@@ -185,7 +193,7 @@ func TestPolicyPublished(t *testing.T) {
 	})
 }
 
-// survives kills the daemon again and again while somebody tries what is forbidden, and somebody else what is not.
+// survives kills the daemon repeatedly while forbidden and allowed connections are tried.
 func survives(t *testing.T, h *lab.Host, from *lab.Net, forbidden string, friend *lab.Net, allowed string) {
 	t.Helper()
 	var tries, violations, failures atomic.Int64
@@ -213,7 +221,7 @@ func survives(t *testing.T, h *lab.Host, from *lab.Net, forbidden string, friend
 		h.Netyard.Kill()
 		const some = 4
 		enough := tries.Load() + some
-		eventually(t, "they go on trying while netyard is down", func() bool { return tries.Load() >= enough })
+		eventually(t, "connections are tried while netyard is down", func() bool { return tries.Load() >= enough })
 		h.Netyard.Start()
 	}
 	close(done)
@@ -222,11 +230,12 @@ func survives(t *testing.T, h *lab.Host, from *lab.Net, forbidden string, friend
 	}
 	t.Logf("%d tries, %d violations, %d failures", tries.Load(), violations.Load(), failures.Load())
 	if violations.Load() > 0 || failures.Load() > 0 || tries.Load() == 0 {
-		t.Errorf("of %d tries %d got through and %d of what is allowed did not", tries.Load(), violations.Load(), failures.Load())
+		t.Errorf("in %d tries, %d forbidden connections succeeded, and %d allowed ones failed", tries.Load(),
+			violations.Load(), failures.Load())
 	}
 }
 
-// late starts containers that try what is forbidden from their first moment on, before anybody knows who they are.
+// late starts containers that try forbidden connections from the start, before netyard knows their labels.
 func late(t *testing.T, h *lab.Host, forbidden string, allowed, other *lab.Server) {
 	t.Helper()
 	seen := len(other.Seen())
@@ -235,8 +244,10 @@ func late(t *testing.T, h *lab.Host, forbidden string, allowed, other *lab.Serve
 		return "nc -w 1 " + host + " " + port + " </dev/null && echo reached " + addr + ";"
 	}
 	for i := range 3 {
-		script := fmt.Sprintf("'for i in 1 2 3; do %s %s done; until nc -w 1 %s 7 </dev/null; do sleep 0.2; done'", try(forbidden), try(h.Outside.IP+":8"), h.Outside.IP)
-		out := h.Docker("run --rm --network web --label tier=app", "--name", fmt.Sprintf("late%d", i), lab.Image, "sh -c", script)
+		script := fmt.Sprintf("'for i in 1 2 3; do %s %s done; until nc -w 1 %s 7 </dev/null; do sleep 0.2; done'",
+			try(forbidden), try(h.Outside.IP+":8"), h.Outside.IP)
+		name := fmt.Sprintf("late%d", i)
+		out := h.Docker("run --rm --network web --label tier=app --name", name, lab.Image, "sh -c", script)
 		if strings.Contains(out, "reached") {
 			t.Errorf("a container that just started: %s", out)
 		}
@@ -245,16 +256,17 @@ func late(t *testing.T, h *lab.Host, forbidden string, allowed, other *lab.Serve
 		t.Errorf("a container that just started reached %v", now[seen:])
 	}
 	if len(allowed.Seen()) == 0 {
-		t.Error("nobody came to the address that is allowed")
+		t.Error("no connection reached the allowed address")
 	}
 }
 
-// TestSpoofing sends every forgery there is from inside a container, and nothing of it arrives; what is honest does.
+// TestSpoofing: forged frames of every kind that a container sends do not arrive; honest ones do.
 func TestSpoofing(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host6(t, e)
 		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.77.0.0/24 --subnet fd77::/64 web")
-		h.Docker("network create -d netyard-bridge -o antispoof=false --ipv6 --subnet 10.78.0.0/24 --subnet fd78::/64 open")
+		h.Docker("network create -d netyard-bridge -o antispoof=false --ipv6",
+			"--subnet 10.78.0.0/24 --subnet fd78::/64 open")
 		for _, n := range []string{"web", "open"} {
 			for _, c := range []string{"me", "other", "victim"} {
 				h.Run(n+c, "--network "+n)
@@ -264,29 +276,35 @@ func TestSpoofing(t *testing.T) {
 			me, other, victim := station(t, h, n+"me", n), station(t, h, n+"other", n), station(t, h, n+"victim", n)
 			honest, forged := kerneltest.Honest(me, victim), kerneltest.Forgeries(me, other, victim)
 			if got := arrived(t, h.In(n+"me"), h.In(n+"victim"), honest); len(got) != len(honest) {
-				t.Errorf("%s: of what is honest only %q arrived", n, got)
+				t.Errorf("%s: of the honest frames only %q arrived", n, got)
 			}
 			got := arrived(t, h.In(n+"me"), h.In(n+"victim"), forged)
 			if n == "web" && len(got) > 0 {
-				t.Errorf("forged and delivered: %q", got)
+				t.Errorf("forged frames arrived: %q", got)
 			}
-			if n == "open" && !slices.Contains(got, "hardware address") { // this test can fail
-				t.Errorf("without the guard arrived %q", got)
+			if n == "open" && !slices.Contains(got, "hardware address") { // shows that this test can fail
+				t.Errorf("without the guard only %q arrived", got)
 			}
 		}
 		healthy(t, h)
 	})
 }
 
+// station returns the addresses of a container on a network.
 func station(t *testing.T, h *lab.Host, container, network string) kerneltest.Station {
 	t.Helper()
-	mac, err := net.ParseMAC(h.Docker(fmt.Sprintf("inspect -f '{{(index .NetworkSettings.Networks %q).MacAddress}}' %s", network, container)))
+	format := fmt.Sprintf("inspect -f '{{(index .NetworkSettings.Networks %q).MacAddress}}'", network)
+	mac, err := net.ParseMAC(h.Docker(format, container))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return kerneltest.Station{MAC: mac, V4: netip.MustParseAddr(h.Addr(container, network)), V6: netip.MustParseAddr(h.Addr6(container, network))}
+	return kerneltest.Station{
+		MAC: mac, V4: netip.MustParseAddr(h.Addr(container, network)),
+		V6: netip.MustParseAddr(h.Addr6(container, network)),
+	}
 }
 
+// arrived sends frames from a container and returns the names of those that arrive in another within a second.
 func arrived(t *testing.T, from, to *lab.Net, frames []kerneltest.Frame) (got []string) {
 	t.Helper()
 	var c *kerneltest.Capture

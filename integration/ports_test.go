@@ -10,12 +10,13 @@ import (
 	"netyard/integration/lab"
 )
 
+// ports returns what netyard ports shows.
 func ports(t *testing.T, h *lab.Host) []api.Port {
 	t.Helper()
 	return parse[[]api.Port](t, h.Sh("netyard ports --json"))
 }
 
-// TestPorts: ranges, ports that nobody chose, ports that somebody has, and ports that follow the default route.
+// TestPorts: port ranges, ports that netyard chooses, conflicts, and ports that follow the default route.
 func TestPorts(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -28,7 +29,7 @@ func TestPorts(t *testing.T) {
 	})
 }
 
-// ranges: a range is one element; one that is shifted maps port by port; no process forwards anything.
+// ranges tests that a range is one element, that a shifted range maps port by port, and that no process forwards ports.
 func ranges(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Run("big", "--network mid -p 10000-19999:10000-19999 -p 10000-19999:10000-19999/udp -p 7000-7004:8000-8004")
@@ -40,7 +41,7 @@ func ranges(t *testing.T, h *lab.Host) {
 		t.Errorf("two ranges are not one element each:\n%s", elements)
 	}
 	if out, _ := h.TrySh("pgrep -x docker-proxy"); out != "" {
-		t.Errorf("there are processes for ports: %s", out)
+		t.Errorf("docker-proxy processes run: %s", out)
 	}
 	for _, port := range []int{10000, 15432, 19999} {
 		h.In("big").Listen("tcp", fmt.Sprint(":", port))
@@ -57,7 +58,7 @@ func ranges(t *testing.T, h *lab.Host) {
 		s := h.In("big").Listen("tcp", fmt.Sprint(":", 8000+i))
 		h.Outside.Dial("tcp", fmt.Sprint(h.IP, ":", 7000+i))
 		if len(s.Seen()) != 1 {
-			t.Errorf("port %d was seen %d times at port %d", 7000+i, len(s.Seen()), 8000+i)
+			t.Errorf("a connection to port %d arrived %d times at port %d", 7000+i, len(s.Seen()), 8000+i)
 		}
 	}
 	h.Outside.DialFail("tcp", h.IP+":7005")
@@ -69,7 +70,7 @@ func ranges(t *testing.T, h *lab.Host) {
 	h.Outside.DialFail("tcp", h.IP+":10000")
 }
 
-// anyPort: a port of netyard's choice is shown, and is another one for each container.
+// anyPort tests that ports chosen by netyard are shown, and differ for each container.
 func anyPort(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Run("any", "--network mid -p 80 --expose 81 -P")
@@ -79,13 +80,13 @@ func anyPort(t *testing.T, h *lab.Host) {
 	for _, p := range ports(t, h) {
 		for port := p.HostPort; port <= p.HostPortEnd; port++ {
 			if seen[port] {
-				t.Errorf("port %d was given twice: %v", port, ports(t, h))
+				t.Errorf("port %d was published twice: %v", port, ports(t, h))
 			}
 			seen[port] = true
 		}
 	}
 	if len(seen) != 4 || !seen[9000] || !seen[9001] {
-		t.Errorf("the ports chosen are %v", ports(t, h))
+		t.Errorf("the chosen ports are %v", ports(t, h))
 	}
 	for _, name := range []string{"any", "some", "other"} {
 		h.In(name).Listen("tcp", ":80")
@@ -99,15 +100,16 @@ func anyPort(t *testing.T, h *lab.Host) {
 	h.Docker("rm -f any some other third")
 }
 
-// taken: who has a port already is named, whoever it is, and nothing is left of the attempt.
+// taken tests that a conflict names the owner of the port, whatever it is, and that nothing is left of the attempt.
 func taken(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Run("owner", "--network mid -p 8080:80")
-	eventually(t, "ps knows the owner", func() bool { return strings.Contains(h.Sh("netyard ps"), "owner") })
+	eventually(t, "ps shows the owner", func() bool { return strings.Contains(h.Sh("netyard ps"), "owner") })
 	h.Sh("nc -l -p 8081 127.0.0.1 >/dev/null 2>&1 &")
 	h.Docker("run -d --name docks -p 8082:80 busybox sleep 1d")
-	eventually(t, "the engine's own link has the address that it gives itself", func() bool {
-		_, err := h.TrySh("for l in /sys/class/net/veth*; do ip -6 -o addr show dev ${l##*/} scope link | grep -v tentative | grep -q fe80 || exit; done")
+	eventually(t, "the engine's own links have their link-local addresses", func() bool {
+		_, err := h.TrySh("for l in /sys/class/net/veth*; do ip -6 -o addr show dev ${l##*/} scope link | grep -v " +
+			"tentative | grep -q fe80 || exit; done")
 		return err == nil
 	})
 	before := h.Snapshot()
@@ -123,7 +125,7 @@ func taken(t *testing.T, h *lab.Host) {
 		out := h.DockerErr("run --rm --network mid", flag, "busybox sleep 1")
 		has(t, out, want)
 	}
-	h.Docker("run --rm --network mid -p 8080:80/udp busybox true") // another protocol is another port
+	h.Docker("run --rm --network mid -p 8080:80/udp busybox true") // another protocol does not conflict
 	h.Docker("run --rm --network mid -p", h.IP+":8081:80", "busybox true")
 	h.SameAs(before)
 	h.Sh("kill $(pidof nc)")
@@ -131,7 +133,7 @@ func taken(t *testing.T, h *lab.Host) {
 	h.Docker("run --rm --network mid -p 8080:80 -p 8082:80 busybox true")
 }
 
-// following: the ports are where the default route is.
+// following tests that published ports lead to the network with the default route.
 func following(t *testing.T, h *lab.Host) {
 	t.Helper()
 	h.Docker("network create -d netyard-bridge --subnet 10.69.0.0/24 aaa")
@@ -165,8 +167,8 @@ func following(t *testing.T, h *lab.Host) {
 	h.Docker("network rm aaa")
 }
 
-// TestPublishedSafely: loopback is the host's own, what passes through passes through, and who is not named gets
-// nothing.
+// TestPublishedSafely: ports published on loopback are reached only from the host, forwarded packets for other machines
+// are not redirected, and unpublished ports are closed.
 func TestPublishedSafely(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
@@ -180,7 +182,7 @@ func TestPublishedSafely(t *testing.T) {
 		h.Dial("udp", "127.0.0.1:8000")
 		before := len(seen.Seen())
 
-		// The outside takes the host for the way to its loopback, by every name that it has.
+		// The outside routes loopback addresses to the host.
 		h.Outside.Sh(`sysctl -qw net.ipv4.conf.all.route_localnet=1
 			ip route del local 127.0.0.1 table local; ip route del local 127.0.0.0/8 table local
 			ip route add 127.0.0.1 via`, h.IP, `dev lan src`, h.Outside.IP, `
@@ -188,7 +190,9 @@ func TestPublishedSafely(t *testing.T) {
 			ip route add 10.70.0.0/24 via`, h.IP)
 		attack := func(when string) {
 			for _, proto := range []string{"tcp", "udp"} {
-				for _, at := range []string{"127.0.0.1:8000", "247.0.0.1:8000", h.IP + ":8000", h.Addr("web", "a") + ":80"} {
+				for _, at := range []string{
+					"127.0.0.1:8000", "247.0.0.1:8000", h.IP + ":8000", h.Addr("web", "a") + ":80",
+				} {
 					reach(t, when+": outside to "+proto+" "+at, h.Outside.Net, proto, at, false)
 				}
 			}
@@ -199,7 +203,7 @@ func TestPublishedSafely(t *testing.T) {
 		h.Netyard.Start()
 		attack("after a restart")
 		if got := len(seen.Seen()); got != before {
-			t.Errorf("the container saw %d connections that it must not see: %v", got-before, seen.Seen()[before:])
+			t.Errorf("%d forbidden connections reached the container: %v", got-before, seen.Seen()[before:])
 		}
 		if got := h.Sh("cat /proc/sys/net/ipv4/conf/*/route_localnet | sort -u"); got != "0" {
 			t.Errorf("route_localnet is %s", got)
@@ -209,14 +213,15 @@ func TestPublishedSafely(t *testing.T) {
 	})
 }
 
-// passing: a packet for another machine is not for the host, whatever its port.
+// passing tests that packets for another machine are forwarded to it, although the host publishes their port.
 func passing(t *testing.T, h *lab.Host) {
 	t.Helper()
 	behind := lab.NewLAN(t, netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:51::/64"))
 	iface := behind.Plug(h.Node)
-	docker := func(verb string) { // with nftables it drops nothing that is no container's
+	docker := func(verb string) { // with nftables an engine drops only containers' traffic
 		if !h.Engine.Nftables() {
-			h.Sh("iptables", verb, "DOCKER-USER -o", iface, "-j ACCEPT; iptables", verb, "DOCKER-USER -i", iface, "-j ACCEPT")
+			h.Sh("iptables", verb, "DOCKER-USER -o", iface, "-j ACCEPT; iptables", verb, "DOCKER-USER -i", iface,
+				"-j ACCEPT")
 		}
 	}
 	docker("-I")
@@ -231,8 +236,8 @@ func passing(t *testing.T, h *lab.Host) {
 	h.Sh("ip link del", iface)
 }
 
-// TestUDPFlows: a client that goes on sending from one port is heard again when its container is, and by nobody in
-// between.
+// TestUDPFlows: a client that keeps sending from one port reaches its container again after a restart, and nobody while
+// it is stopped.
 func TestUDPFlows(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -246,8 +251,8 @@ func TestUDPFlows(t *testing.T) {
 		eventually(t, "the container answers", talk)
 		for range 5 {
 			h.Docker("stop -t 0 echo")
-			if talk() { // and connection tracking learns that nobody is there
-				t.Error("somebody answers for a stopped container")
+			if talk() { // which creates a connection tracking entry without the container
+				t.Error("a stopped container's port is answered")
 			}
 			h.Docker("start echo")
 			h.In("echo").Listen("udp", ":53")

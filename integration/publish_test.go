@@ -9,14 +9,14 @@ import (
 	"netyard/integration/lab"
 )
 
-// A cell is one way to a published port.
+// A cell is a client of a published port, and the address that it uses.
 type cell struct {
 	from   string
 	client func(h *lab.Host) *lab.Net
 	target func(h *lab.Host, v6 bool) string
 }
 
-// ways are the clients of the reachability matrix, and what each takes the host for.
+// ways returns the clients of the reachability matrix.
 func ways() []cell {
 	hostIP := func(h *lab.Host, v6 bool) string {
 		if v6 {
@@ -43,27 +43,30 @@ func ways() []cell {
 	}
 }
 
-// TestReachability: who reaches a published port, from where, by protocol, family and the address it is published on.
+// TestReachability: each client reaches a published port exactly if it uses an address that the port is published on,
+// by each protocol and family.
 func TestReachability(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
-		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1") // or the guard of forwarding stays behind
+		h.Sh("sysctl -qw net.ipv6.conf.all.forwarding=1") // otherwise netyard enables it, with a guard that stays
 		h.Netyard.Start()
 		binds := published(h)
 		healthy(t, h)
 		matrix(t, h, binds)
 		h.Netyard.Restart()
 		matrix(t, h, binds)
-		h.Sh("iptables-save | grep -v nyb- >/tmp/v4; ip6tables-save | grep -v nyb- >/tmp/v6; nft flush ruleset") // the engine does not bring its own rules back
+		// The engine does not restore its own rules, so the test does.
+		h.Sh("iptables-save | grep -v nyb- >/tmp/v4; ip6tables-save | grep -v nyb- >/tmp/v6; nft flush ruleset")
 		healthy(t, h)
 		matrix(t, h, binds)
 		h.Sh("iptables-restore </tmp/v4; ip6tables-restore </tmp/v6")
 		if e.Nftables() {
-			h.Dockerd.Restart() // its tables are not those of iptables
+			h.Dockerd.Restart() // restores its own tables, which iptables-restore does not
 		}
 	})
 }
 
+// matrixNetworks creates two networks with the clients of the matrix.
 func matrixNetworks(h *lab.Host) {
 	h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.70.0.0/24 --subnet fd00:70::/64 a")
 	h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.71.0.0/24 --subnet fd00:71::/64 b")
@@ -71,8 +74,8 @@ func matrixNetworks(h *lab.Host) {
 	h.Run("stranger", "--network b")
 }
 
-// matrix tries every way to every port. A port is reached by the host's address if it is published on that or on all of
-// them, and by loopback likewise.
+// matrix tests every client with every port. A port is reached at an address if it is published on that address or on
+// all.
 func matrix(t *testing.T, h *lab.Host, binds []string) {
 	t.Helper()
 	for i, bind := range binds {
@@ -95,7 +98,8 @@ func matrix(t *testing.T, h *lab.Host, binds []string) {
 func reach(t *testing.T, name string, from *lab.Net, proto, at string, want bool) {
 	t.Helper()
 	_, err := from.TryDial(proto, at)
-	for tries := 0; want && err != nil && tries < 8; tries++ { // a neighbour may still be being looked up, the machine busy
+	// Retry: neighbour resolution may not be finished, or the machine busy.
+	for tries := 0; want && err != nil && tries < 8; tries++ {
 		_, err = from.TryDial(proto, at)
 	}
 	if got := err == nil; got != want {

@@ -10,13 +10,13 @@ import (
 	"netyard/integration/lab"
 )
 
-// megabits measures what TCP carries between a container and the outside, in millions of bits a second: what the
-// container sends, and what it gets.
+// megabits measures the throughput of TCP between a container and the outside, in Mbit/s, in both directions.
 func megabits(t *testing.T, h *lab.Host, container string) (sent, got float64) {
 	t.Helper()
 	measure := func(flag string) float64 {
 		// The server may still be starting, or busy with the end of the last measurement.
-		out := h.In(container).Tool(fmt.Sprintf("for i in $(seq 50); do iperf3 -J -c %s %s && exit; sleep 0.2; done; exit 1", h.Outside.IP, flag))
+		out := h.In(container).Tool(fmt.Sprintf(
+			"for i in $(seq 50); do iperf3 -J -c %s %s && exit; sleep 0.2; done; exit 1", h.Outside.IP, flag))
 		type report struct {
 			End struct {
 				Received struct {
@@ -24,7 +24,7 @@ func megabits(t *testing.T, h *lab.Host, container string) (sent, got float64) {
 				} `json:"sum_received"`
 			}
 		}
-		if i := strings.LastIndex(out, "\n{"); i >= 0 { // those that failed have printed theirs before
+		if i := strings.LastIndex(out, "\n{"); i >= 0 { // failed attempts have printed reports before
 			out = out[i:]
 		}
 		return parse[report](t, out).End.Received.Rate / 1e6
@@ -32,9 +32,9 @@ func megabits(t *testing.T, h *lab.Host, container string) (sent, got float64) {
 	return measure(""), measure("-R")
 }
 
-// carries wants a container to send and to get that many Mbit/s: at least 90 % and at most 105 %. 0 is no limit: far
-// more than any limit of these tests. A busy machine may carry less than it is allowed to, so too little counts only if
-// it is so three times.
+// carries checks that a container sends and receives at its limits in Mbit/s: at least 90 % and at most 105 %. 0 means
+// no limit: more than any limit of these tests. A busy machine may be slower than the limits, so too little counts only
+// after three attempts.
 func carries(t *testing.T, h *lab.Host, container string, sends, gets float64) {
 	t.Helper()
 	const tries, much = 3, 100
@@ -46,21 +46,23 @@ func carries(t *testing.T, h *lab.Host, container string, sends, gets float64) {
 	}
 	for try := 1; ; try++ {
 		sent, got := megabits(t, h, container)
-		t.Logf("%s sends %.2f and gets %.2f Mbit/s, limits %v and %v", container, sent, got, sends, gets)
+		t.Logf("%s sends %.2f and receives %.2f Mbit/s, limits %v and %v", container, sent, got, sends, gets)
 		if sends > 0 && sent > 1.05*sends || gets > 0 && got > 1.05*gets {
-			t.Errorf("%s sends %.2f and gets %.2f Mbit/s, above its limits %v and %v", container, sent, got, sends, gets)
+			t.Errorf("%s sends %.2f and receives %.2f Mbit/s, above its limits %v and %v", container, sent, got, sends,
+				gets)
 		}
 		if sent >= least(sends) && got >= least(gets) {
 			return
 		}
 		if try == tries {
-			t.Errorf("%s sends %.2f and gets %.2f Mbit/s, far below its limits %v and %v", container, sent, got, sends, gets)
+			t.Errorf("%s sends %.2f and receives %.2f Mbit/s, far below its limits %v and %v", container, sent, got,
+				sends, gets)
 			return
 		}
 	}
 }
 
-// limits is what there is of limits on the host.
+// limits returns the rate limits that exist on the host.
 func limits(h *lab.Host) string {
 	return strings.TrimSpace(h.Tool("tc qdisc show | grep -E 'tbf|ingress' || true; ip -o link show type ifb"))
 }
@@ -75,8 +77,10 @@ func TestRates(t *testing.T) {
 		h.Run("c2", "--network name=web,driver-opt=rate=unlimited,driver-opt=egress_rate=20mbit")
 		carries(t, h, "c2", 20, 0)
 		healthy(t, h)
-		has(t, h.DockerErr("run --rm --network name=web,driver-opt=rate=fast busybox true"), "rate=fast: want a rate such as 10mbit")
-		has(t, h.DockerErr("network create -d netyard-bridge -o rate=10mb bad"), "rate=10mb: want a rate such as 10mbit")
+		has(t, h.DockerErr("run --rm --network name=web,driver-opt=rate=fast busybox true"),
+			"rate=fast: want a rate such as 10mbit")
+		has(t, h.DockerErr("network create -d netyard-bridge -o rate=10mb bad"),
+			"rate=10mb: want a rate such as 10mbit")
 
 		named(t, h, "c1", "c2")
 		h.Sh("netyard endpoint set c1 rate=50mbit")
@@ -88,12 +92,12 @@ func TestRates(t *testing.T) {
 
 		link := strings.TrimSpace(h.Sh("netyard endpoint inspect c1 --format '{{.Interface}}'"))
 		h.Tool("tc qdisc del dev " + link + " root")
-		eventually(t, "a limit that somebody took away is back", func() bool { return strings.Count(limits(h), "rate 50Mbit") == 2 })
+		eventually(t, "a deleted limit is back", func() bool { return strings.Count(limits(h), "rate 50Mbit") == 2 })
 		healthy(t, h)
 
-		h.Docker("restart -t 0 c1") // a new endpoint, which has its network's limit
+		h.Docker("restart -t 0 c1") // the new endpoint has its network's limit
 		if got := limits(h); strings.Count(got, "rate 10Mbit") != 2 || strings.Contains(got, "50Mbit") {
-			t.Errorf("after a restart of c1 there is %s", got)
+			t.Errorf("limits after a restart of c1: %s", got)
 		}
 		h.Docker("rm -f c1 c2")
 		eventually(t, "no limit is left", func() bool { return limits(h) == "" })
@@ -101,7 +105,7 @@ func TestRates(t *testing.T) {
 	})
 }
 
-// TestRateOfConnect: a limit that is said to docker network connect, beside one of another network.
+// TestRateOfConnect: a limit from docker network connect applies to that network only, and survives lost records.
 func TestRateOfConnect(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := host(t, e)
@@ -113,13 +117,14 @@ func TestRateOfConnect(t *testing.T) {
 		if strings.Contains(limits(h), "ifb") {
 			t.Errorf("what c1 sends is limited: %s", limits(h))
 		}
-		eventually(t, "the container's name is known", func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
+		eventually(t, "ps shows the container's name",
+			func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
 		has(t, h.ShErr("netyard endpoint set c1 rate=20mbit"), "name its network (--network)")
 		has(t, h.Sh("netyard endpoint set c1 --network b ingress_rate= egress_rate=20000kbit"), "changed endpoint")
 		has(t, limits(h), "rate 20Mbit")
 		healthy(t, h)
 
-		lose := func(files ...string) string { // what was said to the engine is known again by the engine
+		lose := func(files ...string) string { // what the engine was told is rebuilt from it
 			h.Netyard.Stop()
 			for _, f := range files {
 				if err := os.Remove(filepath.Join(h.Dir, "state", f)); err != nil {
@@ -127,13 +132,15 @@ func TestRateOfConnect(t *testing.T) {
 				}
 			}
 			h.Netyard.Start()
-			eventually(t, "the records are rebuilt", func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
+			eventually(t, "the records are rebuilt",
+				func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
 			healthy(t, h)
 			return limits(h)
 		}
 		has(t, lose("netyard.db"), "rate 20Mbit") // what was changed in place has a copy
-		if got := lose("netyard.db", "netyard.db.kept"); !strings.Contains(got, "rate 10Mbit") || strings.Contains(got, "ifb") {
-			t.Errorf("after the records and their copy were lost there is %s", got)
+		if got := lose("netyard.db", "netyard.db.kept"); !strings.Contains(got, "rate 10Mbit") ||
+			strings.Contains(got, "ifb") {
+			t.Errorf("limits after the records and their copy were lost: %s", got)
 		}
 		h.Docker("network disconnect b c1")
 		eventually(t, "no limit is left", func() bool { return limits(h) == "" })
@@ -149,7 +156,8 @@ func TestNetworkSet(t *testing.T) {
 		h.Run("c2", "--network web")
 		h.Ping("c1", "c2")
 		outside := h.Outside.Listen("tcp", ":80")
-		eventually(t, "the network's name is known", func() bool { return strings.Contains(h.Sh("netyard network ls"), "web") })
+		eventually(t, "network ls shows the network's name",
+			func() bool { return strings.Contains(h.Sh("netyard network ls"), "web") })
 
 		has(t, h.Sh("netyard network set web icc=false rate=10mbit"), "changed network web: icc=false rate=10mbit")
 		h.PingFail("c1", "c2")

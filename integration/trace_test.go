@@ -7,7 +7,7 @@ import (
 	"netyard/integration/lab"
 )
 
-// TestTrace: what trace says of a packet is what becomes of it, and it names the rule that decides, whoever's that is.
+// TestTrace: trace predicts what happens to a packet, and names the rule that decides, also if it is not netyard's.
 func TestTrace(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		h := lab.New(t, e)
@@ -30,16 +30,16 @@ func TestTrace(t *testing.T) {
 		out, web, at := h.Outside.IP, h.Addr("web", "a"), h.IP
 		trace := func(question string, reachable bool, words ...string) {
 			t.Helper()
-			said, err := h.TrySh("netyard trace " + question)
-			if err != nil && said == "" {
-				said = err.Error()
+			out, err := h.TrySh("netyard trace " + question)
+			if err != nil && out == "" {
+				out = err.Error()
 			}
 			if (err == nil) != reachable {
-				t.Errorf("trace %s: reachable %v, want %v:\n%s", question, err == nil, reachable, said)
+				t.Errorf("trace %s: reachable %v, want %v:\n%s", question, err == nil, reachable, out)
 			}
 			for _, w := range words {
-				if !strings.Contains(said, w) {
-					t.Errorf("trace %s does not say %q:\n%s", question, w, said)
+				if !strings.Contains(out, w) {
+					t.Errorf("trace %s does not print %q:\n%s", question, w, out)
 				}
 			}
 		}
@@ -48,7 +48,8 @@ func TestTrace(t *testing.T) {
 			reach(t, question, from, proto, addr, want)
 			trace(question, want, words...)
 		}
-		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", true, "published by container web on network a", "port 80", "reachable")
+		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", true, "published by container web on network a", "port 80",
+			"reachable")
 		both(out+" 8000/udp", h.Outside.Net, "udp", at+":8000", true, "8000/udp")
 		both(h.Outside.IP6+" 8000", h.Outside.Net, "tcp", "["+h.IP6+"]:8000", true, "published by container web")
 		both(out+" 8001", h.Outside.Net, "tcp", at+":8001", false, "on loopback only")
@@ -65,7 +66,8 @@ func TestTrace(t *testing.T) {
 		both(out+" web:80", h.Outside.Net, "tcp", web+":80", false, `"drop other inbound traffic to containers"`)
 
 		h.Tool("iptables -I FORWARD -j DROP")
-		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "not netyard's", "chain ip filter FORWARD: drop", "rule 1 ")
+		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "not netyard's", "chain ip filter FORWARD: drop",
+			"rule 1 ")
 		both("peer web:80", h.In("peer"), "tcp", web+":80", false, "not netyard's", "chain ip filter FORWARD")
 		trace(h.Outside.IP6+" 8000", true)
 		eventually(t, "doctor names the rule", func() bool {
@@ -73,18 +75,21 @@ func TestTrace(t *testing.T) {
 			return strings.Contains(said, "chain ip filter FORWARD") && strings.Contains(said, "drops")
 		})
 		if said := h.Sh("netyard gc --dry-run"); strings.Contains(said, "FORWARD") {
-			t.Errorf("gc would remove somebody else's rule: %s", said)
+			t.Errorf("gc would remove a rule that is not netyard's: %s", said)
 		}
 		h.Tool("iptables -D FORWARD -j DROP")
 		healthy(t, h)
 
-		// Rules that cannot be read are said to be such.
-		h.Tool("iptables -I FORWARD -m u32 --u32 '0>>22&0x3C@0>>24=1' -j DROP 2>/dev/null || iptables -I FORWARD -m limit --limit 1/h -j DROP")
+		// Rules that trace cannot interpret are reported as such.
+		h.Tool("iptables -I FORWARD -m u32 --u32 '0>>22&0x3C@0>>24=1' -j DROP 2>/dev/null || iptables -I FORWARD -m " +
+			"limit --limit 1/h -j DROP")
 		trace(out+" 8000", false, "may be dropped by", "cannot tell")
 		h.Tool("iptables -D FORWARD 1")
-		// By the engine's own nft: 1.0.6 of Debian 12 ends with a segmentation fault beside the tables of an engine
+		// With the engine's own nft: Debian 12's 1.0.6 crashes with a segmentation fault beside the tables of an engine
 		// with nftables.
-		h.Sh("nft 'table inet mine { set bad { type ipv4_addr; flags interval; elements = { 203.0.113.0/24 }; }; chain f { type filter hook forward priority 5; ip saddr @bad tcp dport vmap { 80 : drop, 81 : accept }; }; }'")
+		h.Sh("nft 'table inet mine { set bad { type ipv4_addr; flags interval; elements = { 203.0.113.0/24 }; }; " +
+			"chain f { type filter hook forward priority 5; ip saddr @bad tcp dport vmap { 80 : drop, 81 : accept " +
+			"}; }; }'")
 		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "chain inet mine f")
 		h.Sh("nft delete table inet mine")
 		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", true)

@@ -95,8 +95,8 @@ func (n *Node) destroy() {
 	n.lock.Close()
 }
 
-// removeCgroups removes the cgroup with a name, and those below it, in every hierarchy: in cgroup v1 each controller has
-// one. It tries for 2 s, since the kernel may need a moment after the last process of a cgroup has ended.
+// removeCgroups removes the cgroup with a name, and those below it, in every hierarchy: in cgroup v1 each controller
+// has one. It tries for 2 s, since the kernel may need a moment after the last process of a cgroup has ended.
 func removeCgroups(name string) error {
 	tops, _ := filepath.Glob(filepath.Join(cgroupRoot, "*", name))
 	tops = append(tops, filepath.Join(cgroupRoot, name))

@@ -28,7 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(lab.Main(m))
 }
 
-// every returns all engines that the lab knows; ends returns the oldest and the newest, for what those between do alike.
+// every returns all engines that the lab knows; ends returns the oldest and the newest, for what those between do
+// alike.
 func every() []lab.Engine { return append(ends(), lab.Engine261, lab.Engine285, lab.Engine298nft) }
 func ends() []lab.Engine  { return []lab.Engine{lab.Engine2010, lab.Engine298} }
 

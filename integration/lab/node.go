@@ -23,8 +23,8 @@ const busybox = "/usr/bin/busybox"
 //go:embed node.sh
 var nodeScript string
 
-// A Node is a machine made of namespaces: network, mount, PID, UTS and IPC. It has this machine's kernel, a configurable
-// root, an empty /run and /tmp, and private /etc, /opt and /var/lib.
+// A Node is a machine made of namespaces: network, mount, PID, UTS and IPC. It has this machine's kernel, a
+// configurable root, an empty /run and /tmp, and private /etc, /opt and /var/lib.
 type Node struct {
 	*Net
 	// Name is its host name.

@@ -74,8 +74,8 @@ func (h *limiter) acquire(t testing.TB, slots int) bool {
 	return true
 }
 
-// addHost counts a host of a test, for which it acquires one slot if the test has none. It returns false if the test has
-// more hosts than slots.
+// addHost counts a host of a test, for which it acquires one slot if the test has none. It returns false if the test
+// has more hosts than slots.
 func (h *limiter) addHost(t testing.TB) bool {
 	t.Helper()
 	h.acquire(t, 1)
