@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 	"netyard/modes/all"
 	"netyard/yard/overlay"
 )
@@ -40,7 +41,7 @@ func (p Program) clusterNetworks() *cli.Command {
 func clusterRemove() *cli.Command {
 	return &cli.Command{
 		Name: "rm", ArgsUsage: "NETWORK", Usage: "remove a network from the cluster that is on none of its hosts",
-		Description: describe("A network that is on a host is refused. When netyard network rm removes the network\n"+
+		Description: usage.Describe("A network that is on a host is refused. When netyard network rm removes the network\n"+
 			"from its last host, the cluster's record is removed too.",
 			"netyard cluster rm blue", "netyard cluster networks"),
 		BashComplete: complete(overlayNames),
@@ -63,7 +64,7 @@ func overlayNames(c *cli.Context) (names []string) {
 func networkAttach() *cli.Command {
 	return &cli.Command{
 		Name: "attach", ArgsUsage: "NAME", Usage: "attach this host to a network of the cluster",
-		Description: describe(
+		Description: usage.Describe(
 			"The network was created on another host, by netyard network create --mode overlay or by\n"+
 				"Docker. This host gets it with all its subnets. Prints the network's ID.",
 			"netyard network attach blue", "netyard network attach --docker blue"),

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 )
 
 // The exit codes; scripts rely on them.
@@ -65,7 +66,7 @@ func Main(args []string, version string) int {
 // Run runs the command in args, which begin with the program's name, and returns the exit code.
 func (p Program) Run(ctx context.Context, args []string) int {
 	app := p.app()
-	err := app.RunContext(ctx, arrange(app, args))
+	err := app.RunContext(ctx, usage.Arrange(app, args))
 	if err != nil && !errors.Is(err, errFindings) && !errors.Is(err, errUnreachable) {
 		_, _ = fmt.Fprintln(p.Stderr, "netyard: "+explain(err)) // stderr is the last place to report to
 	}
@@ -91,11 +92,8 @@ func (p Program) app() *cli.App {
 			p.leaseCommand(), p.cniCommand(), p.policyCommand(), p.clusterCommand(), p.doctorCommand(), p.gcCommand(),
 			traceCommand(), p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(), verifyCommand(),
 		},
-		Action:         wantCommand,
-		OnUsageError:   flagError,
-		ExitErrHandler: func(*cli.Context, error) {}, // urfave/cli must not print errors and exit itself
 	}
-	prepare(app.Name, app.Commands)
+	usage.Prepare(app)
 	return app
 }
 
@@ -109,23 +107,18 @@ func description() string {
 	return b.String()
 }
 
-// describe returns the description of a command: text, which may be empty, and examples of its use.
-func describe(text string, examples ...string) string {
-	return strings.TrimLeft(text+"\n\nExamples:\n\n  "+strings.Join(examples, "\n  "), "\n")
-}
-
 // client returns a client of the daemon in c's run directory.
 func client(c *cli.Context) *api.Client {
 	return api.NewClient(filepath.Join(c.String(runDirFlag), socketName))
 }
 
 func exitCode(err error) int {
-	var usage usageError
+	var mistake usage.Error
 	var own cli.ExitCoder
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &usage):
+	case errors.As(err, &mistake):
 		return exitUsage
 	case errors.Is(err, api.ErrNoDaemon):
 		return exitNoDaemon

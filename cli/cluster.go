@@ -12,16 +12,17 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 )
 
 func (p Program) clusterCommand() *cli.Command {
 	return &cli.Command{
 		Name: "cluster", Usage: "show and manage the cluster of hosts that share overlay networks",
-		Description: describe("", "netyard cluster status", "netyard cluster hosts"),
+		Description: usage.Describe("", "netyard cluster status", "netyard cluster hosts"),
 		Subcommands: []*cli.Command{
 			{
 				Name: "status", Usage: "show whether this host is a member, and the state of its overlay networks",
-				Description: describe("", "netyard cluster status", "netyard cluster status --json"),
+				Description: usage.Describe("", "netyard cluster status", "netyard cluster status --json"),
 				Flags:       []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}}, Action: clusterStatus,
 			},
 			list[api.ClusterHost]{
@@ -50,7 +51,7 @@ func (p Program) clusterCommand() *cli.Command {
 			p.clusterDoctor(), p.clusterNetworks(), clusterRemove(),
 			{
 				Name: "forget", ArgsUsage: "HOST", Usage: "remove a host from the cluster",
-				Description: describe(
+				Description: usage.Describe(
 					"HOST is a name or an ID. The host's addresses are released, and the other hosts exchange no\n"+
 						"traffic with it. If it comes back, it has no overlay traffic until netyard cluster rejoin\n"+
 						"is run there.",
@@ -67,7 +68,7 @@ func (p Program) clusterCommand() *cli.Command {
 			},
 			{
 				Name: "rotate-key", Usage: "replace this host's key for encrypted networks",
-				Description: describe("Prints the new public key.",
+				Description: usage.Describe("Prints the new public key.",
 					"netyard cluster rotate-key", "netyard cluster hosts --format '{{.Name}} {{.Encrypts}}'"),
 				Action: func(c *cli.Context) error {
 					k, err := client(c).RotateKey(c.Context)
@@ -80,7 +81,7 @@ func (p Program) clusterCommand() *cli.Command {
 			},
 			{
 				Name: "rejoin", Usage: "re-admit this host after it was removed from the cluster",
-				Description: describe(
+				Description: usage.Describe(
 					"Addresses that were reassigned meanwhile stay with their new holders. Endpoints that had\n"+
 						"them are fenced until they are restarted.",
 					"netyard cluster rejoin", "netyard cluster rejoin && netyard cluster status"),

@@ -7,18 +7,19 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 )
 
 func (p Program) endpointCommand() *cli.Command {
 	return &cli.Command{
 		Name: "endpoint", Usage: "list, inspect and change endpoints",
-		Description: describe("An endpoint is a container's place on one network.",
+		Description: usage.Describe("An endpoint is a container's place on one network.",
 			"netyard endpoint ls", "netyard endpoint inspect web1"),
 		Subcommands: []*cli.Command{
 			p.endpointList(),
 			inspectCommand(&cli.Command{
 				Name: "inspect", ArgsUsage: "ID|CONTAINER", Usage: "show an endpoint",
-				Description: describe("ID is its ID or the beginning of it, CONTAINER its container's name.",
+				Description: usage.Describe("ID is its ID or the beginning of it, CONTAINER its container's name.",
 					"netyard endpoint inspect web1", "netyard endpoint inspect web1 --format '{{json .Options}}'"),
 				BashComplete: complete(containerNames),
 			}, func(c *cli.Context, ref string) (api.Endpoint, error) { return client(c).Endpoint(c.Context, ref) }),

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 )
 
 func (p Program) leaseCommand() *cli.Command {
@@ -19,12 +20,12 @@ func (p Program) leaseCommand() *cli.Command {
 	}
 	return &cli.Command{
 		Name: "lease", Usage: "list leases, and reserve and release addresses of netyard's IPAM",
-		Description: describe("", "netyard lease ls", "netyard lease reserve 10.224.0.20"),
+		Description: usage.Describe("", "netyard lease ls", "netyard lease reserve 10.224.0.20"),
 		Subcommands: []*cli.Command{
 			p.leaseList(),
 			{
 				Name: "reserve", ArgsUsage: "ADDRESS", Usage: "reserve an address",
-				Description: describe(
+				Description: usage.Describe(
 					"Without --name, a container gets the address only if it asks for it. With --name, the\n"+
 						"container of that name gets it. An address in use becomes reserved when it is released.",
 					"netyard lease reserve 10.224.0.20", "netyard lease reserve --name db 10.224.0.21"),
@@ -38,7 +39,7 @@ func (p Program) leaseCommand() *cli.Command {
 			},
 			{
 				Name: "release", ArgsUsage: "ADDRESS", Usage: "release an address that is reserved, held or cooling",
-				Description: describe("An address that is in use is refused.",
+				Description: usage.Describe("An address that is in use is refused.",
 					"netyard lease release 10.224.0.20", "netyard lease release --pool 10.224.0.0/24 10.224.0.20"),
 				Flags: []cli.Flag{pool()},
 				Action: leaseAction((*api.Client).Release, func(q api.Request) string {
@@ -56,7 +57,7 @@ func leaseAction(
 	return func(c *cli.Context) error {
 		a, err := netip.ParseAddr(c.Args().First())
 		if err != nil {
-			return usagef(c, "%q is not an IP address", c.Args().First())
+			return usage.Errorf(c, "%q is not an IP address", c.Args().First())
 		}
 		q := api.Request{Pool: c.String("pool"), Address: a.String(), Name: c.String("name")}
 		q, err = ask(client(c), c.Context, q)

@@ -8,17 +8,18 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 )
 
 func (p Program) networkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "network", Usage: "list, inspect and change networks, and manage those that belong to no engine",
-		Description: describe("", "netyard network ls", "netyard network inspect web"),
+		Description: usage.Describe("", "netyard network ls", "netyard network inspect web"),
 		Subcommands: []*cli.Command{
 			p.networkList(), networkCreate(), networkAttach(), networkRemove(),
 			inspectCommand(&cli.Command{
 				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and its kernel objects",
-				Description: describe("NAME is its name, its ID or the beginning of its ID.\n"+
+				Description: usage.Describe("NAME is its name, its ID or the beginning of its ID.\n"+
 					"For an overlay, the endpoints on all hosts are shown too.",
 					"netyard network inspect web", "netyard network inspect web --format '{{json .Objects}}'"),
 				BashComplete: complete(networkNames),

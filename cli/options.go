@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"netyard/cli/usage"
 	"netyard/modes"
 	"netyard/modes/all"
 )
@@ -86,7 +87,7 @@ func (o optionRow) change() string {
 func optionRows(c *cli.Context) (rows []optionRow, err error) {
 	mode := c.Args().First()
 	if known := modeNames(); mode != "" && !slices.Contains(known, mode) {
-		return nil, unknown(c, "mode", mode, known)
+		return nil, usage.Unknown(c, "mode", mode, known)
 	}
 	for _, o := range modes.Options() {
 		if mode != "" && o.Modes != nil && !slices.Contains(o.Modes, mode) {

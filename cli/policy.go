@@ -10,18 +10,19 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 )
 
 func (p Program) policyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "policy", Usage: "list, apply and remove traffic policies",
-		Description: describe("A policy says which traffic is allowed to and from the endpoints that it selects.",
+		Description: usage.Describe("A policy says which traffic is allowed to and from the endpoints that it selects.",
 			"netyard policy ls", "netyard policy apply app.yaml"),
 		Subcommands: []*cli.Command{
 			p.policyList(),
 			{
 				Name: "apply", ArgsUsage: "FILE", Usage: "apply the policies in a file, all or none",
-				Description: describe(
+				Description: usage.Describe(
 					"A policy replaces the one of the same name; others stay.\nFILE - is standard input.",
 					"netyard policy apply --dry-run app.yaml", "netyard policy show app | netyard policy apply -"),
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "show what would change"}},
@@ -29,7 +30,7 @@ func (p Program) policyCommand() *cli.Command {
 			},
 			{
 				Name: "show", ArgsUsage: "NAME", Usage: "print a policy as YAML, and the endpoints that it selects",
-				Description: describe("netyard policy apply accepts the output.",
+				Description: usage.Describe("netyard policy apply accepts the output.",
 					"netyard policy show app > app.yaml", "netyard policy show app --format '{{json .Endpoints}}'"),
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE` instead"},
@@ -38,7 +39,7 @@ func (p Program) policyCommand() *cli.Command {
 			},
 			{
 				Name: "rm", ArgsUsage: "NAME", Usage: "remove a policy", BashComplete: complete(policyNames),
-				Description: describe("", "netyard policy rm app",
+				Description: usage.Describe("", "netyard policy rm app",
 					"netyard policy show app > app.yaml && netyard policy rm app"),
 				Action: func(c *cli.Context) error {
 					v, err := client(c).RemovePolicy(c.Context, c.Args().First())

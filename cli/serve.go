@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 	"netyard/cluster"
 	"netyard/cni"
 	"netyard/cni/door"
@@ -53,7 +54,7 @@ const (
 func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name: "serve", Usage: "run the daemon", Flags: serveFlags(),
-		Description: describe("", "netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
+		Description: usage.Describe("", "netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
 		Action: func(c *cli.Context) error {
 			cfg, err := loadConfig(c)
 			if err != nil {

@@ -9,15 +9,16 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 	"netyard/modes"
 )
 
-const setArgs = " OPTION=VALUE" + more
+const setArgs = " OPTION=VALUE" + usage.More
 
 func networkSet() *cli.Command {
 	return &cli.Command{
 		Name: "set", ArgsUsage: "NAME" + setArgs, Usage: "change options of a network while containers run",
-		Description: describe("OPTION= restores the default. Either all options are changed, or none.\n"+
+		Description: usage.Describe("OPTION= restores the default. Either all options are changed, or none.\n"+
 			"These can be changed: "+settable(func(modes.Option) bool { return true })+".",
 			"netyard network set web rate=50mbit icc=false", "netyard network set web icc="),
 		BashComplete: complete(networkNames),
@@ -41,7 +42,7 @@ func endpointSet() *cli.Command {
 	return &cli.Command{
 		Name: "set", ArgsUsage: "ID|CONTAINER" + setArgs,
 		Usage: "change options of one endpoint while its container runs",
-		Description: describe("A change lasts until the container stops. To keep it, use docker network connect\n"+
+		Description: usage.Describe("A change lasts until the container stops. To keep it, use docker network connect\n"+
 			"--driver-opt or netyard network set. OPTION= restores the network's value.\n"+
 			"These can be changed: "+settable(func(o modes.Option) bool { return o.Endpoint })+".",
 			"netyard endpoint set web1 rate=10mbit", "netyard endpoint set --network web web1 rate=unlimited"),
@@ -86,10 +87,10 @@ func readChange(c *cli.Context) (q api.Change, err error) {
 	for _, arg := range c.Args().Tail() {
 		name, value, ok := strings.Cut(arg, "=")
 		if !ok || name == "" {
-			return q, usagef(c, "%q is not OPTION=VALUE", arg)
+			return q, usage.Errorf(c, "%q is not OPTION=VALUE", arg)
 		}
 		if old, twice := q.Options[name]; twice && old != value {
-			return q, usagef(c, "%s is given twice: %s and %s", name, old, value)
+			return q, usage.Errorf(c, "%s is given twice: %s and %s", name, old, value)
 		}
 		q.Options[name] = value
 	}

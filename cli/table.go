@@ -12,6 +12,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"netyard/cli/usage"
 	"netyard/modes"
 )
 
@@ -56,7 +57,7 @@ func (l list[R]) command(width int, cmd *cli.Command) *cli.Command {
 		cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "no-trunc", Usage: "print full IDs and all columns"})
 		cmd.Description = strings.TrimSpace(cmd.Description + "\n" + dropOrder(l.columns(modes.Short)))
 	}
-	cmd.Description = describe(cmd.Description, l.examples...)
+	cmd.Description = usage.Describe(cmd.Description, l.examples...)
 	if l.id != nil {
 		cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print only IDs"})
 	}
@@ -85,7 +86,7 @@ func (l list[R]) command(width int, cmd *cli.Command) *cli.Command {
 func onlyOne(c *cli.Context, flags ...string) error {
 	set := slices.DeleteFunc(flags, func(f string) bool { return !c.IsSet(f) })
 	if len(set) > 1 {
-		return usagef(c, "--%s and --%s are mutually exclusive", set[0], set[1])
+		return usage.Errorf(c, "--%s and --%s are mutually exclusive", set[0], set[1])
 	}
 	return nil
 }
@@ -145,7 +146,7 @@ func parseFormat(c *cli.Context) (*template.Template, error) {
 	case format == "json": // as with docker
 		format = "{{json .}}"
 	case strings.HasPrefix(format, "table "):
-		return nil, usagef(c, "--format '%s': table templates are not supported; without --format there is a table",
+		return nil, usage.Errorf(c, "--format '%s': table templates are not supported; without --format there is a table",
 			format)
 	}
 	functions := template.FuncMap{"json": compact, "join": strings.Join}
@@ -160,7 +161,7 @@ func parseFormat(c *cli.Context) (*template.Template, error) {
 func formatError(c *cli.Context, err error) error {
 	text := strings.TrimPrefix(err.Error(), "template: "+formatFlag+":")
 	text = strings.Replace(text, `executing "`+formatFlag+`" `, "", 1)
-	return usagef(c, "--format '%s': %s", c.String(formatFlag), text)
+	return usage.Errorf(c, "--format '%s': %s", c.String(formatFlag), text)
 }
 
 // compact is the template function json: v as one line.

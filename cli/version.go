@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 	"netyard/modes"
 )
 
@@ -27,7 +28,7 @@ type clientVersion struct {
 func (p Program) versionCommand() *cli.Command {
 	return &cli.Command{
 		Name: "version", Usage: "show the versions of this program and of the daemon",
-		Description: describe("", "netyard version", "netyard version --format '{{.Client.Version}}'"),
+		Description: usage.Describe("", "netyard version", "netyard version --format '{{.Client.Version}}'"),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
 			&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE`"},
