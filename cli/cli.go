@@ -1,4 +1,4 @@
-// Package cli has the commands of netyard: those of the admin, which ask the daemon, and serve, which is the daemon.
+// Package cli has the commands of netyard. They ask the daemon; serve, which is the daemon, is in package daemon.
 package cli
 
 import (
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"netyard/cli/api"
+	"netyard/cli/daemon"
 	"netyard/cli/usage"
 )
 
@@ -84,13 +85,14 @@ func (p Program) app() *cli.App {
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
 		Flags: []cli.Flag{&cli.StringFlag{
-			Name: runDirFlag, Usage: "`DIR` of the daemon's admin socket, " + socketName, Value: defaultRunDir,
+			Name: runDirFlag, Usage: "`DIR` of the daemon's admin socket, " + api.SocketName, Value: api.RunDir,
 			EnvVars: []string{"NETYARD_RUN_DIR"},
 		}},
 		Commands: []*cli.Command{
-			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.eventsCommand(),
-			p.leaseCommand(), p.cniCommand(), p.policyCommand(), p.clusterCommand(), p.doctorCommand(), p.gcCommand(),
-			traceCommand(), p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(), verifyCommand(),
+			daemon.ServeCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(),
+			p.eventsCommand(), p.leaseCommand(), p.cniCommand(), p.policyCommand(), p.clusterCommand(), p.doctorCommand(),
+			p.gcCommand(), traceCommand(), p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(),
+			daemon.VerifyCommand(),
 		},
 	}
 	usage.Prepare(app)
@@ -109,7 +111,7 @@ func description() string {
 
 // client returns a client of the daemon in c's run directory.
 func client(c *cli.Context) *api.Client {
-	return api.NewClient(filepath.Join(c.String(runDirFlag), socketName))
+	return api.NewClient(filepath.Join(c.String(runDirFlag), api.SocketName))
 }
 
 func exitCode(err error) int {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"netyard/cli/api"
 	"netyard/cli/usage"
 )
 
@@ -88,6 +89,6 @@ func manTail() string {
 	}
 	b.WriteString(".SH ENVIRONMENT\n.TP\n\\fBNETYARD_RUN_DIR\\fP\n")
 	b.WriteString("the value of \\fB--run-dir\\fP if that flag is not given\n")
-	fmt.Fprintf(&b, ".SH FILES\n.TP\n\\fI%s/%s\\fP\nthe daemon's admin socket\n", defaultRunDir, socketName)
+	fmt.Fprintf(&b, ".SH FILES\n.TP\n\\fI%s/%s\\fP\nthe daemon's admin socket\n", api.RunDir, api.SocketName)
 	return b.String()
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/urfave/cli/v2"
 
+	"netyard/cli/daemon"
 	"netyard/cli/usage"
 )
 
@@ -20,7 +21,7 @@ func walk(app *cli.App, visit func(name string, c *cli.Command)) {
 	var each func(path string, cs []*cli.Command)
 	each = func(path string, cs []*cli.Command) {
 		for _, c := range cs {
-			if c.Name == verifyName {
+			if c.Name == daemon.VerifyCommand().Name {
 				continue
 			}
 			name := strings.TrimSpace(path + " " + c.Name)

@@ -24,7 +24,7 @@ import (
 // TestNoWrap prints tables on terminals of every width: no line may be wider than the terminal.
 func TestNoWrap(t *testing.T) {
 	dir := t.TempDir()
-	l, err := net.Listen("unix", filepath.Join(dir, socketName))
+	l, err := net.Listen("unix", filepath.Join(dir, api.SocketName))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,6 @@
-package cli
+// Package daemon is netyard serve: its configuration, its sockets, and the only place where all parts of netyard are
+// put together.
+package daemon
 
 import (
 	"context"
@@ -44,14 +46,13 @@ import (
 )
 
 const (
-	socketName = "netyard.sock"
-	dbName     = "netyard.db"
-
+	dbName = "netyard.db"
 	// shutdownTime bounds how long the daemon waits for requests in progress when it stops.
 	shutdownTime = 10 * time.Second
 )
 
-func serveCommand() *cli.Command {
+// ServeCommand returns the command that runs the daemon.
+func ServeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "serve", Usage: "run the daemon", Flags: serveFlags(),
 		Description: usage.Describe("", "netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
@@ -161,7 +162,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		serveOn(ctx, tasks, d.listener, d.Handler())
 	}
 	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir,
-		"admin", filepath.Join(cfg.RunDir, socketName))
+		"admin", filepath.Join(cfg.RunDir, api.SocketName))
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not to run under systemd is no error
 	return tasks.Wait()
 }
@@ -311,7 +312,7 @@ func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtime
 			}
 		}
 	}()
-	for name, to := range map[string]*net.Listener{socketName: &admin, cni.SocketName: &runtimes} {
+	for name, to := range map[string]*net.Listener{api.SocketName: &admin, cni.SocketName: &runtimes} {
 		if *to, err = s.listen(ctx, filepath.Join(cfg.RunDir, name), 0o700); err != nil {
 			return nil, nil, nil, err
 		}

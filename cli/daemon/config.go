@@ -1,4 +1,4 @@
-package cli
+package daemon
 
 import (
 	"bytes"
@@ -19,6 +19,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"go.yaml.in/yaml/v3"
 
+	"netyard/cli/api"
 	"netyard/cluster"
 	"netyard/fabric"
 	"netyard/ipam"
@@ -27,7 +28,6 @@ import (
 
 const (
 	defaultConfig   = "/etc/netyard/netyard.yaml"
-	defaultRunDir   = "/run/netyard"
 	defaultStateDir = "/var/lib/netyard"
 )
 
@@ -104,7 +104,7 @@ const (
 
 func defaults() Config {
 	return Config{
-		StateDir: defaultStateDir, RunDir: defaultRunDir, PluginDir: "/run/docker/plugins",
+		StateDir: defaultStateDir, RunDir: api.RunDir, PluginDir: "/run/docker/plugins",
 		DockerHost: "unix:///var/run/docker.sock", ContainerdAddress: "/run/containerd/containerd.sock",
 		Modes: slices.Sorted(maps.Keys(all.Modes())), LogLevel: "info", LogFormat: "text",
 		Cooldown: ipam.DefaultCooldown, Publish: publishOpen, ProtectRules: true,
@@ -217,10 +217,10 @@ func (cfg *Config) check() error {
 			return fmt.Errorf("%s: %q is not an absolute path", key, dir)
 		}
 	}
-	known := all.Modes()
+	known := defaults().Modes
 	for _, m := range cfg.Modes {
-		if _, ok := known[m]; !ok {
-			return fmt.Errorf("modes: unknown mode %q; the modes are %s", m, strings.Join(modeNames(), ", "))
+		if !slices.Contains(known, m) {
+			return fmt.Errorf("modes: unknown mode %q; the modes are %s", m, strings.Join(known, ", "))
 		}
 	}
 	if len(cfg.Modes) == 0 {
