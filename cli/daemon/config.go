@@ -31,8 +31,8 @@ const (
 	defaultStateDir = "/var/lib/netyard"
 )
 
-// Config is the daemon's configuration, from its file and from flags. Flags have precedence.
-type Config struct {
+// config is the daemon's configuration, from its file and from flags. Flags have precedence.
+type config struct {
 	StateDir          string        `yaml:"state_dir"`
 	RunDir            string        `yaml:"run_dir"`
 	PluginDir         string        `yaml:"plugin_dir"`
@@ -49,13 +49,13 @@ type Config struct {
 	// Etcd configures the access to the cluster of overlay networks. Without endpoints, the host is in no cluster.
 	Etcd cluster.Config `yaml:"etcd,omitempty"`
 	// Overlay describes this host to the other hosts of the cluster.
-	Overlay OverlayConfig `yaml:"overlay,omitempty"`
+	Overlay overlayConfig `yaml:"overlay,omitempty"`
 	// ProtectRules prevents other programs from changing netyard's nftables tables, where the kernel supports it.
 	ProtectRules bool `yaml:"protect_rules"`
 }
 
-// An OverlayConfig describes a host of the cluster to the others.
-type OverlayConfig struct {
+// An overlayConfig describes a host of the cluster to the others.
+type overlayConfig struct {
 	// Address is the host's address that other hosts send to.
 	Address string `yaml:"address,omitempty"`
 	// Port is the UDP port of VXLAN, on all hosts of the cluster; 0: 4789.
@@ -70,12 +70,12 @@ type OverlayConfig struct {
 const vxlanPort = 4789
 
 // checkOverlay checks that other hosts of the cluster can reach this one by its configuration.
-func (cfg *Config) checkOverlay() error {
+func (cfg *config) checkOverlay() error {
 	if err := cfg.Etcd.Check(); err != nil {
 		return err
 	}
 	if !cfg.Etcd.Enabled() {
-		if cfg.Overlay != (OverlayConfig{}) {
+		if cfg.Overlay != (overlayConfig{}) {
 			return errors.New("overlay: requires etcd.endpoints, which is not set")
 		}
 		return nil
@@ -102,8 +102,8 @@ const (
 	publishHost = "host"
 )
 
-func defaults() Config {
-	return Config{
+func defaults() config {
+	return config{
 		StateDir: defaultStateDir, RunDir: api.RunDir, PluginDir: "/run/docker/plugins",
 		DockerHost: "unix:///var/run/docker.sock", ContainerdAddress: "/run/containerd/containerd.sock",
 		Modes: slices.Sorted(maps.Keys(all.Modes())), LogLevel: "info", LogFormat: "text",
@@ -153,7 +153,7 @@ func serveFlags() []cli.Flag {
 }
 
 // loadConfig reads the configuration file and applies the flags.
-func loadConfig(c *cli.Context) (Config, error) {
+func loadConfig(c *cli.Context) (config, error) {
 	cfg := defaults()
 	file := c.String("config")
 	raw, err := os.ReadFile(cmp.Or(file, defaultConfig))
@@ -200,7 +200,7 @@ func defaultPools() string {
 }
 
 // decode parses YAML. It refuses unknown keys and names them and their lines.
-func (cfg *Config) decode(raw []byte) error {
+func (cfg *config) decode(raw []byte) error {
 	d := yaml.NewDecoder(bytes.NewReader(raw))
 	d.KnownFields(true)
 	if err := d.Decode(cfg); err != nil && !errors.Is(err, io.EOF) {
@@ -210,7 +210,7 @@ func (cfg *Config) decode(raw []byte) error {
 }
 
 // check returns an error that names the first key whose value is not valid.
-func (cfg *Config) check() error {
+func (cfg *config) check() error {
 	dirs := map[string]string{"state_dir": cfg.StateDir, "run_dir": cfg.RunDir, "plugin_dir": cfg.PluginDir}
 	for key, dir := range dirs {
 		if !filepath.IsAbs(dir) {
@@ -251,7 +251,7 @@ func (cfg *Config) check() error {
 	return err
 }
 
-func (cfg *Config) level() (l slog.Level, err error) {
+func (cfg *config) level() (l slog.Level, err error) {
 	if err := l.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
 		return l, fmt.Errorf("log_level: %q is not debug, info, warn or error", cfg.LogLevel)
 	}
@@ -259,7 +259,7 @@ func (cfg *Config) level() (l slog.Level, err error) {
 }
 
 // logger returns a logger that writes to w as configured.
-func (cfg *Config) logger(w io.Writer) (*slog.Logger, error) {
+func (cfg *config) logger(w io.Writer) (*slog.Logger, error) {
 	l, err := cfg.level()
 	if err != nil {
 		return nil, err
@@ -272,7 +272,7 @@ func (cfg *Config) logger(w io.Writer) (*slog.Logger, error) {
 }
 
 // bases parses BASE:SIZE pairs such as 10.224.0.0/12:24.
-func (cfg *Config) bases() (bases []ipam.Base, err error) {
+func (cfg *config) bases() (bases []ipam.Base, err error) {
 	for _, text := range cfg.Pools {
 		at := strings.LastIndexByte(text, ':')
 		if at < 0 {
@@ -292,7 +292,7 @@ func (cfg *Config) bases() (bases []ipam.Base, err error) {
 }
 
 // ula returns the prefix for IPv6 networks without a subnet (RFC 4193).
-func (cfg *Config) ula(machineID string) (netip.Prefix, error) {
+func (cfg *config) ula(machineID string) (netip.Prefix, error) {
 	if cfg.IPv6Pool == "" {
 		return ipam.HostULA(machineID), nil
 	}

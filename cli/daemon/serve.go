@@ -76,7 +76,7 @@ func ServeCommand() *cli.Command {
 }
 
 // printConfig prints the configuration as its file would have it.
-func printConfig(w io.Writer, cfg Config) error {
+func printConfig(w io.Writer, cfg config) error {
 	raw, err := yaml.Marshal(cfg)
 	if err != nil {
 		return fmt.Errorf("print configuration: %w", err)
@@ -88,7 +88,7 @@ func printConfig(w io.Writer, cfg Config) error {
 // serve assembles and runs the daemon. The order matters: first the database, since only one daemon may open it; then
 // the sockets, so that engines wait instead of failing; then the host is restored from the records; then requests are
 // answered.
-func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (err error) {
+func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (err error) {
 	st, err := openStore(ctx, cfg)
 	if err != nil {
 		return err
@@ -179,7 +179,7 @@ func runFirewalld(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, 
 }
 
 // openStore opens the database.
-func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
+func openStore(ctx context.Context, cfg config) (*store.Store, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find the program: %w", err)
@@ -231,7 +231,7 @@ func logDamage(st *store.Store, log *slog.Logger) {
 
 // newYard makes the yard, with an instance of each mode.
 func newYard(
-	cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f modes.Fabric, changed func(),
+	cfg config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f modes.Fabric, changed func(),
 ) (*yard.Yard, error) {
 	boot, err := bootID()
 	if err != nil {
@@ -273,7 +273,7 @@ func cooldown(d time.Duration) time.Duration {
 
 // machineID returns the ID that the host's IPv6 prefix is derived from: machine-id(5), or, on a host without one, a
 // random ID that is kept in the state directory.
-func machineID(cfg Config) (string, error) {
+func machineID(cfg config) (string, error) {
 	raw, err := os.ReadFile("/etc/machine-id")
 	if id := strings.TrimSpace(string(raw)); err == nil && id != "" {
 		return id, nil
@@ -299,7 +299,7 @@ type plugin struct {
 }
 
 // listenAll opens all sockets, or none.
-func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtimes net.Listener, err error) {
+func listenAll(ctx context.Context, cfg config) (doors []*plugin, admin, runtimes net.Listener, err error) {
 	s, err := newSockets()
 	if err != nil {
 		return nil, nil, nil, err
