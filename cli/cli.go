@@ -10,13 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"unicode"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
 	"netyard/cli/api"
 	"netyard/cli/daemon"
+	"netyard/cli/table"
 	"netyard/cli/usage"
 )
 
@@ -90,9 +90,9 @@ func (p Program) app() *cli.App {
 		}},
 		Commands: []*cli.Command{
 			daemon.ServeCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(),
-			p.eventsCommand(), p.leaseCommand(), p.cniCommand(), p.policyCommand(), p.clusterCommand(), p.doctorCommand(),
-			p.gcCommand(), traceCommand(), p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(),
-			daemon.VerifyCommand(),
+			p.eventsCommand(), p.leaseCommand(), p.cniCommand(), p.policyCommand(), p.clusterCommand(),
+			p.doctorCommand(), p.gcCommand(), traceCommand(), p.optionsCommand(), p.versionCommand(),
+			completionCommand(), manCommand(), daemon.VerifyCommand(),
 		},
 	}
 	usage.Prepare(app)
@@ -138,15 +138,5 @@ func explain(err error) string {
 	if errors.Is(err, fs.ErrPermission) {
 		text += " (are you root?)"
 	}
-	return printable(text)
-}
-
-// printable replaces control characters: names are chosen by others and could control the terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, s)
+	return table.Printable(text)
 }

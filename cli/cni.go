@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
 	"netyard/cli/usage"
 	"netyard/cni"
 	"netyard/yard/book"
@@ -104,18 +105,18 @@ func uninstalled(c *cli.Context, network string) ([]string, error) {
 }
 
 func (p Program) cniList() *cli.Command {
-	return list[cni.Installed]{
-		fetch: func(c *cli.Context) ([]cni.Installed, error) { return cni.List(c.String(dirFlag)) },
-		order: func(a, b cni.Installed) int { return cmp.Compare(a.Name, b.Name) },
-		columns: func(shortener) []column[cni.Installed] {
-			return []column[cni.Installed]{
-				{head: "NAME", cell: func(i cni.Installed) string { return i.Name }},
-				{head: "NETWORK", fit: fit{drop: 2}, cell: func(i cni.Installed) string { return i.Network }},
-				{head: "FILE", fit: fit{drop: 1}, cell: func(i cni.Installed) string { return i.Path }},
+	return table.List[cni.Installed]{
+		Fetch: func(c *cli.Context) ([]cni.Installed, error) { return cni.List(c.String(dirFlag)) },
+		Order: func(a, b cni.Installed) int { return cmp.Compare(a.Name, b.Name) },
+		Columns: func(table.Shortener) []table.Column[cni.Installed] {
+			return []table.Column[cni.Installed]{
+				{Head: "NAME", Cell: func(i cni.Installed) string { return i.Name }},
+				{Head: "NETWORK", Drop: 2, Cell: func(i cni.Installed) string { return i.Network }},
+				{Head: "FILE", Drop: 1, Cell: func(i cni.Installed) string { return i.Path }},
 			}
 		},
-		examples: []string{"netyard cni ls", "netyard cni ls --format '{{.Path}}'"},
-	}.command(p.Width, &cli.Command{
+		Examples: []string{"netyard cni ls", "netyard cni ls --format '{{.Path}}'"},
+	}.Command(p.Width, &cli.Command{
 		Name: "ls", Usage: "list the installed CNI configurations of netyard's networks",
 		Flags: []cli.Flag{confDirFlag()},
 	})

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
 	"netyard/cli/usage"
 )
 
@@ -70,24 +71,24 @@ func leaseAction(
 }
 
 func (p Program) leaseList() *cli.Command {
-	return list[api.Lease]{
-		fetch: func(c *cli.Context) ([]api.Lease, error) { return client(c).Leases(c.Context) },
-		order: byAddress,
-		columns: func(shortener) []column[api.Lease] {
-			return []column[api.Lease]{
-				{head: "ADDRESS", cell: func(l api.Lease) string { return l.Address }},
-				{head: "POOL", fit: fit{drop: 3}, cell: func(l api.Lease) string { return l.Pool }},
-				{head: "NETWORK", fit: fit{drop: 7}, cell: func(l api.Lease) string { return l.Network }},
-				{head: "KIND", fit: fit{drop: 5}, cell: func(l api.Lease) string { return l.Kind }},
-				{head: "STATE", fit: fit{drop: 6}, cell: func(l api.Lease) string { return l.State }},
-				{head: "HOLDER", fit: fit{drop: 8}, cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
-				{head: "SERVER", fit: fit{drop: 1}, cell: func(l api.Lease) string { return l.Server }},
-				{head: "EXPIRES", fit: fit{drop: 2}, cell: func(l api.Lease) string { return moment(l.Expires) }},
-				{head: "SINCE", fit: fit{drop: 4}, cell: func(l api.Lease) string { return moment(l.Since) }},
+	return table.List[api.Lease]{
+		Fetch: func(c *cli.Context) ([]api.Lease, error) { return client(c).Leases(c.Context) },
+		Order: byAddress,
+		Columns: func(table.Shortener) []table.Column[api.Lease] {
+			return []table.Column[api.Lease]{
+				{Head: "ADDRESS", Cell: func(l api.Lease) string { return l.Address }},
+				{Head: "POOL", Drop: 3, Cell: func(l api.Lease) string { return l.Pool }},
+				{Head: "NETWORK", Drop: 7, Cell: func(l api.Lease) string { return l.Network }},
+				{Head: "KIND", Drop: 5, Cell: func(l api.Lease) string { return l.Kind }},
+				{Head: "STATE", Drop: 6, Cell: func(l api.Lease) string { return l.State }},
+				{Head: "HOLDER", Drop: 8, Cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
+				{Head: "SERVER", Drop: 1, Cell: func(l api.Lease) string { return l.Server }},
+				{Head: "EXPIRES", Drop: 2, Cell: func(l api.Lease) string { return moment(l.Expires) }},
+				{Head: "SINCE", Drop: 4, Cell: func(l api.Lease) string { return moment(l.Since) }},
 			}
 		},
-		examples: []string{"netyard lease ls", "netyard lease ls --format '{{.Address}} {{.State}}'"},
-	}.command(p.Width, &cli.Command{
+		Examples: []string{"netyard lease ls", "netyard lease ls --format '{{.Address}} {{.State}}'"},
+	}.Command(p.Width, &cli.Command{
 		Name: "ls", Usage: "list the addresses that are in use, held, cooling or reserved",
 		Description: "They are those of netyard's IPAM and those that DHCP servers leased to containers.",
 	})

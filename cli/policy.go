@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
 	"netyard/cli/usage"
 )
 
@@ -33,7 +34,7 @@ func (p Program) policyCommand() *cli.Command {
 				Description: usage.Describe("netyard policy apply accepts the output.",
 					"netyard policy show app > app.yaml", "netyard policy show app --format '{{json .Endpoints}}'"),
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE` instead"},
+					&cli.StringFlag{Name: table.FormatFlag, Usage: "print it with a Go `TEMPLATE` instead"},
 				},
 				BashComplete: complete(policyNames), Action: showPolicy,
 			},
@@ -55,22 +56,22 @@ func (p Program) policyCommand() *cli.Command {
 }
 
 func (p Program) policyList() *cli.Command {
-	return list[api.Policy]{
-		fetch: func(c *cli.Context) ([]api.Policy, error) { return client(c).Policies(c.Context) },
-		order: func(a, b api.Policy) int { return cmp.Compare(a.Name, b.Name) },
-		columns: func(shortener) []column[api.Policy] {
-			return []column[api.Policy]{
-				{head: "NAME", cell: func(v api.Policy) string { return v.Name }},
-				{head: "SELECTS", fit: fit{drop: 4}, cell: func(v api.Policy) string { return v.Selects }},
-				{head: "INGRESS", fit: fit{drop: 2}, cell: func(v api.Policy) string { return v.Ingress }},
-				{head: "EGRESS", fit: fit{drop: 3}, cell: func(v api.Policy) string { return v.Egress }},
-				{head: "ENDPOINTS", fit: fit{drop: 1}, cell: func(v api.Policy) string {
+	return table.List[api.Policy]{
+		Fetch: func(c *cli.Context) ([]api.Policy, error) { return client(c).Policies(c.Context) },
+		Order: func(a, b api.Policy) int { return cmp.Compare(a.Name, b.Name) },
+		Columns: func(table.Shortener) []table.Column[api.Policy] {
+			return []table.Column[api.Policy]{
+				{Head: "NAME", Cell: func(v api.Policy) string { return v.Name }},
+				{Head: "SELECTS", Drop: 4, Cell: func(v api.Policy) string { return v.Selects }},
+				{Head: "INGRESS", Drop: 2, Cell: func(v api.Policy) string { return v.Ingress }},
+				{Head: "EGRESS", Drop: 3, Cell: func(v api.Policy) string { return v.Egress }},
+				{Head: "ENDPOINTS", Drop: 1, Cell: func(v api.Policy) string {
 					return strings.Join(v.Endpoints, ", ")
 				}},
 			}
 		},
-		examples: []string{"netyard policy ls", "netyard policy ls --format '{{.Name}}: {{.Selects}}'"},
-	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list policies and the endpoints that they select"})
+		Examples: []string{"netyard policy ls", "netyard policy ls --format '{{.Name}}: {{.Selects}}'"},
+	}.Command(p.Width, &cli.Command{Name: "ls", Usage: "list policies and the endpoints that they select"})
 }
 
 func applyPolicies(c *cli.Context) error {
@@ -98,7 +99,7 @@ func applyPolicies(c *cli.Context) error {
 
 // selected names the endpoints that a policy selects now.
 func selected(v api.Policy) string {
-	return printable(cmp.Or(strings.Join(v.Endpoints, ", "), "no endpoint yet"))
+	return table.Printable(cmp.Or(strings.Join(v.Endpoints, ", "), "no endpoint yet"))
 }
 
 func readFile(name string) ([]byte, error) {
@@ -109,7 +110,7 @@ func readFile(name string) ([]byte, error) {
 }
 
 func showPolicy(c *cli.Context) error {
-	t, err := parseFormat(c)
+	t, err := table.ParseFormat(c)
 	if err != nil {
 		return err
 	}
@@ -118,7 +119,7 @@ func showPolicy(c *cli.Context) error {
 		return err
 	}
 	if t != nil {
-		return printOne(c, t, v)
+		return table.PrintOne(c, t, v)
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "%s# selects: %s\n", v.Text, selected(v))
 	return err

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
 	"netyard/cli/usage"
 	"netyard/modes"
 )
@@ -31,7 +32,7 @@ func networkSet() *cli.Command {
 			if err != nil {
 				return err
 			}
-			name := printable(cmp.Or(n.Name, modes.Short(n.ID)))
+			name := table.Printable(cmp.Or(n.Name, modes.Short(n.ID)))
 			_, err = fmt.Fprintf(c.App.Writer, "changed network %s: %s\n", name, changes(c))
 			return err
 		},
@@ -42,9 +43,10 @@ func endpointSet() *cli.Command {
 	return &cli.Command{
 		Name: "set", ArgsUsage: "ID|CONTAINER" + setArgs,
 		Usage: "change options of one endpoint while its container runs",
-		Description: usage.Describe("A change lasts until the container stops. To keep it, use docker network connect\n"+
-			"--driver-opt or netyard network set. OPTION= restores the network's value.\n"+
-			"These can be changed: "+settable(func(o modes.Option) bool { return o.Endpoint })+".",
+		Description: usage.Describe(
+			"A change lasts until the container stops. To keep it, use docker network connect\n"+
+				"--driver-opt or netyard network set. OPTION= restores the network's value.\n"+
+				"These can be changed: "+settable(func(o modes.Option) bool { return o.Endpoint })+".",
 			"netyard endpoint set web1 rate=10mbit", "netyard endpoint set --network web web1 rate=unlimited"),
 		Flags: []cli.Flag{&cli.StringFlag{
 			Name: "network", Usage: "`NETWORK` of the endpoint; required if the container is on several",
@@ -60,7 +62,7 @@ func endpointSet() *cli.Command {
 				return err
 			}
 			_, err = fmt.Fprintf(c.App.Writer, "changed endpoint %s (%s): %s\n",
-				modes.Short(e.ID), printable(cmp.Or(e.Container, modes.Short(e.ContainerID), "-")), changes(c))
+				modes.Short(e.ID), table.Printable(cmp.Or(e.Container, modes.Short(e.ContainerID), "-")), changes(c))
 			return err
 		},
 	}
@@ -79,7 +81,7 @@ func settable(of func(modes.Option) bool) string {
 }
 
 // changes returns the arguments OPTION=VALUE as they were typed.
-func changes(c *cli.Context) string { return printable(strings.Join(c.Args().Tail(), " ")) }
+func changes(c *cli.Context) string { return table.Printable(strings.Join(c.Args().Tail(), " ")) }
 
 // readChange parses the arguments OPTION=VALUE.
 func readChange(c *cli.Context) (q api.Change, err error) {

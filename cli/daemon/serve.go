@@ -55,7 +55,8 @@ const (
 func ServeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "serve", Usage: "run the daemon", Flags: serveFlags(),
-		Description: usage.Describe("", "netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
+		Description: usage.Describe("",
+			"netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
 		Action: func(c *cli.Context) error {
 			cfg, err := loadConfig(c)
 			if err != nil {

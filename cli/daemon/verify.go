@@ -10,8 +10,8 @@ import (
 
 const verifyName = "verify-state"
 
-// VerifyCommand returns the command that checks a database. serve runs it in a process of its own before it opens the file: a process that runs
-// out of memory is killed.
+// VerifyCommand returns the command that checks a database. serve runs it in a process of its own before it opens the
+// file: a process that runs out of memory is killed.
 func VerifyCommand() *cli.Command {
 	return &cli.Command{
 		Name: verifyName, Hidden: true, ArgsUsage: "FILE", Usage: "check a database file",

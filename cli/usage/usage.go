@@ -206,6 +206,15 @@ func Pairs(c *cli.Context, flag string) (map[string]string, error) {
 	return all, nil
 }
 
+// OnlyOne returns an error if more than one of the flags is set.
+func OnlyOne(c *cli.Context, flags ...string) error {
+	set := slices.DeleteFunc(flags, func(f string) bool { return !c.IsSet(f) })
+	if len(set) > 1 {
+		return Errorf(c, "--%s and --%s are mutually exclusive", set[0], set[1])
+	}
+	return nil
+}
+
 // dashed returns a flag as it is typed.
 func dashed(flag string) string {
 	if len(flag) == 1 {
