@@ -203,10 +203,17 @@ func defaultPools() string {
 func (cfg *config) decode(raw []byte) error {
 	d := yaml.NewDecoder(bytes.NewReader(raw))
 	d.KnownFields(true)
-	if err := d.Decode(cfg); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	err := d.Decode(cfg)
+	var wrong *yaml.TypeError
+	if errors.As(err, &wrong) {
+		for i, text := range wrong.Errors {
+			wrong.Errors[i], _, _ = strings.Cut(text, " in type ") // a type of this program's source code
+		}
 	}
-	return nil
+	if errors.Is(err, io.EOF) { // an empty file
+		return nil
+	}
+	return err
 }
 
 // check returns an error that names the first key whose value is not valid.
