@@ -9,39 +9,42 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 	"netyard/modes/all"
 	"netyard/yard/overlay"
 )
 
 func (p Program) clusterNetworks() *cli.Command {
-	return list[api.Overlay]{
-		fetch: func(c *cli.Context) ([]api.Overlay, error) { return client(c).Overlays(c.Context) },
-		order: func(a, b api.Overlay) int { return strings.Compare(a.Name, b.Name) },
-		columns: func(shortener) []column[api.Overlay] {
-			return []column[api.Overlay]{
-				{head: "NAME", cell: func(n api.Overlay) string { return n.Name }},
-				{head: "SUBNETS", fit: fit{drop: 4}, cell: func(n api.Overlay) string {
+	return table.List[api.Overlay]{
+		Fetch: func(c *cli.Context) ([]api.Overlay, error) { return client(c).Overlays(c.Context) },
+		Order: func(a, b api.Overlay) int { return strings.Compare(a.Name, b.Name) },
+		Columns: func(table.Shortener) []table.Column[api.Overlay] {
+			return []table.Column[api.Overlay]{
+				{Head: "NAME", Cell: func(n api.Overlay) string { return n.Name }},
+				{Head: "SUBNETS", Drop: 4, Cell: func(n api.Overlay) string {
 					return subnets(api.Network{Subnets: n.Subnets})
 				}},
-				{head: "VNI", fit: fit{drop: 1}, cell: func(n api.Overlay) string {
+				{Head: "VNI", Drop: 1, Cell: func(n api.Overlay) string {
 					return strconv.FormatUint(uint64(n.VNI), 10)
 				}},
-				{head: "MTU", fit: fit{drop: 2}, cell: func(n api.Overlay) string { return strconv.Itoa(n.MTU) }},
-				{head: "INTERNAL", fit: fit{drop: 3}, cell: func(n api.Overlay) string { return yesNo(n.Internal) }},
-				{head: "HOSTS", cell: func(n api.Overlay) string { return strings.Join(n.Hosts, ", ") }},
+				{Head: "MTU", Drop: 2, Cell: func(n api.Overlay) string { return strconv.Itoa(n.MTU) }},
+				{Head: "INTERNAL", Drop: 3, Cell: func(n api.Overlay) string { return yesNo(n.Internal) }},
+				{Head: "HOSTS", Cell: func(n api.Overlay) string { return strings.Join(n.Hosts, ", ") }},
 			}
 		},
-		examples: []string{
+		Examples: []string{
 			"netyard cluster networks", `netyard cluster networks --format '{{.Name}}: {{join .Hosts ", "}}'`,
 		},
-	}.command(p.Width, &cli.Command{Name: "networks", Usage: "list the networks of the cluster and the hosts of each"})
+	}.Command(p.Width, &cli.Command{Name: "networks", Usage: "list the networks of the cluster and the hosts of each"})
 }
 
 func clusterRemove() *cli.Command {
 	return &cli.Command{
 		Name: "rm", ArgsUsage: "NETWORK", Usage: "remove a network from the cluster that is on none of its hosts",
-		Description: describe("A network that is on a host is refused. When netyard network rm removes the network\n"+
-			"from its last host, the cluster's record is removed too.",
+		Description: usage.Describe(
+			"A network that is on a host is refused. When netyard network rm removes the network\n"+
+				"from its last host, the cluster's record is removed too.",
 			"netyard cluster rm blue", "netyard cluster networks"),
 		BashComplete: complete(overlayNames),
 		Action: func(c *cli.Context) error {
@@ -63,7 +66,7 @@ func overlayNames(c *cli.Context) (names []string) {
 func networkAttach() *cli.Command {
 	return &cli.Command{
 		Name: "attach", ArgsUsage: "NAME", Usage: "attach this host to a network of the cluster",
-		Description: describe(
+		Description: usage.Describe(
 			"The network was created on another host, by netyard network create --mode overlay or by\n"+
 				"Docker. This host gets it with all its subnets. Prints the network's ID.",
 			"netyard network attach blue", "netyard network attach --docker blue"),

@@ -1,4 +1,4 @@
-// Package cli has the commands of netyard: those of the admin, which ask the daemon, and serve, which is the daemon.
+// Package cli has the commands of netyard. They ask the daemon; serve, which is the daemon, is in package daemon.
 package cli
 
 import (
@@ -10,12 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"unicode"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
 	"netyard/cli/api"
+	"netyard/cli/daemon"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 )
 
 // The exit codes; scripts rely on them.
@@ -65,7 +67,7 @@ func Main(args []string, version string) int {
 // Run runs the command in args, which begin with the program's name, and returns the exit code.
 func (p Program) Run(ctx context.Context, args []string) int {
 	app := p.app()
-	err := app.RunContext(ctx, arrange(app, args))
+	err := app.RunContext(ctx, usage.Arrange(app, args))
 	if err != nil && !errors.Is(err, errFindings) && !errors.Is(err, errUnreachable) {
 		_, _ = fmt.Fprintln(p.Stderr, "netyard: "+explain(err)) // stderr is the last place to report to
 	}
@@ -83,19 +85,17 @@ func (p Program) app() *cli.App {
 		EnableBashCompletion: true,
 		HideHelpCommand:      true,
 		Flags: []cli.Flag{&cli.StringFlag{
-			Name: runDirFlag, Usage: "`DIR` of the daemon's admin socket, " + socketName, Value: defaultRunDir,
+			Name: runDirFlag, Usage: "`DIR` of the daemon's admin socket, " + api.SocketName, Value: api.RunDir,
 			EnvVars: []string{"NETYARD_RUN_DIR"},
 		}},
 		Commands: []*cli.Command{
-			serveCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(), p.eventsCommand(),
-			p.leaseCommand(), p.cniCommand(), p.policyCommand(), p.clusterCommand(), p.doctorCommand(), p.gcCommand(),
-			traceCommand(), p.optionsCommand(), p.versionCommand(), completionCommand(), manCommand(), verifyCommand(),
+			daemon.ServeCommand(), p.psCommand(), p.networkCommand(), p.endpointCommand(), p.portsCommand(),
+			p.eventsCommand(), p.leaseCommand(), p.cniCommand(), p.policyCommand(), p.clusterCommand(),
+			p.doctorCommand(), p.gcCommand(), traceCommand(), p.optionsCommand(), p.versionCommand(),
+			completionCommand(), manCommand(), daemon.VerifyCommand(),
 		},
-		Action:         wantCommand,
-		OnUsageError:   flagError,
-		ExitErrHandler: func(*cli.Context, error) {}, // urfave/cli must not print errors and exit itself
 	}
-	prepare(app.Name, app.Commands)
+	usage.Prepare(app)
 	return app
 }
 
@@ -109,23 +109,18 @@ func description() string {
 	return b.String()
 }
 
-// describe returns the description of a command: text, which may be empty, and examples of its use.
-func describe(text string, examples ...string) string {
-	return strings.TrimLeft(text+"\n\nExamples:\n\n  "+strings.Join(examples, "\n  "), "\n")
-}
-
 // client returns a client of the daemon in c's run directory.
 func client(c *cli.Context) *api.Client {
-	return api.NewClient(filepath.Join(c.String(runDirFlag), socketName))
+	return api.NewClient(filepath.Join(c.String(runDirFlag), api.SocketName))
 }
 
 func exitCode(err error) int {
-	var usage usageError
+	var mistake usage.Error
 	var own cli.ExitCoder
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &usage):
+	case errors.As(err, &mistake):
 		return exitUsage
 	case errors.Is(err, api.ErrNoDaemon):
 		return exitNoDaemon
@@ -143,15 +138,5 @@ func explain(err error) string {
 	if errors.Is(err, fs.ErrPermission) {
 		text += " (are you root?)"
 	}
-	return printable(text)
-}
-
-// printable replaces control characters: names are chosen by others and could control the terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, s)
+	return table.Printable(text)
 }

@@ -229,7 +229,7 @@ func startDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	if !ok {
 		ts.Fatalf("unknown world %s", args[0])
 	}
-	l, err := net.Listen("unix", filepath.Join(ts.Getenv("NETYARD_RUN_DIR"), socketName))
+	l, err := net.Listen("unix", filepath.Join(ts.Getenv("NETYARD_RUN_DIR"), api.SocketName))
 	ts.Check(err)
 	s := &http.Server{Handler: &recorder{next: w.handler(), file: ts.MkAbs("requests")}, ReadHeaderTimeout: time.Minute}
 	done := make(chan struct{})

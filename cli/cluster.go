@@ -12,37 +12,39 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 )
 
 func (p Program) clusterCommand() *cli.Command {
 	return &cli.Command{
 		Name: "cluster", Usage: "show and manage the cluster of hosts that share overlay networks",
-		Description: describe("", "netyard cluster status", "netyard cluster hosts"),
+		Description: usage.Describe("", "netyard cluster status", "netyard cluster hosts"),
 		Subcommands: []*cli.Command{
 			{
 				Name: "status", Usage: "show whether this host is a member, and the state of its overlay networks",
-				Description: describe("", "netyard cluster status", "netyard cluster status --json"),
+				Description: usage.Describe("", "netyard cluster status", "netyard cluster status --json"),
 				Flags:       []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}}, Action: clusterStatus,
 			},
-			list[api.ClusterHost]{
-				fetch: func(c *cli.Context) ([]api.ClusterHost, error) { return client(c).ClusterHosts(c.Context) },
-				order: func(a, b api.ClusterHost) int { return strings.Compare(a.Name, b.Name) },
-				columns: func(shortener) []column[api.ClusterHost] {
-					return []column[api.ClusterHost]{
-						{head: "NAME", cell: func(h api.ClusterHost) string { return h.Name }},
-						{head: "ADDRESS", cell: func(h api.ClusterHost) string { return h.Address }},
-						{head: "ALIVE", cell: func(h api.ClusterHost) string { return strconv.FormatBool(h.Alive) }},
-						{head: "ENCRYPTS", fit: fit{drop: 3}, cell: func(h api.ClusterHost) string {
+			table.List[api.ClusterHost]{
+				Fetch: func(c *cli.Context) ([]api.ClusterHost, error) { return client(c).ClusterHosts(c.Context) },
+				Order: func(a, b api.ClusterHost) int { return strings.Compare(a.Name, b.Name) },
+				Columns: func(table.Shortener) []table.Column[api.ClusterHost] {
+					return []table.Column[api.ClusterHost]{
+						{Head: "NAME", Cell: func(h api.ClusterHost) string { return h.Name }},
+						{Head: "ADDRESS", Cell: func(h api.ClusterHost) string { return h.Address }},
+						{Head: "ALIVE", Cell: func(h api.ClusterHost) string { return strconv.FormatBool(h.Alive) }},
+						{Head: "ENCRYPTS", Drop: 3, Cell: func(h api.ClusterHost) string {
 							return strconv.FormatBool(h.Encrypts)
 						}},
-						{head: "NETWORKS", fit: fit{drop: 1}, cell: func(h api.ClusterHost) string {
+						{Head: "NETWORKS", Drop: 1, Cell: func(h api.ClusterHost) string {
 							return strings.Join(h.Networks, ", ")
 						}},
-						{head: "VERSION", fit: fit{drop: 2}, cell: func(h api.ClusterHost) string { return h.Version }},
+						{Head: "VERSION", Drop: 2, Cell: func(h api.ClusterHost) string { return h.Version }},
 					}
 				},
-				examples: []string{"netyard cluster hosts", "netyard cluster hosts --format '{{.Name}} {{.Address}}'"},
-			}.command(p.Width, &cli.Command{
+				Examples: []string{"netyard cluster hosts", "netyard cluster hosts --format '{{.Name}} {{.Address}}'"},
+			}.Command(p.Width, &cli.Command{
 				Name: "hosts", Usage: "list the hosts of the cluster",
 				Description: "ALIVE: netyard runs there and reaches etcd.\n" +
 					"ENCRYPTS: the host supports encrypted networks.",
@@ -50,7 +52,7 @@ func (p Program) clusterCommand() *cli.Command {
 			p.clusterDoctor(), p.clusterNetworks(), clusterRemove(),
 			{
 				Name: "forget", ArgsUsage: "HOST", Usage: "remove a host from the cluster",
-				Description: describe(
+				Description: usage.Describe(
 					"HOST is a name or an ID. The host's addresses are released, and the other hosts exchange no\n"+
 						"traffic with it. If it comes back, it has no overlay traffic until netyard cluster rejoin\n"+
 						"is run there.",
@@ -60,27 +62,27 @@ func (p Program) clusterCommand() *cli.Command {
 					if err != nil {
 						return err
 					}
-					name := printable(h.Name)
+					name := table.Printable(h.Name)
 					_, err = fmt.Fprintf(c.App.Writer, "removed %s (%s) from the cluster\n", name, h.Address)
 					return err
 				},
 			},
 			{
 				Name: "rotate-key", Usage: "replace this host's key for encrypted networks",
-				Description: describe("Prints the new public key.",
+				Description: usage.Describe("Prints the new public key.",
 					"netyard cluster rotate-key", "netyard cluster hosts --format '{{.Name}} {{.Encrypts}}'"),
 				Action: func(c *cli.Context) error {
 					k, err := client(c).RotateKey(c.Context)
 					if err != nil {
 						return err
 					}
-					_, err = fmt.Fprintf(c.App.Writer, "new public key of this host: %s\n", printable(k.Public))
+					_, err = fmt.Fprintf(c.App.Writer, "new public key of this host: %s\n", table.Printable(k.Public))
 					return err
 				},
 			},
 			{
 				Name: "rejoin", Usage: "re-admit this host after it was removed from the cluster",
-				Description: describe(
+				Description: usage.Describe(
 					"Addresses that were reassigned meanwhile stay with their new holders. Endpoints that had\n"+
 						"them are fenced until they are restarted.",
 					"netyard cluster rejoin", "netyard cluster rejoin && netyard cluster status"),
@@ -98,27 +100,27 @@ func (p Program) clusterCommand() *cli.Command {
 }
 
 func (p Program) clusterDoctor() *cli.Command {
-	return list[api.ClusterSymptom]{
-		fetch: func(c *cli.Context) ([]api.ClusterSymptom, error) { return client(c).ClusterDoctor(c.Context) },
-		order: func(a, b api.ClusterSymptom) int {
+	return table.List[api.ClusterSymptom]{
+		Fetch: func(c *cli.Context) ([]api.ClusterSymptom, error) { return client(c).ClusterDoctor(c.Context) },
+		Order: func(a, b api.ClusterSymptom) int {
 			return cmp.Or(cmp.Compare(a.Of, b.Of), cmp.Compare(a.Network, b.Network), cmp.Compare(a.Text, b.Text))
 		},
-		bare: true,
-		columns: func(shortener) []column[api.ClusterSymptom] {
-			return []column[api.ClusterSymptom]{
-				{cell: func(s api.ClusterSymptom) string { return s.Of }},
-				{cell: func(s api.ClusterSymptom) string { return s.Network }},
-				{cell: func(s api.ClusterSymptom) string { return s.Text }},
+		Bare: true,
+		Columns: func(table.Shortener) []table.Column[api.ClusterSymptom] {
+			return []table.Column[api.ClusterSymptom]{
+				{Cell: func(s api.ClusterSymptom) string { return s.Of }},
+				{Cell: func(s api.ClusterSymptom) string { return s.Network }},
+				{Cell: func(s api.ClusterSymptom) string { return s.Text }},
 			}
 		},
-		verdict: func(found []api.ClusterSymptom) error {
+		Verdict: func(found []api.ClusterSymptom) error {
 			if len(found) > 0 {
 				return errFindings
 			}
 			return nil
 		},
-		examples: []string{"netyard cluster doctor", "netyard cluster doctor --json"},
-	}.command(0, &cli.Command{ // findings are not cut
+		Examples: []string{"netyard cluster doctor", "netyard cluster doctor --json"},
+	}.Command(0, &cli.Command{ // findings are not cut
 		Name: "doctor", Usage: "check etcd, this host's membership and the paths to the other hosts",
 		Description: "Prints a line for each finding and exits with code 4; prints nothing if there is none.\n" +
 			"Each host of each network is sent a small packet and one of the network's full MTU.",
@@ -144,7 +146,7 @@ func clusterStatus(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
-		return printJSON(c.App.Writer, s)
+		return table.PrintJSON(c.App.Writer, s)
 	}
 	say := func(format string, args ...any) {
 		if err == nil {
@@ -154,7 +156,7 @@ func clusterStatus(c *cli.Context) error {
 	if s.Reason == "" {
 		say("this host is a member, one of %d", s.Hosts)
 	} else {
-		say("this host is not a member: %s", printable(s.Reason))
+		say("this host is not a member: %s", table.Printable(s.Reason))
 	}
 	if s.Advice != "" {
 		say("  %s", s.Advice)
@@ -169,7 +171,7 @@ func clusterStatus(c *cli.Context) error {
 		say("%d records in etcd rejected; see the log", s.Rejected)
 	}
 	if s.Clear != "" {
-		say("this host cannot encrypt: %s", printable(s.Clear))
+		say("this host cannot encrypt: %s", table.Printable(s.Clear))
 	}
 	for _, n := range s.Networks {
 		kind := "network"
@@ -183,13 +185,13 @@ func clusterStatus(c *cli.Context) error {
 				"until this host is a member again", n.Warm)
 		}
 		for _, text := range n.Fenced {
-			say("  fenced: %s; its link is down until it is restarted", printable(text))
+			say("  fenced: %s; its link is down until it is restarted", table.Printable(text))
 		}
 		for _, a := range slices.Sorted(maps.Keys(n.Refused)) {
-			say("  address %s rejected: %s", a, printable(n.Refused[a]))
+			say("  address %s rejected: %s", a, table.Printable(n.Refused[a]))
 		}
 		if len(n.Left) > 0 {
-			say("  no traffic with hosts that cannot encrypt: %s", printable(strings.Join(n.Left, ", ")))
+			say("  no traffic with hosts that cannot encrypt: %s", table.Printable(strings.Join(n.Left, ", ")))
 		}
 	}
 	return err

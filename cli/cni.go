@@ -9,6 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 	"netyard/cni"
 	"netyard/yard/book"
 	"netyard/yard/overlay"
@@ -28,11 +30,11 @@ func confDirFlag() cli.Flag {
 func (p Program) cniCommand() *cli.Command {
 	return &cli.Command{
 		Name: "cni", Usage: "install networks for nerdctl and other CNI runtimes",
-		Description: describe("", "netyard cni install web", "netyard cni ls"),
+		Description: usage.Describe("", "netyard cni install web", "netyard cni ls"),
 		Subcommands: []*cli.Command{
 			{
 				Name: "install", ArgsUsage: "NETWORK", Usage: "install the CNI configuration of a network",
-				Description: describe("Containers use the network with nerdctl run --net NETWORK.",
+				Description: usage.Describe("Containers use the network with nerdctl run --net NETWORK.",
 					"netyard cni install web", "netyard cni install --default web"),
 				Flags: []cli.Flag{confDirFlag(), &cli.BoolFlag{
 					Name: defaultFlag, Usage: "also make it the default network, in place of nerdctl's own",
@@ -41,7 +43,7 @@ func (p Program) cniCommand() *cli.Command {
 			},
 			{
 				Name: "uninstall", ArgsUsage: "NETWORK", Usage: "uninstall the CNI configuration of a network",
-				Description: describe("The network itself stays.",
+				Description: usage.Describe("The network itself stays.",
 					"netyard cni uninstall web", "netyard cni uninstall --dir /etc/cni/net.d web"),
 				Flags: []cli.Flag{confDirFlag()}, BashComplete: complete(networkNames), Action: cniUninstall,
 			},
@@ -103,18 +105,18 @@ func uninstalled(c *cli.Context, network string) ([]string, error) {
 }
 
 func (p Program) cniList() *cli.Command {
-	return list[cni.Installed]{
-		fetch: func(c *cli.Context) ([]cni.Installed, error) { return cni.List(c.String(dirFlag)) },
-		order: func(a, b cni.Installed) int { return cmp.Compare(a.Name, b.Name) },
-		columns: func(shortener) []column[cni.Installed] {
-			return []column[cni.Installed]{
-				{head: "NAME", cell: func(i cni.Installed) string { return i.Name }},
-				{head: "NETWORK", fit: fit{drop: 2}, cell: func(i cni.Installed) string { return i.Network }},
-				{head: "FILE", fit: fit{drop: 1}, cell: func(i cni.Installed) string { return i.Path }},
+	return table.List[cni.Installed]{
+		Fetch: func(c *cli.Context) ([]cni.Installed, error) { return cni.List(c.String(dirFlag)) },
+		Order: func(a, b cni.Installed) int { return cmp.Compare(a.Name, b.Name) },
+		Columns: func(table.Shortener) []table.Column[cni.Installed] {
+			return []table.Column[cni.Installed]{
+				{Head: "NAME", Cell: func(i cni.Installed) string { return i.Name }},
+				{Head: "NETWORK", Drop: 2, Cell: func(i cni.Installed) string { return i.Network }},
+				{Head: "FILE", Drop: 1, Cell: func(i cni.Installed) string { return i.Path }},
 			}
 		},
-		examples: []string{"netyard cni ls", "netyard cni ls --format '{{.Path}}'"},
-	}.command(p.Width, &cli.Command{
+		Examples: []string{"netyard cni ls", "netyard cni ls --format '{{.Path}}'"},
+	}.Command(p.Width, &cli.Command{
 		Name: "ls", Usage: "list the installed CNI configurations of netyard's networks",
 		Flags: []cli.Flag{confDirFlag()},
 	})
@@ -127,7 +129,7 @@ func networkCreate() *cli.Command {
 	}
 	return &cli.Command{
 		Name: "create", ArgsUsage: "NAME", Usage: "create a network that belongs to no engine",
-		Description: describe(
+		Description: usage.Describe(
 			"Addresses come from netyard's IPAM. netyard cni install makes the network available to\n"+
 				"nerdctl. Prints the network's ID.", "netyard network create web",
 			"netyard network create --mode macvlan -o parent=eth0 --subnet 192.0.2.0/24 --gateway 192.0.2.1 lan"),
@@ -142,11 +144,11 @@ func networkCreate() *cli.Command {
 			many("opt", "option `KEY=VALUE`; netyard options lists them", "o"),
 		},
 		Action: func(c *cli.Context) error {
-			options, err := pairs(c, "opt")
+			options, err := usage.Pairs(c, "opt")
 			if err != nil {
 				return err
 			}
-			aux, err := pairs(c, "aux-address")
+			aux, err := usage.Pairs(c, "aux-address")
 			if err != nil {
 				return err
 			}
@@ -168,7 +170,7 @@ func networkCreate() *cli.Command {
 func networkRemove() *cli.Command {
 	return &cli.Command{
 		Name: "rm", ArgsUsage: "NAME", Usage: "remove a network that belongs to no engine",
-		Description: describe(
+		Description: usage.Describe(
 			"Such a network was created by netyard network create or by a CNI configuration. Its CNI\n"+
 				"configurations are removed too. A network with containers attached is refused.\n"+
 				"Docker's networks are removed by docker network rm.",

@@ -8,6 +8,9 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"netyard/cli/api"
+	"netyard/cli/usage"
 )
 
 //go:embed completion/netyard.bash
@@ -22,7 +25,7 @@ func completionCommand() *cli.Command {
 		Name: "completion", ArgsUsage: strings.Join(shells, "|"),
 		BashComplete: complete(func(*cli.Context) []string { return shells }),
 		Usage:        "print the completion script of a shell",
-		Description:  describe("", "source <(netyard completion bash)", "netyard completion fish | source"),
+		Description:  usage.Describe("", "source <(netyard completion bash)", "netyard completion fish | source"),
 		Action: func(c *cli.Context) (err error) {
 			var script string
 			switch shell := c.Args().First(); shell {
@@ -35,7 +38,7 @@ func completionCommand() *cli.Command {
 					return fmt.Errorf("make fish completion: %w", err)
 				}
 			default:
-				return unknown(c, "shell", shell, shells)
+				return usage.Unknown(c, "shell", shell, shells)
 			}
 			_, err = io.WriteString(c.App.Writer, script)
 			return err
@@ -63,7 +66,7 @@ func complete(words func(*cli.Context) []string) cli.BashCompleteFunc {
 func manCommand() *cli.Command {
 	return &cli.Command{
 		Name: "man", Hidden: true, Usage: "print the manual page",
-		Description: describe("", "netyard man | man -l -", "netyard man > netyard.8"),
+		Description: usage.Describe("", "netyard man | man -l -", "netyard man > netyard.8"),
 		Action: func(c *cli.Context) error {
 			app := *c.App
 			app.Description = "" // manTail has the exit codes, in a section of their own
@@ -86,6 +89,6 @@ func manTail() string {
 	}
 	b.WriteString(".SH ENVIRONMENT\n.TP\n\\fBNETYARD_RUN_DIR\\fP\n")
 	b.WriteString("the value of \\fB--run-dir\\fP if that flag is not given\n")
-	fmt.Fprintf(&b, ".SH FILES\n.TP\n\\fI%s/%s\\fP\nthe daemon's admin socket\n", defaultRunDir, socketName)
+	fmt.Fprintf(&b, ".SH FILES\n.TP\n\\fI%s/%s\\fP\nthe daemon's admin socket\n", api.RunDir, api.SocketName)
 	return b.String()
 }

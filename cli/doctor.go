@@ -7,29 +7,30 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"netyard/cli/table"
 	"netyard/yard/book"
 )
 
 func (p Program) doctorCommand() *cli.Command {
-	return list[book.Finding]{
-		fetch: func(c *cli.Context) ([]book.Finding, error) { return client(c).Doctor(c.Context) },
-		order: byKind,
-		bare:  true,
-		columns: func(shortener) []column[book.Finding] {
-			return []column[book.Finding]{
-				{cell: func(f book.Finding) string { return f.Kind }},
-				{cell: func(f book.Finding) string { return f.Network }},
-				{cell: func(f book.Finding) string { return f.Text }},
+	return table.List[book.Finding]{
+		Fetch: func(c *cli.Context) ([]book.Finding, error) { return client(c).Doctor(c.Context) },
+		Order: byKind,
+		Bare:  true,
+		Columns: func(table.Shortener) []table.Column[book.Finding] {
+			return []table.Column[book.Finding]{
+				{Cell: func(f book.Finding) string { return f.Kind }},
+				{Cell: func(f book.Finding) string { return f.Network }},
+				{Cell: func(f book.Finding) string { return f.Text }},
 			}
 		},
-		verdict: func(found []book.Finding) error {
+		Verdict: func(found []book.Finding) error {
 			if len(found) > 0 {
 				return errFindings
 			}
 			return nil
 		},
-		examples: []string{"netyard doctor", "netyard doctor || echo unhealthy"},
-	}.command(0, &cli.Command{ // findings are not cut
+		Examples: []string{"netyard doctor", "netyard doctor || echo unhealthy"},
+	}.Command(0, &cli.Command{ // findings are not cut
 		Name: "doctor", Usage: "compare records, kernel and engines and report the differences",
 		Description: "Prints a line for each finding (kind, network, what it is) and exits with code 4; prints\n" +
 			"nothing on a healthy host. The kinds are fault (missing or wrong), stray (in the kernel without\n" +
@@ -50,26 +51,26 @@ type removal struct {
 }
 
 func (p Program) gcCommand() *cli.Command {
-	return list[removal]{
-		fetch: collect,
-		order: func(a, b removal) int { return byKind(a.Finding, b.Finding) },
-		bare:  true,
-		columns: func(shortener) []column[removal] {
-			return []column[removal]{
-				{cell: func(r removal) string { return r.verb }},
-				{cell: func(r removal) string { return r.Kind }},
-				{cell: func(r removal) string { return r.Network }},
-				{cell: func(r removal) string { return r.Text }},
+	return table.List[removal]{
+		Fetch: collect,
+		Order: func(a, b removal) int { return byKind(a.Finding, b.Finding) },
+		Bare:  true,
+		Columns: func(table.Shortener) []table.Column[removal] {
+			return []table.Column[removal]{
+				{Cell: func(r removal) string { return r.verb }},
+				{Cell: func(r removal) string { return r.Kind }},
+				{Cell: func(r removal) string { return r.Network }},
+				{Cell: func(r removal) string { return r.Text }},
 			}
 		},
-		verdict: func(rows []removal) error {
+		Verdict: func(rows []removal) error {
 			if slices.ContainsFunc(rows, func(r removal) bool { return r.Error != "" }) {
 				return errors.New("some findings could not be removed")
 			}
 			return nil
 		},
-		examples: []string{"netyard gc --dry-run", "netyard gc"},
-	}.command(0, &cli.Command{
+		Examples: []string{"netyard gc --dry-run", "netyard gc"},
+	}.Command(0, &cli.Command{
 		Name: "gc", Usage: "remove orphaned state",
 		Description: "Removes the findings of netyard doctor that can be removed without harm, and prints each.",
 		Flags:       []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "show what would be removed"}},

@@ -7,18 +7,20 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 )
 
 func (p Program) endpointCommand() *cli.Command {
 	return &cli.Command{
 		Name: "endpoint", Usage: "list, inspect and change endpoints",
-		Description: describe("An endpoint is a container's place on one network.",
+		Description: usage.Describe("An endpoint is a container's place on one network.",
 			"netyard endpoint ls", "netyard endpoint inspect web1"),
 		Subcommands: []*cli.Command{
 			p.endpointList(),
-			inspectCommand(&cli.Command{
+			table.Inspect(&cli.Command{
 				Name: "inspect", ArgsUsage: "ID|CONTAINER", Usage: "show an endpoint",
-				Description: describe("ID is its ID or the beginning of it, CONTAINER its container's name.",
+				Description: usage.Describe("ID is its ID or the beginning of it, CONTAINER its container's name.",
 					"netyard endpoint inspect web1", "netyard endpoint inspect web1 --format '{{json .Options}}'"),
 				BashComplete: complete(containerNames),
 			}, func(c *cli.Context, ref string) (api.Endpoint, error) { return client(c).Endpoint(c.Context, ref) }),
@@ -29,25 +31,25 @@ func (p Program) endpointCommand() *cli.Command {
 
 // endpointList lists what netyard ps leaves out of an endpoint's record.
 func (p Program) endpointList() *cli.Command {
-	return list[api.Endpoint]{
-		fetch: func(c *cli.Context) ([]api.Endpoint, error) { return client(c).Endpoints(c.Context) },
-		order: byNetwork,
-		id:    func(e api.Endpoint) string { return e.ID },
-		columns: func(id shortener) []column[api.Endpoint] {
-			return []column[api.Endpoint]{
-				{head: "ID", cell: func(e api.Endpoint) string { return id(e.ID) }},
-				{head: "NETWORK", fit: fit{drop: 5}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
-				{head: "CONTAINER", fit: fit{drop: 6}, cell: func(e api.Endpoint) string {
+	return table.List[api.Endpoint]{
+		Fetch: func(c *cli.Context) ([]api.Endpoint, error) { return client(c).Endpoints(c.Context) },
+		Order: byNetwork,
+		ID:    func(e api.Endpoint) string { return e.ID },
+		Columns: func(id table.Shortener) []table.Column[api.Endpoint] {
+			return []table.Column[api.Endpoint]{
+				{Head: "ID", Cell: func(e api.Endpoint) string { return id(e.ID) }},
+				{Head: "NETWORK", Drop: 5, Cell: func(e api.Endpoint) string { return networkOf(e, id) }},
+				{Head: "CONTAINER", Drop: 6, Cell: func(e api.Endpoint) string {
 					return cmp.Or(e.Container, id(e.ContainerID))
 				}},
-				{head: "SANDBOX", fit: fit{drop: 1}, cell: func(e api.Endpoint) string { return e.Sandbox }},
-				{head: "CREATED", fit: fit{drop: 2}, cell: func(e api.Endpoint) string { return moment(e.Created) }},
-				{head: "JOINED", fit: fit{drop: 3}, cell: func(e api.Endpoint) string { return moment(e.Joined) }},
-				{head: "STATE", fit: fit{drop: 4}, cell: func(e api.Endpoint) string { return e.State }},
+				{Head: "SANDBOX", Drop: 1, Cell: func(e api.Endpoint) string { return e.Sandbox }},
+				{Head: "CREATED", Drop: 2, Cell: func(e api.Endpoint) string { return moment(e.Created) }},
+				{Head: "JOINED", Drop: 3, Cell: func(e api.Endpoint) string { return moment(e.Joined) }},
+				{Head: "STATE", Drop: 4, Cell: func(e api.Endpoint) string { return e.State }},
 			}
 		},
-		examples: []string{"netyard endpoint ls", "netyard endpoint ls --format '{{.ID}} {{.State}}'"},
-	}.command(p.Width, &cli.Command{
+		Examples: []string{"netyard endpoint ls", "netyard endpoint ls --format '{{.ID}} {{.State}}'"},
+	}.Command(p.Width, &cli.Command{
 		Name: "ls", Usage: "list endpoints", Description: "netyard ps shows their addresses, interfaces and ports.",
 	})
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 )
 
 func (p Program) leaseCommand() *cli.Command {
@@ -19,12 +21,12 @@ func (p Program) leaseCommand() *cli.Command {
 	}
 	return &cli.Command{
 		Name: "lease", Usage: "list leases, and reserve and release addresses of netyard's IPAM",
-		Description: describe("", "netyard lease ls", "netyard lease reserve 10.224.0.20"),
+		Description: usage.Describe("", "netyard lease ls", "netyard lease reserve 10.224.0.20"),
 		Subcommands: []*cli.Command{
 			p.leaseList(),
 			{
 				Name: "reserve", ArgsUsage: "ADDRESS", Usage: "reserve an address",
-				Description: describe(
+				Description: usage.Describe(
 					"Without --name, a container gets the address only if it asks for it. With --name, the\n"+
 						"container of that name gets it. An address in use becomes reserved when it is released.",
 					"netyard lease reserve 10.224.0.20", "netyard lease reserve --name db 10.224.0.21"),
@@ -38,7 +40,7 @@ func (p Program) leaseCommand() *cli.Command {
 			},
 			{
 				Name: "release", ArgsUsage: "ADDRESS", Usage: "release an address that is reserved, held or cooling",
-				Description: describe("An address that is in use is refused.",
+				Description: usage.Describe("An address that is in use is refused.",
 					"netyard lease release 10.224.0.20", "netyard lease release --pool 10.224.0.0/24 10.224.0.20"),
 				Flags: []cli.Flag{pool()},
 				Action: leaseAction((*api.Client).Release, func(q api.Request) string {
@@ -56,7 +58,7 @@ func leaseAction(
 	return func(c *cli.Context) error {
 		a, err := netip.ParseAddr(c.Args().First())
 		if err != nil {
-			return usagef(c, "%q is not an IP address", c.Args().First())
+			return usage.Errorf(c, "%q is not an IP address", c.Args().First())
 		}
 		q := api.Request{Pool: c.String("pool"), Address: a.String(), Name: c.String("name")}
 		q, err = ask(client(c), c.Context, q)
@@ -69,24 +71,24 @@ func leaseAction(
 }
 
 func (p Program) leaseList() *cli.Command {
-	return list[api.Lease]{
-		fetch: func(c *cli.Context) ([]api.Lease, error) { return client(c).Leases(c.Context) },
-		order: byAddress,
-		columns: func(shortener) []column[api.Lease] {
-			return []column[api.Lease]{
-				{head: "ADDRESS", cell: func(l api.Lease) string { return l.Address }},
-				{head: "POOL", fit: fit{drop: 3}, cell: func(l api.Lease) string { return l.Pool }},
-				{head: "NETWORK", fit: fit{drop: 7}, cell: func(l api.Lease) string { return l.Network }},
-				{head: "KIND", fit: fit{drop: 5}, cell: func(l api.Lease) string { return l.Kind }},
-				{head: "STATE", fit: fit{drop: 6}, cell: func(l api.Lease) string { return l.State }},
-				{head: "HOLDER", fit: fit{drop: 8}, cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
-				{head: "SERVER", fit: fit{drop: 1}, cell: func(l api.Lease) string { return l.Server }},
-				{head: "EXPIRES", fit: fit{drop: 2}, cell: func(l api.Lease) string { return moment(l.Expires) }},
-				{head: "SINCE", fit: fit{drop: 4}, cell: func(l api.Lease) string { return moment(l.Since) }},
+	return table.List[api.Lease]{
+		Fetch: func(c *cli.Context) ([]api.Lease, error) { return client(c).Leases(c.Context) },
+		Order: byAddress,
+		Columns: func(table.Shortener) []table.Column[api.Lease] {
+			return []table.Column[api.Lease]{
+				{Head: "ADDRESS", Cell: func(l api.Lease) string { return l.Address }},
+				{Head: "POOL", Drop: 3, Cell: func(l api.Lease) string { return l.Pool }},
+				{Head: "NETWORK", Drop: 7, Cell: func(l api.Lease) string { return l.Network }},
+				{Head: "KIND", Drop: 5, Cell: func(l api.Lease) string { return l.Kind }},
+				{Head: "STATE", Drop: 6, Cell: func(l api.Lease) string { return l.State }},
+				{Head: "HOLDER", Drop: 8, Cell: func(l api.Lease) string { return cmp.Or(l.Name, l.MAC) }},
+				{Head: "SERVER", Drop: 1, Cell: func(l api.Lease) string { return l.Server }},
+				{Head: "EXPIRES", Drop: 2, Cell: func(l api.Lease) string { return moment(l.Expires) }},
+				{Head: "SINCE", Drop: 4, Cell: func(l api.Lease) string { return moment(l.Since) }},
 			}
 		},
-		examples: []string{"netyard lease ls", "netyard lease ls --format '{{.Address}} {{.State}}'"},
-	}.command(p.Width, &cli.Command{
+		Examples: []string{"netyard lease ls", "netyard lease ls --format '{{.Address}} {{.State}}'"},
+	}.Command(p.Width, &cli.Command{
 		Name: "ls", Usage: "list the addresses that are in use, held, cooling or reserved",
 		Description: "They are those of netyard's IPAM and those that DHCP servers leased to containers.",
 	})

@@ -8,17 +8,19 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 )
 
 func (p Program) networkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "network", Usage: "list, inspect and change networks, and manage those that belong to no engine",
-		Description: describe("", "netyard network ls", "netyard network inspect web"),
+		Description: usage.Describe("", "netyard network ls", "netyard network inspect web"),
 		Subcommands: []*cli.Command{
 			p.networkList(), networkCreate(), networkAttach(), networkRemove(),
-			inspectCommand(&cli.Command{
+			table.Inspect(&cli.Command{
 				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and its kernel objects",
-				Description: describe("NAME is its name, its ID or the beginning of its ID.\n"+
+				Description: usage.Describe("NAME is its name, its ID or the beginning of its ID.\n"+
 					"For an overlay, the endpoints on all hosts are shown too.",
 					"netyard network inspect web", "netyard network inspect web --format '{{json .Objects}}'"),
 				BashComplete: complete(networkNames),
@@ -29,25 +31,25 @@ func (p Program) networkCommand() *cli.Command {
 }
 
 func (p Program) networkList() *cli.Command {
-	return list[api.Network]{
-		fetch: func(c *cli.Context) ([]api.Network, error) { return client(c).Networks(c.Context) },
-		order: func(a, b api.Network) int { return cmp.Compare(cmp.Or(a.Name, a.ID), cmp.Or(b.Name, b.ID)) },
-		id:    func(n api.Network) string { return n.ID },
-		columns: func(id shortener) []column[api.Network] {
-			return []column[api.Network]{
-				{head: "ID", fit: fit{drop: 1}, cell: func(n api.Network) string { return id(n.ID) }},
-				{head: "NAME", cell: func(n api.Network) string { return cmp.Or(n.Name, id(n.ID)) }},
-				{head: "MODE", fit: fit{drop: 5}, cell: func(n api.Network) string { return n.Mode }},
-				{head: "SUBNETS", fit: fit{drop: 6}, cell: subnets},
-				{head: "INTERNAL", fit: fit{drop: 2}, cell: func(n api.Network) string { return yesNo(n.Internal) }},
-				{head: "ENDPOINTS", fit: fit{drop: 3}, cell: func(n api.Network) string {
+	return table.List[api.Network]{
+		Fetch: func(c *cli.Context) ([]api.Network, error) { return client(c).Networks(c.Context) },
+		Order: func(a, b api.Network) int { return cmp.Compare(cmp.Or(a.Name, a.ID), cmp.Or(b.Name, b.ID)) },
+		ID:    func(n api.Network) string { return n.ID },
+		Columns: func(id table.Shortener) []table.Column[api.Network] {
+			return []table.Column[api.Network]{
+				{Head: "ID", Drop: 1, Cell: func(n api.Network) string { return id(n.ID) }},
+				{Head: "NAME", Cell: func(n api.Network) string { return cmp.Or(n.Name, id(n.ID)) }},
+				{Head: "MODE", Drop: 5, Cell: func(n api.Network) string { return n.Mode }},
+				{Head: "SUBNETS", Drop: 6, Cell: subnets},
+				{Head: "INTERNAL", Drop: 2, Cell: func(n api.Network) string { return yesNo(n.Internal) }},
+				{Head: "ENDPOINTS", Drop: 3, Cell: func(n api.Network) string {
 					return strconv.Itoa(n.Endpoints)
 				}},
-				{head: "STATE", fit: fit{drop: 4}, cell: func(n api.Network) string { return n.State }},
+				{Head: "STATE", Drop: 4, Cell: func(n api.Network) string { return n.State }},
 			}
 		},
-		examples: []string{"netyard network ls", "netyard network ls --format '{{.Name}} {{.Mode}}'"},
-	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list networks"})
+		Examples: []string{"netyard network ls", "netyard network ls --format '{{.Name}} {{.Mode}}'"},
+	}.Command(p.Width, &cli.Command{Name: "ls", Usage: "list networks"})
 }
 
 func subnets(n api.Network) string {

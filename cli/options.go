@@ -11,6 +11,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"netyard/cli/table"
+	"netyard/cli/usage"
 	"netyard/modes"
 	"netyard/modes/all"
 )
@@ -31,26 +33,26 @@ type optionRow struct {
 const markdownFlag = "markdown"
 
 func (p Program) optionsCommand() *cli.Command {
-	cmd := list[optionRow]{
-		fetch: optionRows,
-		order: func(a, b optionRow) int { return cmp.Compare(a.Name, b.Name) },
-		columns: func(shortener) []column[optionRow] {
-			return []column[optionRow]{
-				{head: "NAME", cell: func(o optionRow) string { return o.Name }},
-				{head: "DOCKER", fit: fit{drop: 1}, cell: func(o optionRow) string {
+	cmd := table.List[optionRow]{
+		Fetch: optionRows,
+		Order: func(a, b optionRow) int { return cmp.Compare(a.Name, b.Name) },
+		Columns: func(table.Shortener) []table.Column[optionRow] {
+			return []table.Column[optionRow]{
+				{Head: "NAME", Cell: func(o optionRow) string { return o.Name }},
+				{Head: "DOCKER", Drop: 1, Cell: func(o optionRow) string {
 					return strings.Join(o.Docker, ", ")
 				}},
-				{head: "MODES", fit: fit{drop: 2}, cell: func(o optionRow) string {
+				{Head: "MODES", Drop: 2, Cell: func(o optionRow) string {
 					return strings.Join(o.Modes, ", ")
 				}},
-				{head: "TYPE", fit: fit{drop: 4}, cell: func(o optionRow) string { return o.Type }},
-				{head: "DEFAULT", fit: fit{drop: 5}, cell: func(o optionRow) string { return o.Default }},
-				{head: "CHANGE", fit: fit{drop: 3}, cell: optionRow.change},
-				{head: "HELP", fit: fit{drop: 6, min: 30}, cell: func(o optionRow) string { return o.Help }},
+				{Head: "TYPE", Drop: 4, Cell: func(o optionRow) string { return o.Type }},
+				{Head: "DEFAULT", Drop: 5, Cell: func(o optionRow) string { return o.Default }},
+				{Head: "CHANGE", Drop: 3, Cell: optionRow.change},
+				{Head: "HELP", Drop: 6, Min: 30, Cell: func(o optionRow) string { return o.Help }},
 			}
 		},
-		examples: []string{"netyard options bridge", "netyard options --format '{{.Name}}={{.Default}}'"},
-	}.command(p.Width, &cli.Command{
+		Examples: []string{"netyard options bridge", "netyard options --format '{{.Name}}={{.Default}}'"},
+	}.Command(p.Width, &cli.Command{
 		Name: "options", ArgsUsage: "[MODE]", Usage: "list the options of networks, or those of one mode",
 		Description: "docker network create and netyard network create set them with -o.\n" +
 			"DOCKER shows other keys that are accepted.",
@@ -59,10 +61,10 @@ func (p Program) optionsCommand() *cli.Command {
 		},
 		BashComplete: complete(func(*cli.Context) []string { return modeNames() }),
 	})
-	table := cmd.Action
+	printTable := cmd.Action
 	cmd.Action = func(c *cli.Context) error {
 		if !c.Bool(markdownFlag) {
-			return table(c)
+			return printTable(c)
 		}
 		return printOptionsPage(c)
 	}
@@ -86,7 +88,7 @@ func (o optionRow) change() string {
 func optionRows(c *cli.Context) (rows []optionRow, err error) {
 	mode := c.Args().First()
 	if known := modeNames(); mode != "" && !slices.Contains(known, mode) {
-		return nil, unknown(c, "mode", mode, known)
+		return nil, usage.Unknown(c, "mode", mode, known)
 	}
 	for _, o := range modes.Options() {
 		if mode != "" && o.Modes != nil && !slices.Contains(o.Modes, mode) {
@@ -138,7 +140,7 @@ var optionsPageIntro string
 // printOptionsPage prints docs/options.md: first the options that every mode has, then those of each mode. With an
 // argument it prints those of one mode.
 func printOptionsPage(c *cli.Context) error {
-	if err := onlyOne(c, "json", formatFlag, markdownFlag); err != nil {
+	if err := usage.OnlyOne(c, "json", table.FormatFlag, markdownFlag); err != nil {
 		return err
 	}
 	rows, err := optionRows(c)
@@ -156,19 +158,22 @@ func printOptionsPage(c *cli.Context) error {
 	b.WriteString("\n## Every mode\n\n" + optionsTable(rows, everywhere))
 	for _, mode := range of {
 		fmt.Fprintf(&b, "\n## %s\n\nMore: [modes/%[1]s](../modes/%[1]s/README.md)\n\n", mode)
-		b.WriteString(optionsTable(rows, func(o optionRow) bool { return slices.Contains(o.Modes, mode) && !everywhere(o) }))
+		b.WriteString(optionsTable(rows, func(o optionRow) bool {
+			return slices.Contains(o.Modes, mode) && !everywhere(o)
+		}))
 	}
 	_, err = io.WriteString(c.App.Writer, b.String())
 	return err
 }
 
-// optionsTable is a Markdown table of the rows that are in it.
+// optionsTable returns a Markdown table of the rows for which in is true.
 func optionsTable(rows []optionRow, in func(optionRow) bool) string {
 	var b strings.Builder
 	for _, o := range rows {
 		if in(o) {
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", o.Name, quoted(o.Docker), strings.ReplaceAll(o.Type, "|", ", "),
-				quoted([]string{o.Default}), cmp.Or(o.change(), "–"), strings.ReplaceAll(o.Help, "|", "\\|"))
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n",
+				o.Name, quoted(o.Docker), strings.ReplaceAll(o.Type, "|", ", "), quoted([]string{o.Default}),
+				cmp.Or(o.change(), "–"), strings.ReplaceAll(o.Help, "|", "\\|"))
 		}
 	}
 	if b.Len() == 0 {
@@ -177,7 +182,7 @@ func optionsTable(rows []optionRow, in func(optionRow) bool) string {
 	return "| Option | Docker's key | Value | Default | Change | Meaning |\n|---|---|---|---|---|---|\n" + b.String()
 }
 
-// quoted is what Markdown shows as code, with commas between; a dash for nothing.
+// quoted returns words as Markdown shows code, with commas between them, or a dash if there are none.
 func quoted(words []string) string {
 	text := strings.Join(words, "`, `")
 	if text == "" {

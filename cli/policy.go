@@ -10,18 +10,20 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 )
 
 func (p Program) policyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "policy", Usage: "list, apply and remove traffic policies",
-		Description: describe("A policy says which traffic is allowed to and from the endpoints that it selects.",
+		Description: usage.Describe("A policy says which traffic is allowed to and from the endpoints that it selects.",
 			"netyard policy ls", "netyard policy apply app.yaml"),
 		Subcommands: []*cli.Command{
 			p.policyList(),
 			{
 				Name: "apply", ArgsUsage: "FILE", Usage: "apply the policies in a file, all or none",
-				Description: describe(
+				Description: usage.Describe(
 					"A policy replaces the one of the same name; others stay.\nFILE - is standard input.",
 					"netyard policy apply --dry-run app.yaml", "netyard policy show app | netyard policy apply -"),
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "show what would change"}},
@@ -29,16 +31,16 @@ func (p Program) policyCommand() *cli.Command {
 			},
 			{
 				Name: "show", ArgsUsage: "NAME", Usage: "print a policy as YAML, and the endpoints that it selects",
-				Description: describe("netyard policy apply accepts the output.",
+				Description: usage.Describe("netyard policy apply accepts the output.",
 					"netyard policy show app > app.yaml", "netyard policy show app --format '{{json .Endpoints}}'"),
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE` instead"},
+					&cli.StringFlag{Name: table.FormatFlag, Usage: "print it with a Go `TEMPLATE` instead"},
 				},
 				BashComplete: complete(policyNames), Action: showPolicy,
 			},
 			{
 				Name: "rm", ArgsUsage: "NAME", Usage: "remove a policy", BashComplete: complete(policyNames),
-				Description: describe("", "netyard policy rm app",
+				Description: usage.Describe("", "netyard policy rm app",
 					"netyard policy show app > app.yaml && netyard policy rm app"),
 				Action: func(c *cli.Context) error {
 					v, err := client(c).RemovePolicy(c.Context, c.Args().First())
@@ -54,22 +56,22 @@ func (p Program) policyCommand() *cli.Command {
 }
 
 func (p Program) policyList() *cli.Command {
-	return list[api.Policy]{
-		fetch: func(c *cli.Context) ([]api.Policy, error) { return client(c).Policies(c.Context) },
-		order: func(a, b api.Policy) int { return cmp.Compare(a.Name, b.Name) },
-		columns: func(shortener) []column[api.Policy] {
-			return []column[api.Policy]{
-				{head: "NAME", cell: func(v api.Policy) string { return v.Name }},
-				{head: "SELECTS", fit: fit{drop: 4}, cell: func(v api.Policy) string { return v.Selects }},
-				{head: "INGRESS", fit: fit{drop: 2}, cell: func(v api.Policy) string { return v.Ingress }},
-				{head: "EGRESS", fit: fit{drop: 3}, cell: func(v api.Policy) string { return v.Egress }},
-				{head: "ENDPOINTS", fit: fit{drop: 1}, cell: func(v api.Policy) string {
+	return table.List[api.Policy]{
+		Fetch: func(c *cli.Context) ([]api.Policy, error) { return client(c).Policies(c.Context) },
+		Order: func(a, b api.Policy) int { return cmp.Compare(a.Name, b.Name) },
+		Columns: func(table.Shortener) []table.Column[api.Policy] {
+			return []table.Column[api.Policy]{
+				{Head: "NAME", Cell: func(v api.Policy) string { return v.Name }},
+				{Head: "SELECTS", Drop: 4, Cell: func(v api.Policy) string { return v.Selects }},
+				{Head: "INGRESS", Drop: 2, Cell: func(v api.Policy) string { return v.Ingress }},
+				{Head: "EGRESS", Drop: 3, Cell: func(v api.Policy) string { return v.Egress }},
+				{Head: "ENDPOINTS", Drop: 1, Cell: func(v api.Policy) string {
 					return strings.Join(v.Endpoints, ", ")
 				}},
 			}
 		},
-		examples: []string{"netyard policy ls", "netyard policy ls --format '{{.Name}}: {{.Selects}}'"},
-	}.command(p.Width, &cli.Command{Name: "ls", Usage: "list policies and the endpoints that they select"})
+		Examples: []string{"netyard policy ls", "netyard policy ls --format '{{.Name}}: {{.Selects}}'"},
+	}.Command(p.Width, &cli.Command{Name: "ls", Usage: "list policies and the endpoints that they select"})
 }
 
 func applyPolicies(c *cli.Context) error {
@@ -97,7 +99,7 @@ func applyPolicies(c *cli.Context) error {
 
 // selected names the endpoints that a policy selects now.
 func selected(v api.Policy) string {
-	return printable(cmp.Or(strings.Join(v.Endpoints, ", "), "no endpoint yet"))
+	return table.Printable(cmp.Or(strings.Join(v.Endpoints, ", "), "no endpoint yet"))
 }
 
 func readFile(name string) ([]byte, error) {
@@ -108,7 +110,7 @@ func readFile(name string) ([]byte, error) {
 }
 
 func showPolicy(c *cli.Context) error {
-	t, err := parseFormat(c)
+	t, err := table.ParseFormat(c)
 	if err != nil {
 		return err
 	}
@@ -117,7 +119,7 @@ func showPolicy(c *cli.Context) error {
 		return err
 	}
 	if t != nil {
-		return printOne(c, t, v)
+		return table.PrintOne(c, t, v)
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "%s# selects: %s\n", v.Text, selected(v))
 	return err

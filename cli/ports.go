@@ -10,31 +10,32 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
 )
 
 func (p Program) portsCommand() *cli.Command {
-	return list[api.Port]{
-		fetch: func(c *cli.Context) ([]api.Port, error) { return client(c).Ports(c.Context) },
-		order: byHostPort,
-		columns: func(id shortener) []column[api.Port] {
-			return []column[api.Port]{
-				{head: "HOST", cell: hostCell},
-				{head: "PROTO", cell: func(p api.Port) string { return p.Proto }},
-				{head: "CONTAINER", cell: func(p api.Port) string {
+	return table.List[api.Port]{
+		Fetch: func(c *cli.Context) ([]api.Port, error) { return client(c).Ports(c.Context) },
+		Order: byHostPort,
+		Columns: func(id table.Shortener) []table.Column[api.Port] {
+			return []table.Column[api.Port]{
+				{Head: "HOST", Cell: hostCell},
+				{Head: "PROTO", Cell: func(p api.Port) string { return p.Proto }},
+				{Head: "CONTAINER", Cell: func(p api.Port) string {
 					return cmp.Or(p.Container, id(p.ContainerID), id(p.EndpointID))
 				}},
-				{head: "TARGET", fit: fit{drop: 3}, cell: func(p api.Port) string {
+				{Head: "TARGET", Drop: 3, Cell: func(p api.Port) string {
 					return net.JoinHostPort(p.Address, span(p.Port, p.PortEnd))
 				}},
-				{head: "ENGINE", fit: fit{drop: 1}, cell: func(p api.Port) string { return p.Engine }},
-				{head: "NETWORK", fit: fit{drop: 2}, cell: func(p api.Port) string {
+				{Head: "ENGINE", Drop: 1, Cell: func(p api.Port) string { return p.Engine }},
+				{Head: "NETWORK", Drop: 2, Cell: func(p api.Port) string {
 					return cmp.Or(p.Network, id(p.NetworkID))
 				}},
-				{head: "STATE", fit: fit{drop: 4}, cell: stateOf},
+				{Head: "STATE", Drop: 4, Cell: stateOf},
 			}
 		},
-		examples: []string{"netyard ports", "netyard ports --format '{{.Container}} {{.HostPort}}/{{.Proto}}'"},
-	}.command(p.Width, &cli.Command{
+		Examples: []string{"netyard ports", "netyard ports --format '{{.Container}} {{.HostPort}}/{{.Proto}}'"},
+	}.Command(p.Width, &cli.Command{
 		Name: "ports", Usage: "list the published ports of all containers",
 		Description: "docker ps does not show those on a plugin's networks.\n" +
 			"HOST is the published address and port, TARGET the container's.",

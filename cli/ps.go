@@ -7,32 +7,33 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
 )
 
 func (p Program) psCommand() *cli.Command {
-	return list[api.Endpoint]{
-		fetch: func(c *cli.Context) ([]api.Endpoint, error) { return client(c).Endpoints(c.Context) },
-		order: byNetwork,
-		id:    func(e api.Endpoint) string { return e.ID },
-		columns: func(id shortener) []column[api.Endpoint] {
-			return []column[api.Endpoint]{
-				{head: "CONTAINER", cell: func(e api.Endpoint) string { return containerOf(e, id) }},
-				{head: "ENGINE", fit: fit{drop: 2}, cell: func(e api.Endpoint) string { return e.Engine }},
-				{head: "NETWORK", fit: fit{drop: 8}, cell: func(e api.Endpoint) string { return networkOf(e, id) }},
-				{head: "MODE", fit: fit{drop: 4}, cell: func(e api.Endpoint) string { return e.Mode }},
-				{head: "ADDRESS", fit: fit{drop: 7}, cell: func(e api.Endpoint) string {
+	return table.List[api.Endpoint]{
+		Fetch: func(c *cli.Context) ([]api.Endpoint, error) { return client(c).Endpoints(c.Context) },
+		Order: byNetwork,
+		ID:    func(e api.Endpoint) string { return e.ID },
+		Columns: func(id table.Shortener) []table.Column[api.Endpoint] {
+			return []table.Column[api.Endpoint]{
+				{Head: "CONTAINER", Cell: func(e api.Endpoint) string { return containerOf(e, id) }},
+				{Head: "ENGINE", Drop: 2, Cell: func(e api.Endpoint) string { return e.Engine }},
+				{Head: "NETWORK", Drop: 8, Cell: func(e api.Endpoint) string { return networkOf(e, id) }},
+				{Head: "MODE", Drop: 4, Cell: func(e api.Endpoint) string { return e.Mode }},
+				{Head: "ADDRESS", Drop: 7, Cell: func(e api.Endpoint) string {
 					return strings.Join(e.Addresses, ", ")
 				}},
-				{head: "MAC", fit: fit{drop: 1}, cell: func(e api.Endpoint) string { return e.MAC }},
-				{head: "INTERFACE", fit: fit{drop: 3}, cell: func(e api.Endpoint) string { return e.Interface }},
-				{head: "PORTS", fit: fit{drop: 5, min: 12}, cell: func(e api.Endpoint) string {
+				{Head: "MAC", Drop: 1, Cell: func(e api.Endpoint) string { return e.MAC }},
+				{Head: "INTERFACE", Drop: 3, Cell: func(e api.Endpoint) string { return e.Interface }},
+				{Head: "PORTS", Drop: 5, Min: 12, Cell: func(e api.Endpoint) string {
 					return strings.Join(e.Ports, ", ")
 				}},
-				{head: "STATE", fit: fit{drop: 6}, cell: func(e api.Endpoint) string { return e.State }},
+				{Head: "STATE", Drop: 6, Cell: func(e api.Endpoint) string { return e.State }},
 			}
 		},
-		examples: []string{"netyard ps", `netyard ps --format '{{.Container}}\t{{join .Addresses ", "}}'`},
-	}.command(p.Width, &cli.Command{
+		Examples: []string{"netyard ps", `netyard ps --format '{{.Container}}\t{{join .Addresses ", "}}'`},
+	}.Command(p.Width, &cli.Command{
 		Name: "ps", Aliases: []string{"ls"},
 		Usage: "list containers with their networks, addresses, interfaces and ports",
 	})
@@ -49,11 +50,11 @@ func byNetwork(a, b api.Endpoint) int {
 }
 
 // containerOf returns the container's name, or its ID, or, before the engine was asked, the endpoint's ID.
-func containerOf(e api.Endpoint, id shortener) string {
+func containerOf(e api.Endpoint, id table.Shortener) string {
 	return cmp.Or(e.Container, id(e.ContainerID), id(e.ID))
 }
 
 // networkOf returns the name of the endpoint's network, or its ID.
-func networkOf(e api.Endpoint, id shortener) string {
+func networkOf(e api.Endpoint, id table.Shortener) string {
 	return cmp.Or(e.Network, id(e.NetworkID))
 }

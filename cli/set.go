@@ -9,15 +9,17 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 	"netyard/modes"
 )
 
-const setArgs = " OPTION=VALUE" + more
+const setArgs = " OPTION=VALUE" + usage.More
 
 func networkSet() *cli.Command {
 	return &cli.Command{
 		Name: "set", ArgsUsage: "NAME" + setArgs, Usage: "change options of a network while containers run",
-		Description: describe("OPTION= restores the default. Either all options are changed, or none.\n"+
+		Description: usage.Describe("OPTION= restores the default. Either all options are changed, or none.\n"+
 			"These can be changed: "+settable(func(modes.Option) bool { return true })+".",
 			"netyard network set web rate=50mbit icc=false", "netyard network set web icc="),
 		BashComplete: complete(networkNames),
@@ -30,7 +32,7 @@ func networkSet() *cli.Command {
 			if err != nil {
 				return err
 			}
-			name := printable(cmp.Or(n.Name, modes.Short(n.ID)))
+			name := table.Printable(cmp.Or(n.Name, modes.Short(n.ID)))
 			_, err = fmt.Fprintf(c.App.Writer, "changed network %s: %s\n", name, changes(c))
 			return err
 		},
@@ -41,9 +43,10 @@ func endpointSet() *cli.Command {
 	return &cli.Command{
 		Name: "set", ArgsUsage: "ID|CONTAINER" + setArgs,
 		Usage: "change options of one endpoint while its container runs",
-		Description: describe("A change lasts until the container stops. To keep it, use docker network connect\n"+
-			"--driver-opt or netyard network set. OPTION= restores the network's value.\n"+
-			"These can be changed: "+settable(func(o modes.Option) bool { return o.Endpoint })+".",
+		Description: usage.Describe(
+			"A change lasts until the container stops. To keep it, use docker network connect\n"+
+				"--driver-opt or netyard network set. OPTION= restores the network's value.\n"+
+				"These can be changed: "+settable(func(o modes.Option) bool { return o.Endpoint })+".",
 			"netyard endpoint set web1 rate=10mbit", "netyard endpoint set --network web web1 rate=unlimited"),
 		Flags: []cli.Flag{&cli.StringFlag{
 			Name: "network", Usage: "`NETWORK` of the endpoint; required if the container is on several",
@@ -59,7 +62,7 @@ func endpointSet() *cli.Command {
 				return err
 			}
 			_, err = fmt.Fprintf(c.App.Writer, "changed endpoint %s (%s): %s\n",
-				modes.Short(e.ID), printable(cmp.Or(e.Container, modes.Short(e.ContainerID), "-")), changes(c))
+				modes.Short(e.ID), table.Printable(cmp.Or(e.Container, modes.Short(e.ContainerID), "-")), changes(c))
 			return err
 		},
 	}
@@ -78,7 +81,7 @@ func settable(of func(modes.Option) bool) string {
 }
 
 // changes returns the arguments OPTION=VALUE as they were typed.
-func changes(c *cli.Context) string { return printable(strings.Join(c.Args().Tail(), " ")) }
+func changes(c *cli.Context) string { return table.Printable(strings.Join(c.Args().Tail(), " ")) }
 
 // readChange parses the arguments OPTION=VALUE.
 func readChange(c *cli.Context) (q api.Change, err error) {
@@ -86,10 +89,10 @@ func readChange(c *cli.Context) (q api.Change, err error) {
 	for _, arg := range c.Args().Tail() {
 		name, value, ok := strings.Cut(arg, "=")
 		if !ok || name == "" {
-			return q, usagef(c, "%q is not OPTION=VALUE", arg)
+			return q, usage.Errorf(c, "%q is not OPTION=VALUE", arg)
 		}
 		if old, twice := q.Options[name]; twice && old != value {
-			return q, usagef(c, "%s is given twice: %s and %s", name, old, value)
+			return q, usage.Errorf(c, "%s is given twice: %s and %s", name, old, value)
 		}
 		q.Options[name] = value
 	}

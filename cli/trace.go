@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"netyard/cli/usage"
 	"netyard/yard/trace"
 )
 
@@ -18,7 +19,7 @@ func traceCommand() *cli.Command {
 	return &cli.Command{
 		Name: "trace", Usage: "trace a packet through the firewall rules and say whether it arrives",
 		ArgsUsage: "CLIENT TARGET",
-		Description: describe(
+		Description: usage.Describe(
 			"CLIENT is an IP address, a container, or the word host. TARGET is PORT, a port of this host,\n"+
 				"or CONTAINER:PORT, a port of a container's own address; /udp or /sctp may follow the port.\n"+
 				"A rule that netyard cannot interpret is reported as one that may match. The exit code is 0 if\n"+

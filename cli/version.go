@@ -8,6 +8,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/cli/table"
+	"netyard/cli/usage"
 	"netyard/modes"
 )
 
@@ -27,17 +29,17 @@ type clientVersion struct {
 func (p Program) versionCommand() *cli.Command {
 	return &cli.Command{
 		Name: "version", Usage: "show the versions of this program and of the daemon",
-		Description: describe("", "netyard version", "netyard version --format '{{.Client.Version}}'"),
+		Description: usage.Describe("", "netyard version", "netyard version --format '{{.Client.Version}}'"),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
-			&cli.StringFlag{Name: formatFlag, Usage: "print it with a Go `TEMPLATE`"},
+			&cli.StringFlag{Name: table.FormatFlag, Usage: "print it with a Go `TEMPLATE`"},
 		},
 		Action: func(c *cli.Context) error {
-			t, err := parseFormat(c)
+			t, err := table.ParseFormat(c)
 			if err != nil {
 				return err
 			}
-			if err := onlyOne(c, "json", formatFlag); err != nil {
+			if err := usage.OnlyOne(c, "json", table.FormatFlag); err != nil {
 				return err
 			}
 			v := versions{Client: clientVersion{p.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH}}
@@ -46,7 +48,7 @@ func (p Program) versionCommand() *cli.Command {
 				v.Daemon = &daemon
 			}
 			if t != nil || c.Bool("json") {
-				err = printOne(c, t, v)
+				err = table.PrintOne(c, t, v)
 			} else {
 				err = printVersions(c, v)
 			}

@@ -81,7 +81,7 @@ func inTable(t *testing.T, page, name string) {
 func TestDocsConfiguration(t *testing.T) {
 	const page = "docs/operations.md"
 	flags := regexp.MustCompile(`(?m)^ +--([a-z0-9-]+)`).FindAllStringSubmatch(netyard(t, "serve", "--help"), -1)
-	keys := regexp.MustCompile("yaml:\"([a-z0-9_]+)\"").FindAllStringSubmatch(read(t, "cli/config.go"), -1)
+	keys := regexp.MustCompile("yaml:\"([a-z0-9_]+)\"").FindAllStringSubmatch(read(t, "cli/daemon/config.go"), -1)
 	if len(flags) < 10 || len(keys) < 10 { // there are more, so this test reads them wrongly
 		t.Fatalf("found only the flags %v and the keys %v", flags, keys)
 	}

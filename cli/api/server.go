@@ -26,6 +26,13 @@ import (
 	"netyard/yard/trace"
 )
 
+const (
+	// RunDir is the directory of the daemon's sockets, unless its configuration names another.
+	RunDir = "/run/netyard"
+	// SocketName is the name of the admin socket in that directory.
+	SocketName = "netyard.sock"
+)
+
 // adminTime bounds an admin's request. Such a request may ask an engine, which a request of an engine must never do.
 const adminTime = 30 * time.Second
 

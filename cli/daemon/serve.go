@@ -1,4 +1,6 @@
-package cli
+// Package daemon is netyard serve: its configuration, its sockets, and the only place where all parts of netyard are
+// put together.
+package daemon
 
 import (
 	"context"
@@ -22,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netyard/cli/api"
+	"netyard/cli/usage"
 	"netyard/cluster"
 	"netyard/cni"
 	"netyard/cni/door"
@@ -43,17 +46,17 @@ import (
 )
 
 const (
-	socketName = "netyard.sock"
-	dbName     = "netyard.db"
-
+	dbName = "netyard.db"
 	// shutdownTime bounds how long the daemon waits for requests in progress when it stops.
 	shutdownTime = 10 * time.Second
 )
 
-func serveCommand() *cli.Command {
+// ServeCommand returns the command that runs the daemon.
+func ServeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "serve", Usage: "run the daemon", Flags: serveFlags(),
-		Description: describe("", "netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
+		Description: usage.Describe("",
+			"netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
 		Action: func(c *cli.Context) error {
 			cfg, err := loadConfig(c)
 			if err != nil {
@@ -74,7 +77,7 @@ func serveCommand() *cli.Command {
 }
 
 // printConfig prints the configuration as its file would have it.
-func printConfig(w io.Writer, cfg Config) error {
+func printConfig(w io.Writer, cfg config) error {
 	raw, err := yaml.Marshal(cfg)
 	if err != nil {
 		return fmt.Errorf("print configuration: %w", err)
@@ -86,7 +89,7 @@ func printConfig(w io.Writer, cfg Config) error {
 // serve assembles and runs the daemon. The order matters: first the database, since only one daemon may open it; then
 // the sockets, so that engines wait instead of failing; then the host is restored from the records; then requests are
 // answered.
-func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (err error) {
+func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (err error) {
 	st, err := openStore(ctx, cfg)
 	if err != nil {
 		return err
@@ -160,7 +163,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, version string) (e
 		serveOn(ctx, tasks, d.listener, d.Handler())
 	}
 	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir,
-		"admin", filepath.Join(cfg.RunDir, socketName))
+		"admin", filepath.Join(cfg.RunDir, api.SocketName))
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not to run under systemd is no error
 	return tasks.Wait()
 }
@@ -177,7 +180,7 @@ func runFirewalld(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, 
 }
 
 // openStore opens the database.
-func openStore(ctx context.Context, cfg Config) (*store.Store, error) {
+func openStore(ctx context.Context, cfg config) (*store.Store, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find the program: %w", err)
@@ -229,7 +232,7 @@ func logDamage(st *store.Store, log *slog.Logger) {
 
 // newYard makes the yard, with an instance of each mode.
 func newYard(
-	cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f modes.Fabric, changed func(),
+	cfg config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f modes.Fabric, changed func(),
 ) (*yard.Yard, error) {
 	boot, err := bootID()
 	if err != nil {
@@ -271,7 +274,7 @@ func cooldown(d time.Duration) time.Duration {
 
 // machineID returns the ID that the host's IPv6 prefix is derived from: machine-id(5), or, on a host without one, a
 // random ID that is kept in the state directory.
-func machineID(cfg Config) (string, error) {
+func machineID(cfg config) (string, error) {
 	raw, err := os.ReadFile("/etc/machine-id")
 	if id := strings.TrimSpace(string(raw)); err == nil && id != "" {
 		return id, nil
@@ -297,7 +300,7 @@ type plugin struct {
 }
 
 // listenAll opens all sockets, or none.
-func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtimes net.Listener, err error) {
+func listenAll(ctx context.Context, cfg config) (doors []*plugin, admin, runtimes net.Listener, err error) {
 	s, err := newSockets()
 	if err != nil {
 		return nil, nil, nil, err
@@ -310,7 +313,7 @@ func listenAll(ctx context.Context, cfg Config) (doors []*plugin, admin, runtime
 			}
 		}
 	}()
-	for name, to := range map[string]*net.Listener{socketName: &admin, cni.SocketName: &runtimes} {
+	for name, to := range map[string]*net.Listener{api.SocketName: &admin, cni.SocketName: &runtimes} {
 		if *to, err = s.listen(ctx, filepath.Join(cfg.RunDir, name), 0o700); err != nil {
 			return nil, nil, nil, err
 		}

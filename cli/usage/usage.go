@@ -1,4 +1,5 @@
-package cli
+// Package usage is about command lines: the order and number of arguments, the texts of help, and usage errors.
+package usage
 
 import (
 	"fmt"
@@ -9,18 +10,23 @@ import (
 	"github.com/xrash/smetrics"
 )
 
-// A usageError reports a mistake on the command line.
-type usageError struct{ text string }
+// An Error reports a mistake on the command line.
+type Error struct{ text string }
 
-func (e usageError) Error() string { return e.text }
+func (e Error) Error() string { return e.text }
 
-// usagef returns a usageError that begins with the name of c's command.
-func usagef(c *cli.Context, format string, args ...any) error {
+// Errorf returns an Error that begins with the name of c's command.
+func Errorf(c *cli.Context, format string, args ...any) error {
 	where := ""
 	if name, ok := strings.CutPrefix(c.Command.HelpName, c.App.HelpName+" "); ok {
 		where = name + ": "
 	}
-	return usageError{where + fmt.Sprintf(format, args...)}
+	return Error{where + fmt.Sprintf(format, args...)}
+}
+
+// Describe returns the description of a command: text, which may be empty, and examples of its use.
+func Describe(text string, examples ...string) string {
+	return strings.TrimLeft(text+"\n\nExamples:\n\n  "+strings.Join(examples, "\n  "), "\n")
 }
 
 const (
@@ -28,11 +34,11 @@ const (
 	helpWord       = "help"
 )
 
-// arrange sorts the arguments into the order that urfave/cli needs: global flags, the command, its flags, its
-// arguments. urfave/cli stops parsing flags at the first argument. arrange also turns help COMMAND into
+// Arrange sorts the arguments into the order that urfave/cli needs: global flags, the command, its flags, its
+// arguments. urfave/cli stops parsing flags at the first argument. Arrange also turns help COMMAND into
 // COMMAND --help: urfave/cli's own help command does not know subcommands, and would show help where help is the name
 // of a container.
-func arrange(app *cli.App, args []string) []string {
+func Arrange(app *cli.App, args []string) []string {
 	if args[len(args)-1] == completionFlag {
 		return args // the command line is not complete yet
 	}
@@ -108,8 +114,15 @@ func commandOf(commands []*cli.Command, name string) *cli.Command {
 	return nil
 }
 
-// prepare gives every command a usage line and a check of its arguments, and has it return usage errors instead of
-// printing its help page.
+// Prepare gives every command a usage line and a check of its arguments, and has it return errors where urfave/cli
+// would print a help page or exit.
+func Prepare(app *cli.App) {
+	app.Action, app.OnUsageError = wantCommand, flagError
+	app.ExitErrHandler = func(*cli.Context, error) {}
+	prepare(app.Name, app.Commands)
+}
+
+// prepare prepares commands whose names begin with path.
 func prepare(path string, commands []*cli.Command) {
 	for _, c := range commands {
 		name := path + " " + c.Name
@@ -135,8 +148,8 @@ func prepare(path string, commands []*cli.Command) {
 	}
 }
 
-// more is the suffix of a word of ArgsUsage that stands for one or more arguments.
-const more = "..."
+// More is the suffix of a word of ArgsUsage that stands for one or more arguments.
+const More = "..."
 
 // checkArgs checks the number of arguments: one for each word of ArgsUsage. Words in brackets are optional.
 func checkArgs(c *cli.Context) error {
@@ -144,9 +157,9 @@ func checkArgs(c *cli.Context) error {
 	least := slices.IndexFunc(append(slices.Clone(words), "["), func(w string) bool { return w[0] == '[' })
 	switch n := c.NArg(); {
 	case n < least:
-		return usagef(c, "%s is missing", words[n])
-	case n > len(words) && !strings.HasSuffix(c.Command.ArgsUsage, more):
-		return usagef(c, "unexpected argument %q", c.Args().Get(len(words)))
+		return Errorf(c, "%s is missing", words[n])
+	case n > len(words) && !strings.HasSuffix(c.Command.ArgsUsage, More):
+		return Errorf(c, "unexpected argument %q", c.Args().Get(len(words)))
 	}
 	return nil
 }
@@ -155,7 +168,7 @@ func checkArgs(c *cli.Context) error {
 func wantCommand(c *cli.Context) error {
 	switch {
 	case c.Args().Present():
-		return unknown(c, "command", c.Args().First(), visible(c.Command.Subcommands))
+		return Unknown(c, "command", c.Args().First(), visible(c.Command.Subcommands))
 	case c.Command.HelpName == c.App.HelpName:
 		return cli.ShowAppHelp(c)
 	}
@@ -166,7 +179,7 @@ func wantCommand(c *cli.Context) error {
 func flagError(c *cli.Context, err error, _ bool) error {
 	name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -")
 	if !ok {
-		return usagef(c, "%s", err)
+		return Errorf(c, "%s", err)
 	}
 	var known []string
 	for _, f := range append(slices.Clone(c.Command.Flags), c.App.Flags...) {
@@ -174,23 +187,32 @@ func flagError(c *cli.Context, err error, _ bool) error {
 			known = append(known, dashed(n))
 		}
 	}
-	return unknown(c, "flag", dashed(name), known)
+	return Unknown(c, "flag", dashed(name), known)
 }
 
-// pairs parses the KEY=VALUE values of a flag that can be repeated.
-func pairs(c *cli.Context, flag string) (map[string]string, error) {
+// Pairs parses the KEY=VALUE values of a flag that can be repeated.
+func Pairs(c *cli.Context, flag string) (map[string]string, error) {
 	all := map[string]string{}
 	for _, text := range c.StringSlice(flag) {
 		k, v, ok := strings.Cut(text, "=")
 		if !ok || k == "" {
-			return nil, usagef(c, "--%s %s: not KEY=VALUE", flag, text)
+			return nil, Errorf(c, "--%s %s: not KEY=VALUE", flag, text)
 		}
 		if old, twice := all[k]; twice && old != v {
-			return nil, usagef(c, "--%s %s: %s already has the value %q", flag, text, k, old)
+			return nil, Errorf(c, "--%s %s: %s already has the value %q", flag, text, k, old)
 		}
 		all[k] = v
 	}
 	return all, nil
+}
+
+// OnlyOne returns an error if more than one of the flags is set.
+func OnlyOne(c *cli.Context, flags ...string) error {
+	set := slices.DeleteFunc(flags, func(f string) bool { return !c.IsSet(f) })
+	if len(set) > 1 {
+		return Errorf(c, "--%s and --%s are mutually exclusive", set[0], set[1])
+	}
+	return nil
 }
 
 // dashed returns a flag as it is typed.
@@ -201,12 +223,12 @@ func dashed(flag string) string {
 	return "--" + flag
 }
 
-// unknown returns the error for a word that is not known. It suggests the nearest known word.
-func unknown(c *cli.Context, kind, word string, known []string) error {
+// Unknown returns the error for a word that is not known. It suggests the nearest known word.
+func Unknown(c *cli.Context, kind, word string, known []string) error {
 	if n := near(word, known); n != "" {
-		return usagef(c, "unknown %s %q; did you mean %s?", kind, word, n)
+		return Errorf(c, "unknown %s %q; did you mean %s?", kind, word, n)
 	}
-	return usagef(c, "unknown %s %q; see %s --help", kind, word, c.Command.HelpName)
+	return Errorf(c, "unknown %s %q; see %s --help", kind, word, c.Command.HelpName)
 }
 
 // near returns the known word that a typing error most likely meant, or "" if none is close. It uses the measure of

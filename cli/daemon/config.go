@@ -1,4 +1,4 @@
-package cli
+package daemon
 
 import (
 	"bytes"
@@ -19,6 +19,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"go.yaml.in/yaml/v3"
 
+	"netyard/cli/api"
 	"netyard/cluster"
 	"netyard/fabric"
 	"netyard/ipam"
@@ -27,12 +28,11 @@ import (
 
 const (
 	defaultConfig   = "/etc/netyard/netyard.yaml"
-	defaultRunDir   = "/run/netyard"
 	defaultStateDir = "/var/lib/netyard"
 )
 
-// Config is the daemon's configuration, from its file and from flags. Flags have precedence.
-type Config struct {
+// config is the daemon's configuration, from its file and from flags. Flags have precedence.
+type config struct {
 	StateDir          string        `yaml:"state_dir"`
 	RunDir            string        `yaml:"run_dir"`
 	PluginDir         string        `yaml:"plugin_dir"`
@@ -49,13 +49,13 @@ type Config struct {
 	// Etcd configures the access to the cluster of overlay networks. Without endpoints, the host is in no cluster.
 	Etcd cluster.Config `yaml:"etcd,omitempty"`
 	// Overlay describes this host to the other hosts of the cluster.
-	Overlay OverlayConfig `yaml:"overlay,omitempty"`
+	Overlay overlayConfig `yaml:"overlay,omitempty"`
 	// ProtectRules prevents other programs from changing netyard's nftables tables, where the kernel supports it.
 	ProtectRules bool `yaml:"protect_rules"`
 }
 
-// An OverlayConfig describes a host of the cluster to the others.
-type OverlayConfig struct {
+// An overlayConfig describes a host of the cluster to the others.
+type overlayConfig struct {
 	// Address is the host's address that other hosts send to.
 	Address string `yaml:"address,omitempty"`
 	// Port is the UDP port of VXLAN, on all hosts of the cluster; 0: 4789.
@@ -70,12 +70,12 @@ type OverlayConfig struct {
 const vxlanPort = 4789
 
 // checkOverlay checks that other hosts of the cluster can reach this one by its configuration.
-func (cfg *Config) checkOverlay() error {
+func (cfg *config) checkOverlay() error {
 	if err := cfg.Etcd.Check(); err != nil {
 		return err
 	}
 	if !cfg.Etcd.Enabled() {
-		if cfg.Overlay != (OverlayConfig{}) {
+		if cfg.Overlay != (overlayConfig{}) {
 			return errors.New("overlay: requires etcd.endpoints, which is not set")
 		}
 		return nil
@@ -102,9 +102,9 @@ const (
 	publishHost = "host"
 )
 
-func defaults() Config {
-	return Config{
-		StateDir: defaultStateDir, RunDir: defaultRunDir, PluginDir: "/run/docker/plugins",
+func defaults() config {
+	return config{
+		StateDir: defaultStateDir, RunDir: api.RunDir, PluginDir: "/run/docker/plugins",
 		DockerHost: "unix:///var/run/docker.sock", ContainerdAddress: "/run/containerd/containerd.sock",
 		Modes: slices.Sorted(maps.Keys(all.Modes())), LogLevel: "info", LogFormat: "text",
 		Cooldown: ipam.DefaultCooldown, Publish: publishOpen, ProtectRules: true,
@@ -153,7 +153,7 @@ func serveFlags() []cli.Flag {
 }
 
 // loadConfig reads the configuration file and applies the flags.
-func loadConfig(c *cli.Context) (Config, error) {
+func loadConfig(c *cli.Context) (config, error) {
 	cfg := defaults()
 	file := c.String("config")
 	raw, err := os.ReadFile(cmp.Or(file, defaultConfig))
@@ -200,27 +200,34 @@ func defaultPools() string {
 }
 
 // decode parses YAML. It refuses unknown keys and names them and their lines.
-func (cfg *Config) decode(raw []byte) error {
+func (cfg *config) decode(raw []byte) error {
 	d := yaml.NewDecoder(bytes.NewReader(raw))
 	d.KnownFields(true)
-	if err := d.Decode(cfg); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	err := d.Decode(cfg)
+	var wrong *yaml.TypeError
+	if errors.As(err, &wrong) {
+		for i, text := range wrong.Errors {
+			wrong.Errors[i], _, _ = strings.Cut(text, " in type ") // a type of this program's source code
+		}
 	}
-	return nil
+	if errors.Is(err, io.EOF) { // an empty file
+		return nil
+	}
+	return err
 }
 
 // check returns an error that names the first key whose value is not valid.
-func (cfg *Config) check() error {
+func (cfg *config) check() error {
 	dirs := map[string]string{"state_dir": cfg.StateDir, "run_dir": cfg.RunDir, "plugin_dir": cfg.PluginDir}
 	for key, dir := range dirs {
 		if !filepath.IsAbs(dir) {
 			return fmt.Errorf("%s: %q is not an absolute path", key, dir)
 		}
 	}
-	known := all.Modes()
+	known := defaults().Modes
 	for _, m := range cfg.Modes {
-		if _, ok := known[m]; !ok {
-			return fmt.Errorf("modes: unknown mode %q; the modes are %s", m, strings.Join(modeNames(), ", "))
+		if !slices.Contains(known, m) {
+			return fmt.Errorf("modes: unknown mode %q; the modes are %s", m, strings.Join(known, ", "))
 		}
 	}
 	if len(cfg.Modes) == 0 {
@@ -251,7 +258,7 @@ func (cfg *Config) check() error {
 	return err
 }
 
-func (cfg *Config) level() (l slog.Level, err error) {
+func (cfg *config) level() (l slog.Level, err error) {
 	if err := l.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
 		return l, fmt.Errorf("log_level: %q is not debug, info, warn or error", cfg.LogLevel)
 	}
@@ -259,7 +266,7 @@ func (cfg *Config) level() (l slog.Level, err error) {
 }
 
 // logger returns a logger that writes to w as configured.
-func (cfg *Config) logger(w io.Writer) (*slog.Logger, error) {
+func (cfg *config) logger(w io.Writer) (*slog.Logger, error) {
 	l, err := cfg.level()
 	if err != nil {
 		return nil, err
@@ -272,7 +279,7 @@ func (cfg *Config) logger(w io.Writer) (*slog.Logger, error) {
 }
 
 // bases parses BASE:SIZE pairs such as 10.224.0.0/12:24.
-func (cfg *Config) bases() (bases []ipam.Base, err error) {
+func (cfg *config) bases() (bases []ipam.Base, err error) {
 	for _, text := range cfg.Pools {
 		at := strings.LastIndexByte(text, ':')
 		if at < 0 {
@@ -292,7 +299,7 @@ func (cfg *Config) bases() (bases []ipam.Base, err error) {
 }
 
 // ula returns the prefix for IPv6 networks without a subnet (RFC 4193).
-func (cfg *Config) ula(machineID string) (netip.Prefix, error) {
+func (cfg *config) ula(machineID string) (netip.Prefix, error) {
 	if cfg.IPv6Pool == "" {
 		return ipam.HostULA(machineID), nil
 	}

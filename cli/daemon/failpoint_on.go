@@ -1,6 +1,6 @@
 //go:build failpoint
 
-package cli
+package daemon
 
 import (
 	"os"

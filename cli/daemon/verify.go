@@ -1,4 +1,4 @@
-package cli
+package daemon
 
 import (
 	"fmt"
@@ -10,9 +10,9 @@ import (
 
 const verifyName = "verify-state"
 
-// verifyCommand checks a database. serve runs it in a process of its own before it opens the file: a process that runs
-// out of memory is killed.
-func verifyCommand() *cli.Command {
+// VerifyCommand returns the command that checks a database. serve runs it in a process of its own before it opens the
+// file: a process that runs out of memory is killed.
+func VerifyCommand() *cli.Command {
 	return &cli.Command{
 		Name: verifyName, Hidden: true, ArgsUsage: "FILE", Usage: "check a database file",
 		Action: func(c *cli.Context) error {

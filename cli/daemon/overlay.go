@@ -1,4 +1,4 @@
-package cli
+package daemon
 
 import (
 	"cmp"
@@ -37,7 +37,7 @@ type overlays struct {
 }
 
 // newFabric connects the host to its cluster. It returns nil if no etcd is configured.
-func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k *kernel.Kernel) (*overlays, error) {
+func newFabric(cfg config, log *slog.Logger, version string, st *store.Store, k *kernel.Kernel) (*overlays, error) {
 	if !cfg.Etcd.Enabled() {
 		return nil, nil //nolint:nilnil // a nil *overlays is valid
 	}

@@ -1,6 +1,6 @@
 //go:build !failpoint
 
-package cli
+package daemon
 
 // failpoint is used by crash tests to stop the daemon. A released daemon has none.
 func failpoint() func(string) { return nil }
