@@ -234,12 +234,7 @@ func newYard(cfg Config, log *slog.Logger, st *store.Store, k *kernel.Kernel, f 
 	if err != nil {
 		return nil, err
 	}
-	table := map[string]modes.Mode{}
-	for name, newMode := range all.Modes() { // those not offered too: networks of theirs may be there
-		if table[name], err = newMode(modes.Env{Log: log, Kernel: k, Fabric: f}); err != nil {
-			return nil, fmt.Errorf("start mode %s: %w", name, err)
-		}
-	}
+	table := all.On(modes.Env{Fabric: f}) // those not offered too: networks of theirs may be there
 	return yard.New(book.Config{
 		Log: log, Store: st, Kernel: k, Copies: filepath.Join(cfg.StateDir, "networks"), Modes: table, Offered: cfg.Modes,
 		BootID: boot, Fabric: f, Changed: changed, Step: failpoint(), HostID: id,

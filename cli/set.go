@@ -10,6 +10,7 @@ import (
 
 	"netyard/cli/api"
 	"netyard/modes"
+	"netyard/modes/all"
 )
 
 const setArgs = " OPTION=VALUE" + more
@@ -62,7 +63,7 @@ func endpointSet() *cli.Command {
 // settable names the options that can be changed in place.
 func settable(of func(modes.Option) bool) string {
 	var names []string
-	for _, o := range modes.Options() {
+	for _, o := range all.Options().Options() {
 		if o.Set && of(o) {
 			names = append(names, o.Name)
 		}

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"testing"
 
+	"netyard/modes"
+	"netyard/modes/bridge"
 	"netyard/yard"
+	"netyard/yard/book"
 )
 
 // fuzz feeds a decoder with bodies; what it lets through has what the verb needs.
@@ -21,12 +24,17 @@ func fuzz[Q request](f *testing.F, seeds ...string) {
 	})
 }
 
+// fuzzed is a door that knows the options of bridges.
+func fuzzed() *Door {
+	return &Door{Yard: yard.New(book.Config{Modes: map[string]modes.Mode{"bridge": bridge.New(modes.Env{})}})}
+}
+
 func FuzzCreateNetwork(f *testing.F) {
 	const seed = `{"NetworkID":"a","Options":{"com.docker.network.generic":{"mtu":"1400"},"com.docker.network.internal":true},"IPv4Data":[{"AddressSpace":"netyard","Pool":"10.9.0.0/24","Gateway":"10.9.0.1/24","AuxAddresses":{"r":"10.9.0.9/24"}},null]}`
 	for _, s := range []string{seed, "{}", `{"NetworkID":"a","IPv6Data":[{"Pool":"::/0"}]}`} {
 		f.Add([]byte(s))
 	}
-	d := &Door{}
+	d := fuzzed()
 	f.Fuzz(func(t *testing.T, body []byte) {
 		q, err := decode[createNetwork](bytes.NewReader(body))
 		if err != nil {
@@ -52,12 +60,13 @@ func FuzzCreateEndpoint(f *testing.F) {
 	for _, s := range []string{seed, "{}"} {
 		f.Add([]byte(s))
 	}
+	d := fuzzed()
 	f.Fuzz(func(t *testing.T, body []byte) {
 		q, err := decode[createEndpoint](bytes.NewReader(body))
 		if err != nil {
 			return
 		}
-		if e, err := endpoint(q, "bridge"); err == nil {
+		if e, err := d.endpoint(q, "bridge"); err == nil {
 			for _, a := range e.Addrs {
 				if !a.IsValid() || a.Bits() == 0 {
 					t.Errorf("%q: address %v", body, a)

@@ -219,7 +219,7 @@ func doorMode(name string) (mode string, ok bool) {
 func (d *Docker) seenNetwork(door string, n network.Network) reconcile.SeenNetwork {
 	s := reconcile.SeenNetwork{Name: n.Name, Network: modes.Network{ID: n.ID, Name: n.Name, Engine: book.Docker, Internal: n.Internal, IPv6: n.EnableIPv6}}
 	var err error
-	if s.Network.Mode, s.Network.Options, err = yard.Resolve(door, n.Options); err != nil {
+	if s.Network.Mode, s.Network.Options, err = d.Yard.Resolve(door, n.Options); err != nil {
 		d.Log.Warn("the engine has a network that netyard would refuse", "network", n.Name, "err", err)
 	}
 	_, own := doorMode(n.IPAM.Driver)
@@ -321,7 +321,7 @@ func (d *Docker) endpointOptions(mode, id string, settings map[string]*network.E
 		}
 		given := maps.Clone(s.DriverOpts)
 		maps.DeleteFunc(given, func(key, _ string) bool { return strings.HasPrefix(key, "com.docker.network.") })
-		options, err := modes.ResolveEndpoint(mode, given)
+		options, err := d.Yard.Options.ResolveEndpoint(mode, given)
 		if err != nil {
 			d.Log.Warn("the engine has an endpoint that netyard would refuse", "endpoint", id, "err", err)
 		}

@@ -21,8 +21,8 @@ func (n Network) Now() map[string]string {
 // Change is the network with options changed in place; an empty value stands for the default. It refuses what Resolve
 // refuses, and what cannot be changed, by name and with the reason. Options stays what the engine asked for: it may ask
 // again.
-func (n Network) Change(given map[string]string) (Network, error) {
-	changed, err := change(Options(), n.Mode, given)
+func (t *Table) Change(n Network, given map[string]string) (Network, error) {
+	changed, err := change(t.rows, n.Mode, given)
 	if err != nil {
 		return n, err
 	}
@@ -33,10 +33,10 @@ func (n Network) Change(given map[string]string) (Network, error) {
 	for name, v := range changed {
 		was, said := n.Options[name]
 		if !said {
-			was = optionOf(name).Default
+			was = t.row(name).Default
 		}
 		if v == "" {
-			v = optionOf(name).Default
+			v = t.row(name).Default
 		}
 		if n.Changed[name] = v; v == was {
 			delete(n.Changed, name)
@@ -46,8 +46,8 @@ func (n Network) Change(given map[string]string) (Network, error) {
 }
 
 // ChangeEndpoint is Change for one endpoint; an empty value stands for what its network says.
-func (n Network) ChangeEndpoint(e Endpoint, given map[string]string) (Endpoint, error) {
-	table, err := ofEndpoints(n.Mode, given)
+func (t *Table) ChangeEndpoint(n Network, e Endpoint, given map[string]string) (Endpoint, error) {
+	table, err := t.ofEndpoints(n.Mode, given)
 	if err != nil {
 		return e, err
 	}
@@ -105,13 +105,4 @@ func (o Option) whyFixed() string {
 		return o.Fixed
 	}
 	return "make the network anew"
-}
-
-func optionOf(name string) Option {
-	for _, o := range Options() {
-		if o.Name == name {
-			return o
-		}
-	}
-	return Option{}
 }

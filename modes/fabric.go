@@ -65,12 +65,6 @@ var ErrNoCluster = errors.New("this host is in no cluster: etcd.endpoints is not
 // ErrNoOverlay says that there is no network of that name in the cluster.
 var ErrNoOverlay = errors.New("is not in the cluster")
 
-// A Claimer is a Mode of networks whose addresses are claimed in a cluster.
-type Claimer interface {
-	// Claimed is the cluster's network that a network is.
-	Claimed(n Network) Overlay
-}
-
 // A Fabric is the cluster that this host is in, as far as others have to know of it. Only Find and Grant wait for
 // anybody.
 type Fabric interface {

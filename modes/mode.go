@@ -5,17 +5,15 @@ package modes
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
-	"netyard/kernel"
 	"netyard/kernel/core"
-	"netyard/kernel/dhcp"
 	"netyard/kernel/sandbox"
 )
 
@@ -28,11 +26,11 @@ type Network struct {
 	Mode   string
 	// Subnets are in the order the engine gave them.
 	Subnets []Subnet          `json:",omitempty"`
-	Options map[string]string `json:",omitempty"` // canonical names, see Resolve
-	// Changed is what was changed in place since, see Change. It goes before Options, which stay what the engine asked
+	Options map[string]string `json:",omitempty"` // canonical names, see Table.Resolve
+	// Changed is what was changed in place since, see Table.Change. It goes before Options, which stay what the engine asked
 	// for.
 	Changed map[string]string `json:",omitempty"`
-	// Settled is what the mode decided when the network was created, see Settler.
+	// Settled is what the mode decided when the network was created, see Mode.
 	Settled map[string]string `json:",omitempty"`
 	// DHCP are the pools whose addresses the DHCP servers of its LAN give.
 	DHCP     []string `json:",omitempty"`
@@ -62,7 +60,7 @@ type Endpoint struct {
 	Addrs   []netip.Prefix `json:",omitempty"`
 	MAC     string         `json:",omitempty"`
 	IfName  string         `json:",omitempty"` // the name asked for inside the sandbox
-	// Options are what was said for this endpoint alone; canonical names, see ResolveEndpoint.
+	// Options are what was said for this endpoint alone; canonical names, see Table.ResolveEndpoint.
 	Options map[string]string `json:",omitempty"`
 	// Ports are published while the endpoint has them: an engine gives and takes them as the default route moves.
 	Ports []Port `json:",omitempty"`
@@ -77,7 +75,7 @@ type Endpoint struct {
 	Seen bool `json:",omitempty"`
 	// Fenced is why nothing may go through its link: an address of it is another host's by now. Empty: it is not.
 	Fenced string `json:",omitempty"`
-	// Kept is what the mode noted of the host before the endpoint took it away, see Taker.
+	// Kept is what was noted of a device of the host before the endpoint took it away, see Traits.Device.
 	Kept map[string]string `json:",omitempty"`
 	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
 	BootID string `json:",omitempty"`
@@ -178,116 +176,50 @@ type Link struct {
 	SrcName   string // the interface to move in; empty when there is none
 	DstPrefix string // its name inside is this and a number
 	DstName   string // its whole name inside, for engines that can
-	MTU       int
+	MTU       int    // 0: it has the right one
 	Gateways  []netip.Addr
 	Routes    []Route
+	// ToHost asks for a route on the link to each of the host's addresses that the host uses towards the endpoint and
+	// that is not in its subnets. They are known once the objects are there; package plan adds them to Routes.
+	ToHost bool
 }
 
-// Mode makes the host match desired state. Check and Objects are pure. The rest are idempotent:
-// twice is once, and undoing what is not there is not an error.
+// Link is the link of an endpoint, under the name that was asked for it.
+func (n Network) Link(e Endpoint, src string, mtu int) Link {
+	l := Link{SrcName: src, DstPrefix: IfacePrefix.Of(n), MTU: mtu}
+	if e.IfName != "" {
+		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
+	}
+	return l
+}
+
+// A Mode is one kind of network. It is pure: it says what is wanted, and package plan makes it so, compares it and
+// removes it. Only Settle may look at the host, by the facts it is given, and at the cluster.
 type Mode interface {
-	// Check refuses a network this mode cannot be; the error names the option or field.
-	Check(n Network) error
-	Up(ctx context.Context, n Network) error
-	Down(ctx context.Context, n Network) error
-	Attach(ctx context.Context, n Network, e Endpoint) (Link, error)
-	Detach(ctx context.Context, n Network, e Endpoint) error
-	// Objects lists what Up and the Attaches of es leave in the kernel: doctor and gc compare it with what is there.
-	Objects(n Network, es []Endpoint) []core.Object
-}
-
-// A Settler is a Mode that decides something once, by what the host is like when a network is created; the decision
-// goes into Settled and stays, whatever the host is like later.
-type Settler interface {
-	Settle(ctx context.Context, n Network) (map[string]string, error)
-}
-
-// A MACer is a Mode whose links have a hardware address of their own.
-type MACer interface {
-	// MAC is the address of an endpoint for which none was asked.
-	MAC(n Network, e Endpoint) string
-}
-
-// A Policed is a Mode with networks whose endpoints' packets come by the host's firewall, so that policies hold for
-// them.
-type Policed interface{ Policed(n Network) bool }
-
-// An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
-type Addressless interface{ Addressless() }
-
-// A Publisher is a Mode that can give ports of the host to its endpoints.
-type Publisher interface {
-	// Publishes says why a network cannot have ports published; nil when it can.
-	Publishes(n Network) error
-	// Binds are the host's addresses that ports are published on for which none was asked; none: all of them.
-	Binds(n Network) []netip.Addr
-}
-
-// A PortSharer is a Mode whose endpoints share the host's addresses: what a program in the sandbox listens on, the host
-// listens on.
-type PortSharer interface {
-	// Shares says whether the endpoints of a network do.
-	Shares(n Network) bool
-	// Shared are the ports, one each, that the sockets of a sandbox ask of the host.
-	Shared(n Network, e Endpoint, ls []sandbox.Listener) []Port
-}
-
-// A Taker is a Mode whose endpoints take something of the host's with them.
-type Taker interface {
-	// Keep says what it is like, for Detach to make it so again: it goes into the endpoint's record, as Kept, before
-	// Attach. others are the endpoints of the network that are in a sandbox already. Nil: nothing is taken.
-	Keep(ctx context.Context, n Network, e Endpoint, others []Endpoint) (map[string]string, error)
-}
-
-// A Router is a Publisher with networks whose containers are reached by their own addresses.
-type Router interface {
-	// Routes says whether a family of a network is routed: there the ports that containers publish are their own.
-	Routes(n Network, v6 bool) bool
-}
-
-// A Redirector is a Publisher with networks that no port of the host leads to: there ports are published on the
-// containers' own addresses.
-type Redirector interface {
-	// Redirects says whether a network is one of those.
-	Redirects(n Network) bool
-	// Both says whether such a network gives the host's ports as well.
-	Both(n Network) bool
-}
-
-// A Gatewayless is a Mode with networks that need no address of the host for a family.
-type Gatewayless interface {
-	Gatewayless(n Network) (v4, v6 bool)
-}
-
-// A Keeper is a Mode with networks that some addresses mean something to: nobody gets one of those who did not ask for
-// it.
-type Keeper interface {
-	// Keeps are the addresses, and the option that says them.
-	Keeps(n Network) (option string, addrs []netip.Addr)
-}
-
-// A Sharer is a Mode whose networks use what other networks may be using too.
-type Sharer interface {
-	// Share refuses a network that cannot be beside the others, of whatever mode they are. It is pure.
-	Share(n Network, others []Network) error
-}
-
-// A LANer is a Mode whose endpoints can be on a LAN of the host's, where somebody else has a say in addresses.
-type LANer interface {
-	// LAN is where the links of a network's endpoints are; an error says why they are on none.
-	LAN(n Network) (dhcp.LANPort, error)
+	// Options are the mode's own rows of the table of options.
+	Options() []Option
+	// Settle refuses a network that this mode cannot be, on this host or beside others; the error names the option or
+	// field. It returns what is decided once, by what the host is like when the network is created: that is recorded as
+	// Settled and stays. Of a network that is Ready, options are being changed: it is only checked, and what was
+	// decided is returned as it is.
+	Settle(ctx context.Context, f Facts, n Network, others []Network) (map[string]string, error)
+	// Traits says what the rest of netyard has to know of a network of this mode.
+	Traits(n Network) Traits
+	// Objects are what a network wants in the kernel, in the order they are made. Elements of sets at the beginning are
+	// there before the first link is, and until the last one is gone.
+	Objects(n Network) []core.Object
+	// Place is what an endpoint wants in the kernel, and what is to be done in its sandbox.
+	Place(n Network, e Endpoint) ([]core.Object, Link)
 }
 
 // Env is what a mode is given.
 type Env struct {
-	Log    *slog.Logger
-	Kernel *kernel.Kernel
 	// Fabric is the cluster that this host is in; nil: it is in none.
 	Fabric Fabric
 }
 
 // New makes a Mode.
-type New func(Env) (Mode, error)
+type New func(Env) Mode
 
 // Equal says whether two requests for a network ask for the same thing, whatever became of them since.
 func (n Network) Equal(m Network) bool {

@@ -42,13 +42,3 @@ func parsePorts(v string) (r PortRange, ok bool) {
 	b, err2 := strconv.ParseUint(last, 10, 16)
 	return PortRange{uint16(a), uint16(b), proto}, err1 == nil && err2 == nil && a > 0 && a <= b
 }
-
-// OptPorts is Opt for Ports.
-func (n Network) OptPorts(name string) (all []PortRange) {
-	for one := range strings.SplitSeq(n.Opt(name), ",") {
-		if r, ok := parsePorts(one); ok {
-			all = append(all, r)
-		}
-	}
-	return all
-}

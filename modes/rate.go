@@ -51,12 +51,31 @@ func ParseRate(text string) (bridge.Rate, error) {
 	return bridge.Rate(n), nil
 }
 
-// Limits are the rates of an endpoint, as it sees it: in and out. What is said for one direction goes before what is
-// said for both, and all that is said for the endpoint goes before what is said for its network.
+// The rates of an endpoint, as it sees them. What is said for one direction goes before what is said for both.
+var (
+	// EgressRate is what it sends.
+	EgressRate = RateOption{
+		Name: "egress_rate", Endpoint: true, Set: true,
+		Help: "most that each container sends, as tc(8) writes it: 10mbit; goes before rate",
+	}
+	// IngressRate is what it gets.
+	IngressRate = RateOption{
+		Name: "ingress_rate", Endpoint: true, Set: true,
+		Help: "most that each container gets, as tc(8) writes it: 10mbit; goes before rate",
+	}
+	// BothRate is either.
+	BothRate = RateOption{
+		Name: "rate", Endpoint: true, Set: true,
+		Help: "most that each container sends, and most that it gets, as tc(8) writes it: 10mbit; 0 or unlimited takes a limit away",
+	}
+)
+
+// Limits are the rates of an endpoint: in and out. All that is said for the endpoint goes before what is said for its
+// network.
 func (n Network) Limits(e Endpoint) (ingress, egress bridge.Rate) {
 	of := func(direction string) bridge.Rate {
 		for _, said := range []map[string]string{e.Options, n.Now()} {
-			for _, name := range []string{direction, "rate"} {
+			for _, name := range []string{direction, BothRate.Name} {
 				if v := said[name]; v != "" {
 					r, _ := ParseRate(v) // Resolve let only rates in
 					return r
@@ -65,5 +84,5 @@ func (n Network) Limits(e Endpoint) (ingress, egress bridge.Rate) {
 		}
 		return 0
 	}
-	return of("ingress_rate"), of("egress_rate")
+	return of(IngressRate.Name), of(EgressRate.Name)
 }

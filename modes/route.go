@@ -6,13 +6,6 @@ import (
 	"strings"
 )
 
-// The values of the options gateway_mode_ipv4 and gateway_mode_ipv6.
-const (
-	GatewayNAT      = "nat"
-	GatewayRouted   = "routed"
-	GatewayIsolated = "isolated"
-)
-
 // A Route is one static route inside the sandbox; an invalid Via means that Dst is on the link.
 type Route struct {
 	Dst netip.Prefix
@@ -42,30 +35,6 @@ func parseRoute(text string) (r Route, ok bool) {
 		return r, false
 	}
 	return r, true
-}
-
-// OptRoutes is Opt for Routes.
-func (n Network) OptRoutes(name string) (all []Route) {
-	for one := range strings.SplitSeq(n.Opt(name), ",") {
-		if r, ok := parseRoute(one); ok {
-			all = append(all, r)
-		}
-	}
-	return all
-}
-
-// OptAddr is Opt for Addr4 and Addr6; invalid when there is none.
-func (n Network) OptAddr(name string) netip.Addr {
-	a, _ := netip.ParseAddr(n.Opt(name)) // Resolve let only addresses in
-	return a
-}
-
-// ByFamily is the name of the option of a pair that is of a family: egress and IPv6 are egress_ipv6.
-func ByFamily(name string, v6 bool) string {
-	if v6 {
-		return name + "_ipv6"
-	}
-	return name + "_ipv4"
 }
 
 // Families are the families that a network has subnets of.

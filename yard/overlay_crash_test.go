@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -73,11 +72,7 @@ func (*ledger) Objects(modes.Overlay) (none []core.Object) { return none }
 
 // join puts a host's yard into the cluster, which survives it.
 func (l *ledger) join(r *rig, c *book.Config) {
-	m, err := overlay.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel, Fabric: l})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	c.Fabric, c.Modes["overlay"] = l, m
+	c.Fabric, c.Modes["overlay"] = l, overlay.New(modes.Env{Fabric: l})
 }
 
 // reap gives up what nobody of the host has, as the Fabric does after a while.

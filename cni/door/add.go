@@ -134,7 +134,7 @@ func (s *Server) fill(r *book.AttachRequest, c config, q cni.Request, n modes.Ne
 	for option, bits := range c.Runtime.rates() {
 		given[option] = bits
 	}
-	if r.Options, err = modes.ResolveEndpoint(n.Mode, given); err != nil {
+	if r.Options, err = s.Yard.Options.ResolveEndpoint(n.Mode, given); err != nil {
 		return err
 	}
 	if r.Addrs, err = wanted(c, env, args, n, labels); err != nil {

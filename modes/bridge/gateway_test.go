@@ -70,7 +70,7 @@ func TestGateways(t *testing.T) {
 		{"that container", network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6), []string{"10.9.0.53/24", "fd09::2/64"}, "", ""},
 		{"that container, with an exit", network(netA, map[string]string{"gateway_address": "10.9.0.53", "gateway_exit": "true"}, v4, v6), []string{"10.9.0.53/24", "fd09::2/64"}, "10.9.0.1", ""},
 		{"that container, internal", internal(network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6)), []string{"10.9.0.53/24"}, "", ""},
-		{"routes", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16,fd07::/64@fd09::7"}, v4), []string{"10.9.0.2/24"}, "10.9.0.1", "10.7.0.0/16@10.9.0.7 10.6.0.0/16"},
+		{"routes", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16,fd07::/64@fd09::7"}, v4, v6), []string{"10.9.0.2/24"}, "10.9.0.1", "10.7.0.0/16@10.9.0.7 10.6.0.0/16"},
 		{"the next hop of a route", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16"}, v4), []string{"10.9.0.7/24"}, "10.9.0.1", "10.6.0.0/16"},
 	} {
 		n := l.up(c.n)
@@ -84,7 +84,7 @@ func TestGateways(t *testing.T) {
 		if got := spaced(link.Routes); got != c.routes {
 			t.Errorf("%s: routes %q, want %q", c.name, got, c.routes)
 		}
-		if err := errors.Join(l.mode.Detach(t.Context(), n, endpoint(n, "eeeeeeeeeeee0001", c.addrs...)), l.mode.Down(t.Context(), n)); err != nil {
+		if err := errors.Join(l.mode.Detach(n, endpoint(n, "eeeeeeeeeeee0001", c.addrs...)), l.mode.Down(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -136,10 +136,7 @@ func TestGatewayRefusals(t *testing.T) {
 		{network(netA, map[string]string{"bridge": "lan0", "egress_ipv4": "203.0.113.2"}, v4), "egress_ipv4=203.0.113.2: netyard does not route the host's bridge lan0"},
 		{network(netA, map[string]string{"bridge": "lan0", "gateway_address": "10.9.0.2"}, v4), "gateway_address=10.9.0.2: netyard does not route the host's bridge lan0"},
 	} {
-		err := l.mode.Check(c.n)
-		if err == nil {
-			_, err = l.mode.(modes.Settler).Settle(t.Context(), c.n)
-		}
+		_, err := l.mode.Settle(t.Context(), c.n)
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v: %v, want %q", c.n.Options, err, c.want)
 		}
@@ -236,12 +233,12 @@ func TestStrayProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	objects := l.mode.Objects(n, []modes.Endpoint{e})
+	objects := l.mode.Objects(n, e)
 	strays := snap.Strays(objects)
 	if faults := snap.Faults(objects); len(faults) > 0 || len(strays) != 1 || strays[0].Text != "NDP proxy 2001:db8:113::78 on eth-out" {
 		t.Fatalf("faults %v, strays %v", faults, strays)
 	}
-	if err := errors.Join(strays[0].Remove(), l.mode.Detach(t.Context(), n, e)); err != nil {
+	if err := errors.Join(strays[0].Remove(), l.mode.Detach(n, e)); err != nil {
 		t.Fatal(err)
 	}
 	if got := l.host.Sh(t, "ip -6 neigh show proxy"); !strings.HasPrefix(got, "2001:db8:113::77 dev eth-out") || strings.Contains(got, "\n") {

@@ -1,0 +1,180 @@
+package modes
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A Kind is the type of an option's value.
+type Kind uint8
+
+// The kinds of value an option can have.
+const (
+	String Kind = iota
+	Bool
+	Int
+	Enum
+	IfName
+	Addr4
+	Addr6
+	Addrs   // addresses, with commas between them
+	Routes  // static routes, with commas between them, see Route
+	Sources // subnets and names of interfaces, with commas between them
+	Ports   // ports and ranges of them, with commas between them; each may say its protocol
+	Rate
+)
+
+// An Option is one line of the table: what can be said with -o NAME=VALUE.
+type Option struct {
+	Name   string
+	Docker []string // the keys of Docker's built-in drivers that mean the same
+	// Modes are the modes that know it; nil: every mode. NewTable fills it in.
+	Modes []string
+	// Endpoint: it can also be said for one endpoint, which then goes before what its network says.
+	Endpoint bool
+	// Set: it can be changed while the network has endpoints: the changed plan is made so.
+	Set bool
+	// Fixed is why it cannot, of an option without Set.
+	Fixed   string
+	Kind    Kind
+	Default string
+	// Bare is what it means to say it without a value, as some of Docker's options are said; empty: it needs one.
+	Bare   string
+	Values []string // of an Enum
+	Min    int      // of an Int
+	Max    int      // of an Int, or of an IfName's letters; 0: as many as the kernel takes
+	Help   string
+}
+
+// ErrOption is at the root of every refusal of an option.
+var ErrOption = errors.New("bad option")
+
+// parse checks a value and brings it to its one spelling.
+func (o Option) parse(key, v string) (string, error) {
+	bad := func(want string) error { return fmt.Errorf("%w: %s=%s: want %s", ErrOption, key, v, want) }
+	if v == "" && o.Bare != "" {
+		v = o.Bare
+	}
+	switch o.Kind {
+	case Bool:
+		b, err := strconv.ParseBool(v)
+		if err != nil {
+			return "", bad("true or false")
+		}
+		return strconv.FormatBool(b), nil
+	case Int:
+		i, err := strconv.Atoi(v)
+		if err != nil || i < o.Min || i > o.Max {
+			return "", bad(fmt.Sprintf("a number from %d to %d", o.Min, o.Max))
+		}
+		return strconv.Itoa(i), nil
+	case Enum:
+		if !slices.Contains(o.Values, v) {
+			return "", bad("one of " + strings.Join(o.Values, ", "))
+		}
+	case IfName:
+		most := o.Max
+		if most == 0 {
+			most = maxIfName
+		}
+		if !ValidIfName(v) || len(v) > most {
+			return "", bad(fmt.Sprintf("an interface name: 1 to %d letters, digits, dots, dashes or underscores", most))
+		}
+	case Addr4, Addr6:
+		a, err := netip.ParseAddr(v)
+		if err != nil || a.Zone() != "" || a.Is4() != (o.Kind == Addr4) || a.Is4In6() || a.IsUnspecified() {
+			return "", bad(map[Kind]string{Addr4: "an IPv4 address", Addr6: "an IPv6 address"}[o.Kind])
+		}
+		return a.String(), nil
+	case Routes:
+		return parseList(v, bad("subnets, each with @ and the next hop or alone if it is on the link, with commas between them"), func(one string) (string, bool) {
+			r, ok := parseRoute(one)
+			return r.String(), ok
+		})
+	case Addrs:
+		return parseList(v, bad("addresses of the host, with commas between them"), func(one string) (string, bool) {
+			a, err := netip.ParseAddr(one)
+			return a.String(), err == nil && a.Zone() == ""
+		})
+	case Ports:
+		return parseList(v, bad("ports from 1 to 65535 or ranges of them, with commas between them, such as 80,443/tcp,8000-8100/udp"), func(one string) (string, bool) {
+			r, ok := parsePorts(one)
+			return r.String(), ok
+		})
+	case Sources:
+		return parseList(v, bad("subnets or names of interfaces, with commas between them"), source)
+	case Rate:
+		r, err := ParseRate(v)
+		if err != nil {
+			return "", fmt.Errorf("%w: %s=%s: %w", ErrOption, key, v, err)
+		}
+		return r.String(), nil
+	case String:
+	}
+	return v, nil
+}
+
+// parseList brings each of the things between commas to its one spelling.
+func parseList(v string, bad error, parse func(string) (string, bool)) (string, error) {
+	var out []string
+	for one := range strings.SplitSeq(v, ",") {
+		text, ok := parse(strings.TrimSpace(one))
+		if !ok {
+			return "", bad
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, ","), nil
+}
+
+// source reads a subnet, an address, or the name of an interface.
+func source(v string) (string, bool) {
+	if p, err := netip.ParsePrefix(v); err == nil {
+		return p.Masked().String(), true
+	}
+	if a, err := netip.ParseAddr(v); err == nil && a.Zone() == "" {
+		return netip.PrefixFrom(a, a.BitLen()).String(), true
+	}
+	return v, ValidIfName(v) && !strings.Contains(v, "/")
+}
+
+const maxIfName = 15
+
+// ValidIfName says whether the kernel and every tool take name for an interface (dev_valid_name, net/core/dev.c, and
+// stricter).
+func ValidIfName(name string) bool {
+	if name == "" || len(name) > maxIfName || name == "." || name == ".." || name == "all" || name == "default" {
+		return false
+	}
+	for _, c := range name {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return name[0] != '-'
+}
+
+// Of is the value of the option for a network: what it was changed to, what was given, or the default.
+func (o Option) Of(n Network) string {
+	if v, ok := n.Changed[o.Name]; ok {
+		return v
+	}
+	if v, ok := n.Options[o.Name]; ok {
+		return v
+	}
+	return o.Default
+}
+
+// Refuse is a refusal of the option's value for a network.
+func (o Option) Refuse(n Network, why string, args ...any) error {
+	return fmt.Errorf("%w: %s=%s: %s", ErrOption, o.Name, o.Of(n), fmt.Sprintf(why, args...))
+}
+
+// Given is what was given for an option: what it was changed to, or what the network was created with; empty: neither.
+func (n Network) Given(name string) string { return Option{Name: name}.Of(n) }

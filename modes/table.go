@@ -1,0 +1,156 @@
+package modes
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/xrash/smetrics"
+)
+
+const (
+	// modeOption is the option that names the mode, for doors that serve several.
+	modeOption = "mode"
+	// DefaultMode is the mode of a network for which none is named.
+	DefaultMode = "bridge"
+)
+
+// A Table is the options of all modes, by name. It is made once and then only read.
+type Table struct{ rows, endpoint []Option }
+
+// NewTable puts the modes' own rows together.
+func NewTable(ms map[string]Mode) *Table {
+	names := slices.Sorted(maps.Keys(ms))
+	rows := map[string]Option{modeOption: {
+		Name: modeOption, Kind: Enum, Values: names, Default: DefaultMode,
+		Fixed: "it is another kind of network; make the network anew",
+		Help:  "the network's mode; for the driver name netyard, the others say it in their name",
+	}}
+	for _, name := range names {
+		for _, o := range ms[name].Options() {
+			o.Modes = append(rows[o.Name].Modes, name)
+			rows[o.Name] = o
+		}
+	}
+	t := &Table{}
+	for _, name := range slices.Sorted(maps.Keys(rows)) {
+		t.rows = append(t.rows, rows[name])
+		if rows[name].Endpoint {
+			t.endpoint = append(t.endpoint, rows[name])
+		}
+	}
+	return t
+}
+
+// Contradiction is an option that two modes describe in two ways; empty: there is none.
+func Contradiction(ms map[string]Mode) string {
+	rows := map[string]Option{}
+	for _, m := range ms {
+		for _, o := range m.Options() {
+			if had, ok := rows[o.Name]; ok && !reflect.DeepEqual(had, o) {
+				return o.Name
+			}
+			rows[o.Name] = o
+		}
+	}
+	return ""
+}
+
+// Options are the rows, by name.
+func (t *Table) Options() []Option { return slices.Clone(t.rows) }
+
+// row is an option by its name; the zero Option when there is none.
+func (t *Table) row(name string) Option {
+	at, ok := slices.BinarySearchFunc(t.rows, name, func(o Option, name string) int { return strings.Compare(o.Name, name) })
+	if !ok {
+		return Option{}
+	}
+	return t.rows[at]
+}
+
+// Resolve turns what the user typed into canonical option names for a mode. It refuses, by name and before anything is
+// touched, what is unknown (naming the nearest known one), ill-typed, of another mode, or said twice with two values.
+func (t *Table) Resolve(mode string, given map[string]string) (map[string]string, error) {
+	return resolve(t.rows, mode, given)
+}
+
+// ResolveEndpoint is Resolve for what was said for one endpoint: docker network connect --driver-opt, and driver_opts
+// of compose.
+func (t *Table) ResolveEndpoint(mode string, given map[string]string) (map[string]string, error) {
+	table, err := t.ofEndpoints(mode, given)
+	if err != nil {
+		return nil, err
+	}
+	opts, err := resolve(table, mode, given)
+	if err != nil {
+		return nil, fmt.Errorf("endpoint: %w", err)
+	}
+	return opts, nil
+}
+
+// ofEndpoints are the options that can be said for one endpoint; given those of a network, it says so.
+func (t *Table) ofEndpoints(mode string, given map[string]string) ([]Option, error) {
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		if o, err := find(t.rows, mode, key); err == nil && !o.Endpoint {
+			return nil, fmt.Errorf("%w: %s is said for a network, not for one endpoint", ErrOption, key)
+		}
+	}
+	return t.endpoint, nil
+}
+
+func resolve(table []Option, mode string, given map[string]string) (map[string]string, error) {
+	out := make(map[string]string, len(given))
+	from := make(map[string]string, len(given))
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		o, err := find(table, mode, key)
+		if err != nil {
+			return nil, err
+		}
+		v, err := o.parse(key, given[key])
+		if err != nil {
+			return nil, err
+		}
+		if old, ok := out[o.Name]; ok && old != v {
+			return nil, fmt.Errorf("%w: %s=%s contradicts %s=%s", ErrOption, key, given[key], from[o.Name], given[from[o.Name]])
+		}
+		out[o.Name], from[o.Name] = v, key
+	}
+	return out, nil
+}
+
+func find(table []Option, mode, key string) (Option, error) {
+	var known []string
+	for _, o := range table {
+		names := append([]string{o.Name}, o.Docker...)
+		of := o.Modes == nil || slices.Contains(o.Modes, mode)
+		if slices.Contains(names, key) {
+			if !of {
+				return o, fmt.Errorf("%w: %s is not an option of mode %s, but of %s", ErrOption, key, mode, strings.Join(o.Modes, ", "))
+			}
+			return o, nil
+		}
+		if of {
+			known = append(known, names...)
+		}
+	}
+	if near := nearest(key, known); near != "" {
+		return Option{}, fmt.Errorf("%w: unknown option %s for mode %s; did you mean %s?", ErrOption, key, mode, near)
+	}
+	return Option{}, fmt.Errorf("%w: unknown option %s for mode %s", ErrOption, key, mode)
+}
+
+// nearest is the known name that a typing error most likely meant; empty when none is close.
+func nearest(key string, known []string) string {
+	best, dist := "", len(key)/3+2
+	for _, k := range known {
+		if d := smetrics.WagnerFischer(key, k, 1, 1, 1); d < dist {
+			best, dist = k, d
+		}
+	}
+	return best
+}
+
+// Nearest is the known name that a typing error most likely meant; empty when none is close.
+func Nearest(word string, known []string) string { return nearest(word, known) }
