@@ -2,9 +2,31 @@ package modes
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 )
+
+// Contains says whether an address is in a subnet of the network.
+func (n Network) Contains(a netip.Addr) bool {
+	return slices.ContainsFunc(n.Subnets, func(s Subnet) bool { return s.Pool.Contains(a) })
+}
+
+// Has says whether an endpoint has an address.
+func (e Endpoint) Has(a netip.Addr) bool {
+	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// CheckGateways refuses a gateway outside of its subnet.
+func (n Network) CheckGateways() error {
+	for _, s := range n.Subnets {
+		if s.Gateway.IsValid() && !s.Pool.Contains(s.Gateway.Addr()) {
+			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
+		}
+	}
+	return nil
+}
 
 // Gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has
 // none: the engine would install it.

@@ -176,5 +176,22 @@ func (o Option) Refuse(n Network, why string, args ...any) error {
 	return fmt.Errorf("%w: %s=%s: %s", ErrOption, o.Name, o.Of(n), fmt.Sprintf(why, args...))
 }
 
+// An Objection is why a network cannot have an option as it is, when it is so.
+type Objection struct {
+	Option Option
+	When   bool
+	Why    string
+}
+
+// Refuse is the refusal of the first objection that holds; nil: none does.
+func (n Network) Refuse(all ...Objection) error {
+	for _, o := range all {
+		if o.When {
+			return o.Option.Refuse(n, "%s", o.Why)
+		}
+	}
+	return nil
+}
+
 // Given is what was given for an option: what it was changed to, or what the network was created with; empty: neither.
 func (n Network) Given(name string) string { return Option{Name: name}.Of(n) }

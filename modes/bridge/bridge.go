@@ -5,9 +5,9 @@ package bridge
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"netyard/kernel/beside"
 	kbridge "netyard/kernel/bridge"
@@ -16,6 +16,7 @@ import (
 	kports "netyard/kernel/ports"
 	"netyard/modes"
 	"netyard/modes/internal/bridged"
+	"netyard/modes/internal/gateway"
 )
 
 const (
@@ -35,7 +36,7 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 	if err := check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
 	}
-	if err := present(f, n); err != nil {
+	if err := gateway.Fits(f, n); err != nil {
 		return nil, err
 	}
 	link, exists, err := f.FindLink(name(n))
@@ -45,14 +46,7 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 	case exists:
 		return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, checkHostBridge(n, link)
 	}
-	for _, s := range n.Subnets {
-		if s.Gateway.IsValid() && !isolated(n, s.Pool.Addr().Is6()) {
-			if err := bridged.Free(f, s, name(n), ndpProxy.Of(n)); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return nil, nil
+	return nil, gateway.Free(f, n, name(n))
 }
 
 // Traits: nothing gets into an internal network, so its containers' ports are for each other. Containers on a bridge of
@@ -61,10 +55,10 @@ func (mode) Traits(n modes.Network) modes.Traits {
 	t := modes.Traits{
 		MAC: modes.MACDerived, Policed: true, Isolated: !icc.Of(n),
 		Publish: modes.Publishing{
-			OnHost: !n.Internal, OnOwn: n.Internal, Binds: modes.Bind.Of(n), Routed: having(n, gatewayRouted),
+			OnHost: !n.Internal, OnOwn: n.Internal, Binds: modes.Bind.Of(n), Routed: gateway.In(n, gateway.Routed),
 		},
-		Gatewayless: having(n, gatewayIsolated),
-		Reserved:    modes.Reservation{Option: gatewayAddress.Name, Addrs: gatewayAddress.Of(n)},
+		Gatewayless: gateway.In(n, gateway.Isolated),
+		Reserved:    modes.Reservation{Option: gateway.Address.Name, Addrs: gateway.Address.Of(n)},
 	}
 	if hostOwned(n) {
 		t.LAN.LANPort = dhcp.LANPort{Kind: "bridge", Parent: name(n)}
@@ -85,11 +79,11 @@ func (mode) Objects(n modes.Network) []core.Object {
 	link := kbridge.Bridge{Name: br, Alias: core.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: promisc.Of(n)}
 	var rest []core.Object
 	for _, s := range n.Subnets {
-		link.IPv6 = link.IPv6 || s.Pool.Addr().Is6() && !isolated(n, true)
-		if hostHas(n, s) {
+		v6, isolated := s.Pool.Addr().Is6(), gateway.IsolatedAt(n, s)
+		link.IPv6 = link.IPv6 || v6 && !isolated
+		if s.Gateway.IsValid() && !isolated && (v6 || !inhibit4.Of(n)) {
 			rest = append(rest, core.Addr{Link: br, Alias: link.Alias, Prefix: s.Gateway})
 		}
-		rest = append(rest, leaveAs(n, s)...)
 	}
 	if bridge.Of(n) != "" {
 		rest = append(rest, beside.Bypass{In: br, Network: short}, beside.Bypass{Out: br, Network: short})
@@ -99,7 +93,7 @@ func (mode) Objects(n modes.Network) []core.Object {
 		rest = append(rest, bridged.Owned(n, kports.ClosedBut(br, subnets, interfaces)...)...)
 	}
 	zone := bridged.Zone{Bridge: br, Internal: n.Internal, ICC: icc.Of(n)}
-	return slices.Concat([]core.Object{link}, rest, gatewayObjects(n), zone.Objects(n))
+	return slices.Concat([]core.Object{link}, rest, gateway.Objects(n, br), zone.Objects(n))
 }
 
 // Place is the port of an endpoint.
@@ -117,8 +111,8 @@ func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, lin
 		objects = append(objects, limits)
 	}
 	link = n.Link(e, v.Peer, v.MTU)
-	link.Gateways, link.Routes = gateways(n, e), routes(n, e)
-	return slices.Concat(objects, g.Objects(), proxies(n, e), ports(n, e)), link
+	link.Gateways, link.Routes = gateway.Of(n, e), routes(n, e)
+	return slices.Concat(objects, g.Objects(), gateway.Proxies(n, e), ports(n, e)), link
 }
 
 // guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come
@@ -144,17 +138,6 @@ func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	return append(objects, e.Published()...)
 }
 
-// proxies are what the host answers for on the link that the network's IPv6 addresses are of.
-func proxies(n modes.Network, e modes.Endpoint) (objects []core.Object) {
-	link := ndpProxy.Of(n)
-	for _, a := range e.Addrs {
-		if link != "" && a.Addr().Is6() {
-			objects = append(objects, kbridge.ProxyNeigh{Link: link, Addr: a.Addr()})
-		}
-	}
-	return objects
-}
-
 // mtu is what the links of a network carry. A port with less than a host's bridge has would lower the bridge's.
 func mtu(n modes.Network) int {
 	if i, err := strconv.Atoi(n.Settled[settledMTU]); err == nil {
@@ -172,20 +155,60 @@ func name(n modes.Network) string {
 	return bridged.Name(n)
 }
 
-// isolated says whether the host is no part of a family of a network.
-func isolated(n modes.Network, v6 bool) bool { return gatewayMode(v6).Of(n) == gatewayIsolated }
-
-// having are the families with a gateway mode.
-func having(n modes.Network, gateway string) modes.Families {
-	return modes.Families{V4: gatewayMode4.Of(n) == gateway, V6: gatewayMode6.Of(n) == gateway}
+// isRouter says whether the network sends what is for others to an endpoint: it is the gateway, or the next hop of a
+// route.
+func isRouter(n modes.Network, e modes.Endpoint) bool {
+	return gateway.Is(n, e) || slices.ContainsFunc(staticRoutes.Of(n), func(r modes.Route) bool { return e.Has(r.Via) })
 }
 
-// hostHas says whether the host has an address in a subnet of a network.
-func hostHas(n modes.Network, s modes.Subnet) bool {
-	v6 := s.Pool.Addr().Is6()
-	return s.Gateway.IsValid() && !isolated(n, v6) && (v6 || !inhibit4.Of(n))
+// routes are the static routes of an endpoint: of the families it has addresses of, and not those that lead to it,
+// which an engine could not make.
+func routes(n modes.Network, e modes.Endpoint) []modes.Route {
+	return slices.DeleteFunc(staticRoutes.Of(n), func(r modes.Route) bool {
+		return e.Has(r.Via) || !e.Address(r.Dst.Addr().Is4()).IsValid()
+	})
 }
 
-func hasAddr(e modes.Endpoint, a netip.Addr) bool {
-	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })
+// check refuses what no host could have.
+func check(n modes.Network) error {
+	if err := n.CheckMTU(modes.MTU.Of(n)); err != nil {
+		return err
+	}
+	if err := n.CheckGateways(); err != nil {
+		return err
+	}
+	for _, prefix := range []string{core.VethPrefix, core.PeerPrefix, core.ShaperPrefix} {
+		if strings.HasPrefix(bridge.Of(n), prefix) {
+			return bridge.Row().Refuse(n, "names that begin with %s are netyard's own", prefix)
+		}
+	}
+	for _, r := range staticRoutes.Of(n) {
+		if r.Via.IsValid() && !n.Contains(r.Via) {
+			return staticRoutes.Row().Refuse(n, "%s is in no subnet of the network", r.Via)
+		}
+	}
+	return gateway.Check(n, icc.Of(n))
+}
+
+// checkHostBridge refuses what cannot be had on a bridge of the host's owner, who sets it up and routes it.
+func checkHostBridge(n modes.Network, link core.LinkInfo) error {
+	other, _, ours := core.ParseAlias(link.Alias)
+	_, sized := n.Options[modes.MTU.Name]
+	err := n.Refuse(
+		modes.Objection{Option: bridge.Row(), When: ours, Why: "it is the bridge of netyard's network " + modes.Short(other)},
+		modes.Objection{Option: bridge.Row(), When: link.Kind != "bridge", Why: "that link is not a bridge but a " + link.Kind},
+		modes.Objection{
+			Option: modes.MTU.Row(), When: sized && modes.MTU.Of(n) != link.MTU,
+			Why: fmt.Sprintf("the host's bridge %s has %d, which netyard does not change", name(n), link.MTU),
+		},
+	)
+	for _, o := range []modes.BoolOption{modes.Masquerade, promisc} {
+		if err == nil && n.Options[o.Name] == "true" {
+			err = o.Row().Refuse(n, "the bridge %s is the host's, which netyard does not change", name(n))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return gateway.CheckHostBridge(n, name(n))
 }

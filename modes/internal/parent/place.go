@@ -49,10 +49,8 @@ func (k Kind) check(n modes.Network) error {
 	if err := n.CheckMTU(mtu(n)); err != nil {
 		return err
 	}
-	for _, s := range n.Subnets {
-		if s.Gateway.IsValid() && !s.Pool.Contains(s.Gateway.Addr()) {
-			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
-		}
+	if err := n.CheckGateways(); err != nil {
+		return err
 	}
 	mode, flag := k.Setting(n)
 	for _, of := range []string{mode, flag} {
