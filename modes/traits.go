@@ -53,6 +53,9 @@ const (
 	MACAsIs
 )
 
+// String is the rule in a word.
+func (r MACRule) String() string { return [...]string{"none", "derived", "as-is"}[r] }
+
 // Default is the hardware address of an endpoint for which none was asked; empty: none is set.
 func (r MACRule) Default(e Endpoint) string {
 	if r != MACDerived {
@@ -88,10 +91,11 @@ type Reservation struct {
 	Addrs  []netip.Addr
 }
 
-// A LAN is where a network's endpoints are members of a LAN. Without a Parent they are on none; Refusal may say why.
+// A LAN is where a network's endpoints are members of a LAN.
 type LAN struct {
-	dhcp.LANPort
-
+	// Port is where they are on it; without a parent, they are on none.
+	Port dhcp.LANPort
+	// Refusal is why they are on none; nil: there is nothing to be said about it.
 	Refusal error
 }
 

@@ -61,7 +61,7 @@ func (mode) Traits(n modes.Network) modes.Traits {
 		Reserved:    modes.Reservation{Option: gateway.Address.Name, Addrs: gateway.Address.Of(n)},
 	}
 	if hostOwned(n) {
-		t.LAN.LANPort = dhcp.LANPort{Kind: "bridge", Parent: name(n)}
+		t.LAN.Port = dhcp.LANPort{Kind: "bridge", Parent: name(n)}
 		t.Publish.OnHost, t.Publish.OnOwn = true, false
 		t.Publish.Refusal = fmt.Errorf("containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
 		return t

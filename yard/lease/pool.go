@@ -123,11 +123,11 @@ func CheckLAN(y *book.Book, m modes.Mode, n modes.Network) error {
 	}
 	lan := m.Traits(n).LAN
 	err := lan.Refusal
-	if err == nil && lan.Parent == "" {
+	if err == nil && lan.Port.Parent == "" {
 		err = fmt.Errorf("a network of mode %s is on no LAN", n.Mode)
 	}
 	if err == nil {
-		err = checkPools(y, m, n, lan.LANPort)
+		err = checkPools(y, m, n, lan.Port)
 	}
 	if err != nil {
 		return fmt.Errorf("addresses by DHCP: %w", err)

@@ -56,7 +56,7 @@ func (k Kind) lan(n modes.Network) modes.LAN {
 		return modes.LAN{Refusal: err}
 	}
 	p := top(n)
-	return modes.LAN{LANPort: dhcp.LANPort{Kind: k.Name, Parent: p.Name, MAC: p.MAC}}
+	return modes.LAN{Port: dhcp.LANPort{Kind: k.Name, Parent: p.Name, MAC: p.MAC}}
 }
 
 // Objects are the parent, as far as it is netyard's to make, and the host's own link on it.
