@@ -20,7 +20,7 @@ type rule struct{ of, may, why string }
 func layers() []rule {
 	const (
 		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
-		yard   = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port yard/reconcile yard/share yard/trace"
+		yard   = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/plan yard/pool yard/port yard/reconcile yard/share yard/trace"
 		below  = "store ipam ipam/dhcp modes policy " + kernel
 		middle = below + " " + yard
 	)
@@ -42,8 +42,8 @@ func layers() []rule {
 		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it puts the ruleset together, and does what it is told"},
 		{"modes", kernel, "it is the contract"},
 		{"modes/all", kernel + " modes modes/* modes/internal/*", "it is a table"},
-		{"modes/modetest", kernel + " kernel/kerneltest modes", "it is the contract as a test"},
-		{"modes/internal/*", kernel + " modes", "modes share it"},
+		{"modes/modetest", kernel + " kernel/kerneltest modes yard/plan", "it is the contract as a test"},
+		{"modes/internal/*", kernel + " modes modes/internal/*", "modes share it"},
 		{"modes/*", kernel + " modes modes/internal/*", "a mode knows the contract and the kernel, and no other mode"},
 		{"ipam", "store", "it is addresses, inside a transaction of its caller's"},
 		{"ipam/dhcp", "", "it is a protocol"},
@@ -53,15 +53,16 @@ func layers() []rule {
 		{"names", "", "it is told who is called what, and by which sockets he is asked"},
 		{"policy", "modes " + kernel, "it works out what follows, and touches nothing"},
 		{"yard/event", "", "it is what happened"},
-		{"yard/book", "yard/event " + below, "it is the records"},
-		{"yard/port", "yard/book yard/event " + below, "it is which ports endpoints get"},
-		{"yard/enforce", "yard/book yard/event " + below, "it is what policies ask of the kernel"},
-		{"yard/overlay", "yard/book yard/event " + below, "it is this host's part of a cluster's networks"},
-		{"yard/lease", "yard/book yard/enforce yard/event yard/overlay yard/port " + below, "an address that changes moves ports and policies with it"},
-		{"yard", "yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "it is the life of networks and endpoints, and knows no door, no engine and no mode by name"},
-		{"yard/pool", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "a pool's addresses come from one of these"},
-		{"yard/own", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "it makes networks as an engine would"},
-		{"yard/*", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "they have the yard do what they find"},
+		{"yard/plan", "modes " + kernel, "it makes the kernel match what modes plan, and knows no records"},
+		{"yard/book", "yard/event yard/plan " + below, "it is the records"},
+		{"yard/port", "yard/book yard/event yard/plan " + below, "it is which ports endpoints get"},
+		{"yard/enforce", "yard/book yard/event yard/plan " + below, "it is what policies ask of the kernel"},
+		{"yard/overlay", "yard/book yard/event yard/plan " + below, "it is this host's part of a cluster's networks"},
+		{"yard/lease", "yard/book yard/enforce yard/event yard/overlay yard/plan yard/port " + below, "an address that changes moves ports and policies with it"},
+		{"yard", "yard/book yard/enforce yard/event yard/lease yard/overlay yard/plan yard/port " + below, "it is the life of networks and endpoints, and knows no door, no engine and no mode by name"},
+		{"yard/pool", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/plan yard/port " + below, "a pool's addresses come from one of these"},
+		{"yard/own", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/plan yard/pool yard/port " + below, "it makes networks as an engine would"},
+		{"yard/*", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/plan yard/pool yard/port " + below, "they have the yard do what they find"},
 		{"driver", middle, "no handler calls an engine's API"},
 		{"engines", middle, "it hands on to yard, and knows no door"},
 		{"firewalld", "", "it is told names of bridges, and nothing else"},
