@@ -9,6 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"netyard/cli/api"
+	"netyard/modes"
+	"netyard/modes/all"
 )
 
 func (p Program) clusterNetworks() *cli.Command {
@@ -66,7 +68,7 @@ func networkAttach() *cli.Command {
 			if c.Bool("docker") {
 				return printDockerCreate(c, name)
 			}
-			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{Name: name, Mode: "overlay"})
+			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{Name: name, Mode: clusterMode()})
 			if err != nil {
 				return err
 			}
@@ -74,6 +76,16 @@ func networkAttach() *cli.Command {
 			return err
 		},
 	}
+}
+
+// clusterMode is the mode of networks that are in a cluster.
+func clusterMode() string {
+	for name, m := range all.On(modes.Env{}) {
+		if m.Traits(modes.Network{}).Cluster != nil {
+			return name
+		}
+	}
+	return ""
 }
 
 // printDockerCreate prints the command that gives Docker a network of the cluster. With all its subnets: or Docker

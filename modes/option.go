@@ -32,6 +32,7 @@ const (
 type Option struct {
 	Name   string
 	Docker []string // the keys of Docker's built-in drivers that mean the same
+	CNI    string   // the key of upstream CNI plugins that means the same, where it tells modes apart; empty: none
 	// Modes are the modes that know it; nil: every mode. NewTable fills it in.
 	Modes []string
 	// Endpoint: it can also be said for one endpoint, which then goes before what its network says.

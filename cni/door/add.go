@@ -76,7 +76,7 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 		p, err = c.planOn(n)
 		return n, p, err
 	}
-	if p, err = c.plan(s.Yard.Knows); err != nil {
+	if p, err = c.plan(s.Yard.Options); err != nil {
 		return n, p, err
 	}
 	n, err = own.MakeNetwork(ctx, s.Yard, p.network)

@@ -195,7 +195,7 @@ func decodeConfig(raw []byte) (c config, err error) {
 }
 
 func (c config) check() error {
-	const vlans = "a network for each VLAN is mode macvlan or ipvlan on a master with the VLAN's number"
+	const vlans = "make a network for each VLAN, whose master is the link with the VLAN's number"
 	for _, r := range []struct {
 		bad      bool
 		key, why string
@@ -295,23 +295,18 @@ func addresses(key string, texts []string) (as []netip.Addr, err error) {
 }
 
 // mode is that of a network that is made from this configuration: the plugin's name says it, or else the keys do.
-func (c config) mode(known func(string) bool) string {
-	if m := strings.TrimPrefix(c.Type, "netyard-"); known(m) {
+func (c config) mode(t *modes.Table) string {
+	if m := strings.TrimPrefix(c.Type, "netyard-"); t.Knows(m) {
 		return m
 	}
-	switch {
-	case c.Options["mode"] != "":
-		return c.Options["mode"]
-	case c.Master == "":
-		return "bridge"
-	case strings.HasPrefix(c.Mode, "l"): // l2, l3, l3s
-		return "ipvlan"
+	if m := c.Options["mode"]; m != "" {
+		return m
 	}
-	return "macvlan"
+	return modes.CNIMode(c.Master, c.Mode)
 }
 
 // options are the upstream keys as netyard's options of a mode.
-func (c config) options(mode string) (map[string]string, error) {
+func (c config) options(t *modes.Table, mode string) (map[string]string, error) {
 	out := map[string]string{}
 	for k, v := range c.Options {
 		if k != "mode" {
@@ -321,22 +316,25 @@ func (c config) options(mode string) (map[string]string, error) {
 	if c.MTU != 0 {
 		out["mtu"] = fmt.Sprint(c.MTU)
 	}
-	if mode != "bridge" {
+	bridge, bridged := t.CNI(mode, "bridge")
+	if !bridged {
 		if c.Bridge != "" || c.IsGateway || c.IsDefaultGateway || c.IPMasq || c.HairpinMode {
 			return nil, refuse("bridge", "the network is of mode "+mode)
 		}
-		for k, v := range map[string]string{"parent": c.Master, mode + "_mode": c.Mode} {
-			if v != "" {
-				out[k] = v
+		for key, v := range map[string]string{"master": c.Master, "mode": c.Mode} {
+			if name, ok := t.CNI(mode, key); ok && v != "" {
+				out[name] = v
+			} else if v != "" {
+				return nil, refuse(key, "the network is of mode "+mode)
 			}
 		}
 		return out, nil
 	}
 	if c.Master != "" || c.Mode != "" {
-		return nil, refuse("master", "the network is of mode bridge")
+		return nil, refuse("master", "the network is of mode "+mode)
 	}
 	if c.Bridge != "" {
-		out["bridge"] = c.Bridge
+		out[bridge] = c.Bridge
 	}
 	out["masquerade"] = fmt.Sprint(c.IPMasq)
 	if c.PromiscMode {

@@ -37,10 +37,10 @@ func networkID(name string) string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte("netyard cni "+name)))
 }
 
-func (c config) plan(known func(string) bool) (p plan, err error) {
+func (c config) plan(t *modes.Table) (p plan, err error) {
 	p = plan{network: book.NetworkRequest{ID: networkID(c.Name), Name: c.Name}, gateways: map[netip.Prefix]netip.Addr{}, byDefault: c.IsDefaultGateway}
-	p.network.Mode = c.mode(known)
-	if p.network.Options, err = c.options(p.network.Mode); err != nil {
+	p.network.Mode = c.mode(t)
+	if p.network.Options, err = c.options(t, p.network.Mode); err != nil {
 		return p, err
 	}
 	i := c.IPAM
@@ -49,7 +49,8 @@ func (c config) plan(known func(string) bool) (p plan, err error) {
 		p.network.NoSubnets = true
 		return p, nil
 	}
-	hostless := p.network.Mode == "bridge" && !c.IsGateway && !c.IsDefaultGateway
+	_, bridged := t.CNI(p.network.Mode, "bridge")
+	hostless := bridged && !c.IsGateway && !c.IsDefaultGateway
 	switch i.Type {
 	case "dhcp":
 		p.network.NoSubnets, p.network.DHCP = true, &book.DHCPRequest{}

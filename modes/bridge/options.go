@@ -11,7 +11,7 @@ var (
 		Help: "containers send only from the addresses they were given, and play no DHCP server",
 	}
 	bridge = modes.LinkOption{
-		Name: "bridge", Docker: []string{"com.docker.network.bridge.name"},
+		Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, CNI: "bridge",
 		Fixed: "endpoints are plugged into that bridge; make the network anew",
 		Help:  "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
 	}

@@ -22,7 +22,7 @@ var (
 		Help:  "containers on the parent reach each other (bridge), do not (private), or by way of the switch (vepa)",
 	}
 	mode = modes.EnumOption{
-		Name: "ipvlan_mode", Values: []string{l2, "l3", "l3s"}, Default: l2,
+		Name: "ipvlan_mode", CNI: "mode", Values: []string{l2, "l3", "l3s"}, Default: l2,
 		Fixed: "it is the parent's, and so that of all networks on it; make them anew",
 		Help:  "containers are members of the LAN (l2), or behind the host, which routes for them (l3, and l3s through its firewall)",
 	}

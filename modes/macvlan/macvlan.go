@@ -15,7 +15,7 @@ import (
 const passthru = "passthru"
 
 var mode = modes.EnumOption{
-	Name: "macvlan_mode", Values: []string{"bridge", passthru, "private", "vepa"}, Default: "bridge",
+	Name: "macvlan_mode", CNI: "mode", Values: []string{"bridge", passthru, "private", "vepa"}, Default: "bridge",
 	Fixed: "running containers' links are in that mode already; make the network anew",
 	Help:  "containers on the parent reach each other (bridge), do not (private), or by way of the switch (vepa); passthru: one container has the parent for itself",
 }

@@ -76,12 +76,6 @@ func (y *Book) Addressless(mode string) bool {
 	return y.Traits(modes.Network{Mode: mode}).Addressless
 }
 
-// Knows says whether there is a mode of that name.
-func (y *Book) Knows(mode string) bool {
-	_, yes := y.Config.Modes[mode]
-	return yes
-}
-
 // Gatewayless says for each family whether the host needs no address on a network.
 func (y *Book) Gatewayless(n modes.Network) (v4, v6 bool) {
 	t := y.Traits(n)

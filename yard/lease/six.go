@@ -36,7 +36,7 @@ type Six struct {
 func checkSix(m modes.Mode, n modes.Network, p DHCPPool) error {
 	kind := modes.IPAMOpt(p.Options, "ipv6")
 	if kind != "none" && m.Traits(n).Policed {
-		return fmt.Errorf("%w: ipv6=%s: policies are about the packets of mode %s, and they would not know the addresses; it is for macvlan and ipvlan", modes.ErrOption, kind, n.Mode)
+		return fmt.Errorf("%w: ipv6=%s: policies are about the packets of mode %s, and they would not know the addresses; it is for networks on the LAN whose packets do not come by this host's firewall", modes.ErrOption, kind, n.Mode)
 	}
 	return nil
 }

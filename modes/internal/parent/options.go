@@ -22,7 +22,7 @@ var (
 	}
 	// Parent is the host's link to the LAN.
 	Parent = modes.LinkOption{
-		Name:  "parent",
+		Name: "parent", CNI: "master",
 		Fixed: "running containers' links are on that parent; make the network anew",
 		Help:  "the host's link to the LAN; eth0.50 makes the link of VLAN 50 on eth0 if it is not there; without a parent containers only reach each other",
 	}
