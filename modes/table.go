@@ -30,7 +30,7 @@ func NewTable(ms map[string]Mode) *Table {
 	}}
 	for _, name := range names {
 		for _, o := range ms[name].Options() {
-			o.Modes = append(rows[o.Name].Modes, name)
+			o.Modes = slices.Concat(rows[o.Name].Modes, []string{name})
 			rows[o.Name] = o
 		}
 	}

@@ -93,7 +93,7 @@ func (r *rig) begin(keepStrays bool) {
 		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
 	}
 	if r.cluster != nil {
-		r.cluster.join(r, &c)
+		r.cluster.join(&c)
 	}
 	r.Yard = yard.New(c)
 	if err := reconcile.Restore(r.t.Context(), r.Yard, keepStrays); err != nil {

@@ -123,7 +123,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 		return modes.Network{}, modes.Link{}, err
 	}
 	defer release()
-	kept, err := y.keep(ctx, network, id)
+	kept, err := y.keep(network, id)
 	if err != nil {
 		return modes.Network{}, modes.Link{}, err
 	}
@@ -163,7 +163,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 		link, err = y.attach(ctx, m, n, e)
 	}
 	if err != nil {
-		return n, link, errors.Join(y.HeldBeside(e, err), y.Unjoin(context.WithoutCancel(ctx), m, n, e))
+		return n, link, errors.Join(y.HeldBeside(e, err), y.Unjoin(m, n, e))
 	}
 	y.Config.Log.Info("endpoint joined", "network", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
 	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
@@ -176,7 +176,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 }
 
 // keep notes what an endpoint is about to take from the host; nil when that is nothing, or noted already.
-func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string, error) {
+func (y *Yard) keep(network, id string) (map[string]string, error) {
 	m, n, e, err := y.Whole(network, id)
 	if err != nil {
 		return nil, err
@@ -213,7 +213,7 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 }
 
 // Unjoin takes an endpoint back to what it was before Join.
-func (y *Yard) Unjoin(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+func (y *Yard) Unjoin(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}

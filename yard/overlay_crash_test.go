@@ -71,7 +71,7 @@ func (*ledger) Parting() ([]core.Object, error)            { return nil, nil }
 func (*ledger) Objects(modes.Overlay) (none []core.Object) { return none }
 
 // join puts a host's yard into the cluster, which survives it.
-func (l *ledger) join(r *rig, c *book.Config) {
+func (l *ledger) join(c *book.Config) {
 	c.Fabric, c.Modes["overlay"] = l, overlay.New(modes.Env{Fabric: l})
 }
 

@@ -1,7 +1,6 @@
 package modetest
 
 import (
-	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -16,7 +15,8 @@ import (
 	"netyard/modes"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+// updating is the environment variable that has golden files written anew.
+const updating = "NETYARD_UPDATE"
 
 // A Plan is a network, and an endpoint of it, whose plan is kept as text.
 type Plan struct {
@@ -49,7 +49,7 @@ func Published(proto, host string, port, to uint16) modes.Port {
 }
 
 // Golden compares the plans of a mode with testdata/plans.golden, and has the mode resolve the options it is given. It
-// needs no kernel. go test -update writes the file anew.
+// needs no kernel. NETYARD_UPDATE=1 go test writes the file anew.
 func Golden(t *testing.T, name string, m modes.Mode, plans ...Plan) {
 	t.Helper()
 	table := modes.NewTable(map[string]modes.Mode{name: m})
@@ -72,7 +72,7 @@ func Golden(t *testing.T, name string, m modes.Mode, plans ...Plan) {
 		t.Errorf("no plan shows what these options change: %v", slices.Sorted(maps.Keys(unseen)))
 	}
 	file := filepath.Join("testdata", "plans.golden")
-	if *update {
+	if os.Getenv(updating) != "" {
 		if err := os.MkdirAll("testdata", 0o750); err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,7 @@ func Golden(t *testing.T, name string, m modes.Mode, plans ...Plan) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(string(want), out.String()); d != "" {
-		t.Errorf("the plans are others (go test -update writes them):\n%s", d)
+		t.Errorf("the plans are others (NETYARD_UPDATE=1 go test writes them):\n%s", d)
 	}
 }
 

@@ -60,14 +60,14 @@ func value(f reflect.Value) string {
 	case fmt.Stringer:
 		return one.String()
 	}
-	switch f.Kind() {
-	case reflect.Slice:
+	switch kind := f.Kind(); {
+	case kind == reflect.Slice:
 		var all []string
 		for i := range f.Len() {
 			all = append(all, value(f.Index(i)))
 		}
 		return strings.Join(all, ",")
-	case reflect.Struct:
+	case kind == reflect.Struct:
 		return "(" + strings.Join(fields(f), " ") + ")"
 	}
 	return fmt.Sprint(f.Interface())
@@ -93,9 +93,9 @@ func traits(t modes.Traits) (lines []string) {
 // link is what is to be done in the sandbox, one thing a line.
 func link(l modes.Link) (lines []string) {
 	if l.SrcName != "" {
-		line := "take " + l.SrcName + " as " + l.DstPrefix + "N"
+		line := "move in " + l.SrcName + " as " + l.DstPrefix + "N"
 		if l.DstName != "" {
-			line = "take " + l.SrcName + " as " + l.DstName
+			line = "move in " + l.SrcName + " as " + l.DstName
 		}
 		if l.MTU != 0 {
 			line += fmt.Sprint(" mtu ", l.MTU)

@@ -129,6 +129,9 @@ func TestRefusals(t *testing.T) {
 	if _, err := modetest.On(h.Kernel, overlay.New, nil).Settle(t.Context(), network(netA, "blue", nil)); !errors.Is(err, modes.ErrNoCluster) {
 		t.Errorf("without etcd: %v", err)
 	}
+	if got := h.Dump(t); got != dump {
+		t.Error("a refusal changed something")
+	}
 	h.Sh(t, "ip link del lan0")
 	one, two := network(netA, "blue", nil), network("bbbbbbbbbbbb2222", "blue", nil)
 	one.Settled = map[string]string{"overlay_id": strings.Repeat("c", 32)}

@@ -101,7 +101,7 @@ func restoreEndpoint(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Ne
 	case e.Phase == modes.Pending && (e.Attachment != "" || y.Dead(e)): // its runtime takes it for failed, or the host went down
 		return y.BuryNow(ctx, m, n, e)
 	case e.Phase == modes.Pending: // its Join was never answered
-		return y.Unjoin(ctx, m, n, e)
+		return y.Unjoin(m, n, e)
 	case e.Sandbox == "": // its engine may be about to join it
 		return nil
 	case y.Dead(e):
