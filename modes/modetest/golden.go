@@ -84,7 +84,7 @@ func Golden(t *testing.T, name string, m modes.Mode, plans ...Plan) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(string(want), out.String()); d != "" {
+	if d := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(out.String(), "\n")); d != "" {
 		t.Errorf("the plans are others (NETYARD_UPDATE=1 go test writes them):\n%s", d)
 	}
 }
