@@ -285,7 +285,7 @@ func (w world) handler() http.Handler {
 			var q api.Change
 			_ = json.NewDecoder(r.Body).Decode(&q)
 			if _, fixed := q.Options["mtu"]; fixed {
-				return map[string]string{"error": "bad option: mtu cannot be changed in place: make the network anew"}, http.StatusBadRequest
+				return map[string]string{"error": "bad option: mtu cannot be changed in place: recreate the network"}, http.StatusBadRequest
 			}
 			if kind == "networks" {
 				return find("network", r, w.networks, func(n api.Network) []string { return []string{n.ID, n.Name} })

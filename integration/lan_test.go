@@ -69,7 +69,7 @@ func TestMacvlan(t *testing.T) {
 		h.Run("p1", "--network pass --ip 203.0.113.210")
 		h.Ping("p1", other.IP)
 		has(t, h.DockerErr("run --rm --network pass busybox true"), "passthru is for one container at a time, and eth0 has one")
-		has(t, h.DockerErr("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 x"), "network pass has parent eth0 already, and macvlan_mode=passthru has its parent for itself")
+		has(t, h.DockerErr("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 x"), "network pass has parent eth0 already, and macvlan_mode=passthru requires exclusive use of the parent")
 		healthy(t, h)
 	})
 }

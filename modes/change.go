@@ -104,5 +104,5 @@ func (o Option) whyFixed() string {
 	if o.Fixed != "" {
 		return o.Fixed
 	}
-	return "make the network anew"
+	return "recreate the network"
 }

@@ -24,7 +24,7 @@ func TestChange(t *testing.T) {
 		"as created":     {said{"rate": "50mbit"}, said{"rate": "10mbit"}, said{}, created, ""},
 		"never said":     {said{"masquerade": "false"}, said{"masquerade": ""}, said{}, created, ""},
 		"beside others":  {said{"masquerade": "false"}, said{"rate": "50mbit"}, said{"masquerade": "false", "rate": "50mbit"}, nil, ""},
-		"cannot":         {nil, said{"bridge": "web0"}, nil, nil, "bridge cannot be changed in place: endpoints are plugged into that bridge"},
+		"cannot":         {nil, said{"bridge": "web0"}, nil, nil, "bridge cannot be changed in place: endpoints are attached to that bridge"},
 		"cannot, to ''":  {nil, said{"mtu": ""}, nil, nil, "mtu cannot be changed in place"},
 		"both cannot":    {nil, said{"mode": "none", "com.docker.network.driver.mtu": "9000", "icc": "true"}, nil, nil, "mode cannot be changed"},
 		"unknown":        {nil, said{"rat": "1mbit"}, nil, nil, "did you mean rate?"},
@@ -65,7 +65,7 @@ func TestChangeEndpoint(t *testing.T) {
 	if err != nil || !maps.Equal(got.Options, said{"rate": "50mbit"}) || len(e.Options) != 1 {
 		t.Errorf("%v %v %v", got.Options, e.Options, err)
 	}
-	for option, complaint := range map[string]string{"icc": "icc is said for a network, not for one endpoint", "rate": "want a rate"} {
+	for option, complaint := range map[string]string{"icc": "icc is a network option, not an endpoint option", "rate": "want a rate"} {
 		if _, err := all.Options().ChangeEndpoint(n, e, said{option: "false"}); !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), complaint) {
 			t.Errorf("%s: %v", option, err)
 		}

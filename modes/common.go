@@ -7,31 +7,31 @@ var (
 	// Bind is on which addresses of the host ports are published.
 	Bind = AddrsOption{
 		Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"},
-		Fixed: "the ports of running containers are on their addresses already; make the network anew",
-		Help:  "addresses of the host that ports are published on for which -p names none; all of them unless said otherwise",
+		Fixed: "the ports of running containers are published on these addresses; recreate the network",
+		Help:  "host addresses for published ports that name none; default: all",
 	}
 	// IfacePrefix begins the names of links inside.
 	IfacePrefix = LinkOption{
 		Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"},
 		Default: "eth", Max: 13, // and two digits
-		Fixed: "running containers have their interfaces' names from their engine; make the network anew",
-		Help:  "beginning of the interface's name inside the container",
+		Fixed: "running containers have their interface names already; recreate the network",
+		Help:  "prefix of the interface name inside the container",
 	}
 	// Masquerade is whether what leaves takes the host's address.
 	Masquerade = BoolOption{
 		Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Set: true, Default: "true",
-		Help: "traffic that leaves the host takes the host's address (NAT), IPv4 and IPv6",
+		Help: "outgoing traffic takes the host's address (NAT), IPv4 and IPv6",
 	}
 	// MTU is what links carry.
 	MTU = IntOption{
 		Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Default: "1500", Min: 68, Max: 65535,
-		Fixed: "running containers' interfaces have it already; make the network anew",
-		Help:  "largest packet on the network, bytes (at least 1280 with IPv6, RFC 8200); of macvlan and ipvlan the parent's unless said, of overlay what fits between the hosts",
+		Fixed: "the interfaces of running containers have it already; recreate the network",
+		Help:  "largest packet, bytes (at least 1280 with IPv6, RFC 8200); default of macvlan and ipvlan: the parent's, of overlay: what fits between the hosts",
 	}
 	// PublishFrom is who reaches published ports.
 	PublishFrom = SourcesOption{
 		Name: "publish_from", Set: true,
-		Help: "who reaches published ports: subnets, or interfaces that packets come in by; everybody unless said otherwise. The host itself always does",
+		Help: "who can connect to published ports: source subnets or incoming interfaces; default: everybody. The host always can",
 	}
 )
 

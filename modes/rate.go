@@ -56,17 +56,17 @@ var (
 	// EgressRate is what it sends.
 	EgressRate = RateOption{
 		Name: "egress_rate", Endpoint: true, Set: true,
-		Help: "most that each container sends, as tc(8) writes it: 10mbit; goes before rate",
+		Help: "limit of what each container sends, in the units of tc(8): 10mbit; overrides rate",
 	}
 	// IngressRate is what it gets.
 	IngressRate = RateOption{
 		Name: "ingress_rate", Endpoint: true, Set: true,
-		Help: "most that each container gets, as tc(8) writes it: 10mbit; goes before rate",
+		Help: "limit of what each container receives, in the units of tc(8): 10mbit; overrides rate",
 	}
 	// BothRate is either.
 	BothRate = RateOption{
 		Name: "rate", Endpoint: true, Set: true,
-		Help: "most that each container sends, and most that it gets, as tc(8) writes it: 10mbit; 0 or unlimited takes a limit away",
+		Help: "limit of what each container sends and of what it receives, in the units of tc(8): 10mbit; 0 or unlimited removes a limit",
 	}
 )
 

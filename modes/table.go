@@ -25,8 +25,8 @@ func NewTable(ms map[string]Mode) *Table {
 	names := slices.Sorted(maps.Keys(ms))
 	rows := map[string]Option{modeOption: {
 		Name: modeOption, Kind: Enum, Values: names, Default: DefaultMode,
-		Fixed: "it is another kind of network; make the network anew",
-		Help:  "the network's mode; for the driver name netyard, the others say it in their name",
+		Fixed: "it would be another kind of network; recreate the network",
+		Help:  "mode of the network, for -d netyard; the other driver names contain it",
 	}}
 	for _, name := range names {
 		for _, o := range ms[name].Options() {
@@ -94,7 +94,7 @@ func (t *Table) ResolveEndpoint(mode string, given map[string]string) (map[strin
 func (t *Table) ofEndpoints(mode string, given map[string]string) ([]Option, error) {
 	for _, key := range slices.Sorted(maps.Keys(given)) {
 		if o, err := find(t.rows, mode, key); err == nil && !o.Endpoint {
-			return nil, fmt.Errorf("%w: %s is said for a network, not for one endpoint", ErrOption, key)
+			return nil, fmt.Errorf("%w: %s is a network option, not an endpoint option", ErrOption, key)
 		}
 	}
 	return t.endpoint, nil

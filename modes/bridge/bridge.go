@@ -66,7 +66,7 @@ func (mode) Traits(n modes.Network) modes.Traits {
 		t.Publish.Refusal = fmt.Errorf("containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
 		return t
 	}
-	t.LAN.Refusal = fmt.Errorf("bridge %s is netyard's own and leads to no LAN; name one of the host's with -o com.docker.network.bridge.name", name(n))
+	t.LAN.Refusal = fmt.Errorf("bridge %s is netyard's own and leads to no LAN; use a bridge of the host with -o com.docker.network.bridge.name", name(n))
 	return t
 }
 

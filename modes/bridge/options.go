@@ -8,16 +8,16 @@ import (
 var (
 	antispoof = modes.BoolOption{
 		Name: "antispoof", Endpoint: true, Set: true, Default: "true",
-		Help: "containers send only from the addresses they were given, and play no DHCP server",
+		Help: "drop packets of containers from addresses that are not theirs, and their DHCP server replies",
 	}
 	bridge = modes.LinkOption{
 		Name: "bridge", Docker: []string{"com.docker.network.bridge.name"}, CNI: "bridge",
-		Fixed: "endpoints are plugged into that bridge; make the network anew",
-		Help:  "name of the bridge; one that exists already and is not netyard's is attached to and never altered or deleted",
+		Fixed: "endpoints are attached to that bridge; recreate the network",
+		Help:  "name of the bridge; an existing bridge of the host is used, and never changed or deleted",
 	}
 	icc = modes.BoolOption{
 		Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Set: true, Default: "true",
-		Help: "containers of the network reach each other",
+		Help: "let containers of the network reach each other",
 	}
 	inhibit4 = modes.BoolOption{
 		Name: "inhibit_ipv4", Docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, Set: true, Default: "false",
@@ -25,12 +25,12 @@ var (
 	}
 	promisc = modes.BoolOption{
 		Name: "promisc", Default: "false",
-		Help: "the host listens to all frames on the bridge, also to those for others",
+		Help: "set the bridge to promiscuous mode",
 	}
 	staticRoutes = modes.RoutesOption{
 		Name:  "routes",
-		Fixed: "running containers have their routes already; make the network anew",
-		Help:  "static routes inside the containers: SUBNET@NEXTHOP, or SUBNET for one that is on the link, with commas between them",
+		Fixed: "running containers have their routes already; recreate the network",
+		Help:  "static routes inside the containers, separated by commas: SUBNET@NEXTHOP, or SUBNET for one on the link",
 	}
 )
 

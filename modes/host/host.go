@@ -53,7 +53,7 @@ func check(n modes.Network) error {
 	if dev := device.Of(n); dev != "" {
 		for _, name := range []string{exclude.Name, include.Name, modes.MTU.Name} {
 			if v, given := n.Options[name]; given {
-				return fmt.Errorf("%w: %s=%s contradicts device=%s: the container has the whole card to itself", modes.ErrOption, name, v, dev)
+				return fmt.Errorf("%w: %s=%s contradicts device=%s: the container has the whole card", modes.ErrOption, name, v, dev)
 			}
 		}
 		return nil
@@ -62,7 +62,7 @@ func check(n modes.Network) error {
 		return fmt.Errorf("%w: --internal contradicts mode host, whose containers share the host's addresses", modes.ErrOption)
 	}
 	if len(n.Subnets) == 0 {
-		return errors.New("mode host needs a subnet for the private link to its containers, whose addresses nobody else sees: leave --ipam-driver null out")
+		return errors.New("mode host needs a subnet for the link between host and containers: omit --ipam-driver null")
 	}
 	for _, s := range n.Subnets {
 		if !s.Gateway.IsValid() || !s.Pool.Contains(s.Gateway.Addr()) {

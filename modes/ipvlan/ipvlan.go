@@ -18,13 +18,13 @@ const l2 = "l2"
 var (
 	flag = modes.EnumOption{
 		Name: "ipvlan_flag", Values: []string{"bridge", "private", "vepa"}, Default: "bridge",
-		Fixed: "it is the parent's, and so that of all networks on it; make them anew",
-		Help:  "containers on the parent reach each other (bridge), do not (private), or by way of the switch (vepa)",
+		Fixed: "it is a setting of the parent, for all networks on it; recreate them",
+		Help:  "how containers on the parent reach each other: directly (bridge), not at all (private), or by the switch (vepa)",
 	}
 	mode = modes.EnumOption{
 		Name: "ipvlan_mode", CNI: "mode", Values: []string{l2, "l3", "l3s"}, Default: l2,
-		Fixed: "it is the parent's, and so that of all networks on it; make them anew",
-		Help:  "containers are members of the LAN (l2), or behind the host, which routes for them (l3, and l3s through its firewall)",
+		Fixed: "it is a setting of the parent, for all networks on it; recreate them",
+		Help:  "containers are members of the LAN (l2), or routed by the host (l3; l3s: through its firewall)",
 	}
 )
 
@@ -55,13 +55,13 @@ func returns(n modes.Network) error {
 	if routed(n) {
 		return nil
 	}
-	return errors.New("with ipvlan_mode=l2 the containers' answers do not come in by the host's own link on the parent; use l3, l3s or macvlan")
+	return errors.New("with ipvlan_mode=l2 replies of containers do not pass the host's own link on the parent; use l3, l3s or macvlan")
 }
 
 // member: no broadcast gets from behind the host to a DHCP server, nor back.
 func member(n modes.Network) error {
 	if routed(n) {
-		return fmt.Errorf("ipvlan_mode=%s is behind the host, which routes no DHCP; use ipvlan_mode=l2", mode.Of(n))
+		return fmt.Errorf("ipvlan_mode=%s is routed by the host, and DHCP is not routed; use ipvlan_mode=l2", mode.Of(n))
 	}
 	return nil
 }
@@ -71,7 +71,7 @@ func member(n modes.Network) error {
 func share(n, other modes.Network) error {
 	for _, o := range []modes.EnumOption{mode, flag} {
 		if has := o.Of(other); o.Of(n) != has {
-			return fmt.Errorf("its %s=%s is that of all networks on one parent", o.Name, has)
+			return fmt.Errorf("its %s=%s is shared by all networks on one parent", o.Name, has)
 		}
 	}
 	return nil
@@ -85,7 +85,7 @@ func fit(f modes.Facts, n modes.Network, name string, _ core.LinkInfo) error {
 	}
 	strictness, err := f.ReversePath(name)
 	if err == nil && strictness == "1" {
-		err = parent.HostAccess.Row().Refuse(n, "net.ipv4.conf.%s.rp_filter is 1, which would drop what containers send to the host; set it to 2, or use ipvlan_mode=l3", name)
+		err = parent.HostAccess.Row().Refuse(n, "net.ipv4.conf.%s.rp_filter is 1, which drops packets from containers to the host; set it to 2, or use ipvlan_mode=l3", name)
 	}
 	return err
 }

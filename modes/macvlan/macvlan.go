@@ -16,8 +16,8 @@ const passthru = "passthru"
 
 var mode = modes.EnumOption{
 	Name: "macvlan_mode", CNI: "mode", Values: []string{"bridge", passthru, "private", "vepa"}, Default: "bridge",
-	Fixed: "running containers' links are in that mode already; make the network anew",
-	Help:  "containers on the parent reach each other (bridge), do not (private), or by way of the switch (vepa); passthru: one container has the parent for itself",
+	Fixed: "the links of running containers are in that mode; recreate the network",
+	Help:  "how containers on the parent reach each other: directly (bridge), not at all (private), or by the switch (vepa); passthru: one container has the parent alone",
 }
 
 type macvlan struct{ parent.Kind }
@@ -50,14 +50,14 @@ func mac(n modes.Network) modes.MACRule {
 // share: a parent that one link passes through takes no other.
 func share(n, other modes.Network) error {
 	if mode.Of(n) == passthru || mode.Of(other) == passthru {
-		return errors.New("macvlan_mode=passthru has its parent for itself")
+		return errors.New("macvlan_mode=passthru requires exclusive use of the parent")
 	}
 	return nil
 }
 
 func fit(_ modes.Facts, n modes.Network, name string, link core.LinkInfo) error {
 	if link.Wireless && mode.Of(n) != passthru {
-		return fmt.Errorf("%w: parent=%s: %s is wireless, and an access point takes frames from the one hardware address only that it knows; use -d netyard-ipvlan",
+		return fmt.Errorf("%w: parent=%s: %s is wireless: an access point accepts frames from one hardware address only; use -d netyard-ipvlan",
 			modes.ErrOption, parent.Parent.Of(n), name)
 	}
 	return nil
@@ -66,7 +66,7 @@ func fit(_ modes.Facts, n modes.Network, name string, link core.LinkInfo) error 
 // member: an address is asked for on a link beside the container's.
 func member(n modes.Network) error {
 	if mode.Of(n) == passthru {
-		return errors.New("macvlan_mode=passthru has no room on its parent for a second link, by which to ask")
+		return errors.New("macvlan_mode=passthru allows no second link on the parent, which DHCP needs")
 	}
 	return nil
 }

@@ -342,7 +342,7 @@ func TestRefusals(t *testing.T) {
 		"missing":           {of("parent", "eth9"), "parent=eth9: the host has no link eth9; it has br0, eth0,"},
 		"missing below":     {of("parent", "eth9.50"), "parent=eth9.50: the host has no link eth9; it has"},
 		"no VLAN":           {of("parent", "eth0.4095"), "parent=eth0.4095: the host has no link eth0.4095"},
-		"bridge port":       {of("parent", "p0"), "p0 is a port of br0, which takes all that it receives; say br0, or -d netyard-bridge -o bridge=br0"},
+		"bridge port":       {of("parent", "p0"), "p0 is a port of br0, which receives all its frames; use parent=br0, or -d netyard-bridge -o bridge=br0"},
 		"macvlan":           {of("parent", "mv0"), "mv0 is a macvlan link itself"},
 		"loopback":          {of("parent", "lo"), "lo is no Ethernet link"},
 		"tunnel":            {of("parent", "l3"), "l3 is no Ethernet link"},
@@ -351,12 +351,12 @@ func TestRefusals(t *testing.T) {
 		"MTU and IPv6":      {of("parent", "eth0", "mtu", "1000"), "mtu=1000: IPv6 needs at least 1280"},
 		"gateway elsewhere": {strange, "gateway 10.1.1.1 is not in subnet 192.168.7.0/24"},
 		"no subnet":         {chosen, "--subnet is missing: 172.18.0.0/16, which was free, is not the LAN's of parent eth0 (192.168.7.0/24)"},
-		"ipvlan's parent":   {of("parent", "p1"), "parent=p1: network theirs has it in mode ipvlan, and a link cannot be the parent of both macvlan and ipvlan"},
-		"beside passthru":   {of("parent", "br0"), "network alone has parent br0 already, and macvlan_mode=passthru has its parent for itself"},
-		"passthru, second":  {of("parent", "br0", "macvlan_mode", "passthru"), "network alone has parent br0 already"},
-		"access, private":   {of("parent", "eth0", "macvlan_mode", "private", "host_access", "true"), "host_access=true: the host would be one more container on the parent, and with private"},
-		"access, passthru":  {of("parent", "br0", "macvlan_mode", "passthru", "host_access", "true"), "and with passthru"},
-		"access, by switch": {of("parent", "eth0", "macvlan_mode", "vepa", "host_access", "true"), "and with vepa"},
+		"ipvlan's parent":   {of("parent", "p1"), "parent=p1: network theirs uses it in mode ipvlan, and a link cannot be the parent of both macvlan and ipvlan"},
+		"beside passthru":   {of("parent", "br0"), "network alone is on parent br0, and macvlan_mode=passthru requires exclusive use of the parent"},
+		"passthru, second":  {of("parent", "br0", "macvlan_mode", "passthru"), "network alone is on parent br0"},
+		"access, private":   {of("parent", "eth0", "macvlan_mode", "private", "host_access", "true"), "host_access=true: with private, links on the parent do not reach each other"},
+		"access, passthru":  {of("parent", "br0", "macvlan_mode", "passthru", "host_access", "true"), "with passthru, links on the parent do not reach each other"},
+		"access, by switch": {of("parent", "eth0", "macvlan_mode", "vepa", "host_access", "true"), "with vepa, links on the parent do not reach each other"},
 	} {
 		_, err := l.Mode.Settle(t.Context(), c.n, up, c.n, ipvlan, pass)
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {

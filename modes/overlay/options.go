@@ -5,12 +5,12 @@ import "netyard/modes"
 var (
 	encrypted = modes.BoolOption{
 		Name: "encrypted", Bare: "true",
-		Fixed: "what is between the hosts is all of one kind; make the network anew",
-		Help:  "what is between the hosts is inside WireGuard, or is not at all; the first of the hosts says it",
+		Fixed: "it applies to all traffic between the hosts; recreate the network",
+		Help:  "encrypt traffic between the hosts with WireGuard, and send none in clear; set by the first host",
 	}
 	name = modes.TextOption{
 		Name:  "overlay",
-		Fixed: "it is another network; make the network anew",
-		Help:  "name of the network in the cluster, on all of its hosts; the first of them says the subnets",
+		Fixed: "it would be another network; recreate the network",
+		Help:  "name of the network in the cluster, the same on all hosts; the first host sets the subnets",
 	}
 )

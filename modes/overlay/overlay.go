@@ -80,14 +80,14 @@ func (m mode) check(n modes.Network) error {
 		return fmt.Errorf("mode overlay: %w", modes.ErrNoCluster)
 	}
 	if name.Of(n) == "" {
-		return fmt.Errorf("%w: overlay: say the network's name in the cluster, as -o overlay=blue", modes.ErrOption)
+		return fmt.Errorf("%w: overlay: name the network in the cluster, as -o overlay=blue", modes.ErrOption)
 	}
 	if len(n.Subnets) == 0 {
-		return errors.New("mode overlay: the network has no subnet; its addresses are the cluster's, by --ipam-driver netyard-overlay --ipam-opt overlay=NAME")
+		return errors.New("mode overlay: the network has no subnet: add --ipam-driver netyard-overlay --ipam-opt overlay=NAME")
 	}
 	for _, s := range n.Subnets {
 		if !s.Gateway.IsValid() || !s.Pool.Contains(s.Gateway.Addr()) {
-			return fmt.Errorf("subnet %s: its gateway has to be in it", s.Pool)
+			return fmt.Errorf("subnet %s: it needs a gateway inside it", s.Pool)
 		}
 	}
 	if encrypted.Of(n) {
@@ -105,7 +105,7 @@ func (m mode) encrypts() error {
 		return h.Clear
 	}
 	if inside := h.TunnelMTU(); inside < modes.MinIPv6MTU {
-		return fmt.Errorf("the link to the other hosts carries %d, less what WireGuard adds: %d, and IPv6, which is inside, needs at least %d", h.MTU, inside, modes.MinIPv6MTU)
+		return fmt.Errorf("the link to the other hosts carries %d, which leaves %d inside WireGuard; IPv6 needs at least %d", h.MTU, inside, modes.MinIPv6MTU)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func Check(n modes.Network, reach bool) error {
 	}
 	guides := Address.Of(n)
 	err := n.Refuse(
-		modes.Objection{Option: exit.Row(), When: exit.Of(n) && len(guides) == 0, Why: "it is about the container that gateway_address names"},
+		modes.Objection{Option: exit.Row(), When: exit.Of(n) && len(guides) == 0, Why: "it needs gateway_address"},
 		modes.Objection{Option: exit.Row(), When: exit.Of(n) && n.Internal, Why: "an internal network has no way out"},
 	)
 	had := map[bool]bool{}
@@ -39,12 +39,12 @@ func checkFamily(n modes.Network, v6 bool) error {
 	bound := slices.ContainsFunc(modes.Bind.Of(n), func(a netip.Addr) bool { return a.Is6() == v6 })
 	const own = " containers leave with their own addresses"
 	return n.Refuse(
-		modes.Objection{Option: how.Row(), When: is == Isolated && !n.Internal, Why: "only a network with --internal can be without the host"},
+		modes.Objection{Option: how.Row(), When: is == Isolated && !n.Internal, Why: "it needs --internal"},
 		modes.Objection{
 			Option: modes.Bind.Row(), When: is == Routed && bound,
 			Why: "with " + how.Name + "=routed ports are published by the containers' own addresses",
 		},
-		modes.Objection{Option: out.Row(), When: a.IsLoopback() || a.IsMulticast(), Why: "nothing can leave with that address"},
+		modes.Objection{Option: out.Row(), When: a.IsLoopback() || a.IsMulticast(), Why: "it cannot be a source address"},
 		modes.Objection{Option: out.Row(), When: a.IsValid() && n.Internal, Why: "an internal network has no way out"},
 		modes.Objection{Option: out.Row(), When: a.IsValid() && is != NAT, Why: "with " + how.Name + "=" + is + own},
 		modes.Objection{Option: out.Row(), When: a.IsValid() && !modes.Masquerade.Of(n), Why: "with masquerade=false" + own},
@@ -61,7 +61,7 @@ func checkProxy(n modes.Network) error {
 		modes.Objection{Option: ndpProxy.Row(), When: n.Internal, Why: "nothing gets into an internal network"},
 		modes.Objection{
 			Option: ndpProxy.Row(), When: mode6.Of(n) == NAT && modes.Masquerade.Of(n),
-			Why: "containers leave with the host's address; say gateway_mode_ipv6=routed too, or masquerade=false",
+			Why: "containers leave with the host's address; add gateway_mode_ipv6=routed or masquerade=false",
 		},
 	)
 }
@@ -73,9 +73,9 @@ func checkGuide(n modes.Network, a netip.Addr, another, reach bool) error {
 	return n.Refuse(
 		modes.Objection{Option: of, When: !n.Contains(a), Why: a.String() + " is in no subnet of the network"},
 		modes.Objection{Option: of, When: host, Why: a.String() + " is the host's own address on the network"},
-		modes.Objection{Option: of, When: another, Why: "a container can have one default route of a family only"},
-		modes.Objection{Option: of, When: how.Of(n) == Routed, Why: "with " + how.Name + "=routed containers answer by way of the host"},
-		modes.Objection{Option: of, When: !reach, Why: "with icc=false containers do not reach it"},
+		modes.Objection{Option: of, When: another, Why: "a container can have only one default route per family"},
+		modes.Objection{Option: of, When: how.Of(n) == Routed, Why: "with " + how.Name + "=routed, replies of containers pass the host"},
+		modes.Objection{Option: of, When: !reach, Why: "with icc=false, containers do not reach it"},
 	)
 }
 

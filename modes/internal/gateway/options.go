@@ -12,8 +12,8 @@ const (
 var (
 	egress4 = modes.AddrOption{
 		Name: "egress_ipv4", Docker: []string{"com.docker.network.host_ipv4"}, Kind: modes.Addr4,
-		Fixed: "flows that are known keep the address they left with; make the network anew",
-		Help:  "address of the host that containers leave with, instead of that of the interface they leave by",
+		Fixed: "existing connections keep their source address; recreate the network",
+		Help:  "source address of outgoing traffic; default: that of the outgoing interface",
 	}
 	egress6 = modes.AddrOption{
 		Name: "egress_ipv6", Docker: []string{"com.docker.network.host_ipv6"}, Kind: modes.Addr6, Fixed: egress4.Fixed,
@@ -21,20 +21,20 @@ var (
 	}
 	exit = modes.BoolOption{
 		Name: "gateway_exit", Default: "false",
-		Fixed: "that container has its default route already; make the network anew",
-		Help:  "that container goes out by this network itself; without it, it needs another network for that",
+		Fixed: "that container has its default route already; recreate the network",
+		Help:  "the gateway container leaves by this network itself; otherwise it needs another network for that",
 	}
 	// Address names the container that the others go out by.
 	Address = modes.AddrsOption{
 		Name:  "gateway_address",
-		Fixed: "running containers have their default route already; make the network anew",
-		Help:  "addresses of the container that the others go out by; nothing goes out past it. It needs --ipam-driver netyard, and the container --ip",
+		Fixed: "running containers have their default route already; recreate the network",
+		Help:  "addresses of the container that is the gateway of the others, and their only way out. Needs --ipam-driver netyard, and --ip for the container",
 	}
 	mode4 = modes.EnumOption{
 		Name: "gateway_mode_ipv4", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv4"},
 		Values: []string{NAT, Routed, Isolated}, Default: NAT,
-		Fixed: "the published ports of running containers are as they are; make the network anew",
-		Help:  "nat: containers have the host's address outside. routed: their own, and -p opens their own ports. isolated: the host has no address on the bridge; with --internal only",
+		Fixed: "the ports of running containers are published already; recreate the network",
+		Help:  "nat: containers leave with the host's address. routed: with their own, and -p opens their own ports. isolated: the host has no address on the bridge; needs --internal",
 	}
 	mode6 = modes.EnumOption{
 		Name: "gateway_mode_ipv6", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv6"},
@@ -42,7 +42,7 @@ var (
 	}
 	ndpProxy = modes.LinkOption{
 		Name: "ndp_proxy", Set: true,
-		Help: "interface of the host on which it answers for its containers' IPv6 addresses, which are of that link's subnet",
+		Help: "host interface on which the host answers neighbour solicitations for its containers, whose addresses are in that link's subnet",
 	}
 )
 

@@ -50,7 +50,7 @@ func (k Kind) Traits(n modes.Network) modes.Traits {
 // lan is the one that the parent is on.
 func (k Kind) lan(n modes.Network) modes.LAN {
 	if island(n) {
-		return modes.LAN{Refusal: errors.New("a network without a parent is on no LAN; say -o parent=")}
+		return modes.LAN{Refusal: errors.New("a network without a parent is on no LAN; add -o parent=")}
 	}
 	if err := k.Member(n); err != nil {
 		return modes.LAN{Refusal: err}

@@ -55,7 +55,7 @@ func (k Kind) check(n modes.Network) error {
 	mode, flag := k.Setting(n)
 	for _, of := range []string{mode, flag} {
 		if HostAccess.Of(n) && slices.Contains([]string{"private", "vepa", "passthru"}, of) {
-			return HostAccess.Row().Refuse(n, "the host would be one more container on the parent, and with %s those do not reach each other", of)
+			return HostAccess.Row().Refuse(n, "with %s, links on the parent do not reach each other, nor the host's", of)
 		}
 	}
 	return k.checkPorts(n)
@@ -110,11 +110,11 @@ func (k Kind) fit(f modes.Facts, n modes.Network, name string, link core.LinkInf
 	case own:
 		return bad("is a link of netyard's own, of network %s", modes.Short(owner))
 	case slices.Contains([]string{"macvlan", "macvtap", "ipvlan", "ipvtap"}, link.Kind):
-		return bad("is a %s link itself; say the link that it is on", link.Kind)
+		return bad("is a %s link itself; use the link it is on", link.Kind)
 	case link.Encap != "ether":
 		return bad("is no Ethernet link")
 	case link.Master != "":
-		return bad("is a port of %s, which takes all that it receives; say %[1]s, or -d netyard-bridge -o bridge=%[1]s if that is a bridge", link.Master)
+		return bad("is a port of %s, which receives all its frames; use parent=%[1]s, or -d netyard-bridge -o bridge=%[1]s if that is a bridge", link.Master)
 	case mtu(n) > link.MTU:
 		return modes.MTURefusal(mtu(n), "parent %s has %d", name, link.MTU)
 	}
@@ -161,14 +161,14 @@ func (k Kind) share(n modes.Network, others []modes.Network) error {
 			who = modes.Short(o.ID)
 		}
 		if o.Mode != k.Name { // both want to be its one receive handler (netdev_rx_handler_register, net/core/dev.c)
-			return fmt.Errorf("%w: parent=%s: network %s has it in mode %s, and a link cannot be the parent of both macvlan and ipvlan", modes.ErrOption, Parent.Of(n), who, o.Mode)
+			return fmt.Errorf("%w: parent=%s: network %s uses it in mode %s, and a link cannot be the parent of both macvlan and ipvlan", modes.ErrOption, Parent.Of(n), who, o.Mode)
 		}
 		err := k.Share(n, o)
 		if err == nil {
 			err = sharePorts(n, o)
 		}
 		if err != nil {
-			return fmt.Errorf("%w: network %s has parent %s already, and %w", modes.ErrOption, who, Parent.Of(n), err)
+			return fmt.Errorf("%w: network %s is on parent %s, and %w", modes.ErrOption, who, Parent.Of(n), err)
 		}
 	}
 	return nil

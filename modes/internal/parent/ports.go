@@ -16,16 +16,16 @@ func (k Kind) checkPorts(n modes.Network) error {
 	if !HostPublish.Of(n) {
 		for _, o := range []modes.Option{modes.Bind.Row(), modes.PublishFrom.Row()} {
 			if o.Of(n) != "" {
-				return o.Refuse(n, "it is about ports of the host; say host_publish=true too")
+				return o.Refuse(n, "it applies to ports of the host; add host_publish=true")
 			}
 		}
 		return nil
 	}
 	if !HostAccess.Of(n) {
-		return HostPublish.Row().Refuse(n, "the host does not reach the containers; say host_access=true too")
+		return HostPublish.Row().Refuse(n, "the host does not reach the containers; add host_access=true")
 	}
 	if _, changed := n.Changed[modes.PublishFrom.Name]; changed {
-		return modes.PublishFrom.Row().Refuse(n, "all networks on the parent have it in common; make them anew")
+		return modes.PublishFrom.Row().Refuse(n, "it is shared by all networks on the parent; recreate them")
 	}
 	if k.Returns == nil {
 		return nil
@@ -41,7 +41,7 @@ func sharePorts(n, other modes.Network) error {
 	if !HostPublish.Of(n) || !HostPublish.Of(other) || who(n) == who(other) {
 		return nil
 	}
-	return fmt.Errorf("its publish_from=%s is that of all networks on one parent with host_publish=true", who(other))
+	return fmt.Errorf("its publish_from=%s is shared by all networks on one parent with host_publish=true", who(other))
 }
 
 // who reaches published ports, as it was said.
