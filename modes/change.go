@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// Now are the options as they stand: what the network was created with, and what was changed in place since.
+// Now returns the options in effect: those the network was created with, and those changed in place since.
 func (n Network) Now() map[string]string {
 	now := maps.Clone(n.Options)
 	if now == nil {
@@ -18,8 +18,8 @@ func (n Network) Now() map[string]string {
 	return now
 }
 
-// Change is the network with options changed in place; an empty value stands for the default. It refuses what Resolve
-// refuses, and what cannot be changed, by name and with the reason. Options stays what the engine asked for: it may ask
+// Change returns the network with options changed in place; an empty value means the default. It refuses what Resolve
+// refuses, and options that cannot be changed, with the reason. Options stays what the engine asked for, since it may ask
 // again.
 func (t *Table) Change(n Network, given map[string]string) (Network, error) {
 	changed, err := change(t.rows, n.Mode, given)
@@ -45,7 +45,7 @@ func (t *Table) Change(n Network, given map[string]string) (Network, error) {
 	return n, nil
 }
 
-// ChangeEndpoint is Change for one endpoint; an empty value stands for what its network says.
+// ChangeEndpoint is Change for one endpoint; an empty value means the network's.
 func (t *Table) ChangeEndpoint(n Network, e Endpoint, given map[string]string) (Endpoint, error) {
 	table, err := t.ofEndpoints(n.Mode, given)
 	if err != nil {
@@ -64,7 +64,7 @@ func (t *Table) ChangeEndpoint(n Network, e Endpoint, given map[string]string) (
 	return e, nil
 }
 
-// change resolves what is to be changed; empty values stay empty.
+// change resolves the options to change; empty values stay empty.
 func change(table []Option, mode string, given map[string]string) (map[string]string, error) {
 	if len(given) == 0 {
 		return nil, fmt.Errorf("%w: no option to change", ErrOption)

@@ -21,29 +21,29 @@ const (
 	IfName
 	Addr4
 	Addr6
-	Addrs   // addresses, with commas between them
-	Routes  // static routes, with commas between them, see Route
-	Sources // subnets and names of interfaces, with commas between them
-	Ports   // ports and ranges of them, with commas between them; each may say its protocol
+	Addrs   // addresses, separated by commas
+	Routes  // static routes, separated by commas, see Route
+	Sources // subnets and names of interfaces, separated by commas
+	Ports   // ports and port ranges, separated by commas; each may have a protocol
 	Rate
 )
 
-// An Option is one line of the table: what can be said with -o NAME=VALUE.
+// An Option is one row of the table: an option that users give as -o NAME=VALUE.
 type Option struct {
 	Name   string
 	Docker []string // the keys of Docker's built-in drivers that mean the same
 	CNI    string   // the key of upstream CNI plugins that means the same, where it tells modes apart; empty: none
 	// Modes are the modes that know it; nil: every mode. NewTable fills it in.
 	Modes []string
-	// Endpoint: it can also be said for one endpoint, which then goes before what its network says.
+	// Endpoint: it can also be given for one endpoint, and then overrides the network's.
 	Endpoint bool
-	// Set: it can be changed while the network has endpoints: the changed plan is made so.
+	// Set: it can be changed while the network has endpoints.
 	Set bool
-	// Fixed is why it cannot, of an option without Set.
+	// Fixed is why an option without Set cannot be changed.
 	Fixed   string
 	Kind    Kind
 	Default string
-	// Bare is what it means to say it without a value, as some of Docker's options are said; empty: it needs one.
+	// Bare is the value of the option when it is given without one, as some of Docker's are; empty: it needs a value.
 	Bare   string
 	Values []string // of an Enum
 	Min    int      // of an Int
@@ -51,10 +51,10 @@ type Option struct {
 	Help   string
 }
 
-// ErrOption is at the root of every refusal of an option.
+// ErrOption is wrapped by every refusal of an option.
 var ErrOption = errors.New("bad option")
 
-// parse checks a value and brings it to its one spelling.
+// parse checks a value and returns its canonical spelling.
 func (o Option) parse(key, v string) (string, error) {
 	bad := func(want string) error { return fmt.Errorf("%w: %s=%s: want %s", ErrOption, key, v, want) }
 	if v == "" && o.Bare != "" {
@@ -119,7 +119,7 @@ func (o Option) parse(key, v string) (string, error) {
 	return v, nil
 }
 
-// parseList brings each of the things between commas to its one spelling.
+// parseList returns the canonical spelling of each item between commas.
 func parseList(v string, bad error, parse func(string) (string, bool)) (string, error) {
 	var out []string
 	for one := range strings.SplitSeq(v, ",") {
@@ -161,7 +161,7 @@ func ValidIfName(name string) bool {
 	return name[0] != '-'
 }
 
-// Of is the value of the option for a network: what it was changed to, what was given, or the default.
+// Of returns the option's value for a network: as it was changed, as it was given, or the default.
 func (o Option) Of(n Network) string {
 	if v, ok := n.Changed[o.Name]; ok {
 		return v
@@ -172,19 +172,19 @@ func (o Option) Of(n Network) string {
 	return o.Default
 }
 
-// Refuse is a refusal of the option's value for a network.
+// Refuse returns an error that refuses the option's value for a network.
 func (o Option) Refuse(n Network, why string, args ...any) error {
 	return fmt.Errorf("%w: %s=%s: %s", ErrOption, o.Name, o.Of(n), fmt.Sprintf(why, args...))
 }
 
-// An Objection is why a network cannot have an option as it is, when it is so.
+// An Objection is a reason to refuse an option's value, if When holds.
 type Objection struct {
 	Option Option
 	When   bool
 	Why    string
 }
 
-// Refuse is the refusal of the first objection that holds; nil: none does.
+// Refuse returns an error for the first objection that holds; nil: none does.
 func (n Network) Refuse(all ...Objection) error {
 	for _, o := range all {
 		if o.When {
@@ -194,5 +194,5 @@ func (n Network) Refuse(all ...Objection) error {
 	return nil
 }
 
-// Given is what was given for an option: what it was changed to, or what the network was created with; empty: neither.
+// Given returns the value that was given for an option, at creation or by a change; empty: none was.
 func (n Network) Given(name string) string { return Option{Name: name}.Of(n) }

@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// A Route is one static route inside the sandbox; an invalid Via means that Dst is on the link.
+// A Route is a static route in the sandbox; with an invalid Via, Dst is on the link.
 type Route struct {
 	Dst netip.Prefix
 	Via netip.Addr
 }
 
-// String is how the option routes says it: 10.9.0.0/16@192.168.1.3.
+// String is the route as the option routes has it: 10.9.0.0/16@192.168.1.3.
 func (r Route) String() string {
 	if !r.Via.IsValid() {
 		return r.Dst.String()
@@ -20,7 +20,7 @@ func (r Route) String() string {
 	return fmt.Sprintf("%s@%s", r.Dst, r.Via)
 }
 
-// parseRoute reads what String writes. A default route is none: engines choose among networks which one has it.
+// parseRoute reads what String writes. It refuses a default route, since engines choose the network that has it.
 func parseRoute(text string) (r Route, ok bool) {
 	subnet, via, hop := strings.Cut(text, "@")
 	dst, err := netip.ParsePrefix(subnet)
@@ -37,7 +37,7 @@ func parseRoute(text string) (r Route, ok bool) {
 	return r, true
 }
 
-// Families are the families that a network has subnets of.
+// Families says for each family whether the network has a subnet.
 func (n Network) Families() (v4, v6 bool) {
 	for _, s := range n.Subnets {
 		v4, v6 = v4 || s.Pool.Addr().Is4(), v6 || s.Pool.Addr().Is6()

@@ -20,7 +20,7 @@ const (
 // A Table is the options of all modes, by name. It is made once and then only read.
 type Table struct{ rows, endpoint []Option }
 
-// NewTable puts the modes' own rows together.
+// NewTable joins the rows of all modes.
 func NewTable(ms map[string]Mode) *Table {
 	names := slices.Sorted(maps.Keys(ms))
 	rows := map[string]Option{modeOption: {
@@ -44,7 +44,7 @@ func NewTable(ms map[string]Mode) *Table {
 	return t
 }
 
-// Contradiction is an option that two modes describe in two ways; empty: there is none.
+// Contradiction returns an option that two modes describe differently; empty: there is none.
 func Contradiction(ms map[string]Mode) string {
 	rows := map[string]Option{}
 	for _, m := range ms {
@@ -58,10 +58,10 @@ func Contradiction(ms map[string]Mode) string {
 	return ""
 }
 
-// Options are the rows, by name.
+// Options returns the rows, by name.
 func (t *Table) Options() []Option { return slices.Clone(t.rows) }
 
-// row is an option by its name; the zero Option when there is none.
+// row finds an option by its name; the zero Option: there is none.
 func (t *Table) row(name string) Option {
 	at, ok := slices.BinarySearchFunc(t.rows, name, func(o Option, name string) int { return strings.Compare(o.Name, name) })
 	if !ok {
@@ -135,22 +135,19 @@ func find(table []Option, mode, key string) (Option, error) {
 			known = append(known, names...)
 		}
 	}
-	if near := nearest(key, known); near != "" {
+	if near := Nearest(key, known); near != "" {
 		return Option{}, fmt.Errorf("%w: unknown option %s for mode %s; did you mean %s?", ErrOption, key, mode, near)
 	}
 	return Option{}, fmt.Errorf("%w: unknown option %s for mode %s", ErrOption, key, mode)
 }
 
-// nearest is the known name that a typing error most likely meant; empty when none is close.
-func nearest(key string, known []string) string {
-	best, dist := "", len(key)/3+2
+// Nearest returns the known name that a misspelt word most likely means; empty: none is close.
+func Nearest(word string, known []string) string {
+	best, dist := "", len(word)/3+2
 	for _, k := range known {
-		if d := smetrics.WagnerFischer(key, k, 1, 1, 1); d < dist {
+		if d := smetrics.WagnerFischer(word, k, 1, 1, 1); d < dist {
 			best, dist = k, d
 		}
 	}
 	return best
 }
-
-// Nearest is the known name that a typing error most likely meant; empty when none is close.
-func Nearest(word string, known []string) string { return nearest(word, known) }

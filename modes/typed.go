@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// The options of a mode, by the type of their values: Row is the option as a row of the table, Of its value for a
-// network. Table.Resolve let nothing else into the record than what can be read here.
+// The options of a mode, by the type of their values: Row returns the row of the table, Of the value for a network. The
+// record has only values that can be read here: Table.Resolve checked them.
 type (
 	// A TextOption is an option of kind String.
 	TextOption Option
@@ -51,7 +51,7 @@ func (o BoolOption) Row() Option { return Option(o).of(Bool) }
 // Of is the value for a network.
 func (o BoolOption) Of(n Network) bool { return Option(o).Of(n) == "true" }
 
-// For is the value for one endpoint: its own, or else the network's.
+// For is the value for one endpoint: its own, or the network's.
 func (o BoolOption) For(n Network, e Endpoint) bool {
 	if v, ok := e.Options[o.Name]; ok {
 		return v == "true"

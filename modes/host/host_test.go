@@ -110,7 +110,7 @@ func TestCheck(t *testing.T) {
 	small := network(map[string]string{"mtu": "1000"}, "fd09::/64")
 	for want, n := range map[string]modes.Network{
 		"docker run --network host":          network(map[string]string{"strict": "true"}, "10.8.0.0/24"),
-		"omit --ipam-driver null":       network(nil),
+		"omit --ipam-driver null":            network(nil),
 		"--internal contradicts":             internal,
 		"IPv6 needs at least 1280":           small,
 		"mtu=1400 contradicts device=nic0":   network(map[string]string{"device": "nic0", "mtu": "1400"}),

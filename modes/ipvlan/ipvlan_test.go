@@ -246,9 +246,9 @@ func TestShare(t *testing.T) {
 	lan := modes.Network{ID: "cc", Name: "lan", Mode: "macvlan", Options: options("parent", "eth1")}
 	for want, n := range map[string]modes.Network{
 		"": of("parent", "eth0", "ipvlan_mode", "l3"),
-		"network aaaaaaaaaaaa is on parent eth0, and its ipvlan_mode=l3 is shared by all networks on one parent":     of("parent", "eth0"),
-		"network aaaaaaaaaaaa is on parent eth0, and its ipvlan_flag=bridge is shared by all networks on one parent": of("parent", "eth0", "ipvlan_mode", "l3", "ipvlan_flag", "vepa"),
-		"parent=eth1: network lan uses it in mode macvlan, and a link cannot be the parent of both macvlan and ipvlan":    of("parent", "eth1"),
+		"network aaaaaaaaaaaa is on parent eth0, and its ipvlan_mode=l3 is shared by all networks on one parent":       of("parent", "eth0"),
+		"network aaaaaaaaaaaa is on parent eth0, and its ipvlan_flag=bridge is shared by all networks on one parent":   of("parent", "eth0", "ipvlan_mode", "l3", "ipvlan_flag", "vepa"),
+		"parent=eth1: network lan uses it in mode macvlan, and a link cannot be the parent of both macvlan and ipvlan": of("parent", "eth1"),
 	} {
 		_, err := ipvlan.New(modes.Env{}).Settle(t.Context(), host, n, []modes.Network{first, lan, n})
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {

@@ -110,11 +110,11 @@ func TestRefusals(t *testing.T) {
 	none := network(netA, "blue", nil)
 	none.Subnets = nil
 	for what, n := range map[string]modes.Network{
-		"overlay: name the network":                  network(netA, "", nil),
+		"overlay: name the network":                        network(netA, "", nil),
 		"mtu=1451: the link to the other hosts carries":    network(netA, "blue", map[string]string{"mtu": "1451"}),
 		"mtu=1279: IPv6 needs at least 1280":               network(netA, "blue", map[string]string{"mtu": "1279"}),
 		"has no subnet":                                    none,
-		"it needs a gateway inside it":                      noGateway,
+		"it needs a gateway inside it":                     noGateway,
 		"10.20.0.0/16 overlaps 10.20.9.0/24 on the host's": network(netA, "blue", nil),
 	} {
 		_, err := m.Settle(t.Context(), n)
