@@ -19,8 +19,8 @@ func (n Network) Now() map[string]string {
 }
 
 // Change returns the network with options changed in place; an empty value means the default. It refuses what Resolve
-// refuses, and options that cannot be changed, with the reason. Options stays what the engine asked for, since it may ask
-// again.
+// refuses, and options that cannot be changed, with the reason. Options stays what the engine asked for, since it may
+// ask again.
 func (t *Table) Change(n Network, given map[string]string) (Network, error) {
 	changed, err := change(t.rows, n.Mode, given)
 	if err != nil {

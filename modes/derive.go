@@ -45,8 +45,8 @@ func (n Network) Gateways(e Endpoint) (gws []netip.Addr) {
 	return gws
 }
 
-// StableMAC is derived from the endpoint's address, so that neighbours' caches stay valid when another container gets the
-// address.
+// StableMAC is derived from the endpoint's address, so that neighbours' caches stay valid when another container gets
+// the address.
 func (e Endpoint) StableMAC() net.HardwareAddr {
 	if a := e.Address(true); a.IsValid() {
 		return append(net.HardwareAddr{0x02, 0x42}, a.AsSlice()...)

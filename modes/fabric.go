@@ -51,8 +51,9 @@ func (h OverlayHost) TunnelMTU() int {
 	return h.MTU - tunnel4
 }
 
-// Containers of an overlay send DNS queries to port 53 of the gateway's address (RFC 1035, section 4.2). netyard answers
-// at NamesPort, outside the kernel's range for clients, since another program may have port 53 of all addresses.
+// Containers of an overlay send DNS queries to port 53 of the gateway's address (RFC 1035, section 4.2). netyard
+// answers at NamesPort, outside the kernel's range for clients, since another program may have port 53 of all
+// addresses.
 const (
 	DNSPort   = 53
 	NamesPort = 30053

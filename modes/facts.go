@@ -17,8 +17,8 @@ type Facts interface {
 	Links() ([]string, error)
 	// HasKind says whether the kernel can make links of a kind.
 	HasKind(kind string) bool
-	// Occupant is the link, but for the excepted one, on which the host has an address in a subnet; empty: none. A
-	// subnet may be a part of that of the links in within.
+	// Occupant finds a link, other than except, with a subnet that overlaps the given one; empty: none. The given one
+	// may be part of the subnets of the links in within.
 	Occupant(subnet netip.Prefix, except string, within ...string) (link string, other netip.Prefix, err error)
 	// HasAddr says whether the host has an address.
 	HasAddr(a netip.Addr) (bool, error)
@@ -26,23 +26,23 @@ type Facts interface {
 	LinkAddrs(link string) ([]netip.Prefix, error)
 	// ReversePath is rp_filter as it counts for a link (ip-sysctl.rst).
 	ReversePath(link string) (string, error)
-	// Device is what a network card of the host is like; an error says why no container can have it.
+	// Device returns the state of a network card of the host; an error says why no container can have it.
 	Device(name string) (device.State, error)
 }
 
-// keptDevice is the key of Endpoint.Kept that has what a card was like.
+// keptDevice is the key of Endpoint.Kept for the state of a card.
 const keptDevice = "device"
 
-// NoteDevice is what a card was like, as Endpoint.Kept has it.
+// NoteDevice returns the state of a card as Endpoint.Kept has it.
 func NoteDevice(st device.State) (map[string]string, error) {
 	text, err := json.Marshal(st)
 	if err != nil {
-		return nil, fmt.Errorf("note the state of a device: %w", err)
+		return nil, fmt.Errorf("encode the state of a device: %w", err)
 	}
 	return map[string]string{keptDevice: string(text)}, nil
 }
 
-// NotedDevice is what the card was like that the endpoint took; ok is false when nothing is noted.
+// NotedDevice returns the state of the endpoint's card before it was moved; ok is false when none is recorded.
 func (e Endpoint) NotedDevice() (st device.State, ok bool) {
 	text := e.Kept[keptDevice]
 	return st, text != "" && json.Unmarshal([]byte(text), &st) == nil

@@ -27,8 +27,8 @@ type Network struct {
 	// Subnets are in the order the engine gave them.
 	Subnets []Subnet          `json:",omitempty"`
 	Options map[string]string `json:",omitempty"` // canonical names, see Table.Resolve
-	// Changed are the options that were changed in place since, see Table.Change. They override Options, which stay what
-	// the engine asked for.
+	// Changed are the options that were changed in place since, see Table.Change. They override Options, which stay
+	// what the engine asked for.
 	Changed map[string]string `json:",omitempty"`
 	// Settled is what the mode decided when the network was created, see Mode.Settle.
 	Settled map[string]string `json:",omitempty"`
@@ -93,8 +93,8 @@ type Endpoint struct {
 	Aliases []string `json:",omitempty"`
 	// NS is the namespace that was at Sandbox when the endpoint was attached by CNI.
 	NS core.NamespaceID `json:",omitzero"`
-	// Into is an open descriptor of the endpoint's namespace while it is being attached; 0: none. A mode that can creates
-	// the link there, named IfName: moving and renaming a link costs the kernel tens of milliseconds.
+	// Into is an open descriptor of the endpoint's namespace while it is being attached; 0: none. A mode that can
+	// creates the link there, named IfName: moving and renaming a link costs the kernel tens of milliseconds.
 	Into int `json:"-"`
 	// Inside is what CNI configured in the sandbox.
 	Inside sandbox.Plug `json:",omitzero"`
@@ -143,7 +143,8 @@ type Container struct {
 
 // Equal says whether all fields of two containers are the same.
 func (c Container) Equal(d Container) bool {
-	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image && c.PID == d.PID && c.Hostname == d.Hostname &&
+	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image &&
+		c.PID == d.PID && c.Hostname == d.Hostname &&
 		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels)
 }
 
@@ -192,15 +193,16 @@ func (n Network) Link(e Endpoint, src string, mtu int) Link {
 	return l
 }
 
-// A Mode is one kind of network. It returns what is wanted, and changes nothing: package plan makes the objects, compares
-// them with the kernel and removes them. Only Settle looks at the host, by the facts it is given, and at the cluster.
+// A Mode is one kind of network. It returns what is wanted, and changes nothing: package plan makes the objects,
+// compares them with the kernel and removes them. Only Settle looks at the host, by the facts it is given, and at the
+// cluster.
 type Mode interface {
 	// Options returns the mode's rows of the table of options.
 	Options() []Option
-	// Settle refuses a network that cannot be had on this host, or beside the other networks; the error names the option
-	// or field. It returns what is decided once, when the network is created, from what the host is like then. That is
-	// recorded as Settled and stays. A network that is Ready is being changed: Settle then only checks it, and returns
-	// its Settled.
+	// Settle refuses a network that cannot be had on this host, or beside the other networks; the error names the
+	// option or field. It returns what is decided once, when the network is created, from what the host is like then.
+	// That is recorded as Settled and stays. A network that is Ready is being changed: Settle then only checks it, and
+	// returns its Settled.
 	Settle(ctx context.Context, f Facts, n Network, others []Network) (map[string]string, error)
 	// Traits returns what the rest of netyard has to know of a network.
 	Traits(n Network) Traits

@@ -92,7 +92,8 @@ func (o Option) parse(key, v string) (string, error) {
 		}
 		return a.String(), nil
 	case Routes:
-		return parseList(v, bad("subnets, each with @ and the next hop or alone if it is on the link, with commas between them"), func(one string) (string, bool) {
+		want := "subnets, each with @ and the next hop or alone if it is on the link, with commas between them"
+		return parseList(v, bad(want), func(one string) (string, bool) {
 			r, ok := parseRoute(one)
 			return r.String(), ok
 		})
@@ -102,7 +103,8 @@ func (o Option) parse(key, v string) (string, error) {
 			return a.String(), err == nil && a.Zone() == ""
 		})
 	case Ports:
-		return parseList(v, bad("ports from 1 to 65535 or ranges of them, with commas between them, such as 80,443/tcp,8000-8100/udp"), func(one string) (string, bool) {
+		want := "ports from 1 to 65535 or ranges of them, with commas between them, such as 80,443/tcp,8000-8100/udp"
+		return parseList(v, bad(want), func(one string) (string, bool) {
 			r, ok := parsePorts(one)
 			return r.String(), ok
 		})
@@ -177,18 +179,23 @@ func (o Option) Refuse(n Network, why string, args ...any) error {
 	return fmt.Errorf("%w: %s=%s: %s", ErrOption, o.Name, o.Of(n), fmt.Sprintf(why, args...))
 }
 
-// An Objection is a reason to refuse an option's value, if When holds.
+// An Objection is a reason to refuse an option's value, if it holds.
 type Objection struct {
-	Option Option
-	When   bool
-	Why    string
+	option Option
+	holds  bool
+	why    string
+}
+
+// If is an objection to the option's value.
+func (o Option) If(holds bool, why string, args ...any) Objection {
+	return Objection{o, holds, fmt.Sprintf(why, args...)}
 }
 
 // Refuse returns an error for the first objection that holds; nil: none does.
 func (n Network) Refuse(all ...Objection) error {
 	for _, o := range all {
-		if o.When {
-			return o.Option.Refuse(n, "%s", o.Why)
+		if o.holds {
+			return o.option.Refuse(n, "%s", o.why)
 		}
 	}
 	return nil

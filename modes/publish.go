@@ -39,7 +39,9 @@ func (e Endpoint) PublishedTo(to netip.Addr) (objects []core.Object) {
 		if p.Routed || !to.IsValid() || p.HostIP.Is4() != to.Is4() {
 			continue
 		}
-		pub := ports.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: to, ToPort: p.ContainerPort}
+		pub := ports.Publication{
+			Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: to, ToPort: p.ContainerPort,
+		}
 		for _, el := range pub.Elements() {
 			objects = append(objects, el.For(e.ID))
 		}
@@ -56,7 +58,9 @@ func (e Endpoint) Redirects() []core.Object {
 			continue
 		}
 		if a := e.Address(p.HostIP.Is4()); a.IsValid() {
-			r.Ports = append(r.Ports, ports.Publication{Proto: p.Proto, Host: a, Port: p.HostPort, Count: p.Count, To: a, ToPort: p.ContainerPort})
+			r.Ports = append(r.Ports, ports.Publication{
+				Proto: p.Proto, Host: a, Port: p.HostPort, Count: p.Count, To: a, ToPort: p.ContainerPort,
+			})
 		}
 	}
 	if len(r.Ports) == 0 {

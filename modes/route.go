@@ -31,10 +31,8 @@ func parseRoute(text string) (r Route, ok bool) {
 	if !hop {
 		return r, true
 	}
-	if r.Via, err = netip.ParseAddr(via); err != nil || r.Via.Zone() != "" || r.Via.Is4() != dst.Addr().Is4() || r.Via.IsUnspecified() {
-		return r, false
-	}
-	return r, true
+	r.Via, err = netip.ParseAddr(via)
+	return r, err == nil && r.Via.Zone() == "" && r.Via.Is4() == dst.Addr().Is4() && !r.Via.IsUnspecified()
 }
 
 // Families says for each family whether the network has a subnet.

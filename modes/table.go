@@ -63,21 +63,21 @@ func (t *Table) Options() []Option { return slices.Clone(t.rows) }
 
 // row finds an option by its name; the zero Option: there is none.
 func (t *Table) row(name string) Option {
-	at, ok := slices.BinarySearchFunc(t.rows, name, func(o Option, name string) int { return strings.Compare(o.Name, name) })
-	if !ok {
+	at := slices.IndexFunc(t.rows, func(o Option) bool { return o.Name == name })
+	if at < 0 {
 		return Option{}
 	}
 	return t.rows[at]
 }
 
-// Resolve turns what the user typed into canonical option names for a mode. It refuses, by name and before anything is
-// touched, what is unknown (naming the nearest known one), ill-typed, of another mode, or said twice with two values.
+// Resolve returns the given options by their canonical names. It refuses, by name, what is unknown (and names the
+// nearest known one), ill-typed, of another mode, or given twice with two values.
 func (t *Table) Resolve(mode string, given map[string]string) (map[string]string, error) {
 	return resolve(t.rows, mode, given)
 }
 
-// ResolveEndpoint is Resolve for what was said for one endpoint: docker network connect --driver-opt, and driver_opts
-// of compose.
+// ResolveEndpoint is Resolve for the options of one endpoint: docker network connect --driver-opt, and driver_opts of
+// compose.
 func (t *Table) ResolveEndpoint(mode string, given map[string]string) (map[string]string, error) {
 	table, err := t.ofEndpoints(mode, given)
 	if err != nil {
@@ -90,7 +90,7 @@ func (t *Table) ResolveEndpoint(mode string, given map[string]string) (map[strin
 	return opts, nil
 }
 
-// ofEndpoints are the options that can be said for one endpoint; given those of a network, it says so.
+// ofEndpoints returns the options that can be given for one endpoint, and refuses those that are a network's.
 func (t *Table) ofEndpoints(mode string, given map[string]string) ([]Option, error) {
 	for _, key := range slices.Sorted(maps.Keys(given)) {
 		if o, err := find(t.rows, mode, key); err == nil && !o.Endpoint {
@@ -113,7 +113,8 @@ func resolve(table []Option, mode string, given map[string]string) (map[string]s
 			return nil, err
 		}
 		if old, ok := out[o.Name]; ok && old != v {
-			return nil, fmt.Errorf("%w: %s=%s contradicts %s=%s", ErrOption, key, given[key], from[o.Name], given[from[o.Name]])
+			other := from[o.Name]
+			return nil, fmt.Errorf("%w: %s=%s contradicts %s=%s", ErrOption, key, given[key], other, given[other])
 		}
 		out[o.Name], from[o.Name] = v, key
 	}
@@ -127,7 +128,8 @@ func find(table []Option, mode, key string) (Option, error) {
 		of := o.Modes == nil || slices.Contains(o.Modes, mode)
 		if slices.Contains(names, key) {
 			if !of {
-				return o, fmt.Errorf("%w: %s is not an option of mode %s, but of %s", ErrOption, key, mode, strings.Join(o.Modes, ", "))
+				return o, fmt.Errorf("%w: %s is not an option of mode %s, but of %s",
+					ErrOption, key, mode, strings.Join(o.Modes, ", "))
 			}
 			return o, nil
 		}

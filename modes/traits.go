@@ -9,34 +9,34 @@ import (
 	"netyard/kernel/sandbox"
 )
 
-// Traits are what the rest of netyard has to know of a network. The zero value is that of one whose endpoints have
-// addresses on a link without a hardware address of its own, publish no ports, and have the host as their gateway.
+// Traits are what the rest of netyard has to know of a network. With the zero value, endpoints have addresses on a link
+// without a hardware address of its own, publish no ports, and have the host as their gateway.
 type Traits struct {
 	MAC MACRule
 	// Addressless: its endpoints have no addresses, and so neither gateways nor ports.
 	Addressless bool
-	// Policed: its endpoints' packets come by the host's firewall, so that policies hold for them.
+	// Policed: its endpoints' traffic passes the host's firewall, so that policies apply.
 	Policed bool
 	// Isolated: its endpoints do not reach each other on the link.
 	Isolated bool
 	// Publish says where ports can be published.
 	Publish Publishing
-	// Sharing is set where endpoints share the host's addresses: what a program in the sandbox listens on, the host
-	// listens on.
+	// Sharing is set where endpoints share the host's addresses: a port that a program in the sandbox listens on
+	// becomes a port of the host.
 	Sharing *PortSharing
-	// Device is the network card of the host that an endpoint takes with it; empty: none. What it is like is noted in
-	// the endpoint's record before, so that it can be given back as it was.
+	// Device is the network card of the host that is moved into the sandbox; empty: none. Its state is recorded with
+	// the endpoint before, so that it can be restored.
 	Device string
 	// Gatewayless are the families for which the network needs no address of the host.
 	Gatewayless Families
-	// Reserved are addresses that only who asks for them by name gets.
+	// Reserved are addresses that are given only to endpoints that request them.
 	Reserved Reservation
-	// OnHostLink: its links are made on a link of the host, which may be away and come back. So the network's objects
-	// are made again before each endpoint's, and the gateway is not the host but a router of that link.
+	// OnHostLink: its links are made on a link of the host, which may disappear and come back. So the network's objects
+	// are ensured again before each endpoint's. The gateway is a router on that link, and not the host.
 	OnHostLink bool
-	// LAN is where a DHCP server can give its endpoints addresses.
+	// LAN is the LAN whose DHCP server can give its endpoints addresses.
 	LAN LAN
-	// Cluster is the cluster's network that it is; nil: none. Its addresses are claimed there.
+	// Cluster is the cluster's network that it belongs to; nil: none. Its addresses are claimed there.
 	Cluster *Overlay
 }
 
@@ -85,27 +85,26 @@ type Families struct{ V4, V6 bool }
 // Has says whether the family of an address is among them.
 func (f Families) Has(a netip.Addr) bool { return a.Is4() && f.V4 || a.Is6() && f.V6 }
 
-// A Reservation is addresses of a network that mean something to it, and the option that names them.
+// A Reservation is addresses with a meaning for their network, and the option that names them.
 type Reservation struct {
 	Option string
 	Addrs  []netip.Addr
 }
 
-// A LAN is where a network's endpoints are members of a LAN.
+// A LAN is the place of a network's endpoints on a LAN.
 type LAN struct {
-	// Port is where they are on it; without a parent, they are on none.
+	// Port is the link they are on; without a parent, they are on no LAN.
 	Port dhcp.LANPort
-	// Refusal is why they are on none; nil: there is nothing to be said about it.
+	// Refusal is why they are on no LAN, where that needs an explanation.
 	Refusal error
 }
 
 // A PortSharing says which ports that programs in a sandbox listen on become the host's.
 type PortSharing struct{ Include, Exclude []PortRange }
 
-// Ports are the ports of the host that the sockets of an endpoint's sandbox ask for, one each. Its clients reach
-// sockets that are bound to all addresses, or to the endpoint's own; those on loopback, on another network's address or
-// on one interface are private. Neighbouring ports are not joined to a range: when one closes, the others must not be
-// gone for a moment.
+// Ports returns the ports of the host for the sockets of an endpoint's sandbox: those bound to all addresses or to the
+// endpoint's own. Sockets on loopback, on another network's address or on one interface stay private. Adjacent ports
+// are not joined to a range, so that the others stay published when one closes.
 func (s PortSharing) Ports(e Endpoint, ls []sandbox.Listener) (shared []Port) {
 	for _, l := range ls {
 		if !s.shares(l) {
@@ -125,8 +124,8 @@ func (s PortSharing) Ports(e Endpoint, ls []sandbox.Listener) (shared []Port) {
 	return shared
 }
 
-// shares says whether a socket may be shared. One that the kernel chose the port of is a client's, unless it is asked
-// for.
+// shares says whether a socket's port is shared. A port that the kernel chose belongs to a client, unless it is
+// included.
 func (s PortSharing) shares(l sandbox.Listener) bool {
 	in := func(ranges []PortRange) bool {
 		return slices.ContainsFunc(ranges, func(r PortRange) bool { return r.Has(l.Proto, l.Port) })

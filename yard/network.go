@@ -58,8 +58,8 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	return nil
 }
 
-// settle has the mode decide what it decides about a new network, beside those on record, and records it. again: another
-// network was recorded meanwhile, so that the decision may not hold.
+// settle asks the mode about a new network and records it. again: another network was recorded meanwhile, so the mode
+// has to be asked again.
 func (y *Yard) settle(ctx context.Context, m modes.Mode, n modes.Network) (_ modes.Network, again bool, err error) {
 	others, err := y.Networks()
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package bridge is the mode of a bridge per network: the host is its gateway, what leaves takes the host's address,
-// and nothing comes in uninvited. On a bridge that belongs to the host's owner it only plugs containers in.
+// Package bridge is the mode of a bridge per network: the host is the gateway, outgoing traffic takes the host's
+// address, and incoming traffic needs a published port. To an existing bridge of the host it only attaches containers.
 package bridge
 
 import (
@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// settledOwner is the key under which it is kept whose the bridge is.
+	// settledOwner is the key that says whether the bridge is the host's.
 	settledOwner = "bridge_owner"
 	ownerHost    = "host"
 	settledMTU   = "mtu"
@@ -31,7 +31,7 @@ type mode struct{}
 // New makes the mode.
 func New(modes.Env) modes.Mode { return mode{} }
 
-// Settle decides whose the bridge is: one that is there already and is not netyard's stays its owner's for good.
+// Settle decides whether the bridge is the host's: netyard never changes or removes one that existed before.
 func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.Network) (map[string]string, error) {
 	if err := check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
@@ -49,8 +49,8 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 	return nil, gateway.Free(f, n, name(n))
 }
 
-// Traits: nothing gets into an internal network, so its containers' ports are for each other. Containers on a bridge of
-// the host's owner are on the LAN themselves.
+// Traits: nothing gets into an internal network, so its containers publish ports for each other only. Containers on a
+// bridge of the host are members of its LAN.
 func (mode) Traits(n modes.Network) modes.Traits {
 	t := modes.Traits{
 		MAC: modes.MACDerived, Policed: true, Isolated: !icc.Of(n),
@@ -63,20 +63,25 @@ func (mode) Traits(n modes.Network) modes.Traits {
 	if hostOwned(n) {
 		t.LAN.Port = dhcp.LANPort{Kind: "bridge", Parent: name(n)}
 		t.Publish.OnHost, t.Publish.OnOwn = true, false
-		t.Publish.Refusal = fmt.Errorf("containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
+		t.Publish.Refusal = fmt.Errorf(
+			"containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
 		return t
 	}
-	t.LAN.Refusal = fmt.Errorf("bridge %s is netyard's own and leads to no LAN; use a bridge of the host with -o com.docker.network.bridge.name", name(n))
+	t.LAN.Refusal = fmt.Errorf(
+		"bridge %s is netyard's own and leads to no LAN; use a bridge of the host with -o com.docker.network.bridge.name",
+		name(n))
 	return t
 }
 
-// Objects are the bridge, and what the rules have to know of it.
+// Objects are the bridge, its addresses, and the elements of firewall sets for it.
 func (mode) Objects(n modes.Network) []core.Object {
 	br, short := name(n), modes.Short(n.ID)
 	if hostOwned(n) {
 		return []core.Object{kbridge.HostBridge{Name: br}, beside.Bypass{In: br, Out: br, Network: short}}
 	}
-	link := kbridge.Bridge{Name: br, Alias: core.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: promisc.Of(n)}
+	link := kbridge.Bridge{
+		Name: br, Alias: core.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: promisc.Of(n),
+	}
 	var rest []core.Object
 	for _, s := range n.Subnets {
 		v6, isolated := s.Pool.Addr().Is6(), gateway.IsolatedAt(n, s)
@@ -96,7 +101,7 @@ func (mode) Objects(n modes.Network) []core.Object {
 	return slices.Concat([]core.Object{link}, rest, gateway.Objects(n, br), zone.Objects(n))
 }
 
-// Place is the port of an endpoint.
+// Place is a pair of links, with one end a port of the bridge.
 func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, link modes.Link) {
 	if !n.Internal && !hostOwned(n) {
 		objects = bridged.Forwarding(n)
@@ -107,7 +112,7 @@ func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, lin
 	objects = append(objects, v, kbridge.StaticPort{Link: v.Name, MAC: v.MAC, Open: g.Open, Flooded: hostOwned(n)})
 	limits := kbridge.Limits{Link: v.Name, Shaper: core.Name(core.ShaperPrefix, e.ID), Alias: v.Alias, MTU: v.MTU}
 	limits.Ingress, limits.Egress = n.Limits(e)
-	if e.Into == 0 || !limits.None() { // a link that is just being made has none to take away
+	if e.Into == 0 || !limits.None() { // a new link has none to remove
 		objects = append(objects, limits)
 	}
 	link = n.Link(e, v.Peer, v.MTU)
@@ -115,22 +120,23 @@ func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, lin
 	return slices.Concat(objects, g.Objects(), gateway.Proxies(n, e), ports(n, e)), link
 }
 
-// guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come
-// from the LAN, and what a router passes on for the others is from anywhere, so there it is the hardware address alone.
+// guard has the rules for an endpoint's port. On a bridge of the host, addresses may come from the LAN, and a router
+// forwards packets from anywhere: there the guard checks only the hardware address.
 func guard(n modes.Network, e modes.Endpoint, v kbridge.Veth) kbridge.PortGuard {
 	g := e.Guard(v.Name, v.MAC)
 	g.Open, g.LAN = !antispoof.For(n, e), hostOwned(n) || isRouter(n, e)
 	return g
 }
 
-// ports are the elements that give ports to an endpoint: of the host, or its own.
+// ports publish ports of an endpoint: on the host, or on its own addresses.
 func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	if n.Internal {
 		return append(e.Redirects(), e.Published()...)
 	}
 	for _, p := range e.Ports {
 		if p.Routed {
-			for _, el := range (kports.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}).Elements() {
+			open := kports.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}
+			for _, el := range open.Elements() {
 				objects = append(objects, el.For(e.ID))
 			}
 		}
@@ -138,7 +144,7 @@ func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	return append(objects, e.Published()...)
 }
 
-// mtu is what the links of a network carry. A port with less than a host's bridge has would lower the bridge's.
+// mtu is that of a network's links. A port with a smaller one would lower that of the host's bridge.
 func mtu(n modes.Network) int {
 	if i, err := strconv.Atoi(n.Settled[settledMTU]); err == nil {
 		return i
@@ -155,21 +161,20 @@ func name(n modes.Network) string {
 	return bridged.Name(n)
 }
 
-// isRouter says whether the network sends what is for others to an endpoint: it is the gateway, or the next hop of a
-// route.
+// isRouter says whether an endpoint is the gateway, or the next hop of a route.
 func isRouter(n modes.Network, e modes.Endpoint) bool {
 	return gateway.Is(n, e) || slices.ContainsFunc(staticRoutes.Of(n), func(r modes.Route) bool { return e.Has(r.Via) })
 }
 
-// routes are the static routes of an endpoint: of the families it has addresses of, and not those that lead to it,
-// which an engine could not make.
+// routes are the static routes of an endpoint: those of its families, without those that lead to itself, which an
+// engine could not add.
 func routes(n modes.Network, e modes.Endpoint) []modes.Route {
 	return slices.DeleteFunc(staticRoutes.Of(n), func(r modes.Route) bool {
 		return e.Has(r.Via) || !e.Address(r.Dst.Addr().Is4()).IsValid()
 	})
 }
 
-// check refuses what no host could have.
+// check refuses options that contradict each other.
 func check(n modes.Network) error {
 	if err := n.CheckMTU(modes.MTU.Of(n)); err != nil {
 		return err
@@ -190,17 +195,15 @@ func check(n modes.Network) error {
 	return gateway.Check(n, icc.Of(n))
 }
 
-// checkHostBridge refuses what cannot be had on a bridge of the host's owner, who sets it up and routes it.
+// checkHostBridge refuses options that would change a bridge of the host.
 func checkHostBridge(n modes.Network, link core.LinkInfo) error {
 	other, _, ours := core.ParseAlias(link.Alias)
 	_, sized := n.Options[modes.MTU.Name]
+	otherMTU := sized && modes.MTU.Of(n) != link.MTU
 	err := n.Refuse(
-		modes.Objection{Option: bridge.Row(), When: ours, Why: "it is the bridge of netyard's network " + modes.Short(other)},
-		modes.Objection{Option: bridge.Row(), When: link.Kind != "bridge", Why: "that link is not a bridge but a " + link.Kind},
-		modes.Objection{
-			Option: modes.MTU.Row(), When: sized && modes.MTU.Of(n) != link.MTU,
-			Why: fmt.Sprintf("the host's bridge %s has %d, which netyard does not change", name(n), link.MTU),
-		},
+		bridge.Row().If(ours, "it is the bridge of netyard's network %s", modes.Short(other)),
+		bridge.Row().If(link.Kind != "bridge", "that link is not a bridge but a %s", link.Kind),
+		modes.MTU.Row().If(otherMTU, "the host's bridge %s has %d, which netyard does not change", name(n), link.MTU),
 	)
 	for _, o := range []modes.BoolOption{modes.Masquerade, promisc} {
 		if err == nil && n.Options[o.Name] == "true" {

@@ -36,6 +36,7 @@ var (
 
 func (mode) Options() []modes.Option {
 	return append(gateway.Options(),
-		antispoof.Row(), bridge.Row(), icc.Row(), inhibit4.Row(), promisc.Row(), staticRoutes.Row(), modes.Bind.Row(), modes.BothRate.Row(),
-		modes.EgressRate.Row(), modes.IfacePrefix.Row(), modes.IngressRate.Row(), modes.MTU.Row(), modes.PublishFrom.Row())
+		antispoof.Row(), bridge.Row(), icc.Row(), inhibit4.Row(), promisc.Row(), staticRoutes.Row(),
+		modes.Bind.Row(), modes.BothRate.Row(), modes.EgressRate.Row(), modes.IfacePrefix.Row(),
+		modes.IngressRate.Row(), modes.MTU.Row(), modes.PublishFrom.Row())
 }

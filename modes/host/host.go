@@ -1,6 +1,6 @@
-// Package host is the mode of containers that share the host's addresses: what they listen on, the host listens on, and
-// what leaves them leaves as the host's. It is not the host's network namespace, which no driver can give. With device=
-// the one container of the network gets a whole network card of the host instead.
+// Package host is the mode of containers that share the host's addresses: the ports they listen on become the host's,
+// and their traffic leaves with the host's address. It is not the host's network namespace, which no driver can give.
+// With device=, the network's one container gets a network card of the host instead.
 package host
 
 import (
@@ -27,7 +27,7 @@ func (mode) Options() []modes.Option {
 	}
 }
 
-// Settle decides nothing. A card that no container can have is refused here, when somebody is there to read it.
+// Settle decides nothing. It refuses a card that no container can have, while somebody reads the error.
 func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.Network) (map[string]string, error) {
 	if err := check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
@@ -48,18 +48,21 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 
 func check(n modes.Network) error {
 	if strict.Of(n) {
-		return strict.Row().Refuse(n, "no network driver can put a container into the host's network namespace; use docker run --network host")
+		return strict.Row().Refuse(n,
+			"no network driver can put a container into the host's network namespace; use docker run --network host")
 	}
 	if dev := device.Of(n); dev != "" {
 		for _, name := range []string{exclude.Name, include.Name, modes.MTU.Name} {
 			if v, given := n.Options[name]; given {
-				return fmt.Errorf("%w: %s=%s contradicts device=%s: the container has the whole card", modes.ErrOption, name, v, dev)
+				return fmt.Errorf("%w: %s=%s contradicts device=%s: the container has the whole card",
+					modes.ErrOption, name, v, dev)
 			}
 		}
 		return nil
 	}
 	if n.Internal {
-		return fmt.Errorf("%w: --internal contradicts mode host, whose containers share the host's addresses", modes.ErrOption)
+		return fmt.Errorf("%w: --internal contradicts mode host, whose containers share the host's addresses",
+			modes.ErrOption)
 	}
 	if len(n.Subnets) == 0 {
 		return errors.New("mode host needs a subnet for the link between host and containers: omit --ipam-driver null")
@@ -72,8 +75,7 @@ func check(n modes.Network) error {
 	return n.CheckMTU(modes.MTU.Of(n))
 }
 
-// Traits: the packets of a card do not come by the host's firewall, and its container has the ports of its own
-// addresses.
+// Traits: the traffic of a card does not pass the host's firewall, and its container has ports of its own.
 func (mode) Traits(n modes.Network) modes.Traits {
 	if dev := device.Of(n); dev != "" {
 		return modes.Traits{MAC: modes.MACAsIs, Device: dev, Publish: modes.Publishing{
@@ -86,13 +88,15 @@ func (mode) Traits(n modes.Network) modes.Traits {
 	}
 }
 
-// Objects are the private link: a bridge that only the host and the network's containers are on, and what makes its
-// packets leave with the host's address. The containers reach each other on it, as programs of one host do.
+// Objects are a private bridge for the host and the network's containers, whose traffic leaves with the host's address.
+// The containers reach each other, as programs of one host do.
 func (mode) Objects(n modes.Network) []core.Object {
 	if device.Of(n) != "" {
 		return nil
 	}
-	bridge := kbridge.Bridge{Name: bridged.Name(n), Alias: core.Alias(n.ID, ""), MTU: modes.MTU.Of(n), MAC: modes.LocalMAC(n.ID)}
+	bridge := kbridge.Bridge{
+		Name: bridged.Name(n), Alias: core.Alias(n.ID, ""), MTU: modes.MTU.Of(n), MAC: modes.LocalMAC(n.ID),
+	}
 	_, bridge.IPv6 = n.Families()
 	objects := []core.Object{bridge}
 	for _, s := range n.Subnets {
@@ -102,8 +106,7 @@ func (mode) Objects(n modes.Network) []core.Object {
 	return append(objects, bridged.Zone{Bridge: bridge.Name, ICC: true}.Objects(n)...)
 }
 
-// Place: the port of an endpoint may send back what came from it, since a container reaches what it listens on by the
-// host's address, too.
+// Place: the port is a hairpin, since a container also reaches its own ports by the host's address.
 func (mode) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Link) {
 	if dev := device.Of(n); dev != "" {
 		card := kdevice.Device{Name: dev, Network: n.ID, Endpoint: e.ID, Sandbox: e.Sandbox}
@@ -114,7 +117,7 @@ func (mode) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Link)
 	}
 	link := n.Link(e, core.Name(core.PeerPrefix, e.ID), modes.MTU.Of(n))
 	link.Gateways = n.Gateways(e)
-	e.Into = 0 // the link is moved into the sandbox
+	e.Into = 0 // the link is created on the host, and moved into the sandbox
 	v := bridged.Veth(n, e, bridged.Name(n), link.MTU)
 	v.Hairpin = true
 	return slices.Concat(bridged.Forwarding(n), bridged.Port(e, v), e.Published()), link

@@ -42,32 +42,35 @@ func New(modes.Env) modes.Mode {
 
 func (ipvlan) Options() []modes.Option { return parent.Options(flag.Row(), mode.Row()) }
 
-func (m ipvlan) Settle(_ context.Context, f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
+func (m ipvlan) Settle(
+	_ context.Context, f modes.Facts, n modes.Network, others []modes.Network,
+) (map[string]string, error) {
 	return m.Kind.Settle(f, n, others)
 }
 
-// routed: there is no neighbour that could be a gateway.
+// routed says whether the host routes for the network.
 func routed(n modes.Network) bool { return mode.Of(n) != l2 }
 
-// returns: with l2 the answers come in by the parent, where they are one of many things that are forwarded, and
-// Docker's FORWARD drops them.
+// returns: with l2, replies arrive on the parent, where Docker's FORWARD policy drops them.
 func returns(n modes.Network) error {
 	if routed(n) {
 		return nil
 	}
-	return errors.New("with ipvlan_mode=l2 replies of containers do not pass the host's own link on the parent; use l3, l3s or macvlan")
+	return errors.New("with ipvlan_mode=l2 replies of containers do not pass the host's own link on the parent; " +
+		"use l3, l3s or macvlan")
 }
 
-// member: no broadcast gets from behind the host to a DHCP server, nor back.
+// member: the host does not route the broadcasts of DHCP.
 func member(n modes.Network) error {
 	if routed(n) {
-		return fmt.Errorf("ipvlan_mode=%s is routed by the host, and DHCP is not routed; use ipvlan_mode=l2", mode.Of(n))
+		return fmt.Errorf("ipvlan_mode=%s is routed by the host, and DHCP is not routed; use ipvlan_mode=l2",
+			mode.Of(n))
 	}
 	return nil
 }
 
-// share: mode and flag are the parent's, not the link's: a second network that said others would change the first one's
-// without a word (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
+// share: mode and flag are settings of the parent. A second network with others would silently change those of the
+// first (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
 func share(n, other modes.Network) error {
 	for _, o := range []modes.EnumOption{mode, flag} {
 		if has := o.Of(other); o.Of(n) != has {
@@ -77,15 +80,18 @@ func share(n, other modes.Network) error {
 	return nil
 }
 
-// fit refuses what would be dropped on its way: a container's packet to the host's own address comes in by the parent,
-// and the answer leaves by the host's own link.
+// fit refuses a host that would drop packets from containers to its own address: they arrive on the parent, and the
+// reply leaves by the host's own link.
 func fit(f modes.Facts, n modes.Network, name string, _ core.LinkInfo) error {
 	if !parent.HostAccess.Of(n) || routed(n) || name != parent.Parent.Of(n) {
 		return nil
 	}
 	strictness, err := f.ReversePath(name)
 	if err == nil && strictness == "1" {
-		err = parent.HostAccess.Row().Refuse(n, "net.ipv4.conf.%s.rp_filter is 1, which drops packets from containers to the host; set it to 2, or use ipvlan_mode=l3", name)
+		err = parent.HostAccess.Row().Refuse(n,
+			"net.ipv4.conf.%s.rp_filter is 1, which drops packets from containers to the host; "+
+				"set it to 2, or use ipvlan_mode=l3",
+			name)
 	}
 	return err
 }

@@ -5,7 +5,6 @@ package macvlan
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"netyard/kernel/core"
 	"netyard/modes"
@@ -35,11 +34,13 @@ func (macvlan) Options() []modes.Option {
 	return parent.Options(mode.Row(), modes.PublishFrom.Row())
 }
 
-func (m macvlan) Settle(_ context.Context, f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
+func (m macvlan) Settle(
+	_ context.Context, f modes.Facts, n modes.Network, others []modes.Network,
+) (map[string]string, error) {
 	return m.Kind.Settle(f, n, others)
 }
 
-// mac: the kernel gives a link that passes through its parent's, and the parent the link's when that is set.
+// mac: with passthru, parent and link have the same address, and setting one sets the other.
 func mac(n modes.Network) modes.MACRule {
 	if mode.Of(n) == passthru {
 		return modes.MACAsIs
@@ -47,7 +48,7 @@ func mac(n modes.Network) modes.MACRule {
 	return modes.MACDerived
 }
 
-// share: a parent that one link passes through takes no other.
+// share: a parent takes one passthru link, and no other beside it.
 func share(n, other modes.Network) error {
 	if mode.Of(n) == passthru || mode.Of(other) == passthru {
 		return errors.New("macvlan_mode=passthru requires exclusive use of the parent")
@@ -57,13 +58,14 @@ func share(n, other modes.Network) error {
 
 func fit(_ modes.Facts, n modes.Network, name string, link core.LinkInfo) error {
 	if link.Wireless && mode.Of(n) != passthru {
-		return fmt.Errorf("%w: parent=%s: %s is wireless: an access point accepts frames from one hardware address only; use -d netyard-ipvlan",
-			modes.ErrOption, parent.Parent.Of(n), name)
+		return parent.Parent.Row().Refuse(n,
+			"%s is wireless: an access point accepts frames from one hardware address only; use -d netyard-ipvlan",
+			name)
 	}
 	return nil
 }
 
-// member: an address is asked for on a link beside the container's.
+// member: netyard speaks DHCP on a second link on the parent.
 func member(n modes.Network) error {
 	if mode.Of(n) == passthru {
 		return errors.New("macvlan_mode=passthru allows no second link on the parent, which DHCP needs")

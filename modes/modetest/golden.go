@@ -95,7 +95,8 @@ func (p Plan) text(t *testing.T, mode string, opts map[string]string, m modes.Mo
 	n := modes.Network{ID: PlanNetwork, Mode: mode, Options: opts, Internal: p.Internal}
 	for _, s := range p.Subnets {
 		pool := netip.MustParsePrefix(s)
-		n.Subnets = append(n.Subnets, modes.Subnet{Pool: pool, Gateway: netip.PrefixFrom(pool.Addr().Next(), pool.Bits())})
+		gateway := netip.PrefixFrom(pool.Addr().Next(), pool.Bits())
+		n.Subnets = append(n.Subnets, modes.Subnet{Pool: pool, Gateway: gateway})
 	}
 	var err error
 	if n.Settled, err = m.Settle(t.Context(), p.Facts, n, nil); err != nil {

@@ -1,6 +1,6 @@
-// Package overlay is the mode of networks that are on several hosts: a bridge on each, and between them VXLAN, told of
-// every endpoint by a cluster in etcd. Nothing is learned and nothing is flooded. What leaves the network leaves by the
-// host that the container is on.
+// Package overlay is the mode of networks that span hosts: each has a bridge, and VXLAN connects them. The hosts learn
+// of endpoints from a cluster in etcd; nothing is learned from traffic, and nothing is flooded. Traffic to the outside
+// leaves by the container's own host.
 package overlay
 
 import (
@@ -19,8 +19,8 @@ import (
 	"netyard/modes/internal/bridged"
 )
 
-// What was decided when the network was created, and stays: which network of the cluster it is, and VXLAN's port: what
-// keeps the network closed has to be known on a host that is in no cluster any more.
+// What is decided when the network is created, and stays. VXLAN's port is among it, since a host that has left the
+// cluster still keeps the network closed.
 const (
 	settledID        = "overlay_id"
 	settledVNI       = "vni"
@@ -46,8 +46,10 @@ func (mode) Options() []modes.Option {
 	return []modes.Option{encrypted.Row(), name.Row(), modes.IfacePrefix.Row(), modes.Masquerade.Row(), modes.MTU.Row()}
 }
 
-// Settle finds the network in the cluster, or makes it as the first of its hosts asks for it.
-func (m mode) Settle(ctx context.Context, f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
+// Settle finds the network in the cluster, or creates it there as its first host asks for it.
+func (m mode) Settle(
+	ctx context.Context, f modes.Facts, n modes.Network, others []modes.Network,
+) (map[string]string, error) {
 	if err := m.check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
 	}
@@ -83,7 +85,8 @@ func (m mode) check(n modes.Network) error {
 		return fmt.Errorf("%w: overlay: name the network in the cluster, as -o overlay=blue", modes.ErrOption)
 	}
 	if len(n.Subnets) == 0 {
-		return errors.New("mode overlay: the network has no subnet: add --ipam-driver netyard-overlay --ipam-opt overlay=NAME")
+		return errors.New("mode overlay: the network has no subnet: " +
+			"add --ipam-driver netyard-overlay --ipam-opt overlay=NAME")
 	}
 	for _, s := range n.Subnets {
 		if !s.Gateway.IsValid() || !s.Pool.Contains(s.Gateway.Addr()) {
@@ -105,21 +108,23 @@ func (m mode) encrypts() error {
 		return h.Clear
 	}
 	if inside := h.TunnelMTU(); inside < modes.MinIPv6MTU {
-		return fmt.Errorf("the link to the other hosts carries %d, which leaves %d inside WireGuard; IPv6 needs at least %d", h.MTU, inside, modes.MinIPv6MTU)
+		return fmt.Errorf("the link to the other hosts carries %d, which leaves %d inside WireGuard; IPv6 needs at least %d",
+			h.MTU, inside, modes.MinIPv6MTU)
 	}
 	return nil
 }
 
-// fits refuses an MTU that the host's link to the others cannot carry, or IPv6 not be on.
+// fits refuses an MTU that is too large for the host's link to the others, or too small for IPv6.
 func (m mode) fits(n modes.Network) error {
 	mtu, most := m.wanted(n), m.most(encrypted.Of(n))
 	if mtu > most {
-		return modes.MTURefusal(mtu, "the link to the other hosts carries %d, less what %s: %d", m.fabric.Host().MTU, adds(encrypted.Of(n)), most)
+		return modes.MTURefusal(mtu, "the link to the other hosts carries %d, less what %s: %d",
+			m.fabric.Host().MTU, adds(encrypted.Of(n)), most)
 	}
 	return n.CheckMTU(mtu)
 }
 
-// wanted is the MTU of a network as this host would make it.
+// wanted is the MTU of a network as this host would create it.
 func (m mode) wanted(n modes.Network) int {
 	if n.Options[modes.MTU.Name] != "" {
 		return modes.MTU.Of(n)
@@ -139,7 +144,7 @@ func (m mode) most(inside bool) int {
 	return h.MTU - overhead4
 }
 
-// adds is who makes packets larger, for people.
+// adds names what makes packets larger.
 func adds(inside bool) string {
 	if inside {
 		return "VXLAN and WireGuard add"
@@ -147,7 +152,7 @@ func adds(inside bool) string {
 	return "VXLAN adds"
 }
 
-// find is the network of the cluster, which has to be as it was asked for.
+// find returns the network of the cluster, and refuses one that is not as it was asked for.
 func (m mode) find(ctx context.Context, n modes.Network) (o modes.Overlay, err error) {
 	o, err = m.fabric.Find(ctx, modes.Overlay{
 		Name: name.Of(n), Internal: n.Internal, Encrypted: encrypted.Of(n), Subnets: n.Subnets, MTU: m.wanted(n),
@@ -167,18 +172,19 @@ func (m mode) find(ctx context.Context, n modes.Network) (o modes.Overlay, err e
 		}
 	}
 	if most := m.most(o.Encrypted); o.MTU > most {
-		return o, fmt.Errorf("network %s of the cluster has MTU %d, and this host's link to the others carries %d, less what %s: %d",
+		return o, fmt.Errorf(
+			"network %s of the cluster has MTU %d, and this host's link to the others carries %d, less what %s: %d",
 			o.Name, o.MTU, m.fabric.Host().MTU, adds(o.Encrypted), most)
 	}
 	return o, nil
 }
 
-// of is the network of the cluster that a network was found to be.
+// of is the cluster's network that a network was found to be.
 func of(n modes.Network) modes.Overlay {
 	vni, _ := strconv.ParseUint(n.Settled[settledVNI], 10, 32)
 	return modes.Overlay{
-		ID: n.Settled[settledID], Name: name.Of(n), VNI: uint32(vni), MTU: mtu(n), Internal: n.Internal, Subnets: n.Subnets,
-		Encrypted: n.Settled[settledEncrypted] == "true",
+		ID: n.Settled[settledID], Name: name.Of(n), VNI: uint32(vni), MTU: mtu(n), Internal: n.Internal,
+		Subnets: n.Subnets, Encrypted: n.Settled[settledEncrypted] == "true",
 	}
 }
 
@@ -187,21 +193,21 @@ func mtu(n modes.Network) int {
 	return mtu
 }
 
-// Traits: what gets to a container of this host comes by its port, wherever it is from. Its ports are published on the
-// host that it is on.
+// Traits: all traffic to a container of this host passes its port, wherever it is from. Its ports are published on its
+// own host.
 func (mode) Traits(n modes.Network) modes.Traits {
 	o := of(n)
 	return modes.Traits{MAC: modes.MACDerived, Policed: true, Publish: modes.Publishing{OnHost: true}, Cluster: &o}
 }
 
-// mac is the bridge's own on each host: by it the hosts reach containers elsewhere. It stays when the host's address
-// changes: its containers know it as their gateway's.
+// mac is the bridge's, and differs between hosts: by it, hosts reach containers on other hosts. It stays when the
+// host's address changes, since containers know it as their gateway's.
 func mac(o modes.Overlay, host modes.OverlayHost) net.HardwareAddr {
 	return modes.LocalMAC(o.ID + host.ID)
 }
 
-// closed lets no frame of the network leave but those that its VXLAN device made, and none come in; those of an
-// encrypted one also not in clear. Whom it is open for says the Fabric.
+// closed drops frames of the network that did not come from its VXLAN device, and all incoming ones; of an encrypted
+// network also all that are in clear. The Fabric opens it for the other members.
 func (m mode) closed(n modes.Network) []core.Object {
 	o := of(n)
 	if o.ID == "" {
@@ -214,7 +220,7 @@ func (m mode) closed(n modes.Network) []core.Object {
 	return bridged.Owned(n, elements(m.port(n), o.VNI)...)
 }
 
-// port is the one that VXLAN had when the network was made.
+// port is VXLAN's port when the network was created.
 func (m mode) port(n modes.Network) uint16 {
 	if port, err := strconv.ParseUint(n.Settled[settledPort], 10, 16); err == nil {
 		return uint16(port)
@@ -225,8 +231,8 @@ func (m mode) port(n modes.Network) uint16 {
 	return usualPort
 }
 
-// Objects are, before anything that could leak, what keeps the network closed. Frames of its number are let in only from
-// its hosts, which the Fabric says. On a host that is in no cluster any more, only the names of its links are known.
+// Objects begin with what keeps the network closed, so that it is there before anything can leak. A host that has left
+// the cluster knows only the names of the links, to remove them.
 func (m mode) Objects(n modes.Network) []core.Object {
 	o, alias := of(n), core.Alias(n.ID, "")
 	bridge := kbridge.Bridge{Name: bridged.Name(n), Alias: alias}
@@ -244,16 +250,18 @@ func (m mode) Objects(n modes.Network) []core.Object {
 	objects := append(m.closed(n), bridge)
 	for _, s := range n.Subnets {
 		objects = append(objects, overlay.Anycast{Link: bridge.Name, Alias: alias, Addr: s.Gateway.Addr()})
-		objects = append(objects, bridged.Owned(n, ports.AnswerAt(s.Gateway.Addr(), modes.DNSPort, modes.NamesPort)...)...)
+		names := ports.AnswerAt(s.Gateway.Addr(), modes.DNSPort, modes.NamesPort)
+		objects = append(objects, bridged.Owned(n, names...)...)
 		if !n.Internal && modes.Masquerade.Of(n) {
 			objects = append(objects, bridged.NAT(n, s)...)
 		}
 	}
-	return slices.Concat(objects, []core.Object{vxlan}, bridged.Zone{Bridge: bridge.Name, Internal: n.Internal, ICC: true}.Objects(n))
+	zone := bridged.Zone{Bridge: bridge.Name, Internal: n.Internal, ICC: true}
+	return slices.Concat(objects, []core.Object{vxlan}, zone.Objects(n))
 }
 
-// Place binds the port of an endpoint to what it was given. There is no way around it: the other hosts believe what
-// comes from this one. An endpoint that is fenced has neither a port nor ports, since its address is another host's.
+// Place always guards the port, since the other hosts believe what comes from this one. A fenced endpoint is no port of
+// the bridge and has no published ports, since its address belongs to another host.
 func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, link modes.Link) {
 	if !n.Internal {
 		objects = bridged.Forwarding(n)

@@ -89,7 +89,8 @@ func (r Runner) Detach(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 		err = r.Fabric.Detach(*c, e)
 	}
 	objects, _ := m.Place(n, e)
-	slices.SortStableFunc(objects, func(a, b core.Object) int { return pair(a) - pair(b) }) // the last one is removed first
+	// The last one is removed first.
+	slices.SortStableFunc(objects, func(a, b core.Object) int { return pair(a) - pair(b) })
 	return errors.Join(err, r.Kernel.Remove(objects...))
 }
 

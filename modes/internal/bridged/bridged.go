@@ -1,4 +1,4 @@
-// Package bridged is what modes have in common whose containers are ports of a bridge of netyard's.
+// Package bridged is what the modes have in common whose containers are attached to a bridge.
 package bridged
 
 import (
@@ -11,11 +11,11 @@ import (
 	"netyard/modes"
 )
 
-// Name is the name of a network's bridge, unless it has another one.
+// Name is the name of a network's bridge, if none was given.
 func Name(n modes.Network) string { return core.Name(core.BridgePrefix, n.ID) }
 
-// Free refuses a subnet in which the host has an address on another link than the bridge: its routes could not tell the
-// two apart. A subnet may be a part of that of the links in within.
+// Free refuses a subnet that overlaps one of the host's on another link than the bridge, since both routes would match.
+// It may be part of the subnets of the links in within.
 func Free(f modes.Facts, s modes.Subnet, bridge string, within ...string) error {
 	link, other, err := f.Occupant(s.Pool, bridge, within...)
 	if err == nil && link != "" {
@@ -24,8 +24,8 @@ func Free(f modes.Facts, s modes.Subnet, bridge string, within ...string) error 
 	return err
 }
 
-// Peer is the name of the inner end of an endpoint's pair while it waits to be moved in; one that is made in the
-// sandbox has its name from the beginning.
+// Peer is the name of the inner end of an endpoint's pair until it is moved in; one that is created in the sandbox has
+// its final name.
 func Peer(e modes.Endpoint) string {
 	if e.Into > 0 {
 		return e.IfName
@@ -41,17 +41,17 @@ func Veth(n modes.Network, e modes.Endpoint, master string, mtu int) bridge.Veth
 	}
 }
 
-// Port is a pair of links and the rules that bind it to what the endpoint was given. The bridge learns nothing from it.
+// Port is a pair of links and its guard. The bridge learns no addresses from the port.
 func Port(e modes.Endpoint, v bridge.Veth) []core.Object {
 	guard := e.Guard(v.Name, v.MAC).Objects()
-	if v.Fenced { // it is no port of the bridge
+	if v.Fenced { // no port of the bridge
 		return append([]core.Object{v}, guard...)
 	}
 	return append([]core.Object{v, bridge.StaticPort{Link: v.Name, MAC: v.MAC}}, guard...)
 }
 
-// Forwarding is wanted by endpoints and not by their network: at boot, an engine that starts after netyard and finds it
-// on would not guard its own networks (moby, FORWARD policy DROP).
+// Forwarding is wanted by endpoints and not by their network: an engine that starts after netyard and finds forwarding
+// on would not protect its own networks (moby, FORWARD policy DROP).
 func Forwarding(n modes.Network) (objects []core.Object) {
 	v4, v6 := n.Families()
 	if v4 {
@@ -63,7 +63,7 @@ func Forwarding(n modes.Network) (objects []core.Object) {
 	return objects
 }
 
-// A Zone is what the rules make of a bridge.
+// A Zone is what the firewall allows on a bridge.
 type Zone struct {
 	Bridge string
 	// Internal: nothing leaves it, and nothing comes in.
@@ -72,7 +72,7 @@ type Zone struct {
 	ICC bool
 }
 
-// Objects are the elements that put the bridge where it belongs.
+// Objects are the elements of firewall sets for the bridge.
 func (z Zone) Objects(n modes.Network) []core.Object {
 	all := []nft.Element{nft.InterfaceIn(bridge.Bridges, z.Bridge), nft.InterfaceIn(bridge.Own, z.Bridge, z.Bridge)}
 	if z.Internal {
@@ -84,7 +84,7 @@ func (z Zone) Objects(n modes.Network) []core.Object {
 	return Owned(n, all...)
 }
 
-// NAT has what leaves a subnet take the address of the link that it leaves by.
+// NAT gives traffic from a subnet the address of the link by which it leaves.
 func NAT(n modes.Network, s modes.Subnet) []core.Object {
 	set := bridge.NAT4
 	if s.Pool.Addr().Is6() {
@@ -93,7 +93,7 @@ func NAT(n modes.Network, s modes.Subnet) []core.Object {
 	return Owned(n, nft.SubnetIn(set, s.Pool))
 }
 
-// Owned are elements as objects of a network.
+// Owned returns elements as objects of a network.
 func Owned(n modes.Network, elements ...nft.Element) (objects []core.Object) {
 	for _, e := range elements {
 		objects = append(objects, e.For(n.ID))

@@ -20,8 +20,8 @@ func Check(n modes.Network, reach bool) error {
 	}
 	guides := Address.Of(n)
 	err := n.Refuse(
-		modes.Objection{Option: exit.Row(), When: exit.Of(n) && len(guides) == 0, Why: "it needs gateway_address"},
-		modes.Objection{Option: exit.Row(), When: exit.Of(n) && n.Internal, Why: "an internal network has no way out"},
+		exit.Row().If(exit.Of(n) && len(guides) == 0, "it needs gateway_address"),
+		exit.Row().If(exit.Of(n) && n.Internal, "an internal network has no way out"),
 	)
 	had := map[bool]bool{}
 	for _, a := range guides {
@@ -37,17 +37,15 @@ func checkFamily(n modes.Network, v6 bool) error {
 	how, out := modeOf(v6), egress(v6)
 	is, a := how.Of(n), out.Of(n)
 	bound := slices.ContainsFunc(modes.Bind.Of(n), func(a netip.Addr) bool { return a.Is6() == v6 })
-	const own = " containers leave with their own addresses"
 	return n.Refuse(
-		modes.Objection{Option: how.Row(), When: is == Isolated && !n.Internal, Why: "it needs --internal"},
-		modes.Objection{
-			Option: modes.Bind.Row(), When: is == Routed && bound,
-			Why: "with " + how.Name + "=routed ports are published by the containers' own addresses",
-		},
-		modes.Objection{Option: out.Row(), When: a.IsLoopback() || a.IsMulticast(), Why: "it cannot be a source address"},
-		modes.Objection{Option: out.Row(), When: a.IsValid() && n.Internal, Why: "an internal network has no way out"},
-		modes.Objection{Option: out.Row(), When: a.IsValid() && is != NAT, Why: "with " + how.Name + "=" + is + own},
-		modes.Objection{Option: out.Row(), When: a.IsValid() && !modes.Masquerade.Of(n), Why: "with masquerade=false" + own},
+		how.Row().If(is == Isolated && !n.Internal, "it needs --internal"),
+		modes.Bind.Row().If(is == Routed && bound,
+			"with %s=routed, ports are published on the containers' own addresses", how.Name),
+		out.Row().If(a.IsLoopback() || a.IsMulticast(), "it cannot be a source address"),
+		out.Row().If(a.IsValid() && n.Internal, "an internal network has no way out"),
+		out.Row().If(a.IsValid() && is != NAT, "with %s=%s containers leave with their own addresses", how.Name, is),
+		out.Row().If(a.IsValid() && !modes.Masquerade.Of(n),
+			"with masquerade=false containers leave with their own addresses"),
 	)
 }
 
@@ -57,30 +55,28 @@ func checkProxy(n modes.Network) error {
 	}
 	_, v6 := n.Families()
 	return n.Refuse(
-		modes.Objection{Option: ndpProxy.Row(), When: !v6, Why: "the network has no IPv6 subnet"},
-		modes.Objection{Option: ndpProxy.Row(), When: n.Internal, Why: "nothing gets into an internal network"},
-		modes.Objection{
-			Option: ndpProxy.Row(), When: mode6.Of(n) == NAT && modes.Masquerade.Of(n),
-			Why: "containers leave with the host's address; add gateway_mode_ipv6=routed or masquerade=false",
-		},
+		ndpProxy.Row().If(!v6, "the network has no IPv6 subnet"),
+		ndpProxy.Row().If(n.Internal, "nothing gets into an internal network"),
+		ndpProxy.Row().If(mode6.Of(n) == NAT && modes.Masquerade.Of(n),
+			"containers leave with the host's address; add gateway_mode_ipv6=routed or masquerade=false"),
 	)
 }
 
-// checkGuide refuses an address of the container that the others go out by; another is one of that family before it.
+// checkGuide refuses an address of the gateway container; another: it has one of that family already.
 func checkGuide(n modes.Network, a netip.Addr, another, reach bool) error {
 	how, of := modeOf(a.Is6()), Address.Row()
 	host := slices.ContainsFunc(n.Subnets, func(s modes.Subnet) bool { return s.Gateway.Addr() == a })
 	return n.Refuse(
-		modes.Objection{Option: of, When: !n.Contains(a), Why: a.String() + " is in no subnet of the network"},
-		modes.Objection{Option: of, When: host, Why: a.String() + " is the host's own address on the network"},
-		modes.Objection{Option: of, When: another, Why: "a container can have only one default route per family"},
-		modes.Objection{Option: of, When: how.Of(n) == Routed, Why: "with " + how.Name + "=routed, replies of containers pass the host"},
-		modes.Objection{Option: of, When: !reach, Why: "with icc=false, containers do not reach it"},
+		of.If(!n.Contains(a), "%s is in no subnet of the network", a),
+		of.If(host, "%s is the host's own address on the network", a),
+		of.If(another, "a container can have only one default route per family"),
+		of.If(how.Of(n) == Routed, "with %s=routed, replies of containers pass the host", how.Name),
+		of.If(!reach, "with icc=false, containers do not reach it"),
 	)
 }
 
-// Fits refuses a network that relies on what the host does not have, or whose subnets the host has addresses in. It is
-// asked only where a network is created: what is on record has to come up again whatever the host has lost since.
+// Fits refuses a network that needs an address or link that the host lacks. It is asked only when a network is created:
+// a recorded network has to come up whatever the host has lost since.
 func Fits(f modes.Facts, n modes.Network) error {
 	for _, o := range []modes.AddrOption{egress4, egress6} {
 		a := o.Of(n)
@@ -119,9 +115,10 @@ func Free(f modes.Facts, n modes.Network, br string) error {
 	return nil
 }
 
-// CheckHostBridge refuses what cannot be had on a bridge of the host's owner, who routes it.
+// CheckHostBridge refuses options that netyard cannot honour on a bridge of the host, which it does not route.
 func CheckHostBridge(n modes.Network, br string) error {
-	for _, o := range []modes.Option{mode4.Row(), mode6.Row(), egress4.Row(), egress6.Row(), Address.Row(), ndpProxy.Row()} {
+	all := []modes.Option{mode4.Row(), mode6.Row(), egress4.Row(), egress6.Row(), Address.Row(), ndpProxy.Row()}
+	for _, o := range all {
 		if v := o.Of(n); v != "" && v != NAT {
 			return o.Refuse(n, "netyard does not route the host's bridge %s", br)
 		}

@@ -1,4 +1,4 @@
-// Package gateway is how a bridged network is joined to what is outside of it: translated, routed, by one of its own
+// Package gateway is how traffic leaves a bridged network: with the host's address (NAT), routed, by one of its own
 // containers, or not at all.
 package gateway
 
@@ -14,15 +14,15 @@ import (
 	"netyard/modes/internal/bridged"
 )
 
-// In are the families of a network with a gateway mode.
+// In returns the families of a network that have a gateway mode.
 func In(n modes.Network, gateway string) modes.Families {
 	return modes.Families{V4: mode4.Of(n) == gateway, V6: mode6.Of(n) == gateway}
 }
 
-// IsolatedAt says whether the host is no part of a subnet.
+// IsolatedAt says whether the host has no address in a subnet by choice.
 func IsolatedAt(n modes.Network, s modes.Subnet) bool { return In(n, Isolated).Has(s.Pool.Addr()) }
 
-// Objects say how the networks on a bridge leave it.
+// Objects are what lets traffic leave the network on a bridge, or keeps it in.
 func Objects(n modes.Network, br string) (objects []core.Object) {
 	for _, s := range n.Subnets {
 		objects = append(objects, leaveAs(n, s)...)
@@ -50,7 +50,7 @@ func Objects(n modes.Network, br string) (objects []core.Object) {
 	return append(objects, bridged.Owned(n, elements...)...)
 }
 
-// leaveAs says with which address what leaves a subnet does so; nothing when it keeps its own.
+// leaveAs is the source address of what leaves a subnet; nothing when it keeps its own.
 func leaveAs(n modes.Network, s modes.Subnet) []core.Object {
 	v6 := s.Pool.Addr().Is6()
 	if n.Internal || !modes.Masquerade.Of(n) || modeOf(v6).Of(n) != NAT || s.Pool.Bits() == 0 {
@@ -62,17 +62,17 @@ func leaveAs(n modes.Network, s modes.Subnet) []core.Object {
 	return bridged.NAT(n, s)
 }
 
-// silent keeps the host from answering on a bridge for addresses that it has elsewhere (arp_ignore, ip-sysctl.rst). IPv6
-// needs nothing of the kind: it is off there.
+// silent stops the host from answering ARP on a bridge for its addresses on other links (arp_ignore, ip-sysctl.rst).
+// IPv6 needs nothing of the kind: it is off there.
 func silent(bridge string) core.Sysctl {
 	return core.Sysctl{Path: []string{"net", "ipv4", "conf", bridge, "arp_ignore"}, Value: "8"}
 }
 
-// Is says whether an endpoint is of the container that the others go out by.
+// Is says whether an endpoint belongs to the gateway container.
 func Is(n modes.Network, e modes.Endpoint) bool { return slices.ContainsFunc(Address.Of(n), e.Has) }
 
-// Of are the default gateways of an endpoint. Where a container is the gateway, the others have it and no other, in no
-// family. That container itself has the host only if the network says so.
+// Of returns the default gateways of an endpoint. Where a container is the gateway, the others have no other one, in
+// any family; that container has the host only with gateway_exit.
 func Of(n modes.Network, e modes.Endpoint) []netip.Addr {
 	guides := Address.Of(n)
 	switch {
@@ -83,11 +83,13 @@ func Of(n modes.Network, e modes.Endpoint) []netip.Addr {
 	case !exit.Of(n):
 		return nil
 	}
-	e.Addrs = slices.DeleteFunc(slices.Clone(e.Addrs), func(a netip.Prefix) bool { return !slices.Contains(guides, a.Addr()) })
+	e.Addrs = slices.DeleteFunc(slices.Clone(e.Addrs), func(a netip.Prefix) bool {
+		return !slices.Contains(guides, a.Addr())
+	})
 	return n.Gateways(e)
 }
 
-// Proxies are the addresses of an endpoint that the host answers for on the link whose subnet they are of.
+// Proxies are the IPv6 addresses of an endpoint that the host answers for on the link of their subnet.
 func Proxies(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	link := ndpProxy.Of(n)
 	for _, a := range e.Addrs {

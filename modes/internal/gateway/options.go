@@ -24,7 +24,7 @@ var (
 		Fixed: "that container has its default route already; recreate the network",
 		Help:  "the gateway container leaves by this network itself; otherwise it needs another network for that",
 	}
-	// Address names the container that the others go out by.
+	// Address names the gateway container.
 	Address = modes.AddrsOption{
 		Name:  "gateway_address",
 		Fixed: "running containers have their default route already; recreate the network",
@@ -49,7 +49,8 @@ var (
 // Options are the rows of the table that are about gateways.
 func Options() []modes.Option {
 	return []modes.Option{
-		egress4.Row(), egress6.Row(), Address.Row(), exit.Row(), mode4.Row(), mode6.Row(), ndpProxy.Row(), modes.Masquerade.Row(),
+		egress4.Row(), egress6.Row(), Address.Row(), exit.Row(), mode4.Row(), mode6.Row(), ndpProxy.Row(),
+		modes.Masquerade.Row(),
 	}
 }
 

@@ -22,23 +22,20 @@ type Kind struct {
 	Setting func(n modes.Network) (mode, flag string)
 	// Share refuses n beside another network of the same mode on the same parent.
 	Share func(n, other modes.Network) error
-	// Fit refuses a network for the link of the host that it would be on.
+	// Fit refuses a link of the host as the parent of a network.
 	Fit func(f modes.Facts, n modes.Network, name string, link core.LinkInfo) error
 	// Member refuses a network whose containers cannot ask the LAN's DHCP servers.
 	Member func(n modes.Network) error
-	// Routed says that a network is behind the host, which routes for it: whatever its containers send leaves by their
-	// link.
+	// Routed: the host routes for the network's containers, and all they send leaves by their link.
 	Routed func(n modes.Network) bool
-	// ByInput says that what is for a network's containers comes in by the host's rules instead of theirs; nil: of
-	// none.
+	// ByInput: traffic to the network's containers passes the host's input rules instead of theirs; nil: of no network.
 	ByInput func(n modes.Network) bool
-	// Returns refuses a network whose containers' answers would not come back to the host by its own link; nil: they
-	// do.
+	// Returns refuses a network whose containers' replies would not come back by the host's own link; nil: they do.
 	Returns func(n modes.Network) error
 }
 
-// Traits are those of a network of the kind: what is for a container does not come by the host, so ports are published
-// on the containers' own addresses, and on the host's as well if the network says so.
+// Traits: traffic to a container does not pass the host. So ports are published on the containers' own addresses, and
+// on the host's as well with host_publish.
 func (k Kind) Traits(n modes.Network) modes.Traits {
 	routed := k.Routed(n)
 	return modes.Traits{
@@ -47,7 +44,7 @@ func (k Kind) Traits(n modes.Network) modes.Traits {
 	}
 }
 
-// lan is the one that the parent is on.
+// lan is the LAN that the parent is on.
 func (k Kind) lan(n modes.Network) modes.LAN {
 	if island(n) {
 		return modes.LAN{Refusal: errors.New("a network without a parent is on no LAN; add -o parent=")}
@@ -59,7 +56,7 @@ func (k Kind) lan(n modes.Network) modes.LAN {
 	return modes.LAN{Port: dhcp.LANPort{Kind: k.Name, Parent: p.Name, MAC: p.MAC}}
 }
 
-// Objects are the parent, as far as it is netyard's to make, and the host's own link on it.
+// Objects are the parent, its VLAN links, and the host's own link on it.
 func (k Kind) Objects(n modes.Network) (objects []core.Object) {
 	if island(n) {
 		objects = append(objects, lan.Island{Name: linkName(n), Alias: core.Alias(n.ID, "")})
@@ -103,7 +100,7 @@ func (k Kind) mac(n modes.Network, e modes.Endpoint) net.HardwareAddr {
 	return e.HardwareAddr()
 }
 
-// link says where an endpoint sends what is not for its neighbours.
+// link has the routes to all that is not on the link.
 func (k Kind) link(n modes.Network, e modes.Endpoint, c lan.Child) modes.Link {
 	l := n.Link(e, c.Name, c.MTU)
 	switch {
@@ -117,7 +114,7 @@ func (k Kind) link(n modes.Network, e modes.Endpoint, c lan.Child) modes.Link {
 	return l
 }
 
-// everywhere is a default route on the link for each family that an endpoint has.
+// everywhere returns a default route on the link for each family of an endpoint.
 func everywhere(n modes.Network, e modes.Endpoint) (routes []modes.Route) {
 	if n.Internal || island(n) {
 		return nil

@@ -18,8 +18,8 @@ const (
 	settledMAC   = "parent_mac"
 )
 
-// Settle finds the parent and the VLAN links that have to be made on it, and refuses a parent that cannot be one, or
-// that another network has in another way.
+// Settle finds the parent, and the VLAN links to create on it. It refuses a link that cannot be a parent, and one that
+// another network uses in another way.
 func (k Kind) Settle(f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
 	if err := k.check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
@@ -44,7 +44,7 @@ func (k Kind) Settle(f modes.Facts, n modes.Network, others []modes.Network) (ma
 	return settled, k.share(n, others)
 }
 
-// check refuses what no host could have.
+// check refuses options that contradict each other.
 func (k Kind) check(n modes.Network) error {
 	if err := n.CheckMTU(mtu(n)); err != nil {
 		return err
@@ -55,14 +55,15 @@ func (k Kind) check(n modes.Network) error {
 	mode, flag := k.Setting(n)
 	for _, of := range []string{mode, flag} {
 		if HostAccess.Of(n) && slices.Contains([]string{"private", "vepa", "passthru"}, of) {
-			return HostAccess.Row().Refuse(n, "with %s, links on the parent do not reach each other, nor the host's", of)
+			return HostAccess.Row().Refuse(n,
+				"with %s, links on the parent do not reach each other, nor the host's", of)
 		}
 	}
 	return k.checkPorts(n)
 }
 
-// find takes a parent's name apart into a link of the host's and the VLAN links on it that are netyard's to make, from
-// below. A link that is there and not netyard's is the host's, whatever its name looks like.
+// find splits a parent's name into a link of the host and the VLAN links that netyard creates on it, from the bottom
+// up. A link that exists and is not netyard's is the host's, whatever its name.
 func find(f modes.Facts, parent string) (bottom string, link core.LinkInfo, made []string, err error) {
 	for bottom = parent; ; {
 		link, exists, err := f.FindLink(bottom)
@@ -87,10 +88,11 @@ func noSuch(f modes.Facts, parent, link string) error {
 		return err
 	}
 	all = slices.DeleteFunc(all, func(name string) bool { return name == "lo" || core.OwnName(name) })
-	return fmt.Errorf("%w: parent=%s: the host has no link %s; it has %s", modes.ErrOption, parent, link, strings.Join(all, ", "))
+	return fmt.Errorf("%w: parent=%s: the host has no link %s; it has %s",
+		modes.ErrOption, parent, link, strings.Join(all, ", "))
 }
 
-// splitVLAN takes eth0.50 apart (IEEE 802.1Q: 0 and 4095 are no VLANs).
+// splitVLAN splits eth0.50 (IEEE 802.1Q: 0 and 4095 are no VLANs).
 func splitVLAN(name string) (below string, id int, ok bool) {
 	dot := strings.LastIndexByte(name, '.')
 	if dot < 1 {
@@ -114,7 +116,8 @@ func (k Kind) fit(f modes.Facts, n modes.Network, name string, link core.LinkInf
 	case link.Encap != "ether":
 		return bad("is no Ethernet link")
 	case link.Master != "":
-		return bad("is a port of %s, which receives all its frames; use parent=%[1]s, or -d netyard-bridge -o bridge=%[1]s if that is a bridge", link.Master)
+		return bad("is a port of %s, which receives all its frames; use parent=%[1]s, "+
+			"or -d netyard-bridge -o bridge=%[1]s if that is a bridge", link.Master)
 	case mtu(n) > link.MTU:
 		return modes.MTURefusal(mtu(n), "parent %s has %d", name, link.MTU)
 	}
@@ -124,8 +127,7 @@ func (k Kind) fit(f modes.Facts, n modes.Network, name string, link core.LinkInf
 	return k.belongs(f, n, name)
 }
 
-// belongs refuses a subnet that an IPAM chose on its own for containers that are members of a LAN: it is not that
-// LAN's.
+// belongs refuses a subnet that an IPAM chose by itself and that is not the LAN's, where containers are members of it.
 func (k Kind) belongs(f modes.Facts, n modes.Network, name string) error {
 	if k.Routed(n) || len(n.Subnets) == 0 {
 		return nil
@@ -144,16 +146,18 @@ func (k Kind) belongs(f modes.Facts, n modes.Network, name string) error {
 			}
 		}
 		if s.Chosen && !in && len(lan) > 0 && name == Parent.Of(n) {
-			return fmt.Errorf("--subnet is missing: %s, which was free, is not the LAN's of parent %s (%s)", s.Pool, name, strings.Join(lan, ", "))
+			return fmt.Errorf("--subnet is missing: %s, which was free, is not the LAN's of parent %s (%s)",
+				s.Pool, name, strings.Join(lan, ", "))
 		}
 	}
 	return nil
 }
 
-// share refuses a network on a parent that another network has in another way.
+// share refuses a network on a parent that another network uses in another way.
 func (k Kind) share(n modes.Network, others []modes.Network) error {
 	for _, o := range others {
-		if o.ID == n.ID || o.Mode != "macvlan" && o.Mode != "ipvlan" || island(n) || island(o) || Parent.Of(n) != Parent.Of(o) {
+		onParent := (o.Mode == "macvlan" || o.Mode == "ipvlan") && !island(o) && Parent.Of(n) == Parent.Of(o)
+		if o.ID == n.ID || !onParent {
 			continue
 		}
 		who := o.Name
@@ -161,7 +165,9 @@ func (k Kind) share(n modes.Network, others []modes.Network) error {
 			who = modes.Short(o.ID)
 		}
 		if o.Mode != k.Name { // both want to be its one receive handler (netdev_rx_handler_register, net/core/dev.c)
-			return fmt.Errorf("%w: parent=%s: network %s uses it in mode %s, and a link cannot be the parent of both macvlan and ipvlan", modes.ErrOption, Parent.Of(n), who, o.Mode)
+			return Parent.Row().Refuse(n,
+				"network %s uses it in mode %s, and a link cannot be the parent of both macvlan and ipvlan",
+				who, o.Mode)
 		}
 		err := k.Share(n, o)
 		if err == nil {
@@ -174,10 +180,10 @@ func (k Kind) share(n modes.Network, others []modes.Network) error {
 	return nil
 }
 
-// island says whether a network has no parent, and is on its own.
+// island says whether a network has no parent.
 func island(n modes.Network) bool { return Parent.Of(n) == "" }
 
-// linkName is that of the link which containers' links are made on.
+// linkName is the name of the link that containers' links are made on.
 func linkName(n modes.Network) string {
 	if island(n) {
 		return core.Name(core.IslandPrefix, n.ID)
@@ -185,7 +191,7 @@ func linkName(n modes.Network) string {
 	return Parent.Of(n)
 }
 
-// base is the host's link below everything; for a network on its own there is none.
+// base is the host's link at the bottom; a network without a parent has none.
 func base(n modes.Network) lan.Parent {
 	p := lan.Parent{Name: Parent.Of(n), MAC: n.Settled[settledMAC]}
 	if made := n.Settled[settledVLANs]; made != "" {
@@ -195,7 +201,7 @@ func base(n modes.Network) lan.Parent {
 	return p
 }
 
-// vlans are the links that netyard makes on base, from below.
+// vlans are the VLAN links that netyard creates on base, from the bottom up.
 func vlans(n modes.Network) (out []lan.VLAN) {
 	if n.Settled[settledVLANs] == "" {
 		return nil

@@ -11,7 +11,7 @@ import (
 	"netyard/modes"
 )
 
-// checkPorts refuses what cannot be said of the host's ports.
+// checkPorts refuses options about ports of the host that contradict each other.
 func (k Kind) checkPorts(n modes.Network) error {
 	if !HostPublish.Of(n) {
 		for _, o := range []modes.Option{modes.Bind.Row(), modes.PublishFrom.Row()} {
@@ -36,7 +36,7 @@ func (k Kind) checkPorts(n modes.Network) error {
 	return nil
 }
 
-// sharePorts: the host's link on a parent is that of all networks there, and so is who gets through to it.
+// sharePorts refuses a second publish_from: all networks on a parent share the host's link there, and its sources.
 func sharePorts(n, other modes.Network) error {
 	if !HostPublish.Of(n) || !HostPublish.Of(other) || who(n) == who(other) {
 		return nil
@@ -44,10 +44,10 @@ func sharePorts(n, other modes.Network) error {
 	return fmt.Errorf("its publish_from=%s is shared by all networks on one parent with host_publish=true", who(other))
 }
 
-// who reaches published ports, as it was said.
+// who is publish_from as it was given.
 func who(n modes.Network) string { return modes.Option(modes.PublishFrom).Of(n) }
 
-// gate lets published ports, and nothing else that is not the host's own, through to the host's link on the parent.
+// gate lets traffic to published ports pass to the host's link on the parent, and nothing else that is forwarded.
 func (k Kind) gate(n modes.Network) []core.Object {
 	shim := k.shim(n).Name
 	objects := []core.Object{
@@ -64,7 +64,7 @@ func (k Kind) gate(n modes.Network) []core.Object {
 	return objects
 }
 
-// hostPorts give ports of the host to an endpoint.
+// hostPorts publish ports of an endpoint on the host.
 func (k Kind) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	for _, a := range e.Addrs {
 		if elements := e.PublishedTo(a.Addr()); len(elements) > 0 {
@@ -76,8 +76,8 @@ func (k Kind) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Objec
 	return objects
 }
 
-// redirects are the ports of an endpoint's own address. Its neighbours' packets come by the sandbox's rules in any
-// case.
+// redirects publish ports on an endpoint's own addresses. Traffic from its neighbours always passes the sandbox's
+// rules.
 func (k Kind) redirects(n modes.Network, e modes.Endpoint) []core.Object {
 	objects := e.Redirects()
 	for _, o := range objects {
