@@ -60,17 +60,17 @@ func value(f reflect.Value) string {
 	case fmt.Stringer:
 		return one.String()
 	}
-	switch kind := f.Kind(); {
-	case kind == reflect.Slice:
-		var all []string
-		for i := range f.Len() {
-			all = append(all, value(f.Index(i)))
-		}
-		return strings.Join(all, ",")
-	case kind == reflect.Struct:
+	if f.Kind() == reflect.Struct {
 		return "(" + strings.Join(fields(f), " ") + ")"
 	}
-	return fmt.Sprint(f.Interface())
+	if f.Kind() != reflect.Slice {
+		return fmt.Sprint(f.Interface())
+	}
+	var all []string
+	for i := range f.Len() {
+		all = append(all, value(f.Index(i)))
+	}
+	return strings.Join(all, ",")
 }
 
 // traits are those that are set, one a line.

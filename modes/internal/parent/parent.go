@@ -34,8 +34,8 @@ type Kind struct {
 	Returns func(n modes.Network) error
 }
 
-// Traits: traffic to a container does not pass the host. So ports are published on the containers' own addresses, and
-// on the host's as well with host_publish.
+// Traits are those of a network of the kind. Traffic to a container does not pass the host, so ports are published on
+// the containers' own addresses, and on the host's as well with host_publish.
 func (k Kind) Traits(n modes.Network) modes.Traits {
 	routed := k.Routed(n)
 	return modes.Traits{
