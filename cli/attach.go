@@ -11,6 +11,7 @@ import (
 	"netyard/cli/api"
 	"netyard/cli/table"
 	"netyard/cli/usage"
+	"netyard/modes"
 	"netyard/modes/all"
 	"netyard/yard/overlay"
 )
@@ -79,7 +80,7 @@ func networkAttach() *cli.Command {
 			if c.Bool("docker") {
 				return printDockerCreate(c, name)
 			}
-			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{Name: name, Mode: all.Overlay})
+			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{Name: name, Mode: clusterMode()})
 			if err != nil {
 				return err
 			}
@@ -87,6 +88,16 @@ func networkAttach() *cli.Command {
 			return err
 		},
 	}
+}
+
+// clusterMode returns the mode of networks that are in a cluster.
+func clusterMode() string {
+	for name, m := range all.On(modes.Env{}) {
+		if m.Traits(modes.Network{}).Cluster != nil {
+			return name
+		}
+	}
+	return ""
 }
 
 // printDockerCreate prints the command that creates a network of the cluster in Docker. It names all subnets, since

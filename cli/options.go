@@ -90,7 +90,7 @@ func optionRows(c *cli.Context) (rows []optionRow, err error) {
 	if known := modeNames(); mode != "" && !slices.Contains(known, mode) {
 		return nil, usage.Unknown(c, "mode", mode, known)
 	}
-	for _, o := range modes.Options() {
+	for _, o := range all.Options().Options() {
 		if mode != "" && o.Modes != nil && !slices.Contains(o.Modes, mode) {
 			continue
 		}

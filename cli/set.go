@@ -12,6 +12,7 @@ import (
 	"netyard/cli/table"
 	"netyard/cli/usage"
 	"netyard/modes"
+	"netyard/modes/all"
 )
 
 const setArgs = " OPTION=VALUE" + usage.More
@@ -71,7 +72,7 @@ func endpointSet() *cli.Command {
 // settable lists the options that can be changed while containers run.
 func settable(of func(modes.Option) bool) string {
 	var names []string
-	for _, o := range modes.Options() {
+	for _, o := range all.Options().Options() {
 		if o.Set && of(o) {
 			names = append(names, o.Name)
 		}

@@ -14,7 +14,6 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 
 	"netyard/modes"
-	"netyard/yard"
 	"netyard/yard/book"
 	"netyard/yard/lease"
 )
@@ -40,7 +39,7 @@ func (d *Door) options(sent map[string]any) (mode string, opts map[string]string
 		}
 		given[k] = s
 	}
-	return yard.Resolve(d.Mode, given)
+	return d.Yard.Resolve(d.Mode, given)
 }
 
 // network returns the network that an engine wants.
@@ -111,7 +110,7 @@ func dockerChooses(p netip.Prefix) bool {
 var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 
 // endpoint returns the endpoint that an engine wants on a network of the mode.
-func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
+func (d *Door) endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
 	e = modes.Endpoint{ID: q.EndpointID, NetworkID: q.NetworkID, Container: modes.Container{Engine: book.Docker}}
 	if i := q.Interface; i != nil {
 		for field, text := range map[string]string{"Address": i.Address, "AddressIPv6": i.AddressIPv6} {
@@ -146,7 +145,7 @@ func endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
 		}
 		given[key] = text
 	}
-	if e.Options, err = modes.ResolveEndpoint(mode, given); err != nil {
+	if e.Options, err = d.Yard.Options.ResolveEndpoint(mode, given); err != nil {
 		return e, err
 	}
 	if e.IfName, _ = q.Options.text(labelIfName); e.IfName != "" {

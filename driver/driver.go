@@ -108,7 +108,7 @@ func (d *Door) createEndpoint(ctx context.Context, q createEndpoint) (endpointAn
 	if err != nil {
 		return endpointAnswer{}, d.hint(err)
 	}
-	e, err := endpoint(q, n.Mode)
+	e, err := d.endpoint(q, n.Mode)
 	if err != nil {
 		return endpointAnswer{}, err
 	}

@@ -47,14 +47,8 @@ func newEngine(tb testing.TB, mode string) *engine {
 		tb.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	table := map[string]modes.Mode{}
-	for name, newMode := range all.Modes() {
-		if table[name], err = newMode(modes.Env{Log: log, Kernel: e.host.Kernel}); err != nil {
-			tb.Fatal(err)
-		}
-	}
 	e.yard = yard.New(book.Config{
-		Log: log, Store: st, Kernel: e.host.Kernel, Modes: table, BootID: "b",
+		Log: log, Store: st, Kernel: e.host.Kernel, Modes: all.On(modes.Env{}), BootID: "b",
 		IPAM: ipam.New(ipam.Config{ULA: ipam.HostULA("test")}), Now: func() time.Time { return time.Now().Add(time.Duration(e.ahead.Load())) },
 	})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"testing"
 
+	"netyard/modes"
+	"netyard/modes/bridge"
 	"netyard/yard"
+	"netyard/yard/book"
 )
 
 // fuzz shows that a decoder accepts only bodies with all fields that the verb needs.
@@ -21,6 +24,11 @@ func fuzz[Q request](f *testing.F, seeds ...string) {
 	})
 }
 
+// fuzzed is a door that knows the options of bridges.
+func fuzzed() *Door {
+	return &Door{Yard: yard.New(book.Config{Modes: map[string]modes.Mode{"bridge": bridge.New(modes.Env{})}})}
+}
+
 func FuzzCreateNetwork(f *testing.F) {
 	const seed = `{"NetworkID":"a",` +
 		`"Options":{"com.docker.network.generic":{"mtu":"1400"},"com.docker.network.internal":true},` +
@@ -29,7 +37,7 @@ func FuzzCreateNetwork(f *testing.F) {
 	for _, s := range []string{seed, "{}", `{"NetworkID":"a","IPv6Data":[{"Pool":"::/0"}]}`} {
 		f.Add([]byte(s))
 	}
-	d := &Door{}
+	d := fuzzed()
 	f.Fuzz(func(t *testing.T, body []byte) {
 		q, err := decode[createNetwork](bytes.NewReader(body))
 		if err != nil {
@@ -57,12 +65,13 @@ func FuzzCreateEndpoint(f *testing.F) {
 	for _, s := range []string{seed, "{}"} {
 		f.Add([]byte(s))
 	}
+	d := fuzzed()
 	f.Fuzz(func(t *testing.T, body []byte) {
 		q, err := decode[createEndpoint](bytes.NewReader(body))
 		if err != nil {
 			return
 		}
-		if e, err := endpoint(q, "bridge"); err == nil {
+		if e, err := d.endpoint(q, "bridge"); err == nil {
 			for _, a := range e.Addrs {
 				if !a.IsValid() || a.Bits() == 0 {
 					t.Errorf("%q: address %v", body, a)

@@ -283,13 +283,13 @@ func TestLANDHCPRefused(t *testing.T) {
 	t.Run("macvlan", func(t *testing.T) {
 		refused(t, "macvlan", map[string]string{
 			``: "a network without a parent is on no LAN",
-			`"parent":"eth0","macvlan_mode":"passthru"`: "macvlan_mode=passthru has no room on its parent",
+			`"parent":"eth0","macvlan_mode":"passthru"`: "macvlan_mode=passthru allows no second link on the parent",
 		})
 	})
 	t.Run("ipvlan", func(t *testing.T) {
 		refused(t, "ipvlan", map[string]string{
-			`"parent":"eth0","ipvlan_mode":"l3"`:  "ipvlan_mode=l3 is behind the host",
-			`"parent":"eth0","ipvlan_mode":"l3s"`: "ipvlan_mode=l3s is behind the host",
+			`"parent":"eth0","ipvlan_mode":"l3"`:  "ipvlan_mode=l3 is routed by the host",
+			`"parent":"eth0","ipvlan_mode":"l3s"`: "ipvlan_mode=l3s is routed by the host",
 			`"parent":"eth0";,"client_id":"mac"`:  "the DHCP server would take them for one",
 		})
 	})

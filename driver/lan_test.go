@@ -32,7 +32,8 @@ func TestLANMacvlan(t *testing.T) {
 		e.ok("NetworkDriver.CreateNetwork", lanCreate("01", `"parent":"eth0"`))
 	}
 	e.ok("NetworkDriver.CreateNetwork", lanCreate("02", `"parent":"eth0","macvlan_mode":"private"`))
-	e.refused("NetworkDriver.CreateNetwork", lanCreate("03", `"parent":"eth0","macvlan_mode":"passthru"`), "macvlan_mode=passthru has its parent for itself")
+	e.refused("NetworkDriver.CreateNetwork", lanCreate("03", `"parent":"eth0","macvlan_mode":"passthru"`),
+		"macvlan_mode=passthru requires exclusive use of the parent")
 	first := e.ok("NetworkDriver.CreateEndpoint", endpoint)
 	if fmt.Sprint(first) != "map[Interface:map[MacAddress:02:42:0a:09:00:02]]" {
 		t.Errorf("CreateEndpoint: %v", first)
@@ -72,7 +73,7 @@ func TestLANIPVLAN(t *testing.T) {
 				t.Errorf("GwAllocCheck: %v", skips)
 			}
 			e.ok("NetworkDriver.CreateNetwork", lanCreate("01", generic))
-			e.refused("NetworkDriver.CreateNetwork", lanCreate("02", `"parent":"eth0.50","ipvlan_flag":"vepa","ipvlan_mode":"`+mode+`"`), "its ipvlan_flag=bridge is that of all networks on one parent")
+			e.refused("NetworkDriver.CreateNetwork", lanCreate("02", `"parent":"eth0.50","ipvlan_flag":"vepa","ipvlan_mode":"`+mode+`"`), "its ipvlan_flag=bridge is shared by all networks on one parent")
 			e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, `"MacAddress":""`, `"MacAddress":"02:11:22:33:44:55"`, 1), "containers on a network of mode ipvlan have no hardware address of their own")
 			if first := e.ok("NetworkDriver.CreateEndpoint", endpoint); fmt.Sprint(first) != "map[Interface:map[]]" {
 				t.Errorf("CreateEndpoint: %v", first)

@@ -233,7 +233,7 @@ func (d *Docker) seenNetwork(mode string, n network.Network) reconcile.SeenNetwo
 		ID: n.ID, Name: n.Name, Engine: book.Docker, Internal: n.Internal, IPv6: n.EnableIPv6,
 	}}
 	var err error
-	if s.Network.Mode, s.Network.Options, err = yard.Resolve(mode, n.Options); err != nil {
+	if s.Network.Mode, s.Network.Options, err = d.Yard.Resolve(mode, n.Options); err != nil {
 		d.Log.Warn("invalid options on a network of the engine", "network", n.Name, "id", n.ID, "err", err)
 	}
 	_, own := doorMode(n.IPAM.Driver)
@@ -337,7 +337,7 @@ func (d *Docker) endpointOptions(mode, id string, settings map[string]*network.E
 		}
 		given := maps.Clone(s.DriverOpts)
 		maps.DeleteFunc(given, func(key, _ string) bool { return strings.HasPrefix(key, "com.docker.network.") })
-		options, err := modes.ResolveEndpoint(mode, given)
+		options, err := d.Yard.Options.ResolveEndpoint(mode, given)
 		if err != nil {
 			d.Log.Warn("invalid options on an endpoint of the engine", "endpoint", id, "err", err)
 		}

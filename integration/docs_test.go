@@ -17,7 +17,6 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"netyard/cli"
-	"netyard/modes"
 	"netyard/modes/all"
 )
 
@@ -50,7 +49,7 @@ func netyard(t *testing.T, args ...string) string {
 // knows it.
 func TestDocsOptions(t *testing.T) {
 	t.Parallel()
-	for _, o := range modes.Options() {
+	for _, o := range all.Options().Options() {
 		pages := []string{"docs/options.md"}
 		for mode := range all.Modes() {
 			if o.Modes == nil || slices.Contains(o.Modes, mode) {

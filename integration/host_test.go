@@ -374,7 +374,7 @@ func TestHostRefused(t *testing.T) {
 		for flags, want := range map[string]string{
 			"-o strict=true":                "no network driver can put a container into the host's network namespace; use docker run --network host",
 			"--internal":                    "--internal contradicts mode host",
-			"--ipam-driver null":            "leave --ipam-driver null out",
+			"--ipam-driver null":            "omit --ipam-driver null",
 			"-o include=http":               "include=http: want ports from 1 to 65535",
 			"-o exclude=0":                  "exclude=0: want ports from 1 to 65535",
 			"-o include=80/icmp":            "include=80/icmp: want ports",

@@ -21,8 +21,8 @@ func layers() []rule {
 	const (
 		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan " +
 			"kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
-		yard = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port " +
-			"yard/reconcile yard/share yard/trace"
+		yard = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/plan yard/pool " +
+			"yard/port yard/reconcile yard/share yard/trace"
 		below  = "store ipam ipam/dhcp modes policy " + kernel
 		middle = below + " " + yard
 	)
@@ -44,8 +44,8 @@ func layers() []rule {
 		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it composes the ruleset and applies objects"},
 		{"modes", kernel, "it is the contract of modes"},
 		{"modes/all", kernel + " modes modes/* modes/internal/*", "it is the table of modes"},
-		{"modes/modetest", kernel + " kernel/kerneltest modes", "it tests the contract of modes"},
-		{"modes/internal/*", kernel + " modes", "modes share its code"},
+		{"modes/modetest", kernel + " kernel/kerneltest modes yard/plan", "it tests the contract of modes"},
+		{"modes/internal/*", kernel + " modes modes/internal/*", "modes share its code"},
 		{"modes/*", kernel + " modes modes/internal/*", "a mode uses the contract and the kernel, and no other mode"},
 		{"ipam", "store", "it manages addresses, within its caller's transaction"},
 		{"ipam/dhcp", "", "it implements a protocol"},
@@ -55,15 +55,16 @@ func layers() []rule {
 		{"names", "", "it is given names, and the sockets on which it answers"},
 		{"policy", "modes " + kernel, "it computes decisions, without side effects"},
 		{"yard/event", "", "it defines events"},
-		{"yard/book", "yard/event " + below, "it holds the records"},
-		{"yard/port", "yard/book yard/event " + below, "it decides which ports endpoints get"},
-		{"yard/enforce", "yard/book yard/event " + below, "it applies policies to the kernel"},
-		{"yard/overlay", "yard/book yard/event " + below, "it is this host's part of overlay networks"},
-		{"yard/lease", "yard/book yard/enforce yard/event yard/overlay yard/port " + below, "when a lease changes an address, ports and policies follow"},
-		{"yard", "yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "it manages networks and endpoints, and knows no door, no engine and no mode by its name"},
-		{"yard/pool", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/port " + below, "the addresses of a pool come from one of these"},
-		{"yard/own", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "it creates networks as an engine would"},
-		{"yard/*", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/pool yard/port " + below, "they call yard for what they find"},
+		{"yard/plan", "modes " + kernel, "it applies what modes plan to the kernel, without records"},
+		{"yard/book", "yard/event yard/plan " + below, "it holds the records"},
+		{"yard/port", "yard/book yard/event yard/plan " + below, "it decides which ports endpoints get"},
+		{"yard/enforce", "yard/book yard/event yard/plan " + below, "it applies policies to the kernel"},
+		{"yard/overlay", "yard/book yard/event yard/plan " + below, "it is this host's part of overlay networks"},
+		{"yard/lease", "yard/book yard/enforce yard/event yard/overlay yard/plan yard/port " + below, "when a lease changes an address, ports and policies follow"},
+		{"yard", "yard/book yard/enforce yard/event yard/lease yard/overlay yard/plan yard/port " + below, "it manages networks and endpoints, and knows no door, no engine and no mode by its name"},
+		{"yard/pool", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/plan yard/port " + below, "the addresses of a pool come from one of these"},
+		{"yard/own", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/plan yard/pool yard/port " + below, "it creates networks as an engine would"},
+		{"yard/*", "yard yard/book yard/enforce yard/event yard/lease yard/overlay yard/plan yard/pool yard/port " + below, "they call yard for what they find"},
 		{"driver", middle, "no handler calls an engine's API"},
 		{"engines", middle, "it calls yard, and knows no door"},
 		{"firewalld", "", "it needs only the names of bridges"},

@@ -75,7 +75,7 @@ func TestMacvlan(t *testing.T) {
 		has(t, h.DockerErr("run --rm --network pass busybox true"),
 			"passthru is for one container at a time, and eth0 has one")
 		has(t, h.DockerErr("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 x"),
-			"network pass has parent eth0 already, and macvlan_mode=passthru has its parent for itself")
+			"network pass has parent eth0 already, and macvlan_mode=passthru requires exclusive use of the parent")
 		healthy(t, h)
 	})
 }

@@ -131,10 +131,10 @@ func (m lanPorts) refusals() {
 		"run --rm --network plain --ip 10.77.0.42 -p 443:8080 -p 443:9090 busybox true":                                                                "port 443/tcp of the container is asked for twice",
 		"run --rm --network out -p 443:8080 busybox true":                                                                                              "port 443/tcp of the host is published by container web of docker on network lan",
 		"run --rm --network lan --ip 203.0.113.212 -p 443:8080 busybox true":                                                                           "port 443/tcp of the host is published by container web of docker on network lan",
-		"network create -d netyard-macvlan -o parent=eth0 -o host_publish=true --subnet 10.80.0.0/24 x":                                                "host_publish=true: the host does not reach the containers; say host_access=true too",
-		"network create -d netyard-macvlan -o parent=eth0 -o publish_from=10.0.0.0/8 --subnet 10.80.0.0/24 x":                                          "publish_from=10.0.0.0/8: it is about ports of the host; say host_publish=true too",
+		"network create -d netyard-macvlan -o parent=eth0 -o host_publish=true --subnet 10.80.0.0/24 x":                                                "host_publish=true: the host does not reach the containers; add host_access=true",
+		"network create -d netyard-macvlan -o parent=eth0 -o publish_from=10.0.0.0/8 --subnet 10.80.0.0/24 x":                                          "publish_from=10.0.0.0/8: it applies to ports of the host; add host_publish=true",
 		"network create -d netyard-ipvlan -o parent=eth0 -o publish_from=10.0.0.0/8 --subnet 10.80.0.0/24 x":                                           "publish_from is not an option of mode ipvlan",
-		"network create -d netyard-macvlan -o parent=eth0 -o host_access=true -o host_publish=true -o publish_from=10.0.0.0/8 --subnet 10.80.0.0/24 x": "its publish_from= is that of all networks on one parent",
+		"network create -d netyard-macvlan -o parent=eth0 -o host_access=true -o host_publish=true -o publish_from=10.0.0.0/8 --subnet 10.80.0.0/24 x": "its publish_from= is shared by all networks on one parent",
 	} {
 		out := m.h.DockerErr(cmd)
 		has(m.t, out, want)

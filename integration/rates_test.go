@@ -165,8 +165,8 @@ func TestNetworkSet(t *testing.T) {
 		h.In("c1").Dial("tcp", h.Outside.IP+":80")
 		healthy(t, h)
 		for _, bad := range []struct{ options, want string }{
-			{"bridge=web0", "bridge cannot be changed in place: endpoints are plugged into that bridge"},
-			{"mtu=1400", "mtu cannot be changed in place: running containers' interfaces have it already"},
+			{"bridge=web0", "bridge cannot be changed in place: endpoints are attached to that bridge"},
+			{"mtu=1400", "mtu cannot be changed in place: the interfaces of running containers have it already"},
 			{"mode=none", "mode cannot be changed in place"},
 			{"rate=fast", "rate=fast: want a rate"},
 			{"icd=true", "did you mean icc?"},

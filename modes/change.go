@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// Now are the options as they stand: what the network was created with, and what was changed in place since.
+// Now returns the options in effect: those the network was created with, and those changed in place since.
 func (n Network) Now() map[string]string {
 	now := maps.Clone(n.Options)
 	if now == nil {
@@ -18,11 +18,11 @@ func (n Network) Now() map[string]string {
 	return now
 }
 
-// Change is the network with options changed in place; an empty value stands for the default. It refuses what Resolve
-// refuses, and what cannot be changed, by name and with the reason. Options stays what the engine asked for: it may ask
-// again.
-func (n Network) Change(given map[string]string) (Network, error) {
-	changed, err := change(Options(), n.Mode, given)
+// Change returns the network with options changed in place; an empty value means the default. It refuses what Resolve
+// refuses, and options that cannot be changed, with the reason. Options stays what the engine asked for, since it may
+// ask again.
+func (t *Table) Change(n Network, given map[string]string) (Network, error) {
+	changed, err := change(t.rows, n.Mode, given)
 	if err != nil {
 		return n, err
 	}
@@ -33,10 +33,10 @@ func (n Network) Change(given map[string]string) (Network, error) {
 	for name, v := range changed {
 		was, said := n.Options[name]
 		if !said {
-			was = optionOf(name).Default
+			was = t.row(name).Default
 		}
 		if v == "" {
-			v = optionOf(name).Default
+			v = t.row(name).Default
 		}
 		if n.Changed[name] = v; v == was {
 			delete(n.Changed, name)
@@ -45,9 +45,9 @@ func (n Network) Change(given map[string]string) (Network, error) {
 	return n, nil
 }
 
-// ChangeEndpoint is Change for one endpoint; an empty value stands for what its network says.
-func (n Network) ChangeEndpoint(e Endpoint, given map[string]string) (Endpoint, error) {
-	table, err := ofEndpoints(n.Mode, given)
+// ChangeEndpoint is Change for one endpoint; an empty value means the network's.
+func (t *Table) ChangeEndpoint(n Network, e Endpoint, given map[string]string) (Endpoint, error) {
+	table, err := t.ofEndpoints(n.Mode, given)
 	if err != nil {
 		return e, err
 	}
@@ -64,7 +64,7 @@ func (n Network) ChangeEndpoint(e Endpoint, given map[string]string) (Endpoint, 
 	return e, nil
 }
 
-// change resolves what is to be changed; empty values stay empty.
+// change resolves the options to change; empty values stay empty.
 func change(table []Option, mode string, given map[string]string) (map[string]string, error) {
 	if len(given) == 0 {
 		return nil, fmt.Errorf("%w: no option to change", ErrOption)
@@ -104,14 +104,5 @@ func (o Option) whyFixed() string {
 	if o.Fixed != "" {
 		return o.Fixed
 	}
-	return "make the network anew"
-}
-
-func optionOf(name string) Option {
-	for _, o := range Options() {
-		if o.Name == name {
-			return o
-		}
-	}
-	return Option{}
+	return "recreate the network"
 }

@@ -2,12 +2,34 @@ package modes
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 )
 
-// Gateways are the default gateways of an endpoint: those of the subnets its addresses are in. An internal network has
-// none: the engine would install it.
+// Contains says whether an address is in a subnet of the network.
+func (n Network) Contains(a netip.Addr) bool {
+	return slices.ContainsFunc(n.Subnets, func(s Subnet) bool { return s.Pool.Contains(a) })
+}
+
+// Has says whether an endpoint has an address.
+func (e Endpoint) Has(a netip.Addr) bool {
+	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// CheckGateways refuses a gateway outside of its subnet.
+func (n Network) CheckGateways() error {
+	for _, s := range n.Subnets {
+		if s.Gateway.IsValid() && !s.Pool.Contains(s.Gateway.Addr()) {
+			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
+		}
+	}
+	return nil
+}
+
+// Gateways returns the default gateways of an endpoint: those of the subnets of its addresses. An internal network has
+// none, since the engine would install it.
 func (n Network) Gateways(e Endpoint) (gws []netip.Addr) {
 	if n.Internal {
 		return nil
@@ -23,8 +45,8 @@ func (n Network) Gateways(e Endpoint) (gws []netip.Addr) {
 	return gws
 }
 
-// StableMAC is derived from the address, so that a neighbour's cache stays true when the address comes back with
-// another container.
+// StableMAC is derived from the endpoint's address, so that neighbours' caches stay valid when another container gets
+// the address.
 func (e Endpoint) StableMAC() net.HardwareAddr {
 	if a := e.Address(true); a.IsValid() {
 		return append(net.HardwareAddr{0x02, 0x42}, a.AsSlice()...)
@@ -32,7 +54,7 @@ func (e Endpoint) StableMAC() net.HardwareAddr {
 	return LocalMAC(e.ID)
 }
 
-// LocalMAC is a locally administered unicast address that belongs to an id (IEEE 802, 48-bit).
+// LocalMAC is a locally administered unicast address derived from an ID (IEEE 802, 48-bit).
 func LocalMAC(id string) net.HardwareAddr {
 	sum := sha256.Sum256([]byte(id))
 	return append(net.HardwareAddr{0x02}, sum[:5]...)

@@ -8,34 +8,34 @@ import (
 	"netyard/kernel/core"
 )
 
-// An Overlay is a network of a cluster: it is on several hosts.
+// An Overlay is a network of a cluster, on several hosts.
 type Overlay struct {
-	ID       string // in the cluster; a network's own differs on each host
+	ID       string // in the cluster; each host's network has an ID of its own
 	Name     string
-	VNI      uint32 // VXLAN's number of it
+	VNI      uint32 // VXLAN network identifier
 	MTU      int    // inside, bytes
 	Internal bool
-	// Encrypted: what is between its hosts is inside WireGuard, or is not at all.
+	// Encrypted: traffic between its hosts is inside WireGuard, and never in clear.
 	Encrypted bool
 	Subnets   []Subnet
 }
 
-// An OverlayLink is what a host has of an overlay.
+// An OverlayLink is the links of an overlay on one host.
 type OverlayLink struct {
 	Bridge, VXLAN string // their links
 	Alias         string // what both carry
 	MAC           string // the bridge's
 }
 
-// An OverlayHost is a host as the others of its cluster see it.
+// An OverlayHost is a host as the other hosts of its cluster see it.
 type OverlayHost struct {
-	ID   string     // in the cluster; it stays when the address changes
-	VTEP netip.Addr // where it takes VXLAN
+	ID   string     // in the cluster; stays when the address changes
+	VTEP netip.Addr // where it receives VXLAN
 	Port uint16     // UDP
 	MTU  int        // of its link to the others, bytes
-	// Tunnel is where it takes VXLAN of networks that are encrypted: its address inside WireGuard.
+	// Tunnel is where it receives VXLAN of encrypted networks: its address inside WireGuard.
 	Tunnel netip.Addr
-	// Clear is why it can encrypt nothing; nil: it can.
+	// Clear is why it cannot encrypt; nil: it can.
 	Clear error
 }
 
@@ -51,52 +51,43 @@ func (h OverlayHost) TunnelMTU() int {
 	return h.MTU - tunnel4
 }
 
-// Containers of an overlay ask for names at port 53 of its gateway's address (RFC 1035, section 4.2), and are answered
-// at NamesPort, which is none of those that a kernel gives to clients: port 53 of all the host's addresses may be
-// somebody else's.
+// Containers of an overlay send DNS queries to port 53 of the gateway's address (RFC 1035, section 4.2). netyard
+// answers at NamesPort, outside the kernel's range for clients, since another program may have port 53 of all
+// addresses.
 const (
 	DNSPort   = 53
 	NamesPort = 30053
 )
 
-// ErrNoCluster says that there is nothing an overlay could be in.
+// ErrNoCluster says that the host has joined no cluster.
 var ErrNoCluster = errors.New("this host is in no cluster: etcd.endpoints is not set in its configuration")
 
-// ErrNoOverlay says that there is no network of that name in the cluster.
+// ErrNoOverlay says that the cluster has no network of that name.
 var ErrNoOverlay = errors.New("is not in the cluster")
 
-// A Claimer is a Mode of networks whose addresses are claimed in a cluster.
-type Claimer interface {
-	// Claimed is the cluster's network that a network is.
-	Claimed(n Network) Overlay
-}
-
-// A Fabric is the cluster that this host is in, as far as others have to know of it. Only Find and Grant wait for
-// anybody.
+// A Fabric is the cluster that this host has joined. Only Find and Grant wait for other hosts or etcd.
 type Fabric interface {
-	// Find is the network of a name; one with subnets is made if it is not there, and one that is there and is
-	// different is refused. Without subnets it only looks.
+	// Find returns the network of that name. With subnets, it creates a missing network, and refuses one that differs.
+	// Without subnets it only looks.
 	Find(ctx context.Context, want Overlay) (Overlay, error)
 	Host() OverlayHost
-	// Up says that a network's links are on this host, Down that they are about to go; both are recorded, and the
-	// others hear of it.
+	// Up records that a network's links are on this host, Down that they are about to be removed; both tell the other
+	// hosts.
 	Up(o Overlay, l OverlayLink) error
 	Down(o Overlay) error
-	// Attach says that the addresses of an endpoint are here, Detach that they are not any more.
+	// Attach announces that the addresses of an endpoint are on this host, Detach that they no longer are.
 	Attach(o Overlay, e Endpoint) error
 	Detach(o Overlay, e Endpoint) error
-	// Name says how an endpoint that was attached is called, as far as that is known by now. One that was detached it
-	// leaves alone.
+	// Name announces the names of an attached endpoint, as far as they are known. It ignores a detached one.
 	Name(o Overlay, e Endpoint) error
-	// Grant gives an owner an address of a network, the one that is named or any of a family; asked again, it is the
-	// same. Release gives an address back.
+	// Grant claims an address of a network for an owner: the given one, or any of a family. Asked again, it returns the
+	// same. Release ends a claim.
 	Grant(ctx context.Context, o Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error)
 	Release(o Overlay, addr netip.Addr) error
-	// Room says why no address of a family could be granted now; nil when one could.
+	// Room returns why no address of a family could be granted now; nil: one could.
 	Room(o Overlay, v6 bool) error
-	// Objects are what the network's other hosts make wanted in this one's kernel at the moment. The Fabric keeps them
-	// so itself.
+	// Objects returns what this host's kernel needs for the network's peers now. The Fabric itself keeps it there.
 	Objects(o Overlay) []core.Object
-	// Parting are the elements that stay for networks that this host has left, until the other hosts can know it.
+	// Parting returns the elements that stay for networks that this host has left, until the other hosts know of it.
 	Parting() ([]core.Object, error)
 }

@@ -1,8 +1,12 @@
 package modes
 
+import "sync"
+
 // IPAMOptions is the table of what can be said with --ipam-opt NAME=VALUE of pools that the LAN's DHCP servers give
 // addresses from.
-func IPAMOptions() []Option {
+func IPAMOptions() []Option { return ipamTable() }
+
+var ipamTable = sync.OnceValue(func() []Option {
 	return []Option{
 		{
 			Name: "client_id", Kind: Enum, Values: []string{"name", "mac"}, Default: "name",
@@ -33,11 +37,11 @@ func IPAMOptions() []Option {
 			Help: "what kind of client a container is (option 60); servers can be set up to look at it",
 		},
 	}
-}
+})
 
 // ResolveIPAM is Resolve for --ipam-opt.
 func ResolveIPAM(given map[string]string) (map[string]string, error) {
-	return resolve(IPAMOptions(), "dhcp", given)
+	return resolve(ipamTable(), "dhcp", given)
 }
 
 // IPAMOpt is the value of an option: what was given, or the table's default.
@@ -45,7 +49,7 @@ func IPAMOpt(opts map[string]string, name string) string {
 	if v, ok := opts[name]; ok {
 		return v
 	}
-	for _, o := range IPAMOptions() {
+	for _, o := range ipamTable() {
 		if o.Name == name {
 			return o.Default
 		}

@@ -1,46 +1,44 @@
-// Package modes says what a network mode is: the contract, the desired state it acts on, and the table of options.
-// Each mode lives in a folder of its own.
+// Package modes is the contract of a network mode: the desired state that a mode plans for, what it returns, and the
+// types of its options. Each mode has a folder of its own.
 package modes
 
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
-	"netyard/kernel"
 	"netyard/kernel/core"
-	"netyard/kernel/dhcp"
 	"netyard/kernel/sandbox"
 )
 
-// A Network is the desired state of one network. It is what the store keeps.
+// A Network is the desired state of one network, as the store keeps it.
 type Network struct {
 	ID   string
-	Name string `json:",omitempty"` // as the engine calls it; known only after the engine was asked
-	// Engine is who asked for the network, and so who is asked whether it still wants it.
+	Name string `json:",omitempty"` // the engine's name for it; empty until the engine was asked
+	// Engine is the engine that created the network, and that is asked whether it still wants it.
 	Engine string `json:",omitempty"`
 	Mode   string
 	// Subnets are in the order the engine gave them.
 	Subnets []Subnet          `json:",omitempty"`
-	Options map[string]string `json:",omitempty"` // canonical names, see Resolve
-	// Changed is what was changed in place since, see Change. It goes before Options, which stay what the engine asked
-	// for.
+	Options map[string]string `json:",omitempty"` // canonical names, see Table.Resolve
+	// Changed are the options that were changed in place since, see Table.Change. They override Options, which stay
+	// what the engine asked for.
 	Changed map[string]string `json:",omitempty"`
-	// Settled is what the mode decided when the network was created, see Settler.
+	// Settled is what the mode decided when the network was created, see Mode.Settle.
 	Settled map[string]string `json:",omitempty"`
-	// DHCP are the pools whose addresses the DHCP servers of its LAN give.
+	// DHCP are the pools whose addresses come from DHCP servers of the LAN.
 	DHCP     []string `json:",omitempty"`
-	Internal bool     `json:",omitempty"` // no way out
+	Internal bool     `json:",omitempty"` // nothing leaves it, and nothing comes in
 	IPv6     bool     `json:",omitempty"`
 	Phase    Phase
 	Created  time.Time
-	Turned   time.Time `json:",omitzero"` // when Phase became what it is, while that is not Ready
+	Turned   time.Time `json:",omitzero"` // when Phase last changed; zero when it is Ready
 }
 
 // A Subnet is one address range of a network. Gateway is the host's own address in it; invalid when there is none.
@@ -49,11 +47,11 @@ type Subnet struct {
 	Gateway netip.Prefix            `json:",omitzero"`
 	Aux     map[string]netip.Prefix `json:",omitempty"`
 	Space   string                  `json:",omitempty"` // the IPAM's address space
-	// Chosen: nobody named it, the IPAM took the next that was free.
+	// Chosen: no subnet was requested, and the IPAM chose the next free one.
 	Chosen bool `json:",omitempty"`
 }
 
-// An Endpoint is the desired state of one sandbox's place in a network.
+// An Endpoint is the desired state of one container's place on a network.
 type Endpoint struct {
 	ID        string
 	NetworkID string
@@ -62,49 +60,48 @@ type Endpoint struct {
 	Addrs   []netip.Prefix `json:",omitempty"`
 	MAC     string         `json:",omitempty"`
 	IfName  string         `json:",omitempty"` // the name asked for inside the sandbox
-	// Options are what was said for this endpoint alone; canonical names, see ResolveEndpoint.
+	// Options are the endpoint's own, by canonical names, see Table.ResolveEndpoint.
 	Options map[string]string `json:",omitempty"`
-	// Ports are published while the endpoint has them: an engine gives and takes them as the default route moves.
+	// Ports are the ports published now. An engine adds and removes them as the container's default route moves.
 	Ports []Port `json:",omitempty"`
-	// Lent: the ports were given without an engine's word that the default route is here. They go to the endpoint of
-	// which it says so.
+	// Lent: the ports were published before the engine said which endpoint has the default route. They move to the one
+	// that it names.
 	Lent    bool `json:",omitempty"`
 	Phase   Phase
 	Created time.Time
 	Joined  time.Time `json:",omitzero"`
-	Turned  time.Time `json:",omitzero"` // when Phase became what it is, while that is not Ready
-	// Seen says that the namespace has been seen behind Sandbox: only then does its absence say anything.
+	Turned  time.Time `json:",omitzero"` // when Phase last changed; zero when it is Ready
+	// Seen: the namespace has been seen at Sandbox. Only then does its absence mean that the sandbox has ended.
 	Seen bool `json:",omitempty"`
-	// Fenced is why nothing may go through its link: an address of it is another host's by now. Empty: it is not.
+	// Fenced is why the endpoint's traffic is blocked: one of its addresses belongs to another host. Empty: it is not.
 	Fenced string `json:",omitempty"`
-	// Kept is what the mode noted of the host before the endpoint took it away, see Taker.
+	// Kept is the state of a device of the host before it was moved into the sandbox, see Traits.Device.
 	Kept map[string]string `json:",omitempty"`
-	// BootID is the boot the sandbox belongs to: another one means that the sandbox is dead.
+	// BootID is the boot of the host that the sandbox belongs to. After another boot the sandbox is gone.
 	BootID string `json:",omitempty"`
-	// Maker is the process of the engine that made the endpoint, where that can be seen: when it has ended, no word
-	// about the endpoint need ever come.
+	// Maker is the process of the engine that created the endpoint, where it can be seen. When it has ended, the engine
+	// may never mention the endpoint again.
 	Maker sandbox.Process `json:",omitzero"`
-	// Container is who the endpoint belongs to, found out in the background.
+	// Container is the endpoint's owner, found in the background.
 	Container Container `json:",omitzero"`
-	// Attachment is what a CNI runtime calls the container (CNI_CONTAINERID): together with the network and IfName it
-	// names the endpoint. Empty: the endpoint did not come by CNI.
+	// Attachment is the CNI runtime's ID of the container (CNI_CONTAINERID). With the network and IfName it identifies
+	// the endpoint. Empty: the endpoint did not come by CNI.
 	Attachment string `json:",omitempty"`
-	// Config is the name of the CNI configuration it came by; empty when that is not known.
+	// Config is the name of the endpoint's CNI configuration; empty when it is not known.
 	Config string `json:",omitempty"`
 	// Aliases are other names the container asked for on the network.
 	Aliases []string `json:",omitempty"`
-	// NS is the namespace that was behind Sandbox when the endpoint was plugged in, by CNI.
+	// NS is the namespace that was at Sandbox when the endpoint was attached by CNI.
 	NS core.NamespaceID `json:",omitzero"`
-	// Into is, while the endpoint is being plugged in, an open descriptor of its namespace: a mode that can makes the
-	// link there, under the name IfName, since to move and rename one costs the kernel tens of milliseconds. 0: there
-	// is none.
+	// Into is an open descriptor of the endpoint's namespace while it is being attached; 0: none. A mode that can
+	// creates the link there, named IfName: moving and renaming a link costs the kernel tens of milliseconds.
 	Into int `json:"-"`
-	// Inside is what was plugged into the sandbox, by CNI.
+	// Inside is what CNI configured in the sandbox.
 	Inside sandbox.Plug `json:",omitzero"`
 }
 
-// A Port is one published port, or a range of them: what the host gets on HostIP at HostPort and the Count-1 ports
-// behind it goes to ContainerPort and those behind that.
+// A Port is a published port, or a range of Count ports: traffic to HostIP from HostPort on goes to the container from
+// ContainerPort on.
 type Port struct {
 	Proto string // tcp, udp, sctp
 	// HostIP is the host's address; the unspecified one of a family stands for all of that family.
@@ -112,12 +109,12 @@ type Port struct {
 	HostPort      uint16
 	ContainerPort uint16
 	Count         uint16
-	// Routed: the port is the container's own, by its own address, and nothing of the host's; HostIP and HostPort say
-	// so. Where HostPort is another than ContainerPort, the container's address answers at both.
+	// Routed: the port is published on the container's own address, which is HostIP, and takes no port of the host. If
+	// HostPort and ContainerPort differ, the container answers at both.
 	Routed bool `json:",omitempty"`
 }
 
-// String reads like docker ps: 0.0.0.0:8080->80/tcp. One that is not of the host's: 10.9.0.2:80/tcp.
+// String is the port as docker ps shows it: 0.0.0.0:8080->80/tcp. One on the container's own address: 10.9.0.2:80/tcp.
 func (p Port) String() string {
 	span := func(first uint16) string {
 		if p.Count <= 1 {
@@ -131,36 +128,37 @@ func (p Port) String() string {
 	return net.JoinHostPort(p.HostIP.String(), span(p.HostPort)) + "->" + span(p.ContainerPort) + "/" + p.Proto
 }
 
-// A Container is the owner of an endpoint as its engine knows it.
+// A Container is the owner of an endpoint, as its engine knows it.
 type Container struct {
 	Engine string `json:",omitempty"`
 	ID     string `json:",omitempty"`
 	Name   string `json:",omitempty"`
 	Image  string `json:",omitempty"`
 	PID    int    `json:",omitempty"`
-	// Hostname is what its processes believe the host to be called.
+	// Hostname is the host name inside the container.
 	Hostname string `json:",omitempty"`
-	// Labels are those of the container; nil: they are not known yet.
+	// Labels are the container's; nil: they are not known yet.
 	Labels map[string]string `json:",omitzero"`
 }
 
-// Equal says whether two are the same in all there is known of them.
+// Equal says whether all fields of two containers are the same.
 func (c Container) Equal(d Container) bool {
-	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image && c.PID == d.PID && c.Hostname == d.Hostname &&
+	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image &&
+		c.PID == d.PID && c.Hostname == d.Hostname &&
 		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels)
 }
 
-// A Phase says how far a change got; Restore settles those that are not Ready.
+// A Phase is how far a change got. After a crash, Restore completes or undoes what is not Ready.
 type Phase uint8
 
-// The phases, in the order a record goes through them.
+// The phases, in the order that a record goes through them.
 const (
 	Pending  Phase = iota // recorded; the kernel may or may not match
-	Ready                 // the caller may have been told that it exists
-	Deleting              // the caller will be told that it is gone
+	Ready                 // the caller may know that it exists
+	Deleting              // being removed; the caller may know that it is gone
 )
 
-// String is how a phase reads in tables and logs.
+// String is the phase's name in tables and logs.
 func (p Phase) String() string {
 	switch p {
 	case Pending:
@@ -173,123 +171,58 @@ func (p Phase) String() string {
 	return "unknown"
 }
 
-// A Link says what must be done inside the sandbox. The zero Link: nothing.
+// A Link is what is to be done in the sandbox; the zero Link: nothing.
 type Link struct {
-	SrcName   string // the interface to move in; empty when there is none
-	DstPrefix string // its name inside is this and a number
-	DstName   string // its whole name inside, for engines that can
-	MTU       int
+	SrcName   string // the link to move in; empty: none
+	DstPrefix string // the prefix of its name inside, before a number
+	DstName   string // its full name inside, for engines that take one
+	MTU       int    // 0: the link has the right one
 	Gateways  []netip.Addr
 	Routes    []Route
+	// ToHost asks for a route on the link to the addresses that the host uses towards the endpoint, unless they are in
+	// its subnets. They are known once the objects are made; package plan then adds the routes.
+	ToHost bool
 }
 
-// Mode makes the host match desired state. Check and Objects are pure. The rest are idempotent:
-// twice is once, and undoing what is not there is not an error.
+// Link returns the link of an endpoint, with the name that was requested for it.
+func (n Network) Link(e Endpoint, src string, mtu int) Link {
+	l := Link{SrcName: src, DstPrefix: IfacePrefix.Of(n), MTU: mtu}
+	if e.IfName != "" {
+		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
+	}
+	return l
+}
+
+// A Mode is one kind of network. It returns what is wanted, and changes nothing: package plan makes the objects,
+// compares them with the kernel and removes them. Only Settle looks at the host, by the facts it is given, and at the
+// cluster.
 type Mode interface {
-	// Check refuses a network this mode cannot be; the error names the option or field.
-	Check(n Network) error
-	Up(ctx context.Context, n Network) error
-	Down(ctx context.Context, n Network) error
-	Attach(ctx context.Context, n Network, e Endpoint) (Link, error)
-	Detach(ctx context.Context, n Network, e Endpoint) error
-	// Objects lists what Up and the Attaches of es leave in the kernel: doctor and gc compare it with what is there.
-	Objects(n Network, es []Endpoint) []core.Object
+	// Options returns the mode's rows of the table of options.
+	Options() []Option
+	// Settle refuses a network that cannot be had on this host, or beside the other networks; the error names the
+	// option or field. It returns what is decided once, when the network is created, from what the host is like then.
+	// That is recorded as Settled and stays. A network that is Ready is being changed: Settle then only checks it, and
+	// returns its Settled.
+	Settle(ctx context.Context, f Facts, n Network, others []Network) (map[string]string, error)
+	// Traits returns what the rest of netyard has to know of a network.
+	Traits(n Network) Traits
+	// Objects returns what a network wants in the kernel, in the order in which it is made. Elements of sets at the
+	// beginning are added before the first link is made, and removed after the last link.
+	Objects(n Network) []core.Object
+	// Place returns what an endpoint wants in the kernel, and what is to be done in its sandbox.
+	Place(n Network, e Endpoint) ([]core.Object, Link)
 }
 
-// A Settler is a Mode that decides something once, by what the host is like when a network is created; the decision
-// goes into Settled and stays, whatever the host is like later.
-type Settler interface {
-	Settle(ctx context.Context, n Network) (map[string]string, error)
-}
-
-// A MACer is a Mode whose links have a hardware address of their own.
-type MACer interface {
-	// MAC is the address of an endpoint for which none was asked.
-	MAC(n Network, e Endpoint) string
-}
-
-// A Policed is a Mode with networks whose endpoints' packets come by the host's firewall, so that policies hold for
-// them.
-type Policed interface{ Policed(n Network) bool }
-
-// An Addressless is a Mode whose endpoints have no addresses, and so neither gateways nor ports.
-type Addressless interface{ Addressless() }
-
-// A Publisher is a Mode that can give ports of the host to its endpoints.
-type Publisher interface {
-	// Publishes says why a network cannot have ports published; nil when it can.
-	Publishes(n Network) error
-	// Binds are the host's addresses that ports are published on for which none was asked; none: all of them.
-	Binds(n Network) []netip.Addr
-}
-
-// A PortSharer is a Mode whose endpoints share the host's addresses: what a program in the sandbox listens on, the host
-// listens on.
-type PortSharer interface {
-	// Shares says whether the endpoints of a network do.
-	Shares(n Network) bool
-	// Shared are the ports, one each, that the sockets of a sandbox ask of the host.
-	Shared(n Network, e Endpoint, ls []sandbox.Listener) []Port
-}
-
-// A Taker is a Mode whose endpoints take something of the host's with them.
-type Taker interface {
-	// Keep says what it is like, for Detach to make it so again: it goes into the endpoint's record, as Kept, before
-	// Attach. others are the endpoints of the network that are in a sandbox already. Nil: nothing is taken.
-	Keep(ctx context.Context, n Network, e Endpoint, others []Endpoint) (map[string]string, error)
-}
-
-// A Router is a Publisher with networks whose containers are reached by their own addresses.
-type Router interface {
-	// Routes says whether a family of a network is routed: there the ports that containers publish are their own.
-	Routes(n Network, v6 bool) bool
-}
-
-// A Redirector is a Publisher with networks that no port of the host leads to: there ports are published on the
-// containers' own addresses.
-type Redirector interface {
-	// Redirects says whether a network is one of those.
-	Redirects(n Network) bool
-	// Both says whether such a network gives the host's ports as well.
-	Both(n Network) bool
-}
-
-// A Gatewayless is a Mode with networks that need no address of the host for a family.
-type Gatewayless interface {
-	Gatewayless(n Network) (v4, v6 bool)
-}
-
-// A Keeper is a Mode with networks that some addresses mean something to: nobody gets one of those who did not ask for
-// it.
-type Keeper interface {
-	// Keeps are the addresses, and the option that says them.
-	Keeps(n Network) (option string, addrs []netip.Addr)
-}
-
-// A Sharer is a Mode whose networks use what other networks may be using too.
-type Sharer interface {
-	// Share refuses a network that cannot be beside the others, of whatever mode they are. It is pure.
-	Share(n Network, others []Network) error
-}
-
-// A LANer is a Mode whose endpoints can be on a LAN of the host's, where somebody else has a say in addresses.
-type LANer interface {
-	// LAN is where the links of a network's endpoints are; an error says why they are on none.
-	LAN(n Network) (dhcp.LANPort, error)
-}
-
-// Env is what a mode is given.
+// An Env is what a mode is made with.
 type Env struct {
-	Log    *slog.Logger
-	Kernel *kernel.Kernel
 	// Fabric is the cluster that this host is in; nil: it is in none.
 	Fabric Fabric
 }
 
 // New makes a Mode.
-type New func(Env) (Mode, error)
+type New func(Env) Mode
 
-// Equal says whether two requests for a network ask for the same thing, whatever became of them since.
+// Equal says whether two networks were requested alike, whatever was changed or decided since.
 func (n Network) Equal(m Network) bool {
 	return n.ID == m.ID && n.Mode == m.Mode && n.Internal == m.Internal && n.IPv6 == m.IPv6 &&
 		maps.Equal(n.Options, m.Options) &&
@@ -298,7 +231,7 @@ func (n Network) Equal(m Network) bool {
 		})
 }
 
-// Short is the beginning of an id, as people see it and as names of kernel objects carry it.
+// Short returns the beginning of an ID, as people see it and as names of kernel objects contain it.
 func Short(id string) string {
 	const n = 12
 	if len(id) > n {

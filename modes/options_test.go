@@ -1,4 +1,4 @@
-package modes
+package modes_test
 
 import (
 	"errors"
@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"netyard/modes"
+	"netyard/modes/all"
 )
 
 // TestTable: the table agrees with itself.
@@ -15,13 +18,15 @@ func TestTable(t *testing.T) {
 	t.Parallel()
 	seen := map[string]string{}
 	var names []string
-	for _, o := range Options() {
+	for _, o := range all.Options().Options() {
 		names = append(names, o.Name)
 		if o.Help == "" {
 			t.Errorf("%s has no help", o.Name)
 		}
 		if o.Default != "" {
-			if v, err := o.parse(o.Name, o.Default); err != nil || v != o.Default {
+			mode := append(slices.Clone(o.Modes), modes.DefaultMode)[0]
+			got, err := all.Options().Resolve(mode, map[string]string{o.Name: o.Default})
+			if v := got[o.Name]; err != nil || v != o.Default {
 				t.Errorf("%s: its own default %q: %q %v", o.Name, o.Default, v, err)
 			}
 		}
@@ -31,6 +36,9 @@ func TestTable(t *testing.T) {
 			}
 			seen[key] = o.Name
 		}
+	}
+	if name := modes.Contradiction(all.On(modes.Env{})); name != "" {
+		t.Errorf("two modes do not agree about %s", name)
 	}
 	if !slices.IsSorted(names) {
 		t.Errorf("the table is not in order: %v", names)
@@ -66,9 +74,9 @@ func TestResolve(t *testing.T) {
 		"long prefix":     {"bridge", map[string]string{"iface_prefix": "abcdefghijklmn"}, nil, "iface_prefix=abcdefghijklmn: want an interface name: 1 to 13"},
 		"long name":       {"bridge", map[string]string{"bridge": "sixteen-letters-"}, nil, "bridge=sixteen-letters-: want an interface name"},
 	} {
-		got, err := Resolve(c.mode, c.given)
+		got, err := all.Options().Resolve(c.mode, c.given)
 		if c.complaint != "" {
-			if !errors.Is(err, ErrOption) || !strings.Contains(err.Error(), c.complaint) || strings.HasSuffix(c.complaint, "bridge") && strings.Contains(err.Error(), "did you mean") {
+			if !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), c.complaint) || strings.HasSuffix(c.complaint, "bridge") && strings.Contains(err.Error(), "did you mean") {
 				t.Errorf("%s: %v, want %q", name, err, c.complaint)
 			}
 			continue
@@ -84,18 +92,18 @@ func FuzzResolve(f *testing.F) {
 	f.Add("icc", "true", "bridge", "br0")
 	f.Add("mod", "", "", "x")
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
-		got, err := Resolve("bridge", map[string]string{k1: v1, k2: v2})
+		got, err := all.Options().Resolve("bridge", map[string]string{k1: v1, k2: v2})
 		if err != nil {
-			if !errors.Is(err, ErrOption) {
+			if !errors.Is(err, modes.ErrOption) {
 				t.Errorf("%v is no refusal of an option", err)
 			}
 			return
 		}
-		again, err := Resolve("bridge", got)
+		again, err := all.Options().Resolve("bridge", got)
 		if err != nil || !maps.Equal(got, again) {
 			t.Errorf("canonical options are not: %v %v %v", got, again, err)
 		}
-		if b := got["bridge"]; b != "" && !ValidIfName(b) {
+		if b := got["bridge"]; b != "" && !modes.ValidIfName(b) {
 			t.Errorf("bridge %q", b)
 		}
 	})
@@ -107,19 +115,19 @@ func TestPorts(t *testing.T) {
 		"80": "80", "80, 443/tcp": "80,443/tcp", "8000-8100/udp": "8000-8100/udp", "80-80": "80", "1-65535": "1-65535",
 		"": "", "0": "", "65536": "", "90-80": "", "80/icmp": "", "80/": "", "http": "", "80,,81": "", "80-": "", "-80": "",
 	} {
-		got, err := Resolve("host", map[string]string{"include": given})
+		got, err := all.Options().Resolve("host", map[string]string{"include": given})
 		if (err == nil) != (want != "") || got["include"] != want {
 			t.Errorf("%q: %q %v, want %q", given, got["include"], err, want)
 		}
 	}
-	n := Network{Options: map[string]string{"include": "80,8000-8100/udp"}}
-	rs := n.OptPorts("include")
+	n := modes.Network{Options: map[string]string{"include": "80,8000-8100/udp"}}
+	rs := modes.PortsOption{Name: "include"}.Of(n)
 	for _, c := range []struct {
 		proto string
 		port  uint16
 		want  bool
 	}{{"tcp", 80, true}, {"udp", 80, true}, {"udp", 8000, true}, {"udp", 8100, true}, {"tcp", 8050, false}, {"udp", 8101, false}} {
-		if got := slices.ContainsFunc(rs, func(r PortRange) bool { return r.Has(c.proto, c.port) }); got != c.want {
+		if got := slices.ContainsFunc(rs, func(r modes.PortRange) bool { return r.Has(c.proto, c.port) }); got != c.want {
 			t.Errorf("%s %d: %v", c.proto, c.port, got)
 		}
 	}

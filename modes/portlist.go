@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// A PortRange is one entry of a list of ports; an empty Proto is every protocol.
+// A PortRange is one entry of a list of ports; an empty Proto means every protocol.
 type PortRange struct {
 	First, Last uint16
 	Proto       string
@@ -17,7 +17,7 @@ func (r PortRange) Has(proto string, port uint16) bool {
 	return r.First <= port && port <= r.Last && (r.Proto == "" || r.Proto == proto)
 }
 
-// String is how options say it: 80, 8000-8100/udp.
+// String is the range as options have it: 80, 8000-8100/udp.
 func (r PortRange) String() string {
 	text := strconv.Itoa(int(r.First))
 	if r.Last > r.First {
@@ -41,14 +41,4 @@ func parsePorts(v string) (r PortRange, ok bool) {
 	a, err1 := strconv.ParseUint(first, 10, 16)
 	b, err2 := strconv.ParseUint(last, 10, 16)
 	return PortRange{uint16(a), uint16(b), proto}, err1 == nil && err2 == nil && a > 0 && a <= b
-}
-
-// OptPorts is Opt for Ports.
-func (n Network) OptPorts(name string) (all []PortRange) {
-	for one := range strings.SplitSeq(n.Opt(name), ",") {
-		if r, ok := parsePorts(one); ok {
-			all = append(all, r)
-		}
-	}
-	return all
 }

@@ -9,7 +9,7 @@ import (
 	"netyard/kernel/ports"
 )
 
-// Address is the endpoint's first address of a family; invalid: it has none.
+// Address returns the endpoint's first address of a family; invalid: it has none.
 func (e Endpoint) Address(v4 bool) netip.Addr {
 	for _, a := range e.Addrs {
 		if a.Addr().Is4() == v4 {
@@ -19,7 +19,7 @@ func (e Endpoint) Address(v4 bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// Guard binds a port of a bridge to what the endpoint was given.
+// Guard returns the rules that drop what the endpoint may not send on its port of a bridge.
 func (e Endpoint) Guard(port string, mac net.HardwareAddr) bridge.PortGuard {
 	g := bridge.PortGuard{Port: port, MAC: mac}
 	for _, a := range e.Addrs {
@@ -28,18 +28,20 @@ func (e Endpoint) Guard(port string, mac net.HardwareAddr) bridge.PortGuard {
 	return g
 }
 
-// Published are the elements that give ports of the host to the endpoint.
+// Published returns the elements that publish the endpoint's ports on addresses of the host.
 func (e Endpoint) Published() []core.Object {
 	return append(e.PublishedTo(e.Address(true)), e.PublishedTo(e.Address(false))...)
 }
 
-// PublishedTo are those of them that lead to one of its addresses.
+// PublishedTo returns those of them that lead to one of the endpoint's addresses.
 func (e Endpoint) PublishedTo(to netip.Addr) (objects []core.Object) {
 	for _, p := range e.Ports {
 		if p.Routed || !to.IsValid() || p.HostIP.Is4() != to.Is4() {
 			continue
 		}
-		pub := ports.Publication{Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: to, ToPort: p.ContainerPort}
+		pub := ports.Publication{
+			Proto: p.Proto, Host: p.HostIP, Port: p.HostPort, Count: p.Count, To: to, ToPort: p.ContainerPort,
+		}
 		for _, el := range pub.Elements() {
 			objects = append(objects, el.For(e.ID))
 		}
@@ -47,8 +49,8 @@ func (e Endpoint) PublishedTo(to netip.Addr) (objects []core.Object) {
 	return objects
 }
 
-// Redirects is what makes the ports that an endpoint publishes on its own addresses lead to where its programs listen;
-// nothing where that is the same port.
+// Redirects returns what redirects ports that are published on the endpoint's own addresses to the ports on which its
+// programs listen. It is empty where they are the same.
 func (e Endpoint) Redirects() []core.Object {
 	r := ports.Redirect{Endpoint: e.ID, Sandbox: e.Sandbox, NS: e.NS, Into: e.Into}
 	for _, p := range e.Ports {
@@ -56,7 +58,9 @@ func (e Endpoint) Redirects() []core.Object {
 			continue
 		}
 		if a := e.Address(p.HostIP.Is4()); a.IsValid() {
-			r.Ports = append(r.Ports, ports.Publication{Proto: p.Proto, Host: a, Port: p.HostPort, Count: p.Count, To: a, ToPort: p.ContainerPort})
+			r.Ports = append(r.Ports, ports.Publication{
+				Proto: p.Proto, Host: a, Port: p.HostPort, Count: p.Count, To: a, ToPort: p.ContainerPort,
+			})
 		}
 	}
 	if len(r.Ports) == 0 {

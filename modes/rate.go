@@ -14,7 +14,7 @@ const (
 	// minRate and maxRate are what a token bucket of the kernel can hold, with room to spare.
 	minRate = 8_000
 	maxRate = 1_000_000_000_000
-	// Unlimited is the value of a Rate that is none.
+	// Unlimited is the value of a Rate without a limit.
 	Unlimited = "unlimited"
 )
 
@@ -51,12 +51,30 @@ func ParseRate(text string) (bridge.Rate, error) {
 	return bridge.Rate(n), nil
 }
 
-// Limits are the rates of an endpoint, as it sees it: in and out. What is said for one direction goes before what is
-// said for both, and all that is said for the endpoint goes before what is said for its network.
+// The rates of an endpoint, seen from its container. That of one direction overrides that of both.
+var (
+	// EgressRate limits what the container sends.
+	EgressRate = RateOption{
+		Name: "egress_rate", Endpoint: true, Set: true,
+		Help: "limit of what each container sends, in the units of tc(8): 10mbit; overrides rate",
+	}
+	// IngressRate limits what the container receives.
+	IngressRate = RateOption{
+		Name: "ingress_rate", Endpoint: true, Set: true,
+		Help: "limit of what each container receives, in the units of tc(8): 10mbit; overrides rate",
+	}
+	// BothRate limits each direction.
+	BothRate = RateOption{
+		Name: "rate", Endpoint: true, Set: true,
+		Help: "limit of what each container sends and of what it receives, in the units of tc(8): 10mbit; 0 or unlimited removes a limit",
+	}
+)
+
+// Limits returns the rates of an endpoint. What is given for the endpoint overrides what is given for its network.
 func (n Network) Limits(e Endpoint) (ingress, egress bridge.Rate) {
 	of := func(direction string) bridge.Rate {
 		for _, said := range []map[string]string{e.Options, n.Now()} {
-			for _, name := range []string{direction, "rate"} {
+			for _, name := range []string{direction, BothRate.Name} {
 				if v := said[name]; v != "" {
 					r, _ := ParseRate(v) // Resolve let only rates in
 					return r
@@ -65,5 +83,5 @@ func (n Network) Limits(e Endpoint) (ingress, egress bridge.Rate) {
 		}
 		return 0
 	}
-	return of("ingress_rate"), of("egress_rate")
+	return of(IngressRate.Name), of(EgressRate.Name)
 }

@@ -1,8 +1,6 @@
 package modes
 
 import (
-	"errors"
-	"strings"
 	"testing"
 
 	"netyard/kernel/bridge"
@@ -67,22 +65,5 @@ func TestLimits(t *testing.T) {
 		if in, out := n.Limits(Endpoint{Options: c.endpoint}); in != c.ingress || out != c.egress {
 			t.Errorf("%v %v %v: %s in, %s out", c.options, c.changed, c.endpoint, in, out)
 		}
-	}
-}
-
-func TestRateOption(t *testing.T) {
-	t.Parallel()
-	for _, resolve := range []func(string, map[string]string) (map[string]string, error){Resolve, ResolveEndpoint} {
-		got, err := resolve("bridge", map[string]string{"rate": "10000kbit", "egress_rate": "0"})
-		if err != nil || got["rate"] != "10mbit" || got["egress_rate"] != "unlimited" {
-			t.Errorf("%v %v", got, err)
-		}
-		_, err = resolve("bridge", map[string]string{"rate": "10mb"})
-		if !errors.Is(err, ErrOption) || !strings.Contains(err.Error(), "rate=10mb: want a rate such as 10mbit") {
-			t.Errorf("%v", err)
-		}
-	}
-	if _, err := ResolveEndpoint("bridge", map[string]string{"ratr": "10mbit"}); err == nil || !strings.Contains(err.Error(), "did you mean rate?") {
-		t.Errorf("%v", err)
 	}
 }

@@ -11,10 +11,8 @@ import (
 	"netyard/yard/book"
 )
 
-const defaultMode = "bridge"
-
 // Resolve finds the mode of a network that came in by a door of that mode, and its options under their canonical names.
-func Resolve(doorMode string, given map[string]string) (mode string, opts map[string]string, err error) {
+func (y *Yard) Resolve(doorMode string, given map[string]string) (mode string, opts map[string]string, err error) {
 	mode = doorMode
 	if said, ok := given["mode"]; ok && mode != "" && said != mode {
 		return "", nil, fmt.Errorf("%w: mode=%s: the driver netyard-%s has networks of mode %s only; use -d netyard", modes.ErrOption, said, mode, mode)
@@ -22,9 +20,9 @@ func Resolve(doorMode string, given map[string]string) (mode string, opts map[st
 		mode = said
 	}
 	if mode == "" {
-		mode = defaultMode
+		mode = modes.DefaultMode
 	}
-	opts, err = modes.Resolve(mode, given)
+	opts, err = y.Options.Resolve(mode, given)
 	delete(opts, "mode")
 	return mode, opts, err
 }

@@ -1,7 +1,6 @@
 package yard_test
 
 import (
-	"log/slog"
 	"net/netip"
 	"testing"
 
@@ -26,11 +25,7 @@ func TestAttachLAN(t *testing.T) {
 			r, p, q := newRig(t), newPlace(t), newPlace(t)
 			other := r.host.Peer(t, "lan0")
 			other.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
-			m, err := newMode(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
-			if err != nil {
-				t.Fatal(err)
-			}
-			r.Config.Modes[mode] = m
+			r.with(mode, newMode)
 			n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
 				Name: "lan", Mode: mode, Options: map[string]string{"parent": "lan0"}, Subnets: []book.SubnetRequest{
 					{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("192.0.2.0/24")}, Gateway: netip.MustParseAddr("192.0.2.1")},

@@ -106,7 +106,7 @@ func (y *Yard) BuryNow(ctx context.Context, m modes.Mode, n modes.Network, e mod
 		return y.ForgetNow(ctx, m, n, e)
 	}
 	y.Config.Log.Info("drop an endpoint whose sandbox is gone", "network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
-	if err := m.Detach(ctx, n, e); err != nil {
+	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}
 	y.TellGivenBack(n, e)

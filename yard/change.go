@@ -33,11 +33,11 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 	if err != nil {
 		return old, err
 	}
-	n, err := old.Change(options)
+	n, err := y.Options.Change(old, options)
 	if err != nil {
 		return old, err
 	}
-	if err := m.Check(n); err != nil {
+	if _, err := m.Settle(ctx, y.Plan().Facts(), n, nil); err != nil {
 		return old, err
 	}
 	es, err := y.EndpointsOf(id)
@@ -82,7 +82,7 @@ func (y *Yard) ChangeEndpoint(ctx context.Context, network, id string, options m
 	if n.Phase != modes.Ready || old.Phase != modes.Ready {
 		return old, fmt.Errorf("endpoint %s is being joined or deleted", modes.Short(id))
 	}
-	e, err := n.ChangeEndpoint(old, options)
+	e, err := y.Options.ChangeEndpoint(n, old, options)
 	if err != nil {
 		return old, err
 	}
@@ -122,15 +122,15 @@ func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, 
 		return err
 	}
 	wanted := map[string]bool{}
-	for _, o := range m.Objects(to, after) {
+	for _, o := range y.Plan().Objects(m, to, after...) {
 		wanted[o.String()] = true
 	}
-	gone := slices.DeleteFunc(m.Objects(from, before), func(o core.Object) bool { return wanted[o.String()] })
+	gone := slices.DeleteFunc(y.Plan().Objects(m, from, before...), func(o core.Object) bool { return wanted[o.String()] })
 	if err := y.Config.Kernel.Remove(gone...); err != nil {
 		return err
 	}
 	y.Config.Step("after former objects removed")
-	if err := m.Up(ctx, to); err != nil {
+	if err := y.Plan().Up(ctx, m, to); err != nil {
 		return err
 	}
 	for _, e := range after {
@@ -138,7 +138,7 @@ func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, 
 		if e.Phase != modes.Ready || e.Sandbox == "" || y.Dead(e) || !plugged {
 			continue
 		}
-		if _, err := m.Attach(ctx, to, e); err != nil {
+		if _, err := y.Plan().Attach(ctx, m, to, e); err != nil {
 			return fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err)
 		}
 		y.Config.Step("after endpoint attached again")

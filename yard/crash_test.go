@@ -81,34 +81,30 @@ func (r *rig) begin(keepStrays bool) {
 	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify}); err != nil {
 		r.t.Fatal(err)
 	}
-	m, err := bridge.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	shares, err := host.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	over, err := overlay.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel, Fabric: r.fabric})
-	if err != nil {
-		r.t.Fatal(err)
-	}
 	r.step = func(string) {}
 	r.now = r.now.Add(time.Second)
 	c := book.Config{
 		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
 		IPAM:   ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
-		Fabric: r.fabric,
-		Modes:  map[string]modes.Mode{"bridge": m, "host": shares, "overlay": over}, Now: func() time.Time { return r.now },
+		Fabric: r.fabric, Now: func() time.Time { return r.now },
+		Modes: map[string]modes.Mode{
+			"bridge": bridge.New(modes.Env{}), "host": host.New(modes.Env{}), "overlay": overlay.New(modes.Env{Fabric: r.fabric}),
+		},
 		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
 	}
 	if r.cluster != nil {
-		r.cluster.join(r, &c)
+		r.cluster.join(&c)
 	}
 	r.Yard = yard.New(c)
 	if err := reconcile.Restore(r.t.Context(), r.Yard, keepStrays); err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+// with has the yard know one more mode, until it is started again.
+func (r *rig) with(name string, newMode modes.New) {
+	r.Config.Modes[name] = newMode(modes.Env{})
+	r.Options = modes.NewTable(r.Config.Modes)
 }
 
 // die leaves the records as a process does that is killed; after another boot, as a host does whose power went: what

@@ -52,12 +52,10 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		if e, err = lease.TakeLease(tx, n, e); err != nil {
 			return err
 		}
-		macer, own := m.(modes.MACer)
-		_, none := m.(modes.Addressless)
-		switch {
-		case own && e.MAC == "":
-			e.MAC = macer.MAC(n, e)
-		case !own && !none && e.MAC != "":
+		switch rule := m.Traits(n).MAC; {
+		case e.MAC == "":
+			e.MAC = rule.Default(e)
+		case rule == modes.MACNone:
 			return fmt.Errorf("mac-address %s: containers on a network of mode %s have no hardware address of their own", e.MAC, n.Mode)
 		}
 		old, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
@@ -125,7 +123,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 		return modes.Network{}, modes.Link{}, err
 	}
 	defer release()
-	kept, err := y.keep(ctx, network, id)
+	kept, err := y.keep(network, id)
 	if err != nil {
 		return modes.Network{}, modes.Link{}, err
 	}
@@ -165,7 +163,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 		link, err = y.attach(ctx, m, n, e)
 	}
 	if err != nil {
-		return n, link, errors.Join(y.HeldBeside(e, err), y.Unjoin(context.WithoutCancel(ctx), m, n, e))
+		return n, link, errors.Join(y.HeldBeside(e, err), y.Unjoin(m, n, e))
 	}
 	y.Config.Log.Info("endpoint joined", "network", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
 	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
@@ -178,13 +176,12 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 }
 
 // keep notes what an endpoint is about to take from the host; nil when that is nothing, or noted already.
-func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string, error) {
+func (y *Yard) keep(network, id string) (map[string]string, error) {
 	m, n, e, err := y.Whole(network, id)
 	if err != nil {
 		return nil, err
 	}
-	k, ok := m.(modes.Taker)
-	if !ok || e.Kept != nil {
+	if m.Traits(n).Device == "" || e.Kept != nil {
 		return nil, nil
 	}
 	es, err := y.EndpointsOf(network)
@@ -192,7 +189,7 @@ func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string,
 		return nil, err
 	}
 	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool { return o.ID == id || o.Sandbox == "" && o.Kept == nil })
-	kept, err := k.Keep(ctx, n, e, others)
+	kept, err := y.Plan().Take(m, n, others)
 	if err != nil {
 		return nil, y.HeldBeside(e, err)
 	}
@@ -200,7 +197,7 @@ func (y *Yard) keep(ctx context.Context, network, id string) (map[string]string,
 }
 
 func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
-	link, err := m.Attach(ctx, n, e)
+	link, err := y.Plan().Attach(ctx, m, n, e)
 	if err == nil {
 		err = lease.Dress(y.Book, n, e, &link)
 	}
@@ -216,8 +213,8 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 }
 
 // Unjoin takes an endpoint back to what it was before Join.
-func (y *Yard) Unjoin(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
-	if err := m.Detach(ctx, n, e); err != nil {
+func (y *Yard) Unjoin(m modes.Mode, n modes.Network, e modes.Endpoint) error {
+	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}
 	e.Kept = nil // it is back
@@ -347,7 +344,7 @@ func (y *Yard) FinishHeld(ctx context.Context, network, id string) error {
 // ForgetNow takes an endpoint's link away and then its record.
 func (y *Yard) ForgetNow(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	y.Config.Step("before endpoint detached")
-	if err := m.Detach(ctx, n, e); err != nil {
+	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}
 	y.TellGivenBack(n, e)

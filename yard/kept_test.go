@@ -568,8 +568,8 @@ func TestOlderProgramBetween(t *testing.T) {
 		must(t, err)
 		e, err := r.Endpoint(n.ID, was.ID)
 		must(t, err)
-		if net.Opt("icc") != "false" || e.Options["egress_rate"] != "1mbit" || e.Fenced == "" {
-			t.Errorf("icc=%s, options %v, fenced: %q", net.Opt("icc"), e.Options, e.Fenced)
+		if net.Given("icc") != "false" || e.Options["egress_rate"] != "1mbit" || e.Fenced == "" {
+			t.Errorf("icc=%s, options %v, fenced: %q", net.Given("icc"), e.Options, e.Fenced)
 		}
 		ps, err := enforce.Policies(r.Book)
 		must(t, err)

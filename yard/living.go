@@ -159,7 +159,7 @@ func (y *Yard) HeldBeside(e modes.Endpoint, cause error) error {
 			return err
 		}
 		for _, n := range ns {
-			if n.ID != own.ID && (n.Opt(book.OptParent) == "" || n.Opt(book.OptParent) != own.Opt(book.OptParent)) {
+			if n.ID != own.ID && (n.Given(book.OptParent) == "" || n.Given(book.OptParent) != own.Given(book.OptParent)) {
 				continue
 			}
 			es, err := book.Endpoints.List(tx, book.EndpointKey(n.ID, ""))
@@ -172,8 +172,8 @@ func (y *Yard) HeldBeside(e modes.Endpoint, cause error) error {
 				}
 			}
 		}
-		if own.Opt(book.OptParent) != "" && isTaken(cause) {
-			held.Err = beside(tx, own.Opt(book.OptParent), cause, held.Holders)
+		if own.Given(book.OptParent) != "" && isTaken(cause) {
+			held.Err = beside(tx, own.Given(book.OptParent), cause, held.Holders)
 		}
 		return nil
 	})

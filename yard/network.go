@@ -32,9 +32,6 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if err := overlay.ClaimSpace(y.Book, &n); err != nil {
 		return err
 	}
-	if err := m.Check(n); err != nil {
-		return err
-	}
 	release, err := y.Locks.Hold(ctx, n.ID, false)
 	if err != nil {
 		return err
@@ -46,23 +43,11 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if err := y.markChosen(n); err != nil {
 		return err
 	}
-	if s, ok := m.(modes.Settler); ok {
-		if n.Settled, err = s.Settle(ctx, n); err != nil {
-			return err
-		}
-	}
-	if err := lease.CheckLAN(y.Book, m, n); err != nil {
-		return err
-	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
-	err = y.Update("network recorded", func(tx store.Tx) error {
-		if err := y.share(tx, m, n); err != nil {
+	for again := true; again; {
+		if n, again, err = y.settle(ctx, m, n); err != nil {
 			return err
 		}
-		return y.PutNew(tx, n)
-	})
-	if err != nil {
-		return err
 	}
 	if err := y.up(ctx, m, n); err != nil {
 		return errors.Join(err, y.Drop(context.WithoutCancel(ctx), m, n))
@@ -73,18 +58,31 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	return nil
 }
 
-// share asks a mode whether a new network can be beside those on record. In the transaction that records it, so that of
-// two that cannot be beside each other only one is.
-func (y *Yard) share(tx store.Tx, m modes.Mode, n modes.Network) error {
-	s, ok := m.(modes.Sharer)
-	if !ok {
-		return nil
-	}
-	others, err := book.Networks.List(tx, "")
+// settle asks the mode about a new network and records it. again: another network was recorded meanwhile, so the mode
+// has to be asked again.
+func (y *Yard) settle(ctx context.Context, m modes.Mode, n modes.Network) (_ modes.Network, again bool, err error) {
+	others, err := y.Networks()
 	if err != nil {
-		return err
+		return n, false, err
 	}
-	return s.Share(n, others)
+	if n.Settled, err = m.Settle(ctx, y.Plan().Facts(), n, others); err != nil {
+		return n, false, err
+	}
+	if err := lease.CheckLAN(y.Book, m, n); err != nil {
+		return n, false, err
+	}
+	known := map[string]bool{}
+	for _, o := range others {
+		known[o.ID] = true
+	}
+	err = y.Update("network recorded", func(tx store.Tx) error {
+		again = slices.ContainsFunc(book.Networks.Keys(tx, ""), func(id string) bool { return !known[id] })
+		if again {
+			return nil
+		}
+		return y.PutNew(tx, n)
+	})
+	return n, again, err
 }
 
 // markChosen notes which subnets of a new network nobody named: netyard's own IPAM knows.
@@ -105,7 +103,7 @@ func (y *Yard) markChosen(n modes.Network) error {
 }
 
 func (y *Yard) up(ctx context.Context, m modes.Mode, n modes.Network) error {
-	if err := m.Up(ctx, n); err != nil {
+	if err := y.Plan().Up(ctx, m, n); err != nil {
 		return err
 	}
 	y.Config.Step("after network up")
@@ -158,16 +156,12 @@ func (y *Yard) PutNew(tx store.Tx, n modes.Network) error {
 // reserve keeps the addresses that mean something to a network for those who ask for them. No other IPAM than netyard's
 // can be told.
 func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
-	k, ok := y.Config.Modes[n.Mode].(modes.Keeper)
-	if !ok {
-		return nil
-	}
-	option, addrs := k.Keeps(n)
-	for _, a := range addrs {
+	kept := y.Traits(n).Reserved
+	for _, a := range kept.Addrs {
 		at := slices.IndexFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(a) })
 		if at < 0 || n.Subnets[at].Space != book.Space {
 			return fmt.Errorf("%w: %s=%s: it needs --ipam-driver netyard, which gives %s to nobody who does not ask for it",
-				modes.ErrOption, option, n.Opt(option), a)
+				modes.ErrOption, kept.Option, n.Given(kept.Option), a)
 		}
 		p, err := y.Config.IPAM.PoolOf(tx, n.Subnets[at].Pool, n.ID)
 		if err != nil {
@@ -227,11 +221,11 @@ func (y *Yard) Drop(ctx context.Context, m modes.Mode, n modes.Network) error {
 		return err
 	}
 	for _, e := range es {
-		if err := m.Detach(ctx, n, e); err != nil {
+		if err := y.Plan().Detach(m, n, e); err != nil {
 			return err
 		}
 	}
-	if err := m.Down(ctx, n); err != nil {
+	if err := y.Plan().Down(m, n); err != nil {
 		return fmt.Errorf("take down network %s: %w", modes.Short(n.ID), err)
 	}
 	y.Config.Step("after network down")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -72,12 +71,8 @@ func (*ledger) Parting() ([]core.Object, error)            { return nil, nil }
 func (*ledger) Objects(modes.Overlay) (none []core.Object) { return none }
 
 // join puts a host's yard into the cluster, which survives it.
-func (l *ledger) join(r *rig, c *book.Config) {
-	m, err := overlay.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: r.host.Kernel, Fabric: l})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	c.Fabric, c.Modes["overlay"] = l, m
+func (l *ledger) join(c *book.Config) {
+	c.Fabric, c.Modes["overlay"] = l, overlay.New(modes.Env{Fabric: l})
 }
 
 // reap gives up what nobody of the host has, as the Fabric does after a while.

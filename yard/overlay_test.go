@@ -63,11 +63,9 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		})
 		must(err)
 		f := fabric.Modes{A: m.agent}
-		mode, err := overlay.New(modes.Env{Log: log, Kernel: m.Kernel, Fabric: f})
-		must(err)
 		m.Yard = yard.New(book.Config{
 			Log: log, Store: st, Kernel: m.Kernel, BootID: "boot-1", IPAM: ipam.New(ipam.Config{}), Fabric: f,
-			Modes: map[string]modes.Mode{"overlay": mode}, Background: func(f func()) { f() },
+			Modes: map[string]modes.Mode{"overlay": overlay.New(modes.Env{Fabric: f})}, Background: func(f func()) { f() },
 		})
 		must(reconcile.Restore(t.Context(), m.Yard, false))
 		ctx, cancel := context.WithCancel(context.Background())

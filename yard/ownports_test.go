@@ -194,11 +194,7 @@ func TestAttachOwnPorts(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
 	r.host.Peer(t, "lan0")
-	m, err := macvlan.New(modes.Env{Log: r.Config.Log, Kernel: r.host.Kernel})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Config.Modes["macvlan"] = m
+	r.with("macvlan", macvlan.New)
 	made := func(name, subnet string) modes.Network {
 		n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{Name: name, Mode: "macvlan", Options: map[string]string{"parent": "lan0"}, Subnets: []book.SubnetRequest{subnetOf(subnet)}})
 		if err != nil {

@@ -19,7 +19,7 @@ func (y *Yard) Lend(ctx context.Context, n modes.Network, link modes.Link, id st
 	if err != nil {
 		return err
 	}
-	if own, _ := port.Redirects(m, n); !own || len(asks) == 0 || len(link.Gateways) > 0 {
+	if !m.Traits(n).Publish.OnOwn || len(asks) == 0 || len(link.Gateways) > 0 {
 		return nil
 	}
 	e, err := y.Endpoint(n.ID, id)

@@ -190,7 +190,7 @@ func TestShareCrash(t *testing.T) {
 		when := fmt.Sprintf("step %q", steps[len(steps)-1])
 		r.start()
 		r.healthy(when)
-		again := &share.Watched{Mode: r.Config.Modes["host"], Sharer: w.Sharer, Network: w.Network, Endpoint: w.Endpoint, Sandbox: w.Sandbox}
+		again := &share.Watched{Mode: r.Config.Modes["host"], Sharing: w.Sharing, Network: w.Network, Endpoint: w.Endpoint, Sandbox: w.Sandbox}
 		r.see(again)
 		if got := r.shares(again); !slices.Equal(got, []uint16{81}) {
 			t.Errorf("%s: after the next look it shares %v", when, got)

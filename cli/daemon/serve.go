@@ -250,12 +250,7 @@ func newYard(
 	if err != nil {
 		return nil, err
 	}
-	table := map[string]modes.Mode{}
-	for name, newMode := range all.Modes() { // also of modes that are not offered: they may have networks
-		if table[name], err = newMode(modes.Env{Log: log, Kernel: k, Fabric: f}); err != nil {
-			return nil, fmt.Errorf("start mode %s: %w", name, err)
-		}
-	}
+	table := all.On(modes.Env{Fabric: f}) // also modes that are not offered: they may have networks
 	return yard.New(book.Config{
 		Log: log, Store: st, Kernel: k, Copies: filepath.Join(cfg.StateDir, "networks"),
 		Modes: table, Offered: cfg.Modes,

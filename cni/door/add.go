@@ -86,7 +86,7 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 		p, err = c.planOn(n)
 		return n, p, err
 	}
-	if p, err = c.plan(s.Yard.Knows); err != nil {
+	if p, err = c.plan(s.Yard.Options); err != nil {
 		return n, p, err
 	}
 	n, err = own.MakeNetwork(ctx, s.Yard, p.network)
@@ -149,7 +149,7 @@ func (s *Server) fill(
 	for option, bits := range c.Runtime.rates() {
 		given[option] = bits
 	}
-	if r.Options, err = modes.ResolveEndpoint(n.Mode, given); err != nil {
+	if r.Options, err = s.Yard.Options.ResolveEndpoint(n.Mode, given); err != nil {
 		return err
 	}
 	if r.Addrs, err = requestedAddrs(c, env, args, n, labels); err != nil {

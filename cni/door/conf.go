@@ -299,23 +299,18 @@ func addresses(key string, texts []string) (as []netip.Addr, err error) {
 }
 
 // mode returns the mode of a network made from this configuration: the plugin's name gives it, or else the keys do.
-func (c config) mode(known func(string) bool) string {
-	if m := strings.TrimPrefix(c.Type, "netyard-"); known(m) {
+func (c config) mode(t *modes.Table) string {
+	if m := strings.TrimPrefix(c.Type, "netyard-"); t.Knows(m) {
 		return m
 	}
-	switch {
-	case c.Options["mode"] != "":
-		return c.Options["mode"]
-	case c.Master == "":
-		return "bridge"
-	case strings.HasPrefix(c.Mode, "l"): // l2, l3, l3s
-		return "ipvlan"
+	if m := c.Options["mode"]; m != "" {
+		return m
 	}
-	return "macvlan"
+	return modes.CNIMode(c.Master, c.Mode)
 }
 
 // options returns the options of a network of the mode, from "options" and the upstream keys.
-func (c config) options(mode string) (map[string]string, error) {
+func (c config) options(t *modes.Table, mode string) (map[string]string, error) {
 	out := map[string]string{}
 	for k, v := range c.Options {
 		if k != "mode" {
@@ -325,23 +320,26 @@ func (c config) options(mode string) (map[string]string, error) {
 	if c.MTU != 0 {
 		out["mtu"] = fmt.Sprint(c.MTU)
 	}
-	if mode != "bridge" {
+	bridge, bridged := t.CNI(mode, "bridge")
+	if !bridged {
 		if c.Bridge != "" || c.IsGateway || c.IsDefaultGateway || c.IPMasq || c.HairpinMode {
 			return nil, refuse("bridge",
 				"bridge, isGateway, isDefaultGateway, ipMasq and hairpinMode do not apply to mode "+mode)
 		}
-		for k, v := range map[string]string{"parent": c.Master, mode + "_mode": c.Mode} {
-			if v != "" {
-				out[k] = v
+		for key, v := range map[string]string{"master": c.Master, "mode": c.Mode} {
+			if name, ok := t.CNI(mode, key); ok && v != "" {
+				out[name] = v
+			} else if v != "" {
+				return nil, refuse(key, "the network is of mode "+mode)
 			}
 		}
 		return out, nil
 	}
 	if c.Master != "" || c.Mode != "" {
-		return nil, refuse("master", "master and mode do not apply to mode bridge")
+		return nil, refuse("master", "master and mode do not apply to mode "+mode)
 	}
 	if c.Bridge != "" {
-		out["bridge"] = c.Bridge
+		out[bridge] = c.Bridge
 	}
 	out["masquerade"] = fmt.Sprint(c.IPMasq)
 	if c.PromiscMode {

@@ -9,9 +9,10 @@ import (
 
 	"netyard/kernel/sandbox"
 	"netyard/modes"
+	"netyard/modes/all"
 )
 
-func knows(mode string) bool { return mode == "bridge" || mode == "macvlan" || mode == "ipvlan" }
+func knows() *modes.Table { return all.Options() }
 
 // TestOptions shows that keys of the upstream plugins set netyard's mode and options.
 func TestOptions(t *testing.T) {
@@ -36,11 +37,11 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: %v", conf, err)
 			continue
 		}
-		mode := c.mode(knows)
+		mode := c.mode(knows())
 		if mode != want.mode {
 			t.Errorf("%s: mode %s", conf, mode)
 		}
-		opts, err := c.options(mode)
+		opts, err := c.options(knows(), mode)
 		if d := cmp.Diff(want.opts, opts); d != "" || err != nil {
 			t.Errorf("%s: %v %s", conf, err, d)
 		}
@@ -78,7 +79,7 @@ func TestRefused(t *testing.T) {
 		c, err := decodeConfig([]byte(conf))
 		if err == nil {
 			if _, err = c.isNamed(); err == nil && c.Network == "" {
-				_, err = c.plan(knows)
+				_, err = c.plan(knows())
 			}
 		}
 		if err == nil || !strings.Contains(err.Error(), "key "+key+":") || strings.Contains(err.Error(), "\n") {
@@ -96,7 +97,7 @@ func TestRoutes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.plan(knows)
+	p, err := c.plan(knows())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +133,7 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if p, err := c.plan(knows); err == nil {
+		if p, err := c.plan(knows()); err == nil {
 			for _, s := range p.network.Subnets {
 				if !s.Pool.Subnet.IsValid() || s.Pool.Subnet != s.Pool.Subnet.Masked() {
 					t.Errorf("subnet %s", s.Pool.Subnet)

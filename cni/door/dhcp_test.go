@@ -54,13 +54,7 @@ func newDHCPHost(t *testing.T) *dhcpHost {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	table := map[string]modes.Mode{}
-	for name, newMode := range all.Modes() {
-		if table[name], err = newMode(modes.Env{Log: log, Kernel: d.host.Kernel}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	y := yard.New(book.Config{Log: log, Store: st, Kernel: d.host.Kernel, Modes: table, BootID: "b", IPAM: ipam.New(ipam.Config{})})
+	y := yard.New(book.Config{Log: log, Store: st, Kernel: d.host.Kernel, Modes: all.On(modes.Env{}), BootID: "b", IPAM: ipam.New(ipam.Config{})})
 	d.Server = &Server{Yard: y, Log: log}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks errgroup.Group

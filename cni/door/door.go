@@ -322,7 +322,7 @@ func (s *Server) status(q cni.Request) error {
 	}
 	id := networkID(c.Name)
 	if c.Network == "" {
-		if _, err = c.plan(s.Yard.Knows); err != nil {
+		if _, err = c.plan(s.Yard.Options); err != nil {
 			return err
 		}
 	} else {

@@ -37,14 +37,14 @@ func networkID(name string) string {
 }
 
 // plan returns the plan of a configuration that names no network.
-func (c config) plan(known func(string) bool) (p plan, err error) {
+func (c config) plan(t *modes.Table) (p plan, err error) {
 	p = plan{
 		network:       book.NetworkRequest{ID: networkID(c.Name), Name: c.Name},
 		gateways:      map[netip.Prefix]netip.Addr{},
 		defaultRoutes: c.IsDefaultGateway,
 	}
-	p.network.Mode = c.mode(known)
-	if p.network.Options, err = c.options(p.network.Mode); err != nil {
+	p.network.Mode = c.mode(t)
+	if p.network.Options, err = c.options(t, p.network.Mode); err != nil {
 		return p, err
 	}
 	i := c.IPAM
@@ -53,7 +53,8 @@ func (c config) plan(known func(string) bool) (p plan, err error) {
 		p.network.NoSubnets = true
 		return p, nil
 	}
-	noGateway := p.network.Mode == "bridge" && !c.IsGateway && !c.IsDefaultGateway
+	_, bridged := t.CNI(p.network.Mode, "bridge")
+	noGateway := bridged && !c.IsGateway && !c.IsDefaultGateway
 	switch i.Type {
 	case "dhcp":
 		p.network.NoSubnets, p.network.DHCP = true, &book.DHCPRequest{}

@@ -2,6 +2,8 @@
 package all
 
 import (
+	"sync"
+
 	"netyard/modes"
 	"netyard/modes/bridge"
 	"netyard/modes/host"
@@ -25,3 +27,17 @@ func Modes() map[string]modes.New {
 		Overlay:   overlay.New,
 	}
 }
+
+// On are all modes on one host.
+func On(e modes.Env) map[string]modes.Mode {
+	all := map[string]modes.Mode{}
+	for name, newMode := range Modes() {
+		all[name] = newMode(e)
+	}
+	return all
+}
+
+// Options is the table of options of all modes.
+func Options() *modes.Table { return table() }
+
+var table = sync.OnceValue(func() *modes.Table { return modes.NewTable(On(modes.Env{})) })

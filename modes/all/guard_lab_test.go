@@ -3,7 +3,6 @@ package all_test
 import (
 	gocontext "context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -20,6 +19,7 @@ import (
 	"netyard/kernel/policy"
 	"netyard/modes"
 	"netyard/modes/all"
+	"netyard/modes/modetest"
 )
 
 const (
@@ -120,7 +120,7 @@ type site struct {
 	t                         testing.TB
 	lab                       *guardLab
 	number                    int
-	mode                      modes.Mode
+	mode                      modetest.Live
 	network                   modes.Network
 	bridge                    string
 	evil, other, victim, host *party
@@ -208,17 +208,9 @@ func (s *site) up() {
 		Subnets: []modes.Subnet{subnet(s.v4(1), 16), subnet(s.v6(1), 64)},
 	}
 	var err error
-	env := modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: l.host.Kernel, Fabric: alone{}}
-	if s.mode, err = all.Modes()[s.siteSpec.mode](env); err != nil {
+	s.mode = modetest.On(l.host.Kernel, all.Modes()[s.siteSpec.mode], alone{})
+	if s.network.Settled, err = s.mode.Settle(s.t.Context(), s.network); err != nil {
 		s.t.Fatal(err)
-	}
-	if err := s.mode.Check(s.network); err != nil {
-		s.t.Fatal(err)
-	}
-	if m, ok := s.mode.(modes.Settler); ok {
-		if s.network.Settled, err = m.Settle(s.t.Context(), s.network); err != nil {
-			s.t.Fatal(err)
-		}
 	}
 	if err := s.mode.Up(s.t.Context(), s.network); err != nil {
 		s.t.Fatal(err)

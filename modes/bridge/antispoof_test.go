@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"netyard/kernel/kerneltest"
-	"netyard/modes"
 )
 
 // station is a container as its neighbours see it.
@@ -123,7 +122,7 @@ func TestUnknownPortIsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := endpoint(n, "e1e1e1e1e1e1", "10.9.0.2/24")
-	faults := snap.Faults(l.mode.Objects(n, []modes.Endpoint{e}))
+	faults := snap.Faults(l.mode.Objects(n, e))
 	if want := "element { nyv-e1e1e1e1e1e . 10.9.0.2 } of set addrs4 is missing"; len(faults) != 1 || faults[0].Text != want {
 		t.Errorf("faults %v, want %q", faults, want)
 	}

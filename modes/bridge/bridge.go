@@ -1,206 +1,142 @@
-// Package bridge is the mode of a bridge per network: the host is its gateway, what leaves takes the host's address,
-// and nothing comes in uninvited. On a bridge that belongs to the host's owner it only plugs containers in.
+// Package bridge is the mode of a bridge per network: the host is the gateway, outgoing traffic takes the host's
+// address, and incoming traffic needs a published port. To an existing bridge of the host it only attaches containers.
 package bridge
 
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
-	"netyard/kernel"
 	"netyard/kernel/beside"
 	kbridge "netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/dhcp"
-	"netyard/kernel/nft"
 	kports "netyard/kernel/ports"
 	"netyard/modes"
+	"netyard/modes/internal/bridged"
+	"netyard/modes/internal/gateway"
 )
 
 const (
-	// minIPv6MTU is the least an IPv6 link must carry (RFC 8200, section 5).
-	minIPv6MTU = 1280
-
-	// settledOwner is the key under which it is kept whose the bridge is.
+	// settledOwner is the key that says whether the bridge is the host's.
 	settledOwner = "bridge_owner"
 	ownerHost    = "host"
 	settledMTU   = "mtu"
 )
 
-type mode struct{ k *kernel.Kernel }
+type mode struct{}
 
 // New makes the mode.
-func New(e modes.Env) (modes.Mode, error) { return mode{e.Kernel}, nil }
+func New(modes.Env) modes.Mode { return mode{} }
 
-// Policed says that every packet of an endpoint is bridged or routed by the host.
-func (mode) Policed(modes.Network) bool { return true }
+// Settle decides whether the bridge is the host's: netyard never changes or removes one that existed before.
+func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.Network) (map[string]string, error) {
+	if err := check(n); err != nil || n.Phase == modes.Ready {
+		return n.Settled, err
+	}
+	if err := gateway.Fits(f, n); err != nil {
+		return nil, err
+	}
+	link, exists, err := f.FindLink(name(n))
+	switch {
+	case err != nil || exists && link.Alias == core.Alias(n.ID, ""):
+		return nil, err
+	case exists:
+		return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, checkHostBridge(n, link)
+	}
+	return nil, gateway.Free(f, n, name(n))
+}
 
-func (mode) Check(n modes.Network) error {
+// Traits: nothing gets into an internal network, so its containers publish ports for each other only. Containers on a
+// bridge of the host are members of its LAN.
+func (mode) Traits(n modes.Network) modes.Traits {
+	t := modes.Traits{
+		MAC: modes.MACDerived, Policed: true, Isolated: !icc.Of(n),
+		Publish: modes.Publishing{
+			OnHost: !n.Internal, OnOwn: n.Internal, Binds: modes.Bind.Of(n), Routed: gateway.In(n, gateway.Routed),
+		},
+		Gatewayless: gateway.In(n, gateway.Isolated),
+		Reserved:    modes.Reservation{Option: gateway.Address.Name, Addrs: gateway.Address.Of(n)},
+	}
+	if hostOwned(n) {
+		t.LAN.Port = dhcp.LANPort{Kind: "bridge", Parent: name(n)}
+		t.Publish.OnHost, t.Publish.OnOwn = true, false
+		t.Publish.Refusal = fmt.Errorf(
+			"containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
+		return t
+	}
+	t.LAN.Refusal = fmt.Errorf(
+		"bridge %s is netyard's own and leads to no LAN; use a bridge of the host with -o com.docker.network.bridge.name",
+		name(n))
+	return t
+}
+
+// Objects are the bridge, its addresses, and the elements of firewall sets for it.
+func (mode) Objects(n modes.Network) []core.Object {
+	br, short := name(n), modes.Short(n.ID)
+	if hostOwned(n) {
+		return []core.Object{kbridge.HostBridge{Name: br}, beside.Bypass{In: br, Out: br, Network: short}}
+	}
+	link := kbridge.Bridge{
+		Name: br, Alias: core.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: promisc.Of(n),
+	}
+	var rest []core.Object
 	for _, s := range n.Subnets {
-		if s.Pool.Addr().Is6() && n.OptInt("mtu") < minIPv6MTU {
-			return fmt.Errorf("%w: mtu=%d: IPv6 needs at least %d", modes.ErrOption, n.OptInt("mtu"), minIPv6MTU)
-		}
-		if s.Gateway.IsValid() && !s.Pool.Contains(s.Gateway.Addr()) {
-			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
-		}
-	}
-	for _, prefix := range []string{core.VethPrefix, core.PeerPrefix, core.ShaperPrefix} {
-		if name := n.Opt("bridge"); strings.HasPrefix(name, prefix) {
-			return fmt.Errorf("%w: bridge=%s: names that begin with %s are netyard's own", modes.ErrOption, name, prefix)
+		v6, isolated := s.Pool.Addr().Is6(), gateway.IsolatedAt(n, s)
+		link.IPv6 = link.IPv6 || v6 && !isolated
+		if s.Gateway.IsValid() && !isolated && (v6 || !inhibit4.Of(n)) {
+			rest = append(rest, core.Addr{Link: br, Alias: link.Alias, Prefix: s.Gateway})
 		}
 	}
-	return checkGateways(n)
+	if bridge.Of(n) != "" {
+		rest = append(rest, beside.Bypass{In: br, Network: short}, beside.Bypass{Out: br, Network: short})
+	}
+	if modes.Option(modes.PublishFrom).Of(n) != "" {
+		subnets, interfaces := modes.PublishFrom.Of(n)
+		rest = append(rest, bridged.Owned(n, kports.ClosedBut(br, subnets, interfaces)...)...)
+	}
+	zone := bridged.Zone{Bridge: br, Internal: n.Internal, ICC: icc.Of(n)}
+	return slices.Concat([]core.Object{link}, rest, gateway.Objects(n, br), zone.Objects(n))
 }
 
-// Settle decides whose the bridge is: one that is there already and is not netyard's stays its owner's for good.
-func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, error) {
-	if err := m.present(n); err != nil {
-		return nil, err
-	}
-	name := name(n)
-	link, exists, err := m.k.FindLink(name)
-	if err != nil || link.Alias == core.Alias(n.ID, "") {
-		return nil, err
-	}
-	if !exists {
-		return nil, m.apart(n)
-	}
-	if other, _, ours := core.ParseAlias(link.Alias); ours {
-		return nil, fmt.Errorf("%w: bridge=%s: it is the bridge of netyard's network %s", modes.ErrOption, name, modes.Short(other))
-	}
-	if link.Kind != "bridge" {
-		return nil, fmt.Errorf("%w: bridge=%s: that link is not a bridge but a %s", modes.ErrOption, name, link.Kind)
-	}
-	if mtu, given := n.Options["mtu"]; given && n.OptInt("mtu") != link.MTU {
-		return nil, fmt.Errorf("%w: mtu=%s: the host's bridge %s has %d, which netyard does not change", modes.ErrOption, mtu, name, link.MTU)
-	}
-	for _, opt := range []string{"masquerade", "promisc"} {
-		if n.Options[opt] == "true" {
-			return nil, fmt.Errorf("%w: %s=true: the bridge %s is the host's, which netyard does not change", modes.ErrOption, opt, name)
-		}
-	}
-	if err := unroutable(n); err != nil {
-		return nil, err
-	}
-	return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, nil
-}
-
-// apart refuses a subnet that the host has an address in: its routes could not tell the two apart. Only here: what is
-// on record has to come up again whatever the host has got since. A subnet can be part of that of the link on which the
-// host answers for it.
-func (m mode) apart(n modes.Network) error {
-	for _, s := range n.Subnets {
-		link, other, err := m.k.Occupant(s.Pool, name(n), n.Opt("ndp_proxy"))
-		if err != nil {
-			return err
-		}
-		if link != "" && s.Gateway.IsValid() && !isolated(n, s.Pool.Addr().Is6()) {
-			return fmt.Errorf("subnet %s overlaps %s on the host's link %s", s.Pool, other, link)
-		}
-	}
-	return nil
-}
-
-// mtu is what the links of a network carry. A port with less than a host's bridge has would lower the bridge's.
-func mtu(n modes.Network) int {
-	if i, err := strconv.Atoi(n.Settled[settledMTU]); err == nil {
-		return i
-	}
-	return n.OptInt("mtu")
-}
-
-func hostOwned(n modes.Network) bool { return n.Settled[settledOwner] == ownerHost }
-
-func name(n modes.Network) string {
-	if b := n.Opt("bridge"); b != "" {
-		return b
-	}
-	return core.Name(core.BridgePrefix, n.ID)
-}
-
-func (m mode) Up(ctx context.Context, n modes.Network) error {
-	return m.k.Ensure(ctx, networkObjects(n)...)
-}
-
-func (m mode) Down(_ context.Context, n modes.Network) error { return m.k.Remove(networkObjects(n)...) }
-
-func (m mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
-	if err := m.k.Ensure(ctx, endpointObjects(n, e)...); err != nil {
-		return modes.Link{}, err
-	}
-	l := modes.Link{
-		SrcName: peer(e), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n), Gateways: gateways(n, e),
-		Routes: routes(n, e),
-	}
-	if e.IfName != "" {
-		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
-	}
-	return l, nil
-}
-
-func (m mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.k.Remove(slices.Concat(ports(n, e), guard(n, e).Objects(), proxies(n, e), []core.Object{limits(n, e), veth(n, e)})...) // the queues go with the link
-}
-
-func (mode) Objects(n modes.Network, es []modes.Endpoint) []core.Object {
-	objects := networkObjects(n)
-	for _, e := range es {
-		objects = append(objects, endpointObjects(n, e)...)
-	}
-	return objects
-}
-
-// endpointObjects are the link and, while anybody is there who needs it, forwarding: not with the network already,
-// since at boot an engine that starts after netyard and finds forwarding on would not guard its own networks (moby,
-// FORWARD policy DROP).
-func endpointObjects(n modes.Network, e modes.Endpoint) []core.Object {
-	var objects []core.Object
+// Place is a pair of links, with one end a port of the bridge.
+func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, link modes.Link) {
 	if !n.Internal && !hostOwned(n) {
-		objects = forwarding(n)
+		objects = bridged.Forwarding(n)
 	}
-	objects = append(objects, veth(n, e), static(n, e))
-	if l := limits(n, e); e.Into == 0 || !l.None() { // a link that is just being made has none to take away
-		objects = append(objects, l)
+	v := bridged.Veth(n, e, name(n), mtu(n))
+	v.Isolated, v.Hairpin = !icc.Of(n), len(e.Ports) > 0 && !n.Internal
+	g := guard(n, e, v)
+	objects = append(objects, v, kbridge.StaticPort{Link: v.Name, MAC: v.MAC, Open: g.Open, Flooded: hostOwned(n)})
+	limits := kbridge.Limits{Link: v.Name, Shaper: core.Name(core.ShaperPrefix, e.ID), Alias: v.Alias, MTU: v.MTU}
+	limits.Ingress, limits.Egress = n.Limits(e)
+	if e.Into == 0 || !limits.None() { // a new link has none to remove
+		objects = append(objects, limits)
 	}
-	return slices.Concat(objects, guard(n, e).Objects(), proxies(n, e), ports(n, e))
+	link = n.Link(e, v.Peer, v.MTU)
+	link.Gateways, link.Routes = gateway.Of(n, e), routes(n, e)
+	return slices.Concat(objects, g.Objects(), gateway.Proxies(n, e), ports(n, e)), link
 }
 
-// guard binds an endpoint's port to what the endpoint was given. On a bridge of the host's owner addresses may come
-// from the LAN, and what a container passes on that the others go out by is from anywhere, so there it is the hardware
-// address alone.
-func guard(n modes.Network, e modes.Endpoint) kbridge.PortGuard {
-	v := veth(n, e)
+// guard has the rules for an endpoint's port. On a bridge of the host, addresses may come from the LAN, and a router
+// forwards packets from anywhere: there the guard checks only the hardware address.
+func guard(n modes.Network, e modes.Endpoint, v kbridge.Veth) kbridge.PortGuard {
 	g := e.Guard(v.Name, v.MAC)
-	g.Open, g.LAN = n.EndpointOpt(e, "antispoof") != "true", hostOwned(n) || isRouter(n, e)
+	g.Open, g.LAN = !antispoof.For(n, e), hostOwned(n) || isRouter(n, e)
 	return g
 }
 
-// static says what the bridge learns from an endpoint's port: nothing, if it is bound to its hardware address.
-func static(n modes.Network, e modes.Endpoint) kbridge.StaticPort {
-	g := guard(n, e)
-	return kbridge.StaticPort{Link: g.Port, MAC: g.MAC, Open: g.Open, Flooded: hostOwned(n)}
-}
-
-func limits(n modes.Network, e modes.Endpoint) kbridge.Limits {
-	l := kbridge.Limits{
-		Link: core.Name(core.VethPrefix, e.ID), Shaper: core.Name(core.ShaperPrefix, e.ID), Alias: core.Alias(n.ID, e.ID), MTU: mtu(n),
-	}
-	l.Ingress, l.Egress = n.Limits(e)
-	return l
-}
-
-// ports are the elements that give ports of the host to an endpoint.
+// ports publish ports of an endpoint: on the host, or on its own addresses.
 func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	if n.Internal {
-		objects = e.Redirects()
+		return append(e.Redirects(), e.Published()...)
 	}
 	for _, p := range e.Ports {
-		if p.Routed && !n.Internal {
-			for _, el := range (kports.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}).Elements() {
+		if p.Routed {
+			open := kports.OpenPort{Proto: p.Proto, Addr: p.HostIP, Port: p.HostPort, Count: p.Count}
+			for _, el := range open.Elements() {
 				objects = append(objects, el.For(e.ID))
 			}
 		}
@@ -208,96 +144,74 @@ func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	return append(objects, e.Published()...)
 }
 
-// Publishes: containers on a bridge of the host's owner are on the LAN themselves.
-func (mode) Publishes(n modes.Network) error {
-	if hostOwned(n) {
-		return fmt.Errorf("containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
+// mtu is that of a network's links. A port with a smaller one would lower that of the host's bridge.
+func mtu(n modes.Network) int {
+	if i, err := strconv.Atoi(n.Settled[settledMTU]); err == nil {
+		return i
 	}
-	return nil
+	return modes.MTU.Of(n)
 }
 
-// LAN: only a bridge of the host's owner leads anywhere.
-func (mode) LAN(n modes.Network) (dhcp.LANPort, error) {
-	if !hostOwned(n) {
-		return dhcp.LANPort{}, fmt.Errorf("bridge %s is netyard's own and leads to no LAN; name one of the host's with -o com.docker.network.bridge.name", name(n))
+func hostOwned(n modes.Network) bool { return n.Settled[settledOwner] == ownerHost }
+
+func name(n modes.Network) string {
+	if b := bridge.Of(n); b != "" {
+		return b
 	}
-	return dhcp.LANPort{Kind: "bridge", Parent: name(n)}, nil
+	return bridged.Name(n)
 }
 
-// Redirects: nothing gets into an internal network, so its containers' ports are for each other.
-func (mode) Redirects(n modes.Network) bool { return n.Internal && !hostOwned(n) }
+// isRouter says whether an endpoint is the gateway, or the next hop of a route.
+func isRouter(n modes.Network, e modes.Endpoint) bool {
+	return gateway.Is(n, e) || slices.ContainsFunc(staticRoutes.Of(n), func(r modes.Route) bool { return e.Has(r.Via) })
+}
 
-// Both: not even by the host.
-func (mode) Both(modes.Network) bool { return false }
+// routes are the static routes of an endpoint: those of its families, without those that lead to itself, which an
+// engine could not add.
+func routes(n modes.Network, e modes.Endpoint) []modes.Route {
+	return slices.DeleteFunc(staticRoutes.Of(n), func(r modes.Route) bool {
+		return e.Has(r.Via) || !e.Address(r.Dst.Addr().Is4()).IsValid()
+	})
+}
 
-func (mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
-
-// MAC is the same whenever the address comes back.
-func (mode) MAC(_ modes.Network, e modes.Endpoint) string { return e.StableMAC().String() }
-
-func networkObjects(n modes.Network) []core.Object {
-	br := name(n)
-	if hostOwned(n) {
-		return []core.Object{kbridge.HostBridge{Name: br}, beside.Bypass{In: br, Out: br, Network: modes.Short(n.ID)}}
+// check refuses options that contradict each other.
+func check(n modes.Network) error {
+	if err := n.CheckMTU(modes.MTU.Of(n)); err != nil {
+		return err
 	}
-	var objects []core.Object
-	bridge := kbridge.Bridge{Name: br, Alias: core.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: n.OptBool("promisc")}
-	var rest []core.Object
-	for _, s := range n.Subnets {
-		bridge.IPv6 = bridge.IPv6 || s.Pool.Addr().Is6() && !isolated(n, true)
-		if hostHas(n, s) {
-			rest = append(rest, core.Addr{Link: br, Alias: bridge.Alias, Prefix: s.Gateway})
-		}
-		rest = append(rest, leaveAs(n, s)...)
+	if err := n.CheckGateways(); err != nil {
+		return err
 	}
-	objects = append(append(objects, bridge), rest...)
-	if n.Opt("bridge") != "" {
-		objects = append(objects, beside.Bypass{In: br, Network: modes.Short(n.ID)}, beside.Bypass{Out: br, Network: modes.Short(n.ID)})
-	}
-	objects = append(objects, nft.InterfaceIn(kbridge.Bridges, br).For(n.ID), nft.InterfaceIn(kbridge.Own, br, br).For(n.ID))
-	if n.Opt("publish_from") != "" {
-		subnets, interfaces := n.OptSources("publish_from")
-		for _, el := range kports.ClosedBut(br, subnets, interfaces) {
-			objects = append(objects, el.For(n.ID))
+	for _, prefix := range []string{core.VethPrefix, core.PeerPrefix, core.ShaperPrefix} {
+		if strings.HasPrefix(bridge.Of(n), prefix) {
+			return bridge.Row().Refuse(n, "names that begin with %s are netyard's own", prefix)
 		}
 	}
-	objects = append(objects, gatewayObjects(n)...)
-	if n.Internal {
-		objects = append(objects, nft.InterfaceIn(kbridge.Internal, br).For(n.ID))
+	for _, r := range staticRoutes.Of(n) {
+		if r.Via.IsValid() && !n.Contains(r.Via) {
+			return staticRoutes.Row().Refuse(n, "%s is in no subnet of the network", r.Via)
+		}
 	}
-	if n.OptBool("icc") {
-		objects = append(objects, nft.InterfaceIn(kbridge.Talk, br, br).For(n.ID))
-	}
-	return objects
+	return gateway.Check(n, icc.Of(n))
 }
 
-func forwarding(n modes.Network) (objects []core.Object) {
-	v4, v6 := n.Families()
-	if v4 {
-		objects = append(objects, beside.Forwarding{})
+// checkHostBridge refuses options that would change a bridge of the host.
+func checkHostBridge(n modes.Network, link core.LinkInfo) error {
+	other, _, ours := core.ParseAlias(link.Alias)
+	_, sized := n.Options[modes.MTU.Name]
+	otherMTU := sized && modes.MTU.Of(n) != link.MTU
+	err := n.Refuse(
+		bridge.Row().If(ours, "it is the bridge of netyard's network %s", modes.Short(other)),
+		bridge.Row().If(link.Kind != "bridge", "that link is not a bridge but a %s", link.Kind),
+		modes.MTU.Row().If(otherMTU, "the host's bridge %s has %d, which netyard does not change", name(n), link.MTU),
+	)
+	for _, o := range []modes.BoolOption{modes.Masquerade, promisc} {
+		if err == nil && n.Options[o.Name] == "true" {
+			err = o.Row().Refuse(n, "the bridge %s is the host's, which netyard does not change", name(n))
+		}
 	}
-	if v6 {
-		objects = append(objects, beside.Forwarding{IPv6: true})
-	}
-	return objects
-}
-
-// peer is the name of the inner end while it waits to be moved in; one that is made inside has its name from the
-// beginning.
-func peer(e modes.Endpoint) string {
-	if e.Into > 0 {
-		return e.IfName
-	}
-	return core.Name(core.PeerPrefix, e.ID)
-}
-
-func veth(n modes.Network, e modes.Endpoint) kbridge.Veth {
-	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
-		mac = modes.LocalMAC(e.ID)
+		return err
 	}
-	return kbridge.Veth{
-		Name: core.Name(core.VethPrefix, e.ID), Peer: peer(e), PeerNS: e.Into, Alias: core.Alias(n.ID, e.ID),
-		Master: name(n), MTU: mtu(n), MAC: mac, Isolated: !n.OptBool("icc"), Hairpin: len(e.Ports) > 0 && !n.Internal,
-	}
+	return gateway.CheckHostBridge(n, name(n))
 }

@@ -1,7 +1,6 @@
 package bridge_test
 
 import (
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -72,7 +71,7 @@ type lab struct {
 	t       *testing.T
 	host    *kerneltest.Host
 	outside *kerneltest.Host
-	mode    modes.Mode
+	mode    modetest.Live
 }
 
 func newLab(t *testing.T) lab {
@@ -85,17 +84,13 @@ func newLab(t *testing.T) lab {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	m, err := bridge.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: h.Kernel})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return lab{t, h, out, m}
+	return lab{t, h, out, modetest.On(h.Kernel, bridge.New, nil)}
 }
 
 func (l lab) up(n modes.Network) modes.Network {
 	l.t.Helper()
 	var err error
-	if n.Settled, err = l.mode.(modes.Settler).Settle(l.t.Context(), n); err != nil {
+	if n.Settled, err = l.mode.Settle(l.t.Context(), n); err != nil {
 		l.t.Fatal(err)
 	}
 	if err := l.mode.Up(l.t.Context(), n); err != nil {
@@ -211,7 +206,7 @@ func TestHostBridgeStaysAsItIs(t *testing.T) {
 	if got := l.host.Sh(t, "ip -o addr show dev lan0 | grep -v inet6; ip link show lan0 | grep -o 'mtu [0-9]*'"); got != before {
 		t.Errorf("the host's bridge was altered:\n%s\n%s", before, got)
 	}
-	if err := l.mode.Down(t.Context(), n); err != nil {
+	if err := l.mode.Down(n); err != nil {
 		t.Fatal(err)
 	}
 	l.host.Sh(t, "ip link show lan0")
@@ -261,10 +256,7 @@ func TestRefusals(t *testing.T) {
 		{"gateway elsewhere", bad, "gateway 10.9.9.1 is not in subnet 10.8.0.0/24"},
 		{"MTU of the host's bridge", network(netB, map[string]string{"bridge": "lan0", "mtu": "1400"}), "mtu=1400: the host's bridge lan0 has 1500"},
 	} {
-		err := l.mode.Check(c.n)
-		if err == nil {
-			c.n.Settled, err = l.mode.(modes.Settler).Settle(t.Context(), c.n)
-		}
+		_, err := l.mode.Settle(t.Context(), c.n)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}

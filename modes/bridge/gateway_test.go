@@ -70,7 +70,7 @@ func TestGateways(t *testing.T) {
 		{"that container", network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6), []string{"10.9.0.53/24", "fd09::2/64"}, "", ""},
 		{"that container, with an exit", network(netA, map[string]string{"gateway_address": "10.9.0.53", "gateway_exit": "true"}, v4, v6), []string{"10.9.0.53/24", "fd09::2/64"}, "10.9.0.1", ""},
 		{"that container, internal", internal(network(netA, map[string]string{"gateway_address": "10.9.0.53"}, v4, v6)), []string{"10.9.0.53/24"}, "", ""},
-		{"routes", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16,fd07::/64@fd09::7"}, v4), []string{"10.9.0.2/24"}, "10.9.0.1", "10.7.0.0/16@10.9.0.7 10.6.0.0/16"},
+		{"routes", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16,fd07::/64@fd09::7"}, v4, v6), []string{"10.9.0.2/24"}, "10.9.0.1", "10.7.0.0/16@10.9.0.7 10.6.0.0/16"},
 		{"the next hop of a route", network(netA, map[string]string{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16"}, v4), []string{"10.9.0.7/24"}, "10.9.0.1", "10.6.0.0/16"},
 	} {
 		n := l.up(c.n)
@@ -84,7 +84,7 @@ func TestGateways(t *testing.T) {
 		if got := spaced(link.Routes); got != c.routes {
 			t.Errorf("%s: routes %q, want %q", c.name, got, c.routes)
 		}
-		if err := errors.Join(l.mode.Detach(t.Context(), n, endpoint(n, "eeeeeeeeeeee0001", c.addrs...)), l.mode.Down(t.Context(), n)); err != nil {
+		if err := errors.Join(l.mode.Detach(n, endpoint(n, "eeeeeeeeeeee0001", c.addrs...)), l.mode.Down(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -109,37 +109,34 @@ func TestGatewayRefusals(t *testing.T) {
 		n    modes.Network
 		want string
 	}{
-		{network(netA, map[string]string{"gateway_mode_ipv4": "isolated"}, v4), "gateway_mode_ipv4=isolated: only a network with --internal"},
-		{network(netA, map[string]string{"gateway_mode_ipv6": "isolated"}, v4, v6), "gateway_mode_ipv6=isolated: only a network with --internal"},
+		{network(netA, map[string]string{"gateway_mode_ipv4": "isolated"}, v4), "gateway_mode_ipv4=isolated: it needs --internal"},
+		{network(netA, map[string]string{"gateway_mode_ipv6": "isolated"}, v4, v6), "gateway_mode_ipv6=isolated: it needs --internal"},
 		{network(netA, map[string]string{"gateway_mode_ipv4": "routed", "bind": "203.0.113.2"}, v4), "bind=203.0.113.2: with gateway_mode_ipv4=routed"},
 		{network(netA, map[string]string{"gateway_mode_ipv4": "routed", "egress_ipv4": "203.0.113.2"}, v4), "egress_ipv4=203.0.113.2: with gateway_mode_ipv4=routed containers leave with their own"},
 		{network(netA, map[string]string{"masquerade": "false", "egress_ipv4": "203.0.113.2"}, v4), "egress_ipv4=203.0.113.2: with masquerade=false"},
 		{internal(network(netA, map[string]string{"egress_ipv4": "203.0.113.2"}, v4)), "egress_ipv4=203.0.113.2: an internal network has no way out"},
-		{network(netA, map[string]string{"egress_ipv4": "127.0.0.1"}, v4), "egress_ipv4=127.0.0.1: nothing can leave with that address"},
+		{network(netA, map[string]string{"egress_ipv4": "127.0.0.1"}, v4), "egress_ipv4=127.0.0.1: it cannot be a source address"},
 		{network(netA, map[string]string{"egress_ipv4": "203.0.113.99"}, v4), "egress_ipv4=203.0.113.99: it is not an address of this host"},
 		{network(netA, map[string]string{"egress_ipv6": "2001:db8:113::99"}, v6), "egress_ipv6=2001:db8:113::99: it is not an address of this host"},
 		{network(netA, map[string]string{"ndp_proxy": "eth-out"}, v4), "ndp_proxy=eth-out: the network has no IPv6 subnet"},
-		{network(netA, map[string]string{"ndp_proxy": "eth-out"}, v6), "ndp_proxy=eth-out: containers leave with the host's address; say gateway_mode_ipv6=routed"},
+		{network(netA, map[string]string{"ndp_proxy": "eth-out"}, v6), "ndp_proxy=eth-out: containers leave with the host's address; add gateway_mode_ipv6=routed"},
 		{internal(network(netA, map[string]string{"ndp_proxy": "eth-out"}, v6)), "ndp_proxy=eth-out: nothing gets into an internal network"},
 		{network(netA, map[string]string{"ndp_proxy": "eth9", "gateway_mode_ipv6": "routed"}, v6), "ndp_proxy=eth9: there is no such interface"},
 		{network(netA, map[string]string{"gateway_mode_ipv6": "routed"}, global), "overlaps 2001:db8:113::/64 on the host's link eth-out"},
 		{network(netA, map[string]string{"gateway_mode_ipv6": "routed", "ndp_proxy": "eth-out"}, subnet("2001:db8:113::/80", "2001:db8:113::9/80")), "overlaps 2001:db8:113::/64 on the host's link eth-out"},
 		{network(netA, map[string]string{"gateway_address": "10.8.0.2"}, v4), "gateway_address=10.8.0.2: 10.8.0.2 is in no subnet"},
 		{network(netA, map[string]string{"gateway_address": "10.9.0.1"}, v4), "gateway_address=10.9.0.1: 10.9.0.1 is the host's own"},
-		{network(netA, map[string]string{"gateway_address": "10.9.0.2,10.9.0.3"}, v4), "gateway_address=10.9.0.2,10.9.0.3: a container can have one default route"},
+		{network(netA, map[string]string{"gateway_address": "10.9.0.2,10.9.0.3"}, v4), "gateway_address=10.9.0.2,10.9.0.3: a container can have only one default route"},
 		{network(netA, map[string]string{"gateway_address": "10.9.0.2", "icc": "false"}, v4), "gateway_address=10.9.0.2: with icc=false"},
 		{network(netA, map[string]string{"gateway_address": "10.9.0.2", "gateway_mode_ipv4": "routed"}, v4), "gateway_address=10.9.0.2: with gateway_mode_ipv4=routed"},
-		{network(netA, map[string]string{"gateway_exit": "true"}, v4), "gateway_exit=true: it is about the container that gateway_address names"},
+		{network(netA, map[string]string{"gateway_exit": "true"}, v4), "gateway_exit=true: it needs gateway_address"},
 		{internal(network(netA, map[string]string{"gateway_exit": "true", "gateway_address": "10.9.0.2"}, v4)), "gateway_exit=true: an internal network has no way out"},
 		{network(netA, map[string]string{"routes": "10.7.0.0/16@10.8.0.7"}, v4), "routes=10.7.0.0/16@10.8.0.7: 10.8.0.7 is in no subnet"},
 		{network(netA, map[string]string{"bridge": "lan0", "gateway_mode_ipv4": "routed"}, v4), "gateway_mode_ipv4=routed: netyard does not route the host's bridge lan0"},
 		{network(netA, map[string]string{"bridge": "lan0", "egress_ipv4": "203.0.113.2"}, v4), "egress_ipv4=203.0.113.2: netyard does not route the host's bridge lan0"},
 		{network(netA, map[string]string{"bridge": "lan0", "gateway_address": "10.9.0.2"}, v4), "gateway_address=10.9.0.2: netyard does not route the host's bridge lan0"},
 	} {
-		err := l.mode.Check(c.n)
-		if err == nil {
-			_, err = l.mode.(modes.Settler).Settle(t.Context(), c.n)
-		}
+		_, err := l.mode.Settle(t.Context(), c.n)
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v: %v, want %q", c.n.Options, err, c.want)
 		}
@@ -236,12 +233,12 @@ func TestStrayProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	objects := l.mode.Objects(n, []modes.Endpoint{e})
+	objects := l.mode.Objects(n, e)
 	strays := snap.Strays(objects)
 	if faults := snap.Faults(objects); len(faults) > 0 || len(strays) != 1 || strays[0].Text != "NDP proxy 2001:db8:113::78 on eth-out" {
 		t.Fatalf("faults %v, strays %v", faults, strays)
 	}
-	if err := errors.Join(strays[0].Remove(), l.mode.Detach(t.Context(), n, e)); err != nil {
+	if err := errors.Join(strays[0].Remove(), l.mode.Detach(n, e)); err != nil {
 		t.Fatal(err)
 	}
 	if got := l.host.Sh(t, "ip -6 neigh show proxy"); !strings.HasPrefix(got, "2001:db8:113::77 dev eth-out") || strings.Contains(got, "\n") {

@@ -93,11 +93,8 @@ func TestShared(t *testing.T) {
 		"one that is asked for":   {map[string]string{"include": "50000/udp"}, e, []sandbox.Listener{fleeting, at("tcp", "0.0.0.0", 50000)}, []modes.Port{shared("udp", "0.0.0.0", 50000)}},
 		"excluded from the asked": {map[string]string{"include": "1-100", "exclude": "80/tcp"}, e, []sandbox.Listener{both, at("udp", "0.0.0.0", 80)}, []modes.Port{shared("udp", "0.0.0.0", 80)}},
 	} {
-		m, err := host.New(modes.Env{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := m.(modes.PortSharer).Shared(network(c.opts, "10.9.0.0/24", "fd09::/64"), c.e, c.ls); !slices.Equal(got, c.want) {
+		n := network(c.opts, "10.9.0.0/24", "fd09::/64")
+		if got := host.New(modes.Env{}).Traits(n).Sharing.Ports(c.e, c.ls); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
@@ -107,16 +104,13 @@ func TestCheck(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add br0 type bridge && ip link add slave type veth peer name x && ip link set slave master br0 && ip addr add 10.9.0.5/24 dev br0 && ip link set br0 up")
-	m, err := host.New(modes.Env{Kernel: h.Kernel})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := modetest.On(h.Kernel, host.New, nil)
 	internal := network(nil, "10.8.0.0/24")
 	internal.Internal = true
 	small := network(map[string]string{"mtu": "1000"}, "fd09::/64")
 	for want, n := range map[string]modes.Network{
 		"docker run --network host":          network(map[string]string{"strict": "true"}, "10.8.0.0/24"),
-		"leave --ipam-driver null out":       network(nil),
+		"omit --ipam-driver null":            network(nil),
 		"--internal contradicts":             internal,
 		"IPv6 needs at least 1280":           small,
 		"mtu=1400 contradicts device=nic0":   network(map[string]string{"device": "nic0", "mtu": "1400"}),
@@ -126,10 +120,7 @@ func TestCheck(t *testing.T) {
 		"a bridge cannot be moved":           network(map[string]string{"device": "br0"}),
 		"overlaps 10.9.0.0/24 on the host's": network(nil, "10.9.0.0/24"),
 	} {
-		err := m.Check(n)
-		if err == nil {
-			_, err = m.(modes.Settler).Settle(t.Context(), n)
-		}
+		_, err := m.Settle(t.Context(), n)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %q", maps.All(n.Options), err, want)
 		}

@@ -7,81 +7,91 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 
-	"netyard/kernel"
 	"netyard/kernel/core"
-	"netyard/kernel/lan"
 	"netyard/modes"
 	"netyard/modes/internal/parent"
 )
 
 const l2 = "l2"
 
-type mode struct{ parent.Mode }
+var (
+	flag = modes.EnumOption{
+		Name: "ipvlan_flag", Values: []string{"bridge", "private", "vepa"}, Default: "bridge",
+		Fixed: "it is a setting of the parent, for all networks on it; recreate them",
+		Help:  "how containers on the parent reach each other: directly (bridge), not at all (private), or by the switch (vepa)",
+	}
+	mode = modes.EnumOption{
+		Name: "ipvlan_mode", CNI: "mode", Values: []string{l2, "l3", "l3s"}, Default: l2,
+		Fixed: "it is a setting of the parent, for all networks on it; recreate them",
+		Help:  "containers are members of the LAN (l2), or routed by the host (l3; l3s: through its firewall)",
+	}
+)
+
+type ipvlan struct{ parent.Kind }
 
 // New makes the mode.
-func New(e modes.Env) (modes.Mode, error) {
-	return mode{parent.Mode{Kernel: e.Kernel, Kind: parent.Kind{
-		Name:    "ipvlan",
-		Setting: func(n modes.Network) (mode, flag string) { return n.Opt("ipvlan_mode"), n.Opt("ipvlan_flag") },
-		Share:   share,
-		Settle:  func(n modes.Network, name string, _ core.LinkInfo) error { return settle(e.Kernel, n, name) },
-		MAC:     func(modes.Network, modes.Endpoint) net.HardwareAddr { return nil },
-		Member:  member,
-		Routed:  routed,
-		ByInput: func(n modes.Network) bool { return n.Opt("ipvlan_mode") == "l3s" },
-		Returns: returns,
-	}}}, nil
+func New(modes.Env) modes.Mode {
+	return ipvlan{parent.Kind{
+		Name: "ipvlan", Share: share, Fit: fit, Member: member, Routed: routed, Returns: returns,
+		MAC:     func(modes.Network) modes.MACRule { return modes.MACNone },
+		Setting: func(n modes.Network) (setting, flags string) { return mode.Of(n), flag.Of(n) },
+		ByInput: func(n modes.Network) bool { return mode.Of(n) == "l3s" },
+	}}
 }
 
-// returns: with l2 the answers come in by the parent, where they are one of many things that are forwarded, and
-// Docker's FORWARD drops them.
+func (ipvlan) Options() []modes.Option { return parent.Options(flag.Row(), mode.Row()) }
+
+func (m ipvlan) Settle(
+	_ context.Context, f modes.Facts, n modes.Network, others []modes.Network,
+) (map[string]string, error) {
+	return m.Kind.Settle(f, n, others)
+}
+
+// routed says whether the host routes for the network.
+func routed(n modes.Network) bool { return mode.Of(n) != l2 }
+
+// returns: with l2, replies arrive on the parent, where Docker's FORWARD policy drops them.
 func returns(n modes.Network) error {
 	if routed(n) {
 		return nil
 	}
-	return errors.New("with ipvlan_mode=l2 the containers' answers do not come in by the host's own link on the parent; use l3, l3s or macvlan")
+	return errors.New("with ipvlan_mode=l2 replies of containers do not pass the host's own link on the parent; " +
+		"use l3, l3s or macvlan")
 }
 
-func routed(n modes.Network) bool { return n.Opt("ipvlan_mode") != l2 }
-
-// member: no broadcast gets from behind the host to a DHCP server, nor back.
+// member: the host does not route the broadcasts of DHCP.
 func member(n modes.Network) error {
 	if routed(n) {
-		return fmt.Errorf("ipvlan_mode=%s is behind the host, which routes no DHCP; use ipvlan_mode=l2", n.Opt("ipvlan_mode"))
+		return fmt.Errorf("ipvlan_mode=%s is routed by the host, and DHCP is not routed; use ipvlan_mode=l2",
+			mode.Of(n))
 	}
 	return nil
 }
 
-// Gatewayless: behind the host there is no neighbour that could be a gateway.
-func (mode) Gatewayless(n modes.Network) (v4, v6 bool) { return routed(n), routed(n) }
-
-// Settle finds the parent.
-func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, error) {
-	return m.Mode.Settle(n)
-}
-
-// share: mode and flag are the parent's, not the link's: a second network that said others would change the first one's
-// without a word (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
+// share: mode and flag are settings of the parent. A second network with others would silently change those of the
+// first (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
 func share(n, other modes.Network) error {
-	for _, option := range []string{"ipvlan_mode", "ipvlan_flag"} {
-		if has := other.Opt(option); n.Opt(option) != has {
-			return fmt.Errorf("its %s=%s is that of all networks on one parent", option, has)
+	for _, o := range []modes.EnumOption{mode, flag} {
+		if has := o.Of(other); o.Of(n) != has {
+			return fmt.Errorf("its %s=%s is shared by all networks on one parent", o.Name, has)
 		}
 	}
 	return nil
 }
 
-// settle refuses what would be dropped on its way: a container's packet to the host's own address comes in by the
-// parent, and the answer leaves by the host's own link.
-func settle(k *kernel.Kernel, n modes.Network, name string) error {
-	if !n.OptBool("host_access") || routed(n) || name != n.Opt("parent") {
+// fit refuses a host that would drop packets from containers to its own address: they arrive on the parent, and the
+// reply leaves by the host's own link.
+func fit(f modes.Facts, n modes.Network, name string, _ core.LinkInfo) error {
+	if !parent.HostAccess.Of(n) || routed(n) || name != parent.Parent.Of(n) {
 		return nil
 	}
-	strictness, err := lan.ReversePath(k.Handle, name)
+	strictness, err := f.ReversePath(name)
 	if err == nil && strictness == "1" {
-		err = fmt.Errorf("%w: host_access=true: net.ipv4.conf.%s.rp_filter is 1, which would drop what containers send to the host; set it to 2, or use ipvlan_mode=l3", modes.ErrOption, name)
+		err = parent.HostAccess.Row().Refuse(n,
+			"net.ipv4.conf.%s.rp_filter is 1, which drops packets from containers to the host; "+
+				"set it to 2, or use ipvlan_mode=l3",
+			name)
 	}
 	return err
 }

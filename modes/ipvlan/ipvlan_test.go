@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/modes/ipvlan"
@@ -184,7 +185,7 @@ func TestHostAccess(t *testing.T) {
 			both("after a flap: ")
 			l.Stop(c1)
 			l.Stop(c2)
-			if err := l.Mode.Down(t.Context(), n); err != nil {
+			if err := l.Mode.Down(n); err != nil {
 				t.Fatal(err)
 			}
 			if got := modetest.Settled(t, l.Host); got != before {
@@ -217,7 +218,7 @@ func TestParents(t *testing.T) {
 		l.Stop(c)
 	}
 	for _, n := range []modes.Network{a, b, v, alone} {
-		if err := l.Mode.Down(t.Context(), n); err != nil {
+		if err := l.Mode.Down(n); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -230,7 +231,7 @@ func TestParents(t *testing.T) {
 func TestNoIPVLAN(t *testing.T) {
 	t.Parallel()
 	l := modetest.NewLAN(t, ipvlan.New)
-	_, err := l.Mode.(modes.Settler).Settle(t.Context(), l.Network(netA, "ipvlan", options("parent", "eth0")))
+	_, err := l.Mode.Settle(t.Context(), l.Network(netA, "ipvlan", options("parent", "eth0")))
 	if l.Host.HasKind("ipvlan") != (err == nil) || err != nil && !strings.Contains(err.Error(), "this kernel has no ipvlan") {
 		t.Errorf("the kernel has ipvlan: %v; the network: %v", l.Host.HasKind("ipvlan"), err)
 	}
@@ -239,17 +240,17 @@ func TestNoIPVLAN(t *testing.T) {
 // TestShare: what networks on one parent have in common.
 func TestShare(t *testing.T) {
 	t.Parallel()
-	l := modetest.NewLAN(t, ipvlan.New)
-	of := func(pairs ...string) modes.Network { return l.Network(netB, "ipvlan", options(pairs...)) }
-	first := l.Network(netA, "ipvlan", options("parent", "eth0", "ipvlan_mode", "l3"))
+	host := modetest.Facts{Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500), "eth1": modetest.Ethernet(1500)}}
+	of := func(pairs ...string) modes.Network { return modetest.Network(netB, "ipvlan", options(pairs...)) }
+	first := modetest.Network(netA, "ipvlan", options("parent", "eth0", "ipvlan_mode", "l3"))
 	lan := modes.Network{ID: "cc", Name: "lan", Mode: "macvlan", Options: options("parent", "eth1")}
 	for want, n := range map[string]modes.Network{
 		"": of("parent", "eth0", "ipvlan_mode", "l3"),
-		"network aaaaaaaaaaaa has parent eth0 already, and its ipvlan_mode=l3 is that of all networks on one parent":     of("parent", "eth0"),
-		"network aaaaaaaaaaaa has parent eth0 already, and its ipvlan_flag=bridge is that of all networks on one parent": of("parent", "eth0", "ipvlan_mode", "l3", "ipvlan_flag", "vepa"),
-		"parent=eth1: network lan has it in mode macvlan, and a link cannot be the parent of both macvlan and ipvlan":    of("parent", "eth1"),
+		"network aaaaaaaaaaaa is on parent eth0, and its ipvlan_mode=l3 is shared by all networks on one parent":       of("parent", "eth0"),
+		"network aaaaaaaaaaaa is on parent eth0, and its ipvlan_flag=bridge is shared by all networks on one parent":   of("parent", "eth0", "ipvlan_mode", "l3", "ipvlan_flag", "vepa"),
+		"parent=eth1: network lan uses it in mode macvlan, and a link cannot be the parent of both macvlan and ipvlan": of("parent", "eth1"),
 	} {
-		err := l.Mode.(modes.Sharer).Share(n, []modes.Network{first, lan, n})
+		_, err := ipvlan.New(modes.Env{}).Settle(t.Context(), host, n, []modes.Network{first, lan, n})
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
@@ -262,7 +263,7 @@ func TestReversePath(t *testing.T) {
 	kerneltest.Needs(t, "ipvlan")
 	l := modetest.NewLAN(t, ipvlan.New)
 	l.Host.Sh(t, "sysctl -qw net.ipv4.conf.all.rp_filter=1")
-	settle := l.Mode.(modes.Settler).Settle
+	settle := l.Mode.Settle
 	_, err := settle(t.Context(), l.Network(netA, "ipvlan", options("parent", "eth0", "host_access", "true")))
 	if err == nil || !strings.Contains(err.Error(), "net.ipv4.conf.eth0.rp_filter is 1") {
 		t.Errorf("host access with strict reverse paths: %v", err)

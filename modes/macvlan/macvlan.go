@@ -5,8 +5,6 @@ package macvlan
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
 
 	"netyard/kernel/core"
 	"netyard/modes"
@@ -15,61 +13,62 @@ import (
 
 const passthru = "passthru"
 
-type mode struct{ parent.Mode }
+var mode = modes.EnumOption{
+	Name: "macvlan_mode", CNI: "mode", Values: []string{"bridge", passthru, "private", "vepa"}, Default: "bridge",
+	Fixed: "the links of running containers are in that mode; recreate the network",
+	Help:  "how containers on the parent reach each other: directly (bridge), not at all (private), or by the switch (vepa); passthru: one container has the parent alone",
+}
+
+type macvlan struct{ parent.Kind }
 
 // New makes the mode.
-func New(e modes.Env) (modes.Mode, error) {
-	return mode{parent.Mode{Kernel: e.Kernel, Kind: parent.Kind{
-		Name:    "macvlan",
-		Setting: func(n modes.Network) (mode, flag string) { return n.Opt("macvlan_mode"), "" },
-		Share:   share, Settle: settle, MAC: mac, Member: member,
-		Routed: func(modes.Network) bool { return false },
-	}}}, nil
+func New(modes.Env) modes.Mode {
+	return macvlan{parent.Kind{
+		Name: "macvlan", MAC: mac, Share: share, Fit: fit, Member: member,
+		Setting: func(n modes.Network) (setting, flag string) { return mode.Of(n), "" },
+		Routed:  func(modes.Network) bool { return false },
+	}}
 }
 
-// Settle finds the parent.
-func (m mode) Settle(_ context.Context, n modes.Network) (map[string]string, error) {
-	return m.Mode.Settle(n)
+func (macvlan) Options() []modes.Option {
+	return parent.Options(mode.Row(), modes.PublishFrom.Row())
 }
 
-// share: a parent that one link passes through takes no other.
+func (m macvlan) Settle(
+	_ context.Context, f modes.Facts, n modes.Network, others []modes.Network,
+) (map[string]string, error) {
+	return m.Kind.Settle(f, n, others)
+}
+
+// mac: with passthru, parent and link have the same address, and setting one sets the other.
+func mac(n modes.Network) modes.MACRule {
+	if mode.Of(n) == passthru {
+		return modes.MACAsIs
+	}
+	return modes.MACDerived
+}
+
+// share: a parent takes one passthru link, and no other beside it.
 func share(n, other modes.Network) error {
-	if n.Opt("macvlan_mode") == passthru || other.Opt("macvlan_mode") == passthru {
-		return errors.New("macvlan_mode=passthru has its parent for itself")
+	if mode.Of(n) == passthru || mode.Of(other) == passthru {
+		return errors.New("macvlan_mode=passthru requires exclusive use of the parent")
 	}
 	return nil
 }
 
-func settle(n modes.Network, name string, link core.LinkInfo) error {
-	if link.Wireless && n.Opt("macvlan_mode") != passthru {
-		return fmt.Errorf("%w: parent=%s: %s is wireless, and an access point takes frames from the one hardware address only that it knows; use -d netyard-ipvlan", modes.ErrOption, n.Opt("parent"), name)
+func fit(_ modes.Facts, n modes.Network, name string, link core.LinkInfo) error {
+	if link.Wireless && mode.Of(n) != passthru {
+		return parent.Parent.Row().Refuse(n,
+			"%s is wireless: an access point accepts frames from one hardware address only; use -d netyard-ipvlan",
+			name)
 	}
 	return nil
 }
 
-// member: an address is asked for on a link beside the container's.
+// member: netyard speaks DHCP on a second link on the parent.
 func member(n modes.Network) error {
-	if n.Opt("macvlan_mode") == passthru {
-		return errors.New("macvlan_mode=passthru has no room on its parent for a second link, by which to ask")
+	if mode.Of(n) == passthru {
+		return errors.New("macvlan_mode=passthru allows no second link on the parent, which DHCP needs")
 	}
 	return nil
-}
-
-// mac: the kernel gives a link that passes through its parent's, and the parent the link's when that is set.
-func mac(n modes.Network, e modes.Endpoint) net.HardwareAddr {
-	if a, err := net.ParseMAC(e.MAC); err == nil {
-		return a
-	}
-	if n.Opt("macvlan_mode") == passthru {
-		return nil
-	}
-	return e.StableMAC()
-}
-
-// MAC is the same whenever the address comes back; passing through, it is the parent's.
-func (m mode) MAC(n modes.Network, e modes.Endpoint) string {
-	if n.Opt("macvlan_mode") == passthru {
-		return ""
-	}
-	return e.StableMAC().String()
 }

@@ -163,7 +163,7 @@ func TestParents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	said := fmt.Sprint(snap.Faults(l.Mode.Objects(a, []modes.Endpoint{a1.Endpoint})))
+	said := fmt.Sprint(snap.Faults(l.Mode.Objects(a, a1.Endpoint)))
 	if !strings.Contains(said, "parent eth0 is missing") || !strings.Contains(said, "is missing from its sandbox") {
 		t.Errorf("unplugged, and told of: %s", said)
 	}
@@ -196,13 +196,13 @@ func TestVLAN(t *testing.T) {
 	l.Reaches("on the VLAN after a flap", a1.Host, "192.168.50.3", true)
 
 	l.Stop(a1)
-	if err := l.Mode.Down(t.Context(), a); err != nil {
+	if err := l.Mode.Down(a); err != nil {
 		t.Fatal(err)
 	}
 	l.Reaches("the other network on the VLAN stays", b1.Host, "192.168.50.3", true)
 	l.Stop(b1)
 	l.Stop(q1)
-	err := errors.Join(l.Mode.Down(t.Context(), b), l.Mode.Down(t.Context(), q), l.Mode.Down(t.Context(), theirs))
+	err := errors.Join(l.Mode.Down(b), l.Mode.Down(q), l.Mode.Down(theirs))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,8 +248,8 @@ func TestHostAccess(t *testing.T) {
 	if err := l.Host.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	l.Mode, _ = macvlan.New(modes.Env{Kernel: l.Host.Kernel})
-	l.Host.Claim(append(l.Mode.Objects(n, nil), l.Mode.Objects(other, nil)...)...)
+	l.Mode = modetest.On(l.Host.Kernel, macvlan.New, nil)
+	l.Host.Claim(append(l.Mode.Objects(n), l.Mode.Objects(other)...)...)
 	for _, c := range []modetest.Container{c1, c2, o1} {
 		again, err := l.Mode.Attach(t.Context(), c.Network, c.Endpoint)
 		if err != nil || again.SrcName != c.Link.SrcName {
@@ -259,12 +259,12 @@ func TestHostAccess(t *testing.T) {
 	both("after a restart: ")
 	l.Stop(c1)
 	l.Stop(c2)
-	if err := l.Mode.Down(t.Context(), n); err != nil {
+	if err := l.Mode.Down(n); err != nil {
 		t.Fatal(err)
 	}
 	l.Reaches("the other network's container", l.Host, "10.9.0.2", true)
 	l.Stop(o1)
-	if err := l.Mode.Down(t.Context(), other); err != nil {
+	if err := l.Mode.Down(other); err != nil {
 		t.Fatal(err)
 	}
 	if got := modetest.Settled(t, l.Host); got != before {
@@ -310,7 +310,7 @@ func TestHostAccessAtOnce(t *testing.T) {
 		g.Go(func() error {
 			e := endpoint(i)
 			e.Sandbox = c.Path()
-			return l.Mode.Detach(t.Context(), n, e)
+			return l.Mode.Detach(n, e)
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -342,7 +342,7 @@ func TestRefusals(t *testing.T) {
 		"missing":           {of("parent", "eth9"), "parent=eth9: the host has no link eth9; it has br0, eth0,"},
 		"missing below":     {of("parent", "eth9.50"), "parent=eth9.50: the host has no link eth9; it has"},
 		"no VLAN":           {of("parent", "eth0.4095"), "parent=eth0.4095: the host has no link eth0.4095"},
-		"bridge port":       {of("parent", "p0"), "p0 is a port of br0, which takes all that it receives; say br0, or -d netyard-bridge -o bridge=br0"},
+		"bridge port":       {of("parent", "p0"), "p0 is a port of br0, which receives all its frames; use parent=br0, or -d netyard-bridge -o bridge=br0"},
 		"macvlan":           {of("parent", "mv0"), "mv0 is a macvlan link itself"},
 		"loopback":          {of("parent", "lo"), "lo is no Ethernet link"},
 		"tunnel":            {of("parent", "l3"), "l3 is no Ethernet link"},
@@ -351,20 +351,14 @@ func TestRefusals(t *testing.T) {
 		"MTU and IPv6":      {of("parent", "eth0", "mtu", "1000"), "mtu=1000: IPv6 needs at least 1280"},
 		"gateway elsewhere": {strange, "gateway 10.1.1.1 is not in subnet 192.168.7.0/24"},
 		"no subnet":         {chosen, "--subnet is missing: 172.18.0.0/16, which was free, is not the LAN's of parent eth0 (192.168.7.0/24)"},
-		"ipvlan's parent":   {of("parent", "p1"), "parent=p1: network theirs has it in mode ipvlan, and a link cannot be the parent of both macvlan and ipvlan"},
-		"beside passthru":   {of("parent", "br0"), "network alone has parent br0 already, and macvlan_mode=passthru has its parent for itself"},
-		"passthru, second":  {of("parent", "br0", "macvlan_mode", "passthru"), "network alone has parent br0 already"},
-		"access, private":   {of("parent", "eth0", "macvlan_mode", "private", "host_access", "true"), "host_access=true: the host would be one more container on the parent, and with private"},
-		"access, passthru":  {of("parent", "br0", "macvlan_mode", "passthru", "host_access", "true"), "and with passthru"},
-		"access, by switch": {of("parent", "eth0", "macvlan_mode", "vepa", "host_access", "true"), "and with vepa"},
+		"ipvlan's parent":   {of("parent", "p1"), "parent=p1: network theirs uses it in mode ipvlan, and a link cannot be the parent of both macvlan and ipvlan"},
+		"beside passthru":   {of("parent", "br0"), "network alone is on parent br0, and macvlan_mode=passthru requires exclusive use of the parent"},
+		"passthru, second":  {of("parent", "br0", "macvlan_mode", "passthru"), "network alone is on parent br0"},
+		"access, private":   {of("parent", "eth0", "macvlan_mode", "private", "host_access", "true"), "host_access=true: with private, links on the parent do not reach each other"},
+		"access, passthru":  {of("parent", "br0", "macvlan_mode", "passthru", "host_access", "true"), "with passthru, links on the parent do not reach each other"},
+		"access, by switch": {of("parent", "eth0", "macvlan_mode", "vepa", "host_access", "true"), "with vepa, links on the parent do not reach each other"},
 	} {
-		err := l.Mode.Check(c.n)
-		if err == nil {
-			_, err = l.Mode.(modes.Settler).Settle(t.Context(), c.n)
-		}
-		if err == nil {
-			err = l.Mode.(modes.Sharer).Share(c.n, []modes.Network{up, c.n, ipvlan, pass})
-		}
+		_, err := l.Mode.Settle(t.Context(), c.n, up, c.n, ipvlan, pass)
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
@@ -372,7 +366,7 @@ func TestRefusals(t *testing.T) {
 	if got := modetest.Settled(t, l.Host); got != dump {
 		t.Errorf("a refusal changed something:\n%s", cmp.Diff(dump, got))
 	}
-	if err := l.Mode.(modes.Sharer).Share(of("parent", "eth0"), []modes.Network{up, ipvlan, pass}); err != nil {
+	if _, err := l.Mode.Settle(t.Context(), of("parent", "eth0"), up, ipvlan, pass); err != nil {
 		t.Errorf("a second network on the same parent: %v", err)
 	}
 }

@@ -13,8 +13,8 @@ func TestWireless(t *testing.T) {
 	t.Parallel()
 	for mode, refused := range map[string]bool{"bridge": true, "private": true, "vepa": true, passthru: false} {
 		n := modes.Network{Mode: "macvlan", Options: map[string]string{"parent": "wlan0", "macvlan_mode": mode}}
-		err := settle(n, "wlan0", core.LinkInfo{Wireless: true})
-		if (err != nil) != refused || refused && !strings.Contains(err.Error(), "parent=wlan0: wlan0 is wireless, and an access point") {
+		err := fit(nil, n, "wlan0", core.LinkInfo{Wireless: true})
+		if (err != nil) != refused || refused && !strings.Contains(err.Error(), "parent=wlan0: wlan0 is wireless: an access point") {
 			t.Errorf("%s: %v", mode, err)
 		}
 	}

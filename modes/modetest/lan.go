@@ -2,7 +2,6 @@ package modetest
 
 import (
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"testing"
 
@@ -31,7 +30,7 @@ type LAN struct {
 	One    *kerneltest.Host // another host of the LAN
 	Router *kerneltest.Host
 	Switch *kerneltest.Host // with the ports host, one and router
-	Mode   modes.Mode
+	Mode   Live
 
 	newMode modes.New
 }
@@ -63,16 +62,16 @@ func NewLAN(t testing.TB, newMode modes.New) *LAN {
 
 // remake makes the mode anew, as a daemon that starts does.
 func (l *LAN) remake() {
-	l.TB.Helper()
-	m, err := l.newMode(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: l.Host.Kernel})
-	if err != nil {
-		l.TB.Fatal(err)
-	}
-	l.Mode = m
+	l.Mode = On(l.Host.Kernel, l.newMode, nil)
 }
 
-// Network is one on the LAN: its subnets, and the router as the gateway.
-func (l *LAN) Network(id, mode string, options map[string]string) modes.Network {
+// Network is one on the LAN.
+func (*LAN) Network(id, mode string, options map[string]string) modes.Network {
+	return Network(id, mode, options)
+}
+
+// Network is one on such a LAN: its subnets, and the router as the gateway.
+func Network(id, mode string, options map[string]string) modes.Network {
 	subnet := func(pool, gateway string) modes.Subnet {
 		return modes.Subnet{Pool: netip.MustParsePrefix(pool), Gateway: netip.MustParsePrefix(gateway)}
 	}
@@ -84,15 +83,11 @@ func (l *LAN) Network(id, mode string, options map[string]string) modes.Network 
 // Up settles a network and brings it up.
 func (l *LAN) Up(n modes.Network) modes.Network {
 	l.TB.Helper()
-	if err := l.Mode.Check(n); err != nil {
+	var err error
+	if n.Settled, err = l.Mode.Settle(l.TB.Context(), n); err != nil {
 		l.TB.Fatal(err)
 	}
-	var err error
-	if s, ok := l.Mode.(modes.Settler); ok {
-		if n.Settled, err = s.Settle(l.TB.Context(), n); err != nil {
-			l.TB.Fatal(err)
-		}
-	}
+	n.Phase = modes.Ready
 	if err := l.Mode.Up(l.TB.Context(), n); err != nil {
 		l.TB.Fatal(err)
 	}
@@ -146,7 +141,7 @@ func (l *LAN) Stop(c Container) {
 	c.Sh(l.TB, "ip link set eth0 down && ip link set eth0 name "+c.Link.SrcName)
 	c.Give(l.TB, l.Host, c.Link.SrcName)
 	c.Endpoint.Sandbox = ""
-	if err := l.Mode.Detach(l.TB.Context(), c.Network, c.Endpoint); err != nil {
+	if err := l.Mode.Detach(c.Network, c.Endpoint); err != nil {
 		l.TB.Fatal(err)
 	}
 }
@@ -170,7 +165,7 @@ func (l *LAN) Audit(ns []modes.Network, cs ...Container) {
 				es = append(es, c.Endpoint)
 			}
 		}
-		objects = append(objects, l.Mode.Objects(n, es)...)
+		objects = append(objects, l.Mode.Objects(n, es...)...)
 	}
 	snap, err := l.Host.Snapshot()
 	if err != nil {

@@ -2,7 +2,6 @@
 package modetest
 
 import (
-	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -20,6 +19,8 @@ type Case struct {
 	New      modes.New
 	Network  modes.Network
 	Endpoint modes.Endpoint
+	// Fabric is the cluster that the host is in; nil: it is in none.
+	Fabric func(h *kerneltest.Host) modes.Fabric
 	// Setup prepares the host; nil for nothing.
 	Setup func(t *testing.T, h *kerneltest.Host)
 }
@@ -36,21 +37,26 @@ func Run(t *testing.T, c Case) {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	m, err := c.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: h.Kernel})
-	if err != nil {
-		t.Fatal(err)
+	var fabric modes.Fabric
+	if c.Fabric != nil {
+		fabric = c.Fabric(h)
 	}
+	m := On(h.Kernel, c.New, fabric)
 	n, e := c.Network, c.Endpoint
 	before := Settled(t, h)
-	must(t, "Check", m.Check(n))
-	if s, ok := m.(modes.Settler); ok {
-		n.Settled, err = s.Settle(t.Context(), n)
-		must(t, "Settle", err)
+	var err error
+	n.Settled, err = m.Settle(t.Context(), n)
+	must(t, "Settle", err)
+	same(t, "Settle touched the kernel", before, Settled(t, h))
+	n.Phase = modes.Ready
+	again, err := m.Settle(t.Context(), n)
+	must(t, "Settle of what is on record", err)
+	if d := cmp.Diff(n.Settled, again); d != "" {
+		t.Errorf("Settle decided a second time:\n%s", d)
 	}
-	same(t, "Check and Settle touched the kernel", before, Settled(t, h))
 
-	must(t, "Detach of what is not there", m.Detach(t.Context(), n, e))
-	must(t, "Down of what is not there", m.Down(t.Context(), n))
+	must(t, "Detach of what is not there", m.Detach(n, e))
+	must(t, "Down of what is not there", m.Down(n))
 	same(t, "undoing what is not there changed something", before, Settled(t, h))
 
 	must(t, "Up", m.Up(t.Context(), n))
@@ -63,18 +69,18 @@ func Run(t *testing.T, c Case) {
 	must(t, "Attach", err)
 	attached := Settled(t, h)
 	audit(t, h, m, n, e)
-	again, err := m.Attach(t.Context(), n, e)
+	twice, err := m.Attach(t.Context(), n, e)
 	must(t, "Attach again", err)
-	if d := cmp.Diff(link, again, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
+	if d := cmp.Diff(link, twice, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
 		t.Errorf("Attach twice gives two links:\n%s", d)
 	}
 	same(t, "Attach twice is not once", attached, Settled(t, h))
 
-	must(t, "Detach", m.Detach(t.Context(), n, e))
-	must(t, "Detach again", m.Detach(t.Context(), n, e))
+	must(t, "Detach", m.Detach(n, e))
+	must(t, "Detach again", m.Detach(n, e))
 	same(t, "Detach left something", up, Settled(t, h))
-	must(t, "Down", m.Down(t.Context(), n))
-	must(t, "Down again", m.Down(t.Context(), n))
+	must(t, "Down", m.Down(n))
+	must(t, "Down again", m.Down(n))
 	same(t, "Down left something", before, Settled(t, h))
 }
 
@@ -95,14 +101,14 @@ func Settled(t *testing.T, h *kerneltest.Host) string {
 }
 
 // audit wants the objects the mode speaks of to be there, and no others of netyard's.
-func audit(t *testing.T, h *kerneltest.Host, m modes.Mode, n modes.Network, es ...modes.Endpoint) {
+func audit(t *testing.T, h *kerneltest.Host, m Live, n modes.Network, es ...modes.Endpoint) {
 	t.Helper()
 	snap, err := h.Snapshot()
 	must(t, "Snapshot", err)
-	for _, f := range snap.Faults(m.Objects(n, es)) {
+	for _, f := range snap.Faults(m.Objects(n, es...)) {
 		t.Errorf("a fault where all is well: %s", f.Text)
 	}
-	for _, s := range snap.Strays(m.Objects(n, es)) {
+	for _, s := range snap.Strays(m.Objects(n, es...)) {
 		t.Errorf("a stray where all is wanted: %s", s.Text)
 	}
 }

@@ -159,7 +159,7 @@ func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients
 	all("without the daemon")
 	l.remake()
 	c.Sh(t, "nft flush ruleset")
-	l.Host.Claim(l.Mode.Objects(c.Network, nil)...)
+	l.Host.Claim(l.Mode.Objects(c.Network)...)
 	if _, err := l.Mode.Attach(t.Context(), c.Network, c.Endpoint); err != nil {
 		t.Fatal(err)
 	}
@@ -171,10 +171,10 @@ func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients
 	was := c.Endpoint
 	c.Endpoint.Ports = nil
 	still := map[string]bool{}
-	for _, o := range l.Mode.Objects(c.Network, []modes.Endpoint{c.Endpoint}) {
+	for _, o := range l.Mode.Objects(c.Network, c.Endpoint) {
 		still[o.String()] = true
 	}
-	gone := slices.DeleteFunc(l.Mode.Objects(c.Network, []modes.Endpoint{was}), func(o core.Object) bool { return still[o.String()] })
+	gone := slices.DeleteFunc(l.Mode.Objects(c.Network, was), func(o core.Object) bool { return still[o.String()] })
 	if err := l.Host.Remove(gone...); err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, sibling
 	l.Audit([]modes.Network{p.n}, p.c, p.sibling)
 	l.Stop(p.c)
 	l.Stop(p.sibling)
-	if err := l.Mode.Down(t.Context(), p.n); err != nil {
+	if err := l.Mode.Down(p.n); err != nil {
 		t.Fatal(err)
 	}
 	if after := Settled(t, l.Host); after != before {
@@ -289,7 +289,7 @@ func (p *hostPorts) limit(t *testing.T, some map[string]*kerneltest.Host) {
 func (p *hostPorts) restart(t *testing.T) {
 	t.Helper()
 	p.remake()
-	p.Host.Claim(p.Mode.Objects(p.n, nil)...)
+	p.Host.Claim(p.Mode.Objects(p.n)...)
 	if err := p.Mode.Up(t.Context(), p.n); err != nil {
 		t.Fatal(err)
 	}

@@ -11,17 +11,21 @@ import (
 type mode struct{}
 
 // New makes the mode.
-func New(modes.Env) (modes.Mode, error) { return mode{}, nil }
+func New(modes.Env) modes.Mode { return mode{} }
 
-func (mode) Check(modes.Network) error                                   { return nil }
-func (mode) Up(context.Context, modes.Network) error                     { return nil }
-func (mode) Down(context.Context, modes.Network) error                   { return nil }
-func (mode) Detach(context.Context, modes.Network, modes.Endpoint) error { return nil }
-func (mode) Attach(context.Context, modes.Network, modes.Endpoint) (modes.Link, error) {
-	return modes.Link{}, nil
+func (mode) Options() []modes.Option { return nil }
+
+func (mode) Settle(context.Context, modes.Facts, modes.Network, []modes.Network) (map[string]string, error) {
+	return nil, nil
 }
 
-// Addressless: there is nothing an address could be on.
-func (mode) Addressless() {}
+// Traits: there is no link that could have an address.
+func (mode) Traits(modes.Network) modes.Traits {
+	return modes.Traits{Addressless: true, MAC: modes.MACAsIs}
+}
 
-func (mode) Objects(modes.Network, []modes.Endpoint) []core.Object { return nil }
+func (mode) Objects(modes.Network) []core.Object { return nil }
+
+func (mode) Place(modes.Network, modes.Endpoint) ([]core.Object, modes.Link) {
+	return nil, modes.Link{}
+}

@@ -23,9 +23,10 @@ import (
 	"netyard/kernel"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
-	"netyard/kernel/overlay"
+	koverlay "netyard/kernel/overlay"
 	"netyard/modes"
 	"netyard/modes/modetest"
+	"netyard/modes/overlay"
 	"netyard/store"
 	"netyard/yard"
 	"netyard/yard/book"
@@ -37,7 +38,7 @@ import (
 type cell struct {
 	alone
 	k     *kernel.Kernel
-	key   overlay.Secret
+	key   koverlay.Secret
 	clear error
 	// has is what the cluster has; the zero Overlay: what is asked for.
 	has modes.Overlay
@@ -57,8 +58,8 @@ func (c cell) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, erro
 	return o, err
 }
 
-func (c cell) device() overlay.WireGuard {
-	return overlay.WireGuard{Key: c.key, Port: 14789, MTU: c.Host().TunnelMTU(), Addr: netip.PrefixFrom(c.Host().Tunnel, 64)}
+func (c cell) device() koverlay.WireGuard {
+	return koverlay.WireGuard{Key: c.key, Port: 14789, MTU: c.Host().TunnelMTU(), Addr: netip.PrefixFrom(c.Host().Tunnel, 64)}
 }
 
 func (c cell) Up(modes.Overlay, modes.OverlayLink) error {
@@ -71,11 +72,12 @@ func (c cell) Objects(modes.Overlay) (all []core.Object) { return []core.Object{
 func TestEncryptedContract(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)
-	key, err := overlay.NewSecret()
+	key, err := koverlay.NewSecret()
 	must(t, err)
 	n := network(netA, "red", map[string]string{"encrypted": "true"})
 	modetest.Run(t, modetest.Case{
-		New:     func(e modes.Env) (modes.Mode, error) { return with(cell{alone: alone{1500}, k: e.Kernel, key: key})(e) },
+		New:     overlay.New,
+		Fabric:  func(h *kerneltest.Host) modes.Fabric { return cell{alone: alone{1500}, k: h.Kernel, key: key} },
 		Network: n, Endpoint: endpoint(n, "eeeeeeeeeeee0001", netip.MustParseAddr("10.20.0.7"), netip.MustParseAddr("fd20::7")),
 		Setup: func(t *testing.T, h *kerneltest.Host) { h.Sh(t, "ip addr add 192.0.2.1/24 dev lo") },
 	})
@@ -115,14 +117,9 @@ func TestEncryptedRefused(t *testing.T) {
 		{cell{alone: alone{1500}, has: plain}, network(netA, "red", yes), "encrypted=true: network red of the cluster has encrypted=false", ""},
 		{cell{alone: alone{1500}}, network(netA, "red", map[string]string{"encrypted": "true", "mtu": "1371"}), "mtu=1371: the link to the other hosts carries 1500, less what VXLAN and WireGuard add: 1370", ""},
 		{cell{alone: alone{1480}, has: secret}, network(netA, "red", nil), "network red of the cluster has MTU 1370, and this host's link to the others carries 1480, less what VXLAN and WireGuard add: 1350", ""},
-		{cell{alone: alone{1339}}, v4, "the link to the other hosts carries 1339, less what WireGuard adds: 1279, and IPv6, which is inside, needs at least 1280", ""},
+		{cell{alone: alone{1339}}, v4, "the link to the other hosts carries 1339, which leaves 1279 inside WireGuard; IPv6 needs at least 1280", ""},
 	} {
-		m, err := with(c.f)(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: h.Kernel})
-		must(t, err)
-		var settled map[string]string
-		if err = m.Check(c.n); err == nil {
-			settled, err = m.(modes.Settler).Settle(t.Context(), c.n)
-		}
+		settled, err := modetest.On(h.Kernel, overlay.New, c.f).Settle(t.Context(), c.n)
 		switch {
 		case c.want == "" && (err != nil || settled["mtu"] != c.mtu):
 			t.Errorf("%+v: MTU %s, %v; want %s", c.n.Options, settled["mtu"], err, c.mtu)
@@ -187,11 +184,10 @@ func (s *station) start(url string, mends bool) {
 	})
 	must(s.t, err)
 	f := fabric.Modes{A: s.agent}
-	s.mode, err = with(f)(modes.Env{Log: log, Kernel: s.Kernel})
-	must(s.t, err)
+	s.mode = modetest.On(s.Kernel, overlay.New, f)
 	s.Yard = yard.New(book.Config{
 		Log: log, Store: s.st, Kernel: s.Kernel, BootID: fmt.Sprint("boot", s.n), IPAM: ipam.New(ipam.Config{}), Fabric: f,
-		Modes: map[string]modes.Mode{"overlay": s.mode}, Background: func(f func()) { f() },
+		Modes: map[string]modes.Mode{"overlay": s.mode.Mode}, Background: func(f func()) { f() },
 	})
 	must(s.t, reconcile.Restore(s.t.Context(), s.Yard, false))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -581,19 +577,19 @@ func (p *pair) forget() {
 			snap, err := s.LinkSnapshot()
 			must(t, err)
 			peers := s.peers(t, id)
-			return len(peers) == 0 && len(snap.Faults([]core.Object{overlay.WireGuardPeers{All: peers}})) == 0
+			return len(peers) == 0 && len(snap.Faults([]core.Object{koverlay.WireGuardPeers{All: peers}})) == 0
 		})
 	}
 	p.lost("with a host that was taken out")
 }
 
 // peers are those that the host's WireGuard device ought to have.
-func (s *station) peers(t *testing.T, id string) []overlay.WireGuardPeer {
+func (s *station) peers(t *testing.T, id string) []koverlay.WireGuardPeer {
 	t.Helper()
 	n, err := s.Network(id)
 	must(t, err)
-	for _, o := range s.mode.Objects(n, nil) {
-		if p, ok := o.(overlay.WireGuardPeers); ok {
+	for _, o := range s.mode.Objects(n) {
+		if p, ok := o.(koverlay.WireGuardPeers); ok {
 			return p.All
 		}
 	}

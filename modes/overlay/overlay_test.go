@@ -77,11 +77,9 @@ func (alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a 
 }
 func (alone) Release(modes.Overlay, netip.Addr) error { return nil }
 
-func with(f modes.Fabric) modes.New {
-	return func(e modes.Env) (modes.Mode, error) {
-		e.Fabric = f
-		return overlay.New(e)
-	}
+// in is a cluster for a case.
+func in(f modes.Fabric) func(*kerneltest.Host) modes.Fabric {
+	return func(*kerneltest.Host) modes.Fabric { return f }
 }
 
 func TestContract(t *testing.T) {
@@ -94,7 +92,7 @@ func TestContract(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			modetest.Run(t, modetest.Case{
-				New: with(alone{1500}), Network: n, Endpoint: endpoint(n, "eeeeeeeeeeee0001", netip.MustParseAddr("10.20.0.7"), netip.MustParseAddr("fd20::7")),
+				New: overlay.New, Fabric: in(alone{1500}), Network: n, Endpoint: endpoint(n, "eeeeeeeeeeee0001", netip.MustParseAddr("10.20.0.7"), netip.MustParseAddr("fd20::7")),
 				Setup: func(t *testing.T, h *kerneltest.Host) { h.Sh(t, "ip addr add 192.0.2.1/24 dev lo") },
 			})
 		})
@@ -105,45 +103,40 @@ func TestRefusals(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add lan0 type bridge && ip addr add 10.20.9.1/24 dev lan0")
-	must := func(m modes.Mode, err error) modes.Mode {
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m
-	}
-	env := modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: h.Kernel}
-	m := must(with(alone{1500})(env))
+	m := modetest.On(h.Kernel, overlay.New, alone{1500})
 	dump := h.Dump(t)
 	noGateway := network(netA, "blue", nil)
 	noGateway.Subnets[0].Gateway = netip.Prefix{}
 	none := network(netA, "blue", nil)
 	none.Subnets = nil
 	for what, n := range map[string]modes.Network{
-		"overlay: say the network's name":                  network(netA, "", nil),
+		"overlay: name the network":                        network(netA, "", nil),
 		"mtu=1451: the link to the other hosts carries":    network(netA, "blue", map[string]string{"mtu": "1451"}),
 		"mtu=1279: IPv6 needs at least 1280":               network(netA, "blue", map[string]string{"mtu": "1279"}),
 		"has no subnet":                                    none,
-		"its gateway has to be in it":                      noGateway,
+		"it needs a gateway inside it":                     noGateway,
 		"10.20.0.0/16 overlaps 10.20.9.0/24 on the host's": network(netA, "blue", nil),
 	} {
-		err := m.Check(n)
-		if err == nil {
-			_, err = m.(modes.Settler).Settle(t.Context(), n)
-		}
+		_, err := m.Settle(t.Context(), n)
 		if err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("%v, want %q", err, what)
 		}
 	}
-	small := must(with(alone{1300})(env))
-	if err := small.Check(network(netA, "blue", nil)); err == nil || !strings.Contains(err.Error(), "IPv6 needs at least 1280") {
+	small := modetest.On(h.Kernel, overlay.New, alone{1300})
+	if _, err := small.Settle(t.Context(), network(netA, "blue", nil)); err == nil || !strings.Contains(err.Error(), "IPv6 needs at least 1280") {
 		t.Errorf("a link that is too small: %v", err)
 	}
-	if err := must(overlay.New(env)).Check(network(netA, "blue", nil)); !errors.Is(err, modes.ErrNoCluster) {
+	if _, err := modetest.On(h.Kernel, overlay.New, nil).Settle(t.Context(), network(netA, "blue", nil)); !errors.Is(err, modes.ErrNoCluster) {
 		t.Errorf("without etcd: %v", err)
 	}
+	if got := h.Dump(t); got != dump {
+		t.Error("a refusal changed something")
+	}
+	h.Sh(t, "ip link del lan0")
 	one, two := network(netA, "blue", nil), network("bbbbbbbbbbbb2222", "blue", nil)
-	one.Settled, two.Settled = map[string]string{"overlay_id": "x"}, map[string]string{"overlay_id": "x"}
-	if err := m.(modes.Sharer).Share(two, []modes.Network{one}); err == nil || !strings.Contains(err.Error(), "as network aaaaaaaaaaaa") {
+	one.Settled = map[string]string{"overlay_id": strings.Repeat("c", 32)}
+	dump = h.Dump(t)
+	if _, err := m.Settle(t.Context(), two, one); err == nil || !strings.Contains(err.Error(), "as network aaaaaaaaaaaa") {
 		t.Errorf("twice on one host: %v", err)
 	}
 	if got := h.Dump(t); got != dump {
@@ -155,7 +148,7 @@ func TestRefusals(t *testing.T) {
 type host struct {
 	*kerneltest.Host
 	agent *fabric.Agent
-	mode  modes.Mode
+	mode  modetest.Live
 }
 
 func newHost(t *testing.T, lan *kerneltest.Host, url string, n int) *host {
@@ -182,9 +175,7 @@ func newHost(t *testing.T, lan *kerneltest.Host, url string, n int) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.mode, err = with(fabric.Modes{A: h.agent})(modes.Env{Log: log, Kernel: h.Kernel}); err != nil {
-		t.Fatal(err)
-	}
+	h.mode = modetest.On(h.Kernel, overlay.New, fabric.Modes{A: h.agent})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -206,10 +197,8 @@ func newHost(t *testing.T, lan *kerneltest.Host, url string, n int) *host {
 // up makes a network as yard does.
 func (h *host) up(t *testing.T, n modes.Network) modes.Network {
 	t.Helper()
-	err := h.mode.Check(n)
-	if err == nil {
-		n.Settled, err = h.mode.(modes.Settler).Settle(t.Context(), n)
-	}
+	var err error
+	n.Settled, err = h.mode.Settle(t.Context(), n)
 	if err == nil {
 		err = h.mode.Up(t.Context(), n)
 	}
@@ -296,14 +285,14 @@ func TestThreeHosts(t *testing.T) {
 	}
 	second := network("800000000000", "blue", nil)
 	second.Subnets = second.Subnets[:1]
-	if _, err := hosts[2].mode.(modes.Settler).Settle(t.Context(), second); err == nil {
+	if _, err := hosts[2].mode.Settle(t.Context(), second); err == nil {
 		t.Error("a network that differs is taken for the cluster's")
 	}
 	for i, h := range hosts {
-		if err := h.mode.Detach(t.Context(), ns[i], es[i]); err != nil {
+		if err := h.mode.Detach(ns[i], es[i]); err != nil {
 			t.Error(err)
 		}
-		if err := h.mode.Down(t.Context(), ns[i]); err != nil {
+		if err := h.mode.Down(ns[i]); err != nil {
 			t.Error(err)
 		}
 	}
@@ -351,8 +340,7 @@ func TestClosedWithoutCluster(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	h.Sh(t, "ip addr add 192.0.2.1/24 dev lo")
-	m, err := overlay.New(modes.Env{Log: slog.New(slog.DiscardHandler), Kernel: h.Kernel})
-	must(t, err)
+	m := modetest.On(h.Kernel, overlay.New, nil)
 	must(t, h.LoadFirewall())
 	n := network(netA, "blue", nil)
 	n.Settled = map[string]string{"overlay_id": "x", "vni": "4660", "mtu": "1450"}
@@ -368,10 +356,10 @@ func TestClosedWithoutCluster(t *testing.T) {
 	}
 	snap, err := h.Snapshot()
 	must(t, err)
-	for _, s := range snap.Strays(m.Objects(n, nil)) {
+	for _, s := range snap.Strays(m.Objects(n)) {
 		t.Errorf("what keeps it closed is wanted by nobody: %s", s.Text)
 	}
-	must(t, m.Down(t.Context(), n))
+	must(t, m.Down(n))
 	if out := h.Sh(t, "nft list ruleset | grep -c -e 0x00001234 -e 4789 || true"); out != "0" {
 		t.Errorf("left: %s", out)
 	}

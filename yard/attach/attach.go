@@ -96,7 +96,7 @@ func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachR
 
 // pokeSharing has the sandboxes looked at anew, if this one is among those that are.
 func pokeSharing(y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint) {
-	if _, shares := port.SharesHost(m, n); shares || len(e.Kept) > 0 {
+	if m.Traits(n).Sharing != nil || len(e.Kept) > 0 {
 		y.Sharing.Poke()
 	}
 }
@@ -142,8 +142,9 @@ func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes
 		if e, err = lease.TakeLease(tx, n, e); err != nil {
 			return err
 		}
-		if macer, ok := m.(modes.MACer); ok && e.MAC == "" {
-			e.MAC = macer.MAC(n, e)
+		traits := m.Traits(n)
+		if e.MAC == "" {
+			e.MAC = traits.MAC.Default(e)
 		}
 		e.Phase, e.Created, e.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
 		if err := book.Attachments.Put(tx, book.AttachmentKey(r.Attachment, r.NetworkID, r.IfName), e.ID); err != nil {
@@ -152,7 +153,7 @@ func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes
 		if err := book.PutEndpoint(tx, e); err != nil || len(r.Ports) == 0 {
 			return err
 		}
-		if _, shares := port.SharesHost(m, n); shares {
+		if traits.Sharing != nil {
 			port.Ignore(y.Book, n, e, r.Ports)
 			return nil
 		}
@@ -180,9 +181,9 @@ func plug(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e mo
 	if err := enforce.Enforce(ctx, y.Book); err != nil { // first, or there would be a moment in which no policy is about it
 		return a, err
 	}
-	link, err := m.Attach(ctx, n, e)
+	link, err := y.Plan().Attach(ctx, m, n, e)
 	if errors.Is(err, fs.ErrExist) && finishIn(ctx, y, e) {
-		link, err = m.Attach(ctx, n, e)
+		link, err = y.Plan().Attach(ctx, m, n, e)
 	}
 	if err != nil {
 		return a, err

@@ -97,7 +97,11 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 // takes the inner one with it.
 func isInner(y *yard.Yard, n modes.Network, e modes.Endpoint) bool {
 	m, err := y.Mode(n.Mode)
-	return err == nil && slices.ContainsFunc(m.Objects(n, []modes.Endpoint{e}), func(o core.Object) bool {
+	if err != nil {
+		return false
+	}
+	objects, _ := m.Place(n, e)
+	return slices.ContainsFunc(objects, func(o core.Object) bool {
 		_, ok := o.(lan.Child)
 		return ok
 	})
@@ -166,7 +170,7 @@ func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 		return nil, err
 	}
 	var words []string
-	for _, f := range snap.Faults(m.Objects(n, []modes.Endpoint{e})) {
+	for _, f := range snap.Faults(y.Plan().Objects(m, n, e)) {
 		words = append(words, f.Text)
 	}
 	if e.Inside.Link == "" {

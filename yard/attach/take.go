@@ -19,12 +19,9 @@ func take(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]strin
 	if err != nil {
 		return nil, err
 	}
-	k, ok := y.Config.Modes[n.Mode].(modes.Taker)
-	if !ok {
-		return nil, nil
-	}
-	if kept, err := k.Keep(ctx, n, e, nil); kept == nil && err == nil { // a network that takes nothing
-		return nil, nil
+	m, err := y.Mode(n.Mode)
+	if err != nil || m.Traits(n).Device == "" {
+		return nil, err
 	}
 	es, err := y.EndpointsOf(n.ID)
 	if err != nil {
@@ -42,7 +39,7 @@ func take(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]strin
 			i++
 		}
 	}
-	return k.Keep(ctx, n, e, others)
+	return y.Plan().Take(m, n, others)
 }
 
 // makeWay ends an endpoint that is going, or in whose place another one comes.

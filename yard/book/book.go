@@ -15,6 +15,7 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/event"
+	"netyard/yard/plan"
 )
 
 // Left is the endpoint as it is without a sandbox.
@@ -105,6 +106,8 @@ type Book struct {
 	Started  time.Time
 	// Late are requests that go on although nobody waits for them any more.
 	Late sync.WaitGroup
+	// Options is the table of what can be said of networks.
+	Options *modes.Table
 }
 
 // Mode finds a mode by its name.
@@ -114,6 +117,20 @@ func (y *Book) Mode(name string) (modes.Mode, error) {
 		return nil, Unknown("mode", name, slices.Sorted(maps.Keys(y.Config.Modes)))
 	}
 	return m, nil
+}
+
+// Plan makes the plans of modes true on this host.
+func (y *Book) Plan() plan.Runner {
+	return plan.Runner{Kernel: y.Config.Kernel, Fabric: y.Config.Fabric}
+}
+
+// Traits are those of a network; of one whose mode is not known, the zero value.
+func (y *Book) Traits(n modes.Network) modes.Traits {
+	m, ok := y.Config.Modes[n.Mode]
+	if !ok {
+		return modes.Traits{}
+	}
+	return m.Traits(n)
 }
 
 // Update changes the records and lets a crash test in before and after.

@@ -19,7 +19,7 @@ func (y *Book) Bridge(n modes.Network) (name string, own bool) {
 	if err != nil {
 		return "", false
 	}
-	for _, o := range m.Objects(n, nil) {
+	for _, o := range m.Objects(n) {
 		switch o := o.(type) {
 		case bridge.Bridge:
 			return o.Name, true
@@ -37,7 +37,8 @@ func (y *Book) HostLink(n modes.Network, e modes.Endpoint) string {
 	if err != nil {
 		return ""
 	}
-	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
+	objects, _ := m.Place(n, e)
+	for _, o := range objects {
 		switch o := o.(type) {
 		case bridge.Veth:
 			return o.Name
@@ -61,7 +62,7 @@ func (y *Book) Objects(n modes.Network) ([]string, error) {
 		return nil, err
 	}
 	words := []string{}
-	for _, o := range m.Objects(n, es) {
+	for _, o := range y.Plan().Objects(m, n, es...) {
 		if l, ok := o.(bridge.Limits); ok && l.None() {
 			continue
 		}
@@ -72,23 +73,11 @@ func (y *Book) Objects(n modes.Network) ([]string, error) {
 
 // Addressless says whether the endpoints of a mode have no addresses at all.
 func (y *Book) Addressless(mode string) bool {
-	_, yes := y.Config.Modes[mode].(modes.Addressless)
-	return yes
-}
-
-// Knows says whether there is a mode of that name.
-func (y *Book) Knows(mode string) bool {
-	_, yes := y.Config.Modes[mode]
-	return yes
+	return y.Traits(modes.Network{Mode: mode}).Addressless
 }
 
 // Gatewayless says for each family whether the host needs no address on a network.
 func (y *Book) Gatewayless(n modes.Network) (v4, v6 bool) {
-	if y.Addressless(n.Mode) {
-		return true, true
-	}
-	if g, ok := y.Config.Modes[n.Mode].(modes.Gatewayless); ok {
-		return g.Gatewayless(n)
-	}
-	return false, false
+	t := y.Traits(n)
+	return t.Addressless || t.Gatewayless.V4, t.Addressless || t.Gatewayless.V6
 }

@@ -87,7 +87,8 @@ func (y *Book) outlived(e modes.Endpoint) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
+	objects, _ := m.Place(n, e)
+	for _, o := range objects {
 		if v, ok := o.(bridge.Veth); ok {
 			plugged, err := y.Config.Kernel.Plugged(v)
 			return !plugged, err

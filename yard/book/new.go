@@ -1,6 +1,10 @@
 package book
 
-import "time"
+import (
+	"time"
+
+	"netyard/modes"
+)
 
 // New makes a Book.
 func New(c Config) *Book {
@@ -17,7 +21,7 @@ func New(c Config) *Book {
 		c.Grace = time.Minute
 	}
 	return &Book{
-		Config: c, Started: c.Now(),
+		Config: c, Started: c.Now(), Options: modes.NewTable(c.Modes),
 		Sharing: Sharing{Poked: make(chan struct{}, 1), Conflicts: map[string][]Conflict{}},
 		Keeper:  Keeper{Poked: make(chan struct{}, 1)},
 	}

@@ -34,7 +34,8 @@ func (y *Book) Unplugged(m modes.Mode, n modes.Network, e modes.Endpoint) (bool,
 	if y.Dead(e) {
 		return true, nil
 	}
-	for _, o := range m.Objects(n, []modes.Endpoint{e}) {
+	objects, _ := m.Place(n, e)
+	for _, o := range objects {
 		if plugged, err := y.Config.Kernel.Plugged(o); plugged || err != nil {
 			return false, err
 		}

@@ -148,8 +148,7 @@ func enforceable(y *book.Book, p policy.Policy) error {
 }
 
 func policed(y *book.Book, n modes.Network) bool {
-	p, ok := y.Config.Modes[n.Mode].(modes.Policed)
-	return ok && p.Policed(n)
+	return y.Traits(n).Policed
 }
 
 // policyRecords are all that policies depend on, at one moment.
@@ -185,12 +184,14 @@ func records(y *book.Book, fresh []policy.Policy) (r policyRecords, err error) {
 			r.policies = append(r.policies, p)
 		}
 	}
-	byID := map[string]modes.Network{}
+	byID := map[string]modes.Network{} // of networks that policies hold for
 	for _, n := range ns {
-		byID[n.ID] = n
+		if policed(y, n) {
+			byID[n.ID] = n
+		}
 	}
 	for _, e := range es {
-		if n, ok := byID[e.NetworkID]; ok && policed(y, n) {
+		if n, ok := byID[e.NetworkID]; ok {
 			r.endpoints = append(r.endpoints, policy.Endpoint{
 				Endpoint: e, Network: n, Addrs: addrsOf(e), Gone: e.Phase == modes.Deleting,
 			})
@@ -292,7 +293,9 @@ func shut(a *kpolicy.Access) *kpolicy.Access {
 
 // place is where an endpoint is plugged in.
 func place(y *book.Book, e policy.Endpoint) (port, bridge string, foreign bool) {
-	for _, o := range y.Config.Modes[e.Network.Mode].Objects(e.Network, []modes.Endpoint{e.Endpoint}) {
+	m := y.Config.Modes[e.Network.Mode]
+	objects, _ := m.Place(e.Network, e.Endpoint)
+	for _, o := range append(m.Objects(e.Network), objects...) {
 		switch o := o.(type) {
 		case kbridge.Veth:
 			port, bridge = o.Name, o.Master

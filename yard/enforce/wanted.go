@@ -34,11 +34,11 @@ func Everything(y *book.Book) (w Wanted, err error) {
 		if err != nil {
 			return w, err
 		}
-		w.Passing = append(w.Passing, m.Objects(n, es)...)
+		w.Passing = append(w.Passing, y.Plan().Objects(m, n, es...)...)
 		if n.Phase != modes.Ready {
 			continue
 		}
-		for _, o := range m.Objects(n, book.JoinedOf(es)) {
+		for _, o := range y.Plan().Objects(m, n, book.JoinedOf(es)...) {
 			w.Objects, w.Networks = append(w.Objects, o), append(w.Networks, n)
 		}
 	}

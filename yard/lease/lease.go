@@ -149,10 +149,7 @@ func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease
 	if err := CheckLAN(y, m, n); err != nil {
 		return l, err
 	}
-	lan, err := m.(modes.LANer).LAN(n) //nolint:forcetypeassert // CheckLAN looked
-	if err != nil {
-		return l, err
-	}
+	lan := m.Traits(n).LAN.Port
 	l = DHCPLease{
 		Network: n.ID, Pool: p.ID, Name: r.Name, LAN: lan, Phase: DHCPOffered, Since: y.Config.Now(), Options: p.Options,
 		VendorClass: modes.IPAMOpt(p.Options, "vendor_class"),

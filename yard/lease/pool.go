@@ -121,13 +121,13 @@ func CheckLAN(y *book.Book, m modes.Mode, n modes.Network) error {
 	if len(n.DHCP) == 0 {
 		return nil
 	}
-	l, ok := m.(modes.LANer)
-	if !ok {
-		return fmt.Errorf("addresses by DHCP: a network of mode %s is on no LAN", n.Mode)
+	lan := m.Traits(n).LAN
+	err := lan.Refusal
+	if err == nil && lan.Port.Parent == "" {
+		err = fmt.Errorf("a network of mode %s is on no LAN", n.Mode)
 	}
-	lan, err := l.LAN(n)
 	if err == nil {
-		err = checkPools(y, m, n, lan)
+		err = checkPools(y, m, n, lan.Port)
 	}
 	if err != nil {
 		return fmt.Errorf("addresses by DHCP: %w", err)

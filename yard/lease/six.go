@@ -35,8 +35,8 @@ type Six struct {
 // checkSix refuses IPv6 where policies are about the packets: they go by addresses, which nobody told them.
 func checkSix(m modes.Mode, n modes.Network, p DHCPPool) error {
 	kind := modes.IPAMOpt(p.Options, "ipv6")
-	if is, ok := m.(modes.Policed); kind != "none" && ok && is.Policed(n) {
-		return fmt.Errorf("%w: ipv6=%s: policies are about the packets of mode %s, and they would not know the addresses; it is for macvlan and ipvlan", modes.ErrOption, kind, n.Mode)
+	if kind != "none" && m.Traits(n).Policed {
+		return fmt.Errorf("%w: ipv6=%s: policies are about the packets of mode %s, and they would not know the addresses; it is for networks on the LAN whose packets do not come by this host's firewall", modes.ErrOption, kind, n.Mode)
 	}
 	return nil
 }

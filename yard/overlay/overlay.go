@@ -52,8 +52,7 @@ func ParseOverlayPool(id string) (name string, subnet netip.Prefix, err error) {
 
 // Claims says whether the addresses of a mode's networks are a cluster's.
 func Claims(y *book.Book, mode string) bool {
-	_, yes := y.Config.Modes[mode].(modes.Claimer)
-	return yes
+	return y.Traits(modes.Network{Mode: mode}).Cluster != nil
 }
 
 // ParseOverlay reads --ipam-opt; ok is false when it does not ask for a cluster's network. always: it has to.
@@ -137,7 +136,7 @@ func overlayOf(y *book.Book, name string) (modes.Network, bool, error) {
 
 // IsOverlayNamed says whether a network is the overlay network of a name.
 func IsOverlayNamed(y *book.Book, n modes.Network, name string) bool {
-	return Claims(y, n.Mode) && n.Opt(OptOverlay) == name && n.Phase == modes.Ready
+	return Claims(y, n.Mode) && n.Given(OptOverlay) == name && n.Phase == modes.Ready
 }
 
 // RequestClaim is an address of a cluster's network. The gateway's is asked for before the network is there, and
@@ -171,7 +170,7 @@ func RequestClaim(ctx context.Context, y *book.Book, r ipam.AddressRequest) (a n
 
 // Of is a network of this host as the cluster has it.
 func Of(y *book.Book, n modes.Network) modes.Overlay {
-	return y.Config.Modes[n.Mode].(modes.Claimer).Claimed(n)
+	return *y.Traits(n).Cluster
 }
 
 // overlayGateway is the gateway that a network of the cluster has, or what it will have.
@@ -227,7 +226,7 @@ func ClaimSpace(y *book.Book, n *modes.Network) error {
 	for i, s := range n.Subnets {
 		if s.Space != book.Space && s.Space != OverlaySpace {
 			return fmt.Errorf("mode %s: the addresses of %s would be given by another IPAM; use --ipam-driver %s --ipam-opt overlay=%s",
-				n.Mode, s.Pool, OverlaySpace, n.Opt(OptOverlay))
+				n.Mode, s.Pool, OverlaySpace, n.Given(OptOverlay))
 		}
 		n.Subnets[i].Space = OverlaySpace
 	}

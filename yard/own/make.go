@@ -18,7 +18,6 @@ import (
 	"netyard/yard/lease"
 	"netyard/yard/overlay"
 	"netyard/yard/pool"
-	"netyard/yard/port"
 )
 
 // networkName is what CNI allows as a network's name (CNI 1.1.0, section 1), which every engine takes.
@@ -31,7 +30,7 @@ func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n mo
 		return n, fmt.Errorf("%w: name %q: want letters, digits, dots, dashes and underscores, a letter or digit first", modes.ErrOption, r.Name)
 	}
 	n = modes.Network{ID: r.ID, Name: r.Name, Engine: book.Own, Internal: r.Internal, IPv6: r.IPv6}
-	if n.Mode, n.Options, err = yard.Resolve(r.Mode, r.Options); err != nil {
+	if n.Mode, n.Options, err = y.Resolve(r.Mode, r.Options); err != nil {
 		return n, err
 	}
 	if _, err := y.Mode(n.Mode); err != nil {
@@ -171,7 +170,7 @@ func takePools(ctx context.Context, y *yard.Yard, n modes.Network, r book.Networ
 // needsNone says whether the host is to have no address in a subnet.
 func needsNone(y *yard.Yard, n modes.Network, w book.SubnetRequest) bool {
 	v4, v6 := y.Gatewayless(n)
-	return w.NoGateway || !w.Gateway.IsValid() && (port.Families{V4: v4, V6: v6}).Has(familyOf(w))
+	return w.NoGateway || !w.Gateway.IsValid() && (modes.Families{V4: v4, V6: v6}).Has(familyOf(w))
 }
 
 // familyOf is any address of a subnet's family.

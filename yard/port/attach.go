@@ -35,12 +35,11 @@ func Rob(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error) {
 func OnAddresses(y *book.Book, r book.AttachRequest) (asks []book.Ask) {
 	binds := []netip.Addr{netip.IPv4Unspecified()}
 	if n, err := y.Network(r.NetworkID); err == nil {
-		if own, both := Redirects(y.Config.Modes[n.Mode], n); own && !both { // none of the host's
+		p := y.Traits(n).Publish
+		if p.OnOwn && !p.OnHost { // none of the host's
 			return nil
 		}
-		if p, ok := y.Config.Modes[n.Mode].(modes.Publisher); ok {
-			binds = append(binds, p.Binds(n)...)
-		}
+		binds = append(binds, p.Binds...)
 	}
 	for _, a := range r.Ports {
 		if a.HostIP.IsValid() {

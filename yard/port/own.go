@@ -13,13 +13,6 @@ import (
 	"netyard/yard/book"
 )
 
-// Redirects says whether ports are published on the own addresses of a network's containers, and whether on the host's
-// as well.
-func Redirects(m modes.Mode, n modes.Network) (own, both bool) {
-	r, ok := m.(modes.Redirector)
-	return ok && r.Redirects(n), ok && r.Redirects(n) && r.Both(n)
-}
-
 // Neighbours are the other endpoints in the same sandbox.
 func Neighbours(tx store.Tx, e modes.Endpoint) (others []modes.Endpoint, err error) {
 	if e.Sandbox == "" {
@@ -69,7 +62,7 @@ func ClearInside(y *book.Book, network, id string) error {
 // FirstOf are the ports of its own that one of a container's interfaces gets: none, where another one before it has
 // ports already.
 func FirstOf(tx store.Tx, m modes.Mode, n modes.Network, e modes.Endpoint, own []modes.Port) ([]modes.Port, error) {
-	if redirected, _ := Redirects(m, n); !redirected {
+	if !m.Traits(n).Publish.OnOwn {
 		return own, nil
 	}
 	others, err := book.AttachmentsOf(tx, e.Attachment)

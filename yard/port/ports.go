@@ -27,7 +27,7 @@ func PublishOnce(
 	if err != nil {
 		return nil, err
 	}
-	if _, shares := SharesHost(m, n); shares {
+	if m.Traits(n).Sharing != nil {
 		Ignore(y, n, e, asks)
 		return e.Ports, nil
 	}
@@ -80,14 +80,14 @@ func PublishOnce(
 
 // Program makes the kernel go from what an endpoint was to what it is.
 func Program(ctx context.Context, y *book.Book, m modes.Mode, n modes.Network, was, is modes.Endpoint) error {
-	if err := y.Config.Kernel.Remove(without(m.Objects(n, []modes.Endpoint{was}), m.Objects(n, []modes.Endpoint{is}))...); err != nil {
+	if err := y.Config.Kernel.Remove(without(y.Plan().Objects(m, n, was), y.Plan().Objects(m, n, is))...); err != nil {
 		return err
 	}
 	y.Config.Step("after ports withdrawn")
 	if is.Sandbox == "" {
 		return nil
 	}
-	_, err := m.Attach(ctx, n, is)
+	_, err := y.Plan().Attach(ctx, m, n, is)
 	y.Config.Step("after ports published")
 	return err
 }

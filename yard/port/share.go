@@ -11,12 +11,6 @@ import (
 	"netyard/yard/event"
 )
 
-// SharesHost says whether the endpoints of a network share the host's addresses.
-func SharesHost(m modes.Mode, n modes.Network) (modes.PortSharer, bool) {
-	s, ok := m.(modes.PortSharer)
-	return s, ok && s.Shares(n)
-}
-
 // Sharable sorts out which of the wanted ports an endpoint can have.
 func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, conflicts []book.Conflict, err error) {
 	if err := c.readClaims(tx); err != nil {

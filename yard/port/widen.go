@@ -14,7 +14,7 @@ type widening struct {
 	n      modes.Network
 	e      modes.Endpoint
 	binds  []netip.Addr
-	routed Families
+	routed modes.Families
 	// ownTo is where the ports of own lead to, where those may be others.
 	ownTo map[ownAt]uint16
 	// redirects: ports are the containers' own; both: and the host's as well.
@@ -33,26 +33,22 @@ func Widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.Ask) ([]
 	if len(asks) == 0 {
 		return nil, nil, nil
 	}
-	p, ok := m.(modes.Publisher)
-	if !ok {
+	p := m.Traits(n).Publish
+	if p.Refusal != nil {
+		return nil, nil, fmt.Errorf("publish %s: %w", asks[0], p.Refusal)
+	}
+	if !p.OnHost && !p.OnOwn {
 		return nil, nil, fmt.Errorf("publish %s: a network of mode %s does not publish ports", asks[0], n.Mode)
 	}
-	if err := p.Publishes(n); err != nil {
-		return nil, nil, fmt.Errorf("publish %s: %w", asks[0], err)
-	}
-	w := widening{n: n, e: e, binds: p.Binds(n), lent: e.Lent, ownTo: map[ownAt]uint16{}}
-	if r, ok := m.(modes.Redirector); ok {
-		w.redirects, w.both = r.Redirects(n), r.Both(n)
+	w := widening{
+		n: n, e: e, binds: p.Binds, routed: p.Routed, redirects: p.OnOwn, both: p.OnOwn && p.OnHost, lent: e.Lent, ownTo: map[ownAt]uint16{},
 	}
 	every := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	if len(w.binds) == 0 {
 		w.binds = every
 	}
-	if r, ok := m.(modes.Router); ok {
-		w.routed = Families{r.Routes(n, false), r.Routes(n, true)}
-		w.binds = append(slices.DeleteFunc(slices.Clone(w.binds), w.routed.Has), // they are about addresses of the host
-			slices.DeleteFunc(every, func(a netip.Addr) bool { return !w.routed.Has(a) })...)
-	}
+	w.binds = append(slices.DeleteFunc(slices.Clone(w.binds), w.routed.Has), // they are about addresses of the host
+		slices.DeleteFunc(every, func(a netip.Addr) bool { return !w.routed.Has(a) })...)
 	for _, a := range w.ordered(asks) {
 		if err := w.add(a); err != nil {
 			return nil, nil, fmt.Errorf("publish %s: %w", a, err)
@@ -104,12 +100,6 @@ func ownPort(e modes.Endpoint, a book.Ask) modes.Port {
 		Proto: a.Proto, HostIP: e.Addrs[at].Addr(), HostPort: a.ContainerPort, ContainerPort: a.ContainerPort, Count: 1, Routed: true,
 	}
 }
-
-// Families are the families of which something is so.
-type Families struct{ V4, V6 bool }
-
-// Has says whether the family of an address is among them.
-func (f Families) Has(a netip.Addr) bool { return a.Is4() && f.V4 || a.Is6() && f.V6 }
 
 func familyName(a netip.Addr) string {
 	if a.Is4() {

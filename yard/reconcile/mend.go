@@ -141,5 +141,5 @@ func WantedOf(y *yard.Yard, n modes.Network) ([]core.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.Objects(n, book.JoinedOf(es)), nil
+	return y.Plan().Objects(m, n, book.JoinedOf(es)...), nil
 }

@@ -97,7 +97,7 @@ func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) er
 	if err != nil {
 		return err
 	}
-	errs := []error{m.Up(ctx, n)}
+	errs := []error{y.Plan().Up(ctx, m, n)}
 	var adopted []modes.Endpoint
 	for id, s := range c.Endpoints {
 		if s.NetworkID != n.ID {
@@ -130,10 +130,8 @@ func adoptRecord(ctx context.Context, y *yard.Yard, m modes.Mode, s SeenNetwork,
 	if err := fillGateways(y, m, &n, c); err != nil {
 		return n, err
 	}
-	if settler, ok := m.(modes.Settler); ok {
-		if n.Settled, err = settler.Settle(ctx, n); err != nil {
-			return n, err
-		}
+	if n.Settled, err = m.Settle(ctx, y.Plan().Facts(), n, nil); err != nil {
+		return n, err
 	}
 	n.Phase, n.Created = modes.Ready, y.Config.Now()
 	return n, y.Config.Store.Update(func(tx store.Tx) error {
@@ -160,7 +158,7 @@ func fillGateways(y *yard.Yard, m modes.Mode, n *modes.Network, c Census) error 
 		if err != nil {
 			return err
 		}
-		if _, lan := m.(modes.Sharer); lan { // there the gateway is the LAN's router
+		if t := m.Traits(*n); t.OnHostLink || t.Cluster != nil { // there the gateway is the LAN's router, or the cluster says it
 			gw, found = netip.Prefix{}, false
 		}
 		for _, e := range c.Endpoints {
@@ -209,7 +207,7 @@ func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (mo
 	}
 	if s.Attachment != "" {
 		e.NS, e.Seen = core.NamespaceAt(s.Sandbox)
-		if said, err := modes.ResolveEndpoint(n.Mode, s.Said); err == nil { // it was checked when the container was attached
+		if said, err := y.Options.ResolveEndpoint(n.Mode, s.Said); err == nil { // it was checked when the container was attached
 			e.Options = said
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	"netyard/yard/book"
 	"netyard/yard/enforce"
 	"netyard/yard/lease"
-	"netyard/yard/port"
 )
 
 // Restore makes the host match the records after a restart, a crash or a reboot, and takes away what is netyard's and
@@ -86,7 +85,7 @@ func restoreNetwork(ctx context.Context, y *yard.Yard, n modes.Network, links ma
 	if err != nil {
 		return err
 	}
-	errs := []error{m.Up(ctx, n)}
+	errs := []error{y.Plan().Up(ctx, m, n)}
 	for _, e := range es {
 		if err := restoreEndpoint(ctx, y, m, n, e, links); err != nil {
 			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err))
@@ -102,7 +101,7 @@ func restoreEndpoint(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Ne
 	case e.Phase == modes.Pending && (e.Attachment != "" || y.Dead(e)): // its runtime takes it for failed, or the host went down
 		return y.BuryNow(ctx, m, n, e)
 	case e.Phase == modes.Pending: // its Join was never answered
-		return y.Unjoin(ctx, m, n, e)
+		return y.Unjoin(m, n, e)
 	case e.Sandbox == "": // its engine may be about to join it
 		return nil
 	case y.Dead(e):
@@ -120,12 +119,12 @@ func restoreEndpoint(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Ne
 		return nil
 	}
 	// A crash between record and kernel leaves a sandbox with ports that it is not to have any more.
-	if own, _ := port.Redirects(m, n); own && len(e.Redirects()) == 0 {
+	if m.Traits(n).Publish.OnOwn && len(e.Redirects()) == 0 {
 		if err := y.Config.Kernel.Remove(ports.Redirect{Endpoint: e.ID, Sandbox: e.Sandbox, NS: e.NS}); err != nil {
 			return err
 		}
 	}
-	_, err := m.Attach(ctx, n, e)
+	_, err := y.Plan().Attach(ctx, m, n, e)
 	return err
 }
 

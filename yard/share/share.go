@@ -53,7 +53,7 @@ func setConflicts(y *yard.Yard, e modes.Endpoint, now []book.Conflict) (before [
 // A Watched is an endpoint whose sandbox the watcher looks into.
 type Watched struct {
 	Mode     modes.Mode
-	Sharer   modes.PortSharer // nil: it has something of the host's, see modes.Taker, and is only watched for its end
+	Sharing  *modes.PortSharing // nil: it has a device of the host, and is only watched for its end
 	Network  modes.Network
 	Endpoint modes.Endpoint
 	Sandbox  *sandbox.Sandbox
@@ -112,7 +112,7 @@ func HostChanged(y *yard.Yard, all map[string]*Watched, before []sandbox.Listene
 	}
 	if !slices.Equal(before, now) {
 		for _, w := range all {
-			w.settled = w.settled && w.Sharer == nil
+			w.settled = w.settled && w.Sharing == nil
 		}
 	}
 	return now
@@ -131,9 +131,8 @@ func Rewatch(y *yard.Yard, all map[string]*Watched) {
 		if err != nil {
 			continue
 		}
-		sharer, shares := port.SharesHost(m, n)
-		_, keeps := m.(modes.Taker)
-		if !shares && !keeps {
+		t := m.Traits(n)
+		if t.Sharing == nil && t.Device == "" {
 			continue
 		}
 		es, err := y.EndpointsOf(n.ID)
@@ -142,7 +141,7 @@ func Rewatch(y *yard.Yard, all map[string]*Watched) {
 			return
 		}
 		for _, e := range es {
-			if e.Phase != modes.Ready || e.Sandbox == "" || !shares && len(e.Kept) == 0 {
+			if e.Phase != modes.Ready || e.Sandbox == "" || t.Sharing == nil && len(e.Kept) == 0 {
 				continue
 			}
 			key := book.EndpointKey(e.NetworkID, e.ID)
@@ -153,12 +152,9 @@ func Rewatch(y *yard.Yard, all map[string]*Watched) {
 					unwatch(y, w)
 				}
 				w = &Watched{Mode: m}
-				if shares {
-					w.Sharer = sharer
-				}
 				all[key] = w
 			}
-			w.Network, w.Endpoint = n, e
+			w.Network, w.Endpoint, w.Sharing = n, e, t.Sharing
 		}
 	}
 	for key, w := range all {
@@ -196,7 +192,7 @@ func complain(ctx context.Context, y *yard.Yard, w *Watched, err error) {
 func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 	ctx, cancel := context.WithTimeout(ctx, shareTime)
 	defer cancel()
-	if w.Sharer == nil {
+	if w.Sharing == nil {
 		if !w.settled && core.IsNamespace(w.Endpoint.Sandbox) {
 			free, err := y.Unplugged(w.Mode, w.Network, w.Endpoint)
 			w.settled = err == nil && !free
@@ -213,7 +209,7 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 	if err != nil {
 		return err
 	}
-	want := w.Sharer.Shared(w.Network, w.Endpoint, ls)
+	want := w.Sharing.Ports(w.Endpoint, ls)
 	slices.SortFunc(want, port.ComparePorts)
 	if w.settled && slices.Equal(want, w.last) {
 		return nil

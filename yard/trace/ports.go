@@ -26,7 +26,7 @@ func wayTo(y *yard.Yard, n modes.Network) string {
 	if err != nil {
 		return ""
 	}
-	for _, o := range m.Objects(n, nil) {
+	for _, o := range m.Objects(n) {
 		if s, ok := o.(lan.Shim); ok {
 			return s.Name
 		}

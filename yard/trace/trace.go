@@ -256,7 +256,7 @@ func (t *tracer) pass(p explain.Packet, n modes.Network) error {
 		return nil
 	}
 	if p.In == p.Out && !p.OrigDst.IsValid() {
-		if !n.OptBool("icc") {
+		if t.y.Traits(n).Isolated {
 			t.no("network %s keeps its containers apart (icc=false): the bridge does not hand it on", book.Label(n))
 			return nil
 		}

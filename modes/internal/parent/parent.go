@@ -2,13 +2,10 @@
 package parent
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"net"
-	"strings"
+	"net/netip"
 
-	"netyard/kernel"
 	"netyard/kernel/core"
 	"netyard/kernel/dhcp"
 	"netyard/kernel/lan"
@@ -19,154 +16,126 @@ import (
 type Kind struct {
 	// Name is the mode's, and the kernel's for its links.
 	Name string
+	// MAC is the rule for hardware addresses of a network's links.
+	MAC func(n modes.Network) modes.MACRule
 	// Setting is the kernel's mode of the links of a network, and their flag.
 	Setting func(n modes.Network) (mode, flag string)
 	// Share refuses n beside another network of the same mode on the same parent.
 	Share func(n, other modes.Network) error
-	// Settle refuses a network for the link of the host that it would be on, which is empty where there is none.
-	Settle func(n modes.Network, name string, link core.LinkInfo) error
-	// MAC is the hardware address of an endpoint's link; nil where it has the parent's.
-	MAC func(n modes.Network, e modes.Endpoint) net.HardwareAddr
+	// Fit refuses a link of the host as the parent of a network.
+	Fit func(f modes.Facts, n modes.Network, name string, link core.LinkInfo) error
 	// Member refuses a network whose containers cannot ask the LAN's DHCP servers.
 	Member func(n modes.Network) error
-	// Routed says that a network is behind the host, which routes for it: whatever its containers send leaves by their
-	// link.
+	// Routed: the host routes for the network's containers, and all they send leaves by their link.
 	Routed func(n modes.Network) bool
-	// ByInput says that what is for a network's containers comes in by the host's rules instead of theirs; nil: of
-	// none.
+	// ByInput: traffic to the network's containers passes the host's input rules instead of theirs; nil: of no network.
 	ByInput func(n modes.Network) bool
-	// Returns refuses a network whose containers' answers would not come back to the host by its own link; nil: they
-	// do.
+	// Returns refuses a network whose containers' replies would not come back by the host's own link; nil: they do.
 	Returns func(n modes.Network) error
 }
 
-// Mode is a modes.Mode of one kind.
-type Mode struct {
-	Kind   Kind
-	Kernel *kernel.Kernel
-}
-
-// hostAccess says whether the host has a link of its own on the parent.
-func hostAccess(n modes.Network) bool { return n.OptBool("host_access") }
-
-// Up makes the parent, if it is netyard's to make, and the host's own link on it.
-func (m Mode) Up(ctx context.Context, n modes.Network) error {
-	return m.Kernel.Ensure(ctx, m.networkObjects(n)...)
-}
-
-// Down undoes Up.
-func (m Mode) Down(_ context.Context, n modes.Network) error {
-	return m.Kernel.Remove(m.networkObjects(n)...)
-}
-
-// Attach makes the link of an endpoint and the host's routes to it. A parent may have come back since Up.
-func (m Mode) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (modes.Link, error) {
-	objects := append(m.networkObjects(n), m.endpointObjects(n, e)...)
-	if err := m.Kernel.Ensure(ctx, objects...); err != nil {
-		return modes.Link{}, err
+// Traits are those of a network of the kind. Traffic to a container does not pass the host, so ports are published on
+// the containers' own addresses, and on the host's as well with host_publish.
+func (k Kind) Traits(n modes.Network) modes.Traits {
+	routed := k.Routed(n)
+	return modes.Traits{
+		MAC: k.MAC(n), OnHostLink: true, LAN: k.lan(n), Gatewayless: modes.Families{V4: routed, V6: routed},
+		Publish: modes.Publishing{OnOwn: true, OnHost: HostPublish.Of(n), Binds: modes.Bind.Of(n)},
 	}
-	l := modes.Link{SrcName: core.Name(core.PeerPrefix, e.ID), DstPrefix: n.Opt("iface_prefix"), MTU: mtu(n)}
-	if e.IfName != "" {
-		l.DstPrefix, l.DstName = strings.TrimRight(e.IfName, "0123456789"), e.IfName
-	}
-	return l, m.routes(n, e, &l)
 }
 
-// Detach undoes Attach.
-func (m Mode) Detach(_ context.Context, n modes.Network, e modes.Endpoint) error {
-	return m.Kernel.Remove(m.endpointObjects(n, e)...)
-}
-
-// Objects is what Up and the Attaches leave.
-func (m Mode) Objects(n modes.Network, es []modes.Endpoint) []core.Object {
-	objects := m.networkObjects(n)
-	for _, e := range es {
-		objects = append(objects, m.endpointObjects(n, e)...)
-	}
-	return objects
-}
-
-// LAN is the one that the parent is on.
-func (m Mode) LAN(n modes.Network) (dhcp.LANPort, error) {
+// lan is the LAN that the parent is on.
+func (k Kind) lan(n modes.Network) modes.LAN {
 	if island(n) {
-		return dhcp.LANPort{}, errors.New("a network without a parent is on no LAN; say -o parent=")
+		return modes.LAN{Refusal: errors.New("a network without a parent is on no LAN; add -o parent=")}
 	}
-	if err := m.Kind.Member(n); err != nil {
-		return dhcp.LANPort{}, err
+	if err := k.Member(n); err != nil {
+		return modes.LAN{Refusal: err}
 	}
 	p := top(n)
-	return dhcp.LANPort{Kind: m.Kind.Name, Parent: p.Name, MAC: p.MAC}, nil
+	return modes.LAN{Port: dhcp.LANPort{Kind: k.Name, Parent: p.Name, MAC: p.MAC}}
 }
 
-func (m Mode) networkObjects(n modes.Network) (objects []core.Object) {
+// Objects are the parent, its VLAN links, and the host's own link on it.
+func (k Kind) Objects(n modes.Network) (objects []core.Object) {
 	if island(n) {
-		objects = append(objects, lan.Island{Name: name(n), Alias: core.Alias(n.ID, "")})
+		objects = append(objects, lan.Island{Name: linkName(n), Alias: core.Alias(n.ID, "")})
 	} else {
 		objects = append(objects, base(n))
 	}
 	for _, v := range vlans(n) {
 		objects = append(objects, v)
 	}
-	if hostAccess(n) {
-		objects = append(objects, m.shim(n))
+	if HostAccess.Of(n) {
+		objects = append(objects, k.shim(n))
 	}
-	if hostPublish(n) {
-		objects = append(objects, m.gate(n)...)
+	if HostPublish.Of(n) {
+		objects = append(objects, k.gate(n)...)
 	}
 	return objects
 }
 
-func (m Mode) endpointObjects(n modes.Network, e modes.Endpoint) []core.Object {
+// Place is the link of an endpoint and the host's routes to it.
+func (k Kind) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Link) {
 	c := lan.Child{
-		Name: core.Name(core.PeerPrefix, e.ID), Alias: core.Alias(n.ID, e.ID), Parent: top(n), Kind: m.Kind.Name,
-		MTU: mtu(n), MAC: m.Kind.MAC(n, e), Sandbox: e.Sandbox,
+		Name: core.Name(core.PeerPrefix, e.ID), Alias: core.Alias(n.ID, e.ID), Parent: top(n), Kind: k.Name,
+		MTU: mtu(n), MAC: k.mac(n, e), Sandbox: e.Sandbox,
 	}
-	c.Mode, c.Flag = m.Kind.Setting(n)
-	objects := append([]core.Object{c}, m.redirects(n, e)...)
-	if hostAccess(n) {
+	c.Mode, c.Flag = k.Setting(n)
+	objects := append([]core.Object{c}, k.redirects(n, e)...)
+	if HostAccess.Of(n) {
 		for _, a := range e.Addrs {
-			objects = append(objects, lan.HostRoute{Shim: m.shim(n), Dst: a.Addr(), MAC: c.MAC})
+			objects = append(objects, lan.HostRoute{Shim: k.shim(n), Dst: a.Addr(), MAC: c.MAC})
 		}
 	}
-	return append(objects, m.hostPorts(n, e)...)
+	return append(objects, k.hostPorts(n, e)...), k.link(n, e, c)
 }
 
-func (m Mode) shim(n modes.Network) lan.Shim {
-	mode, _ := m.Kind.Setting(n)
-	return lan.ShimOn(top(n), m.Kind.Name, mode, n.ID)
+// mac is the hardware address of an endpoint's link; nil: it has the parent's.
+func (k Kind) mac(n modes.Network, e modes.Endpoint) net.HardwareAddr {
+	switch rule := k.MAC(n); {
+	case rule == modes.MACNone, rule == modes.MACAsIs && e.MAC == "":
+		return nil
+	}
+	return e.HardwareAddr()
+}
+
+// link has the routes to all that is not on the link.
+func (k Kind) link(n modes.Network, e modes.Endpoint, c lan.Child) modes.Link {
+	l := n.Link(e, c.Name, c.MTU)
+	switch {
+	case k.Routed(n):
+		l.Routes = everywhere(n, e)
+		return l
+	case !island(n):
+		l.Gateways = n.Gateways(e)
+	}
+	l.ToHost = HostAccess.Of(n)
+	return l
+}
+
+// everywhere returns a default route on the link for each family of an endpoint.
+func everywhere(n modes.Network, e modes.Endpoint) (routes []modes.Route) {
+	if n.Internal || island(n) {
+		return nil
+	}
+	for _, all := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if e.Address(all.Is4()).IsValid() {
+			routes = append(routes, modes.Route{Dst: netip.PrefixFrom(all, 0)})
+		}
+	}
+	return routes
+}
+
+func (k Kind) shim(n modes.Network) lan.Shim {
+	mode, _ := k.Setting(n)
+	return lan.ShimOn(top(n), k.Name, mode, n.ID)
 }
 
 // mtu is what the links of a network carry; 0 is what the parent carries.
 func mtu(n modes.Network) int {
-	if _, said := n.Options["mtu"]; said {
-		return n.OptInt("mtu")
+	if _, given := n.Options[modes.MTU.Name]; given {
+		return modes.MTU.Of(n)
 	}
 	return 0
-}
-
-// routes says where an endpoint sends what is not for its neighbours.
-func (m Mode) routes(n modes.Network, e modes.Endpoint, l *modes.Link) error {
-	switch {
-	case m.Kind.Routed(n):
-		l.Routes = everywhere(n, e)
-		return nil
-	case island(n):
-	default:
-		l.Gateways = n.Gateways(e)
-	}
-	if !hostAccess(n) {
-		return nil
-	}
-	// Where the host's address is not a neighbour's, the way to it would lead over the LAN's router, and back by the
-	// shim.
-	for _, a := range e.Addrs {
-		src, err := lan.SourceFor(m.Kernel.Handle, a.Addr())
-		if err != nil {
-			return fmt.Errorf("attach endpoint %s: %w", modes.Short(e.ID), err)
-		}
-		if src.IsValid() && !neighbour(e, src) {
-			l.Routes = append(l.Routes, modes.Route{Dst: single(src)})
-		}
-	}
-	return nil
 }

@@ -2,7 +2,6 @@ package parent
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,61 +12,61 @@ import (
 )
 
 const (
-	// minIPv6MTU is the least an IPv6 link must carry (RFC 8200, section 5).
-	minIPv6MTU = 1280
-
 	// What is kept of a network from when it was created: the names of the VLAN links that netyard makes for it, and
 	// the hardware address of the host's link below them.
 	settledVLANs = "vlans"
 	settledMAC   = "parent_mac"
 )
 
-// Check refuses what no host could have.
-func (m Mode) Check(n modes.Network) error {
-	for _, s := range n.Subnets {
-		if s.Pool.Addr().Is6() && mtu(n) != 0 && mtu(n) < minIPv6MTU {
-			return fmt.Errorf("%w: mtu=%d: IPv6 needs at least %d", modes.ErrOption, mtu(n), minIPv6MTU)
-		}
-		if s.Gateway.IsValid() && !s.Pool.Contains(s.Gateway.Addr()) {
-			return fmt.Errorf("gateway %s is not in subnet %s", s.Gateway.Addr(), s.Pool)
-		}
+// Settle finds the parent, and the VLAN links to create on it. It refuses a link that cannot be a parent, and one that
+// another network uses in another way.
+func (k Kind) Settle(f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
+	if err := k.check(n); err != nil || n.Phase == modes.Ready {
+		return n.Settled, err
 	}
-	mode, flag := m.Kind.Setting(n)
-	for _, of := range []string{mode, flag} {
-		if hostAccess(n) && slices.Contains([]string{"private", "vepa", "passthru"}, of) {
-			return fmt.Errorf("%w: host_access=true: the host would be one more container on the parent, and with %s those do not reach each other", modes.ErrOption, of)
-		}
-	}
-	return m.checkPorts(n)
-}
-
-// Settle finds the parent and the VLAN links that have to be made on it, and refuses a parent that cannot be one.
-func (m Mode) Settle(n modes.Network) (map[string]string, error) {
-	if !m.Kernel.HasKind(m.Kind.Name) {
-		return nil, fmt.Errorf("this kernel has no %s: load or build the module of that name", m.Kind.Name)
+	if !f.HasKind(k.Name) {
+		return nil, fmt.Errorf("this kernel has no %s: load or build the module of that name", k.Name)
 	}
 	if island(n) {
 		return nil, nil
 	}
-	bottom, link, made, err := m.find(n.Opt("parent"))
+	bottom, link, made, err := find(f, Parent.Of(n))
 	if err != nil {
 		return nil, err
 	}
-	if err := m.fit(n, bottom, link); err != nil {
+	if err := k.fit(f, n, bottom, link); err != nil {
 		return nil, err
 	}
 	settled := map[string]string{settledMAC: link.MAC}
 	if len(made) > 0 {
 		settled[settledVLANs] = strings.Join(made, ",")
 	}
-	return settled, nil
+	return settled, k.share(n, others)
 }
 
-// find takes a parent's name apart into a link of the host's and the VLAN links on it that are netyard's to make, from
-// below. A link that is there and not netyard's is the host's, whatever its name looks like.
-func (m Mode) find(parent string) (bottom string, link core.LinkInfo, made []string, err error) {
+// check refuses options that contradict each other.
+func (k Kind) check(n modes.Network) error {
+	if err := n.CheckMTU(mtu(n)); err != nil {
+		return err
+	}
+	if err := n.CheckGateways(); err != nil {
+		return err
+	}
+	mode, flag := k.Setting(n)
+	for _, of := range []string{mode, flag} {
+		if HostAccess.Of(n) && slices.Contains([]string{"private", "vepa", "passthru"}, of) {
+			return HostAccess.Row().Refuse(n,
+				"with %s, links on the parent do not reach each other, nor the host's", of)
+		}
+	}
+	return k.checkPorts(n)
+}
+
+// find splits a parent's name into a link of the host and the VLAN links that netyard creates on it, from the bottom
+// up. A link that exists and is not netyard's is the host's, whatever its name.
+func find(f modes.Facts, parent string) (bottom string, link core.LinkInfo, made []string, err error) {
 	for bottom = parent; ; {
-		link, exists, err := m.Kernel.FindLink(bottom)
+		link, exists, err := f.FindLink(bottom)
 		if err != nil {
 			return "", link, nil, err
 		}
@@ -76,23 +75,24 @@ func (m Mode) find(parent string) (bottom string, link core.LinkInfo, made []str
 		}
 		below, _, ok := splitVLAN(bottom)
 		if !ok {
-			return "", link, nil, m.noSuch(parent, bottom)
+			return "", link, nil, noSuch(f, parent, bottom)
 		}
 		made = append([]string{bottom}, made...)
 		bottom = below
 	}
 }
 
-func (m Mode) noSuch(parent, link string) error {
-	all, err := m.Kernel.Links()
+func noSuch(f modes.Facts, parent, link string) error {
+	all, err := f.Links()
 	if err != nil {
 		return err
 	}
 	all = slices.DeleteFunc(all, func(name string) bool { return name == "lo" || core.OwnName(name) })
-	return fmt.Errorf("%w: parent=%s: the host has no link %s; it has %s", modes.ErrOption, parent, link, strings.Join(all, ", "))
+	return fmt.Errorf("%w: parent=%s: the host has no link %s; it has %s",
+		modes.ErrOption, parent, link, strings.Join(all, ", "))
 }
 
-// splitVLAN takes eth0.50 apart (IEEE 802.1Q: 0 and 4095 are no VLANs).
+// splitVLAN splits eth0.50 (IEEE 802.1Q: 0 and 4095 are no VLANs).
 func splitVLAN(name string) (below string, id int, ok bool) {
 	dot := strings.LastIndexByte(name, '.')
 	if dot < 1 {
@@ -103,36 +103,36 @@ func splitVLAN(name string) (below string, id int, ok bool) {
 }
 
 // fit refuses a link of the host that cannot be the parent, or the link below it.
-func (m Mode) fit(n modes.Network, name string, link core.LinkInfo) error {
+func (k Kind) fit(f modes.Facts, n modes.Network, name string, link core.LinkInfo) error {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: parent=%s: %s %s", modes.ErrOption, n.Opt("parent"), name, fmt.Sprintf(format, args...))
+		return fmt.Errorf("%w: parent=%s: %s %s", modes.ErrOption, Parent.Of(n), name, fmt.Sprintf(format, args...))
 	}
 	owner, _, own := core.ParseAlias(link.Alias)
 	switch {
 	case own:
 		return bad("is a link of netyard's own, of network %s", modes.Short(owner))
 	case slices.Contains([]string{"macvlan", "macvtap", "ipvlan", "ipvtap"}, link.Kind):
-		return bad("is a %s link itself; say the link that it is on", link.Kind)
+		return bad("is a %s link itself; use the link it is on", link.Kind)
 	case link.Encap != "ether":
 		return bad("is no Ethernet link")
 	case link.Master != "":
-		return bad("is a port of %s, which takes all that it receives; say %[1]s, or -d netyard-bridge -o bridge=%[1]s if that is a bridge", link.Master)
+		return bad("is a port of %s, which receives all its frames; use parent=%[1]s, "+
+			"or -d netyard-bridge -o bridge=%[1]s if that is a bridge", link.Master)
 	case mtu(n) > link.MTU:
-		return fmt.Errorf("%w: mtu=%d: parent %s has %d", modes.ErrOption, mtu(n), name, link.MTU)
+		return modes.MTURefusal(mtu(n), "parent %s has %d", name, link.MTU)
 	}
-	if err := m.Kind.Settle(n, name, link); err != nil {
+	if err := k.Fit(f, n, name, link); err != nil {
 		return err
 	}
-	return m.belongs(n, name)
+	return k.belongs(f, n, name)
 }
 
-// belongs refuses a subnet that an IPAM chose on its own for containers that are members of a LAN: it is not that
-// LAN's.
-func (m Mode) belongs(n modes.Network, name string) error {
-	if m.Kind.Routed(n) || len(n.Subnets) == 0 {
+// belongs refuses a subnet that an IPAM chose by itself and that is not the LAN's, where containers are members of it.
+func (k Kind) belongs(f modes.Facts, n modes.Network, name string) error {
+	if k.Routed(n) || len(n.Subnets) == 0 {
 		return nil
 	}
-	addrs, err := lan.Addrs(m.Kernel.Handle, lan.Parent{Name: name})
+	addrs, err := f.LinkAddrs(name)
 	if err != nil {
 		return err
 	}
@@ -145,51 +145,55 @@ func (m Mode) belongs(n modes.Network, name string) error {
 				in = in || s.Pool.Contains(a.Addr())
 			}
 		}
-		if s.Chosen && !in && len(lan) > 0 && name == n.Opt("parent") {
-			return fmt.Errorf("--subnet is missing: %s, which was free, is not the LAN's of parent %s (%s)", s.Pool, name, strings.Join(lan, ", "))
+		if s.Chosen && !in && len(lan) > 0 && name == Parent.Of(n) {
+			return fmt.Errorf("--subnet is missing: %s, which was free, is not the LAN's of parent %s (%s)",
+				s.Pool, name, strings.Join(lan, ", "))
 		}
 	}
 	return nil
 }
 
-// Share refuses a network on a parent that another network has in another way.
-func (m Mode) Share(n modes.Network, others []modes.Network) error {
+// share refuses a network on a parent that another network uses in another way.
+func (k Kind) share(n modes.Network, others []modes.Network) error {
 	for _, o := range others {
-		if o.ID == n.ID || o.Mode != "macvlan" && o.Mode != "ipvlan" || island(n) || island(o) || n.Opt("parent") != o.Opt("parent") {
+		onParent := (o.Mode == "macvlan" || o.Mode == "ipvlan") && !island(o) && Parent.Of(n) == Parent.Of(o)
+		if o.ID == n.ID || !onParent {
 			continue
 		}
 		who := o.Name
 		if who == "" {
 			who = modes.Short(o.ID)
 		}
-		if o.Mode != m.Kind.Name { // both want to be its one receive handler (netdev_rx_handler_register, net/core/dev.c)
-			return fmt.Errorf("%w: parent=%s: network %s has it in mode %s, and a link cannot be the parent of both macvlan and ipvlan", modes.ErrOption, n.Opt("parent"), who, o.Mode)
+		if o.Mode != k.Name { // both want to be its one receive handler (netdev_rx_handler_register, net/core/dev.c)
+			return Parent.Row().Refuse(n,
+				"network %s uses it in mode %s, and a link cannot be the parent of both macvlan and ipvlan",
+				who, o.Mode)
 		}
-		err := m.Kind.Share(n, o)
+		err := k.Share(n, o)
 		if err == nil {
 			err = sharePorts(n, o)
 		}
 		if err != nil {
-			return fmt.Errorf("%w: network %s has parent %s already, and %w", modes.ErrOption, who, n.Opt("parent"), err)
+			return fmt.Errorf("%w: network %s is on parent %s, and %w", modes.ErrOption, who, Parent.Of(n), err)
 		}
 	}
 	return nil
 }
 
-// island says whether a network has no parent, and is on its own.
-func island(n modes.Network) bool { return n.Opt("parent") == "" }
+// island says whether a network has no parent.
+func island(n modes.Network) bool { return Parent.Of(n) == "" }
 
-// name is that of the link which containers' links are made on.
-func name(n modes.Network) string {
+// linkName is the name of the link that containers' links are made on.
+func linkName(n modes.Network) string {
 	if island(n) {
 		return core.Name(core.IslandPrefix, n.ID)
 	}
-	return n.Opt("parent")
+	return Parent.Of(n)
 }
 
-// base is the host's link below everything; for a network on its own there is none.
+// base is the host's link at the bottom; a network without a parent has none.
 func base(n modes.Network) lan.Parent {
-	p := lan.Parent{Name: n.Opt("parent"), MAC: n.Settled[settledMAC]}
+	p := lan.Parent{Name: Parent.Of(n), MAC: n.Settled[settledMAC]}
 	if made := n.Settled[settledVLANs]; made != "" {
 		first, _, _ := strings.Cut(made, ",")
 		p.Name, _, _ = splitVLAN(first)
@@ -197,7 +201,7 @@ func base(n modes.Network) lan.Parent {
 	return p
 }
 
-// vlans are the links that netyard makes on base, from below.
+// vlans are the VLAN links that netyard creates on base, from the bottom up.
 func vlans(n modes.Network) (out []lan.VLAN) {
 	if n.Settled[settledVLANs] == "" {
 		return nil
@@ -214,31 +218,7 @@ func vlans(n modes.Network) (out []lan.VLAN) {
 // top is the parent of containers' links.
 func top(n modes.Network) lan.Parent {
 	if v := vlans(n); island(n) || len(v) > 0 {
-		return lan.Parent{Name: name(n)}
+		return lan.Parent{Name: linkName(n)}
 	}
 	return base(n)
 }
-
-// everywhere is a default route on the link for each family that an endpoint has.
-func everywhere(n modes.Network, e modes.Endpoint) (routes []modes.Route) {
-	if n.Internal || island(n) {
-		return nil
-	}
-	var v4, v6 bool
-	for _, a := range e.Addrs {
-		v4, v6 = v4 || a.Addr().Is4(), v6 || a.Addr().Is6()
-	}
-	if v4 {
-		routes = append(routes, modes.Route{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0)})
-	}
-	if v6 {
-		routes = append(routes, modes.Route{Dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0)})
-	}
-	return routes
-}
-
-func neighbour(e modes.Endpoint, addr netip.Addr) bool {
-	return slices.ContainsFunc(e.Addrs, func(a netip.Prefix) bool { return a.Masked().Contains(addr) })
-}
-
-func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -2,7 +2,6 @@ package parent
 
 import (
 	"fmt"
-	"net/netip"
 
 	"netyard/kernel/beside"
 	"netyard/kernel/core"
@@ -12,67 +11,52 @@ import (
 	"netyard/modes"
 )
 
-// Publishes has nothing against any network of the kind: ports are published on the containers' own addresses.
-func (m Mode) Publishes(modes.Network) error { return nil }
-
-// hostPublish says whether ports of the host lead to a network's containers as well.
-func hostPublish(n modes.Network) bool { return n.OptBool("host_publish") }
-
-// Binds are the addresses of the host that ports are on as well.
-func (m Mode) Binds(n modes.Network) []netip.Addr { return n.OptAddrs("bind") }
-
-// Redirects says so of all networks: what is for a container does not come by the host.
-func (m Mode) Redirects(modes.Network) bool { return true }
-
-// Both is for the network to say.
-func (m Mode) Both(n modes.Network) bool { return hostPublish(n) }
-
-// checkPorts refuses what cannot be said of the host's ports.
-func (m Mode) checkPorts(n modes.Network) error {
-	bad := func(option, why string) error {
-		return fmt.Errorf("%w: %s=%s: %s", modes.ErrOption, option, n.Opt(option), why)
-	}
-	if !hostPublish(n) {
-		for _, option := range []string{"bind", "publish_from"} {
-			if n.Opt(option) != "" {
-				return bad(option, "it is about ports of the host; say host_publish=true too")
+// checkPorts refuses options about ports of the host that contradict each other.
+func (k Kind) checkPorts(n modes.Network) error {
+	if !HostPublish.Of(n) {
+		for _, o := range []modes.Option{modes.Bind.Row(), modes.PublishFrom.Row()} {
+			if o.Of(n) != "" {
+				return o.Refuse(n, "it applies to ports of the host; add host_publish=true")
 			}
 		}
 		return nil
 	}
-	if !hostAccess(n) {
-		return bad("host_publish", "the host does not reach the containers; say host_access=true too")
+	if !HostAccess.Of(n) {
+		return HostPublish.Row().Refuse(n, "the host does not reach the containers; add host_access=true")
 	}
-	if _, changed := n.Changed["publish_from"]; changed {
-		return bad("publish_from", "all networks on the parent have it in common; make them anew")
+	if _, changed := n.Changed[modes.PublishFrom.Name]; changed {
+		return modes.PublishFrom.Row().Refuse(n, "it is shared by all networks on the parent; recreate them")
 	}
-	if m.Kind.Returns == nil {
+	if k.Returns == nil {
 		return nil
 	}
-	if err := m.Kind.Returns(n); err != nil {
-		return bad("host_publish", err.Error())
+	if err := k.Returns(n); err != nil {
+		return HostPublish.Row().Refuse(n, "%v", err)
 	}
 	return nil
 }
 
-// sharePorts: the host's link on a parent is that of all networks there, and so is who gets through to it.
+// sharePorts refuses a second publish_from: all networks on a parent share the host's link there, and its sources.
 func sharePorts(n, other modes.Network) error {
-	if !hostPublish(n) || !hostPublish(other) || n.Opt("publish_from") == other.Opt("publish_from") {
+	if !HostPublish.Of(n) || !HostPublish.Of(other) || who(n) == who(other) {
 		return nil
 	}
-	return fmt.Errorf("its publish_from=%s is that of all networks on one parent with host_publish=true", other.Opt("publish_from"))
+	return fmt.Errorf("its publish_from=%s is shared by all networks on one parent with host_publish=true", who(other))
 }
 
-// gate lets published ports, and nothing else that is not the host's own, through to the host's link on the parent.
-func (m Mode) gate(n modes.Network) []core.Object {
-	shim := m.shim(n).Name
+// who is publish_from as it was given.
+func who(n modes.Network) string { return modes.Option(modes.PublishFrom).Of(n) }
+
+// gate lets traffic to published ports pass to the host's link on the parent, and nothing else that is forwarded.
+func (k Kind) gate(n modes.Network) []core.Object {
+	shim := k.shim(n).Name
 	objects := []core.Object{
 		beside.Bypass{In: shim, Network: modes.Short(n.ID)},
 		beside.Bypass{Out: shim, Network: modes.Short(n.ID)},
 		nft.InterfaceIn(lan.Shims, shim).For(n.ID),
 	}
-	if n.Opt("publish_from") != "" {
-		subnets, interfaces := n.OptSources("publish_from")
+	if who(n) != "" {
+		subnets, interfaces := modes.PublishFrom.Of(n)
 		for _, el := range ports.ClosedBut(shim, subnets, interfaces) {
 			objects = append(objects, el.For(n.ID))
 		}
@@ -80,24 +64,24 @@ func (m Mode) gate(n modes.Network) []core.Object {
 	return objects
 }
 
-// hostPorts give ports of the host to an endpoint.
-func (m Mode) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Object) {
+// hostPorts publish ports of an endpoint on the host.
+func (k Kind) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	for _, a := range e.Addrs {
 		if elements := e.PublishedTo(a.Addr()); len(elements) > 0 {
 			objects = append(objects, beside.Forwarding{IPv6: a.Addr().Is6()},
-				lan.Return{Route: lan.HostRoute{Shim: m.shim(n), Dst: a.Addr()}, Owner: e.ID})
+				lan.Return{Route: lan.HostRoute{Shim: k.shim(n), Dst: a.Addr()}, Owner: e.ID})
 			objects = append(objects, elements...)
 		}
 	}
 	return objects
 }
 
-// redirects are the ports of an endpoint's own address. Its neighbours' packets come by the sandbox's rules in any
-// case.
-func (m Mode) redirects(n modes.Network, e modes.Endpoint) []core.Object {
+// redirects publish ports on an endpoint's own addresses. Traffic from its neighbours always passes the sandbox's
+// rules.
+func (k Kind) redirects(n modes.Network, e modes.Endpoint) []core.Object {
 	objects := e.Redirects()
 	for _, o := range objects {
-		if r, ok := o.(ports.Redirect); ok && m.Kind.ByInput != nil && m.Kind.ByInput(n) {
+		if r, ok := o.(ports.Redirect); ok && k.ByInput != nil && k.ByInput(n) {
 			for _, el := range r.OnHost() {
 				objects = append(objects, el)
 			}

@@ -1,0 +1,61 @@
+package bridge_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"netyard/kernel/core"
+	"netyard/modes"
+	"netyard/modes/bridge"
+	"netyard/modes/modetest"
+)
+
+// TestPlans: what each option makes of a network and its endpoint.
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	type opts = map[string]string
+	v4, both := []string{"10.9.0.0/24"}, []string{"10.9.0.0/24", "fd09::/64"}
+	host := modetest.Facts{
+		Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500), "lan0": {Kind: "bridge", MTU: 1400}},
+		Addr: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("203.0.113.2/24"), netip.MustParsePrefix("2001:db8::2/64")}},
+	}
+	web := []modes.Port{modetest.Published("tcp", "0.0.0.0", 8080, 80), modetest.Published("udp", "::", 53, 53)}
+	own := func(addr string, port, to uint16) modes.Port {
+		p := modetest.Published("tcp", addr, port, to)
+		p.Routed = true
+		return p
+	}
+	modetest.Golden(t, "bridge", bridge.New(modes.Env{}), []modetest.Plan{
+		{Name: "plain", Subnets: v4},
+		{Name: "IPv6", Subnets: []string{"fd09::/64"}},
+		{Name: "both", Subnets: both},
+		{Name: "internal", Subnets: both, Internal: true},
+		{Name: "published", Subnets: both, Ports: web},
+		{Name: "published on an internal network", Subnets: v4, Internal: true, Ports: []modes.Port{own("10.9.0.2", 8080, 80)}},
+		{Name: "made in the sandbox", Subnets: v4, Change: func(e *modes.Endpoint) { e.Into, e.IfName = 7, "eth0" }},
+		{Name: "antispoof", Subnets: v4, Options: opts{"antispoof": "false"}},
+		{Name: "antispoof of an endpoint", Subnets: v4, Said: opts{"antispoof": "false"}},
+		{Name: "bind", Subnets: v4, Options: opts{"bind": "203.0.113.2"}},
+		{Name: "bridge", Subnets: v4, Options: opts{"bridge": "web0"}},
+		{Name: "bridge of the host's owner", Subnets: v4, Options: opts{"bridge": "lan0"}, Facts: host},
+		{Name: "egress", Subnets: both, Options: opts{"egress_ipv4": "203.0.113.2", "egress_ipv6": "2001:db8::2"}, Facts: host},
+		{Name: "gateway_address", Subnets: both, Options: opts{"gateway_address": "10.9.0.53,fd09::53"}},
+		{Name: "gateway_exit, for the gateway", Subnets: v4, Options: opts{"gateway_address": "10.9.0.53", "gateway_exit": "true"}, Addrs: []string{"10.9.0.53/24"}},
+		{Name: "gateway_mode routed", Subnets: both, Options: opts{"gateway_mode_ipv4": "routed", "gateway_mode_ipv6": "routed"}, Ports: []modes.Port{own("10.9.0.2", 80, 80)}},
+		{Name: "gateway_mode isolated", Subnets: both, Options: opts{"gateway_mode_ipv4": "isolated", "gateway_mode_ipv6": "isolated"}, Internal: true},
+		{Name: "icc", Subnets: v4, Options: opts{"icc": "false"}},
+		{Name: "iface_prefix", Subnets: v4, Options: opts{"iface_prefix": "lan"}},
+		{Name: "inhibit_ipv4", Subnets: v4, Options: opts{"inhibit_ipv4": "true"}},
+		{Name: "masquerade", Subnets: both, Options: opts{"masquerade": "false"}},
+		{Name: "mtu", Subnets: v4, Options: opts{"mtu": "1400"}},
+		{Name: "ndp_proxy", Subnets: []string{"2001:db8:0:0:9::/80"}, Options: opts{"ndp_proxy": "eth0", "gateway_mode_ipv6": "routed"}, Facts: host},
+		{Name: "promisc", Subnets: v4, Options: opts{"promisc": "true"}},
+		{Name: "publish_from", Subnets: v4, Options: opts{"publish_from": "192.0.2.0/24,eth0"}, Ports: web[:1]},
+		{Name: "rate", Subnets: v4, Options: opts{"rate": "10mbit"}},
+		{Name: "rates of each direction", Subnets: v4, Options: opts{"ingress_rate": "10mbit", "egress_rate": "20mbit"}, Said: opts{"egress_rate": "1mbit"}},
+		{Name: "routes", Subnets: v4, Options: opts{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16"}},
+		{Name: "routes, for the next hop", Subnets: v4, Options: opts{"routes": "10.7.0.0/16@10.9.0.7"}, Addrs: []string{"10.9.0.7/24"}},
+		{Name: "refused: the host has the subnet", Subnets: []string{"203.0.113.0/24"}, Facts: host},
+		{Name: "refused: isolated and not internal", Subnets: v4, Options: opts{"gateway_mode_ipv4": "isolated"}},
+	}...)
+}

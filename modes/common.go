@@ -1,0 +1,52 @@
+package modes
+
+import "fmt"
+
+// Options that several modes know. Those of one mode stand in its folder.
+var (
+	// Bind is on which addresses of the host ports are published.
+	Bind = AddrsOption{
+		Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"},
+		Fixed: "the ports of running containers are published on these addresses; recreate the network",
+		Help:  "host addresses for published ports that name none; default: all",
+	}
+	// IfacePrefix begins the names of links inside.
+	IfacePrefix = LinkOption{
+		Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"},
+		Default: "eth", Max: 13, // and two digits
+		Fixed: "running containers have their interface names already; recreate the network",
+		Help:  "prefix of the interface name inside the container",
+	}
+	// Masquerade is whether what leaves takes the host's address.
+	Masquerade = BoolOption{
+		Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Set: true, Default: "true",
+		Help: "outgoing traffic takes the host's address (NAT), IPv4 and IPv6",
+	}
+	// MTU is what links carry.
+	MTU = IntOption{
+		Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Default: "1500", Min: 68, Max: 65535,
+		Fixed: "the interfaces of running containers have it already; recreate the network",
+		Help:  "largest packet, bytes (at least 1280 with IPv6, RFC 8200); default of macvlan and ipvlan: the parent's, of overlay: what fits between the hosts",
+	}
+	// PublishFrom is who reaches published ports.
+	PublishFrom = SourcesOption{
+		Name: "publish_from", Set: true,
+		Help: "who can connect to published ports: source subnets or incoming interfaces; default: everybody. The host always can",
+	}
+)
+
+// MinIPv6MTU is the least an IPv6 link must carry, bytes (RFC 8200, section 5).
+const MinIPv6MTU = 1280
+
+// CheckMTU refuses an MTU with which a network's IPv6 would not be on; 0 is that of another link.
+func (n Network) CheckMTU(mtu int) error {
+	if _, v6 := n.Families(); v6 && mtu != 0 && mtu < MinIPv6MTU {
+		return MTURefusal(mtu, "IPv6 needs at least %d", MinIPv6MTU)
+	}
+	return nil
+}
+
+// MTURefusal is a refusal of an MTU.
+func MTURefusal(mtu int, why string, args ...any) error {
+	return fmt.Errorf("%w: %s=%d: %s", ErrOption, MTU.Name, mtu, fmt.Sprintf(why, args...))
+}

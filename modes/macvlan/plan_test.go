@@ -1,0 +1,50 @@
+package macvlan_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"netyard/kernel/core"
+	"netyard/modes"
+	"netyard/modes/macvlan"
+	"netyard/modes/modetest"
+)
+
+// TestPlans: what each option makes of a network and its endpoint.
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	type opts = map[string]string
+	v4, both := []string{"192.168.7.0/24"}, []string{"192.168.7.0/24", "2001:db8:7::/64"}
+	wireless := modetest.Ethernet(1500)
+	wireless.Wireless = true
+	host := modetest.Facts{
+		Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500), "wlan0": wireless},
+		Addr: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("192.168.7.9/24")}},
+	}
+	own := modetest.Published("tcp", "192.168.7.2", 8080, 80)
+	own.Routed = true
+	web := []modes.Port{own, modetest.Published("tcp", "0.0.0.0", 8080, 80)}
+	on := func(pairs ...string) opts { return options(append(pairs, "parent", "eth0")...) }
+	modetest.Golden(t, "macvlan", macvlan.New(modes.Env{}), []modetest.Plan{
+		{Name: "plain", Subnets: v4, Options: on(), Facts: host},
+		{Name: "IPv6", Subnets: both, Options: on(), Facts: host},
+		{Name: "internal", Subnets: v4, Options: on(), Facts: host, Internal: true},
+		{Name: "published", Subnets: v4, Options: on(), Facts: host, Ports: web[:1]},
+		{Name: "in a sandbox", Subnets: v4, Options: on(), Facts: host, Change: func(e *modes.Endpoint) { e.Sandbox = "/run/netns/c1" }},
+		{Name: "no parent", Subnets: v4},
+		{Name: "a VLAN", Subnets: v4, Options: opts{"parent": "eth0.50"}, Facts: host},
+		{Name: "a VLAN in a VLAN", Subnets: v4, Options: opts{"parent": "eth0.50.7"}, Facts: host},
+		{Name: "host_access", Subnets: both, Options: on("host_access", "true"), Facts: host},
+		{Name: "host_publish", Subnets: v4, Options: on("host_access", "true", "host_publish", "true"), Facts: host, Ports: web},
+		{Name: "bind", Subnets: v4, Options: on("host_access", "true", "host_publish", "true", "bind", "192.168.7.9"), Facts: host},
+		{Name: "publish_from", Subnets: v4, Options: on("host_access", "true", "host_publish", "true", "publish_from", "192.0.2.0/24"), Facts: host},
+		{Name: "iface_prefix", Subnets: v4, Options: on("iface_prefix", "lan"), Facts: host},
+		{Name: "macvlan_mode private", Subnets: v4, Options: on("macvlan_mode", "private"), Facts: host},
+		{Name: "macvlan_mode passthru", Subnets: v4, Options: on("macvlan_mode", "passthru"), Facts: host},
+		{Name: "mtu", Subnets: v4, Options: on("mtu", "1400"), Facts: host},
+		{Name: "refused: a card of a wireless LAN", Subnets: v4, Options: opts{"parent": "wlan0"}, Facts: host},
+		{Name: "refused: the parent carries less", Subnets: v4, Options: on("mtu", "9000"), Facts: host},
+		{Name: "refused: no such parent", Subnets: v4, Options: opts{"parent": "eth9"}, Facts: host},
+		{Name: "refused: the kernel has none", Subnets: v4, Options: on(), Facts: modetest.Facts{No: "macvlan"}},
+	}...)
+}

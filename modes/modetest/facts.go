@@ -1,0 +1,83 @@
+package modetest
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"netyard/kernel/core"
+	"netyard/kernel/device"
+	"netyard/modes"
+)
+
+// Facts are those of a host that is made up: modes are tested with them without a kernel.
+type Facts struct {
+	// Link are the host's links, by name.
+	Link map[string]core.LinkInfo
+	// Addr are the addresses on them.
+	Addr map[string][]netip.Prefix
+	// No is a kind of link that the kernel cannot make.
+	No string
+	// Strict is rp_filter of all links.
+	Strict string
+	// Card are the network cards that a container can have.
+	Card map[string]device.State
+}
+
+var _ modes.Facts = Facts{}
+
+// Ethernet is an ordinary link.
+func Ethernet(mtu int) core.LinkInfo {
+	return core.LinkInfo{Kind: "device", MTU: mtu, MAC: "02:00:00:00:00:01", Encap: "ether"}
+}
+
+// FindLink looks a link up.
+func (f Facts) FindLink(name string) (info core.LinkInfo, ok bool, err error) {
+	info, ok = f.Link[name]
+	return info, ok, nil
+}
+
+// Links are the names of all.
+func (f Facts) Links() ([]string, error) { return slices.Sorted(maps.Keys(f.Link)), nil }
+
+// HasKind says whether the kernel can make links of a kind.
+func (f Facts) HasKind(kind string) bool { return kind != f.No }
+
+// Occupant finds an address of the host that is in the way.
+func (f Facts) Occupant(subnet netip.Prefix, except string, within ...string) (string, netip.Prefix, error) {
+	for _, link := range slices.Sorted(maps.Keys(f.Addr)) {
+		for _, a := range f.Addr[link] {
+			part := slices.Contains(within, link) && !subnet.Contains(a.Addr())
+			if link != except && !part && a.Masked().Overlaps(subnet) {
+				return link, a.Masked(), nil
+			}
+		}
+	}
+	return "", netip.Prefix{}, nil
+}
+
+// HasAddr says whether the host has an address.
+func (f Facts) HasAddr(a netip.Addr) (bool, error) {
+	for _, all := range f.Addr {
+		if slices.ContainsFunc(all, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// LinkAddrs are the addresses of a link.
+func (f Facts) LinkAddrs(link string) ([]netip.Prefix, error) { return f.Addr[link], nil }
+
+// ReversePath is how strict the host is.
+func (f Facts) ReversePath(string) (string, error) { return f.Strict, nil }
+
+// Device is a card.
+func (f Facts) Device(name string) (device.State, error) {
+	st, ok := f.Card[name]
+	if !ok {
+		return st, errors.New("there is no such link on this host")
+	}
+	return st, nil
+}

@@ -1,0 +1,155 @@
+package modes
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// The options of a mode, by the type of their values: Row returns the row of the table, Of the value for a network. The
+// record has only values that can be read here: Table.Resolve checked them.
+type (
+	// A TextOption is an option of kind String.
+	TextOption Option
+	// A BoolOption is an option of kind Bool.
+	BoolOption Option
+	// An IntOption is an option of kind Int.
+	IntOption Option
+	// An EnumOption is an option of kind Enum.
+	EnumOption Option
+	// A LinkOption is an option of kind IfName.
+	LinkOption Option
+	// An AddrOption is an option of kind Addr4 or Addr6: its Kind says which.
+	AddrOption Option
+	// An AddrsOption is an option of kind Addrs.
+	AddrsOption Option
+	// A RoutesOption is an option of kind Routes.
+	RoutesOption Option
+	// A SourcesOption is an option of kind Sources.
+	SourcesOption Option
+	// A PortsOption is an option of kind Ports.
+	PortsOption Option
+	// A RateOption is an option of kind Rate.
+	RateOption Option
+)
+
+func (o Option) of(k Kind) Option {
+	o.Kind = k
+	return o
+}
+
+// Row is the option as a row of the table.
+func (o TextOption) Row() Option { return Option(o).of(String) }
+
+// Of is the value for a network.
+func (o TextOption) Of(n Network) string { return Option(o).Of(n) }
+
+// Row is the option as a row of the table.
+func (o BoolOption) Row() Option { return Option(o).of(Bool) }
+
+// Of is the value for a network.
+func (o BoolOption) Of(n Network) bool { return Option(o).Of(n) == "true" }
+
+// For is the value for one endpoint: its own, or the network's.
+func (o BoolOption) For(n Network, e Endpoint) bool {
+	if v, ok := e.Options[o.Name]; ok {
+		return v == "true"
+	}
+	return o.Of(n)
+}
+
+// Row is the option as a row of the table.
+func (o IntOption) Row() Option { return Option(o).of(Int) }
+
+// Of is the value for a network.
+func (o IntOption) Of(n Network) int {
+	i, _ := strconv.Atoi(Option(o).Of(n)) // Resolve let only numbers in
+	return i
+}
+
+// Row is the option as a row of the table.
+func (o EnumOption) Row() Option { return Option(o).of(Enum) }
+
+// Of is the value for a network.
+func (o EnumOption) Of(n Network) string { return Option(o).Of(n) }
+
+// Row is the option as a row of the table.
+func (o LinkOption) Row() Option { return Option(o).of(IfName) }
+
+// Of is the value for a network.
+func (o LinkOption) Of(n Network) string { return Option(o).Of(n) }
+
+// Row is the option as a row of the table.
+func (o AddrOption) Row() Option { return Option(o) }
+
+// Of is the value for a network; invalid when there is none.
+func (o AddrOption) Of(n Network) netip.Addr {
+	a, _ := netip.ParseAddr(Option(o).Of(n)) // Resolve let only addresses in
+	return a
+}
+
+// Row is the option as a row of the table.
+func (o AddrsOption) Row() Option { return Option(o).of(Addrs) }
+
+// Of is the value for a network.
+func (o AddrsOption) Of(n Network) (all []netip.Addr) {
+	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
+		if a, err := netip.ParseAddr(one); err == nil {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// Row is the option as a row of the table.
+func (o RoutesOption) Row() Option { return Option(o).of(Routes) }
+
+// Of is the value for a network.
+func (o RoutesOption) Of(n Network) (all []Route) {
+	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
+		if r, ok := parseRoute(one); ok {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// Row is the option as a row of the table.
+func (o PortsOption) Row() Option { return Option(o).of(Ports) }
+
+// Of is the value for a network.
+func (o PortsOption) Of(n Network) (all []PortRange) {
+	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
+		if r, ok := parsePorts(one); ok {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// Row is the option as a row of the table.
+func (o SourcesOption) Row() Option { return Option(o).of(Sources) }
+
+// Of is the value for a network. A subnet inside another one is left out: the kernel's sets of ranges take no two that
+// overlap.
+func (o SourcesOption) Of(n Network) (subnets []netip.Prefix, interfaces []string) {
+	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
+		if p, err := netip.ParsePrefix(one); err == nil {
+			subnets = append(subnets, p)
+		} else if one != "" && !slices.Contains(interfaces, one) {
+			interfaces = append(interfaces, one)
+		}
+	}
+	slices.SortStableFunc(subnets, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() }) // wide ones first
+	var apart []netip.Prefix
+	for _, p := range subnets {
+		if !slices.ContainsFunc(apart, p.Overlaps) {
+			apart = append(apart, p)
+		}
+	}
+	return apart, interfaces
+}
+
+// Row is the option as a row of the table.
+func (o RateOption) Row() Option { return Option(o).of(Rate) }

@@ -1,0 +1,56 @@
+package yard_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"netyard/modes"
+	"netyard/modes/macvlan"
+)
+
+// An interrupted mode has something done while it settles a network, the first time.
+type interrupted struct {
+	modes.Mode
+
+	by *func()
+}
+
+func (m interrupted) Settle(
+	ctx context.Context, f modes.Facts, n modes.Network, others []modes.Network,
+) (map[string]string, error) {
+	settled, err := m.Mode.Settle(ctx, f, n, others)
+	if by := *m.by; by != nil {
+		*m.by = nil
+		by()
+	}
+	return settled, err
+}
+
+// TestSettledBeside: of two networks that cannot be beside each other only one is created, also when both are settled
+// at the same time.
+func TestSettledBeside(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host.Peer(t, "lan0")
+	var by func()
+	r.Config.Modes["macvlan"] = interrupted{macvlan.New(modes.Env{}), &by}
+	of := func(id string) modes.Network {
+		return modes.Network{ID: id, Mode: "macvlan", Options: map[string]string{"parent": "lan0", "macvlan_mode": "passthru"}}
+	}
+	var other error
+	by = func() { other = r.CreateNetwork(t.Context(), of("bbbbbbbbbbbb2222")) }
+	err := r.CreateNetwork(t.Context(), of("aaaaaaaaaaaa1111"))
+	if other != nil || err == nil || !strings.Contains(err.Error(), "requires exclusive use of the parent") {
+		t.Errorf("the first: %v; the second: %v", err, other)
+	}
+	ns, err := r.Networks()
+	if err != nil || len(ns) != 1 || ns[0].ID != "bbbbbbbbbbbb2222" {
+		t.Errorf("on record: %v, %v", ns, err)
+	}
+	by = func() { other = r.CreateNetwork(t.Context(), modes.Network{ID: "cccccccccccc3333", Mode: "bridge"}) }
+	alone := modes.Network{ID: "dddddddddddd4444", Mode: "macvlan"}
+	if err := r.CreateNetwork(t.Context(), alone); err != nil || other != nil {
+		t.Errorf("beside a network that is in nobody's way: %v, %v", err, other)
+	}
+}
