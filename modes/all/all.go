@@ -13,10 +13,7 @@ import (
 	"netyard/modes/overlay"
 )
 
-// Overlay is the name of the mode whose networks are on several hosts.
-const Overlay = "overlay"
-
-// Modes is the table of modes by name.
+// Modes returns the modes by name.
 func Modes() map[string]modes.New {
 	return map[string]modes.New{
 		"bridge":  bridge.New,
@@ -24,11 +21,11 @@ func Modes() map[string]modes.New {
 		"ipvlan":  ipvlan.New,
 		"macvlan": macvlan.New,
 		"none":    none.New,
-		Overlay:   overlay.New,
+		"overlay": overlay.New,
 	}
 }
 
-// On are all modes on one host.
+// On returns all modes for one host.
 func On(e modes.Env) map[string]modes.Mode {
 	all := map[string]modes.Mode{}
 	for name, newMode := range Modes() {
@@ -37,7 +34,7 @@ func On(e modes.Env) map[string]modes.Mode {
 	return all
 }
 
-// Options is the table of options of all modes.
+// Options returns the table of options of all modes.
 func Options() *modes.Table { return table() }
 
 var table = sync.OnceValue(func() *modes.Table { return modes.NewTable(On(modes.Env{})) })
