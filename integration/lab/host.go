@@ -207,5 +207,5 @@ func (h *Host) hold(t testing.TB) {
 	// t.Log would print only after the test has ended.
 	fmt.Fprintf(os.Stderr, "lab: %s failed; its host is kept for %v:\n  nsenter -t %d -a env PATH=%s/bin:$PATH sh\n"+
 		"  docker -H unix://%[4]s/docker.sock ps\n", t.Name(), wait, h.initPID(), h.Dir)
-	time.Sleep(wait)
+	time.Sleep(wait) // for the developer
 }

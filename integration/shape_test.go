@@ -1,0 +1,338 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+)
+
+// What a reader can take in. Each is a prompt to think, not a law: where a limit makes the code worse, it is raised here,
+// and the reason stands beside it.
+const (
+	maxPackage   = 2000 // lines of a package, without tests
+	maxMethods   = 60   // of a type
+	maxContract  = 4    // interfaces of package modes
+	maxMode      = 250  // lines of a mode's folder, without tests
+	maxLargeMode = 400  // of bridge and overlay
+	maxColumns   = 120
+	tabWidth     = 4
+	leastTests   = 0.9 // lines of tests for each line of code
+)
+
+// A source is a Go file of the module.
+type source struct {
+	name  string // from the module's root
+	text  []byte
+	file  *ast.File
+	fset  *token.FileSet
+	tests bool // it is compiled for tests only
+}
+
+func (s source) lines() int { return bytes.Count(s.text, []byte("\n")) }
+
+// at is where a node is.
+func (s source) at(n ast.Node) string {
+	return fmt.Sprintf("%s:%d", s.name, s.fset.Position(n.Pos()).Line)
+}
+
+// testSupport are packages that only tests use.
+var testSupport = regexp.MustCompile(`^integration/|test$`)
+
+// sources are the Go files that git knows.
+func sources(t *testing.T) (all []source) {
+	t.Helper()
+	for _, name := range tracked(t, "*.go") {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := source{name: name, text: text, fset: token.NewFileSet()}
+		s.tests = strings.HasSuffix(name, "_test.go") || testSupport.MatchString(path.Dir(name))
+		if s.file, err = parser.ParseFile(s.fset, name, text, parser.ParseComments); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+func tracked(t *testing.T, pattern string) []string {
+	t.Helper()
+	cmd := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard", pattern)
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("git ls-files: %v", err)
+	}
+	return slices.DeleteFunc(strings.Fields(string(out)), func(name string) bool {
+		_, err := os.Stat(filepath.Join("..", name))
+		return err != nil
+	})
+}
+
+// TestShape holds the limits of size, of the contract of modes and of line length, and prints where they are met.
+func TestShape(t *testing.T) {
+	t.Parallel()
+	all := sources(t)
+	packages, methods := map[string]int{}, map[string]int{}
+	code, tests, contract := 0, 0, []string{}
+	for _, s := range all {
+		if s.tests {
+			tests += s.lines()
+			continue
+		}
+		code += s.lines()
+		packages[path.Dir(s.name)] += s.lines()
+		for _, d := range s.file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil {
+				methods[path.Dir(s.name)+"."+receiver(f)]++
+			}
+		}
+		if path.Dir(s.name) == "modes" {
+			contract = append(contract, interfaces(s)...)
+		}
+	}
+	largest(t, "lines of a package", packages, maxPackage)
+	largest(t, "methods of a type", methods, maxMethods)
+	t.Logf("tests: %d lines for %d of code, %.2f", tests, code, float64(tests)/float64(code))
+	if float64(tests) < leastTests*float64(code) {
+		t.Errorf("%d lines of tests for %d lines of code", tests, code)
+	}
+	t.Logf("interfaces of modes: %s", strings.Join(contract, ", "))
+	if len(contract) > maxContract {
+		t.Errorf("package modes has %d interfaces: %s", len(contract), strings.Join(contract, ", "))
+	}
+	folders(t, packages)
+	t.Run("modes", func(t *testing.T) { modeNames(t, all) })
+	t.Run("sleeps", func(t *testing.T) { sleeps(t, all) })
+	t.Run("columns", func(t *testing.T) { longLines(t, all) })
+}
+
+// largest prints the five largest, and fails for those above the limit.
+func largest(t *testing.T, what string, sizes map[string]int, limit int) {
+	t.Helper()
+	names := slices.SortedFunc(maps.Keys(sizes), func(a, b string) int { return cmp.Compare(sizes[b], sizes[a]) })
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	for i, name := range names {
+		if i < 5 {
+			fmt.Fprintf(w, "%s\t%d\n", name, sizes[name])
+		}
+		if sizes[name] > limit {
+			t.Errorf("%s: %s has %d, more than %d", what, name, sizes[name], limit)
+		}
+	}
+	_ = w.Flush()
+	t.Logf("%s, at most %d:\n%s", what, limit, table.String())
+}
+
+func receiver(f *ast.FuncDecl) string {
+	e := f.Recv.List[0].Type
+	for {
+		switch t := e.(type) {
+		case *ast.StarExpr:
+			e = t.X
+		case *ast.IndexExpr:
+			e = t.X
+		case *ast.Ident:
+			return t.Name
+		default:
+			return "?"
+		}
+	}
+}
+
+func interfaces(s source) (names []string) {
+	for _, d := range s.file.Decls {
+		g, ok := d.(*ast.GenDecl)
+		if !ok {
+			continue
+		}
+		for _, spec := range g.Specs {
+			ts, ok := spec.(*ast.TypeSpec)
+			if !ok {
+				continue
+			}
+			if _, is := ts.Type.(*ast.InterfaceType); is {
+				names = append(names, ts.Name.Name)
+			}
+		}
+	}
+	return names
+}
+
+// folders holds the size of each mode.
+func folders(t *testing.T, packages map[string]int) {
+	t.Helper()
+	for _, dir := range slices.Sorted(maps.Keys(packages)) {
+		mode, is := strings.CutPrefix(dir, "modes/")
+		if !is || strings.Contains(mode, "/") || mode == "all" {
+			continue
+		}
+		limit := maxMode
+		if mode == "bridge" || mode == "overlay" {
+			limit = maxLargeMode
+		}
+		t.Logf("mode %s: %d lines, at most %d", mode, packages[dir], limit)
+		if packages[dir] > limit {
+			t.Errorf("mode %s has %d lines, more than %d", mode, packages[dir], limit)
+		}
+	}
+}
+
+// modeNames finds code outside of modes that asks which mode a network is of, and assertions from a mode to something
+// else.
+func modeNames(t *testing.T, all []source) {
+	t.Helper()
+	assertions := 0
+	for _, s := range all {
+		// The kernel has modes of its own: those of macvlan and ipvlan links.
+		if s.tests || strings.HasPrefix(s.name, "modes/") || strings.HasPrefix(s.name, "kernel/") {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.TypeAssertExpr:
+				if sel, ok := n.Type.(*ast.SelectorExpr); ok && fmt.Sprint(sel.X) == "modes" {
+					assertions++
+					t.Logf("%s: assertion to modes.%s", s.at(n), sel.Sel.Name)
+				}
+			case *ast.BinaryExpr:
+				compares := n.Op == token.EQL || n.Op == token.NEQ
+				if compares && (isMode(n.X) && isText(n.Y) || isMode(n.Y) && isText(n.X)) {
+					t.Errorf("%s: compares a mode by its name", s.at(n))
+				}
+			case *ast.SwitchStmt:
+				if n.Tag != nil && isMode(n.Tag) {
+					t.Errorf("%s: switches on the name of a mode", s.at(n))
+				}
+			}
+			return true
+		})
+	}
+	if assertions > 1 {
+		t.Errorf("%d assertions from a mode to something else, more than one", assertions)
+	}
+}
+
+func isMode(e ast.Expr) bool {
+	sel, ok := e.(*ast.SelectorExpr)
+	return ok && sel.Sel.Name == "Mode"
+}
+
+func isText(e ast.Expr) bool {
+	lit, ok := e.(*ast.BasicLit)
+	return ok && lit.Kind == token.STRING && lit.Value != `""`
+}
+
+// sleeps finds tests that wait for a time instead of for what they need: a sleep outside of any loop.
+func sleeps(t *testing.T, all []source) {
+	t.Helper()
+	for _, s := range all {
+		if !s.tests || bytes.Contains(s.text, []byte(`"testing/synctest"`)) { // there, time costs nothing
+			continue
+		}
+		loops := 0
+		var stack []ast.Node
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if n == nil {
+				if isLoop(stack[len(stack)-1]) {
+					loops--
+				}
+				stack = stack[:len(stack)-1]
+				return true
+			}
+			stack = append(stack, n)
+			if isLoop(n) {
+				loops++
+			}
+			if call, ok := n.(*ast.CallExpr); ok && loops == 0 && isSleep(call) && !excused(s, call) {
+				t.Errorf("%s: sleeps whatever happens", s.at(call))
+			}
+			return true
+		})
+	}
+}
+
+func isLoop(n ast.Node) bool {
+	switch n.(type) {
+	case *ast.ForStmt, *ast.RangeStmt:
+		return true
+	}
+	return false
+}
+
+func isSleep(c *ast.CallExpr) bool {
+	sel, ok := c.Fun.(*ast.SelectorExpr)
+	return ok && sel.Sel.Name == "Sleep" && fmt.Sprint(sel.X) == "time"
+}
+
+// excused says whether a comment on the line says what the time is for.
+func excused(s source, n ast.Node) bool {
+	line := s.fset.Position(n.Pos()).Line
+	return slices.ContainsFunc(s.file.Comments, func(g *ast.CommentGroup) bool {
+		return s.fset.Position(g.Pos()).Line == line
+	})
+}
+
+// row matches a row of a table of tests, and what cannot be wrapped.
+var (
+	row   = regexp.MustCompile(`^\s*(\{|"[^"]*":\s*\{|[A-Za-z0-9_.]+:\s+\{)`)
+	whole = regexp.MustCompile("https?://|^\\s*[`\"][^`\"]*[`\"],?$")
+)
+
+// longLines finds lines that are too long: in code but for tables of tests, and in documents but for tables, addresses and
+// what is shown literally.
+func longLines(t *testing.T, all []source) {
+	t.Helper()
+	for _, s := range all {
+		for i, line := range strings.Split(string(s.text), "\n") {
+			if width(line) > maxColumns && !whole.MatchString(line) && !(s.tests && row.MatchString(line)) {
+				t.Errorf("%s:%d: %d columns", s.name, i+1, width(line))
+			}
+		}
+	}
+	for _, name := range tracked(t, "*.md") {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		literal := false
+		lines := bufio.NewScanner(bytes.NewReader(text))
+		for i := 1; lines.Scan(); i++ {
+			line := lines.Text()
+			if strings.HasPrefix(strings.TrimSpace(line), "```") {
+				literal = !literal
+			}
+			if !literal && width(line) > maxColumns && !strings.HasPrefix(line, "|") && !strings.Contains(line, "://") {
+				t.Errorf("%s:%d: %d columns", name, i, width(line))
+			}
+		}
+	}
+}
+
+// width is how many columns a line has.
+func width(line string) (columns int) {
+	for _, r := range line {
+		if r == '\t' {
+			columns += tabWidth - columns%tabWidth
+			continue
+		}
+		columns++
+	}
+	return columns
+}
