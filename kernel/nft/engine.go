@@ -30,7 +30,7 @@ func Open(h *core.Handle, rules rule.Ruleset) error {
 // chains returns the chains of each table, the seal among them.
 func (f *Firewall) chains() [][]rule.Chain {
 	all := f.Rules.Chains(f.Sets)
-	all[0] = append(all[0], sealOf(f.Rules.Sets, all))
+	all[0] = append(all[0], rule.Seal(f.Rules.Sets, all))
 	return all
 }
 

@@ -1,18 +1,10 @@
 package nft
 
 import (
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"hash"
 
 	"netyard/kernel/rule"
 )
-
-// sealChain is a chain that no packet passes. The comment of its only rule is a hash of the ruleset, by which a ruleset
-// of another version is recognized.
-const sealChain = "seal"
 
 // TakeOver uses the tables as they are, if an earlier daemon left exactly what this one wants, and reports whether it
 // did. That avoids a gap: Load replaces a table in one transaction, but the kernel commits intervals a moment after the
@@ -61,34 +53,4 @@ func (f *Firewall) hasWanted(have map[rule.SetName]map[string]Content) bool {
 		}
 	}
 	return true
-}
-
-// sealOf returns the chain with the hash of the sets and chains.
-func sealOf(sets []rule.Set, tables [][]rule.Chain) rule.Chain {
-	sum := sha256.New()
-	for _, s := range sets {
-		hashLine(sum, "%+v", s)
-	}
-	for _, chains := range tables {
-		for _, c := range chains {
-			hashLine(sum, "chain %s %s", c.Name, c.Kind)
-			if c.Hook != nil {
-				hashLine(sum, "hook %d %d", *c.Hook, *c.Priority)
-			}
-			for _, r := range c.Rules {
-				hashLine(sum, "rule %s", r.Comment)
-				for _, e := range r.Exprs {
-					fields, err := json.Marshal(e)
-					hashLine(sum, "%T %s %v", e, fields, err)
-				}
-			}
-		}
-	}
-	const size = 8 // bytes of the hash, 16 digits
-	seal := fmt.Sprintf("%x", sum.Sum(nil)[:size])
-	return rule.Chain{Name: sealChain, Rules: []rule.Rule{rule.New(seal, rule.Accept())}}
-}
-
-func hashLine(sum hash.Hash, format string, args ...any) {
-	_, _ = fmt.Fprintf(sum, format+"\n", args...) // a hash never fails
 }
