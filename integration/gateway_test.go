@@ -373,7 +373,7 @@ func TestGatewayRefusals(t *testing.T) {
 			"-o com.docker.network.host_ipv6=203.0.113.2":                         "com.docker.network.host_ipv6=203.0.113.2: want an IPv6 address",
 			"-o egress_ipv4=" + h.IP + " " + mode4 + "routed":                     "egress_ipv4=" + h.IP + ": with gateway_mode_ipv4=routed",
 			"-o ndp_proxy=eth0":                                                   "ndp_proxy=eth0: the network has no IPv6 subnet",
-			"-o ndp_proxy=eth0 --ipv6 --subnet 2001:db8:113:0:72::/80":            "ndp_proxy=eth0: containers leave with the host's address; add gateway_mode_ipv6=routed too",
+			"-o ndp_proxy=eth0 --ipv6 --subnet 2001:db8:113:0:72::/80":            "ndp_proxy=eth0: containers leave with the host's address; add gateway_mode_ipv6=routed",
 			"-o ndp_proxy=eth9 --ipv6 --subnet fd00:72::/64 " + mode6 + "routed":  "ndp_proxy=eth9: there is no such interface",
 			"-o routes=10.9.0.0/16@2001:db8::1":                                   "routes=10.9.0.0/16@2001:db8::1: want subnets, each with @ and the next hop",
 			"-o routes=0.0.0.0/0@10.72.0.9":                                       "routes=0.0.0.0/0@10.72.0.9: want subnets",

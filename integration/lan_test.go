@@ -75,7 +75,7 @@ func TestMacvlan(t *testing.T) {
 		has(t, h.DockerErr("run --rm --network pass busybox true"),
 			"passthru is for one container at a time, and eth0 has one")
 		has(t, h.DockerErr("network create -d netyard-macvlan -o parent=eth0 --subnet 10.77.0.0/24 x"),
-			"network pass has parent eth0 already, and macvlan_mode=passthru requires exclusive use of the parent")
+			"network pass is on parent eth0, and macvlan_mode=passthru requires exclusive use of the parent")
 		healthy(t, h)
 	})
 }
@@ -168,7 +168,7 @@ func TestLANRefusals(t *testing.T) {
 			"network create -d netyard-macvlan -o macvlan_mode=vpea -o parent=eth0 --subnet 10.77.0.0/24 x":                      "macvlan_mode=vpea: want one of bridge, passthru, private, vepa",
 			"network create -d netyard-macvlan -o ipvlan_mode=l3 -o parent=eth0 --subnet 10.77.0.0/24 x":                         "ipvlan_mode is not an option of mode macvlan, but of ipvlan",
 			"network create -d netyard-macvlan -o macvlan_mode=private -o host_access=true -o parent=p1 --subnet 10.77.0.0/24 x": "host_access=true",
-			"network create -d netyard-macvlan -o macvlan_mode=passthru -o parent=eth0 --subnet 10.77.0.0/24 x":                  "network lan has parent eth0 already",
+			"network create -d netyard-macvlan -o macvlan_mode=passthru -o parent=eth0 --subnet 10.77.0.0/24 x":                  "network lan is on parent eth0",
 		} {
 			out := h.DockerErr(cmd)
 			has(t, out, want)

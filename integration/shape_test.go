@@ -23,14 +23,11 @@ import (
 // What a reader can take in. Each is a prompt to think, not a law: where a limit makes the code worse, it is raised here,
 // and the reason stands beside it.
 const (
-	maxPackage   = 2000 // lines of a package, without tests
-	maxMethods   = 60   // of a type
-	maxContract  = 4    // interfaces of package modes
-	maxMode      = 250  // lines of a mode's folder, without tests
-	maxLargeMode = 400  // of bridge and overlay
-	maxColumns   = 120
-	tabWidth     = 4
-	leastTests   = 0.9 // lines of tests for each line of code
+	maxPackage = 2000 // lines of a package, without tests
+	maxMethods = 60   // of a type
+	maxColumns = 120
+	tabWidth   = 4
+	leastTests = 0.9 // lines of tests for each line of code
 )
 
 // A source is a Go file of the module.
@@ -84,12 +81,12 @@ func tracked(t *testing.T, pattern string) []string {
 	})
 }
 
-// TestShape holds the limits of size, of the contract of modes and of line length, and prints where they are met.
+// TestShape holds the limits of size and of line length, and prints the largest. Those of modes are in modes/all.
 func TestShape(t *testing.T) {
 	t.Parallel()
 	all := sources(t)
 	packages, methods := map[string]int{}, map[string]int{}
-	code, tests, contract := 0, 0, []string{}
+	code, tests := 0, 0
 	for _, s := range all {
 		if s.tests {
 			tests += s.lines()
@@ -102,9 +99,6 @@ func TestShape(t *testing.T) {
 				methods[path.Dir(s.name)+"."+receiver(f)]++
 			}
 		}
-		if path.Dir(s.name) == "modes" {
-			contract = append(contract, interfaces(s)...)
-		}
 	}
 	largest(t, "lines of a package", packages, maxPackage)
 	largest(t, "methods of a type", methods, maxMethods)
@@ -112,12 +106,6 @@ func TestShape(t *testing.T) {
 	if float64(tests) < leastTests*float64(code) {
 		t.Errorf("%d lines of tests for %d lines of code", tests, code)
 	}
-	t.Logf("interfaces of modes: %s", strings.Join(contract, ", "))
-	if len(contract) > maxContract {
-		t.Errorf("package modes has %d interfaces: %s", len(contract), strings.Join(contract, ", "))
-	}
-	folders(t, packages)
-	t.Run("modes", func(t *testing.T) { modeNames(t, all) })
 	t.Run("sleeps", func(t *testing.T) { sleeps(t, all) })
 	t.Run("columns", func(t *testing.T) { longLines(t, all) })
 }
@@ -154,89 +142,6 @@ func receiver(f *ast.FuncDecl) string {
 			return "?"
 		}
 	}
-}
-
-func interfaces(s source) (names []string) {
-	for _, d := range s.file.Decls {
-		g, ok := d.(*ast.GenDecl)
-		if !ok {
-			continue
-		}
-		for _, spec := range g.Specs {
-			ts, ok := spec.(*ast.TypeSpec)
-			if !ok {
-				continue
-			}
-			if _, is := ts.Type.(*ast.InterfaceType); is {
-				names = append(names, ts.Name.Name)
-			}
-		}
-	}
-	return names
-}
-
-// folders holds the size of each mode.
-func folders(t *testing.T, packages map[string]int) {
-	t.Helper()
-	for _, dir := range slices.Sorted(maps.Keys(packages)) {
-		mode, is := strings.CutPrefix(dir, "modes/")
-		if !is || strings.Contains(mode, "/") || mode == "all" {
-			continue
-		}
-		limit := maxMode
-		if mode == "bridge" || mode == "overlay" {
-			limit = maxLargeMode
-		}
-		t.Logf("mode %s: %d lines, at most %d", mode, packages[dir], limit)
-		if packages[dir] > limit {
-			t.Errorf("mode %s has %d lines, more than %d", mode, packages[dir], limit)
-		}
-	}
-}
-
-// modeNames finds code outside of modes that asks which mode a network is of, and assertions from a mode to something
-// else.
-func modeNames(t *testing.T, all []source) {
-	t.Helper()
-	assertions := 0
-	for _, s := range all {
-		// The kernel has modes of its own: those of macvlan and ipvlan links.
-		if s.tests || strings.HasPrefix(s.name, "modes/") || strings.HasPrefix(s.name, "kernel/") {
-			continue
-		}
-		ast.Inspect(s.file, func(n ast.Node) bool {
-			switch n := n.(type) {
-			case *ast.TypeAssertExpr:
-				if sel, ok := n.Type.(*ast.SelectorExpr); ok && fmt.Sprint(sel.X) == "modes" {
-					assertions++
-					t.Logf("%s: assertion to modes.%s", s.at(n), sel.Sel.Name)
-				}
-			case *ast.BinaryExpr:
-				compares := n.Op == token.EQL || n.Op == token.NEQ
-				if compares && (isMode(n.X) && isText(n.Y) || isMode(n.Y) && isText(n.X)) {
-					t.Errorf("%s: compares a mode by its name", s.at(n))
-				}
-			case *ast.SwitchStmt:
-				if n.Tag != nil && isMode(n.Tag) {
-					t.Errorf("%s: switches on the name of a mode", s.at(n))
-				}
-			}
-			return true
-		})
-	}
-	if assertions > 1 {
-		t.Errorf("%d assertions from a mode to something else, more than one", assertions)
-	}
-}
-
-func isMode(e ast.Expr) bool {
-	sel, ok := e.(*ast.SelectorExpr)
-	return ok && sel.Sel.Name == "Mode"
-}
-
-func isText(e ast.Expr) bool {
-	lit, ok := e.(*ast.BasicLit)
-	return ok && lit.Kind == token.STRING && lit.Value != `""`
 }
 
 // sleeps finds tests that wait for a time instead of for what they need: a sleep outside of any loop.

@@ -177,7 +177,7 @@ func TestRefusedChange(t *testing.T) {
 		unchanged(option, err, want)
 	}
 	_, err := r.ChangeEndpoint(t.Context(), netID, epID, said{"rate": "1mbit", "icc": "false"})
-	unchanged("icc of an endpoint", err, "icc is said for a network")
+	unchanged("icc of an endpoint", err, "icc is a network option")
 
 	r.healthy("after the refusals")
 
