@@ -35,7 +35,7 @@ func (d *Door) options(sent map[string]any) (mode string, opts map[string]string
 	for k, v := range generic {
 		s, ok := v.(string)
 		if !ok {
-			return "", nil, fmt.Errorf("%w: %s: want text, not %T", modes.ErrOption, k, v)
+			return "", nil, modes.Refuse("%s: want text, not %T", k, v)
 		}
 		given[k] = s
 	}
@@ -141,7 +141,7 @@ func (d *Door) endpoint(q createEndpoint, mode string) (e modes.Endpoint, err er
 		}
 		text, ok := q.Options.text(key)
 		if !ok {
-			return e, fmt.Errorf("%w: %s: want text, not %s", modes.ErrOption, key, q.Options[key])
+			return e, modes.Refuse("%s: want text, not %s", key, q.Options[key])
 		}
 		given[key] = text
 	}
@@ -150,8 +150,8 @@ func (d *Door) endpoint(q createEndpoint, mode string) (e modes.Endpoint, err er
 	}
 	if e.IfName, _ = q.Options.text(labelIfName); e.IfName != "" {
 		if !modes.ValidIfName(e.IfName) || !numberedZero.MatchString(e.IfName) {
-			return e, fmt.Errorf("%w: %s=%s: a plugin can only set names of letters that end in 0, such as wan0",
-				modes.ErrOption, labelIfName, e.IfName)
+			return e, modes.Refuse("%s=%s: a plugin can only set names of letters that end in 0, such as wan0",
+				labelIfName, e.IfName)
 		}
 	}
 	return e, nil

@@ -67,7 +67,7 @@ func (t *Table) ChangeEndpoint(n Network, e Endpoint, given map[string]string) (
 // change resolves the options to change; empty values stay empty.
 func change(table []Option, mode string, given map[string]string) (map[string]string, error) {
 	if len(given) == 0 {
-		return nil, fmt.Errorf("%w: no option to change", ErrOption)
+		return nil, Refuse("no option to change")
 	}
 	said := maps.Clone(given)
 	back := map[string]string{}
@@ -78,7 +78,7 @@ func change(table []Option, mode string, given map[string]string) (map[string]st
 		case err != nil:
 			return nil, err
 		case !o.Set:
-			fixed = append(fixed, fmt.Errorf("%w: %s cannot be changed in place: %s", ErrOption, key, o.whyFixed()))
+			fixed = append(fixed, Refuse("%s cannot be changed in place: %s", key, o.whyFixed()))
 		case given[key] == "":
 			delete(said, key)
 			back[o.Name] = key
@@ -93,7 +93,7 @@ func change(table []Option, mode string, given map[string]string) (map[string]st
 	}
 	for name, key := range back {
 		if v, ok := changed[name]; ok {
-			return nil, fmt.Errorf("%w: %s= contradicts %s=%s", ErrOption, key, name, v)
+			return nil, Refuse("%s= contradicts %s=%s", key, name, v)
 		}
 		changed[name] = ""
 	}

@@ -48,5 +48,5 @@ func (n Network) CheckMTU(mtu int) error {
 
 // MTURefusal is a refusal of an MTU.
 func MTURefusal(mtu int, why string, args ...any) error {
-	return fmt.Errorf("%w: %s=%d: %s", ErrOption, MTU.Name, mtu, fmt.Sprintf(why, args...))
+	return Refuse("%s=%d: %s", MTU.Name, mtu, fmt.Sprintf(why, args...))
 }

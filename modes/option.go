@@ -51,12 +51,22 @@ type Option struct {
 	Help   string
 }
 
-// ErrOption is wrapped by every refusal of an option.
-var ErrOption = errors.New("bad option")
+// ErrOption is what every refusal of an option is.
+var ErrOption = errors.New("refused option")
+
+// A refusal is an ErrOption that names the option and the reason, and no more.
+type refusal struct{ error }
+
+func (r refusal) Is(target error) bool { return target == ErrOption }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// Refuse returns an error that says why an option is refused.
+func Refuse(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
 
 // parse checks a value and returns its canonical spelling.
 func (o Option) parse(key, v string) (string, error) {
-	bad := func(want string) error { return fmt.Errorf("%w: %s=%s: want %s", ErrOption, key, v, want) }
+	bad := func(want string) error { return Refuse("%s=%s: want %s", key, v, want) }
 	if v == "" && o.Bare != "" {
 		v = o.Bare
 	}
@@ -113,7 +123,7 @@ func (o Option) parse(key, v string) (string, error) {
 	case Rate:
 		r, err := ParseRate(v)
 		if err != nil {
-			return "", fmt.Errorf("%w: %s=%s: %w", ErrOption, key, v, err)
+			return "", Refuse("%s=%s: %w", key, v, err)
 		}
 		return r.String(), nil
 	case String:
@@ -176,7 +186,7 @@ func (o Option) Of(n Network) string {
 
 // Refuse returns an error that refuses the option's value for a network.
 func (o Option) Refuse(n Network, why string, args ...any) error {
-	return fmt.Errorf("%w: %s=%s: %s", ErrOption, o.Name, o.Of(n), fmt.Sprintf(why, args...))
+	return Refuse("%s=%s: %s", o.Name, o.Of(n), fmt.Sprintf(why, args...))
 }
 
 // An Objection is a reason to refuse an option's value, if it holds.

@@ -94,7 +94,7 @@ func (t *Table) ResolveEndpoint(mode string, given map[string]string) (map[strin
 func (t *Table) ofEndpoints(mode string, given map[string]string) ([]Option, error) {
 	for _, key := range slices.Sorted(maps.Keys(given)) {
 		if o, err := find(t.rows, mode, key); err == nil && !o.Endpoint {
-			return nil, fmt.Errorf("%w: %s is a network option, not an endpoint option", ErrOption, key)
+			return nil, Refuse("%s is a network option, not an endpoint option", key)
 		}
 	}
 	return t.endpoint, nil
@@ -114,7 +114,7 @@ func resolve(table []Option, mode string, given map[string]string) (map[string]s
 		}
 		if old, ok := out[o.Name]; ok && old != v {
 			other := from[o.Name]
-			return nil, fmt.Errorf("%w: %s=%s contradicts %s=%s", ErrOption, key, given[key], other, given[other])
+			return nil, Refuse("%s=%s contradicts %s=%s", key, given[key], other, given[other])
 		}
 		out[o.Name], from[o.Name] = v, key
 	}
@@ -128,8 +128,8 @@ func find(table []Option, mode, key string) (Option, error) {
 		of := o.Modes == nil || slices.Contains(o.Modes, mode)
 		if slices.Contains(names, key) {
 			if !of {
-				return o, fmt.Errorf("%w: %s is not an option of mode %s, but of %s",
-					ErrOption, key, mode, strings.Join(o.Modes, ", "))
+				return o, Refuse("%s is not an option of mode %s, but of %s",
+					key, mode, strings.Join(o.Modes, ", "))
 			}
 			return o, nil
 		}
@@ -138,9 +138,9 @@ func find(table []Option, mode, key string) (Option, error) {
 		}
 	}
 	if near := Nearest(key, known); near != "" {
-		return Option{}, fmt.Errorf("%w: unknown option %s for mode %s; did you mean %s?", ErrOption, key, mode, near)
+		return Option{}, Refuse("unknown option %s for mode %s; did you mean %s?", key, mode, near)
 	}
-	return Option{}, fmt.Errorf("%w: unknown option %s for mode %s", ErrOption, key, mode)
+	return Option{}, Refuse("unknown option %s for mode %s", key, mode)
 }
 
 // Nearest returns the known name that a misspelt word most likely means; empty: none is close.

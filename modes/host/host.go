@@ -34,7 +34,7 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 	}
 	if dev := device.Of(n); dev != "" {
 		if _, err := f.Device(dev); err != nil {
-			return nil, fmt.Errorf("%w: device=%s: %w", modes.ErrOption, dev, err)
+			return nil, modes.Refuse("device=%s: %w", dev, err)
 		}
 		return nil, nil
 	}
@@ -54,15 +54,14 @@ func check(n modes.Network) error {
 	if dev := device.Of(n); dev != "" {
 		for _, name := range []string{exclude.Name, include.Name, modes.MTU.Name} {
 			if v, given := n.Options[name]; given {
-				return fmt.Errorf("%w: %s=%s contradicts device=%s: the container has the whole card",
-					modes.ErrOption, name, v, dev)
+				return modes.Refuse("%s=%s contradicts device=%s: the container has the whole card",
+					name, v, dev)
 			}
 		}
 		return nil
 	}
 	if n.Internal {
-		return fmt.Errorf("%w: --internal contradicts mode host, whose containers share the host's addresses",
-			modes.ErrOption)
+		return modes.Refuse("--internal contradicts mode host, whose containers share the host's addresses")
 	}
 	if len(n.Subnets) == 0 {
 		return errors.New("mode host needs a subnet for the link between host and containers: omit --ipam-driver null")

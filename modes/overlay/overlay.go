@@ -82,7 +82,7 @@ func (m mode) check(n modes.Network) error {
 		return fmt.Errorf("mode overlay: %w", modes.ErrNoCluster)
 	}
 	if name.Of(n) == "" {
-		return fmt.Errorf("%w: overlay: name the network in the cluster, as -o overlay=blue", modes.ErrOption)
+		return modes.Refuse("overlay: name the network in the cluster, as -o overlay=blue")
 	}
 	if len(n.Subnets) == 0 {
 		return errors.New("mode overlay: the network has no subnet: " +
@@ -95,7 +95,7 @@ func (m mode) check(n modes.Network) error {
 	}
 	if encrypted.Of(n) {
 		if err := m.encrypts(); err != nil {
-			return fmt.Errorf("%w: encrypted=true: %w", modes.ErrOption, err)
+			return modes.Refuse("encrypted=true: %w", err)
 		}
 	}
 	return m.fits(n)

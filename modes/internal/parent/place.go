@@ -88,8 +88,8 @@ func noSuch(f modes.Facts, parent, link string) error {
 		return err
 	}
 	all = slices.DeleteFunc(all, func(name string) bool { return name == "lo" || core.OwnName(name) })
-	return fmt.Errorf("%w: parent=%s: the host has no link %s; it has %s",
-		modes.ErrOption, parent, link, strings.Join(all, ", "))
+	return modes.Refuse("parent=%s: the host has no link %s; it has %s",
+		parent, link, strings.Join(all, ", "))
 }
 
 // splitVLAN splits eth0.50 (IEEE 802.1Q: 0 and 4095 are no VLANs).
@@ -105,7 +105,7 @@ func splitVLAN(name string) (below string, id int, ok bool) {
 // fit refuses a link of the host that cannot be the parent, or the link below it.
 func (k Kind) fit(f modes.Facts, n modes.Network, name string, link core.LinkInfo) error {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: parent=%s: %s %s", modes.ErrOption, Parent.Of(n), name, fmt.Sprintf(format, args...))
+		return modes.Refuse("parent=%s: %s %s", Parent.Of(n), name, fmt.Sprintf(format, args...))
 	}
 	owner, _, own := core.ParseAlias(link.Alias)
 	switch {
@@ -174,7 +174,7 @@ func (k Kind) share(n modes.Network, others []modes.Network) error {
 			err = sharePorts(n, o)
 		}
 		if err != nil {
-			return fmt.Errorf("%w: network %s is on parent %s, and %w", modes.ErrOption, who, Parent.Of(n), err)
+			return modes.Refuse("network %s is on parent %s, and %w", who, Parent.Of(n), err)
 		}
 	}
 	return nil
