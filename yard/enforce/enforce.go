@@ -260,8 +260,8 @@ func Enforce(ctx context.Context, y *book.Book) error {
 }
 
 // subjects returns the addresses that the kernel enforces policies for, by decision. The kernel cannot tell apart two
-// endpoints with the same address: if one of them is being deleted it is left out, otherwise both are denied all
-// traffic.
+// endpoints with the same address: if one of them is being deleted it is left out, otherwise both are denied all that
+// a policy restricts.
 func subjects(y *book.Book, r policyRecords) [][]kpolicy.Subject {
 	holders := map[netip.Addr]int{}
 	for _, e := range r.endpoints {
@@ -290,7 +290,7 @@ func subjects(y *book.Book, r policyRecords) [][]kpolicy.Subject {
 	return all
 }
 
-// denyAll returns an access that allows nothing, or nil if no policy decides in that direction.
+// denyAll returns an access that allows nothing; nil, which allows everything, stays nil: no policy restricts it.
 func denyAll(a *kpolicy.Access) *kpolicy.Access {
 	if a == nil {
 		return nil
