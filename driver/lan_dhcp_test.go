@@ -290,7 +290,7 @@ func TestLANDHCPRefused(t *testing.T) {
 		refused(t, "ipvlan", map[string]string{
 			`"parent":"eth0","ipvlan_mode":"l3"`:  "ipvlan_mode=l3 is routed by the host",
 			`"parent":"eth0","ipvlan_mode":"l3s"`: "ipvlan_mode=l3s is routed by the host",
-			`"parent":"eth0";,"client_id":"mac"`:  "the DHCP server would take them for one",
+			`"parent":"eth0";,"client_id":"mac"`:  "the DHCP server could not tell them apart",
 		})
 	})
 	t.Run("ipvlan with hardware addresses", func(t *testing.T) {

@@ -161,7 +161,7 @@ func TestDHCPAsked(t *testing.T) {
 			"-d netyard-bridge --ipam-driver netyard-dhcp x":                                               "leads to no LAN",
 			"-d netyard-none --ipam-driver netyard-dhcp x":                                                 "mode none is on no LAN",
 			onBridge + " --ipam-driver netyard-dhcp --ipam-opt hostnam=true x":                             "did you mean hostname?",
-			onBridge + " --ipam-driver netyard-dhcp --ipam-opt ipv6=dhcp x":                                "it is for networks on the LAN",
+			onBridge + " --ipam-driver netyard-dhcp --ipam-opt ipv6=dhcp x":                                "use it on networks whose packets do not pass",
 			onBridge + " --ipam-driver netyard-dhcp --ipam-opt on_lost=panic x":                            "want one of readdress, down",
 			onBridge + " --ipam-driver netyard-dhcp --subnet 203.0.113.0/24 --gateway 203.0.113.1 x":       "leave --gateway out",
 			onBridge + " --ipam-driver netyard-dhcp --subnet 203.0.113.0/24 --ip-range 203.0.113.128/25 x": "ip-range",

@@ -137,14 +137,14 @@ func TestOverlay(t *testing.T) {
 	subnets := "--subnet 10.20.0.0/16 --subnet fd20::/64"
 	hosts[0].Docker(fmt.Sprintf(flags, "blue", subnets))
 	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "blue", "--subnet 10.21.0.0/16 --subnet fd20::/64")),
-		"subnet 10.21.0.0/16 is to be it, and in the cluster it has 10.20.0.0/16")
-	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet")
+		"subnet 10.21.0.0/16 differs from the cluster's 10.20.0.0/16")
+	has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "give its --subnet on the first host")
 	// with WireGuard, other tests cover this
 	if _, err := hosts[1].TrySh("ip link add nosuch type wireguard"); err != nil {
 		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "-o encrypted --subnet 10.30.0.0/16 --subnet fd30::/64")),
 			"encrypted=true: this kernel has no WireGuard")
 		// still
-		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "the first of its hosts has to say its --subnet")
+		has(t, hosts[1].DockerErr(fmt.Sprintf(flags, "green", "")), "give its --subnet on the first host")
 	}
 	for i, h := range hosts {
 		if i > 0 {

@@ -157,9 +157,9 @@ func TestOverlayMade(t *testing.T) {
 	v6.IPv6 = true
 	ranged := blue("10.20.0.0/16")
 	ranged.Subnets[0].Pool.Range = netip.MustParsePrefix("10.20.1.0/24")
-	refused(one, "the first of its hosts has to say its --subnet", blue())
-	refused(one, "ipv6: say its subnet too", v6)
-	refused(one, "the hosts take addresses of the whole subnet", ranged)
+	refused(one, "give its --subnet on the first host", blue())
+	refused(one, "ipv6: give an IPv6 subnet too", v6)
+	refused(one, "the hosts allocate addresses from the whole subnet", ranged)
 	kept := blue("10.20.0.0/16")
 	kept.Subnets[0].Aux = map[string]netip.Addr{"printer": netip.MustParseAddr("10.20.0.9")}
 	refused(one, "aux-address: the other hosts would give it to their containers", kept)
@@ -170,10 +170,10 @@ func TestOverlayMade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused(two, "subnet 10.21.0.0/16 is to be it, and in the cluster it has 10.20.0.0/16, fd20::/64", blue("10.21.0.0/16"))
+	refused(two, "subnet 10.21.0.0/16 differs from the cluster's 10.20.0.0/16, fd20::/64", blue("10.21.0.0/16"))
 	gateway := blue("10.20.0.0/16")
 	gateway.Subnets[0].Gateway = netip.MustParseAddr("10.20.0.1")
-	refused(two, "gateway 10.20.0.1 is to be it, and in the cluster it has 10.20.0.7", gateway)
+	refused(two, "gateway 10.20.0.1 differs from the cluster's 10.20.0.7", gateway)
 	there, err := yown.MakeNetwork(t.Context(), two.Yard, blue())
 	if err != nil {
 		t.Fatal(err)

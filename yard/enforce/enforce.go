@@ -1,4 +1,4 @@
-// Package enforce makes the kernel do what policies say.
+// Package enforce makes the kernel enforce policies.
 package enforce
 
 import (
@@ -18,18 +18,18 @@ import (
 	"netyard/yard/book"
 )
 
-// A PolicyState is a policy and the endpoints it is about.
+// A PolicyState is a policy with the endpoints it selects.
 type PolicyState struct {
 	policy.Policy
 
 	Endpoints []policy.Endpoint
-	// Change is what applying it did: created, changed, unchanged or removed.
+	// Change is the effect of applying or removing it: created, changed, unchanged or removed.
 	Change string
 }
 
 // Policies returns all policies, by name.
 func Policies(y *book.Book) (states []PolicyState, err error) {
-	r, err := records(y, nil)
+	r, err := readRecords(y, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func Policies(y *book.Book) (states []PolicyState, err error) {
 	return states, nil
 }
 
-// Policy finds one by its name.
+// Policy returns the policy of a name.
 func Policy(y *book.Book, name string) (PolicyState, error) {
 	all, err := Policies(y)
 	if err != nil {
@@ -55,15 +55,15 @@ func Policy(y *book.Book, name string) (PolicyState, error) {
 	return PolicyState{}, book.Unknown("policy", name, names)
 }
 
-// ApplyPolicies puts policies in the place of those of the same names, all or none. dryRun only says what that would
-// do.
+// ApplyPolicies creates policies, or replaces those of the same names: all or none. With dryRun it only returns what
+// would change.
 func ApplyPolicies(ctx context.Context, y *book.Book, fresh []policy.Policy, dryRun bool) ([]PolicyState, error) {
 	for _, p := range fresh {
 		if err := enforceable(y, p); err != nil {
 			return nil, err
 		}
 	}
-	r, err := records(y, fresh)
+	r, err := readRecords(y, fresh)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func ApplyPolicies(ctx context.Context, y *book.Book, fresh []policy.Policy, dry
 	})
 }
 
-// RemovePolicy takes a policy back.
+// RemovePolicy removes a policy.
 func RemovePolicy(ctx context.Context, y *book.Book, name string) (PolicyState, error) {
 	s, err := Policy(y, name)
 	if err != nil {
@@ -94,7 +94,7 @@ func RemovePolicy(ctx context.Context, y *book.Book, name string) (PolicyState, 
 	return s, changePolicies(ctx, y, func(tx store.Tx) error { return book.Policies.Delete(tx, name) })
 }
 
-// changePolicies records a change and makes it true. One that the kernel refuses is taken back.
+// changePolicies records a change and enforces it. If the kernel refuses it, the former policies are restored.
 func changePolicies(ctx context.Context, y *book.Book, change func(store.Tx) error) error {
 	var before []policy.Policy
 	err := y.Update("policy recorded", func(tx store.Tx) (err error) {
@@ -109,13 +109,14 @@ func changePolicies(ctx context.Context, y *book.Book, change func(store.Tx) err
 	if err := Enforce(ctx, y); err != nil {
 		return errors.Join(err, resetPolicies(context.WithoutCancel(ctx), y, before))
 	}
-	r, err := records(y, nil)
+	r, err := readRecords(y, nil)
 	if err != nil {
 		return err
 	}
 	return kpolicy.EndFlows(y.Config.Kernel.Handle, slices.Concat(subjects(y, r)...))
 }
 
+// resetPolicies records the former policies again, and enforces them.
 func resetPolicies(ctx context.Context, y *book.Book, before []policy.Policy) error {
 	err := y.Update("policy taken back", func(tx store.Tx) error {
 		for _, name := range book.Policies.Keys(tx, "") {
@@ -133,7 +134,7 @@ func resetPolicies(ctx context.Context, y *book.Book, before []policy.Policy) er
 	return errors.Join(err, Enforce(ctx, y))
 }
 
-// enforceable refuses a policy that names a network whose packets never come by the host's firewall.
+// enforceable refuses a policy that selects a network whose packets do not pass the host's firewall.
 func enforceable(y *book.Book, p policy.Policy) error {
 	ns, err := y.Networks()
 	if err != nil {
@@ -141,7 +142,9 @@ func enforceable(y *book.Book, p policy.Policy) error {
 	}
 	for _, n := range ns {
 		if p.Select.Network != "" && p.Select.Network == n.Name && !policed(y, n) {
-			return fmt.Errorf("%w: %s: select.network: %s is of mode %s, whose packets do not come by this host's firewall", policy.ErrPolicy, p.Name, n.Name, n.Mode)
+			return fmt.Errorf(
+				"%w: %s: select.network: %s is of mode %s, whose packets do not pass this host's firewall",
+				policy.ErrPolicy, p.Name, n.Name, n.Mode)
 		}
 	}
 	return nil
@@ -151,21 +154,21 @@ func policed(y *book.Book, n modes.Network) bool {
 	return y.Traits(n).Policed
 }
 
-// policyRecords are all that policies depend on, at one moment.
+// policyRecords are the policies and all that they depend on, at one moment.
 type policyRecords struct {
 	policies  []policy.Policy
-	former    map[string]policy.Policy // those of the same names as fresh ones, before them
+	former    map[string]policy.Policy // the recorded policies that fresh ones replace, by name
 	endpoints []policy.Endpoint
 	decisions []policy.Decision
 }
 
-// records reads them, with fresh policies as if they were applied.
-func records(y *book.Book, fresh []policy.Policy) (r policyRecords, err error) {
+// readRecords reads the records as if the fresh policies were applied.
+func readRecords(y *book.Book, fresh []policy.Policy) (r policyRecords, err error) {
 	var ns []modes.Network
 	var es []modes.Endpoint
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		if r.policies, err = book.Policies.List(tx, ""); err != nil || len(r.policies)+len(fresh) == 0 {
-			return err // without policies nothing follows from the rest
+			return err // without policies the rest is not needed
 		}
 		if ns, err = book.Networks.List(tx, ""); err != nil {
 			return err
@@ -184,7 +187,7 @@ func records(y *book.Book, fresh []policy.Policy) (r policyRecords, err error) {
 			r.policies = append(r.policies, p)
 		}
 	}
-	byID := map[string]modes.Network{} // of networks that policies hold for
+	byID := map[string]modes.Network{} // the networks that policies apply to
 	for _, n := range ns {
 		if policed(y, n) {
 			byID[n.ID] = n
@@ -201,7 +204,7 @@ func records(y *book.Book, fresh []policy.Policy) (r policyRecords, err error) {
 	return r, nil
 }
 
-// addrsOf are all addresses of an endpoint, also the one it has on every link.
+// addrsOf returns all addresses of an endpoint, also its IPv6 link-local address.
 func addrsOf(e modes.Endpoint) (addrs []netip.Addr) {
 	for _, a := range e.Addrs {
 		addrs = append(addrs, a.Addr())
@@ -233,29 +236,32 @@ func (r policyRecords) change(p policy.Policy) string {
 	return "changed"
 }
 
-// enforcing is the lock that keeps an older look at the records from overtaking a newer one on the way to the kernel.
+// enforcing is the name of the lock that serializes Enforce: without it, older records could reach the kernel after
+// newer ones.
 const enforcing = "policies"
 
-// Enforce makes the kernel decide as the policies on record say about the endpoints on record.
+// Enforce makes the kernel enforce the policies on record for the endpoints on record.
 func Enforce(ctx context.Context, y *book.Book) error {
 	release, err := y.Locks.Hold(ctx, enforcing, false)
 	if err != nil {
 		return err
 	}
 	defer release()
-	r, err := records(y, nil)
+	r, err := readRecords(y, nil)
 	if err != nil {
 		return err
 	}
-	settled, err := settled(y, r.endpoints)
+	decided, err := decidedAddrs(y, r.endpoints)
 	if err != nil {
 		return err
 	}
-	return y.Config.Kernel.Enforce(ctx, kpolicy.Objects(y.Config.Kernel.Handle, slices.Concat(subjects(y, r)...)), settled...)
+	objects := kpolicy.Objects(y.Config.Kernel.Handle, slices.Concat(subjects(y, r)...))
+	return y.Config.Kernel.Enforce(ctx, objects, decided...)
 }
 
-// subjects are what the kernel is to decide about, for each decision. Two endpoints with the same address cannot be
-// told apart there: one that is going makes way for the other, and otherwise neither is allowed anything.
+// subjects returns the addresses that the kernel enforces policies for, by decision. The kernel cannot tell apart two
+// endpoints with the same address: if one of them is being deleted it is left out, otherwise both are denied all that
+// a policy restricts.
 func subjects(y *book.Book, r policyRecords) [][]kpolicy.Subject {
 	holders := map[netip.Addr]int{}
 	for _, e := range r.endpoints {
@@ -276,7 +282,7 @@ func subjects(y *book.Book, r policyRecords) [][]kpolicy.Subject {
 			s := kpolicy.Subject{Port: port, Bridge: bridge, Foreign: foreign, Addr: a}
 			s.In, s.Out = d.Of(a)
 			if holders[a] > 1 {
-				s.In, s.Out = shut(s.In), shut(s.Out)
+				s.In, s.Out = denyAll(s.In), denyAll(s.Out)
 			}
 			all[i] = append(all[i], s)
 		}
@@ -284,14 +290,15 @@ func subjects(y *book.Book, r policyRecords) [][]kpolicy.Subject {
 	return all
 }
 
-func shut(a *kpolicy.Access) *kpolicy.Access {
+// denyAll returns an access that allows nothing; nil, which allows everything, stays nil: no policy restricts it.
+func denyAll(a *kpolicy.Access) *kpolicy.Access {
 	if a == nil {
 		return nil
 	}
 	return &kpolicy.Access{}
 }
 
-// place is where an endpoint is plugged in.
+// place returns the bridge port of an endpoint and its bridge; foreign: the bridge is not netyard's own.
 func place(y *book.Book, e policy.Endpoint) (port, bridge string, foreign bool) {
 	m := y.Config.Modes[e.Network.Mode]
 	objects, _ := m.Place(e.Network, e.Endpoint)
@@ -306,9 +313,9 @@ func place(y *book.Book, e policy.Endpoint) (port, bridge string, foreign bool) 
 	return port, bridge, foreign
 }
 
-// wantedByPolicy adds what policy asks of the kernel.
+// wantedByPolicy adds the objects that policies want in the kernel.
 func wantedByPolicy(y *book.Book, w *Wanted) error {
-	r, err := records(y, nil)
+	r, err := readRecords(y, nil)
 	if err != nil {
 		return err
 	}

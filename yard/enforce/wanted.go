@@ -6,18 +6,18 @@ import (
 	"netyard/yard/book"
 )
 
-// Wanted is all the records ask of the kernel.
+// Wanted is all that the records want in the kernel.
 type Wanted struct {
 	Objects  []core.Object
-	Networks []modes.Network // of the object of the same index
-	// Passing are objects that are on their way in or out: there or not, neither is wrong.
+	Networks []modes.Network // the network of the object with the same index
+	// Passing are objects that may be in the kernel: they may be about to be made or removed, so it is no fault whether
+	// they exist or not.
 	Passing []core.Object
-	// Foreign are the networks of modes that this daemon does not know: what they have in the kernel is nobody's to
-	// judge.
+	// Foreign are the networks whose mode this daemon does not know. What they have in the kernel is no stray.
 	Foreign map[string]bool
 }
 
-// Everything is all that the records ask of the kernel.
+// Everything returns all that the records want in the kernel.
 func Everything(y *book.Book) (w Wanted, err error) {
 	ns, err := y.Networks()
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package event is what happened, kept for those who watch.
+// Package event defines the daemon's events and the ring that keeps the latest of them for watchers.
 package event
 
 import (
@@ -6,25 +6,25 @@ import (
 	"time"
 )
 
-// An Event is something that happened and that somebody may want to be told of. The last ones are kept in memory.
+// An Event is something that happened and that an admin may want to know. The latest ones are kept in memory.
 type Event struct {
-	// ID counts up by one, from 1, for as long as the daemon runs.
+	// ID counts up by one, from 1, while the daemon runs.
 	ID   uint64    `json:"id"`
 	Time time.Time `json:"time"`
-	// Type is what happened, such as port.conflict.
+	// Type says what happened, such as port.conflict.
 	Type        string `json:"type"`
 	Network     string `json:"network,omitempty"`
 	NetworkID   string `json:"network_id,omitempty"`
 	EndpointID  string `json:"endpoint_id,omitempty"`
 	Container   string `json:"container,omitempty"`
 	ContainerID string `json:"container_id,omitempty"`
-	// Port is what it is about, as docker ps writes it.
+	// Port is the port that the event is about, as docker ps writes it.
 	Port string `json:"port,omitempty"`
-	// Address is what it is about, when that is an address that a DHCP server gave.
+	// Address is the address that the event is about, if a DHCP server gave it.
 	Address string `json:"address,omitempty"`
-	// Owner is who has what somebody else wants.
+	// Owner is the owner of the resource that is in conflict.
 	Owner string `json:"owner,omitempty"`
-	// Text says it in words.
+	// Text describes the event in words.
 	Text string `json:"text"`
 }
 
@@ -50,10 +50,10 @@ const (
 	PoliciesLost    = "policies.lost"
 )
 
-// ManyEvents is how many of them are kept.
+// ManyEvents is how many events are kept.
 const ManyEvents = 1024
 
-// Events is the ring of them. Whoever wants to hear of more waits for the channel to be closed.
+// Events is the ring of events. A watcher waits for More to be closed, which happens at the next event.
 type Events struct {
 	Mu    sync.Mutex
 	Ring  []Event
@@ -62,7 +62,7 @@ type Events struct {
 	Ended bool
 }
 
-// Wake wakes those who wait for events; the lock is held.
+// Wake wakes the watchers. The caller holds the lock.
 func (v *Events) Wake() {
 	if v.More != nil {
 		close(v.More)
@@ -70,7 +70,7 @@ func (v *Events) Wake() {
 	}
 }
 
-// End lets those go who wait.
+// End ends the ring: watchers are woken, and there will be no more events.
 func (v *Events) End() {
 	v.Mu.Lock()
 	defer v.Mu.Unlock()

@@ -15,15 +15,17 @@ import (
 	"netyard/yard/overlay"
 )
 
-// Lease4 gets an attachment the address that the LAN's DHCP server has for it, where its network has addresses from
-// there.
+// Lease4 gets the addresses of an attachment from the LAN's DHCP server: one for each DHCP pool of its network.
 func Lease4(ctx context.Context, y *book.Book, j *book.Judge, r book.AttachRequest) (addrs []netip.Prefix, err error) {
 	n, err := y.Network(r.NetworkID)
 	if err != nil {
 		return nil, err
 	}
 	for _, pool := range n.DHCP {
-		q := Request{AddressRequest: ipam.AddressRequest{Pool: pool, Name: r.Container.Name, MAC: r.MAC}, Attachment: r.Attachment, IfName: r.IfName}
+		q := Request{
+			AddressRequest: ipam.AddressRequest{Pool: pool, Name: r.Container.Name, MAC: r.MAC},
+			Attachment:     r.Attachment, IfName: r.IfName,
+		}
 		if at := slices.IndexFunc(r.Addrs, netip.Addr.Is4); at >= 0 {
 			q.Addr = r.Addrs[at]
 		}
@@ -36,7 +38,7 @@ func Lease4(ctx context.Context, y *book.Book, j *book.Judge, r book.AttachReque
 	return addrs, nil
 }
 
-// NotAttached gives back the leases and the claims of an attachment that came to nothing before it was recorded.
+// NotAttached releases the leases and claims of an attachment that failed before it was recorded.
 func NotAttached(y *book.Book, r book.AttachRequest) error {
 	if err := overlay.Ungrant(y, r); err != nil || len(r.Leased) == 0 {
 		return err
@@ -46,12 +48,12 @@ func NotAttached(y *book.Book, r book.AttachRequest) error {
 			if l.Endpoint != "" || !slices.Contains(r.Leased, l.Lease.Addr) {
 				return nil
 			}
-			return giveBack(y, tx, l)
+			return markReleasing(y, tx, l)
 		})
 	})
 }
 
-// TakeDHCP makes the pool of a network that belongs to no engine.
+// TakeDHCP makes the DHCP pool of a network that belongs to no engine, and returns the pool's ID.
 func TakeDHCP(ctx context.Context, y *book.Book, r book.NetworkRequest) ([]string, error) {
 	if r.DHCP == nil {
 		return nil, nil
@@ -60,7 +62,7 @@ func TakeDHCP(ctx context.Context, y *book.Book, r book.NetworkRequest) ([]strin
 	return []string{p.ID}, err
 }
 
-// GiveDHCP gives back the pools of a network that came to nothing.
+// GiveDHCP releases the pools of a network that could not be made.
 func GiveDHCP(y *book.Book, pools []string) (err error) {
 	for _, id := range pools {
 		err = errors.Join(err, ReleaseDHCPPool(y, id))
@@ -68,8 +70,8 @@ func GiveDHCP(y *book.Book, pools []string) (err error) {
 	return err
 }
 
-// reroute is what an endpoint that came by CNI is to have inside, when it has another lease than before: CHECK
-// compares.
+// reroute returns what an endpoint that came by CNI has in its sandbox after its lease changed. CNI's CHECK compares
+// the sandbox with it.
 func reroute(p sandbox.Plug, internal bool, from, to dhcp.Lease) sandbox.Plug {
 	p.Addrs = slices.Clone(p.Addrs)
 	for i, a := range p.Addrs {
@@ -86,7 +88,7 @@ func reroute(p sandbox.Plug, internal bool, from, to dhcp.Lease) sandbox.Plug {
 	return p
 }
 
-// routesOf are the routes that a lease brings.
+// routesOf returns the routes of a lease.
 func routesOf(l dhcp.Lease) (routes []sandbox.Route) {
 	for _, r := range l.Routes {
 		if r.Via.IsUnspecified() {

@@ -13,11 +13,12 @@ import (
 	"netyard/yard/book"
 )
 
-// named says whether the container is known by something that stays when it is made anew.
-func (r Request) named() bool { return r.Name != "" || r.Attachment != "" }
+// hasName reports whether the container has an identity that stays when the container is created again.
+func (r Request) hasName() bool { return r.Name != "" || r.Attachment != "" }
 
-// who is a name for the client, apart from those of other engines' containers; empty: there is nothing to name it by.
-func (r Request) who() string {
+// clientName returns a name for the client that differs from those of other engines' containers; empty if there is
+// nothing to name it by.
+func (r Request) clientName() string {
 	switch {
 	case r.Attachment != "":
 		return "cni " + cmp.Or(r.Name, r.Attachment) + " " + r.IfName
@@ -29,7 +30,8 @@ func (r Request) who() string {
 	return ""
 }
 
-// ClientMAC is the hardware address that the engine gives the endpoint, or else one that goes with its name.
+// ClientMAC returns the MAC of the client: the parent's if it is shared, else the one that the engine gives, else one
+// derived from the container's name, else a random one.
 func ClientMAC(y *book.Book, r Request, lan kdhcp.LANPort) (net.HardwareAddr, error) {
 	if lan.Shared() {
 		return kdhcp.SharedMAC(y.Config.Kernel.Handle, lan)
@@ -42,8 +44,8 @@ func ClientMAC(y *book.Book, r Request, lan kdhcp.LANPort) (net.HardwareAddr, er
 		return mac, nil
 	}
 	const size, local = 6, 0x02
-	if r.named() {
-		id := ClientID(y, lan, r.who()) // its end is what differs by name
+	if r.hasName() {
+		id := ClientID(y, lan, r.clientName()) // its end depends on the name
 		return append(net.HardwareAddr{local}, id[len(id)-size+1:]...), nil
 	}
 	mac := make(net.HardwareAddr, size)
@@ -52,16 +54,18 @@ func ClientMAC(y *book.Book, r Request, lan kdhcp.LANPort) (net.HardwareAddr, er
 	return mac, nil
 }
 
-// ClientID is who the container of that name is on that LAN, wherever else there is one of its name (RFC 4361: type
-// 255, an identifier of the interface, and a DUID, here one by UUID, RFC 6355).
+// ClientID returns the client identifier of the container of a name on a LAN. It differs from that of a container of
+// the same name on another host or LAN. It is of type 255 (RFC 4361): an identifier of the interface, and a DUID, here
+// by UUID (RFC 6355).
 func ClientID(y *book.Book, lan kdhcp.LANPort, name string) []byte {
 	const idType, duidUUID, uuidSize, ifaceSize = 255, 4, 16, 4
-	iface, node := sha256.Sum256([]byte("netyard "+lan.Parent)), sha256.Sum256([]byte("netyard "+y.Config.HostID+" "+name))
+	iface := sha256.Sum256([]byte("netyard " + lan.Parent))
+	node := sha256.Sum256([]byte("netyard " + y.Config.HostID + " " + name))
 	id := append([]byte{idType}, iface[:ifaceSize]...)
 	return append(append(id, 0, duidUUID), node[:uuidSize]...)
 }
 
-// HostLabel is a name as far as it can be a host's (RFC 1123, 2.1).
+// HostLabel returns a name with only the characters that a host name may have (RFC 1123, 2.1).
 func HostLabel(name string) string {
 	const most = 63
 	var out []byte
@@ -80,14 +84,16 @@ func HostLabel(name string) string {
 	return string(out)
 }
 
-// client is the lease's client, by some transport.
+// client returns the DHCP client of a lease, on the given transport.
 func client(y *book.Book, l DHCPLease, t dhcp.Transport) (*dhcp.Client, error) {
 	mac, err := net.ParseMAC(l.MAC)
 	if err != nil {
 		return nil, fmt.Errorf("lease %s: mac-address %q: %w", l.ID, l.MAC, err)
 	}
 	return &dhcp.Client{
-		Transport: t, Identity: dhcp.Identity{MAC: mac, ID: l.ClientID, Hostname: l.Hostname, VendorClass: l.VendorClass}, Now: y.Config.Now,
-		Probe: modes.IPAMOpt(l.Options, "conflict") == "decline",
+		Transport: t,
+		Identity:  dhcp.Identity{MAC: mac, ID: l.ClientID, Hostname: l.Hostname, VendorClass: l.VendorClass},
+		Now:       y.Config.Now,
+		Probe:     modes.IPAMOpt(l.Options, "conflict") == "decline",
 	}, nil
 }

@@ -17,26 +17,26 @@ import (
 )
 
 const (
-	// idleLook is how often the leases are looked through when nothing is due.
+	// idleLook is how often the leases are checked when nothing is due.
 	idleLook = 30 * time.Second
-	// releasePause is between two attempts to give a lease back, and releaseTries how many there are: it expires by
-	// itself.
+	// releasePause is the time between two attempts to release a lease, and releaseTries the number of attempts. A
+	// lease that cannot be released expires.
 	releasePause, releaseTries = 10 * time.Second, 3
-	// namePause is between two attempts to tell a server a container's name: at first the engine is still busy with the
-	// link.
+	// namePause is the time between two attempts to tell a server a container's name: at first the engine may still be
+	// setting up the link.
 	namePause = time.Second
-	// acquireTime is how long a container without an address looks for one at a time.
+	// acquireTime is how long one attempt to acquire or release an address may take.
 	acquireTime = 5 * time.Second
 )
 
-// KeepLeases has leases renewed from inside their sandboxes, and given back when nobody has them any more, until ctx
-// ends. What is under way then comes to its end first.
+// KeepLeases renews leases from inside their sandboxes, and releases those without an endpoint, until ctx ends. It
+// returns when all tasks under way have ended.
 func KeepLeases(ctx context.Context, y *book.Book) error {
 	defer y.Keeper.Work.Wait()
 	for {
-		next, err := tend(ctx, y)
+		next, err := startDue(ctx, y)
 		if err != nil {
-			y.Config.Log.Error("look through the leases", "err", err)
+			y.Config.Log.Error("lease check failed", "err", err)
 		}
 		timer := time.NewTimer(min(max(next.Sub(y.Config.Now()), 0), idleLook))
 		select {
@@ -50,8 +50,8 @@ func KeepLeases(ctx context.Context, y *book.Book) error {
 	}
 }
 
-// tend begins what is due, and says when the next thing is.
-func tend(ctx context.Context, y *book.Book) (next time.Time, err error) {
+// startDue starts the tasks that are due, and returns when the next one is.
+func startDue(ctx context.Context, y *book.Book) (next time.Time, err error) {
 	now := y.Config.Now()
 	next = now.Add(idleLook)
 	leases, err := DHCPLeases(y)
@@ -59,9 +59,9 @@ func tend(ctx context.Context, y *book.Book) (next time.Time, err error) {
 		return next, err
 	}
 	for _, l := range leases {
-		// Each has a lock of its own: who waits for IPv6 does not keep the address from being renewed, nor a container
-		// from starting.
-		for lock, of := range map[string]tasks{lockPrefix + l.ID: TaskOf, lockPrefix + l.ID + " IPv6": sixTask} {
+		// IPv6 has a lock of its own, so that waiting for it delays neither the renewal of the IPv4 address nor the
+		// start of a container.
+		for lock, of := range map[string]taskFunc{lockPrefix + l.ID: TaskOf, lockPrefix + l.ID + " IPv6": sixTask} {
 			due, do := of(y, l, now)
 			if do == nil {
 				continue
@@ -70,10 +70,11 @@ func tend(ctx context.Context, y *book.Book) (next time.Time, err error) {
 				next = earlier(next, due)
 				continue
 			}
-			begin(&y.Keeper, lock, func() {
+			start(&y.Keeper, lock, func() {
 				defer y.PokeLeases()
-				if err := perform(ctx, y, lock, l.ID, of); err != nil && ctx.Err() == nil {
-					y.Config.Log.Warn("see to a lease", "network", l.Network, "address", l.Lease.Addr, "name", l.Name, "err", err)
+				if err := runTask(ctx, y, lock, l.ID, of); err != nil && ctx.Err() == nil {
+					y.Config.Log.Warn("lease upkeep failed",
+						"network", l.Network, "address", l.Lease.Addr, "name", l.Name, "err", err)
 				}
 			})
 		}
@@ -95,8 +96,8 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// begin does something about a lease, unless something is being done about it.
-func begin(k *book.Keeper, id string, do func()) {
+// start runs a task in the background, unless one with this ID is running.
+func start(k *book.Keeper, id string, do func()) {
 	k.Mu.Lock()
 	defer k.Mu.Unlock()
 	if k.Busy[id] {
@@ -116,16 +117,16 @@ func begin(k *book.Keeper, id string, do func()) {
 	})
 }
 
-// A Task is what is done about a lease.
+// A Task does something about a lease, such as to renew or to release it.
 type Task func(context.Context, *book.Book, DHCPLease) error
 
-// A tasks says what is to be done about a lease, and when; nil: nothing.
-type tasks func(*book.Book, DHCPLease, time.Time) (time.Time, Task)
+// A taskFunc returns the next task of a lease and when it is due; nil if there is none.
+type taskFunc func(*book.Book, DHCPLease, time.Time) (time.Time, Task)
 
-// TaskOf is what is to be done about a lease, and when; nil: nothing.
+// TaskOf returns the next task of a lease and when it is due; nil if there is none.
 func TaskOf(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	switch l.Phase {
-	case DHCPOffered, DHCPDown: // the request that made it is under way; it is over
+	case DHCPOffered, DHCPDown: // its request is still under way; it was lost
 		return time.Time{}, nil
 	case DHCPReleasing:
 		if l.Tries == 0 {
@@ -138,12 +139,12 @@ func TaskOf(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	e, err := y.Endpoint(l.Network, l.Endpoint)
 	switch {
 	case errors.Is(err, book.ErrNotFound):
-		return l.Since.Add(y.Config.Grace), orphan
+		return l.Since.Add(y.Config.Grace), releaseOrphan
 	case err != nil || e.Phase != modes.Ready || e.Sandbox == "" || !core.IsNamespace(e.Sandbox):
 		if due.IsZero() {
 			due = now.Add(idleLook)
 		}
-		return later(earlier(now.Add(idleLook), due), now.Add(namePause)), extend // a look, when it may be ready
+		return later(earlier(now.Add(idleLook), due), now.Add(namePause)), extend // the endpoint may be ready by then
 	}
 	if Hostname(l, e) != l.Hostname && l.Lease.State(now) == dhcp.Bound {
 		due = l.Tried.Add(namePause)
@@ -154,8 +155,8 @@ func TaskOf(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	return due, extend
 }
 
-// Hostname is what the server is to be told: the container's own, unless that is only the beginning of its id, as an
-// engine makes one up. Until it is known, what was told already.
+// Hostname returns the host name to tell the server: the container's own, or its name if the host name is only the
+// beginning of its ID, which is an engine's default. While neither is known it is the one that the server has.
 func Hostname(l DHCPLease, e modes.Endpoint) string {
 	switch c := e.Container; {
 	case modes.IPAMOpt(l.Options, "hostname") != "true":
@@ -168,14 +169,14 @@ func Hostname(l DHCPLease, e modes.Endpoint) string {
 	return l.Hostname
 }
 
-// perform does its duty by a lease if that is still the same, alone.
-func perform(ctx context.Context, y *book.Book, lock, id string, of tasks) error {
+// runTask runs the task of a lease with the lock held, if it is still due.
+func runTask(ctx context.Context, y *book.Book, lock, id string, of taskFunc) error {
 	release, err := y.Locks.Hold(ctx, lock, false)
 	if err != nil {
 		return err
 	}
 	defer release()
-	l, err := lease(y, id)
+	l, err := getLease(y, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
@@ -190,20 +191,21 @@ func perform(ctx context.Context, y *book.Book, lock, id string, of tasks) error
 	return do(ctx, y, l)
 }
 
-// orphan gives back a lease that no endpoint ever had, or has any more.
-func orphan(_ context.Context, y *book.Book, l DHCPLease) error {
-	y.Config.Log.Info("release a lease without an endpoint", "network", l.Network, "address", l.Lease.Addr)
-	return y.Update("lease released", func(tx store.Tx) error { return giveBack(y, tx, l) })
+// releaseOrphan marks a lease without an endpoint to be released.
+func releaseOrphan(_ context.Context, y *book.Book, l DHCPLease) error {
+	y.Config.Log.Info("orphaned lease found", "network", l.Network, "address", l.Lease.Addr, "name", l.Name)
+	return y.Update("lease released", func(tx store.Tx) error { return markReleasing(y, tx, l) })
 }
 
-// release tells the server that it can have an address back.
+// release releases an address at the server, and forgets the lease when that is done or was tried often enough.
 func release(ctx context.Context, y *book.Book, l DHCPLease) error {
 	ctx, cancel := context.WithTimeout(ctx, acquireTime)
 	defer cancel()
-	err := sayRelease(ctx, y, l)
+	err := sendRelease(ctx, y, l)
 	if err == nil || l.Tries+1 >= releaseTries || l.Lease.State(y.Config.Now()) == dhcp.Expired {
 		if err != nil {
-			err = fmt.Errorf("release %s; the server frees it at %s by itself: %w", l.Lease.Addr, l.Lease.Expires.Format(time.DateTime), err)
+			err = fmt.Errorf("release lease of %s: %w; it expires at %s",
+				l.Lease.Addr, err, l.Lease.Expires.Format(time.DateTime))
 		}
 		return errors.Join(err, y.Update("lease gone", func(tx store.Tx) error { return dhcpLeases.Delete(tx, l.ID) }))
 	}
@@ -211,7 +213,8 @@ func release(ctx context.Context, y *book.Book, l DHCPLease) error {
 	return errors.Join(err, y.Config.Store.Update(func(tx store.Tx) error { return dhcpLeases.Put(tx, l.ID, l) }))
 }
 
-func sayRelease(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
+// sendRelease sends a DHCPRELEASE from the host, with the client's MAC.
+func sendRelease(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	mac, err := net.ParseMAC(l.MAC)
 	if err != nil {
 		return err
@@ -229,11 +232,12 @@ func sayRelease(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err := client.Release(ctx, l.Lease); err != nil {
 		return err
 	}
-	y.Config.Log.Info("lease released", "network", l.Network, "address", l.Lease.Addr, "server", l.Lease.Server)
+	y.Config.Log.Info("lease released",
+		"network", l.Network, "address", l.Lease.Addr, "name", l.Name, "server", l.Lease.Server)
 	return nil
 }
 
-// extend asks for more time from inside the sandbox, or for another lease when that one is over.
+// extend extends a lease from inside the sandbox, or acquires another one if it has expired or the server refuses.
 func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	e, err := y.Endpoint(l.Network, l.Endpoint)
 	if err != nil {
@@ -248,16 +252,16 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 		return err
 	}
 	box, err := kdhcp.EnterLink(e.Sandbox, core.Alias(e.NetworkID, e.ID), mac)
-	if err != nil { // the engine has not moved the link in yet, or it is about to be taken out
-		return again(y, l)
+	if err != nil { // the engine has not moved the link in yet, or is about to remove it
+		return noteAttempt(y, l)
 	}
 	defer func() { err = errors.Join(err, box.Close()) }()
 	if l.Lease.State(y.Config.Now()) == dhcp.Expired {
-		return lost(ctx, y, l, e, box, "it has run out")
+		return handleLost(ctx, y, l, e, box, "it expired")
 	}
 	socket, err := box.Socket()
 	if err != nil {
-		return errors.Join(err, again(y, l))
+		return errors.Join(err, noteAttempt(y, l))
 	}
 	defer func() { err = errors.Join(err, socket.Close()) }()
 	client, err := client(y, l, socket)
@@ -269,33 +273,37 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	more, err := client.Extend(attempt, l.Lease)
 	switch {
 	case errors.Is(err, dhcp.ErrRefused):
-		return lost(ctx, y, l, e, box, err.Error())
+		return handleLost(ctx, y, l, e, box, err.Error())
 	case err != nil:
-		if s := l.Lease.State(y.Config.Now()); s == dhcp.Renewing && l.Tried.Before(l.Lease.Renew) || s == dhcp.Rebinding {
-			y.Config.Log.Warn("no more time for a lease yet", "network", l.Network, "address", l.Lease.Addr, "container", e.Container.Name,
-				"server", l.Lease.Server, "expires", l.Lease.Expires, "err", err)
+		s := l.Lease.State(y.Config.Now())
+		if s == dhcp.Renewing && l.Tried.Before(l.Lease.Renew) || s == dhcp.Rebinding {
+			y.Config.Log.Warn("lease renewal failed", "network", l.Network, "address", l.Lease.Addr,
+				"container", e.Container.Name, "server", l.Lease.Server, "expires", l.Lease.Expires, "err", err)
 		}
-		return again(y, l)
+		return noteAttempt(y, l)
 	}
-	return extended(y, l, more, box)
+	return applyExtension(y, l, more, box)
 }
 
-// again notes that more time was asked for in vain.
-func again(y *book.Book, l DHCPLease) error {
-	return change(y, l, func(now *DHCPLease) { now.Tried = y.Config.Now() })
+// noteAttempt records that an attempt to extend a lease failed.
+func noteAttempt(y *book.Book, l DHCPLease) error {
+	return changeHeld(y, l, func(now *DHCPLease) { now.Tried = y.Config.Now() })
 }
 
-// extended notes that more time was granted, and does what the server says otherwise than before.
-func extended(y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.InnerLink) error {
+// applyExtension records an extended lease, and applies what the server changed: address, router and routes.
+func applyExtension(y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.InnerLink) error {
 	old := l.Lease
-	if more.NextHop == nil { // an answer by way of IP does not show it
+	if more.NextHop == nil { // an answer by IP does not show the MAC it came from
 		more.NextHop = old.NextHop
 	}
-	err := change(y, l, func(now *DHCPLease) { now.Lease, now.Hostname, now.Tried = more, l.Hostname, time.Time{} })
+	err := changeHeld(y, l, func(now *DHCPLease) {
+		now.Lease, now.Hostname, now.Tried = more, l.Hostname, time.Time{}
+	})
 	if err != nil {
 		return err
 	}
-	y.Config.Log.Debug("lease extended", "network", l.Network, "address", more.Addr, "server", more.Server, "expires", more.Expires)
+	y.Config.Log.Debug("lease extended", "network", l.Network, "address", more.Addr, "name", l.Name,
+		"server", more.Server, "expires", more.Expires)
 	if old.Addr == more.Addr && old.Router == more.Router && slices.Equal(old.Routes, more.Routes) {
 		return nil
 	}
@@ -308,8 +316,8 @@ func extended(y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.InnerLink) 
 	})
 }
 
-// change changes a held lease, unless it was given back meanwhile.
-func change(y *book.Book, l DHCPLease, do func(*DHCPLease)) error {
+// changeHeld changes the record of a held lease. It does nothing if the lease was released meanwhile.
+func changeHeld(y *book.Book, l DHCPLease, do func(*DHCPLease)) error {
 	return y.Config.Store.Update(func(tx store.Tx) error {
 		now, err := dhcpLeases.Get(tx, l.ID)
 		if errors.Is(err, store.ErrNotFound) || err == nil && now.Phase != DHCPHeld {
@@ -323,7 +331,7 @@ func change(y *book.Book, l DHCPLease, do func(*DHCPLease)) error {
 	})
 }
 
-// SettleOffers gives back the leases that were being asked for when the daemon died: nobody was told of them.
+// SettleOffers releases the leases that were being requested when the daemon died: no engine was told of them.
 func SettleOffers(y *book.Book) error {
 	return y.Config.Store.Update(func(tx store.Tx) error {
 		leases, err := dhcpLeases.List(tx, "")
@@ -334,7 +342,7 @@ func SettleOffers(y *book.Book) error {
 			if l.Phase != DHCPOffered {
 				continue
 			}
-			if err := giveBack(y, tx, l); err != nil {
+			if err := markReleasing(y, tx, l); err != nil {
 				return err
 			}
 		}
@@ -342,7 +350,7 @@ func SettleOffers(y *book.Book) error {
 	})
 }
 
-// AuditLeases finds the leases that no endpoint has.
+// AuditLeases returns a finding for each held lease without an endpoint.
 func AuditLeases(y *book.Book) (out []book.Finding, err error) {
 	leases, err := DHCPLeases(y)
 	if err != nil {
@@ -356,8 +364,10 @@ func AuditLeases(y *book.Book) (out []book.Finding, err error) {
 			continue
 		}
 		out = append(out, book.Finding{
-			Kind: book.Orphan, Text: fmt.Sprintf("lease %s of DHCP server %s belongs to no endpoint", l.Lease.Addr.Addr(), l.Lease.Server), Removable: true,
-			Remove: func(ctx context.Context) error { return orphan(ctx, y, l) },
+			Kind: book.Orphan, Removable: true,
+			Text: fmt.Sprintf("lease %s of DHCP server %s belongs to no endpoint",
+				l.Lease.Addr.Addr(), l.Lease.Server),
+			Remove: func(ctx context.Context) error { return releaseOrphan(ctx, y, l) },
 		})
 	}
 	return out, nil

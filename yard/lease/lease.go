@@ -1,4 +1,4 @@
-// Package lease is addresses that DHCP servers of a LAN give.
+// Package lease acquires, renews and releases the addresses that a LAN's DHCP servers give to endpoints.
 package lease
 
 import (
@@ -20,44 +20,44 @@ import (
 	"netyard/yard/book"
 )
 
-// A DHCPLease is an address that a DHCP server gave to an endpoint, or is about to.
+// A DHCPLease is the record of an address that a DHCP server gave to an endpoint, or is asked for.
 type DHCPLease struct {
-	// ID is its network, and who the client is.
+	// ID is made of the network, and the client's identifier or MAC.
 	ID      string
 	Network string
 	Pool    string
-	// Endpoint is whose it is; empty until there is one.
+	// Endpoint is the owner; empty until there is one.
 	Endpoint string `json:",omitempty"`
-	// Given is the address that the engine was told, and that it will speak of. Lease has the one that counts.
+	// Given is the address that the engine was told, and names in its requests. Lease has the one in use.
 	Given netip.Addr
 	Lease dhcp.Lease
 	MAC   string
-	// ClientID and VendorClass are what the server was told from the beginning, Hostname what it was told last.
+	// ClientID and VendorClass are as the server was told at first, Hostname as it was told last.
 	ClientID    []byte            `json:",omitempty"`
 	VendorClass string            `json:",omitempty"`
 	Hostname    string            `json:",omitempty"`
-	Name        string            `json:",omitempty"` // the container's, where the engine tells it
+	Name        string            `json:",omitempty"` // the container's, if the engine tells it
 	LAN         kdhcp.LANPort     // where the server is
-	Phase       DHCPPhase         // what is to become of it
-	Since       time.Time         // when it became Phase
-	Tried       time.Time         `json:",omitzero"` // when more time was last asked for in vain
+	Phase       DHCPPhase         // the stage of its life
+	Since       time.Time         // when Phase began
+	Tried       time.Time         `json:",omitzero"` // the last failed attempt to extend or release it
 	Tries       int               `json:",omitempty"`
-	Options     map[string]string `json:",omitempty"` // its pool's
+	Options     map[string]string `json:",omitempty"` // the pool's
 	Six         Six               `json:",omitzero"`
 }
 
-// A DHCPPhase says what is to become of a lease.
+// A DHCPPhase is a stage in the life of a lease.
 type DHCPPhase string
 
 // The phases of a lease.
 const (
-	DHCPOffered   DHCPPhase = "offered"   // a server was, or is about to be, asked for it: after a crash it is given back
-	DHCPHeld      DHCPPhase = "held"      // the endpoint has it, for as long as more time is granted
+	DHCPOffered   DHCPPhase = "offered"   // it is being requested; after a crash it is released
+	DHCPHeld      DHCPPhase = "held"      // it is granted, and extended while it has an endpoint
 	DHCPDown      DHCPPhase = "down"      // it was lost, and the endpoint's link taken down
 	DHCPReleasing DHCPPhase = "releasing" // the server is to be told that it is free
 )
 
-// State is how a lease is doing, in a word.
+// State returns the state of a lease in one word.
 func (l DHCPLease) State(now time.Time) string {
 	if l.Phase == DHCPHeld {
 		return string(l.Lease.State(now))
@@ -65,17 +65,17 @@ func (l DHCPLease) State(now time.Time) string {
 	return string(l.Phase)
 }
 
-// dhcpLeases are by network and client.
+// dhcpLeases has the leases by network and client.
 var dhcpLeases = store.Bucket[DHCPLease]{Name: "dhcp-leases"}
 
 const (
-	// dhcpTime is how long a lease may take to come. An engine's call has 9 s, and what is left over is for undoing it.
+	// dhcpTime is how long it may take to acquire a lease. An engine's call has 9 s; the rest is for undoing it.
 	dhcpTime = 7 * time.Second
 	// lockPrefix begins the names of the locks of leases.
 	lockPrefix = "dhcp "
 )
 
-// DHCPLeases are all leases.
+// DHCPLeases returns all leases.
 func DHCPLeases(y *book.Book) (ls []DHCPLease, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		ls, err = dhcpLeases.List(tx, "")
@@ -84,8 +84,8 @@ func DHCPLeases(y *book.Book) (ls []DHCPLease, err error) {
 	return ls, err
 }
 
-// lease is one of them.
-func lease(y *book.Book, id string) (l DHCPLease, err error) {
+// getLease reads the record of a lease.
+func getLease(y *book.Book, id string) (l DHCPLease, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		l, err = dhcpLeases.Get(tx, id)
 		return err
@@ -93,10 +93,10 @@ func lease(y *book.Book, id string) (l DHCPLease, err error) {
 	return l, err
 }
 
-// A Request is one for an address from the LAN's DHCP server.
+// A Request is a request for an address from the LAN's DHCP server.
 type Request struct {
 	ipam.AddressRequest
-	// Attachment and IfName are an interface's of a container that comes by CNI.
+	// Attachment and IfName name the interface of a container that comes by CNI.
 	Attachment, IfName string
 }
 
@@ -111,13 +111,14 @@ func RequestLease(ctx context.Context, y *book.Book, j *book.Judge, r Request) (
 	case err != nil:
 		return netip.Prefix{}, fmt.Errorf("request address from pool %s: %w", r.Pool, err)
 	case r.Gateway:
-		return netip.Prefix{}, fmt.Errorf("gateway %s: which one there is the DHCP server says; leave --gateway out", r.Addr)
-	case p.Network == "" && r.Addr.IsValid(): // kept from containers, before the network is made: that is the server's business
+		return netip.Prefix{}, fmt.Errorf("gateway %s: the DHCP server names the gateway; leave --gateway out", r.Addr)
+	case p.Network == "" && r.Addr.IsValid(): // an aux-address, before the network is made: the server's concern
 		return netip.PrefixFrom(r.Addr, p.Range().Bits()), nil
 	}
 	n, err := y.Network(p.Network)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("request address from pool %s, which is for networks of netyard's drivers: %w", r.Pool, err)
+		return netip.Prefix{}, fmt.Errorf("request address from pool %s, which only netyard's networks can use: %w",
+			r.Pool, err)
 	}
 	l, err := newLease(y, n, p, r)
 	if err != nil {
@@ -140,7 +141,7 @@ func RequestLease(ctx context.Context, y *book.Book, j *book.Judge, r Request) (
 	return a, nil
 }
 
-// newLease is a lease without an address: who asks for one, and where.
+// newLease returns a lease without an address: the client and the LAN.
 func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease, err error) {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
@@ -151,8 +152,8 @@ func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease
 	}
 	lan := m.Traits(n).LAN.Port
 	l = DHCPLease{
-		Network: n.ID, Pool: p.ID, Name: r.Name, LAN: lan, Phase: DHCPOffered, Since: y.Config.Now(), Options: p.Options,
-		VendorClass: modes.IPAMOpt(p.Options, "vendor_class"),
+		Network: n.ID, Pool: p.ID, Name: r.Name, LAN: lan, Phase: DHCPOffered, Since: y.Config.Now(),
+		Options: p.Options, VendorClass: modes.IPAMOpt(p.Options, "vendor_class"),
 	}
 	mac, err := ClientMAC(y, r, lan)
 	if err != nil {
@@ -161,9 +162,9 @@ func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease
 	l.MAC = mac.String()
 	switch {
 	case lan.Shared():
-		l.ClientID = ClientID(y, lan, cmp.Or(r.who(), rand.Text()))
-	case r.named() && modes.IPAMOpt(p.Options, "client_id") == "name":
-		l.ClientID = ClientID(y, lan, r.who())
+		l.ClientID = ClientID(y, lan, cmp.Or(r.clientName(), rand.Text()))
+	case r.hasName() && modes.IPAMOpt(p.Options, "client_id") == "name":
+		l.ClientID = ClientID(y, lan, r.clientName())
 	}
 	if r.Name != "" && modes.IPAMOpt(p.Options, "hostname") == "true" {
 		l.Hostname = HostLabel(r.Name)
@@ -175,12 +176,15 @@ func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease
 	return l, nil
 }
 
-// acquire asks the LAN. What is on record of the same client already is gone on with. The caller has the client's lock.
-func acquire(ctx context.Context, y *book.Book, j *book.Judge, p DHCPPool, l DHCPLease, r Request) (got netip.Prefix, err error) {
+// acquire acquires a lease on the LAN, or returns the one that the client has on record. The caller has the client's
+// lock.
+func acquire(
+	ctx context.Context, y *book.Book, j *book.Judge, p DHCPPool, l DHCPLease, r Request,
+) (got netip.Prefix, err error) {
 	wish := dhcp.Wish{Addr: r.Addr, Must: r.Addr.IsValid()}
-	old, err := lease(y, l.ID)
+	old, err := getLease(y, l.ID)
 	if err == nil {
-		again, err := goOn(ctx, y, j, old, l, r)
+		again, err := resume(ctx, y, j, old, l, r)
 		if err != nil || again {
 			return old.Lease.Addr, err
 		}
@@ -206,7 +210,7 @@ func acquire(ctx context.Context, y *book.Book, j *book.Judge, p DHCPPool, l DHC
 	wish.Offered = func(offer dhcp.Lease) error {
 		l.Lease, l.Given = offer, offer.Addr.Addr()
 		if p.Subnet.IsValid() && !p.Subnet.Contains(l.Given) {
-			return fmt.Errorf("the DHCP server %s offers %s, which is not in subnet %s", offer.Server, l.Given, p.Subnet)
+			return fmt.Errorf("DHCP server %s offers %s, which is not in subnet %s", offer.Server, l.Given, p.Subnet)
 		}
 		return y.Update("lease offered", func(tx store.Tx) error { return dhcpLeases.Put(tx, l.ID, l) })
 	}
@@ -218,16 +222,17 @@ func acquire(ctx context.Context, y *book.Book, j *book.Judge, p DHCPPool, l DHC
 		err = y.Update("lease held", func(tx store.Tx) error { return dhcpLeases.Put(tx, l.ID, l) })
 	}
 	if err != nil {
-		return got, errors.Join(err, notTaken(y, l))
+		return got, errors.Join(err, releaseUntaken(y, l))
 	}
-	y.Config.Log.Info("lease", "network", l.Network, "address", granted.Addr, "mac", l.MAC, "name", l.Name, "server", granted.Server, "expires", granted.Expires)
+	y.Config.Log.Info("lease acquired", "network", l.Network, "address", granted.Addr, "mac", l.MAC, "name", l.Name,
+		"server", granted.Server, "expires", granted.Expires)
 	y.PokeLeases()
 	return granted.Addr, nil
 }
 
-// notTaken has a lease that came to nothing given back, if it got as far as an offer: the server may believe that it
-// was taken.
-func notTaken(y *book.Book, l DHCPLease) error {
+// releaseUntaken releases the lease of a request that failed, if there was an offer: the server may hold that the lease
+// was granted.
+func releaseUntaken(y *book.Book, l DHCPLease) error {
 	return y.Update("lease not taken", func(tx store.Tx) error {
 		now, err := dhcpLeases.Get(tx, l.ID)
 		if errors.Is(err, store.ErrNotFound) {
@@ -236,14 +241,14 @@ func notTaken(y *book.Book, l DHCPLease) error {
 		if err != nil {
 			return err
 		}
-		return giveBack(y, tx, now)
+		return markReleasing(y, tx, now)
 	})
 }
 
-// goOn looks at what is on record of a client that asks. again: the same request, put again. A container's own lease,
-// which its name tells, is its again; a hardware address can be two containers' at once, and then it is the first
-// one's.
-func goOn(ctx context.Context, y *book.Book, j *book.Judge, old, l DHCPLease, r Request) (again bool, err error) {
+// resume examines the lease that a client has on record; again: the request is a repeated one, and the lease is its
+// answer. A container with a name requests its own lease again. A MAC can be that of two containers at once:
+// then the lease stays with the first one while it lives.
+func resume(ctx context.Context, y *book.Book, j *book.Judge, old, l DHCPLease, r Request) (again bool, err error) {
 	if old.Phase != DHCPHeld || r.Addr.IsValid() && r.Addr != old.Given {
 		return false, nil
 	}
@@ -254,7 +259,7 @@ func goOn(ctx context.Context, y *book.Book, j *book.Judge, old, l DHCPLease, r 
 	if errors.Is(err, book.ErrNotFound) {
 		return false, nil
 	}
-	if err == nil && r.Attachment != "" && e.Attachment == r.Attachment && e.IfName == r.IfName { // its runtime asks again
+	if err == nil && r.Attachment != "" && e.Attachment == r.Attachment && e.IfName == r.IfName { // a repeated request
 		return old.Given == old.Lease.Addr.Addr() && old.Lease.State(y.Config.Now()) != dhcp.Expired, nil
 	}
 	if err != nil || l.Name != "" || e.Phase != modes.Ready || e.Sandbox == "" {
@@ -270,12 +275,12 @@ func goOn(ctx context.Context, y *book.Book, j *book.Judge, old, l DHCPLease, r 
 	return false, fmt.Errorf("%s: %w by %s, which has %s", what, book.ErrInUse, book.Owned(e), old.Lease.Addr)
 }
 
-// giveBack records that a lease is to be released; KeepLeases does it.
-func giveBack(y *book.Book, tx store.Tx, l DHCPLease) error {
+// markReleasing records that a lease is to be released; KeepLeases does that.
+func markReleasing(y *book.Book, tx store.Tx, l DHCPLease) error {
 	if l.Phase == DHCPReleasing {
 		return nil
 	}
-	if l.Phase == DHCPDown || !l.Lease.Addr.IsValid() { // the server has it back already
+	if l.Phase == DHCPDown || !l.Lease.Addr.IsValid() { // there is nothing to release at the server
 		return dhcpLeases.Delete(tx, l.ID)
 	}
 	l.Phase, l.Since, l.Tried, l.Tries, l.Endpoint = DHCPReleasing, y.Config.Now(), time.Time{}, 0, ""
@@ -283,7 +288,7 @@ func giveBack(y *book.Book, tx store.Tx, l DHCPLease) error {
 	return dhcpLeases.Put(tx, l.ID, l)
 }
 
-// ReleaseGiven gives back the lease of the address that an engine speaks of, unless an endpoint still has it.
+// ReleaseGiven releases the lease of the address that an engine names, unless an endpoint still has it.
 func ReleaseGiven(y *book.Book, tx store.Tx, pool string, a netip.Addr) error {
 	p, err := DHCPPools.Get(tx, pool)
 	if errors.Is(err, store.ErrNotFound) || err == nil && p.Network == "" {
@@ -296,23 +301,25 @@ func ReleaseGiven(y *book.Book, tx store.Tx, pool string, a netip.Addr) error {
 		if l.Given != a || l.Phase == DHCPOffered {
 			return nil
 		}
-		if e, err := book.GetEndpoint(tx, p.Network, l.Endpoint); l.Endpoint != "" && err == nil && e.Phase != modes.Deleting {
+		e, err := book.GetEndpoint(tx, p.Network, l.Endpoint)
+		if l.Endpoint != "" && err == nil && e.Phase != modes.Deleting {
 			return nil
 		}
-		return giveBack(y, tx, l)
+		return markReleasing(y, tx, l)
 	})
 }
 
-// ReleaseLeasesOf gives back what an endpoint has that is buried.
+// ReleaseLeasesOf releases the leases of an endpoint that is removed.
 func ReleaseLeasesOf(y *book.Book, tx store.Tx, e modes.Endpoint) error {
 	return eachLease(tx, e.NetworkID, func(l DHCPLease) error {
 		if l.Endpoint != e.ID {
 			return nil
 		}
-		return giveBack(y, tx, l)
+		return markReleasing(y, tx, l)
 	})
 }
 
+// eachLease calls do with each lease of a network.
 func eachLease(tx store.Tx, network string, do func(DHCPLease) error) error {
 	leases, err := dhcpLeases.List(tx, network+"/")
 	if err != nil {
@@ -326,19 +333,23 @@ func eachLease(tx store.Tx, network string, do func(DHCPLease) error) error {
 	return nil
 }
 
-// TakeLease makes the lease of an endpoint's address the endpoint's, and its hardware address the one the server knows,
-// if it has one of its own.
+// TakeLease assigns the lease of an endpoint's address to the endpoint. It also gives the endpoint the MAC that the
+// server knows, unless containers of the LAN share one.
 func TakeLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, error) {
 	if len(n.DHCP) == 0 {
 		return e, nil
 	}
 	err := eachLease(tx, n.ID, func(l DHCPLease) error {
 		for _, a := range e.Addrs {
-			if l.Phase != DHCPHeld || l.Given != a.Addr() || e.MAC != "" && l.MAC != e.MAC && l.Name == "" && l.Endpoint != "" {
+			if l.Phase != DHCPHeld || l.Given != a.Addr() {
+				continue
+			}
+			if e.MAC != "" && l.MAC != e.MAC && l.Name == "" && l.Endpoint != "" {
 				continue
 			}
 			if e.MAC != "" && e.MAC != l.MAC {
-				return fmt.Errorf("mac-address %s: the lease of %s was got with %s, before netyard was told; use --ipam-driver netyard-dhcp", e.MAC, a.Addr(), l.MAC)
+				return fmt.Errorf("mac-address %s: the lease of %s was acquired with %s, before netyard was told; "+
+					"use --ipam-driver netyard-dhcp", e.MAC, a.Addr(), l.MAC)
 			}
 			l.Endpoint, l.Six = e.ID, Six{}
 			if !l.LAN.Shared() {
@@ -351,7 +362,7 @@ func TakeLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, 
 	return e, err
 }
 
-// Of is the lease that an endpoint has; ok is false when it has none.
+// Of returns the lease of an endpoint; ok is false if it has none.
 func Of(y *book.Book, e modes.Endpoint) (found DHCPLease, ok bool, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		return eachLease(tx, e.NetworkID, func(l DHCPLease) error {
@@ -364,7 +375,7 @@ func Of(y *book.Book, e modes.Endpoint) (found DHCPLease, ok bool, err error) {
 	return found, ok, err
 }
 
-// Dress gives a link what the DHCP server says: gateway, routes, MTU.
+// Dress sets the gateway, routes and MTU of a link as the DHCP server says.
 func Dress(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) error {
 	if len(n.DHCP) == 0 || link.SrcName == "" {
 		return nil
@@ -388,7 +399,7 @@ func Dress(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) er
 	}
 	if l.Lease.MTU > 0 && (link.MTU == 0 || l.Lease.MTU < link.MTU) {
 		link.MTU = l.Lease.MTU
-		if e.Attachment != "" { // it is set inside
+		if e.Attachment != "" { // it is set in the sandbox
 			return nil
 		}
 		return y.Config.Kernel.SetLinkMTU(link.SrcName, link.MTU)

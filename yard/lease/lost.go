@@ -20,43 +20,61 @@ import (
 	"netyard/yard/port"
 )
 
-// lost deals with an address that is the container's no more: it gets another one, or no traffic.
-func lost(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink, why string) error {
-	what := []any{"network", l.Network, "endpoint", e.ID, "container", e.Container.Name, "address", l.Lease.Addr, "why", why}
+// handleLost handles a lease that expired or was refused. The container gets another address, or, with on_lost=down,
+// its link is taken down.
+func handleLost(
+	ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink, why string,
+) error {
+	what := []any{
+		"network", l.Network, "endpoint", e.ID, "container", e.Container.Name, "address", l.Lease.Addr, "why", why,
+	}
 	if modes.IPAMOpt(l.Options, "on_lost") == "down" {
-		y.Config.Log.Error("lease lost: the container's link is taken down; start the container anew", what...)
-		err := errors.Join(box.Down(), change(y, l, func(now *DHCPLease) { now.Phase, now.Since = DHCPDown, y.Config.Now() }))
-		tellLease(y, event.LeaseDown, l, e, fmt.Sprintf("%s lost %s: %s; its link is down until it is started anew", book.Owned(e), l.Lease.Addr.Addr(), why))
+		y.Config.Log.Error("lease lost, link taken down; restart the container", what...)
+		err := errors.Join(box.Down(), markDown(y, l))
+		tellLease(y, event.LeaseDown, l, e, fmt.Sprintf("%s lost %s: %s; its link is down until it is restarted",
+			book.Owned(e), l.Lease.Addr.Addr(), why))
 		return err
 	}
-	if l.Tried.Before(l.Lease.Expires) || l.Tried.IsZero() { // not each time
-		y.Config.Log.Error("lease lost: looking for another address", what...)
-		tellLease(y, event.LeaseLost, l, e, fmt.Sprintf("%s lost %s: %s; another address is looked for", book.Owned(e), l.Lease.Addr.Addr(), why))
+	if l.Tried.Before(l.Lease.Expires) || l.Tried.IsZero() { // only the first time
+		y.Config.Log.Error("lease lost, another address requested", what...)
+		tellLease(y, event.LeaseLost, l, e, fmt.Sprintf("%s lost %s: %s; another address is requested",
+			book.Owned(e), l.Lease.Addr.Addr(), why))
 	}
 	fresh, err := replace(ctx, y, l, e, box)
-	if err != nil { // the address must not be used (RFC 2131, 4.4.5), and is looked for again in a while
-		return errors.Join(err, box.Readdress(l.Lease.Addr, netip.Prefix{}, netip.Addr{}, nil), change(y, l, func(now *DHCPLease) {
+	if err != nil { // the address must not be used (RFC 2131, 4.4.5); the next attempt follows later
+		removed := box.Readdress(l.Lease.Addr, netip.Prefix{}, netip.Addr{}, nil)
+		return errors.Join(err, removed, changeHeld(y, l, func(now *DHCPLease) {
 			now.Tried = y.Config.Now()
 			now.Lease.Expires = earlier(now.Lease.Expires, now.Tried)
-			now.Lease.Rebind, now.Lease.Renew = earlier(now.Lease.Rebind, now.Tried), earlier(now.Lease.Renew, now.Tried)
+			now.Lease.Rebind = earlier(now.Lease.Rebind, now.Tried)
+			now.Lease.Renew = earlier(now.Lease.Renew, now.Tried)
 		}))
 	}
 	if err := readdress(y, l, l.Lease.Addr, fresh, box); err != nil {
 		return err
 	}
 	if fresh.Addr != l.Lease.Addr {
-		y.Config.Log.Error("container re-addressed; its engine goes on showing the old address", append(what, "now", fresh.Addr)...)
+		y.Config.Log.Error("container readdressed; its engine still shows the old address",
+			append(what, "now", fresh.Addr)...)
 	}
-	if err := readdressed(ctx, y, l, fresh); err != nil {
+	if err := recordReaddress(ctx, y, l, fresh); err != nil {
 		return err
 	}
 	l.Lease = fresh
-	tellLease(y, event.LeaseMoved, l, e, fmt.Sprintf("%s has %s now; its engine goes on showing %s", book.Owned(e), fresh.Addr.Addr(), l.Given))
+	tellLease(y, event.LeaseMoved, l, e, fmt.Sprintf("%s has %s now; its engine still shows %s",
+		book.Owned(e), fresh.Addr.Addr(), l.Given))
 	return nil
 }
 
-// replace gets another lease for a container that lost its own, the same address if it can be.
-func replace(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink) (fresh dhcp.Lease, err error) {
+// markDown records that a lease was lost and its link taken down.
+func markDown(y *book.Book, l DHCPLease) error {
+	return changeHeld(y, l, func(now *DHCPLease) { now.Phase, now.Since = DHCPDown, y.Config.Now() })
+}
+
+// replace acquires another lease for a container that lost its own, with the same address if possible.
+func replace(
+	ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink,
+) (fresh dhcp.Lease, err error) {
 	wire, err := wireOf(y, l, box)
 	if err != nil {
 		return fresh, err
@@ -71,16 +89,19 @@ func replace(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, b
 	return client.Acquire(ctx, dhcp.Wish{Addr: l.Lease.Addr.Addr(), Declined: declined(y, l, e)})
 }
 
-// declined says of an address that somebody on the LAN has it, who was not given it.
+// declined returns a function that logs and tells that an address was declined, since a host on the LAN has it.
 func declined(y *book.Book, l DHCPLease, e modes.Endpoint) func(dhcp.Lease, net.HardwareAddr) {
 	return func(of dhcp.Lease, holder net.HardwareAddr) {
-		y.Config.Log.Warn("address declined: somebody on the LAN has it", "network", l.Network, "container", e.Container.Name, "address", of.Addr.Addr(), "holder", holder.String(), "server", of.Server)
+		y.Config.Log.Warn("address declined: a host on the LAN has it",
+			"network", l.Network, "container", e.Container.Name, "address", of.Addr.Addr(),
+			"holder", holder.String(), "server", of.Server)
 		l.Lease = of
-		tellLease(y, event.LeaseDeclined, l, e, fmt.Sprintf("%s on %s is declined: %s has it, without the DHCP server %s knowing", of.Addr.Addr(), l.LAN, holder, of.Server))
+		tellLease(y, event.LeaseDeclined, l, e, fmt.Sprintf(
+			"%s on %s is declined: %s has it, unknown to DHCP server %s", of.Addr.Addr(), l.LAN, holder, of.Server))
 	}
 }
 
-// tellLease is tell about a lease of an endpoint.
+// tellLease records an event about a lease of an endpoint.
 func tellLease(y *book.Book, kind string, l DHCPLease, e modes.Endpoint, text string) {
 	n, err := y.Network(l.Network)
 	if err != nil { // it is being deleted
@@ -91,8 +112,8 @@ func tellLease(y *book.Book, kind string, l DHCPLease, e modes.Endpoint, text st
 	y.Tell(v)
 }
 
-// wireOf is a way to the LAN for a container without an address. What is sent to a shared hardware address does not
-// reach it.
+// wireOf returns a link to the LAN for a container without an address: from its sandbox, or from the host if containers
+// share a MAC, since frames to that MAC do not reach the sandbox.
 func wireOf(y *book.Book, l DHCPLease, box *kdhcp.InnerLink) (*kdhcp.Wire, error) {
 	if !l.LAN.Shared() {
 		return box.Wire()
@@ -104,6 +125,7 @@ func wireOf(y *book.Book, l DHCPLease, box *kdhcp.InnerLink) (*kdhcp.Wire, error
 	return kdhcp.PlugWire(y.Config.Kernel.Handle, l.LAN, mac)
 }
 
+// readdress changes the address, gateway and routes in the sandbox.
 func readdress(y *book.Book, l DHCPLease, from netip.Prefix, to dhcp.Lease, box *kdhcp.InnerLink) error {
 	n, err := y.Network(l.Network)
 	if err != nil {
@@ -120,8 +142,8 @@ func readdress(y *book.Book, l DHCPLease, from netip.Prefix, to dhcp.Lease, box 
 	return box.Readdress(from, to.Addr, gateway, maps.Clone(routes))
 }
 
-// readdressed records the address that a container has now, and has the kernel know it by that.
-func readdressed(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.Lease) error {
+// recordReaddress records the new address of a container, and updates its policies and ports in the kernel.
+func recordReaddress(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.Lease) error {
 	release, err := y.Hold(ctx, l.Network, l.Endpoint)
 	if err != nil {
 		return err
@@ -154,10 +176,11 @@ func readdressed(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.Leas
 	if err != nil {
 		return err
 	}
-	return errors.Join(enforce.Enforce(ctx, y), port.Program(ctx, y, m, n, was, is)) // before anybody can reach it there
+	// Policies come before ports, since nobody can reach the container before.
+	return errors.Join(enforce.Enforce(ctx, y), port.Program(ctx, y, m, n, was, is))
 }
 
-// moveEndpoint records what the endpoint of a lease has now.
+// moveEndpoint records the address and routes that the endpoint of a lease has now, and returns it as it was and is.
 func moveEndpoint(tx store.Tx, l DHCPLease, to dhcp.Lease) (was, is modes.Endpoint, err error) {
 	was, err = book.GetEndpoint(tx, l.Network, l.Endpoint)
 	if errors.Is(err, book.ErrNotFound) || err == nil && was.Phase != modes.Ready {

@@ -15,28 +15,28 @@ import (
 	"netyard/yard/book"
 )
 
-// A DHCPPool is what an engine takes for a pool of addresses, and is none: the addresses are a DHCP server's.
+// A DHCPPool is a pool for the engine only: the addresses come from a DHCP server.
 type DHCPPool struct {
 	ID string
-	// Subnet is what the engine's user says the LAN's is: an engine takes --ip only with one. Invalid: not said.
+	// Subnet is the LAN's subnet if the admin gave it, otherwise invalid. An engine accepts --ip only with a subnet.
 	Subnet  netip.Prefix      `json:",omitzero"`
 	Options map[string]string `json:",omitempty"` // see modes.IPAMOptions
-	// MACs: the engine chooses the hardware addresses, and tells them.
+	// MACs: the engine chooses the MACs and tells them.
 	MACs bool `json:",omitempty"`
-	// Network is whose pool it is; empty until the network is made.
+	// Network is the owner of the pool; empty until the network is made.
 	Network string `json:",omitempty"`
 	Created time.Time
 }
 
-// DHCPPools are the pools, by their ids.
+// DHCPPools has the pools by ID.
 var DHCPPools = store.Bucket[DHCPPool]{Name: "dhcp-pools"}
 
 const dhcpPrefix = "dhcp-"
 
-// IsDHCP says whether a pool is one whose addresses a DHCP server gives.
+// IsDHCP reports whether a pool's addresses come from a DHCP server.
 func IsDHCP(pool string) bool { return strings.HasPrefix(pool, dhcpPrefix) }
 
-// Range is the pool as the engine is told: every address, if its user named no subnet.
+// Range returns the range that the engine is told: every address if no subnet was given.
 func (p DHCPPool) Range() netip.Prefix {
 	if p.Subnet.IsValid() {
 		return p.Subnet
@@ -44,16 +44,15 @@ func (p DHCPPool) Range() netip.Prefix {
 	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
 
-// Token is the gateway as the engine is told. An engine wants one before there is a lease that would name it; and it
-// hands it back with the network, as the only thing by which a network's pool can be told from another's. It is of
-// 0.0.0.0/8, which no host has (RFC 1122, 3.2.1.3), and goes into no routing table: the gateway that counts is the
-// lease's, when an endpoint is joined.
+// Token returns the gateway that the engine is told. An engine wants one before there is a lease that would name it,
+// and returns it with the network; nothing else tells a network's pool from others. It is in 0.0.0.0/8, which no host
+// uses (RFC 1122, 3.2.1.3), and gets into no routing table: an endpoint that joins gets the gateway of its lease.
 func (p DHCPPool) Token() netip.Prefix {
 	a, _ := netip.ParseAddr(strings.TrimPrefix(p.ID, dhcpPrefix))
 	return netip.PrefixFrom(a, p.Range().Bits())
 }
 
-// DHCPPoolOf is the pool that has this token; empty when it is none.
+// DHCPPoolOf returns the ID of the pool with this token; empty if it is no token.
 func DHCPPoolOf(token netip.Addr) string {
 	if !token.Is4() || token.IsUnspecified() || token.As4()[0] != 0 {
 		return ""
@@ -61,9 +60,11 @@ func DHCPPoolOf(token netip.Addr) string {
 	return dhcpPrefix + token.String()
 }
 
-// ParseDHCP reads --subnet, --ip-range and --ipam-opt; ok is false when they do not ask for DHCP. always: they need
-// not, and hardware addresses are told.
-func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]string) (r book.DHCPRequest, ok bool, err error) {
+// ParseDHCP reads --subnet, --ip-range and --ipam-opt; ok is false if they do not ask for DHCP. With always, DHCP is
+// used in any case, and the engine tells the MACs.
+func ParseDHCP(
+	always bool, subnet, ipRange string, v6 bool, opts map[string]string,
+) (r book.DHCPRequest, ok bool, err error) {
 	if _, said := opts["dhcp"]; !always && !said {
 		return r, false, nil
 	}
@@ -73,15 +74,16 @@ func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]str
 	}
 	if on, said := r.Options["dhcp"]; on == "false" && (said || !always) {
 		if always || len(r.Options) > 1 {
-			return r, false, fmt.Errorf("%w: --ipam-opt dhcp=false, and other options of DHCP", modes.ErrOption)
+			return r, false, fmt.Errorf("%w: --ipam-opt dhcp=false contradicts the use of DHCP", modes.ErrOption)
 		}
 		return r, false, nil
 	}
 	if v6 {
-		return r, false, errors.New("--ipv6: with addresses by DHCP those of IPv6 are had by --ipam-opt ipv6=dhcp or ipv6=slaac; leave --ipv6 out")
+		return r, false, errors.New("--ipv6: on a network with DHCP, IPv6 is set by --ipam-opt ipv6=dhcp " +
+			"or ipv6=slaac; leave --ipv6 out")
 	}
 	if ipRange != "" {
-		return r, false, fmt.Errorf("ip-range %s: which addresses it gives is the DHCP server's to say", ipRange)
+		return r, false, fmt.Errorf("ip-range %s: the DHCP server chooses the addresses; leave --ip-range out", ipRange)
 	}
 	if subnet == "" {
 		return r, true, nil
@@ -90,19 +92,22 @@ func ParseDHCP(always bool, subnet, ipRange string, v6 bool, opts map[string]str
 		return r, false, fmt.Errorf("subnet %q: %w", subnet, err)
 	}
 	if !r.Subnet.Addr().Is4() || r.Subnet.Bits() == 0 {
-		return r, false, fmt.Errorf("subnet %s: want the LAN's IPv4 subnet, or none", subnet)
+		return r, false, fmt.Errorf("subnet %s: give the LAN's IPv4 subnet, or none", subnet)
 	}
 	r.Subnet = r.Subnet.Masked()
 	return r, true, nil
 }
 
-// RequestDHCPPool records a pool.
+// RequestDHCPPool records a new pool.
 func RequestDHCPPool(_ context.Context, y *book.Book, r book.DHCPRequest) (p DHCPPool, err error) {
 	err = y.Update("pool recorded", func(tx store.Tx) error {
 		for {
 			var b [4]byte
 			_, _ = rand.Read(b[1:]) // it never fails (crypto/rand)
-			p = DHCPPool{ID: DHCPPoolOf(netip.AddrFrom4(b)), Subnet: r.Subnet, Options: r.Options, MACs: r.MACs, Created: y.Config.Now()}
+			p = DHCPPool{
+				ID: DHCPPoolOf(netip.AddrFrom4(b)), Subnet: r.Subnet, Options: r.Options, MACs: r.MACs,
+				Created: y.Config.Now(),
+			}
 			if _, err := DHCPPools.Get(tx, p.ID); p.ID != "" && errors.Is(err, store.ErrNotFound) {
 				return DHCPPools.Put(tx, p.ID, p)
 			}
@@ -111,12 +116,12 @@ func RequestDHCPPool(_ context.Context, y *book.Book, r book.DHCPRequest) (p DHC
 	return p, err
 }
 
-// ReleaseDHCPPool forgets a pool; its leases are its network's.
+// ReleaseDHCPPool deletes a pool. Its leases belong to the network, and stay.
 func ReleaseDHCPPool(y *book.Book, id string) error {
 	return y.Update("pool released", func(tx store.Tx) error { return DHCPPools.Delete(tx, id) })
 }
 
-// CheckLAN refuses a network with pools of DHCP's that is on no LAN.
+// CheckLAN refuses a network with DHCP pools that is on no LAN, or whose pools do not suit it.
 func CheckLAN(y *book.Book, m modes.Mode, n modes.Network) error {
 	if len(n.DHCP) == 0 {
 		return nil
@@ -135,8 +140,7 @@ func CheckLAN(y *book.Book, m modes.Mode, n modes.Network) error {
 	return nil
 }
 
-// checkPools refuses what was asked for with a pool and does not go with the network. One that is not on record any
-// more has no options.
+// checkPools refuses options of a pool that do not suit the network. A pool that is no longer on record has no options.
 func checkPools(y *book.Book, m modes.Mode, n modes.Network, lan dhcp.LANPort) error {
 	return y.Config.Store.View(func(tx store.Tx) error {
 		for _, id := range n.DHCP {
@@ -153,16 +157,20 @@ func checkPools(y *book.Book, m modes.Mode, n modes.Network, lan dhcp.LANPort) e
 			switch {
 			case !lan.Shared():
 			case p.MACs:
-				return fmt.Errorf("containers of mode %s share one hardware address, and --ipam-driver %s has the engine give each its own; use --ipam-driver netyard --ipam-opt dhcp=true", n.Mode, book.DHCPSpace)
+				return fmt.Errorf("containers of mode %s share one MAC, and with --ipam-driver %s "+
+					"the engine gives each its own; use --ipam-driver netyard --ipam-opt dhcp=true",
+					n.Mode, book.DHCPSpace)
 			case modes.IPAMOpt(p.Options, "client_id") == "mac":
-				return fmt.Errorf("%w: client_id=mac: containers of mode %s share one hardware address, so the DHCP server would take them for one", modes.ErrOption, n.Mode)
+				return fmt.Errorf("%w: client_id=mac: containers of mode %s share one MAC, "+
+					"so the DHCP server could not tell them apart", modes.ErrOption, n.Mode)
 			}
 		}
 		return nil
 	})
 }
 
-// BindDHCP makes the pools of a network its own. One that is not on record any more has lost its options only.
+// BindDHCP records a network as the owner of its pools. A pool that is no longer on record is recorded again, without
+// options.
 func BindDHCP(y *book.Book, tx store.Tx, n modes.Network) error {
 	for _, id := range n.DHCP {
 		p, err := DHCPPools.Get(tx, id)
@@ -180,7 +188,7 @@ func BindDHCP(y *book.Book, tx store.Tx, n modes.Network) error {
 	return nil
 }
 
-// EraseDHCP forgets the pools of a network that goes. Its leases are given back in the background.
+// EraseDHCP deletes the pools of a network that is removed. Its leases are released in the background.
 func EraseDHCP(y *book.Book, tx store.Tx, n modes.Network) error {
 	for _, id := range n.DHCP {
 		if err := DHCPPools.Delete(tx, id); err != nil {
@@ -192,7 +200,7 @@ func EraseDHCP(y *book.Book, tx store.Tx, n modes.Network) error {
 		return err
 	}
 	for _, l := range leases {
-		if err := giveBack(y, tx, l); err != nil {
+		if err := markReleasing(y, tx, l); err != nil {
 			return err
 		}
 	}

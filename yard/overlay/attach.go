@@ -12,7 +12,8 @@ import (
 	"netyard/yard/book"
 )
 
-// GrantAll claims the addresses of an attachment: of each family the one that was asked for, the one it has, or any.
+// GrantAll claims the addresses of an attachment. In each family that is the requested one, else the one it has, else
+// any.
 func GrantAll(ctx context.Context, y *book.Book, r book.AttachRequest, owner string) (a book.Allotment, err error) {
 	n, err := y.Network(r.NetworkID)
 	if err != nil || !Claims(y, n.Mode) {
@@ -26,7 +27,7 @@ func GrantAll(ctx context.Context, y *book.Book, r book.AttachRequest, owner str
 			return a, fmt.Errorf("address %s: network %s has no subnet for it", asked, book.Label(n))
 		}
 	}
-	kept, err := had(y, r)
+	kept, err := currentAddrs(y, r)
 	if err != nil {
 		return a, err
 	}
@@ -54,8 +55,9 @@ func GrantAll(ctx context.Context, y *book.Book, r book.AttachRequest, owner str
 	return a, nil
 }
 
-// had are the addresses that the attachment has, or that are held for it. The container's lock keeps others off them.
-func had(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err error) {
+// currentAddrs returns the addresses that the attachment has, or that are held for it. The caller has the container's
+// lock, so no other request changes them.
+func currentAddrs(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		h, err := book.Holds.Get(tx, book.AttachmentKey(r.Attachment, r.NetworkID, r.IfName))
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -66,7 +68,8 @@ func had(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err error) {
 			return err
 		}
 		for _, p := range slices.Concat(h.Addrs, e.Addrs) {
-			if taken, err := book.Claimed(tx, r.NetworkID, p.Addr()); err == nil && taken && !slices.Contains(addrs, p.Addr()) {
+			taken, err := book.Claimed(tx, r.NetworkID, p.Addr())
+			if err == nil && taken && !slices.Contains(addrs, p.Addr()) {
 				addrs = append(addrs, p.Addr())
 			}
 		}
@@ -75,17 +78,18 @@ func had(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err error) {
 	return addrs, err
 }
 
-// TakeGranted is what an attachment gets that was allotted to it, kept being what it turned out to have.
+// TakeGranted returns the addresses that were allotted to an attachment. kept are the addresses that it has now: an
+// allotment that counts on another one is refused.
 func TakeGranted(n modes.Network, r book.AttachRequest, kept []netip.Addr) ([]netip.Prefix, error) {
 	for _, a := range r.Allotted.Had {
 		if !slices.Contains(kept, a) {
-			return nil, fmt.Errorf("network %s: address %s was given up just now; try again", book.Label(n), a)
+			return nil, fmt.Errorf("network %s: address %s was released meanwhile; try again", book.Label(n), a)
 		}
 	}
 	return r.Allotted.Addrs, nil
 }
 
-// Ungrant gives back what was allotted to an attachment that came to nothing.
+// Ungrant releases the addresses that were allotted to an attachment that failed.
 func Ungrant(y *book.Book, r book.AttachRequest) error {
 	if len(r.Allotted.Addrs) == 0 {
 		return nil
@@ -106,8 +110,8 @@ func Ungrant(y *book.Book, r book.AttachRequest) error {
 	return GiveUp(y, n, fresh...)
 }
 
-// GiveUp gives addresses of a cluster's network back that nobody of this host has, and nothing is held for. Should it
-// not come to that, the Fabric sees after a while that nobody has them (Holds).
+// GiveUp releases addresses of an overlay, except those that an endpoint of this host has or that are held. If that
+// fails, the Fabric finds out later that they have no owner, and releases them (Holds).
 func GiveUp(y *book.Book, n modes.Network, addrs ...netip.Addr) error {
 	if len(addrs) == 0 || !Claims(y, n.Mode) || y.Config.Fabric == nil {
 		return nil
@@ -123,6 +127,7 @@ func GiveUp(y *book.Book, n modes.Network, addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
+// claimed reports whether an endpoint of this host has an address of a network, or it is held.
 func claimed(y *book.Book, network string, a netip.Addr) (taken bool, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		taken, err = book.Claimed(tx, network, a)
@@ -131,7 +136,8 @@ func claimed(y *book.Book, network string, a netip.Addr) (taken bool, err error)
 	return taken, err
 }
 
-// GiveUpOf gives back what an endpoint had that came by CNI; of others an engine says when.
+// GiveUpOf releases the addresses of an endpoint that came by CNI. Those of others are released when their engine asks
+// for it.
 func GiveUpOf(y *book.Book, n modes.Network, e modes.Endpoint) error {
 	if e.Attachment == "" {
 		return nil
@@ -143,12 +149,11 @@ func GiveUpOf(y *book.Book, n modes.Network, e modes.Endpoint) error {
 	return GiveUp(y, n, addrs...)
 }
 
-// Holds says whether an endpoint of this host has an address of a cluster's network, or it is held for a container that
-// is stopped.
+// Holds reports whether an endpoint of this host has an address of an overlay, or it is held for a stopped container.
 func Holds(y *book.Book, overlay string, a netip.Addr) bool {
 	ns, err := y.Networks()
 	if err != nil {
-		return true // better kept for longer
+		return true // if in doubt, the address is not released
 	}
 	for _, n := range ns {
 		if Claims(y, n.Mode) && Of(y, n).ID == overlay {
@@ -159,7 +164,7 @@ func Holds(y *book.Book, overlay string, a netip.Addr) bool {
 	return false
 }
 
-// RoomInCluster says why a network could not give the next container its addresses.
+// RoomInCluster returns why an overlay has no free address for the next container; nil if it has one of each family.
 func RoomInCluster(y *book.Book, n modes.Network) error {
 	if y.Config.Fabric == nil {
 		return fmt.Errorf("network %s: %w", book.Label(n), modes.ErrNoCluster)
@@ -172,7 +177,7 @@ func RoomInCluster(y *book.Book, n modes.Network) error {
 	return nil
 }
 
-// NameInCluster tells the cluster how an endpoint is called.
+// NameInCluster announces the names of an endpoint in the cluster.
 func NameInCluster(y *book.Book, network, id string) error {
 	n, err := y.Network(network)
 	if err != nil || !Claims(y, n.Mode) || y.Config.Fabric == nil {
@@ -188,7 +193,7 @@ func NameInCluster(y *book.Book, network, id string) error {
 	return y.Config.Fabric.Name(Of(y, n), e)
 }
 
-// Overlay is the network of the cluster that a network is; ok is false when it is none.
+// Overlay returns the overlay that a network is; ok is false if it is none.
 func Overlay(y *book.Book, n modes.Network) (o modes.Overlay, ok bool) {
 	if !Claims(y, n.Mode) {
 		return o, false

@@ -11,20 +11,22 @@ import (
 	"netyard/yard/book"
 )
 
-// TakeOverlay makes of what is asked for a network of the cluster's. Where no subnets are said the network has to be
-// there, and everything is as it has it; the first of its hosts says them.
+// TakeOverlay fills in a network that is to be an overlay. The first host names the subnets; a request without subnets
+// takes the configuration from the cluster, where the network must exist.
 func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.NetworkRequest) error {
 	name := n.Options[OptOverlay]
 	if y.Config.Fabric == nil {
 		return fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
 	}
 	if r.DHCP != nil {
-		return fmt.Errorf("%w: overlay=%s: its addresses are the cluster's, and no DHCP server's", modes.ErrOption, name)
+		return fmt.Errorf("%w: overlay=%s: its addresses come from the cluster, not from a DHCP server",
+			modes.ErrOption, name)
 	}
-	if old, here, err := overlayOf(y, name); err != nil {
+	if old, here, err := findOverlay(y, name); err != nil {
 		return err
 	} else if here {
-		return fmt.Errorf("%w: overlay=%s: it is on this host already, as network %s", modes.ErrOption, name, book.Label(old))
+		return fmt.Errorf("%w: overlay=%s: it is on this host already, as network %s",
+			modes.ErrOption, name, book.Label(old))
 	}
 	o, err := y.Config.Fabric.Find(ctx, modes.Overlay{Name: name})
 	isNew := errors.Is(err, modes.ErrNoOverlay)
@@ -32,7 +34,7 @@ func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.Net
 	case err != nil && !isNew:
 		return err
 	case isNew && len(r.Subnets) == 0:
-		return fmt.Errorf("%w: overlay=%s: it is not in the cluster yet, so the first of its hosts has to say its --subnet", modes.ErrOption, name)
+		return fmt.Errorf("%w: %w", modes.ErrOption, notInCluster(name))
 	case len(r.Subnets) == 0:
 		n.Internal = o.Internal
 	}
@@ -51,22 +53,26 @@ func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.Net
 	}
 	_, v6 := n.Families()
 	if r.IPv6 && !v6 {
-		return fmt.Errorf("%w: overlay=%s: ipv6: say its subnet too, as --subnet fd20::/64; it is the same on all hosts", modes.ErrOption, name)
+		return fmt.Errorf("%w: overlay=%s: ipv6: give an IPv6 subnet too, the same on all hosts, as --subnet fd20::/64",
+			modes.ErrOption, name)
 	}
 	n.IPv6 = v6
 	return nil
 }
 
-// overlaySubnet is one that was asked for, with the gateway that it has or will have.
+// overlaySubnet returns a requested subnet with the gateway that it has or will have.
 func overlaySubnet(name string, o modes.Overlay, isNew bool, w book.SubnetRequest) (s modes.Subnet, err error) {
 	p := w.Pool.Subnet
+	refuse := func(why string) error {
+		return fmt.Errorf("%w: overlay=%s: subnet %s: %s", modes.ErrOption, name, p, why)
+	}
 	switch {
 	case w.NoGateway:
-		return s, fmt.Errorf("%w: overlay=%s: subnet %s: every host has the gateway's address there", modes.ErrOption, name, p)
+		return s, refuse("it needs a gateway: every host has the gateway's address")
 	case w.Pool.Range.IsValid() || w.Pool.First.IsValid() || w.Pool.Last.IsValid():
-		return s, fmt.Errorf("%w: overlay=%s: subnet %s: the hosts take addresses of the whole subnet, and no range of it", modes.ErrOption, name, p)
+		return s, refuse("the hosts allocate addresses from the whole subnet; leave the range out")
 	case len(w.Aux) > 0:
-		return s, fmt.Errorf("%w: overlay=%s: subnet %s: aux-address: the other hosts would give it to their containers", modes.ErrOption, name, p)
+		return s, refuse("aux-address: the other hosts would give it to their containers")
 	case isNew && w.Gateway.IsValid():
 		return modes.Subnet{Pool: p, Gateway: netip.PrefixFrom(w.Gateway, p.Bits())}, nil
 	case isNew:
@@ -78,15 +84,16 @@ func overlaySubnet(name string, o modes.Overlay, isNew bool, w book.SubnetReques
 		for _, s := range o.Subnets {
 			has = append(has, s.Pool)
 		}
-		return s, fmt.Errorf("%w: %w", modes.ErrOption, otherSubnet(name, p, has))
+		return s, fmt.Errorf("%w: %w", modes.ErrOption, subnetMismatch(name, p, has))
 	}
 	if s = o.Subnets[at]; w.Gateway.IsValid() && s.Gateway.Addr() != w.Gateway {
-		return s, fmt.Errorf("%w: %w", modes.ErrOption, otherGateway(name, w.Gateway, s))
+		return s, fmt.Errorf("%w: %w", modes.ErrOption, gatewayMismatch(name, w.Gateway, s))
 	}
 	return s, nil
 }
 
-func listed(ps []netip.Prefix) (text string) {
+// joinPrefixes lists prefixes in words.
+func joinPrefixes(ps []netip.Prefix) (text string) {
 	for i, p := range ps {
 		if i > 0 {
 			text += ", "
@@ -96,7 +103,7 @@ func listed(ps []netip.Prefix) (text string) {
 	return text
 }
 
-// IsOverlayAs says whether a network of the cluster's is what is asked for, as far as that is said.
+// IsOverlayAs reports whether an overlay matches a request in all that the request specifies.
 func IsOverlayAs(old modes.Network, r book.NetworkRequest) bool {
 	if len(r.Subnets) > 0 && old.Internal != r.Internal {
 		return false

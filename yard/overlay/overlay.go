@@ -1,4 +1,5 @@
-// Package overlay is a host's part of networks that are in a cluster: addresses claimed, networks adopted.
+// Package overlay is a host's part in overlays: it claims their addresses in the cluster, and takes their subnets from
+// there.
 package overlay
 
 import (
@@ -14,68 +15,71 @@ import (
 	"netyard/yard/book"
 )
 
-// OverlaySpace is the address space of networks that are on several hosts: their addresses are claimed in a cluster.
+// OverlaySpace is the address space of overlays: their addresses are claimed in the cluster.
 const OverlaySpace = "netyard-overlay"
 
-// overlayPrefix begins the names of pools of a cluster's; they go on with the network's name there, and the subnet. So
-// a pool says all that there is to know of it, and is in no file.
+// overlayPrefix begins the IDs of pools of overlays. The network's name in the cluster and the subnet follow, so a pool
+// needs no record.
 const overlayPrefix = "overlay-"
 
-// OptOverlay names a network in the cluster.
+// OptOverlay is the option for the network's name in the cluster.
 const OptOverlay = "overlay"
 
-// An Pool is a subnet of a network of a cluster, as an engine's pool.
+// A Pool is a subnet of an overlay, as an engine's pool.
 type Pool struct {
 	ID     string
 	Subnet netip.Prefix
-	// Gateway is the network's; invalid while there is no such network: then it is the engine's to say.
+	// Gateway is the network's; invalid while there is no such network: then the engine names it.
 	Gateway netip.Prefix
 }
 
-// IsOverlay says whether a pool is one of an overlay network.
+// IsOverlay reports whether a pool belongs to an overlay.
 func IsOverlay(pool string) bool { return strings.HasPrefix(pool, overlayPrefix) }
 
-// PoolID is the id of an overlay network's pool.
+// PoolID returns the ID of the pool of an overlay's subnet.
 func PoolID(name string, subnet netip.Prefix) string {
 	return overlayPrefix + name + "@" + subnet.String()
 }
 
-// ParseOverlayPool takes such a name apart.
+// ParseOverlayPool parses the ID of an overlay's pool.
 func ParseOverlayPool(id string) (name string, subnet netip.Prefix, err error) {
 	name, text, ok := strings.Cut(strings.TrimPrefix(id, overlayPrefix), "@")
 	subnet, err = netip.ParsePrefix(text)
 	if !ok || err != nil {
-		return "", subnet, fmt.Errorf("pool %q is not one of an overlay", id)
+		return "", subnet, fmt.Errorf("pool %q is not the pool of an overlay", id)
 	}
 	return name, subnet, nil
 }
 
-// Claims says whether the addresses of a mode's networks are a cluster's.
+// Claims reports whether the addresses of a mode's networks are claimed in the cluster.
 func Claims(y *book.Book, mode string) bool {
 	return y.Traits(modes.Network{Mode: mode}).Cluster != nil
 }
 
-// ParseOverlay reads --ipam-opt; ok is false when it does not ask for a cluster's network. always: it has to.
+// ParseOverlay reads --ipam-opt; ok is false if it does not name an overlay. With always, that is an error.
 func ParseOverlay(always bool, ipRange string, opts map[string]string) (name string, ok bool, err error) {
 	name, said := opts[OptOverlay]
 	switch {
 	case !said && !always:
 		return "", false, nil
 	case !said || name == "":
-		return "", false, fmt.Errorf("%w: overlay: say the network's name in the cluster, as --ipam-opt overlay=blue", modes.ErrOption)
+		return "", false, fmt.Errorf("%w: overlay: name the network in the cluster, as --ipam-opt overlay=blue",
+			modes.ErrOption)
 	case ipRange != "":
-		return "", false, fmt.Errorf("ip-range %s: on an overlay the hosts take addresses of the whole subnet", ipRange)
+		return "", false, fmt.Errorf("ip-range %s: on an overlay the hosts allocate addresses from the whole subnet; "+
+			"leave --ip-range out", ipRange)
 	}
 	for key := range opts {
 		if key != OptOverlay {
-			return "", false, fmt.Errorf("%w: unknown --ipam-opt %s beside overlay", modes.ErrOption, key)
+			return "", false, fmt.Errorf("%w: --ipam-opt %s cannot be used with --ipam-opt overlay",
+				modes.ErrOption, key)
 		}
 	}
 	return name, true, nil
 }
 
-// RequestOverlayPool is the subnet of a network of the cluster: the one that it has, or, if it is not there yet, the
-// one that is named.
+// RequestOverlayPool returns the pool of an overlay: the subnet that the overlay has in the cluster, or, if it is not
+// there yet, the named one.
 func RequestOverlayPool(ctx context.Context, y *book.Book, name, subnet string, v6 bool) (p Pool, err error) {
 	if y.Config.Fabric == nil {
 		return p, fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
@@ -92,7 +96,7 @@ func RequestOverlayPool(ctx context.Context, y *book.Book, name, subnet string, 
 		return Pool{ID: PoolID(name, want), Subnet: want}, nil
 	}
 	if errors.Is(err, modes.ErrNoOverlay) {
-		return p, fmt.Errorf("overlay=%s: it is not in the cluster yet, so the first of its hosts has to say its --subnet", name)
+		return p, notInCluster(name)
 	}
 	if err != nil {
 		return p, err
@@ -108,23 +112,28 @@ func RequestOverlayPool(ctx context.Context, y *book.Book, name, subnet string, 
 		}
 	}
 	if len(has) == 0 {
-		return p, fmt.Errorf("overlay=%s: in the cluster it has no subnet of that family", name)
+		return p, fmt.Errorf("overlay=%s: it has no subnet of that family in the cluster", name)
 	}
-	return p, otherSubnet(name, want, has)
+	return p, subnetMismatch(name, want, has)
 }
 
-// otherSubnet refuses a subnet that the cluster's network has not.
-func otherSubnet(name string, want netip.Prefix, has []netip.Prefix) error {
-	return fmt.Errorf("overlay=%s: subnet %s is to be it, and in the cluster it has %s", name, want, listed(has))
+// notInCluster refuses an overlay without a subnet that is not in the cluster.
+func notInCluster(name string) error {
+	return fmt.Errorf("overlay=%s: it is not in the cluster yet; give its --subnet on the first host", name)
 }
 
-// otherGateway refuses another gateway than the cluster's network has.
-func otherGateway(name string, want netip.Addr, has modes.Subnet) error {
-	return fmt.Errorf("overlay=%s: gateway %s is to be it, and in the cluster it has %s", name, want, has.Gateway.Addr())
+// subnetMismatch refuses a subnet that the overlay does not have in the cluster.
+func subnetMismatch(name string, want netip.Prefix, has []netip.Prefix) error {
+	return fmt.Errorf("overlay=%s: subnet %s differs from the cluster's %s", name, want, joinPrefixes(has))
 }
 
-// overlayOf is the network of this host that is one of the cluster's.
-func overlayOf(y *book.Book, name string) (modes.Network, bool, error) {
+// gatewayMismatch refuses another gateway than the overlay has in the cluster.
+func gatewayMismatch(name string, want netip.Addr, has modes.Subnet) error {
+	return fmt.Errorf("overlay=%s: gateway %s differs from the cluster's %s", name, want, has.Gateway.Addr())
+}
+
+// findOverlay finds this host's network that is the overlay of a name.
+func findOverlay(y *book.Book, name string) (modes.Network, bool, error) {
 	ns, err := y.Networks()
 	for _, n := range ns {
 		if IsOverlayNamed(y, n, name) {
@@ -134,13 +143,13 @@ func overlayOf(y *book.Book, name string) (modes.Network, bool, error) {
 	return modes.Network{}, false, err
 }
 
-// IsOverlayNamed says whether a network is the overlay network of a name.
+// IsOverlayNamed reports whether a network is the overlay of a name.
 func IsOverlayNamed(y *book.Book, n modes.Network, name string) bool {
 	return Claims(y, n.Mode) && n.Given(OptOverlay) == name && n.Phase == modes.Ready
 }
 
-// RequestClaim is an address of a cluster's network. The gateway's is asked for before the network is there, and
-// nobody's own.
+// RequestClaim claims an address of an overlay. An engine requests the gateway's address before the network exists;
+// that one is not claimed, since every host has it.
 func RequestClaim(ctx context.Context, y *book.Book, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	name, subnet, err := ParseOverlayPool(r.Pool)
 	if err != nil {
@@ -152,7 +161,7 @@ func RequestClaim(ctx context.Context, y *book.Book, r ipam.AddressRequest) (a n
 	if r.Addr.IsValid() && !subnet.Contains(r.Addr) {
 		return a, fmt.Errorf("address %s is not in subnet %s", r.Addr, subnet)
 	}
-	n, here, err := overlayOf(y, name)
+	n, here, err := findOverlay(y, name)
 	if err != nil {
 		return a, err
 	}
@@ -160,21 +169,23 @@ func RequestClaim(ctx context.Context, y *book.Book, r ipam.AddressRequest) (a n
 		return overlayGateway(ctx, y, name, subnet, r.Addr)
 	}
 	if !here {
-		return a, fmt.Errorf("overlay=%s: no network of this host is that", name)
+		return a, fmt.Errorf("overlay=%s: this host has no such network", name)
 	}
-	// Nobody knows yet who it is for. The engine does not choose the hardware address: that follows from the address,
-	// so that neighbours who know it need not learn anything when the address moves to another host.
+	// The owner is not known yet, so the claim has a random one. The engine does not choose the MAC: it is derived from
+	// the address, so that neighbour entries stay valid when the address moves to another host.
 	granted, err := y.Config.Fabric.Grant(ctx, Of(y, n), book.RandomID(), r.Addr, subnet.Addr().Is6())
 	return netip.PrefixFrom(granted, subnet.Bits()), err
 }
 
-// Of is a network of this host as the cluster has it.
+// Of returns the overlay that a network of this host is. The network's mode must claim addresses (Claims).
 func Of(y *book.Book, n modes.Network) modes.Overlay {
 	return *y.Traits(n).Cluster
 }
 
-// overlayGateway is the gateway that a network of the cluster has, or what it will have.
-func overlayGateway(ctx context.Context, y *book.Book, name string, subnet netip.Prefix, want netip.Addr) (netip.Prefix, error) {
+// overlayGateway returns the gateway that an overlay has or will have.
+func overlayGateway(
+	ctx context.Context, y *book.Book, name string, subnet netip.Prefix, want netip.Addr,
+) (netip.Prefix, error) {
 	first := netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())
 	if want.IsValid() {
 		first = netip.PrefixFrom(want, subnet.Bits())
@@ -188,7 +199,7 @@ func overlayGateway(ctx context.Context, y *book.Book, name string, subnet netip
 	}
 	for _, s := range o.Subnets {
 		if s.Pool == subnet && want.IsValid() && s.Gateway.Addr() != want {
-			return first, otherGateway(name, want, s)
+			return first, gatewayMismatch(name, want, s)
 		}
 		if s.Pool == subnet {
 			return s.Gateway, nil
@@ -197,13 +208,14 @@ func overlayGateway(ctx context.Context, y *book.Book, name string, subnet netip
 	return first, nil
 }
 
-// ReleaseClaim gives an address of a cluster's network back, unless an endpoint has it: then the release is a late one.
+// ReleaseClaim releases an address of an overlay, unless an endpoint has it: then the release came too late and is
+// ignored.
 func ReleaseClaim(y *book.Book, pool string, a netip.Addr) error {
 	name, _, err := ParseOverlayPool(pool)
 	if err != nil {
 		return err
 	}
-	n, here, err := overlayOf(y, name)
+	n, here, err := findOverlay(y, name)
 	if err != nil || !here || y.Config.Fabric == nil {
 		return err
 	}
@@ -218,14 +230,14 @@ func ReleaseClaim(y *book.Book, pool string, a netip.Addr) error {
 	return y.Config.Fabric.Release(Of(y, n), a)
 }
 
-// ClaimSpace notes that a network's addresses are a cluster's, and refuses one whose addresses somebody else gives.
+// ClaimSpace sets the address space of an overlay's subnets, and refuses a subnet of another IPAM.
 func ClaimSpace(y *book.Book, n *modes.Network) error {
 	if !Claims(y, n.Mode) {
 		return nil
 	}
 	for i, s := range n.Subnets {
 		if s.Space != book.Space && s.Space != OverlaySpace {
-			return fmt.Errorf("mode %s: the addresses of %s would be given by another IPAM; use --ipam-driver %s --ipam-opt overlay=%s",
+			return fmt.Errorf("mode %s: subnet %s belongs to another IPAM; use --ipam-driver %s --ipam-opt overlay=%s",
 				n.Mode, s.Pool, OverlaySpace, n.Given(OptOverlay))
 		}
 		n.Subnets[i].Space = OverlaySpace
@@ -233,7 +245,7 @@ func ClaimSpace(y *book.Book, n *modes.Network) error {
 	return nil
 }
 
-// Overlays are the networks of the cluster that are on this host, by their ids there.
+// Overlays returns the IDs in the cluster of the overlays that are on this host.
 func Overlays(y *book.Book) (ids []string, err error) {
 	ns, err := y.Networks()
 	for _, n := range ns {

@@ -10,7 +10,7 @@ import (
 	"netyard/modes"
 )
 
-// Facts are the host's, as its kernel knows them.
+// Facts returns the host's facts, as its kernel knows them.
 func (r Runner) Facts() modes.Facts { return facts{r.Kernel.Handle} }
 
 type facts struct{ *core.Handle }

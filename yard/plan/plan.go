@@ -1,5 +1,5 @@
-// Package plan makes the kernel match what modes plan: a network's objects and an endpoint's, made and removed in one
-// way for all modes.
+// Package plan makes the kernel match the plans of modes. The objects of networks and endpoints are made and removed in
+// the same way for all modes.
 package plan
 
 import (
@@ -18,22 +18,21 @@ import (
 	"netyard/modes"
 )
 
-// A Runner makes plans true on one host. What it does is idempotent: twice is once, and undoing what is not there is
-// not an error.
+// A Runner carries out plans on one host. All it does is idempotent, and it is no error to remove what does not exist.
 type Runner struct {
 	Kernel *kernel.Kernel
-	// Fabric is the cluster that this host is in; nil: it is in none.
+	// Fabric is the cluster that this host is in; nil if it is in none.
 	Fabric modes.Fabric
 }
 
-// Up makes a network. What keeps it closed is there first; the cluster hears of it last.
+// Up makes a network. The set elements that keep it closed come first; the cluster is told last.
 func (r Runner) Up(ctx context.Context, m modes.Mode, n modes.Network) error {
-	first, rest := apart(m.Objects(n))
+	first, rest := splitElements(m.Objects(n))
 	if err := r.Kernel.Ensure(ctx, first...); err != nil {
 		return err
 	}
 	c := m.Traits(n).Cluster
-	if err := r.reachable(c); err != nil {
+	if err := r.checkCluster(c); err != nil {
 		return err
 	}
 	if err := r.Kernel.Ensure(ctx, rest...); err != nil || c == nil {
@@ -42,9 +41,9 @@ func (r Runner) Up(ctx context.Context, m modes.Mode, n modes.Network) error {
 	return r.Fabric.Up(*c, linksOf(rest))
 }
 
-// Down removes a network. What keeps it closed stays while something else of it may be there.
+// Down removes a network. The set elements that keep it closed go last, after all its other objects.
 func (r Runner) Down(m modes.Mode, n modes.Network) error {
-	first, rest := apart(m.Objects(n))
+	first, rest := splitElements(m.Objects(n))
 	var err error
 	if c := r.joined(m, n); c != nil {
 		err = r.Fabric.Down(*c)
@@ -55,14 +54,14 @@ func (r Runner) Down(m modes.Mode, n modes.Network) error {
 	return r.Kernel.Remove(first...)
 }
 
-// Attach makes what an endpoint wants on the host, and returns what is to be done in its sandbox.
+// Attach makes the objects of an endpoint on the host, and returns the link to set up in its sandbox.
 func (r Runner) Attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
 	t := m.Traits(n)
-	if err := r.reachable(t.Cluster); err != nil {
+	if err := r.checkCluster(t.Cluster); err != nil {
 		return modes.Link{}, err
 	}
 	objects, link := m.Place(n, e)
-	if t.OnHostLink { // that link may have come back since Up
+	if t.OnHostLink { // the host's link may have been removed and added again since Up
 		objects = append(m.Objects(n), objects...)
 	}
 	if err := r.Kernel.Ensure(ctx, objects...); err != nil {
@@ -81,24 +80,24 @@ func (r Runner) Attach(ctx context.Context, m modes.Mode, n modes.Network, e mod
 	return link, err
 }
 
-// Detach removes what an endpoint wants on the host. Its end of a pair goes first and takes its queues with it: to
-// remove those one by one costs the kernel tens of milliseconds more.
+// Detach removes the objects of an endpoint from the host. The host end of a veth pair goes first, and its queues with
+// it: to remove the queues one by one costs the kernel tens of milliseconds more.
 func (r Runner) Detach(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	var err error
 	if c := r.joined(m, n); c != nil {
 		err = r.Fabric.Detach(*c, e)
 	}
 	objects, _ := m.Place(n, e)
-	// The last one is removed first.
-	slices.SortStableFunc(objects, func(a, b core.Object) int { return pair(a) - pair(b) })
+	// Remove removes the last object first.
+	slices.SortStableFunc(objects, func(a, b core.Object) int { return vethRank(a) - vethRank(b) })
 	return errors.Join(err, r.Kernel.Remove(objects...))
 }
 
-// Objects are all that a network and endpoints of it want in the kernel.
+// Objects returns all objects that a network and the given endpoints of it want in the kernel.
 func (r Runner) Objects(m modes.Mode, n modes.Network, es ...modes.Endpoint) []core.Object {
 	objects := m.Objects(n)
 	if c := m.Traits(n).Cluster; c != nil {
-		if r.Fabric == nil { // whether its endpoints are right, nobody can say
+		if r.Fabric == nil { // without the cluster it is unknown what the endpoints need
 			return objects
 		}
 		objects = append(objects, r.Fabric.Objects(*c)...)
@@ -110,8 +109,8 @@ func (r Runner) Objects(m modes.Mode, n modes.Network, es ...modes.Endpoint) []c
 	return objects
 }
 
-// Take returns what is to be recorded before an endpoint takes a device of the host; nil when it takes none. It refuses
-// a device that one of the others has.
+// Take returns the state of the host's device that an endpoint takes, to be recorded first; nil if it takes none. It
+// refuses a device that one of the other endpoints has.
 func (r Runner) Take(m modes.Mode, n modes.Network, others []modes.Endpoint) (map[string]string, error) {
 	dev := m.Traits(n).Device
 	if dev == "" {
@@ -131,15 +130,15 @@ func (r Runner) Take(m modes.Mode, n modes.Network, others []modes.Endpoint) (ma
 	return modes.NoteDevice(st)
 }
 
-// reachable refuses a network of a cluster on a host that is in none.
-func (r Runner) reachable(c *modes.Overlay) error {
+// checkCluster refuses an overlay on a host that is in no cluster.
+func (r Runner) checkCluster(c *modes.Overlay) error {
 	if c != nil && r.Fabric == nil {
 		return fmt.Errorf("network %s: %w", c.Name, modes.ErrNoCluster)
 	}
 	return nil
 }
 
-// joined is the cluster's network that a network is, if this host has joined it; nil when not.
+// joined returns the overlay of a network if this host has joined it, otherwise nil.
 func (r Runner) joined(m modes.Mode, n modes.Network) *modes.Overlay {
 	c := m.Traits(n).Cluster
 	if c == nil || r.Fabric == nil || c.ID == "" {
@@ -148,7 +147,7 @@ func (r Runner) joined(m modes.Mode, n modes.Network) *modes.Overlay {
 	return c
 }
 
-// linksOf are the links of a cluster's network that the cluster has to know of.
+// linksOf returns the links of an overlay that the cluster must know.
 func linksOf(objects []core.Object) (l modes.OverlayLink) {
 	for _, o := range objects {
 		switch o := o.(type) {
@@ -161,8 +160,8 @@ func linksOf(objects []core.Object) (l modes.OverlayLink) {
 	return l
 }
 
-// apart splits the elements at the beginning of a list from the rest.
-func apart(objects []core.Object) (first, rest []core.Object) {
+// splitElements splits a list into the set elements at its beginning and the rest.
+func splitElements(objects []core.Object) (first, rest []core.Object) {
 	at := slices.IndexFunc(objects, func(o core.Object) bool {
 		_, element := o.(nft.Element)
 		return !element
@@ -173,16 +172,16 @@ func apart(objects []core.Object) (first, rest []core.Object) {
 	return objects[:at], objects[at:]
 }
 
-// pair is 1 for the host's end of a pair of links.
-func pair(o core.Object) int {
+// vethRank is 1 for the host end of a veth pair, and 0 for other objects.
+func vethRank(o core.Object) int {
 	if _, ok := o.(bridge.Veth); ok {
 		return 1
 	}
 	return 0
 }
 
-// routesToHost adds the routes that Link.ToHost asks for. Without them, what is for the host's own address would go by
-// the LAN's router, and come back by the host's link on the parent.
+// routesToHost adds the routes that Link.ToHost asks for. Without them, packets to the host's own address would go by
+// way of the LAN's router and come back on the host's link on the parent.
 func (r Runner) routesToHost(e modes.Endpoint, routes []modes.Route) ([]modes.Route, error) {
 	for _, a := range e.Addrs {
 		src, err := lan.SourceFor(r.Kernel.Handle, a.Addr())

@@ -1,4 +1,4 @@
-// Package port is which ports of the host endpoints get, and whether somebody has them.
+// Package port chooses the host ports that endpoints publish, finds conflicts, and makes the kernel publish the ports.
 package port
 
 import (
@@ -10,9 +10,10 @@ import (
 	"netyard/yard/book"
 )
 
-// Rob takes the ports of the container's interfaces behind this one: answers leave by the default route, which is the
-// lowest one's, and from another network's address they would be taken for spoofed.
-func Rob(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error) {
+// Rob removes the ports from the records of the container's interfaces with a higher number than this one, and returns
+// those endpoints as they were. Answers leave by the default route, which is that of the interface with the lowest
+// number; with an address of another network they would be dropped as spoofed.
+func Rob(tx store.Tx, e modes.Endpoint) (reclaimed []modes.Endpoint, err error) {
 	others, err := book.AttachmentsOf(tx, e.Attachment)
 	if err != nil {
 		return nil, err
@@ -21,22 +22,22 @@ func Rob(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error) {
 		if other.ID == e.ID || len(other.Ports) == 0 || book.Metric(other.IfName) <= book.Metric(e.IfName) {
 			continue
 		}
-		robbed = append(robbed, other)
+		reclaimed = append(reclaimed, other)
 		other.Ports = nil
 		if err := book.PutEndpoint(tx, other); err != nil {
 			return nil, err
 		}
 	}
-	return robbed, nil
+	return reclaimed, nil
 }
 
-// OnAddresses are the ports with the host's addresses that they will be on: of a port that names none, those of its
-// network.
+// OnAddresses returns the requested ports with the host addresses that they will be published on. A port without an
+// address is published on those of its network.
 func OnAddresses(y *book.Book, r book.AttachRequest) (asks []book.Ask) {
 	binds := []netip.Addr{netip.IPv4Unspecified()}
 	if n, err := y.Network(r.NetworkID); err == nil {
 		p := y.Traits(n).Publish
-		if p.OnOwn && !p.OnHost { // none of the host's
+		if p.OnOwn && !p.OnHost { // no host ports
 			return nil
 		}
 		binds = append(binds, p.Binds...)
@@ -54,7 +55,7 @@ func OnAddresses(y *book.Book, r book.AttachRequest) (asks []book.Ask) {
 	return asks
 }
 
-// Unpublished are the ports that no other interface of the same container has already.
+// Unpublished returns the requested ports that no other interface of the same container has.
 func Unpublished(tx store.Tx, e modes.Endpoint, asks []book.Ask) []book.Ask {
 	has := func(a book.Ask) bool {
 		for _, key := range book.PortClaims.Keys(tx, a.Proto+"/") {
@@ -66,7 +67,8 @@ func Unpublished(tx store.Tx, e modes.Endpoint, asks []book.Ask) []book.Ask {
 			if err != nil {
 				continue
 			}
-			if by, err := book.GetEndpoint(tx, c.Network, c.Endpoint); err == nil && by.Attachment == e.Attachment && by.ID != e.ID {
+			by, err := book.GetEndpoint(tx, c.Network, c.Endpoint)
+			if err == nil && by.Attachment == e.Attachment && by.ID != e.ID {
 				return true
 			}
 		}

@@ -13,7 +13,7 @@ import (
 	"netyard/yard/book"
 )
 
-// Neighbours are the other endpoints in the same sandbox.
+// Neighbours returns the other endpoints in the same sandbox.
 func Neighbours(tx store.Tx, e modes.Endpoint) (others []modes.Endpoint, err error) {
 	if e.Sandbox == "" {
 		return nil, nil
@@ -24,8 +24,9 @@ func Neighbours(tx store.Tx, e modes.Endpoint) (others []modes.Endpoint, err err
 	}), err
 }
 
-// reclaim takes the ports that were lent to other endpoints of the same sandbox; robbed are those as they were.
-func reclaim(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error) {
+// reclaim removes lent ports from the records of the other endpoints in the same sandbox, and returns those endpoints
+// as they were.
+func reclaim(tx store.Tx, e modes.Endpoint) (reclaimed []modes.Endpoint, err error) {
 	if e.Lent {
 		return nil, nil
 	}
@@ -37,17 +38,17 @@ func reclaim(tx store.Tx, e modes.Endpoint) (robbed []modes.Endpoint, err error)
 		if !o.Lent || len(o.Ports) == 0 {
 			continue
 		}
-		robbed = append(robbed, o)
+		reclaimed = append(reclaimed, o)
 		o.Ports, o.Lent = nil, false
 		if err := book.PutEndpoint(tx, o); err != nil {
 			return nil, err
 		}
 	}
-	return robbed, nil
+	return reclaimed, nil
 }
 
-// ClearInside takes what was put into the sandbox of an endpoint out of it, before it is recorded that the endpoint has
-// left: who comes after a crash in between would not know the sandbox any more.
+// ClearInside removes the redirects from the sandbox of an endpoint. It is called before the record says that the
+// endpoint has left: after that, a daemon that restarts after a crash no longer knows the sandbox.
 func ClearInside(y *book.Book, network, id string) error {
 	e, err := y.Endpoint(network, id)
 	if errors.Is(err, book.ErrNotFound) {
@@ -59,8 +60,8 @@ func ClearInside(y *book.Book, network, id string) error {
 	return y.Config.Kernel.Remove(e.Redirects()...)
 }
 
-// FirstOf are the ports of its own that one of a container's interfaces gets: none, where another one before it has
-// ports already.
+// FirstOf returns the ports that an interface publishes on its own address: none if an interface of the same container
+// with a lower number has ports.
 func FirstOf(tx store.Tx, m modes.Mode, n modes.Network, e modes.Endpoint, own []modes.Port) ([]modes.Port, error) {
 	if !m.Traits(n).Publish.OnOwn {
 		return own, nil
@@ -74,7 +75,7 @@ func FirstOf(tx store.Tx, m modes.Mode, n modes.Network, e modes.Endpoint, own [
 	return own, err
 }
 
-// OwnPortsAt are ports of which those of an endpoint's own address have moved with it to another.
+// OwnPortsAt returns the ports with those on the endpoint's own address moved from one address to another.
 func OwnPortsAt(ports []modes.Port, from, to netip.Addr) []modes.Port {
 	ports = slices.Clone(ports)
 	for i, p := range ports {
@@ -85,8 +86,8 @@ func OwnPortsAt(ports []modes.Port, from, to netip.Addr) []modes.Port {
 	return ports
 }
 
-// ordered has those who ask for a port of the container's before those who take what there is.
-func (w *widening) ordered(asks []book.Ask) []book.Ask {
+// ordered returns the requests with those for a certain port of the container before those for any.
+func (w *expansion) ordered(asks []book.Ask) []book.Ask {
 	if !w.redirects {
 		return asks
 	}
@@ -97,8 +98,9 @@ func (w *widening) ordered(asks []book.Ask) []book.Ask {
 
 func rank(a book.Ask) int { return -(&chain{ask: a}).fixed() }
 
-// addOwn publishes a port on the endpoint's own addresses. It is done unless the ask is about the host as well.
-func (w *widening) addOwn(a book.Ask) (done bool, err error) {
+// addOwn publishes a port on the endpoint's own addresses; done is false if the port is also to be published on the
+// host.
+func (w *expansion) addOwn(a book.Ask) (done bool, err error) {
 	found := false
 	for _, p := range w.e.Addrs {
 		own := p.Addr()
@@ -117,7 +119,9 @@ func (w *widening) addOwn(a book.Ask) (done bool, err error) {
 	case found || w.lent:
 		return true, nil
 	case named:
-		return false, fmt.Errorf("%s is not an address of the container, which has %s on network %s, where ports are published on its own", a.HostIP, addrList(w.e), book.Label(w.n))
+		return false, fmt.Errorf("%s is not an address of the container, "+
+			"which has %s on network %s, where ports are published on its own",
+			a.HostIP, addrList(w.e), book.Label(w.n))
 	}
 	return false, errors.New("the container has no address of a family that the port is published on")
 }
@@ -130,23 +134,26 @@ func addrList(e modes.Endpoint) string {
 	return strings.Join(all, " and ")
 }
 
-// An ownAt is a port of one of the endpoint's addresses.
-type ownAt struct {
+// An ownKey is a port on one of the endpoint's addresses.
+type ownKey struct {
 	proto string
 	addr  netip.Addr
 	port  uint16
 }
 
-// addAt publishes a port on one of the endpoint's addresses: the first of those that will do, which for who named none
-// is that of the container. That one need not be published where another has been.
-func (w *widening) addAt(own netip.Addr, a book.Ask) error {
+// addAt publishes a port on one of the endpoint's addresses: the first free port of the requested range, or the
+// container's port if the request names none. In the latter case it is no error if another request has that port.
+func (w *expansion) addAt(own netip.Addr, a book.Ask) error {
 	first, last := a.HostPort, max(a.HostPort, a.HostPortEnd)
 	if a.HostPort == 0 {
 		first, last = a.ContainerPort, a.ContainerPort
 	}
 	for port := int(first); port <= int(last); port++ {
-		p := modes.Port{Proto: a.Proto, HostIP: own, HostPort: uint16(port), ContainerPort: a.ContainerPort, Count: 1, Routed: true} //nolint:gosec // between two ports
-		at := ownAt{p.Proto, own, p.HostPort}
+		p := modes.Port{
+			Proto: a.Proto, HostIP: own, HostPort: uint16(port), //nolint:gosec // between two ports
+			ContainerPort: a.ContainerPort, Count: 1, Routed: true,
+		}
+		at := ownKey{p.Proto, own, p.HostPort}
 		if to, taken := w.ownTo[at]; !taken {
 			w.ownTo[at], w.own = p.ContainerPort, append(w.own, p)
 			return nil

@@ -14,7 +14,7 @@ import (
 	"netyard/yard/book"
 )
 
-// PublishOnce publishes ports, if nobody has them.
+// PublishOnce publishes the requested ports of an endpoint. It fails if another endpoint or program has one of them.
 func PublishOnce(
 	ctx context.Context, y *book.Book, j *book.Judge, network, id string, asks []book.Ask, lent bool,
 ) ([]modes.Port, error) {
@@ -31,7 +31,7 @@ func PublishOnce(
 		Ignore(y, n, e, asks)
 		return e.Ports, nil
 	}
-	fresh, robbed := e, []modes.Endpoint(nil)
+	fresh, reclaimed := e, []modes.Endpoint(nil)
 	fresh.Lent = lent
 	asked := len(asks) > 0
 	asks, own, err := Widen(m, n, fresh, asks)
@@ -47,7 +47,7 @@ func PublishOnce(
 			return err
 		}
 		if asked {
-			if robbed, err = reclaim(tx, fresh); err != nil {
+			if reclaimed, err = reclaim(tx, fresh); err != nil {
 				return err
 			}
 		}
@@ -60,13 +60,13 @@ func PublishOnce(
 	if err != nil {
 		return nil, choice.Explain(err)
 	}
-	for _, was := range robbed {
+	for _, was := range reclaimed {
 		if err := Withdraw(ctx, y, was); err != nil {
 			return nil, err
 		}
 	}
 	err = Program(ctx, y, m, n, e, fresh)
-	if err == nil && asked && ctx.Err() != nil { // nobody waited for it
+	if err == nil && asked && ctx.Err() != nil { // the caller has gone
 		err = fmt.Errorf("publish ports of endpoint %s: %w", modes.Short(id), ctx.Err())
 	}
 	if err != nil {
@@ -78,7 +78,7 @@ func PublishOnce(
 	return fresh.Ports, nil
 }
 
-// Program makes the kernel go from what an endpoint was to what it is.
+// Program changes the kernel from the former state of an endpoint to the current one.
 func Program(ctx context.Context, y *book.Book, m modes.Mode, n modes.Network, was, is modes.Endpoint) error {
 	if err := y.Config.Kernel.Remove(without(y.Plan().Objects(m, n, was), y.Plan().Objects(m, n, is))...); err != nil {
 		return err
@@ -92,7 +92,7 @@ func Program(ctx context.Context, y *book.Book, m modes.Mode, n modes.Network, w
 	return err
 }
 
-// without are the objects of one list that are not in the other.
+// without returns the objects of the old list that are not in the new one.
 func without(old, now []core.Object) (gone []core.Object) {
 	still := map[string]bool{}
 	for _, o := range now {
@@ -106,23 +106,23 @@ func without(old, now []core.Object) (gone []core.Object) {
 	return gone
 }
 
-// A Choice finds the ports of the host for what an endpoint asks.
+// A Choice chooses host ports for the requests of an endpoint.
 type Choice struct {
 	Y *book.Book
 	E modes.Endpoint
-	// first and last are the host's range for who wants any port.
+	// first and last are the host's range for requests of any port.
 	first, last uint16
 	Listeners   []sandbox.Listener
 	Claims      []book.ClaimedRange
-	given       []modes.Port
-	// Reserver is a process that listens on the ports only to keep others off them; 0: there is none.
+	chosen      []modes.Port
+	// Reserver is a process that listens on the ports only to reserve them; 0: there is none.
 	Reserver int
-	// holders have ports that were asked for.
-	Judge   *book.Judge
+	Judge    *book.Judge
+	// Holders are the endpoints that have requested ports.
 	Holders []book.Holder
 }
 
-// Look finds out what the host has, outside of any transaction.
+// Look checks the requested addresses and reads the host's listeners. It must not be called in a transaction.
 func (c *Choice) Look(asks []book.Ask) (err error) {
 	if len(asks) == 0 {
 		return nil
@@ -153,7 +153,7 @@ func (c *Choice) Look(asks []book.Ask) (err error) {
 	return err
 }
 
-// Ports chooses a port for each ask and joins those in a row to ranges.
+// Ports chooses a port for each request and joins consecutive ones to ranges.
 func (c *Choice) Ports(tx store.Tx, asks []book.Ask) ([]modes.Port, error) {
 	if len(asks) == 0 {
 		return nil, nil
@@ -162,19 +162,19 @@ func (c *Choice) Ports(tx store.Tx, asks []book.Ask) ([]modes.Port, error) {
 		return nil, err
 	}
 	for _, one := range chains(asks) {
-		if err := c.chain(tx, one); err != nil {
+		if err := c.choose(tx, one); err != nil {
 			return nil, &book.HeldError{Err: err, Holders: c.Holders}
 		}
 	}
-	// Who named a range gets the first port that nobody living has.
+	// A request for a range gets the first port that no live endpoint has.
 	if unjudged := c.Unjudged(); len(unjudged) > 0 {
 		return nil, &book.HeldError{Err: book.ErrUnjudged, Holders: unjudged}
 	}
-	slices.SortFunc(c.given, ComparePorts)
-	return Join(c.given), nil
+	slices.SortFunc(c.chosen, ComparePorts)
+	return Join(c.chosen), nil
 }
 
-// readClaims reads who has which port, but for the endpoint itself.
+// readClaims reads the port claims of all other endpoints.
 func (c *Choice) readClaims(tx store.Tx) error {
 	own := map[string]bool{}
 	now, err := book.GetEndpoint(tx, c.E.NetworkID, c.E.ID)
@@ -192,17 +192,20 @@ func (c *Choice) readClaims(tx store.Tx) error {
 	return nil
 }
 
-// taken says whether somebody has one of the ports of a range; why is for who asked for just these.
-func (c *Choice) taken(tx store.Tx, proto string, a netip.Addr, first, count uint16) (why error) {
+// conflict returns an error that names the owner if a port of a range is in use, otherwise nil.
+func (c *Choice) conflict(tx store.Tx, proto string, a netip.Addr, first, count uint16) (why error) {
 	for _, r := range c.Claims {
 		if r.Proto == proto && r.First <= first+count-1 && first <= r.Last && sameAddr(r.Addr, a) {
-			c.meet(tx, r.Key)
-			return fmt.Errorf("%w: port %d/%s of the host is published by %s", book.ErrInUse, max(first, r.First), proto, book.Claimant(tx, r.Key))
+			c.noteHolder(tx, r.Key)
+			return fmt.Errorf("%w: port %d/%s of the host is published by %s",
+				book.ErrInUse, max(first, r.First), proto, book.Claimant(tx, r.Key))
 		}
 	}
-	for _, p := range c.given {
-		if p.Proto == proto && p.HostPort <= first+count-1 && first <= p.HostPort+p.Count-1 && sameAddr(p.HostIP, a) {
-			return fmt.Errorf("%w: port %d/%s of the host is asked for twice", book.ErrInUse, max(first, p.HostPort), proto)
+	for _, p := range c.chosen {
+		overlap := p.HostPort <= first+count-1 && first <= p.HostPort+p.Count-1
+		if p.Proto == proto && overlap && sameAddr(p.HostIP, a) {
+			return fmt.Errorf("%w: port %d/%s of the host is asked for twice",
+				book.ErrInUse, max(first, p.HostPort), proto)
 		}
 	}
 	for _, l := range c.Listeners {
@@ -213,7 +216,8 @@ func (c *Choice) taken(tx store.Tx, proto string, a netip.Addr, first, count uin
 	return nil
 }
 
-// A listenerError is a port that a program of the host has. Whose it is takes a look through all processes.
+// A listenerError says that a program of the host listens on a port. To find the program takes a scan of all processes,
+// so only Explain does it.
 type listenerError struct{ sandbox.Listener }
 
 func (e listenerError) Error() string {
@@ -222,7 +226,7 @@ func (e listenerError) Error() string {
 
 func (listenerError) Unwrap() error { return book.ErrInUse }
 
-// Explain names the program that has a port; not within a transaction.
+// Explain adds the name of the program that listens on the port. It must not be called in a transaction.
 func (*Choice) Explain(err error) error {
 	if l := (listenerError{}); errors.As(err, &l) {
 		return fmt.Errorf("%w by %s", err, l.Owner())
@@ -230,20 +234,20 @@ func (*Choice) Explain(err error) error {
 	return err
 }
 
-// sameAddr says whether a packet can be for both of two addresses that ports are published on.
+// sameAddr reports whether a packet can be for both addresses that ports are published on.
 func sameAddr(a, b netip.Addr) bool {
 	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
 }
 
-// meet notes who has a port.
-func (c *Choice) meet(tx store.Tx, key string) {
+// noteHolder adds the endpoint that has a claim to Holders.
+func (c *Choice) noteHolder(tx store.Tx, key string) {
 	by, err := book.PortClaims.Get(tx, key)
 	if h := book.Holder(by); err == nil && !slices.Contains(c.Holders, h) {
 		c.Holders = append(c.Holders, h)
 	}
 }
 
-// Unjudged are those holders of which it has not been found out whether they live.
+// Unjudged returns the holders that the Judge has not found to be live.
 func (c *Choice) Unjudged() []book.Holder {
 	if c.Judge == nil {
 		return nil

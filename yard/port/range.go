@@ -11,15 +11,15 @@ import (
 	"netyard/yard/book"
 )
 
-// A chain is a run of asks for ports that follow each other on the host and in the container, or one ask for any port,
-// on one or more addresses: the same ports are chosen on all of them.
+// A chain is a run of requests for ports that are consecutive on the host and in the container, or one request for any
+// port, on one or more addresses. The same ports are chosen on all of them.
 type chain struct {
 	ask   book.Ask
 	count uint16
 	hosts []netip.Addr
 }
 
-// chains puts asks together. An engine takes ranges apart before it sends them.
+// chains joins requests to chains, since an engine splits ranges before it sends them.
 func chains(asks []book.Ask) (all []*chain) {
 	sorted := slices.Clone(asks)
 	slices.SortStableFunc(sorted, func(a, b book.Ask) int {
@@ -37,18 +37,19 @@ func chains(asks []book.Ask) (all []*chain) {
 	}
 	var merged []*chain
 	for _, c := range all {
-		at := slices.IndexFunc(merged, func(m *chain) bool { return m.sameBut(c) })
+		at := slices.IndexFunc(merged, func(m *chain) bool { return m.equalExceptHosts(c) })
 		if at < 0 {
 			merged = append(merged, c)
 			continue
 		}
 		merged[at].hosts = append(merged[at].hosts, c.hosts...)
 	}
-	// Who asks for a port goes before who takes any, or the second could take what the first asks for.
+	// Requests for a certain port come first, so that a request for any port does not take what another one needs.
 	slices.SortStableFunc(merged, func(a, b *chain) int { return cmp.Compare(b.fixed(), a.fixed()) })
 	return merged
 }
 
+// fixed is 0 for a request of any port, 1 for one of a range, and 2 for one of certain ports.
 func (c *chain) fixed() int {
 	switch {
 	case c.ask.HostPort == 0:
@@ -59,41 +60,43 @@ func (c *chain) fixed() int {
 	return 2
 }
 
+// followedBy reports whether a request continues the chain.
 func (c *chain) followedBy(a book.Ask) bool {
 	exact := func(x book.Ask) bool { return x.HostPort != 0 && x.HostPortEnd <= x.HostPort }
 	return exact(c.ask) && exact(a) && a.Proto == c.ask.Proto && a.HostIP == c.ask.HostIP &&
 		a.HostPort == c.ask.HostPort+c.count && a.ContainerPort == c.ask.ContainerPort+c.count
 }
 
-// sameBut says whether two chains differ in the host's address only, and those addresses are different.
-func (c *chain) sameBut(o *chain) bool {
+// equalExceptHosts reports whether two chains differ only in the host's address, and do differ in it.
+func (c *chain) equalExceptHosts(o *chain) bool {
 	a, b := c.ask, o.ask
 	a.HostIP, b.HostIP = netip.Addr{}, netip.Addr{}
 	return a == b && c.count == o.count && !slices.Contains(c.hosts, o.hosts[0])
 }
 
-// chain chooses the ports of a chain.
-func (c *Choice) chain(tx store.Tx, one *chain) error {
+// choose chooses the host ports of a chain.
+func (c *Choice) choose(tx store.Tx, one *chain) error {
 	a := one.ask
 	if a.HostPort != 0 && a.HostPortEnd <= a.HostPort {
-		if why := c.takenOnAny(tx, one, a.HostPort); why != nil {
+		if why := c.conflictOnAny(tx, one, a.HostPort); why != nil {
 			return fmt.Errorf("publish %s: %w", a, why)
 		}
-		c.give(one, a.HostPort)
+		c.assign(one, a.HostPort)
 		return nil
 	}
 	named := c.Holders
 	first, last := a.HostPort, a.HostPortEnd
 	if a.HostPort == 0 {
 		first, last = c.first, c.last
-		if had, ok := c.had(one); ok && c.takenOnAny(tx, one, had) == nil { // said again, it stays what it is
-			c.give(one, had)
+		if had, ok := c.current(one); ok && c.conflictOnAny(tx, one, had) == nil { // a repeated request keeps its port
+			c.assign(one, had)
 			return nil
 		}
 	}
 	for port := int(first); port <= int(last); port++ {
-		if c.takenOnAny(tx, one, uint16(port)) == nil {
-			if c.give(one, uint16(port)); a.HostPort == 0 { // who wants any port wants nobody's
+		if c.conflictOnAny(tx, one, uint16(port)) == nil {
+			c.assign(one, uint16(port))
+			if a.HostPort == 0 { // a request for any port needs no port of a dead endpoint
 				c.Holders = named
 			}
 			return nil
@@ -102,45 +105,46 @@ func (c *Choice) chain(tx store.Tx, one *chain) error {
 	return fmt.Errorf("publish %s: no port from %d to %d of the host is free", a, first, last)
 }
 
-// had is the port of the host that an endpoint has already for what it asks.
-func (c *Choice) had(one *chain) (uint16, bool) {
+// current returns the host port that the endpoint has for the request already.
+func (c *Choice) current(one *chain) (uint16, bool) {
 	for _, p := range c.E.Ports {
-		if p.Proto == one.ask.Proto && slices.Contains(one.hosts, p.HostIP) && p.ContainerPort <= one.ask.ContainerPort &&
-			one.ask.ContainerPort-p.ContainerPort < p.Count {
+		if p.Proto == one.ask.Proto && slices.Contains(one.hosts, p.HostIP) &&
+			p.ContainerPort <= one.ask.ContainerPort && one.ask.ContainerPort-p.ContainerPort < p.Count {
 			return p.HostPort + one.ask.ContainerPort - p.ContainerPort, true
 		}
 	}
 	return 0, false
 }
 
-func (c *Choice) takenOnAny(tx store.Tx, one *chain, port uint16) error {
+func (c *Choice) conflictOnAny(tx store.Tx, one *chain, port uint16) error {
 	for _, host := range one.hosts {
-		if why := c.taken(tx, one.ask.Proto, host, port, one.count); why != nil {
+		if why := c.conflict(tx, one.ask.Proto, host, port, one.count); why != nil {
 			return why
 		}
 	}
 	return nil
 }
 
-func (c *Choice) give(one *chain, port uint16) {
+func (c *Choice) assign(one *chain, port uint16) {
 	for _, host := range one.hosts {
-		c.given = append(c.given, modes.Port{
+		c.chosen = append(c.chosen, modes.Port{
 			Proto: one.ask.Proto, HostIP: host, HostPort: port, ContainerPort: one.ask.ContainerPort, Count: one.count,
 		})
 	}
 }
 
-// ComparePorts orders ports.
+// ComparePorts orders ports by protocol, address and number.
 func ComparePorts(a, b modes.Port) int {
 	return cmp.Or(cmp.Compare(a.Proto, b.Proto), a.HostIP.Compare(b.HostIP), cmp.Compare(a.HostPort, b.HostPort))
 }
 
-// Join makes one range of ports that follow each other.
+// Join joins consecutive ports to ranges.
 func Join(ports []modes.Port) (all []modes.Port) {
 	for _, p := range ports {
 		if len(all) > 0 {
 			last := &all[len(all)-1]
-			if last.Proto == p.Proto && last.HostIP == p.HostIP && p.HostPort == last.HostPort+last.Count && p.ContainerPort == last.ContainerPort+last.Count {
+			if last.Proto == p.Proto && last.HostIP == p.HostIP &&
+				p.HostPort == last.HostPort+last.Count && p.ContainerPort == last.ContainerPort+last.Count {
 				last.Count += p.Count
 				continue
 			}

@@ -11,7 +11,7 @@ import (
 	"netyard/yard/event"
 )
 
-// Sharable sorts out which of the wanted ports an endpoint can have.
+// Sharable returns the ports that the endpoint gets of those it wants, and the conflicts of the others.
 func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, conflicts []book.Conflict, err error) {
 	if err := c.readClaims(tx); err != nil {
 		return nil, nil, err
@@ -21,11 +21,14 @@ func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, con
 		at := slices.IndexFunc(c.Claims, func(r book.ClaimedRange) bool {
 			return r.Proto == p.Proto && r.First <= p.HostPort && p.HostPort <= r.Last && sameAddr(r.Addr, p.HostIP)
 		})
-		heard := slices.IndexFunc(c.Listeners, func(l sandbox.Listener) bool { return l.Takes(p.Proto, p.HostIP, p.HostPort, 1) })
+		heard := slices.IndexFunc(c.Listeners, func(l sandbox.Listener) bool {
+			return l.Takes(p.Proto, p.HostIP, p.HostPort, 1)
+		})
 		switch {
 		case at >= 0:
-			c.meet(tx, c.Claims[at].Key)
-			conflicts = append(conflicts, book.Conflict{Port: p, Claim: c.Claims[at].Key, Owner: book.Claimant(tx, c.Claims[at].Key)})
+			c.noteHolder(tx, c.Claims[at].Key)
+			key := c.Claims[at].Key
+			conflicts = append(conflicts, book.Conflict{Port: p, Claim: key, Owner: book.Claimant(tx, key)})
 			continue
 		case heard >= 0:
 			conflicts = append(conflicts, book.Conflict{Port: p, Listener: c.Listeners[heard], Shadow: had})
@@ -37,11 +40,15 @@ func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, con
 	return get, conflicts, nil
 }
 
-// Ignore answers who asks for published ports where the host's are shared: as an engine does with --network host.
+// Ignore logs and tells that requests to publish ports are ignored on a network that shares the host's ports. An engine
+// does the same with --network host.
 func Ignore(y *book.Book, n modes.Network, e modes.Endpoint, asks []book.Ask) {
 	for _, a := range asks {
-		y.Config.Log.Warn("a published port is ignored: the container shares the host's addresses", "network", n.ID, "endpoint", e.ID, "port", a.String())
-		v := book.About(event.PortIgnored, n, e, fmt.Sprintf("-p %s of %s is ignored: it shares the host's addresses, and its ports are those it listens on", a, book.Owned(e)))
+		y.Config.Log.Warn("published port ignored: the container shares the host's addresses",
+			"network", n.ID, "name", n.Name, "endpoint", e.ID, "container", e.Container.Name, "port", a.String())
+		v := book.About(event.PortIgnored, n, e, fmt.Sprintf(
+			"-p %s of %s is ignored: the container shares the host's addresses, and its ports are those it listens on",
+			a, book.Owned(e)))
 		v.Port = a.String()
 		y.Tell(v)
 	}

@@ -9,26 +9,27 @@ import (
 	"netyard/yard/book"
 )
 
-// A widening says by which addresses ports are published for which an engine names none or all.
-type widening struct {
+// An expansion replaces missing and unspecified addresses in requests by the addresses to publish on.
+type expansion struct {
 	n      modes.Network
 	e      modes.Endpoint
 	binds  []netip.Addr
 	routed modes.Families
-	// ownTo is where the ports of own lead to, where those may be others.
-	ownTo map[ownAt]uint16
-	// redirects: ports are the containers' own; both: and the host's as well.
+	// ownTo is the container port that each port of own leads to; it may be another number.
+	ownTo map[ownKey]uint16
+	// redirects: ports are published on the containers' own addresses; both: on the host's as well.
 	redirects, both bool
-	// lent: what cannot be is left out without a word, since another network of the container may be meant.
+	// lent: a request that this network cannot serve is left out without an error, since it may be for another network
+	// of the container.
 	lent bool
-	// asks are for addresses of the host, own takes none of them: where a network is routed ports are the containers'
-	// own.
+	// asks are the requests for addresses of the host. own are ports on the container's own addresses, as on routed
+	// networks; they take no address of the host.
 	asks []book.Ask
 	own  []modes.Port
 }
 
-// Widen replaces what is meant for every address, or the network's default, by addresses. What an endpoint is only lent
-// leaves out what is not about its network.
+// Widen replaces missing and unspecified addresses in requests by those to publish on. It returns the requests for host
+// addresses, and the ports on the container's own. For lent ports it leaves out what this network cannot serve.
 func Widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.Ask) ([]book.Ask, []modes.Port, error) {
 	if len(asks) == 0 {
 		return nil, nil, nil
@@ -40,14 +41,15 @@ func Widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.Ask) ([]
 	if !p.OnHost && !p.OnOwn {
 		return nil, nil, fmt.Errorf("publish %s: a network of mode %s does not publish ports", asks[0], n.Mode)
 	}
-	w := widening{
-		n: n, e: e, binds: p.Binds, routed: p.Routed, redirects: p.OnOwn, both: p.OnOwn && p.OnHost, lent: e.Lent, ownTo: map[ownAt]uint16{},
+	w := expansion{
+		n: n, e: e, binds: p.Binds, routed: p.Routed, redirects: p.OnOwn, both: p.OnOwn && p.OnHost,
+		lent: e.Lent, ownTo: map[ownKey]uint16{},
 	}
 	every := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	if len(w.binds) == 0 {
 		w.binds = every
 	}
-	w.binds = append(slices.DeleteFunc(slices.Clone(w.binds), w.routed.Has), // they are about addresses of the host
+	w.binds = append(slices.DeleteFunc(slices.Clone(w.binds), w.routed.Has), // these are addresses of the host
 		slices.DeleteFunc(every, func(a netip.Addr) bool { return !w.routed.Has(a) })...)
 	for _, a := range w.ordered(asks) {
 		if err := w.add(a); err != nil {
@@ -58,7 +60,7 @@ func Widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.Ask) ([]
 	return w.asks, Join(slices.Compact(w.own)), nil
 }
 
-func (w *widening) add(a book.Ask) error {
+func (w *expansion) add(a book.Ask) error {
 	if w.redirects {
 		if done, err := w.addOwn(a); done || err != nil {
 			return err
@@ -84,7 +86,8 @@ func (w *widening) add(a book.Ask) error {
 		case host.IsUnspecified():
 			w.own = append(w.own, ownPort(w.e, a))
 		default:
-			return fmt.Errorf("the network's %s is routed: the container's own port is opened, on no address of the host", familyName(host))
+			return fmt.Errorf("the network's %s is routed: "+
+				"the port is opened on the container's own address, not on the host's", familyName(host))
 		}
 	}
 	if !found {
@@ -93,11 +96,12 @@ func (w *widening) add(a book.Ask) error {
 	return nil
 }
 
-// ownPort is the port of an endpoint that takes none of the host's.
+// ownPort returns a requested port as a port on the endpoint's own address.
 func ownPort(e modes.Endpoint, a book.Ask) modes.Port {
 	at := slices.IndexFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.HostIP.Is4() })
 	return modes.Port{
-		Proto: a.Proto, HostIP: e.Addrs[at].Addr(), HostPort: a.ContainerPort, ContainerPort: a.ContainerPort, Count: 1, Routed: true,
+		Proto: a.Proto, HostIP: e.Addrs[at].Addr(), HostPort: a.ContainerPort, ContainerPort: a.ContainerPort,
+		Count: 1, Routed: true,
 	}
 }
 

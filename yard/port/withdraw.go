@@ -7,7 +7,7 @@ import (
 	"netyard/yard/book"
 )
 
-// Withdraw takes the ports of an endpoint out of the kernel.
+// Withdraw removes the ports of an endpoint from the kernel. was is the endpoint as it had them.
 func Withdraw(ctx context.Context, y *book.Book, was modes.Endpoint) error {
 	if len(was.Ports) == 0 {
 		return nil
