@@ -101,7 +101,8 @@ func (y *Yard) KeepLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.End
 	return nil
 }
 
-// BuryNow removes an endpoint and its leases; its engine will send no further request for it. The caller holds the locks.
+// BuryNow removes an endpoint and its leases, when its engine will send no further request for it. The caller holds the
+// locks.
 func (y *Yard) BuryNow(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	if e.Phase == modes.Deleting && e.Attachment != "" { // its addresses may belong to another endpoint by now
 		return y.ForgetNow(ctx, m, n, e)

@@ -46,7 +46,7 @@ func (y *Yard) Past(ctx context.Context, do func(*book.Judge) error) error {
 	}
 }
 
-// removeDead removes those holders that are dead. news: one was removed, or one was found alive that was not known to be.
+// removeDead removes those holders that are dead. news: one was removed, or one whose state was unknown was found alive.
 func removeDead(ctx context.Context, y *Yard, j *book.Judge, held *book.HeldError) (news bool, err error) {
 	for _, h := range held.Holders {
 		e, err := j.Y.Endpoint(h.Network, h.Endpoint)
@@ -160,7 +160,8 @@ func (y *Yard) HeldBeside(e modes.Endpoint, cause error) error {
 			return err
 		}
 		for _, n := range ns {
-			if n.ID != own.ID && (n.Given(book.OptParent) == "" || n.Given(book.OptParent) != own.Given(book.OptParent)) {
+			parent := n.Given(book.OptParent)
+			if n.ID != own.ID && (parent == "" || parent != own.Given(book.OptParent)) {
 				continue
 			}
 			es, err := book.Endpoints.List(tx, book.EndpointKey(n.ID, ""))

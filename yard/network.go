@@ -159,12 +159,13 @@ func (y *Yard) PutNew(tx store.Tx, n modes.Network) error {
 // reserve reserves the addresses that a network's mode gives a meaning, for containers that ask for them. Only
 // netyard's own IPAM can reserve addresses.
 func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
-	kept := y.Traits(n).Reserved
-	for _, a := range kept.Addrs {
+	reserved := y.Traits(n).Reserved
+	for _, a := range reserved.Addrs {
 		at := slices.IndexFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(a) })
 		if at < 0 || n.Subnets[at].Space != book.Space {
-			return fmt.Errorf("%w: %s=%s: it needs --ipam-driver netyard, which gives %s only to a container that asks for it",
-				modes.ErrOption, kept.Option, n.Given(kept.Option), a)
+			return fmt.Errorf(
+				"%w: %s=%s: it needs --ipam-driver netyard, which gives %s only to a container that asks for it",
+				modes.ErrOption, reserved.Option, n.Given(reserved.Option), a)
 		}
 		p, err := y.Config.IPAM.PoolOf(tx, n.Subnets[at].Pool, n.ID)
 		if err != nil {
@@ -206,7 +207,8 @@ func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Netw
 		}
 	}
 	n.Phase, n.Turned = modes.Deleting, y.Config.Now()
-	if err := y.Update("network deleting", func(tx store.Tx) error { return book.Networks.Put(tx, id, n) }); err != nil {
+	err = y.Update("network deleting", func(tx store.Tx) error { return book.Networks.Put(tx, id, n) })
+	if err != nil {
 		return err
 	}
 	if err := y.Drop(context.WithoutCancel(ctx), m, n); err != nil {
