@@ -107,7 +107,7 @@ func (y *Yard) BuryNow(ctx context.Context, m modes.Mode, n modes.Network, e mod
 	if e.Phase == modes.Deleting && e.Attachment != "" { // its addresses may belong to another endpoint by now
 		return y.ForgetNow(ctx, m, n, e)
 	}
-	y.Config.Log.Info("endpoint removed without a request of its engine",
+	y.Config.Log.Info("removal of an endpoint without a request of its engine",
 		"network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
 	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err

@@ -57,7 +57,8 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 			e.MAC = rule.Default(e)
 		case rule == modes.MACNone:
 			return fmt.Errorf(
-				"mac-address %s: containers on a network of mode %s have no hardware address of their own", e.MAC, n.Mode)
+				"mac-address %s: containers on a network of mode %s have no hardware address of their own",
+				e.MAC, n.Mode)
 		}
 		old, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
 		if err == nil && old.Phase != modes.Deleting {

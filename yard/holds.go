@@ -19,7 +19,7 @@ func (y *Yard) ReleaseHolds(over func(book.Hold) bool) error {
 		if !over(h) {
 			continue
 		}
-		y.Config.Log.Info("held addresses released",
+		y.Config.Log.Info("release of held addresses",
 			"container", h.Container.Name, "attachment", h.Attachment, "addresses", h.Addrs)
 		if err := y.EndHold(h); err != nil {
 			return err

@@ -46,7 +46,8 @@ func (y *Yard) Past(ctx context.Context, do func(*book.Judge) error) error {
 	}
 }
 
-// removeDead removes those holders that are dead. news: one was removed, or one whose state was unknown was found alive.
+// removeDead removes those holders that are dead. news: one was removed, or one whose state was unknown was found
+// alive.
 func removeDead(ctx context.Context, y *Yard, j *book.Judge, held *book.HeldError) (news bool, err error) {
 	for _, h := range held.Holders {
 		e, err := j.Y.Endpoint(h.Network, h.Endpoint)

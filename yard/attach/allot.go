@@ -85,7 +85,8 @@ func ownPools(n modes.Network) error {
 	for _, s := range n.Subnets {
 		if s.Space != book.Space && s.Space != book.DHCPSpace && s.Space != overlay.OverlaySpace {
 			return fmt.Errorf("network %s: the addresses of %s are allotted by %s's own IPAM; "+
-				"only a network that was created with --ipam-driver netyard can be shared", book.Label(n), s.Pool, n.Engine)
+				"only a network that was created with --ipam-driver netyard can be shared",
+				book.Label(n), s.Pool, n.Engine)
 		}
 	}
 	return nil

@@ -25,9 +25,9 @@ import (
 	"netyard/yard/port"
 )
 
-// Attach makes an endpoint and moves its link into the sandbox. If the attachment exists already, Attach replaces it and
-// keeps its addresses: a runtime that repeats the request has lost, or never got, the first answer. Dead endpoints that
-// have what it asks for are removed.
+// Attach makes an endpoint and moves its link into the sandbox. If the attachment exists already, Attach replaces it
+// and keeps its addresses: a runtime that repeats the request has lost, or never got, the first answer. Dead endpoints
+// that have what it asks for are removed.
 func Attach(ctx context.Context, y *yard.Yard, r book.AttachRequest) (a book.Attached, err error) {
 	err = y.Past(ctx, func(j *book.Judge) error {
 		a, err = attachOnce(ctx, y, j, r)
@@ -217,8 +217,8 @@ func plug(
 	return book.Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
 }
 
-// finishFormer removes the endpoint that a new one replaces: now if it is in the same sandbox and so in the way, or else
-// in the background.
+// finishFormer removes the endpoint that a new one replaces: now if it is in the same sandbox and so in the way, or
+// else in the background.
 func finishFormer(ctx context.Context, y *yard.Yard, former string, e modes.Endpoint) error {
 	if former == "" {
 		return nil

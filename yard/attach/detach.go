@@ -37,8 +37,8 @@ type DetachRequest struct {
 // attachment succeeds.
 //
 // A runtime that names no sandbox may only be about to send the container a signal (nerdctl kill -s HUP, or the SIGTERM
-// of nerdctl stop, which the container should still be able to react to by network). While the container's first process
-// lives, Detach does nothing; the attachment is removed when that process dies.
+// of nerdctl stop, which the container should still be able to react to by network). While the container's first
+// process lives, Detach does nothing; the attachment is removed when that process dies.
 func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 	release, err := y.Locks.Hold(ctx, book.ContainerLock(r.Attachment), false)
 	if err != nil {

@@ -11,9 +11,10 @@ import (
 	"netyard/yard/book"
 )
 
-// claimDevice returns the state of the host's device that the attachment moves into its sandbox, for its return; nil: it
-// moves none. It first finishes the removal of former endpoints that have the device: a runtime that restarts a container
-// does not wait until its device is back on the host, and one that attaches it twice has not returned it at all.
+// claimDevice returns the state of the host's device that the attachment moves into its sandbox, for its return; nil:
+// it moves none. It first finishes the removal of former endpoints that have the device: a runtime that restarts a
+// container does not wait until its device is back on the host, and one that attaches it twice has not returned it at
+// all.
 func claimDevice(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]string, error) {
 	n, err := y.Network(e.NetworkID)
 	if err != nil {

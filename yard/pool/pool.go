@@ -94,9 +94,9 @@ func hasAttachments(y *yard.Yard, tx store.Tx, pool string) (has bool, err error
 	return false, nil
 }
 
-// RequestAddress allots an address. If the pool is full and its network has other pools of the family, the address comes
-// from one of them: an engine asks only the first pool. Dead endpoints that have the address, or one of a full pool, are
-// removed.
+// RequestAddress allots an address. If the pool is full and its network has other pools of the family, the address
+// comes from one of them: an engine asks only the first pool. Dead endpoints that have the address, or one of a full
+// pool, are removed.
 func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	err = y.Past(ctx, func(j *book.Judge) error {
 		switch {
@@ -237,10 +237,10 @@ func siblings(y *yard.Yard, tx store.Tx, id string) (out []ipam.Pool, err error)
 	return out, nil
 }
 
-// ReleaseAddress releases an address. Releasing an unknown one succeeds. An engine deletes an endpoint before it releases
-// the address; if an endpoint still has it, the release is late, the address belongs to another endpoint by now, and the
-// release is ignored. If that endpoint is dead, it is removed: an engine that was killed releases the addresses in its
-// own records when it starts again, and sends no further request for their endpoints.
+// ReleaseAddress releases an address. Releasing an unknown one succeeds. An engine deletes an endpoint before it
+// releases the address; if an endpoint still has it, the release is late, the address belongs to another endpoint by
+// now, and the release is ignored. If that endpoint is dead, it is removed: an engine that was killed releases the
+// addresses in its own records when it starts again, and sends no further request for their endpoints.
 func ReleaseAddress(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) error {
 	if err := releaseDead(ctx, y, pool, a); err != nil {
 		return err
