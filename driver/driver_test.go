@@ -282,8 +282,8 @@ func TestBadInput(t *testing.T) {
 		e.refused("NetworkDriver.CreateEndpoint", body, want)
 	}
 	e.ok("NetworkDriver.CreateEndpoint", endpoint)
-	e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2", "10.9.0.3", 1), "exists already and is different")
-	e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"icc":"false"`), "exists already and is different")
+	e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2", "10.9.0.3", 1), "with a different configuration")
+	e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"icc":"false"`), "with a different configuration")
 	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"192.0.2.7","HostPort":8080,"HostPortEnd":8080}]}}`, "publish 192.0.2.7:8080:80/tcp: 192.0.2.7 is not an address of this host")
 	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"::","HostPort":8080,"HostPortEnd":8080}]}}`, "publish [::]:8080:80/tcp: the container has no IPv6 address")
 	for port, want := range map[string]string{

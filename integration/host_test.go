@@ -247,8 +247,8 @@ func TestHostConflict(t *testing.T) {
 		told(t, h, event.PortConflict,
 			"port 0.0.0.0:8080->8080/tcp is not container one's: container front of docker on network web has it")
 		told(t, h, event.PortConflict, "9090", "process nc")
-		has(t, h.Netyard.Log(), `msg="conflict about a port of the host"`)
-		if n := strings.Count(h.Netyard.Log(), "conflict about a port"); n != 3 {
+		has(t, h.Netyard.Log(), `msg="port conflict"`)
+		if n := strings.Count(h.Netyard.Log(), `msg="port conflict"`); n != 3 {
 			t.Errorf("three conflicts are logged %d times", n)
 		}
 		out := h.DockerErr("run --rm --network web -p 9091:80 busybox true") // conflicts name this container, too
@@ -273,7 +273,7 @@ func TestHostConflict(t *testing.T) {
 		reached(t, h.Outside.Net, "tcp", h.IP+":9093")
 		// A program of the host listens later.
 		h.Sh("nc -l -p 9093 >/dev/null 2>&1 & echo $! >/tmp/nc")
-		told(t, h, event.PortConflict, "9093", "listens on it too, and hears nothing")
+		told(t, h, event.PortConflict, "9093", "listens on it too and receives nothing")
 		state("two", "9093", "shadowing process nc")
 		h.Sh("kill $(cat /tmp/nc)")
 		state("two", "9093", "published")

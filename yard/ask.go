@@ -11,13 +11,15 @@ import (
 	"netyard/yard/book"
 )
 
-// Resolve finds the mode of a network that came in by a door of that mode, and its options under their canonical names.
+// Resolve returns the mode of a network and its options under their canonical names. doorMode is the only mode of the
+// door that the network came through; empty: the door has all modes.
 func (y *Yard) Resolve(doorMode string, given map[string]string) (mode string, opts map[string]string, err error) {
 	mode = doorMode
-	if said, ok := given["mode"]; ok && mode != "" && said != mode {
-		return "", nil, fmt.Errorf("%w: mode=%s: the driver netyard-%s has networks of mode %s only; use -d netyard", modes.ErrOption, said, mode, mode)
+	if asked, ok := given["mode"]; ok && mode != "" && asked != mode {
+		return "", nil, fmt.Errorf("%w: mode=%s: the driver netyard-%s has networks of mode %s only; use -d netyard",
+			modes.ErrOption, asked, mode, mode)
 	} else if mode == "" && ok {
-		mode = said
+		mode = asked
 	}
 	if mode == "" {
 		mode = modes.DefaultMode
@@ -27,7 +29,7 @@ func (y *Yard) Resolve(doorMode string, given map[string]string) (mode string, o
 	return mode, opts, err
 }
 
-// PoolRequest reads what docker network create's --subnet, --ip-range and --ipam-opt say.
+// PoolRequest parses --subnet, --ip-range and --ipam-opt of docker network create.
 func PoolRequest(subnet, ipRange string, opts map[string]string) (r ipam.PoolRequest, err error) {
 	if subnet != "" {
 		if r.Subnet, err = netip.ParsePrefix(subnet); err != nil {
@@ -41,7 +43,7 @@ func PoolRequest(subnet, ipRange string, opts map[string]string) (r ipam.PoolReq
 	}
 	for _, k := range slices.Sorted(maps.Keys(opts)) {
 		if k != book.OptParent {
-			return r, fmt.Errorf("%w: unknown --ipam-opt %s; there is only %s", modes.ErrOption, k, book.OptParent)
+			return r, fmt.Errorf("%w: unknown --ipam-opt %s: only %s is supported", modes.ErrOption, k, book.OptParent)
 		}
 		if !modes.ValidIfName(opts[k]) {
 			return r, fmt.Errorf("%w: --ipam-opt %s=%s: want an interface name", modes.ErrOption, k, opts[k])

@@ -13,35 +13,35 @@ import (
 	"netyard/yard/overlay"
 )
 
-// Retry takes up again the changes that failed half-way: the kernel may have had its reasons then.
+// Retry tries again to finish the deletions that failed half-way: the cause in the kernel may have been temporary.
 func (y *Yard) Retry(ctx context.Context) {
 	ns, err := y.Networks()
 	if err != nil {
-		y.Config.Log.Error("look for unfinished changes", "err", err)
+		y.Config.Log.Error("list of unfinished changes failed", "err", err)
 		return
 	}
 	es, err := y.Endpoints()
 	if err != nil {
-		y.Config.Log.Error("look for unfinished changes", "err", err)
+		y.Config.Log.Error("list of unfinished changes failed", "err", err)
 		return
 	}
 	for _, e := range es {
 		if y.Stuck(e.Phase, e.Turned, y.Config.Grace) {
 			if err := y.Bury(ctx, e.NetworkID, e.ID); err != nil {
-				y.Config.Log.Error("take an endpoint's link away", "network", e.NetworkID, "endpoint", e.ID, "err", err)
+				y.Config.Log.Error("endpoint removal failed", "network", e.NetworkID, "endpoint", e.ID, "err", err)
 			}
 		}
 	}
 	for _, n := range ns {
 		if y.Stuck(n.Phase, n.Turned, y.Config.Grace) {
 			if err := y.DeleteNetwork(ctx, n.ID); err != nil {
-				y.Config.Log.Error("take a network down", "network", n.ID, "err", err)
+				y.Config.Log.Error("network removal failed", "network", n.ID, "name", n.Name, "err", err)
 			}
 		}
 	}
 }
 
-// Bury drops an endpoint without its engine having asked for it, with its link and leases.
+// Bury removes an endpoint, its link and its leases without a request of its engine.
 func (y *Yard) Bury(ctx context.Context, network, id string) error {
 	release, err := y.Hold(ctx, network, id)
 	if err != nil {
@@ -58,24 +58,25 @@ func (y *Yard) Bury(ctx context.Context, network, id string) error {
 	return y.BuryNow(ctx, m, n, e)
 }
 
-// Sweep ends the attachments whose sandbox is gone, for who has no engine that would tell of it.
+// Sweep removes the attachments whose sandbox is gone: no engine need report their end.
 func (y *Yard) Sweep(ctx context.Context) {
 	es, err := y.Endpoints()
 	if err != nil {
-		y.Config.Log.Error("look for dead attachments", "err", err)
+		y.Config.Log.Error("list of dead attachments failed", "err", err)
 		return
 	}
 	for _, e := range es {
-		if e.Attachment == "" || e.Phase != modes.Ready || !y.Dead(e) || y.Config.Now().Sub(e.Created) < y.Config.Grace {
+		young := y.Config.Now().Sub(e.Created) < y.Config.Grace
+		if e.Attachment == "" || e.Phase != modes.Ready || young || !y.Dead(e) {
 			continue
 		}
 		if err := y.Bury(ctx, e.NetworkID, e.ID); err != nil {
-			y.Config.Log.Error("take an endpoint's link away", "network", e.NetworkID, "endpoint", e.ID, "err", err)
+			y.Config.Log.Error("endpoint removal failed", "network", e.NetworkID, "endpoint", e.ID, "err", err)
 		}
 	}
 }
 
-// KeepLease sees to it that the address of an endpoint is leased, if it is one of netyard's own IPAM.
+// KeepLease makes sure that an endpoint's address is leased, if it is from a pool of netyard's own IPAM.
 func (y *Yard) KeepLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.Endpoint) error {
 	for _, s := range n.Subnets {
 		if s.Space != book.Space || !s.Pool.Contains(a) {
@@ -92,7 +93,7 @@ func (y *Yard) KeepLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.End
 			return nil
 		}
 		_, err = y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a, Name: e.Container.Name})
-		if errors.Is(err, ipam.ErrTaken) { // reserved for another one while this one had it already
+		if errors.Is(err, ipam.ErrTaken) { // reserved for another name after the endpoint had got it
 			_, err = y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a})
 		}
 		return err
@@ -100,12 +101,14 @@ func (y *Yard) KeepLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.End
 	return nil
 }
 
-// BuryNow drops an endpoint whose engine will not speak of it again, with its leases.
+// BuryNow removes an endpoint and its leases, when its engine will send no further request for it. The caller holds the
+// locks.
 func (y *Yard) BuryNow(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
-	if e.Phase == modes.Deleting && e.Attachment != "" { // the addresses are another one's already
+	if e.Phase == modes.Deleting && e.Attachment != "" { // its addresses may belong to another endpoint by now
 		return y.ForgetNow(ctx, m, n, e)
 	}
-	y.Config.Log.Info("drop an endpoint whose sandbox is gone", "network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
+	y.Config.Log.Info("removal of an endpoint without a request of its engine",
+		"network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
 	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}

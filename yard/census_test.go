@@ -105,7 +105,7 @@ func TestReaper(t *testing.T) {
 		if es, _ := r.Endpoints(); len(es) != 1 {
 			t.Error("a running container lost its link on an engine's word")
 		}
-		r.findsWith(census(), "no container of docker has it, but some sandbox has its link", false)
+		r.findsWith(census(), "no container of docker has it, but a sandbox has its link", false)
 	})
 	t.Run("network", func(t *testing.T) {
 		r := joined(t, false)

@@ -13,9 +13,9 @@ import (
 	"netyard/yard/book"
 )
 
-// ChangeNetwork changes options of a network and makes its endpoints follow, without a pause for any of them. Nothing
-// is changed if anything is refused. If it cannot be made so, it is all taken back. A crash in between leaves the new
-// options on record, and the next Restore makes it so.
+// ChangeNetwork changes options of a network and applies them to its endpoints without interrupting any of them. If one
+// option is refused, nothing is changed. If the kernel cannot be changed, everything is rolled back. After a crash in
+// between the new options are on record, and the next Restore applies them.
 func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]string) (modes.Network, error) {
 	release, err := y.Locks.Hold(ctx, id, false)
 	if err != nil {
@@ -49,13 +49,15 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 	}
 	if err := y.apply(ctx, m, old, n, es, es); err != nil {
 		undo := context.WithoutCancel(ctx)
-		return old, errors.Join(fmt.Errorf("change network %s: %w", modes.Short(id), err), y.recordChange(old), y.apply(undo, m, n, old, es, es))
+		return old, errors.Join(fmt.Errorf("change network %s: %w", modes.Short(id), err),
+			y.recordChange(old), y.apply(undo, m, n, old, es, es))
 	}
 	y.Config.Log.Info("network changed", "network", id, "mode", n.Mode, "options", options)
 	return n, nil
 }
 
-// recordChange leaves alone what others write into the record without the network's lock: its name.
+// recordChange records the changed options of a network. It keeps the name in the record, which is written without the
+// network's lock.
 func (y *Yard) recordChange(n modes.Network) error {
 	return y.Update("network changed", func(tx store.Tx) error {
 		now, err := book.GetNetwork(tx, n.ID)
@@ -69,7 +71,9 @@ func (y *Yard) recordChange(n modes.Network) error {
 
 // ChangeEndpoint changes options of one endpoint as ChangeNetwork does those of a network. They last as long as the
 // endpoint.
-func (y *Yard) ChangeEndpoint(ctx context.Context, network, id string, options map[string]string) (modes.Endpoint, error) {
+func (y *Yard) ChangeEndpoint(
+	ctx context.Context, network, id string, options map[string]string,
+) (modes.Endpoint, error) {
 	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return modes.Endpoint{}, err
@@ -92,13 +96,15 @@ func (y *Yard) ChangeEndpoint(ctx context.Context, network, id string, options m
 	before, after := []modes.Endpoint{old}, []modes.Endpoint{e}
 	if err := y.apply(ctx, m, n, n, before, after); err != nil {
 		undo := context.WithoutCancel(ctx)
-		return old, errors.Join(fmt.Errorf("change endpoint %s: %w", modes.Short(id), err), y.recordEndpointChange(old), y.apply(undo, m, n, n, after, before))
+		return old, errors.Join(fmt.Errorf("change endpoint %s: %w", modes.Short(id), err),
+			y.recordEndpointChange(old), y.apply(undo, m, n, n, after, before))
 	}
 	y.Config.Log.Info("endpoint changed", "network", network, "endpoint", id, "mode", n.Mode, "options", options)
 	return e, nil
 }
 
-// recordEndpointChange leaves alone what others write into the record without the endpoint's lock: whose it is.
+// recordEndpointChange records the changed options of an endpoint. It keeps the container in the record, which is
+// written without the endpoint's lock.
 func (y *Yard) recordEndpointChange(e modes.Endpoint) error {
 	return y.Update("endpoint changed", func(tx store.Tx) error {
 		now, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
@@ -109,13 +115,16 @@ func (y *Yard) recordEndpointChange(e modes.Endpoint) error {
 		if now.Options == nil {
 			now.Options = map[string]string{}
 		}
-		return errors.Join(book.KeepEndpoint(tx, now, func(k *book.Kept) { k.Options = now.Options }), book.PutEndpoint(tx, now))
+		return errors.Join(
+			book.KeepEndpoint(tx, now, func(k *book.Kept) { k.Options = now.Options }),
+			book.PutEndpoint(tx, now),
+		)
 	})
 }
 
-// apply makes the kernel go from one state of a network and its endpoints to another. What only the first has goes
-// first: an interval cannot be added beside one that it overlaps, and of who may come in rather nobody for a moment
-// than both.
+// apply changes the kernel from one state of a network and its endpoints to another. It first removes the objects that
+// only the former state has: an interval cannot be added while one that it overlaps is in the set, and for a moment it
+// is better to admit no client than the former and the new ones.
 func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, before, after []modes.Endpoint) error {
 	links, err := y.Config.Kernel.Has()
 	if err != nil {
@@ -125,7 +134,9 @@ func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, 
 	for _, o := range y.Plan().Objects(m, to, after...) {
 		wanted[o.String()] = true
 	}
-	gone := slices.DeleteFunc(y.Plan().Objects(m, from, before...), func(o core.Object) bool { return wanted[o.String()] })
+	gone := slices.DeleteFunc(y.Plan().Objects(m, from, before...), func(o core.Object) bool {
+		return wanted[o.String()]
+	})
 	if err := y.Config.Kernel.Remove(gone...); err != nil {
 		return err
 	}
@@ -134,7 +145,7 @@ func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, 
 		return err
 	}
 	for _, e := range after {
-		plugged := links[core.Alias(to.ID, e.ID)] // a link that is gone cannot be put back into a sandbox
+		plugged := links[core.Alias(to.ID, e.ID)] // netyard cannot put a new link into a running sandbox
 		if e.Phase != modes.Ready || e.Sandbox == "" || y.Dead(e) || !plugged {
 			continue
 		}

@@ -18,8 +18,8 @@ import (
 	"netyard/yard/port"
 )
 
-// CreateEndpoint records an endpoint; the kernel is touched when it is joined. The answer has the MAC it will have.
-// Dead endpoints that have its addresses give way.
+// CreateEndpoint records an endpoint and returns it with the MAC that it will have; the kernel is changed when it is
+// joined. Dead endpoints that have its addresses are removed.
 func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (made modes.Endpoint, err error) {
 	err = y.Past(ctx, func(*book.Judge) error {
 		made, err = y.createEndpoint(ctx, e)
@@ -56,7 +56,9 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		case e.MAC == "":
 			e.MAC = rule.Default(e)
 		case rule == modes.MACNone:
-			return fmt.Errorf("mac-address %s: containers on a network of mode %s have no hardware address of their own", e.MAC, n.Mode)
+			return fmt.Errorf(
+				"mac-address %s: containers on a network of mode %s have no hardware address of their own",
+				e.MAC, n.Mode)
 		}
 		old, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
 		if err == nil && old.Phase != modes.Deleting {
@@ -64,13 +66,13 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 				e = old
 				return nil
 			}
-			return fmt.Errorf("endpoint %s: %w and is different", modes.Short(e.ID), book.ErrExists)
+			return fmt.Errorf("endpoint %s: %w with a different configuration", modes.Short(e.ID), book.ErrExists)
 		}
 		if err != nil && !errors.Is(err, book.ErrNotFound) {
 			return err
 		}
 		e.Phase, e.Created = modes.Ready, y.Config.Now()
-		for _, a := range e.Addrs { // a reaper may have taken the lease for an orphan's while the engine was busy
+		for _, a := range e.Addrs { // reconciling may have released the lease as an orphan
 			if err := y.KeepLease(tx, n, a.Addr(), e); err != nil {
 				return err
 			}
@@ -80,8 +82,8 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 	return e, err
 }
 
-// addressesFree refuses an endpoint whose addresses another one of the network has that is joined. What an engine made
-// and never joined it has forgotten, when it gives its address to somebody else.
+// addressesFree refuses an endpoint if a joined endpoint of the network has one of its addresses. An endpoint that was
+// never joined does not count: its engine has forgotten it if it gives the address to another one.
 func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	for _, p := range e.Addrs {
 		h, found, err := book.AddressHolder(tx, n.ID, p.Addr())
@@ -106,8 +108,8 @@ func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	return nil
 }
 
-// Join makes the endpoint's link for a sandbox and says what to do inside. Joining the same sandbox again is success.
-// Dead endpoints that have what it needs give way.
+// Join makes the endpoint's link for a sandbox and returns what the engine has to set up inside. Joining the same
+// sandbox again succeeds. Dead endpoints that have what it needs are removed.
 func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (n modes.Network, link modes.Link, err error) {
 	err = y.Past(ctx, func(*book.Judge) error {
 		n, link, err = y.join(ctx, network, id, sandbox)
@@ -123,7 +125,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 		return modes.Network{}, modes.Link{}, err
 	}
 	defer release()
-	kept, err := y.keep(network, id)
+	kept, err := y.claimDevice(network, id)
 	if err != nil {
 		return modes.Network{}, modes.Link{}, err
 	}
@@ -158,14 +160,16 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 	if err != nil {
 		return n, modes.Link{}, err
 	}
-	link, err := modes.Link{}, enforce.Enforce(ctx, y.Book) // first, or there would be a moment in which no policy is about it
+	// Policies first, or there would be a moment without them.
+	link, err := modes.Link{}, enforce.Enforce(ctx, y.Book)
 	if err == nil {
 		link, err = y.attach(ctx, m, n, e)
 	}
 	if err != nil {
 		return n, link, errors.Join(y.HeldBeside(e, err), y.Unjoin(m, n, e))
 	}
-	y.Config.Log.Info("endpoint joined", "network", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
+	y.Config.Log.Info("endpoint joined",
+		"network", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
 	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
 	if kept != nil {
 		y.Tell(book.About(event.DeviceTaken, n, e, fmt.Sprintf("%s has device %s", book.Owned(e), link.SrcName)))
@@ -175,8 +179,9 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 	return n, link, nil
 }
 
-// keep notes what an endpoint is about to take from the host; nil when that is nothing, or noted already.
-func (y *Yard) keep(network, id string) (map[string]string, error) {
+// claimDevice returns the state of the host's device that the endpoint moves into its sandbox, for its return; nil if
+// the endpoint moves none, or the state is on record already.
+func (y *Yard) claimDevice(network, id string) (map[string]string, error) {
 	m, n, e, err := y.Whole(network, id)
 	if err != nil {
 		return nil, err
@@ -188,7 +193,9 @@ func (y *Yard) keep(network, id string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool { return o.ID == id || o.Sandbox == "" && o.Kept == nil })
+	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool {
+		return o.ID == id || o.Sandbox == "" && o.Kept == nil
+	})
 	kept, err := y.Plan().Take(m, n, others)
 	if err != nil {
 		return nil, y.HeldBeside(e, err)
@@ -212,17 +219,18 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	return link, y.Attached(e)
 }
 
-// Unjoin takes an endpoint back to what it was before Join.
+// Unjoin undoes Join: it removes the link and records the endpoint as not joined.
 func (y *Yard) Unjoin(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}
-	e.Kept = nil // it is back
+	e.Kept = nil // Detach has returned the device to the host
 	return y.Update("endpoint unjoined", func(tx store.Tx) error { return book.PutEndpoint(tx, book.Left(e)) })
 }
 
-// Leave records that the sandbox has done with the endpoint, and takes its ports away: an engine does not always say
-// that first. The link stays until DeleteEndpoint: the engine is about to move it back. An unknown endpoint has left.
+// Leave records that the endpoint has left its sandbox, and withdraws its published ports: an engine does not always
+// withdraw them first. The link stays until DeleteEndpoint, since the engine is about to move it back to the host.
+// Leaving with an unknown endpoint succeeds.
 func (y *Yard) Leave(ctx context.Context, network, id string) error {
 	release, err := y.Hold(ctx, network, id)
 	if err != nil {
@@ -255,16 +263,17 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 		return err
 	}
 	if n, err := y.Network(network); err == nil {
-		y.Tell(book.About(event.EndpointLeft, n, was, fmt.Sprintf("%s left network %s", book.Owned(was), book.Label(n))))
+		text := fmt.Sprintf("%s left network %s", book.Owned(was), book.Label(n))
+		y.Tell(book.About(event.EndpointLeft, n, was, text))
 	}
 	return nil
 }
 
-// DeleteEndpoint records that the endpoint is to go and answers; taking its link away costs the kernel tens of
-// milliseconds that the caller need not wait for. An unknown endpoint is gone.
+// DeleteEndpoint records the endpoint as deleting and returns. Its link is removed in the background, since that takes
+// the kernel tens of milliseconds. Deleting an unknown endpoint succeeds.
 func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
-	was, found, err := y.condemn(ctx, network, id)
-	if errors.Is(err, context.DeadlineExceeded) { // a request before this one hangs, and an engine does not ask again
+	was, found, err := y.recordDeleting(ctx, network, id)
+	if errors.Is(err, context.DeadlineExceeded) { // an earlier request holds the lock, and the engine does not retry
 		y.Late.Go(func() { y.deleteLater(context.WithoutCancel(ctx), network, id) })
 	}
 	if err != nil || !found {
@@ -278,26 +287,26 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	return nil
 }
 
-// deleteLater deletes an endpoint when whatever has it is through. Its addresses are released with it: the engine has
-// given them back meanwhile, when they were the endpoint's still.
+// deleteLater deletes an endpoint when its lock is free. It also releases the addresses: the engine has released them
+// meanwhile, which had no effect while the endpoint had them.
 func (y *Yard) deleteLater(ctx context.Context, network, id string) {
 	if err := y.Bury(ctx, network, id); err != nil {
-		y.Config.Log.Error("delete an endpoint that was busy", "network", network, "endpoint", id, "err", err)
+		y.Config.Log.Error("deletion of a busy endpoint failed", "network", network, "endpoint", id, "err", err)
 	}
 	y.Config.Changed()
 }
 
-// FinishLater takes the link of an endpoint that is Deleting away when there is time for it.
+// FinishLater removes the link and the record of an endpoint that is Deleting, in the background.
 func (y *Yard) FinishLater(network, id string) {
 	y.Config.Background(func() {
 		if err := y.finish(network, id); err != nil {
-			y.Config.Log.Error("take an endpoint's link away", "network", network, "endpoint", id, "err", err)
+			y.Config.Log.Error("endpoint removal failed", "network", network, "endpoint", id, "err", err)
 		}
 	})
 }
 
-// condemn records that an endpoint is to go.
-func (y *Yard) condemn(ctx context.Context, network, id string) (e modes.Endpoint, found bool, err error) {
+// recordDeleting records an endpoint as deleting.
+func (y *Yard) recordDeleting(ctx context.Context, network, id string) (e modes.Endpoint, found bool, err error) {
 	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return e, false, err
@@ -318,7 +327,7 @@ func (y *Yard) condemn(ctx context.Context, network, id string) (e modes.Endpoin
 	return e, found, err
 }
 
-// finish takes away the link of an endpoint that is Deleting, and forgets it.
+// finish removes the link and the record of an endpoint that is Deleting.
 func (y *Yard) finish(network, id string) error {
 	ctx := context.Background() // nobody waits for this
 	release, err := y.Hold(ctx, network, id)
@@ -329,11 +338,11 @@ func (y *Yard) finish(network, id string) error {
 	return y.FinishHeld(ctx, network, id)
 }
 
-// FinishHeld is finish for who holds the locks.
+// FinishHeld does the work of FinishLater now. The caller holds the locks.
 func (y *Yard) FinishHeld(ctx context.Context, network, id string) error {
 	m, n, e, err := y.Whole(network, id)
 	if errors.Is(err, book.ErrNotFound) || err == nil && e.Phase != modes.Deleting {
-		return nil // the network took it with it, or it was made anew
+		return nil // it was deleted with its network, or made again
 	}
 	if err != nil {
 		return err
@@ -341,7 +350,7 @@ func (y *Yard) FinishHeld(ctx context.Context, network, id string) error {
 	return y.ForgetNow(ctx, m, n, e)
 }
 
-// ForgetNow takes an endpoint's link away and then its record.
+// ForgetNow removes an endpoint's link and then its record.
 func (y *Yard) ForgetNow(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	y.Config.Step("before endpoint detached")
 	if err := y.Plan().Detach(m, n, e); err != nil {

@@ -2,14 +2,14 @@ package yard
 
 import "netyard/yard/book"
 
-// A Yard is the networks and endpoints of one host: it has them come and go.
+// A Yard makes, changes and removes the networks and endpoints of one host.
 type Yard struct {
 	*book.Book
 
 	work chan func()
 }
 
-// New makes a Yard; Restore it before use.
+// New returns a Yard. Call reconcile.Restore before use.
 func New(c book.Config) *Yard {
 	const backlog = 1 << 16 // more endpoints than a host can have
 	y := &Yard{Book: book.New(c), work: make(chan func(), backlog)}

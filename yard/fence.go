@@ -14,12 +14,12 @@ import (
 	yoverlay "netyard/yard/overlay"
 )
 
-// fenceTime bounds one round of fencing: a request may have the network.
+// fenceTime bounds one round of fencing: a request may hold the network's lock.
 const fenceTime = 5 * time.Second
 
-// Fence cuts off the endpoints of a cluster's network that have an address which is another host's by now, and lets
-// those go on that have none any more. fenced says why, by endpoint. It is said again until it was heard, so it is the
-// whole of it each time.
+// Fence fences the endpoints of an overlay that are in fenced, and unfences all others. fenced has the reasons by
+// endpoint ID: an address that belongs to another host by now. The caller passes the whole set each time, and repeats
+// the call until it succeeds.
 func (y *Yard) Fence(ctx context.Context, overlay string, fenced map[string]string) error {
 	ctx, cancel := context.WithTimeout(ctx, fenceTime)
 	defer cancel()
@@ -65,7 +65,7 @@ func (y *Yard) fenceOn(ctx context.Context, network string, fenced map[string]st
 	return errors.Join(errs...)
 }
 
-// fence makes one endpoint fenced, or not.
+// fence fences one endpoint for the reason why; empty: it unfences it.
 func (y *Yard) fence(ctx context.Context, m modes.Mode, n modes.Network, was modes.Endpoint, why string) error {
 	is := was
 	is.Fenced = why
@@ -73,14 +73,16 @@ func (y *Yard) fence(ctx context.Context, m modes.Mode, n modes.Network, was mod
 		return err
 	}
 	if err := y.apply(ctx, m, n, n, []modes.Endpoint{was}, []modes.Endpoint{is}); err != nil {
-		return errors.Join(fmt.Errorf("fence endpoint %s: %w", modes.Short(is.ID), err), y.recordFence(was)) // to be tried again
+		// With the former record the next call tries again.
+		return errors.Join(fmt.Errorf("fence endpoint %s: %w", modes.Short(is.ID), err), y.recordFence(was))
 	}
 	if why != "" {
-		y.Config.Log.Error("endpoint fenced: its link is down", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name, "err", why)
+		y.Config.Log.Error("endpoint fenced",
+			"network", n.ID, "endpoint", is.ID, "container", is.Container.Name, "err", why)
 		y.Tell(book.About(event.EndpointFenced, n, is, fmt.Sprintf("%s is fenced: %s", book.Owned(is), why)))
 	} else {
-		y.Config.Log.Info("endpoint not fenced any more", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name)
-		y.Tell(book.About(event.EndpointFreed, n, is, book.Owned(is)+" has its address again"))
+		y.Config.Log.Info("endpoint unfenced", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name)
+		y.Tell(book.About(event.EndpointFreed, n, is, book.Owned(is)+" is no longer fenced"))
 	}
 	return nil
 }
@@ -92,11 +94,14 @@ func (y *Yard) recordFence(e modes.Endpoint) error {
 			return err
 		}
 		now.Fenced = e.Fenced
-		return errors.Join(book.KeepEndpoint(tx, now, func(k *book.Kept) { k.Fenced = now.Fenced }), book.PutEndpoint(tx, now))
+		return errors.Join(
+			book.KeepEndpoint(tx, now, func(k *book.Kept) { k.Fenced = now.Fenced }),
+			book.PutEndpoint(tx, now),
+		)
 	})
 }
 
-// Owner is an endpoint as people call it: by its container, if that is known.
+// Owner returns an endpoint's name for people: its container's, if that is known, or its ID.
 func (y *Yard) Owner(id string) string {
 	es, err := y.Endpoints()
 	if at := slices.IndexFunc(es, func(e modes.Endpoint) bool { return e.ID == id }); err == nil && at >= 0 {

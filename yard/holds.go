@@ -9,7 +9,7 @@ import (
 	"netyard/yard/overlay"
 )
 
-// ReleaseHolds frees the addresses of the holds that are over.
+// ReleaseHolds ends the holds for which over returns true, and releases their addresses.
 func (y *Yard) ReleaseHolds(over func(book.Hold) bool) error {
 	hs, err := y.AllHolds()
 	if err != nil {
@@ -19,7 +19,8 @@ func (y *Yard) ReleaseHolds(over func(book.Hold) bool) error {
 		if !over(h) {
 			continue
 		}
-		y.Config.Log.Info("free the addresses of a container that was removed", "container", h.Container.Name, "attachment", h.Attachment, "addresses", h.Addrs)
+		y.Config.Log.Info("release of held addresses",
+			"container", h.Container.Name, "attachment", h.Attachment, "addresses", h.Addrs)
 		if err := y.EndHold(h); err != nil {
 			return err
 		}
@@ -27,7 +28,7 @@ func (y *Yard) ReleaseHolds(over func(book.Hold) bool) error {
 	return nil
 }
 
-// EndHold frees the addresses of a hold.
+// EndHold ends a hold and releases its addresses.
 func (y *Yard) EndHold(h book.Hold) error {
 	if err := y.Config.Store.Update(func(tx store.Tx) error { return y.releaseHold(tx, h) }); err != nil {
 		return err
@@ -44,7 +45,7 @@ func (y *Yard) EndHold(h book.Hold) error {
 
 func (y *Yard) releaseHold(tx store.Tx, h book.Hold) error {
 	if now, err := book.Holds.Get(tx, h.Key()); err != nil || !now.Since.Equal(h.Since) {
-		return nil //nolint:nilerr // it was taken meanwhile
+		return nil //nolint:nilerr // its container started again meanwhile
 	}
 	if err := book.EraseHold(tx, h); err != nil {
 		return err

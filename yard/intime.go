@@ -9,12 +9,12 @@ import (
 	"netyard/kernel/nft"
 )
 
-// GoodTime is what a request has after its deadline to say itself why it failed.
+// GoodTime is how long a request may take after its deadline to return its own error.
 const GoodTime = 300 * time.Millisecond
 
-// InTime runs a request and has an answer soon after ctx ends, whatever hangs: a system call that waits for a lock of
-// the kernel's ends for no deadline. A request that did not end in time goes on by itself, sees when the kernel answers
-// that nobody waits, and takes back what it began; late is called with what became of it.
+// InTime runs a request and returns soon after ctx ends, whatever hangs: no deadline ends a system call that waits for
+// a lock in the kernel. A request that does not end in time runs on: when the kernel answers, it sees that ctx is over,
+// and undoes what it began. late is called with its result.
 func InTime[A any](ctx context.Context, y *Yard, do func() (A, error), late func(A, error)) (a A, err error) {
 	type outcome struct {
 		a   A
@@ -22,7 +22,7 @@ func InTime[A any](ctx context.Context, y *Yard, do func() (A, error), late func
 	}
 	start := time.Now()
 	done := make(chan outcome, 1)
-	var settled atomic.Bool // by the end of the request or by that of the wait, whichever is first
+	var settled atomic.Bool // set by the end of the request or of the wait, whichever is first
 	go func() {
 		a, err := do()
 		if settled.CompareAndSwap(false, true) {
@@ -47,11 +47,11 @@ func InTime[A any](ctx context.Context, y *Yard, do func() (A, error), late func
 		o := <-done
 		return o.a, o.err
 	}
-	return a, fmt.Errorf("%s, and the request has waited for %s; what it began is taken back, try again: %w",
+	return a, fmt.Errorf("%s, and the request has waited for %s; what it began will be undone; try again: %w",
 		y.slow(), time.Since(start).Round(time.Second), ctx.Err())
 }
 
-// slow says what a request hangs on.
+// slow describes what a request waits for.
 func (y *Yard) slow() string {
 	if y == nil || y.Config.Kernel == nil {
 		return "the host is slow"

@@ -411,7 +411,7 @@ func TestPoliciesLost(t *testing.T) {
 				if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.PoliciesLost }) {
 					t.Errorf("events: %+v", evs)
 				}
-				all := "count as all from then on: "
+				all := "count as complete: "
 				if done, err := reconcile.GC(t.Context(), r.Yard, nil, true); err != nil || len(done) != 1 || !strings.HasSuffix(done[0].Text, all+"none") {
 					t.Errorf("a dry run of gc would %+v, %v", done, err)
 				}

@@ -17,17 +17,17 @@ import (
 	"netyard/yard/overlay"
 )
 
-// A Process is an engine's, as a door knows it.
+// A Process is an engine's process, as a door identifies it.
 type Process = sandbox.Process
 
 // PeerOf returns the process at the other end of a door's connection.
 func PeerOf(c net.Conn) Process { return sandbox.PeerOf(c) }
 
-// buryTime bounds the wait for the locks of an endpoint that is to give way: its own request may be in progress.
+// buryTime bounds the wait for the locks of a dead endpoint: a request for it may be in progress.
 const buryTime = 3 * time.Second
 
-// Past runs a request, and again if it failed for what dead endpoints have: those are dropped, with all they have. do
-// must have undone what it did and hold no lock when it fails.
+// Past runs a request. If it fails because of what dead endpoints have (book.HeldError), Past removes those endpoints
+// and runs the request again. When do fails, it must have undone what it did, and hold no lock.
 func (y *Yard) Past(ctx context.Context, do func(*book.Judge) error) error {
 	j := y.NewJudge()
 	for {
@@ -36,7 +36,7 @@ func (y *Yard) Past(ctx context.Context, do func(*book.Judge) error) error {
 		if !errors.As(err, &held) {
 			return err
 		}
-		news, buryErr := giveWay(ctx, y, j, held)
+		news, buryErr := removeDead(ctx, y, j, held)
 		if buryErr != nil {
 			return errors.Join(err, buryErr)
 		}
@@ -46,8 +46,9 @@ func (y *Yard) Past(ctx context.Context, do func(*book.Judge) error) error {
 	}
 }
 
-// giveWay drops those holders that are dead. news: there is one fewer, or one more of which it is known that it lives.
-func giveWay(ctx context.Context, y *Yard, j *book.Judge, held *book.HeldError) (news bool, err error) {
+// removeDead removes those holders that are dead. news: one was removed, or one whose state was unknown was found
+// alive.
+func removeDead(ctx context.Context, y *Yard, j *book.Judge, held *book.HeldError) (news bool, err error) {
 	for _, h := range held.Holders {
 		e, err := j.Y.Endpoint(h.Network, h.Endpoint)
 		if errors.Is(err, book.ErrNotFound) { // it went meanwhile
@@ -68,7 +69,7 @@ func giveWay(ctx context.Context, y *Yard, j *book.Judge, held *book.HeldError) 
 		}
 		gone, err := y.BuryDead(ctx, e)
 		if err != nil {
-			return news, fmt.Errorf("drop %s, whose sandbox is dead: %w", book.Owned(e), err)
+			return news, fmt.Errorf("remove %s, whose sandbox is dead: %w", book.Owned(e), err)
 		}
 		if news = news || gone; gone && held.One {
 			return true, nil
@@ -77,7 +78,7 @@ func giveWay(ctx context.Context, y *Yard, j *book.Judge, held *book.HeldError) 
 	return news, nil
 }
 
-// BuryDead drops an endpoint that was found dead, unless it is another than that by now. gone says that it is no more.
+// BuryDead removes an endpoint that was found dead, unless it has changed since. gone: it no longer exists.
 func (y *Yard) BuryDead(ctx context.Context, was modes.Endpoint) (gone bool, err error) {
 	wait, cancel := context.WithTimeout(ctx, buryTime)
 	defer cancel()
@@ -96,24 +97,25 @@ func (y *Yard) BuryDead(ctx context.Context, was modes.Endpoint) (gone bool, err
 	same := e.Phase == was.Phase && e.Sandbox == was.Sandbox && e.BootID == was.BootID &&
 		e.Created.Equal(was.Created) && e.Joined.Equal(was.Joined)
 	if !same {
-		return false, nil // it was joined, or left, while it was looked at
+		return false, nil // it was joined or left meanwhile
 	}
 	if err := y.BuryNow(ctx, m, n, e); err != nil {
 		return false, err
 	}
 	for _, p := range e.Addrs {
-		if err := overlay.GiveUp(y.Book, n, p.Addr()); err != nil { // no engine need say that they are free
+		if err := overlay.GiveUp(y.Book, n, p.Addr()); err != nil { // their engine may never release them
 			return true, err
 		}
 	}
-	y.Tell(book.About(event.EndpointLeft, n, e, fmt.Sprintf("%s left network %s: its sandbox is dead", book.Owned(e), book.Label(n))))
+	text := fmt.Sprintf("%s left network %s: its sandbox is dead", book.Owned(e), book.Label(n))
+	y.Tell(book.About(event.EndpointLeft, n, e, text))
 	y.Sharing.Poke()
 	y.Config.Changed()
 	return true, nil
 }
 
-// BuryLost drops the dead endpoints whose engine's process has ended: it will not speak of them, and the next one may
-// not know of them.
+// BuryLost removes the dead endpoints whose engine's process has ended: that process will not delete them, and the next
+// one may not know them.
 func (y *Yard) BuryLost(ctx context.Context) error {
 	es, err := y.Endpoints()
 	if err != nil {
@@ -141,9 +143,9 @@ func (y *Yard) BuryLost(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// HeldBeside says of an endpoint that could not be attached who may have what it needs: a link, a hardware address, a
-// card of the host's, a parent that takes one link only. That is who is on its network, or on another network with the
-// same parent.
+// HeldBeside adds to the cause why an endpoint could not be attached the endpoints that may have what it needs: a link,
+// a hardware address, a device of the host's, a parent that takes one link only. Those are the joined endpoints of its
+// network and of other networks with the same parent.
 func (y *Yard) HeldBeside(e modes.Endpoint, cause error) error {
 	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
 		return cause
@@ -159,7 +161,8 @@ func (y *Yard) HeldBeside(e modes.Endpoint, cause error) error {
 			return err
 		}
 		for _, n := range ns {
-			if n.ID != own.ID && (n.Given(book.OptParent) == "" || n.Given(book.OptParent) != own.Given(book.OptParent)) {
+			parent := n.Given(book.OptParent)
+			if n.ID != own.ID && (parent == "" || parent != own.Given(book.OptParent)) {
 				continue
 			}
 			es, err := book.Endpoints.List(tx, book.EndpointKey(n.ID, ""))
@@ -173,7 +176,7 @@ func (y *Yard) HeldBeside(e modes.Endpoint, cause error) error {
 			}
 		}
 		if own.Given(book.OptParent) != "" && isTaken(cause) {
-			held.Err = beside(tx, own.Given(book.OptParent), cause, held.Holders)
+			held.Err = withOwners(tx, own.Given(book.OptParent), cause, held.Holders)
 		}
 		return nil
 	})
@@ -183,9 +186,9 @@ func (y *Yard) HeldBeside(e modes.Endpoint, cause error) error {
 	return held
 }
 
-// isTaken says whether a link could not be made since another one has what it needs.
+// isTaken reports whether a link could not be made because another one has what it needs.
 func isTaken(err error) bool {
-	// A parent, one that passes a link through, a name, a MAC.
+	// In this order: a parent, a parent in passthru mode, a name, a MAC.
 	for _, e := range []error{syscall.EBUSY, syscall.EINVAL, syscall.EEXIST, syscall.EADDRINUSE} {
 		if errors.Is(err, e) {
 			return true
@@ -194,8 +197,8 @@ func isTaken(err error) bool {
 	return false
 }
 
-// beside names those who have links on a parent, as far as they are few.
-func beside(tx store.Tx, parent string, cause error, holders []book.Holder) error {
+// withOwners adds to an error the first few owners of links on a parent.
+func withOwners(tx store.Tx, parent string, cause error, holders []book.Holder) error {
 	const few = 3
 	var who []string
 	for _, h := range holders[:min(len(holders), few)] {

@@ -19,8 +19,8 @@ import (
 	"netyard/yard/overlay"
 )
 
-// CreateNetwork records n, brings it up, and undoes both if it cannot. A network of the same id that is the same is
-// success: the caller may have died before it heard of it.
+// CreateNetwork records n and brings it up; if that fails, it undoes both. If the same network exists already,
+// CreateNetwork succeeds: the caller may have died before it got the first answer.
 func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
@@ -37,7 +37,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 		return err
 	}
 	defer release()
-	if done, err := y.settleFormer(ctx, n); done || err != nil {
+	if done, err := y.checkFormer(ctx, n); done || err != nil {
 		return err
 	}
 	if err := y.markChosen(n); err != nil {
@@ -45,22 +45,25 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
 	for again := true; again; {
-		if n, again, err = y.settle(ctx, m, n); err != nil {
+		if n, again, err = y.recordNew(ctx, m, n); err != nil {
 			return err
 		}
 	}
 	if err := y.up(ctx, m, n); err != nil {
 		return errors.Join(err, y.Drop(context.WithoutCancel(ctx), m, n))
 	}
-	y.Config.Log.Info("network is up", "network", n.ID, "mode", n.Mode)
-	y.Tell(event.Event{Type: event.NetworkCreated, Network: n.Name, NetworkID: n.ID, Text: fmt.Sprintf("network %s of mode %s is up", book.Label(n), n.Mode)})
+	y.Config.Log.Info("network created", "network", n.ID, "name", n.Name, "mode", n.Mode)
+	y.Tell(event.Event{
+		Type: event.NetworkCreated, Network: n.Name, NetworkID: n.ID,
+		Text: fmt.Sprintf("network %s of mode %s is up", book.Label(n), n.Mode),
+	})
 	y.Config.Changed()
 	return nil
 }
 
-// settle asks the mode about a new network and records it. again: another network was recorded meanwhile, so the mode
-// has to be asked again.
-func (y *Yard) settle(ctx context.Context, m modes.Mode, n modes.Network) (_ modes.Network, again bool, err error) {
+// recordNew lets the mode check and complete a new network, and records it. again: another network was recorded
+// meanwhile, so the mode has to check again.
+func (y *Yard) recordNew(ctx context.Context, m modes.Mode, n modes.Network) (_ modes.Network, again bool, err error) {
 	others, err := y.Networks()
 	if err != nil {
 		return n, false, err
@@ -85,7 +88,7 @@ func (y *Yard) settle(ctx context.Context, m modes.Mode, n modes.Network) (_ mod
 	return n, again, err
 }
 
-// markChosen notes which subnets of a new network nobody named: netyard's own IPAM knows.
+// markChosen marks the subnets of a new network that netyard's own IPAM chose.
 func (y *Yard) markChosen(n modes.Network) error {
 	return y.Config.Store.View(func(tx store.Tx) error {
 		for i, s := range n.Subnets {
@@ -107,15 +110,15 @@ func (y *Yard) up(ctx context.Context, m modes.Mode, n modes.Network) error {
 		return err
 	}
 	y.Config.Step("after network up")
-	if err := ctx.Err(); err != nil { // the caller went away and will not send a delete
+	if err := ctx.Err(); err != nil { // the caller is gone and will not send a delete
 		return fmt.Errorf("create network %s: %w", modes.Short(n.ID), err)
 	}
 	n.Phase, n.Turned = modes.Ready, time.Time{}
 	return y.Update("network ready", func(tx store.Tx) error { return book.Networks.Put(tx, n.ID, n) })
 }
 
-// settleFormer looks at a network of the same id: done when it is what is asked for; an unfinished one is taken away.
-func (y *Yard) settleFormer(ctx context.Context, n modes.Network) (done bool, err error) {
+// checkFormer looks for a network of the same ID. done: it exists as requested. An unfinished one is removed.
+func (y *Yard) checkFormer(ctx context.Context, n modes.Network) (done bool, err error) {
 	old, err := y.Network(n.ID)
 	switch {
 	case errors.Is(err, book.ErrNotFound):
@@ -125,7 +128,7 @@ func (y *Yard) settleFormer(ctx context.Context, n modes.Network) (done bool, er
 	case old.Phase == modes.Ready && old.Equal(n):
 		return true, nil
 	case old.Phase == modes.Ready:
-		return false, fmt.Errorf("network %s: %w and is different", modes.Short(n.ID), book.ErrExists)
+		return false, fmt.Errorf("network %s: %w with a different configuration", modes.Short(n.ID), book.ErrExists)
 	}
 	m, err := y.Mode(old.Mode)
 	if err != nil {
@@ -134,14 +137,14 @@ func (y *Yard) settleFormer(ctx context.Context, n modes.Network) (done bool, er
 	return false, y.Drop(ctx, m, old)
 }
 
-// PutNew records a network and makes the pools that its subnets came from its own.
+// PutNew records a network and binds the pools of its subnets to it.
 func (y *Yard) PutNew(tx store.Tx, n modes.Network) error {
 	for _, s := range n.Subnets {
 		if s.Space != book.Space {
 			continue
 		}
 		if err := y.Config.IPAM.BindPool(tx, s.Pool, n.Options[book.OptParent], n.ID); err != nil {
-			return fmt.Errorf("take pool %s for network %s: %w", s.Pool, modes.Short(n.ID), err)
+			return fmt.Errorf("bind pool %s to network %s: %w", s.Pool, modes.Short(n.ID), err)
 		}
 	}
 	if err := y.reserve(tx, n); err != nil {
@@ -153,15 +156,16 @@ func (y *Yard) PutNew(tx store.Tx, n modes.Network) error {
 	return book.Networks.Put(tx, n.ID, n)
 }
 
-// reserve keeps the addresses that mean something to a network for those who ask for them. No other IPAM than netyard's
-// can be told.
+// reserve reserves the addresses that a network's mode gives a meaning, for containers that ask for them. Only
+// netyard's own IPAM can reserve addresses.
 func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
-	kept := y.Traits(n).Reserved
-	for _, a := range kept.Addrs {
+	reserved := y.Traits(n).Reserved
+	for _, a := range reserved.Addrs {
 		at := slices.IndexFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(a) })
 		if at < 0 || n.Subnets[at].Space != book.Space {
-			return fmt.Errorf("%w: %s=%s: it needs --ipam-driver netyard, which gives %s to nobody who does not ask for it",
-				modes.ErrOption, kept.Option, n.Given(kept.Option), a)
+			return fmt.Errorf(
+				"%w: %s=%s: it needs --ipam-driver netyard, which gives %s only to a container that asks for it",
+				modes.ErrOption, reserved.Option, n.Given(reserved.Option), a)
 		}
 		p, err := y.Config.IPAM.PoolOf(tx, n.Subnets[at].Pool, n.ID)
 		if err != nil {
@@ -174,8 +178,8 @@ func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
 	return nil
 }
 
-// DeleteNetwork is a promise kept even across a crash: once recorded, Restore finishes it. An unknown network is gone.
-// Its engine knows of its own containers on it; it is refused while there are others, of CNI.
+// DeleteNetwork deletes a network. Once recorded, the deletion survives a crash: Restore finishes it. Deleting an
+// unknown network succeeds. It is refused while containers are attached by CNI; its engine refuses it for its own.
 func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
 	return y.deleteNetwork(ctx, id, y.noAttachments)
 }
@@ -203,18 +207,22 @@ func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Netw
 		}
 	}
 	n.Phase, n.Turned = modes.Deleting, y.Config.Now()
-	if err := y.Update("network deleting", func(tx store.Tx) error { return book.Networks.Put(tx, id, n) }); err != nil {
+	err = y.Update("network deleting", func(tx store.Tx) error { return book.Networks.Put(tx, id, n) })
+	if err != nil {
 		return err
 	}
 	if err := y.Drop(context.WithoutCancel(ctx), m, n); err != nil {
 		return err
 	}
-	y.Config.Log.Info("network is gone", "network", id, "mode", n.Mode)
-	y.Tell(event.Event{Type: event.NetworkDeleted, Network: n.Name, NetworkID: n.ID, Text: fmt.Sprintf("network %s of mode %s is gone", book.Label(n), n.Mode)})
+	y.Config.Log.Info("network deleted", "network", id, "name", n.Name, "mode", n.Mode)
+	y.Tell(event.Event{
+		Type: event.NetworkDeleted, Network: n.Name, NetworkID: n.ID,
+		Text: fmt.Sprintf("network %s of mode %s is gone", book.Label(n), n.Mode),
+	})
 	return nil
 }
 
-// Drop takes down a network with all its endpoints and forgets it. The caller holds its lock.
+// Drop removes a network with all its endpoints from the kernel and then from the records. The caller holds its lock.
 func (y *Yard) Drop(ctx context.Context, m modes.Mode, n modes.Network) error {
 	es, err := y.EndpointsOf(n.ID)
 	if err != nil {
@@ -226,18 +234,19 @@ func (y *Yard) Drop(ctx context.Context, m modes.Mode, n modes.Network) error {
 		}
 	}
 	if err := y.Plan().Down(m, n); err != nil {
-		return fmt.Errorf("take down network %s: %w", modes.Short(n.ID), err)
+		return fmt.Errorf("remove network %s: %w", modes.Short(n.ID), err)
 	}
 	y.Config.Step("after network down")
-	y.DropCopy(n) // first: what is left of a copy would be made a network again
+	y.DropCopy(n) // before the record: a copy without a record would be rebuilt
 	if err := y.Update("network gone", func(tx store.Tx) error { return y.erase(tx, n, es) }); err != nil {
 		return err
 	}
 	return enforce.Enforce(ctx, y.Book)
 }
 
-// erase forgets a network, its endpoints and its pools. An engine has given the pools of a network it deletes back
-// already, unless it could not; those of a network that came to nothing it will still give back.
+// erase deletes the records of a network, its endpoints and its pools. An engine that deletes a network normally has
+// released its pools already. The pools of a network that could not be created are only unbound: the engine will still
+// release them.
 func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 	for _, e := range es {
 		if err := book.EraseEndpoint(tx, e); err != nil {
@@ -248,18 +257,19 @@ func (y *Yard) erase(tx store.Tx, n modes.Network, es []modes.Endpoint) error {
 		if s.Space != book.Space {
 			continue
 		}
-		give := y.releasePool
+		release := y.releasePool
 		if n.Phase == modes.Pending {
-			give = y.Config.IPAM.UnbindPool
+			release = y.Config.IPAM.UnbindPool
 		}
-		if err := give(tx, s.Pool, n.ID); err != nil {
+		if err := release(tx, s.Pool, n.ID); err != nil {
 			return err
 		}
 	}
-	return errors.Join(lease.EraseDHCP(y.Book, tx, n), book.EraseHolds(tx, n.ID), book.Changes.Delete(tx, n.ID), book.Networks.Delete(tx, n.ID))
+	return errors.Join(lease.EraseDHCP(y.Book, tx, n), book.EraseHolds(tx, n.ID),
+		book.Changes.Delete(tx, n.ID), book.Networks.Delete(tx, n.ID))
 }
 
-// noAttachments refuses the end of a network that living containers are attached to by CNI.
+// noAttachments refuses to delete a network that running containers are attached to by CNI.
 func (y *Yard) noAttachments(n modes.Network) error {
 	es, err := y.Attachments(n.ID)
 	if err != nil {
@@ -267,7 +277,8 @@ func (y *Yard) noAttachments(n modes.Network) error {
 	}
 	for _, e := range es {
 		if e.Phase != modes.Deleting && !y.Dead(e) {
-			return fmt.Errorf("network %s is %w by container %s", book.Label(n), book.ErrInUse, cmp.Or(e.Container.Name, e.Attachment))
+			return fmt.Errorf("network %s is %w by container %s",
+				book.Label(n), book.ErrInUse, cmp.Or(e.Container.Name, e.Attachment))
 		}
 	}
 	return nil

@@ -11,9 +11,9 @@ import (
 	"netyard/yard/port"
 )
 
-// Lend publishes ports on an endpoint that has been joined, if its network has no gateway: of such an endpoint no
-// engine says that it has the container's default route, which is when the others get their ports. When the engine says
-// so of another one, the ports go there.
+// Lend publishes ports on a joined endpoint whose network has no gateway. Other endpoints get their ports when the
+// engine announces that they have the container's default route, which it never does for this one. If the engine later
+// announces another endpoint, the ports move there.
 func (y *Yard) Lend(ctx context.Context, n modes.Network, link modes.Link, id string, asks []book.Ask) error {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
@@ -34,19 +34,22 @@ func (y *Yard) Lend(ctx context.Context, n modes.Network, link modes.Link, id st
 	if err != nil || slices.ContainsFunc(others, func(o modes.Endpoint) bool { return len(o.Ports) > 0 && !o.Lent }) {
 		return err
 	}
-	// Who has the default route all the same, on the link, is the one that is meant.
+	// An endpoint with a default route on its link is the right one for good.
 	leaves := slices.ContainsFunc(link.Routes, func(r modes.Route) bool { return r.Dst.Bits() == 0 })
 	_, err = y.publish(ctx, n.ID, id, asks, !leaves)
 	return err
 }
 
-// Publish gives an endpoint just these ports of the host, whatever it had before. All of them, or none.
+// Publish replaces the published ports of an endpoint by these. It publishes all of them or none.
 func (y *Yard) Publish(ctx context.Context, network, id string, asks []book.Ask) ([]modes.Port, error) {
 	return y.publish(ctx, network, id, asks, false)
 }
 
-// publish is Publish, or lends the ports to the endpoint. Dead endpoints that have one of them give way.
-func (y *Yard) publish(ctx context.Context, network, id string, asks []book.Ask, lent bool) (ports []modes.Port, err error) {
+// publish publishes ports. lent: they move when the engine announces another endpoint of the container. Dead endpoints
+// that have one of them are removed.
+func (y *Yard) publish(
+	ctx context.Context, network, id string, asks []book.Ask, lent bool,
+) (ports []modes.Port, err error) {
 	err = y.Past(ctx, func(j *book.Judge) error {
 		ports, err = port.PublishOnce(ctx, y.Book, j, network, id, asks, lent)
 		return err
@@ -54,7 +57,7 @@ func (y *Yard) publish(ctx context.Context, network, id string, asks []book.Ask,
 	return ports, err
 }
 
-// Withdraw takes all ports from an endpoint. An unknown endpoint has none.
+// Withdraw withdraws all published ports of an endpoint. An unknown endpoint has none.
 func (y *Yard) Withdraw(ctx context.Context, network, id string) error {
 	_, err := y.Publish(ctx, network, id, nil)
 	if errors.Is(err, book.ErrNotFound) {

@@ -11,7 +11,7 @@ import (
 	"netyard/yard/lease"
 )
 
-// SettleLeases is for an endpoint that claims its addresses no longer.
+// SettleLeases releases or holds the addresses of an endpoint that no longer needs them.
 func (y *Yard) SettleLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	if e.Attachment != "" {
 		if err := book.DropAttachment(tx, e); err != nil {
@@ -19,7 +19,8 @@ func (y *Yard) SettleLeases(tx store.Tx, n modes.Network, e modes.Endpoint) erro
 		}
 		if e.Container.Engine == book.Containerd && len(e.Addrs) > 0 && len(n.DHCP) == 0 {
 			return book.PutHold(tx, book.Hold{
-				NetworkID: n.ID, Attachment: e.Attachment, IfName: e.IfName, Addrs: e.Addrs, Container: e.Container, Since: y.Config.Now(),
+				NetworkID: n.ID, Attachment: e.Attachment, IfName: e.IfName,
+				Addrs: e.Addrs, Container: e.Container, Since: y.Config.Now(),
 			})
 		}
 	}
@@ -34,8 +35,8 @@ func (y *Yard) SettleLeases(tx store.Tx, n modes.Network, e modes.Endpoint) erro
 	return nil
 }
 
-// ReleaseLease gives back an address that nobody claims. Docker's static ones stay held for containers that are
-// stopped, which it names in its census; of others there is no such list (forget).
+// ReleaseLease releases an address that no endpoint has. A static address of Docker's stays held for its stopped
+// container, which is in Docker's census. forget releases it altogether, for engines without such a list.
 func (y *Yard) ReleaseLease(tx store.Tx, n modes.Network, a netip.Addr, forget bool) error {
 	if taken, err := book.Claimed(tx, n.ID, a); err != nil || taken {
 		return err

@@ -1,6 +1,5 @@
-// Package yard owns the life of networks and endpoints. It records what is wanted, asks the mode to make it so, and
-// records that it is; after a crash the records say what is left to do. It compares the records with the kernel and
-// with the engines, and settles the difference.
+// Package yard makes, changes and removes networks and endpoints. It records what is wanted, has the mode plan it and
+// the kernel changed, and records that it is done; after a crash the records say what is left to do.
 package yard
 
 import (
@@ -10,11 +9,11 @@ import (
 	"netyard/yard/book"
 )
 
-// breath is how long background work waits that is alone: for a link that is deleted the kernel has every processor
-// stop for a moment (synchronize_net, net/core/dev.c), and who asked for it should have heard the answer by then.
-const breath = 10 * time.Millisecond
+// answerTime is how long a single job of background work waits, so that the request behind it is answered first: for
+// each deleted link the kernel stops every processor for a moment (synchronize_net, net/core/dev.c).
+const answerTime = 10 * time.Millisecond
 
-// Run does the background work until ctx ends; what is left then is done by the next Restore.
+// Run does the background work until ctx ends. The next Restore does what is left then.
 func (y *Yard) Run(ctx context.Context) error {
 	defer y.Ring.End()
 	tick := time.NewTicker(y.Config.Grace)
@@ -24,7 +23,7 @@ func (y *Yard) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case f := <-y.work:
-			if len(y.work) == 0 && !book.Sleep(ctx, breath) {
+			if len(y.work) == 0 && !book.Sleep(ctx, answerTime) {
 				return nil
 			}
 			f()

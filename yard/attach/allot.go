@@ -15,7 +15,8 @@ import (
 	"netyard/yard/pool"
 )
 
-// inherit returns the addresses that the attachment had, and the endpoint that had them, which is to go.
+// inherit returns the addresses that the attachment had before, from its hold or its former endpoint, and that
+// endpoint, which it records as deleting.
 func inherit(y *yard.Yard, tx store.Tx, r book.AttachRequest) (kept []netip.Addr, former string, err error) {
 	addrs := func(ps []netip.Prefix) {
 		for _, p := range ps {
@@ -41,9 +42,11 @@ func inherit(y *yard.Yard, tx store.Tx, r book.AttachRequest) (kept []netip.Addr
 	return kept, old.ID, book.PutEndpoint(tx, old)
 }
 
-// allot chooses the addresses of an attachment: one of each group, the one that was asked for, the one it had, or the
-// next free one.
-func allot(y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, kept []netip.Addr) (addrs []netip.Prefix, err error) {
+// allot chooses the addresses of an attachment. It gets one from each group of pools: the requested one, the one it had
+// before, or the next free one.
+func allot(
+	y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, kept []netip.Addr,
+) (addrs []netip.Prefix, err error) {
 	groups := r.Pools
 	if groups == nil {
 		groups = book.ByFamily(n)
@@ -77,21 +80,25 @@ func allot(y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, kep
 	return addrs, nil
 }
 
-// ownPools refuses a network whose addresses another IPAM hands out: nobody could tell it of those that are given here.
+// ownPools refuses a network whose addresses another IPAM allots: it could not know of those that are allotted here.
 func ownPools(n modes.Network) error {
 	for _, s := range n.Subnets {
 		if s.Space != book.Space && s.Space != book.DHCPSpace && s.Space != overlay.OverlaySpace {
-			return fmt.Errorf("network %s: the addresses of %s are given by %s's own IPAM; only a network that was created with --ipam-driver netyard can be shared",
+			return fmt.Errorf("network %s: the addresses of %s are allotted by %s's own IPAM; "+
+				"only a network that was created with --ipam-driver netyard can be shared",
 				book.Label(n), s.Pool, n.Engine)
 		}
 	}
 	return nil
 }
 
-// Shareable says why containers cannot be attached to a network by CNI; nil when they can.
+// Shareable returns why containers cannot be attached to a network by CNI; nil: they can.
 func Shareable(n modes.Network) error { return ownPools(n) }
 
-func allotOne(y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, group []netip.Prefix, kept []netip.Addr) (a netip.Prefix, err error) {
+// allotOne chooses the address that an attachment gets from one group of pools.
+func allotOne(
+	y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, group []netip.Prefix, kept []netip.Addr,
+) (a netip.Prefix, err error) {
 	name := r.Container.Name
 	if name == "" {
 		name = r.Attachment
@@ -123,15 +130,16 @@ func allotOne(y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, 
 		if poolErr != nil {
 			return a, poolErr
 		}
-		if a, err = y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: pool.ID, Name: name}); !errors.Is(err, ipam.ErrExhausted) {
+		a, err = y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: pool.ID, Name: name})
+		if !errors.Is(err, ipam.ErrExhausted) {
 			break
 		}
 	}
 	return a, err
 }
 
-// heldAllotment says of addresses that could not be allotted who has them.
-func heldAllotment(tx store.Tx, r book.AttachRequest, cause error) error {
+// withHolders adds to the cause why addresses could not be allotted the endpoints that have them.
+func withHolders(tx store.Tx, r book.AttachRequest, cause error) error {
 	held, err := pool.HoldersOf(tx, r.NetworkID, cause, r.Addrs...)
 	if err != nil {
 		return errors.Join(cause, err)
@@ -139,10 +147,10 @@ func heldAllotment(tx store.Tx, r book.AttachRequest, cause error) error {
 	return held
 }
 
-// errTried undoes what was only tried.
-var errTried = errors.New("only tried")
+// errTried rolls back a trial transaction.
+var errTried = errors.New("trial only")
 
-// Room says why a network could not give the next container its addresses; nil when it could.
+// Room returns why a network could not give the next container its addresses; nil: it could.
 func Room(y *yard.Yard, network string) error {
 	n, err := y.Network(network)
 	if err != nil {

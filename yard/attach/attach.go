@@ -1,5 +1,5 @@
-// Package attach has containers come and go that runtimes attach by CNI: one endpoint for each of their interfaces,
-// and addresses held while they are stopped.
+// Package attach attaches and detaches containers for CNI runtimes. Each of a container's interfaces has one endpoint,
+// whose addresses are held while the container is stopped.
 package attach
 
 import (
@@ -25,9 +25,9 @@ import (
 	"netyard/yard/port"
 )
 
-// Attach makes an endpoint and plugs it into its sandbox. The same attachment again replaces the former one, and keeps
-// its addresses: a runtime that asks again has forgotten, or never heard, the first answer. Dead endpoints that have
-// what it asks for give way.
+// Attach makes an endpoint and moves its link into the sandbox. If the attachment exists already, Attach replaces it
+// and keeps its addresses: a runtime that repeats the request has lost, or never got, the first answer. Dead endpoints
+// that have what it asks for are removed.
 func Attach(ctx context.Context, y *yard.Yard, r book.AttachRequest) (a book.Attached, err error) {
 	err = y.Past(ctx, func(j *book.Judge) error {
 		a, err = attachOnce(ctx, y, j, r)
@@ -42,23 +42,25 @@ func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachR
 	if err != nil {
 		return a, err
 	}
-	// A runtime attaches the networks of a container all at once; their ports are for one of them.
+	// A runtime attaches a container to all its networks at the same time; the ports are for one of them.
 	releaseKey, err := y.Locks.Hold(ctx, book.ContainerLock(r.Attachment), false)
 	if err != nil {
 		return a, err
 	}
 	defer releaseKey()
-	if r.Leased, err = lease.Lease4(ctx, y.Book, j, r); err != nil { // before the network is locked: it may take seconds
+	// A lease may take seconds: get it before the network is locked.
+	if r.Leased, err = lease.Lease4(ctx, y.Book, j, r); err != nil {
 		return a, err
 	}
 	e := modes.Endpoint{
-		ID: book.RandomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName, Sandbox: r.Sandbox, NS: ns,
-		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases, BootID: y.Config.BootID, Into: r.NS,
+		ID: book.RandomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName,
+		Sandbox: r.Sandbox, NS: ns, Into: r.NS, BootID: y.Config.BootID,
+		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases,
 	}
 	seen, ok := core.NamespaceAt(r.Sandbox)
 	e.Seen = ok && seen == ns
-	if r.Allotted, err = overlay.GrantAll(ctx, y.Book, r, e.ID); err != nil { // it may take a while, too
-		held := y.Config.Store.View(func(tx store.Tx) error { return heldAllotment(tx, r, err) })
+	if r.Allotted, err = overlay.GrantAll(ctx, y.Book, r, e.ID); err != nil { // may take long, too
+		held := y.Config.Store.View(func(tx store.Tx) error { return withHolders(tx, r, err) })
 		return a, errors.Join(held, lease.NotAttached(y.Book, r))
 	}
 	release, err := y.Hold(ctx, e.NetworkID, e.ID)
@@ -66,17 +68,17 @@ func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachR
 		return a, errors.Join(err, lease.NotAttached(y.Book, r))
 	}
 	defer release()
-	if e.Kept, err = take(ctx, y, e); err != nil {
+	if e.Kept, err = claimDevice(ctx, y, e); err != nil {
 		return a, y.HeldBeside(e, err)
 	}
-	m, n, e, former, robbed, err := recordAttachment(y, j, r, e)
+	m, n, e, former, withdrawn, err := recordAttachment(y, j, r, e)
 	if err != nil {
 		return a, errors.Join(err, lease.NotAttached(y.Book, r))
 	}
 	if err := overlay.GiveUp(y.Book, n, r.Allotted.Spare...); err != nil {
 		return a, errors.Join(err, y.BuryNow(context.WithoutCancel(ctx), m, n, e))
 	}
-	for _, was := range robbed {
+	for _, was := range withdrawn {
 		if err := port.Withdraw(ctx, y.Book, was); err != nil {
 			return a, errors.Join(err, y.BuryNow(context.WithoutCancel(ctx), m, n, e))
 		}
@@ -87,20 +89,22 @@ func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachR
 	if a, err = plug(ctx, y, m, n, e, r); err != nil {
 		return a, errors.Join(y.HeldBeside(e, err), y.BuryNow(context.WithoutCancel(ctx), m, n, e))
 	}
-	y.Config.Log.Info("endpoint attached", "network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.Config.Now().Sub(start))
+	y.Config.Log.Info("endpoint attached",
+		"network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.Config.Now().Sub(start))
 	tellAttached(y, n, a.Endpoint)
 	pokeSharing(y, m, n, a.Endpoint)
 	y.Config.Changed()
 	return a, nil
 }
 
-// pokeSharing has the sandboxes looked at anew, if this one is among those that are.
+// pokeSharing wakes the watcher of sandboxes, if it watches this endpoint's.
 func pokeSharing(y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint) {
 	if m.Traits(n).Sharing != nil || len(e.Kept) > 0 {
 		y.Sharing.Poke()
 	}
 }
 
+// tellAttached reports the events of a new attachment.
 func tellAttached(y *yard.Yard, n modes.Network, e modes.Endpoint) {
 	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
 	if len(e.Kept) > 0 {
@@ -109,10 +113,10 @@ func tellAttached(y *yard.Yard, n modes.Network, e modes.Endpoint) {
 	y.TellPorts(n, modes.Endpoint{}, e, nil)
 }
 
-// recordAttachment records the endpoint with its addresses and ports, in place of a former one. robbed are the
-// container's other endpoints, as they were when they had the ports.
+// recordAttachment records the endpoint with its addresses and ports, in place of a former one. It returns the
+// container's other endpoints whose ports it took over as withdrawn, as they were when they had them.
 func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes.Endpoint) (
-	m modes.Mode, n modes.Network, _ modes.Endpoint, former string, robbed []modes.Endpoint, err error,
+	m modes.Mode, n modes.Network, _ modes.Endpoint, former string, withdrawn []modes.Endpoint, err error,
 ) {
 	ports := &port.Choice{Y: y.Book, E: e, Reserver: r.Reserver, Judge: j}
 	if err := ports.Look(port.OnAddresses(y.Book, r)); err != nil {
@@ -137,7 +141,7 @@ func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes
 			if !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
 				return err
 			}
-			return heldAllotment(tx, r, err)
+			return withHolders(tx, r, err)
 		}
 		if e, err = lease.TakeLease(tx, n, e); err != nil {
 			return err
@@ -164,7 +168,7 @@ func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes
 		if own, err = port.FirstOf(tx, m, n, e, own); err != nil {
 			return err
 		}
-		if robbed, err = port.Rob(tx, e); err != nil {
+		if withdrawn, err = port.Rob(tx, e); err != nil {
 			return err
 		}
 		if e.Ports, err = ports.Ports(tx, port.Unpublished(tx, e, asks)); err != nil {
@@ -173,12 +177,15 @@ func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes
 		e.Ports = append(e.Ports, own...)
 		return book.PutEndpoint(tx, e)
 	})
-	return m, n, e, former, robbed, ports.Explain(err)
+	return m, n, e, former, withdrawn, ports.Explain(err)
 }
 
-// plug makes the endpoint's link, plugs it in, and records that it is so.
-func plug(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint, r book.AttachRequest) (a book.Attached, err error) {
-	if err := enforce.Enforce(ctx, y.Book); err != nil { // first, or there would be a moment in which no policy is about it
+// plug makes the endpoint's link, moves it into the sandbox, and records the endpoint as ready.
+func plug(
+	ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint, r book.AttachRequest,
+) (a book.Attached, err error) {
+	// Policies first, or there would be a moment without them.
+	if err := enforce.Enforce(ctx, y.Book); err != nil {
 		return a, err
 	}
 	link, err := y.Plan().Attach(ctx, m, n, e)
@@ -210,8 +217,8 @@ func plug(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e mo
 	return book.Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
 }
 
-// finishFormer takes the link of the attachment away whose place a new one takes: now, if it is in the way, in the same
-// sandbox.
+// finishFormer removes the endpoint that a new one replaces: now if it is in the same sandbox and so in the way, or
+// else in the background.
 func finishFormer(ctx context.Context, y *yard.Yard, former string, e modes.Endpoint) error {
 	if former == "" {
 		return nil
@@ -227,8 +234,9 @@ func finishFormer(ctx context.Context, y *yard.Yard, former string, e modes.Endp
 	return finishNow(ctx, y, old, e.NetworkID, e.Into)
 }
 
-// finishNow is finish for who holds the network's lock already, and cannot wait for it a second time: somebody who
-// wants it alone may be waiting in between. into is an open descriptor of the sandbox.
+// finishNow removes the link and the record of an endpoint that is Deleting. The caller holds the lock of network held
+// and must not wait for it a second time: a request for the exclusive lock may be waiting in between. into is an open
+// descriptor of the sandbox.
 func finishNow(ctx context.Context, y *yard.Yard, old modes.Endpoint, held string, into int) error {
 	hold := y.Hold
 	if old.NetworkID == held {
@@ -247,8 +255,8 @@ func finishNow(ctx context.Context, y *yard.Yard, old modes.Endpoint, held strin
 	return sandbox.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
 }
 
-// finishIn takes away now what was to go from the endpoint's place in its sandbox in the background; done says that
-// there was such.
+// finishIn removes now the endpoints with the same interface name in the same sandbox that were to be removed in the
+// background. done: it removed one.
 func finishIn(ctx context.Context, y *yard.Yard, e modes.Endpoint) (done bool) {
 	all, err := y.Endpoints()
 	if err != nil {
@@ -259,7 +267,7 @@ func finishIn(ctx context.Context, y *yard.Yard, e modes.Endpoint) (done bool) {
 			continue
 		}
 		if err := finishNow(ctx, y, old, e.NetworkID, e.Into); err != nil {
-			y.Config.Log.Error("take an endpoint's link away", "network", old.NetworkID, "endpoint", old.ID, "err", err)
+			y.Config.Log.Error("endpoint removal failed", "network", old.NetworkID, "endpoint", old.ID, "err", err)
 			continue
 		}
 		done = true
@@ -267,10 +275,11 @@ func finishIn(ctx context.Context, y *yard.Yard, e modes.Endpoint) (done bool) {
 	return done
 }
 
-// insideOf is what a mode's link has to become inside.
+// insideOf returns how a mode's link is configured inside the sandbox.
 func insideOf(n modes.Network, e modes.Endpoint, link modes.Link, r book.AttachRequest) sandbox.Plug {
 	p := sandbox.Plug{
-		Link: link.SrcName, Name: e.IfName, Alias: core.Alias(n.ID, e.ID), MTU: link.MTU, Addrs: e.Addrs, Metric: book.Metric(e.IfName),
+		Link: link.SrcName, Name: e.IfName, Alias: core.Alias(n.ID, e.ID), MTU: link.MTU,
+		Addrs: e.Addrs, Metric: book.Metric(e.IfName),
 	}
 	if !r.OwnRoutes {
 		for _, r := range link.Routes {

@@ -20,24 +20,25 @@ import (
 	"netyard/yard/port"
 )
 
-// A DetachRequest says which attachment is to go.
+// A DetachRequest names the attachment to remove.
 type DetachRequest struct {
 	NetworkID, Attachment, IfName string
 	// NS is an open descriptor of the sandbox; negative when there is none.
 	NS int
-	// Gone: the runtime has done with the sandbox. It named it, or this is not its first word.
+	// Gone: the runtime no longer uses the sandbox. It named the sandbox, or it has sent the request before.
 	Gone bool
-	// Before spares an attachment that was made after this moment: the request is an old one. Zero: none is spared.
+	// Before excludes an attachment that was made after this time, for a request that is old. Zero: excludes none.
 	Before time.Time
-	// Endpoint spares every attachment but that one. Empty: none is spared.
+	// Endpoint excludes every endpoint of the attachment but this one. Empty: excludes none.
 	Endpoint string
 }
 
-// Detach takes an attachment away: the record now, its link in the background. An unknown one is gone.
+// Detach removes an attachment: it records that now, and removes the link in the background. Detaching an unknown
+// attachment succeeds.
 //
 // A runtime that names no sandbox may only be about to send the container a signal (nerdctl kill -s HUP, or the SIGTERM
-// of nerdctl stop, whose answer should still get out). While the container's first process lives nothing is done: its
-// death ends the attachment.
+// of nerdctl stop, which the container should still be able to react to by network). While the container's first
+// process lives, Detach does nothing; the attachment is removed when that process dies.
 func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 	release, err := y.Locks.Hold(ctx, book.ContainerLock(r.Attachment), false)
 	if err != nil {
@@ -73,7 +74,7 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 			return err
 		}
 		found, inner = true, isInner(y, n, now)
-		return park(y, tx, n, now)
+		return recordDeleting(y, tx, n, now)
 	})
 	if err != nil || !found {
 		return err
@@ -81,7 +82,8 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 	if err := port.Withdraw(ctx, y.Book, e); err != nil {
 		return err
 	}
-	if r.NS >= 0 && inner { // first: what is in the background has the kernel's lock over all links for tens of milliseconds
+	// First: the work in the background holds the kernel's lock of all links for tens of milliseconds.
+	if r.NS >= 0 && inner {
 		err = sandbox.Unplug(r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
 	}
 	y.FinishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
@@ -93,8 +95,8 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 	return err
 }
 
-// isInner says whether an endpoint's link is in its sandbox as a whole; of a pair the outer end is the host's, and
-// takes the inner one with it.
+// isInner reports whether an endpoint has only a link in its sandbox. A veth pair has an end on the host as well, whose
+// removal removes the inner end.
 func isInner(y *yard.Yard, n modes.Network, e modes.Endpoint) bool {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
@@ -107,15 +109,15 @@ func isInner(y *yard.Yard, n modes.Network, e modes.Endpoint) bool {
 	})
 }
 
-// firstProcessLives says whether the process whose namespace is the sandbox is there: only a path below /proc says
+// firstProcessLives reports whether the process whose namespace is the sandbox is alive. Only a path below /proc shows
 // that.
 func firstProcessLives(y *yard.Yard, e modes.Endpoint) bool {
 	return strings.HasPrefix(e.Sandbox, "/proc/") && e.Phase == modes.Ready && e.Seen && !y.Dead(e)
 }
 
-// park records that an endpoint is to go; its addresses are held for its container, if that has an end that netyard
-// will hear of.
-func park(y *yard.Yard, tx store.Tx, n modes.Network, e modes.Endpoint) error {
+// recordDeleting records an endpoint as deleting. Its addresses are held for its container if its engine will report
+// the container's removal.
+func recordDeleting(y *yard.Yard, tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	if e.Phase == modes.Deleting {
 		return nil
 	}
@@ -126,7 +128,7 @@ func park(y *yard.Yard, tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	return y.SettleLeases(tx, n, e)
 }
 
-// ContainerExited ends what a container of that name has, as far as its sandbox is gone; addresses are held.
+// ContainerExited removes the endpoints of a container whose sandbox is gone; their addresses are held.
 func ContainerExited(ctx context.Context, y *yard.Yard, attachment string) error {
 	es, err := y.AttachmentsOf(attachment)
 	if err != nil {
@@ -141,7 +143,7 @@ func ContainerExited(ctx context.Context, y *yard.Yard, attachment string) error
 	return errors.Join(errs...)
 }
 
-// ContainerGone is ContainerExited for a container that will not come back: its addresses are free.
+// ContainerGone does the same for a container that was removed, and releases its addresses.
 func ContainerGone(ctx context.Context, y *yard.Yard, attachment string) error {
 	if err := ContainerExited(ctx, y, attachment); err != nil {
 		return err
@@ -149,7 +151,7 @@ func ContainerGone(ctx context.Context, y *yard.Yard, attachment string) error {
 	return y.ReleaseHolds(func(h book.Hold) bool { return h.Attachment == attachment })
 }
 
-// Faults says what is wrong with an attachment, on the host and in its sandbox; nothing when it is as it was made.
+// Faults returns how an attachment differs from its records, on the host and in its sandbox.
 func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 	e, err := y.Attachment(r.Attachment, r.NetworkID, r.IfName)
 	if err != nil {
@@ -163,7 +165,7 @@ func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 		return []string{"it is " + y.State(e)}, nil
 	}
 	if id, err := y.Config.Kernel.SandboxID(r.NS); err != nil || id != e.NS {
-		return []string{"its sandbox is another one"}, err
+		return []string{"its sandbox is a different one"}, err
 	}
 	snap, err := y.Config.Kernel.Snapshot()
 	if err != nil {

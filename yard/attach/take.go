@@ -11,10 +11,11 @@ import (
 	"netyard/yard/book"
 )
 
-// take notes what an attachment is about to take from the host; nil when that is nothing. A runtime that starts a
-// container again does not wait until what it had is back in its place, and one that attaches it twice has not given it
-// back at all: so that comes first.
-func take(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]string, error) {
+// claimDevice returns the state of the host's device that the attachment moves into its sandbox, for its return; nil:
+// it moves none. It first finishes the removal of former endpoints that have the device: a runtime that restarts a
+// container does not wait until its device is back on the host, and one that attaches it twice has not returned it at
+// all.
+func claimDevice(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]string, error) {
 	n, err := y.Network(e.NetworkID)
 	if err != nil {
 		return nil, err
@@ -29,7 +30,7 @@ func take(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]strin
 	}
 	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool { return o.Sandbox == "" && o.Kept == nil })
 	for i := 0; i < len(others); {
-		gone, err := makeWay(ctx, y, n, others[i], e)
+		gone, err := endFormer(ctx, y, n, others[i], e)
 		if err != nil {
 			return nil, err
 		}
@@ -42,8 +43,8 @@ func take(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]strin
 	return y.Plan().Take(m, n, others)
 }
 
-// makeWay ends an endpoint that is going, or in whose place another one comes.
-func makeWay(ctx context.Context, y *yard.Yard, n modes.Network, old, e modes.Endpoint) (gone bool, err error) {
+// endFormer removes an endpoint that is being deleted, or that e replaces. gone: it removed it.
+func endFormer(ctx context.Context, y *yard.Yard, n modes.Network, old, e modes.Endpoint) (gone bool, err error) {
 	same := old.Attachment == e.Attachment && old.IfName == e.IfName && e.Attachment != ""
 	if old.Phase != modes.Deleting && !same {
 		return false, nil
@@ -51,12 +52,12 @@ func makeWay(ctx context.Context, y *yard.Yard, n modes.Network, old, e modes.En
 	err = y.Update("endpoint making way", func(tx store.Tx) error {
 		now, err := book.GetEndpoint(tx, old.NetworkID, old.ID)
 		if errors.Is(err, book.ErrNotFound) {
-			return nil // it has gone meanwhile
+			return nil // it was removed meanwhile
 		}
 		if err != nil {
 			return err
 		}
-		return park(y, tx, n, now)
+		return recordDeleting(y, tx, n, now)
 	})
 	if err != nil {
 		return false, err

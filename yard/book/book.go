@@ -60,7 +60,7 @@ var (
 	// ErrExists says that another of the same id is there.
 	ErrExists = errors.New("exists already")
 	// ErrAmbiguous says that several are meant.
-	ErrAmbiguous = errors.New("say more of the id")
+	ErrAmbiguous = errors.New("ambiguous ID prefix")
 	// ErrInUse says that something still needs it.
 	ErrInUse = errors.New("in use")
 )

@@ -1,4 +1,4 @@
-// Package own makes and removes networks that no engine has.
+// Package own creates and removes networks that belong to no engine.
 package own
 
 import (
@@ -20,14 +20,15 @@ import (
 	"netyard/yard/pool"
 )
 
-// networkName is what CNI allows as a network's name (CNI 1.1.0, section 1), which every engine takes.
+// networkName matches the names that CNI allows for a network (CNI 1.1.0, section 1), which every engine accepts.
 var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
-// MakeNetwork makes a network that belongs to no engine, with pools of netyard's IPAM. Its name must be nobody else's.
-// One of the same ID and the same shape is success.
+// MakeNetwork creates a network that belongs to no engine, with pools of netyard's IPAM. No other network may have its
+// name. If one with the same ID and configuration exists already, MakeNetwork succeeds.
 func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n modes.Network, err error) {
 	if !networkName.MatchString(r.Name) {
-		return n, fmt.Errorf("%w: name %q: want letters, digits, dots, dashes and underscores, a letter or digit first", modes.ErrOption, r.Name)
+		return n, fmt.Errorf("%w: name %q: want letters, digits, dots, dashes and underscores, a letter or digit first",
+			modes.ErrOption, r.Name)
 	}
 	n = modes.Network{ID: r.ID, Name: r.Name, Engine: book.Own, Internal: r.Internal, IPv6: r.IPv6}
 	if n.Mode, n.Options, err = y.Resolve(r.Mode, r.Options); err != nil {
@@ -54,11 +55,11 @@ func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n mo
 	switch at := slices.IndexFunc(named, func(o modes.Network) bool { return o.ID == n.ID }); {
 	case at < 0 && len(named) > 0:
 		return named[0], fmt.Errorf("network %s: %w", n.Name, book.ErrExists)
-	case at >= 0 && named[at].Phase == modes.Ready && isAs(y, named[at], n, r):
+	case at >= 0 && named[at].Phase == modes.Ready && matches(y, named[at], n, r):
 		return named[at], nil
 	case at >= 0:
 		if err := y.DeleteNetwork(ctx, n.ID); err != nil {
-			return named[at], fmt.Errorf("network %s is to be another one than it was: %w", n.Name, err)
+			return named[at], fmt.Errorf("network %s already exists with a different configuration: %w", n.Name, err)
 		}
 	}
 	if err := makeNew(ctx, y, n, r); err != nil {
@@ -70,7 +71,7 @@ func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n mo
 	return n, err
 }
 
-// makeNew makes a network of which there is nothing yet.
+// makeNew creates a network that does not exist.
 func makeNew(ctx context.Context, y *yard.Yard, n modes.Network, r book.NetworkRequest) (err error) {
 	if overlay.Claims(y.Book, n.Mode) {
 		if err := overlay.TakeOverlay(ctx, y.Book, &n, r); err != nil {
@@ -78,19 +79,19 @@ func makeNew(ctx context.Context, y *yard.Yard, n modes.Network, r book.NetworkR
 		}
 		return y.CreateNetwork(ctx, n)
 	}
-	if n.Subnets, err = takePools(ctx, y, n, r); err != nil {
+	if n.Subnets, err = requestPools(ctx, y, n, r); err != nil {
 		return err
 	}
 	if n.DHCP, err = lease.TakeDHCP(ctx, y.Book, r); err != nil {
-		return errors.Join(err, givePools(y, n.Subnets))
+		return errors.Join(err, releasePools(y, n.Subnets))
 	}
 	if err := y.CreateNetwork(ctx, n); err != nil {
-		return errors.Join(err, givePools(y, n.Subnets), lease.GiveDHCP(y.Book, n.DHCP))
+		return errors.Join(err, releasePools(y, n.Subnets), lease.GiveDHCP(y.Book, n.DHCP))
 	}
 	return nil
 }
 
-// NetworkNamed finds a network by its name, or its whole id, alone.
+// NetworkNamed finds the only network with this name or full ID.
 func NetworkNamed(y *yard.Yard, name string) (modes.Network, error) {
 	ns, err := NetworksNamed(y, name)
 	switch {
@@ -101,11 +102,12 @@ func NetworkNamed(y *yard.Yard, name string) (modes.Network, error) {
 	case len(ns) == 0:
 		return modes.Network{}, fmt.Errorf("network %q: %w", name, book.ErrNotFound)
 	}
-	return modes.Network{}, fmt.Errorf("network %q: there are %d of that name, of %s and %s: say the id", name, len(ns), ns[0].Engine, ns[1].Engine)
+	return modes.Network{}, fmt.Errorf("network %q: %d networks have this name, of %s and %s; use the network's ID",
+		name, len(ns), ns[0].Engine, ns[1].Engine)
 }
 
-// NetworksNamed finds all networks of a name, or the one that has it for its whole id. Two engines may each have one,
-// and Docker itself may have several.
+// NetworksNamed finds all networks with this name, or the one with this full ID. Two engines may each have a network of
+// the same name, and Docker alone may have several.
 func NetworksNamed(y *yard.Yard, name string) ([]modes.Network, error) {
 	ns, err := y.Networks()
 	if at := slices.IndexFunc(ns, func(n modes.Network) bool { return n.ID == name }); at >= 0 {
@@ -114,24 +116,28 @@ func NetworksNamed(y *yard.Yard, name string) ([]modes.Network, error) {
 	return slices.DeleteFunc(ns, func(n modes.Network) bool { return n.Name != name }), err
 }
 
-// isAs says whether a network is what is asked for, as far as that is said.
-func isAs(y *yard.Yard, old, n modes.Network, r book.NetworkRequest) bool {
+// matches reports whether a network has the requested configuration, as far as the request specifies it.
+func matches(y *yard.Yard, old, n modes.Network, r book.NetworkRequest) bool {
 	if overlay.Claims(y.Book, n.Mode) {
 		return old.Mode == n.Mode && maps.Equal(old.Options, n.Options) && r.DHCP == nil && overlay.IsOverlayAs(old, r)
 	}
-	if old.Mode != n.Mode || old.Internal != n.Internal || !maps.Equal(old.Options, n.Options) || (r.DHCP != nil) != (len(old.DHCP) > 0) {
+	if old.Mode != n.Mode || old.Internal != n.Internal || !maps.Equal(old.Options, n.Options) ||
+		(r.DHCP != nil) != (len(old.DHCP) > 0) {
 		return false
 	}
 	if len(r.Subnets) == 0 {
 		return r.NoSubnets == (len(old.Subnets) == 0)
 	}
 	return slices.EqualFunc(old.Subnets, r.Subnets, func(s modes.Subnet, w book.SubnetRequest) bool {
-		w.NoGateway = needsNone(y, n, w)
-		return s.Pool == w.Pool.Subnet && s.Gateway.IsValid() != w.NoGateway && (w.NoGateway || !w.Gateway.IsValid() || s.Gateway.Addr() == w.Gateway) &&
-			hasBounds(y, old, s.Pool, w.Pool) && maps.EqualFunc(s.Aux, w.Aux, func(kept netip.Prefix, a netip.Addr) bool { return kept.Addr() == a })
+		w.NoGateway = needsNoGateway(y, n, w)
+		return s.Pool == w.Pool.Subnet && s.Gateway.IsValid() != w.NoGateway &&
+			(w.NoGateway || !w.Gateway.IsValid() || s.Gateway.Addr() == w.Gateway) &&
+			hasBounds(y, old, s.Pool, w.Pool) &&
+			maps.EqualFunc(s.Aux, w.Aux, func(p netip.Prefix, a netip.Addr) bool { return p.Addr() == a })
 	})
 }
 
+// hasBounds reports whether a subnet's pool has the requested range, first and last address.
 func hasBounds(y *yard.Yard, n modes.Network, subnet netip.Prefix, w ipam.PoolRequest) bool {
 	same := false
 	err := y.Config.Store.View(func(tx store.Tx) error {
@@ -142,38 +148,42 @@ func hasBounds(y *yard.Yard, n modes.Network, subnet netip.Prefix, w ipam.PoolRe
 	return err == nil && same
 }
 
-// takePools asks the IPAM for a new network's subnets and gateways; what it has taken when it fails it gives back.
-func takePools(ctx context.Context, y *yard.Yard, n modes.Network, r book.NetworkRequest) (subnets []modes.Subnet, err error) {
+// requestPools requests a new network's subnets and gateways from the IPAM. If one fails, it releases the others.
+func requestPools(
+	ctx context.Context, y *yard.Yard, n modes.Network, r book.NetworkRequest,
+) (subnets []modes.Subnet, err error) {
 	if r.NoSubnets || y.Addressless(n.Mode) {
 		return nil, nil
 	}
 	wanted := r.Subnets
 	for _, v6 := range []bool{false, true} {
-		given := slices.ContainsFunc(wanted, func(s book.SubnetRequest) bool { return s.Pool.Subnet.Addr().Is6() == v6 })
+		given := slices.ContainsFunc(wanted, func(s book.SubnetRequest) bool {
+			return s.Pool.Subnet.Addr().Is6() == v6
+		})
 		if !given && (v6 && r.IPv6 || !v6 && len(r.Subnets) == 0) {
 			wanted = append(slices.Clone(wanted), book.SubnetRequest{Pool: ipam.PoolRequest{V6: v6}})
 		}
 	}
 	for _, w := range wanted {
-		w.NoGateway = needsNone(y, n, w)
-		s, err := takePool(ctx, y, n, w)
+		w.NoGateway = needsNoGateway(y, n, w)
+		s, err := requestPool(ctx, y, n, w)
 		if s.Pool.IsValid() {
 			subnets = append(subnets, s)
 		}
 		if err != nil {
-			return nil, errors.Join(err, givePools(y, subnets))
+			return nil, errors.Join(err, releasePools(y, subnets))
 		}
 	}
 	return subnets, nil
 }
 
-// needsNone says whether the host is to have no address in a subnet.
-func needsNone(y *yard.Yard, n modes.Network, w book.SubnetRequest) bool {
+// needsNoGateway reports whether the host gets no address in a subnet.
+func needsNoGateway(y *yard.Yard, n modes.Network, w book.SubnetRequest) bool {
 	v4, v6 := y.Gatewayless(n)
 	return w.NoGateway || !w.Gateway.IsValid() && (modes.Families{V4: v4, V6: v6}).Has(familyOf(w))
 }
 
-// familyOf is any address of a subnet's family.
+// familyOf returns the unspecified address of a subnet's family.
 func familyOf(w book.SubnetRequest) netip.Addr {
 	if w.Pool.Subnet.Addr().Is6() || w.Pool.V6 {
 		return netip.IPv6Unspecified()
@@ -181,8 +191,9 @@ func familyOf(w book.SubnetRequest) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-func takePool(ctx context.Context, y *yard.Yard, n modes.Network, w book.SubnetRequest) (s modes.Subnet, err error) {
-	if p := n.Options[book.OptParent]; p != "" && w.Pool.Domain == "" { // the same subnet may be on another parent
+// requestPool requests a subnet and its auxiliary and gateway addresses from the IPAM.
+func requestPool(ctx context.Context, y *yard.Yard, n modes.Network, w book.SubnetRequest) (s modes.Subnet, err error) {
+	if p := n.Options[book.OptParent]; p != "" && w.Pool.Domain == "" { // another parent may have the same subnet
 		w.Pool.Domain = p
 	}
 	p, err := pool.RequestPool(ctx, y, w.Pool)
@@ -190,7 +201,7 @@ func takePool(ctx context.Context, y *yard.Yard, n modes.Network, w book.SubnetR
 		return s, err
 	}
 	s = modes.Subnet{Pool: p.Subnet, Space: book.Space}
-	for _, name := range slices.Sorted(maps.Keys(w.Aux)) { // before the gateway, which may be any that is left
+	for _, name := range slices.Sorted(maps.Keys(w.Aux)) { // before the gateway, which may be any address that is left
 		if a := w.Aux[name]; a == w.Gateway {
 			return s, fmt.Errorf("%w: aux-address %s=%s: it is the gateway", modes.ErrOption, name, a)
 		}
@@ -213,8 +224,8 @@ func takePool(ctx context.Context, y *yard.Yard, n modes.Network, w book.SubnetR
 	return s, err
 }
 
-// givePools gives back the pools of a network that came to nothing.
-func givePools(y *yard.Yard, subnets []modes.Subnet) error {
+// releasePools releases the pools of a network that could not be created.
+func releasePools(y *yard.Yard, subnets []modes.Subnet) error {
 	return y.Update("pool released", func(tx store.Tx) error {
 		var errs []error
 		for _, s := range subnets {
@@ -226,14 +237,15 @@ func givePools(y *yard.Yard, subnets []modes.Subnet) error {
 	})
 }
 
-// RemoveNetwork removes a network that MakeNetwork made and nobody is on.
+// RemoveNetwork removes a network that MakeNetwork created. It refuses one that containers are attached to.
 func RemoveNetwork(ctx context.Context, y *yard.Yard, ref string) (modes.Network, error) {
 	n, err := y.FindNetwork(ref)
 	if err != nil {
 		return n, err
 	}
 	if n.Engine != book.Own {
-		return n, fmt.Errorf("network %s belongs to %s, which would not hear of it: %s network rm %s", book.Label(n), n.Engine, n.Engine, book.Label(n))
+		return n, fmt.Errorf("network %s belongs to %s, which must remove it: %s network rm %s",
+			book.Label(n), n.Engine, n.Engine, book.Label(n))
 	}
 	return n, y.DeleteNetwork(ctx, n.ID)
 }

@@ -1,5 +1,5 @@
-// Package pool hands out pools and addresses to engines, from whichever source has them: the IPAM, a DHCP server, the
-// cluster.
+// Package pool allots pools and addresses to engines, from the source that a network uses: netyard's own IPAM, a DHCP
+// server or the cluster.
 package pool
 
 import (
@@ -18,7 +18,8 @@ import (
 	"netyard/yard/overlay"
 )
 
-// RequestPool hands out a pool. One without a subnet keeps clear of everything the host has a route to.
+// RequestPool allots a pool. If the request names no subnet, the pool overlaps none of the host's routes, resolvers and
+// networks.
 func RequestPool(ctx context.Context, y *yard.Yard, r ipam.PoolRequest) (p ipam.Pool, err error) {
 	if !r.Subnet.IsValid() {
 		busy, err := busy(y)
@@ -38,7 +39,7 @@ func RequestPool(ctx context.Context, y *yard.Yard, r ipam.PoolRequest) (p ipam.
 	return p, err
 }
 
-// busy is what the host's routes and the networks already recorded take, whatever IPAM they use.
+// busy returns the prefixes of the host's routes, of its resolvers, and of all recorded networks, whatever their IPAM.
 func busy(y *yard.Yard) ([]netip.Prefix, error) {
 	busy, err := y.Config.Kernel.Busy("")
 	if err != nil {
@@ -57,8 +58,8 @@ func busy(y *yard.Yard) ([]netip.Prefix, error) {
 	return busy, nil
 }
 
-// ReleasePool gives a pool back; an unknown one is free. One whose network could not be deleted, since containers are
-// attached to it by CNI, stays until the network goes.
+// ReleasePool releases a pool. Releasing an unknown one succeeds. A pool whose network could not be deleted, because
+// containers are attached to it by CNI, stays until the network is deleted.
 func ReleasePool(_ context.Context, y *yard.Yard, id string) error {
 	if overlay.IsOverlay(id) {
 		return nil
@@ -75,7 +76,7 @@ func ReleasePool(_ context.Context, y *yard.Yard, id string) error {
 	})
 }
 
-// hasAttachments says whether the pool's network has endpoints that came by CNI.
+// hasAttachments reports whether containers are attached to the pool's network by CNI.
 func hasAttachments(y *yard.Yard, tx store.Tx, pool string) (has bool, err error) {
 	all, err := y.Config.IPAM.Pools(tx)
 	if err != nil {
@@ -86,14 +87,16 @@ func hasAttachments(y *yard.Yard, tx store.Tx, pool string) (has bool, err error
 			continue
 		}
 		es, err := book.Endpoints.List(tx, book.EndpointKey(p.Network, ""))
-		return slices.ContainsFunc(es, func(e modes.Endpoint) bool { return e.Attachment != "" && e.Phase != modes.Deleting }), err
+		return slices.ContainsFunc(es, func(e modes.Endpoint) bool {
+			return e.Attachment != "" && e.Phase != modes.Deleting
+		}), err
 	}
 	return false, nil
 }
 
-// RequestAddress hands out an address. When the pool is full and its network has others of the family, one of them
-// gives it: an engine asks only for the first. Dead endpoints that have the address, or one of a pool that is full,
-// give way.
+// RequestAddress allots an address. If the pool is full and its network has other pools of the family, the address
+// comes from one of them: an engine asks only the first pool. Dead endpoints that have the address, or one of a full
+// pool, are removed.
 func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	err = y.Past(ctx, func(j *book.Judge) error {
 		switch {
@@ -105,16 +108,19 @@ func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a
 		default:
 			a, err = requestOwn(y, r)
 		}
-		if err == nil || !overlay.IsOverlay(r.Pool) && !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
+		if err == nil {
+			return nil
+		}
+		if !overlay.IsOverlay(r.Pool) && !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
 			return err
 		}
-		return heldAddress(y, r.Pool, r.Addr, err)
+		return withHolders(y, r.Pool, r.Addr, err)
 	})
 	return a, err
 }
 
-// heldAddress says of a request for an address which failed who has the address, or those of its pool.
-func heldAddress(y *yard.Yard, pool string, a netip.Addr, cause error) (held error) {
+// withHolders adds to the cause why a request for an address failed the endpoints that have the address, or the pool's.
+func withHolders(y *yard.Yard, pool string, a netip.Addr, cause error) (held error) {
 	err := y.Config.Store.View(func(tx store.Tx) error {
 		network, err := networkOf(y, tx, pool)
 		if err != nil || network == "" {
@@ -129,8 +135,8 @@ func heldAddress(y *yard.Yard, pool string, a netip.Addr, cause error) (held err
 	return held
 }
 
-// HoldersOf are the endpoints that have addresses of a network; those of all, of which one will do, where none is
-// named.
+// HoldersOf adds to an error the endpoints that have these addresses of a network. If none is named, it adds all of the
+// network's endpoints, of which it is enough to remove one.
 func HoldersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*book.HeldError, error) {
 	held := &book.HeldError{Err: cause}
 	for _, a := range addrs {
@@ -156,7 +162,7 @@ func HoldersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*
 	return held, err
 }
 
-// networkOf is the network whose addresses a pool has; empty when there is none yet.
+// networkOf returns the network that a pool belongs to; empty: there is none yet.
 func networkOf(y *yard.Yard, tx store.Tx, pool string) (network string, err error) {
 	switch {
 	case overlay.IsOverlay(pool):
@@ -187,7 +193,7 @@ func networkOf(y *yard.Yard, tx store.Tx, pool string) (network string, err erro
 	return network, err
 }
 
-// requestOwn hands out an address of netyard's own pools.
+// requestOwn allots an address from a pool of netyard's own IPAM.
 func requestOwn(y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	err = y.Update("address recorded", func(tx store.Tx) error {
 		a, err = y.Config.IPAM.RequestAddress(tx, r)
@@ -210,7 +216,7 @@ func requestOwn(y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error)
 	return a, err
 }
 
-// siblings are the other pools of the same network and family.
+// siblings returns the other pools of the same network and family.
 func siblings(y *yard.Yard, tx store.Tx, id string) (out []ipam.Pool, err error) {
 	all, err := y.Config.IPAM.Pools(tx)
 	if err != nil {
@@ -223,17 +229,18 @@ func siblings(y *yard.Yard, tx store.Tx, id string) (out []ipam.Pool, err error)
 		}
 	}
 	for _, p := range all {
-		if p.ID != id && own.Network != "" && p.Network == own.Network && p.Subnet.Addr().Is4() == own.Subnet.Addr().Is4() {
+		same := own.Network != "" && p.Network == own.Network && p.Subnet.Addr().Is4() == own.Subnet.Addr().Is4()
+		if same && p.ID != id {
 			out = append(out, p)
 		}
 	}
 	return out, nil
 }
 
-// ReleaseAddress gives an address back; an unknown one is free. An engine deletes the endpoint first, so an address
-// that an endpoint still has is not the caller's any more: the release is a late one, and is not believed. If that
-// endpoint is dead it goes now: an engine that was killed releases the addresses it finds in its records when it starts
-// again, and says no more of them.
+// ReleaseAddress releases an address. Releasing an unknown one succeeds. An engine deletes an endpoint before it
+// releases the address; if an endpoint still has it, the release is late, the address belongs to another endpoint by
+// now, and the release is ignored. If that endpoint is dead, it is removed: an engine that was killed releases the
+// addresses in its own records when it starts again, and sends no further request for their endpoints.
 func ReleaseAddress(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) error {
 	if err := releaseDead(ctx, y, pool, a); err != nil {
 		return err
@@ -255,7 +262,7 @@ func ReleaseAddress(ctx context.Context, y *yard.Yard, pool string, a netip.Addr
 				own = p
 			}
 		}
-		for _, p := range all { // it may have come from a sibling, see RequestAddress
+		for _, p := range all { // it may be from another pool of the network, see RequestAddress
 			if own.Network != "" && p.Network == own.Network && p.Subnet.Contains(a) {
 				own = p
 			}
@@ -267,7 +274,7 @@ func ReleaseAddress(ctx context.Context, y *yard.Yard, pool string, a netip.Addr
 	})
 }
 
-// releaseDead drops the endpoint that has an address, if it is dead.
+// releaseDead removes the endpoint that has an address, if it is dead.
 func releaseDead(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) error {
 	var e modes.Endpoint
 	err := y.Config.Store.View(func(tx store.Tx) error {
@@ -293,17 +300,17 @@ func releaseDead(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) e
 	return err
 }
 
-// Reserve keeps an address for whoever asks for it by address, or for the container called name.
+// Reserve reserves an address for the container called name; empty: for any that asks for this address.
 func Reserve(y *yard.Yard, pool string, a netip.Addr, name string) error {
 	return y.Config.Store.Update(func(tx store.Tx) error { return y.Config.IPAM.Reserve(tx, pool, a, name) })
 }
 
-// Forget drops a lease that nobody has.
+// Forget removes a lease that nobody has.
 func Forget(y *yard.Yard, pool string, a netip.Addr) error {
 	return y.Config.Store.Update(func(tx store.Tx) error { return y.Config.IPAM.Forget(tx, pool, a) })
 }
 
-// Leases returns all leases and the pools they are of.
+// Leases returns all leases and all pools.
 func Leases(y *yard.Yard) (ls []ipam.Lease, ps []ipam.Pool, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		if ps, err = y.Config.IPAM.Pools(tx); err != nil {

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// resolvers are the name servers of the host (resolv.conf(5)): a pool over one of them would cut the host's containers
-// off it.
+// resolvers returns the name servers of the host (resolv.conf(5)). Containers could not reach a name server whose
+// address is inside a pool.
 func resolvers(file string) (out []netip.Prefix) {
 	f, err := os.Open(file)
 	if err != nil {

@@ -1,4 +1,5 @@
-// Package reconcile compares the records with the kernel and with engines, and settles the difference.
+// Package reconcile compares the records with the kernel and the engines, repairs the kernel, and removes orphans and
+// strays.
 package reconcile
 
 import (
@@ -19,8 +20,8 @@ import (
 	"netyard/yard/pool"
 )
 
-// Audit compares the records with the kernel and with those engines that could be asked. A healthy host has no
-// findings.
+// Audit compares the records with the kernel and with the censuses of those engines that answered. A healthy host has
+// no findings.
 func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, error) {
 	out, strays, err := compare(y)
 	if err != nil {
@@ -47,7 +48,8 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 	return slices.Concat(out, blocks, records), err
 }
 
-// auditRecords finds the records that have lost their owner, and what an engine has that is not in the records.
+// auditRecords finds records that are stuck or have lost their owner, fenced endpoints, and networks that an engine has
+// and the records do not.
 func auditRecords(y *yard.Yard, censuses []Census) (out []book.Finding, err error) {
 	ns, err := y.Networks()
 	if err != nil {
@@ -67,7 +69,8 @@ func auditRecords(y *yard.Yard, censuses []Census) (out []book.Finding, err erro
 	for _, n := range ns {
 		if y.Stuck(n.Phase, n.Turned, book.Young) {
 			out = append(out, book.Finding{
-				Kind: book.Fault, Network: book.Label(n), Text: fmt.Sprintf("network %s is stuck %s", book.Label(n), n.Phase), Removable: true,
+				Kind: book.Fault, Network: book.Label(n), Removable: true,
+				Text:   fmt.Sprintf("network %s is stuck %s", book.Label(n), n.Phase),
 				Remove: func(ctx context.Context) error { return y.DeleteNetwork(ctx, n.ID) },
 			})
 		}
@@ -77,12 +80,16 @@ func auditRecords(y *yard.Yard, censuses []Census) (out []book.Finding, err erro
 		return nil, err
 	}
 	for _, e := range es {
+		network := book.Label(known[e.NetworkID])
 		if e.Fenced != "" && e.Sandbox != "" {
-			out = append(out, book.Finding{Kind: book.Fault, Network: book.Label(known[e.NetworkID]), Text: fmt.Sprintf("%s is fenced: %s", book.Owned(e), e.Fenced)})
+			out = append(out, book.Finding{
+				Kind: book.Fault, Network: network, Text: fmt.Sprintf("%s is fenced: %s", book.Owned(e), e.Fenced),
+			})
 		}
 		if y.Stuck(e.Phase, e.Turned, book.Young) {
 			out = append(out, book.Finding{
-				Kind: book.Fault, Network: book.Label(known[e.NetworkID]), Text: fmt.Sprintf("endpoint %s is stuck %s", modes.Short(e.ID), e.Phase), Removable: true,
+				Kind: book.Fault, Network: network, Removable: true,
+				Text:   fmt.Sprintf("endpoint %s is stuck %s", modes.Short(e.ID), e.Phase),
 				Remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
 			})
 		}
@@ -90,9 +97,10 @@ func auditRecords(y *yard.Yard, censuses []Census) (out []book.Finding, err erro
 		if text == "" {
 			continue
 		}
+		label := strings.TrimSuffix(fmt.Sprintf("endpoint %s (%s)", modes.Short(e.ID), e.Container.Name), " ()")
 		out = append(out, book.Finding{
-			Kind: book.Orphan, Network: book.Label(known[e.NetworkID]), Removable: removable,
-			Text:   strings.TrimSuffix(fmt.Sprintf("endpoint %s (%s)", modes.Short(e.ID), e.Container.Name), " ()") + ": " + text,
+			Kind: book.Orphan, Network: network, Removable: removable,
+			Text:   label + ": " + text,
 			Remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
 		})
 	}
@@ -104,14 +112,15 @@ func auditRecords(y *yard.Yard, censuses []Census) (out []book.Finding, err erro
 	leases, err := orphanLeases(y, book.Young)
 	for _, l := range leases {
 		out = append(out, book.Finding{
-			Kind: book.Orphan, Text: fmt.Sprintf("lease %s of pool %s belongs to no endpoint", l.Addr, l.Pool), Removable: true,
+			Kind: book.Orphan, Removable: true,
+			Text:   fmt.Sprintf("lease %s of pool %s belongs to no endpoint", l.Addr, l.Pool),
 			Remove: func(ctx context.Context) error { return pool.ReleaseAddress(ctx, y, l.Pool, l.Addr) },
 		})
 	}
 	return out, err
 }
 
-// auditEngine compares what is not an endpoint with an engine's.
+// auditEngine compares networks, pools and holds with the census of an engine.
 func auditEngine(y *yard.Yard, known map[string]modes.Network, c Census) (out []book.Finding, err error) {
 	if c.Networks != nil {
 		if out, err = auditNetworks(y, known, c); err != nil {
@@ -125,18 +134,22 @@ func auditEngine(y *yard.Yard, known map[string]modes.Network, c Census) (out []
 		}
 		out = append(out, book.Finding{
 			Kind: book.Orphan, Network: book.Label(known[h.NetworkID]), Removable: true,
-			Text:   fmt.Sprintf("addresses held for container %s, which %s has no more", cmp.Or(h.Container.Name, h.Attachment), c.Engine),
+			Text: fmt.Sprintf("addresses are held for container %s, which %s no longer has",
+				cmp.Or(h.Container.Name, h.Attachment), c.Engine),
 			Remove: func(context.Context) error { return y.EndHold(h) },
 		})
 	}
 	return out, err
 }
 
-// auditNetworks compares networks and pools with an engine's.
+// auditNetworks compares networks and pools with the census of an engine.
 func auditNetworks(y *yard.Yard, known map[string]modes.Network, c Census) (out []book.Finding, err error) {
 	for id, s := range c.Networks {
 		if _, ok := known[id]; !ok {
-			out = append(out, book.Finding{Kind: book.Fault, Network: s.Name, Text: fmt.Sprintf("network %s of %s is not in netyard's records", s.Name, c.Engine)})
+			out = append(out, book.Finding{
+				Kind: book.Fault, Network: s.Name,
+				Text: fmt.Sprintf("network %s of %s is not in netyard's records", s.Name, c.Engine),
+			})
 		}
 	}
 	lost, err := orphanNetworks(y, c, book.Young)
@@ -145,7 +158,8 @@ func auditNetworks(y *yard.Yard, known map[string]modes.Network, c Census) (out 
 	}
 	for _, n := range lost {
 		out = append(out, book.Finding{
-			Kind: book.Orphan, Network: book.Label(n), Text: fmt.Sprintf("network %s is not known to %s", book.Label(n), c.Engine), Removable: true,
+			Kind: book.Orphan, Network: book.Label(n), Removable: true,
+			Text:   fmt.Sprintf("network %s is not known to %s", book.Label(n), c.Engine),
 			Remove: func(ctx context.Context) error { return y.DeleteNetwork(ctx, n.ID) },
 		})
 	}
@@ -159,8 +173,8 @@ func auditNetworks(y *yard.Yard, known map[string]modes.Network, c Census) (out 
 	return out, err
 }
 
-// orphaned says why an endpoint of at least that age has lost its owner, empty when it has not; it is removable if no
-// sandbox has its link.
+// orphaned returns why an endpoint of at least that age has lost its owner; empty: it has not. An orphan is removable
+// if no sandbox has its link.
 func orphaned(y *yard.Yard, e modes.Endpoint, censuses []Census, age time.Duration) (reason string, removable bool) {
 	now := y.Config.Now()
 	if e.Phase != modes.Ready || now.Sub(e.Created) < age {
@@ -186,12 +200,12 @@ func orphaned(y *yard.Yard, e modes.Endpoint, censuses []Census, age time.Durati
 		return reason, false
 	}
 	if free, err := y.Unplugged(m, n, e); err != nil || !free {
-		return reason + ", but some sandbox has its link", false
+		return reason + ", but a sandbox has its link", false
 	}
 	return reason, true
 }
 
-// orphanLeases are the active leases of networks' pools that no endpoint claims and that are older than age.
+// orphanLeases returns the active leases in networks' pools that belong to no endpoint and are at least that old.
 func orphanLeases(y *yard.Yard, age time.Duration) (out []ipam.Lease, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		pools, err := y.Config.IPAM.Pools(tx)
@@ -222,9 +236,9 @@ func orphanLeases(y *yard.Yard, age time.Duration) (out []ipam.Lease, err error)
 	return out, err
 }
 
-// policiesAll ends the time in which the kernel knows more of policies than the records: the admin has decided that
-// those are all. It says which.
-func policiesAll(y *yard.Yard, dryRun bool) (done []book.Finding, err error) {
+// completePolicies ends the state after lost policies, in which policy rules without a record stay in the kernel: by
+// running gc, the admin declares the policies on record complete. The finding names them.
+func completePolicies(y *yard.Yard, dryRun bool) (done []book.Finding, err error) {
 	lost, err := y.PoliciesLost()
 	if err != nil || !lost {
 		return nil, err
@@ -241,17 +255,20 @@ func policiesAll(y *yard.Yard, dryRun bool) (done []book.Finding, err error) {
 			names += ", " + p.Name
 		}
 	}
-	f := book.Finding{Kind: book.Fault, Text: "what the kernel has of lost policies: those on record count as all from then on: " + names, Removable: true}
+	f := book.Finding{
+		Kind: book.Fault, Removable: true,
+		Text: "kernel rules of lost policies; after their removal, the policies on record count as complete: " + names,
+	}
 	if !dryRun {
-		y.Config.Log.Warn("the policies on record count as all; what the kernel has of others is removed", "policies", names)
+		y.Config.Log.Warn("policies on record declared complete; rules of other policies will be removed", "policies", names)
 		err = y.PoliciesComplete()
 	}
 	return []book.Finding{f}, err
 }
 
-// GC removes what Audit calls removable and returns it; dryRun only returns it.
+// GC removes the findings of Audit that are removable, and returns them. dryRun: it only returns them.
 func GC(ctx context.Context, y *yard.Yard, censuses []Census, dryRun bool) ([]book.Finding, error) {
-	done, err := policiesAll(y, dryRun)
+	done, err := completePolicies(y, dryRun)
 	if err != nil {
 		return nil, err
 	}
@@ -264,14 +281,14 @@ func GC(ctx context.Context, y *yard.Yard, censuses []Census, dryRun bool) ([]bo
 			continue
 		}
 		if !dryRun {
-			y.Config.Log.Info("collect garbage", "kind", f.Kind, "object", f.Text)
+			y.Config.Log.Info("garbage collection", "kind", f.Kind, "object", f.Text)
 			if err := f.Remove(ctx); err != nil {
 				f.Error = err.Error()
 			}
 		}
 		done = append(done, f)
 	}
-	if !dryRun && Rebuilding(y) { // the admin has decided about what the lost records would have said
+	if !dryRun && Rebuilding(y) { // by running gc, the admin gives up the lost records that were not rebuilt
 		return done, RecordsRebuilt(y)
 	}
 	return done, nil

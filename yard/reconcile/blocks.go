@@ -10,8 +10,8 @@ import (
 	"netyard/yard/book"
 )
 
-// blocks finds rules of others that drop all that a network's containers send, whatever netyard's say. They are their
-// owners' to remove.
+// blocks finds rules of other programs that drop all traffic from a network's containers, whatever netyard's rules say.
+// netyard does not remove them.
 func blocks(y *yard.Yard) (out []book.Finding, err error) {
 	ns, err := y.Networks()
 	if err != nil {
@@ -20,7 +20,7 @@ func blocks(y *yard.Yard) (out []book.Finding, err error) {
 	seen := map[string]bool{}
 	for _, n := range ns {
 		bridge, own := y.Bridge(n)
-		if n.Phase != modes.Ready || n.Internal || !own { // on a bridge of the host's owner the way out is the owner's
+		if n.Phase != modes.Ready || n.Internal || !own { // routes of a bridge that the admin provides are the admin's
 			continue
 		}
 		for _, s := range n.Subnets {
@@ -37,25 +37,25 @@ func blocks(y *yard.Yard) (out []book.Finding, err error) {
 			seen[rule] = true
 			out = append(out, book.Finding{
 				Kind: book.Fault, Network: book.Label(n),
-				Text: fmt.Sprintf("%s, which is not netyard's, drops what containers send; netyard trace says more", rule),
+				Text: fmt.Sprintf("%s, which is not netyard's, drops traffic from containers; netyard trace shows details", rule),
 			})
 		}
 	}
 	return out, nil
 }
 
-// blocked is the rule that certainly drops what a subnet's containers send to somewhere far away; empty when there is
-// none.
+// blocked returns the rule of another program that certainly drops what a subnet's containers send to a distant host;
+// empty: there is none.
 func blocked(y *yard.Yard, bridge string, s modes.Subnet) (rule string, err error) {
-	far := netip.AddrFrom4([4]byte{198, 51, 100, 1}) // RFC 5737, RFC 3849: nobody's
+	far := netip.AddrFrom4([4]byte{198, 51, 100, 1}) // documentation addresses (RFC 5737, RFC 3849)
 	if s.Pool.Addr().Is6() {
 		far = netip.MustParseAddr("2001:db8::1")
 	}
 	out, _, err := explain.RouteTo(y.Config.Kernel.Handle, far)
 	if err != nil || out == bridge {
-		return "", nil //nolint:nilerr // the host has no way out either
+		return "", nil //nolint:nilerr // the host has no such route either
 	}
-	const odd = 40000 // a port that no rule is about
+	const odd = 40000 // a port that rules are unlikely to match
 	found, sum, err := explain.Judge(y.Config.Kernel.Handle, explain.Forward, explain.Packet{
 		In: bridge, Out: out, Src: s.Pool.Masked().Addr().Next().Next(), Dst: far, Proto: "tcp", Port: odd,
 	})

@@ -20,28 +20,29 @@ import (
 	"netyard/yard/pool"
 )
 
-// A Census is all an engine has to do with netyard, at one moment. It is complete, or it is not made.
+// A Census is all that an engine has on netyard's networks at one moment. It is always complete: if a part cannot be
+// read, there is no census.
 type Census struct {
 	Engine string
-	// Networks are the engine's networks of netyard's drivers, by id. Nil: the engine makes no networks and asks for no
-	// pools and addresses, and says nothing of them.
+	// Networks are the engine's networks of netyard's drivers, by ID. Nil: the engine makes no networks, requests no
+	// pools or addresses, and its census says nothing about them.
 	Networks map[string]SeenNetwork
-	// Endpoints are those of running containers, by id.
+	// Endpoints are those of running containers, by ID.
 	Endpoints map[string]SeenEndpoint
 	// Pools are the subnets of all networks whose IPAM is netyard's, whatever their driver.
 	Pools map[netip.Prefix]bool
-	// Wanted are the addresses that containers, also stopped ones, ask for by name, see WantedKey.
+	// Wanted are the static addresses of containers, running or stopped, by WantedKey.
 	Wanted map[string]bool
-	// Attachments are the containers that may have attachments, also stopped ones: of an engine that is a CNI
-	// runtime's.
+	// Attachments are the IDs of the containers that may have attachments, running or stopped, if the engine serves a
+	// CNI runtime.
 	Attachments map[string]bool
 }
 
-// A SeenNetwork is a network as its engine has it: enough to make its record again.
+// A SeenNetwork is a network as its engine has it, with all that is needed to rebuild its record.
 type SeenNetwork struct {
 	Name    string
 	Network modes.Network // without what only netyard knows
-	// Pools are what its own IPAM was asked for, one a subnet, if that is netyard.
+	// Pools are the requests for its pools, one for each subnet, if its IPAM is netyard's.
 	Pools []ipam.PoolRequest
 }
 
@@ -53,25 +54,25 @@ type SeenEndpoint struct {
 	MAC       string
 	Addrs     []netip.Prefix
 	Gateways  []netip.Addr
-	Options   map[string]string // what was said for it alone
-	// Attachment and IfName are for one that came by CNI, and Inside is what its sandbox has. Said are options in its
-	// container's words.
+	Options   map[string]string // those of this endpoint alone
+	// Attachment and IfName identify an attachment, and Inside is the configuration in its sandbox. Said are options as
+	// the container's labels or annotations have them.
 	Attachment, IfName string
 	Inside             sandbox.Plug
 	Said               map[string]string
 }
 
-// WantedKey is how Census.Wanted names an address.
+// WantedKey returns the key of an address in Census.Wanted.
 func WantedKey(network string, a netip.Addr) string { return book.ClaimKey(network, a) }
 
-// Reconcile takes over what an engine knows better, and drops what it has forgotten: a thing has to be missing twice,
-// to be older than the grace period, since an engine shows a thing later than it tells netyard of it, and to be in
-// nobody's use, in case that this is not the engine whose it is.
+// Reconcile takes over names and owners from an engine's census, and removes what the engine no longer has. A record is
+// removed only if it is missing in two censuses in a row, is older than the grace period, since an engine lists a thing
+// later than it requests it from netyard, and is not in use, in case another engine owns it.
 func Reconcile(ctx context.Context, y *yard.Yard, c Census) error {
 	if err := TakeNames(y, c); err != nil {
 		return err
 	}
-	if err := enforce.Enforce(ctx, y.Book); err != nil { // now that it is known whose the endpoints are
+	if err := enforce.Enforce(ctx, y.Book); err != nil { // policies select endpoints by their owners
 		return err
 	}
 	round := y.Suspects.Begin(c.Engine)
@@ -83,17 +84,19 @@ func Reconcile(ctx context.Context, y *yard.Yard, c Census) error {
 	return errors.Join(errs...)
 }
 
-// reapHolds frees the addresses that are held for containers which the engine has no more.
+// reapHolds releases the addresses that are held for containers which the engine no longer has.
 func reapHolds(y *yard.Yard, c Census, round *book.Round) error {
-	return y.ReleaseHolds(func(h book.Hold) bool { return holdOver(y, h, c, y.Config.Grace) && round.Again("hold "+h.Key()) })
+	return y.ReleaseHolds(func(h book.Hold) bool {
+		return holdOver(y, h, c, y.Config.Grace) && round.Again("hold "+h.Key())
+	})
 }
 
-// holdOver says whether a hold of at least that age is for a container that its engine has no more.
+// holdOver reports whether a hold of at least that age is for a container that its engine no longer has.
 func holdOver(y *yard.Yard, h book.Hold, c Census, age time.Duration) bool {
 	return h.Container.Engine == c.Engine && !c.Attachments[h.Attachment] && y.Config.Now().Sub(h.Since) >= age
 }
 
-// reapEndpoints drops the endpoints that the engine has forgotten.
+// reapEndpoints removes the endpoints that the engine no longer has.
 func reapEndpoints(ctx context.Context, y *yard.Yard, c Census, round *book.Round) error {
 	es, err := y.Endpoints()
 	if err != nil {
@@ -110,7 +113,7 @@ func reapEndpoints(ctx context.Context, y *yard.Yard, c Census, round *book.Roun
 	return errors.Join(errs...)
 }
 
-// reapNetworks drops the networks that the engine has forgotten, or never heard the answer about.
+// reapNetworks removes the networks that the engine no longer has, or whose creation it never got the answer to.
 func reapNetworks(ctx context.Context, y *yard.Yard, c Census, round *book.Round) error {
 	ns, err := orphanNetworks(y, c, y.Config.Grace)
 	if err != nil {
@@ -123,15 +126,15 @@ func reapNetworks(ctx context.Context, y *yard.Yard, c Census, round *book.Round
 	var errs []error
 	for _, n := range ns {
 		if round.Again("network " + n.ID) {
-			y.Config.Log.Info("drop a network that its engine does not know", "network", n.ID, "engine", n.Engine)
+			y.Config.Log.Info("removal of an orphaned network", "network", n.ID, "name", n.Name, "engine", n.Engine)
 			errs = append(errs, y.DeleteNetwork(ctx, n.ID))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// knows says whether the engine has any network that is on record: one that has none may be another engine than the one
-// that sends the requests, and its silence says nothing. The admin can still have the orphans collected.
+// knows reports whether the engine has any network that is on record. One that has none may be a different engine than
+// the one that sends the requests, so its census proves nothing. The admin can still remove the orphans with gc.
 func knows(y *yard.Yard, c Census) (bool, error) {
 	ns, err := y.Networks()
 	return slices.ContainsFunc(ns, func(n modes.Network) bool {
@@ -140,14 +143,15 @@ func knows(y *yard.Yard, c Census) (bool, error) {
 	}), err
 }
 
-// orphanNetworks are the engine's networks of at least that age which it does not know, and which nobody is on.
+// orphanNetworks returns the engine's networks of at least that age that it no longer has, and that have no endpoint.
 func orphanNetworks(y *yard.Yard, c Census, age time.Duration) (out []modes.Network, err error) {
 	ns, err := y.Networks()
 	if err != nil {
 		return nil, err
 	}
 	for _, n := range ns {
-		if _, known := c.Networks[n.ID]; known || n.Engine != c.Engine || n.Phase != modes.Ready || y.Config.Now().Sub(n.Created) < age {
+		_, known := c.Networks[n.ID]
+		if known || n.Engine != c.Engine || n.Phase != modes.Ready || y.Config.Now().Sub(n.Created) < age {
 			continue
 		}
 		es, err := y.EndpointsOf(n.ID)
@@ -161,7 +165,7 @@ func orphanNetworks(y *yard.Yard, c Census, age time.Duration) (out []modes.Netw
 	return out, nil
 }
 
-// TakeNames writes down the names of networks and who the endpoints belong to.
+// TakeNames records the names of networks and the containers of endpoints.
 func TakeNames(y *yard.Yard, c Census) error {
 	ns, err := y.Networks()
 	if err != nil {
@@ -178,7 +182,7 @@ func TakeNames(y *yard.Yard, c Census) error {
 		err := y.Config.Store.Update(func(tx store.Tx) error {
 			n, err := book.GetNetwork(tx, n.ID)
 			if err != nil {
-				return nil //nolint:nilerr // it went meanwhile
+				return nil //nolint:nilerr // it was removed meanwhile
 			}
 			n.Name = c.Networks[n.ID].Name
 			return book.Networks.Put(tx, n.ID, n)
@@ -197,7 +201,7 @@ func TakeNames(y *yard.Yard, c Census) error {
 	return nil
 }
 
-// Identify writes down who an endpoint belongs to. What is not known this time stays as it was known before.
+// Identify records the container of an endpoint. Fields that are unknown this time keep their recorded value.
 func Identify(y *yard.Yard, network, id string, who modes.Container) error {
 	e, err := y.Endpoint(network, id)
 	if errors.Is(err, book.ErrNotFound) {
@@ -208,13 +212,13 @@ func Identify(y *yard.Yard, network, id string, who modes.Container) error {
 	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
 		return err
 	}
-	defer y.PokeLeases() // a DHCP server may be told the name
+	defer y.PokeLeases() // the DHCP client may send the name
 	err = y.Config.Store.Update(func(tx store.Tx) error {
 		now, err := book.GetEndpoint(tx, network, id)
 		if err != nil {
-			return nil //nolint:nilerr // it went meanwhile
+			return nil //nolint:nilerr // it was removed meanwhile
 		}
-		if now.Sandbox != e.Sandbox { // it left meanwhile, and its process is none of the next sandbox
+		if now.Sandbox != e.Sandbox { // it left meanwhile; the process is not one of the new sandbox
 			who.PID = 0
 		}
 		now.Container = merge(now.Container, who)
@@ -227,8 +231,8 @@ func Identify(y *yard.Yard, network, id string, who modes.Container) error {
 	return overlay.NameInCluster(y.Book, network, id)
 }
 
-// hostnameOf is the name of the host as a container's process believes it to be. One that is only being started still
-// believes what this one does.
+// hostnameOf returns the hostname of a container, as its process sees it; empty: unknown. A process that is only being
+// started still has the hostname of the host.
 func hostnameOf(y *yard.Yard, pid int) string {
 	if pid == 0 {
 		return ""
@@ -240,6 +244,7 @@ func hostnameOf(y *yard.Yard, pid int) string {
 	return name
 }
 
+// merge returns old with the fields that fresh has; if they are different containers, it returns fresh.
 func merge(old, fresh modes.Container) modes.Container {
 	if fresh.ID != "" && fresh.ID != old.ID {
 		return fresh
@@ -264,8 +269,8 @@ func merge(old, fresh modes.Container) modes.Container {
 	return old
 }
 
-// reapLeases gives back the leases of networks' pools that no endpoint ever claimed: their request was answered, and
-// the endpoint that was to follow was never made.
+// reapLeases releases the leases in networks' pools that belong to no endpoint: the request for the address was
+// answered, but the endpoint was never created.
 func reapLeases(ctx context.Context, y *yard.Yard, round *book.Round) error {
 	leases, err := orphanLeases(y, y.Config.Grace)
 	if err != nil {
@@ -273,7 +278,7 @@ func reapLeases(ctx context.Context, y *yard.Yard, round *book.Round) error {
 	}
 	for _, l := range leases {
 		if round.Again("lease " + l.Pool + " " + l.Addr.String()) {
-			y.Config.Log.Info("release a lease without an endpoint", "pool", l.Pool, "address", l.Addr)
+			y.Config.Log.Info("release of an orphaned lease", "pool", l.Pool, "address", l.Addr)
 			if err := pool.ReleaseAddress(ctx, y, l.Pool, l.Addr); err != nil {
 				return err
 			}
@@ -282,7 +287,7 @@ func reapLeases(ctx context.Context, y *yard.Yard, round *book.Round) error {
 	return nil
 }
 
-// reapHeld frees the static addresses that no container, running or stopped, asks for any more.
+// reapHeld releases the held static addresses that no container, running or stopped, has any more.
 func reapHeld(y *yard.Yard, c Census, round *book.Round) error {
 	leases, pools, err := pool.Leases(y)
 	if err != nil {
@@ -293,7 +298,8 @@ func reapHeld(y *yard.Yard, c Census, round *book.Round) error {
 		network[p.ID] = p.Network
 	}
 	for _, l := range leases {
-		if l.State != ipam.StateHeld || c.Wanted[WantedKey(network[l.Pool], l.Addr)] || y.Config.Now().Sub(l.Freed) < y.Config.Grace {
+		wanted := c.Wanted[WantedKey(network[l.Pool], l.Addr)]
+		if l.State != ipam.StateHeld || wanted || y.Config.Now().Sub(l.Freed) < y.Config.Grace {
 			continue
 		}
 		if round.Again("held " + l.Pool + " " + l.Addr.String()) {
@@ -305,7 +311,7 @@ func reapHeld(y *yard.Yard, c Census, round *book.Round) error {
 	return nil
 }
 
-// reapPools gives back the pools whose network was never made.
+// reapPools releases the pools whose network was never created.
 func reapPools(ctx context.Context, y *yard.Yard, c Census, round *book.Round) error {
 	pools, err := orphanPools(y, c, y.Config.Grace)
 	if err != nil {
@@ -313,7 +319,7 @@ func reapPools(ctx context.Context, y *yard.Yard, c Census, round *book.Round) e
 	}
 	for _, p := range pools {
 		if round.Again("pool " + p.ID) {
-			y.Config.Log.Info("release a pool without a network", "pool", p.ID)
+			y.Config.Log.Info("release of an orphaned pool", "pool", p.ID)
 			if err := pool.ReleasePool(ctx, y, p.ID); err != nil {
 				return err
 			}
@@ -322,8 +328,8 @@ func reapPools(ctx context.Context, y *yard.Yard, c Census, round *book.Round) e
 	return nil
 }
 
-// orphanPools are the pools older than age that no network has and the engine knows nothing of: their request was
-// answered, and the network that was to follow was never made.
+// orphanPools returns the pools of at least that age that belong to no network on record or of the engine: the request
+// for the pool was answered, but the network was never created.
 func orphanPools(y *yard.Yard, c Census, age time.Duration) (out []ipam.Pool, err error) {
 	_, pools, err := pool.Leases(y)
 	if err != nil {

@@ -15,14 +15,14 @@ import (
 	"netyard/yard/book"
 )
 
-// copies are the networks that were written down.
+// copies returns the networks that have a copy.
 func copies(y *yard.Yard) (all []SeenNetwork, err error) {
 	if y.Config.Copies == "" {
 		return nil, nil
 	}
 	files, err := filepath.Glob(filepath.Join(y.Config.Copies, "*"+book.CopySuffix))
 	if err != nil {
-		return nil, fmt.Errorf("look for copies of networks: %w", err)
+		return nil, fmt.Errorf("list copies of networks: %w", err)
 	}
 	for _, file := range files {
 		raw, err := os.ReadFile(file)
@@ -30,8 +30,8 @@ func copies(y *yard.Yard) (all []SeenNetwork, err error) {
 		if err == nil {
 			err = json.Unmarshal(raw, &c)
 		}
-		if err != nil { // the others are none the worse for it
-			y.Config.Log.Error("read the copy of a network", "path", file, "err", err)
+		if err != nil { // the other copies are still of use
+			y.Config.Log.Error("copy of a network not read", "path", file, "err", err)
 			continue
 		}
 		all = append(all, SeenNetwork{Name: c.Network.Name, Network: c.Network, Pools: c.Pools})
@@ -39,18 +39,20 @@ func copies(y *yard.Yard) (all []SeenNetwork, err error) {
 	return all, nil
 }
 
-// FindIn finds the endpoints whose links are in the sandbox behind a path, by id.
+// FindIn finds the endpoints whose links are in the sandbox at a path, by ID.
 func FindIn(y *yard.Yard, path string) (map[string]SeenEndpoint, error) {
 	found, err := sandbox.FindIn(y.Config.Kernel.Handle, path)
 	all := map[string]SeenEndpoint{}
 	for _, f := range found {
-		all[f.Endpoint] = SeenEndpoint{NetworkID: f.Network, Sandbox: path, MAC: f.MAC, Addrs: f.Plug.Addrs, IfName: f.Plug.Name, Inside: f.Plug}
+		all[f.Endpoint] = SeenEndpoint{
+			NetworkID: f.Network, Sandbox: path, MAC: f.MAC, Addrs: f.Plug.Addrs, IfName: f.Plug.Name, Inside: f.Plug,
+		}
 	}
 	return all, err
 }
 
-// RebuildOwn makes the records of netyard's own networks again, and of what a census found attached to them and to
-// others by CNI.
+// RebuildOwn rebuilds the records of netyard's own networks, and of the attachments to these and other networks that
+// are in a census.
 func RebuildOwn(ctx context.Context, y *yard.Yard, c Census) error {
 	own, err := copies(y)
 	if err != nil {

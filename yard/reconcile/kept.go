@@ -11,8 +11,8 @@ import (
 	"netyard/yard/event"
 )
 
-// noteLoss finds out whether policies were lost with the records, and says so. On a host where netyard never ran
-// nothing was.
+// noteLoss finds out whether policies were lost with the records, and records and reports the loss. On a host where
+// netyard never ran, nothing was lost.
 func noteLoss(y *yard.Yard) error {
 	s := y.Config.Store
 	if !s.Kept.MayBeLost {
@@ -26,7 +26,7 @@ func noteLoss(y *yard.Yard) error {
 		}
 		policed, err := y.Config.Kernel.Policed()
 		if err != nil {
-			return fmt.Errorf("look for policies in the kernel: %w", err)
+			return fmt.Errorf("find policies in the kernel: %w", err)
 		}
 		lost = policed || len(own) > 0
 	}
@@ -41,19 +41,19 @@ func noteLoss(y *yard.Yard) error {
 	if err != nil || !lost {
 		return err
 	}
-	y.Config.Log.Error("policies and reservations were lost; what the kernel had of policies stays in force until they are applied again " +
-		"and netyard gc says that these are all")
+	y.Config.Log.Error("policies and reservations lost; apply all policies again, then run netyard gc; " +
+		"until then the policies in the kernel stay in force")
 	y.Tell(event.Event{Type: event.PoliciesLost, Text: book.LostText})
 	return nil
 }
 
-// recall makes records and kept records agree. The kept ones are right while records that were lost are made again, and
-// after a newer copy was put into the file. Otherwise they differ only if an older netyard, which knows of no kept
-// ones, changed the records.
-func recall(y *yard.Yard) error {
-	right := Rebuilding(y) || y.Config.Store.Kept.Newer
+// syncKept makes records and kept records agree. The kept ones win while lost records are being rebuilt, and when their
+// file has been replaced by a newer copy. Otherwise the records win: they differ only if an older netyard, which has no
+// kept records, changed them.
+func syncKept(y *yard.Yard) error {
+	keptWins := Rebuilding(y) || y.Config.Store.Kept.Newer
 	return y.Update("kept records recalled", func(tx store.Tx) error {
-		if err := y.Config.IPAM.Recall(tx, right); err != nil {
+		if err := y.Config.IPAM.Recall(tx, keptWins); err != nil {
 			return err
 		}
 		ns, err := book.Networks.List(tx, "")
@@ -61,7 +61,7 @@ func recall(y *yard.Yard) error {
 			return err
 		}
 		for _, n := range ns {
-			if err := book.RecallNetwork(tx, n, right); err != nil {
+			if err := book.RecallNetwork(tx, n, keptWins); err != nil {
 				return err
 			}
 		}
@@ -70,7 +70,7 @@ func recall(y *yard.Yard) error {
 			return err
 		}
 		for _, e := range es {
-			if err := book.RecallEndpoint(tx, e, right); err != nil {
+			if err := book.RecallEndpoint(tx, e, keptWins); err != nil {
 				return err
 			}
 		}
@@ -78,7 +78,8 @@ func recall(y *yard.Yard) error {
 	})
 }
 
-// forgetKept drops what was kept of networks, endpoints and pools that are no more: the records are complete.
+// forgetKept removes the kept records of networks, endpoints and pools that no longer exist. The records must be
+// complete.
 func forgetKept(y *yard.Yard, c Census) error {
 	return y.Update("kept records forgotten", func(tx store.Tx) error {
 		for _, id := range book.Changes.Keys(tx, "") {
@@ -99,8 +100,8 @@ func forgetKept(y *yard.Yard, c Census) error {
 	})
 }
 
-// loadFirewall puts the ruleset into the kernel. What it has and no record says stays there while it is not sure that
-// the records are all.
+// loadFirewall loads the ruleset into the kernel. While the records may be incomplete, elements in the kernel without a
+// record stay there.
 func loadFirewall(y *yard.Yard, keepStrays bool) error {
 	lost, err := y.PoliciesLost()
 	switch {

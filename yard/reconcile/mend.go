@@ -13,27 +13,27 @@ import (
 )
 
 const (
-	// calm is how long the watch waits after a change for those that come with it.
-	calm = 50 * time.Millisecond
-	// pause is how long it waits at least between two looks: containers that come and go make many changes.
+	// settleTime is how long Mend waits after a change for further changes that belong to it.
+	settleTime = 50 * time.Millisecond
+	// pause is the least time between two checks: containers that start and stop make many changes.
 	pause = 200 * time.Millisecond
-	// sweep is how often it looks without having been told of a change. Sysctls tell nobody.
-	sweep = time.Minute
-	// mendTime bounds the repair of one network: requests about it wait for that long at most.
-	mendTime = 5 * time.Second
+	// checkInterval is how often Mend checks without a notification: changes of sysctls send none.
+	checkInterval = time.Minute
+	// repairTime bounds the repair of one network: requests about the network wait for that long at most.
+	repairTime = 5 * time.Second
 )
 
-// Mend puts back what somebody took away from networks and endpoints, until ctx ends. The kernel's watcher does that
-// for the firewall.
+// Mend repairs links, addresses and sysctls of networks and endpoints that another program has changed, until ctx ends.
+// The kernel package has a watcher of its own for the firewall.
 func Mend(ctx context.Context, y *yard.Yard) error {
 	changes, err := y.Config.Kernel.Changes(ctx)
 	if err != nil {
 		return err
 	}
-	tick := time.NewTicker(sweep)
+	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for {
-		wait := calm
+		wait := settleTime
 		select {
 		case <-ctx.Done():
 			return nil
@@ -45,7 +45,7 @@ func Mend(ctx context.Context, y *yard.Yard) error {
 			return nil
 		}
 		if err := MendOnce(ctx, y); err != nil && ctx.Err() == nil {
-			y.Config.Log.Error("put back what is missing", "err", err)
+			y.Config.Log.Error("repair failed", "err", err)
 		}
 		if !book.Sleep(ctx, pause) {
 			return nil
@@ -53,7 +53,7 @@ func Mend(ctx context.Context, y *yard.Yard) error {
 	}
 }
 
-// MendOnce looks at everything, and repairs the networks at fault.
+// MendOnce checks all networks, and repairs those with drift.
 func MendOnce(ctx context.Context, y *yard.Yard) error {
 	w, err := enforce.Everything(y.Book)
 	if err != nil {
@@ -71,15 +71,16 @@ func MendOnce(ctx context.Context, y *yard.Yard) error {
 		}
 		if id := w.Networks[f.Object].ID; !seen[id] {
 			seen[id] = true
-			errs = append(errs, mendNetwork(ctx, y, id))
+			errs = append(errs, repairNetwork(ctx, y, id))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// mendNetwork looks again while no request can change what is wanted of the network, and makes so just what is not.
-func mendNetwork(ctx context.Context, y *yard.Yard, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, mendTime)
+// repairNetwork checks a network again under its lock, so that no request changes its plan, and repairs the objects
+// that have drifted.
+func repairNetwork(ctx context.Context, y *yard.Yard, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, repairTime)
 	defer cancel()
 	release, err := y.Locks.Hold(ctx, id, false)
 	if err != nil {
@@ -97,7 +98,7 @@ func mendNetwork(ctx context.Context, y *yard.Yard, id string) error {
 	if err != nil {
 		return err
 	}
-	const passes = 3 // a bridge, then what is on it, and what is missing of that
+	const passes = 3 // a bridge, then its ports, then what belongs to those
 	for range passes {
 		if some, err := MendObjects(ctx, y, n, objects); !some || err != nil {
 			return err
@@ -106,7 +107,7 @@ func mendNetwork(ctx context.Context, y *yard.Yard, id string) error {
 	return nil
 }
 
-// MendObjects makes those of the objects so that are not, and says whether there were any.
+// MendObjects repairs those of the objects that have drifted. some: there were any.
 func MendObjects(ctx context.Context, y *yard.Yard, n modes.Network, objects []core.Object) (some bool, err error) {
 	snap, err := y.Config.Kernel.LinkSnapshot()
 	if err != nil {
@@ -119,11 +120,11 @@ func MendObjects(ctx context.Context, y *yard.Yard, n modes.Network, objects []c
 			continue
 		}
 		if f.Late {
-			y.Config.Log.Info("put into its sandbox", "network", n.ID, "fault", f.Text)
+			y.Config.Log.Info("link moved into its sandbox", "network", n.ID, "name", n.Name, "fault", f.Text)
 		} else {
-			y.Config.Log.Warn("put back", "network", n.ID, "fault", f.Text)
+			y.Config.Log.Warn("repaired kernel object", "network", n.ID, "name", n.Name, "fault", f.Text)
 		}
-		if f.Object != last { // one object may have several
+		if f.Object != last { // one object may have several faults
 			last = f.Object
 			errs = append(errs, y.Config.Kernel.Ensure(ctx, objects[last]))
 		}
@@ -131,7 +132,7 @@ func MendObjects(ctx context.Context, y *yard.Yard, n modes.Network, objects []c
 	return last >= 0, errors.Join(errs...)
 }
 
-// WantedOf is all that a network that is there asks of the kernel.
+// WantedOf returns the plan of a network that is ready, with its joined endpoints.
 func WantedOf(y *yard.Yard, n modes.Network) ([]core.Object, error) {
 	m, err := y.Mode(n.Mode)
 	if err != nil {

@@ -21,10 +21,11 @@ import (
 
 const flagRebuilding = "rebuilding"
 
-// LostRecords notes that there may have been records. Until they are rebuilt nothing unknown is taken for a stray.
+// LostRecords records that the database may have been lost. Until the records are rebuilt, nothing unknown counts as a
+// stray.
 func LostRecords(tx store.Tx) error { return book.Flags.Put(tx, flagRebuilding, true) }
 
-// Rebuilding says whether lost records are still to be made again.
+// Rebuilding reports whether lost records have not been rebuilt yet.
 func Rebuilding(y *yard.Yard) bool {
 	lost := false
 	err := y.Config.Store.View(func(tx store.Tx) (err error) {
@@ -34,7 +35,7 @@ func Rebuilding(y *yard.Yard) bool {
 	return err == nil && lost
 }
 
-// Unknown says whether there is something of netyard's on the host, beside its rules, that is in no record.
+// Unknown reports whether the host has links of netyard's that are in no record.
 func Unknown(y *yard.Yard) (bool, error) {
 	w, err := enforce.Everything(y.Book)
 	if err != nil {
@@ -47,8 +48,8 @@ func Unknown(y *yard.Yard) (bool, error) {
 	return len(snap.Strays(w.Objects)) > 0, nil
 }
 
-// Rebuild makes the records of what an engine has and the kernel still does, and then drops the strays. In between
-// others make those of what is theirs; nil: there are none.
+// Rebuild rebuilds the records from what an engine and the kernel have, and then removes the strays. Before that,
+// others rebuilds the records of other sources; nil: there are none.
 func Rebuild(ctx context.Context, y *yard.Yard, c Census, others func(context.Context) error) error {
 	var errs []error
 	for id, s := range c.Networks {
@@ -65,17 +66,18 @@ func Rebuild(ctx context.Context, y *yard.Yard, c Census, others func(context.Co
 	if err := errors.Join(RecordsRebuilt(y), forgetKept(y, c)); err != nil {
 		return err
 	}
-	y.Config.Log.Warn("the records are rebuilt", "engine", c.Engine, "networks", len(c.Networks), "endpoints", len(c.Endpoints))
+	y.Config.Log.Warn("the records are rebuilt",
+		"engine", c.Engine, "networks", len(c.Networks), "endpoints", len(c.Endpoints))
 	return Prune(ctx, y)
 }
 
-// RecordsRebuilt ends the time in which the unknown is left alone.
+// RecordsRebuilt ends the state in which nothing unknown counts as a stray.
 func RecordsRebuilt(y *yard.Yard) error {
 	return y.Config.Store.Update(func(tx store.Tx) error { return book.Flags.Delete(tx, flagRebuilding) })
 }
 
-// adoptNetwork makes the record of a network that its engine has. Whatever goes wrong, nothing is taken down:
-// containers run on it.
+// adoptNetwork makes the record of a network that its engine has. On errors it removes nothing, since containers use
+// the network.
 func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) error {
 	m, err := y.Mode(s.Network.Mode)
 	if err != nil {
@@ -110,7 +112,7 @@ func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) er
 		}
 		adopted = append(adopted, e)
 	}
-	errs = append(errs, enforce.Enforce(ctx, y.Book)) // closed before anything is attached again
+	errs = append(errs, enforce.Enforce(ctx, y.Book)) // policies are in force before endpoints are attached again
 	for _, e := range adopted {
 		if err := restoreEndpoint(ctx, y, m, n, e, links); err != nil {
 			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err))
@@ -119,9 +121,12 @@ func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) er
 	return errors.Join(errs...)
 }
 
-func adoptRecord(ctx context.Context, y *yard.Yard, m modes.Mode, s SeenNetwork, c Census) (n modes.Network, err error) {
+// adoptRecord makes the record of a network and those of its pools.
+func adoptRecord(
+	ctx context.Context, y *yard.Yard, m modes.Mode, s SeenNetwork, c Census,
+) (n modes.Network, err error) {
 	n = s.Network
-	if overlay.Claims(y.Book, n.Mode) { // its addresses are of no pool of this host's
+	if overlay.Claims(y.Book, n.Mode) { // its addresses are in the cluster's pools, not in this host's
 		s.Pools, n.Subnets = nil, slices.Clone(n.Subnets)
 		for i := range n.Subnets {
 			n.Subnets[i].Space = overlay.OverlaySpace
@@ -147,8 +152,8 @@ func adoptRecord(ctx context.Context, y *yard.Yard, m modes.Mode, s SeenNetwork,
 	})
 }
 
-// fillGateways finds the gateways that the engine chose itself, which it does not tell: the host has them on the
-// bridge, or a container has its default route there.
+// fillGateways finds the gateways that the engine chose itself and does not list: the host has them on the bridge, or a
+// container's default route leads to them.
 func fillGateways(y *yard.Yard, m modes.Mode, n *modes.Network, c Census) error {
 	for i, s := range n.Subnets {
 		if s.Gateway.IsValid() {
@@ -158,7 +163,7 @@ func fillGateways(y *yard.Yard, m modes.Mode, n *modes.Network, c Census) error 
 		if err != nil {
 			return err
 		}
-		if t := m.Traits(*n); t.OnHostLink || t.Cluster != nil { // there the gateway is the LAN's router, or the cluster says it
+		if t := m.Traits(*n); t.OnHostLink || t.Cluster != nil { // the gateway is the LAN's router, or the cluster's
 			gw, found = netip.Prefix{}, false
 		}
 		for _, e := range c.Endpoints {
@@ -175,6 +180,7 @@ func fillGateways(y *yard.Yard, m modes.Mode, n *modes.Network, c Census) error 
 	return nil
 }
 
+// adoptPool requests a network's pool and its gateway and auxiliary addresses from the IPAM.
 func adoptPool(y *yard.Yard, tx store.Tx, n modes.Network, r ipam.PoolRequest) error {
 	p, err := y.Config.IPAM.RequestPool(tx, r)
 	if err != nil {
@@ -185,7 +191,8 @@ func adoptPool(y *yard.Yard, tx store.Tx, n modes.Network, r ipam.PoolRequest) e
 			continue
 		}
 		if s.Gateway.IsValid() {
-			if _, err := y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: s.Gateway.Addr(), Gateway: true}); err != nil {
+			gw := ipam.AddressRequest{Pool: p.ID, Addr: s.Gateway.Addr(), Gateway: true}
+			if _, err := y.Config.IPAM.RequestAddress(tx, gw); err != nil {
 				return err
 			}
 		}
@@ -198,17 +205,19 @@ func adoptPool(y *yard.Yard, tx store.Tx, n modes.Network, r ipam.PoolRequest) e
 	return nil
 }
 
-// adoptEndpoint makes the record of an endpoint that was found.
+// adoptEndpoint makes the record of an endpoint in a census, if it has none.
 func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (modes.Endpoint, error) {
 	e := modes.Endpoint{
 		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Options: s.Options, Phase: modes.Ready,
 		Created: y.Config.Now(), Joined: y.Config.Now(), BootID: y.Config.BootID, Container: s.Container,
-		Seen: core.IsNamespace(s.Sandbox), Ports: FoundPorts(y, id, s), Attachment: s.Attachment, IfName: s.IfName, Inside: s.Inside,
+		Seen: core.IsNamespace(s.Sandbox), Ports: FoundPorts(y, id, s),
+		Attachment: s.Attachment, IfName: s.IfName, Inside: s.Inside,
 	}
 	if s.Attachment != "" {
 		e.NS, e.Seen = core.NamespaceAt(s.Sandbox)
-		if said, err := y.Options.ResolveEndpoint(n.Mode, s.Said); err == nil { // it was checked when the container was attached
-			e.Options = said
+		// They were valid when the container was attached.
+		if options, err := y.Options.ResolveEndpoint(n.Mode, s.Said); err == nil {
+			e.Options = options
 		}
 	}
 	err := y.Config.Store.Update(func(tx store.Tx) error {
@@ -238,32 +247,38 @@ func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (mo
 	return e, err
 }
 
-// FoundPorts are the ports that the kernel goes on giving to a container.
+// FoundPorts returns the ports that are published for a container in the kernel.
 func FoundPorts(y *yard.Yard, id string, s SeenEndpoint) (ports []modes.Port) {
 	addrs := s.Addrs
 	for _, p := range kports.Published(y.Config.Kernel.Handle) {
 		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.To }) {
-			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count})
+			ports = append(ports, modes.Port{
+				Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count,
+			})
 		}
 	}
 	slices.SortFunc(ports, port.ComparePorts)
 	ports = append(port.Join(ports), foundInside(y, id, s.Sandbox)...)
 	for _, p := range kports.Opened(y.Config.Kernel.Handle) {
 		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.Addr }) {
-			ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Addr, HostPort: p.Port, ContainerPort: p.Port, Count: p.Count, Routed: true})
+			ports = append(ports, modes.Port{
+				Proto: p.Proto, HostIP: p.Addr, HostPort: p.Port, ContainerPort: p.Port, Count: p.Count, Routed: true,
+			})
 		}
 	}
 	return ports
 }
 
-// foundInside are the ports of an endpoint's own address that its sandbox goes on redirecting.
+// foundInside returns the ports of an endpoint's own address that are redirected in its sandbox.
 func foundInside(y *yard.Yard, id, sandbox string) (ports []modes.Port) {
 	found, err := kports.Redirected(sandbox, id)
 	if err != nil {
-		y.Config.Log.Warn("look for published ports in a sandbox", "endpoint", id, "err", err)
+		y.Config.Log.Warn("published ports in a sandbox not read", "endpoint", id, "err", err)
 	}
 	for _, p := range found {
-		ports = append(ports, modes.Port{Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count, Routed: true})
+		ports = append(ports, modes.Port{
+			Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count, Routed: true,
+		})
 	}
 	slices.SortFunc(ports, port.ComparePorts)
 	return port.Join(ports)

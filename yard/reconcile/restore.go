@@ -17,13 +17,12 @@ import (
 	"netyard/yard/lease"
 )
 
-// Restore makes the host match the records after a restart, a crash or a reboot, and takes away what is netyard's and
-// in no record. Nothing it does disturbs a flow that goes on: what is there as it should be is left alone, and the
-// ruleset is replaced in one transaction.
+// Restore makes the host match the records after a restart, a crash or a reboot, and removes strays. It interrupts no
+// traffic: objects that are right already are left alone, and the ruleset is replaced in one transaction.
 //
-// keepStrays leaves the unknown alone: after the records were lost they are rebuilt from what is there.
+// keepStrays leaves strays alone: after the records are lost, they are rebuilt from what is in the kernel.
 func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
-	if err := errors.Join(noteLoss(y), recall(y)); err != nil {
+	if err := errors.Join(noteLoss(y), syncKept(y)); err != nil {
 		return err
 	}
 	ns, err := y.Networks()
@@ -34,7 +33,7 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	if err != nil {
 		return err
 	}
-	if err := collect(ctx, y); err != nil {
+	if err := claimObjects(ctx, y); err != nil {
 		return err
 	}
 	if err := lease.SettleOffers(y.Book); err != nil {
@@ -42,11 +41,11 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	}
 	for _, n := range ns {
 		if err := restoreNetwork(ctx, y, n, links); err != nil {
-			y.Config.Log.Error("restore a network", "network", n.ID, "mode", n.Mode, "err", err)
+			y.Config.Log.Error("network not restored", "network", n.ID, "name", n.Name, "mode", n.Mode, "err", err)
 		}
 	}
-	if err := enforce.Enforce(ctx, y.Book); err != nil { // what could be done is done: better closed than not started
-		y.Config.Log.Error("enforce policy", "err", err)
+	if err := enforce.Enforce(ctx, y.Book); err != nil { // goes on: traffic is blocked rather than the start refused
+		y.Config.Log.Error("policy not enforced", "err", err)
 	}
 	if err := loadFirewall(y, keepStrays); err != nil || keepStrays {
 		return err
@@ -54,10 +53,10 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	return Prune(ctx, y)
 }
 
-// collect tells the kernel of every element on record before the firewall is loaded, so that a network which cannot be
-// brought up is isolated all the same, and of who wants what several want, so that none of it goes with the first that
-// is taken down.
-func collect(ctx context.Context, y *yard.Yard) error {
+// claimObjects registers the planned objects with the kernel package before the firewall is loaded. With the set
+// elements, a network that cannot be brought up is isolated all the same. With the claims, an object that several
+// networks share stays when the first of them is removed.
+func claimObjects(ctx context.Context, y *yard.Yard) error {
 	w, err := enforce.Everything(y.Book)
 	if err != nil {
 		return err
@@ -73,12 +72,13 @@ func collect(ctx context.Context, y *yard.Yard) error {
 	return nil
 }
 
+// restoreNetwork finishes a creation or deletion that was interrupted, or brings up a network and its endpoints.
 func restoreNetwork(ctx context.Context, y *yard.Yard, n modes.Network, links map[string]bool) error {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
 		return err
 	}
-	if n.Phase != modes.Ready { // nobody was told that it exists, or somebody was told that it is gone
+	if n.Phase != modes.Ready { // its creation was never answered, or its deletion was begun
 		return y.Drop(ctx, m, n)
 	}
 	es, err := y.EndpointsOf(n.ID)
@@ -94,11 +94,15 @@ func restoreNetwork(ctx context.Context, y *yard.Yard, n modes.Network, links ma
 	return errors.Join(errs...)
 }
 
-func restoreEndpoint(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint, links map[string]bool) error {
+// restoreEndpoint finishes an interrupted request for an endpoint, or repairs the endpoint if its link exists.
+func restoreEndpoint(
+	ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint, links map[string]bool,
+) error {
 	switch {
 	case e.Phase == modes.Deleting:
 		return y.ForgetNow(ctx, m, n, e)
-	case e.Phase == modes.Pending && (e.Attachment != "" || y.Dead(e)): // its runtime takes it for failed, or the host went down
+	case e.Phase == modes.Pending && (e.Attachment != "" || y.Dead(e)):
+		// Its runtime regards the request as failed, or the host was rebooted.
 		return y.BuryNow(ctx, m, n, e)
 	case e.Phase == modes.Pending: // its Join was never answered
 		return y.Unjoin(m, n, e)
@@ -115,10 +119,10 @@ func restoreEndpoint(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Ne
 		}
 		here = !free
 	}
-	if !here { // a link cannot be put back into a sandbox that is running; doctor says that it is missing
+	if !here { // netyard cannot put a new link into a running sandbox; doctor reports it as missing
 		return nil
 	}
-	// A crash between record and kernel leaves a sandbox with ports that it is not to have any more.
+	// After a crash between record and kernel, a sandbox may still redirect ports that were withdrawn.
 	if m.Traits(n).Publish.OnOwn && len(e.Redirects()) == 0 {
 		if err := y.Config.Kernel.Remove(ports.Redirect{Endpoint: e.ID, Sandbox: e.Sandbox, NS: e.NS}); err != nil {
 			return err
@@ -128,7 +132,7 @@ func restoreEndpoint(ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Ne
 	return err
 }
 
-// Prune takes away what is netyard's in the kernel and in no record.
+// Prune removes strays from the kernel.
 func Prune(ctx context.Context, y *yard.Yard) error {
 	_, strays, err := compare(y)
 	if err != nil {
@@ -139,29 +143,29 @@ func Prune(ctx context.Context, y *yard.Yard) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		y.Config.Log.Info("remove a stray", "object", s.Text)
+		y.Config.Log.Info("removal of a stray", "object", s.Text)
 		errs = append(errs, s.Remove())
 	}
 	return errors.Join(errs...)
 }
 
-// compare holds the kernel against the records. A stray has to be one twice: a network that was made and removed again
-// between the two looks at the records is in neither.
+// compare compares the kernel with the records. A stray must be found twice: a network that is created and deleted
+// between the two readings of the records is in neither.
 func compare(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err error) {
-	faults, once, err := look(y)
+	faults, once, err := compareOnce(y)
 	if err != nil || len(once) == 0 {
 		return faults, nil, err
 	}
-	_, strays, err = look(y)
+	_, strays, err = compareOnce(y)
 	strays = slices.DeleteFunc(strays, func(s core.Stray) bool {
 		return !slices.ContainsFunc(once, func(o core.Stray) bool { return o.Text == s.Text })
 	})
 	return faults, strays, err
 }
 
-// look compares the kernel with the records as they were before it and as they are after: only what was wanted all the
-// time can be missing, and only what was wanted at no time is a stray.
-func look(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err error) {
+// compareOnce compares the kernel with the records as they are before and after the snapshot. Only what was wanted both
+// times can be missing, and only what was wanted neither time is a stray.
+func compareOnce(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err error) {
 	before, err := enforce.Everything(y.Book)
 	if err != nil {
 		return nil, nil, err

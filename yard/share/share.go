@@ -1,4 +1,4 @@
-// Package share publishes the sockets of sandboxes that share the host's addresses.
+// Package share publishes the sockets that programs open in sandboxes which share the host's addresses.
 package share
 
 import (
@@ -19,24 +19,25 @@ import (
 )
 
 const (
-	// look is how often the sockets of a sandbox that shares the host's addresses are listed. The kernel tells nobody
-	// of listen(2), and a listing costs a fifth of a millisecond.
-	look = 250 * time.Millisecond
-	// listen is how often the sockets of the host are listed, for programs that take a port which a container has.
-	listen = time.Second
-	// recall is how often the records are read for who has joined, without having been told.
-	recall = 5 * time.Second
+	// sandboxInterval is how often the sockets of a sandbox that shares the host's addresses are listed. The kernel
+	// does not report listen(2), and a listing costs a fifth of a millisecond.
+	sandboxInterval = 250 * time.Millisecond
+	// hostInterval is how often the sockets of the host are listed, for programs that listen on a container's port.
+	hostInterval = time.Second
+	// recordInterval is how often the records are read for endpoints that have joined, without a notification.
+	recordInterval = 5 * time.Second
 	// shareTime bounds the work for one endpoint.
 	shareTime = 5 * time.Second
 )
 
-// Conflicts are the ports that an endpoint does not get, or not alone.
+// Conflicts returns the ports that an endpoint does not have, or that a program of the host listens on as well.
 func Conflicts(y *yard.Yard, e modes.Endpoint) []book.Conflict {
 	y.Sharing.Mu.Lock()
 	defer y.Sharing.Mu.Unlock()
 	return slices.Clone(y.Sharing.Conflicts[book.EndpointKey(e.NetworkID, e.ID)])
 }
 
+// setConflicts replaces the conflicts of an endpoint and returns the former ones.
 func setConflicts(y *yard.Yard, e modes.Endpoint, now []book.Conflict) (before []book.Conflict) {
 	y.Sharing.Mu.Lock()
 	defer y.Sharing.Mu.Unlock()
@@ -50,28 +51,28 @@ func setConflicts(y *yard.Yard, e modes.Endpoint, now []book.Conflict) (before [
 	return before
 }
 
-// A Watched is an endpoint whose sandbox the watcher looks into.
+// A Watched is an endpoint whose sandbox is watched.
 type Watched struct {
 	Mode     modes.Mode
-	Sharing  *modes.PortSharing // nil: it has a device of the host, and is only watched for its end
+	Sharing  *modes.PortSharing // nil: it has a device of the host, and is only watched for its sandbox's end
 	Network  modes.Network
 	Endpoint modes.Endpoint
 	Sandbox  *sandbox.Sandbox
 	last     []modes.Port
-	// settled: what was wanted last is had. Until then, and while there are conflicts, every look is followed by work.
-	// Of one that is only watched for its end: the card has been seen in its sandbox.
+	// settled: the endpoint has all ports that were wanted last. While it is false, as with conflicts, each visit tries
+	// again. For an endpoint that is only watched for its sandbox's end: the device has been seen in its sandbox.
 	settled bool
-	// Judged is when those were last found living who have a port that it asks for.
+	// Judged is when the holders of ports that it wants were last found alive.
 	Judged map[book.Holder]time.Time
-	// said is the last complaint: one is enough.
-	said string
+	// logged is the text of the last error, which is not logged again.
+	logged string
 }
 
-// WatchSandboxes gives the endpoints of networks that share the host's addresses the ports that their programs listen
-// on, until ctx ends, and takes back what of the host's a sandbox has that died. What it gave stays in the kernel and
-// in the records.
+// WatchSandboxes publishes the ports that programs listen on in sandboxes which share the host's addresses, and returns
+// devices of the host from sandboxes that have ended, until ctx ends. The published ports stay in the kernel and in the
+// records then.
 func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
-	tick := time.NewTicker(look)
+	tick := time.NewTicker(sandboxInterval)
 	defer tick.Stop()
 	all := map[string]*Watched{}
 	defer func() {
@@ -79,19 +80,19 @@ func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
 			unwatch(y, w)
 		}
 	}()
-	var read, heard time.Time
+	var read, listed time.Time
 	var host []sandbox.Listener
 	for {
-		if len(all) > 0 && time.Since(heard) >= listen {
+		if len(all) > 0 && time.Since(listed) >= hostInterval {
 			host = HostChanged(y, all, host)
-			heard = time.Now()
+			listed = time.Now()
 		}
-		if since := time.Since(read); since >= recall {
+		if since := time.Since(read); since >= recordInterval {
 			Rewatch(y, all)
 			read = time.Now()
 		}
 		for _, w := range all {
-			complain(ctx, y, w, Visit(ctx, y, w))
+			logOnce(ctx, y, w, Visit(ctx, y, w))
 		}
 		select {
 		case <-ctx.Done():
@@ -103,11 +104,11 @@ func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
 	}
 }
 
-// HostChanged has all endpoints looked at again if the host's sockets are others than they were.
+// HostChanged lists the host's sockets. If they have changed, the ports of all watched endpoints are checked again.
 func HostChanged(y *yard.Yard, all map[string]*Watched, before []sandbox.Listener) []sandbox.Listener {
 	now, err := sandbox.Listeners(y.Config.Kernel.Handle)
 	if err != nil {
-		y.Config.Log.Warn("list the host's sockets", "err", err)
+		y.Config.Log.Warn("list of the host's sockets failed", "err", err)
 		return before
 	}
 	if !slices.Equal(before, now) {
@@ -118,11 +119,11 @@ func HostChanged(y *yard.Yard, all map[string]*Watched, before []sandbox.Listene
 	return now
 }
 
-// Rewatch makes the set of watched endpoints what the records say.
+// Rewatch updates the set of watched endpoints from the records.
 func Rewatch(y *yard.Yard, all map[string]*Watched) {
 	ns, err := y.Networks()
 	if err != nil {
-		y.Config.Log.Error("look for endpoints that share the host's addresses", "err", err)
+		y.Config.Log.Error("list of watched sandboxes failed", "err", err)
 		return
 	}
 	have := map[string]bool{}
@@ -137,7 +138,7 @@ func Rewatch(y *yard.Yard, all map[string]*Watched) {
 		}
 		es, err := y.EndpointsOf(n.ID)
 		if err != nil {
-			y.Config.Log.Error("look for endpoints that share the host's addresses", "network", n.ID, "err", err)
+			y.Config.Log.Error("list of watched sandboxes failed", "network", n.ID, "err", err)
 			return
 		}
 		for _, e := range es {
@@ -166,29 +167,32 @@ func Rewatch(y *yard.Yard, all map[string]*Watched) {
 	}
 }
 
+// unwatch closes the sandbox of a watched endpoint.
 func unwatch(y *yard.Yard, w *Watched) {
 	if w.Sandbox == nil {
 		return
 	}
 	if err := w.Sandbox.Close(); err != nil {
-		y.Config.Log.Warn("close a sandbox", "endpoint", w.Endpoint.ID, "err", err)
+		y.Config.Log.Warn("sandbox not closed", "endpoint", w.Endpoint.ID, "err", err)
 	}
 	w.Sandbox = nil
 }
 
-// complain logs an error of an endpoint that was not there at the last look.
-func complain(ctx context.Context, y *yard.Yard, w *Watched, err error) {
+// logOnce logs an error of an endpoint, unless the last visit returned the same one.
+func logOnce(ctx context.Context, y *yard.Yard, w *Watched, err error) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
-	if text != "" && text != w.said && ctx.Err() == nil {
-		y.Config.Log.Warn("share the host with a container", "network", w.Network.ID, "endpoint", w.Endpoint.ID, "err", err)
+	if text != "" && text != w.logged && ctx.Err() == nil {
+		y.Config.Log.Warn("sandbox watch failed", "network", w.Network.ID, "endpoint", w.Endpoint.ID,
+			"container", w.Endpoint.Container.Name, "err", err)
 	}
-	w.said = text
+	w.logged = text
 }
 
-// Visit looks into one sandbox and does what follows.
+// Visit lists the sockets of one sandbox and updates the endpoint's ports. If the endpoint has a device of the host,
+// Visit removes the endpoint when its sandbox has ended.
 func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 	ctx, cancel := context.WithTimeout(ctx, shareTime)
 	defer cancel()
@@ -198,11 +202,11 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 			w.settled = err == nil && !free
 			return err
 		}
-		// An engine that is told of an end says so before it takes the namespace away.
+		// An engine that stops the container itself leaves the network before it removes the namespace.
 		if !w.settled || core.IsNamespace(w.Endpoint.Sandbox) {
 			return nil
 		}
-		w.Endpoint.Sandbox = "" // once, until the records are read again
+		w.Endpoint.Sandbox = "" // until the records are read again
 		return y.Bury(ctx, w.Endpoint.NetworkID, w.Endpoint.ID)
 	}
 	ls, err := listening(y, w)
@@ -219,7 +223,7 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 	return err
 }
 
-// listening lists the sockets of a sandbox. One that is gone, or not yet there, has none.
+// listening lists the sockets of a sandbox. One that does not exist, or not yet, has none.
 func listening(y *yard.Yard, w *Watched) ([]sandbox.Listener, error) {
 	if !core.IsNamespace(w.Endpoint.Sandbox) {
 		unwatch(y, w)
@@ -234,17 +238,17 @@ func listening(y *yard.Yard, w *Watched) ([]sandbox.Listener, error) {
 	}
 	ls, err := w.Sandbox.Listeners()
 	if err != nil {
-		unwatch(y, w) // the next look opens it again
+		unwatch(y, w) // the next visit opens it again
 	}
 	return ls, err
 }
 
-// grant gives an endpoint those of the wanted ports that nobody else has, and no others. The rest are conflicts.
-// Dead endpoints that have one of them give way.
+// grant publishes those of the wanted ports that nobody else has, withdraws all others, and returns the rest as
+// conflicts. Dead endpoints that have one of them are removed.
 func grant(ctx context.Context, y *yard.Yard, w *Watched, want []modes.Port) (conflicts []book.Conflict, err error) {
 	err = y.Past(ctx, func(j *book.Judge) error {
-		for h, at := range w.Judged { // not at every look at a conflict that stays
-			j.Living[h] = j.Living[h] || time.Since(at) < recall
+		for h, at := range w.Judged { // a lasting conflict is not judged at each visit
+			j.Living[h] = j.Living[h] || time.Since(at) < recordInterval
 		}
 		conflicts, err = grantOnce(ctx, y, j, w, want)
 		return err
@@ -252,15 +256,18 @@ func grant(ctx context.Context, y *yard.Yard, w *Watched, want []modes.Port) (co
 	return conflicts, err
 }
 
-func grantOnce(ctx context.Context, y *yard.Yard, j *book.Judge, w *Watched, want []modes.Port) ([]book.Conflict, error) {
+func grantOnce(
+	ctx context.Context, y *yard.Yard, j *book.Judge, w *Watched, want []modes.Port,
+) ([]book.Conflict, error) {
 	release, err := y.Hold(ctx, w.Endpoint.NetworkID, w.Endpoint.ID)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	was, err := y.Endpoint(w.Endpoint.NetworkID, w.Endpoint.ID)
-	if errors.Is(err, book.ErrNotFound) || err == nil && (was.Phase != modes.Ready || was.Sandbox != w.Endpoint.Sandbox) {
-		return nil, nil // it has left meanwhile
+	left := err == nil && (was.Phase != modes.Ready || was.Sandbox != w.Endpoint.Sandbox)
+	if left || errors.Is(err, book.ErrNotFound) {
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
@@ -293,19 +300,21 @@ func grantOnce(ctx context.Context, y *yard.Yard, j *book.Judge, w *Watched, wan
 	return conflicts, nil
 }
 
-// judgedNow notes who has been found living, unless that was just now.
+// judgedNow notes when the holders were found alive; a time that is recent enough stays.
 func (w *Watched) judgedNow(living []book.Holder) {
 	before := w.Judged
 	w.Judged = map[book.Holder]time.Time{}
 	for _, h := range living {
-		if w.Judged[h] = before[h]; time.Since(before[h]) >= recall {
+		if w.Judged[h] = before[h]; time.Since(before[h]) >= recordInterval {
 			w.Judged[h] = time.Now()
 		}
 	}
 }
 
-// regrant records the ports that an endpoint gets, and makes them so.
-func regrant(ctx context.Context, y *yard.Yard, w *Watched, c *port.Choice, was modes.Endpoint, want []modes.Port) (is modes.Endpoint, conflicts []book.Conflict, err error) {
+// regrant records the ports that an endpoint gets, and changes the kernel; if that fails, it undoes both.
+func regrant(
+	ctx context.Context, y *yard.Yard, w *Watched, c *port.Choice, was modes.Endpoint, want []modes.Port,
+) (is modes.Endpoint, conflicts []book.Conflict, err error) {
 	err = y.Update("ports recorded", func(tx store.Tx) error {
 		if is, err = book.GetEndpoint(tx, was.NetworkID, was.ID); err != nil {
 			return err
@@ -320,33 +329,40 @@ func regrant(ctx context.Context, y *yard.Yard, w *Watched, c *port.Choice, was 
 		return is, nil, err
 	}
 	if err := port.Program(ctx, y.Book, w.Mode, w.Network, was, is); err != nil {
+		undo := context.WithoutCancel(ctx)
 		back := y.Update("ports taken back", func(tx store.Tx) error { return book.PutEndpoint(tx, was) })
-		return was, nil, errors.Join(err, back, port.Program(context.WithoutCancel(ctx), y.Book, w.Mode, w.Network, is, was))
+		return was, nil, errors.Join(err, back, port.Program(undo, y.Book, w.Mode, w.Network, is, was))
 	}
 	y.Config.Changed()
 	return is, conflicts, nil
 }
 
-// tellShared says what has changed for an endpoint, and finds out whose the sockets are that are in the way: that takes
-// a look through all processes, so only for those that are new.
+// tellShared reports which ports of an endpoint were published or withdrawn, and which conflicts began or ended. It
+// finds the process behind a conflict only for new ones, since that takes a search of all processes.
 func tellShared(y *yard.Yard, n modes.Network, was, is modes.Endpoint, before, now []book.Conflict) {
-	say := func(kind string, p modes.Port, owner, text string) {
+	tell := func(kind string, p modes.Port, owner, text string) {
 		e := book.About(kind, n, is, text)
 		e.Port, e.Owner = p.String(), owner
 		y.Tell(e)
 	}
 	healed := map[modes.Port]bool{}
 	for _, c := range before {
-		if !slices.ContainsFunc(now, func(d book.Conflict) bool { return d.Port == c.Port }) && (slices.Contains(is.Ports, c.Port) || c.Shadow) {
-			healed[c.Port] = true
-			y.Config.Log.Info("a port of the host is free for its container", "network", n.ID, "endpoint", is.ID, "port", c.Port.String(), "former", c.Owner)
-			say(event.PortHealed, c.Port, "", fmt.Sprintf("port %s is %s's: %s has it no longer", c.Port, book.Owned(is), c.Owner))
+		lasts := slices.ContainsFunc(now, func(d book.Conflict) bool { return d.Port == c.Port })
+		if lasts || !slices.Contains(is.Ports, c.Port) && !c.Shadow {
+			continue
 		}
+		healed[c.Port] = true
+		y.Config.Log.Info("port conflict ended", "network", n.ID, "endpoint", is.ID,
+			"container", is.Container.Name, "port", c.Port.String(), "former", c.Owner)
+		text := fmt.Sprintf("port %s is %s's: %s has it no longer", c.Port, book.Owned(is), c.Owner)
+		tell(event.PortHealed, c.Port, "", text)
 	}
 	y.TellPorts(n, was, is, healed)
 	for i := range now {
 		c := &now[i]
-		at := slices.IndexFunc(before, func(d book.Conflict) bool { return d.Port == c.Port && d.Listener == c.Listener && d.Claim == c.Claim })
+		at := slices.IndexFunc(before, func(d book.Conflict) bool {
+			return d.Port == c.Port && d.Listener == c.Listener && d.Claim == c.Claim
+		})
 		if at >= 0 {
 			if c.Claim == "" {
 				c.Owner = before[at].Owner
@@ -358,10 +374,12 @@ func tellShared(y *yard.Yard, n modes.Network, was, is modes.Endpoint, before, n
 		}
 		text := fmt.Sprintf("port %s is not %s's: %s has it", c.Port, book.Owned(is), c.Owner)
 		if c.Shadow {
-			text = fmt.Sprintf("port %s is %s's: %s listens on it too, and hears nothing", c.Port, book.Owned(is), c.Owner)
+			text = fmt.Sprintf("port %s is %s's: %s listens on it too and receives nothing",
+				c.Port, book.Owned(is), c.Owner)
 		}
-		y.Config.Log.Warn("conflict about a port of the host", "network", n.ID, "endpoint", is.ID, "port", c.Port.String(), "owner", c.Owner)
-		say(event.PortConflict, c.Port, c.Owner, text)
+		y.Config.Log.Warn("port conflict", "network", n.ID, "endpoint", is.ID,
+			"container", is.Container.Name, "port", c.Port.String(), "owner", c.Owner)
+		tell(event.PortConflict, c.Port, c.Owner, text)
 	}
 	setConflicts(y, is, now)
 }

@@ -7,18 +7,21 @@ import (
 	"netyard/yard"
 )
 
-// redirected says which other port of the container's a packet for one that it has published goes to.
+// redirected adds a step for a published port that the container's own table redirects to another of its ports.
 func (t *tracer) redirected(p explain.Packet) {
 	for _, port := range t.dstEndpoint.Ports {
-		if port.Routed && port.HostPort != port.ContainerPort && port.Proto == t.proto && port.HostIP.Is4() == p.Dst.Is4() &&
-			port.HostPort <= t.port && t.port-port.HostPort < max(port.Count, 1) {
-			t.say("the container's own table sends it on to port %d (%s)", port.ContainerPort+(t.port-port.HostPort), port)
+		redirects := port.Routed && port.HostPort != port.ContainerPort
+		applies := port.Proto == t.proto && port.HostIP.Is4() == p.Dst.Is4() &&
+			port.HostPort <= t.port && t.port-port.HostPort < max(port.Count, 1)
+		if redirects && applies {
+			to := port.ContainerPort + (t.port - port.HostPort)
+			t.say("the container's own table redirects it to port %d (%s)", to, port)
 		}
 	}
 }
 
-// wayTo is the link of the host that leads to the containers of a network: a bridge, or the host's own on their parent.
-func wayTo(y *yard.Yard, n modes.Network) string {
+// linkTo returns the host's link to the containers of a network: a bridge, or the host's own link on their parent.
+func linkTo(y *yard.Yard, n modes.Network) string {
 	if br := y.BridgeOf(n); br != "" {
 		return br
 	}

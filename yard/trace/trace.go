@@ -1,4 +1,4 @@
-// Package trace follows the first packet of a flow through networks and rules.
+// Package trace follows the first packet of a flow through the host's networks and firewall rules.
 package trace
 
 import (
@@ -18,22 +18,22 @@ import (
 	"netyard/yard/book"
 )
 
-// ErrQuestion says that a trace was asked for something that is no client, target or port.
+// ErrQuestion is the cause of an error about the client, target or port of a trace.
 var ErrQuestion = errors.New("bad question")
 
-// Host is how a trace names the host as a client.
+// Host names the host as the client of a trace.
 const Host = "host"
 
-// A Trace says what a packet meets on its way.
+// A Trace is the path of a packet.
 type Trace struct {
-	// Steps are in the order of the way.
+	// Steps are in the order in which the packet takes them.
 	Steps []string `json:"steps"`
 	// Reachable is "yes", "no" or "unsure".
 	Reachable string `json:"reachable"`
 }
 
 // Follow follows the first packet of a flow. from is an address, a container or Host; to is PORT of this host, or
-// CONTAINER:PORT; either with /udp or /sctp behind it. v6 asks for IPv6 where an address does not say so.
+// CONTAINER:PORT, with /udp or /sctp appended if it is not TCP. v6 selects IPv6 if from is not an address.
 func Follow(y *yard.Yard, from, to string, v6 bool) (Trace, error) {
 	t := &tracer{y: y, v6: v6, reach: explain.Passes}
 	if err := t.parse(from, to); err != nil {
@@ -44,7 +44,9 @@ func Follow(y *yard.Yard, from, to string, v6 bool) (Trace, error) {
 		follow = t.toHost
 	}
 	err := follow()
-	word := map[explain.Outcome]string{explain.Passes: "yes", explain.Dropped: "no", explain.Passes | explain.Dropped: "unsure"}
+	word := map[explain.Outcome]string{
+		explain.Passes: "yes", explain.Dropped: "no", explain.Passes | explain.Dropped: "unsure",
+	}
 	return Trace{Steps: t.steps, Reachable: word[t.reach]}, err
 }
 
@@ -62,14 +64,16 @@ type tracer struct {
 	reach explain.Outcome
 }
 
+// say adds a step.
 func (t *tracer) say(format string, a ...any) { t.steps = append(t.steps, fmt.Sprintf(format, a...)) }
 
-func (t *tracer) no(format string, a ...any) {
+// drop adds the step at which the packet is dropped.
+func (t *tracer) drop(format string, a ...any) {
 	t.say(format, a...)
 	t.reach = explain.Dropped
 }
 
-// parse reads the question.
+// parse reads the client and the target.
 func (t *tracer) parse(from, to string) (err error) {
 	what, proto, found := strings.Cut(to, "/")
 	if t.proto = proto; !found {
@@ -90,24 +94,25 @@ func (t *tracer) parse(from, to string) (err error) {
 	if a, err := netip.ParseAddr(from); err == nil {
 		t.src, t.v6 = a.Unmap(), a.Unmap().Is6()
 	} else if from != Host {
-		if t.srcEndpoint, err = placeOf(t.y, from, ""); err != nil {
+		if t.srcEndpoint, err = endpointOf(t.y, from, ""); err != nil {
 			return err
 		}
 	}
 	if name == "" || name == Host {
 		return nil
 	}
-	t.dstEndpoint, err = placeOf(t.y, name, t.srcEndpoint.NetworkID)
+	t.dstEndpoint, err = endpointOf(t.y, name, t.srcEndpoint.NetworkID)
 	if err == nil && t.srcEndpoint.ID != "" && t.srcEndpoint.NetworkID != t.dstEndpoint.NetworkID {
-		if in, err := placeOf(t.y, from, t.dstEndpoint.NetworkID); err == nil && in.NetworkID == t.dstEndpoint.NetworkID {
+		in, err := endpointOf(t.y, from, t.dstEndpoint.NetworkID)
+		if err == nil && in.NetworkID == t.dstEndpoint.NetworkID {
 			t.srcEndpoint = in
 		}
 	}
 	return err
 }
 
-// placeOf finds an endpoint by its container, one in the preferred network if there are several.
-func placeOf(y *yard.Yard, ref, network string) (modes.Endpoint, error) {
+// endpointOf finds an endpoint by its container's name or its ID. If there are several, it prefers one on the network.
+func endpointOf(y *yard.Yard, ref, network string) (modes.Endpoint, error) {
 	es, err := y.Endpoints()
 	if err != nil {
 		return modes.Endpoint{}, err
@@ -119,7 +124,10 @@ func placeOf(y *yard.Yard, ref, network string) (modes.Endpoint, error) {
 		}
 	}
 	slices.SortFunc(found, func(a, b modes.Endpoint) int {
-		return cmp.Or(cmp.Compare(b2i(a.NetworkID != network), b2i(b.NetworkID != network)), cmp.Compare(a.NetworkID, b.NetworkID))
+		return cmp.Or(
+			cmp.Compare(b2i(a.NetworkID != network), b2i(b.NetworkID != network)),
+			cmp.Compare(a.NetworkID, b.NetworkID),
+		)
 	})
 	if len(found) > 0 {
 		return found[0], nil
@@ -134,14 +142,15 @@ func b2i(b bool) int {
 	return 0
 }
 
-// address is an endpoint's address of the family asked for.
+// address returns an endpoint's address of the selected family.
 func (t *tracer) address(e modes.Endpoint) (netip.Addr, error) {
 	for _, a := range e.Addrs {
 		if a.Addr().Is6() == t.v6 {
 			return a.Addr(), nil
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("%w: %s has no %s address", ErrQuestion, nameOf(e), map[bool]string{false: "IPv4", true: "IPv6"}[t.v6])
+	family := map[bool]string{false: "IPv4", true: "IPv6"}[t.v6]
+	return netip.Addr{}, fmt.Errorf("%w: %s has no %s address", ErrQuestion, nameOf(e), family)
 }
 
 func nameOf(e modes.Endpoint) string {
@@ -151,7 +160,7 @@ func nameOf(e modes.Endpoint) string {
 	return "endpoint " + modes.Short(e.ID)
 }
 
-// source fills in where the packet comes from.
+// source sets the source address and the incoming interface of the packet.
 func (t *tracer) source(p *explain.Packet) error {
 	switch {
 	case t.srcEndpoint.ID != "":
@@ -163,9 +172,11 @@ func (t *tracer) source(p *explain.Packet) error {
 			return err
 		}
 		if p.In = t.y.BridgeOf(n); p.In == "" {
-			return fmt.Errorf("%w: network %s is of mode %s: what it sends does not pass this host's rules", ErrQuestion, book.Label(n), n.Mode)
+			return fmt.Errorf("%w: network %s is of mode %s: its outbound traffic does not pass this host's rules",
+				ErrQuestion, book.Label(n), n.Mode)
 		}
-		t.say("%s sends from %s on network %s: it comes in by %s", nameOf(t.srcEndpoint), p.Src, book.Label(n), p.In)
+		t.say("%s sends from %s on network %s; the packet arrives on %s",
+			nameOf(t.srcEndpoint), p.Src, book.Label(n), p.In)
 	case t.src.IsValid():
 		p.Src = t.src
 		own, err := sandbox.HasAddr(t.y.Config.Kernel.Handle, t.src)
@@ -179,12 +190,12 @@ func (t *tracer) source(p *explain.Packet) error {
 		if p.In, _, err = explain.RouteTo(t.y.Config.Kernel.Handle, t.src); err != nil {
 			return err
 		}
-		t.say("%s comes in by %s, which the host reaches it by", t.src, p.In)
+		t.say("the packet from %s arrives on %s, the host's route to that address", t.src, p.In)
 	}
 	return nil
 }
 
-// judge has the rules at a hook decide.
+// judge adds what the rules at a hook decide about the packet.
 func (t *tracer) judge(h explain.Hook, p explain.Packet) error {
 	if t.reach == explain.Dropped {
 		return nil
@@ -215,7 +226,7 @@ func (t *tracer) judge(h explain.Hook, p explain.Packet) error {
 	return nil
 }
 
-// toContainer follows a packet for a container's own address.
+// toContainer follows a packet to a container's own address.
 func (t *tracer) toContainer() error {
 	n, err := t.y.Network(t.dstEndpoint.NetworkID)
 	if err != nil {
@@ -226,10 +237,11 @@ func (t *tracer) toContainer() error {
 		return err
 	}
 	if p.Out == "" && !t.src.IsValid() && t.srcEndpoint.ID == "" {
-		p.Out = wayTo(t.y, n)
+		p.Out = linkTo(t.y, n)
 	}
 	if p.Out == "" {
-		return fmt.Errorf("%w: network %s is of mode %s: what is for it does not pass this host's rules", ErrQuestion, book.Label(n), n.Mode)
+		return fmt.Errorf("%w: network %s is of mode %s: its inbound traffic does not pass this host's rules",
+			ErrQuestion, book.Label(n), n.Mode)
 	}
 	if err := t.source(&p); err != nil {
 		return err
@@ -241,7 +253,8 @@ func (t *tracer) toContainer() error {
 		}
 		t.say("the host sends from %s", p.Src)
 	}
-	t.say("it is for %s of %s on network %s: it leaves by %s", p.Dst, nameOf(t.dstEndpoint), book.Label(n), p.Out)
+	t.say("its destination is %s of %s on network %s; it leaves on %s",
+		p.Dst, nameOf(t.dstEndpoint), book.Label(n), p.Out)
 	err = t.pass(p, n)
 	if err == nil && t.reach != explain.Dropped {
 		t.redirected(p)
@@ -252,19 +265,20 @@ func (t *tracer) toContainer() error {
 // pass follows a packet through the hooks on its way to a container on network n.
 func (t *tracer) pass(p explain.Packet, n modes.Network) error {
 	if state := t.y.State(t.dstEndpoint); state != "up" {
-		t.no("%s is not there to answer: it is %s", nameOf(t.dstEndpoint), state)
+		t.drop("%s cannot answer: its state is %s", nameOf(t.dstEndpoint), state)
 		return nil
 	}
 	if p.In == p.Out && !p.OrigDst.IsValid() {
 		if t.y.Traits(n).Isolated {
-			t.no("network %s keeps its containers apart (icc=false): the bridge does not hand it on", book.Label(n))
+			t.drop("network %s isolates its containers from each other (icc=false): the bridge does not forward it",
+				book.Label(n))
 			return nil
 		}
 		if !explain.BridgedSeen(t.y.Config.Kernel.Handle, p.Dst.Is6()) {
-			t.say("it stays on the bridge, where no rule for routed packets sees it")
+			t.say("it stays on the bridge, where the rules for routed packets do not apply")
 			return nil
 		}
-		t.say("it stays on the bridge, and br_netfilter shows it to the rules for routed packets all the same")
+		t.say("it stays on the bridge, but br_netfilter passes it to the rules for routed packets")
 	}
 	if p.In == "" {
 		if err := t.judge(explain.Output, p); err != nil {
@@ -287,7 +301,7 @@ func (t *tracer) pass(p explain.Packet, n modes.Network) error {
 	return t.judge(explain.Postrouting, p)
 }
 
-// toHost follows a packet for a port of the host.
+// toHost follows a packet to a port of the host.
 func (t *tracer) toHost() error {
 	p := explain.Packet{Proto: t.proto, Port: t.port, Local: true}
 	if err := t.source(&p); err != nil {
@@ -312,7 +326,7 @@ func (t *tracer) toHost() error {
 		p.Src = p.Dst
 	}
 	if p.In != "" && ports.Obeys(t.y.Config.Kernel.Handle) {
-		t.say("the host's own firewall decides about published ports (publish=host)")
+		t.say("published ports are subject to the host's own firewall (publish=host)")
 		if err := t.judge(explain.Input, p); err != nil || t.reach == explain.Dropped {
 			return err
 		}
@@ -323,12 +337,12 @@ func (t *tracer) toHost() error {
 	}
 	t.say("port %d/%s is published by %s on network %s (%s)", t.port, t.proto, nameOf(e), book.Label(n), port)
 	p.OrigDst, p.OrigPort = p.Dst, p.Port
-	p.Dst, p.Port, p.Local, p.Out = to, port.ContainerPort+(t.port-port.HostPort), false, wayTo(t.y, n)
-	t.say("it is translated to %s port %d, and leaves by %s", p.Dst, p.Port, p.Out)
+	p.Dst, p.Port, p.Local, p.Out = to, port.ContainerPort+(t.port-port.HostPort), false, linkTo(t.y, n)
+	t.say("it is translated to %s port %d, and leaves on %s", p.Dst, p.Port, p.Out)
 	return t.pass(p, n)
 }
 
-// hostAddr is the address of the host that the packet is taken to be for.
+// hostAddr returns the host's address that the packet is sent to, as far as the target leaves it open.
 func (t *tracer) hostAddr(port modes.Port, p explain.Packet) (netip.Addr, error) {
 	if !port.HostIP.IsUnspecified() {
 		return port.HostIP, nil
@@ -347,7 +361,7 @@ func (t *tracer) hostAddr(port modes.Port, p explain.Packet) (netip.Addr, error)
 	return src, err
 }
 
-// publication finds who has published the port, for a client that is the host itself or not.
+// publication finds the endpoint that has published the port. own: the client is the host itself.
 func (t *tracer) publication(own bool) (found modes.Endpoint, port modes.Port, err error) {
 	es, err := t.y.Endpoints()
 	if err != nil {
@@ -355,11 +369,12 @@ func (t *tracer) publication(own bool) (found modes.Endpoint, port modes.Port, e
 	}
 	for _, e := range es {
 		for _, p := range e.Ports {
-			if p.Routed || p.Proto != t.proto || t.port < p.HostPort || t.port-p.HostPort >= max(p.Count, 1) || p.HostIP.Is6() != t.v6 {
+			inRange := t.port >= p.HostPort && t.port-p.HostPort < max(p.Count, 1)
+			if p.Routed || p.Proto != t.proto || !inRange || p.HostIP.Is6() != t.v6 {
 				continue
 			}
 			if p.HostIP.IsLoopback() && !own {
-				t.say("%s publishes it on loopback only (%s), which nobody else reaches", nameOf(e), p)
+				t.say("%s publishes it on loopback only (%s), which only the host reaches", nameOf(e), p)
 				continue
 			}
 			found, port = e, p
@@ -368,9 +383,9 @@ func (t *tracer) publication(own bool) (found modes.Endpoint, port modes.Port, e
 	return found, port, nil
 }
 
-// notPublished follows a packet for the host itself.
+// notPublished follows a packet to the host itself.
 func (t *tracer) notPublished(p explain.Packet) error {
-	t.say("no container of netyard's publishes port %d/%s for such a client", t.port, t.proto)
+	t.say("no container on a netyard network publishes port %d/%s for this client", t.port, t.proto)
 	ls, err := sandbox.Listeners(t.y.Config.Kernel.Handle)
 	if err != nil {
 		return err
@@ -383,7 +398,7 @@ func (t *tracer) notPublished(p explain.Packet) error {
 		if !l.Takes(t.proto, a, t.port, 1) || l.Addr.IsLoopback() && p.In != "" {
 			continue
 		}
-		t.say("%s of the host listens on it", l.Owner())
+		t.say("%s on the host listens on it", l.Owner())
 		if p.In == "" {
 			return nil
 		}
@@ -395,6 +410,6 @@ func (t *tracer) notPublished(p explain.Packet) error {
 		}
 		return t.judge(explain.Input, p)
 	}
-	t.no("and no program of the host listens on it")
+	t.drop("no program of the host listens on it")
 	return nil
 }
