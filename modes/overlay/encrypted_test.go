@@ -559,7 +559,7 @@ func (p *pair) keyless() {
 	m := cluster.Member{Network: n.Settled["overlay_id"], Host: old.ID}
 	must(t, p.one.client.Join(t.Context(), old))
 	must(t, p.one.client.JoinNetwork(t.Context(), m))
-	must(t, p.one.client.Hold(t.Context(), m, cluster.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: cluster.Endpoint, Endpoint: "e9", MAC: "02:42:0a:14:09:09"}))
+	must(t, p.one.client.ClaimAddresses(t.Context(), m, cluster.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: cluster.Endpoint, Endpoint: "e9", MAC: "02:42:0a:14:09:09"}))
 	clustertest.Eventually(t, "a host that cannot encrypt is not named", func() bool {
 		s, err := p.one.agent.Status()
 		on := s.Networks[m.Network]
