@@ -15,6 +15,7 @@ import (
 
 	"netyard/cli/api"
 	"netyard/cluster"
+	"netyard/cluster/record"
 	"netyard/fabric"
 	"netyard/kernel"
 	"netyard/kernel/overlay"
@@ -71,7 +72,7 @@ func newFabric(cfg Config, log *slog.Logger, version string, st *store.Store, k 
 		},
 		Log: log, Client: client, Store: st, Kernel: k, BootID: boot, Cooldown: cfg.Cooldown,
 		Port: cmp.Or(cfg.Overlay.Port, vxlanPort), WireGuardPort: cfg.Overlay.WireGuardPort,
-		Host: cluster.Host{
+		Host: record.Host{
 			Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-"),
 		},
 		Fence: func(ctx context.Context, network string, why map[string]string) error {

@@ -7,13 +7,14 @@ import (
 	"slices"
 
 	"netyard/cluster"
+	"netyard/cluster/record"
 	"netyard/store"
 )
 
 // syncMany claims and releases many addresses in few transactions: each transaction is one message to every host of the
 // network, and one wait for etcd's disks. It sets Synced in own; a batch with an address of another host is left to
 // syncOne.
-func (a *Agent) syncMany(ctx context.Context, m cluster.Member, own []Own) error {
+func (a *Agent) syncMany(ctx context.Context, m record.Member, own []Own) error {
 	var claims, gone []*Own
 	for i := range own {
 		switch o := &own[i]; {
@@ -25,7 +26,7 @@ func (a *Agent) syncMany(ctx context.Context, m cluster.Member, own []Own) error
 		}
 	}
 	for some := range slices.Chunk(claims, cluster.MaxClaims) {
-		var want []cluster.Address
+		var want []record.Address
 		for _, o := range some {
 			want = append(want, o.claim())
 		}

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"netyard/cluster"
+	"netyard/cluster/record"
 	"netyard/store"
 )
 
@@ -21,16 +21,16 @@ var cooling = store.Bucket[time.Time]{Name: "overlay_resting"}
 
 // noteCooldown starts the cooldown of addresses that endpoints had, and ends that of addresses that endpoints have, by
 // changes of records.
-func (n *network) noteCooldown(cs []cluster.Change, now time.Time) {
+func (n *network) noteCooldown(cs []record.Change, now time.Time) {
 	n.coolMu.Lock()
 	defer n.coolMu.Unlock()
 	for _, c := range cs {
-		old, _ := c.Old.(*cluster.Address)
-		is, _ := c.New.(*cluster.Address)
+		old, _ := c.Old.(*record.Address)
+		is, _ := c.New.(*record.Address)
 		switch {
-		case is != nil && is.Use == cluster.Endpoint:
+		case is != nil && is.Use == record.Endpoint:
 			n.setCooling(is.Addr, time.Time{})
-		case old != nil && old.Use == cluster.Endpoint:
+		case old != nil && old.Use == record.Endpoint:
 			n.setCooling(old.Addr, now)
 		}
 	}

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/record"
 )
 
 // TestCooldown: an address that a container had is the last one that another gets, on any host, also after a restart of
@@ -24,7 +24,7 @@ func TestCooldown(t *testing.T) {
 		h.member()
 	}
 	pool, gateway := netip.MustParsePrefix("10.40.0.0/28"), netip.MustParseAddr("10.40.0.1")
-	small := all[0].network("small", cluster.Subnet{Pool: pool, Gateway: gateway})
+	small := all[0].network("small", record.Subnet{Pool: pool, Gateway: gateway})
 	settled := func(h *host) {
 		t.Helper()
 		clustertest.Eventually(t, "a host has not synced", func() bool {
@@ -47,8 +47,8 @@ func TestCooldown(t *testing.T) {
 		must(t, err)
 		must(t, h.Publish(small.ID, []netip.Addr{a}, endpoint, "02:42:0a:28:00:99", "", nil))
 		clustertest.Eventually(t, "the other host does not see the endpoint", func() bool {
-			rec, _ := all[1].on(small).addrs.Get(cluster.Address{Network: small.ID, Addr: a}.Key()).(*cluster.Address)
-			return rec != nil && rec.Use == cluster.Endpoint
+			rec, _ := all[1].on(small).addrs.Get(record.Address{Network: small.ID, Addr: a}.Key()).(*record.Address)
+			return rec != nil && rec.Use == record.Endpoint
 		})
 		return a
 	}

@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"netyard/cluster"
+	"netyard/cluster/etcd"
+	cpeers "netyard/cluster/peers"
+	"netyard/cluster/record"
 	"netyard/kernel/overlay"
 )
 
@@ -35,7 +37,7 @@ func (a *Agent) Doctor(ctx context.Context) (all []Symptom, err error) {
 		all = append(all, Symptom{Of: "host", Text: err.Error()})
 	}
 	advice, err := a.c.Client.Advise(ctx)
-	if err != nil && !errors.Is(err, cluster.ErrUnreachable) { // reported already
+	if err != nil && !errors.Is(err, etcd.ErrUnreachable) { // reported already
 		return nil, err
 	}
 	for _, text := range advice {
@@ -123,16 +125,16 @@ func (a *Agent) remoteHosts(down map[string]bool) (all []remoteHost) {
 	defer a.mu.Unlock()
 	for _, n := range a.networks {
 		peers := n.book.Peers()
-		n.addrs.Each(func(r cluster.Record) {
-			addr, ok := r.(*cluster.Address)
-			if !ok || addr.Use != cluster.OfHost || down[addr.Host] || peers[addr.Addr] == (cluster.Peer{}) {
+		n.addrs.Each(func(r record.Record) {
+			addr, ok := r.(*record.Address)
+			if !ok || addr.Use != record.OfHost || down[addr.Host] || peers[addr.Addr] == (cpeers.Peer{}) {
 				return
 			}
 			f := remoteHost{
 				network: n.Name, host: addr.Host, addr: addr.Addr, mtu: n.MTU,
 				at: netip.AddrPortFrom(peers[addr.Addr].VTEP, a.port()),
 			}
-			if h, ok := a.hosts.Get(cluster.Host{ID: addr.Host}.Key()).(*cluster.Host); ok {
+			if h, ok := a.hosts.Get(record.Host{ID: addr.Host}.Key()).(*record.Host); ok {
 				f.host = h.Name
 				if n.Encrypted {
 					f.at = netip.AddrPortFrom(h.VTEP, h.WireGuardPort)

@@ -20,6 +20,10 @@ import (
 	"time"
 
 	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/mirror"
+	"netyard/cluster/peers"
+	"netyard/cluster/record"
 	"netyard/kernel"
 	"netyard/kernel/core"
 	"netyard/kernel/overlay"
@@ -33,7 +37,7 @@ type Config struct {
 	Store  *store.Store
 	Kernel *kernel.Kernel
 	// Host is this host, without its ID, which is in the database.
-	Host cluster.Host
+	Host record.Host
 	// Port is the UDP port of VXLAN, used if this host creates the cluster.
 	Port uint16
 	// WireGuardPort is the UDP port of this host's WireGuard device; 0: the constant WireGuardPort.
@@ -64,7 +68,7 @@ type Agent struct {
 	// self is this host's ID.
 	self string
 	// hosts and members mirror the records of all hosts and memberships.
-	hosts, members *cluster.Mirror
+	hosts, members *mirror.Mirror
 	wake           chan struct{}
 	// names holds the names of endpoints; moved is signalled when a network is bound or unbound.
 	names *nameTables
@@ -88,9 +92,9 @@ type Agent struct {
 // A network is a network that is on this host, with its state.
 type network struct {
 	Bound
-	book   *cluster.Book
+	book   *peers.Book
 	keeper *keeper
-	addrs  *cluster.Mirror
+	addrs  *mirror.Mirror
 	stop   func()
 	// vteps are the VTEPs from which frames are accepted; nil: the kernel was not given any yet.
 	vteps []netip.Addr
@@ -114,12 +118,12 @@ type network struct {
 
 // A Bound is a network that is on this host, and the link that leads to its other hosts.
 type Bound struct {
-	cluster.Network
+	record.Network
 	ID string
 	// Link is the VXLAN device, Bridge the bridge that it is a port of, and MAC the bridge's MAC. The host's own
 	// addresses are on the bridge.
 	Link, Bridge string
-	MAC          cluster.MAC
+	MAC          record.MAC
 	// Alias is the alias of both links.
 	Alias string
 }
@@ -142,14 +146,14 @@ func New(c Config) (*Agent, error) {
 	}
 	a := &Agent{
 		c: c, self: who.Host, who: who, wake: make(chan struct{}, 1), networks: map[string]*network{},
-		reason: cluster.ErrNotYet, tasks: &tasks{}, names: newNameTables(), moved: make(chan struct{}, 1),
+		reason: etcd.ErrNotYet, tasks: &tasks{}, names: newNameTables(), moved: make(chan struct{}, 1),
 	}
 	if err := errors.Join(a.releaseInterrupted(), a.openTunnel(), a.closeLeftNetworks()); err != nil {
 		return nil, err
 	}
-	a.hosts = c.Client.NewMirror(c.Log, "host/", a.applyHostChanges)
-	a.members = c.Client.NewMirror(c.Log, "member/", a.applyHostChanges)
-	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
+	a.hosts = mirror.New(c.Client.Client, c.Log, "host/", a.applyHostChanges)
+	a.members = mirror.New(c.Client.Client, c.Log, "member/", a.applyHostChanges)
+	for _, m := range []*mirror.Mirror{a.hosts, a.members} {
 		if err := m.Load(c.Store); err != nil {
 			return nil, err
 		}
@@ -231,7 +235,7 @@ func bind(tx store.Tx, b Bound) error {
 		return err
 	}
 	for _, o := range own {
-		if o.Use != cluster.OfHost || o.MAC == b.MAC {
+		if o.Use != record.OfHost || o.MAC == b.MAC {
 			continue
 		}
 		o.MAC, o.Synced = b.MAC, false
@@ -246,17 +250,17 @@ func bind(tx store.Tx, b Bound) error {
 func (a *Agent) add(b Bound) error {
 	n := &network{
 		keeper: &keeper{a, b.ID},
-		Bound:  b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true,
+		Bound:  b, book: peers.NewBook(a.self, b.Network), stop: func() {}, unsure: true,
 		cooldown: a.c.Cooldown, cooling: map[netip.Addr]time.Time{}, changedCooling: map[netip.Addr]bool{},
 	}
 	if err := a.loadCooling(n); err != nil {
 		return err
 	}
-	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
-		m.Each(func(r cluster.Record) { n.book.Apply([]cluster.Change{{Key: r.Key(), New: r}}) })
+	for _, m := range []*mirror.Mirror{a.hosts, a.members} {
+		m.Each(func(r record.Record) { n.book.Apply([]record.Change{{Key: r.Key(), New: r}}) })
 	}
-	n.addrs = a.c.Client.NewMirror(a.c.Log, "addr/"+b.ID+"/",
-		func(cs []cluster.Change) { a.applyAddressChanges(n, cs) })
+	n.addrs = mirror.New(a.c.Client.Client, a.c.Log, "addr/"+b.ID+"/",
+		func(cs []record.Change) { a.applyAddressChanges(n, cs) })
 	a.networks[b.ID] = n
 	a.names.open(b.Network)
 	a.mu.Unlock() // Load calls applyAddressChanges, which locks
@@ -287,7 +291,7 @@ func (a *Agent) Unbind(id string) error {
 		err = a.c.Kernel.Ensure(context.Background(), a.closedElements(id, n.VNI)...)
 	}
 	if err == nil {
-		err = cluster.Discard(a.c.Store, "addr/"+id+"/")
+		err = mirror.Discard(a.c.Store, "addr/"+id+"/")
 	}
 	if err == nil && n != nil {
 		err = a.c.Kernel.Remove(elements(overlay.VTEPs(a.Port(), n.VNI, n.vteps), id)...)

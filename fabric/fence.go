@@ -9,14 +9,14 @@ import (
 	"net/netip"
 	"slices"
 
-	"netyard/cluster"
+	"netyard/cluster/record"
 )
 
 // join makes this host a member of a network, so that the others accept its frames. If the host had addresses there but
 // is no member any more, it was removed from the cluster, and some of them may be other hosts' by now: its traffic is
 // blocked until that is known. This does not apply to a membership that is missing because etcd was restored from an
 // old backup; the other hosts keep it as well.
-func (a *Agent) join(ctx context.Context, n *network, m cluster.Member, own []Own) error {
+func (a *Agent) join(ctx context.Context, n *network, m record.Member, own []Own) error {
 	out := a.members.Get(m.Key()) == nil && slices.ContainsFunc(own, func(o Own) bool { return o.Synced })
 	if out {
 		a.mu.Lock()
@@ -104,17 +104,17 @@ func (a *Agent) reopenNetwork(n *network) {
 
 // isOthers says whether an address is another host's, as far as is known.
 func (a *Agent) isRemote(n *network, addr netip.Addr) bool {
-	rec, _ := n.addrs.Get(cluster.Address{Network: n.ID, Addr: addr}.Key()).(*cluster.Address)
+	rec, _ := n.addrs.Get(record.Address{Network: n.ID, Addr: addr}.Key()).(*record.Address)
 	return rec != nil && rec.Host != a.self
 }
 
 // ownerName names the host that has an address which this host lost.
 func (a *Agent) ownerName(n *network, o Own) string {
-	rec, _ := n.addrs.Get(o.record("").Key()).(*cluster.Address)
+	rec, _ := n.addrs.Get(o.record("").Key()).(*record.Address)
 	if rec == nil {
 		return "another host"
 	}
-	host, _ := a.hosts.Get(cluster.Host{ID: rec.Host}.Key()).(*cluster.Host)
+	host, _ := a.hosts.Get(record.Host{ID: rec.Host}.Key()).(*record.Host)
 	if host == nil {
 		return fmt.Sprintf("host %.12s", rec.Host)
 	}

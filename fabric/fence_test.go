@@ -8,13 +8,13 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/record"
 	"netyard/kernel/core"
 )
 
 // joinBlue runs all hosts and puts a network on them, with warm addresses.
-func joinBlue(t *testing.T, all []*host) (blue cluster.Network) {
+func joinBlue(t *testing.T, all []*host) (blue record.Network) {
 	t.Helper()
 	for i, h := range all {
 		h.run()
@@ -171,8 +171,8 @@ func TestOldBackup(t *testing.T) {
 	clustertest.Eventually(t, "etcd still lacks what it lost", func() bool {
 		var n int
 		for _, a := range []netip.Addr{fresh.v4, fresh.v6, there.v4, there.v6, moved.v4, moved.v6, contested.v4} {
-			recs, err := all[0].c.Client.List(t.Context(), cluster.Address{Network: blue.ID, Addr: a}.Key())
-			if err == nil && len(recs) == 1 && recs[0].(*cluster.Address).Use == cluster.Endpoint {
+			recs, err := all[0].c.Client.List(t.Context(), record.Address{Network: blue.ID, Addr: a}.Key())
+			if err == nil && len(recs) == 1 && recs[0].(*record.Address).Use == record.Endpoint {
 				n++
 			}
 		}

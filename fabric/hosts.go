@@ -8,11 +8,13 @@ import (
 	"strings"
 
 	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 )
 
 // A Member is a host of the cluster as recorded in etcd.
 type Member struct {
-	cluster.Host
+	record.Host
 	Alive    bool
 	Networks []string // their names
 }
@@ -27,15 +29,15 @@ func (a *Agent) Members(ctx context.Context) (all []Member, err error) {
 		}
 		for _, r := range recs {
 			switch r := r.(type) {
-			case *cluster.Host:
+			case *record.Host:
 				byID[r.ID] = &Member{Host: *r}
-			case *cluster.Network:
+			case *record.Network:
 				names[r.ID] = r.Name
-			case *cluster.Alive:
+			case *record.Alive:
 				if m := byID[r.Host]; m != nil {
 					m.Alive = true
 				}
-			case *cluster.Member:
+			case *record.Member:
 				if m := byID[r.Host]; m != nil {
 					m.Networks = append(m.Networks, names[r.Network])
 				}
@@ -52,7 +54,7 @@ func (a *Agent) Members(ctx context.Context) (all []Member, err error) {
 
 // An Overlay is a network of the cluster as recorded in etcd, with the names of its hosts.
 type Overlay struct {
-	cluster.Network
+	record.Network
 	Hosts []string
 }
 
@@ -64,7 +66,7 @@ func (a *Agent) Overlays(ctx context.Context) (all []Overlay, err error) {
 	}
 	nets, err := a.c.Client.List(ctx, "net/")
 	for _, r := range nets {
-		n, ok := r.(*cluster.Network)
+		n, ok := r.(*record.Network)
 		if !ok {
 			continue
 		}
@@ -92,14 +94,14 @@ func (a *Agent) RemoveOverlay(ctx context.Context, name string) error {
 	}
 	if hosts := all[at].Hosts; len(hosts) > 0 {
 		return fmt.Errorf("network %s %w on %s; remove it there, or run netyard cluster forget for a host that is gone",
-			name, cluster.ErrInUse, strings.Join(hosts, ", "))
+			name, etcd.ErrInUse, strings.Join(hosts, ", "))
 	}
 	return a.c.Client.DeleteNetwork(ctx, all[at].Network)
 }
 
 // A Reached is an endpoint of a network, on any host.
 type Reached struct {
-	cluster.Address
+	record.Address
 	// HostName is the name of its host; empty when it is not known.
 	HostName string
 }
@@ -113,13 +115,13 @@ func (a *Agent) Reach(network string) (all []Reached) {
 	if n == nil {
 		return nil
 	}
-	n.addrs.Each(func(r cluster.Record) {
-		if addr, ok := r.(*cluster.Address); ok && addr.Use == cluster.Endpoint {
+	n.addrs.Each(func(r record.Record) {
+		if addr, ok := r.(*record.Address); ok && addr.Use == record.Endpoint {
 			all = append(all, Reached{Address: *addr})
 		}
 	})
 	for i := range all {
-		if h, ok := a.hosts.Get(cluster.Host{ID: all[i].Host}.Key()).(*cluster.Host); ok {
+		if h, ok := a.hosts.Get(record.Host{ID: all[i].Host}.Key()).(*record.Host); ok {
 			all[i].HostName = h.Name
 		}
 	}

@@ -6,11 +6,12 @@ import (
 	"time"
 
 	"netyard/cluster"
+	"netyard/cluster/record"
 	"netyard/store"
 )
 
 // enroll makes this host a member of a network, and restores the network if etcd does not have it any more.
-func (a *Agent) enroll(ctx context.Context, m cluster.Member, n cluster.Network) error {
+func (a *Agent) enroll(ctx context.Context, m record.Member, n record.Network) error {
 	err := a.c.Client.JoinNetwork(ctx, m)
 	if !errors.Is(err, cluster.ErrNotFound) {
 		return err

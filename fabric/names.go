@@ -7,7 +7,7 @@ import (
 	"strings"
 	"sync"
 
-	"netyard/cluster"
+	"netyard/cluster/record"
 	"netyard/store"
 )
 
@@ -26,7 +26,7 @@ type place struct{ network, sandbox string }
 // A nameTable holds the names on one network. Those of this host's endpoints are taken from the database, since etcd
 // may not have them yet; the others from etcd.
 type nameTable struct {
-	cluster.Network
+	record.Network
 	remote, local map[netip.Addr]namedEndpoint
 	// stale says that local may differ from the database.
 	stale bool
@@ -44,7 +44,7 @@ func newNameTables() *nameTables {
 	return &nameTables{of: map[string]*nameTable{}, places: map[string]place{}}
 }
 
-func (rs *nameTables) open(n cluster.Network) {
+func (rs *nameTables) open(n record.Network) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	rs.of[n.ID] = &nameTable{
@@ -82,7 +82,7 @@ func (rs *nameTables) removePlace(endpoint string) {
 }
 
 // apply applies changes of address records; those of this host are ignored, since the database has them.
-func (rs *nameTables) apply(id, self string, changes []cluster.Change) {
+func (rs *nameTables) apply(id, self string, changes []record.Change) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	r := rs.of[id]
@@ -90,10 +90,10 @@ func (rs *nameTables) apply(id, self string, changes []cluster.Change) {
 		return
 	}
 	for _, c := range changes {
-		if old, ok := c.Old.(*cluster.Address); ok {
+		if old, ok := c.Old.(*record.Address); ok {
 			r.set(r.remote, old.Addr, namedEndpoint{})
 		}
-		if now, ok := c.New.(*cluster.Address); ok && now.Host != self && now.Use == cluster.Endpoint {
+		if now, ok := c.New.(*record.Address); ok && now.Host != self && now.Use == record.Endpoint {
 			if names := namesOf(now.Name, now.Aliases); len(names) > 0 {
 				r.set(r.remote, now.Addr, namedEndpoint{now.Endpoint, names})
 			}
@@ -148,7 +148,7 @@ func (r *nameTable) refresh(st *store.Store) error {
 		r.set(r.local, a, namedEndpoint{})
 	}
 	for _, o := range own {
-		if o.Use == cluster.Endpoint && !o.Gone && !o.Lost {
+		if o.Use == record.Endpoint && !o.Gone && !o.Lost {
 			r.set(r.local, o.Addr, namedEndpoint{o.Endpoint, namesOf(o.Name, o.Aliases)})
 		}
 	}
@@ -213,7 +213,7 @@ func (a *Agent) NameOf(network string, asker, addr netip.Addr) (name string, our
 	a.names.mu.Lock()
 	defer a.names.mu.Unlock()
 	for _, r := range a.names.visibleTo(a.c.Store, network, asker) {
-		if !slices.ContainsFunc(r.Subnets, func(s cluster.Subnet) bool { return s.Pool.Contains(addr) }) {
+		if !slices.ContainsFunc(r.Subnets, func(s record.Subnet) bool { return s.Pool.Contains(addr) }) {
 			continue
 		}
 		for _, half := range []map[netip.Addr]namedEndpoint{r.local, r.remote} {

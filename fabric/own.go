@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 	"netyard/store"
 )
 
@@ -17,12 +19,12 @@ import (
 type Own struct {
 	Network  string
 	Addr     netip.Addr
-	Use      cluster.Use
-	Endpoint string      `json:",omitempty"`
-	MAC      cluster.MAC `json:",omitempty"`
-	Name     string      `json:",omitempty"`
-	Aliases  []string    `json:",omitempty"`
-	Synced   bool        `json:",omitempty"`
+	Use      record.Use
+	Endpoint string     `json:",omitempty"`
+	MAC      record.MAC `json:",omitempty"`
+	Name     string     `json:",omitempty"`
+	Aliases  []string   `json:",omitempty"`
+	Synced   bool       `json:",omitempty"`
 	// Since is since when it has been granted to an endpoint without being published: the endpoint has not started yet,
 	// has stopped, or never came.
 	Since time.Time `json:",omitzero"`
@@ -44,11 +46,11 @@ var owns = store.Bucket[Own]{Name: "overlay_addresses"}
 func (o Own) key() string { return o.Network + "/" + o.Addr.String() }
 
 // claim returns the claim to write to etcd. The endpoint of a warm or muted address is not written.
-func (o Own) claim() cluster.Address {
-	if o.Use == cluster.Warm || o.Mute {
-		return cluster.Address{Addr: o.Addr, Use: cluster.Warm}
+func (o Own) claim() record.Address {
+	if o.Use == record.Warm || o.Mute {
+		return record.Address{Addr: o.Addr, Use: record.Warm}
 	}
-	return cluster.Address{Addr: o.Addr, Use: o.Use, Endpoint: o.Endpoint, MAC: o.MAC, Name: o.Name, Aliases: o.Aliases}
+	return record.Address{Addr: o.Addr, Use: o.Use, Endpoint: o.Endpoint, MAC: o.MAC, Name: o.Name, Aliases: o.Aliases}
 }
 
 // A Wish is a request for an address of a network, for an endpoint.
@@ -110,7 +112,7 @@ func (a *Agent) claim(ctx context.Context, n *network, w Wish) (netip.Addr, erro
 	}
 	var pending error
 	for _, addr := range tries {
-		o := Own{Network: w.Network, Addr: addr, Use: cluster.Warm, Endpoint: w.Endpoint, Since: time.Now()}
+		o := Own{Network: w.Network, Addr: addr, Use: record.Warm, Endpoint: w.Endpoint, Since: time.Now()}
 		switch err := a.claimOne(ctx, n, o, w.Addr.IsValid()); {
 		case err == nil:
 			return addr, nil
@@ -169,7 +171,7 @@ func (a *Agent) claimOne(ctx context.Context, n *network, o Own, named bool) err
 	if err := a.c.Store.Update(func(tx store.Tx) error { return reserve(tx, o, named) }); err != nil {
 		return err
 	}
-	m := cluster.Member{Network: o.Network, Host: a.self}
+	m := record.Member{Network: o.Network, Host: a.self}
 	err := a.c.Client.ClaimAddresses(ctx, m, o.claim())
 	if errors.Is(err, cluster.ErrNotFound) { // syncNetwork has not joined the new network yet
 		var own []Own
@@ -194,7 +196,7 @@ func (a *Agent) claimOne(ctx context.Context, n *network, o Own, named bool) err
 // to be released and, if the request named the address, the host's own one, for which another is claimed.
 func reserve(tx store.Tx, o Own, named bool) error {
 	has, err := owns.Get(tx, o.key())
-	replaced := has.Lost && has.Gone || named && has.Use == cluster.OfHost
+	replaced := has.Lost && has.Gone || named && has.Use == record.OfHost
 	switch {
 	case err == nil && !replaced:
 		return fmt.Errorf("address %s %w", o.Addr, errPending)
@@ -256,7 +258,7 @@ func (a *Agent) fromWarm(w Wish) (got netip.Addr, err error) {
 			if o.Lost && !o.Gone && o.Addr == w.Addr {
 				return fmt.Errorf("address %s %w by another host", w.Addr, cluster.ErrTaken)
 			}
-			if o.Lost || o.Trying || o.Use == cluster.OfHost || w.Addr.IsValid() && o.Addr != w.Addr ||
+			if o.Lost || o.Trying || o.Use == record.OfHost || w.Addr.IsValid() && o.Addr != w.Addr ||
 				!w.Addr.IsValid() && o.Addr.Is6() != w.V6 {
 				continue
 			}
@@ -285,7 +287,7 @@ func (a *Agent) fromWarm(w Wish) (got netip.Addr, err error) {
 // Publish records the MAC and the names of an endpoint and its addresses, and has them written to etcd, where the other
 // hosts see them. An address that was not granted here is claimed.
 func (a *Agent) Publish(
-	network string, addrs []netip.Addr, endpoint string, mac cluster.MAC, name string, aliases []string,
+	network string, addrs []netip.Addr, endpoint string, mac record.MAC, name string, aliases []string,
 ) error {
 	defer a.wakeUp()
 	defer a.names.markStale(network)
@@ -299,10 +301,10 @@ func (a *Agent) Publish(
 				return fmt.Errorf("address %s %w by another host", addr, cluster.ErrTaken)
 			}
 			now := Own{
-				Network: network, Addr: addr, Use: cluster.Endpoint, Endpoint: endpoint, MAC: mac,
+				Network: network, Addr: addr, Use: record.Endpoint, Endpoint: endpoint, MAC: mac,
 				Name: name, Aliases: aliases, Mute: o.Mute,
 			}
-			if _, err := cluster.Encode(now.record(a.self)); err != nil {
+			if _, err := record.Encode(now.record(a.self)); err != nil {
 				return err
 			}
 			now.Synced = o.Synced && !o.Gone && same(o, now)
@@ -315,7 +317,7 @@ func (a *Agent) Publish(
 }
 
 // record returns the claim with its key, as a record of etcd.
-func (o Own) record(host string) *cluster.Address {
+func (o Own) record(host string) *record.Address {
 	rec := o.claim()
 	rec.Network, rec.Host = o.Network, host
 	return &rec
@@ -331,7 +333,7 @@ func same(o, p Own) bool {
 // Rename changes the names of a published endpoint.
 func (a *Agent) Rename(network, endpoint, name string, aliases []string) error {
 	return a.updateOwns(network, func(o *Own) bool {
-		if o.Use != cluster.Endpoint || o.Endpoint != endpoint || o.Name == name && slices.Equal(o.Aliases, aliases) {
+		if o.Use != record.Endpoint || o.Endpoint != endpoint || o.Name == name && slices.Equal(o.Aliases, aliases) {
 			return false
 		}
 		o.Name, o.Aliases, o.Synced = name, aliases, false
@@ -346,7 +348,7 @@ func (a *Agent) Room(network string, v6 bool) error {
 	n, reason := a.networks[network], a.reason
 	a.mu.Unlock()
 	if down := a.c.Client.Health().Down; reason == nil && !down.IsZero() {
-		reason = fmt.Errorf("%w since %s", cluster.ErrUnreachable, down.Format(time.RFC3339))
+		reason = fmt.Errorf("%w since %s", etcd.ErrUnreachable, down.Format(time.RFC3339))
 	}
 	switch {
 	case n == nil:
@@ -364,15 +366,15 @@ func (a *Agent) Room(network string, v6 bool) error {
 }
 
 // idle says whether an address is warm and free for any endpoint.
-func (o Own) idle() bool { return o.Use == cluster.Warm && o.Endpoint == "" && !o.Trying && !o.Lost }
+func (o Own) idle() bool { return o.Use == record.Warm && o.Endpoint == "" && !o.Trying && !o.Lost }
 
 // Withdraw undoes Publish: an endpoint is not reached by its addresses any more. They stay granted until Release.
 func (a *Agent) Withdraw(network, endpoint string) error {
 	return a.updateOwns(network, func(o *Own) bool {
-		if o.Use != cluster.Endpoint || o.Endpoint != endpoint {
+		if o.Use != record.Endpoint || o.Endpoint != endpoint {
 			return false
 		}
-		o.Use, o.MAC, o.Name, o.Aliases, o.Synced, o.Since = cluster.Warm, "", "", nil, false, time.Now()
+		o.Use, o.MAC, o.Name, o.Aliases, o.Synced, o.Since = record.Warm, "", "", nil, false, time.Now()
 		return true
 	})
 }
@@ -380,7 +382,7 @@ func (a *Agent) Withdraw(network, endpoint string) error {
 // Release returns a granted address.
 func (a *Agent) Release(network string, addr netip.Addr) error {
 	return a.updateOwns(network, func(o *Own) bool {
-		if o.Addr != addr || o.Use == cluster.OfHost || o.Endpoint == "" {
+		if o.Addr != addr || o.Use == record.OfHost || o.Endpoint == "" {
 			return false
 		}
 		o.Gone, o.Synced = true, false
@@ -419,7 +421,7 @@ func (a *Agent) Own(network string) (all []Own, err error) {
 }
 
 func (n *network) isGateway(addr netip.Addr) bool {
-	return slices.ContainsFunc(n.Subnets, func(s cluster.Subnet) bool { return s.Gateway == addr })
+	return slices.ContainsFunc(n.Subnets, func(s record.Subnet) bool { return s.Gateway == addr })
 }
 
 // freeAddrs returns up to want addresses that are free and not in cooldown. They are random, so that hosts that choose
@@ -447,13 +449,13 @@ func (n *network) freeAddrs(v6 bool, want int) (found []netip.Addr) {
 }
 
 // isChoice says whether an address of a subnet can be claimed without using one in cooldown.
-func (n *network) isChoice(s cluster.Subnet, addr netip.Addr) bool {
+func (n *network) isChoice(s record.Subnet, addr netip.Addr) bool {
 	return s.Usable(addr) && n.isFree(addr) && !n.isCooling(addr)
 }
 
 // isFree says whether no host has claimed an address, as far as is known.
 func (n *network) isFree(addr netip.Addr) bool {
-	return !n.isGateway(addr) && n.addrs.Get(cluster.Address{Network: n.ID, Addr: addr}.Key()) == nil
+	return !n.isGateway(addr) && n.addrs.Get(record.Address{Network: n.ID, Addr: addr}.Key()) == nil
 }
 
 // randomAddr returns a random address of a subnet. Of an IPv6 subnet it is one of the first 65536, so that people can

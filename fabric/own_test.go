@@ -11,10 +11,11 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/record"
 )
 
 // grantAtOnce grants addresses to many endpoints at the same time.
-func (h *host) grantAtOnce(n cluster.Network, round string, many int, want netip.Addr) (
+func (h *host) grantAtOnce(n record.Network, round string, many int, want netip.Addr) (
 	got []netip.Addr, errs []error,
 ) {
 	h.t.Helper()
@@ -30,7 +31,7 @@ func (h *host) grantAtOnce(n cluster.Network, round string, many int, want netip
 }
 
 // waitSynced waits until etcd has all that the host has.
-func (h *host) waitSynced(n cluster.Network) {
+func (h *host) waitSynced(n record.Network) {
 	h.t.Helper()
 	clustertest.Eventually(h.t, "etcd lacks addresses of the host", func() bool {
 		s := h.status().Networks[n.ID]
@@ -39,7 +40,7 @@ func (h *host) waitSynced(n cluster.Network) {
 }
 
 // idle waits until the only addresses in use are the host's own, the gateway and the warm ones.
-func (h *host) idle(n cluster.Network) {
+func (h *host) idle(n record.Network) {
 	h.t.Helper()
 	clustertest.Eventually(h.t, "released addresses are not free", func() bool {
 		s := h.status().Networks[n.ID]
@@ -57,7 +58,7 @@ func TestGrantAtOnce(t *testing.T) {
 	h.run()
 	h.member()
 	pool := netip.MustParsePrefix("10.50.0.0/27")
-	small := h.network("small", cluster.Subnet{Pool: pool, Gateway: netip.MustParseAddr("10.50.0.1")})
+	small := h.network("small", record.Subnet{Pool: pool, Gateway: netip.MustParseAddr("10.50.0.1")})
 	h.up(small)
 	const many = 24 // of 29; the host has one, and one is warm
 	for round := range 4 {
@@ -118,13 +119,13 @@ func TestRecordWarm(t *testing.T) {
 	if _, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "one", Addr: want}); err != nil {
 		t.Fatal(err)
 	}
-	must(t, h.recordWarm(blue.ID, []cluster.Address{{Addr: want, Use: cluster.Warm}}))
+	must(t, h.recordWarm(blue.ID, []record.Address{{Addr: want, Use: record.Warm}}))
 	got, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "two", Addr: want})
 	if !errors.Is(err, cluster.ErrTaken) {
 		t.Errorf("another container: %s, %v", got, err)
 	}
 	n := h.on(blue)
-	rec := Own{Network: blue.ID, Addr: want, Use: cluster.Warm}.record(h.self)
+	rec := Own{Network: blue.ID, Addr: want, Use: record.Warm}.record(h.self)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go n.addrs.Run(ctx)

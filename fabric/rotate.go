@@ -7,14 +7,14 @@ import (
 	"slices"
 	"time"
 
-	"netyard/cluster"
+	"netyard/cluster/record"
 	"netyard/kernel/overlay"
 	"netyard/store"
 )
 
 // RotateKey gives this host a new WireGuard key and returns it. The key is recorded, published to the other hosts, and
 // only then used. A rotation that is interrupted is completed later.
-func (a *Agent) RotateKey(ctx context.Context) (cluster.PublicKey, error) {
+func (a *Agent) RotateKey(ctx context.Context) (record.PublicKey, error) {
 	a.mu.Lock()
 	cannot, rotates, reason := a.tunnel.clear, a.tunnel.rotates, a.reason
 	a.mu.Unlock()
@@ -95,7 +95,7 @@ func (a *Agent) finishRotation(ctx context.Context) error {
 		return err
 	}
 	a.tunnel.rotates = false
-	a.c.Log.Info("key of WireGuard rotated", "public", cluster.PublicKeyOf(next.Public()))
+	a.c.Log.Info("key of WireGuard rotated", "public", record.PublicKeyOf(next.Public()))
 	return nil
 }
 

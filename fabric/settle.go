@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/mirror"
+	"netyard/cluster/record"
 	"netyard/kernel/core"
 	"netyard/store"
 )
@@ -74,7 +77,7 @@ func (a *Agent) enter(ctx context.Context) error {
 	want := a.who.Meta
 	a.mu.Unlock()
 	if want.Cluster == "" {
-		want = cluster.Meta{Port: a.c.Port, IPv6: a.c.Host.VTEP.Is6()}
+		want = record.Meta{Port: a.c.Port, IPv6: a.c.Host.VTEP.Is6()}
 	}
 	meta, err := a.c.Client.Enter(ctx, want)
 	if err != nil {
@@ -158,7 +161,7 @@ func (a *Agent) setHostAddrs(n *network) error {
 	}
 	var now []core.Addr
 	for _, o := range own {
-		if s, ok := n.Find(o.Addr); ok && o.Use == cluster.OfHost && !o.Lost && !o.Gone {
+		if s, ok := n.Find(o.Addr); ok && o.Use == record.OfHost && !o.Lost && !o.Gone {
 			now = append(now,
 				core.Addr{Link: n.Bridge, Alias: n.Alias, Prefix: netip.PrefixFrom(o.Addr, s.Pool.Bits())})
 		}
@@ -182,7 +185,7 @@ func (a *Agent) setHostAddrs(n *network) error {
 // save saves the copies of the cluster's records, and which addresses are in cooldown.
 func (a *Agent) save() {
 	a.mu.Lock()
-	mirrors := []*cluster.Mirror{a.hosts, a.members}
+	mirrors := []*mirror.Mirror{a.hosts, a.members}
 	var on []*network
 	for _, n := range a.networks {
 		mirrors, on = append(mirrors, n.addrs), append(on, n)
@@ -231,7 +234,7 @@ func (a *Agent) leaveNetworks(ctx context.Context) error {
 		back := a.networks[id] != nil
 		a.mu.Unlock()
 		if !back {
-			if err := a.c.Client.LeaveNetwork(ctx, cluster.Member{Network: id, Host: a.self}); err != nil {
+			if err := a.c.Client.LeaveNetwork(ctx, record.Member{Network: id, Host: a.self}); err != nil {
 				return err
 			}
 			if err := a.c.Client.DeleteUnusedNetwork(ctx, id); err != nil { // the last member deletes the network
@@ -253,7 +256,7 @@ func (a *Agent) leaveNetworks(ctx context.Context) error {
 
 // syncNetwork makes this host a member of a network, and its addresses in etcd what they are in the database.
 func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
-	m := cluster.Member{Network: n.ID, Host: a.self}
+	m := record.Member{Network: n.ID, Host: a.self}
 	if a.members.Status().Compares == 0 || n.addrs.Status().Compares == 0 {
 		return nil // etcd has not been read yet
 	}
@@ -291,7 +294,7 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		}
 		err := a.syncOne(ctx, m, o)
 		errs = append(errs, err)
-		if errors.Is(err, cluster.ErrUnreachable) || errors.Is(err, cluster.ErrNotFound) || errors.Is(err, errTaken) {
+		if errors.Is(err, etcd.ErrUnreachable) || errors.Is(err, cluster.ErrNotFound) || errors.Is(err, errTaken) {
 			break // the others would fail alike, or their claims may change
 		}
 	}
@@ -314,15 +317,15 @@ func (a *Agent) compareWithEtcd(n *network, own []Own) ([]Own, error) {
 	for i, o := range own {
 		known[o.Addr] = true
 		want := o.record(a.self)
-		rec, _ := n.addrs.Get(want.Key()).(*cluster.Address)
+		rec, _ := n.addrs.Get(want.Key()).(*record.Address)
 		if o.Synced && (rec == nil || !rec.Equal(*want) || !n.addrs.Has(want.Key())) {
 			own[i].Synced = false
 		}
 	}
 	var strays []Own
-	n.addrs.Each(func(r cluster.Record) {
-		if rec, ok := r.(*cluster.Address); ok && rec.Host == a.self && !known[rec.Addr] {
-			strays = append(strays, Own{Network: n.ID, Addr: rec.Addr, Use: cluster.Warm, Gone: true})
+	n.addrs.Each(func(r record.Record) {
+		if rec, ok := r.(*record.Address); ok && rec.Host == a.self && !known[rec.Addr] {
+			strays = append(strays, Own{Network: n.ID, Addr: rec.Addr, Use: record.Warm, Gone: true})
 		}
 	})
 	if len(strays) == 0 {
@@ -339,7 +342,7 @@ func (a *Agent) compareWithEtcd(n *network, own []Own) ([]Own, error) {
 // releaseUnused releases addresses that were granted to an endpoint which never published or never released them.
 func (a *Agent) releaseUnused(own []Own) error {
 	for i, o := range own {
-		if o.Use != cluster.Warm || o.Endpoint == "" || o.Gone || o.Trying || o.Since.IsZero() {
+		if o.Use != record.Warm || o.Endpoint == "" || o.Gone || o.Trying || o.Since.IsZero() {
 			continue
 		}
 		if time.Since(o.Since) < useTimeout && !a.reapAtOnce.Load() {
@@ -349,7 +352,7 @@ func (a *Agent) releaseUnused(own []Own) error {
 			continue
 		}
 		err := a.updateOwn(o, func(now Own, tx store.Tx) error {
-			if now.Use != cluster.Warm || !now.Since.Equal(o.Since) {
+			if now.Use != record.Warm || !now.Since.Equal(o.Since) {
 				return nil
 			}
 			now.Gone, now.Synced = true, false
@@ -364,7 +367,7 @@ func (a *Agent) releaseUnused(own []Own) error {
 }
 
 // syncOne claims or releases one address in etcd.
-func (a *Agent) syncOne(ctx context.Context, m cluster.Member, o Own) error {
+func (a *Agent) syncOne(ctx context.Context, m record.Member, o Own) error {
 	if o.Gone {
 		if !o.Lost {
 			if err := a.c.Client.Release(ctx, m, o.Addr); err != nil {

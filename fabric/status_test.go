@@ -9,6 +9,7 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/etcd"
 	"netyard/store"
 )
 
@@ -52,7 +53,7 @@ func TestStatus(t *testing.T) {
 	e.Slow(0)
 
 	e.Cut() // as a dead router: no answer, and no refusal
-	h.waitReason(cluster.ErrUnreachable.Error(), "running containers are not affected")
+	h.waitReason(etcd.ErrUnreachable.Error(), "running containers are not affected")
 	if h.status().Health.Down.IsZero() {
 		t.Error("the status does not say since when")
 	}

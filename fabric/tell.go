@@ -8,14 +8,15 @@ import (
 	"slices"
 	"time"
 
-	"netyard/cluster"
+	"netyard/cluster/peers"
+	"netyard/cluster/record"
 	"netyard/kernel/core"
 	"netyard/kernel/nft"
 	"netyard/kernel/overlay"
 )
 
 // applyHostChanges applies changes of hosts and memberships to all networks.
-func (a *Agent) applyHostChanges(cs []cluster.Change) {
+func (a *Agent) applyHostChanges(cs []record.Change) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, n := range a.networks {
@@ -24,7 +25,7 @@ func (a *Agent) applyHostChanges(cs []cluster.Change) {
 }
 
 // applyAddressChanges applies changes of addresses of one network.
-func (a *Agent) applyAddressChanges(n *network, cs []cluster.Change) {
+func (a *Agent) applyAddressChanges(n *network, cs []record.Change) {
 	a.names.apply(n.ID, a.self, cs)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -36,9 +37,9 @@ func (a *Agent) applyAddressChanges(n *network, cs []cluster.Change) {
 }
 
 // isOwn says whether a change is about an address of this host.
-func (a *Agent) isOwn(c cluster.Change) bool {
-	for _, r := range []cluster.Record{c.Old, c.New} {
-		if addr, ok := r.(*cluster.Address); ok && addr.Host == a.self {
+func (a *Agent) isOwn(c record.Change) bool {
+	for _, r := range []record.Record{c.Old, c.New} {
+		if addr, ok := r.(*record.Address); ok && addr.Host == a.self {
 			return true
 		}
 	}
@@ -47,7 +48,7 @@ func (a *Agent) isOwn(c cluster.Change) bool {
 
 // applyPeerChanges applies changes of a network's peers to the kernel. The caller holds the lock, which keeps them in
 // order.
-func (a *Agent) applyPeerChanges(n *network, diff []cluster.PeerChange) {
+func (a *Agent) applyPeerChanges(n *network, diff []peers.PeerChange) {
 	if a.fenced || n.shut {
 		return
 	}
@@ -65,17 +66,17 @@ func (a *Agent) applyPeerChanges(n *network, diff []cluster.PeerChange) {
 
 // splitChanges returns the peers that were added or changed, the addresses that were removed, and the MAC addresses
 // that no peer has any more.
-func (n *network) splitChanges(diff []cluster.PeerChange) (
+func (n *network) splitChanges(diff []peers.PeerChange) (
 	set []overlay.Peer, gone []netip.Addr, unused []net.HardwareAddr,
 ) {
-	lost := map[cluster.MAC]bool{}
+	lost := map[record.MAC]bool{}
 	for _, d := range diff {
-		if d.New != (cluster.Peer{}) {
+		if d.New != (peers.Peer{}) {
 			set = append(set, peer(d.New))
 		} else {
 			gone = append(gone, d.Old.Addr)
 		}
-		if d.Old != (cluster.Peer{}) && !n.book.HasMAC(d.Old.MAC) {
+		if d.Old != (peers.Peer{}) && !n.book.HasMAC(d.Old.MAC) {
 			lost[d.Old.MAC] = true
 		}
 	}
@@ -85,7 +86,7 @@ func (n *network) splitChanges(diff []cluster.PeerChange) (
 	return set, gone, unused
 }
 
-func peer(p cluster.Peer) overlay.Peer {
+func peer(p peers.Peer) overlay.Peer {
 	return overlay.Peer{Addr: p.Addr, MAC: p.MAC.Hardware(), VTEP: p.VTEP}
 }
 

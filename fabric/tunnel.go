@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"netyard/cluster"
+	"netyard/cluster/record"
 	"netyard/kernel/overlay"
 	"netyard/modes"
 	"netyard/store"
@@ -73,13 +73,13 @@ func (a *Agent) openTunnel() error {
 }
 
 // host returns this host's record as it is published.
-func (a *Agent) host() cluster.Host {
+func (a *Agent) host() record.Host {
 	// at boot its address may be set after netyard starts
 	link, _ := overlay.CarrierOf(a.c.Kernel.Handle, a.c.Host.VTEP)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	h := a.c.Host
-	if card := cluster.MAC(link.MAC); card.Valid() {
+	if card := record.MAC(link.MAC); card.Valid() {
 		h.Card = card
 	}
 	if a.tunnel.clear != nil {
@@ -89,7 +89,7 @@ func (a *Agent) host() cluster.Host {
 	if a.tunnel.rotates {
 		key = a.tunnel.next
 	}
-	h.WireGuard, h.WireGuardPort = cluster.PublicKeyOf(key.Public()), a.tunnel.port
+	h.WireGuard, h.WireGuardPort = record.PublicKeyOf(key.Public()), a.tunnel.port
 	return h
 }
 
@@ -98,7 +98,7 @@ func (a *Agent) device() overlay.WireGuard {
 	h := modes.OverlayHost{VTEP: a.c.Host.VTEP, MTU: a.c.Host.MTU}
 	return overlay.WireGuard{
 		Key: a.tunnel.key, Port: a.tunnel.port, MTU: h.TunnelMTU(),
-		Addr: netip.PrefixFrom(a.c.Host.Tunnel(), cluster.TunnelBits),
+		Addr: netip.PrefixFrom(a.c.Host.Tunnel(), record.TunnelBits),
 	}
 }
 

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/record"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/overlay"
@@ -53,9 +53,9 @@ func TestEncryptedRotation(t *testing.T) {
 		h.run()
 		h.member()
 	}
-	var n cluster.Network
+	var n record.Network
 	must(t, retryUnreachable(t, func() (err error) {
-		red := cluster.Network{Name: "red", MTU: 1370, Encrypted: true, Subnets: subnets(20)}
+		red := record.Network{Name: "red", MTU: 1370, Encrypted: true, Subnets: subnets(20)}
 		n, err = all[0].c.Client.CreateNetwork(t.Context(), red)
 		return err
 	}))
@@ -81,8 +81,8 @@ func TestEncryptedRotation(t *testing.T) {
 				}
 			}
 			for _, pair := range [][2]*host{{one, two}, {two, one}} {
-				want := cluster.PublicKeyOf(pair[1].deviceNow().Key.Public())
-				if p := pair[0].peersNow().All; len(p) != 1 || cluster.PublicKeyOf(p[0].Key) != want {
+				want := record.PublicKeyOf(pair[1].deviceNow().Key.Public())
+				if p := pair[0].peersNow().All; len(p) != 1 || record.PublicKeyOf(p[0].Key) != want {
 					last += "a peer has another key; "
 				}
 			}
@@ -101,7 +101,7 @@ func TestEncryptedRotation(t *testing.T) {
 		}
 	}
 	right("at first")
-	keys := map[cluster.PublicKey]bool{one.host().WireGuard: true}
+	keys := map[record.PublicKey]bool{one.host().WireGuard: true}
 	steps := []struct {
 		name string
 		do   func() error
@@ -150,7 +150,7 @@ func TestEncryptedRotation(t *testing.T) {
 	})
 	pending = false
 	right("when it is back")
-	if one.peersNow().All[0].Addr != (cluster.Host{ID: two.self}).Tunnel() ||
+	if one.peersNow().All[0].Addr != (record.Host{ID: two.self}).Tunnel() ||
 		!one.deviceNow().Addr.Contains(netip.Addr(two.deviceNow().Addr.Addr())) {
 		t.Errorf("the hosts are at %v and %v", one.deviceNow().Addr, one.peersNow().All)
 	}

@@ -13,7 +13,8 @@ import (
 	"time"
 
 	"netyard/cli/api"
-	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 	"netyard/kernel/core"
 )
 
@@ -40,10 +41,10 @@ func (c *chaos) rest() {
 
 // picture is what etcd has.
 type picture struct {
-	hosts    map[string]*cluster.Host
-	networks map[string]*cluster.Network // by name
-	members  map[string][]string         // hosts, by network
-	addrs    map[string][]*cluster.Address
+	hosts    map[string]*record.Host
+	networks map[string]*record.Network // by name
+	members  map[string][]string        // hosts, by network
+	addrs    map[string][]*record.Address
 	revision string
 }
 
@@ -73,13 +74,13 @@ func (c *chaos) gateway(verb string, ask, answer any) error {
 
 // look reads all that etcd has.
 func (c *chaos) look() (p picture, err error) {
-	p = picture{map[string]*cluster.Host{}, map[string]*cluster.Network{}, map[string][]string{}, map[string][]*cluster.Address{}, ""}
-	const prefix = cluster.DefaultPrefix + "/"
+	p = picture{map[string]*record.Host{}, map[string]*record.Network{}, map[string][]string{}, map[string][]*record.Address{}, ""}
+	const prefix = etcd.DefaultPrefix + "/"
 	var answer struct {
 		Header struct{ Revision string }
 		Kvs    []struct{ Key, Value string }
 	}
-	err = c.gateway("range", map[string][]byte{"key": []byte(prefix), "range_end": []byte(cluster.DefaultPrefix + "0")}, &answer)
+	err = c.gateway("range", map[string][]byte{"key": []byte(prefix), "range_end": []byte(etcd.DefaultPrefix + "0")}, &answer)
 	if err != nil {
 		return p, err
 	}
@@ -87,18 +88,18 @@ func (c *chaos) look() (p picture, err error) {
 	for _, kv := range answer.Kvs {
 		key, _ := base64.StdEncoding.DecodeString(kv.Key)
 		value, _ := base64.StdEncoding.DecodeString(kv.Value)
-		r, err := cluster.Decode(strings.TrimPrefix(string(key), prefix), value)
+		r, err := record.Decode(strings.TrimPrefix(string(key), prefix), value)
 		if err != nil {
 			return p, err
 		}
 		switch r := r.(type) {
-		case *cluster.Host:
+		case *record.Host:
 			p.hosts[r.ID] = r
-		case *cluster.Network:
+		case *record.Network:
 			p.networks[r.Name] = r
-		case *cluster.Member:
+		case *record.Member:
 			p.members[r.Network] = append(p.members[r.Network], r.Host)
-		case *cluster.Address:
+		case *record.Address:
 			p.addrs[r.Network] = append(p.addrs[r.Network], r)
 		}
 	}
@@ -127,7 +128,7 @@ func (c *chaos) differences() (wrong []string) {
 		}
 		var have, want []string
 		for _, r := range p.addrs[n.ID] {
-			if r.Use == cluster.Endpoint {
+			if r.Use == record.Endpoint {
 				have = append(have, fmt.Sprintf("etcd: network %d: %s of %s is %s on %s", on, r.Addr, r.MAC, r.Endpoint[:12], p.hosts[r.Host].Name))
 			}
 			if r.Host != "" && !slices.Contains(p.members[n.ID], r.Host) {

@@ -19,10 +19,11 @@ type rule struct{ of, may, why string }
 // layers are about packages of ours, imported by way of others too.
 func layers() []rule {
 	const (
-		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
-		yard   = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port yard/reconcile yard/share yard/trace"
-		below  = "store ipam ipam/dhcp modes policy " + kernel
-		middle = below + " " + yard
+		kernel  = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
+		yard    = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/pool yard/port yard/reconcile yard/share yard/trace"
+		cluster = "cluster cluster/etcd cluster/mirror cluster/peers cluster/record"
+		below   = "store ipam ipam/dhcp modes policy " + kernel
+		middle  = below + " " + yard
 	)
 	return []rule{
 		{"store", "", "it knows no networks"},
@@ -47,9 +48,14 @@ func layers() []rule {
 		{"modes/*", kernel + " modes modes/internal/*", "a mode knows the contract and the kernel, and no other mode"},
 		{"ipam", "store", "it is addresses, inside a transaction of its caller's"},
 		{"ipam/dhcp", "", "it is a protocol"},
-		{"cluster", "store", "it is records of hosts, and touches no kernel"},
+		{"cluster/record", "", "it is what hosts write, and needs no etcd"},
+		{"cluster/peers", "cluster/record", "it computes peers from records, and needs no etcd"},
+		{"cluster/etcd", "cluster/record", "it is calls and transactions, and does not know what they are for"},
+		{"cluster/mirror", "cluster/etcd cluster/record store", "it copies records, and writes none to etcd"},
+		{"cluster", "cluster/etcd cluster/record store", "it is what a host does in its cluster, and touches no kernel"},
 		{"cluster/clustertest", "", "it runs etcd"},
-		{"fabric", "cluster modes store " + kernel, "it keeps etcd and the kernel of one mind, and knows no mode by name"},
+		{"cluster/hosttest", "cluster cluster/clustertest cluster/etcd cluster/record store", "it makes hosts for tests"},
+		{"fabric", cluster + " modes store " + kernel, "it keeps etcd and the kernel of one mind, and knows no mode by name"},
 		{"names", "", "it is told who is called what, and by which sockets he is asked"},
 		{"policy", "modes " + kernel, "it works out what follows, and touches nothing"},
 		{"yard/event", "", "it is what happened"},
@@ -69,8 +75,8 @@ func layers() []rule {
 		{"cni", "", "a plugin starts in a moment"},
 		{"cni/netyard-cni", "cni", "it hands on to the daemon, and knows no network"},
 		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for the one question it asks"},
-		{"cli", middle + " cluster fabric names driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without its tests"},
-		{".", "cluster fabric names cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without its tests"},
+		{"cli", middle + " " + cluster + " fabric names driver engines firewalld cli/api cni cni/door modes/* modes/internal/*", "it is the program, without its tests"},
+		{".", cluster + " fabric names cli cli/api driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without its tests"},
 		{"kernel/nft/nfttest", "", "it is bytes"},
 		{"kernel/kerneltest", kernel, "every layer's tests use it"},
 		{"integration", "* */*", ""},
@@ -88,9 +94,9 @@ func owners() []rule {
 		},
 		{"cli", "netyard/modes/all", "all others know modes by name at most"},
 		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "engines are asked in one place"},
-		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest", "testing", "tests are not part of the program"},
+		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest cluster/hosttest", "testing", "tests are not part of the program"},
 		{"names", "github.com/miekg/dns", "names are answered in one place"},
-		{"cluster", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "etcd is spoken to in one place"},
+		{"cluster/etcd cluster/hosttest", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "etcd is spoken to in one place"},
 	}
 }
 
@@ -161,7 +167,7 @@ func TestImports(t *testing.T) {
 		"netyard/modes/bridge": "netyard/modes/none", "netyard/modes/none": "golang.org/x/sys/unix", "netyard/ipam": "netyard/kernel",
 		"netyard/yard": "netyard/driver", "netyard/driver": "netyard/engines", "netyard/engines": "netyard/modes/all",
 		"netyard/cli/api": "github.com/vishvananda/netlink/nl", "netyard/cli": "netyard/integration/lab", "netyard": "netyard/kernel/kerneltest",
-		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel", "netyard/cluster": "netyard/kernel", "netyard/firewalld": "go.etcd.io/etcd/client/v3",
+		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel", "netyard/cluster": "netyard/kernel", "netyard/cluster/record": "netyard/cluster/etcd", "netyard/cluster/mirror": "netyard/cluster", "netyard/firewalld": "go.etcd.io/etcd/client/v3",
 		"netyard/cni/netyard-cni": "netyard/cli/api", "netyard/cni/door": "netyard/engines",
 	} {
 		if len(broken(pkg{of, []string{imports}, []string{imports}})) == 0 {

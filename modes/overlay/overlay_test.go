@@ -14,6 +14,8 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 	"netyard/fabric"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
@@ -170,14 +172,14 @@ func newHost(t *testing.T, lan *kerneltest.Host, url string, n int) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := cluster.Open(cluster.Config{Endpoints: []string{url}, Insecure: true})
+	c, err := cluster.Open(etcd.Config{Endpoints: []string{url}, Insecure: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
 	h.agent, err = fabric.New(fabric.Config{
 		Log: log, Client: c, Store: st, Kernel: h.Kernel, Port: 4789, BootID: fmt.Sprint("boot", n),
-		Host: cluster.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
+		Host: record.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package cluster
+package peers
 
 import (
 	"fmt"
@@ -7,29 +7,21 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"netyard/cluster/hosttest"
+	"netyard/cluster/record"
 )
 
-func blue() Network {
-	return Network{ID: id(9), Name: "blue", VNI: 0x1234, MTU: 1450, Subnets: []Subnet{
-		{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParseAddr("10.20.0.1")},
-		{netip.MustParsePrefix("fd20::/64"), netip.MustParseAddr("fd20::1")},
-	}}
-}
-
-func hostOf(n int) *Host {
-	return &Host{ID: id(n), Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500}
-}
-
-func addrOf(addr string, host int, mac MAC) *Address {
-	return &Address{Network: id(9), Addr: netip.MustParseAddr(addr), Host: id(host), Use: Endpoint, Endpoint: "e" +
+func addrOf(addr string, host int, mac record.MAC) *record.Address {
+	return &record.Address{Network: hosttest.ID(9), Addr: netip.MustParseAddr(addr), Host: hosttest.ID(host), Use: record.Endpoint, Endpoint: "e" +
 		addr[len(addr)-1:], MAC: mac}
 }
 
-const macA, macB MAC = "02:42:0a:14:00:0a", "02:42:0a:14:00:0b"
+const macA, macB record.MAC = "02:42:0a:14:00:0a", "02:42:0a:14:00:0b"
 
 func TestBook(t *testing.T) {
 	t.Parallel()
-	b := NewBook(id(1), blue())
+	b := NewBook(hosttest.ID(1), hosttest.Blue())
 	peers := func(want ...string) {
 		t.Helper()
 		var got []string
@@ -41,31 +33,31 @@ func TestBook(t *testing.T) {
 			t.Errorf("peers %q, want %q; refused %v", got, want, b.Refused())
 		}
 	}
-	put := func(rs ...Record) {
-		var cs []Change
+	put := func(rs ...record.Record) {
+		var cs []record.Change
 		for _, r := range rs {
-			cs = append(cs, Change{Key: r.Key(), New: r})
+			cs = append(cs, record.Change{Key: r.Key(), New: r})
 		}
 		b.Apply(cs)
 	}
-	gone := func(r Record) { b.Apply([]Change{{Key: r.Key(), Old: r}}) }
+	gone := func(r record.Record) { b.Apply([]record.Change{{Key: r.Key(), Old: r}}) }
 
 	put(addrOf("10.20.0.10", 2, macA)) // before its host is known
 	peers()
-	put(hostOf(1), hostOf(2), &Member{id(9), id(1)})
+	put(hosttest.Host(1), hosttest.Host(2), &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(1)})
 	peers()
-	put(&Member{id(9), id(2)}, addrOf("fd20::a", 2, macA))
+	put(&record.Member{Network: hosttest.ID(9), Host: hosttest.ID(2)}, addrOf("fd20::a", 2, macA))
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
 
-	put(&Address{Network: id(9), Addr: netip.MustParseAddr("10.20.0.99"), Host: id(2), Use: Warm},
+	put(&record.Address{Network: hosttest.ID(9), Addr: netip.MustParseAddr("10.20.0.99"), Host: hosttest.ID(2), Use: record.Warm},
 		addrOf("10.20.0.11", 1, macB))
 	other := addrOf("10.20.0.12", 2, macB)
-	other.Network = id(8)
-	put(other, &Member{id(8), id(3)})
+	other.Network = hosttest.ID(8)
+	put(other, &record.Member{Network: hosttest.ID(8), Host: hosttest.ID(3)})
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
 
 	// Claims that a broken or hostile host may make.
-	put(hostOf(3), &Member{id(9), id(3)}, addrOf("10.20.0.30", 3, macA), addrOf("10.20.0.31", 3, macB),
+	put(hosttest.Host(3), &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(3)}, addrOf("10.20.0.30", 3, macA), addrOf("10.20.0.31", 3, macB),
 		addrOf("10.20.0.1", 3, "02:00:00:00:00:01"),
 		addrOf("10.99.0.1", 3, "02:00:00:00:00:02"), addrOf("10.20.255.255", 3, "02:00:00:00:00:03"))
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
@@ -75,18 +67,18 @@ func TestBook(t *testing.T) {
 	gone(addrOf("10.20.0.10", 2, macA))
 	gone(addrOf("fd20::a", 2, macA))
 	peers("10.20.0.30 " + string(macA) + " 192.0.2.3") // the only claim to this MAC now
-	twin := hostOf(3)
-	twin.VTEP = hostOf(1).VTEP
+	twin := hosttest.Host(3)
+	twin.VTEP = hosttest.Host(1).VTEP
 	put(twin)
 	peers()
-	moved := hostOf(3)
+	moved := hosttest.Host(3)
 	moved.VTEP = netip.MustParseAddr("192.0.2.33")
 	put(moved)
 	peers("10.20.0.30 " + string(macA) + " 192.0.2.33")
 	if got := fmt.Sprint(b.VTEPs()); got != "[192.0.2.2 192.0.2.33]" {
 		t.Errorf("VTEPs %s", got)
 	}
-	gone(&Member{id(9), id(3)})
+	gone(&record.Member{Network: hosttest.ID(9), Host: hosttest.ID(3)})
 	peers()
 	if got := fmt.Sprint(b.VTEPs()); got != "[192.0.2.2]" {
 		t.Errorf("VTEPs %s", got)
@@ -99,12 +91,12 @@ func TestBookInAnyOrder(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 0))
-		b, there, told := NewBook(id(1), blue()), map[string]Record{}, map[netip.Addr]Peer{}
+		b, there, told := NewBook(hosttest.ID(1), hosttest.Blue()), map[string]record.Record{}, map[netip.Addr]Peer{}
 		for range 60 {
-			var cs []Change
+			var cs []record.Change
 			for range 1 + rng.IntN(4) {
 				r := randomRecord(rng)
-				c := Change{Key: r.Key(), Old: there[r.Key()], New: r}
+				c := record.Change{Key: r.Key(), Old: there[r.Key()], New: r}
 				if there[r.Key()] != nil && rng.IntN(3) == 0 {
 					c.New = nil
 				}
@@ -125,9 +117,9 @@ func TestBookInAnyOrder(t *testing.T) {
 				}
 			}
 		}
-		fresh := NewBook(id(1), blue())
+		fresh := NewBook(hosttest.ID(1), hosttest.Blue())
 		for _, r := range there {
-			fresh.Apply([]Change{{Key: r.Key(), New: r}})
+			fresh.Apply([]record.Change{{Key: r.Key(), New: r}})
 		}
 		if !maps.Equal(fresh.Peers(), b.Peers()) || !maps.Equal(told, b.Peers()) ||
 			!maps.Equal(fresh.Refused(), b.Refused()) {
@@ -137,31 +129,31 @@ func TestBookInAnyOrder(t *testing.T) {
 	}
 }
 
-func randomRecord(rng *rand.Rand) Record {
+func randomRecord(rng *rand.Rand) record.Record {
 	host := 1 + rng.IntN(4)
 	switch rng.IntN(4) {
 	case 0:
-		h := hostOf(host)
+		h := hosttest.Host(host)
 		if rng.IntN(4) == 0 {
-			h.VTEP = hostOf(1 + rng.IntN(4)).VTEP
+			h.VTEP = hosttest.Host(1 + rng.IntN(4)).VTEP
 		}
 		return h
 	case 1:
-		return &Member{id(9), id(host)}
+		return &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(host)}
 	}
-	return addrOf(fmt.Sprintf("10.20.0.%d", 1+rng.IntN(6)), host, []MAC{macA, macB, "02:00:00:00:00:01"}[rng.IntN(3)])
+	return addrOf(fmt.Sprintf("10.20.0.%d", 1+rng.IntN(6)), host, []record.MAC{macA, macB, "02:00:00:00:00:01"}[rng.IntN(3)])
 }
 
 func BenchmarkBook(b *testing.B) {
-	book := NewBook(id(1), blue())
-	book.Apply([]Change{{New: hostOf(1)}, {New: hostOf(2)}, {New: &Member{id(9), id(2)}}})
-	mac := func(i int) MAC { return MAC(fmt.Sprintf("02:42:00:00:%02x:%02x", i>>8, i&255)) }
+	book := NewBook(hosttest.ID(1), hosttest.Blue())
+	book.Apply([]record.Change{{New: hosttest.Host(1)}, {New: hosttest.Host(2)}, {New: &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(2)}}})
+	mac := func(i int) record.MAC { return record.MAC(fmt.Sprintf("02:42:00:00:%02x:%02x", i>>8, i&255)) }
 	for i := range 10000 {
-		book.Apply([]Change{{New: addrOf(fmt.Sprintf("10.20.%d.%d", 1+i/250, 2+i%250), 2, mac(i))}})
+		book.Apply([]record.Change{{New: addrOf(fmt.Sprintf("10.20.%d.%d", 1+i/250, 2+i%250), 2, mac(i))}})
 	}
 	for b.Loop() {
 		r := addrOf("10.20.0.200", 2, mac(20000))
-		book.Apply([]Change{{New: r}})
-		book.Apply([]Change{{Old: r}})
+		book.Apply([]record.Change{{New: r}})
+		book.Apply([]record.Change{{Old: r}})
 	}
 }

@@ -1,4 +1,6 @@
-package cluster
+// Package etcd is the connection to etcd: its configuration, calls in bounded time, transactions of records, and its
+// health. It knows keys and records, and not what they are used for.
+package etcd
 
 import (
 	"context"
@@ -6,43 +8,48 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"netyard/cluster/record"
 )
 
 const (
-	// maxOps is how many keys a transaction reads or writes; etcd accepts 128 by default (--max-txn-ops).
-	maxOps = 100
-	// maxAttempts is how often a change is tried when other writers were faster. Each failed attempt means that another
+	// MaxOps is how many keys a transaction reads or writes; etcd accepts 128 by default (--max-txn-ops).
+	MaxOps = 100
+	// MaxAttempts is how often a change is tried when other writers were faster. Each failed attempt means that another
 	// writer succeeded, so it need not be large.
-	maxAttempts = 10
+	MaxAttempts = 10
 )
 
-// An entry is what etcd has under a key.
-type entry struct {
+// An Entry is what etcd has under a key.
+type Entry struct {
 	// Record is nil when there is nothing, and when it cannot be decoded.
-	Record
-	there bool
+	record.Record
+	There bool
 	rev   int64
 }
 
-// A decision is what to write, given the entries that were read.
-type decision struct {
-	put    []Record
-	delete []string
-	// deleteAll lists prefixes whose keys are all deleted.
-	deleteAll []string
-	// empty lists prefixes below which there must be no key.
-	empty []string
-	// lease is the lease of the records in put; 0: none.
-	lease clientv3.LeaseID
+// Found are the entries of keys that were read.
+type Found map[string]Entry
+
+// A Decision is what to write, given the entries that were read.
+type Decision struct {
+	Put    []record.Record
+	Delete []string
+	// DeleteAll lists prefixes whose keys are all deleted.
+	DeleteAll []string
+	// Empty lists prefixes below which there must be no key.
+	Empty []string
+	// Lease is the lease of the records in Put; nil: none.
+	Lease *Lease
 }
 
-// change reads keys, calls decide, and writes its decision if the keys are unchanged; otherwise it starts again. It
+// Change reads keys, calls decide, and writes its decision if the keys are unchanged; otherwise it starts again. It
 // fails with ErrInUse if a prefix that must be empty is not.
-func (c *Client) change(
-	ctx context.Context, act string, keys []string, decide func(map[string]entry) (decision, error),
+func (c *Client) Change(
+	ctx context.Context, act string, keys []string, decide func(Found) (Decision, error),
 ) error {
-	for range maxAttempts {
-		found, err := c.read(ctx, act, keys)
+	for range MaxAttempts {
+		found, err := c.Read(ctx, act, keys)
 		if err != nil {
 			return err
 		}
@@ -65,7 +72,7 @@ func (c *Client) change(
 		if err != nil || ok {
 			return err
 		}
-		for _, p := range d.empty { // trying again would not help
+		for _, p := range d.Empty { // trying again would not help
 			if some, err := c.List(ctx, p); err != nil {
 				return err
 			} else if len(some) > 0 {
@@ -73,41 +80,41 @@ func (c *Client) change(
 			}
 		}
 	}
-	return fmt.Errorf("%s: gave up after %d conflicting changes; try again", act, maxAttempts)
+	return fmt.Errorf("%s: gave up after %d conflicting changes; try again", act, MaxAttempts)
 }
 
 // compile turns a decision into a transaction.
-func (c *Client) compile(keys []string, found map[string]entry, d decision) (
+func (c *Client) compile(keys []string, found Found, d Decision) (
 	cmps []clientv3.Cmp, ops []clientv3.Op, err error,
 ) {
 	for _, k := range keys {
 		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(c.prefix+k), "=", found[k].rev))
 	}
-	for _, p := range d.empty {
+	for _, p := range d.Empty {
 		cmps = append(cmps, clientv3.Compare(clientv3.CreateRevision(c.prefix+p), "=", 0).WithPrefix())
 	}
-	for _, r := range d.put {
-		value, err := Encode(r)
+	for _, r := range d.Put {
+		value, err := record.Encode(r)
 		if err != nil {
 			return nil, nil, err
 		}
 		var opts []clientv3.OpOption
-		if d.lease != 0 {
-			opts = append(opts, clientv3.WithLease(d.lease))
+		if d.Lease != nil {
+			opts = append(opts, clientv3.WithLease(d.Lease.id))
 		}
 		ops = append(ops, clientv3.OpPut(c.prefix+r.Key(), value, opts...))
 	}
-	for _, k := range d.delete {
+	for _, k := range d.Delete {
 		ops = append(ops, clientv3.OpDelete(c.prefix+k))
 	}
-	for _, p := range d.deleteAll {
+	for _, p := range d.DeleteAll {
 		ops = append(ops, clientv3.OpDelete(c.prefix+p, clientv3.WithPrefix()))
 	}
 	return cmps, ops, nil
 }
 
-// read returns the entries of keys, all at one revision.
-func (c *Client) read(ctx context.Context, act string, keys []string) (map[string]entry, error) {
+// Read returns the entries of keys, all at one revision.
+func (c *Client) Read(ctx context.Context, act string, keys []string) (Found, error) {
 	var gets []clientv3.Op
 	for _, k := range keys {
 		gets = append(gets, clientv3.OpGet(c.prefix+k))
@@ -119,20 +126,20 @@ func (c *Client) read(ctx context.Context, act string, keys []string) (map[strin
 	if !ok { // cannot be: the only comparison is that of the cluster, which txn reports itself
 		return nil, fmt.Errorf("%s: %w", act, ErrOther)
 	}
-	found := map[string]entry{}
+	found := Found{}
 	for i, k := range keys {
 		for _, kv := range resp.Responses[i].GetResponseRange().Kvs {
-			r, _ := Decode(k, kv.Value) // an undecodable value still occupies the key
-			found[k] = entry{Record: r, there: true, rev: kv.ModRevision}
+			r, _ := record.Decode(k, kv.Value) // an undecodable value still occupies the key
+			found[k] = Entry{Record: r, There: true, rev: kv.ModRevision}
 		}
 	}
 	return found, nil
 }
 
 // List returns the records whose keys begin with prefix, without those that cannot be decoded.
-func (c *Client) List(ctx context.Context, prefix string) (all []Record, err error) {
-	_, err = c.scan(ctx, prefix, func(key string, value []byte) {
-		if r, err := Decode(key, value); err == nil {
+func (c *Client) List(ctx context.Context, prefix string) (all []record.Record, err error) {
+	_, err = c.Scan(ctx, prefix, func(key string, value []byte) {
+		if r, err := record.Decode(key, value); err == nil {
 			all = append(all, r)
 		}
 	})
@@ -142,8 +149,8 @@ func (c *Client) List(ctx context.Context, prefix string) (all []Record, err err
 // page is how many keys scan asks for at once.
 const page = 5000
 
-// scan calls f with every key that begins with prefix, all at one revision, and returns that revision.
-func (c *Client) scan(ctx context.Context, prefix string, f func(key string, value []byte)) (
+// Scan calls f with every key that begins with prefix, all at one revision, and returns that revision.
+func (c *Client) Scan(ctx context.Context, prefix string, f func(key string, value []byte)) (
 	revision int64, err error,
 ) {
 	from, end := c.prefix+prefix, clientv3.GetPrefixRangeEnd(c.prefix+prefix)

@@ -1,4 +1,4 @@
-package cluster
+package record
 
 import (
 	"cmp"
@@ -23,21 +23,25 @@ import (
 //	netname/<name>                Claim of a network
 //	vni/<6 hexadecimal digits>    Claim of a network
 const (
-	metaKey    = "meta"
-	hostKind   = "host"
-	aliveKind  = "alive"
-	tombKind   = "tomb"
-	netKind    = "net"
-	memberKind = "member"
-	addrKind   = "addr"
+	metaKey   = "meta"
+	hostKind  = "host"
+	aliveKind = "alive"
+	tombKind  = "tomb"
+	netKind   = "net"
 
-	claimHostname = "hostname"
-	claimVTEP     = "vtep"
-	claimNetname  = "netname"
-	claimVNI      = "vni"
+	// MemberKind is the first part of the keys of a Member, and AddrKind of those of an Address.
+	MemberKind = "member"
+	AddrKind   = "addr"
+
+	// These are the kinds of a Claim.
+
+	ClaimHostname = "hostname"
+	ClaimVTEP     = "vtep"
+	ClaimNetname  = "netname"
+	ClaimVNI      = "vni"
 )
 
-func claimKinds() []string { return []string{claimHostname, claimVTEP, claimNetname, claimVNI} }
+func claimKinds() []string { return []string{ClaimHostname, ClaimVTEP, ClaimNetname, ClaimVNI} }
 
 // Key returns the record's key, which is the only one of its kind.
 func (Meta) Key() string { return metaKey }
@@ -55,10 +59,10 @@ func (t Tomb) Key() string { return tombKind + "/" + t.Host }
 func (n Network) Key() string { return netKind + "/" + n.ID }
 
 // Key returns the record's key, by the IDs of the network and the host.
-func (m Member) Key() string { return memberKind + "/" + m.Network + "/" + m.Host }
+func (m Member) Key() string { return MemberKind + "/" + m.Network + "/" + m.Host }
 
 // Key returns the record's key, by the network's ID and the address.
-func (a Address) Key() string { return addrKind + "/" + a.Network + "/" + formatAddr(a.Addr) }
+func (a Address) Key() string { return AddrKind + "/" + a.Network + "/" + formatAddr(a.Addr) }
 
 // Key returns the record's key, by what is claimed.
 func (c Claim) Key() string { return c.Kind + "/" + c.What }
@@ -89,8 +93,9 @@ func checkID(what, id string) error {
 	return nil
 }
 
-// checkName accepts what engines accept as names of containers and networks, and what hosts are called.
-func checkName(what, name string) error {
+// CheckName accepts what engines accept as names of containers and networks, and what hosts are called; the error calls
+// the name what.
+func CheckName(what, name string) error {
 	if name == "" || len(name) > maxName {
 		return fmt.Errorf("%s has %d bytes; it can have 1 to %d", what, len(name), maxName)
 	}
@@ -105,9 +110,6 @@ func checkName(what, name string) error {
 	}
 	return nil
 }
-
-// CheckName refuses an invalid name of a network, an endpoint or a host; the error calls it what.
-func CheckName(what, name string) error { return checkName(what, name) }
 
 // checkUnicast refuses addresses that no single host on a shared network can have.
 func checkUnicast(what string, a netip.Addr) error {
@@ -140,14 +142,14 @@ func (h Host) check() error {
 			return err
 		}
 	}
-	return cmp.Or(checkID("host", h.ID), checkName("name", h.Name), checkUnicast("vtep", h.VTEP), h.checkTunnel())
+	return cmp.Or(checkID("host", h.ID), CheckName("name", h.Name), checkUnicast("vtep", h.VTEP), h.checkTunnel())
 }
 
 func (a Alive) check() error {
-	return cmp.Or(checkID("host", a.Host), checkName("boot", a.Boot))
+	return cmp.Or(checkID("host", a.Host), CheckName("boot", a.Boot))
 }
 
-func (t Tomb) check() error { return cmp.Or(checkID("host", t.Host), checkName("by", t.By)) }
+func (t Tomb) check() error { return cmp.Or(checkID("host", t.Host), CheckName("by", t.By)) }
 
 func (m Member) check() error {
 	return cmp.Or(checkID("network", m.Network), checkID("host", m.Host))
@@ -176,7 +178,7 @@ func (n Network) check() error {
 			}
 		}
 	}
-	return cmp.Or(checkID("network", n.ID), checkName("name", n.Name))
+	return cmp.Or(checkID("network", n.ID), CheckName("name", n.Name))
 }
 
 func (s Subnet) check() error {
@@ -241,7 +243,7 @@ func (a Address) check() error {
 		}
 		return a.MAC.check()
 	case Endpoint:
-		return cmp.Or(checkName("endpoint", a.Endpoint), a.MAC.check(), a.checkNames())
+		return cmp.Or(CheckName("endpoint", a.Endpoint), a.MAC.check(), a.checkNames())
 	default:
 		return fmt.Errorf("use %.40q is unknown", a.Use)
 	}
@@ -260,18 +262,31 @@ func (a Address) checkNames() error {
 		names = append([]string{a.Name}, names...)
 	}
 	for _, n := range names {
-		if err := checkName("name", n); err != nil {
+		if err := CheckName("name", n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// String returns what is claimed, as errors print it.
+func (c Claim) String() string {
+	switch c.Kind {
+	case ClaimHostname:
+		return "host name " + c.What
+	case ClaimVTEP:
+		return "address " + parseAddr(c.What).String()
+	case ClaimNetname:
+		return "network name " + c.What
+	}
+	return "VNI " + c.What
+}
+
 func (c Claim) check() error {
 	switch c.Kind {
-	case claimHostname, claimNetname:
-		return cmp.Or(checkName(c.Kind, c.What), checkID("id", c.ID))
-	case claimVTEP:
+	case ClaimHostname, ClaimNetname:
+		return cmp.Or(CheckName(c.Kind, c.What), checkID("id", c.ID))
+	case ClaimVTEP:
 		return cmp.Or(checkUnicast("vtep", parseAddr(c.What)), checkID("id", c.ID))
 	}
 	var vni uint32

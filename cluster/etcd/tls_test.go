@@ -1,4 +1,4 @@
-package cluster
+package etcd_test
 
 import (
 	"crypto/ecdsa"
@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -17,8 +18,20 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/etcd"
+	"netyard/cluster/hosttest"
+	"netyard/cluster/mirror"
+	"netyard/cluster/record"
 )
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 // An authority signs certificates and writes them to files.
 type authority struct {
@@ -82,20 +95,20 @@ func (a *authority) issue(name string) {
 }
 
 // says returns the error of a first call to etcd.
-func says(t *testing.T, c Config) error {
+func says(t *testing.T, c etcd.Config) error {
 	t.Helper()
-	cl, err := Open(c)
+	cl, err := cluster.Open(c)
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	_, err = cl.Enter(t.Context(), Meta{Port: 4789})
+	_, err = cl.Enter(t.Context(), record.Meta{Port: 4789})
 	return err
 }
 
 // refuses waits until a first call to etcd fails with this text: before, an etcd that is slow to answer is reported as
 // unreachable.
-func refuses(t *testing.T, c Config, what string) {
+func refuses(t *testing.T, c etcd.Config, what string) {
 	t.Helper()
 	var err error
 	defer func() {
@@ -128,12 +141,12 @@ func TestTLS(t *testing.T) {
 			"--client-cert-auth", "--trusted-ca-file", ca.file("ca.crt"))
 	}
 	e, far := serve("server"), serve("elsewhere")
-	good := Config{
+	good := etcd.Config{
 		Endpoints: []string{e.URL}, CA: ca.file("ca.crt"), Cert: ca.file("host.crt"),
 		Key: ca.file("host.key"),
 	}
-	must(t, eventually(func() error { return says(t, good) }))
-	for what, c := range map[string]Config{
+	must(t, hosttest.Retry(func() error { return says(t, good) }))
+	for what, c := range map[string]etcd.Config{
 		"certificate signed by unknown authority": {Endpoints: []string{e.URL}, CA: rogue.file("rogue.crt"), Cert: good.Cert, Key: good.Key},
 		"certificate is valid for 192.0.2.1":      {Endpoints: []string{far.URL}, CA: good.CA, Cert: good.Cert, Key: good.Key},
 		"etcd is unreachable":                     {Endpoints: []string{e.URL}, CA: good.CA, Cert: rogue.file("host.crt"), Key: rogue.file("host.key")},
@@ -150,13 +163,13 @@ func TestTLS(t *testing.T) {
 	}
 
 	// The files are replaced in place: at first they hold a certificate of an authority that etcd does not trust.
-	c, err := Open(Config{
+	c, err := cluster.Open(etcd.Config{
 		Endpoints: good.Endpoints, CA: good.CA, Cert: rogue.file("host.crt"),
 		Key: rogue.file("host.key"),
 	})
 	must(t, err)
 	defer c.Close()
-	if _, err := c.Enter(t.Context(), Meta{Port: 4789}); err == nil {
+	if _, err := c.Enter(t.Context(), record.Meta{Port: 4789}); err == nil {
 		t.Fatal("no error with another authority's certificate")
 	}
 	for _, f := range []string{"host.crt", "host.key"} {
@@ -165,7 +178,7 @@ func TestTLS(t *testing.T) {
 		must(t, os.WriteFile(rogue.file(f), raw, 0o600))
 	}
 	clustertest.Eventually(t, "a renewed certificate is not used", func() bool {
-		_, err := c.Enter(t.Context(), Meta{Port: 4789})
+		_, err := c.Enter(t.Context(), record.Meta{Port: 4789})
 		return err == nil
 	})
 }
@@ -174,10 +187,9 @@ func TestTLS(t *testing.T) {
 func TestUser(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
-	admin := client(t, e)
-	conn, err := admin.dial(t.Context())
-	must(t, err)
-	must(t, eventually(func() error { _, err := admin.Enter(t.Context(), Meta{Port: 4789}); return err }))
+	admin := hosttest.Client(t, e)
+	conn := hosttest.Raw(t, e.URL)
+	hosttest.Enter(t, admin)
 	for _, f := range []func() error{
 		func() error { _, err := conn.RoleAdd(t.Context(), "netyard"); return err },
 		func() error {
@@ -195,11 +207,11 @@ func TestUser(t *testing.T) {
 	}
 	secret := filepath.Join(t.TempDir(), "password")
 	must(t, os.WriteFile(secret, []byte("secret\n"), 0o600))
-	good := Config{Endpoints: []string{e.URL}, Insecure: true, User: "netyard", PasswordFile: secret, Prefix: "/blue"}
-	must(t, eventually(func() error { return says(t, good) }))
+	good := etcd.Config{Endpoints: []string{e.URL}, Insecure: true, User: "netyard", PasswordFile: secret, Prefix: "/blue"}
+	must(t, hosttest.Retry(func() error { return says(t, good) }))
 	wrong := filepath.Join(t.TempDir(), "wrong")
 	must(t, os.WriteFile(wrong, []byte("guess"), 0o600))
-	for what, c := range map[string]Config{
+	for what, c := range map[string]etcd.Config{
 		"permission denied":         {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: secret, Prefix: "/green"},
 		"authentication failed":     {Endpoints: good.Endpoints, Insecure: true, User: "netyard", PasswordFile: wrong, Prefix: "/blue"},
 		"user name is empty":        {Endpoints: good.Endpoints, Insecure: true, Prefix: "/blue"},
@@ -210,43 +222,51 @@ func TestUser(t *testing.T) {
 	}
 
 	// After a restart etcd no longer accepts the token; the client gets another one by itself.
-	c, err := Open(good)
+	c, err := cluster.Open(good)
 	must(t, err)
 	defer c.Close()
-	must(t, eventually(func() error { _, err := c.Enter(t.Context(), Meta{Port: 4789}); return err }))
-	v := newView(t, c, "addr/")
-	follow(t, v.Mirror)
-	must(t, eventually(func() error { return c.Join(t.Context(), *hostOf(1)) }))
-	net, m := joinBlue(t, c, 1)
+	hosttest.Enter(t, c)
+	v := mirror.New(c.Client, slog.New(slog.DiscardHandler), "addr/", func([]record.Change) {})
+	hosttest.Follow(t, v)
+	must(t, hosttest.Retry(func() error { return c.Join(t.Context(), *hosttest.Host(1)) }))
+	net, m := hosttest.JoinBlue(t, c, 1)
 	e.Kill(t)
 	e.Run(t)
-	hold(t, c, m, 0, 3)
+	hosttest.Claim(t, c, m, 0, 3)
 	clustertest.Eventually(t, "the watch did not survive",
 		func() bool { return v.Status().Records == 5 && net.ID != "" })
 }
 
-func TestConfig(t *testing.T) {
+// TestExamine: what a real etcd reports, with one endpoint that does not answer and a certificate that expires.
+func TestExamine(t *testing.T) {
 	t.Parallel()
-	https := []string{"https://192.0.2.1:2379"}
-	if err := (Config{}).Check(); err != nil || (Config{}).Enabled() {
-		t.Errorf("the zero Config: %v", err)
+	e := clustertest.Start(t, "")
+	c, err := cluster.Open(etcd.Config{Endpoints: []string{e.URL, "http://127.0.0.1:1"}, Insecure: true})
+	must(t, err)
+	defer c.Close()
+	hosttest.Enter(t, c)
+	got, err := c.Examine(t.Context())
+	must(t, err)
+	s := got.Servers[0]
+	if s.Err != nil || !strings.Contains(e.Version(t), `"etcdserver":"`+s.Version+`"`) || !s.HasLeader ||
+		s.Revision < 2 || s.Size == 0 || s.Quota == 0 || got.Servers[1].Err == nil {
+		t.Errorf("%+v", got)
 	}
-	if err := (Config{Endpoints: https}).Check(); err != nil {
-		t.Error(err)
+	if got.Members != 1 || len(got.Alarms) != 0 || got.Write == 0 {
+		t.Errorf("%+v", got)
 	}
-	for what, c := range map[string]Config{
-		"etcd.endpoints: is empty":                              {Prefix: "/x"},
-		`etcd.endpoints: "192.0.2.1:2379" is not a URL`:         {Endpoints: []string{"192.0.2.1:2379"}},
-		"does not use TLS; use https, or set insecure: true":    {Endpoints: []string{"http://192.0.2.1:2379"}},
-		"mixes http and https":                                  {Endpoints: []string{https[0], "http://192.0.2.1:2379"}, Insecure: true},
-		"etcd.cert and etcd.key need https endpoints":           {Endpoints: []string{"http://192.0.2.1:2379"}, Insecure: true, CA: "x"},
-		"etcd.cert and etcd.key must be set together":           {Endpoints: https, Cert: "x"},
-		"etcd.user and etcd.password_file must be set together": {Endpoints: https, User: "x"},
-		`etcd.prefix: "netyard" is not a path`:                  {Endpoints: https, Prefix: "netyard"},
-		`etcd.prefix: "/netyard/" is not a path such as /netya`: {Endpoints: https, Prefix: "/netyard/"},
-	} {
-		if err := c.Check(); err == nil || !strings.Contains(err.Error(), what) {
-			t.Errorf("%v, want %q", err, what)
-		}
+	ca := newAuthority(t, "ca")
+	ca.issue("host")
+	host := etcd.Config{CA: ca.file("ca.crt"), Cert: ca.file("host.crt")}
+	if all := host.Advise(etcd.Etcd{}, time.Now().AddDate(-1, 0, 0)); len(all) != 0 {
+		t.Errorf("%q", all)
+	}
+	if all := host.Advise(etcd.Etcd{}, ca.cert.NotAfter); len(all) != 2 ||
+		!strings.Contains(all[1], `etcd.cert: the certificate of "host"`) {
+		t.Errorf("%q", all)
+	}
+	e.Kill(t)
+	if all, err := c.Advise(t.Context()); err != nil || len(all) < 2 || !strings.Contains(all[0], "does not answer") {
+		t.Errorf("%q, %v", all, err)
 	}
 }

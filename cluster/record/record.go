@@ -1,14 +1,32 @@
-package cluster
+// Package record is what the hosts of a cluster write to etcd: typed records, their keys, and what a valid one is. It
+// needs no etcd.
+package record
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 )
+
+// Schema is the version of the records that this program writes. A host refuses to enter a cluster with a newer one.
+const Schema = 1
+
+// ErrInvalid is wrapped by every error that rejects a record.
+var ErrInvalid = errors.New("invalid record")
+
+// NewID returns a new random ID.
+func NewID() string {
+	var b [idLen / 2]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return hex.EncodeToString(b[:])
+}
 
 const (
 	maxKey   = 256  // bytes, without the prefix of the cluster
@@ -208,9 +226,9 @@ func decode(path []string, value []byte) (Record, error) {
 		return read(value, func(r *Tomb) { r.Host = path[1] })
 	case kind == netKind && len(path) == 2:
 		return read(value, func(r *Network) { r.ID = path[1] })
-	case kind == memberKind && len(path) == 3:
+	case kind == MemberKind && len(path) == 3:
 		return read(value, func(r *Member) { r.Network, r.Host = path[1], path[2] })
-	case kind == addrKind && len(path) == 3:
+	case kind == AddrKind && len(path) == 3:
 		return read(value, func(r *Address) {
 			r.Network, r.Addr = path[1], parseAddr(path[2])
 			r.Aliases = append([]string(nil), r.Aliases...) // nil, whether it was written as [], null or not at all

@@ -1,4 +1,5 @@
-package cluster
+// Package peers computes from records which addresses are on which other hosts. It needs no etcd and changes nothing.
+package peers
 
 import (
 	"fmt"
@@ -6,12 +7,14 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"netyard/cluster/record"
 )
 
 // A Peer is an address of a network on another host, and how to reach it.
 type Peer struct {
 	Addr netip.Addr
-	MAC  MAC
+	MAC  record.MAC
 	VTEP netip.Addr // of its host
 }
 
@@ -22,31 +25,32 @@ type PeerChange struct{ Old, New Peer }
 // Only one goroutine at a time may use it.
 type Book struct {
 	self    string
-	net     Network
-	hosts   map[string]*Host
+	net     record.Network
+	hosts   map[string]*record.Host
 	members map[string]bool
-	addrs   map[netip.Addr]*Address
+	addrs   map[netip.Addr]*record.Address
 	// byHost and byMAC find the addresses that a change of a host or of a MAC affects.
 	byHost map[string]map[netip.Addr]bool
-	byMAC  map[MAC]map[netip.Addr]bool
+	byMAC  map[record.MAC]map[netip.Addr]bool
 	// byKey finds hosts by their WireGuard keys.
-	byKey map[PublicKey]map[string]bool
+	byKey map[record.PublicKey]map[string]bool
 	peers map[netip.Addr]Peer
 	// refused says why a claimed address is no peer.
 	refused map[netip.Addr]string
 }
 
 // NewBook makes the Book of a network for the host self.
-func NewBook(self string, net Network) *Book {
+func NewBook(self string, net record.Network) *Book {
 	return &Book{
-		self: self, net: net, hosts: map[string]*Host{}, members: map[string]bool{}, addrs: map[netip.Addr]*Address{},
-		byHost: map[string]map[netip.Addr]bool{}, byMAC: map[MAC]map[netip.Addr]bool{},
-		byKey: map[PublicKey]map[string]bool{}, peers: map[netip.Addr]Peer{}, refused: map[netip.Addr]string{},
+		self: self, net: net,
+		hosts: map[string]*record.Host{}, members: map[string]bool{}, addrs: map[netip.Addr]*record.Address{},
+		byHost: map[string]map[netip.Addr]bool{}, byMAC: map[record.MAC]map[netip.Addr]bool{},
+		byKey: map[record.PublicKey]map[string]bool{}, peers: map[netip.Addr]Peer{}, refused: map[netip.Addr]string{},
 	}
 }
 
 // Apply applies changes of records and returns the resulting changes of peers. Changes of other networks are ignored.
-func (b *Book) Apply(changes []Change) (diff []PeerChange) {
+func (b *Book) Apply(changes []record.Change) (diff []PeerChange) {
 	touched := map[netip.Addr]bool{}
 	for _, c := range changes {
 		b.update(c, touched)
@@ -75,26 +79,26 @@ func (b *Book) Apply(changes []Change) (diff []PeerChange) {
 }
 
 // update applies one change and adds the addresses that it affects to touched.
-func (b *Book) update(c Change, touched map[netip.Addr]bool) {
+func (b *Book) update(c record.Change, touched map[netip.Addr]bool) {
 	r := c.New
 	if r == nil {
 		r = c.Old
 	}
 	switch r := r.(type) {
-	case *Host:
+	case *record.Host:
 		b.updateHost(r, c.New != nil, touched)
 		if r.ID == b.self { // no other host may have its address
 			for a := range b.addrs {
 				touched[a] = true
 			}
 		}
-	case *Member:
+	case *record.Member:
 		if r.Network != b.net.ID {
 			return
 		}
 		b.members[r.Host] = c.New != nil
 		maps.Copy(touched, b.byHost[r.Host])
-	case *Address:
+	case *record.Address:
 		if r.Network != b.net.ID {
 			return
 		}
@@ -114,8 +118,8 @@ func (b *Book) update(c Change, touched map[netip.Addr]bool) {
 }
 
 // updateHost applies the change of a host. Other hosts may have its old or new WireGuard key, so they are affected too.
-func (b *Book) updateHost(r *Host, there bool, touched map[netip.Addr]bool) {
-	keys := []PublicKey{r.WireGuard}
+func (b *Book) updateHost(r *record.Host, there bool, touched map[netip.Addr]bool) {
+	keys := []record.PublicKey{r.WireGuard}
 	if old := b.hosts[r.ID]; old != nil {
 		keys = append(keys, old.WireGuard)
 		unindex(b.byKey, old.WireGuard, r.ID)
@@ -180,7 +184,7 @@ func (b *Book) resolve(a netip.Addr) (p Peer, why string) {
 
 // reach returns the address at which a host receives frames of the network, or why it receives none. Of several hosts
 // with the same WireGuard key only the first by ID receives frames, and none that has this host's key.
-func (b *Book) reach(h *Host) (at netip.Addr, why string) {
+func (b *Book) reach(h *record.Host) (at netip.Addr, why string) {
 	if !b.net.Encrypted {
 		return h.VTEP, ""
 	}
@@ -212,7 +216,7 @@ func (b *Book) Unencrypted() (names []string) {
 }
 
 // Tunnels returns the other hosts of an encrypted network that this host encrypts for.
-func (b *Book) Tunnels() (all []Host) {
+func (b *Book) Tunnels() (all []record.Host) {
 	for host, on := range b.members {
 		h := b.hosts[host]
 		if !b.net.Encrypted || !on || h == nil || host == b.self {
@@ -222,12 +226,12 @@ func (b *Book) Tunnels() (all []Host) {
 			all = append(all, *h)
 		}
 	}
-	slices.SortFunc(all, func(a, b Host) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(all, func(a, b record.Host) int { return strings.Compare(a.ID, b.ID) })
 	return all
 }
 
 func (b *Book) isGateway(a netip.Addr) bool {
-	return slices.ContainsFunc(b.net.Subnets, func(s Subnet) bool { return s.Gateway == a })
+	return slices.ContainsFunc(b.net.Subnets, func(s record.Subnet) bool { return s.Gateway == a })
 }
 
 func (b *Book) usable(a netip.Addr) bool {
@@ -237,7 +241,7 @@ func (b *Book) usable(a netip.Addr) bool {
 
 // ownerOf returns the host that owns a MAC address, if several claim it: this host, or else the first by ID, so that
 // all hosts agree.
-func (b *Book) ownerOf(mac MAC) (owner string) {
+func (b *Book) ownerOf(mac record.MAC) (owner string) {
 	for a := range b.byMAC[mac] {
 		host := b.addrs[a].Host
 		if host == b.self {
@@ -251,7 +255,7 @@ func (b *Book) ownerOf(mac MAC) (owner string) {
 }
 
 // HasMAC says whether any peer has a MAC address.
-func (b *Book) HasMAC(mac MAC) bool {
+func (b *Book) HasMAC(mac record.MAC) bool {
 	for a := range b.byMAC[mac] {
 		if b.peers[a].MAC == mac {
 			return true

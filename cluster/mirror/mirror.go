@@ -1,4 +1,6 @@
-package cluster
+// Package mirror keeps copies of records in step with etcd, and saves them in the host's database for a boot without
+// etcd.
+package mirror
 
 import (
 	"context"
@@ -8,43 +10,32 @@ import (
 	"sync"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 )
 
-const (
-	// compareEvery is how often everything is read again: etcd before 3.4.36 and 3.5.18 may lose watch events.
-	compareEvery = 5 * time.Minute
-	// grace is how long a mirror keeps a record that is missing after etcd was restored from an old backup: in this
-	// time the record's host restores it.
-	grace = time.Minute
-	// retryEvery is the pause before etcd is asked again after it did not answer, on top of the connection's own.
-	retryEvery = time.Second
-)
-
-// A Change is one record that was added, removed or changed.
-type Change struct {
-	Key string
-	// Old is nil for a record that was added, New for one that was removed.
-	Old, New Record
-}
+// grace is how long a mirror keeps a record that is missing after etcd was restored from an old backup: in this
+// time the record's host restores it.
+const grace = time.Minute
 
 // A Mirror is a copy of the records below a prefix. It follows etcd, and stays as it is while etcd is away.
 type Mirror struct {
-	c      *Client
+	c      *etcd.Client
 	log    *slog.Logger
 	prefix string
-	apply  func([]Change)
-	// compare is compareEvery, and grace the constant of this name; both are shorter in tests.
+	apply  func([]record.Change)
+	// compare is etcd.CompareEvery, and grace the constant of this name; both are shorter in tests.
 	compare time.Duration
 	grace   time.Duration
-	// recheck is signalled when everything is to be read again.
-	recheck chan struct{}
+	// recheck receives when everything is to be read again.
+	recheck     <-chan struct{}
+	unsubscribe func()
 
 	mu     sync.Mutex
 	cached map[string]cached
 	// dirty are the keys that differ from what Save has written.
 	dirty  map[string]bool
-	status MirrorStatus
+	status Status
 	// bad says why records were rejected, by key.
 	bad map[string]string
 	// graceUntil is until when records that are missing in etcd are kept.
@@ -52,14 +43,14 @@ type Mirror struct {
 }
 
 type cached struct {
-	Record
+	record.Record
 	value string
 	// missing says that etcd, restored from a backup, does not have the record.
 	missing bool
 }
 
-// A MirrorStatus is the state of a Mirror.
-type MirrorStatus struct {
+// A Status is the state of a Mirror.
+type Status struct {
 	Records int
 	// Revision is the revision of etcd up to which the Mirror is complete.
 	Revision int64
@@ -73,21 +64,19 @@ type MirrorStatus struct {
 	Reason string
 }
 
-// NewMirror makes a Mirror of the records whose keys begin with prefix. Run calls apply with the changes, in order.
-func (c *Client) NewMirror(log *slog.Logger, prefix string, apply func([]Change)) *Mirror {
+// New makes a Mirror of the records whose keys begin with prefix. Run calls apply with the changes, in order.
+func New(c *etcd.Client, log *slog.Logger, prefix string, apply func([]record.Change)) *Mirror {
 	m := &Mirror{
 		c: c, log: log.With("prefix", prefix), prefix: prefix, apply: apply,
-		compare: compareEvery, grace: grace, recheck: make(chan struct{}, 1),
+		compare: etcd.CompareEvery, grace: grace,
 		cached: map[string]cached{}, dirty: map[string]bool{}, bad: map[string]string{},
 	}
-	c.mu.Lock()
-	c.rechecks = append(c.rechecks, m.recheck)
-	c.mu.Unlock()
+	m.recheck, m.unsubscribe = c.Rechecks()
 	return m
 }
 
 // Status returns the state of the Mirror.
-func (m *Mirror) Status() MirrorStatus {
+func (m *Mirror) Status() Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.status
@@ -96,7 +85,7 @@ func (m *Mirror) Status() MirrorStatus {
 }
 
 // Each calls f with every record, in no order. f must not call the Mirror.
-func (m *Mirror) Each(f func(Record)) {
+func (m *Mirror) Each(f func(record.Record)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, k := range m.cached {
@@ -105,7 +94,7 @@ func (m *Mirror) Each(f func(Record)) {
 }
 
 // Get returns the record under a key; nil when there is none.
-func (m *Mirror) Get(key string) Record {
+func (m *Mirror) Get(key string) record.Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.cached[key].Record
@@ -141,35 +130,11 @@ func (m *Mirror) Run(ctx context.Context) error {
 			m.log.Warn("watch of etcd failed", "err", err)
 		}
 		// The random part keeps hosts that lost etcd together from coming back together.
-		if !sleep(ctx, retryEvery+rand.N(retryEvery)) { //nolint:gosec // it need not be secret
+		if !etcd.Sleep(ctx, etcd.RetryEvery+rand.N(etcd.RetryEvery)) { //nolint:gosec // it need not be secret
 			return nil
 		}
 	}
 	return nil
-}
-
-// unsubscribe undoes the subscription that NewMirror made.
-func (m *Mirror) unsubscribe() {
-	m.c.mu.Lock()
-	defer m.c.mu.Unlock()
-	for i, ch := range m.c.rechecks {
-		if ch == m.recheck {
-			m.c.rechecks = append(m.c.rechecks[:i:i], m.c.rechecks[i+1:]...)
-			return
-		}
-	}
-}
-
-// sleep waits for d; it returns false if ctx ends before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 // follow reads everything and then watches for changes, until it is time to read again or an error occurs.
@@ -188,8 +153,8 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 	default:
 	}
 	have, bad := map[string]cached{}, map[string]string{}
-	revision, err = m.c.scan(ctx, m.prefix, func(key string, value []byte) {
-		if r, err := Decode(key, value); err == nil {
+	revision, err = m.c.Scan(ctx, m.prefix, func(key string, value []byte) {
+		if r, err := record.Decode(key, value); err == nil {
 			have[key] = cached{Record: r, value: string(value)}
 		} else {
 			bad[key] = err.Error()
@@ -206,12 +171,12 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 			"from", m.status.Revision, "to", revision, "for", m.grace)
 	}
 	inGrace := time.Now().Before(m.graceUntil)
-	var changes []Change
+	var changes []record.Change
 	for key, now := range have {
 		old := m.cached[key]
 		m.cached[key] = now
 		if old.value != now.value {
-			changes = append(changes, Change{key, old.Record, now.Record})
+			changes = append(changes, record.Change{Key: key, Old: old.Record, New: now.Record})
 			m.dirty[key] = true
 		}
 	}
@@ -225,7 +190,7 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 			m.cached[key] = old
 			continue
 		}
-		changes = append(changes, Change{key, old.Record, nil})
+		changes = append(changes, record.Change{Key: key, Old: old.Record, New: nil})
 		delete(m.cached, key)
 		m.dirty[key] = true
 	}
@@ -249,7 +214,7 @@ func (m *Mirror) noteRejected(bad map[string]string) {
 	m.bad = bad
 }
 
-func (m *Mirror) notify(changes []Change) {
+func (m *Mirror) notify(changes []record.Change) {
 	if len(changes) > 0 {
 		m.apply(changes)
 	}
@@ -257,13 +222,12 @@ func (m *Mirror) notify(changes []Change) {
 
 // watch applies changes from a revision on. It returns nil when everything is to be read again.
 func (m *Mirror) watch(ctx context.Context, from int64) error {
-	conn, err := m.c.dial(ctx)
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	batches, err := m.c.Watch(inner, m.prefix, from)
 	if err != nil {
 		return err
 	}
-	inner, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	responses := conn.Watch(inner, m.c.prefix+m.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))
 	due := time.NewTimer(m.nextCompare())
 	defer due.Stop()
 	for {
@@ -274,17 +238,16 @@ func (m *Mirror) watch(ctx context.Context, from int64) error {
 			return nil
 		case <-m.recheck:
 			return nil
-		case resp, ok := <-responses:
-			if !ok {
+		case b, ok := <-batches:
+			switch {
+			case !ok:
 				return fmt.Errorf("watch %s: the connection was closed", m.prefix)
-			}
-			if resp.CompactRevision != 0 { // no error: this host was away for longer than etcd keeps history
+			case b.Compacted: // no error: this host was away for longer than etcd keeps history
 				return nil
+			case b.Err != nil:
+				return b.Err
 			}
-			if err := resp.Err(); err != nil {
-				return fmt.Errorf("watch %s: %w", m.prefix, err)
-			}
-			m.applyEvents(resp)
+			m.applyEvents(b)
 		}
 	}
 }
@@ -300,21 +263,21 @@ func (m *Mirror) nextCompare() time.Duration {
 }
 
 // applyEvents applies the events of a watch.
-func (m *Mirror) applyEvents(resp clientv3.WatchResponse) {
+func (m *Mirror) applyEvents(b etcd.Batch) {
 	m.mu.Lock()
-	var changes []Change
-	for _, ev := range resp.Events {
-		key := string(ev.Kv.Key[len(m.c.prefix):])
+	var changes []record.Change
+	for _, ev := range b.Events {
+		key := ev.Key
 		old := m.cached[key]
 		delete(m.bad, key)
 		var now cached
-		if ev.Type == clientv3.EventTypePut {
-			r, err := Decode(key, ev.Kv.Value)
+		if ev.Value != nil {
+			r, err := record.Decode(key, ev.Value)
 			if err != nil {
 				m.log.Warn("etcd record rejected", "err", err)
 				m.bad[key] = err.Error()
 			} else {
-				now = cached{Record: r, value: string(ev.Kv.Value)}
+				now = cached{Record: r, value: string(ev.Value)}
 			}
 		}
 		if now.value == old.value {
@@ -328,11 +291,9 @@ func (m *Mirror) applyEvents(resp clientv3.WatchResponse) {
 		} else {
 			m.cached[key] = now
 		}
-		changes = append(changes, Change{key, old.Record, now.Record})
+		changes = append(changes, record.Change{Key: key, Old: old.Record, New: now.Record})
 	}
-	if resp.Header.Revision > m.status.Revision {
-		m.status.Revision = resp.Header.Revision
-	}
+	m.status.Revision = max(m.status.Revision, b.Revision)
 	m.mu.Unlock()
 	m.notify(changes)
 }

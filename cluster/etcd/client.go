@@ -1,4 +1,4 @@
-package cluster
+package etcd
 
 import (
 	"context"
@@ -18,7 +18,23 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+var (
+	// ErrUnreachable says that etcd did not answer in time.
+	ErrUnreachable = errors.New("etcd is unreachable")
+	// ErrInUse says that there are keys below a prefix that must be empty.
+	ErrInUse = errors.New("is in use")
+	// ErrOther says that etcd holds another cluster than the one this host belongs to, or no longer holds any.
+	ErrOther = errors.New("etcd does not hold this host's cluster")
+	// ErrNotYet says that this process has not entered its cluster yet.
+	ErrNotYet = errors.New("etcd was not contacted yet")
+)
+
 const (
+	// CompareEvery is how often mirrors read everything again: etcd before 3.4.36 and 3.5.18 may lose watch events.
+	CompareEvery = 5 * time.Minute
+	// RetryEvery is the pause before etcd is asked again after it did not answer, on top of the connection's own.
+	RetryEvery = time.Second
+
 	// callTime bounds one call to etcd. An engine's request makes a few of them and has 9 s.
 	callTime = 3 * time.Second
 
@@ -38,8 +54,8 @@ type Client struct {
 	conn    *clientv3.Client
 
 	mu sync.Mutex
-	// meta is the cluster's Meta record as etcd has it; empty until Enter.
-	meta string
+	// guard is the value that etcd must have under guardKey; empty until Guard.
+	guardKey, guard string
 	// down is since when etcd has not answered, and reason why; zero while it does.
 	down   time.Time
 	reason error
@@ -152,13 +168,27 @@ func (c *Client) connect(ctx context.Context, addr string) (net.Conn, error) {
 	c.connected = true
 	c.mu.Unlock()
 	if again {
-		c.recheck()
+		c.Recheck()
 	}
 	return conn, nil
 }
 
-// recheck makes all mirrors read everything again.
-func (c *Client) recheck() {
+// Rechecks returns a channel that receives when etcd may have been restored from a backup, so that everything must be
+// read again, until stop is called.
+func (c *Client) Rechecks() (when <-chan struct{}, stop func()) {
+	ch := make(chan struct{}, 1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rechecks = append(c.rechecks, ch)
+	return ch, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.rechecks = slices.DeleteFunc(c.rechecks, func(other chan struct{}) bool { return other == ch })
+	}
+}
+
+// Recheck makes all mirrors read everything again.
+func (c *Client) Recheck() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, ch := range c.rechecks {
@@ -271,18 +301,26 @@ func (c *Client) noteRevision(before, revision int64) {
 	}
 	c.mu.Unlock()
 	if back {
-		c.recheck()
+		c.Recheck()
 	}
 }
 
-// clusterGuard returns the comparison that makes a transaction fail in any cluster but this host's.
-func (c *Client) clusterGuard() (clientv3.Cmp, error) {
+// guardCmp returns the comparison that makes a transaction fail in any cluster but this host's, see Guard.
+func (c *Client) guardCmp() (clientv3.Cmp, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.meta == "" {
+	if c.guard == "" {
 		return clientv3.Cmp{}, ErrNotYet
 	}
-	return clientv3.Compare(clientv3.Value(c.prefix+metaKey), "=", c.meta), nil
+	return clientv3.Compare(clientv3.Value(c.prefix+c.guardKey), "=", c.guard), nil
+}
+
+// Guard makes all further transactions fail with ErrOther unless etcd has this value under this key. Before, they fail
+// with ErrNotYet.
+func (c *Client) Guard(key, value string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.guardKey, c.guard = key, value
 }
 
 // txn performs ops in this host's cluster if the comparisons hold; ok says whether they did. In another cluster it
@@ -290,14 +328,16 @@ func (c *Client) clusterGuard() (clientv3.Cmp, error) {
 func (c *Client) txn(ctx context.Context, act string, cmps []clientv3.Cmp, ops []clientv3.Op) (
 	resp *clientv3.TxnResponse, ok bool, err error,
 ) {
-	guard, err := c.clusterGuard()
+	guard, err := c.guardCmp()
 	if err != nil {
 		return nil, false, fmt.Errorf("%s: %w", act, err)
 	}
-	before := c.Health().Revision
+	c.mu.Lock()
+	before, key, value := c.revision, c.guardKey, c.guard
+	c.mu.Unlock()
 	err = c.call(ctx, act, func(ctx context.Context, conn *clientv3.Client) error {
 		resp, err = conn.Txn(ctx).If(append(cmps[:len(cmps):len(cmps)], guard)...).
-			Then(ops...).Else(clientv3.OpGet(c.prefix + metaKey)).Commit()
+			Then(ops...).Else(clientv3.OpGet(c.prefix + key)).Commit()
 		return err
 	})
 	if err != nil {
@@ -307,15 +347,24 @@ func (c *Client) txn(ctx context.Context, act string, cmps []clientv3.Cmp, ops [
 		c.noteRevision(before, resp.Header.Revision)
 		return resp, true, nil
 	}
-	c.mu.Lock()
-	meta := c.meta
-	c.mu.Unlock()
 	switch kvs := resp.Responses[0].GetResponseRange().Kvs; {
 	case len(kvs) == 0:
 		return nil, false, fmt.Errorf("%s: %w: it holds none", act, ErrOther)
-	case string(kvs[0].Value) != meta:
+	case string(kvs[0].Value) != value:
 		return nil, false, fmt.Errorf("%s: %w: it holds another one", act, ErrOther)
 	}
 	c.noteRevision(before, resp.Header.Revision)
 	return resp, false, nil
+}
+
+// Sleep waits for d; it returns false if ctx ends before.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
 }

@@ -1,4 +1,4 @@
-package cluster
+package etcd
 
 import (
 	"crypto/tls"
@@ -13,6 +13,8 @@ import (
 
 // DefaultPrefix is the prefix of a cluster's keys in etcd unless the configuration sets another.
 const DefaultPrefix = "/netyard/v1"
+
+const maxPrefix = 128 // bytes
 
 // Config says how to reach etcd. The zero Config means that there is no cluster.
 type Config struct {
@@ -69,7 +71,7 @@ func (c Config) Check() error {
 	if (c.User == "") != (c.PasswordFile == "") {
 		return errors.New("etcd.user and etcd.password_file must be set together")
 	}
-	if p := c.Prefix; p != "" && (!strings.HasPrefix(p, "/") || path.Clean(p) != p || p == "/" || len(p) > maxName) {
+	if p := c.Prefix; p != "" && (!strings.HasPrefix(p, "/") || path.Clean(p) != p || p == "/" || len(p) > maxPrefix) {
 		return fmt.Errorf("etcd.prefix: %q is not a path such as %s", p, DefaultPrefix)
 	}
 	return nil

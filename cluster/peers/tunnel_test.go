@@ -1,49 +1,35 @@
-package cluster
+package peers
 
 import (
 	"strings"
 	"testing"
-)
 
-// TestTunnel: a host's address inside WireGuard is derived from its ID alone, so that all hosts compute the same one,
-// for good.
-func TestTunnel(t *testing.T) {
-	t.Parallel()
-	one, two := *hostOf(1), *hostOf(2)
-	one.Name, one.WireGuard = "other", keyOf(9)
-	if got, want := one.Tunnel().String(), hostOf(1).Tunnel().String(); got != want ||
-		got != "fd37:7698:1b77:784c:fc15:c3ca:6264:a534" {
-		t.Errorf("the address of host 1 is %s, and with another name and key %s", want, got)
-	}
-	a, b := one.Tunnel(), two.Tunnel()
-	p, err := a.Prefix(TunnelBits)
-	if err != nil || a == b || !p.Contains(b) || !a.IsPrivate() {
-		t.Errorf("%s and %s: %v", a, b, err)
-	}
-}
+	"netyard/cluster/hosttest"
+	"netyard/cluster/record"
+)
 
 // TestBookEncrypted: the peers of an encrypted network are reached at their hosts' addresses inside WireGuard; the
 // addresses of a host without a key, or with another host's key, are no peers.
 func TestBookEncrypted(t *testing.T) {
 	t.Parallel()
-	net := blue()
+	net := hosttest.Blue()
 	net.Encrypted = true
-	b := NewBook(id(1), net)
-	put := func(rs ...Record) {
-		var cs []Change
+	b := NewBook(hosttest.ID(1), net)
+	put := func(rs ...record.Record) {
+		var cs []record.Change
 		for _, r := range rs {
-			cs = append(cs, Change{Key: r.Key(), New: r})
+			cs = append(cs, record.Change{Key: r.Key(), New: r})
 		}
 		b.Apply(cs)
 	}
-	keyed := func(n int, key byte) *Host {
-		h := hostOf(n)
+	keyed := func(n int, key byte) *record.Host {
+		h := hosttest.Host(n)
 		if key != 0 {
-			h.WireGuard, h.WireGuardPort = keyOf(key), 14789
+			h.WireGuard, h.WireGuardPort = record.PublicKeyOf([32]byte{key, 31: key}), 14789
 		}
 		return h
 	}
-	state := func(when string, want ...*Host) {
+	state := func(when string, want ...*record.Host) {
 		t.Helper()
 		var at, peers, tunnels []string
 		for _, h := range want {
@@ -74,21 +60,21 @@ func TestBookEncrypted(t *testing.T) {
 			t.Errorf("%s: %d peers, want %d; refused %v", when, len(b.Peers()), len(want), b.Refused())
 		}
 	}
-	put(keyed(1, 1), keyed(2, 2), keyed(3, 0), keyed(4, 4), &Member{id(9), id(1)}, &Member{id(9), id(2)},
-		&Member{id(9), id(3)}, &Member{id(9), id(4)},
+	put(keyed(1, 1), keyed(2, 2), keyed(3, 0), keyed(4, 4), &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(1)}, &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(2)},
+		&record.Member{Network: hosttest.ID(9), Host: hosttest.ID(3)}, &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(4)},
 		addrOf("10.20.0.12", 2, macA), addrOf("10.20.0.13", 3, macB), addrOf("10.20.0.14", 4, "02:42:0a:14:00:0c"))
-	state("at first", hostOf(2), hostOf(4))
+	state("at first", hosttest.Host(2), hosttest.Host(4))
 	if why := b.Refused()[addrOf("10.20.0.13", 3, macB).Addr]; why != "its host h3 cannot encrypt" {
 		t.Errorf("a host without a key: %q", why)
 	}
 	put(keyed(3, 3))
-	state("when it has a key", hostOf(2), hostOf(3), hostOf(4))
+	state("when it has a key", hosttest.Host(2), hosttest.Host(3), hosttest.Host(4))
 	put(keyed(4, 2))
-	state("when a host has another host's key", hostOf(2), hostOf(3))
+	state("when a host has another host's key", hosttest.Host(2), hosttest.Host(3))
 	put(keyed(2, 1))
-	state("when that host has this host's key", hostOf(3), hostOf(4))
+	state("when that host has this host's key", hosttest.Host(3), hosttest.Host(4))
 	put(keyed(2, 5), keyed(4, 4))
-	state("when all keys differ", hostOf(2), hostOf(3), hostOf(4))
+	state("when all keys differ", hosttest.Host(2), hosttest.Host(3), hosttest.Host(4))
 	put(keyed(4, 0))
-	state("when a host has no key any more", hostOf(2), hostOf(3))
+	state("when a host has no key any more", hosttest.Host(2), hosttest.Host(3))
 }

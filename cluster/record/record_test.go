@@ -1,4 +1,4 @@
-package cluster
+package record
 
 import (
 	"fmt"
@@ -40,10 +40,10 @@ func records() []Record {
 			Network: id(9), Addr: addr6, Host: id(1), Use: Endpoint, Endpoint: strings.Repeat("e", 64),
 			MAC: "02:42:0a:14:00:07", Name: "web_1", Aliases: []string{"web", "www"},
 		},
-		&Claim{Kind: claimHostname, What: "one.example", ID: id(1)},
-		&Claim{Kind: claimVTEP, What: formatAddr(netip.MustParseAddr("192.0.2.1")), ID: id(1)},
-		&Claim{Kind: claimNetname, What: "blue", ID: id(9)},
-		&Claim{Kind: claimVNI, What: "001234", ID: id(9)},
+		&Claim{Kind: ClaimHostname, What: "one.example", ID: id(1)},
+		&Claim{Kind: ClaimVTEP, What: formatAddr(netip.MustParseAddr("192.0.2.1")), ID: id(1)},
+		&Claim{Kind: ClaimNetname, What: "blue", ID: id(9)},
+		&Claim{Kind: ClaimVNI, What: "001234", ID: id(9)},
 	}
 }
 

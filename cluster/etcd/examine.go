@@ -1,4 +1,4 @@
-package cluster
+package etcd
 
 import (
 	"cmp"
@@ -97,12 +97,12 @@ const usualQuota = 2 << 30
 // timeWrite returns how long etcd takes for a write to disk. It grants and revokes a lease, which is written as a key is
 // but leaves none.
 func (c *Client) timeWrite(ctx context.Context) (time.Duration, error) {
-	const times = 5
+	const times, ttl = 5, 30 // seconds
 	var took []time.Duration
 	for range times {
 		start := time.Now()
 		err := c.call(ctx, "time a write", func(ctx context.Context, conn *clientv3.Client) error {
-			lease, err := conn.Grant(ctx, aliveTTL)
+			lease, err := conn.Grant(ctx, ttl)
 			if err != nil {
 				return err
 			}
@@ -144,7 +144,7 @@ func (c Config) Advise(e Etcd, now time.Time) (all []string) {
 		}
 		if losesEvents(s.Version) {
 			add("%s runs etcd %s, which may lose watch events; changes may be seen up to %s late; run 3.5.18 or later",
-				s.Endpoint, s.Version, compareEvery)
+				s.Endpoint, s.Version, CompareEvery)
 		}
 		if s.Size > s.Quota-s.Quota/fullDivisor {
 			add("%s uses %d of its quota of %d MiB, and refuses all writes when it is full; compact and defragment it",

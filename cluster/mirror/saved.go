@@ -1,65 +1,29 @@
-package cluster
+package mirror
 
 import (
-	"errors"
 	"fmt"
 
+	"netyard/cluster/record"
 	"netyard/store"
 )
 
-// These buckets hold what a host saves of its cluster, so that a host that starts without etcd still has its peers.
-var (
-	// identity holds the host's Identity.
-	identity = store.Bucket[Identity]{Name: "cluster"}
-	// copies holds the records of mirrors, as etcd had them, by key.
-	copies = store.Bucket[string]{Name: "cluster_records"}
-)
-
-// Kept returns the buckets whose records must survive the loss of the database: a host that was removed from the
-// cluster must not be admitted again under a new ID.
-func Kept() []string { return []string{identity.Name} }
-
-// An Identity is a host's ID and cluster. It is made once, and stays when the host's name or address changes.
-type Identity struct {
-	Host string
-	// Meta is the cluster that the host belongs to; Meta.Cluster is empty until it has entered one.
-	Meta Meta
-}
-
-const identityKey = "identity"
-
-// LoadIdentity returns the host's Identity; a host without one gets a new ID.
-func LoadIdentity(st *store.Store) (i Identity, err error) {
-	err = st.Update(func(tx store.Tx) error {
-		i, err = identity.Get(tx, identityKey)
-		if errors.Is(err, store.ErrNotFound) {
-			i = Identity{Host: NewID()}
-			return identity.Put(tx, identityKey, i)
-		}
-		return err
-	})
-	return i, err
-}
-
-// SaveIdentity records the host's Identity.
-func SaveIdentity(st *store.Store, i Identity) error {
-	return st.Update(func(tx store.Tx) error { return identity.Put(tx, identityKey, i) })
-}
+// copies holds the records of mirrors, as etcd had them, by key.
+var copies = store.Bucket[string]{Name: "cluster_records"}
 
 // Load fills a Mirror with the saved records and passes them to apply. Records that are rejected now are left out.
 func (m *Mirror) Load(st *store.Store) error {
-	var changes []Change
+	var changes []record.Change
 	err := st.View(func(tx store.Tx) error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		return copies.Each(tx, m.prefix, func(key, value string) error {
-			r, err := Decode(key, []byte(value))
+			r, err := record.Decode(key, []byte(value))
 			if err != nil {
 				m.dirty[key] = true
 				return nil //nolint:nilerr // the next Save deletes it
 			}
 			m.cached[key] = cached{Record: r, value: value}
-			changes = append(changes, Change{Key: key, New: r})
+			changes = append(changes, record.Change{Key: key, New: r})
 			return nil
 		})
 	})

@@ -1,12 +1,10 @@
-package cluster
+package etcd
 
 import (
 	"errors"
 	"strings"
 	"testing"
 	"time"
-
-	"netyard/cluster/clustertest"
 )
 
 // advised checks that the advice is want, in this order, and nothing else.
@@ -55,39 +53,5 @@ func TestAdvise(t *testing.T) {
 		if losesEvents(version) != old {
 			t.Errorf("etcd %s loses events: %v", version, !old)
 		}
-	}
-}
-
-// TestExamine: what a real etcd reports, with one endpoint that does not answer and a certificate that expires.
-func TestExamine(t *testing.T) {
-	t.Parallel()
-	e := clustertest.Start(t, "")
-	c := member(t, e, 1)
-	c.c.Endpoints = append(c.c.Endpoints, "http://127.0.0.1:1")
-	got, err := c.Examine(t.Context())
-	must(t, err)
-	s := got.Servers[0]
-	if s.Err != nil || !strings.Contains(e.Version(t), `"etcdserver":"`+s.Version+`"`) || !s.HasLeader ||
-		s.Revision < 2 || s.Size == 0 || s.Quota == 0 || got.Servers[1].Err == nil {
-		t.Errorf("%+v", got)
-	}
-	if got.Members != 1 || len(got.Alarms) != 0 || got.Write == 0 {
-		t.Errorf("%+v", got)
-	}
-	ca := newAuthority(t, "ca")
-	ca.issue("host")
-	if all := (Config{
-		CA:   ca.file("ca.crt"),
-		Cert: ca.file("host.crt"),
-	}).expiring(time.Now().Add(-expiryNotice * 100)); len(all) != 0 {
-		t.Errorf("%q", all)
-	}
-	if all := (Config{CA: ca.file("ca.crt"), Cert: ca.file("host.crt")}).expiring(ca.cert.NotAfter); len(all) != 2 ||
-		!strings.Contains(all[1], `etcd.cert: the certificate of "host"`) {
-		t.Errorf("%q", all)
-	}
-	e.Kill(t)
-	if all, err := c.Advise(t.Context()); err != nil || len(all) < 2 || !strings.Contains(all[0], "does not answer") {
-		t.Errorf("%q, %v", all, err)
 	}
 }
