@@ -7,6 +7,7 @@ import (
 
 	"netyard/cluster/clustertest"
 	"netyard/cluster/record"
+	"netyard/fabric/address"
 )
 
 // TestBatch: addresses that were published while etcd was away are written in few transactions, and thus reach the
@@ -22,10 +23,10 @@ func TestBatch(t *testing.T) {
 	clustertest.Eventually(t, "the outage is not noticed", func() bool { return all[0].status().Reason != "" })
 	h := all[0]
 	var addrs int
-	for i := range maxWarm {
+	for i := range address.MaxWarm {
 		id := fmt.Sprintf("b%deeeeeeeeee", i)
 		for _, v6 := range []bool{false, true} {
-			a, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: id, V6: v6})
+			a, err := h.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: id, V6: v6})
 			must(t, err)
 			mac := record.MAC(fmt.Sprintf("02:42:00:00:00:%02x", i))
 			must(t, h.Publish(blue.ID, []netip.Addr{a}, id, mac, "", nil))

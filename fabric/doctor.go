@@ -86,7 +86,7 @@ func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 	for _, f := range hosts {
 		echoes = append(echoes, overlay.Echo{To: f.addr}, overlay.Echo{To: f.addr, Size: f.mtu})
 	}
-	back, err := overlay.Echoes(ctx, a.c.Kernel.Handle, echoes)
+	back, err := a.kernel.Echoes(ctx, echoes)
 	if err != nil {
 		return nil, err
 	}
@@ -121,18 +121,17 @@ func (a *Agent) downHosts(ctx context.Context) map[string]bool {
 
 // remoteHosts returns the own addresses of other hosts, on the networks that are on this host.
 func (a *Agent) remoteHosts(down map[string]bool) (all []remoteHost) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, n := range a.networks {
-		peers := n.book.Peers()
-		n.addrs.Each(func(r record.Record) {
+	port := a.Port()
+	for _, n := range a.on() {
+		found := n.plane.Peers()
+		n.claims.Each(func(r record.Record) {
 			addr, ok := r.(*record.Address)
-			if !ok || addr.Use != record.OfHost || down[addr.Host] || peers[addr.Addr] == (cpeers.Peer{}) {
+			if !ok || addr.Use != record.OfHost || down[addr.Host] || found[addr.Addr] == (cpeers.Peer{}) {
 				return
 			}
 			f := remoteHost{
 				network: n.Name, host: addr.Host, addr: addr.Addr, mtu: n.MTU,
-				at: netip.AddrPortFrom(peers[addr.Addr].VTEP, a.port()),
+				at: netip.AddrPortFrom(found[addr.Addr].VTEP, port),
 			}
 			if h, ok := a.hosts.Get(record.Host{ID: addr.Host}.Key()).(*record.Host); ok {
 				f.host = h.Name

@@ -18,6 +18,7 @@ import (
 	"netyard/cluster/clustertest"
 	"netyard/cluster/etcd"
 	"netyard/cluster/record"
+	"netyard/fabric/address"
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
@@ -120,9 +121,7 @@ func (h *host) fence(ctx context.Context, _ string, why map[string]string) error
 
 // on returns the agent's state of a network.
 func (h *host) on(n record.Network) *network {
-	h.Agent.mu.Lock()
-	defer h.Agent.mu.Unlock()
-	return h.networks[n.ID]
+	return h.Agent.network(n.ID)
 }
 
 // isFenced returns why an endpoint is fenced; empty: it is not.
@@ -215,14 +214,14 @@ func (h *host) warm(n record.Network) {
 	h.t.Helper()
 	clustertest.Eventually(h.t, fmt.Sprintf("host %d lacks warm addresses", h.n), func() bool {
 		s := h.status().Networks[n.ID]
-		return s.Warm == 2*maxWarm && s.Waiting == 0 && !s.Unsure
+		return s.Warm == 2*address.MaxWarm && s.Waiting == 0 && !s.Unsure
 	})
 }
 
 // release releases all addresses of an endpoint.
 func (h *host) release(n record.Network, endpoint string) {
 	h.t.Helper()
-	own, err := h.Own(n.ID)
+	own, err := h.addresses.List(n.ID)
 	must(h.t, err)
 	for _, o := range own {
 		if o.Endpoint == endpoint {
@@ -241,14 +240,14 @@ type container struct {
 func (h *host) start(n record.Network, id string, want ...netip.Addr) *container {
 	h.t.Helper()
 	c := &container{Host: kerneltest.New(h.t)}
-	w := Wish{Network: n.ID, Endpoint: id}
+	w := address.Wish{Network: n.ID, Endpoint: id}
 	if len(want) > 0 {
 		w.Addr = want[0]
 	}
 	var err error
 	c.v4, err = h.Grant(h.t.Context(), w)
 	must(h.t, err)
-	c.v6, err = h.Grant(h.t.Context(), Wish{Network: n.ID, Endpoint: id, V6: true})
+	c.v6, err = h.Grant(h.t.Context(), address.Wish{Network: n.ID, Endpoint: id, V6: true})
 	must(h.t, err)
 	b := c.v4.As4()
 	mac := append(net.HardwareAddr{2, 0x42}, b[:]...)
@@ -368,17 +367,17 @@ func checkOutage(t *testing.T, e *clustertest.Etcd, all []*host, blue record.Net
 	reach(t, cs[0].Host, cs[2].v4, true)
 	count, err := 0, error(nil)
 	for ; count < 50; count++ {
-		_, err = all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: fmt.Sprintf("x%d", count)})
+		_, err = all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: fmt.Sprintf("x%d", count)})
 		if err != nil {
 			break
 		}
 	}
-	if count != maxWarm-1 || !errors.Is(err, ErrNone) || !errors.Is(err, etcd.ErrUnreachable) ||
+	if count != address.MaxWarm-1 || !errors.Is(err, address.ErrNone) || !errors.Is(err, etcd.ErrUnreachable) ||
 		strings.Contains(err.Error(), "\n") {
 		t.Errorf("%d warm addresses were granted, and then %v", count, err)
 	}
 	all[0].release(blue, "x0")
-	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "again"}); err != nil {
+	if got, err := all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "again"}); err != nil {
 		t.Errorf("an address that was released: %s, %v", got, err)
 	}
 	if out := <-pinged; !strings.Contains(out, "300 packets transmitted, 300 received, 0% packet loss") {
@@ -419,7 +418,7 @@ func TestColdBoot(t *testing.T) {
 	if s := all[0].status(); s.Reason == "" || s.Networks[blue.ID].Peers < 4 || s.Meta.Cluster == "" {
 		t.Errorf("status without etcd: %+v", s)
 	}
-	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b2eeeeeeeeee"}); err != nil ||
+	if got, err := all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "b2eeeeeeeeee"}); err != nil ||
 		got != here.v4 {
 		t.Errorf("a container that starts again got %s, %v; it had %s", got, err, here.v4)
 	}
@@ -437,7 +436,7 @@ func TestAddresses(t *testing.T) {
 	blue := joinBlue(t, all)
 	want := netip.MustParseAddr("10.20.7.7")
 	request := func(h *host, endpoint string) (netip.Addr, error) {
-		return h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: endpoint, Addr: want})
+		return h.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: endpoint, Addr: want})
 	}
 	for range 2 {
 		if got, err := request(all[0], "one"); err != nil || got != want {
@@ -452,7 +451,7 @@ func TestAddresses(t *testing.T) {
 		t.Errorf("another host: %v", err)
 	}
 	for _, bad := range []string{"10.20.0.1", "10.20.0.0", "10.20.255.255", "10.21.0.5"} {
-		w := Wish{Network: blue.ID, Endpoint: "bad", Addr: netip.MustParseAddr(bad)}
+		w := address.Wish{Network: blue.ID, Endpoint: "bad", Addr: netip.MustParseAddr(bad)}
 		if _, err := all[0].Grant(t.Context(), w); err == nil {
 			t.Errorf("%s was granted", bad)
 		}
@@ -474,7 +473,7 @@ func TestAddresses(t *testing.T) {
 	all[1].release(blue, "b4eeeeeeeeee")
 	moved := c.v4
 	clustertest.Eventually(t, "the address is not free", func() bool {
-		_, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b5eeeeeeeeee", Addr: moved})
+		_, err := all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "b5eeeeeeeeee", Addr: moved})
 		return err == nil
 	})
 	d := all[0].start(blue, "b5eeeeeeeeee", moved)
@@ -482,15 +481,6 @@ func TestAddresses(t *testing.T) {
 	all[1].knows(blue, moved)
 	all[0].knows(blue, from.v4)
 	reach(t, from.Host, d.v4, true)
-
-	// An address that is granted and never published is released.
-	unused, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "unused"})
-	must(t, err)
-	all[0].reapAtOnce.Store(true)
-	clustertest.Eventually(t, "an unused address is not released", func() bool {
-		_, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "other", Addr: unused})
-		return err == nil
-	})
 
 	// An address that is in etcd but not in the database, as after a crash, is released.
 	stray := record.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: record.Warm}

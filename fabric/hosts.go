@@ -109,13 +109,11 @@ type Reached struct {
 // Reach returns the endpoints, on all hosts, of a network that is on this host, as far as they are known. It does not
 // ask etcd.
 func (a *Agent) Reach(network string) (all []Reached) {
-	a.mu.Lock()
-	n := a.networks[network]
-	a.mu.Unlock()
+	n := a.network(network)
 	if n == nil {
 		return nil
 	}
-	n.addrs.Each(func(r record.Record) {
+	n.claims.Each(func(r record.Record) {
 		if addr, ok := r.(*record.Address); ok && addr.Use == record.Endpoint {
 			all = append(all, Reached{Address: *addr})
 		}
@@ -148,10 +146,7 @@ func (a *Agent) Forget(ctx context.Context, host string) (Member, error) {
 // Rejoin re-admits this host after it was removed from the cluster. Addresses that other hosts got meanwhile stay
 // theirs.
 func (a *Agent) Rejoin(ctx context.Context) error {
-	a.mu.Lock()
-	out := errors.Is(a.reason, cluster.ErrForgotten)
-	a.mu.Unlock()
-	if !out {
+	if !errors.Is(a.whyNoMember(), cluster.ErrForgotten) {
 		return errors.New("rejoin: this host was not removed from the cluster")
 	}
 	return a.c.Client.Readmit(ctx, a.self)

@@ -10,6 +10,8 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/record"
+	"netyard/fabric/address"
+	"netyard/fabric/nametable"
 	"netyard/kernel/core"
 	"netyard/modes"
 )
@@ -56,7 +58,7 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 func (m Modes) Host() modes.OverlayHost {
 	h := m.A.c.Host
 	return modes.OverlayHost{
-		ID: m.A.self, VTEP: h.VTEP, Port: m.A.Port(), MTU: h.MTU, Tunnel: h.Tunnel(), Clear: m.A.tunnel.clear,
+		ID: m.A.self, VTEP: h.VTEP, Port: m.A.Port(), MTU: h.MTU, Tunnel: h.Tunnel(), Clear: m.A.tunnel.Clear(),
 	}
 }
 
@@ -64,7 +66,7 @@ func (m Modes) Host() modes.OverlayHost {
 func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) error {
 	n := record.Network{ID: o.ID, Name: o.Name, VNI: o.VNI, MTU: o.MTU, Internal: o.Internal, Encrypted: o.Encrypted}
 	if o.Encrypted {
-		if err := m.A.createDevice(); err != nil {
+		if err := m.A.tunnel.Create(); err != nil {
 			return err
 		}
 	}
@@ -84,7 +86,7 @@ func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
 	if mac == "" {
 		mac = e.StableMAC().String()
 	}
-	m.A.names.setPlace(e.ID, place{o.ID, e.Sandbox})
+	m.A.names.SetPlace(e.ID, nametable.Place{Network: o.ID, Sandbox: e.Sandbox})
 	return m.A.Publish(o.ID, withoutPrefix(e.Addrs), e.ID, record.MAC(mac), validName(e.Container.Name), aliases(e))
 }
 
@@ -123,13 +125,13 @@ func (m Modes) Name(o modes.Overlay, e modes.Endpoint) error {
 
 // Detach withdraws the addresses and names of an endpoint.
 func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error {
-	m.A.names.removePlace(e.ID)
+	m.A.names.RemovePlace(e.ID)
 	return m.A.Withdraw(o.ID, e.ID)
 }
 
 // Grant gives an owner an address.
 func (m Modes) Grant(ctx context.Context, o modes.Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error) {
-	return m.A.Grant(ctx, Wish{Network: o.ID, Endpoint: owner, Addr: addr, V6: v6})
+	return m.A.Grant(ctx, address.Wish{Network: o.ID, Endpoint: owner, Addr: addr, V6: v6})
 }
 
 // Release returns a granted address.

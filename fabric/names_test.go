@@ -7,6 +7,7 @@ import (
 
 	"netyard/cluster/clustertest"
 	"netyard/cluster/record"
+	"netyard/fabric/address"
 	"netyard/modes"
 )
 
@@ -31,7 +32,7 @@ func TestNames(t *testing.T) {
 	one, two := all[0], all[1]
 	publish := func(h *host, n record.Network, id, name, sandbox string, aliases ...string) netip.Addr {
 		t.Helper()
-		a, err := h.Grant(t.Context(), Wish{Network: n.ID, Endpoint: id})
+		a, err := h.Grant(t.Context(), address.Wish{Network: n.ID, Endpoint: id})
 		must(t, err)
 		ep := modes.Endpoint{
 			ID: id, Addrs: []netip.Prefix{netip.PrefixFrom(a, 16)}, Sandbox: sandbox, Aliases: aliases,

@@ -76,19 +76,15 @@ func (a *Agent) Status() (Status, error) {
 	if a.reason != nil {
 		s.Reason, s.Advice = a.reason.Error(), advice(a.reason)
 	}
-	if a.tunnel.clear != nil {
-		s.Clear = a.tunnel.clear.Error()
-	}
 	for id, n := range a.networks {
-		s.Networks[id] = NetworkStatus{
-			Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(),
-			Fenced: maps.Clone(n.fenced), Unsure: n.unsure, Shut: n.shut,
-			Encrypted: n.Encrypted, Left: n.book.Unencrypted(),
-		}
+		s.Networks[id] = n.status()
 	}
 	a.mu.Unlock()
+	if clear := a.tunnel.Clear(); clear != nil {
+		s.Clear = clear.Error()
+	}
 	for id, n := range s.Networks {
-		own, err := a.Own(id)
+		own, err := a.addresses.List(id)
 		if err != nil {
 			return s, err
 		}
@@ -105,4 +101,13 @@ func (a *Agent) Status() (Status, error) {
 		s.Networks[id] = n
 	}
 	return s, nil
+}
+
+// status returns the state of a network without its addresses. The caller holds the Agent's lock.
+func (n *network) status() NetworkStatus {
+	p := n.plane.Status()
+	return NetworkStatus{
+		Name: n.Name, Addresses: n.claims.Status(), Peers: p.Peers, Refused: p.Refused,
+		Fenced: maps.Clone(n.fenced), Unsure: p.Unsure, Shut: p.Shut, Encrypted: n.Encrypted, Left: p.Left,
+	}
 }

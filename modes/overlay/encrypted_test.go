@@ -21,6 +21,7 @@ import (
 	"netyard/cluster/etcd"
 	"netyard/cluster/record"
 	"netyard/fabric"
+	"netyard/fabric/address"
 	"netyard/ipam"
 	"netyard/kernel"
 	"netyard/kernel/core"
@@ -248,7 +249,7 @@ func (s *station) on(n modes.Network, id string) (c *kerneltest.Host, e modes.En
 	var addrs []netip.Addr
 	for _, v6 := range []bool{false, true} {
 		clustertest.Eventually(s.t, "no address", func() bool {
-			a, err := s.agent.Grant(s.t.Context(), fabric.Wish{Network: n.Settled["overlay_id"], Endpoint: id, V6: v6})
+			a, err := s.agent.Grant(s.t.Context(), address.Wish{Network: n.Settled["overlay_id"], Endpoint: id, V6: v6})
 			if err == nil {
 				addrs = append(addrs, a)
 			}

@@ -17,6 +17,7 @@ import (
 	"netyard/cluster/etcd"
 	"netyard/cluster/record"
 	"netyard/fabric"
+	"netyard/fabric/address"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
@@ -228,7 +229,7 @@ func (h *host) run(t *testing.T, n modes.Network, id string, ports ...modes.Port
 	for _, v6 := range []bool{false, true} {
 		var a netip.Addr
 		clustertest.Eventually(t, "no address", func() bool {
-			got, err := h.agent.Grant(t.Context(), fabric.Wish{Network: n.Settled["overlay_id"], Endpoint: id, V6: v6})
+			got, err := h.agent.Grant(t.Context(), address.Wish{Network: n.Settled["overlay_id"], Endpoint: id, V6: v6})
 			a = got
 			return err == nil
 		})

@@ -1,7 +1,6 @@
 package fabric
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,6 +11,7 @@ import (
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
 	"netyard/cluster/record"
+	"netyard/fabric/address"
 )
 
 // grantAtOnce grants addresses to many endpoints at the same time.
@@ -23,7 +23,7 @@ func (h *host) grantAtOnce(n record.Network, round string, many int, want netip.
 	var all sync.WaitGroup
 	for i := range many {
 		all.Go(func() {
-			got[i], errs[i] = h.Grant(h.t.Context(), Wish{Network: n.ID, Endpoint: fmt.Sprint(round, i), Addr: want})
+			got[i], errs[i] = h.Grant(h.t.Context(), address.Wish{Network: n.ID, Endpoint: fmt.Sprint(round, i), Addr: want})
 		})
 	}
 	all.Wait()
@@ -82,10 +82,13 @@ func TestGrantAtOnce(t *testing.T) {
 		}
 	}
 	h.idle(small)
+	isFree := func(a netip.Addr) bool {
+		return h.on(small).claims.Get(record.Address{Network: small.ID, Addr: a}.Key()) == nil
+	}
 	for n := range 4 {
 		var want netip.Addr
 		for a := pool.Addr().Next().Next(); pool.Contains(a) && !want.IsValid(); a = a.Next() {
-			if h.on(small).isFree(a) {
+			if isFree(a) {
 				want = a
 			}
 		}
@@ -102,40 +105,6 @@ func TestGrantAtOnce(t *testing.T) {
 		if count != 1 {
 			t.Errorf("%s was requested by 4, and %d got it", want, count)
 		}
-		clustertest.Eventually(t, want.String()+" is still free", func() bool { return !h.on(small).isFree(want) })
-	}
-}
-
-// TestRecordWarm: an address that a request was granted meanwhile is not recorded as warm, and not released as unknown.
-func TestRecordWarm(t *testing.T) {
-	t.Parallel()
-	h := hosts(t, clustertest.Start(t, ""), 1)[0]
-	blue := joinBlue(t, []*host{h})
-	h.stop()
-	h.stop = func() {}
-	before, err := h.Own(blue.ID)
-	must(t, err)
-	want := netip.MustParseAddr("10.20.7.7")
-	if _, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "one", Addr: want}); err != nil {
-		t.Fatal(err)
-	}
-	must(t, h.recordWarm(blue.ID, []record.Address{{Addr: want, Use: record.Warm}}))
-	got, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "two", Addr: want})
-	if !errors.Is(err, cluster.ErrTaken) {
-		t.Errorf("another container: %s, %v", got, err)
-	}
-	n := h.on(blue)
-	rec := Own{Network: blue.ID, Addr: want, Use: record.Warm}.record(h.self)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go n.addrs.Run(ctx)
-	clustertest.Eventually(t, "the mirror does not have the address",
-		func() bool { return n.addrs.Get(rec.Key()) != nil })
-	after, err := h.compareWithEtcd(n, before)
-	must(t, err)
-	for _, o := range after {
-		if o.Addr == want {
-			t.Errorf("an address that was granted is to be released: %+v", o)
-		}
+		clustertest.Eventually(t, want.String()+" is still free", func() bool { return !isFree(want) })
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"netyard/cluster/clustertest"
 	"netyard/cluster/record"
+	"netyard/fabric/address"
 	"netyard/kernel/core"
 )
 
@@ -87,7 +88,7 @@ func TestForgotten(t *testing.T) {
 		_, x := all[0].links(blue)
 		return !strings.Contains(all[0].Sh(t, "bridge fdb show dev "+x), "dst 192.0.2.2")
 	})
-	_, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"})
+	_, err := all[1].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "new"})
 	if err == nil || !strings.Contains(err.Error(), removed) {
 		t.Errorf("a removed host grants addresses: %v", err)
 	}
@@ -113,7 +114,7 @@ func TestForgotten(t *testing.T) {
 	if s := all[1].status().Networks[blue.ID]; s.Lost != 1 || len(s.Fenced) != 1 {
 		t.Errorf("status: %+v", s)
 	}
-	_, err = all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new", Addr: two.v4})
+	_, err = all[1].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "new", Addr: two.v4})
 	if err == nil || !strings.Contains(err.Error(), "by another host") {
 		t.Errorf("a lost address is granted: %v", err)
 	}
@@ -157,7 +158,7 @@ func TestOldBackup(t *testing.T) {
 	all[0].Sh(t, "ip link del nyv-b1eeeeeeeee")
 	var moved *container
 	clustertest.Eventually(t, "a released address is not free", func() bool {
-		_, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b4eeeeeeeeee", Addr: stale.v4})
+		_, err := all[1].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "b4eeeeeeeeee", Addr: stale.v4})
 		return err == nil
 	})
 	moved = all[1].start(blue, "b4eeeeeeeeee", stale.v4)

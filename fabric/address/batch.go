@@ -1,4 +1,4 @@
-package fabric
+package address
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 // syncMany claims and releases many addresses in few transactions: each transaction is one message to every host of the
 // network, and one wait for etcd's disks. It sets Synced in own; a batch with an address of another host is left to
 // syncOne.
-func (a *Agent) syncMany(ctx context.Context, m record.Member, own []Own) error {
+func (n *Network) syncMany(ctx context.Context, own []Own) error {
 	var claims, gone []*Own
 	for i := range own {
 		switch o := &own[i]; {
@@ -30,20 +30,20 @@ func (a *Agent) syncMany(ctx context.Context, m record.Member, own []Own) error 
 		for _, o := range some {
 			want = append(want, o.claim())
 		}
-		if err := a.c.Client.ClaimAddresses(ctx, m, want...); errors.Is(err, cluster.ErrTaken) {
+		if err := n.r.c.Etcd.ClaimAddresses(ctx, n.member(), want...); errors.Is(err, cluster.ErrTaken) {
 			continue
 		} else if err != nil {
 			return err
 		}
-		if err := a.updateMany(m.Network, some, a.markSynced); err != nil {
+		if err := n.updateMany(some, markSynced); err != nil {
 			return err
 		}
 	}
 	for some := range slices.Chunk(gone, cluster.MaxClaims) {
-		if err := a.c.Client.Release(ctx, m, addrsOf(some)...); err != nil {
+		if err := n.r.c.Etcd.Release(ctx, n.member(), addrsOf(some)...); err != nil {
 			return err
 		}
-		if err := a.updateMany(m.Network, some, a.deleteReleased); err != nil {
+		if err := n.updateMany(some, deleteReleased); err != nil {
 			return err
 		}
 	}
@@ -58,9 +58,9 @@ func addrsOf(own []*Own) (all []netip.Addr) {
 }
 
 // updateMany calls update for each address that was written to etcd, with its current record, in one transaction.
-func (a *Agent) updateMany(network string, some []*Own, update func(written, now Own, tx store.Tx) error) error {
-	defer a.names.markStale(network)
-	err := a.c.Store.Update(func(tx store.Tx) error {
+func (n *Network) updateMany(some []*Own, update func(written, now Own, tx store.Tx) error) error {
+	defer n.r.c.Changed(n.ID)
+	err := n.r.c.Store.Update(func(tx store.Tx) error {
 		for _, o := range some {
 			now, err := owns.Get(tx, o.key())
 			if errors.Is(err, store.ErrNotFound) {
@@ -85,7 +85,7 @@ func (a *Agent) updateMany(network string, some []*Own, update func(written, now
 }
 
 // markSynced marks an address that was claimed in etcd as synced, unless it has changed meanwhile.
-func (*Agent) markSynced(written, now Own, tx store.Tx) error {
+func markSynced(written, now Own, tx store.Tx) error {
 	if !same(now, written) || now.Gone {
 		return nil
 	}
@@ -94,7 +94,7 @@ func (*Agent) markSynced(written, now Own, tx store.Tx) error {
 }
 
 // deleteReleased deletes the record of an address that was released in etcd, unless it was granted again meanwhile.
-func (*Agent) deleteReleased(_, now Own, tx store.Tx) error {
+func deleteReleased(_, now Own, tx store.Tx) error {
 	if !now.Gone {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package fabric
+package address
 
 import (
 	"context"
@@ -9,8 +9,25 @@ import (
 	"netyard/store"
 )
 
-// fillWarm claims the host's own address in a subnet, and the warm addresses that are missing.
-func (a *Agent) fillWarm(ctx context.Context, m record.Member, n *network, s record.Subnet, own []Own) error {
+// MaxWarm is how many addresses of a family are kept warm, at most.
+const MaxWarm = 8
+
+// Fill claims the addresses that are missing: the host's own one in each subnet, for a bridge with this MAC, and warm
+// ones.
+func (n *Network) Fill(ctx context.Context, mac record.MAC) error {
+	own, err := n.r.List(n.ID)
+	if err != nil {
+		return err
+	}
+	for _, s := range n.Subnets {
+		if err := n.fill(ctx, s, mac, own); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Network) fill(ctx context.Context, s record.Subnet, mac record.MAC, own []Own) error {
 	warm, host := 0, false
 	for _, o := range own {
 		if s.Pool.Contains(o.Addr) && !o.Gone && !o.Lost {
@@ -30,7 +47,7 @@ func (a *Agent) fillWarm(ctx context.Context, m record.Member, n *network, s rec
 		switch {
 		case !host:
 			host = true
-			claims = append(claims, record.Address{Addr: addr, Use: record.OfHost, MAC: n.MAC})
+			claims = append(claims, record.Address{Addr: addr, Use: record.OfHost, MAC: mac})
 		case want > 0:
 			want--
 			claims = append(claims, record.Address{Addr: addr, Use: record.Warm})
@@ -39,42 +56,42 @@ func (a *Agent) fillWarm(ctx context.Context, m record.Member, n *network, s rec
 	if len(claims) == 0 {
 		return nil
 	}
-	err := a.c.Client.ClaimAddresses(ctx, m, claims...)
-	if errors.Is(err, cluster.ErrTaken) { // another host was faster; the next sync tries others
+	err := n.r.c.Etcd.ClaimAddresses(ctx, n.member(), claims...)
+	if errors.Is(err, cluster.ErrTaken) { // another host was faster; the next Fill tries others
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	err = a.recordWarm(n.ID, claims)
-	a.markUnsure(n.ID)
+	err = n.recordWarm(claims)
+	n.c.HostChanged()
 	return err
 }
 
 // recordWarm records what was claimed. A request may have been granted one of them meanwhile, since etcd does not tell
 // claims of one host apart; that one is left alone.
-func (a *Agent) recordWarm(network string, claims []record.Address) error {
+func (n *Network) recordWarm(claims []record.Address) error {
 	var own []Own
 	for _, c := range claims {
-		own = append(own, Own{Network: network, Addr: c.Addr, Use: c.Use, MAC: c.MAC, Synced: true})
+		own = append(own, Own{Network: n.ID, Addr: c.Addr, Use: c.Use, MAC: c.MAC, Synced: true})
 	}
-	return a.c.Store.Update(func(tx store.Tx) error {
+	return n.r.c.Store.Update(func(tx store.Tx) error {
 		_, err := putNew(tx, own)
 		return err
 	})
 }
 
-// wantWarm returns how many addresses of a subnet are kept warm: 2 %, but at least 1 and at most maxWarm, and none when
+// wantWarm returns how many addresses of a subnet are kept warm: 2 %, but at least 1 and at most MaxWarm, and none when
 // the subnet is nearly full.
-func (n *network) wantWarm(s record.Subnet) int {
+func (n *Network) wantWarm(s record.Subnet) int {
 	const few, full = 50, 5 // 1/50 of them; more than 4/5
 	bits := s.Pool.Addr().BitLen() - s.Pool.Bits()
 	if bits >= 16 {
-		return maxWarm
+		return MaxWarm
 	}
 	all := 1 << bits
 	used := 0
-	n.addrs.Each(func(r record.Record) {
+	n.c.Claims.Each(func(r record.Record) {
 		if a, ok := r.(*record.Address); ok && s.Pool.Contains(a.Addr) {
 			used++
 		}
@@ -82,5 +99,5 @@ func (n *network) wantWarm(s record.Subnet) int {
 	if used*full > all*(full-1) {
 		return 0
 	}
-	return min(maxWarm, max(1, all/few))
+	return min(MaxWarm, max(1, all/few))
 }

@@ -1,4 +1,6 @@
-package fabric
+// Package nametable holds what endpoints of overlay networks are called: those of this host by its database, those of
+// other hosts by etcd.
+package nametable
 
 import (
 	"cmp"
@@ -8,24 +10,27 @@ import (
 	"sync"
 
 	"netyard/cluster/record"
-	"netyard/store"
+	"netyard/fabric/address"
 )
 
-// nameTables hold the names of endpoints, on the networks of this host. They have a lock of their own, so that a lookup
-// does not wait while the kernel is given ten thousand peers.
-type nameTables struct {
+// Tables hold the names of endpoints, on the networks of this host.
+type Tables struct {
+	// self is this host's ID, and own returns its addresses on a network.
+	self string
+	own  func(network string) ([]address.Own, error)
+
 	mu sync.Mutex
-	of map[string]*nameTable
+	of map[string]*table
 	// places says where the endpoints of this host are, by their IDs: two in one sandbox are one container's.
-	places map[string]place
+	places map[string]Place
 }
 
-// A place is the network and the sandbox of an endpoint.
-type place struct{ network, sandbox string }
+// A Place is the network and the sandbox of an endpoint.
+type Place struct{ Network, Sandbox string }
 
-// A nameTable holds the names on one network. Those of this host's endpoints are taken from the database, since etcd
-// may not have them yet; the others from etcd.
-type nameTable struct {
+// A table holds the names on one network. Those of this host's endpoints are taken from the database, since etcd may not
+// have them yet; the others from etcd.
+type table struct {
 	record.Network
 	remote, local map[netip.Addr]namedEndpoint
 	// stale says that local may differ from the database.
@@ -40,52 +45,56 @@ type namedEndpoint struct {
 	names    []string
 }
 
-func newNameTables() *nameTables {
-	return &nameTables{of: map[string]*nameTable{}, places: map[string]place{}}
+// New makes Tables for the host self; own returns its addresses on a network.
+func New(self string, own func(network string) ([]address.Own, error)) *Tables {
+	return &Tables{self: self, own: own, of: map[string]*table{}, places: map[string]Place{}}
 }
 
-func (rs *nameTables) open(n record.Network) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	rs.of[n.ID] = &nameTable{
+// Add makes an empty table for a network.
+func (t *Tables) Add(n record.Network) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.of[n.ID] = &table{
 		Network: n, remote: map[netip.Addr]namedEndpoint{}, local: map[netip.Addr]namedEndpoint{}, stale: true,
 		names: map[string]map[netip.Addr]int{},
 	}
 }
 
-func (rs *nameTables) close(id string) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	delete(rs.of, id)
+// Remove removes the table of a network.
+func (t *Tables) Remove(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.of, id)
 }
 
-// markStale says that names of a network may have changed in the database.
-func (rs *nameTables) markStale(id string) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	if r := rs.of[id]; r != nil {
+// Stale says that names of a network may have changed in the database.
+func (t *Tables) Stale(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.of[id]; r != nil {
 		r.stale = true
 	}
 }
 
-// setPlace records where an endpoint is.
-func (rs *nameTables) setPlace(endpoint string, s place) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	rs.places[endpoint] = s
+// SetPlace records where an endpoint is.
+func (t *Tables) SetPlace(endpoint string, s Place) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.places[endpoint] = s
 }
 
-func (rs *nameTables) removePlace(endpoint string) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	delete(rs.places, endpoint)
+// RemovePlace undoes SetPlace.
+func (t *Tables) RemovePlace(endpoint string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.places, endpoint)
 }
 
-// apply applies changes of address records; those of this host are ignored, since the database has them.
-func (rs *nameTables) apply(id, self string, changes []record.Change) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	r := rs.of[id]
+// Apply applies changes of address records; those of this host are ignored, since the database has them.
+func (t *Tables) Apply(id string, changes []record.Change) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.of[id]
 	if r == nil {
 		return
 	}
@@ -93,7 +102,7 @@ func (rs *nameTables) apply(id, self string, changes []record.Change) {
 		if old, ok := c.Old.(*record.Address); ok {
 			r.set(r.remote, old.Addr, namedEndpoint{})
 		}
-		if now, ok := c.New.(*record.Address); ok && now.Host != self && now.Use == record.Endpoint {
+		if now, ok := c.New.(*record.Address); ok && now.Host != t.self && now.Use == record.Endpoint {
 			if names := namesOf(now.Name, now.Aliases); len(names) > 0 {
 				r.set(r.remote, now.Addr, namedEndpoint{now.Endpoint, names})
 			}
@@ -111,7 +120,7 @@ func namesOf(name string, aliases []string) (all []string) {
 }
 
 // set sets the names of an address in one of the two halves of a table, local or remote; the zero value removes it.
-func (r *nameTable) set(half map[netip.Addr]namedEndpoint, a netip.Addr, c namedEndpoint) {
+func (r *table) set(half map[netip.Addr]namedEndpoint, a netip.Addr, c namedEndpoint) {
 	for _, n := range half[a].names {
 		if r.names[n][a]--; r.names[n][a] == 0 {
 			delete(r.names[n], a)
@@ -132,22 +141,18 @@ func (r *nameTable) set(half map[netip.Addr]namedEndpoint, a netip.Addr, c named
 }
 
 // refresh loads local from the database if it is stale.
-func (r *nameTable) refresh(st *store.Store) error {
+func (r *table) refresh(own func(network string) ([]address.Own, error)) error {
 	if !r.stale {
 		return nil
 	}
-	var own []Own
-	err := st.View(func(tx store.Tx) (err error) {
-		own, err = owns.List(tx, r.ID+"/")
-		return err
-	})
+	all, err := own(r.ID)
 	if err != nil {
 		return err
 	}
 	for a := range r.local {
 		r.set(r.local, a, namedEndpoint{})
 	}
-	for _, o := range own {
+	for _, o := range all {
 		if o.Use == record.Endpoint && !o.Gone && !o.Lost {
 			r.set(r.local, o.Addr, namedEndpoint{o.Endpoint, namesOf(o.Name, o.Aliases)})
 		}
@@ -157,9 +162,9 @@ func (r *nameTable) refresh(st *store.Store) error {
 }
 
 // current returns the refreshed table of a network; nil when the network is not on this host.
-func (rs *nameTables) current(st *store.Store, id string) *nameTable {
-	r := rs.of[id]
-	if r == nil || r.refresh(st) != nil {
+func (t *Tables) current(id string) *table {
+	r := t.of[id]
+	if r == nil || r.refresh(t.own) != nil {
 		return nil
 	}
 	return r
@@ -167,31 +172,31 @@ func (rs *nameTables) current(st *store.Store, id string) *nameTable {
 
 // visibleTo returns the tables that a client may use: first that of the network it asks on, then, if the client is a
 // container of this host, those of the other networks that its sandbox is on, sorted by name.
-func (rs *nameTables) visibleTo(st *store.Store, network string, asker netip.Addr) []*nameTable {
-	first := rs.current(st, network)
+func (t *Tables) visibleTo(network string, asker netip.Addr) []*table {
+	first := t.current(network)
 	if first == nil {
 		return nil
 	}
-	all := []*nameTable{first}
-	own := rs.places[first.local[asker].endpoint]
-	for _, s := range rs.places {
-		if s.sandbox == "" || s.sandbox != own.sandbox || s.network == network {
+	all := []*table{first}
+	own := t.places[first.local[asker].endpoint]
+	for _, s := range t.places {
+		if s.Sandbox == "" || s.Sandbox != own.Sandbox || s.Network == network {
 			continue
 		}
-		if r := rs.current(st, s.network); r != nil && !slices.Contains(all, r) {
+		if r := t.current(s.Network); r != nil && !slices.Contains(all, r) {
 			all = append(all, r)
 		}
 	}
-	slices.SortFunc(all[1:], func(a, b *nameTable) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(all[1:], func(a, b *table) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
 
 // Lookup returns the addresses that a name, in lower case, has for a client with the address asker on a network: on
 // that network, or else on another network that the client is on. NAME.NETWORK means the name NAME on NETWORK.
-func (a *Agent) Lookup(network string, asker netip.Addr, name string) (addrs []netip.Addr) {
-	a.names.mu.Lock()
-	defer a.names.mu.Unlock()
-	for _, r := range a.names.visibleTo(a.c.Store, network, asker) {
+func (t *Tables) Lookup(network string, asker netip.Addr, name string) (addrs []netip.Addr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.visibleTo(network, asker) {
 		found := r.names[name]
 		if short, ok := strings.CutSuffix(name, "."+strings.ToLower(r.Name)); ok && len(found) == 0 {
 			found = r.names[short]
@@ -209,10 +214,10 @@ func (a *Agent) Lookup(network string, asker netip.Addr, name string) (addrs []n
 
 // NameOf returns the name of an address on one of the client's networks, as for Lookup; ours is false when it is on
 // none of them, and the name is empty when no endpoint is known to have the address.
-func (a *Agent) NameOf(network string, asker, addr netip.Addr) (name string, ours bool) {
-	a.names.mu.Lock()
-	defer a.names.mu.Unlock()
-	for _, r := range a.names.visibleTo(a.c.Store, network, asker) {
+func (t *Tables) NameOf(network string, asker, addr netip.Addr) (name string, ours bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.visibleTo(network, asker) {
 		if !slices.ContainsFunc(r.Subnets, func(s record.Subnet) bool { return s.Pool.Contains(addr) }) {
 			continue
 		}
@@ -224,24 +229,4 @@ func (a *Agent) NameOf(network string, asker, addr netip.Addr) (name string, our
 		return "", true
 	}
 	return "", false
-}
-
-// Here returns the networks that are on this host.
-func (a *Agent) Here() (all []Bound) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, n := range a.networks {
-		all = append(all, n.Bound)
-	}
-	return all
-}
-
-// Moved returns a channel that receives when a network was bound to this host or unbound.
-func (a *Agent) Moved() <-chan struct{} { return a.moved }
-
-func (a *Agent) notifyMoved() {
-	select {
-	case a.moved <- struct{}{}:
-	default:
-	}
 }

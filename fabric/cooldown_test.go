@@ -9,6 +9,7 @@ import (
 
 	"netyard/cluster/clustertest"
 	"netyard/cluster/record"
+	"netyard/fabric/address"
 )
 
 // TestCooldown: an address that a container had is the last one that another gets, on any host, also after a restart of
@@ -39,15 +40,15 @@ func TestCooldown(t *testing.T) {
 	free := func(h *host, a netip.Addr) {
 		t.Helper()
 		clustertest.Eventually(t, "an address is not free and in cooldown",
-			func() bool { return h.on(small).isFree(a) && h.on(small).isCooling(a) })
+			func() bool { return h.on(small).addrs.Cooling(a) })
 	}
 	use := func(h *host, endpoint string, want netip.Addr) netip.Addr {
 		t.Helper()
-		a, err := h.Grant(t.Context(), Wish{Network: small.ID, Endpoint: endpoint, Addr: want})
+		a, err := h.Grant(t.Context(), address.Wish{Network: small.ID, Endpoint: endpoint, Addr: want})
 		must(t, err)
 		must(t, h.Publish(small.ID, []netip.Addr{a}, endpoint, "02:42:0a:28:00:99", "", nil))
 		clustertest.Eventually(t, "the other host does not see the endpoint", func() bool {
-			rec, _ := all[1].on(small).addrs.Get(record.Address{Network: small.ID, Addr: a}.Key()).(*record.Address)
+			rec, _ := all[1].on(small).claims.Get(record.Address{Network: small.ID, Addr: a}.Key()).(*record.Address)
 			return rec != nil && rec.Use == record.Endpoint
 		})
 		return a
@@ -64,7 +65,7 @@ func TestCooldown(t *testing.T) {
 	if b := use(all[1], "two", a); b != a {
 		t.Errorf("%s was requested, and %s granted", a, b)
 	}
-	if all[1].on(small).isCooling(a) {
+	if all[1].on(small).addrs.Cooling(a) {
 		t.Error("an address that a container has is in cooldown")
 	}
 	drop(all[1], "two")
@@ -79,8 +80,8 @@ func TestCooldown(t *testing.T) {
 	settled(all[0])
 	var got []netip.Addr
 	for {
-		b, err := all[1].Grant(t.Context(), Wish{Network: small.ID, Endpoint: "many" + string(rune('a'+len(got)))})
-		if errors.Is(err, ErrNone) {
+		b, err := all[1].Grant(t.Context(), address.Wish{Network: small.ID, Endpoint: "many" + string(rune('a'+len(got)))})
+		if errors.Is(err, address.ErrNone) {
 			break
 		}
 		must(t, err)

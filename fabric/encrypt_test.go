@@ -8,10 +8,10 @@ import (
 
 	"netyard/cluster/clustertest"
 	"netyard/cluster/record"
+	"netyard/fabric/tunnel"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/overlay"
-	"netyard/store"
 )
 
 // TestTunnelKey: the WireGuard key stays the same over a restart, and without WireGuard there is none; only the public
@@ -35,11 +35,10 @@ func TestTunnelKey(t *testing.T) {
 	if err == nil || !encrypts && !strings.Contains(err.Error(), "this kernel has no WireGuard") {
 		t.Errorf("rotation before the host is a member, or without WireGuard: %v", err)
 	}
-	o := Modes{h.Agent}
-	if err := o.A.createDevice(); (err == nil) != encrypts {
+	if err := h.tunnel.Create(); (err == nil) != encrypts {
 		t.Errorf("a device: %v", err)
 	}
-	must(t, h.releaseDevice())
+	must(t, h.tunnel.Release())
 }
 
 // TestEncryptedRotation: a rotation that is interrupted at any step is completed by the next daemon, and no host is left
@@ -61,7 +60,7 @@ func TestEncryptedRotation(t *testing.T) {
 	}))
 	one, two := all[0], all[1]
 	for _, h := range all {
-		must(t, h.createDevice())
+		must(t, h.tunnel.Create())
 		h.up(n)
 	}
 	pending := false // a rotation is pending
@@ -73,16 +72,16 @@ func TestEncryptedRotation(t *testing.T) {
 			for _, h := range all {
 				snap, err := h.Snapshot()
 				must(t, err)
-				for _, f := range snap.Faults([]core.Object{h.deviceNow(), h.peersNow()}) {
+				for _, f := range snap.Faults([]core.Object{h.tunnel.Device(), h.tunnelPeers()}) {
 					last += f.Text + "; "
 				}
-				if p := h.peersNow(); len(p.All) != 1 || p.Partial {
+				if p := h.tunnelPeers(); len(p.All) != 1 || p.Partial {
 					last += fmt.Sprintf("peers %v; ", p)
 				}
 			}
 			for _, pair := range [][2]*host{{one, two}, {two, one}} {
-				want := record.PublicKeyOf(pair[1].deviceNow().Key.Public())
-				if p := pair[0].peersNow().All; len(p) != 1 || record.PublicKeyOf(p[0].Key) != want {
+				want := record.PublicKeyOf(pair[1].tunnel.Device().Key.Public())
+				if p := pair[0].tunnelPeers().All; len(p) != 1 || record.PublicKeyOf(p[0].Key) != want {
 					last += "a peer has another key; "
 				}
 			}
@@ -94,9 +93,9 @@ func TestEncryptedRotation(t *testing.T) {
 		if pending {
 			return
 		}
-		var kept secret
-		must(t, one.db.View(func(tx store.Tx) (err error) { kept, err = secrets.Get(tx, secretKey); return err }))
-		if len(kept.Next) != 0 || overlay.Secret(kept.Key) != one.deviceNow().Key {
+		kept, err := tunnel.Open(tunnel.Config{Store: one.db, Kernel: one.kernel})
+		must(t, err)
+		if kept.Rotates() || kept.Device().Key != one.tunnel.Device().Key {
 			t.Errorf("%s: the recorded key is not the one in use", when)
 		}
 	}
@@ -106,15 +105,11 @@ func TestEncryptedRotation(t *testing.T) {
 		name string
 		do   func() error
 	}{
-		{"recorded", func() error { return one.recordNextKey() }},
+		{"recorded", func() error { return one.tunnel.RecordNext() }},
 		{"published", func() error {
 			return retryUnreachable(t, func() error { return one.c.Client.Join(t.Context(), one.host()) })
 		}},
-		{"used", func() error {
-			d := one.deviceNow()
-			d.Key = one.tunnel.next
-			return one.Ensure(t.Context(), d)
-		}},
+		{"used", func() error { return one.tunnel.UseNext(t.Context()) }},
 	}
 	for until := range steps {
 		one.stop()
@@ -124,11 +119,7 @@ func TestEncryptedRotation(t *testing.T) {
 		one.boot(1)
 		one.run()
 		one.member()
-		clustertest.Eventually(t, "a key that was "+steps[until].name+" is not used", func() bool {
-			one.Agent.mu.Lock()
-			defer one.Agent.mu.Unlock()
-			return !one.tunnel.rotates
-		})
+		clustertest.Eventually(t, "a key that was "+steps[until].name+" is not used", func() bool { return !one.tunnel.Rotates() })
 		right("after a key was " + steps[until].name)
 		if now := one.host().WireGuard; keys[now] {
 			t.Errorf("after a key was %s the host has an old one", steps[until].name)
@@ -143,27 +134,11 @@ func TestEncryptedRotation(t *testing.T) {
 	pending = true
 	right("while etcd is away")
 	e.Mend()
-	clustertest.Eventually(t, "a key that waited for etcd is not used", func() bool {
-		one.Agent.mu.Lock()
-		defer one.Agent.mu.Unlock()
-		return !one.tunnel.rotates
-	})
+	clustertest.Eventually(t, "a key that waited for etcd is not used", func() bool { return !one.tunnel.Rotates() })
 	pending = false
 	right("when it is back")
-	if one.peersNow().All[0].Addr != (record.Host{ID: two.self}).Tunnel() ||
-		!one.deviceNow().Addr.Contains(netip.Addr(two.deviceNow().Addr.Addr())) {
-		t.Errorf("the hosts are at %v and %v", one.deviceNow().Addr, one.peersNow().All)
+	if one.tunnelPeers().All[0].Addr != (record.Host{ID: two.self}).Tunnel() ||
+		!one.tunnel.Device().Addr.Contains(netip.Addr(two.tunnel.Device().Addr.Addr())) {
+		t.Errorf("the hosts are at %v and %v", one.tunnel.Device().Addr, one.tunnelPeers().All)
 	}
-}
-
-func (h *host) deviceNow() overlay.WireGuard {
-	h.Agent.mu.Lock()
-	defer h.Agent.mu.Unlock()
-	return h.device()
-}
-
-func (h *host) peersNow() overlay.WireGuardPeers {
-	h.Agent.mu.Lock()
-	defer h.Agent.mu.Unlock()
-	return h.tunnelPeers()
 }
