@@ -53,7 +53,8 @@ func TestClaims(t *testing.T) {
 				a := netip.AddrFrom4([4]byte{10, 20, 0, byte(10 + i)}) // the same on all hosts
 				b := netip.AddrFrom4([4]byte{10, 20, byte(n), byte(10 + i)})
 				err := hosttest.Retry(func() error {
-					return c.ClaimAddresses(t.Context(), m, record.Address{Addr: a, Use: record.Warm}, record.Address{Addr: b, Use: record.Warm})
+					return c.ClaimAddresses(t.Context(), m,
+						record.Address{Addr: a, Use: record.Warm}, record.Address{Addr: b, Use: record.Warm})
 				})
 				mu.Lock()
 				switch {
@@ -96,7 +97,8 @@ func TestRefusals(t *testing.T) {
 		!strings.Contains(err.Error(), "use IPv4") {
 		t.Errorf("another family: %v", err)
 	}
-	if _, err := two.Enter(t.Context(), record.Meta{Port: 4789, Cluster: hosttest.ID(77)}); !errors.Is(err, etcd.ErrOther) {
+	other := record.Meta{Port: 4789, Cluster: hosttest.ID(77)}
+	if _, err := two.Enter(t.Context(), other); !errors.Is(err, etcd.ErrOther) {
 		t.Errorf("another cluster: %v", err)
 	}
 	if err := two.Join(t.Context(), *hosttest.Host(2)); !errors.Is(err, etcd.ErrNotYet) {
@@ -170,12 +172,14 @@ func TestAddressLifecycle(t *testing.T) {
 		must(t, one.ClaimAddresses(t.Context(), m1, as))
 		found, err := one.Read(t.Context(), "look", []string{key})
 		must(t, err)
-		if got := found[key].Record.(*record.Address); got.Use != as.Use || got.MAC != as.MAC || got.Host != hosttest.ID(1) {
+		got := found[key].Record.(*record.Address)
+		if got.Use != as.Use || got.MAC != as.MAC || got.Host != hosttest.ID(1) {
 			t.Errorf("%+v became %+v", as, got)
 		}
 	}
 	must(t, two.Release(t.Context(), m2, a))
-	if err := two.ClaimAddresses(t.Context(), m2, record.Address{Addr: a, Use: record.Warm}); !errors.Is(err, cluster.ErrTaken) {
+	warm := record.Address{Addr: a, Use: record.Warm}
+	if err := two.ClaimAddresses(t.Context(), m2, warm); !errors.Is(err, cluster.ErrTaken) {
 		t.Errorf("released by a host that does not have it: %v", err)
 	}
 	must(t, one.Release(t.Context(), m1, a, netip.MustParseAddr("10.20.0.77")))
@@ -199,7 +203,9 @@ func TestAddressLifecycle(t *testing.T) {
 		}
 	}
 	slices.Sort(keys)
-	want := []string{"hostname/h1", "hostname/h2", "meta", hosttest.Host(1).Claims()[1].Key(), hosttest.Host(2).Claims()[1].Key()}
+	want := []string{
+		"hostname/h1", "hostname/h2", "meta", hosttest.Host(1).Claims()[1].Key(), hosttest.Host(2).Claims()[1].Key(),
+	}
 	if !slices.Equal(keys, want) {
 		t.Errorf("left %q, want %q", keys, want)
 	}
@@ -267,7 +273,7 @@ func TestResetMachine(t *testing.T) {
 }
 
 // TestTwinOnTheSameCard: a clone of a running machine, with its address and its MAC, is taken for the machine after a
-// reset; but the running one notices, reports cluster.ErrTwin while the clone is there, and does not replace the clone's Alive
+// reset; but the running one notices, reports ErrTwin while the clone is there, and does not replace the clone's Alive
 // record in turn.
 func TestTwinOnTheSameCard(t *testing.T) {
 	t.Parallel()
@@ -296,7 +302,8 @@ func TestTwinOnTheSameCard(t *testing.T) {
 	clustertest.Eventually(t, "the host is not alive", func() bool { return first() == nil })
 	stop, second := alive("boot2")
 	clustertest.Eventually(t, "a machine on the same card is refused", func() bool { return second() == nil })
-	clustertest.Eventually(t, "the running machine does not notice", func() bool { return errors.Is(first(), cluster.ErrTwin) })
+	clustertest.Eventually(t, "the running machine does not notice",
+		func() bool { return errors.Is(first(), cluster.ErrTwin) })
 	recs, err := c.List(t.Context(), record.Alive{Host: h.ID}.Key())
 	must(t, err)
 	if a, ok := recs[0].(*record.Alive); !ok || a.Boot != "boot2" || second() != nil {
@@ -346,7 +353,8 @@ func TestHosts(t *testing.T) {
 
 	net, m1 := hosttest.JoinBlue(t, one, 1)
 	a := netip.MustParseAddr("10.20.0.5")
-	must(t, one.ClaimAddresses(t.Context(), m1, record.Address{Addr: a, Use: record.Endpoint, Endpoint: "e", MAC: macA}))
+	must(t, one.ClaimAddresses(t.Context(), m1,
+		record.Address{Addr: a, Use: record.Endpoint, Endpoint: "e", MAC: macA}))
 	if err := two.Forget(t.Context(), hosttest.ID(44), "h2"); !errors.Is(err, cluster.ErrNotFound) {
 		t.Errorf("removal of an unknown host: %v", err)
 	}
@@ -354,7 +362,8 @@ func TestHosts(t *testing.T) {
 	must(t, two.Forget(t.Context(), hosttest.ID(1), "h2"))
 	clustertest.Eventually(t, "a removed host does not notice",
 		func() bool { return errors.Is(saidClone(), cluster.ErrForgotten) })
-	if err := one.ClaimAddresses(t.Context(), m1, record.Address{Addr: a, Use: record.Warm}); !errors.Is(err, cluster.ErrNotFound) {
+	warm := record.Address{Addr: a, Use: record.Warm}
+	if err := one.ClaimAddresses(t.Context(), m1, warm); !errors.Is(err, cluster.ErrNotFound) {
 		t.Errorf("an address for a removed host: %v", err)
 	}
 	if err := one.JoinNetwork(t.Context(), m1); !errors.Is(err, cluster.ErrNotFound) {

@@ -80,7 +80,8 @@ func TestCooldown(t *testing.T) {
 	settled(all[0])
 	var got []netip.Addr
 	for {
-		b, err := all[1].Grant(t.Context(), address.Wish{Network: small.ID, Endpoint: "many" + string(rune('a'+len(got)))})
+		w := address.Wish{Network: small.ID, Endpoint: "many" + string(rune('a'+len(got)))}
+		b, err := all[1].Grant(t.Context(), w)
 		if errors.Is(err, address.ErrNone) {
 			break
 		}

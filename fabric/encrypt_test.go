@@ -119,7 +119,8 @@ func TestEncryptedRotation(t *testing.T) {
 		one.boot(1)
 		one.run()
 		one.member()
-		clustertest.Eventually(t, "a key that was "+steps[until].name+" is not used", func() bool { return !one.tunnel.Rotates() })
+		clustertest.Eventually(t, "a key that was "+steps[until].name+" is not used",
+			func() bool { return !one.tunnel.Rotates() })
 		right("after a key was " + steps[until].name)
 		if now := one.host().WireGuard; keys[now] {
 			t.Errorf("after a key was %s the host has an old one", steps[until].name)

@@ -184,8 +184,8 @@ func (a *Agent) openAddresses() (err error) {
 // openTunnel opens the host's WireGuard device.
 func (a *Agent) openTunnel() (err error) {
 	a.tunnel, err = tunnel.Open(tunnel.Config{
-		Log: a.c.Log, Store: a.c.Store, Kernel: a.kernel, Host: a.c.Host, Port: cmp.Or(a.c.WireGuardPort, WireGuardPort),
-		Peers: a.tunnelPeers, Needed: a.encrypts, Reason: a.whyNoMember, Start: a.startTask,
+		Log: a.c.Log, Store: a.c.Store, Kernel: a.kernel, Host: a.c.Host,
+		Port: cmp.Or(a.c.WireGuardPort, WireGuardPort), Peers: a.tunnelPeers, Needed: a.encrypts, Reason: a.whyNoMember, Start: a.startTask,
 		Publish: func(ctx context.Context) error { return a.c.Client.Join(ctx, a.host()) },
 	})
 	return err

@@ -23,7 +23,8 @@ func (h *host) grantAtOnce(n record.Network, round string, many int, want netip.
 	var all sync.WaitGroup
 	for i := range many {
 		all.Go(func() {
-			got[i], errs[i] = h.Grant(h.t.Context(), address.Wish{Network: n.ID, Endpoint: fmt.Sprint(round, i), Addr: want})
+			w := address.Wish{Network: n.ID, Endpoint: fmt.Sprint(round, i), Addr: want}
+			got[i], errs[i] = h.Grant(h.t.Context(), w)
 		})
 	}
 	all.Wait()

@@ -80,8 +80,8 @@ func (a *Agent) Status() (Status, error) {
 		s.Networks[id] = n.status()
 	}
 	a.mu.Unlock()
-	if clear := a.tunnel.Clear(); clear != nil {
-		s.Clear = clear.Error()
+	if why := a.tunnel.Clear(); why != nil {
+		s.Clear = why.Error()
 	}
 	for id, n := range s.Networks {
 		own, err := a.addresses.List(id)

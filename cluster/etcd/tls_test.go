@@ -207,7 +207,9 @@ func TestUser(t *testing.T) {
 	}
 	secret := filepath.Join(t.TempDir(), "password")
 	must(t, os.WriteFile(secret, []byte("secret\n"), 0o600))
-	good := etcd.Config{Endpoints: []string{e.URL}, Insecure: true, User: "netyard", PasswordFile: secret, Prefix: "/blue"}
+	good := etcd.Config{
+		Endpoints: []string{e.URL}, Insecure: true, User: "netyard", PasswordFile: secret, Prefix: "/blue",
+	}
 	must(t, hosttest.Retry(func() error { return says(t, good) }))
 	wrong := filepath.Join(t.TempDir(), "wrong")
 	must(t, os.WriteFile(wrong, []byte("guess"), 0o600))

@@ -244,7 +244,8 @@ func TestMirrorAndAnotherCluster(t *testing.T) {
 		if s := v.Status(); s.Records != full.Records {
 			t.Errorf("%s: %d records, of %d", when, s.Records, full.Records)
 		}
-		if err := hosttest.Retry(func() error { return c.Join(t.Context(), *hosttest.Host(1)) }); !errors.Is(err, etcd.ErrOther) {
+		err := hosttest.Retry(func() error { return c.Join(t.Context(), *hosttest.Host(1)) })
+		if !errors.Is(err, etcd.ErrOther) {
 			t.Errorf("%s: join: %v", when, err)
 		}
 	}

@@ -13,8 +13,14 @@ import (
 )
 
 func addrOf(addr string, host int, mac record.MAC) *record.Address {
-	return &record.Address{Network: hosttest.ID(9), Addr: netip.MustParseAddr(addr), Host: hosttest.ID(host), Use: record.Endpoint, Endpoint: "e" +
-		addr[len(addr)-1:], MAC: mac}
+	return &record.Address{
+		Network: hosttest.ID(9), Addr: netip.MustParseAddr(addr), Host: hosttest.ID(host), Use: record.Endpoint,
+		Endpoint: "e" + addr[len(addr)-1:], MAC: mac,
+	}
+}
+
+func memberOf(host int) *record.Member {
+	return &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(host)}
 }
 
 const macA, macB record.MAC = "02:42:0a:14:00:0a", "02:42:0a:14:00:0b"
@@ -44,20 +50,21 @@ func TestBook(t *testing.T) {
 
 	put(addrOf("10.20.0.10", 2, macA)) // before its host is known
 	peers()
-	put(hosttest.Host(1), hosttest.Host(2), &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(1)})
+	put(hosttest.Host(1), hosttest.Host(2), memberOf(1))
 	peers()
-	put(&record.Member{Network: hosttest.ID(9), Host: hosttest.ID(2)}, addrOf("fd20::a", 2, macA))
+	put(memberOf(2), addrOf("fd20::a", 2, macA))
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
 
-	put(&record.Address{Network: hosttest.ID(9), Addr: netip.MustParseAddr("10.20.0.99"), Host: hosttest.ID(2), Use: record.Warm},
-		addrOf("10.20.0.11", 1, macB))
+	warm := record.Address{Addr: netip.MustParseAddr("10.20.0.99"), Use: record.Warm}
+	warm.Network, warm.Host = hosttest.ID(9), hosttest.ID(2)
+	put(&warm, addrOf("10.20.0.11", 1, macB))
 	other := addrOf("10.20.0.12", 2, macB)
 	other.Network = hosttest.ID(8)
 	put(other, &record.Member{Network: hosttest.ID(8), Host: hosttest.ID(3)})
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
 
 	// Claims that a broken or hostile host may make.
-	put(hosttest.Host(3), &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(3)}, addrOf("10.20.0.30", 3, macA), addrOf("10.20.0.31", 3, macB),
+	put(hosttest.Host(3), memberOf(3), addrOf("10.20.0.30", 3, macA), addrOf("10.20.0.31", 3, macB),
 		addrOf("10.20.0.1", 3, "02:00:00:00:00:01"),
 		addrOf("10.99.0.1", 3, "02:00:00:00:00:02"), addrOf("10.20.255.255", 3, "02:00:00:00:00:03"))
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
@@ -78,7 +85,7 @@ func TestBook(t *testing.T) {
 	if got := fmt.Sprint(b.VTEPs()); got != "[192.0.2.2 192.0.2.33]" {
 		t.Errorf("VTEPs %s", got)
 	}
-	gone(&record.Member{Network: hosttest.ID(9), Host: hosttest.ID(3)})
+	gone(memberOf(3))
 	peers()
 	if got := fmt.Sprint(b.VTEPs()); got != "[192.0.2.2]" {
 		t.Errorf("VTEPs %s", got)
@@ -139,14 +146,15 @@ func randomRecord(rng *rand.Rand) record.Record {
 		}
 		return h
 	case 1:
-		return &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(host)}
+		return memberOf(host)
 	}
-	return addrOf(fmt.Sprintf("10.20.0.%d", 1+rng.IntN(6)), host, []record.MAC{macA, macB, "02:00:00:00:00:01"}[rng.IntN(3)])
+	mac := []record.MAC{macA, macB, "02:00:00:00:00:01"}[rng.IntN(3)]
+	return addrOf(fmt.Sprintf("10.20.0.%d", 1+rng.IntN(6)), host, mac)
 }
 
 func BenchmarkBook(b *testing.B) {
 	book := NewBook(hosttest.ID(1), hosttest.Blue())
-	book.Apply([]record.Change{{New: hosttest.Host(1)}, {New: hosttest.Host(2)}, {New: &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(2)}}})
+	book.Apply([]record.Change{{New: hosttest.Host(1)}, {New: hosttest.Host(2)}, {New: memberOf(2)}})
 	mac := func(i int) record.MAC { return record.MAC(fmt.Sprintf("02:42:00:00:%02x:%02x", i>>8, i&255)) }
 	for i := range 10000 {
 		book.Apply([]record.Change{{New: addrOf(fmt.Sprintf("10.20.%d.%d", 1+i/250, 2+i%250), 2, mac(i))}})

@@ -24,7 +24,9 @@ type Kernel interface {
 	Ensure(ctx context.Context, objects ...core.Object) error
 	Remove(objects ...core.Object) error
 	// ChangePeers adds or changes peers of a VXLAN device, and removes others by their addresses and MAC addresses.
-	ChangePeers(ctx context.Context, link string, set []overlay.Peer, gone []netip.Addr, unused []net.HardwareAddr) error
+	ChangePeers(
+		ctx context.Context, link string, set []overlay.Peer, gone []netip.Addr, unused []net.HardwareAddr,
+	) error
 }
 
 // Config is what a Network needs.

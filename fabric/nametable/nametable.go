@@ -28,8 +28,8 @@ type Tables struct {
 // A Place is the network and the sandbox of an endpoint.
 type Place struct{ Network, Sandbox string }
 
-// A table holds the names on one network. Those of this host's endpoints are taken from the database, since etcd may not
-// have them yet; the others from etcd.
+// A table holds the names on one network. Those of this host's endpoints are taken from the database, since etcd may
+// not have them yet; the others from etcd.
 type table struct {
 	record.Network
 	remote, local map[netip.Addr]namedEndpoint

@@ -104,7 +104,7 @@ func (t *Tunnel) UseNext(ctx context.Context) error {
 		}
 	}
 	if t.programmed != nil {
-		t.retryHandshakes(t.programmed.All, since) //nolint:contextcheck // it runs until the daemon ends
+		t.retryHandshakes(t.programmed.All, since)
 	}
 	return nil
 }
