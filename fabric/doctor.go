@@ -109,7 +109,7 @@ func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 // downHosts returns the hosts that are known to be down; while etcd is away, none.
 func (a *Agent) downHosts(ctx context.Context) map[string]bool {
 	down := map[string]bool{}
-	all, err := a.Members(ctx)
+	all, err := a.c.Client.Members(ctx)
 	if err != nil {
 		return down
 	}

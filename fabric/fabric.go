@@ -73,6 +73,7 @@ type Agent struct {
 	addresses      *address.Records
 	names          *nametable.Tables
 	tunnel         *tunnel.Tunnel
+	leaving        *leaving
 	tasks          *tasks
 	wake           chan struct{}
 	// moved is signalled when a network is bound or unbound.
@@ -142,7 +143,8 @@ func newAgent(c Config, k Kernel) (*Agent, error) {
 		c: c, kernel: k, self: who.Host, who: who, wake: make(chan struct{}, 1), networks: map[string]*network{},
 		reason: etcd.ErrNotYet, tasks: &tasks{}, moved: make(chan struct{}, 1),
 	}
-	if err := errors.Join(a.openAddresses(), a.openTunnel(), a.closeLeftNetworks()); err != nil {
+	a.leaving = &leaving{store: c.Store, client: c.Client, kernel: k, self: who.Host, port: a.Port}
+	if err := errors.Join(a.openAddresses(), a.openTunnel(), a.leaving.close(context.Background())); err != nil {
 		return nil, err
 	}
 	a.hosts = mirror.New(c.Client.Client, c.Log, "host/", a.applyHostChanges)
@@ -185,7 +187,8 @@ func (a *Agent) openAddresses() (err error) {
 func (a *Agent) openTunnel() (err error) {
 	a.tunnel, err = tunnel.Open(tunnel.Config{
 		Log: a.c.Log, Store: a.c.Store, Kernel: a.kernel, Host: a.c.Host,
-		Port: cmp.Or(a.c.WireGuardPort, WireGuardPort), Peers: a.tunnelPeers, Needed: a.encrypts, Reason: a.whyNoMember, Start: a.startTask,
+		Port: cmp.Or(a.c.WireGuardPort, WireGuardPort), Peers: a.tunnelPeers, Needed: a.encrypts,
+		Reason: a.whyNoMember, Start: a.startTask,
 		Publish: func(ctx context.Context) error { return a.c.Client.Join(ctx, a.host()) },
 	})
 	return err
@@ -213,6 +216,9 @@ func (a *Agent) on() (all []*network) {
 	defer a.mu.Unlock()
 	return slices.Collect(maps.Values(a.networks))
 }
+
+// has says whether a network is on this host.
+func (a *Agent) has(id string) bool { return a.network(id) != nil }
 
 // network returns a network that is on this host; nil when it is not.
 func (a *Agent) network(id string) *network {
@@ -320,7 +326,7 @@ func (a *Agent) Unbind(id string) error {
 	stop()
 	err := a.forgetNetwork(id, n)
 	if err == nil && n != nil {
-		err = a.kernel.Ensure(context.Background(), a.closedElements(id, n.VNI)...)
+		err = a.kernel.Ensure(context.Background(), a.leaving.closed(id, n.VNI)...)
 	}
 	if err == nil {
 		err = mirror.Discard(a.c.Store, "addr/"+id+"/")
@@ -347,12 +353,7 @@ func (a *Agent) forgetNetwork(id string, n *network) error {
 		if err := address.Forget(tx, id); err != nil {
 			return err
 		}
-		if n != nil {
-			if err := leftVNIs.Put(tx, id, n.VNI); err != nil {
-				return err
-			}
-		}
-		return leftNetworks.Put(tx, id, true)
+		return a.leaving.add(tx, id, n)
 	})
 }
 

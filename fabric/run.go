@@ -171,7 +171,7 @@ func (a *Agent) sync(ctx context.Context) error {
 	if reason := a.whyNoMember(); reason != nil {
 		return reason
 	}
-	errs := []error{a.tunnel.Complete(ctx), a.leaveNetworks(ctx)}
+	errs := []error{a.tunnel.Complete(ctx), a.leaving.leave(ctx, a.has)}
 	for _, n := range a.on() {
 		errs = append(errs, a.syncNetwork(ctx, n))
 	}

@@ -187,7 +187,7 @@ func TestOverlayMade(t *testing.T) {
 	}
 	one.healthy(t, "one")
 	two.healthy(t, "two")
-	if err := one.agent.RemoveOverlay(t.Context(), "blue"); err == nil || !strings.Contains(err.Error(), "is in use on h1, h2") {
+	if err := one.client.RemoveOverlay(t.Context(), "blue"); err == nil || !strings.Contains(err.Error(), "is in use on h1, h2") {
 		t.Errorf("taken from under its hosts: %v", err)
 	}
 	remove := func(m *member) {
@@ -198,7 +198,7 @@ func TestOverlayMade(t *testing.T) {
 	}
 	left := func(want int) func() bool {
 		return func() bool {
-			all, err := one.agent.Overlays(t.Context())
+			all, err := one.client.Overlays(t.Context())
 			return err == nil && (want == 0 && len(all) == 0 || len(all) == 1 && len(all[0].Hosts) == want)
 		}
 	}

@@ -607,7 +607,7 @@ func (s *station) peers(t *testing.T, id string) []overlay.WireGuardPeer {
 // key is the public one that etcd has of the host.
 func (s *station) key(t *testing.T) record.PublicKey {
 	t.Helper()
-	all, err := s.agent.Members(t.Context())
+	all, err := s.client.Members(t.Context())
 	must(t, err)
 	for _, m := range all {
 		if m.Name == fmt.Sprint("h", s.n) {
