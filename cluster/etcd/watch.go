@@ -54,7 +54,10 @@ func (c *Client) batch(prefix string, resp clientv3.WatchResponse) Batch {
 	for _, ev := range resp.Events {
 		e := Event{Key: string(ev.Kv.Key[len(c.prefix):])}
 		if ev.Type == clientv3.EventTypePut {
-			e.Value = append([]byte{}, ev.Kv.Value...) // not nil
+			e.Value = ev.Kv.Value
+			if e.Value == nil {
+				e.Value = []byte{} // nil says that the key was deleted
+			}
 		}
 		b.Events = append(b.Events, e)
 	}

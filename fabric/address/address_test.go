@@ -157,6 +157,9 @@ func TestWarm(t *testing.T) {
 		!errors.Is(err, etcd.ErrUnreachable) {
 		t.Errorf("without a warm address: %v", err)
 	}
+	if got, err := n.Grant(t.Context(), Wish{Endpoint: "more"}); !errors.Is(err, ErrNone) {
+		t.Errorf("an address that etcd was asked for in vain is granted: %s, %v", got, err)
+	}
 	f.away, f.writes = false, 0
 	must(t, n.Sync(t.Context()))
 	published := 0
@@ -225,6 +228,26 @@ func TestUnused(t *testing.T) {
 	must(t, n.Sync(t.Context()))
 	if _, ok := f.claimed[a]; ok {
 		t.Error("an unused address is not released")
+	}
+}
+
+// TestUnsure: an address that was claimed when etcd did not answer is claimed again for who requests it.
+func TestUnsure(t *testing.T) {
+	t.Parallel()
+	n, f := blue(t)
+	w := Wish{Endpoint: "one", Addr: netip.MustParseAddr("10.20.7.7")}
+	f.away = true
+	if _, err := n.Grant(t.Context(), w); !errors.Is(err, etcd.ErrUnreachable) {
+		t.Errorf("while etcd is away: %v", err)
+	}
+	f.away = false
+	f.claimed[w.Addr] = record.Address{Network: n.ID, Addr: w.Addr, Host: hosttest.ID(2), Use: record.Warm}
+	if got, err := n.Grant(t.Context(), w); !errors.Is(err, cluster.ErrTaken) {
+		t.Errorf("another host's address: %s, %v", got, err)
+	}
+	delete(f.claimed, w.Addr)
+	if got, err := n.Grant(t.Context(), w); err != nil || got != w.Addr || f.claimed[got].Host != hosttest.ID(1) {
+		t.Errorf("a free address: %s, %v; claimed is %+v", got, err, f.claimed[got])
 	}
 }
 

@@ -76,7 +76,7 @@ func (n *Network) fromWarm(w Wish) (got netip.Addr, err error) {
 			if o.Lost && !o.Gone && o.Addr == w.Addr {
 				return fmt.Errorf("address %s %w by another host", w.Addr, cluster.ErrTaken)
 			}
-			if o.Lost || o.Trying || o.Use == record.OfHost || w.Addr.IsValid() && o.Addr != w.Addr ||
+			if o.Lost || o.Trying || o.Unsure || o.Use == record.OfHost || w.Addr.IsValid() && o.Addr != w.Addr ||
 				!w.Addr.IsValid() && o.Addr.Is6() != w.V6 {
 				continue
 			}
@@ -173,7 +173,7 @@ func (n *Network) claimOne(ctx context.Context, o Own, named bool) error {
 	if errors.Is(err, cluster.ErrTaken) {
 		put = func(tx store.Tx) error { return owns.Delete(tx, o.key()) }
 	} else if err != nil { // etcd may have accepted the claim all the same
-		o.Endpoint, o.Gone, o.Synced = "", true, false
+		o.Endpoint, o.Gone, o.Unsure, o.Synced = "", true, true, false
 	}
 	return errors.Join(err, n.r.c.Store.Update(put))
 }

@@ -29,6 +29,8 @@ type Own struct {
 	Trying bool `json:",omitempty"`
 	// Gone says that it is to be released.
 	Gone bool `json:",omitempty"`
+	// Unsure says that etcd did not answer when it was claimed, so that it may be another host's.
+	Unsure bool `json:",omitempty"`
 	// Lost says that it is another host's according to etcd. It is claimed again when it is free; until then its
 	// endpoint is fenced.
 	Lost bool `json:",omitempty"`
@@ -65,7 +67,7 @@ func same(o, p Own) bool {
 }
 
 // Idle says whether an address is warm and free for any endpoint.
-func (o Own) Idle() bool { return o.Use == record.Warm && o.Endpoint == "" && !o.Trying && !o.Lost }
+func (o Own) Idle() bool { return o.Use == record.Warm && o.Endpoint == "" && !o.Trying && !o.Unsure && !o.Lost }
 
 // fences says whether an address is the reason for its endpoint to be fenced.
 func (o Own) fences() bool { return o.Lost && !o.Gone && o.Endpoint != "" }

@@ -61,7 +61,7 @@ func Open(c Config) (*Records, error) {
 			if !o.Trying {
 				continue
 			}
-			o.Trying, o.Endpoint, o.Gone = false, "", true
+			o.Trying, o.Endpoint, o.Gone, o.Unsure = false, "", true, true
 			if err := owns.Put(tx, o.key(), o); err != nil {
 				return err
 			}
@@ -180,11 +180,12 @@ func (r *Records) update(o Own, f func(Own, store.Tx) error) error {
 	})
 }
 
-// reserve records that an address is being claimed, unless it is recorded already. It replaces a lost address that is
-// to be released and, if the request named the address, the host's own one, for which another is claimed.
+// reserve records that an address is being claimed, unless it is recorded already. It replaces one that is to be
+// released and may be another host's and, if the request named the address, the host's own one, for which another is
+// claimed.
 func reserve(tx store.Tx, o Own, named bool) error {
 	has, err := owns.Get(tx, o.key())
-	replaced := has.Lost && has.Gone || named && has.Use == record.OfHost
+	replaced := (has.Lost || has.Unsure) && has.Gone || named && has.Use == record.OfHost
 	switch {
 	case err == nil && !replaced:
 		return fmt.Errorf("address %s %w", o.Addr, errPending)
