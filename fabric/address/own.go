@@ -67,7 +67,9 @@ func same(o, p Own) bool {
 }
 
 // Idle says whether an address is warm and free for any endpoint.
-func (o Own) Idle() bool { return o.Use == record.Warm && o.Endpoint == "" && !o.Trying && !o.Unsure && !o.Lost }
+func (o Own) Idle() bool {
+	return o.Use == record.Warm && o.Endpoint == "" && !o.Trying && !o.Unsure && !o.Lost
+}
 
 // fences says whether an address is the reason for its endpoint to be fenced.
 func (o Own) fences() bool { return o.Lost && !o.Gone && o.Endpoint != "" }

@@ -242,16 +242,14 @@ func (n *Network) Update() error {
 	defer n.turn.Unlock()
 	read := n.c.Read()
 	n.mu.Lock()
-	asked := n.asked
-	if n.removed {
-		n.mu.Unlock()
+	asked, removed := n.asked, n.removed
+	n.mu.Unlock()
+	if removed {
 		return nil
 	}
-	clear(n.pending)
-	n.mu.Unlock()
 	err := n.setVTEPs()
 	if err == nil {
-		err = n.c.Kernel.Ensure(context.Background(), n.peers(read))
+		err = n.c.Kernel.Ensure(context.Background(), n.take(read))
 	}
 	if err == nil {
 		err = n.setHostAddrs()
@@ -308,14 +306,24 @@ func (n *Network) TellPeers() error {
 	if removed {
 		return nil
 	}
-	return n.c.Kernel.Ensure(context.Background(), n.peers(n.c.Read()))
+	err := n.c.Kernel.Ensure(context.Background(), n.take(n.c.Read()))
+	if err != nil {
+		n.Unsure()
+	}
+	return err
+}
+
+// take returns the peers to give to the kernel; no changes are pending then. The caller holds turn.
+func (n *Network) take(read bool) overlay.Peers {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.pending)
+	return n.peers(read)
 }
 
 // peers returns the peers that the kernel should know. A daemon that was killed may have given the kernel more peers
-// than it had saved: until etcd has been read, those must not be removed.
+// than it had saved: until etcd has been read, those must not be removed. The caller holds mu.
 func (n *Network) peers(read bool) overlay.Peers {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	if n.forgotten || n.shut {
 		return overlay.Peers{Link: n.links.VXLAN}
 	}
@@ -329,10 +337,11 @@ func (n *Network) peers(read bool) overlay.Peers {
 
 // Objects returns what the links and the firewall should have now, to be compared with the kernel.
 func (n *Network) Objects() []core.Object {
-	port, all := n.c.Port(), n.peers(n.c.Read())
-	all.Keeper = n
+	port, read := n.c.Port(), n.c.Read()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	all := n.peers(read)
+	all.Keeper = n
 	objects := append(Elements(overlay.VTEPs(port, n.net.VNI, n.vteps), n.net.ID), all)
 	for _, addr := range n.host {
 		objects = append(objects, addr)

@@ -24,7 +24,7 @@ type fake struct {
 	mu    sync.Mutex
 	fails bool
 	peers map[netip.Addr]string
-	// macs counts the calls that removed a MAC address which a peer still had.
+	// wrong counts removals of addresses that are no peers', and of MAC addresses that a peer still has.
 	wrong int
 	addrs map[string]bool
 }
