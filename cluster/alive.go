@@ -7,12 +7,13 @@ import (
 	"log/slog"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 )
 
 const (
-	// aliveTTL is how long a silent host still counts as alive, in seconds.
-	aliveTTL = 30
+	// aliveTTL is how long a silent host still counts as alive.
+	aliveTTL = 30 * time.Second
 	// checkEvery is how often this host asks etcd whether it answers and still holds the cluster.
 	checkEvery = 3 * time.Second
 )
@@ -22,7 +23,7 @@ const (
 // with the reason why the host is no member, once for each reason, and with nil when it is one again. At the end the
 // Alive record is deleted; the host stays a member.
 func (c *Client) StayAlive(
-	ctx context.Context, log *slog.Logger, h func() Host, boot string, report func(error),
+	ctx context.Context, log *slog.Logger, h func() record.Host, boot string, report func(error),
 ) error {
 	var last string
 	wasAlive := false
@@ -39,7 +40,7 @@ func (c *Client) StayAlive(
 			log.Warn("announcement of this host failed", "err", err)
 			report(err)
 		}
-		if !sleep(ctx, retryEvery) {
+		if !etcd.Sleep(ctx, etcd.RetryEvery) {
 			return nil
 		}
 	}
@@ -49,28 +50,15 @@ func (c *Client) StayAlive(
 // stayAliveOnce does the work of StayAlive until an error occurs. A lease that etcd has lost is no error: the next call
 // gets a new one. wasAlive says that this process has announced the host before: the machine was not reset since, so an
 // Alive record with another boot ID is a twin's, whatever its card.
-func (c *Client) stayAliveOnce(ctx context.Context, h func() Host, boot string, wasAlive bool, onAlive func()) error {
-	a := Alive{Host: h().ID, Boot: boot}
-	conn, err := c.dial(ctx)
-	if err != nil {
-		return c.noteResult("grant a lease", err)
-	}
-	var lease clientv3.LeaseID
-	err = c.call(ctx, "grant a lease", func(ctx context.Context, conn *clientv3.Client) error {
-		granted, err := conn.Grant(ctx, aliveTTL)
-		if err == nil {
-			lease = granted.ID
-		}
-		return err
-	})
+func (c *Client) stayAliveOnce(
+	ctx context.Context, h func() record.Host, boot string, wasAlive bool, onAlive func(),
+) error {
+	a := record.Alive{Host: h().ID, Boot: boot}
+	lease, err := c.Grant(ctx, aliveTTL)
 	if err != nil {
 		return err
 	}
-	defer func() { // ctx may have ended
-		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_, _ = conn.Revoke(bound, lease) // otherwise it expires
-	}()
+	defer lease.Revoke(ctx)
 	// The Alive record comes first: a clone must not overwrite the host record of the machine it was copied from.
 	write := func() error {
 		who := h()
@@ -93,9 +81,9 @@ func (c *Client) stayAliveOnce(ctx context.Context, h func() Host, boot string, 
 	}
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
-	renewals, err := conn.KeepAlive(inner, lease)
+	ended, err := lease.Renew(inner)
 	if err != nil {
-		return fmt.Errorf("keep lease alive: %w", err)
+		return err
 	}
 	onAlive()
 	tick := time.NewTicker(checkEvery)
@@ -104,19 +92,17 @@ func (c *Client) stayAliveOnce(ctx context.Context, h func() Host, boot string, 
 		select {
 		case <-ctx.Done():
 			return nil
-		case _, ok := <-renewals:
-			if !ok {
-				return fmt.Errorf("keep lease alive: it ended")
-			}
+		case <-ended:
+			return errors.New("keep lease alive: it ended")
 		case <-tick.C:
-			found, err := c.read(ctx, "check etcd", []string{a.Key()})
+			found, err := c.Read(ctx, "check etcd", []string{a.Key()})
 			if err != nil {
 				return err
 			}
-			if !found[a.Key()].there { // this host was removed from the cluster, or etcd lost the lease
+			if !found[a.Key()].There { // this host was removed from the cluster, or etcd lost the lease
 				return nil
 			}
-			if now, _ := found[a.Key()].Record.(*Alive); now != nil && now.Boot != boot {
+			if now, _ := found[a.Key()].Record.(*record.Alive); now != nil && now.Boot != boot {
 				return fmt.Errorf("%w (boot %s); it started later", ErrTwin, now.Boot)
 			}
 		}
@@ -127,26 +113,26 @@ func (c *Client) stayAliveOnce(ctx context.Context, h func() Host, boot string, 
 // tells machines apart; a restarted daemon has the same one. A machine that was reset has a new boot ID, too, and its
 // containers must not wait until its former Alive record expires: it is recognised by its former address on the same
 // card, which no two reachable machines can share.
-func (c *Client) writeAlive(ctx context.Context, h Host, a Alive, lease clientv3.LeaseID) error {
-	own, tomb := Host{ID: a.Host}.Key(), Tomb{Host: a.Host}.Key()
+func (c *Client) writeAlive(ctx context.Context, h record.Host, a record.Alive, lease *etcd.Lease) error {
+	own, tomb := record.Host{ID: a.Host}.Key(), record.Tomb{Host: a.Host}.Key()
 	keys := []string{a.Key(), own, tomb}
-	return c.change(ctx, "announce host", keys, func(found map[string]entry) (d decision, err error) {
-		was, _ := found[own].Record.(*Host)
-		switch has, _ := found[a.Key()].Record.(*Alive); {
-		case found[tomb].there:
+	return c.Change(ctx, "announce host", keys, func(found etcd.Found) (d etcd.Decision, err error) {
+		was, _ := found[own].Record.(*record.Host)
+		switch has, _ := found[a.Key()].Record.(*record.Alive); {
+		case found[tomb].There:
 			return d, ErrForgotten
-		case !found[own].there:
+		case !found[own].There:
 			return d, fmt.Errorf("host %s %w", a.Host, ErrNotFound)
-		case has != nil && has.Boot != a.Boot && !h.onCardOf(was):
-			return d, fmt.Errorf("%w (boot %s); if that was this machine before a reboot, it expires within %d s",
+		case has != nil && has.Boot != a.Boot && !onSameCard(h, was):
+			return d, fmt.Errorf("%w (boot %s); if that was this machine before a reboot, it expires within %s",
 				ErrTwin, has.Boot, aliveTTL)
 		}
-		d.put, d.lease = []Record{&a}, lease
+		d.Put, d.Lease = []record.Record{&a}, lease
 		return d, nil
 	})
 }
 
-// onCardOf says whether a host has the same address on the same card as an earlier record of it.
-func (h Host) onCardOf(was *Host) bool {
+// onSameCard says whether a host has the same address on the same card as an earlier record of it.
+func onSameCard(h record.Host, was *record.Host) bool {
 	return was != nil && h.Card != "" && h.Card == was.Card && h.VTEP == was.VTEP
 }

@@ -1,34 +1,36 @@
-// Package cluster holds what the hosts of an overlay know of each other: typed records in etcd, which hosts claim,
-// publish and watch.
+// Package cluster is what a host does as a member of a cluster: it enters and joins it, announces that it is alive, and
+// claims networks and addresses, in transactions on records in etcd.
 //
-// Other hosts write to etcd, so its contents are not trusted. Decode accepts a record only if its kind is known, its
-// fields are within bounds and it agrees with its key; no field ever reaches a shell or a file name. Packets of running
-// containers never wait for etcd: a Mirror keeps the records it has seen while etcd is away, and saves a copy of them
-// in the host's database for a boot without etcd.
+// Other hosts write to etcd, so its contents are not trusted: package record accepts only valid records, and no field
+// of them ever reaches a shell or a file name. Packets of running containers never wait for etcd: package mirror keeps
+// the records it has seen while etcd is away.
 package cluster
 
-import "errors"
+import (
+	"errors"
 
-// Schema is the version of the records that this program writes. A host refuses to enter a cluster with a newer one.
-const Schema = 1
+	"netyard/cluster/etcd"
+)
 
 var (
-	// ErrUnreachable says that etcd did not answer in time.
-	ErrUnreachable = errors.New("etcd is unreachable")
 	// ErrTaken says that another owner has the name, the address or the VNI.
 	ErrTaken = errors.New("is taken")
 	// ErrNotFound says that there is no such record.
 	ErrNotFound = errors.New("is not in the cluster")
-	// ErrInUse says that hosts still use the network.
-	ErrInUse = errors.New("is in use")
-	// ErrOther says that etcd holds another cluster than the one this host belongs to, or no longer holds any.
-	ErrOther = errors.New("etcd does not hold this host's cluster")
-	// ErrNotYet says that this process has not entered its cluster yet.
-	ErrNotYet = errors.New("etcd was not contacted yet")
 	// ErrForgotten says that an admin removed this host from the cluster.
 	ErrForgotten = errors.New("this host was removed from the cluster")
 	// ErrTwin says that another running machine has announced itself with this host's ID.
 	ErrTwin = errors.New("another running machine has this host's ID")
-	// ErrInvalid is wrapped by every error that rejects a record.
-	ErrInvalid = errors.New("invalid record")
 )
+
+// A Client is a host's access to its cluster.
+type Client struct{ *etcd.Client }
+
+// Open checks a configuration and the files it names, and makes a Client of it.
+func Open(c etcd.Config) (*Client, error) {
+	conn, err := etcd.Open(c)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{conn}, nil
+}

@@ -5,8 +5,9 @@ import (
 	"net/netip"
 	"testing"
 
-	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/record"
+	"netyard/fabric/address"
 )
 
 // TestBatch: addresses that were published while etcd was away are written in few transactions, and thus reach the
@@ -22,12 +23,12 @@ func TestBatch(t *testing.T) {
 	clustertest.Eventually(t, "the outage is not noticed", func() bool { return all[0].status().Reason != "" })
 	h := all[0]
 	var addrs int
-	for i := range maxWarm {
+	for i := range address.MaxWarm {
 		id := fmt.Sprintf("b%deeeeeeeeee", i)
 		for _, v6 := range []bool{false, true} {
-			a, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: id, V6: v6})
+			a, err := h.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: id, V6: v6})
 			must(t, err)
-			mac := cluster.MAC(fmt.Sprintf("02:42:00:00:00:%02x", i))
+			mac := record.MAC(fmt.Sprintf("02:42:00:00:00:%02x", i))
 			must(t, h.Publish(blue.ID, []netip.Addr{a}, id, mac, "", nil))
 			addrs++
 		}
@@ -42,7 +43,7 @@ func TestBatch(t *testing.T) {
 	must(t, err)
 	claimed := 0
 	for _, r := range recs {
-		if r.(*cluster.Address).Use == cluster.Endpoint {
+		if r.(*record.Address).Use == record.Endpoint {
 			claimed++
 		}
 	}

@@ -12,14 +12,14 @@ import (
 	"testing"
 	"time"
 
-	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/record"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 )
 
 // running makes many hosts that are members, and puts a network on the first on of them.
-func running(b *testing.B, many, on int) ([]*host, cluster.Network) {
+func running(b *testing.B, many, on int) ([]*host, record.Network) {
 	b.Helper()
 	all := hosts(b, clustertest.Start(b, ""), many)
 	for _, h := range all {
@@ -35,12 +35,12 @@ func running(b *testing.B, many, on int) ([]*host, cluster.Network) {
 }
 
 // claims returns claims of a host for endpoints without containers.
-func (h *host) claims(n cluster.Network, from, many int) (all []cluster.Address) {
+func (h *host) claims(n record.Network, from, many int) (all []record.Address) {
 	for i := from; i < from+many; i++ {
-		all = append(all, cluster.Address{
+		all = append(all, record.Address{
 			Network: n.ID, Addr: netip.AddrFrom4([4]byte{10, 20, byte(100 + i/250), byte(2 + i%250)}), Host: h.self,
-			Use: cluster.Endpoint, Endpoint: fmt.Sprint("e", i),
-			MAC: cluster.MAC(fmt.Sprintf("02:42:0a:14:%02x:%02x", i>>8, i&255)),
+			Use: record.Endpoint, Endpoint: fmt.Sprint("e", i),
+			MAC: record.MAC(fmt.Sprintf("02:42:0a:14:%02x:%02x", i>>8, i&255)),
 		})
 	}
 	return all
@@ -57,7 +57,7 @@ func percentile(of []time.Duration, hundredths int) float64 {
 func BenchmarkFreshHost(b *testing.B) {
 	all, blue := running(b, 2, 1)
 	const many, chunk = 10000, 50
-	m := cluster.Member{Network: blue.ID, Host: all[0].self}
+	m := record.Member{Network: blue.ID, Host: all[0].self}
 	all[0].stop() // it would release them, since it has no endpoints for them
 	all[0].stop = func() {}
 	for i := 0; i < many; i += chunk {
@@ -156,7 +156,7 @@ func BenchmarkPropagation(b *testing.B) {
 	all[0].stop = func() {}
 	two, three := all[1].listen(b, x), all[2].listen(b, x)
 
-	m := cluster.Member{Network: blue.ID, Host: all[0].self}
+	m := record.Member{Network: blue.ID, Host: all[0].self}
 	var claim, second, third []time.Duration
 	for i := range max(b.N, 200) {
 		a := all[0].claims(blue, i, 1)[0]

@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"netyard/cluster"
+	"netyard/cluster/etcd"
+	cpeers "netyard/cluster/peers"
+	"netyard/cluster/record"
 	"netyard/kernel/overlay"
 )
 
@@ -35,7 +37,7 @@ func (a *Agent) Doctor(ctx context.Context) (all []Symptom, err error) {
 		all = append(all, Symptom{Of: "host", Text: err.Error()})
 	}
 	advice, err := a.c.Client.Advise(ctx)
-	if err != nil && !errors.Is(err, cluster.ErrUnreachable) { // reported already
+	if err != nil && !errors.Is(err, etcd.ErrUnreachable) { // reported already
 		return nil, err
 	}
 	for _, text := range advice {
@@ -84,7 +86,7 @@ func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 	for _, f := range hosts {
 		echoes = append(echoes, overlay.Echo{To: f.addr}, overlay.Echo{To: f.addr, Size: f.mtu})
 	}
-	back, err := overlay.Echoes(ctx, a.c.Kernel.Handle, echoes)
+	back, err := a.kernel.Echoes(ctx, echoes)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +109,7 @@ func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 // downHosts returns the hosts that are known to be down; while etcd is away, none.
 func (a *Agent) downHosts(ctx context.Context) map[string]bool {
 	down := map[string]bool{}
-	all, err := a.Members(ctx)
+	all, err := a.c.Client.Members(ctx)
 	if err != nil {
 		return down
 	}
@@ -119,20 +121,19 @@ func (a *Agent) downHosts(ctx context.Context) map[string]bool {
 
 // remoteHosts returns the own addresses of other hosts, on the networks that are on this host.
 func (a *Agent) remoteHosts(down map[string]bool) (all []remoteHost) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, n := range a.networks {
-		peers := n.book.Peers()
-		n.addrs.Each(func(r cluster.Record) {
-			addr, ok := r.(*cluster.Address)
-			if !ok || addr.Use != cluster.OfHost || down[addr.Host] || peers[addr.Addr] == (cluster.Peer{}) {
+	port := a.Port()
+	for _, n := range a.on() {
+		found := n.plane.Peers()
+		n.claims.Each(func(r record.Record) {
+			addr, ok := r.(*record.Address)
+			if !ok || addr.Use != record.OfHost || down[addr.Host] || found[addr.Addr] == (cpeers.Peer{}) {
 				return
 			}
 			f := remoteHost{
 				network: n.Name, host: addr.Host, addr: addr.Addr, mtu: n.MTU,
-				at: netip.AddrPortFrom(peers[addr.Addr].VTEP, a.port()),
+				at: netip.AddrPortFrom(found[addr.Addr].VTEP, port),
 			}
-			if h, ok := a.hosts.Get(cluster.Host{ID: addr.Host}.Key()).(*cluster.Host); ok {
+			if h, ok := a.hosts.Get(record.Host{ID: addr.Host}.Key()).(*record.Host); ok {
 				f.host = h.Name
 				if n.Encrypted {
 					f.at = netip.AddrPortFrom(h.VTEP, h.WireGuardPort)

@@ -13,18 +13,26 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/mirror"
+	"netyard/cluster/record"
+	"netyard/fabric/address"
+	"netyard/fabric/dataplane"
+	"netyard/fabric/nametable"
+	"netyard/fabric/tunnel"
 	"netyard/kernel"
-	"netyard/kernel/core"
-	"netyard/kernel/overlay"
 	"netyard/store"
 )
+
+// WireGuardPort is the UDP port of WireGuard unless the configuration sets another.
+const WireGuardPort = tunnel.Port
 
 // Config is what an Agent needs.
 type Config struct {
@@ -33,7 +41,7 @@ type Config struct {
 	Store  *store.Store
 	Kernel *kernel.Kernel
 	// Host is this host, without its ID, which is in the database.
-	Host cluster.Host
+	Host record.Host
 	// Port is the UDP port of VXLAN, used if this host creates the cluster.
 	Port uint16
 	// WireGuardPort is the UDP port of this host's WireGuard device; 0: the constant WireGuardPort.
@@ -50,28 +58,28 @@ type Config struct {
 	Fence func(ctx context.Context, network string, endpoints map[string]string) error
 }
 
-const (
-	// retryEvery is how often work that failed is tried again.
-	retryEvery = time.Second
-	// useTimeout is how long an address stays granted to an endpoint that does not publish it: an engine's requests end
-	// within seconds.
-	useTimeout = 5 * time.Minute
-)
+// retryEvery is how often work that failed is tried again.
+const retryEvery = time.Second
 
-// An Agent is a host's part in overlay networks.
+// An Agent is a host's part in overlay networks. It ties together what it has of each: the addresses, the names, the
+// kernel's part of each network, and the tunnel.
 type Agent struct {
-	c Config
+	c      Config
+	kernel Kernel
 	// self is this host's ID.
 	self string
 	// hosts and members mirror the records of all hosts and memberships.
-	hosts, members *cluster.Mirror
+	hosts, members *mirror.Mirror
+	addresses      *address.Records
+	names          *nametable.Tables
+	tunnel         *tunnel.Tunnel
+	leaving        *leaving
+	tasks          *tasks
 	wake           chan struct{}
-	// names holds the names of endpoints; moved is signalled when a network is bound or unbound.
-	names *nameTables
+	// moved is signalled when a network is bound or unbound.
 	moved chan struct{}
-	// reapAtOnce makes useTimeout 0, in tests.
-	reapAtOnce atomic.Bool
 
+	// mu guards what follows. Requests take it, so it is never held while the kernel, etcd or the database works.
 	mu       sync.Mutex
 	who      cluster.Identity
 	networks map[string]*network
@@ -81,54 +89,45 @@ type Agent struct {
 	entered bool
 	// reason is why the host is not a member at the moment; nil: it is one.
 	reason error
-	tasks  *tasks
-	tunnel tunnel
 }
 
-// A network is a network that is on this host, with its state.
+// A network is a network that is on this host. The Agent's lock guards what can change.
 type network struct {
 	Bound
-	book   *cluster.Book
-	keeper *keeper
-	addrs  *cluster.Mirror
+	// claims mirrors the claims of all hosts to addresses of the network.
+	claims *mirror.Mirror
+	addrs  *address.Network
+	plane  *dataplane.Network
+	// loaded says that the saved claims have been loaded, so that the mirror can run; stop ends it.
+	loaded bool
 	stop   func()
-	// vteps are the VTEPs from which frames are accepted; nil: the kernel was not given any yet.
-	vteps []netip.Addr
-	// host are the host's own addresses.
-	host []core.Addr
-	// complete says that the kernel was given everything after everything had been read from etcd.
-	complete bool
-	// unsure says that the kernel may lack something, so that it is given everything again.
-	unsure bool
-	// shut says that all traffic is blocked until it is known which of the host's former addresses are still its own.
-	shut bool
 	// fenced is what Fence was last called with; nil: it was not called yet.
 	fenced map[string]string
-
-	coolMu   sync.Mutex
-	cooldown time.Duration
-	// cooling are the addresses in cooldown, and since when; changedCooling are those whose record differs.
-	cooling        map[netip.Addr]time.Time
-	changedCooling map[netip.Addr]bool
 }
 
 // A Bound is a network that is on this host, and the link that leads to its other hosts.
 type Bound struct {
-	cluster.Network
+	record.Network
 	ID string
 	// Link is the VXLAN device, Bridge the bridge that it is a port of, and MAC the bridge's MAC. The host's own
 	// addresses are on the bridge.
 	Link, Bridge string
-	MAC          cluster.MAC
+	MAC          record.MAC
 	// Alias is the alias of both links.
 	Alias string
+}
+
+func (b Bound) links() dataplane.Links {
+	return dataplane.Links{VXLAN: b.Link, Bridge: b.Bridge, Alias: b.Alias}
 }
 
 // networks holds the networks that are on this host.
 var networks = store.Bucket[Bound]{Name: "overlay_networks"}
 
 // New makes an Agent from the records in the database. Without etcd, the saved copies already give it the peers.
-func New(c Config) (*Agent, error) {
+func New(c Config) (*Agent, error) { return newAgent(c, onHost{c.Kernel}) }
+
+func newAgent(c Config, k Kernel) (*Agent, error) {
 	who, err := cluster.LoadIdentity(c.Store)
 	if err != nil {
 		return nil, fmt.Errorf("load the host's identity: %w", err)
@@ -141,15 +140,16 @@ func New(c Config) (*Agent, error) {
 		c.Held = func(string, netip.Addr) bool { return false }
 	}
 	a := &Agent{
-		c: c, self: who.Host, who: who, wake: make(chan struct{}, 1), networks: map[string]*network{},
-		reason: cluster.ErrNotYet, tasks: &tasks{}, names: newNameTables(), moved: make(chan struct{}, 1),
+		c: c, kernel: k, self: who.Host, who: who, wake: make(chan struct{}, 1), networks: map[string]*network{},
+		reason: etcd.ErrNotYet, tasks: &tasks{}, moved: make(chan struct{}, 1),
 	}
-	if err := errors.Join(a.releaseInterrupted(), a.openTunnel(), a.closeLeftNetworks()); err != nil {
+	a.leaving = &leaving{store: c.Store, client: c.Client, kernel: k, self: who.Host, port: a.Port}
+	if err := errors.Join(a.openAddresses(), a.openTunnel(), a.leaving.close(context.Background())); err != nil {
 		return nil, err
 	}
-	a.hosts = c.Client.NewMirror(c.Log, "host/", a.applyHostChanges)
-	a.members = c.Client.NewMirror(c.Log, "member/", a.applyHostChanges)
-	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
+	a.hosts = mirror.New(c.Client.Client, c.Log, "host/", a.applyHostChanges)
+	a.members = mirror.New(c.Client.Client, c.Log, "member/", a.applyHostChanges)
+	for _, m := range []*mirror.Mirror{a.hosts, a.members} {
 		if err := m.Load(c.Store); err != nil {
 			return nil, err
 		}
@@ -162,8 +162,6 @@ func New(c Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	for _, b := range bound {
 		b.Network.ID = b.ID
 		if err := a.add(b); err != nil {
@@ -173,24 +171,68 @@ func New(c Config) (*Agent, error) {
 	return a, nil
 }
 
-// closeLeftNetworks closes networks that this host has left without etcd having recorded that, see Parting.
-func (a *Agent) closeLeftNetworks() error {
-	objects, err := a.Parting()
-	if err != nil {
-		return err
+// openAddresses opens the records of the host's addresses and, from these, the names of its endpoints.
+func (a *Agent) openAddresses() (err error) {
+	a.addresses, err = address.Open(address.Config{
+		Log: a.c.Log, Store: a.c.Store, Etcd: a.c.Client, Host: a.self, Cooldown: a.c.Cooldown, Held: a.c.Held,
+		Reason: a.whyNoMember, Changed: func(network string) { a.names.Stale(network) }, Wake: a.wakeUp,
+	})
+	if err == nil {
+		a.names = nametable.New(a.self, a.addresses.List)
 	}
-	return a.c.Kernel.Ensure(context.Background(), objects...)
+	return err
 }
 
-// Port returns the UDP port of VXLAN.
+// openTunnel opens the host's WireGuard device.
+func (a *Agent) openTunnel() (err error) {
+	a.tunnel, err = tunnel.Open(tunnel.Config{
+		Log: a.c.Log, Store: a.c.Store, Kernel: a.kernel, Host: a.c.Host,
+		Port: cmp.Or(a.c.WireGuardPort, WireGuardPort), Peers: a.tunnelPeers, Needed: a.encrypts,
+		Reason: a.whyNoMember, Start: a.startTask,
+		Publish: func(ctx context.Context) error { return a.c.Client.Join(ctx, a.host()) },
+	})
+	return err
+}
+
+// startTask runs a task until Run ends, if this host has found its cluster.
+func (a *Agent) startTask(task func(context.Context) error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.entered {
+		a.tasks.start(task)
+	}
+}
+
+// whyNoMember returns why this host is not a member of the cluster at the moment; nil: it is one.
+func (a *Agent) whyNoMember() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reason
+}
+
+// on returns the networks that are on this host.
+func (a *Agent) on() (all []*network) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Values(a.networks))
+}
+
+// has says whether a network is on this host.
+func (a *Agent) has(id string) bool { return a.network(id) != nil }
+
+// network returns a network that is on this host; nil when it is not.
+func (a *Agent) network(id string) *network {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.networks[id]
+}
+
+// Port returns the UDP port of VXLAN: the cluster's, or the configured one if this host has never been in a cluster.
 func (a *Agent) Port() uint16 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.port()
+	return cmp.Or(a.who.Meta.Port, a.c.Port)
 }
-
-// port returns the cluster's port, or the configured one if this host has never been in a cluster.
-func (a *Agent) port() uint16 { return cmp.Or(a.who.Meta.Port, a.c.Port) }
 
 // Local returns this host's VTEP.
 func (a *Agent) Local() netip.Addr { return a.c.Host.VTEP }
@@ -198,9 +240,7 @@ func (a *Agent) Local() netip.Addr { return a.c.Host.VTEP }
 // Bind records that a network is on this host; its links must exist. Run then joins the network in etcd.
 func (a *Agent) Bind(b Bound) error {
 	b.ID = b.Network.ID
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	n := a.networks[b.ID]
+	n := a.network(b.ID)
 	isNew := n == nil || n.Link != b.Link || n.Bridge != b.Bridge || n.MAC != b.MAC || n.Alias != b.Alias
 	if isNew {
 		if err := a.c.Store.Update(func(tx store.Tx) error { return bind(tx, b) }); err != nil {
@@ -210,9 +250,9 @@ func (a *Agent) Bind(b Bound) error {
 	if n != nil {
 		if isNew { // happens only before Run: later readers hold no lock
 			n.Bound = b
+			n.plane.Relink(b.links())
 		}
-		n.unsure = true
-		a.wakeUp()
+		n.plane.Unsure()
 		return nil
 	}
 	if err := a.add(b); err != nil {
@@ -223,52 +263,52 @@ func (a *Agent) Bind(b Bound) error {
 	return nil
 }
 
-// bind records a network, and updates the MAC of the host's own addresses there: that of a bridge can change with the
-// host's.
+// bind records a network, and the MAC of its bridge.
 func bind(tx store.Tx, b Bound) error {
-	own, err := owns.List(tx, b.ID+"/")
-	if err != nil {
+	if err := address.SetMAC(tx, b.ID, b.MAC); err != nil {
 		return err
-	}
-	for _, o := range own {
-		if o.Use != cluster.OfHost || o.MAC == b.MAC {
-			continue
-		}
-		o.MAC, o.Synced = b.MAC, false
-		if err := owns.Put(tx, o.key(), o); err != nil {
-			return err
-		}
 	}
 	return networks.Put(tx, b.ID, b)
 }
 
-// add starts the work on a network. The caller holds the lock.
-func (a *Agent) add(b Bound) error {
-	n := &network{
-		keeper: &keeper{a, b.ID},
-		Bound:  b, book: cluster.NewBook(a.self, b.Network), stop: func() {}, unsure: true,
-		cooldown: a.c.Cooldown, cooling: map[netip.Addr]time.Time{}, changedCooling: map[netip.Addr]bool{},
-	}
-	if err := a.loadCooling(n); err != nil {
-		return err
-	}
-	for _, m := range []*cluster.Mirror{a.hosts, a.members} {
-		m.Each(func(r cluster.Record) { n.book.Apply([]cluster.Change{{Key: r.Key(), New: r}}) })
-	}
-	n.addrs = a.c.Client.NewMirror(a.c.Log, "addr/"+b.ID+"/",
-		func(cs []cluster.Change) { a.applyAddressChanges(n, cs) })
-	a.networks[b.ID] = n
-	a.names.open(b.Network)
-	a.mu.Unlock() // Load calls applyAddressChanges, which locks
-	err := n.addrs.Load(a.c.Store)
-	a.mu.Lock()
+// add starts the work on a network.
+func (a *Agent) add(b Bound) (err error) {
+	n := &network{Bound: b, stop: func() {}}
+	n.claims = mirror.New(a.c.Client.Client, a.c.Log, "addr/"+b.ID+"/",
+		func(cs []record.Change) { a.applyAddressChanges(n, cs) })
+	n.addrs, err = a.addresses.Network(b.Network, address.NetworkConfig{
+		Claims: n.claims, HostChanged: func() { n.plane.Unsure() },
+		Join: func(ctx context.Context) error { return a.join(ctx, n) },
+	})
 	if err != nil {
 		return err
 	}
-	if a.entered {
-		n.stop = a.tasks.start(n.addrs.Run)
+	a.names.Add(b.Network)
+	a.mu.Lock()
+	n.plane = dataplane.New(dataplane.Config{
+		Log: a.c.Log, Kernel: a.kernel, Host: a.self, Port: a.Port, Read: func() bool { return a.read(n) },
+		Tunnel: a.tunnel.Update, HostAddrs: n.addrs.HostAddrs, Retry: a.wakeUp,
+	}, b.Network, b.links(), a.fenced)
+	a.networks[b.ID] = n // from here on it gets changes of hosts
+	a.mu.Unlock()
+	for _, m := range []*mirror.Mirror{a.hosts, a.members} {
+		m.Each(func(r record.Record) { n.plane.Note([]record.Change{{Key: r.Key(), New: r}}) })
 	}
+	if err := n.claims.Load(a.c.Store); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n.loaded = true
+	a.startMirror(n)
 	return nil
+}
+
+// startMirror runs the mirror of a network's claims, once there is something to mirror. The caller holds the lock.
+func (a *Agent) startMirror(n *network) {
+	if a.entered && n.loaded && a.networks[n.ID] == n {
+		n.stop = a.tasks.start(n.claims.Run)
+	}
 }
 
 // Unbind removes a network from this host. Its addresses are released in etcd as soon as etcd answers.
@@ -276,23 +316,25 @@ func (a *Agent) Unbind(id string) error {
 	a.mu.Lock()
 	n := a.networks[id]
 	delete(a.networks, id)
-	a.mu.Unlock()
-	a.names.close(id)
-	a.notifyMoved()
+	stop := func() {}
 	if n != nil {
-		n.stop()
+		stop = n.stop
 	}
+	a.mu.Unlock()
+	a.names.Remove(id)
+	a.notifyMoved()
+	stop()
 	err := a.forgetNetwork(id, n)
 	if err == nil && n != nil {
-		err = a.c.Kernel.Ensure(context.Background(), a.closedElements(id, n.VNI)...)
+		err = a.kernel.Ensure(context.Background(), a.leaving.closed(id, n.VNI)...)
 	}
 	if err == nil {
-		err = cluster.Discard(a.c.Store, "addr/"+id+"/")
+		err = mirror.Discard(a.c.Store, "addr/"+id+"/")
 	}
 	if err == nil && n != nil {
-		err = a.c.Kernel.Remove(elements(overlay.VTEPs(a.Port(), n.VNI, n.vteps), id)...)
+		err = n.plane.Remove()
 		if n.Encrypted {
-			err = errors.Join(err, a.releaseDevice())
+			err = errors.Join(err, a.tunnel.Release())
 		}
 	}
 	a.wakeUp()
@@ -308,35 +350,21 @@ func (a *Agent) forgetNetwork(id string, n *network) error {
 		if err := networks.Delete(tx, id); err != nil {
 			return err
 		}
-		for _, key := range owns.Keys(tx, id+"/") {
-			if err := owns.Delete(tx, key); err != nil {
-				return err
-			}
+		if err := address.Forget(tx, id); err != nil {
+			return err
 		}
-		for _, key := range cooling.Keys(tx, id+"/") {
-			if err := cooling.Delete(tx, key); err != nil {
-				return err
-			}
-		}
-		if n != nil {
-			if err := leftVNIs.Put(tx, id, n.VNI); err != nil {
-				return err
-			}
-		}
-		return leftNetworks.Put(tx, id, true)
+		return a.leaving.add(tx, id, n)
 	})
 }
 
 // Keep unbinds all networks but those with these IDs: a daemon that died may have left others.
 func (a *Agent) Keep(ids []string) error {
-	a.mu.Lock()
 	var others []string
-	for id := range a.networks {
-		if !slices.Contains(ids, id) {
-			others = append(others, id)
+	for _, n := range a.on() {
+		if !slices.Contains(ids, n.ID) {
+			others = append(others, n.ID)
 		}
 	}
-	a.mu.Unlock()
 	for _, id := range others {
 		if err := a.Unbind(id); err != nil {
 			return err
@@ -345,46 +373,28 @@ func (a *Agent) Keep(ids []string) error {
 	return nil
 }
 
-// leftNetworks holds networks that were removed from this host and not left in etcd yet.
-var leftNetworks = store.Bucket[bool]{Name: "overlay_leaving"}
-
-// leftVNIs holds the VNIs of those networks. The other hosts take this one for a member until it has left in etcd, so
-// the networks stay closed: nothing that a container sends can leave as a frame of theirs.
-var leftVNIs = store.Bucket[uint32]{Name: "overlay_parting"}
-
-// closedElements returns the elements that keep such a network closed. They belong to the Agent alone, see Parting.
-func (a *Agent) closedElements(id string, vni uint32) []core.Object {
-	return elements(overlay.Closed(a.Port(), vni), "parting "+id)
-}
-
-// Parting returns the elements that keep networks closed which were removed from this host and not left in etcd yet.
-func (a *Agent) Parting() (objects []core.Object, err error) {
-	err = a.c.Store.View(func(tx store.Tx) error {
-		return leftVNIs.Each(tx, "", func(id string, vni uint32) error {
-			objects = append(objects, a.closedElements(id, vni)...)
-			return nil
-		})
-	})
-	return objects, err
-}
-
-// removeClosed removes the elements of a network that this host has left in etcd.
-func (a *Agent) removeClosed(id string) error {
-	var vni uint32
-	err := a.c.Store.View(func(tx store.Tx) (err error) { vni, err = leftVNIs.Get(tx, id); return err })
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	if err == nil {
-		err = a.c.Kernel.Remove(a.closedElements(id, vni)...)
-	}
-	return err
-}
-
 // wakeUp makes syncLoop run at once.
 func (a *Agent) wakeUp() {
 	select {
 	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Here returns the networks that are on this host.
+func (a *Agent) Here() (all []Bound) {
+	for _, n := range a.on() {
+		all = append(all, n.Bound)
+	}
+	return all
+}
+
+// Moved returns a channel that receives when a network was bound to this host or unbound.
+func (a *Agent) Moved() <-chan struct{} { return a.moved }
+
+func (a *Agent) notifyMoved() {
+	select {
+	case a.moved <- struct{}{}:
 	default:
 	}
 }

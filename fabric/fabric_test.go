@@ -16,6 +16,9 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
+	"netyard/fabric/address"
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
@@ -83,13 +86,13 @@ func hosts(t testing.TB, e *clustertest.Etcd, many int) (all []*host) {
 // boot makes a new agent on the same database; at is the last byte of the host's address on the LAN.
 func (h *host) boot(at int) {
 	h.t.Helper()
-	c, err := cluster.Open(cluster.Config{Endpoints: []string{h.etcd.URL}, Insecure: true})
+	c, err := cluster.Open(etcd.Config{Endpoints: []string{h.etcd.URL}, Insecure: true})
 	must(h.t, err)
 	h.t.Cleanup(func() { _ = c.Close() })
 	h.Agent, err = New(Config{
 		Log: slog.New(slog.DiscardHandler), Client: c, Store: h.db, Kernel: h.Kernel, Port: port,
 		BootID: fmt.Sprint("boot", h.n),
-		Host: cluster.Host{
+		Host: record.Host{
 			Name: fmt.Sprint("h", h.n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(at)}), MTU: 1500,
 		},
 		Fence: h.fence, Cooldown: h.cooldown,
@@ -117,10 +120,8 @@ func (h *host) fence(ctx context.Context, _ string, why map[string]string) error
 }
 
 // on returns the agent's state of a network.
-func (h *host) on(n cluster.Network) *network {
-	h.Agent.mu.Lock()
-	defer h.Agent.mu.Unlock()
-	return h.networks[n.ID]
+func (h *host) on(n record.Network) *network {
+	return h.Agent.network(n.ID)
 }
 
 // isFenced returns why an endpoint is fenced; empty: it is not.
@@ -156,11 +157,11 @@ func (h *host) status() Status {
 }
 
 // network finds a network of the cluster, or creates it.
-func (h *host) network(name string, subnets ...cluster.Subnet) cluster.Network {
+func (h *host) network(name string, subnets ...record.Subnet) record.Network {
 	h.t.Helper()
-	var n cluster.Network
+	var n record.Network
 	must(h.t, retryUnreachable(h.t, func() (err error) {
-		n, err = h.c.Client.CreateNetwork(h.t.Context(), cluster.Network{Name: name, MTU: 1450, Subnets: subnets})
+		n, err = h.c.Client.CreateNetwork(h.t.Context(), record.Network{Name: name, MTU: 1450, Subnets: subnets})
 		return err
 	}))
 	return n
@@ -171,27 +172,27 @@ func retryUnreachable(t testing.TB, f func() error) (err error) {
 	t.Helper()
 	clustertest.Eventually(t, "etcd does not answer", func() bool {
 		err = f()
-		return !errors.Is(err, cluster.ErrUnreachable)
+		return !errors.Is(err, etcd.ErrUnreachable)
 	})
 	return err
 }
 
-func subnets(second int) []cluster.Subnet {
-	subnet := func(pool, gateway string) cluster.Subnet {
-		return cluster.Subnet{
+func subnets(second int) []record.Subnet {
+	subnet := func(pool, gateway string) record.Subnet {
+		return record.Subnet{
 			Pool:    netip.MustParsePrefix(fmt.Sprintf(pool, second)),
 			Gateway: netip.MustParseAddr(fmt.Sprintf(gateway, second)),
 		}
 	}
-	return []cluster.Subnet{subnet("10.%d.0.0/16", "10.%d.0.1"), subnet("fd%d::/64", "fd%d::1")}
+	return []record.Subnet{subnet("10.%d.0.0/16", "10.%d.0.1"), subnet("fd%d::/64", "fd%d::1")}
 }
 
-func (h *host) links(n cluster.Network) (br, x string) {
+func (h *host) links(n record.Network) (br, x string) {
 	return core.Name(core.BridgePrefix, n.ID), core.Name(core.VXLANPrefix, n.ID)
 }
 
 // up brings a network up on the host, as its mode does.
-func (h *host) up(n cluster.Network) {
+func (h *host) up(n record.Network) {
 	h.t.Helper()
 	br, x := h.links(n)
 	alias := core.Alias(n.ID, "")
@@ -205,22 +206,22 @@ func (h *host) up(n cluster.Network) {
 		objects = append(objects, overlay.Anycast{Link: br, Alias: alias, Addr: s.Gateway})
 	}
 	must(h.t, h.Ensure(h.t.Context(), objects...))
-	must(h.t, h.Bind(Bound{Network: n, Link: x, Bridge: br, MAC: cluster.MAC(mac.String()), Alias: alias}))
+	must(h.t, h.Bind(Bound{Network: n, Link: x, Bridge: br, MAC: record.MAC(mac.String()), Alias: alias}))
 }
 
 // warm waits until the host has all its warm addresses and its own one.
-func (h *host) warm(n cluster.Network) {
+func (h *host) warm(n record.Network) {
 	h.t.Helper()
 	clustertest.Eventually(h.t, fmt.Sprintf("host %d lacks warm addresses", h.n), func() bool {
 		s := h.status().Networks[n.ID]
-		return s.Warm == 2*maxWarm && s.Waiting == 0 && !s.Unsure
+		return s.Warm == 2*address.MaxWarm && s.Waiting == 0 && !s.Unsure
 	})
 }
 
 // release releases all addresses of an endpoint.
-func (h *host) release(n cluster.Network, endpoint string) {
+func (h *host) release(n record.Network, endpoint string) {
 	h.t.Helper()
-	own, err := h.Own(n.ID)
+	own, err := h.addresses.List(n.ID)
 	must(h.t, err)
 	for _, o := range own {
 		if o.Endpoint == endpoint {
@@ -236,17 +237,17 @@ type container struct {
 }
 
 // start starts a container with an address of each family.
-func (h *host) start(n cluster.Network, id string, want ...netip.Addr) *container {
+func (h *host) start(n record.Network, id string, want ...netip.Addr) *container {
 	h.t.Helper()
 	c := &container{Host: kerneltest.New(h.t)}
-	w := Wish{Network: n.ID, Endpoint: id}
+	w := address.Wish{Network: n.ID, Endpoint: id}
 	if len(want) > 0 {
 		w.Addr = want[0]
 	}
 	var err error
 	c.v4, err = h.Grant(h.t.Context(), w)
 	must(h.t, err)
-	c.v6, err = h.Grant(h.t.Context(), Wish{Network: n.ID, Endpoint: id, V6: true})
+	c.v6, err = h.Grant(h.t.Context(), address.Wish{Network: n.ID, Endpoint: id, V6: true})
 	must(h.t, err)
 	b := c.v4.As4()
 	mac := append(net.HardwareAddr{2, 0x42}, b[:]...)
@@ -261,14 +262,14 @@ func (h *host) start(n cluster.Network, id string, want ...netip.Addr) *containe
 	guard := bridge.PortGuard{Port: v.Name, MAC: mac, Addrs: []netip.Addr{c.v4, c.v6}}
 	objects := append([]core.Object{v, bridge.StaticPort{Link: v.Name, MAC: mac}}, guard.Objects()...)
 	must(h.t, h.Ensure(h.t.Context(), objects...))
-	must(h.t, h.Publish(n.ID, []netip.Addr{c.v4, c.v6}, id, cluster.MAC(mac.String()), "c-"+id[:4], nil))
+	must(h.t, h.Publish(n.ID, []netip.Addr{c.v4, c.v6}, id, record.MAC(mac.String()), "c-"+id[:4], nil))
 	c.Take(h.t, h.Host, v.Peer,
 		fmt.Sprintf("ip addr add %s/16 dev eth0 && ip addr add %s/64 dev eth0 nodad", c.v4, c.v6))
 	return c
 }
 
 // knows waits until the host's kernel has neighbour entries for these peers.
-func (h *host) knows(n cluster.Network, addrs ...netip.Addr) {
+func (h *host) knows(n record.Network, addrs ...netip.Addr) {
 	h.t.Helper()
 	_, x := h.links(n)
 	for _, a := range addrs {
@@ -289,7 +290,7 @@ func reach(t *testing.T, from *kerneltest.Host, to netip.Addr, want bool) {
 }
 
 // wantNoDrift waits until the kernel has what the agent wants.
-func (h *host) wantNoDrift(n cluster.Network) {
+func (h *host) wantNoDrift(n record.Network) {
 	h.t.Helper()
 	clustertest.Eventually(h.t, fmt.Sprintf("on host %d the kernel and the agent differ", h.n), func() bool {
 		snap, err := h.Snapshot()
@@ -305,7 +306,7 @@ func TestOverlay(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 3)
-	var blue, green cluster.Network
+	var blue, green record.Network
 	for i, h := range all {
 		h.run()
 		h.member()
@@ -350,7 +351,7 @@ func TestOverlay(t *testing.T) {
 
 // checkOutage checks an outage of etcd: traffic goes on; new containers get warm addresses, and when none is left an
 // error that says why; and the other hosts learn of everything afterwards.
-func checkOutage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Network, cs []*container) {
+func checkOutage(t *testing.T, e *clustertest.Etcd, all []*host, blue record.Network, cs []*container) {
 	t.Helper()
 	pinged := make(chan string, 1)
 	go func() {
@@ -366,17 +367,17 @@ func checkOutage(t *testing.T, e *clustertest.Etcd, all []*host, blue cluster.Ne
 	reach(t, cs[0].Host, cs[2].v4, true)
 	count, err := 0, error(nil)
 	for ; count < 50; count++ {
-		_, err = all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: fmt.Sprintf("x%d", count)})
+		_, err = all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: fmt.Sprintf("x%d", count)})
 		if err != nil {
 			break
 		}
 	}
-	if count != maxWarm-1 || !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrUnreachable) ||
+	if count != address.MaxWarm-1 || !errors.Is(err, address.ErrNone) || !errors.Is(err, etcd.ErrUnreachable) ||
 		strings.Contains(err.Error(), "\n") {
 		t.Errorf("%d warm addresses were granted, and then %v", count, err)
 	}
 	all[0].release(blue, "x0")
-	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "again"}); err != nil {
+	if got, err := all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "again"}); err != nil {
 		t.Errorf("an address that was released: %s, %v", got, err)
 	}
 	if out := <-pinged; !strings.Contains(out, "300 packets transmitted, 300 received, 0% packet loss") {
@@ -417,7 +418,7 @@ func TestColdBoot(t *testing.T) {
 	if s := all[0].status(); s.Reason == "" || s.Networks[blue.ID].Peers < 4 || s.Meta.Cluster == "" {
 		t.Errorf("status without etcd: %+v", s)
 	}
-	if got, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b2eeeeeeeeee"}); err != nil ||
+	if got, err := all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "b2eeeeeeeeee"}); err != nil ||
 		got != here.v4 {
 		t.Errorf("a container that starts again got %s, %v; it had %s", got, err, here.v4)
 	}
@@ -435,7 +436,7 @@ func TestAddresses(t *testing.T) {
 	blue := joinBlue(t, all)
 	want := netip.MustParseAddr("10.20.7.7")
 	request := func(h *host, endpoint string) (netip.Addr, error) {
-		return h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: endpoint, Addr: want})
+		return h.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: endpoint, Addr: want})
 	}
 	for range 2 {
 		if got, err := request(all[0], "one"); err != nil || got != want {
@@ -450,7 +451,7 @@ func TestAddresses(t *testing.T) {
 		t.Errorf("another host: %v", err)
 	}
 	for _, bad := range []string{"10.20.0.1", "10.20.0.0", "10.20.255.255", "10.21.0.5"} {
-		w := Wish{Network: blue.ID, Endpoint: "bad", Addr: netip.MustParseAddr(bad)}
+		w := address.Wish{Network: blue.ID, Endpoint: "bad", Addr: netip.MustParseAddr(bad)}
 		if _, err := all[0].Grant(t.Context(), w); err == nil {
 			t.Errorf("%s was granted", bad)
 		}
@@ -472,7 +473,7 @@ func TestAddresses(t *testing.T) {
 	all[1].release(blue, "b4eeeeeeeeee")
 	moved := c.v4
 	clustertest.Eventually(t, "the address is not free", func() bool {
-		_, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "b5eeeeeeeeee", Addr: moved})
+		_, err := all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "b5eeeeeeeeee", Addr: moved})
 		return err == nil
 	})
 	d := all[0].start(blue, "b5eeeeeeeeee", moved)
@@ -481,20 +482,11 @@ func TestAddresses(t *testing.T) {
 	all[0].knows(blue, from.v4)
 	reach(t, from.Host, d.v4, true)
 
-	// An address that is granted and never published is released.
-	unused, err := all[0].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "unused"})
-	must(t, err)
-	all[0].reapAtOnce.Store(true)
-	clustertest.Eventually(t, "an unused address is not released", func() bool {
-		_, err := all[1].Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "other", Addr: unused})
-		return err == nil
-	})
-
 	// An address that is in etcd but not in the database, as after a crash, is released.
-	stray := cluster.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: cluster.Warm}
-	must(t, all[0].c.Client.ClaimAddresses(t.Context(), cluster.Member{Network: blue.ID, Host: all[0].self}, stray))
+	stray := record.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: record.Warm}
+	must(t, all[0].c.Client.ClaimAddresses(t.Context(), record.Member{Network: blue.ID, Host: all[0].self}, stray))
 	clustertest.Eventually(t, "an address that is in no database is not released", func() bool {
-		m := cluster.Member{Network: blue.ID, Host: all[1].self}
+		m := record.Member{Network: blue.ID, Host: all[1].self}
 		return all[1].c.Client.ClaimAddresses(t.Context(), m, stray) == nil
 	})
 
@@ -502,7 +494,7 @@ func TestAddresses(t *testing.T) {
 	clustertest.Eventually(t, "a host that left still has addresses", func() bool {
 		recs, err := all[1].c.Client.List(t.Context(), "addr/"+blue.ID+"/")
 		must(t, err)
-		isFirst := func(r cluster.Record) bool { return r.(*cluster.Address).Host == all[0].self }
+		isFirst := func(r record.Record) bool { return r.(*record.Address).Host == all[0].self }
 		return !slices.ContainsFunc(recs, isFirst)
 	})
 }

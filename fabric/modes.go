@@ -9,6 +9,9 @@ import (
 	"strings"
 
 	"netyard/cluster"
+	"netyard/cluster/record"
+	"netyard/fabric/address"
+	"netyard/fabric/nametable"
 	"netyard/kernel/core"
 	"netyard/modes"
 )
@@ -21,9 +24,9 @@ var _ modes.Fabric = Modes{}
 // Find returns the network with a name. It creates one that does not exist if want has subnets, and returns
 // ErrNoOverlay otherwise.
 func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, error) {
-	ask := cluster.Network{Name: want.Name, Internal: want.Internal}
+	ask := record.Network{Name: want.Name, Internal: want.Internal}
 	for _, s := range want.Subnets {
-		ask.Subnets = append(ask.Subnets, cluster.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
+		ask.Subnets = append(ask.Subnets, record.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
 	}
 	m.A.awaitLeft(ctx)
 	there, err := m.A.c.Client.FindNetwork(ctx, want.Name)
@@ -55,22 +58,22 @@ func (m Modes) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, err
 func (m Modes) Host() modes.OverlayHost {
 	h := m.A.c.Host
 	return modes.OverlayHost{
-		ID: m.A.self, VTEP: h.VTEP, Port: m.A.Port(), MTU: h.MTU, Tunnel: h.Tunnel(), Clear: m.A.tunnel.clear,
+		ID: m.A.self, VTEP: h.VTEP, Port: m.A.Port(), MTU: h.MTU, Tunnel: h.Tunnel(), Clear: m.A.tunnel.Clear(),
 	}
 }
 
 // Up binds a network whose links are on this host.
 func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) error {
-	n := cluster.Network{ID: o.ID, Name: o.Name, VNI: o.VNI, MTU: o.MTU, Internal: o.Internal, Encrypted: o.Encrypted}
+	n := record.Network{ID: o.ID, Name: o.Name, VNI: o.VNI, MTU: o.MTU, Internal: o.Internal, Encrypted: o.Encrypted}
 	if o.Encrypted {
-		if err := m.A.createDevice(); err != nil {
+		if err := m.A.tunnel.Create(); err != nil {
 			return err
 		}
 	}
 	for _, s := range o.Subnets {
-		n.Subnets = append(n.Subnets, cluster.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
+		n.Subnets = append(n.Subnets, record.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})
 	}
-	return m.A.Bind(Bound{Network: n, Link: l.VXLAN, Bridge: l.Bridge, Alias: l.Alias, MAC: cluster.MAC(l.MAC)})
+	return m.A.Bind(Bound{Network: n, Link: l.VXLAN, Bridge: l.Bridge, Alias: l.Alias, MAC: record.MAC(l.MAC)})
 }
 
 // Down unbinds a network before its links are removed. One that never came up is left in etcd as well, since Find may
@@ -83,8 +86,8 @@ func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
 	if mac == "" {
 		mac = e.StableMAC().String()
 	}
-	m.A.names.setPlace(e.ID, place{o.ID, e.Sandbox})
-	return m.A.Publish(o.ID, withoutPrefix(e.Addrs), e.ID, cluster.MAC(mac), validName(e.Container.Name), aliases(e))
+	m.A.names.SetPlace(e.ID, nametable.Place{Network: o.ID, Sandbox: e.Sandbox})
+	return m.A.Publish(o.ID, withoutPrefix(e.Addrs), e.ID, record.MAC(mac), validName(e.Container.Name), aliases(e))
 }
 
 // These labels of a container give it further names: nerdctl and Docker pass a plugin no others, and the name of a
@@ -100,7 +103,7 @@ func aliases(e modes.Endpoint) []string {
 	labels := e.Container.Labels
 	for _, name := range append(strings.Split(labels[labelAlias], ","), labels[labelService]) {
 		name = validName(strings.TrimSpace(name))
-		if name != "" && !slices.Contains(all, name) && len(all) < cluster.MaxNames {
+		if name != "" && !slices.Contains(all, name) && len(all) < record.MaxNames {
 			all = append(all, name)
 		}
 	}
@@ -109,7 +112,7 @@ func aliases(e modes.Endpoint) []string {
 
 // validName returns a name, or nothing if the cluster does not accept it.
 func validName(name string) string {
-	if cluster.CheckName("name", name) != nil {
+	if record.CheckName("name", name) != nil {
 		return ""
 	}
 	return name
@@ -122,13 +125,13 @@ func (m Modes) Name(o modes.Overlay, e modes.Endpoint) error {
 
 // Detach withdraws the addresses and names of an endpoint.
 func (m Modes) Detach(o modes.Overlay, e modes.Endpoint) error {
-	m.A.names.removePlace(e.ID)
+	m.A.names.RemovePlace(e.ID)
 	return m.A.Withdraw(o.ID, e.ID)
 }
 
 // Grant gives an owner an address.
 func (m Modes) Grant(ctx context.Context, o modes.Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error) {
-	return m.A.Grant(ctx, Wish{Network: o.ID, Endpoint: owner, Addr: addr, V6: v6})
+	return m.A.Grant(ctx, address.Wish{Network: o.ID, Endpoint: owner, Addr: addr, V6: v6})
 }
 
 // Release returns a granted address.

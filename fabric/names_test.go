@@ -5,8 +5,9 @@ import (
 	"slices"
 	"testing"
 
-	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/record"
+	"netyard/fabric/address"
 	"netyard/modes"
 )
 
@@ -16,7 +17,7 @@ func TestNames(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")
 	all := hosts(t, e, 2)
-	var blue, green cluster.Network
+	var blue, green record.Network
 	for i, h := range all {
 		h.run()
 		h.member()
@@ -29,9 +30,9 @@ func TestNames(t *testing.T) {
 		h.warm(green)
 	}
 	one, two := all[0], all[1]
-	publish := func(h *host, n cluster.Network, id, name, sandbox string, aliases ...string) netip.Addr {
+	publish := func(h *host, n record.Network, id, name, sandbox string, aliases ...string) netip.Addr {
 		t.Helper()
-		a, err := h.Grant(t.Context(), Wish{Network: n.ID, Endpoint: id})
+		a, err := h.Grant(t.Context(), address.Wish{Network: n.ID, Endpoint: id})
 		must(t, err)
 		ep := modes.Endpoint{
 			ID: id, Addrs: []netip.Prefix{netip.PrefixFrom(a, 16)}, Sandbox: sandbox, Aliases: aliases,
@@ -40,7 +41,7 @@ func TestNames(t *testing.T) {
 		must(t, Modes{h.Agent}.Attach(modes.Overlay{ID: n.ID}, ep))
 		return a
 	}
-	is := func(what string, h *host, n cluster.Network, asker netip.Addr, name string, want ...netip.Addr) {
+	is := func(what string, h *host, n record.Network, asker netip.Addr, name string, want ...netip.Addr) {
 		t.Helper()
 		slices.SortFunc(want, netip.Addr.Compare)
 		clustertest.Eventually(t, what, func() bool { return slices.Equal(h.Lookup(n.ID, asker, name), want) })

@@ -10,8 +10,9 @@ import (
 	"slices"
 	"testing"
 
-	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 )
 
 // put writes records that no Client would, through etcd's JSON gateway, many keys at a time.
@@ -31,7 +32,7 @@ func put(t *testing.T, e *clustertest.Etcd, records [][2]string) {
 	for from := 0; from < len(records); from += most {
 		var ops []map[string]one
 		for _, r := range records[from:min(from+most, len(records))] {
-			ops = append(ops, map[string]one{"requestPut": {[]byte(cluster.DefaultPrefix + "/" + r[0]), []byte(r[1])}})
+			ops = append(ops, map[string]one{"requestPut": {[]byte(etcd.DefaultPrefix + "/" + r[0]), []byte(r[1])}})
 		}
 		raw, err := json.Marshal(map[string]any{"success": ops})
 		must(t, err)
@@ -65,7 +66,7 @@ func TestPoisoned(t *testing.T) {
 
 	const nobody = "dddddddddddddddddddddddddddddddd"
 	member := all[1].self
-	addr := func(a string) string { return cluster.Address{Network: blue.ID, Addr: netip.MustParseAddr(a)}.Key() }
+	addr := func(a string) string { return record.Address{Network: blue.ID, Addr: netip.MustParseAddr(a)}.Key() }
 	claim := func(host, mac string) string {
 		return fmt.Sprintf(`{"host":%q,"use":"endpoint","endpoint":"evil","mac":%q}`, host, mac)
 	}

@@ -6,25 +6,28 @@ import (
 	"net/netip"
 
 	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/mirror"
+	"netyard/cluster/record"
 )
 
 // Status is the state of this host as a member of the cluster.
 type Status struct {
 	Host   string
-	Meta   cluster.Meta
-	Health cluster.Health
+	Meta   record.Meta
+	Health etcd.Health
 	// Reason is why it is not a member at the moment; empty: it is one. Advice is what to do about that.
 	Reason, Advice string
 	// Clear is why it cannot encrypt; empty: it can.
 	Clear          string
-	Hosts, Members cluster.MirrorStatus
+	Hosts, Members mirror.Status
 	Networks       map[string]NetworkStatus
 }
 
 // A NetworkStatus is the state of a network on this host.
 type NetworkStatus struct {
 	Name      string
-	Addresses cluster.MirrorStatus
+	Addresses mirror.Status
 	Peers     int
 	Refused   map[netip.Addr]string
 	// Warm counts warm addresses, Waiting those that etcd does not have yet, and Lost those that are other hosts' now.
@@ -44,13 +47,13 @@ func advice(reason error) string {
 		why  error
 		what string
 	}{
-		{cluster.ErrUnreachable, "bring etcd back; running containers are not affected, new ones get warm addresses " +
+		{etcd.ErrUnreachable, "bring etcd back; running containers are not affected, new ones get warm addresses " +
 			"while there are any, and changes are written to etcd when it is back"},
 		{cluster.ErrForgotten, "all overlay traffic of this host is blocked; netyard cluster rejoin re-admits it, " +
 			"without the addresses that other hosts got meanwhile"},
 		{cluster.ErrTwin, "if this machine is a copy of that one, it needs an ID of its own: stop netyard, " +
 			"remove netyard.db and netyard.db.kept from its state_dir, and start it"},
-		{cluster.ErrOther, "nothing is changed on this host, and nothing is written to etcd; restore this host's " +
+		{etcd.ErrOther, "nothing is changed on this host, and nothing is written to etcd; restore this host's " +
 			"cluster from a backup of etcd, however old, or correct etcd.endpoints and etcd.prefix"},
 		{cluster.ErrTaken, "give this host another overlay.name or overlay.address, or run netyard cluster forget on " +
 			"another host if the host that has it no longer exists"},
@@ -73,19 +76,15 @@ func (a *Agent) Status() (Status, error) {
 	if a.reason != nil {
 		s.Reason, s.Advice = a.reason.Error(), advice(a.reason)
 	}
-	if a.tunnel.clear != nil {
-		s.Clear = a.tunnel.clear.Error()
-	}
 	for id, n := range a.networks {
-		s.Networks[id] = NetworkStatus{
-			Name: n.Name, Addresses: n.addrs.Status(), Peers: len(n.book.Peers()), Refused: n.book.Refused(),
-			Fenced: maps.Clone(n.fenced), Unsure: n.unsure, Shut: n.shut,
-			Encrypted: n.Encrypted, Left: n.book.Unencrypted(),
-		}
+		s.Networks[id] = n.status()
 	}
 	a.mu.Unlock()
+	if why := a.tunnel.Clear(); why != nil {
+		s.Clear = why.Error()
+	}
 	for id, n := range s.Networks {
-		own, err := a.Own(id)
+		own, err := a.addresses.List(id)
 		if err != nil {
 			return s, err
 		}
@@ -95,11 +94,20 @@ func (a *Agent) Status() (Status, error) {
 				n.Lost++
 			case !o.Synced:
 				n.Waiting++
-			case o.Use == cluster.Warm && o.Endpoint == "":
+			case o.Use == record.Warm && o.Endpoint == "":
 				n.Warm++
 			}
 		}
 		s.Networks[id] = n
 	}
 	return s, nil
+}
+
+// status returns the state of a network without its addresses. The caller holds the Agent's lock.
+func (n *network) status() NetworkStatus {
+	p := n.plane.Status()
+	return NetworkStatus{
+		Name: n.Name, Addresses: n.claims.Status(), Peers: p.Peers, Refused: p.Refused,
+		Fenced: maps.Clone(n.fenced), Unsure: p.Unsure, Shut: p.Shut, Encrypted: n.Encrypted, Left: p.Left,
+	}
 }

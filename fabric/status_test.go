@@ -9,6 +9,8 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/etcd"
+	"netyard/fabric/address"
 	"netyard/store"
 )
 
@@ -52,7 +54,7 @@ func TestStatus(t *testing.T) {
 	e.Slow(0)
 
 	e.Cut() // as a dead router: no answer, and no refusal
-	h.waitReason(cluster.ErrUnreachable.Error(), "running containers are not affected")
+	h.waitReason(etcd.ErrUnreachable.Error(), "running containers are not affected")
 	if h.status().Health.Down.IsZero() {
 		t.Error("the status does not say since when")
 	}
@@ -67,7 +69,7 @@ func TestStatus(t *testing.T) {
 	e.Run(t)
 	h.waitReason("it holds none", "from a backup")
 	reach(t, one.Host, two.v4, true)
-	if _, err := h.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"}); err != nil {
+	if _, err := h.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "new"}); err != nil {
 		t.Errorf("a warm address is this host's whatever etcd holds: %v", err)
 	}
 	e.Kill(t)
@@ -107,8 +109,8 @@ func TestTwin(t *testing.T) {
 	first.member()
 	second.run()
 	second.waitReason("another running machine has this host's ID (boot boot1)", "remove netyard.db")
-	_, err := second.Grant(t.Context(), Wish{Network: blue.ID, Endpoint: "new"})
-	if !errors.Is(err, ErrNone) || !errors.Is(err, cluster.ErrTwin) {
+	_, err := second.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "new"})
+	if !errors.Is(err, address.ErrNone) || !errors.Is(err, cluster.ErrTwin) {
 		t.Errorf("a copy grants addresses: %v", err)
 	}
 	first.warm(blue)

@@ -13,7 +13,8 @@ import (
 	"time"
 
 	"netyard/cli/api"
-	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 	"netyard/kernel/core"
 )
 
@@ -39,10 +40,10 @@ func (c *chaos) rest() {
 
 // A picture is the content of etcd.
 type picture struct {
-	hosts    map[string]*cluster.Host
-	networks map[string]*cluster.Network // by name
-	members  map[string][]string         // hosts, by network
-	addrs    map[string][]*cluster.Address
+	hosts    map[string]*record.Host
+	networks map[string]*record.Network // by name
+	members  map[string][]string        // hosts, by network
+	addrs    map[string][]*record.Address
 	revision string
 }
 
@@ -73,15 +74,15 @@ func (c *chaos) gateway(verb string, ask, answer any) error {
 // look reads the content of etcd.
 func (c *chaos) look() (p picture, err error) {
 	p = picture{
-		hosts: map[string]*cluster.Host{}, networks: map[string]*cluster.Network{},
-		members: map[string][]string{}, addrs: map[string][]*cluster.Address{},
+		hosts: map[string]*record.Host{}, networks: map[string]*record.Network{},
+		members: map[string][]string{}, addrs: map[string][]*record.Address{},
 	}
-	const prefix = cluster.DefaultPrefix + "/"
+	const prefix = etcd.DefaultPrefix + "/"
 	var answer struct {
 		Header struct{ Revision string }
 		Kvs    []struct{ Key, Value string }
 	}
-	all := map[string][]byte{"key": []byte(prefix), "range_end": []byte(cluster.DefaultPrefix + "0")}
+	all := map[string][]byte{"key": []byte(prefix), "range_end": []byte(etcd.DefaultPrefix + "0")}
 	err = c.gateway("range", all, &answer)
 	if err != nil {
 		return p, err
@@ -90,18 +91,18 @@ func (c *chaos) look() (p picture, err error) {
 	for _, kv := range answer.Kvs {
 		key, _ := base64.StdEncoding.DecodeString(kv.Key)
 		value, _ := base64.StdEncoding.DecodeString(kv.Value)
-		r, err := cluster.Decode(strings.TrimPrefix(string(key), prefix), value)
+		r, err := record.Decode(strings.TrimPrefix(string(key), prefix), value)
 		if err != nil {
 			return p, err
 		}
 		switch r := r.(type) {
-		case *cluster.Host:
+		case *record.Host:
 			p.hosts[r.ID] = r
-		case *cluster.Network:
+		case *record.Network:
 			p.networks[r.Name] = r
-		case *cluster.Member:
+		case *record.Member:
 			p.members[r.Network] = append(p.members[r.Network], r.Host)
-		case *cluster.Address:
+		case *record.Address:
 			p.addrs[r.Network] = append(p.addrs[r.Network], r)
 		}
 	}
@@ -130,7 +131,7 @@ func (c *chaos) differences() (wrong []string) {
 		}
 		var have, want []string
 		for _, r := range p.addrs[n.ID] {
-			if r.Use == cluster.Endpoint {
+			if r.Use == record.Endpoint {
 				have = append(have, fmt.Sprintf("etcd: network %d: %s of %s is %s on %s",
 					on, r.Addr, r.MAC, r.Endpoint[:12], p.hosts[r.Host].Name))
 			}

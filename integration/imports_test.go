@@ -23,8 +23,9 @@ func layers() []rule {
 			"kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
 		yard = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/plan yard/pool " +
 			"yard/port yard/reconcile yard/share yard/trace"
-		below  = "store ipam ipam/dhcp modes policy " + kernel
-		middle = below + " " + yard
+		cluster = "cluster cluster/etcd cluster/mirror cluster/peers cluster/record"
+		below   = "store ipam ipam/dhcp modes policy " + kernel
+		middle  = below + " " + yard
 	)
 	return []rule{
 		{"store", "", "it is independent of networks"},
@@ -49,9 +50,18 @@ func layers() []rule {
 		{"modes/*", kernel + " modes modes/internal/*", "a mode uses the contract and the kernel, and no other mode"},
 		{"ipam", "store", "it manages addresses, within its caller's transaction"},
 		{"ipam/dhcp", "", "it implements a protocol"},
-		{"cluster", "store", "it handles records of hosts, without the kernel"},
+		{"cluster/record", "", "it defines what hosts write, without etcd"},
+		{"cluster/peers", "cluster/record", "it computes peers from records, without etcd"},
+		{"cluster/etcd", "cluster/record", "it makes calls and transactions, whatever they are for"},
+		{"cluster/mirror", "cluster/etcd cluster/record store", "it copies records, and writes none to etcd"},
+		{"cluster", "cluster/etcd cluster/record store", "it is a host's part in its cluster, without the kernel"},
 		{"cluster/clustertest", "", "it runs etcd"},
-		{"fabric", "cluster modes store " + kernel, "it keeps etcd and the kernel in step, and knows no mode by its name"},
+		{"cluster/hosttest", "cluster cluster/clustertest cluster/etcd cluster/record store", "it makes hosts for tests"},
+		{"fabric/address", cluster + " store", "it decides which addresses this host has, without the kernel"},
+		{"fabric/nametable", cluster + " fabric/address store", "it is told which addresses have which names"},
+		{"fabric/dataplane", "cluster/peers cluster/record " + kernel, "it is a network in the kernel, without etcd and the database"},
+		{"fabric/tunnel", "cluster/record modes store " + kernel, "it manages one device and its key, and is told the peers"},
+		{"fabric", cluster + " fabric/* modes store " + kernel, "it keeps etcd and the kernel in step, and knows no mode by its name"},
 		{"names", "", "it is given names, and the sockets on which it answers"},
 		{"policy", "modes " + kernel, "it computes decisions, without side effects"},
 		{"yard/event", "", "it defines events"},
@@ -74,9 +84,9 @@ func layers() []rule {
 		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for its one query"},
 		{"cli/usage", "", "it handles command lines, whatever the commands do"},
 		{"cli/table", "cli/usage modes " + kernel, "it prints tables, and knows no command"},
-		{"cli/daemon", middle + " cluster fabric names driver engines firewalld cli/api cli/usage cni cni/door modes/* modes/internal/*", "it composes the daemon, and knows no other command"},
-		{"cli", middle + " cluster fabric names driver engines firewalld cli/* cni cni/door modes/* modes/internal/*", "it is the program, without packages for tests"},
-		{".", "cluster fabric names cli cli/* driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without packages for tests"},
+		{"cli/daemon", middle + " " + cluster + " fabric fabric/* names driver engines firewalld cli/api cli/usage cni cni/door modes/* modes/internal/*", "it composes the daemon, and knows no other command"},
+		{"cli", middle + " " + cluster + " fabric fabric/* names driver engines firewalld cli/* cni cni/door modes/* modes/internal/*", "it is the program, without packages for tests"},
+		{".", cluster + " fabric fabric/* names cli cli/* driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without packages for tests"},
 		{"kernel/nft/nfttest", "", "it builds messages of bytes"},
 		{"kernel/kerneltest", kernel, "tests of every layer use it"},
 		{"integration", "* */*", ""},
@@ -97,9 +107,9 @@ func owners() []rule {
 		{"cli/daemon engines", "netyard/driver", "only one place composes the daemon; engines uses Docker's terms from it"},
 		{"cli", "netyard/cli/daemon", "a command asks the daemon, and is none"},
 		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "only one place calls engines"},
-		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest", "testing", "tests are not part of the program"},
+		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest cluster/hosttest", "testing", "tests are not part of the program"},
 		{"names", "github.com/miekg/dns", "only one place answers name queries"},
-		{"cluster", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "only one place calls etcd"},
+		{"cluster/etcd cluster/hosttest", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "only one place calls etcd"},
 	}
 }
 
@@ -173,7 +183,7 @@ func TestImports(t *testing.T) {
 		"netyard/yard": "netyard/driver", "netyard/driver": "netyard/engines", "netyard/engines": "netyard/modes/all",
 		"netyard/cli/api": "github.com/vishvananda/netlink/nl", "netyard/cli": "netyard/fabric", "netyard/cli/usage": "netyard/modes", "netyard/cli/table": "netyard/cli/api", "netyard/cli/daemon": "netyard/cli",
 		"netyard":                 "netyard/kernel/kerneltest",
-		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel", "netyard/cluster": "netyard/kernel", "netyard/firewalld": "go.etcd.io/etcd/client/v3",
+		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel", "netyard/cluster": "netyard/kernel", "netyard/cluster/record": "netyard/cluster/etcd", "netyard/cluster/mirror": "netyard/cluster", "netyard/fabric/address": "netyard/kernel", "netyard/fabric/dataplane": "netyard/store", "netyard/firewalld": "go.etcd.io/etcd/client/v3",
 		"netyard/cni/netyard-cni": "netyard/cli/api", "netyard/cni/door": "netyard/engines",
 	} {
 		if len(broken(pkg{of, []string{imports}, []string{imports}})) == 0 {

@@ -14,6 +14,8 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	cetcd "netyard/cluster/etcd"
+	"netyard/cluster/record"
 	"netyard/fabric"
 	"netyard/ipam"
 	"netyard/kernel/kerneltest"
@@ -54,11 +56,11 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		m.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0", n))
 		st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
 		must(err)
-		m.client, err = cluster.Open(cluster.Config{Endpoints: []string{etcd.URL}, Insecure: true})
+		m.client, err = cluster.Open(cetcd.Config{Endpoints: []string{etcd.URL}, Insecure: true})
 		must(err)
 		m.agent, err = fabric.New(fabric.Config{
 			Log: log, Client: m.client, Store: st, Kernel: m.Kernel, Port: 4789, BootID: fmt.Sprint("boot", n),
-			Host: cluster.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
+			Host: record.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
 			Held: func(network string, a netip.Addr) bool { return yoverlay.Holds(m.Book, network, a) },
 		})
 		must(err)
@@ -125,14 +127,14 @@ func (m *member) healthy(t *testing.T, when string) {
 }
 
 // records are the addresses of containers in etcd.
-func (m *member) records(t *testing.T) (all []*cluster.Address) {
+func (m *member) records(t *testing.T) (all []*record.Address) {
 	t.Helper()
 	rs, err := m.client.List(t.Context(), "addr/")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range rs {
-		if a := r.(*cluster.Address); a.Use == cluster.Endpoint {
+		if a := r.(*record.Address); a.Use == record.Endpoint {
 			all = append(all, a)
 		}
 	}
@@ -183,7 +185,7 @@ func TestOverlayMade(t *testing.T) {
 	}
 	one.healthy(t, "one")
 	two.healthy(t, "two")
-	if err := one.agent.RemoveOverlay(t.Context(), "blue"); err == nil || !strings.Contains(err.Error(), "is in use on h1, h2") {
+	if err := one.client.RemoveOverlay(t.Context(), "blue"); err == nil || !strings.Contains(err.Error(), "is in use on h1, h2") {
 		t.Errorf("taken from under its hosts: %v", err)
 	}
 	remove := func(m *member) {
@@ -194,7 +196,7 @@ func TestOverlayMade(t *testing.T) {
 	}
 	left := func(want int) func() bool {
 		return func() bool {
-			all, err := one.agent.Overlays(t.Context())
+			all, err := one.client.Overlays(t.Context())
 			return err == nil && (want == 0 && len(all) == 0 || len(all) == 1 && len(all[0].Hosts) == want)
 		}
 	}

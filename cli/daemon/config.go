@@ -20,7 +20,8 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"netyard/cli/api"
-	"netyard/cluster"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 	"netyard/fabric"
 	"netyard/ipam"
 	"netyard/modes/all"
@@ -47,7 +48,7 @@ type config struct {
 	// Publish says who filters published ports: nobody, so that they are open, or the host's firewall.
 	Publish string `yaml:"publish"`
 	// Etcd configures the access to the cluster of overlay networks. Without endpoints, the host is in no cluster.
-	Etcd cluster.Config `yaml:"etcd,omitempty"`
+	Etcd etcd.Config `yaml:"etcd,omitempty"`
 	// Overlay describes this host to the other hosts of the cluster.
 	Overlay overlayConfig `yaml:"overlay,omitempty"`
 	// ProtectRules prevents other programs from changing netyard's nftables tables, where the kernel supports it.
@@ -90,7 +91,7 @@ func (cfg *config) checkOverlay() error {
 		return fmt.Errorf("overlay.wireguard_port: %d is the port of VXLAN (overlay.port) too", wireguard)
 	}
 	if name := cfg.Overlay.Name; name != "" {
-		if err := cluster.CheckName("overlay.name", name); err != nil {
+		if err := record.CheckName("overlay.name", name); err != nil {
 			return err
 		}
 	}

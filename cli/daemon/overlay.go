@@ -15,6 +15,7 @@ import (
 
 	"netyard/cli/api"
 	"netyard/cluster"
+	"netyard/cluster/record"
 	"netyard/fabric"
 	"netyard/kernel"
 	"netyard/kernel/overlay"
@@ -71,7 +72,7 @@ func newFabric(cfg config, log *slog.Logger, version string, st *store.Store, k 
 		},
 		Log: log, Client: client, Store: st, Kernel: k, BootID: boot, Cooldown: cfg.Cooldown,
 		Port: cmp.Or(cfg.Overlay.Port, vxlanPort), WireGuardPort: cfg.Overlay.WireGuardPort,
-		Host: cluster.Host{
+		Host: record.Host{
 			Name: cmp.Or(cfg.Overlay.Name, name), VTEP: vtep, MTU: mtu, Version: strings.ReplaceAll(version, " ", "-"),
 		},
 		Fence: func(ctx context.Context, network string, why map[string]string) error {
@@ -181,7 +182,7 @@ func (o *overlays) Status() (api.ClusterStatus, error) {
 
 // Hosts returns the hosts of the cluster from etcd.
 func (o *overlays) Hosts(ctx context.Context) ([]api.ClusterHost, error) {
-	all, err := o.agent.Members(ctx)
+	all, err := o.client.Members(ctx)
 	views := []api.ClusterHost{}
 	for _, m := range all {
 		views = append(views, hostView(m))
@@ -215,7 +216,7 @@ func (o *overlays) Doctor(ctx context.Context) ([]api.ClusterSymptom, error) {
 
 // Overlays returns the networks of the cluster from etcd.
 func (o *overlays) Overlays(ctx context.Context) ([]api.Overlay, error) {
-	all, err := o.agent.Overlays(ctx)
+	all, err := o.client.Overlays(ctx)
 	views := []api.Overlay{}
 	for _, n := range all {
 		v := api.Overlay{
@@ -234,7 +235,7 @@ func (o *overlays) Overlays(ctx context.Context) ([]api.Overlay, error) {
 
 // RemoveOverlay removes a network from the cluster that is on no host.
 func (o *overlays) RemoveOverlay(ctx context.Context, name string) error {
-	return o.agent.RemoveOverlay(ctx, name)
+	return o.client.RemoveOverlay(ctx, name)
 }
 
 // Reach returns the endpoints of a network on all hosts.
@@ -254,7 +255,7 @@ func (o *overlays) RotateKey(ctx context.Context) (api.ClusterKey, error) {
 	return api.ClusterKey{Public: string(key)}, err
 }
 
-func hostView(m fabric.Member) api.ClusterHost {
+func hostView(m cluster.Member) api.ClusterHost {
 	return api.ClusterHost{
 		ID: m.ID, Name: m.Name, Address: m.VTEP.String(), Alive: m.Alive, Networks: m.Networks,
 		Encrypts: m.WireGuard != "", Version: m.Version,

@@ -18,7 +18,10 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 	"netyard/fabric"
+	"netyard/fabric/address"
 	"netyard/ipam"
 	"netyard/kernel"
 	"netyard/kernel/core"
@@ -175,12 +178,12 @@ func (s *station) start(url string, mends bool) {
 	s.t.Helper()
 	s.ShareTables()
 	var err error
-	s.client, err = cluster.Open(cluster.Config{Endpoints: []string{url}, Insecure: true})
+	s.client, err = cluster.Open(etcd.Config{Endpoints: []string{url}, Insecure: true})
 	must(s.t, err)
 	log := slog.New(slog.DiscardHandler)
 	s.agent, err = fabric.New(fabric.Config{
 		Log: log, Client: s.client, Store: s.st, Kernel: s.Kernel, Port: 4789, BootID: fmt.Sprint("boot", s.n),
-		Host: cluster.Host{Name: fmt.Sprint("h", s.n), VTEP: s.vtep(), MTU: 1500},
+		Host: record.Host{Name: fmt.Sprint("h", s.n), VTEP: s.vtep(), MTU: 1500},
 	})
 	must(s.t, err)
 	f := fabric.Modes{A: s.agent}
@@ -242,7 +245,7 @@ func (s *station) on(n modes.Network, id string) (c *kerneltest.Host, e modes.En
 	var addrs []netip.Addr
 	for _, v6 := range []bool{false, true} {
 		clustertest.Eventually(s.t, "no address", func() bool {
-			a, err := s.agent.Grant(s.t.Context(), fabric.Wish{Network: n.Settled["overlay_id"], Endpoint: id, V6: v6})
+			a, err := s.agent.Grant(s.t.Context(), address.Wish{Network: n.Settled["overlay_id"], Endpoint: id, V6: v6})
 			if err == nil {
 				addrs = append(addrs, a)
 			}
@@ -548,14 +551,14 @@ func (p *pair) keyless() {
 	t.Helper()
 	n, err := p.one.Network(redOne)
 	must(t, err)
-	old := cluster.Host{ID: strings.Repeat("f", 32), Name: "old", VTEP: netip.MustParseAddr("192.0.2.99"), MTU: 1500}
+	old := record.Host{ID: strings.Repeat("f", 32), Name: "old", VTEP: netip.MustParseAddr("192.0.2.99"), MTU: 1500}
 	if p.one.v6 {
 		old.VTEP = netip.MustParseAddr("2001:db8::99")
 	}
-	m := cluster.Member{Network: n.Settled["overlay_id"], Host: old.ID}
+	m := record.Member{Network: n.Settled["overlay_id"], Host: old.ID}
 	must(t, p.one.client.Join(t.Context(), old))
 	must(t, p.one.client.JoinNetwork(t.Context(), m))
-	must(t, p.one.client.ClaimAddresses(t.Context(), m, cluster.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: cluster.Endpoint, Endpoint: "e9", MAC: "02:42:0a:14:09:09"}))
+	must(t, p.one.client.ClaimAddresses(t.Context(), m, record.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: record.Endpoint, Endpoint: "e9", MAC: "02:42:0a:14:09:09"}))
 	clustertest.Eventually(t, "a host that cannot encrypt is not named", func() bool {
 		s, err := p.one.agent.Status()
 		on := s.Networks[m.Network]
@@ -598,9 +601,9 @@ func (s *station) peers(t *testing.T, id string) []koverlay.WireGuardPeer {
 }
 
 // key is the public one that etcd has of the host.
-func (s *station) key(t *testing.T) cluster.PublicKey {
+func (s *station) key(t *testing.T) record.PublicKey {
 	t.Helper()
-	all, err := s.agent.Members(t.Context())
+	all, err := s.client.Members(t.Context())
 	must(t, err)
 	for _, m := range all {
 		if m.Name == fmt.Sprint("h", s.n) {

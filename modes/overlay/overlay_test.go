@@ -14,7 +14,10 @@ import (
 
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
+	"netyard/cluster/etcd"
+	"netyard/cluster/record"
 	"netyard/fabric"
+	"netyard/fabric/address"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
@@ -163,14 +166,14 @@ func newHost(t *testing.T, lan *kerneltest.Host, url string, n int) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := cluster.Open(cluster.Config{Endpoints: []string{url}, Insecure: true})
+	c, err := cluster.Open(etcd.Config{Endpoints: []string{url}, Insecure: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
 	h.agent, err = fabric.New(fabric.Config{
 		Log: log, Client: c, Store: st, Kernel: h.Kernel, Port: 4789, BootID: fmt.Sprint("boot", n),
-		Host: cluster.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
+		Host: record.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +218,7 @@ func (h *host) run(t *testing.T, n modes.Network, id string, ports ...modes.Port
 	for _, v6 := range []bool{false, true} {
 		var a netip.Addr
 		clustertest.Eventually(t, "no address", func() bool {
-			got, err := h.agent.Grant(t.Context(), fabric.Wish{Network: n.Settled["overlay_id"], Endpoint: id, V6: v6})
+			got, err := h.agent.Grant(t.Context(), address.Wish{Network: n.Settled["overlay_id"], Endpoint: id, V6: v6})
 			a = got
 			return err == nil
 		})

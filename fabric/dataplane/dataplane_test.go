@@ -1,0 +1,249 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"netyard/cluster/hosttest"
+	"netyard/cluster/peers"
+	"netyard/cluster/record"
+	"netyard/kernel/core"
+	"netyard/kernel/overlay"
+)
+
+// A fake is a kernel that keeps the peers it is given. It fails while fails is set.
+type fake struct {
+	mu    sync.Mutex
+	fails bool
+	peers map[netip.Addr]string
+	// wrong counts removals of addresses that are no peers', and of MAC addresses that a peer still has.
+	wrong int
+	addrs map[string]bool
+}
+
+func text(mac net.HardwareAddr, vtep netip.Addr) string { return mac.String() + " " + vtep.String() }
+
+var errFake = errors.New("the kernel does not do that")
+
+func (f *fake) Ensure(_ context.Context, objects ...core.Object) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fails {
+		return errFake
+	}
+	for _, o := range objects {
+		switch o := o.(type) {
+		case overlay.Peers:
+			f.peers = map[netip.Addr]string{}
+			for _, p := range o.All {
+				f.peers[p.Addr] = text(p.MAC, p.VTEP)
+			}
+		case core.Addr:
+			f.addrs[o.Prefix.String()] = true
+		}
+	}
+	return nil
+}
+
+func (f *fake) Remove(objects ...core.Object) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, o := range objects {
+		if o, ok := o.(core.Addr); ok {
+			delete(f.addrs, o.Prefix.String())
+		}
+	}
+	return nil
+}
+
+func (f *fake) ChangePeers(
+	_ context.Context, _ string, set []overlay.Peer, gone []netip.Addr, unused []net.HardwareAddr,
+) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fails {
+		return errFake
+	}
+	for _, p := range set {
+		f.peers[p.Addr] = text(p.MAC, p.VTEP)
+	}
+	for _, a := range gone {
+		if f.peers[a] == "" {
+			f.wrong++
+		}
+		delete(f.peers, a)
+	}
+	for _, m := range unused {
+		for _, p := range f.peers {
+			if p[:len(m.String())] == m.String() {
+				f.wrong++
+			}
+		}
+	}
+	return nil
+}
+
+func (f *fake) has() map[netip.Addr]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.peers)
+}
+
+// blue returns the network of hosttest.Blue as host 1 sees it, with a kernel.
+func blue(addrs ...netip.Prefix) (*Network, *fake) {
+	f := &fake{peers: map[netip.Addr]string{}, addrs: map[string]bool{}}
+	n := New(Config{
+		Log: slog.New(slog.DiscardHandler), Kernel: f, Host: hosttest.ID(1), Port: func() uint16 { return 4789 },
+		Read: func() bool { return true }, Tunnel: func() error { return nil }, Retry: func() {},
+		HostAddrs: func() ([]netip.Prefix, error) { return addrs, nil },
+	}, hosttest.Blue(), Links{VXLAN: "x", Bridge: "b", Alias: "a"}, false)
+	var cs []record.Change
+	for host := 1; host <= 3; host++ {
+		cs = append(cs, record.Change{New: hosttest.Host(host)},
+			record.Change{New: &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(host)}})
+	}
+	n.Note(cs)
+	return n, f
+}
+
+// endpoint is a claim of an address, by one of the hosts 2 and 3, with one of a few MAC addresses.
+func endpoint(last, host, mac int) *record.Address {
+	return &record.Address{
+		Network: hosttest.ID(9), Addr: netip.AddrFrom4([4]byte{10, 20, 0, byte(last)}), Host: hosttest.ID(host),
+		Use: record.Endpoint, Endpoint: fmt.Sprint("e", last), MAC: record.MAC(fmt.Sprintf("02:42:0a:14:00:%02x", mac)),
+	}
+}
+
+func wanted(n *Network) map[netip.Addr]string {
+	all := map[netip.Addr]string{}
+	for a, p := range n.Peers() {
+		all[a] = text(p.MAC.Hardware(), p.VTEP)
+	}
+	return all
+}
+
+// settle calls Update as long as there is something to do.
+func settle(t *testing.T, n *Network) {
+	t.Helper()
+	for n.Lacking() {
+		if err := n.Update(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestConcurrentChanges: whatever several goroutines apply, and whenever the kernel fails, it has the peers in the end.
+func TestConcurrentChanges(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(50) {
+		n, f := blue()
+		var all sync.WaitGroup
+		for worker := range 4 {
+			rng := rand.New(rand.NewPCG(seed, uint64(worker)))
+			all.Go(func() {
+				for range 40 {
+					var c record.Change
+					switch e := endpoint(10+worker*4+rng.IntN(4), 2+rng.IntN(2), rng.IntN(6)); rng.IntN(6) {
+					case 0:
+						c.Old = e
+					case 1:
+						f.mu.Lock()
+						f.fails = rng.IntN(3) == 0
+						f.mu.Unlock()
+						_ = n.Update() // as the Agent does, which tries again
+						continue
+					default:
+						c.New = e
+					}
+					n.Apply([]record.Change{c})
+				}
+			})
+		}
+		all.Wait()
+		f.fails = false
+		settle(t, n)
+		if got, want := f.has(), wanted(n); !maps.Equal(got, want) {
+			t.Fatalf("seed %d: the kernel has %v, want %v", seed, got, want)
+		}
+		n.Apply([]record.Change{{New: endpoint(5, 2, 99)}})
+		if got, want := f.has(), wanted(n); !maps.Equal(got, want) || f.wrong > 0 {
+			t.Fatalf("seed %d: after one more change the kernel has %v, want %v; %d wrong removals", seed, got, want,
+				f.wrong)
+		}
+	}
+}
+
+// TestPendingChanges: changes that come while the kernel works are given to it together, with what it has as the old
+// state.
+func TestPendingChanges(t *testing.T) {
+	t.Parallel()
+	n, _ := blue()
+	settle(t, n)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.note([]record.Change{{New: endpoint(5, 2, 1)}})
+	n.note([]record.Change{{New: endpoint(5, 3, 2)}, {New: endpoint(6, 2, 3)}})
+	n.note([]record.Change{{Old: endpoint(6, 2, 3)}})
+	first := endpoint(5, 3, 2)
+	if d := n.pending[first.Addr]; d.Old != (peers.Peer{}) || d.New.MAC != first.MAC {
+		t.Errorf("two changes of an address became %+v", d)
+	}
+	if set, gone, unused := n.split(); len(set) != 1 || len(gone) != 0 || len(unused) != 0 {
+		t.Errorf("to be given to the kernel: %v, %v, %v", set, gone, unused)
+	}
+}
+
+// TestBlocked: a blocked network has no peers, and all of them after it is opened again; the host's own addresses stay.
+func TestBlocked(t *testing.T) {
+	t.Parallel()
+	own := netip.MustParsePrefix("10.20.0.9/16")
+	n, f := blue(own)
+	n.Note([]record.Change{{New: endpoint(5, 2, 1)}})
+	settle(t, n)
+	if len(f.has()) != 1 || !f.addrs[own.String()] {
+		t.Fatalf("the kernel has %v and %v", f.has(), f.addrs)
+	}
+	n.Block(true)
+	settle(t, n)
+	n.Apply([]record.Change{{New: endpoint(6, 2, 2)}})
+	if len(f.has()) != 0 || !n.Status().Shut {
+		t.Errorf("a blocked network has peers %v", f.has())
+	}
+	n.Reopen()
+	settle(t, n)
+	if len(f.has()) != 0 {
+		t.Errorf("the network of a removed host has peers %v", f.has())
+	}
+	n.Block(false)
+	n.Reopen()
+	settle(t, n)
+	if len(f.has()) != 2 {
+		t.Errorf("an open network has peers %v", f.has())
+	}
+	if err := n.Shut(); err != nil || len(f.has()) != 0 {
+		t.Errorf("a network that was shut has peers %v, %v", f.has(), err)
+	}
+}
+
+// TestRemoved: after a network was removed nothing gives the kernel peers of it.
+func TestRemoved(t *testing.T) {
+	t.Parallel()
+	n, f := blue()
+	settle(t, n)
+	if err := n.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	n.Note([]record.Change{{New: endpoint(5, 2, 1)}})
+	n.Apply([]record.Change{{New: endpoint(6, 2, 2)}})
+	if err := errors.Join(n.Update(), n.TellPeers()); err != nil || len(f.has()) != 0 {
+		t.Errorf("a removed network has peers %v, %v", f.has(), err)
+	}
+}
