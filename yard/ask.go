@@ -16,8 +16,8 @@ import (
 func (y *Yard) Resolve(doorMode string, given map[string]string) (mode string, opts map[string]string, err error) {
 	mode = doorMode
 	if asked, ok := given["mode"]; ok && mode != "" && asked != mode {
-		return "", nil, fmt.Errorf("%w: mode=%s: the driver netyard-%s has networks of mode %s only; use -d netyard",
-			modes.ErrOption, asked, mode, mode)
+		return "", nil, modes.Refuse("mode=%s: the driver netyard-%s has networks of mode %s only; use -d netyard",
+			asked, mode, mode)
 	} else if mode == "" && ok {
 		mode = asked
 	}
@@ -43,10 +43,10 @@ func PoolRequest(subnet, ipRange string, opts map[string]string) (r ipam.PoolReq
 	}
 	for _, k := range slices.Sorted(maps.Keys(opts)) {
 		if k != book.OptParent {
-			return r, fmt.Errorf("%w: unknown --ipam-opt %s: only %s is supported", modes.ErrOption, k, book.OptParent)
+			return r, modes.Refuse("unknown --ipam-opt %s: only %s is supported", k, book.OptParent)
 		}
 		if !modes.ValidIfName(opts[k]) {
-			return r, fmt.Errorf("%w: --ipam-opt %s=%s: want an interface name", modes.ErrOption, k, opts[k])
+			return r, modes.Refuse("--ipam-opt %s=%s: want an interface name", k, opts[k])
 		}
 		r.Domain = opts[k]
 	}

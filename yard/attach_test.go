@@ -323,7 +323,7 @@ func TestAttachRefused(t *testing.T) {
 		change func(*book.AttachRequest)
 		says   string
 	}{
-		"a name that is taken inside": {func(*book.AttachRequest) {}, "eth0 already"},
+		"a name that is taken inside": {func(*book.AttachRequest) {}, "already has a link eth0"},
 		"the host for a sandbox":      {func(q *book.AttachRequest) { q.NS = r.host.NS() }, "host's own"},
 		"an address of no subnet":     {func(q *book.AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.1.1.1")} }, "no subnet for it"},
 		"the gateway's address":       {func(q *book.AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.1")} }, "taken"},

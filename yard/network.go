@@ -27,7 +27,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 		return err
 	}
 	if y.Config.Offered != nil && !slices.Contains(y.Config.Offered, n.Mode) {
-		return fmt.Errorf("%w: mode=%s is not offered by this daemon's configuration", modes.ErrOption, n.Mode)
+		return modes.Refuse("mode=%s is not offered by this daemon's configuration", n.Mode)
 	}
 	if err := overlay.ClaimSpace(y.Book, &n); err != nil {
 		return err
@@ -163,9 +163,9 @@ func (y *Yard) reserve(tx store.Tx, n modes.Network) error {
 	for _, a := range reserved.Addrs {
 		at := slices.IndexFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(a) })
 		if at < 0 || n.Subnets[at].Space != book.Space {
-			return fmt.Errorf(
-				"%w: %s=%s: it needs --ipam-driver netyard, which gives %s only to a container that asks for it",
-				modes.ErrOption, reserved.Option, n.Given(reserved.Option), a)
+			return modes.Refuse(
+				"%s=%s: it needs --ipam-driver netyard, which gives %s only to a container that asks for it",
+				reserved.Option, n.Given(reserved.Option), a)
 		}
 		p, err := y.Config.IPAM.PoolOf(tx, n.Subnets[at].Pool, n.ID)
 		if err != nil {

@@ -74,7 +74,7 @@ func ParseDHCP(
 	}
 	if on, said := r.Options["dhcp"]; on == "false" && (said || !always) {
 		if always || len(r.Options) > 1 {
-			return r, false, fmt.Errorf("%w: --ipam-opt dhcp=false contradicts the use of DHCP", modes.ErrOption)
+			return r, false, modes.Refuse("--ipam-opt dhcp=false contradicts the use of DHCP")
 		}
 		return r, false, nil
 	}
@@ -161,8 +161,8 @@ func checkPools(y *book.Book, m modes.Mode, n modes.Network, lan dhcp.LANPort) e
 					"the engine gives each its own; use --ipam-driver netyard --ipam-opt dhcp=true",
 					n.Mode, book.DHCPSpace)
 			case modes.IPAMOpt(p.Options, "client_id") == "mac":
-				return fmt.Errorf("%w: client_id=mac: containers of mode %s share one MAC, "+
-					"so the DHCP server could not tell them apart", modes.ErrOption, n.Mode)
+				return modes.Refuse("client_id=mac: containers of mode %s share one MAC, "+
+					"so the DHCP server could not tell them apart", n.Mode)
 			}
 		}
 		return nil

@@ -37,8 +37,8 @@ type Six struct {
 func checkSix(m modes.Mode, n modes.Network, p DHCPPool) error {
 	kind := modes.IPAMOpt(p.Options, "ipv6")
 	if kind != "none" && m.Traits(n).Policed {
-		return fmt.Errorf("%w: ipv6=%s: policies apply to mode %s, and would not know the addresses; "+
-			"use it on networks whose packets do not pass this host's firewall", modes.ErrOption, kind, n.Mode)
+		return modes.Refuse("ipv6=%s: policies apply to mode %s, and would not know the addresses; "+
+			"use it on networks whose packets do not pass this host's firewall", kind, n.Mode)
 	}
 	return nil
 }

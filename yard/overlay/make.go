@@ -19,14 +19,14 @@ func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.Net
 		return fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
 	}
 	if r.DHCP != nil {
-		return fmt.Errorf("%w: overlay=%s: its addresses come from the cluster, not from a DHCP server",
-			modes.ErrOption, name)
+		return modes.Refuse("overlay=%s: its addresses come from the cluster, not from a DHCP server",
+			name)
 	}
 	if old, here, err := findOverlay(y, name); err != nil {
 		return err
 	} else if here {
-		return fmt.Errorf("%w: overlay=%s: it is on this host already, as network %s",
-			modes.ErrOption, name, book.Label(old))
+		return modes.Refuse("overlay=%s: it is on this host already, as network %s",
+			name, book.Label(old))
 	}
 	o, err := y.Config.Fabric.Find(ctx, modes.Overlay{Name: name})
 	isNew := errors.Is(err, modes.ErrNoOverlay)
@@ -34,7 +34,7 @@ func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.Net
 	case err != nil && !isNew:
 		return err
 	case isNew && len(r.Subnets) == 0:
-		return fmt.Errorf("%w: %w", modes.ErrOption, notInCluster(name))
+		return modes.Refuse("%w", notInCluster(name))
 	case len(r.Subnets) == 0:
 		n.Internal = o.Internal
 	}
@@ -53,8 +53,8 @@ func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.Net
 	}
 	_, v6 := n.Families()
 	if r.IPv6 && !v6 {
-		return fmt.Errorf("%w: overlay=%s: ipv6: give an IPv6 subnet too, the same on all hosts, as --subnet fd20::/64",
-			modes.ErrOption, name)
+		return modes.Refuse("overlay=%s: ipv6: give an IPv6 subnet too, the same on all hosts, as --subnet fd20::/64",
+			name)
 	}
 	n.IPv6 = v6
 	return nil
@@ -64,7 +64,7 @@ func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.Net
 func overlaySubnet(name string, o modes.Overlay, isNew bool, w book.SubnetRequest) (s modes.Subnet, err error) {
 	p := w.Pool.Subnet
 	refuse := func(why string) error {
-		return fmt.Errorf("%w: overlay=%s: subnet %s: %s", modes.ErrOption, name, p, why)
+		return modes.Refuse("overlay=%s: subnet %s: %s", name, p, why)
 	}
 	switch {
 	case w.NoGateway:
@@ -84,10 +84,10 @@ func overlaySubnet(name string, o modes.Overlay, isNew bool, w book.SubnetReques
 		for _, s := range o.Subnets {
 			has = append(has, s.Pool)
 		}
-		return s, fmt.Errorf("%w: %w", modes.ErrOption, subnetMismatch(name, p, has))
+		return s, modes.Refuse("%w", subnetMismatch(name, p, has))
 	}
 	if s = o.Subnets[at]; w.Gateway.IsValid() && s.Gateway.Addr() != w.Gateway {
-		return s, fmt.Errorf("%w: %w", modes.ErrOption, gatewayMismatch(name, w.Gateway, s))
+		return s, modes.Refuse("%w", gatewayMismatch(name, w.Gateway, s))
 	}
 	return s, nil
 }

@@ -63,16 +63,15 @@ func ParseOverlay(always bool, ipRange string, opts map[string]string) (name str
 	case !said && !always:
 		return "", false, nil
 	case !said || name == "":
-		return "", false, fmt.Errorf("%w: overlay: name the network in the cluster, as --ipam-opt overlay=blue",
-			modes.ErrOption)
+		return "", false, modes.Refuse("overlay: name the network in the cluster, as --ipam-opt overlay=blue")
 	case ipRange != "":
 		return "", false, fmt.Errorf("ip-range %s: on an overlay the hosts allocate addresses from the whole subnet; "+
 			"leave --ip-range out", ipRange)
 	}
 	for key := range opts {
 		if key != OptOverlay {
-			return "", false, fmt.Errorf("%w: --ipam-opt %s cannot be used with --ipam-opt overlay",
-				modes.ErrOption, key)
+			return "", false, modes.Refuse("--ipam-opt %s cannot be used with --ipam-opt overlay",
+				key)
 		}
 	}
 	return name, true, nil

@@ -27,8 +27,8 @@ var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 // name. If one with the same ID and configuration exists already, MakeNetwork succeeds.
 func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n modes.Network, err error) {
 	if !networkName.MatchString(r.Name) {
-		return n, fmt.Errorf("%w: name %q: want letters, digits, dots, dashes and underscores, a letter or digit first",
-			modes.ErrOption, r.Name)
+		return n, modes.Refuse("name %q: want letters, digits, dots, dashes and underscores, a letter or digit first",
+			r.Name)
 	}
 	n = modes.Network{ID: r.ID, Name: r.Name, Engine: book.Own, Internal: r.Internal, IPv6: r.IPv6}
 	if n.Mode, n.Options, err = y.Resolve(r.Mode, r.Options); err != nil {
@@ -203,11 +203,11 @@ func requestPool(ctx context.Context, y *yard.Yard, n modes.Network, w book.Subn
 	s = modes.Subnet{Pool: p.Subnet, Space: book.Space}
 	for _, name := range slices.Sorted(maps.Keys(w.Aux)) { // before the gateway, which may be any address that is left
 		if a := w.Aux[name]; a == w.Gateway {
-			return s, fmt.Errorf("%w: aux-address %s=%s: it is the gateway", modes.ErrOption, name, a)
+			return s, modes.Refuse("aux-address %s=%s: it is the gateway", name, a)
 		}
 		kept, err := pool.RequestAddress(ctx, y, ipam.AddressRequest{Pool: p.ID, Addr: w.Aux[name]})
 		if err != nil {
-			return s, fmt.Errorf("%w: aux-address %s: %w", modes.ErrOption, name, err)
+			return s, modes.Refuse("aux-address %s: %w", name, err)
 		}
 		if s.Aux == nil {
 			s.Aux = map[string]netip.Prefix{}
