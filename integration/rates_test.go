@@ -88,7 +88,7 @@ func TestRates(t *testing.T) {
 		h.Netyard.Restart()
 		healthy(t, h)
 		carries(t, h, "c1", 50, 50)
-		has(t, h.ShErr("netyard endpoint set c1 icc=false"), "icc is said for a network")
+		has(t, h.ShErr("netyard endpoint set c1 icc=false"), "icc is a network option")
 
 		link := strings.TrimSpace(h.Sh("netyard endpoint inspect c1 --format '{{.Interface}}'"))
 		h.Tool("tc qdisc del dev " + link + " root")
