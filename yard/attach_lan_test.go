@@ -15,8 +15,8 @@ import (
 	yown "netyard/yard/own"
 )
 
-// TestAttachLAN: containers that come by CNI are on the LAN, and what is taken away is gone from the sandbox
-// when the runtime is answered.
+// TestAttachLAN shows that containers attached by CNI are on the LAN, and that a detached link has left the sandbox
+// when the runtime gets its answer.
 func TestAttachLAN(t *testing.T) {
 	t.Parallel()
 	for mode, newMode := range map[string]modes.New{"macvlan": macvlan.New, "ipvlan": ipvlan.New} {
@@ -56,7 +56,7 @@ func TestAttachLAN(t *testing.T) {
 				t.Errorf("detached: %v, and there is %s", ended, out)
 			}
 			if !p.Pings("192.0.2.1", true) {
-				t.Error("the other container's end took this one along")
+				t.Error("the removal of another container removed this one")
 			}
 			if err := attach.Detach(t.Context(), r.Yard, p.end(n, "c1")); err != nil {
 				t.Fatal(err)

@@ -35,7 +35,7 @@ func newPlace(t *testing.T) place {
 	return place{h, fmt.Sprintf("/proc/self/fd/%d", h.NS())}
 }
 
-// made is a network that belongs to no engine.
+// made creates a network that belongs to no engine.
 func (r *rig) made() modes.Network {
 	r.t.Helper()
 	n, err := yown.MakeNetwork(r.t.Context(), r.Yard, book.NetworkRequest{Name: "web", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
@@ -53,7 +53,7 @@ func (p place) end(n modes.Network, name string) attach.DetachRequest {
 	return attach.DetachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", NS: p.NS(), Gone: true}
 }
 
-// active are the addresses in use, but for gateways.
+// active returns the addresses in use, except gateways.
 func (r *rig) active() (as []string) {
 	r.t.Helper()
 	ls, _, err := pool.Leases(r.Yard)
@@ -68,8 +68,8 @@ func (r *rig) active() (as []string) {
 	return as
 }
 
-// TestAttachCrash pulls the plug at every step of an attachment's life, starts again, and wants the runtime's next word
-// to be obeyed.
+// TestAttachCrash kills the daemon at every step of attaching and detaching, starts it again, and shows that the
+// runtime's next request succeeds.
 func TestAttachCrash(t *testing.T) {
 	t.Parallel()
 	for at, died := 1, true; died; at++ {
@@ -118,9 +118,9 @@ func TestAttachCrash(t *testing.T) {
 	}
 }
 
-// TestAttachDies: the daemon dies at each step of an attachment, or right after it has answered. What the runtime may
-// have heard of is there when it starts again, with its ports, and works; what it cannot have heard of is gone, and
-// nothing of it is to be seen. When the host goes down with it, the attachment is gone either way.
+// TestAttachDies kills the daemon at each step of attaching, or right after its answer. An attachment that may have
+// been answered exists after the restart, with its ports, and works; one that was not is removed without a trace. If
+// the host goes down too, the attachment is removed in both cases.
 func TestAttachDies(t *testing.T) {
 	t.Parallel()
 	for at, answered := 1, false; !answered; at++ {
@@ -165,7 +165,7 @@ func TestAttachDies(t *testing.T) {
 	}
 }
 
-// TestJoinDies is the same of what an engine hears: Docker does not send Join again.
+// TestJoinDies shows the same for Join, which Docker does not repeat.
 func TestJoinDies(t *testing.T) {
 	t.Parallel()
 	for _, hostToo := range []bool{false, true} {
@@ -187,7 +187,8 @@ func TestJoinDies(t *testing.T) {
 	}
 }
 
-// TestDeleteBusy: an engine does not ask again, so an endpoint that another request has is deleted after that one.
+// TestDeleteBusy shows that an endpoint whose lock another request holds is deleted after that request: an engine does
+// not retry.
 func TestDeleteBusy(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
@@ -204,7 +205,7 @@ func TestDeleteBusy(t *testing.T) {
 	if err != nil {
 		t.Errorf("the endpoint is gone while another request has it: %v", err)
 	}
-	// The engine goes on: it gives the address back, which the endpoint still has.
+	// The engine continues, and releases the address that the endpoint still has.
 	if err := pool.ReleaseAddress(t.Context(), r.Yard, "10.9.0.0/24", is.Addrs[0].Addr()); err != nil {
 		t.Error(err)
 	}
@@ -221,8 +222,7 @@ func TestDeleteBusy(t *testing.T) {
 	}
 }
 
-// TestAttachHold: the addresses of a container that its engine knows are held over its stop, for nobody else, until it
-// is removed.
+// TestAttachHold shows that the addresses of a stopped container are held for it until its engine removes it.
 func TestAttachHold(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
@@ -256,7 +256,7 @@ func TestAttachHold(t *testing.T) {
 	}
 	must(attach.Detach(t.Context(), r.Yard, p.end(n, "default-c1")))
 
-	// Its engine has it no more: missing twice, and older than the grace period.
+	// Its engine no longer has it: missing twice, and older than the grace period.
 	gone := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}, Attachments: map[string]bool{}}
 	there := gone
 	there.Attachments = map[string]bool{"default-c1": true}
@@ -267,7 +267,7 @@ func TestAttachHold(t *testing.T) {
 	must(reconcile.Reconcile(t.Context(), r.Yard, reconcile.Census{Engine: book.Docker, Networks: map[string]reconcile.SeenNetwork{}})) // nothing to do with it
 	must(reconcile.Reconcile(t.Context(), r.Yard, gone))
 	if len(r.active()) != 1 {
-		t.Error("an address was freed at first sight")
+		t.Error("an address was released at the first census")
 	}
 	found, err := reconcile.Audit(t.Context(), r.Yard, []reconcile.Census{gone})
 	must(err)
@@ -282,7 +282,8 @@ func TestAttachHold(t *testing.T) {
 	r.healthy("in the end")
 }
 
-// TestAttachDead: an end that nobody tells of is seen by the namespace, and what is young is left alone.
+// TestAttachDead shows that an end which nobody reports is seen by the namespace, and that young attachments are left
+// alone.
 func TestAttachDead(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
@@ -303,7 +304,7 @@ func TestAttachDead(t *testing.T) {
 	}
 	r.Sweep(context.Background())
 	if len(r.active()) != 1 {
-		t.Error("a young attachment was dropped")
+		t.Error("a young attachment was removed")
 	}
 	r.now = r.now.Add(2 * time.Minute)
 	r.Sweep(context.Background())
@@ -313,7 +314,7 @@ func TestAttachDead(t *testing.T) {
 	r.healthy("swept")
 }
 
-// TestAttachRefused: what cannot be leaves nothing behind.
+// TestAttachRefused shows that a refused attachment leaves nothing behind.
 func TestAttachRefused(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
@@ -347,8 +348,8 @@ func TestAttachRefused(t *testing.T) {
 	}
 }
 
-// TestAttachAux: an address that was kept when the network was made is nobody's, neither by chance nor by name. One
-// that cannot be kept is refused by its name, and nothing of the network is left.
+// TestAttachAux shows that no container gets an auxiliary address of a network, not even by request. If one cannot be
+// reserved, the network is refused, the error names the address, and nothing of the network is left.
 func TestAttachAux(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
@@ -404,8 +405,8 @@ func TestAttachAux(t *testing.T) {
 	}
 }
 
-// TestAttachPorts: a port that names no address is on all of them; a container's second network does not publish it
-// again, and nobody else can have it. It goes with the attachment.
+// TestAttachPorts shows that a port without an address is published on all addresses, that a container's second network
+// does not publish it again, that no other container gets it, and that detaching withdraws it.
 func TestAttachPorts(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
@@ -415,7 +416,7 @@ func TestAttachPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	ports := []book.Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
-	// Whichever comes first, the ports are eth0's, by which the answers leave.
+	// In either order, the ports belong to eth0, by which the replies leave.
 	early := p.request(back, "c0")
 	early.IfName, early.Ports = "eth1", ports
 	if a, err := attach.Attach(t.Context(), r.Yard, early); err != nil || len(a.Endpoint.Ports) != 1 {
@@ -460,7 +461,7 @@ func TestAttachPorts(t *testing.T) {
 	r.healthy("withdrawn")
 }
 
-// TestAttachSharesAgain: a container that shares the host's addresses, attached again, keeps its own.
+// TestAttachSharesAgain shows that a container which shares the host's addresses keeps its own when attached again.
 func TestAttachSharesAgain(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
@@ -487,8 +488,8 @@ func TestAttachSharesAgain(t *testing.T) {
 	r.healthy("detached")
 }
 
-// TestUndoSparesTheNext: what takes back an attachment that nobody heard of does not take the one that its runtime has
-// asked for since.
+// TestUndoSparesTheNext shows that undoing an attachment whose answer was lost does not remove the one that its runtime
+// has requested since.
 func TestUndoSparesTheNext(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)

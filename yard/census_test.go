@@ -14,7 +14,7 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// census is what an engine says that knows the network and nothing else.
+// census returns the census of an engine that has the network and nothing else.
 func census() reconcile.Census {
 	return reconcile.Census{
 		Engine: "docker", Networks: map[string]reconcile.SeenNetwork{netID: {Name: "web"}}, Endpoints: map[string]reconcile.SeenEndpoint{},
@@ -22,7 +22,7 @@ func census() reconcile.Census {
 	}
 }
 
-// looks lets the engine be asked again and again, a minute apart.
+// looks reconciles with censuses of the engine that are a minute apart.
 func (r *rig) looks(times int, c reconcile.Census) {
 	r.t.Helper()
 	for range times {
@@ -33,7 +33,7 @@ func (r *rig) looks(times int, c reconcile.Census) {
 	}
 }
 
-// joined is a rig with a network of Docker's and a container on it, whose link is in a sandbox if plugged.
+// joined returns a rig with a network of Docker's and a container on it, whose link is in a sandbox if plugged.
 func joined(t *testing.T, plugged bool) *rig {
 	t.Helper()
 	r := newRig(t)
@@ -69,7 +69,7 @@ func joined(t *testing.T, plugged bool) *rig {
 	return r
 }
 
-// TestReaper: what an engine has forgotten goes, at the second look, and not before the grace period.
+// TestReaper shows that what an engine no longer has is removed at the second census, and not before the grace period.
 func TestReaper(t *testing.T) {
 	t.Parallel()
 	t.Run("endpoint", func(t *testing.T) {
@@ -79,7 +79,7 @@ func TestReaper(t *testing.T) {
 		}
 		r.looks(1, census())
 		if es, _ := r.Endpoints(); len(es) != 1 {
-			t.Fatal("an endpoint was dropped at the first look")
+			t.Fatal("an endpoint was removed at the first census")
 		}
 		r.looks(1, census())
 		if es, _ := r.Endpoints(); len(es) != 0 {
@@ -103,7 +103,7 @@ func TestReaper(t *testing.T) {
 		r := joined(t, true)
 		r.looks(5, census())
 		if es, _ := r.Endpoints(); len(es) != 1 {
-			t.Error("a running container lost its link on an engine's word")
+			t.Error("a running container lost its link because of a census")
 		}
 		r.findsWith(census(), "no container of docker has it, but a sandbox has its link", false)
 	})
@@ -118,7 +118,7 @@ func TestReaper(t *testing.T) {
 		c.Networks = map[string]reconcile.SeenNetwork{}
 		r.looks(6, c)
 		if ns, _ := r.Networks(); len(ns) != 2 {
-			t.Fatal("the word of an engine that has none of the networks was believed")
+			t.Fatal("the census of an engine that has none of the networks was believed")
 		}
 		r.findsWith(c, "network bbbbbbbbbbbb is not known to docker", true)
 		r = joined(t, false)
@@ -128,7 +128,7 @@ func TestReaper(t *testing.T) {
 		c.Networks[other.ID] = reconcile.SeenNetwork{Name: "other"}
 		r.looks(1, c)
 		if ns, _ := r.Networks(); len(ns) != 2 {
-			t.Fatal("a network with an endpoint was dropped")
+			t.Fatal("a network with an endpoint was removed")
 		}
 		r.findsWith(c, "endpoint eeeeeeeeeeee: no container of docker has it", true)
 		r.looks(4, c)
@@ -143,7 +143,7 @@ func TestReaper(t *testing.T) {
 		c.Engine, c.Networks = "podman", map[string]reconcile.SeenNetwork{}
 		r.looks(5, c)
 		if ns, _ := r.Networks(); len(ns) != 1 {
-			t.Error("an engine's word about another's network was believed")
+			t.Error("the census of one engine removed another's network")
 		}
 	})
 	t.Run("lease, held address and pool", func(t *testing.T) {

@@ -33,7 +33,8 @@ func (r *rig) change(options said) modes.Network {
 	return n
 }
 
-// TestChangeNetwork: running endpoints follow, a restart changes nothing, and back is as if nothing had been changed.
+// TestChangeNetwork shows that a change applies to running endpoints, that a restart changes nothing, and that the way
+// back restores the former state.
 func TestChangeNetwork(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
@@ -86,7 +87,7 @@ func TestChangeNetwork(t *testing.T) {
 	r.healthy("at the end")
 }
 
-// TestChangeEndpoint: one endpoint's options go before its network's, and go with it.
+// TestChangeEndpoint shows that an endpoint's options override its network's, and are removed with the endpoint.
 func TestChangeEndpoint(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
@@ -127,7 +128,7 @@ func TestChangeEndpoint(t *testing.T) {
 	}
 }
 
-// TestChangeBeforeJoin: what is changed before there is a link holds once there is one.
+// TestChangeBeforeJoin shows that a change before the join applies after it.
 func TestChangeBeforeJoin(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -150,7 +151,7 @@ func TestChangeBeforeJoin(t *testing.T) {
 	}
 }
 
-// TestRefusedChange: what is refused, or cannot be made so, changes nothing, neither in the kernel nor on record.
+// TestRefusedChange shows that a refused or failed change leaves kernel and records as they were.
 func TestRefusedChange(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
@@ -192,7 +193,7 @@ func TestRefusedChange(t *testing.T) {
 	}
 }
 
-// TestCrashInChange pulls the plug at every step: afterwards all of the change is there, or nothing of it.
+// TestCrashInChange kills the daemon at every step of a change, and shows that afterwards all or nothing of it applies.
 func TestCrashInChange(t *testing.T) {
 	t.Parallel()
 	options := said{"icc": "false", "masquerade": "false", "rate": "10mbit"}
@@ -233,7 +234,7 @@ func TestCrashInChange(t *testing.T) {
 	}
 }
 
-// TestUnknownMode: the name that was meant is said.
+// TestUnknownMode shows that the error suggests the mode that was meant.
 func TestUnknownMode(t *testing.T) {
 	r := newRig(t)
 	n := r.network()

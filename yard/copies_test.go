@@ -14,8 +14,8 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// TestRebuildOwn: the records are lost, and a network that no engine knows and a container that came by CNI are on
-// record again as they were. What is removed leaves no copy behind.
+// TestRebuildOwn shows that after the loss of the records a network that no engine has and a container attached by CNI
+// are rebuilt as they were, and that a removed network leaves no copy.
 func TestRebuildOwn(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)

@@ -34,7 +34,7 @@ const (
 	space = "netyard"
 )
 
-// A rig is a yard on a real kernel, that can be pulled the plug of and started again.
+// A rig is a yard on a real kernel that can be killed and started again.
 type rig struct {
 	t    *testing.T
 	host *kerneltest.Host
@@ -43,7 +43,7 @@ type rig struct {
 	now  time.Time
 	step func(string)
 	st   *store.Store
-	// fabric is the cluster that overlays are in; nil: there is none.
+	// fabric is the cluster of overlays; nil: there is none.
 	fabric modes.Fabric
 	*yard.Yard
 	// cluster is what this host is in, if that is anything, with the modes that need it.
@@ -59,16 +59,16 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// verify examines records as a daemon has it done.
+// verify checks records as the daemon does.
 func verify(_ context.Context, path string) error { return store.Verify(path) }
 
-// start makes a yard as a daemon does that has just been started.
+// start makes a yard as a starting daemon does.
 func (r *rig) start() {
 	r.t.Helper()
 	r.begin(false)
 }
 
-// begin is start; keepStrays when the records may have been lost.
+// begin does the work of start; keepStrays: the records may have been lost.
 func (r *rig) begin(keepStrays bool) {
 	r.t.Helper()
 	var err error
@@ -77,7 +77,7 @@ func (r *rig) begin(keepStrays bool) {
 		r.host.Reopen(r.t)
 	}
 	r.host.ShareTables() // so that a test can plant faults in them
-	// Nothing gets into the file but by a transaction of the test's: so it is always the same that a crash leaves.
+	// Only transactions of the test write the file, so that a crash always leaves the same state.
 	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify}); err != nil {
 		r.t.Fatal(err)
 	}
@@ -101,14 +101,14 @@ func (r *rig) begin(keepStrays bool) {
 	}
 }
 
-// with has the yard know one more mode, until it is started again.
+// with adds a mode to the yard, until it is started again.
 func (r *rig) with(name string, newMode modes.New) {
 	r.Config.Modes[name] = newMode(modes.Env{})
 	r.Options = modes.NewTable(r.Config.Modes)
 }
 
-// die leaves the records as a process does that is killed; after another boot, as a host does whose power went: what
-// nobody waited for is lost.
+// die leaves the records as a killed process does; with another boot, as a power loss does: writes that nobody waited
+// for are lost.
 func (r *rig) die() {
 	r.t.Helper()
 	left := map[string][]byte{}
@@ -132,7 +132,7 @@ func (r *rig) die() {
 	}
 }
 
-// errPulled is how a change ends whose process died.
+// errPulled is the error of a change whose process died.
 var errPulled = errors.New("the plug was pulled")
 
 // pull runs f and dies at step number at; the steps gone through are returned.
@@ -160,7 +160,7 @@ func (r *rig) network() modes.Network {
 	}}}
 }
 
-// life is everything an engine asks for in the life of a network and a container, a call each.
+// life returns all requests of an engine in the life of a network and a container.
 func (r *rig) life() []func(context.Context) error {
 	var addr netip.Prefix
 	return []func(context.Context) error{
@@ -207,7 +207,7 @@ func (r *rig) life() []func(context.Context) error {
 	}
 }
 
-// healthy wants records and kernel to agree.
+// healthy fails the test if records and kernel differ.
 func (r *rig) healthy(when string) {
 	r.t.Helper()
 	found, err := reconcile.Audit(r.t.Context(), r.Yard, nil)
@@ -219,8 +219,8 @@ func (r *rig) healthy(when string) {
 	}
 }
 
-// TestCrashAnywhere pulls the plug at every step of every call, starts again, and wants record and kernel to agree,
-// what was answered to be kept, and the same call to succeed when it is sent again.
+// TestCrashAnywhere kills the daemon at every step of every call, starts it again, and shows that records and kernel
+// agree, that what was answered still holds, and that the call succeeds when it is repeated.
 func TestCrashAnywhere(t *testing.T) {
 	t.Parallel()
 	total := 0
@@ -300,7 +300,8 @@ func (r *rig) leftovers() string {
 	return strings.Join(left, ", ")
 }
 
-// TestReboot: another boot's sandboxes are dead, their endpoints and addresses go; the network stays.
+// TestReboot shows that after a reboot the sandboxes are dead, their endpoints and addresses are released, and the
+// network stays.
 func TestReboot(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -330,7 +331,7 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-// TestRestartKeepsFlows: a daemon that starts again leaves links and rules as they are.
+// TestRestartKeepsFlows shows that a restarted daemon leaves links and rules as they are.
 func TestRestartKeepsFlows(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -347,7 +348,8 @@ func TestRestartKeepsFlows(t *testing.T) {
 	r.healthy("after a restart")
 }
 
-// TestDoctor plants faults one by one; each is named, and gc removes the strays and nothing else.
+// TestDoctor makes faults one by one, and shows that doctor names each, and that gc removes the strays and nothing
+// else.
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	br, veth := core.Name(core.BridgePrefix, netID), core.Name(core.VethPrefix, epID)
@@ -420,7 +422,7 @@ func TestDoctor(t *testing.T) {
 	})
 }
 
-// r6 is a rig with a network and a container that has joined it.
+// r6 returns a rig with a network and a joined container.
 func r6(t *testing.T) *rig {
 	t.Helper()
 	r := newRig(t)

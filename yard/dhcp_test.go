@@ -47,7 +47,8 @@ func TestParseDHCP(t *testing.T) {
 	}
 }
 
-// TestToken: a pool is found by what an engine hands back, and nothing that a user or another IPAM could say is one.
+// TestToken shows that a pool is found by the token that an engine returns, and that no value of a user or another IPAM
+// is taken for a token.
 func TestToken(t *testing.T) {
 	r := newRig(t)
 	seen := map[string]bool{}
@@ -94,7 +95,7 @@ func TestClientID(t *testing.T) {
 	}
 }
 
-// TestClientMAC: containers of different names have different hardware addresses, and one of the same name the same.
+// TestClientMAC shows that containers of different names have different MACs, and one of the same name the same MAC.
 func TestClientMAC(t *testing.T) {
 	y := &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "one"}}}
 	seen := map[string]bool{}
@@ -121,7 +122,7 @@ func TestHostLabel(t *testing.T) {
 	}
 }
 
-// TestLeaseDuties is what is done about a lease, by its phase and whose it is.
+// TestLeaseDuties shows the next task for a lease, by its phase and owner.
 func TestLeaseDuties(t *testing.T) {
 	r := newRig(t)
 	now := r.now

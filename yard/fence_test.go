@@ -43,8 +43,8 @@ func (*alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a
 }
 func (*alone) Release(modes.Overlay, netip.Addr) error { return nil }
 
-// TestFence: nothing gets through a link that is fenced, nor to the ports of its container; everybody says so; a
-// restart and whoever tampers change nothing; and it comes back as it was.
+// TestFence shows that no traffic passes a fenced link or reaches its container's ports, that doctor and events report
+// the fence, that it survives a restart and tampering, and that unfencing restores the former state.
 func TestFence(t *testing.T) {
 	t.Parallel()
 	r, f := newRig(t), &alone{}

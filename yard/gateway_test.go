@@ -14,7 +14,7 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// mixed makes a network that is translated in IPv4 and routed in IPv6, with two endpoints that are joined.
+// mixed makes a network that is translated in IPv4 and routed in IPv6, with two joined endpoints.
 func (r *rig) mixed() (first, second string) {
 	r.t.Helper()
 	n := r.network()
@@ -36,7 +36,8 @@ func (r *rig) mixed() (first, second string) {
 	return epID, "ffffffffffff0002"
 }
 
-// TestPublishRouted: where a network is routed a port is the container's own, and nobody else's business.
+// TestPublishRouted shows that on a routed network a port is published on the container's own address, without
+// conflicts.
 func TestPublishRouted(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -92,9 +93,9 @@ func TestPublishRouted(t *testing.T) {
 	}
 }
 
-// TestGuideIsKept: the address of the container that is the gateway goes to nobody by accident, and where that cannot
-// be had the network is refused.
-func TestGuideIsKept(t *testing.T) {
+// TestGatewayIsReserved shows that the address of the gateway container is only given on request, and that a network
+// whose IPAM cannot reserve it is refused.
+func TestGatewayIsReserved(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	n := r.network()

@@ -11,8 +11,8 @@ import (
 	"netyard/yard"
 )
 
-// TestInTime: a request that hangs has an answer soon after its deadline, and is heard of when it ends; one that says
-// itself why it failed is not interrupted.
+// TestInTime shows that a hanging request is answered soon after its deadline and reported when it ends, and that one
+// which returns its own error in time is not interrupted.
 func TestInTime(t *testing.T) {
 	t.Parallel()
 	const deadline = 9 * time.Second

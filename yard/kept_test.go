@@ -24,7 +24,7 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// losses are ways for records to get lost, the copy beside them being whole.
+// losses returns ways to lose the records while their copy is intact.
 func losses() map[string]func(t *testing.T, path string) {
 	write := func(change func([]byte) []byte) func(*testing.T, string) {
 		return func(t *testing.T, path string) {
@@ -108,7 +108,7 @@ func closings() map[string]closing {
 	}
 }
 
-// made is a rig with something closed on it.
+// made returns a rig with one closing.
 func (c closing) made(t *testing.T) (r *rig, n modes.Network, client, app place, was modes.Endpoint) {
 	t.Helper()
 	r, client, app = newRig(t), newPlace(t), newPlace(t)
@@ -163,7 +163,7 @@ func (r *rig) lose(how func(*testing.T, string)) {
 	}
 }
 
-// found is what a look into the sandboxes finds; who says whose they are.
+// found returns what FindIn finds in the sandboxes; who has their containers.
 func (r *rig) found(who map[string]modes.Container, places map[string]place) reconcile.Census {
 	r.t.Helper()
 	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}}
@@ -188,8 +188,8 @@ func (r *rig) rebuilds(c reconcile.Census) {
 	}
 }
 
-// TestClosedOverLoss: whatever was closed, and however the records get lost, the kernel does just the same at each
-// moment: when the daemon is back, while and after the records are rebuilt, and after one more restart.
+// TestClosedOverLoss shows that for each closing and each loss of the records the kernel enforces the same as before at
+// each moment: when the daemon is back, while and after the records are rebuilt, and after one more restart.
 func TestClosedOverLoss(t *testing.T) {
 	t.Parallel()
 	ways := losses()
@@ -223,8 +223,8 @@ func TestClosedOverLoss(t *testing.T) {
 	}
 }
 
-// TestClosedOverReboot: the host loses power and the records. The kernel has nothing, and the first container that
-// comes is closed from its first packet.
+// TestClosedOverReboot shows that after a power loss and the loss of the records, when the kernel has nothing, policies
+// apply to the first container from its first packet.
 func TestClosedOverReboot(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"missing", "zeros"} {
@@ -260,7 +260,7 @@ func TestClosedOverReboot(t *testing.T) {
 					t.Fatal(err)
 				}
 				if out, err := client.TrySh("ping -c 1 -W 1 " + to); err == nil {
-					t.Errorf("app is open to client, being %q: %s", who.Name, out)
+					t.Errorf("app is reachable from client, named %q: %s", who.Name, out)
 				}
 			}
 			if err := r.identifies(n, "app", modes.Container{Engine: book.Containerd, ID: "c3", Name: "other", Labels: map[string]string{}}); err != nil {
@@ -271,7 +271,7 @@ func TestClosedOverReboot(t *testing.T) {
 	}
 }
 
-// identifies says whose an attachment is.
+// identifies records the container of an attachment.
 func (r *rig) identifies(n modes.Network, attachment string, who modes.Container) error {
 	es, err := r.Attachments(n.ID)
 	if err != nil {
@@ -288,7 +288,7 @@ func (r *rig) identifies(n modes.Network, attachment string, who modes.Container
 	return nil
 }
 
-// reserved wants these reservations to be there, and no others.
+// reserved fails the test unless there are just these reservations.
 func (r *rig) reserved(want ...string) {
 	r.t.Helper()
 	ls, _, err := pool.Leases(r.Yard)
@@ -307,8 +307,8 @@ func (r *rig) reserved(want ...string) {
 	}
 }
 
-// TestReservedOverLoss: reservations outlive the records, those of addresses that somebody has, too, and go with their
-// networks.
+// TestReservedOverLoss shows that reservations survive the loss of the records, also those of addresses in use, and are
+// removed with their networks.
 func TestReservedOverLoss(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"missing", "cut off"} {
@@ -356,9 +356,9 @@ func TestReservedOverLoss(t *testing.T) {
 	}
 }
 
-// TestPoliciesLost: the records and their copy are lost. What the kernel enforces stays closed, over the rebuild and
-// restarts; doctor, the log and the events say so; policies that are applied again take the place of what was there,
-// and gc ends it.
+// TestPoliciesLost shows that after the loss of the records and their copy the policies in the kernel stay in force,
+// over the rebuild and restarts, that doctor, the log and the events report the loss, that policies which are applied
+// again replace those in the kernel, and that gc ends the state.
 func TestPoliciesLost(t *testing.T) {
 	t.Parallel()
 	for how, lose := range map[string]func(t *testing.T, path string){
@@ -392,7 +392,7 @@ func TestPoliciesLost(t *testing.T) {
 				shut := func(when string) {
 					t.Helper()
 					if out, err := client.TrySh("ping -c 1 -W 1 " + addr); err == nil {
-						t.Errorf("%s: app is open to client: %s", when, out)
+						t.Errorf("%s: app is reachable from client: %s", when, out)
 					}
 				}
 				shut("at first")
@@ -440,7 +440,7 @@ func TestPoliciesLost(t *testing.T) {
 	}
 }
 
-// TestNothingLost: on a host where netyard never ran, or that has its records, nobody says that something was lost.
+// TestNothingLost shows that no loss is reported on a host where netyard never ran, or that has its records.
 func TestNothingLost(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -460,8 +460,8 @@ func TestNothingLost(t *testing.T) {
 	}
 }
 
-// TestKeptByNobody: what was changed of networks and endpoints that are no more when the records are rebuilt is
-// forgotten.
+// TestKeptByNobody shows that changes of networks and endpoints which no longer exist are removed when the records are
+// rebuilt.
 func TestKeptByNobody(t *testing.T) {
 	t.Parallel()
 	r, n, _, _, was := closing{}.made(t)
@@ -487,8 +487,8 @@ func TestKeptByNobody(t *testing.T) {
 	}
 }
 
-// TestPolicyRefusedWithoutCopy: a policy whose copy cannot be written is refused, and nothing of it is in force or on
-// record.
+// TestPolicyRefusedWithoutCopy shows that a policy whose copy cannot be written is refused, and is neither in force nor
+// on record.
 func TestPolicyRefusedWithoutCopy(t *testing.T) {
 	t.Parallel()
 	r, _, _, _, _ := closing{}.made(t)
@@ -512,8 +512,8 @@ func TestPolicyRefusedWithoutCopy(t *testing.T) {
 	r.healthy("after the refusals")
 }
 
-// TestOlderProgramBetween: what an admin closed, opened, gave up or freed with an older netyard, which knows of no kept
-// records, stays so when a newer one is there again.
+// TestOlderProgramBetween shows that changes which an admin makes with an older netyard, without kept records, hold
+// when a newer one runs again.
 func TestOlderProgramBetween(t *testing.T) {
 	t.Parallel()
 	r, n, _, _, was := closing{}.made(t)

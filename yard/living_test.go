@@ -353,8 +353,9 @@ var things = []thing{
 	},
 }
 
-// TestDeadHoldNothing: whatever an endpoint has, and whatever became of its container: if it is dead the next one has
-// it at once, and nothing of the dead one stays; if it may live it keeps it, and is named.
+// TestDeadHoldNothing shows for each thing that an endpoint may have and each fate of its container: if the endpoint is
+// dead, the next one gets the thing at once, and nothing of the dead one stays; if it may be alive, it keeps the thing,
+// and the error names it.
 func TestDeadHoldNothing(t *testing.T) {
 	t.Parallel()
 	for _, f := range fates {
@@ -440,7 +441,7 @@ func (r *rig) holds(th thing, b box, f fate) {
 	})
 }
 
-// late is what an engine says of the first endpoint, when another one has what it had.
+// late sends an engine's late requests for the first endpoint, when another one has what it had.
 func (r *rig) late() error {
 	for _, say := range []func() error{
 		func() error { return r.Withdraw(r.t.Context(), netID, epID) },
@@ -463,8 +464,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// TestBuryLost: what an engine left that was killed goes without anybody asking for what it had; what lives stays, with
-// live-restore.
+// TestBuryLost shows that the dead endpoints of a killed engine are removed without a request for what they had, and
+// that live ones stay (live-restore).
 func TestBuryLost(t *testing.T) {
 	t.Parallel()
 	for _, f := range fates {
@@ -487,8 +488,8 @@ func TestBuryLost(t *testing.T) {
 	}
 }
 
-// TestDeadNeverJoined: an endpoint that was made and never joined has its address as long as its engine's process is
-// there.
+// TestDeadNeverJoined shows that an endpoint which was never joined keeps its address as long as its engine's process
+// runs.
 func TestDeadNeverJoined(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -509,8 +510,8 @@ func TestDeadNeverJoined(t *testing.T) {
 	r.healthy("afterwards")
 }
 
-// TestDeadAttachment: a sandbox that came by CNI is its namespace, also without a process; when that is gone, or
-// another is in its place, the next one has its ports and its address at once.
+// TestDeadAttachment shows that an attachment lives as long as its namespace, even without a process; when that is gone
+// or replaced, the next one gets its ports and its address at once.
 func TestDeadAttachment(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -557,7 +558,7 @@ func TestDeadAttachment(t *testing.T) {
 	}
 }
 
-// TestDeadShares: a port of the host that a dead container had is at once another's that shares the host's addresses.
+// TestDeadShares shows that a port of a dead container goes at once to another one that shares the host's addresses.
 func TestDeadShares(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -587,7 +588,7 @@ func TestDeadShares(t *testing.T) {
 	r.healthy("afterwards")
 }
 
-// TestDeadClaim: an address of a cluster's network that a dead endpoint of this host has is the next one's at once.
+// TestDeadClaim shows that an overlay's address that a dead endpoint of this host has goes to the next one at once.
 func TestDeadClaim(t *testing.T) {
 	t.Parallel()
 	for _, late := range []bool{false, true} {
@@ -622,8 +623,8 @@ func TestDeadClaim(t *testing.T) {
 	}
 }
 
-// TestDeadElements: where records may have been lost, what the kernel has is adopted, but not what dead endpoints on
-// record left there.
+// TestDeadElements shows that when records may have been lost, elements in the kernel are adopted, except those of dead
+// endpoints on record.
 func TestDeadElements(t *testing.T) {
 	t.Parallel()
 	r, b := newRig(t), newBox(t)
@@ -642,9 +643,9 @@ func TestDeadElements(t *testing.T) {
 	r.healthy("after the restart")
 }
 
-// TestDeadCrash pulls the plug at every step of what a killed engine's next start asks for; the daemon starts again,
-// and so does the engine, which asks again: the container has its port and its address, and nothing of the dead one
-// stays.
+// TestDeadCrash kills the daemon at every step of the requests that a killed engine sends when it starts again. Daemon
+// and engine start once more, and the engine repeats the requests: the container gets its port and its address, and
+// nothing of the dead one stays.
 func TestDeadCrash(t *testing.T) {
 	t.Parallel()
 	for at, died := 1, true; died; at++ {

@@ -11,7 +11,8 @@ import (
 	"netyard/yard/book"
 )
 
-// TestHoldGivesUp: no request waits for another one longer than its deadline, and one that gave up is in nobody's way.
+// TestHoldGivesUp shows that no request waits for a lock beyond its deadline, and that one which gave up blocks no
+// other.
 func TestHoldGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// TestMend: what somebody takes away comes back by itself, and what is not netyard's is left alone.
+// TestMend shows that drift is repaired, and that what is not netyard's is left alone.
 func TestMend(t *testing.T) {
 	t.Parallel()
 	br, veth := core.Name(core.BridgePrefix, netID), core.Name(core.VethPrefix, epID)
@@ -46,7 +46,7 @@ func TestMend(t *testing.T) {
 	r.host.Sh(t, "ip link del "+veth+" && ip link set "+br+" down") // the inner end went with it
 	for end := time.Now().Add(10 * time.Second); !strings.Contains(r.host.Sh(t, "ip -o link show "+br), ",UP"); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("a link that is lost keeps the rest from coming back")
+			t.Fatal("a lost link prevents the repair of the rest")
 		}
 	}
 	if _, err := r.host.TrySh("ip link show " + veth); err == nil {
@@ -54,7 +54,7 @@ func TestMend(t *testing.T) {
 	}
 }
 
-// mended waits until doctor has nothing to say.
+// mended waits until doctor has no findings.
 func mended(t *testing.T, r *rig, cmd string) {
 	t.Helper()
 	start := time.Now()
@@ -71,7 +71,7 @@ func mended(t *testing.T, r *rig, cmd string) {
 	}
 }
 
-// TestMendLeavesAlone: what is as it is wanted is not mended, whatever kinds of things there are.
+// TestMendLeavesAlone shows that no kind of object is repaired without drift.
 func TestMendLeavesAlone(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -95,6 +95,6 @@ func TestMendLeavesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if some, err := reconcile.MendObjects(t.Context(), r.Yard, n, objects); some || err != nil {
-		t.Errorf("something was put back on a healthy host: %v", err)
+		t.Errorf("something was repaired on a healthy host: %v", err)
 	}
 }

@@ -19,7 +19,7 @@ import (
 	yown "netyard/yard/own"
 )
 
-// A ledger is a cluster that forgets nothing when the daemon dies: who has which address.
+// A ledger is a cluster that survives the daemon's death. It has the owners of addresses.
 type ledger struct{ owners map[netip.Addr]string }
 
 func (l *ledger) Find(_ context.Context, want modes.Overlay) (modes.Overlay, error) {
@@ -75,7 +75,7 @@ func (l *ledger) join(c *book.Config) {
 	c.Fabric, c.Modes["overlay"] = l, overlay.New(modes.Env{Fabric: l})
 }
 
-// reap gives up what nobody of the host has, as the Fabric does after a while.
+// reap releases claims that no endpoint of the host has, as the Fabric does after a while.
 func (l *ledger) reap(r *rig) {
 	for a := range l.owners {
 		if !yoverlay.Holds(r.Book, strings.Repeat("c", 32), a) {
@@ -84,8 +84,8 @@ func (l *ledger) reap(r *rig) {
 	}
 }
 
-// TestOverlayCrash pulls the plug at every step of an attachment to a network of a cluster: no address is two
-// containers', none that is in use is given up, and none stays that nobody has.
+// TestOverlayCrash kills the daemon at every step of an attachment to an overlay, and shows that no address belongs to
+// two containers, that none in use is released, and that no unused claim stays.
 func TestOverlayCrash(t *testing.T) {
 	t.Parallel()
 	l := &ledger{owners: map[netip.Addr]string{}}

@@ -98,7 +98,7 @@ func blue(subnets ...string) book.NetworkRequest {
 	return r
 }
 
-// settled waits until the network is whole on the host: addresses are in store, and etcd has heard all.
+// settled waits until the host has addresses in store for the network, and etcd has all of its records.
 func (m *member) settled(t *testing.T) {
 	t.Helper()
 	clustertest.Eventually(t, "the host does not settle", func() bool {
@@ -126,7 +126,7 @@ func (m *member) healthy(t *testing.T, when string) {
 	t.Errorf("%s: %s", when, said)
 }
 
-// records are the addresses of containers in etcd.
+// records returns the addresses of containers in etcd.
 func (m *member) records(t *testing.T) (all []*record.Address) {
 	t.Helper()
 	rs, err := m.client.List(t.Context(), "addr/")
@@ -141,7 +141,7 @@ func (m *member) records(t *testing.T) (all []*record.Address) {
 	return all
 }
 
-// TestOverlayMade: a network is made on one host and is there for the others, until the last one removes it.
+// TestOverlayMade shows that a network made on one host exists for the others until the last one removes it.
 func TestOverlayMade(t *testing.T) {
 	t.Parallel()
 	hosts := members(t, clustertest.Start(t, ""), 2)
@@ -215,8 +215,7 @@ func TestOverlayMade(t *testing.T) {
 	}
 }
 
-// TestOverlayAttached: containers that come by CNI have addresses of the cluster's, for as long as they are there, or
-// held.
+// TestOverlayAttached shows that attachments have addresses of the cluster as long as they exist or are held.
 func TestOverlayAttached(t *testing.T) {
 	t.Parallel()
 	etcd := clustertest.Start(t, "")
@@ -273,7 +272,7 @@ func TestOverlayAttached(t *testing.T) {
 		t.Errorf("asked again it has %v, and had %v", again.Endpoint.Addrs, c1.Endpoint.Addrs)
 	}
 	if _, err := attach(two, newPlace(t), "thief", third); err == nil || !strings.Contains(err.Error(), "is taken") {
-		t.Errorf("an address was given twice: %v", err)
+		t.Errorf("an address was allotted twice: %v", err)
 	}
 	named := func(name string, aliases ...string) func() bool {
 		return func() bool {
@@ -297,7 +296,7 @@ func TestOverlayAttached(t *testing.T) {
 	detach(s, "c3") // held: its engine will tell of its end
 	one.healthy(t, "a held address")
 	if _, err := attach(two, newPlace(t), "thief", third); err == nil {
-		t.Error("a held address was given away")
+		t.Error("a held address was allotted to another container")
 	}
 	detach(p, "c1")
 	clustertest.Eventually(t, "an address was not given back", func() bool {
@@ -316,7 +315,7 @@ func TestOverlayAttached(t *testing.T) {
 
 	withoutEtcd(t, etcd, one, ids[one])
 	if !q.Pings(c2.Endpoint.Addrs[0].Addr().String(), true) {
-		t.Error("those that run do not go on")
+		t.Error("running containers are interrupted")
 	}
 }
 

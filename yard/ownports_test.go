@@ -17,7 +17,7 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// inside is a rig with an internal network, and a container on it that has been joined.
+// inside returns a rig with an internal network and a joined container on it.
 func inside(t *testing.T, p place) (r *rig, n modes.Network, link modes.Link) {
 	t.Helper()
 	r = newRig(t)
@@ -53,7 +53,8 @@ func own(proto string, host, container uint16) book.Ask {
 	return book.Ask{Proto: proto, HostPort: host, ContainerPort: container}
 }
 
-// TestLend: where no engine says who has the default route, ports are lent; they go when one does.
+// TestLend shows that ports are lent to an endpoint while no engine has announced which one has the default route, and
+// are withdrawn when it does.
 func TestLend(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -114,7 +115,7 @@ func TestLend(t *testing.T) {
 	has("nothing is lent beside that", "[]")
 }
 
-// TestLendRefusals: what a container asks of its own address and cannot be.
+// TestLendRefusals shows which ports of a container's own address are refused.
 func TestLendRefusals(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -138,8 +139,8 @@ func TestLendRefusals(t *testing.T) {
 	}
 }
 
-// TestOwnPortsCrash pulls the plug at every step of publishing and of leaving. After a restart the sandbox has what is
-// on record; and when the engine, which has had no answer, takes the endpoint away, nothing.
+// TestOwnPortsCrash kills the daemon at every step of publishing and of leaving. After a restart the sandbox has the
+// ports on record; when the engine, which got no answer, deletes the endpoint, it has none.
 func TestOwnPortsCrash(t *testing.T) {
 	t.Parallel()
 	for name, call := range map[string]func(r *rig, n modes.Network) error{
@@ -188,8 +189,8 @@ func TestOwnPortsCrash(t *testing.T) {
 	}
 }
 
-// TestAttachOwnPorts: a container that came by CNI has its ports when the runtime is answered, on the interface that
-// has the default route.
+// TestAttachOwnPorts shows that an attachment has its ports when the runtime gets its answer, on the interface with the
+// default route.
 func TestAttachOwnPorts(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)

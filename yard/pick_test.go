@@ -7,7 +7,7 @@ import (
 	"netyard/yard/book"
 )
 
-// TestPick: a name goes before an id that begins so.
+// TestPick shows that a name is preferred to an ID with the same prefix.
 func TestPick(t *testing.T) {
 	t.Parallel()
 	type thing struct{ id, name string }

@@ -38,14 +38,14 @@ func (r *rig) apply(text string) {
 	}
 }
 
-// sets are the elements of sets of policy, a line each, as nft lists them.
+// sets returns the elements of policy sets, a line each, as nft lists them.
 func (r *rig) sets() string {
 	r.t.Helper()
 	return r.host.Sh(r.t, "for s in closed_in4 closed_out4 allow_in4 allow_out4; do echo $s $(nft list set inet netyard $s | grep -v 'type\\|flags\\|table\\|set ' | tr -d '{}\\n\\t' | sed 's/elements = //'); done")
 }
 
-// TestPolicyFollows: closed as long as nobody knows whose the endpoint is, and what the policy says as soon as somebody
-// does; over a restart of the daemon; and free again when it is taken back.
+// TestPolicyFollows shows that an endpoint is closed until its container is known, then follows the policy, also over a
+// restart of the daemon, and is open again when the policy is removed.
 func TestPolicyFollows(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -101,8 +101,8 @@ func TestPolicyFollows(t *testing.T) {
 	r.healthy("at the end")
 }
 
-// TestPolicyCrash pulls the plug while policies change: the records and the kernel agree afterwards, on the old or the
-// new ones.
+// TestPolicyCrash kills the daemon while policies change, and shows that records and kernel agree afterwards, on the
+// old or the new ones.
 func TestPolicyCrash(t *testing.T) {
 	t.Parallel()
 	for at := 1; ; at++ {
@@ -127,9 +127,9 @@ func TestPolicyCrash(t *testing.T) {
 	}
 }
 
-// TestPolicyTakenBack: one that cannot be put into the kernel is not on record either, and the one before it is in
-// force.
-func TestPolicyTakenBack(t *testing.T) {
+// TestPolicyRolledBack shows that a policy which cannot be loaded into the kernel is not on record either, and that the
+// former one stays in force.
+func TestPolicyRolledBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	for _, call := range r.life()[:6] {

@@ -40,7 +40,7 @@ func texts(ports []modes.Port) string {
 	return strings.Join(out, " ")
 }
 
-// run asks for count ports in a row.
+// run returns a request for count consecutive ports.
 func run(proto string, host, container, count uint16) (asks []book.Ask) {
 	for i := range count {
 		asks = append(asks, book.Ask{Proto: proto, HostPort: host + i, ContainerPort: container + i})
@@ -48,7 +48,7 @@ func run(proto string, host, container, count uint16) (asks []book.Ask) {
 	return asks
 }
 
-// TestPublish: what becomes of what an engine asks for.
+// TestPublish shows which ports an endpoint gets for an engine's requests.
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -88,7 +88,7 @@ func TestPublish(t *testing.T) {
 	r.healthy("two endpoints")
 }
 
-// TestPublishTaken: a port has one owner; a refusal changes nothing; and what is given back can be had.
+// TestPublishTaken shows that a port has one owner, that a refusal changes nothing, and that a withdrawn port is free.
 func TestPublishTaken(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -129,7 +129,7 @@ func TestPublishTaken(t *testing.T) {
 	r.healthy("at the end")
 }
 
-// TestPublishedAfterRestart: what is published stays so, and lost records find it again.
+// TestPublishedAfterRestart shows that ports stay published over a restart, and are found when records are rebuilt.
 func TestPublishedAfterRestart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -15,7 +15,7 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// TestRefusedCreate: a network that cannot be takes nothing of another's with it.
+// TestRefusedCreate shows that refusing a network removes nothing of another one.
 func TestRefusedCreate(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
@@ -35,8 +35,8 @@ func TestRefusedCreate(t *testing.T) {
 	}
 }
 
-// TestRestartBesideOverlap: a host that has got an address in a network's subnet since brings it up again, isolated as
-// ever.
+// TestRestartBesideOverlap shows that a network is brought up again, isolated as before, when the host has got an
+// address in its subnet meanwhile.
 func TestRestartBesideOverlap(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
@@ -48,7 +48,7 @@ func TestRestartBesideOverlap(t *testing.T) {
 	}
 }
 
-// TestGCBesideCreates: what comes into being while gc looks is no stray.
+// TestGCBesideCreates shows that objects which are created during gc are not strays.
 func TestGCBesideCreates(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -92,7 +92,7 @@ func TestGCBesideCreates(t *testing.T) {
 	r.healthy("at the end")
 }
 
-// TestModeNotOffered: a mode that is switched off keeps what it has, and gets nothing new.
+// TestModeNotOffered shows that a disabled mode keeps its networks, and gets no new ones.
 func TestModeNotOffered(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
@@ -112,7 +112,7 @@ func TestModeNotOffered(t *testing.T) {
 	}
 }
 
-// TestStuck: a change that failed half-way is told of, and taken up again.
+// TestStuck shows that a change which failed half-way is reported and retried.
 func TestStuck(t *testing.T) {
 	t.Parallel()
 	r := r6(t)

@@ -27,8 +27,8 @@ func (m interrupted) Settle(
 	return settled, err
 }
 
-// TestSettledBeside: of two networks that cannot be beside each other only one is created, also when both are settled
-// at the same time.
+// TestSettledBeside shows that of two conflicting networks only one is created, also when both are created at the same
+// time.
 func TestSettledBeside(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

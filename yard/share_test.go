@@ -89,7 +89,7 @@ func (r *rig) see(w *share.Watched) {
 	}
 }
 
-// shares are the ports that an endpoint has on record.
+// shares returns the ports that an endpoint has on record.
 func (r *rig) shares(w *share.Watched) (ports []uint16) {
 	r.t.Helper()
 	e, err := r.Endpoint(netID, w.Endpoint.ID)
@@ -102,7 +102,8 @@ func (r *rig) shares(w *share.Watched) (ports []uint16) {
 	return ports
 }
 
-// TestShareConflict: who was first keeps a port, the other gets it when it is free, and each turn is told once.
+// TestShareConflict shows that the first owner keeps a port, that the other gets it when it is free, and that each
+// change is reported once.
 func TestShareConflict(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -164,8 +165,8 @@ func TestShareConflict(t *testing.T) {
 	r.healthy("after one has left")
 }
 
-// TestShareCrash pulls the plug at every step of sharing and unsharing ports: record and kernel agree after the next
-// start, and the next look brings what was meant.
+// TestShareCrash kills the daemon at every step of sharing and unsharing ports, and shows that records and kernel agree
+// after the next start, and that the next visit completes the change.
 func TestShareCrash(t *testing.T) {
 	t.Parallel()
 	for at := 1; ; at++ {

@@ -260,7 +260,8 @@ func completePolicies(y *yard.Yard, dryRun bool) (done []book.Finding, err error
 		Text: "kernel rules of lost policies; after their removal, the policies on record count as complete: " + names,
 	}
 	if !dryRun {
-		y.Config.Log.Warn("policies on record declared complete; rules of other policies will be removed", "policies", names)
+		y.Config.Log.Warn("policies on record declared complete; rules of other policies will be removed",
+			"policies", names)
 		err = y.PoliciesComplete()
 	}
 	return []book.Finding{f}, err

@@ -37,7 +37,8 @@ func blocks(y *yard.Yard) (out []book.Finding, err error) {
 			seen[rule] = true
 			out = append(out, book.Finding{
 				Kind: book.Fault, Network: book.Label(n),
-				Text: fmt.Sprintf("%s, which is not netyard's, drops traffic from containers; netyard trace shows details", rule),
+				Text: fmt.Sprintf(
+					"%s, which is not netyard's, drops traffic from containers; netyard trace shows details", rule),
 			})
 		}
 	}
