@@ -1,4 +1,4 @@
-// Package book is the records of networks and endpoints: locks, claims, holds, and what is looked up in them.
+// Package book keeps the records of networks and endpoints, with their locks, claims and holds.
 package book
 
 import (
@@ -18,14 +18,15 @@ import (
 	"netyard/yard/plan"
 )
 
-// Left is the endpoint as it is without a sandbox.
+// Left returns the endpoint as it is after it has left its sandbox.
 func Left(e modes.Endpoint) modes.Endpoint {
-	e.Container.PID = 0 // the next sandbox has none yet
-	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = modes.Ready, time.Time{}, "", "", false, nil, false
+	e.Container.PID = 0 // the next sandbox has no process yet
+	e.Phase, e.Turned = modes.Ready, time.Time{}
+	e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = "", "", false, nil, false
 	return e
 }
 
-// Whole is an endpoint with its network and the network's mode.
+// Whole returns an endpoint with its network and the network's mode.
 func (y *Book) Whole(network, id string) (m modes.Mode, n modes.Network, e modes.Endpoint, err error) {
 	if e, err = y.Endpoint(network, id); err != nil {
 		return nil, n, e, err
@@ -37,7 +38,7 @@ func (y *Book) Whole(network, id string) (m modes.Mode, n modes.Network, e modes
 	return m, n, e, err
 }
 
-// Hold takes an endpoint for one's own and shares its network.
+// Hold locks an endpoint exclusively and its network shared, and returns the function that unlocks both.
 func (y *Book) Hold(ctx context.Context, network, id string) (func(), error) {
 	releaseNetwork, err := y.Locks.Hold(ctx, network, true)
 	if err != nil {
@@ -51,50 +52,50 @@ func (y *Book) Hold(ctx context.Context, network, id string) (func(), error) {
 	return func() { release(); releaseNetwork() }, nil
 }
 
-// Space is the address space of netyard's own IPAM: a subnet that carries it has a pool here.
+// Space is the address space of netyard's own IPAM: a subnet with it has a pool there.
 const Space = "netyard"
 
 var (
-	// ErrNotFound says that there is no such network or endpoint.
+	// ErrNotFound says that a network or endpoint does not exist.
 	ErrNotFound = errors.New("not found")
-	// ErrExists says that another of the same id is there.
+	// ErrExists says that another one has the same ID.
 	ErrExists = errors.New("exists already")
-	// ErrAmbiguous says that several are meant.
+	// ErrAmbiguous says that a name or ID prefix matches several.
 	ErrAmbiguous = errors.New("ambiguous ID prefix")
-	// ErrInUse says that something still needs it.
+	// ErrInUse says that something has another owner, or is still needed.
 	ErrInUse = errors.New("in use")
 )
 
-// Config is all a Book needs.
+// Config is all that a Book needs.
 type Config struct {
 	Log    *slog.Logger
 	Store  *store.Store
 	Kernel *kernel.Kernel
 	IPAM   *ipam.IPAM
 	Modes  map[string]modes.Mode
-	// Offered says which modes new networks may have; nil: all.
+	// Offered is the modes that new networks may have; nil: all.
 	Offered []string
-	// HostID tells this host from others: DHCP servers know containers by it and by their names.
+	// HostID identifies this host. It is part of the client identifiers of containers at DHCP servers.
 	HostID string
-	// Fabric is the cluster that overlay networks are in; nil: this host is in none.
+	// Fabric is the cluster of the overlays; nil: this host is in no cluster.
 	Fabric modes.Fabric
-	// BootID tells one life of the host's kernel from the next.
+	// BootID identifies the current boot of the host.
 	BootID string
-	// Grace is how old an orphan has to be before it is dropped; default 60 s.
+	// Grace is the age at which an orphan is removed; default 60 s.
 	Grace time.Duration
 	Now   func() time.Time
-	// Step is called between any two steps of a change, with the step's name. Crash tests stop the world in it.
+	// Step is called between any two steps of a change, with the step's name. Crash tests end the daemon there.
 	Step func(name string)
 	// Background runs work that no caller waits for; default: one after the other in a goroutine of Run.
 	Background func(func())
-	// Copies is a directory beside the records for what nobody else knows of the networks that no engine has: where
-	// lost records are rebuilt from. Empty: nowhere.
+	// Copies is a directory for copies of the networks that no engine has, from which lost records are rebuilt. Empty:
+	// there are no copies.
 	Copies string
-	// Changed is called when a network or an endpoint came, or an endpoint went.
+	// Changed is called when a network or an endpoint was added, or an endpoint removed.
 	Changed func()
 }
 
-// A Book is the networks and endpoints of one host.
+// A Book has the networks and endpoints of one host.
 type Book struct {
 	Config Config
 	Locks  Locks
@@ -104,13 +105,13 @@ type Book struct {
 	Ring     event.Events
 	Keeper   Keeper
 	Started  time.Time
-	// Late are requests that go on although nobody waits for them any more.
+	// Late waits for requests that go on although their caller has gone.
 	Late sync.WaitGroup
-	// Options is the table of what can be said of networks.
+	// Options is the table of network options.
 	Options *modes.Table
 }
 
-// Mode finds a mode by its name.
+// Mode returns the mode of a name.
 func (y *Book) Mode(name string) (modes.Mode, error) {
 	m, ok := y.Config.Modes[name]
 	if !ok {
@@ -119,12 +120,12 @@ func (y *Book) Mode(name string) (modes.Mode, error) {
 	return m, nil
 }
 
-// Plan makes the plans of modes true on this host.
+// Plan returns the Runner that carries out plans on this host.
 func (y *Book) Plan() plan.Runner {
 	return plan.Runner{Kernel: y.Config.Kernel, Fabric: y.Config.Fabric}
 }
 
-// Traits are those of a network; of one whose mode is not known, the zero value.
+// Traits returns the traits of a network; the zero value if its mode is not known.
 func (y *Book) Traits(n modes.Network) modes.Traits {
 	m, ok := y.Config.Modes[n.Mode]
 	if !ok {
@@ -133,21 +134,21 @@ func (y *Book) Traits(n modes.Network) modes.Traits {
 	return m.Traits(n)
 }
 
-// Update changes the records and lets a crash test in before and after.
+// Update changes the records, and calls Config.Step before and after.
 func (y *Book) Update(step string, fn func(store.Tx) error) error {
 	y.Config.Step("before " + step)
 	if err := y.Config.Store.Update(fn); err != nil {
 		return err
 	}
-	if y.Keeper.Dirty.Swap(false) { // not before it is to be read
+	if y.Keeper.Dirty.Swap(false) { // only after the change is committed, so that KeepLeases can read it
 		y.PokeLeases()
 	}
 	y.Config.Step("after " + step)
 	return nil
 }
 
-// Attached records that an endpoint is as its record, which is in the file, says that it is to be. The caller need not
-// wait for the disk: what is lost with the host is a link, which is lost with it, too.
+// Attached records that an endpoint is set up as its pending record says. It does not wait for the disk: if the host
+// loses this record, it has lost the link as well.
 func (y *Book) Attached(e modes.Endpoint) error {
 	y.Config.Step("before endpoint ready")
 	if err := Endpoints.Soon(y.Config.Store, EndpointKey(e.NetworkID, e.ID), e); err != nil {

@@ -8,13 +8,14 @@ import (
 	"netyard/store"
 )
 
-// Claims says which endpoint of a network has an address, so that neither a late release nor a reaper takes it away.
+// Claims has the endpoint, or hold, of each address of a network. It protects the address from late releases, and from
+// the removal of orphans.
 var Claims = store.Bucket[string]{Name: "claims"}
 
-// ClaimKey is where the claim on an address of a network is.
+// ClaimKey returns the key of the claim on an address of a network.
 func ClaimKey(network string, a netip.Addr) string { return network + "/" + a.String() }
 
-// setClaims makes the claims of an endpoint what its record says.
+// setClaims records the claims of an endpoint, or deletes them if the endpoint is being deleted.
 func setClaims(tx store.Tx, e modes.Endpoint) error {
 	for _, a := range e.Addrs {
 		key := ClaimKey(e.NetworkID, a.Addr())
@@ -31,7 +32,7 @@ func setClaims(tx store.Tx, e modes.Endpoint) error {
 	return nil
 }
 
-// DropClaim ends a claim, unless another has it by now.
+// DropClaim deletes the claim of an endpoint, unless another one has the address by now.
 func DropClaim(tx store.Tx, key, endpoint string) error {
 	holder, err := Claims.Get(tx, key)
 	if errors.Is(err, store.ErrNotFound) || err == nil && holder != endpoint {
@@ -43,7 +44,7 @@ func DropClaim(tx store.Tx, key, endpoint string) error {
 	return Claims.Delete(tx, key)
 }
 
-// Claimed says whether somebody has an address of a network.
+// Claimed reports whether an endpoint has an address of a network, or it is held.
 func Claimed(tx store.Tx, network string, a netip.Addr) (bool, error) {
 	_, err := Claims.Get(tx, ClaimKey(network, a))
 	if errors.Is(err, store.ErrNotFound) {

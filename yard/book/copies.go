@@ -12,10 +12,10 @@ import (
 	"netyard/store"
 )
 
-// CopySuffix ends the name of a copy.
+// CopySuffix is the suffix of a copy's file name.
 const CopySuffix = ".json"
 
-// A NetworkCopy is what a network that no engine knows has to be made from again if the records are lost.
+// A NetworkCopy is what a network that no engine knows is rebuilt from if the records are lost.
 type NetworkCopy struct {
 	Network modes.Network
 	Pools   []ipam.PoolRequest
@@ -23,8 +23,8 @@ type NetworkCopy struct {
 
 func (y *Book) copyFile(id string) string { return filepath.Join(y.Config.Copies, id+CopySuffix) }
 
-// PutCopy writes a network of netyard's own down beside the records. It is only read when those are lost, so a network
-// is made all the same if that fails.
+// PutCopy writes the copy of a network that no engine has. Copies are read only if the records are lost, so a failure
+// is logged, and the network is made all the same.
 func (y *Book) PutCopy(n modes.Network) {
 	if y.Config.Copies == "" || n.Engine != Own {
 		return
@@ -39,7 +39,9 @@ func (y *Book) PutCopy(n modes.Network) {
 			if err != nil {
 				return err
 			}
-			c.Pools = append(c.Pools, ipam.PoolRequest{Subnet: p.Subnet, Range: p.Range, First: p.First, Last: p.Last, Domain: p.Domain})
+			c.Pools = append(c.Pools, ipam.PoolRequest{
+				Subnet: p.Subnet, Range: p.Range, First: p.First, Last: p.Last, Domain: p.Domain,
+			})
 		}
 		return nil
 	})
@@ -54,16 +56,16 @@ func (y *Book) PutCopy(n modes.Network) {
 		err = store.WriteDurable(y.copyFile(n.ID), raw)
 	}
 	if err != nil {
-		y.Config.Log.Warn("write down a network for the case that the records are lost", "network", n.ID, "err", err)
+		y.Config.Log.Warn("copy of a network not written", "network", n.ID, "name", n.Name, "err", err)
 	}
 }
 
-// DropCopy removes the copy of a network that goes.
+// DropCopy removes the copy of a network that is removed.
 func (y *Book) DropCopy(n modes.Network) {
 	if y.Config.Copies == "" || n.Engine != Own {
 		return
 	}
 	if err := os.Remove(y.copyFile(n.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		y.Config.Log.Warn("remove the copy of a network", "network", n.ID, "err", err)
+		y.Config.Log.Warn("copy of a network not removed", "network", n.ID, "name", n.Name, "err", err)
 	}
 }

@@ -7,13 +7,13 @@ import (
 	"netyard/modes"
 )
 
-// BridgeOf is the bridge that a network is on; empty when it has none.
+// BridgeOf returns the bridge of a network; empty if it has none.
 func (y *Book) BridgeOf(n modes.Network) string {
 	name, _ := y.Bridge(n)
 	return name
 }
 
-// Bridge is BridgeOf, and whether the bridge is netyard's own.
+// Bridge returns the bridge of a network; own: netyard made it.
 func (y *Book) Bridge(n modes.Network) (name string, own bool) {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
@@ -30,8 +30,8 @@ func (y *Book) Bridge(n modes.Network) (name string, own bool) {
 	return "", false
 }
 
-// HostLink is the name of the link by which the host sees the endpoint: its own, or the parent that it is on; empty
-// when there is none.
+// HostLink returns the host's link for an endpoint: the host end of its veth pair, its card, or its parent; empty if
+// there is none.
 func (y *Book) HostLink(n modes.Network, e modes.Endpoint) string {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
@@ -51,7 +51,7 @@ func (y *Book) HostLink(n modes.Network, e modes.Endpoint) string {
 	return ""
 }
 
-// Objects says in words what a network and its endpoints have in the kernel.
+// Objects describes the kernel objects of a network and its endpoints.
 func (y *Book) Objects(n modes.Network) ([]string, error) {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
@@ -71,12 +71,12 @@ func (y *Book) Objects(n modes.Network) ([]string, error) {
 	return words, nil
 }
 
-// Addressless says whether the endpoints of a mode have no addresses at all.
+// Addressless reports whether the endpoints of a mode have no addresses.
 func (y *Book) Addressless(mode string) bool {
 	return y.Traits(modes.Network{Mode: mode}).Addressless
 }
 
-// Gatewayless says for each family whether the host needs no address on a network.
+// Gatewayless reports for each family whether the host needs no address on a network.
 func (y *Book) Gatewayless(n modes.Network) (v4, v6 bool) {
 	t := y.Traits(n)
 	return t.Addressless || t.Gatewayless.V4, t.Addressless || t.Gatewayless.V6

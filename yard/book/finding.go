@@ -9,18 +9,18 @@ import (
 
 // A Finding is one difference between the records, the kernel and the engines.
 type Finding struct {
-	// Kind is "fault" for what is missing or wrong, "stray" for what nobody wants, "orphan" for a record without an
-	// owner.
+	// Kind is "fault" for what is missing or wrong, "stray" for an object that no record wants, "orphan" for a record
+	// without an owner.
 	Kind    string `json:"kind"`
 	Network string `json:"network,omitempty"`
 	Text    string `json:"text"`
-	// Removable: gc takes it away.
+	// Removable: gc removes it.
 	Removable bool `json:"removable"`
 
-	// Error is why gc could not.
+	// Error is why gc failed to remove it.
 	Error string `json:"error,omitempty"`
 
-	// Remove takes it away; nil unless it is removable.
+	// Remove removes it; nil unless it is removable.
 	Remove func(context.Context) error `json:"-"`
 }
 
@@ -34,7 +34,7 @@ const (
 // Young is how long a change may be under way before it is a finding.
 const Young = 5 * time.Second
 
-// Stuck says whether a change has not come to its end for that long.
+// Stuck reports whether a change has been under way for at least the given time.
 func (y *Book) Stuck(p modes.Phase, since time.Time, age time.Duration) bool {
 	return p != modes.Ready && y.Config.Now().Sub(since) >= age
 }

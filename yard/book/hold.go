@@ -9,7 +9,7 @@ import (
 	"netyard/store"
 )
 
-// A Hold keeps the addresses of a container that is stopped, until it is started again or removed.
+// A Hold reserves the addresses of a stopped container until it is started again or removed.
 type Hold struct {
 	NetworkID, Attachment, IfName string
 	Addrs                         []netip.Prefix
@@ -17,24 +17,24 @@ type Hold struct {
 	Since                         time.Time
 }
 
-// Holds are the holds, by attachment, network and interface.
+// Holds has the holds by attachment, network and interface.
 var Holds = store.Bucket[Hold]{Name: "holds"}
 
-// Key is where the hold is recorded.
+// Key returns the key of the hold.
 func (h Hold) Key() string { return AttachmentKey(h.Attachment, h.NetworkID, h.IfName) }
 
-// holdPrefix begins what a hold writes where an endpoint would write its id.
+// holdPrefix begins the value of a hold's claim, where an endpoint's claim has the endpoint's ID.
 const holdPrefix = "hold|"
 
-// claim is what a hold writes where an endpoint would write its id.
+// claim returns the value of the hold's claims.
 func (h Hold) claim() string { return holdPrefix + h.Key() }
 
-// PutHold records a hold.
+// PutHold records a hold, with claims on those of its addresses that are free.
 func PutHold(tx store.Tx, h Hold) error {
 	for _, a := range h.Addrs {
 		key := ClaimKey(h.NetworkID, a.Addr())
 		if taken, err := Claims.Get(tx, key); err == nil && taken != h.claim() {
-			continue // another endpoint has it by now
+			continue // an endpoint or another hold has it by now
 		}
 		if err := Claims.Put(tx, key, h.claim()); err != nil {
 			return err
@@ -43,7 +43,7 @@ func PutHold(tx store.Tx, h Hold) error {
 	return Holds.Put(tx, h.Key(), h)
 }
 
-// TakeHold ends a hold and returns it with the addresses that it still has; their leases are the caller's now.
+// TakeHold deletes a hold and returns it with the addresses that it still has. Their leases now belong to the caller.
 func TakeHold(tx store.Tx, attachment, network, ifName string) (h Hold, found bool, err error) {
 	h, err = Holds.Get(tx, AttachmentKey(attachment, network, ifName))
 	if errors.Is(err, store.ErrNotFound) {
@@ -63,7 +63,7 @@ func TakeHold(tx store.Tx, attachment, network, ifName string) (h Hold, found bo
 	return h, true, err
 }
 
-// EraseHold forgets a hold.
+// EraseHold deletes a hold and its claims.
 func EraseHold(tx store.Tx, h Hold) error {
 	for _, a := range h.Addrs {
 		if err := DropClaim(tx, ClaimKey(h.NetworkID, a.Addr()), h.claim()); err != nil {
@@ -73,7 +73,7 @@ func EraseHold(tx store.Tx, h Hold) error {
 	return Holds.Delete(tx, h.Key())
 }
 
-// AllHolds are the holds on record.
+// AllHolds returns all holds.
 func (y *Book) AllHolds() (hs []Hold, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		hs, err = Holds.List(tx, "")
@@ -82,7 +82,7 @@ func (y *Book) AllHolds() (hs []Hold, err error) {
 	return hs, err
 }
 
-// EraseHolds forgets the holds of a network that goes, pools and all.
+// EraseHolds deletes the holds of a network that is removed with its pools.
 func EraseHolds(tx store.Tx, network string) error {
 	all, err := Holds.List(tx, "")
 	if err != nil {

@@ -5,16 +5,16 @@ import (
 	"sync/atomic"
 )
 
-// A Keeper is what KeepLeases has under way.
+// A Keeper is the state of KeepLeases.
 type Keeper struct {
 	Poked chan struct{}
-	Dirty atomic.Bool // a lease was given back in a transaction
+	Dirty atomic.Bool // a transaction marked a lease to be released
 	Mu    sync.Mutex
-	Busy  map[string]bool // leases that something is being done about
+	Busy  map[string]bool // the leases whose task is running
 	Work  sync.WaitGroup
 }
 
-// PokeLeases has the leases looked at.
+// PokeLeases makes KeepLeases check the leases now.
 func (y *Book) PokeLeases() {
 	select {
 	case y.Keeper.Poked <- struct{}{}:

@@ -10,32 +10,32 @@ import (
 	"netyard/store"
 )
 
-// What an admin closed is known to nobody but these records, so they have a copy beside the file
-// (store.Config.KeptBuckets), and are there again when the file is lost: the policies, the reservations, what was
-// changed in place of networks and endpoints, and which endpoints are fenced.
+// Some records cannot be rebuilt from kernel and engines, so they have a copy beside the database
+// (store.Config.KeptBuckets), from which they are restored if it is lost: the policies, the reservations, the options
+// of networks and endpoints that were changed in place, and which endpoints are fenced.
 var (
-	// Changes has Network.Changed, by network.
+	// Changes has Network.Changed by network.
 	Changes = store.Bucket[map[string]string]{Name: "network-changes"}
-	// Keeps has of endpoints what was not said when they were made.
+	// Keeps has what was changed of endpoints after they were made.
 	Keeps = store.Bucket[Kept]{Name: "endpoint-changes"}
 )
 
-// A Kept is what outlives the record of an endpoint.
+// A Kept is the part of an endpoint's record that is kept if the record is lost.
 type Kept struct {
-	// Options are all of the endpoint's, after some were changed in place; nil: none was.
+	// Options are all options of the endpoint, if some were changed in place; otherwise nil.
 	Options map[string]string `json:",omitzero"`
 	Fenced  string            `json:",omitempty"`
 }
 
-// KeptBuckets are the buckets whose records have to outlive the file.
+// KeptBuckets returns the names of the buckets that are copied, so that their records outlive the database.
 func KeptBuckets() []string {
 	return append([]string{Policies.Name, Changes.Name, Keeps.Name}, ipam.Kept()...)
 }
 
-// FlagPoliciesLost is set when there may have been policies that are in no record and in no copy.
+// FlagPoliciesLost is set if policies may have been lost, with their copy.
 const FlagPoliciesLost = "policies-lost"
 
-// PoliciesLost says whether the policies on record may not be all that the admin applied.
+// PoliciesLost reports whether policies that the admin applied may be missing from the records.
 func (y *Book) PoliciesLost() (lost bool, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		lost, err = Flags.Get(tx, FlagPoliciesLost)
@@ -47,18 +47,17 @@ func (y *Book) PoliciesLost() (lost bool, err error) {
 	return lost, err
 }
 
-// LostText says what is to be done about lost policies.
-const LostText = "policies and reservations were lost: the database was, and its copy is missing or damaged; what the kernel had of policies " +
-	"stays in force: apply all policies again, then say netyard gc"
+// LostText says what happened to lost policies, and the remedy.
+const LostText = "policies and reservations were lost with the database, and its copy is missing or damaged; " +
+	"the policies in the kernel stay in force: apply all policies again, then run netyard gc"
 
-// PoliciesComplete ends the time in which the kernel knows more of policies than the records: the admin says that
-// these are all.
+// PoliciesComplete clears the flag that policies are missing from the records: the admin has applied all again.
 func (y *Book) PoliciesComplete() error {
 	return y.Config.Store.Update(func(tx store.Tx) error { return Flags.Delete(tx, FlagPoliciesLost) })
 }
 
-// RecallNetwork takes over what was kept of a network.
-// RecallNetwork is recall for a network; right: what was kept of it is.
+// RecallNetwork makes the record of a network and what was kept of it agree. If they differ, the kept options win if
+// right is true, otherwise the record.
 func RecallNetwork(tx store.Tx, n modes.Network, right bool) error {
 	changed, err := Changes.Get(tx, n.ID)
 	switch {
@@ -73,7 +72,7 @@ func RecallNetwork(tx store.Tx, n modes.Network, right bool) error {
 	return Networks.Put(tx, n.ID, n)
 }
 
-// RecallEndpoint takes over what was kept of an endpoint.
+// RecallEndpoint makes the record of an endpoint and what was kept of it agree, as RecallNetwork does.
 func RecallEndpoint(tx store.Tx, e modes.Endpoint, right bool) error {
 	k, found, err := KeptOf(tx, e.NetworkID, e.ID)
 	switch {
@@ -90,7 +89,8 @@ func RecallEndpoint(tx store.Tx, e modes.Endpoint, right bool) error {
 	}
 	if !right {
 		return KeepEndpoint(tx, was, func(k *Kept) {
-			if k.Fenced = was.Fenced; k.Options != nil {
+			k.Fenced = was.Fenced
+			if k.Options != nil {
 				k.Options = was.Options
 			}
 		})
@@ -98,7 +98,7 @@ func RecallEndpoint(tx store.Tx, e modes.Endpoint, right bool) error {
 	return PutEndpoint(tx, e)
 }
 
-// Of is an endpoint with what was kept of it.
+// Of returns an endpoint with what was kept of it.
 func (k Kept) Of(e modes.Endpoint) modes.Endpoint {
 	if k.Options != nil {
 		e.Options = maps.Clone(k.Options)
@@ -107,7 +107,7 @@ func (k Kept) Of(e modes.Endpoint) modes.Endpoint {
 	return e
 }
 
-// KeepChange records what was changed of a network.
+// KeepChange keeps the changed options of a network.
 func KeepChange(tx store.Tx, n modes.Network) error {
 	if len(n.Changed) == 0 {
 		return Changes.Delete(tx, n.ID)
@@ -115,7 +115,7 @@ func KeepChange(tx store.Tx, n modes.Network) error {
 	return Changes.Put(tx, n.ID, n.Changed)
 }
 
-// KeptOf is what was kept of an endpoint.
+// KeptOf returns what was kept of an endpoint.
 func KeptOf(tx store.Tx, network, id string) (k Kept, found bool, err error) {
 	k, err = Keeps.Get(tx, EndpointKey(network, id))
 	if errors.Is(err, store.ErrNotFound) {
@@ -124,7 +124,7 @@ func KeptOf(tx store.Tx, network, id string) (k Kept, found bool, err error) {
 	return k, err == nil, err
 }
 
-// KeepEndpoint records something of an endpoint.
+// KeepEndpoint changes what is kept of an endpoint.
 func KeepEndpoint(tx store.Tx, e modes.Endpoint, set func(*Kept)) error {
 	k, _, err := KeptOf(tx, e.NetworkID, e.ID)
 	if err != nil {
@@ -137,8 +137,8 @@ func KeepEndpoint(tx store.Tx, e modes.Endpoint, set func(*Kept)) error {
 	return Keeps.Put(tx, EndpointKey(e.NetworkID, e.ID), k)
 }
 
-// Policies are the policies, by name.
+// Policies has the policies by name.
 var Policies = store.Bucket[policy.Policy]{Name: "policies"}
 
-// Flags are things to remember that are of no network.
+// Flags has facts that belong to no network.
 var Flags = store.Bucket[bool]{Name: "flags"}

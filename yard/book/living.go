@@ -13,44 +13,43 @@ import (
 	"netyard/store"
 )
 
-// A Holder is an endpoint that has what another one asks for.
+// A Holder is an endpoint that has what another one requests.
 type Holder struct{ Network, Endpoint string }
 
-// A HeldError is a request that failed for what other endpoints have.
+// A HeldError says that a request failed since other endpoints have what it needs.
 type HeldError struct {
 	Err     error
 	Holders []Holder
-	// One: it is enough that one of them goes.
+	// One: it is enough that one of the holders is removed.
 	One bool
 }
 
-// Error is the request's.
+// Error returns the text of the request's error.
 func (e *HeldError) Error() string { return e.Err.Error() }
 
-// Unwrap is the request's error.
+// Unwrap returns the request's error.
 func (e *HeldError) Unwrap() error { return e.Err }
 
-// A Judge says of endpoints whether their sandboxes live. One serves one request: it looks at the processes of the host
-// when it is first asked about them, and not again.
+// A Judge finds out whether the sandboxes of endpoints are live. A Judge serves one request: it scans the host's
+// processes once, when they are first needed.
 type Judge struct {
 	Y         *Book
 	residents *sandbox.Residents
-	// Living are the holders that have been judged and do not give way.
+	// Living are the holders that were found to be live.
 	Living map[Holder]bool
 }
 
-// NewJudge is a judge for one request.
+// NewJudge returns a Judge for one request.
 func (y *Book) NewJudge() *Judge { return &Judge{Y: y, Living: map[Holder]bool{}} }
 
-// ErrUnjudged is the cause of a HeldError whose request may succeed, but better if its holders are dead.
+// ErrUnjudged is the cause of a HeldError whose request can succeed, but gets what it prefers if its holders are dead.
 var ErrUnjudged = errors.New("not known whether it lives")
 
-// Dead says whether nothing lives any more where an endpoint was: only what is certain counts, by what the kernel says
-// alone.
+// Dead reports whether the sandbox of an endpoint has certainly ended. Only the kernel is asked.
 //
-// A sandbox that came by CNI is its namespace, whether or not a process is in it. One of an engine is its processes:
-// the namespace is kept by a mount, which stays when the engine is killed; before there has been a process, its engine
-// may be about to start it.
+// A sandbox that came by CNI lives as long as its namespace, with or without a process in it. A sandbox of an engine
+// lives as long as its processes: its namespace is kept by a mount, which stays if the engine is killed. While no
+// process is known, the engine may be about to start one.
 func (j *Judge) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 	y, lost := j.Y, e.Maker.Ended()
 	switch {
@@ -59,15 +58,15 @@ func (j *Judge) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 	case e.Attachment != "", e.Phase == modes.Pending:
 		return false, nil
 	case e.Sandbox == "":
-		return lost, nil // it was never joined, and nobody will join it
+		return lost, nil // it was never joined, and will not be if its engine has ended
 	case !lost && e.Container.PID == 0:
 		return false, nil
-	case !e.Maker.Here() && !sandbox.SeesAllProcesses(): // netyard is in a container, and the engine's are not in sight
+	case !e.Maker.Here() && !sandbox.SeesAllProcesses(): // netyard is in a container, and cannot see the processes
 		return false, nil
 	}
 	id, there := core.NamespaceAt(e.Sandbox)
 	if !there {
-		return y.outlived(e)
+		return y.linkUnplugged(e)
 	}
 	if j.residents == nil {
 		r, err := sandbox.FindResidents(ctx)
@@ -79,10 +78,10 @@ func (j *Judge) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 	return j.residents.Deserted(id), nil
 }
 
-// outlived says of an endpoint whose sandbox was never seen that it is nevertheless certain that none has its link: the
-// engine was killed before it made the namespace, or before netyard looked. Where the engine's mounts are not to be
-// seen from here at all, the link tells.
-func (y *Book) outlived(e modes.Endpoint) (bool, error) {
+// linkUnplugged reports for an endpoint whose sandbox is not visible whether its link is certainly in no sandbox: the engine
+// was killed before it made the namespace, or before netyard looked. If the engine's mounts cannot be seen from here,
+// only the link tells.
+func (y *Book) linkUnplugged(e modes.Endpoint) (bool, error) {
 	m, n, e, err := y.Whole(e.NetworkID, e.ID)
 	if err != nil {
 		return false, err
@@ -97,7 +96,7 @@ func (y *Book) outlived(e modes.Endpoint) (bool, error) {
 	return false, nil
 }
 
-// AddressHolder finds the endpoint that has an address of a network.
+// AddressHolder returns the endpoint that has an address of a network; found is false if none has, or it is held.
 func AddressHolder(tx store.Tx, network string, a netip.Addr) (h Holder, found bool, err error) {
 	id, err := Claims.Get(tx, ClaimKey(network, a))
 	if errors.Is(err, store.ErrNotFound) {
@@ -106,7 +105,7 @@ func AddressHolder(tx store.Tx, network string, a netip.Addr) (h Holder, found b
 	return Holder{network, id}, err == nil && !strings.HasPrefix(id, holdPrefix), err
 }
 
-// InUseBy names the owner of an endpoint, with its network, for who wants what it has.
+// InUseBy names the container of an endpoint and its network, for the error of a conflict.
 func InUseBy(tx store.Tx, h Holder) string {
 	who := "endpoint " + modes.Short(h.Endpoint)
 	if e, err := GetEndpoint(tx, h.Network, h.Endpoint); err == nil {

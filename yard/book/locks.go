@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Locks has a lock for each id. They are waited for with a deadline: no request may hang behind another one.
+// Locks has a lock for each ID. They are waited for with a deadline, so that no request hangs behind another one.
 type Locks struct {
 	mu sync.Mutex
 	By map[string]*lock
@@ -20,7 +20,7 @@ type lock struct {
 	users int
 }
 
-// Hold waits for the lock of id, alone or with others who share it, and returns what gives it back.
+// Hold acquires the lock of id, exclusively or shared, and returns the function that releases it.
 func (l *Locks) Hold(ctx context.Context, id string, shared bool) (release func(), err error) {
 	weight := int64(math.MaxInt64)
 	if shared {

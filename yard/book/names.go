@@ -12,7 +12,8 @@ import (
 	"netyard/modes"
 )
 
-// ByFamily are the subnets of a network, those of IPv4 and those of IPv6: a container gets an address of each.
+// ByFamily returns the subnets of a network in groups of one family, IPv4 first. A container gets an address from each
+// group. Subnets of DHCP are left out.
 func ByFamily(n modes.Network) (groups [][]netip.Prefix) {
 	for _, v4 := range []bool{true, false} {
 		var group []netip.Prefix
@@ -33,23 +34,23 @@ const (
 	Docker = "docker"
 	// Containerd is the engine of an attachment whose container is known to containerd.
 	Containerd = "containerd"
-	// CNI is the engine of one that only its runtime knows.
+	// CNI is the engine of an attachment whose container only its runtime knows.
 	CNI = "cni"
-	// Own is the engine of networks that the admin made, or a CNI configuration: nobody but the admin removes them.
+	// Own is the engine of networks that the admin or a CNI configuration made: only the admin removes them.
 	Own = "netyard"
 
-	// OptParent is netyard's own --ipam-opt: the same subnet may be in use on several parents.
+	// OptParent is an --ipam-opt of netyard's own: the same subnet may be in use on several parents.
 	OptParent = "parent"
 )
 
-// RandomID is an id that nobody has.
+// RandomID returns a new random ID.
 func RandomID() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	return hex.EncodeToString(b[:])
 }
 
-// Unspecified is the unspecified address of a family.
+// Unspecified returns the unspecified address of an address's family.
 func Unspecified(like netip.Addr) netip.Addr {
 	if like.Is4() {
 		return netip.IPv4Unspecified()
@@ -57,8 +58,8 @@ func Unspecified(like netip.Addr) netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-// Metric is the number at the end of an interface's name: of several networks with a default route eth0's is the one,
-// in whatever order they were attached. Runtimes attach the networks of a container at the same time.
+// Metric returns the number at the end of an interface's name as route metric: the default route of eth0 is used before
+// that of eth1, in whatever order they were attached. Runtimes attach the networks of a container at the same time.
 func Metric(ifName string) int {
 	const most = 10000
 	n := 0
@@ -71,7 +72,7 @@ func Metric(ifName string) int {
 	return n
 }
 
-// Label is what people call a network.
+// Label returns the name of a network, or its short ID if it has none.
 func Label(n modes.Network) string {
 	if n.Name != "" {
 		return n.Name
@@ -87,7 +88,7 @@ func Owned(e modes.Endpoint) string {
 	return "endpoint " + modes.Short(e.ID)
 }
 
-// Sleep waits, and says whether ctx still goes on.
+// Sleep waits, and reports false if ctx ends meanwhile.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -97,7 +98,7 @@ func Sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Unknown says of a name that it is none of those, and which it is nearest to.
+// Unknown returns an ErrNotFound for a name that suggests the nearest known one.
 func Unknown(kind, name string, known []string) error {
 	if near := modes.Nearest(name, known); near != "" {
 		return fmt.Errorf("%s %q: %w; did you mean %s?", kind, name, ErrNotFound, near)

@@ -6,7 +6,7 @@ import (
 	"netyard/modes"
 )
 
-// New makes a Book.
+// New returns a Book with the defaults of its configuration filled in.
 func New(c Config) *Book {
 	if c.Now == nil {
 		c.Now = time.Now

@@ -12,22 +12,22 @@ import (
 	"netyard/store"
 )
 
-// PortClaims says which endpoint has a port of the host, by protocol, range and address.
+// PortClaims has the endpoint of each claimed range of host ports, by protocol, range and address.
 var PortClaims = store.Bucket[portClaim]{Name: "ports"}
 
 type portClaim struct{ Network, Endpoint string }
 
-// An Ask is a port that somebody wants to have published.
+// An Ask is a request to publish a port.
 type Ask struct {
 	Proto         string
 	ContainerPort uint16
 	// HostIP is the host's address; invalid: the network's default.
 	HostIP netip.Addr
-	// HostPort is 0 for any free one; HostPortEnd is the last of those that will do.
+	// HostPort is 0 for any free port; with HostPortEnd it is the first port of a range, of which one is published.
 	HostPort, HostPortEnd uint16
 }
 
-// String is how -p says it.
+// String returns the request in the form of -p.
 func (a Ask) String() string {
 	host := ""
 	if a.HostIP.IsValid() {
@@ -46,7 +46,7 @@ func (a Ask) String() string {
 	return fmt.Sprintf("%s%d/%s", host, a.ContainerPort, a.Proto)
 }
 
-// A ClaimedRange is a claim as its key says it.
+// A ClaimedRange is the content of a claim's key.
 type ClaimedRange struct {
 	Proto       string
 	Addr        netip.Addr
@@ -54,7 +54,7 @@ type ClaimedRange struct {
 	Key         string
 }
 
-// ClaimOf is what a port claims of the host.
+// ClaimOf returns the range of host ports that a published port claims.
 func ClaimOf(p modes.Port) ClaimedRange {
 	return ClaimedRange{Proto: p.Proto, Addr: p.HostIP, First: p.HostPort, Last: p.HostPort + p.Count - 1}
 }
@@ -63,7 +63,7 @@ func (r ClaimedRange) String() string {
 	return fmt.Sprintf("%s/%05d-%05d/%s", r.Proto, r.First, r.Last, r.Addr)
 }
 
-// ParseClaim reads a claim back.
+// ParseClaim parses the key of a claim.
 func ParseClaim(key string) (r ClaimedRange, ok bool) {
 	parts := strings.SplitN(key, "/", 3)
 	if len(parts) != 3 {
@@ -73,24 +73,26 @@ func ParseClaim(key string) (r ClaimedRange, ok bool) {
 	a, err1 := strconv.ParseUint(first, 10, 16)
 	b, err2 := strconv.ParseUint(last, 10, 16)
 	addr, err3 := netip.ParseAddr(parts[2])
-	return ClaimedRange{Proto: parts[0], Addr: addr, First: uint16(a), Last: uint16(b), Key: key}, errors.Join(err1, err2, err3) == nil
+	r = ClaimedRange{Proto: parts[0], Addr: addr, First: uint16(a), Last: uint16(b), Key: key}
+	return r, errors.Join(err1, err2, err3) == nil
 }
 
-// Claimant names who has a claim.
+// Claimant names the owner of a claim.
 func Claimant(tx store.Tx, key string) string {
 	c, err := PortClaims.Get(tx, key)
 	if err != nil {
-		return "somebody"
+		return "an unknown endpoint"
 	}
 	return InUseBy(tx, Holder(c))
 }
 
-// hostPorts are those ports that are the host's.
+// hostPorts returns the ports that are published on the host's addresses.
 func hostPorts(ports []modes.Port) []modes.Port {
 	return slices.DeleteFunc(slices.Clone(ports), func(p modes.Port) bool { return p.Routed })
 }
 
-// setPortClaims makes the claims of an endpoint what its record says.
+// setPortClaims records the port claims of an endpoint, and deletes those that it no longer needs. It must be called
+// before the endpoint's record is replaced.
 func setPortClaims(tx store.Tx, e modes.Endpoint) error {
 	want := map[string]bool{}
 	if e.Phase != modes.Deleting {

@@ -9,13 +9,13 @@ import (
 	"netyard/store"
 )
 
-// Networks and Endpoints are the records that everything else follows from.
+// Networks and Endpoints have the records of networks and endpoints.
 var (
 	Networks  = store.Bucket[modes.Network]{Name: "networks"}
 	Endpoints = store.Bucket[modes.Endpoint]{Name: "endpoints"}
 )
 
-// EndpointKey keeps the endpoints of a network together.
+// EndpointKey returns the key of an endpoint. It begins with the network, so the endpoints of a network are together.
 func EndpointKey(network, id string) string { return network + "/" + id }
 
 // Network returns the record of a network.
@@ -36,7 +36,7 @@ func GetNetwork(tx store.Tx, id string) (modes.Network, error) {
 	return n, err
 }
 
-// Networks returns the records of all networks, by id.
+// Networks returns the records of all networks, sorted by ID.
 func (y *Book) Networks() (ns []modes.Network, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		ns, err = Networks.List(tx, "")
@@ -45,7 +45,7 @@ func (y *Book) Networks() (ns []modes.Network, err error) {
 	return ns, err
 }
 
-// FindNetwork finds a network by its name, its id or the beginning of its id.
+// FindNetwork finds a network by its name, its ID or a prefix of its ID.
 func (y *Book) FindNetwork(ref string) (modes.Network, error) {
 	ns, err := y.Networks()
 	if err != nil {
@@ -54,7 +54,7 @@ func (y *Book) FindNetwork(ref string) (modes.Network, error) {
 	return Pick("network", ref, ns, func(n modes.Network) (string, string) { return n.ID, n.Name })
 }
 
-// FindEndpoint finds an endpoint by its id, the beginning of its id, or its container's name.
+// FindEndpoint finds an endpoint by its ID, a prefix of its ID, or its container's name.
 func (y *Book) FindEndpoint(ref string) (modes.Endpoint, error) {
 	es, err := y.Endpoints()
 	if err != nil {
@@ -63,7 +63,7 @@ func (y *Book) FindEndpoint(ref string) (modes.Endpoint, error) {
 	return Pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
 }
 
-// FindEndpointIn is FindEndpoint among those of one network, said as to FindNetwork; empty: of all.
+// FindEndpointIn is FindEndpoint for the endpoints of one network, which is given as to FindNetwork; empty: of all.
 func (y *Book) FindEndpointIn(network, ref string) (modes.Endpoint, error) {
 	if network == "" {
 		return y.FindEndpoint(ref)
@@ -79,9 +79,9 @@ func (y *Book) FindEndpointIn(network, ref string) (modes.Endpoint, error) {
 	return Pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
 }
 
-// Pick finds one thing by its name, its id or the beginning of its id.
+// Pick finds one item by its name, its ID or a prefix of its ID.
 func Pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (found T, err error) {
-	var named, begun []T
+	var named, prefixed []T
 	for _, v := range all {
 		id, name := names(v)
 		switch {
@@ -91,12 +91,12 @@ func Pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (fo
 		case name == ref:
 			named = append(named, v)
 		case strings.HasPrefix(id, ref):
-			begun = append(begun, v)
+			prefixed = append(prefixed, v)
 		}
 	}
 	matches := named
-	if len(matches) == 0 { // who says a name does not mean an id that begins so
-		matches = begun
+	if len(matches) == 0 { // a name has precedence over ID prefixes
+		matches = prefixed
 	}
 	switch len(matches) {
 	case 0:
@@ -104,7 +104,7 @@ func Pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (fo
 	case 1:
 		return matches[0], nil
 	}
-	return found, fmt.Errorf("%s %q: %d of them match; %w", kind, ref, len(matches), ErrAmbiguous)
+	return found, fmt.Errorf("%s %q: ambiguous, %d match; %w", kind, ref, len(matches), ErrAmbiguous)
 }
 
 // Endpoint returns the record of an endpoint.
@@ -136,7 +136,7 @@ func PutEndpoint(tx store.Tx, e modes.Endpoint) error {
 	return Endpoints.Put(tx, EndpointKey(e.NetworkID, e.ID), e)
 }
 
-// EraseEndpoint forgets an endpoint with its claims.
+// EraseEndpoint deletes the record of an endpoint with its claims.
 func EraseEndpoint(tx store.Tx, e modes.Endpoint) error {
 	e.Phase = modes.Deleting
 	if err := errors.Join(setClaims(tx, e), DropAttachment(tx, e)); err != nil {
@@ -149,7 +149,7 @@ func EraseEndpoint(tx store.Tx, e modes.Endpoint) error {
 	return errors.Join(Keeps.Delete(tx, key), Endpoints.Delete(tx, key))
 }
 
-// Endpoints returns the records of all endpoints, those of a network together.
+// Endpoints returns the records of all endpoints, grouped by network.
 func (y *Book) Endpoints() (es []modes.Endpoint, err error) { return y.EndpointsOf("") }
 
 // EndpointsOf returns the records of the endpoints of a network; empty: of all.

@@ -6,40 +6,40 @@ import (
 	"netyard/ipam"
 )
 
-// DHCPSpace is the address space of the pools whose addresses DHCP servers give.
+// DHCPSpace is the address space of DHCP pools.
 const DHCPSpace = "netyard-dhcp"
 
-// A DHCPRequest is what docker network create says of a pool of DHCP's.
+// A DHCPRequest is a request for a DHCP pool, as from docker network create.
 type DHCPRequest struct {
 	Subnet  netip.Prefix
 	Options map[string]string
 	MACs    bool // see DHCPPool
 }
 
-// A NetworkRequest is a network as the admin, or a CNI configuration, asks for it.
+// A NetworkRequest is a request for a network by the admin or a CNI configuration.
 type NetworkRequest struct {
-	// ID is empty for a fresh one.
+	// ID is empty for a new one.
 	ID       string
 	Name     string
-	Mode     string            // empty: the option mode says it, or else it is bridge
-	Options  map[string]string // as they were typed
+	Mode     string            // empty: that of the option mode, else bridge
+	Options  map[string]string // as the admin typed them
 	Internal bool
 	IPv6     bool
 	Subnets  []SubnetRequest
-	// NoSubnets asks for a network without any, instead of subnets that netyard chooses.
+	// NoSubnets asks for a network without subnets; otherwise netyard chooses some if Subnets is empty.
 	NoSubnets bool
-	// DHCP: the addresses are the LAN's DHCP server's to give; nil: they are not.
+	// DHCP says that the LAN's DHCP server gives the addresses; nil: it does not.
 	DHCP *DHCPRequest
 }
 
-// A SubnetRequest is one address range of it.
+// A SubnetRequest is a request for one subnet of a network.
 type SubnetRequest struct {
-	// Pool is what to ask netyard's IPAM for.
+	// Pool is the request to netyard's IPAM.
 	Pool ipam.PoolRequest
-	// Gateway is the address asked for; not valid: the first one.
+	// Gateway is the requested gateway; invalid: the first address.
 	Gateway netip.Addr
-	// NoGateway keeps the host from having an address there; Gateway, if it is valid, is kept for somebody else then.
+	// NoGateway says that the host gets no address there. Gateway, if valid, is then reserved for another device.
 	NoGateway bool
-	// Aux are addresses that nobody gets, by the names of what has them.
+	// Aux are addresses that containers do not get, by the names of their owners.
 	Aux map[string]netip.Addr
 }

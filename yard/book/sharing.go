@@ -7,27 +7,26 @@ import (
 	"netyard/modes"
 )
 
-// A Conflict is a port that an endpoint wants to share with the host, and somebody else has.
+// A Conflict is a port that an endpoint wants to share with the host, and that has another owner.
 type Conflict struct {
 	Port modes.Port
-	// Owner is who has it, in words.
+	// Owner names the owner in words.
 	Owner string
-	// Shadow says that the endpoint has the port, and a program of the host listens on it all the same, and hears
-	// nothing.
+	// Shadow says that the endpoint has the port, and a program of the host that also listens on it receives nothing.
 	Shadow bool
 
-	Listener sandbox.Listener // if a program of the host has it
-	Claim    string           // if an endpoint has
+	Listener sandbox.Listener // the owner, if it is a program of the host
+	Claim    string           // the key of the owner's claim, if it is an endpoint
 }
 
-// Sharing is what the watcher of sandboxes and the rest of the yard tell each other.
+// Sharing is the state of the watcher that shares ports of sandboxes with the host.
 type Sharing struct {
 	Poked     chan struct{}
 	Mu        sync.Mutex
 	Conflicts map[string][]Conflict // by endpoint
 }
 
-// Poke has the watcher read the records.
+// Poke makes the watcher read the records now.
 func (s *Sharing) Poke() {
 	select {
 	case s.Poked <- struct{}{}:

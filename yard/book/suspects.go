@@ -4,31 +4,31 @@ import (
 	"sync"
 )
 
-// suspects remembers what each engine's census missed the last time.
+// suspects has what was missing in the last census of each engine.
 type suspects struct {
 	mu   sync.Mutex
 	last map[string]map[string]bool
 }
 
-// A Round is one look; what it finds missing and the last one did not is only suspected.
+// A Round is one census. What is missing for the first time is only suspected to be gone.
 type Round struct {
 	last, now map[string]bool
 }
 
-// Begin begins a round.
+// Begin starts a round for an engine.
 func (s *suspects) Begin(engine string) *Round {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &Round{last: s.last[engine], now: map[string]bool{}}
 }
 
-// Again says whether a thing was suspected in the round before, and is suspected in this one.
+// Again records that something is missing in this round, and reports whether it was missing in the last one too.
 func (r *Round) Again(what string) bool {
 	r.now[what] = true
 	return r.last[what]
 }
 
-// End ends the round.
+// End ends the round; the next one compares with it.
 func (s *suspects) End(engine string, r *Round) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

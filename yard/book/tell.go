@@ -8,7 +8,7 @@ import (
 	"netyard/yard/event"
 )
 
-// Tell keeps an event. The caller need not hold anything, and may.
+// Tell adds an event to the ring. It may be called with or without locks held.
 func (y *Book) Tell(e event.Event) {
 	v := &y.Ring
 	v.Mu.Lock()
@@ -22,8 +22,8 @@ func (y *Book) Tell(e event.Event) {
 	v.Wake()
 }
 
-// Events returns the kept events behind the one with that ID, and a channel that is closed when there are more. The
-// channel is nil when there will be none: the daemon ends.
+// Events returns the kept events after the one with that ID, and a channel that is closed when there are more. The
+// channel is nil if there will be no more, since the daemon ends.
 func (y *Book) Events(after uint64) (some []event.Event, more <-chan struct{}) {
 	v := &y.Ring
 	v.Mu.Lock()
@@ -42,21 +42,22 @@ func (y *Book) Events(after uint64) (some []event.Event, more <-chan struct{}) {
 	return some, v.More
 }
 
-// About is an event of that type of an endpoint.
+// About returns an event of a type about an endpoint.
 func About(kind string, n modes.Network, e modes.Endpoint, text string) event.Event {
 	return event.Event{
-		Type: kind, Network: n.Name, NetworkID: n.ID, EndpointID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Text: text,
+		Type: kind, Network: n.Name, NetworkID: n.ID, EndpointID: e.ID,
+		Container: e.Container.Name, ContainerID: e.Container.ID, Text: text,
 	}
 }
 
-// TellPorts says which ports an endpoint got and lost, but for those that are said otherwise.
+// TellPorts records events about the ports that an endpoint got and lost, except those in but, which have other events.
 func (y *Book) TellPorts(n modes.Network, was, is modes.Endpoint, but map[modes.Port]bool) {
 	for _, list := range []struct {
 		kind, text string
 		some, not  []modes.Port
 	}{
-		{event.PortPublished, "port %s is %s's", is.Ports, was.Ports},
-		{event.PortWithdrawn, "port %s is no longer %s's", was.Ports, is.Ports},
+		{event.PortPublished, "port %s is published by %s", is.Ports, was.Ports},
+		{event.PortWithdrawn, "port %s is no longer published by %s", was.Ports, is.Ports},
 	} {
 		for _, p := range list.some {
 			if !slices.Contains(list.not, p) && !but[p] {
@@ -68,9 +69,9 @@ func (y *Book) TellPorts(n modes.Network, was, is modes.Endpoint, but map[modes.
 	}
 }
 
-// TellGivenBack says that the host has again what an endpoint had taken.
+// TellGivenBack records an event if an endpoint returned a device to the host.
 func (y *Book) TellGivenBack(n modes.Network, e modes.Endpoint) {
 	if len(e.Kept) > 0 {
-		y.Tell(About(event.DeviceGivenBack, n, e, fmt.Sprintf("the host has back what %s had", Owned(e))))
+		y.Tell(About(event.DeviceGivenBack, n, e, fmt.Sprintf("the device of %s is returned to the host", Owned(e))))
 	}
 }

@@ -4,7 +4,7 @@ import (
 	"netyard/modes"
 )
 
-// State is how an endpoint is doing, in a word.
+// State returns the state of an endpoint in one word.
 func (y *Book) State(e modes.Endpoint) string {
 	switch {
 	case e.Phase == modes.Deleting:

@@ -5,7 +5,7 @@ import (
 	"netyard/modes"
 )
 
-// JoinedOf are the endpoints that a sandbox has.
+// JoinedOf returns the endpoints that have joined a sandbox.
 func JoinedOf(es []modes.Endpoint) (in []modes.Endpoint) {
 	for _, e := range es {
 		if e.Phase == modes.Ready && e.Sandbox != "" {
@@ -15,7 +15,7 @@ func JoinedOf(es []modes.Endpoint) (in []modes.Endpoint) {
 	return in
 }
 
-// Dead says whether an endpoint's sandbox provably is no more.
+// Dead reports whether an endpoint's sandbox certainly no longer exists.
 func (y *Book) Dead(e modes.Endpoint) bool {
 	switch {
 	case e.Sandbox == "" || e.BootID == y.Config.BootID && !e.Seen:
@@ -29,7 +29,7 @@ func (y *Book) Dead(e modes.Endpoint) bool {
 	return !ok || now != e.NS // a process of the same number, or a file of the same name, with another namespace
 }
 
-// Unplugged says whether no sandbox has an endpoint's link, so that nobody would miss it.
+// Unplugged reports whether no sandbox has an endpoint's link, so that it can be removed.
 func (y *Book) Unplugged(m modes.Mode, n modes.Network, e modes.Endpoint) (bool, error) {
 	if y.Dead(e) {
 		return true, nil
