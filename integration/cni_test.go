@@ -670,9 +670,10 @@ func TestCNILabels(t *testing.T) {
 			r.Options["rate"] == "" {
 			t.Errorf("%+v", r)
 		}
-		if out, err := h.CtrExec("c1", "ip link show eth0"); err != nil || !strings.Contains(out, "02:00:00:00:00:07") {
-			t.Errorf("link in the container: %s %v", out, err)
-		}
+		eventually(t, "the link has the MAC address", func() bool { // ctr loses output of what ends at once
+			out, err := h.CtrExec("c1", "ip link show eth0")
+			return err == nil && strings.Contains(out, "02:00:00:00:00:07")
+		})
 		if _, err := h.TryCtrRun("c2", "--label netyard.mca=x"); err == nil {
 			t.Error("an unknown netyard label was accepted")
 		}
