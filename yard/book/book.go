@@ -21,7 +21,8 @@ import (
 // Left is the endpoint as it is without a sandbox.
 func Left(e modes.Endpoint) modes.Endpoint {
 	e.Container.PID = 0 // the next sandbox has none yet
-	e.Phase, e.Turned, e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = modes.Ready, time.Time{}, "", "", false, nil, false
+	e.Phase, e.Turned = modes.Ready, time.Time{}
+	e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = "", "", false, nil, false
 	return e
 }
 

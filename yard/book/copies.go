@@ -39,7 +39,8 @@ func (y *Book) PutCopy(n modes.Network) {
 			if err != nil {
 				return err
 			}
-			c.Pools = append(c.Pools, ipam.PoolRequest{Subnet: p.Subnet, Range: p.Range, First: p.First, Last: p.Last, Domain: p.Domain})
+			c.Pools = append(c.Pools,
+				ipam.PoolRequest{Subnet: p.Subnet, Range: p.Range, First: p.First, Last: p.Last, Domain: p.Domain})
 		}
 		return nil
 	})

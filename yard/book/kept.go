@@ -48,8 +48,8 @@ func (y *Book) PoliciesLost() (lost bool, err error) {
 }
 
 // LostText says what is to be done about lost policies.
-const LostText = "policies and reservations were lost: the database was, and its copy is missing or damaged; what the kernel had of policies " +
-	"stays in force: apply all policies again, then say netyard gc"
+const LostText = "policies and reservations were lost: the database was, and its copy is missing or damaged; " +
+	"what the kernel had of policies stays in force: apply all policies again, then say netyard gc"
 
 // PoliciesComplete ends the time in which the kernel knows more of policies than the records: the admin says that
 // these are all.

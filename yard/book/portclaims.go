@@ -73,7 +73,8 @@ func ParseClaim(key string) (r ClaimedRange, ok bool) {
 	a, err1 := strconv.ParseUint(first, 10, 16)
 	b, err2 := strconv.ParseUint(last, 10, 16)
 	addr, err3 := netip.ParseAddr(parts[2])
-	return ClaimedRange{Proto: parts[0], Addr: addr, First: uint16(a), Last: uint16(b), Key: key}, errors.Join(err1, err2, err3) == nil
+	return ClaimedRange{Proto: parts[0], Addr: addr, First: uint16(a), Last: uint16(b), Key: key},
+		errors.Join(err1, err2, err3) == nil
 }
 
 // Claimant names who has a claim.

@@ -45,7 +45,8 @@ func (y *Book) Events(after uint64) (some []event.Event, more <-chan struct{}) {
 // About is an event of that type of an endpoint.
 func About(kind string, n modes.Network, e modes.Endpoint, text string) event.Event {
 	return event.Event{
-		Type: kind, Network: n.Name, NetworkID: n.ID, EndpointID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Text: text,
+		Type: kind, Network: n.Name, NetworkID: n.ID, EndpointID: e.ID,
+		Container: e.Container.Name, ContainerID: e.Container.ID, Text: text,
 	}
 }
 
