@@ -119,7 +119,9 @@ func TestRefusals(t *testing.T) {
 	net, m1 := hosttest.JoinBlue(t, one, 1)
 	for what, n := range map[string]record.Network{
 		"10.21.0.0/16 (gateway 10.21.0.1) differ from the cluster's 10.20.0.0/16 (gateway 10.20.0.1), fd20::/64": {
-			Name: "blue", Subnets: []record.Subnet{{Pool: netip.MustParsePrefix("10.21.0.0/16"), Gateway: netip.MustParseAddr("10.21.0.1")}},
+			Name: "blue", Subnets: []record.Subnet{
+				{Pool: netip.MustParsePrefix("10.21.0.0/16"), Gateway: netip.MustParseAddr("10.21.0.1")},
+			},
 		},
 		"MTU 1400 differs from the cluster's 1450": {Name: "blue", MTU: 1400},
 		"internal is false":                        {Name: "blue", Internal: true},
@@ -234,7 +236,8 @@ func checkRestoreNetwork(t *testing.T, c *cluster.Client, net record.Network, m 
 	must(t, c.DeleteNetwork(t.Context(), other))
 }
 
-// TestResetMachine: a machine that was reset can announce itself before its former Alive record expires; a clone cannot.
+// TestResetMachine: a machine that was reset can announce itself before its former Alive record expires;
+// a clone cannot.
 func TestResetMachine(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")

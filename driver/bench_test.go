@@ -106,7 +106,8 @@ func BenchmarkPublish(b *testing.B) {
 				r := strings.NewReplacer("eeeeeeeeeeee01", id, `"Options":{}`, options)
 				e.ok("NetworkDriver.CreateEndpoint", r.Replace(endpoint))
 				e.ok("NetworkDriver.Join", r.Replace(join))
-				e.ok("NetworkDriver.ProgramExternalConnectivity", r.Replace(strings.TrimSuffix(ids, "}")+","+options+"}"))
+				e.ok("NetworkDriver.ProgramExternalConnectivity",
+					r.Replace(strings.TrimSuffix(ids, "}")+","+options+"}"))
 				e.ok("NetworkDriver.RevokeExternalConnectivity", r.Replace(ids))
 				e.stop(i)
 				b.StopTimer()

@@ -49,7 +49,8 @@ func newEngine(tb testing.TB, mode string) *engine {
 	log := slog.New(slog.DiscardHandler)
 	e.yard = yard.New(book.Config{
 		Log: log, Store: st, Kernel: e.host.Kernel, Modes: all.On(modes.Env{}), BootID: "b",
-		IPAM: ipam.New(ipam.Config{ULA: ipam.HostULA("test")}), Now: func() time.Time { return time.Now().Add(time.Duration(e.ahead.Load())) },
+		IPAM: ipam.New(ipam.Config{ULA: ipam.HostULA("test")}),
+		Now:  func() time.Time { return time.Now().Add(time.Duration(e.ahead.Load())) },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -264,7 +265,8 @@ func TestBadInput(t *testing.T) {
 	}
 	notSubnet := strings.Replace(plain(), "10.9.0.0/24", "10.9.0.0", 1)
 	e.refused("NetworkDriver.CreateNetwork", notSubnet, `subnet "10.9.0.0"`)
-	e.refused("NetworkDriver.CreateNetwork", strings.Replace(plain(), "10.9.0.1/24", "10.8.0.1/24", 1), "gateway 10.8.0.1 is not in subnet")
+	e.refused("NetworkDriver.CreateNetwork", strings.Replace(plain(), "10.9.0.1/24", "10.8.0.1/24", 1),
+		"gateway 10.8.0.1 is not in subnet")
 	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/33"}`, "subnet")
 	outside := `{"AddressSpace":"netyard","Pool":"10.9.0.0/24","SubPool":"10.8.0.0/25"}`
 	e.refused("IpamDriver.RequestPool", outside, "ip-range")
@@ -282,10 +284,19 @@ func TestBadInput(t *testing.T) {
 		e.refused("NetworkDriver.CreateEndpoint", body, want)
 	}
 	e.ok("NetworkDriver.CreateEndpoint", endpoint)
-	e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2", "10.9.0.3", 1), "with a different configuration")
+	e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, "10.9.0.2", "10.9.0.3", 1),
+		"with a different configuration")
 	e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"icc":"false"`), "with a different configuration")
-	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"192.0.2.7","HostPort":8080,"HostPortEnd":8080}]}}`, "publish 192.0.2.7:8080:80/tcp: 192.0.2.7 is not an address of this host")
-	e.refused("NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01","Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostIP":"::","HostPort":8080,"HostPortEnd":8080}]}}`, "publish [::]:8080:80/tcp: the container has no IPv6 address")
+	e.refused("NetworkDriver.ProgramExternalConnectivity",
+		`{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01",`+
+			`"Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,`+
+			`"HostIP":"192.0.2.7","HostPort":8080,"HostPortEnd":8080}]}}`,
+		"publish 192.0.2.7:8080:80/tcp: 192.0.2.7 is not an address of this host")
+	e.refused("NetworkDriver.ProgramExternalConnectivity",
+		`{"NetworkID":"aaaaaaaaaaaa01","EndpointID":"eeeeeeeeeeee01",`+
+			`"Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,`+
+			`"HostIP":"::","HostPort":8080,"HostPortEnd":8080}]}}`,
+		"publish [::]:8080:80/tcp: the container has no IPv6 address")
 	for port, want := range map[string]string{
 		`{"Proto":6,"Port":80,"HostIP":"web","HostPort":8080}`: "publish web",
 		`{"Proto":1,"Port":80}`:                                "publish port 80: protocol 1 is not tcp, udp or sctp",

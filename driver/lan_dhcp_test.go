@@ -301,7 +301,8 @@ func TestLANDHCPRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.refused("NetworkDriver.CreateNetwork", network("01", p.ID, `"parent":"eth0"`), "use --ipam-driver netyard --ipam-opt dhcp=true")
+		d.refused("NetworkDriver.CreateNetwork", network("01", p.ID, `"parent":"eth0"`),
+			"use --ipam-driver netyard --ipam-opt dhcp=true")
 	})
 }
 

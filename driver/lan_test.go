@@ -73,8 +73,12 @@ func TestLANIPVLAN(t *testing.T) {
 				t.Errorf("GwAllocCheck: %v", skips)
 			}
 			e.ok("NetworkDriver.CreateNetwork", lanCreate("01", generic))
-			e.refused("NetworkDriver.CreateNetwork", lanCreate("02", `"parent":"eth0.50","ipvlan_flag":"vepa","ipvlan_mode":"`+mode+`"`), "its ipvlan_flag=bridge is shared by all networks on one parent")
-			e.refused("NetworkDriver.CreateEndpoint", strings.Replace(endpoint, `"MacAddress":""`, `"MacAddress":"02:11:22:33:44:55"`, 1), "containers on a network of mode ipvlan have no hardware address of their own")
+			e.refused("NetworkDriver.CreateNetwork",
+				lanCreate("02", `"parent":"eth0.50","ipvlan_flag":"vepa","ipvlan_mode":"`+mode+`"`),
+				"its ipvlan_flag=bridge is shared by all networks on one parent")
+			e.refused("NetworkDriver.CreateEndpoint",
+				strings.Replace(endpoint, `"MacAddress":""`, `"MacAddress":"02:11:22:33:44:55"`, 1),
+				"containers on a network of mode ipvlan have no hardware address of their own")
 			if first := e.ok("NetworkDriver.CreateEndpoint", endpoint); fmt.Sprint(first) != "map[Interface:map[]]" {
 				t.Errorf("CreateEndpoint: %v", first)
 			}

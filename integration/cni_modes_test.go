@@ -100,7 +100,8 @@ func ratesAndPolicy(t *testing.T, h *lab.Host, conf string) {
 	t.Helper()
 	h.Sh("mv /etc/cni/net.d/netyard-web.conflist /etc/cni/net.d/00-web.conflist") // ctr takes the first one
 	h.CtrRun("c1", "--label netyard.rate=20mbit --label tier=app")
-	const bandwidth = `"bandwidth":{"ingressRate":30000000,"ingressBurst":300000,"egressRate":40000000,"egressBurst":400000}`
+	const bandwidth = `"bandwidth":{"ingressRate":30000000,"ingressBurst":300000,"egressRate":40000000,` +
+		`"egressBurst":400000}`
 	b := call{id: "b", netns: "/run/netns/b", conf: with(conf, bandwidth)}
 	c := call{id: "c", netns: "/run/netns/c", conf: conf}
 	b.do(t, h, "ADD")

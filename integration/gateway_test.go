@@ -87,8 +87,10 @@ func TestRouted(t *testing.T) {
 func routedMatrix(t *testing.T, h *lab.Host) {
 	t.Helper()
 	for at, want := range map[string]bool{
-		"tcp 10.72.0.2:80": true, "tcp [fd00:72::2]:80": true, "udp 10.72.0.2:9003": true, "udp [fd00:72::2]:9003": true,
-		"tcp 10.72.0.2:81": false, "tcp [fd00:72::2]:81": false, "udp 10.72.0.2:9010": false, "udp [fd00:72::2]:9010": false,
+		"tcp 10.72.0.2:80": true, "tcp [fd00:72::2]:80": true,
+		"udp 10.72.0.2:9003": true, "udp [fd00:72::2]:9003": true,
+		"tcp 10.72.0.2:81": false, "tcp [fd00:72::2]:81": false,
+		"udp 10.72.0.2:9010": false, "udp [fd00:72::2]:9010": false,
 		"tcp " + h.IP + ":8080": true, "tcp [" + h.IP6 + "]:8080": false, // of the mixed network, whose IPv4 is NAT
 		"tcp 10.73.0.2:80": false, "tcp [fd00:73::2]:80": true, "tcp [fd00:73::2]:81": false,
 		"tcp 10.74.0.2:80": false, "tcp [fd00:74::2]:80": false,
@@ -301,7 +303,8 @@ func gatewayWorks(t *testing.T, h *lab.Host, flags string) {
 		h.Docker(verb, "vpn")
 		h.In("vpn").Tool("nft add table ip nat && nft 'add chain ip nat out { type nat hook postrouting priority "+
 			"100; }' &&",
-			"nft add rule ip nat out ip saddr 10.75.0.0/24 ip daddr != 10.75.0.0/24 masquerade && sysctl -qw net.ipv4.ip_forward=1")
+			"nft add rule ip nat out ip saddr 10.75.0.0/24 ip daddr != 10.75.0.0/24 masquerade && "+
+				"sysctl -qw net.ipv4.ip_forward=1")
 		has(t, c1.Dial("tcp", h.Outside.IP+":7"), guideOutside+":")
 	}
 	up("start")

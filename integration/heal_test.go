@@ -30,8 +30,10 @@ func TestHeals(t *testing.T) {
 		bridge = strings.Fields(h.Sh("ip -o link show type bridge | grep -o 'nyb-[0-9a-f]*'"))[0]
 		for _, cmd := range []string{
 			"iptables -F DOCKER-USER", "iptables -F FORWARD", "iptables -F; iptables -t nat -F", "nft flush ruleset",
-			"ip addr del 10.70.0.1/24 dev " + bridge, "ip route del 10.70.0.0/24 dev " + bridge, "ip link set " + bridge + " down",
-			"ip link set " + port + " down", "ip link set " + port + " nomaster", "ip link set " + bridge + " mtu 1280", "ip link del " + bridge,
+			"ip addr del 10.70.0.1/24 dev " + bridge,
+			"ip route del 10.70.0.0/24 dev " + bridge, "ip link set " + bridge + " down",
+			"ip link set " + port + " down", "ip link set " + port + " nomaster",
+			"ip link set " + bridge + " mtu 1280", "ip link del " + bridge,
 		} {
 			if e.Nftables() && strings.Contains(cmd, "DOCKER-USER") {
 				continue // it has none

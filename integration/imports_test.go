@@ -21,8 +21,8 @@ func layers() []rule {
 	const (
 		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan " +
 			"kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
-		yard = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/plan yard/pool " +
-			"yard/port yard/reconcile yard/share yard/trace"
+		yard = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/overlay yard/own yard/plan " +
+			"yard/pool yard/port yard/reconcile yard/share yard/trace"
 		cluster = "cluster cluster/etcd cluster/mirror cluster/peers cluster/record"
 		below   = "store ipam ipam/dhcp modes policy " + kernel
 		middle  = below + " " + yard
@@ -176,14 +176,22 @@ func TestImports(t *testing.T) {
 		t.Errorf("go list reports only %d packages", seen)
 	}
 	for of, imports := range map[string]string{ // imports that must be reported
-		"netyard/store": "netyard/modes", "netyard/kernel": "netyard/store", "netyard/kernel/core": "netyard/kernel/nft", "netyard/kernel/nft": "netyard/kernel/bridge",
-		"netyard/kernel/bridge": "netyard/kernel/overlay", "netyard/yard/book": "netyard/yard", "netyard/yard/port": "netyard/yard/share",
+		"netyard/store": "netyard/modes", "netyard/kernel": "netyard/store",
+		"netyard/kernel/core": "netyard/kernel/nft", "netyard/kernel/nft": "netyard/kernel/bridge",
+		"netyard/kernel/bridge": "netyard/kernel/overlay",
+		"netyard/yard/book":     "netyard/yard", "netyard/yard/port": "netyard/yard/share",
 		"netyard/modes":        "netyard/store",
-		"netyard/modes/bridge": "netyard/modes/none", "netyard/modes/none": "golang.org/x/sys/unix", "netyard/ipam": "netyard/kernel",
+		"netyard/modes/bridge": "netyard/modes/none",
+		"netyard/modes/none":   "golang.org/x/sys/unix", "netyard/ipam": "netyard/kernel",
 		"netyard/yard": "netyard/driver", "netyard/driver": "netyard/engines", "netyard/engines": "netyard/modes/all",
-		"netyard/cli/api": "github.com/vishvananda/netlink/nl", "netyard/cli": "netyard/fabric", "netyard/cli/usage": "netyard/modes", "netyard/cli/table": "netyard/cli/api", "netyard/cli/daemon": "netyard/cli",
+		"netyard/cli/api": "github.com/vishvananda/netlink/nl", "netyard/cli": "netyard/fabric",
+		"netyard/cli/usage": "netyard/modes",
+		"netyard/cli/table": "netyard/cli/api", "netyard/cli/daemon": "netyard/cli",
 		"netyard":                 "netyard/kernel/kerneltest",
-		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel", "netyard/cluster": "netyard/kernel", "netyard/cluster/record": "netyard/cluster/etcd", "netyard/cluster/mirror": "netyard/cluster", "netyard/fabric/address": "netyard/kernel", "netyard/fabric/dataplane": "netyard/store", "netyard/firewalld": "go.etcd.io/etcd/client/v3",
+		"netyard/integration/lab": "netyard/yard", "netyard/new": "fmt", "netyard/cni": "netyard/kernel",
+		"netyard/cluster": "netyard/kernel", "netyard/cluster/record": "netyard/cluster/etcd",
+		"netyard/cluster/mirror": "netyard/cluster", "netyard/fabric/address": "netyard/kernel",
+		"netyard/fabric/dataplane": "netyard/store", "netyard/firewalld": "go.etcd.io/etcd/client/v3",
 		"netyard/cni/netyard-cni": "netyard/cli/api", "netyard/cni/door": "netyard/engines",
 	} {
 		if len(broken(pkg{of, []string{imports}, []string{imports}})) == 0 {

@@ -57,7 +57,8 @@ func TestTrace(t *testing.T) {
 		both("host web:80", h.Net, "tcp", web+":80", true)
 		both("peer web:80", h.In("peer"), "tcp", web+":80", true)
 		both("-6 peer web:80", h.In("peer"), "tcp", "["+h.Addr6("web", "a")+"]:80", true)
-		both("stranger web:80", h.In("stranger"), "tcp", web+":80", false, `netyard's rule "drop traffic between networks"`)
+		both("stranger web:80", h.In("stranger"), "tcp", web+":80", false,
+			`netyard's rule "drop traffic between networks"`)
 		both("stranger 8000", h.In("stranger"), "tcp", at+":8000", true)
 		both(out+" 8002", h.Outside.Net, "tcp", at+":8002", false, `"drop clients not named in publish_from"`)
 		both("xx yy:80", h.In("xx"), "tcp", h.Addr("yy", "apart")+":80", false, "icc=false")

@@ -63,8 +63,9 @@ func TestRequestPool(t *testing.T) {
 			err: ErrInvalid, text: "request pool: ip-range 10.9.0.0/23: not usable: outside subnet 10.9.0.0/24",
 		},
 		{
-			name: "ip-range of another family", in: PoolRequest{Subnet: prefix("10.9.0.0/24"), Range: prefix("fd00::/64")},
-			err: ErrInvalid, text: "request pool: ip-range fd00::/64: not usable: outside subnet 10.9.0.0/24",
+			name: "ip-range of another family",
+			in:   PoolRequest{Subnet: prefix("10.9.0.0/24"), Range: prefix("fd00::/64")},
+			err:  ErrInvalid, text: "request pool: ip-range fd00::/64: not usable: outside subnet 10.9.0.0/24",
 		},
 		{
 			name: "ip-range without subnet", in: PoolRequest{Range: prefix("10.9.0.0/25")},

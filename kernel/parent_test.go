@@ -72,7 +72,8 @@ func TestChildInSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := lan.Child{
-		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Parent: lan.Parent{Name: "eth0"}, Kind: "macvlan", Mode: "bridge",
+		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e",
+		Parent: lan.Parent{Name: "eth0"}, Kind: "macvlan", Mode: "bridge",
 		Sandbox: sandbox.Path(),
 	}
 	plugged := func(want bool) {

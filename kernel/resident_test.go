@@ -43,7 +43,8 @@ func TestOutOfSight(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	inside := exec.Command("unshare", "--pid", "--fork", "--mount-proc", os.Args[0], "-test.run=^TestOutOfSight$", "-test.count=1")
+	inside := exec.Command("unshare", "--pid", "--fork", "--mount-proc", os.Args[0], "-test.run=^TestOutOfSight$",
+		"-test.count=1")
 	inside.Env = append(os.Environ(), outsider+"="+string(raw))
 	if out, err := inside.CombinedOutput(); err != nil {
 		t.Errorf("inside: %v\n%s", err, out)

@@ -43,7 +43,10 @@ func TestSandbox(t *testing.T) {
 	var open []interface{ Close() error }
 	err := h.Do(func() error {
 		var c net.ListenConfig
-		for _, at := range []string{"tcp4 0.0.0.0:80", "tcp6 [::1]:81", "tcp :82", "udp4 0.0.0.0:53", "udp6 [::]:54", "udp4 0.0.0.0:40000", "udp4 127.0.0.1:55"} {
+		for _, at := range []string{
+			"tcp4 0.0.0.0:80", "tcp6 [::1]:81", "tcp :82", "udp4 0.0.0.0:53",
+			"udp6 [::]:54", "udp4 0.0.0.0:40000", "udp4 127.0.0.1:55",
+		} {
 			var proto, addr string
 			if _, err := fmt.Sscan(at, &proto, &addr); err != nil {
 				return err

@@ -108,7 +108,8 @@ func TestJudgeLetIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	pub := ports.Publication{
-		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: 8080, Count: 1, To: netip.MustParseAddr("10.1.0.2"), ToPort: 80,
+		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: 8080,
+		Count: 1, To: netip.MustParseAddr("10.1.0.2"), ToPort: 80,
 	}
 	var wanted []core.Object
 	for _, e := range pub.Elements() {
@@ -118,9 +119,12 @@ func TestJudgeLetIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := explain.Packet{
-		In: "eth0", Proto: "tcp", Port: 8080, Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("192.0.2.1"),
+		In: "eth0", Proto: "tcp", Port: 8080, Src: netip.MustParseAddr("192.0.2.7"),
+		Dst: netip.MustParseAddr("192.0.2.1"),
 	}
-	for rules, want := range map[string]explain.Outcome{"accept": explain.Passes, "tcp dport 8080 drop": explain.Dropped} {
+	for rules, want := range map[string]explain.Outcome{
+		"accept": explain.Passes, "tcp dport 8080 drop": explain.Dropped,
+	} {
 		h.Sh(t, "nft -f - <<'END'\ntable inet mine\ndelete table inet mine\ntable inet mine {\n"+
 			"chain i { type filter hook input priority 0; "+rules+"\n}\n}\nEND")
 		found, sum, err := explain.Judge(h.Handle, explain.Input, p)

@@ -50,8 +50,10 @@ func TestChange(t *testing.T) {
 			t.Errorf("%s: the engine's own request for the network is no longer taken for the same", name)
 		}
 	}
-	_, err := all.Options().Change(modes.Network{Mode: "bridge"}, said{"mode": "none", "com.docker.network.driver.mtu": "9000"})
-	if err == nil || !strings.Contains(err.Error(), "com.docker.network.driver.mtu cannot") || !strings.Contains(err.Error(), "mode cannot") {
+	_, err := all.Options().Change(modes.Network{Mode: "bridge"},
+		said{"mode": "none", "com.docker.network.driver.mtu": "9000"})
+	if err == nil || !strings.Contains(err.Error(), "com.docker.network.driver.mtu cannot") ||
+		!strings.Contains(err.Error(), "mode cannot") {
 		t.Errorf("not all that cannot be changed is named: %v", err)
 	}
 }
@@ -65,8 +67,11 @@ func TestChangeEndpoint(t *testing.T) {
 	if err != nil || !maps.Equal(got.Options, said{"rate": "50mbit"}) || len(e.Options) != 1 {
 		t.Errorf("%v %v %v", got.Options, e.Options, err)
 	}
-	for option, complaint := range map[string]string{"icc": "icc is a network option, not an endpoint option", "rate": "want a rate"} {
-		if _, err := all.Options().ChangeEndpoint(n, e, said{option: "false"}); !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), complaint) {
+	for option, complaint := range map[string]string{
+		"icc": "icc is a network option, not an endpoint option", "rate": "want a rate",
+	} {
+		if _, err := all.Options().ChangeEndpoint(n, e, said{option: "false"}); !errors.Is(err, modes.ErrOption) ||
+			!strings.Contains(err.Error(), complaint) {
 			t.Errorf("%s: %v", option, err)
 		}
 	}
@@ -84,7 +89,9 @@ func TestFixed(t *testing.T) {
 
 func TestRateOption(t *testing.T) {
 	t.Parallel()
-	for _, resolve := range []func(string, map[string]string) (map[string]string, error){all.Options().Resolve, all.Options().ResolveEndpoint} {
+	for _, resolve := range []func(string, map[string]string) (map[string]string, error){
+		all.Options().Resolve, all.Options().ResolveEndpoint,
+	} {
 		got, err := resolve("bridge", map[string]string{"rate": "10000kbit", "egress_rate": "0"})
 		if err != nil || got["rate"] != "10mbit" || got["egress_rate"] != "unlimited" {
 			t.Errorf("%v %v", got, err)
@@ -94,7 +101,8 @@ func TestRateOption(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
-	if _, err := all.Options().ResolveEndpoint("bridge", map[string]string{"ratr": "10mbit"}); err == nil || !strings.Contains(err.Error(), "did you mean rate?") {
+	if _, err := all.Options().ResolveEndpoint("bridge", map[string]string{"ratr": "10mbit"}); err == nil ||
+		!strings.Contains(err.Error(), "did you mean rate?") {
 		t.Errorf("%v", err)
 	}
 }

@@ -12,26 +12,33 @@ var (
 	}
 	// IfacePrefix begins the names of links inside.
 	IfacePrefix = LinkOption{
-		Name: "iface_prefix", Docker: []string{"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix"},
+		Name: "iface_prefix",
+		Docker: []string{
+			"com.docker.network.container_iface_prefix", "com.docker.network.container_interface_prefix",
+		},
 		Default: "eth", Max: 13, // and two digits
 		Fixed: "running containers have their interface names already; recreate the network",
 		Help:  "prefix of the interface name inside the container",
 	}
 	// Masquerade is whether what leaves takes the host's address.
 	Masquerade = BoolOption{
-		Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, Set: true, Default: "true",
+		Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"},
+		Set: true, Default: "true",
 		Help: "outgoing traffic takes the host's address (NAT), IPv4 and IPv6",
 	}
 	// MTU is what links carry.
 	MTU = IntOption{
-		Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"}, Default: "1500", Min: 68, Max: 65535,
+		Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"},
+		Default: "1500", Min: 68, Max: 65535,
 		Fixed: "the interfaces of running containers have it already; recreate the network",
-		Help:  "largest packet, bytes (at least 1280 with IPv6, RFC 8200); default of macvlan and ipvlan: the parent's, of overlay: what fits between the hosts",
+		Help: "largest packet, bytes (at least 1280 with IPv6, RFC 8200); " +
+			"default of macvlan and ipvlan: the parent's, of overlay: what fits between the hosts",
 	}
 	// PublishFrom is who reaches published ports.
 	PublishFrom = SourcesOption{
 		Name: "publish_from", Set: true,
-		Help: "who can connect to published ports: source subnets or incoming interfaces; default: everybody. The host always can",
+		Help: "who can connect to published ports: source subnets or incoming interfaces; default: everybody. " +
+			"The host always can",
 	}
 )
 

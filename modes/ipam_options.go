@@ -14,7 +14,8 @@ var ipamTable = sync.OnceValue(func() []Option {
 		},
 		{
 			Name: "conflict", Kind: Enum, Values: []string{"decline", "ignore"}, Default: "decline",
-			Help: "what becomes of an address that somebody on the LAN has already; decline asks the LAN first (RFC 5227)",
+			Help: "what becomes of an address that somebody on the LAN has already; " +
+				"decline asks the LAN first (RFC 5227)",
 		},
 		{
 			Name: "dhcp", Kind: Bool, Default: "false",
@@ -26,11 +27,13 @@ var ipamTable = sync.OnceValue(func() []Option {
 		},
 		{
 			Name: "ipv6", Kind: Enum, Values: []string{"none", "slaac", "dhcp"}, Default: "none",
-			Help: "which IPv6 addresses containers have: none, those they make themselves of what routers advertise, or a DHCPv6 server's",
+			Help: "which IPv6 addresses containers have: none, those they make themselves of what routers advertise, " +
+				"or a DHCPv6 server's",
 		},
 		{
 			Name: "on_lost", Kind: Enum, Values: []string{"readdress", "down"}, Default: "readdress",
-			Help: "what becomes of a container whose lease is refused or runs out: it gets another address, or its interface is taken down",
+			Help: "what becomes of a container whose lease is refused or runs out: it gets another address, " +
+				"or its interface is taken down",
 		},
 		{
 			Name: "vendor_class", Kind: String,

@@ -76,7 +76,8 @@ func TestResolve(t *testing.T) {
 	} {
 		got, err := all.Options().Resolve(c.mode, c.given)
 		if c.complaint != "" {
-			if !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), c.complaint) || strings.HasSuffix(c.complaint, "bridge") && strings.Contains(err.Error(), "did you mean") {
+			if !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), c.complaint) ||
+				strings.HasSuffix(c.complaint, "bridge") && strings.Contains(err.Error(), "did you mean") {
 				t.Errorf("%s: %v, want %q", name, err, c.complaint)
 			}
 			continue
@@ -113,7 +114,8 @@ func TestPorts(t *testing.T) {
 	t.Parallel()
 	for given, want := range map[string]string{
 		"80": "80", "80, 443/tcp": "80,443/tcp", "8000-8100/udp": "8000-8100/udp", "80-80": "80", "1-65535": "1-65535",
-		"": "", "0": "", "65536": "", "90-80": "", "80/icmp": "", "80/": "", "http": "", "80,,81": "", "80-": "", "-80": "",
+		"": "", "0": "", "65536": "", "90-80": "", "80/icmp": "",
+		"80/": "", "http": "", "80,,81": "", "80-": "", "-80": "",
 	} {
 		got, err := all.Options().Resolve("host", map[string]string{"include": given})
 		if (err == nil) != (want != "") || got["include"] != want {
@@ -126,8 +128,16 @@ func TestPorts(t *testing.T) {
 		proto string
 		port  uint16
 		want  bool
-	}{{"tcp", 80, true}, {"udp", 80, true}, {"udp", 8000, true}, {"udp", 8100, true}, {"tcp", 8050, false}, {"udp", 8101, false}} {
-		if got := slices.ContainsFunc(rs, func(r modes.PortRange) bool { return r.Has(c.proto, c.port) }); got != c.want {
+	}{
+		{"tcp", 80, true},
+		{"udp", 80, true},
+		{"udp", 8000, true},
+		{"udp", 8100, true},
+		{"tcp", 8050, false},
+		{"udp", 8101, false},
+	} {
+		has := func(r modes.PortRange) bool { return r.Has(c.proto, c.port) }
+		if got := slices.ContainsFunc(rs, has); got != c.want {
 			t.Errorf("%s %d: %v", c.proto, c.port, got)
 		}
 	}

@@ -66,7 +66,8 @@ var (
 	// BothRate limits each direction.
 	BothRate = RateOption{
 		Name: "rate", Endpoint: true, Set: true,
-		Help: "limit of what each container sends and of what it receives, in the units of tc(8): 10mbit; 0 or unlimited removes a limit",
+		Help: "limit of what each container sends and of what it receives, in the units of tc(8): 10mbit; " +
+			"0 or unlimited removes a limit",
 	}
 )
 

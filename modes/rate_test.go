@@ -9,8 +9,10 @@ import (
 func TestParseRate(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"10mbit": "10mbit", "10MBit": "10mbit", "10000kbit": "10mbit", "10000000": "10mbit", "10000000bit": "10mbit", "1.5gbit": "1500mbit",
-		"500kbps": "4mbit", "8000": "8kbit", "1000bps": "8kbit", "1mibit": "1048576bit", "1KiBps": "8192bit", "1tbit": "1tbit",
+		"10mbit": "10mbit", "10MBit": "10mbit", "10000kbit": "10mbit",
+		"10000000": "10mbit", "10000000bit": "10mbit", "1.5gbit": "1500mbit",
+		"500kbps": "4mbit", "8000": "8kbit", "1000bps": "8kbit",
+		"1mibit": "1048576bit", "1KiBps": "8192bit", "1tbit": "1tbit",
 		"0": "unlimited", "0mbit": "unlimited", "unlimited": "unlimited", "0.5mbit": "500kbit", "8000.4": "8kbit",
 	} {
 		r, err := ParseRate(text)
@@ -19,7 +21,8 @@ func TestParseRate(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", "fast", "10m", "10mb", "10mbit/s", "-1mbit", "10 mbit", ".5mbit", "1.mbit", "1e9", "7999", "1bit", "0.1", "1001gbit", "99999999999999999999tbit",
+		"", "fast", "10m", "10mb", "10mbit/s", "-1mbit", "10 mbit", ".5mbit",
+		"1.mbit", "1e9", "7999", "1bit", "0.1", "1001gbit", "99999999999999999999tbit",
 		"infinite", "NaN", "10%", "0x10", "10mbit\n",
 	} {
 		if r, err := ParseRate(text); err == nil {

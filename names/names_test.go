@@ -597,7 +597,8 @@ func TestLimiter(t *testing.T) {
 // FuzzQuery shows that the answer to every question can be packed, is not too large, and has the question's ID.
 func FuzzQuery(f *testing.F) {
 	for _, name := range []string{
-		"web", "7.0.20.10.in-addr.arpa", "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa", ".",
+		"web", "7.0.20.10.in-addr.arpa",
+		"7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa", ".",
 	} {
 		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypePTR, dns.TypeANY} {
 			q := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind).SetEdns0(4096, true)

@@ -38,7 +38,11 @@ func newPlace(t *testing.T) place {
 // made creates a network that belongs to no engine.
 func (r *rig) made() modes.Network {
 	r.t.Helper()
-	n, err := yown.MakeNetwork(r.t.Context(), r.Yard, book.NetworkRequest{Name: "web", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
+	n, err := yown.MakeNetwork(r.t.Context(), r.Yard, book.NetworkRequest{
+		Name: "web", Subnets: []book.SubnetRequest{
+			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}},
+		},
+	})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -46,7 +50,10 @@ func (r *rig) made() modes.Network {
 }
 
 func (p place) request(n modes.Network, name string) book.AttachRequest {
-	return book.AttachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", Sandbox: p.path, NS: p.NS(), Container: modes.Container{Engine: book.CNI}}
+	return book.AttachRequest{
+		NetworkID: n.ID, Attachment: name, IfName: "eth0", Sandbox: p.path, NS: p.NS(),
+		Container: modes.Container{Engine: book.CNI},
+	}
 }
 
 func (p place) end(n modes.Network, name string) attach.DetachRequest {
@@ -216,7 +223,8 @@ func TestDeleteBusy(t *testing.T) {
 	}
 	r.now = r.now.Add(time.Minute)
 	r.healthy("after an endpoint was deleted late")
-	again, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: is.Addrs[0].Addr()})
+	again, err := pool.RequestAddress(t.Context(), r.Yard,
+		ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: is.Addrs[0].Addr()})
 	if err != nil {
 		t.Errorf("the address of an endpoint that was deleted late: %s, %v", again, err)
 	}
@@ -257,21 +265,27 @@ func TestAttachHold(t *testing.T) {
 	must(attach.Detach(t.Context(), r.Yard, p.end(n, "default-c1")))
 
 	// Its engine no longer has it: missing twice, and older than the grace period.
-	gone := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}, Attachments: map[string]bool{}}
+	gone := reconcile.Census{
+		Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{},
+		Attachments: map[string]bool{},
+	}
 	there := gone
 	there.Attachments = map[string]bool{"default-c1": true}
 	r.now = r.now.Add(2 * time.Minute)
 	for range 2 {
 		must(reconcile.Reconcile(t.Context(), r.Yard, there))
 	}
-	must(reconcile.Reconcile(t.Context(), r.Yard, reconcile.Census{Engine: book.Docker, Networks: map[string]reconcile.SeenNetwork{}})) // nothing to do with it
+	// Another engine has nothing to do with it.
+	must(reconcile.Reconcile(t.Context(), r.Yard,
+		reconcile.Census{Engine: book.Docker, Networks: map[string]reconcile.SeenNetwork{}}))
 	must(reconcile.Reconcile(t.Context(), r.Yard, gone))
 	if len(r.active()) != 1 {
 		t.Error("an address was released at the first census")
 	}
 	found, err := reconcile.Audit(t.Context(), r.Yard, []reconcile.Census{gone})
 	must(err)
-	if !slices.ContainsFunc(found, func(f book.Finding) bool { return strings.Contains(f.Text, "held for container c1") }) {
+	if !slices.ContainsFunc(found,
+		func(f book.Finding) bool { return strings.Contains(f.Text, "held for container c1") }) {
 		t.Errorf("doctor says %+v", found)
 	}
 	must(reconcile.Reconcile(t.Context(), r.Yard, gone))
@@ -330,7 +344,10 @@ func TestAttachRefused(t *testing.T) {
 		"the gateway's address":       {func(q *book.AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.1")} }, "taken"},
 		"a network that is not there": {func(q *book.AttachRequest) { q.NetworkID = "nope" }, "not found"},
 		"a port on an address of none": {func(q *book.AttachRequest) {
-			q.Ports = []book.Ask{{Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.7"), HostPort: 80, HostPortEnd: 80, ContainerPort: 80}}
+			q.Ports = []book.Ask{{
+				Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.7"), HostPort: 80, HostPortEnd: 80,
+				ContainerPort: 80,
+			}}
 		}, "not an address of this host"},
 	} {
 		q := p.request(n, "c1")
@@ -354,7 +371,10 @@ func TestAttachAux(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
 	of := func(gateway string, aux map[string]string) book.NetworkRequest {
-		s := book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}, Aux: map[string]netip.Addr{}}
+		s := book.SubnetRequest{
+			Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")},
+			Aux:  map[string]netip.Addr{},
+		}
 		s.Gateway, _ = netip.ParseAddr(gateway)
 		for name, a := range aux {
 			s.Aux[name] = netip.MustParseAddr(a)
@@ -363,7 +383,8 @@ func TestAttachAux(t *testing.T) {
 	}
 	for _, bad := range []book.NetworkRequest{
 		of("10.9.0.2", map[string]string{"router": "10.9.0.2"}), of("", map[string]string{"router": "10.9.1.2"}),
-		of("", map[string]string{"router": "10.9.0.0"}), of("", map[string]string{"a": "10.9.0.3", "router": "10.9.0.3"}),
+		of("", map[string]string{"router": "10.9.0.0"}),
+		of("", map[string]string{"a": "10.9.0.3", "router": "10.9.0.3"}),
 	} {
 		_, err := yown.MakeNetwork(t.Context(), r.Yard, bad)
 		if !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), "aux-address router") {
@@ -378,14 +399,16 @@ func TestAttachAux(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := n.Subnets[0]; s.Gateway.Addr().String() != "10.9.0.3" || fmt.Sprint(s.Aux) != "map[nas:10.9.0.1/24 router:10.9.0.2/24]" {
+	if s := n.Subnets[0]; s.Gateway.Addr().String() != "10.9.0.3" ||
+		fmt.Sprint(s.Aux) != "map[nas:10.9.0.1/24 router:10.9.0.2/24]" {
 		t.Errorf("the subnet is %+v", s)
 	}
 	asked.ID = n.ID
 	if again, err := yown.MakeNetwork(t.Context(), r.Yard, asked); err != nil || !again.Created.Equal(n.Created) {
 		t.Errorf("the same again: %v %v", again, err)
 	}
-	if a, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil || a.Endpoint.Addrs[0].Addr().String() != "10.9.0.4" {
+	if a, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil ||
+		a.Endpoint.Addrs[0].Addr().String() != "10.9.0.4" {
 		t.Errorf("the first container has %v: %v", a.Endpoint.Addrs, err)
 	}
 	named := q.request(n, "c2")
@@ -411,7 +434,11 @@ func TestAttachPorts(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
 	web := r.made()
-	back, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{Name: "back", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}}}})
+	back, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+		Name: "back", Subnets: []book.SubnetRequest{
+			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}},
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,7 +455,9 @@ func TestAttachPorts(t *testing.T) {
 		t.Fatalf("eth0 behind eth1: %v %v", a.Endpoint.Ports, err)
 	}
 	r.healthy("the ports have moved")
-	for _, d := range []attach.DetachRequest{p.end(web, "c0"), {NetworkID: back.ID, Attachment: "c0", IfName: "eth1", NS: p.NS(), Gone: true}} {
+	for _, d := range []attach.DetachRequest{
+		p.end(web, "c0"), {NetworkID: back.ID, Attachment: "c0", IfName: "eth1", NS: p.NS(), Gone: true},
+	} {
 		if err := attach.Detach(t.Context(), r.Yard, d); err != nil {
 			t.Fatal(err)
 		}
@@ -450,7 +479,9 @@ func TestAttachPorts(t *testing.T) {
 		t.Errorf("again: %v %v", a.Endpoint.Ports, err)
 	}
 	r.healthy("published")
-	for _, d := range []attach.DetachRequest{p.end(web, "c1"), {NetworkID: back.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
+	for _, d := range []attach.DetachRequest{
+		p.end(web, "c1"), {NetworkID: back.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true},
+	} {
 		if err := attach.Detach(t.Context(), r.Yard, d); err != nil {
 			t.Fatal(err)
 		}
@@ -466,7 +497,8 @@ func TestAttachSharesAgain(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
 	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
-		Name: "shared", Mode: "host", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
+		Name: "shared", Mode: "host",
+		Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
 	})
 	if err != nil {
 		t.Fatal(err)

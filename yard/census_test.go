@@ -17,8 +17,11 @@ import (
 // census returns the census of an engine that has the network and nothing else.
 func census() reconcile.Census {
 	return reconcile.Census{
-		Engine: "docker", Networks: map[string]reconcile.SeenNetwork{netID: {Name: "web"}}, Endpoints: map[string]reconcile.SeenEndpoint{},
-		Pools: map[netip.Prefix]bool{netip.MustParsePrefix("10.9.0.0/24"): true}, Wanted: map[string]bool{},
+		Engine:    "docker",
+		Networks:  map[string]reconcile.SeenNetwork{netID: {Name: "web"}},
+		Endpoints: map[string]reconcile.SeenEndpoint{},
+		Pools:     map[netip.Prefix]bool{netip.MustParsePrefix("10.9.0.0/24"): true},
+		Wanted:    map[string]bool{},
 	}
 }
 
@@ -90,7 +93,10 @@ func TestReaper(t *testing.T) {
 	t.Run("endpoint that comes back", func(t *testing.T) {
 		r := joined(t, false)
 		known := census()
-		known.Endpoints[epID] = reconcile.SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c", Name: "web1"}}
+		known.Endpoints[epID] = reconcile.SeenEndpoint{
+			NetworkID: netID,
+			Container: modes.Container{Engine: "docker", ID: "c", Name: "web1"},
+		}
 		r.looks(1, census())
 		r.looks(1, known)
 		r.looks(1, census())
@@ -154,7 +160,8 @@ func TestReaper(t *testing.T) {
 		kept := netip.MustParseAddr("10.9.0.78")
 		c.Wanted[reconcile.WantedKey(netID, kept)] = true
 		for _, a := range []netip.Addr{static, kept} {
-			if _, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: a}); err != nil {
+			if _, err := pool.RequestAddress(t.Context(), r.Yard,
+				ipam.AddressRequest{Pool: "10.9.0.0/24", Addr: a}); err != nil {
 				t.Fatal(err)
 			}
 			if err := pool.ReleaseAddress(t.Context(), r.Yard, "10.9.0.0/24", a); err != nil {
@@ -164,7 +171,9 @@ func TestReaper(t *testing.T) {
 		if _, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: "10.9.0.0/24"}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := pool.RequestPool(t.Context(), r.Yard, ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}); err != nil {
+		if _, err := pool.RequestPool(t.Context(), r.Yard, ipam.PoolRequest{
+			Subnet: netip.MustParsePrefix("10.10.0.0/24"),
+		}); err != nil {
 			t.Fatal(err)
 		}
 		r.now = r.now.Add(10 * time.Second)

@@ -20,7 +20,8 @@ var random = regexp.MustCompile(`(?m)(^nyi-.* link/ether )\S+|index \d+ ref`)
 // state is the kernel of a rig with its traffic control.
 func (r *rig) state() string {
 	r.t.Helper()
-	dump := r.host.Dump(r.t) + "\n" + r.host.Sh(r.t, "tc qdisc show; tc filter show dev "+core.Name(core.VethPrefix, epID)+" ingress")
+	dump := r.host.Dump(r.t) + "\n" +
+		r.host.Sh(r.t, "tc qdisc show; tc filter show dev "+core.Name(core.VethPrefix, epID)+" ingress")
 	return random.ReplaceAllString(dump, "$1")
 }
 
@@ -80,7 +81,10 @@ func TestChangeNetwork(t *testing.T) {
 			t.Errorf("%s does not say %q: %s", cmd, want, got)
 		}
 	}
-	n := r.change(said{"rate": "", "egress_rate": "", "icc": "", "masquerade": "", "inhibit_ipv4": "", "publish_from": ""})
+	n := r.change(said{
+		"rate": "", "egress_rate": "", "icc": "", "masquerade": "", "inhibit_ipv4": "",
+		"publish_from": "",
+	})
 	if after := r.state(); after != before || len(n.Changed) != 0 {
 		t.Errorf("back to the defaults is not as before: %v\n%s\n%s", n.Changed, before, after)
 	}
@@ -146,7 +150,8 @@ func TestChangeBeforeJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.healthy("after the join")
-	if got := r.host.Sh(t, "tc qdisc show dev "+core.Name(core.VethPrefix, epID)); !strings.Contains(got, "rate 1Mbit") {
+	got := r.host.Sh(t, "tc qdisc show dev "+core.Name(core.VethPrefix, epID))
+	if !strings.Contains(got, "rate 1Mbit") {
 		t.Errorf("the limit is lost: %s", got)
 	}
 }
@@ -172,7 +177,8 @@ func TestRefusedChange(t *testing.T) {
 		}
 	}
 	for option, want := range map[string]string{
-		"bridge": "bridge cannot be changed in place", "ratr": "did you mean rate?", "icc": "icc=web0: want true or false",
+		"bridge": "bridge cannot be changed in place",
+		"ratr":   "did you mean rate?", "icc": "icc=web0: want true or false",
 	} {
 		_, err := r.ChangeNetwork(t.Context(), netID, said{"masquerade": "false", option: "web0"})
 		unchanged(option, err, want)
@@ -224,7 +230,8 @@ func TestCrashInChange(t *testing.T) {
 				r.start()
 				r.healthy(name + ", " + steps[len(steps)-1])
 				if got := r.state(); got != before && got != after {
-					t.Errorf("%s: half a change after the plug was pulled at step %q:\n%s", name, steps[len(steps)-1], got)
+					t.Errorf("%s: half a change after the plug was pulled at step %q:\n%s", name,
+						steps[len(steps)-1], got)
 				}
 				if at > 20 {
 					t.Fatal("a change has no end")
@@ -239,7 +246,8 @@ func TestUnknownMode(t *testing.T) {
 	r := newRig(t)
 	n := r.network()
 	n.Mode = "brigde"
-	if err := r.CreateNetwork(t.Context(), n); !errors.Is(err, book.ErrNotFound) || !strings.Contains(err.Error(), `mode "brigde": not found; did you mean bridge?`) {
+	if err := r.CreateNetwork(t.Context(), n); !errors.Is(err, book.ErrNotFound) ||
+		!strings.Contains(err.Error(), `mode "brigde": not found; did you mean bridge?`) {
 		t.Errorf("%v", err)
 	}
 }

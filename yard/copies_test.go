@@ -56,7 +56,8 @@ func TestRebuildOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := reconcile.Rebuild(t.Context(), r.Yard, reconcile.Census{Engine: book.Docker}, nil); err != nil { // and what is then unknown goes
+	// What is then unknown goes.
+	if err := reconcile.Rebuild(t.Context(), r.Yard, reconcile.Census{Engine: book.Docker}, nil); err != nil {
 		t.Fatal(err)
 	}
 	again, err := r.Network(n.ID)
@@ -64,7 +65,8 @@ func TestRebuildOwn(t *testing.T) {
 		t.Errorf("the network is %+v, %v", again, err)
 	}
 	e, err := r.Endpoint(n.ID, was.Endpoint.ID)
-	if err != nil || e.MAC != was.Endpoint.MAC || len(e.Ports) != len(was.Endpoint.Ports) || e.Options["ingress_rate"] != asked.Options["ingress_rate"] {
+	if err != nil || e.MAC != was.Endpoint.MAC || len(e.Ports) != len(was.Endpoint.Ports) ||
+		e.Options["ingress_rate"] != asked.Options["ingress_rate"] {
 		t.Errorf("the endpoint was %+v and is %+v, %v", was.Endpoint, e, err)
 	}
 	p.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 10.9.0.7 && exit; done; exit 1")
@@ -73,7 +75,8 @@ func TestRebuildOwn(t *testing.T) {
 		t.Errorf("CHECK says %v %v", faults, err)
 	}
 	next, err := attach.Attach(t.Context(), r.Yard, q.request(n, "c2"))
-	if err != nil || next.Endpoint.Addrs[0] == was.Endpoint.Addrs[0] || !netip.MustParsePrefix("10.9.0.64/26").Contains(next.Endpoint.Addrs[0].Addr()) {
+	if err != nil || next.Endpoint.Addrs[0] == was.Endpoint.Addrs[0] ||
+		!netip.MustParsePrefix("10.9.0.64/26").Contains(next.Endpoint.Addrs[0].Addr()) {
 		t.Errorf("the next container has %v, %v", next.Endpoint.Addrs, err)
 	}
 	for _, end := range []attach.DetachRequest{p.end(n, "default-c1"), q.end(n, "c2")} {

@@ -52,7 +52,10 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, host: kerneltest.New(t), path: filepath.Join(t.TempDir(), "db"), boot: "boot-1", now: time.Unix(1e9, 0)}
+	r := &rig{
+		t: t, host: kerneltest.New(t), path: filepath.Join(t.TempDir(), "db"), boot: "boot-1",
+		now: time.Unix(1e9, 0),
+	}
 	r.host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1")
 	r.start()
 	t.Cleanup(func() { _ = r.st.Close() })
@@ -78,17 +81,20 @@ func (r *rig) begin(keepStrays bool) {
 	}
 	r.host.ShareTables() // so that a test can plant faults in them
 	// Only transactions of the test write the file, so that a crash always leaves the same state.
-	if r.st, err = store.Open(r.t.Context(), store.Config{Path: r.path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify}); err != nil {
+	if r.st, err = store.Open(r.t.Context(),
+		store.Config{Path: r.path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify}); err != nil {
 		r.t.Fatal(err)
 	}
 	r.step = func(string) {}
 	r.now = r.now.Add(time.Second)
 	c := book.Config{
-		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel, BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
+		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel,
+		BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
 		IPAM:   ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
 		Fabric: r.fabric, Now: func() time.Time { return r.now },
 		Modes: map[string]modes.Mode{
-			"bridge": bridge.New(modes.Env{}), "host": host.New(modes.Env{}), "overlay": overlay.New(modes.Env{Fabric: r.fabric}),
+			"bridge": bridge.New(modes.Env{}), "host": host.New(modes.Env{}),
+			"overlay": overlay.New(modes.Env{Fabric: r.fabric}),
 		},
 		Step: func(s string) { r.step(s) }, Background: func(f func()) { f() },
 	}
@@ -189,7 +195,8 @@ func (r *rig) life() []func(context.Context) error {
 			return err
 		},
 		func(ctx context.Context) error {
-			_, err := r.Publish(ctx, netID, epID, []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}, {Proto: "udp", ContainerPort: 53}})
+			_, err := r.Publish(ctx, netID, epID,
+				[]book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}, {Proto: "udp", ContainerPort: 53}})
 			return err
 		},
 		func(ctx context.Context) error {
@@ -283,7 +290,9 @@ func (r *rig) leftovers() string {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	for what, n := range map[string]int{"networks": len(ns), "endpoints": len(es), "leases": len(ls), "pools": len(ps)} {
+	for what, n := range map[string]int{
+		"networks": len(ns), "endpoints": len(es), "leases": len(ls), "pools": len(ps),
+	} {
 		if n > 0 {
 			left = append(left, fmt.Sprintf("%d %s", n, what))
 		}

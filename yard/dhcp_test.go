@@ -77,14 +77,16 @@ func TestToken(t *testing.T) {
 }
 
 func TestClientID(t *testing.T) {
-	one, other := &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "one"}}}, &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "other"}}}
+	one, other := &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "one"}}},
+		&yard.Yard{Book: &book.Book{Config: book.Config{HostID: "other"}}}
 	lan, wan := dhcp.LANPort{Parent: "br-lan"}, dhcp.LANPort{Parent: "br-wan"}
 	id := ylease.ClientID(one.Book, lan, "web")
 	if !bytes.Equal(id, ylease.ClientID(one.Book, lan, "web")) {
 		t.Error("a container that is made anew is another client")
 	}
 	for what, differs := range map[string][]byte{
-		"name": ylease.ClientID(one.Book, lan, "db"), "host": ylease.ClientID(other.Book, lan, "web"), "LAN": ylease.ClientID(one.Book, wan, "web"),
+		"name": ylease.ClientID(one.Book, lan, "db"),
+		"host": ylease.ClientID(other.Book, lan, "web"), "LAN": ylease.ClientID(one.Book, wan, "web"),
 	} {
 		if bytes.Equal(id, differs) {
 			t.Errorf("another %s is the same client", what)
@@ -100,7 +102,8 @@ func TestClientMAC(t *testing.T) {
 	y := &yard.Yard{Book: &book.Book{Config: book.Config{HostID: "one"}}}
 	seen := map[string]bool{}
 	for _, name := range []string{"web", "db", "web"} {
-		mac, err := ylease.ClientMAC(y.Book, ylease.Request{AddressRequest: ipam.AddressRequest{Name: name}}, dhcp.LANPort{Parent: "br-lan"})
+		mac, err := ylease.ClientMAC(y.Book, ylease.Request{AddressRequest: ipam.AddressRequest{Name: name}},
+			dhcp.LANPort{Parent: "br-lan"})
 		if err != nil || len(mac) != 6 || mac[0] != 2 {
 			t.Errorf("%s: %v, %v", name, mac, err)
 		}
@@ -112,7 +115,9 @@ func TestClientMAC(t *testing.T) {
 }
 
 func TestHostLabel(t *testing.T) {
-	for in, want := range map[string]string{"web": "web", "shop_web_1": "shop-web-1", "-x.": "x", "ü": "", "a\nb": "ab"} {
+	for in, want := range map[string]string{
+		"web": "web", "shop_web_1": "shop-web-1", "-x.": "x", "ü": "", "a\nb": "ab",
+	} {
 		if got := ylease.HostLabel(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
 		}
@@ -127,7 +132,9 @@ func TestLeaseDuties(t *testing.T) {
 	r := newRig(t)
 	now := r.now
 	lease := ylease.DHCPLease{Network: netID, Phase: ylease.DHCPHeld, Since: now}
-	for phase, want := range map[ylease.DHCPPhase]bool{ylease.DHCPOffered: false, ylease.DHCPDown: false, ylease.DHCPReleasing: true, ylease.DHCPHeld: true} {
+	for phase, want := range map[ylease.DHCPPhase]bool{
+		ylease.DHCPOffered: false, ylease.DHCPDown: false, ylease.DHCPReleasing: true, ylease.DHCPHeld: true,
+	} {
 		lease.Phase = phase
 		if _, do := ylease.TaskOf(r.Book, lease, now); (do != nil) != want {
 			t.Errorf("%s: %v", phase, do != nil)

@@ -58,13 +58,18 @@ func TestFence(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	n := modes.Network{ID: netID, Mode: "overlay", Name: "blue", Options: map[string]string{"overlay": "blue"}, Subnets: []modes.Subnet{{
-		Pool: netip.MustParsePrefix("10.20.0.0/16"), Gateway: netip.MustParsePrefix("10.20.0.1/16"), Space: overlay.OverlaySpace,
-	}}}
+	n := modes.Network{
+		ID: netID, Mode: "overlay", Name: "blue", Options: map[string]string{"overlay": "blue"},
+		Subnets: []modes.Subnet{{
+			Pool:    netip.MustParsePrefix("10.20.0.0/16"),
+			Gateway: netip.MustParsePrefix("10.20.0.1/16"), Space: overlay.OverlaySpace,
+		}},
+	}
 	must(r.CreateNetwork(ctx, n))
 	create := func(id, addr string) {
 		t.Helper()
-		_, err := r.CreateEndpoint(ctx, modes.Endpoint{ID: id, NetworkID: netID, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}})
+		_, err := r.CreateEndpoint(ctx,
+			modes.Endpoint{ID: id, NetworkID: netID, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}})
 		must(err)
 	}
 	create(epID, "10.20.0.5/16")
@@ -77,10 +82,14 @@ func TestFence(t *testing.T) {
 	if !strings.Contains(whole, "8080") {
 		t.Fatal("no port is published")
 	}
-	why := map[string]string{epID: "address 10.20.0.5 is host h2's now", "ffffffffffff0002": "address 10.20.0.6 is host h2's now"}
+	why := map[string]string{
+		epID:               "address 10.20.0.5 is host h2's now",
+		"ffffffffffff0002": "address 10.20.0.6 is host h2's now",
+	}
 	fenced := func(when string) {
 		t.Helper()
-		if out := r.host.Sh(t, "ip -o link show nyv-eeeeeeeeeee"); strings.Contains(out, "UP") || strings.Contains(out, "master") {
+		out := r.host.Sh(t, "ip -o link show nyv-eeeeeeeeeee")
+		if strings.Contains(out, "UP") || strings.Contains(out, "master") {
 			t.Errorf("%s: %s", when, out)
 		}
 		if dump := r.host.Dump(t); strings.Contains(dump, "8080") {
@@ -111,7 +120,8 @@ func TestFence(t *testing.T) {
 	if slices.Contains(f.attached, epID) {
 		t.Error("the others are told of an endpoint that is fenced")
 	}
-	if _, _, err := r.Join(ctx, netID, "ffffffffffff0002", "/run/y"); err == nil || !strings.Contains(err.Error(), "10.20.0.6 is host h2's now") {
+	if _, _, err := r.Join(ctx, netID, "ffffffffffff0002", "/run/y"); err == nil ||
+		!strings.Contains(err.Error(), "10.20.0.6 is host h2's now") {
 		t.Errorf("joined with an address that is another host's: %v", err)
 	}
 	must(r.Fence(ctx, strings.Repeat("c", 32), nil))
@@ -121,7 +131,8 @@ func TestFence(t *testing.T) {
 	if !slices.Contains(f.attached, epID) {
 		t.Error("the others are not told that it is back")
 	}
-	if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.EndpointFreed }) {
+	evs, _ := r.Events(0)
+	if !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.EndpointFreed }) {
 		t.Errorf("events: %+v", evs)
 	}
 }

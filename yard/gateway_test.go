@@ -19,13 +19,19 @@ func (r *rig) mixed() (first, second string) {
 	r.t.Helper()
 	n := r.network()
 	n.Subnets[0].Space = ""
-	n.Subnets = append(n.Subnets, modes.Subnet{Pool: netip.MustParsePrefix("fd09::/64"), Gateway: netip.MustParsePrefix("fd09::1/64")})
+	n.Subnets = append(n.Subnets,
+		modes.Subnet{Pool: netip.MustParsePrefix("fd09::/64"), Gateway: netip.MustParsePrefix("fd09::1/64")})
 	n.Options = map[string]string{"gateway_mode_ipv6": "routed"}
 	if err := r.CreateNetwork(r.t.Context(), n); err != nil {
 		r.t.Fatal(err)
 	}
-	for id, addrs := range map[string][2]string{epID: {"10.9.0.2/24", "fd09::2/64"}, "ffffffffffff0002": {"10.9.0.3/24", "fd09::3/64"}} {
-		e := modes.Endpoint{ID: id, NetworkID: netID, Addrs: []netip.Prefix{netip.MustParsePrefix(addrs[0]), netip.MustParsePrefix(addrs[1])}}
+	for id, addrs := range map[string][2]string{
+		epID: {"10.9.0.2/24", "fd09::2/64"}, "ffffffffffff0002": {"10.9.0.3/24", "fd09::3/64"},
+	} {
+		e := modes.Endpoint{
+			ID: id, NetworkID: netID,
+			Addrs: []netip.Prefix{netip.MustParsePrefix(addrs[0]), netip.MustParsePrefix(addrs[1])},
+		}
 		if _, err := r.CreateEndpoint(r.t.Context(), e); err != nil {
 			r.t.Fatal(err)
 		}
@@ -64,7 +70,8 @@ func TestPublishRouted(t *testing.T) {
 		}
 		r.healthy(c.want)
 	}
-	if _, err := r.Publish(t.Context(), netID, first, []book.Ask{ask("::1", 8080, 80)}); err == nil || !strings.Contains(err.Error(), "publish [::1]:8080:80/tcp: the network's IPv6 is routed") {
+	if _, err := r.Publish(t.Context(), netID, first, []book.Ask{ask("::1", 8080, 80)}); err == nil ||
+		!strings.Contains(err.Error(), "publish [::1]:8080:80/tcp: the network's IPv6 is routed") {
 		t.Errorf("on an address of the host: %v", err)
 	}
 
@@ -73,7 +80,9 @@ func TestPublishRouted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Publish(t.Context(), netID, second, []book.Ask{ask("::", 80, 80), ask("0.0.0.0", 80, 80)}); err != nil {
+	if _, err := r.Publish(t.Context(), netID, second, []book.Ask{
+		ask("::", 80, 80), ask("0.0.0.0", 80, 80),
+	}); err != nil {
 		t.Error(err)
 	}
 	r.healthy("two containers")
@@ -82,7 +91,8 @@ func TestPublishRouted(t *testing.T) {
 	if err != nil || texts(e.Ports) != texts(want) {
 		t.Errorf("after a restart: %v, %v", texts(e.Ports), err)
 	}
-	if found := reconcile.FoundPorts(r.Yard, e.ID, reconcile.SeenEndpoint{Sandbox: e.Sandbox, Addrs: e.Addrs}); texts(found) != texts(want) {
+	found := reconcile.FoundPorts(r.Yard, e.ID, reconcile.SeenEndpoint{Sandbox: e.Sandbox, Addrs: e.Addrs})
+	if texts(found) != texts(want) {
 		t.Errorf("found in the kernel: %s, want %s", texts(found), texts(want))
 	}
 	if err := r.Leave(t.Context(), netID, first); err != nil {
@@ -102,7 +112,8 @@ func TestGatewayIsReserved(t *testing.T) {
 	n.Options = map[string]string{"gateway_address": "10.9.0.2"}
 	n.Subnets[0].Space = "LocalDefault"
 	before := r.host.Dump(t)
-	if err := r.CreateNetwork(t.Context(), n); err == nil || !strings.Contains(err.Error(), "gateway_address=10.9.0.2: it needs --ipam-driver netyard") {
+	if err := r.CreateNetwork(t.Context(), n); err == nil ||
+		!strings.Contains(err.Error(), "gateway_address=10.9.0.2: it needs --ipam-driver netyard") {
 		t.Errorf("with another IPAM: %v", err)
 	}
 	if ns, err := r.Networks(); err != nil || len(ns) > 0 || r.host.Dump(t) != before {
@@ -113,7 +124,9 @@ func TestGatewayIsReserved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: p.ID, Addr: n.Subnets[0].Gateway.Addr(), Gateway: true}); err != nil {
+	if _, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{
+		Pool: p.ID, Addr: n.Subnets[0].Gateway.Addr(), Gateway: true,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.CreateNetwork(t.Context(), n); err != nil {
@@ -130,7 +143,9 @@ func TestGatewayIsReserved(t *testing.T) {
 	if slices.Contains(got, "10.9.0.2") {
 		t.Errorf("the gateway's address was given away: %v", got)
 	}
-	if a, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{Pool: p.ID, Addr: netip.MustParseAddr("10.9.0.2")}); err != nil || a.Addr().String() != "10.9.0.2" {
+	if a, err := pool.RequestAddress(t.Context(), r.Yard, ipam.AddressRequest{
+		Pool: p.ID, Addr: netip.MustParseAddr("10.9.0.2"),
+	}); err != nil || a.Addr().String() != "10.9.0.2" {
 		t.Errorf("asked for by address: %v, %v", a, err)
 	}
 	if err := r.DeleteNetwork(t.Context(), n.ID); err != nil {

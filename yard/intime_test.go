@@ -49,7 +49,8 @@ func TestInTime(t *testing.T) {
 				switch {
 				case c.want == "" && (err != nil || a != "done"):
 					t.Errorf("it ended with %q, %v", a, err)
-				case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n")):
+				case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) ||
+					strings.Contains(err.Error(), "\n")):
 					t.Errorf("it ended with %v, want %q", err, c.want)
 				}
 				if c.late {

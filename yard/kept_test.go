@@ -113,7 +113,8 @@ func (c closing) made(t *testing.T) (r *rig, n modes.Network, client, app place,
 	t.Helper()
 	r, client, app = newRig(t), newPlace(t), newPlace(t)
 	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
-		Name: "web", Options: c.options, Internal: c.internal, Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
+		Name: "web", Options: c.options, Internal: c.internal,
+		Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +183,8 @@ func (r *rig) found(who map[string]modes.Container, places map[string]place) rec
 
 func (r *rig) rebuilds(c reconcile.Census) {
 	r.t.Helper()
-	err := reconcile.Rebuild(r.t.Context(), r.Yard, reconcile.Census{Engine: book.Docker}, func(ctx context.Context) error { return reconcile.RebuildOwn(ctx, r.Yard, c) })
+	err := reconcile.Rebuild(r.t.Context(), r.Yard, reconcile.Census{Engine: book.Docker},
+		func(ctx context.Context) error { return reconcile.RebuildOwn(ctx, r.Yard, c) })
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -263,10 +265,13 @@ func TestClosedOverReboot(t *testing.T) {
 					t.Errorf("app is reachable from client, named %q: %s", who.Name, out)
 				}
 			}
-			if err := r.identifies(n, "app", modes.Container{Engine: book.Containerd, ID: "c3", Name: "other", Labels: map[string]string{}}); err != nil {
+			if err := r.identifies(n, "app", modes.Container{
+				Engine: book.Containerd, ID: "c3", Name: "other", Labels: map[string]string{},
+			}); err != nil {
 				t.Fatal(err)
 			}
-			client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+to+" && exit; done; exit 1") // or the test could not fail
+			// It is reached at first, or the test could not fail.
+			client.Sh(t, "for i in 1 2 3 4 5; do ping -c 1 -W 2 "+to+" && exit; done; exit 1")
 		})
 	}
 }
@@ -280,7 +285,9 @@ func (r *rig) identifies(n modes.Network, attachment string, who modes.Container
 	for _, e := range es {
 		if e.Attachment == attachment && who.Name != "" {
 			return reconcile.Reconcile(r.t.Context(), r.Yard, reconcile.Census{
-				Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{e.ID: {NetworkID: n.ID, Container: who}},
+				Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{
+					e.ID: {NetworkID: n.ID, Container: who},
+				},
 				Attachments: map[string]bool{"client": true, "app": true},
 			})
 		}
@@ -317,7 +324,8 @@ func TestReservedOverLoss(t *testing.T) {
 			lose := losses()[how]
 			r, p, q := newRig(t), newPlace(t), newPlace(t)
 			n := r.made()
-			a, err := attach.Attach(t.Context(), r.Yard, func() book.AttachRequest { // has an address that is another one's in future
+			// It has an address that is another one's in future.
+			a, err := attach.Attach(t.Context(), r.Yard, func() book.AttachRequest {
 				ask := p.request(n, "p")
 				ask.Container = owners()["client"]
 				return ask
@@ -326,7 +334,10 @@ func TestReservedOverLoss(t *testing.T) {
 				t.Fatal(err)
 			}
 			taken := a.Endpoint.Addrs[0].Addr()
-			for addr, name := range map[netip.Addr]string{taken: "app", netip.MustParseAddr("10.9.0.9"): "", netip.MustParseAddr("10.9.0.8"): "db", netip.MustParseAddr("10.9.0.7"): "x"} {
+			for addr, name := range map[netip.Addr]string{
+				taken: "app", netip.MustParseAddr("10.9.0.9"): "",
+				netip.MustParseAddr("10.9.0.8"): "db", netip.MustParseAddr("10.9.0.7"): "x",
+			} {
 				if err := pool.Reserve(r.Yard, "10.9.0.0/24", addr, name); err != nil {
 					t.Fatal(err)
 				}
@@ -399,7 +410,8 @@ func TestPoliciesLost(t *testing.T) {
 				r.lose(func(t *testing.T, path string) {
 					lose(t, path)
 					for range killed { // a daemon that was killed before it had found out what was lost
-						st, err := store.Open(t.Context(), store.Config{Path: path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify})
+						st, err := store.Open(t.Context(),
+							store.Config{Path: path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify})
 						must(t, err)
 						must(t, st.Close())
 					}
@@ -408,11 +420,13 @@ func TestPoliciesLost(t *testing.T) {
 				r.rebuilds(r.found(owners(), map[string]place{"client": client, "app": app}))
 				shut("rebuilt")
 				r.finds(book.LostText)
-				if evs, _ := r.Events(0); !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.PoliciesLost }) {
+				evs, _ := r.Events(0)
+				if !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.PoliciesLost }) {
 					t.Errorf("events: %+v", evs)
 				}
 				all := "count as complete: "
-				if done, err := reconcile.GC(t.Context(), r.Yard, nil, true); err != nil || len(done) != 1 || !strings.HasSuffix(done[0].Text, all+"none") {
+				if done, err := reconcile.GC(t.Context(), r.Yard, nil, true); err != nil || len(done) != 1 ||
+					!strings.HasSuffix(done[0].Text, all+"none") {
 					t.Errorf("a dry run of gc would %+v, %v", done, err)
 				}
 				r.start()
@@ -425,7 +439,8 @@ func TestPoliciesLost(t *testing.T) {
 				if _, err := enforce.RemovePolicy(t.Context(), r.Book, "b"); err != nil {
 					t.Fatal(err)
 				}
-				if done, err := reconcile.GC(t.Context(), r.Yard, nil, false); err != nil || len(done) == 0 || !strings.HasSuffix(done[0].Text, all+"a") {
+				if done, err := reconcile.GC(t.Context(), r.Yard, nil, false); err != nil || len(done) == 0 ||
+					!strings.HasSuffix(done[0].Text, all+"a") {
 					t.Fatalf("gc says %+v: %v", done, err)
 				}
 				shut("these are all")
@@ -557,7 +572,8 @@ func TestOlderProgramBetween(t *testing.T) {
 		ps, err := book.Policies.List(tx, "")
 		must(t, err)
 		ps[0].Name = "b"
-		return errors.Join(book.Networks.Put(tx, n.ID, net), book.PutEndpoint(tx, e), book.Policies.Delete(tx, "a"), book.Policies.Put(tx, "b", ps[0]))
+		return errors.Join(book.Networks.Put(tx, n.ID, net), book.PutEndpoint(tx, e), book.Policies.Delete(tx, "a"),
+			book.Policies.Put(tx, "b", ps[0]))
 	}))
 	must(t, older.Close())
 	must(t, os.WriteFile(r.path+".kept", copied, 0o600)) // it does not know of it

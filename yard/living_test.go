@@ -87,7 +87,8 @@ func held(maker sandbox.Process) modes.Endpoint {
 // noted is what is found out about a process in a sandbox in the background.
 func (r *rig) noted(pid int) {
 	r.t.Helper()
-	if err := reconcile.Identify(r.Yard, netID, epID, modes.Container{Engine: "docker", Name: "web", PID: pid}); err != nil {
+	err := reconcile.Identify(r.Yard, netID, epID, modes.Container{Engine: "docker", Name: "web", PID: pid})
+	if err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -267,7 +268,8 @@ func requests() func(r *rig) error {
 
 var things = []thing{
 	{
-		name: "a port", have: publishes(epID, ask("tcp", 8080, "")), want: comes(publishes(nextID, ask("tcp", 8080, ""))),
+		name: "a port", have: publishes(epID, ask("tcp", 8080, "")),
+		want:    comes(publishes(nextID, ask("tcp", 8080, ""))),
 		refusal: "in use: port 8080/tcp of the host is published by container web of docker on network aaaaaaaaaaaa",
 	},
 	{
@@ -306,7 +308,8 @@ var things = []thing{
 		name: "a port that a CNI container asks for", have: publishes(epID, ask("tcp", 8080, "")),
 		want: func(r *rig) error {
 			subnet := book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.8.0.0/24")}}
-			n, err := yown.MakeNetwork(r.t.Context(), r.Yard, book.NetworkRequest{Name: "other", Subnets: []book.SubnetRequest{subnet}})
+			n, err := yown.MakeNetwork(r.t.Context(), r.Yard,
+				book.NetworkRequest{Name: "other", Subnets: []book.SubnetRequest{subnet}})
 			if err != nil {
 				return err
 			}
@@ -320,7 +323,10 @@ var things = []thing{
 	{
 		name: "an address of the engine's IPAM", addr: "10.9.0.2/24",
 		want: func(r *rig) error {
-			e := modes.Endpoint{ID: nextID, NetworkID: netID, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}
+			e := modes.Endpoint{
+				ID: nextID, NetworkID: netID,
+				Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")},
+			}
 			if _, err := r.CreateEndpoint(r.t.Context(), e); err != nil {
 				return err
 			}
@@ -336,7 +342,8 @@ var things = []thing{
 	{
 		name: "an address that is released late", pool: "10.9.0.0/24", addr: "10.9.0.50/24",
 		want: func(r *rig) error {
-			if err := pool.ReleaseAddress(r.t.Context(), r.Yard, "10.9.0.0/24", netip.MustParseAddr("10.9.0.50")); err != nil {
+			if err := pool.ReleaseAddress(r.t.Context(), r.Yard, "10.9.0.0/24",
+				netip.MustParseAddr("10.9.0.50")); err != nil {
 				return err
 			}
 			return requests()(r)
@@ -384,7 +391,8 @@ func TestDeadHoldNothing(t *testing.T) {
 				}
 				r.healthy("afterwards")
 				left := r.host.Dump(t)
-				if strings.Contains(left, core.Name(core.VethPrefix, epID)) || strings.Contains(left, "8080 : 10.9.0.2") {
+				if strings.Contains(left, core.Name(core.VethPrefix, epID)) ||
+					strings.Contains(left, "8080 : 10.9.0.2") {
 					t.Errorf("of the dead one there is:\n%s", left)
 				}
 				if err := r.late(); err != nil {
@@ -599,7 +607,10 @@ func TestDeadClaim(t *testing.T) {
 		n := r.network()
 		n.Mode, n.Options, n.Subnets[0].Space = "overlay", map[string]string{"overlay": "blue"}, overlay.OverlaySpace
 		must(t, r.CreateNetwork(t.Context(), n))
-		q := ipam.AddressRequest{Pool: overlay.PoolID("blue", n.Subnets[0].Pool), Addr: netip.MustParseAddr("10.9.0.50")}
+		q := ipam.AddressRequest{
+			Pool: overlay.PoolID("blue", n.Subnets[0].Pool),
+			Addr: netip.MustParseAddr("10.9.0.50"),
+		}
 		must(t, second(pool.RequestAddress(t.Context(), r.Yard, q)))
 		e := held(id)
 		e.Addrs = []netip.Prefix{netip.MustParsePrefix("10.9.0.50/24")}
@@ -651,7 +662,8 @@ func TestDeadCrash(t *testing.T) {
 	for at, died := 1, true; died; at++ {
 		t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) {
 			r, b, next := newRig(t), newBox(t), newBox(t)
-			r.holds(thing{pool: "10.9.0.0/24", addr: "10.9.0.50/24", have: publishes(epID, ask("tcp", 8080, ""))}, b, fates[0])
+			r.holds(thing{pool: "10.9.0.0/24", addr: "10.9.0.50/24", have: publishes(epID, ask("tcp", 8080, ""))}, b,
+				fates[0])
 			starts := func(id string) func() error {
 				return func() error {
 					if err := requests()(r); err != nil {

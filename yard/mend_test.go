@@ -44,7 +44,8 @@ func TestMend(t *testing.T) {
 		t.Errorf("somebody else's link is not as it was:\n%s\n%s", before, got)
 	}
 	r.host.Sh(t, "ip link del "+veth+" && ip link set "+br+" down") // the inner end went with it
-	for end := time.Now().Add(10 * time.Second); !strings.Contains(r.host.Sh(t, "ip -o link show "+br), ",UP"); time.Sleep(20 * time.Millisecond) {
+	up := func() bool { return strings.Contains(r.host.Sh(t, "ip -o link show "+br), ",UP") }
+	for end := time.Now().Add(10 * time.Second); !up(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("a lost link prevents the repair of the rest")
 		}

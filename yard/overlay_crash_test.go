@@ -93,7 +93,10 @@ func TestOverlayCrash(t *testing.T) {
 	r.host.Sh(t, "ip addr add 192.0.2.1/24 dev lo")
 	r.cluster = l
 	r.start()
-	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{Name: "blue", Mode: "overlay", Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}}})
+	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+		Name: "blue", Mode: "overlay",
+		Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -67,7 +67,8 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		f := fabric.Modes{A: m.agent}
 		m.Yard = yard.New(book.Config{
 			Log: log, Store: st, Kernel: m.Kernel, BootID: "boot-1", IPAM: ipam.New(ipam.Config{}), Fabric: f,
-			Modes: map[string]modes.Mode{"overlay": overlay.New(modes.Env{Fabric: f})}, Background: func(f func()) { f() },
+			Modes:      map[string]modes.Mode{"overlay": overlay.New(modes.Env{Fabric: f})},
+			Background: func(f func()) { f() },
 		})
 		must(reconcile.Restore(t.Context(), m.Yard, false))
 		ctx, cancel := context.WithCancel(context.Background())
@@ -116,7 +117,8 @@ func (m *member) healthy(t *testing.T, when string) {
 	t.Helper()
 	m.settled(t)
 	var said string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // the watcher mends meanwhile
+	// The watcher mends meanwhile.
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		found, err := reconcile.Audit(t.Context(), m.Yard, nil)
 		if err == nil && len(found) == 0 {
 			return
@@ -148,7 +150,8 @@ func TestOverlayMade(t *testing.T) {
 	one, two := hosts[0], hosts[1]
 	refused := func(m *member, want string, r book.NetworkRequest) {
 		t.Helper()
-		if _, err := yown.MakeNetwork(t.Context(), m.Yard, r); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, modes.ErrOption) {
+		if _, err := yown.MakeNetwork(t.Context(), m.Yard, r); err == nil || !strings.Contains(err.Error(), want) ||
+			!errors.Is(err, modes.ErrOption) {
 			t.Errorf("%v, want %q", err, want)
 		}
 		if ns, _ := m.Networks(); len(ns) > 0 {
@@ -180,12 +183,14 @@ func TestOverlayMade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !there.Internal || !there.IPv6 || !slices.EqualFunc(there.Subnets, n.Subnets, func(a, b modes.Subnet) bool { return a.Pool == b.Pool && a.Gateway == b.Gateway }) {
+	if !there.Internal || !there.IPv6 || !slices.EqualFunc(there.Subnets, n.Subnets,
+		func(a, b modes.Subnet) bool { return a.Pool == b.Pool && a.Gateway == b.Gateway }) {
 		t.Errorf("%+v is not %+v", there, n)
 	}
 	one.healthy(t, "one")
 	two.healthy(t, "two")
-	if err := one.client.RemoveOverlay(t.Context(), "blue"); err == nil || !strings.Contains(err.Error(), "is in use on h1, h2") {
+	if err := one.client.RemoveOverlay(t.Context(), "blue"); err == nil ||
+		!strings.Contains(err.Error(), "is in use on h1, h2") {
 		t.Errorf("taken from under its hosts: %v", err)
 	}
 	remove := func(m *member) {
@@ -277,12 +282,14 @@ func TestOverlayAttached(t *testing.T) {
 	named := func(name string, aliases ...string) func() bool {
 		return func() bool {
 			return slices.ContainsFunc(two.agent.Reach(two.overlayID(t)), func(r fabric.Reached) bool {
-				return r.Addr == c3.Endpoint.Addrs[0].Addr() && r.Name == name && slices.Equal(r.Aliases, aliases) && r.HostName == "h1"
+				return r.Addr == c3.Endpoint.Addrs[0].Addr() && r.Name == name && slices.Equal(r.Aliases, aliases) &&
+					r.HostName == "h1"
 			})
 		}
 	}
 	clustertest.Eventually(t, "the other host does not know its names", named("web", "db"))
-	if err := reconcile.Identify(one.Yard, ids[one], c3.Endpoint.ID, modes.Container{Name: "shop", Labels: map[string]string{"com.docker.compose.service": "front"}}); err != nil {
+	if err := reconcile.Identify(one.Yard, ids[one], c3.Endpoint.ID,
+		modes.Container{Name: "shop", Labels: map[string]string{"com.docker.compose.service": "front"}}); err != nil {
 		t.Fatal(err)
 	}
 	clustertest.Eventually(t, "the other host does not hear of its new name", named("shop", "db", "front"))
@@ -310,7 +317,10 @@ func TestOverlayAttached(t *testing.T) {
 	if err := yattach.ContainerGone(t.Context(), one.Yard, "c3"); err != nil {
 		t.Fatal(err)
 	}
-	clustertest.Eventually(t, "the address is not free", func() bool { _, err := attach(two, newPlace(t), "heir", third); return err == nil })
+	clustertest.Eventually(t, "the address is not free", func() bool {
+		_, err := attach(two, newPlace(t), "heir", third)
+		return err == nil
+	})
 	one.settled(t)
 
 	withoutEtcd(t, etcd, one, ids[one])
@@ -323,13 +333,17 @@ func TestOverlayAttached(t *testing.T) {
 func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 	t.Helper()
 	etcd.Kill(t)
-	clustertest.Eventually(t, "etcd is there", func() bool { s, _ := one.agent.Status(); return !s.Health.Down.IsZero() })
+	clustertest.Eventually(t, "etcd is there", func() bool {
+		s, _ := one.agent.Status()
+		return !s.Health.Down.IsZero()
+	})
 	if err := yattach.Room(one.Yard, id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
 	var last error
 	for i := 0; last == nil && i < 20; i++ {
-		_, last = yattach.Attach(t.Context(), one.Yard, newPlace(t).request(modes.Network{ID: id}, fmt.Sprint("late", i)))
+		_, last = yattach.Attach(t.Context(), one.Yard,
+			newPlace(t).request(modes.Network{ID: id}, fmt.Sprint("late", i)))
 	}
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)

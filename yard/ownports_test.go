@@ -33,7 +33,10 @@ func inside(t *testing.T, p place) (r *rig, n modes.Network, link modes.Link) {
 // joins puts an endpoint into a place, as an engine does.
 func (r *rig) joins(network, id, addr string, p place) modes.Link {
 	r.t.Helper()
-	e := modes.Endpoint{ID: id, NetworkID: network, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}, Container: modes.Container{Engine: book.Docker}}
+	e := modes.Endpoint{
+		ID: id, NetworkID: network, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)},
+		Container: modes.Container{Engine: book.Docker},
+	}
 	if _, err := r.CreateEndpoint(r.t.Context(), e); err != nil {
 		r.t.Fatal(err)
 	}
@@ -59,7 +62,11 @@ func TestLend(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	r, n, link := inside(t, p)
-	asks := []book.Ask{own("tcp", 443, 8080), own("udp", 7000, 8000), own("udp", 7001, 8001), own("tcp", 0, 80), own("tcp", 0, 443), {Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 1, ContainerPort: 1}}
+	asks := []book.Ask{
+		own("tcp", 443, 8080), own("udp", 7000, 8000), own("udp", 7001, 8001),
+		own("tcp", 0, 80), own("tcp", 0, 443),
+		{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 1, ContainerPort: 1},
+	}
 	for range 2 {
 		if err := r.Lend(t.Context(), n, link, epID, asks); err != nil {
 			t.Fatal(err)
@@ -74,14 +81,19 @@ func TestLend(t *testing.T) {
 		r.healthy(when)
 	}
 	has("lent", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
-	if rules := p.rules(t); !strings.Contains(rules, "10.9.0.2 . tcp . 443 : 10.9.0.2 . 8080") || strings.Contains(rules, ". 80 :") {
+	if rules := p.rules(t); !strings.Contains(rules, "10.9.0.2 . tcp . 443 : 10.9.0.2 . 8080") ||
+		strings.Contains(rules, ". 80 :") {
 		t.Errorf("the sandbox has %s", rules)
 	}
-	if found := reconcile.FoundPorts(r.Yard, epID, reconcile.SeenEndpoint{Sandbox: p.path, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")}}); fmt.Sprint(found) != strings.Replace(want, " 10.9.0.2:80/tcp", "", 1) {
-		t.Errorf("found in the sandbox: %v", found)
+	ports := reconcile.FoundPorts(r.Yard, epID, reconcile.SeenEndpoint{
+		Sandbox: p.path, Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24")},
+	})
+	if fmt.Sprint(ports) != strings.Replace(want, " 10.9.0.2:80/tcp", "", 1) {
+		t.Errorf("found in the sandbox: %v", ports)
 	}
 	p.Sh(t, "nft flush ruleset")
-	if found, err := reconcile.Audit(t.Context(), r.Yard, nil); err != nil || len(found) != 1 || !strings.Contains(found[0].Text, "redirect of 10.9.0.2:443 to 8080/tcp") {
+	if found, err := reconcile.Audit(t.Context(), r.Yard, nil); err != nil || len(found) != 1 ||
+		!strings.Contains(found[0].Text, "redirect of 10.9.0.2:443 to 8080/tcp") {
 		t.Errorf("flushed in the sandbox, and doctor says %v, %v", found, err)
 	}
 	if err := reconcile.MendOnce(t.Context(), r.Yard); err != nil {
@@ -93,7 +105,10 @@ func TestLend(t *testing.T) {
 	has("after a restart", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
 
 	out := r.network()
-	out.ID, out.Subnets[0] = strings.Repeat("b", 64), modes.Subnet{Pool: netip.MustParsePrefix("10.8.0.0/24"), Gateway: netip.MustParsePrefix("10.8.0.1/24"), Space: "LocalDefault"}
+	out.ID, out.Subnets[0] = strings.Repeat("b", 64), modes.Subnet{
+		Pool:    netip.MustParsePrefix("10.8.0.0/24"),
+		Gateway: netip.MustParsePrefix("10.8.0.1/24"), Space: "LocalDefault",
+	}
 	if err := r.CreateNetwork(t.Context(), out); err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +212,10 @@ func TestAttachOwnPorts(t *testing.T) {
 	r.host.Peer(t, "lan0")
 	r.with("macvlan", macvlan.New)
 	made := func(name, subnet string) modes.Network {
-		n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{Name: name, Mode: "macvlan", Options: map[string]string{"parent": "lan0"}, Subnets: []book.SubnetRequest{subnetOf(subnet)}})
+		n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+			Name: name, Mode: "macvlan", Options: map[string]string{"parent": "lan0"},
+			Subnets: []book.SubnetRequest{subnetOf(subnet)},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,11 +232,14 @@ func TestAttachOwnPorts(t *testing.T) {
 			}
 		}
 	}
-	if rules := p.rules(t); strings.Count(rules, ". tcp . 443 : 192.0.2.") != 1 || strings.Contains(rules, "198.51.100.") {
+	if rules := p.rules(t); strings.Count(rules, ". tcp . 443 : 192.0.2.") != 1 ||
+		strings.Contains(rules, "198.51.100.") {
 		t.Errorf("the sandbox has %s", rules)
 	}
 	r.healthy("attached")
-	for _, end := range []attach.DetachRequest{p.end(lan, "c1"), {NetworkID: other.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true}} {
+	for _, end := range []attach.DetachRequest{
+		p.end(lan, "c1"), {NetworkID: other.ID, Attachment: "c1", IfName: "eth1", NS: p.NS(), Gone: true},
+	} {
 		if err := attach.Detach(t.Context(), r.Yard, end); err != nil {
 			t.Fatal(err)
 		}

@@ -41,7 +41,9 @@ func (r *rig) apply(text string) {
 // sets returns the elements of policy sets, a line each, as nft lists them.
 func (r *rig) sets() string {
 	r.t.Helper()
-	return r.host.Sh(r.t, "for s in closed_in4 closed_out4 allow_in4 allow_out4; do echo $s $(nft list set inet netyard $s | grep -v 'type\\|flags\\|table\\|set ' | tr -d '{}\\n\\t' | sed 's/elements = //'); done")
+	return r.host.Sh(r.t, "for s in closed_in4 closed_out4 allow_in4 allow_out4; "+
+		"do echo $s $(nft list set inet netyard $s | grep -v 'type\\|flags\\|table\\|set ' | "+
+		"tr -d '{}\\n\\t' | sed 's/elements = //'); done")
 }
 
 // TestPolicyFollows shows that an endpoint is closed until its container is known, then follows the policy, also over a
@@ -69,12 +71,18 @@ func TestPolicyFollows(t *testing.T) {
 	r.start()
 	want("nobody knows yet, after a restart", "")
 	who := census()
-	who.Endpoints[epID] = reconcile.SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c1", Name: "app", Labels: map[string]string{}}}
+	who.Endpoints[epID] = reconcile.SeenEndpoint{
+		NetworkID: netID,
+		Container: modes.Container{Engine: "docker", ID: "c1", Name: "app", Labels: map[string]string{}},
+	}
 	r.looks(1, who)
 	want("it is the app", allowed)
 	r.start()
 	want("after a restart", allowed)
-	who.Endpoints[epID] = reconcile.SeenEndpoint{NetworkID: netID, Container: modes.Container{Engine: "docker", ID: "c1", Name: "renamed", Labels: map[string]string{}}}
+	who.Endpoints[epID] = reconcile.SeenEndpoint{
+		NetworkID: netID,
+		Container: modes.Container{Engine: "docker", ID: "c1", Name: "renamed", Labels: map[string]string{}},
+	}
 	r.looks(1, who)
 	if got := r.sets(); strings.Contains(got, "10.9.0.2") {
 		t.Errorf("it is called otherwise now: %s", got)
@@ -141,7 +149,8 @@ func TestPolicyRolledBack(t *testing.T) {
 	before := r.sets()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := enforce.ApplyPolicies(ctx, r.Book, parsed(t, "name: b\negress: {}"), false); !errors.Is(err, context.Canceled) {
+	ps := parsed(t, "name: b\negress: {}")
+	if _, err := enforce.ApplyPolicies(ctx, r.Book, ps, false); !errors.Is(err, context.Canceled) {
 		t.Errorf("applied in no time: %v", err)
 	}
 	if ps, err := enforce.Policies(r.Book); err != nil || len(ps) != 1 {

@@ -21,7 +21,10 @@ func (r *rig) joined() (first, second string) {
 		r.t.Fatal(err)
 	}
 	for i, id := range []string{epID, "ffffffffffff0002"} {
-		e := modes.Endpoint{ID: id, NetworkID: netID, Addrs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, 0, byte(2 + i)}), 24)}}
+		e := modes.Endpoint{
+			ID: id, NetworkID: netID,
+			Addrs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, 0, byte(2 + i)}), 24)},
+		}
 		if _, err := r.CreateEndpoint(r.t.Context(), e); err != nil {
 			r.t.Fatal(err)
 		}
@@ -79,7 +82,8 @@ func TestPublish(t *testing.T) {
 
 	// A port that nobody chose stays what it is when it is asked for again, and another endpoint gets another.
 	some, err := publish(first, book.Ask{Proto: "tcp", ContainerPort: 80})
-	if again, err2 := publish(first, book.Ask{Proto: "tcp", ContainerPort: 80}, book.Ask{Proto: "udp", ContainerPort: 80}); err != nil || err2 != nil || !strings.HasPrefix(again, some) {
+	if again, err2 := publish(first, book.Ask{Proto: "tcp", ContainerPort: 80},
+		book.Ask{Proto: "udp", ContainerPort: 80}); err != nil || err2 != nil || !strings.HasPrefix(again, some) {
 		t.Errorf("asked again: %q after %q, %v %v", again, some, err, err2)
 	}
 	if other, err := publish(second, book.Ask{Proto: "tcp", ContainerPort: 80}); err != nil || other == some {
@@ -110,7 +114,8 @@ func TestPublishTaken(t *testing.T) {
 		{[]book.Ask{{Proto: "tcp", HostPort: 80, ContainerPort: 1, HostIP: netip.MustParseAddr("192.0.2.9")}}, "192.0.2.9 is not an address of this host"},
 		{[]book.Ask{{Proto: "tcp", HostPort: 80, ContainerPort: 1, HostIP: netip.IPv6Unspecified()}}, "the container has no IPv6 address"},
 	} {
-		if _, err := r.Publish(t.Context(), netID, second, c.asks); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := r.Publish(t.Context(), netID, second, c.asks); err == nil ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v, want %q", c.asks, err, c.want)
 		}
 	}

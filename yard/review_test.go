@@ -73,7 +73,8 @@ func TestGCBesideCreates(t *testing.T) {
 		creators.Go(func() {
 			for i := range 10 {
 				n := modes.Network{ID: fmt.Sprintf("%02d%02daaaaaaaa", w, i), Mode: "bridge", Subnets: []modes.Subnet{{
-					Pool: netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", w, i)), Gateway: netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.1/24", w, i)),
+					Pool:    netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", w, i)),
+					Gateway: netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.1/24", w, i)),
 				}}}
 				if err := r.CreateNetwork(t.Context(), n); err != nil {
 					t.Error(err)
@@ -107,7 +108,8 @@ func TestModeNotOffered(t *testing.T) {
 	if err := reconcile.Prune(t.Context(), r.Yard); err != nil {
 		t.Fatal(err)
 	}
-	if after := r.host.Dump(t); !strings.Contains(after, "nyb-aaaaaaaaaaa") || !strings.Contains(after, "nyv-eeeeeeeeeee") {
+	after := r.host.Dump(t)
+	if !strings.Contains(after, "nyb-aaaaaaaaaaa") || !strings.Contains(after, "nyv-eeeeeeeeeee") {
 		t.Errorf("links of an unknown mode were pruned:\n%s\n%s", before, after)
 	}
 }

@@ -36,7 +36,10 @@ func TestSettledBeside(t *testing.T) {
 	var by func()
 	r.Config.Modes["macvlan"] = interrupted{macvlan.New(modes.Env{}), &by}
 	of := func(id string) modes.Network {
-		return modes.Network{ID: id, Mode: "macvlan", Options: map[string]string{"parent": "lan0", "macvlan_mode": "passthru"}}
+		return modes.Network{
+			ID: id, Mode: "macvlan",
+			Options: map[string]string{"parent": "lan0", "macvlan_mode": "passthru"},
+		}
 	}
 	var other error
 	by = func() { other = r.CreateNetwork(t.Context(), of("bbbbbbbbbbbb2222")) }

@@ -42,7 +42,9 @@ func (r *rig) sharers(count int) (hosts []*kerneltest.Host, all []*share.Watched
 		r.t.Cleanup(func() { _ = ns.Close() })
 		id := fmt.Sprintf("%04deeeeeeeeeeee", i)
 		addr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, 0, byte(2 + i)}), 24)
-		if _, err := r.CreateEndpoint(r.t.Context(), modes.Endpoint{ID: id, NetworkID: netID, Addrs: []netip.Prefix{addr}}); err != nil {
+		if _, err := r.CreateEndpoint(r.t.Context(), modes.Endpoint{
+			ID: id, NetworkID: netID, Addrs: []netip.Prefix{addr},
+		}); err != nil {
 			r.t.Fatal(err)
 		}
 		if _, _, err := r.Join(r.t.Context(), netID, id, fmt.Sprintf("/proc/self/fd/%d", ns.Fd())); err != nil {
@@ -121,7 +123,8 @@ func TestShareConflict(t *testing.T) {
 		t.Errorf("the first has %v, the second %v", a, b)
 	}
 	found := share.Conflicts(r.Yard, ws[1].Endpoint)
-	if len(found) != 2 || !strings.Contains(found[0].Owner, "endpoint 0000eeeeeeee") || !strings.Contains(found[1].Owner, "process yard.test") {
+	if len(found) != 2 || !strings.Contains(found[0].Owner, "endpoint 0000eeeeeeee") ||
+		!strings.Contains(found[1].Owner, "process yard.test") {
 		t.Errorf("conflicts: %+v", found)
 	}
 	r.healthy("with conflicts")
@@ -139,7 +142,8 @@ func TestShareConflict(t *testing.T) {
 	late := r.listen(r.host, ":80")
 	share.HostChanged(r.Yard, map[string]*share.Watched{"": ws[1]}, nil)
 	r.see(ws[1])
-	if found := share.Conflicts(r.Yard, ws[1].Endpoint); len(found) != 1 || !found[0].Shadow || len(r.shares(ws[1])) != 2 {
+	if found := share.Conflicts(r.Yard, ws[1].Endpoint); len(found) != 1 || !found[0].Shadow ||
+		len(r.shares(ws[1])) != 2 {
 		t.Errorf("a program that came too late: %+v %v", found, r.shares(ws[1]))
 	}
 	_ = late.Close()
@@ -150,7 +154,9 @@ func TestShareConflict(t *testing.T) {
 	for _, e := range all {
 		count[e.Type]++
 	}
-	for kind, want := range map[string]int{event.PortPublished: 1, event.PortWithdrawn: 1, event.PortConflict: 3, event.PortHealed: 3} {
+	for kind, want := range map[string]int{
+		event.PortPublished: 1, event.PortWithdrawn: 1, event.PortConflict: 3, event.PortHealed: 3,
+	} {
 		if count[kind] != want {
 			t.Errorf("%s was told %d times, want %d: %+v", kind, count[kind], want, all)
 		}
@@ -191,7 +197,10 @@ func TestShareCrash(t *testing.T) {
 		when := fmt.Sprintf("step %q", steps[len(steps)-1])
 		r.start()
 		r.healthy(when)
-		again := &share.Watched{Mode: r.Config.Modes["host"], Sharing: w.Sharing, Network: w.Network, Endpoint: w.Endpoint, Sandbox: w.Sandbox}
+		again := &share.Watched{
+			Mode: r.Config.Modes["host"], Sharing: w.Sharing, Network: w.Network,
+			Endpoint: w.Endpoint, Sandbox: w.Sandbox,
+		}
 		r.see(again)
 		if got := r.shares(again); !slices.Equal(got, []uint16{81}) {
 			t.Errorf("%s: after the next look it shares %v", when, got)

@@ -48,7 +48,8 @@ func TestAdvise(t *testing.T) {
 	advised(t, c, healthy(func(e *Etcd) { e.Write = 300 * time.Millisecond }), "a write to etcd takes 300ms")
 	advised(t, Config{Endpoints: c.Endpoints}, healthy(func(*Etcd) {}), "neither certificate (etcd.cert) nor user")
 	for version, old := range map[string]bool{
-		"3.4.23": true, "3.4.36": false, "3.4.37": false, "3.5.0": true, "3.5.17": true, "3.5.18": false, "3.5.30": false, "3.6.0-rc.1": false, "3.7.3": false, "4.0.0": false, "": true,
+		"3.4.23": true, "3.4.36": false, "3.4.37": false, "3.5.0": true, "3.5.17": true,
+		"3.5.18": false, "3.5.30": false, "3.6.0-rc.1": false, "3.7.3": false, "4.0.0": false, "": true,
 	} {
 		if losesEvents(version) != old {
 			t.Errorf("etcd %s loses events: %v", version, !old)

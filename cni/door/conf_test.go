@@ -22,7 +22,10 @@ func TestOptions(t *testing.T) {
 		opts map[string]string
 	}{
 		`{"type":"netyard","bridge":"cni0","ipMasq":true,"mtu":1400,"promiscMode":true,"portIsolation":true}`: {
-			"bridge", map[string]string{"bridge": "cni0", "masquerade": "true", "mtu": "1400", "promisc": "true", "icc": "false"},
+			"bridge", map[string]string{
+				"bridge": "cni0", "masquerade": "true", "mtu": "1400", "promisc": "true",
+				"icc": "false",
+			},
 		},
 		`{"type":"netyard"}`:                                                     {"bridge", map[string]string{"masquerade": "false"}},
 		`{"type":"netyard","master":"eth0","mode":"l3"}`:                         {"ipvlan", map[string]string{"parent": "eth0", "ipvlan_mode": "l3"}},
@@ -119,8 +122,11 @@ func TestRoutes(t *testing.T) {
 func FuzzConfig(f *testing.F) {
 	for _, s := range []string{
 		`{"cniVersion":"1.0.0","name":"web","type":"netyard","network":"web","capabilities":{"portMappings":true}}`,
-		`{"type":"netyard","bridge":"b","isGateway":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.5"}]],"routes":[{"dst":"0.0.0.0/0"}]}}`,
-		`{"ipam":{"type":"static","addresses":[{"address":"10.0.0.1/24","gateway":"10.0.0.254"}]},"runtimeConfig":{"portMappings":[{"HostPort":1}],"ips":["10.0.0.1"],"mac":"x","bandwidth":{"ingressRate":1}}}`,
+		`{"type":"netyard","bridge":"b","isGateway":true,"ipam":{"type":"host-local",` +
+			`"ranges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.5"}]],"routes":[{"dst":"0.0.0.0/0"}]}}`,
+		`{"ipam":{"type":"static","addresses":[{"address":"10.0.0.1/24","gateway":"10.0.0.254"}]},` +
+			`"runtimeConfig":{"portMappings":[{"HostPort":1}],"ips":["10.0.0.1"],"mac":"x",` +
+			`"bandwidth":{"ingressRate":1}}}`,
 		`{"args":{"cni":{"ips":["::1"]}},"prevResult":{},"cni.dev/valid-attachments":[]}`,
 	} {
 		f.Add([]byte(s), "IgnoreUnknown=1;IP=10.0.0.1;MAC=02:00:00:00:00:01")

@@ -54,7 +54,10 @@ func newDHCPHost(t *testing.T) *dhcpHost {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	y := yard.New(book.Config{Log: log, Store: st, Kernel: d.host.Kernel, Modes: all.On(modes.Env{}), BootID: "b", IPAM: ipam.New(ipam.Config{})})
+	y := yard.New(book.Config{
+		Log: log, Store: st, Kernel: d.host.Kernel, Modes: all.On(modes.Env{}), BootID: "b",
+		IPAM: ipam.New(ipam.Config{}),
+	})
 	d.Server = &Server{Yard: y, Log: log}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks errgroup.Group

@@ -54,7 +54,9 @@ func TestAddingAMode(t *testing.T) {
 	if err := os.WriteFile(overlay, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for pkg, in := range map[string]string{"./modes/private": filepath.Join(dir, "modes", "private"), "./modes": filepath.Join(root, "modes")} {
+	for pkg, in := range map[string]string{
+		"./modes/private": filepath.Join(dir, "modes", "private"), "./modes": filepath.Join(root, "modes"),
+	} {
 		binary := filepath.Join(dir, filepath.Base(pkg)+".test")
 		run(t, root, "go", "test", "-vet=off", "-overlay", overlay, "-c", "-o", binary, pkg)
 		run(t, in, binary, "-test.run", "Test(Plans|Contract|Table)$")

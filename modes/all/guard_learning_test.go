@@ -84,7 +84,8 @@ func TestSpanningTree(t *testing.T) {
 			const id = 77
 			s.evil.wire.Send(t, s.from(s.evil, s.host, id))
 			next := func(f []byte) bool { return slices.Contains(idsIn(f), id) }
-			for end := time.Now().Add(patience); !slices.ContainsFunc(seen.Drain(t), next); time.Sleep(time.Millisecond) {
+			came := func() bool { return slices.ContainsFunc(seen.Drain(t), next) }
+			for end := time.Now().Add(patience); !came(); time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatal("the port does not get what its container sends")
 				}

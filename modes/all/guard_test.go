@@ -254,7 +254,8 @@ func (r row) taken(calls, conntrack bool) bool {
 	switch {
 	case !strings.Contains(takes, string(r.kind)):
 		return false
-	case r.group > 0: // it ends at the port: all but pauses (01), and what asks for an address, of which a port has none
+	case r.group > 0:
+		// It ends at the port: all but pauses (01), and what asks for an address, of which a port has none.
 		return r.to == toHost && r.group != 1 && r.kind != ndAsk
 	case r.to == toFar: // routers pass on what is sent to them
 		return r.group == unicast

@@ -21,7 +21,9 @@ func station(t *testing.T, c *kerneltest.Host, v4, v6 string) kerneltest.Station
 }
 
 // delivered sends frames from one container and says which of them another one, or the host, got.
-func delivered(t *testing.T, from, to *kerneltest.Host, host *kerneltest.Host, bridge string, frames []kerneltest.Frame) []string {
+func delivered(
+	t *testing.T, from, to *kerneltest.Host, host *kerneltest.Host, bridge string, frames []kerneltest.Frame,
+) []string {
 	t.Helper()
 	var at [2]*kerneltest.Capture
 	for i, where := range []struct {
@@ -73,8 +75,10 @@ func TestSpoofing(t *testing.T) {
 		{"antispoof=false", map[string]string{"antispoof": "false"}, false, func(f kerneltest.Frame) bool { return !f.Role }, "0"},
 		{"the host's bridge", map[string]string{"bridge": "lan0"}, true, func(f kerneltest.Frame) bool {
 			return slices.Contains([]string{
-				"IPv4 source", "IPv4 source from elsewhere", "IPv4 source nobody", "IPv4 source in a VLAN", "ARP answer", "gratuitous ARP", "IPv6 source",
-				"IPv6 source of the link", "IPv6 source nobody", "ND answer for another's address", "ND answer for another's address of the link", "ND probe of another's address",
+				"IPv4 source", "IPv4 source from elsewhere", "IPv4 source nobody",
+				"IPv4 source in a VLAN", "ARP answer", "gratuitous ARP", "IPv6 source",
+				"IPv6 source of the link", "IPv6 source nobody", "ND answer for another's address",
+				"ND answer for another's address of the link", "ND probe of another's address",
 			}, f.Name)
 		}, "0"},
 	} {
@@ -86,7 +90,8 @@ func TestSpoofing(t *testing.T) {
 				bridge = "lan0"
 				l.host.Sh(t, "ip link add lan0 type bridge && ip link set lan0 up")
 			}
-			l.host.Sh(t, "sysctl -qw net.bridge.bridge-nf-call-iptables="+c.netfilt+" net.bridge.bridge-nf-call-ip6tables="+c.netfilt)
+			l.host.Sh(t, "sysctl -qw net.bridge.bridge-nf-call-iptables="+c.netfilt+
+				" net.bridge.bridge-nf-call-ip6tables="+c.netfilt)
 			n := l.up(network(netA, c.opts, subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")))
 			me := l.run(n, "e1e1e1e1e1e1", "10.9.0.2/24", "fd09::2/64")
 			other := l.run(n, "e2e2e2e2e2e2", "10.9.0.3/24", "fd09::3/64")
@@ -97,11 +102,13 @@ func TestSpoofing(t *testing.T) {
 			l.reaches(me, "-s 4000 fd09::4", true)
 			self, to := station(t, me, "10.9.0.2", "fd09::2"), station(t, victim, "10.9.0.4", "fd09::4")
 			honest := kerneltest.Honest(self, to)
-			if got, want := delivered(t, me, victim, l.host, bridge, honest), names(honest, everything); !slices.Equal(got, want) {
+			if got, want := delivered(t, me, victim, l.host, bridge, honest),
+				names(honest, everything); !slices.Equal(got, want) {
 				t.Errorf("of what is honest arrived\n%q, want\n%q", got, want)
 			}
 			forged := kerneltest.Forgeries(self, station(t, other, "10.9.0.3", "fd09::3"), to)
-			if got, want := delivered(t, me, victim, l.host, bridge, forged), names(forged, c.forged); !slices.Equal(got, want) {
+			if got, want := delivered(t, me, victim, l.host, bridge, forged),
+				names(forged, c.forged); !slices.Equal(got, want) {
 				t.Errorf("of what is forged arrived\n%q, want\n%q", got, want)
 			}
 		})
@@ -123,7 +130,8 @@ func TestUnknownPortIsClosed(t *testing.T) {
 	}
 	e := endpoint(n, "e1e1e1e1e1e1", "10.9.0.2/24")
 	faults := snap.Faults(l.mode.Objects(n, e))
-	if want := "element { nyv-e1e1e1e1e1e . 10.9.0.2 } of set addrs4 is missing"; len(faults) != 1 || faults[0].Text != want {
+	want := "element { nyv-e1e1e1e1e1e . 10.9.0.2 } of set addrs4 is missing"
+	if len(faults) != 1 || faults[0].Text != want {
 		t.Errorf("faults %v, want %q", faults, want)
 	}
 }

@@ -38,7 +38,8 @@ func TestContract(t *testing.T) {
 	internal := network(netA, nil, v4)
 	internal.Internal = true
 	hostBridge := func(t *testing.T, h *kerneltest.Host) {
-		h.Sh(t, "ip link add lan0 address 02:00:00:00:00:01 type bridge && ip addr add 10.9.0.1/24 dev lan0 && ip link set lan0 up")
+		h.Sh(t, "ip link add lan0 address 02:00:00:00:00:01 type bridge && ip addr add 10.9.0.1/24 dev lan0 && "+
+			"ip link set lan0 up")
 	}
 	for _, c := range []struct {
 		name  string
@@ -60,7 +61,8 @@ func TestContract(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			modetest.Run(t, modetest.Case{
-				New: bridge.New, Network: c.n, Endpoint: endpoint(c.n, "eeeeeeeeeeee0001", "10.9.0.2/24", "fd09::2/64"), Setup: c.setup,
+				New: bridge.New, Network: c.n,
+				Endpoint: endpoint(c.n, "eeeeeeeeeeee0001", "10.9.0.2/24", "fd09::2/64"), Setup: c.setup,
 			})
 		})
 	}
@@ -78,7 +80,8 @@ func newLab(t *testing.T) lab {
 	t.Helper()
 	h := kerneltest.New(t)
 	out := h.Peer(t, "eth-out")
-	h.Sh(t, "ip addr add 203.0.113.2/24 dev eth-out && ip route add default via 203.0.113.1 && ip -6 addr add 2001:db8:113::2/64 dev eth-out nodad && ip -6 route add default via 2001:db8:113::1")
+	h.Sh(t, "ip addr add 203.0.113.2/24 dev eth-out && ip route add default via 203.0.113.1 && "+
+		"ip -6 addr add 2001:db8:113::2/64 dev eth-out nodad && ip -6 route add default via 2001:db8:113::1")
 	out.Sh(t, "ip addr add 203.0.113.1/24 dev eth0 && ip -6 addr add 2001:db8:113::1/64 dev eth0 nodad")
 	h.ShareTables() // tests take elements away
 	if err := h.LoadFirewall(); err != nil {
@@ -203,7 +206,8 @@ func TestHostBridgeStaysAsItIs(t *testing.T) {
 	a2 := l.run(n, "e2e2e2e2e2e2", "10.9.0.3/24")
 	l.reaches(a1, "10.9.0.3", true)
 	l.reaches(a2, "10.9.0.1", true)
-	if got := l.host.Sh(t, "ip -o addr show dev lan0 | grep -v inet6; ip link show lan0 | grep -o 'mtu [0-9]*'"); got != before {
+	got := l.host.Sh(t, "ip -o addr show dev lan0 | grep -v inet6; ip link show lan0 | grep -o 'mtu [0-9]*'")
+	if got != before {
 		t.Errorf("the host's bridge was altered:\n%s\n%s", before, got)
 	}
 	if err := l.mode.Down(n); err != nil {
@@ -224,7 +228,8 @@ func TestRouterAdvertisement(t *testing.T) {
 	seen := func(h *kerneltest.Host) string {
 		return h.Sh(t, "nft list chain inet probe in | grep -o 'packets [0-9]*'")
 	}
-	const probe = "nft add table inet probe; nft 'add chain inet probe in { type filter hook input priority 0; }'; nft 'add rule inet probe in icmpv6 type nd-router-advert counter'"
+	const probe = "nft add table inet probe; nft 'add chain inet probe in { type filter hook input priority 0; }'; " +
+		"nft 'add rule inet probe in icmpv6 type nd-router-advert counter'"
 	victim.Sh(t, probe)
 	l.host.Sh(t, probe)
 	sendRA(t, rogue)
@@ -242,7 +247,8 @@ func TestRefusals(t *testing.T) {
 	l.up(network(netA, map[string]string{"bridge": "web0"}, subnet("10.9.0.0/24", "10.9.0.1/24")))
 	l.host.Sh(t, "ip link add lan0 type bridge")
 	dump := l.host.Dump(t)
-	bad := network(netB, nil, modes.Subnet{Pool: netip.MustParsePrefix("10.8.0.0/24"), Gateway: netip.MustParsePrefix("10.9.9.1/24")})
+	bad := network(netB, nil,
+		modes.Subnet{Pool: netip.MustParsePrefix("10.8.0.0/24"), Gateway: netip.MustParsePrefix("10.9.9.1/24")})
 	for _, c := range []struct {
 		name string
 		n    modes.Network

@@ -24,7 +24,8 @@ func TestGatewayContract(t *testing.T) {
 	v4, v6 := subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")
 	global := subnet("2001:db8:113:0:9::/80", "2001:db8:113:0:9::1/80")
 	uplink := func(t *testing.T, h *kerneltest.Host) {
-		h.Sh(t, "ip link add eth-out address 02:00:00:00:00:02 type bridge && ip link set eth-out addrgenmode none && ip link set eth-out up")
+		h.Sh(t, "ip link add eth-out address 02:00:00:00:00:02 type bridge && "+
+			"ip link set eth-out addrgenmode none && ip link set eth-out up")
 		h.Sh(t, "ip addr add 203.0.113.2/24 dev eth-out && ip addr add 2001:db8:113::2/64 dev eth-out nodad")
 	}
 	for name, n := range map[string]modes.Network{
@@ -44,7 +45,8 @@ func TestGatewayContract(t *testing.T) {
 			t.Parallel()
 			modetest.Run(t, modetest.Case{
 				New: bridge.New, Network: n, Setup: uplink,
-				Endpoint: endpoint(n, "eeeeeeeeeeee0001", "10.9.0.2/24", strings.Replace(n.Subnets[len(n.Subnets)-1].Gateway.String(), "::1/", "::2/", 1)),
+				Endpoint: endpoint(n, "eeeeeeeeeeee0001", "10.9.0.2/24",
+					strings.Replace(n.Subnets[len(n.Subnets)-1].Gateway.String(), "::1/", "::2/", 1)),
 			})
 		})
 	}
@@ -84,7 +86,8 @@ func TestGateways(t *testing.T) {
 		if got := spaced(link.Routes); got != c.routes {
 			t.Errorf("%s: routes %q, want %q", c.name, got, c.routes)
 		}
-		if err := errors.Join(l.mode.Detach(n, endpoint(n, "eeeeeeeeeeee0001", c.addrs...)), l.mode.Down(n)); err != nil {
+		if err := errors.Join(l.mode.Detach(n, endpoint(n, "eeeeeeeeeeee0001", c.addrs...)),
+			l.mode.Down(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -156,8 +159,10 @@ func TestKillSwitch(t *testing.T) {
 		n := l.up(network(netA, opts, subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")))
 		guide := l.run(n, "e1e1e1e1e1e1", "10.9.0.53/24", "fd09::53/64")
 		client := l.run(n, "e2e2e2e2e2e2", "10.9.0.2/24", "fd09::2/64")
-		guide.Sh(t, "nft add table ip nat; nft 'add chain ip nat out { type nat hook postrouting priority 100; }'; nft add rule ip nat out oifname eth0 masquerade; sysctl -qw net.ipv4.ip_forward=1")
-		guide.Sh(t, "ip route replace default via 10.9.0.1 && ip -6 route replace default via fd09::1") // with NET_ADMIN it can
+		guide.Sh(t, "nft add table ip nat; nft 'add chain ip nat out { type nat hook postrouting priority 100; }'; "+
+			"nft add rule ip nat out oifname eth0 masquerade; sysctl -qw net.ipv4.ip_forward=1")
+		// With NET_ADMIN, the guide can set its routes.
+		guide.Sh(t, "ip route replace default via 10.9.0.1 && ip -6 route replace default via fd09::1")
 		l.reaches(guide, "203.0.113.1", exit)
 		l.reaches(client, "203.0.113.1", exit)
 		l.reaches(guide, "2001:db8:113::1", false) // the network says IPv4 only
@@ -177,7 +182,9 @@ func TestGuideIPv6(t *testing.T) {
 	n := l.up(network(netA, opts, subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")))
 	guide := l.run(n, "e1e1e1e1e1e1", "10.9.0.53/24", "fd09::53/64")
 	client := l.run(n, "e2e2e2e2e2e2", "10.9.0.2/24", "fd09::2/64")
-	guide.Sh(t, "nft add table ip6 nat; nft 'add chain ip6 nat out { type nat hook postrouting priority 100; }'; nft add rule ip6 nat out oifname eth0 masquerade; sysctl -qw net.ipv6.conf.all.forwarding=1; ip -6 route replace default via fd09::1")
+	guide.Sh(t, "nft add table ip6 nat; nft 'add chain ip6 nat out { type nat hook postrouting priority 100; }'; "+
+		"nft add rule ip6 nat out oifname eth0 masquerade; sysctl -qw net.ipv6.conf.all.forwarding=1; "+
+		"ip -6 route replace default via fd09::1")
 	l.reaches(client, "2001:db8:113::1", true)
 	guide.Sh(t, "ip link set eth0 down")
 	l.reaches(client, "2001:db8:113::1", false)
@@ -207,8 +214,10 @@ func TestIsolatedFromHost(t *testing.T) {
 	}
 	// With the bridge's address put in by hand, what comes is dropped.
 	mac := l.host.Sh(t, "ip -o link show nyb-aaaaaaaaaaa | grep -o 'ether [0-9a-f:]*' | cut -d' ' -f2")
-	a.Sh(t, "ip neigh replace 203.0.113.2 lladdr "+mac+" dev eth0; ip neigh replace 203.0.113.1 lladdr "+mac+" dev eth0; ip route add 203.0.113.1/32 dev eth0")
-	const probe = "nft add table inet probe; nft 'add chain inet probe in { type filter hook input priority 10; }'; nft 'add rule inet probe in ip saddr 10.9.0.2 counter'"
+	a.Sh(t, "ip neigh replace 203.0.113.2 lladdr "+mac+" dev eth0; ip neigh replace 203.0.113.1 lladdr "+mac+
+		" dev eth0; ip route add 203.0.113.1/32 dev eth0")
+	const probe = "nft add table inet probe; nft 'add chain inet probe in { type filter hook input priority 10; }'; " +
+		"nft 'add rule inet probe in ip saddr 10.9.0.2 counter'"
 	l.host.Sh(t, probe)
 	l.outside.Sh(t, probe)
 	l.reaches(a, "203.0.113.2", false)
@@ -224,10 +233,12 @@ func TestIsolatedFromHost(t *testing.T) {
 func TestStrayProxy(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	n := network(netA, map[string]string{"gateway_mode_ipv6": "routed", "ndp_proxy": "eth-out"}, subnet("2001:db8:113:0:9::/80", "2001:db8:113:0:9::1/80"))
+	n := network(netA, map[string]string{"gateway_mode_ipv6": "routed", "ndp_proxy": "eth-out"},
+		subnet("2001:db8:113:0:9::/80", "2001:db8:113:0:9::1/80"))
 	n = l.up(n)
 	l.run(n, "e1e1e1e1e1e1", "2001:db8:113:0:9::2/80")
-	l.host.Sh(t, "ip -6 neigh add proxy 2001:db8:113::77 dev eth-out && ip -6 neigh add proxy 2001:db8:113::78 dev eth-out protocol 78")
+	l.host.Sh(t, "ip -6 neigh add proxy 2001:db8:113::77 dev eth-out && "+
+		"ip -6 neigh add proxy 2001:db8:113::78 dev eth-out protocol 78")
 	e := endpoint(n, "e1e1e1e1e1e1", "2001:db8:113:0:9::2/80")
 	snap, err := l.host.Snapshot()
 	if err != nil {
@@ -235,13 +246,15 @@ func TestStrayProxy(t *testing.T) {
 	}
 	objects := l.mode.Objects(n, e)
 	strays := snap.Strays(objects)
-	if faults := snap.Faults(objects); len(faults) > 0 || len(strays) != 1 || strays[0].Text != "NDP proxy 2001:db8:113::78 on eth-out" {
+	faults := snap.Faults(objects)
+	if len(faults) > 0 || len(strays) != 1 || strays[0].Text != "NDP proxy 2001:db8:113::78 on eth-out" {
 		t.Fatalf("faults %v, strays %v", faults, strays)
 	}
 	if err := errors.Join(strays[0].Remove(), l.mode.Detach(n, e)); err != nil {
 		t.Fatal(err)
 	}
-	if got := l.host.Sh(t, "ip -6 neigh show proxy"); !strings.HasPrefix(got, "2001:db8:113::77 dev eth-out") || strings.Contains(got, "\n") {
+	got := l.host.Sh(t, "ip -6 neigh show proxy")
+	if !strings.HasPrefix(got, "2001:db8:113::77 dev eth-out") || strings.Contains(got, "\n") {
 		t.Errorf("proxies afterwards: %s", got)
 	}
 	l.host.Sh(t, "sysctl -qw net.ipv6.conf.eth-out.proxy_ndp=0")

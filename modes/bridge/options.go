@@ -30,7 +30,8 @@ var (
 	staticRoutes = modes.RoutesOption{
 		Name:  "routes",
 		Fixed: "running containers have their routes already; recreate the network",
-		Help:  "static routes inside the containers, separated by commas: SUBNET@NEXTHOP, or SUBNET for one on the link",
+		Help: "static routes inside the containers, separated by commas: SUBNET@NEXTHOP, " +
+			"or SUBNET for one on the link",
 	}
 )
 

@@ -17,7 +17,9 @@ func TestPlans(t *testing.T) {
 	v4, both := []string{"10.9.0.0/24"}, []string{"10.9.0.0/24", "fd09::/64"}
 	host := modetest.Facts{
 		Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500), "lan0": {Kind: "bridge", MTU: 1400}},
-		Addr: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("203.0.113.2/24"), netip.MustParsePrefix("2001:db8::2/64")}},
+		Addr: map[string][]netip.Prefix{
+			"eth0": {netip.MustParsePrefix("203.0.113.2/24"), netip.MustParsePrefix("2001:db8::2/64")},
+		},
 	}
 	web := []modes.Port{modetest.Published("tcp", "0.0.0.0", 8080, 80), modetest.Published("udp", "::", 53, 53)}
 	own := func(addr string, port, to uint16) modes.Port {

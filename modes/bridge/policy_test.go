@@ -98,7 +98,8 @@ func TestPolicy(t *testing.T) {
 		t.Run("bridge-nf-call="+netfilter, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t)
-			l.host.Sh(t, "sysctl -qw net.bridge.bridge-nf-call-iptables="+netfilter+" net.bridge.bridge-nf-call-ip6tables="+netfilter)
+			l.host.Sh(t, "sysctl -qw net.bridge.bridge-nf-call-iptables="+netfilter+
+				" net.bridge.bridge-nf-call-ip6tables="+netfilter)
 			n := l.up(network(netA, nil, subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")))
 			proxy := l.run(n, "e1e1e1e1e1e1", "10.9.0.2/24", "fd09::2/64")
 			app1 := l.run(n, "e2e2e2e2e2e2", "10.9.0.3/24", "fd09::3/64")
@@ -122,7 +123,8 @@ func TestPolicy(t *testing.T) {
 
 			s1 := station(t, app1, "10.9.0.3", "fd09::3")
 			s2 := station(t, app2, "10.9.0.4", "fd09::4")
-			all := append(subjects("nyv-e2e2e2e2e2e", s1.MAC, "10.9.0.3", "fd09::3"), subjects("nyv-e3e3e3e3e3e", s2.MAC, "10.9.0.4", "fd09::4")...)
+			all := append(subjects("nyv-e2e2e2e2e2e", s1.MAC, "10.9.0.3", "fd09::3"),
+				subjects("nyv-e3e3e3e3e3e", s2.MAC, "10.9.0.4", "fd09::4")...)
 			objects := policy.Objects(l.host.Handle, all)
 			if err := l.host.Enforce(t.Context(), objects); err != nil {
 				t.Fatal(err)

@@ -38,7 +38,8 @@ func sendRA(t *testing.T, from *kerneltest.Host) {
 		}
 		for range 3 {
 			// By its number: Go remembers what number a name has, and in another namespace it has another.
-			if _, err := c.WriteTo(ra, &net.IPAddr{IP: net.IPv6linklocalallnodes, Zone: strconv.Itoa(ifi.Index)}); err != nil {
+			if _, err := c.WriteTo(ra,
+				&net.IPAddr{IP: net.IPv6linklocalallnodes, Zone: strconv.Itoa(ifi.Index)}); err != nil {
 				return err
 			}
 		}

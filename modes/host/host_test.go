@@ -20,7 +20,8 @@ func network(opts map[string]string, pools ...string) modes.Network {
 	n := modes.Network{ID: netA, Mode: "host", Options: opts}
 	for _, p := range pools {
 		pool := netip.MustParsePrefix(p)
-		n.Subnets = append(n.Subnets, modes.Subnet{Pool: pool, Gateway: netip.PrefixFrom(pool.Addr().Next(), pool.Bits())})
+		n.Subnets = append(n.Subnets,
+			modes.Subnet{Pool: pool, Gateway: netip.PrefixFrom(pool.Addr().Next(), pool.Bits())})
 	}
 	return n
 }
@@ -40,7 +41,9 @@ func shared(proto, host string, port uint16) modes.Port {
 // A card is a link of the host's for a container to take.
 func card(t *testing.T, h *kerneltest.Host) {
 	t.Helper()
-	h.Sh(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1 && ip link add nic0 address 02:00:00:00:00:07 type veth peer name far && ip link set far up && ip link set nic0 up && ip addr add 192.0.2.7/24 dev nic0")
+	h.Sh(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1 && "+
+		"ip link add nic0 address 02:00:00:00:00:07 type veth peer name far && ip link set far up && "+
+		"ip link set nic0 up && ip addr add 192.0.2.7/24 dev nic0")
 }
 
 func TestContract(t *testing.T) {
@@ -103,7 +106,8 @@ func TestShared(t *testing.T) {
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.Sh(t, "ip link add br0 type bridge && ip link add slave type veth peer name x && ip link set slave master br0 && ip addr add 10.9.0.5/24 dev br0 && ip link set br0 up")
+	h.Sh(t, "ip link add br0 type bridge && ip link add slave type veth peer name x && "+
+		"ip link set slave master br0 && ip addr add 10.9.0.5/24 dev br0 && ip link set br0 up")
 	m := modetest.On(h.Kernel, host.New, nil)
 	internal := network(nil, "10.8.0.0/24")
 	internal.Internal = true

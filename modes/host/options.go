@@ -19,6 +19,7 @@ var (
 	strict = modes.BoolOption{
 		Name: "strict", Default: "false",
 		Fixed: "it only decides whether the network is created",
-		Help:  "refuse to create the network, since no driver can give the host's own network namespace; use docker run --network host",
+		Help: "refuse to create the network, since no driver can give the host's own network namespace; " +
+			"use docker run --network host",
 	}
 )

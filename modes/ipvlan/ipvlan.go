@@ -19,7 +19,8 @@ var (
 	flag = modes.EnumOption{
 		Name: "ipvlan_flag", Values: []string{"bridge", "private", "vepa"}, Default: "bridge",
 		Fixed: "it is a setting of the parent, for all networks on it; recreate them",
-		Help:  "how containers on the parent reach each other: directly (bridge), not at all (private), or by the switch (vepa)",
+		Help: "how containers on the parent reach each other: directly (bridge), not at all (private), " +
+			"or by the switch (vepa)",
 	}
 	mode = modes.EnumOption{
 		Name: "ipvlan_mode", CNI: "mode", Values: []string{l2, "l3", "l3s"}, Default: l2,

@@ -74,7 +74,9 @@ func TestMatrix(t *testing.T) {
 				l := modetest.NewLAN(t, ipvlan.New)
 				n := lanNetwork(l, netA, mode, options("parent", "eth0", "ipvlan_mode", mode, "ipvlan_flag", flag))
 				c1, c2 := l.Run(n, one, at(mode, 11)...), l.Run(n, two, at(mode, 12)...)
-				for what, to := range map[string]string{"LAN": modetest.OneAddr, "LAN, IPv6": modetest.OneAddr6, "router": modetest.RouterAddr} {
+				for what, to := range map[string]string{
+					"LAN": modetest.OneAddr, "LAN, IPv6": modetest.OneAddr6, "router": modetest.RouterAddr,
+				} {
 					l.Reaches("container to "+what, c1.Host, to, true)
 				}
 				l.Reaches("LAN to container", l.One, addr(mode, 12, 0), true)
@@ -102,7 +104,9 @@ func TestMatrix(t *testing.T) {
 // broadcasts says whether the LAN hears what a container sends to all: an ARP request in its name.
 func broadcasts(t *testing.T, l *modetest.LAN, c modetest.Container, addr string) bool {
 	t.Helper()
-	const set = "nft add table netdev probe; nft 'add chain netdev probe in { type filter hook ingress device eth0 priority 0; }'; nft 'add rule netdev probe in arp saddr ip %s counter'"
+	const set = "nft add table netdev probe; " +
+		"nft 'add chain netdev probe in { type filter hook ingress device eth0 priority 0; }'; " +
+		"nft 'add rule netdev probe in arp saddr ip %s counter'"
 	l.One.Sh(t, fmt.Sprintf(set, addr))
 	c.Sh(t, "ip neigh flush all; ip route add 192.168.7.77 dev eth0; ping -c 1 -W 1 192.168.7.77 || true")
 	return !strings.Contains(l.One.Sh(t, "nft list chain netdev probe in"), "packets 0")
@@ -112,9 +116,13 @@ func broadcasts(t *testing.T, l *modetest.LAN, c modetest.Container, addr string
 func lanNetwork(l *modetest.LAN, id, mode string, opts map[string]string) modes.Network {
 	n := l.Network(id, "ipvlan", opts)
 	if mode != "l2" {
-		n.Subnets = []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}, {Pool: netip.MustParsePrefix("2001:db8:9::/64")}}
+		n.Subnets = []modes.Subnet{
+			{Pool: netip.MustParsePrefix("10.9.0.0/24")},
+			{Pool: netip.MustParsePrefix("2001:db8:9::/64")},
+		}
 		for _, h := range []*kerneltest.Host{l.One, l.Router} {
-			h.Sh(l.TB, "ip route replace 10.9.0.0/24 via "+modetest.HostAddr+"; ip route replace 2001:db8:9::/64 via "+modetest.HostAddr6)
+			h.Sh(l.TB, "ip route replace 10.9.0.0/24 via "+modetest.HostAddr+"; ip route replace 2001:db8:9::/64 via "+
+				modetest.HostAddr6)
 		}
 	}
 	return l.Up(n)
@@ -143,7 +151,9 @@ func TestConntrack(t *testing.T) {
 			l := modetest.NewLAN(t, ipvlan.New)
 			n := lanNetwork(l, netA, mode, options("parent", "eth0", "ipvlan_mode", mode))
 			c1 := l.Run(n, one, at(mode, 11)...)
-			l.Host.Sh(t, "nft add table inet probe; nft 'add chain inet probe in { type filter hook input priority 0; }'; nft 'add rule inet probe in ct state established ip daddr 10.9.0.11 counter'")
+			l.Host.Sh(t, "nft add table inet probe; "+
+				"nft 'add chain inet probe in { type filter hook input priority 0; }'; "+
+				"nft 'add rule inet probe in ct state established ip daddr 10.9.0.11 counter'")
 			l.Reaches("container to LAN", c1.Host, modetest.OneAddr, true)
 			if got := !strings.Contains(l.Host.Sh(t, "nft list chain inet probe in"), "packets 0"); got != sees {
 				t.Errorf("the host's firewall sees a container's answers as those of a known connection: %v", got)
@@ -181,7 +191,9 @@ func TestHostAccess(t *testing.T) {
 			c1.Sh(t, "ip neigh flush all")
 			l.One.Sh(t, "ip neigh flush all")
 			both("asked anew: ")
-			l.Host.Sh(t, "ip link set eth0 down && ip link set eth0 up && ip addr add "+modetest.HostAddr6+"/64 dev eth0 nodad; ip route add default via "+modetest.RouterAddr+"; ip route add default via "+modetest.RouterAddr6)
+			l.Host.Sh(t, "ip link set eth0 down && ip link set eth0 up && ip addr add "+modetest.HostAddr6+
+				"/64 dev eth0 nodad; ip route add default via "+modetest.RouterAddr+"; ip route add default via "+
+				modetest.RouterAddr6)
 			both("after a flap: ")
 			l.Stop(c1)
 			l.Stop(c2)
@@ -200,11 +212,18 @@ func TestParents(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "ipvlan", "vlan")
 	l := modetest.NewLAN(t, ipvlan.New)
-	l.One.Sh(t, "ip link add link eth0 name eth0.50 type vlan id 50 && ip link set eth0.50 up && ip addr add 192.168.50.3/24 dev eth0.50")
+	l.One.Sh(t, "ip link add link eth0 name eth0.50 type vlan id 50 && ip link set eth0.50 up && "+
+		"ip addr add 192.168.50.3/24 dev eth0.50")
 	before := modetest.Settled(t, l.Host)
-	a, b := l.Up(l.Network(netA, "ipvlan", options("parent", "eth0"))), l.Up(l.Network(netB, "ipvlan", options("parent", "eth0")))
-	v := l.Up(modes.Network{ID: "cc", Mode: "ipvlan", Options: options("parent", "eth0.50", "ipvlan_mode", "l2"), Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("192.168.50.0/24")}}})
-	alone := l.Up(modes.Network{ID: "dd", Mode: "ipvlan", Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}}})
+	a, b := l.Up(l.Network(netA, "ipvlan", options("parent", "eth0"))),
+		l.Up(l.Network(netB, "ipvlan", options("parent", "eth0")))
+	v := l.Up(modes.Network{
+		ID: "cc", Mode: "ipvlan", Options: options("parent", "eth0.50", "ipvlan_mode", "l2"),
+		Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("192.168.50.0/24")}},
+	})
+	alone := l.Up(modes.Network{
+		ID: "dd", Mode: "ipvlan", Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}},
+	})
 	a1, b1 := l.Run(a, one, "192.168.7.11/24"), l.Run(b, two, "192.168.7.12/24")
 	v1 := l.Run(v, "e3e3e3e3e3e3e3", "192.168.50.11/24")
 	i1, i2 := l.Run(alone, "e4e4e4e4e4e4e4", "10.9.0.2/24"), l.Run(alone, "e5e5e5e5e5e5e5", "10.9.0.3/24")
@@ -232,7 +251,8 @@ func TestNoIPVLAN(t *testing.T) {
 	t.Parallel()
 	l := modetest.NewLAN(t, ipvlan.New)
 	_, err := l.Mode.Settle(t.Context(), l.Network(netA, "ipvlan", options("parent", "eth0")))
-	if l.Host.HasKind("ipvlan") != (err == nil) || err != nil && !strings.Contains(err.Error(), "this kernel has no ipvlan") {
+	if l.Host.HasKind("ipvlan") != (err == nil) ||
+		err != nil && !strings.Contains(err.Error(), "this kernel has no ipvlan") {
 		t.Errorf("the kernel has ipvlan: %v; the network: %v", l.Host.HasKind("ipvlan"), err)
 	}
 }
@@ -240,7 +260,9 @@ func TestNoIPVLAN(t *testing.T) {
 // TestShare: what networks on one parent have in common.
 func TestShare(t *testing.T) {
 	t.Parallel()
-	host := modetest.Facts{Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500), "eth1": modetest.Ethernet(1500)}}
+	host := modetest.Facts{
+		Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500), "eth1": modetest.Ethernet(1500)},
+	}
 	of := func(pairs ...string) modes.Network { return modetest.Network(netB, "ipvlan", options(pairs...)) }
 	first := modetest.Network(netA, "ipvlan", options("parent", "eth0", "ipvlan_mode", "l3"))
 	lan := modes.Network{ID: "cc", Name: "lan", Mode: "macvlan", Options: options("parent", "eth1")}
@@ -269,7 +291,8 @@ func TestReversePath(t *testing.T) {
 		t.Errorf("host access with strict reverse paths: %v", err)
 	}
 	l.Host.Sh(t, "sysctl -qw net.ipv4.conf.eth0.rp_filter=2")
-	if _, err := settle(t.Context(), l.Network(netA, "ipvlan", options("parent", "eth0", "host_access", "true"))); err != nil {
+	if _, err := settle(t.Context(),
+		l.Network(netA, "ipvlan", options("parent", "eth0", "host_access", "true"))); err != nil {
 		t.Error(err)
 	}
 }

@@ -40,8 +40,12 @@ func TestHostPublish(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			l := modetest.NewLAN(t, ipvlan.New)
-			n := l.Network(netA, "ipvlan", options("parent", "eth0", "ipvlan_mode", mode, "host_access", "true", "host_publish", "true"))
-			n.Subnets = []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}, {Pool: netip.MustParsePrefix("2001:db8:9::/64")}}
+			n := l.Network(netA, "ipvlan",
+				options("parent", "eth0", "ipvlan_mode", mode, "host_access", "true", "host_publish", "true"))
+			n.Subnets = []modes.Subnet{
+				{Pool: netip.MustParsePrefix("10.9.0.0/24")},
+				{Pool: netip.MustParsePrefix("2001:db8:9::/64")},
+			}
 			l.HostPublishTest(t, n, at(mode, 11), at(mode, 12), mode == "l3s", false)
 		})
 	}

@@ -16,7 +16,8 @@ const passthru = "passthru"
 var mode = modes.EnumOption{
 	Name: "macvlan_mode", CNI: "mode", Values: []string{"bridge", passthru, "private", "vepa"}, Default: "bridge",
 	Fixed: "the links of running containers are in that mode; recreate the network",
-	Help:  "how containers on the parent reach each other: directly (bridge), not at all (private), or by the switch (vepa); passthru: one container has the parent alone",
+	Help: "how containers on the parent reach each other: directly (bridge), not at all (private), " +
+		"or by the switch (vepa); passthru: one container has the parent alone",
 }
 
 type macvlan struct{ parent.Kind }

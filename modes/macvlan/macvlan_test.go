@@ -97,7 +97,10 @@ func TestMatrix(t *testing.T) {
 			n := l.Up(l.Network(netA, "macvlan", options("parent", "eth0", "macvlan_mode", c.mode)))
 			c1 := l.Run(n, one, "192.168.7.11/24", "2001:db8:7::11/64")
 			c2 := l.Run(n, two, "192.168.7.12/24", "2001:db8:7::12/64")
-			for what, to := range map[string]string{"LAN": modetest.OneAddr, "LAN, IPv6": modetest.OneAddr6, "router": modetest.RouterAddr, "beyond": modetest.FarAddr, "beyond, IPv6": modetest.FarAddr6} {
+			for what, to := range map[string]string{
+				"LAN": modetest.OneAddr, "LAN, IPv6": modetest.OneAddr6, "router": modetest.RouterAddr,
+				"beyond": modetest.FarAddr, "beyond, IPv6": modetest.FarAddr6,
+			} {
 				l.Reaches("container to "+what, c1.Host, to, true)
 			}
 			l.Reaches("LAN to container", l.One, "192.168.7.12", true)
@@ -117,7 +120,8 @@ func TestPassthru(t *testing.T) {
 	l := modetest.NewLAN(t, macvlan.New)
 	n := l.Up(l.Network(netA, "macvlan", options("parent", "eth0", "macvlan_mode", "passthru")))
 	c1 := l.Run(n, one, "192.168.7.11/24")
-	if mac := c1.Sh(t, "cat /sys/class/net/eth0/address 2>/dev/null; ip -o link show eth0"); !strings.Contains(mac, "02:00:00:00:07:02") {
+	mac := c1.Sh(t, "cat /sys/class/net/eth0/address 2>/dev/null; ip -o link show eth0")
+	if !strings.Contains(mac, "02:00:00:00:07:02") {
 		t.Errorf("passing through, the container has another hardware address than the parent: %s", mac)
 	}
 	l.Reaches("container to LAN", c1.Host, modetest.OneAddr, true)
@@ -137,7 +141,10 @@ func TestParents(t *testing.T) {
 	l := modetest.NewLAN(t, macvlan.New)
 	a := l.Up(l.Network(netA, "macvlan", options("parent", "eth0")))
 	b := l.Up(l.Network(netB, "macvlan", options("parent", "eth0", "macvlan_mode", "private")))
-	alone := l.Up(modes.Network{ID: "cccccccccccc3333", Mode: "macvlan", Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}}})
+	alone := l.Up(modes.Network{
+		ID: "cccccccccccc3333", Mode: "macvlan",
+		Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}},
+	})
 	a1, b1 := l.Run(a, one, "192.168.7.11/24"), l.Run(b, two, "192.168.7.12/24")
 	i1, i2 := l.Run(alone, "e3e3e3e3e3e3e3", "10.9.0.2/24"), l.Run(alone, "e4e4e4e4e4e4e4", "10.9.0.3/24")
 	l.Reaches("on the first", a1.Host, modetest.OneAddr, true)
@@ -149,7 +156,8 @@ func TestParents(t *testing.T) {
 
 	l.Host.Sh(t, "ip link set eth0 down")
 	l.Reaches("parent down", a1.Host, modetest.OneAddr, false)
-	if _, err := l.Mode.Attach(t.Context(), a, modes.Endpoint{ID: "e5", NetworkID: netA}); err == nil || !strings.Contains(err.Error(), "use parent eth0: network is down; ip link set eth0 up") {
+	if _, err := l.Mode.Attach(t.Context(), a, modes.Endpoint{ID: "e5", NetworkID: netA}); err == nil ||
+		!strings.Contains(err.Error(), "use parent eth0: network is down; ip link set eth0 up") {
 		t.Errorf("a container on a parent that is down: %v", err)
 	}
 	l.Host.Sh(t, "ip link set eth0 name lan0 && ip link set lan0 up")
@@ -167,7 +175,8 @@ func TestParents(t *testing.T) {
 	if !strings.Contains(said, "parent eth0 is missing") || !strings.Contains(said, "is missing from its sandbox") {
 		t.Errorf("unplugged, and told of: %s", said)
 	}
-	if _, err := l.Mode.Attach(t.Context(), a, modes.Endpoint{ID: "e5", NetworkID: netA}); err == nil || !strings.Contains(err.Error(), "find parent eth0") {
+	if _, err := l.Mode.Attach(t.Context(), a, modes.Endpoint{ID: "e5", NetworkID: netA}); err == nil ||
+		!strings.Contains(err.Error(), "find parent eth0") {
 		t.Errorf("a container on a parent that is gone: %v", err)
 	}
 	l.Host.Sh(t, "ip link add eth0 type veth peer name p0 && ip link set eth0 up && ip link set p0 up")
@@ -178,16 +187,22 @@ func TestVLAN(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "vlan")
 	l := modetest.NewLAN(t, macvlan.New)
-	l.One.Sh(t, "ip link add link eth0 name eth0.50 type vlan id 50 && ip link set eth0.50 up && ip addr add 192.168.50.3/24 dev eth0.50")
-	l.One.Sh(t, "ip link add link eth0 name q type vlan id 10 && ip link set q up && ip link add link q name qq type vlan id 20 && ip link set qq up && ip addr add 192.168.20.3/24 dev qq")
+	l.One.Sh(t, "ip link add link eth0 name eth0.50 type vlan id 50 && ip link set eth0.50 up && "+
+		"ip addr add 192.168.50.3/24 dev eth0.50")
+	l.One.Sh(t, "ip link add link eth0 name q type vlan id 10 && ip link set q up && "+
+		"ip link add link q name qq type vlan id 20 && ip link set qq up && ip addr add 192.168.20.3/24 dev qq")
 	l.Host.Sh(t, "ip link add link eth0 name eth0.60 type vlan id 60 && ip link set eth0.60 up")
 	before := modetest.Settled(t, l.Host)
 	vlan := func(id, parent, pool string) modes.Network {
-		return l.Up(modes.Network{ID: id, Mode: "macvlan", Options: options("parent", parent), Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix(pool)}}})
+		return l.Up(modes.Network{
+			ID: id, Mode: "macvlan", Options: options("parent", parent),
+			Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix(pool)}},
+		})
 	}
 	a, b := vlan(netA, "eth0.50", "192.168.50.0/25"), vlan(netB, "eth0.50", "192.168.50.128/25")
 	q, theirs := vlan("cc", "eth0.10.20", "192.168.20.0/24"), vlan("dd", "eth0.60", "192.168.60.0/24")
-	a1, b1, q1 := l.Run(a, one, "192.168.50.11/24"), l.Run(b, two, "192.168.50.140/24"), l.Run(q, "e3e3e3e3e3e3e3", "192.168.20.11/24")
+	a1, b1, q1 := l.Run(a, one, "192.168.50.11/24"), l.Run(b, two, "192.168.50.140/24"),
+		l.Run(q, "e3e3e3e3e3e3e3", "192.168.20.11/24")
 	l.Reaches("on the VLAN", a1.Host, "192.168.50.3", true)
 	l.Reaches("on the VLAN, second network", b1.Host, "192.168.50.3", true)
 	l.Reaches("on a VLAN in a VLAN", q1.Host, "192.168.20.3", true)
@@ -206,7 +221,9 @@ func TestVLAN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Host.Sh(t, "ip addr add "+modetest.HostAddr6+"/64 dev eth0 nodad; ip route add default via "+modetest.RouterAddr+"; ip route add default via "+modetest.RouterAddr6) // what the flap took
+	// Give back what the flap took.
+	l.Host.Sh(t, "ip addr add "+modetest.HostAddr6+"/64 dev eth0 nodad; ip route add default via "+modetest.RouterAddr+
+		"; ip route add default via "+modetest.RouterAddr6)
 	if got := modetest.Settled(t, l.Host); got != before {
 		t.Errorf("something is left, or the host's own VLAN is gone:\n%s", cmp.Diff(before, got))
 	}
@@ -218,7 +235,10 @@ func TestHostAccess(t *testing.T) {
 	l := modetest.NewLAN(t, macvlan.New)
 	before := modetest.Settled(t, l.Host)
 	n := l.Up(l.Network(netA, "macvlan", options("parent", "eth0", "host_access", "true")))
-	other := l.Up(modes.Network{ID: netB, Mode: "macvlan", Options: options("parent", "eth0", "host_access", "true"), Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}}})
+	other := l.Up(modes.Network{
+		ID: netB, Mode: "macvlan", Options: options("parent", "eth0", "host_access", "true"),
+		Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24")}},
+	})
 	c1 := l.Run(n, one, "192.168.7.11/24", "2001:db8:7::11/64")
 	c2 := l.Run(n, two, "192.168.7.12/24", "2001:db8:7::12/64")
 	o1 := l.Run(other, "e3e3e3e3e3e3e3", "10.9.0.2/24") // not of the host's subnet, and without a gateway
@@ -227,7 +247,10 @@ func TestHostAccess(t *testing.T) {
 		for _, a := range []string{"192.168.7.11", "2001:db8:7::11", "192.168.7.12", "2001:db8:7::12", "10.9.0.2"} {
 			l.Reaches(when+"host to container", l.Host, a, true)
 		}
-		for _, a := range []string{modetest.HostAddr, modetest.HostAddr6, modetest.OneAddr, modetest.OneAddr6, modetest.FarAddr, "192.168.7.12", "2001:db8:7::12"} {
+		for _, a := range []string{
+			modetest.HostAddr, modetest.HostAddr6, modetest.OneAddr,
+			modetest.OneAddr6, modetest.FarAddr, "192.168.7.12", "2001:db8:7::12",
+		} {
 			l.Reaches(when+"container", c1.Host, a, true)
 		}
 		l.Reaches(when+"container of another subnet to host", o1.Host, modetest.HostAddr, true)
@@ -237,12 +260,15 @@ func TestHostAccess(t *testing.T) {
 	both("")
 	l.One.Sh(t, "ip neigh flush all")
 	both("asked anew: ")
-	l.Host.Sh(t, "sleep 1.2; ip neigh flush all") // what the LAN hears within a second of an answer it does not believe (locktime)
+	// The LAN does not believe what it hears within a second of an answer (locktime).
+	l.Host.Sh(t, "sleep 1.2; ip neigh flush all")
 	both("asked anew by the host: ")
 	if got := l.One.Sh(t, "ip neigh show "+modetest.HostAddr); !strings.Contains(got, "02:00:00:00:07:02") {
 		t.Errorf("the LAN takes the host's own link for the host: %s", got)
 	}
-	l.Host.Sh(t, "ip link set eth0 down && ip link set eth0 up && ip addr add "+modetest.HostAddr6+"/64 dev eth0 nodad; ip route add default via "+modetest.RouterAddr+"; ip route add default via "+modetest.RouterAddr6)
+	l.Host.Sh(t, "ip link set eth0 down && ip link set eth0 up && ip addr add "+modetest.HostAddr6+
+		"/64 dev eth0 nodad; ip route add default via "+modetest.RouterAddr+"; ip route add default via "+
+		modetest.RouterAddr6)
 	both("after a flap: ")
 	l.Host.Reopen(t) // a daemon that starts again
 	if err := l.Host.LoadFirewall(); err != nil {
@@ -279,7 +305,8 @@ func TestHostAccessAtOnce(t *testing.T) {
 	n := l.Up(l.Network(netA, "macvlan", options("parent", "eth0", "host_access", "true")))
 	endpoint := func(i int) modes.Endpoint {
 		return modes.Endpoint{ID: fmt.Sprintf("%011x000", i), NetworkID: netA, Addrs: []netip.Prefix{
-			netip.MustParsePrefix(fmt.Sprintf("192.168.7.%d/24", 100+i)), netip.MustParsePrefix(fmt.Sprintf("2001:db8:7::%d/64", 100+i)),
+			netip.MustParsePrefix(fmt.Sprintf("192.168.7.%d/24", 100+i)),
+			netip.MustParsePrefix(fmt.Sprintf("2001:db8:7::%d/64", 100+i)),
 		}}
 	}
 	const many = 50
@@ -298,10 +325,12 @@ func TestHostAccessAtOnce(t *testing.T) {
 	for i := range many { // all in one namespace: what counts is that each link and each route is there
 		name := "nyp-" + endpoint(i).ID[:11]
 		fmt.Fprintf(&give, "ip link set %s netns /proc/%d/fd/%s\n", name, os.Getpid(), path.Base(c.Path()))
-		fmt.Fprintf(&script, "ip link set %s up; ip addr add 192.168.7.%d/32 dev %[1]s; ip addr add 2001:db8:7::%[2]d/128 dev %[1]s nodad\n", name, 100+i)
+		fmt.Fprintf(&script, "ip link set %s up; ip addr add 192.168.7.%d/32 dev %[1]s; "+
+			"ip addr add 2001:db8:7::%[2]d/128 dev %[1]s nodad\n", name, 100+i)
 	}
 	l.Host.Sh(t, give.String())
-	c.Sh(t, script.String()+"ip route add "+modetest.HostAddr+" dev nyp-00000000000; ip route add "+modetest.HostAddr6+" dev nyp-00000000000")
+	c.Sh(t, script.String()+"ip route add "+modetest.HostAddr+" dev nyp-00000000000; ip route add "+modetest.HostAddr6+
+		" dev nyp-00000000000")
 	for i := range many {
 		l.Reaches("host to container", l.Host, fmt.Sprintf("192.168.7.%d", 100+i), true)
 		l.Reaches("host to container, IPv6", l.Host, fmt.Sprintf("2001:db8:7::%d", 100+i), true)
@@ -325,16 +354,24 @@ func TestHostAccessAtOnce(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	l := modetest.NewLAN(t, macvlan.New)
-	l.Host.Sh(t, "ip link add br0 type bridge && ip link add p0 type veth peer name p1 && ip link set p0 master br0 && ip link add mv0 link eth0 type macvlan mode bridge && ip link add tun0 type vxlan id 7 dstport 4789 dev eth0 && ip tuntap add l3 mode tun")
+	l.Host.Sh(t, "ip link add br0 type bridge && ip link add p0 type veth peer name p1 && "+
+		"ip link set p0 master br0 && ip link add mv0 link eth0 type macvlan mode bridge && "+
+		"ip link add tun0 type vxlan id 7 dstport 4789 dev eth0 && ip tuntap add l3 mode tun")
 	up := l.Up(l.Network(netA, "macvlan", options("parent", "eth0", "host_access", "true")))
 	dump := modetest.Settled(t, l.Host)
 	of := func(pairs ...string) modes.Network { return l.Network(netB, "macvlan", options(pairs...)) }
 	chosen := of("parent", "eth0")
-	chosen.Subnets[0] = modes.Subnet{Pool: netip.MustParsePrefix("172.18.0.0/16"), Gateway: netip.MustParsePrefix("172.18.0.1/16"), Chosen: true}
+	chosen.Subnets[0] = modes.Subnet{
+		Pool:    netip.MustParsePrefix("172.18.0.0/16"),
+		Gateway: netip.MustParsePrefix("172.18.0.1/16"), Chosen: true,
+	}
 	strange := of("parent", "eth0")
 	strange.Subnets[0].Gateway = netip.MustParsePrefix("10.1.1.1/24")
 	ipvlan := modes.Network{ID: "cc", Name: "theirs", Mode: "ipvlan", Options: options("parent", "p1")}
-	pass := modes.Network{ID: "dd", Name: "alone", Mode: "macvlan", Options: options("parent", "br0", "macvlan_mode", "passthru")}
+	pass := modes.Network{
+		ID: "dd", Name: "alone", Mode: "macvlan",
+		Options: options("parent", "br0", "macvlan_mode", "passthru"),
+	}
 	for name, c := range map[string]struct {
 		n    modes.Network
 		want string

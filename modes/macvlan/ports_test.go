@@ -29,5 +29,6 @@ func TestHostPublish(t *testing.T) {
 	t.Parallel()
 	l := modetest.NewLAN(t, macvlan.New)
 	n := l.Network(netA, "macvlan", options("parent", "eth0", "host_access", "true", "host_publish", "true"))
-	l.HostPublishTest(t, n, []string{"192.168.7.11/24", "2001:db8:7::11/64"}, []string{"192.168.7.12/24", "2001:db8:7::12/64"}, false, true)
+	l.HostPublishTest(t, n, []string{"192.168.7.11/24", "2001:db8:7::11/64"},
+		[]string{"192.168.7.12/24", "2001:db8:7::12/64"}, false, true)
 }

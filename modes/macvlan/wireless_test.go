@@ -14,7 +14,8 @@ func TestWireless(t *testing.T) {
 	for mode, refused := range map[string]bool{"bridge": true, "private": true, "vepa": true, passthru: false} {
 		n := modes.Network{Mode: "macvlan", Options: map[string]string{"parent": "wlan0", "macvlan_mode": mode}}
 		err := fit(nil, n, "wlan0", core.LinkInfo{Wireless: true})
-		if (err != nil) != refused || refused && !strings.Contains(err.Error(), "parent=wlan0: wlan0 is wireless: an access point") {
+		if (err != nil) != refused ||
+			refused && !strings.Contains(err.Error(), "parent=wlan0: wlan0 is wireless: an access point") {
 			t.Errorf("%s: %v", mode, err)
 		}
 	}

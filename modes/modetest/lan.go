@@ -39,17 +39,20 @@ type LAN struct {
 func NewLAN(t testing.TB, newMode modes.New) *LAN {
 	t.Helper()
 	l := &LAN{TB: t, Switch: kerneltest.New(t), newMode: newMode}
-	l.Switch.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip link add br0 type bridge mcast_snooping 0 && ip link set br0 up")
+	l.Switch.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip link add br0 type bridge mcast_snooping 0 && "+
+		"ip link set br0 up")
 	member := func(port, addr, addr6, mac string) *kerneltest.Host {
 		h := l.Switch.Peer(t, port)
 		l.Switch.Sh(t, "ip link set "+port+" master br0")
-		h.Sh(t, fmt.Sprintf("ip link set eth0 down && ip link set eth0 address %s up && ip addr add %s/24 dev eth0 && ip addr add %s/64 dev eth0 nodad", mac, addr, addr6))
+		h.Sh(t, fmt.Sprintf("ip link set eth0 down && ip link set eth0 address %s up && "+
+			"ip addr add %s/24 dev eth0 && ip addr add %s/64 dev eth0 nodad", mac, addr, addr6))
 		return h
 	}
 	l.Host = member("host", HostAddr, HostAddr6, "02:00:00:00:07:02")
 	l.One = member("one", OneAddr, OneAddr6, "02:00:00:00:07:03")
 	l.Router = member("router", RouterAddr, RouterAddr6, "02:00:00:00:07:01")
-	l.Router.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip addr add "+FarAddr+"/32 dev lo; ip addr add "+FarAddr6+"/128 dev lo nodad")
+	l.Router.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip addr add "+FarAddr+
+		"/32 dev lo; ip addr add "+FarAddr6+"/128 dev lo nodad")
 	for _, h := range []*kerneltest.Host{l.Host, l.One} {
 		h.Sh(t, "ip route add default via "+RouterAddr+"; ip route add default via "+RouterAddr6)
 	}

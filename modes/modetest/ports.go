@@ -190,9 +190,11 @@ func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients
 func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, siblings []string, seesThem, limited bool) {
 	t.Helper()
 	for _, tables := range []string{"iptables", "ip6tables"} {
-		l.Host.Sh(t, tables+" -N DOCKER-USER && "+tables+" -A DOCKER-USER -j RETURN && "+tables+" -A FORWARD -j DOCKER-USER && "+tables+" -P FORWARD DROP")
+		l.Host.Sh(t, tables+" -N DOCKER-USER && "+tables+" -A DOCKER-USER -j RETURN && "+tables+
+			" -A FORWARD -j DOCKER-USER && "+tables+" -P FORWARD DROP")
 	}
-	l.Host.Sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip -6 route replace default via "+RouterAddr6)
+	l.Host.Sh(t,
+		"sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip -6 route replace default via "+RouterAddr6)
 	if err := l.Host.LoadFirewall(); err != nil { // and the rules in Docker's chain
 		t.Fatal(err)
 	}
@@ -200,7 +202,8 @@ func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, sibling
 	p := hostPorts{LAN: l, n: l.Up(n), seesThem: seesThem}
 	p.c, p.sibling = l.Run(p.n, "e1e1e1e1e1e1e1", containers...), l.Run(p.n, "e2e2e2e2e2e2e2", siblings...)
 	p.publish(t)
-	p.all("published", map[string]*kerneltest.Host{"LAN": l.One, "sibling": p.sibling.Host, "host": l.Host, "itself": p.c.Host})
+	p.all("published",
+		map[string]*kerneltest.Host{"LAN": l.One, "sibling": p.sibling.Host, "host": l.Host, "itself": p.c.Host})
 	l.Audit([]modes.Network{p.n}, p.c, p.sibling)
 	some := map[string]*kerneltest.Host{"router": l.Router, "host": l.Host}
 	if limited {
@@ -260,13 +263,15 @@ func (p *hostPorts) all(when string, clients map[string]*kerneltest.Host) {
 		for family, host := range hostAddrs() {
 			for who, from := range clients {
 				sees := host
-				if own := map[string][]string{"LAN": {OneAddr, OneAddr6}, "router": {RouterAddr, RouterAddr6}}[who]; p.seesThem && own != nil {
+				own := map[string][]string{"LAN": {OneAddr, OneAddr6}, "router": {RouterAddr, RouterAddr6}}[who]
+				if p.seesThem && own != nil {
 					sees = own[family]
 				}
 				p.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "443"), "8080 "+sees)
 				p.Hears(when+": "+who, from, proto, net.JoinHostPort(host, "8001"), "8001 "+sees)
 			}
-			p.Hears(when+": loopback", p.Host, proto, net.JoinHostPort([]string{"127.0.0.1", "::1"}[family], "443"), "8080 "+host)
+			p.Hears(when+": loopback", p.Host, proto,
+				net.JoinHostPort([]string{"127.0.0.1", "::1"}[family], "443"), "8080 "+host)
 		}
 	}
 }
@@ -303,9 +308,12 @@ func (p *hostPorts) restart(t *testing.T) {
 // notARouter: what is let through Docker's chain for published ports is not let through netyard's for anything else.
 func (l *LAN) notARouter(c *kerneltest.Host) {
 	l.TB.Helper()
-	l.Host.Sh(l.TB, "ip link add d0 type veth peer name d1; ip link set d0 up; ip addr add 10.67.0.1/24 dev d0; ip neigh add 10.67.0.2 lladdr 02:00:00:00:00:99 dev d0")
+	l.Host.Sh(l.TB, "ip link add d0 type veth peer name d1; ip link set d0 up; ip addr add 10.67.0.1/24 dev d0; "+
+		"ip neigh add 10.67.0.2 lladdr 02:00:00:00:00:99 dev d0")
 	c.Sh(l.TB, "ip route add 10.67.0.0/24 via "+HostAddr+" 2>/dev/null || true")
-	l.Host.Sh(l.TB, "nft add table inet probe; nft 'add chain inet probe out { type filter hook postrouting priority 300; }'; nft 'add rule inet probe out ip daddr 10.67.0.2 counter'")
+	l.Host.Sh(l.TB, "nft add table inet probe; "+
+		"nft 'add chain inet probe out { type filter hook postrouting priority 300; }'; "+
+		"nft 'add rule inet probe out ip daddr 10.67.0.2 counter'")
 	_, _ = c.TrySh("ping -c 1 -W 1 10.67.0.2")
 	if out := l.Host.Sh(l.TB, "nft list chain inet probe out"); !strings.Contains(out, "packets 0") {
 		l.TB.Errorf("the host forwards what a container sends to nobody's port: %s", out)

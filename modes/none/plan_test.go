@@ -11,5 +11,6 @@ import (
 // TestPlans: nothing is wanted.
 func TestPlans(t *testing.T) {
 	t.Parallel()
-	modetest.Golden(t, "none", none.New(modes.Env{}), modetest.Plan{Name: "plain"}, modetest.Plan{Name: "internal", Internal: true})
+	modetest.Golden(t, "none", none.New(modes.Env{}), modetest.Plan{Name: "plain"},
+		modetest.Plan{Name: "internal", Internal: true})
 }

@@ -62,7 +62,10 @@ func (c cell) Find(ctx context.Context, want modes.Overlay) (modes.Overlay, erro
 }
 
 func (c cell) device() koverlay.WireGuard {
-	return koverlay.WireGuard{Key: c.key, Port: 14789, MTU: c.Host().TunnelMTU(), Addr: netip.PrefixFrom(c.Host().Tunnel, 64)}
+	return koverlay.WireGuard{
+		Key: c.key, Port: 14789, MTU: c.Host().TunnelMTU(),
+		Addr: netip.PrefixFrom(c.Host().Tunnel, 64),
+	}
 }
 
 func (c cell) Up(modes.Overlay, modes.OverlayLink) error {
@@ -81,7 +84,8 @@ func TestEncryptedContract(t *testing.T) {
 	modetest.Run(t, modetest.Case{
 		New:     overlay.New,
 		Fabric:  func(h *kerneltest.Host) modes.Fabric { return cell{alone: alone{1500}, k: h.Kernel, key: key} },
-		Network: n, Endpoint: endpoint(n, "eeeeeeeeeeee0001", netip.MustParseAddr("10.20.0.7"), netip.MustParseAddr("fd20::7")),
+		Network: n, Endpoint: endpoint(n, "eeeeeeeeeeee0001", netip.MustParseAddr("10.20.0.7"),
+			netip.MustParseAddr("fd20::7")),
 		Setup: func(t *testing.T, h *kerneltest.Host) { h.Sh(t, "ip addr add 192.0.2.1/24 dev lo") },
 	})
 }
@@ -152,8 +156,10 @@ func newStation(t *testing.T, lan *kerneltest.Host, n int, v6 bool) *station {
 	s := &station{host: &host{Host: lan.Peer(t, fmt.Sprint("p", n))}, t: t, n: n, v6: v6}
 	lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
 	// There is a way for what is to go by the tunnel and does not.
-	s.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0 && ip addr add 2001:db8::%[1]d/64 dev eth0 nodad && ip -6 route add default via 2001:db8::fe && ip route add default via 192.0.2.254", n))
-	s.Sh(t, "ip -6 neigh add 2001:db8::fe lladdr 02:00:00:00:00:fe dev eth0 nud permanent && ip neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev eth0 nud permanent")
+	s.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0 && ip addr add 2001:db8::%[1]d/64 dev eth0 nodad && "+
+		"ip -6 route add default via 2001:db8::fe && ip route add default via 192.0.2.254", n))
+	s.Sh(t, "ip -6 neigh add 2001:db8::fe lladdr 02:00:00:00:00:fe dev eth0 nud permanent && "+
+		"ip neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev eth0 nud permanent")
 	var err error
 	s.st, err = store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
 	must(t, err)
@@ -189,13 +195,18 @@ func (s *station) start(url string, mends bool) {
 	f := fabric.Modes{A: s.agent}
 	s.mode = modetest.On(s.Kernel, overlay.New, f)
 	s.Yard = yard.New(book.Config{
-		Log: log, Store: s.st, Kernel: s.Kernel, BootID: fmt.Sprint("boot", s.n), IPAM: ipam.New(ipam.Config{}), Fabric: f,
+		Log: log, Store: s.st, Kernel: s.Kernel, BootID: fmt.Sprint("boot", s.n),
+		IPAM: ipam.New(ipam.Config{}), Fabric: f,
 		Modes: map[string]modes.Mode{"overlay": s.mode.Mode}, Background: func(f func()) { f() },
 	})
 	must(s.t, reconcile.Restore(s.t.Context(), s.Yard, false))
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
-	for _, run := range []func(context.Context) error{s.agent.Run, func(ctx context.Context) error { return reconcile.Mend(ctx, s.Yard) }}[:map[bool]int{false: 1, true: 2}[mends]] {
+	runs := []func(context.Context) error{s.agent.Run}
+	if mends {
+		runs = append(runs, func(ctx context.Context) error { return reconcile.Mend(ctx, s.Yard) })
+	}
+	for _, run := range runs {
 		all.Add(1)
 		go func() {
 			defer all.Done()
@@ -258,7 +269,8 @@ func (s *station) on(n modes.Network, id string) (c *kerneltest.Host, e modes.En
 	c = kerneltest.New(s.t)
 	_, link, err := s.Join(s.t.Context(), n.ID, e.ID, c.Path())
 	must(s.t, err)
-	c.Take(s.t, s.Host, link.SrcName, "ip link set eth0 mtu "+fmt.Sprint(link.MTU), "ip addr add "+e.Addrs[0].String()+" dev eth0", "ip addr add "+e.Addrs[1].String()+" dev eth0 nodad")
+	c.Take(s.t, s.Host, link.SrcName, "ip link set eth0 mtu "+fmt.Sprint(link.MTU),
+		"ip addr add "+e.Addrs[0].String()+" dev eth0", "ip addr add "+e.Addrs[1].String()+" dev eth0 nodad")
 	return c, e
 }
 
@@ -295,9 +307,11 @@ func (w *wiretap) see(frame []byte) {
 	switch {
 	case proto == icmp6 && (rest[0] >= firstND) && !bytes.Contains(frame, []byte(mark)):
 		return
-	case proto == udp && binary.BigEndian.Uint16(rest[2:]) == fabric.WireGuardPort && !bytes.Contains(frame, []byte(mark)):
+	case proto == udp && binary.BigEndian.Uint16(rest[2:]) == fabric.WireGuardPort &&
+		!bytes.Contains(frame, []byte(mark)):
 		w.sealed++
-	case proto == udp && binary.BigEndian.Uint16(rest[2:]) == 4789 && w.open != 0 && binary.BigEndian.Uint32(rest[12:])>>8 == w.open:
+	case proto == udp && binary.BigEndian.Uint16(rest[2:]) == 4789 && w.open != 0 &&
+		binary.BigEndian.Uint32(rest[12:])>>8 == w.open:
 		w.plain++
 	default:
 		w.others = append(w.others, bytes.Clone(frame))
@@ -394,7 +408,8 @@ func (p *pair) through(when string) {
 // lost: of some pings none comes back, neither a container's nor the host's.
 func (p *pair) lost(when string) {
 	p.t.Helper()
-	if back := pinged(p.t, p.c1, p.to(), 5, "-i 0.1 -W 1") + pinged(p.t, p.one.Host, p.to(), 2, "-i 0.1 -W 1"); back != 0 {
+	back := pinged(p.t, p.c1, p.to(), 5, "-i 0.1 -W 1") + pinged(p.t, p.one.Host, p.to(), 2, "-i 0.1 -W 1")
+	if back != 0 {
 		p.t.Errorf("%s: %d pings came back", when, back)
 	}
 	p.quiet(when)
@@ -432,7 +447,8 @@ func (p *pair) begin() {
 	t := p.t
 	t.Helper()
 	p.c1, p.e1 = p.one.on(network(redOne, "red", map[string]string{"encrypted": "true"}), "e10000000000")
-	p.two.Sh(t, "nft add table inet block; nft 'add chain inet block in { type filter hook input priority -10; }'; nft add rule inet block in udp dport 14789 drop")
+	p.two.Sh(t, "nft add table inet block; nft 'add chain inet block in { type filter hook input priority -10; }'; "+
+		"nft add rule inet block in udp dport 14789 drop")
 	p.c2, p.e2 = p.two.on(network(redTwo, "red", nil), "e20000000000") // who says nothing gets the cluster's
 	n, err := p.two.Network(redTwo)
 	must(t, err)
@@ -457,7 +473,8 @@ func (p *pair) much() {
 	const header = 28
 	pings := map[bool]int{false: 5000, true: 500}[p.one.v6] // and as many answers
 	size := p.mtu() - header
-	if pinged(t, p.c1, p.to(), 3, fmt.Sprint("-W 5 -M do -s ", size)) == 0 || pinged(t, p.c1, p.to(), 1, fmt.Sprint("-W 1 -M do -s ", size+1)) != 0 {
+	if pinged(t, p.c1, p.to(), 3, fmt.Sprint("-W 5 -M do -s ", size)) == 0 ||
+		pinged(t, p.c1, p.to(), 1, fmt.Sprint("-W 1 -M do -s ", size+1)) != 0 {
 		t.Errorf("the largest packet that fits is not of %d bytes", p.mtu())
 	}
 	at := p.quiet("full packets")
@@ -533,7 +550,8 @@ func (p *pair) beside() {
 	p.tap.open = uint32(vni)
 	p.tap.mu.Unlock()
 	_, e := p.two.on(green(two), "e40000000000")
-	clustertest.Eventually(t, "a network in clear is not reached", func() bool { return pinged(t, c, e.Addrs[0].Addr(), 1, "-W 1") == 1 })
+	clustertest.Eventually(t, "a network in clear is not reached",
+		func() bool { return pinged(t, c, e.Addrs[0].Addr(), 1, "-W 1") == 1 })
 	p.through("with a network in clear beside it")
 	if c.Sh(t, "ip route add default via 10.30.0.1"); c.Pings(p.to().String(), false) {
 		t.Error("one network reaches another")
@@ -558,11 +576,14 @@ func (p *pair) keyless() {
 	m := record.Member{Network: n.Settled["overlay_id"], Host: old.ID}
 	must(t, p.one.client.Join(t.Context(), old))
 	must(t, p.one.client.JoinNetwork(t.Context(), m))
-	must(t, p.one.client.ClaimAddresses(t.Context(), m, record.Address{Addr: netip.MustParseAddr("10.20.9.9"), Use: record.Endpoint, Endpoint: "e9", MAC: "02:42:0a:14:09:09"}))
+	must(t, p.one.client.ClaimAddresses(t.Context(), m, record.Address{
+		Addr: netip.MustParseAddr("10.20.9.9"), Use: record.Endpoint, Endpoint: "e9", MAC: "02:42:0a:14:09:09",
+	}))
 	clustertest.Eventually(t, "a host that cannot encrypt is not named", func() bool {
 		s, err := p.one.agent.Status()
 		on := s.Networks[m.Network]
-		return err == nil && slices.Equal(on.Left, []string{"old"}) && strings.Contains(on.Refused[netip.MustParseAddr("10.20.9.9")], "its host old cannot encrypt")
+		return err == nil && slices.Equal(on.Left, []string{"old"}) &&
+			strings.Contains(on.Refused[netip.MustParseAddr("10.20.9.9")], "its host old cannot encrypt")
 	})
 	if peers := p.one.peers(t, redOne); len(peers) != 1 {
 		t.Errorf("peers of the WireGuard device: %v", peers)
@@ -620,7 +641,9 @@ func (p *pair) gone(s *station, id string, e modes.Endpoint) {
 	must(t, s.Leave(t.Context(), id, e.ID))
 	must(t, s.DeleteEndpoint(t.Context(), id, e.ID))
 	must(t, s.DeleteNetwork(t.Context(), id))
-	if out := s.Sh(t, "ip -o link | grep -e nyt- -e "+id[:11]+" || true; nft list set inet netyard encrypted | grep elements || true; ip -6 route | grep nyt || true"); out != "" {
+	out := s.Sh(t, "ip -o link | grep -e nyt- -e "+id[:11]+" || true; "+
+		"nft list set inet netyard encrypted | grep elements || true; ip -6 route | grep nyt || true")
+	if out != "" {
 		t.Errorf("host %d: left: %s", s.n, out)
 	}
 }

@@ -108,7 +108,8 @@ func (m mode) encrypts() error {
 		return h.Clear
 	}
 	if inside := h.TunnelMTU(); inside < modes.MinIPv6MTU {
-		return fmt.Errorf("the link to the other hosts carries %d, which leaves %d inside WireGuard; IPv6 needs at least %d",
+		return fmt.Errorf(
+			"the link to the other hosts carries %d, which leaves %d inside WireGuard; IPv6 needs at least %d",
 			h.MTU, inside, modes.MinIPv6MTU)
 	}
 	return nil

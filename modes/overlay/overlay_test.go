@@ -39,7 +39,8 @@ func network(id, name string, opts map[string]string) modes.Network {
 		o[k] = v
 	}
 	return modes.Network{
-		ID: id, Mode: "overlay", Options: o, Subnets: []modes.Subnet{subnet("10.20.0.0/16", "10.20.0.1/16"), subnet("fd20::/64", "fd20::1/64")},
+		ID: id, Mode: "overlay", Options: o,
+		Subnets: []modes.Subnet{subnet("10.20.0.0/16", "10.20.0.1/16"), subnet("fd20::/64", "fd20::1/64")},
 	}
 }
 
@@ -91,11 +92,15 @@ func TestContract(t *testing.T) {
 	internal.Internal = true
 	v4 := network(netA, "blue", map[string]string{"masquerade": "false", "mtu": "1000"})
 	v4.Subnets = v4.Subnets[:1]
-	for name, n := range map[string]modes.Network{"both": network(netA, "blue", nil), "internal": internal, "IPv4": v4} {
+	for name, n := range map[string]modes.Network{
+		"both": network(netA, "blue", nil), "internal": internal, "IPv4": v4,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			modetest.Run(t, modetest.Case{
-				New: overlay.New, Fabric: in(alone{1500}), Network: n, Endpoint: endpoint(n, "eeeeeeeeeeee0001", netip.MustParseAddr("10.20.0.7"), netip.MustParseAddr("fd20::7")),
+				New: overlay.New, Fabric: in(alone{1500}), Network: n,
+				Endpoint: endpoint(n, "eeeeeeeeeeee0001", netip.MustParseAddr("10.20.0.7"),
+					netip.MustParseAddr("fd20::7")),
 				Setup: func(t *testing.T, h *kerneltest.Host) { h.Sh(t, "ip addr add 192.0.2.1/24 dev lo") },
 			})
 		})
@@ -126,10 +131,12 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	small := modetest.On(h.Kernel, overlay.New, alone{1300})
-	if _, err := small.Settle(t.Context(), network(netA, "blue", nil)); err == nil || !strings.Contains(err.Error(), "IPv6 needs at least 1280") {
+	if _, err := small.Settle(t.Context(), network(netA, "blue", nil)); err == nil ||
+		!strings.Contains(err.Error(), "IPv6 needs at least 1280") {
 		t.Errorf("a link that is too small: %v", err)
 	}
-	if _, err := modetest.On(h.Kernel, overlay.New, nil).Settle(t.Context(), network(netA, "blue", nil)); !errors.Is(err, modes.ErrNoCluster) {
+	lone := modetest.On(h.Kernel, overlay.New, nil)
+	if _, err := lone.Settle(t.Context(), network(netA, "blue", nil)); !errors.Is(err, modes.ErrNoCluster) {
 		t.Errorf("without etcd: %v", err)
 	}
 	if got := h.Dump(t); got != dump {
@@ -139,7 +146,8 @@ func TestRefusals(t *testing.T) {
 	one, two := network(netA, "blue", nil), network("bbbbbbbbbbbb2222", "blue", nil)
 	one.Settled = map[string]string{"overlay_id": strings.Repeat("c", 32)}
 	dump = h.Dump(t)
-	if _, err := m.Settle(t.Context(), two, one); err == nil || !strings.Contains(err.Error(), "as network aaaaaaaaaaaa") {
+	if _, err := m.Settle(t.Context(), two, one); err == nil ||
+		!strings.Contains(err.Error(), "as network aaaaaaaaaaaa") {
 		t.Errorf("twice on one host: %v", err)
 	}
 	if got := h.Dump(t); got != dump {
@@ -212,7 +220,9 @@ func (h *host) up(t *testing.T, n modes.Network) modes.Network {
 }
 
 // run starts a container with addresses of the cluster's.
-func (h *host) run(t *testing.T, n modes.Network, id string, ports ...modes.Port) (c *kerneltest.Host, e modes.Endpoint) {
+func (h *host) run(
+	t *testing.T, n modes.Network, id string, ports ...modes.Port,
+) (c *kerneltest.Host, e modes.Endpoint) {
 	t.Helper()
 	var addrs []netip.Addr
 	for _, v6 := range []bool{false, true} {
@@ -231,7 +241,8 @@ func (h *host) run(t *testing.T, n modes.Network, id string, ports ...modes.Port
 		t.Fatal(err)
 	}
 	c = kerneltest.New(t)
-	c.Take(t, h.Host, link.SrcName, "ip link set eth0 mtu "+fmt.Sprint(link.MTU), "ip addr add "+e.Addrs[0].String()+" dev eth0", "ip addr add "+e.Addrs[1].String()+" dev eth0 nodad")
+	c.Take(t, h.Host, link.SrcName, "ip link set eth0 mtu "+fmt.Sprint(link.MTU),
+		"ip addr add "+e.Addrs[0].String()+" dev eth0", "ip addr add "+e.Addrs[1].String()+" dev eth0 nodad")
 	for _, gw := range link.Gateways {
 		c.Sh(t, "ip route add default via "+gw.String())
 	}
@@ -254,7 +265,9 @@ func TestThreeHosts(t *testing.T) {
 		n := h.up(t, network(fmt.Sprintf("%d00000000000", i+1), "blue", nil))
 		var ports []modes.Port
 		if i == 0 {
-			ports = []modes.Port{{Proto: "tcp", HostIP: netip.IPv4Unspecified(), HostPort: 8080, ContainerPort: 80, Count: 1}}
+			ports = []modes.Port{
+				{Proto: "tcp", HostIP: netip.IPv4Unspecified(), HostPort: 8080, ContainerPort: 80, Count: 1},
+			}
 		}
 		c, e := h.run(t, n, fmt.Sprintf("e%d0000000000", i+1), ports...)
 		hosts, cs, es, ns = append(hosts, h), append(cs, c), append(es, e), append(ns, n)
@@ -277,7 +290,8 @@ func TestThreeHosts(t *testing.T) {
 	if lan.Sh(t, "ip route add 10.20.0.0/16 via 192.0.2.1"); lan.Pings(es[0].Addrs[0].Addr().String(), false) {
 		t.Error("the outside reaches a container")
 	}
-	published(t, cs[0], map[string]*kerneltest.Host{"the outside": lan, "another host": hosts[1].Host, "a container elsewhere": cs[2]})
+	published(t, cs[0],
+		map[string]*kerneltest.Host{"the outside": lan, "another host": hosts[1].Host, "a container elsewhere": cs[2]})
 	green := network("900000000000", "green", nil)
 	green.Subnets = []modes.Subnet{subnet("10.30.0.0/16", "10.30.0.1/16"), subnet("fd30::/64", "fd30::1/64")}
 	other, _ := hosts[2].run(t, hosts[2].up(t, green), "e90000000000")
@@ -299,7 +313,8 @@ func TestThreeHosts(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if out := hosts[0].Sh(t, "ip -o link | grep -c 'ny[bxv]-' || true; nft list ruleset | grep -c 192.0.2.2 || true"); out != "0\n0" {
+	out := hosts[0].Sh(t, "ip -o link | grep -c 'ny[bxv]-' || true; nft list ruleset | grep -c 192.0.2.2 || true")
+	if out != "0\n0" {
 		t.Errorf("left: %s", out)
 	}
 }

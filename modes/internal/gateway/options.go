@@ -28,13 +28,15 @@ var (
 	Address = modes.AddrsOption{
 		Name:  "gateway_address",
 		Fixed: "running containers have their default route already; recreate the network",
-		Help:  "addresses of the container that is the gateway of the others, and their only way out. Needs --ipam-driver netyard, and --ip for the container",
+		Help: "addresses of the container that is the gateway of the others, and their only way out. " +
+			"Needs --ipam-driver netyard, and --ip for the container",
 	}
 	mode4 = modes.EnumOption{
 		Name: "gateway_mode_ipv4", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv4"},
 		Values: []string{NAT, Routed, Isolated}, Default: NAT,
 		Fixed: "the ports of running containers are published already; recreate the network",
-		Help:  "nat: containers leave with the host's address. routed: with their own, and -p opens their own ports. isolated: the host has no address on the bridge; needs --internal",
+		Help: "nat: containers leave with the host's address. routed: with their own, and -p opens their own ports. " +
+			"isolated: the host has no address on the bridge; needs --internal",
 	}
 	mode6 = modes.EnumOption{
 		Name: "gateway_mode_ipv6", Docker: []string{"com.docker.network.bridge.gateway_mode_ipv6"},
@@ -42,7 +44,8 @@ var (
 	}
 	ndpProxy = modes.LinkOption{
 		Name: "ndp_proxy", Set: true,
-		Help: "host interface on which the host answers neighbour solicitations for its containers, whose addresses are in that link's subnet",
+		Help: "host interface on which the host answers neighbour solicitations for its containers, " +
+			"whose addresses are in that link's subnet",
 	}
 )
 

@@ -12,7 +12,8 @@ var (
 	HostAccess = modes.BoolOption{
 		Name: "host_access", Default: "false",
 		Fixed: "running containers have their routes from their engine; recreate the network",
-		Help:  "let host and containers reach each other, by a link of the host on the parent; needs macvlan_mode=bridge or ipvlan_flag=bridge",
+		Help: "let host and containers reach each other, by a link of the host on the parent; " +
+			"needs macvlan_mode=bridge or ipvlan_flag=bridge",
 	}
 	// HostPublish is whether ports of the host lead to containers as well.
 	HostPublish = modes.BoolOption{
@@ -24,7 +25,8 @@ var (
 	Parent = modes.LinkOption{
 		Name: "parent", CNI: "master",
 		Fixed: "the links of running containers are on that parent; recreate the network",
-		Help:  "host link to the LAN; eth0.50 creates the link of VLAN 50 on eth0 if it is missing; without a parent, containers only reach each other",
+		Help: "host link to the LAN; eth0.50 creates the link of VLAN 50 on eth0 if it is missing; " +
+			"without a parent, containers only reach each other",
 	}
 )
 
