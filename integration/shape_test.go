@@ -75,7 +75,8 @@ func tracked(t *testing.T, pattern string) []string {
 	if err != nil {
 		t.Fatalf("git ls-files: %v", err)
 	}
-	return slices.DeleteFunc(strings.Fields(string(out)), func(name string) bool {
+	names := slices.Compact(strings.Fields(string(out))) // in a merge, a file may be listed several times
+	return slices.DeleteFunc(names, func(name string) bool {
 		_, err := os.Stat(filepath.Join("..", name))
 		return err != nil
 	})

@@ -78,9 +78,9 @@ func (j *Judge) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 	return j.residents.Deserted(id), nil
 }
 
-// linkUnplugged reports for an endpoint whose sandbox is not visible whether its link is certainly in no sandbox: the engine
-// was killed before it made the namespace, or before netyard looked. If the engine's mounts cannot be seen from here,
-// only the link tells.
+// linkUnplugged reports for an endpoint whose sandbox is not visible whether its link is certainly in no sandbox: the
+// engine was killed before it made the namespace, or before netyard looked. If the engine's mounts cannot be seen from
+// here, only the link tells.
 func (y *Book) linkUnplugged(e modes.Endpoint) (bool, error) {
 	m, n, e, err := y.Whole(e.NetworkID, e.ID)
 	if err != nil {
