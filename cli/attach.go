@@ -111,7 +111,7 @@ func printDockerCreate(c *cli.Context, name string) error {
 	if at < 0 {
 		return fmt.Errorf("network %s is not in the cluster; netyard cluster networks lists its networks", name)
 	}
-	const plugin, option = overlay.OverlaySpace, overlay.OptOverlay // one plugin is both drivers
+	const plugin, option = overlay.Space, overlay.Option // one plugin is both drivers
 	words := []string{
 		"docker network create -d", plugin, "--ipam-driver", plugin,
 		"-o", option + "=" + name, "--ipam-opt", option + "=" + name,

@@ -62,7 +62,7 @@ func cniInstall(c *cli.Context) error {
 	}
 	var ranges []cni.Range
 	for _, s := range n.Subnets {
-		if s.IPAM != book.Space && s.IPAM != overlay.OverlaySpace {
+		if s.IPAM != book.Space && s.IPAM != overlay.Space {
 			return fmt.Errorf("install network %s: the addresses of %s are managed by %s's own IPAM; "+
 				"only networks created with --ipam-driver netyard can be shared", n.Name, s.Pool, n.Engine)
 		}

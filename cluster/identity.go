@@ -10,9 +10,9 @@ import (
 // identity holds the host's Identity.
 var identity = store.Bucket[Identity]{Name: "cluster"}
 
-// Kept returns the buckets whose records must survive the loss of the database: a host that was removed from the
-// cluster must not be admitted again under a new ID.
-func Kept() []string { return []string{identity.Name} }
+// CopiedBuckets returns the buckets whose records must survive the loss of the database: a host that was removed from
+// the cluster must not be admitted again under a new ID.
+func CopiedBuckets() []string { return []string{identity.Name} }
 
 // An Identity is a host's ID and cluster. It is made once, and stays when the host's name or address changes.
 type Identity struct {

@@ -168,8 +168,8 @@ type port struct {
 }
 
 // ask returns the port in netyard's form.
-func (p port) ask() (a book.Ask, err error) {
-	a = book.Ask{ContainerPort: p.Port, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd}
+func (p port) ask() (a book.PortRequest, err error) {
+	a = book.PortRequest{ContainerPort: p.Port, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd}
 	if a.Proto = map[uint8]string{protoTCP: "tcp", protoUDP: "udp", protoSCTP: "sctp"}[p.Proto]; a.Proto == "" {
 		return a, fmt.Errorf("publish port %d: protocol %d is not tcp, udp or sctp", p.Port, p.Proto)
 	}
@@ -190,7 +190,7 @@ const (
 )
 
 // asksOf returns the ports in netyard's form.
-func asksOf(ports []port) (asks []book.Ask, err error) {
+func asksOf(ports []port) (asks []book.PortRequest, err error) {
 	for _, p := range ports {
 		a, err := p.ask()
 		if err != nil {

@@ -25,8 +25,8 @@ type Door struct {
 	DHCP bool
 	Yard *yard.Yard
 	Log  *slog.Logger
-	// Greeted is called when an engine activates the plugin or asks for its capabilities, as it does when it starts.
-	Greeted func()
+	// OnActivate is called when an engine activates the plugin or asks for its capabilities, as it does when it starts.
+	OnActivate func()
 }
 
 // Handler returns the HTTP handler of the plugin's verbs.
@@ -38,7 +38,7 @@ func (d *Door) Handler() http.Handler {
 		implements = implements[1:]
 	}
 	mux.Handle("/Plugin.Activate", answer(func() any {
-		d.Greeted()
+		d.OnActivate()
 		return map[string][]string{"Implements": implements}
 	}))
 	d.handleIPAM(mux, log)
@@ -71,7 +71,7 @@ func (d *Door) handleNetworks(mux *http.ServeMux, log *slog.Logger) {
 func nothing[Q request](context.Context, Q) (empty, error) { return empty{}, nil }
 
 func (d *Door) capabilities() capabilities {
-	d.Greeted()
+	d.OnActivate()
 	return capabilities{Scope: "local", ConnectivityScope: "local", GwAllocChecker: true}
 }
 
@@ -152,7 +152,7 @@ func (d *Door) join(ctx context.Context, q join) (joinAnswer, error) {
 	if err != nil {
 		return joinAnswer{}, err
 	}
-	if err := d.Yard.Lend(ctx, n, link, q.EndpointID, asks); err != nil {
+	if err := d.Yard.PublishTentatively(ctx, n, link, q.EndpointID, asks); err != nil {
 		return joinAnswer{}, errors.Join(err, d.Yard.Leave(context.WithoutCancel(ctx), q.NetworkID, q.EndpointID))
 	}
 	return joinAnswerOf(link), nil

@@ -55,7 +55,7 @@ func newEngine(tb testing.TB, mode string) *engine {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = e.yard.Run(ctx) }()
-	d := &driver.Door{Name: "netyard", Mode: mode, Yard: e.yard, Log: log, Greeted: func() { e.greeted.Add(1) }}
+	d := &driver.Door{Name: "netyard", Mode: mode, Yard: e.yard, Log: log, OnActivate: func() { e.greeted.Add(1) }}
 	sock := filepath.Join(tb.TempDir(), "s")
 	l, err := net.Listen("unix", sock)
 	if err != nil {

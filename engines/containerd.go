@@ -267,8 +267,8 @@ func (c *Containerd) recordProcesses() error {
 	return errors.Join(errs...)
 }
 
-// Whose returns the container of an attachment that is being made, and its labels (see userLabels).
-func (c *Containerd) Whose(ctx context.Context, name string) (modes.Container, map[string]string, error) {
+// FindContainer returns the container of an attachment that is being made, and its labels (see userLabels).
+func (c *Containerd) FindContainer(ctx context.Context, name string) (modes.Container, map[string]string, error) {
 	client := c.client
 	ns, o, err := c.find(ctx, client, name)
 	if errdefs.IsUnavailable(err) { // containerd may have just started, and the connection not tried again yet

@@ -41,8 +41,9 @@ type Docker struct {
 	Yard *yard.Yard
 	Log  *slog.Logger
 
-	// Beside rebuilds the records of endpoints of other engines, after the records were lost; nil if there are none.
-	Beside func(context.Context) error
+	// RebuildOthers rebuilds the records of endpoints of other engines, after the records were lost; nil if there are
+	// none.
+	RebuildOthers func(context.Context) error
 
 	poked chan struct{}
 }
@@ -103,7 +104,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // check asks the engine once and reconciles the records with its answer. unnamed says that the container of an endpoint
 // or the name of a network is not known yet.
 func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
-	if err := d.Yard.BuryLost(ctx); err != nil {
+	if err := d.Yard.RemoveLost(ctx); err != nil {
 		d.Log.Warn("removal of a killed engine's endpoints failed", "err", err)
 	}
 	c, err := d.Census(ctx)
@@ -114,7 +115,7 @@ func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
 			return true, err
 		}
-		if err := reconcile.Rebuild(ctx, d.Yard, c, d.Beside); err != nil {
+		if err := reconcile.Rebuild(ctx, d.Yard, c, d.RebuildOthers); err != nil {
 			return true, err
 		}
 	}

@@ -33,7 +33,7 @@ func (a *Agent) Doctor(ctx context.Context) (all []Symptom, err error) {
 	if s.Reason != "" {
 		all = append(all, Symptom{Of: "host", Text: "this host is not a member of the cluster: " + s.Reason})
 	}
-	if err := overlay.TellsDevices(); err != nil {
+	if err := overlay.CheckKernel(); err != nil {
 		all = append(all, Symptom{Of: "host", Text: err.Error()})
 	}
 	advice, err := a.c.Client.Advise(ctx)
@@ -82,9 +82,9 @@ type remoteHost struct {
 // probe sends packets to the hosts that are alive and returns which of them do not answer.
 func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 	hosts := a.remoteHosts(a.downHosts(ctx))
-	var echoes []overlay.Echo
+	var echoes []overlay.Probe
 	for _, f := range hosts {
-		echoes = append(echoes, overlay.Echo{To: f.addr}, overlay.Echo{To: f.addr, Size: f.mtu})
+		echoes = append(echoes, overlay.Probe{To: f.addr}, overlay.Probe{To: f.addr, Size: f.mtu})
 	}
 	back, err := a.kernel.Echoes(ctx, echoes)
 	if err != nil {

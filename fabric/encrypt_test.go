@@ -19,7 +19,7 @@ import (
 func TestTunnelKey(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
-	encrypts := overlay.Encrypts(h.Handle) == nil
+	encrypts := overlay.CheckWireGuard(h.Handle) == nil
 	first := h.host()
 	if (first.WireGuard != "") != encrypts || encrypts && first.WireGuardPort != WireGuardPort {
 		t.Errorf("the host is published as %+v, and can encrypt: %v", first, encrypts)

@@ -357,8 +357,8 @@ func (a *Agent) forgetNetwork(id string, n *network) error {
 	})
 }
 
-// Keep unbinds all networks but those with these IDs: a daemon that died may have left others.
-func (a *Agent) Keep(ids []string) error {
+// UnbindExcept unbinds all networks but those with these IDs: a daemon that died may have left others.
+func (a *Agent) UnbindExcept(ids []string) error {
 	var others []string
 	for _, n := range a.on() {
 		if !slices.Contains(ids, n.ID) {
@@ -381,16 +381,16 @@ func (a *Agent) wakeUp() {
 	}
 }
 
-// Here returns the networks that are on this host.
-func (a *Agent) Here() (all []Bound) {
+// Networks returns the networks that are on this host.
+func (a *Agent) Networks() (all []Bound) {
 	for _, n := range a.on() {
 		all = append(all, n.Bound)
 	}
 	return all
 }
 
-// Moved returns a channel that receives when a network was bound to this host or unbound.
-func (a *Agent) Moved() <-chan struct{} { return a.moved }
+// NetworkChanges returns a channel that receives when a network was bound to this host or unbound.
+func (a *Agent) NetworkChanges() <-chan struct{} { return a.moved }
 
 func (a *Agent) notifyMoved() {
 	select {

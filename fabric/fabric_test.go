@@ -67,7 +67,7 @@ func hosts(t testing.TB, e *clustertest.Etcd, many int) (all []*host) {
 		}
 		lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
 		h.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0", n))
-		h.ShareTables()
+		h.LeaveTablesOpen()
 		must(t, h.LoadFirewall())
 		var err error
 		h.file = t.TempDir()
@@ -200,7 +200,7 @@ func (h *host) up(n record.Network) {
 	objects := []core.Object{
 		bridge.Bridge{Name: br, Alias: alias, MTU: n.MTU, MAC: mac, IPv6: true},
 		overlay.VXLAN{Name: x, Alias: alias, Master: br, VNI: n.VNI, Local: h.Local(), Port: h.Port(), MTU: n.MTU},
-		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br), nft.InterfaceIn(bridge.Talk, br, br),
+		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br), nft.InterfaceIn(bridge.Reachable, br, br),
 	}
 	for _, s := range n.Subnets {
 		objects = append(objects, overlay.Anycast{Link: br, Alias: alias, Addr: s.Gateway})

@@ -10,23 +10,23 @@ import (
 	"netyard/cluster/record"
 )
 
-// A Reached is an endpoint of a network, on any host.
-type Reached struct {
+// A RemoteEndpoint is an endpoint of a network, on any host.
+type RemoteEndpoint struct {
 	record.Address
 	// HostName is the name of its host; empty when it is not known.
 	HostName string
 }
 
-// Reach returns the endpoints, on all hosts, of a network that is on this host, as far as they are known. It does not
-// ask etcd.
-func (a *Agent) Reach(network string) (all []Reached) {
+// Endpoints returns the endpoints, on all hosts, of a network that is on this host, as far as they are known. It does
+// not ask etcd.
+func (a *Agent) Endpoints(network string) (all []RemoteEndpoint) {
 	n := a.network(network)
 	if n == nil {
 		return nil
 	}
 	n.claims.Each(func(r record.Record) {
 		if addr, ok := r.(*record.Address); ok && addr.Use == record.Endpoint {
-			all = append(all, Reached{Address: *addr})
+			all = append(all, RemoteEndpoint{Address: *addr})
 		}
 	})
 	for i := range all {
@@ -34,7 +34,7 @@ func (a *Agent) Reach(network string) (all []Reached) {
 			all[i].HostName = h.Name
 		}
 	}
-	slices.SortFunc(all, func(a, b Reached) int { return a.Addr.Compare(b.Addr) })
+	slices.SortFunc(all, func(a, b RemoteEndpoint) int { return a.Addr.Compare(b.Addr) })
 	return all
 }
 

@@ -207,7 +207,7 @@ func TestLeftStaysClosed(t *testing.T) {
 			strings.Contains(h.Sh(t, "nft list set bridge netyard vnis_bridged"), number)
 	}
 	parting := func() []core.Object {
-		objects, err := h.Parting()
+		objects, err := h.LeavingObjects()
 		must(t, err)
 		return objects
 	}
@@ -224,7 +224,7 @@ func TestLeftStaysClosed(t *testing.T) {
 	}
 	h.stop()
 	h.Reopen(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	h.boot(1)
 	must(t, h.LoadFirewall())
 	if !closed() {

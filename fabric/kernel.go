@@ -17,9 +17,9 @@ type Kernel interface {
 	dataplane.Kernel
 	tunnel.Kernel
 	// Carrier returns the link that has an address.
-	Carrier(addr netip.Addr) (overlay.Carrier, error)
+	Carrier(addr netip.Addr) (overlay.Underlay, error)
 	// Echoes sends packets, and returns which were answered.
-	Echoes(ctx context.Context, all []overlay.Echo) ([]bool, error)
+	Echoes(ctx context.Context, all []overlay.Probe) ([]bool, error)
 }
 
 // onHost is the kernel of this host.
@@ -33,19 +33,19 @@ func (k onHost) ChangePeers(
 }
 
 // Encrypts returns why the kernel has no WireGuard.
-func (k onHost) Encrypts() error { return overlay.Encrypts(k.Handle) }
+func (k onHost) Encrypts() error { return overlay.CheckWireGuard(k.Handle) }
 
 // AskAgain starts handshakes with peers.
 func (k onHost) AskAgain(peers []overlay.WireGuardPeer, since time.Time) error {
-	return overlay.AskAgain(k.Handle, peers, since)
+	return overlay.RetryHandshakes(k.Handle, peers, since)
 }
 
 // Carrier returns the link that has an address.
-func (k onHost) Carrier(addr netip.Addr) (overlay.Carrier, error) {
-	return overlay.CarrierOf(k.Handle, addr)
+func (k onHost) Carrier(addr netip.Addr) (overlay.Underlay, error) {
+	return overlay.UnderlayOf(k.Handle, addr)
 }
 
 // Echoes sends packets.
-func (k onHost) Echoes(ctx context.Context, all []overlay.Echo) ([]bool, error) {
-	return overlay.Echoes(ctx, k.Handle, all)
+func (k onHost) Echoes(ctx context.Context, all []overlay.Probe) ([]bool, error) {
+	return overlay.SendProbes(ctx, k.Handle, all)
 }

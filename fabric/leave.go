@@ -44,7 +44,7 @@ func (*leaving) add(tx store.Tx, id string, n *network) error {
 // closed returns the elements that keep such a network closed. They have an owner of their own, so that they stay when
 // the network's others go.
 func (l *leaving) closed(id string, vni uint32) []core.Object {
-	return dataplane.Elements(overlay.Closed(l.port(), vni), "parting "+id)
+	return dataplane.Elements(overlay.CloseElements(l.port(), vni), "parting "+id)
 }
 
 // objects returns the elements that keep all these networks closed.
@@ -114,8 +114,9 @@ func (l *leaving) forget(id string) error {
 	})
 }
 
-// Parting returns the elements that keep networks closed which were removed from this host and not left in etcd yet.
-func (a *Agent) Parting() (objects []core.Object, err error) { return a.leaving.objects() }
+// LeavingObjects returns the elements that keep networks closed which were removed from this host and not left in etcd
+// yet.
+func (a *Agent) LeavingObjects() (objects []core.Object, err error) { return a.leaving.objects() }
 
 // awaitLeft waits up to 3 s until networks that were removed from this host are left in etcd: an admin who removes one
 // and creates another with its name does not want the old one.

@@ -137,14 +137,14 @@ func (m Modes) Grant(ctx context.Context, o modes.Overlay, owner string, addr ne
 // Release returns a granted address.
 func (m Modes) Release(o modes.Overlay, addr netip.Addr) error { return m.A.Release(o.ID, addr) }
 
-// Room returns why no address of a family could be granted now.
-func (m Modes) Room(o modes.Overlay, v6 bool) error { return m.A.Room(o.ID, v6) }
+// CheckRoom returns why no address of a family could be granted now.
+func (m Modes) CheckRoom(o modes.Overlay, v6 bool) error { return m.A.CheckRoom(o.ID, v6) }
 
 // Objects returns what this host's kernel should have because of the other hosts.
 func (m Modes) Objects(o modes.Overlay) []core.Object { return m.A.Objects(o.ID) }
 
-// Parting returns the elements of networks that were removed from this host and not left in etcd yet.
-func (m Modes) Parting() ([]core.Object, error) { return m.A.Parting() }
+// LeavingObjects returns the elements of networks that were removed from this host and not left in etcd yet.
+func (m Modes) LeavingObjects() ([]core.Object, error) { return m.A.LeavingObjects() }
 
 func withoutPrefix(ps []netip.Prefix) (all []netip.Addr) {
 	for _, p := range ps {

@@ -22,8 +22,8 @@ func (a *Agent) Grant(ctx context.Context, w address.Wish) (netip.Addr, error) {
 	return n.addrs.Grant(ctx, w)
 }
 
-// Room returns why no address of a family could be granted now.
-func (a *Agent) Room(network string, v6 bool) error {
+// CheckRoom returns why no address of a family could be granted now.
+func (a *Agent) CheckRoom(network string, v6 bool) error {
 	n := a.network(network)
 	if n == nil {
 		return fmt.Errorf("network %s is not on this host", network)

@@ -72,9 +72,11 @@ func (*stuckKernel) Encrypts() error { return nil }
 
 func (k *stuckKernel) AskAgain([]overlay.WireGuardPeer, time.Time) error { return k.change() }
 
-func (*stuckKernel) Carrier(netip.Addr) (overlay.Carrier, error) { return overlay.Carrier{}, nil }
+func (*stuckKernel) Carrier(netip.Addr) (overlay.Underlay, error) { return overlay.Underlay{}, nil }
 
-func (k *stuckKernel) Echoes(context.Context, []overlay.Echo) ([]bool, error) { return nil, k.change() }
+func (k *stuckKernel) Echoes(context.Context, []overlay.Probe) ([]bool, error) {
+	return nil, k.change()
+}
 
 // TestRequestsNeverWaitForTheKernel: while the kernel is stuck in any work of the Agent, requests of engines, name
 // lookups and the status are answered.
@@ -181,7 +183,7 @@ func request(t *testing.T, a *Agent, when string, n record.Network) {
 			t.Errorf("%s, during %s: %v", what, when, err)
 		}
 	}
-	_ = a.Room(n.ID, false) // there is an answer
+	_ = a.CheckRoom(n.ID, false) // there is an answer
 	addr, err := a.Grant(t.Context(), address.Wish{Network: n.ID, Endpoint: id, Addr: netip.MustParseAddr(warmAddr)})
 	check("grant", err)
 	a.names.SetPlace(id, nametable.Place{Network: n.ID, Sandbox: "/run/one"})
@@ -193,15 +195,15 @@ func request(t *testing.T, a *Agent, when string, n record.Network) {
 	if name, _ := a.NameOf(n.ID, netip.Addr{}, addr); !strings.HasPrefix(name, "db.") {
 		t.Errorf("%s is called %q during %s", addr, name, when)
 	}
-	if len(a.Here()) == 0 || len(a.Objects(n.ID)) == 0 || a.Port() != port {
+	if len(a.Networks()) == 0 || len(a.Objects(n.ID)) == 0 || a.Port() != port {
 		t.Errorf("the network is not there during %s", when)
 	}
 	_, err = a.Status()
 	check("status", err)
-	_, err = a.Parting()
+	_, err = a.LeavingObjects()
 	check("parting", err)
 	_ = a.host()
-	a.Reach(n.ID)
+	a.Endpoints(n.ID)
 	a.setReason(etcd.ErrNotYet)
 	check("withdraw", a.Withdraw(n.ID, id))
 	check("release", a.Release(n.ID, addr))

@@ -34,8 +34,8 @@ const (
 	changeDelay = 200 * time.Millisecond
 )
 
-// A Keeper keeps bridges in the zone.
-type Keeper struct {
+// A Syncer keeps bridges in the zone.
+type Syncer struct {
 	Log *slog.Logger
 	// Bridges returns the bridges that belong in the zone.
 	Bridges func() []string
@@ -46,7 +46,7 @@ type Keeper struct {
 }
 
 // Run keeps the bridges in the zone until ctx ends. On a host without a system bus or firewalld it changes nothing.
-func (k *Keeper) Run(ctx context.Context) error {
+func (k *Syncer) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := k.follow(ctx); err != nil && ctx.Err() == nil {
 			k.Log.Debug("firewalld not reachable", "err", err)
@@ -61,7 +61,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 
 // follow connects to the bus and synchronizes the zone whenever the bridges or firewalld change, until the connection
 // breaks.
-func (k *Keeper) follow(ctx context.Context) error {
+func (k *Syncer) follow(ctx context.Context) error {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("connect to the system bus: %w", err)
@@ -98,7 +98,7 @@ func (k *Keeper) follow(ctx context.Context) error {
 
 // sync adds bridges to the zone that belong there and removes netyard's interfaces that do not. It leaves bridges that
 // the admin has put into another zone where they are.
-func (k *Keeper) sync(ctx context.Context, conn *dbus.Conn) {
+func (k *Syncer) sync(ctx context.Context, conn *dbus.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var runs bool
@@ -132,7 +132,7 @@ func (k *Keeper) sync(ctx context.Context, conn *dbus.Conn) {
 }
 
 // call calls addInterface or removeInterface for a bridge. An error that the zone has the wanted state already is none.
-func (k *Keeper) call(ctx context.Context, firewalld dbus.BusObject, method, bridge string) {
+func (k *Syncer) call(ctx context.Context, firewalld dbus.BusObject, method, bridge string) {
 	err := firewalld.CallWithContext(ctx, zoneCalls+method, 0, Zone, bridge).Err
 	done := err == nil ||
 		strings.Contains(err.Error(), "ZONE_ALREADY_SET") || strings.Contains(err.Error(), "UNKNOWN_INTERFACE")

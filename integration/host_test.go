@@ -421,7 +421,7 @@ func TestHostDevice(t *testing.T) {
 			h.Docker("rm -f c1")
 		}
 		told(t, h, event.DeviceTaken, "has device "+card)
-		told(t, h, event.DeviceGivenBack, "is returned to the host")
+		told(t, h, event.DeviceReturned, "is returned to the host")
 		h.Run("bare", "--network bare --cap-add NET_ADMIN")
 		h.Exec("bare", "ip link set eth0 mtu 1300 && ip link set eth0 name wan7 2>/dev/null; ip -o link | grep -q mtu")
 		h.Docker("rm -f bare")

@@ -54,7 +54,7 @@ func (r *rig) run(pool string, steps []step) {
 			case "reserve":
 				return r.ipam.Reserve(tx, pool, s.req.Addr, s.req.Name)
 			case "forget":
-				return r.ipam.Forget(tx, pool, s.req.Addr)
+				return r.ipam.Free(tx, pool, s.req.Addr)
 			}
 			r.now = r.now.Add(DefaultCooldown)
 			return nil

@@ -49,8 +49,9 @@ type reserved struct {
 	For  string     `json:"for,omitempty"`
 }
 
-// Kept returns the names of buckets that must be in the copy of the database, since their records cannot be rebuilt.
-func Kept() []string { return []string{reservedBucket.Name} }
+// CopiedBuckets returns the names of buckets that must be in the copy of the database, since their records cannot be
+// rebuilt.
+func CopiedBuckets() []string { return []string{reservedBucket.Name} }
 
 func addrKey(pool string, a netip.Addr) string {
 	b := a.As16()

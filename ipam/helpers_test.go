@@ -113,7 +113,7 @@ func (r *rig) reserve(pool, addr, name string) {
 }
 
 func (r *rig) forget(pool, addr string) error {
-	return r.store.Update(func(tx store.Tx) error { return r.ipam.Forget(tx, pool, ip(addr)) })
+	return r.store.Update(func(tx store.Tx) error { return r.ipam.Free(tx, pool, ip(addr)) })
 }
 
 // leases describes every lease as "address kind state name".

@@ -128,10 +128,10 @@ func (m *IPAM) Reserve(tx store.Tx, pool string, addr netip.Addr, name string) e
 	return nil
 }
 
-// Recall makes the reservations of all pools agree with the leases. Reservations without a lease get a lease again, and
-// leases that are reserved get a reservation. If authoritative is false, reservations without a lease are removed
-// before: an older netyard that did not know of reservations has released them.
-func (m *IPAM) Recall(tx store.Tx, authoritative bool) error {
+// RestoreReservations makes the reservations of all pools agree with the leases. Reservations without a lease get a
+// lease again, and leases that are reserved get a reservation. If authoritative is false, reservations without a lease
+// are removed before: an older netyard that did not know of reservations has released them.
+func (m *IPAM) RestoreReservations(tx store.Tx, authoritative bool) error {
 	pools, err := m.Pools(tx)
 	if err != nil {
 		return fmt.Errorf("restore reservations: %w", err)
@@ -157,8 +157,9 @@ func (m *IPAM) Recall(tx store.Tx, authoritative bool) error {
 	return nil
 }
 
-// ForgetUnknown removes the reservations of pools that do not exist, except those for whose subnet but returns true.
-func (m *IPAM) ForgetUnknown(tx store.Tx, but func(subnet netip.Prefix) bool) error {
+// RemoveUnknownReservations removes the reservations of pools that do not exist, except those for whose subnet but
+// returns true.
+func (m *IPAM) RemoveUnknownReservations(tx store.Tx, but func(subnet netip.Prefix) bool) error {
 	for _, key := range reservedBucket.Keys(tx, "") {
 		id, _, _ := strings.Cut(key, keySep)
 		_, known, err := find(tx, poolBucket, id)
@@ -182,9 +183,9 @@ func (l Lease) reserved() Lease {
 	return l
 }
 
-// Forget frees an address that is held, cooling or reserved. It returns ErrInUse for an active one and ErrNotFound for
+// Free frees an address that is held, cooling or reserved. It returns ErrInUse for an active one and ErrNotFound for
 // a free one.
-func (m *IPAM) Forget(tx store.Tx, pool string, addr netip.Addr) error {
+func (m *IPAM) Free(tx store.Tx, pool string, addr netip.Addr) error {
 	err := func() error {
 		p, err := poolBucket.Get(tx, pool)
 		if err != nil {

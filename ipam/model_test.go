@@ -271,7 +271,7 @@ func (m *model) operate(r *rig, tx store.Tx, rnd *rand.Rand) error {
 	case n < 92:
 		return p.reserve(a, name, r.now, r.ipam.Reserve(tx, id, a, name))
 	default:
-		return p.forget(a, r.ipam.Forget(tx, id, a))
+		return p.forget(a, r.ipam.Free(tx, id, a))
 	}
 }
 

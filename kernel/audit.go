@@ -33,8 +33,8 @@ func (s *Snapshot) Faults(wanted []core.Object) (faults []Fault) {
 		for _, text := range o.Check(s.s) {
 			if !seen[text] { // several networks may want the same object of the host
 				seen[text] = true
-				l, ok := o.(core.Loser)
-				_, late := o.(core.Latecomer)
+				l, ok := o.(core.Unrepairable)
+				_, late := o.(core.DeferredObject)
 				faults = append(faults, Fault{Object: i, Text: text, Lost: ok && l.Lost(s.s), Late: late})
 			}
 		}

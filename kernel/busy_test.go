@@ -114,7 +114,7 @@ func TestLostAnswers(t *testing.T) {
 func TestRefusedAfterLostAnswers(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}

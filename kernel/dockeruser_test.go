@@ -96,7 +96,7 @@ func TestDockerUser(t *testing.T) {
 func TestFlushRuleset(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +201,7 @@ func TestForwardingWithinBridges(t *testing.T) {
 func TestAdoptFirewall(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestAdoptFirewall(t *testing.T) {
 	}
 	before := h.Sh(t, "nft list ruleset")
 	h.Reopen(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.AdoptFirewall(); err != nil {
 		t.Fatal(err)
 	}

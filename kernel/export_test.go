@@ -14,12 +14,12 @@ import (
 // LookAt makes another directory stand for /sys/class/net: no test machine has a wireless card.
 func (k *Kernel) LookAt(dir string) { k.Sys = dir }
 
-// TellsDevicesIn reports whether a kernel of that release knows which packets its VXLAN devices made.
-var TellsDevicesIn = overlay.TellsDevicesIn
+// CheckRelease reports whether a kernel of that release knows which packets its VXLAN devices made.
+var CheckRelease = overlay.CheckRelease
 
 // A slowPeer holds the next transaction back until goOn is closed, and may refuse it then.
 type slowPeer struct {
-	nft.Peer
+	nft.Socket
 
 	sent, goOn chan struct{}
 	refused    unix.Errno
@@ -35,13 +35,13 @@ func (p *slowPeer) Send(raw []byte) error {
 			p.answers = append(p.answers, nfttest.Ack(nfttest.SeqsOf(raw)[0], code))
 			return nil
 		}
-		return p.Peer.Send(raw)
+		return p.Socket.Send(raw)
 	}
 	p.done = true
 	close(p.sent)
 	<-p.goOn
 	if p.refused == 0 {
-		return p.Peer.Send(raw)
+		return p.Socket.Send(raw)
 	}
 	p.answers = append(p.answers, nfttest.Ack(nfttest.SeqsOf(raw)[0], p.refused))
 	return nil
@@ -53,7 +53,7 @@ func (p *slowPeer) Receive() ([]byte, error) {
 		p.answers = p.answers[1:]
 		return raw, nil
 	}
-	return p.Peer.Receive()
+	return p.Socket.Receive()
 }
 
 // Stall makes the kernel hold the next transaction back until goOn is closed, and then refuse it unless the errno is 0.
@@ -61,8 +61,8 @@ func (p *slowPeer) Receive() ([]byte, error) {
 func (k *Kernel) Stall(refused unix.Errno) (sent, goOn chan struct{}, err error) {
 	sent, goOn = make(chan struct{}), make(chan struct{})
 	err = nft.Of(k.Handle).RunNow(func() error {
-		return nft.Of(k.Handle).Intercept(func(p nft.Peer) nft.Peer {
-			return &slowPeer{Peer: p, sent: sent, goOn: goOn, refused: refused}
+		return nft.Of(k.Handle).Intercept(func(p nft.Socket) nft.Socket {
+			return &slowPeer{Socket: p, sent: sent, goOn: goOn, refused: refused}
 		})
 	})
 	return sent, goOn, err
@@ -70,7 +70,7 @@ func (k *Kernel) Stall(refused unix.Errno) (sent, goOn chan struct{}, err error)
 
 // RefuseNext makes the kernel refuse the transaction after the one that Stall holds back.
 func (k *Kernel) RefuseNext(code unix.Errno) error {
-	return nft.Of(k.Handle).Intercept(func(p nft.Peer) nft.Peer {
+	return nft.Of(k.Handle).Intercept(func(p nft.Socket) nft.Socket {
 		if p, ok := p.(*slowPeer); ok {
 			p.next.Store(uint32(code)) //nolint:gosec // an errno
 		}

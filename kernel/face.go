@@ -63,12 +63,12 @@ func (k *Kernel) LinkSnapshot() (*Snapshot, error) { return k.look(false) }
 
 // look reads everything that faults and strays are looked for in.
 func (k *Kernel) look(firewall bool) (*Snapshot, error) {
-	v, err := core.Look(k.Handle, firewall)
+	v, err := core.NewView(k.Handle, firewall)
 	if err != nil {
 		return nil, err
 	}
 	for _, read := range []func(*core.View) error{
-		bridge.LookAtLimits, bridge.LookAtProxies, nft.LookAtElements, beside.LookAtChains,
+		bridge.ReadLimits, bridge.ReadProxies, nft.LookAtElements, beside.ReadChains,
 	} {
 		if err := read(v); err != nil {
 			return nil, err
@@ -126,8 +126,8 @@ func (k *Kernel) Plugged(o core.Object) (bool, error) {
 
 // ruleset returns netyard's ruleset, which depends on what the host can do and how it is configured.
 func ruleset(h *core.Handle) rule.Ruleset {
-	return rule.Ruleset{Sets: allSets(), Chains: func(b rule.Book) [][]rule.Chain {
-		own := inetChains(b, *beside.RestrictedOf(h), ports.ObeysHostFirewall(h))
+	return rule.Ruleset{Sets: allSets(), Chains: func(b rule.SetBook) [][]rule.Chain {
+		own := inetChains(b, *beside.RestrictedOf(h), ports.HostFirewallDecidesIn(h))
 		inet := slices.Concat(own, policy.Chains(b), overlay.Chains(b))
 		return [][]rule.Chain{inet, bridgeChains(b, nft.Of(h).Conntrack)}
 	}}

@@ -38,8 +38,8 @@ func (k *Kernel) AdoptPolicy() error {
 	return k.LoadFirewall()
 }
 
-// Policed reports whether the kernel has elements of policy.
-func (k *Kernel) Policed() (bool, error) {
+// HasPolicy reports whether the kernel has elements of policy.
+func (k *Kernel) HasPolicy() (bool, error) {
 	have, err := nft.Of(k.Handle).ReadElements(policy.IsSet)
 	if err != nil {
 		return false, err
@@ -81,7 +81,7 @@ func (k *Kernel) UnloadFirewall() error {
 	}
 	return nft.Of(k.Handle).RunNow(func() error {
 		nft.Of(k.Handle).SetLoaded(false)
-		return nft.Of(k.Handle).Sure(func() error {
+		return nft.Of(k.Handle).RetryUnknown(func() error {
 			for _, t := range rule.Tables() {
 				there, err := nft.Of(k.Handle).Has(t)
 				if err != nil {
@@ -96,8 +96,9 @@ func (k *Kernel) UnloadFirewall() error {
 	})
 }
 
-// ShareTables makes the tables changeable by anybody, as they are on kernels before 6.9. Call it before LoadFirewall.
-func (k *Kernel) ShareTables() {
+// LeaveTablesOpen makes the tables changeable by anybody, as they are on kernels before 6.9. Call it before
+// LoadFirewall.
+func (k *Kernel) LeaveTablesOpen() {
 	nft.Of(k.Handle).Mu.Lock()
 	defer nft.Of(k.Handle).Mu.Unlock()
 	nft.Of(k.Handle).Shared = true
@@ -128,15 +129,15 @@ func (k *Kernel) Enforce(ctx context.Context, objects []core.Object, settled ...
 
 // inetChains returns the chains for routed packets and for published ports. An accept here does not override a drop
 // elsewhere, and vice versa: a Bypass (kernel/beside) lets traffic pass Docker's own FORWARD policy.
-func inetChains(b rule.Book, restricted beside.Restricted, obeys bool) []rule.Chain {
+func inetChains(b rule.SetBook, restricted beside.Restricted, obeys bool) []rule.Chain {
 	fromNetworks, toNetworks := b.IIF(bridge.Bridges, false), b.OIF(bridge.Bridges, false)
 	forward := slices.Concat([]rule.Rule{
-		rule.New("accept traffic within a network", b.IfPair(bridge.Talk, false), rule.Accept()),
+		rule.New("accept traffic within a network", b.IfPair(bridge.Reachable, false), rule.Accept()),
 	}, ports.KillSwitch(b), []rule.Rule{
 		rule.New("accept established connections", rule.Established(), rule.Accept()),
 		rule.New("drop outbound from internal networks", b.IIF(bridge.Internal, false), rule.Drop()),
 		rule.New("drop inbound to internal networks", b.OIF(bridge.Internal, false), rule.Drop()),
-	}, ports.InboundRules(b), lan.OnlyPublished(b), []rule.Rule{
+	}, ports.InboundRules(b), lan.ShimRules(b), []rule.Rule{
 		rule.New("drop traffic between networks", fromNetworks, toNetworks, rule.Drop()),
 		rule.New("drop traffic to other managers' networks", fromNetworks, b.OIF(bridge.Foreign, false), rule.Drop()),
 		rule.New("drop other inbound traffic to containers", toNetworks, rule.Drop()),
@@ -150,7 +151,7 @@ func inetChains(b rule.Book, restricted beside.Restricted, obeys bool) []rule.Ch
 		{restricted.V6, beside.RestrictedComment6, unix.NFPROTO_IPV6},
 	} {
 		if g.on {
-			forward = append(forward, rule.New(g.comment, rule.NFProto(g.proto), bridge.Between(b), rule.Drop()))
+			forward = append(forward, rule.New(g.comment, rule.NFProto(g.proto), bridge.ForwardedForOthers(b), rule.Drop()))
 		}
 	}
 	return slices.Concat(
@@ -163,7 +164,7 @@ func inetChains(b rule.Book, restricted beside.Restricted, obeys bool) []rule.Ch
 			{
 				Name: "postrouting", Kind: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting,
 				Priority: nftables.ChainPriorityNATSource,
-				Rules:    slices.Concat(lan.Returning(b), masquerading(b), ports.EgressRules(b)),
+				Rules:    slices.Concat(lan.ReturnRules(b), masquerading(b), ports.EgressRules(b)),
 			},
 		},
 	)
@@ -171,7 +172,7 @@ func inetChains(b rule.Book, restricted beside.Restricted, obeys bool) []rule.Ch
 
 // masquerading returns the rules that give traffic an address of the host: traffic whose answer must come back by way
 // of the host, and outbound traffic of networks with NAT.
-func masquerading(b rule.Book) []rule.Rule {
+func masquerading(b rule.SetBook) []rule.Rule {
 	toNetworks, outbound := b.OIF(bridge.Bridges, false), b.OIF(bridge.Bridges, true)
 	return []rule.Rule{
 		rule.New("masquerade hairpin traffic between neighbours",
@@ -184,7 +185,7 @@ func masquerading(b rule.Book) []rule.Rule {
 		rule.New("masquerade loopback traffic to containers, IPv6",
 			ports.LoopSource6(), toNetworks, rule.Masquerade()),
 		rule.New("masquerade clients of networks with a gateway container",
-			rule.Translated(), b.OIF(ports.GuidedBridges, false), rule.Masquerade()),
+			rule.Translated(), b.OIF(ports.GatewayContainerBridges, false), rule.Masquerade()),
 		rule.New("masquerade outbound traffic", b.SAddr4(bridge.NAT4), outbound, rule.Masquerade()),
 		rule.New("masquerade outbound traffic, IPv6", b.SAddr6(bridge.NAT6), outbound, rule.Masquerade()),
 	}
@@ -192,6 +193,6 @@ func masquerading(b rule.Book) []rule.Rule {
 
 // bridgeChains returns the chains for all frames on bridges. They also keep a container from acting as the router of
 // its neighbours or of the host (CVE-2020-13401).
-func bridgeChains(b rule.Book, conntrack bool) []rule.Chain {
+func bridgeChains(b rule.SetBook, conntrack bool) []rule.Chain {
 	return append(bridge.GuardChains(b), policy.BridgePolicyChains(b, conntrack)...)
 }

@@ -73,7 +73,7 @@ func elements() []core.Object {
 			published = append(published, e)
 		}
 	}
-	for _, e := range ports.ClosedBut("nyb-a", []netip.Prefix{
+	for _, e := range ports.RestrictClients("nyb-a", []netip.Prefix{
 		netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32"),
 	}, []string{"eth1"}) {
 		published = append(published, e)
@@ -95,14 +95,14 @@ func elements() []core.Object {
 	}
 	published = append(published, nft.InterfaceIn(klan.Shims, "nys-a"))
 	gateways := []netip.Addr{netip.MustParseAddr("10.1.0.53"), netip.MustParseAddr("fd00:1::53")}
-	for _, e := range ports.Guided("nyb-a", gateways) {
+	for _, e := range ports.GatewayContainer("nyb-a", gateways) {
 		published = append(published, e)
 	}
 	members := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}
-	for _, e := range overlay.VTEPs(4789, 0x1234, members) {
+	for _, e := range overlay.VTEPElements(4789, 0x1234, members) {
 		published = append(published, e)
 	}
-	for _, e := range overlay.Encrypted(4789, 0x5678) {
+	for _, e := range overlay.EncryptElements(4789, 0x5678) {
 		published = append(published, e)
 	}
 	return append(published,
@@ -113,7 +113,7 @@ func elements() []core.Object {
 		ports.Egress(netip.MustParsePrefix("fd00:3::/64"), netip.MustParseAddr("2001:db8::7")),
 		nft.InterfaceIn(bridge.Bridges, "nyb-a"), nft.InterfaceIn(bridge.Bridges, "nyb-b"),
 		nft.InterfaceIn(bridge.Own, "nyb-a", "nyb-a"), nft.InterfaceIn(bridge.Own, "nyb-b", "nyb-b"),
-		nft.InterfaceIn(bridge.Internal, "nyb-b"), nft.InterfaceIn(bridge.Talk, "nyb-a", "nyb-a"),
+		nft.InterfaceIn(bridge.Internal, "nyb-b"), nft.InterfaceIn(bridge.Reachable, "nyb-a", "nyb-a"),
 		nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix("10.1.0.0/24")),
 		nft.SubnetIn(bridge.NAT4, netip.MustParsePrefix("10.1.1.0/24")),
 		nft.SubnetIn(bridge.NAT6, netip.MustParsePrefix("fd00:1::/64")),
@@ -123,7 +123,7 @@ func elements() []core.Object {
 func TestRuleset(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.ShareTables() // or the listing would depend on the kernel's version
+	h.LeaveTablesOpen() // or the listing would depend on the kernel's version
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestRuleset(t *testing.T) {
 
 	// Elements added one by one or all at once, before the load or after it, lead to the same table.
 	h.Reopen(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.Ensure(t.Context(), elements()...); err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestTakeOver(t *testing.T) {
 	load := func() string {
 		t.Helper()
 		h.Reopen(t)
-		h.ShareTables()
+		h.LeaveTablesOpen()
 		if err := h.Ensure(t.Context(), elements()...); err != nil {
 			t.Fatal(err)
 		}

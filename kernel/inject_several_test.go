@@ -196,7 +196,7 @@ func TestVXLANBehindBridge(t *testing.T) {
 			}
 			a.Sh(t, "ip link set vm0 master br-lan")
 			vm.Sh(t, fmt.Sprintf("ip addr add %s/%d dev eth0 %s", vm.vtep, bits, map[bool]string{true: "nodad"}[v6]))
-			vm.ShareTables()
+			vm.LeaveTablesOpen()
 			must(t, vm.LoadFirewall())
 			hosts = append(hosts, vm)
 			blue := join(t, hosts, blueNet, blueVNI, 20)

@@ -46,7 +46,7 @@ func (k *Kernel) Ensure(ctx context.Context, objects ...core.Object) error {
 			elements = append(elements, e)
 			continue
 		}
-		if err := core.Again(func() error { return o.Ensure(k.Handle) }); err != nil {
+		if err := core.RetryIdempotent(func() error { return o.Ensure(k.Handle) }); err != nil {
 			return err
 		}
 	}
@@ -73,7 +73,7 @@ func (k *Kernel) Remove(objects ...core.Object) error {
 	}
 	for i := len(objects) - 1; i >= 0; i-- {
 		if _, ok := objects[i].(nft.Element); !ok {
-			errs = append(errs, core.Again(func() error { return objects[i].Remove(k.Handle) }))
+			errs = append(errs, core.RetryIdempotent(func() error { return objects[i].Remove(k.Handle) }))
 		}
 	}
 	return errors.Join(errs...)

@@ -66,7 +66,7 @@ func eventuallyOnly(t *testing.T, h *kerneltest.Host, objects ...core.Object) {
 func TestLateRemovalRefused(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestLateRemovalRefused(t *testing.T) {
 func TestLateUndoRefused(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestAdoptedElementsSurviveUndo(t *testing.T) {
 			h.Sh(t, "nft add element inet netyard closed_in4 '{ "+other+" }'")
 			h.Sh(t, "nft add element inet netyard allow_in4 '{ "+other+" . 10.3.0.0/16 . tcp . 1-9 }'")
 			h.Reopen(t)
-			h.ShareTables()
+			h.LeaveTablesOpen()
 			if err := h.AdoptPolicy(); err != nil {
 				t.Fatal(err)
 			}

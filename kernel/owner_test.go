@@ -74,7 +74,7 @@ func TestOwnedTables(t *testing.T) {
 
 	// A daemon that shares its tables takes over those that another one owned, and vice versa.
 	h.Reopen(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func TestVLANShared(t *testing.T) {
 	must(h.Remove(vlan("a")))
 	h.Sh(t, "ip link show eth0.50")
 	h.Reopen(t)
-	h.Claim(vlan("b"), vlan("c"))
+	h.AddOwners(vlan("b"), vlan("c"))
 	must(h.Remove(vlan("b")))
 	h.Sh(t, "ip link show eth0.50")
 	must(h.Remove(vlan("c")))

@@ -25,8 +25,8 @@ func guard() []core.Object {
 }
 
 func subjects() []policy.Subject {
-	passage := func(first, last string, proto, lastProto uint8, port, lastPort uint16) policy.Passage {
-		return policy.Passage{
+	passage := func(first, last string, proto, lastProto uint8, port, lastPort uint16) policy.Allowance {
+		return policy.Allowance{
 			First: netip.MustParseAddr(first), Last: netip.MustParseAddr(last),
 			FirstProto: proto, LastProto: lastProto, FirstPort: port, LastPort: lastPort,
 		}
@@ -34,7 +34,7 @@ func subjects() []policy.Subject {
 	return []policy.Subject{
 		{
 			Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("10.1.0.2"),
-			In: &policy.Access{Allow: []policy.Passage{
+			In: &policy.Access{Allow: []policy.Allowance{
 				passage("10.1.0.9", "10.1.0.9", 6, 6, 80, 80),
 				passage("10.1.0.9", "10.1.0.9", 17, 17, 8000, 8010),
 				passage("10.2.0.0", "10.2.255.255", 0, 255, 0, 65535),
@@ -43,7 +43,7 @@ func subjects() []policy.Subject {
 		},
 		{
 			Port: "nyv-a", Bridge: "nyb-a", Addr: netip.MustParseAddr("fd00:1::2"),
-			Out: &policy.Access{Allow: []policy.Passage{
+			Out: &policy.Access{Allow: []policy.Allowance{
 				passage("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 58, 58, 0, 65535),
 			}},
 		},
@@ -56,7 +56,7 @@ func policed(t *testing.T) (*kerneltest.Host, []core.Object) {
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add nyb-a type bridge && ip link set nyb-a alias netyard:a")
 	all := append(guard(), policy.Objects(h.Handle, subjects())...)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestPolicyElements(t *testing.T) {
 	if err := h.Enforce(t.Context(), policy.Objects(h.Handle, subjects())); err != nil {
 		t.Fatal(err)
 	}
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
@@ -197,14 +197,14 @@ func TestManyElements(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	h.Sh(t, "ip link add nyb-a type bridge")
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
 	access := &policy.Access{}
 	for i := range 1000 {
 		a := netip.MustParseAddr(fmt.Sprintf("fd00::%x", 2*i))
-		access.Allow = append(access.Allow, policy.Passage{
+		access.Allow = append(access.Allow, policy.Allowance{
 			First: a, Last: a, FirstProto: 6, LastProto: 6, FirstPort: 80, LastPort: 90,
 		})
 	}
@@ -235,11 +235,11 @@ func TestAdoptPolicy(t *testing.T) {
 		"the ruleset": (*kernel.Kernel).AdoptFirewall, "policy alone": (*kernel.Kernel).AdoptPolicy,
 	} {
 		h.Reopen(t)
-		h.ShareTables()
+		h.LeaveTablesOpen()
 		if err := adopt(h.Kernel); err != nil {
 			t.Fatal(err)
 		}
-		if policed, err := h.Policed(); err != nil || !policed {
+		if policed, err := h.HasPolicy(); err != nil || !policed {
 			t.Errorf("%s: no policy: %v", name, err)
 		}
 		if err := h.Enforce(t.Context(), policy.Objects(h.Handle, subjects())); err != nil {
@@ -250,7 +250,7 @@ func TestAdoptPolicy(t *testing.T) {
 			t.Errorf("%s: of an address in no record there is\n%s", name, out)
 		}
 	}
-	in := &policy.Access{Allow: []policy.Passage{{
+	in := &policy.Access{Allow: []policy.Allowance{{
 		First: netip.MustParseAddr("10.3.0.0"), Last: netip.MustParseAddr("10.3.0.255"),
 		FirstProto: 6, LastProto: 6, FirstPort: 5, LastPort: 5,
 	}}}
@@ -264,7 +264,7 @@ func TestAdoptPolicy(t *testing.T) {
 	}
 	h.Sh(t, "nft add element inet netyard closed_in4 '{ 10.1.0.8 }'")
 	h.Reopen(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.AdoptPolicy(); err != nil {
 		t.Fatal(err)
 	}

@@ -88,7 +88,7 @@ func TestSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, l := range ls {
-		got[fmt.Sprint(l.Proto, l.Port)] = said{l.Addr, l.Both, l.Bound, l.Fleeting}
+		got[fmt.Sprint(l.Proto, l.Port)] = said{l.Addr, l.Both, l.Bound, l.Ephemeral}
 	}
 	any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
 	want := map[string]said{

@@ -74,7 +74,7 @@ func TestJudge(t *testing.T) {
 			if err := h.LoadFirewall(); err != nil {
 				t.Fatal(err)
 			}
-			a, toA := nft.InterfaceIn(bridge.Bridges, "nyb-a"), nft.InterfaceIn(bridge.Talk, "eth0", "nyb-a")
+			a, toA := nft.InterfaceIn(bridge.Bridges, "nyb-a"), nft.InterfaceIn(bridge.Reachable, "eth0", "nyb-a")
 			if err := h.Ensure(t.Context(), a, toA); err != nil {
 				t.Fatal(err)
 			}
@@ -103,7 +103,7 @@ func TestJudge(t *testing.T) {
 func TestJudgeLetIn(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	ports.ObeyHostFirewall(h.Handle)
+	ports.LetHostFirewallDecide(h.Handle)
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}

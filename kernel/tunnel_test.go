@@ -40,7 +40,7 @@ func TestEncryptedInClear(t *testing.T) {
 			blue := join(t, hosts, blueNet, blueVNI, 20)
 			green := join(t, hosts, greenNet, greenVNI, 30)
 			count := onTheWire(t, hosts[0])
-			closed := objectsOf(overlay.Encrypted(vxlanPort, blueVNI))
+			closed := objectsOf(overlay.EncryptElements(vxlanPort, blueVNI))
 			for i, o := range hosts { // first the sender, then the receiver
 				must(t, o.Ensure(t.Context(), closed...))
 				before := count()
@@ -53,7 +53,7 @@ func TestEncryptedInClear(t *testing.T) {
 				reach(t, green[0], "10.30.2.2", true)
 				if i == 0 {
 					must(t, o.Remove(closed...))
-					must(t, o.Ensure(t.Context(), objectsOf(overlay.Closed(vxlanPort, blueVNI))...))
+					must(t, o.Ensure(t.Context(), objectsOf(overlay.CloseElements(vxlanPort, blueVNI))...))
 					reach(t, blue[0], "10.20.2.2", true)
 				}
 			}
@@ -78,7 +78,7 @@ func TestEncryptedByTheTunnel(t *testing.T) {
 		o.Sh(t, fmt.Sprintf("ip link set nyt-overlay address 02:00:00:00:99:%02x && "+
 			"ip -6 neigh add %s lladdr 02:00:00:00:99:%02x dev nyt-overlay nud permanent", o.n, other, 3-o.n))
 		o.vtep = netip.MustParseAddr(fmt.Sprintf("fd99::%d", o.n))
-		must(t, o.Ensure(t.Context(), objectsOf(overlay.Encrypted(vxlanPort, blueVNI))...))
+		must(t, o.Ensure(t.Context(), objectsOf(overlay.EncryptElements(vxlanPort, blueVNI))...))
 	}
 	blue := join(t, hosts, blueNet, blueVNI, 20)
 	green := join(t, hosts, greenNet, greenVNI, 30) // not encrypted, so not by the tunnel
@@ -99,12 +99,12 @@ func TestEncryptedByTheTunnel(t *testing.T) {
 func TestClosedEarly(t *testing.T) {
 	t.Parallel()
 	for name, elements := range map[string][]nft.Element{
-		"encrypted": overlay.Encrypted(vxlanPort, blueVNI), "in clear": overlay.Closed(vxlanPort, blueVNI),
+		"encrypted": overlay.EncryptElements(vxlanPort, blueVNI), "in clear": overlay.CloseElements(vxlanPort, blueVNI),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := kerneltest.New(t)
-			h.ShareTables()
+			h.LeaveTablesOpen()
 			closed := objectsOf(elements)
 			must(t, h.Ensure(t.Context(), nft.InterfaceIn(bridge.Bridges, "nyb-a")))
 			if out := h.Sh(t, "nft list ruleset"); out != "" {
@@ -119,7 +119,7 @@ func TestClosedEarly(t *testing.T) {
 			}
 			must(t, h.LoadFirewall())
 			h.Reopen(t)
-			h.ShareTables()
+			h.LeaveTablesOpen()
 			before := h.Sh(t, "nft -a list ruleset")
 			must(t, h.Ensure(t.Context(), closed...))
 			if after := h.Sh(t, "nft -a list ruleset"); after != before {
@@ -273,7 +273,7 @@ func TestWireGuardAsksAgain(t *testing.T) {
 	a.Pings("fd99::2", false)
 	got(1)
 	before := a.WireGuardPeer(t)
-	must(t, overlay.AskAgain(a.Handle, peers.All, start))
+	must(t, overlay.RetryHandshakes(a.Handle, peers.All, start))
 	// The counter starts at 0 when the peer is added anew.
 	if now := a.WireGuardPeer(t); now.TransmitBytes > before.TransmitBytes {
 		t.Errorf("the peer that did not answer was not reset: %+v, and before %+v", now, before)
@@ -291,15 +291,15 @@ func TestWireGuardAsksAgain(t *testing.T) {
 		t.Fatal("no handshake")
 		return wgtypes.Peer{}
 	}
-	must(t, overlay.AskAgain(a.Handle, peers.All, start))
+	must(t, overlay.RetryHandshakes(a.Handle, peers.All, start))
 	first := handshake(start)
-	must(t, overlay.AskAgain(a.Handle, peers.All, start))
-	must(t, overlay.AskAgain(a.Handle, nil, time.Now()))
+	must(t, overlay.RetryHandshakes(a.Handle, peers.All, start))
+	must(t, overlay.RetryHandshakes(a.Handle, nil, time.Now()))
 	now := a.WireGuardPeer(t)
 	if now.ReceiveBytes < first.ReceiveBytes || !now.LastHandshakeTime.Equal(first.LastHandshakeTime) {
 		t.Errorf("a peer with a handshake, or not asked for, was reset: %+v, and before %+v", now, first)
 	}
-	must(t, overlay.AskAgain(a.Handle, peers.All, time.Now()))
+	must(t, overlay.RetryHandshakes(a.Handle, peers.All, time.Now()))
 	handshake(first.LastHandshakeTime)
 	if said := faults(t, a.Host, a.wg, peers); said != "" {
 		t.Errorf("after another handshake: %s", said)
@@ -309,8 +309,8 @@ func TestWireGuardAsksAgain(t *testing.T) {
 // answers reports whether b receives what a sends through the tunnel, which lets in only frames of encrypted networks.
 func answers(t *testing.T, a, b tunneled) bool {
 	t.Helper()
-	vteps := overlay.VTEPs(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()})
-	elements := objectsOf(append(overlay.Encrypted(vxlanPort, blueVNI), vteps...))
+	vteps := overlay.VTEPElements(vxlanPort, blueVNI, []netip.Addr{a.wg.Addr.Addr()})
+	elements := objectsOf(append(overlay.EncryptElements(vxlanPort, blueVNI), vteps...))
 	must(t, b.Ensure(t.Context(), elements...))
 	defer func() { must(t, b.Remove(elements...)) }()
 	var l net.PacketConn
@@ -368,7 +368,7 @@ func TestNoWireGuard(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
 	before := h.Dump(t)
-	if err := overlay.Encrypts(h.Handle); err == nil {
+	if err := overlay.CheckWireGuard(h.Handle); err == nil {
 		t.Log("this kernel has WireGuard")
 	} else {
 		if !strings.Contains(err.Error(), "this kernel has no WireGuard") {

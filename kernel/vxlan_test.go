@@ -55,7 +55,7 @@ func overlayOf(t testing.TB, hosts int, v6 bool) (all []*overlaid) {
 		lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
 		o.Sh(t, fmt.Sprintf("ip addr add %s/%d dev eth0 nodad 2>/dev/null || ip addr add %s/24 dev eth0",
 			o.vtep, o.vtep.BitLen()-8, o.vtep))
-		o.ShareTables()
+		o.LeaveTablesOpen()
 		must(t, o.LoadFirewall())
 		all = append(all, o)
 	}
@@ -79,7 +79,7 @@ func (o *overlaid) bridge(id string, vni uint32, subnet int) (objects []core.Obj
 		overlay.Anycast{Link: br, Alias: alias, Addr: netip.MustParseAddr(fmt.Sprintf("fd%d::1", subnet))},
 		overlay.VXLAN{Name: x, Alias: alias, Master: br, VNI: vni, Local: o.vtep, Port: vxlanPort, MTU: mtu},
 		nft.InterfaceIn(bridge.Bridges, br).For(id), nft.InterfaceIn(bridge.Own, br, br).For(id),
-		nft.InterfaceIn(bridge.Talk, br, br).For(id),
+		nft.InterfaceIn(bridge.Reachable, br, br).For(id),
 	}
 }
 
@@ -146,7 +146,7 @@ func join(t testing.TB, hosts []*overlaid, id string, vni uint32, subnet int) (c
 			}
 		}
 		objects = append(objects, peers)
-		for _, el := range overlay.VTEPs(vxlanPort, vni, vteps) {
+		for _, el := range overlay.VTEPElements(vxlanPort, vni, vteps) {
 			objects = append(objects, el.For(id))
 		}
 		for range 2 { // twice is once

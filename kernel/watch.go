@@ -70,10 +70,10 @@ func (k *Kernel) Watch(ctx context.Context) error {
 			// Every millisecond counts: while the tables are gone, networks are not isolated.
 			timer = nil
 			k.repair(ctx)
-		case <-k.Poked:
+		case <-k.CheckRequested:
 			timer = afterBurst(timer)
 		case <-tick.C:
-			ports.StaleOf(k.Handle).Store(true)
+			ports.StaleFlowsOf(k.Handle).Store(true)
 			k.repair(ctx)
 		case <-timer:
 			timer = nil
@@ -146,7 +146,7 @@ func (k *Kernel) watchTables(ctx context.Context) (<-chan bool, error) {
 func (k *Kernel) repair(ctx context.Context) {
 	h := k.Handle
 	for _, f := range []func() error{
-		nft.Of(h).RestoreTables,
+		nft.Of(h).RepairTables,
 		k.forgetAdmitted,
 		func() error { return ports.EnsureLoopRoutes(h) },
 		k.syncBridges,
@@ -190,7 +190,7 @@ func (k *Kernel) syncBridges() error {
 		}
 	}
 	nft.Of(k.Handle).Mu.Lock()
-	for id, w := range nft.Of(k.Handle).Want {
+	for id, w := range nft.Of(k.Handle).WantedElements {
 		if (id.Set == bridge.Foreign || id.Set == bridge.Same) && !have[id] {
 			gone = append(gone, w.Element)
 		}

@@ -21,7 +21,7 @@ import (
 func TestWatchAmidOwnChanges(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.ShareTables()
+	h.LeaveTablesOpen()
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}

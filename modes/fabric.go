@@ -84,10 +84,11 @@ type Fabric interface {
 	// same. Release ends a claim.
 	Grant(ctx context.Context, o Overlay, owner string, addr netip.Addr, v6 bool) (netip.Addr, error)
 	Release(o Overlay, addr netip.Addr) error
-	// Room returns why no address of a family could be granted now; nil: one could.
-	Room(o Overlay, v6 bool) error
+	// CheckRoom returns why no address of a family could be granted now; nil: one could.
+	CheckRoom(o Overlay, v6 bool) error
 	// Objects returns what this host's kernel needs for the network's peers now. The Fabric itself keeps it there.
 	Objects(o Overlay) []core.Object
-	// Parting returns the elements that stay for networks that this host has left, until the other hosts know of it.
-	Parting() ([]core.Object, error)
+	// LeavingObjects returns the elements that stay for networks that this host has left, until the other hosts know of
+	// it.
+	LeavingObjects() ([]core.Object, error)
 }

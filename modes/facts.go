@@ -17,9 +17,9 @@ type Facts interface {
 	Links() ([]string, error)
 	// HasKind says whether the kernel can make links of a kind.
 	HasKind(kind string) bool
-	// Occupant finds a link, other than except, with a subnet that overlaps the given one; empty: none. The given one
-	// may be part of the subnets of the links in within.
-	Occupant(subnet netip.Prefix, except string, within ...string) (link string, other netip.Prefix, err error)
+	// OverlappingLink finds a link, other than except, with a subnet that overlaps the given one; empty: none. The
+	// given one may be part of the subnets of the links in within.
+	OverlappingLink(subnet netip.Prefix, except string, within ...string) (link string, other netip.Prefix, err error)
 	// HasAddr says whether the host has an address.
 	HasAddr(a netip.Addr) (bool, error)
 	// LinkAddrs are the addresses of a link that are good for more than the link.

@@ -136,7 +136,7 @@ func (s PortSharing) shares(l sandbox.Listener) bool {
 	case len(s.Include) > 0:
 		return in(s.Include)
 	}
-	return !l.Fleeting
+	return !l.Ephemeral
 }
 
 // HardwareAddr is the hardware address of an endpoint's link: the recorded one, or the one that follows from its

@@ -61,7 +61,7 @@ type Server struct {
 	Directory Directory
 	// Changed signals that a network was created or removed.
 	Changed <-chan struct{}
-	// Port is the port to listen on; packets to port 53 are redirected there (ports.AnswerAt).
+	// Port is the port to listen on; packets to port 53 are redirected there (ports.RedirectPort).
 	Port uint16
 	// Resolvers is the file that names the host's resolvers (resolv.conf(5)). It is read for each question.
 	Resolvers string

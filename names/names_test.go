@@ -525,13 +525,13 @@ func TestPort53(t *testing.T) {
 	r := newRig(t)
 	r.upstream("127.0.0.1", func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) })
 	r.run()
-	r.ShareTables()
+	r.LeaveTablesOpen()
 	if err := r.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
 	r.Sh(t, "sysctl -qw net.ipv4.ip_forward=1")
 	for _, at := range addrs("10.20.0.1", "fd20::1") {
-		for _, e := range ports.AnswerAt(at, 53, r.port) {
+		for _, e := range ports.RedirectPort(at, 53, r.port) {
 			if err := r.Ensure(t.Context(), e); err != nil {
 				t.Fatal(err)
 			}

@@ -144,7 +144,7 @@ func (d *decider) spans(r Rule, deny, v6 bool) []span {
 // passagesOf splits the address space where any clause begins or ends, determines the allowed ports of each piece, and
 // joins neighbours with the same. So passages do not overlap, and precedence of rules is resolved here, not in the
 // kernel.
-func passagesOf(clauses []clause) (passages []policy.Passage) {
+func passagesOf(clauses []clause) (passages []policy.Allowance) {
 	type edge struct {
 		at     netip.Addr // where a clause begins, or the first address after it
 		clause int

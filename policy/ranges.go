@@ -75,10 +75,10 @@ func (rs ranges) without(others ranges) (left ranges) {
 }
 
 // blocks splits the ranges so that each has all ports of its protocols, or some ports of one protocol.
-func (rs ranges) blocks() (blocks []policy.Passage) {
+func (rs ranges) blocks() (blocks []policy.Allowance) {
 	add := func(firstProto, lastProto, firstPort, lastPort uint32) {
 		//nolint:gosec // the numbers were made of these types
-		blocks = append(blocks, policy.Passage{
+		blocks = append(blocks, policy.Allowance{
 			FirstProto: uint8(firstProto), LastProto: uint8(lastProto),
 			FirstPort: uint16(firstPort), LastPort: uint16(lastPort),
 		})

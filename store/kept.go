@@ -287,7 +287,7 @@ func (s *Store) syncKept() error {
 		return err
 	}
 	if !s.Fresh {
-		s.Kept.Missing, s.Kept.Damaged = !found.found, found.found && !found.whole
+		s.Copy.Missing, s.Copy.Damaged = !found.found, found.found && !found.whole
 	}
 	same = same && found.whole && found.generation == own.generation &&
 		maps.EqualFunc(found.records, own.records, bytes.Equal)
@@ -295,8 +295,8 @@ func (s *Store) syncKept() error {
 		return s.copyWriter.unstage()
 	}
 	own.found, own.whole = true, true
-	if s.Kept.Err = s.copyWriter.write(own); s.Kept.Err == nil {
-		s.Kept.Err = s.copyWriter.publish()
+	if s.Copy.Err = s.copyWriter.write(own); s.Copy.Err == nil {
+		s.Copy.Err = s.copyWriter.publish()
 	}
 	return nil
 }
@@ -305,9 +305,9 @@ func (s *Store) syncKept() error {
 func (s *Store) readMarks() error {
 	return s.db.View(func(tx *bbolt.Tx) error {
 		meta := tx.Bucket([]byte(metaBucket))
-		s.Kept.Newer = meta.Get([]byte(recallKey)) != nil
+		s.Copy.Newer = meta.Get([]byte(recallKey)) != nil
 		loss := meta.Get([]byte(lossKey))
-		s.Kept.MayBeLost, s.Kept.Lost = loss != nil, string(loss) == lossSure
+		s.Copy.MayBeLost, s.Copy.Lost = loss != nil, string(loss) == lossSure
 		return nil
 	})
 }

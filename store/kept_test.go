@@ -20,7 +20,7 @@ var keepsakes = Bucket[record]{Name: "keepsakes"}
 
 // configOf is the Config of a database with kept records.
 func configOf(path string) Config {
-	return Config{Path: path, Kept: []string{keepsakes.Name}, Verify: inProcess}
+	return Config{Path: path, CopiedBuckets: []string{keepsakes.Name}, Verify: inProcess}
 }
 
 // inProcess checks the file in this process.
@@ -69,8 +69,8 @@ func newFile(t *testing.T) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "state.db")
 	s := open(t, configOf(path))
-	if !s.Fresh || !s.Kept.Missing {
-		t.Errorf("a new database: fresh %v, %+v", s.Fresh, s.Kept)
+	if !s.Fresh || !s.Copy.Missing {
+		t.Errorf("a new database: fresh %v, %+v", s.Fresh, s.Copy)
 	}
 	update(t, s, func(tx Tx) error { return errors.Join(LossNoted(tx), putBoth("a")(tx)) })
 	update(t, s, putBoth("b"))
@@ -115,8 +115,8 @@ func TestKeptSurvive(t *testing.T) {
 			lose(t, path)
 			s := open(t, configOf(path))
 			s.wants(t, "", "a b")
-			if !s.Fresh || s.Kept != (KeptState{}) || (s.Damaged == "") != (name == "missing") {
-				t.Errorf("fresh %v, %+v, damaged %q", s.Fresh, s.Kept, s.Damaged)
+			if !s.Fresh || s.Copy != (CopyState{}) || (s.Damaged == "") != (name == "missing") {
+				t.Errorf("fresh %v, %+v, damaged %q", s.Fresh, s.Copy, s.Damaged)
 			}
 			update(t, s,
 				func(tx Tx) error { return errors.Join(keepsakes.Delete(tx, "a"), keepsakes.Put(tx, "c", record{})) })
@@ -365,8 +365,8 @@ func TestKeptDamaged(t *testing.T) {
 		if at%7 == 0 {
 			s := open(t, configOf(path))
 			s.wants(t, "a b", "a b")
-			if !s.Kept.Damaged || s.Fresh || s.Kept.Newer {
-				t.Errorf("byte %d: %+v", at, s.Kept)
+			if !s.Copy.Damaged || s.Fresh || s.Copy.Newer {
+				t.Errorf("byte %d: %+v", at, s.Copy)
 			}
 			wantError(t, s.Close(), nil, "")
 			if now, err := os.ReadFile(path + keptSuffix); err != nil || string(now) != string(whole) {
@@ -382,8 +382,8 @@ func TestKeptDamaged(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if !s.Kept.Damaged || len(got) > 2 {
-			t.Errorf("byte %d: records %v, %+v", at, got, s.Kept)
+		if !s.Copy.Damaged || len(got) > 2 {
+			t.Errorf("byte %d: records %v, %+v", at, got, s.Copy)
 		}
 		maps.DeleteFunc(got, func(key string, r record) bool { return all[key] == r })
 		if len(got) > 0 {
@@ -412,15 +412,15 @@ func TestKeptNewer(t *testing.T) {
 	wantError(t, os.WriteFile(path, older, 0o600), nil, "")
 	s = open(t, configOf(path))
 	s.wants(t, "a b", "a b c")
-	if !s.Kept.Newer || s.Fresh {
-		t.Errorf("kept state %+v", s.Kept)
+	if !s.Copy.Newer || s.Fresh {
+		t.Errorf("kept state %+v", s.Copy)
 	}
 	update(t, s, func(tx Tx) error { return errors.Join(Recalled(tx), putBoth("d")(tx)) })
 	wantError(t, s.Close(), nil, "")
 	s = open(t, configOf(path))
 	s.wants(t, "a b d", "a b c d")
-	if s.Kept != (KeptState{}) {
-		t.Errorf("kept state %+v", s.Kept)
+	if s.Copy != (CopyState{}) {
+		t.Errorf("kept state %+v", s.Copy)
 	}
 	wantError(t, s.Close(), nil, "")
 	raw, err := os.ReadFile(path) // with one meta page torn, bbolt goes back to the transaction before
@@ -438,8 +438,8 @@ func TestKeptUpgrade(t *testing.T) {
 	wantError(t, os.Remove(path+keptSuffix), nil, "")
 	s := open(t, configOf(path))
 	s.wants(t, "a b", "a b")
-	if s.Fresh || !s.Kept.Missing {
-		t.Errorf("kept state %+v", s.Kept)
+	if s.Fresh || !s.Copy.Missing {
+		t.Errorf("kept state %+v", s.Copy)
 	}
 	wantError(t, s.Close(), nil, "")
 	whole := keptCopy{records: map[[2]string][]byte{}, generation: 9}
@@ -476,16 +476,16 @@ func TestKeptNewerOverRestarts(t *testing.T) {
 	wantError(t, os.WriteFile(path, older, 0o600), nil, "")
 	for range 3 {
 		s = open(t, configOf(path))
-		if !s.Kept.Newer {
-			t.Fatalf("kept state %+v", s.Kept)
+		if !s.Copy.Newer {
+			t.Fatalf("kept state %+v", s.Copy)
 		}
 		wantError(t, s.Close(), nil, "")
 	}
 	s = open(t, configOf(path))
 	update(t, s, Recalled)
 	wantError(t, s.Close(), nil, "")
-	if s = open(t, configOf(path)); s.Kept.Newer {
-		t.Errorf("kept state %+v", s.Kept)
+	if s = open(t, configOf(path)); s.Copy.Newer {
+		t.Errorf("kept state %+v", s.Copy)
 	}
 }
 
@@ -499,7 +499,7 @@ func TestKeptOfOlderProgram(t *testing.T) {
 	wantError(t, s.Close(), nil, "")
 	wantError(t, os.Remove(path), nil, "")
 	old := configOf(path)
-	old.Kept, old.Path = nil, path+".old" // where there is no copy
+	old.CopiedBuckets, old.Path = nil, path+".old" // where there is no copy
 	s = open(t, old)
 	err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(metaBucket)).Delete([]byte(generationKey)) })
 	wantError(t, err, nil, "")
@@ -518,8 +518,8 @@ func TestKeptOfOlderProgram(t *testing.T) {
 			return err
 		})
 		wantError(t, err, nil, "")
-		if s.Kept.Newer {
-			t.Errorf("kept state %+v", s.Kept)
+		if s.Copy.Newer {
+			t.Errorf("kept state %+v", s.Copy)
 		}
 		wantError(t, s.Close(), nil, "")
 	}
@@ -541,16 +541,16 @@ func TestLossOverRestarts(t *testing.T) {
 			wantError(t, c.lose(path), nil, "")
 			for range 3 {
 				s := open(t, configOf(path))
-				if s.Kept.MayBeLost != c.may || s.Kept.Lost != c.sure {
-					t.Errorf("kept state %+v", s.Kept)
+				if s.Copy.MayBeLost != c.may || s.Copy.Lost != c.sure {
+					t.Errorf("kept state %+v", s.Copy)
 				}
 				wantError(t, s.Close(), nil, "")
 			}
 			s := open(t, configOf(path))
 			update(t, s, LossNoted)
 			wantError(t, s.Close(), nil, "")
-			if s = open(t, configOf(path)); s.Kept.MayBeLost || s.Kept.Lost {
-				t.Errorf("after LossNoted: %+v", s.Kept)
+			if s = open(t, configOf(path)); s.Copy.MayBeLost || s.Copy.Lost {
+				t.Errorf("after LossNoted: %+v", s.Copy)
 			}
 		})
 	}

@@ -49,11 +49,11 @@ type journal struct {
 	closed bool
 }
 
-// Soon replaces the record under key: at once for every reader, and in the database with the next transaction, or after
-// a short delay. Until then it survives a crash of the process, but not of the host; so it is for facts that do not
-// outlive the host's boot. The caller does not wait for the disk. There must be a record under the key already, and
+// PutSoon replaces the record under key: at once for every reader, and in the database with the next transaction, or
+// after a short delay. Until then it survives a crash of the process, but not of the host; so it is for facts that do
+// not outlive the host's boot. The caller does not wait for the disk. There must be a record under the key already, and
 // only one caller at a time may replace it.
-func (b Bucket[T]) Soon(s *Store, key string, v T) error {
+func (b Bucket[T]) PutSoon(s *Store, key string, v T) error {
 	p, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s %s: %w", b.Name, key, err)

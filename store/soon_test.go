@@ -22,7 +22,7 @@ func putRecord(t *testing.T, s *Store, key string, r record) {
 
 func putSoon(t *testing.T, s *Store, key string, r record) {
 	t.Helper()
-	if err := records.Soon(s, key, r); err != nil {
+	if err := records.PutSoon(s, key, r); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -67,13 +67,13 @@ func reopenAfterCrash(t *testing.T, s *Store, hostToo bool) *Store {
 			t.Fatal(err)
 		}
 	}
-	return open(t, Config{Path: path, Soon: noFlush})
+	return open(t, Config{Path: path, FlushDelay: noFlush})
 }
 
 // TestSoon: a write by Soon is seen at once, survives a crash of the process, and is replaced by any later write.
 func TestSoon(t *testing.T) {
 	t.Parallel()
-	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), Soon: noFlush})
+	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), FlushDelay: noFlush})
 	putRecord(t, s, "a", record{N: 1})
 	putRecord(t, s, "b", record{N: 1})
 	putSoon(t, s, "a", record{N: 2})
@@ -143,7 +143,7 @@ func TestSoon(t *testing.T) {
 	}
 	again := open(t, Config{Path: path})
 	wantN(t, again, "b", 2, "closed")
-	if err := records.Soon(s, "b", record{N: 3}); !errors.Is(err, os.ErrClosed) {
+	if err := records.PutSoon(s, "b", record{N: 3}); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Soon on a closed store: %v", err)
 	}
 }
@@ -152,7 +152,7 @@ func TestSoon(t *testing.T) {
 // journal, are ignored.
 func TestSoonStale(t *testing.T) {
 	t.Parallel()
-	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), Soon: noFlush})
+	s := open(t, Config{Path: filepath.Join(t.TempDir(), "db"), FlushDelay: noFlush})
 	putRecord(t, s, "a", record{N: 1})
 	putSoon(t, s, "a", record{N: 2})
 	stale, err := os.ReadFile(s.db.Path() + journalSuffix)
@@ -189,7 +189,7 @@ func TestSoonStale(t *testing.T) {
 	if err := os.WriteFile(path+journalSuffix, both, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	other := open(t, Config{Path: path, Soon: noFlush})
+	other := open(t, Config{Path: path, FlushDelay: noFlush})
 	putRecord(t, other, "a", record{N: 7})
 	wantN(t, reopenAfterCrash(t, other, false), "a", 7, "a fresh database")
 }
@@ -205,7 +205,7 @@ func TestSoonAlone(t *testing.T) {
 		putRecord(t, s, key, record{N: 1})
 		wg.Go(func() {
 			for n := range 5 {
-				if err := records.Soon(s, key, record{N: n}); err != nil {
+				if err := records.PutSoon(s, key, record{N: n}); err != nil {
 					t.Error(err)
 				}
 				wantN(t, s, key, n, "written at once")
@@ -214,7 +214,7 @@ func TestSoonAlone(t *testing.T) {
 				t.Error(err)
 			}
 			wantN(t, s, key, 10, "changed")
-			if err := records.Soon(s, key, record{N: 11}); err != nil {
+			if err := records.PutSoon(s, key, record{N: 11}); err != nil {
 				t.Error(err)
 			}
 		})

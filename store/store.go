@@ -51,12 +51,12 @@ type Store struct {
 	Damaged string
 	// Fresh says that there was no file, or an empty one.
 	Fresh bool
-	// Kept is the state of the copy of the kept records when the file was opened.
-	Kept KeptState
+	// Copy is the state of the copy of the kept records when the file was opened.
+	Copy CopyState
 }
 
-// KeptState is what Open found out about the copy of the kept records.
-type KeptState struct {
+// CopyState is what Open found out about the copy of the kept records.
+type CopyState struct {
 	// Missing says that there was no copy. On a host where netyard never ran there is none.
 	Missing bool
 	// Damaged says that the copy was not whole. If the file was lost as well, only some of the kept records are there.
@@ -84,12 +84,12 @@ type Config struct {
 	// Verify checks the file before it is opened, preferably in another process (see VerifyIn). nil: no check.
 	Verify func(ctx context.Context, path string) error
 	Now    func() time.Time
-	// Made writes the first records of a new file, in the transaction that creates it. nil: there are none.
-	Made func(Tx) error
-	// Kept lists the buckets whose records have a copy beside the file and survive its loss.
-	Kept []string
-	// Soon is how long a write by Bucket.Soon waits for a transaction to be part of; default 20 ms.
-	Soon time.Duration
+	// Init writes the first records of a new file, in the transaction that creates it. nil: there are none.
+	Init func(Tx) error
+	// CopiedBuckets lists the buckets whose records have a copy beside the file and survive its loss.
+	CopiedBuckets []string
+	// FlushDelay is how long a write by Bucket.PutSoon waits for a transaction to be part of; default 20 ms.
+	FlushDelay time.Duration
 }
 
 // Open opens the database, and creates it if there is none. A damaged file is moved aside and replaced by one that has
@@ -99,8 +99,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(c.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
-	s := &Store{copyWriter: copyWriter{path: c.Path + keptSuffix, buckets: c.Kept}}
-	if s.journal.wait = c.Soon; c.Soon == 0 {
+	s := &Store{copyWriter: copyWriter{path: c.Path + keptSuffix, buckets: c.CopiedBuckets}}
+	if s.journal.wait = c.FlushDelay; c.FlushDelay == 0 {
 		s.journal.wait = flushDelay
 	}
 	lost, err := findLoss(ctx, c)
@@ -134,7 +134,7 @@ func openDB(path string) (*bbolt.DB, error) {
 
 // prepare makes an open database ready for use.
 func (s *Store) prepare(c Config) error {
-	if err := s.migrate(c.Made); err != nil {
+	if err := s.migrate(c.Init); err != nil {
 		return err
 	}
 	if err := s.openJournal(); err != nil {
@@ -208,7 +208,7 @@ func (s *Store) replace(c Config, lost error) error {
 	if err := syncDir(c.Path); err != nil {
 		return fmt.Errorf("put the new database in place: %w", err)
 	}
-	s.Fresh, s.Kept.Missing, s.Kept.Damaged = true, !copied.found, copied.found && !copied.whole
+	s.Fresh, s.Copy.Missing, s.Copy.Damaged = true, !copied.found, copied.found && !copied.whole
 	return nil
 }
 
@@ -218,11 +218,11 @@ func makeDB(path string, c Config, copied keptCopy, lost error) error {
 	if err != nil {
 		return err
 	}
-	s := &Store{db: db, copyWriter: copyWriter{buckets: c.Kept}}
-	err = s.migrate(c.Made)
+	s := &Store{db: db, copyWriter: copyWriter{buckets: c.CopiedBuckets}}
+	err = s.migrate(c.Init)
 	if err == nil {
 		err = db.Update(func(tx *bbolt.Tx) error {
-			if err := putKept(tx, c.Kept, copied); err != nil || copied.found && copied.whole {
+			if err := putKept(tx, c.CopiedBuckets, copied); err != nil || copied.found && copied.whole {
 				return err
 			}
 			loss := ""

@@ -26,7 +26,7 @@ func TestAttachLAN(t *testing.T) {
 			other := r.host.Peer(t, "lan0")
 			other.Sh(t, "ip addr add 192.0.2.1/24 dev eth0")
 			r.with(mode, newMode)
-			n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+			n, err := yown.CreateNetwork(t.Context(), r.Yard, book.NetworkRequest{
 				Name: "lan", Mode: mode, Options: map[string]string{"parent": "lan0"}, Subnets: []book.SubnetRequest{
 					{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("192.0.2.0/24")}, Gateway: netip.MustParseAddr("192.0.2.1")},
 				},

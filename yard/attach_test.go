@@ -38,7 +38,7 @@ func newPlace(t *testing.T) place {
 // made creates a network that belongs to no engine.
 func (r *rig) made() modes.Network {
 	r.t.Helper()
-	n, err := yown.MakeNetwork(r.t.Context(), r.Yard, book.NetworkRequest{
+	n, err := yown.CreateNetwork(r.t.Context(), r.Yard, book.NetworkRequest{
 		Name: "web", Subnets: []book.SubnetRequest{
 			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}},
 		},
@@ -136,7 +136,7 @@ func TestAttachDies(t *testing.T) {
 				r, p := newRig(t), newPlace(t)
 				n := r.made()
 				q := p.request(n, "c1")
-				q.Ports = []book.Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+				q.Ports = []book.PortRequest{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
 				steps, err := r.pull(at, func() error { _, err := attach.Attach(t.Context(), r.Yard, q); return err })
 				if answered = err == nil; err != nil && !errors.Is(err, errPulled) {
 					t.Fatal(err)
@@ -344,7 +344,7 @@ func TestAttachRefused(t *testing.T) {
 		"the gateway's address":       {func(q *book.AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.1")} }, "taken"},
 		"a network that is not there": {func(q *book.AttachRequest) { q.NetworkID = "nope" }, "not found"},
 		"a port on an address of none": {func(q *book.AttachRequest) {
-			q.Ports = []book.Ask{{
+			q.Ports = []book.PortRequest{{
 				Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.7"), HostPort: 80, HostPortEnd: 80,
 				ContainerPort: 80,
 			}}
@@ -386,7 +386,7 @@ func TestAttachAux(t *testing.T) {
 		of("", map[string]string{"router": "10.9.0.0"}),
 		of("", map[string]string{"a": "10.9.0.3", "router": "10.9.0.3"}),
 	} {
-		_, err := yown.MakeNetwork(t.Context(), r.Yard, bad)
+		_, err := yown.CreateNetwork(t.Context(), r.Yard, bad)
 		if !errors.Is(err, modes.ErrOption) || !strings.Contains(err.Error(), "aux-address router") {
 			t.Errorf("%v: %v", bad.Subnets[0].Aux, err)
 		}
@@ -395,7 +395,7 @@ func TestAttachAux(t *testing.T) {
 		}
 	}
 	asked := of("", map[string]string{"router": "10.9.0.2", "nas": "10.9.0.1"})
-	n, err := yown.MakeNetwork(t.Context(), r.Yard, asked)
+	n, err := yown.CreateNetwork(t.Context(), r.Yard, asked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -404,7 +404,7 @@ func TestAttachAux(t *testing.T) {
 		t.Errorf("the subnet is %+v", s)
 	}
 	asked.ID = n.ID
-	if again, err := yown.MakeNetwork(t.Context(), r.Yard, asked); err != nil || !again.Created.Equal(n.Created) {
+	if again, err := yown.CreateNetwork(t.Context(), r.Yard, asked); err != nil || !again.Created.Equal(n.Created) {
 		t.Errorf("the same again: %v %v", again, err)
 	}
 	if a, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil ||
@@ -434,7 +434,7 @@ func TestAttachPorts(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
 	web := r.made()
-	back, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+	back, err := yown.CreateNetwork(t.Context(), r.Yard, book.NetworkRequest{
 		Name: "back", Subnets: []book.SubnetRequest{
 			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.10.0.0/24")}},
 		},
@@ -442,7 +442,7 @@ func TestAttachPorts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ports := []book.Ask{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
+	ports := []book.PortRequest{{Proto: "tcp", HostPort: 8080, HostPortEnd: 8080, ContainerPort: 80}}
 	// In either order, the ports belong to eth0, by which the replies leave.
 	early := p.request(back, "c0")
 	early.IfName, early.Ports = "eth1", ports
@@ -496,7 +496,7 @@ func TestAttachPorts(t *testing.T) {
 func TestAttachSharesAgain(t *testing.T) {
 	t.Parallel()
 	r, p := newRig(t), newPlace(t)
-	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+	n, err := yown.CreateNetwork(t.Context(), r.Yard, book.NetworkRequest{
 		Name: "shared", Mode: "host",
 		Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
 	})

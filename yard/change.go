@@ -79,7 +79,7 @@ func (y *Yard) ChangeEndpoint(
 		return modes.Endpoint{}, err
 	}
 	defer release()
-	m, n, old, err := y.Whole(network, id)
+	m, n, old, err := y.EndpointWithMode(network, id)
 	if err != nil {
 		return old, err
 	}

@@ -19,7 +19,7 @@ import (
 func TestRebuildOwn(t *testing.T) {
 	t.Parallel()
 	r, p, q := newRig(t), newPlace(t), newPlace(t)
-	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+	n, err := yown.CreateNetwork(t.Context(), r.Yard, book.NetworkRequest{
 		Name: "web", Options: map[string]string{"icc": "false"}, Subnets: []book.SubnetRequest{
 			{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24"), Range: netip.MustParsePrefix("10.9.0.64/26")}, Gateway: netip.MustParseAddr("10.9.0.7"), Aux: map[string]netip.Addr{"router": netip.MustParseAddr("10.9.0.65")}},
 		},
@@ -30,7 +30,7 @@ func TestRebuildOwn(t *testing.T) {
 	asked := p.request(n, "default-c1")
 	asked.Container = modes.Container{Engine: book.Containerd, ID: "c1", Name: "c1"}
 	asked.Options = map[string]string{"ingress_rate": "20mbit"}
-	asked.Ports = []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
+	asked.Ports = []book.PortRequest{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
 	was, err := attach.Attach(t.Context(), r.Yard, asked)
 	if err != nil {
 		t.Fatal(err)

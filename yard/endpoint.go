@@ -21,7 +21,7 @@ import (
 // CreateEndpoint records an endpoint and returns it with the MAC that it will have; the kernel is changed when it is
 // joined. Dead endpoints that have its addresses are removed.
 func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (made modes.Endpoint, err error) {
-	err = y.Past(ctx, func(*book.Judge) error {
+	err = y.RetryWithoutDead(ctx, func(*book.LiveCheck) error {
 		made, err = y.createEndpoint(ctx, e)
 		return err
 	})
@@ -49,7 +49,7 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		if err := addressesFree(tx, n, e); err != nil {
 			return err
 		}
-		if e, err = lease.TakeLease(tx, n, e); err != nil {
+		if e, err = lease.AssignLease(tx, n, e); err != nil {
 			return err
 		}
 		switch rule := m.Traits(n).MAC; {
@@ -73,7 +73,7 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 		}
 		e.Phase, e.Created = modes.Ready, y.Config.Now()
 		for _, a := range e.Addrs { // reconciling may have released the lease as an orphan
-			if err := y.KeepLease(tx, n, a.Addr(), e); err != nil {
+			if err := y.EnsureLease(tx, n, a.Addr(), e); err != nil {
 				return err
 			}
 		}
@@ -111,7 +111,7 @@ func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 // Join makes the endpoint's link for a sandbox and returns what the engine has to set up inside. Joining the same
 // sandbox again succeeds. Dead endpoints that have what it needs are removed.
 func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (n modes.Network, link modes.Link, err error) {
-	err = y.Past(ctx, func(*book.Judge) error {
+	err = y.RetryWithoutDead(ctx, func(*book.LiveCheck) error {
 		n, link, err = y.join(ctx, network, id, sandbox)
 		return err
 	})
@@ -166,7 +166,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 		link, err = y.attach(ctx, m, n, e)
 	}
 	if err != nil {
-		return n, link, errors.Join(y.HeldBeside(e, err), y.Unjoin(m, n, e))
+		return n, link, errors.Join(y.WithLinkHolders(e, err), y.UndoJoin(m, n, e))
 	}
 	y.Config.Log.Info("endpoint joined",
 		"network", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
@@ -174,7 +174,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 	if kept != nil {
 		y.Tell(book.About(event.DeviceTaken, n, e, fmt.Sprintf("%s has device %s", book.Owned(e), link.SrcName)))
 	}
-	y.Sharing.Poke()
+	y.Sharing.Wake()
 	y.Config.Changed()
 	return n, link, nil
 }
@@ -182,7 +182,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 // claimDevice returns the state of the host's device that the endpoint moves into its sandbox, for its return; nil if
 // the endpoint moves none, or the state is on record already.
 func (y *Yard) claimDevice(network, id string) (map[string]string, error) {
-	m, n, e, err := y.Whole(network, id)
+	m, n, e, err := y.EndpointWithMode(network, id)
 	if err != nil {
 		return nil, err
 	}
@@ -196,9 +196,9 @@ func (y *Yard) claimDevice(network, id string) (map[string]string, error) {
 	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool {
 		return o.ID == id || o.Sandbox == "" && o.Kept == nil
 	})
-	kept, err := y.Plan().Take(m, n, others)
+	kept, err := y.Plan().TakeDevice(m, n, others)
 	if err != nil {
-		return nil, y.HeldBeside(e, err)
+		return nil, y.WithLinkHolders(e, err)
 	}
 	return kept, nil
 }
@@ -206,7 +206,7 @@ func (y *Yard) claimDevice(network, id string) (map[string]string, error) {
 func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
 	link, err := y.Plan().Attach(ctx, m, n, e)
 	if err == nil {
-		err = lease.Dress(y.Book, n, e, &link)
+		err = lease.ApplyLease(y.Book, n, e, &link)
 	}
 	if err != nil {
 		return link, err
@@ -219,13 +219,13 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	return link, y.Attached(e)
 }
 
-// Unjoin undoes Join: it removes the link and records the endpoint as not joined.
-func (y *Yard) Unjoin(m modes.Mode, n modes.Network, e modes.Endpoint) error {
+// UndoJoin undoes Join: it removes the link and records the endpoint as not joined.
+func (y *Yard) UndoJoin(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}
 	e.Kept = nil // Detach has returned the device to the host
-	return y.Update("endpoint unjoined", func(tx store.Tx) error { return book.PutEndpoint(tx, book.Left(e)) })
+	return y.Update("endpoint unjoined", func(tx store.Tx) error { return book.PutEndpoint(tx, book.WithoutSandbox(e)) })
 }
 
 // Leave records that the endpoint has left its sandbox, and withdraws its published ports: an engine does not always
@@ -237,11 +237,11 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 		return err
 	}
 	defer release()
-	if err := port.ClearInside(y.Book, network, id); err != nil {
+	if err := port.RemoveRedirects(y.Book, network, id); err != nil {
 		return err
 	}
 	if e, err := y.Endpoint(network, id); err == nil && e.Sandbox != "" {
-		lease.LeaveSix(ctx, y.Book, e)
+		lease.ReleaseIPv6(ctx, y.Book, e)
 	}
 	var was modes.Endpoint
 	err = y.Update("endpoint left", func(tx store.Tx) error {
@@ -253,12 +253,12 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 			return err
 		}
 		was = e
-		return book.PutEndpoint(tx, book.Left(e))
+		return book.PutEndpoint(tx, book.WithoutSandbox(e))
 	})
 	if err != nil || was.ID == "" {
 		return err
 	}
-	y.Sharing.Poke()
+	y.Sharing.Wake()
 	if err := port.Withdraw(ctx, y.Book, was); err != nil {
 		return err
 	}
@@ -290,7 +290,7 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 // deleteLater deletes an endpoint when its lock is free. It also releases the addresses: the engine has released them
 // meanwhile, which had no effect while the endpoint had them.
 func (y *Yard) deleteLater(ctx context.Context, network, id string) {
-	if err := y.Bury(ctx, network, id); err != nil {
+	if err := y.RemoveEndpoint(ctx, network, id); err != nil {
 		y.Config.Log.Error("deletion of a busy endpoint failed", "network", network, "endpoint", id, "err", err)
 	}
 	y.Config.Changed()
@@ -335,30 +335,30 @@ func (y *Yard) finish(network, id string) error {
 		return err
 	}
 	defer release()
-	return y.FinishHeld(ctx, network, id)
+	return y.FinishLocked(ctx, network, id)
 }
 
-// FinishHeld does the work of FinishLater now. The caller holds the locks.
-func (y *Yard) FinishHeld(ctx context.Context, network, id string) error {
-	m, n, e, err := y.Whole(network, id)
+// FinishLocked does the work of FinishLater now. The caller holds the locks.
+func (y *Yard) FinishLocked(ctx context.Context, network, id string) error {
+	m, n, e, err := y.EndpointWithMode(network, id)
 	if errors.Is(err, book.ErrNotFound) || err == nil && e.Phase != modes.Deleting {
 		return nil // it was deleted with its network, or made again
 	}
 	if err != nil {
 		return err
 	}
-	return y.ForgetNow(ctx, m, n, e)
+	return y.ForgetLocked(ctx, m, n, e)
 }
 
-// ForgetNow removes an endpoint's link and then its record.
-func (y *Yard) ForgetNow(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+// ForgetLocked removes an endpoint's link and then its record.
+func (y *Yard) ForgetLocked(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	y.Config.Step("before endpoint detached")
 	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}
-	y.TellGivenBack(n, e)
+	y.TellDeviceReturned(n, e)
 	if err := y.Update("endpoint gone", func(tx store.Tx) error { return book.EraseEndpoint(tx, e) }); err != nil {
 		return err
 	}
-	return errors.Join(overlay.GiveUpOf(y.Book, n, e), enforce.Enforce(ctx, y.Book))
+	return errors.Join(overlay.ReleaseOf(y.Book, n, e), enforce.Enforce(ctx, y.Book))
 }

@@ -82,7 +82,7 @@ func (y *Yard) fence(ctx context.Context, m modes.Mode, n modes.Network, was mod
 		y.Tell(book.About(event.EndpointFenced, n, is, fmt.Sprintf("%s is fenced: %s", book.Owned(is), why)))
 	} else {
 		y.Config.Log.Info("endpoint unfenced", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name)
-		y.Tell(book.About(event.EndpointFreed, n, is, book.Owned(is)+" is no longer fenced"))
+		y.Tell(book.About(event.EndpointUnfenced, n, is, book.Owned(is)+" is no longer fenced"))
 	}
 	return nil
 }

@@ -36,8 +36,8 @@ func (*alone) Down(modes.Overlay) error                   { return nil }
 func (*alone) Detach(modes.Overlay, modes.Endpoint) error { return nil }
 func (*alone) Objects(modes.Overlay) []core.Object        { return nil }
 func (*alone) Name(modes.Overlay, modes.Endpoint) error   { return nil }
-func (*alone) Room(modes.Overlay, bool) error             { return nil }
-func (*alone) Parting() ([]core.Object, error)            { return nil, nil }
+func (*alone) CheckRoom(modes.Overlay, bool) error        { return nil }
+func (*alone) LeavingObjects() ([]core.Object, error)     { return nil, nil }
 func (*alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {
 	return a, nil
 }
@@ -62,7 +62,7 @@ func TestFence(t *testing.T) {
 		ID: netID, Mode: "overlay", Name: "blue", Options: map[string]string{"overlay": "blue"},
 		Subnets: []modes.Subnet{{
 			Pool:    netip.MustParsePrefix("10.20.0.0/16"),
-			Gateway: netip.MustParsePrefix("10.20.0.1/16"), Space: overlay.OverlaySpace,
+			Gateway: netip.MustParsePrefix("10.20.0.1/16"), Space: overlay.Space,
 		}},
 	}
 	must(r.CreateNetwork(ctx, n))
@@ -76,7 +76,7 @@ func TestFence(t *testing.T) {
 	create("ffffffffffff0002", "10.20.0.6/16")
 	_, _, err := r.Join(ctx, netID, epID, "/run/x")
 	must(err)
-	_, err = r.Publish(ctx, netID, epID, []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}})
+	_, err = r.Publish(ctx, netID, epID, []book.PortRequest{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}})
 	must(err)
 	whole := r.host.Dump(t)
 	if !strings.Contains(whole, "8080") {
@@ -112,7 +112,7 @@ func TestFence(t *testing.T) {
 	}
 	must(r.Fence(ctx, strings.Repeat("d", 32), nil)) // of another network
 	r.host.Sh(t, "ip link set nyv-eeeeeeeeeee master nyb-aaaaaaaaaaa up")
-	must(reconcile.MendOnce(ctx, r.Yard))
+	must(reconcile.RepairOnce(ctx, r.Yard))
 	fenced("tampered with")
 	f.attached = nil
 	r.start()
@@ -132,7 +132,7 @@ func TestFence(t *testing.T) {
 		t.Error("the others are not told that it is back")
 	}
 	evs, _ := r.Events(0)
-	if !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.EndpointFreed }) {
+	if !slices.ContainsFunc(evs, func(e event.Event) bool { return e.Type == event.EndpointUnfenced }) {
 		t.Errorf("events: %+v", evs)
 	}
 }

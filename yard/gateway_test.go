@@ -48,20 +48,20 @@ func TestPublishRouted(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	first, second := r.mixed()
-	ask := func(host string, hostPort, port uint16) book.Ask {
-		a := book.Ask{Proto: "tcp", HostPort: hostPort, ContainerPort: port}
+	ask := func(host string, hostPort, port uint16) book.PortRequest {
+		a := book.PortRequest{Proto: "tcp", HostPort: hostPort, ContainerPort: port}
 		if host != "" {
 			a.HostIP = netip.MustParseAddr(host)
 		}
 		return a
 	}
 	for _, c := range []struct {
-		asks []book.Ask
+		asks []book.PortRequest
 		want string
 	}{
-		{[]book.Ask{ask("", 8080, 80)}, "0.0.0.0:8080->80/tcp [fd09::2]:80/tcp"},
-		{[]book.Ask{ask("0.0.0.0", 8080, 80)}, "0.0.0.0:8080->80/tcp"},
-		{[]book.Ask{ask("::", 8080, 80), ask("::", 9090, 80)}, "[fd09::2]:80/tcp"}, // once, however often
+		{[]book.PortRequest{ask("", 8080, 80)}, "0.0.0.0:8080->80/tcp [fd09::2]:80/tcp"},
+		{[]book.PortRequest{ask("0.0.0.0", 8080, 80)}, "0.0.0.0:8080->80/tcp"},
+		{[]book.PortRequest{ask("::", 8080, 80), ask("::", 9090, 80)}, "[fd09::2]:80/tcp"}, // once, however often
 		{run("tcp", 7000, 8000, 3), "0.0.0.0:7000-7002->8000-8002/tcp [fd09::2]:8000-8002/tcp"},
 	} {
 		ports, err := r.Publish(t.Context(), netID, first, c.asks)
@@ -70,17 +70,17 @@ func TestPublishRouted(t *testing.T) {
 		}
 		r.healthy(c.want)
 	}
-	if _, err := r.Publish(t.Context(), netID, first, []book.Ask{ask("::1", 8080, 80)}); err == nil ||
+	if _, err := r.Publish(t.Context(), netID, first, []book.PortRequest{ask("::1", 8080, 80)}); err == nil ||
 		!strings.Contains(err.Error(), "publish [::1]:8080:80/tcp: the network's IPv6 is routed") {
 		t.Errorf("on an address of the host: %v", err)
 	}
 
 	// Two containers have one port each, and the host's is free for a third.
-	want, err := r.Publish(t.Context(), netID, first, []book.Ask{ask("::", 80, 80), ask("", 81, 81)})
+	want, err := r.Publish(t.Context(), netID, first, []book.PortRequest{ask("::", 80, 80), ask("", 81, 81)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Publish(t.Context(), netID, second, []book.Ask{
+	if _, err := r.Publish(t.Context(), netID, second, []book.PortRequest{
 		ask("::", 80, 80), ask("0.0.0.0", 80, 80),
 	}); err != nil {
 		t.Error(err)

@@ -40,7 +40,7 @@ func (y *Yard) EndHold(h book.Hold) error {
 	if err != nil {
 		return err
 	}
-	return overlay.GiveUpOf(y.Book, n, modes.Endpoint{Attachment: h.Attachment, Addrs: h.Addrs})
+	return overlay.ReleaseOf(y.Book, n, modes.Endpoint{Attachment: h.Attachment, Addrs: h.Addrs})
 }
 
 func (y *Yard) releaseHold(tx store.Tx, h book.Hold) error {

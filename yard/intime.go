@@ -9,8 +9,8 @@ import (
 	"netyard/kernel/nft"
 )
 
-// GoodTime is how long a request may take after its deadline to return its own error.
-const GoodTime = 300 * time.Millisecond
+// ReplyTime is how long a request may take after its deadline to return its own error.
+const ReplyTime = 300 * time.Millisecond
 
 // InTime runs a request and returns soon after ctx ends, whatever hangs: no deadline ends a system call that waits for
 // a lock in the kernel. A request that does not end in time runs on: when the kernel answers, it sees that ctx is over,
@@ -36,7 +36,7 @@ func InTime[A any](ctx context.Context, y *Yard, do func() (A, error), late func
 		return o.a, o.err
 	case <-ctx.Done():
 	}
-	timer := time.NewTimer(GoodTime)
+	timer := time.NewTimer(ReplyTime)
 	defer timer.Stop()
 	select {
 	case o := <-done:
@@ -56,5 +56,5 @@ func (y *Yard) slow() string {
 	if y == nil || y.Config.Kernel == nil {
 		return "the host is slow"
 	}
-	return nft.Slow(y.Config.Kernel.Handle)
+	return nft.BusyReason(y.Config.Kernel.Handle)
 }

@@ -112,7 +112,7 @@ func closings() map[string]closing {
 func (c closing) made(t *testing.T) (r *rig, n modes.Network, client, app place, was modes.Endpoint) {
 	t.Helper()
 	r, client, app = newRig(t), newPlace(t), newPlace(t)
-	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+	n, err := yown.CreateNetwork(t.Context(), r.Yard, book.NetworkRequest{
 		Name: "web", Options: c.options, Internal: c.internal,
 		Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
 	})
@@ -123,7 +123,7 @@ func (c closing) made(t *testing.T) (r *rig, n modes.Network, client, app place,
 		q := p.request(n, name)
 		q.Container = owners()[name]
 		if name == "app" {
-			q.Ports = []book.Ask{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
+			q.Ports = []book.PortRequest{{Proto: "tcp", ContainerPort: 80, HostPort: 8080, HostPortEnd: 8080}}
 		}
 		a, err := attach.Attach(t.Context(), r.Yard, q)
 		if err != nil {
@@ -159,7 +159,7 @@ func (r *rig) lose(how func(*testing.T, string)) {
 	if ns, err := r.Networks(); err != nil || len(ns) > 0 {
 		r.t.Fatalf("the records are not lost: %v %v", ns, err)
 	}
-	if err := r.st.Update(reconcile.LostRecords); err != nil {
+	if err := r.st.Update(reconcile.MarkRecordsLost); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -411,7 +411,7 @@ func TestPoliciesLost(t *testing.T) {
 					lose(t, path)
 					for range killed { // a daemon that was killed before it had found out what was lost
 						st, err := store.Open(t.Context(),
-							store.Config{Path: path, Soon: time.Hour, Kept: book.KeptBuckets(), Verify: verify})
+							store.Config{Path: path, FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify})
 						must(t, err)
 						must(t, st.Close())
 					}
@@ -544,7 +544,7 @@ func TestOlderProgramBetween(t *testing.T) {
 	r.apply("name: a\nselect: {container: app}\ningress: {}")
 	r.reserved("10.9.0.8 for db")
 	type raw = map[string]any
-	reservations := store.Bucket[raw]{Name: ipam.Kept()[0]}
+	reservations := store.Bucket[raw]{Name: ipam.CopiedBuckets()[0]}
 	var keys []string
 	var reserved []raw
 	must(t, r.st.View(func(tx store.Tx) (err error) {
@@ -557,7 +557,7 @@ func TestOlderProgramBetween(t *testing.T) {
 
 	copied, err := os.ReadFile(r.path + ".kept")
 	must(t, err)
-	older, err := store.Open(t.Context(), store.Config{Path: r.path, Soon: time.Hour})
+	older, err := store.Open(t.Context(), store.Config{Path: r.path, FlushDelay: time.Hour})
 	must(t, err)
 	must(t, older.Update(func(tx store.Tx) error {
 		for i, key := range keys {

@@ -26,10 +26,10 @@ func PeerOf(c net.Conn) Process { return sandbox.PeerOf(c) }
 // buryTime bounds the wait for the locks of a dead endpoint: a request for it may be in progress.
 const buryTime = 3 * time.Second
 
-// Past runs a request. If it fails because of what dead endpoints have (book.HeldError), Past removes those endpoints
-// and runs the request again. When do fails, it must have undone what it did, and hold no lock.
-func (y *Yard) Past(ctx context.Context, do func(*book.Judge) error) error {
-	j := y.NewJudge()
+// RetryWithoutDead runs a request. If it fails because of what dead endpoints have (book.HeldError), Past removes those
+// endpoints and runs the request again. When do fails, it must have undone what it did, and hold no lock.
+func (y *Yard) RetryWithoutDead(ctx context.Context, do func(*book.LiveCheck) error) error {
+	j := y.NewLiveCheck()
 	for {
 		err := do(j)
 		var held *book.HeldError
@@ -48,7 +48,7 @@ func (y *Yard) Past(ctx context.Context, do func(*book.Judge) error) error {
 
 // removeDead removes those holders that are dead. news: one was removed, or one whose state was unknown was found
 // alive.
-func removeDead(ctx context.Context, y *Yard, j *book.Judge, held *book.HeldError) (news bool, err error) {
+func removeDead(ctx context.Context, y *Yard, j *book.LiveCheck, held *book.HeldError) (news bool, err error) {
 	for _, h := range held.Holders {
 		e, err := j.Y.Endpoint(h.Network, h.Endpoint)
 		if errors.Is(err, book.ErrNotFound) { // it went meanwhile
@@ -67,19 +67,19 @@ func removeDead(ctx context.Context, y *Yard, j *book.Judge, held *book.HeldErro
 			j.Living[h] = true
 			continue
 		}
-		gone, err := y.BuryDead(ctx, e)
+		gone, err := y.RemoveDead(ctx, e)
 		if err != nil {
 			return news, fmt.Errorf("remove %s, whose sandbox is dead: %w", book.Owned(e), err)
 		}
-		if news = news || gone; gone && held.One {
+		if news = news || gone; gone && held.AnyOne {
 			return true, nil
 		}
 	}
 	return news, nil
 }
 
-// BuryDead removes an endpoint that was found dead, unless it has changed since. gone: it no longer exists.
-func (y *Yard) BuryDead(ctx context.Context, was modes.Endpoint) (gone bool, err error) {
+// RemoveDead removes an endpoint that was found dead, unless it has changed since. gone: it no longer exists.
+func (y *Yard) RemoveDead(ctx context.Context, was modes.Endpoint) (gone bool, err error) {
 	wait, cancel := context.WithTimeout(ctx, buryTime)
 	defer cancel()
 	release, err := y.Hold(wait, was.NetworkID, was.ID)
@@ -87,7 +87,7 @@ func (y *Yard) BuryDead(ctx context.Context, was modes.Endpoint) (gone bool, err
 		return false, err
 	}
 	defer release()
-	m, n, e, err := y.Whole(was.NetworkID, was.ID)
+	m, n, e, err := y.EndpointWithMode(was.NetworkID, was.ID)
 	if errors.Is(err, book.ErrNotFound) {
 		return true, nil
 	}
@@ -99,29 +99,29 @@ func (y *Yard) BuryDead(ctx context.Context, was modes.Endpoint) (gone bool, err
 	if !same {
 		return false, nil // it was joined or left meanwhile
 	}
-	if err := y.BuryNow(ctx, m, n, e); err != nil {
+	if err := y.RemoveLocked(ctx, m, n, e); err != nil {
 		return false, err
 	}
 	for _, p := range e.Addrs {
-		if err := overlay.GiveUp(y.Book, n, p.Addr()); err != nil { // their engine may never release them
+		if err := overlay.ReleaseUnused(y.Book, n, p.Addr()); err != nil { // their engine may never release them
 			return true, err
 		}
 	}
 	text := fmt.Sprintf("%s left network %s: its sandbox is dead", book.Owned(e), book.Label(n))
 	y.Tell(book.About(event.EndpointLeft, n, e, text))
-	y.Sharing.Poke()
+	y.Sharing.Wake()
 	y.Config.Changed()
 	return true, nil
 }
 
-// BuryLost removes the dead endpoints whose engine's process has ended: that process will not delete them, and the next
-// one may not know them.
-func (y *Yard) BuryLost(ctx context.Context) error {
+// RemoveLost removes the dead endpoints whose engine's process has ended: that process will not delete them, and the
+// next one may not know them.
+func (y *Yard) RemoveLost(ctx context.Context) error {
 	es, err := y.Endpoints()
 	if err != nil {
 		return err
 	}
-	j := y.NewJudge()
+	j := y.NewLiveCheck()
 	ended := map[sandbox.Process]bool{}
 	var errs []error
 	for _, e := range es {
@@ -136,17 +136,17 @@ func (y *Yard) BuryLost(ctx context.Context) error {
 		}
 		dead, err := j.Dead(ctx, e)
 		if err == nil && dead {
-			_, err = y.BuryDead(ctx, e)
+			_, err = y.RemoveDead(ctx, e)
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// HeldBeside adds to the cause why an endpoint could not be attached the endpoints that may have what it needs: a link,
-// a hardware address, a device of the host's, a parent that takes one link only. Those are the joined endpoints of its
-// network and of other networks with the same parent.
-func (y *Yard) HeldBeside(e modes.Endpoint, cause error) error {
+// WithLinkHolders adds to the cause why an endpoint could not be attached the endpoints that may have what it needs: a
+// link, a hardware address, a device of the host's, a parent that takes one link only. Those are the joined endpoints
+// of its network and of other networks with the same parent.
+func (y *Yard) WithLinkHolders(e modes.Endpoint, cause error) error {
 	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
 		return cause
 	}

@@ -225,8 +225,8 @@ type thing struct {
 	refusal string
 }
 
-func ask(proto string, host uint16, at string) book.Ask {
-	a := book.Ask{Proto: proto, HostPort: host, HostPortEnd: host, ContainerPort: 80}
+func ask(proto string, host uint16, at string) book.PortRequest {
+	a := book.PortRequest{Proto: proto, HostPort: host, HostPortEnd: host, ContainerPort: 80}
 	if at != "" {
 		a.HostIP = netip.MustParseAddr(at)
 	}
@@ -234,7 +234,7 @@ func ask(proto string, host uint16, at string) book.Ask {
 }
 
 // publishes gives ports to an endpoint.
-func publishes(id string, asks ...book.Ask) func(r *rig) error {
+func publishes(id string, asks ...book.PortRequest) func(r *rig) error {
 	return func(r *rig) error { _, err := r.Publish(r.t.Context(), netID, id, asks); return err }
 }
 
@@ -295,8 +295,8 @@ var things = []thing{
 	{
 		name: "a port from a range", have: publishes(epID, ask("tcp", 8000, "")),
 		want: comes(func(r *rig) error {
-			any10 := book.Ask{Proto: "tcp", HostPort: 8000, HostPortEnd: 8009, ContainerPort: 80}
-			ports, err := r.Publish(r.t.Context(), netID, nextID, []book.Ask{any10})
+			any10 := book.PortRequest{Proto: "tcp", HostPort: 8000, HostPortEnd: 8009, ContainerPort: 80}
+			ports, err := r.Publish(r.t.Context(), netID, nextID, []book.PortRequest{any10})
 			if err == nil && ports[0].HostPort != 8000 {
 				err = fmt.Errorf("it got %d, which is not the first", ports[0].HostPort)
 			}
@@ -308,13 +308,13 @@ var things = []thing{
 		name: "a port that a CNI container asks for", have: publishes(epID, ask("tcp", 8080, "")),
 		want: func(r *rig) error {
 			subnet := book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.8.0.0/24")}}
-			n, err := yown.MakeNetwork(r.t.Context(), r.Yard,
+			n, err := yown.CreateNetwork(r.t.Context(), r.Yard,
 				book.NetworkRequest{Name: "other", Subnets: []book.SubnetRequest{subnet}})
 			if err != nil {
 				return err
 			}
 			q := newPlace(r.t).request(n, "c1")
-			q.Ports = []book.Ask{ask("tcp", 8080, "")}
+			q.Ports = []book.PortRequest{ask("tcp", 8080, "")}
 			_, err = attach.Attach(r.t.Context(), r.Yard, q)
 			return err
 		},
@@ -483,7 +483,7 @@ func TestBuryLost(t *testing.T) {
 			r.holds(things[0], b, f)
 			e, err := r.Endpoint(netID, epID)
 			must(t, err)
-			must(t, r.BuryLost(t.Context()))
+			must(t, r.RemoveLost(t.Context()))
 			if _, err := r.Endpoint(netID, epID); (err != nil) != (f.dead && e.Maker.Ended()) {
 				t.Errorf("on record: %v, dead: %v, its engine has ended: %v", err == nil, f.dead, e.Maker.Ended())
 			}
@@ -541,7 +541,7 @@ func TestDeadAttachment(t *testing.T) {
 			first := book.AttachRequest{
 				NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
 				Container: modes.Container{Engine: book.CNI},
-				Ports:     []book.Ask{ask("tcp", 8080, "")}, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.50")},
+				Ports:     []book.PortRequest{ask("tcp", 8080, "")}, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.50")},
 			}
 			was, err := attach.Attach(t.Context(), r.Yard, first)
 			must(t, err)
@@ -605,7 +605,7 @@ func TestDeadClaim(t *testing.T) {
 		r.start()
 		engine, id := engineProcess(t)
 		n := r.network()
-		n.Mode, n.Options, n.Subnets[0].Space = "overlay", map[string]string{"overlay": "blue"}, overlay.OverlaySpace
+		n.Mode, n.Options, n.Subnets[0].Space = "overlay", map[string]string{"overlay": "blue"}, overlay.Space
 		must(t, r.CreateNetwork(t.Context(), n))
 		q := ipam.AddressRequest{
 			Pool: overlay.PoolID("blue", n.Subnets[0].Pool),
@@ -643,7 +643,7 @@ func TestDeadElements(t *testing.T) {
 	q := book.AttachRequest{
 		NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
 		Container: modes.Container{Engine: book.CNI},
-		Ports:     []book.Ask{ask("tcp", 8080, ""), ask("udp", 9000, "127.0.0.1")},
+		Ports:     []book.PortRequest{ask("tcp", 8080, ""), ask("udp", 9000, "127.0.0.1")},
 	}
 	must(t, second(attach.Attach(t.Context(), r.Yard, q)))
 	b.unmount()

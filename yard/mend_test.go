@@ -23,7 +23,7 @@ func TestMend(t *testing.T) {
 	before := kerneltest.Normal(r.host.Sh(t, mine))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- reconcile.Mend(ctx, r.Yard) }()
+	go func() { done <- reconcile.Repair(ctx, r.Yard) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -91,11 +91,11 @@ func TestMendLeavesAlone(t *testing.T) {
 	if _, err := r.Publish(t.Context(), netID, epID, run("tcp", 8080, 80, 2)); err != nil {
 		t.Fatal(err)
 	}
-	objects, err := reconcile.WantedOf(r.Yard, n)
+	objects, err := reconcile.PlanOf(r.Yard, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if some, err := reconcile.MendObjects(t.Context(), r.Yard, n, objects); some || err != nil {
+	if some, err := reconcile.RepairObjects(t.Context(), r.Yard, n, objects); some || err != nil {
 		t.Errorf("something was repaired on a healthy host: %v", err)
 	}
 }

@@ -66,8 +66,8 @@ func (*ledger) Up(modes.Overlay, modes.OverlayLink) error  { return nil }
 func (*ledger) Down(modes.Overlay) error                   { return nil }
 func (*ledger) Detach(modes.Overlay, modes.Endpoint) error { return nil }
 func (*ledger) Name(modes.Overlay, modes.Endpoint) error   { return nil }
-func (*ledger) Room(modes.Overlay, bool) error             { return nil }
-func (*ledger) Parting() ([]core.Object, error)            { return nil, nil }
+func (*ledger) CheckRoom(modes.Overlay, bool) error        { return nil }
+func (*ledger) LeavingObjects() ([]core.Object, error)     { return nil, nil }
 func (*ledger) Objects(modes.Overlay) (none []core.Object) { return none }
 
 // join puts a host's yard into the cluster, which survives it.
@@ -78,7 +78,7 @@ func (l *ledger) join(c *book.Config) {
 // reap releases claims that no endpoint of the host has, as the Fabric does after a while.
 func (l *ledger) reap(r *rig) {
 	for a := range l.owners {
-		if !yoverlay.Holds(r.Book, strings.Repeat("c", 32), a) {
+		if !yoverlay.HasAddress(r.Book, strings.Repeat("c", 32), a) {
 			delete(l.owners, a)
 		}
 	}
@@ -93,7 +93,7 @@ func TestOverlayCrash(t *testing.T) {
 	r.host.Sh(t, "ip addr add 192.0.2.1/24 dev lo")
 	r.cluster = l
 	r.start()
-	n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+	n, err := yown.CreateNetwork(t.Context(), r.Yard, book.NetworkRequest{
 		Name: "blue", Mode: "overlay",
 		Subnets: []book.SubnetRequest{{Pool: ipam.PoolRequest{Subnet: netip.MustParsePrefix("10.9.0.0/24")}}},
 	})

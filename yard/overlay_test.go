@@ -61,7 +61,7 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		m.agent, err = fabric.New(fabric.Config{
 			Log: log, Client: m.client, Store: st, Kernel: m.Kernel, Port: 4789, BootID: fmt.Sprint("boot", n),
 			Host: record.Host{Name: fmt.Sprint("h", n), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), MTU: 1500},
-			Held: func(network string, a netip.Addr) bool { return yoverlay.Holds(m.Book, network, a) },
+			Held: func(network string, a netip.Addr) bool { return yoverlay.HasAddress(m.Book, network, a) },
 		})
 		must(err)
 		f := fabric.Modes{A: m.agent}
@@ -150,7 +150,7 @@ func TestOverlayMade(t *testing.T) {
 	one, two := hosts[0], hosts[1]
 	refused := func(m *member, want string, r book.NetworkRequest) {
 		t.Helper()
-		if _, err := yown.MakeNetwork(t.Context(), m.Yard, r); err == nil || !strings.Contains(err.Error(), want) ||
+		if _, err := yown.CreateNetwork(t.Context(), m.Yard, r); err == nil || !strings.Contains(err.Error(), want) ||
 			!errors.Is(err, modes.ErrOption) {
 			t.Errorf("%v, want %q", err, want)
 		}
@@ -171,7 +171,7 @@ func TestOverlayMade(t *testing.T) {
 	first := blue("10.20.0.0/16", "fd20::/64")
 	first.Internal = true
 	first.Subnets[0].Gateway = netip.MustParseAddr("10.20.0.7")
-	n, err := yown.MakeNetwork(t.Context(), one.Yard, first)
+	n, err := yown.CreateNetwork(t.Context(), one.Yard, first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +179,7 @@ func TestOverlayMade(t *testing.T) {
 	gateway := blue("10.20.0.0/16")
 	gateway.Subnets[0].Gateway = netip.MustParseAddr("10.20.0.1")
 	refused(two, "gateway 10.20.0.1 differs from the cluster's 10.20.0.7", gateway)
-	there, err := yown.MakeNetwork(t.Context(), two.Yard, blue())
+	there, err := yown.CreateNetwork(t.Context(), two.Yard, blue())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestOverlayMade(t *testing.T) {
 	remove(one)
 	clustertest.Eventually(t, "one host keeps it", left(1))
 	remove(two)
-	if _, err := yown.MakeNetwork(t.Context(), two.Yard, blue("10.99.0.0/16")); err != nil {
+	if _, err := yown.CreateNetwork(t.Context(), two.Yard, blue("10.99.0.0/16")); err != nil {
 		t.Errorf("made anew at once: %v", err)
 	}
 	remove(two)
@@ -231,7 +231,7 @@ func TestOverlayAttached(t *testing.T) {
 		if i == 0 {
 			r = blue("10.20.0.0/16", "fd20::/64")
 		}
-		n, err := yown.MakeNetwork(t.Context(), m.Yard, r)
+		n, err := yown.CreateNetwork(t.Context(), m.Yard, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -281,7 +281,7 @@ func TestOverlayAttached(t *testing.T) {
 	}
 	named := func(name string, aliases ...string) func() bool {
 		return func() bool {
-			return slices.ContainsFunc(two.agent.Reach(two.overlayID(t)), func(r fabric.Reached) bool {
+			return slices.ContainsFunc(two.agent.Endpoints(two.overlayID(t)), func(r fabric.RemoteEndpoint) bool {
 				return r.Addr == c3.Endpoint.Addrs[0].Addr() && r.Name == name && slices.Equal(r.Aliases, aliases) &&
 					r.HostName == "h1"
 			})

@@ -52,8 +52,8 @@ func (p place) rules(t *testing.T) string {
 	return p.Sh(t, "nft list ruleset")
 }
 
-func own(proto string, host, container uint16) book.Ask {
-	return book.Ask{Proto: proto, HostPort: host, ContainerPort: container}
+func own(proto string, host, container uint16) book.PortRequest {
+	return book.PortRequest{Proto: proto, HostPort: host, ContainerPort: container}
 }
 
 // TestLend shows that ports are lent to an endpoint while no engine has announced which one has the default route, and
@@ -62,13 +62,13 @@ func TestLend(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	r, n, link := inside(t, p)
-	asks := []book.Ask{
+	asks := []book.PortRequest{
 		own("tcp", 443, 8080), own("udp", 7000, 8000), own("udp", 7001, 8001),
 		own("tcp", 0, 80), own("tcp", 0, 443),
 		{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 1, ContainerPort: 1},
 	}
 	for range 2 {
-		if err := r.Lend(t.Context(), n, link, epID, asks); err != nil {
+		if err := r.PublishTentatively(t.Context(), n, link, epID, asks); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -96,7 +96,7 @@ func TestLend(t *testing.T) {
 		!strings.Contains(found[0].Text, "redirect of 10.9.0.2:443 to 8080/tcp") {
 		t.Errorf("flushed in the sandbox, and doctor says %v, %v", found, err)
 	}
-	if err := reconcile.MendOnce(t.Context(), r.Yard); err != nil {
+	if err := reconcile.RepairOnce(t.Context(), r.Yard); err != nil {
 		t.Fatal(err)
 	}
 	has("mended", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
@@ -113,7 +113,7 @@ func TestLend(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := strings.Repeat("c", 64)
-	if err := r.Lend(t.Context(), out, r.joins(out.ID, second, "10.8.0.2/24", p), second, asks); err != nil {
+	if err := r.PublishTentatively(t.Context(), out, r.joins(out.ID, second, "10.8.0.2/24", p), second, asks); err != nil {
 		t.Fatal(err)
 	}
 	has("another network joined", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
@@ -124,7 +124,7 @@ func TestLend(t *testing.T) {
 	if rules := p.rules(t); rules != "" {
 		t.Errorf("the sandbox still has %s", rules)
 	}
-	if err := r.Lend(t.Context(), n, link, epID, asks); err != nil {
+	if err := r.PublishTentatively(t.Context(), n, link, epID, asks); err != nil {
 		t.Fatal(err)
 	}
 	has("nothing is lent beside that", "[]")
@@ -135,7 +135,7 @@ func TestLendRefusals(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	r, n, _ := inside(t, p)
-	for want, asks := range map[string][]book.Ask{
+	for want, asks := range map[string][]book.PortRequest{
 		"publish 443:9090/tcp: in use: port 443/tcp of the container is asked for twice":                                                                               {own("tcp", 443, 8080), own("tcp", 443, 9090)},
 		"publish 10.0.0.1:443:8080/tcp: 10.0.0.1 is not an address of the container, which has 10.9.0.2 on network aaaaaaaaaaaa, where ports are published on its own": {{Proto: "tcp", HostIP: netip.MustParseAddr("10.0.0.1"), HostPort: 443, ContainerPort: 8080}},
 		"publish [::]:443:8080/tcp: the container has no address of a family that the port is published on":                                                            {{Proto: "tcp", HostIP: netip.IPv6Unspecified(), HostPort: 443, ContainerPort: 8080}},
@@ -147,8 +147,8 @@ func TestLendRefusals(t *testing.T) {
 	if rules := p.rules(t); rules != "" {
 		t.Errorf("a refusal left %s", rules)
 	}
-	first := book.Ask{Proto: "tcp", HostPort: 443, HostPortEnd: 445, ContainerPort: 8080}
-	ports, err := r.Publish(t.Context(), n.ID, epID, []book.Ask{first, own("tcp", 443, 9090)})
+	first := book.PortRequest{Proto: "tcp", HostPort: 443, HostPortEnd: 445, ContainerPort: 8080}
+	ports, err := r.Publish(t.Context(), n.ID, epID, []book.PortRequest{first, own("tcp", 443, 9090)})
 	if err != nil || fmt.Sprint(ports) != "[10.9.0.2:443->9090/tcp 10.9.0.2:444->8080/tcp]" {
 		t.Errorf("the first of a range that is free: %v, %v", ports, err)
 	}
@@ -160,7 +160,7 @@ func TestOwnPortsCrash(t *testing.T) {
 	t.Parallel()
 	for name, call := range map[string]func(r *rig, n modes.Network) error{
 		"publish": func(r *rig, n modes.Network) error {
-			_, err := r.Publish(context.Background(), n.ID, epID, []book.Ask{own("tcp", 443, 8080)})
+			_, err := r.Publish(context.Background(), n.ID, epID, []book.PortRequest{own("tcp", 443, 8080)})
 			return err
 		},
 		"withdraw": func(r *rig, n modes.Network) error { return r.Withdraw(context.Background(), n.ID, epID) },
@@ -173,7 +173,7 @@ func TestOwnPortsCrash(t *testing.T) {
 				r, n, link := inside(t, p)
 				p.Take(t, r.host, link.SrcName)
 				if name != "publish" {
-					if _, err := r.Publish(t.Context(), n.ID, epID, []book.Ask{own("tcp", 443, 8080)}); err != nil {
+					if _, err := r.Publish(t.Context(), n.ID, epID, []book.PortRequest{own("tcp", 443, 8080)}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -212,7 +212,7 @@ func TestAttachOwnPorts(t *testing.T) {
 	r.host.Peer(t, "lan0")
 	r.with("macvlan", macvlan.New)
 	made := func(name, subnet string) modes.Network {
-		n, err := yown.MakeNetwork(t.Context(), r.Yard, book.NetworkRequest{
+		n, err := yown.CreateNetwork(t.Context(), r.Yard, book.NetworkRequest{
 			Name: name, Mode: "macvlan", Options: map[string]string{"parent": "lan0"},
 			Subnets: []book.SubnetRequest{subnetOf(subnet)},
 		})
@@ -223,7 +223,7 @@ func TestAttachOwnPorts(t *testing.T) {
 	}
 	lan, other := made("lan", "192.0.2.0/24"), made("other", "198.51.100.0/24")
 	asked, second := p.request(lan, "c1"), p.request(other, "c1")
-	asked.Ports, second.Ports = []book.Ask{own("tcp", 443, 8080)}, []book.Ask{own("tcp", 443, 8080)}
+	asked.Ports, second.Ports = []book.PortRequest{own("tcp", 443, 8080)}, []book.PortRequest{own("tcp", 443, 8080)}
 	second.IfName = "eth1"
 	for range 2 {
 		for _, one := range []book.AttachRequest{second, asked} {

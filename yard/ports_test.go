@@ -44,9 +44,9 @@ func texts(ports []modes.Port) string {
 }
 
 // run returns a request for count consecutive ports.
-func run(proto string, host, container, count uint16) (asks []book.Ask) {
+func run(proto string, host, container, count uint16) (asks []book.PortRequest) {
 	for i := range count {
-		asks = append(asks, book.Ask{Proto: proto, HostPort: host + i, ContainerPort: container + i})
+		asks = append(asks, book.PortRequest{Proto: proto, HostPort: host + i, ContainerPort: container + i})
 	}
 	return asks
 }
@@ -56,21 +56,21 @@ func TestPublish(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	first, second := r.joined()
-	publish := func(id string, asks ...book.Ask) (string, error) {
+	publish := func(id string, asks ...book.PortRequest) (string, error) {
 		ports, err := r.Publish(t.Context(), netID, id, asks)
 		return texts(ports), err
 	}
 	for _, c := range []struct {
-		asks []book.Ask
+		asks []book.PortRequest
 		want string
 	}{
 		{run("tcp", 8080, 80, 1), "0.0.0.0:8080->80/tcp"},
 		{slices.Concat(run("udp", 10000, 10000, 100), run("tcp", 10000, 10000, 100)), "0.0.0.0:10000-10099->10000-10099/tcp 0.0.0.0:10000-10099->10000-10099/udp"},
 		{run("tcp", 7000, 8000, 3), "0.0.0.0:7000-7002->8000-8002/tcp"},
-		{[]book.Ask{{Proto: "tcp", HostPort: 90, ContainerPort: 80}, {Proto: "tcp", HostPort: 91, ContainerPort: 80}}, "0.0.0.0:90->80/tcp 0.0.0.0:91->80/tcp"},
-		{[]book.Ask{{Proto: "sctp", HostPort: 5, HostPortEnd: 9, ContainerPort: 1, HostIP: netip.MustParseAddr("127.0.0.1")}}, "127.0.0.1:5->1/sctp"},
+		{[]book.PortRequest{{Proto: "tcp", HostPort: 90, ContainerPort: 80}, {Proto: "tcp", HostPort: 91, ContainerPort: 80}}, "0.0.0.0:90->80/tcp 0.0.0.0:91->80/tcp"},
+		{[]book.PortRequest{{Proto: "sctp", HostPort: 5, HostPortEnd: 9, ContainerPort: 1, HostIP: netip.MustParseAddr("127.0.0.1")}}, "127.0.0.1:5->1/sctp"},
 		// Who asks for one comes first, whatever the order.
-		{[]book.Ask{{Proto: "tcp", HostPort: 5, HostPortEnd: 9, ContainerPort: 1}, {Proto: "tcp", HostPort: 5, ContainerPort: 2}}, "0.0.0.0:5->2/tcp 0.0.0.0:6->1/tcp"},
+		{[]book.PortRequest{{Proto: "tcp", HostPort: 5, HostPortEnd: 9, ContainerPort: 1}, {Proto: "tcp", HostPort: 5, ContainerPort: 2}}, "0.0.0.0:5->2/tcp 0.0.0.0:6->1/tcp"},
 		{nil, ""},
 	} {
 		got, err := publish(first, c.asks...)
@@ -81,12 +81,12 @@ func TestPublish(t *testing.T) {
 	}
 
 	// A port that nobody chose stays what it is when it is asked for again, and another endpoint gets another.
-	some, err := publish(first, book.Ask{Proto: "tcp", ContainerPort: 80})
-	if again, err2 := publish(first, book.Ask{Proto: "tcp", ContainerPort: 80},
-		book.Ask{Proto: "udp", ContainerPort: 80}); err != nil || err2 != nil || !strings.HasPrefix(again, some) {
+	some, err := publish(first, book.PortRequest{Proto: "tcp", ContainerPort: 80})
+	if again, err2 := publish(first, book.PortRequest{Proto: "tcp", ContainerPort: 80},
+		book.PortRequest{Proto: "udp", ContainerPort: 80}); err != nil || err2 != nil || !strings.HasPrefix(again, some) {
 		t.Errorf("asked again: %q after %q, %v %v", again, some, err, err2)
 	}
-	if other, err := publish(second, book.Ask{Proto: "tcp", ContainerPort: 80}); err != nil || other == some {
+	if other, err := publish(second, book.PortRequest{Proto: "tcp", ContainerPort: 80}); err != nil || other == some {
 		t.Errorf("another endpoint: %q, %v", other, err)
 	}
 	r.healthy("two endpoints")
@@ -102,17 +102,17 @@ func TestPublishTaken(t *testing.T) {
 	}
 	before := r.host.Dump(t)
 	for _, c := range []struct {
-		asks []book.Ask
+		asks []book.PortRequest
 		want string
 	}{
 		{run("tcp", 1500, 80, 1), "publish 0.0.0.0:1500:80/tcp: in use: port 1500/tcp of the host is published by endpoint eeeeeeeeeeee on network aaaaaaaaaaaa"},
 		{run("tcp", 1999, 80, 2), "port 1999/tcp"},
-		{[]book.Ask{{Proto: "tcp", HostPort: 1000, ContainerPort: 1, HostIP: netip.MustParseAddr("127.0.0.1")}}, "port 1000/tcp"},
+		{[]book.PortRequest{{Proto: "tcp", HostPort: 1000, ContainerPort: 1, HostIP: netip.MustParseAddr("127.0.0.1")}}, "port 1000/tcp"},
 		{slices.Concat(run("udp", 53, 53, 1), run("tcp", 1000, 1, 1)), "port 1000/tcp"},
-		{[]book.Ask{{Proto: "tcp", HostPort: 1000, HostPortEnd: 1999, ContainerPort: 1}}, "no port from 1000 to 1999 of the host is free"},
-		{[]book.Ask{{Proto: "tcp", HostPort: 80, ContainerPort: 1}, {Proto: "tcp", HostPort: 80, ContainerPort: 2}}, "port 80/tcp of the host is asked for twice"},
-		{[]book.Ask{{Proto: "tcp", HostPort: 80, ContainerPort: 1, HostIP: netip.MustParseAddr("192.0.2.9")}}, "192.0.2.9 is not an address of this host"},
-		{[]book.Ask{{Proto: "tcp", HostPort: 80, ContainerPort: 1, HostIP: netip.IPv6Unspecified()}}, "the container has no IPv6 address"},
+		{[]book.PortRequest{{Proto: "tcp", HostPort: 1000, HostPortEnd: 1999, ContainerPort: 1}}, "no port from 1000 to 1999 of the host is free"},
+		{[]book.PortRequest{{Proto: "tcp", HostPort: 80, ContainerPort: 1}, {Proto: "tcp", HostPort: 80, ContainerPort: 2}}, "port 80/tcp of the host is asked for twice"},
+		{[]book.PortRequest{{Proto: "tcp", HostPort: 80, ContainerPort: 1, HostIP: netip.MustParseAddr("192.0.2.9")}}, "192.0.2.9 is not an address of this host"},
+		{[]book.PortRequest{{Proto: "tcp", HostPort: 80, ContainerPort: 1, HostIP: netip.IPv6Unspecified()}}, "the container has no IPv6 address"},
 	} {
 		if _, err := r.Publish(t.Context(), netID, second, c.asks); err == nil ||
 			!strings.Contains(err.Error(), c.want) {
@@ -140,7 +140,7 @@ func TestPublishedAfterRestart(t *testing.T) {
 	r := newRig(t)
 	first, _ := r.joined()
 	asks := slices.Concat(run("tcp", 8080, 80, 1), run("udp", 10000, 10000, 9), run("tcp", 7000, 8000, 3),
-		[]book.Ask{{Proto: "tcp", HostPort: 53, ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.53")}})
+		[]book.PortRequest{{Proto: "tcp", HostPort: 53, ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.53")}})
 	ports, err := r.Publish(t.Context(), netID, first, asks)
 	if err != nil {
 		t.Fatal(err)

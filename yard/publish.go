@@ -11,10 +11,10 @@ import (
 	"netyard/yard/port"
 )
 
-// Lend publishes ports on a joined endpoint whose network has no gateway. Other endpoints get their ports when the
-// engine announces that they have the container's default route, which it never does for this one. If the engine later
-// announces another endpoint, the ports move there.
-func (y *Yard) Lend(ctx context.Context, n modes.Network, link modes.Link, id string, asks []book.Ask) error {
+// PublishTentatively publishes ports on a joined endpoint whose network has no gateway. Other endpoints get their ports
+// when the engine announces that they have the container's default route, which it never does for this one. If the
+// engine later announces another endpoint, the ports move there.
+func (y *Yard) PublishTentatively(ctx context.Context, n modes.Network, link modes.Link, id string, asks []book.PortRequest) error {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
 		return err
@@ -41,16 +41,16 @@ func (y *Yard) Lend(ctx context.Context, n modes.Network, link modes.Link, id st
 }
 
 // Publish replaces the published ports of an endpoint by these. It publishes all of them or none.
-func (y *Yard) Publish(ctx context.Context, network, id string, asks []book.Ask) ([]modes.Port, error) {
+func (y *Yard) Publish(ctx context.Context, network, id string, asks []book.PortRequest) ([]modes.Port, error) {
 	return y.publish(ctx, network, id, asks, false)
 }
 
 // publish publishes ports. lent: they move when the engine announces another endpoint of the container. Dead endpoints
 // that have one of them are removed.
 func (y *Yard) publish(
-	ctx context.Context, network, id string, asks []book.Ask, lent bool,
+	ctx context.Context, network, id string, asks []book.PortRequest, lent bool,
 ) (ports []modes.Port, err error) {
-	err = y.Past(ctx, func(j *book.Judge) error {
+	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
 		ports, err = port.PublishOnce(ctx, y.Book, j, network, id, asks, lent)
 		return err
 	})

@@ -11,8 +11,8 @@ import (
 	"netyard/yard/lease"
 )
 
-// SettleLeases releases or holds the addresses of an endpoint that no longer needs them.
-func (y *Yard) SettleLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
+// ReleaseLeases releases or holds the addresses of an endpoint that no longer needs them.
+func (y *Yard) ReleaseLeases(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 	if e.Attachment != "" {
 		if err := book.DropAttachment(tx, e); err != nil {
 			return err
@@ -57,7 +57,7 @@ func (y *Yard) ReleaseLease(tx store.Tx, n modes.Network, a netip.Addr, forget b
 		}
 		l, err := y.Config.IPAM.LeaseAt(tx, p.ID, a)
 		if err == nil && forget && l.State == ipam.StateHeld {
-			err = y.Config.IPAM.Forget(tx, p.ID, a)
+			err = y.Config.IPAM.Free(tx, p.ID, a)
 		}
 		if err != nil && !errors.Is(err, ipam.ErrNotFound) {
 			return err

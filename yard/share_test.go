@@ -53,7 +53,7 @@ func (r *rig) sharers(count int) (hosts []*kerneltest.Host, all []*share.Watched
 		hosts = append(hosts, h)
 	}
 	byID := map[string]*share.Watched{}
-	share.Rewatch(r.Yard, byID)
+	share.Refresh(r.Yard, byID)
 	r.t.Cleanup(func() {
 		for _, w := range byID {
 			_ = w.Sandbox.Close()
@@ -213,7 +213,7 @@ func TestEvents(t *testing.T) {
 	t.Parallel()
 	y := yard.New(book.Config{})
 	_, more := y.Events(0)
-	for i := range event.ManyEvents + 10 {
+	for i := range event.MaxEvents + 10 {
 		y.Tell(event.Event{Type: event.NetworkCreated, Text: fmt.Sprint(i)})
 	}
 	select {
@@ -222,10 +222,10 @@ func TestEvents(t *testing.T) {
 		t.Error("nobody was woken")
 	}
 	all, _ := y.Events(0)
-	if len(all) != event.ManyEvents || all[0].ID != 11 || all[len(all)-1].ID != event.ManyEvents+10 {
+	if len(all) != event.MaxEvents || all[0].ID != 11 || all[len(all)-1].ID != event.MaxEvents+10 {
 		t.Errorf("%d events are kept, from %d to %d", len(all), all[0].ID, all[len(all)-1].ID)
 	}
-	if some, more := y.Events(event.ManyEvents + 9); len(some) != 1 || more == nil {
+	if some, more := y.Events(event.MaxEvents + 9); len(some) != 1 || more == nil {
 		t.Errorf("behind all but one: %v", some)
 	}
 	y.Ring.End()

@@ -23,7 +23,7 @@ func (s *Server) makeNetwork(ctx context.Context, r *http.Request) (any, error) 
 	if err != nil {
 		return nil, badRequest{err}
 	}
-	n, err := own.MakeNetwork(ctx, s.Yard, book.NetworkRequest{
+	n, err := own.CreateNetwork(ctx, s.Yard, book.NetworkRequest{
 		Name: q.Name, Mode: q.Mode, Options: q.Options, Internal: q.Internal, IPv6: q.IPv6, Subnets: subnets,
 	})
 	return networkView(n, 0), err

@@ -114,7 +114,7 @@ func status(err error) int {
 		errors.Is(err, ipam.ErrInUse), errors.Is(err, ipam.ErrTaken):
 		return http.StatusConflict
 	case errors.As(err, &bad), errors.Is(err, ipam.ErrInvalid), errors.Is(err, modes.ErrOption),
-		errors.Is(err, policy.ErrPolicy), errors.Is(err, book.ErrAmbiguous), errors.Is(err, trace.ErrQuestion):
+		errors.Is(err, policy.ErrPolicy), errors.Is(err, book.ErrAmbiguous), errors.Is(err, trace.ErrRequest):
 		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError
@@ -155,7 +155,7 @@ func (s *Server) network(ctx context.Context, r *http.Request) (any, error) {
 	n, err := s.Yard.FindNetwork(r.PathValue("ref"))
 	if errors.Is(err, book.ErrNotFound) { // its name may not be known before its engine was asked
 		for _, c := range s.census(ctx) {
-			if err := reconcile.TakeNames(s.Yard, c); err != nil {
+			if err := reconcile.RecordNames(s.Yard, c); err != nil {
 				return nil, err
 			}
 		}

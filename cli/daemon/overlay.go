@@ -47,7 +47,7 @@ func newFabric(cfg config, log *slog.Logger, version string, st *store.Store, k 
 		return nil, fmt.Errorf("overlay.address: %w", err)
 	}
 	mtu := usualMTU
-	link, err := overlay.CarrierOf(k.Handle, vtep)
+	link, err := overlay.UnderlayOf(k.Handle, vtep)
 	if err != nil { // at boot, the address may appear later
 		log.Warn("overlay address not found on this host", "overlay.address", vtep, "err", err)
 	} else {
@@ -68,7 +68,7 @@ func newFabric(cfg config, log *slog.Logger, version string, st *store.Store, k 
 	o := &overlays{client: client}
 	o.agent, err = fabric.New(fabric.Config{
 		Held: func(network string, a netip.Addr) bool {
-			return o.yard == nil || yoverlay.Holds(o.yard.Book, network, a)
+			return o.yard == nil || yoverlay.HasAddress(o.yard.Book, network, a)
 		},
 		Log: log, Client: client, Store: st, Kernel: k, BootID: boot, Cooldown: cfg.Cooldown,
 		Port: cmp.Or(cfg.Overlay.Port, vxlanPort), WireGuardPort: cfg.Overlay.WireGuardPort,
@@ -83,7 +83,7 @@ func newFabric(cfg config, log *slog.Logger, version string, st *store.Store, k 
 		return nil, err
 	}
 	o.names = &names.Server{
-		Log: log, Sockets: ports.Sockets{Handle: k.Handle}, Directory: directory{o.agent}, Changed: o.agent.Moved(),
+		Log: log, Sockets: ports.Sockets{Handle: k.Handle}, Directory: directory{o.agent}, Changed: o.agent.NetworkChanges(),
 		Port: modes.NamesPort, Resolvers: "/etc/resolv.conf", Upstream: modes.DNSPort,
 	}
 	return o, nil
@@ -110,7 +110,7 @@ func (o *overlays) start(y *yard.Yard) error {
 	if err != nil {
 		return err
 	}
-	return o.agent.Keep(ids)
+	return o.agent.UnbindExcept(ids)
 }
 
 // run starts the tasks of the Agent and of the name server.
@@ -127,7 +127,7 @@ type directory struct{ *fabric.Agent }
 
 // Networks returns the overlays that are on this host.
 func (d directory) Networks() (all []names.Network) {
-	for _, b := range d.Here() {
+	for _, b := range d.Agent.Networks() {
 		n := names.Network{ID: b.ID, Name: b.Name, Link: b.Bridge, Internal: b.Internal}
 		for _, s := range b.Subnets {
 			n.At, n.Subnets = append(n.At, s.Gateway), append(n.Subnets, s.Pool)
@@ -225,7 +225,7 @@ func (o *overlays) Overlays(ctx context.Context) ([]api.Overlay, error) {
 		}
 		for _, s := range n.Subnets {
 			v.Subnets = append(v.Subnets, api.Subnet{
-				Pool: s.Pool.String(), Gateway: s.Gateway.String(), IPAM: yoverlay.OverlaySpace,
+				Pool: s.Pool.String(), Gateway: s.Gateway.String(), IPAM: yoverlay.Space,
 			})
 		}
 		views = append(views, v)
@@ -240,7 +240,7 @@ func (o *overlays) RemoveOverlay(ctx context.Context, name string) error {
 
 // Reach returns the endpoints of a network on all hosts.
 func (o *overlays) Reach(id string) (views []api.Reached) {
-	for _, r := range o.agent.Reach(id) {
+	for _, r := range o.agent.Endpoints(id) {
 		views = append(views, api.Reached{
 			Address: r.Addr.String(), Host: cmp.Or(r.HostName, r.Host), Container: r.Name, Aliases: r.Aliases,
 			MAC: string(r.MAC), Endpoint: r.Endpoint,

@@ -105,10 +105,10 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (e
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
 	if cfg.Publish == publishHost {
-		ports.ObeyHostFirewall(k.Handle)
+		ports.LetHostFirewallDecide(k.Handle)
 	}
 	if !cfg.ProtectRules {
-		k.ShareTables()
+		k.LeaveTablesOpen()
 	}
 	docker := engines.NewDocker(cfg.DockerHost, log)
 	runtime, err := engines.NewContainerd(cfg.ContainerdAddress, log)
@@ -126,7 +126,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (e
 		return err
 	}
 	docker.Yard, runtime.Yard = y, y
-	docker.Beside = runtime.Rebuild
+	docker.RebuildOthers = runtime.Rebuild
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
@@ -134,14 +134,14 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (e
 		return err
 	}
 	plugins := &door.Server{Yard: y, Log: log, Tombstones: cni.TombstoneDir(filepath.Join(cfg.RunDir, cni.SocketName))}
-	plugins.Exhume(ctx)
+	plugins.ProcessTombstones(ctx)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return k.Watch(ctx) })
 	agent.run(ctx, tasks)
 	tasks.Go(func() error { return y.Run(ctx) })
 	tasks.Go(func() error { return share.WatchSandboxes(ctx, y) })
 	tasks.Go(func() error { return lease.KeepLeases(ctx, y.Book) })
-	tasks.Go(func() error { return reconcile.Mend(ctx, y) })
+	tasks.Go(func() error { return reconcile.Repair(ctx, y) })
 	if err := runFirewalld(ctx, tasks, k, log); err != nil {
 		return err
 	}
@@ -152,14 +152,14 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (e
 	}
 	if cfg.ContainerdAddress != "" {
 		server.Censuses = append(server.Censuses, runtime.Census)
-		plugins.Whose = runtime.Whose
+		plugins.FindContainer = runtime.FindContainer
 		tasks.Go(func() error { return runtime.Run(ctx) })
 	}
 	serveOn(ctx, tasks, admin, server.Handler())
 	tasks.Go(func() error { return plugins.Serve(ctx, runtimes) })
 	tasks.Go(func() error { return plugins.Run(ctx) })
 	for _, d := range doors {
-		d.Yard, d.Log, d.Greeted = y, log, docker.Poke
+		d.Yard, d.Log, d.OnActivate = y, log, docker.Poke
 		serveOn(ctx, tasks, d.listener, d.Handler())
 	}
 	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir,
@@ -174,7 +174,7 @@ func runFirewalld(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, 
 	if err != nil {
 		return err
 	}
-	keeper := &firewalld.Keeper{Log: log, Bridges: k.BridgeNames, Ours: core.OwnName, Changes: changes}
+	keeper := &firewalld.Syncer{Log: log, Bridges: k.BridgeNames, Ours: core.OwnName, Changes: changes}
 	tasks.Go(func() error { return keeper.Run(ctx) })
 	return nil
 }
@@ -188,8 +188,8 @@ func openStore(ctx context.Context, cfg config) (*store.Store, error) {
 	return store.Open(ctx, store.Config{
 		Path: filepath.Join(cfg.StateDir, dbName), Verify: store.VerifyIn(exe, verifyName),
 		// Engines may know what a new database lacks: until they answer, nothing is a stray.
-		Made: reconcile.LostRecords,
-		Kept: slices.Concat(book.KeptBuckets(), cluster.Kept()),
+		Init:          reconcile.MarkRecordsLost,
+		CopiedBuckets: slices.Concat(book.KeptBuckets(), cluster.CopiedBuckets()),
 	})
 }
 
@@ -201,7 +201,7 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 	if !keep && reconcile.Rebuilding(y) {
 		// A rebuild ends when the engines have answered, which one that is not on this host never does.
 		var err error
-		if keep, err = reconcile.Unknown(y); err != nil {
+		if keep, err = reconcile.HasStrays(y); err != nil {
 			return fmt.Errorf("restore: %w", err)
 		}
 	}
@@ -218,15 +218,15 @@ func logDamage(st *store.Store, log *slog.Logger) {
 		log.Error("database damaged and set aside; rebuilding it from its copy, the kernel and the engines",
 			"aside", st.Damaged)
 	}
-	if st.Kept.Damaged {
+	if st.Copy.Damaged {
 		log.Error("copy of policies, reservations and changes damaged")
 	}
-	if st.Kept.Newer {
+	if st.Copy.Newer {
 		log.Warn("copy of policies, reservations and changes newer than the database; using the copy")
 	}
-	if st.Kept.Err != nil {
+	if st.Copy.Err != nil {
 		log.Error("copy of policies, reservations and changes not written; they cannot be changed until it is",
-			"err", st.Kept.Err)
+			"err", st.Copy.Err)
 	}
 }
 

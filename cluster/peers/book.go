@@ -267,8 +267,8 @@ func (b *Book) HasMAC(mac record.MAC) bool {
 // Peers returns all peers of the network by address.
 func (b *Book) Peers() map[netip.Addr]Peer { return maps.Clone(b.peers) }
 
-// Refused returns the claimed addresses that are no peers, and why.
-func (b *Book) Refused() map[netip.Addr]string { return maps.Clone(b.refused) }
+// Rejected returns the claimed addresses that are no peers, and why.
+func (b *Book) Rejected() map[netip.Addr]string { return maps.Clone(b.refused) }
 
 // VTEPs returns the addresses at which the other hosts receive frames of the network. Frames from any other source are
 // dropped. A host that claims this host's address is left out.

@@ -36,7 +36,7 @@ func TestBook(t *testing.T) {
 		}
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
-			t.Errorf("peers %q, want %q; refused %v", got, want, b.Refused())
+			t.Errorf("peers %q, want %q; refused %v", got, want, b.Rejected())
 		}
 	}
 	put := func(rs ...record.Record) {
@@ -68,8 +68,8 @@ func TestBook(t *testing.T) {
 		addrOf("10.20.0.1", 3, "02:00:00:00:00:01"),
 		addrOf("10.99.0.1", 3, "02:00:00:00:00:02"), addrOf("10.20.255.255", 3, "02:00:00:00:00:03"))
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
-	if len(b.Refused()) != 5 {
-		t.Errorf("refused %v", b.Refused())
+	if len(b.Rejected()) != 5 {
+		t.Errorf("refused %v", b.Rejected())
 	}
 	gone(addrOf("10.20.0.10", 2, macA))
 	gone(addrOf("fd20::a", 2, macA))
@@ -129,9 +129,9 @@ func TestBookInAnyOrder(t *testing.T) {
 			fresh.Apply([]record.Change{{Key: r.Key(), New: r}})
 		}
 		if !maps.Equal(fresh.Peers(), b.Peers()) || !maps.Equal(told, b.Peers()) ||
-			!maps.Equal(fresh.Refused(), b.Refused()) {
+			!maps.Equal(fresh.Rejected(), b.Rejected()) {
 			t.Fatalf("seed %d: peers %v, reported %v, in a new Book %v; refused %v, in a new Book %v",
-				seed, b.Peers(), told, fresh.Peers(), b.Refused(), fresh.Refused())
+				seed, b.Peers(), told, fresh.Peers(), b.Rejected(), fresh.Rejected())
 		}
 	}
 }

@@ -57,13 +57,13 @@ func TestBookEncrypted(t *testing.T) {
 			}
 		}
 		if len(b.Peers()) != len(want) {
-			t.Errorf("%s: %d peers, want %d; refused %v", when, len(b.Peers()), len(want), b.Refused())
+			t.Errorf("%s: %d peers, want %d; refused %v", when, len(b.Peers()), len(want), b.Rejected())
 		}
 	}
 	put(keyed(1, 1), keyed(2, 2), keyed(3, 0), keyed(4, 4), memberOf(1), memberOf(2), memberOf(3), memberOf(4),
 		addrOf("10.20.0.12", 2, macA), addrOf("10.20.0.13", 3, macB), addrOf("10.20.0.14", 4, "02:42:0a:14:00:0c"))
 	state("at first", hosttest.Host(2), hosttest.Host(4))
-	if why := b.Refused()[addrOf("10.20.0.13", 3, macB).Addr]; why != "its host h3 cannot encrypt" {
+	if why := b.Rejected()[addrOf("10.20.0.13", 3, macB).Addr]; why != "its host h3 cannot encrypt" {
 		t.Errorf("a host without a key: %q", why)
 	}
 	put(keyed(3, 3))

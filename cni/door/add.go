@@ -89,7 +89,7 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 	if p, err = c.plan(s.Yard.Options); err != nil {
 		return n, p, err
 	}
-	n, err = own.MakeNetwork(ctx, s.Yard, p.network)
+	n, err = own.CreateNetwork(ctx, s.Yard, p.network)
 	if errors.Is(err, book.ErrExists) {
 		err = fmt.Errorf(`%w; it was not made from this configuration: to attach to it, `+
 			`set "network": %q and remove the other keys`, err, c.Name)
@@ -103,12 +103,12 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 // container sets the request's container and returns the container's labels. Without an answer from the engine in time
 // it leaves both out: the container's name is found later, its labels are not.
 func (s *Server) container(ctx context.Context, r *book.AttachRequest) map[string]string {
-	if s.Whose == nil {
+	if s.FindContainer == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	found, labels, err := s.Whose(ctx, r.Attachment)
+	found, labels, err := s.FindContainer(ctx, r.Attachment)
 	if err != nil {
 		if ctx.Err() != nil {
 			s.Log.Warn("container labels ignored: containerd did not answer", "container", r.Attachment)
@@ -166,12 +166,12 @@ func (s *Server) fill(
 }
 
 // asksOf returns the ports to publish. A mapping without a host port publishes nothing.
-func asksOf(mappings []portMapping) (out []book.Ask, err error) {
+func asksOf(mappings []portMapping) (out []book.PortRequest, err error) {
 	for _, m := range mappings {
 		if m.HostPort == 0 {
 			continue
 		}
-		a := book.Ask{Proto: strings.ToLower(m.Protocol)}
+		a := book.PortRequest{Proto: strings.ToLower(m.Protocol)}
 		if a.Proto == "" {
 			a.Proto = "tcp"
 		}

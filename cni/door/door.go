@@ -37,9 +37,9 @@ const (
 type Server struct {
 	Yard *yard.Yard
 	Log  *slog.Logger
-	// Whose finds the container of an attachment; nil if there is no engine to ask. It must not wait for a task that is
-	// being created: that task waits for the answer to this request.
-	Whose func(ctx context.Context, attachment string) (c modes.Container, labels map[string]string, err error)
+	// FindContainer finds the container of an attachment; nil if there is no engine to ask. It must not wait for a task
+	// that is being created: that task waits for the answer to this request.
+	FindContainer func(ctx context.Context, attachment string) (c modes.Container, labels map[string]string, err error)
 	// Tombstones is the directory of cni.TombstoneDir.
 	Tombstones string
 }
@@ -339,9 +339,9 @@ func (s *Server) status(q cni.Request) error {
 	return fmt.Errorf("%w: %w", errUnavailable, err)
 }
 
-// Exhume removes the attachments that tombstones name, and then the tombstones. Call it after the kernel was restored
-// from the records.
-func (s *Server) Exhume(ctx context.Context) {
+// ProcessTombstones removes the attachments that tombstones name, and then the tombstones. Call it after the kernel was
+// restored from the records.
+func (s *Server) ProcessTombstones(ctx context.Context) {
 	tombstones, err := cni.Tombstones(s.Tombstones)
 	if err != nil {
 		s.Log.Warn("tombstones not read", "err", err)
@@ -366,7 +366,7 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			s.Exhume(ctx)
+			s.ProcessTombstones(ctx)
 		}
 	}
 }

@@ -200,7 +200,7 @@ func (c config) planOn(n modes.Network) (p plan, err error) {
 		if s.Gateway.IsValid() {
 			p.gateways[s.Pool] = s.Gateway.Addr()
 		}
-		if s.Space == overlay.OverlaySpace { // the gateway resolves the names of all hosts' containers
+		if s.Space == overlay.Space { // the gateway resolves the names of all hosts' containers
 			p.dns = append(p.dns, s.Gateway.Addr().String())
 		}
 	}

@@ -198,7 +198,7 @@ func (n *Network) setVTEPs() error {
 	if was != nil && slices.Equal(now, was) {
 		return nil
 	}
-	err := n.c.Kernel.Ensure(context.Background(), Elements(overlay.VTEPs(n.c.Port(), n.net.VNI, now), n.net.ID)...)
+	err := n.c.Kernel.Ensure(context.Background(), Elements(overlay.VTEPElements(n.c.Port(), n.net.VNI, now), n.net.ID)...)
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (n *Network) setVTEPs() error {
 	if len(gone) == 0 {
 		return nil
 	}
-	return n.c.Kernel.Remove(Elements(overlay.Members(n.net.VNI, gone), n.net.ID)...)
+	return n.c.Kernel.Remove(Elements(overlay.MemberElements(n.net.VNI, gone), n.net.ID)...)
 }
 
 // Elements returns elements of sets as objects that belong to an owner.
@@ -342,7 +342,7 @@ func (n *Network) Objects() []core.Object {
 	defer n.mu.Unlock()
 	all := n.peers(read)
 	all.Keeper = n
-	objects := append(Elements(overlay.VTEPs(port, n.net.VNI, n.vteps), n.net.ID), all)
+	objects := append(Elements(overlay.VTEPElements(port, n.net.VNI, n.vteps), n.net.ID), all)
 	for _, addr := range n.host {
 		objects = append(objects, addr)
 	}
@@ -386,7 +386,7 @@ func (n *Network) Remove() error {
 	n.removed = true
 	vteps := n.vteps
 	n.mu.Unlock()
-	return n.c.Kernel.Remove(Elements(overlay.VTEPs(n.c.Port(), n.net.VNI, vteps), n.net.ID)...)
+	return n.c.Kernel.Remove(Elements(overlay.VTEPElements(n.c.Port(), n.net.VNI, vteps), n.net.ID)...)
 }
 
 // Status is the state of a Network.
@@ -405,7 +405,7 @@ func (n *Network) Status() Status {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return Status{
-		Peers: len(n.book.Peers()), Refused: n.book.Refused(), Unsure: n.asked != n.given, Shut: n.shut,
+		Peers: len(n.book.Peers()), Refused: n.book.Rejected(), Unsure: n.asked != n.given, Shut: n.shut,
 		Left: n.book.Unencrypted(),
 	}
 }

@@ -115,7 +115,7 @@ func (c *Client) accept(ctx context.Context, id dhcpv4.TransactionID, offer Leas
 
 // probe asks the link whether a station already has a lease's address, and declines the lease if one has.
 func (c *Client) probe(ctx context.Context, l Lease, declined func(Lease, net.HardwareAddr)) error {
-	holder, err := c.InUse(ctx, l.Addr.Addr())
+	holder, err := c.OwnerOf(ctx, l.Addr.Addr())
 	if err != nil || holder == nil {
 		return err
 	}
@@ -158,9 +158,9 @@ func (c *Client) Release(ctx context.Context, l Lease) error {
 	}
 	m.ClientIPAddr = l.Addr.Addr().AsSlice()
 	m.UpdateOption(dhcpv4.OptServerIdentifier(l.Server.AsSlice()))
-	_, before := c.InUse(ctx, l.Server)
+	_, before := c.OwnerOf(ctx, l.Server)
 	err = c.Unicast(m.ToBytes(), l.Addr.Addr(), l.Server)
-	_, after := c.InUse(ctx, l.Server)
+	_, after := c.OwnerOf(ctx, l.Server)
 	return errors.Join(before, err, after)
 }
 

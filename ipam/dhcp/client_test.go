@@ -52,7 +52,7 @@ func (f *fake) Receive(ctx context.Context) ([]byte, net.HardwareAddr, error) {
 	}
 }
 
-func (f *fake) InUse(_ context.Context, a netip.Addr) (net.HardwareAddr, error) {
+func (f *fake) OwnerOf(_ context.Context, a netip.Addr) (net.HardwareAddr, error) {
 	if f.inUse[a] {
 		return net.HardwareAddr{2, 0, 0, 0, 0, 0xee}, nil
 	}
@@ -194,7 +194,7 @@ func TestLife(t *testing.T) {
 			t.Errorf("times %v %v %v", t1, t2, life)
 		}
 		for range 60 { // renewed at T1, by its own server
-			time.Sleep(time.Until(l.Due(time.Now(), time.Time{})))
+			time.Sleep(time.Until(l.NextAttempt(time.Now(), time.Time{})))
 			if l, err = c.Extend(t.Context(), l); err != nil || l.State(time.Now()) != Bound {
 				t.Fatal(l.State(time.Now()), err)
 			}
@@ -207,11 +207,11 @@ func TestLife(t *testing.T) {
 		var tried time.Time
 		attempts := 0
 		for l.State(time.Now()) != Expired {
-			time.Sleep(time.Until(l.Due(time.Now(), tried)))
+			time.Sleep(time.Until(l.NextAttempt(time.Now(), tried)))
 			if l.State(time.Now()) == Expired {
 				break
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), l.Patience())
+			ctx, cancel := context.WithTimeout(t.Context(), l.AttemptTimeout())
 			if _, err := c.Extend(ctx, l); !errors.Is(err, ErrNoServer) {
 				t.Fatal(err)
 			}
@@ -225,7 +225,7 @@ func TestLife(t *testing.T) {
 		if attempts < 3 || attempts > 12 || f.modes[0] != "unicast" || f.modes[len(f.modes)-1] != "broadcast" {
 			t.Errorf("%d attempts, by %v", attempts, f.modes)
 		}
-		if next := time.Until(l.Due(time.Now(), time.Now())); next != acquireInterval {
+		if next := time.Until(l.NextAttempt(time.Now(), time.Now())); next != acquireInterval {
 			t.Errorf("without an address, the next attempt is after %v", next)
 		}
 		f.answer = func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 { return reply(m, dhcpv4.MessageTypeNak, "0.0.0.0") }
@@ -281,7 +281,7 @@ func TestRead(t *testing.T) {
 	}
 	forever := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10", dhcpv4.WithLeaseTime(0xffffffff))
 	l, err = read(forever, nil, time.Unix(0, 0))
-	if err != nil || !l.Expires.IsZero() || l.State(time.Now()) != Bound || !l.Due(time.Now(), time.Time{}).IsZero() {
+	if err != nil || !l.Expires.IsZero() || l.State(time.Now()) != Bound || !l.NextAttempt(time.Now(), time.Time{}).IsZero() {
 		t.Errorf("%+v %v", l, err)
 	}
 	anonymous := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10")

@@ -33,9 +33,9 @@ type Transport interface {
 	// Receive waits for the next message to any client, until ctx ends. It returns the hardware address that the
 	// message came from, or nil if that is not known.
 	Receive(ctx context.Context) (msg []byte, from net.HardwareAddr, err error)
-	// InUse probes an address that the client does not have (RFC 5227). It returns the hardware address of the station
-	// that has it, or nil if none answers.
-	InUse(ctx context.Context, a netip.Addr) (net.HardwareAddr, error)
+	// OwnerOf probes an address that the client does not have (RFC 5227). It returns the hardware address of the
+	// station that has it, or nil if none answers.
+	OwnerOf(ctx context.Context, a netip.Addr) (net.HardwareAddr, error)
 }
 
 // An Identity identifies a client to servers.

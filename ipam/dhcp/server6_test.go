@@ -21,7 +21,7 @@ func (l *lan) prepare6(t *testing.T) {
 }
 
 // inside returns a container on the LAN, and its link, on which netyard has enabled IPv6.
-func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kdhcp.InnerLink) {
+func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kdhcp.SandboxLink) {
 	t.Helper()
 	box := kerneltest.New(t)
 	port := "six" + string('a'+rune(last))
@@ -29,7 +29,7 @@ func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kdh
 	l.Sh(t, "ip link set "+port+" master br0 up")
 	box.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1") // as engines leave it
 	box.Take(t, l.Host, "inner")
-	s, err := kdhcp.EnterLink(box.Path(), "", mac(last))
+	s, err := kdhcp.OpenSandboxLink(box.Path(), "", mac(last))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kdh
 	return box, s
 }
 
-func (l *lan) client6(t *testing.T, s *kdhcp.InnerLink, last byte) *dhcp.Client6 {
+func (l *lan) client6(t *testing.T, s *kdhcp.SandboxLink, last byte) *dhcp.Client6 {
 	t.Helper()
 	socket, err := s.Socket6(within(t, patience))
 	if err != nil {
@@ -105,7 +105,7 @@ func TestDHCPv6(t *testing.T) {
 	if !errors.Is(err, kdhcp.ErrDuplicate) {
 		t.Errorf("an address that another host uses: %v; %s", err, two.Sh(t, "ip -6 addr"))
 	}
-	if err := errors.Join(other.DropAddr6(got.Addr), d.Decline(within(t, patience), got)); err != nil {
+	if err := errors.Join(other.RemoveAddr6(got.Addr), d.Decline(within(t, patience), got)); err != nil {
 		t.Error(err)
 	}
 	l.logs(t, "DHCPDECLINE(eth0)")
@@ -116,7 +116,7 @@ func TestDHCPv6(t *testing.T) {
 		t.Error(err)
 	}
 	l.logs(t, "DHCPRELEASE(eth0)")
-	if err := s.DropAddr6(lease.Addr); err != nil {
+	if err := s.RemoveAddr6(lease.Addr); err != nil {
 		t.Error(err)
 	}
 	stop()

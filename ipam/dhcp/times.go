@@ -33,10 +33,10 @@ const (
 	acquireInterval = 10 * time.Second
 )
 
-// Due returns the time of the next attempt to extend a lease, or zero if it never ends. tried is the time of the last
-// attempt, which failed, or zero. The interval is half of the time until the next state, but at least a minute (RFC
-// 2131, 4.4.5), or an eighth of a short lease.
-func (l Lease) Due(now, tried time.Time) time.Time {
+// NextAttempt returns the time of the next attempt to extend a lease, or zero if it never ends. tried is the time of
+// the last attempt, which failed, or zero. The interval is half of the time until the next state, but at least a minute
+// (RFC 2131, 4.4.5), or an eighth of a short lease.
+func (l Lease) NextAttempt(now, tried time.Time) time.Time {
 	state := l.State(now)
 	switch {
 	case l.Expires.IsZero():
@@ -63,9 +63,9 @@ func (l Lease) Due(now, tried time.Time) time.Time {
 	return next
 }
 
-// Patience returns how long an attempt to extend a lease may take, so that it ends before the next one is due: an
+// AttemptTimeout returns how long an attempt to extend a lease may take, so that it ends before the next one is due: an
 // eighth of the lease, but at least firstWait and at most 5 s.
-func (l Lease) Patience() time.Duration {
+func (l Lease) AttemptTimeout() time.Duration {
 	const most = 5 * time.Second
 	if l.Expires.IsZero() {
 		return most

@@ -70,7 +70,7 @@ func (b Bypass) Ensure(k *core.Handle) error {
 	nft.Of(k).Mu.Lock()
 	bypassesOf(k)[b] = true
 	nft.Of(k).Mu.Unlock()
-	k.Poke()
+	k.RequestCheck()
 	return SyncDockerUser(k)
 }
 
@@ -78,7 +78,7 @@ func (b Bypass) Remove(k *core.Handle) error {
 	nft.Of(k).Mu.Lock()
 	delete(bypassesOf(k), b)
 	nft.Of(k).Mu.Unlock()
-	k.Poke()
+	k.RequestCheck()
 	return SyncDockerUser(k)
 }
 
@@ -104,7 +104,7 @@ func SyncDockerUser(k *core.Handle) error {
 
 // SyncDockerUserNow is SyncDockerUser for a caller whose turn it is to change the ruleset.
 func SyncDockerUserNow(f *nft.Firewall) error {
-	return f.Sure(func() error {
+	return f.RetryUnknown(func() error {
 		chains, err := dockerUserChains(f)
 		if err != nil {
 			return err
@@ -130,7 +130,7 @@ type dockerUser struct {
 }
 
 func dockerUserChains(f *nft.Firewall) (all []dockerUser, err error) {
-	err = f.In.Look(func(v nft.View) error {
+	err = f.Reader.Look(func(v nft.View) error {
 		all = nil
 		for _, one := range []struct {
 			family nftables.TableFamily

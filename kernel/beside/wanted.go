@@ -9,7 +9,7 @@ import (
 type wanted struct{ bypasses map[Bypass]bool }
 
 func bypassesOf(k *core.Handle) map[Bypass]bool {
-	w := core.Kept[wanted](k)
+	w := core.Stored[wanted](k)
 	if w.bypasses == nil {
 		w.bypasses = OwnBypasses()
 	}
@@ -17,7 +17,7 @@ func bypassesOf(k *core.Handle) map[Bypass]bool {
 }
 
 // RestrictedOf returns the families that a host forwards for containers only. The firewall's lock protects them.
-func RestrictedOf(k *core.Handle) *Restricted { return core.Kept[Restricted](k) }
+func RestrictedOf(k *core.Handle) *Restricted { return core.Stored[Restricted](k) }
 
 // chainsOf returns the chains of others that take a Bypass, as they were when the view first read them.
 func chainsOf(v *core.View) []dockerUser {
@@ -25,8 +25,8 @@ func chainsOf(v *core.View) []dockerUser {
 	return all
 }
 
-// LookAtChains reads the chains that a Bypass is compared with.
-func LookAtChains(v *core.View) error {
+// ReadChains reads the chains that a Bypass is compared with.
+func ReadChains(v *core.View) error {
 	_, err := core.Dump(v, readChains)
 	return err
 }

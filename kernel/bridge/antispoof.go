@@ -92,7 +92,7 @@ const (
 // GuardChains returns the chains that check every frame which enters a bridge by a port of netyard's. A frame from any
 // other port costs only the comparison of the port's name. Their priority is that of destination NAT in this family, so
 // that br_netfilter (0) and conntrack (-200) never see what is dropped.
-func GuardChains(b rule.Book) []rule.Chain {
+func GuardChains(b rule.SetBook) []rule.Chain {
 	unchecked := rule.Join(b.IIF(Unguarded, false), b.IIF(Bound, true))
 	return []rule.Chain{
 		{
@@ -124,10 +124,10 @@ func GuardChains(b rule.Book) []rule.Chain {
 // fromPort matches frames from a port whose name begins with prefix.
 func fromPort(prefix string) []expr.Any { return rule.IfNamePrefix(expr.MetaKeyIIFNAME, prefix) }
 
-// OnPorts returns the rules that drop what ends at a port itself and not at its bridge: frames to reserved group
-// addresses (br_handle_frame, net/bridge/br_input.c). No chain of the bridge family sees all of them. ARP needs no
-// rule, since it is off on the ports of containers.
-func OnPorts() []rule.Rule {
+// PortBypassRules returns the rules that drop what ends at a port itself and not at its bridge: frames to reserved
+// group addresses (br_handle_frame, net/bridge/br_input.c). No chain of the bridge family sees all of them. ARP needs
+// no rule, since it is off on the ports of containers.
+func PortBypassRules() []rule.Rule {
 	return []rule.Rule{
 		rule.New("drop what bypasses the bridge of a container", fromPort(core.VethPrefix), rule.Drop()),
 		rule.New("drop what bypasses the bridge of an overlay", fromPort(core.VXLANPrefix), rule.Drop()),
@@ -141,7 +141,7 @@ func BeforeDefragmentation() *nftables.ChainPriority { return nftables.ChainPrio
 // roleRules drop what only a router sends, and frames in which that could be hidden. Of several VLAN tags the kernel
 // removes only the first one before these rules, while a receiver removes all tags of VLAN 0 (__netif_receive_skb_core,
 // net/core/dev.c).
-func roleRules(b rule.Book) []rule.Rule {
+func roleRules(b rule.SetBook) []rule.Rule {
 	snap := func(organization byte) []expr.Any { // RFC 1042, and IEEE 802.1H
 		header := string([]byte{0xaa, 0xaa, 3, 0, 0, organization})
 		return rule.Join(rule.EtherType(unix.ETH_P_802_2),
@@ -164,37 +164,37 @@ func roleRules(b rule.Book) []rule.Rule {
 }
 
 // lanAddress matches ports whose IP source address is not checked, since the LAN assigns it.
-func lanAddress(b rule.Book) []expr.Any { return rule.Join(b.IIF(LAN, false), b.IIF(Bound, true)) }
+func lanAddress(b rule.SetBook) []expr.Any { return rule.Join(b.IIF(LAN, false), b.IIF(Bound, true)) }
 
 // ipv4Rules check the source address of IPv4, and drop what only a router or a DHCP server sends.
-func ipv4Rules(b rule.Book) []rule.Rule {
+func ipv4Rules(b rule.SetBook) []rule.Rule {
 	const base, source, size = expr.PayloadBaseNetworkHeader, 12, 4 // RFC 791
 	return slices.Concat([]rule.Rule{
 		rule.New("drop ICMP redirects", rule.ICMPType(unix.IPPROTO_ICMP, icmpRedirect), rule.Drop()),
 		rule.New("drop DHCP server messages", rule.UDPPort(0, dhcpServer), rule.Drop()),
-		rule.New("accept own source address", b.PortKey(Addrs4, false, base, source, size), rule.Back()),
+		rule.New("accept own source address", b.PortKey(Addrs4, false, base, source, size), rule.Return()),
 	}, forgedRules(b, false), []rule.Rule{
-		rule.New("accept any source: the LAN assigns addresses", lanAddress(b), rule.Back()),
+		rule.New("accept any source: the LAN assigns addresses", lanAddress(b), rule.Return()),
 		rule.New("accept DHCP requests without a source address",
-			rule.Zero(source, size), rule.UDPPort(0, dhcpClient), rule.UDPPort(2, dhcpServer), rule.Back()),
+			rule.Zero(source, size), rule.UDPPort(0, dhcpClient), rule.UDPPort(2, dhcpServer), rule.Return()),
 		rule.New("drop spoofed source address", rule.Drop()),
 	})
 }
 
 // ipv6Rules do the same for IPv6, and have neighbour discovery checked.
-func ipv6Rules(b rule.Book) []rule.Rule {
+func ipv6Rules(b rule.SetBook) []rule.Rule {
 	const base, source, size = expr.PayloadBaseNetworkHeader, 8, 16 // RFC 8200
 	return slices.Concat([]rule.Rule{
 		rule.New("check neighbour discovery", rule.L4proto(unix.IPPROTO_ICMPV6), rule.Jump("nd")),
 		rule.New("drop DHCPv6 server messages", rule.UDPPort(0, dhcp6Server), rule.Drop()),
-		rule.New("accept own source address, IPv6", b.PortKey(Addrs6, false, base, source, size), rule.Back()),
+		rule.New("accept own source address, IPv6", b.PortKey(Addrs6, false, base, source, size), rule.Return()),
 	}, forgedRules(b, true), []rule.Rule{
-		rule.New("accept any source: the LAN assigns addresses, IPv6", lanAddress(b), rule.Back()),
+		rule.New("accept any source: the LAN assigns addresses, IPv6", lanAddress(b), rule.Return()),
 	}, unspecifiedRules())
 }
 
 // arpRules check the sender's addresses in the body of ARP.
-func arpRules(b rule.Book) []rule.Rule {
+func arpRules(b rule.SetBook) []rule.Rule {
 	const (
 		base               = expr.PayloadBaseNetworkHeader
 		hardware, protocol = 8, 14 // offsets of the sender's addresses (RFC 826)
@@ -204,9 +204,9 @@ func arpRules(b rule.Book) []rule.Rule {
 		rule.New("drop ARP other than for IPv4 over Ethernet",
 			rule.Payload(base, 0, ethernetIPv4, expr.CmpOpNeq), rule.Drop()),
 		rule.New("drop ARP with spoofed sender MAC address", b.PortKey(MACs, true, base, hardware, 6), rule.Drop()),
-		rule.New("accept ARP with own sender address", b.PortKey(Addrs4, false, base, protocol, 4), rule.Back()),
-		rule.New("accept ARP with any sender address: the LAN assigns addresses", b.IIF(LAN, false), rule.Back()),
-		rule.New("accept ARP probes", rule.Zero(protocol, 4), rule.Back()), // RFC 5227
+		rule.New("accept ARP with own sender address", b.PortKey(Addrs4, false, base, protocol, 4), rule.Return()),
+		rule.New("accept ARP with any sender address: the LAN assigns addresses", b.IIF(LAN, false), rule.Return()),
+		rule.New("accept ARP probes", rule.Zero(protocol, 4), rule.Return()), // RFC 5227
 		rule.New("drop ARP with spoofed sender address", rule.Drop()),
 	}
 }
@@ -223,7 +223,7 @@ func unspecifiedRules() (rules []rule.Rule) {
 		{mldReport, "multicast reports"},
 	} {
 		rules = append(rules, rule.New("accept "+c.text+" without a source address",
-			rule.Zero(8, 16), rule.ICMPType(unix.IPPROTO_ICMPV6, c.kind), rule.Back()))
+			rule.Zero(8, 16), rule.ICMPType(unix.IPPROTO_ICMPV6, c.kind), rule.Return()))
 	}
 	return append(rules, rule.New("drop spoofed source address, IPv6", rule.Drop()))
 }
@@ -231,7 +231,7 @@ func unspecifiedRules() (rules []rule.Rule) {
 // ndRules check the body of neighbour discovery: the address that it is about, and the hardware address in its option.
 // The option has to be the only one, and no extension header may precede the message (RFC 6980 for fragments), since
 // the rules read fixed offsets.
-func ndRules(b rule.Book) []rule.Rule {
+func ndRules(b rule.SetBook) []rule.Rule {
 	const (
 		base                 = expr.PayloadBaseTransportHeader
 		source, target, size = "\x01\x01", "\x02\x01", 8 // options: kind, and length in units of 8 bytes
@@ -257,23 +257,23 @@ func ndRules(b rule.Book) []rule.Rule {
 					Op: expr.CmpOpNeq, Register: 1,
 					FromData: []byte{ndRouterSolicit}, ToData: []byte{NDNeighbourAdvert},
 				},
-			}, rule.Back()),
-		rule.New("continue with later fragments of other ICMPv6", laterFragment(), rule.Back()),
+			}, rule.Return()),
+		rule.New("continue with later fragments of other ICMPv6", laterFragment(), rule.Return()),
 		rule.New("drop neighbour discovery behind extension headers",
 			rule.Payload(expr.PayloadBaseNetworkHeader, 6, "\x3a", expr.CmpOpNeq), rule.Drop()),
-		rule.New("continue with router solicitations", kind(ndRouterSolicit), long(rs), rule.Back()),
+		rule.New("continue with router solicitations", kind(ndRouterSolicit), long(rs), rule.Return()),
 		rule.New("continue with router solicitations with own MAC address",
-			kind(ndRouterSolicit), own(rs, source), rule.Back()),
+			kind(ndRouterSolicit), own(rs, source), rule.Return()),
 		rule.New("drop address probes for others' addresses", kind(ndNeighbourSolicit), rule.Zero(8, 16), others),
 		rule.New("drop neighbour advertisements of others' addresses", kind(NDNeighbourAdvert), others),
 		rule.New("continue with address probes with a nonce", // RFC 7527
-			kind(ndNeighbourSolicit), rule.Zero(8, 16), long(ns+size), rule.Back()),
-		rule.New("continue with neighbour solicitations", kind(ndNeighbourSolicit), long(ns), rule.Back()),
+			kind(ndNeighbourSolicit), rule.Zero(8, 16), long(ns+size), rule.Return()),
+		rule.New("continue with neighbour solicitations", kind(ndNeighbourSolicit), long(ns), rule.Return()),
 		rule.New("continue with neighbour solicitations with own MAC address",
-			kind(ndNeighbourSolicit), own(ns, source), rule.Back()),
-		rule.New("continue with neighbour advertisements", kind(NDNeighbourAdvert), long(ns), rule.Back()),
+			kind(ndNeighbourSolicit), own(ns, source), rule.Return()),
+		rule.New("continue with neighbour advertisements", kind(NDNeighbourAdvert), long(ns), rule.Return()),
 		rule.New("continue with neighbour advertisements with own MAC address",
-			kind(NDNeighbourAdvert), own(ns, target), rule.Back()),
+			kind(NDNeighbourAdvert), own(ns, target), rule.Return()),
 		rule.New("drop other neighbour discovery", rule.Drop()),
 	}
 }

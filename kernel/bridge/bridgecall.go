@@ -9,18 +9,18 @@ import (
 	"netyard/kernel/core"
 )
 
-// A Call makes br_netfilter pass the frames of one bridge to the chains of the inet family, whatever
+// A NetfilterCall makes br_netfilter pass the frames of one bridge to the chains of the inet family, whatever
 // net.bridge.bridge-nf-call-iptables says for all bridges (BROPT_NF_CALL_IPTABLES, net/bridge/br_netfilter_hooks.c).
 // Only kernels without nf_conntrack_bridge need it.
-type Call struct {
+type NetfilterCall struct {
 	Name    string
 	Foreign bool // not netyard's bridge: checked and never changed
 }
 
 // String names the setting.
-func (b Call) String() string { return "nf_call_iptables of bridge " + b.Name }
+func (b NetfilterCall) String() string { return "nf_call_iptables of bridge " + b.Name }
 
-func (b Call) Ensure(k *core.Handle) error {
+func (b NetfilterCall) Ensure(k *core.Handle) error {
 	on, err := bridgeCalls(k, b.Name)
 	if err != nil || on {
 		return err
@@ -35,9 +35,9 @@ func (b Call) Ensure(k *core.Handle) error {
 	return nil
 }
 
-func (Call) Remove(*core.Handle) error { return nil } // it is removed with the bridge
+func (NetfilterCall) Remove(*core.Handle) error { return nil } // it is removed with the bridge
 
-func (b Call) Check(s *core.View) []string {
+func (b NetfilterCall) Check(s *core.View) []string {
 	if s.Links[b.Name] == nil {
 		return nil // the bridge reports that it is missing
 	}

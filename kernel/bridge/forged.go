@@ -11,7 +11,7 @@ import (
 )
 
 // ToVXLANPort matches UDP to a port that is in a set.
-func ToVXLANPort(b rule.Book, ports rule.SetName) []expr.Any {
+func ToVXLANPort(b rule.SetBook, ports rule.SetName) []expr.Any {
 	return rule.Join(rule.UDP(), []expr.Any{rule.PortInto(rule.Reg1, false), b.Lookup(ports, false)})
 }
 
@@ -65,14 +65,14 @@ func MaybeSeveral() []expr.Any {
 }
 
 // ToMember matches packets to a host of any network. table is the suffix of the set's name: empty, or rule.Bridged.
-func ToMember(b rule.Book, v6 bool, table rule.SetName) []expr.Any {
+func ToMember(b rule.SetBook, v6 bool, table rule.SetName) []expr.Any {
 	at, size := uint32(16), uint32(net.IPv4len)
 	if v6 {
 		at, size = 24, net.IPv6len
 	}
 	return []expr.Any{
 		&expr.Payload{DestRegister: rule.Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: at, Len: size},
-		b.Lookup(rule.Either(v6, Members4, Members6)+table, false),
+		b.Lookup(rule.ByFamily(v6, Members4, Members6)+table, false),
 	}
 }
 
@@ -80,7 +80,7 @@ func ToMember(b rule.Book, v6 bool, table rule.SetName) []expr.Any {
 // containers that may use any address: on a bridge that the host's LAN is on, their frames reach the other hosts
 // without being routed. Fragments are not reassembled here, so the first fragment has to show the VNI. Those of IPv4
 // do, unless they are tiny; those of IPv6 need not.
-func forgedRules(b rule.Book, v6 bool) []rule.Rule {
+func forgedRules(b rule.SetBook, v6 bool) []rule.Rule {
 	const longest = 60 + 8 + 8 // the longest IPv4 header, the UDP header and the VXLAN header
 	frame := ToVXLANPort(b, VXLANPorts+rule.Bridged)
 	whole := rule.Join(frame, VNI(rule.Reg1), []expr.Any{b.Lookup(VNIs+rule.Bridged, false)}, rule.Drop())

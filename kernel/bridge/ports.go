@@ -27,10 +27,10 @@ func (p Ports) Flags(port int) (netlink.Protinfo, bool) {
 	return f, ok
 }
 
-// SetSnooping turns multicast snooping of a bridge on or off. The request names nothing else of the bridge. The
-// library's own request also has the bridge's name, and before 6.3 the kernel refuses even the present name for a link
-// that is up (dev_change_name, net/core/dev.c).
-func SetSnooping(k *core.Handle, bridge int, on bool) error {
+// SetMulticastSnooping turns multicast snooping of a bridge on or off. The request names nothing else of the bridge.
+// The library's own request also has the bridge's name, and before 6.3 the kernel refuses even the present name for a
+// link that is up (dev_change_name, net/core/dev.c).
+func SetMulticastSnooping(k *core.Handle, bridge int, on bool) error {
 	value := byte(0)
 	if on {
 		value = 1

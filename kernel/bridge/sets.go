@@ -14,8 +14,8 @@ const (
 	Bridges rule.SetName = "bridges"
 	// Internal holds the bridges of internal networks, which have no way out.
 	Internal rule.SetName = "internal"
-	// Talk holds the pairs of bridges that may reach each other; (b, b) lets the containers of b reach each other.
-	Talk rule.SetName = "talk"
+	// Reachable holds the pairs of bridges that may reach each other; (b, b) lets the containers of b reach each other.
+	Reachable rule.SetName = "talk"
 	// NAT4 and NAT6 hold the subnets whose traffic is masqueraded when it leaves the host.
 	NAT4 rule.SetName = "nat4"
 	// NAT6 is NAT4 for IPv6.
@@ -29,7 +29,7 @@ const (
 	Same rule.SetName = "same"
 )
 
-// Between matches what is forwarded for no container, neither netyard's nor another manager's.
-func Between(b rule.Book) []expr.Any {
+// ForwardedForOthers matches what is forwarded for no container, neither netyard's nor another manager's.
+func ForwardedForOthers(b rule.SetBook) []expr.Any {
 	return rule.Join(b.IIF(Bridges, true), b.IIF(Foreign, true), b.OIF(Foreign, true), b.IfPair(Same, true))
 }

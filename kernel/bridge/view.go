@@ -19,7 +19,7 @@ func Sets() []rule.Set {
 		{Name: Bridges, Type: nftables.TypeIFName},
 		{Name: Internal, Type: nftables.TypeIFName},
 		{Name: Foreign, Type: nftables.TypeIFName},
-		{Name: Talk, Type: pair, Concat: true},
+		{Name: Reachable, Type: pair, Concat: true},
 		{Name: Same, Type: pair, Concat: true},
 		{Name: NAT4, Type: nftables.TypeIPAddr, Interval: true},
 		{Name: NAT6, Type: nftables.TypeIP6Addr, Interval: true},
@@ -60,8 +60,8 @@ type queues struct {
 	redirects map[int]int
 }
 
-// LookAtLimits reads what Limits are compared with.
-func LookAtLimits(v *core.View) error {
+// ReadLimits reads what Limits are compared with.
+func ReadLimits(v *core.View) error {
 	_, err := core.Dump(v, readQueues)
 	return err
 }
@@ -96,8 +96,8 @@ func readQueues(v *core.View) (queues, error) {
 	return all, nil
 }
 
-// LookAtProxies reads what ProxyNeigh is compared with.
-func LookAtProxies(v *core.View) error {
+// ReadProxies reads what ProxyNeigh is compared with.
+func ReadProxies(v *core.View) error {
 	_, err := core.Dump(v, readProxies)
 	return err
 }

@@ -113,10 +113,10 @@ func (a HostAddr) Check(s *View) []string {
 	return []string{a.String() + " is missing: packets sent from it get no answer"}
 }
 
-// Busy returns the prefixes that a pool of netyard's must not overlap: the destinations of the host's routes, among
-// them the subnets of its addresses. Routes by the link named except are left out, and so are default, link-local and
-// multicast routes.
-func (k *Handle) Busy(except string) ([]netip.Prefix, error) {
+// UsedPrefixes returns the prefixes that a pool of netyard's must not overlap: the destinations of the host's routes,
+// among them the subnets of its addresses. Routes by the link named except are left out, and so are default, link-local
+// and multicast routes.
+func (k *Handle) UsedPrefixes(except string) ([]netip.Prefix, error) {
 	skip := 0
 	if link, err := k.Link(except); except != "" && err == nil && link != nil {
 		skip = link.Attrs().Index
@@ -138,10 +138,10 @@ func (k *Handle) Busy(except string) ([]netip.Prefix, error) {
 	return busy, nil
 }
 
-// Occupant finds a link of the host, other than except, that has an address whose subnet overlaps p, and returns the
-// link and that subnet. On the links within, a subnet may be larger than p, as long as the host's own address is not in
-// p.
-func (k *Handle) Occupant(p netip.Prefix, except string, within ...string) (
+// OverlappingLink finds a link of the host, other than except, that has an address whose subnet overlaps p, and returns
+// the link and that subnet. On the links within, a subnet may be larger than p, as long as the host's own address is
+// not in p.
+func (k *Handle) OverlappingLink(p netip.Prefix, except string, within ...string) (
 	link string, subnet netip.Prefix, err error,
 ) {
 	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, Family(p.Addr())) })
@@ -248,8 +248,8 @@ func MACOf(a net.HardwareAddr) (m MAC) {
 	return m
 }
 
-// Globals returns the addresses of a link whose scope is global.
-func Globals(k *Handle, link netlink.Link, family int) (out []netip.Prefix, err error) {
+// GlobalAddrs returns the addresses of a link whose scope is global.
+func GlobalAddrs(k *Handle, link netlink.Link, family int) (out []netip.Prefix, err error) {
 	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(link, family) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)

@@ -51,9 +51,9 @@ func Retry[T any](dump func() (T, error)) (v T, err error) {
 	return v, err
 }
 
-// Again repeats an idempotent operation once when the kernel's answer was late or lost. The operation must look at what
-// the kernel has and do what is missing.
-func Again(do func() error) error {
+// RetryIdempotent repeats an idempotent operation once when the kernel's answer was late or lost. The operation must
+// look at what the kernel has and do what is missing.
+func RetryIdempotent(do func() error) error {
 	err := do()
 	if answerLost(err) {
 		err = do()
@@ -74,10 +74,10 @@ func answerLost(err error) bool {
 	return false
 }
 
-// Poke asks the watcher to compare soon.
-func (k *Handle) Poke() {
+// RequestCheck asks the watcher to compare soon.
+func (k *Handle) RequestCheck() {
 	select {
-	case k.Poked <- struct{}{}:
+	case k.CheckRequested <- struct{}{}:
 	default:
 	}
 }

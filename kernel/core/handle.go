@@ -24,8 +24,8 @@ type Handle struct {
 	NS netns.NsHandle
 	// Threads is the namespace that a thread must enter to see the sysctls of NS; closed (-1) if the process is in NS.
 	Threads netns.NsHandle
-	// Poked makes the watcher compare.
-	Poked chan struct{}
+	// CheckRequested makes the watcher compare.
+	CheckRequested chan struct{}
 	// Shared records the objects that several networks want.
 	Shared SharedObjects
 	// Sys is the sysfs directory that shows what netlink does not show of links.
@@ -52,7 +52,7 @@ func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
 	}
 	return &Handle{
 		Log: log, NL: handle, Sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own}, NS: ns, Threads: threads,
-		Poked: make(chan struct{}, 1), Sys: "/sys/class/net", kept: map[reflect.Type]any{},
+		CheckRequested: make(chan struct{}, 1), Sys: "/sys/class/net", kept: map[reflect.Type]any{},
 	}, nil
 }
 
@@ -73,16 +73,16 @@ func (h *Handle) Close() error {
 	return errors.Join(errs...)
 }
 
-// Keep stores a value with a handle: the state that a package has about the namespace and that no object carries. There
-// is one value of each type.
-func Keep[T any](h *Handle, v *T) {
+// Store stores a value with a handle: the state that a package has about the namespace and that no object carries.
+// There is one value of each type.
+func Store[T any](h *Handle, v *T) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.kept[reflect.TypeFor[T]()] = v
 }
 
-// Kept returns the value of a type that is stored with a handle. It stores a zero value if there is none.
-func Kept[T any](h *Handle) *T {
+// Stored returns the value of a type that is stored with a handle. It stores a zero value if there is none.
+func Stored[T any](h *Handle) *T {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	key := reflect.TypeFor[T]()

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Visit calls f with a netlink handle inside a sandbox. It does nothing if the sandbox does not exist, or no longer
-// does.
-func Visit(sandbox string, f func(nl *netlink.Handle) error) error {
+// InNamespace calls f with a netlink handle inside a sandbox. It does nothing if the sandbox does not exist, or no
+// longer does.
+func InNamespace(sandbox string, f func(nl *netlink.Handle) error) error {
 	if sandbox == "" || !IsNamespace(sandbox) {
 		return nil
 	}
@@ -35,7 +35,7 @@ func Visit(sandbox string, f func(nl *netlink.Handle) error) error {
 
 // InSandbox reports whether a sandbox has the link with an alias. A link keeps its alias when it moves.
 func InSandbox(sandbox, alias string) (has bool, err error) {
-	err = Visit(sandbox, func(nl *netlink.Handle) error {
+	err = InNamespace(sandbox, func(nl *netlink.Handle) error {
 		link, err := ByAlias(nl, alias)
 		has = link != nil
 		return err

@@ -19,8 +19,8 @@ type SharedObjects struct {
 	owners map[string]map[string]bool // by the object's name
 }
 
-// Claim records that an object's owner wants it. Mu must be held.
-func (s *SharedObjects) Claim(o sharedObject) {
+// AddOwner records that an object's owner wants it. Mu must be held.
+func (s *SharedObjects) AddOwner(o sharedObject) {
 	if s.owners == nil {
 		s.owners = map[string]map[string]bool{}
 	}
@@ -30,20 +30,20 @@ func (s *SharedObjects) Claim(o sharedObject) {
 	s.owners[o.String()][o.WantedBy()] = true
 }
 
-// Disclaim undoes Claim, and reports whether other owners still want the object. Mu must be held.
-func (s *SharedObjects) Disclaim(o sharedObject) bool {
+// RemoveOwner undoes Claim, and reports whether other owners still want the object. Mu must be held.
+func (s *SharedObjects) RemoveOwner(o sharedObject) bool {
 	delete(s.owners[o.String()], o.WantedBy())
 	return len(s.owners[o.String()]) > 0
 }
 
-// Claim records who wants the shared objects among these. After a restart nothing is recorded, so this has to be done
-// before any shared object may be removed.
-func (k *Handle) Claim(objects ...Object) {
+// AddOwners records who wants the shared objects among these. After a restart nothing is recorded, so this has to be
+// done before any shared object may be removed.
+func (k *Handle) AddOwners(objects ...Object) {
 	k.Shared.Mu.Lock()
 	defer k.Shared.Mu.Unlock()
 	for _, o := range objects {
 		if s, ok := o.(sharedObject); ok {
-			k.Shared.Claim(s)
+			k.Shared.AddOwner(s)
 		}
 	}
 }

@@ -15,9 +15,10 @@ type Stray struct {
 // Remove removes the stray from the kernel.
 func (s Stray) Remove() error { return s.Drop() }
 
-// A Loser is an object of which a part moves into a sandbox. Lost reports whether that part is gone: then Ensure cannot
-// repair the object.
-type Loser interface{ Lost(s *View) bool }
+// A Unrepairable is an object of which a part moves into a sandbox. Lost reports whether that part is gone: then Ensure
+// cannot repair the object.
+type Unrepairable interface{ Lost(s *View) bool }
 
-// A Latecomer is an object inside a sandbox. Some engines make the sandbox only after they have asked for the object.
-type Latecomer interface{ Late() }
+// A DeferredObject is an object inside a sandbox. Some engines make the sandbox only after they have asked for the
+// object.
+type DeferredObject interface{ Late() }

@@ -22,8 +22,8 @@ type View struct {
 	dumps map[reflect.Type]any
 }
 
-// Look reads the links, addresses and routes of the namespace into a View.
-func Look(h *Handle, firewall bool) (*View, error) {
+// NewView reads the links, addresses and routes of the namespace into a View.
+func NewView(h *Handle, firewall bool) (*View, error) {
 	v := &View{
 		Handle: h, Firewall: firewall,
 		Links: map[string]netlink.Link{}, Addrs: map[int][]netlink.Addr{}, Routes: map[int][]netlink.Route{},

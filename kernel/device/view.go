@@ -6,7 +6,7 @@ import (
 	"netyard/kernel/core"
 )
 
-func namespacesOf(k *core.Handle) *namespaces { return core.Kept[namespaces](k) }
+func namespacesOf(k *core.Handle) *namespaces { return core.Stored[namespaces](k) }
 
 // HostLink returns the name of the endpoint's link on the host.
 func (d Device) HostLink() string { return d.Name }

@@ -19,16 +19,16 @@ import (
 	"netyard/kernel/core"
 )
 
-// An InnerLink is a link inside a sandbox. It keeps the namespace alive, so close it soon.
-type InnerLink struct {
+// An SandboxLink is a link inside a sandbox. It keeps the namespace alive, so close it soon.
+type SandboxLink struct {
 	ns   netns.NsHandle
 	nl   *netlink.Handle
 	link netlink.Link
 }
 
-// EnterLink finds a link in the sandbox at a path: the one with that alias, or else the one without an alias that has
-// that hardware address.
-func EnterLink(path, alias string, mac net.HardwareAddr) (*InnerLink, error) {
+// OpenSandboxLink finds a link in the sandbox at a path: the one with that alias, or else the one without an alias that
+// has that hardware address.
+func OpenSandboxLink(path, alias string, mac net.HardwareAddr) (*SandboxLink, error) {
 	if !core.IsNamespace(path) {
 		return nil, fmt.Errorf("enter sandbox %s: the path is no network namespace", path)
 	}
@@ -36,7 +36,7 @@ func EnterLink(path, alias string, mac net.HardwareAddr) (*InnerLink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("enter sandbox %s: %w", path, err)
 	}
-	s := &InnerLink{ns: ns}
+	s := &SandboxLink{ns: ns}
 	if s.nl, err = netlink.NewHandleAt(ns, unix.NETLINK_ROUTE); err != nil {
 		return nil, errors.Join(fmt.Errorf("enter sandbox %s: %w", path, err), ns.Close())
 	}
@@ -50,7 +50,7 @@ func EnterLink(path, alias string, mac net.HardwareAddr) (*InnerLink, error) {
 	return s, nil
 }
 
-func (s *InnerLink) find(alias string, mac net.HardwareAddr) (found netlink.Link, err error) {
+func (s *SandboxLink) find(alias string, mac net.HardwareAddr) (found netlink.Link, err error) {
 	links, err := core.Retry(s.nl.LinkList)
 	if err != nil {
 		return nil, err
@@ -70,13 +70,13 @@ func (s *InnerLink) find(alias string, mac net.HardwareAddr) (found netlink.Link
 }
 
 // Close releases the namespace.
-func (s *InnerLink) Close() error {
+func (s *SandboxLink) Close() error {
 	s.nl.Close()
 	return s.ns.Close()
 }
 
 // Wire opens a Wire on the link.
-func (s *InnerLink) Wire() (*Wire, error) {
+func (s *SandboxLink) Wire() (*Wire, error) {
 	ns, err := unix.FcntlInt(uintptr(s.ns), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("duplicate the descriptor of a network namespace: %w", err)
@@ -86,7 +86,7 @@ func (s *InnerLink) Wire() (*Wire, error) {
 
 // Readdress replaces the link's address from by to, and adds the routes and the default gateway that go with it. An
 // address that is not valid stands for none. A default route by another link of the sandbox is kept.
-func (s *InnerLink) Readdress(from, to netip.Prefix, gateway netip.Addr, routes map[netip.Prefix]netip.Addr) error {
+func (s *SandboxLink) Readdress(from, to netip.Prefix, gateway netip.Addr, routes map[netip.Prefix]netip.Addr) error {
 	if from.IsValid() && from != to {
 		err := s.nl.AddrDel(s.link, &netlink.Addr{IPNet: core.IPNet(from)})
 		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
@@ -111,7 +111,7 @@ func (s *InnerLink) Readdress(from, to netip.Prefix, gateway netip.Addr, routes 
 	return s.defaultRoute(gateway)
 }
 
-func (s *InnerLink) defaultRoute(gateway netip.Addr) error {
+func (s *SandboxLink) defaultRoute(gateway netip.Addr) error {
 	if !gateway.IsValid() {
 		return nil
 	}
@@ -133,7 +133,7 @@ func (s *InnerLink) defaultRoute(gateway netip.Addr) error {
 }
 
 // Down sets the link down.
-func (s *InnerLink) Down() error {
+func (s *SandboxLink) Down() error {
 	if err := s.nl.LinkSetDown(s.link); err != nil {
 		return fmt.Errorf("set link %s down: %w", s.link.Attrs().Name, err)
 	}
@@ -147,7 +147,7 @@ type Socket struct {
 }
 
 // Socket opens a Socket. Close it once the server has answered, since the container may have a DHCP client of its own.
-func (s *InnerLink) Socket() (*Socket, error) {
+func (s *SandboxLink) Socket() (*Socket, error) {
 	var fd int
 	err := core.Inside(int(s.ns), func() (err error) {
 		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
@@ -198,4 +198,4 @@ func (s *Socket) Receive(ctx context.Context) (msg []byte, from net.HardwareAddr
 }
 
 // InUse always reports that an address is free: a link that has its address needs no probe.
-func (*Socket) InUse(context.Context, netip.Addr) (net.HardwareAddr, error) { return nil, nil }
+func (*Socket) OwnerOf(context.Context, netip.Addr) (net.HardwareAddr, error) { return nil, nil }

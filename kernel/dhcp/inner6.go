@@ -26,11 +26,11 @@ const (
 var ErrDuplicate = errors.New("another host on the link has it")
 
 // IsUp reports whether the link is up, which means that it is plugged in completely.
-func (s *InnerLink) IsUp() bool { return s.link.Attrs().Flags&net.FlagUp != 0 }
+func (s *SandboxLink) IsUp() bool { return s.link.Attrs().Flags&net.FlagUp != 0 }
 
 // EnableIPv6 enables IPv6 on the link: a link-local address, and router advertisements. With auto, the kernel makes
 // addresses from the advertised prefixes (SLAAC, RFC 4862). With routed, the advertising routers become default routes.
-func (s *InnerLink) EnableIPv6(auto, routed bool) error {
+func (s *SandboxLink) EnableIPv6(auto, routed bool) error {
 	const always = "2" // also where the container forwards (Documentation/networking/ip-sysctl.rst, accept_ra)
 	name := s.link.Attrs().Name
 	return core.Inside(int(s.ns), func() error {
@@ -60,7 +60,7 @@ func digit(b bool) string {
 // awaitAddr waits until duplicate address detection has ended for an address of the link that matches. With given, the
 // address has been added before and must not disappear: the kernel removes one with a limited lifetime when it finds a
 // duplicate (addrconf_dad_stop, net/ipv6/addrconf.c).
-func (s *InnerLink) awaitAddr(ctx context.Context, given bool, matches func(netip.Addr) bool) (netip.Addr, error) {
+func (s *SandboxLink) awaitAddr(ctx context.Context, given bool, matches func(netip.Addr) bool) (netip.Addr, error) {
 	for {
 		addrs, err := core.Retry(func() ([]netlink.Addr, error) { return s.nl.AddrList(s.link, unix.AF_INET6) })
 		if err != nil {
@@ -91,7 +91,7 @@ func (s *InnerLink) awaitAddr(ctx context.Context, given bool, matches func(neti
 
 // SetAddr6 adds an address with its lifetimes to the link, and waits until duplicate address detection has ended. A
 // lifetime of zero means for ever. The kernel removes the address when it expires, whether or not the daemon runs.
-func (s *InnerLink) SetAddr6(ctx context.Context, a netip.Prefix, preferred, valid time.Duration) error {
+func (s *SandboxLink) SetAddr6(ctx context.Context, a netip.Prefix, preferred, valid time.Duration) error {
 	addr := &netlink.Addr{
 		IPNet: core.IPNet(a), Flags: unix.IFA_F_NOPREFIXROUTE,
 		PreferedLft: int(preferred.Seconds()), ValidLft: int(valid.Seconds()),
@@ -105,8 +105,8 @@ func (s *InnerLink) SetAddr6(ctx context.Context, a netip.Prefix, preferred, val
 	return nil
 }
 
-// DropAddr6 removes an address from the link.
-func (s *InnerLink) DropAddr6(a netip.Prefix) error {
+// RemoveAddr6 removes an address from the link.
+func (s *SandboxLink) RemoveAddr6(a netip.Prefix) error {
 	err := s.nl.AddrDel(s.link, &netlink.Addr{IPNet: core.IPNet(a)})
 	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 		return fmt.Errorf("remove address %s: %w", a, err)
@@ -121,7 +121,7 @@ type Socket6 struct {
 }
 
 // Socket6 opens a Socket6 at the link-local address, which it waits for (RFC 8415, 17.1).
-func (s *InnerLink) Socket6(ctx context.Context) (*Socket6, error) {
+func (s *SandboxLink) Socket6(ctx context.Context) (*Socket6, error) {
 	from, err := s.awaitAddr(ctx, false, netip.Addr.IsLinkLocalUnicast)
 	if err != nil {
 		return nil, fmt.Errorf("open a DHCPv6 socket in a sandbox: %w", err)

@@ -228,9 +228,9 @@ const (
 	probePause = 200 * time.Millisecond
 )
 
-// InUse probes an address by ARP (RFC 5227) and returns the hardware address of the host that has it, or is about to
+// OwnerOf probes an address by ARP (RFC 5227) and returns the hardware address of the host that has it, or is about to
 // take it; nil if there is none.
-func (w *Wire) InUse(ctx context.Context, a netip.Addr) (net.HardwareAddr, error) {
+func (w *Wire) OwnerOf(ctx context.Context, a netip.Addr) (net.HardwareAddr, error) {
 	f, err := w.listen(unix.ETH_P_ARP, nil)
 	if err != nil {
 		return nil, err
@@ -328,7 +328,7 @@ func (p LANPort) String() string { return p.Parent }
 func (p LANPort) Shared() bool { return p.Kind == "ipvlan" }
 
 func (p LANPort) parent(k *core.Handle) (netlink.Link, error) {
-	link, err := lan.UpParent(k, lan.Parent{Name: p.Parent, MAC: p.MAC})
+	link, err := lan.FindUpParent(k, lan.Parent{Name: p.Parent, MAC: p.MAC})
 	if err != nil {
 		return nil, fmt.Errorf("connect to the LAN of %s: %w", p, err)
 	}

@@ -76,7 +76,7 @@ type Judgement struct {
 // what becomes of it. It reads all nftables chains at the hook, which include those of iptables-nft. A rule that
 // netyard cannot fully evaluate is reported as one that may drop the packet.
 func Judge(k *core.Handle, h Hook, p Packet) (out []Judgement, sum Outcome, err error) {
-	err = nft.Of(k).In.Look(func(v nft.View) (err error) {
+	err = nft.Of(k).Reader.Look(func(v nft.View) (err error) {
 		out, sum, err = (&judge{k: k, v: v, p: p, sets: map[string]*knownSet{}}).hook(h)
 		return err
 	})
@@ -313,8 +313,8 @@ func RouteTo(k *core.Handle, a netip.Addr) (iface string, src netip.Addr, err er
 	return link.Attrs().Name, src.Unmap(), nil
 }
 
-// BridgedSeen reports whether the rules for routed packets see traffic within one bridge (br_netfilter).
-func BridgedSeen(k *core.Handle, v6 bool) bool {
+// BridgeNetfilterOn reports whether the rules for routed packets see traffic within one bridge (br_netfilter).
+func BridgeNetfilterOn(k *core.Handle, v6 bool) bool {
 	file := "/proc/sys/net/bridge/bridge-nf-call-iptables"
 	if v6 {
 		file = "/proc/sys/net/bridge/bridge-nf-call-ip6tables"

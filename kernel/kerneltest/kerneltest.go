@@ -284,7 +284,7 @@ func (h *Host) NS() int { return int(h.ns) }
 // guest kernel.
 func NeedsWireGuard(t testing.TB) {
 	t.Helper()
-	if err := overlay.Encrypts(New(t).Handle); err != nil {
+	if err := overlay.CheckWireGuard(New(t).Handle); err != nil {
 		t.Skip(err)
 	}
 }

@@ -44,7 +44,7 @@ func (c Child) Ensure(k *core.Handle) error {
 	if plugged, err := core.InSandbox(c.Sandbox, c.Alias); err != nil || plugged {
 		return err
 	}
-	parent, err := UpParent(k, c.Parent)
+	parent, err := FindUpParent(k, c.Parent)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (c Child) Remove(k *core.Handle) error {
 	if err := k.DeleteLink(c.Name, c.Alias); err != nil {
 		return err
 	}
-	return core.Visit(c.Sandbox, func(nl *netlink.Handle) error {
+	return core.InNamespace(c.Sandbox, func(nl *netlink.Handle) error {
 		link, err := core.ByAlias(nl, c.Alias)
 		if err != nil || link == nil {
 			return err

@@ -84,8 +84,8 @@ func FindParent(k *core.Handle, p Parent) (netlink.Link, error) {
 	return nil, fmt.Errorf("find %s: %w", p, unix.ENODEV)
 }
 
-// UpParent returns the link of a parent, which has to be up: no link on a parent that is down can be set up.
-func UpParent(k *core.Handle, p Parent) (netlink.Link, error) {
+// FindUpParent returns the link of a parent, which has to be up: no link on a parent that is down can be set up.
+func FindUpParent(k *core.Handle, p Parent) (netlink.Link, error) {
 	link, err := FindParent(k, p)
 	if err == nil && link.Attrs().Flags&net.FlagUp == 0 {
 		return nil, fmt.Errorf("use %s: %w; ip link set %s up", p, unix.ENETDOWN, link.Attrs().Name)
@@ -110,7 +110,7 @@ func (v VLAN) WantedBy() string { return v.Owner }
 func (v VLAN) Ensure(k *core.Handle) error {
 	k.Shared.Mu.Lock()
 	defer k.Shared.Mu.Unlock()
-	k.Shared.Claim(v)
+	k.Shared.AddOwner(v)
 	link, err := k.Link(v.Name)
 	if err != nil {
 		return err
@@ -131,7 +131,7 @@ func (v VLAN) Ensure(k *core.Handle) error {
 
 // create gives the link its name last: until the link is marked it has a name that only netyard uses.
 func (v VLAN) create(k *core.Handle) (netlink.Link, error) {
-	parent, err := UpParent(k, v.Parent)
+	parent, err := FindUpParent(k, v.Parent)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (v VLAN) create(k *core.Handle) (netlink.Link, error) {
 func (v VLAN) Remove(k *core.Handle) error {
 	k.Shared.Mu.Lock()
 	defer k.Shared.Mu.Unlock()
-	if k.Shared.Disclaim(v) {
+	if k.Shared.RemoveOwner(v) {
 		return nil
 	}
 	return k.DeleteLink(v.Name, ParentAlias)
@@ -178,13 +178,13 @@ func checkUp(s *core.View, o core.Object, name string) []string {
 	return nil
 }
 
-// An Island is a parent that leads nowhere: the links on it reach only each other.
-type Island struct{ Name, Alias string }
+// An IsolatedParent is a parent that leads nowhere: the links on it reach only each other.
+type IsolatedParent struct{ Name, Alias string }
 
 // String names the link.
-func (i Island) String() string { return "link " + i.Name }
+func (i IsolatedParent) String() string { return "link " + i.Name }
 
-func (i Island) Ensure(k *core.Handle) error {
+func (i IsolatedParent) Ensure(k *core.Handle) error {
 	link, err := k.Link(i.Name)
 	if err != nil {
 		return err
@@ -215,7 +215,7 @@ func (i Island) Ensure(k *core.Handle) error {
 
 // create makes a dummy link, or on a kernel without them an ifb, which drops what it is given as well: only what a tc
 // rule redirected to it goes anywhere (drivers/net/ifb.c). Both always have a carrier, unlike a bridge without ports.
-func (i Island) create(k *core.Handle) (netlink.Link, error) {
+func (i IsolatedParent) create(k *core.Handle) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = i.Name
 	err := k.NL.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
@@ -228,6 +228,6 @@ func (i Island) create(k *core.Handle) (netlink.Link, error) {
 	return k.NL.LinkByName(i.Name)
 }
 
-func (i Island) Remove(k *core.Handle) error { return k.DeleteLink(i.Name, i.Alias) }
+func (i IsolatedParent) Remove(k *core.Handle) error { return k.DeleteLink(i.Name, i.Alias) }
 
-func (i Island) Check(s *core.View) []string { return checkUp(s, i, i.Name) }
+func (i IsolatedParent) Check(s *core.View) []string { return checkUp(s, i, i.Name) }

@@ -29,20 +29,20 @@ const (
 	back6 rule.SetName = "back6"
 )
 
-// A Return is the source NAT that makes a container reply to the host, whoever sent the packet that the host forwards
-// to it.
-type Return struct {
+// A ReturnNAT is the source NAT that makes a container reply to the host, whoever sent the packet that the host
+// forwards to it.
+type ReturnNAT struct {
 	Route HostRoute
 	// Owner is the endpoint.
 	Owner string
 }
 
 // String names the container.
-func (r Return) String() string { return fmt.Sprintf("return address of %s", r.Route.Dst) }
+func (r ReturnNAT) String() string { return fmt.Sprintf("return address of %s", r.Route.Dst) }
 
 // element returns the element of the map. The records do not have its value, since they do not have the host's
 // addresses.
-func (r Return) element(k *core.Handle) (nft.Element, error) {
+func (r ReturnNAT) element(k *core.Handle) (nft.Element, error) {
 	e := nft.Element{Owner: r.Owner, Text: r.Route.Dst.String()}
 	e.Set, e.Key = r.Key()
 	parent, err := FindParent(k, r.Route.Shim.Parent)
@@ -58,10 +58,10 @@ func (r Return) element(k *core.Handle) (nft.Element, error) {
 	return e, err
 }
 
-func (r Return) Ensure(k *core.Handle) error {
+func (r ReturnNAT) Ensure(k *core.Handle) error {
 	e, err := r.element(k)
 	if err == nil {
-		err = nft.Of(k).Supersede(e)
+		err = nft.Of(k).ReplaceElement(e)
 	}
 	if err != nil {
 		return fmt.Errorf("set %s: %w", r, err)
@@ -69,11 +69,11 @@ func (r Return) Ensure(k *core.Handle) error {
 	return nil
 }
 
-func (r Return) Remove(k *core.Handle) error {
+func (r ReturnNAT) Remove(k *core.Handle) error {
 	var id nft.ElementID
 	id.Set, id.Key = r.Key()
 	nft.Of(k).Mu.Lock()
-	w := nft.Of(k).Want[id]
+	w := nft.Of(k).WantedElements[id]
 	nft.Of(k).Mu.Unlock()
 	if w == nil {
 		return nil
@@ -85,7 +85,7 @@ func (r Return) Remove(k *core.Handle) error {
 }
 
 // Check compares with the element that netyard wants where the view has no table: the host's addresses change.
-func (r Return) Check(s *core.View) []string {
+func (r ReturnNAT) Check(s *core.View) []string {
 	if s.Links[r.Route.Shim.Name] == nil {
 		return nil // the link reports that it is missing
 	}
@@ -98,7 +98,7 @@ func (r Return) Check(s *core.View) []string {
 	}
 	nft.Of(s.Handle).Mu.Lock()
 	defer nft.Of(s.Handle).Mu.Unlock()
-	if w := nft.Of(s.Handle).Want[e.ID()]; w == nil || w.Content != e.Content {
+	if w := nft.Of(s.Handle).WantedElements[e.ID()]; w == nil || w.Content != e.Content {
 		return []string{r.String() + " is missing or different"}
 	}
 	return nil
@@ -112,9 +112,9 @@ func returnSets() []rule.Set {
 	}
 }
 
-// Returning returns the rules that translate the source of what goes to a container on the LAN to an address of the
+// ReturnRules returns the rules that translate the source of what goes to a container on the LAN to an address of the
 // host.
-func Returning(b rule.Book) (rules []rule.Rule) {
+func ReturnRules(b rule.SetBook) (rules []rule.Rule) {
 	for _, f := range rule.Families() {
 		dst := []expr.Any{
 			&expr.Payload{DestRegister: rule.Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Dst, Len: f.Size},
@@ -123,15 +123,15 @@ func Returning(b rule.Book) (rules []rule.Rule) {
 			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.Proto), RegAddrMin: rule.Reg1},
 		}
 		rules = append(rules, rule.New(f.Name("make containers on the LAN reply through the host"),
-			rule.Translated(), rule.NFProto(f.Proto), dst, b.Translate(rule.Either(f.V6(), back4, back6)), snat))
+			rule.Translated(), rule.NFProto(f.Proto), dst, b.Translate(rule.ByFamily(f.V6(), back4, back6)), snat))
 	}
 	return rules
 }
 
-// OnlyPublished returns the rules that drop, of what Docker's chain lets through for published ports (Bypass),
+// ShimRules returns the rules that drop, of what Docker's chain lets through for published ports (Bypass),
 // everything but published ports and their replies. What other containers of this host send to the LAN through a shim
 // passes as before.
-func OnlyPublished(b rule.Book) []rule.Rule {
+func ShimRules(b rule.SetBook) []rule.Rule {
 	return []rule.Rule{
 		rule.New("drop other traffic to the LAN through the host's links on it",
 			b.OIF(Shims, false), b.IIF(bridge.Bridges, true), b.IIF(bridge.Foreign, true), rule.Drop()),
@@ -169,5 +169,5 @@ func (f flowsTo) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	from, _ := netip.AddrFromSlice(flow.Reverse.SrcIP)
 	dst = dst.Unmap()
 	return flow.Forward.Protocol == unix.IPPROTO_UDP && from.Unmap() == f.to && dst != f.to &&
-		(f.host[dst] || rule.Loop4().Contains(dst) || dst == rule.Loop6())
+		(f.host[dst] || rule.LoopbackAlias4().Contains(dst) || dst == rule.LoopbackAlias6())
 }

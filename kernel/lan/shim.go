@@ -46,8 +46,8 @@ func (s Shim) routed() bool { return s.Kind == "ipvlan" && s.Mode != "l2" }
 func (s Shim) Ensure(k *core.Handle) error {
 	k.Shared.Mu.Lock()
 	defer k.Shared.Mu.Unlock()
-	k.Shared.Claim(s)
-	parent, err := UpParent(k, s.Parent)
+	k.Shared.AddOwner(s)
+	parent, err := FindUpParent(k, s.Parent)
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (s Shim) answerForHost(k *core.Handle, link, parent netlink.Link) error {
 	if s.routed() { // nobody sends solicitations
 		return nil
 	}
-	addrs, err := core.Globals(k, parent, netlink.FAMILY_V6)
+	addrs, err := core.GlobalAddrs(k, parent, netlink.FAMILY_V6)
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (s Shim) sysctls() []core.Sysctl {
 func (s Shim) Remove(k *core.Handle) error {
 	k.Shared.Mu.Lock()
 	defer k.Shared.Mu.Unlock()
-	if k.Shared.Disclaim(s) {
+	if k.Shared.RemoveOwner(s) {
 		return nil
 	}
 	return k.DeleteLink(s.Name, shimAlias+s.Parent.Name)
@@ -269,7 +269,7 @@ func StrayRoutes(s *core.View, wanted []core.Object) (strays []core.Stray) {
 // sourceFor returns the parent's address that the host uses as source towards dst, if the parent has one: an address in
 // the subnet of dst, or else the first one.
 func sourceFor(k *core.Handle, parent netlink.Link, dst netip.Addr) (src netip.Addr, err error) {
-	addrs, err := core.Globals(k, parent, core.Family(dst))
+	addrs, err := core.GlobalAddrs(k, parent, core.Family(dst))
 	for _, a := range addrs {
 		if a.Masked().Contains(dst) {
 			return a.Addr(), nil
@@ -301,7 +301,7 @@ func Addrs(k *core.Handle, p Parent) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	return core.Globals(k, link, netlink.FAMILY_ALL)
+	return core.GlobalAddrs(k, link, netlink.FAMILY_ALL)
 }
 
 // ReversePath returns how strictly the kernel checks the source of packets that come in by a link (ip-sysctl.rst,

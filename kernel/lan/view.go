@@ -12,7 +12,7 @@ func Sets() []rule.Set { return returnSets() }
 func (c Child) Names() []string { return []string{c.Name} }
 
 // Names returns the name of the link.
-func (i Island) Names() []string { return []string{i.Name} }
+func (i IsolatedParent) Names() []string { return []string{i.Name} }
 
 // Names returns the name of the link.
 func (v VLAN) Names() []string { return []string{v.Name} }
@@ -27,6 +27,6 @@ func (c Child) HostLink() string { return c.Parent.Name }
 func (c Child) Plugged(*core.Handle) (bool, error) { return core.InSandbox(c.Sandbox, c.Alias) }
 
 // Key returns the set and the key of the element; its value is not known from the records.
-func (r Return) Key() (set rule.SetName, key string) {
-	return rule.Either(r.Route.Dst.Is6(), back4, back6), string(r.Route.Dst.AsSlice())
+func (r ReturnNAT) Key() (set rule.SetName, key string) {
+	return rule.ByFamily(r.Route.Dst.Is6(), back4, back6), string(r.Route.Dst.AsSlice())
 }

@@ -28,8 +28,8 @@ func (f *Firewall) Adopt(of func(rule.SetName) bool) error {
 		for set, keys := range have {
 			for key, c := range keys {
 				e := Element{Set: set, Text: rule.Show(f.Rules.Sets, set, key, c.End), Key: key, Content: c}
-				if f.Want[e.ID()] == nil && !f.removedEarly[e.ID()] && !f.superseded(e, decided) {
-					f.Want[e.ID()] = &WantedElement{Element: e, owners: map[string]bool{}}
+				if f.WantedElements[e.ID()] == nil && !f.removedEarly[e.ID()] && !f.superseded(e, decided) {
+					f.WantedElements[e.ID()] = &WantedElement{Element: e, owners: map[string]bool{}}
 				}
 			}
 		}
@@ -39,7 +39,7 @@ func (f *Firewall) Adopt(of func(rule.SetName) bool) error {
 
 // ReadElements reads the elements of some sets. A missing table or set has none; one that cannot be read is an error.
 func (f *Firewall) ReadElements(of func(rule.SetName) bool) (all map[rule.SetName]map[string]Content, err error) {
-	err = f.In.Look(func(v View) error {
+	err = f.Reader.Look(func(v View) error {
 		all = map[rule.SetName]map[string]Content{}
 		for _, spec := range f.Rules.Sets {
 			if spec.Life > 0 || !of(spec.Name) {
@@ -90,7 +90,7 @@ func policyKeyOf(e Element) (r policyKey, ok bool) {
 // decided returns what the policies in the records decide about.
 func (f *Firewall) decided() map[policyKey]bool {
 	all := map[policyKey]bool{}
-	for _, w := range f.Want {
+	for _, w := range f.WantedElements {
 		if r, ok := policyKeyOf(w.Element); ok && w.owners[PolicyOwner] {
 			all[r] = true
 		}

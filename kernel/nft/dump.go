@@ -20,10 +20,10 @@ import (
 func (f *Firewall) removeStray(id ElementID) error {
 	return f.RunLater(Turn{Act: "remove a stray element of set " + string(id.Set), Do: func() error {
 		f.Mu.Lock()
-		w := f.Want[id]
+		w := f.WantedElements[id]
 		wanted := w != nil && len(w.owners) > 0
 		if !wanted {
-			delete(f.Want, id)
+			delete(f.WantedElements, id)
 		}
 		f.Mu.Unlock()
 		if wanted {
@@ -35,7 +35,7 @@ func (f *Firewall) removeStray(id ElementID) error {
 
 // DumpElements reads every set that netyard adds elements to. none is true if a table or a set is missing.
 func (f *Firewall) DumpElements() (all map[rule.SetName]map[string]Content, none bool, err error) {
-	err = f.In.Look(func(v View) error {
+	err = f.Reader.Look(func(v View) error {
 		all, none = map[rule.SetName]map[string]Content{}, false
 		for _, spec := range f.Rules.Sets {
 			set, err := v.GetSetByName(spec.Table(), string(spec.Name))
@@ -93,7 +93,7 @@ func joinIntervals(elements []nftables.SetElement) map[string]Content {
 
 // DumpRules reads the comments of the rules of each chain of the tables, in the order of the rules.
 func (f *Firewall) DumpRules() (all map[string][]string, err error) {
-	err = f.In.Look(func(v View) error {
+	err = f.Reader.Look(func(v View) error {
 		all = map[string][]string{}
 		for _, t := range rule.Tables() {
 			chains, err := v.ListChainsOfTableFamily(t.Family)
@@ -193,9 +193,9 @@ func OwnTable(msg []byte) bool {
 	})
 }
 
-// RestoreTables loads the ruleset again if a rule is missing or foreign, or an element is missing. After a change that
+// RepairTables loads the ruleset again if a rule is missing or foreign, or an element is missing. After a change that
 // failed, any other element is a reason too.
-func (f *Firewall) RestoreTables() error {
+func (f *Firewall) RepairTables() error {
 	return f.RunNow(func() error {
 		if !f.Loaded {
 			return nil

@@ -12,7 +12,7 @@ import (
 // Open stores a firewall with these rules with a handle. Kernel.LoadFirewall loads them into the kernel.
 func Open(h *core.Handle, rules rule.Ruleset) error {
 	f := Connect(h.Log, int(h.NS))
-	f.Handle, f.Rules, f.Want, f.poke = h, rules, map[ElementID]*WantedElement{}, h.Poke
+	f.Handle, f.Rules, f.WantedElements, f.poke = h, rules, map[ElementID]*WantedElement{}, h.RequestCheck
 	if err := f.out.Open(); err != nil {
 		return err
 	}
@@ -23,7 +23,7 @@ func Open(h *core.Handle, rules rule.Ruleset) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	core.Keep(h, f)
+	core.Store(h, f)
 	return nil
 }
 
@@ -38,14 +38,14 @@ func (f *Firewall) chains() [][]rule.Chain {
 func (f *Firewall) Port() uint32 { return f.out.own.Load() }
 
 // Intercept puts a Peer between the firewall and the kernel, for tests. It must be called within a turn.
-func (f *Firewall) Intercept(wrap func(Peer) Peer) error {
+func (f *Firewall) Intercept(wrap func(Socket) Socket) error {
 	err := f.out.Open()
 	f.out.P = wrap(f.out.P)
 	return err
 }
 
 // Of returns the firewall of a handle.
-func Of(h *core.Handle) *Firewall { return core.Kept[Firewall](h) }
+func Of(h *core.Handle) *Firewall { return core.Stored[Firewall](h) }
 
 // spec returns the declaration of a set.
 func (f *Firewall) spec(set rule.SetName) rule.Set {

@@ -27,8 +27,8 @@ var errOutcomeUnknown = errors.New("the kernel's answer was lost")
 // errNothing means that a socket has nothing to read.
 var errNothing = errors.New("nothing to read")
 
-// A Peer is the socket to the kernel, or what stands in for it in tests.
-type Peer interface {
+// A Socket is the socket to the kernel, or what stands in for it in tests.
+type Socket interface {
 	// Send returns when the kernel has processed a transaction. After an error the kernel has not seen it.
 	Send(raw []byte) error
 	// Receive reads one answer without waiting. It returns errNothing if there is none.
@@ -40,8 +40,8 @@ type Peer interface {
 
 // A writer sends transactions to the kernel, one after the other.
 type writer struct {
-	dial func() (Peer, error)
-	P    Peer // nil: to be opened
+	dial func() (Socket, error)
+	P    Socket // nil: to be opened
 	seq  uint32
 	// own is the port ID of the current socket, by which the watcher knows netyard's own changes.
 	own atomic.Uint32
@@ -239,7 +239,7 @@ type netfilterSocket struct {
 	buf  []byte
 }
 
-func dialNetfilter(ns int) (Peer, error) {
+func dialNetfilter(ns int) (Socket, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: ns})
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)

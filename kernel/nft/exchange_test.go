@@ -35,7 +35,7 @@ type fakePeer struct {
 	closed bool
 }
 
-func (k *fakeKernel) dial() (Peer, error) {
+func (k *fakeKernel) dial() (Socket, error) {
 	k.opened++
 	return &fakePeer{k: k, number: k.opened}, nil
 }

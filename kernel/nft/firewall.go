@@ -132,12 +132,12 @@ type Firewall struct {
 	inMemory, mayDiffer bool
 	// out sends transactions. The tables belong to its socket.
 	out *writer
-	// In queries the kernel.
-	In *reader
+	// Reader queries the kernel.
+	Reader *reader
 
-	Mu   sync.Mutex
-	Sets rule.Book
-	Want map[ElementID]*WantedElement
+	Mu             sync.Mutex
+	Sets           rule.SetBook
+	WantedElements map[ElementID]*WantedElement
 	// removedEarly are the elements that were removed before the ruleset was loaded, see noteRemovedEarly.
 	removedEarly map[ElementID]bool
 
@@ -157,13 +157,13 @@ type Firewall struct {
 // Connect returns a firewall for a namespace, without rules. It opens its sockets when it first needs them.
 func Connect(log *slog.Logger, ns int) *Firewall {
 	return &Firewall{
-		log: log, poke: func() {}, Sets: rule.Book{}, In: &reader{ns: ns}, Tx: newTransaction(),
-		out: &writer{log: log, dial: func() (Peer, error) { return dialNetfilter(ns) }},
+		log: log, poke: func() {}, Sets: rule.SetBook{}, Reader: &reader{ns: ns}, Tx: newTransaction(),
+		out: &writer{log: log, dial: func() (Socket, error) { return dialNetfilter(ns) }},
 	}
 }
 
 // Close closes the sockets.
-func (f *Firewall) Close() error { return errors.Join(f.In.close(), f.out.drop()) }
+func (f *Firewall) Close() error { return errors.Join(f.Reader.close(), f.out.drop()) }
 
 // SetLoaded stores whether the kernel has the tables of this process.
 func (f *Firewall) SetLoaded(is bool) {
@@ -177,7 +177,7 @@ func (f *Firewall) Load() error {
 	if f.inMemory {
 		return nil
 	}
-	return f.Sure(func() error {
+	return f.RetryUnknown(func() error {
 		ts := rule.Tables()
 		for _, t := range ts {
 			if err := f.recreate(t); err != nil {
@@ -208,11 +208,11 @@ func (f *Firewall) Load() error {
 func (f *Firewall) renumberSets() {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
-	f.Sets = rule.NewBook(f.Rules.Sets)
+	f.Sets = rule.NewSetBook(f.Rules.Sets)
 }
 
-// Sure repeats an idempotent change until its outcome is known. Each try begins with an empty transaction.
-func (f *Firewall) Sure(do func() error) (err error) {
+// RetryUnknown repeats an idempotent change until its outcome is known. Each try begins with an empty transaction.
+func (f *Firewall) RetryUnknown(do func() error) (err error) {
 	const tries = 3
 	for range tries {
 		f.Tx = newTransaction()
@@ -345,15 +345,15 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, e := range elements {
-		if w := f.Want[e.ID()]; w != nil && w.Content != e.Content {
+		if w := f.WantedElements[e.ID()]; w != nil && w.Content != e.Content {
 			return nil, nil, fmt.Errorf("add %s: %s has the same key and another interval or value", e, w.Element)
 		}
 	}
 	for _, e := range elements {
-		w := f.Want[e.ID()]
+		w := f.WantedElements[e.ID()]
 		if w == nil {
 			w = &WantedElement{Element: e, owners: map[string]bool{}}
-			f.Want[e.ID()] = w
+			f.WantedElements[e.ID()] = w
 			fresh = append(fresh, e)
 		}
 		if !w.owners[e.Owner] {
@@ -369,14 +369,14 @@ func (f *Firewall) removeOwners(elements []Element) (gone []Element) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, e := range elements {
-		w := f.Want[e.ID()]
+		w := f.WantedElements[e.ID()]
 		if w == nil {
 			continue
 		}
 		delete(w.owners, e.Owner)
 		if len(w.owners) == 0 {
 			gone = append(gone, e)
-			delete(f.Want, e.ID())
+			delete(f.WantedElements, e.ID())
 		}
 	}
 	return gone
@@ -408,7 +408,7 @@ func (f *Firewall) removeNow(elements []Element) error {
 		f.Mu.Lock()
 		defer f.Mu.Unlock()
 		for _, e := range gone {
-			f.Want[e.ID()] = &WantedElement{Element: e, owners: map[string]bool{e.Owner: true}}
+			f.WantedElements[e.ID()] = &WantedElement{Element: e, owners: map[string]bool{e.Owner: true}}
 		}
 	}
 	return err
@@ -428,7 +428,7 @@ func (f *Firewall) noteRemovedEarly(elements []Element) {
 
 // Wanted returns the wanted elements.
 func (f *Firewall) Wanted() (all []Element) {
-	for _, w := range f.Want {
+	for _, w := range f.WantedElements {
 		all = append(all, w.Element)
 	}
 	return all
@@ -506,14 +506,14 @@ func (f *Firewall) diffPolicy(wanted map[ElementID]Element, known []netip.Addr) 
 			decided[r] = true
 		}
 	}
-	for id, w := range f.Want {
+	for id, w := range f.WantedElements {
 		ours := w.owners[PolicyOwner] || len(w.owners) == 0 && f.superseded(w.Element, decided)
 		if e, keep := wanted[id]; ours && (!keep || e.Content != w.Content) {
 			c.gone = append(c.gone, w)
 		}
 	}
 	for id, e := range wanted {
-		switch w := f.Want[id]; {
+		switch w := f.WantedElements[id]; {
 		case w == nil || w.Content != e.Content:
 			c.fresh = append(c.fresh, &WantedElement{Element: e, owners: map[string]bool{PolicyOwner: true}})
 		case !w.owners[PolicyOwner]:
@@ -566,10 +566,10 @@ func (f *Firewall) recordPolicy(c policyChange) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, w := range c.gone {
-		delete(f.Want, w.ID())
+		delete(f.WantedElements, w.ID())
 	}
 	for _, w := range c.fresh {
-		f.Want[w.ID()] = w
+		f.WantedElements[w.ID()] = w
 	}
 	for _, w := range c.acquired {
 		w.owners[PolicyOwner] = true
@@ -583,7 +583,7 @@ func (f *Firewall) recordPolicy(c policyChange) {
 // 5.3). It adds a rule that needs it, and deletes the table in the same transaction. That loads the module if
 // necessary.
 func (f *Firewall) probeConntrack() (can bool, err error) {
-	err = f.Sure(func() error {
+	err = f.RetryUnknown(func() error {
 		t := f.Tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: rule.TableName + "-probe"})
 		c := f.Tx.AddChain(&nftables.Chain{Table: t, Name: "probe"})
 		f.Tx.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: rule.Established()})
@@ -596,13 +596,13 @@ func (f *Firewall) probeConntrack() (can bool, err error) {
 	return err == nil, nil
 }
 
-// Supersede adds an element to its set, and removes one of the same key with another interval or value.
-func (f *Firewall) Supersede(e Element) error {
+// ReplaceElement adds an element to its set, and removes one of the same key with another interval or value.
+func (f *Firewall) ReplaceElement(e Element) error {
 	ctx, cancel := context.WithTimeout(context.Background(), core.NetlinkTimeout)
 	defer cancel()
 	f.Mu.Lock()
 	var old []Element
-	if w := f.Want[e.ID()]; w != nil && w.Content != e.Content {
+	if w := f.WantedElements[e.ID()]; w != nil && w.Content != e.Content {
 		old = []Element{w.For("")} // an adopted element has no owner
 		for owner := range w.owners {
 			old = append(old, w.For(owner))

@@ -85,7 +85,7 @@ func (f *Firewall) recreate(t *nftables.Table) error {
 
 // Has reports whether a table exists.
 func (f *Firewall) Has(t *nftables.Table) (there bool, err error) {
-	err = f.In.Look(func(v View) error {
+	err = f.Reader.Look(func(v View) error {
 		all, err := v.ListTablesOfFamily(t.Family)
 		there = slices.ContainsFunc(all, func(one *nftables.Table) bool { return one.Name == t.Name })
 		return err
@@ -100,7 +100,7 @@ func (f *Firewall) Has(t *nftables.Table) (there bool, err error) {
 func (f *Firewall) empty(t *nftables.Table) error {
 	var chains []*nftables.Chain
 	var sets []*nftables.Set
-	err := f.In.Look(func(v View) (err error) {
+	err := f.Reader.Look(func(v View) (err error) {
 		if chains, err = v.ListChainsOfTableFamily(t.Family); err != nil {
 			return fmt.Errorf("list chains: %w", err)
 		}

@@ -7,8 +7,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// Slow says what the kernel is busy with, for the error of a request that did not end in time.
-func Slow(k *core.Handle) string {
+// BusyReason says what the kernel is busy with, for the error of a request that did not end in time.
+func BusyReason(k *core.Handle) string {
 	if took := Of(k).out.forHowLong(); took != "" {
 		return ErrBusy.Error() + took
 	}

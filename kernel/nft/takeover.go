@@ -42,12 +42,12 @@ func (f *Firewall) sameElements() (bool, error) {
 	for _, keys := range have {
 		count += len(keys)
 	}
-	return count == len(f.Want) && f.hasWanted(have), nil
+	return count == len(f.WantedElements) && f.hasWanted(have), nil
 }
 
 // hasWanted reports whether every wanted element is among these.
 func (f *Firewall) hasWanted(have map[rule.SetName]map[string]Content) bool {
-	for id, w := range f.Want {
+	for id, w := range f.WantedElements {
 		if c, ok := have[id.Set][id.Key]; !ok || c != w.Content {
 			return false
 		}

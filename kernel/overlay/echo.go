@@ -21,8 +21,8 @@ import (
 	"netyard/kernel/rule"
 )
 
-// An Echo is an echo request to an address, of a size that must not be fragmented on the way.
-type Echo struct {
+// An Probe is an echo request to an address, of a size that must not be fragmented on the way.
+type Probe struct {
 	To   netip.Addr
 	Size int // of the packet in bytes; raised to the smallest possible
 }
@@ -35,8 +35,8 @@ const (
 	protoICMP, protoICMPv6           = 1, 58
 )
 
-// Echoes sends the requests and reports which of them were answered.
-func Echoes(ctx context.Context, k *core.Handle, all []Echo) (back []bool, err error) {
+// SendProbes sends the requests and reports which of them were answered.
+func SendProbes(ctx context.Context, k *core.Handle, all []Probe) (back []bool, err error) {
 	back = make([]bool, len(all))
 	return back, k.Inside(func() error {
 		for _, f := range rule.Families() {
@@ -49,7 +49,7 @@ func Echoes(ctx context.Context, k *core.Handle, all []Echo) (back []bool, err e
 }
 
 // sendEchoes does this for one family.
-func sendEchoes(ctx context.Context, v6 bool, all []Echo, back []bool) error {
+func sendEchoes(ctx context.Context, v6 bool, all []Probe, back []bool) error {
 	waiting := func() (at []int) {
 		for i, e := range all {
 			if e.To.Is6() == v6 && !back[i] {

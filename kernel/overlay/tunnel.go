@@ -22,11 +22,11 @@ const (
 	tunnelChain = "tunnel"
 )
 
-// Encrypted returns the elements that let a network's frames travel inside WireGuard only. Ensure them before the VXLAN
-// device, and remove them after it.
-func Encrypted(port uint16, vni uint32) []nft.Element {
+// EncryptElements returns the elements that let a network's frames travel inside WireGuard only. Ensure them before the
+// VXLAN device, and remove them after it.
+func EncryptElements(port uint16, vni uint32) []nft.Element {
 	number := string(binaryutil.NativeEndian.PutUint32(vni))
-	return append(Closed(port, vni), nft.NewElement(Sets(), encrypted, number, ""))
+	return append(CloseElements(port, vni), nft.NewElement(Sets(), encrypted, number, ""))
 }
 
 func tunnelSets() []rule.Set {
@@ -34,15 +34,15 @@ func tunnelSets() []rule.Set {
 }
 
 // toVXLANPort matches UDP to a port that receives VXLAN.
-func toVXLANPort(b rule.Book) []expr.Any { return bridge.ToVXLANPort(b, bridge.VXLANPorts) }
+func toVXLANPort(b rule.SetBook) []expr.Any { return bridge.ToVXLANPort(b, bridge.VXLANPorts) }
 
 // toNetwork matches a VXLAN packet whose VNI is in a set, or with invert one whose VNI is not.
-func toNetwork(b rule.Book, set rule.SetName, invert bool) []expr.Any {
+func toNetwork(b rule.SetBook, set rule.SetName, invert bool) []expr.Any {
 	return append(bridge.VNI(rule.Reg1), b.Lookup(set, invert))
 }
 
 // clearRule drops frames of encrypted networks that did not come through the tunnel.
-func clearRule(b rule.Book) rule.Rule {
+func clearRule(b rule.SetBook) rule.Rule {
 	return rule.New("drop frames of encrypted networks that come in clear",
 		toNetwork(b, encrypted, false), rule.NotInterface(expr.MetaKeyIIFNAME, core.TunnelName), rule.Drop())
 }
@@ -50,11 +50,11 @@ func clearRule(b rule.Book) rule.Rule {
 // tunnelChains check what comes out of the tunnel, and what has to go into it. Through it other hosts reach nothing of
 // this host but the encrypted networks that both are on, and no container reaches anything: nothing is forwarded into
 // it. Outgoing packets are checked last of all, when nothing can change any more where a packet leaves.
-func tunnelChains(b rule.Book) []rule.Chain {
+func tunnelChains(b rule.SetBook) []rule.Chain {
 	return []rule.Chain{
 		{Name: tunnelChain, Rules: []rule.Rule{
 			rule.New("continue with frames of encrypted networks",
-				toVXLANPort(b), rule.ForHost(), toNetwork(b, encrypted, false), rule.Back()),
+				toVXLANPort(b), rule.ForHost(), toNetwork(b, encrypted, false), rule.Return()),
 			rule.New("drop other traffic from the tunnel", rule.Drop()),
 		}},
 		{

@@ -11,7 +11,7 @@ import (
 func Sets() []rule.Set { return append(vtepSets(), tunnelSets()...) }
 
 // Chains returns the chains about networks across hosts.
-func Chains(b rule.Book) []rule.Chain { return append(vtepChains(b), tunnelChains(b)...) }
+func Chains(b rule.SetBook) []rule.Chain { return append(vtepChains(b), tunnelChains(b)...) }
 
 // Names returns the name of the link.
 func (v VXLAN) Names() []string { return []string{v.Name} }

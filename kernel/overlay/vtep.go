@@ -25,9 +25,9 @@ const (
 	madeChain   = "vxlan_made"
 )
 
-// Closed returns the elements that close a network: its frames leave the host only by its VXLAN device, and none is
-// accepted. VTEPs opens it for its hosts.
-func Closed(port uint16, vni uint32) (all []nft.Element) {
+// CloseElements returns the elements that close a network: its frames leave the host only by its VXLAN device, and none
+// is accepted. VTEPs opens it for its hosts.
+func CloseElements(port uint16, vni uint32) (all []nft.Element) {
 	dport, number := string(binaryutil.BigEndian.PutUint16(port)), string(binaryutil.NativeEndian.PutUint32(vni))
 	for _, table := range []rule.SetName{"", rule.Bridged} {
 		all = append(all,
@@ -37,18 +37,18 @@ func Closed(port uint16, vni uint32) (all []nft.Element) {
 	return all
 }
 
-// VTEPs returns the elements that let frames of a network in from its hosts, and from nobody else. Without hosts none
-// is let in.
-func VTEPs(port uint16, vni uint32, hosts []netip.Addr) []nft.Element {
-	return append(Closed(port, vni), Members(vni, hosts)...)
+// VTEPElements returns the elements that let frames of a network in from its hosts, and from nobody else. Without hosts
+// none is let in.
+func VTEPElements(port uint16, vni uint32, hosts []netip.Addr) []nft.Element {
+	return append(CloseElements(port, vni), MemberElements(vni, hosts)...)
 }
 
-// Members returns the elements of VTEPs that are about the hosts.
-func Members(vni uint32, hosts []netip.Addr) (all []nft.Element) {
+// MemberElements returns the elements of VTEPs that are about the hosts.
+func MemberElements(vni uint32, hosts []netip.Addr) (all []nft.Element) {
 	number := string(binaryutil.NativeEndian.PutUint32(vni))
 	for _, h := range hosts {
-		addr, members := string(h.AsSlice()), rule.Either(h.Is6(), bridge.Members4, bridge.Members6)
-		all = append(all, nft.NewElement(Sets(), rule.Either(h.Is6(), vteps4, vteps6), addr+number, ""))
+		addr, members := string(h.AsSlice()), rule.ByFamily(h.Is6(), bridge.Members4, bridge.Members6)
+		all = append(all, nft.NewElement(Sets(), rule.ByFamily(h.Is6(), vteps4, vteps6), addr+number, ""))
 		for _, table := range []rule.SetName{"", rule.Bridged} {
 			all = append(all, nft.NewElement(Sets(), members+table, addr, ""))
 		}
@@ -75,24 +75,24 @@ func vtepSets() []rule.Set {
 // vtepChains check incoming VXLAN before conntrack does, so that dropped packets have no entry there. Fragments have
 // been reassembled by then (nf_defrag_ipv4, priority -400). A packet whose destination is translated later, to a VXLAN
 // port of the host, is dropped at input.
-func vtepChains(b rule.Book) []rule.Chain {
+func vtepChains(b rule.SetBook) []rule.Chain {
 	members := []rule.Rule{
 		clearRule(b),
-		rule.New("accept VXLAN of other networks", toNetwork(b, bridge.VNIs, true), rule.Back()),
+		rule.New("accept VXLAN of other networks", toNetwork(b, bridge.VNIs, true), rule.Return()),
 		rule.New("check frames from a link that does not lead back to the sender",
 			noRouteBack(), rule.Jump(astrayChain)),
 	}
 	for _, f := range rule.Families() {
-		next := uint32(rule.Behind4)
+		next := uint32(rule.RegAfter4)
 		if f.V6() {
-			next = rule.Behind6
+			next = rule.RegAfter6
 		}
 		source := []expr.Any{
 			&expr.Payload{DestRegister: rule.Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size},
 		}
-		hosts := []expr.Any{b.Lookup(rule.Either(f.V6(), vteps4, vteps6), false)}
+		hosts := []expr.Any{b.Lookup(rule.ByFamily(f.V6(), vteps4, vteps6), false)}
 		members = append(members, rule.New(f.Name("accept frames from hosts of the network"),
-			rule.NFProto(f.Proto), source, bridge.VNI(next), hosts, rule.Back()))
+			rule.NFProto(f.Proto), source, bridge.VNI(next), hosts, rule.Return()))
 	}
 	members = append(members, rule.New("drop frames from hosts that are not members", rule.Drop()))
 	return []rule.Chain{
@@ -114,7 +114,7 @@ func vtepChains(b rule.Book) []rule.Chain {
 		}},
 		{
 			Name: "vxlan_turned", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput,
-			Priority: nftables.ChainPriorityRef(rule.BehindInput - 10), Rules: []rule.Rule{
+			Priority: nftables.ChainPriorityRef(rule.AfterInputFilters - 10), Rules: []rule.Rule{
 				rule.New("drop frames to a translated port",
 					rule.Translated(), toVXLANPort(b), toNetwork(b, bridge.VNIs, false), rule.Drop()),
 				rule.New("accept frames of netyard's networks, without the mark",
@@ -176,19 +176,19 @@ func uplinks() []string { return []string{"bond", "team", "vlan", "macvlan", "ip
 // madeRules decide which frames leave for other hosts. At postrouting a packet that a VXLAN device of the host made has
 // that device as its incoming interface (ip_output, net/ipv4/ip_output.c). No process, container or routed packet can
 // pretend that.
-func madeRules(b rule.Book) []rule.Rule {
+func madeRules(b rule.SetBook) []rule.Rule {
 	return []rule.Rule{
 		rule.New("drop frames of encrypted networks that leave in clear",
 			toNetwork(b, encrypted, false), rule.NotInterface(expr.MetaKeyOIFNAME, core.TunnelName), rule.Drop()),
 		rule.New("accept frames from netyard's VXLAN devices",
-			rule.IfNamePrefix(expr.MetaKeyIIFNAME, core.VXLANPrefix), rule.Back()),
-		rule.New("accept frames of a host behind a bridge", bridged(), rule.Back()),
+			rule.IfNamePrefix(expr.MetaKeyIIFNAME, core.VXLANPrefix), rule.Return()),
+		rule.New("accept frames of a host behind a bridge", bridged(), rule.Return()),
 		rule.New("drop fragments, whose network is not known",
 			rule.NFProto(unix.NFPROTO_IPV4), bridge.Fragment4(), rule.Drop()),
 		rule.New("drop fragments, whose network is not known, IPv6",
 			rule.NFProto(unix.NFPROTO_IPV6), bridge.Fragment6(), rule.Drop()),
 		rule.New("drop frames that no VXLAN device made", toNetwork(b, bridge.VNIs, false), rule.Drop()),
-		rule.New("accept frames from others' VXLAN devices", fromKind("vxlan"), rule.Back()),
+		rule.New("accept frames from others' VXLAN devices", fromKind("vxlan"), rule.Return()),
 		rule.New("drop what may be several datagrams, to this host", toLink("lo"), bridge.MaybeSeveral(), rule.Drop()),
 		rule.New("drop what may be several datagrams, to a host of an overlay",
 			rule.NFProto(unix.NFPROTO_IPV4), bridge.ToMember(b, false, ""), bridge.MaybeSeveral(), rule.Drop()),
@@ -214,18 +214,18 @@ func fromKind(kind string) []expr.Any {
 	}
 }
 
-// TellsDevices returns an error if this kernel may not know which packets its VXLAN devices made; then nothing of an
+// CheckKernel returns an error if this kernel may not know which packets its VXLAN devices made; then nothing of an
 // overlay network leaves the host.
-func TellsDevices() error {
+func CheckKernel() error {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return fmt.Errorf("read the kernel's version: %w", err)
 	}
-	return TellsDevicesIn(unix.ByteSliceToString(name.Release[:]))
+	return CheckRelease(unix.ByteSliceToString(name.Release[:]))
 }
 
-// TellsDevicesIn does this for a kernel release: 5.7 is the first one where such packets have a device at postrouting.
-func TellsDevicesIn(release string) error {
+// CheckRelease does this for a kernel release: 5.7 is the first one where such packets have a device at postrouting.
+func CheckRelease(release string) error {
 	const major, minor = 5, 7
 	var have struct{ major, minor int }
 	if _, err := fmt.Sscanf(release, "%d.%d", &have.major, &have.minor); err != nil {

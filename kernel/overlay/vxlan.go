@@ -94,7 +94,7 @@ func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
 	}
 	// With snooping, a container that acts as multicast querier would keep neighbour solicitations from the other
 	// hosts.
-	if err := bridge.SetSnooping(k, master.Attrs().Index, false); err != nil {
+	if err := bridge.SetMulticastSnooping(k, master.Attrs().Index, false); err != nil {
 		return fmt.Errorf("turn off multicast snooping of bridge %s: %w", v.Master, err)
 	}
 	a := link.Attrs()
@@ -183,18 +183,18 @@ func (v VXLAN) Check(s *core.View) []string {
 	return faults
 }
 
-// A Carrier is a link that has an address of the host.
-type Carrier struct {
+// A Underlay is a link that has an address of the host.
+type Underlay struct {
 	Link string
 	MTU  int
 	MAC  string // empty: none
 }
 
-// CarrierOf returns the link that has an address.
-func CarrierOf(k *core.Handle, a netip.Addr) (Carrier, error) {
+// UnderlayOf returns the link that has an address.
+func UnderlayOf(k *core.Handle, a netip.Addr) (Underlay, error) {
 	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, core.Family(a)) })
 	if err != nil {
-		return Carrier{}, fmt.Errorf("list addresses: %w", err)
+		return Underlay{}, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, got := range addrs {
 		if core.PrefixOf(got.IPNet).Addr() != a {
@@ -202,11 +202,11 @@ func CarrierOf(k *core.Handle, a netip.Addr) (Carrier, error) {
 		}
 		l, err := k.NL.LinkByIndex(got.LinkIndex)
 		if err != nil {
-			return Carrier{}, fmt.Errorf("find the link of %s: %w", a, err)
+			return Underlay{}, fmt.Errorf("find the link of %s: %w", a, err)
 		}
-		return Carrier{Link: l.Attrs().Name, MTU: l.Attrs().MTU, MAC: l.Attrs().HardwareAddr.String()}, nil
+		return Underlay{Link: l.Attrs().Name, MTU: l.Attrs().MTU, MAC: l.Attrs().HardwareAddr.String()}, nil
 	}
-	return Carrier{}, fmt.Errorf("the host has no address %s", a)
+	return Underlay{}, fmt.Errorf("the host has no address %s", a)
 }
 
 // An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host uses

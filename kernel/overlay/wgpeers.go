@@ -141,10 +141,10 @@ func startHandshakes(k *core.Handle, peers []wgtypes.Key) error {
 	return nil
 }
 
-// AskAgain starts a new handshake with those of the peers that have had none since that time. WireGuard itself retries
-// five seconds after its last attempt, which it remembers for as long as it has the peer; so the peer is removed and
-// added anew.
-func AskAgain(k *core.Handle, peers []WireGuardPeer, since time.Time) error {
+// RetryHandshakes starts a new handshake with those of the peers that have had none since that time. WireGuard itself
+// retries five seconds after its last attempt, which it remembers for as long as it has the peer; so the peer is
+// removed and added anew.
+func RetryHandshakes(k *core.Handle, peers []WireGuardPeer, since time.Time) error {
 	dev, err := tunnel(k)
 	if err != nil {
 		return fmt.Errorf("read peers of %s: %w", core.TunnelName, err)

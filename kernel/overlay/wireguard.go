@@ -44,9 +44,9 @@ func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("(secret)")) }
 // LogValue returns the same placeholder for logs.
 func (Secret) LogValue() slog.Value { return slog.StringValue("(secret)") }
 
-// Encrypts returns an error if this host cannot have a WireGuard device. A kernel module that is not loaded yet gets
-// loaded.
-func Encrypts(k *core.Handle) error {
+// CheckWireGuard returns an error if this host cannot have a WireGuard device. A kernel module that is not loaded yet
+// gets loaded.
+func CheckWireGuard(k *core.Handle) error {
 	if _, err := k.ReadSysctl("/proc/sys/net/ipv6/conf/all/disable_ipv6"); err != nil {
 		return errNoIPv6
 	}

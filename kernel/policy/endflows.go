@@ -51,7 +51,7 @@ func (f flowEnds) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 }
 
 func (a Access) allows(other netip.Addr, proto uint8, port uint16) bool {
-	return slices.ContainsFunc(a.Allow, func(p Passage) bool {
+	return slices.ContainsFunc(a.Allow, func(p Allowance) bool {
 		return p.First.Compare(other) <= 0 && other.Compare(p.Last) <= 0 &&
 			p.FirstProto <= proto && proto <= p.LastProto && p.FirstPort <= port && port <= p.LastPort
 	})

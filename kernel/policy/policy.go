@@ -75,11 +75,11 @@ type Subject struct {
 }
 
 // An Access is all traffic that is allowed in one direction. Its passages do not overlap.
-type Access struct{ Allow []Passage }
+type Access struct{ Allow []Allowance }
 
-// A Passage allows traffic of a range of protocols, with a range of addresses at the other end, to a range of ports.
+// A Allowance allows traffic of a range of protocols, with a range of addresses at the other end, to a range of ports.
 // Both ends of a range belong to it.
-type Passage struct {
+type Allowance struct {
 	First, Last           netip.Addr
 	FirstProto, LastProto uint8
 	FirstPort, LastPort   uint16
@@ -94,7 +94,7 @@ func Objects(k *core.Handle, subjects []Subject) []core.Object {
 	}
 	for _, s := range subjects {
 		if !nft.Of(k).Conntrack {
-			objects = append(objects, bridge.Call{Name: s.Bridge, Foreign: s.Foreign})
+			objects = append(objects, bridge.NetfilterCall{Name: s.Bridge, Foreign: s.Foreign})
 		}
 		for _, d := range []struct {
 			access        *Access
@@ -128,7 +128,7 @@ func Objects(k *core.Handle, subjects []Subject) []core.Object {
 }
 
 // key returns the part of an element's key after the own address, each value in registers of its own.
-func (Passage) key(a netip.Addr, proto uint8, port uint16) string {
+func (Allowance) key(a netip.Addr, proto uint8, port uint16) string {
 	b := append(a.AsSlice(), proto, 0, 0, 0)
 	return string(append(binary.BigEndian.AppendUint16(b, port), 0, 0))
 }
@@ -136,7 +136,7 @@ func (Passage) key(a netip.Addr, proto uint8, port uint16) string {
 // policyChains decide about routed packets, before the chain forward does, so that neither depends on the rules of the
 // other: a drop is final, and what passes here still has to pass there. Where br_netfilter is on, they also see bridged
 // packets.
-func policyChains(b rule.Book) []rule.Chain {
+func policyChains(b rule.SetBook) []rule.Chain {
 	early := nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 5)
 	family := []([]expr.Any){rule.NFProto(unix.NFPROTO_IPV4), rule.NFProto(unix.NFPROTO_IPV6)}
 	base := []rule.Rule{
@@ -159,7 +159,7 @@ func policyChains(b rule.Book) []rule.Chain {
 // BridgePolicyChains decide about bridged frames. Where the kernel has no conntrack on bridges, br_netfilter passes the
 // frames to the chain policy of the other table. Frames that reach every port are decided here all the same, since only
 // here the rules see which port a frame goes to.
-func BridgePolicyChains(b rule.Book, conntrack bool) []rule.Chain {
+func BridgePolicyChains(b rule.SetBook, conntrack bool) []rule.Chain {
 	v4, v6 := rule.EtherType(unix.ETH_P_IP), rule.EtherType(unix.ETH_P_IPV6)
 	base := rule.Chain{
 		Name: "policy", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
@@ -179,7 +179,7 @@ func BridgePolicyChains(b rule.Book, conntrack bool) []rule.Chain {
 
 // quietRules check frames to a port with an ingress policy. A policy says who may send IP, so nothing but IP and ARP
 // gets to the port: br_netfilter and conntrack do not look inside tags and other encapsulations, and receivers do.
-func quietRules(b rule.Book, v4, v6 []expr.Any) []rule.Rule {
+func quietRules(b rule.SetBook, v4, v6 []expr.Any) []rule.Rule {
 	others := []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 12, Len: 2}}
 	for _, t := range []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6, unix.ETH_P_ARP} {
 		others = append(others, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{byte(t >> 8), byte(t)}})
@@ -229,7 +229,7 @@ func (s side) address(destination bool) *expr.Payload {
 }
 
 // decisions returns the rules that jump to the chain which decides; family matches IPv4 and IPv6.
-func decisions(b rule.Book, family [][]expr.Any, suffix rule.SetName, in bool) (rules []rule.Rule) {
+func decisions(b rule.SetBook, family [][]expr.Any, suffix rule.SetName, in bool) (rules []rule.Rule) {
 	for _, s := range sides() {
 		if s.in && !in {
 			continue
@@ -247,7 +247,7 @@ func decisions(b rule.Book, family [][]expr.Any, suffix rule.SetName, in bool) (
 }
 
 // verdicts returns the chains that look a connection up, and drop what is not found or cannot be looked up.
-func verdicts(b rule.Book, suffix rule.SetName) (chains []rule.Chain) {
+func verdicts(b rule.SetBook, suffix rule.SetName) (chains []rule.Chain) {
 	const first = 8 // NFT_REG32_00: 4 bytes each from here on
 	for _, s := range sides() {
 		own, other := s.own(), s.other()
@@ -260,7 +260,7 @@ func verdicts(b rule.Book, suffix rule.SetName) (chains []rule.Chain) {
 				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: proto},
 				&expr.Payload{DestRegister: proto + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 				&expr.Lookup{SourceRegister: first, SetName: b[s.allow+suffix].Name, SetID: b[s.allow+suffix].ID},
-			}, rule.Back()),
+			}, rule.Return()),
 			rule.New("drop what policy does not allow", rule.Drop()),
 		}})
 	}

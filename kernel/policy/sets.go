@@ -6,4 +6,4 @@ import "netyard/kernel/rule"
 func Sets() []rule.Set { return policySets() }
 
 // Chains returns the chains of policy for routed packets.
-func Chains(b rule.Book) []rule.Chain { return policyChains(b) }
+func Chains(b rule.SetBook) []rule.Chain { return policyChains(b) }

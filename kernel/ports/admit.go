@@ -35,8 +35,8 @@ const (
 	LetInChain = "let_in"
 )
 
-// ObeyHostFirewall makes the host's own firewall decide about published ports. Call it before LoadFirewall.
-func ObeyHostFirewall(k *core.Handle) {
+// LetHostFirewallDecide makes the host's own firewall decide about published ports. Call it before LoadFirewall.
+func LetHostFirewallDecide(k *core.Handle) {
 	nft.Of(k).Mu.Lock()
 	defer nft.Of(k).Mu.Unlock()
 	hostDecisionOf(k).on = true
@@ -53,7 +53,7 @@ func admitSets() []rule.Set {
 }
 
 // toPublished returns the prerouting rules that lead to the chain of published ports.
-func toPublished(b rule.Book, obeys bool) []rule.Rule {
+func toPublished(b rule.SetBook, obeys bool) []rule.Rule {
 	if !obeys {
 		return []rule.Rule{rule.New("translate published ports", rule.ForHost(), rule.Jump(publishChain))}
 	}
@@ -64,7 +64,7 @@ func toPublished(b rule.Book, obeys bool) []rule.Rule {
 	for _, f := range rule.Families() {
 		rules = append(rules, rule.New(
 			f.Name("translate published ports for clients the host's firewall let through"),
-			b.FromTo(f), []expr.Any{b.Lookup(rule.Either(f.V6(), admitted4, admitted6), false)},
+			b.FromTo(f), []expr.Any{b.Lookup(rule.ByFamily(f.V6(), admitted4, admitted6), false)},
 			rule.ForHost(), rule.Jump(publishChain),
 		))
 	}
@@ -72,7 +72,7 @@ func toPublished(b rule.Book, obeys bool) []rule.Rule {
 }
 
 // AdmitChains returns the chain that admits clients whose packets the host's firewall has let through.
-func AdmitChains(b rule.Book, obeys bool) []rule.Chain {
+func AdmitChains(b rule.SetBook, obeys bool) []rule.Chain {
 	if !obeys {
 		return nil
 	}
@@ -94,7 +94,7 @@ func AdmitChains(b rule.Book, obeys bool) []rule.Chain {
 	}
 	return []rule.Chain{{
 		Name: LetInChain, Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput,
-		Priority: nftables.ChainPriorityRef(rule.BehindInput), Rules: rules,
+		Priority: nftables.ChainPriorityRef(rule.AfterInputFilters), Rules: rules,
 	}}
 }
 
@@ -104,7 +104,7 @@ func ForgetAdmitted(f *nft.Firewall) error {
 		if !hostDecisionOf(f.Handle).on || !f.Loaded {
 			return nil
 		}
-		return f.Sure(func() error {
+		return f.RetryUnknown(func() error {
 			f.Tx.FlushSet(f.Sets[admitted4])
 			f.Tx.FlushSet(f.Sets[admitted6])
 			return f.Flush("forget the clients that the host's firewall let through")
@@ -118,8 +118,8 @@ func IsForeignChange(m syscall.NetlinkMessage) bool {
 	return subsystem == unix.NFNL_SUBSYS_NFTABLES && message != unix.NFT_MSG_NEWGEN && !nft.OwnTable(m.Data)
 }
 
-// Obeys reports whether the host's own firewall decides about published ports.
-func Obeys(k *core.Handle) bool {
+// HostFirewallDecides reports whether the host's own firewall decides about published ports.
+func HostFirewallDecides(k *core.Handle) bool {
 	nft.Of(k).Mu.Lock()
 	defer nft.Of(k).Mu.Unlock()
 	return hostDecisionOf(k).on

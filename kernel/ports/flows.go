@@ -40,8 +40,8 @@ func syncFlows(k *core.Handle) error {
 func MarkStaleFlows(k *core.Handle, changed []nft.Element) {
 	for _, e := range changed {
 		if isUDP(e) {
-			StaleOf(k).Store(true)
-			k.Poke()
+			StaleFlowsOf(k).Store(true)
+			k.RequestCheck()
 			return
 		}
 	}
@@ -63,7 +63,7 @@ func isUDP(e nft.Element) bool {
 
 // DeleteStaleFlows deletes stale UDP flows if there may be any.
 func DeleteStaleFlows(k *core.Handle) error {
-	if !StaleOf(k).Swap(false) {
+	if !StaleFlowsOf(k).Swap(false) {
 		return nil
 	}
 	return syncFlows(k)
@@ -101,7 +101,7 @@ func (b *flowFilter) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	dst, _ := netip.AddrFromSlice(f.Forward.DstIP)
 	from, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
 	dst, from = dst.Unmap(), from.Unmap()
-	if !b.host[dst] && !rule.Loop4().Contains(dst) && dst != rule.Loop6() {
+	if !b.host[dst] && !rule.LoopbackAlias4().Contains(dst) && dst != rule.LoopbackAlias6() {
 		return false // it is routed through the host
 	}
 	to, port, published := b.lookup(dst, f.Forward.DstPort)

@@ -37,11 +37,11 @@ const (
 	egress4 rule.SetName = "egress4"
 	egress6 rule.SetName = "egress6"
 
-	// GuidedBridges holds the bridges of networks whose gateway is one of their containers; guide4 and guide6 hold that
-	// container's addresses if its own outbound traffic leaves by the same bridge.
-	GuidedBridges rule.SetName = "guided"
-	guide4        rule.SetName = "guide4"
-	guide6        rule.SetName = "guide6"
+	// GatewayContainerBridges holds the bridges of networks whose gateway is one of their containers; guide4 and guide6
+	// hold that container's addresses if its own outbound traffic leaves by the same bridge.
+	GatewayContainerBridges rule.SetName = "guided"
+	guide4                  rule.SetName = "guide4"
+	guide6                  rule.SetName = "guide6"
 
 	// admitChain decides which clients reach a published port.
 	admitChain = "admit"
@@ -77,7 +77,7 @@ func (p OpenPort) Elements() []nft.Element {
 func Opened(k *core.Handle) (all []OpenPort) {
 	nft.Of(k).Mu.Lock()
 	defer nft.Of(k).Mu.Unlock()
-	for _, w := range nft.Of(k).Want {
+	for _, w := range nft.Of(k).WantedElements {
 		size := net.IPv4len
 		switch w.Set {
 		case open6, openRange6:
@@ -99,29 +99,29 @@ func Opened(k *core.Handle) (all []OpenPort) {
 // Routed returns the element that lets traffic for open ports, and echo requests, through to the containers of a bridge
 // by their own addresses.
 func Routed(bridge string, v6 bool) nft.Element {
-	return nft.InterfaceIn(rule.Either(v6, routed4, routed6), bridge)
+	return nft.InterfaceIn(rule.ByFamily(v6, routed4, routed6), bridge)
 }
 
 // Isolated returns the element that drops what a bridge's containers send to the host itself.
 func Isolated(bridge string, v6 bool) nft.Element {
-	return nft.InterfaceIn(rule.Either(v6, isolated4, isolated6), bridge)
+	return nft.InterfaceIn(rule.ByFamily(v6, isolated4, isolated6), bridge)
 }
 
 // Egress returns the element that translates the source of a subnet's outbound traffic to an address of the host.
 func Egress(subnet netip.Prefix, as netip.Addr) nft.Element {
-	e := nft.SubnetIn(rule.Either(as.Is6(), egress4, egress6), subnet)
+	e := nft.SubnetIn(rule.ByFamily(as.Is6(), egress4, egress6), subnet)
 	e.Text += " : " + as.String()
 	e.Val = string(as.AsSlice())
 	return e
 }
 
-// Guided returns the elements that drop everything leaving a bridge, except from the given addresses: those of the
-// container that is the gateway of the others.
-func Guided(bridge string, by []netip.Addr) []nft.Element {
-	all := []nft.Element{nft.InterfaceIn(GuidedBridges, bridge)}
+// GatewayContainer returns the elements that drop everything leaving a bridge, except from the given addresses: those
+// of the container that is the gateway of the others.
+func GatewayContainer(bridge string, by []netip.Addr) []nft.Element {
+	all := []nft.Element{nft.InterfaceIn(GatewayContainerBridges, bridge)}
 	for _, a := range by {
 		all = append(all, nft.Element{
-			Set: rule.Either(a.Is6(), guide4, guide6), Text: bridge + " . " + a.String(),
+			Set: rule.ByFamily(a.Is6(), guide4, guide6), Text: bridge + " . " + a.String(),
 			Key: rule.IfName(bridge) + string(a.AsSlice()),
 		})
 	}
@@ -137,24 +137,24 @@ func gatewaySets() (specs []rule.Set) {
 		}
 		port := nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService)
 		specs = append(specs, []rule.Set{
-			{Name: rule.Either(v6, open4, open6), Type: port, Concat: true},
-			{Name: rule.Either(v6, openRange4, openRange6), Type: port, Concat: true, Interval: true},
-			{Name: rule.Either(v6, routed4, routed6), Type: iface},
-			{Name: rule.Either(v6, isolated4, isolated6), Type: iface},
-			{Name: rule.Either(v6, egress4, egress6), Type: addr, Interval: true, Data: addr},
-			{Name: rule.Either(v6, guide4, guide6), Type: nftables.MustConcatSetType(iface, addr), Concat: true},
+			{Name: rule.ByFamily(v6, open4, open6), Type: port, Concat: true},
+			{Name: rule.ByFamily(v6, openRange4, openRange6), Type: port, Concat: true, Interval: true},
+			{Name: rule.ByFamily(v6, routed4, routed6), Type: iface},
+			{Name: rule.ByFamily(v6, isolated4, isolated6), Type: iface},
+			{Name: rule.ByFamily(v6, egress4, egress6), Type: addr, Interval: true, Data: addr},
+			{Name: rule.ByFamily(v6, guide4, guide6), Type: nftables.MustConcatSetType(iface, addr), Concat: true},
 		}...)
 	}
-	return append(specs, rule.Set{Name: GuidedBridges, Type: iface})
+	return append(specs, rule.Set{Name: GatewayContainerBridges, Type: iface})
 }
 
 // GatewayChains returns the chain admit, which decides which clients reach published ports, and the chain isolation,
 // which keeps isolated networks from the host. The latter is needed since the host answers for each of its addresses on
 // each of its links, also on a link that has no address.
-func GatewayChains(b rule.Book) []rule.Chain {
+func GatewayChains(b rule.SetBook) []rule.Chain {
 	var isolation []rule.Rule
 	for _, f := range rule.Families() {
-		set := rule.Either(f.V6(), isolated4, isolated6)
+		set := rule.ByFamily(f.V6(), isolated4, isolated6)
 		isolation = append(isolation, rule.New(
 			f.Name("drop traffic from isolated networks to the host"),
 			rule.NFProto(f.Proto), b.IIF(set, false), rule.Drop(),
@@ -178,16 +178,16 @@ func GatewayChains(b rule.Book) []rule.Chain {
 
 // KillSwitch returns the rules that drop traffic of a network that bypasses its gateway container. They stand before
 // the rule that accepts established connections: a flow that went out by the gateway must not go on without it.
-func KillSwitch(b rule.Book) []rule.Rule {
+func KillSwitch(b rule.SetBook) []rule.Rule {
 	rules := []rule.Rule{rule.New(
 		"accept replies from published ports",
-		b.IIF(GuidedBridges, false), rule.Translated(), rule.Reply(), rule.Accept(),
+		b.IIF(GatewayContainerBridges, false), rule.Translated(), rule.Reply(), rule.Accept(),
 	)}
 	for _, f := range rule.Families() {
-		set := rule.Either(f.V6(), guide4, guide6)
+		set := rule.ByFamily(f.V6(), guide4, guide6)
 		rules = append(rules, rule.New(
 			f.Name("drop traffic that bypasses the gateway container"),
-			b.IIF(GuidedBridges, false), b.IIFSAddr(set, f, true), rule.Drop(),
+			b.IIF(GatewayContainerBridges, false), b.IIFSAddr(set, f, true), rule.Drop(),
 		))
 	}
 	return rules
@@ -195,10 +195,10 @@ func KillSwitch(b rule.Book) []rule.Rule {
 
 // InboundRules returns the forward rules for what containers have opened: translated ports of the host, and on routed
 // networks ports of their own and pings. The chain admit decides which clients may use them.
-func InboundRules(b rule.Book) []rule.Rule {
+func InboundRules(b rule.SetBook) []rule.Rule {
 	rules := []rule.Rule{rule.New("check clients of published ports", rule.Translated(), rule.Jump(admitChain))}
 	for _, f := range rule.Families() {
-		single, ranges := rule.Either(f.V6(), open4, open6), rule.Either(f.V6(), openRange4, openRange6)
+		single, ranges := rule.ByFamily(f.V6(), open4, open6), rule.ByFamily(f.V6(), openRange4, openRange6)
 		const text = "check clients of ports on routed networks"
 		rules = append(rules,
 			rule.New(f.Name(text), b.DPortOf(single, f), rule.Jump(admitChain)),
@@ -207,7 +207,7 @@ func InboundRules(b rule.Book) []rule.Rule {
 	for _, f := range rule.Families() {
 		rules = append(rules, rule.New(
 			f.Name("check who pings routed networks"),
-			b.OIF(rule.Either(f.V6(), routed4, routed6), false), rule.NFProto(f.Proto), f.EchoRequest(),
+			b.OIF(rule.ByFamily(f.V6(), routed4, routed6), false), rule.NFProto(f.Proto), f.EchoRequest(),
 			rule.Jump(admitChain),
 		))
 	}
@@ -215,7 +215,7 @@ func InboundRules(b rule.Book) []rule.Rule {
 }
 
 // EgressRules returns the postrouting rules that give outbound traffic its network's egress address, where it has one.
-func EgressRules(b rule.Book) (rules []rule.Rule) {
+func EgressRules(b rule.SetBook) (rules []rule.Rule) {
 	for _, f := range rule.Families() {
 		source := &expr.Payload{
 			DestRegister: rule.Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size,
@@ -224,7 +224,7 @@ func EgressRules(b rule.Book) (rules []rule.Rule) {
 		rules = append(rules, rule.New(
 			f.Name("translate outbound traffic to the network's egress address"),
 			b.OIF(bridge.Bridges, true), rule.NFProto(f.Proto),
-			[]expr.Any{source}, b.Translate(rule.Either(f.V6(), egress4, egress6)), []expr.Any{translate},
+			[]expr.Any{source}, b.Translate(rule.ByFamily(f.V6(), egress4, egress6)), []expr.Any{translate},
 		))
 	}
 	return rules

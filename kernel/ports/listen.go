@@ -54,20 +54,20 @@ func portOwner(k *core.Handle, at netip.AddrPort) string {
 		return ""
 	}
 	for _, l := range all {
-		if !l.Bound && l.Takes(l.Proto, at.Addr(), at.Port(), 1) {
+		if !l.Bound && l.Receives(l.Proto, at.Addr(), at.Port(), 1) {
 			return fmt.Sprintf(": %s has %s of %s", l.Owner(), l.Proto, netip.AddrPortFrom(l.Addr, l.Port))
 		}
 	}
 	return ""
 }
 
-// AnswerAt returns the elements that redirect UDP and TCP for a port of one of the host's addresses to another port at
-// the same address. So a listener there conflicts neither with another program that has the first port nor with a
+// RedirectPort returns the elements that redirect UDP and TCP for a port of one of the host's addresses to another port
+// at the same address. So a listener there conflicts neither with another program that has the first port nor with a
 // published port.
-func AnswerAt(a netip.Addr, port, to uint16) (all []nft.Element) {
+func RedirectPort(a netip.Addr, port, to uint16) (all []nft.Element) {
 	for _, proto := range []string{"udp", "tcp"} {
 		e := Publication{Proto: proto, Host: a, Port: port, Count: 1, To: a, ToPort: to}.Elements()[0]
-		e.Set = rule.Either(a.Is6(), own4, own6)
+		e.Set = rule.ByFamily(a.Is6(), own4, own6)
 		all = append(all, e)
 	}
 	return all

@@ -23,7 +23,7 @@ import (
 // The kernel accepts no packet for 127.0.0.0/8 from a link, unless route_localnet opens every loopback service of the
 // host to its neighbours (CVE-2020-8558). So the addresses of such packets are rewritten before connection tracking
 // sees them, to substitutes that only netyard uses and that are routable: 127.x.y.z becomes 247.x.y.z (reserved by RFC
-// 1112), ::1 becomes rule.Loop6. From there on they are ordinary traffic between local addresses, to which the maps of
+// 1112), ::1 becomes rule.LoopbackAlias6. From there on they are ordinary traffic between local addresses, to which the maps of
 // published ports apply. When the traffic comes back, the addresses are rewritten again, after the routing decision.
 // Both rewrites are stateless and happen in the kernel: no process forwards anything.
 const (
@@ -42,7 +42,7 @@ func toSubstitute(a netip.Addr) netip.Addr {
 	case !a.IsLoopback():
 		return a
 	case a.Is6():
-		return rule.Loop6()
+		return rule.LoopbackAlias6()
 	}
 	b := a.As4()
 	b[0] = rule.LoopOctet
@@ -52,9 +52,9 @@ func toSubstitute(a netip.Addr) netip.Addr {
 // fromSubstitute is the inverse of toSubstitute.
 func fromSubstitute(a netip.Addr) netip.Addr {
 	switch {
-	case a == rule.Loop6():
+	case a == rule.LoopbackAlias6():
 		return netip.IPv6Loopback()
-	case !rule.Loop4().Contains(a):
+	case !rule.LoopbackAlias4().Contains(a):
 		return a
 	}
 	b := a.As4()
@@ -80,17 +80,17 @@ func loopbackSets() []rule.Set {
 	return []rule.Set{
 		{Name: loop, Type: port, Concat: true},
 		{Name: loopRange, Type: port, Concat: true, Interval: true},
-		{Name: rule.Mine4, Type: flow(nftables.TypeIPAddr), Concat: true, Life: mineLife},
-		{Name: rule.Mine6, Type: flow(nftables.TypeIP6Addr), Concat: true, Life: mineLife},
+		{Name: rule.HostFlows4, Type: flow(nftables.TypeIPAddr), Concat: true, Life: mineLife},
+		{Name: rule.HostFlows6, Type: flow(nftables.TypeIP6Addr), Concat: true, Life: mineLife},
 	}
 }
 
 // LoopbackChains returns the chains that rewrite loopback traffic for published ports to substitute addresses and back.
-func LoopbackChains(b rule.Book) []rule.Chain {
+func LoopbackChains(b rule.SetBook) []rule.Chain {
 	beforeTracking := nftables.ChainPriorityRef(*nftables.ChainPriorityRaw - 10)
 	afterSourceNAT := nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 50)
 	out := []rule.Rule{rule.New("skip what does not stay on loopback", rule.NotToLoopback(), rule.Accept())}
-	ingress := append([]rule.Rule{rule.New("accept loopback", rule.FromLink("lo"), rule.Accept())}, bridge.OnPorts()...)
+	ingress := append([]rule.Rule{rule.New("accept loopback", rule.FromLink("lo"), rule.Accept())}, bridge.PortBypassRules()...)
 	var back []rule.Rule
 	for _, f := range rule.Families() {
 		out = append(out, loopOut(b, f)...)
@@ -120,7 +120,7 @@ func LoopbackChains(b rule.Book) []rule.Chain {
 
 // loopOut returns the rules that rewrite loopback packets for published ports to substitute addresses. UDP flows that a
 // program of the host began at a published port are remembered, since the replies to them stay on loopback.
-func loopOut(b rule.Book, f rule.Family) (rules []rule.Rule) {
+func loopOut(b rule.SetBook, f rule.Family) (rules []rule.Rule) {
 	sets := []struct {
 		name   rule.SetName
 		suffix string
@@ -167,7 +167,7 @@ func midstream() (rules []rule.Rule) {
 }
 
 // rememberFlow adds the flow of a packet to a set.
-func rememberFlow(b rule.Book, set rule.SetName, f rule.Family) []expr.Any {
+func rememberFlow(b rule.SetBook, set rule.SetName, f rule.Family) []expr.Any {
 	return append(f.Flow(f.Src, f.Dst, true), &expr.Dynset{
 		SrcRegKey: rule.Reg1, SetName: b[set].Name, SetID: b[set].ID,
 		Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: mineLife,
@@ -175,7 +175,7 @@ func rememberFlow(b rule.Book, set rule.SetName, f rule.Family) []expr.Any {
 }
 
 // repliesToFlow matches packets in the opposite direction of a flow in a set.
-func repliesToFlow(b rule.Book, set rule.SetName, f rule.Family) []expr.Any {
+func repliesToFlow(b rule.SetBook, set rule.SetName, f rule.Family) []expr.Any {
 	return append(f.Flow(f.Dst, f.Src, false), b.Lookup(set, false))
 }
 
@@ -187,7 +187,7 @@ func LoopSource6() []expr.Any { f := rule.IPv6(); return f.From(f.Away) }
 
 // loopRoutes returns the prefixes of the substitute addresses, which routes make local to the host.
 func loopRoutes() []netip.Prefix {
-	return []netip.Prefix{rule.Loop4(), netip.PrefixFrom(rule.Loop6(), 128)}
+	return []netip.Prefix{rule.LoopbackAlias4(), netip.PrefixFrom(rule.LoopbackAlias6(), 128)}
 }
 
 // EnsureLoopRoutes adds the local routes of the substitute addresses. A host without IPv6 has no IPv6 loopback to

@@ -89,12 +89,12 @@ func (p Publication) Elements() (all []nft.Element) {
 			}
 			all = append(all, nft.Element{
 				Set: set, Text: text, Key: key,
-				Content: nft.Content{Val: string(p.To.AsSlice()) + rule.Wide(p.ToPort+i)},
+				Content: nft.Content{Val: string(p.To.AsSlice()) + rule.PaddedPort(p.ToPort+i)},
 			})
 		}
 	}
 	all = append(all, nft.Element{
-		Set: rule.Either(p.To.Is6(), Self4, Self6), Text: p.To.String() + " . " + p.To.String(),
+		Set: rule.ByFamily(p.To.Is6(), Self4, Self6), Text: p.To.String() + " . " + p.To.String(),
 		Key: strings.Repeat(string(p.To.AsSlice()), 2),
 	})
 	if p.Host.IsUnspecified() || p.Host.IsLoopback() {
@@ -107,7 +107,7 @@ func (p Publication) Elements() (all []nft.Element) {
 func Published(k *core.Handle) (all []Publication) {
 	nft.Of(k).Mu.Lock()
 	defer nft.Of(k).Mu.Unlock()
-	for _, w := range nft.Of(k).Want {
+	for _, w := range nft.Of(k).WantedElements {
 		if p, ok := publicationOf(w.Element); ok {
 			all = append(all, p)
 		}
@@ -152,9 +152,9 @@ func showHost(a netip.Addr) string {
 	return a.String()
 }
 
-// ClosedBut returns the elements that close the published ports of a bridge to all clients but those in the given
+// RestrictClients returns the elements that close the published ports of a bridge to all clients but those in the given
 // subnets and those that come in by the given interfaces.
-func ClosedBut(bridge string, subnets []netip.Prefix, interfaces []string) []nft.Element {
+func RestrictClients(bridge string, subnets []netip.Prefix, interfaces []string) []nft.Element {
 	all := []nft.Element{nft.InterfaceIn(limited, bridge)}
 	for _, p := range subnets {
 		set := from4
@@ -202,7 +202,7 @@ func publishSets() []rule.Set {
 
 // PublishChains returns the chains that translate packets for published ports of the host itself. What is only routed
 // through the host is never translated, whatever its port (CVE-2025-67499).
-func PublishChains(b rule.Book, obeys bool) []rule.Chain {
+func PublishChains(b rule.SetBook, obeys bool) []rule.Chain {
 	local := rule.Join(rule.ForHost(), rule.Jump(publishChain))
 	const v4, v6 = unix.NFPROTO_IPV4, unix.NFPROTO_IPV6
 	return []rule.Chain{
@@ -228,7 +228,7 @@ func PublishChains(b rule.Book, obeys bool) []rule.Chain {
 
 // toOwn returns the rules that redirect ports of containers' own addresses. These are not ports of the host, yet its
 // own firewall sees such packets at the input hook.
-func toOwn(b rule.Book) []rule.Rule {
+func toOwn(b rule.SetBook) []rule.Rule {
 	const v4, v6 = unix.NFPROTO_IPV4, unix.NFPROTO_IPV6
 	return []rule.Rule{
 		rule.New("redirect ports of containers' own addresses", b.DAddrPort(own4), rule.DNAT(v4, true)),

@@ -62,7 +62,7 @@ func redirectSets() (specs []rule.Set) {
 
 // redirectChains returns the chains that redirect what comes from outside, and what the sandbox sends to its own
 // address.
-func redirectChains(b rule.Book) []rule.Chain {
+func redirectChains(b rule.SetBook) []rule.Chain {
 	const v4, v6 = unix.NFPROTO_IPV4, unix.NFPROTO_IPV6
 	rules := []rule.Rule{
 		rule.New("redirect the container's published ports", b.DAddrPort(toOne4), rule.DNAT(v4, true)),
@@ -145,7 +145,7 @@ func (r Redirect) Ensure(*core.Handle) error {
 
 // load replaces the table in one transaction.
 func (t redirector) load(elements []nft.Element) error {
-	return t.Sure(func() error {
+	return t.RetryUnknown(func() error {
 		t.Tx.AddTable(t.table) // DelTable fails if there is no table
 		t.Tx.DelTable(t.table)
 		t.Tx.AddTable(t.table)
@@ -173,7 +173,7 @@ func (t redirector) has(elements []nft.Element) bool {
 			return false
 		}
 	}
-	err := t.In.Look(func(v nft.View) error {
+	err := t.Reader.Look(func(v nft.View) error {
 		for _, c := range redirectChains(t.Sets) {
 			rules, err := v.GetRules(t.table, &nftables.Chain{Table: t.table, Name: c.Name})
 			if err == nil && len(rules) != len(c.Rules) {
@@ -189,7 +189,7 @@ func (t redirector) has(elements []nft.Element) bool {
 }
 
 func (t redirector) elements() (all map[nft.ElementID]nft.Content, ok bool) {
-	err := t.In.Look(func(v nft.View) error {
+	err := t.Reader.Look(func(v nft.View) error {
 		all = map[nft.ElementID]nft.Content{}
 		for _, spec := range redirectSets() {
 			set, err := v.GetSetByName(t.table, string(spec.Name))
@@ -211,7 +211,7 @@ func (t redirector) elements() (all map[nft.ElementID]nft.Content, ok bool) {
 
 func (r Redirect) Remove(*core.Handle) error {
 	return r.inside(func(t redirector) error {
-		err := t.Sure(func() error {
+		err := t.RetryUnknown(func() error {
 			there, err := t.Has(t.table)
 			if err == nil && there {
 				t.Tx.DelTable(t.table)

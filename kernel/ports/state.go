@@ -19,16 +19,16 @@ func Sets() []rule.Set {
 // A hostDecision says whether the host's firewall decides about published ports. The firewall's lock protects it.
 type hostDecision struct{ on bool }
 
-func hostDecisionOf(k *core.Handle) *hostDecision { return core.Kept[hostDecision](k) }
+func hostDecisionOf(k *core.Handle) *hostDecision { return core.Stored[hostDecision](k) }
 
-// ObeysHostFirewall is Obeys for a caller that holds the firewall's lock.
-func ObeysHostFirewall(k *core.Handle) bool { return hostDecisionOf(k).on }
+// HostFirewallDecidesIn is HostFirewallDecides for a caller that holds the firewall's lock.
+func HostFirewallDecidesIn(k *core.Handle) bool { return hostDecisionOf(k).on }
 
 // staleness says that there may be stale UDP flows, for which the watcher looks.
 type staleness struct{ atomic.Bool }
 
-// StaleOf returns the flag of a host that there may be stale UDP flows.
-func StaleOf(k *core.Handle) *atomic.Bool { return &core.Kept[staleness](k).Bool }
+// StaleFlowsOf returns the flag of a host that there may be stale UDP flows.
+func StaleFlowsOf(k *core.Handle) *atomic.Bool { return &core.Stored[staleness](k).Bool }
 
 // Sockets opens sockets in the namespace of a handle.
 type Sockets struct{ *core.Handle }

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Either returns the one of two sets that is for a family.
-func Either(v6 bool, four, six SetName) SetName {
+// ByFamily returns the one of two sets that is for a family.
+func ByFamily(v6 bool, four, six SetName) SetName {
 	if v6 {
 		return six
 	}
@@ -35,11 +35,11 @@ func (f Family) EchoRequest() []expr.Any {
 }
 
 const (
-	// Mine4 has the flows that programs of the host started from a local port which is also published. Answers to them
-	// belong to the program, not to the container. TCP needs no such set, see midstream in kernel/ports.
-	Mine4 SetName = "mine4"
-	// Mine6 is Mine4 for IPv6.
-	Mine6 SetName = "mine6"
+	// HostFlows4 has the flows that programs of the host started from a local port which is also published. Answers to
+	// them belong to the program, not to the container. TCP needs no such set, see midstream in kernel/ports.
+	HostFlows4 SetName = "mine4"
+	// HostFlows6 is Mine4 for IPv6.
+	HostFlows6 SetName = "mine6"
 
 	// LoopOctet is the first octet of the IPv4 addresses that replace loopback addresses, see Loop4.
 	LoopOctet = 247
@@ -47,12 +47,12 @@ const (
 	LoopbackOctet = 127
 )
 
-// Loop6 returns the address that replaces ::1. It is a unique local address (RFC 4193) whose 16-bit words add up to 1,
-// as those of ::1 do, so no checksum changes (checksum-neutral in RFC 6296).
-func Loop6() netip.Addr { return netip.MustParseAddr("fd6e:6574:7961:7264::b157") }
+// LoopbackAlias6 returns the address that replaces ::1. It is a unique local address (RFC 4193) whose 16-bit words add
+// up to 1, as those of ::1 do, so no checksum changes (checksum-neutral in RFC 6296).
+func LoopbackAlias6() netip.Addr { return netip.MustParseAddr("fd6e:6574:7961:7264::b157") }
 
-// Loop4 returns the range of addresses that replace those of 127.0.0.0/8.
-func Loop4() netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{LoopOctet}), 8) }
+// LoopbackAlias4 returns the range of addresses that replace those of 127.0.0.0/8.
+func LoopbackAlias4() netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{LoopOctet}), 8) }
 
 // A Family has what differs between rules for IPv4 and for IPv6.
 type Family struct {
@@ -72,8 +72,8 @@ type Family struct {
 func IPv4() Family {
 	return Family{
 		Proto: unix.NFPROTO_IPV4, Src: 12, Dst: 16, Size: 4,
-		Loopback: netip.MustParsePrefix("127.0.0.0/8"), Away: Loop4(),
-		Leave: []byte{LoopOctet}, Enter: []byte{LoopbackOctet}, Mine: Mine4,
+		Loopback: netip.MustParsePrefix("127.0.0.0/8"), Away: LoopbackAlias4(),
+		Leave: []byte{LoopOctet}, Enter: []byte{LoopbackOctet}, Mine: HostFlows4,
 	}
 }
 
@@ -82,8 +82,8 @@ func IPv6() Family {
 	one := netip.IPv6Loopback()
 	return Family{
 		suffix: ", IPv6", Proto: unix.NFPROTO_IPV6, Src: 8, Dst: 24, Size: 16,
-		Loopback: netip.PrefixFrom(one, 128), Away: netip.PrefixFrom(Loop6(), 128),
-		Leave: Loop6().AsSlice(), Enter: one.AsSlice(), Mine: Mine6,
+		Loopback: netip.PrefixFrom(one, 128), Away: netip.PrefixFrom(LoopbackAlias6(), 128),
+		Leave: LoopbackAlias6().AsSlice(), Enter: one.AsSlice(), Mine: HostFlows6,
 	}
 }
 
@@ -138,9 +138,9 @@ func (f Family) Rewrite(octets []byte) (es []expr.Any) {
 
 // Flow loads the addresses at two offsets and both ports, side by side as the key of a set has them.
 func (f Family) Flow(first, second uint32, sourceFirst bool) []expr.Any {
-	r := []uint32{Reg1, Behind4, unix.NFT_REG32_02, unix.NFT_REG32_03}
+	r := []uint32{Reg1, RegAfter4, unix.NFT_REG32_02, unix.NFT_REG32_03}
 	if f.Proto == unix.NFPROTO_IPV6 {
-		r = []uint32{Reg1, Behind6, unix.NFT_REG_3, unix.NFT_REG32_09}
+		r = []uint32{Reg1, RegAfter6, unix.NFT_REG_3, unix.NFT_REG32_09}
 	}
 	return []expr.Any{
 		&expr.Payload{DestRegister: r[0], Base: expr.PayloadBaseNetworkHeader, Offset: first, Len: f.Size},

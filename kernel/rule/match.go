@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BehindInput is a priority at the input hook: after the chains of any other firewall, and before connection tracking
-// confirms a flow.
-const BehindInput = 250
+// AfterInputFilters is a priority at the input hook: after the chains of any other firewall, and before connection
+// tracking confirms a flow.
+const AfterInputFilters = 250
 
 // FromTo loads source address, protocol and destination port, side by side as the key of a set has them.
-func (Book) FromTo(f Family) []expr.Any {
-	next := uint32(Behind4)
+func (SetBook) FromTo(f Family) []expr.Any {
+	next := uint32(RegAfter4)
 	if f.Proto == unix.NFPROTO_IPV6 {
-		next = Behind6
+		next = RegAfter6
 	}
 	return Join(NFProto(f.Proto), []expr.Any{
 		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size},
@@ -36,12 +36,12 @@ func FromLink(name string) []expr.Any {
 }
 
 // PortKey looks up the incoming link (on a bridge, the port) together with some bytes of the packet.
-func (b Book) PortKey(set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
+func (b SetBook) PortKey(set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
 	return b.IfKey(expr.MetaKeyIIFNAME, set, invert, base, offset, size)
 }
 
 // IfKey looks up a link's name together with some bytes of the packet.
-func (b Book) IfKey(key expr.MetaKey, set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
+func (b SetBook) IfKey(key expr.MetaKey, set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
 		&expr.Payload{DestRegister: 2, Base: base, Offset: offset, Len: size},
@@ -82,17 +82,17 @@ func GoTo(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
-// Back returns to the chain that jumped here (verdict return).
-func Back() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}} }
+// Return returns to the chain that jumped here (verdict return).
+func Return() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}} }
 
 // IfName encodes a link's name for a key.
 func IfName(n string) string { return n + strings.Repeat("\x00", unix.IFNAMSIZ-len(n)) }
 
 // DPortOf looks up destination address, protocol and destination port in a set.
-func (b Book) DPortOf(set SetName, f Family) []expr.Any {
-	next := uint32(Behind4)
+func (b SetBook) DPortOf(set SetName, f Family) []expr.Any {
+	next := uint32(RegAfter4)
 	if f.V6() {
-		next = Behind6
+		next = RegAfter6
 	}
 	return slices.Concat(NFProto(f.Proto), []expr.Any{
 		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Dst, Len: f.Size},
@@ -100,7 +100,7 @@ func (b Book) DPortOf(set SetName, f Family) []expr.Any {
 }
 
 // IIFSAddr looks up the incoming link together with the source address.
-func (b Book) IIFSAddr(set SetName, f Family, invert bool) []expr.Any {
+func (b SetBook) IIFSAddr(set SetName, f Family, invert bool) []expr.Any {
 	return append(NFProto(f.Proto),
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: Reg1},
 		&expr.Payload{DestRegister: unix.NFT_REG_2, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size},
@@ -117,12 +117,12 @@ func Reply() []expr.Any {
 }
 
 // DPort looks up protocol and destination port in a set.
-func (b Book) DPort(set SetName) []expr.Any { return append(protoPort(Reg1), b.Lookup(set, false)) }
+func (b SetBook) DPort(set SetName) []expr.Any { return append(protoPort(Reg1), b.Lookup(set, false)) }
 
 // SPort looks up protocol and source port in a set.
-func (b Book) SPort(set SetName) []expr.Any {
+func (b SetBook) SPort(set SetName) []expr.Any {
 	es := protoPort(Reg1)
-	es[1] = PortInto(Behind4, true)
+	es[1] = PortInto(RegAfter4, true)
 	return append(es, b.Lookup(set, false))
 }
 
@@ -200,28 +200,28 @@ func ProtoName(number byte) string {
 
 // PortKey encodes protocol and port as a key: each takes a 32-bit register.
 func PortKey(proto string, port uint16) string {
-	return string([]byte{ProtoNumber(proto), 0, 0, 0}) + Wide(port)
+	return string([]byte{ProtoNumber(proto), 0, 0, 0}) + PaddedPort(port)
 }
 
-// Wide encodes a port, padded to a 32-bit register.
-func Wide(port uint16) string {
+// PaddedPort encodes a port, padded to a 32-bit register.
+func PaddedPort(port uint16) string {
 	return string(binary.BigEndian.AppendUint16(nil, port)) + "\x00\x00"
 }
 
 // The registers that the fields of a concatenation are loaded into: the first, and the one behind an address of each
 // family.
 const (
-	Reg1    = unix.NFT_REG_1
-	Behind4 = unix.NFT_REG32_01
-	Behind6 = unix.NFT_REG_2
+	Reg1      = unix.NFT_REG_1
+	RegAfter4 = unix.NFT_REG32_01
+	RegAfter6 = unix.NFT_REG_2
 )
 
 // DAddrPort looks up destination address, protocol and destination port in a map, and puts the value into the first
 // register.
-func (b Book) DAddrPort(set SetName) []expr.Any {
-	family, offset, size, next := byte(unix.NFPROTO_IPV4), uint32(16), uint32(4), uint32(Behind4)
+func (b SetBook) DAddrPort(set SetName) []expr.Any {
+	family, offset, size, next := byte(unix.NFPROTO_IPV4), uint32(16), uint32(4), uint32(RegAfter4)
 	if b[set].KeyType.Bytes > 4*3 {
-		family, offset, size, next = unix.NFPROTO_IPV6, 24, 16, Behind6
+		family, offset, size, next = unix.NFPROTO_IPV6, 24, 16, RegAfter6
 	}
 	return Join(NFProto(family),
 		[]expr.Any{&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}},
@@ -229,7 +229,7 @@ func (b Book) DAddrPort(set SetName) []expr.Any {
 }
 
 // Port is DAddrPort without the address: it looks up protocol and destination port of packets of a family.
-func (b Book) Port(set SetName, family byte) []expr.Any {
+func (b SetBook) Port(set SetName, family byte) []expr.Any {
 	return Join(NFProto(family), protoPort(Reg1), b.Translate(set))
 }
 
@@ -239,8 +239,8 @@ func protoPort(at uint32) []expr.Any {
 	next := at + 1
 	switch at {
 	case Reg1:
-		next = Behind4
-	case Behind6:
+		next = RegAfter4
+	case RegAfter6:
 		next = unix.NFT_REG32_05
 	}
 	return []expr.Any{
@@ -250,7 +250,7 @@ func protoPort(at uint32) []expr.Any {
 }
 
 // Translate looks up the key in the first register in a map, and puts the value into the first register.
-func (b Book) Translate(set SetName) []expr.Any {
+func (b SetBook) Translate(set SetName) []expr.Any {
 	return []expr.Any{&expr.Lookup{
 		SourceRegister: Reg1, DestRegister: Reg1, IsDestRegSet: true, SetName: b[set].Name, SetID: b[set].ID,
 	}}
@@ -261,9 +261,9 @@ func (b Book) Translate(set SetName) []expr.Any {
 func DNAT(family byte, port bool) []expr.Any {
 	n := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(family), RegAddrMin: Reg1}
 	if port {
-		n.RegProtoMin, n.Specified = Behind4, true
+		n.RegProtoMin, n.Specified = RegAfter4, true
 		if family == unix.NFPROTO_IPV6 {
-			n.RegProtoMin = Behind6
+			n.RegProtoMin = RegAfter6
 		}
 	}
 	return []expr.Any{n}
@@ -278,10 +278,10 @@ func ForHost() []expr.Any {
 }
 
 // AddrPair looks up source and destination address together.
-func (b Book) AddrPair(set SetName, f Family) []expr.Any {
-	second := uint32(Behind4)
+func (b SetBook) AddrPair(set SetName, f Family) []expr.Any {
+	second := uint32(RegAfter4)
 	if f.Proto == unix.NFPROTO_IPV6 {
-		second = Behind6
+		second = RegAfter6
 	}
 	return append(NFProto(f.Proto),
 		&expr.Payload{DestRegister: Reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.Src, Len: f.Size},
@@ -308,18 +308,18 @@ func Translated() []expr.Any {
 }
 
 // OIFSAddr4 looks up the outgoing link together with the source address.
-func (b Book) OIFSAddr4(set SetName) []expr.Any {
+func (b SetBook) OIFSAddr4(set SetName) []expr.Any {
 	const offset, size = 12, 4 // RFC 791
 	return b.oifSaddr(set, unix.NFPROTO_IPV4, offset, size)
 }
 
 // OIFSAddr6 is OIFSAddr4 for IPv6.
-func (b Book) OIFSAddr6(set SetName) []expr.Any {
+func (b SetBook) OIFSAddr6(set SetName) []expr.Any {
 	const offset, size = 8, 16 // RFC 8200
 	return b.oifSaddr(set, unix.NFPROTO_IPV6, offset, size)
 }
 
-func (b Book) oifSaddr(set SetName, family byte, offset, size uint32) []expr.Any {
+func (b SetBook) oifSaddr(set SetName, family byte, offset, size uint32) []expr.Any {
 	return Join(NFProto(family), []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: Reg1},
 		&expr.Payload{DestRegister: unix.NFT_REG_2, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
@@ -343,22 +343,22 @@ func Join(parts ...[]expr.Any) (all []expr.Any) {
 }
 
 // Lookup looks up the key in the first register in a set.
-func (b Book) Lookup(set SetName, invert bool) expr.Any {
+func (b SetBook) Lookup(set SetName, invert bool) expr.Any {
 	return &expr.Lookup{SourceRegister: 1, SetName: b[set].Name, SetID: b[set].ID, Invert: invert}
 }
 
 // IIF looks up the incoming link.
-func (b Book) IIF(set SetName, invert bool) []expr.Any {
+func (b SetBook) IIF(set SetName, invert bool) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, b.Lookup(set, invert)}
 }
 
 // OIF looks up the outgoing link.
-func (b Book) OIF(set SetName, invert bool) []expr.Any {
+func (b SetBook) OIF(set SetName, invert bool) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, b.Lookup(set, invert)}
 }
 
 // IfPair looks up the incoming and the outgoing link together: a 16-byte register each, side by side.
-func (b Book) IfPair(set SetName, invert bool) []expr.Any {
+func (b SetBook) IfPair(set SetName, invert bool) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2},
@@ -367,7 +367,7 @@ func (b Book) IfPair(set SetName, invert bool) []expr.Any {
 }
 
 // SAddr4 looks up the source address.
-func (b Book) SAddr4(set SetName) []expr.Any {
+func (b SetBook) SAddr4(set SetName) []expr.Any {
 	const offset = 12 // RFC 791
 	return append(NFProto(unix.NFPROTO_IPV4),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv4len},
@@ -375,7 +375,7 @@ func (b Book) SAddr4(set SetName) []expr.Any {
 }
 
 // SAddr6 is SAddr4 for IPv6.
-func (b Book) SAddr6(set SetName) []expr.Any {
+func (b SetBook) SAddr6(set SetName) []expr.Any {
 	const offset = 8 // RFC 8200
 	return append(NFProto(unix.NFPROTO_IPV6),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: net.IPv6len},

@@ -6,7 +6,7 @@ import "github.com/google/nftables/expr"
 // returns the chains of each table; it is called whenever the tables are loaded.
 type Ruleset struct {
 	Sets   []Set
-	Chains func(Book) [][]Chain
+	Chains func(SetBook) [][]Chain
 }
 
 // New returns a rule of expressions in parts: matches first, and then what the rule does with a matching packet.

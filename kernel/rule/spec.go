@@ -84,8 +84,8 @@ type Rule struct {
 	Exprs   []expr.Any
 }
 
-// A Book has the sets that rules look up, by name.
-type Book map[SetName]*nftables.Set
+// A SetBook has the sets that rules look up, by name.
+type SetBook map[SetName]*nftables.Set
 
 // Comment encodes the user data that nft and iptables print as a rule's comment.
 func Comment(text string) []byte { return userdata.AppendString(nil, userdata.TypeComment, text) }
@@ -98,9 +98,9 @@ func (s Set) Table() *nftables.Table {
 	return Tables()[0]
 }
 
-// NewBook declares sets, and numbers them within a transaction.
-func NewBook(sets []Set) Book {
-	b := Book{}
+// NewSetBook declares sets, and numbers them within a transaction.
+func NewSetBook(sets []Set) SetBook {
+	b := SetBook{}
 	for i, spec := range sets {
 		b[spec.Name] = spec.Declare(spec.Table(), uint32(i+1)) //nolint:gosec // a handful
 	}

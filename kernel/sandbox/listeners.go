@@ -69,7 +69,7 @@ func (s *Sandbox) Listeners() (all []Listener, err error) {
 		s.conn = nil
 	}
 	for i, l := range all {
-		all[i].Fleeting = l.Proto == "udp" && s.first <= l.Port && l.Port <= s.last
+		all[i].Ephemeral = l.Proto == "udp" && s.first <= l.Port && l.Port <= s.last
 	}
 	return all, err
 }

@@ -157,8 +157,8 @@ func (r *Residents) add(proc string) (seen bool) {
 	return seen
 }
 
-// Deserted reports whether it is certain that no process lives in a namespace.
-func (r Residents) Deserted(id core.NamespaceID) bool { return !r.hidden && !r.in[id] }
+// Empty reports whether it is certain that no process lives in a namespace.
+func (r Residents) Empty(id core.NamespaceID) bool { return !r.hidden && !r.in[id] }
 
 // numericEntries returns the entries of a directory whose names are numbers; none if the directory no longer exists.
 func numericEntries(dir string) (names []string, err error) {

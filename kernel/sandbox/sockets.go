@@ -27,10 +27,10 @@ type Listener struct {
 	Port uint16
 	// Bound: it receives from one interface only (SO_BINDTODEVICE).
 	Bound bool
-	// Fleeting: it is a UDP socket on an ephemeral port. It may not be a server's: a client has such a socket, too,
+	// Ephemeral: it is a UDP socket on an ephemeral port. It may not be a server's: a client has such a socket, too,
 	// while it waits for an answer.
-	Fleeting bool
-	inode    uint32
+	Ephemeral bool
+	inode     uint32
 }
 
 // Listeners lists the sockets of the host that listen for TCP connections, and its unconnected UDP sockets
@@ -42,7 +42,7 @@ func Listeners(k *core.Handle, protos ...string) ([]Listener, error) {
 		where.NetNS = int(k.Threads)
 	}
 	var all []Listener
-	err := core.Again(func() error {
+	err := core.RetryIdempotent(func() error {
 		c, err := netlink.Dial(unix.NETLINK_INET_DIAG, where)
 		if err != nil {
 			return fmt.Errorf("open sock_diag: %w", err)
@@ -122,9 +122,9 @@ func parseListener(proto string, data []byte) (l Listener, ok bool) {
 	return l, err == nil
 }
 
-// Takes reports whether the socket receives packets to an address and one of count ports from first. An unspecified a
-// stands for any address of its family.
-func (l Listener) Takes(proto string, a netip.Addr, first, count uint16) bool {
+// Receives reports whether the socket receives packets to an address and one of count ports from first. An unspecified
+// a stands for any address of its family.
+func (l Listener) Receives(proto string, a netip.Addr, first, count uint16) bool {
 	if l.Proto != proto || l.Port < first || l.Port-first >= max(count, 1) {
 		return false
 	}
@@ -152,8 +152,8 @@ func (l Listener) Owner() string {
 	return "a process of another namespace"
 }
 
-// HeldBy reports whether a process has the socket open.
-func (l Listener) HeldBy(pid int) bool {
+// OpenIn reports whether a process has the socket open.
+func (l Listener) OpenIn(pid int) bool {
 	return pid > 0 && hasOpen(filepath.Join("/proc", strconv.Itoa(pid)), l.inode)
 }
 

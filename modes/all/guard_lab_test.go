@@ -219,7 +219,7 @@ func (s *site) up() {
 		s.bridge = core.Name(core.BridgePrefix, s.network.ID)
 	}
 	if s.talks {
-		pair := nft.InterfaceIn(bridge.Talk, s.bridge, l.far.bridge)
+		pair := nft.InterfaceIn(bridge.Reachable, s.bridge, l.far.bridge)
 		if err := l.host.Ensure(s.t.Context(), pair.For(s.network.ID)); err != nil {
 			s.t.Fatal(err)
 		}
@@ -265,7 +265,7 @@ func (s *site) enforce() {
 		}
 		a := &policy.Access{}
 		for _, o := range others {
-			a.Allow = append(a.Allow, policy.Passage{
+			a.Allow = append(a.Allow, policy.Allowance{
 				First: o, Last: o, FirstProto: udp, LastProto: udp, FirstPort: openPort, LastPort: openPort,
 			})
 		}

@@ -16,7 +16,7 @@ func TestOverlayPort(t *testing.T) {
 	l := newGuardLab(t, false)
 	s := l.site(t, siteSpec{name: "overlay", mode: "overlay", opts: map[string]string{"overlay": "blue"}})
 	const vni, port = 0x1234, 4789
-	for _, e := range overlay.VTEPs(port, vni, []netip.Addr{netip.MustParseAddr("203.0.113.1")}) {
+	for _, e := range overlay.VTEPElements(port, vni, []netip.Addr{netip.MustParseAddr("203.0.113.1")}) {
 		if err := l.host.Ensure(t.Context(), e.For("test")); err != nil {
 			t.Fatal(err)
 		}

@@ -36,7 +36,7 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 	if err := check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
 	}
-	if err := gateway.Fits(f, n); err != nil {
+	if err := gateway.CheckHost(f, n); err != nil {
 		return nil, err
 	}
 	link, exists, err := f.FindLink(name(n))
@@ -95,7 +95,7 @@ func (mode) Objects(n modes.Network) []core.Object {
 	}
 	if modes.Option(modes.PublishFrom).Of(n) != "" {
 		subnets, interfaces := modes.PublishFrom.Of(n)
-		rest = append(rest, bridged.Owned(n, kports.ClosedBut(br, subnets, interfaces)...)...)
+		rest = append(rest, bridged.Owned(n, kports.RestrictClients(br, subnets, interfaces)...)...)
 	}
 	zone := bridged.Zone{Bridge: br, Internal: n.Internal, ICC: icc.Of(n)}
 	return slices.Concat([]core.Object{link}, rest, gateway.Objects(n, br), zone.Objects(n))

@@ -83,7 +83,7 @@ func newLab(t *testing.T) lab {
 	h.Sh(t, "ip addr add 203.0.113.2/24 dev eth-out && ip route add default via 203.0.113.1 && "+
 		"ip -6 addr add 2001:db8:113::2/64 dev eth-out nodad && ip -6 route add default via 2001:db8:113::1")
 	out.Sh(t, "ip addr add 203.0.113.1/24 dev eth0 && ip -6 addr add 2001:db8:113::1/64 dev eth0 nodad")
-	h.ShareTables() // tests take elements away
+	h.LeaveTablesOpen() // tests take elements away
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}

@@ -77,11 +77,11 @@ func says(c net.Conn, within time.Duration) bool {
 func subjects(port string, mac net.HardwareAddr, v4, v6 string) []policy.Subject {
 	one := func(addr string, proto uint8, port, last uint16) *policy.Access {
 		a := netip.MustParseAddr(addr)
-		p := policy.Passage{First: a, Last: a, FirstProto: proto, LastProto: proto, FirstPort: port, LastPort: last}
+		p := policy.Allowance{First: a, Last: a, FirstProto: proto, LastProto: proto, FirstPort: port, LastPort: last}
 		if proto == 0 {
 			p.LastProto = 255
 		}
-		return &policy.Access{Allow: []policy.Passage{p}}
+		return &policy.Access{Allow: []policy.Allowance{p}}
 	}
 	const bridge = "nyb-aaaaaaaaaaa"
 	return []policy.Subject{

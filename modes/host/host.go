@@ -39,7 +39,7 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 		return nil, nil
 	}
 	for _, s := range n.Subnets {
-		if err := bridged.Free(f, s, bridged.Name(n)); err != nil {
+		if err := bridged.CheckFree(f, s, bridged.Name(n)); err != nil {
 			return nil, err
 		}
 	}

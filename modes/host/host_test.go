@@ -75,7 +75,7 @@ func TestShared(t *testing.T) {
 	bound := at("udp", "0.0.0.0", 68)
 	bound.Bound = true
 	fleeting := at("udp", "0.0.0.0", 50000)
-	fleeting.Fleeting = true
+	fleeting.Ephemeral = true
 	e := endpoint("10.9.0.2/24", "fd09::2/64")
 	for name, c := range map[string]struct {
 		opts map[string]string

@@ -275,7 +275,7 @@ func TestHostAccess(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Mode = modetest.On(l.Host.Kernel, macvlan.New, nil)
-	l.Host.Claim(append(l.Mode.Objects(n), l.Mode.Objects(other)...)...)
+	l.Host.AddOwners(append(l.Mode.Objects(n), l.Mode.Objects(other)...)...)
 	for _, c := range []modetest.Container{c1, c2, o1} {
 		again, err := l.Mode.Attach(t.Context(), c.Network, c.Endpoint)
 		if err != nil || again.SrcName != c.Link.SrcName {

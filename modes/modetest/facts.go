@@ -44,8 +44,8 @@ func (f Facts) Links() ([]string, error) { return slices.Sorted(maps.Keys(f.Link
 // HasKind says whether the kernel can make links of a kind.
 func (f Facts) HasKind(kind string) bool { return kind != f.No }
 
-// Occupant finds an address of the host that is in the way.
-func (f Facts) Occupant(subnet netip.Prefix, except string, within ...string) (string, netip.Prefix, error) {
+// OverlappingLink finds an address of the host that is in the way.
+func (f Facts) OverlappingLink(subnet netip.Prefix, except string, within ...string) (string, netip.Prefix, error) {
 	for _, link := range slices.Sorted(maps.Keys(f.Addr)) {
 		for _, a := range f.Addr[link] {
 			part := slices.Contains(within, link) && !subnet.Contains(a.Addr())

@@ -159,7 +159,7 @@ func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients
 	all("without the daemon")
 	l.remake()
 	c.Sh(t, "nft flush ruleset")
-	l.Host.Claim(l.Mode.Objects(c.Network)...)
+	l.Host.AddOwners(l.Mode.Objects(c.Network)...)
 	if _, err := l.Mode.Attach(t.Context(), c.Network, c.Endpoint); err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func (p *hostPorts) limit(t *testing.T, some map[string]*kerneltest.Host) {
 func (p *hostPorts) restart(t *testing.T) {
 	t.Helper()
 	p.remake()
-	p.Host.Claim(p.Mode.Objects(p.n)...)
+	p.Host.AddOwners(p.Mode.Objects(p.n)...)
 	if err := p.Mode.Up(t.Context(), p.n); err != nil {
 		t.Fatal(err)
 	}

@@ -182,7 +182,7 @@ func (s *station) vtep() netip.Addr {
 // start is a daemon's; without mending, nothing that is taken away comes back.
 func (s *station) start(url string, mends bool) {
 	s.t.Helper()
-	s.ShareTables()
+	s.LeaveTablesOpen()
 	var err error
 	s.client, err = cluster.Open(etcd.Config{Endpoints: []string{url}, Insecure: true})
 	must(s.t, err)
@@ -204,7 +204,7 @@ func (s *station) start(url string, mends bool) {
 	var all sync.WaitGroup
 	runs := []func(context.Context) error{s.agent.Run}
 	if mends {
-		runs = append(runs, func(ctx context.Context) error { return reconcile.Mend(ctx, s.Yard) })
+		runs = append(runs, func(ctx context.Context) error { return reconcile.Repair(ctx, s.Yard) })
 	}
 	for _, run := range runs {
 		all.Add(1)
@@ -248,7 +248,7 @@ func (s *station) restart(url string, mends bool) {
 func (s *station) on(n modes.Network, id string) (c *kerneltest.Host, e modes.Endpoint) {
 	s.t.Helper()
 	for i := range n.Subnets {
-		n.Subnets[i].Space = yoverlay.OverlaySpace
+		n.Subnets[i].Space = yoverlay.Space
 	}
 	must(s.t, s.CreateNetwork(s.t.Context(), n))
 	n, err := s.Network(n.ID)

@@ -54,7 +54,7 @@ func (m mode) Settle(
 		return n.Settled, err
 	}
 	for _, s := range n.Subnets {
-		if err := bridged.Free(f, s, bridged.Name(n)); err != nil {
+		if err := bridged.CheckFree(f, s, bridged.Name(n)); err != nil {
 			return nil, err
 		}
 	}
@@ -214,9 +214,9 @@ func (m mode) closed(n modes.Network) []core.Object {
 	if o.ID == "" {
 		return nil
 	}
-	elements := overlay.Closed
+	elements := overlay.CloseElements
 	if o.Encrypted {
-		elements = overlay.Encrypted
+		elements = overlay.EncryptElements
 	}
 	return bridged.Owned(n, elements(m.port(n), o.VNI)...)
 }
@@ -251,7 +251,7 @@ func (m mode) Objects(n modes.Network) []core.Object {
 	objects := append(m.closed(n), bridge)
 	for _, s := range n.Subnets {
 		objects = append(objects, overlay.Anycast{Link: bridge.Name, Alias: alias, Addr: s.Gateway.Addr()})
-		names := ports.AnswerAt(s.Gateway.Addr(), modes.DNSPort, modes.NamesPort)
+		names := ports.RedirectPort(s.Gateway.Addr(), modes.DNSPort, modes.NamesPort)
 		objects = append(objects, bridged.Owned(n, names...)...)
 		if !n.Internal && modes.Masquerade.Of(n) {
 			objects = append(objects, bridged.NAT(n, s)...)

@@ -23,7 +23,7 @@ func inherit(y *yard.Yard, tx store.Tx, r book.AttachRequest) (kept []netip.Addr
 			kept = append(kept, p.Addr())
 		}
 	}
-	h, found, err := book.TakeHold(tx, r.Attachment, r.NetworkID, r.IfName)
+	h, found, err := book.EndHold(tx, r.Attachment, r.NetworkID, r.IfName)
 	if err != nil {
 		return nil, "", err
 	}
@@ -55,7 +55,7 @@ func allot(
 		return nil, err
 	}
 	if overlay.Claims(y.Book, n.Mode) {
-		return overlay.TakeGranted(n, r, kept)
+		return overlay.AssignGranted(n, r, kept)
 	}
 	addrs = append(addrs, r.Leased...)
 	for _, group := range groups {
@@ -83,7 +83,7 @@ func allot(
 // ownPools refuses a network whose addresses another IPAM allots: it could not know of those that are allotted here.
 func ownPools(n modes.Network) error {
 	for _, s := range n.Subnets {
-		if s.Space != book.Space && s.Space != book.DHCPSpace && s.Space != overlay.OverlaySpace {
+		if s.Space != book.Space && s.Space != book.DHCPSpace && s.Space != overlay.Space {
 			return fmt.Errorf("network %s: the addresses of %s are allotted by %s's own IPAM; "+
 				"only a network that was created with --ipam-driver netyard can be shared",
 				book.Label(n), s.Pool, n.Engine)

@@ -29,14 +29,14 @@ import (
 // and keeps its addresses: a runtime that repeats the request has lost, or never got, the first answer. Dead endpoints
 // that have what it asks for are removed.
 func Attach(ctx context.Context, y *yard.Yard, r book.AttachRequest) (a book.Attached, err error) {
-	err = y.Past(ctx, func(j *book.Judge) error {
+	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
 		a, err = attachOnce(ctx, y, j, r)
 		return err
 	})
 	return a, err
 }
 
-func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachRequest) (a book.Attached, err error) {
+func attachOnce(ctx context.Context, y *yard.Yard, j *book.LiveCheck, r book.AttachRequest) (a book.Attached, err error) {
 	start := y.Config.Now()
 	ns, err := y.Config.Kernel.SandboxID(r.NS)
 	if err != nil {
@@ -49,7 +49,7 @@ func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachR
 	}
 	defer releaseKey()
 	// A lease may take seconds: get it before the network is locked.
-	if r.Leased, err = lease.Lease4(ctx, y.Book, j, r); err != nil {
+	if r.Leased, err = lease.RequestLeases(ctx, y.Book, j, r); err != nil {
 		return a, err
 	}
 	e := modes.Endpoint{
@@ -61,33 +61,33 @@ func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachR
 	e.Seen = ok && seen == ns
 	if r.Allotted, err = overlay.GrantAll(ctx, y.Book, r, e.ID); err != nil { // may take long, too
 		held := y.Config.Store.View(func(tx store.Tx) error { return withHolders(tx, r, err) })
-		return a, errors.Join(held, lease.NotAttached(y.Book, r))
+		return a, errors.Join(held, lease.ReleaseUnattached(y.Book, r))
 	}
 	release, err := y.Hold(ctx, e.NetworkID, e.ID)
 	if err != nil {
-		return a, errors.Join(err, lease.NotAttached(y.Book, r))
+		return a, errors.Join(err, lease.ReleaseUnattached(y.Book, r))
 	}
 	defer release()
 	if e.Kept, err = claimDevice(ctx, y, e); err != nil {
-		return a, y.HeldBeside(e, err)
+		return a, y.WithLinkHolders(e, err)
 	}
 	m, n, e, former, withdrawn, err := recordAttachment(y, j, r, e)
 	if err != nil {
-		return a, errors.Join(err, lease.NotAttached(y.Book, r))
+		return a, errors.Join(err, lease.ReleaseUnattached(y.Book, r))
 	}
-	if err := overlay.GiveUp(y.Book, n, r.Allotted.Spare...); err != nil {
-		return a, errors.Join(err, y.BuryNow(context.WithoutCancel(ctx), m, n, e))
+	if err := overlay.ReleaseUnused(y.Book, n, r.Allotted.Spare...); err != nil {
+		return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
 	}
 	for _, was := range withdrawn {
 		if err := port.Withdraw(ctx, y.Book, was); err != nil {
-			return a, errors.Join(err, y.BuryNow(context.WithoutCancel(ctx), m, n, e))
+			return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
 		}
 	}
 	if err := finishFormer(ctx, y, former, e); err != nil {
-		return a, errors.Join(err, y.BuryNow(context.WithoutCancel(ctx), m, n, e))
+		return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
 	}
 	if a, err = plug(ctx, y, m, n, e, r); err != nil {
-		return a, errors.Join(y.HeldBeside(e, err), y.BuryNow(context.WithoutCancel(ctx), m, n, e))
+		return a, errors.Join(y.WithLinkHolders(e, err), y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
 	}
 	y.Config.Log.Info("endpoint attached",
 		"network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.Config.Now().Sub(start))
@@ -100,7 +100,7 @@ func attachOnce(ctx context.Context, y *yard.Yard, j *book.Judge, r book.AttachR
 // pokeSharing wakes the watcher of sandboxes, if it watches this endpoint's.
 func pokeSharing(y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint) {
 	if m.Traits(n).Sharing != nil || len(e.Kept) > 0 {
-		y.Sharing.Poke()
+		y.Sharing.Wake()
 	}
 }
 
@@ -115,11 +115,11 @@ func tellAttached(y *yard.Yard, n modes.Network, e modes.Endpoint) {
 
 // recordAttachment records the endpoint with its addresses and ports, in place of a former one. It returns the
 // container's other endpoints whose ports it took over as withdrawn, as they were when they had them.
-func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes.Endpoint) (
+func recordAttachment(y *yard.Yard, j *book.LiveCheck, r book.AttachRequest, e modes.Endpoint) (
 	m modes.Mode, n modes.Network, _ modes.Endpoint, former string, withdrawn []modes.Endpoint, err error,
 ) {
 	ports := &port.Choice{Y: y.Book, E: e, Reserver: r.Reserver, Judge: j}
-	if err := ports.Look(port.OnAddresses(y.Book, r)); err != nil {
+	if err := ports.ReadHost(port.OnAddresses(y.Book, r)); err != nil {
 		return nil, n, e, "", nil, err
 	}
 	err = y.Update("endpoint attaching", func(tx store.Tx) error {
@@ -143,7 +143,7 @@ func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes
 			}
 			return withHolders(tx, r, err)
 		}
-		if e, err = lease.TakeLease(tx, n, e); err != nil {
+		if e, err = lease.AssignLease(tx, n, e); err != nil {
 			return err
 		}
 		traits := m.Traits(n)
@@ -161,14 +161,14 @@ func recordAttachment(y *yard.Yard, j *book.Judge, r book.AttachRequest, e modes
 			port.Ignore(y.Book, n, e, r.Ports)
 			return nil
 		}
-		asks, own, err := port.Widen(m, n, e, r.Ports)
+		asks, own, err := port.ExpandAddresses(m, n, e, r.Ports)
 		if err != nil {
 			return err
 		}
-		if own, err = port.FirstOf(tx, m, n, e, own); err != nil {
+		if own, err = port.OwnPorts(tx, m, n, e, own); err != nil {
 			return err
 		}
-		if withdrawn, err = port.Rob(tx, e); err != nil {
+		if withdrawn, err = port.ReclaimPorts(tx, e); err != nil {
 			return err
 		}
 		if e.Ports, err = ports.Ports(tx, port.Unpublished(tx, e, asks)); err != nil {
@@ -195,7 +195,7 @@ func plug(
 	if err != nil {
 		return a, err
 	}
-	if err := lease.Dress(y.Book, n, e, &link); err != nil {
+	if err := lease.ApplyLease(y.Book, n, e, &link); err != nil {
 		return a, err
 	}
 	y.Config.Step("after endpoint attached")
@@ -249,7 +249,7 @@ func finishNow(ctx context.Context, y *yard.Yard, old modes.Endpoint, held strin
 		return err
 	}
 	defer release()
-	if err := y.FinishHeld(ctx, old.NetworkID, old.ID); err != nil {
+	if err := y.FinishLocked(ctx, old.NetworkID, old.ID); err != nil {
 		return err
 	}
 	return sandbox.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})

@@ -58,7 +58,7 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 	if !r.Before.IsZero() && e.Created.After(r.Before) || !r.Gone && firstProcessLives(y, e) {
 		return nil
 	}
-	lease.LeaveSix(ctx, y.Book, e)
+	lease.ReleaseIPv6(ctx, y.Book, e)
 	found, inner := false, false
 	var n modes.Network
 	err = y.Update("endpoint deleting", func(tx store.Tx) error {
@@ -125,7 +125,7 @@ func recordDeleting(y *yard.Yard, tx store.Tx, n modes.Network, e modes.Endpoint
 	if err := book.PutEndpoint(tx, e); err != nil {
 		return err
 	}
-	return y.SettleLeases(tx, n, e)
+	return y.ReleaseLeases(tx, n, e)
 }
 
 // ContainerExited removes the endpoints of a container whose sandbox is gone; their addresses are held.
@@ -137,7 +137,7 @@ func ContainerExited(ctx context.Context, y *yard.Yard, attachment string) error
 	var errs []error
 	for _, e := range es {
 		if y.Dead(e) {
-			errs = append(errs, y.Bury(ctx, e.NetworkID, e.ID))
+			errs = append(errs, y.RemoveEndpoint(ctx, e.NetworkID, e.ID))
 		}
 	}
 	return errors.Join(errs...)
@@ -157,7 +157,7 @@ func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, n, e, err := y.Whole(e.NetworkID, e.ID)
+	m, n, e, err := y.EndpointWithMode(e.NetworkID, e.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,7 @@ type AttachRequest struct {
 	Options map[string]string // canonical names
 	// Ports are published, except those that another interface of the container has: a runtime requests the same ports
 	// on each.
-	Ports []Ask
+	Ports []PortRequest
 	// Reserver is a process that listens on the ports for the runtime, to reserve them; 0: there is none.
 	Reserver int
 	// Container is the container as far as it is known.

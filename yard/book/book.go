@@ -18,16 +18,16 @@ import (
 	"netyard/yard/plan"
 )
 
-// Left returns the endpoint as it is after it has left its sandbox.
-func Left(e modes.Endpoint) modes.Endpoint {
+// WithoutSandbox returns the endpoint as it is after it has left its sandbox.
+func WithoutSandbox(e modes.Endpoint) modes.Endpoint {
 	e.Container.PID = 0 // the next sandbox has no process yet
 	e.Phase, e.Turned = modes.Ready, time.Time{}
 	e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = "", "", false, nil, false
 	return e
 }
 
-// Whole returns an endpoint with its network and the network's mode.
-func (y *Book) Whole(network, id string) (m modes.Mode, n modes.Network, e modes.Endpoint, err error) {
+// EndpointWithMode returns an endpoint with its network and the network's mode.
+func (y *Book) EndpointWithMode(network, id string) (m modes.Mode, n modes.Network, e modes.Endpoint, err error) {
 	if e, err = y.Endpoint(network, id); err != nil {
 		return nil, n, e, err
 	}
@@ -141,7 +141,7 @@ func (y *Book) Update(step string, fn func(store.Tx) error) error {
 		return err
 	}
 	if y.Keeper.Dirty.Swap(false) { // only after the change is committed, so that KeepLeases can read it
-		y.PokeLeases()
+		y.WakeLeases()
 	}
 	y.Config.Step("after " + step)
 	return nil
@@ -151,7 +151,7 @@ func (y *Book) Update(step string, fn func(store.Tx) error) error {
 // loses this record, it has lost the link as well.
 func (y *Book) Attached(e modes.Endpoint) error {
 	y.Config.Step("before endpoint ready")
-	if err := Endpoints.Soon(y.Config.Store, EndpointKey(e.NetworkID, e.ID), e); err != nil {
+	if err := Endpoints.PutSoon(y.Config.Store, EndpointKey(e.NetworkID, e.ID), e); err != nil {
 		return err
 	}
 	y.Config.Step("after endpoint ready")

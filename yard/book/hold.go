@@ -43,8 +43,8 @@ func PutHold(tx store.Tx, h Hold) error {
 	return Holds.Put(tx, h.Key(), h)
 }
 
-// TakeHold deletes a hold and returns it with the addresses that it still has. Their leases now belong to the caller.
-func TakeHold(tx store.Tx, attachment, network, ifName string) (h Hold, found bool, err error) {
+// EndHold deletes a hold and returns it with the addresses that it still has. Their leases now belong to the caller.
+func EndHold(tx store.Tx, attachment, network, ifName string) (h Hold, found bool, err error) {
 	h, err = Holds.Get(tx, AttachmentKey(attachment, network, ifName))
 	if errors.Is(err, store.ErrNotFound) {
 		return h, false, nil

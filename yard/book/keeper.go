@@ -14,8 +14,8 @@ type Keeper struct {
 	Work  sync.WaitGroup
 }
 
-// PokeLeases makes KeepLeases check the leases now.
-func (y *Book) PokeLeases() {
+// WakeLeases makes KeepLeases check the leases now.
+func (y *Book) WakeLeases() {
 	select {
 	case y.Keeper.Poked <- struct{}{}:
 	default:

@@ -29,7 +29,7 @@ type Kept struct {
 
 // KeptBuckets returns the names of the buckets that are copied, so that their records outlive the database.
 func KeptBuckets() []string {
-	return append([]string{Policies.Name, Changes.Name, Keeps.Name}, ipam.Kept()...)
+	return append([]string{Policies.Name, Changes.Name, Keeps.Name}, ipam.CopiedBuckets()...)
 }
 
 // FlagPoliciesLost is set if policies may have been lost, with their copy.

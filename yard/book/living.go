@@ -20,8 +20,8 @@ type Holder struct{ Network, Endpoint string }
 type HeldError struct {
 	Err     error
 	Holders []Holder
-	// One: it is enough that one of the holders is removed.
-	One bool
+	// AnyOne: it is enough that one of the holders is removed.
+	AnyOne bool
 }
 
 // Error returns the text of the request's error.
@@ -30,17 +30,17 @@ func (e *HeldError) Error() string { return e.Err.Error() }
 // Unwrap returns the request's error.
 func (e *HeldError) Unwrap() error { return e.Err }
 
-// A Judge finds out whether the sandboxes of endpoints are live. A Judge serves one request: it scans the host's
+// A LiveCheck finds out whether the sandboxes of endpoints are live. It serves one request: it scans the host's
 // processes once, when they are first needed.
-type Judge struct {
+type LiveCheck struct {
 	Y         *Book
 	residents *sandbox.Residents
 	// Living are the holders that were found to be live.
 	Living map[Holder]bool
 }
 
-// NewJudge returns a Judge for one request.
-func (y *Book) NewJudge() *Judge { return &Judge{Y: y, Living: map[Holder]bool{}} }
+// NewLiveCheck returns a Judge for one request.
+func (y *Book) NewLiveCheck() *LiveCheck { return &LiveCheck{Y: y, Living: map[Holder]bool{}} }
 
 // ErrUnjudged is the cause of a HeldError whose request can succeed, but gets what it prefers if its holders are dead.
 var ErrUnjudged = errors.New("not known whether it lives")
@@ -50,7 +50,7 @@ var ErrUnjudged = errors.New("not known whether it lives")
 // A sandbox that came by CNI lives as long as its namespace, with or without a process in it. A sandbox of an engine
 // lives as long as its processes: its namespace is kept by a mount, which stays if the engine is killed. While no
 // process is known, the engine may be about to start one.
-func (j *Judge) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
+func (j *LiveCheck) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 	y, lost := j.Y, e.Maker.Ended()
 	switch {
 	case e.Phase == modes.Deleting, y.Dead(e):
@@ -75,14 +75,14 @@ func (j *Judge) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 		}
 		j.residents = &r
 	}
-	return j.residents.Deserted(id), nil
+	return j.residents.Empty(id), nil
 }
 
 // linkUnplugged reports for an endpoint whose sandbox is not visible whether its link is certainly in no sandbox: the
 // engine was killed before it made the namespace, or before netyard looked. If the engine's mounts cannot be seen from
 // here, only the link tells.
 func (y *Book) linkUnplugged(e modes.Endpoint) (bool, error) {
-	m, n, e, err := y.Whole(e.NetworkID, e.ID)
+	m, n, e, err := y.EndpointWithMode(e.NetworkID, e.ID)
 	if err != nil {
 		return false, err
 	}

@@ -17,8 +17,8 @@ var PortClaims = store.Bucket[portClaim]{Name: "ports"}
 
 type portClaim struct{ Network, Endpoint string }
 
-// An Ask is a request to publish a port.
-type Ask struct {
+// An PortRequest is a request to publish a port.
+type PortRequest struct {
 	Proto         string
 	ContainerPort uint16
 	// HostIP is the host's address; invalid: the network's default.
@@ -28,7 +28,7 @@ type Ask struct {
 }
 
 // String returns the request in the form of -p.
-func (a Ask) String() string {
+func (a PortRequest) String() string {
 	host := ""
 	if a.HostIP.IsValid() {
 		host = a.HostIP.String() + ":"

@@ -26,8 +26,8 @@ type Sharing struct {
 	Conflicts map[string][]Conflict // by endpoint
 }
 
-// Poke makes the watcher read the records now.
-func (s *Sharing) Poke() {
+// Wake makes the watcher read the records now.
+func (s *Sharing) Wake() {
 	select {
 	case s.Poked <- struct{}{}:
 	default:

@@ -16,8 +16,8 @@ func (y *Book) Tell(e event.Event) {
 	v.Last++
 	e.ID, e.Time = v.Last, y.Config.Now()
 	v.Ring = append(v.Ring, e)
-	if len(v.Ring) > event.ManyEvents {
-		v.Ring = v.Ring[len(v.Ring)-event.ManyEvents:]
+	if len(v.Ring) > event.MaxEvents {
+		v.Ring = v.Ring[len(v.Ring)-event.MaxEvents:]
 	}
 	v.Wake()
 }
@@ -69,9 +69,9 @@ func (y *Book) TellPorts(n modes.Network, was, is modes.Endpoint, but map[modes.
 	}
 }
 
-// TellGivenBack records an event if an endpoint returned a device to the host.
-func (y *Book) TellGivenBack(n modes.Network, e modes.Endpoint) {
+// TellDeviceReturned records an event if an endpoint returned a device to the host.
+func (y *Book) TellDeviceReturned(n modes.Network, e modes.Endpoint) {
 	if len(e.Kept) > 0 {
-		y.Tell(About(event.DeviceGivenBack, n, e, fmt.Sprintf("the device of %s is returned to the host", Owned(e))))
+		y.Tell(About(event.DeviceReturned, n, e, fmt.Sprintf("the device of %s is returned to the host", Owned(e))))
 	}
 }

@@ -322,7 +322,7 @@ func wantedByPolicy(y *book.Book, w *Wanted) error {
 	for i, subjects := range subjects(y, r) {
 		e := r.decisions[i].Endpoint
 		objects := kpolicy.Objects(y.Config.Kernel.Handle, subjects)
-		w.Passing = append(w.Passing, objects...)
+		w.MayExist = append(w.MayExist, objects...)
 		if e.Phase != modes.Ready || e.Sandbox == "" || e.Network.Phase != modes.Ready {
 			continue
 		}

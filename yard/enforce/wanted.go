@@ -10,15 +10,15 @@ import (
 type Wanted struct {
 	Objects  []core.Object
 	Networks []modes.Network // the network of the object with the same index
-	// Passing are objects that may be in the kernel: they may be about to be made or removed, so it is no fault whether
-	// they exist or not.
-	Passing []core.Object
+	// MayExist are objects that may be in the kernel: they may be about to be made or removed, so it is no fault
+	// whether they exist or not.
+	MayExist []core.Object
 	// Foreign are the networks whose mode this daemon does not know. What they have in the kernel is no stray.
 	Foreign map[string]bool
 }
 
-// Everything returns all that the records want in the kernel.
-func Everything(y *book.Book) (w Wanted, err error) {
+// AllWanted returns all that the records want in the kernel.
+func AllWanted(y *book.Book) (w Wanted, err error) {
 	ns, err := y.Networks()
 	if err != nil {
 		return w, err
@@ -34,7 +34,7 @@ func Everything(y *book.Book) (w Wanted, err error) {
 		if err != nil {
 			return w, err
 		}
-		w.Passing = append(w.Passing, y.Plan().Objects(m, n, es...)...)
+		w.MayExist = append(w.MayExist, y.Plan().Objects(m, n, es...)...)
 		if n.Phase != modes.Ready {
 			continue
 		}
@@ -43,11 +43,11 @@ func Everything(y *book.Book) (w Wanted, err error) {
 		}
 	}
 	if y.Config.Fabric != nil {
-		parting, err := y.Config.Fabric.Parting()
+		parting, err := y.Config.Fabric.LeavingObjects()
 		if err != nil {
 			return w, err
 		}
-		w.Passing = append(w.Passing, parting...)
+		w.MayExist = append(w.MayExist, parting...)
 	}
 	return w, wantedByPolicy(y, &w)
 }

@@ -30,28 +30,28 @@ type Event struct {
 
 // The types of events.
 const (
-	NetworkCreated  = "network.created"
-	NetworkDeleted  = "network.deleted"
-	EndpointJoined  = "endpoint.joined"
-	EndpointLeft    = "endpoint.left"
-	EndpointFenced  = "endpoint.fenced"
-	EndpointFreed   = "endpoint.unfenced"
-	PortPublished   = "port.published"
-	PortWithdrawn   = "port.withdrawn"
-	PortConflict    = "port.conflict"
-	PortHealed      = "port.healed"
-	PortIgnored     = "port.ignored"
-	DeviceTaken     = "device.taken"
-	DeviceGivenBack = "device.given_back"
-	LeaseDeclined   = "lease.declined"
-	LeaseLost       = "lease.lost"
-	LeaseDown       = "lease.down"
-	LeaseMoved      = "lease.readdressed"
-	PoliciesLost    = "policies.lost"
+	NetworkCreated   = "network.created"
+	NetworkDeleted   = "network.deleted"
+	EndpointJoined   = "endpoint.joined"
+	EndpointLeft     = "endpoint.left"
+	EndpointFenced   = "endpoint.fenced"
+	EndpointUnfenced = "endpoint.unfenced"
+	PortPublished    = "port.published"
+	PortWithdrawn    = "port.withdrawn"
+	PortConflict     = "port.conflict"
+	PortHealed       = "port.healed"
+	PortIgnored      = "port.ignored"
+	DeviceTaken      = "device.taken"
+	DeviceReturned   = "device.given_back"
+	LeaseDeclined    = "lease.declined"
+	LeaseLost        = "lease.lost"
+	LeaseDown        = "lease.down"
+	LeaseMoved       = "lease.readdressed"
+	PoliciesLost     = "policies.lost"
 )
 
-// ManyEvents is how many events are kept.
-const ManyEvents = 1024
+// MaxEvents is how many events are kept.
+const MaxEvents = 1024
 
 // Events is the ring of events. A watcher waits for More to be closed, which happens at the next event.
 type Events struct {

@@ -15,8 +15,8 @@ import (
 	"netyard/yard/overlay"
 )
 
-// Lease4 gets the addresses of an attachment from the LAN's DHCP server: one for each DHCP pool of its network.
-func Lease4(ctx context.Context, y *book.Book, j *book.Judge, r book.AttachRequest) (addrs []netip.Prefix, err error) {
+// RequestLeases gets the addresses of an attachment from the LAN's DHCP server: one for each DHCP pool of its network.
+func RequestLeases(ctx context.Context, y *book.Book, j *book.LiveCheck, r book.AttachRequest) (addrs []netip.Prefix, err error) {
 	n, err := y.Network(r.NetworkID)
 	if err != nil {
 		return nil, err
@@ -38,9 +38,9 @@ func Lease4(ctx context.Context, y *book.Book, j *book.Judge, r book.AttachReque
 	return addrs, nil
 }
 
-// NotAttached releases the leases and claims of an attachment that failed before it was recorded.
-func NotAttached(y *book.Book, r book.AttachRequest) error {
-	if err := overlay.Ungrant(y, r); err != nil || len(r.Leased) == 0 {
+// ReleaseUnattached releases the leases and claims of an attachment that failed before it was recorded.
+func ReleaseUnattached(y *book.Book, r book.AttachRequest) error {
+	if err := overlay.ReleaseGranted(y, r); err != nil || len(r.Leased) == 0 {
 		return err
 	}
 	return y.Update("lease not taken", func(tx store.Tx) error {
@@ -62,8 +62,8 @@ func TakeDHCP(ctx context.Context, y *book.Book, r book.NetworkRequest) ([]strin
 	return []string{p.ID}, err
 }
 
-// GiveDHCP releases the pools of a network that could not be made.
-func GiveDHCP(y *book.Book, pools []string) (err error) {
+// ReleaseDHCPPools releases the pools of a network that could not be made.
+func ReleaseDHCPPools(y *book.Book, pools []string) (err error) {
 	for _, id := range pools {
 		err = errors.Join(err, ReleaseDHCPPool(y, id))
 	}

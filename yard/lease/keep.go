@@ -71,7 +71,7 @@ func startDue(ctx context.Context, y *book.Book) (next time.Time, err error) {
 				continue
 			}
 			start(&y.Keeper, lock, func() {
-				defer y.PokeLeases()
+				defer y.WakeLeases()
 				if err := runTask(ctx, y, lock, l.ID, of); err != nil && ctx.Err() == nil {
 					y.Config.Log.Warn("lease upkeep failed",
 						"network", l.Network, "address", l.Lease.Addr, "name", l.Name, "err", err)
@@ -135,7 +135,7 @@ func TaskOf(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 		return l.Tried.Add(releasePause), release
 	case DHCPHeld:
 	}
-	due := l.Lease.Due(now, l.Tried)
+	due := l.Lease.NextAttempt(now, l.Tried)
 	e, err := y.Endpoint(l.Network, l.Endpoint)
 	switch {
 	case errors.Is(err, book.ErrNotFound):
@@ -251,7 +251,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	box, err := kdhcp.EnterLink(e.Sandbox, core.Alias(e.NetworkID, e.ID), mac)
+	box, err := kdhcp.OpenSandboxLink(e.Sandbox, core.Alias(e.NetworkID, e.ID), mac)
 	if err != nil { // the engine has not moved the link in yet, or is about to remove it
 		return noteAttempt(y, l)
 	}
@@ -268,7 +268,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	attempt, cancel := context.WithTimeout(ctx, l.Lease.Patience())
+	attempt, cancel := context.WithTimeout(ctx, l.Lease.AttemptTimeout())
 	defer cancel()
 	more, err := client.Extend(attempt, l.Lease)
 	switch {
@@ -291,7 +291,7 @@ func noteAttempt(y *book.Book, l DHCPLease) error {
 }
 
 // applyExtension records an extended lease, and applies what the server changed: address, router and routes.
-func applyExtension(y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.InnerLink) error {
+func applyExtension(y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.SandboxLink) error {
 	old := l.Lease
 	if more.NextHop == nil { // an answer by IP does not show the MAC it came from
 		more.NextHop = old.NextHop
@@ -331,8 +331,8 @@ func changeHeld(y *book.Book, l DHCPLease, do func(*DHCPLease)) error {
 	})
 }
 
-// SettleOffers releases the leases that were being requested when the daemon died: no engine was told of them.
-func SettleOffers(y *book.Book) error {
+// ReleaseOffers releases the leases that were being requested when the daemon died: no engine was told of them.
+func ReleaseOffers(y *book.Book) error {
 	return y.Config.Store.Update(func(tx store.Tx) error {
 		leases, err := dhcpLeases.List(tx, "")
 		if err != nil {

@@ -101,7 +101,7 @@ type Request struct {
 }
 
 // RequestLease gets an address from the LAN's DHCP server.
-func RequestLease(ctx context.Context, y *book.Book, j *book.Judge, r Request) (netip.Prefix, error) {
+func RequestLease(ctx context.Context, y *book.Book, j *book.LiveCheck, r Request) (netip.Prefix, error) {
 	var p DHCPPool
 	err := y.Config.Store.View(func(tx store.Tx) (err error) {
 		p, err = DHCPPools.Get(tx, r.Pool)
@@ -179,7 +179,7 @@ func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease
 // acquire acquires a lease on the LAN, or returns the one that the client has on record. The caller has the client's
 // lock.
 func acquire(
-	ctx context.Context, y *book.Book, j *book.Judge, p DHCPPool, l DHCPLease, r Request,
+	ctx context.Context, y *book.Book, j *book.LiveCheck, p DHCPPool, l DHCPLease, r Request,
 ) (got netip.Prefix, err error) {
 	wish := dhcp.Wish{Addr: r.Addr, Must: r.Addr.IsValid()}
 	old, err := getLease(y, l.ID)
@@ -226,7 +226,7 @@ func acquire(
 	}
 	y.Config.Log.Info("lease acquired", "network", l.Network, "address", granted.Addr, "mac", l.MAC, "name", l.Name,
 		"server", granted.Server, "expires", granted.Expires)
-	y.PokeLeases()
+	y.WakeLeases()
 	return granted.Addr, nil
 }
 
@@ -248,7 +248,7 @@ func releaseUntaken(y *book.Book, l DHCPLease) error {
 // resume examines the lease that a client has on record; again: the request is a repeated one, and the lease is its
 // answer. A container with a name requests its own lease again. A MAC can be that of two containers at once:
 // then the lease stays with the first one while it lives.
-func resume(ctx context.Context, y *book.Book, j *book.Judge, old, l DHCPLease, r Request) (again bool, err error) {
+func resume(ctx context.Context, y *book.Book, j *book.LiveCheck, old, l DHCPLease, r Request) (again bool, err error) {
 	if old.Phase != DHCPHeld || r.Addr.IsValid() && r.Addr != old.Given {
 		return false, nil
 	}
@@ -333,9 +333,9 @@ func eachLease(tx store.Tx, network string, do func(DHCPLease) error) error {
 	return nil
 }
 
-// TakeLease assigns the lease of an endpoint's address to the endpoint. It also gives the endpoint the MAC that the
+// AssignLease assigns the lease of an endpoint's address to the endpoint. It also gives the endpoint the MAC that the
 // server knows, unless containers of the LAN share one.
-func TakeLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, error) {
+func AssignLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, error) {
 	if len(n.DHCP) == 0 {
 		return e, nil
 	}
@@ -375,8 +375,8 @@ func Of(y *book.Book, e modes.Endpoint) (found DHCPLease, ok bool, err error) {
 	return found, ok, err
 }
 
-// Dress sets the gateway, routes and MTU of a link as the DHCP server says.
-func Dress(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) error {
+// ApplyLease sets the gateway, routes and MTU of a link as the DHCP server says.
+func ApplyLease(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) error {
 	if len(n.DHCP) == 0 || link.SrcName == "" {
 		return nil
 	}
@@ -384,7 +384,7 @@ func Dress(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) er
 	if err != nil || !ok {
 		return err
 	}
-	defer y.PokeLeases()
+	defer y.WakeLeases()
 	if !n.Internal {
 		if l.Lease.Router.IsValid() {
 			link.Gateways = append([]netip.Addr{l.Lease.Router}, link.Gateways...)

@@ -23,7 +23,7 @@ import (
 // handleLost handles a lease that expired or was refused. The container gets another address, or, with on_lost=down,
 // its link is taken down.
 func handleLost(
-	ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink, why string,
+	ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.SandboxLink, why string,
 ) error {
 	what := []any{
 		"network", l.Network, "endpoint", e.ID, "container", e.Container.Name, "address", l.Lease.Addr, "why", why,
@@ -73,7 +73,7 @@ func markDown(y *book.Book, l DHCPLease) error {
 
 // replace acquires another lease for a container that lost its own, with the same address if possible.
 func replace(
-	ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink,
+	ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.SandboxLink,
 ) (fresh dhcp.Lease, err error) {
 	wire, err := wireOf(y, l, box)
 	if err != nil {
@@ -114,7 +114,7 @@ func tellLease(y *book.Book, kind string, l DHCPLease, e modes.Endpoint, text st
 
 // wireOf returns a link to the LAN for a container without an address: from its sandbox, or from the host if containers
 // share a MAC, since frames to that MAC do not reach the sandbox.
-func wireOf(y *book.Book, l DHCPLease, box *kdhcp.InnerLink) (*kdhcp.Wire, error) {
+func wireOf(y *book.Book, l DHCPLease, box *kdhcp.SandboxLink) (*kdhcp.Wire, error) {
 	if !l.LAN.Shared() {
 		return box.Wire()
 	}
@@ -126,7 +126,7 @@ func wireOf(y *book.Book, l DHCPLease, box *kdhcp.InnerLink) (*kdhcp.Wire, error
 }
 
 // readdress changes the address, gateway and routes in the sandbox.
-func readdress(y *book.Book, l DHCPLease, from netip.Prefix, to dhcp.Lease, box *kdhcp.InnerLink) error {
+func readdress(y *book.Book, l DHCPLease, from netip.Prefix, to dhcp.Lease, box *kdhcp.SandboxLink) error {
 	n, err := y.Network(l.Network)
 	if err != nil {
 		return err

@@ -61,7 +61,7 @@ func sixTask(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	case !l.Six.Lease.Addr.IsValid():
 		return l.Six.Tried.Add(sixPause), configureSix
 	}
-	due := l.Six.Lease.Due(now, l.Six.Tried)
+	due := l.Six.Lease.NextAttempt(now, l.Six.Tried)
 	if due.IsZero() {
 		return due, nil
 	}
@@ -103,12 +103,12 @@ func configureSix(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 }
 
 // enter opens the link of a lease in the sandbox of its endpoint.
-func enter(l DHCPLease, e modes.Endpoint) (*kdhcp.InnerLink, error) {
+func enter(l DHCPLease, e modes.Endpoint) (*kdhcp.SandboxLink, error) {
 	mac, err := net.ParseMAC(l.MAC)
 	if err != nil {
 		return nil, err
 	}
-	return kdhcp.EnterLink(e.Sandbox, core.Alias(e.NetworkID, e.ID), mac)
+	return kdhcp.OpenSandboxLink(e.Sandbox, core.Alias(e.NetworkID, e.ID), mac)
 }
 
 // changeSix is changeHeld, but does nothing if the lease has another endpoint by now.
@@ -126,7 +126,7 @@ func noteSixAttempt(y *book.Book, l DHCPLease) error {
 }
 
 // leaseSix acquires an address by DHCPv6, or extends the lease of the present one.
-func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink) (err error) {
+func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.SandboxLink) (err error) {
 	socket, err := box.Socket6(ctx)
 	if err != nil {
 		return err
@@ -134,7 +134,7 @@ func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, 
 	defer func() { err = errors.Join(err, socket.Close()) }()
 	client, old, now := client6(y, l, socket), l.Six.Lease, y.Config.Now()
 	if old.Addr.IsValid() && old.State(now) != dhcp.Expired {
-		attempt, cancel := context.WithTimeout(ctx, old.Patience())
+		attempt, cancel := context.WithTimeout(ctx, old.AttemptTimeout())
 		defer cancel()
 		more, err := client.Extend(attempt, old)
 		if !errors.Is(err, dhcp.ErrRefused) {
@@ -174,7 +174,7 @@ func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, 
 // applySix records a granted lease, and then sets its address on the link. The kernel removes the address when it
 // expires.
 func applySix(
-	ctx context.Context, y *book.Book, l DHCPLease, granted dhcp.Lease, box *kdhcp.InnerLink, err error,
+	ctx context.Context, y *book.Book, l DHCPLease, granted dhcp.Lease, box *kdhcp.SandboxLink, err error,
 ) error {
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func applySix(
 // handleLostSix handles an IPv6 lease that expired or was refused: it removes the address or, with on_lost=down, takes
 // the link down. down reports the latter.
 func handleLostSix(
-	y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.InnerLink, why string,
+	y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.SandboxLink, why string,
 ) (down bool, err error) {
 	addr := l.Six.Lease.Addr
 	what := []any{
@@ -212,7 +212,7 @@ func handleLostSix(
 	y.Config.Log.Error("IPv6 lease lost, another address requested", what...)
 	tellLease(y, event.LeaseLost, told, e, fmt.Sprintf("%s lost %s: %s; another address is requested",
 		book.Owned(e), addr.Addr(), why))
-	return false, box.DropAddr6(addr)
+	return false, box.RemoveAddr6(addr)
 }
 
 // client6 returns the DHCPv6 client of a lease. It has the identity of the lease's DHCP client, if that has an
@@ -231,9 +231,9 @@ func client6(y *book.Book, l DHCPLease, t dhcp.Transport6) *dhcp.Client6 {
 	return c
 }
 
-// LeaveSix releases the IPv6 address of an endpoint before it leaves its sandbox: it can be done only from inside. A
+// ReleaseIPv6 releases the IPv6 address of an endpoint before it leaves its sandbox: it can be done only from inside. A
 // lease whose release does not reach the server expires.
-func LeaveSix(ctx context.Context, y *book.Book, e modes.Endpoint) {
+func ReleaseIPv6(ctx context.Context, y *book.Book, e modes.Endpoint) {
 	l, ok, err := Of(y, e)
 	if err != nil || !ok || !l.Six.Lease.Addr.IsValid() || !core.IsNamespace(e.Sandbox) ||
 		l.Six.Lease.State(y.Config.Now()) == dhcp.Expired {
@@ -264,6 +264,6 @@ func sendRelease6(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoi
 		return err
 	}
 	defer func() { err = errors.Join(err, socket.Close()) }()
-	err = box.DropAddr6(l.Six.Lease.Addr) // before the release (RFC 8415, 18.2.7)
+	err = box.RemoveAddr6(l.Six.Lease.Addr) // before the release (RFC 8415, 18.2.7)
 	return errors.Join(err, client6(y, l, socket).Release(ctx, l.Six.Lease))
 }

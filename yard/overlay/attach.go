@@ -78,9 +78,9 @@ func currentAddrs(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err e
 	return addrs, err
 }
 
-// TakeGranted returns the addresses that were allotted to an attachment. kept are the addresses that it has now: an
+// AssignGranted returns the addresses that were allotted to an attachment. kept are the addresses that it has now: an
 // allotment that counts on another one is refused.
-func TakeGranted(n modes.Network, r book.AttachRequest, kept []netip.Addr) ([]netip.Prefix, error) {
+func AssignGranted(n modes.Network, r book.AttachRequest, kept []netip.Addr) ([]netip.Prefix, error) {
 	for _, a := range r.Allotted.Had {
 		if !slices.Contains(kept, a) {
 			return nil, fmt.Errorf("network %s: address %s was released meanwhile; try again", book.Label(n), a)
@@ -89,8 +89,8 @@ func TakeGranted(n modes.Network, r book.AttachRequest, kept []netip.Addr) ([]ne
 	return r.Allotted.Addrs, nil
 }
 
-// Ungrant releases the addresses that were allotted to an attachment that failed.
-func Ungrant(y *book.Book, r book.AttachRequest) error {
+// ReleaseGranted releases the addresses that were allotted to an attachment that failed.
+func ReleaseGranted(y *book.Book, r book.AttachRequest) error {
 	if len(r.Allotted.Addrs) == 0 {
 		return nil
 	}
@@ -107,12 +107,12 @@ func Ungrant(y *book.Book, r book.AttachRequest) error {
 			fresh = append(fresh, p.Addr())
 		}
 	}
-	return GiveUp(y, n, fresh...)
+	return ReleaseUnused(y, n, fresh...)
 }
 
-// GiveUp releases addresses of an overlay, except those that an endpoint of this host has or that are held. If that
-// fails, the Fabric finds out later that they have no owner, and releases them (Holds).
-func GiveUp(y *book.Book, n modes.Network, addrs ...netip.Addr) error {
+// ReleaseUnused releases addresses of an overlay, except those that an endpoint of this host has or that are held. If
+// that fails, the Fabric finds out later that they have no owner, and releases them (Holds).
+func ReleaseUnused(y *book.Book, n modes.Network, addrs ...netip.Addr) error {
 	if len(addrs) == 0 || !Claims(y, n.Mode) || y.Config.Fabric == nil {
 		return nil
 	}
@@ -136,9 +136,9 @@ func claimed(y *book.Book, network string, a netip.Addr) (taken bool, err error)
 	return taken, err
 }
 
-// GiveUpOf releases the addresses of an endpoint that came by CNI. Those of others are released when their engine asks
+// ReleaseOf releases the addresses of an endpoint that came by CNI. Those of others are released when their engine asks
 // for it.
-func GiveUpOf(y *book.Book, n modes.Network, e modes.Endpoint) error {
+func ReleaseOf(y *book.Book, n modes.Network, e modes.Endpoint) error {
 	if e.Attachment == "" {
 		return nil
 	}
@@ -146,11 +146,12 @@ func GiveUpOf(y *book.Book, n modes.Network, e modes.Endpoint) error {
 	for _, p := range e.Addrs {
 		addrs = append(addrs, p.Addr())
 	}
-	return GiveUp(y, n, addrs...)
+	return ReleaseUnused(y, n, addrs...)
 }
 
-// Holds reports whether an endpoint of this host has an address of an overlay, or it is held for a stopped container.
-func Holds(y *book.Book, overlay string, a netip.Addr) bool {
+// HasAddress reports whether an endpoint of this host has an address of an overlay, or it is held for a stopped
+// container.
+func HasAddress(y *book.Book, overlay string, a netip.Addr) bool {
 	ns, err := y.Networks()
 	if err != nil {
 		return true // if in doubt, the address is not released
@@ -170,7 +171,7 @@ func RoomInCluster(y *book.Book, n modes.Network) error {
 		return fmt.Errorf("network %s: %w", book.Label(n), modes.ErrNoCluster)
 	}
 	for _, group := range book.ByFamily(n) {
-		if err := y.Config.Fabric.Room(Of(y, n), group[0].Addr().Is6()); err != nil {
+		if err := y.Config.Fabric.CheckRoom(Of(y, n), group[0].Addr().Is6()); err != nil {
 			return err
 		}
 	}

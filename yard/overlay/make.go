@@ -11,10 +11,10 @@ import (
 	"netyard/yard/book"
 )
 
-// TakeOverlay fills in a network that is to be an overlay. The first host names the subnets; a request without subnets
+// AdoptOverlay fills in a network that is to be an overlay. The first host names the subnets; a request without subnets
 // takes the configuration from the cluster, where the network must exist.
-func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.NetworkRequest) error {
-	name := n.Options[OptOverlay]
+func AdoptOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.NetworkRequest) error {
+	name := n.Options[Option]
 	if y.Config.Fabric == nil {
 		return fmt.Errorf("overlay=%s: %w", name, modes.ErrNoCluster)
 	}
@@ -49,7 +49,7 @@ func TakeOverlay(ctx context.Context, y *book.Book, n *modes.Network, r book.Net
 		n.Subnets = slices.Clone(o.Subnets)
 	}
 	for i := range n.Subnets {
-		n.Subnets[i].Space = OverlaySpace
+		n.Subnets[i].Space = Space
 	}
 	_, v6 := n.Families()
 	if r.IPv6 && !v6 {

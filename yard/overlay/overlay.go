@@ -15,15 +15,15 @@ import (
 	"netyard/yard/book"
 )
 
-// OverlaySpace is the address space of overlays: their addresses are claimed in the cluster.
-const OverlaySpace = "netyard-overlay"
+// Space is the address space of overlays: their addresses are claimed in the cluster.
+const Space = "netyard-overlay"
 
 // overlayPrefix begins the IDs of pools of overlays. The network's name in the cluster and the subnet follow, so a pool
 // needs no record.
 const overlayPrefix = "overlay-"
 
-// OptOverlay is the option for the network's name in the cluster.
-const OptOverlay = "overlay"
+// Option is the option for the network's name in the cluster.
+const Option = "overlay"
 
 // A Pool is a subnet of an overlay, as an engine's pool.
 type Pool struct {
@@ -58,7 +58,7 @@ func Claims(y *book.Book, mode string) bool {
 
 // ParseOverlay reads --ipam-opt; ok is false if it does not name an overlay. With always, that is an error.
 func ParseOverlay(always bool, ipRange string, opts map[string]string) (name string, ok bool, err error) {
-	name, said := opts[OptOverlay]
+	name, said := opts[Option]
 	switch {
 	case !said && !always:
 		return "", false, nil
@@ -69,7 +69,7 @@ func ParseOverlay(always bool, ipRange string, opts map[string]string) (name str
 			"leave --ip-range out", ipRange)
 	}
 	for key := range opts {
-		if key != OptOverlay {
+		if key != Option {
 			return "", false, modes.Refuse("--ipam-opt %s cannot be used with --ipam-opt overlay",
 				key)
 		}
@@ -144,7 +144,7 @@ func findOverlay(y *book.Book, name string) (modes.Network, bool, error) {
 
 // IsOverlayNamed reports whether a network is the overlay of a name.
 func IsOverlayNamed(y *book.Book, n modes.Network, name string) bool {
-	return Claims(y, n.Mode) && n.Given(OptOverlay) == name && n.Phase == modes.Ready
+	return Claims(y, n.Mode) && n.Given(Option) == name && n.Phase == modes.Ready
 }
 
 // RequestClaim claims an address of an overlay. An engine requests the gateway's address before the network exists;
@@ -235,11 +235,11 @@ func ClaimSpace(y *book.Book, n *modes.Network) error {
 		return nil
 	}
 	for i, s := range n.Subnets {
-		if s.Space != book.Space && s.Space != OverlaySpace {
+		if s.Space != book.Space && s.Space != Space {
 			return fmt.Errorf("mode %s: subnet %s belongs to another IPAM; use --ipam-driver %s --ipam-opt overlay=%s",
-				n.Mode, s.Pool, OverlaySpace, n.Given(OptOverlay))
+				n.Mode, s.Pool, Space, n.Given(Option))
 		}
-		n.Subnets[i].Space = OverlaySpace
+		n.Subnets[i].Space = Space
 	}
 	return nil
 }

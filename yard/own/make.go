@@ -23,9 +23,9 @@ import (
 // networkName matches the names that CNI allows for a network (CNI 1.1.0, section 1), which every engine accepts.
 var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
-// MakeNetwork creates a network that belongs to no engine, with pools of netyard's IPAM. No other network may have its
-// name. If one with the same ID and configuration exists already, MakeNetwork succeeds.
-func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n modes.Network, err error) {
+// CreateNetwork creates a network that belongs to no engine, with pools of netyard's IPAM. No other network may have
+// its name. If one with the same ID and configuration exists already, MakeNetwork succeeds.
+func CreateNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n modes.Network, err error) {
 	if !networkName.MatchString(r.Name) {
 		return n, modes.Refuse("name %q: want letters, digits, dots, dashes and underscores, a letter or digit first",
 			r.Name)
@@ -37,8 +37,8 @@ func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n mo
 	if _, err := y.Mode(n.Mode); err != nil {
 		return n, err
 	}
-	if overlay.Claims(y.Book, n.Mode) && n.Options[overlay.OptOverlay] == "" {
-		n.Options[overlay.OptOverlay] = n.Name
+	if overlay.Claims(y.Book, n.Mode) && n.Options[overlay.Option] == "" {
+		n.Options[overlay.Option] = n.Name
 	}
 	if n.ID == "" {
 		n.ID = book.RandomID()
@@ -74,7 +74,7 @@ func MakeNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n mo
 // makeNew creates a network that does not exist.
 func makeNew(ctx context.Context, y *yard.Yard, n modes.Network, r book.NetworkRequest) (err error) {
 	if overlay.Claims(y.Book, n.Mode) {
-		if err := overlay.TakeOverlay(ctx, y.Book, &n, r); err != nil {
+		if err := overlay.AdoptOverlay(ctx, y.Book, &n, r); err != nil {
 			return err
 		}
 		return y.CreateNetwork(ctx, n)
@@ -86,7 +86,7 @@ func makeNew(ctx context.Context, y *yard.Yard, n modes.Network, r book.NetworkR
 		return errors.Join(err, releasePools(y, n.Subnets))
 	}
 	if err := y.CreateNetwork(ctx, n); err != nil {
-		return errors.Join(err, releasePools(y, n.Subnets), lease.GiveDHCP(y.Book, n.DHCP))
+		return errors.Join(err, releasePools(y, n.Subnets), lease.ReleaseDHCPPools(y.Book, n.DHCP))
 	}
 	return nil
 }

@@ -109,9 +109,9 @@ func (r Runner) Objects(m modes.Mode, n modes.Network, es ...modes.Endpoint) []c
 	return objects
 }
 
-// Take returns the state of the host's device that an endpoint takes, to be recorded first; nil if it takes none. It
-// refuses a device that one of the other endpoints has.
-func (r Runner) Take(m modes.Mode, n modes.Network, others []modes.Endpoint) (map[string]string, error) {
+// TakeDevice returns the state of the host's device that an endpoint takes, to be recorded first; nil if it takes none.
+// It refuses a device that one of the other endpoints has.
+func (r Runner) TakeDevice(m modes.Mode, n modes.Network, others []modes.Endpoint) (map[string]string, error) {
 	dev := m.Traits(n).Device
 	if dev == "" {
 		return nil, nil

@@ -41,7 +41,7 @@ func RequestPool(ctx context.Context, y *yard.Yard, r ipam.PoolRequest) (p ipam.
 
 // busy returns the prefixes of the host's routes, of its resolvers, and of all recorded networks, whatever their IPAM.
 func busy(y *yard.Yard) ([]netip.Prefix, error) {
-	busy, err := y.Config.Kernel.Busy("")
+	busy, err := y.Config.Kernel.UsedPrefixes("")
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func hasAttachments(y *yard.Yard, tx store.Tx, pool string) (has bool, err error
 // comes from one of them: an engine asks only the first pool. Dead endpoints that have the address, or one of a full
 // pool, are removed.
 func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
-	err = y.Past(ctx, func(j *book.Judge) error {
+	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
 		switch {
 		case overlay.IsOverlay(r.Pool):
 			a, err = overlay.RequestClaim(ctx, y.Book, r)
@@ -158,7 +158,7 @@ func HoldersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*
 	for _, e := range es {
 		held.Holders = append(held.Holders, book.Holder{Network: e.NetworkID, Endpoint: e.ID})
 	}
-	held.One = true
+	held.AnyOne = true
 	return held, err
 }
 
@@ -292,11 +292,11 @@ func releaseDead(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) e
 	if err != nil || e.ID == "" {
 		return err
 	}
-	dead, err := y.NewJudge().Dead(ctx, e)
+	dead, err := y.NewLiveCheck().Dead(ctx, e)
 	if err != nil || !dead {
 		return err
 	}
-	_, err = y.BuryDead(ctx, e)
+	_, err = y.RemoveDead(ctx, e)
 	return err
 }
 
@@ -307,7 +307,7 @@ func Reserve(y *yard.Yard, pool string, a netip.Addr, name string) error {
 
 // Forget removes a lease that nobody has.
 func Forget(y *yard.Yard, pool string, a netip.Addr) error {
-	return y.Config.Store.Update(func(tx store.Tx) error { return y.Config.IPAM.Forget(tx, pool, a) })
+	return y.Config.Store.Update(func(tx store.Tx) error { return y.Config.IPAM.Free(tx, pool, a) })
 }
 
 // Leases returns all leases and all pools.

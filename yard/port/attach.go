@@ -10,10 +10,10 @@ import (
 	"netyard/yard/book"
 )
 
-// Rob removes the ports from the records of the container's interfaces with a higher number than this one, and returns
-// those endpoints as they were. Answers leave by the default route, which is that of the interface with the lowest
-// number; with an address of another network they would be dropped as spoofed.
-func Rob(tx store.Tx, e modes.Endpoint) (reclaimed []modes.Endpoint, err error) {
+// ReclaimPorts removes the ports from the records of the container's interfaces with a higher number than this one, and
+// returns those endpoints as they were. Answers leave by the default route, which is that of the interface with the
+// lowest number; with an address of another network they would be dropped as spoofed.
+func ReclaimPorts(tx store.Tx, e modes.Endpoint) (reclaimed []modes.Endpoint, err error) {
 	others, err := book.AttachmentsOf(tx, e.Attachment)
 	if err != nil {
 		return nil, err
@@ -33,7 +33,7 @@ func Rob(tx store.Tx, e modes.Endpoint) (reclaimed []modes.Endpoint, err error) 
 
 // OnAddresses returns the requested ports with the host addresses that they will be published on. A port without an
 // address is published on those of its network.
-func OnAddresses(y *book.Book, r book.AttachRequest) (asks []book.Ask) {
+func OnAddresses(y *book.Book, r book.AttachRequest) (asks []book.PortRequest) {
 	binds := []netip.Addr{netip.IPv4Unspecified()}
 	if n, err := y.Network(r.NetworkID); err == nil {
 		p := y.Traits(n).Publish
@@ -56,8 +56,8 @@ func OnAddresses(y *book.Book, r book.AttachRequest) (asks []book.Ask) {
 }
 
 // Unpublished returns the requested ports that no other interface of the same container has.
-func Unpublished(tx store.Tx, e modes.Endpoint, asks []book.Ask) []book.Ask {
-	has := func(a book.Ask) bool {
+func Unpublished(tx store.Tx, e modes.Endpoint, asks []book.PortRequest) []book.PortRequest {
+	has := func(a book.PortRequest) bool {
 		for _, key := range book.PortClaims.Keys(tx, a.Proto+"/") {
 			r, ok := book.ParseClaim(key)
 			if !ok || a.HostPort < r.First || a.HostPort > r.Last || !sameAddr(r.Addr, a.HostIP) {

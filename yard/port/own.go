@@ -47,9 +47,9 @@ func reclaim(tx store.Tx, e modes.Endpoint) (reclaimed []modes.Endpoint, err err
 	return reclaimed, nil
 }
 
-// ClearInside removes the redirects from the sandbox of an endpoint. It is called before the record says that the
+// RemoveRedirects removes the redirects from the sandbox of an endpoint. It is called before the record says that the
 // endpoint has left: after that, a daemon that restarts after a crash no longer knows the sandbox.
-func ClearInside(y *book.Book, network, id string) error {
+func RemoveRedirects(y *book.Book, network, id string) error {
 	e, err := y.Endpoint(network, id)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
@@ -60,9 +60,9 @@ func ClearInside(y *book.Book, network, id string) error {
 	return y.Config.Kernel.Remove(e.Redirects()...)
 }
 
-// FirstOf returns the ports that an interface publishes on its own address: none if an interface of the same container
+// OwnPorts returns the ports that an interface publishes on its own address: none if an interface of the same container
 // with a lower number has ports.
-func FirstOf(tx store.Tx, m modes.Mode, n modes.Network, e modes.Endpoint, own []modes.Port) ([]modes.Port, error) {
+func OwnPorts(tx store.Tx, m modes.Mode, n modes.Network, e modes.Endpoint, own []modes.Port) ([]modes.Port, error) {
 	if !m.Traits(n).Publish.OnOwn {
 		return own, nil
 	}
@@ -87,20 +87,20 @@ func OwnPortsAt(ports []modes.Port, from, to netip.Addr) []modes.Port {
 }
 
 // ordered returns the requests with those for a certain port of the container before those for any.
-func (w *expansion) ordered(asks []book.Ask) []book.Ask {
+func (w *expansion) ordered(asks []book.PortRequest) []book.PortRequest {
 	if !w.redirects {
 		return asks
 	}
 	asks = slices.Clone(asks)
-	slices.SortStableFunc(asks, func(a, b book.Ask) int { return cmp.Compare(rank(a), rank(b)) })
+	slices.SortStableFunc(asks, func(a, b book.PortRequest) int { return cmp.Compare(rank(a), rank(b)) })
 	return asks
 }
 
-func rank(a book.Ask) int { return -(&chain{ask: a}).fixed() }
+func rank(a book.PortRequest) int { return -(&chain{ask: a}).fixed() }
 
 // addOwn publishes a port on the endpoint's own addresses; done is false if the port is also to be published on the
 // host.
-func (w *expansion) addOwn(a book.Ask) (done bool, err error) {
+func (w *expansion) addOwn(a book.PortRequest) (done bool, err error) {
 	found := false
 	for _, p := range w.e.Addrs {
 		own := p.Addr()
@@ -143,7 +143,7 @@ type ownKey struct {
 
 // addAt publishes a port on one of the endpoint's addresses: the first free port of the requested range, or the
 // container's port if the request names none. In the latter case it is no error if another request has that port.
-func (w *expansion) addAt(own netip.Addr, a book.Ask) error {
+func (w *expansion) addAt(own netip.Addr, a book.PortRequest) error {
 	first, last := a.HostPort, max(a.HostPort, a.HostPortEnd)
 	if a.HostPort == 0 {
 		first, last = a.ContainerPort, a.ContainerPort

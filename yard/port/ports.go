@@ -16,14 +16,14 @@ import (
 
 // PublishOnce publishes the requested ports of an endpoint. It fails if another endpoint or program has one of them.
 func PublishOnce(
-	ctx context.Context, y *book.Book, j *book.Judge, network, id string, asks []book.Ask, lent bool,
+	ctx context.Context, y *book.Book, j *book.LiveCheck, network, id string, asks []book.PortRequest, lent bool,
 ) ([]modes.Port, error) {
 	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	m, n, e, err := y.Whole(network, id)
+	m, n, e, err := y.EndpointWithMode(network, id)
 	if err != nil {
 		return nil, err
 	}
@@ -34,12 +34,12 @@ func PublishOnce(
 	fresh, reclaimed := e, []modes.Endpoint(nil)
 	fresh.Lent = lent
 	asked := len(asks) > 0
-	asks, own, err := Widen(m, n, fresh, asks)
+	asks, own, err := ExpandAddresses(m, n, fresh, asks)
 	if err != nil {
 		return nil, err
 	}
 	choice := &Choice{Y: y, E: e, Judge: j}
-	if err := choice.Look(asks); err != nil {
+	if err := choice.ReadHost(asks); err != nil {
 		return nil, err
 	}
 	err = y.Update("ports recorded", func(tx store.Tx) error {
@@ -117,13 +117,13 @@ type Choice struct {
 	chosen      []modes.Port
 	// Reserver is a process that listens on the ports only to reserve them; 0: there is none.
 	Reserver int
-	Judge    *book.Judge
+	Judge    *book.LiveCheck
 	// Holders are the endpoints that have requested ports.
 	Holders []book.Holder
 }
 
-// Look checks the requested addresses and reads the host's listeners. It must not be called in a transaction.
-func (c *Choice) Look(asks []book.Ask) (err error) {
+// ReadHost checks the requested addresses and reads the host's listeners. It must not be called in a transaction.
+func (c *Choice) ReadHost(asks []book.PortRequest) (err error) {
 	if len(asks) == 0 {
 		return nil
 	}
@@ -154,7 +154,7 @@ func (c *Choice) Look(asks []book.Ask) (err error) {
 }
 
 // Ports chooses a port for each request and joins consecutive ones to ranges.
-func (c *Choice) Ports(tx store.Tx, asks []book.Ask) ([]modes.Port, error) {
+func (c *Choice) Ports(tx store.Tx, asks []book.PortRequest) ([]modes.Port, error) {
 	if len(asks) == 0 {
 		return nil, nil
 	}
@@ -209,7 +209,7 @@ func (c *Choice) conflict(tx store.Tx, proto string, a netip.Addr, first, count 
 		}
 	}
 	for _, l := range c.Listeners {
-		if l.Takes(proto, a, first, count) && !l.HeldBy(c.Reserver) {
+		if l.Receives(proto, a, first, count) && !l.OpenIn(c.Reserver) {
 			return listenerError{l}
 		}
 	}

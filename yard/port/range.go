@@ -14,15 +14,15 @@ import (
 // A chain is a run of requests for ports that are consecutive on the host and in the container, or one request for any
 // port, on one or more addresses. The same ports are chosen on all of them.
 type chain struct {
-	ask   book.Ask
+	ask   book.PortRequest
 	count uint16
 	hosts []netip.Addr
 }
 
 // chains joins requests to chains, since an engine splits ranges before it sends them.
-func chains(asks []book.Ask) (all []*chain) {
+func chains(asks []book.PortRequest) (all []*chain) {
 	sorted := slices.Clone(asks)
-	slices.SortStableFunc(sorted, func(a, b book.Ask) int {
+	slices.SortStableFunc(sorted, func(a, b book.PortRequest) int {
 		return cmp.Or(cmp.Compare(a.Proto, b.Proto), a.HostIP.Compare(b.HostIP), cmp.Compare(a.HostPort, b.HostPort),
 			cmp.Compare(a.ContainerPort, b.ContainerPort))
 	})
@@ -61,8 +61,8 @@ func (c *chain) fixed() int {
 }
 
 // followedBy reports whether a request continues the chain.
-func (c *chain) followedBy(a book.Ask) bool {
-	exact := func(x book.Ask) bool { return x.HostPort != 0 && x.HostPortEnd <= x.HostPort }
+func (c *chain) followedBy(a book.PortRequest) bool {
+	exact := func(x book.PortRequest) bool { return x.HostPort != 0 && x.HostPortEnd <= x.HostPort }
 	return exact(c.ask) && exact(a) && a.Proto == c.ask.Proto && a.HostIP == c.ask.HostIP &&
 		a.HostPort == c.ask.HostPort+c.count && a.ContainerPort == c.ask.ContainerPort+c.count
 }

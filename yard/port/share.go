@@ -22,7 +22,7 @@ func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, con
 			return r.Proto == p.Proto && r.First <= p.HostPort && p.HostPort <= r.Last && sameAddr(r.Addr, p.HostIP)
 		})
 		heard := slices.IndexFunc(c.Listeners, func(l sandbox.Listener) bool {
-			return l.Takes(p.Proto, p.HostIP, p.HostPort, 1)
+			return l.Receives(p.Proto, p.HostIP, p.HostPort, 1)
 		})
 		switch {
 		case at >= 0:
@@ -42,7 +42,7 @@ func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, con
 
 // Ignore logs and tells that requests to publish ports are ignored on a network that shares the host's ports. An engine
 // does the same with --network host.
-func Ignore(y *book.Book, n modes.Network, e modes.Endpoint, asks []book.Ask) {
+func Ignore(y *book.Book, n modes.Network, e modes.Endpoint, asks []book.PortRequest) {
 	for _, a := range asks {
 		y.Config.Log.Warn("published port ignored: the container shares the host's addresses",
 			"network", n.ID, "name", n.Name, "endpoint", e.ID, "container", e.Container.Name, "port", a.String())

@@ -24,13 +24,14 @@ type expansion struct {
 	lent bool
 	// asks are the requests for addresses of the host. own are ports on the container's own addresses, as on routed
 	// networks; they take no address of the host.
-	asks []book.Ask
+	asks []book.PortRequest
 	own  []modes.Port
 }
 
-// Widen replaces missing and unspecified addresses in requests by those to publish on. It returns the requests for host
-// addresses, and the ports on the container's own. For lent ports it leaves out what this network cannot serve.
-func Widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.Ask) ([]book.Ask, []modes.Port, error) {
+// ExpandAddresses replaces missing and unspecified addresses in requests by those to publish on. It returns the
+// requests for host addresses, and the ports on the container's own. For lent ports it leaves out what this network
+// cannot serve.
+func ExpandAddresses(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.PortRequest) ([]book.PortRequest, []modes.Port, error) {
 	if len(asks) == 0 {
 		return nil, nil, nil
 	}
@@ -60,7 +61,7 @@ func Widen(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.Ask) ([]
 	return w.asks, Join(slices.Compact(w.own)), nil
 }
 
-func (w *expansion) add(a book.Ask) error {
+func (w *expansion) add(a book.PortRequest) error {
 	if w.redirects {
 		if done, err := w.addOwn(a); done || err != nil {
 			return err
@@ -97,7 +98,7 @@ func (w *expansion) add(a book.Ask) error {
 }
 
 // ownPort returns a requested port as a port on the endpoint's own address.
-func ownPort(e modes.Endpoint, a book.Ask) modes.Port {
+func ownPort(e modes.Endpoint, a book.PortRequest) modes.Port {
 	at := slices.IndexFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.HostIP.Is4() })
 	return modes.Port{
 		Proto: a.Proto, HostIP: e.Addrs[at].Addr(), HostPort: a.ContainerPort, ContainerPort: a.ContainerPort,

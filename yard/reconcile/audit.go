@@ -90,7 +90,7 @@ func auditRecords(y *yard.Yard, censuses []Census) (out []book.Finding, err erro
 			out = append(out, book.Finding{
 				Kind: book.Fault, Network: network, Removable: true,
 				Text:   fmt.Sprintf("endpoint %s is stuck %s", modes.Short(e.ID), e.Phase),
-				Remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
+				Remove: func(ctx context.Context) error { return y.RemoveEndpoint(ctx, e.NetworkID, e.ID) },
 			})
 		}
 		text, removable := orphaned(y, e, censuses, book.Young)
@@ -101,7 +101,7 @@ func auditRecords(y *yard.Yard, censuses []Census) (out []book.Finding, err erro
 		out = append(out, book.Finding{
 			Kind: book.Orphan, Network: network, Removable: removable,
 			Text:   label + ": " + text,
-			Remove: func(ctx context.Context) error { return y.Bury(ctx, e.NetworkID, e.ID) },
+			Remove: func(ctx context.Context) error { return y.RemoveEndpoint(ctx, e.NetworkID, e.ID) },
 		})
 	}
 	given, err := lease.AuditLeases(y.Book)

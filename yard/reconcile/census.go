@@ -69,7 +69,7 @@ func WantedKey(network string, a netip.Addr) string { return book.ClaimKey(netwo
 // removed only if it is missing in two censuses in a row, is older than the grace period, since an engine lists a thing
 // later than it requests it from netyard, and is not in use, in case another engine owns it.
 func Reconcile(ctx context.Context, y *yard.Yard, c Census) error {
-	if err := TakeNames(y, c); err != nil {
+	if err := RecordNames(y, c); err != nil {
 		return err
 	}
 	if err := enforce.Enforce(ctx, y.Book); err != nil { // policies select endpoints by their owners
@@ -108,7 +108,7 @@ func reapEndpoints(ctx context.Context, y *yard.Yard, c Census, round *book.Roun
 		if reason == "" || !removable || !round.Again("endpoint "+e.ID) {
 			continue
 		}
-		errs = append(errs, y.Bury(ctx, e.NetworkID, e.ID))
+		errs = append(errs, y.RemoveEndpoint(ctx, e.NetworkID, e.ID))
 	}
 	return errors.Join(errs...)
 }
@@ -165,8 +165,8 @@ func orphanNetworks(y *yard.Yard, c Census, age time.Duration) (out []modes.Netw
 	return out, nil
 }
 
-// TakeNames records the names of networks and the containers of endpoints.
-func TakeNames(y *yard.Yard, c Census) error {
+// RecordNames records the names of networks and the containers of endpoints.
+func RecordNames(y *yard.Yard, c Census) error {
 	ns, err := y.Networks()
 	if err != nil {
 		return err
@@ -212,7 +212,7 @@ func Identify(y *yard.Yard, network, id string, who modes.Container) error {
 	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
 		return err
 	}
-	defer y.PokeLeases() // the DHCP client may send the name
+	defer y.WakeLeases() // the DHCP client may send the name
 	err = y.Config.Store.Update(func(tx store.Tx) error {
 		now, err := book.GetEndpoint(tx, network, id)
 		if err != nil {

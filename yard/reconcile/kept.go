@@ -15,16 +15,16 @@ import (
 // netyard never ran, nothing was lost.
 func noteLoss(y *yard.Yard) error {
 	s := y.Config.Store
-	if !s.Kept.MayBeLost {
+	if !s.Copy.MayBeLost {
 		return nil
 	}
-	lost := s.Kept.Lost
+	lost := s.Copy.Lost
 	if !lost {
 		own, err := copies(y)
 		if err != nil {
 			return err
 		}
-		policed, err := y.Config.Kernel.Policed()
+		policed, err := y.Config.Kernel.HasPolicy()
 		if err != nil {
 			return fmt.Errorf("find policies in the kernel: %w", err)
 		}
@@ -51,9 +51,9 @@ func noteLoss(y *yard.Yard) error {
 // file has been replaced by a newer copy. Otherwise the records win: they differ only if an older netyard, which has no
 // kept records, changed them.
 func syncKept(y *yard.Yard) error {
-	keptWins := Rebuilding(y) || y.Config.Store.Kept.Newer
+	keptWins := Rebuilding(y) || y.Config.Store.Copy.Newer
 	return y.Update("kept records recalled", func(tx store.Tx) error {
-		if err := y.Config.IPAM.Recall(tx, keptWins); err != nil {
+		if err := y.Config.IPAM.RestoreReservations(tx, keptWins); err != nil {
 			return err
 		}
 		ns, err := book.Networks.List(tx, "")
@@ -96,7 +96,7 @@ func forgetKept(y *yard.Yard, c Census) error {
 				}
 			}
 		}
-		return y.Config.IPAM.ForgetUnknown(tx, func(subnet netip.Prefix) bool { return c.Pools[subnet] })
+		return y.Config.IPAM.RemoveUnknownReservations(tx, func(subnet netip.Prefix) bool { return c.Pools[subnet] })
 	})
 }
 

@@ -21,9 +21,9 @@ import (
 
 const flagRebuilding = "rebuilding"
 
-// LostRecords records that the database may have been lost. Until the records are rebuilt, nothing unknown counts as a
-// stray.
-func LostRecords(tx store.Tx) error { return book.Flags.Put(tx, flagRebuilding, true) }
+// MarkRecordsLost records that the database may have been lost. Until the records are rebuilt, nothing unknown counts
+// as a stray.
+func MarkRecordsLost(tx store.Tx) error { return book.Flags.Put(tx, flagRebuilding, true) }
 
 // Rebuilding reports whether lost records have not been rebuilt yet.
 func Rebuilding(y *yard.Yard) bool {
@@ -35,9 +35,9 @@ func Rebuilding(y *yard.Yard) bool {
 	return err == nil && lost
 }
 
-// Unknown reports whether the host has links of netyard's that are in no record.
-func Unknown(y *yard.Yard) (bool, error) {
-	w, err := enforce.Everything(y.Book)
+// HasStrays reports whether the host has links of netyard's that are in no record.
+func HasStrays(y *yard.Yard) (bool, error) {
+	w, err := enforce.AllWanted(y.Book)
 	if err != nil {
 		return false, err
 	}
@@ -129,7 +129,7 @@ func adoptRecord(
 	if overlay.Claims(y.Book, n.Mode) { // its addresses are in the cluster's pools, not in this host's
 		s.Pools, n.Subnets = nil, slices.Clone(n.Subnets)
 		for i := range n.Subnets {
-			n.Subnets[i].Space = overlay.OverlaySpace
+			n.Subnets[i].Space = overlay.Space
 		}
 	}
 	if err := fillGateways(y, m, &n, c); err != nil {
@@ -233,7 +233,7 @@ func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (mo
 			e = k.Of(e)
 		}
 		for _, a := range e.Addrs {
-			if err := y.KeepLease(tx, n, a.Addr(), e); err != nil {
+			if err := y.EnsureLease(tx, n, a.Addr(), e); err != nil {
 				return err
 			}
 		}

@@ -36,7 +36,7 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	if err := claimObjects(ctx, y); err != nil {
 		return err
 	}
-	if err := lease.SettleOffers(y.Book); err != nil {
+	if err := lease.ReleaseOffers(y.Book); err != nil {
 		return err
 	}
 	for _, n := range ns {
@@ -57,11 +57,11 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 // elements, a network that cannot be brought up is isolated all the same. With the claims, an object that several
 // networks share stays when the first of them is removed.
 func claimObjects(ctx context.Context, y *yard.Yard) error {
-	w, err := enforce.Everything(y.Book)
+	w, err := enforce.AllWanted(y.Book)
 	if err != nil {
 		return err
 	}
-	y.Config.Kernel.Claim(w.Objects...)
+	y.Config.Kernel.AddOwners(w.Objects...)
 	for _, o := range w.Objects {
 		if e, ok := o.(nft.Element); ok {
 			if err := y.Config.Kernel.Ensure(ctx, e); err != nil {
@@ -100,16 +100,16 @@ func restoreEndpoint(
 ) error {
 	switch {
 	case e.Phase == modes.Deleting:
-		return y.ForgetNow(ctx, m, n, e)
+		return y.ForgetLocked(ctx, m, n, e)
 	case e.Phase == modes.Pending && (e.Attachment != "" || y.Dead(e)):
 		// Its runtime regards the request as failed, or the host was rebooted.
-		return y.BuryNow(ctx, m, n, e)
+		return y.RemoveLocked(ctx, m, n, e)
 	case e.Phase == modes.Pending: // its Join was never answered
-		return y.Unjoin(m, n, e)
+		return y.UndoJoin(m, n, e)
 	case e.Sandbox == "": // its engine may be about to join it
 		return nil
 	case y.Dead(e):
-		return y.BuryNow(ctx, m, n, e)
+		return y.RemoveLocked(ctx, m, n, e)
 	}
 	here := links[core.Alias(n.ID, e.ID)]
 	if !here {
@@ -166,7 +166,7 @@ func compare(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err erro
 // compareOnce compares the kernel with the records as they are before and after the snapshot. Only what was wanted both
 // times can be missing, and only what was wanted neither time is a stray.
 func compareOnce(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err error) {
-	before, err := enforce.Everything(y.Book)
+	before, err := enforce.AllWanted(y.Book)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -174,7 +174,7 @@ func compareOnce(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err 
 	if err != nil {
 		return nil, nil, err
 	}
-	after, err := enforce.Everything(y.Book)
+	after, err := enforce.AllWanted(y.Book)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -197,7 +197,7 @@ func compareOnce(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err 
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, s := range snap.Strays(slices.Concat(before.Objects, before.Passing, after.Objects, after.Passing)) {
+	for _, s := range snap.Strays(slices.Concat(before.Objects, before.MayExist, after.Objects, after.MayExist)) {
 		if kept := lost && s.Policy; !kept && !after.Foreign[s.Network] {
 			strays = append(strays, s)
 		}

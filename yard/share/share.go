@@ -88,7 +88,7 @@ func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
 			listed = time.Now()
 		}
 		if since := time.Since(read); since >= recordInterval {
-			Rewatch(y, all)
+			Refresh(y, all)
 			read = time.Now()
 		}
 		for _, w := range all {
@@ -119,8 +119,8 @@ func HostChanged(y *yard.Yard, all map[string]*Watched, before []sandbox.Listene
 	return now
 }
 
-// Rewatch updates the set of watched endpoints from the records.
-func Rewatch(y *yard.Yard, all map[string]*Watched) {
+// Refresh updates the set of watched endpoints from the records.
+func Refresh(y *yard.Yard, all map[string]*Watched) {
 	ns, err := y.Networks()
 	if err != nil {
 		y.Config.Log.Error("list of watched sandboxes failed", "err", err)
@@ -207,7 +207,7 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 			return nil
 		}
 		w.Endpoint.Sandbox = "" // until the records are read again
-		return y.Bury(ctx, w.Endpoint.NetworkID, w.Endpoint.ID)
+		return y.RemoveEndpoint(ctx, w.Endpoint.NetworkID, w.Endpoint.ID)
 	}
 	ls, err := listening(y, w)
 	if err != nil {
@@ -246,7 +246,7 @@ func listening(y *yard.Yard, w *Watched) ([]sandbox.Listener, error) {
 // grant publishes those of the wanted ports that nobody else has, withdraws all others, and returns the rest as
 // conflicts. Dead endpoints that have one of them are removed.
 func grant(ctx context.Context, y *yard.Yard, w *Watched, want []modes.Port) (conflicts []book.Conflict, err error) {
-	err = y.Past(ctx, func(j *book.Judge) error {
+	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
 		for h, at := range w.Judged { // a lasting conflict is not judged at each visit
 			j.Living[h] = j.Living[h] || time.Since(at) < recordInterval
 		}
@@ -257,7 +257,7 @@ func grant(ctx context.Context, y *yard.Yard, w *Watched, want []modes.Port) (co
 }
 
 func grantOnce(
-	ctx context.Context, y *yard.Yard, j *book.Judge, w *Watched, want []modes.Port,
+	ctx context.Context, y *yard.Yard, j *book.LiveCheck, w *Watched, want []modes.Port,
 ) ([]book.Conflict, error) {
 	release, err := y.Hold(ctx, w.Endpoint.NetworkID, w.Endpoint.ID)
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"netyard/yard/book"
 )
 
-// ErrQuestion is the cause of an error about the client, target or port of a trace.
-var ErrQuestion = errors.New("bad question")
+// ErrRequest is the cause of an error about the client, target or port of a trace.
+var ErrRequest = errors.New("bad question")
 
 // Host names the host as the client of a trace.
 const Host = "host"
@@ -80,7 +80,7 @@ func (t *tracer) parse(from, to string) (err error) {
 		t.proto = "tcp"
 	}
 	if !slices.Contains([]string{"tcp", "udp", "sctp"}, t.proto) {
-		return fmt.Errorf("%w: protocol %q: want tcp, udp or sctp", ErrQuestion, proto)
+		return fmt.Errorf("%w: protocol %q: want tcp, udp or sctp", ErrRequest, proto)
 	}
 	name, port := "", what
 	if at := strings.LastIndexByte(what, ':'); at >= 0 {
@@ -88,7 +88,7 @@ func (t *tracer) parse(from, to string) (err error) {
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {
-		return fmt.Errorf("%w: %q: want PORT, or CONTAINER:PORT", ErrQuestion, to)
+		return fmt.Errorf("%w: %q: want PORT, or CONTAINER:PORT", ErrRequest, to)
 	}
 	t.port = uint16(n)
 	if a, err := netip.ParseAddr(from); err == nil {
@@ -150,7 +150,7 @@ func (t *tracer) address(e modes.Endpoint) (netip.Addr, error) {
 		}
 	}
 	family := map[bool]string{false: "IPv4", true: "IPv6"}[t.v6]
-	return netip.Addr{}, fmt.Errorf("%w: %s has no %s address", ErrQuestion, nameOf(e), family)
+	return netip.Addr{}, fmt.Errorf("%w: %s has no %s address", ErrRequest, nameOf(e), family)
 }
 
 func nameOf(e modes.Endpoint) string {
@@ -173,7 +173,7 @@ func (t *tracer) source(p *explain.Packet) error {
 		}
 		if p.In = t.y.BridgeOf(n); p.In == "" {
 			return fmt.Errorf("%w: network %s is of mode %s: its outbound traffic does not pass this host's rules",
-				ErrQuestion, book.Label(n), n.Mode)
+				ErrRequest, book.Label(n), n.Mode)
 		}
 		t.say("%s sends from %s on network %s; the packet arrives on %s",
 			nameOf(t.srcEndpoint), p.Src, book.Label(n), p.In)
@@ -241,7 +241,7 @@ func (t *tracer) toContainer() error {
 	}
 	if p.Out == "" {
 		return fmt.Errorf("%w: network %s is of mode %s: its inbound traffic does not pass this host's rules",
-			ErrQuestion, book.Label(n), n.Mode)
+			ErrRequest, book.Label(n), n.Mode)
 	}
 	if err := t.source(&p); err != nil {
 		return err
@@ -274,7 +274,7 @@ func (t *tracer) pass(p explain.Packet, n modes.Network) error {
 				book.Label(n))
 			return nil
 		}
-		if !explain.BridgedSeen(t.y.Config.Kernel.Handle, p.Dst.Is6()) {
+		if !explain.BridgeNetfilterOn(t.y.Config.Kernel.Handle, p.Dst.Is6()) {
 			t.say("it stays on the bridge, where the rules for routed packets do not apply")
 			return nil
 		}
@@ -325,7 +325,7 @@ func (t *tracer) toHost() error {
 	if !p.Src.IsValid() {
 		p.Src = p.Dst
 	}
-	if p.In != "" && ports.Obeys(t.y.Config.Kernel.Handle) {
+	if p.In != "" && ports.HostFirewallDecides(t.y.Config.Kernel.Handle) {
 		t.say("published ports are subject to the host's own firewall (publish=host)")
 		if err := t.judge(explain.Input, p); err != nil || t.reach == explain.Dropped {
 			return err
@@ -395,7 +395,7 @@ func (t *tracer) notPublished(p explain.Packet) error {
 		if t.v6 {
 			a = netip.IPv6Unspecified()
 		}
-		if !l.Takes(t.proto, a, t.port, 1) || l.Addr.IsLoopback() && p.In != "" {
+		if !l.Receives(t.proto, a, t.port, 1) || l.Addr.IsLoopback() && p.In != "" {
 			continue
 		}
 		t.say("%s on the host listens on it", l.Owner())

@@ -14,10 +14,10 @@ import (
 // Name is the name of a network's bridge, if none was given.
 func Name(n modes.Network) string { return core.Name(core.BridgePrefix, n.ID) }
 
-// Free refuses a subnet that overlaps one of the host's on another link than the bridge, since both routes would match.
-// It may be part of the subnets of the links in within.
-func Free(f modes.Facts, s modes.Subnet, bridge string, within ...string) error {
-	link, other, err := f.Occupant(s.Pool, bridge, within...)
+// CheckFree refuses a subnet that overlaps one of the host's on another link than the bridge, since both routes would
+// match. It may be part of the subnets of the links in within.
+func CheckFree(f modes.Facts, s modes.Subnet, bridge string, within ...string) error {
+	link, other, err := f.OverlappingLink(s.Pool, bridge, within...)
 	if err == nil && link != "" {
 		err = fmt.Errorf("subnet %s overlaps %s on the host's link %s", s.Pool, other, link)
 	}
@@ -79,7 +79,7 @@ func (z Zone) Objects(n modes.Network) []core.Object {
 		all = append(all, nft.InterfaceIn(bridge.Internal, z.Bridge))
 	}
 	if z.ICC {
-		all = append(all, nft.InterfaceIn(bridge.Talk, z.Bridge, z.Bridge))
+		all = append(all, nft.InterfaceIn(bridge.Reachable, z.Bridge, z.Bridge))
 	}
 	return Owned(n, all...)
 }

@@ -75,9 +75,9 @@ func checkGuide(n modes.Network, a netip.Addr, another, reach bool) error {
 	)
 }
 
-// Fits refuses a network that needs an address or link that the host lacks. It is asked only when a network is created:
-// a recorded network has to come up whatever the host has lost since.
-func Fits(f modes.Facts, n modes.Network) error {
+// CheckHost refuses a network that needs an address or link that the host lacks. It is asked only when a network is
+// created: a recorded network has to come up whatever the host has lost since.
+func CheckHost(f modes.Facts, n modes.Network) error {
 	for _, o := range []modes.AddrOption{egress4, egress6} {
 		a := o.Of(n)
 		if !a.IsValid() {
@@ -108,7 +108,7 @@ func Free(f modes.Facts, n modes.Network, br string) error {
 		if !s.Gateway.IsValid() || IsolatedAt(n, s) {
 			continue
 		}
-		if err := bridged.Free(f, s, br, ndpProxy.Of(n)); err != nil {
+		if err := bridged.CheckFree(f, s, br, ndpProxy.Of(n)); err != nil {
 			return err
 		}
 	}

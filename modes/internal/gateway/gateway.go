@@ -45,7 +45,7 @@ func Objects(n modes.Network, br string) (objects []core.Object) {
 		if !exit.Of(n) {
 			by = nil
 		}
-		elements = append(elements, ports.Guided(br, by)...)
+		elements = append(elements, ports.GatewayContainer(br, by)...)
 	}
 	return append(objects, bridged.Owned(n, elements...)...)
 }

@@ -59,7 +59,7 @@ func (k Kind) lan(n modes.Network) modes.LAN {
 // Objects are the parent, its VLAN links, and the host's own link on it.
 func (k Kind) Objects(n modes.Network) (objects []core.Object) {
 	if island(n) {
-		objects = append(objects, lan.Island{Name: linkName(n), Alias: core.Alias(n.ID, "")})
+		objects = append(objects, lan.IsolatedParent{Name: linkName(n), Alias: core.Alias(n.ID, "")})
 	} else {
 		objects = append(objects, base(n))
 	}

@@ -57,7 +57,7 @@ func (k Kind) gate(n modes.Network) []core.Object {
 	}
 	if who(n) != "" {
 		subnets, interfaces := modes.PublishFrom.Of(n)
-		for _, el := range ports.ClosedBut(shim, subnets, interfaces) {
+		for _, el := range ports.RestrictClients(shim, subnets, interfaces) {
 			objects = append(objects, el.For(n.ID))
 		}
 	}
@@ -69,7 +69,7 @@ func (k Kind) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Objec
 	for _, a := range e.Addrs {
 		if elements := e.PublishedTo(a.Addr()); len(elements) > 0 {
 			objects = append(objects, beside.Forwarding{IPv6: a.Addr().Is6()},
-				lan.Return{Route: lan.HostRoute{Shim: k.shim(n), Dst: a.Addr()}, Owner: e.ID})
+				lan.ReturnNAT{Route: lan.HostRoute{Shim: k.shim(n), Dst: a.Addr()}, Owner: e.ID})
 			objects = append(objects, elements...)
 		}
 	}

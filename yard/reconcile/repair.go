@@ -13,19 +13,19 @@ import (
 )
 
 const (
-	// settleTime is how long Mend waits after a change for further changes that belong to it.
+	// settleTime is how long Repair waits after a change for further changes that belong to it.
 	settleTime = 50 * time.Millisecond
 	// pause is the least time between two checks: containers that start and stop make many changes.
 	pause = 200 * time.Millisecond
-	// checkInterval is how often Mend checks without a notification: changes of sysctls send none.
+	// checkInterval is how often Repair checks without a notification: changes of sysctls send none.
 	checkInterval = time.Minute
 	// repairTime bounds the repair of one network: requests about the network wait for that long at most.
 	repairTime = 5 * time.Second
 )
 
-// Mend repairs links, addresses and sysctls of networks and endpoints that another program has changed, until ctx ends.
-// The kernel package has a watcher of its own for the firewall.
-func Mend(ctx context.Context, y *yard.Yard) error {
+// Repair repairs links, addresses and sysctls of networks and endpoints that another program has changed, until ctx
+// ends. The kernel package has a watcher of its own for the firewall.
+func Repair(ctx context.Context, y *yard.Yard) error {
 	changes, err := y.Config.Kernel.Changes(ctx)
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func Mend(ctx context.Context, y *yard.Yard) error {
 		if !book.Sleep(ctx, wait) {
 			return nil
 		}
-		if err := MendOnce(ctx, y); err != nil && ctx.Err() == nil {
+		if err := RepairOnce(ctx, y); err != nil && ctx.Err() == nil {
 			y.Config.Log.Error("repair failed", "err", err)
 		}
 		if !book.Sleep(ctx, pause) {
@@ -53,9 +53,9 @@ func Mend(ctx context.Context, y *yard.Yard) error {
 	}
 }
 
-// MendOnce checks all networks, and repairs those with drift.
-func MendOnce(ctx context.Context, y *yard.Yard) error {
-	w, err := enforce.Everything(y.Book)
+// RepairOnce checks all networks, and repairs those with drift.
+func RepairOnce(ctx context.Context, y *yard.Yard) error {
+	w, err := enforce.AllWanted(y.Book)
 	if err != nil {
 		return err
 	}
@@ -94,21 +94,21 @@ func repairNetwork(ctx context.Context, y *yard.Yard, id string) error {
 	if err != nil {
 		return err
 	}
-	objects, err := WantedOf(y, n)
+	objects, err := PlanOf(y, n)
 	if err != nil {
 		return err
 	}
 	const passes = 3 // a bridge, then its ports, then what belongs to those
 	for range passes {
-		if some, err := MendObjects(ctx, y, n, objects); !some || err != nil {
+		if some, err := RepairObjects(ctx, y, n, objects); !some || err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// MendObjects repairs those of the objects that have drifted. some: there were any.
-func MendObjects(ctx context.Context, y *yard.Yard, n modes.Network, objects []core.Object) (some bool, err error) {
+// RepairObjects repairs those of the objects that have drifted. some: there were any.
+func RepairObjects(ctx context.Context, y *yard.Yard, n modes.Network, objects []core.Object) (some bool, err error) {
 	snap, err := y.Config.Kernel.LinkSnapshot()
 	if err != nil {
 		return false, err
@@ -132,8 +132,8 @@ func MendObjects(ctx context.Context, y *yard.Yard, n modes.Network, objects []c
 	return last >= 0, errors.Join(errs...)
 }
 
-// WantedOf returns the plan of a network that is ready, with its joined endpoints.
-func WantedOf(y *yard.Yard, n modes.Network) ([]core.Object, error) {
+// PlanOf returns the plan of a network that is ready, with its joined endpoints.
+func PlanOf(y *yard.Yard, n modes.Network) ([]core.Object, error) {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
 		return nil, err

@@ -40,7 +40,7 @@ func claimDevice(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[strin
 			i++
 		}
 	}
-	return y.Plan().Take(m, n, others)
+	return y.Plan().TakeDevice(m, n, others)
 }
 
 // endFormer removes an endpoint that is being deleted, or that e replaces. gone: it removed it.

@@ -27,7 +27,7 @@ func (y *Yard) Retry(ctx context.Context) {
 	}
 	for _, e := range es {
 		if y.Stuck(e.Phase, e.Turned, y.Config.Grace) {
-			if err := y.Bury(ctx, e.NetworkID, e.ID); err != nil {
+			if err := y.RemoveEndpoint(ctx, e.NetworkID, e.ID); err != nil {
 				y.Config.Log.Error("endpoint removal failed", "network", e.NetworkID, "endpoint", e.ID, "err", err)
 			}
 		}
@@ -41,21 +41,21 @@ func (y *Yard) Retry(ctx context.Context) {
 	}
 }
 
-// Bury removes an endpoint, its link and its leases without a request of its engine.
-func (y *Yard) Bury(ctx context.Context, network, id string) error {
+// RemoveEndpoint removes an endpoint, its link and its leases without a request of its engine.
+func (y *Yard) RemoveEndpoint(ctx context.Context, network, id string) error {
 	release, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return err
 	}
 	defer release()
-	m, n, e, err := y.Whole(network, id)
+	m, n, e, err := y.EndpointWithMode(network, id)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return y.BuryNow(ctx, m, n, e)
+	return y.RemoveLocked(ctx, m, n, e)
 }
 
 // Sweep removes the attachments whose sandbox is gone: no engine need report their end.
@@ -70,14 +70,14 @@ func (y *Yard) Sweep(ctx context.Context) {
 		if e.Attachment == "" || e.Phase != modes.Ready || young || !y.Dead(e) {
 			continue
 		}
-		if err := y.Bury(ctx, e.NetworkID, e.ID); err != nil {
+		if err := y.RemoveEndpoint(ctx, e.NetworkID, e.ID); err != nil {
 			y.Config.Log.Error("endpoint removal failed", "network", e.NetworkID, "endpoint", e.ID, "err", err)
 		}
 	}
 }
 
-// KeepLease makes sure that an endpoint's address is leased, if it is from a pool of netyard's own IPAM.
-func (y *Yard) KeepLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.Endpoint) error {
+// EnsureLease makes sure that an endpoint's address is leased, if it is from a pool of netyard's own IPAM.
+func (y *Yard) EnsureLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.Endpoint) error {
 	for _, s := range n.Subnets {
 		if s.Space != book.Space || !s.Pool.Contains(a) {
 			continue
@@ -101,26 +101,26 @@ func (y *Yard) KeepLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.End
 	return nil
 }
 
-// BuryNow removes an endpoint and its leases, when its engine will send no further request for it. The caller holds the
-// locks.
-func (y *Yard) BuryNow(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+// RemoveLocked removes an endpoint and its leases, when its engine will send no further request for it. The caller
+// holds the locks.
+func (y *Yard) RemoveLocked(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	if e.Phase == modes.Deleting && e.Attachment != "" { // its addresses may belong to another endpoint by now
-		return y.ForgetNow(ctx, m, n, e)
+		return y.ForgetLocked(ctx, m, n, e)
 	}
 	y.Config.Log.Info("removal of an endpoint without a request of its engine",
 		"network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
 	if err := y.Plan().Detach(m, n, e); err != nil {
 		return err
 	}
-	y.TellGivenBack(n, e)
+	y.TellDeviceReturned(n, e)
 	err := y.Update("endpoint buried", func(tx store.Tx) error {
 		if err := book.EraseEndpoint(tx, e); err != nil {
 			return err
 		}
-		return y.SettleLeases(tx, n, e)
+		return y.ReleaseLeases(tx, n, e)
 	})
 	if err != nil {
 		return err
 	}
-	return errors.Join(overlay.GiveUpOf(y.Book, n, e), enforce.Enforce(ctx, y.Book))
+	return errors.Join(overlay.ReleaseOf(y.Book, n, e), enforce.Enforce(ctx, y.Book))
 }
