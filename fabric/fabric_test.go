@@ -200,7 +200,8 @@ func (h *host) up(n record.Network) {
 	objects := []core.Object{
 		bridge.Bridge{Name: br, Alias: alias, MTU: n.MTU, MAC: mac, IPv6: true},
 		overlay.VXLAN{Name: x, Alias: alias, Master: br, VNI: n.VNI, Local: h.Local(), Port: h.Port(), MTU: n.MTU},
-		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br), nft.InterfaceIn(bridge.Reachable, br, br),
+		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br),
+		nft.InterfaceIn(bridge.Reachable, br, br),
 	}
 	for _, s := range n.Subnets {
 		objects = append(objects, overlay.Anycast{Link: br, Alias: alias, Addr: s.Gateway})

@@ -151,7 +151,8 @@ func inetChains(b rule.SetBook, restricted beside.Restricted, obeys bool) []rule
 		{restricted.V6, beside.RestrictedComment6, unix.NFPROTO_IPV6},
 	} {
 		if g.on {
-			forward = append(forward, rule.New(g.comment, rule.NFProto(g.proto), bridge.ForwardedForOthers(b), rule.Drop()))
+			drop := rule.New(g.comment, rule.NFProto(g.proto), bridge.ForwardedForOthers(b), rule.Drop())
+			forward = append(forward, drop)
 		}
 	}
 	return slices.Concat(

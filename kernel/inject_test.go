@@ -169,7 +169,8 @@ func (l *lab) container(name string, nat, internal, open bool) *sender {
 		bridge.Bridge{Name: br, Alias: core.Alias(nid, ""), MTU: 1500, IPv6: true},
 		core.Addr{Link: br, Alias: core.Alias(nid, ""), Prefix: netip.MustParsePrefix(gw4)},
 		core.Addr{Link: br, Alias: core.Alias(nid, ""), Prefix: netip.MustParsePrefix(gw6)},
-		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br), nft.InterfaceIn(bridge.Reachable, br, br),
+		nft.InterfaceIn(bridge.Bridges, br), nft.InterfaceIn(bridge.Own, br, br),
+		nft.InterfaceIn(bridge.Reachable, br, br),
 		v,
 	}
 	if nat {

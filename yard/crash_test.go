@@ -82,7 +82,9 @@ func (r *rig) begin(keepStrays bool) {
 	r.host.LeaveTablesOpen() // so that a test can plant faults in them
 	// Only transactions of the test write the file, so that a crash always leaves the same state.
 	if r.st, err = store.Open(r.t.Context(),
-		store.Config{Path: r.path, FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify}); err != nil {
+		store.Config{
+			Path: r.path, FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify,
+		}); err != nil {
 		r.t.Fatal(err)
 	}
 	r.step = func(string) {}
@@ -196,7 +198,9 @@ func (r *rig) life() []func(context.Context) error {
 		},
 		func(ctx context.Context) error {
 			_, err := r.Publish(ctx, netID, epID,
-				[]book.PortRequest{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}, {Proto: "udp", ContainerPort: 53}})
+				[]book.PortRequest{
+					{Proto: "tcp", ContainerPort: 80, HostPort: 8080}, {Proto: "udp", ContainerPort: 53},
+				})
 			return err
 		},
 		func(ctx context.Context) error {

@@ -225,7 +225,9 @@ func (y *Yard) UndoJoin(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 		return err
 	}
 	e.Kept = nil // Detach has returned the device to the host
-	return y.Update("endpoint unjoined", func(tx store.Tx) error { return book.PutEndpoint(tx, book.WithoutSandbox(e)) })
+	return y.Update("endpoint unjoined", func(tx store.Tx) error {
+		return book.PutEndpoint(tx, book.WithoutSandbox(e))
+	})
 }
 
 // Leave records that the endpoint has left its sandbox, and withdraws its published ports: an engine does not always

@@ -411,7 +411,9 @@ func TestPoliciesLost(t *testing.T) {
 					lose(t, path)
 					for range killed { // a daemon that was killed before it had found out what was lost
 						st, err := store.Open(t.Context(),
-							store.Config{Path: path, FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify})
+							store.Config{
+								Path: path, FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify,
+							})
 						must(t, err)
 						must(t, st.Close())
 					}

@@ -541,7 +541,8 @@ func TestDeadAttachment(t *testing.T) {
 			first := book.AttachRequest{
 				NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
 				Container: modes.Container{Engine: book.CNI},
-				Ports:     []book.PortRequest{ask("tcp", 8080, "")}, Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.50")},
+				Ports:     []book.PortRequest{ask("tcp", 8080, "")},
+				Addrs:     []netip.Addr{netip.MustParseAddr("10.9.0.50")},
 			}
 			was, err := attach.Attach(t.Context(), r.Yard, first)
 			must(t, err)

@@ -113,7 +113,8 @@ func TestLend(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := strings.Repeat("c", 64)
-	if err := r.PublishTentatively(t.Context(), out, r.joins(out.ID, second, "10.8.0.2/24", p), second, asks); err != nil {
+	other := r.joins(out.ID, second, "10.8.0.2/24", p)
+	if err := r.PublishTentatively(t.Context(), out, other, second, asks); err != nil {
 		t.Fatal(err)
 	}
 	has("another network joined", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")
@@ -173,7 +174,8 @@ func TestOwnPortsCrash(t *testing.T) {
 				r, n, link := inside(t, p)
 				p.Take(t, r.host, link.SrcName)
 				if name != "publish" {
-					if _, err := r.Publish(t.Context(), n.ID, epID, []book.PortRequest{own("tcp", 443, 8080)}); err != nil {
+					asks := []book.PortRequest{own("tcp", 443, 8080)}
+					if _, err := r.Publish(t.Context(), n.ID, epID, asks); err != nil {
 						t.Fatal(err)
 					}
 				}

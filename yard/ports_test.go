@@ -81,9 +81,9 @@ func TestPublish(t *testing.T) {
 	}
 
 	// A port that nobody chose stays what it is when it is asked for again, and another endpoint gets another.
-	some, err := publish(first, book.PortRequest{Proto: "tcp", ContainerPort: 80})
-	if again, err2 := publish(first, book.PortRequest{Proto: "tcp", ContainerPort: 80},
-		book.PortRequest{Proto: "udp", ContainerPort: 80}); err != nil || err2 != nil || !strings.HasPrefix(again, some) {
+	tcp, udp := book.PortRequest{Proto: "tcp", ContainerPort: 80}, book.PortRequest{Proto: "udp", ContainerPort: 80}
+	some, err := publish(first, tcp)
+	if again, err2 := publish(first, tcp, udp); err != nil || err2 != nil || !strings.HasPrefix(again, some) {
 		t.Errorf("asked again: %q after %q, %v %v", again, some, err, err2)
 	}
 	if other, err := publish(second, book.PortRequest{Proto: "tcp", ContainerPort: 80}); err != nil || other == some {

@@ -14,7 +14,9 @@ import (
 // PublishTentatively publishes ports on a joined endpoint whose network has no gateway. Other endpoints get their ports
 // when the engine announces that they have the container's default route, which it never does for this one. If the
 // engine later announces another endpoint, the ports move there.
-func (y *Yard) PublishTentatively(ctx context.Context, n modes.Network, link modes.Link, id string, asks []book.PortRequest) error {
+func (y *Yard) PublishTentatively(
+	ctx context.Context, n modes.Network, link modes.Link, id string, asks []book.PortRequest,
+) error {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
 		return err

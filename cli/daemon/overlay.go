@@ -83,8 +83,9 @@ func newFabric(cfg config, log *slog.Logger, version string, st *store.Store, k 
 		return nil, err
 	}
 	o.names = &names.Server{
-		Log: log, Sockets: ports.Sockets{Handle: k.Handle}, Directory: directory{o.agent}, Changed: o.agent.NetworkChanges(),
-		Port: modes.NamesPort, Resolvers: "/etc/resolv.conf", Upstream: modes.DNSPort,
+		Log: log, Sockets: ports.Sockets{Handle: k.Handle}, Directory: directory{o.agent},
+		Changed: o.agent.NetworkChanges(),
+		Port:    modes.NamesPort, Resolvers: "/etc/resolv.conf", Upstream: modes.DNSPort,
 	}
 	return o, nil
 }

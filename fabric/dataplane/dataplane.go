@@ -198,7 +198,8 @@ func (n *Network) setVTEPs() error {
 	if was != nil && slices.Equal(now, was) {
 		return nil
 	}
-	err := n.c.Kernel.Ensure(context.Background(), Elements(overlay.VTEPElements(n.c.Port(), n.net.VNI, now), n.net.ID)...)
+	vteps := Elements(overlay.VTEPElements(n.c.Port(), n.net.VNI, now), n.net.ID)
+	err := n.c.Kernel.Ensure(context.Background(), vteps...)
 	if err != nil {
 		return err
 	}

@@ -281,7 +281,8 @@ func TestRead(t *testing.T) {
 	}
 	forever := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10", dhcpv4.WithLeaseTime(0xffffffff))
 	l, err = read(forever, nil, time.Unix(0, 0))
-	if err != nil || !l.Expires.IsZero() || l.State(time.Now()) != Bound || !l.NextAttempt(time.Now(), time.Time{}).IsZero() {
+	if err != nil || !l.Expires.IsZero() || l.State(time.Now()) != Bound ||
+		!l.NextAttempt(time.Now(), time.Time{}).IsZero() {
 		t.Errorf("%+v %v", l, err)
 	}
 	anonymous := reply(m, dhcpv4.MessageTypeAck, "192.0.2.10")

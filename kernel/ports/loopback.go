@@ -23,9 +23,9 @@ import (
 // The kernel accepts no packet for 127.0.0.0/8 from a link, unless route_localnet opens every loopback service of the
 // host to its neighbours (CVE-2020-8558). So the addresses of such packets are rewritten before connection tracking
 // sees them, to substitutes that only netyard uses and that are routable: 127.x.y.z becomes 247.x.y.z (reserved by RFC
-// 1112), ::1 becomes rule.LoopbackAlias6. From there on they are ordinary traffic between local addresses, to which the maps of
-// published ports apply. When the traffic comes back, the addresses are rewritten again, after the routing decision.
-// Both rewrites are stateless and happen in the kernel: no process forwards anything.
+// 1112), ::1 becomes rule.LoopbackAlias6. From there on they are ordinary traffic between local addresses, to which the
+// maps of published ports apply. When the traffic comes back, the addresses are rewritten again, after the routing
+// decision. Both rewrites are stateless and happen in the kernel: no process forwards anything.
 const (
 	// loop holds the single ports that are published on loopback, loopRange the ranges.
 	loop      rule.SetName = "loop"
@@ -90,7 +90,8 @@ func LoopbackChains(b rule.SetBook) []rule.Chain {
 	beforeTracking := nftables.ChainPriorityRef(*nftables.ChainPriorityRaw - 10)
 	afterSourceNAT := nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 50)
 	out := []rule.Rule{rule.New("skip what does not stay on loopback", rule.NotToLoopback(), rule.Accept())}
-	ingress := append([]rule.Rule{rule.New("accept loopback", rule.FromLink("lo"), rule.Accept())}, bridge.PortBypassRules()...)
+	loopback := rule.New("accept loopback", rule.FromLink("lo"), rule.Accept())
+	ingress := append([]rule.Rule{loopback}, bridge.PortBypassRules()...)
 	var back []rule.Rule
 	for _, f := range rule.Families() {
 		out = append(out, loopOut(b, f)...)

@@ -41,7 +41,9 @@ func (b SetBook) PortKey(set SetName, invert bool, base expr.PayloadBase, offset
 }
 
 // IfKey looks up a link's name together with some bytes of the packet.
-func (b SetBook) IfKey(key expr.MetaKey, set SetName, invert bool, base expr.PayloadBase, offset, size uint32) []expr.Any {
+func (b SetBook) IfKey(
+	key expr.MetaKey, set SetName, invert bool, base expr.PayloadBase, offset, size uint32,
+) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
 		&expr.Payload{DestRegister: 2, Base: base, Offset: offset, Len: size},

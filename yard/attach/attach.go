@@ -36,7 +36,9 @@ func Attach(ctx context.Context, y *yard.Yard, r book.AttachRequest) (a book.Att
 	return a, err
 }
 
-func attachOnce(ctx context.Context, y *yard.Yard, j *book.LiveCheck, r book.AttachRequest) (a book.Attached, err error) {
+func attachOnce(
+	ctx context.Context, y *yard.Yard, j *book.LiveCheck, r book.AttachRequest,
+) (a book.Attached, err error) {
 	start := y.Config.Now()
 	ns, err := y.Config.Kernel.SandboxID(r.NS)
 	if err != nil {

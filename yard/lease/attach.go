@@ -16,7 +16,9 @@ import (
 )
 
 // RequestLeases gets the addresses of an attachment from the LAN's DHCP server: one for each DHCP pool of its network.
-func RequestLeases(ctx context.Context, y *book.Book, j *book.LiveCheck, r book.AttachRequest) (addrs []netip.Prefix, err error) {
+func RequestLeases(
+	ctx context.Context, y *book.Book, j *book.LiveCheck, r book.AttachRequest,
+) (addrs []netip.Prefix, err error) {
 	n, err := y.Network(r.NetworkID)
 	if err != nil {
 		return nil, err

@@ -31,7 +31,9 @@ type expansion struct {
 // ExpandAddresses replaces missing and unspecified addresses in requests by those to publish on. It returns the
 // requests for host addresses, and the ports on the container's own. For lent ports it leaves out what this network
 // cannot serve.
-func ExpandAddresses(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.PortRequest) ([]book.PortRequest, []modes.Port, error) {
+func ExpandAddresses(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.PortRequest) (
+	[]book.PortRequest, []modes.Port, error,
+) {
 	if len(asks) == 0 {
 		return nil, nil, nil
 	}
