@@ -86,8 +86,7 @@ func TestNear(t *testing.T) {
 }
 
 // TestPrepare: a command gets the arguments that its usage line names, and mistakes are errors of one line.
-func TestPrepare(t *testing.T) {
-	t.Parallel()
+func TestPrepare(t *testing.T) { // not parallel: the help flag of urfave/cli is a global
 	for in, want := range map[string]string{
 		"ps":                     "",
 		"ps web":                 `ps: unexpected argument "web"`,
@@ -115,8 +114,7 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
-func TestPairs(t *testing.T) {
-	t.Parallel()
+func TestPairs(t *testing.T) { // not parallel: the help flag of urfave/cli is a global
 	for in, want := range map[string]string{
 		"-o a=1 -o b=":  "",
 		"-o a=1 -o a=1": "",
