@@ -48,7 +48,8 @@ type options map[string]json.RawMessage
 
 // text returns an option that is a string.
 func (o options) text(key string) (s string, ok bool) {
-	return s, json.Unmarshal(o[key], &s) == nil
+	ok = json.Unmarshal(o[key], &s) == nil
+	return s, ok
 }
 
 // firstMissing takes pairs of a field's name and value, and returns the name of the first empty field, or "".

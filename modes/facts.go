@@ -45,5 +45,6 @@ func NoteDevice(st device.State) (map[string]string, error) {
 // NotedDevice returns the state of the endpoint's card before it was moved; ok is false when none is recorded.
 func (e Endpoint) NotedDevice() (st device.State, ok bool) {
 	text := e.Kept[keptDevice]
-	return st, text != "" && json.Unmarshal([]byte(text), &st) == nil
+	ok = text != "" && json.Unmarshal([]byte(text), &st) == nil
+	return st, ok
 }

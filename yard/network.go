@@ -45,6 +45,9 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
 	for again := true; again; {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("create network %s: other networks keep changing: %w", book.Label(n), err)
+		}
 		if n, again, err = y.recordNew(ctx, m, n); err != nil {
 			return err
 		}
@@ -62,7 +65,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 }
 
 // recordNew lets the mode check and complete a new network, and records it. again: another network was recorded
-// meanwhile, so the mode has to check again.
+// meanwhile, or recorded anew with the same ID, so the mode has to check again.
 func (y *Yard) recordNew(ctx context.Context, m modes.Mode, n modes.Network) (_ modes.Network, again bool, err error) {
 	others, err := y.Networks()
 	if err != nil {
@@ -74,12 +77,19 @@ func (y *Yard) recordNew(ctx context.Context, m modes.Mode, n modes.Network) (_ 
 	if err := lease.CheckLAN(y.Book, m, n); err != nil {
 		return n, false, err
 	}
-	known := map[string]bool{}
+	known := map[string]modes.Network{}
 	for _, o := range others {
-		known[o.ID] = true
+		known[o.ID] = o
 	}
 	err = y.Update("network recorded", func(tx store.Tx) error {
-		again = slices.ContainsFunc(book.Networks.Keys(tx, ""), func(id string) bool { return !known[id] })
+		now, err := book.Networks.List(tx, "")
+		if err != nil {
+			return err
+		}
+		again = slices.ContainsFunc(now, func(o modes.Network) bool {
+			k, ok := known[o.ID]
+			return !ok || !o.Equal(k) || !o.Created.Equal(k.Created)
+		})
 		if again {
 			return nil
 		}

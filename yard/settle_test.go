@@ -2,6 +2,7 @@ package yard_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -50,6 +51,26 @@ func TestSettledBeside(t *testing.T) {
 	ns, err := r.Networks()
 	if err != nil || len(ns) != 1 || ns[0].ID != "bbbbbbbbbbbb2222" {
 		t.Errorf("on record: %v, %v", ns, err)
+	}
+	// The other one is there already, and is created anew as one that is in the way.
+	if err := r.DeleteNetwork(t.Context(), "bbbbbbbbbbbb2222"); err != nil {
+		t.Fatal(err)
+	}
+	harmless := of("bbbbbbbbbbbb2222")
+	harmless.Options = map[string]string{"parent": "lan0"}
+	by = nil
+	if err := r.CreateNetwork(t.Context(), harmless); err != nil {
+		t.Fatal(err)
+	}
+	by = func() {
+		other = errors.Join(r.DeleteNetwork(t.Context(), "bbbbbbbbbbbb2222"),
+			r.CreateNetwork(t.Context(), of("bbbbbbbbbbbb2222")))
+	}
+	shared := of("aaaaaaaaaaaa1111")
+	shared.Options = map[string]string{"parent": "lan0"}
+	err = r.CreateNetwork(t.Context(), shared)
+	if other != nil || err == nil || !strings.Contains(err.Error(), "requires exclusive use of the parent") {
+		t.Errorf("beside one that was created anew: %v; that one: %v", err, other)
 	}
 	by = func() { other = r.CreateNetwork(t.Context(), modes.Network{ID: "cccccccccccc3333", Mode: "bridge"}) }
 	alone := modes.Network{ID: "dddddddddddd4444", Mode: "macvlan"}

@@ -49,5 +49,6 @@ func AllWanted(y *book.Book) (w Wanted, err error) {
 		}
 		w.MayExist = append(w.MayExist, parting...)
 	}
-	return w, wantedByPolicy(y, &w)
+	err = wantedByPolicy(y, &w)
+	return w, err
 }

@@ -87,6 +87,7 @@ func (r Runner) Detach(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 	if c := r.joined(m, n); c != nil {
 		err = r.Fabric.Detach(*c, e)
 	}
+	e.Fenced = "" // its ports may be in the kernel nevertheless: unfencing may have failed half-way
 	objects, _ := m.Place(n, e)
 	// Remove removes the last object first.
 	slices.SortStableFunc(objects, func(a, b core.Object) int { return vethRank(a) - vethRank(b) })
