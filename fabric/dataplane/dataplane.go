@@ -204,13 +204,22 @@ func (n *Network) setVTEPs() error {
 		return err
 	}
 	gone := slices.DeleteFunc(slices.Clone(was), func(v netip.Addr) bool { return slices.Contains(now, v) })
-	n.mu.Lock()
-	n.vteps = slices.Grow(now, 1) // not nil, although it may be empty
-	n.mu.Unlock()
+	n.accepts(slices.Concat(now, gone))
 	if len(gone) == 0 {
 		return nil
 	}
-	return n.c.Kernel.Remove(Elements(overlay.MemberElements(n.net.VNI, gone), n.net.ID)...)
+	if err := n.c.Kernel.Remove(Elements(overlay.MemberElements(n.net.VNI, gone), n.net.ID)...); err != nil {
+		return err
+	}
+	n.accepts(now)
+	return nil
+}
+
+// accepts records the VTEPs from which the kernel accepts frames. The caller holds turn.
+func (n *Network) accepts(vteps []netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.vteps = slices.Grow(vteps, 1) // not nil, although it may be empty
 }
 
 // Elements returns elements of sets as objects that belong to an owner.
