@@ -142,10 +142,11 @@ func (n *Network) Apply(cs []record.Change) {
 	}
 }
 
-// changePeers gives the kernel the pending changes, unless it must be given everything anyway. The caller holds turn.
+// changePeers gives the kernel the pending changes, unless it must be given everything anyway. If hosts have changed
+// since setVTEPs, the changes wait for the Apply that brought these. The caller holds turn.
 func (n *Network) changePeers() error {
 	n.mu.Lock()
-	if n.asked != n.given || len(n.pending) == 0 {
+	if n.asked != n.given || len(n.pending) == 0 || !slices.Equal(n.book.VTEPs(), n.vteps) {
 		n.mu.Unlock()
 		return nil
 	}

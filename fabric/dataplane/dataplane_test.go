@@ -285,3 +285,25 @@ func TestVTEPRemovalFails(t *testing.T) {
 		t.Errorf("%d elements were removed, want %d; VTEPs are %v", f.removed, want, n.vteps)
 	}
 }
+
+// TestVTEPsBeforePeers: the kernel is not given a peer before the VTEP of its host, also if that host joins while the
+// VTEPs are changed.
+func TestVTEPsBeforePeers(t *testing.T) {
+	t.Parallel()
+	n, f := blue()
+	settle(t, n)
+	far := endpoint(5, 5, 5)
+	f.during = func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.note(append(joins(5), record.Change{New: far})) // another Apply, which waits for its turn then
+	}
+	n.Apply(joins(4))
+	if len(f.has()) != 0 {
+		t.Errorf("the kernel has %v, and accepts frames from %v", f.has(), n.vteps)
+	}
+	n.Apply(nil)
+	if len(f.has()) != 1 || len(n.vteps) != 4 {
+		t.Errorf("in the end the kernel has %v, and accepts frames from %v", f.has(), n.vteps)
+	}
+}
