@@ -382,10 +382,12 @@ func (n *Network) Shut() error {
 func (n *Network) Reopen() {
 	n.mu.Lock()
 	was := n.shut
-	n.shut = false
+	if n.shut = false; was {
+		n.asked++
+	}
 	n.mu.Unlock()
 	if was {
-		n.Unsure()
+		n.c.Retry()
 	}
 }
 
