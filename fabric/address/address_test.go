@@ -31,6 +31,14 @@ type fake struct {
 	// missing says that this host has not joined the network.
 	missing bool
 	writes  int
+	// after is called after each write; nil: nothing.
+	after func()
+}
+
+func (f *fake) wrote() {
+	if f.after != nil {
+		f.after()
+	}
 }
 
 func (f *fake) ClaimAddresses(_ context.Context, m record.Member, want ...record.Address) error {
@@ -49,6 +57,7 @@ func (f *fake) ClaimAddresses(_ context.Context, m record.Member, want ...record
 		a.Network, a.Host = m.Network, m.Host
 		f.claimed[a.Addr] = a
 	}
+	f.wrote()
 	return nil
 }
 
@@ -61,6 +70,7 @@ func (f *fake) Release(_ context.Context, m record.Member, addrs ...netip.Addr) 
 			delete(f.claimed, a)
 		}
 	}
+	f.wrote()
 	return nil
 }
 
@@ -307,5 +317,30 @@ func TestInterrupted(t *testing.T) {
 	must(t, n.Sync(t.Context()))
 	if _, ok := f.claimed[o.Addr]; ok || n.count(t, func(Own) bool { return true }) != 0 {
 		t.Errorf("the address stays: %v", f.claimed)
+	}
+}
+
+// TestReleasedAndClaimed: an address that was claimed again while it was being released is claimed once more.
+func TestReleasedAndClaimed(t *testing.T) {
+	t.Parallel()
+	n, f := blue(t)
+	want := netip.MustParseAddr("10.20.7.7")
+	o := Own{Network: n.ID, Addr: want, Use: record.Warm, Gone: true}
+	put := func() {
+		must(t, n.r.c.Store.Update(func(tx store.Tx) error { return owns.Put(tx, o.key(), o) }))
+	}
+	put()
+	f.after = func() {
+		f.after = nil
+		o.Gone, o.Synced, o.Endpoint = false, true, "one"
+		put()
+	}
+	must(t, n.Sync(t.Context()))
+	if n.count(t, func(o Own) bool { return o.Endpoint == "one" && !o.Synced }) != 1 {
+		t.Error("an address that etcd may not have any more is recorded as claimed")
+	}
+	must(t, n.Sync(t.Context()))
+	if f.claimed[want].Host != hosttest.ID(1) {
+		t.Errorf("claimed is %+v", f.claimed[want])
 	}
 }
