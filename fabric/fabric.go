@@ -121,6 +121,9 @@ func (b Bound) links() dataplane.Links {
 	return dataplane.Links{VXLAN: b.Link, Bridge: b.Bridge, Alias: b.Alias}
 }
 
+// errUnbound says that a network is not on this host any more.
+var errUnbound = errors.New("it is not on this host any more")
+
 // networks holds the networks that are on this host.
 var networks = store.Bucket[Bound]{Name: "overlay_networks"}
 
@@ -174,7 +177,7 @@ func newAgent(c Config, k Kernel) (*Agent, error) {
 // openAddresses opens the records of the host's addresses and, from these, the names of its endpoints.
 func (a *Agent) openAddresses() (err error) {
 	a.addresses, err = address.Open(address.Config{
-		Log: a.c.Log, Store: a.c.Store, Etcd: a.c.Client, Host: a.self, Cooldown: a.c.Cooldown, Held: a.c.Held,
+		Log: a.c.Log, Store: a.c.Store, Etcd: a.c.Client, Host: a.self, Cooldown: a.c.Cooldown, Held: a.c.Held, Bound: isBound,
 		Reason: a.whyNoMember, Changed: func(network string) { a.names.Stale(network) }, Wake: a.wakeUp,
 	})
 	if err == nil {
@@ -263,8 +266,19 @@ func (a *Agent) Bind(b Bound) error {
 	return nil
 }
 
-// bind records a network, and the MAC of its bridge.
+// isBound says whether a network is on this host according to the database.
+func isBound(tx store.Tx, id string) bool {
+	return slices.Contains(networks.Keys(tx, id), id)
+}
+
+// bind records a network, and the MAC of its bridge. What is left of an earlier time of the network on this host is
+// forgotten: its addresses may be other hosts' by now.
 func bind(tx store.Tx, b Bound) error {
+	if !isBound(tx, b.ID) {
+		if err := forget(tx, b.ID); err != nil {
+			return err
+		}
+	}
 	if err := address.SetMAC(tx, b.ID, b.MAC); err != nil {
 		return err
 	}
@@ -274,7 +288,7 @@ func bind(tx store.Tx, b Bound) error {
 // add starts the work on a network.
 func (a *Agent) add(b Bound) (err error) {
 	n := &network{Bound: b, stop: func() {}}
-	n.claims = mirror.New(a.c.Client.Client, a.c.Log, "addr/"+b.ID+"/",
+	n.claims = mirror.New(a.c.Client.Client, a.c.Log, claimsOf(b.ID),
 		func(cs []record.Change) { a.applyAddressChanges(n, cs) })
 	n.addrs, err = a.addresses.Network(b.Network, address.NetworkConfig{
 		Claims: n.claims, HostChanged: func() { n.plane.Unsure() },
@@ -328,9 +342,6 @@ func (a *Agent) Unbind(id string) error {
 	if err == nil && n != nil {
 		err = a.kernel.Ensure(context.Background(), a.leaving.closed(id, n.VNI)...)
 	}
-	if err == nil {
-		err = mirror.Discard(a.c.Store, "addr/"+id+"/")
-	}
 	if err == nil && n != nil {
 		err = n.plane.Remove()
 		if n.Encrypted {
@@ -350,12 +361,23 @@ func (a *Agent) forgetNetwork(id string, n *network) error {
 		if err := networks.Delete(tx, id); err != nil {
 			return err
 		}
-		if err := address.Forget(tx, id); err != nil {
+		if err := forget(tx, id); err != nil {
 			return err
 		}
 		return a.leaving.add(tx, id, n)
 	})
 }
+
+// forget deletes what is recorded of the addresses of a network, and the saved claims.
+func forget(tx store.Tx, id string) error {
+	if err := address.Forget(tx, id); err != nil {
+		return err
+	}
+	return mirror.Discard(tx, claimsOf(id))
+}
+
+// claimsOf returns the prefix of the claims to addresses of a network.
+func claimsOf(id string) string { return record.AddrKind + "/" + id + "/" }
 
 // UnbindExcept unbinds all networks but those with these IDs: a daemon that died may have left others.
 func (a *Agent) UnbindExcept(ids []string) error {

@@ -282,7 +282,7 @@ func TestSaved(t *testing.T) {
 		t.Errorf("%d records loaded, of %d; %+v", len(cold.told), len(v.told), cold.Status())
 	}
 	must(t, cold.Save(st))
-	must(t, Discard(st, prefix))
+	must(t, st.Update(func(tx store.Tx) error { return Discard(tx, prefix) }))
 	if err := newView(t, c, prefix).Load(st); err != nil {
 		t.Error(err)
 	}

@@ -31,6 +31,8 @@ type fake struct {
 	// missing says that this host has not joined the network.
 	missing bool
 	writes  int
+	// unbound says that the network is not on this host any more.
+	unbound bool
 	// after is called after each write; nil: nothing.
 	after func()
 }
@@ -108,6 +110,7 @@ func blue(t *testing.T) (*Network, *fake) {
 	r, err := Open(Config{
 		Log: slog.New(slog.DiscardHandler), Store: st, Etcd: f, Host: hosttest.ID(1), Cooldown: time.Hour,
 		Held: func(string, netip.Addr) bool { return false }, Reason: func() error { return nil },
+		Bound:   func(store.Tx, string) bool { return !f.unbound },
 		Changed: func(string) {}, Wake: func() {},
 	})
 	must(t, err)
@@ -343,4 +346,50 @@ func TestReleasedAndClaimed(t *testing.T) {
 	if f.claimed[want].Host != hosttest.ID(1) {
 		t.Errorf("claimed is %+v", f.claimed[want])
 	}
+}
+
+// TestUnbound: of a network that is unbound while its addresses are claimed, none is recorded: they would be granted
+// after the network is back, although they may be other hosts' by then.
+func TestUnbound(t *testing.T) {
+	t.Parallel()
+	n, f := blue(t)
+	unbind := func() {
+		f.after, f.unbound = nil, true
+		must(t, n.r.c.Store.Update(func(tx store.Tx) error { return Forget(tx, n.ID) }))
+	}
+	check := func(what string) {
+		t.Helper()
+		if left := n.count(t, func(Own) bool { return true }); left != 0 {
+			t.Errorf("%s: %d addresses are recorded", what, left)
+		}
+		f.unbound = false
+	}
+	f.after = unbind
+	must(t, n.Fill(t.Context(), mac))
+	check("warm addresses")
+
+	w := Wish{Endpoint: "one", Addr: netip.MustParseAddr("10.20.7.7")}
+	f.after = unbind
+	if got, err := n.Grant(t.Context(), w); err == nil {
+		t.Errorf("granted is %s", got)
+	}
+	check("a grant")
+
+	f.unbound, f.writes = true, 0
+	if got, err := n.Grant(t.Context(), w); err == nil || f.writes != 0 {
+		t.Errorf("granted is %s after %d writes", got, f.writes)
+	}
+	check("a grant of an unbound network")
+
+	f.unbound = true
+	if own, err := n.compareWithEtcd(nil); err != nil || len(own) != 0 {
+		t.Errorf("to be released are %v, %v", own, err)
+	}
+	check("unknown claims")
+
+	f.after = func() { unbind(); f.unbound = false } // it is back at once
+	if got, err := n.Grant(t.Context(), Wish{Endpoint: "one", V6: true}); err == nil {
+		t.Errorf("granted is %s", got)
+	}
+	check("a grant of a network that is back")
 }
