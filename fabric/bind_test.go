@@ -87,6 +87,47 @@ func TestBindForgets(t *testing.T) {
 	}
 }
 
+// TestUnbindAgain: Unbind that failed in the kernel does all of its work when it is repeated, also by Bind.
+func TestUnbindAgain(t *testing.T) {
+	t.Parallel()
+	a, k := lonely(t)
+	for _, again := range []func() error{
+		func() error { return a.Unbind(bound().Network.ID) },
+		func() error { return a.Bind(bound()) },
+	} {
+		must(t, a.Bind(bound()))
+		k.removed, k.removeErr = 0, errors.New("busy")
+		if err := a.Unbind(bound().Network.ID); !errors.Is(err, k.removeErr) {
+			t.Errorf("unbind in a kernel that fails: %v", err)
+		}
+		k.removeErr = nil
+		must(t, again())
+		if k.removed == 0 {
+			t.Error("a repeated unbind does nothing in the kernel")
+		}
+	}
+}
+
+// TestClosedBeforeLeft: a network is not to be left in etcd before it is closed.
+func TestClosedBeforeLeft(t *testing.T) {
+	t.Parallel()
+	a, k := lonely(t)
+	id := bound().Network.ID
+	must(t, a.Bind(bound()))
+	k.ensureErr = errors.New("busy")
+	if err := a.Unbind(id); !errors.Is(err, k.ensureErr) {
+		t.Errorf("unbind in a kernel that fails: %v", err)
+	}
+	if ids, err := a.leaving.ids(); err != nil || len(ids) != 0 {
+		t.Errorf("a network that is not closed is to be left: %v, %v", ids, err)
+	}
+	k.ensureErr = nil
+	must(t, a.Unbind(id))
+	if ids, err := a.leaving.ids(); err != nil || len(ids) != 1 {
+		t.Errorf("to be left are %v, %v", ids, err)
+	}
+}
+
 // TestUnboundIsNotJoined: a network that was unbound meanwhile is not joined again.
 func TestUnboundIsNotJoined(t *testing.T) {
 	t.Parallel()

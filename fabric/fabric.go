@@ -83,6 +83,8 @@ type Agent struct {
 	mu       sync.Mutex
 	who      cluster.Identity
 	networks map[string]*network
+	// unbinding are networks that Unbind has not removed completely yet.
+	unbinding map[string]*network
 	// fenced says that an admin removed this host from the cluster. Until it rejoins, all overlay traffic is blocked.
 	fenced bool
 	// entered says that this host has found its cluster in etcd.
@@ -144,7 +146,7 @@ func newAgent(c Config, k Kernel) (*Agent, error) {
 	}
 	a := &Agent{
 		c: c, kernel: k, self: who.Host, who: who, wake: make(chan struct{}, 1), networks: map[string]*network{},
-		reason: etcd.ErrNotYet, tasks: &tasks{}, moved: make(chan struct{}, 1),
+		unbinding: map[string]*network{}, reason: etcd.ErrNotYet, tasks: &tasks{}, moved: make(chan struct{}, 1),
 	}
 	a.leaving = &leaving{store: c.Store, client: c.Client, kernel: k, self: who.Host, port: a.Port}
 	if err := errors.Join(a.openAddresses(), a.openTunnel(), a.leaving.close(context.Background())); err != nil {
@@ -243,6 +245,11 @@ func (a *Agent) Local() netip.Addr { return a.c.Host.VTEP }
 // Bind records that a network is on this host; its links must exist. Run then joins the network in etcd.
 func (a *Agent) Bind(b Bound) error {
 	b.ID = b.Network.ID
+	if a.unbinds(b.ID) { // the last Unbind failed
+		if err := a.Unbind(b.ID); err != nil {
+			return err
+		}
+	}
 	n := a.network(b.ID)
 	isNew := n == nil || n.Link != b.Link || n.Bridge != b.Bridge || n.MAC != b.MAC || n.Alias != b.Alias
 	if isNew {
@@ -332,27 +339,46 @@ func (a *Agent) Unbind(id string) error {
 	delete(a.networks, id)
 	stop := func() {}
 	if n != nil {
-		stop = n.stop
+		a.unbinding[id], stop = n, n.stop
 	}
+	n = a.unbinding[id] // also one that an Unbind which failed has taken
 	a.mu.Unlock()
 	a.names.Remove(id)
 	a.notifyMoved()
 	stop()
-	err := a.forgetNetwork(id, n)
-	if err == nil && n != nil {
-		err = a.kernel.Ensure(context.Background(), a.leaving.closed(id, n.VNI)...)
-	}
-	if err == nil && n != nil {
-		err = n.plane.Remove()
-		if n.Encrypted {
-			err = errors.Join(err, a.tunnel.Release())
-		}
-	}
+	err := a.unbind(id, n)
 	a.wakeUp()
 	if err != nil {
 		return fmt.Errorf("remove network %s from this host: %w", id, err)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.unbinding, id)
 	return nil
+}
+
+// unbinds says whether Unbind has not removed a network completely yet.
+func (a *Agent) unbinds(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.unbinding[id] != nil
+}
+
+// unbind removes what there is of a network; n is nil for one that never came up. It is closed before it can be left.
+func (a *Agent) unbind(id string, n *network) error {
+	if n != nil {
+		if err := a.kernel.Ensure(context.Background(), a.leaving.closed(id, n.VNI)...); err != nil {
+			return err
+		}
+	}
+	if err := a.forgetNetwork(id, n); err != nil || n == nil {
+		return err
+	}
+	err := n.plane.Remove()
+	if n.Encrypted {
+		err = errors.Join(err, a.tunnel.Release())
+	}
+	return err
 }
 
 // forgetNetwork deletes the records of a network, and records that it is to be left in etcd.
