@@ -316,6 +316,9 @@ func (a *Agent) add(b Bound) (err error) {
 		m.Each(func(r record.Record) { n.plane.Note([]record.Change{{Key: r.Key(), New: r}}) })
 	}
 	if err := n.claims.Load(a.c.Store); err != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.networks, b.ID)
 		return err
 	}
 	a.mu.Lock()
