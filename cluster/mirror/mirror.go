@@ -194,12 +194,15 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 		m.dirty[key] = true
 	}
 	m.noteRejected(bad)
-	if m.status.Compares++; m.status.Compares > 1 {
+	if m.status.Compares > 0 {
 		m.status.Missed += len(changes)
 	}
 	m.status.Revision, m.status.Compared, m.status.Reason = revision, time.Now(), ""
 	m.mu.Unlock()
 	m.notify(changes)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.status.Compares++ // who sees it takes the changes for applied
 	return revision, nil
 }
 
