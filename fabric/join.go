@@ -19,6 +19,9 @@ import (
 // blocked until that is known. This does not apply to a membership that is missing because etcd was restored from an
 // old backup; the other hosts keep it as well.
 func (a *Agent) join(ctx context.Context, n *network) error {
+	if a.network(n.ID) != n {
+		return fmt.Errorf("join network %s: %w", n.Name, errUnbound)
+	}
 	m := record.Member{Network: n.ID, Host: a.self}
 	own, err := a.addresses.List(n.ID)
 	if err != nil {

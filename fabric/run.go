@@ -192,5 +192,8 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		return err
 	}
 	a.reopen(n)
+	if a.network(n.ID) != n { // unbound meanwhile
+		return nil
+	}
 	return n.addrs.Fill(ctx, n.MAC)
 }

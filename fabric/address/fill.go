@@ -69,14 +69,15 @@ func (n *Network) fill(ctx context.Context, s record.Subnet, mac record.MAC, own
 }
 
 // recordWarm records what was claimed. A request may have been granted one of them meanwhile, since etcd does not tell
-// claims of one host apart; that one is left alone.
+// claims of one host apart; that one is left alone. Nothing is recorded for a network that was unbound meanwhile: the
+// claims end when it is left in etcd.
 func (n *Network) recordWarm(claims []record.Address) error {
 	var own []Own
 	for _, c := range claims {
 		own = append(own, Own{Network: n.ID, Addr: c.Addr, Use: c.Use, MAC: c.MAC, Synced: true})
 	}
 	return n.r.c.Store.Update(func(tx store.Tx) error {
-		_, err := putNew(tx, own)
+		_, err := n.putNew(tx, own)
 		return err
 	})
 }

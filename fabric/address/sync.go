@@ -88,7 +88,7 @@ func (n *Network) compareWithEtcd(own []Own) ([]Own, error) {
 	}
 	var put []Own
 	err := n.r.c.Store.Update(func(tx store.Tx) (err error) {
-		put, err = putNew(tx, strays)
+		put, err = n.putNew(tx, strays)
 		return err
 	})
 	return append(own, put...), err
