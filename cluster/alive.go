@@ -37,7 +37,7 @@ func (c *Client) StayAlive(
 		}
 		if err != nil && err.Error() != last {
 			last = err.Error()
-			log.Warn("announcement of this host failed", "err", err)
+			log.Warn("host not announced", "err", err)
 			report(err)
 		}
 		if !etcd.Sleep(ctx, etcd.RetryEvery) {

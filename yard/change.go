@@ -52,7 +52,7 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 		return old, errors.Join(fmt.Errorf("change network %s: %w", modes.Short(id), err),
 			y.recordChange(old), y.apply(undo, m, n, old, es, es))
 	}
-	y.Config.Log.Info("network changed", "network", id, "mode", n.Mode, "options", options)
+	y.Config.Log.Info("network changed", "network", n.Name, "network_id", id, "mode", n.Mode, "options", options)
 	return n, nil
 }
 
@@ -99,7 +99,8 @@ func (y *Yard) ChangeEndpoint(
 		return old, errors.Join(fmt.Errorf("change endpoint %s: %w", modes.Short(id), err),
 			y.recordEndpointChange(old), y.apply(undo, m, n, n, after, before))
 	}
-	y.Config.Log.Info("endpoint changed", "network", network, "endpoint", id, "mode", n.Mode, "options", options)
+	y.Config.Log.Info("endpoint changed", "network", n.Name, "network_id", network,
+		"endpoint", id, "container", e.Container.Name, "mode", n.Mode, "options", options)
 	return e, nil
 }
 

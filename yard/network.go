@@ -52,7 +52,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if err := y.up(ctx, m, n); err != nil {
 		return errors.Join(err, y.Drop(context.WithoutCancel(ctx), m, n))
 	}
-	y.Config.Log.Info("network created", "network", n.ID, "name", n.Name, "mode", n.Mode)
+	y.Config.Log.Info("network created", "network", n.Name, "network_id", n.ID, "mode", n.Mode)
 	y.Tell(event.Event{
 		Type: event.NetworkCreated, Network: n.Name, NetworkID: n.ID,
 		Text: fmt.Sprintf("network %s of mode %s is up", book.Label(n), n.Mode),
@@ -214,7 +214,7 @@ func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Netw
 	if err := y.Drop(context.WithoutCancel(ctx), m, n); err != nil {
 		return err
 	}
-	y.Config.Log.Info("network deleted", "network", id, "name", n.Name, "mode", n.Mode)
+	y.Config.Log.Info("network deleted", "network", n.Name, "network_id", id, "mode", n.Mode)
 	y.Tell(event.Event{
 		Type: event.NetworkDeleted, Network: n.Name, NetworkID: n.ID,
 		Text: fmt.Sprintf("network %s of mode %s is gone", book.Label(n), n.Mode),

@@ -153,7 +153,7 @@ func (n *Network) lose(o Own) error {
 		})
 	}
 	if !o.Lost {
-		n.r.c.Log.Error("address lost to another host", "network", n.Name, "id", n.ID, "address", o.Addr,
+		n.r.c.Log.Error("address lost to another host", "network", n.Name, "network_id", n.ID, "address", o.Addr,
 			"endpoint", o.Endpoint)
 	}
 	err := n.r.update(o, func(now Own, tx store.Tx) error {

@@ -137,7 +137,7 @@ func (n *Network) Apply(cs []record.Change) {
 		err = n.changePeers()
 	}
 	if err != nil { // the link may not exist yet
-		n.c.Log.Debug("update of peers in the kernel failed", "network", n.net.Name, "id", n.net.ID, "err", err)
+		n.c.Log.Debug("kernel peers not updated", "network", n.net.Name, "network_id", n.net.ID, "err", err)
 		n.Unsure()
 	}
 }

@@ -3,6 +3,7 @@ package book
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"netyard/modes"
@@ -105,6 +106,12 @@ func Pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (fo
 		return matches[0], nil
 	}
 	return found, fmt.Errorf("%s %q: ambiguous, %d match; %w", kind, ref, len(matches), ErrAmbiguous)
+}
+
+// LogOf returns the log with the keys of a network, whose name is empty if it is not known.
+func (y *Book) LogOf(network string) *slog.Logger {
+	n, _ := y.Network(network) // without a record there is no name
+	return y.Config.Log.With("network", n.Name, "network_id", network)
 }
 
 // Endpoint returns the record of an endpoint.

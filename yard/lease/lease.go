@@ -224,7 +224,7 @@ func acquire(
 	if err != nil {
 		return got, errors.Join(err, releaseUntaken(y, l))
 	}
-	y.Config.Log.Info("lease acquired", "network", l.Network, "address", granted.Addr, "mac", l.MAC, "name", l.Name,
+	y.LogOf(l.Network).Info("lease acquired", "address", granted.Addr, "mac", l.MAC, "client", l.Name,
 		"server", granted.Server, "expires", granted.Expires)
 	y.WakeLeases()
 	return granted.Addr, nil

@@ -66,7 +66,7 @@ func Rebuild(ctx context.Context, y *yard.Yard, c Census, others func(context.Co
 	if err := errors.Join(RecordsRebuilt(y), forgetKept(y, c)); err != nil {
 		return err
 	}
-	y.Config.Log.Warn("the records are rebuilt",
+	y.Config.Log.Warn("records rebuilt",
 		"engine", c.Engine, "networks", len(c.Networks), "endpoints", len(c.Endpoints))
 	return Prune(ctx, y)
 }
