@@ -40,7 +40,7 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 			return err
 		}
 		if n.Phase != modes.Ready {
-			return fmt.Errorf("network %s is being created or deleted", modes.Short(n.ID))
+			return fmt.Errorf("network %s is being created or deleted", book.Label(n))
 		}
 		m, err := y.Mode(n.Mode)
 		if err != nil {

@@ -105,8 +105,13 @@ func Pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (fo
 	case 1:
 		return matches[0], nil
 	}
-	return found, fmt.Errorf("%s %q: ambiguous, %d match; %w", kind, ref, len(matches), ErrAmbiguous)
+	return found, ambiguity{fmt.Errorf("%s %q: %d %ss match; use a full ID", kind, ref, len(matches), kind)}
 }
+
+// An ambiguity is an ErrAmbiguous that says how many match, and no more.
+type ambiguity struct{ error }
+
+func (ambiguity) Is(target error) bool { return target == ErrAmbiguous }
 
 // LogOf returns the log with the keys of a network, whose name is empty if it is not known.
 func (y *Book) LogOf(network string) *slog.Logger {

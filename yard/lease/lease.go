@@ -348,8 +348,8 @@ func AssignLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint
 				continue
 			}
 			if e.MAC != "" && e.MAC != l.MAC {
-				return fmt.Errorf("mac-address %s: the lease of %s was acquired with %s, before netyard was told; "+
-					"use --ipam-driver netyard-dhcp", e.MAC, a.Addr(), l.MAC)
+				return fmt.Errorf("mac-address %s: the lease of %s was acquired with MAC %s "+
+					"before the engine passed this one; use --ipam-driver netyard-dhcp", e.MAC, a.Addr(), l.MAC)
 			}
 			l.Endpoint, l.Six = e.ID, Six{}
 			if !l.LAN.Shared() {

@@ -88,7 +88,7 @@ func restoreNetwork(ctx context.Context, y *yard.Yard, n modes.Network, links ma
 	errs := []error{y.Plan().Up(ctx, m, n)}
 	for _, e := range es {
 		if err := restoreEndpoint(ctx, y, m, n, e, links); err != nil {
-			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err))
+			errs = append(errs, fmt.Errorf("%s: %w", book.Owned(e), err))
 		}
 	}
 	return errors.Join(errs...)
