@@ -47,7 +47,7 @@ func advice(reason error) string {
 		why  error
 		what string
 	}{
-		{etcd.ErrUnreachable, "bring etcd back; running containers are not affected, new ones get warm addresses " +
+		{etcd.ErrUnreachable, "bring etcd back; running containers are not affected, new ones get spare addresses " +
 			"while there are any, and changes are written to etcd when it is back"},
 		{cluster.ErrForgotten, "all overlay traffic of this host is blocked; netyard cluster rejoin re-admits it, " +
 			"without the addresses that other hosts got meanwhile"},

@@ -235,7 +235,7 @@ func (a Address) check() error {
 	switch a.Use {
 	case Warm:
 		if a.Endpoint != "" || a.MAC != "" {
-			return errors.New("a warm address has no endpoint or MAC")
+			return errors.New("a spare address has no endpoint or MAC")
 		}
 	case OfHost:
 		if a.Endpoint != "" {
