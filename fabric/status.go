@@ -30,7 +30,7 @@ type NetworkStatus struct {
 	Addresses mirror.Status
 	Peers     int
 	Refused   map[netip.Addr]string
-	// Warm counts warm addresses, Waiting those that etcd does not have yet, and Lost those that are other hosts' now.
+	// Warm counts spare addresses, Waiting those that etcd does not have yet, and Lost those that are other hosts' now.
 	Warm, Waiting, Lost int
 	// Fenced says why endpoints are fenced, by their IDs.
 	Fenced map[string]string
