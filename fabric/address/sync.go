@@ -57,7 +57,7 @@ func (n *Network) Sync(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// rank is a sort key that puts those for which first is true first.
+// rank returns a sort key: 0 if first is true, and 1 otherwise.
 func rank(first bool) int {
 	if first {
 		return 0

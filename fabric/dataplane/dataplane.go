@@ -314,7 +314,7 @@ func (n *Network) TellPeers() error {
 	return err
 }
 
-// take returns the peers to give to the kernel; no changes are pending then. The caller holds turn.
+// take returns all peers to give to the kernel, and clears the pending changes. The caller holds turn.
 func (n *Network) take(read bool) overlay.Peers {
 	n.mu.Lock()
 	defer n.mu.Unlock()

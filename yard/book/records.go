@@ -64,7 +64,8 @@ func (y *Book) FindEndpoint(ref string) (modes.Endpoint, error) {
 	return Pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
 }
 
-// FindEndpointIn is FindEndpoint for the endpoints of one network, which is given as to FindNetwork; empty: of all.
+// FindEndpointIn finds an endpoint of one network, as FindEndpoint does of all. network is as for FindNetwork; empty:
+// all networks.
 func (y *Book) FindEndpointIn(network, ref string) (modes.Endpoint, error) {
 	if network == "" {
 		return y.FindEndpoint(ref)
