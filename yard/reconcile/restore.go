@@ -41,7 +41,8 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	}
 	for _, n := range ns {
 		if err := restoreNetwork(ctx, y, n, links); err != nil {
-			y.Config.Log.Error("network not restored", "network", n.Name, "network_id", n.ID, "mode", n.Mode, "err", err)
+			y.Config.Log.Error("network not restored",
+				"network", n.Name, "network_id", n.ID, "mode", n.Mode, "err", err)
 		}
 	}
 	if err := enforce.Enforce(ctx, y.Book); err != nil { // goes on: traffic is blocked rather than the start refused
