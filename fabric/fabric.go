@@ -1,5 +1,5 @@
 // Package fabric is a host's half of overlay networks: it keeps etcd and the kernel in step. It claims the host's
-// addresses, keeps a few warm (claimed in advance) for containers that start while etcd is away, and gives each
+// addresses, keeps a few spare ones, claimed in advance, for containers that start while etcd is away, and gives each
 // network's VXLAN device its peers.
 //
 // What this host has is recorded in its own database first, and in etcd as soon as possible; what other hosts have is

@@ -42,7 +42,7 @@ func (a *Agent) enroll(ctx context.Context, m record.Member, n record.Network) e
 		return err
 	}
 	if err := a.c.Client.RestoreNetwork(ctx, n); err != nil {
-		a.c.Log.Warn("network not restored in etcd", "network", n.Name, "id", n.ID, "err", err)
+		a.c.Log.Warn("network not restored in etcd", "network", n.Name, "network_id", n.ID, "err", err)
 		return err
 	}
 	return a.c.Client.JoinNetwork(ctx, m)

@@ -70,7 +70,7 @@ func TestStatus(t *testing.T) {
 	h.waitReason("it holds none", "from a backup")
 	reach(t, one.Host, two.v4, true)
 	if _, err := h.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "new"}); err != nil {
-		t.Errorf("a warm address is this host's whatever etcd holds: %v", err)
+		t.Errorf("a spare address is this host's whatever etcd holds: %v", err)
 	}
 	e.Kill(t)
 	clustertest.Backup(t, kept, e.Dir)

@@ -172,7 +172,7 @@ func within(t *testing.T, what string, ch <-chan struct{}) {
 
 const warmAddr = "10.20.1.1"
 
-// warm records a warm address of a network, as if etcd had given it.
+// warm records a spare address of a network, as if etcd had given it.
 func warm(t *testing.T, st *store.Store, n record.Network) {
 	t.Helper()
 	o := address.Own{Network: n.ID, Addr: netip.MustParseAddr(warmAddr), Use: record.Warm, Synced: true}

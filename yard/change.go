@@ -27,7 +27,7 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 		return old, err
 	}
 	if old.Phase != modes.Ready {
-		return old, fmt.Errorf("network %s is being created or deleted", modes.Short(id))
+		return old, fmt.Errorf("network %s is being created or deleted", book.Label(old))
 	}
 	m, err := y.Mode(old.Mode)
 	if err != nil {
@@ -49,10 +49,10 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 	}
 	if err := y.apply(ctx, m, old, n, es, es); err != nil {
 		undo := context.WithoutCancel(ctx)
-		return old, errors.Join(fmt.Errorf("change network %s: %w", modes.Short(id), err),
+		return old, errors.Join(fmt.Errorf("change network %s: %w", book.Label(old), err),
 			y.recordChange(old), y.apply(undo, m, n, old, es, es))
 	}
-	y.Config.Log.Info("network changed", "network", id, "mode", n.Mode, "options", options)
+	y.Config.Log.Info("network changed", "network", n.Name, "network_id", id, "mode", n.Mode, "options", options)
 	return n, nil
 }
 
@@ -84,7 +84,7 @@ func (y *Yard) ChangeEndpoint(
 		return old, err
 	}
 	if n.Phase != modes.Ready || old.Phase != modes.Ready {
-		return old, fmt.Errorf("endpoint %s is being joined or deleted", modes.Short(id))
+		return old, fmt.Errorf("%s is being joined to network %s or deleted", book.Owned(old), book.Label(n))
 	}
 	e, err := y.Options.ChangeEndpoint(n, old, options)
 	if err != nil {
@@ -96,10 +96,11 @@ func (y *Yard) ChangeEndpoint(
 	before, after := []modes.Endpoint{old}, []modes.Endpoint{e}
 	if err := y.apply(ctx, m, n, n, before, after); err != nil {
 		undo := context.WithoutCancel(ctx)
-		return old, errors.Join(fmt.Errorf("change endpoint %s: %w", modes.Short(id), err),
+		return old, errors.Join(fmt.Errorf("change %s on network %s: %w", book.Owned(old), book.Label(n), err),
 			y.recordEndpointChange(old), y.apply(undo, m, n, n, after, before))
 	}
-	y.Config.Log.Info("endpoint changed", "network", network, "endpoint", id, "mode", n.Mode, "options", options)
+	y.Config.Log.Info("endpoint changed", "network", n.Name, "network_id", network,
+		"endpoint", id, "container", e.Container.Name, "mode", n.Mode, "options", options)
 	return e, nil
 }
 
@@ -150,7 +151,7 @@ func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, 
 			continue
 		}
 		if _, err := y.Plan().Attach(ctx, m, to, e); err != nil {
-			return fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err)
+			return fmt.Errorf("%s: %w", book.Owned(e), err)
 		}
 		y.Config.Step("after endpoint attached again")
 	}

@@ -40,7 +40,7 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 			return err
 		}
 		if n.Phase != modes.Ready {
-			return fmt.Errorf("network %s is being created or deleted", modes.Short(n.ID))
+			return fmt.Errorf("network %s is being created or deleted", book.Label(n))
 		}
 		m, err := y.Mode(n.Mode)
 		if err != nil {
@@ -169,7 +169,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 		return n, link, errors.Join(y.WithLinkHolders(e, err), y.UndoJoin(m, n, e))
 	}
 	y.Config.Log.Info("endpoint joined",
-		"network", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
+		"network", n.Name, "network_id", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
 	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
 	if kept != nil {
 		y.Tell(book.About(event.DeviceTaken, n, e, fmt.Sprintf("%s has device %s", book.Owned(e), link.SrcName)))
@@ -293,7 +293,7 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 // meanwhile, which had no effect while the endpoint had them.
 func (y *Yard) deleteLater(ctx context.Context, network, id string) {
 	if err := y.RemoveEndpoint(ctx, network, id); err != nil {
-		y.Config.Log.Error("deletion of a busy endpoint failed", "network", network, "endpoint", id, "err", err)
+		y.LogOf(network).Error("endpoint deletion failed", "endpoint", id, "err", err)
 	}
 	y.Config.Changed()
 }
@@ -302,7 +302,7 @@ func (y *Yard) deleteLater(ctx context.Context, network, id string) {
 func (y *Yard) FinishLater(network, id string) {
 	y.Config.Background(func() {
 		if err := y.finish(network, id); err != nil {
-			y.Config.Log.Error("endpoint removal failed", "network", network, "endpoint", id, "err", err)
+			y.LogOf(network).Error("endpoint removal failed", "endpoint", id, "err", err)
 		}
 	})
 }

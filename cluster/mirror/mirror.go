@@ -126,7 +126,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 			continue
 		}
 		if news { // once, not once a second
-			m.log.Warn("watch of etcd failed", "err", err)
+			m.log.Warn("etcd watch failed", "err", err)
 		}
 		// The random part keeps hosts that lost etcd together from coming back together.
 		if !etcd.Sleep(ctx, etcd.RetryEvery+rand.N(etcd.RetryEvery)) { //nolint:gosec // it need not be secret
@@ -210,7 +210,7 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 func (m *Mirror) noteRejected(bad map[string]string) {
 	for key, why := range bad {
 		if m.bad[key] != why {
-			m.log.Warn("etcd record rejected", "err", why)
+			m.log.Warn("etcd record rejected", "reason", why)
 		}
 	}
 	m.bad = bad

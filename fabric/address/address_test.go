@@ -136,7 +136,7 @@ func (n *Network) count(t *testing.T, match func(Own) bool) (count int) {
 	return count
 }
 
-// TestWarm: a host claims an address of its own and warm ones in each subnet; while etcd is away it grants these and
+// TestWarm: a host claims an address of its own and spare ones in each subnet; while etcd is away it grants these and
 // writes what became of them when etcd is back.
 func TestWarm(t *testing.T) {
 	t.Parallel()
@@ -144,7 +144,7 @@ func TestWarm(t *testing.T) {
 	must(t, n.Fill(t.Context(), mac))
 	must(t, n.Fill(t.Context(), mac)) // nothing is missing
 	if idle, host := n.count(t, Own.Idle), n.count(t, Own.OfHost); idle != 2*MaxWarm || host != 2 {
-		t.Fatalf("%d warm addresses and %d of the host", idle, host)
+		t.Fatalf("%d spare addresses and %d of the host", idle, host)
 	}
 	prefixes, err := n.HostAddrs()
 	if err != nil || len(prefixes) != 2 {
@@ -161,14 +161,14 @@ func TestWarm(t *testing.T) {
 		must(t, n.r.Publish(n.ID, []netip.Addr{a}, endpoint, mac, "web", nil))
 	}
 	if err := n.Room(false); !errors.Is(err, ErrNone) {
-		t.Errorf("room without a warm address: %v", err)
+		t.Errorf("room without a spare address: %v", err)
 	}
 	if err := n.Room(true); err != nil {
-		t.Errorf("room with warm addresses: %v", err)
+		t.Errorf("room with spare addresses: %v", err)
 	}
 	if _, err := n.Grant(t.Context(), Wish{Endpoint: "more"}); !errors.Is(err, ErrNone) ||
 		!errors.Is(err, etcd.ErrUnreachable) {
-		t.Errorf("without a warm address: %v", err)
+		t.Errorf("without a spare address: %v", err)
 	}
 	if got, err := n.Grant(t.Context(), Wish{Endpoint: "more"}); !errors.Is(err, ErrNone) {
 		t.Errorf("an address that etcd was asked for in vain is granted: %s, %v", got, err)
@@ -197,7 +197,8 @@ func TestGrantBeforeJoin(t *testing.T) {
 	}
 }
 
-// TestRecordWarm: an address that a request was granted meanwhile is not recorded as warm, and not released as unknown.
+// TestRecordWarm: an address that a request was granted meanwhile is not recorded as spare, and not released as
+// unknown.
 func TestRecordWarm(t *testing.T) {
 	t.Parallel()
 	n, _ := blue(t)

@@ -29,10 +29,10 @@ var ErrNone = errors.New("no address can be claimed")
 // errUnbound says that a network is not on this host any more.
 var errUnbound = errors.New("it is not on this host any more")
 
-// errPending says that an address is recorded already: it was claimed as a warm one, or another request claims it.
+// errPending says that an address is recorded already: it was claimed as a spare one, or another request claims it.
 var errPending = fmt.Errorf("%w by another request of this host", cluster.ErrTaken)
 
-// Grant gives an endpoint an address: a warm one, at once, or else one that it claims in etcd. A repeated request gets
+// Grant gives an endpoint an address: a spare one, at once, or else one that it claims in etcd. A repeated request gets
 // the same address.
 func (n *Network) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	if _, ok := n.Find(w.Addr); w.Addr.IsValid() && (!ok || n.isGateway(w.Addr)) {
@@ -56,7 +56,7 @@ func (n *Network) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	return got, err
 }
 
-// mayGrant returns why this host must not grant any address: its warm ones may belong to another host.
+// mayGrant returns why this host must not grant any address: its spare ones may belong to another host.
 func (n *Network) mayGrant() error {
 	reason := n.r.c.Reason()
 	if errors.Is(reason, cluster.ErrForgotten) || errors.Is(reason, cluster.ErrTwin) {
@@ -65,7 +65,7 @@ func (n *Network) mayGrant() error {
 	return nil
 }
 
-// fromWarm returns the address that the endpoint has already, or a warm one; while etcd is away also one that is to be
+// fromWarm returns the address that the endpoint has already, or a spare one; while etcd is away also one that is to be
 // released, since it still belongs to this host then. The address is invalid if there is none.
 func (n *Network) fromWarm(w Wish) (got netip.Addr, err error) {
 	away := !n.r.c.Etcd.Health().Down.IsZero()
@@ -190,8 +190,8 @@ func (n *Network) claimOne(ctx context.Context, o Own, named bool) error {
 	}))
 }
 
-// Room returns why no address of a family could be granted now: none is warm, and etcd does not answer or has none
-// free.
+// Room returns why no address of a family could be granted now: there is no spare one, and etcd does not answer or
+// has none free.
 func (n *Network) Room(v6 bool) error {
 	reason := n.r.c.Reason()
 	if down := n.r.c.Etcd.Health().Down; reason == nil && !down.IsZero() {

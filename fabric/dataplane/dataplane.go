@@ -137,7 +137,7 @@ func (n *Network) Apply(cs []record.Change) {
 		err = n.changePeers()
 	}
 	if err != nil { // the link may not exist yet
-		n.c.Log.Debug("update of peers in the kernel failed", "network", n.net.Name, "id", n.net.ID, "err", err)
+		n.c.Log.Debug("kernel peers not updated", "network", n.net.Name, "network_id", n.net.ID, "err", err)
 		n.Unsure()
 	}
 }
@@ -324,7 +324,7 @@ func (n *Network) TellPeers() error {
 	return err
 }
 
-// take returns the peers to give to the kernel; no changes are pending then. The caller holds turn.
+// take returns all peers to give to the kernel, and clears the pending changes. The caller holds turn.
 func (n *Network) take(read bool) overlay.Peers {
 	n.mu.Lock()
 	defer n.mu.Unlock()

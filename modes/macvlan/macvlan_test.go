@@ -387,7 +387,7 @@ func TestRefusals(t *testing.T) {
 		"MTU":               {of("parent", "eth0", "mtu", "9000"), "mtu=9000: parent eth0 has 1500"},
 		"MTU and IPv6":      {of("parent", "eth0", "mtu", "1000"), "mtu=1000: IPv6 needs at least 1280"},
 		"gateway elsewhere": {strange, "gateway 10.1.1.1 is not in subnet 192.168.7.0/24"},
-		"no subnet":         {chosen, "--subnet is missing: 172.18.0.0/16, which was free, is not the LAN's of parent eth0 (192.168.7.0/24)"},
+		"no subnet":         {chosen, "the IPAM chose 172.18.0.0/16, but the LAN of parent eth0 is 192.168.7.0/24; give it with --subnet"},
 		"ipvlan's parent":   {of("parent", "p1"), "parent=p1: network theirs uses it in mode ipvlan, and a link cannot be the parent of both macvlan and ipvlan"},
 		"beside passthru":   {of("parent", "br0"), "network alone is on parent br0, and macvlan_mode=passthru requires exclusive use of the parent"},
 		"passthru, second":  {of("parent", "br0", "macvlan_mode", "passthru"), "network alone is on parent br0"},

@@ -122,8 +122,8 @@ func TestEncryptedRefused(t *testing.T) {
 		{cell{alone: alone{1500}, has: secret, clear: none}, network(netA, "red", nil), "network red of the cluster is encrypted: this kernel has no WireGuard", ""},
 		{cell{alone: alone{1500}, has: secret}, network(netA, "red", no), "encrypted=false: network red of the cluster has encrypted=true", ""},
 		{cell{alone: alone{1500}, has: plain}, network(netA, "red", yes), "encrypted=true: network red of the cluster has encrypted=false", ""},
-		{cell{alone: alone{1500}}, network(netA, "red", map[string]string{"encrypted": "true", "mtu": "1371"}), "mtu=1371: the link to the other hosts carries 1500, less what VXLAN and WireGuard add: 1370", ""},
-		{cell{alone: alone{1480}, has: secret}, network(netA, "red", nil), "network red of the cluster has MTU 1370, and this host's link to the others carries 1480, less what VXLAN and WireGuard add: 1350", ""},
+		{cell{alone: alone{1500}}, network(netA, "red", map[string]string{"encrypted": "true", "mtu": "1371"}), "mtu=1371: at most 1370 fits: the link's MTU 1500 less the VXLAN and WireGuard headers", ""},
+		{cell{alone: alone{1480}, has: secret}, network(netA, "red", nil), "network red of the cluster has MTU 1370, but on this host at most 1350 fits: the link's MTU 1480 less the VXLAN and WireGuard headers", ""},
 		{cell{alone: alone{1339}}, v4, "the link to the other hosts carries 1339, which leaves 1279 inside WireGuard; IPv6 needs at least 1280", ""},
 	} {
 		settled, err := modetest.On(h.Kernel, overlay.New, c.f).Settle(t.Context(), c.n)

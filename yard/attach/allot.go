@@ -84,8 +84,8 @@ func allot(
 func ownPools(n modes.Network) error {
 	for _, s := range n.Subnets {
 		if s.Space != book.Space && s.Space != book.DHCPSpace && s.Space != overlay.Space {
-			return fmt.Errorf("network %s: the addresses of %s are allotted by %s's own IPAM; "+
-				"only a network that was created with --ipam-driver netyard can be shared",
+			return fmt.Errorf("network %s: the addresses of %s are managed by %s's own IPAM; "+
+				"only networks created with --ipam-driver netyard can be shared",
 				book.Label(n), s.Pool, n.Engine)
 		}
 	}

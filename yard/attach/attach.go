@@ -92,7 +92,8 @@ func attachOnce(
 		return a, errors.Join(y.WithLinkHolders(e, err), y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
 	}
 	y.Config.Log.Info("endpoint attached",
-		"network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.Config.Now().Sub(start))
+		"network", n.Name, "network_id", n.ID, "endpoint", e.ID, "mode", n.Mode,
+		"container", e.Container.Name, "container_id", r.Attachment, "took", y.Config.Now().Sub(start))
 	tellAttached(y, n, a.Endpoint)
 	pokeSharing(y, m, n, a.Endpoint)
 	y.Config.Changed()
@@ -269,7 +270,7 @@ func finishIn(ctx context.Context, y *yard.Yard, e modes.Endpoint) (done bool) {
 			continue
 		}
 		if err := finishNow(ctx, y, old, e.NetworkID, e.Into); err != nil {
-			y.Config.Log.Error("endpoint removal failed", "network", old.NetworkID, "endpoint", old.ID, "err", err)
+			y.LogOf(old.NetworkID).Error("endpoint removal failed", "endpoint", old.ID, "err", err)
 			continue
 		}
 		done = true

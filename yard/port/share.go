@@ -45,7 +45,7 @@ func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, con
 func Ignore(y *book.Book, n modes.Network, e modes.Endpoint, asks []book.PortRequest) {
 	for _, a := range asks {
 		y.Config.Log.Warn("published port ignored: the container shares the host's addresses",
-			"network", n.ID, "name", n.Name, "endpoint", e.ID, "container", e.Container.Name, "port", a.String())
+			"network", n.Name, "network_id", n.ID, "endpoint", e.ID, "container", e.Container.Name, "port", a.String())
 		v := book.About(event.PortIgnored, n, e, fmt.Sprintf(
 			"-p %s of %s is ignored: the container shares the host's addresses, and its ports are those it listens on",
 			a, book.Owned(e)))
