@@ -708,7 +708,7 @@ func TestCNINames(t *testing.T) {
 		func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 2 })
 	for _, command := range []string{"ADD", "STATUS"} {
 		b.conf = strings.Replace(conf, `"1.0.0"`, `"1.1.0"`, 1)
-		if _, msg := b.refused(t, h, command); !strings.Contains(msg, "there are 2 of that name") {
+		if _, msg := b.refused(t, h, command); !strings.Contains(msg, "2 networks have this name") {
 			t.Errorf("%s with an ambiguous name: %s", command, msg)
 		}
 	}

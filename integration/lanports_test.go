@@ -52,7 +52,7 @@ func TestLANPorts(t *testing.T) {
 		eventually(t, "ps shows all names", func() bool { return strings.Contains(h.Sh("netyard ps"), "in2") })
 		has(t, h.Sh("netyard ps"), "203.0.113.200:443->8080/tcp")
 		has(t, h.Sh("netyard trace", other.IP, "443"), "\nreachable")
-		has(t, h.Sh("netyard trace in2 in1:8443"), "sends it on to port 8080")
+		has(t, h.Sh("netyard trace in2 in1:8443"), "redirects it to port 8080")
 
 		h.Docker("restart -t 0 web")
 		listen()
