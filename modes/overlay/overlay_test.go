@@ -57,7 +57,7 @@ func endpoint(n modes.Network, id string, addrs ...netip.Addr) modes.Endpoint {
 	return e
 }
 
-// alone is a cluster of one host: nobody else makes anything wanted.
+// An alone is a cluster of one host.
 type alone struct{ mtu int }
 
 func (f alone) Find(_ context.Context, want modes.Overlay) (modes.Overlay, error) {
@@ -81,7 +81,7 @@ func (alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a 
 }
 func (alone) Release(modes.Overlay, netip.Addr) error { return nil }
 
-// in is a cluster for a case.
+// in returns the cluster of a case.
 func in(f modes.Fabric) func(*kerneltest.Host) modes.Fabric {
 	return func(*kerneltest.Host) modes.Fabric { return f }
 }
