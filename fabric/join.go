@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"netyard/cluster"
+	"netyard/cluster/mirror"
 	"netyard/cluster/record"
 	"netyard/fabric/address"
 )
@@ -56,7 +57,7 @@ func (a *Agent) fence(ctx context.Context, n *network) error {
 	}
 	fenced := map[string]string{}
 	for endpoint, addr := range lost {
-		fenced[endpoint] = fmt.Sprintf("address %s is %s's now", addr, a.ownerName(n, addr))
+		fenced[endpoint] = fmt.Sprintf("address %s is %s's now", addr, ownerName(a.hosts, n, addr))
 	}
 	a.mu.Lock()
 	was := n.fenced
@@ -73,12 +74,12 @@ func (a *Agent) fence(ctx context.Context, n *network) error {
 }
 
 // ownerName names the host that has an address which this host lost.
-func (a *Agent) ownerName(n *network, addr netip.Addr) string {
+func ownerName(hosts *mirror.Mirror, n *network, addr netip.Addr) string {
 	rec, _ := n.claims.Get(record.Address{Network: n.ID, Addr: addr}.Key()).(*record.Address)
 	if rec == nil {
 		return "another host"
 	}
-	host, _ := a.hosts.Get(record.Host{ID: rec.Host}.Key()).(*record.Host)
+	host, _ := hosts.Get(record.Host{ID: rec.Host}.Key()).(*record.Host)
 	if host == nil {
 		return fmt.Sprintf("host %.12s", rec.Host)
 	}

@@ -10,8 +10,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// The methods of this file are what requests of engines call. None waits for the kernel, except for a Grant that makes this
-// host a member of a network again, see join.
+// The methods of this file are what requests of engines call. None waits for the kernel, except for a Grant that makes
+// this host a member of a network again, see join.
 
 // Grant gives an endpoint an address: a spare one, at once, or else one that it claims in etcd. A repeated request gets
 // the same address.

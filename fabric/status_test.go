@@ -108,7 +108,7 @@ func TestTwin(t *testing.T) {
 	first.run()
 	first.member()
 	second.run()
-	second.waitReason("another running machine has this host's ID (boot boot1)", "remove netyard.db")
+	second.waitReason("another running machine has this host's ID, with boot ID boot1", "remove netyard.db")
 	_, err := second.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "new"})
 	if !errors.Is(err, address.ErrNone) || !errors.Is(err, cluster.ErrTwin) {
 		t.Errorf("a copy grants addresses: %v", err)

@@ -336,7 +336,8 @@ func TestComparedAfterApplied(t *testing.T) {
 	if n := <-compares; n != 0 {
 		t.Errorf("while the first changes are applied, everything was read %d times", n)
 	}
-	clustertest.Eventually(t, "that everything was read is not counted", func() bool { return m.Status().Compares == 1 })
+	clustertest.Eventually(t, "that everything was read is not counted",
+		func() bool { return m.Status().Compares == 1 })
 }
 
 // TestNotSubscribed: a mirror that does not run is no burden to its client.

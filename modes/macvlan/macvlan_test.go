@@ -70,7 +70,7 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// TestMatrix is who reaches whom in each mode (ip-link(8), macvlan).
+// TestMatrix checks who reaches whom in each mode (ip-link(8), macvlan).
 func TestMatrix(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -408,7 +408,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// shimName is the name of the host's own link.
+// shimName returns the name of the host's own link.
 func shimName(t *testing.T, l *modetest.LAN) string {
 	t.Helper()
 	return l.Host.Sh(t, "ip -o link | grep -o 'nys-[0-9a-f]*' | head -n 1")
