@@ -180,7 +180,7 @@ func newAgent(c Config, k Kernel) (*Agent, error) {
 func (a *Agent) openAddresses() (err error) {
 	a.addresses, err = address.Open(address.Config{
 		Log: a.c.Log, Store: a.c.Store, Etcd: a.c.Client, Host: a.self, Cooldown: a.c.Cooldown, Held: a.c.Held,
-		Bound: isBound,
+		Bound:  isBound,
 		Reason: a.whyNoMember, Changed: func(network string) { a.names.Stale(network) }, Wake: a.wakeUp,
 	})
 	if err == nil {
