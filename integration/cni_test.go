@@ -234,7 +234,7 @@ func TestCNILife(t *testing.T) {
 		}
 		// Another container in the same sandbox is refused.
 		other := call{id: "other", netns: "/run/netns/a", conf: conf}
-		if _, msg := other.refused(t, h, "ADD"); !strings.Contains(msg, "eth0 already") {
+		if _, msg := other.refused(t, h, "ADD"); !strings.Contains(msg, "already has a link eth0") {
 			t.Errorf("two attachments with one interface name: %s", msg)
 		}
 		if n := len(ps(t, h)); n != 1 {
