@@ -2,9 +2,7 @@ package modes
 
 import "sync"
 
-// IPAMOptions returns the options of --ipam-opt NAME=VALUE for pools whose addresses come from the LAN's DHCP servers.
-func IPAMOptions() []Option { return ipamTable() }
-
+// ipamTable returns the options of --ipam-opt NAME=VALUE for pools whose addresses come from the LAN's DHCP servers.
 var ipamTable = sync.OnceValue(func() []Option {
 	return []Option{
 		{

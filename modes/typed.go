@@ -93,40 +93,24 @@ func (o AddrOption) Of(n Network) netip.Addr {
 func (o AddrsOption) Row() Option { return Option(o).of(Addrs) }
 
 // Of returns the option's value for a network.
-func (o AddrsOption) Of(n Network) (all []netip.Addr) {
-	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
-		if a, err := netip.ParseAddr(one); err == nil {
-			all = append(all, a)
-		}
-	}
-	return all
+func (o AddrsOption) Of(n Network) []netip.Addr {
+	return listOf(Option(o).Of(n), func(one string) (netip.Addr, bool) {
+		a, err := netip.ParseAddr(one)
+		return a, err == nil
+	})
 }
 
 // Row returns the option's row of the table.
 func (o RoutesOption) Row() Option { return Option(o).of(Routes) }
 
 // Of returns the option's value for a network.
-func (o RoutesOption) Of(n Network) (all []Route) {
-	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
-		if r, ok := parseRoute(one); ok {
-			all = append(all, r)
-		}
-	}
-	return all
-}
+func (o RoutesOption) Of(n Network) []Route { return listOf(Option(o).Of(n), parseRoute) }
 
 // Row returns the option's row of the table.
 func (o PortsOption) Row() Option { return Option(o).of(Ports) }
 
 // Of returns the option's value for a network.
-func (o PortsOption) Of(n Network) (all []PortRange) {
-	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
-		if r, ok := parsePorts(one); ok {
-			all = append(all, r)
-		}
-	}
-	return all
-}
+func (o PortsOption) Of(n Network) []PortRange { return listOf(Option(o).Of(n), parsePorts) }
 
 // Row returns the option's row of the table.
 func (o SourcesOption) Row() Option { return Option(o).of(Sources) }
@@ -153,3 +137,13 @@ func (o SourcesOption) Of(n Network) (subnets []netip.Prefix, interfaces []strin
 
 // Row returns the option's row of the table.
 func (o RateOption) Row() Option { return Option(o).of(Rate) }
+
+// listOf returns the valid items of a list with commas between them.
+func listOf[T any](text string, parse func(string) (T, bool)) (all []T) {
+	for one := range strings.SplitSeq(text, ",") {
+		if item, ok := parse(one); ok {
+			all = append(all, item)
+		}
+	}
+	return all
+}
