@@ -23,8 +23,8 @@ type Process = sandbox.Process
 // PeerOf returns the process at the other end of a door's connection.
 func PeerOf(c net.Conn) Process { return sandbox.PeerOf(c) }
 
-// buryTime bounds the wait for the locks of a dead endpoint: a request for it may be in progress.
-const buryTime = 3 * time.Second
+// removeTime bounds the wait for the locks of a dead endpoint: a request for it may be in progress.
+const removeTime = 3 * time.Second
 
 // RetryWithoutDead runs a request. If it fails because of what dead endpoints have (book.HeldError), Past removes those
 // endpoints and runs the request again. When do fails, it must have undone what it did, and hold no lock.
@@ -36,9 +36,9 @@ func (y *Yard) RetryWithoutDead(ctx context.Context, do func(*book.LiveCheck) er
 		if !errors.As(err, &held) {
 			return err
 		}
-		news, buryErr := removeDead(ctx, y, j, held)
-		if buryErr != nil {
-			return errors.Join(err, buryErr)
+		news, removeErr := removeDead(ctx, y, j, held)
+		if removeErr != nil {
+			return errors.Join(err, removeErr)
 		}
 		if !news {
 			return err
@@ -80,7 +80,7 @@ func removeDead(ctx context.Context, y *Yard, j *book.LiveCheck, held *book.Held
 
 // RemoveDead removes an endpoint that was found dead, unless it has changed since. gone: it no longer exists.
 func (y *Yard) RemoveDead(ctx context.Context, was modes.Endpoint) (gone bool, err error) {
-	wait, cancel := context.WithTimeout(ctx, buryTime)
+	wait, cancel := context.WithTimeout(ctx, removeTime)
 	defer cancel()
 	release, err := y.Hold(wait, was.NetworkID, was.ID)
 	if err != nil {

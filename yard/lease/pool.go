@@ -20,7 +20,7 @@ type DHCPPool struct {
 	ID string
 	// Subnet is the LAN's subnet if the admin gave it, otherwise invalid. An engine accepts --ip only with a subnet.
 	Subnet  netip.Prefix      `json:",omitzero"`
-	Options map[string]string `json:",omitempty"` // see modes.IPAMOptions
+	Options map[string]string `json:",omitempty"` // see modes.ResolveIPAM
 	// MACs: the engine chooses the MACs and tells them.
 	MACs bool `json:",omitempty"`
 	// Network is the owner of the pool; empty until the network is made.
