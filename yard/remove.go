@@ -43,19 +43,15 @@ func (y *Yard) Retry(ctx context.Context) {
 
 // RemoveEndpoint removes an endpoint, its link and its leases without a request of its engine.
 func (y *Yard) RemoveEndpoint(ctx context.Context, network, id string) error {
-	release, err := y.Hold(ctx, network, id)
-	if err != nil {
-		return err
-	}
-	defer release()
-	m, n, e, err := y.EndpointWithMode(network, id)
+	h, err := y.Hold(ctx, network, id)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return y.RemoveLocked(ctx, m, n, e)
+	defer h.Release()
+	return y.Remove(ctx, h)
 }
 
 // Sweep removes the attachments whose sandbox is gone: no engine need report their end.
@@ -101,15 +97,15 @@ func (y *Yard) EnsureLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.E
 	return nil
 }
 
-// RemoveLocked removes an endpoint and its leases, when its engine will send no further request for it. The caller
-// holds the locks.
-func (y *Yard) RemoveLocked(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+// Remove removes an endpoint and its leases, when its engine will send no further request for it.
+func (y *Yard) Remove(ctx context.Context, h *book.Held) error {
+	n, e := h.Network, h.Endpoint
 	if e.Phase == modes.Deleting && e.Attachment != "" { // its addresses may belong to another endpoint by now
-		return y.ForgetLocked(ctx, m, n, e)
+		return y.Forget(ctx, h)
 	}
 	y.Config.Log.Info("removal of an endpoint without a request of its engine",
 		"network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
-	if err := y.Plan().Detach(m, n, e); err != nil {
+	if err := y.Plan().Detach(h.Mode, n, e); err != nil {
 		return err
 	}
 	y.TellDeviceReturned(n, e)

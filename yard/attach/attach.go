@@ -65,36 +65,22 @@ func attachOnce(
 		held := y.Config.Store.View(func(tx store.Tx) error { return withHolders(tx, r, err) })
 		return a, errors.Join(held, lease.ReleaseUnattached(y.Book, r))
 	}
-	release, err := y.Hold(ctx, e.NetworkID, e.ID)
+	h, others, err := hold(ctx, y, r, e)
 	if err != nil {
 		return a, errors.Join(err, lease.ReleaseUnattached(y.Book, r))
 	}
-	defer release()
-	if e.Kept, err = claimDevice(ctx, y, e); err != nil {
-		return a, y.WithLinkHolders(e, err)
-	}
-	m, n, e, former, withdrawn, err := recordAttachment(y, j, r, e)
-	if err != nil {
+	defer h.Release()
+	if err := record(ctx, y, j, h, others); err != nil {
 		return a, errors.Join(err, lease.ReleaseUnattached(y.Book, r))
 	}
-	if err := overlay.ReleaseUnused(y.Book, n, r.Allotted.Spare...); err != nil {
-		return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
+	if a, err = finish(ctx, y, h, others); err != nil {
+		return a, errors.Join(err, y.Remove(context.WithoutCancel(ctx), h.Held))
 	}
-	for _, was := range withdrawn {
-		if err := port.Withdraw(ctx, y.Book, was); err != nil {
-			return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
-		}
-	}
-	if err := finishFormer(ctx, y, former, e); err != nil {
-		return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
-	}
-	if a, err = plug(ctx, y, m, n, e, r); err != nil {
-		return a, errors.Join(y.WithLinkHolders(e, err), y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
-	}
+	n := h.Network
 	y.Config.Log.Info("endpoint attached",
 		"network", n.ID, "endpoint", e.ID, "mode", n.Mode, "container", r.Attachment, "took", y.Config.Now().Sub(start))
 	tellAttached(y, n, a.Endpoint)
-	pokeSharing(y, m, n, a.Endpoint)
+	pokeSharing(y, h.Held)
 	y.Config.Changed()
 	return a, nil
 }

@@ -82,7 +82,7 @@ func (j *LiveCheck) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 // engine was killed before it made the namespace, or before netyard looked. If the engine's mounts cannot be seen from
 // here, only the link tells.
 func (y *Book) linkUnplugged(e modes.Endpoint) (bool, error) {
-	m, n, e, err := y.EndpointWithMode(e.NetworkID, e.ID)
+	m, n, err := y.NetworkWithMode(e.NetworkID)
 	if err != nil {
 		return false, err
 	}
