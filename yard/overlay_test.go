@@ -288,7 +288,7 @@ func TestOverlayAttached(t *testing.T) {
 		}
 	}
 	clustertest.Eventually(t, "the other host does not know its names", named("web", "db"))
-	if err := reconcile.Identify(one.Yard, ids[one], c3.Endpoint.ID,
+	if err := reconcile.Identify(t.Context(), one.Yard, c3.Endpoint,
 		modes.Container{Name: "shop", Labels: map[string]string{"com.docker.compose.service": "front"}}); err != nil {
 		t.Fatal(err)
 	}

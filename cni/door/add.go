@@ -49,7 +49,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 		return answer{}, err
 	}
 	r := book.AttachRequest{
-		NetworkID:  n.ID,
+		Network:    n,
 		Attachment: q.ContainerID,
 		Container:  modes.Container{Engine: book.CNI},
 		Config:     c.Name,

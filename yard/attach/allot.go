@@ -15,39 +15,35 @@ import (
 	"netyard/yard/pool"
 )
 
-// inherit returns the addresses that the attachment had before, from its hold or its former endpoint, and that
-// endpoint, which it records as deleting.
-func inherit(y *yard.Yard, tx store.Tx, r book.AttachRequest) (kept []netip.Addr, former string, err error) {
-	addrs := func(ps []netip.Prefix) {
-		for _, p := range ps {
-			kept = append(kept, p.Addr())
+// inherit returns the addresses that the attachment had before, from its hold or its former endpoint. It records that
+// endpoint as deleting.
+func (t *attaching) inherit(y *yard.Yard, tx store.Tx) (kept []netip.Addr, err error) {
+	r := t.request
+	h, _, err := book.EndHold(tx, r.Attachment, r.Network.ID, r.IfName)
+	if err != nil {
+		return nil, err
+	}
+	had := h.Addrs
+	if t.former != nil {
+		old := t.former.Endpoint
+		old.Phase, old.Turned = modes.Deleting, y.Config.Now()
+		if err := t.former.PutIn(tx, old); err != nil {
+			return nil, err
 		}
+		had = slices.Concat(had, old.Addrs)
 	}
-	h, found, err := book.EndHold(tx, r.Attachment, r.NetworkID, r.IfName)
-	if err != nil {
-		return nil, "", err
+	for _, p := range had {
+		kept = append(kept, p.Addr())
 	}
-	if found {
-		addrs(h.Addrs)
-	}
-	old, err := book.GetAttachment(tx, r.Attachment, r.NetworkID, r.IfName)
-	if errors.Is(err, book.ErrNotFound) {
-		return kept, "", nil
-	}
-	if err != nil {
-		return nil, "", err
-	}
-	addrs(old.Addrs)
-	old.Phase, old.Turned = modes.Deleting, y.Config.Now()
-	return kept, old.ID, book.PutEndpoint(tx, old)
+	return kept, nil
 }
 
 // allot chooses the addresses of an attachment. It gets one from each group of pools: the requested one, the one it had
 // before, or the next free one.
 func allot(
-	y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, kept []netip.Addr,
+	y *yard.Yard, tx store.Tx, r book.AttachRequest, kept []netip.Addr,
 ) (addrs []netip.Prefix, err error) {
-	groups := r.Pools
+	n, groups := r.Network, r.Pools
 	if groups == nil {
 		groups = book.ByFamily(n)
 	}
@@ -55,11 +51,11 @@ func allot(
 		return nil, err
 	}
 	if overlay.Claims(y.Book, n.Mode) {
-		return overlay.AssignGranted(n, r, kept)
+		return overlay.AssignGranted(r, kept)
 	}
 	addrs = append(addrs, r.Leased...)
 	for _, group := range groups {
-		a, err := allotOne(y, tx, n, r, group, kept)
+		a, err := allotOne(y, tx, r, group, kept)
 		if err != nil {
 			return nil, err
 		}
@@ -97,9 +93,9 @@ func Shareable(n modes.Network) error { return ownPools(n) }
 
 // allotOne chooses the address that an attachment gets from one group of pools.
 func allotOne(
-	y *yard.Yard, tx store.Tx, n modes.Network, r book.AttachRequest, group []netip.Prefix, kept []netip.Addr,
+	y *yard.Yard, tx store.Tx, r book.AttachRequest, group []netip.Prefix, kept []netip.Addr,
 ) (a netip.Prefix, err error) {
-	name := r.Container.Name
+	n, name := r.Network, r.Container.Name
 	if name == "" {
 		name = r.Attachment
 	}
@@ -140,7 +136,7 @@ func allotOne(
 
 // withHolders adds to the cause why addresses could not be allotted the endpoints that have them.
 func withHolders(tx store.Tx, r book.AttachRequest, cause error) error {
-	held, err := pool.HoldersOf(tx, r.NetworkID, cause, r.Addrs...)
+	held, err := pool.HoldersOf(tx, r.Network.ID, cause, r.Addrs...)
 	if err != nil {
 		return errors.Join(cause, err)
 	}
@@ -163,7 +159,7 @@ func Room(y *yard.Yard, network string) error {
 		return overlay.RoomInCluster(y.Book, n)
 	}
 	err = y.Config.Store.Update(func(tx store.Tx) error {
-		if _, err := allot(y, tx, n, book.AttachRequest{NetworkID: n.ID, Attachment: "-"}, nil); err != nil {
+		if _, err := allot(y, tx, book.AttachRequest{Network: n, Attachment: "-"}, nil); err != nil {
 			return err
 		}
 		return errTried

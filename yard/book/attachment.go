@@ -13,7 +13,8 @@ import (
 
 // An AttachRequest is the request of a CNI runtime for one interface of one container.
 type AttachRequest struct {
-	NetworkID string
+	// Network is the network as its door found it.
+	Network modes.Network
 	// Attachment is the runtime's ID of the container, and IfName the interface's name in the sandbox.
 	Attachment, IfName string
 	// Config is the name of the CNI configuration.
@@ -65,6 +66,25 @@ func AttachmentKey(attachment, network, ifName string) string {
 
 // ContainerLock returns the name of the lock of all attachments of a container.
 func ContainerLock(attachment string) string { return "container " + attachment }
+
+// An Interface names an attachment of a container and its endpoint.
+type Interface struct {
+	Holder
+
+	IfName string
+}
+
+// Interfaces returns the attachments of a container, without reading the records of their endpoints.
+func (y *Book) Interfaces(attachment string) (all []Interface, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		return Attachments.Each(tx, attachment+"|", func(key, id string) error {
+			network, ifName, _ := strings.Cut(strings.TrimPrefix(key, attachment+"|"), "|")
+			all = append(all, Interface{Holder{network, id}, ifName})
+			return nil
+		})
+	})
+	return all, err
+}
 
 // Attachment returns the endpoint of a container's interface.
 func (y *Book) Attachment(attachment, network, ifName string) (e modes.Endpoint, err error) {

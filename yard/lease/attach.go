@@ -16,14 +16,8 @@ import (
 )
 
 // RequestLeases gets the addresses of an attachment from the LAN's DHCP server: one for each DHCP pool of its network.
-func RequestLeases(
-	ctx context.Context, y *book.Book, j *book.LiveCheck, r book.AttachRequest,
-) (addrs []netip.Prefix, err error) {
-	n, err := y.Network(r.NetworkID)
-	if err != nil {
-		return nil, err
-	}
-	for _, pool := range n.DHCP {
+func RequestLeases(ctx context.Context, j *book.LiveCheck, r book.AttachRequest) (addrs []netip.Prefix, err error) {
+	for _, pool := range r.Network.DHCP {
 		q := Request{
 			AddressRequest: ipam.AddressRequest{Pool: pool, Name: r.Container.Name, MAC: r.MAC},
 			Attachment:     r.Attachment, IfName: r.IfName,
@@ -31,7 +25,7 @@ func RequestLeases(
 		if at := slices.IndexFunc(r.Addrs, netip.Addr.Is4); at >= 0 {
 			q.Addr = r.Addrs[at]
 		}
-		a, err := RequestLease(ctx, y, j, q)
+		a, err := RequestLease(ctx, j, q)
 		if err != nil {
 			return nil, err
 		}
@@ -46,7 +40,7 @@ func ReleaseUnattached(y *book.Book, r book.AttachRequest) error {
 		return err
 	}
 	return y.Update("lease not taken", func(tx store.Tx) error {
-		return eachLease(tx, r.NetworkID, func(l DHCPLease) error {
+		return eachLease(tx, r.Network.ID, func(l DHCPLease) error {
 			if l.Endpoint != "" || !slices.Contains(r.Leased, l.Lease.Addr) {
 				return nil
 			}

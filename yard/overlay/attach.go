@@ -15,9 +15,9 @@ import (
 // GrantAll claims the addresses of an attachment. In each family that is the requested one, else the one it has, else
 // any.
 func GrantAll(ctx context.Context, y *book.Book, r book.AttachRequest, owner string) (a book.Allotment, err error) {
-	n, err := y.Network(r.NetworkID)
-	if err != nil || !Claims(y, n.Mode) {
-		return a, err
+	n := r.Network
+	if !Claims(y, n.Mode) {
+		return a, nil
 	}
 	if y.Config.Fabric == nil {
 		return a, fmt.Errorf("network %s: %w", book.Label(n), modes.ErrNoCluster)
@@ -59,16 +59,16 @@ func GrantAll(ctx context.Context, y *book.Book, r book.AttachRequest, owner str
 // lock, so no other request changes them.
 func currentAddrs(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
-		h, err := book.Holds.Get(tx, book.AttachmentKey(r.Attachment, r.NetworkID, r.IfName))
+		h, err := book.Holds.Get(tx, book.AttachmentKey(r.Attachment, r.Network.ID, r.IfName))
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		e, err := book.GetAttachment(tx, r.Attachment, r.NetworkID, r.IfName)
+		e, err := book.GetAttachment(tx, r.Attachment, r.Network.ID, r.IfName)
 		if err != nil && !errors.Is(err, book.ErrNotFound) {
 			return err
 		}
 		for _, p := range slices.Concat(h.Addrs, e.Addrs) {
-			taken, err := book.Claimed(tx, r.NetworkID, p.Addr())
+			taken, err := book.Claimed(tx, r.Network.ID, p.Addr())
 			if err == nil && taken && !slices.Contains(addrs, p.Addr()) {
 				addrs = append(addrs, p.Addr())
 			}
@@ -80,10 +80,10 @@ func currentAddrs(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err e
 
 // AssignGranted returns the addresses that were allotted to an attachment. kept are the addresses that it has now: an
 // allotment that counts on another one is refused.
-func AssignGranted(n modes.Network, r book.AttachRequest, kept []netip.Addr) ([]netip.Prefix, error) {
+func AssignGranted(r book.AttachRequest, kept []netip.Addr) ([]netip.Prefix, error) {
 	for _, a := range r.Allotted.Had {
 		if !slices.Contains(kept, a) {
-			return nil, fmt.Errorf("network %s: address %s was released meanwhile; try again", book.Label(n), a)
+			return nil, fmt.Errorf("network %s: address %s was released meanwhile; try again", book.Label(r.Network), a)
 		}
 	}
 	return r.Allotted.Addrs, nil
@@ -94,20 +94,13 @@ func ReleaseGranted(y *book.Book, r book.AttachRequest) error {
 	if len(r.Allotted.Addrs) == 0 {
 		return nil
 	}
-	n, err := y.Network(r.NetworkID)
-	if errors.Is(err, book.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
 	var fresh []netip.Addr
 	for _, p := range r.Allotted.Addrs {
 		if !slices.Contains(r.Allotted.Had, p.Addr()) {
 			fresh = append(fresh, p.Addr())
 		}
 	}
-	return ReleaseUnused(y, n, fresh...)
+	return ReleaseUnused(y, r.Network, fresh...)
 }
 
 // ReleaseUnused releases addresses of an overlay, except those that an endpoint of this host has or that are held. If
@@ -179,19 +172,12 @@ func RoomInCluster(y *book.Book, n modes.Network) error {
 }
 
 // NameInCluster announces the names of an endpoint in the cluster.
-func NameInCluster(y *book.Book, network, id string) error {
-	n, err := y.Network(network)
-	if err != nil || !Claims(y, n.Mode) || y.Config.Fabric == nil {
-		return err
-	}
-	e, err := y.Endpoint(network, id)
-	if errors.Is(err, book.ErrNotFound) {
+func NameInCluster(h *book.Held) error {
+	y := h.Book
+	if !Claims(y, h.Network.Mode) || y.Config.Fabric == nil {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	return y.Config.Fabric.Name(Of(y, n), e)
+	return y.Config.Fabric.Name(Of(y, h.Network), h.Endpoint)
 }
 
 // Overlay returns the overlay that a network is; ok is false if it is none.

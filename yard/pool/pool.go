@@ -103,7 +103,7 @@ func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a
 		case overlay.IsOverlay(r.Pool):
 			a, err = overlay.RequestClaim(ctx, y.Book, r)
 		case lease.IsDHCP(r.Pool):
-			a, err = lease.RequestLease(ctx, y.Book, j, lease.Request{AddressRequest: r})
+			a, err = lease.RequestLease(ctx, j, lease.Request{AddressRequest: r})
 			return err
 		default:
 			a, err = requestOwn(y, r)

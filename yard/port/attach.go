@@ -10,17 +10,10 @@ import (
 	"netyard/yard/book"
 )
 
-// Reclaimed returns the endpoints whose ports an interface of their container gets: those of interfaces with a higher
-// number. Answers leave by the default route, which is that of the interface with the lowest number; with an address of
-// another network they would be dropped as spoofed.
-func Reclaimed(of []modes.Endpoint, ifName string) (from []book.Holder) {
-	for _, e := range of {
-		if len(e.Ports) > 0 && book.Metric(e.IfName) > book.Metric(ifName) {
-			from = append(from, book.Holder{Network: e.NetworkID, Endpoint: e.ID})
-		}
-	}
-	return from
-}
+// Reclaims reports whether an interface gets the ports of another one of its container: of one with a higher number.
+// Answers leave by the default route, which is that of the interface with the lowest number; with an address of another
+// network they would be dropped as spoofed.
+func Reclaims(ifName, from string) bool { return book.Metric(from) > book.Metric(ifName) }
 
 // OnAddresses returns the requested ports with the host addresses that they will be published on. A port without an
 // address is published on those of its network.
