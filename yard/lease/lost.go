@@ -37,8 +37,8 @@ func handleLost(ctx context.Context, y *book.Book, l leased, box *kdhcp.SandboxL
 	if modes.IPAMOpt(l.Options, "on_lost") == "down" {
 		y.Config.Log.Error("lease lost, link taken down; restart the container", what...)
 		err := errors.Join(box.Down(), markDown(y, l.DHCPLease))
-		tellLease(y, event.LeaseDown, l.DHCPLease, e, fmt.Sprintf("%s lost %s: %s; its link is down until it is restarted",
-			book.Owned(e), l.Lease.Addr.Addr(), why))
+		tellLease(y, event.LeaseDown, l.DHCPLease, e, fmt.Sprintf(
+			"%s lost %s: %s; its link is down until it is restarted", book.Owned(e), l.Lease.Addr.Addr(), why))
 		return err
 	}
 	if l.Tried.Before(l.Lease.Expires) || l.Tried.IsZero() { // only the first time
