@@ -24,6 +24,7 @@ import (
 	"netyard/store"
 	"netyard/yard"
 	yattach "netyard/yard/attach"
+	"netyard/yard/pool"
 	"netyard/yard/book"
 	yoverlay "netyard/yard/overlay"
 	yown "netyard/yard/own"
@@ -337,7 +338,7 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 		s, _ := one.agent.Status()
 		return !s.Health.Down.IsZero()
 	})
-	if err := yattach.Room(one.Yard, id); err != nil {
+	if err := pool.Room(one.Yard, id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
 	var last error
@@ -348,7 +349,7 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)
 	}
-	if err := yattach.Room(one.Yard, id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
+	if err := pool.Room(one.Yard, id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
 		t.Errorf("with an empty store: %v", err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"netyard/ipam"
 	"netyard/kernel/core"
 	"netyard/kernel/sandbox"
 	"netyard/modes"
@@ -21,7 +20,7 @@ import (
 	"netyard/yard/enforce"
 	"netyard/yard/event"
 	"netyard/yard/lease"
-	"netyard/yard/overlay"
+	"netyard/yard/pool"
 	"netyard/yard/port"
 )
 
@@ -50,30 +49,21 @@ func attachOnce(
 		return a, err
 	}
 	defer releaseKey()
-	// A lease may take seconds: get it before the network is locked.
-	if r.Leased, err = lease.RequestLeases(ctx, j, r); err != nil {
+	e := endpointOf(y, r, ns)
+	got, err := pool.Acquire(ctx, y, j, r, e.ID) // it may take seconds, so the network is not locked yet
+	if err != nil {
 		return a, err
 	}
-	e := modes.Endpoint{
-		ID: book.RandomID(), NetworkID: r.Network.ID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName,
-		Sandbox: r.Sandbox, NS: ns, Into: r.NS, BootID: y.Config.BootID,
-		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases,
-	}
-	seen, ok := core.NamespaceAt(r.Sandbox)
-	e.Seen = ok && seen == ns
-	if r.Allotted, err = overlay.GrantAll(ctx, y.Book, r, e.ID); err != nil { // may take long, too
-		held := y.Config.Store.View(func(tx store.Tx) error { return withHolders(tx, r, err) })
-		return a, errors.Join(held, lease.ReleaseUnattached(y.Book, r))
-	}
 	t, err := hold(ctx, y, r, e.ID)
+	if err == nil {
+		defer t.Release()
+		err = t.record(ctx, j, e, got)
+	}
+	got.Release(err == nil)
 	if err != nil {
-		return a, errors.Join(err, lease.ReleaseUnattached(y.Book, r))
+		return a, err
 	}
-	defer t.Release()
-	if err := t.record(ctx, y, j, e); err != nil {
-		return a, errors.Join(err, lease.ReleaseUnattached(y.Book, r))
-	}
-	if a, err = t.finish(ctx, y); err != nil {
+	if a, err = t.finish(ctx); err != nil {
 		return a, errors.Join(err, y.Remove(context.WithoutCancel(ctx), t.Held))
 	}
 	y.Config.Log.Info("endpoint attached", "network", t.Network.ID, "endpoint", e.ID, "mode", t.Network.Mode,
@@ -84,10 +74,21 @@ func attachOnce(
 	return a, nil
 }
 
+// endpointOf returns the endpoint of a request. ns is its sandbox.
+func endpointOf(y *yard.Yard, r book.AttachRequest, ns core.NamespaceID) modes.Endpoint {
+	seen, ok := core.NamespaceAt(r.Sandbox)
+	return modes.Endpoint{
+		ID: book.RandomID(), NetworkID: r.Network.ID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName,
+		Sandbox: r.Sandbox, NS: ns, Into: r.NS, Seen: ok && seen == ns, BootID: y.Config.BootID,
+		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases,
+	}
+}
+
 // An attaching is an attachment that is being made. Its Held is the new endpoint.
 type attaching struct {
 	*book.Held
 
+	yard    *yard.Yard
 	request book.AttachRequest
 	// former is the endpoint that it replaces; nil: there is none.
 	former *book.Held
@@ -112,8 +113,8 @@ func hold(ctx context.Context, y *yard.Yard, r book.AttachRequest, id string) (*
 	if err != nil {
 		return nil, err
 	}
-	t := &attaching{Held: all[0], request: r}
-	if n := t.Network; n.Phase != modes.Ready {
+	t := &attaching{Held: all[0], yard: y, request: r}
+	if n := t.Network; n.Phase != modes.Ready || !n.Created.Equal(r.Network.Created) { // or was created anew
 		t.Release()
 		return nil, fmt.Errorf("network %s is being created or deleted", book.Label(n))
 	}
@@ -147,9 +148,11 @@ func tellAttached(y *yard.Yard, n modes.Network, e modes.Endpoint) {
 }
 
 // record records the endpoint with its addresses and ports, in place of a former one.
-func (t *attaching) record(ctx context.Context, y *yard.Yard, j *book.LiveCheck, e modes.Endpoint) (err error) {
-	r := t.request
-	if e.Kept, err = t.claimDevice(ctx, y, e); err != nil {
+func (t *attaching) record(
+	ctx context.Context, j *book.LiveCheck, e modes.Endpoint, got *pool.Acquired,
+) (err error) {
+	y, r := t.yard, t.request
+	if e.Kept, err = t.claimDevice(ctx, e); err != nil {
 		return y.WithLinkHolders(t.With(e), err)
 	}
 	ports := &port.Choice{Y: y.Book, Reserver: r.Reserver, Judge: j}
@@ -158,8 +161,15 @@ func (t *attaching) record(ctx context.Context, y *yard.Yard, j *book.LiveCheck,
 	}
 	err = t.Change("endpoint attaching", func(tx store.Tx, now *modes.Endpoint) error {
 		*now = e
-		if err := t.takeAddresses(y, tx, now); err != nil {
+		had, err := t.inherit(tx)
+		if err != nil {
 			return err
+		}
+		if err := got.Keep(tx, had, now); err != nil {
+			return err
+		}
+		if now.MAC == "" {
+			now.MAC = t.Traits().MAC.Default(*now)
 		}
 		now.Phase, now.Created, now.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
 		key := book.AttachmentKey(r.Attachment, t.Network.ID, r.IfName)
@@ -172,28 +182,6 @@ func (t *attaching) record(ctx context.Context, y *yard.Yard, j *book.LiveCheck,
 		t.former.Endpoint.Phase = modes.Deleting
 	}
 	return ports.Explain(err)
-}
-
-// takeAddresses gives the endpoint its addresses: those that its attachment had before, or new ones.
-func (t *attaching) takeAddresses(y *yard.Yard, tx store.Tx, e *modes.Endpoint) error {
-	kept, err := t.inherit(y, tx)
-	if err != nil {
-		return err
-	}
-	e.Addrs, err = allot(y, tx, t.request, kept)
-	if errors.Is(err, ipam.ErrTaken) || errors.Is(err, ipam.ErrExhausted) {
-		return withHolders(tx, t.request, err)
-	}
-	if err != nil {
-		return err
-	}
-	if *e, err = lease.AssignLease(tx, t.Network, *e); err != nil {
-		return err
-	}
-	if e.MAC == "" {
-		e.MAC = t.Traits().MAC.Default(*e)
-	}
-	return nil
 }
 
 // takePorts gives the endpoint the ports that it publishes, and takes them from the container's other endpoints.
@@ -226,33 +214,31 @@ func (t *attaching) takePorts(tx store.Tx, ports *port.Choice, e *modes.Endpoint
 
 // finish makes what was recorded true: what others lost to the endpoint is removed, and its link made and moved into
 // the sandbox.
-func (t *attaching) finish(ctx context.Context, y *yard.Yard) (a book.Attached, err error) {
-	if err := overlay.ReleaseUnused(y.Book, t.Network, t.request.Allotted.Spare...); err != nil {
-		return a, err
-	}
+func (t *attaching) finish(ctx context.Context) (a book.Attached, err error) {
 	for _, h := range t.reclaimed {
 		if err := port.Withdraw(ctx, h, h.Endpoint); err != nil {
 			return a, err
 		}
 	}
-	if err := t.finishFormer(ctx, y); err != nil {
+	if err := t.finishFormer(ctx); err != nil {
 		return a, err
 	}
-	if a, err = t.plug(ctx, y); err != nil {
-		return a, y.WithLinkHolders(t.Held, err)
+	if a, err = t.plug(ctx); err != nil {
+		return a, t.yard.WithLinkHolders(t.Held, err)
 	}
 	return a, nil
 }
 
 // plug makes the endpoint's link, moves it into the sandbox, and records the endpoint as ready.
-func (t *attaching) plug(ctx context.Context, y *yard.Yard) (a book.Attached, err error) {
+func (t *attaching) plug(ctx context.Context) (a book.Attached, err error) {
+	y := t.yard
 	// Policies first, or there would be a moment without them.
 	if err := enforce.Enforce(ctx, y.Book); err != nil {
 		return a, err
 	}
 	n, e := t.Network, t.Endpoint
 	link, err := y.Plan().Attach(ctx, t.Mode, n, e)
-	if errors.Is(err, fs.ErrExist) && t.finishIn(ctx, y) {
+	if errors.Is(err, fs.ErrExist) && t.finishIn(ctx) {
 		link, err = y.Plan().Attach(ctx, t.Mode, n, e)
 	}
 	if err != nil {
@@ -282,33 +268,33 @@ func (t *attaching) plug(ctx context.Context, y *yard.Yard) (a book.Attached, er
 
 // finishFormer removes the endpoint that the new one replaces: now if it is in the same sandbox and so in the way, or
 // else in the background.
-func (t *attaching) finishFormer(ctx context.Context, y *yard.Yard) error {
+func (t *attaching) finishFormer(ctx context.Context) error {
 	if t.former == nil {
 		return nil
 	}
 	old := t.former.Endpoint
 	if old.NS == t.Endpoint.NS {
-		return finishNow(ctx, y, t.former, t.Endpoint.Into)
+		return t.finishNow(ctx, t.former, t.Endpoint.Into)
 	}
 	err := port.Withdraw(ctx, t.former, old)
 	t.former.Release()
-	y.FinishLater(old.NetworkID, old.ID) //nolint:contextcheck // the caller does not wait for it
+	t.yard.FinishLater(old.NetworkID, old.ID) //nolint:contextcheck // the caller does not wait for it
 	return err
 }
 
 // finishNow removes the link and the record of an endpoint that is Deleting. into is an open descriptor of the sandbox.
-func finishNow(ctx context.Context, y *yard.Yard, old *book.Held, into int) error {
+func (t *attaching) finishNow(ctx context.Context, old *book.Held, into int) error {
 	defer old.Release()
 	e := old.Endpoint
-	if err := y.Forget(ctx, old); err != nil {
+	if err := t.yard.Forget(ctx, old); err != nil {
 		return err
 	}
 	return sandbox.Unplug(into, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
 }
 
 // finishOther does the same for an endpoint that is not held yet. One that is no longer Deleting stays.
-func (t *attaching) finishOther(ctx context.Context, y *yard.Yard, old modes.Endpoint, into int) error {
-	hold := y.Hold
+func (t *attaching) finishOther(ctx context.Context, old modes.Endpoint, into int) error {
+	hold := t.yard.Hold
 	if old.NetworkID == t.Network.ID {
 		hold = func(ctx context.Context, _, id string) (*book.Held, error) { return t.HoldOther(ctx, id) }
 	}
@@ -323,12 +309,13 @@ func (t *attaching) finishOther(ctx context.Context, y *yard.Yard, old modes.End
 	if h.Endpoint.Phase != modes.Deleting {
 		return nil
 	}
-	return finishNow(ctx, y, h, into)
+	return t.finishNow(ctx, h, into)
 }
 
 // finishIn removes now the endpoints with the same interface name in the same sandbox that were to be removed in the
 // background. done: it removed one.
-func (t *attaching) finishIn(ctx context.Context, y *yard.Yard) (done bool) {
+func (t *attaching) finishIn(ctx context.Context) (done bool) {
+	y := t.yard
 	all, err := y.Endpoints()
 	if err != nil {
 		return false
@@ -338,7 +325,7 @@ func (t *attaching) finishIn(ctx context.Context, y *yard.Yard) (done bool) {
 		if old.Phase != modes.Deleting || old.NS != e.NS || old.IfName != e.IfName {
 			continue
 		}
-		if err := t.finishOther(ctx, y, old, e.Into); err != nil {
+		if err := t.finishOther(ctx, old, e.Into); err != nil {
 			y.Config.Log.Error("endpoint removal failed", "network", old.NetworkID, "endpoint", old.ID, "err", err)
 			continue
 		}

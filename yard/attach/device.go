@@ -4,18 +4,17 @@ import (
 	"context"
 
 	"netyard/modes"
-	"netyard/yard"
 )
 
 // claimDevice returns the state of the host's device that the attachment moves into its sandbox, for its return; nil:
 // it moves none. It first finishes the removal of former endpoints that have the device: a runtime that restarts a
 // container does not wait until its device is back on the host, and one that attaches it twice has not returned it at
 // all.
-func (t *attaching) claimDevice(ctx context.Context, y *yard.Yard, e modes.Endpoint) (map[string]string, error) {
+func (t *attaching) claimDevice(ctx context.Context, e modes.Endpoint) (map[string]string, error) {
 	if t.Traits().Device == "" {
 		return nil, nil
 	}
-	es, err := y.EndpointsOf(t.Network.ID)
+	es, err := t.yard.EndpointsOf(t.Network.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -23,10 +22,10 @@ func (t *attaching) claimDevice(ctx context.Context, y *yard.Yard, e modes.Endpo
 	for _, o := range es {
 		switch {
 		case t.former != nil && o.ID == t.former.Endpoint.ID:
-			err = t.endFormer(ctx, y, e.Into)
+			err = t.endFormer(ctx, e.Into)
 		case o.Sandbox == "" && o.Kept == nil:
 		case o.Phase == modes.Deleting:
-			err = t.finishOther(ctx, y, o, e.Into)
+			err = t.finishOther(ctx, o, e.Into)
 		default:
 			others = append(others, o)
 		}
@@ -34,15 +33,15 @@ func (t *attaching) claimDevice(ctx context.Context, y *yard.Yard, e modes.Endpo
 			return nil, err
 		}
 	}
-	return y.Plan().TakeDevice(t.Mode, t.Network, others)
+	return t.yard.Plan().TakeDevice(t.Mode, t.Network, others)
 }
 
 // endFormer removes the endpoint that the new one replaces. Its addresses are held until the new one takes them.
-func (t *attaching) endFormer(ctx context.Context, y *yard.Yard, into int) error {
-	if err := recordDeleting(y, "endpoint making way", t.former); err != nil {
+func (t *attaching) endFormer(ctx context.Context, into int) error {
+	if err := recordDeleting(t.yard, "endpoint making way", t.former); err != nil {
 		return err
 	}
 	old := t.former
 	t.former = nil
-	return finishNow(ctx, y, old, into)
+	return t.finishNow(ctx, old, into)
 }

@@ -41,9 +41,6 @@ type AttachRequest struct {
 	// in place of them.
 	Routes    func(addrs []netip.Prefix) []modes.Route
 	OwnRoutes bool
-	// Leased are the addresses that a DHCP server gave for it, Allotted those that are claimed in the cluster.
-	Leased   []netip.Prefix
-	Allotted Allotment
 }
 
 // Attached is an attachment as it was set up.
@@ -155,12 +152,4 @@ func (y *Book) Attachments(network string) (es []modes.Endpoint, err error) {
 		}
 	}
 	return es, err
-}
-
-// An Allotment is the addresses of an attachment on an overlay. They are claimed in the cluster before anything is
-// recorded, since that may take a while.
-type Allotment struct {
-	Addrs []netip.Prefix
-	// Had are those of Addrs that the attachment has already; Spare are other addresses that it has, to be released.
-	Had, Spare []netip.Addr
 }

@@ -114,52 +114,25 @@ func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a
 		if !overlay.IsOverlay(r.Pool) && !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
 			return err
 		}
-		return withHolders(y, r.Pool, r.Addr, err)
+		return poolHolders(y, r.Pool, r.Addr, err)
 	})
 	return a, err
 }
 
-// withHolders adds to the cause why a request for an address failed the endpoints that have the address, or the pool's.
-func withHolders(y *yard.Yard, pool string, a netip.Addr, cause error) (held error) {
+// poolHolders adds to the cause why a request for an address failed the endpoints that have the address, or the pool's.
+func poolHolders(y *yard.Yard, pool string, a netip.Addr, cause error) (held error) {
 	err := y.Config.Store.View(func(tx store.Tx) error {
 		network, err := networkOf(y, tx, pool)
 		if err != nil || network == "" {
 			return err
 		}
-		held, err = HoldersOf(tx, network, cause, a)
+		held, err = book.HoldersOf(tx, network, cause, a)
 		return err
 	})
 	if held == nil {
 		return errors.Join(cause, err)
 	}
 	return held
-}
-
-// HoldersOf adds to an error the endpoints that have these addresses of a network. If none is named, it adds all of the
-// network's endpoints, of which it is enough to remove one.
-func HoldersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*book.HeldError, error) {
-	held := &book.HeldError{Err: cause}
-	for _, a := range addrs {
-		if !a.IsValid() {
-			continue
-		}
-		h, found, err := book.AddressHolder(tx, network, a)
-		if err != nil {
-			return nil, err
-		}
-		if found {
-			held.Err, held.Holders = fmt.Errorf("%w (%s)", held.Err, book.InUseBy(tx, h)), append(held.Holders, h)
-		}
-	}
-	if len(addrs) > 0 && addrs[0].IsValid() {
-		return held, nil
-	}
-	es, err := book.Endpoints.List(tx, book.EndpointKey(network, ""))
-	for _, e := range es {
-		held.Holders = append(held.Holders, book.Holder{Network: e.NetworkID, Endpoint: e.ID})
-	}
-	held.AnyOne = true
-	return held, err
 }
 
 // networkOf returns the network that a pool belongs to; empty: there is none yet.
