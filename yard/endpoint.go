@@ -16,6 +16,7 @@ import (
 	"netyard/yard/lease"
 	"netyard/yard/overlay"
 	"netyard/yard/port"
+	"netyard/yard/source"
 )
 
 // CreateEndpoint records an endpoint and returns it with the MAC that it will have; the kernel is changed when it is
@@ -50,7 +51,7 @@ func (y *Yard) newEndpoint(tx store.Tx, h *book.Held, e modes.Endpoint) (modes.E
 	if err := addressesFree(tx, n, e); err != nil {
 		return e, err
 	}
-	e, err := lease.AssignLease(tx, n, e)
+	e, err := source.Keep(y.Book, tx, n, e)
 	if err != nil {
 		return e, err
 	}
@@ -68,11 +69,6 @@ func (y *Yard) newEndpoint(tx store.Tx, h *book.Held, e modes.Endpoint) (modes.E
 		return e, fmt.Errorf("endpoint %s: %w with a different configuration", modes.Short(e.ID), book.ErrExists)
 	}
 	e.Phase, e.Created = modes.Ready, y.Config.Now()
-	for _, a := range e.Addrs { // reconciling may have released the lease as an orphan
-		if err := y.EnsureLease(tx, n, a.Addr(), e); err != nil {
-			return e, err
-		}
-	}
 	return e, nil
 }
 

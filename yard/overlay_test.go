@@ -24,11 +24,11 @@ import (
 	"netyard/store"
 	"netyard/yard"
 	yattach "netyard/yard/attach"
-	"netyard/yard/pool"
 	"netyard/yard/book"
 	yoverlay "netyard/yard/overlay"
 	yown "netyard/yard/own"
 	"netyard/yard/reconcile"
+	"netyard/yard/source"
 )
 
 // A member is a host of a cluster, with a yard on it.
@@ -338,7 +338,7 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 		s, _ := one.agent.Status()
 		return !s.Health.Down.IsZero()
 	})
-	if err := pool.Room(one.Yard, id); err != nil {
+	if err := source.Room(one.Book, id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
 	var last error
@@ -349,7 +349,7 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)
 	}
-	if err := pool.Room(one.Yard, id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
+	if err := source.Room(one.Book, id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
 		t.Errorf("with an empty store: %v", err)
 	}
 }

@@ -21,7 +21,7 @@ import (
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	"netyard/yard/own"
-	"netyard/yard/pool"
+	"netyard/yard/source"
 )
 
 const (
@@ -333,7 +333,7 @@ func (s *Server) status(q cni.Request) error {
 		}
 		id = n.ID
 	}
-	err = pool.Room(s.Yard, id)
+	err = source.Room(s.Yard.Book, id)
 	if err == nil || c.Network == "" && errors.Is(err, book.ErrNotFound) { // the first ADD makes the network
 		return nil
 	}

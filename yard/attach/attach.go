@@ -20,8 +20,8 @@ import (
 	"netyard/yard/enforce"
 	"netyard/yard/event"
 	"netyard/yard/lease"
-	"netyard/yard/pool"
 	"netyard/yard/port"
+	"netyard/yard/source"
 )
 
 // Attach makes an endpoint and moves its link into the sandbox. If the attachment exists already, Attach replaces it
@@ -50,7 +50,7 @@ func attachOnce(
 	}
 	defer releaseKey()
 	e := endpointOf(y, r, ns)
-	got, err := pool.Acquire(ctx, y, j, r, e.ID) // it may take seconds, so the network is not locked yet
+	got, err := source.Acquire(ctx, j, r, e.ID) // it may take seconds, so the network is not locked yet
 	if err != nil {
 		return a, err
 	}
@@ -149,7 +149,7 @@ func tellAttached(y *yard.Yard, n modes.Network, e modes.Endpoint) {
 
 // record records the endpoint with its addresses and ports, in place of a former one.
 func (t *attaching) record(
-	ctx context.Context, j *book.LiveCheck, e modes.Endpoint, got *pool.Acquired,
+	ctx context.Context, j *book.LiveCheck, e modes.Endpoint, got *source.Acquired,
 ) (err error) {
 	y, r := t.yard, t.request
 	if e.Kept, err = t.claimDevice(ctx, e); err != nil {

@@ -18,6 +18,7 @@ import (
 	"netyard/yard/event"
 	"netyard/yard/lease"
 	"netyard/yard/port"
+	"netyard/yard/source"
 )
 
 // A DetachRequest names the attachment to remove.
@@ -117,7 +118,7 @@ func recordDeleting(y *yard.Yard, step string, h *book.Held) error {
 		if err := h.PutIn(tx, e); err != nil { // without its claims, the leases can be released
 			return err
 		}
-		return y.ReleaseLeases(tx, h.Network, e)
+		return source.Release(y.Book, tx, h.Network, e)
 	})
 	if err == nil {
 		h.Endpoint = e

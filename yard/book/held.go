@@ -84,7 +84,10 @@ func (y *Book) HoldAll(ctx context.Context, of ...Holder) (all []*Held, err erro
 		if i == 0 {
 			h.Release = release
 		}
-		err, all = h.load(o), append(all, h)
+		if err = h.load(o); i > 0 && errors.Is(err, ErrNotFound) {
+			err = nil // its network was deleted meanwhile
+		}
+		all = append(all, h)
 	}
 	if err != nil {
 		release()

@@ -17,6 +17,7 @@ import (
 	"netyard/yard/enforce"
 	"netyard/yard/overlay"
 	"netyard/yard/port"
+	"netyard/yard/source"
 )
 
 const flagRebuilding = "rebuilding"
@@ -230,10 +231,8 @@ func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (mo
 		if found {
 			e = k.Of(e)
 		}
-		for _, a := range e.Addrs {
-			if err := y.EnsureLease(tx, n, a.Addr(), e); err != nil {
-				return err
-			}
+		if err := source.Ensure(y.Book, tx, n, e); err != nil {
+			return err
 		}
 		if e.Attachment != "" {
 			if err := book.Attachments.Put(tx, book.AttachmentKey(e.Attachment, n.ID, e.IfName), id); err != nil {
