@@ -52,8 +52,8 @@ func (s *own) Keep(tx store.Tx, had []netip.Addr, e *modes.Endpoint) error {
 	return nil
 }
 
-// choose chooses the address that an attachment gets from one group of pools: the requested one, the one that it had, or
-// the next free one.
+// choose chooses the address that an attachment gets from one group of pools: the requested one, the one that it had,
+// or the next free one.
 func (s *own) choose(tx store.Tx, group []netip.Prefix, had []netip.Addr) (a netip.Prefix, err error) {
 	r := s.request
 	name := r.Container.Name

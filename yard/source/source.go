@@ -1,5 +1,5 @@
-// Package source gives endpoints their addresses and takes them back, from the source of each pool: netyard's own IPAM, a
-// DHCP server, or the cluster.
+// Package source gives endpoints their addresses and takes them back, from the source of each pool: netyard's own IPAM,
+// a DHCP server, or the cluster.
 package source
 
 import (
@@ -23,8 +23,8 @@ type Source interface {
 	// Keep gives the endpoint its addresses, in the transaction that records it. had are the addresses that its
 	// attachment had before.
 	Keep(tx store.Tx, had []netip.Addr, e *modes.Endpoint) error
-	// Release releases what the endpoint does not have: all that was acquired, or, if the endpoint is recorded, what its
-	// attachment had.
+	// Release releases what the endpoint does not have: all that was acquired, or, if the endpoint is recorded, what
+	// its attachment had.
 	Release(recorded bool) error
 }
 
