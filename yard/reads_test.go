@@ -5,8 +5,10 @@ import (
 	"sync"
 	"testing"
 
+	"netyard/modes"
 	"netyard/yard/attach"
 	"netyard/yard/book"
+	"netyard/yard/reconcile"
 )
 
 // reads counts how often f reads each record of a network or an endpoint.
@@ -71,4 +73,33 @@ func TestAttachReadsOnce(t *testing.T) {
 	r.readOnce("Detach", map[string]int{n.ID: 1, book.EndpointKey(n.ID, a.Endpoint.ID): 1}, func() {
 		must(t, attach.Detach(t.Context(), r.Yard, p.end(n, "c1")))
 	})
+}
+
+// TestIdentifiedWhileJoining shows that what a census finds out about a container while it joins is not lost.
+func TestIdentifiedWhileJoining(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, call := range r.life()[:5] {
+		must(t, call(t.Context()))
+	}
+	done := make(chan error, 1)
+	r.step = func(step string) {
+		if step != "after endpoint attached" {
+			return
+		}
+		r.step = func(string) {}
+		e, err := r.Endpoint(netID, epID)
+		must(t, err)
+		go func() {
+			done <- reconcile.Identify(t.Context(), r.Yard, e, modes.Container{Engine: book.Docker, Name: "web", PID: 1})
+		}()
+	}
+	_, _, err := r.Join(t.Context(), netID, epID, "/proc/self/ns/net")
+	must(t, err)
+	must(t, <-done)
+	e, err := r.Endpoint(netID, epID)
+	must(t, err)
+	if e.Container.Name != "web" || e.Phase != modes.Ready {
+		t.Errorf("on record: container %q, phase %s", e.Container.Name, e.Phase)
+	}
 }
