@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -155,8 +156,10 @@ func (h *Held) load(o Holder) error {
 	if err != nil {
 		return err
 	}
-	h.Mode, err = h.Book.Mode(h.Network.Mode)
-	return err
+	if h.Mode, err = h.Book.Mode(h.Network.Mode); err != nil {
+		return fmt.Errorf("network %s: %v", Label(h.Network), err) //nolint:errorlint // the network is found
+	}
+	return nil
 }
 
 // Change changes the record of the endpoint, in one transaction with what else change writes. change replaces maps and
