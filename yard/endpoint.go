@@ -265,6 +265,7 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 	if err := port.Withdraw(ctx, h, was); err != nil {
 		return err
 	}
+	h.Release()
 	y.FinishLater(network, id) //nolint:contextcheck // the caller does not wait for it
 	y.Config.Changed()
 	return nil

@@ -69,6 +69,7 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 	if r.NS >= 0 && isInner(h) {
 		err = sandbox.Unplug(r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
 	}
+	h.Release()
 	y.FinishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
 	y.Tell(book.About(event.EndpointLeft, n, e, fmt.Sprintf("%s left network %s", book.Owned(e), book.Label(n))))
 	pokeSharing(y, h)

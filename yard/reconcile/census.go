@@ -169,7 +169,8 @@ func orphanNetworks(y *yard.Yard, c Census, age time.Duration) (out []modes.Netw
 	return out, nil
 }
 
-// RecordNames records the names of networks and the containers of endpoints.
+// RecordNames records the names of networks and the containers of endpoints. What it cannot record, since a request about
+// it takes long, is left to the next census.
 func RecordNames(ctx context.Context, y *yard.Yard, c Census) error {
 	ns, err := y.Networks()
 	if err != nil {
@@ -179,18 +180,26 @@ func RecordNames(ctx context.Context, y *yard.Yard, c Census) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
 	for _, n := range ns {
-		if s, ok := c.Networks[n.ID]; ok && s.Name != n.Name {
-			errs = append(errs, nameNetwork(ctx, y, n.ID, s.Name))
+		s, ok := c.Networks[n.ID]
+		if !ok || s.Name == n.Name {
+			continue
+		}
+		if err := nameNetwork(ctx, y, n.ID, s.Name); err != nil {
+			y.Config.Log.Warn("name of a network not recorded", "network", n.ID, "name", s.Name, "err", err)
 		}
 	}
 	for _, e := range es {
-		if s, ok := c.Endpoints[e.ID]; ok && s.Container.ID != "" {
-			errs = append(errs, Identify(ctx, y, e, s.Container))
+		s, ok := c.Endpoints[e.ID]
+		if !ok || s.Container.ID == "" {
+			continue
+		}
+		if err := Identify(ctx, y, e, s.Container); err != nil {
+			y.Config.Log.Warn("container of an endpoint not recorded",
+				"network", e.NetworkID, "endpoint", e.ID, "container", s.Container.Name, "err", err)
 		}
 	}
-	return errors.Join(errs...)
+	return ctx.Err()
 }
 
 // nameNetwork records the name of a network.
