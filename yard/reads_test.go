@@ -91,7 +91,8 @@ func TestIdentifiedWhileJoining(t *testing.T) {
 		e, err := r.Endpoint(netID, epID)
 		must(t, err)
 		go func() {
-			done <- reconcile.Identify(t.Context(), r.Yard, e, modes.Container{Engine: book.Docker, Name: "web", PID: 1})
+			who := modes.Container{Engine: book.Docker, Name: "web", PID: 1}
+			done <- reconcile.Identify(t.Context(), r.Yard, e, who)
 		}()
 	}
 	_, _, err := r.Join(t.Context(), netID, epID, "/proc/self/ns/net")

@@ -169,8 +169,8 @@ func orphanNetworks(y *yard.Yard, c Census, age time.Duration) (out []modes.Netw
 	return out, nil
 }
 
-// RecordNames records the names of networks and the containers of endpoints. What it cannot record, since a request about
-// it takes long, is left to the next census.
+// RecordNames records the names of networks and the containers of endpoints. What it cannot record, since a request
+// about it takes long, is left to the next census.
 func RecordNames(ctx context.Context, y *yard.Yard, c Census) error {
 	ns, err := y.Networks()
 	if err != nil {
