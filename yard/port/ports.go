@@ -88,7 +88,7 @@ func holdWithLenders(ctx context.Context, y *book.Book, r Request) (*book.Held, 
 			h.Release()
 			return nil, nil, book.NoEndpoint(r.Network, r.Endpoint)
 		}
-		if r.Lent || len(r.Ports) == 0 {
+		if h.Endpoint.Lent || len(r.Ports) == 0 {
 			return h, nil, nil
 		}
 		now, err := lenders(y, h.Endpoint)
