@@ -56,6 +56,14 @@ func (p place) request(n modes.Network, name string) book.AttachRequest {
 	}
 }
 
+// again returns a network as a door finds it now.
+func (r *rig) again(n modes.Network) modes.Network {
+	r.t.Helper()
+	n, err := r.Network(n.ID)
+	must(r.t, err)
+	return n
+}
+
 func (p place) end(n modes.Network, name string) attach.DetachRequest {
 	return attach.DetachRequest{NetworkID: n.ID, Attachment: name, IfName: "eth0", NS: p.NS(), Gone: true}
 }

@@ -241,7 +241,11 @@ func TestOverlayAttached(t *testing.T) {
 	}
 	one, two := hosts[0], hosts[1]
 	attach := func(m *member, p place, name string, change ...func(*book.AttachRequest)) (book.Attached, error) {
-		r := p.request(modes.Network{ID: ids[m]}, name)
+		n, err := m.Network(ids[m])
+		if err != nil {
+			return book.Attached{}, err
+		}
+		r := p.request(n, name)
 		for _, f := range change {
 			f(&r)
 		}

@@ -85,6 +85,9 @@ func (y *Book) HoldAll(ctx context.Context, of ...Holder) (all []*Held, err erro
 		if i == 0 {
 			h.Release = release
 		}
+		if at := slices.IndexFunc(all, func(of *Held) bool { return of.Network.ID == o.Network }); at >= 0 {
+			h.Mode, h.Network = all[at].Mode, all[at].Network
+		}
 		if err = h.load(o); i > 0 && errors.Is(err, ErrNotFound) {
 			err = nil // its network was deleted meanwhile
 		}
@@ -141,10 +144,13 @@ func (h *Held) With(e modes.Endpoint) *Held {
 	return &Held{Mode: h.Mode, Network: h.Network, Endpoint: e, Release: func() {}, Book: h.Book}
 }
 
-// load reads the records. An endpoint that does not exist is no error.
+// load reads the records, but not a network that is loaded already. An endpoint that does not exist is no error.
 func (h *Held) load(o Holder) error {
 	err := h.Book.Config.Store.View(func(tx store.Tx) (err error) {
-		if h.Network, err = GetNetwork(tx, o.Network); err != nil || o.Endpoint == "" {
+		if h.Network.ID == "" {
+			h.Network, err = GetNetwork(tx, o.Network)
+		}
+		if err != nil || o.Endpoint == "" {
 			return err
 		}
 		h.Endpoint, err = GetEndpoint(tx, o.Network, o.Endpoint)
