@@ -345,10 +345,9 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 	if err := source.Room(one.Book, id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
-	var last error
+	n, last := one.Network(id)
 	for i := 0; last == nil && i < 20; i++ {
-		_, last = yattach.Attach(t.Context(), one.Yard,
-			newPlace(t).request(modes.Network{ID: id}, fmt.Sprint("late", i)))
+		_, last = yattach.Attach(t.Context(), one.Yard, newPlace(t).request(n, fmt.Sprint("late", i)))
 	}
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)
