@@ -249,7 +249,8 @@ func TestClosedOverReboot(t *testing.T) {
 			r.reserved("10.9.0.9 for db")
 			var to string
 			for name, p := range map[string]place{"client": client, "app": app} {
-				a, err := attach.Attach(t.Context(), r.Yard, p.request(r.again(n), name)) // nobody knows yet whose it is
+				// nobody knows yet whose it is
+				a, err := attach.Attach(t.Context(), r.Yard, p.request(r.again(n), name))
 				if err != nil {
 					t.Fatal(err)
 				}
