@@ -42,10 +42,10 @@ func (p Program) clusterNetworks() *cli.Command {
 
 func clusterRemove() *cli.Command {
 	return &cli.Command{
-		Name: "rm", ArgsUsage: "NETWORK", Usage: "remove a network from the cluster that is on none of its hosts",
+		Name: "rm", ArgsUsage: "NETWORK", Usage: "remove an unused network from the cluster",
 		Description: usage.Describe(
-			"A network that is on a host is refused. When netyard network rm removes the network\n"+
-				"from its last host, the cluster's record is removed too.",
+			"Fails if a host still has the network. When netyard network rm removes the network from\n"+
+				"its last host, the cluster's record is removed too.",
 			"netyard cluster rm blue", "netyard cluster networks"),
 		BashComplete: complete(overlayNames),
 		Action: func(c *cli.Context) error {
@@ -66,7 +66,7 @@ func overlayNames(c *cli.Context) (names []string) {
 // networkAttach creates a network of the cluster on this host as well.
 func networkAttach() *cli.Command {
 	return &cli.Command{
-		Name: "attach", ArgsUsage: "NAME", Usage: "attach this host to a network of the cluster",
+		Name: "attach", ArgsUsage: "NAME", Usage: "attach this host to an overlay network",
 		Description: usage.Describe(
 			"The network was created on another host, by netyard network create --mode overlay or by\n"+
 				"Docker. This host gets it with all its subnets. Prints the network's ID.",

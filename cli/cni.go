@@ -172,7 +172,7 @@ func networkRemove() *cli.Command {
 		Name: "rm", ArgsUsage: "NAME", Usage: "remove a network that belongs to no engine",
 		Description: usage.Describe(
 			"Such a network was created by netyard network create or by a CNI configuration. Its CNI\n"+
-				"configurations are removed too. A network with containers attached is refused.\n"+
+				"configurations are removed too. Fails while containers are attached.\n"+
 				"Docker's networks are removed by docker network rm.",
 			"netyard network rm web", "netyard network rm 9e76b970fe2e"),
 		Flags: []cli.Flag{confDirFlag()}, BashComplete: complete(ownNetworks),

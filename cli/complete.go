@@ -65,7 +65,7 @@ func complete(words func(*cli.Context) []string) cli.BashCompleteFunc {
 
 func manCommand() *cli.Command {
 	return &cli.Command{
-		Name: "man", Hidden: true, Usage: "print the manual page",
+		Name: "man", Usage: "print the manual page",
 		Description: usage.Describe("", "netyard man | man -l -", "netyard man > netyard.8"),
 		Action: func(c *cli.Context) error {
 			app := *c.App

@@ -72,8 +72,9 @@ func (p Program) gcCommand() *cli.Command {
 		Examples: []string{"netyard gc --dry-run", "netyard gc"},
 	}.Command(0, &cli.Command{
 		Name: "gc", Usage: "remove orphaned state",
-		Description: "Removes the findings of netyard doctor that can be removed without harm, and prints each.",
-		Flags:       []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "show what would be removed"}},
+		Description: "Removes the strays and orphans that netyard doctor reports, if no running container needs\n" +
+			"them, and prints each.",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: dryRunFlag, Usage: "show what would be removed"}},
 	})
 }
 

@@ -20,7 +20,8 @@ func (p Program) endpointCommand() *cli.Command {
 			p.endpointList(),
 			table.Inspect(&cli.Command{
 				Name: "inspect", ArgsUsage: "ID|CONTAINER", Usage: "show an endpoint",
-				Description: usage.Describe("ID is its ID or the beginning of it, CONTAINER its container's name.",
+				Description: usage.Describe(
+					"ID is the endpoint's ID or ID prefix, CONTAINER the name of its container.",
 					"netyard endpoint inspect web1", "netyard endpoint inspect web1 --format '{{json .Options}}'"),
 				BashComplete: complete(containerNames),
 			}, func(c *cli.Context, ref string) (api.Endpoint, error) { return client(c).Endpoint(c.Context, ref) }),

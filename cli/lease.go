@@ -20,7 +20,7 @@ func (p Program) leaseCommand() *cli.Command {
 		}
 	}
 	return &cli.Command{
-		Name: "lease", Usage: "list leases, and reserve and release addresses of netyard's IPAM",
+		Name: "lease", Usage: "list, reserve and release addresses",
 		Description: usage.Describe("", "netyard lease ls", "netyard lease reserve 10.224.0.20"),
 		Subcommands: []*cli.Command{
 			p.leaseList(),
@@ -40,7 +40,7 @@ func (p Program) leaseCommand() *cli.Command {
 			},
 			{
 				Name: "release", ArgsUsage: "ADDRESS", Usage: "release an address that is reserved, held or cooling",
-				Description: usage.Describe("An address that is in use is refused.",
+				Description: usage.Describe("Fails if the address is in use.",
 					"netyard lease release 10.224.0.20", "netyard lease release --pool 10.224.0.0/24 10.224.0.20"),
 				Flags: []cli.Flag{pool()},
 				Action: leaseAction((*api.Client).Release, func(q api.Request) string {
@@ -90,7 +90,7 @@ func (p Program) leaseList() *cli.Command {
 		Examples: []string{"netyard lease ls", "netyard lease ls --format '{{.Address}} {{.State}}'"},
 	}.Command(p.Width, &cli.Command{
 		Name: "ls", Usage: "list the addresses that are in use, held, cooling or reserved",
-		Description: "They are those of netyard's IPAM and those that DHCP servers leased to containers.",
+		Description: "Includes netyard's IPAM and leases from DHCP servers.",
 	})
 }
 

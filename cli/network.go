@@ -20,7 +20,7 @@ func (p Program) networkCommand() *cli.Command {
 			p.networkList(), networkCreate(), networkAttach(), networkRemove(),
 			table.Inspect(&cli.Command{
 				Name: "inspect", ArgsUsage: "NAME", Usage: "show a network and its kernel objects",
-				Description: usage.Describe("NAME is its name, its ID or the beginning of its ID.\n"+
+				Description: usage.Describe("NAME is the network's name, ID or ID prefix.\n"+
 					"For an overlay, the endpoints on all hosts are shown too.",
 					"netyard network inspect web", "netyard network inspect web --format '{{json .Objects}}'"),
 				BashComplete: complete(networkNames),

@@ -53,7 +53,7 @@ func (p Program) optionsCommand() *cli.Command {
 		},
 		Examples: []string{"netyard options bridge", "netyard options --format '{{.Name}}={{.Default}}'"},
 	}.Command(p.Width, &cli.Command{
-		Name: "options", ArgsUsage: "[MODE]", Usage: "list the options of networks, or those of one mode",
+		Name: "options", ArgsUsage: "[MODE]", Usage: "list network options, all or those of one mode",
 		Description: "docker network create and netyard network create set them with -o.\n" +
 			"DOCKER shows other keys that are accepted.",
 		Flags: []cli.Flag{

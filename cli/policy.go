@@ -34,7 +34,7 @@ func (p Program) policyCommand() *cli.Command {
 				Description: usage.Describe("netyard policy apply accepts the output.",
 					"netyard policy show app > app.yaml", "netyard policy show app --format '{{json .Endpoints}}'"),
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: table.FormatFlag, Usage: "print it with a Go `TEMPLATE` instead"},
+					&cli.StringFlag{Name: table.FormatFlag, Usage: "print with a Go `TEMPLATE` instead of YAML"},
 				},
 				BashComplete: complete(policyNames), Action: showPolicy,
 			},

@@ -37,7 +37,7 @@ func (p Program) portsCommand() *cli.Command {
 		Examples: []string{"netyard ports", "netyard ports --format '{{.Container}} {{.HostPort}}/{{.Proto}}'"},
 	}.Command(p.Width, &cli.Command{
 		Name: "ports", Usage: "list the published ports of all containers",
-		Description: "docker ps does not show those on a plugin's networks.\n" +
+		Description: "docker ps does not show ports on a plugin's networks.\n" +
 			"HOST is the published address and port, TARGET the container's.",
 	})
 }

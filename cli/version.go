@@ -32,7 +32,7 @@ func (p Program) versionCommand() *cli.Command {
 		Description: usage.Describe("", "netyard version", "netyard version --format '{{.Client.Version}}'"),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
-			&cli.StringFlag{Name: table.FormatFlag, Usage: "print it with a Go `TEMPLATE`"},
+			&cli.StringFlag{Name: table.FormatFlag, Usage: "print with a Go `TEMPLATE`"},
 		},
 		Action: func(c *cli.Context) error {
 			t, err := table.ParseFormat(c)

@@ -37,7 +37,7 @@ func (c *Client) StayAlive(
 		}
 		if err != nil && err.Error() != last {
 			last = err.Error()
-			log.Warn("announcement of this host failed", "err", err)
+			log.Warn("host not announced", "err", err)
 			report(err)
 		}
 		if !etcd.Sleep(ctx, etcd.RetryEvery) {
@@ -103,7 +103,7 @@ func (c *Client) stayAliveOnce(
 				return nil
 			}
 			if now, _ := found[a.Key()].Record.(*record.Alive); now != nil && now.Boot != boot {
-				return fmt.Errorf("%w (boot %s); it started later", ErrTwin, now.Boot)
+				return fmt.Errorf("%w and announced itself later, with boot ID %s", ErrTwin, now.Boot)
 			}
 		}
 	}
@@ -124,8 +124,8 @@ func (c *Client) writeAlive(ctx context.Context, h record.Host, a record.Alive, 
 		case !found[own].There:
 			return d, fmt.Errorf("host %s %w", a.Host, ErrNotFound)
 		case has != nil && has.Boot != a.Boot && !onSameCard(h, was):
-			return d, fmt.Errorf("%w (boot %s); if that was this machine before a reboot, it expires within %s",
-				ErrTwin, has.Boot, aliveTTL)
+			return d, fmt.Errorf("%w, with boot ID %s; "+
+				"if that was this machine before a reboot, its record expires within %s", ErrTwin, has.Boot, aliveTTL)
 		}
 		d.Put, d.Lease = []record.Record{&a}, lease
 		return d, nil

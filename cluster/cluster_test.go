@@ -156,7 +156,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestAddressLifecycle: an address is warm, then an endpoint's, then warm again; a host never releases another host's.
+// TestAddressLifecycle: an address is spare, then an endpoint's, then spare again; a host never releases another
+// host's.
 func TestAddressLifecycle(t *testing.T) {
 	t.Parallel()
 	e := clustertest.Start(t, "")

@@ -17,7 +17,7 @@ type Member struct {
 	Networks []string // their names
 }
 
-// Members asks etcd for the hosts of the
+// Members asks etcd for the hosts of the cluster.
 func (c *Client) Members(ctx context.Context) (all []Member, err error) {
 	byID, names := map[string]*Member{}, map[string]string{}
 	for _, prefix := range []string{"host/", "alive/", "net/", "member/"} {
@@ -56,7 +56,7 @@ type Overlay struct {
 	Hosts []string
 }
 
-// Overlays asks etcd for the networks of the
+// Overlays asks etcd for the networks of the cluster.
 func (c *Client) Overlays(ctx context.Context) (all []Overlay, err error) {
 	members, err := c.Members(ctx)
 	if err != nil {

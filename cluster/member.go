@@ -49,14 +49,16 @@ func (c *Client) Enter(ctx context.Context, want record.Meta) (record.Meta, erro
 func compatible(want, have record.Meta) error {
 	switch {
 	case have.Schema > record.Schema:
-		return fmt.Errorf("its records have schema %d, and this netyard knows %d; upgrade it", have.Schema,
-			record.Schema)
+		return fmt.Errorf("the cluster's records have schema %d, and this netyard knows %d; "+
+			"upgrade netyard on this host", have.Schema, record.Schema)
 	case want.Cluster != "" && want.Cluster != have.Cluster:
 		return fmt.Errorf("%w: this host belongs to %.8s, and etcd has %.8s", etcd.ErrOther, want.Cluster, have.Cluster)
 	case want.Port != have.Port:
-		return fmt.Errorf("the cluster uses VXLAN port %d, and this host %d", have.Port, want.Port)
+		return fmt.Errorf("the cluster uses VXLAN port %d, and this host %d; set overlay.port to %d",
+			have.Port, want.Port, have.Port)
 	case want.IPv6 != have.IPv6:
-		return fmt.Errorf("the cluster's hosts use %s, and this host %s", familyName(have.IPv6), familyName(want.IPv6))
+		return fmt.Errorf("the cluster's hosts use %s, and this host %s; set overlay.address to an %s address",
+			familyName(have.IPv6), familyName(want.IPv6), familyName(have.IPv6))
 	}
 	return nil
 }

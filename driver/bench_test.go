@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink" //nolint:depguard // the bare calls that the driver is measured against
+	"github.com/vishvananda/netlink" // the bare calls that the driver is measured against
 )
 
 // BenchmarkEndpoint measures what an engine waits for when a container starts and stops: the calls over the socket,

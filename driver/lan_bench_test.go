@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink" //nolint:depguard // the bare calls that the driver is measured against
+	"github.com/vishvananda/netlink" // the bare calls that the driver is measured against
 )
 
 // BenchmarkLANEndpoint measures what BenchmarkEndpoint does for the start of a container, in mode macvlan, and in mode

@@ -105,7 +105,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // or the name of a network is not known yet.
 func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 	if err := d.Yard.RemoveLost(ctx); err != nil {
-		d.Log.Warn("removal of a killed engine's endpoints failed", "err", err)
+		d.Log.Warn("endpoints of a killed engine not removed", "err", err)
 	}
 	c, err := d.Census(ctx)
 	if err != nil {
@@ -235,7 +235,7 @@ func (d *Docker) seenNetwork(mode string, n network.Network) reconcile.SeenNetwo
 	}}
 	var err error
 	if s.Network.Mode, s.Network.Options, err = d.Yard.Resolve(mode, n.Options); err != nil {
-		d.Log.Warn("invalid options on a network of the engine", "network", n.Name, "id", n.ID, "err", err)
+		d.Log.Warn("invalid options on a network of the engine", "network", n.Name, "network_id", n.ID, "err", err)
 	}
 	_, own := doorMode(n.IPAM.Driver)
 	for _, c := range n.IPAM.Config {

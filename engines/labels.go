@@ -35,7 +35,7 @@ func (c *Containerd) userLabels(
 	if err != nil {
 		maps.DeleteFunc(labels, func(label, _ string) bool { return ours(label) })
 		c.Log.Warn("container labels ignored: they may come from its image",
-			"container", o.ID, "labels", labelOption+"*", "image", o.Image, "err", err)
+			"container_id", o.ID, "labels", labelOption+"*", "image", o.Image, "err", err)
 	}
 	return labels
 }

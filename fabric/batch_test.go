@@ -50,7 +50,7 @@ func TestBatch(t *testing.T) {
 	if claimed != addrs {
 		t.Errorf("etcd has %d of %d addresses", claimed, addrs)
 	}
-	// Each transaction that writes is one revision; among them are those of the Alive record and the warm addresses.
+	// Each transaction that writes is one revision; among them are those of the Alive record and the spare addresses.
 	if wrote := h.status().Health.Revision - before; wrote >= int64(addrs) {
 		t.Errorf("%d transactions for %d addresses", wrote, addrs)
 	} else {

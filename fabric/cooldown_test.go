@@ -91,7 +91,7 @@ func TestCooldown(t *testing.T) {
 		}
 		got = append(got, b)
 	}
-	if at := slices.Index(got, a); len(got) < 9 || at < len(got)-2 { // one may just be claimed as a warm one
+	if at := slices.Index(got, a); len(got) < 9 || at < len(got)-2 { // one may just be claimed as a spare one
 		t.Errorf("%s was in cooldown, and was granted as number %d: %v", a, at, got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"netyard/cluster"
 	"netyard/cluster/etcd"
 	cpeers "netyard/cluster/peers"
 	"netyard/cluster/record"
@@ -81,7 +82,7 @@ type remoteHost struct {
 
 // probe sends packets to the hosts that are alive and returns which of them do not answer.
 func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
-	hosts := a.remoteHosts(a.downHosts(ctx))
+	hosts := a.remoteHosts(downHosts(ctx, a.c.Client))
 	var echoes []overlay.Probe
 	for _, f := range hosts {
 		echoes = append(echoes, overlay.Probe{To: f.addr}, overlay.Probe{To: f.addr, Size: f.mtu})
@@ -107,9 +108,9 @@ func (a *Agent) probe(ctx context.Context) (all []Symptom, err error) {
 }
 
 // downHosts returns the hosts that are known to be down; while etcd is away, none.
-func (a *Agent) downHosts(ctx context.Context) map[string]bool {
+func downHosts(ctx context.Context, c *cluster.Client) map[string]bool {
 	down := map[string]bool{}
-	all, err := a.c.Client.Members(ctx)
+	all, err := c.Members(ctx)
 	if err != nil {
 		return down
 	}

@@ -1,5 +1,5 @@
 // Package fabric is a host's half of overlay networks: it keeps etcd and the kernel in step. It claims the host's
-// addresses, keeps a few warm (claimed in advance) for containers that start while etcd is away, and gives each
+// addresses, keeps a few spare ones, claimed in advance, for containers that start while etcd is away, and gives each
 // network's VXLAN device its peers.
 //
 // What this host has is recorded in its own database first, and in etcd as soon as possible; what other hosts have is
@@ -83,6 +83,8 @@ type Agent struct {
 	mu       sync.Mutex
 	who      cluster.Identity
 	networks map[string]*network
+	// unbinding are networks that Unbind has not removed completely yet.
+	unbinding map[string]*network
 	// fenced says that an admin removed this host from the cluster. Until it rejoins, all overlay traffic is blocked.
 	fenced bool
 	// entered says that this host has found its cluster in etcd.
@@ -121,6 +123,9 @@ func (b Bound) links() dataplane.Links {
 	return dataplane.Links{VXLAN: b.Link, Bridge: b.Bridge, Alias: b.Alias}
 }
 
+// errUnbound says that a network is not on this host any more.
+var errUnbound = errors.New("it is not on this host any more")
+
 // networks holds the networks that are on this host.
 var networks = store.Bucket[Bound]{Name: "overlay_networks"}
 
@@ -141,7 +146,7 @@ func newAgent(c Config, k Kernel) (*Agent, error) {
 	}
 	a := &Agent{
 		c: c, kernel: k, self: who.Host, who: who, wake: make(chan struct{}, 1), networks: map[string]*network{},
-		reason: etcd.ErrNotYet, tasks: &tasks{}, moved: make(chan struct{}, 1),
+		unbinding: map[string]*network{}, reason: etcd.ErrNotYet, tasks: &tasks{}, moved: make(chan struct{}, 1),
 	}
 	a.leaving = &leaving{store: c.Store, client: c.Client, kernel: k, self: who.Host, port: a.Port}
 	if err := errors.Join(a.openAddresses(), a.openTunnel(), a.leaving.close(context.Background())); err != nil {
@@ -175,6 +180,7 @@ func newAgent(c Config, k Kernel) (*Agent, error) {
 func (a *Agent) openAddresses() (err error) {
 	a.addresses, err = address.Open(address.Config{
 		Log: a.c.Log, Store: a.c.Store, Etcd: a.c.Client, Host: a.self, Cooldown: a.c.Cooldown, Held: a.c.Held,
+		Bound:  isBound,
 		Reason: a.whyNoMember, Changed: func(network string) { a.names.Stale(network) }, Wake: a.wakeUp,
 	})
 	if err == nil {
@@ -240,6 +246,11 @@ func (a *Agent) Local() netip.Addr { return a.c.Host.VTEP }
 // Bind records that a network is on this host; its links must exist. Run then joins the network in etcd.
 func (a *Agent) Bind(b Bound) error {
 	b.ID = b.Network.ID
+	if a.unbinds(b.ID) { // the last Unbind failed
+		if err := a.Unbind(b.ID); err != nil {
+			return err
+		}
+	}
 	n := a.network(b.ID)
 	isNew := n == nil || n.Link != b.Link || n.Bridge != b.Bridge || n.MAC != b.MAC || n.Alias != b.Alias
 	if isNew {
@@ -263,8 +274,19 @@ func (a *Agent) Bind(b Bound) error {
 	return nil
 }
 
-// bind records a network, and the MAC of its bridge.
+// isBound says whether a network is on this host according to the database.
+func isBound(tx store.Tx, id string) bool {
+	return slices.Contains(networks.Keys(tx, id), id)
+}
+
+// bind records a network, and the MAC of its bridge. What is left of an earlier time of the network on this host is
+// forgotten: its addresses may be other hosts' by now.
 func bind(tx store.Tx, b Bound) error {
+	if !isBound(tx, b.ID) {
+		if err := forget(tx, b.ID); err != nil {
+			return err
+		}
+	}
 	if err := address.SetMAC(tx, b.ID, b.MAC); err != nil {
 		return err
 	}
@@ -274,7 +296,7 @@ func bind(tx store.Tx, b Bound) error {
 // add starts the work on a network.
 func (a *Agent) add(b Bound) (err error) {
 	n := &network{Bound: b, stop: func() {}}
-	n.claims = mirror.New(a.c.Client.Client, a.c.Log, "addr/"+b.ID+"/",
+	n.claims = mirror.New(a.c.Client.Client, a.c.Log, claimsOf(b.ID),
 		func(cs []record.Change) { a.applyAddressChanges(n, cs) })
 	n.addrs, err = a.addresses.Network(b.Network, address.NetworkConfig{
 		Claims: n.claims, HostChanged: func() { n.plane.Unsure() },
@@ -295,6 +317,9 @@ func (a *Agent) add(b Bound) (err error) {
 		m.Each(func(r record.Record) { n.plane.Note([]record.Change{{Key: r.Key(), New: r}}) })
 	}
 	if err := n.claims.Load(a.c.Store); err != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.networks, b.ID)
 		return err
 	}
 	a.mu.Lock()
@@ -318,30 +343,46 @@ func (a *Agent) Unbind(id string) error {
 	delete(a.networks, id)
 	stop := func() {}
 	if n != nil {
-		stop = n.stop
+		a.unbinding[id], stop = n, n.stop
 	}
+	n = a.unbinding[id] // also one that an Unbind which failed has taken
 	a.mu.Unlock()
 	a.names.Remove(id)
 	a.notifyMoved()
 	stop()
-	err := a.forgetNetwork(id, n)
-	if err == nil && n != nil {
-		err = a.kernel.Ensure(context.Background(), a.leaving.closed(id, n.VNI)...)
-	}
-	if err == nil {
-		err = mirror.Discard(a.c.Store, "addr/"+id+"/")
-	}
-	if err == nil && n != nil {
-		err = n.plane.Remove()
-		if n.Encrypted {
-			err = errors.Join(err, a.tunnel.Release())
-		}
-	}
+	err := a.unbind(id, n)
 	a.wakeUp()
 	if err != nil {
 		return fmt.Errorf("remove network %s from this host: %w", id, err)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.unbinding, id)
 	return nil
+}
+
+// unbinds says whether Unbind has not removed a network completely yet.
+func (a *Agent) unbinds(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.unbinding[id] != nil
+}
+
+// unbind removes what there is of a network; n is nil for one that never came up. It is closed before it can be left.
+func (a *Agent) unbind(id string, n *network) error {
+	if n != nil {
+		if err := a.kernel.Ensure(context.Background(), a.leaving.closed(id, n.VNI)...); err != nil {
+			return err
+		}
+	}
+	if err := a.forgetNetwork(id, n); err != nil || n == nil {
+		return err
+	}
+	err := n.plane.Remove()
+	if n.Encrypted {
+		err = errors.Join(err, a.tunnel.Release())
+	}
+	return err
 }
 
 // forgetNetwork deletes the records of a network, and records that it is to be left in etcd.
@@ -350,12 +391,23 @@ func (a *Agent) forgetNetwork(id string, n *network) error {
 		if err := networks.Delete(tx, id); err != nil {
 			return err
 		}
-		if err := address.Forget(tx, id); err != nil {
+		if err := forget(tx, id); err != nil {
 			return err
 		}
 		return a.leaving.add(tx, id, n)
 	})
 }
+
+// forget deletes what is recorded of the addresses of a network, and the saved claims.
+func forget(tx store.Tx, id string) error {
+	if err := address.Forget(tx, id); err != nil {
+		return err
+	}
+	return mirror.Discard(tx, claimsOf(id))
+}
+
+// claimsOf returns the prefix of the claims to addresses of a network.
+func claimsOf(id string) string { return record.AddrKind + "/" + id + "/" }
 
 // UnbindExcept unbinds all networks but those with these IDs: a daemon that died may have left others.
 func (a *Agent) UnbindExcept(ids []string) error {

@@ -210,10 +210,10 @@ func (h *host) up(n record.Network) {
 	must(h.t, h.Bind(Bound{Network: n, Link: x, Bridge: br, MAC: record.MAC(mac.String()), Alias: alias}))
 }
 
-// warm waits until the host has all its warm addresses and its own one.
+// warm waits until the host has all its spare addresses and its own one.
 func (h *host) warm(n record.Network) {
 	h.t.Helper()
-	clustertest.Eventually(h.t, fmt.Sprintf("host %d lacks warm addresses", h.n), func() bool {
+	clustertest.Eventually(h.t, fmt.Sprintf("host %d lacks spare addresses", h.n), func() bool {
 		s := h.status().Networks[n.ID]
 		return s.Warm == 2*address.MaxWarm && s.Waiting == 0 && !s.Unsure
 	})
@@ -350,7 +350,7 @@ func TestOverlay(t *testing.T) {
 	checkOutage(t, e, all, blue, cs)
 }
 
-// checkOutage checks an outage of etcd: traffic goes on; new containers get warm addresses, and when none is left an
+// checkOutage checks an outage of etcd: traffic goes on; new containers get spare addresses, and when none is left an
 // error that says why; and the other hosts learn of everything afterwards.
 func checkOutage(t *testing.T, e *clustertest.Etcd, all []*host, blue record.Network, cs []*container) {
 	t.Helper()
@@ -375,7 +375,7 @@ func checkOutage(t *testing.T, e *clustertest.Etcd, all []*host, blue record.Net
 	}
 	if count != address.MaxWarm-1 || !errors.Is(err, address.ErrNone) || !errors.Is(err, etcd.ErrUnreachable) ||
 		strings.Contains(err.Error(), "\n") {
-		t.Errorf("%d warm addresses were granted, and then %v", count, err)
+		t.Errorf("%d spare addresses were granted, and then %v", count, err)
 	}
 	all[0].release(blue, "x0")
 	if got, err := all[0].Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "again"}); err != nil {

@@ -40,7 +40,7 @@ func (h *host) waitSynced(n record.Network) {
 	})
 }
 
-// idle waits until the only addresses in use are the host's own, the gateway and the warm ones.
+// idle waits until the only addresses in use are the host's own, the gateway and the spare ones.
 func (h *host) idle(n record.Network) {
 	h.t.Helper()
 	clustertest.Eventually(h.t, "released addresses are not free", func() bool {
@@ -50,7 +50,7 @@ func (h *host) idle(n record.Network) {
 }
 
 // TestGrantAtOnce: containers of one host that start at the same time get different addresses, also addresses in
-// cooldown, and while warm ones are claimed; and of several that request one address only one gets it.
+// cooldown, and while spare ones are claimed; and of several that request one address only one gets it.
 func TestGrantAtOnce(t *testing.T) {
 	t.Parallel()
 	h := hosts(t, clustertest.Start(t, ""), 1)[0]
@@ -61,7 +61,7 @@ func TestGrantAtOnce(t *testing.T) {
 	pool := netip.MustParsePrefix("10.50.0.0/27")
 	small := h.network("small", record.Subnet{Pool: pool, Gateway: netip.MustParseAddr("10.50.0.1")})
 	h.up(small)
-	const many = 24 // of 29; the host has one, and one is warm
+	const many = 24 // of 29; the host has one, and one is spare
 	for round := range 4 {
 		h.idle(small)
 		got, errs := h.grantAtOnce(small, fmt.Sprint("r", round, "e"), many, netip.Addr{})

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"netyard/cluster"
+	"netyard/cluster/mirror"
 	"netyard/cluster/record"
 	"netyard/fabric/address"
 )
@@ -19,6 +20,9 @@ import (
 // blocked until that is known. This does not apply to a membership that is missing because etcd was restored from an
 // old backup; the other hosts keep it as well.
 func (a *Agent) join(ctx context.Context, n *network) error {
+	if a.network(n.ID) != n {
+		return fmt.Errorf("join network %s: %w", n.Name, errUnbound)
+	}
 	m := record.Member{Network: n.ID, Host: a.self}
 	own, err := a.addresses.List(n.ID)
 	if err != nil {
@@ -39,7 +43,7 @@ func (a *Agent) enroll(ctx context.Context, m record.Member, n record.Network) e
 		return err
 	}
 	if err := a.c.Client.RestoreNetwork(ctx, n); err != nil {
-		a.c.Log.Warn("network not restored in etcd", "network", n.Name, "id", n.ID, "err", err)
+		a.c.Log.Warn("network not restored in etcd", "network", n.Name, "network_id", n.ID, "err", err)
 		return err
 	}
 	return a.c.Client.JoinNetwork(ctx, m)
@@ -53,7 +57,7 @@ func (a *Agent) fence(ctx context.Context, n *network) error {
 	}
 	fenced := map[string]string{}
 	for endpoint, addr := range lost {
-		fenced[endpoint] = fmt.Sprintf("address %s is %s's now", addr, a.ownerName(n, addr))
+		fenced[endpoint] = fmt.Sprintf("address %s is %s's now", addr, ownerName(a.hosts, n, addr))
 	}
 	a.mu.Lock()
 	was := n.fenced
@@ -70,12 +74,12 @@ func (a *Agent) fence(ctx context.Context, n *network) error {
 }
 
 // ownerName names the host that has an address which this host lost.
-func (a *Agent) ownerName(n *network, addr netip.Addr) string {
+func ownerName(hosts *mirror.Mirror, n *network, addr netip.Addr) string {
 	rec, _ := n.claims.Get(record.Address{Network: n.ID, Addr: addr}.Key()).(*record.Address)
 	if rec == nil {
 		return "another host"
 	}
-	host, _ := a.hosts.Get(record.Host{ID: rec.Host}.Key()).(*record.Host)
+	host, _ := hosts.Get(record.Host{ID: rec.Host}.Key()).(*record.Host)
 	if host == nil {
 		return fmt.Sprintf("host %.12s", rec.Host)
 	}

@@ -14,7 +14,7 @@ import (
 	"netyard/kernel/core"
 )
 
-// joinBlue runs all hosts and puts a network on them, with warm addresses.
+// joinBlue runs all hosts and puts a network on them, with spare addresses.
 func joinBlue(t *testing.T, all []*host) (blue record.Network) {
 	t.Helper()
 	for i, h := range all {

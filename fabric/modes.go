@@ -63,12 +63,13 @@ func (m Modes) Host() modes.OverlayHost {
 }
 
 // Up binds a network whose links are on this host.
-func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) error {
+func (m Modes) Up(o modes.Overlay, l modes.OverlayLink) (err error) {
 	n := record.Network{ID: o.ID, Name: o.Name, VNI: o.VNI, MTU: o.MTU, Internal: o.Internal, Encrypted: o.Encrypted}
 	if o.Encrypted {
 		if err := m.A.tunnel.Create(); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, m.A.tunnel.Bound()) }()
 	}
 	for _, s := range o.Subnets {
 		n.Subnets = append(n.Subnets, record.Subnet{Pool: s.Pool, Gateway: s.Gateway.Addr()})

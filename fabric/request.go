@@ -10,9 +10,10 @@ import (
 	"netyard/kernel/core"
 )
 
-// The methods of this file are what requests of engines call. None waits for the kernel.
+// The methods of this file are what requests of engines call. None waits for the kernel, except for a Grant that makes
+// this host a member of a network again, see join.
 
-// Grant gives an endpoint an address: a warm one, at once, or else one that it claims in etcd. A repeated request gets
+// Grant gives an endpoint an address: a spare one, at once, or else one that it claims in etcd. A repeated request gets
 // the same address.
 func (a *Agent) Grant(ctx context.Context, w address.Wish) (netip.Addr, error) {
 	n := a.network(w.Network)

@@ -58,10 +58,10 @@ func (a *Agent) setReason(err error) {
 	}
 	a.mu.Unlock()
 	if err == nil && was != nil {
-		a.c.Log.Info("joined the cluster", "host", a.c.Host.Name, "id", a.self)
+		a.c.Log.Info("joined the cluster", "host", a.c.Host.Name, "host_id", a.self)
 	}
 	if err != nil && (was == nil || was.Error() != err.Error()) {
-		a.c.Log.Warn("not a member of the cluster", "host", a.c.Host.Name, "id", a.self, "err", err)
+		a.c.Log.Warn("not a member of the cluster", "host", a.c.Host.Name, "host_id", a.self, "err", err)
 	}
 	a.wakeUp()
 }
@@ -114,7 +114,7 @@ func (a *Agent) syncLoop(ctx context.Context) error {
 		}
 		a.retryKernel() //nolint:contextcheck // the kernel answers at once
 		if err := a.sync(ctx); err != nil && ctx.Err() == nil {
-			a.c.Log.Debug("update of etcd failed", "err", err)
+			a.c.Log.Debug("etcd not updated", "err", err)
 		}
 	}
 }
@@ -126,7 +126,7 @@ func (a *Agent) retryKernel() {
 			continue
 		}
 		if err := n.plane.Update(); err != nil {
-			a.c.Log.Debug("update of all peers in the kernel failed", "network", n.Name, "id", n.ID, "err", err)
+			a.c.Log.Debug("kernel peers not updated", "network", n.Name, "network_id", n.ID, "err", err)
 		}
 	}
 }
@@ -156,7 +156,7 @@ func (a *Agent) save() {
 	for _, n := range a.on() {
 		mirrors = append(mirrors, n.claims)
 		if err := n.addrs.Save(); err != nil {
-			a.c.Log.Warn("cooldown of addresses not saved", "network", n.Name, "id", n.ID, "err", err)
+			a.c.Log.Warn("cooldown of addresses not saved", "network", n.Name, "network_id", n.ID, "err", err)
 		}
 	}
 	for _, m := range mirrors {
@@ -192,5 +192,8 @@ func (a *Agent) syncNetwork(ctx context.Context, n *network) error {
 		return err
 	}
 	a.reopen(n)
+	if a.network(n.ID) != n { // unbound meanwhile
+		return nil
+	}
 	return n.addrs.Fill(ctx, n.MAC)
 }

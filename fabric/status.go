@@ -30,7 +30,7 @@ type NetworkStatus struct {
 	Addresses mirror.Status
 	Peers     int
 	Refused   map[netip.Addr]string
-	// Warm counts warm addresses, Waiting those that etcd does not have yet, and Lost those that are other hosts' now.
+	// Warm counts spare addresses, Waiting those that etcd does not have yet, and Lost those that are other hosts' now.
 	Warm, Waiting, Lost int
 	// Fenced says why endpoints are fenced, by their IDs.
 	Fenced map[string]string
@@ -47,7 +47,7 @@ func advice(reason error) string {
 		why  error
 		what string
 	}{
-		{etcd.ErrUnreachable, "bring etcd back; running containers are not affected, new ones get warm addresses " +
+		{etcd.ErrUnreachable, "bring etcd back; running containers are not affected, new ones get spare addresses " +
 			"while there are any, and changes are written to etcd when it is back"},
 		{cluster.ErrForgotten, "all overlay traffic of this host is blocked; netyard cluster rejoin re-admits it, " +
 			"without the addresses that other hosts got meanwhile"},

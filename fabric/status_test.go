@@ -70,7 +70,7 @@ func TestStatus(t *testing.T) {
 	h.waitReason("it holds none", "from a backup")
 	reach(t, one.Host, two.v4, true)
 	if _, err := h.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "new"}); err != nil {
-		t.Errorf("a warm address is this host's whatever etcd holds: %v", err)
+		t.Errorf("a spare address is this host's whatever etcd holds: %v", err)
 	}
 	e.Kill(t)
 	clustertest.Backup(t, kept, e.Dir)
@@ -108,7 +108,7 @@ func TestTwin(t *testing.T) {
 	first.run()
 	first.member()
 	second.run()
-	second.waitReason("another running machine has this host's ID (boot boot1)", "remove netyard.db")
+	second.waitReason("another running machine has this host's ID, with boot ID boot1", "remove netyard.db")
 	_, err := second.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: "new"})
 	if !errors.Is(err, address.ErrNone) || !errors.Is(err, cluster.ErrTwin) {
 		t.Errorf("a copy grants addresses: %v", err)

@@ -32,6 +32,13 @@ type stuckKernel struct {
 	entered chan struct{}
 }
 
+// freeKernel returns a kernel that is not stuck yet.
+func freeKernel() *stuckKernel {
+	k := &stuckKernel{gate: make(chan struct{}), entered: make(chan struct{}, 1)}
+	close(k.gate)
+	return k
+}
+
 func (k *stuckKernel) change() error {
 	k.mu.Lock()
 	gate := k.gate
@@ -88,8 +95,7 @@ func TestRequestsNeverWaitForTheKernel(t *testing.T) {
 	c, err := cluster.Open(etcd.Config{Endpoints: []string{"http://127.0.0.1:1"}, Insecure: true})
 	must(t, err)
 	defer c.Close()
-	k := &stuckKernel{gate: make(chan struct{}), entered: make(chan struct{}, 1)}
-	close(k.gate)
+	k := freeKernel()
 	host := *hosttest.Host(1)
 	a, err := newAgent(Config{Log: slog.New(slog.DiscardHandler), Client: c, Store: st, Host: host, Port: port}, k)
 	must(t, err)
@@ -166,7 +172,7 @@ func within(t *testing.T, what string, ch <-chan struct{}) {
 
 const warmAddr = "10.20.1.1"
 
-// warm records a warm address of a network, as if etcd had given it.
+// warm records a spare address of a network, as if etcd had given it.
 func warm(t *testing.T, st *store.Store, n record.Network) {
 	t.Helper()
 	o := address.Own{Network: n.ID, Addr: netip.MustParseAddr(warmAddr), Use: record.Warm, Synced: true}

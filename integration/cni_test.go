@@ -234,7 +234,7 @@ func TestCNILife(t *testing.T) {
 		}
 		// Another container in the same sandbox is refused.
 		other := call{id: "other", netns: "/run/netns/a", conf: conf}
-		if _, msg := other.refused(t, h, "ADD"); !strings.Contains(msg, "eth0 already") {
+		if _, msg := other.refused(t, h, "ADD"); !strings.Contains(msg, "already has a link eth0") {
 			t.Errorf("two attachments with one interface name: %s", msg)
 		}
 		if n := len(ps(t, h)); n != 1 {
@@ -708,7 +708,7 @@ func TestCNINames(t *testing.T) {
 		func() bool { return strings.Count(h.Sh("netyard network ls --format '{{.Name}}.'"), "web.") == 2 })
 	for _, command := range []string{"ADD", "STATUS"} {
 		b.conf = strings.Replace(conf, `"1.0.0"`, `"1.1.0"`, 1)
-		if _, msg := b.refused(t, h, command); !strings.Contains(msg, "there are 2 of that name") {
+		if _, msg := b.refused(t, h, command); !strings.Contains(msg, "2 networks have this name") {
 			t.Errorf("%s with an ambiguous name: %s", command, msg)
 		}
 	}

@@ -52,7 +52,7 @@ func TestLANPorts(t *testing.T) {
 		eventually(t, "ps shows all names", func() bool { return strings.Contains(h.Sh("netyard ps"), "in2") })
 		has(t, h.Sh("netyard ps"), "203.0.113.200:443->8080/tcp")
 		has(t, h.Sh("netyard trace", other.IP, "443"), "\nreachable")
-		has(t, h.Sh("netyard trace in2 in1:8443"), "sends it on to port 8080")
+		has(t, h.Sh("netyard trace in2 in1:8443"), "redirects it to port 8080")
 
 		h.Docker("restart -t 0 web")
 		listen()
@@ -126,7 +126,7 @@ func (m lanPorts) all() {
 func (m lanPorts) refusals() {
 	m.t.Helper()
 	for cmd, want := range map[string]string{
-		"run --rm --network plain --ip 10.77.0.41 -p 10.0.0.1:443:8080 busybox true":                                                                   "publish 10.0.0.1:443:8080/tcp: 10.0.0.1 is not an address of the container, which has 10.77.0.41 on network plain",
+		"run --rm --network plain --ip 10.77.0.41 -p 10.0.0.1:443:8080 busybox true":                                                                   "publish 10.0.0.1:443:8080/tcp: 10.0.0.1 is not an address of the container; network plain publishes ports on the container's address 10.77.0.41",
 		"run --rm --network lan --ip 203.0.113.211 -p 10.0.0.1:443:8080 busybox true":                                                                  "10.0.0.1 is not an address of this host",
 		"run --rm --network plain --ip 10.77.0.42 -p 443:8080 -p 443:9090 busybox true":                                                                "port 443/tcp of the container is asked for twice",
 		"run --rm --network out -p 443:8080 busybox true":                                                                                              "port 443/tcp of the host is published by container web of docker on network lan",

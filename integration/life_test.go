@@ -329,7 +329,7 @@ func TestDamagedState(t *testing.T) {
 			})
 		}
 		has(t, h.Netyard.Log(), "database damaged and set aside")
-		has(t, h.Netyard.Log(), "the records are rebuilt")
+		has(t, h.Netyard.Log(), "records rebuilt")
 		has(t, h.DockerErr("run --rm --network own --ip 10.77.0.50 busybox sleep 1"), "10.77.0.50")
 		h.Run("c6", "--network own")
 		h.Ping("c6", "c1")

@@ -52,7 +52,7 @@ func (h *chaosHost) spent(t *testing.T) (ticks int) {
 	return user + system
 }
 
-// TestOutage: etcd is down for two minutes. Running containers are not affected; new ones get warm addresses, and then
+// TestOutage: etcd is down for two minutes. Running containers are not affected; new ones get spare addresses, and then
 // an error that says why; and afterwards the other hosts learn of everything. The same when a host is cut off from
 // etcd, and when it is frozen for longer than etcd keeps history.
 func TestOutage(t *testing.T) {
@@ -67,7 +67,7 @@ func TestOutage(t *testing.T) {
 	one, two := c.plug(a, 0), c.plug(b, 0)
 	c.knows(a, two, true)
 	c.knows(b, one, true)
-	eventually(t, "there are warm addresses", func() bool { return c.status(a).Networks[0].Warm >= 4 })
+	eventually(t, "there are spare addresses", func() bool { return c.status(a).Networks[0].Warm >= 4 })
 	pinged := make(chan string, parts)
 	go func() {
 		for range parts {
@@ -86,7 +86,7 @@ func TestOutage(t *testing.T) {
 	_, err := c.request(a, 0, "")
 	if err == nil || !strings.Contains(err.Error(), "no address can be claimed on network net0") ||
 		!strings.Contains(err.Error(), "etcd is unreachable since") {
-		t.Errorf("after the last warm address: %v", err)
+		t.Errorf("after the last spare address: %v", err)
 	}
 	for range parts {
 		out := <-pinged

@@ -204,7 +204,7 @@ func TestOverlay(t *testing.T) {
 	hosts[1].Netyard.Kill()
 	hosts[1].Netyard.Start()
 	pairs()
-	hosts[0].Run("late", "--network blue")             // with a warm address
+	hosts[0].Run("late", "--network blue")             // with a spare address
 	hosts[0].Ping("late", hosts[0].Addr("c1", "blue")) // the other hosts learn of it later
 	etcd.Launch()
 	hosts[2].Ping("c3", hosts[0].Addr("late", "blue"))

@@ -119,7 +119,7 @@ func TestRateOfConnect(t *testing.T) {
 		}
 		eventually(t, "ps shows the container's name",
 			func() bool { return h.Sh("netyard ps --format '{{.Container}}'") == "c1\nc1" })
-		has(t, h.ShErr("netyard endpoint set c1 rate=20mbit"), "name its network (--network)")
+		has(t, h.ShErr("netyard endpoint set c1 rate=20mbit"), "name its network with --network")
 		has(t, h.Sh("netyard endpoint set c1 --network b ingress_rate= egress_rate=20000kbit"), "changed endpoint")
 		has(t, limits(h), "rate 20Mbit")
 		healthy(t, h)

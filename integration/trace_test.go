@@ -67,9 +67,9 @@ func TestTrace(t *testing.T) {
 		both(out+" web:80", h.Outside.Net, "tcp", web+":80", false, `"drop other inbound traffic to containers"`)
 
 		h.Tool("iptables -I FORWARD -j DROP")
-		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "not netyard's", "chain ip filter FORWARD: drop",
+		both(out+" 8000", h.Outside.Net, "tcp", at+":8000", false, "another program", "chain ip filter FORWARD: drop",
 			"rule 1 ")
-		both("peer web:80", h.In("peer"), "tcp", web+":80", false, "not netyard's", "chain ip filter FORWARD")
+		both("peer web:80", h.In("peer"), "tcp", web+":80", false, "another program", "chain ip filter FORWARD")
 		trace(h.Outside.IP6+" 8000", true)
 		eventually(t, "doctor names the rule", func() bool {
 			said, _ := h.TrySh("netyard doctor")

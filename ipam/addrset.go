@@ -10,8 +10,7 @@ const (
 	fullWord  = ^uint64(0)
 )
 
-// words stores the words of an addrSet. A word that was never put is 0, so that one that is put as 0 need not be
-// stored.
+// words stores the words of an addrSet. A word that was never put reads as 0, so a word of 0 need not be stored.
 type words interface {
 	get(level int, index uint64) (uint64, error)
 	put(level int, index, word uint64) error

@@ -1,7 +1,7 @@
-// Package ipam is netyard's own address management: it gives pools, and the addresses in them.
+// Package ipam is netyard's own address management: it allocates pools and the addresses in them.
 //
 // It has nothing in memory but its configuration. Each call reads and writes records within its caller's transaction,
-// so that what was granted and what is recorded cannot differ, whenever the process dies.
+// so the granted and the recorded addresses cannot differ, whenever the process dies.
 package ipam
 
 import (

@@ -224,7 +224,8 @@ func TestPoolCursor(t *testing.T) {
 	})
 	_, err := r.tryPool(PoolRequest{})
 	wantError(t, err, ErrExhausted,
-		"request pool: cut a subnet from [10.0.0.0/30 in /32 10.9.0.0/24 in /24]: nothing free")
+		"request pool: choose a subnet from 10.0.0.0/30 in /32, 10.9.0.0/24 in /24: nothing free; "+
+			"give one with --subnet")
 }
 
 func TestBaseThatIsAllBusy(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"netyard/store"
 )
@@ -40,7 +41,12 @@ func (m *IPAM) nextSubnet(tx store.Tx, r PoolRequest, all []Pool) (netip.Prefix,
 			return subnet, err
 		}
 	}
-	return netip.Prefix{}, fmt.Errorf("cut a subnet from %v: %w", bases, ErrExhausted)
+	var texts []string
+	for _, base := range bases {
+		texts = append(texts, base.String())
+	}
+	return netip.Prefix{}, fmt.Errorf("choose a subnet from %s: %w; give one with --subnet",
+		strings.Join(texts, ", "), ErrExhausted)
 }
 
 // String returns the base as text for errors. It is also its key in baseBucket.

@@ -104,10 +104,10 @@ func (k *Kernel) LeaveTablesOpen() {
 	nft.Of(k.Handle).Shared = true
 }
 
-// Enforce replaces the elements of policy by those among the objects, in one transaction: a packet sees either the old
-// policies or the new ones. Before the ruleset is loaded, the elements are only collected. Adopted elements stay,
-// except those of addresses that the objects decide about or that are settled: of those addresses the records know
-// everything.
+// Enforce replaces the policy elements by those among the objects, in one transaction: a packet sees either the old
+// policies or the new ones. Before the ruleset is loaded, it only collects the elements. It keeps adopted elements,
+// except those of addresses that the objects decide about or that are settled, since the records of those addresses are
+// complete.
 func (k *Kernel) Enforce(ctx context.Context, objects []core.Object, settled ...netip.Addr) error {
 	wanted := map[nft.ElementID]nft.Element{}
 	var rest []core.Object

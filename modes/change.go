@@ -45,7 +45,7 @@ func (t *Table) Change(n Network, given map[string]string) (Network, error) {
 	return n, nil
 }
 
-// ChangeEndpoint is Change for one endpoint; an empty value means the network's.
+// ChangeEndpoint changes options of one endpoint, as Change does of a network; an empty value means the network's.
 func (t *Table) ChangeEndpoint(n Network, e Endpoint, given map[string]string) (Endpoint, error) {
 	table, err := t.ofEndpoints(n.Mode, given)
 	if err != nil {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// CNIMode is the mode of a network that is described with keys of the upstream CNI plugins, of which there is one for
-// each mode (containernetworking/plugins, main/bridge, main/macvlan, main/ipvlan).
+// CNIMode returns the mode of a network that is described with keys of the upstream CNI plugins, which have one plugin
+// for each mode (containernetworking/plugins, main/bridge, main/macvlan, main/ipvlan).
 func CNIMode(master, mode string) string {
 	switch {
 	case master == "":
@@ -17,7 +17,8 @@ func CNIMode(master, mode string) string {
 	return "macvlan"
 }
 
-// CNI is the option of a mode that means the same as a key of the upstream CNI plugins; ok is false when it has none.
+// CNI returns the option of a mode that means the same as a key of the upstream CNI plugins; ok is false if there is
+// none.
 func (t *Table) CNI(mode, key string) (name string, ok bool) {
 	at := slices.IndexFunc(t.rows, func(o Option) bool { return o.CNI == key && slices.Contains(o.Modes, mode) })
 	if at < 0 {

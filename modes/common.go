@@ -2,15 +2,15 @@ package modes
 
 import "fmt"
 
-// Options that several modes know. Those of one mode stand in its folder.
+// Options of several modes. Options of one mode are in its folder.
 var (
-	// Bind is on which addresses of the host ports are published.
+	// Bind names the host's addresses on which ports are published.
 	Bind = AddrsOption{
 		Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"},
 		Fixed: "the ports of running containers are published on these addresses; recreate the network",
 		Help:  "host addresses for published ports that name none; default: all",
 	}
-	// IfacePrefix begins the names of links inside.
+	// IfacePrefix is the prefix of the names of links inside containers.
 	IfacePrefix = LinkOption{
 		Name: "iface_prefix",
 		Docker: []string{
@@ -20,13 +20,13 @@ var (
 		Fixed: "running containers have their interface names already; recreate the network",
 		Help:  "prefix of the interface name inside the container",
 	}
-	// Masquerade is whether what leaves takes the host's address.
+	// Masquerade gives outgoing traffic the host's address.
 	Masquerade = BoolOption{
 		Name: "masquerade", Docker: []string{"com.docker.network.bridge.enable_ip_masquerade"},
 		Set: true, Default: "true",
 		Help: "outgoing traffic takes the host's address (NAT), IPv4 and IPv6",
 	}
-	// MTU is what links carry.
+	// MTU is the largest packet that the network's links carry, bytes.
 	MTU = IntOption{
 		Name: "mtu", Docker: []string{"com.docker.network.driver.mtu", "com.docker.network.mtu"},
 		Default: "1500", Min: 68, Max: 65535,
@@ -34,7 +34,7 @@ var (
 		Help: "largest packet, bytes (at least 1280 with IPv6, RFC 8200); " +
 			"default of macvlan and ipvlan: the parent's, of overlay: what fits between the hosts",
 	}
-	// PublishFrom is who reaches published ports.
+	// PublishFrom names the clients that reach published ports.
 	PublishFrom = SourcesOption{
 		Name: "publish_from", Set: true,
 		Help: "who can connect to published ports: source subnets or incoming interfaces; default: everybody. " +
@@ -45,7 +45,7 @@ var (
 // MinIPv6MTU is the least an IPv6 link must carry, bytes (RFC 8200, section 5).
 const MinIPv6MTU = 1280
 
-// CheckMTU refuses an MTU with which a network's IPv6 would not be on; 0 is that of another link.
+// CheckMTU refuses an MTU that is too small for a network's IPv6; 0: the network takes the MTU of another link.
 func (n Network) CheckMTU(mtu int) error {
 	if _, v6 := n.Families(); v6 && mtu != 0 && mtu < MinIPv6MTU {
 		return MTURefusal(mtu, "IPv6 needs at least %d", MinIPv6MTU)
@@ -53,7 +53,7 @@ func (n Network) CheckMTU(mtu int) error {
 	return nil
 }
 
-// MTURefusal is a refusal of an MTU.
+// MTURefusal returns an error that says why an MTU is refused.
 func MTURefusal(mtu int, why string, args ...any) error {
 	return Refuse("%s=%d: %s", MTU.Name, mtu, fmt.Sprintf(why, args...))
 }

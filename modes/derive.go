@@ -45,8 +45,8 @@ func (n Network) Gateways(e Endpoint) (gws []netip.Addr) {
 	return gws
 }
 
-// StableMAC is derived from the endpoint's address, so that neighbours' caches stay valid when another container gets
-// the address.
+// StableMAC derives a MAC from the endpoint's address, so that neighbours' caches stay valid when another container
+// gets the address.
 func (e Endpoint) StableMAC() net.HardwareAddr {
 	if a := e.Address(true); a.IsValid() {
 		return append(net.HardwareAddr{0x02, 0x42}, a.AsSlice()...)
@@ -54,7 +54,7 @@ func (e Endpoint) StableMAC() net.HardwareAddr {
 	return LocalMAC(e.ID)
 }
 
-// LocalMAC is a locally administered unicast address derived from an ID (IEEE 802, 48-bit).
+// LocalMAC derives a locally administered unicast address from an ID (IEEE 802, 48-bit).
 func LocalMAC(id string) net.HardwareAddr {
 	sum := sha256.Sum256([]byte(id))
 	return append(net.HardwareAddr{0x02}, sum[:5]...)

@@ -20,9 +20,9 @@ type Overlay struct {
 	Subnets   []Subnet
 }
 
-// An OverlayLink is the links of an overlay on one host.
+// An OverlayLink names the links of an overlay on one host.
 type OverlayLink struct {
-	Bridge, VXLAN string // their links
+	Bridge, VXLAN string // the names of the links
 	Alias         string // what both carry
 	MAC           string // the bridge's
 }
@@ -43,7 +43,7 @@ type OverlayHost struct {
 // drivers/net/wireguard/messages.h).
 const tunnel4, tunnel6 = 60, 80
 
-// TunnelMTU is the largest packet inside WireGuard, bytes.
+// TunnelMTU returns the largest packet inside WireGuard, bytes.
 func (h OverlayHost) TunnelMTU() int {
 	if h.VTEP.Is6() {
 		return h.MTU - tunnel6

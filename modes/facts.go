@@ -9,22 +9,22 @@ import (
 	"netyard/kernel/device"
 )
 
-// Facts are what a mode may know of the host. Package plan reads them from the kernel; tests make them up.
+// Facts tell a mode what it may know of the host. Package plan reads them from the kernel; tests invent them.
 type Facts interface {
-	// FindLink looks a link up by name; ok is false when there is none.
+	// FindLink finds a link by name; ok is false when there is none.
 	FindLink(name string) (info core.LinkInfo, ok bool, err error)
-	// Links are the names of the host's links.
+	// Links returns the names of the host's links.
 	Links() ([]string, error)
 	// HasKind says whether the kernel can make links of a kind.
 	HasKind(kind string) bool
 	// OverlappingLink finds a link, other than except, with a subnet that overlaps the given one; empty: none. The
-	// given one may be part of the subnets of the links in within.
+	// given subnet may lie inside the subnets of the links in within.
 	OverlappingLink(subnet netip.Prefix, except string, within ...string) (link string, other netip.Prefix, err error)
 	// HasAddr says whether the host has an address.
 	HasAddr(a netip.Addr) (bool, error)
-	// LinkAddrs are the addresses of a link that are good for more than the link.
+	// LinkAddrs returns the addresses of a link whose scope is more than the link.
 	LinkAddrs(link string) ([]netip.Prefix, error)
-	// ReversePath is rp_filter as it counts for a link (ip-sysctl.rst).
+	// ReversePath returns the value of rp_filter that is in effect on a link (ip-sysctl.rst).
 	ReversePath(link string) (string, error)
 	// Device returns the state of a network card of the host; an error says why no container can have it.
 	Device(name string) (device.State, error)
@@ -33,7 +33,7 @@ type Facts interface {
 // keptDevice is the key of Endpoint.Kept for the state of a card.
 const keptDevice = "device"
 
-// NoteDevice returns the state of a card as Endpoint.Kept has it.
+// NoteDevice returns the state of a card as Endpoint.Kept stores it.
 func NoteDevice(st device.State) (map[string]string, error) {
 	text, err := json.Marshal(st)
 	if err != nil {

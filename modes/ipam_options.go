@@ -2,52 +2,48 @@ package modes
 
 import "sync"
 
-// IPAMOptions is the table of what can be said with --ipam-opt NAME=VALUE of pools that the LAN's DHCP servers give
-// addresses from.
+// IPAMOptions returns the options of --ipam-opt NAME=VALUE for pools whose addresses come from the LAN's DHCP servers.
 func IPAMOptions() []Option { return ipamTable() }
 
 var ipamTable = sync.OnceValue(func() []Option {
 	return []Option{
 		{
 			Name: "client_id", Kind: Enum, Values: []string{"name", "mac"}, Default: "name",
-			Help: "who a container is to the DHCP server: its name, where the engine tells it, or its hardware address",
+			Help: "identify a container to the DHCP server by name (if the engine tells it) or by MAC address",
 		},
 		{
 			Name: "conflict", Kind: Enum, Values: []string{"decline", "ignore"}, Default: "decline",
-			Help: "what becomes of an address that somebody on the LAN has already; " +
-				"decline asks the LAN first (RFC 5227)",
+			Help: "what to do when another machine has the offered address; decline: probe first (RFC 5227)",
 		},
 		{
 			Name: "dhcp", Kind: Bool, Default: "false",
-			Help: "addresses come from the LAN's DHCP server; the IPAM driver netyard-dhcp needs no asking",
+			Help: "get addresses from the LAN's DHCP server; implied by --ipam-driver netyard-dhcp",
 		},
 		{
 			Name: "hostname", Kind: Bool, Default: "true",
-			Help: "the DHCP server is told the container's host name, or its name if it has none of its own",
+			Help: "send the container's host name to the DHCP server, or its name if it has none",
 		},
 		{
 			Name: "ipv6", Kind: Enum, Values: []string{"none", "slaac", "dhcp"}, Default: "none",
-			Help: "which IPv6 addresses containers have: none, those they make themselves of what routers advertise, " +
-				"or a DHCPv6 server's",
+			Help: "IPv6 addresses of containers: none, SLAAC, or DHCPv6",
 		},
 		{
 			Name: "on_lost", Kind: Enum, Values: []string{"readdress", "down"}, Default: "readdress",
-			Help: "what becomes of a container whose lease is refused or runs out: it gets another address, " +
-				"or its interface is taken down",
+			Help: "when a lease is refused or expires: get another address, or set the interface down",
 		},
 		{
 			Name: "vendor_class", Kind: String,
-			Help: "what kind of client a container is (option 60); servers can be set up to look at it",
+			Help: "vendor class sent to the DHCP server (option 60)",
 		},
 	}
 })
 
-// ResolveIPAM is Resolve for --ipam-opt.
+// ResolveIPAM resolves the options of --ipam-opt, as Table.Resolve does for -o.
 func ResolveIPAM(given map[string]string) (map[string]string, error) {
 	return resolve(ipamTable(), "dhcp", given)
 }
 
-// IPAMOpt is the value of an option: what was given, or the table's default.
+// IPAMOpt returns the value of an option: what was given, or the table's default.
 func IPAMOpt(opts map[string]string, name string) string {
 	if v, ok := opts[name]; ok {
 		return v

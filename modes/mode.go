@@ -114,7 +114,7 @@ type Port struct {
 	Routed bool `json:",omitempty"`
 }
 
-// String is the port as docker ps shows it: 0.0.0.0:8080->80/tcp. One on the container's own address: 10.9.0.2:80/tcp.
+// String writes the port as docker ps does: 0.0.0.0:8080->80/tcp; on the container's own address: 10.9.0.2:80/tcp.
 func (p Port) String() string {
 	span := func(first uint16) string {
 		if p.Count <= 1 {
@@ -158,7 +158,7 @@ const (
 	Deleting              // being removed; the caller may know that it is gone
 )
 
-// String is the phase's name in tables and logs.
+// String returns the phase's name in tables and logs.
 func (p Phase) String() string {
 	switch p {
 	case Pending:
@@ -171,7 +171,7 @@ func (p Phase) String() string {
 	return "unknown"
 }
 
-// A Link is what is to be done in the sandbox; the zero Link: nothing.
+// A Link says what is to be done in the sandbox; the zero Link: nothing.
 type Link struct {
 	SrcName   string // the link to move in; empty: none
 	DstPrefix string // the prefix of its name inside, before a number
@@ -213,7 +213,7 @@ type Mode interface {
 	Place(n Network, e Endpoint) ([]core.Object, Link)
 }
 
-// An Env is what a mode is made with.
+// An Env has what a mode is made with.
 type Env struct {
 	// Fabric is the cluster that this host is in; nil: it is in none.
 	Fabric Fabric

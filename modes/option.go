@@ -51,7 +51,7 @@ type Option struct {
 	Help   string
 }
 
-// ErrOption is what every refusal of an option is.
+// ErrOption is matched by every refusal of an option.
 var ErrOption = errors.New("refused option")
 
 // A refusal is an ErrOption that names the option and the reason, and no more.
@@ -196,7 +196,7 @@ type Objection struct {
 	why    string
 }
 
-// If is an objection to the option's value.
+// If returns an objection to the option's value.
 func (o Option) If(holds bool, why string, args ...any) Objection {
 	return Objection{o, holds, fmt.Sprintf(why, args...)}
 }

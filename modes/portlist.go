@@ -17,7 +17,7 @@ func (r PortRange) Has(proto string, port uint16) bool {
 	return r.First <= port && port <= r.Last && (r.Proto == "" || r.Proto == proto)
 }
 
-// String is the range as options have it: 80, 8000-8100/udp.
+// String writes the range as options do: 80, 8000-8100/udp.
 func (r PortRange) String() string {
 	text := strconv.Itoa(int(r.First))
 	if r.Last > r.First {

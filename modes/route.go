@@ -12,7 +12,7 @@ type Route struct {
 	Via netip.Addr
 }
 
-// String is the route as the option routes has it: 10.9.0.0/16@192.168.1.3.
+// String writes the route as the option routes does: 10.9.0.0/16@192.168.1.3.
 func (r Route) String() string {
 	if !r.Via.IsValid() {
 		return r.Dst.String()

@@ -17,7 +17,7 @@ const (
 	DefaultMode = "bridge"
 )
 
-// A Table is the options of all modes, by name. It is made once and then only read.
+// A Table has the options of all modes, by name. It is made once and then only read.
 type Table struct{ rows, endpoint []Option }
 
 // NewTable joins the rows of all modes.
@@ -76,8 +76,8 @@ func (t *Table) Resolve(mode string, given map[string]string) (map[string]string
 	return resolve(t.rows, mode, given)
 }
 
-// ResolveEndpoint is Resolve for the options of one endpoint: docker network connect --driver-opt, and driver_opts of
-// compose.
+// ResolveEndpoint resolves the options of one endpoint, as Resolve does those of a network: docker network connect
+// --driver-opt, and driver_opts of compose.
 func (t *Table) ResolveEndpoint(mode string, given map[string]string) (map[string]string, error) {
 	table, err := t.ofEndpoints(mode, given)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"netyard/kernel/sandbox"
 )
 
-// Traits are what the rest of netyard has to know of a network. With the zero value, endpoints have addresses on a link
-// without a hardware address of its own, publish no ports, and have the host as their gateway.
+// Traits tell the rest of netyard what it has to know of a network. With the zero value, endpoints have addresses on a
+// link without a hardware address of its own, publish no ports, and have the host as their gateway.
 type Traits struct {
 	MAC MACRule
 	// Addressless: its endpoints have no addresses, and so neither gateways nor ports.
@@ -53,10 +53,10 @@ const (
 	MACAsIs
 )
 
-// String is the rule in a word.
+// String returns the rule's name.
 func (r MACRule) String() string { return [...]string{"none", "derived", "as-is"}[r] }
 
-// Default is the hardware address of an endpoint for which none was asked; empty: none is set.
+// Default returns the hardware address of an endpoint for which none was requested; empty: none is set.
 func (r MACRule) Default(e Endpoint) string {
 	if r != MACDerived {
 		return ""
@@ -85,7 +85,7 @@ type Families struct{ V4, V6 bool }
 // Has says whether the family of an address is among them.
 func (f Families) Has(a netip.Addr) bool { return a.Is4() && f.V4 || a.Is6() && f.V6 }
 
-// A Reservation is addresses with a meaning for their network, and the option that names them.
+// A Reservation has addresses with a meaning for their network, and the option that names them.
 type Reservation struct {
 	Option string
 	Addrs  []netip.Addr
@@ -139,7 +139,7 @@ func (s PortSharing) shares(l sandbox.Listener) bool {
 	return !l.Ephemeral
 }
 
-// HardwareAddr is the hardware address of an endpoint's link: the recorded one, or the one that follows from its
+// HardwareAddr returns the hardware address of an endpoint's link: the recorded one, or the one derived from its
 // address.
 func (e Endpoint) HardwareAddr() net.HardwareAddr {
 	if mac, err := net.ParseMAC(e.MAC); err == nil {

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// The options of a mode, by the type of their values: Row returns the row of the table, Of the value for a network. The
-// record has only values that can be read here: Table.Resolve checked them.
+// The options of a mode, by the type of their values: Row returns the row of the table, Of the value for a network. A
+// record has only values that can be parsed here, since Table.Resolve checked them.
 type (
 	// A TextOption is an option of kind String.
 	TextOption Option
@@ -39,19 +39,19 @@ func (o Option) of(k Kind) Option {
 	return o
 }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o TextOption) Row() Option { return Option(o).of(String) }
 
-// Of is the value for a network.
+// Of returns the option's value for a network.
 func (o TextOption) Of(n Network) string { return Option(o).Of(n) }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o BoolOption) Row() Option { return Option(o).of(Bool) }
 
-// Of is the value for a network.
+// Of returns the option's value for a network.
 func (o BoolOption) Of(n Network) bool { return Option(o).Of(n) == "true" }
 
-// For is the value for one endpoint: its own, or the network's.
+// For returns the option's value for one endpoint: its own, or the network's.
 func (o BoolOption) For(n Network, e Endpoint) bool {
 	if v, ok := e.Options[o.Name]; ok {
 		return v == "true"
@@ -59,40 +59,40 @@ func (o BoolOption) For(n Network, e Endpoint) bool {
 	return o.Of(n)
 }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o IntOption) Row() Option { return Option(o).of(Int) }
 
-// Of is the value for a network.
+// Of returns the option's value for a network.
 func (o IntOption) Of(n Network) int {
-	i, _ := strconv.Atoi(Option(o).Of(n)) // Resolve let only numbers in
+	i, _ := strconv.Atoi(Option(o).Of(n)) // Resolve accepts only numbers
 	return i
 }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o EnumOption) Row() Option { return Option(o).of(Enum) }
 
-// Of is the value for a network.
+// Of returns the option's value for a network.
 func (o EnumOption) Of(n Network) string { return Option(o).Of(n) }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o LinkOption) Row() Option { return Option(o).of(IfName) }
 
-// Of is the value for a network.
+// Of returns the option's value for a network.
 func (o LinkOption) Of(n Network) string { return Option(o).Of(n) }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o AddrOption) Row() Option { return Option(o) }
 
-// Of is the value for a network; invalid when there is none.
+// Of returns the option's value for a network; invalid: there is none.
 func (o AddrOption) Of(n Network) netip.Addr {
-	a, _ := netip.ParseAddr(Option(o).Of(n)) // Resolve let only addresses in
+	a, _ := netip.ParseAddr(Option(o).Of(n)) // Resolve accepts only addresses
 	return a
 }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o AddrsOption) Row() Option { return Option(o).of(Addrs) }
 
-// Of is the value for a network.
+// Of returns the option's value for a network.
 func (o AddrsOption) Of(n Network) (all []netip.Addr) {
 	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
 		if a, err := netip.ParseAddr(one); err == nil {
@@ -102,10 +102,10 @@ func (o AddrsOption) Of(n Network) (all []netip.Addr) {
 	return all
 }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o RoutesOption) Row() Option { return Option(o).of(Routes) }
 
-// Of is the value for a network.
+// Of returns the option's value for a network.
 func (o RoutesOption) Of(n Network) (all []Route) {
 	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
 		if r, ok := parseRoute(one); ok {
@@ -115,10 +115,10 @@ func (o RoutesOption) Of(n Network) (all []Route) {
 	return all
 }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o PortsOption) Row() Option { return Option(o).of(Ports) }
 
-// Of is the value for a network.
+// Of returns the option's value for a network.
 func (o PortsOption) Of(n Network) (all []PortRange) {
 	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
 		if r, ok := parsePorts(one); ok {
@@ -128,11 +128,11 @@ func (o PortsOption) Of(n Network) (all []PortRange) {
 	return all
 }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o SourcesOption) Row() Option { return Option(o).of(Sources) }
 
-// Of is the value for a network. A subnet inside another one is left out: the kernel's sets of ranges take no two that
-// overlap.
+// Of returns the option's value for a network. It leaves out a subnet inside another one, since the kernel's interval
+// sets take no two that overlap.
 func (o SourcesOption) Of(n Network) (subnets []netip.Prefix, interfaces []string) {
 	for one := range strings.SplitSeq(Option(o).Of(n), ",") {
 		if p, err := netip.ParsePrefix(one); err == nil {
@@ -151,5 +151,5 @@ func (o SourcesOption) Of(n Network) (subnets []netip.Prefix, interfaces []strin
 	return apart, interfaces
 }
 
-// Row is the option as a row of the table.
+// Row returns the option's row of the table.
 func (o RateOption) Row() Option { return Option(o).of(Rate) }

@@ -140,14 +140,14 @@ func (s *Server) sync(ctx context.Context, open map[place]*resolver, failed map[
 		case err == nil:
 			open[p] = newResolver(ctx, s, n, udp, tcp)
 			if failed[p].reported {
-				s.Log.Info("resolver started after a failure", "network", n.Name, "id", n.ID, "address", p.at)
+				s.Log.Info("resolver started after a failure", "network", n.Name, "network_id", n.ID, "address", p.at)
 			}
 			delete(failed, p)
 		case failed[p].cause != err.Error():
 			failed[p] = failure{network: n.Name, cause: err.Error()}
 		case !failed[p].reported:
 			failed[p] = failure{n.Name, err.Error(), true}
-			s.Log.Warn("resolver not started", "network", n.Name, "id", n.ID, "address", p.at, "err", err)
+			s.Log.Warn("resolver not started", "network", n.Name, "network_id", n.ID, "address", p.at, "err", err)
 		}
 	}
 	s.setTroubles(failed)

@@ -16,7 +16,7 @@ die() {
 	exit 1
 }
 
-need_root() { ((EUID == 0)) || die "root is required to create network namespaces; try: sudo $0 $*"; }
+need_root() { ((EUID == 0)) || die "root is required; try: sudo $0 $*"; }
 
 need_go() {
 	command -v go >/dev/null ||

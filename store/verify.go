@@ -154,8 +154,8 @@ func verifyIn(ctx context.Context, argv []string, path string, pause time.Durati
 		}
 		why = failed
 	}
-	return fmt.Errorf("check %s: %w in %d runs; the last one %s; the file was left as it is; netyard does not start "+
-		"without this check: make sure that memory is free and that the file can be read, and start netyard again",
+	return fmt.Errorf("check %s: %w in %d runs; the last run %s; the file was left as it is; "+
+		"make sure that memory is free and that the file can be read, and start netyard again",
 		path, ErrUnexamined, maxExaminations, why)
 }
 

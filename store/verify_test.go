@@ -32,7 +32,7 @@ func TestVerifyIn(t *testing.T) {
 	wantError(t, verify(t.Context(), path), ErrDamaged, "check "+path+`: damaged: records "a": 1 bytes: damaged`)
 }
 
-// examiner is VerifyIn with a pause of only 1 ms.
+// examiner does what VerifyIn does, with a pause of only 1 ms.
 func examiner(argv ...string) func(context.Context, string) error {
 	return func(ctx context.Context, path string) error { return verifyIn(ctx, argv, path, time.Millisecond) }
 }

@@ -24,7 +24,7 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 	defer h.Release()
 	old := h.Network
 	if old.Phase != modes.Ready {
-		return old, fmt.Errorf("network %s is being created or deleted", modes.Short(id))
+		return old, fmt.Errorf("network %s is being created or deleted", book.Label(old))
 	}
 	n, err := y.Options.Change(old, options)
 	if err != nil {
@@ -43,10 +43,10 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 	before, after := state{old, es}, state{n, es}
 	if err := y.apply(ctx, h.Mode, before, after); err != nil {
 		undo := context.WithoutCancel(ctx)
-		return old, errors.Join(fmt.Errorf("change network %s: %w", modes.Short(id), err),
+		return old, errors.Join(fmt.Errorf("change network %s: %w", book.Label(old), err),
 			recordChange(h, old), y.apply(undo, h.Mode, after, before))
 	}
-	y.Config.Log.Info("network changed", "network", id, "mode", n.Mode, "options", options)
+	y.Config.Log.Info("network changed", "network", n.Name, "network_id", id, "mode", n.Mode, "options", options)
 	return n, nil
 }
 
@@ -70,7 +70,7 @@ func (y *Yard) ChangeEndpoint(
 	defer h.Release()
 	n, old := h.Network, h.Endpoint
 	if n.Phase != modes.Ready || old.Phase != modes.Ready {
-		return old, fmt.Errorf("endpoint %s is being joined or deleted", modes.Short(id))
+		return old, fmt.Errorf("%s is being joined to network %s or deleted", book.Owned(old), book.Label(n))
 	}
 	e, err := y.Options.ChangeEndpoint(n, old, options)
 	if err != nil {
@@ -82,10 +82,11 @@ func (y *Yard) ChangeEndpoint(
 	before, after := state{n, []modes.Endpoint{old}}, state{n, []modes.Endpoint{e}}
 	if err := y.apply(ctx, h.Mode, before, after); err != nil {
 		undo := context.WithoutCancel(ctx)
-		return old, errors.Join(fmt.Errorf("change endpoint %s: %w", modes.Short(id), err),
+		return old, errors.Join(fmt.Errorf("change %s on network %s: %w", book.Owned(old), book.Label(n), err),
 			recordEndpointChange(h, old.Options), y.apply(undo, h.Mode, after, before))
 	}
-	y.Config.Log.Info("endpoint changed", "network", network, "endpoint", id, "mode", n.Mode, "options", options)
+	y.Config.Log.Info("endpoint changed", "network", n.Name, "network_id", network,
+		"endpoint", id, "container", e.Container.Name, "mode", n.Mode, "options", options)
 	return e, nil
 }
 
@@ -134,7 +135,7 @@ func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to state) error {
 			continue
 		}
 		if _, err := y.Plan().Attach(ctx, m, to.network, e); err != nil {
-			return fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err)
+			return fmt.Errorf("%s: %w", book.Owned(e), err)
 		}
 		y.Config.Step("after endpoint attached again")
 	}

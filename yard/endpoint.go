@@ -36,7 +36,7 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 	}
 	defer h.Release()
 	if h.Network.Phase != modes.Ready {
-		return e, fmt.Errorf("network %s is being created or deleted", modes.Short(h.Network.ID))
+		return e, fmt.Errorf("network %s is being created or deleted", book.Label(h.Network))
 	}
 	err = h.Change("endpoint recorded", func(tx store.Tx, now *modes.Endpoint) error {
 		*now, err = y.newEndpoint(tx, h, e)
@@ -132,7 +132,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (n modes.N
 	}
 	n, e := h.Network, h.Endpoint
 	y.Config.Log.Info("endpoint joined",
-		"network", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
+		"network", n.Name, "network_id", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
 	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
 	if kept != nil {
 		y.Tell(book.About(event.DeviceTaken, n, e, fmt.Sprintf("%s has device %s", book.Owned(e), link.SrcName)))
@@ -275,7 +275,7 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 // meanwhile, which had no effect while the endpoint had them.
 func (y *Yard) deleteLater(ctx context.Context, network, id string) {
 	if err := y.RemoveEndpoint(ctx, network, id); err != nil {
-		y.Config.Log.Error("deletion of a busy endpoint failed", "network", network, "endpoint", id, "err", err)
+		y.LogOf(network).Error("endpoint deletion failed", "endpoint", id, "err", err)
 	}
 	y.Config.Changed()
 }
@@ -285,7 +285,7 @@ func (y *Yard) deleteLater(ctx context.Context, network, id string) {
 func (y *Yard) FinishLater(network, id string) {
 	y.Config.Background(func() {
 		if err := y.finish(network, id); err != nil {
-			y.Config.Log.Error("endpoint removal failed", "network", network, "endpoint", id, "err", err)
+			y.LogOf(network).Error("endpoint removal failed", "endpoint", id, "err", err)
 		}
 	})
 }

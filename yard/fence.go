@@ -74,10 +74,11 @@ func (y *Yard) fence(ctx context.Context, h *book.Held, why string) error {
 	}
 	if why != "" {
 		y.Config.Log.Error("endpoint fenced",
-			"network", n.ID, "endpoint", is.ID, "container", is.Container.Name, "err", why)
+			"network", n.Name, "network_id", n.ID, "endpoint", is.ID, "container", is.Container.Name, "reason", why)
 		y.Tell(book.About(event.EndpointFenced, n, is, fmt.Sprintf("%s is fenced: %s", book.Owned(is), why)))
 	} else {
-		y.Config.Log.Info("endpoint unfenced", "network", n.ID, "endpoint", is.ID, "container", is.Container.Name)
+		y.Config.Log.Info("endpoint unfenced",
+			"network", n.Name, "network_id", n.ID, "endpoint", is.ID, "container", is.Container.Name)
 		y.Tell(book.About(event.EndpointUnfenced, n, is, book.Owned(is)+" is no longer fenced"))
 	}
 	return nil

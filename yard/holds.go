@@ -20,11 +20,11 @@ func (y *Yard) ReleaseHolds(over func(book.Hold) bool) error {
 		if !over(h) {
 			continue
 		}
-		y.Config.Log.Info("release of held addresses",
-			"container", h.Container.Name, "attachment", h.Attachment, "addresses", h.Addrs)
 		if err := y.EndHold(h); err != nil {
 			return err
 		}
+		y.Config.Log.Info("held addresses released",
+			"container", h.Container.Name, "container_id", h.Attachment, "addresses", h.Addrs)
 	}
 	return nil
 }

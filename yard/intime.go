@@ -47,9 +47,17 @@ func InTime[A any](ctx context.Context, y *Yard, do func() (A, error), late func
 		o := <-done
 		return o.a, o.err
 	}
-	return a, fmt.Errorf("%s, and the request has waited for %s; what it began will be undone; try again: %w",
-		y.slow(), time.Since(start).Round(time.Second), ctx.Err())
+	return a, overdue{fmt.Errorf("%s; gave up after %s; the change will be undone; try again",
+		y.slow(), time.Since(start).Round(time.Second)), ctx.Err()}
 }
+
+// An overdue is the error of a request that did not end in time. It unwraps to its context's error, without the text.
+type overdue struct {
+	error
+	cause error
+}
+
+func (o overdue) Unwrap() error { return o.cause }
 
 // slow describes what a request waits for.
 func (y *Yard) slow() string {

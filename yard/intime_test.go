@@ -29,8 +29,8 @@ func TestInTime(t *testing.T) {
 		{"at once, refused", 0, refused, "refused", 0, false},
 		{"in time", deadline - time.Millisecond, nil, "", deadline - time.Millisecond, false},
 		{"a moment after its deadline", deadline + 100*time.Millisecond, refused, "refused", deadline + 100*time.Millisecond, false},
-		{"late", 30 * time.Second, nil, "waited for 9s; what it began will be undone", deadline + yard.ReplyTime, true},
-		{"late and refused", 30 * time.Second, refused, "waited for 9s; what it began will be undone", deadline + yard.ReplyTime, true},
+		{"late", 30 * time.Second, nil, "gave up after 9s; the change will be undone; try again", deadline + yard.ReplyTime, true},
+		{"late and refused", 30 * time.Second, refused, "gave up after 9s; the change will be undone; try again", deadline + yard.ReplyTime, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

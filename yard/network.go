@@ -56,7 +56,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if err := y.up(ctx, h); err != nil {
 		return errors.Join(err, y.Drop(context.WithoutCancel(ctx), h))
 	}
-	y.Config.Log.Info("network created", "network", n.ID, "name", n.Name, "mode", n.Mode)
+	y.Config.Log.Info("network created", "network", n.Name, "network_id", n.ID, "mode", n.Mode)
 	y.Tell(event.Event{
 		Type: event.NetworkCreated, Network: n.Name, NetworkID: n.ID,
 		Text: fmt.Sprintf("network %s of mode %s is up", book.Label(n), n.Mode),
@@ -122,7 +122,7 @@ func (y *Yard) up(ctx context.Context, h *book.Held) error {
 	}
 	y.Config.Step("after network up")
 	if err := ctx.Err(); err != nil { // the caller is gone and will not send a delete
-		return fmt.Errorf("create network %s: %w", modes.Short(h.Network.ID), err)
+		return fmt.Errorf("create network %s: %w", book.Label(h.Network), err)
 	}
 	return h.ChangeNetwork("network ready", func(_ store.Tx, n *modes.Network) error {
 		n.Phase, n.Turned = modes.Ready, time.Time{}
@@ -138,7 +138,7 @@ func (y *Yard) checkFormer(ctx context.Context, h *book.Held, n modes.Network) (
 	case old.Phase == modes.Ready && old.Equal(n):
 		return true, nil
 	case old.Phase == modes.Ready:
-		return false, fmt.Errorf("network %s: %w with a different configuration", modes.Short(n.ID), book.ErrExists)
+		return false, fmt.Errorf("network %s: %w with a different configuration", book.Label(old), book.ErrExists)
 	}
 	return false, y.Drop(ctx, h)
 }
@@ -150,7 +150,7 @@ func (y *Yard) PutNew(tx store.Tx, n modes.Network) error {
 			continue
 		}
 		if err := y.Config.IPAM.BindPool(tx, s.Pool, n.Options[book.OptParent], n.ID); err != nil {
-			return fmt.Errorf("bind pool %s to network %s: %w", s.Pool, modes.Short(n.ID), err)
+			return fmt.Errorf("bind pool %s to network %s: %w", s.Pool, book.Label(n), err)
 		}
 	}
 	if err := y.reserve(tx, n); err != nil {
@@ -215,7 +215,7 @@ func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Netw
 	if err := y.Drop(context.WithoutCancel(ctx), h); err != nil {
 		return err
 	}
-	y.Config.Log.Info("network deleted", "network", id, "name", n.Name, "mode", n.Mode)
+	y.Config.Log.Info("network deleted", "network", n.Name, "network_id", id, "mode", n.Mode)
 	y.Tell(event.Event{
 		Type: event.NetworkDeleted, Network: n.Name, NetworkID: n.ID,
 		Text: fmt.Sprintf("network %s of mode %s is gone", book.Label(n), n.Mode),
@@ -236,7 +236,7 @@ func (y *Yard) Drop(ctx context.Context, h *book.Held) error {
 		}
 	}
 	if err := y.Plan().Down(m, n); err != nil {
-		return fmt.Errorf("remove network %s: %w", modes.Short(n.ID), err)
+		return fmt.Errorf("remove network %s: %w", book.Label(n), err)
 	}
 	y.Config.Step("after network down")
 	y.DropCopy(n) // before the record: a copy without a record would be rebuilt

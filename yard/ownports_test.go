@@ -137,9 +137,9 @@ func TestLendRefusals(t *testing.T) {
 	p := newPlace(t)
 	r, n, _ := inside(t, p)
 	for want, asks := range map[string][]book.PortRequest{
-		"publish 443:9090/tcp: in use: port 443/tcp of the container is asked for twice":                                                                               {own("tcp", 443, 8080), own("tcp", 443, 9090)},
-		"publish 10.0.0.1:443:8080/tcp: 10.0.0.1 is not an address of the container, which has 10.9.0.2 on network aaaaaaaaaaaa, where ports are published on its own": {{Proto: "tcp", HostIP: netip.MustParseAddr("10.0.0.1"), HostPort: 443, ContainerPort: 8080}},
-		"publish [::]:443:8080/tcp: the container has no address of a family that the port is published on":                                                            {{Proto: "tcp", HostIP: netip.IPv6Unspecified(), HostPort: 443, ContainerPort: 8080}},
+		"publish 443:9090/tcp: in use: port 443/tcp of the container is asked for twice":                                                                       {own("tcp", 443, 8080), own("tcp", 443, 9090)},
+		"publish 10.0.0.1:443:8080/tcp: 10.0.0.1 is not an address of the container; network aaaaaaaaaaaa publishes ports on the container's address 10.9.0.2": {{Proto: "tcp", HostIP: netip.MustParseAddr("10.0.0.1"), HostPort: 443, ContainerPort: 8080}},
+		"publish [::]:443:8080/tcp: the container has no address of a family that the port is published on":                                                    {{Proto: "tcp", HostIP: netip.IPv6Unspecified(), HostPort: 443, ContainerPort: 8080}},
 	} {
 		if _, err := r.Publish(t.Context(), n.ID, epID, asks); err == nil || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)

@@ -16,25 +16,25 @@ import (
 func (y *Yard) Retry(ctx context.Context) {
 	ns, err := y.Networks()
 	if err != nil {
-		y.Config.Log.Error("list of unfinished changes failed", "err", err)
+		y.Config.Log.Error("unfinished changes not listed", "err", err)
 		return
 	}
 	es, err := y.Endpoints()
 	if err != nil {
-		y.Config.Log.Error("list of unfinished changes failed", "err", err)
+		y.Config.Log.Error("unfinished changes not listed", "err", err)
 		return
 	}
 	for _, e := range es {
 		if y.Stuck(e.Phase, e.Turned, y.Config.Grace) {
 			if err := y.RemoveEndpoint(ctx, e.NetworkID, e.ID); err != nil {
-				y.Config.Log.Error("endpoint removal failed", "network", e.NetworkID, "endpoint", e.ID, "err", err)
+				y.LogOf(e.NetworkID).Error("endpoint removal failed", "endpoint", e.ID, "err", err)
 			}
 		}
 	}
 	for _, n := range ns {
 		if y.Stuck(n.Phase, n.Turned, y.Config.Grace) {
 			if err := y.DeleteNetwork(ctx, n.ID); err != nil {
-				y.Config.Log.Error("network removal failed", "network", n.ID, "name", n.Name, "err", err)
+				y.Config.Log.Error("network removal failed", "network", n.Name, "network_id", n.ID, "err", err)
 			}
 		}
 	}
@@ -57,7 +57,7 @@ func (y *Yard) RemoveEndpoint(ctx context.Context, network, id string) error {
 func (y *Yard) Sweep(ctx context.Context) {
 	es, err := y.Endpoints()
 	if err != nil {
-		y.Config.Log.Error("list of dead attachments failed", "err", err)
+		y.Config.Log.Error("dead attachments not listed", "err", err)
 		return
 	}
 	for _, e := range es {
@@ -66,7 +66,7 @@ func (y *Yard) Sweep(ctx context.Context) {
 			continue
 		}
 		if err := y.RemoveEndpoint(ctx, e.NetworkID, e.ID); err != nil {
-			y.Config.Log.Error("endpoint removal failed", "network", e.NetworkID, "endpoint", e.ID, "err", err)
+			y.LogOf(e.NetworkID).Error("endpoint removal failed", "endpoint", e.ID, "err", err)
 		}
 	}
 }
@@ -77,13 +77,11 @@ func (y *Yard) Remove(ctx context.Context, h *book.Held) error {
 	if e.Phase == modes.Deleting && e.Attachment != "" { // its addresses may belong to another endpoint by now
 		return y.Forget(ctx, h)
 	}
-	y.Config.Log.Info("removal of an endpoint without a request of its engine",
-		"network", n.ID, "endpoint", e.ID, "container", e.Container.Name)
 	if err := y.Plan().Detach(h.Mode, n, e); err != nil {
 		return err
 	}
 	y.TellDeviceReturned(n, e)
-	err := y.Update("endpoint buried", func(tx store.Tx) error {
+	err := y.Update("endpoint removed", func(tx store.Tx) error {
 		if err := book.EraseEndpoint(tx, e); err != nil {
 			return err
 		}
@@ -92,5 +90,7 @@ func (y *Yard) Remove(ctx context.Context, h *book.Held) error {
 	if err != nil {
 		return err
 	}
+	y.Config.Log.Info("endpoint removed without a request of its engine",
+		"network", n.Name, "network_id", n.ID, "endpoint", e.ID, "container", e.Container.Name)
 	return errors.Join(overlay.ReleaseOf(y.Book, n, e), enforce.Enforce(ctx, y.Book))
 }

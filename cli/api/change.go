@@ -42,7 +42,7 @@ func (s *Server) changeEndpoint(ctx context.Context, r *http.Request) (any, erro
 	network := r.URL.Query().Get("network")
 	e, err := s.Yard.FindEndpointIn(network, r.PathValue("ref"))
 	if errors.Is(err, book.ErrAmbiguous) && network == "" {
-		return nil, fmt.Errorf("%w; name its network (--network)", err)
+		return nil, fmt.Errorf("%w, or name its network with --network", err)
 	}
 	if err != nil {
 		return nil, err

@@ -45,7 +45,7 @@ type config struct {
 	Pools             []string      `yaml:"pools"`
 	IPv6Pool          string        `yaml:"ipv6_pool"`
 	Cooldown          time.Duration `yaml:"cooldown"`
-	// Publish says who filters published ports: nobody, so that they are open, or the host's firewall.
+	// Publish says who decides about published ports: only publish_from (open), or the host's input rules too (host).
 	Publish string `yaml:"publish"`
 	// Etcd configures the access to the cluster of overlay networks. Without endpoints, the host is in no cluster.
 	Etcd etcd.Config `yaml:"etcd,omitempty"`
@@ -118,7 +118,8 @@ func serveFlags() []cli.Flag {
 		return &cli.StringFlag{Name: name, Usage: usage, DefaultText: value}
 	}
 	return []cli.Flag{
-		str("config", "configuration `FILE` (YAML; its keys are these flags with _ instead of -)",
+		str("config", "configuration `FILE` (YAML; keys as these flags, with _ for -; "+
+			"etcd and overlay only in the file)",
 			defaultConfig+", if it exists"),
 		str("state-dir", "`DIR` of the database", d.StateDir),
 		str("plugin-dir", "`DIR` where Docker looks for plugin sockets", d.PluginDir),
@@ -127,13 +128,14 @@ func serveFlags() []cli.Flag {
 		str("containerd-address", "`SOCKET` of containerd, to ask for container names and labels; empty: do not ask",
 			d.ContainerdAddress),
 		&cli.StringSliceFlag{
-			Name: "modes", Usage: "`MODES` that networks can be created with", DefaultText: strings.Join(d.Modes, ","),
+			Name: "modes", Usage: "`MODES` to offer; repeat the flag or separate by commas",
+			DefaultText: strings.Join(d.Modes, ","),
 		},
 		str("log-level", "log `LEVEL`: debug, info, warn or error", d.LogLevel),
 		str("log-format", "log `FORMAT`: text or json", d.LogFormat),
 		&cli.StringSliceFlag{
 			Name:        "pools",
-			Usage:       "`BASE:SIZE` pools for networks without --subnet: subnets of length SIZE are taken from BASE",
+			Usage:       "`BASE:SIZE` of the default pools: a network without --subnet gets a /SIZE of BASE",
 			DefaultText: defaultPools(),
 		},
 		str("ipv6-pool", "`PREFIX` (a /48) for IPv6 networks without --subnet",
@@ -142,8 +144,8 @@ func serveFlags() []cli.Flag {
 			Name: "cooldown", Usage: "`DURATION` before a released address is assigned again",
 			DefaultText: d.Cooldown.String(),
 		},
-		str("publish", "`WHO` filters published ports: open (nobody) or host (the host's firewall, as its own ports)",
-			d.Publish),
+		str("publish", "`WHO` decides about published ports: open (only publish_from), "+
+			"or host (the host's input rules too)", d.Publish),
 		&cli.BoolFlag{
 			Name: "protect-rules",
 			Usage: "prevent changes to netyard's nftables tables by others (Linux 6.9 and newer); " +

@@ -116,7 +116,7 @@ func printLines[R any](w io.Writer, rows []R, line func(R) string) error {
 
 // Inspect completes cmd as the command that prints the value that get returns.
 func Inspect[R any](cmd *cli.Command, get func(c *cli.Context, ref string) (R, error)) *cli.Command {
-	cmd.Flags = []cli.Flag{&cli.StringFlag{Name: FormatFlag, Usage: "print it with a Go `TEMPLATE` instead of as JSON"}}
+	cmd.Flags = []cli.Flag{&cli.StringFlag{Name: FormatFlag, Usage: "print with a Go `TEMPLATE` instead of JSON"}}
 	cmd.Action = func(c *cli.Context) error {
 		t, err := ParseFormat(c)
 		if err != nil {

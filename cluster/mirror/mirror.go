@@ -27,9 +27,8 @@ type Mirror struct {
 	// compare is etcd.CompareEvery, and grace the constant of this name; both are shorter in tests.
 	compare time.Duration
 	grace   time.Duration
-	// recheck receives when everything is to be read again.
-	recheck     <-chan struct{}
-	unsubscribe func()
+	// recheck receives when everything is to be read again; nil: Run was not called yet.
+	recheck <-chan struct{}
 
 	mu     sync.Mutex
 	cached map[string]cached
@@ -66,13 +65,11 @@ type Status struct {
 
 // New makes a Mirror of the records whose keys begin with prefix. Run calls apply with the changes, in order.
 func New(c *etcd.Client, log *slog.Logger, prefix string, apply func([]record.Change)) *Mirror {
-	m := &Mirror{
+	return &Mirror{
 		c: c, log: log.With("prefix", prefix), prefix: prefix, apply: apply,
 		compare: etcd.CompareEvery, grace: grace,
 		cached: map[string]cached{}, dirty: map[string]bool{}, bad: map[string]string{},
 	}
-	m.recheck, m.unsubscribe = c.Rechecks()
-	return m
 }
 
 // Status returns the state of the Mirror.
@@ -111,7 +108,9 @@ func (m *Mirror) Has(key string) bool {
 
 // Run follows etcd until ctx ends. After any error it reads everything again.
 func (m *Mirror) Run(ctx context.Context) error {
-	defer m.unsubscribe()
+	var unsubscribe func()
+	m.recheck, unsubscribe = m.c.Rechecks()
+	defer unsubscribe()
 	for ctx.Err() == nil {
 		err := m.follow(ctx)
 		if ctx.Err() != nil {
@@ -127,7 +126,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 			continue
 		}
 		if news { // once, not once a second
-			m.log.Warn("watch of etcd failed", "err", err)
+			m.log.Warn("etcd watch failed", "err", err)
 		}
 		// The random part keeps hosts that lost etcd together from coming back together.
 		if !etcd.Sleep(ctx, etcd.RetryEvery+rand.N(etcd.RetryEvery)) { //nolint:gosec // it need not be secret
@@ -195,12 +194,15 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 		m.dirty[key] = true
 	}
 	m.noteRejected(bad)
-	if m.status.Compares++; m.status.Compares > 1 {
+	if m.status.Compares > 0 {
 		m.status.Missed += len(changes)
 	}
 	m.status.Revision, m.status.Compared, m.status.Reason = revision, time.Now(), ""
 	m.mu.Unlock()
 	m.notify(changes)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.status.Compares++ // who sees it takes the changes for applied
 	return revision, nil
 }
 
@@ -208,7 +210,7 @@ func (m *Mirror) list(ctx context.Context) (revision int64, err error) {
 func (m *Mirror) noteRejected(bad map[string]string) {
 	for key, why := range bad {
 		if m.bad[key] != why {
-			m.log.Warn("etcd record rejected", "err", why)
+			m.log.Warn("etcd record rejected", "reason", why)
 		}
 	}
 	m.bad = bad

@@ -282,7 +282,7 @@ func TestSaved(t *testing.T) {
 		t.Errorf("%d records loaded, of %d; %+v", len(cold.told), len(v.told), cold.Status())
 	}
 	must(t, cold.Save(st))
-	must(t, Discard(st, prefix))
+	must(t, st.Update(func(tx store.Tx) error { return Discard(tx, prefix) }))
 	if err := newView(t, c, prefix).Load(st); err != nil {
 		t.Error(err)
 	}
@@ -317,4 +317,37 @@ func TestManyEndpoints(t *testing.T) {
 	clustertest.Eventually(t, "the mirror does not have all endpoints",
 		func() bool { return v.Status().Records == many+2 })
 	t.Logf("%d endpoints in %s", many, time.Since(start))
+}
+
+// TestComparedAfterApplied: a mirror does not say that it has read everything before its changes are applied.
+func TestComparedAfterApplied(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	c := hosttest.Member(t, e, 1)
+	var m *Mirror
+	compares := make(chan int, 1)
+	m = New(c.Client, slog.New(slog.DiscardHandler), "host/", func([]record.Change) {
+		select {
+		case compares <- m.Status().Compares:
+		default:
+		}
+	})
+	hosttest.Follow(t, m)
+	if n := <-compares; n != 0 {
+		t.Errorf("while the first changes are applied, everything was read %d times", n)
+	}
+	clustertest.Eventually(t, "that everything was read is not counted",
+		func() bool { return m.Status().Compares == 1 })
+}
+
+// TestNotSubscribed: a mirror that does not run is no burden to its client.
+func TestNotSubscribed(t *testing.T) {
+	t.Parallel()
+	c, err := cluster.Open(etcd.Config{Endpoints: []string{"http://127.0.0.1:1"}, Insecure: true})
+	must(t, err)
+	defer c.Close()
+	m := New(c.Client, slog.New(slog.DiscardHandler), "host/", func([]record.Change) {})
+	if m.recheck != nil {
+		t.Error("a mirror that does not run receives rechecks")
+	}
 }

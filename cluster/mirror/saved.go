@@ -71,13 +71,11 @@ func (m *Mirror) Save(st *store.Store) error {
 }
 
 // Discard deletes the saved records below a prefix that this host no longer follows.
-func Discard(st *store.Store, prefix string) error {
-	return st.Update(func(tx store.Tx) error {
-		for _, key := range copies.Keys(tx, prefix) {
-			if err := copies.Delete(tx, key); err != nil {
-				return err
-			}
+func Discard(tx store.Tx, prefix string) error {
+	for _, key := range copies.Keys(tx, prefix) {
+		if err := copies.Delete(tx, key); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return nil
 }

@@ -1,4 +1,5 @@
-// Package peers computes from records which addresses are on which other hosts. It needs no etcd and changes nothing.
+// Package peers computes from etcd's records which addresses are on which other hosts. It neither calls etcd nor
+// changes the kernel.
 package peers
 
 import (
@@ -182,8 +183,8 @@ func (b *Book) resolve(a netip.Addr) (p Peer, why string) {
 	return Peer{a, rec.MAC, at}, ""
 }
 
-// reach returns the address at which a host receives frames of the network, or why it receives none. Of several hosts
-// with the same WireGuard key only the first by ID receives frames, and none that has this host's key.
+// reach returns the address at which a host receives frames of the network, or why it receives none. If several hosts
+// have the same WireGuard key, only the first by ID receives frames. A host with this host's key receives none.
 func (b *Book) reach(h *record.Host) (at netip.Addr, why string) {
 	if !b.net.Encrypted {
 		return h.VTEP, ""
@@ -239,8 +240,8 @@ func (b *Book) usable(a netip.Addr) bool {
 	return ok
 }
 
-// ownerOf returns the host that owns a MAC address, if several claim it: this host, or else the first by ID, so that
-// all hosts agree.
+// ownerOf returns the host that owns a MAC address. If several hosts claim it, that is this host, or else the first
+// member by ID, so that all other hosts agree.
 func (b *Book) ownerOf(mac record.MAC) (owner string) {
 	for a := range b.byMAC[mac] {
 		host := b.addrs[a].Host

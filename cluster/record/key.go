@@ -93,8 +93,8 @@ func checkID(what, id string) error {
 	return nil
 }
 
-// CheckName accepts what engines accept as names of containers and networks, and what hosts are called; the error calls
-// the name what.
+// CheckName returns an error if a name is not valid for a container, network or host. It accepts the names that engines
+// accept. what says in the error which name it is.
 func CheckName(what, name string) error {
 	if name == "" || len(name) > maxName {
 		return fmt.Errorf("%s has %d bytes; it can have 1 to %d", what, len(name), maxName)
@@ -235,7 +235,7 @@ func (a Address) check() error {
 	switch a.Use {
 	case Warm:
 		if a.Endpoint != "" || a.MAC != "" {
-			return errors.New("a warm address has no endpoint or MAC")
+			return errors.New("a spare address has no endpoint or MAC")
 		}
 	case OfHost:
 		if a.Endpoint != "" {

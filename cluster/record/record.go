@@ -1,5 +1,5 @@
-// Package record is what the hosts of a cluster write to etcd: typed records, their keys, and what a valid one is. It
-// needs no etcd.
+// Package record defines the records that the hosts of a cluster write to etcd: their types, their keys, and which of
+// them are valid. It needs no etcd.
 package record
 
 import (
@@ -84,7 +84,7 @@ type Host struct {
 }
 
 // An Alive exists while a host's netyard runs and reaches etcd; it is the only record on a lease. It tells admins which
-// hosts are up, and a clone that the host it was copied from is running.
+// hosts are up, and it tells a cloned machine that the original is running.
 type Alive struct {
 	Host string `json:"-"`
 	Boot string `json:"boot"` // the boot ID of the machine

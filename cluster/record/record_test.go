@@ -112,7 +112,7 @@ func TestDecodeRejects(t *testing.T) {
 		{aKey, mac("02:42:0a:14:00:07:08:09"), "not a MAC address"},
 		{aKey, mac(""), "not a MAC address"},
 		{aKey, `{"host":"` + id(1) + `","use":"root"}`, "is unknown"},
-		{aKey, `{"host":"` + id(1) + `","use":"warm","mac":"02:42:0a:14:00:07"}`, "a warm address has no"},
+		{aKey, `{"host":"` + id(1) + `","use":"warm","mac":"02:42:0a:14:00:07"}`, "a spare address has no"},
 		{aKey, `{"host":"` + id(1) + `","use":"gateway"}`, "a gateway address has no"},
 		{"addr/" + id(9) + "/0a140007", mac("02:42:0a:14:00:07"), "belongs under key"},
 		{"addr/" + id(9) + "/zz", mac("02:42:0a:14:00:07"), "belongs under key"},

@@ -111,7 +111,7 @@ func (s *Server) container(ctx context.Context, r *book.AttachRequest) map[strin
 	found, labels, err := s.FindContainer(ctx, r.Attachment)
 	if err != nil {
 		if ctx.Err() != nil {
-			s.Log.Warn("container labels ignored: containerd did not answer", "container", r.Attachment)
+			s.Log.Warn("container labels ignored: containerd did not answer", "container_id", r.Attachment)
 		}
 		return nil
 	}

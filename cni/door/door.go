@@ -105,10 +105,10 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	a.Result = made.result
 	if err != nil {
 		s.Log.Warn("CNI request failed",
-			"command", q.Command, "container", q.ContainerID, "interface", q.IfName, "err", err)
+			"command", q.Command, "container_id", q.ContainerID, "interface", q.IfName, "err", err)
 		a.Error = cniError(err)
 	}
-	s.Log.Debug("CNI request answered", "command", q.Command, "container", q.ContainerID, "took", time.Since(start))
+	s.Log.Debug("CNI request answered", "command", q.Command, "container_id", q.ContainerID, "took", time.Since(start))
 	if err := json.NewEncoder(c).Encode(a); err != nil && q.Command == "ADD" && a.Error == nil {
 		s.undo(context.WithoutCancel(ctx), q, made.endpoint) // the runtime does not know of the attachment
 	}
@@ -131,7 +131,7 @@ func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (ans
 		return s.answer(ctx, q, netns)
 	}, func(a answer, err error) {
 		s.Log.Info("timed-out CNI request ended",
-			"command", q.Command, "container", q.ContainerID, "took", time.Since(start), "err", err)
+			"command", q.Command, "container_id", q.ContainerID, "took", time.Since(start), "err", err)
 		if q.Command == "ADD" && err == nil {
 			s.undo(context.WithoutCancel(ctx), q, a.endpoint)
 		}
@@ -144,7 +144,7 @@ func (s *Server) undo(ctx context.Context, q cni.Request, endpoint string) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	if err := s.del(ctx, q, nil, attach.DetachRequest{Gone: true, Endpoint: endpoint}); err != nil {
-		s.Log.Warn("removal of an unanswered attachment failed", "container", q.ContainerID, "err", err)
+		s.Log.Warn("attachment not removed after a failed answer", "container_id", q.ContainerID, "err", err)
 	}
 }
 
@@ -307,10 +307,14 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 		if valid[e.Attachment+"|"+e.IfName] || e.Config != "" && e.Config != c.Name {
 			continue
 		}
-		s.Log.Info("orphaned attachment found", "network", id, "container", e.Attachment, "interface", e.IfName)
-		errs = append(errs, attach.Detach(ctx, s.Yard, attach.DetachRequest{
+		err := attach.Detach(ctx, s.Yard, attach.DetachRequest{
 			NetworkID: id, Attachment: e.Attachment, IfName: e.IfName, NS: -1, Gone: true,
-		}))
+		})
+		if err == nil {
+			s.Yard.LogOf(id).Info("orphaned attachment removed",
+				"container", e.Container.Name, "container_id", e.Attachment, "interface", e.IfName)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -353,7 +357,7 @@ func (s *Server) ProcessTombstones(ctx context.Context) {
 			err = t.Remove()
 		}
 		if err != nil {
-			s.Log.Warn("tombstone not processed", "container", t.ContainerID, "err", err)
+			s.Log.Warn("tombstone not processed", "container_id", t.ContainerID, "err", err)
 		}
 	}
 }

@@ -31,6 +31,16 @@ type fake struct {
 	// missing says that this host has not joined the network.
 	missing bool
 	writes  int
+	// unbound says that the network is not on this host any more.
+	unbound bool
+	// after is called after each write; nil: nothing.
+	after func()
+}
+
+func (f *fake) wrote() {
+	if f.after != nil {
+		f.after()
+	}
 }
 
 func (f *fake) ClaimAddresses(_ context.Context, m record.Member, want ...record.Address) error {
@@ -49,6 +59,7 @@ func (f *fake) ClaimAddresses(_ context.Context, m record.Member, want ...record
 		a.Network, a.Host = m.Network, m.Host
 		f.claimed[a.Addr] = a
 	}
+	f.wrote()
 	return nil
 }
 
@@ -61,6 +72,7 @@ func (f *fake) Release(_ context.Context, m record.Member, addrs ...netip.Addr) 
 			delete(f.claimed, a)
 		}
 	}
+	f.wrote()
 	return nil
 }
 
@@ -98,6 +110,7 @@ func blue(t *testing.T) (*Network, *fake) {
 	r, err := Open(Config{
 		Log: slog.New(slog.DiscardHandler), Store: st, Etcd: f, Host: hosttest.ID(1), Cooldown: time.Hour,
 		Held: func(string, netip.Addr) bool { return false }, Reason: func() error { return nil },
+		Bound:   func(store.Tx, string) bool { return !f.unbound },
 		Changed: func(string) {}, Wake: func() {},
 	})
 	must(t, err)
@@ -123,7 +136,7 @@ func (n *Network) count(t *testing.T, match func(Own) bool) (count int) {
 	return count
 }
 
-// TestWarm: a host claims an address of its own and warm ones in each subnet; while etcd is away it grants these and
+// TestWarm: a host claims an address of its own and spare ones in each subnet; while etcd is away it grants these and
 // writes what became of them when etcd is back.
 func TestWarm(t *testing.T) {
 	t.Parallel()
@@ -131,7 +144,7 @@ func TestWarm(t *testing.T) {
 	must(t, n.Fill(t.Context(), mac))
 	must(t, n.Fill(t.Context(), mac)) // nothing is missing
 	if idle, host := n.count(t, Own.Idle), n.count(t, Own.OfHost); idle != 2*MaxWarm || host != 2 {
-		t.Fatalf("%d warm addresses and %d of the host", idle, host)
+		t.Fatalf("%d spare addresses and %d of the host", idle, host)
 	}
 	prefixes, err := n.HostAddrs()
 	if err != nil || len(prefixes) != 2 {
@@ -148,14 +161,14 @@ func TestWarm(t *testing.T) {
 		must(t, n.r.Publish(n.ID, []netip.Addr{a}, endpoint, mac, "web", nil))
 	}
 	if err := n.Room(false); !errors.Is(err, ErrNone) {
-		t.Errorf("room without a warm address: %v", err)
+		t.Errorf("room without a spare address: %v", err)
 	}
 	if err := n.Room(true); err != nil {
-		t.Errorf("room with warm addresses: %v", err)
+		t.Errorf("room with spare addresses: %v", err)
 	}
 	if _, err := n.Grant(t.Context(), Wish{Endpoint: "more"}); !errors.Is(err, ErrNone) ||
 		!errors.Is(err, etcd.ErrUnreachable) {
-		t.Errorf("without a warm address: %v", err)
+		t.Errorf("without a spare address: %v", err)
 	}
 	if got, err := n.Grant(t.Context(), Wish{Endpoint: "more"}); !errors.Is(err, ErrNone) {
 		t.Errorf("an address that etcd was asked for in vain is granted: %s, %v", got, err)
@@ -184,7 +197,8 @@ func TestGrantBeforeJoin(t *testing.T) {
 	}
 }
 
-// TestRecordWarm: an address that a request was granted meanwhile is not recorded as warm, and not released as unknown.
+// TestRecordWarm: an address that a request was granted meanwhile is not recorded as spare, and not released as
+// unknown.
 func TestRecordWarm(t *testing.T) {
 	t.Parallel()
 	n, _ := blue(t)
@@ -308,4 +322,75 @@ func TestInterrupted(t *testing.T) {
 	if _, ok := f.claimed[o.Addr]; ok || n.count(t, func(Own) bool { return true }) != 0 {
 		t.Errorf("the address stays: %v", f.claimed)
 	}
+}
+
+// TestReleasedAndClaimed: an address that was claimed again while it was being released is claimed once more.
+func TestReleasedAndClaimed(t *testing.T) {
+	t.Parallel()
+	n, f := blue(t)
+	want := netip.MustParseAddr("10.20.7.7")
+	o := Own{Network: n.ID, Addr: want, Use: record.Warm, Gone: true}
+	put := func() {
+		must(t, n.r.c.Store.Update(func(tx store.Tx) error { return owns.Put(tx, o.key(), o) }))
+	}
+	put()
+	f.after = func() {
+		f.after = nil
+		o.Gone, o.Synced, o.Endpoint = false, true, "one"
+		put()
+	}
+	must(t, n.Sync(t.Context()))
+	if n.count(t, func(o Own) bool { return o.Endpoint == "one" && !o.Synced }) != 1 {
+		t.Error("an address that etcd may not have any more is recorded as claimed")
+	}
+	must(t, n.Sync(t.Context()))
+	if f.claimed[want].Host != hosttest.ID(1) {
+		t.Errorf("claimed is %+v", f.claimed[want])
+	}
+}
+
+// TestUnbound: of a network that is unbound while its addresses are claimed, none is recorded: they would be granted
+// after the network is back, although they may be other hosts' by then.
+func TestUnbound(t *testing.T) {
+	t.Parallel()
+	n, f := blue(t)
+	unbind := func() {
+		f.after, f.unbound = nil, true
+		must(t, n.r.c.Store.Update(func(tx store.Tx) error { return Forget(tx, n.ID) }))
+	}
+	check := func(what string) {
+		t.Helper()
+		if left := n.count(t, func(Own) bool { return true }); left != 0 {
+			t.Errorf("%s: %d addresses are recorded", what, left)
+		}
+		f.unbound = false
+	}
+	f.after = unbind
+	must(t, n.Fill(t.Context(), mac))
+	check("warm addresses")
+
+	w := Wish{Endpoint: "one", Addr: netip.MustParseAddr("10.20.7.7")}
+	f.after = unbind
+	if got, err := n.Grant(t.Context(), w); err == nil {
+		t.Errorf("granted is %s", got)
+	}
+	check("a grant")
+
+	f.unbound, f.writes = true, 0
+	if got, err := n.Grant(t.Context(), w); err == nil || f.writes != 0 {
+		t.Errorf("granted is %s after %d writes", got, f.writes)
+	}
+	check("a grant of an unbound network")
+
+	f.unbound = true
+	if own, err := n.compareWithEtcd(nil); err != nil || len(own) != 0 {
+		t.Errorf("to be released are %v, %v", own, err)
+	}
+	check("unknown claims")
+
+	f.after = func() { unbind(); f.unbound = false } // it is back at once
+	if got, err := n.Grant(t.Context(), Wish{Endpoint: "one", V6: true}); err == nil {
+		t.Errorf("granted is %s", got)
+	}
+	check("a grant of a network that is back")
 }

@@ -93,10 +93,12 @@ func markSynced(written, now Own, tx store.Tx) error {
 	return owns.Put(tx, now.key(), now)
 }
 
-// deleteReleased deletes the record of an address that was released in etcd, unless it was granted again meanwhile.
+// deleteReleased deletes the record of an address that was released in etcd. One that was granted again meanwhile is
+// claimed again by the next Sync: an earlier claim may have been released.
 func deleteReleased(_, now Own, tx store.Tx) error {
 	if !now.Gone {
-		return nil
+		now.Synced = false
+		return owns.Put(tx, now.key(), now)
 	}
 	return owns.Delete(tx, now.key())
 }

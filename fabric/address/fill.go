@@ -9,11 +9,11 @@ import (
 	"netyard/store"
 )
 
-// MaxWarm is how many addresses of a family are kept warm, at most.
+// MaxWarm is the largest number of spare addresses of a subnet.
 const MaxWarm = 8
 
-// Fill claims the addresses that are missing: the host's own one in each subnet, for a bridge with this MAC, and warm
-// ones.
+// Fill claims the addresses that are missing: the host's own one in each subnet, for a bridge with this MAC, and
+// spare addresses.
 func (n *Network) Fill(ctx context.Context, mac record.MAC) error {
 	own, err := n.r.List(n.ID)
 	if err != nil {
@@ -69,20 +69,21 @@ func (n *Network) fill(ctx context.Context, s record.Subnet, mac record.MAC, own
 }
 
 // recordWarm records what was claimed. A request may have been granted one of them meanwhile, since etcd does not tell
-// claims of one host apart; that one is left alone.
+// claims of one host apart; that one is left alone. Nothing is recorded for a network that was unbound meanwhile: the
+// claims end when it is left in etcd.
 func (n *Network) recordWarm(claims []record.Address) error {
 	var own []Own
 	for _, c := range claims {
 		own = append(own, Own{Network: n.ID, Addr: c.Addr, Use: c.Use, MAC: c.MAC, Synced: true})
 	}
 	return n.r.c.Store.Update(func(tx store.Tx) error {
-		_, err := putNew(tx, own)
+		_, err := n.putNew(tx, own)
 		return err
 	})
 }
 
-// wantWarm returns how many addresses of a subnet are kept warm: 2 %, but at least 1 and at most MaxWarm, and none when
-// the subnet is nearly full.
+// wantWarm returns how many spare addresses of a subnet to keep: 2 %, but at least 1 and at most MaxWarm, and none
+// when the subnet is nearly full.
 func (n *Network) wantWarm(s record.Subnet) int {
 	const few, full = 50, 5 // 1/50 of them; more than 4/5
 	bits := s.Pool.Addr().BitLen() - s.Pool.Bits()

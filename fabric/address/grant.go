@@ -26,10 +26,13 @@ type Wish struct {
 // ErrNone says that no address can be granted.
 var ErrNone = errors.New("no address can be claimed")
 
-// errPending says that an address is recorded already: it was claimed as a warm one, or another request claims it.
+// errUnbound says that a network is not on this host any more.
+var errUnbound = errors.New("it is not on this host any more")
+
+// errPending says that an address is recorded already: it was claimed as a spare one, or another request claims it.
 var errPending = fmt.Errorf("%w by another request of this host", cluster.ErrTaken)
 
-// Grant gives an endpoint an address: a warm one, at once, or else one that it claims in etcd. A repeated request gets
+// Grant gives an endpoint an address: a spare one, at once, or else one that it claims in etcd. A repeated request gets
 // the same address.
 func (n *Network) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	if _, ok := n.Find(w.Addr); w.Addr.IsValid() && (!ok || n.isGateway(w.Addr)) {
@@ -53,7 +56,7 @@ func (n *Network) Grant(ctx context.Context, w Wish) (netip.Addr, error) {
 	return got, err
 }
 
-// mayGrant returns why this host must not grant any address: its warm ones may belong to another host.
+// mayGrant returns why this host must not grant any address: its spare ones may belong to another host.
 func (n *Network) mayGrant() error {
 	reason := n.r.c.Reason()
 	if errors.Is(reason, cluster.ErrForgotten) || errors.Is(reason, cluster.ErrTwin) {
@@ -62,7 +65,7 @@ func (n *Network) mayGrant() error {
 	return nil
 }
 
-// fromWarm returns the address that the endpoint has already, or a warm one; while etcd is away also one that is to be
+// fromWarm returns the address that the endpoint has already, or a spare one; while etcd is away also one that is to be
 // released, since it still belongs to this host then. The address is invalid if there is none.
 func (n *Network) fromWarm(w Wish) (got netip.Addr, err error) {
 	away := !n.r.c.Etcd.Health().Down.IsZero()
@@ -156,10 +159,11 @@ func (n *Network) candidates(v6 bool) ([]netip.Addr, error) {
 }
 
 // claimOne claims one address in etcd. It is recorded before, so that it is released whatever happens. Etcd does not
-// tell requests of one host apart, so the database decides which of them gets an address.
+// tell requests of one host apart, so the database decides which of them gets an address. The record is gone if the
+// network was unbound meanwhile.
 func (n *Network) claimOne(ctx context.Context, o Own, named bool) error {
 	o.Trying = true
-	if err := n.r.c.Store.Update(func(tx store.Tx) error { return reserve(tx, o, named) }); err != nil {
+	if err := n.r.c.Store.Update(func(tx store.Tx) error { return n.reserve(tx, o, named) }); err != nil {
 		return err
 	}
 	err := n.r.c.Etcd.ClaimAddresses(ctx, n.member(), o.claim())
@@ -168,6 +172,7 @@ func (n *Network) claimOne(ctx context.Context, o Own, named bool) error {
 			err = n.r.c.Etcd.ClaimAddresses(ctx, n.member(), o.claim())
 		}
 	}
+	reserved := o
 	o.Trying, o.Synced = false, true
 	put := func(tx store.Tx) error { return owns.Put(tx, o.key(), o) }
 	if errors.Is(err, cluster.ErrTaken) {
@@ -175,11 +180,18 @@ func (n *Network) claimOne(ctx context.Context, o Own, named bool) error {
 	} else if err != nil { // etcd may have accepted the claim all the same
 		o.Endpoint, o.Gone, o.Unsure, o.Synced = "", true, true, false
 	}
-	return errors.Join(err, n.r.c.Store.Update(put))
+	return errors.Join(err, n.r.c.Store.Update(func(tx store.Tx) error {
+		if there, err := isReserved(tx, reserved); err != nil {
+			return err
+		} else if !there {
+			return errUnbound
+		}
+		return put(tx)
+	}))
 }
 
-// Room returns why no address of a family could be granted now: none is warm, and etcd does not answer or has none
-// free.
+// Room returns why no address of a family could be granted now: there is no spare one, and etcd does not answer or
+// has none free.
 func (n *Network) Room(v6 bool) error {
 	reason := n.r.c.Reason()
 	if down := n.r.c.Etcd.Health().Down; reason == nil && !down.IsZero() {

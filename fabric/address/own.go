@@ -1,6 +1,6 @@
-// Package address is the addresses of overlay networks that this host has claimed. They are recorded in the host's
-// database first and in etcd as soon as possible; a few are claimed in advance (warm), for containers that start while
-// etcd is away. It needs no kernel.
+// Package address keeps the addresses of overlay networks that this host has claimed. They are recorded in the host's
+// database first and in etcd as soon as possible; a few spare ones are claimed in advance, for containers that start
+// while etcd is away. It needs no kernel.
 package address
 
 import (
@@ -44,7 +44,7 @@ var owns = store.Bucket[Own]{Name: "overlay_addresses"}
 
 func (o Own) key() string { return o.Network + "/" + o.Addr.String() }
 
-// claim returns the claim to write to etcd. The endpoint of a warm or muted address is not written.
+// claim returns the claim to write to etcd. The endpoint of a spare or muted address is not written.
 func (o Own) claim() record.Address {
 	if o.Use == record.Warm || o.Mute {
 		return record.Address{Addr: o.Addr, Use: record.Warm}
@@ -66,7 +66,7 @@ func same(o, p Own) bool {
 		slices.Equal(a.Aliases, b.Aliases)
 }
 
-// Idle says whether an address is warm and free for any endpoint.
+// Idle says whether an address is a spare one that any endpoint can be granted now.
 func (o Own) Idle() bool {
 	return o.Use == record.Warm && o.Endpoint == "" && !o.Trying && !o.Unsure && !o.Lost
 }

@@ -34,6 +34,8 @@ type Config struct {
 	// Held says whether an endpoint of this host has an address of a network or will use it again, although it is not
 	// published.
 	Held func(network string, addr netip.Addr) bool
+	// Bound says whether a network is on this host.
+	Bound func(tx store.Tx, network string) bool
 	// Reason returns why this host is not a member of the cluster at the moment; nil: it is one.
 	Reason func() error
 	// Changed is called after addresses of a network have changed in the database, and Wake when Sync has work.
@@ -183,7 +185,10 @@ func (r *Records) update(o Own, f func(Own, store.Tx) error) error {
 // reserve records that an address is being claimed, unless it is recorded already. It replaces one that is to be
 // released and may be another host's and, if the request named the address, the host's own one, for which another is
 // claimed.
-func reserve(tx store.Tx, o Own, named bool) error {
+func (n *Network) reserve(tx store.Tx, o Own, named bool) error {
+	if !n.r.c.Bound(tx, n.ID) {
+		return errUnbound
+	}
 	has, err := owns.Get(tx, o.key())
 	replaced := (has.Lost || has.Unsure) && has.Gone || named && has.Use == record.OfHost
 	switch {
@@ -195,8 +200,21 @@ func reserve(tx store.Tx, o Own, named bool) error {
 	return owns.Put(tx, o.key(), o)
 }
 
-// putNew records those addresses that are not recorded yet, and returns them; a recorded one was claimed meanwhile.
-func putNew(tx store.Tx, own []Own) (put []Own, err error) {
+// isReserved says whether an address is still recorded by the reserve of a claim.
+func isReserved(tx store.Tx, o Own) (bool, error) {
+	now, err := owns.Get(tx, o.key())
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	return now.Trying && now.Endpoint == o.Endpoint, err
+}
+
+// putNew records those addresses that are not recorded yet, and returns them; a recorded one was claimed meanwhile. It
+// records none of a network that is not on this host any more.
+func (n *Network) putNew(tx store.Tx, own []Own) (put []Own, err error) {
+	if !n.r.c.Bound(tx, n.ID) {
+		return nil, nil
+	}
 	for _, o := range own {
 		_, err := owns.Get(tx, o.key())
 		if err == nil {

@@ -57,7 +57,7 @@ func (n *Network) Sync(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// rank is a sort key that puts those for which first is true first.
+// rank returns a sort key: 0 if first is true, and 1 otherwise.
 func rank(first bool) int {
 	if first {
 		return 0
@@ -88,7 +88,7 @@ func (n *Network) compareWithEtcd(own []Own) ([]Own, error) {
 	}
 	var put []Own
 	err := n.r.c.Store.Update(func(tx store.Tx) (err error) {
-		put, err = putNew(tx, strays)
+		put, err = n.putNew(tx, strays)
 		return err
 	})
 	return append(own, put...), err
@@ -153,7 +153,7 @@ func (n *Network) lose(o Own) error {
 		})
 	}
 	if !o.Lost {
-		n.r.c.Log.Error("address lost to another host", "network", n.Name, "id", n.ID, "address", o.Addr,
+		n.r.c.Log.Error("address lost to another host", "network", n.Name, "network_id", n.ID, "address", o.Addr,
 			"endpoint", o.Endpoint)
 	}
 	err := n.r.update(o, func(now Own, tx store.Tx) error {

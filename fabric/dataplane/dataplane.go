@@ -137,15 +137,16 @@ func (n *Network) Apply(cs []record.Change) {
 		err = n.changePeers()
 	}
 	if err != nil { // the link may not exist yet
-		n.c.Log.Debug("update of peers in the kernel failed", "network", n.net.Name, "id", n.net.ID, "err", err)
+		n.c.Log.Debug("kernel peers not updated", "network", n.net.Name, "network_id", n.net.ID, "err", err)
 		n.Unsure()
 	}
 }
 
-// changePeers gives the kernel the pending changes, unless it must be given everything anyway. The caller holds turn.
+// changePeers gives the kernel the pending changes, unless it must be given everything anyway. If hosts have changed
+// since setVTEPs, the changes wait for the Apply that brought these. The caller holds turn.
 func (n *Network) changePeers() error {
 	n.mu.Lock()
-	if n.asked != n.given || len(n.pending) == 0 {
+	if n.asked != n.given || len(n.pending) == 0 || !slices.Equal(n.book.VTEPs(), n.vteps) {
 		n.mu.Unlock()
 		return nil
 	}
@@ -204,13 +205,22 @@ func (n *Network) setVTEPs() error {
 		return err
 	}
 	gone := slices.DeleteFunc(slices.Clone(was), func(v netip.Addr) bool { return slices.Contains(now, v) })
-	n.mu.Lock()
-	n.vteps = slices.Grow(now, 1) // not nil, although it may be empty
-	n.mu.Unlock()
+	n.accepts(slices.Concat(now, gone))
 	if len(gone) == 0 {
 		return nil
 	}
-	return n.c.Kernel.Remove(Elements(overlay.MemberElements(n.net.VNI, gone), n.net.ID)...)
+	if err := n.c.Kernel.Remove(Elements(overlay.MemberElements(n.net.VNI, gone), n.net.ID)...); err != nil {
+		return err
+	}
+	n.accepts(now)
+	return nil
+}
+
+// accepts records the VTEPs from which the kernel accepts frames. The caller holds turn.
+func (n *Network) accepts(vteps []netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.vteps = slices.Grow(vteps, 1) // not nil, although it may be empty
 }
 
 // Elements returns elements of sets as objects that belong to an owner.
@@ -314,7 +324,7 @@ func (n *Network) TellPeers() error {
 	return err
 }
 
-// take returns the peers to give to the kernel; no changes are pending then. The caller holds turn.
+// take returns all peers to give to the kernel, and clears the pending changes. The caller holds turn.
 func (n *Network) take(read bool) overlay.Peers {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -372,10 +382,12 @@ func (n *Network) Shut() error {
 func (n *Network) Reopen() {
 	n.mu.Lock()
 	was := n.shut
-	n.shut = false
+	if n.shut = false; was {
+		n.asked++
+	}
 	n.mu.Unlock()
 	if was {
-		n.Unsure()
+		n.c.Retry()
 	}
 }
 

@@ -27,6 +27,11 @@ type fake struct {
 	// wrong counts removals of addresses that are no peers', and of MAC addresses that a peer still has.
 	wrong int
 	addrs map[string]bool
+	// busy makes removals fail; removed counts the elements of sets that were removed.
+	busy    bool
+	removed int
+	// during is called at the start of Ensure, once; nil: nothing.
+	during func()
 }
 
 func text(mac net.HardwareAddr, vtep netip.Addr) string { return mac.String() + " " + vtep.String() }
@@ -34,6 +39,10 @@ func text(mac net.HardwareAddr, vtep netip.Addr) string { return mac.String() + 
 var errFake = errors.New("the kernel does not do that")
 
 func (f *fake) Ensure(_ context.Context, objects ...core.Object) error {
+	if during := f.during; during != nil {
+		f.during = nil
+		during()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.fails {
@@ -56,9 +65,14 @@ func (f *fake) Ensure(_ context.Context, objects ...core.Object) error {
 func (f *fake) Remove(objects ...core.Object) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.busy {
+		return errFake
+	}
 	for _, o := range objects {
 		if o, ok := o.(core.Addr); ok {
 			delete(f.addrs, o.Prefix.String())
+		} else {
+			f.removed++
 		}
 	}
 	return nil
@@ -245,5 +259,51 @@ func TestRemoved(t *testing.T) {
 	n.Apply([]record.Change{{New: endpoint(6, 2, 2)}})
 	if err := errors.Join(n.Update(), n.TellPeers()); err != nil || len(f.has()) != 0 {
 		t.Errorf("a removed network has peers %v, %v", f.has(), err)
+	}
+}
+
+// joins returns the changes by which a host joins the network.
+func joins(host int) []record.Change {
+	return []record.Change{
+		{New: hosttest.Host(host)}, {New: &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(host)}},
+	}
+}
+
+// TestVTEPRemovalFails: a VTEP that could not be removed from the firewall is removed later.
+func TestVTEPRemovalFails(t *testing.T) {
+	t.Parallel()
+	n, f := blue()
+	settle(t, n)
+	f.busy = true
+	n.Apply([]record.Change{{Old: &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(3)}}})
+	if !n.Lacking() {
+		t.Error("a removal that failed is not tried again")
+	}
+	f.busy = false
+	settle(t, n)
+	if want := len(overlay.MemberElements(1, n.vteps)); len(n.vteps) != 1 || f.removed != want {
+		t.Errorf("%d elements were removed, want %d; VTEPs are %v", f.removed, want, n.vteps)
+	}
+}
+
+// TestVTEPsBeforePeers: the kernel is not given a peer before the VTEP of its host, also if that host joins while the
+// VTEPs are changed.
+func TestVTEPsBeforePeers(t *testing.T) {
+	t.Parallel()
+	n, f := blue()
+	settle(t, n)
+	far := endpoint(5, 5, 5)
+	f.during = func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.note(append(joins(5), record.Change{New: far})) // another Apply, which waits for its turn then
+	}
+	n.Apply(joins(4))
+	if len(f.has()) != 0 {
+		t.Errorf("the kernel has %v, and accepts frames from %v", f.has(), n.vteps)
+	}
+	n.Apply(nil)
+	if len(f.has()) != 1 || len(n.vteps) != 4 {
+		t.Errorf("in the end the kernel has %v, and accepts frames from %v", f.has(), n.vteps)
 	}
 }

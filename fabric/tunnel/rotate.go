@@ -86,7 +86,7 @@ func (t *Tunnel) Complete(ctx context.Context) error {
 	t.mu.Lock()
 	t.rotates = false
 	t.mu.Unlock()
-	t.c.Log.Info("key of WireGuard rotated", "public", record.PublicKeyOf(key.Public()))
+	t.c.Log.Info("host's WireGuard key rotated", "public_key", record.PublicKeyOf(key.Public()))
 	return nil
 }
 
@@ -168,6 +168,6 @@ func (t *Tunnel) retryHandshake(
 	peers = slices.DeleteFunc(peers,
 		func(p overlay.WireGuardPeer) bool { return !slices.Contains(t.programmed.All, p) })
 	if err := t.c.Kernel.AskAgain(peers, since); err != nil {
-		t.c.Log.Debug("retry of WireGuard handshakes failed", "err", err)
+		t.c.Log.Debug("failed WireGuard handshakes not retried", "err", err)
 	}
 }

@@ -79,6 +79,9 @@ type Tunnel struct {
 	turn sync.Mutex
 	// programmed are the peers that the kernel was last given; nil: none yet. It changes under turn.
 	programmed *overlay.WireGuardPeers
+	// creating counts the networks for which the device was created and that may not be bound yet. It changes under
+	// turn.
+	creating int
 
 	// mu is never held while the kernel is changed.
 	mu  sync.Mutex
@@ -141,7 +144,7 @@ func (t *Tunnel) Device() overlay.WireGuard {
 	}
 }
 
-// Create creates the device, for a network that is about to be bound.
+// Create creates the device, for a network that is about to be bound. It stays at least until Bound is called.
 func (t *Tunnel) Create() error {
 	if t.clear != nil {
 		return t.clear
@@ -152,11 +155,26 @@ func (t *Tunnel) Create() error {
 	if err == nil {
 		err = t.update(true)
 	}
-	if err != nil && !t.c.Needed() {
+	if err == nil {
+		t.creating++
+	} else if t.unused() {
 		err = errors.Join(err, t.remove())
 	}
 	return err
 }
+
+// Bound says that the network for which Create was called has been bound, or could not be.
+func (t *Tunnel) Bound() error {
+	t.turn.Lock()
+	defer t.turn.Unlock()
+	if t.creating--; t.unused() {
+		return t.remove()
+	}
+	return nil
+}
+
+// unused says whether no network needs the device. The caller holds turn.
+func (t *Tunnel) unused() bool { return t.creating == 0 && !t.c.Needed() }
 
 // remove removes the device. The caller holds turn.
 func (t *Tunnel) remove() error {
@@ -168,10 +186,10 @@ func (t *Tunnel) remove() error {
 func (t *Tunnel) Release() error {
 	t.turn.Lock()
 	defer t.turn.Unlock()
-	if t.c.Needed() {
-		return t.update(false)
+	if t.unused() {
+		return t.remove()
 	}
-	return t.remove()
+	return t.update(false)
 }
 
 // Update gives the device the hosts of this host's encrypted networks as its peers, if they have changed.

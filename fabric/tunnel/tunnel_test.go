@@ -119,6 +119,7 @@ func TestDevice(t *testing.T) {
 	w.kernel.fails, w.needed = nil, true
 	w.peers.All = []overlay.WireGuardPeer{far}
 	must(t, tun.Create())
+	must(t, tun.Bound())
 	if w.kernel.device == nil || w.kernel.device.Key != tun.Device().Key || len(w.kernel.peers.All) != 1 {
 		t.Fatalf("the kernel has %v with %v", w.kernel.device, w.kernel.peers)
 	}
@@ -175,5 +176,41 @@ func TestRotation(t *testing.T) {
 	}
 	if again := w.open(t); again.Rotates() || again.Device().Key != tun.Device().Key {
 		t.Error("after another restart there is another key")
+	}
+}
+
+// TestCreating: a device that was created for a network which is not bound yet stays when the last other network goes,
+// and is removed if it could not be bound.
+func TestCreating(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.needed = false
+	tun := w.open(t)
+	must(t, tun.Create())
+	must(t, tun.Release())
+	if w.kernel.device == nil {
+		t.Fatal("the device is removed before the network is bound")
+	}
+	must(t, tun.Create())
+	w.kernel.fails = errors.New("busy")
+	if err := tun.Create(); !errors.Is(err, w.kernel.fails) || w.kernel.device == nil {
+		t.Errorf("the device that two networks wait for is removed after %v", err)
+	}
+	w.kernel.fails = nil
+	must(t, tun.Bound()) // the first could not be bound
+	if w.kernel.device == nil {
+		t.Error("the device is removed before the second network is bound")
+	}
+	w.needed = true
+	must(t, tun.Bound())
+	if w.kernel.device == nil {
+		t.Error("the device is removed after the second network was bound")
+	}
+	w.needed = false
+	must(t, tun.Release())
+	must(t, tun.Create())
+	must(t, tun.Bound())
+	if w.kernel.device != nil {
+		t.Error("the device of a network that could not be bound stays")
 	}
 }

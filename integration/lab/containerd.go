@@ -106,7 +106,7 @@ func (h *Host) CtrRun(name, flags string, cmd ...string) {
 	}
 }
 
-// TryCtrRun is CtrRun for a container that may fail to start.
+// TryCtrRun does what CtrRun does, and returns an error if the container does not start.
 func (h *Host) TryCtrRun(name, flags string, cmd ...string) (string, error) {
 	if len(cmd) == 0 {
 		cmd = []string{"sleep 1d"}
@@ -114,7 +114,7 @@ func (h *Host) TryCtrRun(name, flags string, cmd ...string) (string, error) {
 	return h.tryCtrRun(CtrImage, name, flags, cmd...)
 }
 
-// CtrRunImage is CtrRun for a container of another image.
+// CtrRunImage does what CtrRun does, with another image.
 func (h *Host) CtrRunImage(image, name, flags string) {
 	t := h.report.TB()
 	t.Helper()

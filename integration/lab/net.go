@@ -200,7 +200,7 @@ func (n *Net) TryDial(network, addr string) (string, error) {
 	return n.try(&net.Dialer{Timeout: silenceTime}, network, addr)
 }
 
-// TryDialFrom is TryDial with a source port.
+// TryDialFrom does what TryDial does, from a source port.
 func (n *Net) TryDialFrom(port int, network, addr string) (string, error) {
 	d := &net.Dialer{Timeout: silenceTime, LocalAddr: &net.TCPAddr{Port: port}}
 	if strings.HasPrefix(network, "udp") {

@@ -17,7 +17,7 @@ type limiter struct {
 	granted map[string]*grant // by the name of the test
 }
 
-// A grant is the slots that a test has until it ends, for itself and its subtests.
+// A grant has the slots of a test and its subtests until the test ends.
 type grant struct {
 	slots int
 	hosts int // how many hosts the test has
@@ -32,9 +32,9 @@ var hostLimit = newLimiter(max(2, runtime.NumCPU()))
 
 func newLimiter(slots int) *limiter { return &limiter{slots: slots, granted: map[string]*grant{}} }
 
-// Hosts waits for slots for many hosts with an engine, and keeps them until the test ends. New acquires one slot by
-// itself; a test with more hosts calls Hosts before the first, so that no two tests wait for each other with half of
-// the slots that they need.
+// Hosts waits until many hosts with an engine may run, and keeps their slots until the test ends. New acquires one slot
+// by itself. A test with several hosts calls Hosts first, so that two tests that each have half of their slots never
+// wait for each other.
 func Hosts(t testing.TB, many int) {
 	t.Helper()
 	if !hostLimit.acquire(t, many) {
@@ -42,8 +42,8 @@ func Hosts(t testing.TB, many int) {
 	}
 }
 
-// Alone waits until no host runs, and blocks hosts of other tests until the test ends, for a test that needs the whole
-// machine.
+// Alone waits until no host runs, and blocks hosts of other tests until the test ends. A test calls it that needs the
+// whole machine.
 func Alone(t testing.TB) {
 	t.Helper()
 	Hosts(t, hostLimit.slots)

@@ -102,7 +102,7 @@ func SyncDockerUser(k *core.Handle) error {
 	})
 }
 
-// SyncDockerUserNow is SyncDockerUser for a caller whose turn it is to change the ruleset.
+// SyncDockerUserNow does the same at once. The caller has the turn to change the ruleset.
 func SyncDockerUserNow(f *nft.Firewall) error {
 	return f.RetryUnknown(func() error {
 		chains, err := dockerUserChains(f)

@@ -19,9 +19,9 @@ import (
 // legacyTimeout bounds one run of iptables-legacy, which may wait for the xtables lock.
 const legacyTimeout = 5 * time.Second
 
-// SyncLegacyDockerUser is SyncDockerUser for hosts whose Docker uses the old iptables interface. That interface
-// replaces whole tables, so its own program is the only safe way to change one. The program runs only where the kernel
-// says that such a table is in use, and only in the watcher, never during a request.
+// SyncLegacyDockerUser does what SyncDockerUser does, on hosts whose Docker uses the old iptables interface. That
+// interface replaces whole tables, so its own program is the only safe way to change one. The program runs only where
+// the kernel says that such a table is in use, and only in the watcher, never during a request.
 func SyncLegacyDockerUser(ctx context.Context, k *core.Handle) error {
 	nft.Of(k).Mu.Lock()
 	bypasses := slices.Collect(maps.Keys(bypassesOf(k)))

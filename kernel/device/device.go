@@ -113,8 +113,8 @@ func (d Device) Remove(k *core.Handle) error {
 		}
 		if time.Now().After(end) {
 			// Not an error: the card was unplugged, or deleted with its namespace, and trying again would not help.
-			k.Log.Warn("device not returned by its sandbox",
-				"device", d.Name, "network", d.Network, "endpoint", d.Endpoint)
+			k.Log.Warn("device not found after its sandbox ended",
+				"device", d.Name, "network_id", d.Network, "endpoint", d.Endpoint)
 			break
 		}
 	}

@@ -107,12 +107,12 @@ func checkMovable(k *core.Handle, link netlink.Link) error {
 		return errors.New("a bridge cannot be moved into a container")
 	}
 	if a.MasterIndex != 0 {
-		return fmt.Errorf("it is part of %s", byIndex[a.MasterIndex])
+		return fmt.Errorf("its master is %s; remove it from there first", byIndex[a.MasterIndex])
 	}
 	for _, l := range links {
 		// The end of a veth pair has its other end as parent, and is not on top of it.
 		if b := l.Attrs(); b.ParentIndex == a.Index && b.NetNsID < 0 && l.Type() != "veth" && b.Index != a.Index {
-			return fmt.Errorf("%s is on top of it", b.Name)
+			return fmt.Errorf("link %s is made on it; remove that link first", b.Name)
 		}
 	}
 	return checkDefaultRoute(k, a.Index)

@@ -197,5 +197,5 @@ func (s *Socket) Receive(ctx context.Context) (msg []byte, from net.HardwareAddr
 	return buf[:n], nil, err
 }
 
-// InUse always reports that an address is free: a link that has its address needs no probe.
+// OwnerOf always reports that an address is free: a link that has its address needs no probe.
 func (*Socket) OwnerOf(context.Context, netip.Addr) (net.HardwareAddr, error) { return nil, nil }

@@ -204,7 +204,7 @@ func udpPayload(f []byte) ([]byte, bool) {
 	return p[head+udpHeader : size], true
 }
 
-// read is Read bounded by ctx.
+// read reads from a file until ctx ends.
 func read(ctx context.Context, f *os.File, buf []byte) (int, error) {
 	if err := f.SetReadDeadline(time.Time{}); err != nil {
 		return 0, fmt.Errorf("wait for an answer: %w", err)

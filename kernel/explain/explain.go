@@ -270,8 +270,7 @@ func ruleName(t *nftables.Table, chain string, i int, r readRule) string {
 	return name
 }
 
-// summary says in words those parts of a rule that are easy to say: extensions, verdicts and expressions not
-// understood.
+// summary describes a rule by its iptables extensions, its verdicts, and the expressions that could not be read.
 func (r readRule) summary() string {
 	var words []string
 	for _, e := range r.exprs {

@@ -218,7 +218,7 @@ func (h *Host) Sh(t testing.TB, cmd string) string {
 	return out
 }
 
-// TrySh is Sh for commands that may fail.
+// TrySh runs a command as Sh does, and returns its error.
 func (h *Host) TrySh(cmd string) (string, error) {
 	var out bytes.Buffer
 	err := core.Inside(int(h.ns), func() error {

@@ -29,19 +29,19 @@ const (
 	back6 rule.SetName = "back6"
 )
 
-// A ReturnNAT is the source NAT that makes a container reply to the host, whoever sent the packet that the host
-// forwards to it.
+// A ReturnNAT is the source NAT that makes a container reply to the host, whichever client sent the packet that the
+// host forwards to it.
 type ReturnNAT struct {
 	Route HostRoute
 	// Owner is the endpoint.
 	Owner string
 }
 
-// String names the container.
+// String names the address of the container.
 func (r ReturnNAT) String() string { return fmt.Sprintf("return address of %s", r.Route.Dst) }
 
-// element returns the element of the map. The records do not have its value, since they do not have the host's
-// addresses.
+// element returns the element of the map. It reads the value, an address of the host, from the kernel, since the
+// records do not have it.
 func (r ReturnNAT) element(k *core.Handle) (nft.Element, error) {
 	e := nft.Element{Owner: r.Owner, Text: r.Route.Dst.String()}
 	e.Set, e.Key = r.Key()
@@ -128,9 +128,8 @@ func ReturnRules(b rule.SetBook) (rules []rule.Rule) {
 	return rules
 }
 
-// ShimRules returns the rules that drop, of what Docker's chain lets through for published ports (Bypass),
-// everything but published ports and their replies. What other containers of this host send to the LAN through a shim
-// passes as before.
+// ShimRules returns the rules that drop forwarded traffic through shims, except traffic to published ports, its
+// replies, and what other containers of this host send to the LAN. Docker's chain lets all of it through (Bypass).
 func ShimRules(b rule.SetBook) []rule.Rule {
 	return []rule.Rule{
 		rule.New("drop other traffic to the LAN through the host's links on it",

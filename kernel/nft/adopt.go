@@ -1,5 +1,5 @@
 // Package nft manages netyard's nftables tables. It loads a ruleset as one transaction, adds and removes elements of
-// its sets, and reports what differs in the kernel. It is given the rules, and knows none of netyard's.
+// its sets, and reports what differs in the kernel. Its caller passes the rules; it defines none itself.
 package nft
 
 import (

@@ -90,13 +90,13 @@ func (t *writer) exchange(act string, msgs []netlink.Message) error {
 	start := time.Now()
 	t.since.Store(start.UnixNano())
 	warning := time.AfterFunc(slowExchange, func() {
-		t.log.Warn("waiting for the kernel's firewall, probably busy with another program's change", "act", act)
+		t.log.Warn("nftables transaction slow; another program probably holds the lock", "act", act)
 	})
 	defer func() {
 		t.since.Store(0)
 		if !warning.Stop() {
 			took := time.Since(start).Round(time.Millisecond)
-			t.log.Info("kernel's firewall answered", "act", act, "took", took)
+			t.log.Info("slow nftables transaction ended", "act", act, "took", took)
 		}
 	}()
 	if err := t.P.Send(raw); err != nil {

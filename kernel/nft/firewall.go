@@ -223,9 +223,9 @@ func (f *Firewall) RetryUnknown(do func() error) (err error) {
 	return err
 }
 
-// reconcile is for a transaction whose outcome is unknown: it compares the kernel with what is wanted, and loads the
-// tables again if they differ. The socket that owned the tables is closed. So it takes ownership first, since after
-// that no other program can change what is compared.
+// reconcile compares the kernel with what is wanted, after a transaction whose outcome is unknown, and loads the tables
+// again if they differ. The socket that owned the tables is closed, so it takes ownership first: after that no other
+// program can change what is compared.
 func (f *Firewall) reconcile() error {
 	for _, t := range rule.Tables() {
 		own, err := f.takeOwnership(t)

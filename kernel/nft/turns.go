@@ -175,8 +175,8 @@ func (f *Firewall) undoLate(t Turn) {
 	}
 }
 
-// applyInMemory is for a change that failed after its request was answered: nobody will repeat it. The change is made
-// in memory alone, and the watcher makes the kernel match as soon as that is possible.
+// applyInMemory makes a change in memory alone. It is used when the change failed in the kernel after its request was
+// answered, so that nobody will repeat it. The watcher makes the kernel match later.
 func (f *Firewall) applyInMemory(act string, do func() error, cause error) {
 	f.inMemory = true
 	err := do()

@@ -21,7 +21,7 @@ import (
 	"netyard/kernel/rule"
 )
 
-// An Probe is an echo request to an address, of a size that must not be fragmented on the way.
+// A Probe is an echo request to an address, of a size that must not be fragmented on the way.
 type Probe struct {
 	To   netip.Addr
 	Size int // of the packet in bytes; raised to the smallest possible
@@ -48,7 +48,7 @@ func SendProbes(ctx context.Context, k *core.Handle, all []Probe) (back []bool, 
 	})
 }
 
-// sendEchoes does this for one family.
+// sendEchoes sends the requests to the addresses of one family, and sets back for those that were answered.
 func sendEchoes(ctx context.Context, v6 bool, all []Probe, back []bool) error {
 	waiting := func() (at []int) {
 		for i, e := range all {

@@ -157,10 +157,10 @@ func noRouteBack() []expr.Any {
 	}
 }
 
-// fromVirtualLink matches packets that came by a link which is made of software and is none of uplinks. A card has no
-// kind, and then a rule that reads the kind does not match (nft_meta_store_kind, net/netfilter/nft_meta.c). So a host
-// with several links on its LANs accepts frames by any of them, whichever its routes prefer; links to containers and
-// virtual machines are of other kinds.
+// fromVirtualLink matches packets that came in by a software link that is not one of uplinks, such as a link to a
+// container or a virtual machine. It does not match a network card, which has no kind: a rule that reads the kind does
+// not match then (nft_meta_store_kind, net/netfilter/nft_meta.c). So a host with several links on its LANs accepts
+// frames by any of them, whichever its routes prefer.
 func fromVirtualLink() (all []expr.Any) {
 	for _, kind := range uplinks() {
 		all = append(all, &expr.Meta{Key: rule.MetaIIFKind, Register: rule.Reg1},

@@ -21,7 +21,7 @@ type hostDecision struct{ on bool }
 
 func hostDecisionOf(k *core.Handle) *hostDecision { return core.Stored[hostDecision](k) }
 
-// HostFirewallDecidesIn is HostFirewallDecides for a caller that holds the firewall's lock.
+// HostFirewallDecidesIn returns what HostFirewallDecides returns. The caller holds the firewall's lock.
 func HostFirewallDecidesIn(k *core.Handle) bool { return hostDecisionOf(k).on }
 
 // staleness says that there may be stale UDP flows, for which the watcher looks.
@@ -33,7 +33,7 @@ func StaleFlowsOf(k *core.Handle) *atomic.Bool { return &core.Stored[staleness](
 // Sockets opens sockets in the namespace of a handle.
 type Sockets struct{ *core.Handle }
 
-// ListenOn is ListenOn in the namespace of the handle.
+// ListenOn calls the function ListenOn in the namespace of the handle.
 func (s Sockets) ListenOn(ctx context.Context, link string, at netip.AddrPort) (net.PacketConn, net.Listener, error) {
 	return ListenOn(ctx, s.Handle, link, at)
 }

@@ -41,7 +41,7 @@ const (
 	// HostFlows6 is Mine4 for IPv6.
 	HostFlows6 SetName = "mine6"
 
-	// LoopOctet is the first octet of the IPv4 addresses that replace loopback addresses, see Loop4.
+	// LoopOctet is the first octet of the IPv4 addresses that replace loopback addresses, see LoopbackAlias4.
 	LoopOctet = 247
 	// LoopbackOctet is the first octet of loopback addresses.
 	LoopbackOctet = 127
@@ -60,7 +60,7 @@ type Family struct {
 	Proto  byte
 	// Src and Dst are the offsets of the addresses in the header, Size is their length (RFC 791, RFC 8200).
 	Src, Dst, Size uint32
-	// Loopback are the loopback addresses, Away those that replace them (Loop4, Loop6).
+	// Loopback has the loopback addresses, Away those that replace them.
 	Loopback, Away netip.Prefix
 	// Leave is what Rewrite puts into loopback addresses to replace them, Enter what turns them back: a whole address,
 	// or its first octet.
@@ -87,7 +87,7 @@ func IPv6() Family {
 	}
 }
 
-// Name returns the comment of a rule of the family: the text, and ", IPv6" for IPv6.
+// Name returns the comment of a rule of the family: the text, with ", IPv6" appended for IPv6.
 func (f Family) Name(text string) string { return text + f.suffix }
 
 // From matches the source address.
@@ -109,7 +109,7 @@ func (f Family) match(offset uint32, p netip.Prefix) []expr.Any {
 
 // Rewrite overwrites the beginning of both addresses of a packet. The kernel writes at least two octets at a time, so
 // for IPv4 the whole address is loaded, changed and written back. It also updates the checksums, which need no update
-// for IPv6, see Loop6.
+// for IPv6, see LoopbackAlias6.
 func (f Family) Rewrite(octets []byte) (es []expr.Any) {
 	for _, offset := range []uint32{f.Src, f.Dst} {
 		if f.Proto == unix.NFPROTO_IPV6 {

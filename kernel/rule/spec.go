@@ -38,7 +38,7 @@ type Set struct {
 	Data     nftables.SetDatatype
 	// Life is the timeout of elements that rules add; 0: netyard adds the elements, and they stay.
 	Life time.Duration
-	// Early: when an element of the set is wanted, the ruleset may be loaded before everything else wanted is known.
+	// Early: the ruleset may be loaded as soon as an element of the set is wanted, before the rest is known.
 	Early bool
 }
 

@@ -180,8 +180,8 @@ func proxyTarget(args []string) string {
 	return flags["container-ip"] + ":" + flags["container-port"]
 }
 
-// EphemeralPorts returns the first and the last port of the host's ephemeral range, from which sockets get a port that
-// ask for none (ip_local_port_range, ip(7)).
+// EphemeralPorts returns the first and the last port of the host's ephemeral range. The kernel takes the port of a
+// socket that asks for none from it (ip_local_port_range, ip(7)).
 func EphemeralPorts(k *core.Handle) (first, last uint16, err error) {
 	text, err := k.ReadSysctl(ephemeralFile)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// block is a fenced block of a page that says of which file it is.
+// block matches a fenced block of a page that names its file.
 var block = regexp.MustCompile("(?ms)^```(\\w+) (\\S+)\n(.*?)^```$")
 
 // TestAddingAMode follows docs/adding-a-mode.md: it takes the files from the page, puts them over the repository's and
@@ -63,7 +63,7 @@ func TestAddingAMode(t *testing.T) {
 	}
 }
 
-// patched is a file with the lines of a diff put in: each + behind the line before it.
+// patched returns a file with the lines of a diff inserted: each + after the line before it.
 func patched(t *testing.T, file, diff string) string {
 	t.Helper()
 	raw, err := os.ReadFile(file) //nolint:gosec // a file of the repository

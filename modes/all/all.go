@@ -1,4 +1,4 @@
-// Package all lists every mode. A new mode is a folder and a line here.
+// Package all lists every mode. A new mode needs a folder and a line here.
 package all
 
 import (

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// BenchmarkFrame is the way of one small frame from a container to its neighbour's socket, and to one of the host: all
-// that a bridge, the guard and the ruleset do is done on the processor that sends.
-// Run by itself it is the cost of a frame; on a busy machine the least of all rounds still is.
+// BenchmarkFrame measures the way of one small frame from a container to its neighbour's socket, and to one of the
+// host: the processor that sends does all that a bridge, the guard and the ruleset do. Run alone it measures the cost
+// of a frame; on a busy machine the shortest of all rounds still does.
 func BenchmarkFrame(b *testing.B) {
 	l := newGuardLab(b, false)
 	for _, spec := range []siteSpec{{name: "plain", mode: "bridge"}, {name: "closed", mode: "bridge", closedIn: true}} {

@@ -163,7 +163,7 @@ func (s *site) v6(last int) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("fd%02d::%x", s.number, last))
 }
 
-// stranger is an address of the network that nobody has, another one each time.
+// stranger returns an address of the network that nobody has, another one each time.
 func (s *site) stranger(v6 bool) netip.Addr {
 	const first, most = 1 << 8, 1 << 15
 	s.strangers++
@@ -292,7 +292,7 @@ func (s *site) enforce() {
 	}
 }
 
-// alone is a cluster of this host only.
+// An alone is a cluster of this host only.
 type alone struct{ modes.Fabric }
 
 func (alone) Find(_ gocontext.Context, want modes.Overlay) (modes.Overlay, error) {
@@ -366,7 +366,7 @@ func (s *socket) drain(t testing.TB, id int) {
 	}
 }
 
-// idText is what says in a packet which row it is of.
+// idText returns the payload that tells which row a packet is of.
 func idText(id int) []byte { return []byte(fmt.Sprintf("<%08d>", id)) }
 
 func idsIn(b []byte) (ids []int) {

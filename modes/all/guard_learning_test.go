@@ -98,7 +98,7 @@ func TestSpanningTree(t *testing.T) {
 	}
 }
 
-// from is an honest packet.
+// from returns a packet that is not forged.
 func (s *site) from(from, to *party, id int) []byte {
 	p := kerneltest.UDP(netip.AddrPortFrom(from.V4, 5000), netip.AddrPortFrom(to.V4, openPort), idText(id))
 	return p.Frame(from.MAC, to.MAC)

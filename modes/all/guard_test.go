@@ -205,7 +205,7 @@ func (r row) String() string {
 	return strings.TrimSpace(fmt.Sprintf("%s from %s to %s%s %s", kind, r.from, r.to, to, r.name))
 }
 
-// rows are all of them: each wrapping from each source; and each reserved group, with and without a tag.
+// rows returns all rows: each encapsulation from each source; and each reserved group, with and without a tag.
 func rows() (all []row) {
 	for _, to := range []string{toHost, toNeighbour, toFar} {
 		for _, kind := range []byte(everyKind) {
@@ -295,7 +295,7 @@ func (s *site) allowed(r row) bool {
 	return false
 }
 
-// frames are those of a row.
+// frames returns the frames of a row.
 func (s *site) frames(r *row) (frames [][]byte) {
 	to := map[string]*party{toHost: s.host, toNeighbour: s.victim, toFar: s.lab.far.victim}[r.to]
 	mac := to.MAC
@@ -370,10 +370,10 @@ func (s *site) send(t *testing.T, all []row) {
 	}
 }
 
-// markers are the ids above those of rows.
+// markers is the first id above those of rows.
 const markers = 9e7
 
-// arrived has the rows that reached whom they were meant for.
+// arrived returns the rows that reached their destination.
 func (s *site) arrived(t *testing.T, all []row) map[int]bool {
 	t.Helper()
 	parties := map[string]*party{toHost: s.host, toNeighbour: s.victim, toFar: s.lab.far.victim}
@@ -397,7 +397,7 @@ func (r row) shown() bool {
 	return (r.kind == dgram4 || r.kind == dgram6) && !strings.Contains(r.name, "fragment")
 }
 
-// seen has the rows that were on the neighbour's link, whether or not its kernel took them.
+// seen returns the rows that were on the neighbour's link, whether or not its kernel accepted them.
 func (s *site) seen(t *testing.T) map[int]bool {
 	t.Helper()
 	got := map[int]bool{}
@@ -464,9 +464,9 @@ func sites() []siteSpec {
 	return all
 }
 
-// TestGuard is the table of all ways by which a container's frames could reach the host, a neighbour or another
-// network: nothing arrives that is not to, and all that is to does. On a bridge that nobody guards all arrives that a
-// kernel takes, so that every row can fail.
+// TestGuard runs the table of all ways by which a container's frames could reach the host, a neighbour or another
+// network: nothing arrives that must not, and everything that must does. On a bridge without a guard, everything
+// arrives that a kernel accepts, so that every row can fail.
 func TestGuard(t *testing.T) {
 	for _, calls := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", calls), func(t *testing.T) {

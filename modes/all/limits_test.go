@@ -19,7 +19,7 @@ const (
 	mostLines = 250
 )
 
-// more are modes that may have more lines than others.
+// more returns the modes that may have more lines than others.
 func more() map[string]int { return map[string]int{"bridge": 400, "overlay": 400} }
 
 // TestLimits: a mode is small, what it is is data, and nobody knows it by name.

@@ -10,7 +10,7 @@ import (
 	"netyard/kernel/kerneltest"
 )
 
-// station is a container as its neighbours see it.
+// station returns a container as its neighbours see it.
 func station(t *testing.T, c *kerneltest.Host, v4, v6 string) kerneltest.Station {
 	t.Helper()
 	mac, err := net.ParseMAC(c.Sh(t, "ip -o link show eth0 | grep -o 'ether [^ ]*' | cut -d' ' -f2"))
@@ -57,8 +57,8 @@ func names(frames []kerneltest.Frame, want func(kerneltest.Frame) bool) (all []s
 	return all
 }
 
-// TestSpoofing is the whole matrix of what a container could forge: nothing of it arrives, and what is honest does.
-// Without the guard all of it arrives but for what routers say, so that the test can fail.
+// TestSpoofing runs the whole matrix of what a container could forge: nothing of it arrives, and what is not forged
+// does. Without the guard all of it arrives except router advertisements and redirects, so that the test can fail.
 func TestSpoofing(t *testing.T) {
 	t.Parallel()
 	everything := func(kerneltest.Frame) bool { return true }

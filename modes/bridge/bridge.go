@@ -73,7 +73,7 @@ func (mode) Traits(n modes.Network) modes.Traits {
 	return t
 }
 
-// Objects are the bridge, its addresses, and the elements of firewall sets for it.
+// Objects returns the bridge, its addresses, and the elements of firewall sets for it.
 func (mode) Objects(n modes.Network) []core.Object {
 	br, short := name(n), modes.Short(n.ID)
 	if hostOwned(n) {
@@ -101,7 +101,7 @@ func (mode) Objects(n modes.Network) []core.Object {
 	return slices.Concat([]core.Object{link}, rest, gateway.Objects(n, br), zone.Objects(n))
 }
 
-// Place is a pair of links, with one end a port of the bridge.
+// Place returns a veth pair with one end as a port of the bridge, and the rules and published ports of the endpoint.
 func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, link modes.Link) {
 	if !n.Internal && !hostOwned(n) {
 		objects = bridged.Forwarding(n)
@@ -120,15 +120,15 @@ func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, lin
 	return slices.Concat(objects, g.Objects(), gateway.Proxies(n, e), ports(n, e)), link
 }
 
-// guard has the rules for an endpoint's port. On a bridge of the host, addresses may come from the LAN, and a router
-// forwards packets from anywhere: there the guard checks only the hardware address.
+// guard returns the rules for an endpoint's port. On a bridge of the host, addresses may come from the LAN, and a
+// router forwards packets from anywhere: in both cases the guard checks only the hardware address.
 func guard(n modes.Network, e modes.Endpoint, v kbridge.Veth) kbridge.PortGuard {
 	g := e.Guard(v.Name, v.MAC)
 	g.Open, g.LAN = !antispoof.For(n, e), hostOwned(n) || isRouter(n, e)
 	return g
 }
 
-// ports publish ports of an endpoint: on the host, or on its own addresses.
+// ports returns the objects that publish ports of an endpoint: on the host, or on its own addresses.
 func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	if n.Internal {
 		return append(e.Redirects(), e.Published()...)
@@ -144,7 +144,8 @@ func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	return append(objects, e.Published()...)
 }
 
-// mtu is that of a network's links. A port with a smaller one would lower that of the host's bridge.
+// mtu returns the MTU of a network's links. On a bridge of the host it is the bridge's, which a port with a smaller one
+// would lower.
 func mtu(n modes.Network) int {
 	if i, err := strconv.Atoi(n.Settled[settledMTU]); err == nil {
 		return i
@@ -166,7 +167,7 @@ func isRouter(n modes.Network, e modes.Endpoint) bool {
 	return gateway.Is(n, e) || slices.ContainsFunc(staticRoutes.Of(n), func(r modes.Route) bool { return e.Has(r.Via) })
 }
 
-// routes are the static routes of an endpoint: those of its families, without those that lead to itself, which an
+// routes returns the static routes of an endpoint: those of its families, without those that lead to itself, which an
 // engine could not add.
 func routes(n modes.Network, e modes.Endpoint) []modes.Route {
 	return slices.DeleteFunc(staticRoutes.Of(n), func(r modes.Route) bool {

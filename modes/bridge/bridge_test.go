@@ -68,7 +68,7 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// lab is a host with an outside behind eth-out, and containers on networks of the mode.
+// A lab is a host with an outside behind eth-out, and containers on networks of the mode.
 type lab struct {
 	t       *testing.T
 	host    *kerneltest.Host

@@ -72,8 +72,7 @@ func says(c net.Conn, within time.Duration) bool {
 	return err == nil && bytes.Equal(buf, []byte("hi"))
 }
 
-// subjects are what the kernel decides about an app: the proxy may come in at port 80, and it may go to the outside
-// only.
+// subjects returns the policy of an app: the proxy may connect to port 80, and the app may connect to the outside only.
 func subjects(port string, mac net.HardwareAddr, v4, v6 string) []policy.Subject {
 	one := func(addr string, proto uint8, port, last uint16) *policy.Access {
 		a := netip.MustParseAddr(addr)

@@ -27,7 +27,8 @@ func (mode) Options() []modes.Option {
 	}
 }
 
-// Settle decides nothing. It refuses a card that no container can have, while somebody reads the error.
+// Settle decides nothing. It refuses a card that no container can have when the network is created, not only when a
+// container starts.
 func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.Network) (map[string]string, error) {
 	if err := check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
@@ -74,7 +75,8 @@ func check(n modes.Network) error {
 	return n.CheckMTU(modes.MTU.Of(n))
 }
 
-// Traits: the traffic of a card does not pass the host's firewall, and its container has ports of its own.
+// Traits returns those of a card, whose traffic does not pass the host's firewall and whose container has ports of its
+// own, or those of containers that share the host's addresses.
 func (mode) Traits(n modes.Network) modes.Traits {
 	if dev := device.Of(n); dev != "" {
 		return modes.Traits{MAC: modes.MACAsIs, Device: dev, Publish: modes.Publishing{
@@ -87,8 +89,8 @@ func (mode) Traits(n modes.Network) modes.Traits {
 	}
 }
 
-// Objects are a private bridge for the host and the network's containers, whose traffic leaves with the host's address.
-// The containers reach each other, as programs of one host do.
+// Objects returns a private bridge for the host and the network's containers, and NAT that gives their traffic the
+// host's address. The containers reach each other, as programs of one host do.
 func (mode) Objects(n modes.Network) []core.Object {
 	if device.Of(n) != "" {
 		return nil
@@ -105,7 +107,8 @@ func (mode) Objects(n modes.Network) []core.Object {
 	return append(objects, bridged.Zone{Bridge: bridge.Name, ICC: true}.Objects(n)...)
 }
 
-// Place: the port is a hairpin, since a container also reaches its own ports by the host's address.
+// Place returns the card, or a veth pair with one end as a port of the bridge, in hairpin mode, since a container also
+// reaches its own ports by the host's address.
 func (mode) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Link) {
 	if dev := device.Of(n); dev != "" {
 		card := kdevice.Device{Name: dev, Network: n.ID, Endpoint: e.ID, Sandbox: e.Sandbox}

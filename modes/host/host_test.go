@@ -120,7 +120,7 @@ func TestCheck(t *testing.T) {
 		"mtu=1400 contradicts device=nic0":   network(map[string]string{"device": "nic0", "mtu": "1400"}),
 		"exclude=80 contradicts":             network(map[string]string{"device": "nic0", "exclude": "80"}),
 		"device=nic0: there is no such":      network(map[string]string{"device": "nic0"}),
-		"device=slave: it is part of br0":    network(map[string]string{"device": "slave"}),
+		"device=slave: its master is br0":    network(map[string]string{"device": "slave"}),
 		"a bridge cannot be moved":           network(map[string]string{"device": "br0"}),
 		"overlaps 10.9.0.0/24 on the host's": network(nil, "10.9.0.0/24"),
 	} {

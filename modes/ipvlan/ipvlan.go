@@ -52,7 +52,7 @@ func (m ipvlan) Settle(
 // routed says whether the host routes for the network.
 func routed(n modes.Network) bool { return mode.Of(n) != l2 }
 
-// returns: with l2, replies arrive on the parent, where Docker's FORWARD policy drops them.
+// returns refuses l2, with which replies arrive on the parent, where Docker's FORWARD policy drops them.
 func returns(n modes.Network) error {
 	if routed(n) {
 		return nil
@@ -61,7 +61,7 @@ func returns(n modes.Network) error {
 		"use l3, l3s or macvlan")
 }
 
-// member: the host does not route the broadcasts of DHCP.
+// member refuses a routed network, since the host does not route the broadcasts of DHCP.
 func member(n modes.Network) error {
 	if routed(n) {
 		return fmt.Errorf("ipvlan_mode=%s is routed by the host, and DHCP is not routed; use ipvlan_mode=l2",
@@ -70,8 +70,8 @@ func member(n modes.Network) error {
 	return nil
 }
 
-// share: mode and flag are settings of the parent. A second network with others would silently change those of the
-// first (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
+// share refuses a network whose mode or flag differs: they are settings of the parent, and a second network with others
+// would silently change those of the first (ipvlan_link_new, drivers/net/ipvlan/ipvlan_main.c).
 func share(n, other modes.Network) error {
 	for _, o := range []modes.EnumOption{mode, flag} {
 		if has := o.Of(other); o.Of(n) != has {

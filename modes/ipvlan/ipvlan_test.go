@@ -62,8 +62,8 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// TestMatrix is who reaches whom in each mode and with each flag (Documentation/networking/ipvlan.rst). Routed networks
-// have a subnet of their own, which the LAN has a route to.
+// TestMatrix checks who reaches whom in each mode and with each flag (Documentation/networking/ipvlan.rst). Routed
+// networks have a subnet of their own, to which the LAN has a route.
 func TestMatrix(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "ipvlan")
@@ -112,7 +112,7 @@ func broadcasts(t *testing.T, l *modetest.LAN, c modetest.Container, addr string
 	return !strings.Contains(l.One.Sh(t, "nft list chain netdev probe in"), "packets 0")
 }
 
-// lanNetwork is one of LAN addresses, or a routed one with subnets of its own that the rest of the LAN has routes to.
+// lanNetwork brings up a network of LAN addresses, or a routed one with subnets of its own to which the LAN has routes.
 func lanNetwork(l *modetest.LAN, id, mode string, opts map[string]string) modes.Network {
 	n := l.Network(id, "ipvlan", opts)
 	if mode != "l2" {
@@ -128,7 +128,7 @@ func lanNetwork(l *modetest.LAN, id, mode string, opts map[string]string) modes.
 	return l.Up(n)
 }
 
-// at are the addresses of the container of that number.
+// at returns the addresses of the container of that number.
 func at(mode string, number int) []string {
 	return []string{addr(mode, number, 0) + "/24", addr(mode, number, 1) + "/64"}
 }

@@ -41,7 +41,8 @@ func (m macvlan) Settle(
 	return m.Kind.Settle(f, n, others)
 }
 
-// mac: with passthru, parent and link have the same address, and setting one sets the other.
+// mac returns the rule for hardware addresses: with passthru, parent and link have the same one, and setting one sets
+// the other.
 func mac(n modes.Network) modes.MACRule {
 	if mode.Of(n) == passthru {
 		return modes.MACAsIs
@@ -49,7 +50,7 @@ func mac(n modes.Network) modes.MACRule {
 	return modes.MACDerived
 }
 
-// share: a parent takes one passthru link, and no other beside it.
+// share refuses a second network with passthru: a parent takes one passthru link, and no other beside it.
 func share(n, other modes.Network) error {
 	if mode.Of(n) == passthru || mode.Of(other) == passthru {
 		return errors.New("macvlan_mode=passthru requires exclusive use of the parent")
@@ -66,7 +67,7 @@ func fit(_ modes.Facts, n modes.Network, name string, link core.LinkInfo) error 
 	return nil
 }
 
-// member: netyard speaks DHCP on a second link on the parent.
+// member refuses passthru, since netyard's DHCP client needs a second link on the parent.
 func member(n modes.Network) error {
 	if mode.Of(n) == passthru {
 		return errors.New("macvlan_mode=passthru allows no second link on the parent, which DHCP needs")

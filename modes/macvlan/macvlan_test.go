@@ -70,7 +70,7 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// TestMatrix is who reaches whom in each mode (ip-link(8), macvlan).
+// TestMatrix checks who reaches whom in each mode (ip-link(8), macvlan).
 func TestMatrix(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -387,7 +387,7 @@ func TestRefusals(t *testing.T) {
 		"MTU":               {of("parent", "eth0", "mtu", "9000"), "mtu=9000: parent eth0 has 1500"},
 		"MTU and IPv6":      {of("parent", "eth0", "mtu", "1000"), "mtu=1000: IPv6 needs at least 1280"},
 		"gateway elsewhere": {strange, "gateway 10.1.1.1 is not in subnet 192.168.7.0/24"},
-		"no subnet":         {chosen, "--subnet is missing: 172.18.0.0/16, which was free, is not the LAN's of parent eth0 (192.168.7.0/24)"},
+		"no subnet":         {chosen, "the IPAM chose 172.18.0.0/16, but the LAN of parent eth0 is 192.168.7.0/24; give it with --subnet"},
 		"ipvlan's parent":   {of("parent", "p1"), "parent=p1: network theirs uses it in mode ipvlan, and a link cannot be the parent of both macvlan and ipvlan"},
 		"beside passthru":   {of("parent", "br0"), "network alone is on parent br0, and macvlan_mode=passthru requires exclusive use of the parent"},
 		"passthru, second":  {of("parent", "br0", "macvlan_mode", "passthru"), "network alone is on parent br0"},
@@ -408,7 +408,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// shimName is the name of the host's own link.
+// shimName returns the name of the host's own link.
 func shimName(t *testing.T, l *modetest.LAN) string {
 	t.Helper()
 	return l.Host.Sh(t, "ip -o link | grep -o 'nys-[0-9a-f]*' | head -n 1")

@@ -11,7 +11,7 @@ import (
 	"netyard/modes"
 )
 
-// Facts are those of a host that is made up: modes are tested with them without a kernel.
+// Facts are facts of an invented host, with which modes are tested without a kernel.
 type Facts struct {
 	// Link are the host's links, by name.
 	Link map[string]core.LinkInfo
@@ -27,24 +27,24 @@ type Facts struct {
 
 var _ modes.Facts = Facts{}
 
-// Ethernet is an ordinary link.
+// Ethernet returns an ordinary Ethernet link.
 func Ethernet(mtu int) core.LinkInfo {
 	return core.LinkInfo{Kind: "device", MTU: mtu, MAC: "02:00:00:00:00:01", Encap: "ether"}
 }
 
-// FindLink looks a link up.
+// FindLink finds a link by name.
 func (f Facts) FindLink(name string) (info core.LinkInfo, ok bool, err error) {
 	info, ok = f.Link[name]
 	return info, ok, nil
 }
 
-// Links are the names of all.
+// Links returns the names of all links.
 func (f Facts) Links() ([]string, error) { return slices.Sorted(maps.Keys(f.Link)), nil }
 
 // HasKind says whether the kernel can make links of a kind.
 func (f Facts) HasKind(kind string) bool { return kind != f.No }
 
-// OverlappingLink finds an address of the host that is in the way.
+// OverlappingLink finds a link of the host whose subnet overlaps the given one.
 func (f Facts) OverlappingLink(subnet netip.Prefix, except string, within ...string) (string, netip.Prefix, error) {
 	for _, link := range slices.Sorted(maps.Keys(f.Addr)) {
 		for _, a := range f.Addr[link] {
@@ -67,13 +67,13 @@ func (f Facts) HasAddr(a netip.Addr) (bool, error) {
 	return false, nil
 }
 
-// LinkAddrs are the addresses of a link.
+// LinkAddrs returns the addresses of a link.
 func (f Facts) LinkAddrs(link string) ([]netip.Prefix, error) { return f.Addr[link], nil }
 
-// ReversePath is how strict the host is.
+// ReversePath returns rp_filter of every link.
 func (f Facts) ReversePath(string) (string, error) { return f.Strict, nil }
 
-// Device is a card.
+// Device returns the state of a card.
 func (f Facts) Device(name string) (device.State, error) {
 	st, ok := f.Card[name]
 	if !ok {

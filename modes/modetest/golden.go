@@ -33,7 +33,7 @@ type Plan struct {
 	// Said are the options of the endpoint, Ports those that are published on it.
 	Said  map[string]string
 	Ports []modes.Port
-	// Change is what else is so of the endpoint; nil: nothing.
+	// Change sets other fields of the endpoint; nil: none.
 	Change func(e *modes.Endpoint)
 }
 
@@ -43,7 +43,7 @@ const (
 	PlanEndpoint = "eeeeeeeeeeee0001"
 )
 
-// Published is a port of the host's that leads to a container's.
+// Published returns a port of the host that leads to a container's.
 func Published(proto, host string, port, to uint16) modes.Port {
 	return modes.Port{Proto: proto, HostIP: netip.MustParseAddr(host), HostPort: port, ContainerPort: to, Count: 1}
 }
@@ -89,7 +89,7 @@ func Golden(t *testing.T, name string, m modes.Mode, plans ...Plan) {
 	}
 }
 
-// text is a plan as text, or why the network is refused.
+// text writes a plan as text, or why the network is refused.
 func (p Plan) text(t *testing.T, mode string, opts map[string]string, m modes.Mode) string {
 	t.Helper()
 	n := modes.Network{ID: PlanNetwork, Mode: mode, Options: opts, Internal: p.Internal}

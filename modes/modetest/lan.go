@@ -35,7 +35,7 @@ type LAN struct {
 	newMode modes.New
 }
 
-// NewLAN makes one.
+// NewLAN makes a LAN.
 func NewLAN(t testing.TB, newMode modes.New) *LAN {
 	t.Helper()
 	l := &LAN{TB: t, Switch: kerneltest.New(t), newMode: newMode}
@@ -68,12 +68,12 @@ func (l *LAN) remake() {
 	l.Mode = On(l.Host.Kernel, l.newMode, nil)
 }
 
-// Network is one on the LAN.
+// Network returns a network on the LAN.
 func (*LAN) Network(id, mode string, options map[string]string) modes.Network {
 	return Network(id, mode, options)
 }
 
-// Network is one on such a LAN: its subnets, and the router as the gateway.
+// Network returns a network on such a LAN: its subnets, and the router as the gateway.
 func Network(id, mode string, options map[string]string) modes.Network {
 	subnet := func(pool, gateway string) modes.Subnet {
 		return modes.Subnet{Pool: netip.MustParsePrefix(pool), Gateway: netip.MustParsePrefix(gateway)}

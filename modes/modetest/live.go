@@ -16,12 +16,12 @@ type Live struct {
 	Plan plan.Runner
 }
 
-// On is a mode at work on a kernel.
+// On returns a mode that works on a kernel.
 func On(k *kernel.Kernel, newMode modes.New, f modes.Fabric) Live {
 	return Live{newMode(modes.Env{Fabric: f}), plan.Runner{Kernel: k, Fabric: f}}
 }
 
-// Settle is that of a network which is created beside others.
+// Settle settles a network that is created beside others.
 func (l Live) Settle(ctx context.Context, n modes.Network, others ...modes.Network) (map[string]string, error) {
 	return l.Mode.Settle(ctx, l.Plan.Facts(), n, others)
 }
@@ -40,7 +40,7 @@ func (l Live) Attach(ctx context.Context, n modes.Network, e modes.Endpoint) (mo
 // Detach removes what an endpoint wants.
 func (l Live) Detach(n modes.Network, e modes.Endpoint) error { return l.Plan.Detach(l.Mode, n, e) }
 
-// Objects are all that a network and endpoints of it want.
+// Objects returns everything that a network and endpoints of it want.
 func (l Live) Objects(n modes.Network, es ...modes.Endpoint) []core.Object {
 	return l.Plan.Objects(l.Mode, n, es...)
 }

@@ -84,7 +84,7 @@ func Run(t *testing.T, c Case) {
 	same(t, "Down left something", before, Settled(t, h))
 }
 
-// Settled is the host's dump once it stays the same: the kernel gives a new link its IPv6 address in its own time.
+// Settled returns the host's dump once it stays the same: the kernel gives a new link its IPv6 address some time later.
 func Settled(t *testing.T, h *kerneltest.Host) string {
 	t.Helper()
 	const looks, pause = 100, 50 * time.Millisecond
@@ -100,7 +100,7 @@ func Settled(t *testing.T, h *kerneltest.Host) string {
 	return h.Dump(t)
 }
 
-// audit wants the objects the mode speaks of to be there, and no others of netyard's.
+// audit checks that the mode's objects exist, and no others of netyard's.
 func audit(t *testing.T, h *kerneltest.Host, m Live, n modes.Network, es ...modes.Endpoint) {
 	t.Helper()
 	snap, err := h.Snapshot()

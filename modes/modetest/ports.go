@@ -68,7 +68,7 @@ func (l *LAN) Serve(h *kerneltest.Host, proto string, port int) {
 	}
 }
 
-// Ask is what a server says; empty when nobody answers.
+// Ask returns what a server answers; empty: nobody answers.
 func Ask(from *kerneltest.Host, proto, to string, patience time.Duration) (said string) {
 	_ = from.Do(func() error {
 		c, err := (&net.Dialer{Timeout: patience}).Dial(proto, to)
@@ -120,18 +120,18 @@ func (l *LAN) Publish(c *Container) {
 	}
 }
 
-// A Client is who asks, with its addresses.
+// A Client is the host that asks, with its addresses.
 type Client struct {
 	*kerneltest.Host
 	Addrs []string
 }
 
-// At is the client in a namespace.
+// At returns the client in a namespace.
 func At(h *kerneltest.Host, addrs ...string) Client { return Client{Host: h, Addrs: addrs} }
 
-// PublishTest is what every LAN mode has to pass: published ports are at the container's own address for each of the
-// clients, which it sees by their own addresses, over a restart of the daemon; and gone with the container. The
-// clients' addresses are in the order of the container's.
+// PublishTest is a test that every LAN mode has to pass: published ports are at the container's own address for each of
+// the clients, which it sees by their own addresses, also after a restart of the daemon, and gone with the container.
+// The clients' addresses are in the order of the container's.
 func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients map[string]Client) {
 	t.Helper()
 	before := c.Sh(t, "nft list ruleset")
@@ -183,10 +183,9 @@ func (l *LAN) PublishTest(t *testing.T, c *Container, sibling Container, clients
 	}
 }
 
-// HostPublishTest is what every LAN mode has to pass whose networks give ports of the host: who asks the host is
-// answered by the container, through Docker's FORWARD too; the container sees the host, or, where it answers others by
-// way of the host, them; and nothing is left. Of a network that can be limited to some, who is not one of them gets no
-// answer.
+// HostPublishTest is a test that every LAN mode has to pass whose networks publish ports on the host: the container
+// answers those who ask the host, through Docker's FORWARD too; it sees the host's address or, with seesThem, the
+// client's; and nothing is left. limited: the network can limit its clients, and others get no answer.
 func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, siblings []string, seesThem, limited bool) {
 	t.Helper()
 	for _, tables := range []string{"iptables", "ip6tables"} {
@@ -225,7 +224,7 @@ func (l *LAN) HostPublishTest(t *testing.T, n modes.Network, containers, sibling
 	}
 }
 
-// hostPorts are a container with ports of the host, and its neighbour.
+// hostPorts has a container with ports of the host, and its neighbour.
 type hostPorts struct {
 	*LAN
 	n          modes.Network
@@ -256,7 +255,7 @@ func (p *hostPorts) attach(t *testing.T, c Container) {
 
 func hostAddrs() []string { return []string{HostAddr, HostAddr6} }
 
-// all has all clients ask the host.
+// all lets all clients ask the host.
 func (p *hostPorts) all(when string, clients map[string]*kerneltest.Host) {
 	p.TB.Helper()
 	for _, proto := range []string{"tcp", "udp"} {
@@ -290,7 +289,7 @@ func (p *hostPorts) limit(t *testing.T, some map[string]*kerneltest.Host) {
 	}
 }
 
-// restart does what a daemon does that starts.
+// restart does what a daemon does when it starts.
 func (p *hostPorts) restart(t *testing.T) {
 	t.Helper()
 	p.remake()
@@ -305,7 +304,7 @@ func (p *hostPorts) restart(t *testing.T) {
 	}
 }
 
-// notARouter: what is let through Docker's chain for published ports is not let through netyard's for anything else.
+// notARouter checks that what passes Docker's chain for published ports does not pass netyard's for anything else.
 func (l *LAN) notARouter(c *kerneltest.Host) {
 	l.TB.Helper()
 	l.Host.Sh(l.TB, "ip link add d0 type veth peer name d1; ip link set d0 up; ip addr add 10.67.0.1/24 dev d0; "+

@@ -11,8 +11,7 @@ import (
 	"netyard/modes"
 )
 
-// Text is an object as one line that reads like a router's configuration: what it is, which one, and then each thing
-// that is said of it.
+// Text writes an object as one line in the style of a router's configuration: its kind, its name, and then its fields.
 func Text(o core.Object) string {
 	switch o := o.(type) {
 	case nft.Element:
@@ -24,12 +23,12 @@ func Text(o core.Object) string {
 	return strings.TrimRight(word(v.Type().Name())+" "+strings.Join(fields(v), " "), " ")
 }
 
-// word is a name of the code as people write it: PeerNS is peer-ns.
+// word converts a name of the code to lower case with dashes: PeerNS becomes peer-ns.
 func word(name string) string {
 	return strings.ToLower(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(name, "$1-$2"))
 }
 
-// fields are the set fields of a struct: the name first, without saying that it is one.
+// fields returns the set fields of a struct: the name first, without its label.
 func fields(v reflect.Value) (words []string) {
 	for i := range v.NumField() {
 		name, f := word(v.Type().Field(i).Name), v.Field(i)
@@ -46,7 +45,7 @@ func fields(v reflect.Value) (words []string) {
 	return words
 }
 
-// value is one field.
+// value writes the value of one field.
 func value(f reflect.Value) string {
 	if f.Kind() == reflect.Pointer {
 		f = f.Elem()
@@ -73,7 +72,7 @@ func value(f reflect.Value) string {
 	return strings.Join(all, ",")
 }
 
-// traits are those that are set, one a line.
+// traits returns the traits that are set, one a line.
 func traits(t modes.Traits) (lines []string) {
 	v := reflect.ValueOf(t)
 	for i := range v.NumField() {
@@ -90,7 +89,7 @@ func traits(t modes.Traits) (lines []string) {
 	return lines
 }
 
-// link is what is to be done in the sandbox, one thing a line.
+// link returns what is to be done in the sandbox, one thing a line.
 func link(l modes.Link) (lines []string) {
 	if l.SrcName != "" {
 		line := "move in " + l.SrcName + " as " + l.DstPrefix + "N"

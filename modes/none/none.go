@@ -19,7 +19,7 @@ func (mode) Settle(context.Context, modes.Facts, modes.Network, []modes.Network)
 	return nil, nil
 }
 
-// Traits: there is no link that could have an address.
+// Traits says that endpoints have no addresses, since they have no link.
 func (mode) Traits(modes.Network) modes.Traits {
 	return modes.Traits{Addressless: true, MAC: modes.MACAsIs}
 }

@@ -74,7 +74,7 @@ func (c cell) Up(modes.Overlay, modes.OverlayLink) error {
 func (c cell) Down(modes.Overlay) error                  { return c.k.Remove(c.device()) }
 func (c cell) Objects(modes.Overlay) (all []core.Object) { return []core.Object{c.device()} }
 
-// TestEncryptedContract is the contract with a real WireGuard device.
+// TestEncryptedContract runs the contract with a real WireGuard device.
 func TestEncryptedContract(t *testing.T) {
 	t.Parallel()
 	kerneltest.NeedsWireGuard(t)
@@ -122,8 +122,8 @@ func TestEncryptedRefused(t *testing.T) {
 		{cell{alone: alone{1500}, has: secret, clear: none}, network(netA, "red", nil), "network red of the cluster is encrypted: this kernel has no WireGuard", ""},
 		{cell{alone: alone{1500}, has: secret}, network(netA, "red", no), "encrypted=false: network red of the cluster has encrypted=true", ""},
 		{cell{alone: alone{1500}, has: plain}, network(netA, "red", yes), "encrypted=true: network red of the cluster has encrypted=false", ""},
-		{cell{alone: alone{1500}}, network(netA, "red", map[string]string{"encrypted": "true", "mtu": "1371"}), "mtu=1371: the link to the other hosts carries 1500, less what VXLAN and WireGuard add: 1370", ""},
-		{cell{alone: alone{1480}, has: secret}, network(netA, "red", nil), "network red of the cluster has MTU 1370, and this host's link to the others carries 1480, less what VXLAN and WireGuard add: 1350", ""},
+		{cell{alone: alone{1500}}, network(netA, "red", map[string]string{"encrypted": "true", "mtu": "1371"}), "mtu=1371: at most 1370 fits: the link's MTU 1500 less the VXLAN and WireGuard headers", ""},
+		{cell{alone: alone{1480}, has: secret}, network(netA, "red", nil), "network red of the cluster has MTU 1370, but on this host at most 1350 fits: the link's MTU 1480 less the VXLAN and WireGuard headers", ""},
 		{cell{alone: alone{1339}}, v4, "the link to the other hosts carries 1339, which leaves 1279 inside WireGuard; IPv6 needs at least 1280", ""},
 	} {
 		settled, err := modetest.On(h.Kernel, overlay.New, c.f).Settle(t.Context(), c.n)
@@ -179,8 +179,8 @@ func (s *station) vtep() netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", s.n))
 }
 
-// start is a daemon's; without mending, nothing that is taken away comes back.
-func (s *station) start(url string, mends bool) {
+// start starts what a daemon runs. Without repairs, what is removed from the kernel does not come back.
+func (s *station) start(url string, repairs bool) {
 	s.t.Helper()
 	s.LeaveTablesOpen()
 	var err error
@@ -203,7 +203,7 @@ func (s *station) start(url string, mends bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	runs := []func(context.Context) error{s.agent.Run}
-	if mends {
+	if repairs {
 		runs = append(runs, func(ctx context.Context) error { return reconcile.Repair(ctx, s.Yard) })
 	}
 	for _, run := range runs {
@@ -234,14 +234,14 @@ func (s *station) start(url string, mends bool) {
 	})
 }
 
-// restart is start after the daemon has died; what it made in the kernel is there.
-func (s *station) restart(url string, mends bool) {
+// restart starts it again after the daemon has died; what it made in the kernel is still there.
+func (s *station) restart(url string, repairs bool) {
 	s.t.Helper()
 	if s.stop != nil {
 		s.stop()
 	}
 	s.Reopen(s.t)
-	s.start(url, mends)
+	s.start(url, repairs)
 }
 
 // on makes a network and a container on it.
@@ -284,7 +284,7 @@ type wiretap struct {
 	others [][]byte
 }
 
-// mark is what containers say.
+// mark is in every packet that containers send.
 const mark = "nyard-in-clear\xff\x00"
 
 func (w *wiretap) see(frame []byte) {
@@ -333,7 +333,7 @@ func (w *wiretap) quiet(t *testing.T, when string, taps ...*kerneltest.Sniffer) 
 	return w.sealed
 }
 
-// pinged is what of so many pings came back, each with the mark.
+// pinged returns how many of count pings, each with the mark, were answered.
 func pinged(t *testing.T, c *kerneltest.Host, to netip.Addr, count int, flags string) (back int) {
 	t.Helper()
 	out, _ := c.TrySh(fmt.Sprintf("ping -q -c %d -p %x %s %s", count, mark, flags, to))
@@ -393,7 +393,7 @@ func (p *pair) quiet(when string) int {
 	return p.tap.quiet(p.t, when, p.taps...)
 }
 
-// to is how the first container reaches the second.
+// to returns the address by which the first container reaches the second.
 func (p *pair) to() netip.Addr { return p.e2.Addrs[0].Addr() }
 
 // through waits until the containers reach each other.
@@ -607,7 +607,7 @@ func (p *pair) forget() {
 	p.lost("with a host that was taken out")
 }
 
-// peers are those that the host's WireGuard device ought to have.
+// peers returns the peers that the host's WireGuard device should have.
 func (s *station) peers(t *testing.T, id string) []koverlay.WireGuardPeer {
 	t.Helper()
 	n, err := s.Network(id)
@@ -621,7 +621,7 @@ func (s *station) peers(t *testing.T, id string) []koverlay.WireGuardPeer {
 	return nil
 }
 
-// key is the public one that etcd has of the host.
+// key returns the host's public key in etcd.
 func (s *station) key(t *testing.T) record.PublicKey {
 	t.Helper()
 	all, err := s.client.Members(t.Context())

@@ -62,7 +62,7 @@ func (m mode) Settle(
 	if err != nil {
 		return nil, err
 	}
-	for _, other := range others { // a VXLAN number is one device's
+	for _, other := range others { // the kernel allows one device per VNI
 		if other.ID != n.ID && other.Mode == n.Mode && other.Settled[settledID] == o.ID {
 			return nil, name.Row().Refuse(n, "it is on this host already, as network %s", modes.Short(other.ID))
 		}
@@ -119,13 +119,13 @@ func (m mode) encrypts() error {
 func (m mode) fits(n modes.Network) error {
 	mtu, most := m.wanted(n), m.most(encrypted.Of(n))
 	if mtu > most {
-		return modes.MTURefusal(mtu, "the link to the other hosts carries %d, less what %s: %d",
-			m.fabric.Host().MTU, adds(encrypted.Of(n)), most)
+		return modes.MTURefusal(mtu, "at most %d fits: the link's MTU %d less %s",
+			most, m.fabric.Host().MTU, headers(encrypted.Of(n)))
 	}
 	return n.CheckMTU(mtu)
 }
 
-// wanted is the MTU of a network as this host would create it.
+// wanted returns the MTU with which this host would create a network.
 func (m mode) wanted(n modes.Network) int {
 	if n.Options[modes.MTU.Name] != "" {
 		return modes.MTU.Of(n)
@@ -133,7 +133,7 @@ func (m mode) wanted(n modes.Network) int {
 	return m.most(encrypted.Of(n))
 }
 
-// most is the largest packet that fits between the hosts.
+// most returns the largest MTU of a network that fits between the hosts; inside: within WireGuard.
 func (m mode) most(inside bool) int {
 	h := m.fabric.Host()
 	switch {
@@ -145,15 +145,15 @@ func (m mode) most(inside bool) int {
 	return h.MTU - overhead4
 }
 
-// adds names what makes packets larger.
-func adds(inside bool) string {
+// headers names what encapsulation adds to a packet.
+func headers(inside bool) string {
 	if inside {
-		return "VXLAN and WireGuard add"
+		return "the VXLAN and WireGuard headers"
 	}
-	return "VXLAN adds"
+	return "the VXLAN header"
 }
 
-// find returns the network of the cluster, and refuses one that is not as it was asked for.
+// find returns the network of the cluster, and refuses one that differs from what was requested.
 func (m mode) find(ctx context.Context, n modes.Network) (o modes.Overlay, err error) {
 	o, err = m.fabric.Find(ctx, modes.Overlay{
 		Name: name.Of(n), Internal: n.Internal, Encrypted: encrypted.Of(n), Subnets: n.Subnets, MTU: m.wanted(n),
@@ -174,13 +174,13 @@ func (m mode) find(ctx context.Context, n modes.Network) (o modes.Overlay, err e
 	}
 	if most := m.most(o.Encrypted); o.MTU > most {
 		return o, fmt.Errorf(
-			"network %s of the cluster has MTU %d, and this host's link to the others carries %d, less what %s: %d",
-			o.Name, o.MTU, m.fabric.Host().MTU, adds(o.Encrypted), most)
+			"network %s of the cluster has MTU %d, but on this host at most %d fits: the link's MTU %d less %s",
+			o.Name, o.MTU, most, m.fabric.Host().MTU, headers(o.Encrypted))
 	}
 	return o, nil
 }
 
-// of is the cluster's network that a network was found to be.
+// of returns the cluster's network that a network belongs to, from what was decided when it was created.
 func of(n modes.Network) modes.Overlay {
 	vni, _ := strconv.ParseUint(n.Settled[settledVNI], 10, 32)
 	return modes.Overlay{
@@ -194,21 +194,21 @@ func mtu(n modes.Network) int {
 	return mtu
 }
 
-// Traits: all traffic to a container of this host passes its port, wherever it is from. Its ports are published on its
-// own host.
+// Traits says that policies apply, since all traffic to a container passes its port of the bridge, and that ports are
+// published on the container's host.
 func (mode) Traits(n modes.Network) modes.Traits {
 	o := of(n)
 	return modes.Traits{MAC: modes.MACDerived, Policed: true, Publish: modes.Publishing{OnHost: true}, Cluster: &o}
 }
 
-// mac is the bridge's, and differs between hosts: by it, hosts reach containers on other hosts. It stays when the
-// host's address changes, since containers know it as their gateway's.
+// mac returns the MAC of the bridge. It differs between hosts, since hosts reach containers on other hosts by it. It
+// stays when the host's address changes, since containers know it as their gateway's.
 func mac(o modes.Overlay, host modes.OverlayHost) net.HardwareAddr {
 	return modes.LocalMAC(o.ID + host.ID)
 }
 
-// closed drops frames of the network that did not come from its VXLAN device, and all incoming ones; of an encrypted
-// network also all that are in clear. The Fabric opens it for the other members.
+// closed returns the elements that drop frames of the network that did not come from its VXLAN device, and all incoming
+// ones; of an encrypted network also all in clear text. The Fabric opens it for the other members.
 func (m mode) closed(n modes.Network) []core.Object {
 	o := of(n)
 	if o.ID == "" {
@@ -221,7 +221,7 @@ func (m mode) closed(n modes.Network) []core.Object {
 	return bridged.Owned(n, elements(m.port(n), o.VNI)...)
 }
 
-// port is VXLAN's port when the network was created.
+// port returns the VXLAN port at the time when the network was created.
 func (m mode) port(n modes.Network) uint16 {
 	if port, err := strconv.ParseUint(n.Settled[settledPort], 10, 16); err == nil {
 		return uint16(port)
@@ -232,8 +232,8 @@ func (m mode) port(n modes.Network) uint16 {
 	return usualPort
 }
 
-// Objects begin with what keeps the network closed, so that it is there before anything can leak. A host that has left
-// the cluster knows only the names of the links, to remove them.
+// Objects returns first the elements that keep the network closed, so that they exist before anything can leak. A host
+// that has left the cluster knows only the names of the links, to remove them.
 func (m mode) Objects(n modes.Network) []core.Object {
 	o, alias := of(n), core.Alias(n.ID, "")
 	bridge := kbridge.Bridge{Name: bridged.Name(n), Alias: alias}
@@ -261,7 +261,7 @@ func (m mode) Objects(n modes.Network) []core.Object {
 	return slices.Concat(objects, []core.Object{vxlan}, zone.Objects(n))
 }
 
-// Place always guards the port, since the other hosts believe what comes from this one. A fenced endpoint is no port of
+// Place always guards the port, since the other hosts trust what comes from this one. A fenced endpoint is no port of
 // the bridge and has no published ports, since its address belongs to another host.
 func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, link modes.Link) {
 	if !n.Internal {

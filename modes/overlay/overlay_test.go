@@ -57,7 +57,7 @@ func endpoint(n modes.Network, id string, addrs ...netip.Addr) modes.Endpoint {
 	return e
 }
 
-// alone is a cluster of one host: nobody else makes anything wanted.
+// An alone is a cluster of one host.
 type alone struct{ mtu int }
 
 func (f alone) Find(_ context.Context, want modes.Overlay) (modes.Overlay, error) {
@@ -81,7 +81,7 @@ func (alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a 
 }
 func (alone) Release(modes.Overlay, netip.Addr) error { return nil }
 
-// in is a cluster for a case.
+// in returns the cluster of a case.
 func in(f modes.Fabric) func(*kerneltest.Host) modes.Fabric {
 	return func(*kerneltest.Host) modes.Fabric { return f }
 }
@@ -119,7 +119,7 @@ func TestRefusals(t *testing.T) {
 	none.Subnets = nil
 	for what, n := range map[string]modes.Network{
 		"overlay: name the network":                        network(netA, "", nil),
-		"mtu=1451: the link to the other hosts carries":    network(netA, "blue", map[string]string{"mtu": "1451"}),
+		"mtu=1451: at most 1450 fits":                      network(netA, "blue", map[string]string{"mtu": "1451"}),
 		"mtu=1279: IPv6 needs at least 1280":               network(netA, "blue", map[string]string{"mtu": "1279"}),
 		"has no subnet":                                    none,
 		"it needs a gateway inside it":                     noGateway,

@@ -66,8 +66,9 @@ func attachOnce(
 	if a, err = t.finish(ctx); err != nil {
 		return a, errors.Join(err, y.Remove(context.WithoutCancel(ctx), t.Held))
 	}
-	y.Config.Log.Info("endpoint attached", "network", t.Network.ID, "endpoint", e.ID, "mode", t.Network.Mode,
-		"container", r.Attachment, "took", y.Config.Now().Sub(start))
+	y.Config.Log.Info("endpoint attached", "network", t.Network.Name, "network_id", t.Network.ID,
+		"endpoint", e.ID, "mode", t.Network.Mode, "container", e.Container.Name, "container_id", r.Attachment,
+		"took", y.Config.Now().Sub(start))
 	tellAttached(y, t.Network, t.Endpoint)
 	pokeSharing(y, t.Held)
 	y.Config.Changed()
@@ -326,7 +327,7 @@ func (t *attaching) finishIn(ctx context.Context) (done bool) {
 			continue
 		}
 		if err := t.finishOther(ctx, old, e.Into); err != nil {
-			y.Config.Log.Error("endpoint removal failed", "network", old.NetworkID, "endpoint", old.ID, "err", err)
+			y.LogOf(old.NetworkID).Error("endpoint removal failed", "endpoint", old.ID, "err", err)
 			continue
 		}
 		done = true

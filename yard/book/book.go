@@ -43,7 +43,7 @@ var (
 	// ErrExists says that another one has the same ID.
 	ErrExists = errors.New("exists already")
 	// ErrAmbiguous says that a name or ID prefix matches several.
-	ErrAmbiguous = errors.New("ambiguous ID prefix")
+	ErrAmbiguous = errors.New("ambiguous")
 	// ErrInUse says that something has another owner, or is still needed.
 	ErrInUse = errors.New("in use")
 )

@@ -56,7 +56,7 @@ func (y *Book) PutCopy(n modes.Network) {
 		err = store.WriteDurable(y.copyFile(n.ID), raw)
 	}
 	if err != nil {
-		y.Config.Log.Warn("copy of a network not written", "network", n.ID, "name", n.Name, "err", err)
+		y.Config.Log.Warn("copy of a network not written", "network", n.Name, "network_id", n.ID, "err", err)
 	}
 }
 
@@ -66,6 +66,6 @@ func (y *Book) DropCopy(n modes.Network) {
 		return
 	}
 	if err := os.Remove(y.copyFile(n.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		y.Config.Log.Warn("copy of a network not removed", "network", n.ID, "name", n.Name, "err", err)
+		y.Config.Log.Warn("copy of a network not removed", "network", n.Name, "network_id", n.ID, "err", err)
 	}
 }

@@ -3,6 +3,7 @@ package book
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"netyard/modes"
@@ -66,7 +67,8 @@ func (y *Book) FindEndpoint(ref string) (modes.Endpoint, error) {
 	return Pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
 }
 
-// FindEndpointIn is FindEndpoint for the endpoints of one network, which is given as to FindNetwork; empty: of all.
+// FindEndpointIn finds an endpoint of one network, as FindEndpoint does of all. network is as for FindNetwork; empty:
+// all networks.
 func (y *Book) FindEndpointIn(network, ref string) (modes.Endpoint, error) {
 	if network == "" {
 		return y.FindEndpoint(ref)
@@ -107,7 +109,18 @@ func Pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (fo
 	case 1:
 		return matches[0], nil
 	}
-	return found, fmt.Errorf("%s %q: ambiguous, %d match; %w", kind, ref, len(matches), ErrAmbiguous)
+	return found, ambiguity{fmt.Errorf("%s %q: %d %ss match; use a full ID", kind, ref, len(matches), kind)}
+}
+
+// An ambiguity is an ErrAmbiguous that says how many match, and no more.
+type ambiguity struct{ error }
+
+func (ambiguity) Is(target error) bool { return target == ErrAmbiguous }
+
+// LogOf returns the log with the keys of a network, whose name is empty if it is not known.
+func (y *Book) LogOf(network string) *slog.Logger {
+	n, _ := y.Network(network) // without a record there is no name
+	return y.Config.Log.With("network", n.Name, "network_id", network)
 }
 
 // Endpoint returns the record of an endpoint.

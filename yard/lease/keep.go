@@ -73,8 +73,8 @@ func startDue(ctx context.Context, y *book.Book) (next time.Time, err error) {
 			start(&y.Keeper, lock, func() {
 				defer y.WakeLeases()
 				if err := runTask(ctx, y, lock, l.ID, of); err != nil && ctx.Err() == nil {
-					y.Config.Log.Warn("lease upkeep failed",
-						"network", l.Network, "address", l.Lease.Addr, "name", l.Name, "err", err)
+					y.LogOf(l.Network).Warn("lease upkeep failed",
+						"address", l.Lease.Addr, "client", l.Name, "err", err)
 				}
 			})
 		}
@@ -193,7 +193,7 @@ func runTask(ctx context.Context, y *book.Book, lock, id string, of taskFunc) er
 
 // releaseOrphan marks a lease without an endpoint to be released.
 func releaseOrphan(_ context.Context, y *book.Book, l DHCPLease) error {
-	y.Config.Log.Info("orphaned lease found", "network", l.Network, "address", l.Lease.Addr, "name", l.Name)
+	y.LogOf(l.Network).Info("orphaned lease found", "address", l.Lease.Addr, "client", l.Name)
 	return y.Update("lease released", func(tx store.Tx) error { return markReleasing(y, tx, l) })
 }
 
@@ -232,8 +232,7 @@ func sendRelease(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err := client.Release(ctx, l.Lease); err != nil {
 		return err
 	}
-	y.Config.Log.Info("lease released",
-		"network", l.Network, "address", l.Lease.Addr, "name", l.Name, "server", l.Lease.Server)
+	y.LogOf(l.Network).Info("lease released", "address", l.Lease.Addr, "client", l.Name, "server", l.Lease.Server)
 	return nil
 }
 
@@ -277,7 +276,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	case err != nil:
 		s := l.Lease.State(y.Config.Now())
 		if s == dhcp.Renewing && l.Tried.Before(l.Lease.Renew) || s == dhcp.Rebinding {
-			y.Config.Log.Warn("lease renewal failed", "network", l.Network, "address", l.Lease.Addr,
+			y.LogOf(l.Network).Warn("lease renewal failed", "address", l.Lease.Addr,
 				"container", e.Container.Name, "server", l.Lease.Server, "expires", l.Lease.Expires, "err", err)
 		}
 		return noteAttempt(y, l)
@@ -304,7 +303,7 @@ func applyExtension(
 	if err != nil {
 		return err
 	}
-	y.Config.Log.Debug("lease extended", "network", l.Network, "address", more.Addr, "name", l.Name,
+	y.LogOf(l.Network).Debug("lease extended", "address", more.Addr, "client", l.Name,
 		"server", more.Server, "expires", more.Expires)
 	if old.Addr == more.Addr && old.Router == more.Router && slices.Equal(old.Routes, more.Routes) {
 		return nil

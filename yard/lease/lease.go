@@ -226,7 +226,7 @@ func acquire(
 	if err != nil {
 		return got, errors.Join(err, releaseUntaken(y, l))
 	}
-	y.Config.Log.Info("lease acquired", "network", l.Network, "address", granted.Addr, "mac", l.MAC, "name", l.Name,
+	y.LogOf(l.Network).Info("lease acquired", "address", granted.Addr, "mac", l.MAC, "client", l.Name,
 		"server", granted.Server, "expires", granted.Expires)
 	y.WakeLeases()
 	return granted.Addr, nil
@@ -351,8 +351,8 @@ func AssignLease(tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint
 				continue
 			}
 			if e.MAC != "" && e.MAC != l.MAC {
-				return fmt.Errorf("mac-address %s: the lease of %s was acquired with %s, before netyard was told; "+
-					"use --ipam-driver netyard-dhcp", e.MAC, a.Addr(), l.MAC)
+				return fmt.Errorf("mac-address %s: the lease of %s was acquired with MAC %s "+
+					"before the engine passed this one; use --ipam-driver netyard-dhcp", e.MAC, a.Addr(), l.MAC)
 			}
 			l.Endpoint, l.Six = e.ID, Six{}
 			if !l.LAN.Shared() {

@@ -32,17 +32,17 @@ type leased struct {
 func handleLost(ctx context.Context, y *book.Book, l leased, box *kdhcp.SandboxLink, why string) error {
 	e := l.endpoint
 	what := []any{
-		"network", l.Network, "endpoint", e.ID, "container", e.Container.Name, "address", l.Lease.Addr, "why", why,
+		"endpoint", e.ID, "container", e.Container.Name, "address", l.Lease.Addr, "reason", why,
 	}
 	if modes.IPAMOpt(l.Options, "on_lost") == "down" {
-		y.Config.Log.Error("lease lost, link taken down; restart the container", what...)
+		y.LogOf(l.Network).Error("lease lost, link taken down; restart the container", what...)
 		err := errors.Join(box.Down(), markDown(y, l.DHCPLease))
 		tellLease(y, event.LeaseDown, l.DHCPLease, e, fmt.Sprintf(
 			"%s lost %s: %s; its link is down until it is restarted", book.Owned(e), l.Lease.Addr.Addr(), why))
 		return err
 	}
 	if l.Tried.Before(l.Lease.Expires) || l.Tried.IsZero() { // only the first time
-		y.Config.Log.Error("lease lost, another address requested", what...)
+		y.LogOf(l.Network).Error("lease lost, another address requested", what...)
 		tellLease(y, event.LeaseLost, l.DHCPLease, e, fmt.Sprintf("%s lost %s: %s; another address is requested",
 			book.Owned(e), l.Lease.Addr.Addr(), why))
 	}
@@ -60,7 +60,7 @@ func handleLost(ctx context.Context, y *book.Book, l leased, box *kdhcp.SandboxL
 		return err
 	}
 	if fresh.Addr != l.Lease.Addr {
-		y.Config.Log.Error("container readdressed; its engine still shows the old address",
+		y.LogOf(l.Network).Error("container readdressed; its engine still shows the old address",
 			append(what, "now", fresh.Addr)...)
 	}
 	if err := recordReaddress(ctx, y, l.DHCPLease, fresh); err != nil {
@@ -98,8 +98,8 @@ func replace(
 // declined returns a function that logs and tells that an address was declined, since a host on the LAN has it.
 func declined(y *book.Book, l DHCPLease, e modes.Endpoint) func(dhcp.Lease, net.HardwareAddr) {
 	return func(of dhcp.Lease, holder net.HardwareAddr) {
-		y.Config.Log.Warn("address declined: a host on the LAN has it",
-			"network", l.Network, "container", e.Container.Name, "address", of.Addr.Addr(),
+		y.LogOf(l.Network).Warn("address declined: a host on the LAN has it",
+			"container", e.Container.Name, "address", of.Addr.Addr(),
 			"holder", holder.String(), "server", of.Server)
 		l.Lease = of
 		tellLease(y, event.LeaseDeclined, l, e, fmt.Sprintf(

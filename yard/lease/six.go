@@ -160,7 +160,7 @@ func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, 
 			return err
 		}
 		l.Lease = fresh
-		y.Config.Log.Warn("IPv6 address declined: a host on the LAN has it", "network", l.Network,
+		y.LogOf(l.Network).Warn("IPv6 address declined: a host on the LAN has it",
 			"container", e.Container.Name, "address", fresh.Addr.Addr(), "server", fresh.Server)
 		tellLease(y, event.LeaseDeclined, l, e, fmt.Sprintf(
 			"%s on %s is declined: another host has it, unknown to DHCPv6 server %s",
@@ -168,7 +168,7 @@ func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, 
 		forget := func(now *DHCPLease) { now.Six.Lease = dhcp.Lease{} }
 		return errors.Join(err, client.Decline(ctx, fresh), changeSix(y, l, forget))
 	}
-	y.Config.Log.Info("IPv6 lease acquired", "network", l.Network, "container", e.Container.Name,
+	y.LogOf(l.Network).Info("IPv6 lease acquired", "container", e.Container.Name,
 		"address", fresh.Addr, "server", fresh.Server, "expires", fresh.Expires)
 	if old.Addr.IsValid() {
 		l.Lease = fresh
@@ -202,17 +202,17 @@ func handleLostSix(
 ) (down bool, err error) {
 	addr := l.Six.Lease.Addr
 	what := []any{
-		"network", l.Network, "endpoint", e.ID, "container", e.Container.Name, "address", addr, "why", why,
+		"endpoint", e.ID, "container", e.Container.Name, "address", addr, "reason", why,
 	}
 	told := l
 	told.Lease = l.Six.Lease
 	if modes.IPAMOpt(l.Options, "on_lost") == "down" {
-		y.Config.Log.Error("IPv6 lease lost, link taken down; restart the container", what...)
+		y.LogOf(l.Network).Error("IPv6 lease lost, link taken down; restart the container", what...)
 		tellLease(y, event.LeaseDown, told, e, fmt.Sprintf("%s lost %s: %s; its link is down until it is restarted",
 			book.Owned(e), addr.Addr(), why))
 		return true, errors.Join(box.Down(), markDown(y, l))
 	}
-	y.Config.Log.Error("IPv6 lease lost, another address requested", what...)
+	y.LogOf(l.Network).Error("IPv6 lease lost, another address requested", what...)
 	tellLease(y, event.LeaseLost, told, e, fmt.Sprintf("%s lost %s: %s; another address is requested",
 		book.Owned(e), addr.Addr(), why))
 	return false, box.RemoveAddr6(addr)
@@ -245,12 +245,12 @@ func ReleaseIPv6(ctx context.Context, y *book.Book, e modes.Endpoint) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTime)
 	defer cancel()
 	if err := sendRelease6(ctx, y, l, e); err != nil {
-		y.Config.Log.Warn("IPv6 address not released; the lease will expire", "network", l.Network,
+		y.LogOf(l.Network).Warn("IPv6 address not released; the lease will expire",
 			"container", e.Container.Name, "address", l.Six.Lease.Addr.Addr(),
 			"expires", l.Six.Lease.Expires, "err", err)
 	}
 	if err := changeSix(y, l, func(now *DHCPLease) { now.Six = Six{} }); err != nil {
-		y.Config.Log.Error("release of an IPv6 address not recorded", "network", l.Network,
+		y.LogOf(l.Network).Error("IPv6 release not recorded",
 			"container", e.Container.Name, "address", l.Six.Lease.Addr.Addr(), "err", err)
 	}
 }

@@ -110,19 +110,23 @@ func (w *expansion) addOwn(a book.PortRequest) (done bool, err error) {
 	case found || w.lent:
 		return true, nil
 	case named:
-		return false, fmt.Errorf("%s is not an address of the container, "+
-			"which has %s on network %s, where ports are published on its own",
-			a.HostIP, addrList(w.e), book.Label(w.n))
+		return false, fmt.Errorf("%s is not an address of the container; "+
+			"network %s publishes ports on the container's %s",
+			a.HostIP, book.Label(w.n), addrList(w.e))
 	}
 	return false, errors.New("the container has no address of a family that the port is published on")
 }
 
+// addrList writes an endpoint's addresses for an error.
 func addrList(e modes.Endpoint) string {
 	var all []string
 	for _, a := range e.Addrs {
 		all = append(all, a.Addr().String())
 	}
-	return strings.Join(all, " and ")
+	if len(all) == 1 {
+		return "address " + all[0]
+	}
+	return "addresses " + strings.Join(all, " and ")
 }
 
 // An ownKey is a port on one of the endpoint's addresses.

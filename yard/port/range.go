@@ -49,7 +49,7 @@ func chains(asks []book.PortRequest) (all []*chain) {
 	return merged
 }
 
-// fixed is 0 for a request of any port, 1 for one of a range, and 2 for one of certain ports.
+// fixed returns how narrow a request is: 0 for any port, 1 for a port of a range, 2 for exact ports.
 func (c *chain) fixed() int {
 	switch {
 	case c.ask.HostPort == 0:

@@ -44,7 +44,7 @@ func Ignore(h *book.Held, asks []book.PortRequest) {
 	y, n, e := h.Book, h.Network, h.Endpoint
 	for _, a := range asks {
 		y.Config.Log.Warn("published port ignored: the container shares the host's addresses",
-			"network", n.ID, "name", n.Name, "endpoint", e.ID, "container", e.Container.Name, "port", a.String())
+			"network", n.Name, "network_id", n.ID, "endpoint", e.ID, "container", e.Container.Name, "port", a.String())
 		v := book.About(event.PortIgnored, n, e, fmt.Sprintf(
 			"-p %s of %s is ignored: the container shares the host's addresses, and its ports are those it listens on",
 			a, book.Owned(e)))

@@ -260,9 +260,9 @@ func completePolicies(y *yard.Yard, dryRun bool) (done []book.Finding, err error
 		Text: "kernel rules of lost policies; after their removal, the policies on record count as complete: " + names,
 	}
 	if !dryRun {
-		y.Config.Log.Warn("policies on record declared complete; rules of other policies will be removed",
-			"policies", names)
-		err = y.PoliciesComplete()
+		if err = y.PoliciesComplete(); err == nil {
+			y.Config.Log.Warn("lost policies given up; their rules will be removed", "policies", names)
+		}
 	}
 	return []book.Finding{f}, err
 }
@@ -282,9 +282,10 @@ func GC(ctx context.Context, y *yard.Yard, censuses []Census, dryRun bool) ([]bo
 			continue
 		}
 		if !dryRun {
-			y.Config.Log.Info("garbage collection", "kind", f.Kind, "object", f.Text)
 			if err := f.Remove(ctx); err != nil {
 				f.Error = err.Error()
+			} else {
+				y.Config.Log.Info("finding removed", "kind", f.Kind, "object", f.Text)
 			}
 		}
 		done = append(done, f)

@@ -130,8 +130,12 @@ func reapNetworks(ctx context.Context, y *yard.Yard, c Census, round *book.Round
 	var errs []error
 	for _, n := range ns {
 		if round.Again("network " + n.ID) {
-			y.Config.Log.Info("removal of an orphaned network", "network", n.ID, "name", n.Name, "engine", n.Engine)
-			errs = append(errs, y.DeleteNetwork(ctx, n.ID))
+			err := y.DeleteNetwork(ctx, n.ID)
+			if err == nil {
+				y.Config.Log.Info("orphaned network removed",
+					"network", n.Name, "network_id", n.ID, "engine", n.Engine)
+			}
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
@@ -299,10 +303,10 @@ func reapLeases(ctx context.Context, y *yard.Yard, round *book.Round) error {
 	}
 	for _, l := range leases {
 		if round.Again("lease " + l.Pool + " " + l.Addr.String()) {
-			y.Config.Log.Info("release of an orphaned lease", "pool", l.Pool, "address", l.Addr)
 			if err := pool.ReleaseAddress(ctx, y, l.Pool, l.Addr); err != nil {
 				return err
 			}
+			y.Config.Log.Info("orphaned lease released", "pool", l.Pool, "address", l.Addr)
 		}
 	}
 	return nil
@@ -340,10 +344,10 @@ func reapPools(ctx context.Context, y *yard.Yard, c Census, round *book.Round) e
 	}
 	for _, p := range pools {
 		if round.Again("pool " + p.ID) {
-			y.Config.Log.Info("release of an orphaned pool", "pool", p.ID)
 			if err := pool.ReleasePool(ctx, y, p.ID); err != nil {
 				return err
 			}
+			y.Config.Log.Info("orphaned pool released", "pool", p.ID)
 		}
 	}
 	return nil

@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"netyard/kernel/sandbox"
-	"netyard/modes"
 	"netyard/yard"
 	"netyard/yard/book"
 )
@@ -70,7 +69,7 @@ func RebuildOwn(ctx context.Context, y *yard.Yard, c Census) error {
 	var errs []error
 	for _, s := range own {
 		if err := adoptNetwork(ctx, y, s, c); err != nil {
-			errs = append(errs, fmt.Errorf("rebuild network %s: %w", modes.Short(s.Network.ID), err))
+			errs = append(errs, fmt.Errorf("rebuild network %s: %w", book.Label(s.Network), err))
 		}
 	}
 	return errors.Join(errs...)

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,7 +56,7 @@ func Rebuild(ctx context.Context, y *yard.Yard, c Census, others func(context.Co
 	var errs []error
 	for id, s := range c.Networks {
 		if err := adoptNetwork(ctx, y, s, c); err != nil {
-			errs = append(errs, fmt.Errorf("rebuild network %s: %w", modes.Short(id), err))
+			errs = append(errs, fmt.Errorf("rebuild network %s: %w", cmp.Or(s.Name, modes.Short(id)), err))
 		}
 	}
 	if others != nil {
@@ -67,7 +68,7 @@ func Rebuild(ctx context.Context, y *yard.Yard, c Census, others func(context.Co
 	if err := errors.Join(RecordsRebuilt(y), forgetKept(y, c)); err != nil {
 		return err
 	}
-	y.Config.Log.Warn("the records are rebuilt",
+	y.Config.Log.Warn("records rebuilt",
 		"engine", c.Engine, "networks", len(c.Networks), "endpoints", len(c.Endpoints))
 	return Prune(ctx, y)
 }
@@ -114,7 +115,7 @@ func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) er
 	errs = append(errs, enforce.Enforce(ctx, y.Book)) // policies are in force before endpoints are attached again
 	for _, e := range adopted {
 		if err := restoreEndpoint(ctx, y, h.With(e), links); err != nil {
-			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err))
+			errs = append(errs, fmt.Errorf("%s: %w", book.Owned(e), err))
 		}
 	}
 	return errors.Join(errs...)

@@ -119,15 +119,21 @@ func RepairObjects(ctx context.Context, y *yard.Yard, n modes.Network, objects [
 		if f.Object < 0 || f.Lost {
 			continue
 		}
+		log := y.Config.Log.With("network", n.Name, "network_id", n.ID, "fault", f.Text)
 		if f.Late {
-			y.Config.Log.Info("link moved into its sandbox", "network", n.ID, "name", n.Name, "fault", f.Text)
+			log.Info("link moved into its sandbox")
 		} else {
-			y.Config.Log.Warn("repaired kernel object", "network", n.ID, "name", n.Name, "fault", f.Text)
+			log.Warn("kernel object drifted")
 		}
-		if f.Object != last { // one object may have several faults
-			last = f.Object
-			errs = append(errs, y.Config.Kernel.Ensure(ctx, objects[last]))
+		if f.Object == last { // one object may have several faults
+			continue
 		}
+		last = f.Object
+		err := y.Config.Kernel.Ensure(ctx, objects[last])
+		if err == nil && !f.Late {
+			log.Info("kernel object repaired")
+		}
+		errs = append(errs, err)
 	}
 	return last >= 0, errors.Join(errs...)
 }

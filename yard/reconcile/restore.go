@@ -41,7 +41,8 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	}
 	for _, n := range ns {
 		if err := restoreNetwork(ctx, y, n.ID, links); err != nil {
-			y.Config.Log.Error("network not restored", "network", n.ID, "name", n.Name, "mode", n.Mode, "err", err)
+			y.Config.Log.Error("network not restored",
+				"network", n.Name, "network_id", n.ID, "mode", n.Mode, "err", err)
 		}
 	}
 	if err := enforce.Enforce(ctx, y.Book); err != nil { // goes on: traffic is blocked rather than the start refused
@@ -89,7 +90,7 @@ func restoreNetwork(ctx context.Context, y *yard.Yard, id string, links map[stri
 	errs := []error{y.Plan().Up(ctx, h.Mode, h.Network)}
 	for _, e := range es {
 		if err := restoreEndpoint(ctx, y, h.With(e), links); err != nil {
-			errs = append(errs, fmt.Errorf("endpoint %s: %w", modes.Short(e.ID), err))
+			errs = append(errs, fmt.Errorf("%s: %w", book.Owned(e), err))
 		}
 	}
 	return errors.Join(errs...)
@@ -143,8 +144,11 @@ func Prune(ctx context.Context, y *yard.Yard) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		y.Config.Log.Info("removal of a stray", "object", s.Text)
-		errs = append(errs, s.Remove())
+		err := s.Remove()
+		if err == nil {
+			y.Config.Log.Info("stray removed", "object", s.Text)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -108,7 +108,7 @@ func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
 func HostChanged(y *yard.Yard, all map[string]*Watched, before []sandbox.Listener) []sandbox.Listener {
 	now, err := sandbox.Listeners(y.Config.Kernel.Handle)
 	if err != nil {
-		y.Config.Log.Warn("list of the host's sockets failed", "err", err)
+		y.Config.Log.Warn("host's sockets not listed", "err", err)
 		return before
 	}
 	if !slices.Equal(before, now) {
@@ -123,7 +123,7 @@ func HostChanged(y *yard.Yard, all map[string]*Watched, before []sandbox.Listene
 func Refresh(y *yard.Yard, all map[string]*Watched) {
 	ns, err := y.Networks()
 	if err != nil {
-		y.Config.Log.Error("list of watched sandboxes failed", "err", err)
+		y.Config.Log.Error("watched sandboxes not listed", "err", err)
 		return
 	}
 	have := map[string]bool{}
@@ -138,7 +138,7 @@ func Refresh(y *yard.Yard, all map[string]*Watched) {
 		}
 		es, err := y.EndpointsOf(n.ID)
 		if err != nil {
-			y.Config.Log.Error("list of watched sandboxes failed", "network", n.ID, "err", err)
+			y.Config.Log.Error("watched sandboxes not listed", "network", n.Name, "network_id", n.ID, "err", err)
 			return
 		}
 		for _, e := range es {
@@ -185,7 +185,8 @@ func logOnce(ctx context.Context, y *yard.Yard, w *Watched, err error) {
 		text = err.Error()
 	}
 	if text != "" && text != w.logged && ctx.Err() == nil {
-		y.Config.Log.Warn("sandbox watch failed", "network", w.Network.ID, "endpoint", w.Endpoint.ID,
+		y.Config.Log.Warn("sandbox watch failed",
+			"network", w.Network.Name, "network_id", w.Network.ID, "endpoint", w.Endpoint.ID,
 			"container", w.Endpoint.Container.Name, "err", err)
 	}
 	w.logged = text
@@ -348,7 +349,7 @@ func tellShared(y *yard.Yard, h *book.Held, was modes.Endpoint, before, now []bo
 			continue
 		}
 		healed[c.Port] = true
-		y.Config.Log.Info("port conflict ended", "network", n.ID, "endpoint", is.ID,
+		y.Config.Log.Info("port conflict ended", "network", n.Name, "network_id", n.ID, "endpoint", is.ID,
 			"container", is.Container.Name, "port", c.Port.String(), "former", c.Owner)
 		text := fmt.Sprintf("port %s is %s's: %s has it no longer", c.Port, book.Owned(is), c.Owner)
 		tell(event.PortHealed, c.Port, "", text)
@@ -373,7 +374,7 @@ func tellShared(y *yard.Yard, h *book.Held, was modes.Endpoint, before, now []bo
 			text = fmt.Sprintf("port %s is %s's: %s listens on it too and receives nothing",
 				c.Port, book.Owned(is), c.Owner)
 		}
-		y.Config.Log.Warn("port conflict", "network", n.ID, "endpoint", is.ID,
+		y.Config.Log.Warn("port conflict", "network", n.Name, "network_id", n.ID, "endpoint", is.ID,
 			"container", is.Container.Name, "port", c.Port.String(), "owner", c.Owner)
 		tell(event.PortConflict, c.Port, c.Owner, text)
 	}

@@ -99,8 +99,8 @@ func (s *own) choose(tx store.Tx, group []netip.Prefix, had []netip.Addr) (a net
 func shareable(n modes.Network) error {
 	for _, s := range n.Subnets {
 		if s.Space != book.Space && s.Space != book.DHCPSpace && s.Space != overlay.Space {
-			return fmt.Errorf("network %s: the addresses of %s are allotted by %s's own IPAM; "+
-				"only a network that was created with --ipam-driver netyard can be shared",
+			return fmt.Errorf("network %s: the addresses of %s are managed by %s's own IPAM; "+
+				"only networks created with --ipam-driver netyard can be shared",
 				book.Label(n), s.Pool, n.Engine)
 		}
 	}

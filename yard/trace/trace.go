@@ -18,8 +18,16 @@ import (
 	"netyard/yard/book"
 )
 
-// ErrRequest is the cause of an error about the client, target or port of a trace.
-var ErrRequest = errors.New("bad question")
+// ErrRequest is matched by every error about the client, target or port of a trace.
+var ErrRequest = errors.New("refused trace")
+
+// A refusal is an ErrRequest that names the reason, and no more.
+type refusal struct{ error }
+
+func (refusal) Is(target error) bool { return target == ErrRequest }
+
+// refuse returns an error that says why a trace is refused.
+func refuse(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
 
 // Host names the host as the client of a trace.
 const Host = "host"
@@ -80,7 +88,7 @@ func (t *tracer) parse(from, to string) (err error) {
 		t.proto = "tcp"
 	}
 	if !slices.Contains([]string{"tcp", "udp", "sctp"}, t.proto) {
-		return fmt.Errorf("%w: protocol %q: want tcp, udp or sctp", ErrRequest, proto)
+		return refuse("protocol %q: want tcp, udp or sctp", proto)
 	}
 	name, port := "", what
 	if at := strings.LastIndexByte(what, ':'); at >= 0 {
@@ -88,7 +96,7 @@ func (t *tracer) parse(from, to string) (err error) {
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {
-		return fmt.Errorf("%w: %q: want PORT, or CONTAINER:PORT", ErrRequest, to)
+		return refuse("%q: want PORT, or CONTAINER:PORT", to)
 	}
 	t.port = uint16(n)
 	if a, err := netip.ParseAddr(from); err == nil {
@@ -150,7 +158,7 @@ func (t *tracer) address(e modes.Endpoint) (netip.Addr, error) {
 		}
 	}
 	family := map[bool]string{false: "IPv4", true: "IPv6"}[t.v6]
-	return netip.Addr{}, fmt.Errorf("%w: %s has no %s address", ErrRequest, nameOf(e), family)
+	return netip.Addr{}, refuse("%s has no %s address", nameOf(e), family)
 }
 
 func nameOf(e modes.Endpoint) string {
@@ -172,8 +180,8 @@ func (t *tracer) source(p *explain.Packet) error {
 			return err
 		}
 		if p.In = t.y.BridgeOf(n); p.In == "" {
-			return fmt.Errorf("%w: network %s is of mode %s: its outbound traffic does not pass this host's rules",
-				ErrRequest, book.Label(n), n.Mode)
+			return refuse("network %s is of mode %s: its outbound traffic does not pass this host's rules",
+				book.Label(n), n.Mode)
 		}
 		t.say("%s sends from %s on network %s; the packet arrives on %s",
 			nameOf(t.srcEndpoint), p.Src, book.Label(n), p.In)
@@ -207,7 +215,7 @@ func (t *tracer) judge(h explain.Hook, p explain.Packet) error {
 	for _, j := range found {
 		who := ""
 		if j.Foreign {
-			who = "not netyard's: "
+			who = "another program: "
 		}
 		if j.Outcome == explain.Dropped {
 			t.say("%s: dropped by %s%s", h, who, j.Rule)
@@ -240,8 +248,8 @@ func (t *tracer) toContainer() error {
 		p.Out = linkTo(t.y, n)
 	}
 	if p.Out == "" {
-		return fmt.Errorf("%w: network %s is of mode %s: its inbound traffic does not pass this host's rules",
-			ErrRequest, book.Label(n), n.Mode)
+		return refuse("network %s is of mode %s: its inbound traffic does not pass this host's rules",
+			book.Label(n), n.Mode)
 	}
 	if err := t.source(&p); err != nil {
 		return err

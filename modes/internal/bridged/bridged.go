@@ -1,4 +1,4 @@
-// Package bridged is what the modes have in common whose containers are attached to a bridge.
+// Package bridged has what the modes share whose containers are attached to a bridge.
 package bridged
 
 import (
@@ -11,11 +11,11 @@ import (
 	"netyard/modes"
 )
 
-// Name is the name of a network's bridge, if none was given.
+// Name returns the name of a network's bridge, if none was given.
 func Name(n modes.Network) string { return core.Name(core.BridgePrefix, n.ID) }
 
 // CheckFree refuses a subnet that overlaps one of the host's on another link than the bridge, since both routes would
-// match. It may be part of the subnets of the links in within.
+// match. It may lie inside the subnets of the links in within.
 func CheckFree(f modes.Facts, s modes.Subnet, bridge string, within ...string) error {
 	link, other, err := f.OverlappingLink(s.Pool, bridge, within...)
 	if err == nil && link != "" {
@@ -24,8 +24,8 @@ func CheckFree(f modes.Facts, s modes.Subnet, bridge string, within ...string) e
 	return err
 }
 
-// Peer is the name of the inner end of an endpoint's pair until it is moved in; one that is created in the sandbox has
-// its final name.
+// Peer returns the name of the inner end of an endpoint's veth pair until it is moved in; one that is created in the
+// sandbox has its final name.
 func Peer(e modes.Endpoint) string {
 	if e.Into > 0 {
 		return e.IfName
@@ -33,7 +33,7 @@ func Peer(e modes.Endpoint) string {
 	return core.Name(core.PeerPrefix, e.ID)
 }
 
-// Veth is the pair of an endpoint, with one end on a bridge.
+// Veth returns the veth pair of an endpoint, with one end on a bridge.
 func Veth(n modes.Network, e modes.Endpoint, master string, mtu int) bridge.Veth {
 	return bridge.Veth{
 		Name: core.Name(core.VethPrefix, e.ID), Peer: Peer(e), PeerNS: e.Into, Alias: core.Alias(n.ID, e.ID),
@@ -41,7 +41,7 @@ func Veth(n modes.Network, e modes.Endpoint, master string, mtu int) bridge.Veth
 	}
 }
 
-// Port is a pair of links and its guard. The bridge learns no addresses from the port.
+// Port returns a veth pair and its guard. The bridge learns no addresses from the port.
 func Port(e modes.Endpoint, v bridge.Veth) []core.Object {
 	guard := e.Guard(v.Name, v.MAC).Objects()
 	if v.Fenced { // no port of the bridge
@@ -50,8 +50,9 @@ func Port(e modes.Endpoint, v bridge.Veth) []core.Object {
 	return append([]core.Object{v, bridge.StaticPort{Link: v.Name, MAC: v.MAC}}, guard...)
 }
 
-// Forwarding is wanted by endpoints and not by their network: an engine that starts after netyard and finds forwarding
-// on would not protect its own networks (moby, FORWARD policy DROP).
+// Forwarding returns the forwarding settings of a network's families. Endpoints want them, and not the network: an
+// engine that starts after netyard and finds forwarding on would not protect its own networks (moby, FORWARD policy
+// DROP).
 func Forwarding(n modes.Network) (objects []core.Object) {
 	v4, v6 := n.Families()
 	if v4 {
@@ -63,7 +64,7 @@ func Forwarding(n modes.Network) (objects []core.Object) {
 	return objects
 }
 
-// A Zone is what the firewall allows on a bridge.
+// A Zone says what the firewall allows on a bridge.
 type Zone struct {
 	Bridge string
 	// Internal: nothing leaves it, and nothing comes in.
@@ -72,7 +73,7 @@ type Zone struct {
 	ICC bool
 }
 
-// Objects are the elements of firewall sets for the bridge.
+// Objects returns the elements of firewall sets for the bridge.
 func (z Zone) Objects(n modes.Network) []core.Object {
 	all := []nft.Element{nft.InterfaceIn(bridge.Bridges, z.Bridge), nft.InterfaceIn(bridge.Own, z.Bridge, z.Bridge)}
 	if z.Internal {
@@ -84,7 +85,7 @@ func (z Zone) Objects(n modes.Network) []core.Object {
 	return Owned(n, all...)
 }
 
-// NAT gives traffic from a subnet the address of the link by which it leaves.
+// NAT returns the elements that give traffic from a subnet the address of the link by which it leaves.
 func NAT(n modes.Network, s modes.Subnet) []core.Object {
 	set := bridge.NAT4
 	if s.Pool.Addr().Is6() {

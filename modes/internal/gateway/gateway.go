@@ -1,4 +1,4 @@
-// Package gateway is how traffic leaves a bridged network: with the host's address (NAT), routed, by one of its own
+// Package gateway plans how traffic leaves a bridged network: with the host's address (NAT), routed, by one of its own
 // containers, or not at all.
 package gateway
 
@@ -22,7 +22,7 @@ func In(n modes.Network, gateway string) modes.Families {
 // IsolatedAt says whether the host has no address in a subnet by choice.
 func IsolatedAt(n modes.Network, s modes.Subnet) bool { return In(n, Isolated).Has(s.Pool.Addr()) }
 
-// Objects are what lets traffic leave the network on a bridge, or keeps it in.
+// Objects returns what lets traffic leave the network on a bridge, or keeps it in.
 func Objects(n modes.Network, br string) (objects []core.Object) {
 	for _, s := range n.Subnets {
 		objects = append(objects, leaveAs(n, s)...)
@@ -50,7 +50,7 @@ func Objects(n modes.Network, br string) (objects []core.Object) {
 	return append(objects, bridged.Owned(n, elements...)...)
 }
 
-// leaveAs is the source address of what leaves a subnet; nothing when it keeps its own.
+// leaveAs returns the objects that replace the source address of what leaves a subnet; none when it keeps its own.
 func leaveAs(n modes.Network, s modes.Subnet) []core.Object {
 	v6 := s.Pool.Addr().Is6()
 	if n.Internal || !modes.Masquerade.Of(n) || modeOf(v6).Of(n) != NAT || s.Pool.Bits() == 0 {
@@ -62,8 +62,8 @@ func leaveAs(n modes.Network, s modes.Subnet) []core.Object {
 	return bridged.NAT(n, s)
 }
 
-// silent stops the host from answering ARP on a bridge for its addresses on other links (arp_ignore, ip-sysctl.rst).
-// IPv6 needs nothing of the kind: it is off there.
+// silent returns the setting that stops the host from answering ARP on a bridge (arp_ignore=8, ip-sysctl.rst). IPv6
+// needs none, since it is off there.
 func silent(bridge string) core.Sysctl {
 	return core.Sysctl{Path: []string{"net", "ipv4", "conf", bridge, "arp_ignore"}, Value: "8"}
 }
@@ -71,8 +71,8 @@ func silent(bridge string) core.Sysctl {
 // Is says whether an endpoint belongs to the gateway container.
 func Is(n modes.Network, e modes.Endpoint) bool { return slices.ContainsFunc(Address.Of(n), e.Has) }
 
-// Of returns the default gateways of an endpoint. Where a container is the gateway, the others have no other one, in
-// any family; that container has the host only with gateway_exit.
+// Of returns the default gateways of an endpoint. Where a container is the gateway, the other containers have no other
+// gateway, in any family; that container has the host as its gateway only with gateway_exit.
 func Of(n modes.Network, e modes.Endpoint) []netip.Addr {
 	guides := Address.Of(n)
 	switch {
@@ -89,7 +89,7 @@ func Of(n modes.Network, e modes.Endpoint) []netip.Addr {
 	return n.Gateways(e)
 }
 
-// Proxies are the IPv6 addresses of an endpoint that the host answers for on the link of their subnet.
+// Proxies returns the objects for an endpoint's IPv6 addresses that the host answers for on the link of their subnet.
 func Proxies(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	link := ndpProxy.Of(n)
 	for _, a := range e.Addrs {

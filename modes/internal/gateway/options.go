@@ -49,7 +49,7 @@ var (
 	}
 )
 
-// Options are the rows of the table that are about gateways.
+// Options returns the rows of the table that are about gateways.
 func Options() []modes.Option {
 	return []modes.Option{
 		egress4.Row(), egress6.Row(), Address.Row(), exit.Row(), mode4.Row(), mode6.Row(), ndpProxy.Row(),
@@ -57,7 +57,7 @@ func Options() []modes.Option {
 	}
 }
 
-// modeOf is the option for a family.
+// modeOf returns the gateway mode option of a family.
 func modeOf(v6 bool) modes.EnumOption {
 	if v6 {
 		return mode6
@@ -65,7 +65,7 @@ func modeOf(v6 bool) modes.EnumOption {
 	return mode4
 }
 
-// egress is the option for a family.
+// egress returns the source address option of a family.
 func egress(v6 bool) modes.AddrOption {
 	if v6 {
 		return egress6

@@ -6,22 +6,22 @@ import (
 	"netyard/modes"
 )
 
-// Options that both kinds know.
+// Options of both kinds.
 var (
-	// HostAccess is whether the host has a link of its own on the parent.
+	// HostAccess gives the host a link of its own on the parent.
 	HostAccess = modes.BoolOption{
 		Name: "host_access", Default: "false",
 		Fixed: "running containers have their routes from their engine; recreate the network",
 		Help: "let host and containers reach each other, by a link of the host on the parent; " +
 			"needs macvlan_mode=bridge or ipvlan_flag=bridge",
 	}
-	// HostPublish is whether ports of the host lead to containers as well.
+	// HostPublish publishes ports on the host's addresses as well.
 	HostPublish = modes.BoolOption{
 		Name: "host_publish", Default: "false",
 		Fixed: "the ports of running containers are published already; recreate the network",
 		Help:  "publish ports on the host's addresses, too, as on a bridge network; needs host_access=true",
 	}
-	// Parent is the host's link to the LAN.
+	// Parent names the host's link to the LAN.
 	Parent = modes.LinkOption{
 		Name: "parent", CNI: "master",
 		Fixed: "the links of running containers are on that parent; recreate the network",
@@ -30,7 +30,7 @@ var (
 	}
 )
 
-// Options are the rows of both kinds and those of one.
+// Options returns the rows of both kinds and those of one.
 func Options(own ...modes.Option) []modes.Option {
 	return slices.Concat(own, []modes.Option{
 		HostAccess.Row(), HostPublish.Row(), Parent.Row(), modes.Bind.Row(), modes.IfacePrefix.Row(), modes.MTU.Row(),

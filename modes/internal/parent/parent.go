@@ -1,4 +1,4 @@
-// Package parent is what macvlan and ipvlan have in common: the link of the host that containers' links are made on.
+// Package parent has what macvlan and ipvlan share: the link of the host that containers' links are made on.
 package parent
 
 import (
@@ -12,7 +12,7 @@ import (
 	"netyard/modes"
 )
 
-// A Kind is what makes one of the two modes.
+// A Kind has what differs between the two modes.
 type Kind struct {
 	// Name is the mode's, and the kernel's for its links.
 	Name string
@@ -34,8 +34,8 @@ type Kind struct {
 	Returns func(n modes.Network) error
 }
 
-// Traits are those of a network of the kind. Traffic to a container does not pass the host, so ports are published on
-// the containers' own addresses, and on the host's as well with host_publish.
+// Traits returns the traits of a network of the kind. Traffic to a container does not pass the host, so ports are
+// published on the containers' own addresses, and on the host's as well with host_publish.
 func (k Kind) Traits(n modes.Network) modes.Traits {
 	routed := k.Routed(n)
 	return modes.Traits{
@@ -44,7 +44,7 @@ func (k Kind) Traits(n modes.Network) modes.Traits {
 	}
 }
 
-// lan is the LAN that the parent is on.
+// lan returns the LAN that the parent is on.
 func (k Kind) lan(n modes.Network) modes.LAN {
 	if island(n) {
 		return modes.LAN{Refusal: errors.New("a network without a parent is on no LAN; add -o parent=")}
@@ -56,7 +56,7 @@ func (k Kind) lan(n modes.Network) modes.LAN {
 	return modes.LAN{Port: dhcp.LANPort{Kind: k.Name, Parent: p.Name, MAC: p.MAC}}
 }
 
-// Objects are the parent, its VLAN links, and the host's own link on it.
+// Objects returns the parent, its VLAN links, and the host's own link on it.
 func (k Kind) Objects(n modes.Network) (objects []core.Object) {
 	if island(n) {
 		objects = append(objects, lan.IsolatedParent{Name: linkName(n), Alias: core.Alias(n.ID, "")})
@@ -75,7 +75,7 @@ func (k Kind) Objects(n modes.Network) (objects []core.Object) {
 	return objects
 }
 
-// Place is the link of an endpoint and the host's routes to it.
+// Place returns the link of an endpoint, its published ports, and the host's routes to it.
 func (k Kind) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Link) {
 	c := lan.Child{
 		Name: core.Name(core.PeerPrefix, e.ID), Alias: core.Alias(n.ID, e.ID), Parent: top(n), Kind: k.Name,
@@ -91,7 +91,7 @@ func (k Kind) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Lin
 	return append(objects, k.hostPorts(n, e)...), k.link(n, e, c)
 }
 
-// mac is the hardware address of an endpoint's link; nil: it has the parent's.
+// mac returns the hardware address of an endpoint's link; nil: it has the parent's.
 func (k Kind) mac(n modes.Network, e modes.Endpoint) net.HardwareAddr {
 	switch rule := k.MAC(n); {
 	case rule == modes.MACNone, rule == modes.MACAsIs && e.MAC == "":
@@ -100,7 +100,7 @@ func (k Kind) mac(n modes.Network, e modes.Endpoint) net.HardwareAddr {
 	return e.HardwareAddr()
 }
 
-// link has the routes to all that is not on the link.
+// link returns what to do in the sandbox, with the routes to everything that is not on the link.
 func (k Kind) link(n modes.Network, e modes.Endpoint, c lan.Child) modes.Link {
 	l := n.Link(e, c.Name, c.MTU)
 	switch {
@@ -132,7 +132,7 @@ func (k Kind) shim(n modes.Network) lan.Shim {
 	return lan.ShimOn(top(n), k.Name, mode, n.ID)
 }
 
-// mtu is what the links of a network carry; 0 is what the parent carries.
+// mtu returns the MTU of a network's links; 0: the parent's.
 func mtu(n modes.Network) int {
 	if _, given := n.Options[modes.MTU.Name]; given {
 		return modes.MTU.Of(n)

@@ -146,7 +146,7 @@ func (k Kind) belongs(f modes.Facts, n modes.Network, name string) error {
 			}
 		}
 		if s.Chosen && !in && len(lan) > 0 && name == Parent.Of(n) {
-			return fmt.Errorf("--subnet is missing: %s, which was free, is not the LAN's of parent %s (%s)",
+			return fmt.Errorf("the IPAM chose %s, but the LAN of parent %s is %s; give it with --subnet",
 				s.Pool, name, strings.Join(lan, ", "))
 		}
 	}
@@ -183,7 +183,7 @@ func (k Kind) share(n modes.Network, others []modes.Network) error {
 // island says whether a network has no parent.
 func island(n modes.Network) bool { return Parent.Of(n) == "" }
 
-// linkName is the name of the link that containers' links are made on.
+// linkName returns the name of the link that containers' links are made on.
 func linkName(n modes.Network) string {
 	if island(n) {
 		return core.Name(core.IslandPrefix, n.ID)
@@ -191,7 +191,7 @@ func linkName(n modes.Network) string {
 	return Parent.Of(n)
 }
 
-// base is the host's link at the bottom; a network without a parent has none.
+// base returns the host's link at the bottom; a network without a parent has none.
 func base(n modes.Network) lan.Parent {
 	p := lan.Parent{Name: Parent.Of(n), MAC: n.Settled[settledMAC]}
 	if made := n.Settled[settledVLANs]; made != "" {
@@ -201,7 +201,7 @@ func base(n modes.Network) lan.Parent {
 	return p
 }
 
-// vlans are the VLAN links that netyard creates on base, from the bottom up.
+// vlans returns the VLAN links that netyard creates on base, from the bottom up.
 func vlans(n modes.Network) (out []lan.VLAN) {
 	if n.Settled[settledVLANs] == "" {
 		return nil
@@ -215,7 +215,7 @@ func vlans(n modes.Network) (out []lan.VLAN) {
 	return out
 }
 
-// top is the parent of containers' links.
+// top returns the parent of containers' links.
 func top(n modes.Network) lan.Parent {
 	if v := vlans(n); island(n) || len(v) > 0 {
 		return lan.Parent{Name: linkName(n)}

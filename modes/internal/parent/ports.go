@@ -38,16 +38,18 @@ func (k Kind) checkPorts(n modes.Network) error {
 
 // sharePorts refuses a second publish_from: all networks on a parent share the host's link there, and its sources.
 func sharePorts(n, other modes.Network) error {
-	if !HostPublish.Of(n) || !HostPublish.Of(other) || who(n) == who(other) {
+	if !HostPublish.Of(n) || !HostPublish.Of(other) || publishFrom(n) == publishFrom(other) {
 		return nil
 	}
-	return fmt.Errorf("its publish_from=%s is shared by all networks on one parent with host_publish=true", who(other))
+	return fmt.Errorf("its publish_from=%s is shared by all networks on one parent with host_publish=true",
+		publishFrom(other))
 }
 
-// who is publish_from as it was given.
-func who(n modes.Network) string { return modes.Option(modes.PublishFrom).Of(n) }
+// publishFrom returns the value of publish_from as it was given.
+func publishFrom(n modes.Network) string { return modes.Option(modes.PublishFrom).Of(n) }
 
-// gate lets traffic to published ports pass to the host's link on the parent, and nothing else that is forwarded.
+// gate returns the objects that let forwarded traffic to published ports pass to the host's link on the parent, and
+// nothing else.
 func (k Kind) gate(n modes.Network) []core.Object {
 	shim := k.shim(n).Name
 	objects := []core.Object{
@@ -55,7 +57,7 @@ func (k Kind) gate(n modes.Network) []core.Object {
 		beside.Bypass{Out: shim, Network: modes.Short(n.ID)},
 		nft.InterfaceIn(lan.Shims, shim).For(n.ID),
 	}
-	if who(n) != "" {
+	if publishFrom(n) != "" {
 		subnets, interfaces := modes.PublishFrom.Of(n)
 		for _, el := range ports.RestrictClients(shim, subnets, interfaces) {
 			objects = append(objects, el.For(n.ID))
@@ -64,7 +66,7 @@ func (k Kind) gate(n modes.Network) []core.Object {
 	return objects
 }
 
-// hostPorts publish ports of an endpoint on the host.
+// hostPorts returns the objects that publish ports of an endpoint on the host.
 func (k Kind) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	for _, a := range e.Addrs {
 		if elements := e.PublishedTo(a.Addr()); len(elements) > 0 {
@@ -76,8 +78,8 @@ func (k Kind) hostPorts(n modes.Network, e modes.Endpoint) (objects []core.Objec
 	return objects
 }
 
-// redirects publish ports on an endpoint's own addresses. Traffic from its neighbours always passes the sandbox's
-// rules.
+// redirects returns the objects that publish ports on an endpoint's own addresses. Traffic from its neighbours always
+// passes the sandbox's rules.
 func (k Kind) redirects(n modes.Network, e modes.Endpoint) []core.Object {
 	objects := e.Redirects()
 	for _, o := range objects {
