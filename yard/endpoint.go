@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
@@ -215,7 +214,7 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	if err := ctx.Err(); err != nil {
 		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
 	}
-	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.Config.Now(), core.IsNamespace(e.Sandbox)
+	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.Config.Now(), y.Config.Kernel.IsNamespace(e.Sandbox)
 	return link, y.Attached(e)
 }
 

@@ -59,7 +59,7 @@ func attachOnce(
 		Sandbox: r.Sandbox, NS: ns, Into: r.NS, BootID: y.Config.BootID,
 		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases,
 	}
-	seen, ok := core.NamespaceAt(r.Sandbox)
+	seen, ok := y.Config.Kernel.NamespaceAt(r.Sandbox)
 	e.Seen = ok && seen == ns
 	if r.Allotted, err = overlay.GrantAll(ctx, y.Book, r, e.ID); err != nil { // may take long, too
 		held := y.Config.Store.View(func(tx store.Tx) error { return withHolders(tx, r, err) })
@@ -203,7 +203,7 @@ func plug(
 	y.Config.Step("after endpoint attached")
 	p := insideOf(n, e, link, r)
 	if p.Link != "" {
-		if err := sandbox.PlugIn(ctx, y.Config.Kernel.Handle, r.NS, p); err != nil {
+		if err := y.Config.Kernel.PlugIn(ctx, r.NS, p); err != nil {
 			return a, err
 		}
 	}
@@ -254,7 +254,7 @@ func finishNow(ctx context.Context, y *yard.Yard, old modes.Endpoint, held strin
 	if err := y.FinishLocked(ctx, old.NetworkID, old.ID); err != nil {
 		return err
 	}
-	return sandbox.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
+	return y.Config.Kernel.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
 }
 
 // finishIn removes now the endpoints with the same interface name in the same sandbox that were to be removed in the

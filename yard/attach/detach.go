@@ -84,7 +84,7 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 	}
 	// First: the work in the background holds the kernel's lock of all links for tens of milliseconds.
 	if r.NS >= 0 && inner {
-		err = sandbox.Unplug(r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
+		err = y.Config.Kernel.Unplug(r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
 	}
 	y.FinishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
 	y.Tell(book.About(event.EndpointLeft, n, e, fmt.Sprintf("%s left network %s", book.Owned(e), book.Label(n))))
@@ -178,6 +178,6 @@ func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 	if e.Inside.Link == "" {
 		return words, nil
 	}
-	inside, err := e.Inside.Faults(r.NS)
+	inside, err := y.Config.Kernel.PlugFaults(r.NS, e.Inside)
 	return append(words, inside...), err
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"netyard/ipam"
-	"netyard/kernel/core"
 	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
@@ -208,7 +207,7 @@ func Identify(y *yard.Yard, network, id string, who modes.Container) error {
 		return nil
 	}
 	who.Hostname = hostnameOf(y, who.PID)
-	seen := e.Seen || core.IsNamespace(e.Sandbox)
+	seen := e.Seen || y.Config.Kernel.IsNamespace(e.Sandbox)
 	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
 		return err
 	}
