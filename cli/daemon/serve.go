@@ -255,7 +255,7 @@ func newYard(
 	return yard.New(book.Config{
 		Log: log, Store: st, Kernel: plan.Host{Kernel: k}, Handle: k.Handle,
 		Copies: filepath.Join(cfg.StateDir, "networks"),
-		Modes: table, Offered: cfg.Modes,
+		Modes:  table, Offered: cfg.Modes,
 		BootID: boot, Fabric: f, Changed: changed, Step: failpoint(), HostID: id,
 		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),
 	}), nil
