@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -13,8 +14,12 @@ import (
 	"sync"
 
 	"netyard/kernel"
+	"netyard/kernel/beside"
+	"netyard/kernel/bridge"
 	"netyard/kernel/core"
+	"netyard/kernel/lan"
 	"netyard/kernel/nft"
+	"netyard/kernel/overlay"
 	"netyard/kernel/policy"
 	"netyard/kernel/ports"
 	"netyard/kernel/sandbox"
@@ -104,6 +109,19 @@ func (k *Kernel) Ensure(ctx context.Context, objects ...core.Object) error {
 }
 
 func (k *Kernel) ensure(o core.Object) error {
+	if n, ok := o.(interface{ None() bool }); ok && n.None() { // it removes what was there
+		if at := k.find(o); at >= 0 {
+			k.log("-", o)
+			k.objects = slices.Delete(k.objects, at, at+1)
+		}
+		return nil
+	}
+	if missing, own := k.missing(o); !own {
+		if missing != "" {
+			return errors.New(missing)
+		}
+		return nil
+	}
 	text := modetest.Text(o)
 	if k.Refuse != nil {
 		if err := k.Refuse(text); err != nil {
@@ -120,13 +138,48 @@ func (k *Kernel) ensure(o core.Object) error {
 				return fmt.Errorf("create %s: no such device: %s", o, needed)
 			}
 		}
+		var err error
+		if o, err = k.plugged(o); err != nil {
+			return err
+		}
 		k.objects = append(k.objects, o)
 		k.log("+", o)
-	} else if modetest.Text(k.objects[at]) != text {
+	} else if !same(k.objects[at], o) {
 		k.objects[at] = o
 		k.log("=", o)
 	}
 	return nil
+}
+
+// plugged makes the inner end of a veth pair in its sandbox, if that is where it is wanted, and returns the pair as it
+// looks from the host.
+func (k *Kernel) plugged(o core.Object) (core.Object, error) {
+	v, ok := o.(bridge.Veth)
+	if !ok || v.PeerNS == 0 {
+		return o, nil
+	}
+	b, err := k.open(v.PeerNS)
+	if err != nil {
+		return nil, err
+	}
+	if b.has(v.Peer) {
+		return nil, fmt.Errorf("create %s: the sandbox has a link %s: %w", v, v.Peer, fs.ErrExist)
+	}
+	b.links = append(b.links, sandbox.Plug{Link: v.Peer, Name: v.Peer, Alias: v.Alias})
+	v.PeerNS = 0
+	return v, nil
+}
+
+// same reports whether two objects of one name are the same. A veth pair does not show from the host where its inner
+// end is.
+func same(a, b core.Object) bool {
+	v, ok1 := a.(bridge.Veth)
+	w, ok2 := b.(bridge.Veth)
+	if ok1 && ok2 {
+		v.Peer, v.PeerNS, w.Peer, w.PeerNS = "", 0, "", 0
+		a, b = v, w
+	}
+	return modetest.Text(a) == modetest.Text(b)
 }
 
 // shared is an object that several networks may want.
@@ -183,11 +236,40 @@ func (k *Kernel) Remove(objects ...core.Object) error {
 		if s, ok := o.(shared); ok && k.shared.RemoveOwner(s) {
 			continue
 		}
-		if at := k.find(o); at >= 0 {
+		if at := k.find(o); at >= 0 && !stays(o) {
 			k.drop(k.objects[at])
 		}
 	}
 	return nil
+}
+
+// stays reports whether an object is a setting, which nobody takes back. One of a link goes with the link.
+func stays(o core.Object) bool {
+	switch o.(type) {
+	case core.Sysctl, beside.Forwarding, bridge.StaticPort, bridge.NetfilterCall, overlay.Peers, overlay.WireGuardPeers:
+		return true
+	}
+	return false
+}
+
+// missing describes what is missing of an object that is the host's, and that netyard only uses. own: it is not the
+// host's.
+func (k *Kernel) missing(o core.Object) (text string, own bool) {
+	there := false
+	switch o := o.(type) {
+	case lan.Parent:
+		there = k.hasLink(o.Name)
+	case bridge.HostBridge:
+		there = k.hasLink(o.Name)
+	case core.HostAddr:
+		there, _ = k.HasAddr(o.Addr)
+	default:
+		return "", true
+	}
+	if there {
+		return "", false
+	}
+	return fmt.Sprintf("%s is missing", o), false
 }
 
 func (k *Kernel) removeElement(e nft.Element) {
@@ -283,16 +365,16 @@ func (k *Kernel) Has() (map[string]bool, error) {
 	return has, nil
 }
 
-// Lose removes the objects whose text contains a part, behind the daemon's back. It returns how many there were.
-func (k *Kernel) Lose(part string) (n int) {
+// Lose removes objects by their text, behind the daemon's back. It returns how many there were.
+func (k *Kernel) Lose(which func(text string) bool) (n int) {
 	for id, e := range k.table {
-		if strings.Contains(modetest.Text(e), part) {
+		if which(modetest.Text(e)) {
 			delete(k.table, id)
 			n++
 		}
 	}
 	for _, o := range slices.Clone(k.objects) {
-		if strings.Contains(modetest.Text(o), part) && k.find(o) >= 0 {
+		if which(modetest.Text(o)) && k.find(o) >= 0 {
 			k.drop(o)
 			n++
 		}
@@ -434,11 +516,19 @@ func (s snapshot) fault(o core.Object) string {
 		}
 		return ""
 	}
+	if missing, own := s.k.missing(o); !own {
+		return missing
+	}
 	at := s.k.find(o)
-	switch {
+	n, absent := o.(interface{ None() bool })
+	switch absent = absent && n.None(); {
+	case absent && at >= 0:
+		return fmt.Sprintf("%s is not wanted", o)
+	case absent:
+		return ""
 	case at < 0:
 		return fmt.Sprintf("%s is missing", o)
-	case modetest.Text(s.k.objects[at]) != modetest.Text(o):
+	case !same(s.k.objects[at], o):
 		return fmt.Sprintf("%s is not as wanted: %s", o, modetest.Text(s.k.objects[at]))
 	}
 	return ""

@@ -19,6 +19,10 @@ type box struct {
 	links []sandbox.Plug
 }
 
+func (b *box) has(name string) bool {
+	return slices.ContainsFunc(b.links, func(p sandbox.Plug) bool { return p.Name == name })
+}
+
 // OpenSandbox returns a descriptor of the sandbox at a path, and makes it if there is none.
 func (k *Kernel) OpenSandbox(path string) (fd int) {
 	if b := k.at(path); b != nil {
@@ -105,7 +109,15 @@ func (k *Kernel) PlugIn(_ context.Context, fd int, p sandbox.Plug) error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(b.links, func(o sandbox.Plug) bool { return o.Name == p.Name }) {
+	if p.Link == p.Name { // it was made in the sandbox
+		at := slices.IndexFunc(b.links, func(o sandbox.Plug) bool { return o.Name == p.Name && o.Alias == p.Alias })
+		if at < 0 {
+			return fmt.Errorf("find link %s in the sandbox: no such device", p.Name)
+		}
+		b.links[at] = p
+		return nil
+	}
+	if b.has(p.Name) {
 		return fmt.Errorf("move link %s into the sandbox: it has a link %s: %w", p.Link, p.Name, fs.ErrExist)
 	}
 	if !k.hasLink(p.Link) {
@@ -130,7 +142,7 @@ func (k *Kernel) PlugFaults(fd int, p sandbox.Plug) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(b.links, func(o sandbox.Plug) bool { return o.Name == p.Name }) {
+	if !b.has(p.Name) {
 		return []string{"link " + p.Name + " is missing in the sandbox"}, nil
 	}
 	return nil, nil
