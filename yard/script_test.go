@@ -148,7 +148,7 @@ func verbs() map[string]verb {
 		"lose-records": loseRecords, "rebuild": rebuild, "audit": auditVerb, "gc": gc, "repair": repairVerb,
 		"state":   func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
 		"records": func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
-		"changes": changes, "everywhere": everywhere,
+		"changes": func(_ context.Context, w *world, _ args) (string, error) { return w.changes() }, "everywhere": everywhere,
 	}
 }
 
@@ -488,17 +488,6 @@ func gc(ctx context.Context, w *world, _ args) (string, error) {
 
 func repairVerb(ctx context.Context, w *world, _ args) (string, error) {
 	return "", reconcile.RepairOnce(ctx, w.y)
-}
-
-func changes(_ context.Context, w *world, _ args) (string, error) {
-	if err := w.learn(); err != nil {
-		return "", err
-	}
-	lines := w.kernel.Journal()
-	if len(lines) == 0 {
-		return "", nil
-	}
-	return w.plain(strings.Join(lines, "\n")) + "\n", nil
 }
 
 // everywhere runs the commands of a file on a host of their own, once for each step between two changes of records and

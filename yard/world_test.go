@@ -222,8 +222,40 @@ func (w *world) state() (string, error) {
 	if err := w.learn(); err != nil {
 		return "", err
 	}
-	return w.plain(w.kernel.String()), nil
+	lines := strings.Split(w.plain(w.kernel.String()), "\n")
+	for i, line := range lines {
+		name, elements, ok := strings.Cut(strings.TrimSuffix(line, " }"), " { ")
+		if !ok || !strings.HasPrefix(line, "set ") {
+			continue
+		}
+		all := strings.Split(elements, ", ")
+		slices.Sort(all) // they were sorted by random IDs
+		lines[i] = name + " { " + strings.Join(all, ", ") + " }"
+	}
+	return strings.Join(lines, "\n"), nil
 }
+
+// changes returns what was made and removed since it was called last. The elements of one transaction have no order.
+func (w *world) changes() (string, error) {
+	if err := w.learn(); err != nil {
+		return "", err
+	}
+	var lines []string
+	for _, line := range w.kernel.Journal() {
+		lines = append(lines, w.plain(line)+"\n")
+	}
+	for from := 0; from < len(lines); {
+		to := from + 1
+		for to < len(lines) && isElement(lines[from]) && isElement(lines[to]) && lines[from][0] == lines[to][0] {
+			to++
+		}
+		slices.Sort(lines[from:to])
+		from = to
+	}
+	return strings.Join(lines, ""), nil
+}
+
+func isElement(line string) bool { return strings.HasPrefix(line[1:], " element ") }
 
 // records returns what is on record: networks with their endpoints and holds, and leases.
 func (w *world) records() (string, error) {
