@@ -203,12 +203,16 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 				return "", err
 			}
 		}
-		if _, err := w.y.Endpoint(n.ID, id); err == nil {
-			return "", nil // the engine has its address from the first time
-		}
-		p, err := pool.RequestAddress(ctx, w.y, r)
-		if err != nil {
-			return "", err
+		p, known := w.asked[id] // the engine has its address from the first time
+		if !known {
+			if r.Addr.IsValid() {
+				w.asked[id] = netip.PrefixFrom(r.Addr, n.Subnets[0].Pool.Bits())
+			}
+			if p, err = pool.RequestAddress(ctx, w.y, r); err != nil {
+				delete(w.asked, id)
+				return "", err
+			}
+			w.asked[id] = p
 		}
 		e.Addrs = []netip.Prefix{p}
 		_, err = w.y.CreateEndpoint(ctx, e)
@@ -217,6 +221,7 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 		_, err := w.y.ChangeEndpoint(ctx, n.ID, id, options(a.words[3:]...))
 		return "", err
 	case "delete":
+		delete(w.asked, id)
 		e, err := w.y.Endpoint(n.ID, id)
 		if errors.Is(err, book.ErrNotFound) {
 			return "", nil
@@ -528,7 +533,7 @@ func (w *world) once(read func(string) string, script []string, at int) (end str
 			if err := one.recovers(when); err != nil {
 				return "", 0, err
 			}
-			if err := run(); err != nil {
+			if err := run(); err != nil && !errors.Is(err, book.ErrNotFound) { // it is removed already
 				return "", 0, fmt.Errorf("%s: sent again: %w", when, err)
 			}
 			err = one.healthy(when + ", sent again")
@@ -549,6 +554,9 @@ func (w *world) once(read func(string) string, script []string, at int) (end str
 func (w *world) recovers(when string) error {
 	if err := w.restart(); err != nil {
 		return fmt.Errorf("%s: restart: %w", when, err)
+	}
+	if l, ok := w.fabric.(*ledger); ok {
+		l.reap(w.y.Book)
 	}
 	return w.healthy(when)
 }

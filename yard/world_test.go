@@ -42,6 +42,8 @@ type world struct {
 	names map[string]string
 	// chosen are the IDs that netyard has chosen.
 	chosen map[string]bool
+	// asked are the addresses that Docker has asked for, by endpoint.
+	asked map[string]netip.Prefix
 	// tries counts the worlds that everywhere has made.
 	tries int
 }
@@ -53,6 +55,7 @@ func newWorld(dir string) (*world, error) {
 	}
 	w := &world{
 		dir: dir, boot: 1, now: time.Unix(1e9, 0).UTC(), names: map[string]string{}, chosen: map[string]bool{},
+		asked: map[string]netip.Prefix{},
 		kernel: yardtest.New(modetest.Facts{
 			Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(ethernetMTU)},
 			Addr: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("192.0.2.1/24")}},
@@ -151,8 +154,8 @@ func (w *world) id(name string) string {
 	return id
 }
 
-// learn finds labels for the IDs that netyard has chosen, the names of containers, and forgets those of IDs that are
-// gone.
+// learn forgets the labels of IDs that are gone, and finds some for those that netyard has chosen since: the names of
+// containers.
 func (w *world) learn() error {
 	es, err := w.y.Endpoints()
 	if err != nil {
@@ -166,6 +169,12 @@ func (w *world) learn() error {
 			delete(w.chosen, id)
 		}
 	}
+	w.label(es)
+	return nil
+}
+
+// label finds labels for endpoints that have none.
+func (w *world) label(es []modes.Endpoint) {
 	for _, e := range es {
 		if w.names[e.ID] != "" {
 			continue
@@ -176,7 +185,6 @@ func (w *world) learn() error {
 		}
 		w.names[e.ID], w.chosen[e.ID] = label, true
 	}
-	return nil
 }
 
 func (w *world) labelled(label string) bool {
@@ -237,9 +245,11 @@ func (w *world) state() (string, error) {
 
 // changes returns what was made and removed since it was called last. The elements of one transaction have no order.
 func (w *world) changes() (string, error) {
-	if err := w.learn(); err != nil {
+	es, err := w.y.Endpoints()
+	if err != nil {
 		return "", err
 	}
+	w.label(es)
 	var lines []string
 	for _, line := range w.kernel.Journal() {
 		lines = append(lines, w.plain(line)+"\n")

@@ -296,6 +296,13 @@ func (k *Kernel) drop(o core.Object) {
 		}
 		return gone
 	})
+	for i, have := range k.objects { // the ports of a bridge stay
+		if v, ok := have.(bridge.Veth); ok && slices.Contains(names, v.Master) {
+			v.Master = ""
+			k.objects[i] = v
+			k.log("=", v)
+		}
+	}
 	if alias := field(o, "Alias"); len(names) > 0 && alias != "" {
 		for _, b := range k.sandboxes {
 			b.links = slices.DeleteFunc(b.links, func(p sandbox.Plug) bool { return p.Alias == alias })
@@ -503,6 +510,7 @@ func (s snapshot) Faults(wanted []core.Object) (faults []kernel.Fault) {
 		}
 		seen[text] = true
 		l, ok := o.(core.Unrepairable)
+		ok = ok && s.k.find(o) < 0 // its link is gone, so the view has none
 		_, late := o.(core.DeferredObject)
 		faults = append(faults, kernel.Fault{Object: i, Text: text, Lost: ok && l.Lost(&core.View{}), Late: late})
 	}
