@@ -91,8 +91,8 @@ func (r *rig) begin(keepStrays bool) {
 	r.step = func(string) {}
 	r.now = r.now.Add(time.Second)
 	c := book.Config{
-		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: plan.Host{Kernel: r.host.Kernel}, Handle: r.host.Handle,
-
+		Log: slog.New(slog.DiscardHandler), Store: r.st,
+		Kernel: plan.Host{Kernel: r.host.Kernel}, Handle: r.host.Handle,
 		BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
 		IPAM:   ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
 		Fabric: r.fabric, Now: func() time.Time { return r.now },

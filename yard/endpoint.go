@@ -214,7 +214,8 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 	if err := ctx.Err(); err != nil {
 		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
 	}
-	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.Config.Now(), y.Config.Kernel.IsNamespace(e.Sandbox)
+	e.Phase, e.Turned, e.Joined = modes.Ready, time.Time{}, y.Config.Now()
+	e.Seen = y.Config.Kernel.IsNamespace(e.Sandbox)
 	return link, y.Attached(e)
 }
 

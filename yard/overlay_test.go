@@ -67,7 +67,8 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		must(err)
 		f := fabric.Modes{A: m.agent}
 		m.Yard = yard.New(book.Config{
-			Log: log, Store: st, Kernel: plan.Host{Kernel: m.Kernel}, Handle: m.Handle, BootID: "boot-1", IPAM: ipam.New(ipam.Config{}), Fabric: f,
+			Log: log, Store: st, Kernel: plan.Host{Kernel: m.Kernel}, Handle: m.Handle,
+			BootID: "boot-1", IPAM: ipam.New(ipam.Config{}), Fabric: f,
 			Modes:      map[string]modes.Mode{"overlay": overlay.New(modes.Env{Fabric: f})},
 			Background: func(f func()) { f() },
 		})

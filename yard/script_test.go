@@ -146,9 +146,10 @@ func verbs() map[string]verb {
 		"container": containerVerb, "reserve": reserve, "policy": policyVerb, "cluster": joinCluster,
 		"restart": restartVerb, "reboot": reboot, "crash": crashVerb, "fail": failVerb, "drift": drift, "plant": plant,
 		"lose-records": loseRecords, "rebuild": rebuild, "audit": auditVerb, "gc": gc, "repair": repairVerb,
-		"state":   func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
-		"records": func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
-		"changes": func(_ context.Context, w *world, _ args) (string, error) { return w.changes() }, "everywhere": everywhere,
+		"state":      func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
+		"records":    func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
+		"changes":    func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
+		"everywhere": everywhere,
 	}
 }
 

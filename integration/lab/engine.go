@@ -117,6 +117,9 @@ func cacheDir() string {
 	if dir := os.Getenv("NETYARD_CACHE"); dir != "" {
 		return dir
 	}
+	if user, err := os.UserCacheDir(); err == nil && os.Geteuid() != 0 {
+		return filepath.Join(user, "netyard")
+	}
 	return "/var/cache/netyard"
 }
 

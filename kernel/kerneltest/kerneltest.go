@@ -110,6 +110,13 @@ func (h *Host) Watched(t testing.TB) {
 	})
 }
 
+// NeedsRoot skips the test where no namespaces can be made. New does, too; a test that calls New in subtests, and looks
+// at how they end, has to be skipped as a whole.
+func NeedsRoot(t testing.TB) {
+	t.Helper()
+	newNS(t)
+}
+
 // Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan. Then
 // scripts/test requires that the test runs in the guest kernel.
 func Needs(t testing.TB, kinds ...string) {

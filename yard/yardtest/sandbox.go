@@ -31,7 +31,8 @@ func (k *Kernel) OpenSandbox(path string) (fd int) {
 	k.made++
 	const first = 100
 	fd = first + k.made
-	k.sandboxes = append(k.sandboxes, &box{path: path, id: core.NamespaceID{Dev: 1, Ino: uint64(fd)}}) //nolint:gosec // positive
+	id := core.NamespaceID{Dev: 1, Ino: uint64(fd)} //nolint:gosec // positive
+	k.sandboxes = append(k.sandboxes, &box{path: path, id: id})
 	return fd
 }
 
@@ -131,7 +132,9 @@ func (k *Kernel) PlugIn(_ context.Context, fd int, p sandbox.Plug) error {
 func (k *Kernel) Unplug(fd int, p sandbox.Plug) error {
 	b, err := k.open(fd)
 	if err == nil {
-		b.links = slices.DeleteFunc(b.links, func(o sandbox.Plug) bool { return o.Name == p.Name && o.Alias == p.Alias })
+		b.links = slices.DeleteFunc(b.links, func(o sandbox.Plug) bool {
+			return o.Name == p.Name && o.Alias == p.Alias
+		})
 	}
 	return err
 }
