@@ -55,7 +55,7 @@ func TestScripts(t *testing.T) {
 	for name := range verbs() {
 		cmds[name] = func(ts *testscript.TestScript, neg bool, args []string) {
 			w := ts.Value(worldKey{}).(*world) //nolint:forcetypeassert // Setup stores one
-			out, err := w.do(ts.ReadFile, append([]string{name}, args...))
+			out, err := w.do(t.Context(), ts.ReadFile, append([]string{name}, args...))
 			fmt.Fprint(ts.Stdout(), out)
 			switch {
 			case err != nil && !neg:
@@ -71,7 +71,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata", Cmds: cmds, UpdateScripts: os.Getenv("NETYARD_UPDATE") != "",
 		RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
-			w, err := newWorld(t.TempDir())
+			w, err := newWorld(t.Context(), t.TempDir())
 			if err != nil {
 				return err
 			}
@@ -129,14 +129,14 @@ func parseArgs(words []string) (a args) {
 }
 
 // do runs a command.
-func (w *world) do(read func(string) string, words []string) (string, error) {
+func (w *world) do(ctx context.Context, read func(string) string, words []string) (string, error) {
 	f, ok := verbs()[words[0]]
 	if !ok {
 		return "", fmt.Errorf("there is no command %s", words[0])
 	}
 	a := parseArgs(words[1:])
 	a.read = read
-	return f(context.Background(), w, a)
+	return f(ctx, w, a)
 }
 
 func verbs() map[string]verb {
@@ -250,7 +250,7 @@ func join(ctx context.Context, w *world, a args) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return "", w.engineMoves(n, id, a.at(1), link)
+	return "", w.engineMoves(ctx, n, id, a.at(1), link)
 }
 
 func leave(ctx context.Context, w *world, a args) (string, error) {
@@ -384,28 +384,28 @@ func policyVerb(ctx context.Context, w *world, a args) (string, error) {
 	return "", err
 }
 
-func joinCluster(_ context.Context, w *world, _ args) (string, error) {
+func joinCluster(ctx context.Context, w *world, _ args) (string, error) {
 	w.fabric = &ledger{owners: map[netip.Addr]string{}}
-	return "", w.restart()
+	return "", w.restart(ctx)
 }
 
-func restartVerb(_ context.Context, w *world, _ args) (string, error) { return "", w.restart() }
+func restartVerb(ctx context.Context, w *world, _ args) (string, error) { return "", w.restart(ctx) }
 
-func reboot(_ context.Context, w *world, _ args) (string, error) {
+func reboot(ctx context.Context, w *world, _ args) (string, error) {
 	if err := w.die(); err != nil {
 		return "", err
 	}
 	w.boot++
 	w.kernel.Reboot()
-	return "", w.start(false)
+	return "", w.start(ctx, false)
 }
 
 // crashVerb prints the steps gone through.
-func crashVerb(_ context.Context, w *world, a args) (string, error) {
+func crashVerb(ctx context.Context, w *world, a args) (string, error) {
 	at := a.rest[0]
 	dies := func(n int, step string) bool { return step == at || strconv.Itoa(n) == at }
 	steps, err := w.crash(dies, func() error {
-		_, err := w.do(a.read, a.rest[1:])
+		_, err := w.do(ctx, a.read, a.rest[1:])
 		return err
 	})
 	if err == nil {
@@ -420,7 +420,7 @@ func crashVerb(_ context.Context, w *world, a args) (string, error) {
 // errRefused is the error of a kernel that is told to fail.
 var errRefused = errors.New("no buffer space available")
 
-func failVerb(_ context.Context, w *world, a args) (string, error) {
+func failVerb(ctx context.Context, w *world, a args) (string, error) {
 	w.kernel.Refuse = func(text string) error {
 		if strings.Contains(w.plain(text), a.rest[0]) {
 			return errRefused
@@ -428,7 +428,7 @@ func failVerb(_ context.Context, w *world, a args) (string, error) {
 		return nil
 	}
 	defer func() { w.kernel.Refuse = nil }()
-	return w.do(a.read, a.rest[1:])
+	return w.do(ctx, a.read, a.rest[1:])
 }
 
 // drift loses the objects whose text, as state prints it, contains a part.
@@ -444,7 +444,7 @@ func plant(_ context.Context, w *world, a args) (string, error) {
 	return "", nil
 }
 
-func loseRecords(_ context.Context, w *world, _ args) (string, error) {
+func loseRecords(ctx context.Context, w *world, _ args) (string, error) {
 	if err := w.st.Close(); err != nil {
 		return "", err
 	}
@@ -460,7 +460,7 @@ func loseRecords(_ context.Context, w *world, _ args) (string, error) {
 			return "", err
 		}
 	}
-	return "", w.start(true)
+	return "", w.start(ctx, true)
 }
 
 // rebuild makes the records again; the arguments are the containers that run.
@@ -482,7 +482,7 @@ func rebuild(ctx context.Context, w *world, a args) (string, error) {
 	return "", reconcile.Rebuild(ctx, w.y, reconcile.Census{Engine: book.Docker}, nil)
 }
 
-func auditVerb(_ context.Context, w *world, _ args) (string, error) { return w.audit() }
+func auditVerb(ctx context.Context, w *world, _ args) (string, error) { return w.audit(ctx) }
 
 func gc(ctx context.Context, w *world, _ args) (string, error) {
 	found, err := reconcile.GC(ctx, w.y, nil, false)
@@ -499,14 +499,14 @@ func repairVerb(ctx context.Context, w *world, _ args) (string, error) {
 // everywhere runs the commands of a file on a host of their own, once for each step between two changes of records and
 // kernel: the daemon dies there and is started again, records and kernel agree, and the command is sent again. The end
 // is the same as without a crash.
-func everywhere(_ context.Context, w *world, a args) (string, error) {
+func everywhere(ctx context.Context, w *world, a args) (string, error) {
 	script := strings.Split(strings.TrimSpace(a.read(a.at(0))), "\n")
-	want, steps, err := w.once(a.read, script, 0)
+	want, steps, err := w.once(ctx, a.read, script, 0)
 	if err != nil {
 		return "", err
 	}
 	for at := range steps {
-		got, _, err := w.once(a.read, script, at+1)
+		got, _, err := w.once(ctx, a.read, script, at+1)
 		if err != nil {
 			return "", fmt.Errorf("crash at step %d: %w", at+1, err)
 		}
@@ -518,26 +518,26 @@ func everywhere(_ context.Context, w *world, a args) (string, error) {
 }
 
 // once runs a script on a host of its own with a crash at a step; 0: none. It returns what is there at the end.
-func (w *world) once(read func(string) string, script []string, at int) (end string, steps int, err error) {
+func (w *world) once(ctx context.Context, read func(string) string, script []string, at int) (end string, steps int, err error) {
 	w.tries++
-	one, err := newWorld(filepath.Join(w.dir, fmt.Sprint("try", w.tries)))
+	one, err := newWorld(ctx, filepath.Join(w.dir, fmt.Sprint("try", w.tries)))
 	if err != nil {
 		return "", 0, err
 	}
 	defer func() { err = errors.Join(err, one.st.Close()) }()
 	for _, line := range script {
-		run := func() error { _, err := one.do(read, strings.Fields(line)); return err }
+		run := func() error { _, err := one.do(ctx, read, strings.Fields(line)); return err }
 		done, err := one.crash(func(n int, _ string) bool { return steps+n == at }, run)
 		steps += len(done)
 		if errors.Is(err, errPulled) {
 			when := fmt.Sprintf("%s, %q", line, done[len(done)-1])
-			if err := one.recovers(when); err != nil {
+			if err := one.recovers(ctx, when); err != nil {
 				return "", 0, err
 			}
 			if err := run(); err != nil && !errors.Is(err, book.ErrNotFound) { // it is removed already
 				return "", 0, fmt.Errorf("%s: sent again: %w", when, err)
 			}
-			err = one.healthy(when + ", sent again")
+			err = one.healthy(ctx, when+", sent again")
 		}
 		if err != nil {
 			return "", 0, fmt.Errorf("%s: %w", line, err)
@@ -552,19 +552,19 @@ func (w *world) once(read func(string) string, script []string, at int) (end str
 }
 
 // recovers starts the daemon after a crash.
-func (w *world) recovers(when string) error {
-	if err := w.restart(); err != nil {
+func (w *world) recovers(ctx context.Context, when string) error {
+	if err := w.restart(ctx); err != nil {
 		return fmt.Errorf("%s: restart: %w", when, err)
 	}
 	if l, ok := w.fabric.(*ledger); ok {
 		l.reap(w.y.Book)
 	}
-	return w.healthy(when)
+	return w.healthy(ctx, when)
 }
 
 // healthy returns an error if records and kernel differ.
-func (w *world) healthy(when string) error {
-	found, err := w.audit()
+func (w *world) healthy(ctx context.Context, when string) error {
+	found, err := w.audit(ctx)
 	if err == nil && found != "ok\n" {
 		err = errors.New(found)
 	}

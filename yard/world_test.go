@@ -49,7 +49,7 @@ type world struct {
 }
 
 // newWorld starts a host with one Ethernet link.
-func newWorld(dir string) (*world, error) {
+func newWorld(ctx context.Context, dir string) (*world, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func newWorld(dir string) (*world, error) {
 			Addr: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("192.0.2.1/24")}},
 		}),
 	}
-	return w, w.start(false)
+	return w, w.start(ctx, false)
 }
 
 const ethernetMTU = 1500
@@ -69,12 +69,12 @@ const ethernetMTU = 1500
 func (w *world) db() string { return filepath.Join(w.dir, "netyard.db") }
 
 // start starts the daemon; keepStrays: the records may have been lost.
-func (w *world) start(keepStrays bool) (err error) {
+func (w *world) start(ctx context.Context, keepStrays bool) (err error) {
 	w.step = func(string) {}
 	w.now = w.now.Add(time.Second)
 	w.kernel.Reopen()
 	w.kernel.Refuse = nil
-	w.st, err = store.Open(context.Background(), store.Config{
+	w.st, err = store.Open(ctx, store.Config{
 		Path: w.db(), FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify,
 		Init: reconcile.MarkRecordsLost,
 	})
@@ -93,7 +93,7 @@ func (w *world) start(keepStrays bool) (err error) {
 			return err
 		}
 	}
-	return reconcile.Restore(context.Background(), w.y, keepStrays)
+	return reconcile.Restore(ctx, w.y, keepStrays)
 }
 
 // die leaves the records as a killed process does.
@@ -118,11 +118,11 @@ func (w *world) die() error {
 }
 
 // restart kills the daemon and starts it again.
-func (w *world) restart() error {
+func (w *world) restart(ctx context.Context) error {
 	if err := w.die(); err != nil {
 		return err
 	}
-	return w.start(false)
+	return w.start(ctx, false)
 }
 
 // crash runs f and dies at a step, given by its number or its name. It returns the steps gone through.
@@ -213,7 +213,7 @@ func (w *world) plain(text string) string {
 func sandboxOf(container string) string { return "/run/netns/" + container }
 
 // engineMoves moves a joined endpoint's link into the container, as Docker does.
-func (w *world) engineMoves(n modes.Network, id, container string, link modes.Link) error {
+func (w *world) engineMoves(ctx context.Context, n modes.Network, id, container string, link modes.Link) error {
 	if link.SrcName == "" {
 		return nil
 	}
@@ -222,7 +222,7 @@ func (w *world) engineMoves(n modes.Network, id, container string, link modes.Li
 		return err
 	}
 	p := sandbox.Plug{Link: link.SrcName, Name: link.DstPrefix + "0", Alias: core.Alias(n.ID, id), Addrs: e.Addrs}
-	return w.kernel.Move(sandboxOf(container), p)
+	return w.kernel.Move(ctx, sandboxOf(container), p)
 }
 
 // state returns what the kernel has.
@@ -321,6 +321,7 @@ func notReady(p modes.Phase) string {
 		return " pending"
 	case modes.Deleting:
 		return " deleting"
+	case modes.Ready:
 	}
 	return ""
 }
@@ -349,8 +350,8 @@ func (w *world) findings(found []book.Finding) (string, error) {
 	return w.plain(strings.Join(lines, "")), nil
 }
 
-func (w *world) audit() (string, error) {
-	found, err := reconcile.Audit(context.Background(), w.y, nil)
+func (w *world) audit(ctx context.Context) (string, error) {
+	found, err := reconcile.Audit(ctx, w.y, nil)
 	if err != nil {
 		return "", err
 	}

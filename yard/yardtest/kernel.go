@@ -69,7 +69,7 @@ func New(f modetest.Facts) *Kernel {
 
 // Reopen makes the kernel forget what the daemon told it to remember, as when the daemon starts.
 func (k *Kernel) Reopen() {
-	k.daemon = daemon{wanted: map[nft.ElementID]*element{}} //nolint:govet // nobody holds the lock of the former daemon
+	k.daemon = daemon{wanted: map[nft.ElementID]*element{}}
 }
 
 // Reboot makes the kernel forget everything.

@@ -53,8 +53,8 @@ func (k *Kernel) EndSandbox(path string) {
 }
 
 // Move moves a link into a sandbox, as Docker does after a join.
-func (k *Kernel) Move(path string, p sandbox.Plug) error {
-	return k.PlugIn(context.Background(), k.OpenSandbox(path), p)
+func (k *Kernel) Move(ctx context.Context, path string, p sandbox.Plug) error {
+	return k.PlugIn(ctx, k.OpenSandbox(path), p)
 }
 
 // MoveBack moves the links with an alias out of all sandboxes, as Docker does after a container has left.
