@@ -518,7 +518,9 @@ func everywhere(ctx context.Context, w *world, a args) (string, error) {
 }
 
 // once runs a script on a host of its own with a crash at a step; 0: none. It returns what is there at the end.
-func (w *world) once(ctx context.Context, read func(string) string, script []string, at int) (end string, steps int, err error) {
+func (w *world) once(
+	ctx context.Context, read func(string) string, script []string, at int,
+) (end string, steps int, err error) {
 	w.tries++
 	one, err := newWorld(ctx, filepath.Join(w.dir, fmt.Sprint("try", w.tries)))
 	if err != nil {
@@ -526,7 +528,10 @@ func (w *world) once(ctx context.Context, read func(string) string, script []str
 	}
 	defer func() { err = errors.Join(err, one.st.Close()) }()
 	for _, line := range script {
-		run := func() error { _, err := one.do(ctx, read, strings.Fields(line)); return err }
+		run := func() error {
+			_, err := one.do(ctx, read, strings.Fields(line))
+			return err
+		}
 		done, err := one.crash(func(n int, _ string) bool { return steps+n == at }, run)
 		steps += len(done)
 		if errors.Is(err, errPulled) {
