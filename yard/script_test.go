@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -38,12 +39,15 @@ import (
 //	attach NETWORK CONTAINER [--ip A] [-p PORT], detach NETWORK CONTAINER     as CNI runtimes do
 //	container end NAME        its sandbox ends, and nobody says so
 //	container exited NAME, container gone NAME, container is ENDPOINT NETWORK NAME     what an engine reports
+//	census ENGINE [NAME]...   an engine is asked twice, a minute apart, and has only these endpoints or containers
 //	reserve SUBNET ADDRESS [NAME]
 //	policy apply FILE, policy rm NAME
 //	cluster                   the host joins a cluster
 //	restart, reboot           the daemon is killed and started again, without or with the host
 //	crash STEP COMMAND        COMMAND dies at a step, given by its number or name; the next command is restart
-//	fail PART COMMAND         during COMMAND no object can be made whose text contains PART
+//	fail PART COMMAND         during COMMAND no object can be made whose text contains PART, or with the word remove
+//	                          before PART, none can be removed
+//	sweep                     what could not be removed is tried again
 //	drift PART, plant LINK    objects are lost, or appear, behind netyard's back
 //	lose-records, rebuild CONTAINER...     the database is lost, and made again from kernel, copies and engine
 //	audit, gc, repair         audit and gc print findings, or ok
@@ -149,7 +153,7 @@ func verbs() map[string]verb {
 		"state":      func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
 		"records":    func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
 		"changes":    func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
-		"everywhere": everywhere,
+		"everywhere": everywhere, "census": censusVerb, "sweep": sweep,
 	}
 }
 
@@ -363,6 +367,31 @@ func containerVerb(ctx context.Context, w *world, a args) (string, error) {
 	return "", fmt.Errorf("container %s: unknown", a.at(0))
 }
 
+func censusVerb(ctx context.Context, w *world, a args) (string, error) {
+	c := reconcile.Census{
+		Engine: a.at(0), Endpoints: map[string]reconcile.SeenEndpoint{}, Attachments: map[string]bool{},
+	}
+	es, err := w.y.Endpoints()
+	if err != nil {
+		return "", err
+	}
+	for _, name := range a.words[1:] {
+		c.Attachments[name] = true
+		for _, e := range es {
+			if e.Attachment == name || e.ID == w.id(name) {
+				c.Endpoints[e.ID] = reconcile.SeenEndpoint{NetworkID: e.NetworkID, Container: e.Container}
+			}
+		}
+	}
+	for range 2 { // what is missing once may only be late
+		w.now = w.now.Add(time.Minute + time.Second)
+		if err := reconcile.Reconcile(ctx, w.y, c); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
 func reserve(_ context.Context, w *world, a args) (string, error) {
 	addr, err := netip.ParseAddr(a.at(1))
 	if err != nil {
@@ -421,8 +450,9 @@ func crashVerb(ctx context.Context, w *world, a args) (string, error) {
 var errRefused = errors.New("no buffer space available")
 
 func failVerb(ctx context.Context, w *world, a args) (string, error) {
-	w.kernel.Refuse = func(text string) error {
-		if strings.Contains(w.plain(text), a.rest[0]) {
+	part, removals := strings.CutPrefix(a.rest[0], "remove ")
+	w.kernel.Refuse = func(text string, removal bool) error {
+		if removal == removals && strings.Contains(w.plain(text), part) {
 			return errRefused
 		}
 		return nil
@@ -483,6 +513,13 @@ func rebuild(ctx context.Context, w *world, a args) (string, error) {
 }
 
 func auditVerb(ctx context.Context, w *world, _ args) (string, error) { return w.audit(ctx) }
+
+func sweep(ctx context.Context, w *world, _ args) (string, error) {
+	w.now = w.now.Add(time.Minute)
+	w.y.Retry(ctx)
+	w.y.Sweep(ctx)
+	return "", nil
+}
 
 func gc(ctx context.Context, w *world, _ args) (string, error) {
 	found, err := reconcile.GC(ctx, w.y, nil, false)

@@ -31,8 +31,8 @@ import (
 // A Kernel is made up. It outlives the daemon: Reopen makes it forget what only the daemon knew.
 type Kernel struct {
 	modetest.Facts
-	// Refuse returns the error with which an object cannot be made; nil: none is refused.
-	Refuse func(text string) error
+	// Refuse returns the error with which an object cannot be made, or removed; nil: none is refused.
+	Refuse func(text string, removal bool) error
 	// Listening are the host's sockets.
 	Listening []sandbox.Listener
 
@@ -124,7 +124,7 @@ func (k *Kernel) ensure(o core.Object) error {
 	}
 	text := modetest.Text(o)
 	if k.Refuse != nil {
-		if err := k.Refuse(text); err != nil {
+		if err := k.Refuse(text, false); err != nil {
 			return fmt.Errorf("create %s: %w", o, err)
 		}
 	}
@@ -197,7 +197,7 @@ func (k *Kernel) find(o core.Object) int {
 func (k *Kernel) add(elements []nft.Element) error {
 	for _, e := range elements {
 		if k.Refuse != nil {
-			if err := k.Refuse(modetest.Text(e)); err != nil {
+			if err := k.Refuse(modetest.Text(e), false); err != nil {
 				return fmt.Errorf("add %s: %w", elements[0], err)
 			}
 		}
@@ -224,13 +224,24 @@ func (k *Kernel) add(elements []nft.Element) error {
 func (k *Kernel) Remove(objects ...core.Object) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	var errs []error
+	refused := func(o core.Object) bool {
+		if k.Refuse == nil {
+			return false
+		}
+		err := k.Refuse(modetest.Text(o), true)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove %s: %w", o, err))
+		}
+		return err != nil
+	}
 	for _, o := range objects {
-		if e, ok := o.(nft.Element); ok {
+		if e, ok := o.(nft.Element); ok && !refused(e) {
 			k.removeElement(e)
 		}
 	}
 	for _, o := range slices.Backward(objects) {
-		if _, ok := o.(nft.Element); ok {
+		if _, ok := o.(nft.Element); ok || refused(o) {
 			continue
 		}
 		if s, ok := o.(shared); ok && k.shared.RemoveOwner(s) {
@@ -240,7 +251,7 @@ func (k *Kernel) Remove(objects ...core.Object) error {
 			k.drop(k.objects[at])
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // stays reports whether an object is a setting, which nobody takes back. One of a link goes with the link.
