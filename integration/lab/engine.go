@@ -123,8 +123,8 @@ func cacheDir() string {
 	return "/var/cache/netyard"
 }
 
-// needRoot skips the test unless it runs as root.
-func needRoot(t testing.TB) {
+// NeedRoot skips the test unless it runs as root.
+func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		Skip(t, "needs root: only root can make the hosts of this test")
