@@ -53,6 +53,7 @@ import (
 //	audit, gc, repair         audit and gc print findings, or ok
 //	state, records, changes   print the kernel, the records, and what was made and removed since the last changes
 //	everywhere FILE           runs FILE's commands over and over, each time with a crash at another step
+//	refused FILE              likewise, each time with another object that cannot be made
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	cmds := map[string]func(*testscript.TestScript, bool, []string){}
@@ -153,7 +154,7 @@ func verbs() map[string]verb {
 		"state":      func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
 		"records":    func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
 		"changes":    func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
-		"everywhere": everywhere, "census": censusVerb, "sweep": sweep,
+		"everywhere": everywhere, "refused": refusedVerb, "census": censusVerb, "sweep": sweep,
 	}
 }
 
@@ -531,87 +532,4 @@ func gc(ctx context.Context, w *world, _ args) (string, error) {
 
 func repairVerb(ctx context.Context, w *world, _ args) (string, error) {
 	return "", reconcile.RepairOnce(ctx, w.y)
-}
-
-// everywhere runs the commands of a file on a host of their own, once for each step between two changes of records and
-// kernel: the daemon dies there and is started again, records and kernel agree, and the command is sent again. The end
-// is the same as without a crash.
-func everywhere(ctx context.Context, w *world, a args) (string, error) {
-	script := strings.Split(strings.TrimSpace(a.read(a.at(0))), "\n")
-	want, steps, err := w.once(ctx, a.read, script, 0)
-	if err != nil {
-		return "", err
-	}
-	for at := range steps {
-		got, _, err := w.once(ctx, a.read, script, at+1)
-		if err != nil {
-			return "", fmt.Errorf("crash at step %d: %w", at+1, err)
-		}
-		if got != want {
-			return "", fmt.Errorf("crash at step %d: the end is\n%sand not\n%s", at+1, got, want)
-		}
-	}
-	return fmt.Sprintf("%d steps\n", steps), nil
-}
-
-// once runs a script on a host of its own with a crash at a step; 0: none. It returns what is there at the end.
-func (w *world) once(
-	ctx context.Context, read func(string) string, script []string, at int,
-) (end string, steps int, err error) {
-	w.tries++
-	one, err := newWorld(ctx, filepath.Join(w.dir, fmt.Sprint("try", w.tries)))
-	if err != nil {
-		return "", 0, err
-	}
-	defer func() { err = errors.Join(err, one.st.Close()) }()
-	for _, line := range script {
-		run := func() error {
-			_, err := one.do(ctx, read, strings.Fields(line))
-			return err
-		}
-		done, err := one.crash(func(n int, _ string) bool { return steps+n == at }, run)
-		steps += len(done)
-		if errors.Is(err, errPulled) {
-			when := fmt.Sprintf("%s, %q", line, done[len(done)-1])
-			if err := one.recovers(ctx, when); err != nil {
-				return "", 0, err
-			}
-			if err := run(); err != nil && !errors.Is(err, book.ErrNotFound) { // it is removed already
-				return "", 0, fmt.Errorf("%s: sent again: %w", when, err)
-			}
-			err = one.healthy(ctx, when+", sent again")
-		}
-		if err != nil {
-			return "", 0, fmt.Errorf("%s: %w", line, err)
-		}
-	}
-	state, err := one.state()
-	if err != nil {
-		return "", 0, err
-	}
-	records, err := one.records()
-	return state + records, steps, err
-}
-
-// recovers starts the daemon after a crash.
-func (w *world) recovers(ctx context.Context, when string) error {
-	if err := w.restart(ctx); err != nil {
-		return fmt.Errorf("%s: restart: %w", when, err)
-	}
-	if l, ok := w.fabric.(*ledger); ok {
-		l.reap(w.y.Book)
-	}
-	return w.healthy(ctx, when)
-}
-
-// healthy returns an error if records and kernel differ.
-func (w *world) healthy(ctx context.Context, when string) error {
-	found, err := w.audit(ctx)
-	if err == nil && found != "ok\n" {
-		err = errors.New(found)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: audit: %w", when, err)
-	}
-	return nil
 }
