@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -176,6 +177,78 @@ func TestAcquire(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestSilentServer shows that a client looks for servers again if the one whose offer it takes falls silent, and that it
+// then prefers another one.
+func TestSilentServer(t *testing.T) {
+	other := dhcpv4.OptServerIdentifier(net.IPv4(192, 0, 2, 2))
+	for name, c := range map[string]struct {
+		offers int // of the silent server; -1: no end
+		acks   int // requests to the silent server until it answers; -1: never
+		others bool
+		want   string
+		most   time.Duration
+	}{
+		"it dies, and another server is there": {1, -1, true, "192.0.2.20/24", 2500 * time.Millisecond},
+		"it goes on to offer":                  {-1, -1, true, "192.0.2.20/24", 2500 * time.Millisecond},
+		"it answers late, and is alone":        {-1, 4, false, "192.0.2.10/24", 4 * time.Second},
+		"it never answers":                     {-1, -1, false, "", 7 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var f *fake
+				offers, asked := 0, 0
+				f = newFake(func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+					if m.MessageType() == dhcpv4.MessageTypeDiscover {
+						if offers++; offers <= c.offers || c.offers < 0 {
+							f.queue <- reply(m, dhcpv4.MessageTypeOffer, "192.0.2.10").ToBytes()
+						}
+						if c.others {
+							return reply(m, dhcpv4.MessageTypeOffer, "192.0.2.20", dhcpv4.WithOption(other))
+						}
+						return nil
+					}
+					if !m.ServerIdentifier().Equal(server()) {
+						return reply(m, dhcpv4.MessageTypeAck, "192.0.2.20", dhcpv4.WithOption(other))
+					}
+					if asked++; asked == c.acks {
+						return reply(m, dhcpv4.MessageTypeAck, "192.0.2.10")
+					}
+					return nil
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
+				defer cancel()
+				began := time.Now()
+				l, err := (&Client{Transport: f, Identity: Identity{MAC: self}}).Acquire(ctx, Wish{})
+				if c.want == "" {
+					if !errors.Is(err, errSilent) || !strings.Contains(err.Error(), "192.0.2.10 from 192.0.2.1") {
+						t.Error(err)
+					}
+				} else if err != nil || l.Addr.String() != c.want {
+					t.Errorf("%v, %v; want %s", l.Addr, err, c.want)
+				}
+				if took := time.Since(began); took > c.most {
+					t.Errorf("it took %v; sent %v", took, f.sent)
+				}
+			})
+		})
+	}
+}
+
+// TestJitter shows that clients that start at the same time do not repeat their messages at the same time.
+func TestJitter(t *testing.T) {
+	seen := map[time.Duration]bool{}
+	for range 20 {
+		d := jittered(firstWait)
+		if d < firstWait*3/4 || d > firstWait*5/4 {
+			t.Errorf("%v", d)
+		}
+		seen[d] = true
+	}
+	if len(seen) < 2 {
+		t.Error("the interval is always the same")
 	}
 }
 
