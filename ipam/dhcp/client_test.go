@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -362,6 +363,55 @@ func TestRead(t *testing.T) {
 	anonymous.Options.Del(dhcpv4.OptionServerIdentifier)
 	if _, err := read(anonymous, nil, time.Unix(0, 0)); err == nil {
 		t.Error("an answer without a server identifier is accepted")
+	}
+}
+
+// TestRoutes shows that each router of a lease can be reached when the routes are added in their order.
+func TestRoutes(t *testing.T) {
+	route := func(dst, via string) *dhcpv4.Route {
+		_, n, err := net.ParseCIDR(dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &dhcpv4.Route{Dest: n, Router: net.ParseIP(via)}
+	}
+	routes := func(rs ...*dhcpv4.Route) dhcpv4.Modifier {
+		return dhcpv4.WithOption(dhcpv4.OptClasslessStaticRoute(rs...))
+	}
+	host, router := dhcpv4.WithNetmask(net.CIDRMask(32, 32)), dhcpv4.WithRouter(net.IPv4(192, 0, 2, 1))
+	for name, c := range map[string]struct {
+		options []dhcpv4.Modifier
+		router  string
+		want    string
+	}{
+		"in the subnet":            {[]dhcpv4.Modifier{router}, "192.0.2.1", "[]"},
+		"a /32, router outside":    {[]dhcpv4.Modifier{host, router}, "192.0.2.1", "[{192.0.2.1/32 0.0.0.0}]"},
+		"another subnet's router":  {[]dhcpv4.Modifier{dhcpv4.WithRouter(net.IPv4(203, 0, 113, 1))}, "203.0.113.1", "[{203.0.113.1/32 0.0.0.0}]"},
+		"the host is its router":   {[]dhcpv4.Modifier{host, dhcpv4.WithRouter(net.IPv4(192, 0, 2, 10))}, "invalid IP", "[{0.0.0.0/0 0.0.0.0}]"},
+		"a default on the link":    {[]dhcpv4.Modifier{host, routes(route("0.0.0.0/0", "0.0.0.0"))}, "invalid IP", "[{0.0.0.0/0 0.0.0.0}]"},
+		"an invalid router of 121": {[]dhcpv4.Modifier{routes(route("198.51.100.0/24", "255.255.255.255"))}, "invalid IP", "[]"},
+		"121 with a route to its routers, after them": {
+			[]dhcpv4.Modifier{host, routes(route("0.0.0.0/0", "192.0.2.1"),
+				route("198.51.100.0/24", "192.0.2.2"), route("192.0.2.0/30", "0.0.0.0"))},
+			"192.0.2.1", "[{192.0.2.0/30 0.0.0.0} {198.51.100.0/24 192.0.2.2}]",
+		},
+		"121 without": {
+			[]dhcpv4.Modifier{host, routes(route("0.0.0.0/0", "192.0.2.1"),
+				route("198.51.100.0/24", "192.0.2.2"), route("203.0.113.0/24", "192.0.2.2"))},
+			"192.0.2.1", "[{192.0.2.1/32 0.0.0.0} {192.0.2.2/32 0.0.0.0} " +
+				"{198.51.100.0/24 192.0.2.2} {203.0.113.0/24 192.0.2.2}]",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, err := dhcpv4.NewDiscovery(self)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := read(reply(m, dhcpv4.MessageTypeAck, "192.0.2.10", c.options...), nil, time.Unix(0, 0))
+			if err != nil || l.Router.String() != c.router || fmt.Sprint(l.Routes) != c.want {
+				t.Errorf("router %s, routes %v, %v", l.Router, l.Routes, err)
+			}
+		})
 	}
 }
 
