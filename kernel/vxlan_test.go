@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/nft"
 	"netyard/kernel/overlay"
+	"netyard/kernel/sandbox"
 )
 
 const (
@@ -352,6 +354,40 @@ func TestVXLANDrift(t *testing.T) {
 	if err := o.Ensure(t.Context(), objects[5]); err == nil || !strings.Contains(err.Error(), "is not netyard's") {
 		t.Errorf("over somebody else's link: %v", err)
 	}
+}
+
+// TestVXLANPort: if the port is taken, the error names the port, the program or link that has it, and the option.
+func TestVXLANPort(t *testing.T) {
+	t.Parallel()
+	o := overlayOf(t, 1, false)[0]
+	objects := o.bridge(blueNet, blueVNI, 20)
+	refused := func(holder string) {
+		t.Helper()
+		err := o.Ensure(t.Context(), objects...)
+		want := "UDP port 4789 is in use by " + holder +
+			"; end that, or set overlay.port to another, the same on all hosts: address already in use"
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+		must(t, o.Remove(objects...))
+	}
+	for _, at := range []string{"0.0.0.0:4789", "192.0.2.1:4789"} {
+		var l net.PacketConn
+		must(t, o.Do(func() (err error) { l, err = net.ListenPacket("udp4", at); return err }))
+		refused(fmt.Sprintf("process kernel.test (pid %d)", os.Getpid()))
+		must(t, l.Close())
+		kerneltest.Released(t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(o.Handle, "udp") }, 4789)
+	}
+	o.Sh(t, "ip link add flannel type vxlan external dstport 4789 && ip link set flannel up")
+	refused("VXLAN link flannel")
+	o.Sh(t, "ip link del flannel")
+	if overlay.CheckWireGuard(o.Handle) == nil {
+		w := overlay.WireGuard{Port: 4789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}
+		must(t, o.Ensure(t.Context(), w))
+		refused("a link of this kernel, such as a VXLAN or a WireGuard link")
+		must(t, o.Remove(w))
+	}
+	must(t, o.Ensure(t.Context(), objects...))
 }
 
 // TestVXLANStray: a device that no network wants is reported as a stray and removed.

@@ -228,8 +228,7 @@ func TestDHCP(t *testing.T) {
 	}
 }
 
-// TestDHCPRouterOutside shows that a container with a /32 reaches a router, which is outside of that, and what is behind
-// it.
+// TestDHCPRouterOutside shows that a container with a /32 reaches its router, and what is behind that.
 func TestDHCPRouterOutside(t *testing.T) {
 	t.Parallel()
 	kerneltest.Needs(t, "macvlan")

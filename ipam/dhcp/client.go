@@ -18,8 +18,8 @@ const (
 	firstWait = 500 * time.Millisecond
 	// maxTries bounds the attempts of Acquire, after conflicts, refusals and servers that fell silent.
 	maxTries = 4
-	// firstAccept is how long Acquire waits for the answer to its request for an offered address, which is sent twice or
-	// three times meanwhile, before it looks for servers again (RFC 2131, 3.1.5); it doubles each time.
+	// firstAccept is how long Acquire waits for the answer to its request for an offered address, which is sent twice
+	// or three times meanwhile, before it looks for servers again (RFC 2131, 3.1.5); it doubles each time.
 	firstAccept = 3 * firstWait
 	// silentWait is how long offers of a server that fell silent are ignored, as another server may make one.
 	silentWait = firstWait / 2

@@ -181,8 +181,8 @@ func TestAcquire(t *testing.T) {
 	}
 }
 
-// TestSilentServer shows that a client looks for servers again if the one whose offer it takes falls silent, and that it
-// then prefers another one.
+// TestSilentServer shows that a client looks for servers again if the one whose offer it takes falls silent, and then
+// prefers another one.
 func TestSilentServer(t *testing.T) {
 	other := dhcpv4.OptServerIdentifier(net.IPv4(192, 0, 2, 2))
 	for name, c := range map[string]struct {

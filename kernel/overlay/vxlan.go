@@ -111,7 +111,8 @@ func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
 	if err := errors.Join(k.NL.LinkSetLearning(link, false), k.NL.LinkSetFlood(link, true)); err != nil {
 		return fmt.Errorf("set learning and flooding of %s: %w", v, err)
 	}
-	if err := k.NL.LinkSetUp(link); err != nil {
+	port := udpPort{v.Port, v.Name, "end that, or set overlay.port to another, the same on all hosts"}
+	if err := port.explain(k, k.NL.LinkSetUp(link)); err != nil {
 		return fmt.Errorf("set %s up: %w", v, err)
 	}
 	return nil
