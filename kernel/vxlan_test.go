@@ -323,6 +323,8 @@ func TestVXLANDrift(t *testing.T) {
 		"bridge link set dev nyx-aaaaaaaaaaa learning on":                                                                          "learns addresses",
 		"bridge link set dev nyx-aaaaaaaaaaa flood off":                                                                            "does not receive unknown unicast",
 		"ip link set nyb-aaaaaaaaaaa type bridge mcast_snooping 1":                                                                 "has multicast snooping on",
+		"sysctl -qw net.ipv6.conf.nyx-aaaaaaaaaaa.addr_gen_mode=0":                                                                 "addr_gen_mode",
+		"ip link set nyb-aaaaaaaaaaa address 02:00:00:00:00:99":                                                                    "bridge nyb-aaaaaaaaaaa has MAC 02:00:00:00:00:99 instead of 02:00:00:00:ff:01",
 		"sysctl -qw net.ipv6.conf.nyx-aaaaaaaaaaa.disable_ipv6=1":                                                                  "disable_ipv6",
 		"bridge fdb del " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa":                                                            "2 missing or different",
 		"bridge fdb replace " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa dst 192.0.2.9":                                          "2 missing or different",

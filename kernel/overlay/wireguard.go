@@ -93,9 +93,6 @@ func (w WireGuard) Ensure(k *core.Handle) error {
 	if err := w.configure(k); err != nil {
 		return err
 	}
-	if err := k.NL.LinkSetIP6AddrGenMode(link, nl6None); err != nil {
-		return fmt.Errorf("turn off IPv6 address generation on %s: %w", w, err)
-	}
 	for _, s := range w.sysctls() {
 		if err := s.Ensure(k); err != nil {
 			return err
@@ -168,6 +165,7 @@ func (w WireGuard) address() core.Addr {
 // sysctls returns the settings of the link. A new link has the host's defaults, and IPv6 is often off there.
 func (WireGuard) sysctls() []core.Sysctl {
 	return []core.Sysctl{
+		noLinkLocal(core.TunnelName),
 		{Path: []string{"net", "ipv6", "conf", core.TunnelName, "disable_ipv6"}, Value: "0"},
 		{Path: []string{"net", "ipv6", "conf", core.TunnelName, "accept_ra"}, Value: "0"},
 	}
