@@ -358,6 +358,36 @@ func TestVXLANDrift(t *testing.T) {
 	}
 }
 
+// TestUnderlay: the MTU of a routed host, which has its address on lo, is that of its way to the others.
+func TestUnderlay(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.Peer(t, "eth0")
+	h.Peer(t, "eth1")
+	h.Sh(t, "ip addr add 192.0.2.1/32 dev lo && ip addr add 2001:db8::1/128 dev lo && ip link set lo up")
+	a, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	is := func(a netip.Addr, link string, mtu int) {
+		t.Helper()
+		got, err := overlay.UnderlayOf(h.Handle, a)
+		if err != nil || got.Link != link || got.MTU != mtu || (got.MAC == "") != (link == "lo") {
+			t.Errorf("%+v, %v; want %s, %d", got, err, link, mtu)
+		}
+	}
+	is(a, "lo", 1500)
+	h.Sh(t, "ip addr add 10.1.0.2/24 dev eth0 && ip addr add 10.2.0.2/24 dev eth1 && ip link set eth0 mtu 9000")
+	is(netip.MustParseAddr("10.1.0.2"), "eth0", 9000)
+	h.Sh(t, "ip route add default via 10.1.0.1")
+	is(a, "eth0", 9000)
+	h.Sh(t, "ip link set eth1 mtu 1400 && "+
+		"ip route add 192.0.2.0/24 nexthop via 10.1.0.1 dev eth0 nexthop via 10.2.0.1 dev eth1")
+	is(a, "eth1", 1400)
+	h.Sh(t, "ip route add 198.51.100.0/24 via inet6 fe80::1 dev eth0 mtu 1300")
+	is(a, "eth0", 1300)
+	is(six, "lo", 1500)
+	h.Sh(t, "ip -6 addr add 2001:db8:1::2/64 dev eth0 nodad && ip -6 route add default via 2001:db8:1::1")
+	is(six, "eth0", 9000)
+}
+
 // TestVXLANPort: if the port is taken, the error names the port, the program or link that has it, and the option.
 func TestVXLANPort(t *testing.T) {
 	t.Parallel()

@@ -184,32 +184,6 @@ func (v VXLAN) Check(s *core.View) []string {
 	return faults
 }
 
-// A Underlay is a link that has an address of the host.
-type Underlay struct {
-	Link string
-	MTU  int
-	MAC  string // empty: none
-}
-
-// UnderlayOf returns the link that has an address.
-func UnderlayOf(k *core.Handle, a netip.Addr) (Underlay, error) {
-	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, core.Family(a)) })
-	if err != nil {
-		return Underlay{}, fmt.Errorf("list addresses: %w", err)
-	}
-	for _, got := range addrs {
-		if core.PrefixOf(got.IPNet).Addr() != a {
-			continue
-		}
-		l, err := k.NL.LinkByIndex(got.LinkIndex)
-		if err != nil {
-			return Underlay{}, fmt.Errorf("find the link of %s: %w", a, err)
-		}
-		return Underlay{Link: l.Attrs().Name, MTU: l.Attrs().MTU, MAC: l.Attrs().HardwareAddr.String()}, nil
-	}
-	return Underlay{}, fmt.Errorf("the host has no address %s", a)
-}
-
 // An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host uses
 // another address as source: a reply to this one would stay with whichever host receives it.
 type Anycast struct {
