@@ -80,14 +80,29 @@ func networkAttach() *cli.Command {
 			if c.Bool("docker") {
 				return printDockerCreate(c, name)
 			}
-			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{Name: name, Mode: clusterMode()})
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(c.App.Writer, n.ID)
-			return err
+			return makeNetwork(c, api.NetworkRequest{Name: name, Mode: clusterMode()})
 		},
 	}
+}
+
+// makeNetwork creates a network without an engine and prints its ID. If the network is one of the cluster, and this
+// host is not a member, it says on stderr that the network waits.
+func makeNetwork(c *cli.Context, q api.NetworkRequest) error {
+	n, err := client(c).MakeNetwork(c.Context, q)
+	if err == nil {
+		_, err = fmt.Fprintln(c.App.Writer, n.ID)
+	}
+	if err != nil || q.Mode != clusterMode() {
+		return err
+	}
+	s, err := client(c).ClusterStatus(c.Context)
+	if err != nil || s.Reason == "" { // the network is there all the same
+		return nil //nolint:nilerr // it is
+	}
+	_, err = fmt.Fprintf(c.App.ErrWriter, "netyard: network %s has no traffic with other hosts "+
+		"until this host is a member of the cluster: %s; netyard cluster status shows when it is\n",
+		table.Printable(q.Name), table.Printable(s.Reason))
+	return err
 }
 
 // clusterMode returns the mode of networks that are in a cluster.

@@ -161,9 +161,13 @@ func clusterStatus(c *cli.Context) error {
 	if s.Advice != "" {
 		say("  %s", s.Advice)
 	}
-	if !s.Down.IsZero() {
+	switch {
+	case !s.Down.IsZero():
 		say("etcd has not answered since %s", s.Down.Format(time.RFC3339))
-	} else if s.WriteWorst > 0 {
+	case s.Refused != "":
+		say("etcd refuses writes: %s", table.Printable(s.Refused))
+		say("  running containers are not affected, new ones get spare addresses while there are any")
+	case s.WriteWorst > 0:
 		say("etcd is %s: writes take %.0f ms (median), %.0f ms (99th percentile)",
 			pace(s.WriteWorst), s.WriteMedian, s.WriteWorst)
 	}

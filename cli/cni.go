@@ -152,16 +152,11 @@ func networkCreate() *cli.Command {
 			if err != nil {
 				return err
 			}
-			n, err := client(c).MakeNetwork(c.Context, api.NetworkRequest{
+			return makeNetwork(c, api.NetworkRequest{
 				Name: c.Args().First(), Mode: c.String("mode"), Options: options, Subnets: c.StringSlice("subnet"),
 				Gateways: c.StringSlice("gateway"), Ranges: c.StringSlice("ip-range"), Aux: aux,
 				IPv6: c.Bool("ipv6"), Internal: c.Bool("internal"),
 			})
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(c.App.Writer, n.ID)
-			return err
 		},
 	}
 }

@@ -2,14 +2,18 @@ package fabric
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"netyard/cluster"
 	"netyard/cluster/clustertest"
 	"netyard/cluster/etcd"
+	"netyard/cluster/hosttest"
 	"netyard/fabric/address"
 	"netyard/store"
 )
@@ -118,4 +122,46 @@ func TestTwin(t *testing.T) {
 	all[2].c.Host.Name = "h1"
 	all[2].run()
 	all[2].waitReason("host name h1 is taken by", "another overlay.name")
+}
+
+// TestFullEtcd: an etcd whose database is full is reported with the remedy, and the host works again afterwards.
+func TestFullEtcd(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "", "--quota-backend-bytes", "1000000")
+	h := hosts(t, e, 1)[0]
+	blue := joinBlue(t, []*host{h})
+	raw := hosttest.Raw(t, e.Direct())
+	var err error
+	for err == nil {
+		_, err = raw.Put(t.Context(), "/other", strings.Repeat("x", 100_000))
+	}
+	if err := h.c.Client.TryWrite(t.Context()); !errors.Is(err, etcd.ErrFull) {
+		t.Errorf("a write: %v", err)
+	}
+	found, err := h.Doctor(t.Context())
+	if said := fmt.Sprint(found); err != nil || !strings.Contains(said, "etcd raised the alarm NOSPACE: etcd is full") {
+		t.Errorf("doctor: %s, %v", said, err)
+	}
+	var last error
+	for n := range 20 { // spare addresses first
+		_, last = h.Grant(t.Context(), address.Wish{Network: blue.ID, Endpoint: fmt.Sprint("new", n)})
+		if last != nil {
+			break
+		}
+	}
+	if !errors.Is(last, etcd.ErrFull) {
+		t.Errorf("an address without a spare one: %v", last)
+	}
+	_, err = raw.Compact(t.Context(), h.status().Health.Revision)
+	must(t, err)
+	_, err = raw.Delete(t.Context(), "/other")
+	must(t, err)
+	_, err = raw.Defragment(t.Context(), e.Direct())
+	must(t, err)
+	_, err = raw.AlarmDisarm(t.Context(), &clientv3.AlarmMember{})
+	must(t, err)
+	must(t, h.c.Client.TryWrite(t.Context()))
+	if found, err := h.Doctor(t.Context()); err != nil || strings.Contains(fmt.Sprint(found), "NOSPACE") {
+		t.Errorf("doctor, later: %v, %v", found, err)
+	}
 }

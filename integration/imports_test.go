@@ -37,7 +37,7 @@ func layers() []rule {
 		{"kernel/bridge", "kernel/core kernel/nft kernel/rule", "others build on it: it defines the sets of bridges"},
 		{"kernel/beside", "kernel/core kernel/nft kernel/rule", "it handles other programs' chains"},
 		{"kernel/lan", "kernel/bridge kernel/core kernel/nft kernel/rule", "the traffic that it allows does not involve a bridge"},
-		{"kernel/overlay", "kernel/bridge kernel/core kernel/nft kernel/rule", "a VXLAN device is a port of a bridge"},
+		{"kernel/overlay", "kernel/bridge kernel/core kernel/nft kernel/rule kernel/sandbox", "a VXLAN device is a port of a bridge, and a program may have its UDP port"},
 		{"kernel/policy", "kernel/bridge kernel/core kernel/nft kernel/rule", "policies apply at ports of bridges"},
 		{"kernel/ports", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule kernel/sandbox", "a published port leads to a bridge or to the LAN, and a program may listen on it"},
 		{"kernel/dhcp", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule", "its link is on a parent"},

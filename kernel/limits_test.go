@@ -122,6 +122,8 @@ func TestLimitsDrift(t *testing.T) {
 		"tc qdisc del dev " + shaperLink + " root":                                                        "the limit from the container (20mbit) is missing",
 		"tc qdisc change dev " + shaperLink + " root handle 6e79: tbf rate 5mbit burst 20kb limit 40kb":   "the limit from the container is 5mbit instead of 20mbit",
 		"tc qdisc change dev " + limitedLink + " root handle 6e79: tbf rate 10mbit burst 20kb limit 40kb": "has another queue size",
+		"ip link set " + shaperLink + " down":                                                             "link " + shaperLink + " is down",
+		"sysctl -qw net.ipv6.conf." + shaperLink + ".disable_ipv6=0":                                      "disable_ipv6",
 		"ip link del " + shaperLink:                                                                       "link " + shaperLink + " is missing",
 		"tc qdisc replace dev " + limitedLink + " root handle 7: tbf rate 1mbit burst 20kb limit 40kb":    "the limit to the container (10mbit) is missing",
 	} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/nft"
 	"netyard/kernel/overlay"
+	"netyard/kernel/sandbox"
 )
 
 const (
@@ -321,6 +323,8 @@ func TestVXLANDrift(t *testing.T) {
 		"bridge link set dev nyx-aaaaaaaaaaa learning on":                                                                          "learns addresses",
 		"bridge link set dev nyx-aaaaaaaaaaa flood off":                                                                            "does not receive unknown unicast",
 		"ip link set nyb-aaaaaaaaaaa type bridge mcast_snooping 1":                                                                 "has multicast snooping on",
+		"sysctl -qw net.ipv6.conf.nyx-aaaaaaaaaaa.addr_gen_mode=0":                                                                 "addr_gen_mode",
+		"ip link set nyb-aaaaaaaaaaa address 02:00:00:00:00:99":                                                                    "bridge nyb-aaaaaaaaaaa has MAC 02:00:00:00:00:99 instead of 02:00:00:00:ff:01",
 		"sysctl -qw net.ipv6.conf.nyx-aaaaaaaaaaa.disable_ipv6=1":                                                                  "disable_ipv6",
 		"bridge fdb del " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa":                                                            "2 missing or different",
 		"bridge fdb replace " + containerMAC(2, 2) + " dev nyx-aaaaaaaaaaa dst 192.0.2.9":                                          "2 missing or different",
@@ -352,6 +356,70 @@ func TestVXLANDrift(t *testing.T) {
 	if err := o.Ensure(t.Context(), objects[5]); err == nil || !strings.Contains(err.Error(), "is not netyard's") {
 		t.Errorf("over somebody else's link: %v", err)
 	}
+}
+
+// TestUnderlay: the MTU of a routed host, which has its address on lo, is that of its way to the others.
+func TestUnderlay(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.Peer(t, "eth0")
+	h.Peer(t, "eth1")
+	h.Sh(t, "ip addr add 192.0.2.1/32 dev lo && ip addr add 2001:db8::1/128 dev lo && ip link set lo up")
+	a, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	is := func(a netip.Addr, link string, mtu int) {
+		t.Helper()
+		got, err := overlay.UnderlayOf(h.Handle, a)
+		if err != nil || got.Link != link || got.MTU != mtu || (got.MAC == "") != (link == "lo") {
+			t.Errorf("%+v, %v; want %s, %d", got, err, link, mtu)
+		}
+	}
+	is(a, "lo", 1500)
+	h.Sh(t, "ip addr add 10.1.0.2/24 dev eth0 && ip addr add 10.2.0.2/24 dev eth1 && ip link set eth0 mtu 9000")
+	is(netip.MustParseAddr("10.1.0.2"), "eth0", 9000)
+	h.Sh(t, "ip route add default via 10.1.0.1")
+	is(a, "eth0", 9000)
+	h.Sh(t, "ip link set eth1 mtu 1400 && "+
+		"ip route add 192.0.2.0/24 nexthop via 10.1.0.1 dev eth0 nexthop via 10.2.0.1 dev eth1")
+	is(a, "eth1", 1400)
+	h.Sh(t, "ip route add 198.51.100.0/24 via inet6 fe80::1 dev eth0 mtu 1300")
+	is(a, "eth0", 1300)
+	is(six, "lo", 1500)
+	h.Sh(t, "ip -6 addr add 2001:db8:1::2/64 dev eth0 nodad && ip -6 route add default via 2001:db8:1::1")
+	is(six, "eth0", 9000)
+}
+
+// TestVXLANPort: if the port is taken, the error names the port, the program or link that has it, and the option.
+func TestVXLANPort(t *testing.T) {
+	t.Parallel()
+	o := overlayOf(t, 1, false)[0]
+	objects := o.bridge(blueNet, blueVNI, 20)
+	refused := func(holder string) {
+		t.Helper()
+		err := o.Ensure(t.Context(), objects...)
+		want := "UDP port 4789 is in use by " + holder +
+			"; end that, or set overlay.port to another, the same on all hosts: address already in use"
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+		must(t, o.Remove(objects...))
+	}
+	for _, at := range []string{"0.0.0.0:4789", "192.0.2.1:4789"} {
+		var l net.PacketConn
+		must(t, o.Do(func() (err error) { l, err = net.ListenPacket("udp4", at); return err }))
+		refused(fmt.Sprintf("process kernel.test (pid %d)", os.Getpid()))
+		must(t, l.Close())
+		kerneltest.Released(t, func() ([]sandbox.Listener, error) { return sandbox.Listeners(o.Handle, "udp") }, 4789)
+	}
+	o.Sh(t, "ip link add flannel type vxlan external dstport 4789 && ip link set flannel up")
+	refused("VXLAN link flannel")
+	o.Sh(t, "ip link del flannel")
+	if overlay.CheckWireGuard(o.Handle) == nil {
+		w := overlay.WireGuard{Port: 4789, MTU: 1440, Addr: netip.MustParsePrefix("fd99::1/64")}
+		must(t, o.Ensure(t.Context(), w))
+		refused("a link of this kernel, such as a VXLAN or a WireGuard link")
+		must(t, o.Remove(w))
+	}
+	must(t, o.Ensure(t.Context(), objects...))
 }
 
 // TestVXLANStray: a device that no network wants is reported as a stray and removed.

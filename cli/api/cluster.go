@@ -11,7 +11,7 @@ import (
 
 // A Cluster answers the admin's requests about the cluster of overlay networks.
 type Cluster interface {
-	Status() (ClusterStatus, error)
+	Status(ctx context.Context) (ClusterStatus, error)
 	Hosts(ctx context.Context) ([]ClusterHost, error)
 	// Forget removes the host with that name or ID from the cluster.
 	Forget(ctx context.Context, host string) (ClusterHost, error)
@@ -65,6 +65,8 @@ type ClusterStatus struct {
 	Advice string `json:"advice,omitempty"`
 	// Down is the time since which etcd has not answered; zero: it answers.
 	Down time.Time `json:"down,omitzero"`
+	// Refused says why etcd answers and refuses writes; empty: it does not refuse them.
+	Refused string `json:"refused,omitempty"`
 	// WriteMedian and WriteWorst are the median and the 99th percentile of this host's last writes to etcd, in
 	// milliseconds; 0: unknown.
 	WriteMedian float64 `json:"write_median_ms,omitempty"`
@@ -105,12 +107,12 @@ func (s *Server) inCluster() (Cluster, error) {
 	return s.Cluster, nil
 }
 
-func (s *Server) clusterStatus(context.Context, *http.Request) (any, error) {
+func (s *Server) clusterStatus(ctx context.Context, _ *http.Request) (any, error) {
 	c, err := s.inCluster()
 	if err != nil {
 		return nil, err
 	}
-	return c.Status()
+	return c.Status(ctx)
 }
 
 func (s *Server) clusterHosts(ctx context.Context, _ *http.Request) (any, error) {

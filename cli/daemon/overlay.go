@@ -154,13 +154,18 @@ func (o *overlays) admin() api.Cluster {
 	return o
 }
 
-// Status returns this host's membership and the state of its overlays.
-func (o *overlays) Status() (api.ClusterStatus, error) {
+// Status returns this host's membership, the state of its overlays, and whether etcd accepts writes now.
+func (o *overlays) Status(ctx context.Context) (api.ClusterStatus, error) {
 	s, err := o.agent.Status()
 	v := api.ClusterStatus{
 		Host: s.Host, Cluster: s.Meta.Cluster, Reason: s.Reason, Advice: s.Advice, Clear: s.Clear,
 		Hosts: s.Hosts.Records, Rejected: s.Hosts.Rejected + s.Members.Rejected, Networks: []api.ClusterNetwork{},
 		Down: s.Health.Down, WriteMedian: milliseconds(s.Health.Median), WriteWorst: milliseconds(s.Health.Worst),
+	}
+	if v.Down.IsZero() {
+		if err := o.client.TryWrite(ctx); err != nil {
+			v.Refused = err.Error()
+		}
 	}
 	for _, n := range s.Networks {
 		w := api.ClusterNetwork{

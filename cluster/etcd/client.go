@@ -27,6 +27,9 @@ var (
 	ErrOther = errors.New("etcd does not hold this host's cluster")
 	// ErrNotYet says that this process has not entered its cluster yet.
 	ErrNotYet = errors.New("etcd was not contacted yet")
+	// ErrFull says that etcd's database has reached its quota, so that etcd refuses all writes.
+	ErrFull = errors.New("etcd is full and refuses all writes; compact and defragment it, or raise its " +
+		"--quota-backend-bytes, and then run etcdctl alarm disarm")
 )
 
 const (
@@ -263,6 +266,9 @@ func (c *Client) noteResult(act string, err error) error {
 	defer c.mu.Unlock()
 	if err == nil || !isNoAnswer(err) {
 		c.down, c.reason, c.dialErr = time.Time{}, nil, nil
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			err = fmt.Errorf("%w: %w", ErrFull, err)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", act, err)
 		}

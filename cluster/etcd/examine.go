@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -36,8 +38,9 @@ type Etcd struct {
 	// Members is etcd's own count of its members; 0: the user is not allowed to ask.
 	Members int
 	Alarms  []string
-	// Write is the median time of a write.
-	Write time.Duration
+	// Write is the median time of a write, and WriteErr why etcd refuses writes.
+	Write    time.Duration
+	WriteErr error
 }
 
 // Examine asks each of etcd's endpoints for its health. It leaves nothing written.
@@ -68,7 +71,19 @@ func (c *Client) Examine(ctx context.Context) (e Etcd, err error) {
 		return err
 	})
 	e.Write, err = c.timeWrite(ctx)
-	return e, err
+	if errors.Is(err, ErrUnreachable) || ctx.Err() != nil {
+		return e, err
+	}
+	e.WriteErr = err
+	return e, nil
+}
+
+// TryWrite returns why etcd refuses writes; nil: it does not, as far as it answers.
+func (c *Client) TryWrite(ctx context.Context) error {
+	if _, err := c.write(ctx); err != nil && !errors.Is(err, ErrUnreachable) {
+		return err
+	}
+	return nil
 }
 
 // server asks one endpoint.
@@ -94,28 +109,35 @@ func (c *Client) server(ctx context.Context, endpoint string) Server {
 // usualQuota is etcd's default quota, in bytes (DefaultQuotaBytes, server/storage/quota.go).
 const usualQuota = 2 << 30
 
-// timeWrite returns how long etcd takes for a write to disk. It grants and revokes a lease, which is written as a key
-// is but leaves none.
+// timeWrite returns how long etcd takes for a write to disk.
 func (c *Client) timeWrite(ctx context.Context) (time.Duration, error) {
-	const times, ttl = 5, 30 // seconds
-	var took []time.Duration
+	const times = 5
+	var all []time.Duration
 	for range times {
-		start := time.Now()
-		err := c.call(ctx, "time a write", func(ctx context.Context, conn *clientv3.Client) error {
-			lease, err := conn.Grant(ctx, ttl)
-			if err != nil {
-				return err
-			}
-			took = append(took, time.Since(start))
-			_, err = conn.Revoke(ctx, lease.ID)
-			return err
-		})
+		took, err := c.write(ctx)
 		if err != nil {
 			return 0, err
 		}
+		all = append(all, took)
 	}
-	slices.Sort(took)
-	return took[times/2], nil
+	slices.Sort(all)
+	return all[times/2], nil
+}
+
+// write grants and revokes a lease, which is written as a key is but leaves none, and returns how long that took.
+func (c *Client) write(ctx context.Context) (took time.Duration, err error) {
+	const ttl = 30 // seconds
+	start := time.Now()
+	err = c.call(ctx, "try a write to etcd", func(ctx context.Context, conn *clientv3.Client) error {
+		lease, err := conn.Grant(ctx, ttl)
+		if err != nil {
+			return err
+		}
+		took = time.Since(start)
+		_, err = conn.Revoke(ctx, lease.ID)
+		return err
+	})
+	return took, err
 }
 
 const (
@@ -159,7 +181,10 @@ func (c Config) Advise(e Etcd, now time.Time) (all []string) {
 		add("etcd has %d members, which tolerate no more failures than %d would", e.Members, e.Members-1)
 	}
 	for _, a := range e.Alarms {
-		add("etcd raised the alarm %s, and may refuse writes until it is disarmed", a)
+		add("etcd raised the alarm %s: %s", a, alarmAdvice(a))
+	}
+	if e.WriteErr != nil && !errors.Is(e.WriteErr, ErrFull) { // for which etcd raises an alarm
+		add("etcd refuses writes: %v", e.WriteErr)
 	}
 	if e.Write > slowWrite {
 		add("a write to etcd takes %s, so other hosts learn of a container that much later; give etcd a faster disk",
@@ -170,6 +195,17 @@ func (c Config) Advise(e Etcd, now time.Time) (all []string) {
 			"whoever reaches etcd can redirect containers' traffic")
 	}
 	return append(all, c.expiring(now)...)
+}
+
+// alarmAdvice returns what an alarm of etcd's means and what to do.
+func alarmAdvice(alarm string) string {
+	switch alarm {
+	case pb.AlarmType_NOSPACE.String():
+		return ErrFull.Error()
+	case pb.AlarmType_CORRUPT.String():
+		return "the data of a member differs from the others'; replace that member"
+	}
+	return "it may refuse writes until the alarm is disarmed (etcdctl alarm disarm)"
 }
 
 // losesEvents says whether a watch of this version may lose events (CHANGELOG-3.4 and -3.5 of etcd: fixed in 3.4.36 and

@@ -44,7 +44,13 @@ func TestAdvise(t *testing.T) {
 	advised(t, c, healthy(func(e *Etcd) { e.Servers[0].Size = 1800 << 20 }), "1800 of its quota of 2048 MiB")
 	advised(t, c, healthy(func(e *Etcd) { e.Members = 5 }), "5 members, and etcd.endpoints lists 3")
 	advised(t, c, healthy(func(e *Etcd) { e.Members = 2 }), "2 members, which tolerate no more failures than 1")
-	advised(t, c, healthy(func(e *Etcd) { e.Alarms = []string{"NOSPACE"} }), "the alarm NOSPACE")
+	advised(t, c, healthy(func(e *Etcd) { e.Alarms = []string{"NOSPACE"} }),
+		"the alarm NOSPACE: etcd is full and refuses all writes; "+
+			"compact and defragment it, or raise its --quota-backend-bytes, and then run etcdctl alarm disarm")
+	advised(t, c, healthy(func(e *Etcd) { e.Alarms, e.WriteErr = []string{"NOSPACE"}, ErrFull }), "the alarm NOSPACE")
+	advised(t, c, healthy(func(e *Etcd) { e.Alarms = []string{"CORRUPT"} }), "the alarm CORRUPT: the data of a member")
+	advised(t, c, healthy(func(e *Etcd) { e.WriteErr = errors.New("too many requests") }),
+		"etcd refuses writes: too many requests")
 	advised(t, c, healthy(func(e *Etcd) { e.Write = 300 * time.Millisecond }), "a write to etcd takes 300ms")
 	advised(t, Config{Endpoints: c.Endpoints}, healthy(func(*Etcd) {}), "neither certificate (etcd.cert) nor user")
 	for version, old := range map[string]bool{

@@ -79,14 +79,15 @@ func newDHCPHost(t *testing.T) *dhcpHost {
 }
 
 // dnsmasq starts a DHCP server for these addresses, which has no leases of the server before it.
-func (d *dhcpHost) dnsmasq(span string) {
+func (d *dhcpHost) dnsmasq(span string, more ...string) {
 	d.t.Helper()
 	if d.stop != nil {
 		d.stop()
 	}
 	const ready = "DHCP, IP range"
 	before := d.log.Count(ready)
-	args := kerneltest.Dnsmasq(d.t, "eth0", "--dhcp-option=6,192.0.2.8", "--dhcp-range="+span)
+	args := kerneltest.Dnsmasq(d.t, "eth0",
+		append([]string{"--dhcp-option=6,192.0.2.8", "--dhcp-range=" + span}, more...)...)
 	d.stop = d.lan.Start(d.t, &d.log, args...)
 	d.eventually("dnsmasq is ready", func() bool { return d.log.Count(ready) > before })
 }
@@ -225,4 +226,26 @@ func TestDHCP(t *testing.T) {
 			d.eventually("nothing is left on the host", func() bool { return links() == before })
 		})
 	}
+}
+
+// TestDHCPRouterOutside shows that a container with a /32 reaches its router, and what is behind that.
+func TestDHCPRouterOutside(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "macvlan")
+	d := newDHCPHost(t)
+	d.lan.Sh(t, "ip addr add 198.51.100.7/32 dev lo && ip addr add 203.0.113.7/32 dev lo")
+	d.dnsmasq("192.0.2.100,192.0.2.110,255.255.255.0,120", "--dhcp-option=1,255.255.255.255",
+		"--dhcp-option=121,0.0.0.0/0,192.0.2.1,198.51.100.0/24,192.0.2.1")
+	const conf = `{"cniVersion":"1.0.0","name":"lan","type":"netyard","master":"eth0","ipam":{"type":"dhcp"}}`
+	box := kerneltest.New(t)
+	if got := d.address(d.do("ADD", conf, "c1", box)); !strings.HasSuffix(got, "/32") {
+		t.Errorf("the container has %s", got)
+	}
+	for _, to := range []string{"192.0.2.1", "198.51.100.7", "203.0.113.7"} {
+		if !box.Pings(to, true) {
+			t.Errorf("the container does not reach %s: %s", to, box.Sh(t, "ip route"))
+		}
+	}
+	d.do("CHECK", conf, "c1", box)
+	d.do("DEL", conf, "c1", box)
 }

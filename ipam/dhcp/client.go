@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -15,9 +16,17 @@ const (
 	// firstWait is the time until a message is sent again without an answer; it doubles each time. RFC 2131 begins with
 	// 4 s, but an engine does not wait that long, and a LAN answers in milliseconds.
 	firstWait = 500 * time.Millisecond
-	// maxTries bounds the attempts of Acquire, after conflicts and refusals.
+	// maxTries bounds the attempts of Acquire, after conflicts, refusals and servers that fell silent.
 	maxTries = 4
+	// firstAccept is how long Acquire waits for the answer to its request for an offered address, which is sent twice
+	// or three times meanwhile, before it looks for servers again (RFC 2131, 3.1.5); it doubles each time.
+	firstAccept = 3 * firstWait
+	// silentWait is how long offers of a server that fell silent are ignored, as another server may make one.
+	silentWait = firstWait / 2
 )
+
+// errSilent says that a server made an offer and did not answer the request for it.
+var errSilent = fmt.Errorf("%w the request for an address that was offered", ErrNoServer)
 
 // A Client is a DHCPv4 client on one link.
 type Client struct {
@@ -49,21 +58,37 @@ type Wish struct {
 }
 
 // Acquire acquires a lease: DISCOVER, OFFER, REQUEST, ACK (RFC 2131, 3.1). It starts again if the server withdraws its
-// offer or a station already has the address.
+// offer or falls silent after it, or if a station already has the address.
 func (c *Client) Acquire(ctx context.Context, w Wish) (l Lease, err error) {
+	t := attempt{Wish: w, patience: firstAccept}
 	for range maxTries {
-		if l, err = c.acquire(ctx, w); err == nil {
-			return l, nil
-		}
-		if !errors.Is(err, ErrRefused) && !errors.Is(err, ErrConflict) || w.Must || ctx.Err() != nil {
+		l, err = c.acquire(ctx, t)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return l, err
+		case errors.Is(err, errSilent):
+			t.silent, t.patience = append(t.silent, l.Server), 2*t.patience
+		case (errors.Is(err, ErrRefused) || errors.Is(err, ErrConflict)) && !w.Must:
+			t.Addr = netip.Addr{}
+		default:
 			return l, err
 		}
-		w.Addr = netip.Addr{}
 	}
 	return l, err
 }
 
-func (c *Client) acquire(ctx context.Context, w Wish) (Lease, error) {
+// An attempt is one of those that Acquire makes.
+type attempt struct {
+	Wish
+
+	// silent are the servers that made an offer and did not answer after it.
+	silent []netip.Addr
+	// patience is how long to wait for the answer to a request.
+	patience time.Duration
+}
+
+// acquire makes an attempt. If the error is errSilent, it returns the offer.
+func (c *Client) acquire(ctx context.Context, w attempt) (Lease, error) {
 	m, err := c.message(dhcpv4.MessageTypeDiscover)
 	if err != nil {
 		return Lease{}, err
@@ -73,10 +98,14 @@ func (c *Client) acquire(ctx context.Context, w Wish) (Lease, error) {
 		m.UpdateOption(dhcpv4.OptRequestedIPAddress(w.Addr.AsSlice()))
 	}
 	var other netip.Addr
+	began := c.now()
 	offer, err := c.ask(ctx, question{m: m, fits: func(l Lease, kind dhcpv4.MessageType) bool {
 		if kind == dhcpv4.MessageTypeOffer && w.Must && l.Addr.Addr() != w.Addr {
 			other = l.Addr.Addr() // another server may have the right one
 			return false
+		}
+		if slices.Contains(w.silent, l.Server) && c.now().Sub(began) < silentWait {
+			return false // another server may be there; if not, this one answers the next message
 		}
 		return kind == dhcpv4.MessageTypeOffer
 	}})
@@ -91,7 +120,12 @@ func (c *Client) acquire(ctx context.Context, w Wish) (Lease, error) {
 			return offer, err
 		}
 	}
-	l, err := c.accept(ctx, m.TransactionID, offer)
+	asking, cancel := context.WithTimeout(ctx, w.patience)
+	defer cancel()
+	l, err := c.accept(asking, m.TransactionID, offer)
+	if errors.Is(err, ErrNoServer) {
+		return offer, fmt.Errorf("%w: %s from %s", errSilent, offer.Addr.Addr(), offer.Server)
+	}
 	if err != nil || !c.Probe {
 		return l, err
 	}

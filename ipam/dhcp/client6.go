@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
@@ -42,22 +43,52 @@ func (c *Client6) now() time.Time {
 }
 
 // Acquire acquires an address: SOLICIT, ADVERTISE, REQUEST, REPLY (RFC 8415, 18.2.1 and 18.2.2). It uses the first
-// server that has one, and does not wait a second for a better one as RFC 8415 has it. want is the address to request;
-// any if it is not valid.
-func (c *Client6) Acquire(ctx context.Context, want netip.Addr) (Lease, error) {
+// server that has one, and does not wait a second for a better one as RFC 8415 has it. If that server falls silent, it
+// starts again. want is the address to request; any if it is not valid.
+func (c *Client6) Acquire(ctx context.Context, want netip.Addr) (l Lease, err error) {
+	var silent [][]byte
+	patience := firstAccept
+	for range maxTries {
+		l, err = c.acquire(ctx, want, silent, patience)
+		if !errors.Is(err, errSilent) || ctx.Err() != nil {
+			return l, err
+		}
+		silent, patience = append(silent, l.ServerID), 2*patience
+	}
+	return l, err
+}
+
+// acquire makes one attempt. silent are the servers that made an offer and did not answer after it; patience is how
+// long to wait for the answer to a request. If the error is errSilent, it returns the offer.
+func (c *Client6) acquire(
+	ctx context.Context, want netip.Addr, silent [][]byte, patience time.Duration,
+) (Lease, error) {
 	m, err := c.message(dhcpv6.MessageTypeSolicit, want, nil)
 	if err != nil {
 		return Lease{}, err
 	}
-	offer, err := c.ask(ctx, m, dhcpv6.MessageTypeAdvertise)
+	began := c.now()
+	offer, err := c.ask(ctx, m, dhcpv6.MessageTypeAdvertise, func(l Lease) bool {
+		fellSilent := slices.ContainsFunc(silent, func(id []byte) bool { return bytes.Equal(id, l.ServerID) })
+		return !fellSilent || c.now().Sub(began) >= silentWait
+	})
 	if err != nil {
 		return Lease{}, err
 	}
 	if m, err = c.message(dhcpv6.MessageTypeRequest, offer.Addr.Addr(), offer.ServerID); err != nil {
 		return Lease{}, err
 	}
-	return c.ask(ctx, m, dhcpv6.MessageTypeReply)
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	l, err := c.ask(asking, m, dhcpv6.MessageTypeReply, anyLease)
+	if errors.Is(err, ErrNoServer) {
+		return offer, fmt.Errorf("%w: %s from %s", errSilent, offer.Addr.Addr(), offer.Server)
+	}
+	return l, err
 }
+
+// anyLease accepts each lease.
+func anyLease(Lease) bool { return true }
 
 // Extend extends a lease. Until T2 it asks the server of the lease (RENEW), after that every server (REBIND).
 func (c *Client6) Extend(ctx context.Context, l Lease) (Lease, error) {
@@ -69,7 +100,7 @@ func (c *Client6) Extend(ctx context.Context, l Lease) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	more, err := c.ask(ctx, m, dhcpv6.MessageTypeReply)
+	more, err := c.ask(ctx, m, dhcpv6.MessageTypeReply, anyLease)
 	if err == nil && more.Addr != l.Addr {
 		err = fmt.Errorf("%w: it offers %s instead of %s", ErrRefused, more.Addr.Addr(), l.Addr.Addr())
 	}
@@ -92,7 +123,7 @@ func (c *Client6) end(ctx context.Context, kind dhcpv6.MessageType, l Lease) err
 	if err != nil {
 		return err
 	}
-	_, err = c.ask(ctx, m, dhcpv6.MessageTypeReply)
+	_, err = c.ask(ctx, m, dhcpv6.MessageTypeReply, anyLease)
 	if errors.Is(err, ErrRefused) { // the server does not have the lease any more
 		return nil
 	}
@@ -133,9 +164,11 @@ func (c *Client6) message(kind dhcpv6.MessageType, addr netip.Addr, server []byt
 	return m, nil
 }
 
-// ask sends a message, repeatedly as exchange does, until an answer of that type fits. A reply that refuses the address
-// is an error.
-func (c *Client6) ask(ctx context.Context, m *dhcpv6.Message, kind dhcpv6.MessageType) (Lease, error) {
+// ask sends a message, repeatedly as exchange does, until an answer of that type has a lease that fits. A reply that
+// refuses the address is an error.
+func (c *Client6) ask(
+	ctx context.Context, m *dhcpv6.Message, kind dhcpv6.MessageType, fits func(Lease) bool,
+) (Lease, error) {
 	start := c.now()
 	asked := start
 	send := func() error {
@@ -155,7 +188,7 @@ func (c *Client6) ask(ctx context.Context, m *dhcpv6.Message, kind dhcpv6.Messag
 		if err != nil && kind != dhcpv6.MessageTypeReply {
 			return l, false, nil //nolint:nilerr // another server may have an address (RFC 8415, 18.2.9)
 		}
-		return l, err == nil, err
+		return l, err == nil && fits(l), err
 	})
 }
 

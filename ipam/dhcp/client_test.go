@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -179,6 +181,78 @@ func TestAcquire(t *testing.T) {
 	}
 }
 
+// TestSilentServer shows that a client looks for servers again if the one whose offer it takes falls silent, and then
+// prefers another one.
+func TestSilentServer(t *testing.T) {
+	other := dhcpv4.OptServerIdentifier(net.IPv4(192, 0, 2, 2))
+	for name, c := range map[string]struct {
+		offers int // of the silent server; -1: no end
+		acks   int // requests to the silent server until it answers; -1: never
+		others bool
+		want   string
+		most   time.Duration
+	}{
+		"it dies, and another server is there": {1, -1, true, "192.0.2.20/24", 2500 * time.Millisecond},
+		"it goes on to offer":                  {-1, -1, true, "192.0.2.20/24", 2500 * time.Millisecond},
+		"it answers late, and is alone":        {-1, 4, false, "192.0.2.10/24", 4 * time.Second},
+		"it never answers":                     {-1, -1, false, "", 7 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var f *fake
+				offers, asked := 0, 0
+				f = newFake(func(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+					if m.MessageType() == dhcpv4.MessageTypeDiscover {
+						if offers++; offers <= c.offers || c.offers < 0 {
+							f.queue <- reply(m, dhcpv4.MessageTypeOffer, "192.0.2.10").ToBytes()
+						}
+						if c.others {
+							return reply(m, dhcpv4.MessageTypeOffer, "192.0.2.20", dhcpv4.WithOption(other))
+						}
+						return nil
+					}
+					if !m.ServerIdentifier().Equal(server()) {
+						return reply(m, dhcpv4.MessageTypeAck, "192.0.2.20", dhcpv4.WithOption(other))
+					}
+					if asked++; asked == c.acks {
+						return reply(m, dhcpv4.MessageTypeAck, "192.0.2.10")
+					}
+					return nil
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
+				defer cancel()
+				began := time.Now()
+				l, err := (&Client{Transport: f, Identity: Identity{MAC: self}}).Acquire(ctx, Wish{})
+				if c.want == "" {
+					if !errors.Is(err, errSilent) || !strings.Contains(err.Error(), "192.0.2.10 from 192.0.2.1") {
+						t.Error(err)
+					}
+				} else if err != nil || l.Addr.String() != c.want {
+					t.Errorf("%v, %v; want %s", l.Addr, err, c.want)
+				}
+				if took := time.Since(began); took > c.most {
+					t.Errorf("it took %v; sent %v", took, f.sent)
+				}
+			})
+		})
+	}
+}
+
+// TestJitter shows that clients that start at the same time do not repeat their messages at the same time.
+func TestJitter(t *testing.T) {
+	seen := map[time.Duration]bool{}
+	for range 20 {
+		d := jittered(firstWait)
+		if d < firstWait*3/4 || d > firstWait*5/4 {
+			t.Errorf("%v", d)
+		}
+		seen[d] = true
+	}
+	if len(seen) < 2 {
+		t.Error("the interval is always the same")
+	}
+}
+
 // TestLife shows the life of a lease with a server that first answers, then does not, and then refuses.
 func TestLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -289,6 +363,55 @@ func TestRead(t *testing.T) {
 	anonymous.Options.Del(dhcpv4.OptionServerIdentifier)
 	if _, err := read(anonymous, nil, time.Unix(0, 0)); err == nil {
 		t.Error("an answer without a server identifier is accepted")
+	}
+}
+
+// TestRoutes shows that each router of a lease can be reached when the routes are added in their order.
+func TestRoutes(t *testing.T) {
+	route := func(dst, via string) *dhcpv4.Route {
+		_, n, err := net.ParseCIDR(dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &dhcpv4.Route{Dest: n, Router: net.ParseIP(via)}
+	}
+	routes := func(rs ...*dhcpv4.Route) dhcpv4.Modifier {
+		return dhcpv4.WithOption(dhcpv4.OptClasslessStaticRoute(rs...))
+	}
+	host, router := dhcpv4.WithNetmask(net.CIDRMask(32, 32)), dhcpv4.WithRouter(net.IPv4(192, 0, 2, 1))
+	for name, c := range map[string]struct {
+		options []dhcpv4.Modifier
+		router  string
+		want    string
+	}{
+		"in the subnet":            {[]dhcpv4.Modifier{router}, "192.0.2.1", "[]"},
+		"a /32, router outside":    {[]dhcpv4.Modifier{host, router}, "192.0.2.1", "[{192.0.2.1/32 0.0.0.0}]"},
+		"another subnet's router":  {[]dhcpv4.Modifier{dhcpv4.WithRouter(net.IPv4(203, 0, 113, 1))}, "203.0.113.1", "[{203.0.113.1/32 0.0.0.0}]"},
+		"the host is its router":   {[]dhcpv4.Modifier{host, dhcpv4.WithRouter(net.IPv4(192, 0, 2, 10))}, "invalid IP", "[{0.0.0.0/0 0.0.0.0}]"},
+		"a default on the link":    {[]dhcpv4.Modifier{host, routes(route("0.0.0.0/0", "0.0.0.0"))}, "invalid IP", "[{0.0.0.0/0 0.0.0.0}]"},
+		"an invalid router of 121": {[]dhcpv4.Modifier{routes(route("198.51.100.0/24", "255.255.255.255"))}, "invalid IP", "[]"},
+		"121 with a route to its routers, after them": {
+			[]dhcpv4.Modifier{host, routes(route("0.0.0.0/0", "192.0.2.1"),
+				route("198.51.100.0/24", "192.0.2.2"), route("192.0.2.0/30", "0.0.0.0"))},
+			"192.0.2.1", "[{192.0.2.0/30 0.0.0.0} {198.51.100.0/24 192.0.2.2}]",
+		},
+		"121 without": {
+			[]dhcpv4.Modifier{host, routes(route("0.0.0.0/0", "192.0.2.1"),
+				route("198.51.100.0/24", "192.0.2.2"), route("203.0.113.0/24", "192.0.2.2"))},
+			"192.0.2.1", "[{192.0.2.1/32 0.0.0.0} {192.0.2.2/32 0.0.0.0} " +
+				"{198.51.100.0/24 192.0.2.2} {203.0.113.0/24 192.0.2.2}]",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, err := dhcpv4.NewDiscovery(self)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := read(reply(m, dhcpv4.MessageTypeAck, "192.0.2.10", c.options...), nil, time.Unix(0, 0))
+			if err != nil || l.Router.String() != c.router || fmt.Sprint(l.Routes) != c.want {
+				t.Errorf("router %s, routes %v, %v", l.Router, l.Routes, err)
+			}
+		})
 	}
 }
 

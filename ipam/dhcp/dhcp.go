@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -111,21 +112,52 @@ func read(m *dhcpv4.DHCPv4, from net.HardwareAddr, start time.Time) (l Lease, er
 }
 
 // readRoutes sets the lease's router and routes. Classless routes (option 121) replace the router option (RFC 3442).
+// Routes that need no router come first, since the kernel accepts a router only if a route to it is there.
 func (l *Lease) readRoutes(m *dhcpv4.DHCPv4) {
-	for _, r := range m.ClasslessStaticRoute() {
-		dst, ok := prefix(r.Dest)
-		via, viaOK := netip.AddrFromSlice(r.Router.To4())
+	var onLink, routed []Route
+	for _, r := range classless(m) {
 		switch {
-		case !ok || !viaOK:
-		case dst.Bits() == 0:
-			l.Router = via
+		case r.Via.IsUnspecified() || r.Via == l.Addr.Addr(): // a host that is its own router finds all on the link
+			onLink = append(onLink, Route{r.Dst, netip.IPv4Unspecified()})
+		case r.Dst.Bits() == 0:
+			l.Router = r.Via
 		default:
-			l.Routes = append(l.Routes, Route{dst, via})
+			routed = append(routed, r)
 		}
 	}
-	if routers := addrs(m.Router()); len(m.ClasslessStaticRoute()) == 0 && len(routers) > 0 {
-		l.Router = routers[0]
+	routers := []netip.Addr{l.Router}
+	for _, r := range routed {
+		routers = append(routers, r.Via)
 	}
+	l.Routes = append(l.withRouters(onLink, routers), routed...)
+}
+
+// classless returns the routes of option 121, or else a default route by the first router of option 3.
+func classless(m *dhcpv4.DHCPv4) (out []Route) {
+	all := m.ClasslessStaticRoute()
+	for _, r := range all {
+		dst, ok := prefix(r.Dest)
+		via, viaOK := netip.AddrFromSlice(r.Router.To4())
+		if ok && viaOK && (usable(via) || via.IsUnspecified()) {
+			out = append(out, Route{dst, via})
+		}
+	}
+	if routers := addrs(m.Router()); len(all) == 0 && len(routers) > 0 {
+		out = append(out, Route{netip.PrefixFrom(netip.IPv4Unspecified(), 0), routers[0]})
+	}
+	return out
+}
+
+// withRouters returns on-link routes, and one more to each router that is neither on one of them nor in the lease's
+// subnet: a LAN that gives each host a /32 has its router outside of it.
+func (l *Lease) withRouters(onLink []Route, routers []netip.Addr) []Route {
+	for _, a := range routers {
+		reached := l.Addr.Contains(a) || slices.ContainsFunc(onLink, func(r Route) bool { return r.Dst.Contains(a) })
+		if a.IsValid() && !reached {
+			onLink = append(onLink, Route{netip.PrefixFrom(a, a.BitLen()), netip.IPv4Unspecified()})
+		}
+	}
+	return onLink
 }
 
 // infinite is a lease time of 0xffffffff seconds (RFC 2131, 3.3).

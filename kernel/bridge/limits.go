@@ -279,10 +279,13 @@ func (l Limits) Check(s *core.View) (faults []string) {
 		fault("link %s is missing", l.Shaper)
 	case to != shaper.Attrs().Index:
 		fault("link %s is not redirected to %s", l.Link, l.Shaper)
+	case !core.DeviceUp(shaper.Attrs()):
+		fault("link %s is down", l.Shaper)
 	default:
 		if text := l.compare(s, shaper, l.Egress); text != "" {
 			fault("link %s: the limit from the container %s", l.Link, text)
 		}
+		faults = append(faults, core.NoIPv6(l.Shaper).Check(s)...)
 	}
 	return faults
 }

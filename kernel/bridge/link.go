@@ -46,6 +46,9 @@ func (b Bridge) Ensure(k *core.Handle) error {
 			return fmt.Errorf("set MTU %d on %s: %w", b.MTU, b, err)
 		}
 	}
+	if err := core.EnsureMAC(k, link, b.MAC); err != nil {
+		return fmt.Errorf("set MAC %s on %s: %w", b.MAC, b, err)
+	}
 	if b.Promisc && link.Attrs().Promisc == 0 {
 		if err := k.NL.SetPromiscOn(link); err != nil {
 			return fmt.Errorf("set %s promiscuous: %w", b, err)
@@ -130,6 +133,7 @@ func (b Bridge) Check(s *core.View) []string {
 	if a.MTU != b.MTU {
 		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", b, a.MTU, b.MTU))
 	}
+	faults = append(faults, core.CheckMAC(b, link, b.MAC)...)
 	if b.Promisc && a.Promisc == 0 {
 		faults = append(faults, b.String()+" is not promiscuous")
 	}
@@ -196,6 +200,9 @@ func (v Veth) Ensure(k *core.Handle) error {
 			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
 		}
 	}
+	if err := core.EnsureMAC(k, link, v.portMAC()); err != nil {
+		return fmt.Errorf("set MAC %s on %s: %w", v.portMAC(), v, err)
+	}
 	if err := k.NL.LinkSetIsolated(link, v.Isolated); err != nil {
 		return fmt.Errorf("set isolation of %s: %w", v, err)
 	}
@@ -234,10 +241,7 @@ func (v Veth) fence(k *core.Handle) error {
 // to read.
 func (v Veth) create(k *core.Handle, master int) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Name, v.MTU, master
-	if len(v.MAC) == 6 {
-		attrs.HardwareAddr = core.PortMAC(v.MAC)
-	}
+	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.HardwareAddr = v.Name, v.MTU, master, v.portMAC()
 	veth := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU), //nolint:gosec // an MTU
 	}
@@ -258,6 +262,14 @@ func (v Veth) create(k *core.Handle, master int) error {
 		return fmt.Errorf("create %s: %w", v, err)
 	}
 	return nil
+}
+
+// portMAC returns the MAC of the port; nil: the kernel's choice.
+func (v Veth) portMAC() net.HardwareAddr {
+	if len(v.MAC) != len(core.MAC{}) {
+		return nil
+	}
+	return core.PortMAC(v.MAC)
 }
 
 // setUp marks a new port, sets what the bridge is to know of it, and sets it up. The kernel does it in this order,
@@ -313,17 +325,15 @@ func (v Veth) Check(s *core.View) []string {
 	if a.RawFlags&unix.IFF_NOARP == 0 {
 		faults = append(faults, v.String()+" has ARP on")
 	}
+	faults = append(faults, core.CheckMAC(v, link, v.portMAC())...)
 	p, known := PortsOf(s).Flags(a.Index)
-	switch {
-	case known && v.Isolated && !p.Isolated:
-		faults = append(faults, v.String()+" is not isolated")
-	case known && !v.Isolated && p.Isolated:
-		faults = append(faults, v.String()+" is isolated")
+	if known && v.Isolated != p.Isolated {
+		faults = append(faults, v.String()+map[bool]string{true: " is not isolated", false: " is isolated"}[v.Isolated])
 	}
-	if known && v.Hairpin && !p.Hairpin {
+	if known && v.Hairpin && !p.Hairpin { // a port keeps it when its published ports move to another endpoint
 		faults = append(faults, v.String()+" has hairpin mode off")
 	}
-	return faults
+	return append(faults, core.NoIPv6(v.Name).Check(s)...)
 }
 
 // Lost reports whether the pair is gone. A new pair would have its inner end outside the sandbox.

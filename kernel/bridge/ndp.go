@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sort"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -56,7 +58,7 @@ func (p ProxyNeigh) Remove(k *core.Handle) error {
 		return err
 	}
 	index := link.Attrs().Index
-	if !have[proxyID{index, p.Addr}] {
+	if !have[proxyID{index, p.Addr}] { // of somebody else, or missing
 		return nil
 	}
 	if err := changeProxy(k, unix.RTM_DELNEIGH, index, p.Addr); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -93,8 +95,8 @@ func StrayProxies(s *core.View, wanted []core.Object) (strays []core.Stray) {
 			want[proxyID{s.Links[p.Link].Attrs().Index, p.Addr}] = true
 		}
 	}
-	for id := range proxiesOf(s) {
-		if p := (ProxyNeigh{names[id.link], id.addr}); !want[id] && p.Link != "" {
+	for id, own := range proxiesOf(s) {
+		if p := (ProxyNeigh{names[id.link], id.addr}); own && !want[id] && p.Link != "" {
 			strays = append(strays, core.Stray{Text: p.String(), Drop: func() error { return p.Remove(s.Handle) }})
 		}
 	}
@@ -113,7 +115,13 @@ func changeProxy(k *core.Handle, verb, link int, addr netip.Addr) error {
 	return err
 }
 
-// proxies returns the entries with netyard's protocol number.
+// HasProxy reports whether a link has an NDP proxy entry, whoever made it.
+func HasProxy(s *core.View, link int, a netip.Addr) bool {
+	_, ok := proxiesOf(s)[proxyID{link, a}]
+	return ok
+}
+
+// proxies returns the entries, and of each whether it has netyard's protocol number.
 func proxies(k *core.Handle) (map[proxyID]bool, error) {
 	raw, err := core.Retry(func() ([][]byte, error) { return requestProxies(k, unix.RTM_GETNEIGH, unix.NLM_F_DUMP, 0) })
 	if err != nil {
@@ -129,11 +137,10 @@ func proxies(k *core.Handle) (map[proxyID]bool, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read an NDP proxy: %w", err)
 		}
-		for _, a := range attrs {
-			own := a.Attr.Type == netlink.NDA_PROTOCOL && a.Value[0] == core.RouteProtocol
-			if addr, ok := netip.AddrFromSlice(n.IP); ok && own {
-				all[proxyID{n.LinkIndex, addr}] = true
-			}
+		if addr, ok := netip.AddrFromSlice(n.IP); ok {
+			all[proxyID{n.LinkIndex, addr}] = slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
+				return a.Attr.Type == netlink.NDA_PROTOCOL && a.Value[0] == core.RouteProtocol
+			})
 		}
 	}
 	return all, nil

@@ -10,8 +10,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// portFacts are the flags of each port, and the hardware addresses that bridges have forwarding entries for, by the
-// index of the port.
+// portFacts are the flags of each port, and the hardware addresses that bridges have forwarding entries of StaticPorts
+// for, by the index of the port.
 type portFacts struct {
 	flags   map[int]netlink.Protinfo
 	entries map[int]map[core.MAC]bool
@@ -49,7 +49,7 @@ func SetMulticastSnooping(k *core.Handle, bridge int, on bool) error {
 	})
 }
 
-// hasEntry reports whether the bridge has a forwarding entry for a hardware address at a port.
+// hasEntry reports whether the bridge has a static forwarding entry for a hardware address at a port.
 func (p Ports) hasEntry(port int, m core.MAC) bool {
 	facts, err := p.load()
 	return err == nil && facts.entries[port][m]
@@ -63,7 +63,8 @@ func readPorts(k *core.Handle) (f portFacts, err error) {
 		return f, fmt.Errorf("list forwarding entries: %w", err)
 	}
 	for _, n := range list {
-		if n.MasterIndex == 0 || len(n.HardwareAddr) != len(core.MAC{}) {
+		static := n.State&unix.NUD_NOARP != 0 && n.Flags&sticky != 0
+		if n.MasterIndex == 0 || len(n.HardwareAddr) != len(core.MAC{}) || !static {
 			continue
 		}
 		if f.entries[n.LinkIndex] == nil {

@@ -11,6 +11,9 @@ import (
 	"netyard/kernel/core"
 )
 
+// sticky is NTF_STICKY (linux/neighbour.h): an entry stays at its port, whoever else uses the address.
+const sticky = 0x40
+
 // A StaticPort is a bridge port with one permanent hardware address: the bridge learns nothing from its frames. Else it
 // would learn even from frames to reserved group addresses, which no guard sees (__br_handle_local_finish,
 // net/bridge/br_input.c), and a container that uses another's address there would receive what is for that container,
@@ -39,7 +42,6 @@ func (p StaticPort) Ensure(k *core.Handle) error {
 	if p.Open {
 		return nil
 	}
-	const sticky = 0x40 // NTF_STICKY (linux/neighbour.h): the entry stays at this port, whoever else uses the address
 	entry := &netlink.Neigh{
 		LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER | sticky,
 		State: netlink.NUD_NOARP, HardwareAddr: p.MAC,
@@ -92,7 +94,7 @@ func (p StaticPort) Check(s *core.View) (faults []string) {
 		fault(map[bool]string{true: "has BPDU guard on", false: "has BPDU guard off"}[p.Open])
 	}
 	if !p.Open && !PortsOf(s).hasEntry(index, core.MACOf(p.MAC)) {
-		fault("has no forwarding entry for " + p.MAC.String())
+		fault("has no static forwarding entry for " + p.MAC.String())
 	}
 	return faults
 }

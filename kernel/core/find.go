@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -179,4 +180,20 @@ func (k *Handle) Links() ([]string, error) {
 	}
 	slices.SortFunc(names, strings.Compare)
 	return names, nil
+}
+
+// EnsureMAC sets the hardware address of a link, if it has another one. A nil mac stands for any.
+func EnsureMAC(k *Handle, link netlink.Link, mac net.HardwareAddr) error {
+	if mac == nil || bytes.Equal(link.Attrs().HardwareAddr, mac) {
+		return nil
+	}
+	return k.NL.LinkSetHardwareAddr(link, mac)
+}
+
+// CheckMAC reports if the link of an object has another hardware address. A nil mac stands for any.
+func CheckMAC(o Object, link netlink.Link, mac net.HardwareAddr) []string {
+	if got := link.Attrs().HardwareAddr; mac != nil && !bytes.Equal(got, mac) {
+		return []string{fmt.Sprintf("%s has MAC %s instead of %s", o, got, mac)}
+	}
+	return nil
 }

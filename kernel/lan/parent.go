@@ -203,8 +203,7 @@ func (i IsolatedParent) Ensure(k *core.Handle) error {
 	default:
 		return fmt.Errorf("create %s: a link of that name exists and %w", i, core.ErrForeign)
 	}
-	noIPv6 := core.Sysctl{Path: []string{"net", "ipv6", "conf", i.Name, "disable_ipv6"}, Value: "1", Optional: true}
-	if err := noIPv6.Ensure(k); err != nil {
+	if err := core.NoIPv6(i.Name).Ensure(k); err != nil {
 		return err
 	}
 	if err := k.NL.LinkSetUp(link); err != nil {
@@ -230,4 +229,12 @@ func (i IsolatedParent) create(k *core.Handle) (netlink.Link, error) {
 
 func (i IsolatedParent) Remove(k *core.Handle) error { return k.DeleteLink(i.Name, i.Alias) }
 
-func (i IsolatedParent) Check(s *core.View) []string { return checkUp(s, i, i.Name) }
+func (i IsolatedParent) Check(s *core.View) []string {
+	if link := s.Links[i.Name]; link != nil && link.Attrs().Alias != i.Alias {
+		return []string{i.String() + " has another alias"}
+	}
+	if faults := checkUp(s, i, i.Name); len(faults) > 0 {
+		return faults
+	}
+	return core.NoIPv6(i.Name).Check(s)
+}

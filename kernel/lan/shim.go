@@ -3,13 +3,16 @@ package lan
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"netyard/kernel/bridge"
 	"netyard/kernel/core"
 )
 
@@ -55,8 +58,7 @@ func (s Shim) Ensure(k *core.Handle) error {
 	if err != nil {
 		return err
 	}
-	alias := shimAlias + s.Parent.Name
-	c := Child{Name: s.Name, Alias: alias, Parent: s.Parent, Kind: s.Kind, Mode: s.Mode, Flag: "bridge"}
+	c := Child{Name: s.Name, Alias: s.alias(), Parent: s.Parent, Kind: s.Kind, Mode: s.Mode, Flag: "bridge"}
 	if link == nil {
 		if link, err = c.create(k, parent); err != nil {
 			return err
@@ -120,18 +122,36 @@ func (s Shim) Remove(k *core.Handle) error {
 	if k.Shared.RemoveOwner(s) {
 		return nil
 	}
-	return k.DeleteLink(s.Name, shimAlias+s.Parent.Name)
+	return k.DeleteLink(s.Name, s.alias())
 }
 
 func (s Shim) Check(snap *core.View) []string {
 	faults := checkUp(snap, s, s.Name)
-	if len(faults) == 0 {
-		for _, sysctl := range s.sysctls() {
-			faults = append(faults, sysctl.Check(snap)...)
+	if len(faults) > 0 {
+		return faults
+	}
+	link := snap.Links[s.Name]
+	if link.Attrs().Alias != s.alias() {
+		return []string{s.String() + " has another alias"}
+	}
+	for _, sysctl := range s.sysctls() {
+		faults = append(faults, sysctl.Check(snap)...)
+	}
+	parent := s.Parent.findIn(slices.Collect(maps.Values(snap.Links)))
+	if parent == nil || s.routed() {
+		return faults
+	}
+	for _, a := range snap.Addrs[parent.Attrs().Index] {
+		p := core.PrefixOf(a.IPNet)
+		global := p.Addr().Is6() && a.Scope == int(netlink.SCOPE_UNIVERSE)
+		if global && !bridge.HasProxy(snap, link.Attrs().Index, p.Addr()) {
+			faults = append(faults, fmt.Sprintf("NDP proxy %s on %s is missing", p.Addr(), s))
 		}
 	}
 	return faults
 }
+
+func (s Shim) alias() string { return shimAlias + s.Parent.Name }
 
 // A HostRoute is the host's route to one container through a shim.
 //
@@ -235,12 +255,46 @@ func (r HostRoute) Check(s *core.View) []string {
 	if link == nil {
 		return nil // the link reports that it is missing
 	}
-	for _, route := range s.Routes[link.Attrs().Index] {
-		if p := core.PrefixOf(route.Dst); p.IsSingleIP() && p.Addr() == r.Dst {
-			return nil
-		}
+	routed := slices.ContainsFunc(s.Routes[link.Attrs().Index], func(route netlink.Route) bool {
+		p := core.PrefixOf(route.Dst)
+		return p.IsSingleIP() && p.Addr() == r.Dst
+	})
+	if !routed {
+		return []string{r.String() + " is missing"}
 	}
-	return []string{r.String() + " is missing"}
+	parent := r.Shim.Parent.findIn(slices.Collect(maps.Values(s.Links)))
+	if parent == nil {
+		return nil // the parent reports that it is missing
+	}
+	want := r.neighbour(link, parent)
+	if want != nil && neighboursOf(s)[neighbourID{want.LinkIndex, r.Dst}] != want.HardwareAddr.String() {
+		return []string{fmt.Sprintf("neighbour %s on %s is missing or different", r.Dst, r.Shim.Name)}
+	}
+	return nil
+}
+
+// A neighbourID identifies an entry of the neighbour table.
+type neighbourID struct {
+	link int
+	addr netip.Addr
+}
+
+// neighboursOf returns the hardware addresses of the permanent entries of the neighbour table.
+func neighboursOf(s *core.View) map[neighbourID]string {
+	all, _ := core.Dump(s, func(v *core.View) (map[neighbourID]string, error) {
+		list, err := core.Retry(func() ([]netlink.Neigh, error) { return v.Handle.NL.NeighList(0, netlink.FAMILY_ALL) })
+		if err != nil {
+			return nil, fmt.Errorf("list neighbours: %w", err)
+		}
+		all := map[neighbourID]string{}
+		for _, n := range list {
+			if a, ok := netip.AddrFromSlice(n.IP); ok && n.State&unix.NUD_PERMANENT != 0 {
+				all[neighbourID{n.LinkIndex, a.Unmap()}] = n.HardwareAddr.String()
+			}
+		}
+		return all, nil
+	})
+	return all
 }
 
 // StrayRoutes returns netyard's routes on shims that no object wants.

@@ -84,9 +84,6 @@ func (v VXLAN) create(k *core.Handle) (netlink.Link, error) {
 func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
 	// IPv6 stays on (disable_ipv6): a link without IPv6 answers no neighbour solicitation (neigh_reduce,
 	// drivers/net/vxlan). Without a link-local address the link sends nothing of its own.
-	if err := k.NL.LinkSetIP6AddrGenMode(link, nl6None); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return fmt.Errorf("turn off IPv6 address generation on %s: %w", v, err)
-	}
 	for _, s := range v.sysctls() {
 		if err := s.Ensure(k); err != nil {
 			return err
@@ -111,14 +108,17 @@ func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
 	if err := errors.Join(k.NL.LinkSetLearning(link, false), k.NL.LinkSetFlood(link, true)); err != nil {
 		return fmt.Errorf("set learning and flooding of %s: %w", v, err)
 	}
-	if err := k.NL.LinkSetUp(link); err != nil {
+	port := udpPort{v.Port, v.Name, "end that, or set overlay.port to another, the same on all hosts"}
+	if err := port.explain(k, k.NL.LinkSetUp(link)); err != nil {
 		return fmt.Errorf("set %s up: %w", v, err)
 	}
 	return nil
 }
 
-// nl6None is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
-const nl6None = 1
+// noLinkLocal keeps a link from generating IPv6 addresses (IN6_ADDR_GEN_MODE_NONE, linux/if_link.h).
+func noLinkLocal(link string) core.Sysctl {
+	return core.Sysctl{Path: []string{"net", "ipv6", "conf", link, "addr_gen_mode"}, Value: "1", Optional: true}
+}
 
 // sysctls returns the settings of the link: it answers for its peers, when something is sent through it, and for the
 // host to nobody. Frames to reserved group addresses (br_handle_frame, net/bridge/br_input.c) reach the link itself.
@@ -126,6 +126,7 @@ func (v VXLAN) sysctls() []core.Sysctl {
 	const toNobody = "8" // Documentation/networking/ip-sysctl.rst, arp_ignore
 	return []core.Sysctl{
 		{Path: []string{"net", "ipv4", "conf", v.Name, "arp_ignore"}, Value: toNobody},
+		noLinkLocal(v.Name),
 		{Path: []string{"net", "ipv6", "conf", v.Name, "disable_ipv6"}, Value: "0", Optional: true},
 		{Path: []string{"net", "ipv6", "conf", v.Name, "accept_ra"}, Value: "0", Optional: true},
 	}
@@ -181,32 +182,6 @@ func (v VXLAN) Check(s *core.View) []string {
 		faults = append(faults, sysctl.Check(s)...)
 	}
 	return faults
-}
-
-// A Underlay is a link that has an address of the host.
-type Underlay struct {
-	Link string
-	MTU  int
-	MAC  string // empty: none
-}
-
-// UnderlayOf returns the link that has an address.
-func UnderlayOf(k *core.Handle, a netip.Addr) (Underlay, error) {
-	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, core.Family(a)) })
-	if err != nil {
-		return Underlay{}, fmt.Errorf("list addresses: %w", err)
-	}
-	for _, got := range addrs {
-		if core.PrefixOf(got.IPNet).Addr() != a {
-			continue
-		}
-		l, err := k.NL.LinkByIndex(got.LinkIndex)
-		if err != nil {
-			return Underlay{}, fmt.Errorf("find the link of %s: %w", a, err)
-		}
-		return Underlay{Link: l.Attrs().Name, MTU: l.Attrs().MTU, MAC: l.Attrs().HardwareAddr.String()}, nil
-	}
-	return Underlay{}, fmt.Errorf("the host has no address %s", a)
 }
 
 // An Anycast is an address that every host of a network has on its own bridge: the containers' gateway. The host uses

@@ -93,9 +93,6 @@ func (w WireGuard) Ensure(k *core.Handle) error {
 	if err := w.configure(k); err != nil {
 		return err
 	}
-	if err := k.NL.LinkSetIP6AddrGenMode(link, nl6None); err != nil {
-		return fmt.Errorf("turn off IPv6 address generation on %s: %w", w, err)
-	}
 	for _, s := range w.sysctls() {
 		if err := s.Ensure(k); err != nil {
 			return err
@@ -106,7 +103,7 @@ func (w WireGuard) Ensure(k *core.Handle) error {
 			return fmt.Errorf("set MTU %d on %s: %w", w.MTU, w, err)
 		}
 	}
-	if err := w.portInUse(k.NL.LinkSetUp(link)); err != nil {
+	if err := w.port().explain(k, k.NL.LinkSetUp(link)); err != nil {
 		return fmt.Errorf("set %s up: %w", w, err)
 	}
 	return w.address().Ensure(k)
@@ -125,13 +122,10 @@ func (w WireGuard) create(k *core.Handle) (netlink.Link, error) {
 	return k.NL.LinkByName(core.TunnelName)
 }
 
-// portInUse names the port if another socket has it. The port is bound when the link is set up, or when it is changed
-// while the link is up (wg_open and set_port, drivers/net/wireguard).
-func (w WireGuard) portInUse(err error) error {
-	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("UDP port %d is in use; set overlay.wireguard_port to another: %w", w.Port, err)
-	}
-	return err
+// port returns the device's port. It is bound when the link is set up, or when it is changed while the link is up
+// (wg_open and set_port, drivers/net/wireguard).
+func (w WireGuard) port() udpPort {
+	return udpPort{w.Port, core.TunnelName, "set overlay.wireguard_port to another"}
 }
 
 // configure sets the key and the port of the device. A new key voids all its sessions, so it starts new handshakes at
@@ -151,7 +145,7 @@ func (w WireGuard) configure(k *core.Handle) error {
 	if c.PrivateKey == nil && c.ListenPort == nil {
 		return nil
 	}
-	if err := w.portInUse(setTunnel(k, c)); err != nil {
+	if err := w.port().explain(k, setTunnel(k, c)); err != nil {
 		return fmt.Errorf("configure %s: %w", w, err)
 	}
 	if c.PrivateKey == nil {
@@ -171,6 +165,7 @@ func (w WireGuard) address() core.Addr {
 // sysctls returns the settings of the link. A new link has the host's defaults, and IPv6 is often off there.
 func (WireGuard) sysctls() []core.Sysctl {
 	return []core.Sysctl{
+		noLinkLocal(core.TunnelName),
 		{Path: []string{"net", "ipv6", "conf", core.TunnelName, "disable_ipv6"}, Value: "0"},
 		{Path: []string{"net", "ipv6", "conf", core.TunnelName, "accept_ra"}, Value: "0"},
 	}

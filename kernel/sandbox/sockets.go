@@ -133,6 +133,9 @@ func (l Listener) Receives(proto string, a netip.Addr, first, count uint16) bool
 
 // Owner says which process has the socket, for messages. It reads the open files of every process, which is slow.
 func (l Listener) Owner() string {
+	if l.inode == 0 {
+		return "a link of this kernel, such as a VXLAN or a WireGuard link"
+	}
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, proc := range procs {
 		if !hasOpen(proc, l.inode) {
