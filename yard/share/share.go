@@ -225,12 +225,12 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 
 // listening lists the sockets of a sandbox. One that does not exist, or not yet, has none.
 func listening(y *yard.Yard, w *Watched) ([]sandbox.Listener, error) {
-	if !y.Config.Kernel.IsNamespace(w.Endpoint.Sandbox) {
+	if !y.Enterable(w.Endpoint) {
 		unwatch(y, w)
 		return nil, nil
 	}
 	if w.Sandbox == nil {
-		s, err := sandbox.OpenSandbox(w.Endpoint.Sandbox)
+		s, err := sandbox.OpenSandbox(w.Endpoint.Sandbox, w.Endpoint.NS)
 		if err != nil {
 			return nil, err
 		}
