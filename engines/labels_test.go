@@ -39,7 +39,8 @@ func TestOwner(t *testing.T) {
 		},
 	} {
 		got, options := ownerOf(containers.Container{ID: "c1", Labels: c.has}, c.image)
-		if d := cmp.Diff([]labels{c.own, c.fromImage, c.options}, []labels{got.Labels, got.ImageLabels, options}); d != "" {
+		has := []labels{got.Labels, got.ImageLabels, options}
+		if d := cmp.Diff([]labels{c.own, c.fromImage, c.options}, has); d != "" {
 			t.Errorf("owner of a container with labels %v, of the image %v:\n%s", c.has, c.image, d)
 		}
 		if got.Name != "c1" {

@@ -58,8 +58,8 @@ func thread(t *testing.T) string {
 	return unix.ByteSliceToString(name.Nodename[:])
 }
 
-// TestOtherNamespace: a path by a process ID may stand for another namespace after a crash, even for the host's. None is
-// entered by it, though a link there has the name, the alias and the hardware address that are looked for.
+// TestOtherNamespace: a path by a process ID may stand for another namespace after a crash, even for the host's. None
+// is entered by it, though a link there has the name, the alias and the hardware address that are looked for.
 func TestOtherNamespace(t *testing.T) {
 	t.Parallel()
 	const mac = "02:00:00:00:00:07"
@@ -68,9 +68,11 @@ func TestOtherNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := lan.Child{
-		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Parent: lan.Parent{Name: "eth0"}, Kind: "macvlan", Mode: "bridge",
+		Name: "nyp-eeeeeeeeeee", Alias: "netyard:n:e", Parent: lan.Parent{Name: "eth0"},
+		Kind: "macvlan", Mode: "bridge",
 	}
-	now.Sh(t, "ip link add "+c.Name+" type veth peer name other && ip link set "+c.Name+" address "+mac+" alias "+c.Alias)
+	now.Sh(t, "ip link add "+c.Name+" type veth peer name other && "+
+		"ip link set "+c.Name+" address "+mac+" alias "+c.Alias)
 	id, err := h.SandboxID(was.NS())
 	if err != nil {
 		t.Fatal(err)

@@ -176,7 +176,8 @@ func ipv4Rules(b rule.SetBook) []rule.Rule {
 	}, forgedRules(b, false), []rule.Rule{
 		rule.New("accept any source: the LAN assigns addresses", lanAddress(b), rule.Return()),
 		rule.New("no egress policy: accept DHCP broadcasts without a source address",
-			b.IIF(Bound, true), rule.Zero(source, size), rule.Payload(base, destination, "\xff\xff\xff\xff", expr.CmpOpEq),
+			b.IIF(Bound, true), rule.Zero(source, size),
+			rule.Payload(base, destination, "\xff\xff\xff\xff", expr.CmpOpEq),
 			rule.UDPPort(0, dhcpClient), rule.UDPPort(2, dhcpServer), rule.Return()),
 		rule.New("drop spoofed source address", rule.Drop()),
 	})

@@ -290,7 +290,9 @@ func neighbours(v6 []expr.Any) []rule.Rule {
 	pad := strings.Repeat("\x00", 16-len(linkLocal))
 	local := []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: base, Offset: destination, Len: 16},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: []byte(localMask + pad), Xor: make([]byte, 16)},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 16, Mask: []byte(localMask + pad), Xor: make([]byte, 16),
+		},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(linkLocal + pad)},
 	}
 	return []rule.Rule{

@@ -31,7 +31,8 @@ func TestEgressClosed(t *testing.T) {
 	l.host.Sh(t, fmt.Sprintf("for a in 203.0.113.1 2001:db8:113::1; do "+
 		"ip neigh replace $a lladdr %s dev eth-out nud permanent; done", mac))
 	free := l.site(t, siteSpec{name: "open sender", mode: "bridge"})
-	closed := l.site(t, siteSpec{name: "closed sender", mode: "bridge", closedOut: true}) // last: it is what is enforced
+	closed := l.site(t, siteSpec{name: "closed sender", mode: "bridge", closedOut: true})
+	// It is made last: the last one is what is enforced.
 	id := 0
 	for _, s := range []*site{closed, free} {
 		all, ids := s.leaks(id), map[int]leak{}
@@ -109,7 +110,8 @@ func (s *site) leaks(first int) (all []leak) {
 		return append(p, body...)
 	}
 	all = append(all, leak{
-		"ICMPv6 in IPv4", s.host.MAC, ip4, v4(me.V4, netip.MustParseAddr("203.0.113.1"), icmp6, message(ask)), true, false,
+		"ICMPv6 in IPv4", s.host.MAC, ip4,
+		v4(me.V4, netip.MustParseAddr("203.0.113.1"), icmp6, message(ask)), true, false,
 	})
 	for _, to := range []netip.Addr{netip.MustParseAddr("255.255.255.255"), s.victim.V4} {
 		data := append([]byte{0, 68, 0, 67, 0, 18, 0, 0}, idText(first+len(all)+1)...)
