@@ -27,7 +27,7 @@ const (
 	recordInterval = 5 * time.Second
 	// shareTime bounds the work for one endpoint.
 	shareTime = 5 * time.Second
-	// MaxShared is how many ports one container shares: each is a record, a claim and an element of the firewall.
+	// MaxShared, which limit logs, is how many ports one container shares: each is a record, a claim and an element of the firewall.
 	MaxShared = 1024
 	// restFactor bounds the processor time that one sandbox takes, with however many sockets: after a visit it is left
 	// alone for that many times as long as the visit took, up to maxRest.
@@ -239,8 +239,8 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 func (w *Watched) limit(y *yard.Yard, want []modes.Port) []modes.Port {
 	over := len(want) > MaxShared
 	if over && !w.limited {
-		y.Config.Log.Warn(fmt.Sprintf("container listens on more than %d ports: the others are not shared; "+
-			"name those to be shared with the network option include", MaxShared),
+		y.Config.Log.Warn("container listens on more than 1024 ports: the others are not shared; "+
+			"name those to be shared with the network option include",
 			"network", w.Network.Name, "network_id", w.Network.ID, "endpoint", w.Endpoint.ID,
 			"container", w.Endpoint.Container.Name)
 	}
