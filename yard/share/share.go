@@ -27,8 +27,8 @@ const (
 	recordInterval = 5 * time.Second
 	// shareTime bounds the work for one endpoint.
 	shareTime = 5 * time.Second
-	// MaxShared, which limit logs, is how many ports one container shares: each is a record, a claim and an element of
-	// the firewall.
+	// MaxShared is how many ports one container shares: each is a record, a claim and an element of the firewall. A log
+	// message of limit has the number, too.
 	MaxShared = 1024
 	// restFactor bounds the processor time that one sandbox takes, with however many sockets: after a visit it is left
 	// alone for that many times as long as the visit took, up to maxRest.
