@@ -194,12 +194,17 @@ func receiveAnswer(fd int, deadline time.Time) (raw []byte, err error) {
 	}
 }
 
+// ErrDescriptor is the error of a request whose descriptor was lost (recvmsg(2), MSG_CTRUNC). Its sandbox is unknown,
+// which must not count as a request without one.
+var ErrDescriptor = errors.New("receive the sandbox's descriptor: the daemon has no free descriptor, " +
+	"or several were sent; raise LimitNOFILE= of netyard.service if this lasts")
+
 // Receive reads a request from a connection. netns is nil if no descriptor came with it; otherwise the caller closes
 // it.
 func Receive(c *net.UnixConn) (r Request, netns *os.File, err error) {
 	const space = 64 // room for the control message of one descriptor (cmsg(3))
 	first, rights := make([]byte, 1), make([]byte, space)
-	n, size, _, _, err := c.ReadMsgUnix(first, rights)
+	n, size, flags, _, err := c.ReadMsgUnix(first, rights)
 	if err == nil && n == 0 {
 		err = io.ErrUnexpectedEOF
 	}
@@ -208,6 +213,12 @@ func Receive(c *net.UnixConn) (r Request, netns *os.File, err error) {
 	}
 	if netns, err = descriptor(rights[:size]); err != nil {
 		return r, nil, err
+	}
+	if flags&syscall.MSG_CTRUNC != 0 {
+		if netns != nil {
+			_ = netns.Close() // opened for reading only
+		}
+		return r, nil, ErrDescriptor
 	}
 	limited := io.LimitReader(io.MultiReader(bytes.NewReader(first), c), MaxRequest)
 	if err := json.NewDecoder(limited).Decode(&r); err != nil {

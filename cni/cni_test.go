@@ -6,7 +6,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -72,6 +74,34 @@ func TestCall(t *testing.T) {
 	_, err = Call(time.Now().Add(50*time.Millisecond), socket, sent, file)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("without an answer: %v", err)
+	}
+}
+
+// TestReceiveTruncated: a request whose descriptor the kernel could not deliver is not one without a descriptor.
+func TestReceiveTruncated(t *testing.T) {
+	t.Parallel()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), SocketName), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	from, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	to, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	const tooMany = 64 // for the room that Receive has: the kernel sets the same flag as without a free descriptor
+	rights := syscall.UnixRights(slices.Repeat([]int{int(os.Stdin.Fd())}, tooMany)...)
+	if _, _, err := from.WriteMsgUnix([]byte(`{"command":"DEL","netns":"/x"}`), rights, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Receive(to); !errors.Is(err, ErrDescriptor) {
+		t.Errorf("got %v, want %v", err, ErrDescriptor)
 	}
 }
 

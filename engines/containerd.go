@@ -201,7 +201,7 @@ func (c *Containerd) Census(ctx context.Context) (reconcile.Census, error) {
 	if err != nil {
 		return census, fmt.Errorf("list namespaces: %w", err)
 	}
-	owners := map[string]modes.Container{}
+	owners, found := owners{c, c.client, map[string]map[string]string{}}, map[string]modes.Container{}
 	for _, ns := range spaces {
 		if slices.Contains(dockerNamespaces(), ns) {
 			continue
@@ -211,7 +211,7 @@ func (c *Containerd) Census(ctx context.Context) (reconcile.Census, error) {
 			return census, fmt.Errorf("list containers of namespace %s: %w", ns, err)
 		}
 		for _, o := range all {
-			owners[attachment(ns, o.ID)] = ownerOf(o)
+			found[attachment(ns, o.ID)], _ = owners.of(ctx, ns, o)
 			census.Attachments[attachment(ns, o.ID)] = true
 		}
 	}
@@ -220,27 +220,11 @@ func (c *Containerd) Census(ctx context.Context) (reconcile.Census, error) {
 		return census, err
 	}
 	for _, e := range es {
-		if c, ok := owners[e.Attachment]; ok && e.Attachment != "" {
+		if c, ok := found[e.Attachment]; ok && e.Attachment != "" {
 			census.Endpoints[e.ID] = reconcile.SeenEndpoint{NetworkID: e.NetworkID, Container: c}
 		}
 	}
 	return census, nil
-}
-
-// ownerOf returns a container of containerd as the owner of endpoints.
-func ownerOf(o containers.Container) modes.Container {
-	c := modes.Container{
-		Engine: book.Containerd, ID: o.ID, Name: o.Labels[labelName], Image: o.Image, Labels: map[string]string{},
-	}
-	for label, v := range o.Labels {
-		if !ours(label) { // netyard's labels may come from the image, see userLabels
-			c.Labels[label] = v
-		}
-	}
-	if c.Name == "" {
-		c.Name = o.ID // ctr's IDs are names
-	}
-	return c
 }
 
 // processOf matches a sandbox's path that has a process ID.
@@ -267,7 +251,7 @@ func (c *Containerd) recordProcesses(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// FindContainer returns the container of an attachment that is being made, and its labels (see userLabels).
+// FindContainer returns the container of an attachment that is being made, and its labels (see owners.of).
 func (c *Containerd) FindContainer(ctx context.Context, name string) (modes.Container, map[string]string, error) {
 	client := c.client
 	ns, o, err := c.find(ctx, client, name)
@@ -283,7 +267,11 @@ func (c *Containerd) FindContainer(ctx context.Context, name string) (modes.Cont
 	if err != nil {
 		return modes.Container{}, nil, err
 	}
-	return ownerOf(o), c.userLabels(namespaces.WithNamespace(ctx, ns), client, o), nil
+	owner, labels := owners{c, client, map[string]map[string]string{}}.of(ctx, ns, o)
+	if owner.Labels == nil {
+		c.Log.Warn("container labels ignored: they may come from its image", "container_id", o.ID, "image", o.Image)
+	}
+	return owner, labels, nil
 }
 
 // find looks up an attachment's container. Namespaces and IDs may contain dashes, so it tries each dash as the

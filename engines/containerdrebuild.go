@@ -39,6 +39,7 @@ func (c *Containerd) addRunning(ctx context.Context, census reconcile.Census) er
 	if err != nil {
 		return fmt.Errorf("list namespaces: %w", err)
 	}
+	owners := owners{c, c.client, map[string]map[string]string{}}
 	for _, ns := range spaces {
 		if slices.Contains(dockerNamespaces(), ns) {
 			continue
@@ -60,11 +61,11 @@ func (c *Containerd) addRunning(ctx context.Context, census reconcile.Census) er
 			if err != nil {
 				continue // the container was removed meanwhile
 			}
-			owner := ownerOf(o)
+			owner, labels := owners.of(ctx, ns, o)
 			owner.PID = int(t.Pid)
 			for id, s := range found {
 				s.Container, s.Attachment = owner, attachment(ns, t.ID)
-				s.Said = labelOptions(c.userLabels(ctx, c.client, o))
+				s.Said = labelOptions(labels)
 				census.Endpoints[id] = s
 			}
 		}

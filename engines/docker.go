@@ -216,7 +216,35 @@ func (d *Docker) Census(ctx context.Context) (reconcile.Census, error) {
 			addEndpoint(&census, item, s)
 		}
 	}
+	d.addLabels(ctx, c, census, containers.Items)
 	return census, nil
+}
+
+// addLabels adds the containers' labels to the census. Those of a container whose image the engine does not tell stay
+// unknown: they may be the image's.
+func (d *Docker) addLabels(ctx context.Context, c *client.Client, census reconcile.Census, all []container.Summary) {
+	items := map[string]container.Summary{}
+	for _, item := range all {
+		items[item.ID] = item
+	}
+	images := map[string]map[string]string{}
+	for id, e := range census.Endpoints {
+		item := items[e.Container.ID]
+		image, known := images[item.ImageID]
+		if !known && len(item.Labels) > 0 {
+			got, err := c.ImageInspect(ctx, item.ImageID)
+			if err != nil {
+				d.Log.Debug("labels of an image not read", "container_id", item.ID, "image", item.Image, "err", err)
+				continue
+			}
+			if got.Config != nil {
+				image = got.Config.Labels
+			}
+			images[item.ImageID] = image
+		}
+		e.Container.Labels, e.Container.ImageLabels = splitLabels(item.Labels, image)
+		census.Endpoints[id] = e
+	}
 }
 
 // doorMode returns the mode in the name of a driver; ok is false if the driver is not netyard's.
@@ -280,10 +308,7 @@ func addEndpoint(c *reconcile.Census, item container.Summary, s *network.Endpoin
 	if s.EndpointID == "" { // the container does not run
 		return
 	}
-	who := modes.Container{Engine: book.Docker, ID: item.ID, Image: item.Image, Labels: item.Labels}
-	if who.Labels == nil { // none are known, which is not that none is known
-		who.Labels = map[string]string{}
-	}
+	who := modes.Container{Engine: book.Docker, ID: item.ID, Image: item.Image}
 	if len(item.Names) > 0 {
 		who.Name = strings.TrimPrefix(item.Names[0], "/")
 	}

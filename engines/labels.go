@@ -1,43 +1,91 @@
 package engines
 
 import (
+	"cmp"
 	"context"
 	"maps"
-	"slices"
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"netyard/modes"
+	"netyard/yard/book"
 )
 
 // Labels of a container with the prefix labelOption set options of its endpoint, except the other two (cni/door).
 const labelOption, labelMAC, labelAlias = "netyard.", "netyard.mac", "netyard.alias"
 
-// userLabels returns the labels of a container without netyard's labels that come from its image: an image may come
-// from anybody, and only the user who runs a container may decide what it may send. If the image cannot be read, it
-// removes all of netyard's labels, since it cannot tell where they come from.
-func (c *Containerd) userLabels(
-	ctx context.Context, client *containerd.Client, o containers.Container,
-) map[string]string {
-	if o.Image == "" || !slices.ContainsFunc(slices.Collect(maps.Keys(o.Labels)), ours) {
-		return o.Labels
+// splitLabels divides a container's labels into its own and those that it has from its image: who runs it has not set
+// them, or has set them to the same value. own is never nil.
+func splitLabels(all, image map[string]string) (own, fromImage map[string]string) {
+	own, fromImage = map[string]string{}, map[string]string{}
+	for label, v := range all {
+		if inImage, ok := image[label]; ok && inImage == v {
+			fromImage[label] = v
+		} else {
+			own[label] = v
+		}
 	}
-	labels := maps.Clone(o.Labels)
-	image, err := client.GetImage(ctx, o.Image)
+	return own, fromImage
+}
+
+// An owners makes the owners of endpoints from containers. It asks for the labels of each image once.
+type owners struct {
+	c      *Containerd
+	client *containerd.Client
+	images map[string]map[string]string // by namespace and name
+}
+
+// of returns a container as an owner, and its own labels, with netyard's. An image may come from anybody, and only who
+// runs a container may decide what it may do. If the image cannot be read, the owner's labels are unknown, and the
+// others are without netyard's, since nobody can tell where they come from.
+func (w owners) of(ctx context.Context, ns string, o containers.Container) (modes.Container, map[string]string) {
+	image, err := w.labelsOf(ctx, ns, o)
 	if err == nil {
-		spec, sErr := image.Spec(ctx)
-		err = sErr
-		maps.DeleteFunc(labels, func(label, v string) bool {
-			inImage, ok := spec.Config.Labels[label]
-			return ours(label) && ok && inImage == v
-		})
+		return ownerOf(o, image)
 	}
+	w.c.Log.Debug("labels of an image not read",
+		"container_id", o.ID, "image", o.Image, "err", err)
+	owner, labels := ownerOf(o, nil)
+	maps.DeleteFunc(labels, func(label, _ string) bool { return ours(label) })
+	owner.Labels = nil
+	return owner, labels
+}
+
+// labelsOf returns the labels of a container's image, or nothing if the container has no labels.
+func (w owners) labelsOf(ctx context.Context, ns string, o containers.Container) (map[string]string, error) {
+	key := ns + " " + o.Image
+	labels, known := w.images[key]
+	if known || o.Image == "" || len(o.Labels) == 0 {
+		return labels, nil
+	}
+	ctx = namespaces.WithNamespace(ctx, ns)
+	image, err := w.client.GetImage(ctx, o.Image)
 	if err != nil {
-		maps.DeleteFunc(labels, func(label, _ string) bool { return ours(label) })
-		c.Log.Warn("container labels ignored: they may come from its image",
-			"container_id", o.ID, "labels", labelOption+"*", "image", o.Image, "err", err)
+		return nil, err
 	}
-	return labels
+	spec, err := image.Spec(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w.images[key] = spec.Config.Labels
+	return spec.Config.Labels, nil
+}
+
+// ownerOf returns a container of containerd as the owner of endpoints, and the labels that it does not have from its
+// image. The owner has those for policies; netyard's are not among them.
+func ownerOf(o containers.Container, image map[string]string) (modes.Container, map[string]string) {
+	own, fromImage := splitLabels(o.Labels, image)
+	c := modes.Container{
+		Engine: book.Containerd, ID: o.ID, Name: cmp.Or(own[labelName], o.ID), // ctr's IDs are names
+		Image: o.Image, Labels: maps.Clone(own), ImageLabels: fromImage,
+	}
+	for _, labels := range []map[string]string{c.Labels, c.ImageLabels} {
+		maps.DeleteFunc(labels, func(label, _ string) bool { return ours(label) })
+	}
+	return c, own
 }
 
 // ours reports whether a label is one of netyard's.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/sandbox"
 )
@@ -23,7 +24,7 @@ func sandboxOf(t testing.TB, h *kerneltest.Host) *sandbox.Sandbox {
 		got := make(chan error, 1)
 		go func() { // from another namespace
 			var err error
-			s, err = sandbox.OpenSandbox(path)
+			s, err = sandbox.OpenSandbox(path, core.NamespaceID{})
 			got <- err
 		}()
 		return <-got

@@ -137,15 +137,18 @@ type Container struct {
 	PID    int    `json:",omitempty"`
 	// Hostname is the host name inside the container.
 	Hostname string `json:",omitempty"`
-	// Labels are the container's; nil: they are not known yet.
+	// Labels are the container's own, which who runs it has set; nil: they are not known yet.
 	Labels map[string]string `json:",omitzero"`
+	// ImageLabels are those that it has from its image. An image may come from anybody, so they allow nothing.
+	ImageLabels map[string]string `json:",omitempty"`
 }
 
 // Equal says whether all fields of two containers are the same.
 func (c Container) Equal(d Container) bool {
 	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image &&
 		c.PID == d.PID && c.Hostname == d.Hostname &&
-		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels)
+		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels) &&
+		maps.Equal(c.ImageLabels, d.ImageLabels)
 }
 
 // A Phase is how far a change got. After a crash, Restore completes or undoes what is not Ready.

@@ -106,6 +106,7 @@ type PortSharing struct{ Include, Exclude []PortRange }
 // endpoint's own. Sockets on loopback, on another network's address or on one interface stay private. Adjacent ports
 // are not joined to a range, so that the others stay published when one closes.
 func (s PortSharing) Ports(e Endpoint, ls []sandbox.Listener) (shared []Port) {
+	has := map[Port]bool{}
 	for _, l := range ls {
 		if !s.shares(l) {
 			continue
@@ -116,7 +117,8 @@ func (s PortSharing) Ports(e Endpoint, ls []sandbox.Listener) (shared []Port) {
 				continue
 			}
 			p := Port{Proto: l.Proto, HostIP: all, HostPort: l.Port, ContainerPort: l.Port, Count: 1}
-			if !slices.Contains(shared, p) {
+			if !has[p] {
+				has[p] = true
 				shared = append(shared, p)
 			}
 		}

@@ -106,8 +106,8 @@ func (d *decider) allowed(e Endpoint, in, v6 bool) *policy.Access {
 	return d.cache[key]
 }
 
-// spans returns the addresses that a rule matches. An endpoint whose container is not known yet is matched by a deny
-// rule, and not by an allow rule.
+// spans returns the addresses that a rule matches. An endpoint that may match is matched by a deny rule, and not by an
+// allow rule.
 func (d *decider) spans(r Rule, deny, v6 bool) []span {
 	if r.CIDR.IsValid() {
 		if r.CIDR.Addr().Is6() != v6 {

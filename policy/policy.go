@@ -74,7 +74,8 @@ type Endpoint struct {
 	Gone bool
 }
 
-// A match says whether a selector matches; maybe stands for an endpoint whose container is not known yet.
+// A match says whether a selector matches; maybe stands for an endpoint whose container is not known yet, or which only
+// labels of its image make match.
 type match uint8
 
 const (
@@ -111,17 +112,28 @@ func glob(pattern, name string, others ...string) match {
 	return no
 }
 
-// labelled matches labels with those of a container, which may not be known yet.
+// labelled matches labels with those of a container, which may not be known yet. Those of its image close and deny, and
+// allow nothing.
 func labelled(want map[string]string, c modes.Container) match {
 	if len(want) > 0 && c.Labels == nil {
 		return maybe
 	}
+	m := yes
 	for k, v := range want {
-		if got, ok := c.Labels[k]; !ok || glob(v, got) != yes && v != got {
+		switch {
+		case hasLabel(c.Labels, k, v):
+		case hasLabel(c.ImageLabels, k, v):
+			m = maybe
+		default:
 			return no
 		}
 	}
-	return yes
+	return m
+}
+
+func hasLabel(labels map[string]string, key, pattern string) bool {
+	got, ok := labels[key]
+	return ok && (pattern == got || glob(pattern, got) == yes)
 }
 
 // IsZero says whether the selector matches everything.
@@ -160,7 +172,7 @@ func (s *Section) verdict() Verdict {
 	return Deny
 }
 
-// Selected says whether a policy applies to an endpoint; one whose container is not known yet counts as selected.
+// Selected says whether a policy applies to an endpoint; one that may be selected counts as selected.
 func (p Policy) Selected(e Endpoint) bool { return p.Select.matches(e) != no }
 
 // Equal says whether two policies are the same.

@@ -148,6 +148,45 @@ func passes(ds []policy.Decision, from, to string, proto uint8, port uint16) boo
 	return ok
 }
 
+// TestImageLabels: labels that a container has from its image open nothing, and close and deny as others do.
+func TestImageLabels(t *testing.T) {
+	t.Parallel()
+	const web, front, own, db, other = "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"
+	from := func(name, addr string) policy.Endpoint {
+		e := endpoint(name, addr, map[string]string{})
+		e.Container.ImageLabels = map[string]string{"role": name}
+		return e
+	}
+	all := []policy.Endpoint{
+		endpoint("web", web, map[string]string{}), from("front", front),
+		endpoint("own", own, map[string]string{"role": "front"}), from("db", db), from("other", other),
+	}
+	for _, c := range []struct {
+		text, from, to string
+		want           bool
+	}{
+		{"select: {container: web}\ningress:\n  allow:\n    - {labels: {role: front}}", own, web, true},
+		{"select: {container: web}\ningress:\n  allow:\n    - {labels: {role: front}}", front, web, false},
+		{"select: {container: web}\ningress:\n  allow:\n    - {labels: {role: '*'}}", front, web, false},
+		{"select: {labels: {role: db}}\ningress: {}", web, db, false},
+		{"select: {labels: {role: db}}\ningress: {}", web, other, true},
+		{"select: {container: web}\ningress:\n  default: allow\n  deny:\n    - {labels: {role: front}}", front, web, false},
+		// A policy that an image chooses does not open what another one closes.
+		{
+			"select: {container: db}\negress: {}\n---\nname: b\nselect: {labels: {role: db}}\negress:\n  allow:\n    - {}",
+			db, web, false,
+		},
+	} {
+		ps, err := policy.Parse([]byte("name: a\n" + c.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := passes(policy.Decide(ps, all), c.from, c.to, 6, 80); got != c.want {
+			t.Errorf("from %s to %s: %v, want %v, with\n%s", c.from, c.to, got, c.want, c.text)
+		}
+	}
+}
+
 func TestDecide(t *testing.T) {
 	t.Parallel()
 	ps, err := policy.Parse([]byte(file))

@@ -1,14 +1,17 @@
 package yard_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/sandbox"
@@ -231,5 +234,70 @@ func TestEvents(t *testing.T) {
 	y.Ring.End()
 	if _, more := y.Events(0); more != nil {
 		t.Error("there is more to wait for when the daemon ends")
+	}
+}
+
+// TestShareMany: two containers that listen on the same many ports cost neither time nor records, log lines or events
+// beyond a bound, and what they close is withdrawn at once.
+func TestShareMany(t *testing.T) {
+	t.Parallel()
+	const many, first = 3000, 2000
+	r := newRig(t)
+	var log bytes.Buffer
+	r.Config.Log = slog.New(slog.NewTextHandler(&log, nil))
+	hosts, ws := r.sharers(2)
+	var open [2][]net.Listener
+	for i, h := range hosts {
+		err := h.Do(func() error {
+			for p := first; p < first+many; p++ {
+				l, err := net.Listen("tcp4", fmt.Sprintf(":%d", p))
+				if err != nil {
+					return err
+				}
+				open[i] = append(open[i], l)
+			}
+			return nil
+		})
+		t.Cleanup(func() {
+			for _, l := range open[i] {
+				_ = l.Close()
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		began := time.Now()
+		for _, w := range ws {
+			r.see(w)
+		}
+		t.Logf("both were visited in %s", time.Since(began))
+	}
+	if a, b := r.shares(ws[0]), r.shares(ws[1]); len(a) != share.MaxShared || len(b) != 0 {
+		t.Errorf("the first shares %d ports, the second %d, want %d and none", len(a), len(b), share.MaxShared)
+	}
+	if n := len(share.Conflicts(r.Yard, ws[1].Endpoint)); n != share.MaxShared {
+		t.Errorf("%d conflicts, want %d", n, share.MaxShared)
+	}
+	for _, l := range open[0] {
+		_ = l.Close()
+	}
+	kerneltest.Released(t, listeners(hosts[0]), first)
+	for _, w := range ws {
+		r.see(w)
+	}
+	if a, b := r.shares(ws[0]), r.shares(ws[1]); len(a) != 0 || len(b) != share.MaxShared {
+		t.Errorf("after the first has closed them it shares %d ports, the second %d", len(a), len(b))
+	}
+	for text, want := range map[string]int{
+		`msg="port conflict"`: 1, `msg="port conflict ended"`: 1, "listens on more than 1024 ports": 2,
+	} {
+		if n := strings.Count(log.String(), text); n != want {
+			t.Errorf("%d lines with %s, want %d", n, text, want)
+		}
+	}
+	if all, _ := r.Events(0); len(all) > 20 {
+		t.Errorf("%d events", len(all))
 	}
 }

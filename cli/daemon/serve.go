@@ -96,7 +96,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	doors, admin, runtimes, err := listenAll(ctx, cfg)
+	doors, admin, runtimes, err := listenAll(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -297,8 +297,10 @@ type plugin struct {
 }
 
 // listenAll opens all sockets, or none.
-func listenAll(ctx context.Context, cfg config) (doors []*plugin, admin, runtimes net.Listener, err error) {
-	s, err := newSockets()
+func listenAll(
+	ctx context.Context, cfg config, log *slog.Logger,
+) (doors []*plugin, admin, runtimes net.Listener, err error) {
+	s, err := newSockets(log)
 	if err != nil {
 		return nil, nil, nil, err
 	}

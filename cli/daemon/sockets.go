@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,14 +21,15 @@ import (
 // sockets opens the daemon's sockets. Those that systemd passes on activation are used as they are (sd_listen_fds(3)).
 type sockets struct {
 	activated map[string]net.Listener // by path
+	log       *slog.Logger
 }
 
-func newSockets() (sockets, error) {
+func newSockets(log *slog.Logger) (sockets, error) {
 	ls, err := activation.Listeners()
 	if err != nil {
 		return sockets{}, fmt.Errorf("take sockets from systemd: %w", err)
 	}
-	s := sockets{activated: map[string]net.Listener{}}
+	s := sockets{activated: map[string]net.Listener{}, log: log}
 	for _, l := range ls {
 		if l != nil {
 			s.activated[l.Addr().String()] = l
@@ -42,7 +45,7 @@ func (s sockets) unused() []string { return slices.Sorted(maps.Keys(s.activated)
 func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (net.Listener, error) {
 	if l, ok := s.activated[path]; ok {
 		delete(s.activated, path)
-		return l, nil
+		return s.patient(l), nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
 		return nil, fmt.Errorf("create socket directory: %w", err)
@@ -56,7 +59,45 @@ func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	return l, nil
+	return s.patient(l), nil
+}
+
+func (s sockets) patient(l net.Listener) net.Listener {
+	return &patientListener{Listener: l, log: s.log, closed: make(chan struct{})}
+}
+
+// A patientListener is a listener whose Accept fails only once it is closed. Other errors pass: the daemon or the host
+// has no free descriptor or no memory (accept(2)), and callers wait in the socket's backlog meanwhile.
+type patientListener struct {
+	net.Listener
+	log    *slog.Logger
+	closed chan struct{}
+	once   sync.Once
+}
+
+// Accept waits for the next connection.
+func (l *patientListener) Accept() (net.Conn, error) {
+	const pause = 100 * time.Millisecond
+	for failed := false; ; failed = true {
+		c, err := l.Listener.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return c, err
+		}
+		if !failed {
+			l.log.Warn("connection not accepted; trying again", "socket", l.Addr().String(), "err", err)
+		}
+		select {
+		case <-l.closed:
+			return nil, net.ErrClosed
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Close ends a waiting Accept, too.
+func (l *patientListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
 }
 
 // removeStale removes a socket that no process listens on.

@@ -1,11 +1,15 @@
 package daemon
 
 import (
+	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 )
 
 // TestListen: the socket of a dead daemon is replaced, and what a live one or something else has is refused.
@@ -22,7 +26,7 @@ func TestListen(t *testing.T) {
 	if _, err := listen(); err == nil || !strings.Contains(err.Error(), "another daemon answers there") {
 		t.Errorf("the socket of a live daemon was taken: %v", err)
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.(*patientListener).Listener.(*net.UnixListener).SetUnlinkOnClose(false)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,10 +55,60 @@ func TestActivated(t *testing.T) {
 	defer l.Close()
 	s := sockets{activated: map[string]net.Listener{path: l, "/run/other.sock": nil}}
 	got, err := s.listen(t.Context(), path, 0o700)
-	if err != nil || got != l {
+	if err != nil || got.(*patientListener).Listener != l {
 		t.Errorf("got %v and %v, want systemd's socket", got, err)
 	}
 	if unused := s.unused(); len(unused) != 1 || unused[0] != "/run/other.sock" {
 		t.Errorf("got the unused sockets %v", unused)
 	}
+}
+
+// A failingListener fails with each of these errors, and then has a connection.
+type failingListener struct {
+	net.Listener
+	errs []error
+}
+
+func (l *failingListener) Accept() (net.Conn, error) {
+	if len(l.errs) == 0 {
+		c, _ := net.Pipe()
+		return c, nil
+	}
+	err := l.errs[0]
+	l.errs = l.errs[1:]
+	return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", err)}
+}
+
+func (l *failingListener) Addr() net.Addr { return &net.UnixAddr{Name: "/run/test.sock", Net: "unix"} }
+func (l *failingListener) Close() error   { return nil }
+
+// TestPatient: whatever the host lacks for a moment, the daemon goes on serving, and still ends when it is told to.
+func TestPatient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		errs := []error{
+			syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EPERM,
+		}
+		s := sockets{log: slog.New(slog.DiscardHandler)}
+		l := s.patient(&failingListener{errs: errs})
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatalf("the daemon would have ended: %v", err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l = s.patient(&failingListener{errs: errs})
+		done := make(chan error)
+		go func() {
+			_, err := l.Accept()
+			done <- err
+		}()
+		synctest.Wait()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("got %v from a closed socket", err)
+		}
+	})
 }

@@ -45,7 +45,8 @@ type Server struct {
 	Tombstones string
 }
 
-// Serve serves requests on a socket until ctx ends, and then waits for the requests in progress.
+// Serve serves requests on a socket until ctx ends, and then waits for the requests in progress. An error of Accept
+// ends it: l has to wait out those that pass.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
@@ -90,6 +91,11 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	}
 	_ = c.SetDeadline(time.Now().Add(cni.Deadline)) // so that a plugin that hangs does not block this goroutine
 	q, netns, err := cni.Receive(u)
+	if errors.Is(err, cni.ErrDescriptor) {
+		s.Log.Warn("CNI request refused", "err", err)
+		_ = json.NewEncoder(c).Encode(cni.Answer{Error: cniError(err)}) // the runtime tries again without it, too
+		return
+	}
 	if err != nil {
 		s.Log.Debug("CNI request not read", "err", err)
 		return
@@ -190,6 +196,7 @@ func cniError(err error) *cni.Error {
 		{errUnavailable, cni.CodeUnavailable},
 		{ipam.ErrExhausted, cni.CodeUnavailable},
 		{context.DeadlineExceeded, cni.CodeTryAgain},
+		{cni.ErrDescriptor, cni.CodeTryAgain},
 		{book.ErrNotFound, cni.CodeUnknown},
 	} {
 		if errors.Is(err, is.err) {

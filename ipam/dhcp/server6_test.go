@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"netyard/ipam/dhcp"
+	"netyard/kernel/core"
 	kdhcp "netyard/kernel/dhcp"
 	"netyard/kernel/kerneltest"
 )
@@ -29,7 +30,7 @@ func (l *lan) inside(t *testing.T, last byte, auto bool) (*kerneltest.Host, *kdh
 	l.Sh(t, "ip link set "+port+" master br0 up")
 	box.Sh(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1") // as engines leave it
 	box.Take(t, l.Host, "inner")
-	s, err := kdhcp.OpenSandboxLink(box.Path(), "", mac(last))
+	s, err := kdhcp.OpenSandboxLink(box.Path(), core.NamespaceID{}, "", mac(last))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"netyard/ipam/dhcp"
+	"netyard/kernel/core"
 	kdhcp "netyard/kernel/dhcp"
 	"netyard/kernel/kerneltest"
 )
@@ -254,7 +255,7 @@ func TestSandbox(t *testing.T) {
 	l.Sh(t, "ip link add port3 type veth peer name inner address "+mac(1).String())
 	l.Sh(t, "ip link set port3 master br0 up")
 	box.Take(t, l.Host, "inner", "ip addr add "+lease.Addr.String()+" dev eth0")
-	s, err := kdhcp.OpenSandboxLink(box.Path(), "", mac(1))
+	s, err := kdhcp.OpenSandboxLink(box.Path(), core.NamespaceID{}, "", mac(1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -168,15 +168,17 @@ func lanAddress(b rule.SetBook) []expr.Any { return rule.Join(b.IIF(LAN, false),
 
 // ipv4Rules check the source address of IPv4, and drop what only a router or a DHCP server sends.
 func ipv4Rules(b rule.SetBook) []rule.Rule {
-	const base, source, size = expr.PayloadBaseNetworkHeader, 12, 4 // RFC 791
+	const base, source, destination, size = expr.PayloadBaseNetworkHeader, 12, 16, 4 // RFC 791
 	return slices.Concat([]rule.Rule{
 		rule.New("drop ICMP redirects", rule.ICMPType(unix.IPPROTO_ICMP, icmpRedirect), rule.Drop()),
 		rule.New("drop DHCP server messages", rule.UDPPort(0, dhcpServer), rule.Drop()),
 		rule.New("accept own source address", b.PortKey(Addrs4, false, base, source, size), rule.Return()),
 	}, forgedRules(b, false), []rule.Rule{
 		rule.New("accept any source: the LAN assigns addresses", lanAddress(b), rule.Return()),
-		rule.New("accept DHCP requests without a source address",
-			rule.Zero(source, size), rule.UDPPort(0, dhcpClient), rule.UDPPort(2, dhcpServer), rule.Return()),
+		rule.New("no egress policy: accept DHCP broadcasts without a source address",
+			b.IIF(Bound, true), rule.Zero(source, size),
+			rule.Payload(base, destination, "\xff\xff\xff\xff", expr.CmpOpEq),
+			rule.UDPPort(0, dhcpClient), rule.UDPPort(2, dhcpServer), rule.Return()),
 		rule.New("drop spoofed source address", rule.Drop()),
 	})
 }

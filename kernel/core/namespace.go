@@ -11,15 +11,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InNamespace calls f with a netlink handle inside a sandbox. It does nothing if the sandbox does not exist, or no
-// longer does.
-func InNamespace(sandbox string, f func(nl *netlink.Handle) error) error {
-	if sandbox == "" || !IsNamespace(sandbox) {
-		return nil
+// OpenSandbox opens the network namespace at a path: the one with that ID, if one is given. It returns nil if that is
+// no longer there, or not yet. A path by a process ID may stand for another sandbox by now, or for the host itself,
+// which is no sandbox.
+func OpenSandbox(path string, id NamespaceID) (*os.File, error) {
+	if path == "" || !IsNamespace(path) {
+		return nil, nil //nolint:nilnil // no namespace is a valid answer
 	}
-	file, err := os.Open(sandbox)
+	file, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, nil //nolint:nilnil // likewise
+	}
 	if err != nil {
-		return fmt.Errorf("open sandbox: %w", err)
+		return nil, fmt.Errorf("open sandbox: %w", err)
+	}
+	now, err := namespaceOf(int(file.Fd()))
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	kind, err := unix.IoctlRetInt(int(file.Fd()), unix.NS_GET_NSTYPE)
+	host, found := NamespaceAt("/proc/self/ns/net")
+	if err != nil || kind != unix.CLONE_NEWNET || id != (NamespaceID{}) && id != now || !found || host == now {
+		return nil, file.Close()
+	}
+	return file, nil
+}
+
+// InNamespace calls f with a netlink handle inside a sandbox. It does nothing if the sandbox does not exist, or no
+// longer does, see OpenSandbox.
+func InNamespace(sandbox string, id NamespaceID, f func(nl *netlink.Handle) error) error {
+	file, err := OpenSandbox(sandbox, id)
+	if err != nil || file == nil {
+		return err
 	}
 	defer file.Close() //nolint:errcheck // nothing is written
 	nl, err := netlink.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
@@ -34,8 +57,8 @@ func InNamespace(sandbox string, f func(nl *netlink.Handle) error) error {
 }
 
 // InSandbox reports whether a sandbox has the link with an alias. A link keeps its alias when it moves.
-func InSandbox(sandbox, alias string) (has bool, err error) {
-	err = InNamespace(sandbox, func(nl *netlink.Handle) error {
+func InSandbox(sandbox string, id NamespaceID, alias string) (has bool, err error) {
+	err = InNamespace(sandbox, id, func(nl *netlink.Handle) error {
 		link, err := ByAlias(nl, alias)
 		has = link != nil
 		return err

@@ -28,6 +28,8 @@ type Device struct {
 	Network, Endpoint string
 	// Sandbox is the path of its namespace; empty if the sandbox no longer exists.
 	Sandbox string
+	// NS is that namespace, if known: a path may later stand for another one.
+	NS core.NamespaceID
 	// Was is the card's state on the host before. Noted: that state was recorded, and the card was moved.
 	Was   State
 	Noted bool
@@ -51,7 +53,7 @@ func deviceOf(alias string) (network, name string, ok bool) {
 }
 
 func (d Device) Ensure(k *core.Handle) error {
-	if err := namespacesOf(k).open(d.alias(), d.Sandbox); err != nil {
+	if err := namespacesOf(k).open(d); err != nil {
 		return fmt.Errorf("open the sandbox of %s: %w", d, err)
 	}
 	link, err := k.LinkByAlias(k.NL, d.alias())
@@ -123,7 +125,7 @@ func (d Device) Remove(k *core.Handle) error {
 
 // bringBack moves the card from the sandbox to the host, if the sandbox exists or netyard holds it open.
 func (d Device) bringBack(k *core.Handle) error {
-	if err := namespacesOf(k).open(d.alias(), d.Sandbox); err != nil {
+	if err := namespacesOf(k).open(d); err != nil {
 		return fmt.Errorf("open the sandbox of %s: %w", d, err)
 	}
 	return namespacesOf(k).visit(d.alias(), func(nl *netlink.Handle) error {

@@ -23,14 +23,15 @@ type namespaces struct {
 
 // open opens the namespace that a path refers to, and stores it under a key. It does nothing if path is empty or refers
 // to no namespace.
-func (s *namespaces) open(key, path string) error {
+func (s *namespaces) open(d Device) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.by[key] != nil || path == "" || !core.IsNamespace(path) {
+	key := d.alias()
+	if s.by[key] != nil {
 		return nil
 	}
-	f, err := os.Open(path)
-	if err != nil {
+	f, err := core.OpenSandbox(d.Sandbox, d.NS)
+	if err != nil || f == nil {
 		return err
 	}
 	if s.by == nil {

@@ -14,7 +14,7 @@ func (d Device) HostLink() string { return d.Name }
 // Plugged reports whether the sandbox has the card. It opens the sandbox, which Ensure could not do if the engine makes
 // the sandbox only after it has asked for the card.
 func (d Device) Plugged(k *core.Handle) (bool, error) {
-	if err := namespacesOf(k).open(d.alias(), d.Sandbox); err != nil {
+	if err := namespacesOf(k).open(d); err != nil {
 		return false, fmt.Errorf("open the sandbox of %s: %w", d, err)
 	}
 	return d.inside(k)

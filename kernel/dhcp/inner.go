@@ -21,24 +21,24 @@ import (
 
 // An SandboxLink is a link inside a sandbox. It keeps the namespace alive, so close it soon.
 type SandboxLink struct {
-	ns   netns.NsHandle
+	ns   *os.File
 	nl   *netlink.Handle
 	link netlink.Link
 }
 
-// OpenSandboxLink finds a link in the sandbox at a path: the one with that alias, or else the one without an alias that
-// has that hardware address.
-func OpenSandboxLink(path, alias string, mac net.HardwareAddr) (*SandboxLink, error) {
-	if !core.IsNamespace(path) {
-		return nil, fmt.Errorf("enter sandbox %s: the path is no network namespace", path)
+// OpenSandboxLink finds a link in the sandbox at a path, which is the namespace with that ID, if one is given: the link
+// with that alias, or else the one without an alias that has that hardware address.
+func OpenSandboxLink(path string, id core.NamespaceID, alias string, mac net.HardwareAddr) (*SandboxLink, error) {
+	file, err := core.OpenSandbox(path, id)
+	if err == nil && file == nil {
+		err = errors.New("the path is not its network namespace")
 	}
-	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return nil, fmt.Errorf("enter sandbox %s: %w", path, err)
 	}
-	s := &SandboxLink{ns: ns}
-	if s.nl, err = netlink.NewHandleAt(ns, unix.NETLINK_ROUTE); err != nil {
-		return nil, errors.Join(fmt.Errorf("enter sandbox %s: %w", path, err), ns.Close())
+	s := &SandboxLink{ns: file}
+	if s.nl, err = netlink.NewHandleAt(s.handle(), unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(fmt.Errorf("enter sandbox %s: %w", path, err), file.Close())
 	}
 	err = s.nl.SetSocketTimeout(core.NetlinkTimeout)
 	if err == nil {
@@ -49,6 +49,8 @@ func OpenSandboxLink(path, alias string, mac net.HardwareAddr) (*SandboxLink, er
 	}
 	return s, nil
 }
+
+func (s *SandboxLink) handle() netns.NsHandle { return netns.NsHandle(s.ns.Fd()) }
 
 func (s *SandboxLink) find(alias string, mac net.HardwareAddr) (found netlink.Link, err error) {
 	links, err := core.Retry(s.nl.LinkList)
@@ -77,7 +79,7 @@ func (s *SandboxLink) Close() error {
 
 // Wire opens a Wire on the link.
 func (s *SandboxLink) Wire() (*Wire, error) {
-	ns, err := unix.FcntlInt(uintptr(s.ns), unix.F_DUPFD_CLOEXEC, 0)
+	ns, err := unix.FcntlInt(s.ns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("duplicate the descriptor of a network namespace: %w", err)
 	}
@@ -149,7 +151,7 @@ type Socket struct {
 // Socket opens a Socket. Close it once the server has answered, since the container may have a DHCP client of its own.
 func (s *SandboxLink) Socket() (*Socket, error) {
 	var fd int
-	err := core.Inside(int(s.ns), func() (err error) {
+	err := core.Inside(int(s.ns.Fd()), func() (err error) {
 		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 			return err
 		}

@@ -33,7 +33,7 @@ func (s *SandboxLink) IsUp() bool { return s.link.Attrs().Flags&net.FlagUp != 0 
 func (s *SandboxLink) EnableIPv6(auto, routed bool) error {
 	const always = "2" // also where the container forwards (Documentation/networking/ip-sysctl.rst, accept_ra)
 	name := s.link.Attrs().Name
-	return core.Inside(int(s.ns), func() error {
+	return core.Inside(int(s.ns.Fd()), func() error {
 		for _, v := range []struct{ key, value string }{
 			{"accept_ra", always},
 			{"autoconf", digit(auto)},
@@ -127,7 +127,7 @@ func (s *SandboxLink) Socket6(ctx context.Context) (*Socket6, error) {
 		return nil, fmt.Errorf("open a DHCPv6 socket in a sandbox: %w", err)
 	}
 	var file *os.File
-	err = core.Inside(int(s.ns), func() error {
+	err = core.Inside(int(s.ns.Fd()), func() error {
 		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
 			return err

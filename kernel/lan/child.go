@@ -25,6 +25,8 @@ type Child struct {
 	MAC         net.HardwareAddr // of a macvlan; nil: the kernel's choice
 	// Sandbox is the path of the namespace that the link belongs in; empty if there is none.
 	Sandbox string
+	// NS is that namespace, if known: a path may later stand for another one.
+	NS core.NamespaceID
 }
 
 // String names the link.
@@ -41,7 +43,7 @@ func (c Child) Ensure(k *core.Handle) error {
 	if link != nil {
 		return c.mark(k, link)
 	}
-	if plugged, err := core.InSandbox(c.Sandbox, c.Alias); err != nil || plugged {
+	if plugged, err := core.InSandbox(c.Sandbox, c.NS, c.Alias); err != nil || plugged {
 		return err
 	}
 	parent, err := FindUpParent(k, c.Parent)
@@ -100,7 +102,7 @@ func (c Child) Remove(k *core.Handle) error {
 	if err := k.DeleteLink(c.Name, c.Alias); err != nil {
 		return err
 	}
-	return core.InNamespace(c.Sandbox, func(nl *netlink.Handle) error {
+	return core.InNamespace(c.Sandbox, c.NS, func(nl *netlink.Handle) error {
 		link, err := core.ByAlias(nl, c.Alias)
 		if err != nil || link == nil {
 			return err
@@ -120,10 +122,10 @@ func (c Child) Check(s *core.View) []string {
 		}
 		return nil
 	}
-	if !core.IsNamespace(c.Sandbox) {
+	if now, ok := core.NamespaceAt(c.Sandbox); !ok || c.NS != (core.NamespaceID{}) && c.NS != now {
 		return nil
 	}
-	if plugged, err := core.InSandbox(c.Sandbox, c.Alias); err != nil {
+	if plugged, err := core.InSandbox(c.Sandbox, c.NS, c.Alias); err != nil {
 		return []string{fmt.Sprintf("%s: %v", c, err)}
 	} else if !plugged {
 		return []string{c.String() + " is missing from its sandbox"}

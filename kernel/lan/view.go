@@ -24,7 +24,7 @@ func (s Shim) Names() []string { return []string{s.Name} }
 func (c Child) HostLink() string { return c.Parent.Name }
 
 // Plugged reports whether the sandbox has the link.
-func (c Child) Plugged(*core.Handle) (bool, error) { return core.InSandbox(c.Sandbox, c.Alias) }
+func (c Child) Plugged(*core.Handle) (bool, error) { return core.InSandbox(c.Sandbox, c.NS, c.Alias) }
 
 // Key returns the set and the key of the element; its value is not known from the records.
 func (r ReturnNAT) Key() (set rule.SetName, key string) {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -144,10 +145,8 @@ func (Allowance) key(a netip.Addr, proto uint8, port uint16) string {
 func policyChains(b rule.SetBook) []rule.Chain {
 	early := nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 5)
 	family := []([]expr.Any){rule.NFProto(unix.NFPROTO_IPV4), rule.NFProto(unix.NFPROTO_IPV6)}
-	base := []rule.Rule{
-		rule.New("accept replies", rule.Established(), rule.Accept()),
-		rule.New(acceptNeighbours, neighbours(), rule.Accept()),
-	}
+	base := append([]rule.Rule{rule.New("accept replies", rule.Established(), rule.Accept())}, neighbours(family[1])...)
+	base = base[:len(base):len(base)] // for several chains
 	chains := []rule.Chain{
 		{
 			Name: "policy", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Priority: early,
@@ -155,7 +154,7 @@ func policyChains(b rule.SetBook) []rule.Chain {
 		},
 		{ // policy applies to what containers send to the host, not to what the host sends
 			Name: "policy_host", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput, Priority: early,
-			Rules: append(base[:len(base):len(base)], decisions(b, family, "", false)...),
+			Rules: append(base, decisions(b, family, "", false)...),
 		},
 	}
 	return append(chains, verdicts(b, "")...)
@@ -168,10 +167,9 @@ func BridgePolicyChains(b rule.SetBook, conntrack bool) []rule.Chain {
 	v4, v6 := rule.EtherType(unix.ETH_P_IP), rule.EtherType(unix.ETH_P_IPV6)
 	base := rule.Chain{
 		Name: "policy", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
-		Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 5), Rules: []rule.Rule{
+		Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 5), Rules: append([]rule.Rule{
 			rule.New("check frames to ports with an ingress policy", b.OIF(quiet, false), rule.Jump(string(quiet))),
-			rule.New(acceptNeighbours, neighbours(), rule.Accept()),
-		},
+		}, neighbours(v6)...),
 	}
 	chains := []rule.Chain{{Name: string(quiet), Rules: quietRules(b, v4, v6)}}
 	if !conntrack {
@@ -192,12 +190,12 @@ func quietRules(b rule.SetBook, v4, v6 []expr.Any) []rule.Rule {
 	to := func(set rule.SetName, offset, size uint32) []expr.Any {
 		return b.IfKey(expr.MetaKeyOIFNAME, set, true, expr.PayloadBaseNetworkHeader, offset, size)
 	}
-	return []rule.Rule{
+	return slices.Concat([]rule.Rule{
 		rule.New("drop VLAN tags and other protocols", others, rule.Drop()),
-		rule.New(acceptNeighbours, neighbours(), rule.Accept()),
+	}, neighbours(v6), []rule.Rule{
 		rule.New("drop what is not sent to the endpoint's addresses", v4, to(bridge.Addrs4, 16, 4), rule.Drop()),
 		rule.New("drop what is not sent to the endpoint's addresses, IPv6", v6, to(bridge.Addrs6, 24, 16), rule.Drop()),
-	}
+	})
 }
 
 // A side is one of the four checks that policy makes of a new connection: a direction and a family.
@@ -272,15 +270,35 @@ func verdicts(b rule.SetBook, suffix rule.SetName) (chains []rule.Chain) {
 	return chains
 }
 
-const acceptNeighbours = "accept neighbour discovery and multicast listener messages"
-
-// neighbours matches what IPv6 cannot work without: multicast listener messages (130 to 132) and neighbour discovery
-// (133 to 136). They stay on the link, and the port guard has checked them.
-func neighbours() []expr.Any {
-	const listenerQuery = 130 // RFC 2710
-	return append(rule.L4proto(unix.IPPROTO_ICMPV6),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-		&expr.Range{
-			Op: expr.CmpOpEq, Register: 1, FromData: []byte{listenerQuery}, ToData: []byte{bridge.NDNeighbourAdvert},
-		})
+// neighbours accept what IPv6 cannot work without, and what stays on the link: a router has lowered the hop limit of
+// what it passes on. The port guard has checked neighbour discovery. v6 matches IPv6.
+func neighbours(v6 []expr.Any) []rule.Rule {
+	const (
+		base                            = expr.PayloadBaseNetworkHeader
+		limitAt, destination            = 7, 24                         // RFC 8200
+		listenerQuery, listenerDone     = 130, 132                      // RFC 2710
+		routerSolicit, neighbourAdvert  = 133, bridge.NDNeighbourAdvert // RFC 4861
+		multicast, linkLocal, localMask = "\xff", "\xfe\x80", "\xff\xc0"
+	)
+	kinds := func(first, last, hopLimit byte) []expr.Any {
+		return rule.Join(v6, rule.L4proto(unix.IPPROTO_ICMPV6), []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+			&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: []byte{first}, ToData: []byte{last}},
+		}, rule.Payload(base, limitAt, string([]byte{hopLimit}), expr.CmpOpEq))
+	}
+	listener := kinds(listenerQuery, listenerDone, 1)
+	pad := strings.Repeat("\x00", 16-len(linkLocal))
+	local := []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: base, Offset: destination, Len: 16},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 16, Mask: []byte(localMask + pad), Xor: make([]byte, 16),
+		},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(linkLocal + pad)},
+	}
+	return []rule.Rule{
+		rule.New("accept neighbour discovery", kinds(routerSolicit, neighbourAdvert, 255), rule.Accept()),
+		rule.New("accept multicast listener messages",
+			listener, rule.Payload(base, destination, multicast, expr.CmpOpEq), rule.Accept()),
+		rule.New("accept multicast listener messages to link-local addresses", listener, local, rule.Accept()),
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
@@ -110,15 +109,9 @@ type redirector struct {
 func (r Redirect) inside(f func(t redirector) error) error {
 	fd := r.Into
 	if fd == 0 {
-		if now, ok := core.NamespaceAt(r.Sandbox); !ok || r.NS != (core.NamespaceID{}) && r.NS != now {
-			return nil
-		}
-		file, err := os.Open(r.Sandbox)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("open sandbox: %w", err)
+		file, err := core.OpenSandbox(r.Sandbox, r.NS)
+		if err != nil || file == nil {
+			return err
 		}
 		defer file.Close() //nolint:errcheck // nothing is written
 		fd = int(file.Fd())

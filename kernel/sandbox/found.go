@@ -33,7 +33,7 @@ func FindIn(k *core.Handle, path string) (all []Found, err error) {
 			outer[l.Attrs().Index] = l
 		}
 	}
-	err = core.InNamespace(path, func(nl *netlink.Handle) error {
+	err = core.InNamespace(path, core.NamespaceID{}, func(nl *netlink.Handle) error {
 		inner, err := core.Retry(nl.LinkList)
 		if err != nil {
 			return fmt.Errorf("list links of a sandbox: %w", err)

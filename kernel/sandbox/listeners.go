@@ -20,11 +20,14 @@ type Sandbox struct {
 	first, last uint16        // its range of ephemeral ports
 }
 
-// OpenSandbox opens the namespace at a path.
-func OpenSandbox(path string) (*Sandbox, error) {
-	ns, err := os.Open(path)
+// OpenSandbox opens the namespace at a path: the one with that ID, if one is given.
+func OpenSandbox(path string, id core.NamespaceID) (*Sandbox, error) {
+	ns, err := core.OpenSandbox(path, id)
+	if err == nil && ns == nil {
+		err = fmt.Errorf("open sandbox: %s is not its network namespace", path)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open sandbox: %w", err)
+		return nil, err
 	}
 	var ports []byte
 	err = core.Inside(int(ns.Fd()), func() (err error) {

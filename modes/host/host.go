@@ -111,7 +111,7 @@ func (mode) Objects(n modes.Network) []core.Object {
 // reaches its own ports by the host's address.
 func (mode) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Link) {
 	if dev := device.Of(n); dev != "" {
-		card := kdevice.Device{Name: dev, Network: n.ID, Endpoint: e.ID, Sandbox: e.Sandbox}
+		card := kdevice.Device{Name: dev, Network: n.ID, Endpoint: e.ID, Sandbox: e.Sandbox, NS: e.NS}
 		card.Was, card.Noted = e.NotedDevice()
 		link := n.Link(e, dev, 0)
 		link.Gateways = n.Gateways(e)

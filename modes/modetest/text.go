@@ -28,12 +28,13 @@ func word(name string) string {
 	return strings.ToLower(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(name, "$1-$2"))
 }
 
-// fields returns the set fields of a struct: the name first, without its label.
+// fields returns the set fields of a struct: the name first, without its label. The ID of a namespace is another one in
+// each run.
 func fields(v reflect.Value) (words []string) {
 	for i := range v.NumField() {
 		name, f := word(v.Type().Field(i).Name), v.Field(i)
 		switch {
-		case !v.Type().Field(i).IsExported() || f.IsZero():
+		case !v.Type().Field(i).IsExported() || f.IsZero() || f.Type() == reflect.TypeFor[core.NamespaceID]():
 		case name == "name" || name == "link" && i == 0:
 			words = append([]string{f.String()}, words...)
 		case f.Kind() == reflect.Bool:

@@ -2,7 +2,6 @@ package book
 
 import (
 	"fmt"
-	"slices"
 
 	"netyard/modes"
 	"netyard/yard/event"
@@ -59,14 +58,37 @@ func (y *Book) TellPorts(n modes.Network, was, is modes.Endpoint, but map[modes.
 		{event.PortPublished, "port %s is published by %s", is.Ports, was.Ports},
 		{event.PortWithdrawn, "port %s is no longer published by %s", was.Ports, is.Ports},
 	} {
+		not := map[modes.Port]bool{}
+		for _, p := range list.not {
+			not[p] = true
+		}
+		var told []modes.Port
 		for _, p := range list.some {
-			if !slices.Contains(list.not, p) && !but[p] {
-				e := About(list.kind, n, is, fmt.Sprintf(list.text, p, Owned(is)))
-				e.Port = p.String()
-				y.Tell(e)
+			if !not[p] && !but[p] {
+				told = append(told, p)
 			}
 		}
+		for _, name := range PortNames(told) {
+			e := About(list.kind, n, is, fmt.Sprintf(list.text, name, Owned(is)))
+			e.Port = name
+			y.Tell(e)
+		}
 	}
+}
+
+// MaxTold is how many ports of a container are told one by one when they change at once. A container decides how many
+// there are, and must not fill the log and the events.
+const MaxTold = 16
+
+// PortNames returns what ports are called in messages: each its name, or one name for all if there are too many.
+func PortNames(ports []modes.Port) (names []string) {
+	if len(ports) > MaxTold {
+		return []string{fmt.Sprintf("%s and %d more", ports[0], len(ports)-1)}
+	}
+	for _, p := range ports {
+		names = append(names, p.String())
+	}
+	return names
 }
 
 // TellDeviceReturned records an event if an endpoint returned a device to the host.

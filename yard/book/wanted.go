@@ -29,6 +29,16 @@ func (y *Book) Dead(e modes.Endpoint) bool {
 	return !ok || now != e.NS // a process of the same number, or a file of the same name, with another namespace
 }
 
+// Enterable reports whether an endpoint's sandbox is at its path: a process that got the number of a dead one may have
+// another one there.
+func (y *Book) Enterable(e modes.Endpoint) bool {
+	if e.Sandbox == "" {
+		return false
+	}
+	now, ok := y.Config.Kernel.NamespaceAt(e.Sandbox)
+	return ok && (e.NS == core.NamespaceID{} || e.NS == now)
+}
+
 // Unplugged reports whether no sandbox has an endpoint's link, so that it can be removed.
 func (y *Book) Unplugged(m modes.Mode, n modes.Network, e modes.Endpoint) (bool, error) {
 	if y.Dead(e) {

@@ -140,7 +140,7 @@ func TaskOf(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	switch {
 	case errors.Is(err, book.ErrNotFound):
 		return l.Since.Add(y.Config.Grace), releaseOrphan
-	case err != nil || e.Phase != modes.Ready || e.Sandbox == "" || !y.Config.Kernel.IsNamespace(e.Sandbox):
+	case err != nil || e.Phase != modes.Ready || !y.Enterable(e):
 		if due.IsZero() {
 			due = now.Add(idleLook)
 		}
@@ -242,7 +242,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	if e.Sandbox == "" || !y.Config.Kernel.IsNamespace(e.Sandbox) {
+	if !y.Enterable(e) {
 		return nil
 	}
 	l.Hostname = Hostname(l, e)
@@ -250,7 +250,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	box, err := kdhcp.OpenSandboxLink(e.Sandbox, core.Alias(e.NetworkID, e.ID), mac)
+	box, err := kdhcp.OpenSandboxLink(e.Sandbox, e.NS, core.Alias(e.NetworkID, e.ID), mac)
 	if err != nil { // the engine has not moved the link in yet, or is about to remove it
 		return noteAttempt(y, l)
 	}

@@ -50,7 +50,7 @@ func sixTask(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 		return time.Time{}, nil
 	}
 	e, err := y.Endpoint(l.Network, l.Endpoint)
-	if err != nil || e.Phase != modes.Ready || e.Sandbox == "" || !y.Config.Kernel.IsNamespace(e.Sandbox) {
+	if err != nil || e.Phase != modes.Ready || !y.Enterable(e) {
 		return time.Time{}, nil
 	}
 	switch {
@@ -108,7 +108,7 @@ func enter(l DHCPLease, e modes.Endpoint) (*kdhcp.SandboxLink, error) {
 	if err != nil {
 		return nil, err
 	}
-	return kdhcp.OpenSandboxLink(e.Sandbox, core.Alias(e.NetworkID, e.ID), mac)
+	return kdhcp.OpenSandboxLink(e.Sandbox, e.NS, core.Alias(e.NetworkID, e.ID), mac)
 }
 
 // changeSix is changeHeld, but does nothing if the lease has another endpoint by now.
@@ -238,7 +238,7 @@ func client6(y *book.Book, l DHCPLease, t dhcp.Transport6) *dhcp.Client6 {
 // lease whose release does not reach the server expires.
 func ReleaseIPv6(ctx context.Context, y *book.Book, e modes.Endpoint) {
 	l, ok, err := Of(y, e)
-	if err != nil || !ok || !l.Six.Lease.Addr.IsValid() || !y.Config.Kernel.IsNamespace(e.Sandbox) ||
+	if err != nil || !ok || !l.Six.Lease.Addr.IsValid() || !y.Enterable(e) ||
 		l.Six.Lease.State(y.Config.Now()) == dhcp.Expired {
 		return
 	}

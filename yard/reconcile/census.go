@@ -288,7 +288,7 @@ func merge(old, fresh modes.Container) modes.Container {
 		old.PID = fresh.PID
 	}
 	if fresh.Labels != nil {
-		old.Labels = fresh.Labels
+		old.Labels, old.ImageLabels = fresh.Labels, fresh.ImageLabels
 	}
 	return old
 }

@@ -27,6 +27,12 @@ const (
 	recordInterval = 5 * time.Second
 	// shareTime bounds the work for one endpoint.
 	shareTime = 5 * time.Second
+	// MaxShared is how many ports one container shares: each is a record, a claim and an element of the firewall. A log
+	// message of limit has the number, too.
+	MaxShared = 1024
+	// restFactor bounds the processor time that one sandbox takes, with however many sockets: after a visit it is left
+	// alone for that many times as long as the visit took, up to maxRest.
+	restFactor, maxRest = 3, 500 * time.Millisecond
 )
 
 // Conflicts returns the ports that an endpoint does not have, or that a program of the host listens on as well.
@@ -65,6 +71,10 @@ type Watched struct {
 	Judged map[book.Holder]time.Time
 	// logged is the text of the last error, which is not logged again.
 	logged string
+	// limited: it wants more than MaxShared ports, which has been logged.
+	limited bool
+	// next is when it may be visited again.
+	next time.Time
 }
 
 // WatchSandboxes publishes the ports that programs listen on in sandboxes which share the host's addresses, and returns
@@ -91,7 +101,10 @@ func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
 			read = time.Now()
 		}
 		for _, w := range all {
-			logOnce(ctx, y, w, Visit(ctx, y, w))
+			if began := time.Now(); !began.Before(w.next) {
+				logOnce(ctx, y, w, Visit(ctx, y, w))
+				w.next = time.Now().Add(min(restFactor*time.Since(began), maxRest))
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -213,7 +226,7 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 	if err != nil {
 		return err
 	}
-	want := w.Sharing.Ports(w.Endpoint, ls)
+	want := w.limit(y, w.Sharing.Ports(w.Endpoint, ls))
 	slices.SortFunc(want, port.ComparePorts)
 	if w.settled && slices.Equal(want, w.last) {
 		return nil
@@ -223,14 +236,42 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 	return err
 }
 
+// limit returns at most MaxShared of the wanted ports: first those that the endpoint has.
+func (w *Watched) limit(y *yard.Yard, want []modes.Port) []modes.Port {
+	over := len(want) > MaxShared
+	if over && !w.limited {
+		y.Config.Log.Warn("container listens on more than 1024 ports: the others are not shared; "+
+			"name those to be shared with the network option include",
+			"network", w.Network.Name, "network_id", w.Network.ID, "endpoint", w.Endpoint.ID,
+			"container", w.Endpoint.Container.Name)
+	}
+	if w.limited = over; !over {
+		return want
+	}
+	has := map[modes.Port]bool{}
+	for _, p := range w.Endpoint.Ports {
+		has[p] = true
+	}
+	slices.SortFunc(want, func(a, b modes.Port) int {
+		if has[a] != has[b] {
+			if has[a] {
+				return -1
+			}
+			return 1
+		}
+		return port.ComparePorts(a, b)
+	})
+	return want[:MaxShared]
+}
+
 // listening lists the sockets of a sandbox. One that does not exist, or not yet, has none.
 func listening(y *yard.Yard, w *Watched) ([]sandbox.Listener, error) {
-	if !y.Config.Kernel.IsNamespace(w.Endpoint.Sandbox) {
+	if !y.Enterable(w.Endpoint) {
 		unwatch(y, w)
 		return nil, nil
 	}
 	if w.Sandbox == nil {
-		s, err := sandbox.OpenSandbox(w.Endpoint.Sandbox)
+		s, err := sandbox.OpenSandbox(w.Endpoint.Sandbox, w.Endpoint.NS)
 		if err != nil {
 			return nil, err
 		}
@@ -332,50 +373,112 @@ func regrant(
 	return conflicts, nil
 }
 
-// tellShared reports which ports of an endpoint were published or withdrawn, and which conflicts began or ended. It
-// finds the process behind a conflict only for new ones, since that takes a search of all processes.
+// tellShared reports which ports of an endpoint were published or withdrawn, and which conflicts began or ended.
 func tellShared(y *yard.Yard, h *book.Held, was modes.Endpoint, before, now []book.Conflict) {
 	n, is := h.Network, h.Endpoint
-	tell := func(kind string, p modes.Port, owner, text string) {
-		e := book.About(kind, n, is, text)
-		e.Port, e.Owner = p.String(), owner
-		y.Tell(e)
+	y.TellPorts(n, was, is, tellHealed(y, h, before, now))
+	type cause struct {
+		listener sandbox.Listener
+		claim    string
 	}
-	healed := map[modes.Port]bool{}
+	known := map[modes.Port]book.Conflict{}
 	for _, c := range before {
-		lasts := slices.ContainsFunc(now, func(d book.Conflict) bool { return d.Port == c.Port })
-		if lasts || !slices.Contains(is.Ports, c.Port) && !c.Shadow {
+		known[c.Port] = c
+	}
+	var fresh []*book.Conflict
+	for i := range now {
+		c := &now[i]
+		if old, ok := known[c.Port]; !ok || (cause{old.Listener, old.Claim}) != (cause{c.Listener, c.Claim}) {
+			fresh = append(fresh, c)
+		} else if c.Claim == "" {
+			c.Owner = old.Owner
+		}
+	}
+	nameOwners(fresh)
+	groups, order := map[string][]*book.Conflict{}, []string{}
+	for _, c := range fresh { // one line for each, or for all of one owner if there are too many
+		key := fmt.Sprint(c.Owner, c.Shadow)
+		if len(fresh) <= book.MaxTold {
+			key += c.Port.String()
+		}
+		if groups[key] == nil {
+			order = append(order, key)
+		}
+		groups[key] = append(groups[key], c)
+	}
+	for _, key := range order {
+		tellConflict(y, h, groups[key])
+	}
+	setConflicts(y, is, now)
+}
+
+// nameOwners finds the programs behind conflicts: of the first ones only, since each takes a search of all processes.
+func nameOwners(fresh []*book.Conflict) {
+	searched := 0
+	for _, c := range fresh {
+		switch {
+		case c.Claim != "":
+		case searched < book.MaxTold:
+			searched++
+			c.Owner = c.Listener.Owner()
+		default:
+			c.Owner = "a program of the host"
+		}
+	}
+}
+
+// tellConflict reports new conflicts with one owner.
+func tellConflict(y *yard.Yard, h *book.Held, all []*book.Conflict) {
+	n, is, c := h.Network, h.Endpoint, all[0]
+	name := c.Port.String()
+	if len(all) > 1 {
+		name = fmt.Sprintf("%s and %d more", name, len(all)-1)
+	}
+	text := fmt.Sprintf("port %s is not %s's: %s has it", name, book.Owned(is), c.Owner)
+	if c.Shadow {
+		text = fmt.Sprintf("port %s is %s's: %s listens on it too and receives nothing", name, book.Owned(is), c.Owner)
+	}
+	y.Config.Log.Warn("port conflict", "network", n.Name, "network_id", n.ID, "endpoint", is.ID,
+		"container", is.Container.Name, "port", name, "owner", c.Owner)
+	e := book.About(event.PortConflict, n, is, text)
+	e.Port, e.Owner = name, c.Owner
+	y.Tell(e)
+}
+
+// tellHealed reports which conflicts ended, and returns their ports.
+func tellHealed(y *yard.Yard, h *book.Held, before, now []book.Conflict) map[modes.Port]bool {
+	n, is := h.Network, h.Endpoint
+	lasts, has, healed := map[modes.Port]bool{}, map[modes.Port]bool{}, map[modes.Port]bool{}
+	for _, c := range now {
+		lasts[c.Port] = true
+	}
+	for _, p := range is.Ports {
+		has[p] = true
+	}
+	var ports []modes.Port
+	owner := ""
+	for _, c := range before {
+		if lasts[c.Port] || !has[c.Port] && !c.Shadow {
 			continue
 		}
 		healed[c.Port] = true
+		ports = append(ports, c.Port)
+		owner = c.Owner
+	}
+	former := map[string]string{}
+	for _, c := range before {
+		former[c.Port.String()] = c.Owner
+	}
+	for _, name := range book.PortNames(ports) {
+		if len(ports) <= book.MaxTold {
+			owner = former[name]
+		}
 		y.Config.Log.Info("port conflict ended", "network", n.Name, "network_id", n.ID, "endpoint", is.ID,
-			"container", is.Container.Name, "port", c.Port.String(), "former", c.Owner)
-		text := fmt.Sprintf("port %s is %s's: %s has it no longer", c.Port, book.Owned(is), c.Owner)
-		tell(event.PortHealed, c.Port, "", text)
+			"container", is.Container.Name, "port", name, "former", owner)
+		e := book.About(event.PortHealed, n, is,
+			fmt.Sprintf("port %s is %s's: %s has it no longer", name, book.Owned(is), owner))
+		e.Port = name
+		y.Tell(e)
 	}
-	y.TellPorts(n, was, is, healed)
-	for i := range now {
-		c := &now[i]
-		at := slices.IndexFunc(before, func(d book.Conflict) bool {
-			return d.Port == c.Port && d.Listener == c.Listener && d.Claim == c.Claim
-		})
-		if at >= 0 {
-			if c.Claim == "" {
-				c.Owner = before[at].Owner
-			}
-			continue
-		}
-		if c.Claim == "" {
-			c.Owner = c.Listener.Owner()
-		}
-		text := fmt.Sprintf("port %s is not %s's: %s has it", c.Port, book.Owned(is), c.Owner)
-		if c.Shadow {
-			text = fmt.Sprintf("port %s is %s's: %s listens on it too and receives nothing",
-				c.Port, book.Owned(is), c.Owner)
-		}
-		y.Config.Log.Warn("port conflict", "network", n.Name, "network_id", n.ID, "endpoint", is.ID,
-			"container", is.Container.Name, "port", c.Port.String(), "owner", c.Owner)
-		tell(event.PortConflict, c.Port, c.Owner, text)
-	}
-	setConflicts(y, is, now)
+	return healed
 }

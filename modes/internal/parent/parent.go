@@ -79,7 +79,7 @@ func (k Kind) Objects(n modes.Network) (objects []core.Object) {
 func (k Kind) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Link) {
 	c := lan.Child{
 		Name: core.Name(core.PeerPrefix, e.ID), Alias: core.Alias(n.ID, e.ID), Parent: top(n), Kind: k.Name,
-		MTU: mtu(n), MAC: k.mac(n, e), Sandbox: e.Sandbox,
+		MTU: mtu(n), MAC: k.mac(n, e), Sandbox: e.Sandbox, NS: e.NS,
 	}
 	c.Mode, c.Flag = k.Setting(n)
 	objects := append([]core.Object{c}, k.redirects(n, e)...)
