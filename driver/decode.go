@@ -39,7 +39,7 @@ func (d *Door) options(sent map[string]any) (mode string, opts map[string]string
 		}
 		given[k] = s
 	}
-	return d.Yard.Resolve(d.Mode, given)
+	return d.Yard.ResolveFromEngine(d.Mode, given)
 }
 
 // network returns the network that an engine wants.

@@ -308,6 +308,23 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
+// TestEngineKeys shows that options which an engine reads itself, and sends to every driver, are none of netyard's.
+func TestEngineKeys(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	opts := `"mtu":"1400","com.docker.network.enable_ipv4":"true","com.docker.network.enable_ipv6":"perhaps",` +
+		`"com.docker.network.advertise_addr_nmsgs":"2","com.docker.network.advertise_addr_ms":"100"`
+	e.ok("NetworkDriver.GwAllocCheck", `{"Options":{"com.docker.network.generic":{`+opts+`}}}`)
+	e.ok("NetworkDriver.CreateNetwork", fmt.Sprintf(create, opts))
+	e.ok("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"mtu":"1400"`))
+	ns, err := e.yard.Networks()
+	if err != nil || len(ns) != 1 || fmt.Sprint(ns[0].Options) != "map[mtu:1400]" || ns[0].IPv6 {
+		t.Errorf("networks %+v, %v", ns, err)
+	}
+	e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"com.docker.network.enable_ipv8":"true"`),
+		"unknown option com.docker.network.enable_ipv8")
+}
+
 // TestInterfaceName shows that an interface's name in the container reaches the answer to Join.
 func TestInterfaceName(t *testing.T) {
 	t.Parallel()

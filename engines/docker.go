@@ -234,7 +234,7 @@ func (d *Docker) seenNetwork(mode string, n network.Network) reconcile.SeenNetwo
 		ID: n.ID, Name: n.Name, Engine: book.Docker, Internal: n.Internal, IPv6: n.EnableIPv6,
 	}}
 	var err error
-	if s.Network.Mode, s.Network.Options, err = d.Yard.Resolve(mode, n.Options); err != nil {
+	if s.Network.Mode, s.Network.Options, err = d.Yard.ResolveFromEngine(mode, n.Options); err != nil {
 		d.Log.Warn("invalid options on a network of the engine", "network", n.Name, "network_id", n.ID, "err", err)
 	}
 	_, own := doorMode(n.IPAM.Driver)
