@@ -35,6 +35,9 @@ func newSockets() (sockets, error) {
 	return s, nil
 }
 
+// again returns the same sockets for one more daemon in this process.
+func (s sockets) again() sockets { return sockets{activated: maps.Clone(s.activated)} }
+
 // unused returns systemd's sockets that the daemon does not serve. An engine that connects to one would wait forever.
 func (s sockets) unused() []string { return slices.Sorted(maps.Keys(s.activated)) }
 
@@ -42,7 +45,7 @@ func (s sockets) unused() []string { return slices.Sorted(maps.Keys(s.activated)
 func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (net.Listener, error) {
 	if l, ok := s.activated[path]; ok {
 		delete(s.activated, path)
-		return l, nil
+		return duplicate(l)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
 		return nil, fmt.Errorf("create socket directory: %w", err)
@@ -57,6 +60,23 @@ func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// duplicate returns another listener on a socket, so that the socket stays open when that listener is closed.
+func duplicate(l net.Listener) (net.Listener, error) {
+	of, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, fmt.Errorf("take sockets from systemd: %s is not a Unix socket", l.Addr())
+	}
+	f, err := of.File()
+	if err != nil {
+		return nil, fmt.Errorf("take sockets from systemd: %w", err)
+	}
+	copied, err := net.FileListener(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("take sockets from systemd: %w", err)
+	}
+	return copied, nil
 }
 
 // removeStale removes a socket that no process listens on.
