@@ -87,8 +87,8 @@ func (d *Door) gwAllocCheck(_ context.Context, q gwAllocCheck) (gwAllocAnswer, e
 // allocateNetwork refuses a call that a swarm's manager sends only to drivers of global scope; netyard's scope is
 // local.
 func (*Door) allocateNetwork(context.Context, allocate) (empty, error) {
-	return empty{}, errors.New("allocate network: netyard's networks are local to their host; " +
-		"to use them in a swarm, create them with --config-only and --config-from")
+	return empty{}, errors.New("allocate network: netyard's networks are local to their host, " +
+		"and a swarm allocates none; create the network on each host, without --scope swarm")
 }
 
 func (d *Door) createNetwork(ctx context.Context, q createNetwork) (empty, error) {

@@ -206,7 +206,7 @@ func TestUnknown(t *testing.T) {
 	e.refused("NetworkDriver.CreateEndpoint", endpoint, "network aaaaaaaaaaaa: not found")
 	e.refused("NetworkDriver.Join", join, "network aaaaaaaaaaaa: not found")
 	e.refused("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/24","Address":"","Options":{}}`, "pool 10.9.0.0/24")
-	e.refused("NetworkDriver.AllocateNetwork", ids, "swarm")
+	e.refused("NetworkDriver.AllocateNetwork", ids, "create the network on each host, without --scope swarm")
 	if after := e.state(); after != before {
 		t.Errorf("a call with unknown IDs changed something:\n%s", after)
 	}

@@ -230,7 +230,7 @@ func doorMode(name string) (mode string, ok bool) {
 
 // seenNetwork returns the network that an engine lists for a driver of the mode.
 func (d *Docker) seenNetwork(mode string, n network.Network) reconcile.SeenNetwork {
-	s := reconcile.SeenNetwork{Name: n.Name, Network: modes.Network{
+	s := reconcile.SeenNetwork{Name: n.Name, Swarm: n.Scope == "swarm", Network: modes.Network{
 		ID: n.ID, Name: n.Name, Engine: book.Docker, Internal: n.Internal, IPv6: n.EnableIPv6,
 	}}
 	var err error

@@ -29,7 +29,7 @@ func (y *Yard) Resolve(doorMode string, given map[string]string) (mode string, o
 	return mode, opts, err
 }
 
-// engineKeys are the keys among a Docker network's -o options that an engine reads itself. It sends them on, whatever the
+// engineKeys are the keys among a network's -o options that an engine reads itself. It sends them on, whatever the
 // driver, and so do the defaults of its configuration (default-network-opts).
 func engineKeys() []string {
 	const prefix = "com.docker.network."
