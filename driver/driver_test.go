@@ -338,6 +338,42 @@ func TestInterfaceName(t *testing.T) {
 	}
 }
 
+// TestWholeInterfaceName shows that an interface can have any name on engines that take it, and that the others are
+// named in the refusal.
+func TestWholeInterfaceName(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	e.ok("NetworkDriver.CreateNetwork", plain())
+	named := func(name string) string {
+		return strings.Replace(endpoint, `"Options":{}`,
+			`"Options":{"com.docker.network.endpoint.ifname":"`+name+`"}`, 1)
+	}
+	for version, cause := range map[string]string{
+		"":               "foo: engine of unknown version (see docker_host) can only set names",
+		"dev":            "foo: engine dev can only",
+		"20.10.24+dfsg1": "foo: engine 20.10.24+dfsg1 can only set names of letters that end in 0, such as wan0",
+		"29.7.2":         "others need engine 29.8 or newer",
+		"9.10.0":         "engine 9.10.0",
+	} {
+		if err := e.yard.RecordEngineVersion("docker", version); err != nil {
+			t.Fatal(err)
+		}
+		e.refused("NetworkDriver.CreateEndpoint", named("foo"), cause)
+	}
+	for version, name := range map[string]string{"29.8.0-rc.1": "foo", "29.10.0": "wan1", "30.0.1": "lan.50", "29.8": "7"} {
+		if err := e.yard.RecordEngineVersion("docker", version); err != nil {
+			t.Fatal(err)
+		}
+		e.refused("NetworkDriver.CreateEndpoint", named("a/b"), "ifname=a/b: want an interface name")
+		e.ok("NetworkDriver.CreateEndpoint", named(name))
+		j := e.ok("NetworkDriver.Join", join)
+		if got := fmt.Sprint(j["InterfaceName"]); !strings.Contains(got, "DstName:"+name+" ") {
+			t.Errorf("InterfaceName %s, want %s", got, name)
+		}
+		e.ok("NetworkDriver.DeleteEndpoint", ids)
+	}
+}
+
 // TestGatewayless shows that GwAllocCheck has an engine skip the gateway address of a network without a gateway.
 func TestGatewayless(t *testing.T) {
 	t.Parallel()

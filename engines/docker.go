@@ -107,6 +107,9 @@ func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 	if err := d.Yard.RemoveLost(ctx); err != nil {
 		d.Log.Warn("endpoints of a killed engine not removed", "err", err)
 	}
+	if err := d.recordVersion(ctx); err != nil {
+		return d.identifyBySandbox(ctx), err
+	}
 	c, err := d.Census(ctx)
 	if err != nil {
 		return d.identifyBySandbox(ctx), err
@@ -171,6 +174,22 @@ func (d *Docker) client() (*client.Client, error) {
 		return nil, fmt.Errorf("connect to %s: %w", d.Host, err)
 	}
 	return c, nil
+}
+
+// recordVersion records the engine's version, which decides what it takes from a plugin.
+func (d *Docker) recordVersion(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	c, err := d.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // the answer was read
+	v, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
+	if err != nil {
+		return fmt.Errorf("ask for the engine's version: %w", err)
+	}
+	return d.Yard.RecordEngineVersion(book.Docker, v.Version)
 }
 
 // Census asks the engine for all its networks and endpoints of netyard's drivers.
