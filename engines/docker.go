@@ -17,6 +17,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
+	"golang.org/x/sync/errgroup"
 
 	"netyard/modes"
 	"netyard/yard"
@@ -46,11 +47,13 @@ type Docker struct {
 	RebuildOthers func(context.Context) error
 
 	poked chan struct{}
+	// answers gets a value when the engine has answered, and takes no second one.
+	answers chan struct{}
 }
 
 // NewDocker returns the watcher of an engine. Call Run to start it.
 func NewDocker(host string, log *slog.Logger) *Docker {
-	return &Docker{Host: host, Log: log, poked: make(chan struct{}, 1)}
+	return &Docker{Host: host, Log: log, poked: make(chan struct{}, 1), answers: make(chan struct{}, 1)}
 }
 
 // Poke has the engine checked soon, since something has changed. It does not wait.
@@ -61,8 +64,16 @@ func (d *Docker) Poke() {
 	}
 }
 
-// Run reconciles the records with the engine until ctx ends.
+// Run follows the engine's events and reconciles the records with it, until ctx ends.
 func (d *Docker) Run(ctx context.Context) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return d.follow(ctx) })
+	tasks.Go(func() error { return d.checkOften(ctx) })
+	return tasks.Wait()
+}
+
+// checkOften checks the engine soon after each Poke, and otherwise now and then, until ctx ends.
+func (d *Docker) checkOften(ctx context.Context) error {
 	wait, silent := pokeDelay, false
 	for {
 		timer := time.NewTimer(wait)
@@ -113,6 +124,10 @@ func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 	c, err := d.Census(ctx)
 	if err != nil {
 		return d.identifyBySandbox(ctx), err
+	}
+	select {
+	case d.answers <- struct{}{}:
+	default:
 	}
 	if reconcile.Rebuilding(d.Yard) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
