@@ -1,6 +1,6 @@
 // Package engines finds the containers that endpoints belong to, and the endpoints and networks that an engine no
 // longer has. It works in the background only: an engine that waits for netyard cannot answer netyard, so nothing on a
-// request's path may ask one.
+// request's path may ask one, except Alone.
 package engines
 
 import (

@@ -238,6 +238,19 @@ func TestNone(t *testing.T) {
 				t.Errorf("%s: -p: %s", create, out)
 			}
 		}
+		// Ports are where the container has an address, whichever network it joins first.
+		for i, networks := range [][]string{{"n0", "web"}, {"web", "n0"}, {"n0", "another"}, {"another", "n0"}} {
+			name, port := fmt.Sprintf("p%d", i), fmt.Sprint(8100+i)
+			if i%2 == 0 {
+				h.Docker("network create -d netyard-bridge", networks[1])
+			}
+			h.Docker("create --name", name, "-p", port+":80 --network", networks[0], "busybox sleep 1d")
+			h.Docker("network connect", networks[1], name)
+			h.Docker("start", name)
+			has(t, h.Sh("netyard ports"), "0.0.0.0:"+port)
+			h.Docker("rm -f", name)
+		}
+		h.Docker("network rm web another")
 		eventually(t, "ps shows them by name", func() bool {
 			out := h.Sh("netyard ps")
 			return strings.Contains(out, "cn0") && strings.Contains(out, "cn3") && strings.Count(out, "none") == 4

@@ -163,7 +163,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 	tasks.Go(func() error { return plugins.Serve(ctx, runtimes) })
 	tasks.Go(func() error { return plugins.Run(ctx) })
 	for _, d := range doors {
-		d.Yard, d.Log, d.OnActivate = y, log, docker.Poke
+		d.Yard, d.Log, d.OnActivate, d.Alone = y, log, docker.Poke, docker.Alone
 		serveOn(ctx, tasks, d.listener, d.Handler())
 	}
 	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir,
