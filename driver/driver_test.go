@@ -360,7 +360,9 @@ func TestWholeInterfaceName(t *testing.T) {
 		}
 		e.refused("NetworkDriver.CreateEndpoint", named("foo"), cause)
 	}
-	for version, name := range map[string]string{"29.8.0-rc.1": "foo", "29.10.0": "wan1", "30.0.1": "lan.50", "29.8": "7"} {
+	for version, name := range map[string]string{
+		"29.8.0-rc.1": "foo", "29.10.0": "wan1", "30.0.1": "lan.50", "29.8": "7",
+	} {
 		if err := e.yard.RecordEngineVersion("docker", version); err != nil {
 			t.Fatal(err)
 		}

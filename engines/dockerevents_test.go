@@ -146,7 +146,9 @@ func follow(t *testing.T, endpoints ...string) (*fakeEngine, *Docker) {
 	})
 	err = y.CreateNetwork(t.Context(), modes.Network{
 		ID: eventNetwork, Mode: "bridge", Engine: book.Docker,
-		Subnets: []modes.Subnet{{Pool: netip.MustParsePrefix("10.9.0.0/24"), Gateway: netip.MustParsePrefix("10.9.0.1/24")}},
+		Subnets: []modes.Subnet{{
+			Pool: netip.MustParsePrefix("10.9.0.0/24"), Gateway: netip.MustParsePrefix("10.9.0.1/24"),
+		}},
 	})
 	if err != nil {
 		t.Fatal(err)

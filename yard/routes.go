@@ -23,7 +23,7 @@ type sandboxRoute struct {
 // settleRoutes leaves out the routes of a link that the sandbox has already, by another endpoint or the link's own
 // subnet: an engine fails at the second one. It refuses a network whose subnet the sandbox has a route to.
 func (y *Yard) settleRoutes(h *book.Held, link *modes.Link) error {
-	has, err := y.sandboxRoutes(h.Endpoint)
+	has, err := sandboxRoutes(y, h.Endpoint)
 	if err != nil {
 		return err
 	}
@@ -45,14 +45,14 @@ func (y *Yard) settleRoutes(h *book.Held, link *modes.Link) error {
 			has = append(has, sandboxRoute{dst: r.Dst, why: "the same network"})
 			continue
 		}
-		y.logLeftOut(h, r.String(), has[at].why)
+		logLeftOut(h, r.String(), has[at].why)
 	}
 	link.Routes = routes
 	link.Gateways = slices.DeleteFunc(link.Gateways, func(gw netip.Addr) bool {
 		all := netip.PrefixFrom(book.Unspecified(gw), 0)
 		at := slices.IndexFunc(has, func(had sandboxRoute) bool { return had.dst == all && !had.gateway })
 		if at >= 0 {
-			y.logLeftOut(h, modes.Route{Dst: all, Via: gw}.String(), has[at].why)
+			logLeftOut(h, modes.Route{Dst: all, Via: gw}.String(), has[at].why)
 		}
 		return at >= 0
 	})
@@ -65,13 +65,13 @@ func (r sandboxRoute) covers(subnet netip.Prefix, now bool) bool {
 	return r.dst == subnet || now && r.dst.Bits() > 0 && r.dst.Overlaps(subnet)
 }
 
-func (y *Yard) logLeftOut(h *book.Held, route, why string) {
-	y.Config.Log.Info("route left out: the container has one to the same destination",
+func logLeftOut(h *book.Held, route, why string) {
+	h.Book.Config.Log.Info("route left out: the container has one to the same destination",
 		"network", h.Network.Name, "network_id", h.Network.ID, "endpoint", h.Endpoint.ID, "route", route, "reason", why)
 }
 
 // sandboxRoutes returns the routes that a sandbox has by other endpoints than one.
-func (y *Yard) sandboxRoutes(e modes.Endpoint) (has []sandboxRoute, err error) {
+func sandboxRoutes(y *Yard, e modes.Endpoint) (has []sandboxRoute, err error) {
 	var others []modes.Endpoint
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		others, err = port.Neighbours(tx, e)
@@ -85,7 +85,7 @@ func (y *Yard) sandboxRoutes(e modes.Endpoint) (has []sandboxRoute, err error) {
 		if err != nil {
 			return nil, err
 		}
-		link, err := y.linkOf(n, o)
+		link, err := linkOf(y, n, o)
 		if err != nil {
 			return nil, err
 		}
@@ -104,7 +104,7 @@ func (y *Yard) sandboxRoutes(e modes.Endpoint) (has []sandboxRoute, err error) {
 }
 
 // linkOf returns the link of an endpoint that has joined.
-func (y *Yard) linkOf(n modes.Network, e modes.Endpoint) (modes.Link, error) {
+func linkOf(y *Yard, n modes.Network, e modes.Endpoint) (modes.Link, error) {
 	m, err := y.Mode(n.Mode)
 	if err != nil {
 		return modes.Link{}, err

@@ -75,8 +75,8 @@ func check(n modes.Network) error {
 	return n.CheckMTU(modes.MTU.Of(n))
 }
 
-// Traits returns those of a card, whose traffic does not pass the host's firewall and whose container publishes ports on
-// its own addresses, or those of containers that share the host's addresses.
+// Traits returns those of a card, whose traffic does not pass the host's firewall and whose container publishes ports
+// on its own addresses, or those of containers that share the host's addresses.
 func (mode) Traits(n modes.Network) modes.Traits {
 	if dev := device.Of(n); dev != "" {
 		return modes.Traits{MAC: modes.MACAsIs, Device: dev, Publish: modes.Publishing{OnOwn: true}}
