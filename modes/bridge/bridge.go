@@ -5,6 +5,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,9 +138,19 @@ func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 			for _, el := range open.Elements() {
 				objects = append(objects, el.For(e.ID))
 			}
+			objects = append(objects, answers(e, p.HostIP)...)
 		}
 	}
 	return append(objects, e.Published()...)
+}
+
+// answers returns what lets a container answer from an address by its other endpoints, one of which has its default
+// route.
+func answers(e modes.Endpoint, from netip.Addr) (objects []core.Object) {
+	for _, id := range e.Beside {
+		objects = append(objects, kbridge.MaySend(core.Name(core.VethPrefix, id), from).For(e.ID))
+	}
+	return objects
 }
 
 // publishesInside says whether a table in the container's sandbox publishes its ports.
