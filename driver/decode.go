@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ func (d *Door) options(sent map[string]any) (mode string, opts map[string]string
 		}
 		given[k] = s
 	}
-	return d.Yard.Resolve(d.Mode, given)
+	return d.Yard.ResolveFromEngine(d.Mode, given)
 }
 
 // network returns the network that an engine wants.
@@ -105,9 +106,34 @@ func dockerChooses(p netip.Prefix) bool {
 	return large || small
 }
 
-// numberedZero matches the interface names that an engine can set: a plugin answers a prefix only, and the engine
-// appends the lowest free number.
+// numberedZero matches the interface names that every engine can set: it appends the lowest free number to the prefix
+// in the answer to Join.
 var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
+
+// checkIfName refuses an interface name that the engine cannot set. From 29.8 on, an engine takes the whole name from
+// the answer to Join (moby/moby#52866).
+func (d *Door) checkIfName(name string) error {
+	if !modes.ValidIfName(name) {
+		return modes.Refuse("%s=%s: want an interface name: 1 to 15 letters, digits, dots, dashes or underscores",
+			labelIfName, name)
+	}
+	if numberedZero.MatchString(name) {
+		return nil
+	}
+	version, err := d.Yard.EngineVersion(book.Docker)
+	if err != nil || takesNames(version) {
+		return err
+	}
+	return modes.Refuse("%s=%s: engine %s can only set names of letters that end in 0, such as wan0; "+
+		"others need engine 29.8 or newer", labelIfName, name, cmp.Or(version, "of unknown version (see docker_host)"))
+}
+
+// takesNames reports whether an engine of a version takes whole interface names from a plugin.
+func takesNames(version string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(version, "%d.%d", &major, &minor)
+	return err == nil && (major > 29 || major == 29 && minor >= 8)
+}
 
 // endpoint returns the endpoint that an engine wants on a network of the mode.
 func (d *Door) endpoint(q createEndpoint, mode string) (e modes.Endpoint, err error) {
@@ -149,10 +175,7 @@ func (d *Door) endpoint(q createEndpoint, mode string) (e modes.Endpoint, err er
 		return e, err
 	}
 	if e.IfName, _ = q.Options.text(labelIfName); e.IfName != "" {
-		if !modes.ValidIfName(e.IfName) || !numberedZero.MatchString(e.IfName) {
-			return e, modes.Refuse("%s=%s: a plugin can only set names of letters that end in 0, such as wan0",
-				labelIfName, e.IfName)
-		}
+		return e, d.checkIfName(e.IfName)
 	}
 	return e, nil
 }

@@ -27,6 +27,9 @@ type Door struct {
 	Log  *slog.Logger
 	// OnActivate is called when an engine activates the plugin or asks for its capabilities, as it does when it starts.
 	OnActivate func()
+	// Alone reports whether a network is the only one of each container that may be joining it now. If it is not known,
+	// it is false.
+	Alone func(context.Context, modes.Network) bool
 }
 
 // Handler returns the HTTP handler of the plugin's verbs.
@@ -87,8 +90,8 @@ func (d *Door) gwAllocCheck(_ context.Context, q gwAllocCheck) (gwAllocAnswer, e
 // allocateNetwork refuses a call that a swarm's manager sends only to drivers of global scope; netyard's scope is
 // local.
 func (*Door) allocateNetwork(context.Context, allocate) (empty, error) {
-	return empty{}, errors.New("allocate network: netyard's networks are local to their host; " +
-		"to use them in a swarm, create them with --config-only and --config-from")
+	return empty{}, errors.New("allocate network: netyard's networks are local to their host, " +
+		"and a swarm allocates none; create the network on each host, without --scope swarm")
 }
 
 func (d *Door) createNetwork(ctx context.Context, q createNetwork) (empty, error) {
@@ -113,8 +116,7 @@ func (d *Door) createEndpoint(ctx context.Context, q createEndpoint) (endpointAn
 		return endpointAnswer{}, err
 	}
 	if d.Yard.Addressless(n.Mode) { // without a gateway, an engine never sends ProgramExternalConnectivity
-		err := refusePorts(q.Options, "networks of mode "+n.Mode+" have no addresses to publish ports on")
-		if err != nil {
+		if err := d.leavePorts(ctx, n, q.Options); err != nil {
 			return endpointAnswer{}, err
 		}
 	}
@@ -181,8 +183,9 @@ func (d *Door) revoke(ctx context.Context, q revoke) (empty, error) {
 	return empty{}, d.Yard.Withdraw(ctx, q.NetworkID, q.EndpointID)
 }
 
-// refusePorts returns an error that gives the cause, if the options publish any port.
-func refusePorts(given options, cause string) error {
+// leavePorts leaves an endpoint's ports to the other networks of its container, since the network has no addresses. It
+// refuses them if there is no other network.
+func (d *Door) leavePorts(ctx context.Context, n modes.Network, given options) error {
 	ports, err := portMap(given)
 	if err != nil || len(ports) == 0 {
 		return err
@@ -191,7 +194,13 @@ func refusePorts(given options, cause string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("publish %s: %s; remove -p and -P", first, cause)
+	if d.Alone == nil || !d.Alone(ctx, n) {
+		d.Log.Info("published ports left to the container's other networks: this one has no addresses",
+			"network", n.Name, "network_id", n.ID, "port", first.String())
+		return nil
+	}
+	return fmt.Errorf("publish %s: networks of mode %s have no addresses to publish ports on; remove -p and -P",
+		first, n.Mode)
 }
 
 // hint adds the remedy to an error about a network that is not in the records.

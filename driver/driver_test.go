@@ -206,7 +206,7 @@ func TestUnknown(t *testing.T) {
 	e.refused("NetworkDriver.CreateEndpoint", endpoint, "network aaaaaaaaaaaa: not found")
 	e.refused("NetworkDriver.Join", join, "network aaaaaaaaaaaa: not found")
 	e.refused("IpamDriver.RequestAddress", `{"PoolID":"10.9.0.0/24","Address":"","Options":{}}`, "pool 10.9.0.0/24")
-	e.refused("NetworkDriver.AllocateNetwork", ids, "swarm")
+	e.refused("NetworkDriver.AllocateNetwork", ids, "create the network on each host, without --scope swarm")
 	if after := e.state(); after != before {
 		t.Errorf("a call with unknown IDs changed something:\n%s", after)
 	}
@@ -308,6 +308,23 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
+// TestEngineKeys shows that options which an engine reads itself, and sends to every driver, are none of netyard's.
+func TestEngineKeys(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	opts := `"mtu":"1400","com.docker.network.enable_ipv4":"true","com.docker.network.enable_ipv6":"perhaps",` +
+		`"com.docker.network.advertise_addr_nmsgs":"2","com.docker.network.advertise_addr_ms":"100"`
+	e.ok("NetworkDriver.GwAllocCheck", `{"Options":{"com.docker.network.generic":{`+opts+`}}}`)
+	e.ok("NetworkDriver.CreateNetwork", fmt.Sprintf(create, opts))
+	e.ok("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"mtu":"1400"`))
+	ns, err := e.yard.Networks()
+	if err != nil || len(ns) != 1 || fmt.Sprint(ns[0].Options) != "map[mtu:1400]" || ns[0].IPv6 {
+		t.Errorf("networks %+v, %v", ns, err)
+	}
+	e.refused("NetworkDriver.CreateNetwork", fmt.Sprintf(create, `"com.docker.network.enable_ipv8":"true"`),
+		"unknown option com.docker.network.enable_ipv8")
+}
+
 // TestInterfaceName shows that an interface's name in the container reaches the answer to Join.
 func TestInterfaceName(t *testing.T) {
 	t.Parallel()
@@ -318,6 +335,44 @@ func TestInterfaceName(t *testing.T) {
 	j := e.ok("NetworkDriver.Join", join)
 	if got := fmt.Sprint(j["InterfaceName"]); got != "map[DstName:wan0 DstPrefix:wan SrcName:nyp-eeeeeeeeeee]" {
 		t.Errorf("InterfaceName %s", got)
+	}
+}
+
+// TestWholeInterfaceName shows that an interface can have any name on engines that take it, and that the others are
+// named in the refusal.
+func TestWholeInterfaceName(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, "bridge")
+	e.ok("NetworkDriver.CreateNetwork", plain())
+	named := func(name string) string {
+		return strings.Replace(endpoint, `"Options":{}`,
+			`"Options":{"com.docker.network.endpoint.ifname":"`+name+`"}`, 1)
+	}
+	for version, cause := range map[string]string{
+		"":               "foo: engine of unknown version (see docker_host) can only set names",
+		"dev":            "foo: engine dev can only",
+		"20.10.24+dfsg1": "foo: engine 20.10.24+dfsg1 can only set names of letters that end in 0, such as wan0",
+		"29.7.2":         "others need engine 29.8 or newer",
+		"9.10.0":         "engine 9.10.0",
+	} {
+		if err := e.yard.RecordEngineVersion("docker", version); err != nil {
+			t.Fatal(err)
+		}
+		e.refused("NetworkDriver.CreateEndpoint", named("foo"), cause)
+	}
+	for version, name := range map[string]string{
+		"29.8.0-rc.1": "foo", "29.10.0": "wan1", "30.0.1": "lan.50", "29.8": "7",
+	} {
+		if err := e.yard.RecordEngineVersion("docker", version); err != nil {
+			t.Fatal(err)
+		}
+		e.refused("NetworkDriver.CreateEndpoint", named("a/b"), "ifname=a/b: want an interface name")
+		e.ok("NetworkDriver.CreateEndpoint", named(name))
+		j := e.ok("NetworkDriver.Join", join)
+		if got := fmt.Sprint(j["InterfaceName"]); !strings.Contains(got, "DstName:"+name+" ") {
+			t.Errorf("InterfaceName %s, want %s", got, name)
+		}
+		e.ok("NetworkDriver.DeleteEndpoint", ids)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package engines finds the containers that endpoints belong to, and the endpoints and networks that an engine no
 // longer has. It works in the background only: an engine that waits for netyard cannot answer netyard, so nothing on a
-// request's path may ask one.
+// request's path may ask one, except Alone.
 package engines
 
 import (
@@ -17,6 +17,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
+	"golang.org/x/sync/errgroup"
 
 	"netyard/modes"
 	"netyard/yard"
@@ -46,11 +47,13 @@ type Docker struct {
 	RebuildOthers func(context.Context) error
 
 	poked chan struct{}
+	// answers gets a value when the engine has answered, and takes no second one.
+	answers chan struct{}
 }
 
 // NewDocker returns the watcher of an engine. Call Run to start it.
 func NewDocker(host string, log *slog.Logger) *Docker {
-	return &Docker{Host: host, Log: log, poked: make(chan struct{}, 1)}
+	return &Docker{Host: host, Log: log, poked: make(chan struct{}, 1), answers: make(chan struct{}, 1)}
 }
 
 // Poke has the engine checked soon, since something has changed. It does not wait.
@@ -61,8 +64,16 @@ func (d *Docker) Poke() {
 	}
 }
 
-// Run reconciles the records with the engine until ctx ends.
+// Run follows the engine's events and reconciles the records with it, until ctx ends.
 func (d *Docker) Run(ctx context.Context) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return d.follow(ctx) })
+	tasks.Go(func() error { return d.checkOften(ctx) })
+	return tasks.Wait()
+}
+
+// checkOften checks the engine soon after each Poke, and otherwise now and then, until ctx ends.
+func (d *Docker) checkOften(ctx context.Context) error {
 	wait, silent := pokeDelay, false
 	for {
 		timer := time.NewTimer(wait)
@@ -107,9 +118,16 @@ func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 	if err := d.Yard.RemoveLost(ctx); err != nil {
 		d.Log.Warn("endpoints of a killed engine not removed", "err", err)
 	}
+	if err := d.recordVersion(ctx); err != nil {
+		return d.identifyBySandbox(ctx), err
+	}
 	c, err := d.Census(ctx)
 	if err != nil {
 		return d.identifyBySandbox(ctx), err
+	}
+	select {
+	case d.answers <- struct{}{}:
+	default:
 	}
 	if reconcile.Rebuilding(d.Yard) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
@@ -171,6 +189,22 @@ func (d *Docker) client() (*client.Client, error) {
 		return nil, fmt.Errorf("connect to %s: %w", d.Host, err)
 	}
 	return c, nil
+}
+
+// recordVersion records the engine's version, which decides what it takes from a plugin.
+func (d *Docker) recordVersion(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	c, err := d.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // the answer was read
+	v, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
+	if err != nil {
+		return fmt.Errorf("ask for the engine's version: %w", err)
+	}
+	return d.Yard.RecordEngineVersion(book.Docker, v.Version)
 }
 
 // Census asks the engine for all its networks and endpoints of netyard's drivers.
@@ -258,11 +292,11 @@ func doorMode(name string) (mode string, ok bool) {
 
 // seenNetwork returns the network that an engine lists for a driver of the mode.
 func (d *Docker) seenNetwork(mode string, n network.Network) reconcile.SeenNetwork {
-	s := reconcile.SeenNetwork{Name: n.Name, Network: modes.Network{
+	s := reconcile.SeenNetwork{Name: n.Name, Swarm: n.Scope == "swarm", Network: modes.Network{
 		ID: n.ID, Name: n.Name, Engine: book.Docker, Internal: n.Internal, IPv6: n.EnableIPv6,
 	}}
 	var err error
-	if s.Network.Mode, s.Network.Options, err = d.Yard.Resolve(mode, n.Options); err != nil {
+	if s.Network.Mode, s.Network.Options, err = d.Yard.ResolveFromEngine(mode, n.Options); err != nil {
 		d.Log.Warn("invalid options on a network of the engine", "network", n.Name, "network_id", n.ID, "err", err)
 	}
 	_, own := doorMode(n.IPAM.Driver)

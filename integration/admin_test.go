@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"netyard/cli/api"
 	"netyard/integration/lab"
@@ -34,6 +35,17 @@ func TestAgree(t *testing.T) {
 		h.Docker("rename c3 renamed")
 		h.Run("c5", "--network b")
 		eventually(t, "netyard and docker agree again", agree)
+		// Two containers swap their names, and nothing else makes netyard look.
+		h.Docker("rename c1 tmp")
+		h.Docker("rename c2 c1")
+		h.Docker("rename tmp c2")
+		swapped := time.Now()
+		eventually(t, "netyard and docker agree about the names", agree)
+		if took := time.Since(swapped); took > 10*time.Second {
+			t.Errorf("names were wrong for %s", took)
+		} else {
+			t.Logf("names were wrong for %s at most", took)
+		}
 		healthy(t, h)
 	})
 }

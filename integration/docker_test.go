@@ -170,7 +170,8 @@ func TestOptions(t *testing.T) {
 		h := host(t, e)
 		h.Docker("network create -d netyard-bridge -o com.docker.network.driver.mtu=1400",
 			"-o com.docker.network.bridge.name=web0 -o com.docker.network.container_iface_prefix=net named")
-		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.enable_icc=false apart")
+		h.Docker("network create -d netyard-bridge -o com.docker.network.bridge.enable_icc=false",
+			"-o com.docker.network.enable_ipv6=false apart")
 		if e == lab.Engine2010 { // the newer client cannot pass --mac-address to it
 			h.Sh("/usr/bin/docker -H unix:///run/docker.sock run -d --name c1 --network named",
 				"--mac-address 02:11:22:33:44:55 busybox sleep 1d")
@@ -185,6 +186,15 @@ func TestOptions(t *testing.T) {
 		h.Run("c3", "--network apart")
 		h.PingFail("c2", "c3")
 		h.Ping("c2", h.Outside.IP)
+		named(t, h, "c2") // the engine has answered, so its version is known
+		const connect = "network connect --driver-opt com.docker.network.endpoint.ifname=foo named c2"
+		if e == lab.Engine298 {
+			h.Docker(connect)
+			h.Exec("c2", "cat /sys/class/net/foo/mtu")
+		} else {
+			_, err := h.TryDocker(connect)
+			has(t, fmt.Sprint(err), "others need engine 29.8 or newer")
+		}
 
 		// The host's own bridge, with the LAN's gateway on it.
 		h.Sh("ip link add lan0 address 02:00:00:00:00:99 type bridge && ip link set lan0 up &&",
@@ -228,6 +238,19 @@ func TestNone(t *testing.T) {
 				t.Errorf("%s: -p: %s", create, out)
 			}
 		}
+		// Ports are where the container has an address, whichever network it joins first.
+		for i, networks := range [][]string{{"n0", "web"}, {"web", "n0"}, {"n0", "another"}, {"another", "n0"}} {
+			name, port := fmt.Sprintf("p%d", i), fmt.Sprint(8100+i)
+			if i%2 == 0 {
+				h.Docker("network create -d netyard-bridge", networks[1])
+			}
+			h.Docker("create --name", name, "-p", port+":80 --network", networks[0], "busybox sleep 1d")
+			h.Docker("network connect", networks[1], name)
+			h.Docker("start", name)
+			has(t, h.Sh("netyard ports"), "0.0.0.0:"+port)
+			h.Docker("rm -f", name)
+		}
+		h.Docker("network rm web another")
 		eventually(t, "ps shows them by name", func() bool {
 			out := h.Sh("netyard ps")
 			return strings.Contains(out, "cn0") && strings.Contains(out, "cn3") && strings.Count(out, "none") == 4

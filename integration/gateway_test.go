@@ -14,6 +14,33 @@ const (
 	mode6 = "-o com.docker.network.bridge.gateway_mode_ipv6="
 )
 
+// TestRoutedBeside: a container's ports are open on a routed network while its default route is on another.
+func TestRoutedBeside(t *testing.T) {
+	engines(t, func(t *testing.T, e lab.Engine) {
+		h := host6(t, e)
+		h.Outside.Sh("ip route add 10.72.0.0/24 via", h.IP, "&& ip -6 route add fd00:72::/64 via", h.IP6)
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.71.0.0/24 --subnet fd00:71::/64 behind")
+		h.Docker("network create -d netyard-bridge --ipv6 --subnet 10.72.0.0/24 --subnet fd00:72::/64", mode4+"routed",
+			mode6+"routed routed")
+		for i, networks := range [][]string{{"behind", "routed"}, {"routed", "behind"}} {
+			name := fmt.Sprint("web", i)
+			h.Docker("create --name", name, "-p 8080:80 --network", networks[0], "busybox sleep 1d")
+			h.Docker("network connect", networks[1], name)
+			h.Docker("start", name)
+			h.In(name).Listen("tcp", ":80")
+			h.In(name).Listen("tcp", ":81")
+			const of = "{{with .NetworkSettings.Networks.routed}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}"
+			addr, addr6, _ := strings.Cut(strings.TrimSpace(h.Docker("inspect -f '"+of+"'", name)), " ")
+			for _, to := range []string{h.IP + ":8080", addr + ":80", "[" + addr6 + "]:80"} {
+				has(t, h.Outside.Dial("tcp", to), ":")
+			}
+			h.Outside.DialFail("tcp", addr+":81")
+			healthy(t, h)
+			h.Docker("rm -f", name)
+		}
+	})
+}
+
 // TestRouted: containers are reached by their own addresses, but only on published ports, and keep their addresses when
 // they connect to the outside.
 func TestRouted(t *testing.T) {

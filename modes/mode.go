@@ -66,7 +66,11 @@ type Endpoint struct {
 	Ports []Port `json:",omitempty"`
 	// Lent: the ports were published before the engine said which endpoint has the default route. They move to the one
 	// that it names.
-	Lent    bool `json:",omitempty"`
+	Lent bool `json:",omitempty"`
+	// Opened: the ports are those of a routed network, which are open wherever the container has its default route.
+	Opened bool `json:",omitempty"`
+	// Beside are the IDs of the other endpoints in the sandbox, if this one has open ports: they may carry the answers.
+	Beside  []string `json:",omitempty"`
 	Phase   Phase
 	Created time.Time
 	Joined  time.Time `json:",omitzero"`

@@ -70,8 +70,6 @@ type Publishing struct {
 	OnHost bool
 	// OnOwn: on the containers' own addresses, by a table in their sandboxes.
 	OnOwn bool
-	// Refusal is why the network cannot have ports published; nil: it can.
-	Refusal error
 	// Binds are the host's addresses for ports that name none; empty: all of them.
 	Binds []netip.Addr
 	// Routed are the families in which containers are reached by their own addresses: there a published port opens

@@ -29,6 +29,24 @@ func (y *Yard) Resolve(doorMode string, given map[string]string) (mode string, o
 	return mode, opts, err
 }
 
+// engineKeys are the keys among a network's -o options that an engine reads itself. It sends them on, whatever the
+// driver, and so do the defaults of its configuration (default-network-opts).
+func engineKeys() []string {
+	const prefix = "com.docker.network."
+	return []string{
+		prefix + "enable_ipv4", prefix + "enable_ipv6",
+		prefix + "advertise_addr_nmsgs", prefix + "advertise_addr_ms",
+	}
+}
+
+// ResolveFromEngine resolves the -o options that an engine has of a network, as Resolve does, without its own.
+func (y *Yard) ResolveFromEngine(doorMode string, given map[string]string) (string, map[string]string, error) {
+	own := engineKeys()
+	given = maps.Clone(given)
+	maps.DeleteFunc(given, func(key, _ string) bool { return slices.Contains(own, key) })
+	return y.Resolve(doorMode, given)
+}
+
 // PoolRequest parses --subnet, --ip-range and --ipam-opt of docker network create.
 func PoolRequest(subnet, ipRange string, opts map[string]string) (r ipam.PoolRequest, err error) {
 	if subnet != "" {

@@ -73,6 +73,32 @@ func joined(t *testing.T, plugged bool) *rig {
 	return r
 }
 
+// TestSwarmNetwork shows that a network which an engine lists for its whole swarm is missing only on hosts that have a
+// container on it.
+func TestSwarmNetwork(t *testing.T) {
+	t.Parallel()
+	const swarmID, missing = "bbbbbbbbbbbb0002", "network tasks of docker is not in netyard's records"
+	r := joined(t, false)
+	c := census()
+	c.Endpoints[epID] = reconcile.SeenEndpoint{NetworkID: netID}
+	c.Networks[netID] = reconcile.SeenNetwork{Name: "web", Network: r.network()}
+	c.Networks[swarmID] = reconcile.SeenNetwork{
+		Name: "tasks", Network: modes.Network{ID: swarmID, Name: "tasks", Mode: "bridge"}, Swarm: true,
+	}
+	found, err := reconcile.Audit(t.Context(), r.Yard, []reconcile.Census{c})
+	if err != nil || len(found) > 0 {
+		t.Errorf("findings %+v, %v", found, err)
+	}
+	if err := reconcile.Rebuild(t.Context(), r.Yard, c, nil); err != nil {
+		t.Fatal(err)
+	}
+	if ns, err := r.Networks(); err != nil || len(ns) != 1 {
+		t.Errorf("networks %+v, %v, want the one of this host", ns, err)
+	}
+	c.Endpoints["ffffffffffff0002"] = reconcile.SeenEndpoint{NetworkID: swarmID}
+	r.findsWith(c, missing, false)
+}
+
 // TestReaper shows that what an engine no longer has is removed at the second census, and not before the grace period.
 func TestReaper(t *testing.T) {
 	t.Parallel()

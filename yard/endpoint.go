@@ -185,6 +185,9 @@ func (y *Yard) attach(ctx context.Context, h *book.Held) (modes.Link, error) {
 	if err == nil {
 		err = lease.ApplyLease(y.Book, h.Network, e, &link)
 	}
+	if err == nil {
+		err = y.settleRoutes(h, &link)
+	}
 	if err != nil {
 		return link, err
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"netyard/ipam"
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/modes/macvlan"
 	"netyard/yard/attach"
@@ -129,6 +130,147 @@ func TestLend(t *testing.T) {
 		t.Fatal(err)
 	}
 	has("nothing is lent beside that", "[]")
+}
+
+// TestLANBridgePorts shows that ports of a container on a bridge of the host are on its own address, and those of a
+// container that is also on another network are where its default route is, whichever it joins first.
+func TestLANBridgePorts(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		lanFirst, lanGateway bool
+		want                 string // the ports on the LAN and on the other network
+	}{
+		"lan, then web, the gateway": {lanFirst: true, want: "[] [0.0.0.0:8080->80/tcp]"},
+		"web, the gateway, then lan": {want: "[] [0.0.0.0:8080->80/tcp]"},
+		"lan, the gateway, then web": {lanFirst: true, lanGateway: true, want: "[192.0.2.7:8080->80/tcp] []"},
+		"web, then lan, the gateway": {lanGateway: true, want: "[192.0.2.7:8080->80/tcp] []"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, p := newRig(t), newPlace(t)
+			r.host.Sh(t, "ip link add lan0 type bridge && ip link set lan0 up")
+			lan, web := r.network(), r.network()
+			lan.Options = map[string]string{"bridge": "lan0"}
+			lan.Subnets = []modes.Subnet{{Pool: netip.MustParsePrefix("192.0.2.0/24"), Space: "LocalDefault"}}
+			if c.lanGateway {
+				lan.Subnets[0].Gateway = netip.MustParsePrefix("192.0.2.1/24")
+			}
+			web.ID, web.Subnets[0].Space = strings.Repeat("b", 64), "LocalDefault"
+			order := []modes.Network{web, lan}
+			if c.lanFirst {
+				order = []modes.Network{lan, web}
+			}
+			ids := map[string]string{lan.ID: epID, web.ID: strings.Repeat("c", 64)}
+			asks := []book.PortRequest{own("tcp", 8080, 80)}
+			for _, n := range order {
+				if err := r.CreateNetwork(t.Context(), n); err != nil {
+					t.Fatal(err)
+				}
+				addr := map[string]string{lan.ID: "192.0.2.7/24", web.ID: "10.9.0.2/24"}[n.ID]
+				link := r.joins(n.ID, ids[n.ID], addr, p)
+				if err := r.PublishTentatively(t.Context(), n, link, ids[n.ID], asks); err != nil {
+					t.Fatal(err)
+				}
+			}
+			gateway := web.ID
+			if c.lanGateway {
+				gateway = lan.ID
+			}
+			if _, err := r.Publish(t.Context(), gateway, ids[gateway], asks); err != nil {
+				t.Fatal(err)
+			}
+			on, err := r.Endpoint(lan.ID, ids[lan.ID])
+			if err != nil {
+				t.Fatal(err)
+			}
+			off, err := r.Endpoint(web.ID, ids[web.ID])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := fmt.Sprint(on.Ports, off.Ports); got != c.want {
+				t.Errorf("ports %s, want %s", got, c.want)
+			}
+			if redirected := p.rules(t) != ""; redirected != c.lanGateway {
+				t.Errorf("the sandbox has %q", p.rules(t))
+			}
+			r.healthy(name)
+		})
+	}
+}
+
+// TestOpenedPorts shows that a container's ports are open on a routed network wherever its default route is, and that
+// it may answer by its other network; whichever it joins first, and also when the default route moves.
+func TestOpenedPorts(t *testing.T) {
+	t.Parallel()
+	for name, first := range map[string]bool{"routed first": true, "routed last": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, p := newRig(t), newPlace(t)
+			web, routed := r.network(), r.network()
+			web.Subnets[0].Space = "LocalDefault"
+			routed.ID, routed.Options = strings.Repeat("b", 64), map[string]string{"gateway_mode_ipv4": "routed"}
+			routed.Subnets = []modes.Subnet{{
+				Pool: netip.MustParsePrefix("10.8.0.0/24"), Gateway: netip.MustParsePrefix("10.8.0.1/24"),
+				Space: "LocalDefault",
+			}}
+			routedID := strings.Repeat("c", 64)
+			asks := []book.PortRequest{
+				own("tcp", 8080, 80),
+				{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 1, ContainerPort: 1},
+			}
+			order := []modes.Network{web, routed}
+			if first {
+				order = []modes.Network{routed, web}
+			}
+			for _, n := range order {
+				if err := r.CreateNetwork(t.Context(), n); err != nil {
+					t.Fatal(err)
+				}
+				id, addr := epID, "10.9.0.2/24"
+				if n.ID == routed.ID {
+					id, addr = routedID, "10.8.0.2/24"
+				}
+				link := r.joins(n.ID, id, addr, p)
+				if err := r.PublishTentatively(t.Context(), n, link, id, asks); err != nil {
+					t.Fatal(err)
+				}
+			}
+			open := func(when, want string) {
+				t.Helper()
+				e, err := r.Endpoint(routed.ID, routedID)
+				if err != nil || fmt.Sprint(e.Ports) != want {
+					t.Errorf("%s: the open ports are %v, %v, want %s", when, e.Ports, err, want)
+				}
+				set := r.host.Sh(t, "nft list set bridge netyard addrs4; nft list set inet netyard open4")
+				veth := core.Name(core.VethPrefix, epID)
+				if strings.Contains(set, fmt.Sprintf("%q . 10.8.0.2", veth)) != (want != "[]") {
+					t.Errorf("%s: the guard has %s", when, set)
+				}
+				r.healthy(when)
+			}
+			if _, err := r.Publish(t.Context(), web.ID, epID, asks); err != nil {
+				t.Fatal(err)
+			}
+			open("the default route is elsewhere", "[10.8.0.2:80/tcp]")
+			r.start()
+			open("after a restart", "[10.8.0.2:80/tcp]")
+			if err := r.Withdraw(t.Context(), web.ID, epID); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Publish(t.Context(), routed.ID, routedID, asks[:1]); err != nil {
+				t.Fatal(err)
+			}
+			open("the default route is here", "[10.8.0.2:80/tcp]")
+			if err := r.Withdraw(t.Context(), routed.ID, routedID); err != nil {
+				t.Fatal(err)
+			}
+			open("the default route is elsewhere again", "[10.8.0.2:80/tcp]")
+			if err := r.Leave(t.Context(), routed.ID, routedID); err != nil {
+				t.Fatal(err)
+			}
+			open("it left", "[]")
+		})
+	}
 }
 
 // TestLendRefusals shows which ports of a container's own address are refused.

@@ -59,6 +59,9 @@ func ServeCommand() *cli.Command {
 		Description: usage.Describe("",
 			"netyard serve --log-level debug", "netyard serve --check --config ./netyard.yaml"),
 		Action: func(c *cli.Context) error {
+			hangups := make(chan os.Signal, 1)
+			signal.Notify(hangups, syscall.SIGHUP)
+			defer signal.Stop(hangups)
 			cfg, err := loadConfig(c)
 			if err != nil {
 				return err
@@ -66,13 +69,13 @@ func ServeCommand() *cli.Command {
 			if c.Bool("check") {
 				return printConfig(c.App.Writer, cfg)
 			}
-			log, err := cfg.logger(c.App.ErrWriter)
-			if err != nil {
-				return err
-			}
 			ctx, stop := signal.NotifyContext(c.Context, syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			return serve(ctx, cfg, log, c.App.Version)
+			r := reloader{load: func() (config, error) { return loadConfig(c) }, hangups: hangups, out: c.App.ErrWriter}
+			if r.sockets, err = newSockets(); err != nil {
+				return err
+			}
+			return r.run(ctx, cfg, c.App.Version)
 		},
 	}
 }
@@ -90,13 +93,13 @@ func printConfig(w io.Writer, cfg config) error {
 // serve assembles and runs the daemon. The order matters: first the database, since only one daemon may open it; then
 // the sockets, so that engines wait instead of failing; then the host is restored from the records; then requests are
 // answered.
-func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (err error) {
+func serve(ctx context.Context, cfg config, log *slog.Logger, version string, from sockets) (err error) {
 	st, err := openStore(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	doors, admin, runtimes, err := listenAll(ctx, cfg, log)
+	doors, admin, runtimes, err := listenAll(ctx, cfg, from)
 	if err != nil {
 		return err
 	}
@@ -160,7 +163,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string) (e
 	tasks.Go(func() error { return plugins.Serve(ctx, runtimes) })
 	tasks.Go(func() error { return plugins.Run(ctx) })
 	for _, d := range doors {
-		d.Yard, d.Log, d.OnActivate = y, log, docker.Poke
+		d.Yard, d.Log, d.OnActivate, d.Alone = y, log, docker.Poke, docker.Alone
 		serveOn(ctx, tasks, d.listener, d.Handler())
 	}
 	log.Info("ready", "version", version, "modes", cfg.Modes, "plugins", cfg.PluginDir,
@@ -298,12 +301,8 @@ type plugin struct {
 
 // listenAll opens all sockets, or none.
 func listenAll(
-	ctx context.Context, cfg config, log *slog.Logger,
+	ctx context.Context, cfg config, s sockets,
 ) (doors []*plugin, admin, runtimes net.Listener, err error) {
-	s, err := newSockets(log)
-	if err != nil {
-		return nil, nil, nil, err
-	}
 	var open []net.Listener
 	defer func() {
 		if err != nil {

@@ -24,18 +24,23 @@ type sockets struct {
 	log       *slog.Logger
 }
 
-func newSockets(log *slog.Logger) (sockets, error) {
+func newSockets() (sockets, error) {
 	ls, err := activation.Listeners()
 	if err != nil {
 		return sockets{}, fmt.Errorf("take sockets from systemd: %w", err)
 	}
-	s := sockets{activated: map[string]net.Listener{}, log: log}
+	s := sockets{activated: map[string]net.Listener{}}
 	for _, l := range ls {
 		if l != nil {
 			s.activated[l.Addr().String()] = l
 		}
 	}
 	return s, nil
+}
+
+// again returns the same sockets for one more daemon in this process, with its log.
+func (s sockets) again(log *slog.Logger) sockets {
+	return sockets{activated: maps.Clone(s.activated), log: log}
 }
 
 // unused returns systemd's sockets that the daemon does not serve. An engine that connects to one would wait forever.
@@ -45,7 +50,11 @@ func (s sockets) unused() []string { return slices.Sorted(maps.Keys(s.activated)
 func (s sockets) listen(ctx context.Context, path string, dirMode fs.FileMode) (net.Listener, error) {
 	if l, ok := s.activated[path]; ok {
 		delete(s.activated, path)
-		return s.patient(l), nil
+		again, err := duplicate(l)
+		if err != nil {
+			return nil, err
+		}
+		return s.patient(again), nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
 		return nil, fmt.Errorf("create socket directory: %w", err)
@@ -98,6 +107,23 @@ func (l *patientListener) Accept() (net.Conn, error) {
 func (l *patientListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return l.Listener.Close()
+}
+
+// duplicate returns another listener on a socket, so that the socket stays open when that listener is closed.
+func duplicate(l net.Listener) (net.Listener, error) {
+	of, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, fmt.Errorf("take sockets from systemd: %s is not a Unix socket", l.Addr())
+	}
+	f, err := of.File()
+	if err != nil {
+		return nil, fmt.Errorf("take sockets from systemd: %w", err)
+	}
+	copied, err := net.FileListener(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("take sockets from systemd: %w", err)
+	}
+	return copied, nil
 }
 
 // removeStale removes a socket that no process listens on.

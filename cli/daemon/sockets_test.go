@@ -53,10 +53,28 @@ func TestActivated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s := sockets{activated: map[string]net.Listener{path: l, "/run/other.sock": nil}}
+	all := sockets{activated: map[string]net.Listener{path: l, "/run/other.sock": nil}}
+	s := all.again(slog.New(slog.DiscardHandler))
 	got, err := s.listen(t.Context(), path, 0o700)
-	if err != nil || got.(*patientListener).Listener != l {
-		t.Errorf("got %v and %v, want systemd's socket", got, err)
+	if err != nil {
+		t.Fatalf("listen on systemd's socket: %v", err)
+	}
+	if err := got.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// A client that connects while a daemon ends and the next one starts waits for the latter.
+	client, err := (&net.Dialer{}).DialContext(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatalf("connect between two daemons: %v", err)
+	}
+	defer client.Close()
+	next, err := all.again(slog.New(slog.DiscardHandler)).listen(t.Context(), path, 0o700)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if c, err := next.Accept(); err != nil || c.Close() != nil {
+		t.Errorf("accept on systemd's socket: %v", err)
 	}
 	if unused := s.unused(); len(unused) != 1 || unused[0] != "/run/other.sock" {
 		t.Errorf("got the unused sockets %v", unused)

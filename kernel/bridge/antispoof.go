@@ -58,11 +58,7 @@ type PortGuard struct {
 func (g PortGuard) Objects() []core.Object {
 	objects := []core.Object{nft.NewElement(guardSets(), MACs, rule.IfName(g.Port)+string(g.MAC)+"\x00\x00", "")}
 	for _, a := range append(g.Addrs[:len(g.Addrs):len(g.Addrs)], core.LinkLocal(g.MAC)) {
-		set := Addrs4
-		if a.Is6() {
-			set = Addrs6
-		}
-		objects = append(objects, nft.NewElement(guardSets(), set, rule.IfName(g.Port)+string(a.AsSlice()), ""))
+		objects = append(objects, MaySend(g.Port, a))
 	}
 	if g.Open {
 		objects = append(objects, nft.InterfaceIn(Unguarded, g.Port))
@@ -71,6 +67,12 @@ func (g PortGuard) Objects() []core.Object {
 		objects = append(objects, nft.InterfaceIn(LAN, g.Port))
 	}
 	return objects
+}
+
+// MaySend returns the element that lets a port send from an address.
+func MaySend(port string, from netip.Addr) nft.Element {
+	set := rule.ByFamily(from.Is6(), Addrs4, Addrs6)
+	return nft.NewElement(guardSets(), set, rule.IfName(port)+string(from.AsSlice()), "")
 }
 
 // NDNeighbourAdvert is the ICMPv6 type of a neighbour advertisement (RFC 4861).

@@ -5,6 +5,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,7 +51,7 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 }
 
 // Traits: nothing gets into an internal network, so its containers publish ports for each other only. Containers on a
-// bridge of the host are members of its LAN.
+// bridge of the host are members of its LAN: clients reach them by their own addresses, and there they publish ports.
 func (mode) Traits(n modes.Network) modes.Traits {
 	t := modes.Traits{
 		MAC: modes.MACDerived, Policed: true, Isolated: !icc.Of(n),
@@ -62,9 +63,7 @@ func (mode) Traits(n modes.Network) modes.Traits {
 	}
 	if hostOwned(n) {
 		t.LAN.Port = dhcp.LANPort{Kind: "bridge", Parent: name(n)}
-		t.Publish.OnHost, t.Publish.OnOwn = true, false
-		t.Publish.Refusal = fmt.Errorf(
-			"containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))
+		t.Publish.OnHost, t.Publish.OnOwn = false, true
 		return t
 	}
 	t.LAN.Refusal = fmt.Errorf(
@@ -107,7 +106,7 @@ func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, lin
 		objects = bridged.Forwarding(n)
 	}
 	v := bridged.Veth(n, e, name(n), mtu(n))
-	v.Isolated, v.Hairpin = !icc.Of(n), len(e.Ports) > 0 && !n.Internal
+	v.Isolated, v.Hairpin = !icc.Of(n), len(e.Ports) > 0 && !publishesInside(n)
 	g := guard(n, e, v)
 	objects = append(objects, v, kbridge.StaticPort{Link: v.Name, MAC: v.MAC, Open: g.Open, Flooded: hostOwned(n)})
 	limits := kbridge.Limits{Link: v.Name, Shaper: core.Name(core.ShaperPrefix, e.ID), Alias: v.Alias, MTU: v.MTU}
@@ -130,7 +129,7 @@ func guard(n modes.Network, e modes.Endpoint, v kbridge.Veth) kbridge.PortGuard 
 
 // ports returns the objects that publish ports of an endpoint: on the host, or on its own addresses.
 func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
-	if n.Internal {
+	if publishesInside(n) {
 		return append(e.Redirects(), e.Published()...)
 	}
 	for _, p := range e.Ports {
@@ -139,10 +138,23 @@ func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 			for _, el := range open.Elements() {
 				objects = append(objects, el.For(e.ID))
 			}
+			objects = append(objects, answers(e, p.HostIP)...)
 		}
 	}
 	return append(objects, e.Published()...)
 }
+
+// answers returns what lets a container answer from an address by its other endpoints, one of which has its default
+// route.
+func answers(e modes.Endpoint, from netip.Addr) (objects []core.Object) {
+	for _, id := range e.Beside {
+		objects = append(objects, kbridge.MaySend(core.Name(core.VethPrefix, id), from).For(e.ID))
+	}
+	return objects
+}
+
+// publishesInside says whether a table in the container's sandbox publishes its ports.
+func publishesInside(n modes.Network) bool { return n.Internal || hostOwned(n) }
 
 // mtu returns the MTU of a network's links. On a bridge of the host it is the bridge's, which a port with a smaller one
 // would lower.

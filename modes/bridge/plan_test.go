@@ -40,6 +40,7 @@ func TestPlans(t *testing.T) {
 		{Name: "bind", Subnets: v4, Options: opts{"bind": "203.0.113.2"}},
 		{Name: "bridge", Subnets: v4, Options: opts{"bridge": "web0"}},
 		{Name: "bridge of the host's owner", Subnets: v4, Options: opts{"bridge": "lan0"}, Facts: host},
+		{Name: "published on a bridge of the host's owner", Subnets: v4, Options: opts{"bridge": "lan0"}, Facts: host, Ports: []modes.Port{own("10.9.0.2", 8080, 80)}},
 		{Name: "egress", Subnets: both, Options: opts{"egress_ipv4": "203.0.113.2", "egress_ipv6": "2001:db8::2"}, Facts: host},
 		{Name: "gateway_address", Subnets: both, Options: opts{"gateway_address": "10.9.0.53,fd09::53"}},
 		{Name: "gateway_exit, for the gateway", Subnets: v4, Options: opts{"gateway_address": "10.9.0.53", "gateway_exit": "true"}, Addrs: []string{"10.9.0.53/24"}},

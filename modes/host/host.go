@@ -75,13 +75,11 @@ func check(n modes.Network) error {
 	return n.CheckMTU(modes.MTU.Of(n))
 }
 
-// Traits returns those of a card, whose traffic does not pass the host's firewall and whose container has ports of its
-// own, or those of containers that share the host's addresses.
+// Traits returns those of a card, whose traffic does not pass the host's firewall and whose container publishes ports
+// on its own addresses, or those of containers that share the host's addresses.
 func (mode) Traits(n modes.Network) modes.Traits {
 	if dev := device.Of(n); dev != "" {
-		return modes.Traits{MAC: modes.MACAsIs, Device: dev, Publish: modes.Publishing{
-			OnHost: true, Refusal: fmt.Errorf("a container with the card %s has addresses and ports of its own", dev),
-		}}
+		return modes.Traits{MAC: modes.MACAsIs, Device: dev, Publish: modes.Publishing{OnOwn: true}}
 	}
 	return modes.Traits{
 		MAC: modes.MACDerived, Policed: true, Publish: modes.Publishing{OnHost: true},
@@ -115,7 +113,7 @@ func (mode) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Link)
 		card.Was, card.Noted = e.NotedDevice()
 		link := n.Link(e, dev, 0)
 		link.Gateways = n.Gateways(e)
-		return []core.Object{card}, link
+		return append(e.Redirects(), card), link
 	}
 	link := n.Link(e, core.Name(core.PeerPrefix, e.ID), modes.MTU.Of(n))
 	link.Gateways = n.Gateways(e)

@@ -378,17 +378,13 @@ func Of(y *book.Book, e modes.Endpoint) (found DHCPLease, ok bool, err error) {
 	return found, ok, err
 }
 
-// ApplyLease sets the gateway, routes and MTU of a link as the DHCP server says.
-func ApplyLease(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) error {
+// AddRoutes adds the gateway and routes of a link that the DHCP server says. It returns the lease; ok: there is one.
+func AddRoutes(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) (l DHCPLease, ok bool, err error) {
 	if len(n.DHCP) == 0 || link.SrcName == "" {
-		return nil
+		return l, false, nil
 	}
-	l, ok, err := Of(y, e)
-	if err != nil || !ok {
-		return err
-	}
-	defer y.WakeLeases()
-	if !n.Internal {
+	l, ok, err = Of(y, e)
+	if ok && err == nil && !n.Internal {
 		if l.Lease.Router.IsValid() {
 			link.Gateways = append([]netip.Addr{l.Lease.Router}, link.Gateways...)
 		}
@@ -400,6 +396,16 @@ func ApplyLease(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Lin
 			link.Routes = append(link.Routes, modes.Route{Dst: r.Dst, Via: via})
 		}
 	}
+	return l, ok, err
+}
+
+// ApplyLease sets the gateway, routes and MTU of a link as the DHCP server says.
+func ApplyLease(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Link) error {
+	l, ok, err := AddRoutes(y, n, e, link)
+	if err != nil || !ok {
+		return err
+	}
+	defer y.WakeLeases()
 	if l.Lease.MTU > 0 && (link.MTU == 0 || l.Lease.MTU < link.MTU) {
 		link.MTU = l.Lease.MTU
 		if e.Attachment != "" { // it is set in the sandbox

@@ -70,6 +70,17 @@ func (r Runner) Attach(ctx context.Context, m modes.Mode, n modes.Network, e mod
 			return modes.Link{}, err
 		}
 	}
+	return r.withRoutes(e, link)
+}
+
+// Link returns the link of an endpoint, as Attach does, and makes nothing.
+func (r Runner) Link(m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
+	_, link := m.Place(n, e)
+	return r.withRoutes(e, link)
+}
+
+// withRoutes adds the routes that depend on the host's addresses.
+func (r Runner) withRoutes(e modes.Endpoint, link modes.Link) (modes.Link, error) {
 	if !link.ToHost {
 		return link, nil
 	}

@@ -18,10 +18,19 @@ func Neighbours(tx store.Tx, e modes.Endpoint) (others []modes.Endpoint, err err
 	if e.Sandbox == "" {
 		return nil, nil
 	}
-	all, err := book.Endpoints.List(tx, "")
-	return slices.DeleteFunc(all, func(o modes.Endpoint) bool {
-		return o.ID == e.ID || o.Sandbox != e.Sandbox || o.Phase == modes.Deleting
-	}), err
+	for _, key := range book.Endpoints.Keys(tx, "") {
+		if strings.HasSuffix(key, "/"+e.ID) { // whoever asks has read it
+			continue
+		}
+		o, err := book.Endpoints.Get(tx, key)
+		if err != nil {
+			return nil, err
+		}
+		if o.Sandbox == e.Sandbox && o.Phase != modes.Deleting {
+			others = append(others, o)
+		}
+	}
+	return others, nil
 }
 
 // lenders returns the other endpoints in the same sandbox that have lent ports, in the order of their keys.

@@ -22,6 +22,8 @@ type Request struct {
 	Ports []book.PortRequest
 	// Lent: the ports move when the engine announces another endpoint of the container.
 	Lent bool
+	// Opened: only those are published which are open wherever the container's default route is.
+	Opened bool
 }
 
 // Publish publishes the requested ports of an endpoint. It fails if another endpoint or program has one of them.
@@ -36,7 +38,7 @@ func Publish(ctx context.Context, j *book.LiveCheck, r Request) ([]modes.Port, e
 		Ignore(h, r.Ports)
 		return was.Ports, nil
 	}
-	asks, own, err := ExpandAddresses(h, r.Lent, r.Ports)
+	asks, own, err := expand(h, r)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +54,9 @@ func Publish(ctx context.Context, j *book.LiveCheck, r Request) ([]modes.Port, e
 			return err
 		}
 		e.Ports, e.Lent = append(e.Ports, own...), r.Lent && len(r.Ports) > 0
-		return nil
+		e.Opened = r.Opened && len(e.Ports) > 0
+		e.Beside, err = beside(tx, *e)
+		return err
 	})
 	if err != nil {
 		return nil, choice.Explain(err)
@@ -88,7 +92,7 @@ func holdWithLenders(ctx context.Context, y *book.Book, r Request) (*book.Held, 
 			h.Release()
 			return nil, nil, book.NoEndpoint(r.Network, r.Endpoint)
 		}
-		if h.Endpoint.Lent || len(r.Ports) == 0 {
+		if h.Endpoint.Lent || r.Opened || len(r.Ports) == 0 {
 			return h, nil, nil
 		}
 		now, err := lenders(y, h.Endpoint)

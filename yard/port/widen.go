@@ -36,9 +36,6 @@ func ExpandAddresses(h *book.Held, lent bool, asks []book.PortRequest) ([]book.P
 		return nil, nil, nil
 	}
 	n, p := h.Network, h.Traits().Publish
-	if p.Refusal != nil {
-		return nil, nil, fmt.Errorf("publish %s: %w", asks[0], p.Refusal)
-	}
 	if !p.OnHost && !p.OnOwn {
 		return nil, nil, fmt.Errorf("publish %s: a network of mode %s does not publish ports", asks[0], n.Mode)
 	}

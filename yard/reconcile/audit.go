@@ -145,7 +145,7 @@ func auditEngine(y *yard.Yard, known map[string]modes.Network, c Census) (out []
 // auditNetworks compares networks and pools with the census of an engine.
 func auditNetworks(y *yard.Yard, known map[string]modes.Network, c Census) (out []book.Finding, err error) {
 	for id, s := range c.Networks {
-		if _, ok := known[id]; !ok {
+		if _, ok := known[id]; !ok && c.here(id) {
 			out = append(out, book.Finding{
 				Kind: book.Fault, Network: s.Name,
 				Text: fmt.Sprintf("network %s of %s is not in netyard's records", s.Name, c.Engine),

@@ -41,6 +41,8 @@ type Census struct {
 type SeenNetwork struct {
 	Name    string
 	Network modes.Network // without what only netyard knows
+	// Swarm: the engine lists it for the whole swarm, and requests it from netyard with the first container here.
+	Swarm bool
 	// Pools are the requests for its pools, one for each subnet, if its IPAM is netyard's.
 	Pools []ipam.PoolRequest
 }
@@ -59,6 +61,19 @@ type SeenEndpoint struct {
 	Attachment, IfName string
 	Inside             sandbox.Plug
 	Said               map[string]string
+}
+
+// here reports whether the engine has a network on this host.
+func (c Census) here(id string) bool {
+	if !c.Networks[id].Swarm {
+		return true
+	}
+	for _, e := range c.Endpoints {
+		if e.NetworkID == id {
+			return true
+		}
+	}
+	return false
 }
 
 // nameTime bounds the wait for the locks of what is named: a request about it may be in progress. The next census names

@@ -54,6 +54,9 @@ func HasStrays(y *yard.Yard) (bool, error) {
 func Rebuild(ctx context.Context, y *yard.Yard, c Census, others func(context.Context) error) error {
 	var errs []error
 	for id, s := range c.Networks {
+		if !c.here(id) {
+			continue
+		}
 		if err := adoptNetwork(ctx, y, s, c); err != nil {
 			errs = append(errs, fmt.Errorf("rebuild network %s: %w", cmp.Or(s.Name, modes.Short(id)), err))
 		}
