@@ -273,6 +273,9 @@ func TestBadInput(t *testing.T) {
 	outside := `{"AddressSpace":"netyard","Pool":"10.9.0.0/24","SubPool":"10.8.0.0/25"}`
 	e.refused("IpamDriver.RequestPool", outside, "ip-range")
 	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Options":{"scope":"x"}}`, "--ipam-opt scope")
+	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"247.0.0.0/8"}`, "subnet 247.0.0.0/8")
+	e.refused("NetworkDriver.CreateNetwork", strings.ReplaceAll(plain(), "10.9.0.", "224.0.7."),
+		"subnet 224.0.7.0/24: no container can have addresses of 224.0.0.0/4 (multicast)")
 	if after := e.state(); after != before {
 		t.Errorf("a refusal changed something:\n%s", after)
 	}

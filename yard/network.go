@@ -40,7 +40,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if done, err := y.checkFormer(ctx, h, n); done || err != nil {
 		return err
 	}
-	if err := y.markChosen(n); err != nil {
+	if err := y.checkSubnets(n); err != nil {
 		return err
 	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
@@ -99,8 +99,14 @@ func (y *Yard) recordNew(ctx context.Context, m modes.Mode, n modes.Network) (_ 
 	return n, again, err
 }
 
-// markChosen marks the subnets of a new network that netyard's own IPAM chose.
-func (y *Yard) markChosen(n modes.Network) error {
+// checkSubnets refuses subnets that no network can have, whatever IPAM they are from, and marks those that netyard's
+// own IPAM chose.
+func (y *Yard) checkSubnets(n modes.Network) error {
+	for _, s := range n.Subnets {
+		if err := modes.CheckSubnet(s.Pool); err != nil {
+			return err
+		}
+	}
 	return y.Config.Store.View(func(tx store.Tx) error {
 		for i, s := range n.Subnets {
 			if s.Space != book.Space {
