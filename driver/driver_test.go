@@ -276,6 +276,9 @@ func TestBadInput(t *testing.T) {
 	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"247.0.0.0/8"}`, "subnet 247.0.0.0/8")
 	e.refused("NetworkDriver.CreateNetwork", strings.ReplaceAll(plain(), "10.9.0.", "224.0.7."),
 		"subnet 224.0.7.0/24: no container can have addresses of 224.0.0.0/4 (multicast)")
+	e.refused("NetworkDriver.CreateNetwork", strings.ReplaceAll(plain(), "/24", "/32"), "gateway 10.9.0.1 is not in")
+	single := strings.NewReplacer("10.9.0.0/24", "10.9.0.1/32", "/24", "/32").Replace(plain())
+	e.refused("NetworkDriver.CreateNetwork", single, "subnet 10.9.0.1/32: not usable")
 	if after := e.state(); after != before {
 		t.Errorf("a refusal changed something:\n%s", after)
 	}

@@ -31,7 +31,8 @@ import (
 // prints: no root is needed. NETYARD_UPDATE=1 writes what the scripts compare with. Beside testscript's own commands
 // there are these; with ! they must fail, and print the error to stderr.
 //
-//	network create NAME [--mode M] [--subnet S] [--internal] [-o OPTION]
+//	network create NAME [--mode M] [--subnet S] [--internal] [-o OPTION]; of the first subnet also [--ip-range R]
+//	    [--gateway A] [--aux A], and as CNI configurations do [--first A] [--last A]
 //	network set NAME OPTION, network rm NAME
 //	endpoint create NETWORK NAME [--ip A], endpoint set NETWORK NAME OPTION, endpoint delete NETWORK NAME
 //	join NETWORK NAME, leave NETWORK NAME     as Docker does, which moves the link itself
@@ -173,6 +174,9 @@ func networkVerb(ctx context.Context, w *world, a args) (string, error) {
 			}
 			r.Subnets = append(r.Subnets, book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: subnet}})
 		}
+		if err := firstSubnet(a, r.Subnets); err != nil {
+			return "", err
+		}
 		_, err := yown.CreateNetwork(ctx, w.y, r)
 		return "", err
 	case "set":
@@ -182,6 +186,30 @@ func networkVerb(ctx context.Context, w *world, a args) (string, error) {
 		return "", w.y.DeleteNetwork(ctx, w.id(name))
 	}
 	return "", fmt.Errorf("network %s: unknown", a.at(0))
+}
+
+// firstSubnet parses what else is said of the first subnet.
+func firstSubnet(a args, all []book.SubnetRequest) (err error) {
+	if ipRange := a.flag("ip-range"); ipRange != "" {
+		if all[0].Pool.Range, err = netip.ParsePrefix(ipRange); err != nil {
+			return err
+		}
+	}
+	for flag, to := range map[string]func(netip.Addr){
+		"gateway": func(g netip.Addr) { all[0].Gateway = g },
+		"first":   func(g netip.Addr) { all[0].Pool.First = g },
+		"last":    func(g netip.Addr) { all[0].Pool.Last = g },
+		"aux":     func(g netip.Addr) { all[0].Aux = map[string]netip.Addr{"aux": g} },
+	} {
+		if text := a.flag(flag); text != "" {
+			addr, err := netip.ParseAddr(text)
+			if err != nil {
+				return err
+			}
+			to(addr)
+		}
+	}
+	return nil
 }
 
 // options parses NAME=VALUE.
