@@ -337,11 +337,21 @@ func TestGatewayless(t *testing.T) {
 		`"gateway_mode_ipv6":"isolated"`:                                {false, true},
 		`"gateway_mode_ipv4":"isolated","gateway_mode_ipv6":"isolated"`: {true, true},
 		`"gateway_mode_ipv4":"routed"`:                                  {false, false},
+		`"com.docker.network.bridge.inhibit_ipv4":"true"`:               {false, false},
 	} {
-		v := e.ok("NetworkDriver.GwAllocCheck", `{"Options":{"com.docker.network.generic":{`+opts+`}}}`)
-		if v["SkipIPv4"] != want[0] || v["SkipIPv6"] != want[1] {
-			t.Errorf("%s: %v, want %v", opts, v, want)
-		}
+		e.skips(want, `"com.docker.network.generic":{`+opts+`}`)
+	}
+	for opts, want := range map[string][2]bool{``: {false, false}, `"inhibit_ipv4":"true"`: {true, false}} {
+		e.skips(want, `"com.docker.network.internal":true,"com.docker.network.generic":{`+opts+`}`)
+	}
+}
+
+// skips fails the test unless GwAllocCheck of a network with these options skips the gateways of these families.
+func (e *engine) skips(want [2]bool, options string) {
+	e.tb.Helper()
+	v := e.ok("NetworkDriver.GwAllocCheck", `{"Options":{`+options+`}}`)
+	if v["SkipIPv4"] != want[0] || v["SkipIPv6"] != want[1] {
+		e.tb.Errorf("%s: %v, want %v", options, v, want)
 	}
 }
 

@@ -27,7 +27,7 @@ type Traits struct {
 	// Device is the network card of the host that is moved into the sandbox; empty: none. Its state is recorded with
 	// the endpoint before, so that it can be restored.
 	Device string
-	// Gatewayless are the families for which the network needs no address of the host.
+	// Gatewayless are the families for which the network needs no gateway unless one is requested.
 	Gatewayless Families
 	// Reserved are addresses that are given only to endpoints that request them.
 	Reserved Reservation
