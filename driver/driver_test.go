@@ -346,6 +346,19 @@ func TestGatewayless(t *testing.T) {
 	}
 }
 
+// TestGatewayOfLAN shows that an engine picks no address to be the router of a LAN, where the user names none.
+func TestGatewayOfLAN(t *testing.T) {
+	t.Parallel()
+	for mode, more := range map[string]string{
+		"macvlan": "", "ipvlan": "", "netyard": `,"mode":"macvlan","macvlan_mode":"private"`,
+	} {
+		e := newEngine(t, strings.TrimPrefix(mode, "netyard"))
+		generic := `"com.docker.network.generic":{"parent":"eth0"` + more + `}`
+		e.skips([2]bool{true, true}, generic)
+		e.skips([2]bool{true, true}, `"com.docker.network.internal":true,`+generic)
+	}
+}
+
 // skips fails the test unless GwAllocCheck of a network with these options skips the gateways of these families.
 func (e *engine) skips(want [2]bool, options string) {
 	e.tb.Helper()
