@@ -81,6 +81,7 @@ type book struct {
 	cool   time.Duration
 	origin netip.Addr
 	used   addrSet // the offsets that have leases
+	not    []netip.Addr
 }
 
 func (m *IPAM) book(tx store.Tx, p Pool) book {

@@ -11,9 +11,9 @@ import (
 // CheckRoom returns an error if the pool of a new network has no address for a container besides those of the network
 // itself, its gateway, and its auxiliary ones.
 func (m *IPAM) CheckRoom(tx store.Tx, id string) error {
-	p, err := poolBucket.Get(tx, id)
+	p, err := m.Pool(tx, id)
 	if err != nil {
-		return fmt.Errorf("check pool %s: %w", id, err)
+		return err
 	}
 	return p.CheckRoom(1, func(a netip.Addr) (bool, error) {
 		l, err := m.LeaseAt(tx, id, a)

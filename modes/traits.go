@@ -34,6 +34,8 @@ type Traits struct {
 	// OnHostLink: its links are made on a link of the host, which may disappear and come back. So the network's objects
 	// are ensured again before each endpoint's. The gateway is a router on that link, and not the host.
 	OnHostLink bool
+	// HostLink is the host's link whose LAN the endpoints are on. They cannot have an address that the host has there.
+	HostLink string
 	// LAN is the LAN whose DHCP server can give its endpoints addresses.
 	LAN LAN
 	// Cluster is the cluster's network that it belongs to; nil: none. Its addresses are claimed there.

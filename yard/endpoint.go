@@ -37,6 +37,9 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 	if h.Network.Phase != modes.Ready {
 		return e, fmt.Errorf("network %s is being created or deleted", book.Label(h.Network))
 	}
+	if err := source.CheckHost(y.Book, h.Network, e.Addrs...); err != nil {
+		return e, err
+	}
 	err = h.Change("endpoint recorded", func(tx store.Tx, now *modes.Endpoint) error {
 		*now, err = y.newEndpoint(tx, h, e)
 		return err

@@ -48,6 +48,7 @@ import (
 //	crash STEP COMMAND        COMMAND dies at a step, given by its number or name; the next command is restart
 //	fail PART COMMAND         during COMMAND no object can be made whose text contains PART, or with the word remove
 //	                          before PART, none can be removed
+//	host-address LINK ADDRESS   the host gets an address
 //	sweep                     what could not be removed is tried again
 //	drift PART, plant LINK    objects are lost, or appear, behind netyard's back
 //	lose-records, rebuild CONTAINER...     the database is lost, and made again from kernel, copies and engine
@@ -152,10 +153,11 @@ func verbs() map[string]verb {
 		"container": containerVerb, "reserve": reserve, "policy": policyVerb, "cluster": joinCluster,
 		"restart": restartVerb, "reboot": reboot, "crash": crashVerb, "fail": failVerb, "drift": drift, "plant": plant,
 		"lose-records": loseRecords, "rebuild": rebuild, "audit": auditVerb, "gc": gc, "repair": repairVerb,
-		"state":      func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
-		"records":    func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
-		"changes":    func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
-		"everywhere": everywhere, "refused": refusedVerb, "census": censusVerb, "sweep": sweep,
+		"host-address": hostAddress,
+		"state":        func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
+		"records":      func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
+		"changes":      func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
+		"everywhere":   everywhere, "refused": refusedVerb, "census": censusVerb, "sweep": sweep,
 	}
 }
 
@@ -274,6 +276,12 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 		return "", nil
 	}
 	return "", fmt.Errorf("endpoint %s: unknown", a.at(0))
+}
+
+func hostAddress(_ context.Context, w *world, a args) (string, error) {
+	p, err := netip.ParsePrefix(a.at(1))
+	w.kernel.Addr[a.at(0)] = append(w.kernel.Addr[a.at(0)], p)
+	return "", err
 }
 
 func join(ctx context.Context, w *world, a args) (string, error) {

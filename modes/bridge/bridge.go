@@ -64,7 +64,7 @@ func (mode) Traits(n modes.Network) modes.Traits {
 		t.Gatewayless.V4 = true
 	}
 	if hostOwned(n) {
-		t.LAN.Port = dhcp.LANPort{Kind: "bridge", Parent: name(n)}
+		t.HostLink, t.LAN.Port = name(n), dhcp.LANPort{Kind: "bridge", Parent: name(n)}
 		t.Publish.OnHost, t.Publish.OnOwn = true, false
 		t.Publish.Refusal = fmt.Errorf(
 			"containers on the host's bridge %s have addresses of its LAN, and ports of their own", name(n))

@@ -39,7 +39,8 @@ type Kind struct {
 // address the router of the LAN has, if there is one.
 func (k Kind) Traits(n modes.Network) modes.Traits {
 	return modes.Traits{
-		MAC: k.MAC(n), OnHostLink: true, LAN: k.lan(n), Gatewayless: modes.Families{V4: true, V6: true},
+		MAC: k.MAC(n), OnHostLink: true, HostLink: Parent.Of(n), LAN: k.lan(n),
+		Gatewayless: modes.Families{V4: true, V6: true},
 		Publish: modes.Publishing{OnOwn: true, OnHost: HostPublish.Of(n), Binds: modes.Bind.Of(n)},
 	}
 }
