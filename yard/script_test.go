@@ -34,10 +34,10 @@ import (
 //	network create NAME [--mode M] [--subnet S] [--internal] [-o OPTION]; of the first subnet also [--ip-range R]
 //	    [--gateway A] [--aux A], and as CNI configurations do [--first A] [--last A]
 //	network set NAME OPTION, network rm NAME
-//	endpoint create NETWORK NAME [--ip A], endpoint set NETWORK NAME OPTION, endpoint delete NETWORK NAME
+//	endpoint create NETWORK NAME [--ip A] [--mac M], endpoint set NETWORK NAME OPTION, endpoint delete NETWORK NAME
 //	join NETWORK NAME, leave NETWORK NAME     as Docker does, which moves the link itself
 //	publish NETWORK NAME PORT..., withdraw NETWORK NAME
-//	attach NETWORK CONTAINER [--ip A] [-p PORT], detach NETWORK CONTAINER     as CNI runtimes do
+//	attach NETWORK CONTAINER [--ip A] [--mac M] [-p PORT], detach NETWORK CONTAINER     as CNI runtimes do
 //	container end NAME        its sandbox ends, and nobody says so
 //	container exited NAME, container gone NAME, container is ENDPOINT NETWORK NAME     what an engine reports
 //	census ENGINE [NAME]...   an engine is asked twice, a minute apart, and has only these endpoints or containers
@@ -232,7 +232,9 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 	id := w.id(a.at(2))
 	switch a.at(0) {
 	case "create":
-		e := modes.Endpoint{ID: id, NetworkID: n.ID, Container: modes.Container{Engine: book.Docker}}
+		e := modes.Endpoint{
+			ID: id, NetworkID: n.ID, MAC: a.flag("mac"), Container: modes.Container{Engine: book.Docker},
+		}
 		r := ipam.AddressRequest{Pool: n.Subnets[0].Pool.String()}
 		if ip := a.flag("ip"); ip != "" {
 			if r.Addr, err = netip.ParseAddr(ip); err != nil {
@@ -358,6 +360,7 @@ func attachVerb(ctx context.Context, w *world, a args) (string, error) {
 	r := book.AttachRequest{
 		Network: n, Attachment: name, IfName: "eth0", Container: runtime(name),
 		Sandbox: sandboxOf(name), NS: w.kernel.OpenSandbox(sandboxOf(name)), Options: options(a.flags["o"]...),
+		MAC: a.flag("mac"),
 	}
 	for _, ip := range a.flags["ip"] {
 		addr, err := netip.ParseAddr(ip)

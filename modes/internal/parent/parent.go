@@ -41,7 +41,7 @@ func (k Kind) Traits(n modes.Network) modes.Traits {
 	return modes.Traits{
 		MAC: k.MAC(n), OnHostLink: true, HostLink: Parent.Of(n), LAN: k.lan(n),
 		Gatewayless: modes.Families{V4: true, V6: true},
-		Publish: modes.Publishing{OnOwn: true, OnHost: HostPublish.Of(n), Binds: modes.Bind.Of(n)},
+		Publish:     modes.Publishing{OnOwn: true, OnHost: HostPublish.Of(n), Binds: modes.Bind.Of(n)},
 	}
 }
 
