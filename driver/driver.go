@@ -83,7 +83,9 @@ func (d *Door) gwAllocCheck(_ context.Context, q gwAllocCheck) (gwAllocAnswer, e
 	if err != nil {
 		return gwAllocAnswer{}, err
 	}
-	v4, v6 := d.Yard.Gatewayless(modes.Network{Mode: mode, Options: opts})
+	n := modes.Network{Mode: mode, Options: opts}
+	n.Internal, _ = q.Options[labelInternal].(bool)
+	v4, v6 := d.Yard.Gatewayless(n)
 	return gwAllocAnswer{SkipIPv4: v4, SkipIPv6: v6}, nil
 }
 

@@ -273,6 +273,12 @@ func TestBadInput(t *testing.T) {
 	outside := `{"AddressSpace":"netyard","Pool":"10.9.0.0/24","SubPool":"10.8.0.0/25"}`
 	e.refused("IpamDriver.RequestPool", outside, "ip-range")
 	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Options":{"scope":"x"}}`, "--ipam-opt scope")
+	e.refused("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"247.0.0.0/8"}`, "subnet 247.0.0.0/8")
+	e.refused("NetworkDriver.CreateNetwork", strings.ReplaceAll(plain(), "10.9.0.", "224.0.7."),
+		"subnet 224.0.7.0/24: no container can have addresses of 224.0.0.0/4 (multicast)")
+	e.refused("NetworkDriver.CreateNetwork", strings.ReplaceAll(plain(), "/24", "/32"), "gateway 10.9.0.1 is not in")
+	single := strings.NewReplacer("10.9.0.0/24", "10.9.0.1/32", "/24", "/32").Replace(plain())
+	e.refused("NetworkDriver.CreateNetwork", single, "subnet 10.9.0.1/32: not usable")
 	if after := e.state(); after != before {
 		t.Errorf("a refusal changed something:\n%s", after)
 	}
@@ -386,11 +392,34 @@ func TestGatewayless(t *testing.T) {
 		`"gateway_mode_ipv6":"isolated"`:                                {false, true},
 		`"gateway_mode_ipv4":"isolated","gateway_mode_ipv6":"isolated"`: {true, true},
 		`"gateway_mode_ipv4":"routed"`:                                  {false, false},
+		`"com.docker.network.bridge.inhibit_ipv4":"true"`:               {false, false},
 	} {
-		v := e.ok("NetworkDriver.GwAllocCheck", `{"Options":{"com.docker.network.generic":{`+opts+`}}}`)
-		if v["SkipIPv4"] != want[0] || v["SkipIPv6"] != want[1] {
-			t.Errorf("%s: %v, want %v", opts, v, want)
-		}
+		e.skips(want, `"com.docker.network.generic":{`+opts+`}`)
+	}
+	for opts, want := range map[string][2]bool{``: {false, false}, `"inhibit_ipv4":"true"`: {true, false}} {
+		e.skips(want, `"com.docker.network.internal":true,"com.docker.network.generic":{`+opts+`}`)
+	}
+}
+
+// TestGatewayOfLAN shows that an engine picks no address to be the router of a LAN, where the user names none.
+func TestGatewayOfLAN(t *testing.T) {
+	t.Parallel()
+	for mode, more := range map[string]string{
+		"macvlan": "", "ipvlan": "", "netyard": `,"mode":"macvlan","macvlan_mode":"private"`,
+	} {
+		e := newEngine(t, strings.TrimPrefix(mode, "netyard"))
+		generic := `"com.docker.network.generic":{"parent":"eth0"` + more + `}`
+		e.skips([2]bool{true, true}, generic)
+		e.skips([2]bool{true, true}, `"com.docker.network.internal":true,`+generic)
+	}
+}
+
+// skips fails the test unless GwAllocCheck of a network with these options skips the gateways of these families.
+func (e *engine) skips(want [2]bool, options string) {
+	e.tb.Helper()
+	v := e.ok("NetworkDriver.GwAllocCheck", `{"Options":{`+options+`}}`)
+	if v["SkipIPv4"] != want[0] || v["SkipIPv6"] != want[1] {
+		e.tb.Errorf("%s: %v, want %v", options, v, want)
 	}
 }
 

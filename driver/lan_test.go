@@ -56,6 +56,48 @@ func TestLANMacvlan(t *testing.T) {
 	}
 }
 
+// TestHostsOwnAddress shows that no container gets an address that the host has on the link of its network, whichever
+// IPAM gives it, and that an address of the host is not chosen to be the router of a LAN.
+func TestHostsOwnAddress(t *testing.T) {
+	t.Parallel()
+	for mode, generic := range map[string]string{
+		"macvlan": `"parent":"lan0"`, "bridge": `"com.docker.network.bridge.name":"lan0"`,
+	} {
+		e := newEngine(t, mode)
+		kind := map[string]string{"macvlan": "veth peer name lan1", "bridge": "bridge"}[mode]
+		e.host.Sh(t, "ip link add lan0 type "+kind+" && ip link set lan0 up && ip addr add 10.9.0.1/29 dev lan0 && "+
+			"ip addr add 10.9.0.3/29 dev lan0 && ip -6 addr add fd09::1/64 dev lan0 nodad")
+		pool := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"10.9.0.0/29"}`)["PoolID"].(string)
+		pool6 := e.ok("IpamDriver.RequestPool", `{"AddressSpace":"netyard","Pool":"fd09::/64"}`)["PoolID"].(string)
+		address := func(pool, more string) string {
+			return e.ok("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,%s}`, pool, more))["Address"].(string)
+		}
+		const chosen = `"Address":"","Options":{"RequestAddressType":"com.docker.network.gateway"}`
+		gw, gw6 := address(pool, chosen), address(pool6, chosen)
+		if host := gw == "10.9.0.1/29" && gw6 == "fd09::1/64"; host != (mode == "bridge") {
+			t.Errorf("%s: the gateways are %s and %s", mode, gw, gw6)
+		}
+		e.ok("NetworkDriver.CreateNetwork", fmt.Sprintf(`{"NetworkID":"aaaaaaaaaaaa01","Options":{`+
+			`"com.docker.network.generic":{%s}},`+
+			`"IPv4Data":[{"AddressSpace":"netyard","Pool":"10.9.0.0/29","Gateway":%q}],`+
+			`"IPv6Data":[{"AddressSpace":"netyard","Pool":"fd09::/64","Gateway":%q}]}`, generic, gw, gw6))
+		for range 3 {
+			a, a6 := address(pool, `"Address":"","Options":{}`), address(pool6, `"Address":"","Options":{}`)
+			if a == "10.9.0.1/29" || a == "10.9.0.3/29" || a6 == "fd09::1/64" {
+				t.Errorf("%s: a container gets %s and %s", mode, a, a6)
+			}
+		}
+		for pool, asked := range map[string]string{pool: "10.9.0.3", pool6: "fd09::1"} {
+			e.refused("IpamDriver.RequestAddress", fmt.Sprintf(`{"PoolID":%q,"Address":%q,"Options":{}}`, pool, asked),
+				"address "+asked+": it is the host's own, on lan0")
+		}
+		// The addresses of Docker's own IPAM are known when it has given them.
+		e.ok("NetworkDriver.CreateNetwork", strings.ReplaceAll(lanCreate("02", generic), "10.9.0.0/24", "10.9.0.0/16"))
+		e.refused("NetworkDriver.CreateEndpoint", strings.NewReplacer("aaaaaaaaaaaa01", "aaaaaaaaaaaa02",
+			"10.9.0.2", "10.9.0.3").Replace(endpoint), "address 10.9.0.3: it is the host's own, on lan0")
+	}
+}
+
 // TestLANIPVLAN shows the life of ipvlan networks, with an engine's calls.
 func TestLANIPVLAN(t *testing.T) {
 	t.Parallel()
@@ -68,10 +110,7 @@ func TestLANIPVLAN(t *testing.T) {
 			e := lanEngine(t, "ipvlan")
 			before := e.state()
 			generic := fmt.Sprintf(`"parent":"eth0.50","ipvlan_mode":"%s"`, mode)
-			skips := e.ok("NetworkDriver.GwAllocCheck", `{"Options":{"com.docker.network.generic":{`+generic+`}}}`)
-			if routed := mode != "l2"; skips["SkipIPv4"] != routed || skips["SkipIPv6"] != routed {
-				t.Errorf("GwAllocCheck: %v", skips)
-			}
+			e.skips([2]bool{true, true}, `"com.docker.network.generic":{`+generic+`}`)
 			e.ok("NetworkDriver.CreateNetwork", lanCreate("01", generic))
 			e.refused("NetworkDriver.CreateNetwork",
 				lanCreate("02", `"parent":"eth0.50","ipvlan_flag":"vepa","ipvlan_mode":"`+mode+`"`),

@@ -81,6 +81,7 @@ type book struct {
 	cool   time.Duration
 	origin netip.Addr
 	used   addrSet // the offsets that have leases
+	not    []netip.Addr
 }
 
 func (m *IPAM) book(tx store.Tx, p Pool) book {
@@ -118,9 +119,11 @@ func (w poolWords) put(level int, index, word uint64) error {
 	return wordBucket.Put(w.tx, w.key(level, index), word)
 }
 
+// usable reports whether a host of the pool can have the address.
+func (b book) usable(a netip.Addr) bool { return usable(b.pool.Subnet, a) }
+
 // usable reports whether a host of the subnet can have the address.
-func (b book) usable(a netip.Addr) bool {
-	subnet := b.pool.Subnet
+func usable(subnet netip.Prefix, a netip.Addr) bool {
 	if hostBits(subnet) <= 1 {
 		return true // RFC 3021 and RFC 6164: both ends of a point-to-point link
 	}

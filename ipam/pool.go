@@ -234,6 +234,15 @@ func (m *IPAM) PoolOf(tx store.Tx, subnet netip.Prefix, network string) (Pool, e
 	return found, nil
 }
 
+// Pool returns the pool of an ID.
+func (m *IPAM) Pool(tx store.Tx, id string) (Pool, error) {
+	p, err := poolBucket.Get(tx, id)
+	if err != nil {
+		return Pool{}, fmt.Errorf("find pool %s: %w", id, err)
+	}
+	return p, nil
+}
+
 // Pools returns all pools in order of their subnets, then their domains.
 func (m *IPAM) Pools(tx store.Tx) ([]Pool, error) {
 	all, err := poolBucket.List(tx, "")

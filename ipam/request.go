@@ -17,6 +17,8 @@ type AddressRequest struct {
 	Gateway bool
 	// Name and MAC are those of the container, if known.
 	Name, MAC string
+	// Not are addresses that the IPAM does not choose.
+	Not []netip.Addr
 }
 
 // kind returns the kind of the lease that r gets.
@@ -59,6 +61,7 @@ func (m *IPAM) grant(tx store.Tx, r AddressRequest) (netip.Prefix, error) {
 		return netip.Prefix{}, err
 	}
 	b := m.book(tx, p)
+	b.not = r.Not
 	var from Lease
 	switch {
 	case r.Addr.IsValid():

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"net/netip"
+	"slices"
 
 	"netyard/store"
 )
@@ -17,7 +18,7 @@ func (b book) gateway() (Lease, error) {
 		first = first.Next()
 	}
 	l, err := b.lease(first)
-	if err != nil || l.State == "" || l.State == StateCooling || b.ownGateway(l) {
+	if err != nil || !b.excludes(first) && (l.State == "" || l.State == StateCooling || b.ownGateway(l)) {
 		return l, err
 	}
 	within := b.pool.Subnet
@@ -25,11 +26,25 @@ func (b book) gateway() (Lease, error) {
 		within = b.pool.Range // the start of the subnet is not in the window
 	}
 	s := b.span(within)
-	i, err := b.used.nextFree(s.lo)
+	i, err := b.nextFree(s.lo)
 	if err == nil && i >= s.end {
 		err = ErrExhausted
 	}
 	return Lease{Addr: add(b.origin, i, 0)}, err
+}
+
+// excludes reports whether the request excludes an address from what is chosen.
+func (b book) excludes(a netip.Addr) bool { return slices.Contains(b.not, a) }
+
+// nextFree returns the first offset from the given one on that has no lease and is not excluded.
+func (b book) nextFree(from uint64) (uint64, error) {
+	for {
+		i, err := b.used.nextFree(from)
+		if err != nil || i >= b.used.size || !b.excludes(add(b.origin, i, 0)) {
+			return i, err
+		}
+		from = i + 1
+	}
 }
 
 // dynamic returns the lease of the best address for r, in this order: the one that r has, that is reserved for its
@@ -37,7 +52,7 @@ func (b book) gateway() (Lease, error) {
 // without it the container would not start.
 func (b book) dynamic(r AddressRequest) (Lease, error) {
 	for _, own := range []func(AddressRequest) (Lease, bool, error){b.byMAC, b.byReservation, b.byName} {
-		if l, ok, err := own(r); err != nil || ok {
+		if l, ok, err := own(r); err != nil || ok && !b.excludes(l.Addr) {
 			return l, err
 		}
 	}
@@ -121,9 +136,9 @@ func (b book) next() (Lease, bool, error) {
 		within = b.pool.Range
 	}
 	s := b.bound(b.span(within))
-	i, err := b.used.nextFree(max(c.Next, s.lo))
+	i, err := b.nextFree(max(c.Next, s.lo))
 	if err == nil && i >= s.end {
-		i, err = b.used.nextFree(s.lo)
+		i, err = b.nextFree(s.lo)
 	}
 	if err != nil || i >= s.end {
 		return Lease{}, false, err
@@ -161,6 +176,9 @@ func (b book) bound(s span) span {
 // longestCooling returns the cooling lease that was released first.
 func (b book) longestCooling() (l Lease, found bool, err error) {
 	err = coolingBucket.Each(b.tx, b.pool.ID+keySep, func(_ string, a netip.Addr) error {
+		if b.excludes(a) {
+			return nil
+		}
 		first, err := b.lease(a)
 		if err != nil {
 			return err

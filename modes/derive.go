@@ -13,6 +13,16 @@ func (n Network) Contains(a netip.Addr) bool {
 	return slices.ContainsFunc(n.Subnets, func(s Subnet) bool { return s.Pool.Contains(a) })
 }
 
+// Has says whether an address of a subnet is its gateway or an auxiliary one, and so no endpoint's.
+func (s Subnet) Has(a netip.Addr) bool {
+	for _, p := range s.Aux {
+		if p.Addr() == a {
+			return true
+		}
+	}
+	return s.Gateway.Addr() == a
+}
+
 // Has says whether an endpoint has an address.
 func (e Endpoint) Has(a netip.Addr) bool {
 	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })

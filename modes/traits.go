@@ -27,13 +27,15 @@ type Traits struct {
 	// Device is the network card of the host that is moved into the sandbox; empty: none. Its state is recorded with
 	// the endpoint before, so that it can be restored.
 	Device string
-	// Gatewayless are the families for which the network needs no address of the host.
+	// Gatewayless are the families for which the network needs no gateway unless one is requested.
 	Gatewayless Families
 	// Reserved are addresses that are given only to endpoints that request them.
 	Reserved Reservation
 	// OnHostLink: its links are made on a link of the host, which may disappear and come back. So the network's objects
 	// are ensured again before each endpoint's. The gateway is a router on that link, and not the host.
 	OnHostLink bool
+	// HostLink is the host's link whose LAN the endpoints are on. They cannot have an address that the host has there.
+	HostLink string
 	// LAN is the LAN whose DHCP server can give its endpoints addresses.
 	LAN LAN
 	// Cluster is the cluster's network that it belongs to; nil: none. Its addresses are claimed there.

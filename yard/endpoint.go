@@ -37,6 +37,9 @@ func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endp
 	if h.Network.Phase != modes.Ready {
 		return e, fmt.Errorf("network %s is being created or deleted", book.Label(h.Network))
 	}
+	if err := source.CheckHost(y.Book, h.Network, e.Addrs...); err != nil {
+		return e, err
+	}
 	err = h.Change("endpoint recorded", func(tx store.Tx, now *modes.Endpoint) error {
 		*now, err = y.newEndpoint(tx, h, e)
 		return err
@@ -54,14 +57,18 @@ func (y *Yard) newEndpoint(tx store.Tx, h *book.Held, e modes.Endpoint) (modes.E
 	if err != nil {
 		return e, err
 	}
+	again := old.ID != "" && old.Phase != modes.Deleting
 	switch rule := h.Traits().MAC; {
-	case e.MAC == "":
-		e.MAC = rule.Default(e)
-	case rule == modes.MACNone:
+	case e.MAC == "" && again:
+		e.MAC = old.MAC
+	case e.MAC != "" && rule == modes.MACNone:
 		return e, fmt.Errorf(
 			"mac-address %s: containers on a network of mode %s have no hardware address of their own", e.MAC, n.Mode)
 	}
-	if old.ID != "" && old.Phase != modes.Deleting {
+	if err := source.KeepMAC(y.Book, tx, n, &e); err != nil {
+		return e, err
+	}
+	if again {
 		if old.MAC == e.MAC && slices.Equal(old.Addrs, e.Addrs) {
 			return old, nil
 		}

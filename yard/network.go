@@ -40,7 +40,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if done, err := y.checkFormer(ctx, h, n); done || err != nil {
 		return err
 	}
-	if err := y.markChosen(n); err != nil {
+	if err := y.checkSubnets(n); err != nil {
 		return err
 	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
@@ -94,13 +94,48 @@ func (y *Yard) recordNew(ctx context.Context, m modes.Mode, n modes.Network) (_ 
 		if again {
 			return nil
 		}
-		return y.PutNew(tx, n)
+		if err := y.PutNew(tx, n); err != nil {
+			return err
+		}
+		return y.checkRoom(tx, n)
 	})
 	return n, again, err
 }
 
-// markChosen marks the subnets of a new network that netyard's own IPAM chose.
-func (y *Yard) markChosen(n modes.Network) error {
+// checkRoom refuses a new network of which no container could get an address. What a DHCP server gives, it does not
+// know.
+func (y *Yard) checkRoom(tx store.Tx, n modes.Network) error {
+	need := 1
+	if overlay.Claims(y.Book, n.Mode) {
+		need++ // this host's own
+	}
+	for _, s := range n.Subnets {
+		var err error
+		switch s.Space {
+		case book.DHCPSpace:
+		case book.Space:
+			var p ipam.Pool
+			if p, err = y.Config.IPAM.PoolOf(tx, s.Pool, n.ID); err == nil {
+				err = y.Config.IPAM.CheckRoom(tx, p.ID)
+			}
+		default:
+			err = ipam.Pool{Subnet: s.Pool}.CheckRoom(need, func(a netip.Addr) (bool, error) { return s.Has(a), nil })
+		}
+		if err != nil {
+			return modes.Refuse("%w", err)
+		}
+	}
+	return nil
+}
+
+// checkSubnets refuses subnets that no network can have, whatever IPAM they are from, and marks those that netyard's
+// own IPAM chose.
+func (y *Yard) checkSubnets(n modes.Network) error {
+	for _, s := range n.Subnets {
+		if err := modes.CheckSubnet(s.Pool); err != nil {
+			return err
+		}
+	}
 	return y.Config.Store.View(func(tx store.Tx) error {
 		for i, s := range n.Subnets {
 			if s.Space != book.Space {

@@ -31,12 +31,13 @@ import (
 // prints: no root is needed. NETYARD_UPDATE=1 writes what the scripts compare with. Beside testscript's own commands
 // there are these; with ! they must fail, and print the error to stderr.
 //
-//	network create NAME [--mode M] [--subnet S] [--internal] [-o OPTION]
+//	network create NAME [--mode M] [--subnet S] [--internal] [-o OPTION]; of the first subnet also [--ip-range R]
+//	    [--gateway A] [--aux A], and as CNI configurations do [--first A] [--last A]
 //	network set NAME OPTION, network rm NAME
-//	endpoint create NETWORK NAME [--ip A], endpoint set NETWORK NAME OPTION, endpoint delete NETWORK NAME
+//	endpoint create NETWORK NAME [--ip A] [--mac M], endpoint set NETWORK NAME OPTION, endpoint delete NETWORK NAME
 //	join NETWORK NAME, leave NETWORK NAME     as Docker does, which moves the link itself
 //	publish NETWORK NAME PORT..., withdraw NETWORK NAME
-//	attach NETWORK CONTAINER [--ip A] [-p PORT], detach NETWORK CONTAINER     as CNI runtimes do
+//	attach NETWORK CONTAINER [--ip A] [--mac M] [-p PORT], detach NETWORK CONTAINER     as CNI runtimes do
 //	container end NAME        its sandbox ends, and nobody says so
 //	container exited NAME, container gone NAME, container is ENDPOINT NETWORK NAME     what an engine reports
 //	census ENGINE [NAME]...   an engine is asked twice, a minute apart, and has only these endpoints or containers
@@ -47,6 +48,7 @@ import (
 //	crash STEP COMMAND        COMMAND dies at a step, given by its number or name; the next command is restart
 //	fail PART COMMAND         during COMMAND no object can be made whose text contains PART, or with the word remove
 //	                          before PART, none can be removed
+//	host-address LINK ADDRESS   the host gets an address
 //	sweep                     what could not be removed is tried again
 //	drift PART, plant LINK    objects are lost, or appear, behind netyard's back
 //	lose-records, rebuild CONTAINER...     the database is lost, and made again from kernel, copies and engine
@@ -151,10 +153,11 @@ func verbs() map[string]verb {
 		"container": containerVerb, "reserve": reserve, "policy": policyVerb, "cluster": joinCluster,
 		"restart": restartVerb, "reboot": reboot, "crash": crashVerb, "fail": failVerb, "drift": drift, "plant": plant,
 		"lose-records": loseRecords, "rebuild": rebuild, "audit": auditVerb, "gc": gc, "repair": repairVerb,
-		"state":      func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
-		"records":    func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
-		"changes":    func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
-		"everywhere": everywhere, "refused": refusedVerb, "census": censusVerb, "sweep": sweep,
+		"host-address": hostAddress,
+		"state":        func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
+		"records":      func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
+		"changes":      func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
+		"everywhere":   everywhere, "refused": refusedVerb, "census": censusVerb, "sweep": sweep,
 	}
 }
 
@@ -173,6 +176,9 @@ func networkVerb(ctx context.Context, w *world, a args) (string, error) {
 			}
 			r.Subnets = append(r.Subnets, book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: subnet}})
 		}
+		if err := firstSubnet(a, r.Subnets); err != nil {
+			return "", err
+		}
 		_, err := yown.CreateNetwork(ctx, w.y, r)
 		return "", err
 	case "set":
@@ -182,6 +188,30 @@ func networkVerb(ctx context.Context, w *world, a args) (string, error) {
 		return "", w.y.DeleteNetwork(ctx, w.id(name))
 	}
 	return "", fmt.Errorf("network %s: unknown", a.at(0))
+}
+
+// firstSubnet parses what else is said of the first subnet.
+func firstSubnet(a args, all []book.SubnetRequest) (err error) {
+	if ipRange := a.flag("ip-range"); ipRange != "" {
+		if all[0].Pool.Range, err = netip.ParsePrefix(ipRange); err != nil {
+			return err
+		}
+	}
+	for flag, to := range map[string]func(netip.Addr){
+		"gateway": func(g netip.Addr) { all[0].Gateway = g },
+		"first":   func(g netip.Addr) { all[0].Pool.First = g },
+		"last":    func(g netip.Addr) { all[0].Pool.Last = g },
+		"aux":     func(g netip.Addr) { all[0].Aux = map[string]netip.Addr{"aux": g} },
+	} {
+		if text := a.flag(flag); text != "" {
+			addr, err := netip.ParseAddr(text)
+			if err != nil {
+				return err
+			}
+			to(addr)
+		}
+	}
+	return nil
 }
 
 // options parses NAME=VALUE.
@@ -202,7 +232,9 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 	id := w.id(a.at(2))
 	switch a.at(0) {
 	case "create":
-		e := modes.Endpoint{ID: id, NetworkID: n.ID, Container: modes.Container{Engine: book.Docker}}
+		e := modes.Endpoint{
+			ID: id, NetworkID: n.ID, MAC: a.flag("mac"), Container: modes.Container{Engine: book.Docker},
+		}
 		r := ipam.AddressRequest{Pool: n.Subnets[0].Pool.String()}
 		if ip := a.flag("ip"); ip != "" {
 			if r.Addr, err = netip.ParseAddr(ip); err != nil {
@@ -246,6 +278,12 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 		return "", nil
 	}
 	return "", fmt.Errorf("endpoint %s: unknown", a.at(0))
+}
+
+func hostAddress(_ context.Context, w *world, a args) (string, error) {
+	p, err := netip.ParsePrefix(a.at(1))
+	w.kernel.Addr[a.at(0)] = append(w.kernel.Addr[a.at(0)], p)
+	return "", err
 }
 
 func join(ctx context.Context, w *world, a args) (string, error) {
@@ -322,6 +360,7 @@ func attachVerb(ctx context.Context, w *world, a args) (string, error) {
 	r := book.AttachRequest{
 		Network: n, Attachment: name, IfName: "eth0", Container: runtime(name),
 		Sandbox: sandboxOf(name), NS: w.kernel.OpenSandbox(sandboxOf(name)), Options: options(a.flags["o"]...),
+		MAC: a.flag("mac"),
 	}
 	for _, ip := range a.flags["ip"] {
 		addr, err := netip.ParseAddr(ip)

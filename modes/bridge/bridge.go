@@ -61,8 +61,11 @@ func (mode) Traits(n modes.Network) modes.Traits {
 		Gatewayless: gateway.In(n, gateway.Isolated),
 		Reserved:    modes.Reservation{Option: gateway.Address.Name, Addrs: gateway.Address.Of(n)},
 	}
+	if n.Internal && inhibit4.Of(n) { // nobody has the gateway's address, and no route leads to it
+		t.Gatewayless.V4 = true
+	}
 	if hostOwned(n) {
-		t.LAN.Port = dhcp.LANPort{Kind: "bridge", Parent: name(n)}
+		t.HostLink, t.LAN.Port = name(n), dhcp.LANPort{Kind: "bridge", Parent: name(n)}
 		t.Publish.OnHost, t.Publish.OnOwn = false, true
 		return t
 	}

@@ -169,8 +169,8 @@ func (t *attaching) record(
 		if err := got.Keep(tx, had, now); err != nil {
 			return err
 		}
-		if now.MAC == "" {
-			now.MAC = t.Traits().MAC.Default(*now)
+		if err := source.KeepMAC(y.Book, tx, t.Network, now); err != nil {
+			return err
 		}
 		now.Phase, now.Created, now.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
 		key := book.AttachmentKey(r.Attachment, t.Network.ID, r.IfName)

@@ -76,7 +76,7 @@ func (y *Book) Addressless(mode string) bool {
 	return y.Traits(modes.Network{Mode: mode}).Addressless
 }
 
-// Gatewayless reports for each family whether the host needs no address on a network.
+// Gatewayless reports for each family whether a network needs no gateway unless one is requested.
 func (y *Book) Gatewayless(n modes.Network) (v4, v6 bool) {
 	t := y.Traits(n)
 	return t.Addressless || t.Gatewayless.V4, t.Addressless || t.Gatewayless.V6

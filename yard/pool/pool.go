@@ -18,7 +18,11 @@ import (
 // RequestPool allots a pool. If the request names no subnet, the pool overlaps none of the host's routes, resolvers and
 // networks.
 func RequestPool(ctx context.Context, y *yard.Yard, r ipam.PoolRequest) (p ipam.Pool, err error) {
-	if !r.Subnet.IsValid() {
+	if r.Subnet.IsValid() {
+		if err := modes.CheckSubnet(r.Subnet); err != nil {
+			return p, err
+		}
+	} else {
 		busy, err := busy(y)
 		if err != nil {
 			return p, err
@@ -36,7 +40,8 @@ func RequestPool(ctx context.Context, y *yard.Yard, r ipam.PoolRequest) (p ipam.
 	return p, err
 }
 
-// busy returns the prefixes of the host's routes, of its resolvers, and of all recorded networks, whatever their IPAM.
+// busy returns the prefixes of the host's routes, of its resolvers, and of all recorded networks, whatever their IPAM,
+// and those that no container can have.
 func busy(y *yard.Yard) ([]netip.Prefix, error) {
 	busy, err := y.Config.Kernel.UsedPrefixes("")
 	if err != nil {
@@ -51,6 +56,9 @@ func busy(y *yard.Yard) ([]netip.Prefix, error) {
 		for _, s := range n.Subnets {
 			busy = append(busy, s.Pool)
 		}
+	}
+	for _, b := range modes.Blocks() {
+		busy = append(busy, b.Prefix)
 	}
 	return busy, nil
 }

@@ -37,6 +37,10 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 	if err != nil {
 		return nil, err
 	}
+	shared, err := sharedWithHost(y)
+	if err != nil {
+		return nil, err
+	}
 	lost, err := y.PoliciesLost()
 	if err != nil {
 		return nil, err
@@ -45,7 +49,7 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 		out = append(out, book.Finding{Kind: book.Fault, Text: book.LostText})
 	}
 	records, err := auditRecords(y, censuses)
-	return slices.Concat(out, blocks, records), err
+	return slices.Concat(out, blocks, shared, records), err
 }
 
 // auditRecords finds records that are stuck or have lost their owner, fenced endpoints, and networks that an engine has

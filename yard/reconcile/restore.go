@@ -15,6 +15,7 @@ import (
 	"netyard/yard/book"
 	"netyard/yard/enforce"
 	"netyard/yard/lease"
+	"netyard/yard/source"
 )
 
 // Restore makes the host match the records after a restart, a crash or a reboot, and removes strays. It interrupts no
@@ -37,6 +38,9 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 		return err
 	}
 	if err := lease.ReleaseOffers(y.Book); err != nil {
+		return err
+	}
+	if err := source.IndexMACs(y.Book); err != nil {
 		return err
 	}
 	for _, n := range ns {

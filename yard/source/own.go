@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"netyard/ipam"
 	"netyard/modes"
@@ -17,10 +18,21 @@ import (
 type own struct {
 	y       *book.Book
 	request book.AttachRequest
+	// not are the host's own addresses, which the endpoint cannot have.
+	not []netip.Addr
 }
 
-// Acquire does nothing.
-func (*own) Acquire(context.Context) error { return nil }
+// Acquire finds out which addresses the endpoint cannot have.
+func (s *own) Acquire(context.Context) error {
+	link, host, err := HostAddrs(s.y, s.request.Network)
+	for _, asked := range s.request.Addrs {
+		if slices.Contains(host, asked) {
+			return hostsOwn(link, asked)
+		}
+	}
+	s.not = host
+	return err
+}
 
 // Release does nothing: what Keep did is undone with its transaction.
 func (*own) Release(bool) error { return nil }
@@ -71,6 +83,7 @@ func (s *own) choose(tx store.Tx, group []netip.Prefix, had []netip.Addr) (a net
 		return netip.Addr{}, netip.Prefix{}, false
 	}
 	before, of, again := in(had)
+	again = again && !slices.Contains(s.not, before)
 	if asked, p, ok := in(r.Addrs); ok && (!again || asked != before) {
 		pool, err := s.y.Config.IPAM.PoolOf(tx, p, r.Network.ID)
 		if err != nil {
@@ -87,7 +100,7 @@ func (s *own) choose(tx store.Tx, group []netip.Prefix, had []netip.Addr) (a net
 		if poolErr != nil {
 			return a, poolErr
 		}
-		a, err = s.y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: pool.ID, Name: name})
+		a, err = s.y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: pool.ID, Name: name, Not: s.not})
 		if !errors.Is(err, ipam.ErrExhausted) {
 			break
 		}
@@ -125,8 +138,11 @@ func Room(y *book.Book, network string) error {
 	if err := shareable(n); err != nil {
 		return err
 	}
+	s := own{y: y, request: book.AttachRequest{Network: n, Attachment: "-"}}
+	if err := s.Acquire(context.Background()); err != nil { // it does not wait
+		return err
+	}
 	err = y.Config.Store.Update(func(tx store.Tx) error {
-		s := own{y, book.AttachRequest{Network: n, Attachment: "-"}}
 		if err := s.Keep(tx, nil, &modes.Endpoint{}); err != nil {
 			return err
 		}

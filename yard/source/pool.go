@@ -107,6 +107,9 @@ type ownPool struct {
 // asks only the first pool.
 func (p ownPool) Acquire(_ context.Context, _ *book.LiveCheck, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	own := p.y.Config.IPAM
+	if r.Not, err = p.hostAddrs(r); err != nil {
+		return a, err
+	}
 	err = p.y.Update("address recorded", func(tx store.Tx) error {
 		a, err = own.RequestAddress(tx, r)
 		if !errors.Is(err, ipam.ErrExhausted) {

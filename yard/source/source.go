@@ -47,9 +47,9 @@ func Acquire(ctx context.Context, j *book.LiveCheck, r book.AttachRequest, owner
 	case overlay.Claims(y, r.Network.Mode):
 		a.sources = []Source{&overlay.Source{Book: y, Request: r, Owner: owner}}
 	case len(r.Network.DHCP) > 0:
-		a.sources = []Source{&lease.Source{Check: j, Request: r}, &own{y, r}}
+		a.sources = []Source{&lease.Source{Check: j, Request: r}, &own{y: y, request: r}}
 	default:
-		a.sources = []Source{&own{y, r}}
+		a.sources = []Source{&own{y: y, request: r}}
 	}
 	for _, s := range a.sources {
 		if err := s.Acquire(ctx); err != nil {

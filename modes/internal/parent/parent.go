@@ -35,12 +35,13 @@ type Kind struct {
 }
 
 // Traits returns the traits of a network of the kind. Traffic to a container does not pass the host, so ports are
-// published on the containers' own addresses, and on the host's as well with host_publish.
+// published on the containers' own addresses, and on the host's as well with host_publish. Only the user knows which
+// address the router of the LAN has, if there is one.
 func (k Kind) Traits(n modes.Network) modes.Traits {
-	routed := k.Routed(n)
 	return modes.Traits{
-		MAC: k.MAC(n), OnHostLink: true, LAN: k.lan(n), Gatewayless: modes.Families{V4: routed, V6: routed},
-		Publish: modes.Publishing{OnOwn: true, OnHost: HostPublish.Of(n), Binds: modes.Bind.Of(n)},
+		MAC: k.MAC(n), OnHostLink: true, HostLink: Parent.Of(n), LAN: k.lan(n),
+		Gatewayless: modes.Families{V4: true, V6: true},
+		Publish:     modes.Publishing{OnOwn: true, OnHost: HostPublish.Of(n), Binds: modes.Bind.Of(n)},
 	}
 }
 

@@ -1,0 +1,46 @@
+package reconcile
+
+import (
+	"fmt"
+	"slices"
+
+	"netyard/modes"
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/source"
+)
+
+// sharedWithHost finds endpoints that have an address which the host also has on their link, since it got the address
+// later, or netyard was older when they were made.
+func sharedWithHost(y *yard.Yard) (out []book.Finding, err error) {
+	ns, err := y.Networks()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range ns {
+		link, host, err := source.HostAddrs(y.Book, n)
+		if err != nil {
+			return nil, err
+		}
+		if n.Phase != modes.Ready || len(host) == 0 {
+			continue
+		}
+		es, err := y.EndpointsOf(n.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range es {
+			for _, p := range e.Addrs {
+				if !slices.Contains(host, p.Addr()) {
+					continue
+				}
+				out = append(out, book.Finding{
+					Kind: book.Fault, Network: book.Label(n),
+					Text: fmt.Sprintf("address %s of %s on network %s is also the host's own, on %s; "+
+						"recreate the container with another address", p.Addr(), book.Owned(e), book.Label(n), link),
+				})
+			}
+		}
+	}
+	return out, nil
+}

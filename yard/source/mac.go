@@ -1,0 +1,109 @@
+package source
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"netyard/modes"
+	"netyard/store"
+	"netyard/yard/book"
+)
+
+// KeepMAC gives an endpoint its hardware address: the requested one, or the one that follows from its address, or, if
+// another endpoint has requested that one, one that follows from its ID. It refuses a requested one that another
+// endpoint has. It belongs to the transaction that records the endpoint.
+func KeepMAC(y *book.Book, tx store.Tx, n modes.Network, e *modes.Endpoint) error {
+	rule, asked := y.Traits(n).MAC, e.MAC
+	if asked == "" {
+		e.MAC = rule.Default(*e)
+	}
+	if rule != modes.MACDerived {
+		return nil
+	}
+	other, err := macHolder(y, tx, n, *e)
+	switch {
+	case err != nil || other.ID == "":
+		return err
+	case asked == "":
+		e.MAC = modes.LocalMAC(e.ID).String()
+		return nil
+	}
+	h := book.Holder{Network: other.NetworkID, Endpoint: other.ID}
+	return &book.HeldError{
+		Err:     fmt.Errorf("mac-address %s: %w by %s; use another", asked, book.ErrInUse, book.InUseBy(tx, h)),
+		Holders: []book.Holder{h},
+	}
+}
+
+// macHolder returns another endpoint that has the hardware address of e, on its network or another one of the same LAN;
+// it has no ID if none has.
+func macHolder(y *book.Book, tx store.Tx, n modes.Network, e modes.Endpoint) (modes.Endpoint, error) {
+	other, err := endpointWith(tx, n.ID, e.MAC)
+	link := y.Traits(n).HostLink
+	if err != nil || other.ID != "" && other.ID != e.ID || link == "" {
+		return not(e, other), err
+	}
+	ns, err := book.Networks.List(tx, "")
+	if err != nil {
+		return modes.Endpoint{}, err
+	}
+	for _, o := range ns {
+		if o.ID == n.ID || y.Traits(o).HostLink != link {
+			continue
+		}
+		if other, err = endpointWith(tx, o.ID, e.MAC); err != nil || other.ID != "" {
+			return other, err
+		}
+	}
+	return modes.Endpoint{}, nil
+}
+
+// not returns an endpoint without an ID if the other one is e itself.
+func not(e, other modes.Endpoint) modes.Endpoint {
+	if other.ID == e.ID {
+		return modes.Endpoint{}
+	}
+	return other
+}
+
+// endpointWith returns the endpoint of a network that has a hardware address; it has no ID if none has.
+func endpointWith(tx store.Tx, network, mac string) (e modes.Endpoint, err error) {
+	id, err := book.MACs.Get(tx, book.MACKey(network, mac))
+	if err == nil {
+		e, err = book.GetEndpoint(tx, network, id)
+	}
+	switch {
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, book.ErrNotFound):
+		return modes.Endpoint{}, nil
+	case err != nil || e.MAC != mac || e.Phase == modes.Deleting:
+		return modes.Endpoint{}, err
+	}
+	return e, nil
+}
+
+// IndexMACs records which endpoints have which hardware addresses, where an older netyard did not.
+func IndexMACs(y *book.Book) error {
+	es, err := y.Endpoints()
+	if err != nil {
+		return err
+	}
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		es = slices.DeleteFunc(es, func(e modes.Endpoint) bool {
+			_, err := book.MACs.Get(tx, book.MACKey(e.NetworkID, e.MAC))
+			return err == nil || e.MAC == ""
+		})
+		return nil
+	})
+	if err != nil || len(es) == 0 {
+		return err
+	}
+	return y.Update("hardware addresses recorded", func(tx store.Tx) error {
+		for _, e := range es {
+			if err := book.SetMAC(tx, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
