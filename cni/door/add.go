@@ -32,13 +32,14 @@ const (
 	labelNetworks = "nerdctl/networks"
 )
 
-// add attaches a container.
-func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer, error) {
-	if netns == nil {
-		return answer{}, fmt.Errorf("%w: CNI_NETNS is empty", errSandbox)
+// add attaches a container. ns is an open descriptor of its sandbox.
+func (s *Server) add(ctx context.Context, q cni.Request, ns int) (answer, error) {
+	if err := s.checkSandbox(q, ns); err != nil {
+		return answer{}, err
 	}
 	if !modes.ValidIfName(q.IfName) {
-		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s: not a valid interface name", errEnvironment, q.IfName)
+		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s: not a valid interface name",
+			errEnvironment, cni.Shorten(q.IfName))
 	}
 	c, err := decodeConfig(q.Config)
 	if err != nil {
@@ -55,7 +56,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 		Config:     c.Name,
 		IfName:     q.IfName,
 		Sandbox:    q.Netns,
-		NS:         int(netns.Fd()),
+		NS:         ns,
 		Pools:      p.pools,
 		OwnRoutes:  p.ownRoutes,
 		Routes:     p.containerRoutes,

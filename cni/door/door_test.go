@@ -1,0 +1,102 @@
+package door
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"netyard/cni"
+	"netyard/ipam"
+	"netyard/kernel/core"
+	"netyard/modes"
+	"netyard/modes/all"
+	"netyard/modes/modetest"
+	"netyard/store"
+	"netyard/yard"
+	"netyard/yard/book"
+	"netyard/yard/yardtest"
+)
+
+// A desk is the door of a host whose kernel records.
+type desk struct {
+	*Server
+	t      *testing.T
+	kernel *yardtest.Kernel
+}
+
+func newDesk(t *testing.T) *desk {
+	t.Helper()
+	d := &desk{t: t, kernel: yardtest.New(modetest.Facts{
+		Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500)},
+		Addr: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("192.0.2.1/24")}},
+	})}
+	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db"), FlushDelay: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	log := slog.New(slog.DiscardHandler)
+	d.Server = &Server{Log: log, Yard: yard.New(book.Config{
+		Log: log, Store: st, Kernel: d.kernel, Modes: all.On(modes.Env{}), BootID: "b", IPAM: ipam.New(ipam.Config{}),
+		Background: func(f func()) { f() },
+	})}
+	return d
+}
+
+// request returns the request of a runtime for a container's eth0.
+func request(command, id, conf string) cni.Request {
+	return cni.Request{
+		Command: command, ContainerID: id, IfName: "eth0", Netns: "/run/netns/" + id, Config: json.RawMessage(conf),
+	}
+}
+
+// ask makes a request for a container with a sandbox.
+func (d *desk) ask(q cni.Request) (string, error) {
+	a, err := d.answer(d.t.Context(), q, d.kernel.OpenSandbox(q.Netns))
+	return string(a.result), err
+}
+
+// code returns the code of CNI's error; 0: there is none.
+func code(err error) uint {
+	if err == nil {
+		return 0
+	}
+	return cniError(err).Code
+}
+
+// TestRefusedParameters shows that parameters that cannot be right are refused with the code of their kind and an
+// error that stays short, and that a runtime can delete with them.
+func TestRefusedParameters(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	long := strings.Repeat("x", 100_000)
+	const conf = `{"cniVersion":"1.0.0","name":"web","ipam":{"type":"host-local","subnet":"10.9.0.0/24"}}`
+	ns := d.kernel.OpenSandbox("/run/netns/c")
+	for name, test := range map[string]struct {
+		id, ifName string
+		ns         int
+		code       uint
+	}{
+		"no sandbox":                      {"c", "eth0", -1, cni.CodeNamespace},
+		"what is not a network namespace": {"c", "eth0", 1 << 20, cni.CodeNamespace},
+		"a long ID":                       {long, "eth0", ns, cni.CodeEnvironment},
+		"a long interface name":           {"c", long, ns, cni.CodeEnvironment},
+		"an ID with a slash":              {"c/" + long[:90], "eth0", ns, cni.CodeEnvironment},
+	} {
+		q := request("ADD", test.id, conf)
+		q.IfName = test.ifName
+		if _, err := d.answer(t.Context(), q, test.ns); code(err) != test.code || len(err.Error()) > 400 {
+			t.Errorf("ADD with %s: %v; want code %d", name, err, test.code)
+		}
+	}
+	if _, err := d.answer(t.Context(), request("DEL", "c", conf), 1<<20); err != nil {
+		t.Errorf("DEL with what is not a network namespace: %v", err)
+	}
+	if _, err := d.ask(request("ADD", "c", conf)); err != nil {
+		t.Errorf("ADD with none of them: %v", err)
+	}
+}
