@@ -128,11 +128,11 @@ type order struct {
 }
 
 // fill sets what is wanted for this container: MAC, aliases, options, addresses and ports. Where several sources give a
-// MAC, the most specific one counts.
+// MAC, the last one in the list counts, as in the upstream plugins.
 func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error) {
 	n, c, labels := r.Network, o.config, o.labels
 	env, args := environment(q.Args), c.args()
-	for _, mac := range []string{labels[labelMAC], args.CNI.MAC, c.Runtime.MAC, env["MAC"]} {
+	for _, mac := range []string{labels[labelMAC], env["MAC"], args.CNI.MAC, c.Runtime.MAC} {
 		if mac == "" {
 			continue
 		}
@@ -216,7 +216,8 @@ func portReserver(attachment string) int {
 	return pid
 }
 
-// requestedAddrs returns the addresses that the user requested on the network. A runtime passes all requested addresses
+// requestedAddrs returns the addresses that the user requested on the network, those that count before the others in
+// the order of the upstream plugins: first those of the runtime, then of args, then of CNI_ARGS. A runtime passes all requested addresses
 // of a container to each of its networks, so an address outside the network's subnets is ignored, and is an error only
 // if the container is known to be on no other network.
 func requestedAddrs(
@@ -225,7 +226,7 @@ func requestedAddrs(
 	for _, source := range []struct {
 		key   string
 		texts []string
-	}{{"IP", strings.Split(env["IP"], ",")}, {"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", args.CNI.IPs}} {
+	}{{"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", args.CNI.IPs}, {"IP", strings.Split(env["IP"], ",")}} {
 		as, err := addresses(source.key, source.texts)
 		if err != nil {
 			return nil, err

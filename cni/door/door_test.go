@@ -2,6 +2,7 @@ package door
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -60,6 +61,33 @@ func (d *desk) ask(q cni.Request) (string, error) {
 	return string(a.result), err
 }
 
+// attached makes an ADD, which must succeed, and returns the MAC and the addresses in its result.
+func (d *desk) attached(q cni.Request) string {
+	d.t.Helper()
+	out, err := d.ask(q)
+	if err != nil {
+		d.t.Errorf("%s %s: %v", q.Args, q.Config, err)
+		return ""
+	}
+	var r struct {
+		Interfaces []struct{ Mac, Sandbox string }
+		IPs        []struct{ Address string }
+	}
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		d.t.Fatal(err)
+	}
+	var words []string
+	for _, i := range r.Interfaces {
+		if i.Sandbox != "" {
+			words = append(words, i.Mac)
+		}
+	}
+	for _, ip := range r.IPs {
+		words = append(words, ip.Address)
+	}
+	return strings.Join(words, " ")
+}
+
 // code returns the code of CNI's error; 0: there is none.
 func code(err error) uint {
 	if err == nil {
@@ -98,5 +126,35 @@ func TestRefusedParameters(t *testing.T) {
 	}
 	if _, err := d.ask(request("ADD", "c", conf)); err != nil {
 		t.Errorf("ADD with none of them: %v", err)
+	}
+}
+
+// TestPrecedence shows that, of several sources of a MAC or an address, the one counts that counts in the upstream
+// plugins: the runtime before args, args before CNI_ARGS.
+func TestPrecedence(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	const (
+		fromArgs    = `"args":{"cni":{"mac":"02:00:00:00:00:02","ips":["10.9.0.22","fd09::22"]}},`
+		fromRuntime = `"runtimeConfig":{"mac":"02:00:00:00:00:03","ips":["10.9.0.33","fd09::33"]},`
+		env         = "IgnoreUnknown=1;MAC=02:00:00:00:00:01;IP=10.9.0.11"
+	)
+	for i, test := range []struct{ args, conf, want string }{
+		{env, "", "02:00:00:00:00:01 10.9.0.11/24 fd09::2/64"},
+		{env, fromArgs, "02:00:00:00:00:02 10.9.0.22/24 fd09::22/64"},
+		{"", fromRuntime, "02:00:00:00:00:03 10.9.0.33/24 fd09::33/64"},
+		{env, fromRuntime, "02:00:00:00:00:03 10.9.0.33/24 fd09::33/64"},
+		{env, fromArgs + fromRuntime, "02:00:00:00:00:03 10.9.0.33/24 fd09::33/64"},
+	} {
+		q := request("ADD", fmt.Sprint("c", i), `{"cniVersion":"1.0.0","name":"web",`+test.conf+
+			`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.9.0.0/24"}],[{"subnet":"fd09::/64"}]]}}`)
+		q.Args = test.args
+		if got := d.attached(q); got != test.want {
+			t.Errorf("%s %s: %s; want %s", test.args, test.conf, got, test.want)
+		}
+		q.Command = "DEL"
+		if _, err := d.ask(q); err != nil {
+			t.Error(err)
+		}
 	}
 }
