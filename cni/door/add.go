@@ -142,7 +142,7 @@ func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error)
 		}
 		r.MAC = parsed.String()
 	}
-	r.Aliases = c.Runtime.Aliases
+	r.Aliases = c.aliases()
 	given := map[string]string{}
 	for label, v := range labels {
 		switch option, ours := strings.CutPrefix(label, labelOption); {

@@ -91,6 +91,32 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestAliases shows that aliases are read in both forms, and that what is not an alias costs nobody the network.
+func TestAliases(t *testing.T) {
+	t.Parallel()
+	for aliases, want := range map[string][]string{
+		`["db","store"]`: {"db", "store"},
+		`{"web":["db","store"],"back":["other"]}`: {"db", "store"},
+		`{"back":["other"]}`:                      nil,
+		`{"web":"db"}`:                            nil,
+		`{}`:                                      nil,
+		`null`:                                    nil,
+		`["db",7,null,["x"],{"y":1},"","db","st"]`: {"db", "st"},
+		`"db"`:             nil,
+		`7`:                nil,
+		`{"web":null}`:     nil,
+		`{"web":["db",7]}`: {"db"},
+	} {
+		c, err := decodeConfig([]byte(`{"name":"web","runtimeConfig":{"aliases":` + aliases + `}}`))
+		if err != nil {
+			t.Errorf("%s: %v", aliases, err)
+		}
+		if d := cmp.Diff(want, c.aliases()); d != "" {
+			t.Errorf("%s: %s", aliases, d)
+		}
+	}
+}
+
 // TestRoutes shows that a route without a gateway goes via the gateway of its family.
 func TestRoutes(t *testing.T) {
 	t.Parallel()
