@@ -158,3 +158,32 @@ func TestPrecedence(t *testing.T) {
 		}
 	}
 }
+
+// TestResultLinks shows that a result lists the container's link, and before it the host's end if there is one: for the
+// plugins after netyard in a chain, a link without a sandbox is the container's own on the host.
+func TestResultLinks(t *testing.T) {
+	t.Parallel()
+	for keys, links := range map[string]int{
+		``:                             2,
+		`"options":{"mode":"host"},`:   2,
+		`"master":"eth0",`:             1,
+		`"master":"eth0","mode":"l2",`: 1,
+		`"master":"eth0","mode":"l3",`: 1,
+	} {
+		d := newDesk(t)
+		out, err := d.ask(request("ADD", "c", `{"cniVersion":"1.0.0","name":"web",`+keys+
+			`"ipam":{"type":"host-local","subnet":"10.9.0.0/24"}}`))
+		var r struct {
+			Interfaces []struct{ Name, Sandbox string }
+			IPs        []struct{ Interface int }
+		}
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &r)
+		}
+		last := len(r.Interfaces) - 1
+		if err != nil || last+1 != links || r.Interfaces[last].Sandbox == "" || r.IPs[0].Interface != last ||
+			links == 2 && !strings.HasPrefix(r.Interfaces[0].Name, core.VethPrefix) {
+			t.Errorf("%s: %s %v", keys, out, err)
+		}
+	}
+}

@@ -264,7 +264,7 @@ func (t *attaching) plug(ctx context.Context) (a book.Attached, err error) {
 		return a, err
 	}
 	l, _, err := lease.Of(y.Book, e)
-	return book.Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
+	return book.Attached{Network: n, Endpoint: e, HostEnd: y.HostEnd(n, e), Lease: l.Lease}, err
 }
 
 // finishFormer removes the endpoint that the new one replaces: now if it is in the same sandbox and so in the way, or

@@ -47,7 +47,8 @@ type AttachRequest struct {
 type Attached struct {
 	Network  modes.Network
 	Endpoint modes.Endpoint
-	HostLink string // empty when the mode has none
+	// HostEnd is the name of the host's end of a veth pair; empty: the link is in the sandbox only.
+	HostEnd string
 	// Lease is the DHCP lease; zero if there is none.
 	Lease dhcp.Lease
 }

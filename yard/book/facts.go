@@ -51,6 +51,22 @@ func (y *Book) HostLink(n modes.Network, e modes.Endpoint) string {
 	return ""
 }
 
+// HostEnd returns the host's end of an endpoint's veth pair; empty if it has none, as one whose link is made on the
+// host's card: what is done to the parent is done to all that use it.
+func (y *Book) HostEnd(n modes.Network, e modes.Endpoint) string {
+	m, err := y.Mode(n.Mode)
+	if err != nil {
+		return ""
+	}
+	objects, _ := m.Place(n, e)
+	for _, o := range objects {
+		if v, ok := o.(bridge.Veth); ok {
+			return v.Name
+		}
+	}
+	return ""
+}
+
 // Objects describes the kernel objects of a network and its endpoints.
 func (y *Book) Objects(n modes.Network) ([]string, error) {
 	m, err := y.Mode(n.Mode)
