@@ -187,3 +187,23 @@ func TestResultLinks(t *testing.T) {
 		}
 	}
 }
+
+// TestRenamed shows that the error about a network that was renamed in its file names the former one, which has the
+// subnet, and how to remove it.
+func TestRenamed(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	conf := func(name, subnet string) string {
+		return `{"cniVersion":"1.0.0","name":"` + name + `","ipam":{"type":"host-local","subnet":"` + subnet + `"}}`
+	}
+	if _, err := d.ask(request("ADD", "c1", conf("old", "10.9.0.0/24"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, subnet := range []string{"10.9.0.0/24", "10.9.0.0/16"} {
+		want := "subnet " + subnet + " overlaps pool 10.9.0.0/24 of network old; " +
+			"if nothing needs that network, remove it: netyard network rm old"
+		if _, err := d.ask(request("ADD", "c2", conf("new", subnet))); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want %s", err, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"netyard/kernel/core"
@@ -60,4 +61,20 @@ func TestPlans(t *testing.T) {
 		{Name: "refused: the host has the subnet", Subnets: []string{"203.0.113.0/24"}, Facts: host},
 		{Name: "refused: isolated and not internal", Subnets: v4, Options: opts{"gateway_mode_ipv4": "isolated"}},
 	}...)
+}
+
+// TestTakenBridge: the error about a bridge of another network names that network.
+func TestTakenBridge(t *testing.T) {
+	t.Parallel()
+	host := modetest.Facts{Link: map[string]core.LinkInfo{"web0": {Kind: "bridge", Alias: core.Alias(netA, "")}}}
+	n := network(netB, map[string]string{"bridge": "web0"})
+	for want, other := range map[string]modes.Network{
+		"network aaaaaaaaaaaa": {ID: netA},
+		"network old":          {ID: netA, Name: "old"},
+	} {
+		_, err := bridge.New(modes.Env{}).Settle(t.Context(), host, n, []modes.Network{{ID: "other", Name: "x"}, other})
+		if err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%v; want %s", err, want)
+		}
+	}
 }
