@@ -45,7 +45,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, ns int) (answer, error)
 	if err != nil {
 		return answer{}, err
 	}
-	n, p, err := s.network(ctx, c)
+	n, p, err := s.network(ctx, c, environment(q.Args))
 	if err != nil {
 		return answer{}, err
 	}
@@ -74,8 +74,10 @@ func (s *Server) add(ctx context.Context, q cni.Request, ns int) (answer, error)
 }
 
 // network returns the network of a configuration and the plan for its containers. It makes the network if the
-// configuration does not name one.
-func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan, err error) {
+// configuration does not name one. env are the runtime's CNI_ARGS.
+func (s *Server) network(
+	ctx context.Context, c config, env map[string]string,
+) (n modes.Network, p plan, err error) {
 	named, err := c.isNamed()
 	if err != nil {
 		return n, p, err
@@ -87,7 +89,7 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 		p, err = c.planOn(n)
 		return n, p, err
 	}
-	if p, err = c.plan(s.Yard.Options); err != nil {
+	if p, err = c.plan(s.Yard.Options, env); err != nil {
 		return n, p, err
 	}
 	n, err = own.CreateNetwork(ctx, s.Yard, p.network)
@@ -159,10 +161,9 @@ func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error)
 	if r.Options, err = s.Yard.Options.ResolveEndpoint(n.Mode, given); err != nil {
 		return err
 	}
-	if r.Addrs, err = requestedAddrs(c, env, args, n, labels); err != nil {
+	if r.Addrs, err = requestedAddrs(c, env, o, n); err != nil {
 		return err
 	}
-	r.Addrs = onePerSubnet(append(r.Addrs, o.plan.fixed...), n)
 	if r.Ports, err = asksOf(c.Runtime.PortMappings); err != nil {
 		return err
 	}
@@ -219,27 +220,33 @@ func portReserver(attachment string) int {
 // requestedAddrs returns the addresses that the user requested on the network, those that count before the others in
 // the order of the upstream plugins: first those of the runtime, then of args, then of CNI_ARGS. A runtime passes all requested addresses
 // of a container to each of its networks, so an address outside the network's subnets is ignored, and is an error only
-// if the container is known to be on no other network.
-func requestedAddrs(
-	c config, env map[string]string, args confArgs, n modes.Network, labels map[string]string,
-) (in []netip.Addr, err error) {
+// if the container is known to be on no other network. With ipam type static, those with a prefix length are in the plan
+// already.
+func requestedAddrs(c config, env map[string]string, o order, n modes.Network) (in []netip.Addr, err error) {
 	for _, source := range []struct {
 		key   string
 		texts []string
-	}{{"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", args.CNI.IPs}, {"IP", strings.Split(env["IP"], ",")}} {
-		as, err := addresses(source.key, source.texts)
+	}{{"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", c.args().CNI.IPs}, {"IP", strings.Split(env["IP"], ",")}} {
+		texts := source.texts
+		if o.plan.isStatic {
+			texts = slices.DeleteFunc(slices.Clone(texts), func(t string) bool { return strings.Contains(t, "/") })
+		}
+		as, err := addresses(source.key, texts)
 		if err != nil {
 			return nil, err
 		}
 		for _, a := range as {
 			if slices.ContainsFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(a) }) {
 				in = append(in, a)
-			} else if onlyNetwork(labels) {
+			} else if onlyNetwork(o.labels) {
 				return nil, fmt.Errorf("%w: address %s is in no subnet of network %s", errEnvironment, a, n.Name)
 			}
 		}
 	}
-	return in, nil
+	if o.plan.isStatic { // several may be of one subnet
+		return append(in, o.plan.fixed...), nil
+	}
+	return onePerSubnet(in, n), nil
 }
 
 // onlyNetwork reports whether a container's labels say that it is on one network only.

@@ -303,7 +303,7 @@ func environment(args string) map[string]string {
 // addresses parses addresses, each with or without a prefix length.
 func addresses(key string, texts []string) (as []netip.Addr, err error) {
 	for _, t := range texts {
-		if t == "" {
+		if t = strings.TrimSpace(t); t == "" {
 			continue
 		}
 		a, err := netip.ParseAddr(t)

@@ -82,7 +82,7 @@ func TestRefused(t *testing.T) {
 		c, err := decodeConfig([]byte(conf))
 		if err == nil {
 			if _, err = c.isNamed(); err == nil && c.Network == "" {
-				_, err = c.plan(knows())
+				_, err = c.plan(knows(), nil)
 			}
 		}
 		if err == nil || !strings.Contains(err.Error(), "key "+key+":") || strings.Contains(err.Error(), "\n") {
@@ -126,7 +126,7 @@ func TestRoutes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.plan(knows())
+	p, err := c.plan(knows(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if p, err := c.plan(knows()); err == nil {
+		if p, err := c.plan(knows(), environment(args)); err == nil {
 			for _, s := range p.network.Subnets {
 				if !s.Pool.Subnet.IsValid() || s.Pool.Subnet != s.Pool.Subnet.Masked() {
 					t.Errorf("subnet %s", s.Pool.Subnet)
@@ -174,7 +174,7 @@ func FuzzConfig(f *testing.F) {
 			p.containerRoutes(nil)
 		}
 		if _, err := asksOf(c.Runtime.PortMappings); err == nil {
-			_, _ = requestedAddrs(c, environment(args), c.args(), modes.Network{}, nil)
+			_, _ = requestedAddrs(c, environment(args), order{}, modes.Network{})
 		}
 	})
 }

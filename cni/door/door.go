@@ -351,7 +351,10 @@ func (s *Server) status(q cni.Request) error {
 	}
 	id := networkID(c.Name)
 	if c.Network == "" {
-		if _, err = c.plan(s.Yard.Options); err != nil {
+		if c.IPAM != nil && c.IPAM.Type == "static" && len(c.IPAM.Addresses) == 0 {
+			return nil // each container brings its addresses
+		}
+		if _, err = c.plan(s.Yard.Options, nil); err != nil {
 			return err
 		}
 	} else {

@@ -19,6 +19,8 @@ import (
 	"netyard/store"
 	"netyard/yard"
 	"netyard/yard/book"
+	"netyard/yard/own"
+	"netyard/yard/reconcile"
 	"netyard/yard/yardtest"
 )
 
@@ -45,6 +47,9 @@ func newDesk(t *testing.T) *desk {
 		Log: log, Store: st, Kernel: d.kernel, Modes: all.On(modes.Env{}), BootID: "b", IPAM: ipam.New(ipam.Config{}),
 		Background: func(f func()) { f() },
 	})}
+	if err := reconcile.Restore(t.Context(), d.Yard, false); err != nil {
+		t.Fatal(err)
+	}
 	return d
 }
 
@@ -205,5 +210,63 @@ func TestRenamed(t *testing.T) {
 		if _, err := d.ask(request("ADD", "c2", conf("new", subnet))); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %s", err, want)
 		}
+	}
+}
+
+// TestStatic shows that a container gets the address of ipam type static that its runtime asks for, as from the
+// upstream plugin, also several of one subnet, and of a subnet that no container before it had.
+func TestStatic(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	for i, test := range []struct{ args, runtime, env, want string }{
+		{"", "", "IP=10.9.0.5/24", "10.9.0.5/24"},
+		{"", `"10.9.0.6/24"`, "", "10.9.0.6/24"},
+		{`"10.9.0.7/24","fd09::7/64"`, "", "", "10.9.0.7/24 fd09::7/64"},
+		{`"10.9.0.8/24"`, "", "IP=10.9.0.9/24,fd09::9/64", "10.9.0.8/24"},
+		{`"10.9.0.8/24"`, `"fd09::a/64"`, "IP=10.9.0.9/24", "fd09::a/64"},
+		{"", `"10.9.0.11/24","10.9.0.12/24"`, "", "10.9.0.11/24 10.9.0.12/24"},
+		{"", `"10.8.0.5/24"`, "", "10.8.0.5/24"},
+		{"", `"10.7.0.5/32"`, "", "10.7.0.5/32"},
+		{"", `"10.9.0.13/24"`, "IP=nonsense;GATEWAY=", "!IP"},
+		{"", `"10.9.0.13"`, "", "!needs an address with a prefix length"},
+		{"", "", "IP=10.9.0.14/24;GATEWAY=nonsense", "!GATEWAY"},
+		{"", "", "", "!needs an address with a prefix length"},
+		{"", `"10.9.0.5/24"`, "", "!10.9.0.5"}, // the first container has it
+	} {
+		conf := `{"cniVersion":"1.0.0","name":"web","ipam":{"type":"static"}`
+		if test.args != "" {
+			conf += `,"args":{"cni":{"ips":[` + test.args + `]}}`
+		}
+		if test.runtime != "" {
+			conf += `,"runtimeConfig":{"ips":[` + test.runtime + `]}`
+		}
+		q := request("ADD", fmt.Sprint("c", i), conf+"}")
+		q.Args = test.env
+		if want, refused := strings.CutPrefix(test.want, "!"); refused {
+			if _, err := d.ask(q); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s %s: %v; want %s", q.Args, q.Config, err, want)
+			}
+			continue
+		}
+		_, got, _ := strings.Cut(d.attached(q), " ")
+		if got != test.want {
+			t.Errorf("%s %s: %s; want %s", q.Args, q.Config, got, test.want)
+		}
+	}
+	if _, err := d.ask(request("STATUS", "", `{"cniVersion":"1.1.0","name":"web","ipam":{"type":"static"}}`)); err != nil {
+		t.Errorf("STATUS: %v", err)
+	}
+	for i := range 8 {
+		q := request("CHECK", fmt.Sprint("c", i), `{"cniVersion":"1.0.0","name":"web","ipam":{"type":"static"}}`)
+		if _, err := d.ask(q); err != nil {
+			t.Errorf("CHECK c%d: %v", i, err)
+		}
+		q.Command = "DEL"
+		if _, err := d.ask(q); err != nil {
+			t.Errorf("DEL c%d: %v", i, err)
+		}
+	}
+	if _, err := own.RemoveNetwork(t.Context(), d.Yard, "web"); err != nil {
+		t.Error(err)
 	}
 }
