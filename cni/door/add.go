@@ -1,6 +1,7 @@
 package door
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"netyard/cni"
 	"netyard/modes"
@@ -168,7 +170,7 @@ func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error)
 		return err
 	}
 	if len(r.Ports) > 0 {
-		r.Reserver = portReserver(q.ContainerID)
+		r.Reserver = sync.OnceValue(func() int { return cmp.Or(nerdctlReserver(q.ContainerID), conmon(q.ContainerID)) })
 	}
 	return nil
 }
@@ -202,9 +204,9 @@ func asksOf(mappings []portMapping) (out []book.PortRequest, err error) {
 	return out, nil
 }
 
-// portReserver returns the process ID of nerdctl's port reserver of a container, which listens on its host ports to
+// nerdctlReserver returns the process ID of nerdctl's port reserver of a container, which listens on its host ports to
 // reserve them (nerdctl, pkg/portutil), or 0 if there is none.
-func portReserver(attachment string) int {
+func nerdctlReserver(attachment string) int {
 	at := strings.LastIndexByte(attachment, '-')
 	if at < 0 {
 		return 0
@@ -215,6 +217,27 @@ func portReserver(attachment string) int {
 	}
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(raw))) // 0 if it is not a number
 	return pid
+}
+
+// conmon returns the process ID of the monitor of a container of podman or CRI-O, or 0 if there is none. It listens on
+// the published ports to reserve them (podman, libpod/oci_conmon_common.go), so it has them already when podman attaches
+// the container again (podman network reload).
+func conmon(attachment string) int {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		args := strings.Split(strings.TrimRight(string(raw), "\x00"), "\x00")
+		if err != nil || filepath.Base(args[0]) != "conmon" {
+			continue
+		}
+		for i, arg := range args[:len(args)-1] {
+			if arg == "-c" && args[i+1] == attachment {
+				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+				return pid
+			}
+		}
+	}
+	return 0
 }
 
 // requestedAddrs returns the addresses that the user requested on the network, those that count before the others in

@@ -4,20 +4,28 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netns"
+
 	"netyard/cni"
 	"netyard/ipam"
 	"netyard/kernel/core"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/modes/all"
 	"netyard/modes/modetest"
 	"netyard/store"
 	"netyard/yard"
+	"netyard/yard/attach"
 	"netyard/yard/book"
 	"netyard/yard/own"
 	"netyard/yard/reconcile"
@@ -268,5 +276,76 @@ func TestStatic(t *testing.T) {
 	}
 	if _, err := own.RemoveNetwork(t.Context(), d.Yard, "web"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestConmon shows that the monitor of a container is found by the container's ID.
+func TestConmon(t *testing.T) {
+	t.Parallel()
+	id := strings.Repeat("0123456789abcdef", 4)
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	monitor := exec.CommandContext(t.Context(), "/bin/sh")
+	monitor.Args = []string{"/usr/bin/conmon", "-c", "read end", "-c", id}
+	monitor.Stdin = in
+	if err := monitor.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if got := conmon(id); got != monitor.Process.Pid {
+		t.Errorf("found process %d; want %d", got, monitor.Process.Pid)
+	}
+	if got := conmon(id[1:]); got != 0 {
+		t.Errorf("found process %d for another container", got)
+	}
+	out.Close()
+	_ = monitor.Wait()
+}
+
+// TestReserved shows that an ADD succeeds if somebody listens on its port who reserves it for this container, and is
+// refused otherwise.
+func TestReserved(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	h, err := core.Open(slog.New(slog.DiscardHandler), netns.None(), netns.None())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	all, err := sandbox.Listeners(h, "tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.kernel.Listening = slices.DeleteFunc(all, func(l sandbox.Listener) bool { return l.Port != port })
+	q := request("ADD", "c", `{"cniVersion":"1.0.0","name":"web","ipam":{"type":"host-local","subnet":"10.9.0.0/24"}}`)
+	if _, err := d.ask(q); err != nil {
+		t.Fatal(err)
+	}
+	n, err := own.NetworkNamed(d.Yard, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		reserver func() int
+		ok       bool
+	}{{os.Getpid, true}, {os.Getppid, false}, {func() int { return 0 }, false}, {nil, false}} {
+		_, err := attach.Attach(t.Context(), d.Yard, book.AttachRequest{
+			Network: n, Attachment: "c", IfName: "eth0", Sandbox: q.Netns, NS: d.kernel.OpenSandbox(q.Netns),
+			Reserver: test.reserver, Container: modes.Container{Engine: book.CNI},
+			Ports: []book.PortRequest{{
+				Proto: "tcp", HostPort: port, HostPortEnd: port, ContainerPort: 80,
+			}},
+		})
+		if (err == nil) != test.ok {
+			t.Errorf("with reserver %t: %v", test.ok, err)
+		}
 	}
 }

@@ -32,8 +32,9 @@ type AttachRequest struct {
 	// Ports are published, except those that another interface of the container has: a runtime requests the same ports
 	// on each.
 	Ports []PortRequest
-	// Reserver is a process that listens on the ports for the runtime, to reserve them; 0: there is none.
-	Reserver int
+	// Reserver finds the process that listens on the ports for the runtime, to reserve them; 0: there is none. It is
+	// called only if somebody listens on one of them. Nil: the runtime has no such process.
+	Reserver func() (pid int)
 	// Container is the container as far as it is known.
 	Container modes.Container
 	Aliases   []string
