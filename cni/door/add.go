@@ -148,6 +148,9 @@ func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error)
 	}
 	r.Aliases = c.aliases()
 	given := map[string]string{}
+	if c.HairpinMode {
+		given["hairpin"] = "true"
+	}
 	for label, v := range labels {
 		switch option, ours := strings.CutPrefix(label, labelOption); {
 		case !ours, label == labelMAC:

@@ -42,7 +42,7 @@ type upstream struct {
 	IsGateway        bool   `json:"isGateway"`
 	IsDefaultGateway bool   `json:"isDefaultGateway"`
 	IPMasq           bool   `json:"ipMasq"`
-	HairpinMode      bool   `json:"hairpinMode"` // ignored: netyard enables hairpin mode where published ports need it
+	HairpinMode      bool   `json:"hairpinMode"` // netyard enables it for its own published ports in any case
 	PromiscMode      bool   `json:"promiscMode"`
 	PortIsolation    bool   `json:"portIsolation"`
 	MTU              int    `json:"mtu"`

@@ -349,3 +349,17 @@ func TestReserved(t *testing.T) {
 		}
 	}
 }
+
+// TestHairpin shows that hairpinMode is done: the ports of a chained portmap are not netyard's.
+func TestHairpin(t *testing.T) {
+	t.Parallel()
+	for keys, want := range map[string]bool{`"hairpinMode":true,`: true, `"hairpinMode":false,`: false, ``: false} {
+		d := newDesk(t)
+		d.attached(request("ADD", "c", `{"cniVersion":"1.0.0","name":"web",`+keys+
+			`"ipam":{"type":"host-local","subnet":"10.9.0.0/24"}}`))
+		made := strings.Join(d.kernel.Journal(), "\n")
+		if got := strings.Contains(made, " hairpin"); got != want {
+			t.Errorf("%s: hairpin %t\n%s", keys, got, made)
+		}
+	}
+}

@@ -108,7 +108,7 @@ func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, lin
 		objects = bridged.Forwarding(n)
 	}
 	v := bridged.Veth(n, e, name(n), mtu(n))
-	v.Isolated, v.Hairpin = !icc.Of(n), len(e.Ports) > 0 && !n.Internal
+	v.Isolated, v.Hairpin = !icc.Of(n), hairpin.For(n, e) || len(e.Ports) > 0 && !n.Internal
 	g := guard(n, e, v)
 	objects = append(objects, v, kbridge.StaticPort{Link: v.Name, MAC: v.MAC, Open: g.Open, Flooded: hostOwned(n)})
 	limits := kbridge.Limits{Link: v.Name, Shaper: core.Name(core.ShaperPrefix, e.ID), Alias: v.Alias, MTU: v.MTU}

@@ -52,6 +52,8 @@ func TestPlans(t *testing.T) {
 		{Name: "masquerade", Subnets: both, Options: opts{"masquerade": "false"}},
 		{Name: "mtu", Subnets: v4, Options: opts{"mtu": "1400"}},
 		{Name: "ndp_proxy", Subnets: []string{"2001:db8:0:0:9::/80"}, Options: opts{"ndp_proxy": "eth0", "gateway_mode_ipv6": "routed"}, Facts: host},
+		{Name: "hairpin", Subnets: v4, Options: opts{"hairpin": "true"}},
+		{Name: "hairpin of an endpoint", Subnets: v4, Said: opts{"hairpin": "true"}},
 		{Name: "promisc", Subnets: v4, Options: opts{"promisc": "true"}},
 		{Name: "publish_from", Subnets: v4, Options: opts{"publish_from": "192.0.2.0/24,eth0"}, Ports: web[:1]},
 		{Name: "rate", Subnets: v4, Options: opts{"rate": "10mbit"}},
