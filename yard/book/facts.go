@@ -1,6 +1,8 @@
 package book
 
 import (
+	"net"
+
 	"netyard/kernel/bridge"
 	"netyard/kernel/device"
 	"netyard/kernel/lan"
@@ -65,6 +67,22 @@ func (y *Book) HostEnd(n modes.Network, e modes.Endpoint) string {
 		}
 	}
 	return ""
+}
+
+// GuardedMAC returns the only hardware address from which the guard of an endpoint's port takes frames; nil: it has no
+// guard, or is open.
+func (y *Book) GuardedMAC(n modes.Network, e modes.Endpoint) net.HardwareAddr {
+	m, err := y.Mode(n.Mode)
+	if err != nil {
+		return nil
+	}
+	objects, _ := m.Place(n, e)
+	for _, o := range objects {
+		if p, ok := o.(bridge.StaticPort); ok && !p.Open {
+			return p.MAC
+		}
+	}
+	return nil
 }
 
 // Objects describes the kernel objects of a network and its endpoints.
