@@ -363,3 +363,34 @@ func TestHairpin(t *testing.T) {
 		}
 	}
 }
+
+// TestTwice shows that a second interface on the network that the container is on already is refused, unless the
+// container may send from any address or has none, and that one of a former sandbox is not in the way.
+func TestTwice(t *testing.T) {
+	t.Parallel()
+	const ipam = `"ipam":{"type":"host-local","subnet":"10.9.0.0/24"}`
+	for keys, twice := range map[string]bool{
+		ipam: false,
+		ipam + `,"options":{"antispoof":"false"}`: true,
+		ipam + `,"master":"eth0"`:                 true,
+		`"mtu":1500`:                              true,
+	} {
+		d := newDesk(t)
+		q := request("ADD", "c", `{"cniVersion":"1.0.0","name":"web",`+keys+`}`)
+		for range 2 { // the same interface again is no second one
+			if _, err := d.ask(q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		q.IfName = "eth1"
+		_, err := d.ask(q)
+		if (err == nil) != twice || err != nil &&
+			(code(err) != cni.CodeConfig || !strings.Contains(err.Error(), "network web already, by interface eth0")) {
+			t.Errorf("%s: eth1: %v", keys, err)
+		}
+		q.Netns = "/run/netns/restarted"
+		if _, err := d.ask(q); err != nil {
+			t.Errorf("%s: eth1 in another sandbox: %v", keys, err)
+		}
+	}
+}
