@@ -107,8 +107,8 @@ func Call(deadline time.Time, socket string, r Request, netns *os.File) (json.Ra
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
 	if len(raw) > MaxRequest {
-		return nil, &Error{Code: CodeConfig, Msg: fmt.Sprintf("network configuration: too large: the call has %d bytes, "+
-			"at most %d are allowed", len(raw), MaxRequest)}
+		return nil, &Error{Code: CodeConfig, Msg: fmt.Sprintf(
+			"network configuration: too large: the call has %d bytes, at most %d are allowed", len(raw), MaxRequest)}
 	}
 	fd, err := connect(deadline, socket)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {

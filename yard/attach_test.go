@@ -555,8 +555,8 @@ func TestUndoSparesTheNext(t *testing.T) {
 	r.healthy("afterwards")
 }
 
-// TestChangedMAC shows that CHECK and doctor report a hardware address that was changed in the sandbox, as by the plugin
-// tuning: the guard drops what comes from it. Without the guard it is nobody's business.
+// TestChangedMAC shows that CHECK and doctor report a hardware address that was changed in the sandbox, as by the
+// plugin tuning: the guard drops what comes from it. Without the guard it is nobody's business.
 func TestChangedMAC(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

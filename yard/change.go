@@ -58,8 +58,8 @@ func recordChange(h *book.Held, n modes.Network) error {
 	})
 }
 
-// AddSubnets adds subnets, whose pools the caller has requested, to a network without interrupting its endpoints. If the
-// kernel cannot be changed, it is rolled back.
+// AddSubnets adds subnets, whose pools the caller has requested, to a network without interrupting its endpoints. If
+// the kernel cannot be changed, it is rolled back.
 func (y *Yard) AddSubnets(ctx context.Context, id string, subnets []modes.Subnet) (modes.Network, error) {
 	h, err := y.HoldNetwork(ctx, id)
 	if err != nil {

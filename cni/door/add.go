@@ -223,8 +223,8 @@ func nerdctlReserver(attachment string) int {
 }
 
 // conmon returns the process ID of the monitor of a container of podman or CRI-O, or 0 if there is none. It listens on
-// the published ports to reserve them (podman, libpod/oci_conmon_common.go), so it has them already when podman attaches
-// the container again (podman network reload).
+// the published ports to reserve them (podman, libpod/oci_conmon_common.go), so it has them already when podman
+// attaches the container again (podman network reload).
 func conmon(attachment string) int {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range files {
@@ -243,11 +243,11 @@ func conmon(attachment string) int {
 	return 0
 }
 
-// requestedAddrs returns the addresses that the user requested on the network, those that count before the others in
-// the order of the upstream plugins: first those of the runtime, then of args, then of CNI_ARGS. A runtime passes all requested addresses
-// of a container to each of its networks, so an address outside the network's subnets is ignored, and is an error only
-// if the container is known to be on no other network. With ipam type static, those with a prefix length are in the plan
-// already.
+// requestedAddrs returns the addresses that the user requested on the network, in the order in which they count in the
+// upstream plugins: first those of the runtime, then of args, then of CNI_ARGS. A runtime passes all requested
+// addresses of a container to each of its networks, so an address outside the network's subnets is ignored, and is an
+// error only if the container is known to be on no other network. With ipam type static, those with a prefix length are
+// in the plan already.
 func requestedAddrs(c config, env map[string]string, o order, n modes.Network) (in []netip.Addr, err error) {
 	for _, source := range []struct {
 		key   string

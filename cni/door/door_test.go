@@ -215,7 +215,8 @@ func TestRenamed(t *testing.T) {
 	for _, subnet := range []string{"10.9.0.0/24", "10.9.0.0/16"} {
 		want := "subnet " + subnet + " overlaps pool 10.9.0.0/24 of network old; " +
 			"if nothing needs that network, remove it: netyard network rm old"
-		if _, err := d.ask(request("ADD", "c2", conf("new", subnet))); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := d.ask(request("ADD", "c2", conf("new", subnet)))
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %s", err, want)
 		}
 	}
@@ -261,7 +262,8 @@ func TestStatic(t *testing.T) {
 			t.Errorf("%s %s: %s; want %s", q.Args, q.Config, got, test.want)
 		}
 	}
-	if _, err := d.ask(request("STATUS", "", `{"cniVersion":"1.1.0","name":"web","ipam":{"type":"static"}}`)); err != nil {
+	status := request("STATUS", "", `{"cniVersion":"1.1.0","name":"web","ipam":{"type":"static"}}`)
+	if _, err := d.ask(status); err != nil {
 		t.Errorf("STATUS: %v", err)
 	}
 	for i := range 8 {

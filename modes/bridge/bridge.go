@@ -32,7 +32,9 @@ type mode struct{}
 func New(modes.Env) modes.Mode { return mode{} }
 
 // Settle decides whether the bridge is the host's: netyard never changes or removes one that existed before.
-func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
+func (mode) Settle(
+	_ context.Context, f modes.Facts, n modes.Network, others []modes.Network,
+) (map[string]string, error) {
 	if err := check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
 	}

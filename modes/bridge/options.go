@@ -17,7 +17,8 @@ var (
 	}
 	hairpin = modes.BoolOption{
 		Name: "hairpin", Endpoint: true, Set: true, Default: "false",
-		Help: "let frames return to the container they came from, for programs other than netyard that publish its ports",
+		Help: "let frames return to the container they came from, " +
+			"for programs other than netyard that publish its ports",
 	}
 	icc = modes.BoolOption{
 		Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Set: true, Default: "true",

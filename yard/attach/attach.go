@@ -79,8 +79,8 @@ func attachOnce(
 	return a, nil
 }
 
-// refuseSecond refuses a second interface of a container on one network with guards: the answers of both addresses leave
-// by the interface with the lower metric, and its port takes them only from one.
+// refuseSecond refuses a second interface of a container on one network with guards: the answers of both addresses
+// leave by the interface with the lower metric, and its port takes them only from one.
 func refuseSecond(y *yard.Yard, r book.AttachRequest, e modes.Endpoint) error {
 	own, err := y.Interfaces(r.Attachment)
 	if err != nil {
@@ -95,8 +95,9 @@ func refuseSecond(y *yard.Yard, r book.AttachRequest, e modes.Endpoint) error {
 			y.GuardedMAC(r.Network, o) == nil || y.GuardedMAC(r.Network, e) == nil {
 			continue // gone, of a sandbox before this one, or free to send from any address
 		}
-		return modes.Refuse("interface %s: container %s is on network %s already, by interface %s: what it sends leaves by "+
-			"one of them, and antispoof drops answers from the other's address; use another network, or set antispoof=false",
+		return modes.Refuse("interface %s: container %s is on network %s already, by interface %s: what it sends "+
+			"leaves by one of them, and antispoof drops answers from the other's address; use another network, "+
+			"or set antispoof=false",
 			r.IfName, cmp.Or(r.Container.Name, r.Attachment), book.Label(r.Network), i.IfName)
 	}
 	return nil
@@ -328,7 +329,8 @@ func (t *attaching) finishOther(ctx context.Context, old modes.Endpoint, into in
 	}
 	h, err := hold(ctx, old.NetworkID, old.ID)
 	if errors.Is(err, book.ErrNotFound) {
-		return t.yard.Config.Kernel.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
+		return t.yard.Config.Kernel.Unplug(into,
+			sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
 	}
 	if err != nil {
 		return err
