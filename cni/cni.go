@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -28,6 +29,9 @@ const (
 	Deadline = 10 * time.Second
 	// MaxRequest is the largest size of a request in bytes; a network configuration is some kilobytes.
 	MaxRequest = 1 << 20
+	// MaxName is the largest length of a container ID and of a network's name. Runtimes' IDs have 64 characters, and
+	// those of nerdctl the namespace before.
+	MaxName = 255
 )
 
 // The error codes of netyard's answers (CNI specification 1.1.0, section 5, "Error").
@@ -76,6 +80,15 @@ func (e *Error) Error() string {
 	return e.Msg + "; " + e.Details
 }
 
+// Shorten returns a text as errors name it: what is very long is cut.
+func Shorten(text string) string {
+	const most = 80
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
+}
+
 // errNotRunning returns the error of a call that found no daemon.
 func errNotRunning(socket string) error {
 	return &Error{
@@ -92,6 +105,10 @@ func Call(deadline time.Time, socket string, r Request, netns *os.File) (json.Ra
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	if len(raw) > MaxRequest {
+		return nil, &Error{Code: CodeConfig, Msg: fmt.Sprintf(
+			"network configuration: too large: the call has %d bytes, at most %d are allowed", len(raw), MaxRequest)}
 	}
 	fd, err := connect(deadline, socket)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {

@@ -70,6 +70,13 @@ func TestCall(t *testing.T) {
 	if _, err := Call(end, socket, sent, file); err == nil || err.Error() != "no; because" {
 		t.Errorf("the daemon's error: %v", err)
 	}
+	big := sent
+	big.Config = json.RawMessage(`"` + strings.Repeat("x", 3<<20) + `"`)
+	var refused *Error
+	if _, err := Call(end, socket, big, nil); !errors.As(err, &refused) || refused.Code != CodeConfig ||
+		!strings.Contains(refused.Msg, "1048576") {
+		t.Errorf("3 MB of configuration: %v", err)
+	}
 	// No one accepts this connection, so the call waits, but not beyond the deadline.
 	_, err = Call(time.Now().Add(50*time.Millisecond), socket, sent, file)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {

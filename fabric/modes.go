@@ -98,11 +98,12 @@ const (
 	labelService = "com.docker.compose.service"
 )
 
-// aliases returns the other names of an endpoint: the requested ones, and those from its container's labels.
-func aliases(e modes.Endpoint) []string {
-	all := slices.Clone(e.Aliases)
+// aliases returns the other names of an endpoint: the requested ones, and those from its container's labels. It leaves
+// out those that the cluster does not accept: the container has its network without them.
+func aliases(e modes.Endpoint) (all []string) {
 	labels := e.Container.Labels
-	for _, name := range append(strings.Split(labels[labelAlias], ","), labels[labelService]) {
+	asked := slices.Concat(e.Aliases, strings.Split(labels[labelAlias], ","), []string{labels[labelService]})
+	for _, name := range asked {
 		name = validName(strings.TrimSpace(name))
 		if name != "" && !slices.Contains(all, name) && len(all) < record.MaxNames {
 			all = append(all, name)

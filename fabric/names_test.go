@@ -1,8 +1,10 @@
 package fabric
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"netyard/cluster/clustertest"
@@ -99,4 +101,22 @@ func TestNames(t *testing.T) {
 	is("a name of its own, after a restart,", two, blue, nobody, "web", web2)
 	must(t, two.Unbind(blue.ID))
 	is("a name on a network that was removed", two, blue, nobody, "web")
+}
+
+// TestAliases: a name that the cluster does not accept costs an endpoint this name, and nothing else.
+func TestAliases(t *testing.T) {
+	t.Parallel()
+	e := modes.Endpoint{
+		Aliases:   []string{"db", "", "a b", strings.Repeat("x", 1000), "_x", "db", "store"},
+		Container: modes.Container{Labels: map[string]string{labelAlias: "cache, ,?", labelService: "db"}},
+	}
+	if got := aliases(e); !slices.Equal(got, []string{"db", "store", "cache"}) {
+		t.Errorf("aliases %q", got)
+	}
+	for i := range 2 * record.MaxNames {
+		e.Aliases = append(e.Aliases, fmt.Sprint("n", i))
+	}
+	if got := aliases(e); len(got) != record.MaxNames {
+		t.Errorf("%d aliases; want %d", len(got), record.MaxNames)
+	}
 }

@@ -141,6 +141,20 @@ func (p Pool) checkBounds() error {
 	return nil
 }
 
+// An OverlapError says with which pool a requested one has addresses in common. It is an ErrOverlap.
+type OverlapError struct {
+	Subnet netip.Prefix
+	Other  Pool
+}
+
+// Error names the subnet and the other pool.
+func (e *OverlapError) Error() string {
+	return fmt.Sprintf("subnet %s %v %s", e.Subnet, ErrOverlap, e.Other.ID)
+}
+
+// Unwrap returns ErrOverlap.
+func (*OverlapError) Unwrap() error { return ErrOverlap }
+
 // checkOverlap returns an error if p overlaps a pool of its domain. If that is an abandoned pool with the same values,
 // it frees the addresses of that pool instead.
 func (m *IPAM) checkOverlap(tx store.Tx, p Pool, abandoned time.Time, all []Pool) error {
@@ -148,7 +162,7 @@ func (m *IPAM) checkOverlap(tx store.Tx, p Pool, abandoned time.Time, all []Pool
 		if other.Domain != p.Domain || !other.Subnet.Overlaps(p.Subnet) {
 			continue
 		}
-		overlap := fmt.Errorf("subnet %s %w %s", p.Subnet, ErrOverlap, other.ID)
+		overlap := &OverlapError{Subnet: p.Subnet, Other: other}
 		same := other.Subnet == p.Subnet && other.Range == p.Range && other.First == p.First && other.Last == p.Last
 		if !same || other.Network != "" || !abandoned.IsZero() && other.Created.After(abandoned) {
 			return overlap

@@ -554,3 +554,35 @@ func TestUndoSparesTheNext(t *testing.T) {
 	})
 	r.healthy("afterwards")
 }
+
+// TestChangedMAC shows that CHECK and doctor report a hardware address that was changed in the sandbox, as by the
+// plugin tuning: the guard drops what comes from it. Without the guard it is nobody's business.
+func TestChangedMAC(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	n := r.made()
+	p := newPlace(t)
+	for option, wanted := range map[string]int{"true": 1, "false": 0} {
+		request := p.request(n, "c1")
+		request.Options = map[string]string{"antispoof": option}
+		_, err := attach.Attach(t.Context(), r.Yard, request)
+		must(t, err)
+		for _, step := range []struct {
+			mac    string
+			faults int
+		}{{"", 0}, {"02:00:00:00:00:99", wanted}, {"02:42:0a:09:00:02", 0}} {
+			if step.mac != "" {
+				p.Sh(t, "ip link set eth0 address "+step.mac)
+			}
+			faults, err := attach.Faults(r.Yard, p.end(n, "c1"))
+			must(t, err)
+			found, err := reconcile.Audit(t.Context(), r.Yard, nil)
+			must(t, err)
+			said := fmt.Sprint(faults, found)
+			if len(faults) != step.faults || len(found) != step.faults ||
+				step.faults > 0 && strings.Count(said, step.mac+" in the sandbox instead of 02:42:0a:09:00:02") != 2 {
+				t.Errorf("antispoof=%s, MAC %s: %s", option, step.mac, said)
+			}
+		}
+	}
+}

@@ -58,6 +58,55 @@ func recordChange(h *book.Held, n modes.Network) error {
 	})
 }
 
+// AddSubnets adds subnets, whose pools the caller has requested, to a network without interrupting its endpoints. If
+// the kernel cannot be changed, it is rolled back.
+func (y *Yard) AddSubnets(ctx context.Context, id string, subnets []modes.Subnet) (modes.Network, error) {
+	h, err := y.HoldNetwork(ctx, id)
+	if err != nil {
+		return modes.Network{}, err
+	}
+	defer h.Release()
+	old := h.Network
+	if old.Phase != modes.Ready {
+		return old, fmt.Errorf("network %s is being created or deleted", book.Label(old))
+	}
+	n := old
+	n.Subnets = slices.Concat(old.Subnets, subnets)
+	if _, err := h.Mode.Settle(ctx, y.Plan().Facts(), n, nil); err != nil {
+		return old, err
+	}
+	es, err := y.EndpointsOf(id)
+	if err != nil {
+		return old, err
+	}
+	if err := h.ChangeNetwork("subnets added", func(tx store.Tx, now *modes.Network) error {
+		*now = n
+		return y.PutNew(tx, n)
+	}); err != nil {
+		return old, err
+	}
+	before, after := state{old, es}, state{n, es}
+	if err := y.apply(ctx, h.Mode, before, after); err != nil {
+		return old, errors.Join(fmt.Errorf("add subnets to network %s: %w", book.Label(old), err),
+			y.withdrawSubnets(h, old, subnets), y.apply(context.WithoutCancel(ctx), h.Mode, after, before))
+	}
+	y.Config.Log.Info("subnets added to network", "network", n.Name, "network_id", id, "mode", n.Mode)
+	return n, nil
+}
+
+// withdrawSubnets records a network without subnets that were added in vain. Their pools are the caller's again.
+func (y *Yard) withdrawSubnets(h *book.Held, old modes.Network, subnets []modes.Subnet) error {
+	return h.ChangeNetwork("subnets withdrawn", func(tx store.Tx, now *modes.Network) error {
+		*now = old
+		for _, s := range subnets {
+			if err := y.Config.IPAM.UnbindPool(tx, s.Pool, old.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // ChangeEndpoint changes options of one endpoint as ChangeNetwork does those of a network. They last as long as the
 // endpoint.
 func (y *Yard) ChangeEndpoint(

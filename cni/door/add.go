@@ -1,6 +1,7 @@
 package door
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"netyard/cni"
 	"netyard/modes"
@@ -32,19 +34,20 @@ const (
 	labelNetworks = "nerdctl/networks"
 )
 
-// add attaches a container.
-func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer, error) {
-	if netns == nil {
-		return answer{}, fmt.Errorf("%w: CNI_NETNS is empty", errSandbox)
+// add attaches a container. ns is an open descriptor of its sandbox.
+func (s *Server) add(ctx context.Context, q cni.Request, ns int) (answer, error) {
+	if err := s.checkSandbox(q, ns); err != nil {
+		return answer{}, err
 	}
 	if !modes.ValidIfName(q.IfName) {
-		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s: not a valid interface name", errEnvironment, q.IfName)
+		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s: not a valid interface name",
+			errEnvironment, cni.Shorten(q.IfName))
 	}
 	c, err := decodeConfig(q.Config)
 	if err != nil {
 		return answer{}, err
 	}
-	n, p, err := s.network(ctx, c)
+	n, p, err := s.network(ctx, c, environment(q.Args))
 	if err != nil {
 		return answer{}, err
 	}
@@ -55,7 +58,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 		Config:     c.Name,
 		IfName:     q.IfName,
 		Sandbox:    q.Netns,
-		NS:         int(netns.Fd()),
+		NS:         ns,
 		Pools:      p.pools,
 		OwnRoutes:  p.ownRoutes,
 		Routes:     p.containerRoutes,
@@ -73,8 +76,10 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 }
 
 // network returns the network of a configuration and the plan for its containers. It makes the network if the
-// configuration does not name one.
-func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan, err error) {
+// configuration does not name one. env are the runtime's CNI_ARGS.
+func (s *Server) network(
+	ctx context.Context, c config, env map[string]string,
+) (n modes.Network, p plan, err error) {
 	named, err := c.isNamed()
 	if err != nil {
 		return n, p, err
@@ -86,7 +91,7 @@ func (s *Server) network(ctx context.Context, c config) (n modes.Network, p plan
 		p, err = c.planOn(n)
 		return n, p, err
 	}
-	if p, err = c.plan(s.Yard.Options); err != nil {
+	if p, err = c.plan(s.Yard.Options, env); err != nil {
 		return n, p, err
 	}
 	n, err = own.CreateNetwork(ctx, s.Yard, p.network)
@@ -127,11 +132,11 @@ type order struct {
 }
 
 // fill sets what is wanted for this container: MAC, aliases, options, addresses and ports. Where several sources give a
-// MAC, the most specific one counts.
+// MAC, the last one in the list counts, as in the upstream plugins.
 func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error) {
 	n, c, labels := r.Network, o.config, o.labels
 	env, args := environment(q.Args), c.args()
-	for _, mac := range []string{labels[labelMAC], args.CNI.MAC, c.Runtime.MAC, env["MAC"]} {
+	for _, mac := range []string{labels[labelMAC], env["MAC"], args.CNI.MAC, c.Runtime.MAC} {
 		if mac == "" {
 			continue
 		}
@@ -141,8 +146,11 @@ func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error)
 		}
 		r.MAC = parsed.String()
 	}
-	r.Aliases = c.Runtime.Aliases
+	r.Aliases = c.aliases()
 	given := map[string]string{}
+	if c.HairpinMode {
+		given["hairpin"] = "true"
+	}
 	for label, v := range labels {
 		switch option, ours := strings.CutPrefix(label, labelOption); {
 		case !ours, label == labelMAC:
@@ -158,15 +166,14 @@ func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error)
 	if r.Options, err = s.Yard.Options.ResolveEndpoint(n.Mode, given); err != nil {
 		return err
 	}
-	if r.Addrs, err = requestedAddrs(c, env, args, n, labels); err != nil {
+	if r.Addrs, err = requestedAddrs(c, env, o, n); err != nil {
 		return err
 	}
-	r.Addrs = onePerSubnet(append(r.Addrs, o.plan.fixed...), n)
 	if r.Ports, err = asksOf(c.Runtime.PortMappings); err != nil {
 		return err
 	}
 	if len(r.Ports) > 0 {
-		r.Reserver = portReserver(q.ContainerID)
+		r.Reserver = sync.OnceValue(func() int { return cmp.Or(nerdctlReserver(q.ContainerID), conmon(q.ContainerID)) })
 	}
 	return nil
 }
@@ -200,9 +207,9 @@ func asksOf(mappings []portMapping) (out []book.PortRequest, err error) {
 	return out, nil
 }
 
-// portReserver returns the process ID of nerdctl's port reserver of a container, which listens on its host ports to
+// nerdctlReserver returns the process ID of nerdctl's port reserver of a container, which listens on its host ports to
 // reserve them (nerdctl, pkg/portutil), or 0 if there is none.
-func portReserver(attachment string) int {
+func nerdctlReserver(attachment string) int {
 	at := strings.LastIndexByte(attachment, '-')
 	if at < 0 {
 		return 0
@@ -215,29 +222,57 @@ func portReserver(attachment string) int {
 	return pid
 }
 
-// requestedAddrs returns the addresses that the user requested on the network. A runtime passes all requested addresses
-// of a container to each of its networks, so an address outside the network's subnets is ignored, and is an error only
-// if the container is known to be on no other network.
-func requestedAddrs(
-	c config, env map[string]string, args confArgs, n modes.Network, labels map[string]string,
-) (in []netip.Addr, err error) {
+// conmon returns the process ID of the monitor of a container of podman or CRI-O, or 0 if there is none. It listens on
+// the published ports to reserve them (podman, libpod/oci_conmon_common.go), so it has them already when podman
+// attaches the container again (podman network reload).
+func conmon(attachment string) int {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		args := strings.Split(strings.TrimRight(string(raw), "\x00"), "\x00")
+		if err != nil || filepath.Base(args[0]) != "conmon" {
+			continue
+		}
+		for i, arg := range args[:len(args)-1] {
+			if arg == "-c" && args[i+1] == attachment {
+				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+				return pid
+			}
+		}
+	}
+	return 0
+}
+
+// requestedAddrs returns the addresses that the user requested on the network, in the order in which they count in the
+// upstream plugins: first those of the runtime, then of args, then of CNI_ARGS. A runtime passes all requested
+// addresses of a container to each of its networks, so an address outside the network's subnets is ignored, and is an
+// error only if the container is known to be on no other network. With ipam type static, those with a prefix length are
+// in the plan already.
+func requestedAddrs(c config, env map[string]string, o order, n modes.Network) (in []netip.Addr, err error) {
 	for _, source := range []struct {
 		key   string
 		texts []string
-	}{{"IP", strings.Split(env["IP"], ",")}, {"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", args.CNI.IPs}} {
-		as, err := addresses(source.key, source.texts)
+	}{{"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", c.args().CNI.IPs}, {"IP", strings.Split(env["IP"], ",")}} {
+		texts := source.texts
+		if o.plan.isStatic {
+			texts = slices.DeleteFunc(slices.Clone(texts), func(t string) bool { return strings.Contains(t, "/") })
+		}
+		as, err := addresses(source.key, texts)
 		if err != nil {
 			return nil, err
 		}
 		for _, a := range as {
 			if slices.ContainsFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(a) }) {
 				in = append(in, a)
-			} else if onlyNetwork(labels) {
+			} else if onlyNetwork(o.labels) {
 				return nil, fmt.Errorf("%w: address %s is in no subnet of network %s", errEnvironment, a, n.Name)
 			}
 		}
 	}
-	return in, nil
+	if o.plan.isStatic { // several may be of one subnet
+		return append(in, o.plan.fixed...), nil
+	}
+	return onePerSubnet(in, n), nil
 }
 
 // onlyNetwork reports whether a container's labels say that it is on one network only.

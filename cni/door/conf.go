@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -41,7 +42,7 @@ type upstream struct {
 	IsGateway        bool   `json:"isGateway"`
 	IsDefaultGateway bool   `json:"isDefaultGateway"`
 	IPMasq           bool   `json:"ipMasq"`
-	HairpinMode      bool   `json:"hairpinMode"` // ignored: netyard enables hairpin mode where published ports need it
+	HairpinMode      bool   `json:"hairpinMode"` // netyard enables it for its own published ports in any case
 	PromiscMode      bool   `json:"promiscMode"`
 	PortIsolation    bool   `json:"portIsolation"`
 	MTU              int    `json:"mtu"`
@@ -66,13 +67,32 @@ type runtimeConfig struct {
 	IPs          []string      `json:"ips"`
 	MAC          string        `json:"mac"`
 	Bandwidth    *bandwidth    `json:"bandwidth"`
-	Aliases      []string      `json:"aliases"`
-	DNS          *struct {
+	// Aliases is read by config.aliases: no alias is worth a container's network.
+	Aliases json.RawMessage `json:"aliases"`
+	DNS     *struct {
 		Servers  []string `json:"servers"`
 		Searches []string `json:"searches"`
 		Options  []string `json:"options"`
 	} `json:"dns"`
 	CgroupPath string `json:"cgroupPath"` // not used
+}
+
+// aliases returns the runtime's aliases. They are a list (CNI's conventions), or in podman's case a list for each
+// network. Whatever is not a name is ignored.
+func (c config) aliases() (names []string) {
+	raw := c.Runtime.Aliases
+	var byNetwork map[string]json.RawMessage
+	if json.Unmarshal(raw, &byNetwork) == nil {
+		raw = byNetwork[c.Name]
+	}
+	var all []any
+	_ = json.Unmarshal(raw, &all)
+	for _, a := range all {
+		if name, ok := a.(string); ok && name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // A portMapping has the keys of CNI's conventions. nerdctl capitalizes them, which encoding/json accepts.
@@ -283,7 +303,7 @@ func environment(args string) map[string]string {
 // addresses parses addresses, each with or without a prefix length.
 func addresses(key string, texts []string) (as []netip.Addr, err error) {
 	for _, t := range texts {
-		if t == "" {
+		if t = strings.TrimSpace(t); t == "" {
 			continue
 		}
 		a, err := netip.ParseAddr(t)

@@ -82,11 +82,37 @@ func TestRefused(t *testing.T) {
 		c, err := decodeConfig([]byte(conf))
 		if err == nil {
 			if _, err = c.isNamed(); err == nil && c.Network == "" {
-				_, err = c.plan(knows())
+				_, err = c.plan(knows(), nil)
 			}
 		}
 		if err == nil || !strings.Contains(err.Error(), "key "+key+":") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v; want key %s named", conf, err, key)
+		}
+	}
+}
+
+// TestAliases shows that aliases are read in both forms, and that what is not an alias costs nobody the network.
+func TestAliases(t *testing.T) {
+	t.Parallel()
+	for aliases, want := range map[string][]string{
+		`["db","store"]`: {"db", "store"},
+		`{"web":["db","store"],"back":["other"]}`: {"db", "store"},
+		`{"back":["other"]}`:                      nil,
+		`{"web":"db"}`:                            nil,
+		`{}`:                                      nil,
+		`null`:                                    nil,
+		`["db",7,null,["x"],{"y":1},"","db","st"]`: {"db", "st"},
+		`"db"`:             nil,
+		`7`:                nil,
+		`{"web":null}`:     nil,
+		`{"web":["db",7]}`: {"db"},
+	} {
+		c, err := decodeConfig([]byte(`{"name":"web","runtimeConfig":{"aliases":` + aliases + `}}`))
+		if err != nil {
+			t.Errorf("%s: %v", aliases, err)
+		}
+		if d := cmp.Diff(want, c.aliases()); d != "" {
+			t.Errorf("%s: %s", aliases, d)
 		}
 	}
 }
@@ -100,7 +126,7 @@ func TestRoutes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.plan(knows())
+	p, err := c.plan(knows(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +165,7 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if p, err := c.plan(knows()); err == nil {
+		if p, err := c.plan(knows(), environment(args)); err == nil {
 			for _, s := range p.network.Subnets {
 				if !s.Pool.Subnet.IsValid() || s.Pool.Subnet != s.Pool.Subnet.Masked() {
 					t.Errorf("subnet %s", s.Pool.Subnet)
@@ -148,7 +174,7 @@ func FuzzConfig(f *testing.F) {
 			p.containerRoutes(nil)
 		}
 		if _, err := asksOf(c.Runtime.PortMappings); err == nil {
-			_, _ = requestedAddrs(c, environment(args), c.args(), modes.Network{}, nil)
+			_, _ = requestedAddrs(c, environment(args), order{}, modes.Network{})
 		}
 	})
 }

@@ -111,7 +111,7 @@ func (d *dhcpHost) call(command, conf, id string, box *kerneltest.Host) (out str
 	defer netns.Close()
 	a, err := d.answer(d.t.Context(), cni.Request{
 		Command: command, ContainerID: id, IfName: "eth0", Netns: box.Path(), Config: json.RawMessage(conf),
-	}, netns)
+	}, int(netns.Fd()))
 	return string(a.result), err
 }
 

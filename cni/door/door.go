@@ -134,7 +134,7 @@ func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (ans
 		if netns != nil {
 			defer netns.Close() //nolint:errcheck // opened for reading only
 		}
-		return s.answer(ctx, q, netns)
+		return s.answer(ctx, q, descriptor(netns))
 	}, func(a answer, err error) {
 		s.Log.Info("timed-out CNI request ended",
 			"command", q.Command, "container_id", q.ContainerID, "took", time.Since(start), "err", err)
@@ -149,24 +149,36 @@ func (s *Server) inTime(ctx context.Context, q cni.Request, netns *os.File) (ans
 func (s *Server) undo(ctx context.Context, q cni.Request, endpoint string) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	if err := s.del(ctx, q, nil, attach.DetachRequest{Gone: true, Endpoint: endpoint}); err != nil {
+	if err := s.del(ctx, q, -1, attach.DetachRequest{Gone: true, Endpoint: endpoint}); err != nil {
 		s.Log.Warn("attachment not removed after a failed answer", "container_id", q.ContainerID, "err", err)
 	}
 }
 
-// answer does what a request asks for.
-func (s *Server) answer(ctx context.Context, q cni.Request, netns *os.File) (a answer, err error) {
+// descriptor returns the number of an open descriptor; negative: there is none.
+func descriptor(f *os.File) int {
+	if f == nil {
+		return -1
+	}
+	return int(f.Fd())
+}
+
+// answer does what a request asks for. ns is an open descriptor of the sandbox; negative: none came with the request.
+func (s *Server) answer(ctx context.Context, q cni.Request, ns int) (a answer, err error) {
+	if len(q.ContainerID) > cni.MaxName {
+		return a, fmt.Errorf("%w: CNI_CONTAINERID=%s: %d characters, at most %d are allowed",
+			errEnvironment, cni.Shorten(q.ContainerID), len(q.ContainerID), cni.MaxName)
+	}
 	if strings.ContainsAny(q.ContainerID+q.IfName, "|/\x00") { // they are parts of keys and paths
 		return a, fmt.Errorf("%w: container %q, interface %q: must not contain |, / or NUL",
-			errEnvironment, q.ContainerID, q.IfName)
+			errEnvironment, q.ContainerID, cni.Shorten(q.IfName))
 	}
 	switch q.Command {
 	case "ADD":
-		return s.add(ctx, q, netns)
+		return s.add(ctx, q, ns)
 	case "DEL":
-		return a, s.del(ctx, q, netns, attach.DetachRequest{Gone: q.Netns != ""})
+		return a, s.del(ctx, q, ns, attach.DetachRequest{Gone: q.Netns != ""})
 	case "CHECK":
-		return a, s.check(q, netns)
+		return a, s.check(q, ns)
 	case "GC":
 		return a, s.gc(ctx, q)
 	case "STATUS":
@@ -207,10 +219,21 @@ func cniError(err error) *cni.Error {
 	return &cni.Error{Code: code, Msg: "netyard: " + strings.ReplaceAll(err.Error(), "\n", "; ")}
 }
 
-// check returns an error that lists the faults of an attachment.
-func (s *Server) check(q cni.Request, netns *os.File) error {
-	if netns == nil {
+// checkSandbox returns an error if a descriptor is not one of a container's network namespace.
+func (s *Server) checkSandbox(q cni.Request, ns int) error {
+	if ns < 0 {
 		return fmt.Errorf("%w: CNI_NETNS is empty", errSandbox)
+	}
+	if _, err := s.Yard.Config.Kernel.SandboxID(ns); err != nil {
+		return fmt.Errorf("%w: CNI_NETNS=%s: %w", errSandbox, cni.Shorten(q.Netns), err)
+	}
+	return nil
+}
+
+// check returns an error that lists the faults of an attachment.
+func (s *Server) check(q cni.Request, ns int) error {
+	if err := s.checkSandbox(q, ns); err != nil {
+		return err
 	}
 	c, err := decodeConfig(q.Config)
 	if err != nil {
@@ -221,7 +244,7 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 		return err
 	}
 	faults, err := attach.Faults(s.Yard, attach.DetachRequest{
-		NetworkID: id, Attachment: q.ContainerID, IfName: q.IfName, NS: int(netns.Fd()),
+		NetworkID: id, Attachment: q.ContainerID, IfName: q.IfName, NS: ns,
 	})
 	if err == nil && len(faults) > 0 {
 		err = errors.New(strings.Join(faults, "; "))
@@ -230,8 +253,9 @@ func (s *Server) check(q cni.Request, netns *os.File) error {
 }
 
 // del removes an attachment. It does not refuse an invalid configuration, since that would prevent a runtime from
-// stopping a container, and no attachment was made from one.
-func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r attach.DetachRequest) error {
+// stopping a container, and no attachment was made from one. For the same reason it does not refuse a sandbox that is
+// none, but does not enter it.
+func (s *Server) del(ctx context.Context, q cni.Request, ns int, r attach.DetachRequest) error {
 	id, err := s.networkOf(networkKeys(q.Config), q)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
@@ -240,8 +264,8 @@ func (s *Server) del(ctx context.Context, q cni.Request, netns *os.File, r attac
 		return err
 	}
 	r.NetworkID, r.Attachment, r.IfName, r.NS = id, q.ContainerID, q.IfName, -1
-	if netns != nil {
-		r.NS = int(netns.Fd())
+	if s.checkSandbox(q, ns) == nil {
+		r.NS = ns
 	}
 	return attach.Detach(ctx, s.Yard, r)
 }
@@ -334,7 +358,10 @@ func (s *Server) status(q cni.Request) error {
 	}
 	id := networkID(c.Name)
 	if c.Network == "" {
-		if _, err = c.plan(s.Yard.Options); err != nil {
+		if c.IPAM != nil && c.IPAM.Type == "static" && len(c.IPAM.Addresses) == 0 {
+			return nil // each container brings its addresses
+		}
+		if _, err = c.plan(s.Yard.Options, nil); err != nil {
 			return err
 		}
 	} else {
@@ -359,7 +386,7 @@ func (s *Server) ProcessTombstones(ctx context.Context) {
 		s.Log.Warn("tombstones not read", "err", err)
 	}
 	for _, t := range tombstones {
-		err := s.del(ctx, t.Request, nil, attach.DetachRequest{Before: t.Deleted, Gone: t.Gone})
+		err := s.del(ctx, t.Request, -1, attach.DetachRequest{Before: t.Deleted, Gone: t.Gone})
 		if err == nil {
 			err = t.Remove()
 		}

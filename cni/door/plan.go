@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"netyard/ipam"
 	"netyard/modes"
 	"netyard/yard/book"
 	"netyard/yard/overlay"
@@ -19,8 +18,9 @@ type plan struct {
 	network book.NetworkRequest
 	// pools are groups of subnets: a container gets one address of each group.
 	pools [][]netip.Prefix
-	// fixed are the addresses that the configuration itself assigns to containers.
-	fixed []netip.Addr
+	// fixed are the addresses that ipam type static assigns to the container; isStatic: it is of that type.
+	fixed    []netip.Addr
+	isStatic bool
 	// gateways are the routers by subnet.
 	gateways map[netip.Prefix]netip.Addr
 	routes   []modes.Route
@@ -36,8 +36,8 @@ func networkID(name string) string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte("netyard cni "+name)))
 }
 
-// plan returns the plan of a configuration that names no network.
-func (c config) plan(t *modes.Table) (p plan, err error) {
+// plan returns the plan of a configuration that names no network. env are the runtime's CNI_ARGS.
+func (c config) plan(t *modes.Table, env map[string]string) (p plan, err error) {
 	p = plan{
 		network:       book.NetworkRequest{ID: networkID(c.Name), Name: c.Name},
 		gateways:      map[netip.Prefix]netip.Addr{},
@@ -59,7 +59,10 @@ func (c config) plan(t *modes.Table) (p plan, err error) {
 	case "dhcp":
 		p.network.NoSubnets, p.network.DHCP = true, &book.DHCPRequest{}
 	case "static":
-		err = p.static(*i, noGateway)
+		var all []staticAddress
+		if all, err = c.staticAddresses(env); err == nil {
+			err = p.static(all, noGateway, bridged && !noGateway)
+		}
 	default:
 		err = p.hostLocal(*i, noGateway)
 	}
@@ -140,32 +143,6 @@ func (in ipamIn) parse() (s book.SubnetRequest, err error) {
 		s.Gateway = s.Pool.Subnet.Addr().Next() // host-local's default
 	}
 	return s, nil
-}
-
-// static adds the addresses of ipam type static, which every container of the network gets; so the network can have one
-// container at a time. noGateway says that the host does not have the gateway's address.
-func (p *plan) static(i ipamConfig, noGateway bool) error {
-	for _, a := range i.Addresses {
-		prefix, err := netip.ParsePrefix(a.Address)
-		if err != nil {
-			return refuse("ipam.addresses", fmt.Sprintf("%q is not an address with a prefix length", a.Address))
-		}
-		s := book.SubnetRequest{Pool: ipam.PoolRequest{Subnet: prefix.Masked()}, NoGateway: true}
-		if a.Gateway != "" {
-			if s.Gateway, err = netip.ParseAddr(a.Gateway); err != nil || !prefix.Contains(s.Gateway) {
-				return refuse("ipam.addresses",
-					fmt.Sprintf("gateway %q is not an address in %s", a.Gateway, prefix.Masked()))
-			}
-			s.NoGateway = noGateway
-		}
-		p.network.Subnets = append(p.network.Subnets, s)
-		p.gateways[s.Pool.Subnet] = s.Gateway
-		p.pools, p.fixed = append(p.pools, []netip.Prefix{s.Pool.Subnet}), append(p.fixed, prefix.Addr())
-	}
-	if len(p.fixed) == 0 {
-		return refuse("ipam.addresses", "ipam type static needs an address")
-	}
-	return nil
 }
 
 // containerRoutes returns the routes of a container with these addresses: a route without a gateway goes via the first

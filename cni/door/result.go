@@ -21,8 +21,8 @@ func result(c config, p plan, a book.Attached) (json.RawMessage, error) {
 		return nil, err
 	}
 	e := a.Endpoint
-	if a.HostLink != "" {
-		r.Interfaces = append(r.Interfaces, &current.Interface{Name: a.HostLink})
+	if a.HostEnd != "" {
+		r.Interfaces = append(r.Interfaces, &current.Interface{Name: a.HostEnd})
 	}
 	if e.Inside.Link != "" {
 		r.Interfaces = append(r.Interfaces, &current.Interface{Name: e.IfName, Mac: e.MAC, Sandbox: e.Sandbox})

@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"netyard/cni"
@@ -80,7 +81,7 @@ func run(command string) (c conf, err error) {
 	}
 	netns, err := openNetns(r.Netns)
 	if err != nil && command != "DEL" { // DEL does not need the namespace
-		return c, refuse(cni.CodeNamespace, "open CNI_NETNS: %v", err)
+		return c, refuse(cni.CodeNamespace, "CNI_NETNS=%s: %v", cni.Shorten(r.Netns), err)
 	}
 	result, err := cni.Call(began.Add(cni.Deadline), c.Socket, r, netns)
 	if err != nil && command == "DEL" { // the daemon reads the tombstone when it runs again
@@ -131,14 +132,24 @@ func read(command string, in io.Reader) (r cni.Request, c conf, err error) {
 		return r, c, refuse(cni.CodeVersion, "key cniVersion: %s has no command %s, which needs at least %s",
 			c.CNIVersion, command, v.since)
 	case !valid(c.Name):
-		return r, c, refuse(cni.CodeConfig, "key name: %q is not a valid network name", c.Name)
+		return r, c, refuse(cni.CodeConfig, "key name: %q is not a valid network name%s",
+			cni.Shorten(c.Name), limit(c.Name))
 	case r.ContainerID != "" && !valid(r.ContainerID):
-		return r, c, refuse(cni.CodeEnvironment, "CNI_CONTAINERID=%s: not a valid container ID", r.ContainerID)
+		return r, c, refuse(cni.CodeEnvironment, "CNI_CONTAINERID=%s: not a valid container ID%s",
+			cni.Shorten(r.ContainerID), limit(r.ContainerID))
 	}
 	return r, c, nil
 }
 
-// valid reports whether a network name or container ID matches [a-zA-Z0-9][a-zA-Z0-9_.-]*.
+// limit returns the part of an error about a name that is too long.
+func limit(name string) string {
+	if len(name) <= cni.MaxName {
+		return ""
+	}
+	return fmt.Sprintf(": %d characters, at most %d are allowed", len(name), cni.MaxName)
+}
+
+// valid reports whether a network name or container ID matches [a-zA-Z0-9][a-zA-Z0-9_.-]* and is not too long.
 func valid(name string) bool {
 	for i, b := range []byte(name) {
 		alnum := b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9'
@@ -146,12 +157,22 @@ func valid(name string) bool {
 			return false
 		}
 	}
-	return name != ""
+	return name != "" && len(name) <= cni.MaxName
 }
 
+// openNetns opens a container's network namespace. It does not open what is no namespace: to open a FIFO is to wait
+// for a writer. Of what kind the namespace is, the daemon finds out.
 func openNetns(path string) (*os.File, error) {
 	if path == "" {
 		return nil, nil //nolint:nilnil // the runtime named no namespace
+	}
+	const nsfs = 0x6e736673 // NSFS_MAGIC (linux/magic.h)
+	var on syscall.Statfs_t
+	switch err := syscall.Statfs(path, &on); {
+	case err != nil:
+		return nil, err
+	case on.Type != nsfs:
+		return nil, errors.New("it is not a namespace")
 	}
 	return os.Open(path)
 }

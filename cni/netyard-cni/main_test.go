@@ -2,7 +2,10 @@ package main
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"netyard/cni"
@@ -11,6 +14,7 @@ import (
 // TestRead shows that a call is read as the runtime made it, and that a call that is invalid by the specification is
 // refused with the code that the specification gives.
 func TestRead(t *testing.T) {
+	long := strings.Repeat("x", 100_000)
 	const web = `{"cniVersion":"1.0.0","name":"web"}`
 	for name, test := range map[string]struct {
 		command, conf string
@@ -27,6 +31,8 @@ func TestRead(t *testing.T) {
 		"DEL without a container":    {command: "DEL", conf: web, without: "CNI_CONTAINERID", code: cni.CodeEnvironment},
 		"STATUS without a path":      {command: "STATUS", conf: web, without: "CNI_PATH", code: cni.CodeEnvironment},
 		"a path for a container":     {command: "ADD", conf: web, set: map[string]string{"CNI_CONTAINERID": "../a"}, code: cni.CodeEnvironment},
+		"a long container":           {command: "ADD", conf: web, set: map[string]string{"CNI_CONTAINERID": long}, code: cni.CodeEnvironment},
+		"a long name":                {command: "ADD", conf: `{"cniVersion":"1.0.0","name":"` + long + `"}`, code: cni.CodeConfig},
 		"an unknown command":         {command: "MOVE", conf: web, code: cni.CodeEnvironment},
 		"no configuration":           {command: "ADD", code: cni.CodeDecoding},
 		"no name":                    {command: "ADD", conf: `{"cniVersion":"1.0.0"}`, code: cni.CodeConfig},
@@ -60,9 +66,29 @@ func TestRead(t *testing.T) {
 					c.Socket != cni.DefaultSocket || c.Name != "web" {
 					t.Errorf("%+v %+v", r, c)
 				}
-			case !errors.As(err, &refused) || refused.Code != test.code || strings.Contains(refused.Msg, "\n"):
+			case !errors.As(err, &refused) || refused.Code != test.code || strings.Contains(refused.Msg, "\n") ||
+				len(refused.Msg) > 400:
 				t.Errorf("%v, want code %d", err, test.code)
 			}
 		})
 	}
+}
+
+// TestOpenNetns shows that only a namespace is opened, and that the plugin does not wait for a FIFO's writer.
+func TestOpenNetns(t *testing.T) {
+	t.Parallel()
+	fifo, file := filepath.Join(t.TempDir(), "fifo"), filepath.Join(t.TempDir(), "file")
+	if err := errors.Join(syscall.Mkfifo(fifo, 0o600), os.WriteFile(file, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{fifo, file, filepath.Dir(file), "/dev/zero", file + "-missing"} {
+		if f, err := openNetns(path); err == nil || f != nil {
+			t.Errorf("%s was opened", path)
+		}
+	}
+	f, err := openNetns("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
 }

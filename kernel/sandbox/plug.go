@@ -1,9 +1,11 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -21,6 +23,8 @@ type Plug struct {
 	Name string // its name in the sandbox
 	// Alias is the alias that the link must have for Unplug to delete it.
 	Alias string
+	// MAC is the hardware address that Faults compares; nil: any will do. It is not recorded.
+	MAC   net.HardwareAddr `json:"-"`
 	MTU   int
 	Addrs []netip.Prefix
 	// Routes are added in this order. One that the sandbox already has, by another link, is left alone.
@@ -182,6 +186,9 @@ func (p Plug) Faults(fd int) ([]string, error) {
 	if link.Attrs().RawFlags&unix.IFF_UP == 0 {
 		faults = append(faults, "link "+p.Name+" is down in the sandbox")
 	}
+	if fault := MACFault(p.Name, p.MAC, link.Attrs().HardwareAddr); fault != "" {
+		faults = append(faults, fault)
+	}
 	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return inner.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s in the sandbox: %w", p.Name, err)
@@ -202,6 +209,16 @@ func (p Plug) Faults(fd int) ([]string, error) {
 		}
 	}
 	return faults, nil
+}
+
+// MACFault says that a link's hardware address was changed in the sandbox, so that the guard of its port drops what it
+// sends; empty: it was not, or wanted is nil.
+func MACFault(link string, wanted, now net.HardwareAddr) string {
+	if wanted == nil || bytes.Equal(wanted, now) {
+		return ""
+	}
+	return fmt.Sprintf("link %s has MAC address %s in the sandbox instead of %s, and antispoof drops what it sends; "+
+		"request the address when the container is created, or set antispoof=false", link, now, wanted)
 }
 
 // Unplug deletes a link of netyard's in a sandbox that continues to exist. It does nothing if the link is missing or

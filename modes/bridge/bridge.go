@@ -33,7 +33,9 @@ type mode struct{}
 func New(modes.Env) modes.Mode { return mode{} }
 
 // Settle decides whether the bridge is the host's: netyard never changes or removes one that existed before.
-func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.Network) (map[string]string, error) {
+func (mode) Settle(
+	_ context.Context, f modes.Facts, n modes.Network, others []modes.Network,
+) (map[string]string, error) {
 	if err := check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
 	}
@@ -45,7 +47,8 @@ func (mode) Settle(_ context.Context, f modes.Facts, n modes.Network, _ []modes.
 	case err != nil || exists && link.Alias == core.Alias(n.ID, ""):
 		return nil, err
 	case exists:
-		return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)}, checkHostBridge(n, link)
+		return map[string]string{settledOwner: ownerHost, settledMTU: strconv.Itoa(link.MTU)},
+			checkHostBridge(n, link, others)
 	}
 	return nil, gateway.Free(f, n, name(n))
 }
@@ -109,7 +112,8 @@ func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, lin
 		objects = bridged.Forwarding(n)
 	}
 	v := bridged.Veth(n, e, name(n), mtu(n))
-	v.Isolated, v.Hairpin = !icc.Of(n), len(e.Ports) > 0 && !publishesInside(n)
+	v.Isolated = !icc.Of(n)
+	v.Hairpin = hairpin.For(n, e) || len(e.Ports) > 0 && !publishesInside(n)
 	g := guard(n, e, v)
 	objects = append(objects, v, kbridge.StaticPort{Link: v.Name, MAC: v.MAC, Open: g.Open, Flooded: hostOwned(n)})
 	limits := kbridge.Limits{Link: v.Name, Shaper: core.Name(core.ShaperPrefix, e.ID), Alias: v.Alias, MTU: v.MTU}
@@ -212,12 +216,16 @@ func check(n modes.Network) error {
 }
 
 // checkHostBridge refuses options that would change a bridge of the host.
-func checkHostBridge(n modes.Network, link core.LinkInfo) error {
+func checkHostBridge(n modes.Network, link core.LinkInfo, others []modes.Network) error {
 	other, _, ours := core.ParseAlias(link.Alias)
+	owner := modes.Short(other)
+	if at := slices.IndexFunc(others, func(o modes.Network) bool { return o.ID == other && o.Name != "" }); at >= 0 {
+		owner = others[at].Name
+	}
 	_, sized := n.Options[modes.MTU.Name]
 	otherMTU := sized && modes.MTU.Of(n) != link.MTU
 	err := n.Refuse(
-		bridge.Row().If(ours, "it is the bridge of netyard's network %s", modes.Short(other)),
+		bridge.Row().If(ours, "it is the bridge of netyard's network %s", owner),
 		bridge.Row().If(link.Kind != "bridge", "that link is not a bridge but a %s", link.Kind),
 		modes.MTU.Row().If(otherMTU, "the host's bridge %s has %d, which netyard does not change", name(n), link.MTU),
 	)

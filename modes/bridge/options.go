@@ -15,6 +15,11 @@ var (
 		Fixed: "endpoints are attached to that bridge; recreate the network",
 		Help:  "name of the bridge; an existing bridge of the host is used, and never changed or deleted",
 	}
+	hairpin = modes.BoolOption{
+		Name: "hairpin", Endpoint: true, Set: true, Default: "false",
+		Help: "let frames return to the container they came from, " +
+			"for programs other than netyard that publish its ports",
+	}
 	icc = modes.BoolOption{
 		Name: "icc", Docker: []string{"com.docker.network.bridge.enable_icc"}, Set: true, Default: "true",
 		Help: "let containers of the network reach each other",
@@ -37,7 +42,7 @@ var (
 
 func (mode) Options() []modes.Option {
 	return append(gateway.Options(),
-		antispoof.Row(), bridge.Row(), icc.Row(), inhibit4.Row(), promisc.Row(), staticRoutes.Row(),
+		antispoof.Row(), bridge.Row(), hairpin.Row(), icc.Row(), inhibit4.Row(), promisc.Row(), staticRoutes.Row(),
 		modes.Bind.Row(), modes.BothRate.Row(), modes.EgressRate.Row(), modes.IfacePrefix.Row(),
 		modes.IngressRate.Row(), modes.MTU.Row(), modes.PublishFrom.Row())
 }

@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"netyard/kernel/core"
@@ -52,6 +53,8 @@ func TestPlans(t *testing.T) {
 		{Name: "masquerade", Subnets: both, Options: opts{"masquerade": "false"}},
 		{Name: "mtu", Subnets: v4, Options: opts{"mtu": "1400"}},
 		{Name: "ndp_proxy", Subnets: []string{"2001:db8:0:0:9::/80"}, Options: opts{"ndp_proxy": "eth0", "gateway_mode_ipv6": "routed"}, Facts: host},
+		{Name: "hairpin", Subnets: v4, Options: opts{"hairpin": "true"}},
+		{Name: "hairpin of an endpoint", Subnets: v4, Said: opts{"hairpin": "true"}},
 		{Name: "promisc", Subnets: v4, Options: opts{"promisc": "true"}},
 		{Name: "publish_from", Subnets: v4, Options: opts{"publish_from": "192.0.2.0/24,eth0"}, Ports: web[:1]},
 		{Name: "rate", Subnets: v4, Options: opts{"rate": "10mbit"}},
@@ -61,4 +64,20 @@ func TestPlans(t *testing.T) {
 		{Name: "refused: the host has the subnet", Subnets: []string{"203.0.113.0/24"}, Facts: host},
 		{Name: "refused: isolated and not internal", Subnets: v4, Options: opts{"gateway_mode_ipv4": "isolated"}},
 	}...)
+}
+
+// TestTakenBridge: the error about a bridge of another network names that network.
+func TestTakenBridge(t *testing.T) {
+	t.Parallel()
+	host := modetest.Facts{Link: map[string]core.LinkInfo{"web0": {Kind: "bridge", Alias: core.Alias(netA, "")}}}
+	n := network(netB, map[string]string{"bridge": "web0"})
+	for want, other := range map[string]modes.Network{
+		"network aaaaaaaaaaaa": {ID: netA},
+		"network old":          {ID: netA, Name: "old"},
+	} {
+		_, err := bridge.New(modes.Env{}).Settle(t.Context(), host, n, []modes.Network{{ID: "other", Name: "x"}, other})
+		if err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%v; want %s", err, want)
+		}
+	}
 }

@@ -3,6 +3,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,9 @@ func attachOnce(
 	}
 	defer releaseKey()
 	e := endpointOf(y, r, ns)
+	if err := refuseSecond(y, r, e); err != nil {
+		return a, err
+	}
 	got, err := source.Acquire(ctx, j, r, e.ID) // it may take seconds, so the network is not locked yet
 	if err != nil {
 		return a, err
@@ -73,6 +77,30 @@ func attachOnce(
 	pokeSharing(y, t.Held)
 	y.Config.Changed()
 	return a, nil
+}
+
+// refuseSecond refuses a second interface of a container on one network with guards: the answers of both addresses
+// leave by the interface with the lower metric, and its port takes them only from one.
+func refuseSecond(y *yard.Yard, r book.AttachRequest, e modes.Endpoint) error {
+	own, err := y.Interfaces(r.Attachment)
+	if err != nil {
+		return err
+	}
+	for _, i := range own {
+		if i.Network != r.Network.ID || i.IfName == r.IfName {
+			continue
+		}
+		o, err := y.Endpoint(i.Network, i.Endpoint)
+		if err != nil || o.Phase != modes.Ready || o.NS != e.NS || len(o.Addrs) == 0 ||
+			y.GuardedMAC(r.Network, o) == nil || y.GuardedMAC(r.Network, e) == nil {
+			continue // gone, of a sandbox before this one, or free to send from any address
+		}
+		return modes.Refuse("interface %s: container %s is on network %s already, by interface %s: what it sends "+
+			"leaves by one of them, and antispoof drops answers from the other's address; use another network, "+
+			"or set antispoof=false",
+			r.IfName, cmp.Or(r.Container.Name, r.Attachment), book.Label(r.Network), i.IfName)
+	}
+	return nil
 }
 
 // endpointOf returns the endpoint of a request. ns is its sandbox.
@@ -264,7 +292,7 @@ func (t *attaching) plug(ctx context.Context) (a book.Attached, err error) {
 		return a, err
 	}
 	l, _, err := lease.Of(y.Book, e)
-	return book.Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
+	return book.Attached{Network: n, Endpoint: e, HostEnd: y.HostEnd(n, e), Lease: l.Lease}, err
 }
 
 // finishFormer removes the endpoint that the new one replaces: now if it is in the same sandbox and so in the way, or

@@ -177,6 +177,8 @@ func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 	if e.Inside.Link == "" {
 		return words, nil
 	}
-	inside, err := y.Config.Kernel.PlugFaults(r.NS, e.Inside)
+	plug := e.Inside
+	plug.MAC = y.GuardedMAC(n, e)
+	inside, err := y.Config.Kernel.PlugFaults(r.NS, plug)
 	return append(words, inside...), err
 }

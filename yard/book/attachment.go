@@ -32,8 +32,9 @@ type AttachRequest struct {
 	// Ports are published, except those that another interface of the container has: a runtime requests the same ports
 	// on each.
 	Ports []PortRequest
-	// Reserver is a process that listens on the ports for the runtime, to reserve them; 0: there is none.
-	Reserver int
+	// Reserver finds the process that listens on the ports for the runtime, to reserve them; 0: there is none. It is
+	// called only if somebody listens on one of them. Nil: the runtime has no such process.
+	Reserver func() (pid int)
 	// Container is the container as far as it is known.
 	Container modes.Container
 	Aliases   []string
@@ -47,7 +48,8 @@ type AttachRequest struct {
 type Attached struct {
 	Network  modes.Network
 	Endpoint modes.Endpoint
-	HostLink string // empty when the mode has none
+	// HostEnd is the name of the host's end of a veth pair; empty: the link is in the sandbox only.
+	HostEnd string
 	// Lease is the DHCP lease; zero if there is none.
 	Lease dhcp.Lease
 }

@@ -1,7 +1,10 @@
 package book
 
 import (
+	"net"
+
 	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/device"
 	"netyard/kernel/lan"
 	"netyard/modes"
@@ -30,15 +33,20 @@ func (y *Book) Bridge(n modes.Network) (name string, own bool) {
 	return "", false
 }
 
+// placed returns the objects of an endpoint; none if its mode is unknown.
+func (y *Book) placed(n modes.Network, e modes.Endpoint) []core.Object {
+	m, err := y.Mode(n.Mode)
+	if err != nil {
+		return nil
+	}
+	objects, _ := m.Place(n, e)
+	return objects
+}
+
 // HostLink returns the host's link for an endpoint: the host end of its veth pair, its card, or its parent; empty if
 // there is none.
 func (y *Book) HostLink(n modes.Network, e modes.Endpoint) string {
-	m, err := y.Mode(n.Mode)
-	if err != nil {
-		return ""
-	}
-	objects, _ := m.Place(n, e)
-	for _, o := range objects {
+	for _, o := range y.placed(n, e) {
 		switch o := o.(type) {
 		case bridge.Veth:
 			return o.Name
@@ -49,6 +57,28 @@ func (y *Book) HostLink(n modes.Network, e modes.Endpoint) string {
 		}
 	}
 	return ""
+}
+
+// HostEnd returns the host's end of an endpoint's veth pair; empty if it has none, as one whose link is made on the
+// host's card: what is done to the parent is done to all that use it.
+func (y *Book) HostEnd(n modes.Network, e modes.Endpoint) string {
+	for _, o := range y.placed(n, e) {
+		if v, ok := o.(bridge.Veth); ok {
+			return v.Name
+		}
+	}
+	return ""
+}
+
+// GuardedMAC returns the only hardware address from which the guard of an endpoint's port takes frames; nil: it has no
+// guard, or is open.
+func (y *Book) GuardedMAC(n modes.Network, e modes.Endpoint) net.HardwareAddr {
+	for _, o := range y.placed(n, e) {
+		if p, ok := o.(bridge.StaticPort); ok && !p.Open {
+			return p.MAC
+		}
+	}
+	return nil
 }
 
 // Objects describes the kernel objects of a network and its endpoints.

@@ -26,6 +26,8 @@ type NetworkRequest struct {
 	Internal bool
 	IPv6     bool
 	Subnets  []SubnetRequest
+	// Grow adds subnets that an existing network lacks, and keeps those that it has besides.
+	Grow bool
 	// NoSubnets asks for a network without subnets; otherwise netyard chooses some if Subnets is empty.
 	NoSubnets bool
 	// DHCP says that the LAN's DHCP server gives the addresses; nil: it does not.

@@ -58,7 +58,12 @@ func CreateNetwork(ctx context.Context, y *yard.Yard, r book.NetworkRequest) (n 
 	case at >= 0 && named[at].Phase == modes.Ready && matches(y, named[at], n, r):
 		return named[at], nil
 	case at >= 0:
+		grown, done, growErr := grow(ctx, y, named[at], n, r)
+		if done {
+			return grown, nil
+		}
 		if err := y.DeleteNetwork(ctx, n.ID); err != nil {
+			err = errors.Join(err, growErr)
 			return named[at], fmt.Errorf("network %s already exists with a different configuration: %w", n.Name, err)
 		}
 	}
@@ -135,6 +140,41 @@ func matches(y *yard.Yard, old, n modes.Network, r book.NetworkRequest) bool {
 			hasBounds(y, old, s.Pool, w.Pool) &&
 			maps.EqualFunc(s.Aux, w.Aux, func(p netip.Prefix, a netip.Addr) bool { return p.Addr() == a })
 	})
+}
+
+// grow adds the requested subnets that a network lacks. done: it then has the requested configuration.
+func grow(
+	ctx context.Context, y *yard.Yard, old, n modes.Network, r book.NetworkRequest,
+) (grown modes.Network, done bool, err error) {
+	if !r.Grow || old.Phase != modes.Ready {
+		return old, false, nil
+	}
+	common, part, lacks := old, r, r // the subnets that both have, and those that the network lacks
+	common.Subnets, part.Subnets, lacks.Subnets = nil, nil, nil
+	for _, w := range r.Subnets {
+		at := slices.IndexFunc(old.Subnets, func(s modes.Subnet) bool { return s.Pool == w.Pool.Subnet })
+		if at < 0 {
+			lacks.Subnets = append(lacks.Subnets, w)
+			continue
+		}
+		common.Subnets, part.Subnets = append(common.Subnets, old.Subnets[at]), append(part.Subnets, w)
+	}
+	part.NoSubnets = len(part.Subnets) == 0
+	if !matches(y, common, n, part) {
+		return old, false, nil
+	}
+	if len(lacks.Subnets) == 0 {
+		return old, true, nil
+	}
+	subnets, err := requestPools(ctx, y, n, lacks)
+	if err != nil || len(subnets) == 0 {
+		return old, err == nil, err
+	}
+	if grown, err = y.AddSubnets(ctx, old.ID, subnets); err != nil {
+		return old, false, errors.Join(err, releasePools(y, subnets))
+	}
+	y.PutCopy(grown)
+	return grown, true, nil
 }
 
 // hasBounds reports whether a subnet's pool has the requested range, first and last address.

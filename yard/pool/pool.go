@@ -5,6 +5,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"netyard/ipam"
@@ -37,7 +38,26 @@ func RequestPool(ctx context.Context, y *yard.Yard, r ipam.PoolRequest) (p ipam.
 		p, err = y.Config.IPAM.RequestPool(tx, r)
 		return err
 	})
-	return p, err
+	return p, withOwner(y, err)
+}
+
+// withOwner adds to an error about overlapping pools the network that has the other pool, and how to remove it: it may
+// be one that its user has given another name in the meantime.
+func withOwner(y *yard.Yard, cause error) error {
+	var overlap *ipam.OverlapError
+	if !errors.As(cause, &overlap) || overlap.Other.Network == "" {
+		return cause
+	}
+	n, err := y.Network(overlap.Other.Network)
+	if err != nil {
+		return cause // its network is being created or deleted
+	}
+	command := n.Engine
+	if n.Engine == book.Own {
+		command = "netyard"
+	}
+	return fmt.Errorf("%w of network %s; if nothing needs that network, remove it: %s network rm %s",
+		cause, book.Label(n), command, book.Label(n))
 }
 
 // busy returns the prefixes of the host's routes, of its resolvers, and of all recorded networks, whatever their IPAM,

@@ -146,8 +146,8 @@ type Choice struct {
 	Listeners   []sandbox.Listener
 	Claims      []book.ClaimedRange
 	chosen      []modes.Port
-	// Reserver is a process that listens on the ports only to reserve them; 0: there is none.
-	Reserver int
+	// Reserver finds the process that listens on the ports only to reserve them (book.AttachRequest); may be nil.
+	Reserver func() (pid int)
 	Judge    *book.LiveCheck
 	// Holders are the endpoints that have requested ports.
 	Holders []book.Holder
@@ -233,7 +233,7 @@ func (c *Choice) conflict(tx store.Tx, proto string, a netip.Addr, first, count 
 		}
 	}
 	for _, l := range c.Listeners {
-		if l.Receives(proto, a, first, count) && !l.OpenIn(c.Reserver) {
+		if l.Receives(proto, a, first, count) && (c.Reserver == nil || !l.OpenIn(c.Reserver())) {
 			return listenerError{l}
 		}
 	}

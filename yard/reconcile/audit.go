@@ -6,11 +6,14 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
 
 	"netyard/ipam"
+	"netyard/kernel/core"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard"
@@ -48,8 +51,54 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 	if lost {
 		out = append(out, book.Finding{Kind: book.Fault, Text: book.LostText})
 	}
+	changed, err := auditMACs(y)
+	if err != nil {
+		return nil, err
+	}
 	records, err := auditRecords(y, censuses)
-	return slices.Concat(out, blocks, shared, records), err
+	return slices.Concat(out, blocks, shared, changed, records), err
+}
+
+// auditMACs finds containers whose link has got another hardware address: the guard cuts them off.
+func auditMACs(y *yard.Yard) (out []book.Finding, err error) {
+	es, err := y.Endpoints()
+	if err != nil {
+		return nil, err
+	}
+	inside := map[string][]sandbox.Found{}
+	for _, e := range es {
+		now, there := y.Config.Kernel.NamespaceAt(e.Sandbox)
+		if e.Phase != modes.Ready || e.Sandbox == "" || !there || e.NS != (core.NamespaceID{}) && e.NS != now {
+			continue
+		}
+		n, err := y.Network(e.NetworkID)
+		if err != nil {
+			continue // deleted meanwhile
+		}
+		wanted := y.GuardedMAC(n, e)
+		if wanted == nil {
+			continue
+		}
+		found, read := inside[e.Sandbox]
+		if !read {
+			if found, err = y.Config.Kernel.FindIn(e.Sandbox); err != nil {
+				return nil, err
+			}
+			inside[e.Sandbox] = found
+		}
+		for _, f := range found {
+			mac, err := net.ParseMAC(f.MAC)
+			if err != nil || f.Network != e.NetworkID || f.Endpoint != e.ID {
+				continue
+			}
+			if fault := sandbox.MACFault(f.Plug.Name, wanted, mac); fault != "" {
+				out = append(out, book.Finding{
+					Kind: book.Fault, Network: book.Label(n), Text: fmt.Sprintf("%s: %s", book.Owned(e), fault),
+				})
+			}
+		}
+	}
+	return out, nil
 }
 
 // auditRecords finds records that are stuck or have lost their owner, fenced endpoints, and networks that an engine has

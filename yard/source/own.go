@@ -45,7 +45,7 @@ func (s *own) Keep(tx store.Tx, had []netip.Addr, e *modes.Endpoint) error {
 		groups = book.ByFamily(s.request.Network)
 	}
 	for _, group := range groups {
-		a, err := s.choose(tx, group, had)
+		a, err := s.choose(tx, group, had, *e)
 		if errors.Is(err, ipam.ErrTaken) || errors.Is(err, ipam.ErrExhausted) {
 			return book.WithHolders(tx, s.request, err)
 		}
@@ -65,8 +65,10 @@ func (s *own) Keep(tx store.Tx, had []netip.Addr, e *modes.Endpoint) error {
 }
 
 // choose chooses the address that an attachment gets from one group of pools: the requested one, the one that it had,
-// or the next free one.
-func (s *own) choose(tx store.Tx, group []netip.Prefix, had []netip.Addr) (a netip.Prefix, err error) {
+// or the next free one. e has those that it got from the groups before.
+func (s *own) choose(
+	tx store.Tx, group []netip.Prefix, had []netip.Addr, e modes.Endpoint,
+) (a netip.Prefix, err error) {
 	r := s.request
 	name := r.Container.Name
 	if name == "" {
@@ -75,7 +77,7 @@ func (s *own) choose(tx store.Tx, group []netip.Prefix, had []netip.Addr) (a net
 	in := func(addrs []netip.Addr) (netip.Addr, netip.Prefix, bool) {
 		for _, a := range addrs {
 			for _, p := range group {
-				if p.Contains(a) {
+				if p.Contains(a) && !has(e, a) {
 					return a, p, true
 				}
 			}
