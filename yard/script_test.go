@@ -221,7 +221,8 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 			w.asked[id] = p
 		}
 		e.Addrs = []netip.Prefix{p}
-		_, err = w.y.CreateEndpoint(ctx, e)
+		of := book.Holder{Network: n.ID, Endpoint: id}
+		_, err = w.y.CreateEndpoint(ctx, of, func(modes.Network) (modes.Endpoint, error) { return e, nil })
 		return "", err
 	case "set":
 		_, err := w.y.ChangeEndpoint(ctx, n.ID, id, options(a.words[3:]...))
