@@ -19,6 +19,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"netyard/modes"
+	"netyard/wake"
 	"netyard/yard"
 	"netyard/yard/book"
 	"netyard/yard/reconcile"
@@ -45,20 +46,17 @@ type Docker struct {
 	// none.
 	RebuildOthers func(context.Context) error
 
-	poked chan struct{}
+	poked wake.Signal
 }
 
 // NewDocker returns the watcher of an engine. Call Run to start it.
 func NewDocker(host string, log *slog.Logger) *Docker {
-	return &Docker{Host: host, Log: log, poked: make(chan struct{}, 1)}
+	return &Docker{Host: host, Log: log, poked: wake.New()}
 }
 
 // Poke has the engine checked soon, since something has changed. It does not wait.
 func (d *Docker) Poke() {
-	select {
-	case d.poked <- struct{}{}:
-	default:
-	}
+	d.poked.Send()
 }
 
 // Run reconciles the records with the engine until ctx ends.
