@@ -298,9 +298,14 @@ func (y *Yard) FinishLater(network, id string) {
 	})
 }
 
+// finishTimeout bounds the removal of an endpoint in the background, which waits for requests about the endpoint and its
+// network: others wait for their turn. Retry removes later what was not removed by then.
+const finishTimeout = 30 * time.Second
+
 // finish removes the link and the record of an endpoint, if it is still Deleting.
 func (y *Yard) finish(network, id string) error {
-	ctx := context.Background() // nobody waits for this
+	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
+	defer cancel()
 	h, err := y.Hold(ctx, network, id)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
