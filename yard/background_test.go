@@ -17,7 +17,8 @@ func TestRemovalWaits(t *testing.T) {
 		w, err := newWorld(t.Context(), dir)
 		must(t, err)
 		defer w.st.Close()
-		must(t, w.y.CreateNetwork(t.Context(), modes.Network{ID: netID, Name: "blue", Mode: "none", Engine: book.Docker}))
+		n := modes.Network{ID: netID, Name: "blue", Mode: "none", Engine: book.Docker}
+		must(t, w.y.CreateNetwork(t.Context(), n))
 		of := book.Holder{Network: netID, Endpoint: epID}
 		made := func(modes.Network) (modes.Endpoint, error) {
 			return modes.Endpoint{ID: epID, NetworkID: netID, Container: modes.Container{Engine: book.Docker}}, nil

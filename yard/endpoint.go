@@ -298,8 +298,8 @@ func (y *Yard) FinishLater(network, id string) {
 	})
 }
 
-// finishTimeout bounds the removal of an endpoint in the background, which waits for requests about the endpoint and its
-// network: others wait for their turn. Retry removes later what was not removed by then.
+// finishTimeout bounds the removal of an endpoint in the background, which waits for requests about the endpoint and
+// its network: others wait for their turn. Retry removes later what was not removed by then.
 const finishTimeout = 30 * time.Second
 
 // finish removes the link and the record of an endpoint, if it is still Deleting.
