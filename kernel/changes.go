@@ -63,8 +63,6 @@ func isRelevant(m syscall.NetlinkMessage) bool {
 
 // BridgeNames returns the names of the bridges of netyard's networks, sorted.
 func (k *Kernel) BridgeNames() (names []string) {
-	nft.Of(k.Handle).Mu.Lock()
-	defer nft.Of(k.Handle).Mu.Unlock()
 	for _, e := range nft.Of(k.Handle).Wanted() {
 		if e.Set == bridge.Bridges {
 			names = append(names, e.Text)
