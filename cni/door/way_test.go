@@ -43,6 +43,9 @@ func newDesk(t *testing.T) *desk {
 			Addr: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("192.0.2.1/24")}},
 		}),
 	}
+	if err := d.kernel.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
 	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db"), Read: d.note})
 	if err != nil {
 		t.Fatal(err)
