@@ -19,14 +19,11 @@ func TestRemovalWaits(t *testing.T) {
 		defer w.st.Close()
 		n := modes.Network{ID: netID, Name: "blue", Mode: "none", Engine: book.Docker}
 		must(t, w.y.CreateNetwork(t.Context(), n))
-		of := book.Holder{Network: netID, Endpoint: epID}
-		made := func(modes.Network) (modes.Endpoint, error) {
-			return modes.Endpoint{ID: epID, NetworkID: netID, Container: modes.Container{Engine: book.Docker}}, nil
-		}
-		must(t, second(w.y.CreateEndpoint(t.Context(), of, made)))
+		e := modes.Endpoint{ID: epID, NetworkID: netID, Container: modes.Container{Engine: book.Docker}}
+		must(t, w.createEndpoint(t.Context(), e))
 		h, err := w.y.Hold(t.Context(), netID, epID)
 		must(t, err)
-		e := h.Endpoint
+		e = h.Endpoint
 		e.Phase, e.Turned = modes.Deleting, w.now
 		must(t, h.Put("endpoint deleting", e))
 		w.y.FinishLater(netID, epID) // it returns although the endpoint is held

@@ -221,9 +221,7 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 			w.asked[id] = p
 		}
 		e.Addrs = []netip.Prefix{p}
-		of := book.Holder{Network: n.ID, Endpoint: id}
-		_, err = w.y.CreateEndpoint(ctx, of, func(modes.Network) (modes.Endpoint, error) { return e, nil })
-		return "", err
+		return "", w.createEndpoint(ctx, e)
 	case "set":
 		_, err := w.y.ChangeEndpoint(ctx, n.ID, id, options(a.words[3:]...))
 		return "", err

@@ -13,7 +13,7 @@ import (
 )
 
 // do sends a request in the sandbox of a container that was attached, or in a new one.
-func (d *desk) do(command, container, config string, netns *os.File) (string, error) {
+func (d *recordingDoor) do(command, container, config string, netns *os.File) (string, error) {
 	d.t.Helper()
 	q, fresh := cni.Request{
 		Command: command, ContainerID: container, IfName: "eth0", Netns: "/run/netns/" + container,
@@ -22,12 +22,12 @@ func (d *desk) do(command, container, config string, netns *os.File) (string, er
 	if netns == nil {
 		q, fresh = d.request(command, container, config)
 	}
-	a, err := d.answer(d.t.Context(), q, fresh)
+	a, err := d.reply(q, fresh)
 	return string(a.result), err
 }
 
 // attachments returns the containers that have an endpoint.
-func (d *desk) attachments() (all []string) {
+func (d *recordingDoor) attachments() (all []string) {
 	d.t.Helper()
 	es, err := d.Yard.Endpoints()
 	if err != nil {
@@ -42,7 +42,7 @@ func (d *desk) attachments() (all []string) {
 // TestLife follows a container through the commands of a runtime.
 func TestLife(t *testing.T) {
 	t.Parallel()
-	d, config := newDesk(t), fmt.Sprintf(bridgeConfig, 8080)
+	d, config := newRecordingDoor(t), fmt.Sprintf(bridgeConfig, 8080)
 	_, netns := d.request("ADD", "c1", config)
 	first, err := d.do("ADD", "c1", config, netns)
 	if err != nil {
@@ -77,7 +77,7 @@ func TestLife(t *testing.T) {
 // TestGC shows that GC removes the attachments of its configuration that the runtime does not list, and no others.
 func TestGC(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t)
+	d := newRecordingDoor(t)
 	for i, container := range []string{"c1", "c2"} {
 		if _, err := d.do("ADD", container, fmt.Sprintf(bridgeConfig, 8080+i), nil); err != nil {
 			t.Fatal(err)
@@ -106,7 +106,7 @@ func TestGC(t *testing.T) {
 // TestStatus shows that STATUS fails when the next ADD would.
 func TestStatus(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t)
+	d := newRecordingDoor(t)
 	small := `{"cniVersion":"1.1.0","name":"small","type":"netyard","isGateway":true,` +
 		`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.5.0.0/30","gateway":"10.5.0.1"}]]}}`
 	if _, err := d.do("STATUS", "", small, nil); err != nil {
@@ -133,7 +133,7 @@ func TestStatus(t *testing.T) {
 // TestCodes shows the code of each kind of error, and that a runtime gets one line.
 func TestCodes(t *testing.T) {
 	t.Parallel()
-	d, config := newDesk(t), fmt.Sprintf(bridgeConfig, 8080)
+	d, config := newRecordingDoor(t), fmt.Sprintf(bridgeConfig, 8080)
 	_, netns := d.request("ADD", "c1", config)
 	for what, c := range map[string]struct {
 		q    cni.Request
@@ -146,7 +146,7 @@ func TestCodes(t *testing.T) {
 		"unknown command": {cni.Request{Command: "DANCE", ContainerID: "c1", IfName: "eth0"}, netns, cni.CodeEnvironment},
 		"no JSON":         {cni.Request{Command: "ADD", ContainerID: "c1", IfName: "eth0"}, netns, cni.CodeConfig},
 	} {
-		_, err := d.answer(t.Context(), c.q, c.with)
+		_, err := d.reply(c.q, c.with)
 		if err == nil || cniError(err).Code != c.code {
 			t.Errorf("%s: %v, want code %d", what, err, c.code)
 		}

@@ -15,7 +15,7 @@ import (
 // TestServeEnds shows that Serve, when it is to end, takes no more requests and answers those in progress.
 func TestServeEnds(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t)
+	d := newRecordingDoor(t)
 	entered, leave := make(chan struct{}), make(chan struct{})
 	d.FindContainer = func(context.Context, string) (c modes.Container, labels map[string]string, err error) {
 		close(entered)

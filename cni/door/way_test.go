@@ -24,8 +24,8 @@ import (
 	"netyard/yard/yardtest"
 )
 
-// A desk is a door whose yard is on a kernel that records, so that a test needs no root.
-type desk struct {
+// A recordingDoor is a door whose yard is on a kernel that records, so that a test needs no root.
+type recordingDoor struct {
 	*Server
 	t      *testing.T
 	kernel *yardtest.Kernel
@@ -34,9 +34,9 @@ type desk struct {
 	reads map[string]int // of records of networks and endpoints: how many
 }
 
-func newDesk(t *testing.T) *desk {
+func newRecordingDoor(t *testing.T) *recordingDoor {
 	t.Helper()
-	d := &desk{
+	d := &recordingDoor{
 		t: t, reads: map[string]int{},
 		kernel: yardtest.New(modetest.Facts{
 			Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500)},
@@ -59,7 +59,7 @@ func newDesk(t *testing.T) *desk {
 	return d
 }
 
-func (d *desk) note(bucket, _ string) {
+func (d *recordingDoor) note(bucket, _ string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if bucket == book.Networks.Name || bucket == book.Endpoints.Name {
@@ -74,7 +74,7 @@ const bridgeConfig = `{"cniVersion":"1.0.0","name":"blue","type":"netyard","isGa
 	`"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}}`
 
 // request returns a runtime's request for a container, and its sandbox as an open file.
-func (d *desk) request(command, container, config string) (cni.Request, *os.File) {
+func (d *recordingDoor) request(command, container, config string) (cni.Request, *os.File) {
 	d.t.Helper()
 	netns, err := os.Open(os.DevNull)
 	if err != nil {
@@ -88,18 +88,23 @@ func (d *desk) request(command, container, config string) (cni.Request, *os.File
 	}, netns
 }
 
+// reply answers a request.
+func (d *recordingDoor) reply(q cni.Request, netns *os.File) (answer, error) {
+	return d.answer(d.t.Context(), q, netns)
+}
+
 // TestWay attaches two containers to a network that the first one makes. Integration's TestWay counts the functions
 // that each request enters.
 func TestWay(t *testing.T) {
 	t.Parallel()
-	d := newDesk(t)
+	d := newRecordingDoor(t)
 	for i, c := range []struct {
 		name, address string
 	}{{"first", "10.4.0.2/24"}, {"second", "10.4.0.3/24"}} {
 		t.Run(c.name, func(t *testing.T) {
 			clear(d.reads)
 			q, netns := d.request("ADD", c.name, fmt.Sprintf(bridgeConfig, 8080+i))
-			a, err := d.answer(t.Context(), q, netns)
+			a, err := d.reply(q, netns)
 			if err != nil {
 				t.Fatal(err)
 			}
