@@ -11,6 +11,7 @@ import (
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/sandbox"
 	"netyard/modes"
+	"netyard/yard/book"
 )
 
 const deadNetwork, deadFirst, deadNext = "aaaaaaaaaaaa01", "eeeeeeeeeeee01", "ffffffffffff02"
@@ -57,7 +58,9 @@ func TestDeadExclusive(t *testing.T) {
 				first := modes.Endpoint{
 					ID: deadFirst, NetworkID: deadNetwork, Maker: maker, Addrs: []netip.Prefix{addr},
 				}
-				if _, err := e.yard.CreateEndpoint(t.Context(), first); err != nil {
+				of := book.Holder{Network: deadNetwork, Endpoint: deadFirst}
+				made := func(modes.Network) (modes.Endpoint, error) { return first, nil }
+				if _, err := e.yard.CreateEndpoint(t.Context(), of, made); err != nil {
 					t.Fatal(err)
 				}
 				_, link, err := e.yard.Join(t.Context(), deadNetwork, deadFirst, path)

@@ -109,26 +109,28 @@ func (d *Door) deleteNetwork(ctx context.Context, q deleteNetwork) (empty, error
 }
 
 func (d *Door) createEndpoint(ctx context.Context, q createEndpoint) (endpointAnswer, error) {
-	n, err := d.Yard.Network(q.NetworkID)
-	if err != nil {
+	onNetwork, givenMAC := false, ""
+	requested := func(n modes.Network) (modes.Endpoint, error) {
+		onNetwork = true
+		e, err := d.endpoint(q, n.Mode)
+		if err != nil {
+			return e, err
+		}
+		e.Maker, givenMAC = caller(ctx), e.MAC
+		if d.Yard.Addressless(n.Mode) { // without a gateway, an engine never sends ProgramExternalConnectivity
+			return e, d.leavePorts(ctx, n, q.Options)
+		}
+		return e, nil
+	}
+	e, err := d.Yard.CreateEndpoint(ctx, book.Holder{Network: q.NetworkID, Endpoint: q.EndpointID}, requested)
+	if err != nil && !onNetwork {
 		return endpointAnswer{}, d.hint(err)
 	}
-	e, err := d.endpoint(q, n.Mode)
 	if err != nil {
-		return endpointAnswer{}, err
-	}
-	if d.Yard.Addressless(n.Mode) { // without a gateway, an engine never sends ProgramExternalConnectivity
-		if err := d.leavePorts(ctx, n, q.Options); err != nil {
-			return endpointAnswer{}, err
-		}
-	}
-	given := e.MAC
-	e.Maker = caller(ctx)
-	if e, err = d.Yard.CreateEndpoint(ctx, e); err != nil {
 		return endpointAnswer{}, err
 	}
 	a := endpointAnswer{Interface: &interfaceAnswer{}}
-	if given == "" {
+	if givenMAC == "" {
 		a.Interface.MacAddress = e.MAC
 	}
 	return a, nil

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 
 	"netyard/modes"
+	"netyard/wake"
 	"netyard/yard"
 	"netyard/yard/attach"
 	"netyard/yard/book"
@@ -48,7 +49,7 @@ type Containerd struct {
 	Log     *slog.Logger
 
 	client *containerd.Client
-	poked  chan struct{}
+	poked  wake.Signal
 	// rebuilt says that this process has rebuilt what it can from containerd, or that there was nothing to rebuild.
 	rebuilt bool
 }
@@ -56,7 +57,7 @@ type Containerd struct {
 // NewContainerd returns the watcher of a containerd. Call Run to start it and Close at the end. It connects on first
 // use. Without an address it has no containerd, and must not be run.
 func NewContainerd(address string, log *slog.Logger) (c *Containerd, err error) {
-	c = &Containerd{Address: address, Log: log, poked: make(chan struct{}, 1)}
+	c = &Containerd{Address: address, Log: log, poked: wake.New()}
 	if address == "" {
 		return c, nil
 	}
@@ -76,10 +77,7 @@ func (c *Containerd) Close() error {
 
 // Poke has containerd checked soon, since something has changed. It does not wait.
 func (c *Containerd) Poke() {
-	select {
-	case c.poked <- struct{}{}:
-	default:
-	}
+	c.poked.Send()
 }
 
 // Run reconciles the records with containerd until ctx ends.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"netyard/modes"
+	"netyard/wake"
 	"netyard/yard"
 	"netyard/yard/book"
 	"netyard/yard/reconcile"
@@ -46,22 +47,19 @@ type Docker struct {
 	// none.
 	RebuildOthers func(context.Context) error
 
-	poked chan struct{}
-	// answers gets a value when the engine has answered, and takes no second one.
-	answers chan struct{}
+	poked wake.Signal
+	// answers wakes follow when the engine has answered.
+	answers wake.Signal
 }
 
 // NewDocker returns the watcher of an engine. Call Run to start it.
 func NewDocker(host string, log *slog.Logger) *Docker {
-	return &Docker{Host: host, Log: log, poked: make(chan struct{}, 1), answers: make(chan struct{}, 1)}
+	return &Docker{Host: host, Log: log, poked: wake.New(), answers: wake.New()}
 }
 
 // Poke has the engine checked soon, since something has changed. It does not wait.
 func (d *Docker) Poke() {
-	select {
-	case d.poked <- struct{}{}:
-	default:
-	}
+	d.poked.Send()
 }
 
 // Run follows the engine's events and reconciles the records with it, until ctx ends.
@@ -125,10 +123,7 @@ func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 	if err != nil {
 		return d.identifyBySandbox(ctx), err
 	}
-	select {
-	case d.answers <- struct{}{}:
-	default:
-	}
+	d.answers.Send()
 	if reconcile.Rebuilding(d.Yard) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
 			return true, err

@@ -155,10 +155,12 @@ func follow(t *testing.T, endpoints ...string) (*fakeEngine, *Docker) {
 	}
 	a := netip.MustParseAddr("10.9.0.2")
 	for _, id := range endpoints {
-		_, err := y.CreateEndpoint(t.Context(), modes.Endpoint{
+		e := modes.Endpoint{
 			ID: id, NetworkID: eventNetwork, Addrs: []netip.Prefix{netip.PrefixFrom(a, 24)},
 			Container: modes.Container{Engine: book.Docker},
-		})
+		}
+		of := book.Holder{Network: eventNetwork, Endpoint: id}
+		_, err := y.CreateEndpoint(t.Context(), of, func(modes.Network) (modes.Endpoint, error) { return e, nil })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -29,6 +29,7 @@ import (
 	"netyard/fabric/tunnel"
 	"netyard/kernel"
 	"netyard/store"
+	"netyard/wake"
 )
 
 // WireGuardPort is the UDP port of WireGuard unless the configuration sets another.
@@ -75,9 +76,10 @@ type Agent struct {
 	tunnel         *tunnel.Tunnel
 	leaving        *leaving
 	tasks          *tasks
-	wake           chan struct{}
+	// wake makes syncLoop run at once.
+	wake wake.Signal
 	// moved is signalled when a network is bound or unbound.
-	moved chan struct{}
+	moved wake.Signal
 
 	// mu guards what follows. Requests take it, so it is never held while the kernel, etcd or the database works.
 	mu       sync.Mutex
@@ -145,8 +147,8 @@ func newAgent(c Config, k Kernel) (*Agent, error) {
 		c.Held = func(string, netip.Addr) bool { return false }
 	}
 	a := &Agent{
-		c: c, kernel: k, self: who.Host, who: who, wake: make(chan struct{}, 1), networks: map[string]*network{},
-		unbinding: map[string]*network{}, reason: etcd.ErrNotYet, tasks: &tasks{}, moved: make(chan struct{}, 1),
+		c: c, kernel: k, self: who.Host, who: who, wake: wake.New(), networks: map[string]*network{},
+		unbinding: map[string]*network{}, reason: etcd.ErrNotYet, tasks: &tasks{}, moved: wake.New(),
 	}
 	a.leaving = &leaving{store: c.Store, client: c.Client, kernel: k, self: who.Host, port: a.Port}
 	if err := errors.Join(a.openAddresses(), a.openTunnel(), a.leaving.close(context.Background())); err != nil {
@@ -181,7 +183,7 @@ func (a *Agent) openAddresses() (err error) {
 	a.addresses, err = address.Open(address.Config{
 		Log: a.c.Log, Store: a.c.Store, Etcd: a.c.Client, Host: a.self, Cooldown: a.c.Cooldown, Held: a.c.Held,
 		Bound:  isBound,
-		Reason: a.whyNoMember, Changed: func(network string) { a.names.Stale(network) }, Wake: a.wakeUp,
+		Reason: a.whyNoMember, Changed: func(network string) { a.names.Stale(network) }, Wake: a.wake.Send,
 	})
 	if err == nil {
 		a.names = nametable.New(a.self, a.addresses.List)
@@ -269,8 +271,8 @@ func (a *Agent) Bind(b Bound) error {
 	if err := a.add(b); err != nil {
 		return err
 	}
-	a.wakeUp()
-	a.notifyMoved()
+	a.wake.Send()
+	a.moved.Send()
 	return nil
 }
 
@@ -309,7 +311,7 @@ func (a *Agent) add(b Bound) (err error) {
 	a.mu.Lock()
 	n.plane = dataplane.New(dataplane.Config{
 		Log: a.c.Log, Kernel: a.kernel, Host: a.self, Port: a.Port, Read: func() bool { return a.read(n) },
-		Tunnel: a.tunnel.Update, HostAddrs: n.addrs.HostAddrs, Retry: a.wakeUp,
+		Tunnel: a.tunnel.Update, HostAddrs: n.addrs.HostAddrs, Retry: a.wake.Send,
 	}, b.Network, b.links(), a.fenced)
 	a.networks[b.ID] = n // from here on it gets changes of hosts
 	a.mu.Unlock()
@@ -348,10 +350,10 @@ func (a *Agent) Unbind(id string) error {
 	n = a.unbinding[id] // also one that an Unbind which failed has taken
 	a.mu.Unlock()
 	a.names.Remove(id)
-	a.notifyMoved()
+	a.moved.Send()
 	stop()
 	err := a.unbind(id, n)
-	a.wakeUp()
+	a.wake.Send()
 	if err != nil {
 		return fmt.Errorf("remove network %s from this host: %w", id, err)
 	}
@@ -425,14 +427,6 @@ func (a *Agent) UnbindExcept(ids []string) error {
 	return nil
 }
 
-// wakeUp makes syncLoop run at once.
-func (a *Agent) wakeUp() {
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
-}
-
 // Networks returns the networks that are on this host.
 func (a *Agent) Networks() (all []Bound) {
 	for _, n := range a.on() {
@@ -443,10 +437,3 @@ func (a *Agent) Networks() (all []Bound) {
 
 // NetworkChanges returns a channel that receives when a network was bound to this host or unbound.
 func (a *Agent) NetworkChanges() <-chan struct{} { return a.moved }
-
-func (a *Agent) notifyMoved() {
-	select {
-	case a.moved <- struct{}{}:
-	default:
-	}
-}

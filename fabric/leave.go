@@ -127,7 +127,7 @@ func (a *Agent) awaitLeft(ctx context.Context) {
 		if err != nil || len(ids) == 0 || a.whyNoMember() != nil || ctx.Err() != nil {
 			return
 		}
-		a.wakeUp()
+		a.wake.Send()
 		time.Sleep(pause)
 	}
 }

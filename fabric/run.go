@@ -63,7 +63,7 @@ func (a *Agent) setReason(err error) {
 	if err != nil && (was == nil || was.Error() != err.Error()) {
 		a.c.Log.Warn("not a member of the cluster", "host", a.c.Host.Name, "host_id", a.self, "err", err)
 	}
-	a.wakeUp()
+	a.wake.Send()
 }
 
 // enter finds the cluster in etcd, or creates it if there is none and this host has never been in one.
@@ -100,7 +100,7 @@ func (a *Agent) enter(ctx context.Context) error {
 	return nil
 }
 
-// syncLoop does pending work: at once after wakeUp, and each second what failed before.
+// syncLoop does pending work: at once after wake, and each second what failed before.
 func (a *Agent) syncLoop(ctx context.Context) error {
 	tick := time.NewTicker(retryEvery)
 	defer tick.Stop()

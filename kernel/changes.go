@@ -14,6 +14,7 @@ import (
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/nft"
+	"netyard/wake"
 )
 
 // Changes reports changes that may have affected an object: changes to links, bridge ports, addresses and queueing
@@ -24,16 +25,13 @@ func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch links: %w", err)
 	}
-	changed := make(chan struct{}, 1)
+	changed := wake.New()
 	core.Follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
 		// No message means an overrun: a relevant one may have been lost.
 		if len(msgs) > 0 && !slices.ContainsFunc(msgs, isRelevant) {
 			return
 		}
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
+		changed.Send()
 	})
 	return changed, nil
 }
@@ -65,8 +63,6 @@ func isRelevant(m syscall.NetlinkMessage) bool {
 
 // BridgeNames returns the names of the bridges of netyard's networks, sorted.
 func (k *Kernel) BridgeNames() (names []string) {
-	nft.Of(k.Handle).Mu.Lock()
-	defer nft.Of(k.Handle).Mu.Unlock()
 	for _, e := range nft.Of(k.Handle).Wanted() {
 		if e.Set == bridge.Bridges {
 			names = append(names, e.Text)

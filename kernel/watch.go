@@ -189,13 +189,11 @@ func (k *Kernel) syncBridges() error {
 			have[e.ID()], fresh = true, append(fresh, e)
 		}
 	}
-	nft.Of(k.Handle).Mu.Lock()
-	for id, w := range nft.Of(k.Handle).WantedElements {
-		if (id.Set == bridge.Foreign || id.Set == bridge.Same) && !have[id] {
-			gone = append(gone, w.Element)
+	for _, e := range nft.Of(k.Handle).Wanted() {
+		if (e.Set == bridge.Foreign || e.Set == bridge.Same) && !have[e.ID()] {
+			gone = append(gone, e)
 		}
 	}
-	nft.Of(k.Handle).Mu.Unlock()
 	if err := nft.Of(k.Handle).Remove(gone); err != nil {
 		return err
 	}

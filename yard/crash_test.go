@@ -114,6 +114,12 @@ func (r *rig) begin(keepStrays bool) {
 	}
 }
 
+// CreateEndpoint creates an endpoint as it is.
+func (r *rig) CreateEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endpoint, error) {
+	of := book.Holder{Network: e.NetworkID, Endpoint: e.ID}
+	return r.Yard.CreateEndpoint(ctx, of, func(modes.Network) (modes.Endpoint, error) { return e, nil })
+}
+
 // with adds a mode to the yard, until it is started again.
 func (r *rig) with(name string, newMode modes.New) {
 	r.Config.Modes[name] = newMode(modes.Env{})

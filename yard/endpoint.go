@@ -19,21 +19,29 @@ import (
 )
 
 // CreateEndpoint records an endpoint and returns it with the MAC that it will have; the kernel is changed when it is
-// joined. Dead endpoints that have its addresses are removed.
-func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (made modes.Endpoint, err error) {
+// joined. requested returns the endpoint as its door wants it on the network. Dead endpoints that have its addresses
+// are removed.
+func (y *Yard) CreateEndpoint(
+	ctx context.Context, of book.Holder, requested func(modes.Network) (modes.Endpoint, error),
+) (made modes.Endpoint, err error) {
 	err = y.RetryWithoutDead(ctx, func(*book.LiveCheck) error {
-		made, err = y.createEndpoint(ctx, e)
+		made, err = y.createEndpoint(ctx, of, requested)
 		return err
 	})
 	return made, err
 }
 
-func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endpoint, error) {
-	h, err := y.HoldNew(ctx, e.NetworkID, e.ID)
+func (y *Yard) createEndpoint(
+	ctx context.Context, of book.Holder, requested func(modes.Network) (modes.Endpoint, error),
+) (e modes.Endpoint, err error) {
+	h, err := y.HoldNew(ctx, of.Network, of.Endpoint)
 	if err != nil {
 		return e, err
 	}
 	defer h.Release()
+	if e, err = requested(h.Network); err != nil {
+		return e, err
+	}
 	if h.Network.Phase != modes.Ready {
 		return e, fmt.Errorf("network %s is being created or deleted", book.Label(h.Network))
 	}
@@ -300,9 +308,14 @@ func (y *Yard) FinishLater(network, id string) {
 	})
 }
 
+// finishTimeout bounds the removal of an endpoint in the background, which waits for requests about the endpoint and
+// its network: others wait for their turn. Retry removes later what was not removed by then.
+const finishTimeout = 30 * time.Second
+
 // finish removes the link and the record of an endpoint, if it is still Deleting.
 func (y *Yard) finish(network, id string) error {
-	ctx := context.Background() // nobody waits for this
+	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
+	defer cancel()
 	h, err := y.Hold(ctx, network, id)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil

@@ -98,7 +98,7 @@ func (w *world) joins(t *testing.T, id string, j routedNetwork) (string, error) 
 		ID: id[:11] + strings.Repeat("e", 53), NetworkID: id, Container: modes.Container{Engine: book.Docker},
 		Addrs: []netip.Prefix{netip.PrefixFrom(s.Pool.Addr().Next().Next(), s.Pool.Bits())},
 	}
-	if _, err := w.y.CreateEndpoint(t.Context(), e); err != nil {
+	if err := w.createEndpoint(t.Context(), e); err != nil {
 		t.Fatal(err)
 	}
 	_, link, err := w.y.Join(t.Context(), id, e.ID, "/run/docker/netns/1")

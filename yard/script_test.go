@@ -253,8 +253,7 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 			w.asked[id] = p
 		}
 		e.Addrs = []netip.Prefix{p}
-		_, err = w.y.CreateEndpoint(ctx, e)
-		return "", err
+		return "", w.createEndpoint(ctx, e)
 	case "set":
 		_, err := w.y.ChangeEndpoint(ctx, n.ID, id, options(a.words[3:]...))
 		return "", err

@@ -210,6 +210,13 @@ func (w *world) plain(text string) string {
 	return strings.ReplaceAll(text, "netyard:", "")
 }
 
+// createEndpoint creates an endpoint as it is.
+func (w *world) createEndpoint(ctx context.Context, e modes.Endpoint) error {
+	of := book.Holder{Network: e.NetworkID, Endpoint: e.ID}
+	_, err := w.y.CreateEndpoint(ctx, of, func(modes.Network) (modes.Endpoint, error) { return e, nil })
+	return err
+}
+
 func sandboxOf(container string) string { return "/run/netns/" + container }
 
 // engineMoves moves a joined endpoint's link into the container, as Docker does.

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"netyard/wake"
 )
 
 var (
@@ -69,7 +71,7 @@ type Client struct {
 	// connected says that a connection has been made before.
 	connected bool
 	// rechecks are signalled when etcd may have been restored from a backup.
-	rechecks []chan struct{}
+	rechecks []wake.Signal
 	// writeTimes is a ring of how long the last writes took.
 	writeTimes [keptWrites]time.Duration
 	writeCount int
@@ -179,14 +181,14 @@ func (c *Client) connect(ctx context.Context, addr string) (net.Conn, error) {
 // Rechecks returns a channel that receives when etcd may have been restored from a backup, so that everything must be
 // read again, until stop is called.
 func (c *Client) Rechecks() (when <-chan struct{}, stop func()) {
-	ch := make(chan struct{}, 1)
+	ch := wake.New()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rechecks = append(c.rechecks, ch)
 	return ch, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.rechecks = slices.DeleteFunc(c.rechecks, func(other chan struct{}) bool { return other == ch })
+		c.rechecks = slices.DeleteFunc(c.rechecks, func(other wake.Signal) bool { return other == ch })
 	}
 }
 
@@ -195,10 +197,7 @@ func (c *Client) Recheck() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, ch := range c.rechecks {
-		select {
-		case ch <- struct{}{}:
-		default:
-		}
+		ch.Send()
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"netyard/cni"
@@ -50,13 +51,8 @@ type Server struct {
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
-	done := make(chan struct{}, 1<<10)
-	running := 0
-	defer func() {
-		for ; running > 0; running-- {
-			<-done
-		}
-	}()
+	var running sync.WaitGroup
+	defer running.Wait()
 	for {
 		c, err := l.Accept()
 		if ctx.Err() != nil {
@@ -65,19 +61,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 		}
-		for more := true; more; { // count those that have ended
-			select {
-			case <-done:
-				running--
-			default:
-				more = false
-			}
-		}
-		running++
-		go func() {
-			s.serve(context.WithoutCancel(ctx), c)
-			done <- struct{}{}
-		}()
+		running.Go(func() { s.serve(context.WithoutCancel(ctx), c) })
 	}
 }
 

@@ -76,8 +76,5 @@ func answerLost(err error) bool {
 
 // RequestCheck asks the watcher to compare soon.
 func (k *Handle) RequestCheck() {
-	select {
-	case k.CheckRequested <- struct{}{}:
-	default:
-	}
+	k.CheckRequested.Send()
 }

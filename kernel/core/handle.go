@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"netyard/wake"
 )
 
 // A Handle gives access to one network namespace, that of the host.
@@ -25,7 +27,7 @@ type Handle struct {
 	// Threads is the namespace that a thread must enter to see the sysctls of NS; closed (-1) if the process is in NS.
 	Threads netns.NsHandle
 	// CheckRequested makes the watcher compare.
-	CheckRequested chan struct{}
+	CheckRequested wake.Signal
 	// Shared records the objects that several networks want.
 	Shared SharedObjects
 	// Sys is the sysfs directory that shows what netlink does not show of links.
@@ -52,7 +54,7 @@ func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
 	}
 	return &Handle{
 		Log: log, NL: handle, Sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own}, NS: ns, Threads: threads,
-		CheckRequested: make(chan struct{}, 1), Sys: "/sys/class/net", kept: map[reflect.Type]any{},
+		CheckRequested: wake.New(), Sys: "/sys/class/net", kept: map[reflect.Type]any{},
 	}, nil
 }
 

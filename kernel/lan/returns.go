@@ -72,13 +72,11 @@ func (r ReturnNAT) Ensure(k *core.Handle) error {
 func (r ReturnNAT) Remove(k *core.Handle) error {
 	var id nft.ElementID
 	id.Set, id.Key = r.Key()
-	nft.Of(k).Mu.Lock()
-	w := nft.Of(k).WantedElements[id]
-	nft.Of(k).Mu.Unlock()
-	if w == nil {
+	e, ok := nft.Of(k).WantedAt(id)
+	if !ok {
 		return nil
 	}
-	if err := nft.Of(k).Remove([]nft.Element{w.For(r.Owner)}); err != nil {
+	if err := nft.Of(k).Remove([]nft.Element{e.For(r.Owner)}); err != nil {
 		return err
 	}
 	return deleteFlowsTo(k, r.Route.Dst)
@@ -96,9 +94,7 @@ func (r ReturnNAT) Check(s *core.View) []string {
 	if !nft.NoTable(s) {
 		return e.Check(s)
 	}
-	nft.Of(s.Handle).Mu.Lock()
-	defer nft.Of(s.Handle).Mu.Unlock()
-	if w := nft.Of(s.Handle).WantedElements[e.ID()]; w == nil || w.Content != e.Content {
+	if w, ok := nft.Of(s.Handle).WantedAt(e.ID()); !ok || w.Content != e.Content {
 		return []string{r.String() + " is missing or different"}
 	}
 	return nil

@@ -28,8 +28,8 @@ func (f *Firewall) Adopt(of func(rule.SetName) bool) error {
 		for set, keys := range have {
 			for key, c := range keys {
 				e := Element{Set: set, Text: rule.Show(f.Rules.Sets, set, key, c.End), Key: key, Content: c}
-				if f.WantedElements[e.ID()] == nil && !f.removedEarly[e.ID()] && !f.superseded(e, decided) {
-					f.WantedElements[e.ID()] = &WantedElement{Element: e, owners: map[string]bool{}}
+				if f.wanted[e.ID()] == nil && !f.removedEarly[e.ID()] && !f.superseded(e, decided) {
+					f.wanted[e.ID()] = &wantedElement{Element: e, owners: map[string]bool{}}
 				}
 			}
 		}
@@ -90,7 +90,7 @@ func policyKeyOf(e Element) (r policyKey, ok bool) {
 // decided returns what the policies in the records decide about.
 func (f *Firewall) decided() map[policyKey]bool {
 	all := map[policyKey]bool{}
-	for _, w := range f.WantedElements {
+	for _, w := range f.wanted {
 		if r, ok := policyKeyOf(w.Element); ok && w.owners[PolicyOwner] {
 			all[r] = true
 		}

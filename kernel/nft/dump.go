@@ -20,10 +20,10 @@ import (
 func (f *Firewall) removeStray(id ElementID) error {
 	return f.RunLater(Turn{Act: "remove a stray element of set " + string(id.Set), Do: func() error {
 		f.Mu.Lock()
-		w := f.WantedElements[id]
+		w := f.wanted[id]
 		wanted := w != nil && len(w.owners) > 0
 		if !wanted {
-			delete(f.WantedElements, id)
+			delete(f.wanted, id)
 		}
 		f.Mu.Unlock()
 		if wanted {

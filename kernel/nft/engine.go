@@ -12,7 +12,7 @@ import (
 // Open stores a firewall with these rules with a handle. Kernel.LoadFirewall loads them into the kernel.
 func Open(h *core.Handle, rules rule.Ruleset) error {
 	f := Connect(h.Log, int(h.NS))
-	f.Handle, f.Rules, f.WantedElements, f.poke = h, rules, map[ElementID]*WantedElement{}, h.RequestCheck
+	f.Handle, f.Rules, f.wanted, f.poke = h, rules, map[ElementID]*wantedElement{}, h.RequestCheck
 	if err := f.out.Open(); err != nil {
 		return err
 	}

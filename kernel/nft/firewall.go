@@ -75,8 +75,8 @@ func (e Element) For(owner string) Element {
 	return e
 }
 
-// A WantedElement is an element that the kernel must have, and its owners. An adopted one has none.
-type WantedElement struct {
+// A wantedElement is an element that the kernel must have, and its owners. An adopted one has none.
+type wantedElement struct {
 	Element
 	owners map[string]bool
 }
@@ -135,9 +135,9 @@ type Firewall struct {
 	// Reader queries the kernel.
 	Reader *reader
 
-	Mu             sync.Mutex
-	Sets           rule.SetBook
-	WantedElements map[ElementID]*WantedElement
+	Mu     sync.Mutex
+	Sets   rule.SetBook
+	wanted map[ElementID]*wantedElement
 	// removedEarly are the elements that were removed before the ruleset was loaded, see noteRemovedEarly.
 	removedEarly map[ElementID]bool
 
@@ -345,15 +345,15 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, e := range elements {
-		if w := f.WantedElements[e.ID()]; w != nil && w.Content != e.Content {
+		if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content {
 			return nil, nil, fmt.Errorf("add %s: %s has the same key and another interval or value", e, w.Element)
 		}
 	}
 	for _, e := range elements {
-		w := f.WantedElements[e.ID()]
+		w := f.wanted[e.ID()]
 		if w == nil {
-			w = &WantedElement{Element: e, owners: map[string]bool{}}
-			f.WantedElements[e.ID()] = w
+			w = &wantedElement{Element: e, owners: map[string]bool{}}
+			f.wanted[e.ID()] = w
 			fresh = append(fresh, e)
 		}
 		if !w.owners[e.Owner] {
@@ -369,14 +369,14 @@ func (f *Firewall) removeOwners(elements []Element) (gone []Element) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, e := range elements {
-		w := f.WantedElements[e.ID()]
+		w := f.wanted[e.ID()]
 		if w == nil {
 			continue
 		}
 		delete(w.owners, e.Owner)
 		if len(w.owners) == 0 {
 			gone = append(gone, e)
-			delete(f.WantedElements, e.ID())
+			delete(f.wanted, e.ID())
 		}
 	}
 	return gone
@@ -408,7 +408,7 @@ func (f *Firewall) removeNow(elements []Element) error {
 		f.Mu.Lock()
 		defer f.Mu.Unlock()
 		for _, e := range gone {
-			f.WantedElements[e.ID()] = &WantedElement{Element: e, owners: map[string]bool{e.Owner: true}}
+			f.wanted[e.ID()] = &wantedElement{Element: e, owners: map[string]bool{e.Owner: true}}
 		}
 	}
 	return err
@@ -428,10 +428,22 @@ func (f *Firewall) noteRemovedEarly(elements []Element) {
 
 // Wanted returns the wanted elements.
 func (f *Firewall) Wanted() (all []Element) {
-	for _, w := range f.WantedElements {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
+	for _, w := range f.wanted {
 		all = append(all, w.Element)
 	}
 	return all
+}
+
+// WantedAt returns the wanted element of a set and key.
+func (f *Firewall) WantedAt(id ElementID) (e Element, ok bool) {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
+	if w := f.wanted[id]; w != nil {
+		return w.Element, true
+	}
+	return e, false
 }
 
 // Change queues an operation on elements, set by set.
@@ -485,9 +497,9 @@ func (f *Firewall) Replace(ctx context.Context, wanted map[ElementID]Element, kn
 // that undoing the change restores an adopted element as adopted.
 type policyChange struct {
 	// gone are removed, fresh are added.
-	gone, fresh []*WantedElement
+	gone, fresh []*wantedElement
 	// acquired stay, and are owned by policy from now on; released stay, and no longer are.
-	acquired, released []*WantedElement
+	acquired, released []*wantedElement
 }
 
 // inverse returns the change that undoes c.
@@ -506,16 +518,16 @@ func (f *Firewall) diffPolicy(wanted map[ElementID]Element, known []netip.Addr) 
 			decided[r] = true
 		}
 	}
-	for id, w := range f.WantedElements {
+	for id, w := range f.wanted {
 		ours := w.owners[PolicyOwner] || len(w.owners) == 0 && f.superseded(w.Element, decided)
 		if e, keep := wanted[id]; ours && (!keep || e.Content != w.Content) {
 			c.gone = append(c.gone, w)
 		}
 	}
 	for id, e := range wanted {
-		switch w := f.WantedElements[id]; {
+		switch w := f.wanted[id]; {
 		case w == nil || w.Content != e.Content:
-			c.fresh = append(c.fresh, &WantedElement{Element: e, owners: map[string]bool{PolicyOwner: true}})
+			c.fresh = append(c.fresh, &wantedElement{Element: e, owners: map[string]bool{PolicyOwner: true}})
 		case !w.owners[PolicyOwner]:
 			c.acquired = append(c.acquired, w)
 		}
@@ -536,7 +548,7 @@ func (f *Firewall) applyPolicy(c policyChange) error {
 	return err
 }
 
-func elementsIn(wanted []*WantedElement) (all []Element) {
+func elementsIn(wanted []*wantedElement) (all []Element) {
 	for _, w := range wanted {
 		all = append(all, w.Element)
 	}
@@ -566,10 +578,10 @@ func (f *Firewall) recordPolicy(c policyChange) {
 	f.Mu.Lock()
 	defer f.Mu.Unlock()
 	for _, w := range c.gone {
-		delete(f.WantedElements, w.ID())
+		delete(f.wanted, w.ID())
 	}
 	for _, w := range c.fresh {
-		f.WantedElements[w.ID()] = w
+		f.wanted[w.ID()] = w
 	}
 	for _, w := range c.acquired {
 		w.owners[PolicyOwner] = true
@@ -602,7 +614,7 @@ func (f *Firewall) ReplaceElement(e Element) error {
 	defer cancel()
 	f.Mu.Lock()
 	var old []Element
-	if w := f.WantedElements[e.ID()]; w != nil && w.Content != e.Content {
+	if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content {
 		old = []Element{w.For("")} // an adopted element has no owner
 		for owner := range w.owners {
 			old = append(old, w.For(owner))

@@ -23,9 +23,7 @@ func syncFlows(k *core.Handle) error {
 	if err != nil {
 		return err
 	}
-	nft.Of(k).Mu.Lock()
 	stale := newFlowFilter(nft.Of(k).Wanted(), addrs, nets)
-	nft.Of(k).Mu.Unlock()
 	n, err := k.ForgetFlows(stale, unix.AF_INET, unix.AF_INET6)
 	if err != nil {
 		return fmt.Errorf("delete stale UDP flows: %w", err)

@@ -75,10 +75,8 @@ func (p OpenPort) Elements() []nft.Element {
 // Opened returns the open ports of containers that the ruleset has, as Published returns the published ports of the
 // host.
 func Opened(k *core.Handle) (all []OpenPort) {
-	nft.Of(k).Mu.Lock()
-	defer nft.Of(k).Mu.Unlock()
-	for _, w := range nft.Of(k).WantedElements {
-		if p, ok := OpenPortOf(w.Element); ok {
+	for _, e := range nft.Of(k).Wanted() {
+		if p, ok := OpenPortOf(e); ok {
 			all = append(all, p)
 		}
 	}

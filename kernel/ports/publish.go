@@ -105,10 +105,8 @@ func (p Publication) Elements() (all []nft.Element) {
 
 // Published returns the publications that the ruleset has, from which lost records are rebuilt.
 func Published(k *core.Handle) (all []Publication) {
-	nft.Of(k).Mu.Lock()
-	defer nft.Of(k).Mu.Unlock()
-	for _, w := range nft.Of(k).WantedElements {
-		if p, ok := PublicationOf(w.Element); ok {
+	for _, e := range nft.Of(k).Wanted() {
+		if p, ok := PublicationOf(e); ok {
 			all = append(all, p)
 		}
 	}

@@ -266,7 +266,8 @@ func (s *station) on(n modes.Network, id string) (c *kerneltest.Host, e modes.En
 		})
 	}
 	e = endpoint(n, id, addrs...)
-	_, err = s.CreateEndpoint(s.t.Context(), e)
+	of := book.Holder{Network: n.ID, Endpoint: id}
+	_, err = s.CreateEndpoint(s.t.Context(), of, func(modes.Network) (modes.Endpoint, error) { return e, nil })
 	must(s.t, err)
 	c = kerneltest.New(s.t)
 	_, link, err := s.Join(s.t.Context(), n.ID, e.ID, c.Path())

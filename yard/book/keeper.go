@@ -3,11 +3,13 @@ package book
 import (
 	"sync"
 	"sync/atomic"
+
+	"netyard/wake"
 )
 
 // A Keeper is the state of KeepLeases.
 type Keeper struct {
-	Poked chan struct{}
+	Poked wake.Signal
 	Dirty atomic.Bool // a transaction marked a lease to be released
 	Mu    sync.Mutex
 	Busy  map[string]bool // the leases whose task is running
@@ -16,8 +18,5 @@ type Keeper struct {
 
 // WakeLeases makes KeepLeases check the leases now.
 func (y *Book) WakeLeases() {
-	select {
-	case y.Keeper.Poked <- struct{}{}:
-	default:
-	}
+	y.Keeper.Poked.Send()
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"netyard/modes"
+	"netyard/wake"
 )
 
 // New returns a Book with the defaults of its configuration filled in.
@@ -22,7 +23,7 @@ func New(c Config) *Book {
 	}
 	return &Book{
 		Config: c, Started: c.Now(), Options: modes.NewTable(c.Modes),
-		Sharing: Sharing{Poked: make(chan struct{}, 1), Conflicts: map[string][]Conflict{}},
-		Keeper:  Keeper{Poked: make(chan struct{}, 1)},
+		Sharing: Sharing{Poked: wake.New(), Conflicts: map[string][]Conflict{}},
+		Keeper:  Keeper{Poked: wake.New()},
 	}
 }

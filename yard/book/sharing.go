@@ -5,6 +5,7 @@ import (
 
 	"netyard/kernel/sandbox"
 	"netyard/modes"
+	"netyard/wake"
 )
 
 // A Conflict is a port that an endpoint wants to share with the host, and that has another owner.
@@ -21,15 +22,12 @@ type Conflict struct {
 
 // Sharing is the state of the watcher that shares ports of sandboxes with the host.
 type Sharing struct {
-	Poked     chan struct{}
+	Poked     wake.Signal
 	Mu        sync.Mutex
 	Conflicts map[string][]Conflict // by endpoint
 }
 
 // Wake makes the watcher read the records now.
 func (s *Sharing) Wake() {
-	select {
-	case s.Poked <- struct{}{}:
-	default:
-	}
+	s.Poked.Send()
 }

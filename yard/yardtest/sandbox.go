@@ -31,9 +31,14 @@ func (k *Kernel) OpenSandbox(path string) (fd int) {
 	k.made++
 	const first = 100
 	fd = first + k.made
+	k.AddSandbox(path, fd)
+	return fd
+}
+
+// AddSandbox makes a sandbox that a descriptor of the caller's stands for.
+func (k *Kernel) AddSandbox(path string, fd int) {
 	id := core.NamespaceID{Dev: 1, Ino: uint64(fd)} //nolint:gosec // positive
 	k.sandboxes = append(k.sandboxes, &box{path: path, id: id})
-	return fd
 }
 
 // EndSandbox removes a sandbox with the links in it, as the kernel does when a container ends.

@@ -13,8 +13,8 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// TestMend shows that drift is repaired, and that what is not netyard's is left alone.
-func TestMend(t *testing.T) {
+// TestRepair shows that drift is repaired, and that what is not netyard's is left alone.
+func TestRepair(t *testing.T) {
 	t.Parallel()
 	br, veth := core.Name(core.BridgePrefix, netID), core.Name(core.VethPrefix, epID)
 	r := r6(t)
@@ -38,7 +38,7 @@ func TestMend(t *testing.T) {
 		"sysctl -qw net.ipv4.ip_forward=0; ip link set " + br + " down", "ip link del " + br,
 	} {
 		r.host.Sh(t, cmd)
-		mended(t, r, cmd)
+		repaired(t, r, cmd)
 	}
 	if got := kerneltest.Normal(r.host.Sh(t, mine)); got != before {
 		t.Errorf("somebody else's link is not as it was:\n%s\n%s", before, got)
@@ -55,14 +55,14 @@ func TestMend(t *testing.T) {
 	}
 }
 
-// mended waits until doctor has no findings.
-func mended(t *testing.T, r *rig, cmd string) {
+// repaired waits until doctor has no findings.
+func repaired(t *testing.T, r *rig, cmd string) {
 	t.Helper()
 	start := time.Now()
 	for {
 		found, err := reconcile.Audit(t.Context(), r.Yard, nil)
 		if err == nil && len(found) == 0 {
-			t.Logf("%s: mended after %s", cmd, time.Since(start).Round(time.Millisecond))
+			t.Logf("%s: repaired after %s", cmd, time.Since(start).Round(time.Millisecond))
 			return
 		}
 		if time.Since(start) > 10*time.Second {
@@ -72,8 +72,8 @@ func mended(t *testing.T, r *rig, cmd string) {
 	}
 }
 
-// TestMendLeavesAlone shows that no kind of object is repaired without drift.
-func TestMendLeavesAlone(t *testing.T) {
+// TestRepairLeavesAlone shows that no kind of object is repaired without drift.
+func TestRepairLeavesAlone(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	n := r.network()
