@@ -74,9 +74,9 @@ func TestReadOnce(t *testing.T) {
 	}{
 		{"CreateNetwork", plain(), map[string]int{}},
 		{"CreateEndpoint", endpoint, map[string]int{network: 1}},
-		{"Join", sandbox, once},
-		{"ProgramExternalConnectivity", published, map[string]int{network: 1, both: 2}}, // all endpoints: who lends ports
-		{"RevokeExternalConnectivity", ids, once},
+		{"Join", sandbox, map[string]int{network: 1, both: 2}}, // all endpoints: what routes its sandbox has
+		{"ProgramExternalConnectivity", published, once},
+		{"RevokeExternalConnectivity", ids, map[string]int{network: 2, both: 1}}, // before, whether it is routed
 		{"Leave", ids, once},
 		{"DeleteEndpoint", ids, once},
 	} {
