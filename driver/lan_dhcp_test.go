@@ -176,7 +176,11 @@ func (d *dhcpLAN) lease(last string) (l lease.DHCPLease) {
 func (d *dhcpLAN) rename(name string) {
 	d.t.Helper()
 	c := modes.Container{Engine: book.Docker, ID: "c01", Name: name}
-	if err := reconcile.Identify(d.yard, "aaaaaaaaaaaa01", "eeeeeeeeee01", c); err != nil {
+	e, err := d.yard.Endpoint("aaaaaaaaaaaa01", "eeeeeeeeee01")
+	if err == nil {
+		err = reconcile.Identify(d.t.Context(), d.yard, e, c)
+	}
+	if err != nil {
 		d.t.Fatal(err)
 	}
 }

@@ -185,7 +185,7 @@ func (c *Containerd) check(ctx context.Context) error {
 	if err := reconcile.Reconcile(ctx, c.Yard, census); err != nil {
 		return fmt.Errorf("reconcile with %s: %w", book.Containerd, err)
 	}
-	return c.recordProcesses()
+	return c.recordProcesses(ctx)
 }
 
 // Census asks containerd for all containers that can have attachments.
@@ -247,7 +247,7 @@ func ownerOf(o containers.Container) modes.Container {
 var processOf = regexp.MustCompile(`^/proc/(\d+)/ns/net$`)
 
 // recordProcesses records the processes of attachments whose sandbox's path has a process ID.
-func (c *Containerd) recordProcesses() error {
+func (c *Containerd) recordProcesses(ctx context.Context) error {
 	es, err := c.Yard.Endpoints()
 	if err != nil {
 		return err
@@ -260,7 +260,7 @@ func (c *Containerd) recordProcesses() error {
 		}
 		pid, err := strconv.Atoi(m[1])
 		if err == nil {
-			err = reconcile.Identify(c.Yard, e.NetworkID, e.ID, modes.Container{PID: pid})
+			err = reconcile.Identify(ctx, c.Yard, e, modes.Container{PID: pid})
 		}
 		errs = append(errs, err)
 	}

@@ -109,7 +109,7 @@ func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 	}
 	c, err := d.Census(ctx)
 	if err != nil {
-		return d.identifyBySandbox(), err
+		return d.identifyBySandbox(ctx), err
 	}
 	if reconcile.Rebuilding(d.Yard) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
@@ -122,7 +122,7 @@ func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 	if err := reconcile.Reconcile(ctx, d.Yard, c); err != nil {
 		return true, fmt.Errorf("reconcile with %s: %w", book.Docker, err)
 	}
-	return d.identifyBySandbox() || d.hasUnnamedNetwork(), nil
+	return d.identifyBySandbox(ctx) || d.hasUnnamedNetwork(), nil
 }
 
 // hasUnnamedNetwork reports whether the name of one of the engine's networks is not known yet.
@@ -135,7 +135,7 @@ func (d *Docker) hasUnnamedNetwork() bool {
 
 // identifyBySandbox finds the processes and container IDs of endpoints whose container is not fully known, without
 // asking the engine. unnamed says that the container of one of them remains unknown or unnamed.
-func (d *Docker) identifyBySandbox() (unnamed bool) {
+func (d *Docker) identifyBySandbox(ctx context.Context) (unnamed bool) {
 	es, err := d.Yard.Endpoints()
 	if err != nil {
 		return false
@@ -154,7 +154,7 @@ func (d *Docker) identifyBySandbox() (unnamed bool) {
 	first := scanProcesses()
 	for _, e := range unknown {
 		if c, ok := first.container(e.Sandbox); ok {
-			if err := reconcile.Identify(d.Yard, e.NetworkID, e.ID, c); err != nil {
+			if err := reconcile.Identify(ctx, d.Yard, e, c); err != nil {
 				d.Log.Warn("endpoint's container not recorded", "endpoint", e.ID, "err", err)
 			}
 			unnamed = unnamed || e.Container.Name == "" || e.Container.Hostname == ""

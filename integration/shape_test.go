@@ -109,6 +109,30 @@ func TestShape(t *testing.T) {
 	}
 	t.Run("sleeps", func(t *testing.T) { sleeps(t, all) })
 	t.Run("columns", func(t *testing.T) { longLines(t, all) })
+	t.Run("signatures", func(t *testing.T) { longSignatures(t, all) })
+}
+
+// passed are the packages where a value that was loaded is passed on, instead of its parts (ADR 27).
+var passed = regexp.MustCompile(`^(yard|driver|cni/door)(/|$)`)
+
+// longSignatures finds functions with more than five parameters, or more than three results.
+func longSignatures(t *testing.T, all []source) {
+	t.Helper()
+	const params, results = 5, 3
+	for _, s := range all {
+		if s.tests || !passed.MatchString(path.Dir(s.name)) {
+			continue
+		}
+		for _, d := range s.file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			if in, out := f.Type.Params.NumFields(), f.Type.Results.NumFields(); in > params || out > results {
+				t.Errorf("%s: %s takes %d values and returns %d", s.at(f), f.Name, in, out)
+			}
+		}
+	}
 }
 
 // largest prints the five largest, and fails for those above the limit.

@@ -42,7 +42,15 @@ func (b Bucket[T]) Get(tx Tx, key string) (v T, err error) {
 	if raw == nil {
 		return v, fmt.Errorf("%s %s: %w", b.Name, key, ErrNotFound)
 	}
+	tx.note(b.Name, key)
 	return b.decode(key, raw)
+}
+
+// note tells who wants to know that a record is read.
+func (tx Tx) note(bucket, key string) {
+	if tx.read != nil {
+		tx.read(bucket, key)
+	}
 }
 
 // Delete deletes the record under key; a missing one is no error.
@@ -66,6 +74,7 @@ func (b Bucket[T]) Each(tx Tx, prefix string, fn func(key string, v T) error) er
 	}
 	c := bk.Cursor()
 	for k, raw := c.Seek([]byte(prefix)); k != nil && bytes.HasPrefix(k, []byte(prefix)); k, raw = c.Next() {
+		tx.note(b.Name, string(k))
 		v, err := b.decode(string(k), tx.latest(b.Name, string(k), raw))
 		if err == nil {
 			err = fn(string(k), v)

@@ -47,6 +47,7 @@ type Store struct {
 	db         *bbolt.DB
 	journal    journal
 	copyWriter copyWriter
+	read       func(bucket, key string)
 	// Damaged is the path that a damaged file was moved to; empty when the file was sound.
 	Damaged string
 	// Fresh says that there was no file, or an empty one.
@@ -74,6 +75,7 @@ type CopyState struct {
 // A Tx is a transaction: either all of its writes take effect, or none does.
 type Tx struct {
 	tx      *bbolt.Tx
+	read    func(bucket, key string)
 	pending []*pendingWrite // writes that the file does not have yet
 	kept    *copyTx         // nil: there is no copy to write
 }
@@ -86,6 +88,8 @@ type Config struct {
 	Now    func() time.Time
 	// Init writes the first records of a new file, in the transaction that creates it. nil: there are none.
 	Init func(Tx) error
+	// Read is called with each record that a transaction reads; nil: nobody wants to know. Tests count with it.
+	Read func(bucket, key string)
 	// CopiedBuckets lists the buckets whose records have a copy beside the file and survive its loss.
 	CopiedBuckets []string
 	// FlushDelay is how long a write by Bucket.PutSoon waits for a transaction to be part of; default 20 ms.
@@ -99,7 +103,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(c.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
-	s := &Store{copyWriter: copyWriter{path: c.Path + keptSuffix, buckets: c.CopiedBuckets}}
+	s := &Store{copyWriter: copyWriter{path: c.Path + keptSuffix, buckets: c.CopiedBuckets}, read: c.Read}
 	if s.journal.wait = c.FlushDelay; c.FlushDelay == 0 {
 		s.journal.wait = flushDelay
 	}
@@ -294,7 +298,7 @@ func schemaOf(meta *bbolt.Bucket) (int, error) {
 // View calls fn with a consistent view of the records.
 func (s *Store) View(fn func(Tx) error) error {
 	newer := s.journal.pending() // read before the transaction begins: isIn tells those that are flushed in between
-	return s.db.View(func(tx *bbolt.Tx) error { return fn(Tx{tx: tx, pending: newer}) })
+	return s.db.View(func(tx *bbolt.Tx) error { return fn(Tx{tx: tx, read: s.read, pending: newer}) })
 }
 
 // Update changes records; if fn fails, nothing changes. It holds the only write lock, so fn must not do kernel work.
@@ -306,7 +310,7 @@ func (s *Store) Update(fn func(Tx) error) error {
 		if flushed, err = s.journal.writeTo(tx); err != nil {
 			return err
 		}
-		if err := fn(Tx{tx: tx, kept: kept}); err != nil {
+		if err := fn(Tx{tx: tx, read: s.read, kept: kept}); err != nil {
 			return err
 		}
 		return kept.stage(tx)

@@ -51,9 +51,17 @@ func (r *rig) made() modes.Network {
 
 func (p place) request(n modes.Network, name string) book.AttachRequest {
 	return book.AttachRequest{
-		NetworkID: n.ID, Attachment: name, IfName: "eth0", Sandbox: p.path, NS: p.NS(),
+		Network: n, Attachment: name, IfName: "eth0", Sandbox: p.path, NS: p.NS(),
 		Container: modes.Container{Engine: book.CNI},
 	}
+}
+
+// again returns a network as a door finds it now.
+func (r *rig) again(n modes.Network) modes.Network {
+	r.t.Helper()
+	n, err := r.Network(n.ID)
+	must(r.t, err)
+	return n
 }
 
 func (p place) end(n modes.Network, name string) attach.DetachRequest {
@@ -199,7 +207,7 @@ func TestJoinDies(t *testing.T) {
 func TestDeleteBusy(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
-	release, err := r.Hold(t.Context(), netID, epID)
+	held, err := r.Hold(t.Context(), netID, epID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +224,7 @@ func TestDeleteBusy(t *testing.T) {
 	if err := pool.ReleaseAddress(t.Context(), r.Yard, "10.9.0.0/24", is.Addrs[0].Addr()); err != nil {
 		t.Error(err)
 	}
-	release()
+	held.Release()
 	r.Late.Wait()
 	if is, err := r.Endpoint(netID, epID); !errors.Is(err, book.ErrNotFound) {
 		t.Errorf("the endpoint stayed: %v %v", is, err)
@@ -342,7 +350,7 @@ func TestAttachRefused(t *testing.T) {
 		"the host for a sandbox":      {func(q *book.AttachRequest) { q.NS = r.host.NS() }, "host's own"},
 		"an address of no subnet":     {func(q *book.AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.1.1.1")} }, "no subnet for it"},
 		"the gateway's address":       {func(q *book.AttachRequest) { q.Addrs = []netip.Addr{netip.MustParseAddr("10.9.0.1")} }, "taken"},
-		"a network that is not there": {func(q *book.AttachRequest) { q.NetworkID = "nope" }, "not found"},
+		"a network that is not there": {func(q *book.AttachRequest) { q.Network.ID = "nope" }, "not found"},
 		"a port on an address of none": {func(q *book.AttachRequest) {
 			q.Ports = []book.PortRequest{{
 				Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.7"), HostPort: 80, HostPortEnd: 80,

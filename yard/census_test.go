@@ -59,8 +59,9 @@ func joined(t *testing.T, plugged bool) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.Container.Engine = "docker"
-	if err := reconcile.Identify(r.Yard, netID, epID, e.Container); err != nil {
+	who := e.Container
+	who.Engine = "docker"
+	if err := reconcile.Identify(t.Context(), r.Yard, e, who); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := r.Join(t.Context(), netID, epID, "/proc/self/ns/net"); err != nil {

@@ -17,55 +17,44 @@ import (
 // option is refused, nothing is changed. If the kernel cannot be changed, everything is rolled back. After a crash in
 // between the new options are on record, and the next Restore applies them.
 func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]string) (modes.Network, error) {
-	release, err := y.Locks.Hold(ctx, id, false)
+	h, err := y.HoldNetwork(ctx, id)
 	if err != nil {
 		return modes.Network{}, err
 	}
-	defer release()
-	old, err := y.Network(id)
-	if err != nil {
-		return old, err
-	}
+	defer h.Release()
+	old := h.Network
 	if old.Phase != modes.Ready {
 		return old, fmt.Errorf("network %s is being created or deleted", book.Label(old))
-	}
-	m, err := y.Mode(old.Mode)
-	if err != nil {
-		return old, err
 	}
 	n, err := y.Options.Change(old, options)
 	if err != nil {
 		return old, err
 	}
-	if _, err := m.Settle(ctx, y.Plan().Facts(), n, nil); err != nil {
+	if _, err := h.Mode.Settle(ctx, y.Plan().Facts(), n, nil); err != nil {
 		return old, err
 	}
 	es, err := y.EndpointsOf(id)
 	if err != nil {
 		return old, err
 	}
-	if err := y.recordChange(n); err != nil {
+	if err := recordChange(h, n); err != nil {
 		return old, err
 	}
-	if err := y.apply(ctx, m, old, n, es, es); err != nil {
+	before, after := state{old, es}, state{n, es}
+	if err := y.apply(ctx, h.Mode, before, after); err != nil {
 		undo := context.WithoutCancel(ctx)
 		return old, errors.Join(fmt.Errorf("change network %s: %w", book.Label(old), err),
-			y.recordChange(old), y.apply(undo, m, n, old, es, es))
+			recordChange(h, old), y.apply(undo, h.Mode, after, before))
 	}
 	y.Config.Log.Info("network changed", "network", n.Name, "network_id", id, "mode", n.Mode, "options", options)
 	return n, nil
 }
 
-// recordChange records the changed options of a network. It keeps the name in the record, which is written without the
-// network's lock.
-func (y *Yard) recordChange(n modes.Network) error {
-	return y.Update("network changed", func(tx store.Tx) error {
-		now, err := book.GetNetwork(tx, n.ID)
-		if err != nil {
-			return err
-		}
-		now.Changed = n.Changed
-		return errors.Join(book.KeepChange(tx, now), book.Networks.Put(tx, n.ID, now))
+// recordChange records the changed options of a network.
+func recordChange(h *book.Held, n modes.Network) error {
+	return h.ChangeNetwork("network changed", func(tx store.Tx, now *modes.Network) error {
+		*now = n
+		return book.KeepChange(tx, n)
 	})
 }
 
@@ -74,15 +63,12 @@ func (y *Yard) recordChange(n modes.Network) error {
 func (y *Yard) ChangeEndpoint(
 	ctx context.Context, network, id string, options map[string]string,
 ) (modes.Endpoint, error) {
-	release, err := y.Hold(ctx, network, id)
+	h, err := y.Hold(ctx, network, id)
 	if err != nil {
 		return modes.Endpoint{}, err
 	}
-	defer release()
-	m, n, old, err := y.EndpointWithMode(network, id)
-	if err != nil {
-		return old, err
-	}
+	defer h.Release()
+	n, old := h.Network, h.Endpoint
 	if n.Phase != modes.Ready || old.Phase != modes.Ready {
 		return old, fmt.Errorf("%s is being joined to network %s or deleted", book.Owned(old), book.Label(n))
 	}
@@ -90,67 +76,65 @@ func (y *Yard) ChangeEndpoint(
 	if err != nil {
 		return old, err
 	}
-	if err := y.recordEndpointChange(e); err != nil {
+	if err := recordEndpointChange(h, e.Options); err != nil {
 		return old, err
 	}
-	before, after := []modes.Endpoint{old}, []modes.Endpoint{e}
-	if err := y.apply(ctx, m, n, n, before, after); err != nil {
+	before, after := state{n, []modes.Endpoint{old}}, state{n, []modes.Endpoint{e}}
+	if err := y.apply(ctx, h.Mode, before, after); err != nil {
 		undo := context.WithoutCancel(ctx)
 		return old, errors.Join(fmt.Errorf("change %s on network %s: %w", book.Owned(old), book.Label(n), err),
-			y.recordEndpointChange(old), y.apply(undo, m, n, n, after, before))
+			recordEndpointChange(h, old.Options), y.apply(undo, h.Mode, after, before))
 	}
 	y.Config.Log.Info("endpoint changed", "network", n.Name, "network_id", network,
 		"endpoint", id, "container", e.Container.Name, "mode", n.Mode, "options", options)
 	return e, nil
 }
 
-// recordEndpointChange records the changed options of an endpoint. It keeps the container in the record, which is
-// written without the endpoint's lock.
-func (y *Yard) recordEndpointChange(e modes.Endpoint) error {
-	return y.Update("endpoint changed", func(tx store.Tx) error {
-		now, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
-		if err != nil {
-			return err
+// recordEndpointChange records the changed options of an endpoint.
+func recordEndpointChange(h *book.Held, options map[string]string) error {
+	return h.Change("endpoint changed", func(tx store.Tx, e *modes.Endpoint) error {
+		e.Options = maps.Clone(options)
+		if e.Options == nil {
+			e.Options = map[string]string{}
 		}
-		now.Options = maps.Clone(e.Options)
-		if now.Options == nil {
-			now.Options = map[string]string{}
-		}
-		return errors.Join(
-			book.KeepEndpoint(tx, now, func(k *book.Kept) { k.Options = now.Options }),
-			book.PutEndpoint(tx, now),
-		)
+		return book.KeepEndpoint(tx, *e, func(k *book.Kept) { k.Options = e.Options })
 	})
+}
+
+// A state is a network with endpoints of it, as the kernel has them or is to have them.
+type state struct {
+	network   modes.Network
+	endpoints []modes.Endpoint
 }
 
 // apply changes the kernel from one state of a network and its endpoints to another. It first removes the objects that
 // only the former state has: an interval cannot be added while one that it overlaps is in the set, and for a moment it
 // is better to admit no client than the former and the new ones.
-func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to modes.Network, before, after []modes.Endpoint) error {
+func (y *Yard) apply(ctx context.Context, m modes.Mode, from, to state) error {
 	links, err := y.Config.Kernel.Has()
 	if err != nil {
 		return err
 	}
 	wanted := map[string]bool{}
-	for _, o := range y.Plan().Objects(m, to, after...) {
+	for _, o := range y.Plan().Objects(m, to.network, to.endpoints...) {
 		wanted[o.String()] = true
 	}
-	gone := slices.DeleteFunc(y.Plan().Objects(m, from, before...), func(o core.Object) bool {
+	gone := slices.DeleteFunc(y.Plan().Objects(m, from.network, from.endpoints...), func(o core.Object) bool {
 		return wanted[o.String()]
 	})
 	if err := y.Config.Kernel.Remove(gone...); err != nil {
 		return err
 	}
 	y.Config.Step("after former objects removed")
-	if err := y.Plan().Up(ctx, m, to); err != nil {
+	if err := y.Plan().Up(ctx, m, to.network); err != nil {
 		return err
 	}
-	for _, e := range after {
-		plugged := links[core.Alias(to.ID, e.ID)] // netyard cannot put a new link into a running sandbox
+	for _, e := range to.endpoints {
+		plugged := links[core.Alias(to.network.ID, e.ID)] // netyard cannot put a new link into a running sandbox
 		if e.Phase != modes.Ready || e.Sandbox == "" || y.Dead(e) || !plugged {
 			continue
 		}
-		if _, err := y.Plan().Attach(ctx, m, to, e); err != nil {
+		if _, err := y.Plan().Attach(ctx, m, to.network, e); err != nil {
 			return fmt.Errorf("%s: %w", book.Owned(e), err)
 		}
 		y.Config.Step("after endpoint attached again")

@@ -74,7 +74,7 @@ func TestRebuildOwn(t *testing.T) {
 	if faults, err := attach.Faults(r.Yard, p.end(n, "default-c1")); err != nil || len(faults) > 0 {
 		t.Errorf("CHECK says %v %v", faults, err)
 	}
-	next, err := attach.Attach(t.Context(), r.Yard, q.request(n, "c2"))
+	next, err := attach.Attach(t.Context(), r.Yard, q.request(r.again(n), "c2"))
 	if err != nil || next.Endpoint.Addrs[0] == was.Endpoint.Addrs[0] ||
 		!netip.MustParsePrefix("10.9.0.64/26").Contains(next.Endpoint.Addrs[0].Addr()) {
 		t.Errorf("the next container has %v, %v", next.Endpoint.Addrs, err)

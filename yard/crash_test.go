@@ -42,6 +42,7 @@ type rig struct {
 	boot string
 	now  time.Time
 	step func(string)
+	read func(bucket, key string)
 	st   *store.Store
 	// fabric is the cluster of overlays; nil: there is none.
 	fabric modes.Fabric
@@ -84,10 +85,12 @@ func (r *rig) begin(keepStrays bool) {
 	if r.st, err = store.Open(r.t.Context(),
 		store.Config{
 			Path: r.path, FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify,
+			Read: func(bucket, key string) { r.read(bucket, key) },
 		}); err != nil {
 		r.t.Fatal(err)
 	}
 	r.step = func(string) {}
+	r.read = func(string, string) {}
 	r.now = r.now.Add(time.Second)
 	c := book.Config{
 		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel,

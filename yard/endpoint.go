@@ -16,6 +16,7 @@ import (
 	"netyard/yard/lease"
 	"netyard/yard/overlay"
 	"netyard/yard/port"
+	"netyard/yard/source"
 )
 
 // CreateEndpoint records an endpoint and returns it with the MAC that it will have; the kernel is changed when it is
@@ -29,57 +30,46 @@ func (y *Yard) CreateEndpoint(ctx context.Context, e modes.Endpoint) (made modes
 }
 
 func (y *Yard) createEndpoint(ctx context.Context, e modes.Endpoint) (modes.Endpoint, error) {
-	release, err := y.Locks.Hold(ctx, e.NetworkID, true)
+	h, err := y.HoldNew(ctx, e.NetworkID, e.ID)
 	if err != nil {
 		return e, err
 	}
-	defer release()
-	err = y.Update("endpoint recorded", func(tx store.Tx) error {
-		n, err := book.GetNetwork(tx, e.NetworkID)
-		if err != nil {
-			return err
-		}
-		if n.Phase != modes.Ready {
-			return fmt.Errorf("network %s is being created or deleted", book.Label(n))
-		}
-		m, err := y.Mode(n.Mode)
-		if err != nil {
-			return err
-		}
-		if err := addressesFree(tx, n, e); err != nil {
-			return err
-		}
-		if e, err = lease.AssignLease(tx, n, e); err != nil {
-			return err
-		}
-		switch rule := m.Traits(n).MAC; {
-		case e.MAC == "":
-			e.MAC = rule.Default(e)
-		case rule == modes.MACNone:
-			return fmt.Errorf(
-				"mac-address %s: containers on a network of mode %s have no hardware address of their own",
-				e.MAC, n.Mode)
-		}
-		old, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
-		if err == nil && old.Phase != modes.Deleting {
-			if old.MAC == e.MAC && slices.Equal(old.Addrs, e.Addrs) {
-				e = old
-				return nil
-			}
-			return fmt.Errorf("endpoint %s: %w with a different configuration", modes.Short(e.ID), book.ErrExists)
-		}
-		if err != nil && !errors.Is(err, book.ErrNotFound) {
-			return err
-		}
-		e.Phase, e.Created = modes.Ready, y.Config.Now()
-		for _, a := range e.Addrs { // reconciling may have released the lease as an orphan
-			if err := y.EnsureLease(tx, n, a.Addr(), e); err != nil {
-				return err
-			}
-		}
-		return book.PutEndpoint(tx, e)
+	defer h.Release()
+	if h.Network.Phase != modes.Ready {
+		return e, fmt.Errorf("network %s is being created or deleted", book.Label(h.Network))
+	}
+	err = h.Change("endpoint recorded", func(tx store.Tx, now *modes.Endpoint) error {
+		*now, err = y.newEndpoint(tx, h, e)
+		return err
 	})
-	return e, err
+	return h.Endpoint, err
+}
+
+// newEndpoint returns a new endpoint with its MAC and its leases, or the one on record if it is the same.
+func (y *Yard) newEndpoint(tx store.Tx, h *book.Held, e modes.Endpoint) (modes.Endpoint, error) {
+	n, old := h.Network, h.Endpoint
+	if err := addressesFree(tx, n, e); err != nil {
+		return e, err
+	}
+	e, err := source.Keep(y.Book, tx, n, e)
+	if err != nil {
+		return e, err
+	}
+	switch rule := h.Traits().MAC; {
+	case e.MAC == "":
+		e.MAC = rule.Default(e)
+	case rule == modes.MACNone:
+		return e, fmt.Errorf(
+			"mac-address %s: containers on a network of mode %s have no hardware address of their own", e.MAC, n.Mode)
+	}
+	if old.ID != "" && old.Phase != modes.Deleting {
+		if old.MAC == e.MAC && slices.Equal(old.Addrs, e.Addrs) {
+			return old, nil
+		}
+		return e, fmt.Errorf("endpoint %s: %w with a different configuration", modes.Short(e.ID), book.ErrExists)
+	}
+	e.Phase, e.Created = modes.Ready, y.Config.Now()
+	return e, nil
 }
 
 // addressesFree refuses an endpoint if a joined endpoint of the network has one of its addresses. An endpoint that was
@@ -118,56 +108,29 @@ func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (n modes.N
 	return n, link, err
 }
 
-func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Network, modes.Link, error) {
+func (y *Yard) join(ctx context.Context, network, id, sandbox string) (n modes.Network, link modes.Link, err error) {
 	start := y.Config.Now()
-	release, err := y.Hold(ctx, network, id)
+	h, err := y.Hold(ctx, network, id)
 	if err != nil {
-		return modes.Network{}, modes.Link{}, err
+		return n, link, err
 	}
-	defer release()
-	kept, err := y.claimDevice(network, id)
+	defer h.Release()
+	kept, err := y.claimDevice(h)
 	if err != nil {
-		return modes.Network{}, modes.Link{}, err
+		return n, link, err
 	}
-	var n modes.Network
-	var e modes.Endpoint
-	err = y.Update("endpoint joining", func(tx store.Tx) (err error) {
-		if n, err = book.GetNetwork(tx, network); err != nil {
-			return err
-		}
-		if e, err = book.GetEndpoint(tx, network, id); err != nil {
-			return err
-		}
-		if n.Phase != modes.Ready || e.Phase == modes.Deleting {
-			return fmt.Errorf("endpoint %s is being deleted", modes.Short(id))
-		}
-		if e.Fenced != "" {
-			return fmt.Errorf("endpoint %s: %s", modes.Short(id), e.Fenced)
-		}
-		if e.Sandbox != "" && e.Sandbox != sandbox {
-			return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(id), book.ErrInUse, e.Sandbox)
-		}
-		e.Phase, e.Turned, e.Sandbox, e.BootID = modes.Pending, y.Config.Now(), sandbox, y.Config.BootID
-		if kept != nil {
-			e.Kept = kept
-		}
-		return book.PutEndpoint(tx, e)
-	})
-	if err != nil {
-		return n, modes.Link{}, err
-	}
-	m, err := y.Mode(n.Mode)
-	if err != nil {
-		return n, modes.Link{}, err
+	if err := y.recordJoining(h, sandbox, kept); err != nil {
+		return n, link, err
 	}
 	// Policies first, or there would be a moment without them.
-	link, err := modes.Link{}, enforce.Enforce(ctx, y.Book)
+	err = enforce.Enforce(ctx, y.Book)
 	if err == nil {
-		link, err = y.attach(ctx, m, n, e)
+		link, err = y.attach(ctx, h)
 	}
 	if err != nil {
-		return n, link, errors.Join(y.WithLinkHolders(e, err), y.UndoJoin(m, n, e))
+		return n, link, errors.Join(y.WithLinkHolders(h, err), y.UndoJoin(h))
 	}
+	n, e := h.Network, h.Endpoint
 	y.Config.Log.Info("endpoint joined",
 		"network", n.Name, "network_id", network, "endpoint", id, "mode", n.Mode, "took", y.Config.Now().Sub(start))
 	y.Tell(book.About(event.EndpointJoined, n, e, fmt.Sprintf("%s joined network %s", book.Owned(e), book.Label(n))))
@@ -179,34 +142,49 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (modes.Net
 	return n, link, nil
 }
 
+// recordJoining records that an endpoint joins a sandbox. kept is the state of the host's device that it takes.
+func (y *Yard) recordJoining(h *book.Held, sandbox string, kept map[string]string) error {
+	e := h.Endpoint
+	switch {
+	case h.Network.Phase != modes.Ready || e.Phase == modes.Deleting:
+		return fmt.Errorf("endpoint %s is being deleted", modes.Short(e.ID))
+	case e.Fenced != "":
+		return fmt.Errorf("endpoint %s: %s", modes.Short(e.ID), e.Fenced)
+	case e.Sandbox != "" && e.Sandbox != sandbox:
+		return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(e.ID), book.ErrInUse, e.Sandbox)
+	}
+	e.Phase, e.Turned, e.Sandbox, e.BootID = modes.Pending, y.Config.Now(), sandbox, y.Config.BootID
+	if kept != nil {
+		e.Kept = kept
+	}
+	return h.Put("endpoint joining", e)
+}
+
 // claimDevice returns the state of the host's device that the endpoint moves into its sandbox, for its return; nil if
 // the endpoint moves none, or the state is on record already.
-func (y *Yard) claimDevice(network, id string) (map[string]string, error) {
-	m, n, e, err := y.EndpointWithMode(network, id)
-	if err != nil {
-		return nil, err
-	}
-	if m.Traits(n).Device == "" || e.Kept != nil {
+func (y *Yard) claimDevice(h *book.Held) (map[string]string, error) {
+	if h.Traits().Device == "" || h.Endpoint.Kept != nil {
 		return nil, nil
 	}
-	es, err := y.EndpointsOf(network)
+	es, err := y.EndpointsOf(h.Network.ID)
 	if err != nil {
 		return nil, err
 	}
 	others := slices.DeleteFunc(es, func(o modes.Endpoint) bool {
-		return o.ID == id || o.Sandbox == "" && o.Kept == nil
+		return o.ID == h.Endpoint.ID || o.Sandbox == "" && o.Kept == nil
 	})
-	kept, err := y.Plan().TakeDevice(m, n, others)
+	kept, err := y.Plan().TakeDevice(h.Mode, h.Network, others)
 	if err != nil {
-		return nil, y.WithLinkHolders(e, err)
+		return nil, y.WithLinkHolders(h, err)
 	}
 	return kept, nil
 }
 
-func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) (modes.Link, error) {
-	link, err := y.Plan().Attach(ctx, m, n, e)
+func (y *Yard) attach(ctx context.Context, h *book.Held) (modes.Link, error) {
+	e := h.Endpoint
+	link, err := y.Plan().Attach(ctx, h.Mode, h.Network, e)
 	if err == nil {
-		err = lease.ApplyLease(y.Book, n, e, &link)
+		err = lease.ApplyLease(y.Book, h.Network, e, &link)
 	}
 	if err != nil {
 		return link, err
@@ -216,74 +194,78 @@ func (y *Yard) attach(ctx context.Context, m modes.Mode, n modes.Network, e mode
 		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
 	}
 	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.Config.Now(), core.IsNamespace(e.Sandbox)
-	return link, y.Attached(e)
+	return link, h.Attached(e)
 }
 
 // UndoJoin undoes Join: it removes the link and records the endpoint as not joined.
-func (y *Yard) UndoJoin(m modes.Mode, n modes.Network, e modes.Endpoint) error {
-	if err := y.Plan().Detach(m, n, e); err != nil {
+func (y *Yard) UndoJoin(h *book.Held) error {
+	if err := y.Plan().Detach(h.Mode, h.Network, h.Endpoint); err != nil {
 		return err
 	}
+	e := book.WithoutSandbox(h.Endpoint)
 	e.Kept = nil // Detach has returned the device to the host
-	return y.Update("endpoint unjoined", func(tx store.Tx) error {
-		return book.PutEndpoint(tx, book.WithoutSandbox(e))
-	})
+	return h.Put("endpoint unjoined", e)
 }
 
 // Leave records that the endpoint has left its sandbox, and withdraws its published ports: an engine does not always
 // withdraw them first. The link stays until DeleteEndpoint, since the engine is about to move it back to the host.
 // Leaving with an unknown endpoint succeeds.
 func (y *Yard) Leave(ctx context.Context, network, id string) error {
-	release, err := y.Hold(ctx, network, id)
+	h, err := y.Hold(ctx, network, id)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	defer release()
-	if err := port.RemoveRedirects(y.Book, network, id); err != nil {
+	defer h.Release()
+	was := h.Endpoint
+	// Before the record says that it has left: after that, a daemon that restarts does not know the sandbox any more.
+	if err := y.Config.Kernel.Remove(was.Redirects()...); err != nil {
 		return err
 	}
-	if e, err := y.Endpoint(network, id); err == nil && e.Sandbox != "" {
-		lease.ReleaseIPv6(ctx, y.Book, e)
+	if was.Sandbox != "" {
+		lease.ReleaseIPv6(ctx, y.Book, was)
 	}
-	var was modes.Endpoint
-	err = y.Update("endpoint left", func(tx store.Tx) error {
-		e, err := book.GetEndpoint(tx, network, id)
-		if errors.Is(err, book.ErrNotFound) || err == nil && e.Phase == modes.Deleting {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		was = e
-		return book.PutEndpoint(tx, book.WithoutSandbox(e))
-	})
-	if err != nil || was.ID == "" {
+	if was.Phase == modes.Deleting {
+		return nil
+	}
+	if err := h.Put("endpoint left", book.WithoutSandbox(was)); err != nil {
 		return err
 	}
 	y.Sharing.Wake()
-	if err := port.Withdraw(ctx, y.Book, was); err != nil {
+	if err := port.Withdraw(ctx, h, was); err != nil {
 		return err
 	}
-	if n, err := y.Network(network); err == nil {
-		text := fmt.Sprintf("%s left network %s", book.Owned(was), book.Label(n))
-		y.Tell(book.About(event.EndpointLeft, n, was, text))
-	}
+	text := fmt.Sprintf("%s left network %s", book.Owned(was), book.Label(h.Network))
+	y.Tell(book.About(event.EndpointLeft, h.Network, was, text))
 	return nil
 }
 
 // DeleteEndpoint records the endpoint as deleting and returns. Its link is removed in the background, since that takes
 // the kernel tens of milliseconds. Deleting an unknown endpoint succeeds.
 func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
-	was, found, err := y.recordDeleting(ctx, network, id)
+	h, err := y.Hold(ctx, network, id)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil
+	}
 	if errors.Is(err, context.DeadlineExceeded) { // an earlier request holds the lock, and the engine does not retry
 		y.Late.Go(func() { y.deleteLater(context.WithoutCancel(ctx), network, id) })
 	}
-	if err != nil || !found {
+	if err != nil {
 		return err
 	}
-	if err := port.Withdraw(ctx, y.Book, was); err != nil {
+	defer h.Release()
+	was := h.Endpoint
+	e := was
+	e.Phase, e.Turned = modes.Deleting, y.Config.Now()
+	if err := h.Put("endpoint deleting", e); err != nil {
 		return err
 	}
+	if err := port.Withdraw(ctx, h, was); err != nil {
+		return err
+	}
+	h.Release()
 	y.FinishLater(network, id) //nolint:contextcheck // the caller does not wait for it
 	y.Config.Changed()
 	return nil
@@ -298,7 +280,8 @@ func (y *Yard) deleteLater(ctx context.Context, network, id string) {
 	y.Config.Changed()
 }
 
-// FinishLater removes the link and the record of an endpoint that is Deleting, in the background.
+// FinishLater removes the link and the record of an endpoint that is Deleting, in the background. It is given IDs:
+// until then, the endpoint may be gone with its network, or be made again.
 func (y *Yard) FinishLater(network, id string) {
 	y.Config.Background(func() {
 		if err := y.finish(network, id); err != nil {
@@ -307,55 +290,28 @@ func (y *Yard) FinishLater(network, id string) {
 	})
 }
 
-// recordDeleting records an endpoint as deleting.
-func (y *Yard) recordDeleting(ctx context.Context, network, id string) (e modes.Endpoint, found bool, err error) {
-	release, err := y.Hold(ctx, network, id)
-	if err != nil {
-		return e, false, err
-	}
-	defer release()
-	err = y.Update("endpoint deleting", func(tx store.Tx) error {
-		e, err = book.GetEndpoint(tx, network, id)
-		if errors.Is(err, book.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		found = true
-		e.Phase, e.Turned = modes.Deleting, y.Config.Now()
-		return book.PutEndpoint(tx, e)
-	})
-	return e, found, err
-}
-
-// finish removes the link and the record of an endpoint that is Deleting.
+// finish removes the link and the record of an endpoint, if it is still Deleting.
 func (y *Yard) finish(network, id string) error {
 	ctx := context.Background() // nobody waits for this
-	release, err := y.Hold(ctx, network, id)
-	if err != nil {
-		return err
-	}
-	defer release()
-	return y.FinishLocked(ctx, network, id)
-}
-
-// FinishLocked does the work of FinishLater now. The caller holds the locks.
-func (y *Yard) FinishLocked(ctx context.Context, network, id string) error {
-	m, n, e, err := y.EndpointWithMode(network, id)
-	if errors.Is(err, book.ErrNotFound) || err == nil && e.Phase != modes.Deleting {
-		return nil // it was deleted with its network, or made again
+	h, err := y.Hold(ctx, network, id)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return y.ForgetLocked(ctx, m, n, e)
+	defer h.Release()
+	if h.Endpoint.Phase != modes.Deleting {
+		return nil
+	}
+	return y.Forget(ctx, h)
 }
 
-// ForgetLocked removes an endpoint's link and then its record.
-func (y *Yard) ForgetLocked(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+// Forget removes an endpoint's link and then its record.
+func (y *Yard) Forget(ctx context.Context, h *book.Held) error {
+	n, e := h.Network, h.Endpoint
 	y.Config.Step("before endpoint detached")
-	if err := y.Plan().Detach(m, n, e); err != nil {
+	if err := y.Plan().Detach(h.Mode, n, e); err != nil {
 		return err
 	}
 	y.TellDeviceReturned(n, e)

@@ -36,21 +36,16 @@ func (y *Yard) Fence(ctx context.Context, overlay string, fenced map[string]stri
 }
 
 func (y *Yard) fenceOn(ctx context.Context, network string, fenced map[string]string) error {
-	release, err := y.Locks.Hold(ctx, network, false)
-	if err != nil {
-		return err
-	}
-	defer release()
-	n, err := y.Network(network)
-	if errors.Is(err, book.ErrNotFound) || err == nil && n.Phase != modes.Ready {
+	h, err := y.HoldNetwork(ctx, network)
+	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	m, err := y.Mode(n.Mode)
-	if err != nil {
-		return err
+	defer h.Release()
+	if h.Network.Phase != modes.Ready {
+		return nil
 	}
 	es, err := y.EndpointsOf(network)
 	if err != nil {
@@ -59,22 +54,23 @@ func (y *Yard) fenceOn(ctx context.Context, network string, fenced map[string]st
 	var errs []error
 	for _, e := range es {
 		if why := fenced[e.ID]; why != e.Fenced && e.Phase == modes.Ready {
-			errs = append(errs, y.fence(ctx, m, n, e, why))
+			errs = append(errs, y.fence(ctx, h.With(e), why))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // fence fences one endpoint for the reason why; empty: it unfences it.
-func (y *Yard) fence(ctx context.Context, m modes.Mode, n modes.Network, was modes.Endpoint, why string) error {
-	is := was
-	is.Fenced = why
-	if err := y.recordFence(is); err != nil {
+func (y *Yard) fence(ctx context.Context, h *book.Held, why string) error {
+	n, was := h.Network, h.Endpoint
+	if err := recordFence(h, why); err != nil {
 		return err
 	}
-	if err := y.apply(ctx, m, n, n, []modes.Endpoint{was}, []modes.Endpoint{is}); err != nil {
+	is := h.Endpoint
+	err := y.apply(ctx, h.Mode, state{n, []modes.Endpoint{was}}, state{n, []modes.Endpoint{is}})
+	if err != nil {
 		// With the former record the next call tries again.
-		return errors.Join(fmt.Errorf("fence endpoint %s: %w", modes.Short(is.ID), err), y.recordFence(was))
+		return errors.Join(fmt.Errorf("fence endpoint %s: %w", modes.Short(is.ID), err), recordFence(h, was.Fenced))
 	}
 	if why != "" {
 		y.Config.Log.Error("endpoint fenced",
@@ -88,17 +84,10 @@ func (y *Yard) fence(ctx context.Context, m modes.Mode, n modes.Network, was mod
 	return nil
 }
 
-func (y *Yard) recordFence(e modes.Endpoint) error {
-	return y.Update("endpoint fenced", func(tx store.Tx) error {
-		now, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
-		if err != nil {
-			return err
-		}
-		now.Fenced = e.Fenced
-		return errors.Join(
-			book.KeepEndpoint(tx, now, func(k *book.Kept) { k.Fenced = now.Fenced }),
-			book.PutEndpoint(tx, now),
-		)
+func recordFence(h *book.Held, why string) error {
+	return h.Change("endpoint fenced", func(tx store.Tx, e *modes.Endpoint) error {
+		e.Fenced = why
+		return book.KeepEndpoint(tx, *e, func(k *book.Kept) { k.Fenced = why })
 	})
 }
 

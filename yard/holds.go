@@ -7,6 +7,7 @@ import (
 	"netyard/store"
 	"netyard/yard/book"
 	"netyard/yard/overlay"
+	"netyard/yard/source"
 )
 
 // ReleaseHolds ends the holds for which over returns true, and releases their addresses.
@@ -58,7 +59,7 @@ func (y *Yard) releaseHold(tx store.Tx, h book.Hold) error {
 		return err
 	}
 	for _, a := range h.Addrs {
-		if err := y.ReleaseLease(tx, n, a.Addr(), true); err != nil {
+		if err := source.ReleaseAddress(y.Book, tx, n, a.Addr(), true); err != nil {
 			return err
 		}
 	}

@@ -249,7 +249,8 @@ func TestClosedOverReboot(t *testing.T) {
 			r.reserved("10.9.0.9 for db")
 			var to string
 			for name, p := range map[string]place{"client": client, "app": app} {
-				a, err := attach.Attach(t.Context(), r.Yard, p.request(n, name)) // nobody knows yet whose it is
+				// nobody knows yet whose it is
+				a, err := attach.Attach(t.Context(), r.Yard, p.request(r.again(n), name))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -348,7 +349,7 @@ func TestReservedOverLoss(t *testing.T) {
 			r.lose(lose)
 			r.rebuilds(r.found(map[string]modes.Container{"p": owners()["client"]}, map[string]place{"p": p}))
 			r.reserved(taken.String()+" for app", "10.9.0.8 for db", "10.9.0.9")
-			ask := q.request(n, "q")
+			ask := q.request(r.again(n), "q")
 			ask.Container, ask.Addrs = owners()["client"], []netip.Addr{netip.MustParseAddr("10.9.0.8")}
 			if _, err := attach.Attach(t.Context(), r.Yard, ask); !errors.Is(err, ipam.ErrTaken) {
 				t.Errorf("another one asked for a reserved address: %v", err)

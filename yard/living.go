@@ -82,24 +82,21 @@ func removeDead(ctx context.Context, y *Yard, j *book.LiveCheck, held *book.Held
 func (y *Yard) RemoveDead(ctx context.Context, was modes.Endpoint) (gone bool, err error) {
 	wait, cancel := context.WithTimeout(ctx, removeTime)
 	defer cancel()
-	release, err := y.Hold(wait, was.NetworkID, was.ID)
-	if err != nil {
-		return false, err
-	}
-	defer release()
-	m, n, e, err := y.EndpointWithMode(was.NetworkID, was.ID)
+	h, err := y.Hold(wait, was.NetworkID, was.ID)
 	if errors.Is(err, book.ErrNotFound) {
 		return true, nil
 	}
 	if err != nil {
 		return false, err
 	}
+	defer h.Release()
+	n, e := h.Network, h.Endpoint
 	same := e.Phase == was.Phase && e.Sandbox == was.Sandbox && e.BootID == was.BootID &&
 		e.Created.Equal(was.Created) && e.Joined.Equal(was.Joined)
 	if !same {
 		return false, nil // it was joined or left meanwhile
 	}
-	if err := y.RemoveLocked(ctx, m, n, e); err != nil {
+	if err := y.Remove(ctx, h); err != nil {
 		return false, err
 	}
 	for _, p := range e.Addrs {
@@ -146,16 +143,13 @@ func (y *Yard) RemoveLost(ctx context.Context) error {
 // WithLinkHolders adds to the cause why an endpoint could not be attached the endpoints that may have what it needs: a
 // link, a hardware address, a device of the host's, a parent that takes one link only. Those are the joined endpoints
 // of its network and of other networks with the same parent.
-func (y *Yard) WithLinkHolders(e modes.Endpoint, cause error) error {
+func (y *Yard) WithLinkHolders(h *book.Held, cause error) error {
+	own, e := h.Network, h.Endpoint
 	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
 		return cause
 	}
 	held := &book.HeldError{Err: cause}
 	err := y.Config.Store.View(func(tx store.Tx) error {
-		own, err := book.GetNetwork(tx, e.NetworkID)
-		if err != nil {
-			return err
-		}
 		ns, err := book.Networks.List(tx, "")
 		if err != nil {
 			return err

@@ -87,7 +87,11 @@ func held(maker sandbox.Process) modes.Endpoint {
 // noted is what is found out about a process in a sandbox in the background.
 func (r *rig) noted(pid int) {
 	r.t.Helper()
-	err := reconcile.Identify(r.Yard, netID, epID, modes.Container{Engine: "docker", Name: "web", PID: pid})
+	e, err := r.Endpoint(netID, epID)
+	if err == nil {
+		who := modes.Container{Engine: "docker", Name: "web", PID: pid}
+		err = reconcile.Identify(r.t.Context(), r.Yard, e, who)
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -539,7 +543,7 @@ func TestDeadAttachment(t *testing.T) {
 			r, b := newRig(t), newBox(t)
 			n := r.made()
 			first := book.AttachRequest{
-				NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
+				Network: n, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
 				Container: modes.Container{Engine: book.CNI},
 				Ports:     []book.PortRequest{ask("tcp", 8080, "")},
 				Addrs:     []netip.Addr{netip.MustParseAddr("10.9.0.50")},
@@ -642,7 +646,7 @@ func TestDeadElements(t *testing.T) {
 	r, b := newRig(t), newBox(t)
 	n := r.made()
 	q := book.AttachRequest{
-		NetworkID: n.ID, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
+		Network: n, Attachment: "c1", IfName: "eth0", Sandbox: b.path, NS: b.host.NS(),
 		Container: modes.Container{Engine: book.CNI},
 		Ports:     []book.PortRequest{ask("tcp", 8080, ""), ask("udp", 9000, "127.0.0.1")},
 	}

@@ -32,12 +32,12 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if err := overlay.ClaimSpace(y.Book, &n); err != nil {
 		return err
 	}
-	release, err := y.Locks.Hold(ctx, n.ID, false)
+	h, err := y.HoldNewNetwork(ctx, n.ID)
 	if err != nil {
 		return err
 	}
-	defer release()
-	if done, err := y.checkFormer(ctx, n); done || err != nil {
+	defer h.Release()
+	if done, err := y.checkFormer(ctx, h, n); done || err != nil {
 		return err
 	}
 	if err := y.markChosen(n); err != nil {
@@ -52,8 +52,9 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 			return err
 		}
 	}
-	if err := y.up(ctx, m, n); err != nil {
-		return errors.Join(err, y.Drop(context.WithoutCancel(ctx), m, n))
+	h.Mode, h.Network = m, n
+	if err := y.up(ctx, h); err != nil {
+		return errors.Join(err, y.Drop(context.WithoutCancel(ctx), h))
 	}
 	y.Config.Log.Info("network created", "network", n.Name, "network_id", n.ID, "mode", n.Mode)
 	y.Tell(event.Event{
@@ -115,36 +116,31 @@ func (y *Yard) markChosen(n modes.Network) error {
 	})
 }
 
-func (y *Yard) up(ctx context.Context, m modes.Mode, n modes.Network) error {
-	if err := y.Plan().Up(ctx, m, n); err != nil {
+func (y *Yard) up(ctx context.Context, h *book.Held) error {
+	if err := y.Plan().Up(ctx, h.Mode, h.Network); err != nil {
 		return err
 	}
 	y.Config.Step("after network up")
 	if err := ctx.Err(); err != nil { // the caller is gone and will not send a delete
-		return fmt.Errorf("create network %s: %w", book.Label(n), err)
+		return fmt.Errorf("create network %s: %w", book.Label(h.Network), err)
 	}
-	n.Phase, n.Turned = modes.Ready, time.Time{}
-	return y.Update("network ready", func(tx store.Tx) error { return book.Networks.Put(tx, n.ID, n) })
+	return h.ChangeNetwork("network ready", func(_ store.Tx, n *modes.Network) error {
+		n.Phase, n.Turned = modes.Ready, time.Time{}
+		return nil
+	})
 }
 
 // checkFormer looks for a network of the same ID. done: it exists as requested. An unfinished one is removed.
-func (y *Yard) checkFormer(ctx context.Context, n modes.Network) (done bool, err error) {
-	old, err := y.Network(n.ID)
-	switch {
-	case errors.Is(err, book.ErrNotFound):
+func (y *Yard) checkFormer(ctx context.Context, h *book.Held, n modes.Network) (done bool, err error) {
+	switch old := h.Network; {
+	case old.ID == "":
 		return false, nil
-	case err != nil:
-		return false, err
 	case old.Phase == modes.Ready && old.Equal(n):
 		return true, nil
 	case old.Phase == modes.Ready:
 		return false, fmt.Errorf("network %s: %w with a different configuration", book.Label(old), book.ErrExists)
 	}
-	m, err := y.Mode(old.Mode)
-	if err != nil {
-		return false, err
-	}
-	return false, y.Drop(ctx, m, old)
+	return false, y.Drop(ctx, h)
 }
 
 // PutNew records a network and binds the pools of its subnets to it.
@@ -195,33 +191,28 @@ func (y *Yard) DeleteNetwork(ctx context.Context, id string) error {
 }
 
 func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Network) error) error {
-	release, err := y.Locks.Hold(ctx, id, false)
-	if err != nil {
-		return err
-	}
-	defer release()
-	n, err := y.Network(id)
+	h, err := y.HoldNetwork(ctx, id)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	m, err := y.Mode(n.Mode)
-	if err != nil {
-		return err
-	}
+	defer h.Release()
+	n := h.Network
 	if n.Phase == modes.Ready {
 		if err := may(n); err != nil {
 			return err
 		}
 	}
-	n.Phase, n.Turned = modes.Deleting, y.Config.Now()
-	err = y.Update("network deleting", func(tx store.Tx) error { return book.Networks.Put(tx, id, n) })
+	err = h.ChangeNetwork("network deleting", func(_ store.Tx, n *modes.Network) error {
+		n.Phase, n.Turned = modes.Deleting, y.Config.Now()
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	if err := y.Drop(context.WithoutCancel(ctx), m, n); err != nil {
+	if err := y.Drop(context.WithoutCancel(ctx), h); err != nil {
 		return err
 	}
 	y.Config.Log.Info("network deleted", "network", n.Name, "network_id", id, "mode", n.Mode)
@@ -232,8 +223,9 @@ func (y *Yard) deleteNetwork(ctx context.Context, id string, may func(modes.Netw
 	return nil
 }
 
-// Drop removes a network with all its endpoints from the kernel and then from the records. The caller holds its lock.
-func (y *Yard) Drop(ctx context.Context, m modes.Mode, n modes.Network) error {
+// Drop removes a network that is held, with all its endpoints, from the kernel and then from the records.
+func (y *Yard) Drop(ctx context.Context, h *book.Held) error {
+	m, n := h.Mode, h.Network
 	es, err := y.EndpointsOf(n.ID)
 	if err != nil {
 		return err

@@ -28,6 +28,7 @@ import (
 	yoverlay "netyard/yard/overlay"
 	yown "netyard/yard/own"
 	"netyard/yard/reconcile"
+	"netyard/yard/source"
 )
 
 // A member is a host of a cluster, with a yard on it.
@@ -240,7 +241,11 @@ func TestOverlayAttached(t *testing.T) {
 	}
 	one, two := hosts[0], hosts[1]
 	attach := func(m *member, p place, name string, change ...func(*book.AttachRequest)) (book.Attached, error) {
-		r := p.request(modes.Network{ID: ids[m]}, name)
+		n, err := m.Network(ids[m])
+		if err != nil {
+			return book.Attached{}, err
+		}
+		r := p.request(n, name)
 		for _, f := range change {
 			f(&r)
 		}
@@ -288,7 +293,7 @@ func TestOverlayAttached(t *testing.T) {
 		}
 	}
 	clustertest.Eventually(t, "the other host does not know its names", named("web", "db"))
-	if err := reconcile.Identify(one.Yard, ids[one], c3.Endpoint.ID,
+	if err := reconcile.Identify(t.Context(), one.Yard, c3.Endpoint,
 		modes.Container{Name: "shop", Labels: map[string]string{"com.docker.compose.service": "front"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -337,18 +342,17 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 		s, _ := one.agent.Status()
 		return !s.Health.Down.IsZero()
 	})
-	if err := yattach.Room(one.Yard, id); err != nil {
+	if err := source.Room(one.Book, id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
-	var last error
+	n, last := one.Network(id)
 	for i := 0; last == nil && i < 20; i++ {
-		_, last = yattach.Attach(t.Context(), one.Yard,
-			newPlace(t).request(modes.Network{ID: id}, fmt.Sprint("late", i)))
+		_, last = yattach.Attach(t.Context(), one.Yard, newPlace(t).request(n, fmt.Sprint("late", i)))
 	}
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)
 	}
-	if err := yattach.Room(one.Yard, id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
+	if err := source.Room(one.Book, id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
 		t.Errorf("with an empty store: %v", err)
 	}
 }

@@ -38,22 +38,19 @@ func (y *Yard) PublishTentatively(
 	}
 	// An endpoint with a default route on its link is the right one for good.
 	leaves := slices.ContainsFunc(link.Routes, func(r modes.Route) bool { return r.Dst.Bits() == 0 })
-	_, err = y.publish(ctx, n.ID, id, asks, !leaves)
+	_, err = y.publish(ctx, port.Request{Holder: book.Holder{Network: n.ID, Endpoint: id}, Ports: asks, Lent: !leaves})
 	return err
 }
 
 // Publish replaces the published ports of an endpoint by these. It publishes all of them or none.
 func (y *Yard) Publish(ctx context.Context, network, id string, asks []book.PortRequest) ([]modes.Port, error) {
-	return y.publish(ctx, network, id, asks, false)
+	return y.publish(ctx, port.Request{Holder: book.Holder{Network: network, Endpoint: id}, Ports: asks})
 }
 
-// publish publishes ports. lent: they move when the engine announces another endpoint of the container. Dead endpoints
-// that have one of them are removed.
-func (y *Yard) publish(
-	ctx context.Context, network, id string, asks []book.PortRequest, lent bool,
-) (ports []modes.Port, err error) {
+// publish publishes ports. Dead endpoints that have one of them are removed.
+func (y *Yard) publish(ctx context.Context, r port.Request) (ports []modes.Port, err error) {
 	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
-		ports, err = port.PublishOnce(ctx, y.Book, j, network, id, asks, lent)
+		ports, err = port.Publish(ctx, j, r)
 		return err
 	})
 	return ports, err

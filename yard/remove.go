@@ -3,14 +3,13 @@ package yard
 import (
 	"context"
 	"errors"
-	"net/netip"
 
-	"netyard/ipam"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
 	"netyard/yard/enforce"
 	"netyard/yard/overlay"
+	"netyard/yard/source"
 )
 
 // Retry tries again to finish the deletions that failed half-way: the cause in the kernel may have been temporary.
@@ -43,19 +42,15 @@ func (y *Yard) Retry(ctx context.Context) {
 
 // RemoveEndpoint removes an endpoint, its link and its leases without a request of its engine.
 func (y *Yard) RemoveEndpoint(ctx context.Context, network, id string) error {
-	release, err := y.Hold(ctx, network, id)
-	if err != nil {
-		return err
-	}
-	defer release()
-	m, n, e, err := y.EndpointWithMode(network, id)
+	h, err := y.Hold(ctx, network, id)
 	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return y.RemoveLocked(ctx, m, n, e)
+	defer h.Release()
+	return y.Remove(ctx, h)
 }
 
 // Sweep removes the attachments whose sandbox is gone: no engine need report their end.
@@ -76,38 +71,13 @@ func (y *Yard) Sweep(ctx context.Context) {
 	}
 }
 
-// EnsureLease makes sure that an endpoint's address is leased, if it is from a pool of netyard's own IPAM.
-func (y *Yard) EnsureLease(tx store.Tx, n modes.Network, a netip.Addr, e modes.Endpoint) error {
-	for _, s := range n.Subnets {
-		if s.Space != book.Space || !s.Pool.Contains(a) {
-			continue
-		}
-		p, err := y.Config.IPAM.PoolOf(tx, s.Pool, n.ID)
-		if errors.Is(err, ipam.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if l, err := y.Config.IPAM.LeaseAt(tx, p.ID, a); err == nil && l.State == ipam.StateActive {
-			return nil
-		}
-		_, err = y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a, Name: e.Container.Name})
-		if errors.Is(err, ipam.ErrTaken) { // reserved for another name after the endpoint had got it
-			_, err = y.Config.IPAM.RequestAddress(tx, ipam.AddressRequest{Pool: p.ID, Addr: a})
-		}
-		return err
-	}
-	return nil
-}
-
-// RemoveLocked removes an endpoint and its leases, when its engine will send no further request for it. The caller
-// holds the locks.
-func (y *Yard) RemoveLocked(ctx context.Context, m modes.Mode, n modes.Network, e modes.Endpoint) error {
+// Remove removes an endpoint and its leases, when its engine will send no further request for it.
+func (y *Yard) Remove(ctx context.Context, h *book.Held) error {
+	n, e := h.Network, h.Endpoint
 	if e.Phase == modes.Deleting && e.Attachment != "" { // its addresses may belong to another endpoint by now
-		return y.ForgetLocked(ctx, m, n, e)
+		return y.Forget(ctx, h)
 	}
-	if err := y.Plan().Detach(m, n, e); err != nil {
+	if err := y.Plan().Detach(h.Mode, n, e); err != nil {
 		return err
 	}
 	y.TellDeviceReturned(n, e)
@@ -115,7 +85,7 @@ func (y *Yard) RemoveLocked(ctx context.Context, m modes.Mode, n modes.Network, 
 		if err := book.EraseEndpoint(tx, e); err != nil {
 			return err
 		}
-		return y.ReleaseLeases(tx, n, e)
+		return source.Release(y.Book, tx, n, e)
 	})
 	if err != nil {
 		return err

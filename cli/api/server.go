@@ -155,7 +155,7 @@ func (s *Server) network(ctx context.Context, r *http.Request) (any, error) {
 	n, err := s.Yard.FindNetwork(r.PathValue("ref"))
 	if errors.Is(err, book.ErrNotFound) { // its name may not be known before its engine was asked
 		for _, c := range s.census(ctx) {
-			if err := reconcile.RecordNames(s.Yard, c); err != nil {
+			if err := reconcile.RecordNames(ctx, s.Yard, c); err != nil {
 				return nil, err
 			}
 		}

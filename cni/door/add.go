@@ -49,7 +49,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 		return answer{}, err
 	}
 	r := book.AttachRequest{
-		NetworkID:  n.ID,
+		Network:    n,
 		Attachment: q.ContainerID,
 		Container:  modes.Container{Engine: book.CNI},
 		Config:     c.Name,
@@ -61,7 +61,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, netns *os.File) (answer
 		Routes:     p.containerRoutes,
 	}
 	labels := s.container(ctx, &r)
-	if err := s.fill(&r, c, q, n, p, labels); err != nil {
+	if err := s.fill(&r, q, order{config: c, plan: p, labels: labels}); err != nil {
 		return answer{}, err
 	}
 	a, err := attach.Attach(ctx, s.Yard, r)
@@ -119,11 +119,17 @@ func (s *Server) container(ctx context.Context, r *book.AttachRequest) map[strin
 	return labels
 }
 
+// An order is what a container is to get, as far as it does not come from the runtime's parameters.
+type order struct {
+	config config
+	plan   plan
+	labels map[string]string
+}
+
 // fill sets what is wanted for this container: MAC, aliases, options, addresses and ports. Where several sources give a
 // MAC, the most specific one counts.
-func (s *Server) fill(
-	r *book.AttachRequest, c config, q cni.Request, n modes.Network, p plan, labels map[string]string,
-) (err error) {
+func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error) {
+	n, c, labels := r.Network, o.config, o.labels
 	env, args := environment(q.Args), c.args()
 	for _, mac := range []string{labels[labelMAC], args.CNI.MAC, c.Runtime.MAC, env["MAC"]} {
 		if mac == "" {
@@ -155,7 +161,7 @@ func (s *Server) fill(
 	if r.Addrs, err = requestedAddrs(c, env, args, n, labels); err != nil {
 		return err
 	}
-	r.Addrs = onePerSubnet(append(r.Addrs, p.fixed...), n)
+	r.Addrs = onePerSubnet(append(r.Addrs, o.plan.fixed...), n)
 	if r.Ports, err = asksOf(c.Runtime.PortMappings); err != nil {
 		return err
 	}

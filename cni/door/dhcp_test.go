@@ -198,7 +198,7 @@ func TestDHCP(t *testing.T) {
 			for _, e := range es {
 				if e.Attachment == "c1" && e.Phase == modes.Ready { // netyard renews the lease with a new name
 					web := modes.Container{Engine: book.CNI, ID: "c1", Name: "web"}
-					if err := reconcile.Identify(d.Yard, n.ID, e.ID, web); err != nil {
+					if err := reconcile.Identify(t.Context(), d.Yard, e, web); err != nil {
 						t.Fatal(err)
 					}
 				}

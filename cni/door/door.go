@@ -21,6 +21,7 @@ import (
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	"netyard/yard/own"
+	"netyard/yard/source"
 )
 
 const (
@@ -336,7 +337,7 @@ func (s *Server) status(q cni.Request) error {
 		}
 		id = n.ID
 	}
-	err = attach.Room(s.Yard, id)
+	err = source.Room(s.Yard.Book, id)
 	if err == nil || c.Network == "" && errors.Is(err, book.ErrNotFound) { // the first ADD makes the network
 		return nil
 	}

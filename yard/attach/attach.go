@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"netyard/ipam"
 	"netyard/kernel/core"
 	"netyard/kernel/sandbox"
 	"netyard/modes"
@@ -21,8 +20,8 @@ import (
 	"netyard/yard/enforce"
 	"netyard/yard/event"
 	"netyard/yard/lease"
-	"netyard/yard/overlay"
 	"netyard/yard/port"
+	"netyard/yard/source"
 )
 
 // Attach makes an endpoint and moves its link into the sandbox. If the attachment exists already, Attach replaces it
@@ -50,59 +49,92 @@ func attachOnce(
 		return a, err
 	}
 	defer releaseKey()
-	// A lease may take seconds: get it before the network is locked.
-	if r.Leased, err = lease.RequestLeases(ctx, y.Book, j, r); err != nil {
+	e := endpointOf(y, r, ns)
+	got, err := source.Acquire(ctx, j, r, e.ID) // it may take seconds, so the network is not locked yet
+	if err != nil {
 		return a, err
 	}
-	e := modes.Endpoint{
-		ID: book.RandomID(), NetworkID: r.NetworkID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName,
-		Sandbox: r.Sandbox, NS: ns, Into: r.NS, BootID: y.Config.BootID,
-		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases,
+	t, err := hold(ctx, y, r, e.ID)
+	if err == nil {
+		defer t.Release()
+		err = t.record(ctx, j, e, got)
 	}
-	seen, ok := core.NamespaceAt(r.Sandbox)
-	e.Seen = ok && seen == ns
-	if r.Allotted, err = overlay.GrantAll(ctx, y.Book, r, e.ID); err != nil { // may take long, too
-		held := y.Config.Store.View(func(tx store.Tx) error { return withHolders(tx, r, err) })
-		return a, errors.Join(held, lease.ReleaseUnattached(y.Book, r))
-	}
-	release, err := y.Hold(ctx, e.NetworkID, e.ID)
+	got.Release(err == nil)
 	if err != nil {
-		return a, errors.Join(err, lease.ReleaseUnattached(y.Book, r))
+		return a, err
 	}
-	defer release()
-	if e.Kept, err = claimDevice(ctx, y, e); err != nil {
-		return a, y.WithLinkHolders(e, err)
+	if a, err = t.finish(ctx); err != nil {
+		return a, errors.Join(err, y.Remove(context.WithoutCancel(ctx), t.Held))
 	}
-	m, n, e, former, withdrawn, err := recordAttachment(y, j, r, e)
-	if err != nil {
-		return a, errors.Join(err, lease.ReleaseUnattached(y.Book, r))
-	}
-	if err := overlay.ReleaseUnused(y.Book, n, r.Allotted.Spare...); err != nil {
-		return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
-	}
-	for _, was := range withdrawn {
-		if err := port.Withdraw(ctx, y.Book, was); err != nil {
-			return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
-		}
-	}
-	if err := finishFormer(ctx, y, former, e); err != nil {
-		return a, errors.Join(err, y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
-	}
-	if a, err = plug(ctx, y, m, n, e, r); err != nil {
-		return a, errors.Join(y.WithLinkHolders(e, err), y.RemoveLocked(context.WithoutCancel(ctx), m, n, e))
-	}
-	y.Config.Log.Info("endpoint attached",
-		"network", n.Name, "network_id", n.ID, "endpoint", e.ID, "mode", n.Mode,
-		"container", e.Container.Name, "container_id", r.Attachment, "took", y.Config.Now().Sub(start))
-	tellAttached(y, n, a.Endpoint)
-	pokeSharing(y, m, n, a.Endpoint)
+	y.Config.Log.Info("endpoint attached", "network", t.Network.Name, "network_id", t.Network.ID,
+		"endpoint", e.ID, "mode", t.Network.Mode, "container", e.Container.Name, "container_id", r.Attachment,
+		"took", y.Config.Now().Sub(start))
+	tellAttached(y, t.Network, t.Endpoint)
+	pokeSharing(y, t.Held)
 	y.Config.Changed()
 	return a, nil
 }
 
+// endpointOf returns the endpoint of a request. ns is its sandbox.
+func endpointOf(y *yard.Yard, r book.AttachRequest, ns core.NamespaceID) modes.Endpoint {
+	seen, ok := core.NamespaceAt(r.Sandbox)
+	return modes.Endpoint{
+		ID: book.RandomID(), NetworkID: r.Network.ID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName,
+		Sandbox: r.Sandbox, NS: ns, Into: r.NS, Seen: ok && seen == ns, BootID: y.Config.BootID,
+		MAC: strings.ToLower(r.MAC), Options: r.Options, Container: r.Container, Aliases: r.Aliases,
+	}
+}
+
+// An attaching is an attachment that is being made. Its Held is the new endpoint.
+type attaching struct {
+	*book.Held
+
+	yard    *yard.Yard
+	request book.AttachRequest
+	// former is the endpoint that it replaces; nil: there is none.
+	former *book.Held
+	// reclaimed are the container's other endpoints whose ports it gets.
+	reclaimed []*book.Held
+}
+
+// hold holds the new endpoint and those that change with it. The caller has the container's lock.
+func hold(ctx context.Context, y *yard.Yard, r book.AttachRequest, id string) (*attaching, error) {
+	own, err := y.Interfaces(r.Attachment)
+	if err != nil {
+		return nil, err
+	}
+	of := []book.Holder{{Network: r.Network.ID, Endpoint: id}}
+	for _, i := range own {
+		same := i.Network == r.Network.ID && i.IfName == r.IfName
+		if same || len(r.Ports) > 0 && port.Reclaims(r.IfName, i.IfName) {
+			of = append(of, i.Holder)
+		}
+	}
+	all, err := y.HoldAll(ctx, of...)
+	if err != nil {
+		return nil, err
+	}
+	t := &attaching{Held: all[0], yard: y, request: r}
+	if n := t.Network; n.Phase != modes.Ready || !n.Created.Equal(r.Network.Created) { // or was created anew
+		t.Release()
+		return nil, fmt.Errorf("network %s is being created or deleted", book.Label(n))
+	}
+	t.request.Network = t.Network
+	for _, h := range all[1:] {
+		switch e := h.Endpoint; {
+		case e.ID == "":
+		case e.NetworkID == r.Network.ID && e.IfName == r.IfName:
+			t.former = h
+		case len(e.Ports) > 0:
+			t.reclaimed = append(t.reclaimed, h)
+		}
+	}
+	return t, nil
+}
+
 // pokeSharing wakes the watcher of sandboxes, if it watches this endpoint's.
-func pokeSharing(y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint) {
-	if m.Traits(n).Sharing != nil || len(e.Kept) > 0 {
+func pokeSharing(y *yard.Yard, h *book.Held) {
+	if h.Traits().Sharing != nil || len(h.Endpoint.Kept) > 0 {
 		y.Sharing.Wake()
 	}
 }
@@ -116,84 +148,99 @@ func tellAttached(y *yard.Yard, n modes.Network, e modes.Endpoint) {
 	y.TellPorts(n, modes.Endpoint{}, e, nil)
 }
 
-// recordAttachment records the endpoint with its addresses and ports, in place of a former one. It returns the
-// container's other endpoints whose ports it took over as withdrawn, as they were when they had them.
-func recordAttachment(y *yard.Yard, j *book.LiveCheck, r book.AttachRequest, e modes.Endpoint) (
-	m modes.Mode, n modes.Network, _ modes.Endpoint, former string, withdrawn []modes.Endpoint, err error,
-) {
-	ports := &port.Choice{Y: y.Book, E: e, Reserver: r.Reserver, Judge: j}
-	if err := ports.ReadHost(port.OnAddresses(y.Book, r)); err != nil {
-		return nil, n, e, "", nil, err
+// record records the endpoint with its addresses and ports, in place of a former one.
+func (t *attaching) record(
+	ctx context.Context, j *book.LiveCheck, e modes.Endpoint, got *source.Acquired,
+) (err error) {
+	y, r := t.yard, t.request
+	if e.Kept, err = t.claimDevice(ctx, e); err != nil {
+		return y.WithLinkHolders(t.With(e), err)
 	}
-	err = y.Update("endpoint attaching", func(tx store.Tx) error {
-		if n, err = book.GetNetwork(tx, r.NetworkID); err != nil {
-			return err
-		}
-		if n.Phase != modes.Ready {
-			return fmt.Errorf("network %s is being created or deleted", book.Label(n))
-		}
-		if m, err = y.Mode(n.Mode); err != nil {
-			return err
-		}
-		kept, old, err := inherit(y, tx, r)
+	ports := &port.Choice{Y: y.Book, Reserver: r.Reserver, Judge: j}
+	if err := ports.ReadHost(port.OnAddresses(t.Held, r.Ports)); err != nil {
+		return err
+	}
+	err = t.Change("endpoint attaching", func(tx store.Tx, now *modes.Endpoint) error {
+		*now = e
+		had, err := t.inherit(tx)
 		if err != nil {
 			return err
 		}
-		former = old
-		if e.Addrs, err = allot(y, tx, n, r, kept); err != nil {
-			if !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
-				return err
-			}
-			return withHolders(tx, r, err)
-		}
-		if e, err = lease.AssignLease(tx, n, e); err != nil {
+		if err := got.Keep(tx, had, now); err != nil {
 			return err
 		}
-		traits := m.Traits(n)
-		if e.MAC == "" {
-			e.MAC = traits.MAC.Default(e)
+		if now.MAC == "" {
+			now.MAC = t.Traits().MAC.Default(*now)
 		}
-		e.Phase, e.Created, e.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
-		if err := book.Attachments.Put(tx, book.AttachmentKey(r.Attachment, r.NetworkID, r.IfName), e.ID); err != nil {
+		now.Phase, now.Created, now.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
+		key := book.AttachmentKey(r.Attachment, t.Network.ID, r.IfName)
+		if err := book.Attachments.Put(tx, key, e.ID); err != nil {
 			return err
 		}
-		if err := book.PutEndpoint(tx, e); err != nil || len(r.Ports) == 0 {
-			return err
-		}
-		if traits.Sharing != nil {
-			port.Ignore(y.Book, n, e, r.Ports)
-			return nil
-		}
-		asks, own, err := port.ExpandAddresses(m, n, e, r.Ports)
-		if err != nil {
-			return err
-		}
-		if own, err = port.OwnPorts(tx, m, n, e, own); err != nil {
-			return err
-		}
-		if withdrawn, err = port.ReclaimPorts(tx, e); err != nil {
-			return err
-		}
-		if e.Ports, err = ports.Ports(tx, port.Unpublished(tx, e, asks)); err != nil {
-			return err
-		}
-		e.Ports = append(e.Ports, own...)
-		return book.PutEndpoint(tx, e)
+		return t.takePorts(tx, ports, now)
 	})
-	return m, n, e, former, withdrawn, ports.Explain(err)
+	if err == nil && t.former != nil {
+		t.former.Endpoint.Phase = modes.Deleting
+	}
+	return ports.Explain(err)
+}
+
+// takePorts gives the endpoint the ports that it publishes, and takes them from the container's other endpoints.
+func (t *attaching) takePorts(tx store.Tx, ports *port.Choice, e *modes.Endpoint) error {
+	wanted, h := t.request.Ports, t.With(*e)
+	if len(wanted) == 0 {
+		return nil
+	}
+	if t.Traits().Sharing != nil {
+		port.Ignore(h, wanted)
+		return nil
+	}
+	asks, own, err := port.ExpandAddresses(h, false, wanted)
+	if err != nil {
+		return err
+	}
+	if own, err = port.OwnPorts(tx, h, own); err != nil {
+		return err
+	}
+	if err := port.Reclaim(tx, t.reclaimed); err != nil {
+		return err
+	}
+	ports.E = *e
+	if e.Ports, err = ports.Ports(tx, port.Unpublished(tx, *e, asks)); err != nil {
+		return err
+	}
+	e.Ports = append(e.Ports, own...)
+	return nil
+}
+
+// finish makes what was recorded true: what others lost to the endpoint is removed, and its link made and moved into
+// the sandbox.
+func (t *attaching) finish(ctx context.Context) (a book.Attached, err error) {
+	for _, h := range t.reclaimed {
+		if err := port.Withdraw(ctx, h, h.Endpoint); err != nil {
+			return a, err
+		}
+	}
+	if err := t.finishFormer(ctx); err != nil {
+		return a, err
+	}
+	if a, err = t.plug(ctx); err != nil {
+		return a, t.yard.WithLinkHolders(t.Held, err)
+	}
+	return a, nil
 }
 
 // plug makes the endpoint's link, moves it into the sandbox, and records the endpoint as ready.
-func plug(
-	ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint, r book.AttachRequest,
-) (a book.Attached, err error) {
+func (t *attaching) plug(ctx context.Context) (a book.Attached, err error) {
+	y := t.yard
 	// Policies first, or there would be a moment without them.
 	if err := enforce.Enforce(ctx, y.Book); err != nil {
 		return a, err
 	}
-	link, err := y.Plan().Attach(ctx, m, n, e)
-	if errors.Is(err, fs.ErrExist) && finishIn(ctx, y, e) {
-		link, err = y.Plan().Attach(ctx, m, n, e)
+	n, e := t.Network, t.Endpoint
+	link, err := y.Plan().Attach(ctx, t.Mode, n, e)
+	if errors.Is(err, fs.ErrExist) && t.finishIn(ctx) {
+		link, err = y.Plan().Attach(ctx, t.Mode, n, e)
 	}
 	if err != nil {
 		return a, err
@@ -202,74 +249,84 @@ func plug(
 		return a, err
 	}
 	y.Config.Step("after endpoint attached")
-	p := insideOf(n, e, link, r)
+	p := insideOf(n, e, link, t.request)
 	if p.Link != "" {
-		if err := sandbox.PlugIn(ctx, y.Config.Kernel.Handle, r.NS, p); err != nil {
+		if err := sandbox.PlugIn(ctx, y.Config.Kernel.Handle, e.Into, p); err != nil {
 			return a, err
 		}
 	}
 	y.Config.Step("after endpoint plugged in")
 	if err := ctx.Err(); err != nil {
-		return a, fmt.Errorf("attach container %s: %w", r.Attachment, err)
+		return a, fmt.Errorf("attach container %s: %w", e.Attachment, err)
 	}
 	e.Phase, e.Turned, e.Joined, e.Inside = modes.Ready, time.Time{}, y.Config.Now(), p
-	if err := y.Attached(e); err != nil {
+	if err := t.Attached(e); err != nil {
 		return a, err
 	}
 	l, _, err := lease.Of(y.Book, e)
 	return book.Attached{Network: n, Endpoint: e, HostLink: y.HostLink(n, e), Lease: l.Lease}, err
 }
 
-// finishFormer removes the endpoint that a new one replaces: now if it is in the same sandbox and so in the way, or
+// finishFormer removes the endpoint that the new one replaces: now if it is in the same sandbox and so in the way, or
 // else in the background.
-func finishFormer(ctx context.Context, y *yard.Yard, former string, e modes.Endpoint) error {
-	if former == "" {
+func (t *attaching) finishFormer(ctx context.Context) error {
+	if t.former == nil {
 		return nil
 	}
-	old, err := y.Endpoint(e.NetworkID, former)
-	if err != nil {
-		return err
+	old := t.former.Endpoint
+	if old.NS == t.Endpoint.NS {
+		return t.finishNow(ctx, t.former, t.Endpoint.Into)
 	}
-	if old.NS != e.NS {
-		y.FinishLater(e.NetworkID, former) //nolint:contextcheck // the caller does not wait for it
-		return port.Withdraw(ctx, y.Book, old)
-	}
-	return finishNow(ctx, y, old, e.NetworkID, e.Into)
+	err := port.Withdraw(ctx, t.former, old)
+	t.former.Release()
+	t.yard.FinishLater(old.NetworkID, old.ID) //nolint:contextcheck // the caller does not wait for it
+	return err
 }
 
-// finishNow removes the link and the record of an endpoint that is Deleting. The caller holds the lock of network held
-// and must not wait for it a second time: a request for the exclusive lock may be waiting in between. into is an open
-// descriptor of the sandbox.
-func finishNow(ctx context.Context, y *yard.Yard, old modes.Endpoint, held string, into int) error {
-	hold := y.Hold
-	if old.NetworkID == held {
-		hold = func(ctx context.Context, network, id string) (func(), error) {
-			return y.Locks.Hold(ctx, book.EndpointKey(network, id), false)
-		}
+// finishNow removes the link and the record of an endpoint that is Deleting. into is an open descriptor of the sandbox.
+func (t *attaching) finishNow(ctx context.Context, old *book.Held, into int) error {
+	defer old.Release()
+	e := old.Endpoint
+	if err := t.yard.Forget(ctx, old); err != nil {
+		return err
 	}
-	release, err := hold(ctx, old.NetworkID, old.ID)
+	return sandbox.Unplug(into, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
+}
+
+// finishOther does the same for an endpoint that is not held yet. One that is no longer Deleting stays.
+func (t *attaching) finishOther(ctx context.Context, old modes.Endpoint, into int) error {
+	hold := t.yard.Hold
+	if old.NetworkID == t.Network.ID {
+		hold = func(ctx context.Context, _, id string) (*book.Held, error) { return t.HoldOther(ctx, id) }
+	}
+	h, err := hold(ctx, old.NetworkID, old.ID)
+	if errors.Is(err, book.ErrNotFound) {
+		return sandbox.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
+	}
 	if err != nil {
 		return err
 	}
-	defer release()
-	if err := y.FinishLocked(ctx, old.NetworkID, old.ID); err != nil {
-		return err
+	defer h.Release()
+	if h.Endpoint.Phase != modes.Deleting {
+		return nil
 	}
-	return sandbox.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
+	return t.finishNow(ctx, h, into)
 }
 
 // finishIn removes now the endpoints with the same interface name in the same sandbox that were to be removed in the
 // background. done: it removed one.
-func finishIn(ctx context.Context, y *yard.Yard, e modes.Endpoint) (done bool) {
+func (t *attaching) finishIn(ctx context.Context) (done bool) {
+	y := t.yard
 	all, err := y.Endpoints()
 	if err != nil {
 		return false
 	}
+	e := t.Endpoint
 	for _, old := range all {
 		if old.Phase != modes.Deleting || old.NS != e.NS || old.IfName != e.IfName {
 			continue
 		}
-		if err := finishNow(ctx, y, old, e.NetworkID, e.Into); err != nil {
+		if err := t.finishOther(ctx, old, e.Into); err != nil {
 			y.LogOf(old.NetworkID).Error("endpoint removal failed", "endpoint", old.ID, "err", err)
 			continue
 		}

@@ -18,6 +18,7 @@ import (
 	"netyard/yard/event"
 	"netyard/yard/lease"
 	"netyard/yard/port"
+	"netyard/yard/source"
 )
 
 // A DetachRequest names the attachment to remove.
@@ -45,13 +46,12 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 		return err
 	}
 	defer release()
-	e, err := y.Attachment(r.Attachment, r.NetworkID, r.IfName)
-	if errors.Is(err, book.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	h, err := holdAttachment(ctx, y, r)
+	if h == nil || err != nil {
 		return err
 	}
+	defer h.Release()
+	n, e := h.Network, h.Endpoint
 	if r.Endpoint != "" && e.ID != r.Endpoint {
 		return nil
 	}
@@ -59,50 +59,42 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 		return nil
 	}
 	lease.ReleaseIPv6(ctx, y.Book, e)
-	found, inner := false, false
-	var n modes.Network
-	err = y.Update("endpoint deleting", func(tx store.Tx) error {
-		found = false
-		now, err := book.GetEndpoint(tx, e.NetworkID, e.ID)
-		if errors.Is(err, book.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if n, err = book.GetNetwork(tx, e.NetworkID); err != nil {
-			return err
-		}
-		found, inner = true, isInner(y, n, now)
-		return recordDeleting(y, tx, n, now)
-	})
-	if err != nil || !found {
+	if err := recordDeleting(y, "endpoint deleting", h); err != nil {
 		return err
 	}
-	if err := port.Withdraw(ctx, y.Book, e); err != nil {
+	if err := port.Withdraw(ctx, h, e); err != nil {
 		return err
 	}
 	// First: the work in the background holds the kernel's lock of all links for tens of milliseconds.
-	if r.NS >= 0 && inner {
+	if r.NS >= 0 && isInner(h) {
 		err = sandbox.Unplug(r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
 	}
+	h.Release()
 	y.FinishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
 	y.Tell(book.About(event.EndpointLeft, n, e, fmt.Sprintf("%s left network %s", book.Owned(e), book.Label(n))))
-	if m, err := y.Mode(n.Mode); err == nil {
-		pokeSharing(y, m, n, e)
-	}
+	pokeSharing(y, h)
 	y.Config.Changed()
 	return err
 }
 
+// holdAttachment holds the endpoint of an attachment; nil: there is none. The caller has the container's lock.
+func holdAttachment(ctx context.Context, y *yard.Yard, r DetachRequest) (*book.Held, error) {
+	all, err := y.Interfaces(r.Attachment)
+	at := slices.IndexFunc(all, func(i book.Interface) bool { return i.Network == r.NetworkID && i.IfName == r.IfName })
+	if err != nil || at < 0 {
+		return nil, err
+	}
+	h, err := y.Hold(ctx, all[at].Network, all[at].Endpoint)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil, nil
+	}
+	return h, err
+}
+
 // isInner reports whether an endpoint has only a link in its sandbox. A veth pair has an end on the host as well, whose
 // removal removes the inner end.
-func isInner(y *yard.Yard, n modes.Network, e modes.Endpoint) bool {
-	m, err := y.Mode(n.Mode)
-	if err != nil {
-		return false
-	}
-	objects, _ := m.Place(n, e)
+func isInner(h *book.Held) bool {
+	objects, _ := h.Mode.Place(h.Network, h.Endpoint)
 	return slices.ContainsFunc(objects, func(o core.Object) bool {
 		_, ok := o.(lan.Child)
 		return ok
@@ -117,15 +109,22 @@ func firstProcessLives(y *yard.Yard, e modes.Endpoint) bool {
 
 // recordDeleting records an endpoint as deleting. Its addresses are held for its container if its engine will report
 // the container's removal.
-func recordDeleting(y *yard.Yard, tx store.Tx, n modes.Network, e modes.Endpoint) error {
+func recordDeleting(y *yard.Yard, step string, h *book.Held) error {
+	e := h.Endpoint
 	if e.Phase == modes.Deleting {
 		return nil
 	}
 	e.Phase, e.Turned = modes.Deleting, y.Config.Now()
-	if err := book.PutEndpoint(tx, e); err != nil {
-		return err
+	err := y.Update(step, func(tx store.Tx) error {
+		if err := h.PutIn(tx, e); err != nil { // without its claims, the leases can be released
+			return err
+		}
+		return source.Release(y.Book, tx, h.Network, e)
+	})
+	if err == nil {
+		h.Endpoint = e
 	}
-	return y.ReleaseLeases(tx, n, e)
+	return err
 }
 
 // ContainerExited removes the endpoints of a container whose sandbox is gone; their addresses are held.
@@ -157,7 +156,7 @@ func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, n, e, err := y.EndpointWithMode(e.NetworkID, e.ID)
+	m, n, err := y.NetworkWithMode(e.NetworkID)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,8 @@ import (
 
 // An AttachRequest is the request of a CNI runtime for one interface of one container.
 type AttachRequest struct {
-	NetworkID string
+	// Network is the network as its door found it.
+	Network modes.Network
 	// Attachment is the runtime's ID of the container, and IfName the interface's name in the sandbox.
 	Attachment, IfName string
 	// Config is the name of the CNI configuration.
@@ -40,9 +41,6 @@ type AttachRequest struct {
 	// in place of them.
 	Routes    func(addrs []netip.Prefix) []modes.Route
 	OwnRoutes bool
-	// Leased are the addresses that a DHCP server gave for it, Allotted those that are claimed in the cluster.
-	Leased   []netip.Prefix
-	Allotted Allotment
 }
 
 // Attached is an attachment as it was set up.
@@ -65,6 +63,25 @@ func AttachmentKey(attachment, network, ifName string) string {
 
 // ContainerLock returns the name of the lock of all attachments of a container.
 func ContainerLock(attachment string) string { return "container " + attachment }
+
+// An Interface names an attachment of a container and its endpoint.
+type Interface struct {
+	Holder
+
+	IfName string
+}
+
+// Interfaces returns the attachments of a container, without reading the records of their endpoints.
+func (y *Book) Interfaces(attachment string) (all []Interface, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		return Attachments.Each(tx, attachment+"|", func(key, id string) error {
+			network, ifName, _ := strings.Cut(strings.TrimPrefix(key, attachment+"|"), "|")
+			all = append(all, Interface{Holder{network, id}, ifName})
+			return nil
+		})
+	})
+	return all, err
+}
 
 // Attachment returns the endpoint of a container's interface.
 func (y *Book) Attachment(attachment, network, ifName string) (e modes.Endpoint, err error) {
@@ -135,12 +152,4 @@ func (y *Book) Attachments(network string) (es []modes.Endpoint, err error) {
 		}
 	}
 	return es, err
-}
-
-// An Allotment is the addresses of an attachment on an overlay. They are claimed in the cluster before anything is
-// recorded, since that may take a while.
-type Allotment struct {
-	Addrs []netip.Prefix
-	// Had are those of Addrs that the attachment has already; Spare are other addresses that it has, to be released.
-	Had, Spare []netip.Addr
 }

@@ -2,7 +2,6 @@
 package book
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"maps"
@@ -26,30 +25,13 @@ func WithoutSandbox(e modes.Endpoint) modes.Endpoint {
 	return e
 }
 
-// EndpointWithMode returns an endpoint with its network and the network's mode.
-func (y *Book) EndpointWithMode(network, id string) (m modes.Mode, n modes.Network, e modes.Endpoint, err error) {
-	if e, err = y.Endpoint(network, id); err != nil {
-		return nil, n, e, err
-	}
-	if n, err = y.Network(network); err != nil {
-		return nil, n, e, err
+// NetworkWithMode returns a network and its mode.
+func (y *Book) NetworkWithMode(id string) (m modes.Mode, n modes.Network, err error) {
+	if n, err = y.Network(id); err != nil {
+		return nil, n, err
 	}
 	m, err = y.Mode(n.Mode)
-	return m, n, e, err
-}
-
-// Hold locks an endpoint exclusively and its network shared, and returns the function that unlocks both.
-func (y *Book) Hold(ctx context.Context, network, id string) (func(), error) {
-	releaseNetwork, err := y.Locks.Hold(ctx, network, true)
-	if err != nil {
-		return nil, err
-	}
-	release, err := y.Locks.Hold(ctx, EndpointKey(network, id), false)
-	if err != nil {
-		releaseNetwork()
-		return nil, err
-	}
-	return func() { release(); releaseNetwork() }, nil
+	return m, n, err
 }
 
 // Space is the address space of netyard's own IPAM: a subnet with it has a pool there.
@@ -144,16 +126,5 @@ func (y *Book) Update(step string, fn func(store.Tx) error) error {
 		y.WakeLeases()
 	}
 	y.Config.Step("after " + step)
-	return nil
-}
-
-// Attached records that an endpoint is set up as its pending record says. It does not wait for the disk: if the host
-// loses this record, it has lost the link as well.
-func (y *Book) Attached(e modes.Endpoint) error {
-	y.Config.Step("before endpoint ready")
-	if err := Endpoints.PutSoon(y.Config.Store, EndpointKey(e.NetworkID, e.ID), e); err != nil {
-		return err
-	}
-	y.Config.Step("after endpoint ready")
 	return nil
 }

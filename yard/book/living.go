@@ -3,6 +3,7 @@ package book
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 
@@ -82,7 +83,7 @@ func (j *LiveCheck) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 // engine was killed before it made the namespace, or before netyard looked. If the engine's mounts cannot be seen from
 // here, only the link tells.
 func (y *Book) linkUnplugged(e modes.Endpoint) (bool, error) {
-	m, n, e, err := y.EndpointWithMode(e.NetworkID, e.ID)
+	m, n, err := y.NetworkWithMode(e.NetworkID)
 	if err != nil {
 		return false, err
 	}
@@ -103,6 +104,42 @@ func AddressHolder(tx store.Tx, network string, a netip.Addr) (h Holder, found b
 		return h, false, nil
 	}
 	return Holder{network, id}, err == nil && !strings.HasPrefix(id, holdPrefix), err
+}
+
+// HoldersOf adds to an error the endpoints that have these addresses of a network. If none is named, it adds all of the
+// network's endpoints, of which it is enough to remove one.
+func HoldersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*HeldError, error) {
+	held := &HeldError{Err: cause}
+	for _, a := range addrs {
+		if !a.IsValid() {
+			continue
+		}
+		h, found, err := AddressHolder(tx, network, a)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			held.Err, held.Holders = fmt.Errorf("%w (%s)", held.Err, InUseBy(tx, h)), append(held.Holders, h)
+		}
+	}
+	if len(addrs) > 0 && addrs[0].IsValid() {
+		return held, nil
+	}
+	es, err := Endpoints.List(tx, EndpointKey(network, ""))
+	for _, e := range es {
+		held.Holders = append(held.Holders, Holder{Network: e.NetworkID, Endpoint: e.ID})
+	}
+	held.AnyOne = true
+	return held, err
+}
+
+// WithHolders is HoldersOf for the addresses that an attachment requests.
+func WithHolders(tx store.Tx, r AttachRequest, cause error) error {
+	held, err := HoldersOf(tx, r.Network.ID, cause, r.Addrs...)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	return held
 }
 
 // InUseBy names the container of an endpoint and its network, for the error of a conflict.

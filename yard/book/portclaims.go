@@ -91,20 +91,15 @@ func hostPorts(ports []modes.Port) []modes.Port {
 	return slices.DeleteFunc(slices.Clone(ports), func(p modes.Port) bool { return p.Routed })
 }
 
-// setPortClaims records the port claims of an endpoint, and deletes those that it no longer needs. It must be called
-// before the endpoint's record is replaced.
-func setPortClaims(tx store.Tx, e modes.Endpoint) error {
+// setPortClaims records the port claims of an endpoint, and deletes those that it no longer needs.
+func setPortClaims(tx store.Tx, was, e modes.Endpoint) error {
 	want := map[string]bool{}
 	if e.Phase != modes.Deleting {
 		for _, p := range hostPorts(e.Ports) {
 			want[ClaimOf(p).String()] = true
 		}
 	}
-	old, err := GetEndpoint(tx, e.NetworkID, e.ID)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return err
-	}
-	for _, p := range old.Ports {
+	for _, p := range was.Ports {
 		key := ClaimOf(p).String()
 		c, err := PortClaims.Get(tx, key)
 		if want[key] || errors.Is(err, store.ErrNotFound) || err == nil && c.Endpoint != e.ID {

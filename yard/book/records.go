@@ -32,10 +32,13 @@ func (y *Book) Network(id string) (n modes.Network, err error) {
 func GetNetwork(tx store.Tx, id string) (modes.Network, error) {
 	n, err := Networks.Get(tx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return n, fmt.Errorf("network %s: %w", modes.Short(id), ErrNotFound)
+		return n, noNetwork(id)
 	}
 	return n, err
 }
+
+// noNetwork says that a network does not exist.
+func noNetwork(id string) error { return fmt.Errorf("network %s: %w", modes.Short(id), ErrNotFound) }
 
 // Networks returns the records of all networks, sorted by ID.
 func (y *Book) Networks() (ns []modes.Network, err error) {
@@ -133,29 +136,44 @@ func (y *Book) Endpoint(network, id string) (e modes.Endpoint, err error) {
 func GetEndpoint(tx store.Tx, network, id string) (modes.Endpoint, error) {
 	e, err := Endpoints.Get(tx, EndpointKey(network, id))
 	if errors.Is(err, store.ErrNotFound) {
-		return e, fmt.Errorf("endpoint %s of network %s: %w", modes.Short(id), modes.Short(network), ErrNotFound)
+		return e, NoEndpoint(network, id)
 	}
 	return e, err
 }
 
-// PutEndpoint records an endpoint with its claims.
-func PutEndpoint(tx store.Tx, e modes.Endpoint) error {
-	if err := setClaims(tx, e); err != nil {
-		return err
-	}
-	if err := setPortClaims(tx, e); err != nil {
-		return err
-	}
-	return Endpoints.Put(tx, EndpointKey(e.NetworkID, e.ID), e)
+// NoEndpoint says that an endpoint does not exist.
+func NoEndpoint(network, id string) error {
+	return fmt.Errorf("endpoint %s of network %s: %w", modes.Short(id), modes.Short(network), ErrNotFound)
 }
 
-// EraseEndpoint deletes the record of an endpoint with its claims.
+// PutEndpoint records an endpoint with its claims, in place of the record that it finds. If the endpoint is held, use
+// Held.Change.
+func PutEndpoint(tx store.Tx, e modes.Endpoint) error {
+	was, err := GetEndpoint(tx, e.NetworkID, e.ID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return replaceEndpoint(tx, was, e)
+}
+
+// replaceEndpoint records an endpoint with its claims, in place of its former record; without an ID: it had none.
+func replaceEndpoint(tx store.Tx, was, is modes.Endpoint) error {
+	if err := setClaims(tx, is); err != nil {
+		return err
+	}
+	if err := setPortClaims(tx, was, is); err != nil {
+		return err
+	}
+	return Endpoints.Put(tx, EndpointKey(is.NetworkID, is.ID), is)
+}
+
+// EraseEndpoint deletes the record of an endpoint with its claims. e is the record, so the endpoint must be held.
 func EraseEndpoint(tx store.Tx, e modes.Endpoint) error {
 	e.Phase = modes.Deleting
 	if err := errors.Join(setClaims(tx, e), DropAttachment(tx, e)); err != nil {
 		return err
 	}
-	if err := setPortClaims(tx, e); err != nil {
+	if err := setPortClaims(tx, e, e); err != nil {
 		return err
 	}
 	key := EndpointKey(e.NetworkID, e.ID)

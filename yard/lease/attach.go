@@ -12,18 +12,20 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
-	"netyard/yard/overlay"
 )
 
-// RequestLeases gets the addresses of an attachment from the LAN's DHCP server: one for each DHCP pool of its network.
-func RequestLeases(
-	ctx context.Context, y *book.Book, j *book.LiveCheck, r book.AttachRequest,
-) (addrs []netip.Prefix, err error) {
-	n, err := y.Network(r.NetworkID)
-	if err != nil {
-		return nil, err
-	}
-	for _, pool := range n.DHCP {
+// Source is where an attachment gets its addresses on a network with DHCP pools: the LAN's DHCP server.
+type Source struct {
+	Check   *book.LiveCheck
+	Request book.AttachRequest
+
+	got []netip.Prefix
+}
+
+// Acquire gets a lease for each DHCP pool of the network.
+func (s *Source) Acquire(ctx context.Context) error {
+	r := s.Request
+	for _, pool := range r.Network.DHCP {
 		q := Request{
 			AddressRequest: ipam.AddressRequest{Pool: pool, Name: r.Container.Name, MAC: r.MAC},
 			Attachment:     r.Attachment, IfName: r.IfName,
@@ -31,23 +33,31 @@ func RequestLeases(
 		if at := slices.IndexFunc(r.Addrs, netip.Addr.Is4); at >= 0 {
 			q.Addr = r.Addrs[at]
 		}
-		a, err := RequestLease(ctx, y, j, q)
+		a, err := RequestLease(ctx, s.Check, q)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		addrs = append(addrs, a)
+		s.got = append(s.got, a)
 	}
-	return addrs, nil
+	return nil
 }
 
-// ReleaseUnattached releases the leases and claims of an attachment that failed before it was recorded.
-func ReleaseUnattached(y *book.Book, r book.AttachRequest) error {
-	if err := overlay.ReleaseGranted(y, r); err != nil || len(r.Leased) == 0 {
-		return err
+// Keep gives the leases to the endpoint, and the MAC that the server knows.
+func (s *Source) Keep(tx store.Tx, _ []netip.Addr, e *modes.Endpoint) (err error) {
+	e.Addrs = append(e.Addrs, s.got...)
+	*e, err = AssignLease(tx, s.Request.Network, *e)
+	return err
+}
+
+// Release releases the leases if no endpoint got them.
+func (s *Source) Release(recorded bool) error {
+	if recorded || len(s.got) == 0 {
+		return nil
 	}
+	y := s.Check.Y
 	return y.Update("lease not taken", func(tx store.Tx) error {
-		return eachLease(tx, r.NetworkID, func(l DHCPLease) error {
-			if l.Endpoint != "" || !slices.Contains(r.Leased, l.Lease.Addr) {
+		return eachLease(tx, s.Request.Network.ID, func(l DHCPLease) error {
+			if l.Endpoint != "" || !slices.Contains(s.got, l.Lease.Addr) {
 				return nil
 			}
 			return markReleasing(y, tx, l)

@@ -256,7 +256,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	}
 	defer func() { err = errors.Join(err, box.Close()) }()
 	if l.Lease.State(y.Config.Now()) == dhcp.Expired {
-		return handleLost(ctx, y, l, e, box, "it expired")
+		return handleLost(ctx, y, leased{l, e}, box, "it expired")
 	}
 	socket, err := box.Socket()
 	if err != nil {
@@ -272,7 +272,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	more, err := client.Extend(attempt, l.Lease)
 	switch {
 	case errors.Is(err, dhcp.ErrRefused):
-		return handleLost(ctx, y, l, e, box, err.Error())
+		return handleLost(ctx, y, leased{l, e}, box, err.Error())
 	case err != nil:
 		s := l.Lease.State(y.Config.Now())
 		if s == dhcp.Renewing && l.Tried.Before(l.Lease.Renew) || s == dhcp.Rebinding {
@@ -281,7 +281,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 		}
 		return noteAttempt(y, l)
 	}
-	return applyExtension(y, l, more, box)
+	return applyExtension(ctx, y, l, more, box)
 }
 
 // noteAttempt records that an attempt to extend a lease failed.
@@ -290,7 +290,9 @@ func noteAttempt(y *book.Book, l DHCPLease) error {
 }
 
 // applyExtension records an extended lease, and applies what the server changed: address, router and routes.
-func applyExtension(y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.SandboxLink) error {
+func applyExtension(
+	ctx context.Context, y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.SandboxLink,
+) error {
 	old := l.Lease
 	if more.NextHop == nil { // an answer by IP does not show the MAC it came from
 		more.NextHop = old.NextHop
@@ -309,8 +311,13 @@ func applyExtension(y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.Sandb
 	if err := readdress(y, l, old.Addr, more, box); err != nil {
 		return err
 	}
+	h, err := y.HoldNew(ctx, l.Network, l.Endpoint)
+	if err != nil {
+		return err
+	}
+	defer h.Release()
 	return y.Config.Store.Update(func(tx store.Tx) error {
-		_, _, err := moveEndpoint(tx, l, more)
+		_, err := putMoved(tx, h, l, more)
 		return err
 	})
 }

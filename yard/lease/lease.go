@@ -101,7 +101,8 @@ type Request struct {
 }
 
 // RequestLease gets an address from the LAN's DHCP server.
-func RequestLease(ctx context.Context, y *book.Book, j *book.LiveCheck, r Request) (netip.Prefix, error) {
+func RequestLease(ctx context.Context, j *book.LiveCheck, r Request) (netip.Prefix, error) {
+	y := j.Y
 	var p DHCPPool
 	err := y.Config.Store.View(func(tx store.Tx) (err error) {
 		p, err = DHCPPools.Get(tx, r.Pool)
@@ -131,7 +132,7 @@ func RequestLease(ctx context.Context, y *book.Book, j *book.LiveCheck, r Reques
 		return netip.Prefix{}, err
 	}
 	defer release()
-	a, err := acquire(ctx, y, j, p, l, r)
+	a, err := acquire(ctx, j, p, l, r)
 	if errors.Is(err, dhcp.ErrNoServer) {
 		err = fmt.Errorf("%w within %v", err, dhcpTime)
 	}
@@ -179,12 +180,13 @@ func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease
 // acquire acquires a lease on the LAN, or returns the one that the client has on record. The caller has the client's
 // lock.
 func acquire(
-	ctx context.Context, y *book.Book, j *book.LiveCheck, p DHCPPool, l DHCPLease, r Request,
+	ctx context.Context, j *book.LiveCheck, p DHCPPool, l DHCPLease, r Request,
 ) (got netip.Prefix, err error) {
+	y := j.Y
 	wish := dhcp.Wish{Addr: r.Addr, Must: r.Addr.IsValid()}
 	old, err := getLease(y, l.ID)
 	if err == nil {
-		again, err := resume(ctx, y, j, old, l, r)
+		again, err := resume(ctx, j, old, l, r)
 		if err != nil || again {
 			return old.Lease.Addr, err
 		}
@@ -248,7 +250,8 @@ func releaseUntaken(y *book.Book, l DHCPLease) error {
 // resume examines the lease that a client has on record; again: the request is a repeated one, and the lease is its
 // answer. A container with a name requests its own lease again. A MAC can be that of two containers at once:
 // then the lease stays with the first one while it lives.
-func resume(ctx context.Context, y *book.Book, j *book.LiveCheck, old, l DHCPLease, r Request) (again bool, err error) {
+func resume(ctx context.Context, j *book.LiveCheck, old, l DHCPLease, r Request) (again bool, err error) {
+	y := j.Y
 	if old.Phase != DHCPHeld || r.Addr.IsValid() && r.Addr != old.Given {
 		return false, nil
 	}

@@ -20,48 +20,54 @@ import (
 	"netyard/yard/port"
 )
 
+// leased is a lease with its endpoint.
+type leased struct {
+	DHCPLease
+
+	endpoint modes.Endpoint
+}
+
 // handleLost handles a lease that expired or was refused. The container gets another address, or, with on_lost=down,
 // its link is taken down.
-func handleLost(
-	ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, box *kdhcp.SandboxLink, why string,
-) error {
+func handleLost(ctx context.Context, y *book.Book, l leased, box *kdhcp.SandboxLink, why string) error {
+	e := l.endpoint
 	what := []any{
 		"endpoint", e.ID, "container", e.Container.Name, "address", l.Lease.Addr, "reason", why,
 	}
 	if modes.IPAMOpt(l.Options, "on_lost") == "down" {
 		y.LogOf(l.Network).Error("lease lost, link taken down; restart the container", what...)
-		err := errors.Join(box.Down(), markDown(y, l))
-		tellLease(y, event.LeaseDown, l, e, fmt.Sprintf("%s lost %s: %s; its link is down until it is restarted",
-			book.Owned(e), l.Lease.Addr.Addr(), why))
+		err := errors.Join(box.Down(), markDown(y, l.DHCPLease))
+		tellLease(y, event.LeaseDown, l.DHCPLease, e, fmt.Sprintf(
+			"%s lost %s: %s; its link is down until it is restarted", book.Owned(e), l.Lease.Addr.Addr(), why))
 		return err
 	}
 	if l.Tried.Before(l.Lease.Expires) || l.Tried.IsZero() { // only the first time
 		y.LogOf(l.Network).Error("lease lost, another address requested", what...)
-		tellLease(y, event.LeaseLost, l, e, fmt.Sprintf("%s lost %s: %s; another address is requested",
+		tellLease(y, event.LeaseLost, l.DHCPLease, e, fmt.Sprintf("%s lost %s: %s; another address is requested",
 			book.Owned(e), l.Lease.Addr.Addr(), why))
 	}
-	fresh, err := replace(ctx, y, l, e, box)
+	fresh, err := replace(ctx, y, l.DHCPLease, e, box)
 	if err != nil { // the address must not be used (RFC 2131, 4.4.5); the next attempt follows later
 		removed := box.Readdress(l.Lease.Addr, netip.Prefix{}, netip.Addr{}, nil)
-		return errors.Join(err, removed, changeHeld(y, l, func(now *DHCPLease) {
+		return errors.Join(err, removed, changeHeld(y, l.DHCPLease, func(now *DHCPLease) {
 			now.Tried = y.Config.Now()
 			now.Lease.Expires = earlier(now.Lease.Expires, now.Tried)
 			now.Lease.Rebind = earlier(now.Lease.Rebind, now.Tried)
 			now.Lease.Renew = earlier(now.Lease.Renew, now.Tried)
 		}))
 	}
-	if err := readdress(y, l, l.Lease.Addr, fresh, box); err != nil {
+	if err := readdress(y, l.DHCPLease, l.Lease.Addr, fresh, box); err != nil {
 		return err
 	}
 	if fresh.Addr != l.Lease.Addr {
 		y.LogOf(l.Network).Error("container readdressed; its engine still shows the old address",
 			append(what, "now", fresh.Addr)...)
 	}
-	if err := recordReaddress(ctx, y, l, fresh); err != nil {
+	if err := recordReaddress(ctx, y, l.DHCPLease, fresh); err != nil {
 		return err
 	}
 	l.Lease = fresh
-	tellLease(y, event.LeaseMoved, l, e, fmt.Sprintf("%s has %s now; its engine still shows %s",
+	tellLease(y, event.LeaseMoved, l.DHCPLease, e, fmt.Sprintf("%s has %s now; its engine still shows %s",
 		book.Owned(e), fresh.Addr.Addr(), l.Given))
 	return nil
 }
@@ -144,12 +150,12 @@ func readdress(y *book.Book, l DHCPLease, from netip.Prefix, to dhcp.Lease, box 
 
 // recordReaddress records the new address of a container, and updates its policies and ports in the kernel.
 func recordReaddress(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.Lease) error {
-	release, err := y.Hold(ctx, l.Network, l.Endpoint)
+	h, err := y.HoldNew(ctx, l.Network, l.Endpoint)
 	if err != nil {
 		return err
 	}
-	defer release()
-	var was, is modes.Endpoint
+	defer h.Release()
+	was, is := h.Endpoint, h.Endpoint
 	err = y.Update("lease moved", func(tx store.Tx) error {
 		now, err := dhcpLeases.Get(tx, l.ID)
 		if errors.Is(err, store.ErrNotFound) || err == nil && now.Phase != DHCPHeld {
@@ -162,46 +168,31 @@ func recordReaddress(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.
 		if err := dhcpLeases.Put(tx, l.ID, now); err != nil {
 			return err
 		}
-		was, is, err = moveEndpoint(tx, l, fresh)
+		is, err = putMoved(tx, h, l, fresh)
 		return err
 	})
-	if err != nil || is.ID == "" || l.Lease.Addr == fresh.Addr {
-		return err
-	}
-	n, err := y.Network(l.Network)
-	if err != nil {
-		return err
-	}
-	m, err := y.Mode(n.Mode)
-	if err != nil {
+	if err != nil || l.Lease.Addr == fresh.Addr || slices.Equal(was.Addrs, is.Addrs) {
 		return err
 	}
 	// Policies come before ports, since nobody can reach the container before.
-	return errors.Join(enforce.Enforce(ctx, y), port.Program(ctx, y, m, n, was, is))
+	return errors.Join(enforce.Enforce(ctx, y), port.Program(ctx, h, was, is))
 }
 
-// moveEndpoint records the address and routes that the endpoint of a lease has now, and returns it as it was and is.
-func moveEndpoint(tx store.Tx, l DHCPLease, to dhcp.Lease) (was, is modes.Endpoint, err error) {
-	was, err = book.GetEndpoint(tx, l.Network, l.Endpoint)
-	if errors.Is(err, book.ErrNotFound) || err == nil && was.Phase != modes.Ready {
-		return was, is, nil
-	}
-	if err != nil {
-		return was, is, err
-	}
-	n, err := book.GetNetwork(tx, l.Network)
-	if err != nil {
-		return was, is, err
+// putMoved records the address and routes that the endpoint of a lease has now, if it is ready, and returns it.
+func putMoved(tx store.Tx, h *book.Held, l DHCPLease, to dhcp.Lease) (is modes.Endpoint, err error) {
+	was := h.Endpoint
+	if was.ID == "" || was.Phase != modes.Ready {
+		return was, nil
 	}
 	is = was
 	if was.Inside.Link != "" {
-		is.Inside = reroute(was.Inside, n.Internal, l.Lease, to)
+		is.Inside = reroute(was.Inside, h.Network.Internal, l.Lease, to)
 	}
 	if l.Lease.Addr == to.Addr {
-		return was, is, book.PutEndpoint(tx, is)
+		return is, h.PutIn(tx, is)
 	}
 	if err := book.DropClaim(tx, book.ClaimKey(was.NetworkID, l.Lease.Addr.Addr()), was.ID); err != nil {
-		return was, is, err
+		return was, err
 	}
 	is.Addrs = slices.Clone(was.Addrs)
 	for i, a := range is.Addrs {
@@ -210,5 +201,5 @@ func moveEndpoint(tx store.Tx, l DHCPLease, to dhcp.Lease) (was, is modes.Endpoi
 		}
 	}
 	is.Ports = port.OwnPortsAt(was.Ports, l.Lease.Addr.Addr(), to.Addr.Addr())
-	return was, is, book.PutEndpoint(tx, is)
+	return is, h.PutIn(tx, is)
 }

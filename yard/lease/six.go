@@ -138,7 +138,10 @@ func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, 
 		defer cancel()
 		more, err := client.Extend(attempt, old)
 		if !errors.Is(err, dhcp.ErrRefused) {
-			return applySix(ctx, y, l, more, box, err)
+			if err != nil {
+				return err
+			}
+			return applySix(ctx, y, l, more, box)
 		}
 		if down, err := handleLostSix(y, l, e, box, err.Error()); down || err != nil {
 			return err
@@ -149,7 +152,10 @@ func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, 
 		}
 	}
 	fresh, err := client.Acquire(ctx, old.Addr.Addr())
-	if err := applySix(ctx, y, l, fresh, box, err); err != nil {
+	if err == nil {
+		err = applySix(ctx, y, l, fresh, box)
+	}
+	if err != nil {
 		if !errors.Is(err, kdhcp.ErrDuplicate) {
 			return err
 		}
@@ -174,11 +180,8 @@ func leaseSix(ctx context.Context, y *book.Book, l DHCPLease, e modes.Endpoint, 
 // applySix records a granted lease, and then sets its address on the link. The kernel removes the address when it
 // expires.
 func applySix(
-	ctx context.Context, y *book.Book, l DHCPLease, granted dhcp.Lease, box *kdhcp.SandboxLink, err error,
+	ctx context.Context, y *book.Book, l DHCPLease, granted dhcp.Lease, box *kdhcp.SandboxLink,
 ) error {
-	if err != nil {
-		return err
-	}
 	record := func(now *DHCPLease) { now.Six.Lease, now.Six.Tried = granted, time.Time{} }
 	if err := changeSix(y, l, record); err != nil {
 		return err

@@ -12,24 +12,41 @@ import (
 	"netyard/yard/book"
 )
 
-// GrantAll claims the addresses of an attachment. In each family that is the requested one, else the one it has, else
-// any.
-func GrantAll(ctx context.Context, y *book.Book, r book.AttachRequest, owner string) (a book.Allotment, err error) {
-	n, err := y.Network(r.NetworkID)
-	if err != nil || !Claims(y, n.Mode) {
-		return a, err
+// Source is where an attachment gets its addresses on an overlay: the cluster, where this host claims them.
+type Source struct {
+	Book    *book.Book
+	Request book.AttachRequest
+	// Owner is the ID of the endpoint.
+	Owner string
+
+	addrs []netip.Prefix
+	// had are those of addrs that the attachment has already, spare the others that it has. fresh are those that were
+	// claimed for it.
+	had, spare, fresh []netip.Addr
+}
+
+// Acquire claims an address in each family: the requested one, else the one that the attachment has, else any.
+func (s *Source) Acquire(ctx context.Context) error {
+	err := s.claim(ctx)
+	if err == nil {
+		return nil
 	}
+	return s.Book.Config.Store.View(func(tx store.Tx) error { return book.WithHolders(tx, s.Request, err) })
+}
+
+func (s *Source) claim(ctx context.Context) error {
+	y, r, n := s.Book, s.Request, s.Request.Network
 	if y.Config.Fabric == nil {
-		return a, fmt.Errorf("network %s: %w", book.Label(n), modes.ErrNoCluster)
+		return fmt.Errorf("network %s: %w", book.Label(n), modes.ErrNoCluster)
 	}
 	for _, asked := range r.Addrs {
 		if !slices.ContainsFunc(n.Subnets, func(s modes.Subnet) bool { return s.Pool.Contains(asked) }) {
-			return a, fmt.Errorf("address %s: network %s has no subnet for it", asked, book.Label(n))
+			return fmt.Errorf("address %s: network %s has no subnet for it", asked, book.Label(n))
 		}
 	}
 	kept, err := currentAddrs(y, r)
 	if err != nil {
-		return a, err
+		return err
 	}
 	for _, group := range book.ByFamily(n) {
 		v6 := group[0].Addr().Is6()
@@ -41,34 +58,56 @@ func GrantAll(ctx context.Context, y *book.Book, r book.AttachRequest, owner str
 		}
 		asked, got := of(r.Addrs), of(kept)
 		if got.IsValid() && (!asked.IsValid() || asked == got) {
-			a.Had = append(a.Had, got)
-		} else if got, err = y.Config.Fabric.Grant(ctx, Of(y, n), owner, asked, v6); err != nil {
-			return a, err
+			s.had = append(s.had, got)
+		} else if got, err = y.Config.Fabric.Grant(ctx, Of(y, n), s.Owner, asked, v6); err != nil {
+			return err
+		} else {
+			s.fresh = append(s.fresh, got)
 		}
 		for _, p := range group {
 			if p.Contains(got) {
-				a.Addrs = append(a.Addrs, netip.PrefixFrom(got, p.Bits()))
+				s.addrs = append(s.addrs, netip.PrefixFrom(got, p.Bits()))
 			}
 		}
 	}
-	a.Spare = slices.DeleteFunc(kept, func(k netip.Addr) bool { return slices.Contains(a.Had, k) })
-	return a, nil
+	s.spare = slices.DeleteFunc(kept, func(k netip.Addr) bool { return slices.Contains(s.had, k) })
+	return nil
+}
+
+// Keep gives the addresses to the endpoint. It refuses if the attachment no longer has one that it had.
+func (s *Source) Keep(_ store.Tx, had []netip.Addr, e *modes.Endpoint) error {
+	for _, a := range s.had {
+		if !slices.Contains(had, a) {
+			return fmt.Errorf("network %s: address %s was released meanwhile; try again",
+				book.Label(s.Request.Network), a)
+		}
+	}
+	e.Addrs = append(e.Addrs, s.addrs...)
+	return nil
+}
+
+// Release releases the addresses that were claimed, or, if the endpoint is recorded, those that it did not take over.
+func (s *Source) Release(recorded bool) error {
+	if recorded {
+		return ReleaseUnused(s.Book, s.Request.Network, s.spare...)
+	}
+	return ReleaseUnused(s.Book, s.Request.Network, s.fresh...)
 }
 
 // currentAddrs returns the addresses that the attachment has, or that are held for it. The caller has the container's
 // lock, so no other request changes them.
 func currentAddrs(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
-		h, err := book.Holds.Get(tx, book.AttachmentKey(r.Attachment, r.NetworkID, r.IfName))
+		h, err := book.Holds.Get(tx, book.AttachmentKey(r.Attachment, r.Network.ID, r.IfName))
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		e, err := book.GetAttachment(tx, r.Attachment, r.NetworkID, r.IfName)
+		e, err := book.GetAttachment(tx, r.Attachment, r.Network.ID, r.IfName)
 		if err != nil && !errors.Is(err, book.ErrNotFound) {
 			return err
 		}
 		for _, p := range slices.Concat(h.Addrs, e.Addrs) {
-			taken, err := book.Claimed(tx, r.NetworkID, p.Addr())
+			taken, err := book.Claimed(tx, r.Network.ID, p.Addr())
 			if err == nil && taken && !slices.Contains(addrs, p.Addr()) {
 				addrs = append(addrs, p.Addr())
 			}
@@ -76,38 +115,6 @@ func currentAddrs(y *book.Book, r book.AttachRequest) (addrs []netip.Addr, err e
 		return nil
 	})
 	return addrs, err
-}
-
-// AssignGranted returns the addresses that were allotted to an attachment. kept are the addresses that it has now: an
-// allotment that counts on another one is refused.
-func AssignGranted(n modes.Network, r book.AttachRequest, kept []netip.Addr) ([]netip.Prefix, error) {
-	for _, a := range r.Allotted.Had {
-		if !slices.Contains(kept, a) {
-			return nil, fmt.Errorf("network %s: address %s was released meanwhile; try again", book.Label(n), a)
-		}
-	}
-	return r.Allotted.Addrs, nil
-}
-
-// ReleaseGranted releases the addresses that were allotted to an attachment that failed.
-func ReleaseGranted(y *book.Book, r book.AttachRequest) error {
-	if len(r.Allotted.Addrs) == 0 {
-		return nil
-	}
-	n, err := y.Network(r.NetworkID)
-	if errors.Is(err, book.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var fresh []netip.Addr
-	for _, p := range r.Allotted.Addrs {
-		if !slices.Contains(r.Allotted.Had, p.Addr()) {
-			fresh = append(fresh, p.Addr())
-		}
-	}
-	return ReleaseUnused(y, n, fresh...)
 }
 
 // ReleaseUnused releases addresses of an overlay, except those that an endpoint of this host has or that are held. If
@@ -179,19 +186,12 @@ func RoomInCluster(y *book.Book, n modes.Network) error {
 }
 
 // NameInCluster announces the names of an endpoint in the cluster.
-func NameInCluster(y *book.Book, network, id string) error {
-	n, err := y.Network(network)
-	if err != nil || !Claims(y, n.Mode) || y.Config.Fabric == nil {
-		return err
-	}
-	e, err := y.Endpoint(network, id)
-	if errors.Is(err, book.ErrNotFound) {
+func NameInCluster(h *book.Held) error {
+	y := h.Book
+	if !Claims(y, h.Network.Mode) || y.Config.Fabric == nil {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	return y.Config.Fabric.Name(Of(y, n), e)
+	return y.Config.Fabric.Name(Of(y, h.Network), h.Endpoint)
 }
 
 // Overlay returns the overlay that a network is; ok is false if it is none.

@@ -5,17 +5,14 @@ package pool
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
-	"slices"
 
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard"
 	"netyard/yard/book"
-	"netyard/yard/lease"
-	"netyard/yard/overlay"
+	"netyard/yard/source"
 )
 
 // RequestPool allots a pool. If the request names no subnet, the pool overlaps none of the host's routes, resolvers and
@@ -61,72 +58,33 @@ func busy(y *yard.Yard) ([]netip.Prefix, error) {
 // ReleasePool releases a pool. Releasing an unknown one succeeds. A pool whose network could not be deleted, because
 // containers are attached to it by CNI, stays until the network is deleted.
 func ReleasePool(_ context.Context, y *yard.Yard, id string) error {
-	if overlay.IsOverlay(id) {
-		return nil
-	}
-	if lease.IsDHCP(id) {
-		return lease.ReleaseDHCPPool(y.Book, id)
-	}
-	return y.Update("pool released", func(tx store.Tx) error {
-		used, err := hasAttachments(y, tx, id)
-		if err != nil || used {
-			return err
-		}
-		return y.Config.IPAM.ReleasePool(tx, id)
-	})
-}
-
-// hasAttachments reports whether containers are attached to the pool's network by CNI.
-func hasAttachments(y *yard.Yard, tx store.Tx, pool string) (has bool, err error) {
-	all, err := y.Config.IPAM.Pools(tx)
-	if err != nil {
-		return false, err
-	}
-	for _, p := range all {
-		if p.ID != pool || p.Network == "" {
-			continue
-		}
-		es, err := book.Endpoints.List(tx, book.EndpointKey(p.Network, ""))
-		return slices.ContainsFunc(es, func(e modes.Endpoint) bool {
-			return e.Attachment != "" && e.Phase != modes.Deleting
-		}), err
-	}
-	return false, nil
+	return source.Of(y.Book, id).Close()
 }
 
 // RequestAddress allots an address. If the pool is full and its network has other pools of the family, the address
 // comes from one of them: an engine asks only the first pool. Dead endpoints that have the address, or one of a full
 // pool, are removed.
 func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
+	from := source.Of(y.Book, r.Pool)
 	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
-		switch {
-		case overlay.IsOverlay(r.Pool):
-			a, err = overlay.RequestClaim(ctx, y.Book, r)
-		case lease.IsDHCP(r.Pool):
-			a, err = lease.RequestLease(ctx, y.Book, j, lease.Request{AddressRequest: r})
-			return err
-		default:
-			a, err = requestOwn(y, r)
+		a, err = from.Acquire(ctx, j, r)
+		if err != nil && from.Held(err) {
+			return poolHolders(y, from, r.Addr, err)
 		}
-		if err == nil {
-			return nil
-		}
-		if !overlay.IsOverlay(r.Pool) && !errors.Is(err, ipam.ErrTaken) && !errors.Is(err, ipam.ErrExhausted) {
-			return err
-		}
-		return withHolders(y, r.Pool, r.Addr, err)
+		return err
 	})
 	return a, err
 }
 
-// withHolders adds to the cause why a request for an address failed the endpoints that have the address, or the pool's.
-func withHolders(y *yard.Yard, pool string, a netip.Addr, cause error) (held error) {
+// poolHolders adds to the cause why a request for an address failed the endpoints that have the address, or the pool's.
+func poolHolders(y *yard.Yard, pool source.Pool, a netip.Addr, cause error) error {
+	var held *book.HeldError
 	err := y.Config.Store.View(func(tx store.Tx) error {
-		network, err := networkOf(y, tx, pool)
+		network, err := pool.Network(tx)
 		if err != nil || network == "" {
 			return err
 		}
-		held, err = HoldersOf(tx, network, cause, a)
+		held, err = book.HoldersOf(tx, network, cause, a)
 		return err
 	})
 	if held == nil {
@@ -135,150 +93,23 @@ func withHolders(y *yard.Yard, pool string, a netip.Addr, cause error) (held err
 	return held
 }
 
-// HoldersOf adds to an error the endpoints that have these addresses of a network. If none is named, it adds all of the
-// network's endpoints, of which it is enough to remove one.
-func HoldersOf(tx store.Tx, network string, cause error, addrs ...netip.Addr) (*book.HeldError, error) {
-	held := &book.HeldError{Err: cause}
-	for _, a := range addrs {
-		if !a.IsValid() {
-			continue
-		}
-		h, found, err := book.AddressHolder(tx, network, a)
-		if err != nil {
-			return nil, err
-		}
-		if found {
-			held.Err, held.Holders = fmt.Errorf("%w (%s)", held.Err, book.InUseBy(tx, h)), append(held.Holders, h)
-		}
-	}
-	if len(addrs) > 0 && addrs[0].IsValid() {
-		return held, nil
-	}
-	es, err := book.Endpoints.List(tx, book.EndpointKey(network, ""))
-	for _, e := range es {
-		held.Holders = append(held.Holders, book.Holder{Network: e.NetworkID, Endpoint: e.ID})
-	}
-	held.AnyOne = true
-	return held, err
-}
-
-// networkOf returns the network that a pool belongs to; empty: there is none yet.
-func networkOf(y *yard.Yard, tx store.Tx, pool string) (network string, err error) {
-	switch {
-	case overlay.IsOverlay(pool):
-		name, _, err := overlay.ParseOverlayPool(pool)
-		if err != nil {
-			return "", err
-		}
-		ns, err := book.Networks.List(tx, "")
-		for _, n := range ns {
-			if overlay.IsOverlayNamed(y.Book, n, name) {
-				return n.ID, err
-			}
-		}
-		return "", err
-	case lease.IsDHCP(pool):
-		p, err := lease.DHCPPools.Get(tx, pool)
-		if errors.Is(err, store.ErrNotFound) {
-			return "", nil
-		}
-		return p.Network, err
-	}
-	all, err := y.Config.IPAM.Pools(tx)
-	for _, p := range all {
-		if p.ID == pool {
-			network = p.Network
-		}
-	}
-	return network, err
-}
-
-// requestOwn allots an address from a pool of netyard's own IPAM.
-func requestOwn(y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
-	err = y.Update("address recorded", func(tx store.Tx) error {
-		a, err = y.Config.IPAM.RequestAddress(tx, r)
-		if !errors.Is(err, ipam.ErrExhausted) {
-			return err
-		}
-		siblings, err := siblings(y, tx, r.Pool)
-		if err != nil {
-			return err
-		}
-		for _, p := range siblings {
-			next := r
-			next.Pool = p.ID
-			if a, err = y.Config.IPAM.RequestAddress(tx, next); !errors.Is(err, ipam.ErrExhausted) {
-				return err
-			}
-		}
-		return fmt.Errorf("request address from pool %s: %w", r.Pool, ipam.ErrExhausted)
-	})
-	return a, err
-}
-
-// siblings returns the other pools of the same network and family.
-func siblings(y *yard.Yard, tx store.Tx, id string) (out []ipam.Pool, err error) {
-	all, err := y.Config.IPAM.Pools(tx)
-	if err != nil {
-		return nil, err
-	}
-	var own ipam.Pool
-	for _, p := range all {
-		if p.ID == id {
-			own = p
-		}
-	}
-	for _, p := range all {
-		same := own.Network != "" && p.Network == own.Network && p.Subnet.Addr().Is4() == own.Subnet.Addr().Is4()
-		if same && p.ID != id {
-			out = append(out, p)
-		}
-	}
-	return out, nil
-}
-
 // ReleaseAddress releases an address. Releasing an unknown one succeeds. An engine deletes an endpoint before it
 // releases the address; if an endpoint still has it, the release is late, the address belongs to another endpoint by
 // now, and the release is ignored. If that endpoint is dead, it is removed: an engine that was killed releases the
 // addresses in its own records when it starts again, and sends no further request for their endpoints.
 func ReleaseAddress(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) error {
-	if err := releaseDead(ctx, y, pool, a); err != nil {
+	from := source.Of(y.Book, pool)
+	if err := releaseDead(ctx, y, from, a); err != nil {
 		return err
 	}
-	if overlay.IsOverlay(pool) {
-		return overlay.ReleaseClaim(y.Book, pool, a)
-	}
-	return y.Update("address released", func(tx store.Tx) error {
-		if lease.IsDHCP(pool) {
-			return lease.ReleaseGiven(y.Book, tx, pool, a)
-		}
-		all, err := y.Config.IPAM.Pools(tx)
-		if err != nil {
-			return err
-		}
-		var own ipam.Pool
-		for _, p := range all {
-			if p.ID == pool {
-				own = p
-			}
-		}
-		for _, p := range all { // it may be from another pool of the network, see RequestAddress
-			if own.Network != "" && p.Network == own.Network && p.Subnet.Contains(a) {
-				own = p
-			}
-		}
-		if taken, err := book.Claimed(tx, own.Network, a); err != nil || taken {
-			return err
-		}
-		return y.Config.IPAM.ReleaseAddress(tx, own.ID, a)
-	})
+	return from.Release(a)
 }
 
 // releaseDead removes the endpoint that has an address, if it is dead.
-func releaseDead(ctx context.Context, y *yard.Yard, pool string, a netip.Addr) error {
+func releaseDead(ctx context.Context, y *yard.Yard, pool source.Pool, a netip.Addr) error {
 	var e modes.Endpoint
 	err := y.Config.Store.View(func(tx store.Tx) error {
-		network, err := networkOf(y, tx, pool)
+		network, err := pool.Network(tx)
 		if err != nil || network == "" {
 			return err
 		}

@@ -10,39 +10,20 @@ import (
 	"netyard/yard/book"
 )
 
-// ReclaimPorts removes the ports from the records of the container's interfaces with a higher number than this one, and
-// returns those endpoints as they were. Answers leave by the default route, which is that of the interface with the
-// lowest number; with an address of another network they would be dropped as spoofed.
-func ReclaimPorts(tx store.Tx, e modes.Endpoint) (reclaimed []modes.Endpoint, err error) {
-	others, err := book.AttachmentsOf(tx, e.Attachment)
-	if err != nil {
-		return nil, err
-	}
-	for _, other := range others {
-		if other.ID == e.ID || len(other.Ports) == 0 || book.Metric(other.IfName) <= book.Metric(e.IfName) {
-			continue
-		}
-		reclaimed = append(reclaimed, other)
-		other.Ports = nil
-		if err := book.PutEndpoint(tx, other); err != nil {
-			return nil, err
-		}
-	}
-	return reclaimed, nil
-}
+// Reclaims reports whether an interface gets the ports of another one of its container: of one with a higher number.
+// Answers leave by the default route, which is that of the interface with the lowest number; with an address of another
+// network they would be dropped as spoofed.
+func Reclaims(ifName, from string) bool { return book.Metric(from) > book.Metric(ifName) }
 
 // OnAddresses returns the requested ports with the host addresses that they will be published on. A port without an
 // address is published on those of its network.
-func OnAddresses(y *book.Book, r book.AttachRequest) (asks []book.PortRequest) {
-	binds := []netip.Addr{netip.IPv4Unspecified()}
-	if n, err := y.Network(r.NetworkID); err == nil {
-		p := y.Traits(n).Publish
-		if p.OnOwn && !p.OnHost { // no host ports
-			return nil
-		}
-		binds = append(binds, p.Binds...)
+func OnAddresses(h *book.Held, ports []book.PortRequest) (asks []book.PortRequest) {
+	p := h.Traits().Publish
+	if p.OnOwn && !p.OnHost { // no host ports
+		return nil
 	}
-	for _, a := range r.Ports {
+	binds := append([]netip.Addr{netip.IPv4Unspecified()}, p.Binds...)
+	for _, a := range ports {
 		if a.HostIP.IsValid() {
 			asks = append(asks, a)
 			continue

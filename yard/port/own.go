@@ -24,48 +24,39 @@ func Neighbours(tx store.Tx, e modes.Endpoint) (others []modes.Endpoint, err err
 	}), err
 }
 
-// reclaim removes lent ports from the records of the other endpoints in the same sandbox, and returns those endpoints
-// as they were.
-func reclaim(tx store.Tx, e modes.Endpoint) (reclaimed []modes.Endpoint, err error) {
-	if e.Lent {
-		return nil, nil
-	}
-	others, err := Neighbours(tx, e)
-	if err != nil {
-		return nil, err
-	}
-	for _, o := range others {
-		if !o.Lent || len(o.Ports) == 0 {
-			continue
+// lenders returns the other endpoints in the same sandbox that have lent ports, in the order of their keys.
+func lenders(y *book.Book, e modes.Endpoint) (of []book.Holder, err error) {
+	err = y.Config.Store.View(func(tx store.Tx) error {
+		others, err := Neighbours(tx, e)
+		for _, o := range others {
+			if o.Lent && len(o.Ports) > 0 {
+				of = append(of, book.Holder{Network: o.NetworkID, Endpoint: o.ID})
+			}
 		}
-		reclaimed = append(reclaimed, o)
-		o.Ports, o.Lent = nil, false
-		if err := book.PutEndpoint(tx, o); err != nil {
-			return nil, err
-		}
-	}
-	return reclaimed, nil
+		return err
+	})
+	return of, err
 }
 
-// RemoveRedirects removes the redirects from the sandbox of an endpoint. It is called before the record says that the
-// endpoint has left: after that, a daemon that restarts after a crash no longer knows the sandbox.
-func RemoveRedirects(y *book.Book, network, id string) error {
-	e, err := y.Endpoint(network, id)
-	if errors.Is(err, book.ErrNotFound) {
-		return nil
+// Reclaim removes the ports from the records of endpoints whose ports go to another one of their container.
+func Reclaim(tx store.Tx, from []*book.Held) error {
+	for _, h := range from {
+		e := h.Endpoint
+		e.Ports, e.Lent = nil, false
+		if err := h.PutIn(tx, e); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	return y.Config.Kernel.Remove(e.Redirects()...)
+	return nil
 }
 
 // OwnPorts returns the ports that an interface publishes on its own address: none if an interface of the same container
 // with a lower number has ports.
-func OwnPorts(tx store.Tx, m modes.Mode, n modes.Network, e modes.Endpoint, own []modes.Port) ([]modes.Port, error) {
-	if !m.Traits(n).Publish.OnOwn {
+func OwnPorts(tx store.Tx, h *book.Held, own []modes.Port) ([]modes.Port, error) {
+	if !h.Traits().Publish.OnOwn {
 		return own, nil
 	}
+	e := h.Endpoint
 	others, err := book.AttachmentsOf(tx, e.Attachment)
 	if slices.ContainsFunc(others, func(o modes.Endpoint) bool {
 		return o.ID != e.ID && len(o.Ports) > 0 && book.Metric(o.IfName) < book.Metric(e.IfName)

@@ -14,80 +14,107 @@ import (
 	"netyard/yard/book"
 )
 
-// PublishOnce publishes the requested ports of an endpoint. It fails if another endpoint or program has one of them.
-func PublishOnce(
-	ctx context.Context, y *book.Book, j *book.LiveCheck, network, id string, asks []book.PortRequest, lent bool,
-) ([]modes.Port, error) {
-	release, err := y.Hold(ctx, network, id)
+// A Request is a request to publish ports of an endpoint.
+type Request struct {
+	book.Holder
+
+	// Ports replace the published ones.
+	Ports []book.PortRequest
+	// Lent: the ports move when the engine announces another endpoint of the container.
+	Lent bool
+}
+
+// Publish publishes the requested ports of an endpoint. It fails if another endpoint or program has one of them.
+func Publish(ctx context.Context, j *book.LiveCheck, r Request) ([]modes.Port, error) {
+	h, lenders, err := holdWithLenders(ctx, j.Y, r)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	m, n, e, err := y.EndpointWithMode(network, id)
+	defer h.Release()
+	y, was := j.Y, h.Endpoint
+	if h.Traits().Sharing != nil {
+		Ignore(h, r.Ports)
+		return was.Ports, nil
+	}
+	asks, own, err := ExpandAddresses(h, r.Lent, r.Ports)
 	if err != nil {
 		return nil, err
 	}
-	if m.Traits(n).Sharing != nil {
-		Ignore(y, n, e, asks)
-		return e.Ports, nil
-	}
-	fresh, reclaimed := e, []modes.Endpoint(nil)
-	fresh.Lent = lent
-	asked := len(asks) > 0
-	asks, own, err := ExpandAddresses(m, n, fresh, asks)
-	if err != nil {
-		return nil, err
-	}
-	choice := &Choice{Y: y, E: e, Judge: j}
+	choice := &Choice{Y: y, E: was, Judge: j}
 	if err := choice.ReadHost(asks); err != nil {
 		return nil, err
 	}
-	err = y.Update("ports recorded", func(tx store.Tx) error {
-		if fresh, err = book.GetEndpoint(tx, network, id); err != nil {
+	err = h.Change("ports recorded", func(tx store.Tx, e *modes.Endpoint) error {
+		if err := Reclaim(tx, lenders); err != nil {
 			return err
 		}
-		if asked {
-			if reclaimed, err = reclaim(tx, fresh); err != nil {
-				return err
-			}
-		}
-		if fresh.Ports, err = choice.Ports(tx, asks); err != nil {
+		if e.Ports, err = choice.Ports(tx, asks); err != nil {
 			return err
 		}
-		fresh.Ports, fresh.Lent = append(fresh.Ports, own...), lent && asked
-		return book.PutEndpoint(tx, fresh)
+		e.Ports, e.Lent = append(e.Ports, own...), r.Lent && len(r.Ports) > 0
+		return nil
 	})
 	if err != nil {
 		return nil, choice.Explain(err)
 	}
-	for _, was := range reclaimed {
-		if err := Withdraw(ctx, y, was); err != nil {
+	for _, l := range lenders {
+		if err := Withdraw(ctx, l, l.Endpoint); err != nil {
 			return nil, err
 		}
 	}
-	err = Program(ctx, y, m, n, e, fresh)
-	if err == nil && asked && ctx.Err() != nil { // the caller has gone
-		err = fmt.Errorf("publish ports of endpoint %s: %w", modes.Short(id), ctx.Err())
+	is := h.Endpoint
+	err = Program(ctx, h, was, is)
+	if err == nil && len(r.Ports) > 0 && ctx.Err() != nil { // the caller has gone
+		err = fmt.Errorf("publish ports of endpoint %s: %w", modes.Short(is.ID), ctx.Err())
 	}
 	if err != nil {
-		back := y.Update("ports taken back", func(tx store.Tx) error { return book.PutEndpoint(tx, e) })
-		return nil, errors.Join(err, back, Program(context.WithoutCancel(ctx), y, m, n, fresh, e))
+		back := h.Put("ports taken back", was)
+		return nil, errors.Join(err, back, Program(context.WithoutCancel(ctx), h, is, was))
 	}
-	y.TellPorts(n, e, fresh, nil)
+	y.TellPorts(h.Network, was, is, nil)
 	y.Config.Changed()
-	return fresh.Ports, nil
+	return is.Ports, nil
+}
+
+// holdWithLenders holds the endpoint of a request, and the endpoints in the same sandbox whose lent ports it gets.
+func holdWithLenders(ctx context.Context, y *book.Book, r Request) (*book.Held, []*book.Held, error) {
+	for of := []book.Holder{r.Holder}; ; {
+		all, err := y.HoldAll(ctx, of...)
+		if err != nil {
+			return nil, nil, err
+		}
+		h := all[0]
+		if h.Endpoint.ID == "" {
+			h.Release()
+			return nil, nil, book.NoEndpoint(r.Network, r.Endpoint)
+		}
+		if h.Endpoint.Lent || len(r.Ports) == 0 {
+			return h, nil, nil
+		}
+		now, err := lenders(y, h.Endpoint)
+		if err == nil && slices.Equal(now, of[1:]) {
+			return h, all[1:], nil
+		}
+		h.Release()
+		if err != nil {
+			return nil, nil, err
+		}
+		of = append(of[:1:1], now...)
+	}
 }
 
 // Program changes the kernel from the former state of an endpoint to the current one.
-func Program(ctx context.Context, y *book.Book, m modes.Mode, n modes.Network, was, is modes.Endpoint) error {
-	if err := y.Config.Kernel.Remove(without(y.Plan().Objects(m, n, was), y.Plan().Objects(m, n, is))...); err != nil {
+func Program(ctx context.Context, h *book.Held, was, is modes.Endpoint) error {
+	y := h.Book
+	gone := without(y.Plan().Objects(h.Mode, h.Network, was), y.Plan().Objects(h.Mode, h.Network, is))
+	if err := y.Config.Kernel.Remove(gone...); err != nil {
 		return err
 	}
 	y.Config.Step("after ports withdrawn")
 	if is.Sandbox == "" {
 		return nil
 	}
-	_, err := y.Plan().Attach(ctx, m, n, is)
+	_, err := y.Plan().Attach(ctx, h.Mode, h.Network, is)
 	y.Config.Step("after ports published")
 	return err
 }
@@ -158,9 +185,7 @@ func (c *Choice) Ports(tx store.Tx, asks []book.PortRequest) ([]modes.Port, erro
 	if len(asks) == 0 {
 		return nil, nil
 	}
-	if err := c.readClaims(tx); err != nil {
-		return nil, err
-	}
+	c.readClaims(tx)
 	for _, one := range chains(asks) {
 		if err := c.choose(tx, one); err != nil {
 			return nil, &book.HeldError{Err: err, Holders: c.Holders}
@@ -175,13 +200,9 @@ func (c *Choice) Ports(tx store.Tx, asks []book.PortRequest) ([]modes.Port, erro
 }
 
 // readClaims reads the port claims of all other endpoints.
-func (c *Choice) readClaims(tx store.Tx) error {
+func (c *Choice) readClaims(tx store.Tx) {
 	own := map[string]bool{}
-	now, err := book.GetEndpoint(tx, c.E.NetworkID, c.E.ID)
-	if err != nil {
-		return err
-	}
-	for _, p := range now.Ports {
+	for _, p := range c.E.Ports {
 		own[book.ClaimOf(p).String()] = true
 	}
 	for _, key := range book.PortClaims.Keys(tx, "") {
@@ -189,7 +210,6 @@ func (c *Choice) readClaims(tx store.Tx) error {
 			c.Claims = append(c.Claims, r)
 		}
 	}
-	return nil
 }
 
 // conflict returns an error that names the owner if a port of a range is in use, otherwise nil.

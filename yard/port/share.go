@@ -13,9 +13,7 @@ import (
 
 // Sharable returns the ports that the endpoint gets of those it wants, and the conflicts of the others.
 func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, conflicts []book.Conflict, err error) {
-	if err := c.readClaims(tx); err != nil {
-		return nil, nil, err
-	}
+	c.readClaims(tx)
 	for _, p := range want {
 		had := slices.Contains(c.E.Ports, p)
 		at := slices.IndexFunc(c.Claims, func(r book.ClaimedRange) bool {
@@ -42,7 +40,8 @@ func (c *Choice) Sharable(tx store.Tx, want []modes.Port) (get []modes.Port, con
 
 // Ignore logs and tells that requests to publish ports are ignored on a network that shares the host's ports. An engine
 // does the same with --network host.
-func Ignore(y *book.Book, n modes.Network, e modes.Endpoint, asks []book.PortRequest) {
+func Ignore(h *book.Held, asks []book.PortRequest) {
+	y, n, e := h.Book, h.Network, h.Endpoint
 	for _, a := range asks {
 		y.Config.Log.Warn("published port ignored: the container shares the host's addresses",
 			"network", n.Name, "network_id", n.ID, "endpoint", e.ID, "container", e.Container.Name, "port", a.String())

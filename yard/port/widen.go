@@ -31,13 +31,11 @@ type expansion struct {
 // ExpandAddresses replaces missing and unspecified addresses in requests by those to publish on. It returns the
 // requests for host addresses, and the ports on the container's own. For lent ports it leaves out what this network
 // cannot serve.
-func ExpandAddresses(m modes.Mode, n modes.Network, e modes.Endpoint, asks []book.PortRequest) (
-	[]book.PortRequest, []modes.Port, error,
-) {
+func ExpandAddresses(h *book.Held, lent bool, asks []book.PortRequest) ([]book.PortRequest, []modes.Port, error) {
 	if len(asks) == 0 {
 		return nil, nil, nil
 	}
-	p := m.Traits(n).Publish
+	n, p := h.Network, h.Traits().Publish
 	if p.Refusal != nil {
 		return nil, nil, fmt.Errorf("publish %s: %w", asks[0], p.Refusal)
 	}
@@ -45,8 +43,8 @@ func ExpandAddresses(m modes.Mode, n modes.Network, e modes.Endpoint, asks []boo
 		return nil, nil, fmt.Errorf("publish %s: a network of mode %s does not publish ports", asks[0], n.Mode)
 	}
 	w := expansion{
-		n: n, e: e, binds: p.Binds, routed: p.Routed, redirects: p.OnOwn, both: p.OnOwn && p.OnHost,
-		lent: e.Lent, ownTo: map[ownKey]uint16{},
+		n: n, e: h.Endpoint, binds: p.Binds, routed: p.Routed, redirects: p.OnOwn, both: p.OnOwn && p.OnHost,
+		lent: lent, ownTo: map[ownKey]uint16{},
 	}
 	every := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	if len(w.binds) == 0 {

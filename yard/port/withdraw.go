@@ -8,20 +8,12 @@ import (
 )
 
 // Withdraw removes the ports of an endpoint from the kernel. was is the endpoint as it had them.
-func Withdraw(ctx context.Context, y *book.Book, was modes.Endpoint) error {
+func Withdraw(ctx context.Context, h *book.Held, was modes.Endpoint) error {
 	if len(was.Ports) == 0 {
 		return nil
 	}
-	n, err := y.Network(was.NetworkID)
-	if err != nil {
-		return err
-	}
-	m, err := y.Mode(n.Mode)
-	if err != nil {
-		return err
-	}
 	is := was
 	is.Ports, is.Sandbox = nil, ""
-	y.TellPorts(n, was, is, nil)
-	return Program(ctx, y, m, n, was, is)
+	h.Book.TellPorts(h.Network, was, is, nil)
+	return Program(ctx, h, was, is)
 }

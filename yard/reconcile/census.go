@@ -62,6 +62,10 @@ type SeenEndpoint struct {
 	Said               map[string]string
 }
 
+// nameTime bounds the wait for the locks of what is named: a request about it may be in progress. The next census names
+// what this one could not.
+const nameTime = 3 * time.Second
+
 // WantedKey returns the key of an address in Census.Wanted.
 func WantedKey(network string, a netip.Addr) string { return book.ClaimKey(network, a) }
 
@@ -69,7 +73,7 @@ func WantedKey(network string, a netip.Addr) string { return book.ClaimKey(netwo
 // removed only if it is missing in two censuses in a row, is older than the grace period, since an engine lists a thing
 // later than it requests it from netyard, and is not in use, in case another engine owns it.
 func Reconcile(ctx context.Context, y *yard.Yard, c Census) error {
-	if err := RecordNames(y, c); err != nil {
+	if err := RecordNames(ctx, y, c); err != nil {
 		return err
 	}
 	if err := enforce.Enforce(ctx, y.Book); err != nil { // policies select endpoints by their owners
@@ -169,8 +173,9 @@ func orphanNetworks(y *yard.Yard, c Census, age time.Duration) (out []modes.Netw
 	return out, nil
 }
 
-// RecordNames records the names of networks and the containers of endpoints.
-func RecordNames(y *yard.Yard, c Census) error {
+// RecordNames records the names of networks and the containers of endpoints. What it cannot record, since a request
+// about it takes long, is left to the next census.
+func RecordNames(ctx context.Context, y *yard.Yard, c Census) error {
 	ns, err := y.Networks()
 	if err != nil {
 		return err
@@ -180,59 +185,75 @@ func RecordNames(y *yard.Yard, c Census) error {
 		return err
 	}
 	for _, n := range ns {
-		if s, ok := c.Networks[n.ID]; !ok || s.Name == n.Name {
+		s, ok := c.Networks[n.ID]
+		if !ok || s.Name == n.Name {
 			continue
 		}
-		err := y.Config.Store.Update(func(tx store.Tx) error {
-			n, err := book.GetNetwork(tx, n.ID)
-			if err != nil {
-				return nil //nolint:nilerr // it was removed meanwhile
-			}
-			n.Name = c.Networks[n.ID].Name
-			return book.Networks.Put(tx, n.ID, n)
-		})
-		if err != nil {
-			return err
+		if err := nameNetwork(ctx, y, n.ID, s.Name); err != nil {
+			y.Config.Log.Warn("name of a network not recorded", "network", n.ID, "name", s.Name, "err", err)
 		}
 	}
 	for _, e := range es {
-		if s, ok := c.Endpoints[e.ID]; ok && s.Container.ID != "" {
-			if err := Identify(y, e.NetworkID, e.ID, s.Container); err != nil {
-				return err
-			}
+		s, ok := c.Endpoints[e.ID]
+		if !ok || s.Container.ID == "" {
+			continue
+		}
+		if err := Identify(ctx, y, e, s.Container); err != nil {
+			y.Config.Log.Warn("container of an endpoint not recorded",
+				"network", e.NetworkID, "endpoint", e.ID, "container", s.Container.Name, "err", err)
 		}
 	}
-	return nil
+	return ctx.Err()
+}
+
+// nameNetwork records the name of a network.
+func nameNetwork(ctx context.Context, y *yard.Yard, id, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, nameTime)
+	defer cancel()
+	h, err := y.HoldNetwork(ctx, id)
+	if errors.Is(err, book.ErrNotFound) { // it was removed meanwhile
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer h.Release()
+	return h.ChangeNetwork("network named", func(_ store.Tx, n *modes.Network) error {
+		n.Name = name
+		return nil
+	})
 }
 
 // Identify records the container of an endpoint. Fields that are unknown this time keep their recorded value.
-func Identify(y *yard.Yard, network, id string, who modes.Container) error {
-	e, err := y.Endpoint(network, id)
-	if errors.Is(err, book.ErrNotFound) {
-		return nil
-	}
+func Identify(ctx context.Context, y *yard.Yard, e modes.Endpoint, who modes.Container) error {
 	who.Hostname = hostnameOf(y, who.PID)
 	seen := e.Seen || core.IsNamespace(e.Sandbox)
-	if merged := merge(e.Container, who); err != nil || merged.Equal(e.Container) && seen == e.Seen {
+	if merge(e.Container, who).Equal(e.Container) && seen == e.Seen {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, nameTime)
+	defer cancel()
+	h, err := y.Hold(ctx, e.NetworkID, e.ID)
+	if errors.Is(err, book.ErrNotFound) { // it was removed meanwhile
+		return nil
+	}
+	if err != nil {
 		return err
 	}
+	defer h.Release()
 	defer y.WakeLeases() // the DHCP client may send the name
-	err = y.Config.Store.Update(func(tx store.Tx) error {
-		now, err := book.GetEndpoint(tx, network, id)
-		if err != nil {
-			return nil //nolint:nilerr // it was removed meanwhile
-		}
+	err = h.Change("endpoint identified", func(_ store.Tx, now *modes.Endpoint) error {
 		if now.Sandbox != e.Sandbox { // it left meanwhile; the process is not one of the new sandbox
 			who.PID = 0
 		}
 		now.Container = merge(now.Container, who)
 		now.Seen = now.Seen || seen && now.Sandbox == e.Sandbox
-		return book.PutEndpoint(tx, now)
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return overlay.NameInCluster(y.Book, network, id)
+	return overlay.NameInCluster(h)
 }
 
 // hostnameOf returns the hostname of a container, as its process sees it; empty: unknown. A process that is only being

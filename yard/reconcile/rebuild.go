@@ -18,6 +18,7 @@ import (
 	"netyard/yard/enforce"
 	"netyard/yard/overlay"
 	"netyard/yard/port"
+	"netyard/yard/source"
 )
 
 const flagRebuilding = "rebuilding"
@@ -80,27 +81,25 @@ func RecordsRebuilt(y *yard.Yard) error {
 // adoptNetwork makes the record of a network that its engine has. On errors it removes nothing, since containers use
 // the network.
 func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) error {
-	m, err := y.Mode(s.Network.Mode)
+	h, err := y.HoldNewNetwork(ctx, s.Network.ID)
 	if err != nil {
 		return err
 	}
-	release, err := y.Locks.Hold(ctx, s.Network.ID, false)
-	if err != nil {
-		return err
+	defer h.Release()
+	if h.Network.ID == "" {
+		if h.Mode, err = y.Mode(s.Network.Mode); err != nil {
+			return err
+		}
+		if h.Network, err = adoptRecord(ctx, y, h.Mode, s, c); err != nil {
+			return err
+		}
 	}
-	defer release()
-	n, err := y.Network(s.Network.ID)
-	if errors.Is(err, book.ErrNotFound) {
-		n, err = adoptRecord(ctx, y, m, s, c)
-	}
-	if err != nil {
-		return err
-	}
+	n := h.Network
 	links, err := y.Config.Kernel.Has()
 	if err != nil {
 		return err
 	}
-	errs := []error{y.Plan().Up(ctx, m, n)}
+	errs := []error{y.Plan().Up(ctx, h.Mode, n)}
 	var adopted []modes.Endpoint
 	for id, s := range c.Endpoints {
 		if s.NetworkID != n.ID {
@@ -115,7 +114,7 @@ func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) er
 	}
 	errs = append(errs, enforce.Enforce(ctx, y.Book)) // policies are in force before endpoints are attached again
 	for _, e := range adopted {
-		if err := restoreEndpoint(ctx, y, m, n, e, links); err != nil {
+		if err := restoreEndpoint(ctx, y, h.With(e), links); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", book.Owned(e), err))
 		}
 	}
@@ -233,10 +232,8 @@ func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (mo
 		if found {
 			e = k.Of(e)
 		}
-		for _, a := range e.Addrs {
-			if err := y.EnsureLease(tx, n, a.Addr(), e); err != nil {
-				return err
-			}
+		if err := source.Ensure(y.Book, tx, n, e); err != nil {
+			return err
 		}
 		if e.Attachment != "" {
 			if err := book.Attachments.Put(tx, book.AttachmentKey(e.Attachment, n.ID, e.IfName), id); err != nil {

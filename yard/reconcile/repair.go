@@ -82,17 +82,17 @@ func RepairOnce(ctx context.Context, y *yard.Yard) error {
 func repairNetwork(ctx context.Context, y *yard.Yard, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, repairTime)
 	defer cancel()
-	release, err := y.Locks.Hold(ctx, id, false)
-	if err != nil {
-		return err
-	}
-	defer release()
-	n, err := y.Network(id)
-	if errors.Is(err, book.ErrNotFound) || err == nil && n.Phase != modes.Ready {
+	h, err := y.HoldNetwork(ctx, id)
+	if errors.Is(err, book.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	defer h.Release()
+	n := h.Network
+	if n.Phase != modes.Ready {
+		return nil
 	}
 	objects, err := PlanOf(y, n)
 	if err != nil {

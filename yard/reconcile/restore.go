@@ -40,7 +40,7 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 		return err
 	}
 	for _, n := range ns {
-		if err := restoreNetwork(ctx, y, n, links); err != nil {
+		if err := restoreNetwork(ctx, y, n.ID, links); err != nil {
 			y.Config.Log.Error("network not restored",
 				"network", n.Name, "network_id", n.ID, "mode", n.Mode, "err", err)
 		}
@@ -74,21 +74,22 @@ func claimObjects(ctx context.Context, y *yard.Yard) error {
 }
 
 // restoreNetwork finishes a creation or deletion that was interrupted, or brings up a network and its endpoints.
-func restoreNetwork(ctx context.Context, y *yard.Yard, n modes.Network, links map[string]bool) error {
-	m, err := y.Mode(n.Mode)
+func restoreNetwork(ctx context.Context, y *yard.Yard, id string, links map[string]bool) error {
+	h, err := y.HoldNetwork(ctx, id)
 	if err != nil {
 		return err
 	}
-	if n.Phase != modes.Ready { // its creation was never answered, or its deletion was begun
-		return y.Drop(ctx, m, n)
+	defer h.Release()
+	if h.Network.Phase != modes.Ready { // its creation was never answered, or its deletion was begun
+		return y.Drop(ctx, h)
 	}
-	es, err := y.EndpointsOf(n.ID)
+	es, err := y.EndpointsOf(id)
 	if err != nil {
 		return err
 	}
-	errs := []error{y.Plan().Up(ctx, m, n)}
+	errs := []error{y.Plan().Up(ctx, h.Mode, h.Network)}
 	for _, e := range es {
-		if err := restoreEndpoint(ctx, y, m, n, e, links); err != nil {
+		if err := restoreEndpoint(ctx, y, h.With(e), links); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", book.Owned(e), err))
 		}
 	}
@@ -96,25 +97,24 @@ func restoreNetwork(ctx context.Context, y *yard.Yard, n modes.Network, links ma
 }
 
 // restoreEndpoint finishes an interrupted request for an endpoint, or repairs the endpoint if its link exists.
-func restoreEndpoint(
-	ctx context.Context, y *yard.Yard, m modes.Mode, n modes.Network, e modes.Endpoint, links map[string]bool,
-) error {
+func restoreEndpoint(ctx context.Context, y *yard.Yard, h *book.Held, links map[string]bool) error {
+	n, e := h.Network, h.Endpoint
 	switch {
 	case e.Phase == modes.Deleting:
-		return y.ForgetLocked(ctx, m, n, e)
+		return y.Forget(ctx, h)
 	case e.Phase == modes.Pending && (e.Attachment != "" || y.Dead(e)):
 		// Its runtime regards the request as failed, or the host was rebooted.
-		return y.RemoveLocked(ctx, m, n, e)
+		return y.Remove(ctx, h)
 	case e.Phase == modes.Pending: // its Join was never answered
-		return y.UndoJoin(m, n, e)
+		return y.UndoJoin(h)
 	case e.Sandbox == "": // its engine may be about to join it
 		return nil
 	case y.Dead(e):
-		return y.RemoveLocked(ctx, m, n, e)
+		return y.Remove(ctx, h)
 	}
 	here := links[core.Alias(n.ID, e.ID)]
 	if !here {
-		free, err := y.Unplugged(m, n, e)
+		free, err := y.Unplugged(h.Mode, n, e)
 		if err != nil {
 			return err
 		}
@@ -124,12 +124,12 @@ func restoreEndpoint(
 		return nil
 	}
 	// After a crash between record and kernel, a sandbox may still redirect ports that were withdrawn.
-	if m.Traits(n).Publish.OnOwn && len(e.Redirects()) == 0 {
+	if h.Traits().Publish.OnOwn && len(e.Redirects()) == 0 {
 		if err := y.Config.Kernel.Remove(ports.Redirect{Endpoint: e.ID, Sandbox: e.Sandbox, NS: e.NS}); err != nil {
 			return err
 		}
 	}
-	_, err := y.Plan().Attach(ctx, m, n, e)
+	_, err := y.Plan().Attach(ctx, h.Mode, n, e)
 	return err
 }
 

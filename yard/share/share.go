@@ -260,18 +260,17 @@ func grant(ctx context.Context, y *yard.Yard, w *Watched, want []modes.Port) (co
 func grantOnce(
 	ctx context.Context, y *yard.Yard, j *book.LiveCheck, w *Watched, want []modes.Port,
 ) ([]book.Conflict, error) {
-	release, err := y.Hold(ctx, w.Endpoint.NetworkID, w.Endpoint.ID)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	was, err := y.Endpoint(w.Endpoint.NetworkID, w.Endpoint.ID)
-	left := err == nil && (was.Phase != modes.Ready || was.Sandbox != w.Endpoint.Sandbox)
-	if left || errors.Is(err, book.ErrNotFound) {
+	h, err := y.Hold(ctx, w.Endpoint.NetworkID, w.Endpoint.ID)
+	if errors.Is(err, book.ErrNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
+	}
+	defer h.Release()
+	was := h.Endpoint
+	if was.Phase != modes.Ready || was.Sandbox != w.Endpoint.Sandbox { // it left
+		return nil, nil
 	}
 	c := &port.Choice{Y: y.Book, E: was, Judge: j}
 	if len(want) > 0 {
@@ -279,10 +278,10 @@ func grantOnce(
 			return nil, err
 		}
 	}
-	is := was
+	var get []modes.Port
 	var conflicts []book.Conflict
 	if err := y.Config.Store.View(func(tx store.Tx) error {
-		is.Ports, conflicts, err = c.Sharable(tx, want)
+		get, conflicts, err = c.Sharable(tx, want)
 		return err
 	}); err != nil {
 		return nil, err
@@ -291,13 +290,13 @@ func grantOnce(
 		return nil, &book.HeldError{Err: book.ErrUnjudged, Holders: unjudged}
 	}
 	w.judgedNow(c.Holders)
-	if !slices.Equal(is.Ports, was.Ports) {
-		if is, conflicts, err = regrant(ctx, y, w, c, was, want); err != nil {
+	if !slices.Equal(get, was.Ports) {
+		if conflicts, err = regrant(ctx, h, c, want); err != nil {
 			return nil, err
 		}
-		w.Endpoint = is
+		w.Endpoint = h.Endpoint
 	}
-	tellShared(y, w.Network, was, is, setConflicts(y, is, conflicts), conflicts)
+	tellShared(y, h, was, setConflicts(y, was, conflicts), conflicts)
 	return conflicts, nil
 }
 
@@ -314,33 +313,30 @@ func (w *Watched) judgedNow(living []book.Holder) {
 
 // regrant records the ports that an endpoint gets, and changes the kernel; if that fails, it undoes both.
 func regrant(
-	ctx context.Context, y *yard.Yard, w *Watched, c *port.Choice, was modes.Endpoint, want []modes.Port,
-) (is modes.Endpoint, conflicts []book.Conflict, err error) {
-	err = y.Update("ports recorded", func(tx store.Tx) error {
-		if is, err = book.GetEndpoint(tx, was.NetworkID, was.ID); err != nil {
-			return err
-		}
+	ctx context.Context, h *book.Held, c *port.Choice, want []modes.Port,
+) (conflicts []book.Conflict, err error) {
+	was := h.Endpoint
+	err = h.Change("ports recorded", func(tx store.Tx, is *modes.Endpoint) error {
 		c.Claims = nil
-		if is.Ports, conflicts, err = c.Sharable(tx, want); err != nil {
-			return err
-		}
-		return book.PutEndpoint(tx, is)
+		is.Ports, conflicts, err = c.Sharable(tx, want)
+		return err
 	})
 	if err != nil {
-		return is, nil, err
+		return nil, err
 	}
-	if err := port.Program(ctx, y.Book, w.Mode, w.Network, was, is); err != nil {
-		undo := context.WithoutCancel(ctx)
-		back := y.Update("ports taken back", func(tx store.Tx) error { return book.PutEndpoint(tx, was) })
-		return was, nil, errors.Join(err, back, port.Program(undo, y.Book, w.Mode, w.Network, is, was))
+	is := h.Endpoint
+	if err := port.Program(ctx, h, was, is); err != nil {
+		back := h.Put("ports taken back", was)
+		return nil, errors.Join(err, back, port.Program(context.WithoutCancel(ctx), h, is, was))
 	}
-	y.Config.Changed()
-	return is, conflicts, nil
+	h.Book.Config.Changed()
+	return conflicts, nil
 }
 
 // tellShared reports which ports of an endpoint were published or withdrawn, and which conflicts began or ended. It
 // finds the process behind a conflict only for new ones, since that takes a search of all processes.
-func tellShared(y *yard.Yard, n modes.Network, was, is modes.Endpoint, before, now []book.Conflict) {
+func tellShared(y *yard.Yard, h *book.Held, was modes.Endpoint, before, now []book.Conflict) {
+	n, is := h.Network, h.Endpoint
 	tell := func(kind string, p modes.Port, owner, text string) {
 		e := book.About(kind, n, is, text)
 		e.Port, e.Owner = p.String(), owner
