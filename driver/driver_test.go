@@ -22,6 +22,7 @@ import (
 	"netyard/store"
 	"netyard/yard"
 	"netyard/yard/book"
+	"netyard/yard/plan"
 	"netyard/yard/pool"
 )
 
@@ -48,7 +49,8 @@ func newEngine(tb testing.TB, mode string) *engine {
 	}
 	log := slog.New(slog.DiscardHandler)
 	e.yard = yard.New(book.Config{
-		Log: log, Store: st, Kernel: e.host.Kernel, Modes: all.On(modes.Env{}), BootID: "b",
+		Log: log, Store: st, Kernel: plan.Host{Kernel: e.host.Kernel}, Handle: e.host.Handle,
+		Modes: all.On(modes.Env{}), BootID: "b",
 		IPAM: ipam.New(ipam.Config{ULA: ipam.HostULA("test")}),
 		Now:  func() time.Time { return time.Now().Add(time.Duration(e.ahead.Load())) },
 	})

@@ -66,6 +66,7 @@ func layers() []rule {
 		{"policy", "modes " + kernel, "it computes decisions, without side effects"},
 		{"yard/event", "", "it defines events"},
 		{"yard/plan", "modes " + kernel, "it applies what modes plan to the kernel, without records"},
+		{"yard/yardtest", kernel + " kernel/kerneltest modes modes/modetest yard/plan", "it stands in for the kernel, and prints objects as the tests of modes do"},
 		{"yard/book", "yard/event yard/plan " + below, "it holds the records"},
 		{"yard/port", "yard/book yard/event yard/plan " + below, "it decides which ports endpoints get"},
 		{"yard/enforce", "yard/book yard/event yard/plan " + below, "it applies policies to the kernel"},

@@ -176,6 +176,7 @@ func check(t *testing.T, root, config string) {
 // TestSocketActivation starts the daemon as systemd does, with sockets that exist before it and stay after it.
 func TestSocketActivation(t *testing.T) {
 	t.Parallel()
+	lab.NeedRoot(t)
 	dir := t.TempDir()
 	s := activation{dir: dir, program: lab.Build(t)}
 	paths := []string{"run/netyard.sock", "run/cni.sock"}

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"testing"
 
+	"netyard/kernel/kerneltest"
 	"netyard/kernel/sandbox"
 )
 
@@ -28,6 +29,7 @@ func TestOutOfSight(t *testing.T) {
 		return
 	}
 	t.Parallel()
+	kerneltest.NeedsRoot(t)
 	if !sandbox.SeesAllProcesses() {
 		t.Log("the test is in a PID namespace itself")
 	}

@@ -87,6 +87,7 @@ func (r *rig) active() (as []string) {
 // runtime's next request succeeds.
 func TestAttachCrash(t *testing.T) {
 	t.Parallel()
+	kerneltest.NeedsRoot(t)
 	for at, died := 1, true; died; at++ {
 		t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) {
 			r, p := newRig(t), newPlace(t)
@@ -138,6 +139,7 @@ func TestAttachCrash(t *testing.T) {
 // the host goes down too, the attachment is removed in both cases.
 func TestAttachDies(t *testing.T) {
 	t.Parallel()
+	kerneltest.NeedsRoot(t)
 	for at, answered := 1, false; !answered; at++ {
 		for _, hostToo := range []bool{false, true} {
 			t.Run(fmt.Sprintf("step %d, host too %t", at, hostToo), func(t *testing.T) {

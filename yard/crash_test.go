@@ -24,6 +24,7 @@ import (
 	"netyard/store"
 	"netyard/yard"
 	"netyard/yard/book"
+	"netyard/yard/plan"
 	"netyard/yard/pool"
 	"netyard/yard/reconcile"
 )
@@ -93,7 +94,8 @@ func (r *rig) begin(keepStrays bool) {
 	r.read = func(string, string) {}
 	r.now = r.now.Add(time.Second)
 	c := book.Config{
-		Log: slog.New(slog.DiscardHandler), Store: r.st, Kernel: r.host.Kernel,
+		Log: slog.New(slog.DiscardHandler), Store: r.st,
+		Kernel: plan.Host{Kernel: r.host.Kernel}, Handle: r.host.Handle,
 		BootID: r.boot, Copies: filepath.Join(filepath.Dir(r.path), "networks"),
 		IPAM:   ipam.New(ipam.Config{Now: func() time.Time { return r.now }}),
 		Fabric: r.fabric, Now: func() time.Time { return r.now },

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
@@ -193,7 +192,8 @@ func (y *Yard) attach(ctx context.Context, h *book.Held) (modes.Link, error) {
 	if err := ctx.Err(); err != nil {
 		return link, fmt.Errorf("join endpoint %s: %w", modes.Short(e.ID), err)
 	}
-	e.Phase, e.Turned, e.Joined, e.Seen = modes.Ready, time.Time{}, y.Config.Now(), core.IsNamespace(e.Sandbox)
+	e.Phase, e.Turned, e.Joined = modes.Ready, time.Time{}, y.Config.Now()
+	e.Seen = y.Config.Kernel.IsNamespace(e.Sandbox)
 	return link, h.Attached(e)
 }
 

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
-
-	"netyard/kernel/nft"
 )
 
 // ReplyTime is how long a request may take after its deadline to return its own error.
@@ -64,5 +62,5 @@ func (y *Yard) slow() string {
 	if y == nil || y.Config.Kernel == nil {
 		return "the host is slow"
 	}
-	return nft.BusyReason(y.Config.Kernel.Handle)
+	return y.Config.Kernel.BusyReason()
 }

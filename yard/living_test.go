@@ -664,6 +664,7 @@ func TestDeadElements(t *testing.T) {
 // nothing of the dead one stays.
 func TestDeadCrash(t *testing.T) {
 	t.Parallel()
+	kerneltest.NeedsRoot(t)
 	for at, died := 1, true; died; at++ {
 		t.Run(fmt.Sprintf("step %d", at), func(t *testing.T) {
 			r, b, next := newRig(t), newBox(t), newBox(t)

@@ -76,9 +76,9 @@ func (l *ledger) join(c *book.Config) {
 }
 
 // reap releases claims that no endpoint of the host has, as the Fabric does after a while.
-func (l *ledger) reap(r *rig) {
+func (l *ledger) reap(b *book.Book) {
 	for a := range l.owners {
-		if !yoverlay.HasAddress(r.Book, strings.Repeat("c", 32), a) {
+		if !yoverlay.HasAddress(b, strings.Repeat("c", 32), a) {
 			delete(l.owners, a)
 		}
 	}
@@ -130,7 +130,7 @@ func TestOverlayCrash(t *testing.T) {
 		}
 		what := fmt.Sprintf("step %d, after %v", at, steps)
 		r.start()
-		l.reap(r)
+		l.reap(r.Book)
 		r.healthy(what)
 		got := must(attach.Attach(t.Context(), r.Yard, wanted))
 		if l.owners[got[0].Addr()] == "" || l.owners[stays[0].Addr()] == "" || slices.Equal(got, stays) {

@@ -27,6 +27,7 @@ import (
 	"netyard/yard/book"
 	yoverlay "netyard/yard/overlay"
 	yown "netyard/yard/own"
+	"netyard/yard/plan"
 	"netyard/yard/reconcile"
 	"netyard/yard/source"
 )
@@ -67,7 +68,8 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		must(err)
 		f := fabric.Modes{A: m.agent}
 		m.Yard = yard.New(book.Config{
-			Log: log, Store: st, Kernel: m.Kernel, BootID: "boot-1", IPAM: ipam.New(ipam.Config{}), Fabric: f,
+			Log: log, Store: st, Kernel: plan.Host{Kernel: m.Kernel}, Handle: m.Handle,
+			BootID: "boot-1", IPAM: ipam.New(ipam.Config{}), Fabric: f,
 			Modes:      map[string]modes.Mode{"overlay": overlay.New(modes.Env{Fabric: f})},
 			Background: func(f func()) { f() },
 		})

@@ -41,6 +41,7 @@ import (
 	"netyard/yard"
 	"netyard/yard/book"
 	"netyard/yard/lease"
+	"netyard/yard/plan"
 	"netyard/yard/reconcile"
 	"netyard/yard/share"
 )
@@ -252,8 +253,9 @@ func newYard(
 	}
 	table := all.On(modes.Env{Fabric: f}) // also modes that are not offered: they may have networks
 	return yard.New(book.Config{
-		Log: log, Store: st, Kernel: k, Copies: filepath.Join(cfg.StateDir, "networks"),
-		Modes: table, Offered: cfg.Modes,
+		Log: log, Store: st, Kernel: plan.Host{Kernel: k}, Handle: k.Handle,
+		Copies: filepath.Join(cfg.StateDir, "networks"),
+		Modes:  table, Offered: cfg.Modes,
 		BootID: boot, Fabric: f, Changed: changed, Step: failpoint(), HostID: id,
 		IPAM: ipam.New(ipam.Config{Bases: bases, ULA: ula, Cooldown: cooldown(cfg.Cooldown)}),
 	}), nil

@@ -23,6 +23,7 @@ import (
 	"netyard/yard/book"
 	"netyard/yard/lease"
 	"netyard/yard/own"
+	yplan "netyard/yard/plan"
 	"netyard/yard/reconcile"
 )
 
@@ -55,7 +56,8 @@ func newDHCPHost(t *testing.T) *dhcpHost {
 	}
 	log := slog.New(slog.DiscardHandler)
 	y := yard.New(book.Config{
-		Log: log, Store: st, Kernel: d.host.Kernel, Modes: all.On(modes.Env{}), BootID: "b",
+		Log: log, Store: st, Kernel: yplan.Host{Kernel: d.host.Kernel}, Handle: d.host.Handle,
+		Modes: all.On(modes.Env{}), BootID: "b",
 		IPAM: ipam.New(ipam.Config{}),
 	})
 	d.Server = &Server{Yard: y, Log: log}

@@ -76,7 +76,7 @@ func NoEngine() Option { return func(o *options) { o.noEngine = true } }
 // CheckLeftovers looks for what the daemon left behind, and the host is removed.
 func New(t testing.TB, e Engine, opts ...Option) *Host {
 	t.Helper()
-	needRoot(t)
+	NeedRoot(t)
 	e.need(t)
 	if !hostLimit.addHost(t) {
 		t.Fatal("lab: the test has more hosts than slots; call lab.Hosts before the first host")

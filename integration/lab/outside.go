@@ -28,7 +28,7 @@ type LAN struct {
 // LAN in one test.
 func NewLAN(t testing.TB, prefixes ...netip.Prefix) *LAN {
 	t.Helper()
-	needRoot(t)
+	NeedRoot(t)
 	return newLAN(&reporter{tb: t}, prefixes...)
 }
 

@@ -33,7 +33,7 @@ type Host struct {
 	ns netns.NsHandle
 }
 
-// New makes a namespace. The test has to run as root, or in a user namespace (unshare -rn).
+// New makes a namespace. It skips the test unless that runs as root, or in a user namespace (unshare -rn).
 func New(t testing.TB) *Host {
 	t.Helper()
 	ns := newNS(t)
@@ -110,6 +110,13 @@ func (h *Host) Watched(t testing.TB) {
 	})
 }
 
+// NeedsRoot skips the test where no namespaces can be made. New does, too; a test that calls New in subtests, and looks
+// at how they end, has to be skipped as a whole.
+func NeedsRoot(t testing.TB) {
+	t.Helper()
+	newNS(t)
+}
+
 // Needs skips the test if the kernel lacks one of these kinds of links that need a parent: vlan, ipvlan, macvlan. Then
 // scripts/test requires that the test runs in the guest kernel.
 func Needs(t testing.TB, kinds ...string) {
@@ -172,8 +179,11 @@ func newNS(t testing.TB) netns.NsHandle {
 		})
 		_ = self.Close()
 	}
+	if err != nil && os.Geteuid() != 0 {
+		t.Skipf("needs root, or a user namespace (unshare -rn): make a network namespace: %v", err)
+	}
 	if err != nil {
-		t.Fatalf("make a network namespace (this test needs root): %v", err)
+		t.Fatalf("make a network namespace: %v", err)
 	}
 	t.Cleanup(func() { _ = ns.Close() })
 	return ns

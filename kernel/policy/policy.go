@@ -87,13 +87,18 @@ type Allowance struct {
 
 // Objects returns what makes the kernel enforce the policy of all subjects.
 func Objects(k *core.Handle, subjects []Subject) []core.Object {
+	return ObjectsWith(nft.Of(k).Conntrack, subjects)
+}
+
+// ObjectsWith is Objects for a kernel that tracks connections on bridges, or does not.
+func ObjectsWith(conntrack bool, subjects []Subject) []core.Object {
 	var objects []core.Object
 	tables := []rule.SetName{""}
-	if nft.Of(k).Conntrack {
+	if conntrack {
 		tables = append(tables, rule.Bridged)
 	}
 	for _, s := range subjects {
-		if !nft.Of(k).Conntrack {
+		if !conntrack {
 			objects = append(objects, bridge.NetfilterCall{Name: s.Bridge, Foreign: s.Foreign})
 		}
 		for _, d := range []struct {

@@ -78,22 +78,29 @@ func Opened(k *core.Handle) (all []OpenPort) {
 	nft.Of(k).Mu.Lock()
 	defer nft.Of(k).Mu.Unlock()
 	for _, w := range nft.Of(k).WantedElements {
-		size := net.IPv4len
-		switch w.Set {
-		case open6, openRange6:
-			size = net.IPv6len
-		case open4, openRange4:
-		default:
-			continue
+		if p, ok := OpenPortOf(w.Element); ok {
+			all = append(all, p)
 		}
-		addr, _ := netip.AddrFromSlice([]byte(w.Key[:size]))
-		p := OpenPort{Proto: rule.ProtoName(w.Key[size]), Addr: addr, Port: rule.PortOf(w.Key[size+4:]), Count: 1}
-		if w.End != "" {
-			p.Count = rule.PortOf(w.End[size+4:]) - p.Port + 1
-		}
-		all = append(all, p)
 	}
 	return all
+}
+
+// OpenPortOf returns the open port that an element of one of the sets stands for.
+func OpenPortOf(e nft.Element) (p OpenPort, ok bool) {
+	size := net.IPv4len
+	switch e.Set {
+	case open6, openRange6:
+		size = net.IPv6len
+	case open4, openRange4:
+	default:
+		return p, false
+	}
+	addr, _ := netip.AddrFromSlice([]byte(e.Key[:size]))
+	p = OpenPort{Proto: rule.ProtoName(e.Key[size]), Addr: addr, Port: rule.PortOf(e.Key[size+4:]), Count: 1}
+	if e.End != "" {
+		p.Count = rule.PortOf(e.End[size+4:]) - p.Port + 1
+	}
+	return p, true
 }
 
 // Routed returns the element that lets traffic for open ports, and echo requests, through to the containers of a bridge

@@ -108,15 +108,15 @@ func Published(k *core.Handle) (all []Publication) {
 	nft.Of(k).Mu.Lock()
 	defer nft.Of(k).Mu.Unlock()
 	for _, w := range nft.Of(k).WantedElements {
-		if p, ok := publicationOf(w.Element); ok {
+		if p, ok := PublicationOf(w.Element); ok {
 			all = append(all, p)
 		}
 	}
 	return all
 }
 
-// publicationOf returns the publication that an element of one of the maps stands for.
-func publicationOf(e nft.Element) (p Publication, ok bool) {
+// PublicationOf returns the publication that an element of one of the maps stands for.
+func PublicationOf(e nft.Element) (p Publication, ok bool) {
 	size := net.IPv4len
 	switch e.Set {
 	case toOne6, toAny6, toRange6:

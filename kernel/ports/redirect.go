@@ -251,7 +251,7 @@ func Redirected(sandbox, endpoint string) (all []Publication, err error) {
 	err = r.inside(func(t redirector) error {
 		have, _ := t.elements()
 		for id, c := range have {
-			if p, ok := publicationOf(nft.Element{Set: id.Set, Key: id.Key, Content: c}); ok {
+			if p, ok := PublicationOf(nft.Element{Set: id.Set, Key: id.Key, Content: c}); ok {
 				all = append(all, p)
 			}
 		}

@@ -18,7 +18,7 @@ type Live struct {
 
 // On returns a mode that works on a kernel.
 func On(k *kernel.Kernel, newMode modes.New, f modes.Fabric) Live {
-	return Live{newMode(modes.Env{Fabric: f}), plan.Runner{Kernel: k, Fabric: f}}
+	return Live{newMode(modes.Env{Fabric: f}), plan.Runner{Kernel: plan.Host{Kernel: k}, Fabric: f}}
 }
 
 // Settle settles a network that is created beside others.

@@ -54,8 +54,10 @@ func value(f reflect.Value) string {
 	case error:
 		return fmt.Sprintf("%q", one)
 	case core.Object:
-		name := reflect.ValueOf(one).FieldByName("Name")
-		return name.String()
+		if name := reflect.ValueOf(one).FieldByName("Name"); name.IsValid() {
+			return name.String()
+		}
+		return one.String()
 	case fmt.Stringer:
 		return one.String()
 	}

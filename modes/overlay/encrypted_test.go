@@ -34,6 +34,7 @@ import (
 	"netyard/yard"
 	"netyard/yard/book"
 	yoverlay "netyard/yard/overlay"
+	"netyard/yard/plan"
 	"netyard/yard/reconcile"
 )
 
@@ -195,8 +196,9 @@ func (s *station) start(url string, repairs bool) {
 	f := fabric.Modes{A: s.agent}
 	s.mode = modetest.On(s.Kernel, overlay.New, f)
 	s.Yard = yard.New(book.Config{
-		Log: log, Store: s.st, Kernel: s.Kernel, BootID: fmt.Sprint("boot", s.n),
-		IPAM: ipam.New(ipam.Config{}), Fabric: f,
+		Log: log, Store: s.st, Kernel: plan.Host{Kernel: s.Kernel}, Handle: s.Handle,
+		BootID: fmt.Sprint("boot", s.n),
+		IPAM:   ipam.New(ipam.Config{}), Fabric: f,
 		Modes: map[string]modes.Mode{"overlay": s.mode.Mode}, Background: func(f func()) { f() },
 	})
 	must(s.t, reconcile.Restore(s.t.Context(), s.Yard, false))

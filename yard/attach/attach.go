@@ -77,7 +77,7 @@ func attachOnce(
 
 // endpointOf returns the endpoint of a request. ns is its sandbox.
 func endpointOf(y *yard.Yard, r book.AttachRequest, ns core.NamespaceID) modes.Endpoint {
-	seen, ok := core.NamespaceAt(r.Sandbox)
+	seen, ok := y.Config.Kernel.NamespaceAt(r.Sandbox)
 	return modes.Endpoint{
 		ID: book.RandomID(), NetworkID: r.Network.ID, Attachment: r.Attachment, Config: r.Config, IfName: r.IfName,
 		Sandbox: r.Sandbox, NS: ns, Into: r.NS, Seen: ok && seen == ns, BootID: y.Config.BootID,
@@ -251,7 +251,7 @@ func (t *attaching) plug(ctx context.Context) (a book.Attached, err error) {
 	y.Config.Step("after endpoint attached")
 	p := insideOf(n, e, link, t.request)
 	if p.Link != "" {
-		if err := sandbox.PlugIn(ctx, y.Config.Kernel.Handle, e.Into, p); err != nil {
+		if err := y.Config.Kernel.PlugIn(ctx, e.Into, p); err != nil {
 			return a, err
 		}
 	}
@@ -290,7 +290,7 @@ func (t *attaching) finishNow(ctx context.Context, old *book.Held, into int) err
 	if err := t.yard.Forget(ctx, old); err != nil {
 		return err
 	}
-	return sandbox.Unplug(into, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
+	return t.yard.Config.Kernel.Unplug(into, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
 }
 
 // finishOther does the same for an endpoint that is not held yet. One that is no longer Deleting stays.
@@ -301,7 +301,7 @@ func (t *attaching) finishOther(ctx context.Context, old modes.Endpoint, into in
 	}
 	h, err := hold(ctx, old.NetworkID, old.ID)
 	if errors.Is(err, book.ErrNotFound) {
-		return sandbox.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
+		return t.yard.Config.Kernel.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
 	}
 	if err != nil {
 		return err

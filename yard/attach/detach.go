@@ -67,7 +67,7 @@ func Detach(ctx context.Context, y *yard.Yard, r DetachRequest) error {
 	}
 	// First: the work in the background holds the kernel's lock of all links for tens of milliseconds.
 	if r.NS >= 0 && isInner(h) {
-		err = sandbox.Unplug(r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
+		err = y.Config.Kernel.Unplug(r.NS, sandbox.Plug{Name: e.IfName, Alias: core.Alias(e.NetworkID, e.ID)})
 	}
 	h.Release()
 	y.FinishLater(e.NetworkID, e.ID) //nolint:contextcheck // the caller does not wait for it
@@ -177,6 +177,6 @@ func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 	if e.Inside.Link == "" {
 		return words, nil
 	}
-	inside, err := e.Inside.Faults(r.NS)
+	inside, err := y.Config.Kernel.PlugFaults(r.NS, e.Inside)
 	return append(words, inside...), err
 }

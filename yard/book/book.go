@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"netyard/ipam"
-	"netyard/kernel"
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/event"
@@ -52,7 +52,9 @@ var (
 type Config struct {
 	Log    *slog.Logger
 	Store  *store.Store
-	Kernel *kernel.Kernel
+	Kernel plan.Kernel
+	// Handle is for what looks at packets and LANs: DHCP, trace, and rules of other programs. nil: the host has none.
+	Handle *core.Handle
 	IPAM   *ipam.IPAM
 	Modes  map[string]modes.Mode
 	// Offered is the modes that new networks may have; nil: all.

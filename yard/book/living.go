@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"netyard/kernel/bridge"
-	"netyard/kernel/core"
 	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
@@ -65,7 +64,7 @@ func (j *LiveCheck) Dead(ctx context.Context, e modes.Endpoint) (bool, error) {
 	case !e.Maker.Here() && !sandbox.SeesAllProcesses(): // netyard is in a container, and cannot see the processes
 		return false, nil
 	}
-	id, there := core.NamespaceAt(e.Sandbox)
+	id, there := y.Config.Kernel.NamespaceAt(e.Sandbox)
 	if !there {
 		return y.linkUnplugged(e)
 	}

@@ -23,9 +23,9 @@ func (y *Book) Dead(e modes.Endpoint) bool {
 	case e.BootID != y.Config.BootID:
 		return true
 	case e.NS == core.NamespaceID{}:
-		return !core.IsNamespace(e.Sandbox)
+		return !y.Config.Kernel.IsNamespace(e.Sandbox)
 	}
-	now, ok := core.NamespaceAt(e.Sandbox)
+	now, ok := y.Config.Kernel.NamespaceAt(e.Sandbox)
 	return !ok || now != e.NS // a process of the same number, or a file of the same name, with another namespace
 }
 

@@ -113,7 +113,7 @@ func changePolicies(ctx context.Context, y *book.Book, change func(store.Tx) err
 	if err != nil {
 		return err
 	}
-	return kpolicy.EndFlows(y.Config.Kernel.Handle, slices.Concat(subjects(y, r)...))
+	return y.Config.Kernel.EndFlows(slices.Concat(subjects(y, r)...))
 }
 
 // resetPolicies records the former policies again, and enforces them.
@@ -255,7 +255,7 @@ func Enforce(ctx context.Context, y *book.Book) error {
 	if err != nil {
 		return err
 	}
-	objects := kpolicy.Objects(y.Config.Kernel.Handle, slices.Concat(subjects(y, r)...))
+	objects := y.Config.Kernel.PolicyObjects(slices.Concat(subjects(y, r)...))
 	return y.Config.Kernel.Enforce(ctx, objects, decided...)
 }
 
@@ -321,7 +321,7 @@ func wantedByPolicy(y *book.Book, w *Wanted) error {
 	}
 	for i, subjects := range subjects(y, r) {
 		e := r.decisions[i].Endpoint
-		objects := kpolicy.Objects(y.Config.Kernel.Handle, subjects)
+		objects := y.Config.Kernel.PolicyObjects(subjects)
 		w.MayExist = append(w.MayExist, objects...)
 		if e.Phase != modes.Ready || e.Sandbox == "" || e.Network.Phase != modes.Ready {
 			continue

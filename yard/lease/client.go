@@ -34,7 +34,7 @@ func (r Request) clientName() string {
 // derived from the container's name, else a random one.
 func ClientMAC(y *book.Book, r Request, lan kdhcp.LANPort) (net.HardwareAddr, error) {
 	if lan.Shared() {
-		return kdhcp.SharedMAC(y.Config.Kernel.Handle, lan)
+		return kdhcp.SharedMAC(y.Config.Handle, lan)
 	}
 	if r.MAC != "" {
 		mac, err := net.ParseMAC(r.MAC)

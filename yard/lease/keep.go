@@ -140,7 +140,7 @@ func TaskOf(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 	switch {
 	case errors.Is(err, book.ErrNotFound):
 		return l.Since.Add(y.Config.Grace), releaseOrphan
-	case err != nil || e.Phase != modes.Ready || e.Sandbox == "" || !core.IsNamespace(e.Sandbox):
+	case err != nil || e.Phase != modes.Ready || e.Sandbox == "" || !y.Config.Kernel.IsNamespace(e.Sandbox):
 		if due.IsZero() {
 			due = now.Add(idleLook)
 		}
@@ -219,7 +219,7 @@ func sendRelease(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	wire, err := kdhcp.PlugWire(y.Config.Kernel.Handle, l.LAN, mac)
+	wire, err := kdhcp.PlugWire(y.Config.Handle, l.LAN, mac)
 	if err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 	if err != nil {
 		return err
 	}
-	if e.Sandbox == "" || !core.IsNamespace(e.Sandbox) {
+	if e.Sandbox == "" || !y.Config.Kernel.IsNamespace(e.Sandbox) {
 		return nil
 	}
 	l.Hostname = Hostname(l, e)

@@ -200,7 +200,7 @@ func acquire(
 	if err != nil {
 		return got, fmt.Errorf("mac-address %q: %w", l.MAC, err)
 	}
-	wire, err := kdhcp.PlugWire(y.Config.Kernel.Handle, l.LAN, mac)
+	wire, err := kdhcp.PlugWire(y.Config.Handle, l.LAN, mac)
 	if err != nil {
 		return got, err
 	}

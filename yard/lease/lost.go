@@ -128,7 +128,7 @@ func wireOf(y *book.Book, l DHCPLease, box *kdhcp.SandboxLink) (*kdhcp.Wire, err
 	if err != nil {
 		return nil, err
 	}
-	return kdhcp.PlugWire(y.Config.Kernel.Handle, l.LAN, mac)
+	return kdhcp.PlugWire(y.Config.Handle, l.LAN, mac)
 }
 
 // readdress changes the address, gateway and routes in the sandbox.

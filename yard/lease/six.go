@@ -50,7 +50,7 @@ func sixTask(y *book.Book, l DHCPLease, now time.Time) (time.Time, Task) {
 		return time.Time{}, nil
 	}
 	e, err := y.Endpoint(l.Network, l.Endpoint)
-	if err != nil || e.Phase != modes.Ready || e.Sandbox == "" || !core.IsNamespace(e.Sandbox) {
+	if err != nil || e.Phase != modes.Ready || e.Sandbox == "" || !y.Config.Kernel.IsNamespace(e.Sandbox) {
 		return time.Time{}, nil
 	}
 	switch {
@@ -238,7 +238,7 @@ func client6(y *book.Book, l DHCPLease, t dhcp.Transport6) *dhcp.Client6 {
 // lease whose release does not reach the server expires.
 func ReleaseIPv6(ctx context.Context, y *book.Book, e modes.Endpoint) {
 	l, ok, err := Of(y, e)
-	if err != nil || !ok || !l.Six.Lease.Addr.IsValid() || !core.IsNamespace(e.Sandbox) ||
+	if err != nil || !ok || !l.Six.Lease.Addr.IsValid() || !y.Config.Kernel.IsNamespace(e.Sandbox) ||
 		l.Six.Lease.State(y.Config.Now()) == dhcp.Expired {
 		return
 	}

@@ -9,10 +9,8 @@ import (
 	"net/netip"
 	"slices"
 
-	"netyard/kernel"
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
-	"netyard/kernel/lan"
 	"netyard/kernel/nft"
 	"netyard/kernel/overlay"
 	"netyard/modes"
@@ -20,7 +18,7 @@ import (
 
 // A Runner carries out plans on one host. All it does is idempotent, and it is no error to remove what does not exist.
 type Runner struct {
-	Kernel *kernel.Kernel
+	Kernel Kernel
 	// Fabric is the cluster that this host is in; nil if it is in none.
 	Fabric modes.Fabric
 }
@@ -185,7 +183,7 @@ func vethRank(o core.Object) int {
 // way of the LAN's router and come back on the host's link on the parent.
 func (r Runner) routesToHost(e modes.Endpoint, routes []modes.Route) ([]modes.Route, error) {
 	for _, a := range e.Addrs {
-		src, err := lan.SourceFor(r.Kernel.Handle, a.Addr())
+		src, err := r.Kernel.SourceFor(a.Addr())
 		if err != nil {
 			return routes, fmt.Errorf("attach endpoint %s: %w", modes.Short(e.ID), err)
 		}
@@ -196,3 +194,6 @@ func (r Runner) routesToHost(e modes.Endpoint, routes []modes.Route) ([]modes.Ro
 	}
 	return routes, nil
 }
+
+// Facts returns the host's facts, as its kernel knows them.
+func (r Runner) Facts() modes.Facts { return r.Kernel }

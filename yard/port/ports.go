@@ -158,7 +158,7 @@ func (c *Choice) ReadHost(asks []book.PortRequest) (err error) {
 		if a.HostIP.IsUnspecified() {
 			continue
 		}
-		ok, err := sandbox.HasAddr(c.Y.Config.Kernel.Handle, a.HostIP)
+		ok, err := c.Y.Config.Kernel.HasAddr(a.HostIP)
 		if err != nil {
 			return err
 		}
@@ -172,11 +172,11 @@ func (c *Choice) ReadHost(asks []book.PortRequest) (err error) {
 		if a.HostPort > 0 || c.last > 0 {
 			continue
 		}
-		if c.first, c.last, err = sandbox.EphemeralPorts(c.Y.Config.Kernel.Handle); err != nil {
+		if c.first, c.last, err = c.Y.Config.Kernel.EphemeralPorts(); err != nil {
 			return err
 		}
 	}
-	c.Listeners, err = sandbox.Listeners(c.Y.Config.Kernel.Handle, protos...)
+	c.Listeners, err = c.Y.Config.Kernel.Listeners(protos...)
 	return err
 }
 

@@ -13,6 +13,9 @@ import (
 // blocks finds rules of other programs that drop all traffic from a network's containers, whatever netyard's rules say.
 // netyard does not remove them.
 func blocks(y *yard.Yard) (out []book.Finding, err error) {
+	if y.Config.Handle == nil {
+		return nil, nil
+	}
 	ns, err := y.Networks()
 	if err != nil {
 		return nil, err
@@ -52,12 +55,12 @@ func blocked(y *yard.Yard, bridge string, s modes.Subnet) (rule string, err erro
 	if s.Pool.Addr().Is6() {
 		far = netip.MustParseAddr("2001:db8::1")
 	}
-	out, _, err := explain.RouteTo(y.Config.Kernel.Handle, far)
+	out, _, err := explain.RouteTo(y.Config.Handle, far)
 	if err != nil || out == bridge {
 		return "", nil //nolint:nilerr // the host has no such route either
 	}
 	const odd = 40000 // a port that rules are unlikely to match
-	found, sum, err := explain.Judge(y.Config.Kernel.Handle, explain.Forward, explain.Packet{
+	found, sum, err := explain.Judge(y.Config.Handle, explain.Forward, explain.Packet{
 		In: bridge, Out: out, Src: s.Pool.Masked().Addr().Next().Next(), Dst: far, Proto: "tcp", Port: odd,
 	})
 	if err != nil || sum != explain.Dropped || len(found) == 0 {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"netyard/ipam"
-	"netyard/kernel/core"
 	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
@@ -227,7 +226,7 @@ func nameNetwork(ctx context.Context, y *yard.Yard, id, name string) error {
 // Identify records the container of an endpoint. Fields that are unknown this time keep their recorded value.
 func Identify(ctx context.Context, y *yard.Yard, e modes.Endpoint, who modes.Container) error {
 	who.Hostname = hostnameOf(y, who.PID)
-	seen := e.Seen || core.IsNamespace(e.Sandbox)
+	seen := e.Seen || y.Config.Kernel.IsNamespace(e.Sandbox)
 	if merge(e.Container, who).Equal(e.Container) && seen == e.Seen {
 		return nil
 	}

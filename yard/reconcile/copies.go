@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"netyard/kernel/sandbox"
 	"netyard/yard"
 	"netyard/yard/book"
 )
@@ -40,7 +39,7 @@ func copies(y *yard.Yard) (all []SeenNetwork, err error) {
 
 // FindIn finds the endpoints whose links are in the sandbox at a path, by ID.
 func FindIn(y *yard.Yard, path string) (map[string]SeenEndpoint, error) {
-	found, err := sandbox.FindIn(y.Config.Kernel.Handle, path)
+	found, err := y.Config.Kernel.FindIn(path)
 	all := map[string]SeenEndpoint{}
 	for _, f := range found {
 		all[f.Endpoint] = SeenEndpoint{

@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	"netyard/ipam"
-	"netyard/kernel/core"
 	kports "netyard/kernel/ports"
 	"netyard/modes"
 	"netyard/store"
@@ -210,11 +209,11 @@ func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (mo
 	e := modes.Endpoint{
 		ID: id, NetworkID: n.ID, Sandbox: s.Sandbox, Addrs: s.Addrs, MAC: s.MAC, Options: s.Options, Phase: modes.Ready,
 		Created: y.Config.Now(), Joined: y.Config.Now(), BootID: y.Config.BootID, Container: s.Container,
-		Seen: core.IsNamespace(s.Sandbox), Ports: FoundPorts(y, id, s),
+		Seen: y.Config.Kernel.IsNamespace(s.Sandbox), Ports: FoundPorts(y, id, s),
 		Attachment: s.Attachment, IfName: s.IfName, Inside: s.Inside,
 	}
 	if s.Attachment != "" {
-		e.NS, e.Seen = core.NamespaceAt(s.Sandbox)
+		e.NS, e.Seen = y.Config.Kernel.NamespaceAt(s.Sandbox)
 		// They were valid when the container was attached.
 		if options, err := y.Options.ResolveEndpoint(n.Mode, s.Said); err == nil {
 			e.Options = options
@@ -248,7 +247,7 @@ func adoptEndpoint(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) (mo
 // FoundPorts returns the ports that are published for a container in the kernel.
 func FoundPorts(y *yard.Yard, id string, s SeenEndpoint) (ports []modes.Port) {
 	addrs := s.Addrs
-	for _, p := range kports.Published(y.Config.Kernel.Handle) {
+	for _, p := range y.Config.Kernel.Published() {
 		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.To }) {
 			ports = append(ports, modes.Port{
 				Proto: p.Proto, HostIP: p.Host, HostPort: p.Port, ContainerPort: p.ToPort, Count: p.Count,
@@ -257,7 +256,7 @@ func FoundPorts(y *yard.Yard, id string, s SeenEndpoint) (ports []modes.Port) {
 	}
 	slices.SortFunc(ports, port.ComparePorts)
 	ports = append(port.Join(ports), foundInside(y, id, s.Sandbox)...)
-	for _, p := range kports.Opened(y.Config.Kernel.Handle) {
+	for _, p := range y.Config.Kernel.Opened() {
 		if slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return a.Addr() == p.Addr }) {
 			ports = append(ports, modes.Port{
 				Proto: p.Proto, HostIP: p.Addr, HostPort: p.Port, ContainerPort: p.Port, Count: p.Count, Routed: true,

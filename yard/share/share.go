@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"netyard/kernel/core"
 	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
@@ -106,7 +105,7 @@ func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
 
 // HostChanged lists the host's sockets. If they have changed, the ports of all watched endpoints are checked again.
 func HostChanged(y *yard.Yard, all map[string]*Watched, before []sandbox.Listener) []sandbox.Listener {
-	now, err := sandbox.Listeners(y.Config.Kernel.Handle)
+	now, err := y.Config.Kernel.Listeners()
 	if err != nil {
 		y.Config.Log.Warn("host's sockets not listed", "err", err)
 		return before
@@ -198,13 +197,13 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 	ctx, cancel := context.WithTimeout(ctx, shareTime)
 	defer cancel()
 	if w.Sharing == nil {
-		if !w.settled && core.IsNamespace(w.Endpoint.Sandbox) {
+		if !w.settled && y.Config.Kernel.IsNamespace(w.Endpoint.Sandbox) {
 			free, err := y.Unplugged(w.Mode, w.Network, w.Endpoint)
 			w.settled = err == nil && !free
 			return err
 		}
 		// An engine that stops the container itself leaves the network before it removes the namespace.
-		if !w.settled || core.IsNamespace(w.Endpoint.Sandbox) {
+		if !w.settled || y.Config.Kernel.IsNamespace(w.Endpoint.Sandbox) {
 			return nil
 		}
 		w.Endpoint.Sandbox = "" // until the records are read again
@@ -226,7 +225,7 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 
 // listening lists the sockets of a sandbox. One that does not exist, or not yet, has none.
 func listening(y *yard.Yard, w *Watched) ([]sandbox.Listener, error) {
-	if !core.IsNamespace(w.Endpoint.Sandbox) {
+	if !y.Config.Kernel.IsNamespace(w.Endpoint.Sandbox) {
 		unwatch(y, w)
 		return nil, nil
 	}
@@ -274,7 +273,7 @@ func grantOnce(
 	}
 	c := &port.Choice{Y: y.Book, E: was, Judge: j}
 	if len(want) > 0 {
-		if c.Listeners, err = sandbox.Listeners(y.Config.Kernel.Handle); err != nil {
+		if c.Listeners, err = y.Config.Kernel.Listeners(); err != nil {
 			return nil, err
 		}
 	}

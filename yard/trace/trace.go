@@ -12,7 +12,6 @@ import (
 
 	"netyard/kernel/explain"
 	"netyard/kernel/ports"
-	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/yard"
 	"netyard/yard/book"
@@ -187,7 +186,7 @@ func (t *tracer) source(p *explain.Packet) error {
 			nameOf(t.srcEndpoint), p.Src, book.Label(n), p.In)
 	case t.src.IsValid():
 		p.Src = t.src
-		own, err := sandbox.HasAddr(t.y.Config.Kernel.Handle, t.src)
+		own, err := t.y.Config.Kernel.HasAddr(t.src)
 		if err != nil {
 			return err
 		}
@@ -195,7 +194,7 @@ func (t *tracer) source(p *explain.Packet) error {
 			t.say("%s is the host's own address", t.src)
 			return nil
 		}
-		if p.In, _, err = explain.RouteTo(t.y.Config.Kernel.Handle, t.src); err != nil {
+		if p.In, _, err = explain.RouteTo(t.y.Config.Handle, t.src); err != nil {
 			return err
 		}
 		t.say("the packet from %s arrives on %s, the host's route to that address", t.src, p.In)
@@ -208,7 +207,7 @@ func (t *tracer) judge(h explain.Hook, p explain.Packet) error {
 	if t.reach == explain.Dropped {
 		return nil
 	}
-	found, sum, err := explain.Judge(t.y.Config.Kernel.Handle, h, p)
+	found, sum, err := explain.Judge(t.y.Config.Handle, h, p)
 	if err != nil {
 		return err
 	}
@@ -255,7 +254,7 @@ func (t *tracer) toContainer() error {
 		return err
 	}
 	if !p.Src.IsValid() {
-		_, p.Src, err = explain.RouteTo(t.y.Config.Kernel.Handle, p.Dst)
+		_, p.Src, err = explain.RouteTo(t.y.Config.Handle, p.Dst)
 		if err != nil {
 			return err
 		}
@@ -282,7 +281,7 @@ func (t *tracer) pass(p explain.Packet, n modes.Network) error {
 				book.Label(n))
 			return nil
 		}
-		if !explain.BridgeNetfilterOn(t.y.Config.Kernel.Handle, p.Dst.Is6()) {
+		if !explain.BridgeNetfilterOn(t.y.Config.Handle, p.Dst.Is6()) {
 			t.say("it stays on the bridge, where the rules for routed packets do not apply")
 			return nil
 		}
@@ -333,7 +332,7 @@ func (t *tracer) toHost() error {
 	if !p.Src.IsValid() {
 		p.Src = p.Dst
 	}
-	if p.In != "" && ports.HostFirewallDecides(t.y.Config.Kernel.Handle) {
+	if p.In != "" && ports.HostFirewallDecides(t.y.Config.Handle) {
 		t.say("published ports are subject to the host's own firewall (publish=host)")
 		if err := t.judge(explain.Input, p); err != nil || t.reach == explain.Dropped {
 			return err
@@ -365,7 +364,7 @@ func (t *tracer) hostAddr(port modes.Port, p explain.Packet) (netip.Addr, error)
 		}
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1}), nil
 	}
-	_, src, err := explain.RouteTo(t.y.Config.Kernel.Handle, to)
+	_, src, err := explain.RouteTo(t.y.Config.Handle, to)
 	return src, err
 }
 
@@ -394,7 +393,7 @@ func (t *tracer) publication(own bool) (found modes.Endpoint, port modes.Port, e
 // notPublished follows a packet to the host itself.
 func (t *tracer) notPublished(p explain.Packet) error {
 	t.say("no container on a netyard network publishes port %d/%s for this client", t.port, t.proto)
-	ls, err := sandbox.Listeners(t.y.Config.Kernel.Handle)
+	ls, err := t.y.Config.Kernel.Listeners()
 	if err != nil {
 		return err
 	}
@@ -410,7 +409,7 @@ func (t *tracer) notPublished(p explain.Packet) error {
 		if p.In == "" {
 			return nil
 		}
-		if _, p.Dst, err = explain.RouteTo(t.y.Config.Kernel.Handle, p.Src); err != nil {
+		if _, p.Dst, err = explain.RouteTo(t.y.Config.Handle, p.Src); err != nil {
 			return err
 		}
 		if err := t.judge(explain.Prerouting, p); err != nil {
