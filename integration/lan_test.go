@@ -10,9 +10,9 @@ import (
 	"netyard/integration/lab"
 )
 
-// onLAN are the flags of a network on the lab's LAN, with a range that the lab does not use.
-const onLAN = "--subnet 203.0.113.0/24 --gateway 203.0.113.1 --ip-range 203.0.113.128/25 --ipv6 --subnet " +
-	"2001:db8:113::/64 --gateway 2001:db8:113::1"
+// onLAN are the flags of a network on the lab's LAN, with ranges that the lab does not use.
+const onLAN = "--subnet 203.0.113.0/24 --gateway 203.0.113.1 --ip-range 203.0.113.128/25 " +
+	"--ipv6 --subnet 2001:db8:113::/64 --gateway 2001:db8:113::1 --ip-range 2001:db8:113::8000/113"
 
 // TestMacvlan: containers on macvlan networks are reached on the LAN, and nothing of them is left.
 func TestMacvlan(t *testing.T) {
