@@ -301,7 +301,8 @@ func (t *attaching) finishOther(ctx context.Context, old modes.Endpoint, into in
 	}
 	h, err := hold(ctx, old.NetworkID, old.ID)
 	if errors.Is(err, book.ErrNotFound) {
-		return t.yard.Config.Kernel.Unplug(into, sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)})
+		inside := sandbox.Plug{Name: old.IfName, Alias: core.Alias(old.NetworkID, old.ID)}
+		return t.yard.Config.Kernel.Unplug(into, inside)
 	}
 	if err != nil {
 		return err
