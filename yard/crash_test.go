@@ -126,8 +126,8 @@ func (r *rig) die() {
 	must(r.t, leaveKilled(r.st, r.path, r.boot != r.Config.BootID))
 }
 
-// leaveKilled closes a database and leaves its files as a killed process does; with powerLoss, writes that nobody waited
-// for are lost.
+// leaveKilled closes a database and leaves its files as a killed process does; with powerLoss, writes that nobody
+// waited for are lost.
 func leaveKilled(st *store.Store, path string, powerLoss bool) error {
 	left := map[string][]byte{}
 	files, err := filepath.Glob(path + "*")
