@@ -30,7 +30,7 @@ func (y *Yard) ChangeNetwork(ctx context.Context, id string, options map[string]
 	if err != nil {
 		return old, err
 	}
-	if _, err := h.Mode.Settle(ctx, y.Plan().Facts(), n, nil); err != nil {
+	if _, err := h.Mode.Settle(ctx, y.Config.Kernel, n, nil); err != nil {
 		return old, err
 	}
 	es, err := y.EndpointsOf(id)

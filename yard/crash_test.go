@@ -126,29 +126,35 @@ func (r *rig) with(name string, newMode modes.New) {
 	r.Options = modes.NewTable(r.Config.Modes)
 }
 
-// die leaves the records as a killed process does; with another boot, as a power loss does: writes that nobody waited
-// for are lost.
+// die leaves the records as a killed process does; with another boot, as a power loss does.
 func (r *rig) die() {
 	r.t.Helper()
+	must(r.t, leaveKilled(r.st, r.path, r.boot != r.Config.BootID))
+}
+
+// leaveKilled closes a database and leaves its files as a killed process does; with powerLoss, writes that nobody
+// waited for are lost.
+func leaveKilled(st *store.Store, path string, powerLoss bool) error {
 	left := map[string][]byte{}
-	files, err := filepath.Glob(r.path + "*")
+	files, err := filepath.Glob(path + "*")
 	if err != nil {
-		r.t.Fatal(err)
+		return err
 	}
 	for _, file := range files {
 		if left[file], err = os.ReadFile(file); err != nil {
-			r.t.Fatal(err)
+			return err
 		}
-		if strings.HasSuffix(file, ".notes") && r.boot != r.Config.BootID {
+		if strings.HasSuffix(file, ".notes") && powerLoss {
 			left[file] = nil
 		}
 	}
-	_ = r.st.Close()
+	_ = st.Close()
 	for file, raw := range left {
 		if err := os.WriteFile(file, raw, 0o600); err != nil {
-			r.t.Fatal(err)
+			return err
 		}
 	}
+	return nil
 }
 
 // errPulled is the error of a change whose process died.
@@ -156,14 +162,19 @@ var errPulled = errors.New("the plug was pulled")
 
 // pull runs f and dies at step number at; the steps gone through are returned.
 func (r *rig) pull(at int, f func() error) (steps []string, err error) {
-	r.step = func(s string) {
-		steps = append(steps, s)
-		if len(steps) == at {
+	return pullAt(&r.step, func(n int, _ string) bool { return n == at }, f)
+}
+
+// pullAt runs f and dies at a step, given by its number or its name. step is what f calls at each step.
+func pullAt(step *func(string), at func(n int, name string) bool, f func() error) (steps []string, err error) {
+	*step = func(name string) {
+		steps = append(steps, name)
+		if at(len(steps), name) {
 			panic(errPulled)
 		}
 	}
 	defer func() {
-		r.step = func(string) {}
+		*step = func(string) {}
 		if p := recover(); p == any(errPulled) {
 			err = errPulled
 		} else if p != nil {

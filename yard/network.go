@@ -72,7 +72,7 @@ func (y *Yard) recordNew(ctx context.Context, m modes.Mode, n modes.Network) (_ 
 	if err != nil {
 		return n, false, err
 	}
-	if n.Settled, err = m.Settle(ctx, y.Plan().Facts(), n, others); err != nil {
+	if n.Settled, err = m.Settle(ctx, y.Config.Kernel, n, others); err != nil {
 		return n, false, err
 	}
 	if err := lease.CheckLAN(y.Book, m, n); err != nil {

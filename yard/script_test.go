@@ -467,7 +467,7 @@ func joinCluster(ctx context.Context, w *world, _ args) (string, error) {
 func restartVerb(ctx context.Context, w *world, _ args) (string, error) { return "", w.restart(ctx) }
 
 func reboot(ctx context.Context, w *world, _ args) (string, error) {
-	if err := w.die(); err != nil {
+	if err := leaveKilled(w.st, w.db(), true); err != nil {
 		return "", err
 	}
 	w.boot++
@@ -479,7 +479,7 @@ func reboot(ctx context.Context, w *world, _ args) (string, error) {
 func crashVerb(ctx context.Context, w *world, a args) (string, error) {
 	at := a.rest[0]
 	dies := func(n int, step string) bool { return step == at || strconv.Itoa(n) == at }
-	steps, err := w.crash(dies, func() error {
+	steps, err := pullAt(&w.step, dies, func() error {
 		_, err := w.do(ctx, a.read, a.rest[1:])
 		return err
 	})

@@ -76,7 +76,7 @@ func (w *world) trial(
 
 // crashAt lets the daemon die at a step between two changes of records and kernel.
 func crashAt(ctx context.Context, w *world, what string, before, at int, run func() error) (steps int, err error) {
-	done, err := w.crash(func(n int, _ string) bool { return before+n == at }, run)
+	done, err := pullAt(&w.step, func(n int, _ string) bool { return before+n == at }, run)
 	if !errors.Is(err, errPulled) {
 		return len(done), err
 	}

@@ -96,52 +96,12 @@ func (w *world) start(ctx context.Context, keepStrays bool) (err error) {
 	return reconcile.Restore(ctx, w.y, keepStrays)
 }
 
-// die leaves the records as a killed process does.
-func (w *world) die() error {
-	left := map[string][]byte{}
-	files, err := filepath.Glob(w.db() + "*")
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		if left[file], err = os.ReadFile(file); err != nil {
-			return err
-		}
-	}
-	_ = w.st.Close()
-	for file, raw := range left {
-		if err := os.WriteFile(file, raw, 0o600); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // restart kills the daemon and starts it again.
 func (w *world) restart(ctx context.Context) error {
-	if err := w.die(); err != nil {
+	if err := leaveKilled(w.st, w.db(), false); err != nil {
 		return err
 	}
 	return w.start(ctx, false)
-}
-
-// crash runs f and dies at a step, given by its number or its name. It returns the steps gone through.
-func (w *world) crash(at func(n int, step string) bool, f func() error) (steps []string, err error) {
-	w.step = func(s string) {
-		steps = append(steps, s)
-		if at(len(steps), s) {
-			panic(errPulled)
-		}
-	}
-	defer func() {
-		w.step = func(string) {}
-		if p := recover(); p == any(errPulled) {
-			err = errPulled
-		} else if p != nil {
-			panic(p)
-		}
-	}()
-	return steps, f()
 }
 
 // id returns the ID of what an engine calls by a name.

@@ -23,7 +23,7 @@ func On(k *kernel.Kernel, newMode modes.New, f modes.Fabric) Live {
 
 // Settle settles a network that is created beside others.
 func (l Live) Settle(ctx context.Context, n modes.Network, others ...modes.Network) (map[string]string, error) {
-	return l.Mode.Settle(ctx, l.Plan.Facts(), n, others)
+	return l.Mode.Settle(ctx, l.Plan.Kernel, n, others)
 }
 
 // Up makes a network.

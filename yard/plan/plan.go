@@ -133,7 +133,7 @@ func (r Runner) TakeDevice(m modes.Mode, n modes.Network, others []modes.Endpoin
 		}
 		return nil, fmt.Errorf("take device %s: %s has it", dev, who)
 	}
-	st, err := r.Facts().Device(dev)
+	st, err := r.Kernel.Device(dev)
 	if err != nil {
 		return nil, fmt.Errorf("take device %s: %w", dev, err)
 	}
@@ -205,6 +205,3 @@ func (r Runner) routesToHost(e modes.Endpoint, routes []modes.Route) ([]modes.Ro
 	}
 	return routes, nil
 }
-
-// Facts returns the host's facts, as its kernel knows them.
-func (r Runner) Facts() modes.Facts { return r.Kernel }

@@ -137,7 +137,7 @@ func adoptRecord(
 	if err := fillGateways(y, m, &n, c); err != nil {
 		return n, err
 	}
-	if n.Settled, err = m.Settle(ctx, y.Plan().Facts(), n, nil); err != nil {
+	if n.Settled, err = m.Settle(ctx, y.Config.Kernel, n, nil); err != nil {
 		return n, err
 	}
 	n.Phase, n.Created = modes.Ready, y.Config.Now()

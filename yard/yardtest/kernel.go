@@ -11,7 +11,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 
 	"netyard/kernel"
 	"netyard/kernel/beside"
@@ -28,7 +27,8 @@ import (
 	"netyard/yard/plan"
 )
 
-// A Kernel is made up. It outlives the daemon: Reopen makes it forget what only the daemon knew.
+// A Kernel exists only in memory, and is for one goroutine at a time. It outlives the daemon: Reopen makes it forget
+// what only the daemon knew.
 type Kernel struct {
 	modetest.Facts
 	// Refuse returns the error with which an object cannot be made, or removed; nil: none is refused.
@@ -36,7 +36,6 @@ type Kernel struct {
 	// Listening are the host's sockets.
 	Listening []sandbox.Listener
 
-	mu        sync.Mutex
 	objects   []core.Object
 	table     map[nft.ElementID]nft.Element
 	sandboxes []*box
@@ -90,8 +89,6 @@ func (k *Kernel) log(sign string, o core.Object) {
 
 // Ensure makes all objects, in order, and set elements last.
 func (k *Kernel) Ensure(ctx context.Context, objects ...core.Object) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	var elements []nft.Element
 	for _, o := range objects {
 		if err := ctx.Err(); err != nil {
@@ -222,8 +219,6 @@ func (k *Kernel) add(elements []nft.Element) error {
 
 // Remove removes all objects: set elements first, then the others, the last one first.
 func (k *Kernel) Remove(objects ...core.Object) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	var errs []error
 	refused := func(o core.Object) bool {
 		if k.Refuse == nil {
@@ -358,8 +353,6 @@ func (k *Kernel) hasLink(name string) bool {
 
 // AddOwners records who wants the shared objects among these.
 func (k *Kernel) AddOwners(objects ...core.Object) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	for _, o := range objects {
 		if s, ok := o.(shared); ok {
 			k.shared.AddOwner(s)
@@ -369,8 +362,6 @@ func (k *Kernel) AddOwners(objects ...core.Object) {
 
 // Has returns the names and the aliases of the links.
 func (k *Kernel) Has() (map[string]bool, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	has := map[string]bool{}
 	for name := range k.Link {
 		has[name] = true
@@ -405,8 +396,6 @@ func (k *Kernel) Plant(o core.Object) { k.objects = append(k.objects, o) }
 
 // LoadFirewall loads every element wanted so far, in one transaction.
 func (k *Kernel) LoadFirewall() error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	for id, e := range k.table {
 		if k.wanted[id] == nil {
 			delete(k.table, id)
@@ -432,13 +421,11 @@ func (k *Kernel) AdoptPolicy() error {
 }
 
 func (k *Kernel) adopt(which func(nft.Element) bool) error {
-	k.mu.Lock()
 	for id, e := range k.table {
 		if k.wanted[id] == nil && which(e) {
 			k.wanted[id] = &element{Element: e, owners: map[string]bool{}}
 		}
 	}
-	k.mu.Unlock()
 	return k.LoadFirewall()
 }
 
@@ -459,7 +446,6 @@ func (k *Kernel) PolicyObjects(subjects []policy.Subject) []core.Object {
 
 // Enforce replaces the elements of policy by those among the objects.
 func (k *Kernel) Enforce(ctx context.Context, objects []core.Object, _ ...netip.Addr) error {
-	k.mu.Lock()
 	wanted := map[nft.ElementID]bool{}
 	for _, o := range objects {
 		if e, ok := o.(nft.Element); ok {
@@ -471,7 +457,6 @@ func (k *Kernel) Enforce(ctx context.Context, objects []core.Object, _ ...netip.
 			k.removeElement(w.For(nft.PolicyOwner))
 		}
 	}
-	k.mu.Unlock()
 	return k.Ensure(ctx, objects...)
 }
 
@@ -511,8 +496,6 @@ type snapshot struct {
 
 // Faults describes each wanted object that is missing or different.
 func (s snapshot) Faults(wanted []core.Object) (faults []kernel.Fault) {
-	s.k.mu.Lock()
-	defer s.k.mu.Unlock()
 	seen := map[string]bool{}
 	for i, o := range wanted {
 		text := s.fault(o)
@@ -555,8 +538,6 @@ func (s snapshot) fault(o core.Object) string {
 
 // Strays returns links and elements that belong to none of the known objects.
 func (s snapshot) Strays(known []core.Object) (strays []core.Stray) {
-	s.k.mu.Lock()
-	defer s.k.mu.Unlock()
 	names, elements := map[string]bool{}, map[nft.ElementID]bool{}
 	for _, o := range known {
 		for _, name := range namesOf(o) {
@@ -570,8 +551,6 @@ func (s snapshot) Strays(known []core.Object) (strays []core.Stray) {
 		if all := namesOf(o); len(all) > 0 && !names[all[0]] {
 			network, _, _ := core.ParseAlias(field(o, "Alias"))
 			strays = append(strays, core.Stray{Text: "link " + all[0], Network: network, Drop: func() error {
-				s.k.mu.Lock()
-				defer s.k.mu.Unlock()
 				s.k.drop(o)
 				return nil
 			}})
@@ -580,8 +559,6 @@ func (s snapshot) Strays(known []core.Object) (strays []core.Stray) {
 	for id, e := range s.k.table {
 		if s.firewall && !elements[id] {
 			strays = append(strays, core.Stray{Text: e.String(), Policy: policy.IsSet(e.Set), Drop: func() error {
-				s.k.mu.Lock()
-				defer s.k.mu.Unlock()
 				delete(s.k.wanted, id)
 				s.k.removeElement(e)
 				return nil

@@ -109,8 +109,6 @@ func (k *Kernel) IsNamespace(path string) bool { return k.at(path) != nil }
 
 // PlugIn moves a link into a sandbox.
 func (k *Kernel) PlugIn(_ context.Context, fd int, p sandbox.Plug) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	b, err := k.open(fd)
 	if err != nil {
 		return err

@@ -12,8 +12,6 @@ import (
 // String returns the state of the kernel: the objects in the order in which they were made, the sets with their
 // elements, and the sandboxes with their links.
 func (k *Kernel) String() string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	var out strings.Builder
 	for _, o := range k.objects {
 		fmt.Fprintln(&out, modetest.Text(o))
