@@ -72,7 +72,7 @@ func (y *Yard) AddSubnets(ctx context.Context, id string, subnets []modes.Subnet
 	}
 	n := old
 	n.Subnets = slices.Concat(old.Subnets, subnets)
-	if _, err := h.Mode.Settle(ctx, y.Plan().Facts(), n, nil); err != nil {
+	if _, err := h.Mode.Settle(ctx, y.Config.Kernel, n, nil); err != nil {
 		return old, err
 	}
 	es, err := y.EndpointsOf(id)
