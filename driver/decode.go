@@ -17,6 +17,7 @@ import (
 	"netyard/modes"
 	"netyard/yard/book"
 	"netyard/yard/lease"
+	"netyard/yard/reconcile"
 )
 
 // The option keys of libnetwork (moby, libnetwork/netlabel/labels.go).
@@ -120,7 +121,7 @@ func (d *Door) checkIfName(name string) error {
 	if numberedZero.MatchString(name) {
 		return nil
 	}
-	version, err := d.Yard.EngineVersion(book.Docker)
+	version, err := reconcile.EngineVersion(d.Yard, book.Docker)
 	if err != nil || takesNames(version) {
 		return err
 	}

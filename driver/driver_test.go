@@ -24,6 +24,7 @@ import (
 	"netyard/yard/book"
 	"netyard/yard/plan"
 	"netyard/yard/pool"
+	"netyard/yard/reconcile"
 )
 
 // An engine calls a door as dockerd does, over a real socket.
@@ -361,7 +362,7 @@ func TestWholeInterfaceName(t *testing.T) {
 		"29.7.2":         "others need engine 29.8 or newer",
 		"9.10.0":         "engine 9.10.0",
 	} {
-		if err := e.yard.RecordEngineVersion("docker", version); err != nil {
+		if err := reconcile.RecordEngineVersion(e.yard, "docker", version); err != nil {
 			t.Fatal(err)
 		}
 		e.refused("NetworkDriver.CreateEndpoint", named("foo"), cause)
@@ -369,7 +370,7 @@ func TestWholeInterfaceName(t *testing.T) {
 	for version, name := range map[string]string{
 		"29.8.0-rc.1": "foo", "29.10.0": "wan1", "30.0.1": "lan.50", "29.8": "7",
 	} {
-		if err := e.yard.RecordEngineVersion("docker", version); err != nil {
+		if err := reconcile.RecordEngineVersion(e.yard, "docker", version); err != nil {
 			t.Fatal(err)
 		}
 		e.refused("NetworkDriver.CreateEndpoint", named("a/b"), "ifname=a/b: want an interface name")

@@ -199,7 +199,7 @@ func (d *Docker) recordVersion(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ask for the engine's version: %w", err)
 	}
-	return d.Yard.RecordEngineVersion(book.Docker, v.Version)
+	return reconcile.RecordEngineVersion(d.Yard, book.Docker, v.Version)
 }
 
 // Census asks the engine for all its networks and endpoints of netyard's drivers.

@@ -13,6 +13,7 @@ import (
 	"netyard/yard/enforce"
 	"netyard/yard/event"
 	"netyard/yard/lease"
+	"netyard/yard/live"
 	"netyard/yard/overlay"
 	"netyard/yard/port"
 	"netyard/yard/source"
@@ -24,7 +25,7 @@ import (
 func (y *Yard) CreateEndpoint(
 	ctx context.Context, of book.Holder, requested func(modes.Network) (modes.Endpoint, error),
 ) (made modes.Endpoint, err error) {
-	err = y.RetryWithoutDead(ctx, func(*book.LiveCheck) error {
+	err = y.RetryWithoutDead(ctx, func(*live.Check) error {
 		made, err = y.createEndpoint(ctx, of, requested)
 		return err
 	})
@@ -115,7 +116,7 @@ func addressesFree(tx store.Tx, n modes.Network, e modes.Endpoint) error {
 // Join makes the endpoint's link for a sandbox and returns what the engine has to set up inside. Joining the same
 // sandbox again succeeds. Dead endpoints that have what it needs are removed.
 func (y *Yard) Join(ctx context.Context, network, id, sandbox string) (n modes.Network, link modes.Link, err error) {
-	err = y.RetryWithoutDead(ctx, func(*book.LiveCheck) error {
+	err = y.RetryWithoutDead(ctx, func(*live.Check) error {
 		n, link, err = y.join(ctx, network, id, sandbox)
 		return err
 	})

@@ -14,6 +14,7 @@ import (
 	"netyard/store"
 	"netyard/yard/book"
 	"netyard/yard/event"
+	"netyard/yard/live"
 	"netyard/yard/overlay"
 )
 
@@ -28,8 +29,8 @@ const removeTime = 3 * time.Second
 
 // RetryWithoutDead runs a request. If it fails because of what dead endpoints have (book.HeldError), Past removes those
 // endpoints and runs the request again. When do fails, it must have undone what it did, and hold no lock.
-func (y *Yard) RetryWithoutDead(ctx context.Context, do func(*book.LiveCheck) error) error {
-	j := y.NewLiveCheck()
+func (y *Yard) RetryWithoutDead(ctx context.Context, do func(*live.Check) error) error {
+	j := live.NewCheck(y.Book)
 	for {
 		err := do(j)
 		var held *book.HeldError
@@ -48,9 +49,9 @@ func (y *Yard) RetryWithoutDead(ctx context.Context, do func(*book.LiveCheck) er
 
 // removeDead removes those holders that are dead. news: one was removed, or one whose state was unknown was found
 // alive.
-func removeDead(ctx context.Context, y *Yard, j *book.LiveCheck, held *book.HeldError) (news bool, err error) {
+func removeDead(ctx context.Context, y *Yard, j *live.Check, held *book.HeldError) (news bool, err error) {
 	for _, h := range held.Holders {
-		e, err := j.Y.Endpoint(h.Network, h.Endpoint)
+		e, err := y.Endpoint(h.Network, h.Endpoint)
 		if errors.Is(err, book.ErrNotFound) { // it went meanwhile
 			news, j.Living[h] = news || !j.Living[h], true
 			continue
@@ -118,7 +119,7 @@ func (y *Yard) RemoveLost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j := y.NewLiveCheck()
+	j := live.NewCheck(y.Book)
 	ended := map[sandbox.Process]bool{}
 	var errs []error
 	for _, e := range es {

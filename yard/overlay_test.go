@@ -344,7 +344,7 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 		s, _ := one.agent.Status()
 		return !s.Health.Down.IsZero()
 	})
-	if err := source.Room(one.Book, id); err != nil {
+	if err := source.Room(t.Context(), one.Book, id); err != nil {
 		t.Errorf("with addresses in store: %v", err)
 	}
 	n, last := one.Network(id)
@@ -354,7 +354,8 @@ func withoutEtcd(t *testing.T, etcd *clustertest.Etcd, one *member, id string) {
 	if last == nil || !strings.Contains(last.Error(), "etcd is unreachable since") {
 		t.Errorf("with an empty store: %v", last)
 	}
-	if err := source.Room(one.Book, id); err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
+	err := source.Room(t.Context(), one.Book, id)
+	if err == nil || !strings.Contains(err.Error(), "no address can be claimed") {
 		t.Errorf("with an empty store: %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
+	"netyard/yard/live"
 	"netyard/yard/port"
 )
 
@@ -82,7 +83,7 @@ func (y *Yard) Publish(ctx context.Context, network, id string, asks []book.Port
 
 // publish publishes ports. Dead endpoints that have one of them are removed.
 func (y *Yard) publish(ctx context.Context, r port.Request) (ports []modes.Port, err error) {
-	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
+	err = y.RetryWithoutDead(ctx, func(j *live.Check) error {
 		ports, err = port.Publish(ctx, j, r)
 		return err
 	})

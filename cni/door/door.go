@@ -166,7 +166,7 @@ func (s *Server) answer(ctx context.Context, q cni.Request, ns int) (a answer, e
 	case "GC":
 		return a, s.gc(ctx, q)
 	case "STATUS":
-		return a, s.status(q)
+		return a, s.status(ctx, q)
 	}
 	return a, fmt.Errorf("%w: command %q is unknown", errEnvironment, q.Command)
 }
@@ -335,7 +335,7 @@ func (s *Server) gc(ctx context.Context, q cni.Request) error {
 }
 
 // status returns an error if the next ADD with the configuration would fail.
-func (s *Server) status(q cni.Request) error {
+func (s *Server) status(ctx context.Context, q cni.Request) error {
 	c, err := decodeConfig(q.Config)
 	if err != nil {
 		return err
@@ -355,7 +355,7 @@ func (s *Server) status(q cni.Request) error {
 		}
 		id = n.ID
 	}
-	err = source.Room(s.Yard.Book, id)
+	err = source.Room(ctx, s.Yard.Book, id)
 	if err == nil || c.Network == "" && errors.Is(err, book.ErrNotFound) { // the first ADD makes the network
 		return nil
 	}

@@ -21,6 +21,7 @@ import (
 	"netyard/yard/enforce"
 	"netyard/yard/event"
 	"netyard/yard/lease"
+	"netyard/yard/live"
 	"netyard/yard/port"
 	"netyard/yard/source"
 )
@@ -29,7 +30,7 @@ import (
 // and keeps its addresses: a runtime that repeats the request has lost, or never got, the first answer. Dead endpoints
 // that have what it asks for are removed.
 func Attach(ctx context.Context, y *yard.Yard, r book.AttachRequest) (a book.Attached, err error) {
-	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
+	err = y.RetryWithoutDead(ctx, func(j *live.Check) error {
 		a, err = attachOnce(ctx, y, j, r)
 		return err
 	})
@@ -37,7 +38,7 @@ func Attach(ctx context.Context, y *yard.Yard, r book.AttachRequest) (a book.Att
 }
 
 func attachOnce(
-	ctx context.Context, y *yard.Yard, j *book.LiveCheck, r book.AttachRequest,
+	ctx context.Context, y *yard.Yard, j *live.Check, r book.AttachRequest,
 ) (a book.Attached, err error) {
 	start := y.Config.Now()
 	ns, err := y.Config.Kernel.SandboxID(r.NS)
@@ -178,7 +179,7 @@ func tellAttached(y *yard.Yard, n modes.Network, e modes.Endpoint) {
 
 // record records the endpoint with its addresses and ports, in place of a former one.
 func (t *attaching) record(
-	ctx context.Context, j *book.LiveCheck, e modes.Endpoint, got *source.Acquired,
+	ctx context.Context, j *live.Check, e modes.Endpoint, got *source.Acquired,
 ) (err error) {
 	y, r := t.yard, t.request
 	if e.Kept, err = t.claimDevice(ctx, e); err != nil {

@@ -12,11 +12,12 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
+	"netyard/yard/live"
 )
 
 // Source is where an attachment gets its addresses on a network with DHCP pools: the LAN's DHCP server.
 type Source struct {
-	Check   *book.LiveCheck
+	Check   *live.Check
 	Request book.AttachRequest
 
 	got []netip.Prefix
@@ -54,7 +55,7 @@ func (s *Source) Release(recorded bool) error {
 	if recorded || len(s.got) == 0 {
 		return nil
 	}
-	y := s.Check.Y
+	y := s.Check.Book
 	return y.Update("lease not taken", func(tx store.Tx) error {
 		return eachLease(tx, s.Request.Network.ID, func(l DHCPLease) error {
 			if l.Endpoint != "" || !slices.Contains(s.got, l.Lease.Addr) {

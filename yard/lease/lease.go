@@ -18,6 +18,7 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
+	"netyard/yard/live"
 )
 
 // A DHCPLease is the record of an address that a DHCP server gave to an endpoint, or is asked for.
@@ -101,8 +102,8 @@ type Request struct {
 }
 
 // RequestLease gets an address from the LAN's DHCP server.
-func RequestLease(ctx context.Context, j *book.LiveCheck, r Request) (netip.Prefix, error) {
-	y := j.Y
+func RequestLease(ctx context.Context, j *live.Check, r Request) (netip.Prefix, error) {
+	y := j.Book
 	var p DHCPPool
 	err := y.Config.Store.View(func(tx store.Tx) (err error) {
 		p, err = DHCPPools.Get(tx, r.Pool)
@@ -180,9 +181,9 @@ func newLease(y *book.Book, n modes.Network, p DHCPPool, r Request) (l DHCPLease
 // acquire acquires a lease on the LAN, or returns the one that the client has on record. The caller has the client's
 // lock.
 func acquire(
-	ctx context.Context, j *book.LiveCheck, p DHCPPool, l DHCPLease, r Request,
+	ctx context.Context, j *live.Check, p DHCPPool, l DHCPLease, r Request,
 ) (got netip.Prefix, err error) {
-	y := j.Y
+	y := j.Book
 	wish := dhcp.Wish{Addr: r.Addr, Must: r.Addr.IsValid()}
 	old, err := getLease(y, l.ID)
 	if err == nil {
@@ -250,8 +251,8 @@ func releaseUntaken(y *book.Book, l DHCPLease) error {
 // resume examines the lease that a client has on record; again: the request is a repeated one, and the lease is its
 // answer. A container with a name requests its own lease again. A MAC can be that of two containers at once:
 // then the lease stays with the first one while it lives.
-func resume(ctx context.Context, j *book.LiveCheck, old, l DHCPLease, r Request) (again bool, err error) {
-	y := j.Y
+func resume(ctx context.Context, j *live.Check, old, l DHCPLease, r Request) (again bool, err error) {
+	y := j.Book
 	if old.Phase != DHCPHeld || r.Addr.IsValid() && r.Addr != old.Given {
 		return false, nil
 	}

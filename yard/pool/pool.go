@@ -13,6 +13,7 @@ import (
 	"netyard/store"
 	"netyard/yard"
 	"netyard/yard/book"
+	"netyard/yard/live"
 	"netyard/yard/source"
 )
 
@@ -94,7 +95,7 @@ func ReleasePool(_ context.Context, y *yard.Yard, id string) error {
 // pool, are removed.
 func RequestAddress(ctx context.Context, y *yard.Yard, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	from := source.Of(y.Book, r.Pool)
-	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
+	err = y.RetryWithoutDead(ctx, func(j *live.Check) error {
 		a, err = from.Acquire(ctx, j, r)
 		if err != nil && from.Held(err) {
 			return poolHolders(y, from, r.Addr, err)
@@ -151,7 +152,7 @@ func releaseDead(ctx context.Context, y *yard.Yard, pool source.Pool, a netip.Ad
 	if err != nil || e.ID == "" {
 		return err
 	}
-	dead, err := y.NewLiveCheck().Dead(ctx, e)
+	dead, err := live.NewCheck(y.Book).Dead(ctx, e)
 	if err != nil || !dead {
 		return err
 	}

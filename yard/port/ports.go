@@ -12,6 +12,7 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
+	"netyard/yard/live"
 )
 
 // A Request is a request to publish ports of an endpoint.
@@ -27,13 +28,13 @@ type Request struct {
 }
 
 // Publish publishes the requested ports of an endpoint. It fails if another endpoint or program has one of them.
-func Publish(ctx context.Context, j *book.LiveCheck, r Request) ([]modes.Port, error) {
-	h, lenders, err := holdWithLenders(ctx, j.Y, r)
+func Publish(ctx context.Context, j *live.Check, r Request) ([]modes.Port, error) {
+	h, lenders, err := holdWithLenders(ctx, j.Book, r)
 	if err != nil {
 		return nil, err
 	}
 	defer h.Release()
-	y, was := j.Y, h.Endpoint
+	y, was := j.Book, h.Endpoint
 	if h.Traits().Sharing != nil {
 		Ignore(h, r.Ports)
 		return was.Ports, nil
@@ -148,7 +149,7 @@ type Choice struct {
 	chosen      []modes.Port
 	// Reserver finds the process that listens on the ports only to reserve them (book.AttachRequest); may be nil.
 	Reserver func() (pid int)
-	Judge    *book.LiveCheck
+	Judge    *live.Check
 	// Holders are the endpoints that have requested ports.
 	Holders []book.Holder
 }

@@ -14,6 +14,7 @@ import (
 	"netyard/yard"
 	"netyard/yard/book"
 	"netyard/yard/event"
+	"netyard/yard/live"
 	"netyard/yard/port"
 )
 
@@ -287,7 +288,7 @@ func listening(y *yard.Yard, w *Watched) ([]sandbox.Listener, error) {
 // grant publishes those of the wanted ports that nobody else has, withdraws all others, and returns the rest as
 // conflicts. Dead endpoints that have one of them are removed.
 func grant(ctx context.Context, y *yard.Yard, w *Watched, want []modes.Port) (conflicts []book.Conflict, err error) {
-	err = y.RetryWithoutDead(ctx, func(j *book.LiveCheck) error {
+	err = y.RetryWithoutDead(ctx, func(j *live.Check) error {
 		for h, at := range w.Judged { // a lasting conflict is not judged at each visit
 			j.Living[h] = j.Living[h] || time.Since(at) < recordInterval
 		}
@@ -298,7 +299,7 @@ func grant(ctx context.Context, y *yard.Yard, w *Watched, want []modes.Port) (co
 }
 
 func grantOnce(
-	ctx context.Context, y *yard.Yard, j *book.LiveCheck, w *Watched, want []modes.Port,
+	ctx context.Context, y *yard.Yard, j *live.Check, w *Watched, want []modes.Port,
 ) ([]book.Conflict, error) {
 	h, err := y.Hold(ctx, w.Endpoint.NetworkID, w.Endpoint.ID)
 	if errors.Is(err, book.ErrNotFound) {

@@ -126,7 +126,7 @@ func shareable(n modes.Network) error {
 var errTried = errors.New("trial only")
 
 // Room returns why a network could not give the next container its addresses; nil: it could.
-func Room(y *book.Book, network string) error {
+func Room(ctx context.Context, y *book.Book, network string) error {
 	n, err := y.Network(network)
 	if err != nil {
 		return err
@@ -141,7 +141,7 @@ func Room(y *book.Book, network string) error {
 		return err
 	}
 	s := own{y: y, request: book.AttachRequest{Network: n, Attachment: "-"}}
-	if err := s.Acquire(context.Background()); err != nil { // it does not wait
+	if err := s.Acquire(ctx); err != nil {
 		return err
 	}
 	err = y.Config.Store.Update(func(tx store.Tx) error {

@@ -12,13 +12,14 @@ import (
 	"netyard/store"
 	"netyard/yard/book"
 	"netyard/yard/lease"
+	"netyard/yard/live"
 	"netyard/yard/overlay"
 )
 
 // A Pool is a pool as an engine uses it: it requests addresses and releases them, and names the pool.
 type Pool interface {
 	// Acquire gets an address for an engine.
-	Acquire(ctx context.Context, j *book.LiveCheck, r ipam.AddressRequest) (netip.Prefix, error)
+	Acquire(ctx context.Context, j *live.Check, r ipam.AddressRequest) (netip.Prefix, error)
 	// Held reports whether an error of Acquire may be due to endpoints that have the address, or all of the pool.
 	Held(err error) bool
 	// Release releases an address, unless an endpoint has it: then the release came too late.
@@ -46,7 +47,7 @@ type clusterPool struct {
 	id string
 }
 
-func (p clusterPool) Acquire(ctx context.Context, _ *book.LiveCheck, r ipam.AddressRequest) (netip.Prefix, error) {
+func (p clusterPool) Acquire(ctx context.Context, _ *live.Check, r ipam.AddressRequest) (netip.Prefix, error) {
 	return overlay.RequestClaim(ctx, p.y, r)
 }
 
@@ -77,7 +78,7 @@ type dhcpPool struct {
 	id string
 }
 
-func (dhcpPool) Acquire(ctx context.Context, j *book.LiveCheck, r ipam.AddressRequest) (netip.Prefix, error) {
+func (dhcpPool) Acquire(ctx context.Context, j *live.Check, r ipam.AddressRequest) (netip.Prefix, error) {
 	return lease.RequestLease(ctx, j, lease.Request{AddressRequest: r})
 }
 
@@ -105,7 +106,7 @@ type ownPool struct {
 
 // Acquire gets an address from the pool, or, if it is full, from another one of the same network and family: an engine
 // asks only the first pool.
-func (p ownPool) Acquire(_ context.Context, _ *book.LiveCheck, r ipam.AddressRequest) (a netip.Prefix, err error) {
+func (p ownPool) Acquire(_ context.Context, _ *live.Check, r ipam.AddressRequest) (a netip.Prefix, err error) {
 	own := p.y.Config.IPAM
 	if r.Not, err = p.hostAddrs(r); err != nil {
 		return a, err

@@ -12,6 +12,7 @@ import (
 	"netyard/store"
 	"netyard/yard/book"
 	"netyard/yard/lease"
+	"netyard/yard/live"
 	"netyard/yard/overlay"
 )
 
@@ -37,8 +38,8 @@ type Acquired struct {
 
 // Acquire gets the addresses of an attachment. owner is the ID of the endpoint that will have them. If one cannot be
 // got, it releases the others.
-func Acquire(ctx context.Context, j *book.LiveCheck, r book.AttachRequest, owner string) (*Acquired, error) {
-	y := j.Y
+func Acquire(ctx context.Context, j *live.Check, r book.AttachRequest, owner string) (*Acquired, error) {
+	y := j.Book
 	if err := shareable(r.Network); err != nil {
 		return nil, err
 	}

@@ -1,9 +1,10 @@
-package yard
+package reconcile
 
 import (
 	"errors"
 
 	"netyard/store"
+	"netyard/yard"
 )
 
 // engineVersions has the version that each engine last told, by its name. It is a record because an engine that starts
@@ -11,7 +12,7 @@ import (
 var engineVersions = store.Bucket[string]{Name: "engine-versions"}
 
 // EngineVersion returns the version that an engine last told; empty: none.
-func (y *Yard) EngineVersion(engine string) (version string, err error) {
+func EngineVersion(y *yard.Yard, engine string) (version string, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
 		version, err = engineVersions.Get(tx, engine)
 		if errors.Is(err, store.ErrNotFound) {
@@ -23,8 +24,8 @@ func (y *Yard) EngineVersion(engine string) (version string, err error) {
 }
 
 // RecordEngineVersion records the version that an engine tells.
-func (y *Yard) RecordEngineVersion(engine, version string) error {
-	if had, err := y.EngineVersion(engine); err != nil || had == version {
+func RecordEngineVersion(y *yard.Yard, engine, version string) error {
+	if had, err := EngineVersion(y, engine); err != nil || had == version {
 		return err
 	}
 	return y.Config.Store.Update(func(tx store.Tx) error { return engineVersions.Put(tx, engine, version) })
