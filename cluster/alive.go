@@ -9,6 +9,7 @@ import (
 
 	"netyard/cluster/etcd"
 	"netyard/cluster/record"
+	"netyard/wake"
 )
 
 const (
@@ -40,7 +41,7 @@ func (c *Client) StayAlive(
 			log.Warn("host not announced", "err", err)
 			report(err)
 		}
-		if !etcd.Sleep(ctx, etcd.RetryEvery) {
+		if !wake.Sleep(ctx, etcd.RetryEvery) {
 			return nil
 		}
 	}

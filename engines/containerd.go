@@ -96,7 +96,7 @@ func (c *Containerd) Run(ctx context.Context) error {
 			c.Log.Info("containerd not reachable; netyard works without it", "containerd", c.Address, "err", err)
 		}
 		silent = true
-		if !sleep(ctx, wait) {
+		if !wake.Sleep(ctx, wait) {
 			return nil
 		}
 		wait = min(2*wait, pollInterval)
@@ -132,7 +132,7 @@ func (c *Containerd) follow(ctx context.Context) error {
 			continue
 		case <-tick.C:
 		case <-c.poked:
-			if !sleep(ctx, pokeDelay) {
+			if !wake.Sleep(ctx, pokeDelay) {
 				return nil
 			}
 		}

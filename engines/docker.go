@@ -81,7 +81,7 @@ func (d *Docker) checkOften(ctx context.Context) error {
 			return nil
 		case <-d.poked:
 			timer.Stop()
-			if !sleep(ctx, pokeDelay) {
+			if !wake.Sleep(ctx, pokeDelay) {
 				return nil
 			}
 			wait = pokeDelay
@@ -97,16 +97,6 @@ func (d *Docker) checkOften(ctx context.Context) error {
 		} else {
 			wait = pollInterval
 		}
-	}
-}
-
-// sleep waits for a duration. It returns false if ctx ends before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
 	}
 }
 

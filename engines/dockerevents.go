@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"netyard/modes"
+	"netyard/wake"
 	"netyard/yard/book"
 	"netyard/yard/enforce"
 	"netyard/yard/reconcile"
@@ -41,7 +42,7 @@ func (d *Docker) follow(ctx context.Context) error {
 		if time.Since(began) > pollInterval {
 			wait = pokeDelay
 		}
-		if !sleep(ctx, wait) { // an engine may answer and refuse to tell of events
+		if !wake.Sleep(ctx, wait) { // an engine may answer and refuse to tell of events
 			return nil
 		}
 	}

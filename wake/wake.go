@@ -1,5 +1,10 @@
-// Package wake wakes a goroutine that waits for work.
+// Package wake wakes a goroutine that waits for work, or after a time.
 package wake
+
+import (
+	"context"
+	"time"
+)
 
 // A Signal wakes the goroutine that receives from it. Signals that are sent before it receives count as one.
 type Signal chan struct{}
@@ -12,5 +17,17 @@ func (s Signal) Send() {
 	select {
 	case s <- struct{}{}:
 	default:
+	}
+}
+
+// Sleep waits, and reports false if ctx ends meanwhile.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
 	}
 }

@@ -34,7 +34,7 @@ func (y *Yard) PublishTentatively(
 	}
 	var others []modes.Endpoint
 	err = y.Config.Store.View(func(tx store.Tx) error {
-		others, err = port.Neighbours(tx, e)
+		others, err = book.Neighbours(tx, e)
 		return err
 	})
 	if err != nil || slices.ContainsFunc(others, func(o modes.Endpoint) bool {
@@ -57,7 +57,7 @@ func (y *Yard) openRouted(ctx context.Context, n modes.Network, id string, asks 
 	}
 	var others []modes.Endpoint
 	err = y.Config.Store.View(func(tx store.Tx) error {
-		others, err = port.Neighbours(tx, e)
+		others, err = book.Neighbours(tx, e)
 		return err
 	})
 	for _, o := range append(others, e) {

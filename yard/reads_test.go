@@ -1,11 +1,13 @@
 package yard_test
 
 import (
+	"fmt"
 	"maps"
 	"sync"
 	"testing"
 
 	"netyard/modes"
+	"netyard/store"
 	"netyard/yard/attach"
 	"netyard/yard/book"
 	"netyard/yard/reconcile"
@@ -102,5 +104,44 @@ func TestIdentifiedWhileJoining(t *testing.T) {
 	must(t, err)
 	if e.Container.Name != "web" || e.Phase != modes.Ready {
 		t.Errorf("on record: container %q, phase %s", e.Container.Name, e.Phase)
+	}
+}
+
+// TestReadsAlike shows that what requests read does not grow with the number of endpoints elsewhere.
+func TestReadsAlike(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	life := r.life()
+	for _, call := range life[:5] {
+		must(t, call(t.Context()))
+	}
+	cycle := func() (total int) {
+		count := r.reads(func() {
+			n, link, err := r.Join(t.Context(), netID, epID, "/proc/self/ns/net")
+			must(t, err)
+			must(t, r.PublishTentatively(t.Context(), n, link, epID, nil))
+			_, err = r.Publish(t.Context(), netID, epID, nil)
+			must(t, err)
+			must(t, r.Withdraw(t.Context(), netID, epID))
+			must(t, r.Leave(t.Context(), netID, epID))
+		})
+		for _, n := range count {
+			total += n
+		}
+		return total
+	}
+	alone := cycle()
+	must(t, r.Config.Store.Update(func(tx store.Tx) error {
+		for i := range 100 {
+			e := modes.Endpoint{ID: fmt.Sprintf("other%d", i), NetworkID: "elsewhere", Phase: modes.Ready}
+			e.Sandbox = fmt.Sprintf("/run/%d", i)
+			if err := book.PutEndpoint(tx, e); err != nil {
+				return err
+			}
+		}
+		return book.Networks.Put(tx, "elsewhere", modes.Network{ID: "elsewhere", Mode: "none", Phase: modes.Ready})
+	}))
+	if among := cycle(); among != alone {
+		t.Errorf("records read: %d, and among 100 other endpoints %d", alone, among)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"netyard/store"
 	"netyard/yard/book"
 	"netyard/yard/lease"
-	"netyard/yard/port"
 )
 
 // A sandboxRoute is a route that a sandbox has, and why. Without via it is on the link.
@@ -74,7 +73,7 @@ func logLeftOut(h *book.Held, route, why string) {
 func sandboxRoutes(y *Yard, e modes.Endpoint) (has []sandboxRoute, err error) {
 	var others []modes.Endpoint
 	err = y.Config.Store.View(func(tx store.Tx) error {
-		others, err = port.Neighbours(tx, e)
+		others, err = book.Neighbours(tx, e)
 		return err
 	})
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"context"
 	"time"
 
-	"netyard/yard/book"
+	"netyard/wake"
 )
 
 // answerTime is how long a single job of background work waits, so that the request behind it is answered first: for
@@ -23,7 +23,7 @@ func (y *Yard) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case f := <-y.work:
-			if len(y.work) == 0 && !book.Sleep(ctx, answerTime) {
+			if len(y.work) == 0 && !wake.Sleep(ctx, answerTime) {
 				return nil
 			}
 			f()

@@ -361,15 +361,3 @@ func (c *Client) txn(ctx context.Context, act string, cmps []clientv3.Cmp, ops [
 	c.noteRevision(before, resp.Header.Revision)
 	return resp, false, nil
 }
-
-// Sleep waits for d; it returns false if ctx ends before.
-func Sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}

@@ -12,6 +12,7 @@ import (
 
 	"netyard/cluster/etcd"
 	"netyard/cluster/record"
+	"netyard/wake"
 )
 
 // grace is how long a mirror keeps a record that is missing after etcd was restored from an old backup: in this
@@ -129,7 +130,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 			m.log.Warn("etcd watch failed", "err", err)
 		}
 		// The random part keeps hosts that lost etcd together from coming back together.
-		if !etcd.Sleep(ctx, etcd.RetryEvery+rand.N(etcd.RetryEvery)) { //nolint:gosec // it need not be secret
+		if !wake.Sleep(ctx, etcd.RetryEvery+rand.N(etcd.RetryEvery)) { //nolint:gosec // it need not be secret
 			return nil
 		}
 	}

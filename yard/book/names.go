@@ -1,13 +1,11 @@
 package book
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"strings"
-	"time"
 
 	"netyard/modes"
 )
@@ -86,16 +84,6 @@ func Owned(e modes.Endpoint) string {
 		return "container " + e.Container.Name
 	}
 	return "endpoint " + modes.Short(e.ID)
-}
-
-// Sleep waits, and reports false if ctx ends meanwhile.
-func Sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
 }
 
 // Unknown returns an ErrNotFound for a name that suggests the nearest known one.

@@ -164,16 +164,20 @@ func replaceEndpoint(tx store.Tx, was, is modes.Endpoint) error {
 	if err := setPortClaims(tx, was, is); err != nil {
 		return err
 	}
+	if err := setSandbox(tx, was, is); err != nil {
+		return err
+	}
 	return Endpoints.Put(tx, EndpointKey(is.NetworkID, is.ID), is)
 }
 
 // EraseEndpoint deletes the record of an endpoint with its claims. e is the record, so the endpoint must be held.
 func EraseEndpoint(tx store.Tx, e modes.Endpoint) error {
+	was := e
 	e.Phase = modes.Deleting
 	if err := errors.Join(setClaims(tx, e), DropAttachment(tx, e)); err != nil {
 		return err
 	}
-	if err := setPortClaims(tx, e, e); err != nil {
+	if err := errors.Join(setPortClaims(tx, e, e), setSandbox(tx, was, e)); err != nil {
 		return err
 	}
 	key := EndpointKey(e.NetworkID, e.ID)

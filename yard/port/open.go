@@ -49,7 +49,7 @@ func beside(tx store.Tx, e modes.Endpoint) (ids []string, err error) {
 	if !slices.ContainsFunc(e.Ports, func(p modes.Port) bool { return p.Routed }) {
 		return nil, nil
 	}
-	others, err := Neighbours(tx, e)
+	others, err := book.Neighbours(tx, e)
 	for _, o := range others {
 		ids = append(ids, o.ID)
 	}

@@ -13,30 +13,10 @@ import (
 	"netyard/yard/book"
 )
 
-// Neighbours returns the other endpoints in the same sandbox.
-func Neighbours(tx store.Tx, e modes.Endpoint) (others []modes.Endpoint, err error) {
-	if e.Sandbox == "" {
-		return nil, nil
-	}
-	for _, key := range book.Endpoints.Keys(tx, "") {
-		if strings.HasSuffix(key, "/"+e.ID) { // whoever asks has read it
-			continue
-		}
-		o, err := book.Endpoints.Get(tx, key)
-		if err != nil {
-			return nil, err
-		}
-		if o.Sandbox == e.Sandbox && o.Phase != modes.Deleting {
-			others = append(others, o)
-		}
-	}
-	return others, nil
-}
-
 // lenders returns the other endpoints in the same sandbox that have lent ports, in the order of their keys.
 func lenders(y *book.Book, e modes.Endpoint) (of []book.Holder, err error) {
 	err = y.Config.Store.View(func(tx store.Tx) error {
-		others, err := Neighbours(tx, e)
+		others, err := book.Neighbours(tx, e)
 		for _, o := range others {
 			if o.Lent && len(o.Ports) > 0 {
 				of = append(of, book.Holder{Network: o.NetworkID, Endpoint: o.ID})

@@ -7,6 +7,7 @@ import (
 
 	"netyard/kernel/core"
 	"netyard/modes"
+	"netyard/wake"
 	"netyard/yard"
 	"netyard/yard/book"
 	"netyard/yard/enforce"
@@ -41,13 +42,13 @@ func Repair(ctx context.Context, y *yard.Yard) error {
 		case <-tick.C:
 			wait = 0
 		}
-		if !book.Sleep(ctx, wait) {
+		if !wake.Sleep(ctx, wait) {
 			return nil
 		}
 		if err := RepairOnce(ctx, y); err != nil && ctx.Err() == nil {
 			y.Config.Log.Error("repair failed", "err", err)
 		}
-		if !book.Sleep(ctx, pause) {
+		if !wake.Sleep(ctx, pause) {
 			return nil
 		}
 	}

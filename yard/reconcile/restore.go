@@ -15,7 +15,6 @@ import (
 	"netyard/yard/book"
 	"netyard/yard/enforce"
 	"netyard/yard/lease"
-	"netyard/yard/source"
 )
 
 // Restore makes the host match the records after a restart, a crash or a reboot, and removes strays. It interrupts no
@@ -40,7 +39,7 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	if err := lease.ReleaseOffers(y.Book); err != nil {
 		return err
 	}
-	if err := source.IndexMACs(y.Book); err != nil {
+	if err := y.IndexEndpoints(); err != nil {
 		return err
 	}
 	for _, n := range ns {

@@ -3,7 +3,6 @@ package source
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"netyard/modes"
 	"netyard/store"
@@ -80,30 +79,4 @@ func endpointWith(tx store.Tx, network, mac string) (e modes.Endpoint, err error
 		return modes.Endpoint{}, err
 	}
 	return e, nil
-}
-
-// IndexMACs records which endpoints have which hardware addresses, where an older netyard did not.
-func IndexMACs(y *book.Book) error {
-	es, err := y.Endpoints()
-	if err != nil {
-		return err
-	}
-	err = y.Config.Store.View(func(tx store.Tx) error {
-		es = slices.DeleteFunc(es, func(e modes.Endpoint) bool {
-			_, err := book.MACs.Get(tx, book.MACKey(e.NetworkID, e.MAC))
-			return err == nil || e.MAC == ""
-		})
-		return nil
-	})
-	if err != nil || len(es) == 0 {
-		return err
-	}
-	return y.Update("hardware addresses recorded", func(tx store.Tx) error {
-		for _, e := range es {
-			if err := book.SetMAC(tx, e); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
