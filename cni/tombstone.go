@@ -1,10 +1,10 @@
 package cni
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,8 +37,9 @@ func (t Tombstone) Put(dir string) error {
 	if err != nil {
 		return fmt.Errorf("write tombstone: %w", err)
 	}
-	sum := sha256.Sum256(append([]byte(t.ContainerID+"|"+t.IfName+"|"), t.Config...))
-	name := filepath.Join(dir, fmt.Sprintf("%x", sum[:16]))
+	sum := fnv.New128a() // writes never fail
+	_, _ = sum.Write(append([]byte(t.ContainerID+"|"+t.IfName+"|"), t.Config...))
+	name := filepath.Join(dir, fmt.Sprintf("%x", sum.Sum(nil)))
 	if err := os.WriteFile(name+".new", raw, 0o600); err != nil {
 		return fmt.Errorf("write tombstone: %w", err)
 	}

@@ -21,8 +21,8 @@ func layers() []rule {
 	const (
 		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan " +
 			"kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
-		yard = "yard yard/attach yard/book yard/enforce yard/event yard/lease yard/live yard/overlay yard/own " +
-			"yard/plan yard/pool yard/port yard/reconcile yard/share yard/source yard/trace"
+		yard = "yard yard/attach yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay " +
+			"yard/own yard/plan yard/pool yard/port yard/reconcile yard/share yard/source yard/trace"
 		cluster = "cluster cluster/etcd cluster/mirror cluster/peers cluster/record"
 		below   = "store ipam ipam/dhcp modes policy " + kernel
 		middle  = below + " " + yard
@@ -68,29 +68,31 @@ func layers() []rule {
 		{"yard/event", "", "it defines events"},
 		{"yard/plan", "modes " + kernel, "it applies what modes plan to the kernel, without records"},
 		{"yard/yardtest", kernel + " kernel/kerneltest modes modes/modetest yard/plan", "it stands in for the kernel, and prints objects as the tests of modes do"},
-		{"yard/book", "yard/event yard/plan " + below, "it holds the records"},
-		{"yard/live", "yard/book yard/event yard/plan " + below, "it compares records with the kernel"},
-		{"yard/port", "yard/book yard/event yard/live yard/plan " + below, "it decides which ports endpoints get"},
-		{"yard/enforce", "yard/book yard/event yard/plan " + below, "it applies policies to the kernel"},
-		{"yard/overlay", "yard/book yard/event yard/plan " + below, "it is this host's part of overlay networks"},
-		{"yard/lease", "yard/book yard/enforce yard/event yard/live yard/overlay yard/plan yard/port " + below, "when a lease changes an address, ports and policies follow"},
-		{"yard/source", "yard/book yard/enforce yard/event yard/lease yard/live yard/overlay yard/plan yard/port " + below, "the addresses of an endpoint come from one of these"},
-		{"yard", "yard/book yard/enforce yard/event yard/lease yard/live yard/overlay yard/plan yard/port yard/source " + below, "it manages networks and endpoints, and knows no door, no engine and no mode by its name"},
-		{"yard/pool", "yard yard/book yard/enforce yard/event yard/lease yard/live yard/overlay yard/plan yard/port yard/source " + below, "the addresses of a pool come from one of these"},
-		{"yard/own", "yard yard/book yard/enforce yard/event yard/lease yard/live yard/overlay yard/plan yard/pool yard/port yard/source " + below, "it creates networks as an engine would"},
-		{"yard/*", "yard yard/book yard/enforce yard/event yard/lease yard/live yard/overlay yard/plan yard/pool yard/port yard/source " + below, "they call yard for what they find"},
+		{"yard/index", "modes store " + kernel, "it finds keys, and reads no records of endpoints"},
+		{"yard/book", "yard/event yard/index yard/plan " + below, "it holds the records"},
+		{"yard/live", "yard/book yard/event yard/index yard/plan " + below, "it compares records with the kernel"},
+		{"yard/port", "yard/book yard/event yard/index yard/live yard/plan " + below, "it decides which ports endpoints get"},
+		{"yard/enforce", "yard/book yard/event yard/index yard/plan " + below, "it applies policies to the kernel"},
+		{"yard/overlay", "yard/book yard/event yard/index yard/plan " + below, "it is this host's part of overlay networks"},
+		{"yard/lease", "yard/book yard/enforce yard/event yard/index yard/live yard/overlay yard/plan yard/port " + below, "when a lease changes an address, ports and policies follow"},
+		{"yard/source", "yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/port " + below, "the addresses of an endpoint come from one of these"},
+		{"yard", "yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/port yard/source " + below, "it manages networks and endpoints, and knows no door, no engine and no mode by its name"},
+		{"yard/pool", "yard yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/port yard/source " + below, "the addresses of a pool come from one of these"},
+		{"yard/own", "yard yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/pool yard/port yard/source " + below, "it creates networks as an engine would"},
+		{"yard/*", "yard yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/pool yard/port yard/source " + below, "they call yard for what they find"},
 		{"driver", middle, "no handler calls an engine's API"},
 		{"engines", middle, "it calls yard, and knows no door"},
 		{"firewalld", "", "it needs only the names of bridges"},
 		{"cli/api", middle, "it is a door to yard"},
 		{"cni", "", "a plugin must start fast"},
 		{"cni/netyard-cni", "cni", "it only calls the daemon"},
-		{"cni/door", middle + " cni", "no handler calls an engine's API: it is given a function for its one query"},
+		{"cni/receive", "cni", "it is the daemon's side of the protocol"},
+		{"cni/door", middle + " cni cni/receive", "no handler calls an engine's API: it is given a function for its one query"},
 		{"cli/usage", "", "it handles command lines, whatever the commands do"},
 		{"cli/table", "cli/usage modes " + kernel, "it prints tables, and knows no command"},
-		{"cli/daemon", middle + " " + cluster + " fabric fabric/* names driver engines firewalld cli/api cli/usage cni cni/door modes/* modes/internal/*", "it composes the daemon, and knows no other command"},
-		{"cli", middle + " " + cluster + " fabric fabric/* names driver engines firewalld cli/* cni cni/door modes/* modes/internal/*", "it is the program, without packages for tests"},
-		{".", cluster + " fabric fabric/* names cli cli/* driver engines firewalld cni cni/door modes/* modes/internal/* " + middle, "it is the program, without packages for tests"},
+		{"cli/daemon", middle + " " + cluster + " fabric fabric/* names driver engines firewalld cli/api cli/usage cni cni/door cni/receive modes/* modes/internal/*", "it composes the daemon, and knows no other command"},
+		{"cli", middle + " " + cluster + " fabric fabric/* names driver engines firewalld cli/* cni cni/door cni/receive modes/* modes/internal/*", "it is the program, without packages for tests"},
+		{".", cluster + " fabric fabric/* names cli cli/* driver engines firewalld cni cni/door cni/receive modes/* modes/internal/* " + middle, "it is the program, without packages for tests"},
 		{"kernel/nft/nfttest", "", "it builds messages of bytes"},
 		{"kernel/kerneltest", kernel, "tests of every layer use it"},
 		{"integration", "* */*", ""},
@@ -117,6 +119,12 @@ func owners() []rule {
 	}
 }
 
+// The program that a runtime starts for each call, and what it must not link: each initializes itself at each start.
+const (
+	plugin = "cni/netyard-cni"
+	slow   = "net net/* crypto crypto/* regexp log/slog os/exec text/template context"
+)
+
 // A pkg is a package as go list reports it, as far as the rules need it.
 type pkg struct {
 	ImportPath    string
@@ -137,6 +145,13 @@ func broken(p pkg) (complaints []string) {
 	for _, dep := range p.Deps {
 		if name, ours := strings.CutPrefix(dep, "netyard/"); ours && !fits(layers()[at].may+" wake", name) {
 			complaints = append(complaints, fmt.Sprintf("%s imports %s: %s", p.ImportPath, dep, layers()[at].why))
+		}
+	}
+	if p.name() == plugin {
+		for _, dep := range p.Deps {
+			if fits(slow, dep) {
+				complaints = append(complaints, fmt.Sprintf("%s links %s: a plugin must start fast", p.ImportPath, dep))
+			}
 		}
 	}
 	for _, r := range owners() {

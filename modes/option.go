@@ -213,3 +213,17 @@ func (n Network) Refuse(all ...Objection) error {
 
 // Given returns the value that was given for an option, at creation or by a change; empty: none was.
 func (n Network) Given(name string) string { return Option{Name: name}.Of(n) }
+
+// Metric returns the number at the end of an interface's name as route metric: the default route of eth0 is used before
+// that of eth1, in whatever order they were attached. Runtimes attach the networks of a container at the same time.
+func Metric(ifName string) int {
+	const most = 10000
+	n := 0
+	for _, c := range strings.TrimLeft(ifName, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.-") {
+		if c < '0' || c > '9' || n > most {
+			return most
+		}
+		n = n*10 + int(c-'0')
+	}
+	return n
+}

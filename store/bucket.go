@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"strconv"
+
+	"go.etcd.io/bbolt"
 )
 
 // A Bucket is a typed set of records in the database, ordered by key.
@@ -26,11 +28,21 @@ func (b Bucket[T]) Put(tx Tx, key string, v T) error {
 		return fmt.Errorf("encode %s %s: %w", b.Name, key, err)
 	}
 	sealed := seal([]byte(key), p)
-	tx.kept.markChanged(b.Name, bk.Get([]byte(key)), sealed)
+	tx.replaces(bk, b.Name, key, sealed)
 	if err := bk.Put([]byte(key), sealed); err != nil {
 		return fmt.Errorf("write %s %s: %w", b.Name, key, err)
 	}
 	return nil
+}
+
+// replaces notes that a value is about to replace the one under key; nil: that one is deleted.
+func (tx Tx) replaces(bk *bbolt.Bucket, bucket, key string, value []byte) {
+	was := bk.Get([]byte(key))
+	tx.kept.markChanged(bucket, was, value)
+	if tx.undo != nil {
+		// The page that has it may be written over within the transaction.
+		tx.undo.entries = append(tx.undo.entries, replaced{bucket, key, bytes.Clone(was)})
+	}
 }
 
 // Get reads the record under key; it fails with ErrNotFound if there is none.
@@ -59,7 +71,7 @@ func (b Bucket[T]) Delete(tx Tx, key string) error {
 	if bk == nil {
 		return nil
 	}
-	tx.kept.markChanged(b.Name, bk.Get([]byte(key)), nil)
+	tx.replaces(bk, b.Name, key, nil)
 	if err := bk.Delete([]byte(key)); err != nil {
 		return fmt.Errorf("delete %s %s: %w", b.Name, key, err)
 	}

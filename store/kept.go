@@ -313,10 +313,17 @@ func (s *Store) readMarks() error {
 }
 
 // LossNoted records that the loss of kept records was handled, see KeptState.MayBeLost.
-func LossNoted(tx Tx) error { return tx.tx.Bucket([]byte(metaBucket)).Delete([]byte(lossKey)) }
+func LossNoted(tx Tx) error { return tx.deleteMark(lossKey) }
 
 // Recalled records that the other records agree with those of the newer copy again, see KeptState.Newer.
-func Recalled(tx Tx) error { return tx.tx.Bucket([]byte(metaBucket)).Delete([]byte(recallKey)) }
+func Recalled(tx Tx) error { return tx.deleteMark(recallKey) }
+
+// deleteMark deletes a key of the meta bucket.
+func (tx Tx) deleteMark(key string) error {
+	meta := tx.tx.Bucket([]byte(metaBucket))
+	tx.replaces(meta, metaBucket, key, nil)
+	return meta.Delete([]byte(key))
+}
 
 // write writes a new copy next to the former one, and syncs it.
 func (k *copyWriter) write(c keptCopy) error {

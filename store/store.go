@@ -45,6 +45,7 @@ var (
 // A Store is an open database. It has one writer: the process that opened it.
 type Store struct {
 	db         *bbolt.DB
+	queue      queue
 	journal    journal
 	copyWriter copyWriter
 	read       func(bucket, key string)
@@ -78,6 +79,7 @@ type Tx struct {
 	read    func(bucket, key string)
 	pending []*pendingWrite // writes that the file does not have yet
 	kept    *copyTx         // nil: there is no copy to write
+	undo    *undoLog        // nil: a failure ends the whole transaction
 }
 
 // Config says where the file is and how it is checked before use.
@@ -299,28 +301,6 @@ func schemaOf(meta *bbolt.Bucket) (int, error) {
 func (s *Store) View(fn func(Tx) error) error {
 	newer := s.journal.pending() // read before the transaction begins: isIn tells those that are flushed in between
 	return s.db.View(func(tx *bbolt.Tx) error { return fn(Tx{tx: tx, read: s.read, pending: newer}) })
-}
-
-// Update changes records; if fn fails, nothing changes. It holds the only write lock, so fn must not do kernel work.
-func (s *Store) Update(fn func(Tx) error) error {
-	var flushed uint64
-	kept := &copyTx{copyWriter: &s.copyWriter}
-	defer kept.end()
-	err := s.db.Update(func(tx *bbolt.Tx) (err error) {
-		if flushed, err = s.journal.writeTo(tx); err != nil {
-			return err
-		}
-		if err := fn(Tx{tx: tx, read: s.read, kept: kept}); err != nil {
-			return err
-		}
-		return kept.stage(tx)
-	})
-	if err != nil {
-		return errors.Join(err, kept.discard())
-	}
-	s.journal.dropFlushed(flushed)
-	kept.publish()
-	return nil
 }
 
 // Close flushes pending writes and closes the files.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
@@ -48,7 +49,7 @@ func (y *Yard) settleRoutes(h *book.Held, link *modes.Link) error {
 	}
 	link.Routes = routes
 	link.Gateways = slices.DeleteFunc(link.Gateways, func(gw netip.Addr) bool {
-		all := netip.PrefixFrom(book.Unspecified(gw), 0)
+		all := netip.PrefixFrom(core.Unspecified(gw), 0)
 		at := slices.IndexFunc(has, func(had sandboxRoute) bool { return had.dst == all && !had.gateway })
 		if at >= 0 {
 			logLeftOut(h, modes.Route{Dst: all, Via: gw}.String(), has[at].why)
@@ -96,7 +97,7 @@ func sandboxRoutes(y *Yard, e modes.Endpoint) (has []sandboxRoute, err error) {
 			has = append(has, sandboxRoute{dst: r.Dst, why: by})
 		}
 		for _, gw := range link.Gateways {
-			has = append(has, sandboxRoute{dst: netip.PrefixFrom(book.Unspecified(gw), 0), why: by, gateway: true})
+			has = append(has, sandboxRoute{dst: netip.PrefixFrom(core.Unspecified(gw), 0), why: by, gateway: true})
 		}
 	}
 	return has, nil

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"netyard/cni"
+	"netyard/cni/receive"
 	"netyard/ipam"
 	"netyard/modes"
 	"netyard/yard"
@@ -74,8 +75,8 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 		return
 	}
 	_ = c.SetDeadline(time.Now().Add(cni.Deadline)) // so that a plugin that hangs does not block this goroutine
-	q, netns, err := cni.Receive(u)
-	if errors.Is(err, cni.ErrDescriptor) {
+	q, netns, err := receive.Request(u)
+	if errors.Is(err, receive.ErrDescriptor) {
 		s.Log.Warn("CNI request refused", "err", err)
 		_ = json.NewEncoder(c).Encode(cni.Answer{Error: cniError(err)}) // the runtime tries again without it, too
 		return
@@ -192,7 +193,7 @@ func cniError(err error) *cni.Error {
 		{errUnavailable, cni.CodeUnavailable},
 		{ipam.ErrExhausted, cni.CodeUnavailable},
 		{context.DeadlineExceeded, cni.CodeTryAgain},
-		{cni.ErrDescriptor, cni.CodeTryAgain},
+		{receive.ErrDescriptor, cni.CodeTryAgain},
 		{book.ErrNotFound, cni.CodeUnknown},
 	} {
 		if errors.Is(err, is.err) {

@@ -261,3 +261,11 @@ func GlobalAddrs(k *Handle, link netlink.Link, family int) (out []netip.Prefix, 
 	}
 	return out, nil
 }
+
+// Unspecified returns the unspecified address of an address's family.
+func Unspecified(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}

@@ -369,14 +369,14 @@ func (t *attaching) finishIn(ctx context.Context) (done bool) {
 func insideOf(n modes.Network, e modes.Endpoint, link modes.Link, r book.AttachRequest) sandbox.Plug {
 	p := sandbox.Plug{
 		Link: link.SrcName, Name: e.IfName, Alias: core.Alias(n.ID, e.ID), MTU: link.MTU,
-		Addrs: e.Addrs, Metric: book.Metric(e.IfName),
+		Addrs: e.Addrs, Metric: modes.Metric(e.IfName),
 	}
 	if !r.OwnRoutes {
 		for _, r := range link.Routes {
 			p.Routes = append(p.Routes, sandbox.Route(r))
 		}
 		for _, gw := range link.Gateways {
-			p.Routes = append(p.Routes, sandbox.Route{Dst: netip.PrefixFrom(book.Unspecified(gw), 0), Via: gw})
+			p.Routes = append(p.Routes, sandbox.Route{Dst: netip.PrefixFrom(core.Unspecified(gw), 0), Via: gw})
 		}
 	}
 	if r.Routes != nil {

@@ -15,7 +15,7 @@ var Claims = store.Bucket[string]{Name: "claims"}
 // ClaimKey returns the key of the claim on an address of a network.
 func ClaimKey(network string, a netip.Addr) string { return network + "/" + a.String() }
 
-// setClaims records the claims of an endpoint and its MAC, or deletes them if the endpoint is being deleted.
+// setClaims records the claims of an endpoint, or deletes them if the endpoint is being deleted.
 func setClaims(tx store.Tx, e modes.Endpoint) error {
 	for _, a := range e.Addrs {
 		key := ClaimKey(e.NetworkID, a.Addr())
@@ -29,7 +29,7 @@ func setClaims(tx store.Tx, e modes.Endpoint) error {
 			return err
 		}
 	}
-	return SetMAC(tx, e)
+	return nil
 }
 
 // DropClaim deletes the claim of an endpoint, unless another one has the address by now.

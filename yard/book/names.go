@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"netyard/modes"
 )
@@ -46,28 +45,6 @@ func RandomID() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	return hex.EncodeToString(b[:])
-}
-
-// Unspecified returns the unspecified address of an address's family.
-func Unspecified(like netip.Addr) netip.Addr {
-	if like.Is4() {
-		return netip.IPv4Unspecified()
-	}
-	return netip.IPv6Unspecified()
-}
-
-// Metric returns the number at the end of an interface's name as route metric: the default route of eth0 is used before
-// that of eth1, in whatever order they were attached. Runtimes attach the networks of a container at the same time.
-func Metric(ifName string) int {
-	const most = 10000
-	n := 0
-	for _, c := range strings.TrimLeft(ifName, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.-") {
-		if c < '0' || c > '9' || n > most {
-			return most
-		}
-		n = n*10 + int(c-'0')
-	}
-	return n
 }
 
 // Label returns the name of a network, or its short ID if it has none.

@@ -8,6 +8,7 @@ import (
 
 	"netyard/modes"
 	"netyard/store"
+	"netyard/yard/index"
 )
 
 // Networks and Endpoints have the records of networks and endpoints.
@@ -17,7 +18,7 @@ var (
 )
 
 // EndpointKey returns the key of an endpoint. It begins with the network, so the endpoints of a network are together.
-func EndpointKey(network, id string) string { return network + "/" + id }
+func EndpointKey(network, id string) string { return index.Key(network, id) }
 
 // Network returns the record of a network.
 func (y *Book) Network(id string) (n modes.Network, err error) {
@@ -164,7 +165,7 @@ func replaceEndpoint(tx store.Tx, was, is modes.Endpoint) error {
 	if err := setPortClaims(tx, was, is); err != nil {
 		return err
 	}
-	if err := setSandbox(tx, was, is); err != nil {
+	if err := index.Replace(tx, was, is); err != nil {
 		return err
 	}
 	return Endpoints.Put(tx, EndpointKey(is.NetworkID, is.ID), is)
@@ -177,7 +178,7 @@ func EraseEndpoint(tx store.Tx, e modes.Endpoint) error {
 	if err := errors.Join(setClaims(tx, e), DropAttachment(tx, e)); err != nil {
 		return err
 	}
-	if err := errors.Join(setPortClaims(tx, e, e), setSandbox(tx, was, e)); err != nil {
+	if err := errors.Join(setPortClaims(tx, e, e), index.Replace(tx, was, e)); err != nil {
 		return err
 	}
 	key := EndpointKey(e.NetworkID, e.ID)

@@ -8,6 +8,7 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
+	"netyard/yard/index"
 )
 
 // neighbours returns the IDs of the other endpoints in the sandbox of e1.
@@ -83,7 +84,7 @@ func TestIndexEndpoints(t *testing.T) {
 		}
 	}
 	must(t, y.Config.Store.View(func(tx store.Tx) error {
-		id, err := book.MACs.Get(tx, book.MACKey("n1", "02:00:00:00:00:01"))
+		id, err := index.WithMAC(tx, "n1", "02:00:00:00:00:01")
 		if id != "e3" {
 			t.Errorf("the hardware address is %q's", id)
 		}

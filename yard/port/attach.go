@@ -13,7 +13,7 @@ import (
 // Reclaims reports whether an interface gets the ports of another one of its container: of one with a higher number.
 // Answers leave by the default route, which is that of the interface with the lowest number; with an address of another
 // network they would be dropped as spoofed.
-func Reclaims(ifName, from string) bool { return book.Metric(from) > book.Metric(ifName) }
+func Reclaims(ifName, from string) bool { return modes.Metric(from) > modes.Metric(ifName) }
 
 // OnAddresses returns the requested ports with the host addresses that they will be published on. A port without an
 // address is published on those of its network.

@@ -48,7 +48,7 @@ func OwnPorts(tx store.Tx, h *book.Held, own []modes.Port) ([]modes.Port, error)
 	e := h.Endpoint
 	others, err := book.AttachmentsOf(tx, e.Attachment)
 	if slices.ContainsFunc(others, func(o modes.Endpoint) bool {
-		return o.ID != e.ID && len(o.Ports) > 0 && book.Metric(o.IfName) < book.Metric(e.IfName)
+		return o.ID != e.ID && len(o.Ports) > 0 && modes.Metric(o.IfName) < modes.Metric(e.IfName)
 	}) {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
+	"netyard/yard/index"
 )
 
 // KeepMAC gives an endpoint its hardware address: the requested one, or the one that follows from its address, or, if
@@ -68,7 +69,7 @@ func not(e, other modes.Endpoint) modes.Endpoint {
 
 // endpointWith returns the endpoint of a network that has a hardware address; it has no ID if none has.
 func endpointWith(tx store.Tx, network, mac string) (e modes.Endpoint, err error) {
-	id, err := book.MACs.Get(tx, book.MACKey(network, mac))
+	id, err := index.WithMAC(tx, network, mac)
 	if err == nil {
 		e, err = book.GetEndpoint(tx, network, id)
 	}
