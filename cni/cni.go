@@ -87,6 +87,16 @@ func Shorten(text string) string {
 	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
+// Abridge returns the text of an error, which may quote what a runtime has written: the middle of a very long one is
+// left out.
+func Abridge(text string) string {
+	const most = 1024
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most/2]+"…"+text[len(text)-most/2:], "")
+}
+
 // errNotRunning returns the error of a call that found no daemon.
 func errNotRunning(socket string) error {
 	return &Error{

@@ -148,6 +148,7 @@ func (d *Docker) nameContainers(ctx context.Context, c *client.Client, ids []str
 	if !d.news(census) {
 		return nil
 	}
+	d.addLabels(ctx, c, census, listed.Items)
 	return d.record(ctx, census)
 }
 
@@ -159,12 +160,13 @@ func (d *Docker) record(ctx context.Context, c reconcile.Census) error {
 	return enforce.Enforce(ctx, d.Yard.Book)
 }
 
-// news reports whether an endpoint's record has another container, or another name of it, than the engine.
+// news reports whether an endpoint's record has another container, or another name of it, than the engine, or no labels
+// yet.
 func (d *Docker) news(c reconcile.Census) bool {
 	es, err := d.Yard.Endpoints()
 	return err != nil || slices.ContainsFunc(es, func(e modes.Endpoint) bool {
 		s, ok := c.Endpoints[e.ID]
 		return ok && (s.Container.ID != e.Container.ID || s.Container.Name != e.Container.Name ||
-			!maps.Equal(s.Container.Labels, e.Container.Labels))
+			e.Container.Labels == nil)
 	})
 }

@@ -52,6 +52,8 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, `[{"Id":%q,"Name":"web","Driver":"netyard-bridge"}]`, eventNetwork)
 	case path == "containers/json":
 		f.list(w, r.URL.Query().Get("filters"))
+	case path == "images/one/json":
+		fmt.Fprint(w, `{"Id":"one","Config":{"Labels":{"tier":"image"}}}`)
 	case path == "events":
 		f.stream(w, r)
 	default:
@@ -79,7 +81,8 @@ func (f *fakeEngine) list(w http.ResponseWriter, filters string) {
 	for id, name := range f.names {
 		if by.ID[id] {
 			listed = append(listed, map[string]any{
-				"Id": id, "Names": []string{"/" + name},
+				"Id": id, "Names": []string{"/" + name}, "ImageID": "one",
+				"Labels": map[string]string{"role": "own", "tier": "image"},
 				"NetworkSettings": map[string]any{"Networks": map[string]any{
 					"web": map[string]any{"NetworkID": eventNetwork, "EndpointID": f.endpoints[id]},
 				}},
@@ -191,7 +194,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// expect waits until the records have these names of containers, by endpoint.
+// expect waits until the records have these names of containers, by endpoint, and the labels of those that have one.
 func expect(t *testing.T, y *yard.Yard, want map[string]string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("containers are named %v", want), func() bool {
@@ -202,6 +205,9 @@ func expect(t *testing.T, y *yard.Yard, want map[string]string) {
 		got := map[string]string{}
 		for _, e := range es {
 			got[e.ID] = e.Container.Name
+			if c := e.Container; c.Name != "" && (c.Labels["role"] != "own" || c.ImageLabels["tier"] != "image") {
+				return false
+			}
 		}
 		return maps.Equal(got, want)
 	})

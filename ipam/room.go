@@ -9,13 +9,16 @@ import (
 )
 
 // CheckRoom returns an error if the pool of a new network has no address for a container besides those of the network
-// itself, its gateway, and its auxiliary ones.
-func (m *IPAM) CheckRoom(tx store.Tx, id string) error {
+// itself, its gateway, its auxiliary ones, and the host's own, of which each has its link.
+func (m *IPAM) CheckRoom(tx store.Tx, id string, host map[netip.Addr]string) error {
 	p, err := m.Pool(tx, id)
 	if err != nil {
 		return err
 	}
 	return p.CheckRoom(1, func(a netip.Addr) (bool, error) {
+		if host[a] != "" {
+			return true, nil
+		}
 		l, err := m.LeaseAt(tx, id, a)
 		if errors.Is(err, ErrNotFound) {
 			return false, nil
@@ -49,8 +52,8 @@ func (p Pool) CheckRoom(need int, taken func(netip.Addr) (bool, error)) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s: %w: without the addresses of the network, its gateway and its auxiliary ones, "+
-		"none is left for a container; choose a larger one", p.dynamic(), ErrInvalid)
+	return fmt.Errorf("%s: %w: without the addresses of the network, its gateway, its auxiliary ones and "+
+		"the host's own, none is left for a container; choose a larger one", p.dynamic(), ErrInvalid)
 }
 
 // dynamic names what the user gave for the dynamic addresses.

@@ -1,6 +1,7 @@
 package modes
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"net"
@@ -12,6 +13,9 @@ import (
 func (n Network) Contains(a netip.Addr) bool {
 	return slices.ContainsFunc(n.Subnets, func(s Subnet) bool { return s.Pool.Contains(a) })
 }
+
+// RemoveCommand returns the command that removes the network: its engine's, which is netyard where it has none.
+func (n Network) RemoveCommand() string { return n.Engine + " network rm " + cmp.Or(n.Name, n.ID) }
 
 // Has says whether an address of a subnet is its gateway or an auxiliary one, and so no endpoint's.
 func (s Subnet) Has(a netip.Addr) bool {

@@ -28,15 +28,10 @@ func Blocks() []Block {
 	}
 }
 
-// mapped is the length of the prefix before an IPv4-mapped address (RFC 4291, 2.5.5.2).
-const mapped = 96
-
 // CheckSubnet refuses a subnet with addresses that no container can have.
 func CheckSubnet(subnet netip.Prefix) error {
-	if a, bits := subnet.Addr(), subnet.Bits()-mapped; a.Is4In6() && bits >= 0 {
-		subnet = netip.PrefixFrom(a.Unmap(), bits)
-	}
-	for _, b := range Blocks() {
+	mapped := Block{netip.PrefixFrom(netip.AddrFrom16(netip.IPv4Unspecified().As16()), 96), "IPv4-mapped, RFC 4291"}
+	for _, b := range append(Blocks(), mapped) {
 		if b.Prefix.Overlaps(subnet) {
 			return Refuse("subnet %s: no container can have addresses of %s (%s); choose another --subnet",
 				subnet, b.Prefix, b.Use)

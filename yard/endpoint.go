@@ -49,6 +49,9 @@ func (y *Yard) createEndpoint(
 	if err := source.CheckHost(y.Book, h.Network, e.Addrs...); err != nil {
 		return e, err
 	}
+	if err := source.CheckMAC(y.Book, h.Network, e.MAC); err != nil {
+		return e, err
+	}
 	err = h.Change("endpoint recorded", func(tx store.Tx, now *modes.Endpoint) error {
 		*now, err = y.newEndpoint(tx, h, e)
 		return err

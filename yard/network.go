@@ -17,6 +17,7 @@ import (
 	"netyard/yard/event"
 	"netyard/yard/lease"
 	"netyard/yard/overlay"
+	"netyard/yard/source"
 )
 
 // CreateNetwork records n and brings it up; if that fails, it undoes both. If the same network exists already,
@@ -78,6 +79,10 @@ func (y *Yard) recordNew(ctx context.Context, m modes.Mode, n modes.Network) (_ 
 	if err := lease.CheckLAN(y.Book, m, n); err != nil {
 		return n, false, err
 	}
+	host, err := source.HostAddrs(y.Book, n)
+	if err != nil {
+		return n, false, err
+	}
 	known := map[string]modes.Network{}
 	for _, o := range others {
 		known[o.ID] = o
@@ -97,14 +102,14 @@ func (y *Yard) recordNew(ctx context.Context, m modes.Mode, n modes.Network) (_ 
 		if err := y.PutNew(tx, n); err != nil {
 			return err
 		}
-		return y.checkRoom(tx, n)
+		return y.checkRoom(tx, n, host)
 	})
 	return n, again, err
 }
 
-// checkRoom refuses a new network of which no container could get an address. What a DHCP server gives, it does not
-// know.
-func (y *Yard) checkRoom(tx store.Tx, n modes.Network) error {
+// checkRoom refuses a new network of which no container could get an address; host are the host's own. What a DHCP
+// server gives, it does not know.
+func (y *Yard) checkRoom(tx store.Tx, n modes.Network, host map[netip.Addr]string) error {
 	need := 1
 	if overlay.Claims(y.Book, n.Mode) {
 		need++ // this host's own
@@ -116,10 +121,12 @@ func (y *Yard) checkRoom(tx store.Tx, n modes.Network) error {
 		case book.Space:
 			var p ipam.Pool
 			if p, err = y.Config.IPAM.PoolOf(tx, s.Pool, n.ID); err == nil {
-				err = y.Config.IPAM.CheckRoom(tx, p.ID)
+				err = y.Config.IPAM.CheckRoom(tx, p.ID, host)
 			}
 		default:
-			err = ipam.Pool{Subnet: s.Pool}.CheckRoom(need, func(a netip.Addr) (bool, error) { return s.Has(a), nil })
+			err = ipam.Pool{Subnet: s.Pool}.CheckRoom(need, func(a netip.Addr) (bool, error) {
+				return s.Has(a) || host[a] != "", nil
+			})
 		}
 		if err != nil {
 			return modes.Refuse("%w", err)

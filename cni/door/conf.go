@@ -185,6 +185,17 @@ func refuse(key, cause string) error {
 	return fmt.Errorf("%w: key %s: %s", errConfig, key, cause)
 }
 
+// refuseAddress returns an error about an address: in a key of the configuration, or in IP or GATEWAY of CNI_ARGS.
+func refuseAddress(key, cause string) error {
+	if key == argIP || key == argGateway {
+		return fmt.Errorf("%w: %s in CNI_ARGS: %s", errEnvironment, key, cause)
+	}
+	return refuse(key, cause)
+}
+
+// argIP and argGateway are keys of CNI_ARGS.
+const argIP, argGateway = "IP", "GATEWAY"
+
 // runtimePrefix is the prefix of keys that a runtime adds itself (CNI specification 1.1.0, section 4).
 const runtimePrefix = "cni.dev/"
 
@@ -311,7 +322,7 @@ func addresses(key string, texts []string) (as []netip.Addr, err error) {
 			a, err = p.Addr(), nil
 		}
 		if err != nil {
-			return nil, refuse(key, fmt.Sprintf("%q is not an address", t))
+			return nil, refuseAddress(key, fmt.Sprintf("%q is not an address", t))
 		}
 		as = append(as, a.Unmap())
 	}

@@ -96,7 +96,8 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	a.Result = made.result
 	if err != nil {
 		s.Log.Warn("CNI request failed",
-			"command", q.Command, "container_id", q.ContainerID, "interface", q.IfName, "err", err)
+			"command", cni.Shorten(q.Command), "container_id", cni.Shorten(q.ContainerID),
+			"interface", cni.Shorten(q.IfName), "err", cni.Abridge(err.Error()))
 		a.Error = cniError(err)
 	}
 	s.Log.Debug("CNI request answered", "command", q.Command, "container_id", q.ContainerID, "took", time.Since(start))
@@ -201,7 +202,7 @@ func cniError(err error) *cni.Error {
 			break
 		}
 	}
-	return &cni.Error{Code: code, Msg: "netyard: " + strings.ReplaceAll(err.Error(), "\n", "; ")}
+	return &cni.Error{Code: code, Msg: cni.Abridge("netyard: " + strings.ReplaceAll(err.Error(), "\n", "; "))}
 }
 
 // checkSandbox returns an error if a descriptor is not one of a container's network namespace.

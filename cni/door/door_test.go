@@ -142,6 +142,41 @@ func TestRefusedParameters(t *testing.T) {
 	}
 }
 
+// TestLongValues shows that an error stays short whatever a runtime has written, and names the key.
+func TestLongValues(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	long := strings.Repeat("x", 100_000)
+	const subnet = `"ipam":{"type":"host-local","subnet":"10.9.0.0/24"}`
+	for _, test := range []struct {
+		args, conf, want string
+		code             uint
+	}{
+		{"IP=" + long, subnet, "IP in CNI_ARGS", cni.CodeEnvironment},
+		{"MAC=" + long, subnet, "MAC", cni.CodeEnvironment},
+		{"IP=10.9.0.5/24;GATEWAY=" + long, `"ipam":{"type":"static"}`, "GATEWAY in CNI_ARGS", cni.CodeEnvironment},
+		{"", `"` + long + `":1`, "unknown to netyard, which would ignore it; remove it", cni.CodeConfig},
+		{"", `"ipam":{"type":"` + long + `"}`, "is not dhcp, host-local, static or netyard", cni.CodeConfig},
+		{"", `"ipam":{"type":"host-local","subnet":"` + long + `"}`, "key ipam.subnet", cni.CodeConfig},
+		{"", `"options":{"` + long + `":"1"}`, "unknown option", cni.CodeConfig},
+		{"", `"runtimeConfig":{"ips":["` + long + `"]},` + subnet, "key runtimeConfig.ips", cni.CodeConfig},
+		{long, `"prevResult":null,` + subnet, "", 0},
+	} {
+		q := request("ADD", "c", `{"cniVersion":"1.0.0","name":"web",`+test.conf+`}`)
+		q.Args = test.args
+		_, err := d.ask(q)
+		if code(err) != test.code {
+			t.Errorf("%.90s %.90s: code %d, want %d: %.300v", test.args, test.conf, code(err), test.code, err)
+		}
+		if err == nil {
+			continue
+		}
+		if text := cniError(err).Msg; len(text) > 1100 || !strings.Contains(text, test.want) {
+			t.Errorf("%.90s %.90s: %d bytes: %.300s; want %s", test.args, test.conf, len(text), text, test.want)
+		}
+	}
+}
+
 // TestPrecedence shows that, of several sources of a MAC or an address, the one counts that counts in the upstream
 // plugins: the runtime before args, args before CNI_ARGS.
 func TestPrecedence(t *testing.T) {

@@ -60,7 +60,7 @@ func result(c config, p plan, a book.Attached) (json.RawMessage, error) {
 
 // prevResult returns the result of the plugins before, or an empty one.
 func (c config) prevResult() (*current.Result, error) {
-	if len(c.PrevResult) == 0 {
+	if len(c.PrevResult) == 0 || string(c.PrevResult) == "null" {
 		return &current.Result{CNIVersion: current.ImplementedSpecVersion}, nil
 	}
 	before, err := create.Create(c.CNIVersion, c.PrevResult)

@@ -29,18 +29,18 @@ func (c config) staticAddresses(env map[string]string) (all []staticAddress, err
 		}
 		all = append(all, s)
 	}
-	asked, err := prefixed("IP", strings.Split(env["IP"], ","))
+	asked, err := prefixed(argIP, strings.Split(env[argIP], ","))
 	if err != nil {
 		return nil, err
 	}
 	all = append(all, asked...)
-	for text := range strings.SplitSeq(env["GATEWAY"], ",") {
+	for text := range strings.SplitSeq(env[argGateway], ",") {
 		if text = strings.TrimSpace(text); text == "" {
 			continue
 		}
 		gw, err := netip.ParseAddr(text)
 		if err != nil {
-			return nil, refuse("GATEWAY", fmt.Sprintf("%q is not an address", text))
+			return nil, refuseAddress(argGateway, fmt.Sprintf("%q is not an address", text))
 		}
 		for i := range all {
 			if all[i].addr.Contains(gw) {
@@ -81,13 +81,13 @@ func prefixed(key string, texts []string) (all []staticAddress, err error) {
 
 func parseStatic(key, addr, gateway string) (s staticAddress, err error) {
 	if s.addr, err = netip.ParsePrefix(addr); err != nil {
-		return s, refuse(key, fmt.Sprintf("%q is not an address with a prefix length", addr))
+		return s, refuseAddress(key, fmt.Sprintf("%q is not an address with a prefix length", addr))
 	}
 	if gateway == "" {
 		return s, nil
 	}
 	if s.gateway, err = netip.ParseAddr(gateway); err != nil || !s.addr.Contains(s.gateway) {
-		return s, refuse(key, fmt.Sprintf("gateway %q is not an address in %s", gateway, s.addr.Masked()))
+		return s, refuseAddress(key, fmt.Sprintf("gateway %q is not an address in %s", gateway, s.addr.Masked()))
 	}
 	return s, nil
 }

@@ -52,12 +52,12 @@ func main() {
 	switch {
 	case err == nil:
 	case command == "DEL": // with an error, a runtime would never stop the container
-		fmt.Fprintln(os.Stderr, "netyard-cni: "+err.Error())
+		fmt.Fprintln(os.Stderr, cni.Abridge("netyard-cni: "+err.Error()))
 	default:
 		_ = answer(struct { // an error of writing the error cannot be reported
 			CNIVersion string `json:"cniVersion,omitempty"`
 			*cni.Error
-		}{c.CNIVersion, asCNIError(err)})
+		}{cni.Shorten(c.CNIVersion), asCNIError(err)})
 		os.Exit(1)
 	}
 }
@@ -100,7 +100,7 @@ func run(command string) (c conf, err error) {
 func read(command string, in io.Reader) (r cni.Request, c conf, err error) {
 	v, known := verbs()[command]
 	if !known {
-		return r, c, refuse(cni.CodeEnvironment, "unknown CNI_COMMAND: %s", command)
+		return r, c, refuse(cni.CodeEnvironment, "unknown CNI_COMMAND: %s", cni.Shorten(command))
 	}
 	missing := slices.DeleteFunc(v.needs, func(name string) bool { return os.Getenv(name) != "" })
 	if len(missing) > 0 {
@@ -127,7 +127,7 @@ func read(command string, in io.Reader) (r cni.Request, c conf, err error) {
 	switch at := slices.Index(versions(), c.CNIVersion); {
 	case at < 0:
 		return r, c, refuse(cni.CodeVersion, "key cniVersion: %q is not supported; supported are %s",
-			c.CNIVersion, strings.Join(versions(), ", "))
+			cni.Shorten(c.CNIVersion), strings.Join(versions(), ", "))
 	case at < slices.Index(versions(), v.since):
 		return r, c, refuse(cni.CodeVersion, "key cniVersion: %s has no command %s, which needs at least %s",
 			c.CNIVersion, command, v.since)
@@ -193,7 +193,7 @@ func refuse(code uint, format string, args ...any) error {
 func asCNIError(err error) *cni.Error {
 	var refused *cni.Error
 	if errors.As(err, &refused) {
-		return refused
+		return &cni.Error{Code: refused.Code, Msg: cni.Abridge(refused.Msg), Details: cni.Abridge(refused.Details)}
 	}
-	return &cni.Error{Code: cni.CodeTryAgain, Msg: err.Error()}
+	return &cni.Error{Code: cni.CodeTryAgain, Msg: cni.Abridge(err.Error())}
 }

@@ -33,6 +33,8 @@ func TestRead(t *testing.T) {
 		"a path for a container":     {command: "ADD", conf: web, set: map[string]string{"CNI_CONTAINERID": "../a"}, code: cni.CodeEnvironment},
 		"a long container":           {command: "ADD", conf: web, set: map[string]string{"CNI_CONTAINERID": long}, code: cni.CodeEnvironment},
 		"a long name":                {command: "ADD", conf: `{"cniVersion":"1.0.0","name":"` + long + `"}`, code: cni.CodeConfig},
+		"a long command":             {command: long, conf: web, code: cni.CodeEnvironment},
+		"a long version":             {command: "ADD", conf: `{"cniVersion":"` + long + `"}`, code: cni.CodeVersion},
 		"an unknown command":         {command: "MOVE", conf: web, code: cni.CodeEnvironment},
 		"no configuration":           {command: "ADD", code: cni.CodeDecoding},
 		"no name":                    {command: "ADD", conf: `{"cniVersion":"1.0.0"}`, code: cni.CodeConfig},

@@ -165,6 +165,26 @@ func (k *Handle) OverlappingLink(p netip.Prefix, except string, within ...string
 	return "", netip.Prefix{}, nil
 }
 
+// AddrsIn returns the host's own addresses in some subnets, and the link of each. The host answers for each of them on
+// all its links (arp_ignore, ip-sysctl.rst).
+func (k *Handle) AddrsIn(subnets ...netip.Prefix) (map[netip.Addr]string, error) {
+	addrs, err := Retry(func() ([]netlink.Addr, error) { return k.NL.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	in := map[netip.Addr]string{}
+	for _, a := range addrs {
+		got := PrefixOf(a.IPNet).Addr()
+		if !slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(got) }) {
+			continue
+		}
+		if l, err := k.NL.LinkByIndex(a.LinkIndex); err == nil { // else it was removed meanwhile
+			in[got] = l.Attrs().Name
+		}
+	}
+	return in, nil
+}
+
 // Family returns netlink's number for the family of an address.
 func Family(a netip.Addr) int {
 	if a.Is4() {

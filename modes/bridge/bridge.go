@@ -219,13 +219,15 @@ func check(n modes.Network) error {
 func checkHostBridge(n modes.Network, link core.LinkInfo, others []modes.Network) error {
 	other, _, ours := core.ParseAlias(link.Alias)
 	owner := modes.Short(other)
+	remove := ""
 	if at := slices.IndexFunc(others, func(o modes.Network) bool { return o.ID == other && o.Name != "" }); at >= 0 {
 		owner = others[at].Name
+		remove = "; if nothing needs that network, remove it: " + others[at].RemoveCommand()
 	}
 	_, sized := n.Options[modes.MTU.Name]
 	otherMTU := sized && modes.MTU.Of(n) != link.MTU
 	err := n.Refuse(
-		bridge.Row().If(ours, "it is the bridge of netyard's network %s", owner),
+		bridge.Row().If(ours, "it is the bridge of netyard's network %s%s", owner, remove),
 		bridge.Row().If(link.Kind != "bridge", "that link is not a bridge but a %s", link.Kind),
 		modes.MTU.Row().If(otherMTU, "the host's bridge %s has %d, which netyard does not change", name(n), link.MTU),
 	)

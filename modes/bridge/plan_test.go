@@ -66,14 +66,16 @@ func TestPlans(t *testing.T) {
 	}...)
 }
 
-// TestTakenBridge: the error about a bridge of another network names that network.
+// TestTakenBridge: the error about a bridge of another network names that network, and how to remove it.
 func TestTakenBridge(t *testing.T) {
 	t.Parallel()
 	host := modetest.Facts{Link: map[string]core.LinkInfo{"web0": {Kind: "bridge", Alias: core.Alias(netA, "")}}}
 	n := network(netB, map[string]string{"bridge": "web0"})
 	for want, other := range map[string]modes.Network{
 		"network aaaaaaaaaaaa": {ID: netA},
-		"network old":          {ID: netA, Name: "old"},
+		"network old; if nothing needs that network, remove it: netyard network rm old": {
+			ID: netA, Name: "old", Engine: "netyard",
+		},
 	} {
 		_, err := bridge.New(modes.Env{}).Settle(t.Context(), host, n, []modes.Network{{ID: "other", Name: "x"}, other})
 		if err == nil || !strings.HasSuffix(err.Error(), want) {

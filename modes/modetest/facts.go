@@ -67,6 +67,19 @@ func (f Facts) HasAddr(a netip.Addr) (bool, error) {
 	return false, nil
 }
 
+// AddrsIn returns the host's addresses in some subnets, and the link of each.
+func (f Facts) AddrsIn(subnets ...netip.Prefix) (map[netip.Addr]string, error) {
+	in := map[netip.Addr]string{}
+	for link, all := range f.Addr {
+		for _, a := range all {
+			if slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(a.Addr()) }) {
+				in[a.Addr()] = link
+			}
+		}
+	}
+	return in, nil
+}
+
 // LinkAddrs returns the addresses of a link.
 func (f Facts) LinkAddrs(link string) ([]netip.Prefix, error) { return f.Addr[link], nil }
 

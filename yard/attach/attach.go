@@ -55,6 +55,9 @@ func attachOnce(
 	if err := refuseSecond(y, r, e); err != nil {
 		return a, err
 	}
+	if err := source.CheckMAC(y.Book, r.Network, e.MAC); err != nil {
+		return a, err
+	}
 	got, err := source.Acquire(ctx, j, r, e.ID) // it may take seconds, so the network is not locked yet
 	if err != nil {
 		return a, err

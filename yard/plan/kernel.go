@@ -23,6 +23,8 @@ type Kernel interface {
 
 	// UsedPrefixes returns the subnets that the host's links, except one, and routes have.
 	UsedPrefixes(except string) ([]netip.Prefix, error)
+	// AddrsIn returns the host's own addresses in some subnets, and the link of each.
+	AddrsIn(subnets ...netip.Prefix) (map[netip.Addr]string, error)
 	// HostAddr returns the host's address in a subnet.
 	HostAddr(subnet netip.Prefix) (a netip.Prefix, found bool, err error)
 	// SourceFor returns the address that the host uses towards another one.

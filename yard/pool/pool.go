@@ -53,12 +53,8 @@ func withOwner(y *yard.Yard, cause error) error {
 	if err != nil {
 		return cause // its network is being created or deleted
 	}
-	command := n.Engine
-	if n.Engine == book.Own {
-		command = "netyard"
-	}
-	return fmt.Errorf("%w of network %s; if nothing needs that network, remove it: %s network rm %s",
-		cause, book.Label(n), command, book.Label(n))
+	return fmt.Errorf("%w of network %s; if nothing needs that network, remove it: %s",
+		cause, book.Label(n), n.RemoveCommand())
 }
 
 // busy returns the prefixes of the host's routes, of its resolvers, and of all recorded networks, whatever their IPAM,

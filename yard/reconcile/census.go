@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -303,9 +304,25 @@ func merge(old, fresh modes.Container) modes.Container {
 		old.PID = fresh.PID
 	}
 	if fresh.Labels != nil {
-		old.Labels, old.ImageLabels = fresh.Labels, fresh.ImageLabels
+		old.Labels, old.ImageLabels = labelsOf(old, fresh)
 	}
 	return old
+}
+
+// labelsOf returns the labels of a container, its own and those from its image, as an engine now tells them apart. One
+// that was the image's stays so: containerd knows an image by a name, which may by now stand for another image.
+func labelsOf(old, fresh modes.Container) (own, fromImage map[string]string) {
+	own, fromImage = maps.Clone(fresh.Labels), maps.Clone(fresh.ImageLabels)
+	for k, v := range old.ImageLabels {
+		if now, ok := own[k]; ok && now == v {
+			delete(own, k)
+			if fromImage == nil {
+				fromImage = map[string]string{}
+			}
+			fromImage[k] = v
+		}
+	}
+	return own, fromImage
 }
 
 // reapLeases releases the leases in networks' pools that belong to no endpoint: the request for the address was

@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"fmt"
-	"slices"
 
 	"netyard/modes"
 	"netyard/yard"
@@ -18,7 +17,7 @@ func sharedWithHost(y *yard.Yard) (out []book.Finding, err error) {
 		return nil, err
 	}
 	for _, n := range ns {
-		link, host, err := source.HostAddrs(y.Book, n)
+		host, err := source.HostAddrs(y.Book, n)
 		if err != nil {
 			return nil, err
 		}
@@ -31,7 +30,8 @@ func sharedWithHost(y *yard.Yard) (out []book.Finding, err error) {
 		}
 		for _, e := range es {
 			for _, p := range e.Addrs {
-				if !slices.Contains(host, p.Addr()) {
+				link, shared := host[p.Addr()]
+				if !shared {
 					continue
 				}
 				out = append(out, book.Finding{

@@ -3,6 +3,7 @@ package source
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -13,37 +14,28 @@ import (
 	"netyard/yard/book"
 )
 
-// HostAddrs returns the link of the host that a network's endpoints are on, and the host's own addresses there, which
-// no endpoint can have. Link is empty if there is none.
-func HostAddrs(y *book.Book, n modes.Network) (link string, addrs []netip.Addr, err error) {
-	if link = y.Traits(n).HostLink; link == "" {
-		return "", nil, nil
+// HostAddrs returns the host's own addresses in the subnets of a network, if its endpoints are on a link of the host,
+// and the link of each. No endpoint can have one, on whichever link it is: the host answers for it on that LAN, too.
+func HostAddrs(y *book.Book, n modes.Network) (map[netip.Addr]string, error) {
+	if y.Traits(n).HostLink == "" {
+		return nil, nil
 	}
-	addrs, err = addrsOf(y, link)
-	return link, addrs, err
+	var subnets []netip.Prefix
+	for _, s := range n.Subnets {
+		subnets = append(subnets, s.Pool)
+	}
+	return y.Config.Kernel.AddrsIn(subnets...)
 }
 
-// addrsOf returns the host's addresses on a link. A link that does not exist has none.
-func addrsOf(y *book.Book, link string) (addrs []netip.Addr, err error) {
-	if _, exists, err := y.Config.Kernel.FindLink(link); err != nil || !exists {
-		return nil, err
-	}
-	all, err := y.Config.Kernel.LinkAddrs(link)
-	for _, p := range all {
-		addrs = append(addrs, p.Addr())
-	}
-	return addrs, err
-}
-
-// CheckHost refuses addresses for an endpoint that are the host's own on its link.
+// CheckHost refuses addresses for an endpoint that are the host's own.
 func CheckHost(y *book.Book, n modes.Network, addrs ...netip.Prefix) error {
-	link, host, err := HostAddrs(y, n)
+	host, err := HostAddrs(y, n)
 	if err != nil {
 		return err
 	}
 	for _, p := range addrs {
-		if a := p.Addr(); slices.Contains(host, a) {
-			return hostsOwn(link, a)
+		if link, own := host[p.Addr()]; own {
+			return hostsOwn(link, p.Addr())
 		}
 	}
 	return nil
@@ -54,8 +46,8 @@ func hostsOwn(link string, a netip.Addr) error {
 		"or create the network with --aux-address host=%s", a, link, a)
 }
 
-// hostAddrs returns the host's own addresses that the pool must not give: to a container, those on its network's link;
-// to the gateway that is chosen for a network to come, those on a link that can be the parent of that network.
+// hostAddrs returns the host's own addresses that the pool must not give: to a container, those of its network's
+// subnets; to the gateway that is chosen for a network to come, those that cannot be the router of a LAN.
 func (p ownPool) hostAddrs(r ipam.AddressRequest) (addrs []netip.Addr, err error) {
 	var is ipam.Pool
 	var n modes.Network
@@ -78,27 +70,28 @@ func (p ownPool) hostAddrs(r ipam.AddressRequest) (addrs []netip.Addr, err error
 	case n.ID == "":
 		return gatewayRivals(p.y, is.Subnet)
 	}
-	link, addrs, err := HostAddrs(p.y, n)
-	if err == nil && slices.Contains(addrs, r.Addr) {
+	host, err := HostAddrs(p.y, n)
+	if link, own := host[r.Addr]; own {
 		err = hostsOwn(link, r.Addr)
 	}
-	return addrs, err
+	return slices.Collect(maps.Keys(host)), err
 }
 
 // gatewayRivals returns the host's own addresses that cannot be the router of a LAN with this subnet. On a bridge, the
 // host can be that.
-func gatewayRivals(y *book.Book, subnet netip.Prefix) ([]netip.Addr, error) {
-	name, _, err := y.Config.Kernel.OverlappingLink(subnet, "")
-	if err != nil || name == "" {
-		return nil, err
-	}
-	link, exists, err := y.Config.Kernel.FindLink(name)
-	if _, _, own := core.ParseAlias(link.Alias); err != nil || !exists || own || link.Kind == "bridge" {
-		return nil, err
-	}
-	addrs, err := addrsOf(y, name)
+func gatewayRivals(y *book.Book, subnet netip.Prefix) (rivals []netip.Addr, err error) {
+	host, err := y.Config.Kernel.AddrsIn(subnet)
 	if err != nil {
 		return nil, fmt.Errorf("choose a gateway in %s: %w", subnet, err)
 	}
-	return addrs, nil
+	for a, name := range host {
+		link, exists, err := y.Config.Kernel.FindLink(name)
+		if err != nil {
+			return nil, err
+		}
+		if _, _, own := core.ParseAlias(link.Alias); exists && !own && link.Kind != "bridge" {
+			rivals = append(rivals, a)
+		}
+	}
+	return rivals, nil
 }

@@ -3,7 +3,10 @@ package source
 import (
 	"errors"
 	"fmt"
+	"net"
 
+	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
@@ -34,6 +37,44 @@ func KeepMAC(y *book.Book, tx store.Tx, n modes.Network, e *modes.Endpoint) erro
 		Err:     fmt.Errorf("mac-address %s: %w by %s; use another", asked, book.ErrInUse, book.InUseBy(tx, h)),
 		Holders: []book.Holder{h},
 	}
+}
+
+// CheckMAC refuses a requested hardware address that no container can have, or that the host itself has on the network.
+func CheckMAC(y *book.Book, n modes.Network, asked string) error {
+	rule := y.Traits(n).MAC
+	if asked == "" || rule == modes.MACNone { // the latter is refused otherwise
+		return nil
+	}
+	mac, err := net.ParseMAC(asked)
+	if err != nil || len(mac) != len(core.MAC{}) || mac[0]&1 != 0 || core.MACOf(mac) == (core.MAC{}) {
+		return modes.Refuse("mac-address %s: want a unicast address of 6 bytes", asked)
+	}
+	if rule == modes.MACAsIs { // the container has the host's link to itself
+		return nil
+	}
+	link, host, err := hostMAC(y, n)
+	if err == nil && host == mac.String() {
+		err = modes.Refuse("mac-address %s: it is the host's own, on %s; use another", asked, link)
+	}
+	return err
+}
+
+// hostMAC returns the hardware address that the host has on a network, and the link that has it; empty: none is known.
+func hostMAC(y *book.Book, n modes.Network) (link, mac string, err error) {
+	if link = y.Traits(n).HostLink; link != "" {
+		info, _, err := y.Config.Kernel.FindLink(link)
+		return link, info.MAC, err
+	}
+	m, err := y.Mode(n.Mode)
+	if err != nil {
+		return "", "", err
+	}
+	for _, o := range m.Objects(n) {
+		if b, ok := o.(bridge.Bridge); ok {
+			return b.Name, b.MAC.String(), nil
+		}
+	}
+	return "", "", nil
 }
 
 // macHolder returns another endpoint that has the hardware address of e, on its network or another one of the same LAN;

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -24,13 +25,13 @@ type own struct {
 
 // Acquire finds out which addresses the endpoint cannot have.
 func (s *own) Acquire(context.Context) error {
-	link, host, err := HostAddrs(s.y, s.request.Network)
+	host, err := HostAddrs(s.y, s.request.Network)
 	for _, asked := range s.request.Addrs {
-		if slices.Contains(host, asked) {
+		if link, own := host[asked]; own {
 			return hostsOwn(link, asked)
 		}
 	}
-	s.not = host
+	s.not = slices.Collect(maps.Keys(host))
 	return err
 }
 
