@@ -91,7 +91,8 @@ func TestUnbindWhileBack(t *testing.T) {
 	}
 	must(t, a.leaving.leave(t.Context(), a.has))
 	if etcd.left.Load() != 1 || toLeave(t, a) != 0 || len(k.closed) != 0 {
-		t.Errorf("in the end left %d times, %d still to be left, closed are %v", etcd.left.Load(), toLeave(t, a), k.closed)
+		t.Errorf("in the end left %d times, %d still to be left, closed are %v", etcd.left.Load(), toLeave(t, a),
+			k.closed)
 	}
 }
 

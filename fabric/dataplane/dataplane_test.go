@@ -34,7 +34,7 @@ type fake struct {
 	removed int
 	// during is called at the start of Ensure, once; nil: nothing.
 	during func()
-	// accepts says whether frames from a VTEP are accepted; nil: all are. early counts the peers that were given before.
+	// accepts says whether frames from a VTEP are accepted; nil: all are. early counts peers that were given before.
 	accepts func(vtep netip.Addr) bool
 	early   int
 }
@@ -334,7 +334,9 @@ func watchEarly(n *Network, f *fake) {
 // hosts before.
 func TestAllAfterVTEPs(t *testing.T) {
 	t.Parallel()
-	for name, give := range map[string]func(*Network) error{"Update": (*Network).Update, "TellPeers": (*Network).TellPeers} {
+	for name, give := range map[string]func(*Network) error{
+		"Update": (*Network).Update, "TellPeers": (*Network).TellPeers,
+	} {
 		n, f := blue()
 		settle(t, n)
 		watchEarly(n, f)
