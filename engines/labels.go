@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"maps"
-	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
@@ -13,9 +12,6 @@ import (
 	"netyard/modes"
 	"netyard/yard/book"
 )
-
-// Labels of a container with the prefix labelOption set options of its endpoint, except the other two (cni/door).
-const labelOption, labelMAC, labelAlias = "netyard.", "netyard.mac", "netyard.alias"
 
 // splitLabels divides a container's labels into its own and those that it has from its image: who runs it has not set
 // them, or has set them to the same value. own is never nil.
@@ -49,7 +45,7 @@ func (w owners) of(ctx context.Context, ns string, o containers.Container) (mode
 	w.c.Log.Debug("labels of an image not read",
 		"container_id", o.ID, "image", o.Image, "err", err)
 	owner, labels := ownerOf(o, nil)
-	maps.DeleteFunc(labels, func(label, _ string) bool { return ours(label) })
+	maps.DeleteFunc(labels, func(label, _ string) bool { return modes.IsLabel(label) })
 	owner.Labels = nil
 	return owner, labels
 }
@@ -83,19 +79,16 @@ func ownerOf(o containers.Container, image map[string]string) (modes.Container, 
 		Image: o.Image, Labels: maps.Clone(own), ImageLabels: fromImage,
 	}
 	for _, labels := range []map[string]string{c.Labels, c.ImageLabels} {
-		maps.DeleteFunc(labels, func(label, _ string) bool { return ours(label) })
+		maps.DeleteFunc(labels, func(label, _ string) bool { return modes.IsLabel(label) })
 	}
 	return c, own
 }
-
-// ours reports whether a label is one of netyard's.
-func ours(label string) bool { return strings.HasPrefix(label, labelOption) }
 
 // labelOptions returns the endpoint options in the labels of a container.
 func labelOptions(labels map[string]string) map[string]string {
 	out := map[string]string{}
 	for label, v := range labels {
-		if option, ok := strings.CutPrefix(label, labelOption); ok && label != labelMAC && label != labelAlias {
+		if option, ok := modes.LabelOption(label); ok {
 			out[option] = v
 		}
 	}

@@ -150,7 +150,7 @@ func newAgent(c Config, k Kernel) (*Agent, error) {
 		c: c, kernel: k, self: who.Host, who: who, wake: wake.New(), networks: map[string]*network{},
 		unbinding: map[string]*network{}, reason: etcd.ErrNotYet, tasks: &tasks{}, moved: wake.New(),
 	}
-	a.leaving = &leaving{store: c.Store, client: c.Client, kernel: k, self: who.Host, port: a.Port}
+	a.leaving = &leaving{store: c.Store, client: c.Client, kernel: k, self: who.Host, port: a.Port, gate: newGate()}
 	if err := errors.Join(a.openAddresses(), a.openTunnel(), a.leaving.close(context.Background())); err != nil {
 		return nil, err
 	}
@@ -372,32 +372,20 @@ func (a *Agent) unbinds(id string) bool {
 
 // unbind removes what there is of a network; n is nil for one that never came up. It is closed before it can be left.
 func (a *Agent) unbind(id string, n *network) error {
-	if n != nil {
-		if err := a.kernel.Ensure(context.Background(), a.leaving.closed(id, n.VNI)...); err != nil {
+	err := a.leaving.add(id, n, func(tx store.Tx) error {
+		if err := networks.Delete(tx, id); err != nil {
 			return err
 		}
-	}
-	if err := a.forgetNetwork(id, n); err != nil || n == nil {
+		return forget(tx, id)
+	})
+	if err != nil || n == nil {
 		return err
 	}
-	err := n.plane.Remove()
+	err = n.plane.Remove()
 	if n.Encrypted {
 		err = errors.Join(err, a.tunnel.Release())
 	}
 	return err
-}
-
-// forgetNetwork deletes the records of a network, and records that it is to be left in etcd.
-func (a *Agent) forgetNetwork(id string, n *network) error {
-	return a.c.Store.Update(func(tx store.Tx) error {
-		if err := networks.Delete(tx, id); err != nil {
-			return err
-		}
-		if err := forget(tx, id); err != nil {
-			return err
-		}
-		return a.leaving.add(tx, id, n)
-	})
 }
 
 // forget deletes what is recorded of the addresses of a network, and the saved claims.

@@ -3,9 +3,9 @@ package fabric
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
-	"netyard/cluster"
 	"netyard/cluster/record"
 	"netyard/fabric/dataplane"
 	"netyard/kernel/core"
@@ -17,12 +17,23 @@ import (
 // a member until then, so the networks stay closed: nothing that a container sends can leave as a frame of theirs.
 type leaving struct {
 	store  *store.Store
-	client *cluster.Client
+	client leaver
 	kernel dataplane.Kernel
 	// self is this host's ID.
 	self string
 	// port returns the UDP port of VXLAN.
 	port func() uint16
+	// gate is entered by grants of addresses.
+	gate *gate
+	// turn is held while a network is recorded and closed, or forgotten and opened, so that both are done or neither.
+	turn sync.Mutex
+}
+
+// A leaver leaves networks in etcd; a cluster.Client.
+type leaver interface {
+	LeaveNetwork(ctx context.Context, m record.Member) error
+	// DeleteUnusedNetwork deletes a network that no host is a member of.
+	DeleteUnusedNetwork(ctx context.Context, id string) error
 }
 
 // leftNetworks holds the IDs of these networks, and leftVNIs the VNIs of those that were up.
@@ -31,14 +42,27 @@ var (
 	leftVNIs     = store.Bucket[uint32]{Name: "overlay_parting"}
 )
 
-// add records that a network is to be left; n is nil for one that never came up.
-func (*leaving) add(tx store.Tx, id string, n *network) error {
+// add closes a network, and then records that it is to be left, in the transaction in which drop deletes its other
+// records. n is nil for one that never came up.
+func (l *leaving) add(id string, n *network, drop func(store.Tx) error) error {
+	l.turn.Lock()
+	defer l.turn.Unlock()
 	if n != nil {
-		if err := leftVNIs.Put(tx, id, n.VNI); err != nil {
+		if err := l.kernel.Ensure(context.Background(), l.closed(id, n.VNI)...); err != nil {
 			return err
 		}
 	}
-	return leftNetworks.Put(tx, id, true)
+	return l.store.Update(func(tx store.Tx) error {
+		if err := drop(tx); err != nil {
+			return err
+		}
+		if n != nil {
+			if err := leftVNIs.Put(tx, id, n.VNI); err != nil {
+				return err
+			}
+		}
+		return leftNetworks.Put(tx, id, true)
+	})
 }
 
 // closed returns the elements that keep such a network closed. They have an owner of their own, so that they stay when
@@ -80,27 +104,42 @@ func (l *leaving) ids() (ids []string, err error) {
 	return ids, err
 }
 
-// leave leaves them in etcd, except for those that are back on this host.
+// leave leaves them in etcd, except for those that are back on this host. One with a grant in progress is left later.
 func (l *leaving) leave(ctx context.Context, back func(id string) bool) error {
 	ids, err := l.ids()
 	for _, id := range ids {
-		if !back(id) {
-			if err := l.client.LeaveNetwork(ctx, record.Member{Network: id, Host: l.self}); err != nil {
-				return err
-			}
-			if err := l.client.DeleteUnusedNetwork(ctx, id); err != nil { // the last member deletes the network
-				return err
-			}
+		if l.gate.shut(id, back) {
+			err = l.leaveOne(ctx, id)
+		} else {
+			err = l.forget(id, back)
 		}
-		if err := l.forget(id); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return err
 }
 
-// forget forgets a network that has been left, with the elements that kept it closed.
-func (l *leaving) forget(id string) error {
+// leaveOne leaves a network whose gate is shut, and opens the gate.
+func (l *leaving) leaveOne(ctx context.Context, id string) error {
+	defer l.gate.open(id)
+	if err := l.client.LeaveNetwork(ctx, record.Member{Network: id, Host: l.self}); err != nil {
+		return err
+	}
+	if err := l.client.DeleteUnusedNetwork(ctx, id); err != nil { // the last member deletes the network
+		return err
+	}
+	return l.forget(id, func(string) bool { return true })
+}
+
+// forget forgets a network, with the elements that keep it closed, if may says so. It is asked in the same turn: an
+// Unbind that comes meanwhile adds the network after it was forgotten.
+func (l *leaving) forget(id string, may func(id string) bool) error {
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	if !may(id) {
+		return nil
+	}
 	var vni uint32
 	err := l.store.View(func(tx store.Tx) (err error) { vni, err = leftVNIs.Get(tx, id); return err })
 	if err == nil {

@@ -91,18 +91,15 @@ func (m Modes) Attach(o modes.Overlay, e modes.Endpoint) error {
 	return m.A.Publish(o.ID, withoutPrefix(e.Addrs), e.ID, record.MAC(mac), validName(e.Container.Name), aliases(e))
 }
 
-// These labels of a container give it further names: nerdctl and Docker pass a plugin no others, and the name of a
-// Compose service is an alias.
-const (
-	labelAlias   = "netyard.alias"
-	labelService = "com.docker.compose.service"
-)
+// labelService is the label with the name of a Compose service, which is an alias of its containers.
+const labelService = "com.docker.compose.service"
 
-// aliases returns the other names of an endpoint: the requested ones, and those from its container's labels. It leaves
-// out those that the cluster does not accept: the container has its network without them.
+// aliases returns the other names of an endpoint: the requested ones, and those from its container's labels, since
+// Docker and nerdctl pass a plugin no others. It leaves out those that the cluster does not accept: the container has
+// its network without them.
 func aliases(e modes.Endpoint) (all []string) {
 	labels := e.Container.Labels
-	asked := slices.Concat(e.Aliases, strings.Split(labels[labelAlias], ","), []string{labels[labelService]})
+	asked := slices.Concat(e.Aliases, strings.Split(labels[modes.LabelAlias], ","), []string{labels[labelService]})
 	for _, name := range asked {
 		name = validName(strings.TrimSpace(name))
 		if name != "" && !slices.Contains(all, name) && len(all) < record.MaxNames {

@@ -108,7 +108,7 @@ func TestAliases(t *testing.T) {
 	t.Parallel()
 	e := modes.Endpoint{
 		Aliases:   []string{"db", "", "a b", strings.Repeat("x", 1000), "_x", "db", "store"},
-		Container: modes.Container{Labels: map[string]string{labelAlias: "cache, ,?", labelService: "db"}},
+		Container: modes.Container{Labels: map[string]string{modes.LabelAlias: "cache, ,?", labelService: "db"}},
 	}
 	if got := aliases(e); !slices.Equal(got, []string{"db", "store", "cache"}) {
 		t.Errorf("aliases %q", got)

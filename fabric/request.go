@@ -20,6 +20,10 @@ func (a *Agent) Grant(ctx context.Context, w address.Wish) (netip.Addr, error) {
 	if n == nil {
 		return netip.Addr{}, fmt.Errorf("network %s is not on this host", w.Network)
 	}
+	if err := a.leaving.gate.enter(ctx, n.ID); err != nil { // it is back before it was left
+		return netip.Addr{}, err
+	}
+	defer a.leaving.gate.exit(n.ID)
 	return n.addrs.Grant(ctx, w)
 }
 

@@ -21,10 +21,12 @@ func layers() []rule {
 	const (
 		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/lan " +
 			"kernel/nft kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
-		yard = "yard yard/attach yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay " +
-			"yard/own yard/plan yard/pool yard/port yard/reconcile yard/share yard/source yard/trace"
+		yard = "yard yard/attach yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/lock " +
+			"yard/overlay yard/own yard/plan yard/pool yard/port yard/reconcile yard/share yard/source yard/trace"
 		cluster = "cluster cluster/etcd cluster/mirror cluster/peers cluster/record"
 		below   = "store ipam ipam/dhcp modes policy " + kernel
+		records = "yard/event yard/index yard/lock yard/plan " + below
+		parts   = "yard/book yard/enforce yard/lease yard/live yard/overlay yard/port yard/source " + records
 		middle  = below + " " + yard
 	)
 	return []rule{
@@ -66,20 +68,21 @@ func layers() []rule {
 		{"names", "", "it is given names, and the sockets on which it answers"},
 		{"policy", "modes " + kernel, "it computes decisions, without side effects"},
 		{"yard/event", "", "it defines events"},
+		{"yard/lock", "", "its locks know nothing of what they protect"},
 		{"yard/plan", "modes " + kernel, "it applies what modes plan to the kernel, without records"},
 		{"yard/yardtest", kernel + " kernel/kerneltest modes modes/modetest yard/plan", "it stands in for the kernel, and prints objects as the tests of modes do"},
 		{"yard/index", "modes store " + kernel, "it finds keys, and reads no records of endpoints"},
-		{"yard/book", "yard/event yard/index yard/plan " + below, "it holds the records"},
-		{"yard/live", "yard/book yard/event yard/index yard/plan " + below, "it compares records with the kernel"},
-		{"yard/port", "yard/book yard/event yard/index yard/live yard/plan " + below, "it decides which ports endpoints get"},
-		{"yard/enforce", "yard/book yard/event yard/index yard/plan " + below, "it applies policies to the kernel"},
-		{"yard/overlay", "yard/book yard/event yard/index yard/plan " + below, "it is this host's part of overlay networks"},
-		{"yard/lease", "yard/book yard/enforce yard/event yard/index yard/live yard/overlay yard/plan yard/port " + below, "when a lease changes an address, ports and policies follow"},
-		{"yard/source", "yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/port " + below, "the addresses of an endpoint come from one of these"},
-		{"yard", "yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/port yard/source " + below, "it manages networks and endpoints, and knows no door, no engine and no mode by its name"},
-		{"yard/pool", "yard yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/port yard/source " + below, "the addresses of a pool come from one of these"},
-		{"yard/own", "yard yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/pool yard/port yard/source " + below, "it creates networks as an engine would"},
-		{"yard/*", "yard yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/overlay yard/plan yard/pool yard/port yard/source " + below, "they call yard for what they find"},
+		{"yard/book", records, "it holds the records"},
+		{"yard/live", "yard/book " + records, "it compares records with the kernel"},
+		{"yard/port", "yard/book yard/live " + records, "it decides which ports endpoints get"},
+		{"yard/enforce", "yard/book " + records, "it applies policies to the kernel"},
+		{"yard/overlay", "yard/book " + records, "it is this host's part of overlay networks"},
+		{"yard/lease", "yard/book yard/enforce yard/live yard/overlay yard/port " + records, "when a lease changes an address, ports and policies follow"},
+		{"yard/source", "yard/book yard/enforce yard/lease yard/live yard/overlay yard/port " + records, "the addresses of an endpoint come from one of these"},
+		{"yard", parts, "it manages networks and endpoints, and knows no door, no engine and no mode by its name"},
+		{"yard/pool", "yard " + parts, "the addresses of a pool come from one of these"},
+		{"yard/own", "yard yard/pool " + parts, "it creates networks as an engine would"},
+		{"yard/*", "yard yard/pool " + parts, "they call yard for what they find"},
 		{"driver", middle, "no handler calls an engine's API"},
 		{"engines", middle, "it calls yard, and knows no door"},
 		{"firewalld", "", "it needs only the names of bridges"},

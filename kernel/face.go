@@ -127,7 +127,7 @@ func (k *Kernel) Plugged(o core.Object) (bool, error) {
 // ruleset returns netyard's ruleset, which depends on what the host can do and how it is configured.
 func ruleset(h *core.Handle) rule.Ruleset {
 	return rule.Ruleset{Sets: allSets(), Chains: func(b rule.SetBook) [][]rule.Chain {
-		own := inetChains(b, *beside.RestrictedOf(h), ports.HostFirewallDecidesIn(h))
+		own := inetChains(b, beside.RestrictedOf(h), ports.HostFirewallDecides(h))
 		inet := slices.Concat(own, policy.Chains(b), overlay.Chains(b))
 		return [][]rule.Chain{inet, bridgeChains(b, nft.Of(h).Conntrack)}
 	}}

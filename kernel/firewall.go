@@ -81,14 +81,14 @@ func (k *Kernel) UnloadFirewall() error {
 	}
 	return nft.Of(k.Handle).RunNow(func() error {
 		nft.Of(k.Handle).SetLoaded(false)
-		return nft.Of(k.Handle).RetryUnknown(func() error {
+		return nft.Of(k.Handle).RetryUnknown(func(tx *nft.Transaction) error {
 			for _, t := range rule.Tables() {
 				there, err := nft.Of(k.Handle).Has(t)
 				if err != nil {
 					return err
 				}
 				if there {
-					nft.Of(k.Handle).Tx.DelTable(t)
+					tx.DelTable(t)
 				}
 			}
 			return nft.Of(k.Handle).Flush("unload ruleset")
@@ -98,11 +98,7 @@ func (k *Kernel) UnloadFirewall() error {
 
 // LeaveTablesOpen makes the tables changeable by anybody, as they are on kernels before 6.9. Call it before
 // LoadFirewall.
-func (k *Kernel) LeaveTablesOpen() {
-	nft.Of(k.Handle).Mu.Lock()
-	defer nft.Of(k.Handle).Mu.Unlock()
-	nft.Of(k.Handle).Shared = true
-}
+func (k *Kernel) LeaveTablesOpen() { nft.Of(k.Handle).Shared = true }
 
 // Enforce replaces the policy elements by those among the objects, in one transaction: a packet sees either the old
 // policies or the new ones. Before the ruleset is loaded, it only collects the elements. It keeps adopted elements,

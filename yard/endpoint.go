@@ -155,7 +155,7 @@ func (y *Yard) join(ctx context.Context, network, id, sandbox string) (n modes.N
 	if kept != nil {
 		y.Tell(book.About(event.DeviceTaken, n, e, fmt.Sprintf("%s has device %s", book.Owned(e), link.SrcName)))
 	}
-	y.Sharing.Wake()
+	y.Sharing.Wake.Send()
 	y.Config.Changed()
 	return n, link, nil
 }
@@ -255,7 +255,7 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 	if err := h.Put("endpoint left", book.WithoutSandbox(was)); err != nil {
 		return err
 	}
-	y.Sharing.Wake()
+	y.Sharing.Wake.Send()
 	if err := port.Withdraw(ctx, h, was); err != nil {
 		return err
 	}

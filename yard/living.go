@@ -107,7 +107,7 @@ func (y *Yard) RemoveDead(ctx context.Context, was modes.Endpoint) (gone bool, e
 	}
 	text := fmt.Sprintf("%s left network %s: its sandbox is dead", book.Owned(e), book.Label(n))
 	y.Tell(book.About(event.EndpointLeft, n, e, text))
-	y.Sharing.Wake()
+	y.Sharing.Wake.Send()
 	y.Config.Changed()
 	return true, nil
 }

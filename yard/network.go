@@ -41,7 +41,7 @@ func (y *Yard) CreateNetwork(ctx context.Context, n modes.Network) error {
 	if done, err := y.checkFormer(ctx, h, n); done || err != nil {
 		return err
 	}
-	if err := y.checkSubnets(n); err != nil {
+	if err := checkSubnets(y.Book, n); err != nil {
 		return err
 	}
 	n.Phase, n.Created, n.Turned = modes.Pending, y.Config.Now(), y.Config.Now()
@@ -137,7 +137,7 @@ func (y *Yard) checkRoom(tx store.Tx, n modes.Network, host map[netip.Addr]strin
 
 // checkSubnets refuses subnets that no network can have, whatever IPAM they are from, and marks those that netyard's
 // own IPAM chose.
-func (y *Yard) checkSubnets(n modes.Network) error {
+func checkSubnets(y *book.Book, n modes.Network) error {
 	for _, s := range n.Subnets {
 		if err := modes.CheckSubnet(s.Pool); err != nil {
 			return err

@@ -24,15 +24,8 @@ import (
 	"netyard/yard/own"
 )
 
-// Container labels for what CNI has no field for.
-const (
-	labelMAC   = "netyard.mac"
-	labelAlias = "netyard.alias"
-	// labelOption is the prefix of labels that set an option of the container's endpoint: netyard.rate=…
-	labelOption = "netyard."
-	// labelNetworks lists the networks of a nerdctl container (nerdctl, pkg/labels).
-	labelNetworks = "nerdctl/networks"
-)
+// labelNetworks is the label that lists the networks of a nerdctl container (nerdctl, pkg/labels).
+const labelNetworks = "nerdctl/networks"
 
 // add attaches a container. ns is an open descriptor of its sandbox.
 func (s *Server) add(ctx context.Context, q cni.Request, ns int) (answer, error) {
@@ -136,7 +129,7 @@ type order struct {
 func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error) {
 	n, c, labels := r.Network, o.config, o.labels
 	env, args := environment(q.Args), c.args()
-	for _, mac := range []string{labels[labelMAC], env["MAC"], args.CNI.MAC, c.Runtime.MAC} {
+	for _, mac := range []string{labels[modes.LabelMAC], env["MAC"], args.CNI.MAC, c.Runtime.MAC} {
 		if mac == "" {
 			continue
 		}
@@ -152,12 +145,10 @@ func (s *Server) fill(r *book.AttachRequest, q cni.Request, o order) (err error)
 		given["hairpin"] = "true"
 	}
 	for label, v := range labels {
-		switch option, ours := strings.CutPrefix(label, labelOption); {
-		case !ours, label == labelMAC:
-		case label == labelAlias:
-			r.Aliases = append(r.Aliases, strings.Split(v, ",")...)
-		default:
+		if option, ok := modes.LabelOption(label); ok {
 			given[option] = v
+		} else if label == modes.LabelAlias {
+			r.Aliases = append(r.Aliases, strings.Split(v, ",")...)
 		}
 	}
 	for option, bits := range c.Runtime.rates() {

@@ -146,7 +146,7 @@ func (n *Network) Apply(cs []record.Change) {
 // since setVTEPs, the changes wait for the Apply that brought these. The caller holds turn.
 func (n *Network) changePeers() error {
 	n.mu.Lock()
-	if n.asked != n.given || len(n.pending) == 0 || !slices.Equal(n.book.VTEPs(), n.vteps) {
+	if n.asked != n.given || len(n.pending) == 0 || !n.accepted() {
 		n.mu.Unlock()
 		return nil
 	}
@@ -186,10 +186,7 @@ func peer(p peers.Peer) overlay.Peer {
 // holds turn.
 func (n *Network) setVTEPs() error {
 	n.mu.Lock()
-	now, was := n.book.VTEPs(), n.vteps
-	if n.forgotten || n.shut {
-		now = nil
-	}
+	now, was := n.members(), n.vteps
 	n.mu.Unlock()
 	if n.net.Encrypted {
 		if err := n.c.Tunnel(); err != nil {
@@ -215,6 +212,17 @@ func (n *Network) setVTEPs() error {
 	n.accepts(now)
 	return nil
 }
+
+// members returns the VTEPs from which the kernel should accept frames now. The caller holds mu.
+func (n *Network) members() []netip.Addr {
+	if n.forgotten || n.shut {
+		return nil
+	}
+	return n.book.VTEPs()
+}
+
+// accepted says whether these are the ones from which the kernel accepts frames. The caller holds mu.
+func (n *Network) accepted() bool { return n.vteps != nil && slices.Equal(n.members(), n.vteps) }
 
 // accepts records the VTEPs from which the kernel accepts frames. The caller holds turn.
 func (n *Network) accepts(vteps []netip.Addr) {
@@ -258,10 +266,7 @@ func (n *Network) Update() error {
 	if removed {
 		return nil
 	}
-	err := n.setVTEPs()
-	if err == nil {
-		err = n.c.Kernel.Ensure(context.Background(), n.take(read))
-	}
+	err := n.setPeers(read)
 	if err == nil {
 		err = n.setHostAddrs()
 	}
@@ -307,6 +312,29 @@ func (n *Network) setHostAddrs() error {
 	return nil
 }
 
+// A hostAddr is an address of the host's own, to be compared with the kernel. The host's addresses change during a
+// comparison, and a repair from an older list would bring back one that is another host's by then.
+type hostAddr struct {
+	core.Addr
+	keeper *Network
+}
+
+// Ensure sets the addresses that the host has now.
+func (a hostAddr) Ensure(*core.Handle) error { return a.keeper.tellHostAddrs() }
+
+// tellHostAddrs sets the host's own addresses as they are now.
+func (n *Network) tellHostAddrs() error {
+	n.turn.Lock()
+	defer n.turn.Unlock()
+	n.mu.Lock()
+	removed := n.removed
+	n.mu.Unlock()
+	if removed {
+		return nil
+	}
+	return n.setHostAddrs()
+}
+
 // TellPeers gives the kernel the current peers; a repair calls it when the kernel lacks some, see overlay.PeerKeeper.
 func (n *Network) TellPeers() error {
 	n.turn.Lock()
@@ -317,19 +345,36 @@ func (n *Network) TellPeers() error {
 	if removed {
 		return nil
 	}
-	err := n.c.Kernel.Ensure(context.Background(), n.take(n.c.Read()))
+	err := n.setPeers(n.c.Read())
 	if err != nil {
 		n.Unsure()
 	}
 	return err
 }
 
-// take returns all peers to give to the kernel, and clears the pending changes. The caller holds turn.
-func (n *Network) take(read bool) overlay.Peers {
+// setPeers gives the kernel all VTEPs, and then all peers. A host that joins in between brings peers whose VTEP is not
+// accepted yet, so that the VTEPs are given again. The caller holds turn.
+func (n *Network) setPeers(read bool) error {
+	for {
+		if err := n.setVTEPs(); err != nil {
+			return err
+		}
+		if all, ok := n.take(read); ok {
+			return n.c.Kernel.Ensure(context.Background(), all)
+		}
+	}
+}
+
+// take returns all peers to give to the kernel, and clears the pending changes, unless VTEPs have changed since the
+// kernel was given them. The caller holds turn.
+func (n *Network) take(read bool) (all overlay.Peers, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.accepted() {
+		return all, false
+	}
 	clear(n.pending)
-	return n.peers(read)
+	return n.peers(read), true
 }
 
 // peers returns the peers that the kernel should know. A daemon that was killed may have given the kernel more peers
@@ -355,7 +400,7 @@ func (n *Network) Objects() []core.Object {
 	all.Keeper = n
 	objects := append(Elements(overlay.VTEPElements(port, n.net.VNI, n.vteps), n.net.ID), all)
 	for _, addr := range n.host {
-		objects = append(objects, addr)
+		objects = append(objects, hostAddr{Addr: addr, keeper: n})
 	}
 	return objects
 }

@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -32,6 +34,17 @@ type fake struct {
 	removed int
 	// during is called at the start of Ensure, once; nil: nothing.
 	during func()
+	// accepts says whether frames from a VTEP are accepted; nil: all are. early counts peers that were given before.
+	accepts func(vtep netip.Addr) bool
+	early   int
+}
+
+// tell takes note of a peer. The caller holds mu.
+func (f *fake) tell(p overlay.Peer) {
+	if f.accepts != nil && !f.accepts(p.VTEP) {
+		f.early++
+	}
+	f.peers[p.Addr] = text(p.MAC, p.VTEP)
 }
 
 func text(mac net.HardwareAddr, vtep netip.Addr) string { return mac.String() + " " + vtep.String() }
@@ -53,7 +66,7 @@ func (f *fake) Ensure(_ context.Context, objects ...core.Object) error {
 		case overlay.Peers:
 			f.peers = map[netip.Addr]string{}
 			for _, p := range o.All {
-				f.peers[p.Addr] = text(p.MAC, p.VTEP)
+				f.tell(p)
 			}
 		case core.Addr:
 			f.addrs[o.Prefix.String()] = true
@@ -87,7 +100,7 @@ func (f *fake) ChangePeers(
 		return errFake
 	}
 	for _, p := range set {
-		f.peers[p.Addr] = text(p.MAC, p.VTEP)
+		f.tell(p)
 	}
 	for _, a := range gone {
 		if f.peers[a] == "" {
@@ -305,5 +318,100 @@ func TestVTEPsBeforePeers(t *testing.T) {
 	n.Apply(nil)
 	if len(f.has()) != 1 || len(n.vteps) != 4 {
 		t.Errorf("in the end the kernel has %v, and accepts frames from %v", f.has(), n.vteps)
+	}
+}
+
+// watchEarly makes the fake count peers whose VTEP is not accepted yet.
+func watchEarly(n *Network, f *fake) {
+	f.accepts = func(vtep netip.Addr) bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return slices.Contains(n.vteps, vtep)
+	}
+}
+
+// TestAllAfterVTEPs: also when the kernel is given all peers, by Update or for a repair, it accepts frames from their
+// hosts before.
+func TestAllAfterVTEPs(t *testing.T) {
+	t.Parallel()
+	for name, give := range map[string]func(*Network) error{
+		"Update": (*Network).Update, "TellPeers": (*Network).TellPeers,
+	} {
+		n, f := blue()
+		settle(t, n)
+		watchEarly(n, f)
+		f.during = func() { n.Note(append(joins(5), record.Change{New: endpoint(5, 5, 5)})) }
+		n.Note(append(joins(4), record.Change{New: endpoint(4, 4, 4)}))
+		if err := give(n); err != nil || f.early > 0 || len(f.has()) != 2 {
+			t.Errorf("%s: %v; the kernel has %v, %d peers too early", name, err, f.has(), f.early)
+		}
+	}
+}
+
+// TestAllTogether: however changes, updates, repairs and blocks meet, the kernel gets no peer before its VTEP, and has
+// all in the end.
+func TestAllTogether(t *testing.T) {
+	t.Parallel()
+	n, f := blue()
+	watchEarly(n, f)
+	ignore := func(error) {}
+	var all sync.WaitGroup
+	for _, work := range []func(i int){
+		func(i int) {
+			host := 4 + i%3
+			n.Apply(append(joins(host), record.Change{New: endpoint(host, host, host)}))
+			n.Apply([]record.Change{{Old: &record.Member{Network: hosttest.ID(9), Host: hosttest.ID(host)}}})
+		},
+		func(i int) { n.Apply([]record.Change{{New: endpoint(10+i%8, 2+i%2, i%6)}}) },
+		func(int) { ignore(n.Update()) },
+		func(int) { ignore(n.TellPeers()) },
+		func(i int) {
+			f.mu.Lock()
+			f.fails = i%3 == 0
+			f.mu.Unlock()
+			ignore(n.Shut())
+			n.Reopen()
+		},
+	} {
+		all.Go(func() {
+			for i := range 200 {
+				work(i)
+			}
+		})
+	}
+	all.Wait()
+	f.fails = false
+	n.Reopen()
+	settle(t, n)
+	if got, want := f.has(), wanted(n); !maps.Equal(got, want) || f.early > 0 {
+		t.Errorf("the kernel has %v, want %v; %d peers too early", got, want, f.early)
+	}
+}
+
+// TestRepairOfOldHostAddrs: a repair that has seen former addresses of the host sets those that it has now.
+func TestRepairOfOldHostAddrs(t *testing.T) {
+	t.Parallel()
+	was, is := netip.MustParsePrefix("10.20.0.9/16"), netip.MustParsePrefix("10.20.0.8/16")
+	own := []netip.Prefix{was}
+	n, f := blue(own...)
+	n.c.HostAddrs = func() ([]netip.Prefix, error) { return own, nil }
+	settle(t, n)
+	seen := n.Objects()
+	own[0] = is
+	if err := n.Update(); err != nil {
+		t.Fatal(err)
+	}
+	delete(f.addrs, is.String()) // somebody removed it
+	repaired := 0
+	for _, o := range seen {
+		if strings.HasPrefix(o.String(), "address ") {
+			repaired++
+			if err := o.Ensure(nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if repaired != 1 || len(f.addrs) != 1 || !f.addrs[is.String()] {
+		t.Errorf("%d repaired, the host has %v, want %s", repaired, f.addrs, is)
 	}
 }

@@ -4,7 +4,6 @@ package beside
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -67,17 +66,13 @@ func (b Bypass) String() string {
 }
 
 func (b Bypass) Ensure(k *core.Handle) error {
-	nft.Of(k).Mu.Lock()
-	bypassesOf(k)[b] = true
-	nft.Of(k).Mu.Unlock()
+	want(k, b, true)
 	k.RequestCheck()
 	return SyncDockerUser(k)
 }
 
 func (b Bypass) Remove(k *core.Handle) error {
-	nft.Of(k).Mu.Lock()
-	delete(bypassesOf(k), b)
-	nft.Of(k).Mu.Unlock()
+	want(k, b, false)
 	k.RequestCheck()
 	return SyncDockerUser(k)
 }
@@ -104,13 +99,13 @@ func SyncDockerUser(k *core.Handle) error {
 
 // SyncDockerUserNow does the same at once. The caller has the turn to change the ruleset.
 func SyncDockerUserNow(f *nft.Firewall) error {
-	return f.RetryUnknown(func() error {
+	return f.RetryUnknown(func(tx *nft.Transaction) error {
 		chains, err := dockerUserChains(f)
 		if err != nil {
 			return err
 		}
 		for _, c := range chains {
-			if err := syncChain(f, c); err != nil {
+			if err := syncChain(f, tx, c); err != nil {
 				return err
 			}
 		}
@@ -228,15 +223,13 @@ func (d *dockerUser) read() {
 }
 
 // syncChain deletes and adds rules of netyard's until the chain has exactly the wanted ones.
-func syncChain(f *nft.Firewall, d dockerUser) error {
+func syncChain(f *nft.Firewall, tx *nft.Transaction, d dockerUser) error {
 	changed := false
-	f.Mu.Lock()
-	wanted := maps.Clone(bypassesOf(f.Handle))
-	f.Mu.Unlock()
+	wanted := bypassesOf(f.Handle)
 	for i, b := range d.bypasses {
 		if !wanted[b] || slices.Contains(d.bypasses[:i], b) {
 			changed = true
-			if err := f.Tx.DelRule(d.ours[i]); err != nil {
+			if err := tx.DelRule(d.ours[i]); err != nil {
 				return fmt.Errorf("delete %s: %w", b, err)
 			}
 		}
@@ -255,9 +248,9 @@ func syncChain(f *nft.Firewall, d dockerUser) error {
 			Exprs: b.exprs(), UserData: rule.Comment(b.comment()),
 		}
 		if before != 0 {
-			f.Tx.InsertRule(r)
+			tx.InsertRule(r)
 		} else {
-			f.Tx.AddRule(r)
+			tx.AddRule(r)
 		}
 	}
 	if !changed {

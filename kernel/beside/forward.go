@@ -72,15 +72,13 @@ func restrictForward(k *core.Handle, ipv6 bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), core.NetlinkTimeout)
 	defer cancel()
 	set := func(on bool) (changed bool) {
-		nft.Of(k).Mu.Lock()
-		defer nft.Of(k).Mu.Unlock()
-		flag := &RestrictedOf(k).V4
-		if ipv6 {
-			flag = &RestrictedOf(k).V6
-		}
-		changed = *flag != on
-		*flag = on
-		return changed
+		return setRestricted(k, func(r *Restricted) {
+			if ipv6 {
+				r.V6 = on
+			} else {
+				r.V4 = on
+			}
+		})
 	}
 	return nft.Of(k).Run(ctx, nft.Turn{
 		Act: "drop what is forwarded for others",
@@ -103,12 +101,12 @@ func restrictForward(k *core.Handle, ipv6 bool) error {
 // RecallRestricted finds out for which families an earlier process restricted forwarding, from the rules in the kernel.
 func RecallRestricted(f *nft.Firewall) error {
 	have, err := f.DumpRules()
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
-	for _, rules := range have {
-		RestrictedOf(f.Handle).V4 = RestrictedOf(f.Handle).V4 || slices.Contains(rules, RestrictedComment4)
-		RestrictedOf(f.Handle).V6 = RestrictedOf(f.Handle).V6 || slices.Contains(rules, RestrictedComment6)
-	}
+	setRestricted(f.Handle, func(r *Restricted) {
+		for _, rules := range have {
+			r.V4 = r.V4 || slices.Contains(rules, RestrictedComment4)
+			r.V6 = r.V6 || slices.Contains(rules, RestrictedComment6)
+		}
+	})
 	return err
 }
 

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"netyard/kernel/core"
-	"netyard/kernel/nft"
 )
 
 // legacyTimeout bounds one run of iptables-legacy, which may wait for the xtables lock.
@@ -23,9 +22,7 @@ const legacyTimeout = 5 * time.Second
 // interface replaces whole tables, so its own program is the only safe way to change one. The program runs only where
 // the kernel says that such a table is in use, and only in the watcher, never during a request.
 func SyncLegacyDockerUser(ctx context.Context, k *core.Handle) error {
-	nft.Of(k).Mu.Lock()
 	bypasses := slices.Collect(maps.Keys(bypassesOf(k)))
-	nft.Of(k).Mu.Unlock()
 	for _, v := range []struct{ program, proc string }{
 		{"iptables-legacy", "/proc/net/ip_tables_names"}, {"ip6tables-legacy", "/proc/net/ip6_tables_names"},
 	} {

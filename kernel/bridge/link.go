@@ -41,10 +41,8 @@ func (b Bridge) Ensure(k *core.Handle) error {
 	if err := b.tune(k); err != nil {
 		return err
 	}
-	if a := link.Attrs(); a.MTU != b.MTU {
-		if err := k.NL.LinkSetMTU(link, b.MTU); err != nil {
-			return fmt.Errorf("set MTU %d on %s: %w", b.MTU, b, err)
-		}
+	if err := core.EnsureMTU(k, b, link, b.MTU); err != nil {
+		return err
 	}
 	if err := core.EnsureMAC(k, link, b.MAC); err != nil {
 		return fmt.Errorf("set MAC %s on %s: %w", b.MAC, b, err)
@@ -130,9 +128,7 @@ func (b Bridge) Check(s *core.View) []string {
 	if a.Flags&net.FlagUp == 0 {
 		faults = append(faults, b.String()+" is down")
 	}
-	if a.MTU != b.MTU {
-		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", b, a.MTU, b.MTU))
-	}
+	faults = append(faults, core.CheckMTU(b, link, b.MTU)...)
 	faults = append(faults, core.CheckMAC(b, link, b.MAC)...)
 	if b.Promisc && a.Promisc == 0 {
 		faults = append(faults, b.String()+" is not promiscuous")
@@ -195,10 +191,8 @@ func (v Veth) Ensure(k *core.Handle) error {
 			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
 		}
 	}
-	if a := link.Attrs(); a.MTU != v.MTU {
-		if err := k.NL.LinkSetMTU(link, v.MTU); err != nil {
-			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
-		}
+	if err := core.EnsureMTU(k, v, link, v.MTU); err != nil {
+		return err
 	}
 	if err := core.EnsureMAC(k, link, v.portMAC()); err != nil {
 		return fmt.Errorf("set MAC %s on %s: %w", v.portMAC(), v, err)
@@ -319,9 +313,7 @@ func (v Veth) Check(s *core.View) []string {
 	if a.Flags&net.FlagUp == 0 {
 		faults = append(faults, v.String()+" is down")
 	}
-	if a.MTU != v.MTU {
-		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
-	}
+	faults = append(faults, core.CheckMTU(v, link, v.MTU)...)
 	if a.RawFlags&unix.IFF_NOARP == 0 {
 		faults = append(faults, v.String()+" has ARP on")
 	}

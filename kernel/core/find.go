@@ -197,3 +197,22 @@ func CheckMAC(o Object, link netlink.Link, mac net.HardwareAddr) []string {
 	}
 	return nil
 }
+
+// EnsureMTU sets the MTU of the link of an object, in bytes, if it has another one.
+func EnsureMTU(k *Handle, o Object, link netlink.Link, mtu int) error {
+	if link.Attrs().MTU == mtu {
+		return nil
+	}
+	if err := k.NL.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("set MTU %d on %s: %w", mtu, o, err)
+	}
+	return nil
+}
+
+// CheckMTU reports if the link of an object has another MTU.
+func CheckMTU(o Object, link netlink.Link, mtu int) []string {
+	if got := link.Attrs().MTU; got != mtu {
+		return []string{fmt.Sprintf("%s has MTU %d instead of %d", o, got, mtu)}
+	}
+	return nil
+}

@@ -21,8 +21,8 @@ func (f *Firewall) Adopt(of func(rule.SetName) bool) error {
 		if err != nil {
 			return err
 		}
-		f.Mu.Lock()
-		defer f.Mu.Unlock()
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		f.adopted = true
 		decided := f.decided()
 		for set, keys := range have {

@@ -19,13 +19,13 @@ import (
 // whatever else others have added.
 func (f *Firewall) removeStray(id ElementID) error {
 	return f.RunLater(Turn{Act: "remove a stray element of set " + string(id.Set), Do: func() error {
-		f.Mu.Lock()
+		f.mu.Lock()
 		w := f.wanted[id]
 		wanted := w != nil && len(w.owners) > 0
 		if !wanted {
 			delete(f.wanted, id)
 		}
-		f.Mu.Unlock()
+		f.mu.Unlock()
 		if wanted {
 			return nil // it became wanted meanwhile
 		}
@@ -141,9 +141,9 @@ func chainKey(t *nftables.Table, chain string) string {
 
 // AuditRules compares the rules in the kernel with the ruleset, and returns the differences.
 func (f *Firewall) AuditRules() ([]string, error) {
-	f.Mu.Lock()
+	f.mu.Lock()
 	loaded := f.Loaded
-	f.Mu.Unlock()
+	f.mu.Unlock()
 	if !loaded {
 		return []string{"the ruleset is not loaded"}, nil
 	}
@@ -156,9 +156,9 @@ func (f *Firewall) ruleFaults() (faults []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.Mu.Lock()
+	f.mu.Lock()
 	want := f.chains()
-	f.Mu.Unlock()
+	f.mu.Unlock()
 	ts := rule.Tables()
 	for i, chains := range want {
 		for _, c := range chains {

@@ -200,8 +200,8 @@ func (t *writer) readAnswers(wants map[uint32]bool) error {
 	return nil
 }
 
-// A transaction collects messages, to be sent all at once.
-type transaction struct {
+// A Transaction collects messages, to be sent all at once.
+type Transaction struct {
 	*nftables.Conn
 
 	msgs []netlink.Message
@@ -211,8 +211,8 @@ var errQuery = errors.New("a transaction cannot query the kernel")
 
 // newTransaction returns an empty transaction. google/nftables encodes the messages and does not expose them, so it
 // gets a fake socket that stores them.
-func newTransaction() *transaction {
-	t := &transaction{}
+func newTransaction() *Transaction {
+	t := &Transaction{}
 	t.Conn = &nftables.Conn{TestDial: func(msgs []netlink.Message) ([]netlink.Message, error) {
 		if len(msgs) < 2 || msgs[0].Header.Type != unix.NFNL_MSG_BATCH_BEGIN {
 			return nil, errQuery
@@ -224,7 +224,7 @@ func newTransaction() *transaction {
 }
 
 // all returns the messages so far.
-func (t *transaction) all() ([]netlink.Message, error) {
+func (t *Transaction) all() ([]netlink.Message, error) {
 	if err := t.Flush(); err != nil {
 		return nil, fmt.Errorf("encode transaction: %w", err)
 	}

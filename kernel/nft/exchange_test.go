@@ -230,14 +230,14 @@ func TestUnsentMessages(t *testing.T) {
 	}
 	failed := errors.New("it cannot be encoded")
 	err := f.RunNow(func() error {
-		f.Tx.FlushTable(rule.Tables()[0]) // as Load begins
+		f.tx.FlushTable(rule.Tables()[0]) // as Load begins
 		return failed
 	})
 	if !errors.Is(err, failed) {
 		t.Fatal(err)
 	}
 	err = f.RunNow(func() error {
-		f.Tx.AddTable(rule.Tables()[0])
+		f.tx.AddTable(rule.Tables()[0])
 		return f.Flush("add one")
 	})
 	if err != nil || sent != 1 {

@@ -123,11 +123,11 @@ type Firewall struct {
 	log *slog.Logger
 	// poke makes the watcher compare soon.
 	poke func()
-	// turns are for changes of the ruleset. Within a turn the fields below may be read without Mu; what others read is
-	// changed with Mu held.
+	// turns are for changes of the ruleset. Within a turn the fields below may be read without mu; what others read is
+	// changed with mu held.
 	turns turns
-	// Tx is the transaction that the current turn puts together.
-	Tx *transaction
+	// tx is the transaction that the current turn puts together.
+	tx *Transaction
 	// inMemory: nothing is sent to the kernel, see applyInMemory. mayDiffer: the kernel may have unwanted elements.
 	inMemory, mayDiffer bool
 	// out sends transactions. The tables belong to its socket.
@@ -135,7 +135,7 @@ type Firewall struct {
 	// Reader queries the kernel.
 	Reader *reader
 
-	Mu     sync.Mutex
+	mu     sync.Mutex
 	Sets   rule.SetBook
 	wanted map[ElementID]*wantedElement
 	// removedEarly are the elements that were removed before the ruleset was loaded, see noteRemovedEarly.
@@ -157,7 +157,7 @@ type Firewall struct {
 // Connect returns a firewall for a namespace, without rules. It opens its sockets when it first needs them.
 func Connect(log *slog.Logger, ns int) *Firewall {
 	return &Firewall{
-		log: log, poke: func() {}, Sets: rule.SetBook{}, Reader: &reader{ns: ns}, Tx: newTransaction(),
+		log: log, poke: func() {}, Sets: rule.SetBook{}, Reader: &reader{ns: ns}, tx: newTransaction(),
 		out: &writer{log: log, dial: func() (Socket, error) { return dialNetfilter(ns) }},
 	}
 }
@@ -167,8 +167,8 @@ func (f *Firewall) Close() error { return errors.Join(f.Reader.close(), f.out.dr
 
 // SetLoaded stores whether the kernel has the tables of this process.
 func (f *Firewall) SetLoaded(is bool) {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.Loaded = is
 }
 
@@ -177,7 +177,7 @@ func (f *Firewall) Load() error {
 	if f.inMemory {
 		return nil
 	}
-	return f.RetryUnknown(func() error {
+	return f.RetryUnknown(func(tx *Transaction) error {
 		ts := rule.Tables()
 		for _, t := range ts {
 			if err := f.recreate(t); err != nil {
@@ -186,11 +186,11 @@ func (f *Firewall) Load() error {
 		}
 		f.renumberSets()
 		for _, spec := range f.Rules.Sets {
-			if err := f.Tx.AddSet(f.Sets[spec.Name], nil); err != nil {
+			if err := tx.AddSet(f.Sets[spec.Name], nil); err != nil {
 				return fmt.Errorf("declare set %s: %w", spec.Name, err)
 			}
 		}
-		if err := f.Change(f.Wanted(), f.Tx.SetAddElements); err != nil {
+		if err := f.Change(f.Wanted(), tx.SetAddElements); err != nil {
 			return err
 		}
 		for i, chains := range f.chains() {
@@ -206,17 +206,18 @@ func (f *Firewall) Load() error {
 }
 
 func (f *Firewall) renumberSets() {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.Sets = rule.NewSetBook(f.Rules.Sets)
 }
 
-// RetryUnknown repeats an idempotent change until its outcome is known. Each try begins with an empty transaction.
-func (f *Firewall) RetryUnknown(do func() error) (err error) {
+// RetryUnknown repeats an idempotent change until its outcome is known. Each try begins with an empty transaction, and
+// Flush sends it. It must be called within a turn.
+func (f *Firewall) RetryUnknown(do func(tx *Transaction) error) (err error) {
 	const tries = 3
 	for range tries {
-		f.Tx = newTransaction()
-		if err = do(); !errors.Is(err, errOutcomeUnknown) {
+		f.tx = newTransaction()
+		if err = do(f.tx); !errors.Is(err, errOutcomeUnknown) {
 			return err
 		}
 	}
@@ -276,11 +277,11 @@ func (f *Firewall) AddChains(t *nftables.Table, chains []rule.Chain) {
 		if spec.Hook != nil {
 			c.Type, c.Hooknum, c.Priority, c.Policy = spec.Kind, spec.Hook, spec.Priority, &accept
 		}
-		made = append(made, f.Tx.AddChain(c))
+		made = append(made, f.tx.AddChain(c))
 	}
 	for i, spec := range chains {
 		for _, r := range spec.Rules {
-			f.Tx.AddRule(&nftables.Rule{Table: t, Chain: made[i], Exprs: r.Exprs, UserData: rule.Comment(r.Comment)})
+			f.tx.AddRule(&nftables.Rule{Table: t, Chain: made[i], Exprs: r.Exprs, UserData: rule.Comment(r.Comment)})
 		}
 	}
 }
@@ -288,11 +289,11 @@ func (f *Firewall) AddChains(t *nftables.Table, chains []rule.Chain) {
 // Flush sends the transaction.
 func (f *Firewall) Flush(act string) error {
 	if f.inMemory {
-		f.Tx = newTransaction()
+		f.tx = newTransaction()
 		return nil
 	}
-	msgs, err := f.Tx.all()
-	f.Tx = newTransaction()
+	msgs, err := f.tx.all()
+	f.tx = newTransaction()
 	if err == nil && len(msgs) > 0 {
 		err = f.out.exchange(act, msgs)
 	}
@@ -325,7 +326,7 @@ func (f *Firewall) addNow(elements []Element) (mine []Element, err error) {
 		return mine, err
 	}
 	if f.Loaded {
-		err = f.Change(fresh, f.Tx.SetAddElements)
+		err = f.Change(fresh, f.tx.SetAddElements)
 		if err == nil {
 			err = f.outcome(f.Flush("add " + fresh[0].String()))
 		}
@@ -342,8 +343,8 @@ func (f *Firewall) addNow(elements []Element) (mine []Element, err error) {
 // addOwners records that elements are wanted. It returns as mine those that their owners did not want before, as fresh
 // those that nobody did.
 func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err error) {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, e := range elements {
 		if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content {
 			return nil, nil, fmt.Errorf("add %s: %s has the same key and another interval or value", e, w.Element)
@@ -366,8 +367,8 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 
 // removeOwners records that the owners of elements no longer want them. It returns those that nobody wants any more.
 func (f *Firewall) removeOwners(elements []Element) (gone []Element) {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, e := range elements {
 		w := f.wanted[e.ID()]
 		if w == nil {
@@ -400,13 +401,13 @@ func (f *Firewall) removeNow(elements []Element) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	err := f.Change(gone, f.Tx.SetDeleteElements)
+	err := f.Change(gone, f.tx.SetDeleteElements)
 	if err == nil {
 		err = f.outcome(f.Flush("remove " + gone[0].String()))
 	}
 	if err != nil { // the kernel still has them, and the caller tries again
-		f.Mu.Lock()
-		defer f.Mu.Unlock()
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		for _, e := range gone {
 			f.wanted[e.ID()] = &wantedElement{Element: e, owners: map[string]bool{e.Owner: true}}
 		}
@@ -416,8 +417,8 @@ func (f *Firewall) removeNow(elements []Element) error {
 
 // noteRemovedEarly records elements that were removed before the ruleset was loaded, so that Adopt does not adopt them.
 func (f *Firewall) noteRemovedEarly(elements []Element) {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.removedEarly == nil {
 		f.removedEarly = map[ElementID]bool{}
 	}
@@ -428,8 +429,8 @@ func (f *Firewall) noteRemovedEarly(elements []Element) {
 
 // Wanted returns the wanted elements.
 func (f *Firewall) Wanted() (all []Element) {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, w := range f.wanted {
 		all = append(all, w.Element)
 	}
@@ -438,8 +439,8 @@ func (f *Firewall) Wanted() (all []Element) {
 
 // WantedAt returns the wanted element of a set and key.
 func (f *Firewall) WantedAt(id ElementID) (e Element, ok bool) {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if w := f.wanted[id]; w != nil {
 		return w.Element, true
 	}
@@ -509,8 +510,8 @@ func (c policyChange) inverse() policyChange {
 
 // diffPolicy returns the change from the present policy elements to the wanted ones.
 func (f *Firewall) diffPolicy(wanted map[ElementID]Element, known []netip.Addr) (c policyChange) {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.setKnown(known)
 	decided := map[policyKey]bool{}
 	for _, e := range wanted {
@@ -563,9 +564,9 @@ func (f *Firewall) replaceElements(gone, fresh []Element) error {
 	if len(gone) > few {
 		return f.Load()
 	}
-	err := f.Change(gone, f.Tx.SetDeleteElements)
+	err := f.Change(gone, f.tx.SetDeleteElements)
 	if err == nil {
-		err = f.Change(fresh, f.Tx.SetAddElements)
+		err = f.Change(fresh, f.tx.SetAddElements)
 	}
 	if err == nil {
 		err = f.outcome(f.Flush("enforce policy"))
@@ -575,8 +576,8 @@ func (f *Firewall) replaceElements(gone, fresh []Element) error {
 
 // recordPolicy makes a change of the policy elements in memory.
 func (f *Firewall) recordPolicy(c policyChange) {
-	f.Mu.Lock()
-	defer f.Mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, w := range c.gone {
 		delete(f.wanted, w.ID())
 	}
@@ -595,11 +596,11 @@ func (f *Firewall) recordPolicy(c policyChange) {
 // 5.3). It adds a rule that needs it, and deletes the table in the same transaction. That loads the module if
 // necessary.
 func (f *Firewall) probeConntrack() (can bool, err error) {
-	err = f.RetryUnknown(func() error {
-		t := f.Tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: rule.TableName + "-probe"})
-		c := f.Tx.AddChain(&nftables.Chain{Table: t, Name: "probe"})
-		f.Tx.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: rule.Established()})
-		f.Tx.DelTable(t)
+	err = f.RetryUnknown(func(tx *Transaction) error {
+		t := tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: rule.TableName + "-probe"})
+		c := tx.AddChain(&nftables.Chain{Table: t, Name: "probe"})
+		tx.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: rule.Established()})
+		tx.DelTable(t)
 		return f.Flush("probe connection tracking on bridges")
 	})
 	if errors.Is(err, errOutcomeUnknown) {
@@ -612,7 +613,7 @@ func (f *Firewall) probeConntrack() (can bool, err error) {
 func (f *Firewall) ReplaceElement(e Element) error {
 	ctx, cancel := context.WithTimeout(context.Background(), core.NetlinkTimeout)
 	defer cancel()
-	f.Mu.Lock()
+	f.mu.Lock()
 	var old []Element
 	if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content {
 		old = []Element{w.For("")} // an adopted element has no owner
@@ -620,7 +621,7 @@ func (f *Firewall) ReplaceElement(e Element) error {
 			old = append(old, w.For(owner))
 		}
 	}
-	f.Mu.Unlock()
+	f.mu.Unlock()
 	if err := f.Remove(old); err != nil {
 		return err
 	}

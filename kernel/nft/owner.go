@@ -77,9 +77,9 @@ func (f *Firewall) recreate(t *nftables.Table) error {
 	if there, err := f.Has(t); err != nil {
 		return err
 	} else if there {
-		f.Tx.DelTable(t)
+		f.tx.DelTable(t)
 	}
-	f.Tx.AddTable(t)
+	f.tx.AddTable(t)
 	return nil
 }
 
@@ -112,15 +112,15 @@ func (f *Firewall) empty(t *nftables.Table) error {
 	if err != nil {
 		return err
 	}
-	f.Tx.FlushTable(t) // rules first, since they refer to chains and sets
+	f.tx.FlushTable(t) // rules first, since they refer to chains and sets
 	for _, c := range chains {
 		if c.Table.Name == t.Name {
-			f.Tx.DelChain(c)
+			f.tx.DelChain(c)
 		}
 	}
 	for _, s := range sets {
 		if !s.Anonymous { // the kernel deletes those with their rules
-			f.Tx.DelSet(s)
+			f.tx.DelSet(s)
 		}
 	}
 	return nil

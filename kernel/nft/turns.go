@@ -160,7 +160,7 @@ func (f *Firewall) RunNow(do func() error) error {
 // inTurn runs a change with an empty transaction, so that messages which an earlier turn did not send are not sent with
 // it. Afterwards, if a socket had to be replaced, it takes ownership of the tables again, and compares them.
 func (f *Firewall) inTurn(do func() error) error {
-	f.Tx = newTransaction()
+	f.tx = newTransaction()
 	err := do()
 	if f.Loaded && f.out.orphaned {
 		f.report("take ownership of the tables again", f.reconcile())
@@ -181,7 +181,7 @@ func (f *Firewall) applyInMemory(act string, do func() error, cause error) {
 	f.inMemory = true
 	err := do()
 	f.inMemory, f.mayDiffer = false, true
-	f.Tx = newTransaction()
+	f.tx = newTransaction()
 	f.report(act, errors.Join(cause, err))
 }
 

@@ -100,10 +100,8 @@ func (v VXLAN) tune(k *core.Handle, link, master netlink.Link) error {
 			return fmt.Errorf("attach %s to bridge %s: %w", v, v.Master, err)
 		}
 	}
-	if a.MTU != v.MTU {
-		if err := k.NL.LinkSetMTU(link, v.MTU); err != nil {
-			return fmt.Errorf("set MTU %d on %s: %w", v.MTU, v, err)
-		}
+	if err := core.EnsureMTU(k, v, link, v.MTU); err != nil {
+		return err
 	}
 	if err := errors.Join(k.NL.LinkSetLearning(link, false), k.NL.LinkSetFlood(link, true)); err != nil {
 		return fmt.Errorf("set learning and flooding of %s: %w", v, err)
@@ -172,9 +170,7 @@ func (v VXLAN) Check(s *core.View) []string {
 	if a.Flags&net.FlagUp == 0 {
 		faults = append(faults, v.String()+" is down")
 	}
-	if a.MTU != v.MTU {
-		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", v, a.MTU, v.MTU))
-	}
+	faults = append(faults, core.CheckMTU(v, link, v.MTU)...)
 	if flags, ok := bridge.PortsOf(s).Flags(a.Index); ok && (flags.Learning || !flags.Flood) {
 		faults = append(faults, v.String()+" learns addresses, or does not receive unknown unicast")
 	}

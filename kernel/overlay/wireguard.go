@@ -98,10 +98,8 @@ func (w WireGuard) Ensure(k *core.Handle) error {
 			return err
 		}
 	}
-	if link.Attrs().MTU != w.MTU {
-		if err := k.NL.LinkSetMTU(link, w.MTU); err != nil {
-			return fmt.Errorf("set MTU %d on %s: %w", w.MTU, w, err)
-		}
+	if err := core.EnsureMTU(k, w, link, w.MTU); err != nil {
+		return err
 	}
 	if err := w.port().explain(k, k.NL.LinkSetUp(link)); err != nil {
 		return fmt.Errorf("set %s up: %w", w, err)
@@ -194,9 +192,7 @@ func (w WireGuard) Check(s *core.View) []string {
 	if a.Flags&net.FlagUp == 0 {
 		faults = append(faults, w.String()+" is down")
 	}
-	if a.MTU != w.MTU {
-		faults = append(faults, fmt.Sprintf("%s has MTU %d instead of %d", w, a.MTU, w.MTU))
-	}
+	faults = append(faults, core.CheckMTU(w, link, w.MTU)...)
 	for _, sysctl := range w.sysctls() {
 		faults = append(faults, sysctl.Check(s)...)
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"netyard/kernel/core"
 	"netyard/kernel/nft"
 	"netyard/kernel/rule"
 )
@@ -34,13 +33,6 @@ const (
 	// LetInChain admits clients whose packets the host's firewall has let through.
 	LetInChain = "let_in"
 )
-
-// LetHostFirewallDecide makes the host's own firewall decide about published ports. Call it before LoadFirewall.
-func LetHostFirewallDecide(k *core.Handle) {
-	nft.Of(k).Mu.Lock()
-	defer nft.Of(k).Mu.Unlock()
-	hostDecisionOf(k).on = true
-}
 
 func admitSets() []rule.Set {
 	to := func(addr nftables.SetDatatype) nftables.SetDatatype {
@@ -101,12 +93,12 @@ func AdmitChains(b rule.SetBook, obeys bool) []rule.Chain {
 // ForgetAdmitted empties the sets of admitted clients, so that the host's firewall decides about each of them again.
 func ForgetAdmitted(f *nft.Firewall) error {
 	return f.RunNow(func() error {
-		if !hostDecisionOf(f.Handle).on || !f.Loaded {
+		if !HostFirewallDecides(f.Handle) || !f.Loaded {
 			return nil
 		}
-		return f.RetryUnknown(func() error {
-			f.Tx.FlushSet(f.Sets[admitted4])
-			f.Tx.FlushSet(f.Sets[admitted6])
+		return f.RetryUnknown(func(tx *nft.Transaction) error {
+			tx.FlushSet(f.Sets[admitted4])
+			tx.FlushSet(f.Sets[admitted6])
 			return f.Flush("forget the clients that the host's firewall let through")
 		})
 	})
@@ -116,11 +108,4 @@ func ForgetAdmitted(f *nft.Firewall) error {
 func IsForeignChange(m syscall.NetlinkMessage) bool {
 	subsystem, message := m.Header.Type>>8, m.Header.Type&0xff
 	return subsystem == unix.NFNL_SUBSYS_NFTABLES && message != unix.NFT_MSG_NEWGEN && !nft.OwnTable(m.Data)
-}
-
-// HostFirewallDecides reports whether the host's own firewall decides about published ports.
-func HostFirewallDecides(k *core.Handle) bool {
-	nft.Of(k).Mu.Lock()
-	defer nft.Of(k).Mu.Unlock()
-	return hostDecisionOf(k).on
 }

@@ -138,16 +138,16 @@ func (r Redirect) Ensure(*core.Handle) error {
 
 // load replaces the table in one transaction.
 func (t redirector) load(elements []nft.Element) error {
-	return t.RetryUnknown(func() error {
-		t.Tx.AddTable(t.table) // DelTable fails if there is no table
-		t.Tx.DelTable(t.table)
-		t.Tx.AddTable(t.table)
+	return t.RetryUnknown(func(tx *nft.Transaction) error {
+		tx.AddTable(t.table) // DelTable fails if there is no table
+		tx.DelTable(t.table)
+		tx.AddTable(t.table)
 		for _, spec := range redirectSets() {
-			if err := t.Tx.AddSet(t.Sets[spec.Name], nil); err != nil {
+			if err := tx.AddSet(t.Sets[spec.Name], nil); err != nil {
 				return fmt.Errorf("declare set %s: %w", spec.Name, err)
 			}
 		}
-		if err := t.Change(elements, t.Tx.SetAddElements); err != nil {
+		if err := t.Change(elements, tx.SetAddElements); err != nil {
 			return err
 		}
 		t.AddChains(t.table, redirectChains(t.Sets))
@@ -204,10 +204,10 @@ func (t redirector) elements() (all map[nft.ElementID]nft.Content, ok bool) {
 
 func (r Redirect) Remove(*core.Handle) error {
 	return r.inside(func(t redirector) error {
-		err := t.RetryUnknown(func() error {
+		err := t.RetryUnknown(func(tx *nft.Transaction) error {
 			there, err := t.Has(t.table)
 			if err == nil && there {
-				t.Tx.DelTable(t.table)
+				tx.DelTable(t.table)
 				err = t.Flush("delete table " + t.table.Name)
 			}
 			return err

@@ -16,13 +16,14 @@ func Sets() []rule.Set {
 	return slices.Concat(publishSets(), loopbackSets(), gatewaySets(), admitSets())
 }
 
-// A hostDecision says whether the host's firewall decides about published ports. The firewall's lock protects it.
-type hostDecision struct{ on bool }
+// A hostDecision says whether the host's firewall decides about published ports.
+type hostDecision struct{ atomic.Bool }
 
-func hostDecisionOf(k *core.Handle) *hostDecision { return core.Stored[hostDecision](k) }
+// LetHostFirewallDecide makes the host's own firewall decide about published ports. Call it before LoadFirewall.
+func LetHostFirewallDecide(k *core.Handle) { core.Stored[hostDecision](k).Store(true) }
 
-// HostFirewallDecidesIn returns what HostFirewallDecides returns. The caller holds the firewall's lock.
-func HostFirewallDecidesIn(k *core.Handle) bool { return hostDecisionOf(k).on }
+// HostFirewallDecides reports whether the host's own firewall decides about published ports.
+func HostFirewallDecides(k *core.Handle) bool { return core.Stored[hostDecision](k).Load() }
 
 // staleness says that there may be stale UDP flows, for which the watcher looks.
 type staleness struct{ atomic.Bool }

@@ -167,7 +167,7 @@ func hold(ctx context.Context, y *yard.Yard, r book.AttachRequest, id string) (*
 // pokeSharing wakes the watcher of sandboxes, if it watches this endpoint's.
 func pokeSharing(y *yard.Yard, h *book.Held) {
 	if h.Traits().Sharing != nil || len(h.Endpoint.Kept) > 0 {
-		y.Sharing.Wake()
+		y.Sharing.Wake.Send()
 	}
 }
 

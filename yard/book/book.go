@@ -14,6 +14,7 @@ import (
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/event"
+	"netyard/yard/lock"
 	"netyard/yard/plan"
 )
 
@@ -83,7 +84,7 @@ type Config struct {
 // A Book has the networks and endpoints of one host.
 type Book struct {
 	Config Config
-	Locks  Locks
+	Locks  lock.Set
 
 	Suspects suspects
 	Sharing  Sharing
@@ -126,7 +127,7 @@ func (y *Book) Update(step string, fn func(store.Tx) error) error {
 		return err
 	}
 	if y.Keeper.Dirty.Swap(false) { // only after the change is committed, so that KeepLeases can read it
-		y.WakeLeases()
+		y.Keeper.Wake.Send()
 	}
 	y.Config.Step("after " + step)
 	return nil

@@ -98,8 +98,8 @@ func TestHoldMissing(t *testing.T) {
 		t.Errorf("a new network: %v %v", h, err)
 	}
 	h.Release()
-	if len(y.Locks.By) > 0 {
-		t.Errorf("locks are left: %v", y.Locks.By)
+	if n := y.Locks.Len(); n > 0 {
+		t.Errorf("%d locks are left", n)
 	}
 }
 
@@ -154,7 +154,7 @@ func TestHoldAll(t *testing.T) {
 	must(t, err)
 	h.Release()
 	all[0].Release()
-	if len(y.Locks.By) > 0 {
-		t.Errorf("locks are left: %v", y.Locks.By)
+	if n := y.Locks.Len(); n > 0 {
+		t.Errorf("%d locks are left", n)
 	}
 }

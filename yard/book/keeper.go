@@ -9,14 +9,10 @@ import (
 
 // A Keeper is the state of KeepLeases.
 type Keeper struct {
-	Poked wake.Signal
+	// Wake makes KeepLeases check the leases now.
+	Wake  wake.Signal
 	Dirty atomic.Bool // a transaction marked a lease to be released
 	Mu    sync.Mutex
 	Busy  map[string]bool // the leases whose task is running
 	Work  sync.WaitGroup
-}
-
-// WakeLeases makes KeepLeases check the leases now.
-func (y *Book) WakeLeases() {
-	y.Keeper.Poked.Send()
 }

@@ -23,7 +23,7 @@ func New(c Config) *Book {
 	}
 	return &Book{
 		Config: c, Started: c.Now(), Options: modes.NewTable(c.Modes),
-		Sharing: Sharing{Poked: wake.New(), Conflicts: map[string][]Conflict{}},
-		Keeper:  Keeper{Poked: wake.New()},
+		Sharing: Sharing{Wake: wake.New(), Conflicts: map[string][]Conflict{}},
+		Keeper:  Keeper{Wake: wake.New()},
 	}
 }

@@ -22,12 +22,8 @@ type Conflict struct {
 
 // Sharing is the state of the watcher that shares ports of sandboxes with the host.
 type Sharing struct {
-	Poked     wake.Signal
+	// Wake makes the watcher read the records now.
+	Wake      wake.Signal
 	Mu        sync.Mutex
 	Conflicts map[string][]Conflict // by endpoint
-}
-
-// Wake makes the watcher read the records now.
-func (s *Sharing) Wake() {
-	s.Poked.Send()
 }

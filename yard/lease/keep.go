@@ -43,7 +43,7 @@ func KeepLeases(ctx context.Context, y *book.Book) error {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
-		case <-y.Keeper.Poked:
+		case <-y.Keeper.Wake:
 			timer.Stop()
 		case <-timer.C:
 		}
@@ -71,7 +71,7 @@ func startDue(ctx context.Context, y *book.Book) (next time.Time, err error) {
 				continue
 			}
 			start(&y.Keeper, lock, func() {
-				defer y.WakeLeases()
+				defer y.Keeper.Wake.Send()
 				if err := runTask(ctx, y, lock, l.ID, of); err != nil && ctx.Err() == nil {
 					y.LogOf(l.Network).Warn("lease upkeep failed",
 						"address", l.Lease.Addr, "client", l.Name, "err", err)

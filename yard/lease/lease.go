@@ -229,7 +229,7 @@ func acquire(
 	}
 	y.LogOf(l.Network).Info("lease acquired", "address", granted.Addr, "mac", l.MAC, "client", l.Name,
 		"server", granted.Server, "expires", granted.Expires)
-	y.WakeLeases()
+	y.Keeper.Wake.Send()
 	return granted.Addr, nil
 }
 
@@ -406,7 +406,7 @@ func ApplyLease(y *book.Book, n modes.Network, e modes.Endpoint, link *modes.Lin
 	if err != nil || !ok {
 		return err
 	}
-	defer y.WakeLeases()
+	defer y.Keeper.Wake.Send()
 	if l.Lease.MTU > 0 && (link.MTU == 0 || l.Lease.MTU < link.MTU) {
 		link.MTU = l.Lease.MTU
 		if e.Attachment != "" { // it is set in the sandbox

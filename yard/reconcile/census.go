@@ -256,7 +256,7 @@ func Identify(ctx context.Context, y *yard.Yard, e modes.Endpoint, who modes.Con
 		return err
 	}
 	defer h.Release()
-	defer y.WakeLeases() // the DHCP client may send the name
+	defer y.Keeper.Wake.Send() // the DHCP client may send the name
 	err = h.Change("endpoint identified", func(_ store.Tx, now *modes.Endpoint) error {
 		if now.Sandbox != e.Sandbox { // it left meanwhile; the process is not one of the new sandbox
 			who.PID = 0

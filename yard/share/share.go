@@ -110,7 +110,7 @@ func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-y.Sharing.Poked:
+		case <-y.Sharing.Wake:
 			read = time.Time{}
 		case <-tick.C:
 		}

@@ -1,4 +1,5 @@
-package book
+// Package lock has locks by name that are waited for with a deadline.
+package lock
 
 import (
 	"context"
@@ -9,10 +10,11 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Locks has a lock for each ID. They are waited for with a deadline, so that no request hangs behind another one.
-type Locks struct {
+// A Set has a lock for each ID. They are waited for with a deadline, so that no request hangs behind another one. The
+// zero value is ready for use.
+type Set struct {
 	mu sync.Mutex
-	By map[string]*lock
+	by map[string]*lock
 }
 
 type lock struct {
@@ -21,19 +23,19 @@ type lock struct {
 }
 
 // Hold acquires the lock of id, exclusively or shared, and returns the function that releases it.
-func (l *Locks) Hold(ctx context.Context, id string, shared bool) (release func(), err error) {
+func (l *Set) Hold(ctx context.Context, id string, shared bool) (release func(), err error) {
 	weight := int64(math.MaxInt64)
 	if shared {
 		weight = 1
 	}
 	l.mu.Lock()
-	if l.By == nil {
-		l.By = map[string]*lock{}
+	if l.by == nil {
+		l.by = map[string]*lock{}
 	}
-	k := l.By[id]
+	k := l.by[id]
 	if k == nil {
 		k = &lock{sem: semaphore.NewWeighted(math.MaxInt64)}
-		l.By[id] = k
+		l.by[id] = k
 	}
 	k.users++
 	l.mu.Unlock()
@@ -42,7 +44,7 @@ func (l *Locks) Hold(ctx context.Context, id string, shared bool) (release func(
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if k.users--; k.users == 0 {
-			delete(l.By, id)
+			delete(l.by, id)
 		}
 	}
 	if err := k.sem.Acquire(ctx, weight); err != nil {
@@ -53,4 +55,11 @@ func (l *Locks) Hold(ctx context.Context, id string, shared bool) (release func(
 		k.sem.Release(weight)
 		leave()
 	}, nil
+}
+
+// Len returns how many locks are held or waited for.
+func (l *Set) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.by)
 }

@@ -1,4 +1,4 @@
-package yard_test
+package lock_test
 
 import (
 	"context"
@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"netyard/yard/book"
+	"netyard/yard/lock"
 )
 
 // TestHoldGivesUp shows that no request waits for a lock beyond its deadline, and that one which gave up blocks no
@@ -16,7 +16,7 @@ import (
 func TestHoldGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var l book.Locks
+		var l lock.Set
 		release, err := l.Hold(t.Context(), "a", false)
 		if err != nil {
 			t.Fatal(err)
@@ -42,8 +42,8 @@ func TestHoldGivesUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		again()
-		if len(l.By) != 0 {
-			t.Errorf("%d locks are left", len(l.By))
+		if n := l.Len(); n != 0 {
+			t.Errorf("%d locks are left", n)
 		}
 	})
 }
@@ -51,7 +51,7 @@ func TestHoldGivesUp(t *testing.T) {
 func TestHoldSharesAndExcludes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var l book.Locks
+		var l lock.Set
 		var inside, most atomic.Int32
 		for i := range 20 {
 			go func() {
