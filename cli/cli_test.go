@@ -88,6 +88,7 @@ func worlds() map[string]world {
 			findings: []book.Finding{}, events: []event.Event{},
 		},
 		"broken": {broken: true},
+		"noted":  {findings: []book.Finding{{Kind: book.Note, Text: "IPv4 from wg0 to eth0 is not forwarded"}}},
 		"hostile": {endpoints: []api.Endpoint{
 			{ID: id("e9"), Container: "a\x1b[31mb\nc", Network: "$(reboot)", State: "up"},
 		}},

@@ -24,7 +24,7 @@ func (p Program) doctorCommand() *cli.Command {
 			}
 		},
 		Verdict: func(found []book.Finding) error {
-			if len(found) > 0 {
+			if slices.ContainsFunc(found, func(f book.Finding) bool { return f.Kind != book.Note }) {
 				return errFindings
 			}
 			return nil
@@ -34,7 +34,8 @@ func (p Program) doctorCommand() *cli.Command {
 		Name: "doctor", Usage: "compare records, kernel and engines and report the differences",
 		Description: "Prints a line for each finding (kind, network, what it is) and exits with code 4; prints\n" +
 			"nothing on a healthy host. The kinds are fault (missing or wrong), stray (in the kernel without\n" +
-			"a record) and orphan (a record without an owner).",
+			"a record) and orphan (a record without an owner). A note is no fault, and does not count for the\n" +
+			"exit code.",
 	})
 }
 

@@ -4,6 +4,7 @@
 package engines
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,7 @@ import (
 	"github.com/moby/moby/client"
 	"golang.org/x/sync/errgroup"
 
+	"netyard/kernel/others"
 	"netyard/modes"
 	"netyard/wake"
 	"netyard/yard"
@@ -114,6 +116,9 @@ func (d *Docker) check(ctx context.Context) (unnamed bool, err error) {
 		return d.identifyBySandbox(ctx), err
 	}
 	d.answers.Send()
+	if h := d.Yard.Config.Handle; h != nil {
+		others.NameBridges(h, book.Docker, c.Bridges)
+	}
 	if reconcile.Rebuilding(d.Yard) {
 		if err := d.fillSandboxes(ctx, &c); err != nil {
 			return true, err
@@ -226,6 +231,9 @@ func (d *Docker) Census(ctx context.Context) (reconcile.Census, error) {
 		if mode, ok := doorMode(n.Driver); ok {
 			census.Networks[n.ID] = d.seenNetwork(mode, n.Network)
 		}
+		if name := bridgeOf(n.Network); name != "" {
+			census.Bridges = append(census.Bridges, name)
+		}
 	}
 	for _, item := range containers.Items {
 		if item.NetworkSettings == nil {
@@ -273,6 +281,15 @@ func doorMode(name string) (mode string, ok bool) {
 		return "", true
 	}
 	return strings.CutPrefix(name, "netyard-")
+}
+
+// bridgeOf returns the name of the bridge of a network of Docker's own driver; empty: it has none.
+func bridgeOf(n network.Network) string {
+	if n.Driver != "bridge" {
+		return ""
+	}
+	const digits = 12
+	return cmp.Or(n.Options["com.docker.network.bridge.name"], "br-"+n.ID[:min(digits, len(n.ID))])
 }
 
 // seenNetwork returns the network that an engine lists for a driver of the mode.

@@ -101,6 +101,9 @@ func (d *Docker) handle(ctx context.Context, m events.Message) (container string
 		if err := d.record(ctx, named); err != nil {
 			d.Log.Warn("name of a network not recorded", "network_id", m.Actor.ID, "err", err)
 		}
+		if m.Actor.Attributes["type"] == "bridge" { // the event does not tell the name of Docker's bridge
+			d.Poke()
+		}
 		return ""
 	}
 	d.Poke()

@@ -16,6 +16,7 @@ import (
 	"netyard/kernel/device"
 	"netyard/kernel/lan"
 	"netyard/kernel/nft"
+	"netyard/kernel/others"
 	"netyard/kernel/overlay"
 	"netyard/kernel/policy"
 	"netyard/kernel/ports"
@@ -78,10 +79,10 @@ func (k *Kernel) look(firewall bool) (*Snapshot, error) {
 }
 
 // Strays returns the things of netyard's in the kernel that belong to none of the known objects. The sets of other
-// managers' bridges are not compared, since they are filled from the links.
+// programs' links are not compared, since they are filled from the links.
 func (s *Snapshot) Strays(known []core.Object) []core.Stray {
 	return slices.Concat(strayLinks(s.s, known), device.StrayDevices(s.s, known), lan.StrayRoutes(s.s, known),
-		nft.Strays(s.s, known, policy.IsSet, bridge.Foreign, bridge.Same), bridge.StrayProxies(s.s, known))
+		nft.Strays(s.s, known, policy.IsSet, others.Filled()...), bridge.StrayProxies(s.s, known))
 }
 
 // strayLinks returns the links of netyard's that none of the objects names.
@@ -135,5 +136,6 @@ func ruleset(h *core.Handle) rule.Ruleset {
 
 // allSets returns the sets of both tables.
 func allSets() []rule.Set {
-	return slices.Concat(ports.Sets(), lan.Sets(), bridge.Sets(), policy.Sets(), overlay.Sets())
+	return slices.Concat(ports.Sets(), lan.Sets(), bridge.Sets(), others.Sets(), policy.Sets(),
+		overlay.Sets())
 }

@@ -8,13 +8,13 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
 
 	"netyard/kernel/beside"
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/lan"
 	"netyard/kernel/nft"
+	"netyard/kernel/others"
 	"netyard/kernel/policy"
 	"netyard/kernel/ports"
 	"netyard/kernel/rule"
@@ -55,7 +55,10 @@ func (k *Kernel) HasPolicy() (bool, error) {
 // LoadFirewall loads the ruleset and every element wanted so far, in one transaction. It has no deadline, since no
 // request waits for it.
 func (k *Kernel) LoadFirewall() error {
-	if err := k.syncBridges(); err != nil {
+	if err := others.Recall(k.Handle); err != nil {
+		return err
+	}
+	if err := others.Sync(k.Handle); err != nil {
 		return err
 	}
 	if err := ports.EnsureLoopRoutes(k.Handle); err != nil {
@@ -137,20 +140,7 @@ func inetChains(b rule.SetBook, restricted beside.Restricted, obeys bool) []rule
 		rule.New("drop traffic between networks", fromNetworks, toNetworks, rule.Drop()),
 		rule.New("drop traffic to other managers' networks", fromNetworks, b.OIF(bridge.Foreign, false), rule.Drop()),
 		rule.New("drop other inbound traffic to containers", toNetworks, rule.Drop()),
-	})
-	for _, g := range []struct {
-		on      bool
-		comment string
-		proto   byte
-	}{
-		{restricted.V4, beside.RestrictedComment4, unix.NFPROTO_IPV4},
-		{restricted.V6, beside.RestrictedComment6, unix.NFPROTO_IPV6},
-	} {
-		if g.on {
-			drop := rule.New(g.comment, rule.NFProto(g.proto), bridge.ForwardedForOthers(b), rule.Drop())
-			forward = append(forward, drop)
-		}
-	}
+	}, others.GuardRules(b, restricted))
 	return slices.Concat(
 		ports.PublishChains(b, obeys), ports.LoopbackChains(b), ports.GatewayChains(b), ports.AdmitChains(b, obeys),
 		[]rule.Chain{

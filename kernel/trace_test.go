@@ -167,3 +167,62 @@ func TestJudgeIptables(t *testing.T) {
 		}
 	}
 }
+
+// TestJudgeTranslations shows that a translation by another program's rule is followed, by either interface: the chains
+// behind it see the translated packet. If netyard cannot tell where it leads, it says so.
+func TestJudgeTranslations(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	h.Sh(t, "ip link add lan0 type bridge && ip addr add 192.0.2.1/24 dev lan0 && ip link set lan0 up")
+	if err := h.LoadFirewall(); err != nil {
+		t.Fatal(err)
+	}
+	p := explain.Packet{
+		In: "lan0", Proto: "tcp", Port: 8085, Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("192.0.2.1"),
+		Local: true,
+	}
+	const passes, drops, unsure = explain.Passes, explain.Dropped, explain.Passes | explain.Dropped
+	const dockers = "iptables-nft -t nat -N DOCKER; iptables-nft -t nat -A PREROUTING -m addrtype --dst-type LOCAL " +
+		"-j DOCKER; iptables-nft -t nat -A DOCKER -i docker0 -j RETURN; iptables-nft -t nat -A DOCKER "
+	chain := func(rules string) string {
+		return "nft 'table ip theirs { chain p { type nat hook prerouting priority dstnat; " + rules + "; }; }'"
+	}
+	for _, c := range []struct {
+		rules string
+		to    string
+		want  explain.Outcome
+	}{
+		{dockers + "! -i docker0 -p tcp -m tcp --dport 8085 -j DNAT --to-destination 172.17.0.2:80", "172.17.0.2:80", passes},
+		{dockers + "! -i docker0 -p tcp -m tcp --dport 8086 -j DNAT --to-destination 172.17.0.2:80", "", passes},
+		{dockers + "-p tcp -m tcp --dport 8085 -j DNAT --to-destination 172.17.0.2", "172.17.0.2:8085", passes},
+		{dockers + "-p tcp -m tcp --dport 8085 -j REDIRECT --to-ports 80", "192.0.2.1:80", passes},
+		{dockers + "-m limit --limit 1/h -p tcp --dport 8085 -j DNAT --to-destination 172.17.0.2:80", "", unsure},
+		{dockers + "-p tcp --dport 8085 -j DNAT --to-destination 172.17.0.2-172.17.0.9", "", unsure},
+		{chain("fib daddr type local tcp dport 8085 dnat to 172.17.0.2:80"), "172.17.0.2:80", passes},
+		{chain("dnat to tcp dport map { 8085 : 172.17.0.2, 8086 : 172.17.0.3 }"), "172.17.0.2:8085", passes},
+		{chain("dnat ip to tcp dport map { 8085 : 172.17.0.2 . 80 }"), "172.17.0.2:80", passes},
+		{chain("tcp dport 8085 redirect to :80"), "192.0.2.1:80", passes},
+		{chain("tcp dport 8085 dnat to 172.17.0.2-172.17.0.9"), "", unsure},
+		{
+			chain("tcp dport 8085 dnat to 172.17.0.2:80") + "; nft 'add chain ip theirs second { type nat hook prerouting " +
+				"priority -90; }; add rule ip theirs second dnat to 172.17.0.9'", "172.17.0.2:80", passes,
+		},
+		{
+			chain("tcp dport 8085 dnat to 172.17.0.2:80") + "; nft 'add chain ip theirs late { type filter hook prerouting " +
+				"priority 0; }; add rule ip theirs late ip daddr 172.17.0.2 tcp dport 80 ct status dnat drop'",
+			"172.17.0.2:80", drops,
+		},
+	} {
+		h.Sh(t, "iptables-nft -t nat -F; iptables-nft -t nat -X; nft delete table ip theirs 2>/dev/null; "+c.rules)
+		found, sum, err := explain.Judge(h.Handle, explain.Prerouting, p)
+		to := ""
+		for _, j := range found {
+			if j.To.IsValid() {
+				to = j.To.String()
+			}
+		}
+		if err != nil || sum != c.want || to != c.to {
+			t.Errorf("%s: %d to %q, want %d to %q: %v %v", c.rules, sum, to, c.want, c.to, found, err)
+		}
+	}
+}

@@ -3,7 +3,6 @@ package kernel
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"syscall"
 	"time"
@@ -14,10 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/beside"
-	"netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/nft"
+	"netyard/kernel/others"
 	"netyard/kernel/ports"
+	"netyard/wake"
 )
 
 const (
@@ -27,14 +27,9 @@ const (
 	sweep = time.Minute
 )
 
-// foreignBridge matches the bridges of other managers of containers and virtual machines: Docker, podman, CNI, nerdctl,
-// libvirt, LXC, LXD and Incus. It does not match a bridge of the host's owner, such as br-lan.
-var foreignBridge = regexp.MustCompile(
-	`^(docker0|docker_gwbridge|br-[0-9a-f]{12}|(podman|cni|nerdctl|virbr|lxcbr|lxdbr|incusbr)[0-9a-z-]*)$`)
-
-// Watch follows changes to links and nftables until ctx ends. It keeps the set of other managers' bridges up to date,
-// adds the bypasses to DOCKER-USER when Docker makes that chain, and loads the ruleset again when somebody has deleted
-// it.
+// Watch follows changes to links, routes, nftables and forwarding until ctx ends. It keeps the sets of other programs'
+// links up to date, adds the bypasses to DOCKER-USER when Docker makes that chain, loads the ruleset again when somebody
+// has deleted it, and removes the guard of forwarding when somebody else turns forwarding on.
 func (k *Kernel) Watch(ctx context.Context) error {
 	links, err := k.watchLinks(ctx)
 	if err != nil {
@@ -43,6 +38,14 @@ func (k *Kernel) Watch(ctx context.Context) error {
 	tables, err := k.watchTables(ctx)
 	if err != nil {
 		return err
+	}
+	routes, err := k.watchRoutes(ctx)
+	if err != nil {
+		return err
+	}
+	forwarding, err := beside.WatchForwarding(ctx, k.Handle)
+	if err != nil {
+		k.Log.Warn("forwarding is not watched: the guard stays when another program turns it on", "err", err)
 	}
 	tick := time.NewTicker(sweep)
 	defer tick.Stop()
@@ -70,6 +73,12 @@ func (k *Kernel) Watch(ctx context.Context) error {
 			// Every millisecond counts: while the tables are gone, networks are not isolated.
 			timer = nil
 			k.repair(ctx)
+		case <-forwarding:
+			if err := beside.StepBack(k.Handle); err != nil {
+				k.Log.Warn("guard of forwarding not removed", "err", err)
+			}
+		case <-routes:
+			timer = afterBurst(timer)
 		case <-k.CheckRequested:
 			timer = afterBurst(timer)
 		case <-tick.C:
@@ -108,6 +117,22 @@ func ownLink(l netlink.Link) bool {
 	a := l.Attrs()
 	_, _, ours := core.ParseAlias(a.Alias)
 	return ours || core.OwnName(a.Name)
+}
+
+// watchRoutes reports changes to routes by which links of other programs are known.
+func (k *Kernel) watchRoutes(ctx context.Context) (wake.Signal, error) {
+	const four, six = unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE
+	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_ROUTE, four, six)
+	if err != nil {
+		return nil, fmt.Errorf("watch routes: %w", err)
+	}
+	changed := wake.New()
+	core.Follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
+		if len(msgs) == 0 || slices.ContainsFunc(msgs, others.MayTell) { // no message means an overrun
+			changed.Send()
+		}
+	})
+	return changed, nil
 }
 
 // watchTables reports every change to nftables by another process, and whether it deleted a table of netyard's. What
@@ -149,7 +174,7 @@ func (k *Kernel) repair(ctx context.Context) {
 		nft.Of(h).RepairTables,
 		k.forgetAdmitted,
 		func() error { return ports.EnsureLoopRoutes(h) },
-		k.syncBridges,
+		func() error { return others.Sync(h) },
 		func() error { return beside.SyncDockerUser(h) },
 		func() error { return beside.SyncLegacyDockerUser(ctx, h) },
 		func() error { return ports.DeleteStaleFlows(h) },
@@ -166,36 +191,4 @@ func (k *Kernel) forgetAdmitted() error {
 		return nil
 	}
 	return ports.ForgetAdmitted(nft.Of(k.Handle))
-}
-
-// syncBridges updates the sets of the host's other bridges from its links.
-func (k *Kernel) syncBridges() error {
-	links, err := core.Retry(k.NL.LinkList)
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
-	have := map[nft.ElementID]bool{}
-	var fresh, gone []nft.Element
-	for _, l := range links {
-		a := l.Attrs()
-		if _, _, ours := core.ParseAlias(a.Alias); ours || l.Type() != "bridge" {
-			continue
-		}
-		wants := []nft.Element{nft.InterfaceIn(bridge.Same, a.Name, a.Name)}
-		if foreignBridge.MatchString(a.Name) {
-			wants = append(wants, nft.InterfaceIn(bridge.Foreign, a.Name))
-		}
-		for _, e := range wants {
-			have[e.ID()], fresh = true, append(fresh, e)
-		}
-	}
-	for _, e := range nft.Of(k.Handle).Wanted() {
-		if (e.Set == bridge.Foreign || e.Set == bridge.Same) && !have[e.ID()] {
-			gone = append(gone, e)
-		}
-	}
-	if err := nft.Of(k.Handle).Remove(gone); err != nil {
-		return err
-	}
-	return nft.Of(k.Handle).Add(context.Background(), fresh)
 }

@@ -13,7 +13,8 @@ import (
 )
 
 // Forwarding is the sysctl that lets the host route. Where it was off, netyard turns it on and then drops what is not
-// forwarded for its containers, as Docker does with its FORWARD policy: the host must not become a router for others.
+// forwarded for containers, its own or another program's, as Docker does with its FORWARD policy: the host must not
+// become a router for others. Once another program turns it on as well, netyard drops nothing any more.
 type Forwarding struct{ IPv6 bool }
 
 // String returns the name and value of the sysctl.
@@ -44,7 +45,7 @@ func (f Forwarding) Ensure(k *core.Handle) error {
 		return err
 	}
 	k.Log.Warn("forwarding turned on for containers only", "setting", s.String())
-	return s.Ensure(k)
+	return watchOf(k).unnoticed(func() error { return s.Ensure(k) })
 }
 
 // keepRouterAdverts keeps router advertisements working on interfaces that accept them: with forwarding on, the kernel
@@ -67,8 +68,13 @@ func keepRouterAdverts(k *core.Handle) error {
 	})
 }
 
-// restrictForward adds the rule that drops what the host would forward for others than netyard's containers.
+// restrictForward adds the rules that drop what the host would forward for others than netyard's containers.
 func restrictForward(k *core.Handle, ipv6 bool) error {
+	return setGuard(k, ipv6, true, "drop what is forwarded for others")
+}
+
+// setGuard adds or removes the guard of a family.
+func setGuard(k *core.Handle, ipv6, on bool, act string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), core.NetlinkTimeout)
 	defer cancel()
 	set := func(on bool) (changed bool) {
@@ -81,19 +87,19 @@ func restrictForward(k *core.Handle, ipv6 bool) error {
 		})
 	}
 	return nft.Of(k).Run(ctx, nft.Turn{
-		Act: "drop what is forwarded for others",
+		Act: act,
 		Do: func() error {
 			// Before the first load nothing is forwarded: Restore loads the ruleset before it attaches endpoints.
-			if !set(true) || !nft.Of(k).Loaded {
+			if !set(on) || !nft.Of(k).Loaded {
 				return nil
 			}
 			err := nft.Of(k).Load()
 			if err != nil {
-				set(false)
+				set(!on)
 			}
 			return err
 		},
-		// The rule drops nothing while the host does not forward, and the next attempt needs it.
+		// The rules drop nothing while the host does not forward, and the next attempt needs them.
 		Undo: func() error { return nil },
 	})
 }

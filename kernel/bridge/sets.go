@@ -1,10 +1,6 @@
 package bridge
 
-import (
-	"github.com/google/nftables/expr"
-
-	"netyard/kernel/rule"
-)
+import "netyard/kernel/rule"
 
 const (
 	// Bound holds the ports with an egress policy: they send from their own addresses, whatever antispoof says.
@@ -22,14 +18,11 @@ const (
 	NAT6 rule.SetName = "nat6"
 	// Own holds the pair (b, b) for each of netyard's bridges.
 	Own rule.SetName = "own"
-	// Foreign holds the bridges of other container managers, found by watching the links.
+	// Foreign holds the bridges of other container managers, found by watching the links and named by engines.
 	Foreign rule.SetName = "foreign"
+	// Others holds the links that lead to networks of other programs: their bridges, and links to one container each.
+	Others rule.SetName = "others"
 	// Same holds the pair (b, b) for each bridge that is not netyard's: with br_netfilter, frames that stay on one
 	// bridge pass the forward hook.
 	Same rule.SetName = "same"
 )
-
-// ForwardedForOthers matches what is forwarded for no container, neither netyard's nor another manager's.
-func ForwardedForOthers(b rule.SetBook) []expr.Any {
-	return rule.Join(b.IIF(Bridges, true), b.IIF(Foreign, true), b.OIF(Foreign, true), b.IfPair(Same, true))
-}

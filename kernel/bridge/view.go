@@ -19,6 +19,7 @@ func Sets() []rule.Set {
 		{Name: Bridges, Type: nftables.TypeIFName},
 		{Name: Internal, Type: nftables.TypeIFName},
 		{Name: Foreign, Type: nftables.TypeIFName},
+		{Name: Others, Type: nftables.TypeIFName},
 		{Name: Reachable, Type: pair, Concat: true},
 		{Name: Same, Type: pair, Concat: true},
 		{Name: NAT4, Type: nftables.TypeIPAddr, Interval: true},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/google/nftables"
@@ -38,6 +39,15 @@ func (t truth) not() truth { return yes - t }
 type verdict struct {
 	expr.Verdict
 	uncertain bool
+	// to is where the rule translates the destination to, if it is another program's and netyard can tell. translates:
+	// it translates the destination, whoever's it is.
+	to         netip.AddrPort
+	translates bool
+}
+
+// unknown returns the verdict of a rule that may do anything.
+func unknown() verdict {
+	return verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, uncertain: true}
 }
 
 // registers are the 64 bytes of registers of nf_tables, of which some are known. NFT_REG_1 to 4, of 16 bytes each, are
@@ -88,21 +98,16 @@ func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict) {
 		case *expr.Reject:
 			v.Kind = expr.VerdictDrop
 		case *expr.Target:
-			v = target(e)
+			v = j.target(e)
 		case *expr.NAT, *expr.Redir:
-			// The caller knows where netyard's own rules translate the packet to; others' may translate it elsewhere.
-			if t.Name != rule.TableName {
-				v = verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, uncertain: true}
-			} else {
-				v.Kind = expr.VerdictAccept
-			}
+			v = j.nat(t, g, e)
 		case *expr.Lookup:
 			var vm *expr.Verdict
 			if m, vm = j.lookup(t, g, e); vm != nil {
 				v.Verdict = *vm
 			}
 			if m == maybe && e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT {
-				v = verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, uncertain: true}
+				v = unknown()
 			}
 		default:
 			m = j.match(g, e)
@@ -118,15 +123,18 @@ func (j *judge) rule(t *nftables.Table, r readRule) (matches truth, v verdict) {
 }
 
 // target returns the verdict of an iptables target.
-func target(e *expr.Target) verdict {
+func (j *judge) target(e *expr.Target) verdict {
 	switch e.Name {
+	case "DNAT", "REDIRECT":
+		to, ok := j.targetTo(e)
+		return translation(to, ok)
 	case "REJECT":
 		return verdict{Verdict: expr.Verdict{Kind: expr.VerdictDrop}}
 	case "LOG", "NFLOG", "MARK", "CONNMARK", "TCPMSS", "CT", "MASQUERADE", "SNAT", "CHECKSUM", "DSCP", "TOS",
 		"CLASSIFY", "TRACE":
 		return verdict{Verdict: expr.Verdict{Kind: expr.VerdictContinue}}
 	}
-	return verdict{Verdict: expr.Verdict{Kind: expr.VerdictQueue}, uncertain: true}
+	return unknown()
 }
 
 // match evaluates an expression: it updates the registers, and says whether the rule continues.

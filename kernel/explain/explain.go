@@ -70,6 +70,8 @@ type Judgement struct {
 	Rule    string // what identifies the rule, see ruleName
 	Foreign bool   // the rule is not netyard's
 	Outcome Outcome
+	// To is where the rule, another program's, translates the packet to; invalid: it does not.
+	To netip.AddrPort
 }
 
 // Judge names the rules at a hook that decide about a packet, in the order in which the packet reaches them, and says
@@ -104,8 +106,15 @@ func (j *judge) hook(h Hook) (out []Judgement, sum Outcome, err error) {
 	}
 	sum = Passes
 	for _, c := range chains {
+		// The first translation counts: a packet that has one passes no other chain of this kind.
+		if c.Type == nftables.ChainTypeNAT && j.translated {
+			continue
+		}
 		j.found = nil
 		o, err := j.base(c)
+		if err == nil {
+			err = j.translate()
+		}
 		if err != nil {
 			return nil, 0, err
 		}
@@ -130,6 +139,9 @@ type judge struct {
 	sets  map[string]*knownSet
 	found []Judgement
 	depth int
+	// translated: a rule has translated the destination; to is where to, until that is applied to the packet.
+	translated bool
+	to         netip.AddrPort
 }
 
 // baseChains returns the chains at a hook that see packets of the family, by priority, and reads the rules of all
@@ -223,6 +235,11 @@ func (j *judge) chain(t *nftables.Table, name string, reached bool) (ending, err
 			continue
 		}
 		certain := reached && matches == yes && e == 0
+		if v.translates {
+			v = j.noteTranslation(v, certain, Judgement{
+				Rule: ruleName(t, name, i, r), Foreign: t.Name != krule.TableName, Outcome: Passes, To: v.to,
+			})
+		}
 		some, leaves, err := j.verdict(t, v, certain)
 		if err != nil {
 			return 0, err
@@ -236,6 +253,21 @@ func (j *judge) chain(t *nftables.Table, name string, reached bool) (ending, err
 		}
 	}
 	return e | continues, nil
+}
+
+// noteTranslation records that a rule translates the packet. If that is not certain, the rule may do anything.
+func (j *judge) noteTranslation(v verdict, certain bool, by Judgement) verdict {
+	if !certain {
+		if v.to.IsValid() {
+			return unknown()
+		}
+		return v
+	}
+	j.translated, j.to = true, v.to
+	if v.to.IsValid() {
+		j.found = append(j.found, by)
+	}
+	return v
 }
 
 // verdict says how a verdict may end the evaluation, and whether it skips the rest of the chain.

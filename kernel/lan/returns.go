@@ -129,7 +129,7 @@ func ReturnRules(b rule.SetBook) (rules []rule.Rule) {
 func ShimRules(b rule.SetBook) []rule.Rule {
 	return []rule.Rule{
 		rule.New("drop other traffic to the LAN through the host's links on it",
-			b.OIF(Shims, false), b.IIF(bridge.Bridges, true), b.IIF(bridge.Foreign, true), rule.Drop()),
+			b.OIF(Shims, false), b.IIF(bridge.Bridges, true), b.IIF(bridge.Others, true), rule.Drop()),
 		rule.New("drop other traffic from the LAN through the host's links on it",
 			b.IIF(Shims, false), rule.Untranslated(), rule.Drop()),
 	}

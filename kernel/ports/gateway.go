@@ -173,6 +173,8 @@ func GatewayChains(b rule.SetBook) []rule.Chain {
 			rule.New("drop clients not named in publish_from", b.OIF(limited, false), rule.Drop()),
 			rule.New("accept all clients of other networks", b.OIF(bridge.Bridges, false), rule.Accept()),
 			rule.New("accept all clients of ports on the LAN", b.OIF(lan.Shims, false), rule.Accept()),
+			// Who translated it, another manager or the admin, decides about its clients.
+			rule.New("accept what others publish on their networks", b.OIF(bridge.Foreign, false), rule.Accept()),
 		}},
 		{
 			Name: "isolation", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput,

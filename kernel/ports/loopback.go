@@ -27,9 +27,12 @@ import (
 // maps of published ports apply. When the traffic comes back, the addresses are rewritten again, after the routing
 // decision. Both rewrites are stateless and happen in the kernel: no process forwards anything.
 const (
-	// loop holds the single ports that are published on loopback, loopRange the ranges.
-	loop      rule.SetName = "loop"
-	loopRange rule.SetName = "loop_range"
+	// loop4 and loop6 hold the single ports that are published on loopback addresses of a family, loopRange4 and
+	// loopRange6 the ranges. The same port of the other family may be another program's.
+	loop4      rule.SetName = "loop4"
+	loop6      rule.SetName = "loop6"
+	loopRange4 rule.SetName = "loop_range4"
+	loopRange6 rule.SetName = "loop_range6"
 
 	// mineLife is how long an idle UDP flow stays known; connection tracking keeps one with traffic in both directions
 	// for 2 minutes (Documentation/networking/nf_conntrack-sysctl.rst).
@@ -62,13 +65,15 @@ func fromSubstitute(a netip.Addr) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-func loopElement(proto string, first, count uint16) nft.Element {
-	if count == 1 {
-		return nft.Element{Set: loop, Text: fmt.Sprintf("%s . %d", proto, first), Key: rule.PortKey(proto, first)}
+// loopElement returns the element of a publication on loopback.
+func loopElement(p Publication) nft.Element {
+	v6, key, last := p.Host.Is6(), rule.PortKey(p.Proto, p.Port), p.Port+max(p.Count, 1)-1
+	if last == p.Port {
+		return nft.Element{Set: rule.ByFamily(v6, loop4, loop6), Text: fmt.Sprintf("%s . %d", p.Proto, p.Port), Key: key}
 	}
 	return nft.Element{
-		Set: loopRange, Text: fmt.Sprintf("%s . %d-%d", proto, first, first+count-1), Key: rule.PortKey(proto, first),
-		Content: nft.Content{End: rule.PortKey(proto, first+count-1)},
+		Set: rule.ByFamily(v6, loopRange4, loopRange6), Text: fmt.Sprintf("%s . %d-%d", p.Proto, p.Port, last), Key: key,
+		Content: nft.Content{End: rule.PortKey(p.Proto, last)},
 	}
 }
 
@@ -78,8 +83,10 @@ func loopbackSets() []rule.Set {
 		return nftables.MustConcatSetType(addr, addr, nftables.TypeInetService, nftables.TypeInetService)
 	}
 	return []rule.Set{
-		{Name: loop, Type: port, Concat: true},
-		{Name: loopRange, Type: port, Concat: true, Interval: true},
+		{Name: loop4, Type: port, Concat: true},
+		{Name: loop6, Type: port, Concat: true},
+		{Name: loopRange4, Type: port, Concat: true, Interval: true},
+		{Name: loopRange6, Type: port, Concat: true, Interval: true},
 		{Name: rule.HostFlows4, Type: flow(nftables.TypeIPAddr), Concat: true, Life: mineLife},
 		{Name: rule.HostFlows6, Type: flow(nftables.TypeIP6Addr), Concat: true, Life: mineLife},
 	}
@@ -125,7 +132,10 @@ func loopOut(b rule.SetBook, f rule.Family) (rules []rule.Rule) {
 	sets := []struct {
 		name   rule.SetName
 		suffix string
-	}{{loop, ""}, {loopRange, ", port ranges"}}
+	}{
+		{rule.ByFamily(f.V6(), loop4, loop6), ""},
+		{rule.ByFamily(f.V6(), loopRange4, loopRange6), ", port ranges"},
+	}
 	for _, set := range sets {
 		rules = append(rules, rule.New(
 			f.Name("remember UDP flows that a program began at a published port"+set.suffix),

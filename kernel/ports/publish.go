@@ -98,7 +98,7 @@ func (p Publication) Elements() (all []nft.Element) {
 		Key: strings.Repeat(string(p.To.AsSlice()), 2),
 	})
 	if p.Host.IsUnspecified() || p.Host.IsLoopback() {
-		all = append(all, loopElement(p.Proto, p.Port, max(p.Count, 1)))
+		all = append(all, loopElement(p))
 	}
 	return all
 }

@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -194,6 +195,44 @@ func TestForeignBridge(t *testing.T) {
 	l.reaches(a1, "172.17.0.2", false)
 	l.reaches(d, "10.9.0.2", false)
 	l.reaches(l.host, "172.17.0.2", true)
+}
+
+// TestPublishedByOthers shows that containers reach ports of the host that another manager publishes, for both families,
+// as its own networks do, and nothing else of the network that the ports lead to.
+func TestPublishedByOthers(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	a := l.up(network(netA, nil, subnet("10.9.0.0/24", "10.9.0.1/24"), subnet("fd09::/64", "fd09::1/64")))
+	closed := network(netB, nil, subnet("10.9.1.0/24", "10.9.1.1/24"))
+	closed.Internal = true
+	b := l.up(closed)
+	l.host.Sh(t, "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && "+
+		"ip -6 addr add fd17::1/64 dev docker0 nodad && ip link set docker0 up")
+	d := l.host.Peer(t, "vethd")
+	l.host.Sh(t, "ip link set vethd master docker0")
+	d.Sh(t, "ip addr add 172.17.0.2/16 dev eth0 && ip route add default via 172.17.0.1 && "+
+		"ip -6 addr add fd17::2/64 dev eth0 nodad && ip -6 route add default via fd17::1")
+	for _, to := range []string{"iptables-nft %s172.17.0.2:80", "ip6tables-nft %s[fd17::2]:80"} {
+		l.host.Sh(t, fmt.Sprintf(to, "-t nat -A PREROUTING -m addrtype --dst-type LOCAL -p tcp --dport 8085 "+
+			"-j DNAT --to-destination "))
+	}
+	echo(t, d, "80")
+	l.host.Watched(t)
+	a1 := l.run(a, "e1e1e1e1e1e1", "10.9.0.2/24", "fd09::2/64")
+	b1 := l.run(b, "e3e3e3e3e3e3", "10.9.1.2/24")
+	b1.Sh(t, "ip route add default via 10.9.1.1")
+	for i := 0; !strings.Contains(l.host.Sh(t, "nft list set inet netyard foreign"), "docker0"); i++ {
+		if i == 100 {
+			t.Fatal("the watcher does not see docker0")
+		}
+		l.host.Sh(t, "sleep 0.05")
+	}
+	for _, at := range []string{"203.0.113.2", "[2001:db8:113::2]", "10.9.0.1", "172.17.0.1"} {
+		l.connects(a1, at+":8085", true)
+	}
+	l.connects(a1, "172.17.0.2:80", false)
+	l.connects(a1, "[fd17::2]:80", false)
+	l.connects(b1, "203.0.113.2:8085", false)
 }
 
 func TestHostBridgeStaysAsItIs(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 // A Finding is one difference between the records, the kernel and the engines.
 type Finding struct {
 	// Kind is "fault" for what is missing or wrong, "stray" for an object that no record wants, "orphan" for a record
-	// without an owner.
+	// without an owner, "note" for what is as it should be and may surprise.
 	Kind    string `json:"kind"`
 	Network string `json:"network,omitempty"`
 	Text    string `json:"text"`
@@ -27,6 +27,7 @@ type Finding struct {
 // The kinds of findings.
 const (
 	Fault  = "fault"
+	Note   = "note"
 	Orphan = "orphan"
 	Stray  = "stray"
 )

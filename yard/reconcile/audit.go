@@ -55,8 +55,12 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 	if err != nil {
 		return nil, err
 	}
+	refused, err := refusals(y)
+	if err != nil {
+		return nil, err
+	}
 	records, err := auditRecords(y, censuses)
-	return slices.Concat(out, blocks, shared, changed, records), err
+	return slices.Concat(out, blocks, shared, changed, refused, records), err
 }
 
 // auditMACs finds containers whose link has got another hardware address: the guard cuts them off.

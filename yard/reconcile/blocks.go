@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"netyard/kernel/explain"
+	"netyard/kernel/others"
 	"netyard/modes"
 	"netyard/yard"
 	"netyard/yard/book"
@@ -70,4 +71,16 @@ func blocked(y *yard.Yard, bridge string, s modes.Subnet) (rule string, err erro
 		return last.Rule, nil
 	}
 	return "", nil
+}
+
+// refusals notes what the guard of forwarding drops: netyard turned forwarding on, and the host is no router for others.
+func refusals(y *yard.Yard) (out []book.Finding, err error) {
+	if y.Config.Handle == nil {
+		return nil, nil
+	}
+	all, err := others.Refusals(y.Config.Handle)
+	for _, r := range all {
+		out = append(out, book.Finding{Kind: book.Note, Text: r.String()})
+	}
+	return out, err
 }

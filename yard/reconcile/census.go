@@ -33,6 +33,8 @@ type Census struct {
 	Pools map[netip.Prefix]bool
 	// Wanted are the static addresses of containers, running or stopped, by WantedKey.
 	Wanted map[string]bool
+	// Bridges are those of the engine's networks of its own drivers.
+	Bridges []string
 	// Attachments are the IDs of the containers that may have attachments, running or stopped, if the engine serves a
 	// CNI runtime.
 	Attachments map[string]bool

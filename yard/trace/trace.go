@@ -69,6 +69,7 @@ type tracer struct {
 
 	steps []string
 	reach explain.Outcome
+	to    netip.AddrPort // where another program's rule has translated the packet to
 }
 
 // say adds a step.
@@ -215,6 +216,11 @@ func (t *tracer) judge(h explain.Hook, p explain.Packet) error {
 		who := ""
 		if j.Foreign {
 			who = "another program: "
+		}
+		if j.To.IsValid() {
+			t.to = j.To
+			t.say("%s: translated to %s port %d by %s%s", h, j.To.Addr(), j.To.Port(), who, j.Rule)
+			continue
 		}
 		if j.Outcome == explain.Dropped {
 			t.say("%s: dropped by %s%s", h, who, j.Rule)
@@ -388,35 +394,4 @@ func (t *tracer) publication(own bool) (found modes.Endpoint, port modes.Port, e
 		}
 	}
 	return found, port, nil
-}
-
-// notPublished follows a packet to the host itself.
-func (t *tracer) notPublished(p explain.Packet) error {
-	t.say("no container on a netyard network publishes port %d/%s for this client", t.port, t.proto)
-	ls, err := t.y.Config.Kernel.Listeners()
-	if err != nil {
-		return err
-	}
-	for _, l := range ls {
-		a := netip.IPv4Unspecified()
-		if t.v6 {
-			a = netip.IPv6Unspecified()
-		}
-		if !l.Receives(t.proto, a, t.port, 1) || l.Addr.IsLoopback() && p.In != "" {
-			continue
-		}
-		t.say("%s on the host listens on it", l.Owner())
-		if p.In == "" {
-			return nil
-		}
-		if _, p.Dst, err = explain.RouteTo(t.y.Config.Handle, p.Src); err != nil {
-			return err
-		}
-		if err := t.judge(explain.Prerouting, p); err != nil {
-			return err
-		}
-		return t.judge(explain.Input, p)
-	}
-	t.drop("no program of the host listens on it")
-	return nil
 }
