@@ -219,7 +219,7 @@ func (s *Server) view(e modes.Endpoint, n modes.Network) Endpoint {
 }
 
 func (s *Server) endpoint(_ context.Context, r *http.Request) (any, error) {
-	e, err := s.Yard.FindEndpoint(r.PathValue("ref"))
+	e, err := s.Yard.FindEndpointIn("", r.PathValue("ref"))
 	if err != nil {
 		return nil, err
 	}
