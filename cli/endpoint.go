@@ -21,7 +21,8 @@ func (p Program) endpointCommand() *cli.Command {
 			table.Inspect(&cli.Command{
 				Name: "inspect", ArgsUsage: "ID|CONTAINER", Usage: "show an endpoint",
 				Description: usage.Describe(
-					"ID is the endpoint's ID or ID prefix, CONTAINER the name of its container.",
+					"ID is the endpoint's ID, CONTAINER the name or ID of its container, for a pod also\n"+
+						"NAMESPACE/NAME. A prefix of an ID is enough.",
 					"netyard endpoint inspect web1", "netyard endpoint inspect web1 --format '{{json .Options}}'"),
 				BashComplete: complete(containerNames),
 			}, func(c *cli.Context, ref string) (api.Endpoint, error) { return client(c).Endpoint(c.Context, ref) }),

@@ -80,11 +80,27 @@ func TestInstall(t *testing.T) {
 	if err != nil || len(all) != 2 || all[0].Network != "web" {
 		t.Errorf("%+v %v", all, err)
 	}
+	if err := os.Rename(filepath.Join(dir, "netyard-web.conflist"), filepath.Join(dir, "00-web.conflist")); err != nil {
+		t.Fatal(err)
+	}
+	if lost, err := Deleted(dir); err != nil || len(lost) != 0 {
+		t.Errorf("reported as deleted: %v %v", lost, err)
+	}
+	if err := os.Remove(path); err != nil { // as podman network rm does
+		t.Fatal(err)
+	}
+	lost, err := Deleted(dir)
+	if err != nil || len(lost) != 1 || lost[0].Path != path || lost[0].Network != "web" {
+		t.Errorf("deleted: %v %v", lost, err)
+	}
 	gone, err := Uninstall(dir, "web")
 	if err != nil || len(gone) != 2 {
 		t.Errorf("%v %v", gone, err)
 	}
 	if _, err := os.Stat(own); err != nil {
 		t.Errorf("nerdctl's own network was not restored: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "*netyard*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
 	}
 }

@@ -16,6 +16,9 @@ const (
 	ConfDir = "/etc/cni/net.d"
 	// confSuffix is the suffix of files that runtimes read.
 	confSuffix = ".conflist"
+	// copySuffix is that of a copy of each file of Install, which runtimes do not read. It stays when podman deletes the
+	// file itself (podman network rm, prune).
+	copySuffix = ".installed"
 	// pluginType is the file name of the plugin's program, a link to netyard-cni.
 	pluginType = "netyard"
 
@@ -90,7 +93,7 @@ func New(name, network, id, mode, socket string, ranges []Range) Conflist {
 // nerdctl command. Its file name sorts after those of a Kubernetes network, since the kubelet's runtime uses the first
 // file as the cluster's network.
 func (c Conflist) Install(dir string) (path string, err error) {
-	path = filepath.Join(dir, "netyard-"+c.Name+confSuffix)
+	path = pathOf(dir, c.Name)
 	others, err := list(dir)
 	if err != nil {
 		return path, err
@@ -105,11 +108,13 @@ func (c Conflist) Install(dir string) (path string, err error) {
 	if err == nil {
 		err = os.MkdirAll(dir, 0o755)
 	}
-	if err == nil {
-		err = os.WriteFile(path+".new", append(raw, '\n'), 0o644)
-	}
-	if err == nil {
-		err = os.Rename(path+".new", path)
+	for _, file := range []string{path, copyOf(dir, c.Name)} {
+		if err == nil {
+			err = os.WriteFile(file+".new", append(raw, '\n'), 0o644)
+		}
+		if err == nil {
+			err = os.Rename(file+".new", file)
+		}
 	}
 	if err == nil && c.Name == DefaultNetwork {
 		own := filepath.Join(dir, nerdctlDefault)
@@ -120,6 +125,10 @@ func (c Conflist) Install(dir string) (path string, err error) {
 	}
 	return path, nil
 }
+
+// pathOf returns the path of the configuration of that name, and copyOf that of its copy.
+func pathOf(dir, name string) string { return filepath.Join(dir, "netyard-"+name+confSuffix) }
+func copyOf(dir, name string) string { return pathOf(dir, name) + copySuffix }
 
 func ignoreMissing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
@@ -144,14 +153,37 @@ func List(dir string) ([]Installed, error) {
 	return slices.DeleteFunc(all, func(i Installed) bool { return !i.Ours }), err
 }
 
+// Deleted returns the configurations that were installed in a directory and that another program has deleted. One that
+// was renamed is still there.
+func Deleted(dir string) (gone []Installed, err error) {
+	copies, err := listed(dir, confSuffix+copySuffix)
+	if err != nil || len(copies) == 0 {
+		return nil, err
+	}
+	all, err := list(dir)
+	for _, c := range copies {
+		if !slices.ContainsFunc(all, func(i Installed) bool { return i.Name == c.Name }) {
+			c.Path = strings.TrimSuffix(c.Path, copySuffix)
+			gone = append(gone, c)
+		}
+	}
+	return gone, err
+}
+
 // list returns all configurations in a directory, except those that it cannot parse.
-func list(dir string) (all []Installed, err error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*"+confSuffix))
+func list(dir string) ([]Installed, error) { return listed(dir, confSuffix) }
+
+// listed returns the configurations in the files of a suffix.
+func listed(dir, suffix string) (all []Installed, err error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
 	if err != nil {
 		return nil, fmt.Errorf("list network configurations in %s: %w", dir, err)
 	}
 	for _, path := range files {
 		raw, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // deleted meanwhile
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read network configuration: %w", err)
 		}
@@ -170,18 +202,23 @@ func list(dir string) (all []Installed, err error) {
 	return all, nil
 }
 
-// Uninstall removes the configurations of a netyard network and returns their paths. If one of them was the default
-// network, it restores nerdctl's own.
+// Uninstall removes the configurations of a netyard network and returns their paths, also of those that another program
+// has deleted. If one of them was the default network, it restores nerdctl's own.
 func Uninstall(dir, network string) (paths []string, err error) {
 	all, err := List(dir)
 	if err != nil {
 		return nil, err
 	}
-	for _, i := range all {
+	deleted, err := Deleted(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range append(all, deleted...) {
 		if i.Network != network {
 			continue
 		}
-		if err := os.Remove(i.Path); err != nil {
+		err := errors.Join(ignoreMissing(os.Remove(i.Path)), ignoreMissing(os.Remove(copyOf(dir, i.Name))))
+		if err != nil {
 			return paths, fmt.Errorf("uninstall network %s: %w", network, err)
 		}
 		paths = append(paths, i.Path)

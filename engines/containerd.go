@@ -109,7 +109,9 @@ func (c *Containerd) follow(ctx context.Context) error {
 	defer cancel()
 	// Subscribe before the first check, so that no event in between is missed.
 	stream, errs := c.client.EventService().Subscribe(ctx,
-		`topic=="/tasks/exit"`, `topic=="/containers/delete"`, `topic=="/containers/update"`)
+		`topic=="/tasks/exit"`, `topic=="/containers/delete"`, `topic=="/containers/update"`,
+		// A pod is attached before its container exists, and so without its labels.
+		`topic=="/containers/create",namespace=="`+criNamespace+`"`)
 	tick := time.NewTicker(resyncInterval)
 	defer tick.Stop()
 	if err := c.check(ctx); err != nil {
@@ -157,16 +159,15 @@ func (c *Containerd) handle(ctx context.Context, e *events.Envelope) error {
 		if v.ID != v.ContainerID { // the exit of an exec
 			return nil
 		}
-		return attach.ContainerExited(ctx, c.Yard, attachment(e.Namespace, v.ContainerID))
+		return eachName(e.Namespace, v.ContainerID, func(name string) error {
+			return attach.ContainerExited(ctx, c.Yard, name)
+		})
 	case *apievents.ContainerDelete:
-		return attach.ContainerGone(ctx, c.Yard, attachment(e.Namespace, v.ID))
+		return eachName(e.Namespace, v.ID, func(name string) error { return attach.ContainerGone(ctx, c.Yard, name) })
 	}
 	c.Poke() // an update may change the name
 	return nil
 }
-
-// attachment returns the name of a container's attachment, which nerdctl and ctr form in the same way.
-func attachment(namespace, id string) string { return namespace + "-" + id }
 
 // check reads containerd's containers and reconciles the records with them.
 func (c *Containerd) check(ctx context.Context) error {
@@ -209,8 +210,10 @@ func (c *Containerd) Census(ctx context.Context) (reconcile.Census, error) {
 			return census, fmt.Errorf("list containers of namespace %s: %w", ns, err)
 		}
 		for _, o := range all {
-			found[attachment(ns, o.ID)], _ = owners.of(ctx, ns, o)
-			census.Attachments[attachment(ns, o.ID)] = true
+			if name := attachmentOf(ns, o); name != "" {
+				found[name], _ = owners.of(ctx, ns, o)
+				census.Attachments[name] = true
+			}
 		}
 	}
 	es, err := c.Yard.Endpoints()
@@ -273,11 +276,18 @@ func (c *Containerd) FindContainer(ctx context.Context, name string) (modes.Cont
 }
 
 // find looks up an attachment's container. Namespaces and IDs may contain dashes, so it tries each dash as the
-// separator, the last one first, which is right for the IDs that nerdctl gives.
+// separator, the last one first, which is right for the IDs that nerdctl gives. Without a dash it may be a pod's.
 func (c *Containerd) find(
 	ctx context.Context, client *containerd.Client, name string,
 ) (ns string, o containers.Container, err error) {
 	err = errdefs.ErrNotFound
+	if !strings.Contains(name, "-") {
+		o, err = client.ContainerService().Get(namespaces.WithNamespace(ctx, criNamespace), name)
+		if err == nil && attachmentOf(criNamespace, o) != name {
+			err = errdefs.ErrNotFound
+		}
+		return criNamespace, o, err
+	}
 	for at := strings.LastIndexByte(name, '-'); at > 0; at = strings.LastIndexByte(name[:at], '-') {
 		var id string
 		ns, id = name[:at], name[at+1:]

@@ -61,10 +61,14 @@ func (c *Containerd) addRunning(ctx context.Context, census reconcile.Census) er
 			if err != nil {
 				continue // the container was removed meanwhile
 			}
+			name := attachmentOf(ns, o)
+			if name == "" {
+				continue // the links are its pod's
+			}
 			owner, labels := owners.of(ctx, ns, o)
 			owner.PID = int(t.Pid)
 			for id, s := range found {
-				s.Container, s.Attachment = owner, attachment(ns, t.ID)
+				s.Container, s.Attachment = owner, name
 				s.Said = labelOptions(labels)
 				census.Endpoints[id] = s
 			}

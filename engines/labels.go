@@ -78,6 +78,9 @@ func ownerOf(o containers.Container, image map[string]string) (modes.Container, 
 		Engine: book.Containerd, ID: o.ID, Name: cmp.Or(own[labelName], o.ID), // ctr's IDs are names
 		Image: o.Image, Labels: maps.Clone(own), ImageLabels: fromImage,
 	}
+	if o.Labels[labelKind] == kindSandbox { // it never starts again, so no addresses are held for it
+		c.Engine, c.Name, c.Namespace = book.CNI, own[labelPod], own[labelPodNamespace]
+	}
 	for _, labels := range []map[string]string{c.Labels, c.ImageLabels} {
 		maps.DeleteFunc(labels, func(label, _ string) bool { return modes.IsLabel(label) })
 	}

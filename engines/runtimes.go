@@ -10,7 +10,7 @@ import (
 
 	"netyard/modes"
 	"netyard/yard"
-	"netyard/yard/book"
+	"netyard/yard/attach"
 	"netyard/yard/reconcile"
 )
 
@@ -21,6 +21,7 @@ const cniCache = "/var/lib/cni/results"
 // A cached is one attachment as its runtime recorded it (libcni, cachedInfo).
 type cached struct {
 	ContainerID, IfName, NetNS string
+	CNIArgs                    [][2]string
 	Result                     struct {
 		Interfaces []struct{ Sandbox string }
 		IPs        []struct{ Address netip.Prefix }
@@ -36,6 +37,15 @@ func (c cached) matches(s reconcile.SeenEndpoint) bool {
 	return len(c.Result.IPs) == 0 || slices.ContainsFunc(c.Result.IPs, func(ip struct{ Address netip.Prefix }) bool {
 		return slices.Contains(s.Addrs, ip.Address)
 	})
+}
+
+// owner returns the container of the attachment.
+func (c cached) owner() modes.Container {
+	args := map[string]string{}
+	for _, arg := range c.CNIArgs {
+		args[arg[0]] = arg[1]
+	}
+	return attach.OwnerOf(c.ContainerID, args)
 }
 
 // sandboxes returns the paths where the attachment's sandbox may be. Older runtimes record only the paths in the
@@ -73,7 +83,7 @@ func addCached(y *yard.Yard, dir string, census reconcile.Census) error {
 				if _, known := census.Endpoints[id]; known || !c.matches(s) {
 					continue
 				}
-				s.Container, s.Attachment = modes.Container{Engine: book.CNI}, c.ContainerID
+				s.Container, s.Attachment = c.owner(), c.ContainerID
 				census.Endpoints[id] = s
 			}
 		}

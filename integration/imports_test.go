@@ -109,8 +109,12 @@ func owners() []rule {
 	return []rule{
 		{
 			"kernel kernel/* kernel/nft/nfttest integration/lab",
-			"github.com/vishvananda/* github.com/vishvananda/*/* github.com/google/nftables github.com/google/nftables/* github.com/mdlayher/netlink golang.org/x/sys/unix golang.zx2c4.com/wireguard/wgctrl golang.zx2c4.com/wireguard/wgctrl/*",
+			"github.com/vishvananda/* github.com/vishvananda/*/* github.com/google/nftables github.com/google/nftables/* github.com/mdlayher/netlink golang.zx2c4.com/wireguard/wgctrl golang.zx2c4.com/wireguard/wgctrl/*",
 			"only one place calls the kernel",
+		},
+		{
+			"kernel kernel/* kernel/nft/nfttest integration/lab cni/netyard-cni", "golang.org/x/sys/unix",
+			"only one place calls the kernel; the plugin sets up loopback by itself, without the daemon",
 		},
 		{"cli cli/daemon", "netyard/modes/all", "all others know modes by their names at most"},
 		{"cli/daemon", "netyard/cni/door netyard/engines netyard/fabric netyard/firewalld netyard/names", "only one place composes the daemon"},

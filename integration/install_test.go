@@ -38,6 +38,7 @@ func TestInstall(t *testing.T) {
 	want := map[string]string{
 		"opt/ny/bin/netyard":                                  "",
 		"opt/cni/bin/netyard":                                 "",
+		"opt/cni/bin/loopback":                                "",
 		"opt/ny/share/bash-completion/completions/netyard":    "complete ",
 		"opt/ny/share/zsh/site-functions/_netyard":            "#compdef netyard",
 		"opt/ny/share/fish/vendor_completions.d/netyard.fish": "complete -c netyard",
@@ -66,9 +67,23 @@ func TestInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	install("--binary", lab.Build(t), "--plugin", lab.BuildPlugin(t))
+	loopback := filepath.Join(root, "opt/cni/bin/loopback")
+	if to, err := os.Readlink(loopback); err != nil || to != "netyard" {
+		t.Errorf("the plugin loopback links to %q, %v", to, err)
+	}
 	install("--uninstall")
 	if left := filesBelow(t, root); len(left) != 1 || left["etc/netyard/netyard.yaml"] != string(edited) {
 		t.Errorf("left after --uninstall: %q; want the edited configuration", left)
+	}
+
+	// Another loopback plugin stays as it is.
+	if err := os.WriteFile(loopback, []byte("another's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	install("--binary", lab.Build(t), "--plugin", lab.BuildPlugin(t))
+	install("--uninstall")
+	if raw, err := os.ReadFile(loopback); err != nil || string(raw) != "another's" {
+		t.Errorf("another loopback plugin: %q, %v", raw, err)
 	}
 }
 

@@ -137,8 +137,10 @@ type Container struct {
 	Engine string `json:",omitempty"`
 	ID     string `json:",omitempty"`
 	Name   string `json:",omitempty"`
-	Image  string `json:",omitempty"`
-	PID    int    `json:",omitempty"`
+	// Namespace is that of a pod, whose name is unique only in it; empty: the container's name is unique by itself.
+	Namespace string `json:",omitempty"`
+	Image     string `json:",omitempty"`
+	PID       int    `json:",omitempty"`
 	// Hostname is the host name inside the container.
 	Hostname string `json:",omitempty"`
 	// Labels are the container's own, which who runs it has set; nil: they are not known yet.
@@ -147,9 +149,23 @@ type Container struct {
 	ImageLabels map[string]string `json:",omitempty"`
 }
 
+// FullName returns a pod's name with its namespace, NAMESPACE/NAME; empty: it has none.
+func (c Container) FullName() string {
+	if c.Name == "" || c.Namespace == "" {
+		return ""
+	}
+	return c.Namespace + "/" + c.Name
+}
+
+// Called reports whether a name or an ID is the container's.
+func (c Container) Called(ref string) bool {
+	return ref != "" && (ref == c.Name || ref == c.FullName() || ref == c.ID)
+}
+
 // Equal says whether all fields of two containers are the same.
 func (c Container) Equal(d Container) bool {
-	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Image == d.Image &&
+	return c.Engine == d.Engine && c.ID == d.ID && c.Name == d.Name && c.Namespace == d.Namespace &&
+		c.Image == d.Image &&
 		c.PID == d.PID && c.Hostname == d.Hostname &&
 		(c.Labels == nil) == (d.Labels == nil) && maps.Equal(c.Labels, d.Labels) &&
 		maps.Equal(c.ImageLabels, d.ImageLabels)

@@ -88,7 +88,8 @@ const (
 func (s Selector) matches(e Endpoint) match {
 	m := yes
 	for _, part := range []match{
-		glob(s.Network, e.Network.Name, e.Network.ID), glob(s.Container, e.Container.Name),
+		glob(s.Network, e.Network.Name, e.Network.ID),
+		glob(s.Container, e.Container.Name, e.Container.FullName()),
 		labelled(s.Labels, e.Container),
 	} {
 		m = min(m, part)

@@ -48,6 +48,8 @@ type Server struct {
 	Cluster Cluster
 	// Censuses has a function for each engine that asks it for its networks and endpoints.
 	Censuses []func(context.Context) (reconcile.Census, error)
+	// Findings returns what doctor reports beside the records, the kernel and the engines; nil: nothing.
+	Findings func() ([]book.Finding, error)
 }
 
 // Handler returns the handler of the admin socket.
@@ -219,7 +221,7 @@ func (s *Server) view(e modes.Endpoint, n modes.Network) Endpoint {
 }
 
 func (s *Server) endpoint(_ context.Context, r *http.Request) (any, error) {
-	e, err := s.Yard.FindEndpoint(r.PathValue("ref"))
+	e, err := s.Yard.FindEndpointIn("", r.PathValue("ref"))
 	if err != nil {
 		return nil, err
 	}
@@ -337,7 +339,11 @@ func (s *Server) census(ctx context.Context) (all []reconcile.Census) {
 
 func (s *Server) doctor(ctx context.Context, _ *http.Request) (any, error) {
 	found, err := reconcile.Audit(ctx, s.Yard, s.census(ctx))
-	return orEmpty(found), err
+	if err != nil || s.Findings == nil {
+		return orEmpty(found), err
+	}
+	more, err := s.Findings()
+	return orEmpty(append(found, more...)), err
 }
 
 func (s *Server) gc(ctx context.Context, r *http.Request) (any, error) {

@@ -65,18 +65,20 @@ type Subnet struct {
 
 // An Endpoint is a row of netyard ps.
 type Endpoint struct {
-	ID          string   `json:"id"`
-	Container   string   `json:"container"`
-	ContainerID string   `json:"container_id"`
-	Image       string   `json:"image,omitempty"`
-	PID         int      `json:"pid,omitempty"`
-	Engine      string   `json:"engine"`
-	Network     string   `json:"network"`
-	NetworkID   string   `json:"network_id"`
-	Mode        string   `json:"mode"`
-	Addresses   []string `json:"addresses"`
-	MAC         string   `json:"mac"`
-	Interface   string   `json:"interface"`
+	ID          string `json:"id"`
+	Container   string `json:"container"`
+	ContainerID string `json:"container_id"`
+	// Namespace is that of a pod.
+	Namespace string   `json:"namespace,omitempty"`
+	Image     string   `json:"image,omitempty"`
+	PID       int      `json:"pid,omitempty"`
+	Engine    string   `json:"engine"`
+	Network   string   `json:"network"`
+	NetworkID string   `json:"network_id"`
+	Mode      string   `json:"mode"`
+	Addresses []string `json:"addresses"`
+	MAC       string   `json:"mac"`
+	Interface string   `json:"interface"`
 	// Options are those set for this endpoint alone.
 	Options map[string]string `json:"options,omitempty"`
 	Ports   []string          `json:"ports"`
@@ -185,8 +187,8 @@ func networkView(n modes.Network, endpoints int) Network {
 
 func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) Endpoint {
 	v := Endpoint{
-		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID, Image: e.Container.Image,
-		PID: e.Container.PID, Engine: e.Container.Engine,
+		ID: e.ID, Container: e.Container.Name, ContainerID: e.Container.ID,
+		Namespace: e.Container.Namespace, Image: e.Container.Image, PID: e.Container.PID, Engine: e.Container.Engine,
 		Network: n.Name, NetworkID: e.NetworkID, Mode: n.Mode, MAC: e.MAC, Interface: hostLink,
 		State: state, Options: e.Options, Sandbox: e.Sandbox, Aliases: e.Aliases, Attachment: e.Attachment,
 		Created: e.Created, Joined: e.Joined, Addresses: []string{}, Ports: []string{},

@@ -150,6 +150,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 		return err
 	}
 	server := &api.Server{Yard: y, Log: log, Version: version, Cluster: agent.admin()}
+	server.Findings = func() ([]book.Finding, error) { return deletedConflists(cni.ConfDir) }
 	if cfg.DockerHost != "" {
 		server.Censuses = append(server.Censuses, docker.Census)
 		tasks.Go(func() error { return docker.Run(ctx) })

@@ -40,14 +40,15 @@ func (s *Server) add(ctx context.Context, q cni.Request, ns int) (answer, error)
 	if err != nil {
 		return answer{}, err
 	}
-	n, p, err := s.network(ctx, c, environment(q.Args))
+	env := environment(q.Args)
+	n, p, err := s.network(ctx, c, env)
 	if err != nil {
 		return answer{}, err
 	}
 	r := book.AttachRequest{
 		Network:    n,
 		Attachment: q.ContainerID,
-		Container:  modes.Container{Engine: book.CNI},
+		Container:  attach.OwnerOf(q.ContainerID, env),
 		Config:     c.Name,
 		IfName:     q.IfName,
 		Sandbox:    q.Netns,
@@ -99,7 +100,7 @@ func (s *Server) network(
 }
 
 // container sets the request's container and returns the container's labels. Without an answer from the engine in time
-// it leaves both out: the container's name is found later, its labels are not.
+// it leaves both as they are: what the runtime did not tell of the container is found later, its labels are not.
 func (s *Server) container(ctx context.Context, r *book.AttachRequest) map[string]string {
 	if s.FindContainer == nil {
 		return nil

@@ -1,5 +1,5 @@
 // Command netyard-cni is the plugin that CNI runtimes start for netyard's networks. It forwards each call to the
-// daemon.
+// daemon. Under the plugin type loopback it sets up the loopback interface of a sandbox by itself.
 //
 // It implements the plugin's side of the protocol without the CNI project's package: a runtime starts it for every
 // call, and most of that package's start-up time goes into what is not needed here.
@@ -43,7 +43,8 @@ func verbs() map[string]verb {
 
 // conf holds the keys of a network configuration that the plugin itself reads.
 type conf struct {
-	CNIVersion, Name, Socket string
+	CNIVersion, Name, Type, Socket string
+	PrevResult                     json.RawMessage
 }
 
 func main() {
@@ -82,6 +83,13 @@ func run(command string) (c conf, err error) {
 	netns, err := openNetns(r.Netns)
 	if err != nil && command != "DEL" { // DEL does not need the namespace
 		return c, refuse(cni.CodeNamespace, "CNI_NETNS=%s: %v", cni.Shorten(r.Netns), err)
+	}
+	if c.Type == loopbackType {
+		result, err := loopback(r, c, netns)
+		if err == nil && result != nil {
+			err = answer(result)
+		}
+		return c, err
 	}
 	result, err := cni.Call(began.Add(cni.Deadline), c.Socket, r, netns)
 	if err != nil && command == "DEL" { // the daemon reads the tombstone when it runs again

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"netyard/cni"
 )
@@ -93,4 +98,95 @@ func TestOpenNetns(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
+}
+
+// TestLoopback shows that the plugin type loopback sets up a sandbox's loopback interface, answers in each version of
+// the specification, passes on the result of the plugins before it, and sets it down again.
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	netns := newNetns(t)
+	r := cni.Request{Netns: "/run/netns/c"}
+	call := func(command string, c conf) (result any, err error) {
+		done := make(chan struct{})
+		go func() { // its thread is in the sandbox from then on, and ends with it
+			defer close(done)
+			r := r
+			r.Command = command
+			result, err = loopback(r, c, netns)
+		}()
+		<-done
+		return result, err
+	}
+	if _, err := call("CHECK", conf{CNIVersion: "1.0.0"}); err == nil {
+		t.Error("CHECK finds nothing wrong with an interface that is down")
+	}
+	for version, wantVersion := range map[string]string{"0.3.1": "4", "0.4.0": "4", "1.0.0": "", "1.1.0": ""} {
+		result, err := call("ADD", conf{CNIVersion: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := json.Marshal(result)
+		var got struct {
+			CNIVersion string
+			Interfaces []struct{ Name, Sandbox string }
+			IPs        []struct {
+				Version string
+				Address netip.Prefix
+			}
+		}
+		if err := errors.Join(err, json.Unmarshal(raw, &got)); err != nil {
+			t.Fatal(err)
+		}
+		if got.CNIVersion != version || len(got.Interfaces) != 1 || got.Interfaces[0].Sandbox != r.Netns ||
+			len(got.IPs) == 0 || got.IPs[0].Version != wantVersion || !got.IPs[0].Address.Addr().IsLoopback() {
+			t.Errorf("version %s: %s", version, raw)
+		}
+	}
+	before := json.RawMessage(`{"cniVersion":"1.0.0"}`)
+	result, err := call("ADD", conf{CNIVersion: "1.0.0", PrevResult: before})
+	if raw, ok := result.(json.RawMessage); err != nil || !ok || string(raw) != string(before) {
+		t.Errorf("with a result of another plugin: %s, %v", result, err)
+	}
+	if _, err := call("CHECK", conf{}); err != nil {
+		t.Error(err)
+	}
+	for _, command := range []string{"STATUS", "GC", "DEL"} {
+		if _, err := call(command, conf{}); err != nil {
+			t.Errorf("%s: %v", command, err)
+		}
+	}
+	if _, err := call("CHECK", conf{}); err == nil {
+		t.Error("CHECK finds nothing wrong after DEL")
+	}
+	if _, err := loopback(cni.Request{Command: "DEL"}, conf{}, nil); err != nil {
+		t.Errorf("DEL of a sandbox that is gone: %v", err)
+	}
+}
+
+// newNetns returns a new network namespace.
+func newNetns(t *testing.T) *os.File {
+	t.Helper()
+	type made struct {
+		file *os.File
+		err  error
+	}
+	to := make(chan made)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			to <- made{nil, err}
+			return
+		}
+		file, err := os.Open("/proc/thread-self/ns/net")
+		to <- made{file, err}
+	}()
+	m := <-to
+	if errors.Is(m.err, os.ErrPermission) {
+		t.Skipf("needs root: %v", m.err)
+	}
+	if m.err != nil {
+		t.Fatal(m.err)
+	}
+	t.Cleanup(func() { m.file.Close() })
+	return m.file
 }

@@ -56,61 +56,53 @@ func (y *Book) FindNetwork(ref string) (modes.Network, error) {
 	if err != nil {
 		return modes.Network{}, err
 	}
-	return Pick("network", ref, ns, func(n modes.Network) (string, string) { return n.ID, n.Name })
+	return Pick("network", ref, ns, func(n modes.Network) []string { return []string{n.ID} },
+		func(n modes.Network) bool { return n.Name == ref })
 }
 
-// FindEndpoint finds an endpoint by its ID, a prefix of its ID, or its container's name.
-func (y *Book) FindEndpoint(ref string) (modes.Endpoint, error) {
-	es, err := y.Endpoints()
-	if err != nil {
-		return modes.Endpoint{}, err
-	}
-	return Pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
-}
-
-// FindEndpointIn finds an endpoint of one network, as FindEndpoint does of all. network is as for FindNetwork; empty:
-// all networks.
+// FindEndpointIn finds an endpoint by its ID, its container's name or ID, or a prefix of one of the IDs: among those of
+// a network, as for FindNetwork, or of all networks if that is empty.
 func (y *Book) FindEndpointIn(network, ref string) (modes.Endpoint, error) {
-	if network == "" {
-		return y.FindEndpoint(ref)
+	if network != "" {
+		n, err := y.FindNetwork(network)
+		if err != nil {
+			return modes.Endpoint{}, err
+		}
+		network = n.ID
 	}
-	n, err := y.FindNetwork(network)
+	es, err := y.EndpointsOf(network)
 	if err != nil {
 		return modes.Endpoint{}, err
 	}
-	es, err := y.EndpointsOf(n.ID)
-	if err != nil {
-		return modes.Endpoint{}, err
-	}
-	return Pick("endpoint", ref, es, func(e modes.Endpoint) (string, string) { return e.ID, e.Container.Name })
+	return Pick("endpoint", ref, es, func(e modes.Endpoint) []string { return []string{e.ID, e.Container.ID} },
+		func(e modes.Endpoint) bool { return e.Container.Called(ref) })
 }
 
-// Pick finds one item by its name, its ID or a prefix of its ID.
-func Pick[T any](kind, ref string, all []T, names func(T) (id, name string)) (found T, err error) {
-	var named, prefixed []T
+// Pick finds one item by its ID, its name or a prefix of one of its IDs, of which the first is its own.
+func Pick[T any](kind, ref string, all []T, ids func(T) []string, named func(T) bool) (found T, err error) {
+	matches := make([][]T, 1+len(ids(found))) // by name, then by prefixes of each ID
 	for _, v := range all {
-		id, name := names(v)
-		switch {
-		case id == ref:
+		of := ids(v)
+		if of[0] == ref {
 			return v, nil
-		case ref == "":
-		case name == ref:
-			named = append(named, v)
-		case strings.HasPrefix(id, ref):
-			prefixed = append(prefixed, v)
+		}
+		if ref != "" && named(v) {
+			matches[0] = append(matches[0], v)
+		}
+		for i, id := range of {
+			if ref != "" && strings.HasPrefix(id, ref) {
+				matches[i+1] = append(matches[i+1], v)
+			}
 		}
 	}
-	matches := named
-	if len(matches) == 0 { // a name has precedence over ID prefixes
-		matches = prefixed
+	for _, m := range matches {
+		if len(m) == 1 {
+			return m[0], nil
+		} else if len(m) > 1 {
+			return found, ambiguity{fmt.Errorf("%s %q: %d %ss match; use a full ID", kind, ref, len(m), kind)}
+		}
 	}
-	switch len(matches) {
-	case 0:
-		return found, fmt.Errorf("%s %q: %w", kind, ref, ErrNotFound)
-	case 1:
-		return matches[0], nil
-	}
-	return found, ambiguity{fmt.Errorf("%s %q: %d %ss match; use a full ID", kind, ref, len(matches), kind)}
+	return found, fmt.Errorf("%s %q: %w", kind, ref, ErrNotFound)
 }
 
 // An ambiguity is an ErrAmbiguous that says how many match, and no more.

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -26,9 +27,10 @@ type Source struct {
 // Acquire gets a lease for each DHCP pool of the network.
 func (s *Source) Acquire(ctx context.Context) error {
 	r := s.Request
+	name := cmp.Or(r.Container.FullName(), r.Container.Name)
 	for _, pool := range r.Network.DHCP {
 		q := Request{
-			AddressRequest: ipam.AddressRequest{Pool: pool, Name: r.Container.Name, MAC: r.MAC},
+			AddressRequest: ipam.AddressRequest{Pool: pool, Name: name, MAC: r.MAC},
 			Attachment:     r.Attachment, IfName: r.IfName,
 		}
 		if at := slices.IndexFunc(r.Addrs, netip.Addr.Is4); at >= 0 {

@@ -295,6 +295,7 @@ func merge(old, fresh modes.Container) modes.Container {
 		{&old.Engine, &fresh.Engine},
 		{&old.ID, &fresh.ID},
 		{&old.Name, &fresh.Name},
+		{&old.Namespace, &fresh.Namespace},
 		{&old.Image, &fresh.Image},
 		{&old.Hostname, &fresh.Hostname},
 	} {

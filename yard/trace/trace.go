@@ -127,7 +127,7 @@ func endpointOf(y *yard.Yard, ref, network string) (modes.Endpoint, error) {
 	}
 	var found []modes.Endpoint
 	for _, e := range es {
-		if e.Container.Name == ref || e.ID == ref {
+		if e.Container.Called(ref) || e.ID == ref {
 			found = append(found, e)
 		}
 	}
@@ -140,7 +140,7 @@ func endpointOf(y *yard.Yard, ref, network string) (modes.Endpoint, error) {
 	if len(found) > 0 {
 		return found[0], nil
 	}
-	return y.FindEndpoint(ref)
+	return y.FindEndpointIn("", ref)
 }
 
 func b2i(b bool) int {
