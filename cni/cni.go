@@ -7,6 +7,7 @@
 package cni
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,9 +23,15 @@ const (
 	SocketName = "cni.sock"
 	// DefaultSocket is the path of the socket if the network configuration does not name one ("socket").
 	DefaultSocket = "/run/netyard/" + SocketName
-	// Deadline is the longest time that a runtime waits for an answer. Meanwhile nerdctl holds a lock over all
-	// containers of the host.
+	// Deadline is the longest time that a runtime waits for a sign of the daemon: the answer, or that the request waits
+	// for its turn. So it counts from the request's turn on. Meanwhile nerdctl holds a lock over all containers of the
+	// host.
 	Deadline = 10 * time.Second
+	// SignInterval is the time between two signs that a request waits for its turn.
+	SignInterval = 2 * time.Second
+	// MaxWait is the longest time that a request waits for its turn. A runtime that serves Kubernetes gives up after
+	// two minutes.
+	MaxWait = 100 * time.Second
 	// MaxRequest is the largest size of a request in bytes; a network configuration is some kilobytes.
 	MaxRequest = 1 << 20
 	// MaxName is the largest length of a container ID and of a network's name. Runtimes' IDs have 64 characters, and
@@ -105,7 +112,12 @@ func errNotRunning(socket string) error {
 	}
 }
 
-// Call sends a request to the daemon and waits for the answer until the deadline. netns may be nil.
+// Sign is what the daemon sends before the answer while a request waits for its turn, and when the turn comes. An older
+// plugin takes it for the space that may be before JSON.
+const Sign = "\n"
+
+// Call sends a request to the daemon and waits for the answer until the deadline, and from each sign on for Deadline
+// again. netns may be nil.
 //
 // It uses blocking system calls: the poller that package net starts, to wait for many connections at once, would be a
 // good part of the run time of a process that lives for one call.
@@ -149,10 +161,8 @@ func connect(deadline time.Time, socket string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	left := syscall.NsecToTimeval(max(time.Until(deadline), time.Millisecond).Nanoseconds())
 	err = errors.Join( // SO_SNDTIMEO bounds connect(2) too (socket(7))
-		syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &left),
-		syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &left))
+		bound(fd, syscall.SO_SNDTIMEO, deadline), bound(fd, syscall.SO_RCVTIMEO, deadline))
 	if err == nil {
 		err = retry(func() error { return syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}) })
 	}
@@ -160,6 +170,12 @@ func connect(deadline time.Time, socket string) (int, error) {
 		return -1, errors.Join(err, syscall.Close(fd))
 	}
 	return fd, nil
+}
+
+// bound makes system calls on a socket end by the deadline; which is SO_SNDTIMEO or SO_RCVTIMEO.
+func bound(fd, which int, deadline time.Time) error {
+	left := syscall.NsecToTimeval(max(time.Until(deadline), time.Millisecond).Nanoseconds())
+	return syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, which, &left)
 }
 
 // retry repeats a system call that a signal interrupted: the Go runtime sends itself signals. EAGAIN means that the
@@ -198,7 +214,7 @@ func send(fd int, raw []byte, netns *os.File) error {
 
 // receiveAnswer reads until the daemon closes the connection.
 func receiveAnswer(fd int, deadline time.Time) (raw []byte, err error) {
-	buf := make([]byte, 1<<14)
+	buf, last := make([]byte, 1<<14), time.Now().Add(MaxWait+Deadline)
 	for {
 		n := 0
 		err := retry(func() (err error) {
@@ -214,6 +230,15 @@ func receiveAnswer(fd int, deadline time.Time) (raw []byte, err error) {
 			return raw, nil
 		case time.Now().After(deadline):
 			return nil, os.ErrDeadlineExceeded
+		case len(raw) == 0 && len(bytes.Trim(buf[:n], Sign)) == 0:
+			deadline = time.Now().Add(Deadline)
+			if deadline.After(last) {
+				deadline = last
+			}
+			if err := bound(fd, syscall.SO_RCVTIMEO, deadline); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		raw = append(raw, buf[:n]...)
 	}

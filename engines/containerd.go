@@ -50,6 +50,8 @@ type Containerd struct {
 
 	client *containerd.Client
 	poked  wake.Signal
+	// Only: there is no Docker engine, whose answer would end a rebuild.
+	Only bool
 	// rebuilt says that this process has rebuilt what it can from containerd, or that there was nothing to rebuild.
 	rebuilt bool
 }
@@ -178,6 +180,11 @@ func (c *Containerd) check(ctx context.Context) error {
 	if !c.rebuilt && reconcile.Rebuilding(c.Yard) { // there may be no Docker engine, which would do it too
 		if err := c.Rebuild(ctx); err != nil {
 			return err
+		}
+		if c.Only {
+			if err := reconcile.EndRebuild(ctx, c.Yard); err != nil {
+				return err
+			}
 		}
 	}
 	c.rebuilt = true

@@ -565,19 +565,32 @@ func TestCNIUpstream(t *testing.T) {
 	})
 }
 
-// TestCNICrowd: many first attachments at once to a network that does not exist yet, and many ADDs and DELs with late
-// duplicates: nothing is left, no address is given twice, and no DEL fails.
+// TestCNICrowd: many first attachments at once, with two ports each, to a network that does not exist yet, beside
+// programs that take all processors, and many ADDs and DELs with late duplicates: all succeed, nothing is left, no
+// address is given twice. NETYARD_AT_ONCE and NETYARD_LOAD set how many attachments and programs; with 200 and 20, half
+// of the attachments would be too late if all were worked on at once.
 func TestCNICrowd(t *testing.T) {
 	engines(t, func(t *testing.T, e lab.Engine) {
 		lab.Alone(t)
 		h := hostCNI(t, e, lab.NoEngine())
-		const first, many, places = 32, 160, 8
+		first, load := number(t, "NETYARD_AT_ONCE", 50), number(t, "NETYARD_LOAD", 4)
+		const many, places = 160, 8
 		h.Sh(fmt.Sprintf("for i in $(seq 0 %d); do ip netns add n$i; done", first-1))
-		out := h.Sh(crowd(upstreamBridge, fmt.Sprintf(
-			"for i in $(seq 0 %d); do (call ADD c$i /run/netns/n$i > %s/add$i 2>&1 || echo ADD $i failed) & done; wait",
-			first-1, h.Dir)))
+		ported := with(upstreamBridge, `"portMappings":[{"hostPort":1NUM,"containerPort":80,"protocol":"tcp"},`+
+			`{"hostPort":2NUM,"containerPort":80,"protocol":"udp"}]`)
+		out := h.Sh(crowd(ported, fmt.Sprintf(`
+			all=$conf load= calls=
+			for i in $(seq %d); do (while :; do :; done) & load="$load $!"; done
+			for i in $(seq 0 %d); do
+				conf=$(echo "$all" | sed s/NUM/$(printf %%04d $i)/g)
+				(call ADD c$i /run/netns/n$i > %s/add$i 2>&1 || echo ADD $i failed) & calls="$calls $!"
+			done
+			wait $calls; [ -z "$load" ] || kill $load`, load, first-1, h.Dir)))
 		if out != "" {
 			t.Fatalf("%s\n%s", out, h.Sh("cat "+h.Dir+"/add*"))
+		}
+		if n := strings.Count(h.Sh("netyard ports --format '{{.HostPort}}.'"), "."); n < 2*first {
+			t.Errorf("%d ports are published", n)
 		}
 		seen := map[string]bool{}
 		for _, r := range ps(t, h) {

@@ -93,6 +93,11 @@ func (w *world) start(ctx context.Context, keepStrays bool) (err error) {
 			return err
 		}
 	}
+	if !keepStrays && reconcile.Rebuilding(w.y) { // as cli/daemon does
+		if keepStrays, err = reconcile.HasStrays(w.y); err != nil {
+			return err
+		}
+	}
 	return reconcile.Restore(ctx, w.y, keepStrays)
 }
 

@@ -129,10 +129,15 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 	if err != nil {
 		return err
 	}
-	docker.Yard, runtime.Yard = y, y
+	docker.Yard, runtime.Yard, runtime.Only = y, y, cfg.DockerHost == ""
 	docker.RebuildOthers = runtime.Rebuild
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
+	}
+	if cfg.DockerHost == "" && cfg.ContainerdAddress == "" && reconcile.Rebuilding(y) { // nobody else would
+		if err := errors.Join(runtime.Rebuild(ctx), reconcile.EndRebuild(ctx, y)); err != nil {
+			log.Error("records not rebuilt", "err", err)
+		}
 	}
 	if err := agent.start(y); err != nil { //nolint:contextcheck // the kernel answers at once or not at all
 		return err

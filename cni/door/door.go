@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	// answerTimeout bounds a request, so that the plugin has the answer before its own deadline.
+	// answerTimeout bounds a request from its turn on, so that the plugin has the answer before its own deadline.
 	answerTimeout = cni.Deadline - time.Second
 	// lookupTimeout bounds the look-up of an attachment's container and its labels.
 	lookupTimeout = 500 * time.Millisecond
@@ -52,6 +52,7 @@ type Server struct {
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
+	lines := newLines()
 	var running sync.WaitGroup
 	defer running.Wait()
 	for {
@@ -62,13 +63,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 		}
-		running.Go(func() { s.serve(context.WithoutCancel(ctx), c) })
+		running.Go(func() { s.serve(context.WithoutCancel(ctx), c, lines) })
 	}
 }
 
-func (s *Server) serve(ctx context.Context, c net.Conn) {
+func (s *Server) serve(ctx context.Context, c net.Conn, lines lines) {
 	defer c.Close() //nolint:errcheck // the answer was sent, or the plugin is gone
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	u, ok := c.(*net.UnixConn)
 	if !ok {
@@ -85,15 +86,15 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 		s.Log.Debug("CNI request not read", "err", err)
 		return
 	}
-	go func() { // the connection closes when the plugin ends, as when its runtime is killed
+	_ = c.SetDeadline(time.Time{}) // now the plugin waits
+	go func() {                    // the connection closes when the plugin ends, as when its runtime is killed
 		if _, err := c.Read(make([]byte, 1)); err != nil {
 			cancel()
 		}
 	}()
 	start := time.Now()
-	a := cni.Answer{}
-	made, err := s.inTime(ctx, q, netns)
-	a.Result = made.result
+	made, err := s.inTurn(ctx, c, lines, call{q, netns})
+	a := cni.Answer{Result: made.result}
 	if err != nil {
 		s.Log.Warn("CNI request failed",
 			"command", cni.Shorten(q.Command), "container_id", cni.Shorten(q.ContainerID),
@@ -101,9 +102,36 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 		a.Error = cniError(err)
 	}
 	s.Log.Debug("CNI request answered", "command", q.Command, "container_id", q.ContainerID, "took", time.Since(start))
+	_ = c.SetWriteDeadline(time.Now().Add(cni.Deadline))
 	if err := json.NewEncoder(c).Encode(a); err != nil && q.Command == "ADD" && a.Error == nil {
 		s.undo(context.WithoutCancel(ctx), q, made.endpoint) // the runtime does not know of the attachment
 	}
+}
+
+// A call is a request and the sandbox that came with it; nil: none came.
+type call struct {
+	cni.Request
+
+	netns *os.File
+}
+
+// inTurn answers a request when it is its turn. Its deadline counts from then on, here and in the plugin.
+func (s *Server) inTurn(ctx context.Context, c net.Conn, lines lines, q call) (answer, error) {
+	sign := func() {
+		_ = c.SetWriteDeadline(time.Now().Add(cni.SignInterval))
+		_, _ = c.Write([]byte(cni.Sign)) // if the plugin is gone, so is the request
+	}
+	leave, err := lines.of(q.Command).enter(ctx, sign)
+	if err != nil {
+		if q.netns != nil {
+			_ = q.netns.Close() // opened for reading only
+		}
+		return answer{}, err
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	return s.inTime(ctx, q.Request, q.netns)
 }
 
 // An answer is the result of a request and the ID of the endpoint that it made.

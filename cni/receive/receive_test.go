@@ -3,6 +3,7 @@ package receive_test
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -85,6 +86,54 @@ func TestCall(t *testing.T) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("without an answer: %v", err)
 	}
+}
+
+// TestCallWaitsForItsTurn shows that the deadline counts from the daemon's last sign on, and that signs are no part of
+// the answer.
+func TestCallWaitsForItsTurn(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), cni.SocketName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	end := time.Now().Add(200 * time.Millisecond)
+	go func() {
+		c, err := received(l)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		for _, part := range []string{cni.Sign, cni.Sign + cni.Sign, `{"result":`, `{"ok":true}}`} {
+			if _, err := c.Write([]byte(part)); err != nil {
+				t.Error(err)
+			}
+			<-time.After(100 * time.Millisecond) // all of it takes longer than the deadline
+		}
+	}()
+	if got, err := cni.Call(end, l.Addr().String(), cni.Request{}, nil); err != nil || string(got) != `{"ok":true}` {
+		t.Errorf("%s %v", got, err)
+	}
+	go func() {
+		if c, err := received(l); err == nil {
+			_, _ = c.Write([]byte(cni.Sign))
+			c.Close()
+		}
+	}()
+	_, err = cni.Call(time.Now().Add(cni.Deadline), l.Addr().String(), cni.Request{}, nil)
+	if !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a daemon that ends before the answer: %v", err)
+	}
+}
+
+// received accepts a connection and reads its request.
+func received(l net.Listener) (net.Conn, error) {
+	c, err := l.Accept()
+	if err == nil {
+		_, _, err = receive.Request(c.(*net.UnixConn))
+	}
+	return c, err
 }
 
 // TestReceiveTruncated: a request whose descriptor the kernel could not deliver is not one without a descriptor.

@@ -36,7 +36,20 @@ func Rebuilding(y *yard.Yard) bool {
 	return err == nil && lost
 }
 
-// HasStrays reports whether the host has links of netyard's that are in no record.
+// EndRebuild ends the rebuild on a host without a Docker engine, when what others know was rebuilt, and removes the
+// strays. It leaves everything as it is while a link is in no record: a container may use it.
+func EndRebuild(ctx context.Context, y *yard.Yard) error {
+	if strays, err := HasStrays(y); err != nil || strays || !Rebuilding(y) {
+		return err
+	}
+	if err := RecordsRebuilt(y); err != nil {
+		return err
+	}
+	return Prune(ctx, y)
+}
+
+// HasStrays reports whether the host has links of netyard's that are in no record. What was being made or removed when
+// the daemon ended is in one.
 func HasStrays(y *yard.Yard) (bool, error) {
 	w, err := enforce.AllWanted(y.Book)
 	if err != nil {
@@ -46,7 +59,7 @@ func HasStrays(y *yard.Yard) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return len(snap.Strays(w.Objects)) > 0, nil
+	return len(snap.Strays(slices.Concat(w.Objects, w.MayExist))) > 0, nil
 }
 
 // Rebuild rebuilds the records from what an engine and the kernel have, and then removes the strays. Before that,
