@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -48,7 +49,7 @@ import (
 //	crash STEP COMMAND        COMMAND dies at a step, given by its number or name; the next command is restart
 //	fail PART COMMAND         during COMMAND no object can be made whose text contains PART, or with the word remove
 //	                          before PART, none can be removed
-//	host-address LINK ADDRESS   the host gets an address
+//	host-address LINK ADDRESS [gone]    the host gets an address, or loses it
 //	sweep                     what could not be removed is tried again
 //	drift PART, plant LINK    objects are lost, or appear, behind netyard's back
 //	lose-records, rebuild CONTAINER...     the database is lost, and made again from kernel, copies and engine
@@ -281,7 +282,11 @@ func endpointVerb(ctx context.Context, w *world, a args) (string, error) {
 
 func hostAddress(_ context.Context, w *world, a args) (string, error) {
 	p, err := netip.ParsePrefix(a.at(1))
-	w.kernel.Addr[a.at(0)] = append(w.kernel.Addr[a.at(0)], p)
+	all := slices.DeleteFunc(w.kernel.Addr[a.at(0)], func(had netip.Prefix) bool { return had == p })
+	if a.at(2) == "" {
+		all = append(all, p)
+	}
+	w.kernel.Addr[a.at(0)] = all
 	return "", err
 }
 
@@ -305,13 +310,21 @@ func leave(ctx context.Context, w *world, a args) (string, error) {
 	return "", nil
 }
 
-// portRequests parses ports: [HOST:]CONTAINER[/PROTOCOL].
+// portRequests parses ports: [[IP:]HOST:]CONTAINER[/PROTOCOL].
 func portRequests(said ...string) (all []book.PortRequest, err error) {
 	for _, s := range said {
 		r := book.PortRequest{Proto: "tcp"}
 		ports, proto, ok := strings.Cut(s, "/")
 		if ok {
 			r.Proto = proto
+		}
+		if at := strings.LastIndex(ports, ":"); strings.Count(ports, ":") > 1 {
+			var err error
+			at = strings.LastIndex(ports[:at], ":")
+			if r.HostIP, err = netip.ParseAddr(strings.Trim(ports[:at], "[]")); err != nil {
+				return nil, err
+			}
+			ports = ports[at+1:]
 		}
 		host, inside, both := strings.Cut(ports, ":")
 		if !both {

@@ -21,6 +21,7 @@ import (
 	"netyard/yard/book"
 	"netyard/yard/lease"
 	"netyard/yard/pool"
+	"netyard/yard/port"
 	"netyard/yard/reconcile"
 	"netyard/yard/share"
 	"netyard/yard/trace"
@@ -189,9 +190,17 @@ func (s *Server) endpoints(context.Context, *http.Request) (any, error) {
 }
 
 func (s *Server) ports(context.Context, *http.Request) (any, error) {
+	es, err := s.Yard.Endpoints()
+	if err != nil {
+		return nil, err
+	}
+	lost, err := port.LostAddrs(s.Yard.Book, es)
+	if err != nil {
+		return nil, err
+	}
 	views := []Port{}
-	err := s.each(func(e modes.Endpoint, n modes.Network) {
-		views = append(views, portViews(e, n, share.Conflicts(s.Yard, e))...)
+	err = s.each(func(e modes.Endpoint, n modes.Network) {
+		views = append(views, portViews(e, n, share.Conflicts(s.Yard, e), lost)...)
 	})
 	return views, err
 }

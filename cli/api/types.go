@@ -5,6 +5,7 @@ package api
 import (
 	"cmp"
 	"encoding/hex"
+	"net/netip"
 	"time"
 
 	"netyard/ipam"
@@ -111,16 +112,18 @@ type Port struct {
 	Network     string `json:"network"`
 	NetworkID   string `json:"network_id"`
 	// State is "published"; "conflict" if the port belongs to another owner; "shadowing" if the container has the port
-	// and a program of the host listens on it too and receives nothing. Owner is that other owner or program.
+	// and a program of the host listens on it too and receives nothing. Owner is that other owner or program. "address
+	// missing" if the host has lost the address; the port is published again as soon as the host has it.
 	State string `json:"state"`
 	Owner string `json:"owner,omitempty"`
 }
 
 // The states of a port.
 const (
-	PortPublished = "published"
-	PortConflict  = "conflict"
-	PortShadowing = "shadowing"
+	PortPublished   = "published"
+	PortConflict    = "conflict"
+	PortShadowing   = "shadowing"
+	PortAddressLost = "address missing"
 )
 
 // A Lease is an address that is not free: of netyard's IPAM, or from a DHCP server.
@@ -202,7 +205,9 @@ func endpointView(e modes.Endpoint, n modes.Network, state, hostLink string) End
 	return v
 }
 
-func portViews(e modes.Endpoint, n modes.Network, conflicts []book.Conflict) (views []Port) {
+func portViews(
+	e modes.Endpoint, n modes.Network, conflicts []book.Conflict, lost map[netip.Addr]bool,
+) (views []Port) {
 	show := func(p modes.Port, state, owner string) {
 		v := Port{
 			State: state, Owner: owner, Proto: p.Proto, Routed: p.Routed,
@@ -228,9 +233,13 @@ func portViews(e modes.Endpoint, n modes.Network, conflicts []book.Conflict) (vi
 		}
 	}
 	for _, p := range e.Ports {
-		if owner, ok := shadows[p]; ok {
+		owner, shadowing := shadows[p]
+		switch {
+		case shadowing:
 			show(p, PortShadowing, owner)
-		} else {
+		case lost[p.HostIP]:
+			show(p, PortAddressLost, "")
+		default:
 			show(p, PortPublished, "")
 		}
 	}

@@ -44,6 +44,10 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 	if err != nil {
 		return nil, err
 	}
+	unreachable, err := portsWithoutAddress(y)
+	if err != nil {
+		return nil, err
+	}
 	lost, err := y.PoliciesLost()
 	if err != nil {
 		return nil, err
@@ -60,7 +64,7 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 		return nil, err
 	}
 	records, err := auditRecords(y, censuses)
-	return slices.Concat(out, blocks, shared, changed, refused, records), err
+	return slices.Concat(out, blocks, shared, unreachable, changed, refused, records), err
 }
 
 // auditMACs finds containers whose link has got another hardware address: the guard cuts them off.
