@@ -26,7 +26,8 @@ type Plug struct {
 	// MAC is the hardware address that Faults compares; nil: any will do. It is not recorded.
 	MAC net.HardwareAddr `json:"-"`
 	MTU int
-	// FixedMTU is the MTU that Faults compares; 0: any will do, since plugins after netyard may set it. It is not recorded.
+	// FixedMTU is the MTU that Faults compares; 0: any will do, since plugins after netyard may set it. It is not
+	// recorded.
 	FixedMTU int `json:"-"`
 	Addrs    []netip.Prefix
 	// Routes are added in this order. One that the sandbox already has, by another link, is left alone.

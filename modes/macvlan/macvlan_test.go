@@ -208,8 +208,8 @@ func TestParentDown(t *testing.T) {
 			faults: "parent lan0 is down", options: options("parent", "lan0"),
 		},
 		"bond": {
-			needs: "bond", down: "ip link add lan0 type bond && ip link set lan0 up", options: options("parent", "lan0"),
-			up: "ip link set eth0 down && ip link set eth0 master lan0",
+			needs: "bond", down: "ip link add lan0 type bond && ip link set lan0 up",
+			up: "ip link set eth0 down && ip link set eth0 master lan0", options: options("parent", "lan0"),
 		},
 		"VLAN": {
 			needs: "vlan", down: "ip link set eth0 down", up: "ip link set eth0 up",
