@@ -71,39 +71,103 @@ func familyName(v6 bool) string {
 }
 
 // Join makes the host a member of the cluster, or updates its record. It fails if another host has the name or the
-// address.
+// address. Then it gives up those that this host no longer has: of two hosts that exchange their addresses, each would
+// else wait for the other for ever.
 func (c *Client) Join(ctx context.Context, h record.Host) error {
-	own, tomb := h.Key(), record.Tomb{Host: h.ID}.Key()
-	keys := []string{own, tomb}
+	act := "join cluster as " + h.Name
+	keys, err := c.joinKeys(ctx, act, h)
+	if err != nil {
+		return err
+	}
+	err = c.Change(ctx, act, keys, func(found etcd.Found) (etcd.Decision, error) { return join(h, keys, found) })
+	if !errors.Is(err, ErrTaken) {
+		return err
+	}
+	give := func(found etcd.Found) (d etcd.Decision, err error) {
+		d.Delete = outdated(h, found)
+		return d, nil
+	}
+	if failed := c.Change(ctx, act, keys, give); failed != nil {
+		return fmt.Errorf("%w; its former name and address are not given up: %w", err, failed)
+	}
+	return err
+}
+
+// joinKeys returns the keys that Join depends on: the host's own, those of its claims and of its former ones, and the
+// hosts that have these claims.
+func (c *Client) joinKeys(ctx context.Context, act string, h record.Host) ([]string, error) {
+	own := h.Key()
+	keys := []string{own, record.Tomb{Host: h.ID}.Key()}
 	for _, cl := range h.Claims() {
 		keys = append(keys, cl.Key())
 	}
-	return c.Change(ctx, "join cluster as "+h.Name, keys, func(found etcd.Found) (d etcd.Decision, err error) {
-		if found[tomb].There {
-			return d, ErrForgotten
+	found, err := c.Read(ctx, act, keys)
+	if err != nil {
+		return nil, err
+	}
+	if old, ok := found[own].Record.(*record.Host); ok {
+		for _, cl := range old.Claims() {
+			keys = append(keys, cl.Key())
 		}
-		old, _ := found[own].Record.(*record.Host)
-		if old != nil && *old != h || old == nil {
-			d.Put = append(d.Put, &h)
+	}
+	for _, cl := range h.Claims() {
+		if has, ok := found[cl.Key()].Record.(*record.Claim); ok {
+			keys = append(keys, record.Host{ID: has.ID}.Key())
 		}
-		for _, cl := range h.Claims() {
-			at := found[cl.Key()]
-			if !at.There {
-				d.Put = append(d.Put, cl)
-			} else if has, ok := at.Record.(*record.Claim); !ok || has.ID != h.ID {
-				return d, fmt.Errorf("%s %w%s", cl, ErrTaken, ownerText(has))
-			}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys), nil
+}
+
+// join decides what Join writes, given what these keys have.
+func join(h record.Host, keys []string, found etcd.Found) (d etcd.Decision, err error) {
+	if found[record.Tomb{Host: h.ID}.Key()].There {
+		return d, ErrForgotten
+	}
+	if old, _ := found[h.Key()].Record.(*record.Host); old == nil || *old != h {
+		d.Put = append(d.Put, &h)
+	}
+	for _, cl := range h.Claims() {
+		at := found[cl.Key()]
+		has, ok := at.Record.(*record.Claim)
+		switch {
+		case !at.There || ok && has.ID != h.ID && dead(has, keys, found):
+			d.Put = append(d.Put, cl)
+		case !ok || has.ID != h.ID:
+			return d, fmt.Errorf("%s %w%s", cl, ErrTaken, ownerText(has))
 		}
-		if old == nil {
-			return d, nil
+	}
+	d.Delete = outdated(h, found)
+	return d, nil
+}
+
+// dead says whether the host of a claim is not in the cluster, or has another name or address in its record.
+func dead(cl *record.Claim, keys []string, found etcd.Found) bool {
+	key := record.Host{ID: cl.ID}.Key()
+	if !slices.Contains(keys, key) { // the claim has changed hands since the keys were chosen
+		return false
+	}
+	if !found[key].There {
+		return true
+	}
+	owner, ok := found[key].Record.(*record.Host)
+	return ok && !slices.ContainsFunc(owner.Claims(), func(c *record.Claim) bool { return *c == *cl })
+}
+
+// outdated returns the keys of a host's claims to a former name and address. They may be another host's by now.
+func outdated(h record.Host, found etcd.Found) (keys []string) {
+	old, ok := found[h.Key()].Record.(*record.Host)
+	if !ok {
+		return nil
+	}
+	for _, cl := range old.Claims() {
+		has, ok := found[cl.Key()].Record.(*record.Claim)
+		kept := slices.ContainsFunc(h.Claims(), func(now *record.Claim) bool { return now.Key() == cl.Key() })
+		if ok && has.ID == h.ID && !kept {
+			keys = append(keys, cl.Key())
 		}
-		for _, cl := range old.Claims() { // its former name or address
-			if !slices.ContainsFunc(h.Claims(), func(now *record.Claim) bool { return *now == *cl }) {
-				d.Delete = append(d.Delete, cl.Key())
-			}
-		}
-		return d, nil
-	})
+	}
+	return keys
 }
 
 // ownerText returns who has a claim, as the end of an error.

@@ -507,3 +507,78 @@ func TestLANDHCPv6(t *testing.T) {
 		})
 	}
 }
+
+// TestDHCPChanged shows that a container of Docker's is after each renewal as a new one would be: router, routes and
+// MTU; and that doctor names what was changed since.
+func TestDHCPChanged(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "macvlan")
+	d := newDHCPLAN(t, "macvlan")
+	serve := func(options ...string) {
+		t.Helper()
+		for i, o := range options {
+			options[i] = "--dhcp-option=" + o
+		}
+		d.dnsmasq("192.0.2.100,192.0.2.110,255.255.255.0,1h", options...)
+	}
+	serve("3,192.0.2.1", "26,1400")
+	pool := d.pool("")
+	d.ok("NetworkDriver.CreateNetwork", network("01", pool, `"parent":"eth0"`))
+	web := d.start(pool, "01", "web")
+	box, addr := d.boxes["01"], strings.TrimSuffix(web, "/24")
+	box.Sh(t, "ip route add 10.7.0.0/16 via 192.0.2.7") // the container's own
+	const own, link = "10.7.0.0/16 via 192.0.2.7 dev eth0", "192.0.2.0/24 dev eth0 proto kernel scope link src "
+	has := func(mtu string, routes ...string) {
+		t.Helper()
+		slices.Sort(routes)
+		want := strings.Join(routes, "\n") + "\nmtu " + mtu
+		now := func() string {
+			return box.Sh(t, "ip route | sed 's/ *$//' | sort; ip -o link show eth0 | grep -o 'mtu [0-9]*'")
+		}
+		if got := now(); got != want {
+			t.Errorf("the container has\n%s\nwant\n%s", got, want)
+		}
+	}
+	renew := func(name string) {
+		t.Helper()
+		began := d.lease("01").Lease.Start
+		d.rename(name)
+		d.eventually("the lease is renewed", func() bool { return d.lease("01").Lease.Start.After(began) })
+	}
+	has("1400", "default via 192.0.2.1 dev eth0", own, link+addr)
+
+	serve("121,0.0.0.0/0,192.0.2.2,198.51.100.0/24,192.0.2.3,203.0.113.0/24,0.0.0.0", "26,1300")
+	renew("a")
+	has("1300", "default via 192.0.2.2 dev eth0", "198.51.100.0/24 via 192.0.2.3 dev eth0",
+		"203.0.113.0/24 dev eth0 scope link", own, link+addr)
+	serve("121,10.9.9.9/32,0.0.0.0,0.0.0.0/0,10.9.9.9")
+	renew("b")
+	has("1500", "default via 10.9.9.9 dev eth0", "10.9.9.9 dev eth0 scope link", own, link+addr)
+	serve("3")
+	renew("c")
+	has("1500", own, link+addr)
+	serve("3,192.0.2.1", "26,1400")
+	renew("e")
+	has("1400", "default via 192.0.2.1 dev eth0", own, link+addr)
+
+	d.ahead.Store(int64(2 * book.Young))
+	found := func() (all string) {
+		fs, err := lease.AuditLeases(d.yard.Book)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range fs {
+			all += f.Text + "\n"
+		}
+		return all
+	}
+	if got := found(); got != "" {
+		t.Errorf("doctor finds where all is well: %s", got)
+	}
+	box.Sh(t, "ip link set eth0 mtu 1350; ip route replace default via 192.0.2.4")
+	if got := found(); !strings.Contains(got, "link eth0 has MTU 1350 in the sandbox instead of 1400") ||
+		!strings.Contains(got, "route 0.0.0.0/0 via 192.0.2.1 is missing in the sandbox") {
+		t.Errorf("doctor does not find what was changed: %s", got)
+	}
+	d.end(pool, "01", web)
+}

@@ -549,3 +549,42 @@ func TestRepair(t *testing.T) {
 		t.Errorf("after a repair: %s", out)
 	}
 }
+
+// TestExchanged shows that two hosts exchange their addresses, and that all containers reach each other then.
+func TestExchanged(t *testing.T) {
+	t.Parallel()
+	e := clustertest.Start(t, "")
+	all := hosts(t, e, 3)
+	blue := joinBlue(t, all)
+	var cs []*container
+	for i, h := range all {
+		cs = append(cs, h.start(blue, fmt.Sprintf("b%deeeeeeeeee", i+1)))
+	}
+	for _, h := range all[:2] {
+		h.stop()
+		h.Sh(t, "ip addr flush dev eth0 scope global")
+	}
+	for i, h := range all[:2] { // the first cannot become a member before the second
+		h.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0", 2-i))
+		h.boot(2 - i)
+		h.up(blue)
+		h.run()
+	}
+	for i, h := range all {
+		h.member()
+		for j, c := range cs {
+			if j != i {
+				h.knows(blue, c.v4)
+			}
+		}
+	}
+	for i, c := range cs {
+		for j, to := range cs {
+			if i != j {
+				clustertest.Eventually(t, fmt.Sprintf("container %d does not reach %d", i+1, j+1), func() bool {
+					return c.Pings(to.v4.String(), true)
+				})
+			}
+		}
+	}
+}

@@ -44,7 +44,7 @@ func layers() []rule {
 		{"kernel/overlay", "kernel/bridge kernel/core kernel/nft kernel/rule kernel/sandbox", "a VXLAN device is a port of a bridge, and a program may have its UDP port"},
 		{"kernel/policy", "kernel/bridge kernel/core kernel/nft kernel/rule", "policies apply at ports of bridges"},
 		{"kernel/ports", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule kernel/sandbox", "a published port leads to a bridge or to the LAN, and a program may listen on it"},
-		{"kernel/dhcp", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule", "its link is on a parent"},
+		{"kernel/dhcp", "kernel/bridge kernel/core kernel/lan kernel/nft kernel/rule kernel/sandbox", "its link is on a parent, and then in a sandbox"},
 		{"kernel/explain", "kernel/beside kernel/bridge kernel/core kernel/lan kernel/nft kernel/ports kernel/rule kernel/sandbox", "it reads what the others create"},
 		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/lan kernel/nft kernel/others kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it composes the ruleset and applies objects"},
 		{"modes", kernel, "it is the contract of modes"},

@@ -10,7 +10,7 @@ import (
 type Fault struct {
 	Object int
 	Text   string
-	// Lost says that Ensure cannot restore the object, since part of it is in a sandbox.
+	// Lost says that Ensure cannot restore the object (core.Unrepairable).
 	Lost bool
 	// Late says that the object may not have been made at the request, since it is in a sandbox that may have been made
 	// later.

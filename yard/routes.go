@@ -85,7 +85,7 @@ func sandboxRoutes(y *Yard, e modes.Endpoint) (has []sandboxRoute, err error) {
 		if err != nil {
 			return nil, err
 		}
-		link, err := linkOf(y, n, o)
+		link, err := lease.LinkOf(y.Book, n, o)
 		if err != nil {
 			return nil, err
 		}
@@ -101,17 +101,4 @@ func sandboxRoutes(y *Yard, e modes.Endpoint) (has []sandboxRoute, err error) {
 		}
 	}
 	return has, nil
-}
-
-// linkOf returns the link of an endpoint that has joined.
-func linkOf(y *Yard, n modes.Network, e modes.Endpoint) (modes.Link, error) {
-	m, err := y.Mode(n.Mode)
-	if err != nil {
-		return modes.Link{}, err
-	}
-	link, err := y.Plan().Link(m, n, e)
-	if err == nil {
-		_, _, err = lease.AddRoutes(y.Book, n, e, &link)
-	}
-	return link, err
 }

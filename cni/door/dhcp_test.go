@@ -249,3 +249,26 @@ func TestDHCPRouterOutside(t *testing.T) {
 	d.do("CHECK", conf, "c1", box)
 	d.do("DEL", conf, "c1", box)
 }
+
+// TestParentDown shows that a container of CNI starts on a parent that is down, as at boot, and is on the LAN when the
+// parent is.
+func TestParentDown(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "macvlan")
+	d := newDHCPHost(t)
+	const conf = `{"cniVersion":"1.0.0","name":"lan","type":"netyard","master":"eth0",` +
+		`"ipam":{"type":"host-local","subnet":"192.0.2.0/24","rangeStart":"192.0.2.9","routes":[{"dst":"0.0.0.0/0"}]}}`
+	d.host.Sh(t, "ip link set eth0 down")
+	box := kerneltest.New(t)
+	d.do("ADD", conf, "c1", box)
+	_, err := d.call("CHECK", conf, "c1", box)
+	if err == nil || !strings.Contains(err.Error(), "parent eth0 is down") {
+		t.Errorf("CHECK with the parent down: %v", err)
+	}
+	d.host.Sh(t, "ip link set eth0 up")
+	if !box.Pings("192.0.2.1", true) {
+		t.Errorf("the container is not on the LAN: %s", box.Sh(t, "ip addr; ip route"))
+	}
+	d.do("CHECK", conf, "c1", box)
+	d.do("DEL", conf, "c1", box)
+}

@@ -15,6 +15,7 @@ import (
 	"netyard/kernel/core"
 	kdhcp "netyard/kernel/dhcp"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/sandbox"
 )
 
 // A lan is a bridge with a DHCP server behind one of its ports.
@@ -294,7 +295,10 @@ func TestSandbox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Readdress(lease.Addr, fresh.Addr, fresh.Router, nil); err != nil {
+	everywhere := sandbox.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: fresh.Router}
+	was := sandbox.Plug{Addrs: []netip.Prefix{lease.Addr}, Routes: []sandbox.Route{everywhere}}
+	is := sandbox.Plug{Addrs: []netip.Prefix{fresh.Addr}, Routes: []sandbox.Route{everywhere}}
+	if err := s.Readdress(was, is); err != nil {
 		t.Fatal(err)
 	}
 	got := box.Sh(t, "ip -4 -o addr show dev eth0; ip route; ping -c 1 -W 5 192.0.2.1 >/dev/null && echo reached")

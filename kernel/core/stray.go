@@ -15,8 +15,8 @@ type Stray struct {
 // Remove removes the stray from the kernel.
 func (s Stray) Remove() error { return s.Drop() }
 
-// A Unrepairable is an object of which a part moves into a sandbox. Lost reports whether that part is gone: then Ensure
-// cannot repair the object.
+// A Unrepairable is an object that needs what netyard cannot make: a part that moved into a sandbox, or the host's link
+// below it. Lost reports whether that is gone or down: then Ensure cannot repair the object.
 type Unrepairable interface{ Lost(s *View) bool }
 
 // A DeferredObject is an object inside a sandbox. Some engines make the sandbox only after they have asked for the

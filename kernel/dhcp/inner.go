@@ -10,13 +10,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
+	"netyard/kernel/sandbox"
 )
 
 // An SandboxLink is a link inside a sandbox. It keeps the namespace alive, so close it soon.
@@ -86,53 +86,13 @@ func (s *SandboxLink) Wire() (*Wire, error) {
 	return openWire(netns.NsHandle(ns), s.link.Attrs().Index, s.link.Attrs().HardwareAddr)
 }
 
-// Readdress replaces the link's address from by to, and adds the routes and the default gateway that go with it. An
-// address that is not valid stands for none. A default route by another link of the sandbox is kept.
-func (s *SandboxLink) Readdress(from, to netip.Prefix, gateway netip.Addr, routes map[netip.Prefix]netip.Addr) error {
-	if from.IsValid() && from != to {
-		err := s.nl.AddrDel(s.link, &netlink.Addr{IPNet: core.IPNet(from)})
-		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("remove address %s: %w", from, err)
-		}
-	}
-	if !to.IsValid() {
-		return nil
-	}
-	if err := s.nl.AddrReplace(s.link, &netlink.Addr{IPNet: core.IPNet(to)}); err != nil {
-		return fmt.Errorf("add address %s: %w", to, err)
-	}
-	for dst, via := range routes {
-		r := &netlink.Route{LinkIndex: s.link.Attrs().Index, Dst: core.IPNet(dst), Gw: via.AsSlice()}
-		if via.IsUnspecified() {
-			r.Gw, r.Scope = nil, unix.RT_SCOPE_LINK
-		}
-		if err := s.nl.RouteReplace(r); err != nil {
-			return fmt.Errorf("add route %s via %s: %w", dst, via, err)
-		}
-	}
-	return s.defaultRoute(gateway)
+// Readdress changes the link from one configuration to another: addresses, MTU, and routes in their order.
+func (s *SandboxLink) Readdress(was, is sandbox.Plug) error {
+	return sandbox.Change(s.nl, s.link, was, is)
 }
 
-func (s *SandboxLink) defaultRoute(gateway netip.Addr) error {
-	if !gateway.IsValid() {
-		return nil
-	}
-	all, err := core.Retry(func() ([]netlink.Route, error) { return s.nl.RouteList(nil, unix.AF_INET) })
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	if slices.ContainsFunc(all, func(r netlink.Route) bool {
-		return (r.Dst == nil || core.PrefixOf(r.Dst).Bits() == 0) && r.LinkIndex != s.link.Attrs().Index
-	}) {
-		return nil
-	}
-	everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	route := &netlink.Route{LinkIndex: s.link.Attrs().Index, Dst: core.IPNet(everywhere), Gw: gateway.AsSlice()}
-	if err := s.nl.RouteReplace(route); err != nil {
-		return fmt.Errorf("add default route via %s: %w", gateway, err)
-	}
-	return nil
-}
+// Faults returns what of the link is not as configured.
+func (s *SandboxLink) Faults(is sandbox.Plug) ([]string, error) { return is.FaultsOf(s.nl, s.link) }
 
 // Down sets the link down.
 func (s *SandboxLink) Down() error {

@@ -335,6 +335,15 @@ func (p LANPort) parent(k *core.Handle) (netlink.Link, error) {
 	return link, nil
 }
 
+// MTU returns the MTU of the link that the port is on, which those of its links do not exceed.
+func (p LANPort) MTU(k *core.Handle) (int, error) {
+	link, err := lan.FindParent(k, lan.Parent{Name: p.Parent, MAC: p.MAC})
+	if err != nil {
+		return 0, fmt.Errorf("read the MTU of %s: %w", p, err)
+	}
+	return link.Attrs().MTU, nil
+}
+
 // SharedMAC returns the hardware address that all links on a shared LANPort have.
 func SharedMAC(k *core.Handle, p LANPort) (net.HardwareAddr, error) {
 	link, err := p.parent(k)

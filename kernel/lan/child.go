@@ -14,7 +14,7 @@ import (
 )
 
 // A Child is a macvlan or ipvlan link on a parent. It is made on the host and then moved into a sandbox; from then on
-// the host does not see it.
+// the host does not see it. It may be made and set up while the parent is down: its carrier is the parent's.
 type Child struct {
 	Name, Alias string
 	Parent      Parent
@@ -46,7 +46,7 @@ func (c Child) Ensure(k *core.Handle) error {
 	if plugged, err := core.InSandbox(c.Sandbox, c.NS, c.Alias); err != nil || plugged {
 		return err
 	}
-	parent, err := FindUpParent(k, c.Parent)
+	parent, err := FindParent(k, c.Parent)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,7 @@ package lan
 import (
 	"errors"
 	"fmt"
-	"net"
+	"maps"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -34,19 +34,27 @@ func (p Parent) Ensure(k *core.Handle) error {
 func (Parent) Remove(*core.Handle) error { return nil }
 
 func (p Parent) Check(s *core.View) []string {
-	links := make([]netlink.Link, 0, len(s.Links))
-	for _, l := range s.Links {
-		links = append(links, l)
-	}
-	link := p.findIn(links)
+	link := p.findIn(slices.Collect(maps.Values(s.Links)))
 	if link == nil {
 		return []string{p.String() + " is missing"}
 	}
-	if link.Attrs().Flags&net.FlagUp == 0 {
-		return []string{p.String() + " is down"}
+	if isDown(link) {
+		return []string{fmt.Sprintf("%s is down, and what is on it has no carrier; ip link set %s up",
+			p, link.Attrs().Name)}
 	}
 	return nil
 }
+
+// Lost reports that nothing of a parent can be restored, since it is the admin's.
+func (Parent) Lost(*core.View) bool { return true }
+
+// downIn reports whether the parent is there and down.
+func (p Parent) downIn(s *core.View) bool {
+	link := p.findIn(slices.Collect(maps.Values(s.Links)))
+	return link != nil && isDown(link)
+}
+
+func isDown(link netlink.Link) bool { return !core.DeviceUp(link.Attrs()) }
 
 // findIn finds the parent in a list of links: by its name or an alternative name, else by its hardware address, if
 // exactly one link has it that is not stacked on another.
@@ -84,10 +92,10 @@ func FindParent(k *core.Handle, p Parent) (netlink.Link, error) {
 	return nil, fmt.Errorf("find %s: %w", p, unix.ENODEV)
 }
 
-// FindUpParent returns the link of a parent, which has to be up: no link on a parent that is down can be set up.
+// FindUpParent returns the link of a parent, which has to be up: on one that is down nobody can be reached.
 func FindUpParent(k *core.Handle, p Parent) (netlink.Link, error) {
 	link, err := FindParent(k, p)
-	if err == nil && link.Attrs().Flags&net.FlagUp == 0 {
+	if err == nil && isDown(link) {
 		return nil, fmt.Errorf("use %s: %w; ip link set %s up", p, unix.ENETDOWN, link.Attrs().Name)
 	}
 	return link, err
@@ -123,15 +131,20 @@ func (v VLAN) Ensure(k *core.Handle) error {
 			return err
 		}
 	}
-	if err := k.NL.LinkSetUp(link); err != nil {
+	// On a link that is down it stays down, and the kernel sets it up together with that one (vlan_device_event,
+	// net/8021q/vlan.c).
+	if err := k.NL.LinkSetUp(link); err != nil && !errors.Is(err, unix.ENETDOWN) {
 		return fmt.Errorf("set %s up: %w", v, err)
 	}
 	return nil
 }
 
+// Lost reports whether the link cannot be set up, since the one below it is down.
+func (v VLAN) Lost(s *core.View) bool { return s.Links[v.Name] != nil && v.Parent.downIn(s) }
+
 // create gives the link its name last: until the link is marked it has a name that only netyard uses.
 func (v VLAN) create(k *core.Handle) (netlink.Link, error) {
-	parent, err := FindUpParent(k, v.Parent)
+	parent, err := FindParent(k, v.Parent)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +185,7 @@ func checkUp(s *core.View, o core.Object, name string) []string {
 	if link == nil {
 		return []string{o.String() + " is missing"}
 	}
-	if link.Attrs().Flags&net.FlagUp == 0 {
+	if isDown(link) {
 		return []string{o.String() + " is down"}
 	}
 	return nil

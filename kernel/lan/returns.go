@@ -1,6 +1,7 @@
 package lan
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -51,15 +52,30 @@ func (r ReturnNAT) element(k *core.Handle) (nft.Element, error) {
 	}
 	src, err := sourceFor(k, parent, r.Route.Dst)
 	if err == nil && !src.IsValid() {
-		err = fmt.Errorf("the host has no address of that family on %s", r.Route.Shim.Parent)
+		err = noSource{r.Route.Shim.Parent, isDown(parent)}
 	}
 	e.Text += " : " + src.String()
 	e.Val = string(src.AsSlice())
 	return e, err
 }
 
+// noSource says that the host has no address to send from. A parent that is down has no IPv6 address, and may get its
+// addresses when it comes up.
+type noSource struct {
+	parent Parent
+	down   bool
+}
+
+func (n noSource) Error() string {
+	return "the host has no address of that family on " + n.parent.String()
+}
+
+// Ensure leaves a parent that is down to a later repair, when the parent has its addresses.
 func (r ReturnNAT) Ensure(k *core.Handle) error {
 	e, err := r.element(k)
+	if none := (noSource{}); errors.As(err, &none) && none.down {
+		return nil
+	}
 	if err == nil {
 		err = nft.Of(k).ReplaceElement(e)
 	}
@@ -81,6 +97,9 @@ func (r ReturnNAT) Remove(k *core.Handle) error {
 	}
 	return deleteFlowsTo(k, r.Route.Dst)
 }
+
+// Lost reports whether the address has to wait until the parent is up.
+func (r ReturnNAT) Lost(s *core.View) bool { return r.Route.Shim.Parent.downIn(s) }
 
 // Check compares with the element that netyard wants where the view has no table: the host's addresses change.
 func (r ReturnNAT) Check(s *core.View) []string {

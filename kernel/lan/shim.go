@@ -50,7 +50,7 @@ func (s Shim) Ensure(k *core.Handle) error {
 	k.Shared.Mu.Lock()
 	defer k.Shared.Mu.Unlock()
 	k.Shared.AddOwner(s)
-	parent, err := FindUpParent(k, s.Parent)
+	parent, err := FindParent(k, s.Parent)
 	if err != nil {
 		return err
 	}

@@ -24,9 +24,12 @@ type Plug struct {
 	// Alias is the alias that the link must have for Unplug to delete it.
 	Alias string
 	// MAC is the hardware address that Faults compares; nil: any will do. It is not recorded.
-	MAC   net.HardwareAddr `json:"-"`
-	MTU   int
-	Addrs []netip.Prefix
+	MAC net.HardwareAddr `json:"-"`
+	MTU int
+	// FixedMTU is the MTU that Faults compares; 0: any will do, since plugins after netyard may set it. It is not
+	// recorded.
+	FixedMTU int `json:"-"`
+	Addrs    []netip.Prefix
 	// Routes are added in this order. One that the sandbox already has, by another link, is left alone.
 	Routes []Route
 	// Metric is the metric of the routes. Of several links' routes to one destination the one with the lowest metric is
@@ -117,23 +120,14 @@ func (p Plug) setUp(inner *netlink.Handle, link netlink.Link) error {
 		return err
 	}
 	for _, a := range p.Addrs {
-		addr := &netlink.Addr{IPNet: core.IPNet(a)}
-		if a.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // netyard itself knows whether another endpoint has the address
-		}
-		if err := inner.AddrAdd(link, addr); err != nil {
+		if err := inner.AddrAdd(link, address(a)); err != nil {
 			return fmt.Errorf("add address %s to %s in the sandbox: %w", a, p.Name, err)
 		}
 	}
 	if err := inner.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up in the sandbox: %w", p.Name, err)
 	}
-	for _, r := range p.Routes {
-		if err := inner.RouteAdd(p.route(link, r)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add route %s to %s in the sandbox: %w", r, p.Name, err)
-		}
-	}
-	return nil
+	return p.addRoutes(inner, link)
 }
 
 // tune sets sysctls that must be set before the link is up. arp_notify announces the address to neighbours that may
@@ -182,33 +176,7 @@ func (p Plug) Faults(fd int) ([]string, error) {
 	if link == nil {
 		return []string{"link " + p.Name + " is missing in the sandbox"}, nil
 	}
-	var faults []string
-	if link.Attrs().RawFlags&unix.IFF_UP == 0 {
-		faults = append(faults, "link "+p.Name+" is down in the sandbox")
-	}
-	if fault := MACFault(p.Name, p.MAC, link.Attrs().HardwareAddr); fault != "" {
-		faults = append(faults, fault)
-	}
-	addrs, err := core.Retry(func() ([]netlink.Addr, error) { return inner.AddrList(link, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("list addresses of %s in the sandbox: %w", p.Name, err)
-	}
-	for _, a := range p.Addrs {
-		if !slices.ContainsFunc(addrs, func(got netlink.Addr) bool { return core.PrefixOf(got.IPNet) == a }) {
-			faults = append(faults, fmt.Sprintf("address %s is missing on %s in the sandbox", a, p.Name))
-		}
-	}
-	routes, err := core.Retry(func() ([]netlink.Route, error) { return inner.RouteList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("list routes in the sandbox: %w", err)
-	}
-	for _, r := range p.Routes {
-		same := func(got netlink.Route) bool { return core.PrefixOf(got.Dst) == r.Dst.Masked() }
-		if !slices.ContainsFunc(routes, same) {
-			faults = append(faults, fmt.Sprintf("route %s is missing in the sandbox", r))
-		}
-	}
-	return faults, nil
+	return p.FaultsOf(inner, link)
 }
 
 // MACFault says that a link's hardware address was changed in the sandbox, so that the guard of its port drops what it

@@ -296,3 +296,22 @@ func TestReversePath(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestParentDown shows that containers are made while their parent is down, and are on the LAN when it is up.
+func TestParentDown(t *testing.T) {
+	t.Parallel()
+	kerneltest.Needs(t, "ipvlan")
+	for _, mode := range []string{"l2", "l3s"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			l := modetest.NewLAN(t, ipvlan.New)
+			l.Host.Sh(t, "ip link set eth0 down")
+			n := lanNetwork(l, netA, mode, options("parent", "eth0", "ipvlan_mode", mode))
+			c1 := l.Run(n, one, at(mode, 11)...)
+			l.Reaches("parent down", c1.Host, modetest.OneAddr, false)
+			l.Host.Sh(t, "ip link set eth0 up")
+			l.Reaches("parent up", c1.Host, modetest.OneAddr, true)
+			l.Audit([]modes.Network{n}, c1)
+		})
+	}
+}

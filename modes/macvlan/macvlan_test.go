@@ -3,6 +3,7 @@ package macvlan_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
@@ -156,10 +157,6 @@ func TestParents(t *testing.T) {
 
 	l.Host.Sh(t, "ip link set eth0 down")
 	l.Reaches("parent down", a1.Host, modetest.OneAddr, false)
-	if _, err := l.Mode.Attach(t.Context(), a, modes.Endpoint{ID: "e5", NetworkID: netA}); err == nil ||
-		!strings.Contains(err.Error(), "use parent eth0: network is down; ip link set eth0 up") {
-		t.Errorf("a container on a parent that is down: %v", err)
-	}
 	l.Host.Sh(t, "ip link set eth0 name lan0 && ip link set lan0 up")
 	l.Reaches("parent renamed and up again", a1.Host, modetest.OneAddr, true)
 	a2 := l.Run(a, "e6e6e6e6e6e6e6", "192.168.7.13/24")
@@ -179,8 +176,105 @@ func TestParents(t *testing.T) {
 		!strings.Contains(err.Error(), "find parent eth0") {
 		t.Errorf("a container on a parent that is gone: %v", err)
 	}
-	l.Host.Sh(t, "ip link add eth0 type veth peer name p0 && ip link set eth0 up && ip link set p0 up")
+	l.Host.Sh(t, "ip link add eth0 type veth peer name p0")
 	l.Run(a, "e7e7e7e7e7e7e7", "192.168.7.14/24")
+}
+
+// TestParentDown shows that networks and containers are made while their parent is down or has no carrier, that this is
+// reported, and that the containers are on the LAN as soon as the parent is.
+func TestParentDown(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		needs, down, up, faults string
+		options                 map[string]string
+	}{
+		"down":       {down: "ip link set eth0 down", up: "ip link set eth0 up", faults: "parent eth0 is down"},
+		"no carrier": {down: "ip link set eth0 up", up: "true"}, // the switch's end is down
+		"private": {
+			down: "ip link set eth0 down", up: "ip link set eth0 up", faults: "parent eth0 is down",
+			options: options("macvlan_mode", "private"),
+		},
+		"passthru": {
+			down: "ip link set eth0 down", up: "ip link set eth0 up", faults: "parent eth0 is down",
+			options: options("macvlan_mode", "passthru"),
+		},
+		"host access": {
+			down: "ip link set eth0 down", up: "ip link set eth0 up && ip addr add " + modetest.HostAddr6 +
+				"/64 dev eth0 nodad", faults: "parent eth0 is down",
+			options: options("host_access", "true", "host_publish", "true"),
+		},
+		"bridge": {
+			down: "ip link add lan0 type bridge && ip link set eth0 master lan0", up: "ip link set lan0 up",
+			faults: "parent lan0 is down", options: options("parent", "lan0"),
+		},
+		"bond": {
+			needs: "bond", down: "ip link add lan0 type bond && ip link set lan0 up",
+			up: "ip link set eth0 down && ip link set eth0 master lan0", options: options("parent", "lan0"),
+		},
+		"VLAN": {
+			needs: "vlan", down: "ip link set eth0 down", up: "ip link set eth0 up",
+			faults: "parent eth0 is down", options: options("parent", "eth0.50"),
+		},
+		"VLAN in a VLAN": {
+			needs: "vlan", down: "ip link set eth0 down", up: "ip link set eth0 up",
+			faults: "parent eth0 is down", options: options("parent", "eth0.50.60"),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := modetest.NewLAN(t, macvlan.New)
+			if c.needs != "" {
+				kerneltest.Needs(t, c.needs)
+			}
+			if c.needs == "vlan" {
+				l.One.Sh(t, "ip link add link eth0 name v type vlan id 50 && ip link set v up && "+
+					"ip link add link v name w type vlan id 60 && ip link set w up; ip addr flush dev eth0")
+				l.One.Sh(t, "ip addr add "+modetest.OneAddr+"/24 dev "+
+					map[string]string{"eth0.50": "v", "eth0.50.60": "w"}[c.options["parent"]])
+			}
+			l.Host.Sh(t, c.down)
+			l.Switch.Sh(t, "ip link set host down")
+			o := options("parent", "eth0")
+			maps.Copy(o, c.options)
+			n := l.Up(l.Network(netA, "macvlan", o))
+			c1 := l.Run(n, one, "192.168.7.11/24", "2001:db8:7::11/64")
+			faults := func() (all string) {
+				snap, err := l.Host.Snapshot()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range snap.Faults(l.Mode.Objects(n, c1.Endpoint)) {
+					all += f.Text + "\n"
+					if !f.Lost {
+						t.Errorf("a fault that is repaired in vain: %s", f.Text)
+					}
+				}
+				return all
+			}
+			if got := faults(); !strings.Contains(got, c.faults) || c.faults == "" && got != "" {
+				t.Errorf("the parent is down, and the faults are: %s", got)
+			}
+			l.Reaches("parent down", c1.Host, modetest.OneAddr, false)
+
+			l.Switch.Sh(t, "ip link set host up")
+			l.Host.Sh(t, c.up)
+			l.Reaches("parent up", c1.Host, modetest.OneAddr, true)
+			l.Reaches("parent up", l.One, "192.168.7.11", true)
+			if c.options["host_access"] == "" {
+				l.Audit([]modes.Network{n}, c1)
+				return
+			}
+			if err := l.Mode.Up(t.Context(), n); err != nil { // what a repair does
+				t.Fatal(err)
+			}
+			if _, err := l.Mode.Attach(t.Context(), n, c1.Endpoint); err != nil {
+				t.Fatal(err)
+			}
+			l.Audit([]modes.Network{n}, c1)
+			l.Reaches("parent up, host", c1.Host, modetest.HostAddr, true)
+			l.Reaches("parent up, host, IPv6", c1.Host, modetest.HostAddr6, true)
+		})
+	}
 }
 
 func TestVLAN(t *testing.T) {

@@ -179,6 +179,9 @@ func Faults(y *yard.Yard, r DetachRequest) ([]string, error) {
 	}
 	plug := e.Inside
 	plug.MAC = y.GuardedMAC(n, e)
+	if plug.FixedMTU, err = lease.FixedMTU(y.Book, n, e); err != nil {
+		return words, err
+	}
 	inside, err := y.Config.Kernel.PlugFaults(r.NS, plug)
 	return append(words, inside...), err
 }

@@ -8,8 +8,6 @@ import (
 	"slices"
 
 	"netyard/ipam"
-	"netyard/ipam/dhcp"
-	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
@@ -83,36 +81,4 @@ func ReleaseDHCPPools(y *book.Book, pools []string) (err error) {
 		err = errors.Join(err, ReleaseDHCPPool(y, id))
 	}
 	return err
-}
-
-// reroute returns what an endpoint that came by CNI has in its sandbox after its lease changed. CNI's CHECK compares
-// the sandbox with it.
-func reroute(p sandbox.Plug, internal bool, from, to dhcp.Lease) sandbox.Plug {
-	p.Addrs = slices.Clone(p.Addrs)
-	for i, a := range p.Addrs {
-		if a.Addr() == from.Addr.Addr() {
-			p.Addrs[i] = to.Addr
-		}
-	}
-	if internal {
-		return p
-	}
-	old := routesOf(from)
-	p.Routes = slices.DeleteFunc(slices.Clone(p.Routes), func(r sandbox.Route) bool { return slices.Contains(old, r) })
-	p.Routes = append(p.Routes, routesOf(to)...)
-	return p
-}
-
-// routesOf returns the routes of a lease.
-func routesOf(l dhcp.Lease) (routes []sandbox.Route) {
-	for _, r := range l.Routes {
-		if r.Via.IsUnspecified() {
-			r.Via = netip.Addr{}
-		}
-		routes = append(routes, sandbox.Route(modes.Route{Dst: r.Dst, Via: r.Via}))
-	}
-	if l.Router.IsValid() {
-		routes = append(routes, sandbox.Route{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: l.Router})
-	}
-	return routes
 }

@@ -11,6 +11,7 @@ import (
 	"netyard/ipam/dhcp"
 	"netyard/kernel/core"
 	kdhcp "netyard/kernel/dhcp"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
@@ -281,7 +282,7 @@ func extend(ctx context.Context, y *book.Book, l DHCPLease) (err error) {
 		}
 		return noteAttempt(y, l)
 	}
-	return applyExtension(ctx, y, l, more, box)
+	return applyExtension(ctx, y, leased{l, e}, more, box)
 }
 
 // noteAttempt records that an attempt to extend a lease failed.
@@ -289,15 +290,24 @@ func noteAttempt(y *book.Book, l DHCPLease) error {
 	return changeHeld(y, l, func(now *DHCPLease) { now.Tried = y.Config.Now() })
 }
 
-// applyExtension records an extended lease, and applies what the server changed: address, router and routes.
+// applyExtension applies what the server changed in an extended lease, and records it: address, router, routes and MTU.
+// The kernel is first, so that after a crash the next extension has the same difference.
 func applyExtension(
-	ctx context.Context, y *book.Book, l DHCPLease, more dhcp.Lease, box *kdhcp.SandboxLink,
-) error {
+	ctx context.Context, y *book.Book, l leased, more dhcp.Lease, box *kdhcp.SandboxLink,
+) (err error) {
 	old := l.Lease
 	if more.NextHop == nil { // an answer by IP does not show the MAC it came from
 		more.NextHop = old.NextHop
 	}
-	err := changeHeld(y, l, func(now *DHCPLease) {
+	same := old.Addr == more.Addr && old.Router == more.Router && old.MTU == more.MTU &&
+		slices.Equal(old.Routes, more.Routes)
+	var inside sandbox.Plug
+	if !same {
+		if inside, err = readdress(y, l, more, box); err != nil {
+			return errors.Join(err, noteAttempt(y, l.DHCPLease))
+		}
+	}
+	err = changeHeld(y, l.DHCPLease, func(now *DHCPLease) {
 		now.Lease, now.Hostname, now.Tried = more, l.Hostname, time.Time{}
 	})
 	if err != nil {
@@ -305,19 +315,18 @@ func applyExtension(
 	}
 	y.LogOf(l.Network).Debug("lease extended", "address", more.Addr, "client", l.Name,
 		"server", more.Server, "expires", more.Expires)
-	if old.Addr == more.Addr && old.Router == more.Router && slices.Equal(old.Routes, more.Routes) {
+	if same {
 		return nil
 	}
-	if err := readdress(y, l, old.Addr, more, box); err != nil {
-		return err
-	}
+	y.LogOf(l.Network).Info("lease changed", "container", l.endpoint.Container.Name, "address", more.Addr,
+		"router", more.Router, "routes", len(more.Routes), "mtu", more.MTU, "server", more.Server)
 	h, err := y.HoldNew(ctx, l.Network, l.Endpoint)
 	if err != nil {
 		return err
 	}
 	defer h.Release()
 	return y.Config.Store.Update(func(tx store.Tx) error {
-		_, err := putMoved(tx, h, l, more)
+		_, err := putMoved(tx, h, moved{old.Addr, more.Addr, inside})
 		return err
 	})
 }
@@ -356,7 +365,8 @@ func ReleaseOffers(y *book.Book) error {
 	})
 }
 
-// AuditLeases returns a finding for each held lease without an endpoint.
+// AuditLeases returns a finding for each held lease without an endpoint, and for each endpoint that is not as its lease
+// says.
 func AuditLeases(y *book.Book) (out []book.Finding, err error) {
 	leases, err := DHCPLeases(y)
 	if err != nil {
@@ -366,7 +376,15 @@ func AuditLeases(y *book.Book) (out []book.Finding, err error) {
 		if l.Phase != DHCPHeld || y.Config.Now().Sub(l.Since) < book.Young {
 			continue
 		}
-		if _, err := y.Endpoint(l.Network, l.Endpoint); !errors.Is(err, book.ErrNotFound) {
+		e, err := y.Endpoint(l.Network, l.Endpoint)
+		if err == nil {
+			found, err := auditLease(y, l, e)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, found...)
+		}
+		if !errors.Is(err, book.ErrNotFound) {
 			continue
 		}
 		out = append(out, book.Finding{
@@ -374,6 +392,32 @@ func AuditLeases(y *book.Book) (out []book.Finding, err error) {
 			Text: fmt.Sprintf("lease %s of DHCP server %s belongs to no endpoint",
 				l.Lease.Addr.Addr(), l.Lease.Server),
 			Remove: func(ctx context.Context) error { return releaseOrphan(ctx, y, l) },
+		})
+	}
+	return out, nil
+}
+
+// auditLease returns the findings about an endpoint that has a lease.
+func auditLease(y *book.Book, l DHCPLease, e modes.Endpoint) (out []book.Finding, err error) {
+	if e.Phase != modes.Ready || !y.Enterable(e) || l.Lease.State(y.Config.Now()) == dhcp.Expired {
+		return nil, nil
+	}
+	n, err := y.Network(l.Network)
+	if errors.Is(err, book.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	texts, err := faults(y, n, e, l)
+	if err != nil {
+		texts = append(texts, err.Error())
+	}
+	for _, text := range texts {
+		out = append(out, book.Finding{
+			Kind: book.Fault, Network: book.Label(n),
+			Text: fmt.Sprintf("%s is not as the lease of DHCP server %s says: %s; restart it",
+				book.Owned(e), l.Lease.Server, text),
 		})
 	}
 	return out, nil

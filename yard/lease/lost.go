@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,6 +11,7 @@ import (
 
 	"netyard/ipam/dhcp"
 	kdhcp "netyard/kernel/dhcp"
+	"netyard/kernel/sandbox"
 	"netyard/modes"
 	"netyard/store"
 	"netyard/yard/book"
@@ -48,7 +48,7 @@ func handleLost(ctx context.Context, y *book.Book, l leased, box *kdhcp.SandboxL
 	}
 	fresh, err := replace(ctx, y, l.DHCPLease, e, box)
 	if err != nil { // the address must not be used (RFC 2131, 4.4.5); the next attempt follows later
-		removed := box.Readdress(l.Lease.Addr, netip.Prefix{}, netip.Addr{}, nil)
+		removed := removeAddress(y, l, box)
 		return errors.Join(err, removed, changeHeld(y, l.DHCPLease, func(now *DHCPLease) {
 			now.Tried = y.Config.Now()
 			now.Lease.Expires = earlier(now.Lease.Expires, now.Tried)
@@ -56,14 +56,15 @@ func handleLost(ctx context.Context, y *book.Book, l leased, box *kdhcp.SandboxL
 			now.Lease.Renew = earlier(now.Lease.Renew, now.Tried)
 		}))
 	}
-	if err := readdress(y, l.DHCPLease, l.Lease.Addr, fresh, box); err != nil {
-		return err
+	is, err := readdress(y, l, fresh, box)
+	if err != nil {
+		return errors.Join(err, noteAttempt(y, l.DHCPLease))
 	}
 	if fresh.Addr != l.Lease.Addr {
 		y.LogOf(l.Network).Error("container readdressed; its engine still shows the old address",
 			append(what, "now", fresh.Addr)...)
 	}
-	if err := recordReaddress(ctx, y, l.DHCPLease, fresh); err != nil {
+	if err := recordReaddress(ctx, y, l.DHCPLease, fresh, is); err != nil {
 		return err
 	}
 	l.Lease = fresh
@@ -131,25 +132,39 @@ func wireOf(y *book.Book, l DHCPLease, box *kdhcp.SandboxLink) (*kdhcp.Wire, err
 	return kdhcp.PlugWire(y.Config.Handle, l.LAN, mac)
 }
 
-// readdress changes the address, gateway and routes in the sandbox.
-func readdress(y *book.Book, l DHCPLease, from netip.Prefix, to dhcp.Lease, box *kdhcp.SandboxLink) error {
+// readdress changes what a container has by its lease to what it has by another one, and returns how it is configured
+// then. What cannot be changed does not keep the lease from being recorded: it is logged, and the audit reports it.
+func readdress(y *book.Book, l leased, to dhcp.Lease, box *kdhcp.SandboxLink) (is sandbox.Plug, err error) {
+	n, err := y.Network(l.Network)
+	if err != nil {
+		return is, err
+	}
+	was, is, err := changeOf(y, n, l.endpoint, l.DHCPLease, to)
+	if err != nil {
+		return is, err
+	}
+	if err := box.Readdress(was, is); err != nil {
+		y.LogOf(l.Network).Error("lease not applied completely; restart the container",
+			"endpoint", l.endpoint.ID, "container", l.endpoint.Container.Name, "address", to.Addr, "err", err)
+	}
+	return is, nil
+}
+
+// removeAddress removes from a container what it has by a lease.
+func removeAddress(y *book.Book, l leased, box *kdhcp.SandboxLink) error {
 	n, err := y.Network(l.Network)
 	if err != nil {
 		return err
 	}
-	routes := map[netip.Prefix]netip.Addr{}
-	for _, r := range to.Routes {
-		routes[r.Dst] = r.Via
+	was, err := insideOf(y, n, l.endpoint, l.DHCPLease)
+	if err != nil {
+		return err
 	}
-	gateway := to.Router
-	if n.Internal {
-		gateway, routes = netip.Addr{}, nil
-	}
-	return box.Readdress(from, to.Addr, gateway, maps.Clone(routes))
+	return box.Readdress(was, sandbox.Plug{Metric: was.Metric})
 }
 
 // recordReaddress records the new address of a container, and updates its policies and ports in the kernel.
-func recordReaddress(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.Lease) error {
+func recordReaddress(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.Lease, inside sandbox.Plug) error {
 	h, err := y.HoldNew(ctx, l.Network, l.Endpoint)
 	if err != nil {
 		return err
@@ -168,7 +183,7 @@ func recordReaddress(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.
 		if err := dhcpLeases.Put(tx, l.ID, now); err != nil {
 			return err
 		}
-		is, err = putMoved(tx, h, l, fresh)
+		is, err = putMoved(tx, h, moved{l.Lease.Addr, fresh.Addr, inside})
 		return err
 	})
 	if err != nil || l.Lease.Addr == fresh.Addr || slices.Equal(was.Addrs, is.Addrs) {
@@ -178,28 +193,34 @@ func recordReaddress(ctx context.Context, y *book.Book, l DHCPLease, fresh dhcp.
 	return errors.Join(enforce.Enforce(ctx, y), port.Program(ctx, h, was, is))
 }
 
-// putMoved records the address and routes that the endpoint of a lease has now, if it is ready, and returns it.
-func putMoved(tx store.Tx, h *book.Held, l DHCPLease, to dhcp.Lease) (is modes.Endpoint, err error) {
+// A moved says what an endpoint had and has by its lease.
+type moved struct {
+	from, to netip.Prefix
+	inside   sandbox.Plug // its configuration in the sandbox, if it came by CNI
+}
+
+// putMoved records the address and routes that an endpoint has now, if it is ready, and returns it.
+func putMoved(tx store.Tx, h *book.Held, m moved) (is modes.Endpoint, err error) {
 	was := h.Endpoint
 	if was.ID == "" || was.Phase != modes.Ready {
 		return was, nil
 	}
 	is = was
 	if was.Inside.Link != "" {
-		is.Inside = reroute(was.Inside, h.Network.Internal, l.Lease, to)
+		is.Inside = m.inside
 	}
-	if l.Lease.Addr == to.Addr {
+	if m.from == m.to {
 		return is, h.PutIn(tx, is)
 	}
-	if err := book.DropClaim(tx, book.ClaimKey(was.NetworkID, l.Lease.Addr.Addr()), was.ID); err != nil {
+	if err := book.DropClaim(tx, book.ClaimKey(was.NetworkID, m.from.Addr()), was.ID); err != nil {
 		return was, err
 	}
 	is.Addrs = slices.Clone(was.Addrs)
 	for i, a := range is.Addrs {
-		if a.Addr() == l.Lease.Addr.Addr() {
-			is.Addrs[i] = to.Addr
+		if a.Addr() == m.from.Addr() {
+			is.Addrs[i] = m.to
 		}
 	}
-	is.Ports = port.OwnPortsAt(was.Ports, l.Lease.Addr.Addr(), to.Addr.Addr())
+	is.Ports = port.OwnPortsAt(was.Ports, m.from.Addr(), m.to.Addr())
 	return is, h.PutIn(tx, is)
 }
