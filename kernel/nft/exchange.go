@@ -223,6 +223,13 @@ func newTransaction() *transaction {
 	return t
 }
 
+// add appends a message that google/nftables cannot encode.
+func (t *transaction) add(m netlink.Message) error {
+	_, err := t.all()
+	t.msgs = append(t.msgs, m)
+	return err
+}
+
 // all returns the messages so far.
 func (t *transaction) all() ([]netlink.Message, error) {
 	if err := t.Flush(); err != nil {
