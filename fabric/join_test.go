@@ -202,7 +202,7 @@ func TestLeftStaysClosed(t *testing.T) {
 	blue := joinBlue(t, all)
 	h := all[0]
 	closed := func() bool {
-		number := fmt.Sprintf("0x%08x", blue.VNI)
+		number := fmt.Sprintf("%#x", blue.VNI)
 		return strings.Contains(h.Sh(t, "nft list set inet netyard vnis"), number) &&
 			strings.Contains(h.Sh(t, "nft list set bridge netyard vnis_bridged"), number)
 	}

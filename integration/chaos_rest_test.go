@@ -207,7 +207,7 @@ func (c *chaos) differencesOn(h *chaosHost, p picture) (wrong []string) {
 		}
 		for _, m := range p.members[n.ID] {
 			if host := p.hosts[m]; host != nil && host.Name != h.Name {
-				want = append(want, at("frames of 0x%08x from %s", n.VNI, host.VTEP))
+				want = append(want, at("frames of %#x from %s", n.VNI, host.VTEP))
 			}
 		}
 		for _, is := range h.slots[on] {

@@ -147,6 +147,7 @@ func TestPolicyElements(t *testing.T) {
 	}
 	same(t, "loading it all at once", full, h.Sh(t, "nft list ruleset"))
 	h.Reopen(t)
+	h.LeaveTablesOpen()
 	if err := h.AdoptFirewall(); err != nil {
 		t.Fatal(err)
 	}

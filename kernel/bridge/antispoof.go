@@ -24,6 +24,10 @@ const (
 	// Addrs4 and Addrs6 hold (port, address): what each port may send from. IPv6 includes the link-local address.
 	Addrs4 rule.SetName = "addrs4"
 	Addrs6 rule.SetName = "addrs6"
+	// ndMACs and ndTargets hold the same for neighbour discovery: what each port may name in an option, and what it may
+	// be about. nft has no name for the fields that they are looked up with, or not in every version.
+	ndMACs    rule.SetName = "nd_macs"
+	ndTargets rule.SetName = "nd_targets"
 	// Unguarded holds the ports that may use any address (antispoof=false).
 	Unguarded rule.SetName = "unguarded"
 	// LAN holds the ports that are bound to their hardware address only: on a host bridge, others than netyard assign
@@ -37,6 +41,14 @@ func guardSets() []rule.Set {
 		{Name: MACs, Type: nftables.MustConcatSetType(port, nftables.TypeEtherAddr), Concat: true, Bridge: true},
 		{Name: Addrs4, Type: nftables.MustConcatSetType(port, nftables.TypeIPAddr), Concat: true, Bridge: true},
 		{Name: Addrs6, Type: nftables.MustConcatSetType(port, nftables.TypeIP6Addr), Concat: true, Bridge: true},
+		{
+			Name: ndMACs, Type: nftables.MustConcatSetType(port, nftables.TypeEtherAddr), Concat: true, Bridge: true,
+			Raw: ndField(ndRSLength+2, 6),
+		},
+		{
+			Name: ndTargets, Type: nftables.MustConcatSetType(port, nftables.TypeIP6Addr), Concat: true, Bridge: true,
+			Raw: ndField(8, 16),
+		},
 		{Name: Unguarded, Type: port, Bridge: true},
 		{Name: LAN, Type: port, Bridge: true},
 	}
@@ -56,9 +68,14 @@ type PortGuard struct {
 // Objects returns the set elements of the guard. They include the addresses of an open port, too, since a policy may
 // bind the port to them.
 func (g PortGuard) Objects() []core.Object {
-	objects := []core.Object{nft.NewElement(guardSets(), MACs, rule.IfName(g.Port)+string(g.MAC)+"\x00\x00", "")}
+	mac := rule.IfName(g.Port) + string(g.MAC) + "\x00\x00"
+	objects := []core.Object{
+		nft.NewElement(guardSets(), MACs, mac, ""), nft.NewElement(guardSets(), ndMACs, mac, ""),
+	}
 	for _, a := range append(g.Addrs[:len(g.Addrs):len(g.Addrs)], core.LinkLocal(g.MAC)) {
-		objects = append(objects, MaySend(g.Port, a))
+		for _, e := range MaySend(g.Port, a) {
+			objects = append(objects, e)
+		}
 	}
 	if g.Open {
 		objects = append(objects, nft.InterfaceIn(Unguarded, g.Port))
@@ -69,10 +86,15 @@ func (g PortGuard) Objects() []core.Object {
 	return objects
 }
 
-// MaySend returns the element that lets a port send from an address.
-func MaySend(port string, from netip.Addr) nft.Element {
-	set := rule.ByFamily(from.Is6(), Addrs4, Addrs6)
-	return nft.NewElement(guardSets(), set, rule.IfName(port)+string(from.AsSlice()), "")
+// MaySend returns the elements that let a port send from an address.
+func MaySend(port string, from netip.Addr) []nft.Element {
+	key := rule.IfName(port) + string(from.AsSlice())
+	if from.Is4() {
+		return []nft.Element{nft.NewElement(guardSets(), Addrs4, key, "")}
+	}
+	return []nft.Element{
+		nft.NewElement(guardSets(), Addrs6, key, ""), nft.NewElement(guardSets(), ndTargets, key, ""),
+	}
 }
 
 // NDNeighbourAdvert is the ICMPv6 type of a neighbour advertisement (RFC 4861).
@@ -111,7 +133,7 @@ func GuardChains(b rule.SetBook) []rule.Chain {
 				b.PortKey(MACs, true, expr.PayloadBaseLLHeader, 6, 6), rule.Drop()),
 			rule.New("check IPv4", outerEtherType(unix.ETH_P_IP), rule.GoTo("ipv4")),
 			rule.New("check IPv6", outerEtherType(unix.ETH_P_IPV6), readable(), rule.GoTo("ipv6")),
-			rule.New("check ARP", outerEtherType(unix.ETH_P_ARP), rule.GoTo("arp")),
+			rule.New("check ARP", outerEtherType(unix.ETH_P_ARP), rule.GoTo("check_arp")),
 			rule.New("drop what cannot be checked: VLAN tags, other protocols, IPv6 header chains cut by a fragment",
 				rule.Drop()),
 		}},
@@ -119,7 +141,7 @@ func GuardChains(b rule.SetBook) []rule.Chain {
 		{Name: "ipv4", Rules: ipv4Rules(b)},
 		{Name: "ipv6", Rules: ipv6Rules(b)},
 		{Name: "nd", Rules: ndRules(b)},
-		{Name: "arp", Rules: arpRules(b)},
+		{Name: "check_arp", Rules: arpRules(b)},
 	}
 }
 
@@ -174,7 +196,8 @@ func ipv4Rules(b rule.SetBook) []rule.Rule {
 	return slices.Concat([]rule.Rule{
 		rule.New("drop ICMP redirects", rule.ICMPType(unix.IPPROTO_ICMP, icmpRedirect), rule.Drop()),
 		rule.New("drop DHCP server messages", rule.UDPPort(0, dhcpServer), rule.Drop()),
-		rule.New("accept own source address", b.PortKey(Addrs4, false, base, source, size), rule.Return()),
+		rule.New("accept own source address",
+			rule.EtherType(unix.ETH_P_IP), b.PortKey(Addrs4, false, base, source, size), rule.Return()),
 	}, forgedRules(b, false), []rule.Rule{
 		rule.New("accept any source: the LAN assigns addresses", lanAddress(b), rule.Return()),
 		rule.New("no egress policy: accept DHCP broadcasts without a source address",
@@ -191,7 +214,8 @@ func ipv6Rules(b rule.SetBook) []rule.Rule {
 	return slices.Concat([]rule.Rule{
 		rule.New("check neighbour discovery", rule.L4proto(unix.IPPROTO_ICMPV6), rule.Jump("nd")),
 		rule.New("drop DHCPv6 server messages", rule.UDPPort(0, dhcp6Server), rule.Drop()),
-		rule.New("accept own source address, IPv6", b.PortKey(Addrs6, false, base, source, size), rule.Return()),
+		rule.New("accept own source address, IPv6",
+			rule.EtherType(unix.ETH_P_IPV6), b.PortKey(Addrs6, false, base, source, size), rule.Return()),
 	}, forgedRules(b, true), []rule.Rule{
 		rule.New("accept any source: the LAN assigns addresses, IPv6", lanAddress(b), rule.Return()),
 	}, unspecifiedRules())
@@ -207,8 +231,10 @@ func arpRules(b rule.SetBook) []rule.Rule {
 	return []rule.Rule{
 		rule.New("drop ARP other than for IPv4 over Ethernet",
 			rule.Payload(base, 0, ethernetIPv4, expr.CmpOpNeq), rule.Drop()),
-		rule.New("drop ARP with spoofed sender MAC address", b.PortKey(MACs, true, base, hardware, 6), rule.Drop()),
-		rule.New("accept ARP with own sender address", b.PortKey(Addrs4, false, base, protocol, 4), rule.Return()),
+		rule.New("drop ARP with spoofed sender MAC address",
+			rule.EtherType(unix.ETH_P_ARP), b.PortKey(MACs, true, base, hardware, 6), rule.Drop()),
+		rule.New("accept ARP with own sender address",
+			rule.EtherType(unix.ETH_P_ARP), b.PortKey(Addrs4, false, base, protocol, 4), rule.Return()),
 		rule.New("accept ARP with any sender address: the LAN assigns addresses", b.IIF(LAN, false), rule.Return()),
 		rule.New("accept ARP probes", rule.Zero(protocol, 4), rule.Return()), // RFC 5227
 		rule.New("drop ARP with spoofed sender address", rule.Drop()),
@@ -239,7 +265,7 @@ func ndRules(b rule.SetBook) []rule.Rule {
 	const (
 		base                 = expr.PayloadBaseTransportHeader
 		source, target, size = "\x01\x01", "\x02\x01", 8 // options: kind, and length in units of 8 bytes
-		rs, ns               = 8, 24                     // lengths without options
+		rs, ns               = ndRSLength, 24            // lengths without options
 	)
 	kind := func(k byte) []expr.Any { return rule.ICMPType(unix.IPPROTO_ICMPV6, k) }
 	long := func(n byte) []expr.Any {
@@ -248,9 +274,9 @@ func ndRules(b rule.SetBook) []rule.Rule {
 	// own matches a message whose option at that offset is of that kind and has the port's own hardware address.
 	own := func(offset uint32, option string) []expr.Any {
 		return rule.Join(long(byte(offset+size)), rule.Payload(base, offset, option, expr.CmpOpEq),
-			b.PortKey(MACs, false, base, offset+2, 6))
+			b.PortField(ndMACs, false, ndField(offset+2, 6)))
 	}
-	others := rule.Join(b.PortKey(Addrs6, true, base, 8, 16), b.IIF(LAN, true), rule.Drop())
+	others := rule.Join(b.PortField(ndTargets, true, ndField(8, 16)), b.IIF(LAN, true), rule.Drop())
 	return []rule.Rule{
 		rule.New("drop router advertisements", kind(ndRouterAdvert), rule.Drop()),
 		rule.New("drop ICMPv6 redirects", kind(ndRedirect), rule.Drop()),
@@ -280,6 +306,16 @@ func ndRules(b rule.SetBook) []rule.Rule {
 			kind(NDNeighbourAdvert), own(ns, target), rule.Return()),
 		rule.New("drop other neighbour discovery", rule.Drop()),
 	}
+}
+
+// ndRSLength is the length of a router solicitation without options (RFC 4861).
+const ndRSLength = 8
+
+// ndField is a field of a message of neighbour discovery that no extension header precedes. nft has names for some of
+// these fields, but not in every version: not if they are found by the network header.
+func ndField(offset, size uint32) rule.RawField {
+	const header = 40 // RFC 8200
+	return rule.RawField{Base: expr.PayloadBaseNetworkHeader, Offset: header + offset, Len: size}
 }
 
 // readable matches IPv6 packets whose header chain can be followed to the upper-layer protocol. In a first fragment the

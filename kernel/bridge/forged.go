@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"encoding/binary"
 	"net"
 
 	"github.com/google/nftables/binaryutil"
@@ -126,15 +127,14 @@ func Fragment6() []expr.Any {
 	}
 }
 
-// VNI loads the VNI into a register: 24 bits, after the UDP header and 4 bytes of the VXLAN header (RFC 7348, section
-// 5).
-func VNI(at uint32) []expr.Any {
-	const before = 8 + 3 // load one byte more in front, and mask it off
-	return []expr.Any{
-		&expr.Payload{DestRegister: at, Base: expr.PayloadBaseTransportHeader, Offset: before, Len: 4},
-		&expr.Bitwise{
-			SourceRegister: at, DestRegister: at, Len: 4, Mask: []byte{0, 0xff, 0xff, 0xff}, Xor: make([]byte, 4),
-		},
-		&expr.Byteorder{SourceRegister: at, DestRegister: at, Op: expr.ByteorderNtoh, Len: 4, Size: 4},
-	}
+// VNIField is the VNI: 24 bits, after the UDP header and 4 bytes of the VXLAN header (RFC 7348, section 5).
+func VNIField() rule.RawField {
+	const before, size = 8 + 4, 3
+	return rule.RawField{Base: expr.PayloadBaseTransportHeader, Offset: before, Len: size}
 }
+
+// VNI loads the VNI into a register.
+func VNI(at uint32) []expr.Any { return []expr.Any{VNIField().Into(at)} }
+
+// VNIKey encodes a VNI as the last field of a key, or as a key of its own.
+func VNIKey(vni uint32) string { return string(binary.BigEndian.AppendUint32(nil, vni)[1:]) }

@@ -46,7 +46,8 @@ func (f *Firewall) ReadElements(of func(rule.SetName) bool) (all map[rule.SetNam
 				continue
 			}
 			set, err := v.GetSetByName(spec.Table(), string(spec.Name))
-			if errors.Is(err, unix.ENOENT) { // no table, or that of an older version, without this set
+			other := set != nil && (set.KeyType.Name != spec.Type.Name || set.KeyType.Bytes != spec.Type.Bytes)
+			if errors.Is(err, unix.ENOENT) || other { // no table, or that of an older version
 				continue
 			}
 			if err != nil {

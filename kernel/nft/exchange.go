@@ -223,6 +223,13 @@ func newTransaction() *Transaction {
 	return t
 }
 
+// add appends a message that google/nftables cannot encode.
+func (t *Transaction) add(m netlink.Message) error {
+	_, err := t.all()
+	t.msgs = append(t.msgs, m)
+	return err
+}
+
 // all returns the messages so far.
 func (t *Transaction) all() ([]netlink.Message, error) {
 	if err := t.Flush(); err != nil {

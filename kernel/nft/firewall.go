@@ -56,7 +56,7 @@ func InterfaceIn(set rule.SetName, names ...string) Element {
 func SubnetIn(set rule.SetName, p netip.Prefix) Element {
 	p = p.Masked()
 	return Element{
-		Set: set, Text: p.String(), Key: string(p.Addr().AsSlice()), Content: Content{End: string(behind(p))},
+		Set: set, Text: p.String(), Key: string(p.Addr().AsSlice()), Content: Content{End: string(rule.Behind(p))},
 	}
 }
 
@@ -99,19 +99,6 @@ func (e Element) Check(s *core.View) []string {
 		return []string{e.String() + " has the wrong interval or value"}
 	}
 	return nil
-}
-
-// behind returns the first address after a prefix; all zeros if there is none, which the kernel takes as the end.
-func behind(p netip.Prefix) []byte {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits() - 1; i >= 0; i-- {
-		bit := byte(1) << (7 - i%8)
-		b[i/8] ^= bit
-		if b[i/8]&bit != 0 {
-			break
-		}
-	}
-	return b
 }
 
 // A Firewall manages netyard's tables. What the kernel must have is in memory; the kernel is read only to be compared
@@ -294,6 +281,7 @@ func (f *Firewall) Flush(act string) error {
 	}
 	msgs, err := f.tx.all()
 	f.tx = newTransaction()
+	err = errors.Join(err, rule.WithFieldNames(msgs, f.Rules.Sets))
 	if err == nil && len(msgs) > 0 {
 		err = f.out.exchange(act, msgs)
 	}

@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,20 +9,26 @@ import (
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-)
 
-// Where the kernel supports it (since 6.9), netyard's tables belong to its netlink socket: no other program can flush,
-// change or delete them, and `nft flush ruleset` leaves them alone (NFT_TABLE_F_OWNER). When the socket is closed,
-// however the daemon ended, the tables stay (NFT_TABLE_F_PERSIST), any program can change them, and the next daemon
-// takes ownership of them. Both flags are needed: a table that only has an owner is deleted with the socket.
-const (
-	tableOwner   = 0x2
-	tablePersist = 0x4
+	"netyard/kernel/rule"
 )
 
 // closingTime is how long a closed socket may live on: a child that is being started has a copy until it runs its own
 // program, and a daemon that was killed ends only when the system call that it is in returns.
 const closingTime = 2 * time.Second
+
+// canOwn reports whether the kernel supports owners. It makes a table for that, and deletes it.
+func (f *Firewall) canOwn() (bool, error) {
+	probe := &nftables.Table{Family: nftables.TableFamilyINet, Name: rule.TableName + "-probe"}
+	own, err := f.takeOwnership(probe)
+	if err != nil || !own {
+		return false, err
+	}
+	tx := newTransaction()
+	tx.DelTable(probe)
+	msgs, err := tx.all()
+	return true, errors.Join(err, f.out.exchange("delete table "+probe.Name, msgs))
+}
 
 // takeOwnership makes netyard's socket the owner of a table, and makes the table if it is missing. ok is false if the
 // kernel does not support it, and for a table that was made without an owner: such a table is replaced, which needs no
@@ -32,21 +37,11 @@ func (f *Firewall) takeOwnership(t *nftables.Table) (ok bool, err error) {
 	if f.Shared {
 		return false, nil
 	}
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_TABLE_NAME, Data: append([]byte(t.Name), 0)},
-		{Type: unix.NFTA_TABLE_FLAGS, Data: binary.BigEndian.AppendUint32(nil, tableOwner|tablePersist)},
-	})
+	message, err := rule.OwnedTable(t)
 	if err != nil {
-		return false, fmt.Errorf("encode table %s: %w", t.Name, err)
+		return false, err
 	}
-	request := []netlink.Message{{
-		Header: netlink.Header{
-			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE,
-			Flags: netlink.Request | netlink.Acknowledge | netlink.Create,
-		},
-		Data: append([]byte{byte(t.Family), 0, 0, 0}, attrs...),
-	}}
-	// Not by google/nftables: it does not send a table's flags.
+	request := []netlink.Message{message}
 	act := "take ownership of table " + t.Name
 	err = f.out.exchange(act, request)
 	for wait := time.Now().Add(closingTime); errors.Is(err, unix.EPERM) && time.Now().Before(wait); {
@@ -74,13 +69,22 @@ func (f *Firewall) recreate(t *nftables.Table) error {
 	if own {
 		return f.empty(t)
 	}
-	if there, err := f.Has(t); err != nil {
+	there, err := f.Has(t)
+	if err != nil {
 		return err
-	} else if there {
-		f.tx.DelTable(t)
 	}
-	f.tx.AddTable(t)
-	return nil
+	if there {
+		f.tx.DelTable(t)
+		if own, err = f.canOwn(); err != nil {
+			return err
+		}
+	}
+	if !own {
+		f.tx.AddTable(t)
+		return nil
+	}
+	message, err := rule.OwnedTable(t)
+	return errors.Join(err, f.tx.add(message))
 }
 
 // Has reports whether a table exists.

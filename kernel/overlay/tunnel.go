@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 
 	"netyard/kernel/bridge"
@@ -19,18 +18,17 @@ const (
 	// encrypted holds the VNIs of encrypted networks.
 	encrypted rule.SetName = "encrypted"
 
-	tunnelChain = "tunnel"
+	tunnelChain = "from_tunnel"
 )
 
 // EncryptElements returns the elements that let a network's frames travel inside WireGuard only. Ensure them before the
 // VXLAN device, and remove them after it.
 func EncryptElements(port uint16, vni uint32) []nft.Element {
-	number := string(binaryutil.NativeEndian.PutUint32(vni))
-	return append(CloseElements(port, vni), nft.NewElement(Sets(), encrypted, number, ""))
+	return append(CloseElements(port, vni), nft.NewElement(Sets(), encrypted, bridge.VNIKey(vni), ""))
 }
 
 func tunnelSets() []rule.Set {
-	return []rule.Set{{Name: encrypted, Type: nftables.TypeMark, Early: true}}
+	return []rule.Set{vniSet(rule.Set{Name: encrypted, Early: true})}
 }
 
 // toVXLANPort matches UDP to a port that receives VXLAN.

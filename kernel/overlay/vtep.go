@@ -20,7 +20,7 @@ const (
 	vteps4 rule.SetName = "vteps4"
 	vteps6 rule.SetName = "vteps6"
 
-	vxlanChain  = "vxlan"
+	vxlanChain  = "vxlan_host"
 	astrayChain = "vxlan_astray"
 	madeChain   = "vxlan_made"
 )
@@ -28,7 +28,7 @@ const (
 // CloseElements returns the elements that close a network: its frames leave the host only by its VXLAN device, and none
 // is accepted. VTEPs opens it for its hosts.
 func CloseElements(port uint16, vni uint32) (all []nft.Element) {
-	dport, number := string(binaryutil.BigEndian.PutUint16(port)), string(binaryutil.NativeEndian.PutUint32(vni))
+	dport, number := string(binaryutil.BigEndian.PutUint16(port)), bridge.VNIKey(vni)
 	for _, table := range []rule.SetName{"", rule.Bridged} {
 		all = append(all,
 			nft.NewElement(Sets(), bridge.VXLANPorts+table, dport, ""),
@@ -45,7 +45,7 @@ func VTEPElements(port uint16, vni uint32, hosts []netip.Addr) []nft.Element {
 
 // MemberElements returns the elements of VTEPs that are about the hosts.
 func MemberElements(vni uint32, hosts []netip.Addr) (all []nft.Element) {
-	number := string(binaryutil.NativeEndian.PutUint32(vni))
+	number := bridge.VNIKey(vni) + "\x00"
 	for _, h := range hosts {
 		addr, members := string(h.AsSlice()), rule.ByFamily(h.Is6(), bridge.Members4, bridge.Members6)
 		all = append(all, nft.NewElement(Sets(), rule.ByFamily(h.Is6(), vteps4, vteps6), addr+number, ""))
@@ -57,19 +57,27 @@ func MemberElements(vni uint32, hosts []netip.Addr) (all []nft.Element) {
 }
 
 func vtepSets() []rule.Set {
-	number := nftables.TypeMark // in the host's byte order; nft shows it as 0x00001234
+	number := nftables.TypeInteger
+	vni := bridge.VNIField()
 	return []rule.Set{
 		{Name: bridge.VXLANPorts, Type: nftables.TypeInetService},
-		{Name: bridge.VNIs, Type: number, Early: true},
+		vniSet(rule.Set{Name: bridge.VNIs, Early: true}),
 		{Name: bridge.VXLANPorts + rule.Bridged, Type: nftables.TypeInetService, Bridge: true},
-		{Name: bridge.VNIs + rule.Bridged, Type: number, Bridge: true},
-		{Name: vteps4, Type: nftables.MustConcatSetType(nftables.TypeIPAddr, number), Concat: true},
-		{Name: vteps6, Type: nftables.MustConcatSetType(nftables.TypeIP6Addr, number), Concat: true},
+		vniSet(rule.Set{Name: bridge.VNIs + rule.Bridged, Bridge: true}),
+		{Name: vteps4, Type: nftables.MustConcatSetType(nftables.TypeIPAddr, number), Concat: true, Raw: vni},
+		{Name: vteps6, Type: nftables.MustConcatSetType(nftables.TypeIP6Addr, number), Concat: true, Raw: vni},
 		{Name: bridge.Members4, Type: nftables.TypeIPAddr},
 		{Name: bridge.Members6, Type: nftables.TypeIP6Addr},
 		{Name: bridge.Members4 + rule.Bridged, Type: nftables.TypeIPAddr, Bridge: true},
 		{Name: bridge.Members6 + rule.Bridged, Type: nftables.TypeIP6Addr, Bridge: true},
 	}
+}
+
+// vniSet completes the declaration of a set of VNIs.
+func vniSet(s rule.Set) rule.Set {
+	s.Raw, s.Type = bridge.VNIField(), nftables.TypeInteger
+	s.Type.Bytes = s.Raw.Len
+	return s
 }
 
 // vtepChains check incoming VXLAN before conntrack does, so that dropped packets have no entry there. Fragments have

@@ -38,6 +38,9 @@ const (
 
 	// quiet holds the ports with an ingress policy: they receive only what is sent to their own addresses.
 	quiet rule.SetName = "quiet"
+
+	// forwardChain decides about new connections at the forward hook of each table.
+	forwardChain = "policy_forward"
 )
 
 func policySets() []rule.Set {
@@ -149,7 +152,7 @@ func policyChains(b rule.SetBook) []rule.Chain {
 	base = base[:len(base):len(base)] // for several chains
 	chains := []rule.Chain{
 		{
-			Name: "policy", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Priority: early,
+			Name: forwardChain, Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward, Priority: early,
 			Rules: append(base, decisions(b, family, "", true)...),
 		},
 		{ // policy applies to what containers send to the host, not to what the host sends
@@ -157,16 +160,16 @@ func policyChains(b rule.SetBook) []rule.Chain {
 			Rules: append(base, decisions(b, family, "", false)...),
 		},
 	}
-	return append(chains, verdicts(b, "")...)
+	return append(chains, verdicts(b, family, "")...)
 }
 
 // BridgePolicyChains decide about bridged frames. Where the kernel has no conntrack on bridges, br_netfilter passes the
-// frames to the chain policy of the other table. Frames that reach every port are decided here all the same, since only
+// frames to the chain of the same name in the other table. Frames that reach every port are decided here all the same, since only
 // here the rules see which port a frame goes to.
 func BridgePolicyChains(b rule.SetBook, conntrack bool) []rule.Chain {
 	v4, v6 := rule.EtherType(unix.ETH_P_IP), rule.EtherType(unix.ETH_P_IPV6)
 	base := rule.Chain{
-		Name: "policy", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
+		Name: forwardChain, Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
 		Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 5), Rules: append([]rule.Rule{
 			rule.New("check frames to ports with an ingress policy", b.OIF(quiet, false), rule.Jump(string(quiet))),
 		}, neighbours(v6)...),
@@ -176,8 +179,9 @@ func BridgePolicyChains(b rule.SetBook, conntrack bool) []rule.Chain {
 		return append(chains, base)
 	}
 	base.Rules = append(base.Rules, rule.New("accept replies", rule.Established(), rule.Accept()))
-	base.Rules = append(base.Rules, decisions(b, []([]expr.Any){v4, v6}, rule.Bridged, true)...)
-	return append(append(chains, base), verdicts(b, rule.Bridged)...)
+	family := [][]expr.Any{v4, v6}
+	base.Rules = append(base.Rules, decisions(b, family, rule.Bridged, true)...)
+	return append(append(chains, base), verdicts(b, family, rule.Bridged)...)
 }
 
 // quietRules check frames to a port with an ingress policy. A policy says who may send IP, so nothing but IP and ARP
@@ -231,26 +235,30 @@ func (s side) address(destination bool) *expr.Payload {
 	return p
 }
 
+// among returns the side's family of IPv4 and IPv6.
+func (s side) among(family [][]expr.Any) []expr.Any {
+	if s.v6 {
+		return family[1]
+	}
+	return family[0]
+}
+
 // decisions returns the rules that jump to the chain which decides; family matches IPv4 and IPv6.
 func decisions(b rule.SetBook, family [][]expr.Any, suffix rule.SetName, in bool) (rules []rule.Rule) {
 	for _, s := range sides() {
 		if s.in && !in {
 			continue
 		}
-		f := family[0]
-		if s.v6 {
-			f = family[1]
-		}
 		own := s.own()
 		own.DestRegister = 1
 		closed := []expr.Any{own, b.Lookup(s.closed+suffix, false)}
-		rules = append(rules, rule.New(s.text, f, closed, rule.Jump(s.chain)))
+		rules = append(rules, rule.New(s.text, s.among(family), closed, rule.Jump(s.chain)))
 	}
 	return rules
 }
 
 // verdicts returns the chains that look a connection up, and drop what is not found or cannot be looked up.
-func verdicts(b rule.SetBook, suffix rule.SetName) (chains []rule.Chain) {
+func verdicts(b rule.SetBook, family [][]expr.Any, suffix rule.SetName) (chains []rule.Chain) {
 	const first = 8 // NFT_REG32_00: 4 bytes each from here on
 	for _, s := range sides() {
 		own, other := s.own(), s.other()
@@ -258,7 +266,7 @@ func verdicts(b rule.SetBook, suffix rule.SetName) (chains []rule.Chain) {
 		other.DestRegister = own.DestRegister + own.Len/4
 		proto := other.DestRegister + other.Len/4
 		chains = append(chains, rule.Chain{Name: s.chain, Rules: []rule.Rule{
-			rule.New("continue with what policy allows", []expr.Any{
+			rule.New("continue with what policy allows", s.among(family), []expr.Any{
 				own, other,
 				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: proto},
 				&expr.Payload{DestRegister: proto + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},

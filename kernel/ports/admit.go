@@ -75,14 +75,15 @@ func AdmitChains(b rule.SetBook, obeys bool) []rule.Chain {
 		if f.Proto == unix.NFPROTO_IPV6 {
 			one, anyAddr, ranges, admitted = toOne6, toAny6, toRange6, admitted6
 		}
+		one, anyAddr, ranges = published(one), published(anyAddr), published(ranges)
 		then := rule.Join(b.FromTo(f), []expr.Any{&expr.Dynset{
 			SrcRegKey: rule.Reg1, SetName: b[admitted].Name, SetID: b[admitted].ID,
 			Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: admitLife,
 		}}, rule.Drop())
 		rules = append(rules,
-			rule.New(f.Name("admit the client to a port of one address"), remote, b.DAddrPort(one), then),
-			rule.New(f.Name("admit the client to a port of any address"), remote, b.Port(anyAddr, f.Proto), then),
-			rule.New(f.Name("admit the client to a port in a range"), remote, b.DAddrPort(ranges), then))
+			rule.New(f.Name("admit the client to a port of one address"), remote, b.DPortOf(one, f), then),
+			rule.New(f.Name("admit the client to a port of any address"), remote, b.DPort(anyAddr), then),
+			rule.New(f.Name("admit the client to a port in a range"), remote, b.DPortOf(ranges, f), then))
 	}
 	return []rule.Chain{{
 		Name: LetInChain, Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookInput,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -93,6 +94,11 @@ func (p Publication) Elements() (all []nft.Element) {
 			})
 		}
 	}
+	for _, e := range all {
+		e.Set, e.Val = published(e.Set), ""
+		e.Text, _, _ = strings.Cut(e.Text, " : ")
+		all = append(all, e)
+	}
 	all = append(all, nft.Element{
 		Set: rule.ByFamily(p.To.Is6(), Self4, Self6), Text: p.To.String() + " . " + p.To.String(),
 		Key: strings.Repeat(string(p.To.AsSlice()), 2),
@@ -180,13 +186,20 @@ func publishSets() []rule.Set {
 		return nftables.MustConcatSetType(addr, nftables.TypeInetService)
 	}
 	any4, any6, iface := nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeIFName
-	return []rule.Set{
+	maps := []rule.Set{
 		{Name: toOne4, Type: with(any4), Concat: true, Data: to(any4)},
 		{Name: toOne6, Type: with(any6), Concat: true, Data: to(any6)},
 		{Name: toAny4, Type: nftables.MustConcatSetType(port...), Concat: true, Data: to(any4)},
 		{Name: toAny6, Type: nftables.MustConcatSetType(port...), Concat: true, Data: to(any6)},
 		{Name: toRange4, Type: with(any4), Concat: true, Interval: true, Data: any4},
 		{Name: toRange6, Type: with(any6), Concat: true, Interval: true, Data: any6},
+	}
+	var keys []rule.Set
+	for _, s := range maps {
+		s.Name, s.Data = published(s.Name), nftables.SetDatatype{}
+		keys = append(keys, s)
+	}
+	return slices.Concat(maps, keys, []rule.Set{
 		{Name: own4, Type: with(any4), Concat: true, Data: to(any4)},
 		{Name: own6, Type: with(any6), Concat: true, Data: to(any6)},
 		{Name: Self4, Type: nftables.MustConcatSetType(any4, any4), Concat: true},
@@ -195,7 +208,13 @@ func publishSets() []rule.Set {
 		{Name: from4, Type: nftables.MustConcatSetType(iface, any4), Concat: true, Interval: true},
 		{Name: from6, Type: nftables.MustConcatSetType(iface, any6), Concat: true, Interval: true},
 		{Name: fromIf, Type: nftables.MustConcatSetType(iface, iface), Concat: true},
-	}
+	})
+}
+
+// published returns the name of the set with the keys of a map: nft cannot express a rule that looks a key up in a map
+// and does not use the value, and leaves the lookup out of what it lists.
+func published(m rule.SetName) rule.SetName {
+	return "published" + rule.SetName(strings.TrimPrefix(string(m), "to"))
 }
 
 // PublishChains returns the chains that translate packets for published ports of the host itself. What is only routed

@@ -51,6 +51,11 @@ func (b SetBook) IfKey(
 	}
 }
 
+// PortField is PortKey for a field that nft has no name for.
+func (b SetBook) PortField(set SetName, invert bool, f RawField) []expr.Any {
+	return b.PortKey(set, invert, f.Base, f.Offset, f.Len)
+}
+
 // Payload compares bytes of the packet with data.
 func Payload(base expr.PayloadBase, offset uint32, data string, op expr.CmpOp) []expr.Any {
 	size := uint32(len(data)) //nolint:gosec // a few bytes
@@ -197,6 +202,19 @@ func LastIn(p netip.Prefix) netip.Addr {
 	}
 	last, _ := netip.AddrFromSlice(b)
 	return last
+}
+
+// Behind returns the first address after a prefix; all zeros if there is none, which the kernel takes as the end.
+func Behind(p netip.Prefix) []byte {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits() - 1; i >= 0; i-- {
+		bit := byte(1) << (7 - i%8)
+		b[i/8] ^= bit
+		if b[i/8]&bit != 0 {
+			break
+		}
+	}
+	return b
 }
 
 // ProtoNumber returns the number of a protocol that has ports, 0 for any other.

@@ -11,6 +11,10 @@ import (
 // of another version is recognized.
 const sealChain = "seal"
 
+// original ends the comment. nft neither prints what is behind a NUL, nor writes any: so a copy of the tables that nft
+// has loaded, as at a boot from what it had listed, is not taken for the tables themselves.
+const original = "\x00original"
+
 // Seal returns the chain with the hash of the sets and chains.
 func Seal(sets []Set, tables [][]Chain) Chain {
 	sum := sha256.New()
@@ -34,7 +38,7 @@ func Seal(sets []Set, tables [][]Chain) Chain {
 	}
 	const size = 8 // bytes of the hash, 16 digits
 	seal := fmt.Sprintf("%x", sum.Sum(nil)[:size])
-	return Chain{Name: sealChain, Rules: []Rule{New(seal, Accept())}}
+	return Chain{Name: sealChain, Rules: []Rule{New(seal+original, Accept())}}
 }
 
 func hashLine(sum hash.Hash, format string, args ...any) {

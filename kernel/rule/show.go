@@ -2,13 +2,13 @@ package rule
 
 import (
 	"fmt"
+	"math/big"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 )
 
 // showField prints one field of a key as nft does.
@@ -23,8 +23,8 @@ func showField(field nftables.SetDatatype, v string) string {
 		return strconv.Itoa(int(v[0])<<8 | int(v[1]))
 	case nftables.TypeIFName:
 		return strings.TrimRight(v, "\x00")
-	case nftables.TypeMark:
-		return showNumber(v)
+	case nftables.TypeInteger:
+		return fmt.Sprintf("%#x", new(big.Int).SetBytes([]byte(v)))
 	case nftables.TypeEtherAddr:
 		return net.HardwareAddr(v).String()
 	}
@@ -54,6 +54,9 @@ func Show(sets []Set, set SetName, key, end string) string {
 	var words []string
 	for _, field := range FieldsOf(spec.Type) {
 		size := int(field.Bytes)
+		if field == nftables.TypeInteger {
+			size = int(spec.Raw.Len)
+		}
 		if len(key) < size {
 			break
 		}
@@ -68,8 +71,4 @@ func Show(sets []Set, set SetName, key, end string) string {
 		key = key[min(len(key), whole):]
 	}
 	return strings.Join(words, " . ")
-}
-
-func showNumber(v string) string {
-	return fmt.Sprintf("0x%08x", binaryutil.NativeEndian.Uint32([]byte(v)))
 }

@@ -36,6 +36,8 @@ type Set struct {
 	Interval bool
 	Bridge   bool // in the bridge table
 	Data     nftables.SetDatatype
+	// Raw is the last field of the key, if nft has no name for that.
+	Raw RawField
 	// Life is the timeout of elements that rules add; 0: netyard adds the elements, and they stay.
 	Life time.Duration
 	// Early: the ruleset may be loaded as soon as an element of the set is wanted, before the rest is known.
@@ -53,8 +55,8 @@ func (s Set) Declare(t *nftables.Table, id uint32) *nftables.Set {
 		set.HasTimeout, set.Dynamic, set.Timeout, set.Size = true, true, s.Life, most
 	}
 	for _, field := range FieldsOf(s.Type) {
-		// Without it nft would print their bytes in reverse.
-		if field == nftables.TypeIFName || s.Type == nftables.TypeMark {
+		// Without it nft would print their bytes in reverse. With it nft would ignore what WithFieldNames adds.
+		if field == nftables.TypeIFName && s.Raw.Len == 0 {
 			set.KeyByteOrder = binaryutil.NativeEndian
 		}
 	}

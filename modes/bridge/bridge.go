@@ -155,7 +155,9 @@ func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 // route.
 func answers(e modes.Endpoint, from netip.Addr) (objects []core.Object) {
 	for _, id := range e.Beside {
-		objects = append(objects, kbridge.MaySend(core.Name(core.VethPrefix, id), from).For(e.ID))
+		for _, may := range kbridge.MaySend(core.Name(core.VethPrefix, id), from) {
+			objects = append(objects, may.For(e.ID))
+		}
 	}
 	return objects
 }

@@ -367,7 +367,7 @@ func TestClosedWithoutCluster(t *testing.T) {
 			t.Errorf("without etcd: %v", err)
 		}
 		out := h.Sh(t, "nft list set inet netyard vnis; nft list set inet netyard vxlan_ports")
-		if !strings.Contains(out, "0x00001234") || !strings.Contains(out, "4789") {
+		if !strings.Contains(out, "0x1234") || !strings.Contains(out, "4789") {
 			t.Errorf("it is not closed: %s", out)
 		}
 		n.Settled["port"] = "4789"
@@ -378,7 +378,7 @@ func TestClosedWithoutCluster(t *testing.T) {
 		t.Errorf("what keeps it closed is wanted by nobody: %s", s.Text)
 	}
 	must(t, m.Down(n))
-	if out := h.Sh(t, "nft list ruleset | grep -c -e 0x00001234 -e 4789 || true"); out != "0" {
+	if out := h.Sh(t, "nft list ruleset | grep -c -e 0x1234 -e 4789 || true"); out != "0" {
 		t.Errorf("left: %s", out)
 	}
 }

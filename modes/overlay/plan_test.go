@@ -49,8 +49,8 @@ func TestPlanWithoutCluster(t *testing.T) {
 		got = append(got, modetest.Text(o))
 	}
 	want := []string{
-		"element vxlan_ports { 4789 }", "element vnis { 0x00001234 }",
-		"element vxlan_ports_bridged { 4789 }", "element vnis_bridged { 0x00001234 }",
+		"element vxlan_ports { 4789 }", "element vnis { 0x1234 }",
+		"element vxlan_ports_bridged { 4789 }", "element vnis_bridged { 0x1234 }",
 		"bridge nyb-aaaaaaaaaaa alias netyard:" + netA, "vxlan nyx-aaaaaaaaaaa alias netyard:" + netA,
 	}
 	if !slices.Equal(got, want) {
