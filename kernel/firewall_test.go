@@ -65,6 +65,7 @@ func elements() []core.Object {
 		{Proto: "tcp", Host: netip.IPv6Unspecified(), Port: 8080, Count: 1, To: web6, ToPort: 80},
 		{Proto: "udp", Host: netip.MustParseAddr("127.0.0.1"), Port: 53, Count: 1, To: web, ToPort: 53},
 		{Proto: "tcp", Host: netip.IPv6Loopback(), Port: 443, Count: 1, To: web6, ToPort: 443},
+		{Proto: "tcp", Host: netip.IPv6Loopback(), Port: 9000, Count: 100, To: web6, ToPort: 9000},
 		{Proto: "sctp", Host: netip.MustParseAddr("192.0.2.1"), Port: 7000, Count: 2, To: web, ToPort: 8000},
 		{Proto: "udp", Host: netip.IPv4Unspecified(), Port: 10000, Count: 10000, To: web, ToPort: 10000},
 		{Proto: "udp", Host: netip.MustParseAddr("2001:db8::1"), Port: 10000, Count: 10000, To: web6, ToPort: 10000},
