@@ -1,9 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 
@@ -37,8 +37,8 @@ func loopback(r cni.Request, c conf, netns *os.File) (result any, err error) {
 	case "DEL":
 		return nil, setUp(false)
 	case "CHECK":
-		i, err := net.InterfaceByName(lo)
-		if err == nil && i.Flags&net.FlagUp == 0 {
+		is, err := change(nil)
+		if err == nil && is&unix.IFF_UP == 0 {
 			err = errors.New("it is down")
 		}
 		if err != nil {
@@ -50,27 +50,37 @@ func loopback(r cni.Request, c conf, netns *os.File) (result any, err error) {
 
 // setUp sets the loopback interface of this thread's network namespace up or down.
 func setUp(up bool) error {
+	_, err := change(func(flags uint16) uint16 {
+		if up {
+			return flags | unix.IFF_UP
+		}
+		return flags &^ unix.IFF_UP
+	})
+	if err != nil {
+		return fmt.Errorf("set interface lo up or down: %w", err)
+	}
+	return nil
+}
+
+// change returns the flags of the loopback interface (netdevice(7)), and changes them; to nil: it does not.
+func change(to func(flags uint16) uint16) (is uint16, err error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open a socket: %w", err)
+		return 0, fmt.Errorf("open a socket: %w", err)
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing was written
 	q, err := unix.NewIfreq(lo)
 	if err == nil {
 		err = unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, q)
 	}
-	if err == nil {
-		flags := q.Uint16() &^ unix.IFF_UP
-		if up {
-			flags |= unix.IFF_UP
-		}
-		q.SetUint16(flags)
-		err = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, q)
-	}
 	if err != nil {
-		return fmt.Errorf("set interface lo up or down: %w", err)
+		return 0, err
 	}
-	return nil
+	if to == nil {
+		return q.Uint16(), nil
+	}
+	q.SetUint16(to(q.Uint16()))
+	return q.Uint16(), unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, q)
 }
 
 // loopbackResult returns the result of the plugins before in the chain, or else the interface and its addresses.
@@ -78,28 +88,19 @@ func loopbackResult(r cni.Request, c conf) (any, error) {
 	if len(c.PrevResult) > 0 {
 		return c.PrevResult, nil
 	}
-	i, err := net.InterfaceByName(lo)
-	if err != nil {
-		return nil, fmt.Errorf("find interface lo: %w", err)
-	}
-	addrs, err := i.Addrs()
-	if err != nil {
-		return nil, fmt.Errorf("list addresses of lo: %w", err)
-	}
 	type ip struct {
 		Version   string `json:"version,omitempty"` // before 1.0.0
 		Interface int    `json:"interface"`
 		Address   string `json:"address"`
 	}
 	ips := []ip{}
-	for _, a := range addrs {
-		n, ok := a.(*net.IPNet)
-		if !ok {
+	for _, a := range []string{"127.0.0.1/8", "::1/128"} { // those that the kernel gives it
+		out, v6 := ip{Address: a}, a[0] == ':'
+		if v6 && !hasIPv6() {
 			continue
 		}
-		out := ip{Address: n.String()}
 		if c.CNIVersion < "1" {
-			out.Version = map[bool]string{true: "4", false: "6"}[n.IP.To4() != nil]
+			out.Version = map[bool]string{true: "6", false: "4"}[v6]
 		}
 		ips = append(ips, out)
 	}
@@ -109,4 +110,10 @@ func loopbackResult(r cni.Request, c conf) (any, error) {
 		"ips":        ips,
 		"dns":        struct{}{},
 	}, nil
+}
+
+// hasIPv6 reports whether the loopback interface has ::1: not where IPv6 is off.
+func hasIPv6() bool {
+	raw, err := os.ReadFile("/proc/thread-self/net/if_inet6")
+	return err == nil && bytes.Contains(raw, []byte("00000000000000000000000000000001 "))
 }
