@@ -387,7 +387,7 @@ func TestHosts(t *testing.T) {
 // TestIdentity: a host's identity is made once.
 func TestIdentity(t *testing.T) {
 	t.Parallel()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	must(t, err)
 	defer st.Close()
 	who, err := cluster.LoadIdentity(st)

@@ -44,7 +44,8 @@ func newEngine(tb testing.TB, mode string) *engine {
 	if err := e.host.LoadFirewall(); err != nil {
 		tb.Fatal(err)
 	}
-	st, err := store.Open(tb.Context(), store.Config{Path: filepath.Join(tb.TempDir(), "db")})
+	_, measures := tb.(*testing.B)
+	st, err := store.Open(tb.Context(), store.Config{Path: filepath.Join(tb.TempDir(), "db"), NoSync: !measures})
 	if err != nil {
 		tb.Fatal(err)
 	}

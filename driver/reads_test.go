@@ -49,7 +49,7 @@ func (r *reads) taken() map[string]int {
 func TestReadOnce(t *testing.T) {
 	t.Parallel()
 	r := &reads{count: map[string]int{}}
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db"), Read: r.note})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db"), Read: r.note})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -138,7 +138,7 @@ func follow(t *testing.T, endpoints ...string) (*fakeEngine, *Docker) {
 	s := httptest.NewUnstartedServer(f)
 	s.Listener = l
 	s.Start()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	if err != nil {
 		t.Fatal(err)
 	}

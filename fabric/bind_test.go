@@ -36,7 +36,7 @@ func (k *failingKernel) Remove(objects ...core.Object) error {
 // lonely returns an Agent without etcd, and its kernel.
 func lonely(t *testing.T) (*Agent, *failingKernel) {
 	t.Helper()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	must(t, err)
 	t.Cleanup(func() { _ = st.Close() })
 	c, err := cluster.Open(etcd.Config{Endpoints: []string{"http://127.0.0.1:1"}, Insecure: true})

@@ -104,7 +104,7 @@ func TestTwin(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "db")
 		clustertest.Backup(t, first.file, filepath.Dir(path))
 		var err error
-		h.db, err = store.Open(t.Context(), store.Config{Path: path})
+		h.db, err = store.Open(t.Context(), store.Config{NoSync: true, Path: path})
 		must(t, err)
 		h.boot(h.n)
 		h.up(blue)

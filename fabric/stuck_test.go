@@ -89,7 +89,7 @@ func (k *stuckKernel) Echoes(context.Context, []overlay.Probe) ([]bool, error) {
 // lookups and the status are answered.
 func TestRequestsNeverWaitForTheKernel(t *testing.T) {
 	t.Parallel()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	must(t, err)
 	defer st.Close()
 	c, err := cluster.Open(etcd.Config{Endpoints: []string{"http://127.0.0.1:1"}, Insecure: true})

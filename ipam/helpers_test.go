@@ -30,7 +30,8 @@ var (
 // openStore opens an empty database, whose invariants are checked when the test ends.
 func openStore(t testing.TB) *store.Store {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "state.db")})
+	_, measures := t.(*testing.B)
+	s, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "state.db"), NoSync: !measures})
 	if err != nil {
 		t.Fatal(err)
 	}

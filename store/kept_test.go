@@ -20,7 +20,7 @@ var keepsakes = Bucket[record]{Name: "keepsakes"}
 
 // configOf is the Config of a database with kept records.
 func configOf(path string) Config {
-	return Config{Path: path, CopiedBuckets: []string{keepsakes.Name}, Verify: inProcess}
+	return Config{Path: path, NoSync: true, CopiedBuckets: []string{keepsakes.Name}, Verify: inProcess}
 }
 
 // inProcess checks the file in this process.

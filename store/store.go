@@ -94,6 +94,9 @@ type Config struct {
 	Read func(bucket, key string)
 	// CopiedBuckets lists the buckets whose records have a copy beside the file and survive its loss.
 	CopiedBuckets []string
+	// NoSync: nothing waits for the disk, so that a crash of the host may lose or damage records; one of the process
+	// does not. For tests.
+	NoSync bool
 	// FlushDelay is how long a write by Bucket.PutSoon waits for a transaction to be part of; default 20 ms.
 	FlushDelay time.Duration
 }
@@ -118,7 +121,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 			return nil, err
 		}
 	}
-	if s.db, err = openDB(c.Path); err != nil {
+	if s.db, err = openDB(c.Path, c.NoSync); err != nil {
 		return nil, err
 	}
 	if err := s.prepare(c); err != nil {
@@ -127,8 +130,10 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
-func openDB(path string) (*bbolt.DB, error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+func openDB(path string, noSync bool) (*bbolt.DB, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout: lockWait, FreelistType: bbolt.FreelistMapType, NoSync: noSync, NoGrowSync: noSync,
+	})
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, lockedError(path)
 	}
@@ -220,7 +225,7 @@ func (s *Store) replace(c Config, lost error) error {
 
 // makeDB creates a file with what Made writes and the records of a copy; lost says what happened to the former file.
 func makeDB(path string, c Config, copied keptCopy, lost error) error {
-	db, err := openDB(path)
+	db, err := openDB(path, false)
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ func members(t *testing.T, etcd *clustertest.Etcd, many int) (all []*member) {
 		m := &member{Host: lan.Peer(t, fmt.Sprint("p", n))}
 		lan.Sh(t, fmt.Sprintf("ip link set p%d master br0", n))
 		m.Sh(t, fmt.Sprintf("ip addr add 192.0.2.%d/24 dev eth0", n))
-		st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+		st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 		must(err)
 		m.client, err = cluster.Open(cetcd.Config{Endpoints: []string{etcd.URL}, Insecure: true})
 		must(err)

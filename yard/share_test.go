@@ -280,10 +280,12 @@ func TestShareMany(t *testing.T) {
 	if n := len(share.Conflicts(r.Yard, ws[1].Endpoint)); n != share.MaxShared {
 		t.Errorf("%d conflicts, want %d", n, share.MaxShared)
 	}
+	var closed []uint16
 	for _, l := range open[0] {
+		closed = append(closed, netip.MustParseAddrPort(l.Addr().String()).Port())
 		_ = l.Close()
 	}
-	kerneltest.Released(t, listeners(hosts[0]), first)
+	kerneltest.Released(t, listeners(hosts[0]), closed...)
 	for _, w := range ws {
 		r.see(w)
 	}

@@ -75,7 +75,7 @@ func (w *world) start(ctx context.Context, keepStrays bool) (err error) {
 	w.kernel.Reopen()
 	w.kernel.Refuse = nil
 	w.st, err = store.Open(ctx, store.Config{
-		Path: w.db(), FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify,
+		NoSync: true, Path: w.db(), FlushDelay: time.Hour, CopiedBuckets: book.KeptBuckets(), Verify: verify,
 		Init: reconcile.MarkRecordsLost,
 	})
 	if err != nil {

@@ -261,7 +261,7 @@ func TestSaved(t *testing.T) {
 	c := hosttest.Member(t, e, 1)
 	net, m := hosttest.JoinBlue(t, c, 1)
 	hosttest.Claim(t, c, m, 0, 20)
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	must(t, err)
 	defer st.Close()
 	prefix := "addr/" + net.ID + "/"

@@ -46,7 +46,7 @@ func newRecordingDoor(t *testing.T) *recordingDoor {
 	if err := d.kernel.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db"), Read: d.note})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db"), Read: d.note})
 	if err != nil {
 		t.Fatal(err)
 	}

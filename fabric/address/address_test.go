@@ -103,7 +103,7 @@ func (f *fake) Each(call func(record.Record)) {
 // blue returns the addresses of host 1 on the network of hosttest.Blue, with an etcd.
 func blue(t *testing.T) (*Network, *fake) {
 	t.Helper()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	must(t, err)
 	t.Cleanup(func() { _ = st.Close() })
 	f := &fake{claimed: map[netip.Addr]record.Address{}}

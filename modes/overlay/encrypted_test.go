@@ -162,7 +162,7 @@ func newStation(t *testing.T, lan *kerneltest.Host, n int, v6 bool) *station {
 	s.Sh(t, "ip -6 neigh add 2001:db8::fe lladdr 02:00:00:00:00:fe dev eth0 nud permanent && "+
 		"ip neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev eth0 nud permanent")
 	var err error
-	s.st, err = store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	s.st, err = store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	must(t, err)
 	t.Cleanup(func() {
 		if s.stop != nil {

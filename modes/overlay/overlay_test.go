@@ -170,7 +170,7 @@ func newHost(t *testing.T, lan *kerneltest.Host, url string, n int) *host {
 	if err := h.LoadFirewall(); err != nil {
 		t.Fatal(err)
 	}
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 // newBook returns a book without a kernel, with two networks that have an endpoint each, and one of an unknown mode.
 func newBook(t *testing.T) *book.Book {
 	t.Helper()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "db")})
+	st, err := store.Open(t.Context(), store.Config{NoSync: true, Path: filepath.Join(t.TempDir(), "db")})
 	must(t, err)
 	t.Cleanup(func() { must(t, st.Close()) })
 	must(t, st.Update(func(tx store.Tx) error {
