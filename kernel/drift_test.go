@@ -89,6 +89,7 @@ func TestLANDrift(t *testing.T) {
 		"sysctl -qw net.ipv6.conf.nyi-a.disable_ipv6=0":                                 "net.ipv6.conf.nyi-a.disable_ipv6=1: it is 0",
 		"sysctl -qw net.ipv4.conf." + shim.Name + ".rp_filter=0":                        "rp_filter",
 		"ip route del 192.0.2.9 dev " + shim.Name:                                       "route 192.0.2.9 on " + shim.Name + " is missing",
+		"ip route change 192.0.2.9 dev " + shim.Name + " proto 78 scope link":           "route 192.0.2.9 on " + shim.Name + " has not the source address 192.0.2.2",
 		"ip neigh del 192.0.2.9 dev " + shim.Name:                                       "neighbour 192.0.2.9 on " + shim.Name,
 		"ip neigh replace 192.0.2.9 lladdr 02:00:00:00:00:99 dev " + shim.Name:          "neighbour 192.0.2.9 on " + shim.Name,
 		"ip -6 neigh replace 2001:db8::9 lladdr 02:00:00:00:00:99 dev " + shim.Name:     "neighbour 2001:db8::9 on " + shim.Name,

@@ -117,8 +117,15 @@ func TestDHCPChanged(t *testing.T) {
 		d.eventually("one lease is left", func() bool { return len(d.leases()) == 1 })
 	}
 
-	d.dnsmasq("192.0.2.100,192.0.2.150,255.255.255.0,1h", "--dhcp-option=3,192.0.2.1", "--dhcp-option=26,1400")
+	// A range without the container's address: the server refuses it, and the container gets another one.
+	d.dnsmasq("192.0.2.160,192.0.2.170,255.255.255.0,1h", "--dhcp-option=3,192.0.2.1", "--dhcp-option=26,1400")
 	box.renew("web")
+	fresh := d.newNetBox("c2", conf)
+	fresh.do("ADD")
+	if want := fresh.inside(); box.inside() != want || !strings.Contains(want, "10.7.0.0/16") {
+		t.Errorf("with another address the container has\n%s\nand a new one\n%s", box.inside(), want)
+	}
+	fresh.do("DEL")
 	for change, want := range map[string]string{
 		"ip link set net1 mtu 1300":                                            "MTU 1300 in the sandbox instead of 1400",
 		"ip route replace default via 192.0.2.5 dev net1 metric 1":             "route 0.0.0.0/0 via 192.0.2.1 is missing",

@@ -274,12 +274,19 @@ func GlobalAddrs(k *Handle, link netlink.Link, family int) (out []netip.Prefix, 
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
 	}
+	return GlobalOf(addrs, family), nil
+}
+
+// GlobalOf returns those of the addresses that are of a family and whose scope is global.
+func GlobalOf(addrs []netlink.Addr, family int) (out []netip.Prefix) {
 	for _, a := range addrs {
-		if p := PrefixOf(a.IPNet); p.IsValid() && a.Scope == int(netlink.SCOPE_UNIVERSE) {
+		p := PrefixOf(a.IPNet)
+		if p.IsValid() && a.Scope == int(netlink.SCOPE_UNIVERSE) &&
+			(family == netlink.FAMILY_ALL || Family(p.Addr()) == family) {
 			out = append(out, p)
 		}
 	}
-	return out, nil
+	return out
 }
 
 // Unspecified returns the unspecified address of an address's family.

@@ -255,16 +255,21 @@ func (r HostRoute) Check(s *core.View) []string {
 	if link == nil {
 		return nil // the link reports that it is missing
 	}
-	routed := slices.ContainsFunc(s.Routes[link.Attrs().Index], func(route netlink.Route) bool {
+	at := slices.IndexFunc(s.Routes[link.Attrs().Index], func(route netlink.Route) bool {
 		p := core.PrefixOf(route.Dst)
 		return p.IsSingleIP() && p.Addr() == r.Dst
 	})
-	if !routed {
+	if at < 0 {
 		return []string{r.String() + " is missing"}
 	}
 	parent := r.Shim.Parent.findIn(slices.Collect(maps.Values(s.Links)))
 	if parent == nil {
 		return nil // the parent reports that it is missing
+	}
+	src := chooseSource(core.GlobalOf(s.Addrs[parent.Attrs().Index], core.Family(r.Dst)), r.Dst)
+	now, _ := netip.AddrFromSlice(s.Routes[link.Attrs().Index][at].Src)
+	if r.Dst.Is4() && src.IsValid() && now.Unmap() != src { // the parent may have got its address later
+		return []string{fmt.Sprintf("%s has not the source address %s", r, src)}
 	}
 	want := r.neighbour(link, parent)
 	if want != nil && neighboursOf(s)[neighbourID{want.LinkIndex, r.Dst}] != want.HardwareAddr.String() {
@@ -324,15 +329,19 @@ func StrayRoutes(s *core.View, wanted []core.Object) (strays []core.Stray) {
 // the subnet of dst, or else the first one.
 func sourceFor(k *core.Handle, parent netlink.Link, dst netip.Addr) (src netip.Addr, err error) {
 	addrs, err := core.GlobalAddrs(k, parent, core.Family(dst))
+	return chooseSource(addrs, dst), err
+}
+
+func chooseSource(addrs []netip.Prefix, dst netip.Addr) (src netip.Addr) {
 	for _, a := range addrs {
 		if a.Masked().Contains(dst) {
-			return a.Addr(), nil
+			return a.Addr()
 		}
 		if !src.IsValid() {
 			src = a.Addr()
 		}
 	}
-	return src, err
+	return src
 }
 
 // SourceFor returns the address that the host uses as source towards dst.
