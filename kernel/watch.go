@@ -28,8 +28,8 @@ const (
 )
 
 // Watch follows changes to links, routes, nftables and forwarding until ctx ends. It keeps the sets of other programs'
-// links up to date, adds the bypasses to DOCKER-USER when Docker makes that chain, loads the ruleset again when somebody
-// has deleted it, and removes the guard of forwarding when somebody else turns forwarding on.
+// links up to date, adds the bypasses to DOCKER-USER when Docker makes that chain, loads the ruleset again when
+// somebody has deleted it, and removes the guard of forwarding when somebody else turns forwarding on.
 func (k *Kernel) Watch(ctx context.Context) error {
 	links, err := k.watchLinks(ctx)
 	if err != nil {

@@ -168,7 +168,7 @@ func StepBack(k *core.Handle) error {
 			errs = append(errs, err)
 			continue
 		}
-		k.Log.Warn("forwarding turned on by another program; this host now forwards for others, too", "setting", s.String())
+		k.Log.Warn("forwarding turned on by another program: guard of forwarding removed", "setting", s.String())
 	}
 	return errors.Join(errs...)
 }

@@ -1,5 +1,5 @@
-// Package others is about networks of other programs: which of the host's links lead to them, and the guard, which keeps
-// the host from forwarding for anybody else where netyard turned forwarding on.
+// Package others is about networks of other programs: which of the host's links lead to them, and the guard, which
+// keeps the host from forwarding for anybody else where netyard turned forwarding on.
 package others
 
 import (
