@@ -44,7 +44,7 @@ func whoAnswers(h *kerneltest.Host, at string) (who string) {
 		if err != nil {
 			return err
 		}
-		defer c.Close() //nolint:errcheck // read only
+		defer c.Close()
 		_ = c.SetDeadline(time.Now().Add(3 * time.Second))
 		b := make([]byte, 16)
 		n, err := c.Read(b)

@@ -155,7 +155,7 @@ func (w *forwardWatch) takeWrites() []Forwarding {
 
 // StepBack removes the guard of the families for which another program has turned forwarding on: the admin, an engine
 // or a VPN wants the host to be a router, and its own firewall says for whom.
-func StepBack(k *core.Handle) error {
+func StepBack(ctx context.Context, k *core.Handle) error {
 	var errs []error
 	for _, f := range watchOf(k).takeWrites() {
 		s := f.sysctl()
@@ -164,7 +164,7 @@ func StepBack(k *core.Handle) error {
 			errs = append(errs, err)
 			continue
 		}
-		if err := setRestricted(k, f.IPv6, false, "forward for others again"); err != nil {
+		if err := setRestricted(ctx, k, f.IPv6, false); err != nil {
 			errs = append(errs, err)
 			continue
 		}
