@@ -8,15 +8,16 @@ import (
 )
 
 // TestForwardingForOthers: where netyard turned forwarding on, Docker's own network is not cut off, whatever its bridge
-// is called, netyard's containers reach what it publishes and nothing else, and trace follows Docker's translation. Once
-// the admin turns forwarding on, the guard goes. This is an engine that leaves forwarding to the admin.
+// is called, netyard's containers reach what it publishes and nothing else, and trace follows Docker's translation.
+// Once the admin turns forwarding on, the guard goes. This is an engine that leaves forwarding to the admin.
 func TestForwardingForOthers(t *testing.T) {
 	t.Parallel()
 	h := lab.New(t, lab.Engine298nft)
 	h.Sh("sysctl -qw net.ipv4.ip_forward=0")
 	h.Netyard.Start()
 	guarded := func() bool {
-		return strings.Contains(h.Sh("nft list chain inet netyard forward"), "this host routes IPv4 for containers only")
+		rules := h.Sh("nft list chain inet netyard forward")
+		return strings.Contains(rules, "this host routes IPv4 for containers only")
 	}
 	h.Docker("network create -d netyard-bridge a")
 	h.Run("web", "--network a")

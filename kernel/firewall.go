@@ -58,7 +58,7 @@ func (k *Kernel) LoadFirewall() error {
 	if err := others.Recall(k.Handle); err != nil {
 		return err
 	}
-	if err := others.Sync(k.Handle); err != nil {
+	if err := others.Sync(context.Background(), k.Handle); err != nil {
 		return err
 	}
 	if err := ports.EnsureLoopRoutes(k.Handle); err != nil {

@@ -178,8 +178,8 @@ func TestJudgeTranslations(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := explain.Packet{
-		In: "lan0", Proto: "tcp", Port: 8085, Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("192.0.2.1"),
-		Local: true,
+		In: "lan0", Proto: "tcp", Port: 8085, Local: true,
+		Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("192.0.2.1"),
 	}
 	const passes, drops, unsure = explain.Passes, explain.Dropped, explain.Passes | explain.Dropped
 	const dockers = "iptables-nft -t nat -N DOCKER; iptables-nft -t nat -A PREROUTING -m addrtype --dst-type LOCAL " +
@@ -204,12 +204,14 @@ func TestJudgeTranslations(t *testing.T) {
 		{chain("tcp dport 8085 redirect to :80"), "192.0.2.1:80", passes},
 		{chain("tcp dport 8085 dnat to 172.17.0.2-172.17.0.9"), "", unsure},
 		{
-			chain("tcp dport 8085 dnat to 172.17.0.2:80") + "; nft 'add chain ip theirs second { type nat hook prerouting " +
-				"priority -90; }; add rule ip theirs second dnat to 172.17.0.9'", "172.17.0.2:80", passes,
+			chain("tcp dport 8085 dnat to 172.17.0.2:80") + "; nft 'add chain ip theirs second { type nat " +
+				"hook prerouting priority -90; }; add rule ip theirs second dnat to 172.17.0.9'",
+			"172.17.0.2:80", passes,
 		},
 		{
-			chain("tcp dport 8085 dnat to 172.17.0.2:80") + "; nft 'add chain ip theirs late { type filter hook prerouting " +
-				"priority 0; }; add rule ip theirs late ip daddr 172.17.0.2 tcp dport 80 ct status dnat drop'",
+			chain("tcp dport 8085 dnat to 172.17.0.2:80") + "; nft 'add chain ip theirs late { type filter " +
+				"hook prerouting priority 0; }; add rule ip theirs late ip daddr 172.17.0.2 tcp dport 80 " +
+				"ct status dnat drop'",
 			"172.17.0.2:80", drops,
 		},
 	} {

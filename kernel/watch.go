@@ -28,8 +28,8 @@ const (
 )
 
 // Watch follows changes to links, routes, nftables and forwarding until ctx ends. It keeps the sets of other programs'
-// links up to date, adds the bypasses to DOCKER-USER when Docker makes that chain, loads the ruleset again when somebody
-// has deleted it, and removes the guard of forwarding when somebody else turns forwarding on.
+// links up to date, adds the bypasses to DOCKER-USER when Docker makes that chain, loads the ruleset again when
+// somebody has deleted it, and removes the guard of forwarding when somebody else turns forwarding on.
 func (k *Kernel) Watch(ctx context.Context) error {
 	links, err := k.watchLinks(ctx)
 	if err != nil {
@@ -74,7 +74,7 @@ func (k *Kernel) Watch(ctx context.Context) error {
 			timer = nil
 			k.repair(ctx)
 		case <-forwarding:
-			if err := beside.StepBack(k.Handle); err != nil {
+			if err := beside.StepBack(ctx, k.Handle); err != nil {
 				k.Log.Warn("guard of forwarding not removed", "err", err)
 			}
 		case <-routes:
@@ -174,7 +174,7 @@ func (k *Kernel) repair(ctx context.Context) {
 		nft.Of(h).RepairTables,
 		k.forgetAdmitted,
 		func() error { return ports.EnsureLoopRoutes(h) },
-		func() error { return others.Sync(h) },
+		func() error { return others.Sync(ctx, h) },
 		func() error { return beside.SyncDockerUser(h) },
 		func() error { return beside.SyncLegacyDockerUser(ctx, h) },
 		func() error { return ports.DeleteStaleFlows(h) },

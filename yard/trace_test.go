@@ -42,7 +42,9 @@ func TestTraceTranslated(t *testing.T) {
 		{"192.0.2.7", "8086", "", "no", []string{"no program of the host listens on it"}},
 		{
 			"192.0.2.7", "8085", "iptables-nft -D DOCKER 1", "no",
-			[]string{"translated to 172.17.0.2 port 80", "forward: dropped by another program: rule 1 ", "chain ip filter DOCKER"},
+			[]string{
+				"translated to 172.17.0.2 port 80", "forward: dropped by another program: rule 1 ", "ip filter DOCKER",
+			},
 		},
 	} {
 		if c.cmd != "" {

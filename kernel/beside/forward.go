@@ -70,12 +70,12 @@ func keepRouterAdverts(k *core.Handle) error {
 
 // restrictForward adds the rules that drop what the host would forward for others than netyard's containers.
 func restrictForward(k *core.Handle, ipv6 bool) error {
-	return setGuard(k, ipv6, true, "drop what is forwarded for others")
+	return setGuard(context.Background(), k, ipv6, true)
 }
 
 // setGuard adds or removes the guard of a family.
-func setGuard(k *core.Handle, ipv6, on bool, act string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), core.NetlinkTimeout)
+func setGuard(ctx context.Context, k *core.Handle, ipv6, on bool) error {
+	ctx, cancel := context.WithTimeout(ctx, core.NetlinkTimeout)
 	defer cancel()
 	set := func(on bool) (changed bool) {
 		return setRestricted(k, func(r *Restricted) {
@@ -87,7 +87,7 @@ func setGuard(k *core.Handle, ipv6, on bool, act string) error {
 		})
 	}
 	return nft.Of(k).Run(ctx, nft.Turn{
-		Act: act,
+		Act: "set the guard of forwarding",
 		Do: func() error {
 			// Before the first load nothing is forwarded: Restore loads the ruleset before it attaches endpoints.
 			if !set(on) || !nft.Of(k).Loaded {

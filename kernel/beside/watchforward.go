@@ -154,7 +154,7 @@ func (w *forwardWatch) takeWrites() []Forwarding {
 
 // StepBack removes the guard of the families for which another program has turned forwarding on: the admin, an engine
 // or a VPN wants the host to be a router, and its own firewall says for whom.
-func StepBack(k *core.Handle) error {
+func StepBack(ctx context.Context, k *core.Handle) error {
 	var errs []error
 	for _, f := range watchOf(k).takeWrites() {
 		s := f.sysctl()
@@ -163,11 +163,11 @@ func StepBack(k *core.Handle) error {
 			errs = append(errs, err)
 			continue
 		}
-		if err := setGuard(k, f.IPv6, false, "forward for others again"); err != nil {
+		if err := setGuard(ctx, k, f.IPv6, false); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		k.Log.Warn("forwarding turned on by another program; this host now forwards for others, too", "setting", s.String())
+		k.Log.Warn("forwarding turned on by another program: guard of forwarding removed", "setting", s.String())
 	}
 	return errors.Join(errs...)
 }

@@ -79,10 +79,7 @@ func (j *judge) targetTo(e *expr.Target) (to netip.AddrPort, ok bool) {
 		if len(*i) != 1 {
 			return to, false
 		}
-		one := (*i)[0]
-		r = xt.NatRange{
-			Flags: one.Flags, MinIP: one.MinIP, MaxIP: one.MaxIP, MinPort: one.MinPort, MaxPort: one.MaxPort,
-		}
+		r = xt.NatRange((*i)[0])
 	case *xt.NatRange:
 		r = *i
 	case *xt.NatRange2:

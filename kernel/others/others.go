@@ -1,5 +1,5 @@
-// Package others is about networks of other programs: which of the host's links lead to them, and the guard, which keeps
-// the host from forwarding for anybody else where netyard turned forwarding on.
+// Package others is about networks of other programs: which of the host's links lead to them, and the guard, which
+// keeps the host from forwarding for anybody else where netyard turned forwarding on.
 package others
 
 import (
@@ -85,7 +85,7 @@ func isNamed(k *core.Handle, name string) bool {
 }
 
 // Sync updates the sets of other programs' links from the links of the host.
-func Sync(k *core.Handle) error {
+func Sync(ctx context.Context, k *core.Handle) error {
 	links, err := core.Retry(k.NL.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
@@ -115,7 +115,7 @@ func Sync(k *core.Handle) error {
 	if err := nft.Of(k).Remove(gone); err != nil {
 		return err
 	}
-	return nft.Of(k).Add(context.Background(), fresh)
+	return nft.Of(k).Add(ctx, fresh)
 }
 
 // Filled returns the sets that Sync fills.

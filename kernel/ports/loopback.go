@@ -67,14 +67,15 @@ func fromSubstitute(a netip.Addr) netip.Addr {
 
 // loopElement returns the element of a publication on loopback.
 func loopElement(p Publication) nft.Element {
-	v6, key, last := p.Host.Is6(), rule.PortKey(p.Proto, p.Port), p.Port+max(p.Count, 1)-1
-	if last == p.Port {
-		return nft.Element{Set: rule.ByFamily(v6, loop4, loop6), Text: fmt.Sprintf("%s . %d", p.Proto, p.Port), Key: key}
+	e := nft.Element{Text: fmt.Sprintf("%s . %d", p.Proto, p.Port), Key: rule.PortKey(p.Proto, p.Port)}
+	if p.Count <= 1 {
+		e.Set = rule.ByFamily(p.Host.Is6(), loop4, loop6)
+		return e
 	}
-	return nft.Element{
-		Set: rule.ByFamily(v6, loopRange4, loopRange6), Text: fmt.Sprintf("%s . %d-%d", p.Proto, p.Port, last), Key: key,
-		Content: nft.Content{End: rule.PortKey(p.Proto, last)},
-	}
+	last := p.Port + p.Count - 1
+	e.Set, e.End = rule.ByFamily(p.Host.Is6(), loopRange4, loopRange6), rule.PortKey(p.Proto, last)
+	e.Text += fmt.Sprintf("-%d", last)
+	return e
 }
 
 func loopbackSets() []rule.Set {

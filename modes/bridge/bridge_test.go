@@ -197,8 +197,8 @@ func TestForeignBridge(t *testing.T) {
 	l.reaches(l.host, "172.17.0.2", true)
 }
 
-// TestPublishedByOthers shows that containers reach ports of the host that another manager publishes, for both families,
-// as its own networks do, and nothing else of the network that the ports lead to.
+// TestPublishedByOthers shows that containers reach ports of the host that another manager publishes, for both
+// families, as its own networks do, and nothing else of the network that the ports lead to.
 func TestPublishedByOthers(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

@@ -73,7 +73,7 @@ func blocked(y *yard.Yard, bridge string, s modes.Subnet) (rule string, err erro
 	return "", nil
 }
 
-// refusals notes what the guard of forwarding drops: netyard turned forwarding on, and the host is no router for others.
+// refusals notes what the guard of forwarding drops: netyard turned forwarding on, and the host is no router.
 func refusals(y *yard.Yard) (out []book.Finding, err error) {
 	if y.Config.Handle == nil {
 		return nil, nil
