@@ -169,7 +169,7 @@ func (d *Door) leave(ctx context.Context, q leave) (empty, error) {
 }
 
 // program publishes an endpoint's ports (ProgramExternalConnectivity). An engine sends it for the endpoint that has the
-// container's default route; engine 29 may send it twice.
+// container's default route; engine 29 may send it twice, or for two endpoints that have one each of IPv4 and IPv6.
 func (d *Door) program(ctx context.Context, q program) (empty, error) {
 	ports, err := portMap(q.Options)
 	if err != nil {

@@ -52,6 +52,10 @@ func columns() []column {
 			engines: []lab.Engine{oldest, debian},
 			tests:   []string{"TestKillAnywhere", "TestDHCPCrash"},
 		}, {
+			why:     "gateways for each family, which engines choose from 29 on, and forget when they are restarted",
+			engines: []lab.Engine{newest, nft},
+			tests:   []string{"TestGatewaysApart"},
+		}, {
 			why:     "what an engine's API returns about networks and containers",
 			engines: []lab.Engine{oldest, debian, newest},
 			tests:   []string{"TestAgree", "TestDamagedState"},

@@ -67,6 +67,10 @@ type Endpoint struct {
 	// Lent: the ports were published before the engine said which endpoint has the default route. They move to the one
 	// that it names.
 	Lent bool `json:",omitempty"`
+	// Asked are the ports that an engine asked for when it chose the endpoint as gateway, until it withdraws them.
+	Asked []AskedPort `json:",omitempty"`
+	// Left is the sandbox that the endpoint has left while the engine had not withdrawn its ports.
+	Left string `json:",omitempty"`
 	// Opened: the ports are those of a routed network, which are open wherever the container has its default route.
 	Opened bool `json:",omitempty"`
 	// Beside are the IDs of the other endpoints in the sandbox, if this one has open ports: they may carry the answers.
@@ -102,6 +106,18 @@ type Endpoint struct {
 	Into int `json:"-"`
 	// Inside is what CNI configured in the sandbox.
 	Inside sandbox.Plug `json:",omitzero"`
+}
+
+// An AskedPort is a port that an engine asks for, or a run of Count consecutive ones.
+type AskedPort struct {
+	Proto string // tcp, udp, sctp
+	// HostIP is the host's address; invalid: the network's default.
+	HostIP netip.Addr `json:",omitzero"`
+	// HostPort is 0 for any free port; with HostPortEnd it is the first port of a range, of which one is published.
+	HostPort      uint16 `json:",omitempty"`
+	HostPortEnd   uint16 `json:",omitempty"`
+	ContainerPort uint16
+	Count         uint16
 }
 
 // A Port is a published port, or a range of Count ports: traffic to HostIP from HostPort on goes to the container from

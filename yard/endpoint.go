@@ -168,6 +168,7 @@ func (y *Yard) recordJoining(h *book.Held, sandbox string, kept map[string]strin
 		return fmt.Errorf("endpoint %s: %w by sandbox %s", modes.Short(e.ID), book.ErrInUse, e.Sandbox)
 	}
 	e.Phase, e.Turned, e.Sandbox, e.BootID = modes.Pending, y.Config.Now(), sandbox, y.Config.BootID
+	e.Asked, e.Left = nil, ""
 	if kept != nil {
 		e.Kept = kept
 	}
@@ -248,7 +249,7 @@ func (y *Yard) Leave(ctx context.Context, network, id string) error {
 	if was.Phase == modes.Deleting {
 		return nil
 	}
-	if err := h.Put("endpoint left", book.WithoutSandbox(was)); err != nil {
+	if err := h.Put("endpoint left", port.Leaving(was)); err != nil {
 		return err
 	}
 	y.Sharing.Wake()
@@ -284,7 +285,10 @@ func (y *Yard) DeleteEndpoint(ctx context.Context, network, id string) error {
 		return err
 	}
 	h.Release()
-	y.FinishLater(network, id) //nolint:contextcheck // the caller does not wait for it
+	if was.Left != "" {
+		y.Config.Background(func() { handOver(y, was) }) //nolint:contextcheck // the caller does not wait for it
+	}
+	y.FinishLater(network, id) //nolint:contextcheck // likewise
 	y.Config.Changed()
 	return nil
 }

@@ -75,9 +75,11 @@ func (y *Yard) openRouted(ctx context.Context, n modes.Network, id string, asks 
 	return err
 }
 
-// Publish replaces the published ports of an endpoint by these. It publishes all of them or none.
+// Publish replaces the published ports of an endpoint that an engine has chosen as gateway. It publishes all of them or
+// none: those of the families whose default route leads to the endpoint.
 func (y *Yard) Publish(ctx context.Context, network, id string, asks []book.PortRequest) ([]modes.Port, error) {
-	return y.publish(ctx, port.Request{Holder: book.Holder{Network: network, Endpoint: id}, Ports: asks})
+	holder := book.Holder{Network: network, Endpoint: id}
+	return y.publish(ctx, port.Request{Holder: holder, Ports: asks, Gateway: true})
 }
 
 // publish publishes ports. Dead endpoints that have one of them are removed.

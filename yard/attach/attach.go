@@ -223,7 +223,7 @@ func (t *attaching) takePorts(tx store.Tx, ports *port.Choice, e *modes.Endpoint
 		port.Ignore(h, wanted)
 		return nil
 	}
-	asks, own, err := port.ExpandAddresses(h, false, wanted)
+	asks, own, err := port.ExpandAddresses(h, wanted)
 	if err != nil {
 		return err
 	}

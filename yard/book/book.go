@@ -22,7 +22,7 @@ func WithoutSandbox(e modes.Endpoint) modes.Endpoint {
 	e.Container.PID = 0 // the next sandbox has no process yet
 	e.Phase, e.Turned = modes.Ready, time.Time{}
 	e.Sandbox, e.BootID, e.Seen, e.Ports, e.Lent = "", "", false, nil, false
-	e.Opened, e.Beside = false, nil
+	e.Opened, e.Beside, e.Asked = false, nil, nil
 	return e
 }
 

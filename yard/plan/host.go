@@ -56,6 +56,11 @@ func (Host) Unplug(fd int, p sandbox.Plug) error { return sandbox.Unplug(fd, p) 
 // PlugFaults describes how a link in a sandbox differs from its configuration.
 func (Host) PlugFaults(fd int, p sandbox.Plug) ([]string, error) { return p.Faults(fd) }
 
+// DefaultRoutes lists the default routes of the sandbox at a path.
+func (Host) DefaultRoutes(path string, id core.NamespaceID) ([]sandbox.DefaultRoute, error) {
+	return sandbox.DefaultRoutes(path, id)
+}
+
 // FindIn lists netyard's links in the sandbox at a path.
 func (h Host) FindIn(path string) ([]sandbox.Found, error) { return sandbox.FindIn(h.Handle, path) }
 

@@ -92,6 +92,8 @@ type Sandboxes interface {
 	PlugFaults(fd int, p sandbox.Plug) ([]string, error)
 	// FindIn lists netyard's links in the sandbox at a path.
 	FindIn(path string) ([]sandbox.Found, error)
+	// DefaultRoutes lists the default routes of the sandbox at a path.
+	DefaultRoutes(path string, id core.NamespaceID) ([]sandbox.DefaultRoute, error)
 	// Listeners lists the host's sockets that receive packets; with protos, only those protocols.
 	Listeners(protos ...string) ([]sandbox.Listener, error)
 	// EphemeralPorts returns the first and the last port that sockets get that ask for none.

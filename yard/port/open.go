@@ -17,14 +17,14 @@ func Opens(t modes.Traits) bool {
 
 // expand returns the requests for host addresses, and the ports on the endpoint's own. A withdrawal leaves open what is
 // open wherever the default route is.
-func expand(h *book.Held, r Request) ([]book.PortRequest, []modes.Port, error) {
+func expand(g *group, r Request) ([]book.PortRequest, []modes.Port, error) {
 	switch {
 	case !r.Opened:
-		return ExpandAddresses(h, r.Lent, r.Ports)
+		return expandAddresses(g.Held, expansion{lent: r.Lent, only: g.lead.Families}, r.Ports)
 	case len(r.Ports) == 0:
-		return nil, slices.DeleteFunc(slices.Clone(h.Endpoint.Ports), func(p modes.Port) bool { return !p.Routed }), nil
+		return nil, slices.DeleteFunc(slices.Clone(g.Endpoint.Ports), func(p modes.Port) bool { return !p.Routed }), nil
 	}
-	return nil, openPorts(h, r.Ports), nil
+	return nil, openPorts(g.Held, r.Ports), nil
 }
 
 // openPorts returns the ports of an endpoint that are open on routed networks. A request for an address of the host is

@@ -33,20 +33,6 @@ func Neighbours(tx store.Tx, e modes.Endpoint) (others []modes.Endpoint, err err
 	return others, nil
 }
 
-// lenders returns the other endpoints in the same sandbox that have lent ports, in the order of their keys.
-func lenders(y *book.Book, e modes.Endpoint) (of []book.Holder, err error) {
-	err = y.Config.Store.View(func(tx store.Tx) error {
-		others, err := Neighbours(tx, e)
-		for _, o := range others {
-			if o.Lent && len(o.Ports) > 0 {
-				of = append(of, book.Holder{Network: o.NetworkID, Endpoint: o.ID})
-			}
-		}
-		return err
-	})
-	return of, err
-}
-
 // Reclaim removes the ports from the records of endpoints whose ports go to another one of their container.
 func Reclaim(tx store.Tx, from []*book.Held) error {
 	for _, h := range from {
@@ -108,6 +94,9 @@ func (w *expansion) addOwn(a book.PortRequest) (done bool, err error) {
 			continue
 		}
 		found = true
+		if !w.only.Has(own) {
+			continue
+		}
 		if err := w.addAt(own, a); err != nil {
 			return false, err
 		}

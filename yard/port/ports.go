@@ -22,32 +22,41 @@ type Request struct {
 	Ports []book.PortRequest
 	// Lent: the ports move when the engine announces another endpoint of the container.
 	Lent bool
+	// Gateway: an engine has chosen the endpoint as gateway of its sandbox, for one family or both.
+	Gateway bool
+	// Left is a sandbox that the endpoint with these ports has left. They are for an endpoint of the same sandbox, if
+	// one of its default routes leads there.
+	Left string
 	// Opened: only those are published which are open wherever the container's default route is.
 	Opened bool
 }
 
 // Publish publishes the requested ports of an endpoint. It fails if another endpoint or program has one of them.
 func Publish(ctx context.Context, j *book.LiveCheck, r Request) ([]modes.Port, error) {
-	h, lenders, err := holdWithLenders(ctx, j.Y, r)
+	g, err := hold(ctx, j.Y, r)
 	if err != nil {
 		return nil, err
 	}
-	defer h.Release()
-	y, was := j.Y, h.Endpoint
+	defer g.Release()
+	y, h, was := j.Y, g.Held, g.Endpoint
+	if r.Left != "" && (was.Sandbox != r.Left || !g.lead.known) {
+		return was.Ports, nil
+	}
 	if h.Traits().Sharing != nil {
 		Ignore(h, r.Ports)
 		return was.Ports, nil
 	}
-	asks, own, err := expand(h, r)
+	asks, own, err := expand(g, r)
 	if err != nil {
 		return nil, err
 	}
-	choice := &Choice{Y: y, E: was, Judge: j}
+	choice := &Choice{Y: y, E: was, Judge: j, Near: g.near}
 	if err := choice.ReadHost(asks); err != nil {
 		return nil, err
 	}
+	var lost []modes.Endpoint // as they are without the ports that this one gets
 	err = h.Change("ports recorded", func(tx store.Tx, e *modes.Endpoint) error {
-		if err := Reclaim(tx, lenders); err != nil {
+		if lost, err = g.reclaim(tx); err != nil {
 			return err
 		}
 		if e.Ports, err = choice.Ports(tx, asks); err != nil {
@@ -55,14 +64,18 @@ func Publish(ctx context.Context, j *book.LiveCheck, r Request) ([]modes.Port, e
 		}
 		e.Ports, e.Lent = append(e.Ports, own...), r.Lent && len(r.Ports) > 0
 		e.Opened = r.Opened && len(e.Ports) > 0
+		if e.Asked = nil; r.asGateway() {
+			e.Asked = asked(r.Ports)
+		}
 		e.Beside, err = beside(tx, *e)
 		return err
 	})
 	if err != nil {
 		return nil, choice.Explain(err)
 	}
-	for _, l := range lenders {
-		if err := Withdraw(ctx, l, l.Endpoint); err != nil {
+	for i, l := range g.from {
+		y.TellPorts(l.Network, l.Endpoint, lost[i], nil)
+		if err := Program(ctx, l, l.Endpoint, lost[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -80,28 +93,34 @@ func Publish(ctx context.Context, j *book.LiveCheck, r Request) ([]modes.Port, e
 	return is.Ports, nil
 }
 
-// holdWithLenders holds the endpoint of a request, and the endpoints in the same sandbox whose lent ports it gets.
-func holdWithLenders(ctx context.Context, y *book.Book, r Request) (*book.Held, []*book.Held, error) {
+// asGateway reports whether the ports are for the families whose default route leads to the endpoint.
+func (r Request) asGateway() bool { return (r.Gateway || r.Left != "") && len(r.Ports) > 0 }
+
+// hold holds the endpoint of a request, and the endpoints in the same sandbox whose ports it gets.
+func hold(ctx context.Context, y *book.Book, r Request) (*group, error) {
 	for of := []book.Holder{r.Holder}; ; {
 		all, err := y.HoldAll(ctx, of...)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		h := all[0]
-		if h.Endpoint.ID == "" {
-			h.Release()
-			return nil, nil, book.NoEndpoint(r.Network, r.Endpoint)
+		g := &group{Held: all[0], from: all[1:], lead: lead{Families: bothFamilies()}}
+		if g.Endpoint.ID == "" {
+			g.Release()
+			return nil, book.NoEndpoint(r.Network, r.Endpoint)
 		}
-		if h.Endpoint.Lent || r.Opened || len(r.Ports) == 0 {
-			return h, nil, nil
+		if r.asGateway() && g.Endpoint.Sandbox != "" {
+			g.lead = leadOf(y, g.Endpoint)
 		}
-		now, err := lenders(y, h.Endpoint)
+		if g.Endpoint.Lent || r.Opened || len(r.Ports) == 0 {
+			return g, nil
+		}
+		now, err := g.others()
 		if err == nil && slices.Equal(now, of[1:]) {
-			return h, all[1:], nil
+			return g, nil
 		}
-		h.Release()
+		g.Release()
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		of = append(of[:1:1], now...)
 	}
@@ -149,6 +168,8 @@ type Choice struct {
 	// Reserver finds the process that listens on the ports only to reserve them (book.AttachRequest); may be nil.
 	Reserver func() (pid int)
 	Judge    *book.LiveCheck
+	// Near are the ports of other endpoints in the sandbox: a request for any port gets the same for each family.
+	Near []modes.Port
 	// Holders are the endpoints that have requested ports.
 	Holders []book.Holder
 }

@@ -105,13 +105,17 @@ func (c *Choice) choose(tx store.Tx, one *chain) error {
 	return fmt.Errorf("publish %s: no port from %d to %d of the host is free", a, first, last)
 }
 
-// current returns the host port that the endpoint has for the request already.
+// current returns the host port that the endpoint, or another one in its sandbox, has for the request already.
 func (c *Choice) current(one *chain) (uint16, bool) {
 	for _, p := range c.E.Ports {
 		if p.Proto == one.ask.Proto && slices.Contains(one.hosts, p.HostIP) &&
 			p.ContainerPort <= one.ask.ContainerPort && one.ask.ContainerPort-p.ContainerPort < p.Count {
 			return p.HostPort + one.ask.ContainerPort - p.ContainerPort, true
 		}
+	}
+	at := slices.IndexFunc(c.Near, func(p modes.Port) bool { return !p.Routed && answers(p, one.ask) })
+	if at >= 0 {
+		return c.Near[at].HostPort + one.ask.ContainerPort - c.Near[at].ContainerPort, true
 	}
 	return 0, false
 }

@@ -22,6 +22,9 @@ type expansion struct {
 	// lent: a request that this network cannot serve is left out without an error, since it may be for another network
 	// of the container.
 	lent bool
+	// only are the families that the endpoint publishes ports for. Requests for the other one are for another endpoint
+	// of the container.
+	only modes.Families
 	// asks are the requests for addresses of the host. own are ports on the container's own addresses, as on routed
 	// networks; they take no address of the host.
 	asks []book.PortRequest
@@ -29,9 +32,16 @@ type expansion struct {
 }
 
 // ExpandAddresses replaces missing and unspecified addresses in requests by those to publish on. It returns the
-// requests for host addresses, and the ports on the container's own. For lent ports it leaves out what this network
-// cannot serve.
-func ExpandAddresses(h *book.Held, lent bool, asks []book.PortRequest) ([]book.PortRequest, []modes.Port, error) {
+// requests for host addresses, and the ports on the container's own.
+func ExpandAddresses(h *book.Held, asks []book.PortRequest) ([]book.PortRequest, []modes.Port, error) {
+	return expandAddresses(h, expansion{only: bothFamilies()}, asks)
+}
+
+// expandAddresses leaves out what is for another network of the container: of lent ports what this network cannot
+// serve, and families other than w.only.
+func expandAddresses(
+	h *book.Held, w expansion, asks []book.PortRequest,
+) ([]book.PortRequest, []modes.Port, error) {
 	if len(asks) == 0 {
 		return nil, nil, nil
 	}
@@ -39,10 +49,8 @@ func ExpandAddresses(h *book.Held, lent bool, asks []book.PortRequest) ([]book.P
 	if !p.OnHost && !p.OnOwn {
 		return nil, nil, fmt.Errorf("publish %s: a network of mode %s does not publish ports", asks[0], n.Mode)
 	}
-	w := expansion{
-		n: n, e: h.Endpoint, binds: p.Binds, routed: p.Routed, redirects: p.OnOwn, both: p.OnOwn && p.OnHost,
-		lent: lent, ownTo: map[ownKey]uint16{},
-	}
+	w.n, w.e, w.binds, w.routed, w.ownTo = n, h.Endpoint, p.Binds, p.Routed, map[ownKey]uint16{}
+	w.redirects, w.both = p.OnOwn, p.OnOwn && p.OnHost
 	every := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	if len(w.binds) == 0 {
 		w.binds = every
@@ -58,7 +66,13 @@ func ExpandAddresses(h *book.Held, lent bool, asks []book.PortRequest) ([]book.P
 	return w.asks, Join(slices.Compact(w.own)), nil
 }
 
+// serves reports whether the endpoint publishes ports on a host address, or is open for its family in any case.
+func (w *expansion) serves(host netip.Addr) bool { return w.only.Has(host) || w.routed.Has(host) }
+
 func (w *expansion) add(a book.PortRequest) error {
+	if a.HostIP.IsValid() && !w.serves(a.HostIP) {
+		return nil
+	}
 	if w.redirects {
 		if done, err := w.addOwn(a); done || err != nil {
 			return err
@@ -79,6 +93,7 @@ func (w *expansion) add(a book.PortRequest) error {
 		found = true
 		a.HostIP = host
 		switch {
+		case !w.serves(host):
 		case !w.routed.Has(host):
 			w.asks = append(w.asks, a)
 		case host.IsUnspecified():

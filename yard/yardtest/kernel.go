@@ -35,6 +35,8 @@ type Kernel struct {
 	Refuse func(text string, removal bool) error
 	// Listening are the host's sockets.
 	Listening []sandbox.Listener
+	// Defaults are the default routes of sandboxes, by path. Engines set them.
+	Defaults map[string][]sandbox.DefaultRoute
 
 	objects   []core.Object
 	table     map[nft.ElementID]nft.Element
@@ -61,7 +63,9 @@ var _ plan.Kernel = (*Kernel)(nil)
 
 // New returns a kernel with only what the facts say.
 func New(f modetest.Facts) *Kernel {
-	k := &Kernel{Facts: f, table: map[nft.ElementID]nft.Element{}}
+	k := &Kernel{
+		Facts: f, table: map[nft.ElementID]nft.Element{}, Defaults: map[string][]sandbox.DefaultRoute{},
+	}
 	k.Reopen()
 	return k
 }

@@ -182,6 +182,11 @@ func (k *Kernel) FindIn(path string) (all []sandbox.Found, err error) {
 	return all, nil
 }
 
+// DefaultRoutes lists the default routes of the sandbox at a path.
+func (k *Kernel) DefaultRoutes(path string, _ core.NamespaceID) ([]sandbox.DefaultRoute, error) {
+	return k.Defaults[path], nil
+}
+
 // Listeners lists the host's sockets.
 func (k *Kernel) Listeners(protos ...string) (all []sandbox.Listener, err error) {
 	for _, l := range k.Listening {
