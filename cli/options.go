@@ -125,6 +125,8 @@ func typeOf(o modes.Option) string {
 		return "address"
 	case modes.Addrs:
 		return "addresses"
+	case modes.IfNames:
+		return "interfaces"
 	case modes.Sources:
 		return "subnets|interfaces"
 	case modes.Routes:

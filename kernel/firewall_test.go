@@ -88,6 +88,9 @@ func elements() []core.Object {
 			published = append(published, e)
 		}
 	}
+	published = append(published,
+		ports.OpenPort{Proto: "tcp", Addr: web, Port: 80, Count: 1}.From("eth1"),
+		ports.OpenPort{Proto: "udp", Addr: web6, Port: 10000, Count: 10000}.From("eth1"))
 	lan := netip.MustParseAddr("192.168.1.9")
 	https := ports.Publication{Proto: "tcp", Host: lan, Port: 443, To: lan, ToPort: 8080}
 	for _, e := range (ports.Redirect{Ports: []ports.Publication{https}}).OnHost() {

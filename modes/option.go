@@ -23,6 +23,7 @@ const (
 	Addr6
 	Addrs   // addresses, separated by commas
 	Routes  // static routes, separated by commas, see Route
+	IfNames // names of interfaces, separated by commas; colons, as Docker has them, are taken too
 	Sources // subnets and names of interfaces, separated by commas
 	Ports   // ports and port ranges, separated by commas; each may have a protocol
 	Rate
@@ -118,6 +119,13 @@ func (o Option) parse(key, v string) (string, error) {
 			r, ok := parsePorts(one)
 			return r.String(), ok
 		})
+	case IfNames:
+		names := strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ':' || r == ' ' })
+		if slices.ContainsFunc(names, func(name string) bool { return !ValidIfName(name) }) {
+			return "", bad("names of interfaces, with commas or colons between them")
+		}
+		slices.Sort(names)
+		return strings.Join(slices.Compact(names), ","), nil
 	case Sources:
 		return parseList(v, bad("subnets or names of interfaces, with commas between them"), source)
 	case Rate:

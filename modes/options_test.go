@@ -57,6 +57,8 @@ func TestResolve(t *testing.T) {
 		"Docker's keys":   {"bridge", map[string]string{"com.docker.network.driver.mtu": "1400", "com.docker.network.bridge.enable_icc": "0"}, map[string]string{"mtu": "1400", "icc": "false"}, ""},
 		"said twice":      {"bridge", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1400"}, map[string]string{"mtu": "1400"}, ""},
 		"contradiction":   {"bridge", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1500"}, nil, "mtu=1400 contradicts com.docker.network.driver.mtu=1500"},
+		"interfaces":      {"bridge", map[string]string{"com.docker.network.bridge.trusted_host_interfaces": "wg0:eth1::wg0"}, map[string]string{"trusted_interfaces": "eth1,wg0"}, ""},
+		"no interfaces":   {"bridge", map[string]string{"trusted_interfaces": "wg0,a/b"}, nil, "trusted_interfaces=wg0,a/b: want names of interfaces, with commas or colons between them"},
 		"typing error":    {"bridge", map[string]string{"masquerde": "false"}, nil, "unknown option masquerde for mode bridge; did you mean masquerade?"},
 		"nothing like it": {"bridge", map[string]string{"colour": "blue"}, nil, "unknown option colour for mode bridge"},
 		"another mode's":  {"none", map[string]string{"mtu": "1400"}, nil, "mtu is not an option of mode none, but of bridge, host, ipvlan, macvlan"},

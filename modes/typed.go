@@ -26,6 +26,8 @@ type (
 	AddrsOption Option
 	// A RoutesOption is an option of kind Routes.
 	RoutesOption Option
+	// A LinksOption is an option of kind IfNames.
+	LinksOption Option
 	// A SourcesOption is an option of kind Sources.
 	SourcesOption Option
 	// A PortsOption is an option of kind Ports.
@@ -111,6 +113,14 @@ func (o PortsOption) Row() Option { return Option(o).of(Ports) }
 
 // Of returns the option's value for a network.
 func (o PortsOption) Of(n Network) []PortRange { return listOf(Option(o).Of(n), parsePorts) }
+
+// Row returns the option's row of the table.
+func (o LinksOption) Row() Option { return Option(o).of(IfNames) }
+
+// Of returns the option's value for a network.
+func (o LinksOption) Of(n Network) []string {
+	return listOf(Option(o).Of(n), func(one string) (string, bool) { return one, one != "" })
+}
 
 // Row returns the option's row of the table.
 func (o SourcesOption) Row() Option { return Option(o).of(Sources) }

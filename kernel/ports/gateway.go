@@ -26,6 +26,11 @@ const (
 	openRange4 rule.SetName = "open_range4"
 	openRange6 rule.SetName = "open_range6"
 
+	// trusted4 and trusted6 hold ports that containers of translated networks publish, on their own addresses, with the
+	// links of the host by which clients reach them there.
+	trusted4 rule.SetName = "trusted4"
+	trusted6 rule.SetName = "trusted6"
+
 	// routed4 and routed6 hold the bridges whose containers are reached by their own addresses.
 	routed4 rule.SetName = "routed4"
 	routed6 rule.SetName = "routed6"
@@ -70,6 +75,20 @@ func (p OpenPort) Elements() []nft.Element {
 		Set: ranges, Text: fmt.Sprintf("%s . %s . %d-%d", p.Addr, p.Proto, p.Port, last), Key: key,
 		Content: nft.Content{End: addr + rule.PortKey(p.Proto, last)},
 	}}
+}
+
+// From returns the set element that opens the port to what comes in by a link.
+func (p OpenPort) From(link string) nft.Element {
+	to := rule.IfName(link) + string(p.Addr.AsSlice())
+	last := p.Port + max(p.Count, 1) - 1
+	text := fmt.Sprintf("%s . %s . %s . %d", link, p.Addr, p.Proto, p.Port)
+	if last > p.Port {
+		text += fmt.Sprintf("-%d", last)
+	}
+	return nft.Element{
+		Set: rule.ByFamily(p.Addr.Is6(), trusted4, trusted6), Text: text,
+		Key: to + rule.PortKey(p.Proto, p.Port), Content: nft.Content{End: to + rule.PortKey(p.Proto, last)},
+	}
 }
 
 // Opened returns the open ports of containers that the ruleset has, as Published returns the published ports of the
@@ -141,7 +160,9 @@ func gatewaySets() (specs []rule.Set) {
 			addr = nftables.TypeIP6Addr
 		}
 		port := nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService)
+		from := nftables.MustConcatSetType(iface, addr, nftables.TypeInetProto, nftables.TypeInetService)
 		specs = append(specs, []rule.Set{
+			{Name: rule.ByFamily(v6, trusted4, trusted6), Type: from, Concat: true, Interval: true},
 			{Name: rule.ByFamily(v6, open4, open6), Type: port, Concat: true},
 			{Name: rule.ByFamily(v6, openRange4, openRange6), Type: port, Concat: true, Interval: true},
 			{Name: rule.ByFamily(v6, routed4, routed6), Type: iface},
@@ -198,8 +219,9 @@ func KillSwitch(b rule.SetBook) []rule.Rule {
 	return rules
 }
 
-// InboundRules returns the forward rules for what containers have opened: translated ports of the host, and on routed
-// networks ports of their own and pings. The chain admit decides which clients may use them.
+// InboundRules returns the forward rules for what containers have opened: translated ports of the host, on routed
+// networks ports of their own and pings, and ports of their own for clients on trusted interfaces. The chain admit
+// decides which clients may use them.
 func InboundRules(b rule.SetBook) []rule.Rule {
 	rules := []rule.Rule{rule.New("check clients of published ports", rule.Translated(), rule.Jump(admitChain))}
 	for _, f := range rule.Families() {
@@ -207,7 +229,9 @@ func InboundRules(b rule.SetBook) []rule.Rule {
 		const text = "check clients of ports on routed networks"
 		rules = append(rules,
 			rule.New(f.Name(text), b.DPortOf(single, f), rule.Jump(admitChain)),
-			rule.New(f.Name(text+", port ranges"), b.DPortOf(ranges, f), rule.Jump(admitChain)))
+			rule.New(f.Name(text+", port ranges"), b.DPortOf(ranges, f), rule.Jump(admitChain)),
+			rule.New(f.Name("check clients of published ports on trusted interfaces"),
+				b.FromDPortOf(rule.ByFamily(f.V6(), trusted4, trusted6), f), rule.Jump(admitChain)))
 	}
 	for _, f := range rule.Families() {
 		rules = append(rules, rule.New(

@@ -101,6 +101,20 @@ func (b SetBook) DPortOf(set SetName, f Family) []expr.Any {
 	}, protoPort(next), []expr.Any{b.Lookup(set, false)})
 }
 
+// FromDPortOf is DPortOf together with the incoming link.
+func (b SetBook) FromDPortOf(set SetName, f Family) []expr.Any {
+	proto, port := uint32(unix.NFT_REG32_05), uint32(unix.NFT_REG32_06)
+	if f.V6() {
+		proto, port = unix.NFT_REG32_08, unix.NFT_REG32_09
+	}
+	return append(NFProto(f.Proto),
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: Reg1},
+		&expr.Payload{DestRegister: unix.NFT_REG_2, Base: expr.PayloadBaseNetworkHeader, Offset: f.Dst, Len: f.Size},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: proto},
+		PortInto(port, false),
+		b.Lookup(set, false))
+}
+
 // IIFSAddr looks up the incoming link together with the source address.
 func (b SetBook) IIFSAddr(set SetName, f Family, invert bool) []expr.Any {
 	return append(NFProto(f.Proto),

@@ -148,7 +148,7 @@ func ports(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 			objects = append(objects, answers(e, p.HostIP)...)
 		}
 	}
-	return append(objects, e.Published()...)
+	return slices.Concat(objects, e.Published(), trustedPorts(n, e))
 }
 
 // answers returns what lets a container answer from an address by its other endpoints, one of which has its default

@@ -38,11 +38,17 @@ var (
 		Help: "static routes inside the containers, separated by commas: SUBNET@NEXTHOP, " +
 			"or SUBNET for one on the link",
 	}
+	trusted = modes.LinksOption{
+		Name: "trusted_interfaces", Docker: []string{"com.docker.network.bridge.trusted_host_interfaces"}, Set: true,
+		Help: "host interfaces by which clients reach published ports at the containers' own addresses as well, " +
+			"separated by commas or colons; default: none",
+	}
 )
 
 func (mode) Options() []modes.Option {
 	return append(gateway.Options(),
 		antispoof.Row(), bridge.Row(), hairpin.Row(), icc.Row(), inhibit4.Row(), promisc.Row(), staticRoutes.Row(),
+		trusted.Row(),
 		modes.Bind.Row(), modes.BothRate.Row(), modes.EgressRate.Row(), modes.IfacePrefix.Row(),
 		modes.IngressRate.Row(), modes.MTU.Row(), modes.PublishFrom.Row())
 }

@@ -61,6 +61,7 @@ func TestPlans(t *testing.T) {
 		{Name: "rates of each direction", Subnets: v4, Options: opts{"ingress_rate": "10mbit", "egress_rate": "20mbit"}, Said: opts{"egress_rate": "1mbit"}},
 		{Name: "routes", Subnets: v4, Options: opts{"routes": "10.7.0.0/16@10.9.0.7,10.6.0.0/16"}},
 		{Name: "routes, for the next hop", Subnets: v4, Options: opts{"routes": "10.7.0.0/16@10.9.0.7"}, Addrs: []string{"10.9.0.7/24"}},
+		{Name: "trusted_interfaces", Subnets: both, Options: opts{"trusted_interfaces": "wg0,eth0"}, Ports: append(web, modetest.Published("tcp", "127.0.0.1", 8081, 81))},
 		{Name: "refused: the host has the subnet", Subnets: []string{"203.0.113.0/24"}, Facts: host},
 		{Name: "refused: isolated and not internal", Subnets: v4, Options: opts{"gateway_mode_ipv4": "isolated"}},
 	}...)
