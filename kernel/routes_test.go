@@ -15,7 +15,7 @@ import (
 func TestDefaultRoutes(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
-	h.Sh(t, `for l in eth0 eth1; do ip link add $l type veth peer name p$l && ip link set p$l up && ip link set $l up; done
+	h.Sh(t, `for l in eth0 eth1; do ip link add $l type veth peer name p$l; ip link set p$l up; ip link set $l up; done
 		ip addr add 10.9.0.2/24 dev eth0; ip addr add fd00:9::2/64 dev eth0 nodad
 		ip addr add 10.8.0.2/24 dev eth1; ip addr add fd00:8::2/64 dev eth1 nodad`)
 	for _, c := range []struct{ cmd, want string }{

@@ -157,7 +157,9 @@ func TestFamiliesApart(t *testing.T) {
 	t.Run("IPv6 with priority, on an address and any port", func(t *testing.T) {
 		t.Parallel()
 		p := newPod(t)
-		asks := append(run("tcp", 0, 80, 1), book.PortRequest{Proto: "udp", HostPort: 53, ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.1")})
+		asks := append(run("tcp", 0, 80, 1), book.PortRequest{
+			Proto: "udp", HostPort: 53, ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.1"),
+		})
 		p.joins("d", "bridge", "10.9.0.0/24", "fd00:9::/64")
 		p.routes("d", "d")
 		p.publish("d", asks)
@@ -173,7 +175,9 @@ func TestFamiliesApart(t *testing.T) {
 		p.joins("d", "bridge", "10.9.0.0/24", "fd00:9::/64")
 		p.routes("docker", "d")
 		p.kernel.Listening = []sandbox.Listener{{Proto: "tcp", Addr: netip.IPv4Unspecified(), Port: 8202}}
-		p.publish("d", append(slices.Clone(exact), book.PortRequest{Proto: "tcp", HostPort: 8203, ContainerPort: 80, HostIP: netip.MustParseAddr("192.0.2.1")}))
+		p.publish("d", append(slices.Clone(exact), book.PortRequest{
+			Proto: "tcp", HostPort: 8203, ContainerPort: 80, HostIP: netip.MustParseAddr("192.0.2.1"),
+		}))
 		p.has("IPv6 only", "d [::]:8202->80/tcp")
 	})
 	t.Run("own addresses", func(t *testing.T) {

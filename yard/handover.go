@@ -10,8 +10,8 @@ import (
 )
 
 // handOver publishes the ports of an endpoint that has left its sandbox on those endpoints which the sandbox's default
-// routes lead to now. An engine that knows of the ports has asked for that itself by then, or withdrawn them before. One
-// that was restarted with running containers has forgotten them (moby, libnetwork/drivers/remote/driver.go).
+// routes lead to now. An engine that knows of the ports has asked for that itself by then, or withdrawn them before.
+// One that was restarted with running containers has forgotten them (moby, libnetwork/drivers/remote/driver.go).
 func handOver(y *Yard, from modes.Endpoint) {
 	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
 	defer cancel()

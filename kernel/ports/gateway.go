@@ -222,7 +222,8 @@ func KillSwitch(b rule.SetBook) []rule.Rule {
 }
 
 // InboundRules returns the forward rules for what containers have opened: translated ports of the host, on routed
-// networks ports of their own and pings, and ports of their own for clients on trusted interfaces. The chain admit decides which clients may use them.
+// networks ports of their own and pings, and ports of their own for clients on trusted interfaces. The chain admit
+// decides which clients may use them.
 func InboundRules(b rule.SetBook) []rule.Rule {
 	rules := []rule.Rule{rule.New("check clients of published ports", rule.Translated(), rule.Jump(admitChain))}
 	for _, f := range rule.Families() {

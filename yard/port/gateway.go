@@ -27,7 +27,7 @@ func leadOf(y *book.Book, e modes.Endpoint) lead {
 	routes, err := y.Config.Kernel.DefaultRoutes(e.Sandbox, e.NS)
 	if err != nil {
 		y.Config.Log.Warn("default routes of a sandbox not known: ports are published for all families",
-			"endpoint", e.ID, "sandbox", e.Sandbox, "err", err)
+			"endpoint", e.ID, "err", err)
 		return unknown
 	}
 	var own, others modes.Families
