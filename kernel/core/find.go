@@ -98,14 +98,14 @@ func Find(nl *netlink.Handle, name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// DeleteLink deletes a link if it exists and is netyard's: it has the alias, or it has no alias yet and a name that
-// only netyard gives.
+// DeleteLink deletes a link if it exists and is netyard's: it has the alias, or a name that only netyard gives and no
+// alias of another object of netyard's.
 func (k *Handle) DeleteLink(name, alias string) error {
 	link, err := k.Link(name)
 	if err != nil || link == nil {
 		return err
 	}
-	if a := link.Attrs().Alias; a != alias && (a != "" || !OwnName(name)) {
+	if a := link.Attrs(); a.Alias != alias && !remarked(a) {
 		return nil
 	}
 	if err := k.NL.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
@@ -180,6 +180,24 @@ func (k *Handle) Links() ([]string, error) {
 	}
 	slices.SortFunc(names, strings.Compare)
 	return names, nil
+}
+
+// EnsureAlias marks a link of netyard's with its alias, if it has none, or another one that somebody gave it. Else the
+// link is not netyard's.
+func EnsureAlias(k *Handle, link netlink.Link, alias string) error {
+	switch a := link.Attrs(); {
+	case a.Alias == alias:
+		return nil
+	case a.Alias != "" && !remarked(a):
+		return ErrForeign
+	}
+	return k.NL.LinkSetAlias(link, alias)
+}
+
+// remarked reports whether a link's name is one that only netyard gives, while its alias is nobody's of netyard.
+func remarked(a *netlink.LinkAttrs) bool {
+	_, _, own := ParseAlias(a.Alias)
+	return OwnName(a.Name) && !own
 }
 
 // EnsureMAC sets the hardware address of a link, if it has another one. A nil mac stands for any.
