@@ -39,7 +39,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, ns int) (answer, error)
 	if err := s.checkSandbox(q, ns); err != nil {
 		return answer{}, err
 	}
-	if !modes.ValidIfName(q.IfName) {
+	if !modes.ValidInnerName(q.IfName) {
 		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s: not a valid interface name",
 			errEnvironment, cni.Shorten(q.IfName))
 	}
