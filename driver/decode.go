@@ -114,8 +114,8 @@ var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 // the answer to Join (moby/moby#52866).
 func (d *Door) checkIfName(name string) error {
 	if !modes.ValidInnerName(name) {
-		return modes.Refuse("%s=%s: want an interface name, not lo: 1 to 15 letters, digits, dots, dashes or underscores",
-			labelIfName, name)
+		return modes.Refuse("%s=%s: want an interface name, not lo: "+
+			"1 to 15 letters, digits, dots, dashes or underscores", labelIfName, name)
 	}
 	if numberedZero.MatchString(name) {
 		return nil

@@ -252,7 +252,11 @@ func requestedAddrs(c config, env map[string]string, o order, n modes.Network) (
 	for _, source := range []struct {
 		key   string
 		texts []string
-	}{{"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", c.args().CNI.IPs}, {argIP, strings.Split(env[argIP], ",")}} {
+	}{
+		{"runtimeConfig.ips", c.Runtime.IPs},
+		{"args.cni.ips", c.args().CNI.IPs},
+		{argIP, strings.Split(env[argIP], ",")},
+	} {
 		texts := source.texts
 		if o.plan.isStatic {
 			texts = slices.DeleteFunc(slices.Clone(texts), func(t string) bool { return strings.Contains(t, "/") })
