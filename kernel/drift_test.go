@@ -88,6 +88,7 @@ func TestLANDrift(t *testing.T) {
 		"ip link set nyi-a down":                                                        "link nyi-a is down",
 		"sysctl -qw net.ipv6.conf.nyi-a.disable_ipv6=0":                                 "net.ipv6.conf.nyi-a.disable_ipv6=1: it is 0",
 		"sysctl -qw net.ipv4.conf." + shim.Name + ".rp_filter=0":                        "rp_filter",
+		"ip link set " + shim.Name + " type macvlan mode vepa":                          "has mode vepa instead of bridge",
 		"ip route del 192.0.2.9 dev " + shim.Name:                                       "route 192.0.2.9 on " + shim.Name + " is missing",
 		"ip neigh del 192.0.2.9 dev " + shim.Name:                                       "neighbour 192.0.2.9 on " + shim.Name,
 		"ip neigh replace 192.0.2.9 lladdr 02:00:00:00:00:99 dev " + shim.Name:          "neighbour 192.0.2.9 on " + shim.Name,
