@@ -98,14 +98,14 @@ func Find(nl *netlink.Handle, name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// DeleteLink deletes a link if it exists and is netyard's: it has the alias, or a name that only netyard gives and no
-// alias of another object of netyard's.
+// DeleteLink deletes a link if it exists and is netyard's: it has the alias, or it has no alias yet and a name that
+// only netyard gives.
 func (k *Handle) DeleteLink(name, alias string) error {
 	link, err := k.Link(name)
 	if err != nil || link == nil {
 		return err
 	}
-	if a := link.Attrs(); a.Alias != alias && !remarked(a) {
+	if a := link.Attrs().Alias; a != alias && (a != "" || !OwnName(name)) {
 		return nil
 	}
 	if err := k.NL.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
