@@ -114,9 +114,9 @@ var numberedZero = regexp.MustCompile(`^[A-Za-z_-]+0$`)
 // checkIfName refuses an interface name that the engine cannot set. From 29.8 on, an engine takes the whole name from
 // the answer to Join (moby/moby#52866).
 func (d *Door) checkIfName(name string) error {
-	if !modes.ValidIfName(name) {
-		return modes.Refuse("%s=%s: want an interface name: 1 to 15 letters, digits, dots, dashes or underscores",
-			labelIfName, name)
+	if !modes.ValidInnerName(name) {
+		return modes.Refuse("%s=%s: want an interface name, not lo: "+
+			"1 to 15 letters, digits, dots, dashes or underscores", labelIfName, name)
 	}
 	if numberedZero.MatchString(name) {
 		return nil

@@ -375,6 +375,7 @@ func TestWholeInterfaceName(t *testing.T) {
 			t.Fatal(err)
 		}
 		e.refused("NetworkDriver.CreateEndpoint", named("a/b"), "ifname=a/b: want an interface name")
+		e.refused("NetworkDriver.CreateEndpoint", named("lo"), "ifname=lo: want an interface name, not lo")
 		e.ok("NetworkDriver.CreateEndpoint", named(name))
 		j := e.ok("NetworkDriver.Join", join)
 		if got := fmt.Sprint(j["InterfaceName"]); !strings.Contains(got, "DstName:"+name+" ") {

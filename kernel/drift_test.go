@@ -88,6 +88,7 @@ func TestLANDrift(t *testing.T) {
 		"ip link set nyi-a down":                                                        "link nyi-a is down",
 		"sysctl -qw net.ipv6.conf.nyi-a.disable_ipv6=0":                                 "net.ipv6.conf.nyi-a.disable_ipv6=1: it is 0",
 		"sysctl -qw net.ipv4.conf." + shim.Name + ".rp_filter=0":                        "rp_filter",
+		"ip link set " + shim.Name + " type macvlan mode vepa":                          "has mode vepa instead of bridge",
 		"ip route del 192.0.2.9 dev " + shim.Name:                                       "route 192.0.2.9 on " + shim.Name + " is missing",
 		"ip route change 192.0.2.9 dev " + shim.Name + " proto 78 scope link":           "route 192.0.2.9 on " + shim.Name + " has not the source address 192.0.2.2",
 		"ip neigh del 192.0.2.9 dev " + shim.Name:                                       "neighbour 192.0.2.9 on " + shim.Name,
@@ -96,4 +97,37 @@ func TestLANDrift(t *testing.T) {
 		"ip -6 neigh del proxy 2001:db8::2 dev " + shim.Name:                            "NDP proxy 2001:db8::2 on",
 		"ip addr add 2001:db8::3/64 dev eth0 nodad && ip link set " + shim.Name + " up": "NDP proxy 2001:db8::3 on",
 	})
+}
+
+// TestAliasDrift: a link whose name only netyard gives gets its alias back, whatever somebody has set. One with the
+// alias of another object of netyard's, or with a name that anybody could give, stays as it is.
+func TestAliasDrift(t *testing.T) {
+	t.Parallel()
+	h := kerneltest.New(t)
+	must(t, h.LoadFirewall())
+	const br, port, shaper, island = "nyb-00000000001", "nyv-00000000001", "nyi-00000000001", "nyd-00000000001"
+	objects := []core.Object{
+		bridge.Bridge{Name: br, Alias: core.Alias("a", ""), MTU: 1500, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 0x10}},
+		bridge.Veth{Name: port, Peer: "nyp-00000000001", Alias: core.Alias("a", "e"), Master: br, MTU: 1500},
+		bridge.Limits{
+			Link: port, Shaper: shaper, Alias: core.Alias("a", "e"), MTU: 1500, Ingress: 1e6, Egress: 1e6,
+		},
+		lan.IsolatedParent{Name: island, Alias: core.Alias("b", "")},
+	}
+	cases := map[string]string{}
+	for _, link := range []string{br, port, shaper, island} {
+		for _, alias := range []string{"mine", "''"} {
+			cases["ip link set "+link+" alias "+alias] = link + " has another alias"
+		}
+	}
+	drifts(t, h, objects, cases)
+	h.Sh(t, "ip link set "+island+" alias "+core.Alias("c", ""))
+	if err := h.Ensure(t.Context(), objects[3]); err == nil || !strings.Contains(err.Error(), "is not netyard's") {
+		t.Errorf("a link of another network: %v", err)
+	}
+	h.Sh(t, "ip link add web0 type bridge && ip link set web0 alias mine")
+	other := bridge.Bridge{Name: "web0", Alias: core.Alias("a", ""), MTU: 1500}
+	if err := h.Ensure(t.Context(), other); err == nil || !strings.Contains(err.Error(), "is not netyard's") {
+		t.Errorf("a bridge of the host's: %v", err)
+	}
 }

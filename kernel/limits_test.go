@@ -176,7 +176,7 @@ func TestLimitsLeaveOthersAlone(t *testing.T) {
 			if got := trafficControl(t, h); got != before {
 				t.Errorf("before:\n%s\nafter:\n%s", before, got)
 			}
-			h.Sh(t, "ip link add name "+shaperLink+" type ifb && ip link set "+shaperLink+" alias mine")
+			h.Sh(t, "ip link add name "+shaperLink+" type bridge")
 			l.Egress = 10e6
 			if err := h.Ensure(t.Context(), l); err == nil || !strings.Contains(err.Error(), "is not netyard's") {
 				t.Errorf("a link of somebody else's with the shaper's name: %v", err)

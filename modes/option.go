@@ -181,6 +181,9 @@ func ValidIfName(name string) bool {
 	return name[0] != '-'
 }
 
+// ValidInnerName says whether an interface of a network can have a name in a sandbox, which has a loopback already.
+func ValidInnerName(name string) bool { return ValidIfName(name) && name != "lo" }
+
 // Of returns the option's value for a network: as it was changed, as it was given, or the default.
 func (o Option) Of(n Network) string {
 	if v, ok := n.Changed[o.Name]; ok {

@@ -21,7 +21,8 @@ func TestCheckSubnet(t *testing.T) {
 		"255.255.255.0/24": "broadcast", "255.255.255.254/31": "broadcast", "255.255.254.0/24": "",
 		"fd00::/64": "", "2001:db8::/64": "", "fe80::/64": "", "64:ff9b::/96": "", "::/0": "RFC 4291",
 		"::/64": "RFC 4291", "::ffff:10.9.0.0/112": "IPv4-mapped",
-		"::ffff:127.0.0.0/104": "IPv4-mapped", "::ffff:0.0.0.0/96": "IPv4-mapped", "::fffe:0:0/95": "IPv4-mapped", "fe80::/10": "", "169.254.0.0/16": "", "::1/128": "RFC 4291", "ff02::/16": "multicast",
+		"::ffff:127.0.0.0/104": "IPv4-mapped", "::ffff:0.0.0.0/96": "IPv4-mapped", "::fffe:0:0/95": "IPv4-mapped",
+		"fe80::/10": "", "169.254.0.0/16": "", "::1/128": "RFC 4291", "ff02::/16": "multicast",
 		"fe00::/7": "multicast", "fd6e:6574:7961:7264::/64": "netyard's own", "fd6e:6574:7961:7265::/64": "",
 	} {
 		err := modes.CheckSubnet(netip.MustParsePrefix(subnet))

@@ -32,7 +32,7 @@ func (s *Server) add(ctx context.Context, q cni.Request, ns int) (answer, error)
 	if err := s.checkSandbox(q, ns); err != nil {
 		return answer{}, err
 	}
-	if !modes.ValidIfName(q.IfName) {
+	if !modes.ValidInnerName(q.IfName) {
 		return answer{}, fmt.Errorf("%w: CNI_IFNAME=%s: not a valid interface name",
 			errEnvironment, cni.Shorten(q.IfName))
 	}
@@ -244,7 +244,11 @@ func requestedAddrs(c config, env map[string]string, o order, n modes.Network) (
 	for _, source := range []struct {
 		key   string
 		texts []string
-	}{{"runtimeConfig.ips", c.Runtime.IPs}, {"args.cni.ips", c.args().CNI.IPs}, {argIP, strings.Split(env[argIP], ",")}} {
+	}{
+		{"runtimeConfig.ips", c.Runtime.IPs},
+		{"args.cni.ips", c.args().CNI.IPs},
+		{argIP, strings.Split(env[argIP], ",")},
+	} {
 		texts := source.texts
 		if o.plan.isStatic {
 			texts = slices.DeleteFunc(slices.Clone(texts), func(t string) bool { return strings.Contains(t, "/") })

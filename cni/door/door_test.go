@@ -126,6 +126,7 @@ func TestRefusedParameters(t *testing.T) {
 		"what is not a network namespace": {"c", "eth0", 1 << 20, cni.CodeNamespace},
 		"a long ID":                       {long, "eth0", ns, cni.CodeEnvironment},
 		"a long interface name":           {"c", long, ns, cni.CodeEnvironment},
+		"the loopback's name":             {"c", "lo", ns, cni.CodeEnvironment},
 		"an ID with a slash":              {"c/" + long[:90], "eth0", ns, cni.CodeEnvironment},
 	} {
 		q := request("ADD", test.id, conf)

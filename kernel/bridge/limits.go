@@ -160,11 +160,13 @@ func (l Limits) ensureShaper(k *core.Handle) (netlink.Link, error) {
 			return nil, fmt.Errorf("create link %s: %w", l.Shaper, err)
 		}
 	}
-	if a := shaper.Attrs(); a.Alias != "" && a.Alias != l.Alias || shaper.Type() != "ifb" {
-		return nil, fmt.Errorf("create link %s: a link of that name exists and %w", l.Shaper, core.ErrForeign)
+	if shaper.Type() == "ifb" {
+		err = core.EnsureAlias(k, shaper, l.Alias)
+	} else {
+		err = core.ErrForeign
 	}
-	if err := k.NL.LinkSetAlias(shaper, l.Alias); err != nil {
-		return nil, fmt.Errorf("mark link %s: %w", l.Shaper, err)
+	if err != nil {
+		return nil, fmt.Errorf("create link %s: a link of that name exists and %w", l.Shaper, err)
 	}
 	if err := core.NoIPv6(l.Shaper).Ensure(k); err != nil {
 		return nil, err
@@ -282,6 +284,9 @@ func (l Limits) Check(s *core.View) (faults []string) {
 	case !core.DeviceUp(shaper.Attrs()):
 		fault("link %s is down", l.Shaper)
 	default:
+		if shaper.Attrs().Alias != l.Alias {
+			fault("link %s has another alias", l.Shaper)
+		}
 		if text := l.compare(s, shaper, l.Egress); text != "" {
 			fault("link %s: the limit from the container %s", l.Link, text)
 		}

@@ -30,12 +30,16 @@ func (b Bridge) Ensure(k *core.Handle) error {
 	if err != nil {
 		return err
 	}
-	if link != nil && link.Attrs().Alias != b.Alias {
-		return fmt.Errorf("create %s: a link of that name exists and %w", b, core.ErrForeign)
-	}
-	if link == nil {
+	switch {
+	case link == nil:
 		if link, err = b.create(k); err != nil {
 			return fmt.Errorf("create %s: %w", b, err)
+		}
+	case link.Attrs().Alias == "" && !core.OwnName(b.Name):
+		return fmt.Errorf("create %s: a link of that name exists and %w", b, core.ErrForeign)
+	default:
+		if err := core.EnsureAlias(k, link, b.Alias); err != nil {
+			return fmt.Errorf("create %s: a link of that name exists and %w", b, err)
 		}
 	}
 	if err := b.tune(k); err != nil {
@@ -122,7 +126,10 @@ func (b Bridge) Check(s *core.View) []string {
 	}
 	var faults []string
 	a := link.Attrs()
-	if a.Alias != b.Alias {
+	switch {
+	case a.Alias != b.Alias && core.OwnName(b.Name):
+		faults = append(faults, b.String()+" has another alias")
+	case a.Alias != b.Alias:
 		return []string{fmt.Sprintf("%s %v", b, core.ErrForeign)}
 	}
 	if a.Flags&net.FlagUp == 0 {
@@ -174,12 +181,8 @@ func (v Veth) Ensure(k *core.Handle) error {
 	if link == nil {
 		return v.create(k, master.Attrs().Index)
 	}
-	if a := link.Attrs(); a.Alias != "" && a.Alias != v.Alias {
-		return fmt.Errorf("create %s: a link of that name exists and %w", v, core.ErrForeign)
-	} else if a.Alias == "" {
-		if err := k.NL.LinkSetAlias(link, v.Alias); err != nil {
-			return fmt.Errorf("mark %s: %w", v, err)
-		}
+	if err := core.EnsureAlias(k, link, v.Alias); err != nil {
+		return fmt.Errorf("create %s: a link of that name exists and %w", v, err)
 	}
 	if a := link.Attrs(); a.MasterIndex != master.Attrs().Index {
 		if v.Isolated { // isolation can be set only on a port: nothing may pass until then
@@ -222,8 +225,8 @@ func (v Veth) fence(k *core.Handle) error {
 	if err != nil || link == nil {
 		return err
 	}
-	if link.Attrs().Alias != v.Alias {
-		return fmt.Errorf("fence %s: a link of that name exists and %w", v, core.ErrForeign)
+	if err := core.EnsureAlias(k, link, v.Alias); err != nil {
+		return fmt.Errorf("fence %s: a link of that name exists and %w", v, err)
 	}
 	if err := errors.Join(k.NL.LinkSetDown(link), k.NL.LinkSetNoMaster(link)); err != nil {
 		return fmt.Errorf("fence %s: %w", v, err)

@@ -182,6 +182,24 @@ func (k *Handle) Links() ([]string, error) {
 	return names, nil
 }
 
+// EnsureAlias marks a link of netyard's with its alias, if it has none, or another one that somebody gave it. Else the
+// link is not netyard's.
+func EnsureAlias(k *Handle, link netlink.Link, alias string) error {
+	switch a := link.Attrs(); {
+	case a.Alias == alias:
+		return nil
+	case a.Alias != "" && !remarked(a):
+		return ErrForeign
+	}
+	return k.NL.LinkSetAlias(link, alias)
+}
+
+// remarked reports whether a link's name is one that only netyard gives, while its alias is nobody's of netyard.
+func remarked(a *netlink.LinkAttrs) bool {
+	_, _, own := ParseAlias(a.Alias)
+	return OwnName(a.Name) && !own
+}
+
 // EnsureMAC sets the hardware address of a link, if it has another one. A nil mac stands for any.
 func EnsureMAC(k *Handle, link netlink.Link, mac net.HardwareAddr) error {
 	if mac == nil || bytes.Equal(link.Attrs().HardwareAddr, mac) {

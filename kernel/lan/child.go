@@ -57,16 +57,10 @@ func (c Child) Ensure(k *core.Handle) error {
 }
 
 func (c Child) mark(k *core.Handle, link netlink.Link) error {
-	switch link.Attrs().Alias {
-	case c.Alias:
-		return nil
-	case "":
-		if err := k.NL.LinkSetAlias(link, c.Alias); err != nil {
-			return fmt.Errorf("mark %s: %w", c, err)
-		}
-		return nil
+	if err := core.EnsureAlias(k, link, c.Alias); err != nil {
+		return fmt.Errorf("create %s: a link of that name exists and %w", c, err)
 	}
-	return fmt.Errorf("create %s: a link of that name exists and %w", c, core.ErrForeign)
+	return nil
 }
 
 func (c Child) create(k *core.Handle, parent netlink.Link) (netlink.Link, error) {

@@ -207,14 +207,8 @@ func (i IsolatedParent) Ensure(k *core.Handle) error {
 			return fmt.Errorf("create %s: %w", i, err)
 		}
 	}
-	switch alias := link.Attrs().Alias; alias {
-	case i.Alias:
-	case "":
-		if err := k.NL.LinkSetAlias(link, i.Alias); err != nil {
-			return fmt.Errorf("mark %s: %w", i, err)
-		}
-	default:
-		return fmt.Errorf("create %s: a link of that name exists and %w", i, core.ErrForeign)
+	if err := core.EnsureAlias(k, link, i.Alias); err != nil {
+		return fmt.Errorf("create %s: a link of that name exists and %w", i, err)
 	}
 	if err := core.NoIPv6(i.Name).Ensure(k); err != nil {
 		return err

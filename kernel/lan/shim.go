@@ -67,6 +67,12 @@ func (s Shim) Ensure(k *core.Handle) error {
 	if err := c.mark(k, link); err != nil {
 		return err
 	}
+	if s.otherMode(link) != "" {
+		attrs := netlink.LinkAttrs{Name: s.Name, Index: link.Attrs().Index}
+		if err := k.NL.LinkModify(&netlink.Macvlan{LinkAttrs: attrs, Mode: macvlanModes()[s.Mode]}); err != nil {
+			return fmt.Errorf("set mode %s on %s: %w", s.Mode, s, err)
+		}
+	}
 	for _, sysctl := range s.sysctls() { // before it is up: it must not accept routes from the LAN's router
 		if err := sysctl.Ensure(k); err != nil {
 			return err
@@ -134,6 +140,9 @@ func (s Shim) Check(snap *core.View) []string {
 	if link.Attrs().Alias != s.alias() {
 		return []string{s.String() + " has another alias"}
 	}
+	if mode := s.otherMode(link); mode != "" {
+		faults = append(faults, fmt.Sprintf("%s has mode %s instead of %s", s, mode, s.Mode))
+	}
 	for _, sysctl := range s.sysctls() {
 		faults = append(faults, sysctl.Check(snap)...)
 	}
@@ -149,6 +158,20 @@ func (s Shim) Check(snap *core.View) []string {
 		}
 	}
 	return faults
+}
+
+// otherMode returns the mode of a macvlan link that should have another one; empty: it is the right one.
+func (s Shim) otherMode(link netlink.Link) string {
+	l, ok := link.(*netlink.Macvlan)
+	if !ok || l.Mode == macvlanModes()[s.Mode] {
+		return ""
+	}
+	for name, mode := range macvlanModes() {
+		if mode == l.Mode {
+			return name
+		}
+	}
+	return "of another kind"
 }
 
 func (s Shim) alias() string { return shimAlias + s.Parent.Name }

@@ -38,8 +38,12 @@ func (v VXLAN) Ensure(k *core.Handle) error {
 		return err
 	}
 	if link != nil {
-		if a := link.Attrs().Alias; a != v.Alias && (a != "" || link.Type() != "vxlan") {
-			return fmt.Errorf("create %s: a link of that name exists and %w", v, core.ErrForeign)
+		err := core.ErrForeign
+		if link.Type() == "vxlan" {
+			err = core.EnsureAlias(k, link, v.Alias)
+		}
+		if err != nil {
+			return fmt.Errorf("create %s: a link of that name exists and %w", v, err)
 		}
 		if len(v.fixed(link)) > 0 { // these cannot be changed; Peers sets the entries of the new device
 			if err := k.NL.LinkDel(link); err != nil {
@@ -158,10 +162,13 @@ func (v VXLAN) Check(s *core.View) []string {
 		return []string{v.String() + " is missing"}
 	}
 	a := link.Attrs()
-	if a.Alias != v.Alias {
+	faults := v.fixed(link)
+	switch {
+	case a.Alias != v.Alias && core.OwnName(v.Name):
+		faults = append(faults, v.String()+" has another alias")
+	case a.Alias != v.Alias:
 		return []string{fmt.Sprintf("%s %v", v, core.ErrForeign)}
 	}
-	faults := v.fixed(link)
 	if master := s.Links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
 		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))
 	} else if b, ok := master.(*netlink.Bridge); ok && b.MulticastSnooping != nil && *b.MulticastSnooping {
