@@ -2,7 +2,6 @@ package names
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -78,7 +77,7 @@ func TestFlood(t *testing.T) {
 		t.Fatal(err)
 	}
 	directory := &stuck{asker: netip.MustParseAddr("10.20.0.5"), free: make(chan struct{})}
-	s := &Server{Directory: directory, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	s := &Server{Directory: directory, Log: slog.New(slog.DiscardHandler)}
 	n := Network{ID: "b", Subnets: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")}, Internal: true}
 	r := newResolver(t.Context(), s, n, w, tcp)
 	q, err := new(dns.Msg).SetQuestion("web.", dns.TypeA).Pack()
