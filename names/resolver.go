@@ -1,6 +1,7 @@
 package names
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
@@ -19,6 +20,9 @@ const (
 	// IPv6 packet of the minimum MTU.
 	maxUDP = 1232
 
+	// The limits of questions by UDP at a time, for a network and for each of its askers: what an asker sends beyond
+	// them is dropped as soon as it is read, so that a flood does not keep those of others waiting in the socket.
+	networkQuestions, askerQuestions = 4096, 256
 	// The limits of forwarded questions and of connections at a time, for a network and for each of its askers.
 	networkForwards, askerForwards = 256, 64
 	networkConns, askerConns       = 128, 16
@@ -34,10 +38,10 @@ type resolver struct {
 	udp net.PacketConn
 	tcp net.Listener
 	// turn counts answers, to rotate the addresses in them.
-	turn            atomic.Uint32
-	forwards, conns limiter
-	stop            context.CancelFunc
-	all             sync.WaitGroup
+	turn                       atomic.Uint32
+	questions, forwards, conns limiter
+	stop                       context.CancelFunc
+	all                        sync.WaitGroup
 }
 
 // newResolver starts a resolver on these sockets. It runs until it is closed or ctx ends.
@@ -45,8 +49,9 @@ func newResolver(ctx context.Context, s *Server, n Network, udp net.PacketConn, 
 	ctx, stop := context.WithCancel(ctx)
 	r := &resolver{
 		s: s, n: n, udp: udp, tcp: tcp, stop: stop,
-		forwards: limiter{all: networkForwards, each: askerForwards},
-		conns:    limiter{all: networkConns, each: askerConns},
+		questions: limiter{all: networkQuestions, each: askerQuestions},
+		forwards:  limiter{all: networkForwards, each: askerForwards},
+		conns:     limiter{all: networkConns, each: askerConns},
 	}
 	context.AfterFunc(ctx, func() { _, _ = udp.Close(), tcp.Close() })
 	r.all.Go(func() { r.serveUDP(ctx) })
@@ -76,17 +81,29 @@ func (r *resolver) serveUDP(ctx context.Context) {
 		if !ok { // no answer to others, not even an error: it could be an attack by reflection
 			continue
 		}
-		q := new(dns.Msg)
-		if q.Unpack(buf[:size]) != nil || q.Response {
+		if !r.questions.enter(asker) {
 			continue
 		}
-		r.answer(ctx, q, asker, false, func(a *dns.Msg) {
-			a.Truncate(udpSize(q))
-			if raw, err := a.Pack(); err == nil {
-				_, _ = r.udp.WriteTo(raw, from) // an asker who does not get the answer asks again
-			}
+		raw := bytes.Clone(buf[:size])
+		r.all.Go(func() {
+			defer r.questions.leave(asker)
+			r.answerUDP(ctx, raw, from, asker)
 		})
 	}
+}
+
+// answerUDP answers a question that came by UDP.
+func (r *resolver) answerUDP(ctx context.Context, raw []byte, from net.Addr, asker netip.Addr) {
+	q := new(dns.Msg)
+	if q.Unpack(raw) != nil || q.Response {
+		return
+	}
+	r.answer(ctx, q, asker, false, func(a *dns.Msg) {
+		a.Truncate(udpSize(q))
+		if raw, err := a.Pack(); err == nil {
+			_, _ = r.udp.WriteTo(raw, from) // an asker who does not get the answer asks again
+		}
+	})
 }
 
 // asker returns the address of a sender; ok is false if it is not a container's address on the network.

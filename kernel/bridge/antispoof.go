@@ -140,6 +140,7 @@ func GuardChains(b rule.SetBook) []rule.Chain {
 		{Name: "roles", Rules: roleRules(b)},
 		{Name: "ipv4", Rules: ipv4Rules(b)},
 		{Name: "ipv6", Rules: ipv6Rules(b)},
+		{Name: fragmentChain, Rules: fragmentRules()},
 		{Name: "nd", Rules: ndRules(b)},
 		{Name: "check_arp", Rules: arpRules(b)},
 	}
@@ -178,6 +179,7 @@ func roleRules(b rule.SetBook) []rule.Rule {
 		rule.New("accept other IPv4", rule.EtherType(unix.ETH_P_IP), rule.Accept()),
 		rule.New("drop router advertisements", rule.ICMPType(unix.IPPROTO_ICMPV6, ndRouterAdvert), rule.Drop()),
 		rule.New("drop ICMPv6 redirects", rule.ICMPType(unix.IPPROTO_ICMPV6, ndRedirect), rule.Drop()),
+		rule.New("check IPv6 fragments", v6, Fragment6(), rule.Jump(fragmentChain)),
 		rule.New("accept other IPv6 with a complete header chain", v6, readable(), rule.Accept()),
 		rule.New("drop IPv6 header chains cut by a fragment", v6, rule.Drop()),
 		rule.New("drop frames with several VLAN tags", rule.EtherType(unix.ETH_P_8021Q), rule.Drop()),
@@ -212,6 +214,7 @@ func ipv4Rules(b rule.SetBook) []rule.Rule {
 func ipv6Rules(b rule.SetBook) []rule.Rule {
 	const base, source, size = expr.PayloadBaseNetworkHeader, 8, 16 // RFC 8200
 	return slices.Concat([]rule.Rule{
+		rule.New("check IPv6 fragments", Fragment6(), rule.Jump(fragmentChain)),
 		rule.New("check neighbour discovery", rule.L4proto(unix.IPPROTO_ICMPV6), rule.Jump("nd")),
 		rule.New("drop DHCPv6 server messages", rule.UDPPort(0, dhcp6Server), rule.Drop()),
 		rule.New("accept own source address, IPv6",

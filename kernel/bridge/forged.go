@@ -127,6 +127,30 @@ func Fragment6() []expr.Any {
 	}
 }
 
+const fragmentChain = "fragment6"
+
+// fragmentRules drop IPv6 fragments of packets with extension headers behind the fragment header. A first fragment may
+// end between them (RFC 7112). The frame may be longer than the packet in it, and rules then read in the rest of the
+// frame what no receiver sees: they look at what the frame has, not at the packet's own length.
+func fragmentRules() (rules []rule.Rule) {
+	for _, header := range []struct {
+		number byte
+		name   string
+	}{
+		{unix.IPPROTO_HOPOPTS, "hop-by-hop options"},
+		{unix.IPPROTO_ROUTING, "a routing header"},
+		{unix.IPPROTO_FRAGMENT, "another fragment header"},
+		{unix.IPPROTO_AH, "an authentication header"},
+		{unix.IPPROTO_DSTOPTS, "destination options"},
+	} {
+		rules = append(rules, rule.New("drop IPv6 fragments with "+header.name+" inside", []expr.Any{
+			&expr.Exthdr{DestRegister: rule.Reg1, Op: expr.ExthdrOpIpv6, Type: unix.IPPROTO_FRAGMENT, Len: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: rule.Reg1, Data: []byte{header.number}},
+		}, rule.Drop()))
+	}
+	return rules
+}
+
 // VNIField is the VNI: 24 bits, after the UDP header and 4 bytes of the VXLAN header (RFC 7348, section 5).
 func VNIField() rule.RawField {
 	const before, size = 8 + 4, 3

@@ -61,6 +61,13 @@ func tunnelChains(b rule.SetBook) []rule.Chain {
 				rule.New("drop what is forwarded into the tunnel", toLink(core.TunnelName), rule.Drop()),
 			},
 		},
+		{ // whoever translates sources on the underlay would give frames one that is no member's
+			Name: "vxlan_untracked", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookOutput,
+			Priority: nftables.ChainPriorityRaw, Rules: []rule.Rule{
+				rule.New("do not track outgoing frames, so that their source stays", toVXLANPort(b),
+					toNetwork(b, bridge.VNIs, false), []expr.Any{&expr.Notrack{}}),
+			},
+		},
 		{
 			Name: "vxlan_out", Kind: nftables.ChainTypeFilter, Hook: nftables.ChainHookPostrouting,
 			Priority: nftables.ChainPrioritySELinuxLast, Rules: []rule.Rule{

@@ -164,8 +164,8 @@ func policyChains(b rule.SetBook) []rule.Chain {
 }
 
 // BridgePolicyChains decide about bridged frames. Where the kernel has no conntrack on bridges, br_netfilter passes the
-// frames to the chain of the same name in the other table. Frames that reach every port are decided here all the same, since only
-// here the rules see which port a frame goes to.
+// frames to the chain of the same name in the other table. Frames that reach every port are decided here all the same,
+// since only here the rules see which port a frame goes to.
 func BridgePolicyChains(b rule.SetBook, conntrack bool) []rule.Chain {
 	v4, v6 := rule.EtherType(unix.ETH_P_IP), rule.EtherType(unix.ETH_P_IPV6)
 	base := rule.Chain{

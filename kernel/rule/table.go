@@ -18,7 +18,7 @@ const (
 	tablePersist = 0x4
 )
 
-// OwnedTable returns the request that makes netyard's socket the owner of a table, and makes the table if it is missing.
+// OwnedTable returns the request that makes netyard's socket the owner of a table, and the table if it is missing.
 // google/nftables does not send a table's flags.
 func OwnedTable(t *nftables.Table) (m netlink.Message, err error) {
 	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{

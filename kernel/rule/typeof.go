@@ -3,6 +3,7 @@ package rule
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -67,7 +68,7 @@ func WithFieldNames(msgs []netlink.Message, sets []Set) error {
 		if err != nil {
 			return fmt.Errorf("describe the fields of set %s: %w", name, err)
 		}
-		msgs[i].Data = append(m.Data[:unix.SizeofNlAttr:unix.SizeofNlAttr], raw...)
+		msgs[i].Data = slices.Concat(m.Data[:unix.SizeofNlAttr], raw)
 	}
 	return nil
 }

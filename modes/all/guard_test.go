@@ -102,6 +102,16 @@ func wrappings() []wrapping {
 			return p.Fragments(size, c.id)
 		}
 	}
+	// beyond sends a first fragment that ends between options, and behind its end what a rule may take for the rest.
+	beyond := func(p kerneltest.Packet, c context) []kerneltest.Packet {
+		const udp, padN = 17, 1
+		all := p.Extended(kerneltest.DestOptions, kerneltest.DestOptions).Fragments(8, c.id)
+		all[0].Data = append(all[0].Data, udp, 0, padN, 4, 0, 0, 0, 0, 128, 0, 128, 0, 0, 8, 0, 0)
+		for _, later := range all[1:] {
+			later.Data[40] = udp // no receiver looks at it (RFC 8200, section 4.5)
+		}
+		return all
+	}
 	tagOf := func(kind, tci uint16, f wrap) wrap {
 		return func(p kerneltest.Packet, c context) (all []kerneltest.Packet) {
 			for _, piece := range f(p, c) {
@@ -149,6 +159,7 @@ func wrappings() []wrapping {
 		{optionsFirst, "6", "6", hidden, with(24, kerneltest.DestOptions)},
 		{"a fragment that ends behind options", "6", "", hidden, with(8, kerneltest.DestOptions)},
 		{"a fragment that ends between options", "6", "6", hidden, with(8, options, options)},
+		{"a fragment with more behind its end", "6", "6", hidden, beyond},
 		{"IP in IPv4", "4", "", tunneled, inside(false, inIP)},
 		{"IPv6 in IPv4", "6", "", tunneled, inside(false, inIPv6)},
 		{"IPv4 in IPv6", "4", "", tunneled, inside(true, inIP)},
