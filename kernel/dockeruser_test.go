@@ -222,7 +222,8 @@ func TestAdoptFirewall(t *testing.T) {
 		t.Errorf("adopting changed the ruleset:\n%s\n%s", before, got)
 	}
 	next := ports.Publication{
-		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: 8080, Count: 1, To: netip.MustParseAddr("10.1.0.9"), ToPort: 80,
+		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: 8080, Count: 1,
+		To: netip.MustParseAddr("10.1.0.9"), ToPort: 80,
 	}
 	var nexts []core.Object
 	for _, e := range next.Elements() {
