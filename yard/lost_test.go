@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"netyard/kernel/core"
+	"netyard/yard/attach"
 	"netyard/yard/reconcile"
 )
 
@@ -105,4 +107,17 @@ func TestUnknownLinkAlone(t *testing.T) {
 	if state, err := w.state(); err != nil || !strings.Contains(state, "nyb-lost") {
 		t.Errorf("the link is gone: %v\n%s", err, state)
 	}
+}
+
+// TestAttachWithoutBridge shows that a container that comes right after somebody removed its network's bridge gets it
+// back.
+func TestAttachWithoutBridge(t *testing.T) {
+	t.Parallel()
+	r, p := newRig(t), newPlace(t)
+	n := r.made()
+	r.host.Sh(t, "ip link del "+core.Name(core.BridgePrefix, n.ID))
+	if _, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil {
+		t.Fatal(err)
+	}
+	r.healthy("attached")
 }
