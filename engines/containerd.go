@@ -181,10 +181,10 @@ func (c *Containerd) check(ctx context.Context) error {
 		if err := c.Rebuild(ctx); err != nil {
 			return err
 		}
-		if c.Only {
-			if err := reconcile.EndRebuild(ctx, c.Yard); err != nil {
-				return err
-			}
+	}
+	if c.Only { // also later, when containers that nobody knew have ended
+		if err := reconcile.EndRebuild(ctx, c.Yard); err != nil {
+			return err
 		}
 	}
 	c.rebuilt = true

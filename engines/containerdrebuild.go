@@ -32,6 +32,26 @@ func (c *Containerd) Rebuild(ctx context.Context) error {
 	return reconcile.RebuildOwn(ctx, c.Yard, census)
 }
 
+// RebuildAlone rebuilds lost records on a host that has no engine to ask, and ends when the rebuild does.
+func (c *Containerd) RebuildAlone(ctx context.Context) error {
+	if !reconcile.Rebuilding(c.Yard) {
+		return nil
+	}
+	err := c.Rebuild(ctx)
+	for {
+		if err == nil {
+			err = reconcile.EndRebuild(ctx, c.Yard)
+		}
+		if err != nil {
+			c.Log.Error("records not rebuilt", "err", err)
+			return nil
+		}
+		if !reconcile.Rebuilding(c.Yard) || !sleep(ctx, resyncInterval) {
+			return nil
+		}
+	}
+}
+
 // addRunning adds the endpoints of containerd's running containers to the census: it finds netyard's links in their
 // sandboxes.
 func (c *Containerd) addRunning(ctx context.Context, census reconcile.Census) error {

@@ -1,14 +1,17 @@
 package kernel_test
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"netyard/kernel/beside"
 	"netyard/kernel/bridge"
+	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
 	"netyard/kernel/nft"
+	"netyard/kernel/ports"
 )
 
 // eventually waits for a condition that the watcher brings about.
@@ -197,7 +200,8 @@ func TestForwardingWithinBridges(t *testing.T) {
 	}
 }
 
-// TestAdoptFirewall shows that the ruleset in the kernel stays as it is when the records are lost.
+// TestAdoptFirewall shows that the ruleset in the kernel stays as it is when the records are lost, and that a port that
+// it has for nobody on record gives way to an endpoint that gets the port.
 func TestAdoptFirewall(t *testing.T) {
 	t.Parallel()
 	h := kerneltest.New(t)
@@ -216,6 +220,23 @@ func TestAdoptFirewall(t *testing.T) {
 	}
 	if got := h.Sh(t, "nft list ruleset"); got != before {
 		t.Errorf("adopting changed the ruleset:\n%s\n%s", before, got)
+	}
+	next := ports.Publication{
+		Proto: "tcp", Host: netip.IPv4Unspecified(), Port: 8080, Count: 1,
+		To: netip.MustParseAddr("10.1.0.9"), ToPort: 80,
+	}
+	var nexts []core.Object
+	for _, e := range next.Elements() {
+		nexts = append(nexts, e.For("next"))
+	}
+	if err := h.Ensure(t.Context(), nexts...); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.Sh(t, "nft list map inet netyard to_any4"); !strings.Contains(got, "10.1.0.9") {
+		t.Errorf("the port leads to the former endpoint: %s", got)
+	}
+	if err := h.Remove(nexts...); err != nil {
+		t.Fatal(err)
 	}
 	if err := h.Remove(elements()...); err != nil {
 		t.Fatal(err)

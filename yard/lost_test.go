@@ -6,12 +6,14 @@ import (
 	"strings"
 	"testing"
 
+	"netyard/kernel/core"
+	"netyard/yard/attach"
 	"netyard/yard/reconcile"
 )
 
 // TestNewRecordsAlone kills the daemon at each step of what containers do, on a host without engines whose records are
-// new: what it was making or removing is no sign of lost records. So no element of a port stays that nobody has, and the
-// rebuild, which nobody else would end, ends when no link is unknown.
+// new: what it was making or removing is no sign of lost records. So no element of a port stays that nobody has, and
+// the rebuild, which nobody else would end, ends when no link is unknown.
 func TestNewRecordsAlone(t *testing.T) {
 	t.Parallel()
 	for _, command := range []string{
@@ -69,6 +71,24 @@ func diesAt(t *testing.T, n int, command string) (died bool) {
 	return died
 }
 
+// TestPortOfNobody shows that a port that the kernel has for a container that is on no record is free for the next one.
+func TestPortOfNobody(t *testing.T) {
+	t.Parallel()
+	w, err := newWorld(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.st.Close() }()
+	for _, line := range []string{
+		"network create web --subnet 10.9.0.0/24", "attach web c1", "attach web c2 -p 8080:80", "container end c2",
+		"lose-records", "network create web --subnet 10.9.0.0/24", "attach web c3 -p 8080:80",
+	} {
+		if _, err := w.do(t.Context(), nil, strings.Fields(line)); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+	}
+}
+
 // TestUnknownLinkAlone shows that the rebuild goes on while a link is in no record: a container may use it.
 func TestUnknownLinkAlone(t *testing.T) {
 	t.Parallel()
@@ -87,4 +107,17 @@ func TestUnknownLinkAlone(t *testing.T) {
 	if state, err := w.state(); err != nil || !strings.Contains(state, "nyb-lost") {
 		t.Errorf("the link is gone: %v\n%s", err, state)
 	}
+}
+
+// TestAttachWithoutBridge shows that a container that comes right after somebody removed its network's bridge gets it
+// back.
+func TestAttachWithoutBridge(t *testing.T) {
+	t.Parallel()
+	r, p := newRig(t), newPlace(t)
+	n := r.made()
+	r.host.Sh(t, "ip link del "+core.Name(core.BridgePrefix, n.ID))
+	if _, err := attach.Attach(t.Context(), r.Yard, p.request(n, "c1")); err != nil {
+		t.Fatal(err)
+	}
+	r.healthy("attached")
 }

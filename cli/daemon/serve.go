@@ -134,11 +134,6 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
-	if cfg.DockerHost == "" && cfg.ContainerdAddress == "" && reconcile.Rebuilding(y) { // nobody else would
-		if err := errors.Join(runtime.Rebuild(ctx), reconcile.EndRebuild(ctx, y)); err != nil {
-			log.Error("records not rebuilt", "err", err)
-		}
-	}
 	if err := agent.start(y); err != nil { //nolint:contextcheck // the kernel answers at once or not at all
 		return err
 	}
@@ -159,6 +154,9 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 	if cfg.DockerHost != "" {
 		server.Censuses = append(server.Censuses, docker.Census)
 		tasks.Go(func() error { return docker.Run(ctx) })
+	}
+	if cfg.DockerHost == "" && cfg.ContainerdAddress == "" {
+		tasks.Go(func() error { return runtime.RebuildAlone(ctx) })
 	}
 	if cfg.ContainerdAddress != "" {
 		server.Censuses = append(server.Censuses, runtime.Census)

@@ -98,6 +98,9 @@ func Find(nl *netlink.Handle, name string) (netlink.Link, error) {
 	return link, nil
 }
 
+// IsNoLink reports whether something failed because a link did not exist.
+func IsNoLink(err error) bool { return errors.As(err, &netlink.LinkNotFoundError{}) }
+
 // DeleteLink deletes a link if it exists and is netyard's: it has the alias, or it has no alias yet and a name that
 // only netyard gives.
 func (k *Handle) DeleteLink(name, alias string) error {

@@ -334,12 +334,18 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range elements {
-		if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content {
+		if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content && len(w.owners) > 0 {
 			return nil, nil, fmt.Errorf("add %s: %s has the same key and another interval or value", e, w.Element)
 		}
 	}
 	for _, e := range elements {
 		w := f.wanted[e.ID()]
+		if w != nil && w.Content != e.Content { // an adopted one, of nobody on record
+			if err := f.Change([]Element{w.Element}, f.Tx.SetDeleteElements); err != nil {
+				return nil, nil, err
+			}
+			w = nil
+		}
 		if w == nil {
 			w = &wantedElement{Element: e, owners: map[string]bool{}}
 			f.wanted[e.ID()] = w

@@ -62,7 +62,11 @@ func (r Runner) Attach(ctx context.Context, m modes.Mode, n modes.Network, e mod
 	if t.OnHostLink { // the host's link may have been removed and added again since Up
 		objects = append(m.Objects(n), objects...)
 	}
-	if err := r.Kernel.Ensure(ctx, objects...); err != nil {
+	err := r.Kernel.Ensure(ctx, objects...)
+	if core.IsNoLink(err) { // somebody removed the network's link, and its repair has not begun
+		err = r.Kernel.Ensure(ctx, append(m.Objects(n), objects...)...)
+	}
+	if err != nil {
 		return modes.Link{}, err
 	}
 	if t.Cluster != nil && e.Fenced == "" {

@@ -39,7 +39,10 @@ func Rebuilding(y *yard.Yard) bool {
 // EndRebuild ends the rebuild on a host without a Docker engine, when what others know was rebuilt, and removes the
 // strays. It leaves everything as it is while a link is in no record: a container may use it.
 func EndRebuild(ctx context.Context, y *yard.Yard) error {
-	if strays, err := HasStrays(y); err != nil || strays || !Rebuilding(y) {
+	if !Rebuilding(y) {
+		return nil
+	}
+	if strays, err := HasStrays(y); err != nil || strays {
 		return err
 	}
 	if err := RecordsRebuilt(y); err != nil {

@@ -202,12 +202,16 @@ func (k *Kernel) add(elements []nft.Element) error {
 				return fmt.Errorf("add %s: %w", elements[0], err)
 			}
 		}
-		if w := k.wanted[e.ID()]; w != nil && w.Content != e.Content {
+		if w := k.wanted[e.ID()]; w != nil && w.Content != e.Content && len(w.owners) > 0 {
 			return fmt.Errorf("add %s: %s has the same key and another interval or value", e, w.Element)
 		}
 	}
 	for _, e := range elements {
 		w := k.wanted[e.ID()]
+		if w != nil && w.Content != e.Content { // an adopted one, of nobody on record
+			delete(k.table, e.ID())
+			w = nil
+		}
 		if w == nil {
 			w = &element{Element: e, owners: map[string]bool{}}
 			k.wanted[e.ID()] = w
