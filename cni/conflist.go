@@ -16,8 +16,8 @@ const (
 	ConfDir = "/etc/cni/net.d"
 	// confSuffix is the suffix of files that runtimes read.
 	confSuffix = ".conflist"
-	// copySuffix is that of a copy of each file of Install, which runtimes do not read. It stays when podman deletes the
-	// file itself (podman network rm, prune).
+	// copySuffix is that of a copy of each file of Install, which runtimes do not read. It stays when podman deletes
+	// the file itself (podman network rm, prune).
 	copySuffix = ".installed"
 	// pluginType is the file name of the plugin's program, a link to netyard-cni.
 	pluginType = "netyard"

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -261,6 +263,9 @@ func (c *Containerd) recordProcesses(ctx context.Context) error {
 
 // FindContainer returns the container of an attachment that is being made, and its labels (see owners.of).
 func (c *Containerd) FindContainer(ctx context.Context, name string) (modes.Container, map[string]string, error) {
+	if _, err := os.Stat(c.Address); errors.Is(err, fs.ErrNotExist) { // a host of podman or CRI-O: do not wait for it
+		return modes.Container{}, nil, errdefs.ErrNotFound
+	}
 	client := c.client
 	ns, o, err := c.find(ctx, client, name)
 	if errdefs.IsUnavailable(err) { // containerd may have just started, and the connection not tried again yet

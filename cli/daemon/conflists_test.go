@@ -9,8 +9,8 @@ import (
 	"netyard/cni"
 )
 
-// TestDeletedConflists shows that a deleted configuration is reported with the commands that install it again or give it
-// up, and no longer after either.
+// TestDeletedConflists shows that a deleted configuration is reported with the commands that install it again or give
+// it up, and no longer after either.
 func TestDeletedConflists(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -22,13 +22,45 @@ const containerdConfig = `version = 2
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
 `
 
+// criConfig enables CRI. It takes the image of PauseImage for the sandboxes of pods, since there is no registry.
+const criConfig = `version = 2
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "docker.io/library/` + PauseImage + `:latest"
+  restrict_oom_score_adj = true
+`
+
 // StartContainerd starts a containerd on the host, beside the one that dockerd starts for itself, loads the image, and
 // installs netyard's plugin where ctr looks for it, and cnitool.
 func (h *Host) StartContainerd() {
+	h.report.TB().Helper()
+	h.startContainerd(containerdConfig)
+	h.CtrImport(Image, nil)
+}
+
+// StartCRI does what StartContainerd does, with CRI. Of the plugins in /opt/cni/bin only netyard's is there, also as
+// the plugin loopback, as scripts/install has it. It returns the path of the socket on this machine.
+func (h *Host) StartCRI() (socket string) {
+	t := h.report.TB()
+	t.Helper()
+	h.startContainerd(criConfig)
+	h.Sh("rm /opt/cni/bin/bandwidth /opt/cni/bin/tuning; ln -s netyard /opt/cni/bin/loopback")
+	archive, err := imageArchive(PauseImage, nil)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(h.Dir, "pause.tar"), archive, 0o644)
+	}
+	if err != nil {
+		t.Fatalf("lab: build the image %s: %v", PauseImage, err)
+	}
+	h.Ctr("-n k8s.io images import", filepath.Join(h.Dir, "pause.tar"))
+	return h.Inside(containerdSocket)
+}
+
+func (h *Host) startContainerd(configuration string) {
 	t := h.report.TB()
 	t.Helper()
 	config := filepath.Join(h.Dir, "containerd.toml")
-	if err := os.WriteFile(config, []byte(containerdConfig), 0o644); err != nil {
+	if err := os.WriteFile(config, []byte(configuration), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	h.Containerd = h.Service("containerd", "containerd", "--config", config, "--root",
@@ -40,7 +72,6 @@ func (h *Host) StartContainerd() {
 	}
 	h.Containerd.Start()
 	h.placePlugins()
-	h.CtrImport(Image, nil)
 }
 
 // CtrImport loads an image with labels into containerd, and returns its name.
@@ -127,8 +158,11 @@ func (h *Host) tryCtrRun(image, name, flags string, cmd ...string) (string, erro
 	return h.TryCtr("run -d --cni --cgroup", h.cgroup(name), flags, image, name, strings.Join(cmd, " "))
 }
 
-// cgroup returns a container's cgroup: it is below the node's, so that it is removed with that.
-func (h *Host) cgroup(name string) string { return "/" + filepath.Base(h.Dir) + "/" + name }
+// CgroupParent returns the node's cgroup: what is below it is removed with the node.
+func (h *Host) CgroupParent() string { return "/" + filepath.Base(h.Dir) }
+
+// cgroup returns a container's cgroup.
+func (h *Host) cgroup(name string) string { return h.CgroupParent() + "/" + name }
 
 // CtrPID returns the first process of a containerd container, by its PID on the host.
 func (h *Host) CtrPID(name string) string {
@@ -195,7 +229,7 @@ func (h *Host) removeOwn() error {
 	}
 	// ip makes /run/netns a mount point, which stays.
 	_, err = h.TrySh("rm -rf /etc/cni/net.d /run/netyard/tombstones; rmdir /etc/cni 2>/dev/null; " +
-		"ip -all netns del; umount /run/netns 2>/dev/null && rmdir /run/netns || true")
+		"ip -all netns del; umount /run/netns 2>/dev/null; rmdir /run/netns 2>/dev/null || true")
 	return errors.Join(append(errs, err)...)
 }
 

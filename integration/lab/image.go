@@ -16,6 +16,9 @@ import (
 // Image is the image of containers: busybox, with a shell and the usual small tools.
 const Image = "busybox"
 
+// PauseImage is an image like Image whose containers sleep, for the sandboxes of pods.
+const PauseImage = "pause"
+
 // loadImage loads the image into a fresh engine, without a registry.
 func loadImage(h *Host) error {
 	archive, err := imageArchive(Image, nil)
@@ -35,10 +38,14 @@ func imageArchive(image string, labels map[string]string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	command := []string{"sh"}
+	if image == PauseImage {
+		command = []string{"sleep", "1d"}
+	}
 	config := asJSON(map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
 		"config": map[string]any{
-			"Cmd": []string{"sh"}, "StopSignal": "SIGKILL", "Env": []string{"PATH=/bin"}, "Labels": labels,
+			"Cmd": command, "StopSignal": "SIGKILL", "Env": []string{"PATH=/bin"}, "Labels": labels,
 		},
 		"rootfs": map[string]any{
 			"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))},

@@ -33,6 +33,10 @@ umount -l .
 cd /
 mount --make-rshared / # as on a host with systemd
 
+# At the first boot: this machine's own networks, such as that of Debian's podman, are no business of the node's.
+[ -e "$DIR/disk/.booted" ] || rm -rf /etc/cni
+touch "$DIR/disk/.booted"
+
 hostname "$NAME"
 echo "127.0.0.1 localhost $NAME" >/etc/hosts
 rm -f /etc/resolv.conf

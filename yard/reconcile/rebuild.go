@@ -120,7 +120,7 @@ func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) er
 	errs := []error{y.Plan().Up(ctx, h.Mode, n)}
 	var adopted []modes.Endpoint
 	for id, s := range c.Endpoints {
-		if s.NetworkID != n.ID {
+		if s.NetworkID != n.ID || detachedSince(y, n, id, s) {
 			continue
 		}
 		e, err := adoptEndpoint(y, n, id, s)
@@ -221,6 +221,20 @@ func adoptPool(y *yard.Yard, tx store.Tx, n modes.Network, r ipam.PoolRequest) e
 		}
 	}
 	return nil
+}
+
+// detachedSince reports whether an attachment without a record has lost its link since the census: its runtime has
+// detached it meanwhile, and will not do so again. The network is held, so nobody attaches or detaches now.
+func detachedSince(y *yard.Yard, n modes.Network, id string, s SeenEndpoint) bool {
+	if s.Attachment == "" {
+		return false
+	}
+	if _, err := y.Endpoint(n.ID, id); err == nil {
+		return false
+	}
+	now, err := FindIn(y, s.Sandbox)
+	_, there := now[id]
+	return err != nil || !there
 }
 
 // adoptEndpoint makes the record of an endpoint in a census, if it has none.
