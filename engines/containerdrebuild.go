@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
+	"netyard/wake"
 	"netyard/yard/book"
 	"netyard/yard/reconcile"
 )
@@ -46,7 +47,7 @@ func (c *Containerd) RebuildAlone(ctx context.Context) error {
 			c.Log.Error("records not rebuilt", "err", err)
 			return nil
 		}
-		if !reconcile.Rebuilding(c.Yard) || !sleep(ctx, resyncInterval) {
+		if !reconcile.Rebuilding(c.Yard) || !wake.Sleep(ctx, resyncInterval) {
 			return nil
 		}
 	}

@@ -341,7 +341,7 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 	for _, e := range elements {
 		w := f.wanted[e.ID()]
 		if w != nil && w.Content != e.Content { // an adopted one, of nobody on record
-			if err := f.Change([]Element{w.Element}, f.Tx.SetDeleteElements); err != nil {
+			if err := f.Change([]Element{w.Element}, f.tx.SetDeleteElements); err != nil {
 				return nil, nil, err
 			}
 			w = nil
