@@ -48,6 +48,7 @@ func run(t *testing.T, width int, ships []ship, args ...string) (string, error) 
 	return runCommand(list.Command(width, &cli.Command{Name: "ships"}), args...)
 }
 
+// runCommand runs a command. Its tests do not run side by side: the library writes to its help flag, which is global.
 func runCommand(cmd *cli.Command, args ...string) (string, error) {
 	var out bytes.Buffer
 	app := cli.NewApp()
@@ -59,7 +60,6 @@ func runCommand(cmd *cli.Command, args ...string) (string, error) {
 
 // TestList: a list is a table in its order, with what each flag makes of it.
 func TestList(t *testing.T) {
-	t.Parallel()
 	ships := []ship{
 		{ID: "feed" + shipID, Name: "zebra"}, {ID: shipID, Name: "argo", Crew: []string{"jason", "orpheus"}},
 	}
@@ -97,7 +97,6 @@ func TestList(t *testing.T) {
 
 // TestEmptyList: without rows a table has its headings, and JSON is an array all the same.
 func TestEmptyList(t *testing.T) {
-	t.Parallel()
 	for arg, want := range map[string]string{"--no-trunc": "ID  NAME  CREW\n", "--json": "[]\n", "--quiet": ""} {
 		if got, err := run(t, 0, nil, arg); err != nil || got != want {
 			t.Errorf("%s: got %q, %v, want %q", arg, got, err, want)
@@ -107,7 +106,6 @@ func TestEmptyList(t *testing.T) {
 
 // TestListErrors: what cannot be printed is an error that says why, and a list may have a verdict of its own.
 func TestListErrors(t *testing.T) {
-	t.Parallel()
 	ships := []ship{{ID: shipID, Name: "adrift"}}
 	for _, c := range []struct {
 		args []string
@@ -131,7 +129,6 @@ func TestListErrors(t *testing.T) {
 
 // TestInspect: one value is JSON, or what a template makes of it.
 func TestInspect(t *testing.T) {
-	t.Parallel()
 	get := func(_ *cli.Context, ref string) (ship, error) {
 		if ref != "argo" {
 			return ship{}, errAdrift
@@ -153,7 +150,6 @@ func TestInspect(t *testing.T) {
 
 // TestPrintable: a name cannot control the terminal.
 func TestPrintable(t *testing.T) {
-	t.Parallel()
 	for in, want := range map[string]string{
 		"web":            "web",
 		"naïve ☃":        "naïve ☃",
