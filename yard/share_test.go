@@ -89,6 +89,7 @@ func listeners(h *kerneltest.Host) func() ([]sandbox.Listener, error) {
 
 func (r *rig) see(w *share.Watched) {
 	r.t.Helper()
+	w.Retry()
 	if err := share.Visit(r.t.Context(), r.Yard, w); err != nil {
 		r.t.Fatal(err)
 	}

@@ -22,6 +22,8 @@ const (
 	// sandboxInterval is how often the sockets of a sandbox that shares the host's addresses are listed. The kernel
 	// does not report listen(2), and a listing costs a fifth of a millisecond.
 	sandboxInterval = 250 * time.Millisecond
+	// retryInterval is how often an endpoint tries to get ports that others have, without a notification.
+	retryInterval = time.Second
 	// hostInterval is how often the sockets of the host are listed, for programs that listen on a container's port.
 	hostInterval = time.Second
 	// recordInterval is how often the records are read for endpoints that have joined, without a notification.
@@ -33,7 +35,7 @@ const (
 	MaxShared = 1024
 	// restFactor bounds the processor time that one sandbox takes, with however many sockets: after a visit it is left
 	// alone for that many times as long as the visit took, up to maxRest.
-	restFactor, maxRest = 3, 500 * time.Millisecond
+	restFactor, maxRest = 60, 500 * time.Millisecond
 )
 
 // Conflicts returns the ports that an endpoint does not have, or that a program of the host listens on as well.
@@ -65,9 +67,11 @@ type Watched struct {
 	Endpoint modes.Endpoint
 	Sandbox  *sandbox.Sandbox
 	last     []modes.Port
-	// settled: the endpoint has all ports that were wanted last. While it is false, as with conflicts, each visit tries
-	// again. For an endpoint that is only watched for its sandbox's end: the device has been seen in its sandbox.
+	// settled: the endpoint has all ports that were wanted last. While it is false, visits try again. For an endpoint
+	// that is only watched for its sandbox's end: the device has been seen in its sandbox.
 	settled bool
+	// retry is when an endpoint tries again, of whose ports others have some.
+	retry time.Time
 	// Judged is when the holders of ports that it wants were last found alive.
 	Judged map[book.Holder]time.Time
 	// logged is the text of the last error, which is not logged again.
@@ -77,6 +81,9 @@ type Watched struct {
 	// next is when it may be visited again.
 	next time.Time
 }
+
+// Retry has the next visit try again to get what others have.
+func (w *Watched) Retry() { w.retry = time.Time{} }
 
 // WatchSandboxes publishes the ports that programs listen on in sandboxes which share the host's addresses, and returns
 // devices of the host from sandboxes that have ended, until ctx ends. The published ports stay in the kernel and in the
@@ -112,6 +119,9 @@ func WatchSandboxes(ctx context.Context, y *yard.Yard) error {
 			return nil
 		case <-y.Sharing.Wake:
 			read = time.Time{}
+			for _, w := range all {
+				w.Retry()
+			}
 		case <-tick.C:
 		}
 	}
@@ -126,7 +136,7 @@ func HostChanged(y *yard.Yard, all map[string]*Watched, before []sandbox.Listene
 	}
 	if !slices.Equal(before, now) {
 		for _, w := range all {
-			w.settled = w.settled && w.Sharing == nil
+			w.settled, w.retry = w.settled && w.Sharing == nil, time.Time{}
 		}
 	}
 	return now
@@ -229,11 +239,14 @@ func Visit(ctx context.Context, y *yard.Yard, w *Watched) error {
 	}
 	want := w.limit(y, w.Sharing.Ports(w.Endpoint, ls))
 	slices.SortFunc(want, port.ComparePorts)
-	if w.settled && slices.Equal(want, w.last) {
+	if slices.Equal(want, w.last) && (w.settled || time.Now().Before(w.retry)) {
 		return nil
 	}
 	conflicts, err := grant(ctx, y, w, want)
-	w.last, w.settled = want, err == nil && len(conflicts) == 0
+	w.last, w.settled, w.retry = want, err == nil && len(conflicts) == 0, time.Time{}
+	if err == nil {
+		w.retry = time.Now().Add(retryInterval)
+	}
 	return err
 }
 
@@ -371,6 +384,9 @@ func regrant(
 		return nil, errors.Join(err, back, port.Program(context.WithoutCancel(ctx), h, is, was))
 	}
 	h.Book.Config.Changed()
+	if len(is.Ports) < len(was.Ports) { // another container may want what is free now
+		h.Book.Sharing.Wake.Send()
+	}
 	return conflicts, nil
 }
 
