@@ -109,6 +109,29 @@ func TestBucket(t *testing.T) {
 	wantError(t, err, nil, "")
 }
 
+// TestRoom shows that many records at once leave little of their pages free.
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	size := 0
+	update(t, s, func(tx Tx) error {
+		for i := range 2000 {
+			r := record{Name: fmt.Sprintf("%0150d", i), N: i}
+			size += len(r.Name)
+			if err := records.Put(tx, fmt.Sprint(i), r); err != nil { // not in the order of keys
+				return err
+			}
+		}
+		return nil
+	})
+	_ = s.View(func(tx Tx) error {
+		if n := int(tx.tx.Size()); n > 2*size {
+			t.Errorf("%d bytes of records take %d of the file", size, n)
+		}
+		return nil
+	})
+}
+
 func TestBucketEach(t *testing.T) {
 	s := newStore(t)
 	update(t, s, func(tx Tx) error {
