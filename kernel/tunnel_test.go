@@ -251,6 +251,32 @@ func TestWireGuard(t *testing.T) {
 	}
 }
 
+// TestWireGuardMasqueraded: the admin's NAT on the underlay gives WireGuard's packets another source, and perhaps
+// another port. The hosts reach each other all the same: WireGuard answers to where an authentic packet came from.
+func TestWireGuardMasqueraded(t *testing.T) {
+	t.Parallel()
+	for name, to := range map[string]string{"address": "masquerade", "address and port": "masquerade random"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			hosts := tunnels(t)
+			for _, h := range hosts { // masquerading takes the first address
+				h.Sh(t, fmt.Sprintf("ip addr flush dev eth0 scope global; ip addr add 192.0.2.10%d/24 dev eth0; "+
+					"ip addr add 192.0.2.%[1]d/24 dev eth0", h.n))
+				h.Sh(t, "nft 'table inet admin { chain out { type nat hook postrouting priority srcnat; oifname eth0 "+
+					"meta l4proto udp "+to+"; }; }'")
+			}
+			a, b := hosts[0], hosts[1]
+			must(t, a.Ensure(t.Context(), a.wg, overlay.WireGuardPeers{All: []overlay.WireGuardPeer{b.peer()}}))
+			must(t, b.Ensure(t.Context(), b.wg, overlay.WireGuardPeers{All: []overlay.WireGuardPeer{a.peer()}}))
+			for range 2 {
+				if !answers(t, a, b) || !answers(t, b, a) {
+					t.Error("the other host is not reached")
+				}
+			}
+		})
+	}
+}
+
 // TestWireGuardAsksAgain: a peer that did not answer a handshake gets a new one before WireGuard retries, and one that
 // did is left alone.
 func TestWireGuardAsksAgain(t *testing.T) {
