@@ -139,6 +139,9 @@ func (m Modes) Release(o modes.Overlay, addr netip.Addr) error { return m.A.Rele
 // CheckRoom returns why no address of a family could be granted now.
 func (m Modes) CheckRoom(o modes.Overlay, v6 bool) error { return m.A.CheckRoom(o.ID, v6) }
 
+// HostOf returns the other host that has a container with a hardware address on a network.
+func (m Modes) HostOf(o modes.Overlay, mac string) string { return m.A.HostOf(o.ID, record.MAC(mac)) }
+
 // Objects returns what this host's kernel should have because of the other hosts.
 func (m Modes) Objects(o modes.Overlay) []core.Object { return m.A.Objects(o.ID) }
 

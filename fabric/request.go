@@ -36,6 +36,16 @@ func (a *Agent) CheckRoom(network string, v6 bool) error {
 	return n.addrs.Room(v6)
 }
 
+// HostOf returns the name of the other host that has a container with a MAC address on a network; empty: none has, as
+// far as this host knows.
+func (a *Agent) HostOf(network string, mac record.MAC) string {
+	n := a.network(network)
+	if n == nil {
+		return ""
+	}
+	return n.plane.HostOf(mac)
+}
+
 // Publish records the MAC and the names of an endpoint and its addresses, and has them written to etcd, where the other
 // hosts see them.
 func (a *Agent) Publish(

@@ -86,6 +86,9 @@ type Fabric interface {
 	Release(o Overlay, addr netip.Addr) error
 	// CheckRoom returns why no address of a family could be granted now; nil: one could.
 	CheckRoom(o Overlay, v6 bool) error
+	// HostOf returns the name of the other host that has a container with a hardware address on a network; empty: none
+	// has, as far as this host knows.
+	HostOf(o Overlay, mac string) string
 	// Objects returns what this host's kernel needs for the network's peers now. The Fabric itself keeps it there.
 	Objects(o Overlay) []core.Object
 	// LeavingObjects returns the elements that stay for networks that this host has left, until the other hosts know of

@@ -15,8 +15,11 @@ import (
 	"netyard/yard/reconcile"
 )
 
-// alone is a cluster of one host.
-type alone struct{ attached []string }
+// alone is a cluster of one host, and what it knows of another one.
+type alone struct {
+	attached  []string
+	elsewhere string // the hardware address of a container on another host
+}
 
 func (*alone) Find(_ context.Context, want modes.Overlay) (modes.Overlay, error) {
 	want.ID, want.VNI = strings.Repeat("c", 32), 0x1234
@@ -42,6 +45,45 @@ func (*alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a
 	return a, nil
 }
 func (*alone) Release(modes.Overlay, netip.Addr) error { return nil }
+
+func (a *alone) HostOf(_ modes.Overlay, mac string) string {
+	if mac != "" && mac == a.elsewhere {
+		return "h2"
+	}
+	return ""
+}
+
+// TestMACElsewhere: on an overlay, a hardware address that a container on another host has is not given, and refused
+// where it is requested.
+func TestMACElsewhere(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fabric = &alone{elsewhere: "02:42:0a:14:00:05"}
+	r.host.Sh(t, "ip addr add 192.0.2.1/24 dev lo")
+	r.start()
+	must(t, r.CreateNetwork(t.Context(), modes.Network{
+		ID: netID, Mode: "overlay", Name: "blue", Options: map[string]string{"overlay": "blue"},
+		Subnets: []modes.Subnet{{
+			Pool:    netip.MustParsePrefix("10.20.0.0/16"),
+			Gateway: netip.MustParsePrefix("10.20.0.1/16"), Space: overlay.Space,
+		}},
+	}))
+	create := func(id, addr, mac string) (modes.Endpoint, error) {
+		return r.CreateEndpoint(t.Context(), modes.Endpoint{
+			ID: id, NetworkID: netID, Addrs: []netip.Prefix{netip.MustParsePrefix(addr)}, MAC: mac,
+		})
+	}
+	if e, err := create(epID, "10.20.0.5/16", ""); err != nil || e.MAC == "02:42:0a:14:00:05" || e.MAC == "" {
+		t.Errorf("by its address: %s, %v", e.MAC, err)
+	}
+	if e, err := create("ffffffffffff0002", "10.20.0.6/16", ""); err != nil || e.MAC != "02:42:0a:14:00:06" {
+		t.Errorf("by another address: %s, %v", e.MAC, err)
+	}
+	_, err := create("ffffffffffff0003", "10.20.0.7/16", "02:42:0a:14:00:05")
+	if want := "in use by a container on host h2; use another"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("requested: %v", err)
+	}
+}
 
 // TestFence shows that no traffic passes a fenced link or reaches its container's ports, that doctor and events report
 // the fence, that it survives a restart and tampering, and that unfencing restores the former state.

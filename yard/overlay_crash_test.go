@@ -67,6 +67,7 @@ func (*ledger) Down(modes.Overlay) error                   { return nil }
 func (*ledger) Detach(modes.Overlay, modes.Endpoint) error { return nil }
 func (*ledger) Name(modes.Overlay, modes.Endpoint) error   { return nil }
 func (*ledger) CheckRoom(modes.Overlay, bool) error        { return nil }
+func (*ledger) HostOf(modes.Overlay, string) string        { return "" }
 func (*ledger) LeavingObjects() ([]core.Object, error)     { return nil, nil }
 func (*ledger) Objects(modes.Overlay) (none []core.Object) { return none }
 

@@ -255,14 +255,14 @@ func (b *Book) ownerOf(mac record.MAC) (owner string) {
 	return owner
 }
 
-// HasMAC says whether any peer has a MAC address.
-func (b *Book) HasMAC(mac record.MAC) bool {
+// HostOf returns the name of the host that has a peer with a MAC address; empty: none has.
+func (b *Book) HostOf(mac record.MAC) (name string) {
 	for a := range b.byMAC[mac] {
 		if b.peers[a].MAC == mac {
-			return true
+			return b.hosts[b.addrs[a].Host].Name
 		}
 	}
-	return false
+	return ""
 }
 
 // Peers returns all peers of the network by address.

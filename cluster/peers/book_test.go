@@ -54,6 +54,9 @@ func TestBook(t *testing.T) {
 	peers()
 	put(memberOf(2), addrOf("fd20::a", 2, macA))
 	peers("10.20.0.10 "+string(macA)+" 192.0.2.2", "fd20::a "+string(macA)+" 192.0.2.2")
+	if a, b := b.HostOf(macA), b.HostOf(macB); a != hosttest.Host(2).Name || b != "" {
+		t.Errorf("the hosts of %s and %s: %q and %q", macA, macB, a, b)
+	}
 
 	warm := record.Address{Addr: netip.MustParseAddr("10.20.0.99"), Use: record.Warm}
 	warm.Network, warm.Host = hosttest.ID(9), hosttest.ID(2)

@@ -168,7 +168,7 @@ func (n *Network) split() (set []overlay.Peer, gone []netip.Addr, unused []net.H
 		case d.Old != none:
 			gone = append(gone, d.Old.Addr)
 		}
-		if d.Old != (peers.Peer{}) && !n.book.HasMAC(d.Old.MAC) {
+		if d.Old != (peers.Peer{}) && n.book.HostOf(d.Old.MAC) == "" {
 			lost[d.Old.MAC] = true
 		}
 	}
@@ -466,6 +466,13 @@ func (n *Network) Status() Status {
 		Peers: len(n.book.Peers()), Refused: n.book.Rejected(), Unsure: n.asked != n.given, Shut: n.shut,
 		Left: n.book.Unencrypted(),
 	}
+}
+
+// HostOf returns the name of the other host that has a container with a MAC address on the network; empty: none has.
+func (n *Network) HostOf(mac record.MAC) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.book.HostOf(mac)
 }
 
 // Peers returns all peers by address.

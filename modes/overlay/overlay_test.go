@@ -74,6 +74,7 @@ func (alone) Attach(modes.Overlay, modes.Endpoint) error { return nil }
 func (alone) Detach(modes.Overlay, modes.Endpoint) error { return nil }
 func (alone) Name(modes.Overlay, modes.Endpoint) error   { return nil }
 func (alone) CheckRoom(modes.Overlay, bool) error        { return nil }
+func (alone) HostOf(modes.Overlay, string) string        { return "" }
 func (alone) LeavingObjects() ([]core.Object, error)     { return nil, nil }
 func (alone) Objects(modes.Overlay) (none []core.Object) { return none }
 func (alone) Grant(context.Context, modes.Overlay, string, netip.Addr, bool) (a netip.Addr, err error) {

@@ -25,12 +25,21 @@ func KeepMAC(y *book.Book, tx store.Tx, n modes.Network, e *modes.Endpoint) erro
 		return nil
 	}
 	other, err := macHolder(y, tx, n, *e)
-	switch {
-	case err != nil || other.ID == "":
+	if err != nil {
 		return err
+	}
+	host := ""
+	if c := y.Traits(n).Cluster; c != nil && y.Config.Fabric != nil {
+		host = y.Config.Fabric.HostOf(*c, e.MAC)
+	}
+	switch {
+	case other.ID == "" && host == "":
+		return nil
 	case asked == "":
 		e.MAC = modes.LocalMAC(e.ID).String()
 		return nil
+	case other.ID == "":
+		return fmt.Errorf("mac-address %s: %w by a container on host %s; use another", asked, book.ErrInUse, host)
 	}
 	h := book.Holder{Network: other.NetworkID, Endpoint: other.ID}
 	return &book.HeldError{
