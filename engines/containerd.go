@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"google.golang.org/grpc"
 
 	"netyard/modes"
 	"netyard/wake"
@@ -36,6 +37,8 @@ const (
 	labelName = "nerdctl/name"
 	// connectTimeout bounds one attempt to connect, and the time between attempts.
 	connectTimeout = 2 * time.Second
+	// unreachable is the log message of a containerd that does not run.
+	unreachable = "containerd not reachable; netyard works without it"
 )
 
 // dockerNamespaces returns the namespaces in which containerd has Docker's containers and plugins. These use Docker's
@@ -65,7 +68,9 @@ func NewContainerd(address string, log *slog.Logger) (c *Containerd, err error) 
 	if address == "" {
 		return c, nil
 	}
-	if c.client, err = containerd.New(address, containerd.WithTimeout(connectTimeout)); err != nil {
+	c.client, err = containerd.New(address, containerd.WithTimeout(connectTimeout),
+		containerd.WithExtraDialOpts([]grpc.DialOption{dialOnce(address)}))
+	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
 	return c, nil
@@ -88,6 +93,17 @@ func (c *Containerd) Poke() {
 func (c *Containerd) Run(ctx context.Context) error {
 	wait, silent := pokeDelay, false
 	for {
+		if !exists(c.Address) {
+			if !silent {
+				c.Log.Info(unreachable, "containerd", c.Address, "err", "it does not run: there is no socket")
+			}
+			if err := awaitFile(ctx, c.Address); err == nil {
+				wait = pokeDelay
+			} else if ctx.Err() == nil {
+				c.Log.Warn("containerd's socket not watched", "containerd", c.Address, "err", err)
+			}
+			silent = true
+		}
 		began := time.Now()
 		err := c.follow(ctx)
 		if ctx.Err() != nil {
@@ -97,7 +113,7 @@ func (c *Containerd) Run(ctx context.Context) error {
 			wait, silent = pokeDelay, false
 		}
 		if !silent {
-			c.Log.Info("containerd not reachable; netyard works without it", "containerd", c.Address, "err", err)
+			c.Log.Info(unreachable, "containerd", c.Address, "err", err)
 		}
 		silent = true
 		if !wake.Sleep(ctx, wait) {

@@ -123,7 +123,8 @@ func owners() []rule {
 		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "only one place calls engines"},
 		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest cluster/hosttest", "testing", "tests are not part of the program"},
 		{"names", "github.com/miekg/dns", "only one place answers name queries"},
-		{"cluster/etcd cluster/hosttest", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/* google.golang.org/grpc google.golang.org/grpc/*", "only one place calls etcd"},
+		{"cluster/etcd cluster/hosttest", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/*", "only one place calls etcd"},
+		{"cluster/etcd cluster/hosttest engines integration", "google.golang.org/grpc google.golang.org/grpc/*", "only one place calls etcd, and one the engines"},
 	}
 }
 
