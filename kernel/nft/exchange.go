@@ -209,10 +209,17 @@ type Transaction struct {
 
 var errQuery = errors.New("a transaction cannot query the kernel")
 
-// newTransaction returns an empty transaction. google/nftables encodes the messages and does not expose them, so it
-// gets a fake socket that stores them.
+// newTransaction returns an empty transaction.
 func newTransaction() *Transaction {
 	t := &Transaction{}
+	t.empty()
+	return t
+}
+
+// empty removes all messages. google/nftables encodes them and does not expose them, so it gets a fake socket that
+// stores them.
+func (t *Transaction) empty() {
+	t.msgs = nil
 	t.Conn = &nftables.Conn{TestDial: func(msgs []netlink.Message) ([]netlink.Message, error) {
 		if len(msgs) < 2 || msgs[0].Header.Type != unix.NFNL_MSG_BATCH_BEGIN {
 			return nil, errQuery
@@ -220,7 +227,6 @@ func newTransaction() *Transaction {
 		t.msgs = append(t.msgs, msgs[1:len(msgs)-1]...)
 		return nil, io.EOF
 	}}
-	return t
 }
 
 // add appends a message that google/nftables cannot encode.
