@@ -209,16 +209,11 @@ type Transaction struct {
 
 var errQuery = errors.New("a transaction cannot query the kernel")
 
-// newTransaction returns an empty transaction.
-func newTransaction() *Transaction {
-	t := &Transaction{}
-	t.empty()
-	return t
-}
+func newTransaction() *Transaction { return new(Transaction).empty() }
 
-// empty removes all messages. google/nftables encodes them and does not expose them, so it gets a fake socket that
-// stores them.
-func (t *Transaction) empty() {
+// empty removes all messages, and returns the transaction. google/nftables encodes them and does not expose them: it
+// gets a fake socket that stores them.
+func (t *Transaction) empty() *Transaction {
 	t.msgs = nil
 	t.Conn = &nftables.Conn{TestDial: func(msgs []netlink.Message) ([]netlink.Message, error) {
 		if len(msgs) < 2 || msgs[0].Header.Type != unix.NFNL_MSG_BATCH_BEGIN {
@@ -227,6 +222,7 @@ func (t *Transaction) empty() {
 		t.msgs = append(t.msgs, msgs[1:len(msgs)-1]...)
 		return nil, io.EOF
 	}}
+	return t
 }
 
 // add appends a message that google/nftables cannot encode.
