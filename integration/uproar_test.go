@@ -310,7 +310,7 @@ func (u *uproar) differences() (wrong []string) {
 			have = append(have, "link "+link)
 		}
 	}
-	have = append(have, u.portsInKernel(ask("nft list set inet netyard loop"))...)
+	have = append(have, u.portsInKernel(ask("nft list set inet netyard loop4"))...)
 	slices.Sort(want)
 	return append(wrong, differ(have, want)...)
 }

@@ -23,8 +23,8 @@ const wayPackages = "netyard/cni/door,netyard/yard/..."
 // mostEntered limits how many functions a CNI ADD enters, so that its way does not grow unnoticed. ADR 27 says what the
 // numbers are good for.
 var mostEntered = map[string]int{
-	"first":  175, // it makes its network
-	"second": 146,
+	"first":  181, // it makes its network
+	"second": 153,
 }
 
 // TestWay counts the functions that a CNI ADD enters from the decoding of its request to its answer. Those that only

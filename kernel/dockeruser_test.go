@@ -106,14 +106,14 @@ func TestFlushRuleset(t *testing.T) {
 	if err := h.Ensure(t.Context(), elements()...); err != nil {
 		t.Fatal(err)
 	}
-	before := h.Sh(t, "nft list ruleset")
+	before := listing(t, h, "nft")
 	h.Watched(t)
 	for _, cmd := range []string{
 		"nft flush ruleset", "nft delete table inet netyard", "nft delete table bridge netyard",
 		"nft flush chain inet netyard forward", "nft delete element inet netyard bridges { nyb-a }",
 	} {
 		h.Sh(t, cmd)
-		eventually(t, "the ruleset is back after "+cmd, func() bool { return h.Sh(t, "nft list ruleset") == before })
+		eventually(t, "the ruleset is back after "+cmd, func() bool { return listing(t, h, "nft") == before })
 	}
 	h.Sh(t, "nft flush ruleset")
 	more := nft.InterfaceIn(bridge.Bridges, "nyb-c")
@@ -123,7 +123,7 @@ func TestFlushRuleset(t *testing.T) {
 	if err := h.Remove(more); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the ruleset is back", func() bool { return h.Sh(t, "nft list ruleset") == before })
+	eventually(t, "the ruleset is back", func() bool { return listing(t, h, "nft") == before })
 }
 
 // TestForwardingRestricted shows that, where netyard turned forwarding on, the host routes for its containers only,

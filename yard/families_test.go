@@ -218,13 +218,14 @@ func TestHandOver(t *testing.T) {
 		"[::]:32768->80/tcp 0.0.0.0:500->53/udp [::]:500->53/udp"
 	four := " 0.0.0.0:9000-9002->9000-9002/tcp 0.0.0.0:32768->80/tcp 0.0.0.0:500->53/udp"
 	for name, c := range map[string]struct {
-		second        []string
-		four, six     string // the gateways then
-		restart, want string
+		second          []string
+		four, six       string // the gateways then
+		meanwhile, want string
 	}{
 		"to a dual-stack network":            {[]string{"10.8.0.0/24", "fd00:8::/64"}, "b", "b", "", "b" + dual},
 		"to one of another family":           {[]string{"10.8.0.0/24"}, "b", "", "", "b" + four},
 		"the daemon was restarted meanwhile": {[]string{"10.8.0.0/24"}, "b", "", "restart", "b" + four},
+		"it was found lost meanwhile":        {[]string{"10.8.0.0/24"}, "b", "", "found", "b" + four},
 		"the other one is no gateway":        {[]string{"10.8.0.0/24"}, "docker", "", "", ""},
 		"the container stops":                {[]string{"10.8.0.0/24"}, "", "", "", ""},
 	} {
@@ -238,10 +239,14 @@ func TestHandOver(t *testing.T) {
 			p.has("before", "a"+dual)
 			p.leaves("a", func() {
 				p.routes(c.four, c.six)
-				if c.restart == "" {
-					return
+				var err error
+				switch c.meanwhile {
+				case "restart":
+					err = p.restart(t.Context())
+				case "found":
+					err = p.y.RemoveEndpoint(t.Context(), "a", "ea")
 				}
-				if err := p.restart(t.Context()); err != nil {
+				if err != nil {
 					t.Fatal(err)
 				}
 			})

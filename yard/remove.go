@@ -92,5 +92,8 @@ func (y *Yard) Remove(ctx context.Context, h *book.Held) error {
 	}
 	y.Config.Log.Info("endpoint removed without a request of its engine",
 		"network", n.Name, "network_id", n.ID, "endpoint", e.ID, "container", e.Container.Name)
+	if e.Left != "" { // its engine was about to delete it, and its ports go on as in DeleteEndpoint
+		y.Config.Background(func() { handOver(y, e) }) //nolint:contextcheck // the caller does not wait for it
+	}
 	return errors.Join(overlay.ReleaseOf(y.Book, n, e), enforce.Enforce(ctx, y.Book))
 }

@@ -209,10 +209,12 @@ type Transaction struct {
 
 var errQuery = errors.New("a transaction cannot query the kernel")
 
-// newTransaction returns an empty transaction. google/nftables encodes the messages and does not expose them, so it
+func newTransaction() *Transaction { return new(Transaction).empty() }
+
+// empty removes all messages, and returns the transaction. google/nftables encodes them and does not expose them: it
 // gets a fake socket that stores them.
-func newTransaction() *Transaction {
-	t := &Transaction{}
+func (t *Transaction) empty() *Transaction {
+	t.msgs = nil
 	t.Conn = &nftables.Conn{TestDial: func(msgs []netlink.Message) ([]netlink.Message, error) {
 		if len(msgs) < 2 || msgs[0].Header.Type != unix.NFNL_MSG_BATCH_BEGIN {
 			return nil, errQuery

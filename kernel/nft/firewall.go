@@ -273,14 +273,14 @@ func (f *Firewall) AddChains(t *nftables.Table, chains []rule.Chain) {
 	}
 }
 
-// Flush sends the transaction.
+// Flush sends the transaction. It is empty then.
 func (f *Firewall) Flush(act string) error {
 	if f.inMemory {
-		f.tx = newTransaction()
+		f.tx.empty()
 		return nil
 	}
 	msgs, err := f.tx.all()
-	f.tx = newTransaction()
+	f.tx.empty()
 	err = errors.Join(err, rule.WithFieldNames(msgs, f.Rules.Sets))
 	if err == nil && len(msgs) > 0 {
 		err = f.out.exchange(act, msgs)
