@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -279,7 +277,7 @@ func (c *Containerd) recordProcesses(ctx context.Context) error {
 
 // FindContainer returns the container of an attachment that is being made, and its labels (see owners.of).
 func (c *Containerd) FindContainer(ctx context.Context, name string) (modes.Container, map[string]string, error) {
-	if _, err := os.Stat(c.Address); errors.Is(err, fs.ErrNotExist) { // a host of podman or CRI-O: do not wait for it
+	if !exists(c.Address) { // a host of podman or CRI-O: do not wait for it
 		return modes.Container{}, nil, errdefs.ErrNotFound
 	}
 	client := c.client

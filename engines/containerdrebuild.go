@@ -2,10 +2,7 @@ package engines
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -20,7 +17,7 @@ import (
 // containers and of other runtimes.
 func (c *Containerd) Rebuild(ctx context.Context) error {
 	census := reconcile.Census{Engine: book.Containerd, Endpoints: map[string]reconcile.SeenEndpoint{}}
-	if _, err := os.Stat(c.Address); c.client != nil && !errors.Is(err, fs.ErrNotExist) {
+	if c.client != nil && exists(c.Address) {
 		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 		defer cancel()
 		if err := c.addRunning(ctx, census); err != nil {
