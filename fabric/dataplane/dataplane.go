@@ -322,14 +322,18 @@ type hostAddr struct {
 // Ensure sets the addresses that the host has now.
 func (a hostAddr) Ensure(*core.Handle) error { return a.keeper.tellHostAddrs() }
 
+// isRemoved reports whether the network was removed from this host.
+func (n *Network) isRemoved() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.removed
+}
+
 // tellHostAddrs sets the host's own addresses as they are now.
 func (n *Network) tellHostAddrs() error {
 	n.turn.Lock()
 	defer n.turn.Unlock()
-	n.mu.Lock()
-	removed := n.removed
-	n.mu.Unlock()
-	if removed {
+	if n.isRemoved() {
 		return nil
 	}
 	return n.setHostAddrs()
@@ -339,10 +343,7 @@ func (n *Network) tellHostAddrs() error {
 func (n *Network) TellPeers() error {
 	n.turn.Lock()
 	defer n.turn.Unlock()
-	n.mu.Lock()
-	removed := n.removed
-	n.mu.Unlock()
-	if removed {
+	if n.isRemoved() {
 		return nil
 	}
 	err := n.setPeers(n.c.Read())
