@@ -27,7 +27,7 @@ func PeerOf(c net.Conn) Process { return sandbox.PeerOf(c) }
 // removeTime bounds the wait for the locks of a dead endpoint: a request for it may be in progress.
 const removeTime = 3 * time.Second
 
-// RetryWithoutDead runs a request. If it fails because of what dead endpoints have (book.HeldError), Past removes those
+// RetryWithoutDead runs a request. If it fails because of what dead endpoints have (book.HeldError), it removes those
 // endpoints and runs the request again. When do fails, it must have undone what it did, and hold no lock.
 func (y *Yard) RetryWithoutDead(ctx context.Context, do func(*live.Check) error) error {
 	j := live.NewCheck(y.Book)
