@@ -350,7 +350,7 @@ func pinged(t *testing.T, c *kerneltest.Host, to netip.Addr, count int, flags st
 	return back
 }
 
-// TestEncryptedHosts: between containers of two hosts nothing is to be read on the wire, over 10,000 packets: not
+// TestEncryptedHosts: between containers of two hosts nothing is to be read on the wire, over thousands of packets: not
 // before there is a session of WireGuard's, not when the device is taken away, not while no daemon runs, and not while
 // a key becomes another.
 func TestEncryptedHosts(t *testing.T) {
@@ -469,12 +469,12 @@ func (p *pair) begin() {
 
 func (p *pair) mtu() int { return map[bool]int{false: 1370, true: 1350}[p.one.v6] }
 
-// much: 10,000 packets, and some that are as large as can be.
+// much: thousands of packets, and some that are as large as can be.
 func (p *pair) much() {
 	t := p.t
 	t.Helper()
 	const header = 28
-	pings := map[bool]int{false: 5000, true: 500}[p.one.v6] // and as many answers
+	pings := map[bool]int{false: 1500, true: 250}[p.one.v6] // and as many answers
 	size := p.mtu() - header
 	if pinged(t, p.c1, p.to(), 3, fmt.Sprint("-W 5 -M do -s ", size)) == 0 ||
 		pinged(t, p.c1, p.to(), 1, fmt.Sprint("-W 1 -M do -s ", size+1)) != 0 {
@@ -482,7 +482,7 @@ func (p *pair) much() {
 	}
 	at := p.quiet("full packets")
 	back := pinged(t, p.c1, p.to(), pings, "-f")
-	sealed := (p.quiet("10,000 packets") - at) / len(p.taps)
+	sealed := (p.quiet("many packets") - at) / len(p.taps)
 	t.Logf("%d of %d pings came back; on the wire %d packets of WireGuard's, none in clear", back, pings, sealed)
 	if sealed < back*2 || back == 0 {
 		t.Errorf("%d of %d pings came back, by %d packets", back, pings, sealed)
