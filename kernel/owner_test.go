@@ -19,7 +19,7 @@ func TestOwnedTables(t *testing.T) {
 	if err := h.Ensure(t.Context(), elements()...); err != nil {
 		t.Fatal(err)
 	}
-	list := func() string { return h.Sh(t, "nft list ruleset") }
+	list := func() string { return listing(t, h, "nft") }
 	full := list()
 	if !strings.Contains(full, "flags owner") {
 		// The kernel is older than 6.9. TestFlushRuleset shows what netyard does there instead.

@@ -9,10 +9,13 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestVerifyIn(t *testing.T) {
@@ -40,6 +43,9 @@ func examiner(argv ...string) func(context.Context, string) error {
 // TestExaminerFails: if the check is killed, cannot run or prints something else, it is run again, and the file stays
 // where it is and is not opened. A check that reports a damaged file is believed at once.
 func TestExaminerFails(t *testing.T) {
+	hangups := make(chan os.Signal, 1) // handled here, hangups are not ignored by the check, as below nohup
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "state.db")
 	s := open(t, Config{Path: path})
