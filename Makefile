@@ -3,8 +3,8 @@ GOBIN := $(shell go env GOPATH)/bin
 
 .PHONY: build test lint fuzz bench cover
 
-build: # static binaries, the same whoever builds them
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/netyard .
+build: # static programs without symbols, the same whoever builds them
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/netyard .
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o bin/netyard-cni ./cni/netyard-cni
 
 test: # everything; needs root, and installs what is missing

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -159,6 +160,24 @@ func TestDocsIndex(t *testing.T) {
 				t.Errorf("%s does not link to %s", index, name)
 			}
 		}
+	}
+}
+
+// TestDocsBenchmarks: docs/performance.md has a table for each that benchmarks report rows of, and no other.
+func TestDocsBenchmarks(t *testing.T) {
+	t.Parallel()
+	find := func(pattern, text string, into map[string]bool) {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+			into[m[1]] = true
+		}
+	}
+	reported, there := map[string]bool{}, map[string]bool{}
+	for _, name := range tracked(t, "*bench*_test.go") {
+		find(`\bTable: "(\w+)"`, read(t, name), reported)
+	}
+	find(`<!-- bench: (\w+) -->\n\|`, read(t, "docs/performance.md"), there)
+	if !maps.Equal(reported, there) || len(there) == 0 {
+		t.Errorf("benchmarks report the tables %v; the page has, with rows, %v", reported, there)
 	}
 }
 

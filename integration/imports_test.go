@@ -101,6 +101,7 @@ func layers() []rule {
 		{"kernel/kerneltest", kernel, "tests of every layer use it"},
 		{"integration", "* */*", ""},
 		{"integration/*", "", "the lab uses netyard as a user does"},
+		{"integration/turns/write", "integration/turns", "it writes the tables of what was measured"},
 	}
 }
 
@@ -121,7 +122,7 @@ func owners() []rule {
 		{"cli/daemon engines", "netyard/driver", "only one place composes the daemon; engines uses Docker's terms from it"},
 		{"cli", "netyard/cli/daemon", "a command asks the daemon, and is none"},
 		{"engines", "github.com/containerd/containerd/* github.com/containerd/containerd/*/* github.com/containerd/containerd/*/*/* github.com/moby/moby/*", "only one place calls engines"},
-		{"kernel/kerneltest modes/modetest integration/lab cluster/clustertest cluster/hosttest", "testing", "tests are not part of the program"},
+		{"kernel/kerneltest modes/modetest integration/lab integration/turns cluster/clustertest cluster/hosttest", "testing", "tests are not part of the program"},
 		{"names", "github.com/miekg/dns", "only one place answers name queries"},
 		{"cluster/etcd cluster/hosttest", "go.etcd.io/etcd/* go.etcd.io/etcd/*/* go.etcd.io/etcd/*/*/*", "only one place calls etcd"},
 		{"cluster/etcd cluster/hosttest engines integration", "google.golang.org/grpc google.golang.org/grpc/*", "only one place calls etcd, and one the engines"},

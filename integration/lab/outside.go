@@ -133,3 +133,19 @@ func (p plug) disconnect() {
 		p.lan.Outside.TrySh("ip link del", p.port())
 	}
 }
+
+// Cable connects two nodes by a veth pair whose ends both have this name, and these addresses if they are not empty.
+func Cable(t testing.TB, a, b *Node, name string, addrs ...string) {
+	t.Helper()
+	link := fmt.Sprintf("ip link add %s netns %d type veth peer name %[1]s netns %[3]d", name, a.initPID(), b.initPID())
+	_, err := run("/bin/sh", []string{"-ec", link}, nothing, startHere)
+	if err != nil {
+		t.Fatalf("lab: connect %s and %s: %v", a.Name, b.Name, err)
+	}
+	for i, n := range []*Node{a, b} {
+		n.Sh("ip link set", name, "up")
+		if i < len(addrs) && addrs[i] != "" {
+			n.Sh("ip addr add", addrs[i], "dev", name)
+		}
+	}
+}

@@ -1,47 +1,21 @@
-package integration
+package bench
 
 import (
 	"fmt"
 	"net"
-	"slices"
 	"testing"
 	"time"
 
 	"netyard/integration/lab"
+	"netyard/integration/turns"
 )
-
-// A yardstick is one of several operations that a benchmark measures in turn, so that other load on the machine affects
-// all alike.
-type yardstick struct {
-	name string
-	do   func() // the operation
-	took []time.Duration
-}
-
-// inTurn measures each operation once per iteration, and reports the medians in a unit of time.
-func inTurn(b *testing.B, unit time.Duration, unitName string, sticks ...*yardstick) {
-	b.Helper()
-	b.ResetTimer()
-	for range b.N {
-		for _, s := range sticks {
-			start := time.Now()
-			s.do()
-			s.took = append(s.took, time.Since(start))
-		}
-	}
-	b.StopTimer()
-	for _, s := range sticks {
-		slices.Sort(s.took)
-		b.ReportMetric(float64(s.took[len(s.took)/2])/float64(unit), s.name+"-"+unitName)
-	}
-}
 
 // BenchmarkConnections measures new connections from another machine to a published port, with one and with many
 // published ports, on netyard's bridge and on Docker's own: four hosts in turn, 200 connections each. Docker has only
 // 500 ports, since it takes minutes to publish ten thousand.
 func BenchmarkConnections(b *testing.B) {
 	const one, many, dockersMany, turn = 1, 10_000, 500, 200
-	var sticks []*yardstick
+	var sides []turns.Side
 	for _, c := range []struct {
 		name, network string
 		ports         int
@@ -66,9 +40,14 @@ func BenchmarkConnections(b *testing.B) {
 		}
 		h.In("web").Listen("tcp", ":80")
 		h.Outside.Dial("tcp", h.IP+":20000")
-		sticks = append(sticks, &yardstick{name: c.name, do: func() { connect(b, h, h.IP+":20000", turn) }})
+		sides = append(sides, turns.Timed(c.name, func() { connect(b, h, h.IP+":20000", turn) }, nil))
 	}
-	inTurn(b, time.Microsecond*turn, "µs", sticks...)
+	r := turns.Take(b, 30, sides...)
+	for _, name := range []string{"netyard", "docker"} {
+		many := map[string]string{"netyard": "netyard-10000", "docker": "docker-500"}[name]
+		b.ReportMetric(r.Median(many)/r.Median(name+"-1"), name+"-ratio")
+		b.ReportMetric(1000*r.Median(many)/turn, name+"-many-µs")
+	}
 }
 
 // connect opens connections and closes each at once.
@@ -106,15 +85,24 @@ func BenchmarkPublish(b *testing.B) {
 		return func() { h.Docker("run -d --name web --network", network, ports, "busybox sleep 1d") }
 	}
 	stop := func() { h.Docker("rm -f web") }
-	var sticks []*yardstick
+	var sides []turns.Side
+	stops := turns.Rounds{}
 	for _, c := range []struct{ name, network, ports string }{
 		{"one", "net", port},
 		{"range", "net", ranges},
 		{"engine-one", "none", port},
 		{"engine-range", "none", ranges},
 	} {
-		sticks = append(sticks, &yardstick{name: c.name + "-start", do: start(c.network, c.ports)},
-			&yardstick{name: c.name + "-stop", do: stop})
+		begin := start(c.network, c.ports)
+		sides = append(sides, turns.Side{Name: c.name, Measure: func() float64 {
+			took := turns.Milliseconds(begin)
+			stops[c.name] = append(stops[c.name], turns.Milliseconds(stop))
+			return took
+		}})
 	}
-	inTurn(b, time.Millisecond, "ms", sticks...)
+	starts := turns.Take(b, 8, sides...)
+	for _, s := range sides {
+		b.ReportMetric(starts.Median(s.Name), s.Name+"-start-ms")
+		b.ReportMetric(stops.Median(s.Name), s.Name+"-stop-ms")
+	}
 }

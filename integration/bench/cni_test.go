@@ -1,13 +1,16 @@
-package integration
+package bench
 
 import (
 	"fmt"
-	"slices"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
 	"netyard/integration/lab"
+	"netyard/integration/turns"
 )
 
 // besides calls netyard's plugin and the chain of Debian's plugins that nerdctl configures for its own networks in
@@ -38,29 +41,62 @@ for i in $(seq $ROUNDS); do
 done
 ip link del deb0`
 
-// BenchmarkCNI measures how long a runtime waits for plugins when a container with one published port starts and stops,
-// with netyard's plugin and with the chain of Debian's plugins, in one run. The medians are in docs/performance.md.
-func BenchmarkCNI(b *testing.B) {
+// BenchmarkRowCNI measures how long a runtime waits for plugins when a container with one published port starts and
+// stops, with netyard's plugin beside the chain of Debian's plugins.
+func BenchmarkRowCNI(b *testing.B) {
 	h := lab.New(b, lab.Engine2010)
 	h.Netyard.Program = lab.BuildShipped(b)
 	h.Netyard.Start()
 	h.StartContainerd()
 	h.Sh("netyard network create web --subnet 10.77.0.0/16")
-	b.ResetTimer()
 	h.Sh(fmt.Sprintf("cat > %s/besides <<'END'\n%s\nEND", h.Dir, besides))
-	out := h.Sh(fmt.Sprintf("ROUNDS=%d bash %s/besides", b.N, h.Dir))
+	out := h.Sh(fmt.Sprintf("ROUNDS=%d bash %s/besides", turns.Scaled(25, 3), h.Dir))
 	h.Netyard.Stop() // disables the check for leftovers, which Debian's plugins would fail
-	times := map[string][]float64{}
+	r := turns.Rounds{}
 	for line := range strings.Lines(out) {
 		f := strings.Fields(line)
 		us, err := strconv.ParseFloat(f[len(f)-1], 64)
 		if len(f) != 3 || err != nil {
 			b.Fatalf("unexpected output %q", line)
 		}
-		times[f[1]+"-"+f[0]] = append(times[f[1]+"-"+f[0]], us/1000)
+		r[f[1]+"-"+f[0]] = append(r[f[1]+"-"+f[0]], us/1000)
 	}
-	for what, all := range times {
-		slices.Sort(all)
-		b.ReportMetric(all[len(all)/2], what+"-ms")
+	for _, c := range []struct {
+		command string
+		goal    float64
+	}{{"ADD", 25}, {"DEL", 20}} {
+		r.Row(b, turns.Row{
+			Table: "cni", What: "CNI " + c.command, Unit: "ms", Beside: "Debian's plugins", Inverse: true,
+			AtLeast: c.goal,
+		}, c.command+"-netyard", c.command+"-chain")
 	}
+}
+
+// BenchmarkRowPlugin measures the plugin's process, which says its version, beside a Go program that does nothing.
+func BenchmarkRowPlugin(b *testing.B) {
+	source := filepath.Join(b.TempDir(), "main.go")
+	empty := filepath.Join(b.TempDir(), "empty")
+	if err := os.WriteFile(source, []byte("package main\n\nfunc main() {}\n"), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", empty, source)
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	start := func(program string) func() {
+		return func() {
+			c := exec.Command(program)
+			c.Env = []string{"CNI_COMMAND=VERSION"}
+			c.Stdin = strings.NewReader(`{"cniVersion":"1.0.0"}`)
+			if out, err := c.CombinedOutput(); err != nil {
+				b.Fatalf("%s: %v: %s", program, err, out)
+			}
+		}
+	}
+	turns.Take(b, 60,
+		turns.Timed("netyard", start(lab.BuildPlugin(b)), nil), turns.Timed("empty", start(empty), nil),
+	).Row(b, turns.Row{
+		Table: "cni", What: "the plugin's `VERSION`", Unit: "ms", Beside: "an empty Go program", AtMost: 1.2,
+	}, "netyard", "empty")
 }
