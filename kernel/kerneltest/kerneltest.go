@@ -264,6 +264,9 @@ var volatile = regexp.MustCompile(strings.Join([]string{
 	`state (UNKNOWN|UP|DOWN|LOWERLAYERDOWN|disabled|forwarding) `, `tso_max_(size|segs) \d+`,
 }, "|"))
 
+// segments matches the sizes of segments: a bridge takes large ones only since its first port, and keeps them.
+var segments = regexp.MustCompile(`g[sr]o_(ipv4_)?max_size \d+`)
+
 // kernelRoute matches the routes that the kernel adds for each address; for IPv6 it does so with a delay.
 var kernelRoute = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*proto kernel`)
 
@@ -271,6 +274,9 @@ var kernelRoute = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*pro
 func Normal(dump string) string {
 	lines := strings.Split(dump, "\n")
 	for i, l := range lines {
+		if strings.Contains(l, " bridge forward_delay") {
+			l = segments.ReplaceAllString(l, "")
+		}
 		lines[i] = strings.Join(strings.Fields(volatile.ReplaceAllString(l, "")), " ")
 	}
 	lines = slices.DeleteFunc(lines, func(l string) bool { return l == "" || kernelRoute.MatchString(l) })
