@@ -13,12 +13,13 @@ import (
 
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
+	"netyard/kernel/gso"
 	"netyard/kernel/nft"
 	"netyard/wake"
 )
 
 // Changes reports changes that may have affected an object: changes to links, bridge ports, addresses and queueing
-// disciplines, and the removal of routes and neighbours. Several changes may be reported as one.
+// disciplines, the removal of routes and neighbours, and new default routes. Several changes may be reported as one.
 func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
 	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC)
@@ -46,14 +47,16 @@ func isRelevant(m syscall.NetlinkMessage) bool {
 		neighSize     = 12
 	)
 	switch m.Header.Type {
-	case unix.RTM_NEWROUTE, unix.RTM_NEWNEIGH:
+	case unix.RTM_NEWNEIGH:
 		return false
+	case unix.RTM_NEWROUTE:
+		return gso.MayTell(m.Data)
 	case unix.RTM_DELROUTE:
 		if len(m.Data) <= routeProtocol {
 			return false
 		}
 		protocol := m.Data[routeProtocol]
-		return protocol == unix.RTPROT_KERNEL || protocol == core.RouteProtocol
+		return protocol == unix.RTPROT_KERNEL || protocol == core.RouteProtocol || gso.MayTell(m.Data)
 	case unix.RTM_DELNEIGH:
 		return len(m.Data) >= neighSize && (binary.NativeEndian.Uint16(m.Data[neighState:])&unix.NUD_PERMANENT != 0 ||
 			m.Data[neighFlags]&unix.NTF_PROXY != 0)

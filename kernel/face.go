@@ -14,6 +14,7 @@ import (
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/device"
+	"netyard/kernel/gso"
 	"netyard/kernel/lan"
 	"netyard/kernel/nft"
 	"netyard/kernel/others"
@@ -69,7 +70,7 @@ func (k *Kernel) look(firewall bool) (*Snapshot, error) {
 		return nil, err
 	}
 	for _, read := range []func(*core.View) error{
-		bridge.ReadLimits, bridge.ReadProxies, nft.LookAtElements, beside.ReadChains,
+		bridge.ReadLimits, bridge.ReadProxies, nft.LookAtElements, beside.ReadChains, gso.Look,
 	} {
 		if err := read(v); err != nil {
 			return nil, err

@@ -1,9 +1,23 @@
 package modes
 
-import "fmt"
+import (
+	"fmt"
+
+	"netyard/kernel/gso"
+)
+
+// Auto is the value of an option that netyard decides by what the host can do.
+const Auto = "auto"
 
 // Options of several modes. Options of one mode are in its folder.
 var (
+	// BigTCP says whether TCP may use segments of more than 64 KiB on the network's links.
+	BigTCP = EnumOption{
+		Name: "big_tcp", Set: true, Default: Auto, Values: []string{Auto, "false", "true"},
+		Help: "let TCP send segments of more than 64 KiB (BIG TCP) between containers: " +
+			"auto where every link takes them by which packets leave the network; " +
+			"true refuses a network where one does not",
+	}
 	// Bind names the host's addresses on which ports are published.
 	Bind = AddrsOption{
 		Name: "bind", Docker: []string{"com.docker.network.bridge.host_binding_ipv4"},
@@ -56,4 +70,16 @@ func (n Network) CheckMTU(mtu int) error {
 // MTURefusal returns an error that says why an MTU is refused.
 func MTURefusal(mtu int, why string, args ...any) error {
 	return Refuse("%s=%d: %s", MTU.Name, mtu, fmt.Sprintf(why, args...))
+}
+
+// CheckBigTCP refuses segments of more than 64 KiB that the host cannot have, if they were asked for.
+func CheckBigTCP(f Facts, n Network, want gso.Want) error {
+	if BigTCP.Of(n) != "true" {
+		return nil
+	}
+	limit, err := f.SegmentLimit(want)
+	if err != nil || limit.Big() {
+		return err
+	}
+	return BigTCP.Row().Refuse(n, "%s", limit.Reason)
 }

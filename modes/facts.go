@@ -7,6 +7,7 @@ import (
 
 	"netyard/kernel/core"
 	"netyard/kernel/device"
+	"netyard/kernel/gso"
 )
 
 // Facts tell a mode what it may know of the host. Package plan reads them from the kernel; tests invent them.
@@ -26,6 +27,8 @@ type Facts interface {
 	LinkAddrs(link string) ([]netip.Prefix, error)
 	// ReversePath returns the value of rp_filter that is in effect on a link (ip-sysctl.rst).
 	ReversePath(link string) (string, error)
+	// SegmentLimit returns how large the segments of a network may be.
+	SegmentLimit(want gso.Want) (gso.Limit, error)
 	// Device returns the state of a network card of the host; an error says why no container can have it.
 	Device(name string) (device.State, error)
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"netyard/kernel/dhcp"
+	"netyard/kernel/gso"
 	"netyard/kernel/sandbox"
 )
 
@@ -38,6 +39,8 @@ type Traits struct {
 	HostLink string
 	// LAN is the LAN whose DHCP server can give its endpoints addresses.
 	LAN LAN
+	// Segments says how large the segments may be that TCP hands to its links.
+	Segments gso.Want
 	// Cluster is the cluster's network that it belongs to; nil: none. Its addresses are claimed there.
 	Cluster *Overlay
 }

@@ -99,3 +99,42 @@ func TestRepairLeavesAlone(t *testing.T) {
 		t.Errorf("something was repaired on a healthy host: %v", err)
 	}
 }
+
+// TestRepairSegments: the size of segments follows the host's way out while the daemon runs, and the option.
+func TestRepairSegments(t *testing.T) {
+	t.Parallel()
+	r := r6(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- reconcile.Repair(ctx, r.Yard) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	sizes := func(want, after string) {
+		t.Helper()
+		for _, link := range []string{core.Name(core.BridgePrefix, netID), core.Name(core.VethPrefix, epID)} {
+			if got := r.host.Sh(t, "ip -d link show "+link); !strings.Contains(got, "gso_max_size "+want) {
+				t.Errorf("after %s, want %s: %s", after, want, got)
+			}
+		}
+	}
+	sizes("262144", "the start, without a way out")
+	for _, c := range []struct{ cmd, want string }{
+		{"ip link add up0 type veth peer name up1 && ip link set up1 up && ip link set up0 up && ip addr add 198.51.100.2/32 dev up0 && ip route add default via 198.51.100.1 dev up0 onlink", "65536"},
+		{"ip route del default", "262144"},
+		{"ip route add default via 198.51.100.1 dev up0 onlink", "65536"},
+		{"ip link del up0", "262144"},
+	} {
+		r.host.Sh(t, c.cmd)
+		repaired(t, r, c.cmd)
+		sizes(c.want, c.cmd)
+	}
+	r.change(said{"big_tcp": "false"})
+	sizes("65536", "big_tcp=false")
+	r.healthy("after big_tcp=false")
+	r.change(said{"big_tcp": "true"})
+	sizes("262144", "big_tcp=true")
+}

@@ -18,6 +18,7 @@ import (
 	"netyard/ipam"
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
+	"netyard/kernel/gso"
 	"netyard/modes"
 	"netyard/policy"
 	"netyard/yard/attach"
@@ -154,12 +155,23 @@ func verbs() map[string]verb {
 		"container": containerVerb, "reserve": reserve, "policy": policyVerb, "cluster": joinCluster,
 		"restart": restartVerb, "reboot": reboot, "crash": crashVerb, "fail": failVerb, "drift": drift, "plant": plant,
 		"lose-records": loseRecords, "rebuild": rebuild, "audit": auditVerb, "gc": gc, "repair": repairVerb,
-		"host-address": hostAddress,
-		"state":        func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
-		"records":      func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
-		"changes":      func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
-		"everywhere":   everywhere, "refused": refusedVerb, "census": censusVerb, "sweep": sweep,
+		"host-address": hostAddress, "uplink": uplink,
+		"state":      func(_ context.Context, w *world, _ args) (string, error) { return w.state() },
+		"records":    func(_ context.Context, w *world, _ args) (string, error) { return w.records() },
+		"changes":    func(_ context.Context, w *world, _ args) (string, error) { return w.changes() },
+		"everywhere": everywhere, "refused": refusedVerb, "census": censusVerb, "sweep": sweep,
 	}
+}
+
+// uplink sets how large segments the host's way out takes, and why.
+func uplink(_ context.Context, w *world, a args) (string, error) {
+	size, err := strconv.ParseUint(a.at(0), 10, 32)
+	limit := gso.Limit{Sizes: gso.Sizes{V4: uint32(size), V6: uint32(size)}}
+	if size < gso.Big {
+		limit.Reason = "link eth0, on the way out, takes segments of " + limit.Sizes.String()
+	}
+	w.kernel.Limit = limit
+	return "", err
 }
 
 func networkVerb(ctx context.Context, w *world, a args) (string, error) {

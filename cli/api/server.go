@@ -179,8 +179,21 @@ func (s *Server) network(ctx context.Context, r *http.Request) (any, error) {
 	}
 	v := networkView(n, count)
 	v.Reach = s.reach(n)
-	v.Objects, err = s.Yard.Objects(n)
+	if v.Objects, err = s.Yard.Objects(n); err != nil {
+		return nil, err
+	}
+	v.Segments, err = s.segments(n)
 	return v, err
+}
+
+// segments says how large segments TCP may send on a network's links; empty: as large as on any link.
+func (s *Server) segments(n modes.Network) (string, error) {
+	want := s.Yard.Traits(n).Segments
+	if !want.Big {
+		return "", nil
+	}
+	limit, err := s.Yard.Config.Kernel.SegmentLimit(want)
+	return limit.String(), err
 }
 
 func (s *Server) endpoints(context.Context, *http.Request) (any, error) {

@@ -36,6 +36,8 @@ type Network struct {
 	Settled   map[string]string `json:"settled,omitempty"`
 	Endpoints int               `json:"endpoints"`
 	Created   time.Time         `json:"created"`
+	// Segments says how large segments TCP may send on the network's links, and what keeps them from being larger.
+	Segments string `json:"segments,omitempty"`
 	// Reach has the endpoints of an overlay on all hosts.
 	Reach []Reached `json:"reach,omitempty"`
 	// Objects describes the network's kernel objects.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
+	"netyard/kernel/gso"
 )
 
 // A Bridge is a bridge that netyard makes.
@@ -20,6 +21,8 @@ type Bridge struct {
 	MAC         net.HardwareAddr // set, or it would change as ports come and go
 	IPv6        bool
 	Promisc     bool // receives frames to other hardware addresses, too
+	// Segments says how large the segments may be that the host sends to its ports.
+	Segments gso.Want
 }
 
 // String names the link.
@@ -55,6 +58,13 @@ func (b Bridge) Ensure(k *core.Handle) error {
 		if err := k.NL.SetPromiscOn(link); err != nil {
 			return fmt.Errorf("set %s promiscuous: %w", b, err)
 		}
+	}
+	limit, err := gso.Known(k, b.Segments)
+	if err == nil {
+		err = gso.Ensure(k.NL, link, limit.Sizes)
+	}
+	if err != nil {
+		return err
 	}
 	if err := k.NL.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", b, err)
@@ -137,6 +147,7 @@ func (b Bridge) Check(s *core.View) []string {
 	}
 	faults = append(faults, core.CheckMTU(b, link, b.MTU)...)
 	faults = append(faults, core.CheckMAC(b, link, b.MAC)...)
+	faults = append(faults, gso.Check(b, link, gso.Of(s, b.Segments).Sizes)...)
 	if b.Promisc && a.Promisc == 0 {
 		faults = append(faults, b.String()+" is not promiscuous")
 	}
@@ -157,6 +168,11 @@ type Veth struct {
 	// a container sends to its own published port before the host routes it, and the frame never leaves the bridge
 	// (br_nf_pre_routing_finish, net/bridge).
 	Hairpin bool
+	// Segments says how large the segments may be at both ends, and at a bridge of netyard's.
+	Segments gso.Want
+	// Sandbox is the path of the namespace that the inner end belongs in, and NS that namespace, if known.
+	Sandbox string
+	NS      core.NamespaceID
 	// PeerNS is an open descriptor of the namespace that the peer is made in; 0 means the host's.
 	PeerNS int
 	// Fenced blocks all traffic: the link is down and a port of no bridge, so that no entry of a bridge leads to it.
@@ -178,8 +194,12 @@ func (v Veth) Ensure(k *core.Handle) error {
 	if err != nil {
 		return err
 	}
+	limit, err := gso.Known(k, v.Segments)
+	if err != nil {
+		return err
+	}
 	if link == nil {
-		return v.create(k, master.Attrs().Index)
+		return v.create(k, master, limit.Sizes)
 	}
 	if err := core.EnsureAlias(k, link, v.Alias); err != nil {
 		return fmt.Errorf("create %s: a link of that name exists and %w", v, err)
@@ -209,6 +229,9 @@ func (v Veth) Ensure(k *core.Handle) error {
 	if err := k.NL.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("turn off ARP on %s: %w", v, err)
 	}
+	if err := v.resize(k, master, link, limit.Sizes); err != nil {
+		return err
+	}
 	// The port needs no address of its own; without one it neither sends nor receives IPv6.
 	if err := core.NoIPv6(v.Name).Ensure(k); err != nil {
 		return err
@@ -234,18 +257,13 @@ func (v Veth) fence(k *core.Handle) error {
 	return nil
 }
 
-// create makes the pair and sets it up in two requests: each request is an event that everybody who watches links has
+// create makes the pair and sets it up in few requests: each request is an event that everybody who watches links has
 // to read.
-func (v Veth) create(k *core.Handle, master int) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.HardwareAddr = v.Name, v.MTU, master, v.portMAC()
-	veth := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: v.Peer, PeerHardwareAddr: v.MAC, PeerMTU: uint32(v.MTU), //nolint:gosec // an MTU
+func (v Veth) create(k *core.Handle, master netlink.Link, sizes gso.Sizes) error {
+	_, err := v.pair(k, sizes).Execute(unix.NETLINK_ROUTE, 0)
+	if err == nil {
+		err = v.enslave(k, master.Attrs().Index)
 	}
-	if v.PeerNS > 0 {
-		veth.PeerNamespace = netlink.NsFd(v.PeerNS)
-	}
-	err := k.NL.LinkAdd(veth)
 	if errors.Is(err, unix.EEXIST) && v.PeerNS > 0 {
 		err = fmt.Errorf("the sandbox already has a link %s: %w", v.Peer, err)
 	}
@@ -258,7 +276,83 @@ func (v Veth) create(k *core.Handle, master int) error {
 	if err != nil {
 		return fmt.Errorf("create %s: %w", v, err)
 	}
-	return nil
+	if !sizes.Big() {
+		return nil
+	}
+	return v.resizeBridge(k, master, sizes)
+}
+
+// pair returns the request that makes the pair: netlink.Veth has not all attributes of the other end.
+func (v Veth) pair(k *core.Handle, sizes gso.Sizes) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req.Sockets = k.Sockets
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	if v.PeerNS > 0 {
+		peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.PeerNS))) //nolint:gosec // a descriptor
+	}
+	for _, attr := range v.end(v.Name, v.portMAC(), sizes) {
+		req.AddData(attr)
+	}
+	for _, attr := range v.end(v.Peer, v.MAC, sizes) {
+		peer.AddChild(attr)
+	}
+	req.AddData(info)
+	return req
+}
+
+// enslave makes the outer end a port of the bridge. It is no part of the request that makes the pair: until the kernel
+// has seen that a new link has no carrier, the bridge would have one.
+func (v Veth) enslave(k *core.Handle, master int) error {
+	link, err := k.NL.LinkByName(v.Name)
+	if err != nil {
+		return err
+	}
+	return k.NL.LinkSetMasterByIndex(link, master)
+}
+
+// end returns the attributes of one end of the pair.
+func (v Veth) end(name string, mac net.HardwareAddr, sizes gso.Sizes) []*nl.RtAttr {
+	attrs := []*nl.RtAttr{nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))}
+	if v.MTU > 0 {
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.MTU)))) //nolint:gosec // an MTU
+	}
+	if mac != nil {
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	}
+	if sizes.Big() { // both have small ones of themselves
+		attrs = append(attrs, gso.Attrs(sizes)...)
+	}
+	return attrs
+}
+
+// resize sets the sizes of the segments at both ends and at the bridge. The outer end is set after the inner one: it
+// tells of both.
+func (v Veth) resize(k *core.Handle, master, link netlink.Link, sizes gso.Sizes) error {
+	if !gso.Fits(link, sizes) {
+		if err := gso.EnsureInner(k, link, v.Sandbox, v.NS, sizes); err != nil {
+			return err
+		}
+	}
+	if err := gso.Ensure(k.NL, link, sizes); err != nil {
+		return err
+	}
+	return v.resizeBridge(k, master, sizes)
+}
+
+// resizeBridge sets the sizes at a bridge of netyard's: it takes large ones only since it has its first port.
+func (v Veth) resizeBridge(k *core.Handle, master netlink.Link, sizes gso.Sizes) error {
+	if _, _, own := core.ParseAlias(master.Attrs().Alias); !own || gso.Fits(master, sizes) {
+		return nil
+	}
+	master, err := k.NL.LinkByIndex(master.Attrs().Index)
+	if err != nil {
+		return fmt.Errorf("find bridge %s: %w", v.Master, err)
+	}
+	return gso.Ensure(k.NL, master, sizes)
 }
 
 // portMAC returns the MAC of the port; nil: the kernel's choice.
@@ -317,6 +411,7 @@ func (v Veth) Check(s *core.View) []string {
 		faults = append(faults, v.String()+" is down")
 	}
 	faults = append(faults, core.CheckMTU(v, link, v.MTU)...)
+	faults = append(faults, gso.Check(v, link, gso.Of(s, v.Segments).Sizes)...)
 	if a.RawFlags&unix.IFF_NOARP == 0 {
 		faults = append(faults, v.String()+" has ARP on")
 	}

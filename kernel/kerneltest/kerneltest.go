@@ -271,6 +271,9 @@ var volatile = []*regexp.Regexp{
 // timers matches the timers of bridges.
 var timers = regexp.MustCompile(`(gc|hello|tcn|topology_change|forward_delay)_timer\s+\S+`)
 
+// segments matches the sizes of segments: a bridge takes large ones only since its first port, and keeps them.
+var segments = regexp.MustCompile(`g[sr]o_(ipv4_)?max_size \d+`)
+
 // kernelRoute matches the routes that the kernel adds for each address; for IPv6 it does so with a delay.
 var kernelRoute = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*proto kernel`)
 
@@ -278,6 +281,9 @@ var kernelRoute = regexp.MustCompile(`^(local|anycast|broadcast|multicast) .*pro
 func Normal(dump string) string {
 	lines := strings.Split(dump, "\n")
 	for i, l := range lines {
+		if strings.Contains(l, " bridge forward_delay") {
+			l = segments.ReplaceAllString(l, "")
+		}
 		for _, v := range volatile {
 			l = v.ReplaceAllString(l, "")
 		}

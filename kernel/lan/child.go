@@ -5,12 +5,15 @@ package lan
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
+	"netyard/kernel/gso"
 )
 
 // A Child is a macvlan or ipvlan link on a parent. It is made on the host and then moved into a sandbox; from then on
@@ -23,6 +26,8 @@ type Child struct {
 	Flag        string           // of ipvlan: bridge, private, vepa
 	MTU         int              // 0: the parent's
 	MAC         net.HardwareAddr // of a macvlan; nil: the kernel's choice
+	// Segments says how large the segments may be.
+	Segments gso.Want
 	// Sandbox is the path of the namespace that the link belongs in; empty if there is none.
 	Sandbox string
 	// NS is that namespace, if known: a path may later stand for another one.
@@ -32,28 +37,91 @@ type Child struct {
 // String names the link.
 func (c Child) String() string { return "link " + c.Name }
 
-// Lost reports whether a missing link cannot be restored: nothing puts a link into a running sandbox.
-func (c Child) Lost(*core.View) bool { return c.Sandbox != "" }
+// Lost reports whether the link cannot be restored: nothing puts one that is missing into a running sandbox.
+func (c Child) Lost(*core.View) bool {
+	there, err := c.inside(func(*netlink.Handle, netlink.Link) error { return nil })
+	return c.Sandbox != "" && (err != nil || !there)
+}
 
 func (c Child) Ensure(k *core.Handle) error {
 	link, err := k.Link(c.Name)
 	if err != nil {
 		return err
 	}
-	if link != nil {
+	if link == nil {
+		if plugged, err := c.inside(c.resize(k)); err != nil || plugged {
+			return err
+		}
+		parent, err := FindParent(k, c.Parent)
+		if err != nil {
+			return err
+		}
+		limit, err := gso.Known(k, c.segmentsOn(parent))
+		if err != nil {
+			return err
+		}
+		if link, err = c.create(k, parent); err != nil {
+			return err
+		}
+		if sizes := gso.Clip(parent, limit.Sizes); sizes.Big() {
+			return gso.Mark(k, c.Name, c.Alias, sizes)
+		}
 		return c.mark(k, link)
 	}
-	if plugged, err := core.InSandbox(c.Sandbox, c.NS, c.Alias); err != nil || plugged {
+	if err := c.mark(k, link); err != nil {
 		return err
 	}
-	parent, err := FindParent(k, c.Parent)
-	if err != nil {
-		return err
+	return c.resize(k)(k.NL, link)
+}
+
+// inside calls f for the link in its sandbox, if it is there.
+func (c Child) inside(f func(*netlink.Handle, netlink.Link) error) (there bool, err error) {
+	err = core.InNamespace(c.Sandbox, c.NS, func(nl *netlink.Handle) error {
+		link, err := core.ByAlias(nl, c.Alias)
+		if err != nil || link == nil {
+			return err
+		}
+		there = true
+		return f(nl, link)
+	})
+	return there, err
+}
+
+// resize returns what sets the sizes of the link's segments.
+func (c Child) resize(k *core.Handle) func(*netlink.Handle, netlink.Link) error {
+	return func(nl *netlink.Handle, link netlink.Link) error {
+		want := c.Segments
+		if want.Link != "" {
+			parent, err := FindParent(k, c.Parent)
+			if err != nil {
+				return nil //nolint:nilerr // its children go with it
+			}
+			want = c.segmentsOn(parent)
+		}
+		limit, err := gso.Known(k, want)
+		if err != nil {
+			return err
+		}
+		return gso.Ensure(nl, link, limit.Sizes)
 	}
-	if link, err = c.create(k, parent); err != nil {
-		return err
+}
+
+// segmentsOn returns what is wanted on the parent, which may have another name by now; nil: it is gone.
+func (c Child) segmentsOn(parent netlink.Link) gso.Want {
+	want := c.Segments
+	if want.Link != "" && parent != nil {
+		want.Link = parent.Attrs().Name
 	}
-	return c.mark(k, link)
+	return want
+}
+
+// checkSegments reports if the link is set to other sizes than the parent takes.
+func (c Child) checkSegments(s *core.View, link netlink.Link) []string {
+	parent := s.Links[c.Parent.Name]
+	if parent == nil {
+		parent = c.Parent.findIn(slices.Collect(maps.Values(s.Links)))
+	}
+	return gso.Check(c, link, gso.Of(s, c.segmentsOn(parent)).Sizes)
 }
 
 func (c Child) mark(k *core.Handle, link netlink.Link) error {
@@ -114,17 +182,23 @@ func (c Child) Check(s *core.View) []string {
 		if link.Attrs().Alias != c.Alias {
 			return []string{c.String() + " has another alias"}
 		}
-		return nil
+		return c.checkSegments(s, link)
 	}
 	if now, ok := core.NamespaceAt(c.Sandbox); !ok || c.NS != (core.NamespaceID{}) && c.NS != now {
 		return nil
 	}
-	if plugged, err := core.InSandbox(c.Sandbox, c.NS, c.Alias); err != nil {
+	var faults []string
+	plugged, err := c.inside(func(_ *netlink.Handle, link netlink.Link) error {
+		faults = c.checkSegments(s, link)
+		return nil
+	})
+	switch {
+	case err != nil:
 		return []string{fmt.Sprintf("%s: %v", c, err)}
-	} else if !plugged {
+	case !plugged:
 		return []string{c.String() + " is missing from its sandbox"}
 	}
-	return nil
+	return faults
 }
 
 func macvlanModes() map[string]netlink.MacvlanMode {

@@ -14,6 +14,7 @@ import (
 	kbridge "netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/dhcp"
+	"netyard/kernel/gso"
 	kports "netyard/kernel/ports"
 	"netyard/modes"
 	"netyard/modes/internal/bridged"
@@ -35,7 +36,14 @@ func New(modes.Env) modes.Mode { return mode{} }
 // Settle decides whether the bridge is the host's: netyard never changes or removes one that existed before.
 func (mode) Settle(
 	_ context.Context, f modes.Facts, n modes.Network, others []modes.Network,
-) (map[string]string, error) {
+) (settled map[string]string, err error) {
+	if n.Settled, err = settle(f, n, others); err == nil {
+		err = modes.CheckBigTCP(f, n, segments(n))
+	}
+	return n.Settled, err
+}
+
+func settle(f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
 	if err := check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
 	}
@@ -57,7 +65,7 @@ func (mode) Settle(
 // bridge of the host are members of its LAN: clients reach them by their own addresses, and there they publish ports.
 func (mode) Traits(n modes.Network) modes.Traits {
 	t := modes.Traits{
-		MAC: modes.MACDerived, Policed: true, Isolated: !icc.Of(n),
+		MAC: modes.MACDerived, Policed: true, Isolated: !icc.Of(n), Segments: segments(n),
 		Publish: modes.Publishing{
 			OnHost: !n.Internal, OnOwn: n.Internal, Binds: modes.Bind.Of(n), Routed: gateway.In(n, gateway.Routed),
 		},
@@ -86,6 +94,7 @@ func (mode) Objects(n modes.Network) []core.Object {
 	}
 	link := kbridge.Bridge{
 		Name: br, Alias: core.Alias(n.ID, ""), MTU: mtu(n), MAC: modes.LocalMAC(n.ID), Promisc: promisc.Of(n),
+		Segments: segments(n),
 	}
 	var rest []core.Object
 	for _, s := range n.Subnets {
@@ -112,7 +121,7 @@ func (mode) Place(n modes.Network, e modes.Endpoint) (objects []core.Object, lin
 		objects = bridged.Forwarding(n)
 	}
 	v := bridged.Veth(n, e, name(n), mtu(n))
-	v.Isolated = !icc.Of(n)
+	v.Isolated, v.Segments, v.Sandbox, v.NS = !icc.Of(n), segments(n), e.Sandbox, e.NS
 	v.Hairpin = hairpin.For(n, e) || len(e.Ports) > 0 && !publishesInside(n)
 	g := guard(n, e, v)
 	objects = append(objects, v, kbridge.StaticPort{Link: v.Name, MAC: v.MAC, Open: g.Open, Flooded: hostOwned(n)})
@@ -172,6 +181,18 @@ func mtu(n modes.Network) int {
 		return i
 	}
 	return modes.MTU.Of(n)
+}
+
+// segments says how large the segments of a network may be. What leaves it is routed by the host, and on a bridge of
+// the host goes out by the bridge's other ports.
+func segments(n modes.Network) gso.Want {
+	want := gso.Want{Big: modes.BigTCP.Of(n) != "false"}
+	if want.Big && hostOwned(n) {
+		want.Routed, want.Link = true, name(n)
+	} else if want.Big {
+		want.Routed = !n.Internal
+	}
+	return want
 }
 
 func hostOwned(n modes.Network) bool { return n.Settled[settledOwner] == ownerHost }

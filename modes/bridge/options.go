@@ -49,6 +49,6 @@ func (mode) Options() []modes.Option {
 	return append(gateway.Options(),
 		antispoof.Row(), bridge.Row(), hairpin.Row(), icc.Row(), inhibit4.Row(), promisc.Row(), staticRoutes.Row(),
 		trusted.Row(),
-		modes.Bind.Row(), modes.BothRate.Row(), modes.EgressRate.Row(), modes.IfacePrefix.Row(),
+		modes.BigTCP.Row(), modes.Bind.Row(), modes.BothRate.Row(), modes.EgressRate.Row(), modes.IfacePrefix.Row(),
 		modes.IngressRate.Row(), modes.MTU.Row(), modes.PublishFrom.Row())
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"netyard/kernel/core"
+	"netyard/kernel/gso"
 	"netyard/modes"
 	"netyard/modes/bridge"
 	"netyard/modes/modetest"
@@ -22,6 +23,9 @@ func TestPlans(t *testing.T) {
 			"eth0": {netip.MustParsePrefix("203.0.113.2/24"), netip.MustParsePrefix("2001:db8::2/64")},
 		},
 	}
+	slow := host
+	slow.Limit.Sizes = gso.Sizes{V4: gso.Small, V6: gso.Small}
+	slow.Limit.Reason = "link eth0, on the way out, takes less"
 	web := []modes.Port{modetest.Published("tcp", "0.0.0.0", 8080, 80), modetest.Published("udp", "::", 53, 53)}
 	own := func(addr string, port, to uint16) modes.Port {
 		p := modetest.Published("tcp", addr, port, to)
@@ -48,6 +52,10 @@ func TestPlans(t *testing.T) {
 		{Name: "gateway_mode routed", Subnets: both, Options: opts{"gateway_mode_ipv4": "routed", "gateway_mode_ipv6": "routed"}, Ports: []modes.Port{own("10.9.0.2", 80, 80)}},
 		{Name: "gateway_mode isolated", Subnets: both, Options: opts{"gateway_mode_ipv4": "isolated", "gateway_mode_ipv6": "isolated"}, Internal: true},
 		{Name: "icc", Subnets: v4, Options: opts{"icc": "false"}},
+		{Name: "big_tcp false", Subnets: v4, Options: opts{"big_tcp": "false"}},
+		{Name: "big_tcp true, refused", Subnets: v4, Options: opts{"big_tcp": "true"}, Facts: slow},
+		{Name: "big_tcp true, internal", Subnets: v4, Options: opts{"big_tcp": "true"}, Facts: slow, Internal: true},
+		{Name: "big_tcp true, on a bridge of the host's owner", Subnets: v4, Options: opts{"big_tcp": "true", "bridge": "lan0"}, Facts: host},
 		{Name: "iface_prefix", Subnets: v4, Options: opts{"iface_prefix": "lan"}},
 		{Name: "inhibit_ipv4", Subnets: v4, Options: opts{"inhibit_ipv4": "true"}},
 		{Name: "masquerade", Subnets: both, Options: opts{"masquerade": "false"}},

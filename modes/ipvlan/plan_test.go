@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"netyard/kernel/core"
+	"netyard/kernel/gso"
 	"netyard/modes"
 	"netyard/modes/ipvlan"
 	"netyard/modes/modetest"
@@ -21,6 +22,9 @@ func TestPlans(t *testing.T) {
 	}
 	strict := host
 	strict.Strict = "1"
+	slow := host
+	slow.Limit.Sizes = gso.Sizes{V4: gso.Small, V6: gso.Small}
+	slow.Limit.Reason = "link eth0, on the way out, takes less"
 	own := modetest.Published("tcp", "192.168.7.2", 8080, 80)
 	own.Routed = true
 	web := []modes.Port{own, modetest.Published("tcp", "0.0.0.0", 8080, 80)}
@@ -36,6 +40,8 @@ func TestPlans(t *testing.T) {
 		{Name: "host_access", Subnets: both, Options: on("host_access", "true"), Facts: host},
 		{Name: "host_publish", Subnets: v4, Options: on(published...), Facts: host, Ports: web},
 		{Name: "bind", Subnets: v4, Options: on(append(published, "bind", "192.168.7.9")...), Facts: host},
+		{Name: "big_tcp false", Subnets: v4, Options: on("big_tcp", "false"), Facts: host},
+		{Name: "big_tcp true, refused", Subnets: v4, Options: on("big_tcp", "true"), Facts: slow},
 		{Name: "iface_prefix", Subnets: v4, Options: on("iface_prefix", "lan"), Facts: host},
 		{Name: "ipvlan_flag", Subnets: v4, Options: on("ipvlan_flag", "vepa"), Facts: host},
 		{Name: "ipvlan_mode l3", Subnets: both, Options: on("ipvlan_mode", "l3"), Facts: host},

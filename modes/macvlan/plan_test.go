@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"netyard/kernel/core"
+	"netyard/kernel/gso"
 	"netyard/modes"
 	"netyard/modes/macvlan"
 	"netyard/modes/modetest"
@@ -21,6 +22,9 @@ func TestPlans(t *testing.T) {
 		Link: map[string]core.LinkInfo{"eth0": modetest.Ethernet(1500), "wlan0": wireless},
 		Addr: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("192.168.7.9/24")}},
 	}
+	slow := host
+	slow.Limit.Sizes = gso.Sizes{V4: gso.Small, V6: gso.Small}
+	slow.Limit.Reason = "link eth0, on the way out, takes less"
 	own := modetest.Published("tcp", "192.168.7.2", 8080, 80)
 	own.Routed = true
 	web := []modes.Port{own, modetest.Published("tcp", "0.0.0.0", 8080, 80)}
@@ -38,6 +42,8 @@ func TestPlans(t *testing.T) {
 		{Name: "host_publish", Subnets: v4, Options: on("host_access", "true", "host_publish", "true"), Facts: host, Ports: web},
 		{Name: "bind", Subnets: v4, Options: on("host_access", "true", "host_publish", "true", "bind", "192.168.7.9"), Facts: host},
 		{Name: "publish_from", Subnets: v4, Options: on("host_access", "true", "host_publish", "true", "publish_from", "192.0.2.0/24"), Facts: host},
+		{Name: "big_tcp false", Subnets: v4, Options: on("big_tcp", "false"), Facts: host},
+		{Name: "big_tcp true, refused", Subnets: v4, Options: on("big_tcp", "true"), Facts: slow},
 		{Name: "iface_prefix", Subnets: v4, Options: on("iface_prefix", "lan"), Facts: host},
 		{Name: "macvlan_mode private", Subnets: v4, Options: on("macvlan_mode", "private"), Facts: host},
 		{Name: "macvlan_mode passthru", Subnets: v4, Options: on("macvlan_mode", "passthru"), Facts: host},

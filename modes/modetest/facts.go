@@ -8,6 +8,7 @@ import (
 
 	"netyard/kernel/core"
 	"netyard/kernel/device"
+	"netyard/kernel/gso"
 	"netyard/modes"
 )
 
@@ -15,6 +16,8 @@ import (
 type Facts struct {
 	// Link are the host's links, by name.
 	Link map[string]core.LinkInfo
+	// Limit is how large the segments may be of networks whose packets leave the host.
+	Limit gso.Limit
 	// Addr are the addresses on them.
 	Addr map[string][]netip.Prefix
 	// No is a kind of link that the kernel cannot make.
@@ -85,6 +88,14 @@ func (f Facts) LinkAddrs(link string) ([]netip.Prefix, error) { return f.Addr[li
 
 // ReversePath returns rp_filter of every link.
 func (f Facts) ReversePath(string) (string, error) { return f.Strict, nil }
+
+// SegmentLimit returns the limit of the host's links, if a network has one of them on its way out.
+func (f Facts) SegmentLimit(want gso.Want) (gso.Limit, error) {
+	if f.Limit.Reason != "" && (want.Routed || want.Link != "") {
+		return f.Limit, nil
+	}
+	return gso.Limit{Sizes: gso.Sizes{V4: gso.Big, V6: gso.Big}}, nil
+}
 
 // Device returns the state of a card.
 func (f Facts) Device(name string) (device.State, error) {

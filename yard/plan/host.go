@@ -7,6 +7,7 @@ import (
 	"netyard/kernel"
 	"netyard/kernel/core"
 	"netyard/kernel/device"
+	"netyard/kernel/gso"
 	"netyard/kernel/lan"
 	"netyard/kernel/nft"
 	"netyard/kernel/policy"
@@ -93,3 +94,6 @@ func (h Host) ReversePath(link string) (string, error) { return lan.ReversePath(
 
 // Device returns the state of a network card.
 func (h Host) Device(name string) (device.State, error) { return device.StateOf(h.Handle, name) }
+
+// SegmentLimit returns how large the segments of a network may be.
+func (h Host) SegmentLimit(want gso.Want) (gso.Limit, error) { return gso.Now(h.Handle, want) }

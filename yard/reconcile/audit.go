@@ -63,8 +63,12 @@ func Audit(_ context.Context, y *yard.Yard, censuses []Census) ([]book.Finding, 
 	if err != nil {
 		return nil, err
 	}
+	small, err := smallSegments(y)
+	if err != nil {
+		return nil, err
+	}
 	records, err := auditRecords(y, censuses)
-	return slices.Concat(out, blocks, shared, unreachable, changed, refused, records), err
+	return slices.Concat(out, blocks, shared, unreachable, changed, refused, small, records), err
 }
 
 // auditMACs finds containers whose link has got another hardware address: the guard cuts them off.

@@ -84,3 +84,27 @@ func refusals(y *yard.Yard) (out []book.Finding, err error) {
 	}
 	return out, err
 }
+
+// smallSegments notes networks with big_tcp=true whose way out no longer takes large segments.
+func smallSegments(y *yard.Yard) (out []book.Finding, err error) {
+	ns, err := y.Networks()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range ns {
+		want := y.Traits(n).Segments
+		if n.Phase != modes.Ready || !want.Big || modes.BigTCP.Of(n) != "true" {
+			continue
+		}
+		limit, err := y.Config.Kernel.SegmentLimit(want)
+		if err != nil {
+			return nil, err
+		}
+		if !limit.Big() {
+			out = append(out, book.Finding{
+				Kind: book.Note, Network: book.Label(n), Text: "big_tcp=true is not in effect: " + limit.Reason,
+			})
+		}
+	}
+	return out, nil
+}

@@ -33,6 +33,7 @@ var (
 // Options returns the rows of both kinds and those of one.
 func Options(own ...modes.Option) []modes.Option {
 	return slices.Concat(own, []modes.Option{
-		HostAccess.Row(), HostPublish.Row(), Parent.Row(), modes.Bind.Row(), modes.IfacePrefix.Row(), modes.MTU.Row(),
+		HostAccess.Row(), HostPublish.Row(), Parent.Row(),
+		modes.BigTCP.Row(), modes.Bind.Row(), modes.IfacePrefix.Row(), modes.MTU.Row(),
 	})
 }

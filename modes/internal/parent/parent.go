@@ -8,6 +8,7 @@ import (
 
 	"netyard/kernel/core"
 	"netyard/kernel/dhcp"
+	"netyard/kernel/gso"
 	"netyard/kernel/lan"
 	"netyard/modes"
 )
@@ -39,7 +40,7 @@ type Kind struct {
 // address the router of the LAN has, if there is one.
 func (k Kind) Traits(n modes.Network) modes.Traits {
 	return modes.Traits{
-		MAC: k.MAC(n), OnHostLink: true, HostLink: Parent.Of(n), LAN: k.lan(n),
+		MAC: k.MAC(n), Segments: segments(n), OnHostLink: true, HostLink: Parent.Of(n), LAN: k.lan(n),
 		Gatewayless: modes.Families{V4: true, V6: true},
 		Publish:     modes.Publishing{OnOwn: true, OnHost: HostPublish.Of(n), Binds: modes.Bind.Of(n)},
 	}
@@ -81,6 +82,7 @@ func (k Kind) Place(n modes.Network, e modes.Endpoint) ([]core.Object, modes.Lin
 	c := lan.Child{
 		Name: core.Name(core.PeerPrefix, e.ID), Alias: core.Alias(n.ID, e.ID), Parent: top(n), Kind: k.Name,
 		MTU: mtu(n), MAC: k.mac(n, e), Sandbox: e.Sandbox, NS: e.NS,
+		Segments: segments(n),
 	}
 	c.Mode, c.Flag = k.Setting(n)
 	objects := append([]core.Object{c}, k.redirects(n, e)...)
@@ -131,6 +133,15 @@ func everywhere(n modes.Network, e modes.Endpoint) (routes []modes.Route) {
 func (k Kind) shim(n modes.Network) lan.Shim {
 	mode, _ := k.Setting(n)
 	return lan.ShimOn(top(n), k.Name, mode, n.ID)
+}
+
+// segments says how large the segments of a network may be: all that leaves it does by the parent.
+func segments(n modes.Network) gso.Want {
+	want := gso.Want{Big: modes.BigTCP.Of(n) != "false"}
+	if want.Big && !island(n) {
+		want.Link = top(n).Name
+	}
+	return want
 }
 
 // mtu returns the MTU of a network's links; 0: the parent's.

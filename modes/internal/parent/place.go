@@ -21,6 +21,29 @@ const (
 // Settle finds the parent, and the VLAN links to create on it. It refuses a link that cannot be a parent, and one that
 // another network uses in another way.
 func (k Kind) Settle(f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
+	settled, err := k.settle(f, n, others)
+	if err != nil {
+		return settled, err
+	}
+	return settled, k.checkBigTCP(f, n)
+}
+
+// checkBigTCP refuses large segments that the parent does not take. VLAN links that are not made yet take what the link
+// below them does.
+func (k Kind) checkBigTCP(f modes.Facts, n modes.Network) error {
+	want := segments(n)
+	if modes.BigTCP.Of(n) == "true" && want.Link != "" {
+		bottom, _, _, err := find(f, want.Link)
+		if err != nil {
+			return err
+		}
+		want.Link = bottom
+	}
+	return modes.CheckBigTCP(f, n, want)
+}
+
+// settle is Settle without what the host's links take.
+func (k Kind) settle(f modes.Facts, n modes.Network, others []modes.Network) (map[string]string, error) {
 	if err := k.check(n); err != nil || n.Phase == modes.Ready {
 		return n.Settled, err
 	}
