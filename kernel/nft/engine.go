@@ -6,6 +6,7 @@ import (
 	"sort"
 
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 	"netyard/kernel/rule"
 )
 
@@ -35,10 +36,10 @@ func (f *Firewall) chains() [][]rule.Chain {
 }
 
 // Port returns the netlink port ID of the socket that changes are sent by (netlink(7), nl_pid).
-func (f *Firewall) Port() uint32 { return f.out.own.Load() }
+func (f *Firewall) Port() uint32 { return f.out.Port() }
 
 // Intercept puts a Peer between the firewall and the kernel, for tests. It must be called within a turn.
-func (f *Firewall) Intercept(wrap func(Socket) Socket) error {
+func (f *Firewall) Intercept(wrap func(exchange.Socket) exchange.Socket) error {
 	err := f.out.Open()
 	f.out.P = wrap(f.out.P)
 	return err

@@ -15,12 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 	"netyard/kernel/rule"
 )
-
-// NetfilterBuffer is the size of a socket's buffers, in bytes: enough for a batch that loads the ruleset with tens of
-// thousands of elements.
-const NetfilterBuffer = 8 << 20
 
 // An Element is one element of a set of the ruleset.
 type Element struct {
@@ -114,11 +111,11 @@ type Firewall struct {
 	// changed with mu held.
 	turns turns
 	// tx is the transaction that the current turn puts together.
-	tx *Transaction
+	tx *exchange.Transaction
 	// inMemory: nothing is sent to the kernel, see applyInMemory. mayDiffer: the kernel may have unwanted elements.
 	inMemory, mayDiffer bool
 	// out sends transactions. The tables belong to its socket.
-	out *writer
+	out *exchange.Writer
 	// Reader queries the kernel.
 	Reader *reader
 
@@ -144,13 +141,13 @@ type Firewall struct {
 // Connect returns a firewall for a namespace, without rules. It opens its sockets when it first needs them.
 func Connect(log *slog.Logger, ns int) *Firewall {
 	return &Firewall{
-		log: log, poke: func() {}, Sets: rule.SetBook{}, Reader: &reader{ns: ns}, tx: newTransaction(),
-		out: &writer{log: log, dial: func() (Socket, error) { return dialNetfilter(ns) }},
+		log: log, poke: func() {}, Sets: rule.SetBook{}, Reader: &reader{ns: ns}, tx: exchange.NewTransaction(),
+		out: exchange.To(ns, log),
 	}
 }
 
 // Close closes the sockets.
-func (f *Firewall) Close() error { return errors.Join(f.Reader.close(), f.out.drop()) }
+func (f *Firewall) Close() error { return errors.Join(f.Reader.close(), f.out.Drop()) }
 
 // SetLoaded stores whether the kernel has the tables of this process.
 func (f *Firewall) SetLoaded(is bool) {
@@ -164,7 +161,7 @@ func (f *Firewall) Load() error {
 	if f.inMemory {
 		return nil
 	}
-	return f.RetryUnknown(func(tx *Transaction) error {
+	return f.RetryUnknown(func(tx *exchange.Transaction) error {
 		ts := rule.Tables()
 		for _, t := range ts {
 			if err := f.recreate(t); err != nil {
@@ -187,7 +184,7 @@ func (f *Firewall) Load() error {
 			return err
 		}
 		f.SetLoaded(true)
-		f.out.orphaned, f.mayDiffer = false, false
+		f.out.Orphaned, f.mayDiffer = false, false
 		return nil
 	})
 }
@@ -200,11 +197,11 @@ func (f *Firewall) renumberSets() {
 
 // RetryUnknown repeats an idempotent change until its outcome is known. Each try begins with an empty transaction, and
 // Flush sends it. It must be called within a turn.
-func (f *Firewall) RetryUnknown(do func(tx *Transaction) error) (err error) {
+func (f *Firewall) RetryUnknown(do func(tx *exchange.Transaction) error) (err error) {
 	const tries = 3
 	for range tries {
-		f.tx = newTransaction()
-		if err = do(f.tx); !errors.Is(err, errOutcomeUnknown) {
+		f.tx = exchange.NewTransaction()
+		if err = do(f.tx); !errors.Is(err, exchange.ErrUnknown) {
 			return err
 		}
 	}
@@ -217,7 +214,7 @@ func (f *Firewall) RetryUnknown(do func(tx *Transaction) error) (err error) {
 func (f *Firewall) reconcile() error {
 	for _, t := range rule.Tables() {
 		own, err := f.takeOwnership(t)
-		if errors.Is(err, errOutcomeUnknown) || err == nil && !own && !f.Shared {
+		if errors.Is(err, exchange.ErrUnknown) || err == nil && !own && !f.Shared {
 			return f.Load()
 		}
 		if err != nil {
@@ -227,7 +224,7 @@ func (f *Firewall) reconcile() error {
 	if same, err := f.asWanted(); err != nil || !same {
 		return errors.Join(err, f.Load())
 	}
-	f.out.orphaned = false
+	f.out.Orphaned = false
 	return nil
 }
 
@@ -246,10 +243,10 @@ func (f *Firewall) outcome(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		err = f.Load()
-	case errors.Is(err, errOutcomeUnknown):
+	case errors.Is(err, exchange.ErrUnknown):
 		err = f.reconcile()
 	}
-	if errors.Is(err, errOutcomeUnknown) { // the caller reverts memory, and the watcher makes the kernel match
+	if errors.Is(err, exchange.ErrUnknown) { // the caller reverts memory, and the watcher makes the kernel match
 		f.poke()
 	}
 	return err
@@ -276,14 +273,14 @@ func (f *Firewall) AddChains(t *nftables.Table, chains []rule.Chain) {
 // Flush sends the transaction. It is empty then.
 func (f *Firewall) Flush(act string) error {
 	if f.inMemory {
-		f.tx.empty()
+		f.tx.Empty()
 		return nil
 	}
-	msgs, err := f.tx.all()
-	f.tx.empty()
+	msgs, err := f.tx.All()
+	f.tx.Empty()
 	err = errors.Join(err, rule.WithFieldNames(msgs, f.Rules.Sets))
 	if err == nil && len(msgs) > 0 {
-		err = f.out.exchange(act, msgs)
+		err = f.out.Send(act, msgs)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", act, err)
@@ -590,14 +587,14 @@ func (f *Firewall) recordPolicy(c policyChange) {
 // 5.3). It adds a rule that needs it, and deletes the table in the same transaction. That loads the module if
 // necessary.
 func (f *Firewall) probeConntrack() (can bool, err error) {
-	err = f.RetryUnknown(func(tx *Transaction) error {
+	err = f.RetryUnknown(func(tx *exchange.Transaction) error {
 		t := tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: rule.TableName + "-probe"})
 		c := tx.AddChain(&nftables.Chain{Table: t, Name: "probe"})
 		tx.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: rule.Established()})
 		tx.DelTable(t)
 		return f.Flush("probe connection tracking on bridges")
 	})
-	if errors.Is(err, errOutcomeUnknown) {
+	if errors.Is(err, exchange.ErrUnknown) {
 		return false, err
 	}
 	return err == nil, nil

@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 
+	"netyard/kernel/exchange"
 	"netyard/kernel/rule"
 )
 
@@ -16,7 +17,7 @@ func (f *Firewall) TakeOver() (same bool, err error) {
 	}
 	for _, t := range rule.Tables() {
 		own, err := f.takeOwnership(t)
-		if errors.Is(err, errOutcomeUnknown) {
+		if errors.Is(err, exchange.ErrUnknown) {
 			return false, nil
 		}
 		if err != nil {
@@ -28,7 +29,7 @@ func (f *Firewall) TakeOver() (same bool, err error) {
 		}
 	}
 	f.SetLoaded(true)
-	f.out.orphaned = false
+	f.out.Orphaned = false
 	return true, nil
 }
 
