@@ -13,7 +13,7 @@ import (
 // Open stores a firewall with these rules with a handle. Kernel.LoadFirewall loads them into the kernel.
 func Open(h *core.Handle, rules rule.Ruleset) error {
 	f := Connect(h.Log, int(h.NS))
-	f.Handle, f.Rules, f.wanted, f.poke = h, rules, map[ElementID]*wantedElement{}, h.RequestCheck
+	f.Handle, f.Rules, f.wanted, f.poke = h, rules, newWantedSet(), h.RequestCheck
 	if err := f.out.Open(); err != nil {
 		return err
 	}

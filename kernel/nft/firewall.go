@@ -72,12 +72,6 @@ func (e Element) For(owner string) Element {
 	return e
 }
 
-// A wantedElement is an element that the kernel must have, and its owners. An adopted one has none.
-type wantedElement struct {
-	Element
-	owners map[string]bool
-}
-
 // String returns the element as messages name it, and its set.
 func (e Element) String() string { return fmt.Sprintf("element { %s } of set %s", e.Text, e.Set) }
 
@@ -121,7 +115,7 @@ type Firewall struct {
 
 	mu     sync.Mutex
 	Sets   rule.SetBook
-	wanted map[ElementID]*wantedElement
+	wanted wantedSet
 	// removedEarly are the elements that were removed before the ruleset was loaded, see noteRemovedEarly.
 	removedEarly map[ElementID]bool
 
@@ -331,12 +325,12 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range elements {
-		if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content && len(w.owners) > 0 {
+		if w := f.wanted.by[e.ID()]; w != nil && w.Content != e.Content && len(w.owners) > 0 {
 			return nil, nil, fmt.Errorf("add %s: %s has the same key and another interval or value", e, w.Element)
 		}
 	}
 	for _, e := range elements {
-		w := f.wanted[e.ID()]
+		w := f.wanted.by[e.ID()]
 		if w != nil && w.Content != e.Content { // an adopted one, of nobody on record
 			if err := f.Change([]Element{w.Element}, f.tx.SetDeleteElements); err != nil {
 				return nil, nil, err
@@ -345,11 +339,10 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 		}
 		if w == nil {
 			w = &wantedElement{Element: e, owners: map[string]bool{}}
-			f.wanted[e.ID()] = w
+			f.wanted.put(w)
 			fresh = append(fresh, e)
 		}
-		if !w.owners[e.Owner] {
-			w.owners[e.Owner] = true
+		if f.wanted.own(w, e.Owner) {
 			mine = append(mine, e)
 		}
 	}
@@ -361,14 +354,14 @@ func (f *Firewall) removeOwners(elements []Element) (gone []Element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range elements {
-		w := f.wanted[e.ID()]
+		w := f.wanted.by[e.ID()]
 		if w == nil {
 			continue
 		}
-		delete(w.owners, e.Owner)
+		f.wanted.disown(w, e.Owner)
 		if len(w.owners) == 0 {
 			gone = append(gone, e)
-			delete(f.wanted, e.ID())
+			f.wanted.drop(e.ID())
 		}
 	}
 	return gone
@@ -400,7 +393,7 @@ func (f *Firewall) removeNow(elements []Element) error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		for _, e := range gone {
-			f.wanted[e.ID()] = &wantedElement{Element: e, owners: map[string]bool{e.Owner: true}}
+			f.wanted.put(&wantedElement{Element: e, owners: map[string]bool{e.Owner: true}})
 		}
 	}
 	return err
@@ -422,7 +415,7 @@ func (f *Firewall) noteRemovedEarly(elements []Element) {
 func (f *Firewall) Wanted() (all []Element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, w := range f.wanted {
+	for _, w := range f.wanted.by {
 		all = append(all, w.Element)
 	}
 	return all
@@ -432,7 +425,7 @@ func (f *Firewall) Wanted() (all []Element) {
 func (f *Firewall) WantedAt(id ElementID) (e Element, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if w := f.wanted[id]; w != nil {
+	if w := f.wanted.by[id]; w != nil {
 		return w.Element, true
 	}
 	return e, false
@@ -510,14 +503,18 @@ func (f *Firewall) diffPolicy(wanted map[ElementID]Element, known []netip.Addr) 
 			decided[r] = true
 		}
 	}
-	for id, w := range f.wanted {
-		ours := w.owners[PolicyOwner] || len(w.owners) == 0 && f.superseded(w.Element, decided)
-		if e, keep := wanted[id]; ours && (!keep || e.Content != w.Content) {
+	for id, w := range f.wanted.policy {
+		if e, keep := wanted[id]; !keep || e.Content != w.Content {
+			c.gone = append(c.gone, w)
+		}
+	}
+	for id, w := range f.wanted.adopted {
+		if e, keep := wanted[id]; f.superseded(w.Element, decided) && (!keep || e.Content != w.Content) {
 			c.gone = append(c.gone, w)
 		}
 	}
 	for id, e := range wanted {
-		switch w := f.wanted[id]; {
+		switch w := f.wanted.by[id]; {
 		case w == nil || w.Content != e.Content:
 			c.fresh = append(c.fresh, &wantedElement{Element: e, owners: map[string]bool{PolicyOwner: true}})
 		case !w.owners[PolicyOwner]:
@@ -570,16 +567,16 @@ func (f *Firewall) recordPolicy(c policyChange) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range c.gone {
-		delete(f.wanted, w.ID())
+		f.wanted.drop(w.ID())
 	}
 	for _, w := range c.fresh {
-		f.wanted[w.ID()] = w
+		f.wanted.put(w)
 	}
 	for _, w := range c.acquired {
-		w.owners[PolicyOwner] = true
+		f.wanted.own(w, PolicyOwner)
 	}
 	for _, w := range c.released {
-		delete(w.owners, PolicyOwner)
+		f.wanted.disown(w, PolicyOwner)
 	}
 }
 
@@ -606,7 +603,7 @@ func (f *Firewall) ReplaceElement(e Element) error {
 	defer cancel()
 	f.mu.Lock()
 	var old []Element
-	if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content {
+	if w := f.wanted.by[e.ID()]; w != nil && w.Content != e.Content {
 		old = []Element{w.For("")} // an adopted element has no owner
 		for owner := range w.owners {
 			old = append(old, w.For(owner))

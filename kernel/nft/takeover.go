@@ -43,12 +43,12 @@ func (f *Firewall) sameElements() (bool, error) {
 	for _, keys := range have {
 		count += len(keys)
 	}
-	return count == len(f.wanted) && f.hasWanted(have), nil
+	return count == len(f.wanted.by) && f.hasWanted(have), nil
 }
 
 // hasWanted reports whether every wanted element is among these.
 func (f *Firewall) hasWanted(have map[rule.SetName]map[string]Content) bool {
-	for id, w := range f.wanted {
+	for id, w := range f.wanted.by {
 		if c, ok := have[id.Set][id.Key]; !ok || c != w.Content {
 			return false
 		}
