@@ -23,7 +23,8 @@ func layers() []rule {
 			"kernel/exchange kernel/explain kernel/lan kernel/nft kernel/others kernel/overlay kernel/policy " +
 			"kernel/ports kernel/rule kernel/sandbox"
 		yard = "yard yard/attach yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/lock " +
-			"yard/overlay yard/own yard/plan yard/pool yard/port yard/reconcile yard/share yard/source yard/trace"
+			"yard/overlay yard/own yard/plan yard/pool yard/port yard/reconcile yard/repair yard/share yard/source " +
+			"yard/trace"
 		cluster = "cluster cluster/etcd cluster/mirror cluster/peers cluster/record"
 		below   = "store ipam ipam/dhcp modes policy " + kernel
 		records = "yard/event yard/index yard/lock yard/plan " + below

@@ -17,23 +17,50 @@ import (
 	"netyard/wake"
 )
 
-// Changes reports changes that may have affected an object: changes to links, bridge ports, addresses and queueing
-// disciplines, and the removal of routes and neighbours. Several changes may be reported as one.
-func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
+// ChangeSignal reports that something may have changed of which Changes says what.
+func (k *Kernel) ChangeSignal(ctx context.Context) (<-chan struct{}, error) {
+	changed := wake.New()
+	return changed, k.followLinks(ctx, func([]syscall.NetlinkMessage, bool) { changed.Send() })
+}
+
+// Changes names what changes that may have affected an object were about: changes to links, bridge ports, addresses and
+// queueing disciplines, and the removal of routes and neighbours.
+func (k *Kernel) Changes(ctx context.Context) (*core.Changes, error) {
+	c := core.NewChanges()
+	var known core.LinkNames // nil: to be read. Only the goroutine that reads messages uses it
+	err := k.followLinks(ctx, func(msgs []syscall.NetlinkMessage, lost bool) {
+		if lost || known == nil {
+			names, err := core.ReadLinkNames(k.Handle)
+			if known = names; lost || err != nil {
+				c.Lost()
+			}
+		}
+		for _, m := range msgs {
+			known.Name(m, c.Add)
+		}
+		c.Signal.Send()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// followLinks calls f with the relevant messages about links. lost: others were lost.
+func (k *Kernel) followLinks(ctx context.Context, f func(msgs []syscall.NetlinkMessage, lost bool)) error {
 	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC)
 	if err != nil {
-		return nil, fmt.Errorf("watch links: %w", err)
+		return fmt.Errorf("watch links: %w", err)
 	}
-	changed := wake.New()
 	core.Follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
-		// No message means an overrun: a relevant one may have been lost.
-		if len(msgs) > 0 && !slices.ContainsFunc(msgs, isRelevant) {
-			return
+		lost := len(msgs) == 0 // an overrun
+		msgs = slices.DeleteFunc(msgs, func(m syscall.NetlinkMessage) bool { return !isRelevant(m) })
+		if lost || len(msgs) > 0 {
+			f(msgs, lost)
 		}
-		changed.Send()
 	})
-	return changed, nil
+	return nil
 }
 
 // isRelevant reports whether a message is about something that netyard may have made. On a router routes change all the

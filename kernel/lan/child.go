@@ -110,7 +110,7 @@ func (c Child) Remove(k *core.Handle) error {
 
 // Check looks into the sandbox, too. A sandbox that no longer exists lacks nothing.
 func (c Child) Check(s *core.View) []string {
-	if link := s.Links[c.Name]; link != nil {
+	if link := s.Link(c.Name); link != nil {
 		if link.Attrs().Alias != c.Alias {
 			return []string{c.String() + " has another alias"}
 		}
